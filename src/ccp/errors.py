@@ -15,7 +15,7 @@
     │   ├── NotAuthenticated      no valid token, or no valid client credentials
     │   └── NotAuthorised         a valid token, but not for this
     ├── NotFound                  unknown here, or not this caller's to know
-    ├── Conflict                  another party holds what is asked for
+    ├── Conflict                  what is asked for is taken (a name, an id of another party)
     ├── Unavailable               try again later; nothing was changed
     └── ConfigurationError        the operator has to act
 

@@ -1,0 +1,34 @@
+"""Where contracts, parties, anchors and events are kept.
+
+`contracts`, `parties`, `anchors` and `keys` hold one function per question (see `steps`); an engine runs them.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ccp.errors import ConfigurationError
+from ccp.store.steps import Steps, T
+
+
+class Store(Protocol):
+    """An engine. `read` sees one snapshot; `write` is one transaction and returns when it is durable."""
+
+    async def open(self) -> None:
+        """Connect and check that the schema is the one this release needs. Raises ConfigurationError."""
+
+    async def close(self) -> None: ...
+
+    async def read(self, question: Steps[T]) -> T: ...
+
+    async def write(self, change: Steps[T]) -> T:
+        """Run the change and commit it. Nothing of it stays when it raises. Raises Unavailable when the engine cannot."""
+
+
+def connect(url: str) -> Store:
+    """The engine that a database URL names. Raises ConfigurationError."""
+    if url.startswith("sqlite:///"):
+        from ccp.store.sqlite import SQLiteStore
+
+        return SQLiteStore(url.removeprefix("sqlite:///"))
+    raise ConfigurationError(f"No storage engine for the database URL {url.split(':', 1)[0]}:… (known: sqlite:///FILE).")

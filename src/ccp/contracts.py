@@ -1,0 +1,154 @@
+"""Contracts that wait for vehicles: what is deliverable at a time, and which one a vehicle gets. Pure.
+
+A contract is one EMAID bound to one PCID. It has variants: one signed response per namespace and V2G root of the
+provisioning service that signed it. `SignedContract` is one variant together with what the contract says of itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from ccp.errors import NotFound
+from ccp.ids import EMAID, PCID, Fingerprint, Namespace
+
+
+@dataclass(frozen=True, slots=True)
+class SignedContract:
+    """One signed CertificateInstallationRes, and what the pool knows of it.
+
+    certificate: the contract certificate, DER. response: the message as it was published, EXI.
+    remaining_from_end: -20 only, bits from RemainingContractCertificateChains to the end of `response`.
+    root_serial, root_dn: of the V2G root that the provisioning service's chain leads to, as an EV may list it.
+    provisioning_key: SHA-256 (hex) of the vehicle's public key that the contract key was encrypted for, if known.
+    """
+
+    emaid: EMAID
+    pcid: PCID
+    namespace: Namespace
+    root_fingerprint: Fingerprint
+    root_serial: int
+    root_dn: str
+    valid_from: datetime
+    valid_to: datetime
+    certificate: bytes
+    response: bytes
+    remaining_from_end: int | None
+    metadata: str | None
+    provisioning_key: str | None
+    created_at: datetime
+    updated_at: datetime
+    is_default: bool = False
+
+    def valid_at(self, at: datetime) -> bool:
+        return self.valid_from <= at <= self.valid_to
+
+
+class NoContract(NotFound):
+    """Nothing at all is stored for the vehicle."""
+
+    code = "no_contract"
+
+
+class NothingDeliverable(NotFound):
+    """Contracts are stored, but none may be handed out now."""
+
+    code = "nothing_deliverable"
+
+
+class NoDefaultPolicy(StrEnum):
+    """What an ISO 15118-2 vehicle gets when none of its contracts is the default."""
+
+    SOLE = "sole"
+    NONE = "none"
+
+
+class RootMatch(StrEnum):
+    """Whether a vehicle whose root list matches no variant still gets the newest one."""
+
+    LENIENT = "lenient"
+    STRICT = "strict"
+
+
+Listed = Callable[[SignedContract], bool]
+"""Says whether the vehicle lists the variant's V2G root."""
+
+
+def choose_one(
+    stored: Sequence[SignedContract],
+    at: datetime,
+    *,
+    listed: Listed,
+    no_default: NoDefaultPolicy = NoDefaultPolicy.SOLE,
+    root_match: RootMatch = RootMatch.LENIENT,
+) -> SignedContract:
+    """The contract that an ISO 15118-2 vehicle gets: the default, in the variant whose root it trusts.
+
+    stored: every variant of the vehicle, of either namespace. Raises NoContract, NothingDeliverable.
+    """
+    contracts = _deliverable(stored, Namespace.ISO2, at, listed, root_match)
+    default = next((variant for variant in contracts if variant.is_default), None)
+    if default is not None:
+        return default
+    if any(variant.is_default for variant in stored):
+        raise NothingDeliverable("The default contract of the vehicle cannot be delivered now.")
+    if no_default is NoDefaultPolicy.SOLE and len(contracts) == 1:
+        return contracts[0]
+    raise NothingDeliverable("None of the vehicle's contracts is its default.")
+
+
+def choose_many(
+    stored: Sequence[SignedContract],
+    at: datetime,
+    *,
+    listed: Listed,
+    prioritised: Iterable[EMAID] = (),
+    maximum: int,
+    root_match: RootMatch = RootMatch.LENIENT,
+) -> list[tuple[SignedContract, int]]:
+    """The contracts that an ISO 15118-20 vehicle gets, each with the number of those left after it.
+
+    First the EMAIDs that the vehicle prioritises, in its order, then the default, then the oldest. At most `maximum`
+    items; the vehicle repeats its request while the number left is above zero, and the station hands them out in turn.
+    stored: every variant of the vehicle, of either namespace.
+    Raises NoContract, NothingDeliverable. Source: ISO 15118-20 [V2G20-1579].
+    """
+    rank = {emaid: place for place, emaid in enumerate(dict.fromkeys(prioritised))}
+    contracts = _deliverable(stored, Namespace.ISO20, at, listed, root_match)
+    contracts.sort(key=lambda c: (rank.get(c.emaid, len(rank)), not c.is_default, c.created_at, c.emaid))
+    chosen = contracts[:maximum]
+    if not chosen:
+        raise NothingDeliverable("The vehicle asks for no contract certificate chain.")
+    return [(contract, len(chosen) - place) for place, contract in enumerate(chosen, start=1)]
+
+
+def _deliverable(
+    stored: Sequence[SignedContract], namespace: Namespace, at: datetime, listed: Listed, root_match: RootMatch
+) -> list[SignedContract]:
+    """One variant of every contract that may be handed out now. Raises NoContract, NothingDeliverable."""
+    if not stored:
+        raise NoContract("No contract is stored for the vehicle.")
+    written = [variant for variant in stored if variant.namespace is namespace]
+    if not written:
+        raise NothingDeliverable("No contract of the vehicle is signed for its version of ISO 15118.")
+    variants: dict[EMAID, list[SignedContract]] = {}
+    for variant in written:
+        if variant.valid_at(at):
+            variants.setdefault(variant.emaid, []).append(variant)
+    best = []
+    for candidates in variants.values():
+        candidates.sort(key=lambda variant: variant.updated_at, reverse=True)
+        match = next(filter(listed, candidates), None)
+        if match is None and root_match is RootMatch.LENIENT:
+            match = candidates[0]
+        if match is not None:
+            best.append(match)
+    if not best:
+        raise NothingDeliverable(
+            "No contract of the vehicle is valid now and signed under a V2G root that it lists."
+            if variants
+            else "No contract of the vehicle is valid now."
+        )
+    return best

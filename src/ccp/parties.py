@@ -1,0 +1,35 @@
+"""Who may call: parties, their roles, and the ids they own. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from ccp.ids import WMI, OperatorId, ProviderId
+
+
+class Role(StrEnum):
+    """What a party is to the pool. One organisation may hold several."""
+
+    EMSP = "emsp"
+    CPO = "cpo"
+    OEM = "oem"
+    CPS = "cps"
+    CCP = "ccp"
+    ADMIN = "admin"
+
+
+@dataclass(frozen=True, slots=True)
+class Party:
+    """A registered organisation and the ids it answers for.
+
+    provider_ids: of an eMSP its own; of a CPS those it signs for, none meaning every provider.
+    """
+
+    client_id: str
+    name: str
+    roles: frozenset[Role]
+    provider_ids: frozenset[ProviderId] = frozenset()
+    wmis: frozenset[WMI] = frozenset()
+    operator_ids: frozenset[OperatorId] = frozenset()
+    enabled: bool = True

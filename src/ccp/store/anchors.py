@@ -1,0 +1,69 @@
+"""Questions about trusted certificates: anchors and known intermediates, by the role they are trusted for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from ccp.errors import NotFound
+from ccp.store.changes import Topic, count
+from ccp.store.contracts import instant, microseconds
+from ccp.store.steps import Steps
+
+
+@dataclass(frozen=True, slots=True)
+class TrustedCertificate:
+    """role: "v2g", "emsp" or "oem". certificate: DER. source: where it came from, a file name or an address."""
+
+    role: str
+    fingerprint: str
+    is_root: bool
+    certificate: bytes
+    label: str
+    source: str
+    added_at: datetime
+
+
+def every() -> Steps[list[TrustedCertificate]]:
+    select = """
+    select role, fingerprint, is_root, certificate, label, source, added_at from trust_anchor order by role, label
+    """
+    rows = yield select, ()
+    return [TrustedCertificate(*row[:2], bool(row[2]), *row[3:6], instant(row[6])) for row in rows]
+
+
+def add(trusted: TrustedCertificate) -> Steps[bool]:
+    """Trust a certificate for a role. Returns whether it was new."""
+    find = "select 1 from trust_anchor where role = $1 and fingerprint = $2"
+    if (yield find, (trusted.role, trusted.fingerprint)):
+        return False
+    insert = """
+    insert into trust_anchor (role, fingerprint, is_root, certificate, label, source, added_at)
+    values ($1, $2, $3, $4, $5, $6, $7)
+    """
+    yield (
+        insert,
+        (
+            trusted.role,
+            trusted.fingerprint,
+            trusted.is_root,
+            trusted.certificate,
+            trusted.label,
+            trusted.source,
+            microseconds(trusted.added_at),
+        ),
+    )
+    yield count(Topic.ANCHORS)
+    return True
+
+
+def remove(fingerprint: str, role: str | None = None) -> Steps[int]:
+    """Trust a certificate no longer, for one role or for any. Returns for how many. Raises NotFound."""
+    rows = yield (
+        "delete from trust_anchor where fingerprint = $1 and ($2 is null or role = $2) returning role",
+        (fingerprint, role),
+    )
+    if not rows:
+        raise NotFound(f"No certificate with the fingerprint {fingerprint} is trusted.")
+    yield count(Topic.ANCHORS)
+    return len(rows)

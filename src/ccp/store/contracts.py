@@ -1,0 +1,196 @@
+"""Questions about vehicles and their contracts.
+
+Writers take their locks in one order (the EMAID's claim, then the vehicles sorted by PCID, then everything else), so they
+cannot deadlock, and look at a vehicle only after they hold it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+
+from ccp.contracts import SignedContract
+from ccp.errors import NotFound
+from ccp.ids import EMAID, PCID, Fingerprint, Namespace
+from ccp.store.steps import Row, Steps
+
+_COLUMNS = (
+    "emaid, pcid, namespace, root_fingerprint, root_serial, root_dn, valid_from, valid_to, certificate, response, "
+    "remaining_from_end, metadata, provisioning_key, created_at, updated_at, is_default"
+)
+_VARIANTS = f"select {_COLUMNS} from contract where pcid = $1"  # noqa: S608  columns are ours
+_ADD_VARIANT = f"""
+insert into contract ({_COLUMNS}, rev)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
+on conflict (pcid, namespace, emaid, root_fingerprint) do update set
+    root_serial = excluded.root_serial, root_dn = excluded.root_dn, valid_from = excluded.valid_from,
+    valid_to = excluded.valid_to, certificate = excluded.certificate, response = excluded.response,
+    remaining_from_end = excluded.remaining_from_end, metadata = excluded.metadata,
+    provisioning_key = excluded.provisioning_key, updated_at = excluded.updated_at, rev = excluded.rev,
+    is_default = excluded.is_default
+"""  # noqa: S608
+_LOCK_VEHICLE = """
+insert into vehicle (pcid, rev, default_emaid) values ($1, 1, null)
+on conflict (pcid) do update set rev = vehicle.rev + 1 returning rev, default_emaid
+"""
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+
+class ContractEvent(StrEnum):
+    """What the vehicle's maker is told."""
+
+    CREATED = "oem.contract.created"
+    UPDATED = "oem.contract.updated"
+    DELETED = "oem.contract.deleted"
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What became of a contract: new, or replaced; and where it was before, if another vehicle had it."""
+
+    created: bool
+    moved_from: PCID | None
+
+
+def microseconds(at: datetime) -> int:
+    """An instant as it is stored where order matters: microseconds since 1970."""
+    return (at - _EPOCH) // _MICROSECOND
+
+
+def instant(stored: int) -> datetime:
+    return _EPOCH + stored * _MICROSECOND
+
+
+def by_vehicle(pcid: PCID) -> Steps[list[SignedContract]]:
+    """Every variant of every contract of a vehicle."""
+    rows = yield _VARIANTS, (pcid,)
+    return [_contract(row) for row in rows]
+
+
+def by_emaid(emaid: EMAID) -> Steps[list[SignedContract]]:
+    """Every variant of one contract, none if it is unknown."""
+    claims = yield "select pcid from emaid_claim where emaid = $1", (emaid,)
+    if not claims:
+        return []
+    rows = yield _VARIANTS + " and emaid = $2", (claims[0][0], emaid)
+    return [_contract(row) for row in rows]
+
+
+def publish(contract: SignedContract, at: datetime) -> Steps[Published]:
+    """Store a variant: as a new contract, in place of the same variant, or moved here from another vehicle.
+
+    The first contract of a vehicle becomes its default.
+    """
+    holder = yield from _claim(contract.emaid, contract.pcid)
+    if holder != contract.pcid:
+        defaults = yield from _lock_vehicles((holder, contract.pcid))
+        yield from _remove(contract.emaid, holder, defaults[holder], at)
+        yield "update emaid_claim set pcid = $1 where emaid = $2", (contract.pcid, contract.emaid)
+    else:
+        defaults = yield from _lock_vehicles((contract.pcid,))
+    rev, default = defaults[contract.pcid]
+    others = yield "select emaid from contract where pcid = $1", (contract.pcid,)
+    created = all(emaid != contract.emaid for (emaid,) in others)
+    if default is None and not others:
+        default = contract.emaid
+        yield "update vehicle set default_emaid = $1 where pcid = $2", (default, contract.pcid)
+    yield (
+        _ADD_VARIANT,
+        (
+            contract.emaid, contract.pcid, contract.namespace, contract.root_fingerprint, f"{contract.root_serial:x}",
+            contract.root_dn, int(contract.valid_from.timestamp()), int(contract.valid_to.timestamp()),
+            contract.certificate, contract.response, contract.remaining_from_end, contract.metadata,
+            contract.provisioning_key, microseconds(at), microseconds(at), default == contract.emaid, rev,
+        ),
+    )  # fmt: skip
+    kind = ContractEvent.CREATED if created else ContractEvent.UPDATED
+    yield _event(kind, contract.emaid, contract.pcid, rev, at)
+    return Published(created, holder if holder != contract.pcid else None)
+
+
+def withdraw(emaid: EMAID, at: datetime) -> Steps[PCID]:
+    """Remove a contract with all its variants. Returns the vehicle that had it. Raises NotFound."""
+    claims = yield "select pcid from emaid_claim where emaid = $1 for update", (emaid,)
+    if not claims:
+        raise NotFound("The contract for the given EMAID not found.")
+    pcid = PCID(claims[0][0])
+    vehicles = yield from _lock_vehicles((pcid,))
+    yield from _remove(emaid, pcid, vehicles[pcid], at)
+    yield "delete from emaid_claim where emaid = $1", (emaid,)
+    return pcid
+
+
+def set_default(emaid: EMAID, pcid: PCID, at: datetime) -> Steps[None]:
+    """Make a contract the vehicle's default, whichever was before. Raises NotFound when the vehicle has no such one."""
+    claims = yield "select pcid from emaid_claim where emaid = $1 for update", (emaid,)
+    if not claims or claims[0][0] != pcid:
+        raise NotFound("The contract for the given EMAID and PCID not found.")
+    vehicles = yield from _lock_vehicles((pcid,))
+    if vehicles[pcid][1] == emaid:
+        return
+    yield "update vehicle set default_emaid = $1 where pcid = $2", (emaid, pcid)
+    yield "update contract set is_default = (emaid = $1) where pcid = $2", (emaid, pcid)
+
+
+def _claim(emaid: EMAID, pcid: PCID) -> Steps[PCID]:
+    """Lock the EMAID. Returns the vehicle it is bound to, which is `pcid` when it was free."""
+    find = "select pcid from emaid_claim where emaid = $1 for update"
+    claims = yield find, (emaid,)
+    if not claims:
+        yield "insert into emaid_claim (emaid, pcid) values ($1, $2) on conflict (emaid) do nothing", (emaid, pcid)
+        claims = yield find, (emaid,)
+    return PCID(claims[0][0])
+
+
+def _lock_vehicles(pcids: Iterable[PCID]) -> Steps[dict[PCID, tuple[int, str | None]]]:
+    """Lock vehicles in order. Returns each one's new revision and its default EMAID."""
+    vehicles = {}
+    for pcid in sorted(pcids):
+        rows = yield _LOCK_VEHICLE, (pcid,)
+        vehicles[pcid] = (rows[0][0], rows[0][1])
+    return vehicles
+
+
+def _remove(emaid: EMAID, pcid: PCID, vehicle: tuple[int, str | None], at: datetime) -> Steps[None]:
+    """Take a contract from a vehicle that is locked, and tell its maker. No other becomes default."""
+    rev, default = vehicle
+    yield "delete from contract where pcid = $1 and emaid = $2", (pcid, emaid)
+    if default == emaid:
+        yield "update vehicle set default_emaid = null where pcid = $1", (pcid,)
+    yield _event(ContractEvent.DELETED, emaid, pcid, rev, at)
+
+
+def _event(kind: ContractEvent, emaid: EMAID, pcid: PCID, rev: int, at: datetime) -> tuple[str, Row]:
+    insert = """
+    insert into outbox (pcid, rev, kind, emaid, payload, created_at, lease_until, attempts)
+    values ($1, $2, $3, $4, $5, $6, 0, 0)
+    """
+    payload = json.dumps({"emaid": emaid, "pcid": pcid})
+    return insert, (pcid, rev, kind, emaid, payload, microseconds(at))
+
+
+def _contract(row: Row) -> SignedContract:
+    (emaid, pcid, namespace, fingerprint, serial, dn, valid_from, valid_to, certificate, response,
+     remaining, metadata, provisioning_key, created_at, updated_at, is_default) = row  # fmt: skip
+    return SignedContract(
+        EMAID(emaid),
+        PCID(pcid),
+        Namespace(namespace),
+        Fingerprint(fingerprint),
+        int(serial, 16),
+        dn,
+        instant(valid_from * 1_000_000),
+        instant(valid_to * 1_000_000),
+        certificate,
+        response,
+        remaining,
+        metadata,
+        provisioning_key,
+        instant(created_at),
+        instant(updated_at),
+        bool(is_default),
+    )

@@ -1,0 +1,137 @@
+"""Vehicles, contracts, parties, anchors, keys and the outbox.
+
+The same statements run on every engine. Times are whole seconds since 1970 (validity) or microseconds (everything that
+is ordered); certificates and messages are octets. A table that many parties write is keyed by the vehicle, which a
+distributed engine shards by; an EMAID's claim is a table of its own, since a unique key there has to hold the shard key.
+"""
+
+from alembic import op
+
+revision = "0001"
+down_revision = None
+
+TABLES = (
+    # The row that every write to a vehicle locks; one default by construction.
+    """
+    create table vehicle (
+        pcid text primary key,
+        rev bigint not null,
+        default_emaid text
+    )
+    """,
+    # One row for each variant. is_default repeats vehicle.default_emaid, written under the vehicle's lock, so that the
+    # question of every delivery needs this table alone.
+    """
+    create table contract (
+        pcid text not null,
+        namespace text not null,
+        emaid text not null,
+        root_fingerprint text not null,
+        is_default boolean not null,
+        valid_from bigint not null,
+        valid_to bigint not null,
+        created_at bigint not null,
+        updated_at bigint not null,
+        rev bigint not null,
+        root_serial text not null,
+        root_dn text not null,
+        remaining_from_end smallint,
+        provisioning_key text,
+        metadata text,
+        certificate bytea not null,
+        response bytea not null,
+        primary key (pcid, namespace, emaid, root_fingerprint)
+    )
+    """,
+    # An EMAID is in one place, pool-wide.
+    """
+    create table emaid_claim (
+        emaid text primary key,
+        pcid text not null
+    )
+    """,
+    # Events that are not delivered yet, written in the transaction of the change they tell of; rev is the vehicle's.
+    """
+    create table outbox (
+        pcid text not null,
+        rev bigint not null,
+        kind text not null,
+        emaid text not null,
+        payload text not null,
+        created_at bigint not null,
+        lease_until bigint not null,
+        attempts smallint not null,
+        primary key (pcid, rev)
+    )
+    """,
+    "create index outbox_created_at on outbox (created_at)",
+    """
+    create table party (
+        client_id text primary key,
+        name text not null unique,
+        roles text not null,
+        provider_ids text not null,
+        wmis text not null,
+        operator_ids text not null,
+        enabled boolean not null,
+        created_at bigint not null
+    )
+    """,
+    # An id has one owner, or none.
+    """
+    create table party_owns (
+        kind text not null,
+        id text not null,
+        client_id text not null,
+        primary key (kind, id)
+    )
+    """,
+    """
+    create table party_secret (
+        client_id text not null,
+        created_at bigint not null,
+        hash text not null,
+        primary key (client_id, created_at)
+    )
+    """,
+    """
+    create table trust_anchor (
+        role text not null,
+        fingerprint text not null,
+        is_root boolean not null,
+        certificate bytea not null,
+        label text not null,
+        source text not null,
+        added_at bigint not null,
+        primary key (role, fingerprint)
+    )
+    """,
+    # Keys that sign access tokens; the newest signs, the others still verify.
+    """
+    create table token_key (
+        kid text primary key,
+        private_key text not null,
+        created_at bigint not null
+    )
+    """,
+    # How often a table that workers hold in memory has changed; they compare the numbers every second.
+    """
+    create table change_count (
+        topic text primary key,
+        number bigint not null
+    )
+    """,
+)
+
+
+def upgrade() -> None:
+    for statement in TABLES:
+        op.execute(statement)
+
+
+def downgrade() -> None:
+    for table in (
+        "change_count", "token_key", "trust_anchor", "party_secret", "party_owns", "party", "outbox",
+        "emaid_claim", "contract", "vehicle",
+    ):  # fmt: skip
+        op.execute(f"drop table {table}")
