@@ -11,20 +11,22 @@ from ccp.ids import EMAID, PCID, WMI, Fingerprint, Namespace, OperatorId, Provid
 @pytest.mark.parametrize(
     ("emaid", "digit"),
     # Published examples of the check digit calculation.
-    list(zip(
-        [
-            "NN123ABCDEFGHI",
-            "FRXYZ123456789",
-            "ITA1B2C3E4F5G6",
-            "ESZU8WOX834H1D",
-            "PT73902837ABCZ",
-            "DE83DUIEN83QGZ",
-            "DE83DUIEN83ZGQ",
-            "DE8AA001234567",
-        ],
-        "T24RZDM0",
-        strict=True,
-    )),
+    list(
+        zip(
+            [
+                "NN123ABCDEFGHI",
+                "FRXYZ123456789",
+                "ITA1B2C3E4F5G6",
+                "ESZU8WOX834H1D",
+                "PT73902837ABCZ",
+                "DE83DUIEN83QGZ",
+                "DE83DUIEN83ZGQ",
+                "DE8AA001234567",
+            ],
+            "T24RZDM0",
+            strict=True,
+        )
+    ),
 )
 def test_check_digits_are_those_of_the_published_examples(emaid: str, digit: str) -> None:
     assert check_digit(emaid) == digit
@@ -88,7 +90,9 @@ def test_party_ids() -> None:
         ProviderId.parse("DE8AAA")
 
 
-@pytest.mark.parametrize(("sent", "octets"), [("", b""), ("00", b"\0"), ("0011aAfF22334455", bytes.fromhex("0011aaff22334455"))])
+@pytest.mark.parametrize(
+    ("sent", "octets"), [("", b""), ("00", b"\0"), ("0011aAfF22334455", bytes.fromhex("0011aaff22334455"))]
+)
 def test_session_ids(sent: str, octets: bytes) -> None:
     assert parse_session_id(sent) == octets
 

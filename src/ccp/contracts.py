@@ -22,7 +22,6 @@ class SignedContract:
     certificate: the contract certificate, DER. response: the message as it was published, EXI.
     remaining_from_end: -20 only, bits from RemainingContractCertificateChains to the end of `response`.
     root_serial, root_dn: of the V2G root that the provisioning service's chain leads to, as an EV may list it.
-    provisioning_key: SHA-256 (hex) of the vehicle's public key that the contract key was encrypted for, if known.
     """
 
     emaid: EMAID
@@ -37,7 +36,6 @@ class SignedContract:
     response: bytes
     remaining_from_end: int | None
     metadata: str | None
-    provisioning_key: str | None
     created_at: datetime
     updated_at: datetime
     is_default: bool = False

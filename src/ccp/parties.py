@@ -23,13 +23,14 @@ class Role(StrEnum):
 class Party:
     """A registered organisation and the ids it answers for.
 
-    provider_ids: of an eMSP its own; of a CPS those it signs for, none meaning every provider.
+    provider_ids: of an eMSP its own; of a CPS those it signs for, unless it does so for all_providers.
     """
 
     client_id: str
     name: str
     roles: frozenset[Role]
     provider_ids: frozenset[ProviderId] = frozenset()
+    all_providers: bool = False
     wmis: frozenset[WMI] = frozenset()
     operator_ids: frozenset[OperatorId] = frozenset()
     enabled: bool = True

@@ -31,4 +31,6 @@ def connect(url: str) -> Store:
         from ccp.store.sqlite import SQLiteStore
 
         return SQLiteStore(url.removeprefix("sqlite:///"))
-    raise ConfigurationError(f"No storage engine for the database URL {url.split(':', 1)[0]}:… (known: sqlite:///FILE).")
+    raise ConfigurationError(
+        f"No storage engine for the database URL {url.split(':', 1)[0]}:… (known: sqlite:///FILE)."
+    )

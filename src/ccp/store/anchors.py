@@ -29,7 +29,10 @@ def every() -> Steps[list[TrustedCertificate]]:
     select role, fingerprint, is_root, certificate, label, source, added_at from trust_anchor order by role, label
     """
     rows = yield select, ()
-    return [TrustedCertificate(*row[:2], bool(row[2]), *row[3:6], instant(row[6])) for row in rows]
+    return [
+        TrustedCertificate(role, fingerprint, bool(is_root), certificate, label, source, instant(added_at))
+        for role, fingerprint, is_root, certificate, label, source, added_at in rows
+    ]
 
 
 def add(trusted: TrustedCertificate) -> Steps[bool]:

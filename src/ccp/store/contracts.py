@@ -19,17 +19,17 @@ from ccp.store.steps import Row, Steps
 
 _COLUMNS = (
     "emaid, pcid, namespace, root_fingerprint, root_serial, root_dn, valid_from, valid_to, certificate, response, "
-    "remaining_from_end, metadata, provisioning_key, created_at, updated_at, is_default"
+    "remaining_from_end, metadata, created_at, updated_at, is_default"
 )
 _VARIANTS = f"select {_COLUMNS} from contract where pcid = $1"  # noqa: S608  columns are ours
 _ADD_VARIANT = f"""
 insert into contract ({_COLUMNS}, rev)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
 on conflict (pcid, namespace, emaid, root_fingerprint) do update set
     root_serial = excluded.root_serial, root_dn = excluded.root_dn, valid_from = excluded.valid_from,
     valid_to = excluded.valid_to, certificate = excluded.certificate, response = excluded.response,
     remaining_from_end = excluded.remaining_from_end, metadata = excluded.metadata,
-    provisioning_key = excluded.provisioning_key, updated_at = excluded.updated_at, rev = excluded.rev,
+    updated_at = excluded.updated_at, rev = excluded.rev,
     is_default = excluded.is_default
 """  # noqa: S608
 _LOCK_VEHICLE = """
@@ -104,7 +104,7 @@ def publish(contract: SignedContract, at: datetime) -> Steps[Published]:
             contract.emaid, contract.pcid, contract.namespace, contract.root_fingerprint, f"{contract.root_serial:x}",
             contract.root_dn, int(contract.valid_from.timestamp()), int(contract.valid_to.timestamp()),
             contract.certificate, contract.response, contract.remaining_from_end, contract.metadata,
-            contract.provisioning_key, microseconds(at), microseconds(at), default == contract.emaid, rev,
+            microseconds(at), microseconds(at), default == contract.emaid, rev,
         ),
     )  # fmt: skip
     kind = ContractEvent.CREATED if created else ContractEvent.UPDATED
@@ -175,7 +175,7 @@ def _event(kind: ContractEvent, emaid: EMAID, pcid: PCID, rev: int, at: datetime
 
 def _contract(row: Row) -> SignedContract:
     (emaid, pcid, namespace, fingerprint, serial, dn, valid_from, valid_to, certificate, response,
-     remaining, metadata, provisioning_key, created_at, updated_at, is_default) = row  # fmt: skip
+     remaining, metadata, created_at, updated_at, is_default) = row  # fmt: skip
     return SignedContract(
         EMAID(emaid),
         PCID(pcid),
@@ -189,7 +189,6 @@ def _contract(row: Row) -> SignedContract:
         response,
         remaining,
         metadata,
-        provisioning_key,
         instant(created_at),
         instant(updated_at),
         bool(is_default),

@@ -14,7 +14,7 @@ from ccp.store.changes import Topic, count
 from ccp.store.contracts import microseconds
 from ccp.store.steps import Row, Steps
 
-_COLUMNS = "client_id, name, roles, provider_ids, wmis, operator_ids, enabled"
+_COLUMNS = "client_id, name, roles, provider_ids, all_providers, wmis, operator_ids, enabled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +57,13 @@ def add(party: Party, secret_hash: str, at: datetime) -> Steps[None]:
             raise Conflict(f"The {kind} {value} belongs to {owners[0][0]} already.")
         yield "insert into party_owns (kind, id, client_id) values ($1, $2, $3)", (kind, value, party.client_id)
     yield (
-        f"insert into party ({_COLUMNS}, created_at) values ($1, $2, $3, $4, $5, $6, $7, $8)",  # noqa: S608
+        f"insert into party ({_COLUMNS}, created_at) values ($1, $2, $3, $4, $5, $6, $7, $8, $9)",  # noqa: S608
         (
             party.client_id,
             party.name,
             _json(party.roles),
             _json(party.provider_ids),
+            party.all_providers,
             _json(party.wmis),
             _json(party.operator_ids),
             party.enabled,
@@ -99,12 +100,13 @@ def _json(values: Iterable[str]) -> str:
 
 
 def _party(row: Row) -> Party:
-    client_id, name, roles, provider_ids, wmis, operator_ids, enabled = row
+    client_id, name, roles, provider_ids, all_providers, wmis, operator_ids, enabled = row
     return Party(
         client_id,
         name,
         frozenset(map(Role, json.loads(roles))),
         frozenset(map(ProviderId, json.loads(provider_ids))),
+        bool(all_providers),
         frozenset(map(WMI, json.loads(wmis))),
         frozenset(map(OperatorId, json.loads(operator_ids))),
         bool(enabled),

@@ -1,0 +1,75 @@
+"""The one table from errors to answers, and the shape of an error answer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+import orjson
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from ccp import errors, wire
+from ccp.api.trace import trace_of
+
+STATUS: Final[tuple[tuple[type[errors.CCPError], int], ...]] = (
+    (errors.NotAuthenticated, 401),
+    (errors.NotAuthorised, 403),
+    (errors.NotFound, 404),
+    (errors.Unavailable, 503),
+    (errors.Conflict, 400),
+    (errors.InputError, 400),
+    (errors.VerificationError, 400),
+    (errors.CCPError, 500),
+)
+"""HTTP status by kind of error: the first row that fits."""
+
+_RETRY_AFTER: Final = "2"
+
+
+def status_of(error: errors.CCPError) -> int:
+    return next(status for kind, status in STATUS if isinstance(error, kind))
+
+
+def sentences_of(error: errors.CCPError) -> tuple[str, ...]:
+    """What a partner is told. A message that cannot be read is told in the API's own words, then where and why."""
+    if isinstance(error, errors.EXIError):
+        return ("EXI format is invalid!", f"{str(error)[0].upper()}{str(error)[1:]}.")
+    return error.messages
+
+
+def answer(request: Request, status: int, messages: Iterable[str], headers: dict[str, str] | None = None) -> Response:
+    """An error in the API's shape."""
+    body = {"errorMessages": list(dict.fromkeys(messages)), "traceId": trace_of(request.scope).id}
+    return Response(orjson.dumps(body), status, headers, media_type="application/json")
+
+
+async def deliberate(request: Request, error: Exception) -> Response:
+    """Answer one of our errors."""
+    assert isinstance(error, errors.CCPError), "registered for these only"
+    status = status_of(error)
+    trace_of(request.scope).failure = error
+    headers = {}
+    if status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if status == 503:
+        headers["Retry-After"] = _RETRY_AFTER
+    return answer(request, status, sentences_of(error), headers)
+
+
+async def invalid(request: Request, error: Exception) -> Response:
+    """Answer what FastAPI found wrong with parameters: always 400 here."""
+    assert isinstance(error, RequestValidationError), "registered for these only"
+    return await deliberate(request, wire.field_error(error.errors()))
+
+
+async def unrouted(request: Request, error: Exception) -> Response:
+    """Answer what the router refuses: unknown paths and methods, bodies that are too large."""
+    assert isinstance(error, HTTPException), "registered for these only"
+    headers = dict(error.headers or {})
+    return answer(request, error.status_code, (_ROUTER.get(error.status_code, error.detail),), headers)
+
+
+_ROUTER: Final = {404: "There is nothing at this path.", 405: "This path does not know the method."}

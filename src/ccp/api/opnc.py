@@ -1,0 +1,335 @@
+"""The seven operations under `/opnc/v1/ccp`.
+
+POST and PUT carry the load, so they are bare ASGI endpoints in front of the framework's machinery for parameters; the other
+five are written the usual way. Both kinds answer errors through the one table of `ccp.api.errors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
+
+import orjson
+from fastapi import APIRouter, Depends, Header, Path, Query, Request
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from ccp import wire
+from ccp.api.errors import sentences_of
+from ccp.api.trace import trace_of
+from ccp.auth import Authority, Operation, authorise_sender
+from ccp.contracts import SignedContract
+from ccp.errors import FieldError, NotFound
+from ccp.ids import EMAID, PCID, Fingerprint, Namespace, parse_session_id
+from ccp.parties import Party
+from ccp.peers import Peers
+from ccp.pool import Answer, Pool, Refusal
+
+BASE: Final = "/opnc/v1/ccp"
+Clock: TypeAlias = Callable[[], datetime]
+Handler = TypeVar("Handler", bound=Callable[..., Any])
+
+PartyType: TypeAlias = Literal["emsp", "cpo", "oem", "pki", "cps", "pcp", "ccp"]
+
+
+def _boolean(value: object) -> object:
+    """The API's booleans are the words true and false, nothing else that could be taken for one."""
+    if isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    if isinstance(value, bool):
+        return value
+    raise ValueError("must be true or false")
+
+
+Boolean: TypeAlias = Annotated[bool, BeforeValidator(_boolean)]
+
+
+class Routing(BaseModel):
+    """The headers that say who a request is from, originally, and whom it is for."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    from_type: PartyType | None = Field(None, alias="OPNC-from-party-type")
+    from_id: str | None = Field(None, alias="OPNC-from-party-id")
+    to_type: PartyType | None = Field(None, alias="OPNC-to-party-type")
+    to_id: str | None = Field(None, alias="OPNC-to-party-id")
+
+
+class DeliverHeaders(Routing):
+    always_exi: Boolean = Field(True, alias="alwaysReturnEXI")
+    broadcast: Boolean = False
+
+
+class Edge:
+    """What every operation does first: who calls, for whom, and when."""
+
+    def __init__(self, authority: Authority, peers: Peers, clock: Clock, max_body: int) -> None:
+        self._authority = authority
+        self._peers = peers
+        self.clock = clock
+        self._max_body = max_body
+
+    def caller(self, scope: Scope, headers: Headers, operation: Operation) -> Party:
+        """Raises NotAuthenticated."""
+        trace = trace_of(scope)
+        trace.operation = operation.value
+        party = self._authority.authenticate(headers.get("authorization"), self.clock())
+        trace.caller = party.client_id
+        return party
+
+    def route(self, caller: Party, routing: Routing) -> None:
+        """Hold the OPNC headers against the caller. Raises NotAuthorised, NotFound for a pool that is not known here."""
+        authorise_sender(caller, routing.from_type, routing.from_id)
+        if routing.to_type == "ccp" and routing.to_id is not None:
+            self._peers.route(routing.to_id)
+
+    async def body(self, receive: Receive, headers: Headers) -> bytes:
+        """The whole body, within the limit."""
+        length = headers.get("content-length")
+        if length is not None and length.isascii() and length.isdigit() and int(length) > self._max_body:
+            raise HTTPException(413, f"The body is larger than {self._max_body} octets.")
+        octets = b""
+        while True:
+            message = await receive()
+            octets += bytes(message.get("body", b""))
+            if len(octets) > self._max_body:
+                raise HTTPException(413, f"The body is larger than {self._max_body} octets.")
+            if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                return octets
+
+
+class SignedContractDataEndpoint:
+    """POST and PUT /signedcontractdata."""
+
+    def __init__(self, pool: Pool, edge: Edge) -> None:
+        self._pool = pool
+        self._edge = edge
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "POST":
+            response = await self._deliver(scope, receive)
+        elif scope["method"] == "PUT":
+            response = await self._publish(scope, receive)
+        else:
+            raise HTTPException(405, headers={"Allow": "POST, PUT"})
+        await response(scope, receive, send)
+
+    async def _deliver(self, scope: Scope, receive: Receive) -> Response:
+        headers = Headers(scope=scope)
+        caller = self._edge.caller(scope, headers, Operation.DELIVER)
+        options = _read_headers(DeliverHeaders, headers)
+        self._edge.route(caller, options)
+        body = wire.read_body(wire.GetSignedContractDataReq, await self._edge.body(receive, headers))
+        outcome = await self._pool.deliver(
+            caller,
+            body.xsdMsgDefNamespace,
+            body.certificateInstallationReq,
+            broadcast=options.broadcast,
+            at=self._edge.clock(),
+        )
+        if not isinstance(outcome, Refusal):
+            trace_of(scope).owner = outcome[0].contract.emaid.provider
+            return _json({"signedContractDataCollection": [_signed_contract(answer) for answer in outcome]})
+        trace_of(scope).failure = outcome.reason
+        if not options.always_exi:
+            raise NotFound(*sentences_of(outcome.reason)) from outcome.reason
+        item = {
+            "certificateInstallationRes": wire.b64(outcome.response),
+            "emaid": wire.PLACEHOLDER_EMAID,
+            "pcid": outcome.pcid or wire.PLACEHOLDER_PCID,
+            "xsdMsgDefNamespace": body.xsdMsgDefNamespace,
+            "metaData": str(outcome.reason),
+        }
+        return _json({"signedContractDataCollection": [item]})
+
+    async def _publish(self, scope: Scope, receive: Receive) -> Response:
+        headers = Headers(scope=scope)
+        caller = self._edge.caller(scope, headers, Operation.PUBLISH)
+        self._edge.route(caller, _read_headers(Routing, headers))
+        body = wire.read_body(wire.SignedContractData, await self._edge.body(receive, headers))
+        trace_of(scope).owner = body.emaid.provider
+        await self._pool.publish(
+            caller,
+            emaid=body.emaid,
+            pcid=body.pcid,
+            namespace=body.xsdMsgDefNamespace,
+            message=body.certificateInstallationRes,
+            root=body.cpsV2GRootCertificateFingerprint,
+            metadata=body.metaData,
+            at=self._edge.clock(),
+        )
+        return Response(status_code=201)
+
+
+def _read_headers(model: type[Any], headers: Headers) -> Any:
+    names = (field.alias or name for name, field in model.model_fields.items())
+    try:
+        return model.model_validate({name: headers[name] for name in names if name in headers})
+    except ValidationError as exc:
+        raise wire.field_error(exc.errors()) from exc
+
+
+EmaidPath: TypeAlias = Annotated[wire.EMAIDField, Path(description="The contract.")]
+PcidPath: TypeAlias = Annotated[wire.PCIDField, Path(description="The vehicle.")]
+NamespaceQuery: TypeAlias = Annotated[
+    wire.NamespaceField, Query(alias="xsdMsgDefNamespace", description="The version of ISO 15118.")
+]
+RootQuery: TypeAlias = Annotated[
+    wire.FingerprintField | None,
+    Query(alias="cpsV2GRootCertificateFingerprint", description="SHA-256 of the V2G root that it is signed under."),
+]
+_NAMESPACE: Final = Namespace.ISO2
+
+
+def router(pool: Pool, edge: Edge) -> APIRouter:
+    """The five operations that are not the load, and the two that are."""
+    endpoint = SignedContractDataEndpoint(pool, edge)
+    api = APIRouter(routes=[Route(f"{BASE}/signedcontractdata", endpoint)])
+
+    def calling(operation: Operation) -> Any:
+        async def authenticated(request: Request) -> Party:
+            return edge.caller(request.scope, request.headers, operation)
+
+        async def caller(
+            party: Annotated[Party, Depends(authenticated)], routing: Annotated[Routing, Header()]
+        ) -> Party:
+            edge.route(party, routing)
+            return party
+
+        return Depends(caller)
+
+    def add(
+        method: str, path: str, operation: Operation, model: type[BaseModel] | None = None
+    ) -> Callable[[Handler], Handler]:
+        responses: dict[int | str, dict[str, Any]] = {
+            status: {"model": wire.Error} for status in (400, 401, 403, 404, 500, 503)
+        }
+        if model is not None:
+            responses[200] = {"model": model}
+        return api.api_route(
+            BASE + path,
+            methods=[method],
+            name=operation.value,
+            operation_id=operation.value,
+            summary=operation.value,
+            response_class=Response,
+            responses=responses,
+        )
+
+    @add("GET", "/contractData/emaid/{emaid}", Operation.GET_CONTRACT_DATA_BY_EMAID, wire.ContractDataCollection)
+    async def get_contract_data_by_emaid(
+        emaid: EmaidPath,
+        caller: Annotated[Party, calling(Operation.GET_CONTRACT_DATA_BY_EMAID)],
+        namespace: NamespaceQuery = _NAMESPACE,
+        root: RootQuery = None,
+    ) -> Response:
+        """A contract's certificate and state, for the eMSP that owns it."""
+        found = await pool.contract_data_by_emaid(caller, emaid, namespace, root)
+        return _json({"contractDataCollection": [_contract_data(contract) for contract in found]})
+
+    @add("GET", "/contractData/pcid/{pcid}", Operation.GET_CONTRACT_DATA_BY_PCID, wire.ContractDataCollection)
+    async def get_contract_data_by_pcid(
+        pcid: PcidPath,
+        caller: Annotated[Party, calling(Operation.GET_CONTRACT_DATA_BY_PCID)],
+        namespace: NamespaceQuery = _NAMESPACE,
+    ) -> Response:
+        """The contracts that wait for a vehicle, for the OEM that owns its WMI."""
+        found = await pool.contract_data_by_pcid(caller, pcid, namespace)
+        return _json({"contractDataCollection": [_contract_data(contract) for contract in found]})
+
+    @add("DELETE", "/signedcontractdata/{emaid}", Operation.WITHDRAW)
+    async def delete_signed_contract_data_by_emaid(
+        emaid: EmaidPath,
+        caller: Annotated[Party, calling(Operation.WITHDRAW)],
+        skip_revocation: Annotated[Boolean, Header(alias="X-Skip-Revocation")] = False,
+    ) -> Response:
+        """Remove a contract with all its variants, for the eMSP that owns it."""
+        await pool.withdraw(caller, emaid, edge.clock())
+        return Response(status_code=200)
+
+    @add(
+        "GET",
+        "/signedcontractdata/{emaid}/{pcid}",
+        Operation.GET_SIGNED_CONTRACT_DATA,
+        wire.SignedContractDataCollection,
+    )
+    async def get_signed_contract_data_by_emaid_and_pcid(
+        emaid: EmaidPath,
+        pcid: PcidPath,
+        caller: Annotated[Party, calling(Operation.GET_SIGNED_CONTRACT_DATA)],
+        namespace: NamespaceQuery = _NAMESPACE,
+        root: RootQuery = None,
+        session_id: Annotated[
+            str, Query(alias="sessionID", description="Hexadecimal, at most eight octets; put into the message.")
+        ] = "",
+    ) -> Response:
+        """The signed responses of a contract, for the OEM that owns the vehicle's WMI."""
+        found = await pool.signed_contract_data(
+            caller,
+            emaid,
+            pcid,
+            session_id=parse_session_id(session_id),
+            namespace=namespace,
+            root=root,
+            at=edge.clock(),
+        )
+        return _json({"signedContractDataCollection": [_signed_contract(answer) for answer in found]})
+
+    @add("POST", "/signedcontractdata/{emaid}/{pcid}/setdefault", Operation.SET_DEFAULT)
+    async def set_signed_contract_data_as_default(
+        emaid: EmaidPath, pcid: PcidPath, caller: Annotated[Party, calling(Operation.SET_DEFAULT)]
+    ) -> Response:
+        """Make a contract the vehicle's default, for the OEM that owns its WMI."""
+        try:
+            await pool.set_default(caller, emaid, pcid, edge.clock())
+        except NotFound as exc:
+            # The published operation knows no 404.
+            raise FieldError(*exc.messages) from exc
+        return Response(status_code=200)
+
+    return api
+
+
+def _json(members: wire.Members) -> Response:
+    return Response(orjson.dumps(members), media_type="application/json")
+
+
+def _signed_contract(answer: Answer) -> wire.Members:
+    contract = answer.contract
+    members = {
+        "certificateInstallationRes": wire.b64(answer.response),
+        "emaid": contract.emaid,
+        "pcid": contract.pcid,
+        "xsdMsgDefNamespace": contract.namespace,
+        "cpsV2GRootCertificateFingerprint": contract.root_fingerprint,
+    }
+    if contract.metadata is not None:
+        members["metaData"] = contract.metadata
+    if name := wire.distinguished_name(contract.root_dn):
+        members["cpsRootDistinguishedName"] = name
+    return members
+
+
+def _contract_data(contract: SignedContract) -> wire.Members:
+    members = {
+        "pcid": contract.pcid,
+        "emaid": contract.emaid,
+        "xsdMsgDefNamespace": contract.namespace,
+        "contractCertificate": wire.b64(contract.certificate),
+        "defaultContract": contract.is_default,
+        "certValidFrom": _rfc3339(contract.valid_from),
+        "certValidTo": _rfc3339(contract.valid_to),
+        "cpsV2GRootCertificateFingerprint": contract.root_fingerprint,
+    }
+    if name := wire.distinguished_name(contract.root_dn):
+        members["cpsV2GRootDistinguishedName"] = name
+    return members
+
+
+def _rfc3339(at: datetime) -> str:
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

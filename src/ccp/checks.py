@@ -1,0 +1,80 @@
+"""A verification as a list of numbered checks: refused at the first stage that fails, or told in full.
+
+The same code serves both: `Checks()` raises at the end of a stage with every failure of that stage, `Checks(tell=True)` goes
+on as far as the results allow and leaves a report behind.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TypeVar
+
+from ccp.errors import CCPError
+
+T = TypeVar("T")
+
+
+class Verdict(StrEnum):
+    PASSED = "passed"
+    FAILED = "failed"
+    NOT_APPLICABLE = "not applicable"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """subject: what was checked. reason: why it failed or was left out. evidence: what a pass rests on, a line each."""
+
+    number: int
+    subject: str
+    verdict: Verdict
+    reason: str = ""
+    evidence: tuple[str, ...] = ()
+
+
+class Checks:
+    """Runs checks one after another and keeps what became of each."""
+
+    def __init__(self, tell: bool = False) -> None:
+        self.report: list[Check] = []
+        self._tell = tell
+        self._failures: list[CCPError] = []
+
+    def run(
+        self,
+        subject: str,
+        check: Callable[[], T],
+        *,
+        needs: tuple[object, ...] = (),
+        evidence: Callable[[T], tuple[str, ...]] = lambda result: (),
+    ) -> T | None:
+        """Run one check. Returns its result, or None when it failed or when one of the results it needs is None."""
+        number = len(self.report) + 1
+        if any(need is None for need in needs):
+            reason = "An earlier check failed."
+            self.report.append(Check(number, subject, Verdict.NOT_APPLICABLE, reason))
+            return None
+        try:
+            result = check()
+        except CCPError as exc:
+            self._failures.append(exc)
+            self.report.append(Check(number, subject, Verdict.FAILED, str(exc)))
+            return None
+        lines = evidence(result) if self._tell else ()
+        self.report.append(Check(number, subject, Verdict.PASSED, evidence=lines))
+        return result
+
+    def end_stage(self) -> None:
+        """Raise what failed in this stage: the first error's type, with the sentences of all of them."""
+        if self._tell or not self._failures:
+            return
+        first = self._failures[0]
+        if len(self._failures) == 1:
+            raise first
+        messages = dict.fromkeys(message for failure in self._failures for message in failure.messages)
+        raise type(first)(*messages) from first
+
+    @property
+    def passed(self) -> bool:
+        return all(check.verdict is Verdict.PASSED for check in self.report)

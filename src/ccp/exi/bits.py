@@ -1,0 +1,253 @@
+"""Scalars of a bit-packed EXI stream, and the limits within which they are read and written.
+
+A value is read by `read_*(data, at, end, limit) -> (value, at)`: `data` is the stream followed by PADDING, `at` and `end` are
+positions in bits. It is written by `pack_*(value, limit) -> (bits, width)`: one integer and its width, to be shifted in behind
+what is already there. Octets in the stream are rarely aligned; taking them through one big integer, and not bit by bit, is
+what makes this fast, and as every octet is taken once it stays linear.
+
+What is wrong is raised as `Flaw`; the loops in `grammar` know place and path and turn it into `EXIError`.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+# Largest message. The ISO 15118 messages with the most certificates stay under 16 KiB; twice twice that bounds the work.
+MESSAGE_OCTETS = 65_536
+# Any text when reading. X.500 names have no length in the schema; 1024 is far above what certificates carry.
+TEXT_CHARACTERS = 1024
+# Digests and signature values, which have no length in the schema: 132 octets for P-521, 512 for the largest RSA in use.
+SIGNATURE_OCTETS = 1024
+# Magnitude of xs:integer. RFC 5280 allows serial numbers of 20 octets, some authorities use more.
+INTEGER_OCTETS = 40
+# Octets of one unsigned integer of 64 bits (7 bits each), and of one code point (21 bits).
+LONG_GROUPS = 10
+CODE_POINT_GROUPS = 3
+# The schema sets no bound on these lists. Real messages have one or four references, each with one transform.
+REFERENCES = 8
+TRANSFORMS = 4
+XPATHS = 4
+
+# Zero octets behind the stream, so that a look ahead never leaves the buffer.
+PADDING = bytes(4)
+
+from_bytes = int.from_bytes
+
+# What XML 1.0 does not allow in text (and databases choke on), surrogates included.
+_FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+# One code point: continued octets and the last one (absent only where the stream ends). It never fails, so it is linear.
+_CHARACTER = re.compile(rb"[\x80-\xff]+[\x00-\x7f]?|[\x00-\x7f]")
+
+
+class Flaw(Exception):
+    """Something wrong with the value at hand. `names` collects the element names outwards while writing."""
+
+    def __init__(self, reason: str, names: tuple[str, ...] = (), offset: int | None = None) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.names = list(names)
+        self.offset = offset
+
+
+TRUNCATED = "the stream ends too early"
+
+
+def octets_at(data: bytes, at: int, count: int) -> bytes:
+    """`count` octets from bit position `at`; there must be that many."""
+    first = at >> 3
+    shift = at & 7
+    if shift:
+        return (from_bytes(data[first : first + count + 1]) >> 8 - shift).to_bytes(count + 1)[1:]
+    return data[first : first + count]
+
+
+def read_unsigned(data: bytes, at: int, end: int, groups: int) -> tuple[int, int]:
+    """An unsigned integer of at most `groups` octets of seven bits, least significant first."""
+    value = shift = 0
+    for _ in range(groups):
+        if at + 8 > end:
+            raise Flaw(TRUNCATED)
+        index = at >> 3
+        octet = (data[index] << 8 | data[index + 1]) >> 8 - (at & 7) & 255
+        at += 8
+        value |= (octet & 127) << shift
+        if octet < 128:
+            return value, at
+        shift += 7
+    raise Flaw(f"an integer of more than {groups} octets")
+
+
+def unsigned(value: int) -> bytes:
+    """The octets of an unsigned integer."""
+    groups = bytearray()
+    while value > 127:
+        groups.append(value & 127 | 128)
+        value >>= 7
+    groups.append(value)
+    return bytes(groups)
+
+
+def read_binary(data: bytes, at: int, end: int, limit: int) -> tuple[bytes, int]:
+    index = at >> 3
+    count = (data[index] << 8 | data[index + 1]) >> 8 - (at & 7) & 255
+    if count < 128:
+        at += 8
+    else:
+        count, at = read_unsigned(data, at, end, LONG_GROUPS)
+    if count > limit:
+        raise Flaw(f"{count} octets where at most {limit} are allowed")
+    after = at + 8 * count
+    if after > end:
+        raise Flaw(TRUNCATED)
+    first = at >> 3
+    shift = at & 7
+    if shift:
+        return (from_bytes(data[first : first + count + 1]) >> 8 - shift).to_bytes(count + 1)[1:], after
+    return data[first : first + count], after
+
+
+def pack_binary(value: Any, limit: int) -> tuple[int, int]:
+    if type(value) is not bytes:
+        raise Flaw(f"bytes expected, not {type(value).__name__}")
+    count = len(value)
+    if count > limit:
+        raise Flaw(f"{count} octets where at most {limit} are allowed")
+    octets = (bytes((count,)) if count < 128 else unsigned(count)) + value
+    return from_bytes(octets), 8 * len(octets)
+
+
+def read_text(data: bytes, at: int, end: int, limit: int) -> tuple[str, int]:
+    """A literal string. The stream is read without a string table (its capacity is zero), so a hit there is an error."""
+    index = at >> 3
+    count = (data[index] << 8 | data[index + 1]) >> 8 - (at & 7) & 255
+    if count < 128:
+        at += 8
+    else:
+        count, at = read_unsigned(data, at, end, LONG_GROUPS)
+    count -= 2
+    if count < 0:
+        raise Flaw("a reference into the string table, which is not in use")
+    if count > TEXT_CHARACTERS:
+        raise Flaw(f"{count} characters where at most {TEXT_CHARACTERS} are read")
+    after = at + 8 * count
+    if after > end:
+        raise Flaw(TRUNCATED)
+    first = at >> 3
+    shift = at & 7
+    if shift:
+        octets = (from_bytes(data[first : first + count + 1]) >> 8 - shift).to_bytes(count + 1)[1:]
+    else:
+        octets = data[first : first + count]
+    if octets.isascii():
+        text = octets.decode("ascii")
+    else:
+        room = min(CODE_POINT_GROUPS * count, end - at >> 3)
+        characters = _CHARACTER.findall(octets_at(data, at, room))[:count]
+        text = "".join([_character(groups) for groups in characters])
+        if len(text) < count:
+            raise Flaw(TRUNCATED)
+        after = at + 8 * sum(map(len, characters))
+    if not text.isprintable() and _FORBIDDEN.search(text):
+        raise Flaw("a character that XML does not allow")
+    return text, after
+
+
+def _character(groups: bytes) -> str:
+    value = 0
+    for octet in groups[CODE_POINT_GROUPS - 1 :: -1]:
+        value = value << 7 | octet & 127
+    if groups[-1] > 127 and len(groups) < CODE_POINT_GROUPS:
+        raise Flaw(TRUNCATED)
+    if len(groups) > CODE_POINT_GROUPS or groups[-1] > 127 or value > 0x10FFFF or 0xD800 <= value < 0xE000:
+        raise Flaw("a character outside of Unicode")
+    return chr(value)
+
+
+def pack_text(value: Any, limit: int) -> tuple[int, int]:
+    if type(value) is not str:
+        raise Flaw(f"str expected, not {type(value).__name__}")
+    count = len(value)
+    if count > limit:
+        raise Flaw(f"{count} characters where at most {limit} are allowed")
+    if not value.isprintable() and _FORBIDDEN.search(value):
+        raise Flaw("a character that XML does not allow")
+    count += 2
+    octets = bytes((count,)) if count < 128 else unsigned(count)
+    if value.isascii():
+        octets += value.encode("ascii")
+    else:
+        octets += b"".join([unsigned(ord(character)) for character in value])
+    return from_bytes(octets), 8 * len(octets)
+
+
+def read_integer(data: bytes, at: int, end: int, limit: int) -> tuple[int, int]:
+    """xs:integer of at most `limit` octets: a sign bit, then the magnitude (of -v-1 when negative)."""
+    if at >= end:
+        raise Flaw(TRUNCATED)
+    negative = data[at >> 3] >> 7 - (at & 7) & 1
+    value, at = read_unsigned(data, at + 1, end, (8 * limit + 6) // 7)
+    if value >> 8 * limit:
+        raise Flaw(f"an integer of more than {limit} octets")
+    return (-value - 1 if negative else value), at
+
+
+def pack_integer(value: Any, limit: int) -> tuple[int, int]:
+    if type(value) is not int:
+        raise Flaw(f"int expected, not {type(value).__name__}")
+    magnitude = -value - 1 if value < 0 else value
+    if magnitude >> 8 * limit:
+        raise Flaw(f"an integer of more than {limit} octets")
+    octets = unsigned(magnitude)
+    return from_bytes(octets) | (value < 0) << 8 * len(octets), 8 * len(octets) + 1
+
+
+def read_long(data: bytes, at: int, end: int, limit: int) -> tuple[int, int]:
+    """xs:unsignedLong, at most `limit`."""
+    value, at = read_unsigned(data, at, end, LONG_GROUPS)
+    if value > limit:
+        raise Flaw(f"an integer above {limit}")
+    return value, at
+
+
+def pack_long(value: Any, limit: int) -> tuple[int, int]:
+    octets = unsigned(_ranged(value, limit))
+    return from_bytes(octets), 8 * len(octets)
+
+
+def read_octet(data: bytes, at: int, end: int, limit: int) -> tuple[int, int]:
+    """xs:unsignedByte, a field of eight bits."""
+    if at + 8 > end:
+        raise Flaw(TRUNCATED)
+    index = at >> 3
+    return (data[index] << 8 | data[index + 1]) >> 8 - (at & 7) & 255, at + 8
+
+
+def pack_octet(value: Any, limit: int) -> tuple[int, int]:
+    return _ranged(value, limit), 8
+
+
+def _ranged(value: Any, limit: int) -> int:
+    if type(value) is not int:
+        raise Flaw(f"int expected, not {type(value).__name__}")
+    if not 0 <= value <= limit:
+        raise Flaw(f"a number that is not between 0 and {limit}")
+    return value
+
+
+def read_choice(data: bytes, at: int, end: int, names: tuple[str, ...]) -> tuple[str, int]:
+    """One of the names of an enumeration, by its index (of at most eight bits)."""
+    width = (len(names) - 1).bit_length()
+    if at + width > end:
+        raise Flaw(TRUNCATED)
+    first = at >> 3
+    index = (data[first] << 8 | data[first + 1]) >> 16 - width - (at & 7) & (1 << width) - 1
+    if index >= len(names):
+        raise Flaw(f"no value {index} in an enumeration of {len(names)}")
+    return names[index], at + width
+
+
+def pack_choice(value: Any, names: tuple[str, ...]) -> tuple[int, int]:
+    if type(value) is not str or value not in names:
+        raise Flaw("not one of the values of the enumeration")
+    return names.index(value), (len(names) - 1).bit_length()

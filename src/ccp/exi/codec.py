@@ -1,0 +1,370 @@
+"""Documents, element fragments and splices of CertificateInstallation messages, for both editions. No I/O.
+
+Bytes give a message or `EXIError`, and a message gives bytes or `EXIError`; nothing else is raised, but `TypeError` where the
+argument is not bytes at all.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeAlias
+
+from ccp.errors import EXIError
+from ccp.exi import iso2, iso20, xmldsig
+from ccp.exi.bits import (
+    MESSAGE_OCTETS,
+    PADDING,
+    TEXT_CHARACTERS,
+    TRUNCATED,
+    Flaw,
+    octets_at,
+    pack_binary,
+    pack_long,
+    pack_octet,
+    pack_text,
+    read_binary,
+    read_long,
+)
+from ccp.exi.grammar import Mark, Move, Option, Reader, Record, State, finish, read, write
+from ccp.exi.values import LONG, OCTET, TEXT_VALUE
+
+Message: TypeAlias = iso2.V2G_Message | iso20.CertificateInstallationReq | iso20.CertificateInstallationRes
+
+ISO2 = iso2.NAMESPACE
+ISO20 = iso20.NAMESPACE
+
+# Distinguishing bits, no options, final version 1.
+HEADER = 0x80
+
+
+class Part(NamedTuple):
+    """An element of the body that has an Id. start, end: its content and its end, in bits from the start of the stream."""
+
+    id: str
+    name: str
+    start: int
+    end: int
+
+
+class Parsed(NamedTuple):
+    """A message with the positions of what a signature can cover.
+
+    parts: in document order, an Id that is there twice stays twice.
+    remaining_from_end: bits from the RemainingContractCertificateChains of a -20 response to the end of the octets, which
+    stays true when SessionID or TimeStamp are replaced; None in other messages.
+    """
+
+    octets: bytes
+    message: Message
+    parts: tuple[Part, ...]
+    signed_info: Part | None
+    remaining_from_end: int | None
+
+
+class _Schema(NamedTuple):
+    """Element fragments of one set of schemas."""
+
+    width: int
+    end: int
+    codes: dict[str, tuple[int, Record]]
+
+
+_DOCUMENTS: dict[type[Any], tuple[int, int, Record, str, str]] = {
+    record.cls: (HEADER << width | code, 8 + width, record, name, module.NAMESPACE)
+    for module in (iso2, iso20)
+    for name, (code, width, record) in module.DOCUMENTS.items()
+    if record.cls is not None
+}
+_SCHEMAS = {
+    ISO2: _Schema(iso2.FRAGMENT_WIDTH, iso2.FRAGMENT_END, iso2.FRAGMENTS),
+    ISO20: _Schema(iso20.FRAGMENT_WIDTH, iso20.FRAGMENT_END, iso20.FRAGMENTS),
+    "xmldsig": _Schema(xmldsig.FRAGMENT_WIDTH, xmldsig.FRAGMENT_END, xmldsig.FRAGMENTS),
+}
+_GRAMMARS = {"xmldsig": _SCHEMAS["xmldsig"], "iso2": _SCHEMAS[ISO2], "iso20": _SCHEMAS[ISO20]}
+# The root codes of both editions differ in their first six bits, so that one automaton reads both.
+_READER = Reader(
+    {
+        f"{code:0{width}b}": Option(name, record)
+        for module in (iso2, iso20)
+        for name, (code, width, record) in module.DOCUMENTS.items()
+    }
+)
+_REMAINING = "RemainingContractCertificateChains"
+# Bit position of the length of SessionID, by the first two octets of a document. Behind the root's code stand three zero bits.
+_SESSION_ID = {b"\x80\x98": 18, b"\x80\x1c": 17, b"\x80\x20": 17}
+
+
+def _read(octets: bytes, start: State) -> tuple[Any, list[Mark]]:
+    if type(octets) is not bytes:
+        raise TypeError(f"bytes expected, not {type(octets).__name__}")
+    if len(octets) > MESSAGE_OCTETS:
+        raise EXIError(f"{len(octets)} octets where at most {MESSAGE_OCTETS} are read", 8 * MESSAGE_OCTETS)
+    if not octets or octets[0] != HEADER:
+        raise EXIError("not an EXI stream of version 1 without options", 0)
+    try:
+        value, marks, at = read(octets, start, 8)
+    except Flaw as flaw:
+        raise EXIError(flaw.reason, flaw.offset, flaw.names[0]) from None
+    # Padding is less than an octet of zero bits. Whole zero octets behind it occur and carry nothing.
+    if int.from_bytes(octets[at >> 3 :]) & (1 << (8 * len(octets) - at)) - 1:
+        raise EXIError("octets behind the end of the message", at)
+    return value, marks
+
+
+def decode(octets: bytes) -> Message:
+    """The message in a stream. Raises EXIError with bit offset and element path."""
+    message: Message = _read(octets, _READER.start)[0]
+    return message
+
+
+def parse(octets: bytes) -> Parsed:
+    """The message in a stream, with the positions of what can be signed. Raises EXIError."""
+    message, marks = _read(octets, _READER.start)
+    parts = []
+    signed_info = remaining = None
+    for name, value, start, end in marks:
+        if name == "SignedInfo":
+            signed_info = Part(value.Id or "", name, start, end)
+        elif name == _REMAINING:
+            # One bit for the event CH stands before the value.
+            remaining = 8 * len(octets) - start - 1
+        elif value.Id is not None:
+            parts.append(Part(value.Id, name, start, end))
+    return Parsed(octets, message, tuple(parts), signed_info, remaining)
+
+
+def namespace_of(message: Message) -> str:
+    """ISO2 or ISO20."""
+    return ISO2 if isinstance(message, iso2.V2G_Message) else ISO20
+
+
+def _write(prefix: int, width: int, record: Record, value: Any, name: str, suffix: int = 0, more: int = 0) -> bytes:
+    out: list[bytes] = []
+    try:
+        bits, width = write(record, value, prefix, width, out)
+    except Flaw as flaw:
+        raise EXIError(flaw.reason, None, "/".join((name, *reversed(flaw.names)))) from None
+    return finish(bits << more | suffix, width + more, out)
+
+
+def encode(message: Message) -> bytes:
+    """The stream of a message. Raises EXIError with the element path where the message breaks the schema."""
+    try:
+        prefix, width, record, name, _ = _DOCUMENTS[type(message)]
+    except KeyError:
+        raise EXIError(f"a message expected, not {type(message).__name__}") from None
+    octets = _write(prefix, width, record, message, name)
+    if len(octets) > MESSAGE_OCTETS:
+        raise EXIError(f"{len(octets)} octets where at most {MESSAGE_OCTETS} are allowed", None, name)
+    return octets
+
+
+# --- fragments -------------------------------------------------------------------------------------------------------------
+
+
+def _cut(octets: bytes, part: Part, schema: _Schema) -> bytes:
+    entry = schema.codes.get(part.name)
+    if entry is None:
+        raise EXIError(f"no fragment of {part.name} is defined")
+    width = part.end - part.start
+    if not 0 < width <= part.end <= 8 * len(octets):
+        raise EXIError("a part that is not inside of the octets", part.start)
+    first, last = part.start >> 3, part.end + 7 >> 3
+    content = int.from_bytes(octets[first:last]) >> 8 * last - part.end & (1 << width) - 1
+    bits = ((HEADER << schema.width | entry[0]) << width | content) << schema.width | schema.end
+    return finish(bits, 8 + width + 2 * schema.width, [])
+
+
+def fragment(parsed: Parsed, part: Part) -> bytes:
+    """The element fragment that a reference covers, cut out of the received bits, so that it is the sender's own form.
+
+    The ISO-2 eMAID comes in its typed form, which is not what the standard asks for: see `emaid_fragment`.
+    """
+    return _cut(parsed.octets, part, _SCHEMAS[namespace_of(parsed.message)])
+
+
+def signed_info_fragment(parsed: Parsed, grammar: str = "xmldsig") -> bytes:
+    """What SignatureValue signs, cut out of the received bits.
+
+    grammar: "xmldsig" for the stand-alone schema, as every message seen in the field; "combined" for the message's own.
+    Raises EXIError where the message is not signed.
+    """
+    if parsed.signed_info is None:
+        raise EXIError("the message is not signed")
+    if grammar not in ("xmldsig", "combined"):
+        raise EXIError(f"no grammar {grammar!r}")
+    return _cut(
+        parsed.octets,
+        parsed.signed_info,
+        _SCHEMAS["xmldsig" if grammar == "xmldsig" else namespace_of(parsed.message)],
+    )
+
+
+def _fragment(name: str, value: Any, schema: _Schema) -> bytes:
+    code, record = schema.codes[name]
+    return _write(HEADER << schema.width | code, 8 + schema.width, record, value, name, schema.end, schema.width)
+
+
+def encode_fragment(name: str, value: Any, namespace: str) -> bytes:
+    """The element fragment of a value, for signing. eMAID is written in its relaxed form. Raises EXIError."""
+    schema = _SCHEMAS.get(namespace)
+    if schema is None or name not in schema.codes:
+        raise EXIError(f"no fragment of {name} is defined")
+    if name == "eMAID":
+        return emaid_fragment(value)
+    return _fragment(name, value, schema)
+
+
+def encode_signed_info(signed_info: xmldsig.SignedInfo, grammar: str = "xmldsig") -> bytes:
+    """The fragment of SignedInfo under the grammar "xmldsig" (what is to be signed), "iso2" or "iso20". Raises EXIError."""
+    if grammar not in _GRAMMARS:
+        raise EXIError(f"no grammar {grammar!r}")
+    return _fragment("SignedInfo", signed_info, _GRAMMARS[grammar])
+
+
+# The schema declares eMAID with two types, for which EXI prescribes a relaxed grammar: codes of @Id, text, end, and their widths.
+_RELAXED = (4, 9), (256, 9), (244, 8)
+
+
+def emaid_fragment(emaid: iso2.EMAID, form: str = "relaxed") -> bytes:
+    """The fragment of an ISO-2 eMAID. Raises EXIError.
+
+    form: "relaxed" as the specification asks for; "typed" as one widespread C encoder writes it, with another digest.
+    """
+    schema = _SCHEMAS[ISO2]
+    if form == "typed" or type(emaid) is not iso2.EMAID:
+        return _fragment("eMAID", emaid, schema)
+    if form != "relaxed":
+        raise EXIError(f"no form {form!r}")
+    bits, width = HEADER << schema.width | schema.codes["eMAID"][0], 8 + schema.width
+    field = "eMAID"
+    try:
+        for (code, size), value, field in zip(_RELAXED, emaid, ("Id", "value"), strict=False):
+            packed, more = pack_text(value, TEXT_CHARACTERS)
+            bits, width = (bits << size | code) << more | packed, width + size + more
+    except Flaw as flaw:
+        raise EXIError(flaw.reason, None, f"eMAID/{field}") from None
+    code, size = _RELAXED[2]
+    return finish((bits << size | code) << schema.width | schema.end, width + size + schema.width, [])
+
+
+class Fragment(NamedTuple):
+    name: str
+    value: Any
+
+
+def _relaxed_emaid(ending: State) -> State:
+    """The states that read a relaxed eMAID. A code of nine bits is taken in two pieces, all but the last bit first."""
+    (identifier, _), (text, _), (end, _) = _RELAXED
+
+    def state(move: Move) -> State:
+        return State("eMAID", lambda: iter((move,)))
+
+    last = state(Move(f"{end:08b}", ((iso2.EMAID._make, 2),), next=ending))
+    value = state(Move(f"{text >> 1:08b}", next=state(Move(f"{text & 1}", leaf=TEXT_VALUE, next=last))))
+    return state(Move(f"{identifier >> 1:08b}", next=state(Move(f"{identifier & 1}", leaf=TEXT_VALUE, next=value))))
+
+
+def decode_fragment(octets: bytes, grammar: str) -> Fragment:
+    """The element in a fragment, eMAID in its relaxed form. grammar: "xmldsig", "iso2" or "iso20". Raises EXIError."""
+    reader = _FRAGMENT_READERS.get(grammar)
+    if reader is None:
+        raise EXIError(f"no grammar {grammar!r}")
+    value, _ = _read(octets, reader.start)
+    schema = _GRAMMARS[grammar]
+    code = int.from_bytes(octets[1:3]) >> 16 - schema.width
+    return Fragment(next(name for name, entry in schema.codes.items() if entry[0] == code), value)
+
+
+def _fragment_reader(schema: _Schema) -> Reader:
+    codes = {name: f"{code:0{schema.width}b}" for name, (code, _) in schema.codes.items()}
+    relaxed = codes.pop("eMAID", None)
+    reader = Reader(
+        {code: Option(name, schema.codes[name][1]) for name, code in codes.items()}, schema.end, schema.width
+    )
+    if relaxed is not None and reader.ending is not None:
+        emaid = Move(relaxed, next=_relaxed_emaid(reader.ending))
+        reader.start = State("", lambda: iter((*reader.openings(), emaid)))
+    return reader
+
+
+_FRAGMENT_READERS = {grammar: _fragment_reader(schema) for grammar, schema in _GRAMMARS.items()}
+
+
+# --- splices ---------------------------------------------------------------------------------------------------------------
+
+
+def _replace(octets: bytes, at: int, count: int, new: bytes) -> bytes:
+    """Put `new` in place of `count` octets at bit position `at`; as whole octets go and come, the rest keeps its phase."""
+    first = at >> 3
+    last = first + count
+    if not 0 <= at <= 8 * (len(octets) - count):
+        raise Flaw("a position outside of the octets")
+    shift = 8 - (at & 7)
+    if shift == 8:
+        return octets[:first] + new + octets[last:]
+    size = len(new)
+    bits = (octets[first] >> shift << 8 * size | int.from_bytes(new)) << shift | octets[last] & (1 << shift) - 1
+    return octets[:first] + bits.to_bytes(size + 1) + octets[last + 1 :]
+
+
+def splice(
+    octets: bytes,
+    *,
+    session_id: bytes | None = None,
+    timestamp: int | None = None,
+    remaining: int | None = None,
+    remaining_from_end: int | None = None,
+) -> bytes:
+    """The same message with another SessionID and, in -20, TimeStamp and RemainingContractCertificateChains.
+
+    None of these is covered by the signature. Nothing but the head of the message is read, unless `remaining` is given
+    without `remaining_from_end` (see `Parsed`): then the message is read to find its place. Raises EXIError.
+    """
+    if type(octets) is not bytes:
+        raise TypeError(f"bytes expected, not {type(octets).__name__}")
+    start = _SESSION_ID.get(octets[:2])
+    if start is None:
+        raise EXIError("not a CertificateInstallation message", 0)
+    path = ""
+    try:
+        if session_id is not None:
+            path = "Header/SessionID"
+            new, size = pack_binary(session_id, iso2.SESSION_ID.limit)
+            octets = _replace(octets, start, _session_end(octets, start) - start >> 3, new.to_bytes(size >> 3))
+        if timestamp is not None:
+            path = "Header/TimeStamp"
+            if start == _SESSION_ID[b"\x80\x98"]:
+                raise Flaw("there is none in ISO 15118-2")
+            new, size = pack_long(timestamp, LONG.limit)
+            # End of SessionID, start and text of TimeStamp: one zero bit each.
+            at = _session_end(octets, start) + 3
+            head = octets[:_HEAD]
+            if at > 8 * len(head) or octets_at(head + PADDING, at - 3, 1)[0] >> 5:
+                raise Flaw("written in a form that cannot be replaced")
+            after = read_long(head + PADDING, at, 8 * len(head), LONG.limit)[1]
+            octets = _replace(octets, at, after - at >> 3, new.to_bytes(size >> 3))
+        if remaining is not None:
+            path = _REMAINING
+            new, _ = pack_octet(remaining, OCTET.limit)
+            if remaining_from_end is None:
+                remaining_from_end = parse(octets).remaining_from_end
+            if octets[:2] != b"\x80\x20" or type(remaining_from_end) is not int:
+                raise Flaw("there is none in this message")
+            octets = _replace(octets, 8 * len(octets) - remaining_from_end, 1, bytes((new,)))
+    except Flaw as flaw:
+        raise EXIError(flaw.reason, None, path) from None
+    return octets
+
+
+# SessionID and TimeStamp end within this many octets.
+_HEAD = 32
+
+
+def _session_end(octets: bytes, start: int) -> int:
+    """Position behind SessionID, whose length stands at bit `start`."""
+    head = octets[:_HEAD]
+    if len(head) < 4:
+        raise Flaw(TRUNCATED)
+    if head[2] >> 24 - start:
+        raise Flaw("written in a form that cannot be replaced")
+    return read_binary(head + PADDING, start, 8 * len(head), iso2.SESSION_ID.limit)[1]

@@ -1,0 +1,144 @@
+"""ISO 15118-20 CertificateInstallation: messages, their grammar, event codes.
+
+The same rules as in `iso2`. Of the three encrypted keys in SignedInstallationData exactly one is set.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ccp.exi.grammar import Record
+from ccp.exi.iso2 import ISSUER_SERIAL, ROOTS, SESSION_ID, X509IssuerSerial
+from ccp.exi.values import LONG, OCTET, attribute, binary, choice, content, one, one_of, text, wrapper
+from ccp.exi.xmldsig import SIGNATURE, SIGNED_INFO, Signature
+
+NAMESPACE = "urn:iso:15118:20:2020:MsgDef"
+PROCESSING = ("Finished", "Ongoing", "Ongoing_WaitingForCustomerInteraction")
+CURVES = ("SECP521", "X448")
+RESPONSE_CODES = (
+    *("OK", "OK_CertificateExpiresSoon", "OK_NewSessionEstablished", "OK_OldSessionJoined"),
+    *("OK_PowerToleranceConfirmed", "WARNING_AuthorizationSelectionInvalid", "WARNING_CertificateExpired"),
+    *("WARNING_CertificateNotYetValid", "WARNING_CertificateRevoked", "WARNING_CertificateValidationError"),
+    *("WARNING_ChallengeInvalid", "WARNING_EIMAuthorizationFailure", "WARNING_eMSPUnknown"),
+    *("WARNING_EVPowerProfileViolation", "WARNING_GeneralPnCAuthorizationError", "WARNING_NoCertificateAvailable"),
+    *("WARNING_NoContractMatchingPCIDFound", "WARNING_PowerToleranceNotConfirmed"),
+    *("WARNING_ScheduleRenegotiationFailed", "WARNING_StandbyNotAllowed", "WARNING_WPT", "FAILED"),
+    *("FAILED_AssociationError", "FAILED_ContactorError", "FAILED_EVPowerProfileInvalid"),
+    *("FAILED_EVPowerProfileViolation", "FAILED_MeteringSignatureNotValid", "FAILED_NoEnergyTransferServiceSelected"),
+    *("FAILED_NoServiceRenegotiationSupported", "FAILED_PauseNotAllowed", "FAILED_PowerDeliveryNotApplied"),
+    *("FAILED_PowerToleranceNotConfirmed", "FAILED_ScheduleRenegotiation", "FAILED_ScheduleSelectionInvalid"),
+    *("FAILED_SequenceError", "FAILED_ServiceIDInvalid", "FAILED_ServiceSelectionInvalid", "FAILED_SignatureError"),
+    *("FAILED_UnknownSession", "FAILED_WrongChargeParameter"),
+)
+
+
+class Header(NamedTuple):
+    """TimeStamp: seconds since 1970."""
+
+    SessionID: bytes
+    TimeStamp: int
+    Signature: Signature | None = None
+
+
+class OEMProvisioningCertificateChain(NamedTuple):
+    Id: str
+    Certificate: bytes
+    SubCertificates: tuple[bytes, ...] | None = None
+
+
+class CertificateInstallationReq(NamedTuple):
+    Header: Header
+    OEMProvisioningCertificateChain: OEMProvisioningCertificateChain
+    ListOfRootCertificateIDs: tuple[X509IssuerSerial, ...]
+    MaximumContractCertificateChains: int
+    PrioritizedEMAIDs: tuple[str, ...] | None = None
+
+
+class CertificateChain(NamedTuple):
+    """CPSCertificateChain, and ContractCertificateChain where SubCertificates are mandatory."""
+
+    Certificate: bytes
+    SubCertificates: tuple[bytes, ...] | None = None
+
+
+class SignedInstallationData(NamedTuple):
+    Id: str
+    ContractCertificateChain: CertificateChain
+    ECDHCurve: str
+    DHPublicKey: bytes
+    SECP521_EncryptedPrivateKey: bytes | None = None
+    X448_EncryptedPrivateKey: bytes | None = None
+    TPM_EncryptedPrivateKey: bytes | None = None
+
+
+class CertificateInstallationRes(NamedTuple):
+    Header: Header
+    ResponseCode: str
+    EVSEProcessing: str
+    CPSCertificateChain: CertificateChain
+    SignedInstallationData: SignedInstallationData
+    RemainingContractCertificateChains: int
+
+
+CERTIFICATE = binary(1600)
+_SUB_CERTIFICATES = wrapper("Certificate", CERTIFICATE, 3)
+
+_HEADER = Record(
+    Header, one("SessionID", SESSION_ID), one("TimeStamp", LONG), one("Signature", SIGNATURE, optional=True)
+)
+_OEM_CHAIN = Record(
+    OEMProvisioningCertificateChain,
+    attribute("Id"),
+    one("Certificate", CERTIFICATE),
+    one("SubCertificates", _SUB_CERTIFICATES, optional=True),
+    mark=True,
+)
+_REQ = Record(
+    CertificateInstallationReq,
+    one("Header", _HEADER),
+    one("OEMProvisioningCertificateChain", _OEM_CHAIN),
+    one("ListOfRootCertificateIDs", wrapper("RootCertificateID", ISSUER_SERIAL, ROOTS)),
+    one("MaximumContractCertificateChains", OCTET),
+    one("PrioritizedEMAIDs", wrapper("EMAID", text(255), 8), optional=True),
+)
+_CPS_CHAIN = Record(
+    CertificateChain, one("Certificate", CERTIFICATE), one("SubCertificates", _SUB_CERTIFICATES, optional=True)
+)
+_CONTRACT_CHAIN = Record(CertificateChain, one("Certificate", CERTIFICATE), one("SubCertificates", _SUB_CERTIFICATES))
+_SIGNED = Record(
+    SignedInstallationData,
+    attribute("Id"),
+    one("ContractCertificateChain", _CONTRACT_CHAIN),
+    one("ECDHCurve", choice(CURVES)),
+    one("DHPublicKey", binary(133)),
+    one_of(
+        ("SECP521_EncryptedPrivateKey", binary(94)),
+        ("X448_EncryptedPrivateKey", binary(84)),
+        ("TPM_EncryptedPrivateKey", binary(206)),
+    ),
+    mark=True,
+)
+_RES = Record(
+    CertificateInstallationRes,
+    one("Header", _HEADER),
+    one("ResponseCode", choice(RESPONSE_CODES)),
+    one("EVSEProcessing", choice(PROCESSING)),
+    one("CPSCertificateChain", _CPS_CHAIN),
+    one("SignedInstallationData", _SIGNED),
+    # A record of its own and not a plain value: its position is marked, so that it can be replaced in stored octets.
+    one("RemainingContractCertificateChains", Record(None, content(OCTET), mark=True)),
+)
+
+DOCUMENTS: dict[str, tuple[int, int, Record]] = {
+    "CertificateInstallationReq": (7, 6, _REQ),
+    "CertificateInstallationRes": (8, 6, _RES),
+}
+FRAGMENT_WIDTH, FRAGMENT_END = 9, 282
+FRAGMENTS: dict[str, tuple[int, Record]] = {
+    "CertificateInstallationReq": (27, _REQ),
+    "CertificateInstallationRes": (28, _RES),
+    "OEMProvisioningCertificateChain": (128, _OEM_CHAIN),
+    "Signature": (225, SIGNATURE),
+    "SignedInfo": (230, SIGNED_INFO),
+    "SignedInstallationData": (231, _SIGNED),
+}

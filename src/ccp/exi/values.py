@@ -1,0 +1,103 @@
+"""The simple types of the messages, each with its form in JSON, and short names for the parts of a declaration."""
+
+from __future__ import annotations
+
+import binascii
+import re
+from base64 import b64encode
+from typing import Any
+
+from ccp.exi import bits
+from ccp.exi.bits import Flaw
+from ccp.exi.grammar import ATTRIBUTE, ELEMENT, REFUSED, TEXT, Leaf, Option, Particle, Record
+
+_DECIMAL = re.compile(r"-?[0-9]{1,100}", re.ASCII)
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+def _text(value: Any, limit: int) -> str:
+    if type(value) is not str:
+        raise Flaw("a string expected")
+    return value
+
+
+def _number(value: Any, limit: int) -> int:
+    """A JSON integer, or one in decimal digits, which is how numbers beyond 64 bits survive careless JSON libraries."""
+    if type(value) is str and _DECIMAL.fullmatch(value):
+        return int(value)
+    if type(value) is not int:
+        raise Flaw("an integer expected")
+    return value
+
+
+def _hex(value: Any, limit: int) -> bytes:
+    try:
+        return binascii.unhexlify(_text(value, 0))
+    except ValueError:
+        raise Flaw("hexadecimal digits expected") from None
+
+
+def _base64(value: Any, limit: int) -> bytes:
+    try:
+        return binascii.a2b_base64(_text(value, 0), strict_mode=True)
+    except ValueError:
+        raise Flaw("Base64 expected") from None
+
+
+def binary(limit: int) -> Leaf:
+    """base64Binary of at most `limit` octets. The facets hold when reading too: receivers keep buffers of these sizes."""
+    return Leaf(bits.read_binary, bits.pack_binary, lambda value: b64encode(value).decode("ascii"), _base64, limit, b"")
+
+
+def hexadecimal(limit: int) -> Leaf:
+    """hexBinary of at most `limit` octets."""
+    return Leaf(bits.read_binary, bits.pack_binary, lambda value: value.hex().upper(), _hex, limit, b"")
+
+
+def text(limit: int = bits.TEXT_CHARACTERS) -> Leaf:
+    """A string of at most `limit` characters when written. Reading takes more: a long text harms no buffer of ours."""
+    return Leaf(bits.read_text, bits.pack_text, _same, _text, limit, "")
+
+
+def choice(names: tuple[str, ...]) -> Leaf:
+    return Leaf(bits.read_choice, bits.pack_choice, _same, _text, names)
+
+
+TEXT_VALUE = text()
+INTEGER = Leaf(bits.read_integer, bits.pack_integer, _same, _number, bits.INTEGER_OCTETS)
+LONG = Leaf(bits.read_long, bits.pack_long, _same, _number, 2**64 - 1)
+OCTET = Leaf(bits.read_octet, bits.pack_octet, _same, _number, 255)
+
+
+def attribute(name: str, *, optional: bool = False) -> Particle:
+    return Particle(ATTRIBUTE, (Option(name, TEXT_VALUE),), optional)
+
+
+def content(leaf: Leaf) -> Particle:
+    """The text of an element, in the slot `value`."""
+    return Particle(TEXT, (Option("value", leaf),))
+
+
+def one(name: str, kind: Leaf | Record, *, optional: bool = False) -> Particle:
+    return Particle(ELEMENT, (Option(name, kind),), optional)
+
+
+def many(name: str, kind: Leaf | Record, most: int, *, optional: bool = False, ours: bool = False) -> Particle:
+    return Particle(ELEMENT, (Option(name, kind),), optional, most, ours)
+
+
+def one_of(*options: tuple[str, Leaf | Record | None]) -> Particle:
+    return Particle(ELEMENT, tuple(Option(*option) for option in options))
+
+
+def refused(name: str) -> Particle:
+    """An optional element that takes a code but is not supported."""
+    return Particle(REFUSED, (Option(name, None),), optional=True)
+
+
+def wrapper(name: str, kind: Leaf | Record, most: int) -> Record:
+    """An element that only holds a list; its value is the tuple of the items."""
+    return Record(None, many(name, kind, most))

@@ -1,0 +1,152 @@
+"""Chains to order, good ones and bad ones, always with real signatures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from cryptography.hazmat import asn1
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
+from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
+
+from ccp.pki.certificates import Certificate, _Extension, _SignedCertificate
+from ccp.pki.paths import Profile, Role, TrustAnchors, Usage, VerifiedChain
+from ccp.sim.pki import (
+    CONTRACT,
+    CPS,
+    OEM_PROVISIONING,
+    ROOT,
+    SUB_CA1,
+    SUB_CA2,
+    Algorithm,
+    Credential,
+    SigningKey,
+    Template,
+    build_root,
+)
+
+AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
+DAY = timedelta(days=1)
+LEAVES = {Usage.CPS: CPS, Usage.CONTRACT: CONTRACT, Usage.OEM_PROVISIONING: OEM_PROVISIONING}
+ROLES = {Usage.CPS: Role.V2G, Usage.CONTRACT: Role.EMSP, Usage.OEM_PROVISIONING: Role.OEM}
+
+ECDSA_SHA1 = "06072a8648ce3d0401"
+ECDSA_SHA256 = "06082a8648ce3d040302"
+ECDSA_SHA384 = "06082a8648ce3d040303"
+ECDSA_SHA512 = "06082a8648ce3d040304"
+
+Validity = tuple[datetime, datetime]
+
+
+@dataclass
+class Chain:
+    """Three credentials and a leaf, and what is passed to the verifier. Parts may be exchanged one by one."""
+
+    root: Credential
+    sub1: Credential
+    sub2: Credential
+    leaf: Certificate
+    leaf_key: SigningKey
+    usage: Usage
+    offered: list[Certificate]
+
+    def anchors(self, known: Sequence[Certificate] = (), role: Role | None = None) -> TrustAnchors:
+        role = role or ROLES[self.usage]
+        return TrustAnchors.build([(role, self.root.certificate)], [(role, one) for one in known])
+
+    def verify(
+        self,
+        anchors: TrustAnchors | None = None,
+        *,
+        at: datetime = AT,
+        profile: Profile = Profile.ISO2,
+        usage: Usage | None = None,
+    ) -> VerifiedChain:
+        return (anchors or self.anchors()).verify(
+            self.leaf, self.offered, usage=usage or self.usage, at=at, profile=profile
+        )
+
+
+def chain(
+    usage: Usage = Usage.CONTRACT,
+    *,
+    algorithm: Algorithm = "P-256",
+    root: Template = ROOT,
+    sub1: Template = SUB_CA1,
+    sub2: Template = SUB_CA2,
+    leaf: Template | None = None,
+    valid: Mapping[str, Validity] | None = None,
+    leaf_algorithm: Algorithm | None = None,
+) -> Chain:
+    """valid: by level ("root", "sub1", "sub2", "leaf"), in place of the template's lifetime."""
+    times = valid or {}
+    anchor = build_root("Root", at=AT, algorithm=algorithm, template=root, valid=times.get("root"))
+    first = anchor.issue("Sub1", sub1, at=AT, valid=times.get("sub1"))
+    second = first.issue("Sub2", sub2, at=AT, valid=times.get("sub2"))
+    end = second.issue(
+        "DEABCC00000001", leaf or LEAVES[usage], at=AT, valid=times.get("leaf"), algorithm=leaf_algorithm
+    )
+    offered = [second.certificate, first.certificate]
+    return Chain(anchor, first, second, end.certificate, end.key, usage, offered)
+
+
+def forge(
+    certificate: Certificate,
+    signer: SigningKey,
+    edit: Callable[[Any], None] = lambda tbs: None,
+    *,
+    algorithm: str | None = None,
+    inner_algorithm: str | None = None,
+    digest: hashes.HashAlgorithm | None = None,
+) -> Certificate:
+    """Change fields that no builder lets one change, and sign again.
+
+    algorithm: contents of both AlgorithmIdentifiers, hex; inner_algorithm: of the signed one alone.
+    """
+    signed = asn1.decode_der(_SignedCertificate, certificate.der)
+    if algorithm is not None:
+        signed.algorithm = signed.tbs.signature = tlv(0x30, bytes.fromhex(algorithm))
+    if inner_algorithm is not None:
+        signed.tbs.signature = tlv(0x30, bytes.fromhex(inner_algorithm))
+    edit(signed.tbs)
+    octets = asn1.encode_der(signed.tbs)
+    if isinstance(signer, Ed448PrivateKey):
+        signature = signer.sign(octets)
+    else:
+        default = hashes.SHA256() if signer.curve.name == "secp256r1" else hashes.SHA512()
+        signature = signer.sign(octets, ECDSA(digest or default))
+    signed.signature = asn1.BitString(signature, 0)
+    return Certificate.load(asn1.encode_der(signed))
+
+
+def der(tag: int, content: bytes) -> bytes:
+    length = bytes((len(content),)) if len(content) < 128 else b"\x82" + len(content).to_bytes(2, "big")
+    if 128 <= len(content) < 256:
+        length = bytes((0x81, len(content)))
+    return bytes((tag,)) + length + content
+
+
+def tlv(tag: int, content: bytes) -> asn1.TLV:
+    return asn1.decode_der(asn1.TLV, der(tag, content))
+
+
+def without(tbs: Any, oid: object) -> None:
+    tbs.extensions = [one for one in tbs.extensions if one.oid != oid]
+
+
+def replaced(tbs: Any, oid: object, value: bytes) -> None:
+    for one in tbs.extensions:
+        if one.oid == oid:
+            one.value = value
+
+
+def added(tbs: Any, oid: Any, value: bytes, critical: bool = False) -> None:
+    tbs.extensions = [*tbs.extensions, _Extension(oid=oid, critical=critical, value=value)]
+
+
+def tampered(certificate: Certificate) -> Certificate:
+    """One bit of the signature's last octet turned over."""
+    return Certificate.load(certificate.der[:-1] + bytes((certificate.der[-1] ^ 1,)))

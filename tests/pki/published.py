@@ -1,0 +1,47 @@
+"""Published certificates. They are read from the shared folder beside the repository and never copied into it."""
+
+from __future__ import annotations
+
+import base64
+import json
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from ccp.exi import decode
+from ccp.pki.certificates import Certificate
+
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+HERE = Path(__file__).resolve().parents[1] / "vectors"
+
+
+def _octets(name: str) -> bytes:
+    for folder in (HERE, SHARED / "vectors"):
+        if (folder / name).exists():
+            return base64.b64decode((folder / name).read_text())
+    pytest.skip(f"{name} is not here")
+
+
+def public_root() -> Certificate:
+    path = SHARED / "opnc-spec/components/schemas/rootCertificate.v1.json"
+    if not path.exists():
+        pytest.skip(f"{path} is not here")
+    schema = json.loads(path.read_text())
+    return Certificate.load(base64.b64decode(schema["properties"]["caCertificate"]["example"]))
+
+
+@cache
+def response_chains() -> dict[str, tuple[Certificate, ...]]:
+    """The CPS chain and the contract chain of the published response, leaf first."""
+    body = decode(_octets("installation_res_iso2_opnc_example.b64")).Body
+    chains = {"cps": body.SAProvisioningCertificateChain, "contract": body.ContractSignatureCertChain}
+    return {
+        name: tuple(Certificate.load(der) for der in (chain.Certificate, *(chain.SubCertificates or ())))
+        for name, chain in chains.items()
+    }
+
+
+@cache
+def request_leaf() -> Certificate:
+    return Certificate.load(decode(_octets("installation_req_iso2_opcp_example.b64")).Body.OEMProvisioningCert)
