@@ -70,7 +70,7 @@ def create(config: Settings | None = None) -> FastAPI:
     config = config or settings.load()
     configure_logging(config)
     store = connect(config.database)
-    authority = Authority(store, issuer=config.base_url, lifetime=config.token_lifetime)
+    authority = Authority(store, issuer=config.public_url, lifetime=config.token_lifetime)
     trust = Trust(store)
     peers = NoPeers()
     pool = Pool(store, trust, Unchecked(), peers, config)

@@ -38,9 +38,9 @@ class Settings(BaseSettings):
     )
     tls_key: Path | None = Field(None, description="Private key for tls_cert, PEM.")
     database: str = Field("sqlite:///ccp.db", description="Database URL: sqlite:///FILE.")
-    base_url: str = Field(
-        "http://127.0.0.1:8020",
-        description="The address partners reach the pool under; issuer and audience of its tokens.",
+    base_url: str | None = Field(
+        None,
+        description="Address that partners reach the pool under, issuer and audience of its tokens; http(s)://host:port.",
     )
     token_lifetime: Annotated[int, Field(ge=60, le=86400)] = Field(
         3600, description="Validity of access tokens, seconds."
@@ -61,10 +61,17 @@ class Settings(BaseSettings):
 
     @field_validator("base_url")
     @classmethod
-    def _no_trailing_slash(cls, value: str) -> str:
+    def _no_trailing_slash(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
         if not re.fullmatch(r"https?://[^/?#\s]+[^?#\s]*", value):
             raise ValueError("must be an http or https address")
         return value.rstrip("/")
+
+    @property
+    def public_url(self) -> str:
+        """base_url, or the address that the pool listens on."""
+        return self.base_url or f"{'https' if self.tls_cert else 'http'}://{self.host}:{self.port}"
 
     def shown(self) -> dict[str, Any]:
         """The values as they may be printed: a password in a URL is left out."""

@@ -62,14 +62,19 @@ class Judge:
         self.plain = self.jvm.com.siemens.ct.exi.main.cmd.EXICodec()
         # One codec for each schema keeps its grammars and bindings.
         self.codecs = {name: self.jvm.com.siemens.ct.exi.main.cmd.EXICodec() for name in _SCHEMAS}
-        self.ready: set[str] = set()
+        self.grammars: dict[str, Any] = {}
+        # Looking a class up by its dotted name costs a round trip for every dot, so it is done once.
+        self.Object = self.jvm.java.lang.Object
+        self.InputStream = self.jvm.java.io.ByteArrayInputStream
+        self.QName = self.jvm.javax.xml.namespace.QName
+        self.JAXBElement = self.jvm.javax.xml.bind.JAXBElement
         self.methods = {}
         for method in self.plain.getClass().getSuperclass().getDeclaredMethods():
             method.setAccessible(True)
             self.methods[method.getName(), len(method.getParameterTypes())] = method
 
     def _call(self, namespace: str, name: str, *arguments: Any) -> Any:
-        array = self.gateway.new_array(self.jvm.java.lang.Object, len(arguments))
+        array = self.gateway.new_array(self.Object, len(arguments))
         for index, argument in enumerate(arguments):
             array[index] = argument
         return self.methods[name, len(arguments)].invoke(self.codecs[namespace], array)
@@ -88,28 +93,27 @@ class Judge:
 
     def _prepare(self, octets: bytes, namespace: str) -> None:
         """A first plain call sets up grammars and bindings."""
-        if namespace not in self.ready:
+        if namespace not in self.grammars:
             text = self.codecs[namespace].decode(octets, namespace)
             self.codecs[namespace].encode(text, namespace)
-            self.ready.add(namespace)
+            schema = getattr(self.jvm.com.siemens.ct.exi.main.cmd.BuiltInSchema, _SCHEMAS[namespace])
+            self.grammars[namespace] = self._call(namespace, "getGrammar", schema)
 
     def decode(self, octets: bytes, namespace: str) -> str:
         self._prepare(octets, namespace)
-        xml = self._call(namespace, "decode_stream", self.jvm.java.io.ByteArrayInputStream(octets))
+        xml = self._call(namespace, "decode_stream", self.InputStream(octets))
         text: str = self._call(namespace, "marshallToJSON", self._call(namespace, "unmarshallToMessage", xml))
         return text
 
     def encode(self, text: str, namespace: str) -> bytes:
         """After a first `decode` of this namespace."""
-        schema = getattr(self.jvm.com.siemens.ct.exi.main.cmd.BuiltInSchema, _SCHEMAS[namespace])
         value = self._call(namespace, "unmarshallJSONToMessage", text)
         if namespace == ISO20:
             # Two messages share types with others, so the jar gives the root its name itself.
-            root = self.jvm.javax.xml.namespace.QName(ISO20, next(iter(json.loads(text))))
-            value = self.jvm.javax.xml.bind.JAXBElement(root, value.getClass(), value.getValue())
+            root = self.QName(ISO20, next(iter(json.loads(text))))
+            value = self.JAXBElement(root, value.getClass(), value.getValue())
         stream = self._call(namespace, "marshalToInputStream", value)
-        grammars = self._call(namespace, "getGrammar", schema)
-        return bytes(self._call(namespace, "encode", stream, grammars).toByteArray())
+        return bytes(self._call(namespace, "encode", stream, self.grammars[namespace]).toByteArray())
 
     def close(self) -> None:
         self.gateway.shutdown()

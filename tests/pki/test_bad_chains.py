@@ -311,6 +311,10 @@ CAUSES: dict[str, tuple[Callable[[], Chain], str]] = {
     "CPS as contract": (leaf_template(domain_component="CPS"), r"\(CPS\) does not fit contract"),
     "CPS as vehicle": (leaf_template(Usage.OEM_PROVISIONING, domain_component="CPS"), r"\(CPS\) does not fit OEM"),
     "sub-CA is no CA": (lambda: chain(sub1=replace(SUB_CA1, ca=False)), '"Sub1" is used as an issuer but is not a CA'),
+    "sub-CA says it is no CA": (
+        lambda: chain(sub2=with_extra(replace(SUB_CA2, ca=False), x509.BasicConstraints(False, None), True)),
+        '"Sub2" is used as an issuer but is not a CA',
+    ),
     "root is no CA": (lambda: chain(root=replace(ROOT, ca=False)), '"Root" is used as an issuer but is not a CA'),
     "sub-CA without keyCertSign": (lambda: chain(sub2=replace(SUB_CA2, key_usage=usages("crl_sign"))), "lacks"),
     "sub-CA without key usage": (lambda: chain(sub2=replace(SUB_CA2, key_usage=usages())), "lacks"),

@@ -253,7 +253,7 @@ def test_a_common_name_in_a_wrong_character_set_does_no_harm(
     st.lists(
         st.tuples(
             st.sampled_from([NameOID.COMMON_NAME, NameOID.ORGANIZATION_NAME, NameOID.DOMAIN_COMPONENT]),
-            st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=64),
+            st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=16),
         ),
         max_size=5,
     )
@@ -269,6 +269,7 @@ def test_any_name_is_read_as_cryptography_reads_it(parts: list[tuple[x509.Object
 _ISSUER = build_root("Root", at=AT)
 
 
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")
 def test_damaged_octets_give_a_certificate_or_a_chain_error_and_nothing_else() -> None:
     source = random.Random(20260301)
     good = chain().leaf.der

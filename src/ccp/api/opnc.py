@@ -195,9 +195,7 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
         async def authenticated(request: Request) -> Party:
             return edge.caller(request.scope, request.headers, operation)
 
-        async def caller(
-            party: Annotated[Party, Depends(authenticated)], routing: Annotated[Routing, Header()]
-        ) -> Party:
+        async def caller(routing: Annotated[Routing, Header()], party: Party = Depends(authenticated)) -> Party:
             edge.route(party, routing)
             return party
 
@@ -224,7 +222,7 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
     @add("GET", "/contractData/emaid/{emaid}", Operation.GET_CONTRACT_DATA_BY_EMAID, wire.ContractDataCollection)
     async def get_contract_data_by_emaid(
         emaid: EmaidPath,
-        caller: Annotated[Party, calling(Operation.GET_CONTRACT_DATA_BY_EMAID)],
+        caller: Party = calling(Operation.GET_CONTRACT_DATA_BY_EMAID),
         namespace: NamespaceQuery = _NAMESPACE,
         root: RootQuery = None,
     ) -> Response:
@@ -235,7 +233,7 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
     @add("GET", "/contractData/pcid/{pcid}", Operation.GET_CONTRACT_DATA_BY_PCID, wire.ContractDataCollection)
     async def get_contract_data_by_pcid(
         pcid: PcidPath,
-        caller: Annotated[Party, calling(Operation.GET_CONTRACT_DATA_BY_PCID)],
+        caller: Party = calling(Operation.GET_CONTRACT_DATA_BY_PCID),
         namespace: NamespaceQuery = _NAMESPACE,
     ) -> Response:
         """The contracts that wait for a vehicle, for the OEM that owns its WMI."""
@@ -245,7 +243,7 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
     @add("DELETE", "/signedcontractdata/{emaid}", Operation.WITHDRAW)
     async def delete_signed_contract_data_by_emaid(
         emaid: EmaidPath,
-        caller: Annotated[Party, calling(Operation.WITHDRAW)],
+        caller: Party = calling(Operation.WITHDRAW),
         skip_revocation: Annotated[Boolean, Header(alias="X-Skip-Revocation")] = False,
     ) -> Response:
         """Remove a contract with all its variants, for the eMSP that owns it."""
@@ -261,7 +259,7 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
     async def get_signed_contract_data_by_emaid_and_pcid(
         emaid: EmaidPath,
         pcid: PcidPath,
-        caller: Annotated[Party, calling(Operation.GET_SIGNED_CONTRACT_DATA)],
+        caller: Party = calling(Operation.GET_SIGNED_CONTRACT_DATA),
         namespace: NamespaceQuery = _NAMESPACE,
         root: RootQuery = None,
         session_id: Annotated[
@@ -282,7 +280,7 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
 
     @add("POST", "/signedcontractdata/{emaid}/{pcid}/setdefault", Operation.SET_DEFAULT)
     async def set_signed_contract_data_as_default(
-        emaid: EmaidPath, pcid: PcidPath, caller: Annotated[Party, calling(Operation.SET_DEFAULT)]
+        emaid: EmaidPath, pcid: PcidPath, caller: Party = calling(Operation.SET_DEFAULT)
     ) -> Response:
         """Make a contract the vehicle's default, for the OEM that owns its WMI."""
         try:

@@ -1,0 +1,44 @@
+"""The command line: one module for each group of commands."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from ccp import __version__
+from ccp.cli import db, exi, party, serve, sim, trust, verify
+from ccp.errors import CCPError
+
+app = typer.Typer(
+    name="ccp",
+    help="Contract Certificate Pool for Plug&Charge (ISO 15118-2 and -20, OPNC).",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def root(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+serve.register(app)
+sim.register(app)
+verify.register(app)
+app.add_typer(party.app, name="party")
+app.add_typer(trust.app, name="trust")
+app.add_typer(exi.app, name="exi")
+app.add_typer(db.app, name="db")
+
+
+def main() -> None:
+    """Entry point: a deliberate error is a sentence on standard error and exit status 1, nothing else."""
+    try:
+        app()
+    except CCPError as exc:
+        for message in exc.messages:
+            print(f"ccp: {message}", file=sys.stderr)
+        sys.exit(1)

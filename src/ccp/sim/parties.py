@@ -160,9 +160,7 @@ class Car:
         chain = iso20.OEMProvisioningCertificateChain("ID1", own.certificate.der, _ders(own.sub_cas))
         reference = (chain.Id, exi.encode_fragment("OEMProvisioningCertificateChain", chain, exi.ISO20))
         header = iso20.Header(session_id, int(at.timestamp()), signatures.create([reference], own.key))
-        return exi.encode(
-            iso20.CertificateInstallationReq(header, chain, roots, maximum, tuple(prioritised) or None)
-        )
+        return exi.encode(iso20.CertificateInstallationReq(header, chain, roots, maximum, tuple(prioritised) or None))
 
     def install(
         self, octets: bytes, session_id: bytes, at: datetime

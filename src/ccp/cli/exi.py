@@ -1,0 +1,90 @@
+"""ccp exi: messages to JSON and back."""
+
+from __future__ import annotations
+
+import base64
+import json
+import sys
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from ccp import exi
+from ccp.cli.inputs import message_octets, read_input
+from ccp.cli.show import print_json
+from ccp.errors import ChainError, EXIError
+from ccp.pki.certificates import Certificate
+
+app = typer.Typer(help="Read and write CertificateInstallation messages.", no_args_is_help=True)
+
+_CERTIFICATES = ("Certificate", "OEMProvisioningCert")
+
+
+class Form(StrEnum):
+    BINARY = "binary"
+    BASE64 = "base64"
+    HEX = "hex"
+
+
+@app.command()
+def decode(
+    file: Annotated[str, typer.Argument(help="EXI, Base64, hex or a JSON body of the API; - for standard input.")],
+    full: Annotated[
+        bool, typer.Option("--full", help="Everything, so that `ccp exi encode` can take it back.")
+    ] = False,
+) -> None:
+    """Print a message as JSON. Certificates are summarised unless --full is given."""
+    shown = exi.to_json(exi.decode(message_octets(read_input(file))))
+    print_json(shown if full else _summarised(shown))
+
+
+@app.command()
+def encode(
+    file: Annotated[str, typer.Argument(help="JSON as `ccp exi decode --full` prints it; - for standard input.")],
+    form: Annotated[Form, typer.Option("--to", help="How to write the message.")] = Form.BASE64,
+) -> None:
+    """Print the message that a JSON text describes."""
+    try:
+        described = json.loads(read_input(file))
+    except ValueError as exc:
+        raise EXIError("a text that is no JSON", 0) from exc
+    if _is_summarised(described):
+        raise EXIError("summarised certificates, which cannot be written back; print the message with --full", 0)
+    octets = exi.encode(exi.from_json(described))
+    if form is Form.BINARY:
+        sys.stdout.buffer.write(octets)
+    elif form is Form.HEX:
+        typer.echo(octets.hex())
+    else:
+        typer.echo(base64.b64encode(octets).decode())
+
+
+def _summarised(value: Any, name: str = "") -> Any:
+    if isinstance(value, dict):
+        return {key: _summarised(member, key) for key, member in value.items()}
+    if isinstance(value, list):
+        return [_summarised(member, name) for member in value]
+    if name in _CERTIFICATES and isinstance(value, str):
+        return _summary(value)
+    return value
+
+
+def _is_summarised(value: Any) -> bool:
+    if isinstance(value, dict):
+        return "fingerprint" in value or any(map(_is_summarised, value.values()))
+    return isinstance(value, list) and any(map(_is_summarised, value))
+
+
+def _summary(text: str) -> Any:
+    try:
+        certificate = Certificate.load(base64.b64decode(text))
+    except ChainError:
+        return text
+    return {
+        "subject": certificate.dn,
+        "issuer": certificate.x509.issuer.rfc4514_string(),
+        "notBefore": certificate.not_before.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "notAfter": certificate.not_after.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "fingerprint": certificate.fingerprint,
+    }

@@ -1,0 +1,56 @@
+"""Messages from files or standard input: as octets, Base64 or hexadecimal; inside JSON bodies of the API too."""
+
+from __future__ import annotations
+
+import binascii
+import json
+import re
+import sys
+from pathlib import Path
+
+from ccp.errors import ConfigurationError, EXIError
+
+_MEMBERS = ("certificateInstallationRes", "certificateInstallationReq")
+_EXI_START = 0x80  # Distinguishing bits; no text starts with it.
+
+
+def read_input(file: str) -> bytes:
+    """The octets of a file, or of standard input for "-". Raises ConfigurationError."""
+    if file == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return Path(file).read_bytes()
+    except OSError as exc:
+        raise ConfigurationError(f"{file} cannot be read: {exc.strerror}.") from exc
+
+
+def message_octets(content: bytes) -> bytes:
+    """The EXI stream in a file's content, however it is written down. Raises EXIError."""
+    if content[:1] == bytes((_EXI_START,)):
+        return content
+    try:
+        text = content.decode("ascii").strip()
+    except UnicodeDecodeError as exc:
+        raise EXIError("neither an EXI stream nor a text that holds one", 0) from exc
+    if text.startswith("{"):
+        text = _member(text)
+    compact = re.sub(r"\s+", "", text)
+    # Every message starts with the octet 80: "80…" in hexadecimal, "gJ…", "gB…" or "gC…" in Base64.
+    if re.fullmatch(r"(80)([0-9A-Fa-f]{2})*", compact):
+        return bytes.fromhex(compact)
+    try:
+        return binascii.a2b_base64(compact, strict_mode=True)
+    except binascii.Error as exc:
+        raise EXIError("neither an EXI stream, nor Base64 or hexadecimal of one", 0) from exc
+
+
+def _member(text: str) -> str:
+    try:
+        found = json.loads(text)
+    except ValueError as exc:
+        raise EXIError("a text that is no JSON", 0) from exc
+    for name in _MEMBERS:
+        if isinstance(found.get(name), str):
+            value: str = found[name]
+            return value
+    raise EXIError(f"JSON without {' or '.join(_MEMBERS)}", 0)

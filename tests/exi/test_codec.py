@@ -1,0 +1,524 @@
+"""Documents both ways: round trips, both forms of list ends and of empty values, limits, refusals."""
+
+from __future__ import annotations
+
+import base64
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from ccp.exi import ISO2, ISO20, EXIError, decode, encode, iso2, iso20, namespace_of, parse, xmldsig
+from ccp.exi import bits as limits
+from tests.exi.messages import KINDS, Maker, messages
+
+HERE = pathlib.Path(__file__).parent
+# Published in the API description that the product implements.
+EXAMPLE = base64.b64decode((HERE.parent / "vectors" / "installation_res_iso2_opnc_example.b64").read_text())
+_SHARED = HERE.parents[2].parent / "shared" / "vectors"
+
+
+def shared_vector(name: str) -> bytes:
+    """A published message that is not ours to distribute."""
+    path = _SHARED / name
+    if not path.is_file():
+        pytest.skip(f"{path} is not here")
+    return base64.b64decode(path.read_text())
+
+
+CHAIN = iso2.CertificateChain("ID1", b"leaf", (b"sub",))
+RESPONSE = iso2.V2G_Message(
+    iso2.Header(b"\0"),
+    iso2.CertificateInstallationRes(
+        "OK",
+        CHAIN._replace(Id=None),
+        CHAIN,
+        iso2.ContractSignatureEncryptedPrivateKey("ID2", bytes(48)),
+        iso2.DHpublickey("ID3", bytes(65)),
+        iso2.EMAID("ID4", "DEICECOPNCCERT"),
+    ),
+)
+REQUEST = iso2.V2G_Message(
+    iso2.Header(b"12345678"),
+    iso2.CertificateInstallationReq("ID1", b"certificate", (iso2.X509IssuerSerial("CN=root", 12345),)),
+)
+
+
+class Stream:
+    """Bits written by hand, for forms that our own writer does not write."""
+
+    def __init__(self, octets: bytes, end: int) -> None:
+        """Begin with the first `end` bits of a stream."""
+        self.bits = f"{int.from_bytes(octets):0{8 * len(octets)}b}"[:end]
+
+    def add(self, *pieces: str | bytes | tuple[int, int]) -> Stream:
+        for piece in pieces:
+            if isinstance(piece, str):
+                self.bits += piece
+            elif isinstance(piece, bytes):
+                self.bits += "".join(f"{octet:08b}" for octet in piece)
+            else:
+                self.bits += f"{piece[0]:0{piece[1]}b}"
+        return self
+
+    def octets(self) -> bytes:
+        padded = self.bits + "0" * (-len(self.bits) % 8)
+        return int(padded, 2).to_bytes(len(padded) // 8)
+
+
+def test_the_published_response_decodes_and_encodes_to_the_same_octets() -> None:
+    message = decode(EXAMPLE)
+    assert isinstance(message, iso2.V2G_Message)
+    assert isinstance(message.Body, iso2.CertificateInstallationRes)
+    assert message.Header.SessionID == b"\0"
+    assert message.Body.eMAID.value == "DEICECOPNCCERT"
+    assert encode(message) == EXAMPLE
+
+
+def test_the_predecessor_protocols_request_decodes_and_encodes_to_the_same_octets() -> None:
+    octets = shared_vector("installation_req_iso2_opcp_example.b64")
+    message = decode(octets)
+    assert isinstance(message, iso2.V2G_Message)
+    assert message.Header.SessionID.hex().upper() == "69FC09895168C8B2"
+    assert encode(message) == octets
+
+
+def test_the_predecessor_protocols_negative_response_decodes_and_encodes_to_the_same_octets() -> None:
+    octets = shared_vector("installation_res_iso2_opcp_negative.b64")
+    message = decode(octets)
+    assert isinstance(message, iso2.V2G_Message)
+    assert isinstance(message.Body, iso2.CertificateInstallationRes)
+    assert message.Body.ResponseCode == "FAILED_NoCertificateAvailable"
+    assert message.Header.Notification == iso2.Notification("UnknownError", "CPO certInstall status")
+    assert encode(message) == octets
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_random_messages_survive_both_ways(kind: str) -> None:
+    for message in messages(kind, 300):
+        octets = encode(message)
+        assert decode(octets) == message
+        assert parse(octets).message == message
+        assert namespace_of(message) == (ISO2 if kind.startswith("iso2_") else ISO20)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(seed=st.integers(0, 2**64), kind=st.sampled_from(KINDS))
+def test_any_message_survives_both_ways(seed: int, kind: str) -> None:
+    message = getattr(Maker(seed), kind)()
+    assert decode(encode(message)) == message
+
+
+@given(name=st.text(max_size=200), serial=st.integers(-(2**320), 2**320 - 1), session=st.binary(max_size=8))
+def test_any_name_serial_and_session_survive_or_are_refused(name: str, serial: int, session: bytes) -> None:
+    body = REQUEST.Body._replace(ListOfRootCertificateIDs=(iso2.X509IssuerSerial(name, serial),))
+    message = iso2.V2G_Message(iso2.Header(session), body)
+    if any(ord(c) < 32 and c not in "\t\n\r" or c in "\ufffe\uffff" for c in name) or serial == -(2**320):
+        if serial == -(2**320):
+            assert decode(encode(message._replace(Body=REQUEST.Body))) == message._replace(Body=REQUEST.Body)
+            return
+        with pytest.raises(EXIError):
+            encode(message)
+    else:
+        assert decode(encode(message)) == message
+
+
+@given(st.binary(max_size=300))
+def test_any_octets_give_a_message_or_an_error(octets: bytes) -> None:
+    for prefix in (b"", b"\x80", b"\x80\x98", b"\x80\x98\x02", b"\x80\x1c", b"\x80\x20"):
+        try:
+            message = decode(prefix + octets)
+        except EXIError as error:
+            assert error.offset is not None
+            assert 0 <= error.offset <= 8 * len(prefix + octets)
+        else:
+            assert isinstance(message, iso2.V2G_Message | iso20.CertificateInstallationReq | iso20.CertificateInstallationRes)
+
+
+def _cases() -> list[Any]:
+    cases = [("example", EXAMPLE), ("response", encode(RESPONSE)), ("request", encode(REQUEST))]
+    cases += [(f"{kind}-{n}", encode(m)) for kind in KINDS for n, m in enumerate(messages(kind, 3, seed=7))]
+    return [pytest.param(octets, id=name) for name, octets in cases]
+
+
+@pytest.mark.parametrize("octets", _cases())
+def test_a_message_cut_after_any_octet_is_refused(octets: bytes) -> None:
+    for end in range(len(octets)):
+        with pytest.raises(EXIError) as caught:
+            decode(octets[:end])
+        assert caught.value.offset is not None
+        assert caught.value.offset <= 8 * end
+
+
+@pytest.mark.parametrize("octets", _cases())
+def test_octets_behind_the_end_are_refused_unless_all_zero(octets: bytes) -> None:
+    for garbage in (b"\1", b"\0\1", b"\x80", bytes(100) + b"\1"):
+        with pytest.raises(EXIError, match="behind the end"):
+            decode(octets + garbage)
+    assert decode(octets + bytes(3)) == decode(octets)
+
+
+def test_padding_bits_that_are_not_zero_are_refused() -> None:
+    for message in messages("iso2_req", 30):
+        octets = encode(message)
+        try:
+            decode(octets[:-1] + bytes((octets[-1] | 1,)))
+        except EXIError as error:
+            assert "behind the end" in error.reason
+        else:
+            # No padding in this one: the last bit ended the message and setting it must have been noticed.
+            pytest.fail("a changed last bit was not noticed")
+
+
+@pytest.mark.parametrize("start", [b"", b"\0", b"$EXI", b"\x81", b"\xa0", b"<?xml"])
+def test_other_streams_are_refused_at_their_first_octet(start: bytes) -> None:
+    with pytest.raises(EXIError, match="not an EXI stream") as caught:
+        decode(start + b"\x98\x02")
+    assert caught.value.offset == 0
+
+
+def test_other_messages_are_refused() -> None:
+    with pytest.raises(EXIError) as caught:
+        decode(b"\x80\x9a" + bytes(30))
+    assert caught.value.offset == 8
+    # PreChargeReq or whatever: any other body.
+    for code in (0, 1, 2, 4, 7, 8, 34, 35, 36, 63):
+        octets = Stream(encode(RESPONSE), 8 + 7 + 1 + 2 + 16 + 1 + 2).add("0", (code, 6), bytes(20)).octets()
+        with pytest.raises(EXIError) as caught:
+            decode(octets)
+        assert caught.value.path == "V2G_Message/Body"
+
+
+def test_bytes_are_asked_for() -> None:
+    for value in ("80", bytearray(b"\x80"), memoryview(b"\x80"), None, 1):
+        with pytest.raises(TypeError):
+            decode(value)  # type: ignore[arg-type]
+
+
+def test_an_endless_list_end_is_read_and_the_conformant_one_written() -> None:
+    """A made-up request with the full list of 20 roots, ended with the two bits that endless-loop encoders write."""
+    roots = tuple(iso2.X509IssuerSerial(f"CN={n}", n) for n in range(20))
+    message = REQUEST._replace(Body=REQUEST.Body._replace(ListOfRootCertificateIDs=roots))
+    octets = encode(message)
+    # Behind the last serial: its end, the end of the pair, then the end of the list, of the request, body and message.
+    end = parse(octets).parts[0].end
+    assert Stream(octets, end + 2).bits[-6:] == "000000"
+    other = Stream(octets, end - 2).add("01", "0", "00").octets()
+    assert decode(other) == message
+    assert encode(decode(other)) == octets
+
+
+def test_an_endless_end_of_every_other_full_list_is_read() -> None:
+    subs = iso2.CertificateChain("ID1", b"leaf", (b"1", b"2", b"3", b"4"))
+    message = RESPONSE._replace(Body=RESPONSE.Body._replace(ContractSignatureCertChain=subs))
+    octets = encode(message)
+    part = next(p for p in parse(octets).parts if p.name == "ContractSignatureCertChain")
+    rest = Stream(octets, 8 * len(octets)).bits[part.end :]
+    assert decode(Stream(octets, part.end - 2).add("01", "0", rest).octets()) == message
+
+    maker = Maker(5)
+    request = maker.iso20_req()._replace(PrioritizedEMAIDs=tuple("ABCDEFGH"))
+    octets = encode(request)
+    # The request ends with the end of the last EMAID, of the list, of the request; find where by the padding.
+    for pad in range(8):
+        stream = Stream(octets, 8 * len(octets) - pad)
+        if decode(stream.octets()) == request:
+            try:
+                assert decode(Stream(octets, len(stream.bits) - 2).add("01", "0").octets()) == request
+                break
+            except EXIError:
+                continue
+    else:
+        pytest.fail("no place for the end of the list")
+
+    chain = iso20.OEMProvisioningCertificateChain("ID1", b"leaf", (b"1", b"2", b"3"))
+    request = request._replace(OEMProvisioningCertificateChain=chain)
+    octets = encode(request)
+    part = parse(octets).parts[0]
+    rest = Stream(octets, 8 * len(octets)).bits[part.end :]
+    assert decode(Stream(octets, part.end - 2).add("01", "0", rest).octets()) == request
+
+
+def test_one_item_too_many_is_refused_in_every_list() -> None:
+    roots = tuple(iso2.X509IssuerSerial("x", n) for n in range(21))
+    for message in (
+        REQUEST._replace(Body=REQUEST.Body._replace(ListOfRootCertificateIDs=roots)),
+        RESPONSE._replace(Body=RESPONSE.Body._replace(ContractSignatureCertChain=CHAIN._replace(SubCertificates=(b"",) * 5))),
+        Maker(1).iso20_req()._replace(PrioritizedEMAIDs=("x",) * 9),
+        Maker(1).iso20_req()._replace(ListOfRootCertificateIDs=roots),
+    ):
+        with pytest.raises(EXIError, match="at most"):
+            encode(message)
+
+
+def _signed(references: tuple[xmldsig.Reference, ...]) -> iso2.V2G_Message:
+    info = xmldsig.SignedInfo(None, xmldsig.CanonicalizationMethod("c"), xmldsig.SignatureMethod("s"), references)
+    signature = xmldsig.Signature(None, info, xmldsig.SignatureValue(None, b"v"))
+    return REQUEST._replace(Header=REQUEST.Header._replace(Signature=signature))
+
+
+def test_lists_that_the_schema_leaves_open_are_bounded_when_reading() -> None:
+    digest = xmldsig.DigestMethod("d")
+    reference = xmldsig.Reference(None, None, None, None, digest, b"")
+    message = _signed((reference,) * limits.REFERENCES)
+    octets = encode(message)
+    assert decode(octets) == message
+    info = parse(octets).signed_info
+    assert info is not None
+    # In place of the end of SignedInfo (code 1 of two bits) another reference (code 0).
+    with pytest.raises(EXIError, match="more than 8 Reference") as caught:
+        decode(Stream(octets, info.end - 2).add("00", bytes(100)).octets())
+    assert caught.value.path == "V2G_Message/Header/Signature/SignedInfo"
+    assert caught.value.offset == info.end - 2
+
+    transform = xmldsig.Transform("t", ("x",) * limits.XPATHS)
+    message = _signed((reference._replace(Transforms=(transform,) * limits.TRANSFORMS),))
+    assert decode(encode(message)) == message
+    with pytest.raises(EXIError, match="at most 4 items"):
+        encode(_signed((reference._replace(Transforms=(transform,) * 5),)))
+
+
+def test_an_empty_value_in_the_form_of_exificient_is_read() -> None:
+    """<Certificate/> and others written as the way out (one) and the end of the element (three zero bits)."""
+    octets = encode(RESPONSE)
+    for name, filled, empty in (
+        ("ContractSignatureEncryptedPrivateKey", RESPONSE.Body.ContractSignatureEncryptedPrivateKey, b""),
+        ("DHpublickey", RESPONSE.Body.DHpublickey, b""),
+        ("eMAID", RESPONSE.Body.eMAID, ""),
+    ):
+        part = next(p for p in parse(octets).parts if p.name == name)
+        rest = Stream(octets, 8 * len(octets)).bits[part.end :]
+        identifier = Stream(octets, part.start + 1 + 8 + 8 * 3).bits[part.start :]
+        other = Stream(octets, part.start).add(identifier, "1000", rest).octets()
+        expected = RESPONSE._replace(Body=RESPONSE.Body._replace(**{name: filled._replace(value=empty)}))
+        assert decode(other) == expected
+        # What is written is the typed form, which both read.
+        assert decode(encode(expected)) == expected
+        assert encode(decode(other)) == encode(expected) != other
+    # SessionID: start, way out, end; then Body follows.
+    session = Stream(octets, 17).add("1000", Stream(octets, 8 * len(octets)).bits[18 + 16 + 1 - 1 :][1:]).octets()
+    assert decode(session) == RESPONSE._replace(Header=iso2.Header(b""))
+
+
+def test_an_empty_number_is_refused() -> None:
+    octets = encode(Maker(1).iso20_req())
+    end = 17 + 8 + 8 * octets_of_session(octets) + 2
+    with pytest.raises(EXIError, match="an empty value") as caught:
+        decode(Stream(octets, end).add("1000", bytes(9)).octets())
+    assert caught.value.path == "CertificateInstallationReq/Header/TimeStamp"
+
+
+def octets_of_session(octets: bytes) -> int:
+    return len(decode(octets).Header.SessionID)
+
+
+@pytest.mark.parametrize("bits", ["1001", "1010", "1100", "1111"])
+def test_content_that_is_not_as_in_the_schema_is_refused_by_name(bits: str) -> None:
+    """One production system writes xsi:type and untyped children, as if it had no schema."""
+    octets = Stream(encode(RESPONSE), 17).add(bits, bytes(40)).octets()
+    with pytest.raises(EXIError, match="xsi:type") as caught:
+        decode(octets)
+    assert caught.value.path == "V2G_Message/Header/SessionID"
+
+
+def test_key_info_and_foreign_elements_are_refused_by_name() -> None:
+    octets = encode(_signed((xmldsig.Reference(None, None, None, None, xmldsig.DigestMethod("d"), b""),)))
+    info = parse(octets).signed_info
+    assert info is not None
+    # SignatureValue: start 1 bit, text 2 bits, one octet of length, one of value, end; then KeyInfo 0, Object 1.
+    end = info.end + 1 + 2 + 16 + 1
+    for code, name in ((0, "KeyInfo"), (1, "Object")):
+        with pytest.raises(EXIError, match=f"{name} is not supported"):
+            decode(Stream(octets, end).add((code, 2), bytes(20)).octets())
+    # CanonicalizationMethod "c": start 2 bits, attribute 1, length and letter; then a foreign element 0, text 2.
+    for code, name in ((0, "a foreign element"), (2, "text between elements")):
+        with pytest.raises(EXIError, match=f"{name} is not supported"):
+            decode(Stream(octets, info.start + 2 + 1 + 16).add((code, 2), bytes(20)).octets())
+
+
+def test_a_string_table_reference_is_refused() -> None:
+    octets = encode(REQUEST)
+    start = parse(octets).parts[0].start
+    for hit in (0, 1):
+        with pytest.raises(EXIError, match="string table"):
+            decode(Stream(octets, start + 1).add((hit, 8), bytes(90)).octets())
+
+
+@pytest.mark.parametrize(
+    "character",
+    [
+        b"\x80\xb0\x03",  # U+D800
+        b"\xff\xbf\x03",  # U+DFFF
+        b"\x80\x80\x44",  # U+110000
+        b"\x80\x80\x80\x01",  # four groups
+        b"\x00",  # not in XML
+        b"\x1f",
+        b"\xfe\xff\x03",  # U+FFFE
+    ],
+)
+def test_characters_that_xml_does_not_have_are_refused(character: bytes) -> None:
+    octets = encode(REQUEST)
+    start = parse(octets).parts[0].start
+    with pytest.raises(EXIError, match="character") as caught:
+        decode(Stream(octets, start + 1).add((3, 8), character, bytes(90)).octets())
+    assert caught.value.path == "V2G_Message/Body/CertificateInstallationReq"
+    assert caught.value.offset == start + 1
+
+
+def test_a_code_point_with_needless_groups_is_read() -> None:
+    octets = encode(REQUEST)
+    part = parse(octets).parts[0]
+    rest = Stream(octets, 8 * len(octets)).bits[part.start + 1 + 8 + 24 :]
+    message = decode(Stream(octets, part.start + 1).add((5, 8), b"I\xc4\x80\x001", rest).octets())
+    assert message == REQUEST._replace(Body=REQUEST.Body._replace(Id="ID1"))
+
+
+def test_values_beyond_the_reading_limits_are_refused() -> None:
+    octets = encode(REQUEST)
+    start = parse(octets).parts[0].start + 1
+    with pytest.raises(EXIError, match="1025 characters"):
+        decode(Stream(octets, start).add(b"\x83\x08", b"x" * 1025, bytes(50)).octets())
+    certificate = start + 8 + 24 + 2
+    with pytest.raises(EXIError, match="801 octets") as caught:
+        decode(Stream(octets, certificate).add(b"\xa1\x06", bytes(900)).octets())
+    assert caught.value.path.endswith("CertificateInstallationReq/OEMProvisioningCert")
+    with pytest.raises(EXIError, match="more than 10 octets"):
+        decode(Stream(octets, certificate).add(b"\xff" * 3000).octets())
+    with pytest.raises(EXIError, match="at most 65536"):
+        decode(octets + bytes(65536))
+    serial = Stream(octets, parse(octets).parts[0].end - 2 - 2 - 1 - 16 - 1)
+    with pytest.raises(EXIError, match="an integer of more than"):
+        decode(serial.add("0", b"\xff" * 60, bytes(9)).octets())
+
+
+BROKEN: list[tuple[Callable[[], Any], str]] = [
+    (lambda: REQUEST._replace(Header=None), "V2G_Message"),
+    (lambda: REQUEST._replace(Body=None), "V2G_Message/Body"),
+    (lambda: REQUEST._replace(Body="x"), "V2G_Message/Body"),
+    (lambda: REQUEST._replace(Header=("x",)), "V2G_Message/Header"),
+    (lambda: REQUEST._replace(Header=iso2.Header("00")), "V2G_Message/Header/SessionID"),
+    (lambda: REQUEST._replace(Header=iso2.Header(bytearray(3))), "V2G_Message/Header/SessionID"),
+    (lambda: REQUEST._replace(Header=iso2.Header(bytes(9))), "V2G_Message/Header/SessionID"),
+    (lambda: REQUEST._replace(Header=iso2.Header(None)), "V2G_Message/Header"),
+    (
+        lambda: REQUEST._replace(Header=iso2.Header(b"", iso2.Notification("Unknown"))),
+        "V2G_Message/Header/Notification/FaultCode",
+    ),
+    (
+        lambda: REQUEST._replace(Header=iso2.Header(b"", iso2.Notification("UnknownError", "x" * 65))),
+        "V2G_Message/Header/Notification/FaultMsg",
+    ),
+    (
+        lambda: REQUEST._replace(Body=REQUEST.Body._replace(Id="\ud800")),
+        "V2G_Message/Body/CertificateInstallationReq/Id",
+    ),
+    (lambda: REQUEST._replace(Body=REQUEST.Body._replace(Id="\0")), "V2G_Message/Body/CertificateInstallationReq/Id"),
+    (
+        lambda: REQUEST._replace(Body=REQUEST.Body._replace(Id="x" * 1025)),
+        "V2G_Message/Body/CertificateInstallationReq/Id",
+    ),
+    (
+        lambda: REQUEST._replace(Body=REQUEST.Body._replace(OEMProvisioningCert=bytes(801))),
+        "V2G_Message/Body/CertificateInstallationReq/OEMProvisioningCert",
+    ),
+    (
+        lambda: REQUEST._replace(Body=REQUEST.Body._replace(ListOfRootCertificateIDs=())),
+        "V2G_Message/Body/CertificateInstallationReq/ListOfRootCertificateIDs",
+    ),
+    (
+        lambda: REQUEST._replace(Body=REQUEST.Body._replace(ListOfRootCertificateIDs=[])),
+        "V2G_Message/Body/CertificateInstallationReq/ListOfRootCertificateIDs/RootCertificateID",
+    ),
+    (
+        lambda: REQUEST._replace(Body=REQUEST.Body._replace(ListOfRootCertificateIDs=(None,))),
+        "V2G_Message/Body/CertificateInstallationReq/ListOfRootCertificateIDs/RootCertificateID",
+    ),
+    (
+        lambda: REQUEST._replace(
+            Body=REQUEST.Body._replace(ListOfRootCertificateIDs=(iso2.X509IssuerSerial("x", 2**320),))
+        ),
+        "V2G_Message/Body/CertificateInstallationReq/ListOfRootCertificateIDs/RootCertificateID/X509SerialNumber",
+    ),
+    (
+        lambda: REQUEST._replace(
+            Body=REQUEST.Body._replace(ListOfRootCertificateIDs=(iso2.X509IssuerSerial("x", True),))
+        ),
+        "V2G_Message/Body/CertificateInstallationReq/ListOfRootCertificateIDs/RootCertificateID/X509SerialNumber",
+    ),
+    (
+        lambda: RESPONSE._replace(Body=RESPONSE.Body._replace(ResponseCode=["OK"])),
+        "V2G_Message/Body/CertificateInstallationRes/ResponseCode",
+    ),
+    (
+        lambda: RESPONSE._replace(Body=RESPONSE.Body._replace(eMAID=iso2.EMAID("ID", "x" * 16))),
+        "V2G_Message/Body/CertificateInstallationRes/eMAID/value",
+    ),
+    (
+        lambda: Maker(1).iso20_req()._replace(MaximumContractCertificateChains=256),
+        "CertificateInstallationReq/MaximumContractCertificateChains",
+    ),
+    (
+        lambda: Maker(1).iso20_req()._replace(MaximumContractCertificateChains=-(10**6000)),
+        "CertificateInstallationReq/MaximumContractCertificateChains",
+    ),
+    (
+        lambda: Maker(1).iso20_req()._replace(Header=iso20.Header(b"", 2**64)),
+        "CertificateInstallationReq/Header/TimeStamp",
+    ),
+    (
+        lambda: Maker(1).iso20_res()._replace(RemainingContractCertificateChains=None),
+        "CertificateInstallationRes",
+    ),
+    (lambda: _with_keys(None, None, None), "CertificateInstallationRes/SignedInstallationData"),
+    (lambda: _with_keys(b"", b"", None), "CertificateInstallationRes/SignedInstallationData"),
+    (
+        lambda: _with_keys(None, None, bytes(207)),
+        "CertificateInstallationRes/SignedInstallationData/TPM_EncryptedPrivateKey",
+    ),
+    (
+        lambda: tuple.__new__(iso2.V2G_Message, (REQUEST.Header,)),
+        "V2G_Message",
+    ),
+    (lambda: None, ""),
+    (lambda: (1, 2), ""),
+]
+
+
+def _with_keys(*keys: bytes | None) -> iso20.CertificateInstallationRes:
+    response = Maker(1).iso20_res()
+    data = iso20.SignedInstallationData(*response.SignedInstallationData[:4], *keys)
+    return response._replace(SignedInstallationData=data)
+
+
+@pytest.mark.parametrize("number", range(len(BROKEN)))
+def test_a_message_that_breaks_the_schema_is_refused_with_its_path(number: int) -> None:
+    make, path = BROKEN[number]
+    with pytest.raises(EXIError) as caught:
+        encode(make())
+    assert caught.value.path == path
+    assert caught.value.offset is None
+
+
+def test_random_changes_of_a_message_never_raise_anything_else() -> None:
+    """Every slot of random messages is replaced by things of other types and sizes."""
+    junk = (None, "", "x" * 2000, b"", bytes(2000), -1, 10**500, 1.5, (), [], {}, (None,), ("x",), object(), True)
+
+    def changed(value: Any) -> list[Any]:
+        made = list(junk)
+        if isinstance(value, tuple):
+            for index, item in enumerate(value):
+                for other in changed(item):
+                    items = [*value[:index], other, *value[index + 1 :]]
+                    made.append(tuple.__new__(type(value), items))
+        return made
+
+    for kind in KINDS:
+        for other in changed(min(messages(kind, 8, seed=3), key=lambda m: len(repr(m)))):
+            try:
+                octets = encode(other)
+            except EXIError:
+                continue
+            assert isinstance(octets, bytes)
