@@ -68,14 +68,13 @@ class InstallationRequest:
 
     def lists_root_of(self, contract: SignedContract) -> bool:
         """Whether the vehicle names the contract's V2G root: the serial number, and no attribute of the name differs."""
-        name = parse_dn(contract.root_dn)
+        name = _folded(contract.root_dn)
         kinds = {kind for kind, _ in name}
-        for root in self.roots:
-            if root.X509SerialNumber == contract.root_serial:
-                listed = {pair for pair in parse_dn(root.X509IssuerName) if pair[0] in kinds}
-                if listed <= name:
-                    return True
-        return False
+        return any(
+            {pair for pair in _folded(root.X509IssuerName) if pair[0] in kinds} <= name
+            for root in self.roots
+            if root.X509SerialNumber == contract.root_serial
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -500,6 +499,10 @@ def _parse(octets: bytes, namespace: Namespace) -> exi.Parsed:
     if exi.namespace_of(parsed.message) != namespace:
         raise EXIError(f"a message of {exi.namespace_of(parsed.message)}, not of {namespace}")
     return parsed
+
+
+def _folded(name: str) -> set[tuple[str, str]]:
+    return {(kind, value.casefold()) for kind, value in parse_dn(name)}
 
 
 def _load_all(ders: Collection[bytes]) -> list[Certificate]:

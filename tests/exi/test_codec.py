@@ -18,7 +18,7 @@ from tests.exi.messages import KINDS, Maker, messages
 HERE = pathlib.Path(__file__).parent
 # Published in the API description that the product implements.
 EXAMPLE = base64.b64decode((HERE.parent / "vectors" / "installation_res_iso2_opnc_example.b64").read_text())
-_SHARED = HERE.parents[2].parent / "shared" / "vectors"
+_SHARED = HERE.parents[1].parent / "shared" / "vectors"
 
 
 def shared_vector(name: str) -> bytes:

@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from ccp.errors import ConfigurationError, EXIError
 
@@ -46,11 +47,19 @@ def message_octets(content: bytes) -> bytes:
 
 def _member(text: str) -> str:
     try:
-        found = json.loads(text)
+        found = _search(json.loads(text))
     except ValueError as exc:
         raise EXIError("a text that is no JSON", 0) from exc
-    for name in _MEMBERS:
-        if isinstance(found.get(name), str):
-            value: str = found[name]
-            return value
-    raise EXIError(f"JSON without {' or '.join(_MEMBERS)}", 0)
+    if found is None:
+        raise EXIError(f"JSON without {' or '.join(_MEMBERS)}", 0)
+    return found
+
+
+def _search(value: Any) -> str | None:
+    """The first message in a body of the API: in itself, or in one of the items that it lists."""
+    if isinstance(value, dict):
+        named = next((value[name] for name in _MEMBERS if isinstance(value.get(name), str)), None)
+        return named if named is not None else _search(list(value.values()))
+    if isinstance(value, list):
+        return next((found for member in value if (found := _search(member)) is not None), None)
+    return None

@@ -1,0 +1,259 @@
+"""What a request costs: its parts in this process, then a real pool under load on loopback.
+
+    python bench/request.py [--seconds 3] [--connections 16]
+
+Times depend on the machine; the ratios to the unavoidable parts (reading the certificate and its key, one P-256
+verification, one lookup) are measured in the same run and travel better.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import json
+import os
+import platform
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from rich.console import Console
+from rich.table import Table
+
+from ccp import exi, installation, settings
+from ccp.ids import Namespace
+from ccp.parties import Party, Role
+from ccp.peers import NoPeers
+from ccp.pki.certificates import Certificate
+from ccp.pki.evidence import Unchecked
+from ccp.pool import Pool
+from ccp.sim.sandbox import create
+from ccp.store import connect
+from ccp.store import contracts as questions
+from ccp.trust import Trust
+
+console = Console(width=110)
+
+
+def best(work: Callable[[], object], *, rounds: int = 7, seconds: float = 0.05) -> float:
+    """Microseconds of one call: the fastest of some rounds."""
+    work()
+    began = time.perf_counter()
+    work()
+    calls = max(1, int(seconds / max(time.perf_counter() - began, 1e-7)))
+    fastest = float("inf")
+    for _ in range(rounds):
+        began = time.perf_counter()
+        for _ in range(calls):
+            work()
+        fastest = min(fastest, (time.perf_counter() - began) / calls)
+    return fastest * 1e6
+
+
+async def parts(folder: Path) -> None:
+    """The cost of each part of a POST, and of a whole one without HTTP."""
+    config = settings.load(folder / "ccp.toml")
+    store = connect(config.database)
+    await store.open()
+    trust = Trust(store)
+    await trust.refresh()
+    pool = Pool(store, trust, Unchecked(), NoPeers(), config)
+    caller = Party("bench", "bench", frozenset({Role.CPO, Role.CPS}), all_providers=True)
+    table = Table("part", "ISO 15118-2 µs", "ISO 15118-20 µs", "× unavoidable (-2)", box=None, header_style="bold")
+    columns: list[dict[str, float]] = []
+    for edition in ("iso2", "iso20"):
+        body = json.loads(next(iter(sorted((folder / "samples" / edition).glob("request_*")))).read_text())
+        publish = json.loads(next(iter(sorted((folder / "samples" / edition).glob("publish_*")))).read_text())
+        columns.append(await _parts_of(pool, store, trust, caller, body, publish))
+    unavoidable = columns[0]["unavoidable: certificate, key, ECDSA, lookup"]
+    for name, cost in columns[0].items():
+        table.add_row(name, f"{cost:.0f}", f"{columns[1][name]:.0f}", f"{cost / unavoidable:.2f}")
+    console.print(table)
+    await store.close()
+
+
+async def _parts_of(pool, store, trust, caller, body, publish) -> dict[str, float]:  # type: ignore[no-untyped-def]
+    namespace = Namespace(body["xsdMsgDefNamespace"])
+    message = body["certificateInstallationReq"]
+    octets = base64.b64decode(message)
+    response = base64.b64decode(publish["certificateInstallationRes"])
+    now = datetime.now(UTC)
+    request = installation.read_request(octets, namespace)
+    certificate = Certificate.load(request.certificate)
+    pcid = installation.pcid_of(certificate)
+    signature = request.parsed.message.Header.Signature.SignatureValue.value
+    signed = exi.signed_info_fragment(request.parsed)
+    stored = await store.read(questions.by_vehicle(pcid))
+    contract = next(c for c in stored if c.namespace is namespace)
+
+    def raw() -> None:
+        """One verification with the machine's own means: what no implementation can do without."""
+        key = x509.load_der_x509_certificate(request.certificate).public_key()
+        if isinstance(key, ec.EllipticCurvePublicKey):
+            half = len(signature) // 2
+            r, s = int.from_bytes(signature[:half], "big"), int.from_bytes(signature[half:], "big")
+            algorithm = hashes.SHA256() if half == 32 else hashes.SHA512()
+            key.verify(encode_dss(r, s), signed, ec.ECDSA(algorithm))
+
+    async def timed(work, count: int) -> float:  # type: ignore[no-untyped-def]
+        fastest = float("inf")
+        for _ in range(5):
+            began = time.perf_counter()
+            for _ in range(count):
+                await work()
+            fastest = min(fastest, (time.perf_counter() - began) / count)
+        return fastest * 1e6
+
+    lookup = await timed(lambda: store.read(questions.by_vehicle(pcid)), 500)
+    verify = dict(anchors=trust.anchors, revocation=Unchecked(), at=now)
+    read = installation.read_response(response, namespace)
+    return {
+        "read the request (EXI)": best(lambda: installation.read_request(octets, namespace)),
+        "verify the vehicle (signature, chain)": best(lambda: installation.verify_request(request, **verify)),
+        "look the contracts up (SQLite)": lookup,
+        "answer (splice)": best(lambda: installation.answer(contract, request.session_id, now, 0)),
+        "whole POST without HTTP": await timed(lambda: deliver(pool, caller, namespace, message), 200),
+        "unavoidable: certificate, key, ECDSA, lookup": best(raw) + lookup,
+        "verify a response (PUT, issuers cached)": best(
+            lambda: installation.verify_response(read, emaid=None, root=None, **verify)
+        ),
+        "whole PUT without HTTP, one after another": await timed(lambda: put(pool, caller, publish), 20),
+    }
+
+
+def encode_dss(r: int, s: int) -> bytes:
+    from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
+
+    return encode_dss_signature(r, s)
+
+
+async def deliver(pool: Pool, caller: Party, namespace: Namespace, message: str) -> None:
+    outcome = await pool.deliver(caller, namespace, message, broadcast=False, at=datetime.now(UTC))
+    assert isinstance(outcome, list), outcome
+
+
+async def put(pool: Pool, caller: Party, publish: dict[str, str]) -> None:
+    from ccp import wire
+
+    data = wire.SignedContractData.model_validate(publish)
+    await pool.publish(
+        caller,
+        emaid=data.emaid,
+        pcid=data.pcid,
+        namespace=data.xsdMsgDefNamespace,
+        message=data.certificateInstallationRes,
+        root=None,
+        metadata=None,
+        at=datetime.now(UTC),
+    )
+
+
+async def load(port: int, request: bytes, seconds: float, connections: int) -> tuple[float, list[float]]:
+    """Requests a second and sorted latencies in ms, over keep-alive connections that each wait for their answer."""
+    latencies: list[float] = []
+    until = time.perf_counter() + seconds
+
+    async def connection() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        try:
+            while time.perf_counter() < until:
+                began = time.perf_counter()
+                writer.write(request)
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 200 "), head[:200]
+                length = next(
+                    int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")
+                )
+                await reader.readexactly(length)
+                latencies.append((time.perf_counter() - began) * 1e3)
+        finally:
+            writer.close()
+
+    began = time.perf_counter()
+    await asyncio.gather(*(connection() for _ in range(connections)))
+    return len(latencies) / (time.perf_counter() - began), sorted(latencies)
+
+
+def served(folder: Path, port: int, seconds: float, connections: int) -> None:
+    """A real `ccp serve` under load, POST and health for comparison."""
+    credentials = json.loads((folder / "credentials.json").read_text())
+    cpo = next(party for party in credentials["parties"] if party["role"] == "cpo")
+    environment = {**os.environ, "CCP_LOG_LEVEL": "error"}
+    server = subprocess.Popen(
+        [sys.executable, "-c", "from ccp.cli import main; main()", "serve", "--config", str(folder / "ccp.toml")],
+        env=environment,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        token = _token(credentials["token_url"], cpo["client_id"], cpo["client_secret"])
+        table = Table("one worker under load", "requests/s", "p50 ms", "p95 ms", "p99 ms", box=None, header_style="bold")
+        body2 = next(iter(sorted((folder / "samples" / "iso2").glob("request_*")))).read_bytes()
+        body20 = next(iter(sorted((folder / "samples" / "iso20").glob("request_*")))).read_bytes()
+        path = "/opnc/v1/ccp/signedcontractdata"
+        for name, message in (
+            ("a constant (/health)", _message("GET", "/health", token, b"")),
+            ("POST ISO 15118-2", _message("POST", path, token, body2)),
+            ("POST ISO 15118-20 (P-521)", _message("POST", path, token, body20)),
+        ):
+            rate, latencies = asyncio.run(load(port, message, seconds, connections))
+            p50, p95, p99 = (latencies[int(len(latencies) * share)] for share in (0.50, 0.95, 0.99))
+            table.add_row(name, f"{rate:.0f}", f"{p50:.2f}", f"{p95:.2f}", f"{p99:.2f}")
+        console.print(table)
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.wait(20)
+
+
+def _message(method: str, path: str, token: str, body: bytes) -> bytes:
+    head = f"{method} {path} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {token}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+def _token(url: str, client_id: str, secret: str) -> str:
+    form = {"grant_type": "client_credentials", "client_id": client_id, "client_secret": secret}
+    deadline = time.monotonic() + 20
+    while True:
+        try:
+            with urllib.request.urlopen(url, urllib.parse.urlencode(form).encode(), timeout=5) as answer:
+                token: str = json.load(answer)["access_token"]
+                return token
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description="What a request costs.")
+    options.add_argument("--seconds", type=float, default=3.0, help="duration of each load")
+    options.add_argument("--connections", type=int, default=16)
+    given = options.parse_args()
+    with tempfile.TemporaryDirectory(prefix="ccp-bench-") as name:
+        folder, port = Path(name) / "sandbox", free_port()
+        asyncio.run(create(folder, f"http://127.0.0.1:{port}", datetime.now(UTC), store_samples=True))
+        console.print(f"Python {platform.python_version()}, {os.cpu_count()} cores, {platform.machine()}")
+        asyncio.run(parts(folder))
+        served(folder, port, given.seconds, given.connections)
+
+
+if __name__ == "__main__":
+    main()

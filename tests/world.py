@@ -1,0 +1,325 @@
+"""A running pool and the partners around it: real HTTP, a real database, real keys.
+
+    def test_…(pool):                                   # the fixture of conftest.py: one server for the session
+        car = pool.car()
+        emaid = pool.publish(car)                       # PUT, has to be 201
+        items = pool.ask(car)                           # POST, has to be 200 and positive
+
+    with start(pkis, root_match="strict") as pool: …    # a server with other settings, for one test or module
+
+Every car and every contract gets an id of its own, so that tests share a server without meeting each other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import itertools
+import sqlite3
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, closing, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from ccp import installation
+from ccp.api.opnc import BASE
+from ccp.auth import new_secret
+from ccp.ids import EMAID, PCID, WMI, Namespace, OperatorId, ProviderId
+from ccp.installation import InstallationResponse
+from ccp.parties import Party, Role
+from ccp.settings import Settings
+from ccp.sim.parties import Car, make_contract, sign_contract
+from ccp.sim.pki import PKI, Credential, build_pki
+from ccp.sim.sandbox import Member, World, register
+from ccp.sim.server import loopback, running
+from ccp.store import Store, connect, schema
+from ccp.store.steps import Steps
+
+AT = datetime.now(UTC).replace(microsecond=0)
+"""When the world was made."""
+SESSION = bytes.fromhex("0102030405060708")
+
+ISO2, ISO20 = str(Namespace.ISO2), str(Namespace.ISO20)
+
+
+def build_pkis() -> dict[str, PKI]:
+    """iso2 and other_iso2 (P-256, another V2G root), iso20 (P-521), ed448 (Ed448 and X448), stranger (P-256, never trusted)."""
+    algorithms = {"iso2": "P-256", "other_iso2": "P-256", "iso20": "P-521", "ed448": "Ed448", "stranger": "P-256"}
+    return {name: build_pki(AT, algorithm=algorithm) for name, algorithm in algorithms.items()}  # type: ignore[arg-type]
+
+
+def _party(name: str, *roles: Role, providers: str = "", wmis: str = "", operators: str = "", **more: Any) -> Party:
+    return Party(
+        client_id=name,
+        name=name,
+        roles=frozenset(roles),
+        provider_ids=frozenset(map(ProviderId.parse, providers.split())),
+        wmis=frozenset(map(WMI.parse, wmis.split())),
+        operator_ids=frozenset(map(OperatorId.parse, operators.split())),
+        **more,
+    )
+
+
+def parties() -> list[Party]:
+    """The parties of the test world. The names are what `Pool.client` takes."""
+    return [
+        _party("emsp", Role.EMSP, providers="DEEXA"),
+        _party("other_emsp", Role.EMSP, providers="NLEXB"),
+        _party("cpo", Role.CPO, operators="DEEXC"),
+        _party("oem", Role.OEM, wmis="WEX"),
+        _party("other_oem", Role.OEM, wmis="WXB"),
+        _party("cps", Role.CPS, all_providers=True),
+        _party("small_cps", Role.CPS, providers="DEEXA"),
+        _party("peer", Role.CCP),
+        _party("everything", *Role, providers="DEALL", wmis="ALL", operators="DEALL", all_providers=True),
+    ]
+
+
+_NUMBERS = itertools.count(1)
+
+
+def new_emaid(provider: str = "DEEXA") -> EMAID:
+    return EMAID.parse(f"{provider}T{next(_NUMBERS):08d}")
+
+
+def new_pcid(wmi: str = "WEX") -> PCID:
+    return PCID.parse(f"{wmi}0TEST{next(_NUMBERS):09d}")
+
+
+def b64(octets: bytes) -> str:
+    return base64.b64encode(octets).decode()
+
+
+@dataclass
+class Contract:
+    """A contract as it was published. message: EXI."""
+
+    emaid: EMAID
+    message: bytes
+    body: dict[str, Any]
+    certificate: bytes
+
+
+@dataclass
+class Pool:
+    """A server that runs, and what the partners know of it."""
+
+    base_url: str
+    settings: Settings
+    world: World
+    database: Path
+    http: httpx.Client
+    _tokens: dict[str, str] = field(default_factory=dict)
+    _clients: dict[str, httpx.Client] = field(default_factory=dict)
+
+    # Callers.
+
+    def token(self, name: str) -> str:
+        """An access token of a party, asked for once."""
+        if name not in self._tokens:
+            member = self.world.member(name)
+            form = {"grant_type": "client_credentials", "client_id": name, "client_secret": member.secret}
+            answer = self.http.post("/oauth/token", data=form)
+            assert answer.status_code == 200, answer.text
+            self._tokens[name] = answer.json()["access_token"]
+        return self._tokens[name]
+
+    def client(self, name: str | None) -> httpx.Client:
+        """An HTTP client under the API's base path, with the party's token; None: without a token."""
+        key = name or ""
+        if key not in self._clients:
+            headers = {"Authorization": f"Bearer {self.token(name)}"} if name else {}
+            self._clients[key] = httpx.Client(base_url=self.base_url + BASE, headers=headers, timeout=10)
+        return self._clients[key]
+
+    emsp = property(lambda self: self.client("emsp"))
+    cpo = property(lambda self: self.client("cpo"))
+    oem = property(lambda self: self.client("oem"))
+    cps = property(lambda self: self.client("cps"))
+
+    # Cars and contracts.
+
+    def pki(self, name: str = "iso2") -> PKI:
+        return self.world.pkis[name]
+
+    def car(self, edition: str = "iso2", wmi: str = "WEX") -> Car:
+        return Car.build(self.pki(edition), new_pcid(wmi), AT)
+
+    def contract(
+        self,
+        car: Car,
+        emaid: EMAID | None = None,
+        *,
+        signer: str | PKI | None = None,
+        valid: tuple[datetime, datetime] | None = None,
+        **body: Any,
+    ) -> Contract:
+        """A signed contract for a car and the body that publishes it, not published yet.
+
+        signer: whose eMSP and CPS make it, by default those of the car's own edition. body: members to replace.
+        """
+        pki = signer if isinstance(signer, PKI) else self.pki(signer or edition_of(car))
+        emaid = emaid or new_emaid()
+        bundle = make_contract(pki, emaid, car.pcid, car.provisioning.certificate, AT, valid)
+        message = sign_contract(pki, bundle, AT)
+        members = {**put_body(message, emaid, car.pcid, str(car.namespace)), **body}
+        return Contract(emaid, message, members, bundle.contract.certificate.der)
+
+    def publish(self, car: Car, emaid: EMAID | None = None, **options: Any) -> Contract:
+        """Publish a contract for a car; it has to be stored. options: as `contract` takes them."""
+        contract = self.contract(car, emaid, **options)
+        answer = self.cps.put("/signedcontractdata", json=contract.body)
+        assert answer.status_code == 201, answer.text
+        return contract
+
+    def post(
+        self,
+        car: Car,
+        session_id: bytes = SESSION,
+        *,
+        headers: Mapping[str, str] | None = None,
+        caller: str = "cpo",
+        **request: Any,
+    ) -> httpx.Response:
+        """Post a car's signed request. request: as `Car.request` takes it."""
+        octets = car.request(session_id, AT, **request)
+        body = post_body(octets, str(car.namespace))
+        return self.client(caller).post("/signedcontractdata", json=body, headers=headers)
+
+    def ask(self, car: Car, session_id: bytes = SESSION, **options: Any) -> list[dict[str, Any]]:
+        """Post a car's request; it has to be answered positively. Returns the items."""
+        answer = self.post(car, session_id, **options)
+        assert answer.status_code == 200, answer.text
+        items: list[dict[str, Any]] = answer.json()["signedContractDataCollection"]
+        for item in items:
+            assert "metaData" not in item, item["metaData"]
+        return items
+
+    def signed(self, emaid: EMAID, car: Car, **query: str) -> httpx.Response:
+        """What the maker of the car gets for a contract."""
+        query = {"xsdMsgDefNamespace": str(car.namespace), **query}
+        return self.oem.get(f"/signedcontractdata/{emaid}/{car.pcid}", params=query)
+
+    def listed(self, car: Car, **query: str) -> list[dict[str, Any]]:
+        """The contracts of a car as its maker sees them; none when the answer is 404."""
+        query = {"xsdMsgDefNamespace": str(car.namespace), **query}
+        answer = self.oem.get(f"/contractData/pcid/{car.pcid}", params=query)
+        if answer.status_code == 404:
+            return []
+        assert answer.status_code == 200, answer.text
+        items: list[dict[str, Any]] = answer.json()["contractDataCollection"]
+        return items
+
+    # Behind the server's back.
+
+    def change(self, steps: Steps[Any]) -> Any:
+        """Change the store as another process would."""
+
+        async def write() -> Any:
+            async with opened(self.settings) as store:
+                return await store.write(steps)
+
+        return asyncio.run(write())
+
+    def sql(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        """A statement in the database, for what no partner can bring about: time that has passed."""
+        with closing(sqlite3.connect(self.database, timeout=5)) as connection, connection:
+            return connection.execute(statement, parameters).fetchall()
+
+    def expire(self, emaid: EMAID) -> None:
+        """Let a stored contract be past its validity."""
+        self.sql("update contract set valid_to = ? where emaid = ?", int(AT.timestamp()) - 60, emaid)
+
+    def stored(self, emaid: EMAID) -> int:
+        """How many variants of a contract are in the database."""
+        count: int = self.sql("select count(*) from contract where emaid = ?", emaid)[0][0]
+        return count
+
+    def close(self) -> None:
+        for client in (self.http, *self._clients.values()):
+            client.close()
+
+
+def edition_of(car: Car) -> str:
+    """The name of the PKI that a car's keys are of, for the cars that `Pool.car` builds."""
+    if car.namespace is Namespace.ISO2:
+        return "iso2"
+    return "iso20" if car.provisioning.agreement_key is None else "ed448"
+
+
+def expired_car(pki: PKI, pcid: PCID | None = None) -> Car:
+    """A car whose provisioning certificate ended an hour ago."""
+    pcid = pcid or new_pcid()
+    valid = (AT - timedelta(days=1), AT - timedelta(hours=1))
+    return Car.of(pki, pki.vehicle(pcid, at=AT, valid=valid), pcid)
+
+
+def again(pki: PKI, car: Car) -> Credential:
+    """Another provisioning certificate, with another key, for the same vehicle."""
+    return pki.vehicle(car.pcid, at=AT)
+
+
+def put_body(message: bytes, emaid: str, pcid: str, namespace: str) -> dict[str, Any]:
+    return {
+        "certificateInstallationRes": b64(message),
+        "emaid": emaid,
+        "pcid": pcid,
+        "xsdMsgDefNamespace": namespace,
+    }
+
+
+def post_body(request: bytes, namespace: str) -> dict[str, Any]:
+    return {"certificateInstallationReq": b64(request), "xsdMsgDefNamespace": namespace}
+
+
+def octets_of(item: Mapping[str, Any]) -> bytes:
+    """The message of an item."""
+    return base64.b64decode(item["certificateInstallationRes"], validate=True)
+
+
+def read(item: Mapping[str, Any], namespace: str | None = None) -> InstallationResponse:
+    """The message of an item, read and not verified."""
+    return installation.read_response(octets_of(item), Namespace(namespace or item["xsdMsgDefNamespace"]))
+
+
+@asynccontextmanager
+async def opened(settings: Settings) -> AsyncIterator[Store]:
+    """A connection of its own to a pool's database."""
+    store = connect(settings.database)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@contextmanager
+def start(pkis: Mapping[str, PKI], **options: Any) -> Iterator[Pool]:
+    """A pool in a directory of its own, for as long as the block lasts. options: settings other than the defaults."""
+    with tempfile.TemporaryDirectory(prefix="ccp-test-") as folder, loopback() as (listening, base_url):
+        database = Path(folder) / "ccp.db"
+        values = {"database": f"sqlite:///{database}", "base_url": base_url, "log_level": "error", **options}
+        settings = Settings(**values)
+        schema.upgrade(settings.database)
+        world = World(
+            {name: pki for name, pki in pkis.items() if name != "stranger"},
+            tuple(Member(party, new_secret()) for party in parties()),
+        )
+
+        async def fill() -> None:
+            async with opened(settings) as store:
+                await register(store, world, AT)
+
+        asyncio.run(fill())
+        world = World(pkis, world.members)
+        with running(settings, listening), httpx.Client(base_url=base_url, timeout=10) as http:
+            pool = Pool(base_url, settings, world, database, http)
+            try:
+                yield pool
+            finally:
+                pool.close()
