@@ -117,7 +117,7 @@ async def _parts_of(pool, store, trust, caller, body, publish) -> dict[str, floa
         return fastest * 1e6
 
     lookup = await timed(lambda: store.read(questions.by_vehicle(pcid)), 500)
-    verify = dict(anchors=trust.anchors, revocation=Unchecked(), at=now)
+    verify = {"anchors": trust.anchors, "revocation": Unchecked(), "at": now}
     read = installation.read_response(response, namespace)
     return {
         "read the request (EXI)": best(lambda: installation.read_request(octets, namespace)),
@@ -173,9 +173,7 @@ async def load(port: int, request: bytes, seconds: float, connections: int) -> t
                 writer.write(request)
                 head = await reader.readuntil(b"\r\n\r\n")
                 assert head.startswith(b"HTTP/1.1 200 "), head[:200]
-                length = next(
-                    int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")
-                )
+                length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
                 await reader.readexactly(length)
                 latencies.append((time.perf_counter() - began) * 1e3)
         finally:
@@ -198,7 +196,8 @@ def served(folder: Path, port: int, seconds: float, connections: int) -> None:
     )
     try:
         token = _token(credentials["token_url"], cpo["client_id"], cpo["client_secret"])
-        table = Table("one worker under load", "requests/s", "p50 ms", "p95 ms", "p99 ms", box=None, header_style="bold")
+        columns = ("one worker under load", "requests/s", "p50 ms", "p95 ms", "p99 ms")
+        table = Table(*columns, box=None, header_style="bold")
         body2 = next(iter(sorted((folder / "samples" / "iso2").glob("request_*")))).read_bytes()
         body20 = next(iter(sorted((folder / "samples" / "iso20").glob("request_*")))).read_bytes()
         path = "/opnc/v1/ccp/signedcontractdata"
@@ -217,8 +216,8 @@ def served(folder: Path, port: int, seconds: float, connections: int) -> None:
 
 
 def _message(method: str, path: str, token: str, body: bytes) -> bytes:
-    head = f"{method} {path} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {token}\r\nContent-Length: {len(body)}\r\n\r\n"
-    return head.encode() + body
+    head = f"{method} {path} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {token}\r\n"
+    return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
 def _token(url: str, client_id: str, secret: str) -> str:
@@ -249,7 +248,7 @@ def main() -> None:
     given = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="ccp-bench-") as name:
         folder, port = Path(name) / "sandbox", free_port()
-        asyncio.run(create(folder, f"http://127.0.0.1:{port}", datetime.now(UTC), store_samples=True))
+        create(folder, f"http://127.0.0.1:{port}", datetime.now(UTC), store_samples=True)
         console.print(f"Python {platform.python_version()}, {os.cpu_count()} cores, {platform.machine()}")
         asyncio.run(parts(folder))
         served(folder, port, given.seconds, given.connections)

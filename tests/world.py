@@ -48,7 +48,7 @@ ISO2, ISO20 = str(Namespace.ISO2), str(Namespace.ISO20)
 
 
 def build_pkis() -> dict[str, PKI]:
-    """iso2 and other_iso2 (P-256, another V2G root), iso20 (P-521), ed448 (Ed448 and X448), stranger (P-256, never trusted)."""
+    """iso2, other_iso2 (P-256, with roots of their own), iso20 (P-521), ed448 (with X448), stranger (P-256, not trusted)."""
     algorithms = {"iso2": "P-256", "other_iso2": "P-256", "iso20": "P-521", "ed448": "Ed448", "stranger": "P-256"}
     return {name: build_pki(AT, algorithm=algorithm) for name, algorithm in algorithms.items()}  # type: ignore[arg-type]
 
@@ -233,11 +233,11 @@ class Pool:
 
     def expire(self, emaid: EMAID) -> None:
         """Let a stored contract be past its validity."""
-        self.sql("update contract set valid_to = ? where emaid = ?", int(AT.timestamp()) - 60, emaid)
+        self.sql("update contract set valid_to = ? where emaid = ?", int(AT.timestamp()) - 60, str(emaid))
 
     def stored(self, emaid: EMAID) -> int:
         """How many variants of a contract are in the database."""
-        count: int = self.sql("select count(*) from contract where emaid = ?", emaid)[0][0]
+        count: int = self.sql("select count(*) from contract where emaid = ?", str(emaid))[0][0]
         return count
 
     def close(self) -> None:

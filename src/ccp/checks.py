@@ -1,7 +1,7 @@
 """A verification as a list of numbered checks: refused at the first stage that fails, or told in full.
 
-The same code serves both: `Checks()` raises at the end of a stage with every failure of that stage, `Checks(tell=True)` goes
-on as far as the results allow and leaves a report behind.
+The same code serves both: `Checks()` raises at the end of a stage with every failure of that stage,
+`Checks(tell=True)` goes on as far as the results allow and leaves a report behind.
 """
 
 from __future__ import annotations

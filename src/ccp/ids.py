@@ -162,8 +162,8 @@ def check_digit(emaid: str) -> str:
 
     emaid: the first 14 characters, upper-case letters and digits.
     Each character is a pair of bits (its ninth of the alphabet) and a pair of ternary digits (its place there). Both
-    pairs are row vectors; the vector at place i is multiplied by the i-th power of a matrix, over GF(2) and GF(3), and the
-    fifteenth character makes the sums vanish. Summing from the last place, one multiplication a step does it.
+    pairs are row vectors; the vector at place i is multiplied by the i-th power of a matrix, over GF(2) and GF(3), and
+    the fifteenth character makes the sums vanish. Summing from the last place, one multiplication a step does it.
     Source: ISO 15118-2 Annex H.
     """
     q1 = q2 = r1 = r2 = 0

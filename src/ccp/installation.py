@@ -1,7 +1,7 @@
 """Installation requests and responses: read, verified, answered, refused.
 
-What the octets said and what was verified are different types. A `Verified…` can be made only by the function that checked
-it. Nothing here does I/O; time, trust anchors and revocation evidence are arguments.
+What the octets said and what was verified are different types. A `Verified…` can be made only by the function that
+checked it. Nothing here does I/O; time, trust anchors and revocation evidence are arguments.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class InstallationRequest:
     maximum: int
 
     def lists_root_of(self, contract: SignedContract) -> bool:
-        """Whether the vehicle names the contract's V2G root: the serial number, and no attribute of the name differs."""
+        """Whether the vehicle names the contract's V2G root: its serial, and no attribute of its name differs."""
         name = _folded(contract.root_dn)
         kinds = {kind for kind, _ in name}
         return any(
@@ -150,7 +150,8 @@ def verify_request(
     """Check that the vehicle of the provisioning certificate sent the request.
 
     anchors: None where the signature alone has to do (laboratories without OEM roots).
-    Raises ChainError, SignatureError, ExpiredError, RevokedError. Source: ISO 15118-2 [V2G2-771], ISO 15118-20 clause 7.9.
+    Raises ChainError, SignatureError, ExpiredError, RevokedError. Source: ISO 15118-2 [V2G2-771], ISO 15118-20 clause
+    7.9.
     """
     checks = checks or Checks()
     leaf = checks.run("provisioning certificate", lambda: Certificate.load(request.certificate), evidence=_described)
@@ -210,7 +211,8 @@ def _valid(certificate: Certificate, at: datetime) -> None:
 class InstallationResponse:
     """What a CertificateInstallationRes says; nothing of it is verified.
 
-    emaid: as the message has it, None in -20, which names it in the contract certificate alone. curve: of the key agreement.
+    emaid: as the message has it, None in -20, which names it in the contract certificate alone. curve: of the key
+    agreement.
     encrypted_key_of: which of the -20 fields holds the encrypted key.
     """
 
@@ -310,7 +312,8 @@ def verify_response(
 ) -> VerifiedInstallationResponse:
     """Check everything that a vehicle will rely on, stage by stage; all failures of one stage are told together.
 
-    emaid: what the publisher says it is, None to take it from the contract certificate. root: the V2G root that it names.
+    emaid: what the publisher says it is, None to take it from the contract certificate. root: the V2G root that it
+    names.
     Raises MismatchError, ChainError, RevokedError, Unavailable, SignatureError, KeyMaterialError.
     Source: ISO 15118-2 clause 7.9.2, [V2G2-884]; ISO 15118-20 clause 7.9.2.
     """

@@ -1,4 +1,4 @@
-"""Other pools. This release has none: a broadcast finds nothing more, and no request can be addressed to another pool."""
+"""Other pools. This release has none: a broadcast finds nothing more, no request can be addressed to another pool."""
 
 from __future__ import annotations
 

@@ -114,8 +114,8 @@ class Pool:
     ) -> None:
         """Check a signed response and store it; durable when this returns.
 
-        message: EXI in Base64. root: the V2G root that the publisher names. Raises NotAuthorised, EXIError, MismatchError,
-        VerificationError, Unavailable.
+        message: EXI in Base64. root: the V2G root that the publisher names. Raises NotAuthorised, EXIError,
+        MismatchError, VerificationError, Unavailable.
         """
         authorise(caller, Operation.PUBLISH, emaid)
         verified = installation.verify_response(

@@ -83,8 +83,8 @@ class Settings(BaseSettings):
 def load(path: Path | None = None, **overrides: Any) -> Settings:
     """The settings of a file, the environment and the command line, the last one winning.
 
-    path: the file; without it `CCP_CONFIG`, then `ccp.toml` if there is one. A relative path of the file's own values is
-    relative to the file. Raises ConfigurationError.
+    path: the file; without it `CCP_CONFIG`, then `ccp.toml` if there is one. A relative path of the file's own values
+    is relative to the file. Raises ConfigurationError.
     """
     named = path or (Path(os.environ["CCP_CONFIG"]) if os.environ.get("CCP_CONFIG") else None)
     if named is None and DEFAULT_FILE.exists():

@@ -38,7 +38,9 @@ def is_self_issued(certificate: Certificate) -> bool:
 
 
 def read_files(path: Path) -> Iterator[tuple[Path, Certificate]]:
-    """Every certificate of a file (PEM with one or more, or DER) or of a directory's files. Raises ConfigurationError."""
+    """Every certificate of a file (PEM with one or more, or DER) or of a directory's files. Raises ConfigurationError.
+    Every certificate of a file (PEM with one or more, or DER) or of a directory's files. Raises ConfigurationError.
+    """
     if path.is_dir():
         found = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in _SUFFIXES)
     elif path.is_file():
@@ -69,7 +71,8 @@ def trusted(certificate: Certificate, role: Role, source: str, at: datetime) -> 
 
 
 def from_directory(path: Path) -> TrustAnchors:
-    """A snapshot of a directory: what lies in it directly is trusted for every role, in `v2g`, `emsp`, `oem` for that one.
+    """A snapshot of a directory: what lies in it directly is trusted for every role, in `v2g`, `emsp`, `oem` for that
+    one.
 
     Raises ConfigurationError.
     """

@@ -101,7 +101,8 @@ class Error(_Wire):
 
 Members: TypeAlias = dict[str, Any]
 
-# The pattern that the API gives for distinguished names; a name outside of it is left out of answers, being informative.
+# The pattern that the API gives for distinguished names; a name outside of it is left out of answers, being
+# informative.
 _DN: Final = re.compile(
     r"(CN=[a-zA-Z0-9\s\-.]+,\s)?(DC=[a-zA-Z0-9\s\-.]+,\s)?(O=[a-zA-Z0-9\s\-.]+,\s)?(OU=[a-zA-Z0-9\s\-.]+,\s)?(C=[A-Z]{2})?",
     re.ASCII,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import re
 import shutil
@@ -24,7 +23,7 @@ def test_the_walk_through_all_seven_operations_works(tmp_path: Path) -> None:
     walk = re.search(r"<!-- walk: begin -->\n```bash\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
     assert walk is not None
     with loopback() as (listening, base_url):
-        asyncio.run(create(tmp_path / ".sandbox", base_url, datetime.now(UTC), store_samples=False))
+        create(tmp_path / ".sandbox", base_url, datetime.now(UTC), store_samples=False)
         script = walk[1].replace("http://127.0.0.1:8020", base_url)
         assert base_url in script
         with running(settings.load(tmp_path / ".sandbox" / "ccp.toml"), listening):
@@ -39,7 +38,7 @@ def test_the_walk_through_all_seven_operations_works(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert [line for line in lines if line.startswith("HTTP ")] == ["HTTP 201"] * 2 + ["HTTP 200"] * 6
-    delivered = next(json.loads(line) for line in lines if "NLEXBC00000001" in line and "certificateInstallationRes" in line)
+    delivered = next(json.loads(line) for line in lines if "NLEXBC00000001" in line and "InstallationRes" in line)
     assert len(delivered["signedContractDataCollection"]) == 1
 
 

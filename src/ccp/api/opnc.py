@@ -1,7 +1,7 @@
 """The seven operations under `/opnc/v1/ccp`.
 
-POST and PUT carry the load, so they are bare ASGI endpoints in front of the framework's machinery for parameters; the other
-five are written the usual way. Both kinds answer errors through the one table of `ccp.api.errors`.
+POST and PUT carry the load, so they are bare ASGI endpoints in front of the framework's machinery for parameters; the
+other five are written the usual way. Both kinds answer errors through the one table of `ccp.api.errors`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from ccp.api.trace import trace_of
 from ccp.auth import Authority, Operation, authorise_sender
 from ccp.contracts import SignedContract
 from ccp.errors import FieldError, NotFound
-from ccp.ids import EMAID, PCID, Fingerprint, Namespace, parse_session_id
+from ccp.ids import Namespace, parse_session_id
 from ccp.parties import Party
 from ccp.peers import Peers
 from ccp.pool import Answer, Pool, Refusal
@@ -83,7 +83,7 @@ class Edge:
         return party
 
     def route(self, caller: Party, routing: Routing) -> None:
-        """Hold the OPNC headers against the caller. Raises NotAuthorised, NotFound for a pool that is not known here."""
+        """Hold the OPNC headers against the caller. Raises NotAuthorised, NotFound for a pool that is unknown here."""
         authorise_sender(caller, routing.from_type, routing.from_id)
         if routing.to_type == "ccp" and routing.to_id is not None:
             self._peers.route(routing.to_id)

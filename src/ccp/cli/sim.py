@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +18,7 @@ def register(app: typer.Typer) -> None:
 
 
 def demo() -> None:
-    """Run the whole story over real HTTP: a simulated car gets, verifies and decrypts its contract, in both editions."""
+    """Run the whole story over real HTTP: a simulated car gets, verifies and decrypts a contract, in both editions."""
     from ccp.sim.demo import run
 
     def tell(edition: str, text: str, result: str, seconds: float) -> None:
@@ -30,7 +29,8 @@ def demo() -> None:
     began = time.perf_counter()
     story = run(tell)
     console.print(
-        f"\n[bold]{story.steps} steps in {time.perf_counter() - began:.1f} s.[/] Installed: {', '.join(story.installed)}.",
+        f"\n[bold]{story.steps} steps in {time.perf_counter() - began:.1f} s.[/] "
+        f"Installed: {', '.join(story.installed)}.",
         highlight=False,
         soft_wrap=True,
     )
@@ -46,7 +46,7 @@ def sandbox(
 
     base_url = f"http://127.0.0.1:{port}"
     with console.status("Making keys and certificates …"):
-        asyncio.run(create(directory, base_url, datetime.now(UTC), store_samples=store))
+        create(directory, base_url, datetime.now(UTC), store_samples=store)
     typer.echo(f"""The sandbox is in {directory}. Start its pool:
 
   ccp serve --config {directory}/ccp.toml

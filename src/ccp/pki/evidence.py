@@ -1,7 +1,7 @@
 """Revocation evidence: what a chain is checked against besides signatures and time.
 
-The pool asks through `Revocation`, on publishing and on delivery. This release has only `Unchecked`, which says so; evidence
-from CRLs and OCSP responders comes in behind the same question.
+The pool asks through `Revocation`, on publishing and on delivery. This release has only `Unchecked`, which says so;
+evidence from CRLs and OCSP responders comes in behind the same question.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The whole story over real HTTP, for both editions: from an empty pool to a car that holds a contract's private key."""
+"""The whole story over real HTTP, for both editions: from an empty pool to a car that holds a contract's key."""
 
 from __future__ import annotations
 

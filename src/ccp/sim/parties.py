@@ -1,7 +1,7 @@
-"""The partners of a pool, simulated: an eMSP, a provisioning service, and a car. They do what real ones do, nothing less.
+"""The partners of a pool, simulated: an eMSP, a provisioning service, and a car. They do what real ones do.
 
-The algorithms follow the keys of the PKI they are made from: P-256 for ISO 15118-2; P-521, or Ed448 with X448 beside it, for
-ISO 15118-20.
+The algorithms follow the keys of the PKI they are made from: P-256 for ISO 15118-2; P-521, or Ed448 with X448 beside
+it, for ISO 15118-20.
 """
 
 from __future__ import annotations

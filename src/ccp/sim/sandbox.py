@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -126,7 +127,7 @@ def request_body(car: Car, at: datetime) -> dict[str, Any]:
     }
 
 
-async def create(directory: Path, base_url: str, at: datetime, *, store_samples: bool) -> World:
+def create(directory: Path, base_url: str, at: datetime, *, store_samples: bool) -> World:
     """Lay out a sandbox in a new or empty directory. Raises ConfigurationError when there is something in it."""
     if directory.exists() and any(directory.iterdir()):
         raise ConfigurationError(f"{directory} is not empty; a sandbox needs a directory of its own.")
@@ -135,7 +136,8 @@ async def create(directory: Path, base_url: str, at: datetime, *, store_samples:
     host, _, port = base_url.removeprefix("http://").partition(":")
     (directory / "ccp.toml").write_text(
         "# A sandbox: for trying things out. Its keys and secrets lie beside this file.\n"
-        f'host = "{host}"\nport = {port}\nbase_url = "{base_url}"\ndatabase = "sqlite:///ccp.db"\nlog_format = "console"\n',
+        f'host = "{host}"\nport = {port}\nbase_url = "{base_url}"\n'
+        'database = "sqlite:///ccp.db"\nlog_format = "console"\n',
         encoding="utf-8",
     )
     _write_private(directory / "credentials.json", credentials(world, base_url))
@@ -158,7 +160,7 @@ async def create(directory: Path, base_url: str, at: datetime, *, store_samples:
                 body = publish_body(pki, emaid, car, at)
                 _write(samples / f"publish_{emaid}.json", body)
                 bodies.append(body)
-    await _fill(directory, world, bodies if store_samples else [], at)
+    asyncio.run(_fill(directory, world, bodies if store_samples else [], at))
     return world
 
 

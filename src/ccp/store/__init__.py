@@ -22,7 +22,7 @@ class Store(Protocol):
     async def read(self, question: Steps[T]) -> T: ...
 
     async def write(self, change: Steps[T]) -> T:
-        """Run the change and commit it. Nothing of it stays when it raises. Raises Unavailable when the engine cannot."""
+        """Run the change and commit it; nothing of it stays when it raises. Raises Unavailable when it cannot."""
 
 
 def connect(url: str) -> Store:

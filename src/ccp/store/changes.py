@@ -15,7 +15,7 @@ class Topic(StrEnum):
 
 def numbers() -> Steps[dict[str, int]]:
     rows = yield "select topic, number from change_count", ()
-    return {topic: number for topic, number in rows}
+    return dict(rows)
 
 
 def count(topic: Topic) -> Statement:

@@ -1,7 +1,7 @@
 """Questions about vehicles and their contracts.
 
-Writers take their locks in one order (the EMAID's claim, then the vehicles sorted by PCID, then everything else), so they
-cannot deadlock, and look at a vehicle only after they hold it.
+Writers take their locks in one order (the EMAID's claim, then the vehicles sorted by PCID, then everything else), so
+they cannot deadlock, and look at a vehicle only after they hold it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The schema's revision: reading it, and bringing a database to it. Alembic runs the migrations, which are plain SQL."""
+"""The schema's revision: reading it, bringing a database to it. Alembic runs the migrations, which are plain SQL."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """The embedded engine: one SQLite file.
 
-Reads run where they are asked, in the event loop: with WAL they never wait for the writer and take some ten microseconds,
-less than a hand-over to a thread. Writes go to one thread, which takes everything that waits, runs it in one transaction
-(each change within its own savepoint) and commits once; with synchronous = FULL a commit is on disk before it is
-acknowledged, and the group shares the cost.
+Reads run where they are asked, in the event loop: with WAL they never wait for the writer and take some ten
+microseconds, less than a hand-over to a thread. Writes go to one thread, which takes everything that waits, runs it in
+one transaction (each change within its own savepoint) and commits once; with synchronous = FULL a commit is on disk
+before it is acknowledged, and the group shares the cost.
 """
 
 from __future__ import annotations

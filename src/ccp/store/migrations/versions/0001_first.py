@@ -2,7 +2,8 @@
 
 The same statements run on every engine. Times are whole seconds since 1970 (validity) or microseconds (everything that
 is ordered); certificates and messages are octets. A table that many parties write is keyed by the vehicle, which a
-distributed engine shards by; an EMAID's claim is a table of its own, since a unique key there has to hold the shard key.
+distributed engine shards by; an EMAID's claim is a table of its own, since a unique key there has to hold the shard
+key.
 """
 
 from alembic import op
