@@ -157,17 +157,17 @@ class Pool:
         *,
         signer: str | PKI | None = None,
         valid: tuple[datetime, datetime] | None = None,
-        **body: Any,
+        body: Mapping[str, Any] | None = None,
     ) -> Contract:
         """A signed contract for a car and the body that publishes it, not published yet.
 
-        signer: whose eMSP and CPS make it, by default those of the car's own edition. body: members to replace.
+        signer: whose eMSP and CPS make it, by default those of the car's own edition. body: members to replace or add.
         """
         pki = signer if isinstance(signer, PKI) else self.pki(signer or edition_of(car))
         emaid = emaid or new_emaid()
         bundle = make_contract(pki, emaid, car.pcid, car.provisioning.certificate, AT, valid)
         message = sign_contract(pki, bundle, AT)
-        members = {**put_body(message, emaid, car.pcid, str(car.namespace)), **body}
+        members = {**put_body(message, emaid, car.pcid, str(car.namespace)), **(body or {})}
         return Contract(emaid, message, members, bundle.contract.certificate.der)
 
     def publish(self, car: Car, emaid: EMAID | None = None, **options: Any) -> Contract:

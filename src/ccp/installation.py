@@ -200,7 +200,7 @@ def verify_request(
 def _valid(certificate: Certificate, at: datetime) -> None:
     if at < certificate.not_before:
         raise ChainError(f"Certificate {certificate.label} is not valid yet.")
-    if at > certificate.not_after:
+    if at.replace(microsecond=0) > certificate.not_after:
         raise ExpiredError(f"Certificate {certificate.label} has expired.")
 
 

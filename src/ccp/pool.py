@@ -185,6 +185,10 @@ def _matching(
 def _octets(message: str) -> bytes:
     """A message's octets. Raises EXIError: for the caller, what is not Base64 is not EXI either."""
     try:
-        return binascii.a2b_base64(message, strict_mode=True)
+        octets = binascii.a2b_base64(message, strict_mode=True)
     except ValueError as exc:
         raise EXIError("not Base64 (RFC 4648 clause 4)") from exc
+    # The decoder passes over padding that is not needed; the encoder knows one form of it.
+    if binascii.b2a_base64(octets, newline=False) != message.encode("ascii"):
+        raise EXIError("not Base64 (RFC 4648 clause 4)")
+    return octets

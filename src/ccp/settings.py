@@ -76,7 +76,8 @@ class Settings(BaseSettings):
     def shown(self) -> dict[str, Any]:
         """The values as they may be printed: a password in a URL is left out."""
         values = self.model_dump(mode="json")
-        values["database"] = re.sub(r"(://[^:/@]*):[^@/]*@", r"\1:…@", values["database"])
+        hidden = re.sub(r"(://[^:/@]*):.*@", r"\1:…@", values["database"])
+        values["database"] = re.sub(r"(?i)([?&][^=&]*password=)[^&]*", r"\1…", hidden)
         return values
 
 

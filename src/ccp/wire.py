@@ -21,6 +21,11 @@ PLACEHOLDER_EMAID: Final = "ZZZZZ000000000"
 PLACEHOLDER_PCID: Final = "ZZZ00000000000000"
 """The same for a vehicle whose certificate names none."""
 
+# What the API allows in distinguished names; names of the field may well be outside of it.
+_ATTRIBUTE: Final = r"[a-zA-Z0-9\s\-\.]+,\s"
+_DN_PATTERN: Final = rf"^(CN={_ATTRIBUTE})?(DC={_ATTRIBUTE})?(O={_ATTRIBUTE})?(OU={_ATTRIBUTE})?(C=[A-Z]{{2}})?$"
+_DN: Final = re.compile(_DN_PATTERN[1:-1], re.ASCII)
+
 T = TypeVar("T")
 
 
@@ -38,9 +43,16 @@ def _field(parse: Any, name: str, schema: dict[str, Any]) -> Any:
     return Annotated[Any, PlainValidator(validate), WithJsonSchema({"type": "string", **schema})]
 
 
+def _parse_dn(text: str) -> str:
+    if not _DN.fullmatch(text):
+        raise FieldError(f'cpsRootDistinguishedName : must match "{_DN_PATTERN}"')
+    return text
+
+
 EMAIDField: Any = _field(EMAID.parse, "emaid", {"pattern": EMAID_PATTERN, "minLength": 14, "maxLength": 36})
 PCIDField: Any = _field(PCID.parse, "pcid", {"pattern": PCID_PATTERN, "minLength": 17, "maxLength": 18})
 FingerprintField: Any = _field(Fingerprint.parse, "cpsV2GRootCertificateFingerprint", {"pattern": FINGERPRINT_PATTERN})
+DNField: Any = _field(_parse_dn, "cpsRootDistinguishedName", {"pattern": _DN_PATTERN})
 NamespaceField: Any = _field(Namespace.parse, "xsdMsgDefNamespace", {"enum": [n.value for n in Namespace]})
 
 
@@ -59,7 +71,7 @@ class SignedContractData(_Wire):
     xsdMsgDefNamespace: NamespaceField
     metaData: Annotated[str, Field(max_length=10_000)] | None = None
     cpsV2GRootCertificateFingerprint: FingerprintField | None = None
-    cpsRootDistinguishedName: Annotated[str, Field(max_length=1_000)] | None = None
+    cpsRootDistinguishedName: DNField | None = None
 
 
 class SignedContractDataCollection(_Wire):

@@ -14,9 +14,9 @@ from ccp.exi import iso2, iso20
 from ccp.ids import check_digit
 from ccp.pki import signatures
 from ccp.sim.parties import Car, ContractBundle, make_contract, sign_contract
-from ccp.sim.pki import CONTRACT, CPS, PKI
+from ccp.sim.pki import CONTRACT, CPS, PKI, algorithm_of, build_pki
 from tests.api.answers import sentences
-from tests.world import AT, ISO2, ISO20, Contract, Pool, new_emaid, new_pcid, put_body
+from tests.world import AT, ISO2, ISO20, Contract, Pool, b64, new_emaid, new_pcid, put_body
 
 EDITIONS = ["iso2", "iso20", "ed448"]
 
@@ -51,7 +51,7 @@ def signed(pki: PKI, bundle: ContractBundle, car: Car) -> Contract:
     return Contract(bundle.emaid, octets, body, bundle.contract.certificate.der)
 
 
-# --- What is stored ----------------------------------------------------------------------------------------------------
+# --- What is stored --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
@@ -111,14 +111,14 @@ def test_publishing_for_another_vehicle_moves_the_contract_with_all_its_variants
 
 def test_the_metadata_of_a_contract_is_given_back(pool: Pool) -> None:
     car = pool.car()
-    contract = pool.publish(car, metaData="für später")
+    contract = pool.publish(car, body={"metaData": "für später"})
     (item,) = pool.signed(contract.emaid, car).json()["signedContractDataCollection"]
     assert item["metaData"] == "für später"
 
 
 def test_optional_members_may_be_null_and_unknown_ones_are_passed_over(pool: Pool) -> None:
     nulls = {"metaData": None, "cpsV2GRootCertificateFingerprint": None, "cpsRootDistinguishedName": None}
-    contract = pool.publish(pool.car(), **nulls, futureMember={"a": [1]})
+    contract = pool.publish(pool.car(), body={**nulls, "futureMember": {"a": [1]}})
     assert pool.stored(contract.emaid) == 1
 
 
@@ -126,7 +126,7 @@ def test_optional_members_may_be_null_and_unknown_ones_are_passed_over(pool: Poo
 def test_the_v2g_root_may_be_named_in_either_case(pool: Pool, change: Any) -> None:
     fingerprint = pool.pki().v2g_root.certificate.fingerprint
     car = pool.car()
-    contract = pool.publish(car, cpsV2GRootCertificateFingerprint=change(fingerprint))
+    contract = pool.publish(car, body={"cpsV2GRootCertificateFingerprint": change(fingerprint)})
     (item,) = pool.signed(contract.emaid, car).json()["signedContractDataCollection"]
     assert item["cpsV2GRootCertificateFingerprint"] == fingerprint.lower()
 
@@ -134,7 +134,7 @@ def test_the_v2g_root_may_be_named_in_either_case(pool: Pool, change: Any) -> No
 @pytest.mark.parametrize("alias", ["urn:iso:15118:20:2022:MsgDef", "urn:iso:std:iso:15118:-20:CommonMessages"])
 def test_an_alias_of_the_namespace_of_part_20_is_stored_under_the_canonical_one(pool: Pool, alias: str) -> None:
     car = pool.car("iso20")
-    pool.publish(car, xsdMsgDefNamespace=alias)
+    pool.publish(car, body={"xsdMsgDefNamespace": alias})
     assert [item["xsdMsgDefNamespace"] for item in pool.listed(car)] == [ISO20]
 
 
@@ -142,7 +142,7 @@ def test_emaid_and_pcid_are_canonicalised_and_the_message_is_left_as_it_is(pool:
     car = pool.car()
     emaid = new_emaid()
     spelled = f"{emaid[:2]}-{emaid[2:5]}-{emaid[5:]}-{check_digit(emaid)}".lower()
-    contract = pool.publish(car, emaid, emaid=spelled, pcid=car.pcid.lower())
+    contract = pool.publish(car, emaid, body={"emaid": spelled, "pcid": car.pcid.lower()})
     (item,) = pool.signed(emaid, car).json()["signedContractDataCollection"]
     assert (item["emaid"], item["pcid"]) == (emaid, car.pcid)
     assert item["certificateInstallationRes"] == contract.body["certificateInstallationRes"]
@@ -180,7 +180,7 @@ def test_a_chunked_body_is_read_like_any_other(pool: Pool) -> None:
     assert answer.status_code == 201
 
 
-# --- Stage 1: fields ---------------------------------------------------------------------------------------------------
+# --- Stage 1: fields -------------------------------------------------------------------------------------------------
 
 
 def test_all_fields_that_are_wrong_are_listed_together(pool: Pool) -> None:
@@ -247,10 +247,10 @@ def test_what_is_no_pcid_is_refused(pool: Pool, pcid: str) -> None:
     assert message.startswith("pcid : must match")
 
 
-# --- Stage 2: Base64 and EXI ---------------------------------------------------------------------------------------------
+# --- Stage 2: Base64 and EXI -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("text", ["%%%", "AAA", "AAAA=", "AA AA", "AAAA\n", "gJg-", "ä"])
+@pytest.mark.parametrize("text", ["%%%", "AAA", "AAAA=", "AAAA====", "AAB=", "AA AA", "AAAA\n", "gJg-", "ä"])
 def test_what_is_not_base64_is_refused(pool: Pool, text: str) -> None:
     messages = refused(pool, pool.contract(pool.car()), certificateInstallationRes=text)
     assert messages[0] == "EXI format is invalid!"
@@ -262,8 +262,8 @@ def test_what_is_not_base64_is_refused(pool: Pool, text: str) -> None:
 def test_a_message_that_is_cut_off_or_goes_on_is_refused(pool: Pool, edition: str) -> None:
     contract = pool.contract(pool.car(edition))
     octets = contract.message
-    for broken in (b"\x80", octets[:3], octets[: len(octets) // 2], octets[:-1], octets + b"\0", b"\0" * 64):
-        messages = refused(pool, contract, **put_body(broken, contract.emaid, contract.body["pcid"], ISO2))
+    for broken in (b"\x80", octets[:3], octets[: len(octets) // 2], octets[:-1], octets + b"\1", b"\0" * 64):
+        messages = refused(pool, contract, certificateInstallationRes=b64(broken))
         assert messages[0] == "EXI format is invalid!"
         assert len(messages) == 2
 
@@ -285,7 +285,7 @@ def test_a_message_of_another_namespace_than_is_named_is_refused(pool: Pool, edi
     assert namespace in messages[1]
 
 
-# --- Stage 3: response code and ids ---------------------------------------------------------------------------------------
+# --- Stage 3: response code and ids ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
@@ -331,7 +331,7 @@ def test_everything_wrong_with_what_the_message_says_is_listed_together(pool: Po
     assert len(refused(pool, tampered(contract, message), emaid=new_emaid())) == 2
 
 
-# --- Stage 4: chains ------------------------------------------------------------------------------------------------------
+# --- Stage 4: chains -------------------------------------------------------------------------------------------------
 
 
 def test_a_contract_and_a_provisioning_service_under_unknown_roots_are_refused_together(pool: Pool) -> None:
@@ -342,9 +342,10 @@ def test_a_contract_and_a_provisioning_service_under_unknown_roots_are_refused_t
 @pytest.mark.parametrize("edition", EDITIONS)
 def test_a_contract_under_an_unknown_root_is_refused(pool: Pool, edition: str, pkis: dict[str, PKI]) -> None:
     pki = pool.pki(edition)
-    foreign = pkis["stranger"].emsp_sub2
+    stranger = pkis["stranger"] if edition == "iso2" else build_pki(AT, algorithm=algorithm_of(pki.cps.key))
+    foreign = stranger.emsp_sub2
     (sentence,) = refused(pool, pool.contract(pool.car(edition), signer=replace(pki, emsp_sub2=foreign)))
-    assert "eMSP" in sentence or "root" in sentence
+    assert "no trusted" in sentence
 
 
 def test_a_provisioning_service_under_an_unknown_root_is_refused(pool: Pool, pkis: dict[str, PKI]) -> None:
@@ -372,7 +373,7 @@ def test_an_expired_contract_is_refused_with_the_sentence_of_the_description(poo
 def test_a_contract_that_is_not_valid_yet_is_refused(pool: Pool) -> None:
     valid = (AT + timedelta(days=1), AT + timedelta(days=2))
     (sentence,) = refused(pool, pool.contract(pool.car(), valid=valid))
-    assert "not valid yet" in sentence
+    assert "is not valid before" in sentence
 
 
 def test_an_expired_provisioning_service_is_refused_and_is_not_called_a_contract(pool: Pool) -> None:
@@ -404,7 +405,7 @@ def test_another_v2g_root_than_the_chain_leads_to_is_refused(pool: Pool) -> None
     assert "not to the one in cpsV2GRootCertificateFingerprint" in sentence
 
 
-# --- Stage 5: the provisioning service's signature --------------------------------------------------------------------------
+# --- Stage 5: the provisioning service's signature -------------------------------------------------------------------
 
 
 def _flipped(octets: bytes) -> bytes:
@@ -484,7 +485,7 @@ def test_a_signature_by_another_key_than_the_provisioning_service_has_is_refused
     assert len(refused(pool, pool.contract(pool.car(edition), signer=replace(pki, cps=impostor)))) == 1
 
 
-# --- Stage 6: key material --------------------------------------------------------------------------------------------------
+# --- Stage 6: key material -------------------------------------------------------------------------------------------
 
 
 def _not_on_curve(octets: bytes) -> bytes:
@@ -542,7 +543,7 @@ def test_a_later_stage_is_not_told_while_an_earlier_one_fails(pool: Pool) -> Non
     assert len(refused(pool, contract, emaid=new_emaid(), pcid=new_pcid())) == 1
 
 
-# --- Bodies -----------------------------------------------------------------------------------------------------------------
+# --- Bodies ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

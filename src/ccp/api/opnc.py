@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
 import orjson
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -43,7 +44,7 @@ def _boolean(value: object) -> object:
         return value.lower() == "true"
     if isinstance(value, bool):
         return value
-    raise ValueError("must be true or false")
+    raise PydanticCustomError("boolean", "must be true or false")
 
 
 Boolean: TypeAlias = Annotated[bool, BeforeValidator(_boolean)]

@@ -35,10 +35,13 @@ app.add_typer(db.app, name="db")
 
 
 def main() -> None:
-    """Entry point: a deliberate error is a sentence on standard error and exit status 1, nothing else."""
+    """Entry point: an error is a sentence on standard error and exit status 1; a traceback shows a mistake of ours."""
     try:
         app()
     except CCPError as exc:
         for message in exc.messages:
             print(f"ccp: {message}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as exc:  # A file or directory that the command line names.
+        print(f"ccp: {exc.filename or 'input or output'}: {exc.strerror or exc}.", file=sys.stderr)
         sys.exit(1)

@@ -47,10 +47,11 @@ def encode(
     """Print the message that a JSON text describes."""
     try:
         described = json.loads(read_input(file))
-    except ValueError as exc:
-        raise EXIError("a text that is no JSON", 0) from exc
-    if _is_summarised(described):
-        raise EXIError("summarised certificates, which cannot be written back; print the message with --full", 0)
+        summarised = _is_summarised(described)
+    except (ValueError, RecursionError) as exc:
+        raise EXIError("a text that is no JSON") from exc
+    if summarised:
+        raise EXIError("summarised certificates, which cannot be written back; print the message with --full")
     octets = exi.encode(exi.from_json(described))
     if form is Form.BINARY:
         sys.stdout.buffer.write(octets)

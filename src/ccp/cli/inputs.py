@@ -30,9 +30,9 @@ def message_octets(content: bytes) -> bytes:
     if content[:1] == bytes((_EXI_START,)):
         return content
     try:
-        text = content.decode("ascii").strip()
+        text = content.decode("utf-8").strip()
     except UnicodeDecodeError as exc:
-        raise EXIError("neither an EXI stream nor a text that holds one", 0) from exc
+        raise EXIError("neither an EXI stream nor a text that holds one") from exc
     if text.startswith("{"):
         text = _member(text)
     compact = re.sub(r"\s+", "", text)
@@ -41,17 +41,17 @@ def message_octets(content: bytes) -> bytes:
         return bytes.fromhex(compact)
     try:
         return binascii.a2b_base64(compact, strict_mode=True)
-    except binascii.Error as exc:
-        raise EXIError("neither an EXI stream, nor Base64 or hexadecimal of one", 0) from exc
+    except ValueError as exc:
+        raise EXIError("neither an EXI stream, nor Base64 or hexadecimal of one") from exc
 
 
 def _member(text: str) -> str:
     try:
         found = _search(json.loads(text))
-    except ValueError as exc:
-        raise EXIError("a text that is no JSON", 0) from exc
+    except (ValueError, RecursionError) as exc:
+        raise EXIError("a text that is no JSON") from exc
     if found is None:
-        raise EXIError(f"JSON without {' or '.join(_MEMBERS)}", 0)
+        raise EXIError(f"JSON without {' or '.join(_MEMBERS)}")
     return found
 
 

@@ -42,6 +42,7 @@ def serve(
     effective = settings.load(config, **given)
     if schema.revision(effective.database) is None:
         schema.upgrade(effective.database)
+    schema.check(effective.database)  # Here, so that it is told once and not by every worker.
     _hand_over(config, given)
     typer.echo(f"opnc-ccp on {effective.public_url} (database {effective.shown()['database']})", err=True)
     uvicorn.run(

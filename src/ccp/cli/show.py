@@ -11,6 +11,7 @@ from typing import Annotated, Any, TypeAlias, TypeVar
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ccp import settings
 from ccp.store import Store, connect
@@ -32,7 +33,9 @@ def print_json(value: object) -> None:
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     table = Table(*columns, box=None, pad_edge=False, header_style="bold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(Text, row))  # As it is: rich would read a name in brackets as markup.
+    if not console.is_terminal:
+        console.width = max(console.width, console.measure(table).maximum)  # What is piped is not cut to any width.
     console.print(table)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, with_store
+from ccp.errors import ConfigurationError
 from ccp.ids import Fingerprint
 from ccp.pki.certificates import Certificate
 from ccp.pki.paths import Role
@@ -27,6 +28,8 @@ def add(
 ) -> None:
     """Trust certificates for a role: self-issued ones as roots, others as known intermediates."""
     found = [trusted(c, each, file.name, datetime.now(UTC)) for file, c in read_files(path) for each in role]
+    if not found:
+        raise ConfigurationError(f"There are no certificates in {path}.")
 
     async def change(store: Store) -> list[bool]:
         return [await store.write(anchors.add(certificate)) for certificate in found]

@@ -102,7 +102,7 @@ def _moment(text: str | None) -> datetime:
         raise ConfigurationError(f"--at {text} is no RFC 3339 time, such as 2025-01-01T00:00:00Z.") from exc
     if moment.tzinfo is None:
         raise ConfigurationError("--at needs a time zone, such as 2025-01-01T00:00:00Z.")
-    return moment
+    return moment.astimezone(UTC)
 
 
 def _pool_anchors(config: Path | None) -> TrustAnchors:

@@ -86,10 +86,13 @@ class Record:
         return tuple(value if type(value) is getattr(option.kind, "cls", None) else None for _, _, option in self.slots)
 
     def join(self, slots: list[Any]) -> Any:
-        """The value of these slots, the inverse of `split`."""
+        """The value of these slots, the inverse of `split`. Raises Flaw where a choice is not made or made twice."""
         if self.cls is not None:
             return tuple.__new__(self.cls, slots)
-        return next((slot for slot in slots if slot is not None), None)
+        made = [slot for slot in slots if slot is not None]
+        if len(made) != 1:
+            raise Flaw("exactly one member expected")
+        return made[0]
 
     def productions(self, index: int, count: int) -> list[tuple[int, Option | None]]:
         """What may come when `count` items of particle `index` have been read: (particle, option) in order of the codes."""
@@ -265,6 +268,10 @@ class State(dict[int, Step]):
         self.path = path
         self.expand = expand
 
+    def __repr__(self) -> str:
+        # That of a dictionary would unfold all states behind this one, in any traceback that shows variables.
+        return f"<State in {self.path or 'the stream'}>"
+
     @cached_property
     def moves(self) -> list[Move]:
         return sorted(self.expand(), key=lambda move: -len(move.code))
@@ -331,7 +338,7 @@ def read(octets: bytes, state: State | None, at: int) -> tuple[Any, list[Mark], 
         flaw.offset = at + (flaw.offset or 0)
         flaw.names = flaw.names or [state.path if state else ""]
         if flaw.offset >= end:
-            flaw.reason = TRUNCATED
+            flaw.reason, flaw.offset = TRUNCATED, end
         raise
     except IndexError:
         at = end + 1

@@ -129,8 +129,8 @@ def request_body(car: Car, at: datetime) -> dict[str, Any]:
 
 def create(directory: Path, base_url: str, at: datetime, *, store_samples: bool) -> World:
     """Lay out a sandbox in a new or empty directory. Raises ConfigurationError when there is something in it."""
-    if directory.exists() and any(directory.iterdir()):
-        raise ConfigurationError(f"{directory} is not empty; a sandbox needs a directory of its own.")
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ConfigurationError(f"{directory} is not an empty directory; a sandbox needs one of its own.")
     directory.mkdir(parents=True, exist_ok=True)
     world = build_world(at)
     host, _, port = base_url.removeprefix("http://").partition(":")
@@ -166,7 +166,8 @@ def create(directory: Path, base_url: str, at: datetime, *, store_samples: bool)
 
 async def _fill(directory: Path, world: World, bodies: list[dict[str, Any]], at: datetime) -> None:
     """Create the database, register the world, and publish what shall be stored, through the pool's own checks."""
-    config = settings.load(directory / "ccp.toml")
+    # Whatever the environment says: a sandbox's roots and parties must not get into another database.
+    config = settings.load(directory / "ccp.toml", database=f"sqlite:///{directory.resolve() / 'ccp.db'}")
     schema.upgrade(config.database)
     store = connect(config.database)
     await store.open()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ccp.errors import ConfigurationError
+from ccp.store.schema import sqlite_file
 from ccp.store.steps import Steps, T
 
 
@@ -19,7 +19,8 @@ class Store(Protocol):
 
     async def close(self) -> None: ...
 
-    async def read(self, question: Steps[T]) -> T: ...
+    async def read(self, question: Steps[T]) -> T:
+        """Ask a question. It sees the newest committed state, and all its statements see the same one."""
 
     async def write(self, change: Steps[T]) -> T:
         """Run the change and commit it; nothing of it stays when it raises. Raises Unavailable when it cannot."""
@@ -27,10 +28,6 @@ class Store(Protocol):
 
 def connect(url: str) -> Store:
     """The engine that a database URL names. Raises ConfigurationError."""
-    if url.startswith("sqlite:///"):
-        from ccp.store.sqlite import SQLiteStore
+    from ccp.store.sqlite import SQLiteStore
 
-        return SQLiteStore(url.removeprefix("sqlite:///"))
-    raise ConfigurationError(
-        f"No storage engine for the database URL {url.split(':', 1)[0]}:… (known: sqlite:///FILE)."
-    )
+    return SQLiteStore(sqlite_file(url))

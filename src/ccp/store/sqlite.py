@@ -9,9 +9,11 @@ before it is acknowledged, and the group shares the cost.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import queue
 import sqlite3
 import threading
+import time
 from concurrent.futures import Future
 from functools import cache
 from pathlib import Path
@@ -28,32 +30,30 @@ _BUSY_SECONDS = 5.0  # Other processes write to the same file; each holds the lo
 class SQLiteStore:
     """See `ccp.store.Store`."""
 
-    def __init__(self, path: str) -> None:
-        self._path = Path(path)
+    def __init__(self, path: Path) -> None:
+        self._path = path
         self._reader: sqlite3.Connection | None = None
         self._writer: threading.Thread | None = None
         self._changes: queue.SimpleQueue[tuple[Steps[Any], Future[Any]] | None] = queue.SimpleQueue()
 
     async def open(self) -> None:
-        if not self._path.exists():
-            raise ConfigurationError(f"There is no database at {self._path}; 'ccp db upgrade' makes one.")
-        found = schema.revision(f"sqlite:///{self._path}")
-        if found != schema.head():
-            raise ConfigurationError(
-                f"The database schema is {found or 'absent'}, this release needs {schema.head()}; run 'ccp db upgrade'."
-            )
-        self._reader = _connection(self._path)
-        self._reader.execute("pragma query_only = on")
+        schema.check(f"sqlite:///{self._path}")
         ready: Future[None] = Future()
-        self._writer = threading.Thread(target=self._write_groups, args=(ready,), name="sqlite-writer", daemon=True)
-        self._writer.start()
-        await asyncio.wrap_future(ready)
+        try:
+            self._reader = _connection(self._path)
+            self._reader.execute("pragma query_only = on")
+            self._writer = threading.Thread(target=self._write_groups, args=(ready,), name="sqlite-writer", daemon=True)
+            self._writer.start()
+            await asyncio.wrap_future(ready)
+        except sqlite3.Error as exc:
+            await self.close()
+            raise ConfigurationError(f"The database {self._path} cannot be opened: {exc}.") from exc
 
     async def close(self) -> None:
-        if self._writer is not None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
             self._changes.put(None)
-            await asyncio.to_thread(self._writer.join)
-            self._writer = None
+            await asyncio.to_thread(writer.join)
         if self._reader is not None:
             self._reader.close()
             self._reader = None
@@ -61,7 +61,11 @@ class SQLiteStore:
     async def read(self, question: Steps[T]) -> T:
         assert self._reader is not None, "the store is open"
         try:
-            return _run(self._reader, question)
+            self._reader.execute("begin")  # A snapshot; it costs nothing that each statement would not cost by itself.
+            try:
+                return _run(self._reader, question)
+            finally:
+                self._reader.execute("rollback")
         except sqlite3.OperationalError as exc:
             raise Unavailable("The database does not answer now; try again.") from exc
 
@@ -72,7 +76,11 @@ class SQLiteStore:
         return await asyncio.wrap_future(done)
 
     def _write_groups(self, ready: Future[None]) -> None:
-        connection = _connection(self._path)
+        try:
+            connection = _connection(self._path)
+        except sqlite3.Error as exc:
+            ready.set_exception(exc)
+            return
         ready.set_result(None)
         while (first := self._changes.get()) is not None:
             group = [first]
@@ -91,10 +99,24 @@ class SQLiteStore:
 
 def _connection(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_BUSY_SECONDS)
-    connection.execute("pragma journal_mode = wal")
+    _use_wal(connection)
     connection.execute("pragma synchronous = full")
     connection.execute("pragma foreign_keys = on")
     return connection
+
+
+def _use_wal(connection: sqlite3.Connection) -> None:
+    """The file remembers it, so this matters once; but then SQLite does not wait for others that open the file too."""
+    deadline = time.monotonic() + _BUSY_SECONDS
+    while True:
+        try:
+            connection.execute("pragma journal_mode = wal")
+        except sqlite3.OperationalError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 @cache
@@ -133,8 +155,9 @@ def _commit_group(connection: sqlite3.Connection, group: list[tuple[Steps[Any], 
             connection.execute("release change")
         connection.execute("commit")
     except sqlite3.Error as exc:  # Busy for too long, disk full, file gone: nothing of the group is in the database.
-        if connection.in_transaction:
-            connection.execute("rollback")
+        # When even that fails, the next group's begin fails too, and rolls back again.
+        with contextlib.suppress(sqlite3.Error):
+            connection.rollback()
         failure = Unavailable("The database cannot write now; nothing was changed, try again.")
         failure.__cause__ = exc
         for _, done in group:
