@@ -9,7 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ccp.contracts import NoDefaultPolicy, RootMatch
@@ -23,6 +23,14 @@ class VehicleTrust(StrEnum):
 
     CHAIN = "chain"
     SIGNATURE = "signature"
+
+
+class RevocationPolicy(StrEnum):
+    """Which certificates need evidence that they are not revoked."""
+
+    WHEN_NAMED = "when-named"
+    REQUIRE = "require"
+    OFF = "off"
 
 
 class Settings(BaseSettings):
@@ -55,6 +63,44 @@ class Settings(BaseSettings):
         RootMatch.LENIENT,
         description="The vehicle lists none of our V2G roots. lenient: newest variant. strict: nothing.",
     )
+    revocation: RevocationPolicy = Field(
+        RevocationPolicy.WHEN_NAMED,
+        description="when-named: certificates that name a CRL or OCSP address, or whose issuer has one in crl_urls, need "
+        "fresh evidence. require: all do. off: laboratories only.",
+    )
+    stale_grace: Annotated[int, Field(ge=0)] = Field(
+        0, description="How long evidence may be past its nextUpdate and still serve a delivery, seconds."
+    )
+    crl_urls: dict[str, str] = Field(
+        {}, description="CRL address by issuer: its certificate's SHA-256 fingerprint, or its common name."
+    )
+    ocsp_sha256: tuple[str, ...] = Field(
+        (), description="Issuers (fingerprint or common name) whose OCSP responders are asked with SHA-256 CertIDs."
+    )
+    outbound_allow: tuple[str, ...] = Field(
+        (),
+        description="Networks (CIDR) that are not public but may be called for CRLs, OCSP and partners all the same.",
+    )
+    rcp_url: str | None = Field(None, description="Root Certificate Pool to take anchors from, its address up to /rcp.")
+    rcp_token: SecretStr | None = Field(None, description="Bearer token for the Root Certificate Pool.")
+    rcp_interval: Annotated[int, Field(ge=60)] = Field(86_400, description="Seconds between two synchronisations.")
+    pcp_url: str | None = Field(None, description="Provisioning Certificate Pool, its address up to /pcp.")
+    pcp_token: SecretStr | None = Field(None, description="Bearer token for the Provisioning Certificate Pool.")
+    pcp_webhook_secret: SecretStr | None = Field(
+        None,
+        description="Key of the HMAC over events that the Provisioning Certificate Pool posts; without it none are taken.",
+    )
+    pki_url: str | None = Field(
+        None, description="PKI service that revokes contract certificates, its address up to /pki."
+    )
+    pki_token: SecretStr | None = Field(None, description="Bearer token for the PKI service.")
+    operator_cas: tuple[str, ...] = Field(
+        (), description="Fingerprints of the contract CAs whose certificates are revoked through pki_url on DELETE."
+    )
+    cleanse_interval: Annotated[int, Field(ge=0)] = Field(
+        3600, description="Seconds between two runs that remove expired and revoked contracts; 0 for none."
+    )
+    cleanse_grace: Annotated[int, Field(ge=0)] = Field(0, description="How long an expired contract is kept, seconds.")
     max_body: Annotated[int, Field(ge=4096)] = Field(262_144, description="Largest request body, octets.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     log_format: Literal["json", "console"] = Field("json", description="json for machines, console for people.")

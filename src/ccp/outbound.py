@@ -1,0 +1,174 @@
+"""The one HTTP client, for addresses that we do not control.
+
+An address out of a certificate, or one that a partner gave, is hostile until proven otherwise: only http and https, no
+redirects, a byte cap, a deadline for the whole exchange, and no connection to an address that is not public, judged on
+the resolved address at the moment of connecting (a name that was checked before may point elsewhere by then).
+An address that the operator configured may be private; everything else holds for it too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+import ssl
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+from urllib.parse import urlsplit
+
+import httpcore
+
+from ccp.errors import Unavailable
+
+Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
+Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+SECONDS: Final = 5.0
+OCTETS: Final = 1_048_576
+
+
+class OutboundError(Unavailable):
+    """An exchange that did not come about. The message names the host, and what was wrong."""
+
+    code = "outbound"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """headers: names in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class Outbound:
+    """A connection pool. Close it when done."""
+
+    def __init__(self, allow: Iterable[str] = ()) -> None:
+        """allow: networks (CIDR) that are not public but may be reached all the same, by guarded calls too."""
+        allowed = tuple(ipaddress.ip_network(network) for network in allow)
+        context = ssl.create_default_context()
+        limits: dict[str, Any] = {
+            "ssl_context": context,
+            "max_connections": 100,
+            "keepalive_expiry": 15.0,
+            "retries": 0,
+        }
+        self._guarded = httpcore.AsyncConnectionPool(network_backend=_Guard(allowed), **limits)
+        self._configured = httpcore.AsyncConnectionPool(**limits)
+
+    async def close(self) -> None:
+        await self._guarded.aclose()
+        await self._configured.aclose()
+
+    async def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        guarded: bool,
+        headers: Mapping[str, str] | None = None,
+        content: bytes = b"",
+        seconds: float = SECONDS,
+        octets: int = OCTETS,
+    ) -> Answer:
+        """One exchange, whatever status it ends with; a redirect is an answer like any other.
+
+        guarded: True for every address that the operator did not configure. seconds: for the whole exchange.
+        octets: most that is read of a body. Raises OutboundError.
+        """
+        host = _host_of(url)
+        pool = self._guarded if guarded else self._configured
+        sent = {"Host": _authority_of(url), "User-Agent": "opnc-ccp", "Accept-Encoding": "identity", **(headers or {})}
+        if content or method in ("POST", "PUT"):
+            sent["Content-Length"] = str(len(content))
+        try:
+            async with (
+                asyncio.timeout(seconds),
+                pool.stream(
+                    method, url, headers=[("Host", _authority_of(url)), *sent.items()], content=content
+                ) as response,
+            ):
+                body = b""
+                async for chunk in response.aiter_stream():
+                    body += chunk
+                    if len(body) > octets:
+                        raise OutboundError(f"{host} sent more than {octets} octets.")
+                received = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
+                return Answer(response.status, received, body)
+        except TimeoutError as exc:
+            raise OutboundError(f"{host} did not answer within {seconds:g} s.") from exc
+        except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, ssl.SSLError, OSError) as exc:
+            raise OutboundError(f"{host} cannot be reached.") from exc
+
+
+def _split(url: str) -> Any:
+    try:
+        parts = urlsplit(url)
+        _ = parts.port
+    except ValueError as exc:
+        raise OutboundError("That is no address.") from exc
+    return parts
+
+
+def _host_of(url: str) -> str:
+    """The host of an address that may be called at all. Raises OutboundError."""
+    parts = _split(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise OutboundError("Only http and https addresses are called.")
+    if parts.username is not None or parts.password is not None:
+        raise OutboundError("Addresses with credentials in them are not called.")
+    host: str = parts.hostname
+    return host
+
+
+def _authority_of(url: str) -> str:
+    netloc: str = _split(url).netloc
+    return netloc
+
+
+class _Guard(httpcore.AsyncNetworkBackend):
+    """Resolves names itself and connects only to addresses that are public or allowed."""
+
+    def __init__(self, allowed: tuple[Network, ...]) -> None:
+        self._allowed = allowed
+        self._backend = httpcore.AnyIOBackend()
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,  # noqa: ASYNC109  the interface's own
+        local_address: str | None = None,
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
+        # One address that is not public taints the name: a resolver that mixes both is playing games.
+        if not addresses or not all(
+            self._may_reach(ipaddress.ip_address(each.partition("%")[0])) for each in addresses
+        ):
+            raise OutboundError(f"{host} is not at a public address, which outbound_allow does not permit.")
+        return await self._backend.connect_tcp(addresses[0], port, timeout, local_address, socket_options)
+
+    async def connect_unix_socket(
+        self,
+        path: str,
+        timeout: float | None = None,  # noqa: ASYNC109
+        socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        raise OutboundError("Sockets of this machine are not called.")
+
+    async def sleep(self, seconds: float) -> None:
+        await self._backend.sleep(seconds)
+
+    def _may_reach(self, address: Address) -> bool:
+        if isinstance(address, ipaddress.IPv6Address):
+            inner = address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1]
+            if inner is not None:
+                return self._may_reach(inner)
+        if any(address in network for network in self._allowed):
+            return True
+        return address.is_global and not address.is_multicast
