@@ -17,6 +17,7 @@
     ├── NotFound                  unknown here, or not this caller's to know
     ├── Conflict                  what is asked for is taken (a name, an id of another party)
     ├── Unavailable               try again later; nothing was changed
+    ├── UpstreamError             a neighbour refused or failed; nothing was changed
     └── ConfigurationError        the operator has to act
 
 A message is one sentence (or several, in `messages`) that is safe to show a partner. `code` is stable. How an error is
@@ -117,6 +118,10 @@ class Conflict(CCPError):
 
 class Unavailable(CCPError):
     code = "unavailable"
+
+
+class UpstreamError(CCPError):
+    code = "upstream"
 
 
 class ConfigurationError(CCPError):

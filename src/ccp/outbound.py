@@ -9,7 +9,9 @@ An address that the operator configured may be private; everything else holds fo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
+import re
 import socket
 import ssl
 from collections.abc import Iterable, Mapping
@@ -26,6 +28,9 @@ Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 SECONDS: Final = 5.0
 OCTETS: Final = 1_048_576
+_ADDRESS: Final = re.compile(r"[!-~]{1,2048}")
+# The well-known prefix of translators to IPv4 (RFC 6052 clause 2.1): the last four octets are the address it means.
+_NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 class OutboundError(Unavailable):
@@ -79,7 +84,7 @@ class Outbound:
         guarded: True for every address that the operator did not configure. seconds: for the whole exchange.
         octets: most that is read of a body. Raises OutboundError.
         """
-        host = _host_of(url)
+        host = host_of(url)
         pool = self._guarded if guarded else self._configured
         sent = {"Host": _authority_of(url), "User-Agent": "opnc-ccp", "Accept-Encoding": "identity", **(headers or {})}
         if content or method in ("POST", "PUT"):
@@ -87,24 +92,27 @@ class Outbound:
         try:
             async with (
                 asyncio.timeout(seconds),
-                pool.stream(
-                    method, url, headers=[("Host", _authority_of(url)), *sent.items()], content=content
-                ) as response,
+                pool.stream(method, url, headers=list(sent.items()), content=content) as response,
             ):
-                body = b""
+                body = bytearray()
                 async for chunk in response.aiter_stream():
-                    body += chunk
-                    if len(body) > octets:
+                    if len(body) + len(chunk) > octets:
                         raise OutboundError(f"{host} sent more than {octets} octets.")
+                    body += chunk
                 received = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
-                return Answer(response.status, received, body)
+                return Answer(response.status, received, bytes(body))
         except TimeoutError as exc:
             raise OutboundError(f"{host} did not answer within {seconds:g} s.") from exc
         except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, ssl.SSLError, OSError) as exc:
             raise OutboundError(f"{host} cannot be reached.") from exc
+        except (UnicodeError, httpcore.UnsupportedProtocol) as exc:  # a label that is too long for IDNA, for one
+            raise OutboundError(f"{host} is no name of a host.") from exc
 
 
 def _split(url: str) -> Any:
+    # Parsers differ on everything else (blanks, line ends, other alphabets); an address in a certificate is IA5String.
+    if not _ADDRESS.fullmatch(url):
+        raise OutboundError("That is no address.")
     try:
         parts = urlsplit(url)
         _ = parts.port
@@ -113,7 +121,7 @@ def _split(url: str) -> Any:
     return parts
 
 
-def _host_of(url: str) -> str:
+def host_of(url: str) -> str:
     """The host of an address that may be called at all. Raises OutboundError."""
     parts = _split(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -151,7 +159,10 @@ class _Guard(httpcore.AsyncNetworkBackend):
             self._may_reach(ipaddress.ip_address(each.partition("%")[0])) for each in addresses
         ):
             raise OutboundError(f"{host} is not at a public address, which outbound_allow does not permit.")
-        return await self._backend.connect_tcp(addresses[0], port, timeout, local_address, socket_options)
+        for address in addresses[:-1]:
+            with contextlib.suppress(httpcore.ConnectError):
+                return await self._backend.connect_tcp(address, port, timeout, local_address, socket_options)
+        return await self._backend.connect_tcp(addresses[-1], port, timeout, local_address, socket_options)
 
     async def connect_unix_socket(
         self,
@@ -167,8 +178,12 @@ class _Guard(httpcore.AsyncNetworkBackend):
     def _may_reach(self, address: Address) -> bool:
         if isinstance(address, ipaddress.IPv6Address):
             inner = address.ipv4_mapped or address.sixtofour or (address.teredo or (None, None))[1]
+            if inner is None and address in _NAT64:
+                inner = ipaddress.IPv4Address(address.packed[-4:])
             if inner is not None:
                 return self._may_reach(inner)
         if any(address in network for network in self._allowed):
             return True
-        return address.is_global and not address.is_multicast
+        # ipaddress calls some addresses global that are not: multicast, ::/8 and the old site-local range.
+        site_local = isinstance(address, ipaddress.IPv6Address) and address.is_site_local
+        return address.is_global and not (address.is_multicast or address.is_reserved or site_local)

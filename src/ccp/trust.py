@@ -1,18 +1,33 @@
-"""Trust anchors: read from files, kept in the store, held in memory as an immutable snapshot."""
+"""Trust anchors: read from files or a Root Certificate Pool, kept in the store, held in memory as a snapshot."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from datetime import datetime
+import asyncio
+import random
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from enum import StrEnum
 from pathlib import Path
+from typing import Final
 
-from ccp.errors import ChainError, ConfigurationError
+import structlog
+
+from ccp.errors import CCPError, ChainError, ConfigurationError, Unavailable, UpstreamError
+from ccp.neighbours import RootCertificatePool, RootList
+from ccp.pki import paths
 from ccp.pki.certificates import Certificate
-from ccp.pki.paths import Role, TrustAnchors
+from ccp.pki.paths import Profile, Role, TrustAnchors
 from ccp.store import Store, anchors
 from ccp.store.anchors import TrustedCertificate
 
+_log = structlog.get_logger("ccp.trust")
+
 _SUFFIXES = {".pem", ".der", ".crt", ".cer"}
+
+EXPIRES_SOON: Final = timedelta(days=90)
+"""A new root has to reach every pool and vehicle before the old one ends; that takes months, not days."""
 
 
 class Trust:
@@ -38,7 +53,10 @@ def is_self_issued(certificate: Certificate) -> bool:
 
 
 def read_files(path: Path) -> Iterator[tuple[Path, Certificate]]:
-    """Every certificate of a file (PEM with one or more, or DER), or of a directory's files. Raises ConfigurationError."""
+    """Every certificate of a file (PEM with one or more, or DER) or of a directory's files.
+
+    Raises ConfigurationError.
+    """
     if path.is_dir():
         found = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in _SUFFIXES)
     elif path.is_file():
@@ -55,17 +73,66 @@ def read_files(path: Path) -> Iterator[tuple[Path, Certificate]]:
             yield file, certificate
 
 
-def trusted(certificate: Certificate, role: Role, source: str, at: datetime) -> TrustedCertificate:
-    """A certificate as the store keeps it."""
+def check_root(certificate: Certificate) -> None:
+    """Refuse a self-issued certificate that no chain could ever end in, whatever the time.
+
+    Its form, its algorithms (those of either edition), that it is a CA's, and its own signature. Raises ChainError.
+    """
+    paths._check_form(certificate, Profile.ISO20)  # The algorithms of -20 include those of -2.
+    paths._check_ca(certificate, ())
+    try:
+        certificate.check_signature(certificate)
+    except ChainError as exc:
+        raise ChainError(
+            f"Certificate {certificate.label} names itself as its issuer, but its own signature does not hold."
+        ) from exc
+
+
+def trusted(
+    certificate: Certificate, role: Role, source: str, at: datetime, label: str | None = None
+) -> TrustedCertificate:
+    """A certificate as the store keeps it. label: a name for people, the common name if none is given."""
     return TrustedCertificate(
         role.value,
         certificate.fingerprint,
         is_self_issued(certificate),
         certificate.der,
-        certificate.subject_cn,
+        label or certificate.subject_cn,
         source,
         at,
     )
+
+
+class Expiry(StrEnum):
+    """Where a certificate stands in its time."""
+
+    VALID = "valid"
+    SOON = "expires soon"
+    EXPIRED = "expired"
+    NOT_YET = "not valid yet"
+
+    @classmethod
+    def of(cls, certificate: Certificate, at: datetime) -> Expiry:
+        if at.replace(microsecond=0) > certificate.not_after:
+            return cls.EXPIRED
+        if at < certificate.not_before:
+            return cls.NOT_YET
+        # Some roots end in the last year that can be written, where no time can be added.
+        return cls.SOON if certificate.not_after - at < EXPIRES_SOON else cls.VALID
+
+
+def expiry_warning(certificate: Certificate, at: datetime) -> str | None:
+    """A sentence about a certificate that ends soon, has ended or has not begun."""
+    label = certificate.label
+    match Expiry.of(certificate, at):
+        case Expiry.EXPIRED:
+            return f"Certificate {label} expired on {certificate.not_after:%Y-%m-%d}."
+        case Expiry.SOON:
+            return f"Certificate {label} expires on {certificate.not_after:%Y-%m-%d}."
+        case Expiry.NOT_YET:
+            return f"Certificate {label} is not valid before {certificate.not_before:%Y-%m-%d}."
+        case _:
+            return None
 
 
 def from_directory(path: Path) -> TrustAnchors:
@@ -82,3 +149,123 @@ def from_directory(path: Path) -> TrustAnchors:
             entries += [(role, certificate) for _, certificate in read_files(path / role.value)]
     roots = [entry for entry in entries if is_self_issued(entry[1])]
     return TrustAnchors.build(roots, [entry for entry in entries if entry not in roots])
+
+
+def expiry_warnings(snapshot: TrustAnchors, at: datetime) -> list[str]:
+    """A sentence for every anchor that ends soon, has ended or has not begun."""
+    return list(filter(None, (expiry_warning(anchor.certificate, at) for anchor in snapshot.anchors)))
+
+
+def export(entries: Iterable[TrustedCertificate], directory: Path) -> list[Path]:
+    """Write certificates as `from_directory` reads them: one PEM file each, in `v2g`, `emsp` and `oem`.
+
+    directory: new or empty, because whatever else lies there would be trusted too. Raises ConfigurationError.
+    """
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise ConfigurationError(f"{directory} is not an empty directory; everything in it would be trusted.")
+    written = []
+    for entry in entries:
+        name = re.sub(r"[^a-z0-9]+", "-", entry.label.lower()).strip("-")[:60] or "certificate"
+        path = directory / Role(entry.role).value / f"{name}-{entry.fingerprint[:16]}.pem"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(Certificate.load(entry.certificate).pem())
+        written.append(path)
+    return written
+
+
+# --- Synchronisation with a Root Certificate Pool --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Synchronised:
+    """What came of it. gone: taken from this pool once and not listed there any more. unusable: sentences."""
+
+    added: tuple[TrustedCertificate, ...]
+    gone: tuple[TrustedCertificate, ...]
+    pruned: bool
+    unusable: tuple[str, ...]
+
+
+async def synchronise(store: Store, rcp: RootCertificatePool, at: datetime, *, prune: bool = False) -> Synchronised:
+    """Trust what the Root Certificate Pool lists, each certificate for what the pool said of it and no more.
+
+    prune: remove what came from this very pool and is gone from it; otherwise that is told and stays. What an operator
+    added by hand is never touched. A list with entries that cannot be read prunes nothing: what seems to be gone may be
+    one of them. Raises UpstreamError, Unavailable.
+    """
+    offered = await rcp.roots()
+    known = await store.read(anchors.every())
+    usable, unusable = _usable(offered, at)
+    present = {(entry.role, entry.fingerprint) for entry in known}
+    new = [entry for entry in usable if (entry.role, entry.fingerprint) not in present]
+    listed = {(role.value, root.certificate.fingerprint) for root in offered.roots for role in root.roles}
+    gone = [
+        entry for entry in known if entry.source == offered.source and (entry.role, entry.fingerprint) not in listed
+    ]
+    pruned = prune and offered.complete
+    added = [entry for entry in new if await store.write(anchors.add(entry))]
+    if pruned:
+        for entry in gone:
+            await store.write(anchors.remove_from(offered.source, entry.role, entry.fingerprint))
+    if prune and not pruned and gone:
+        unusable.append("Nothing was removed, because the list has entries that cannot be read.")
+    return Synchronised(tuple(added), tuple(gone), pruned, tuple(unusable))
+
+
+def _usable(offered: RootList, at: datetime) -> tuple[list[TrustedCertificate], list[str]]:
+    """What may be trusted, and a sentence for everything that may not."""
+    usable: list[TrustedCertificate] = []
+    unusable = list(offered.unusable)
+    for root in offered.roots:
+        certificate = root.certificate
+        try:
+            if not is_self_issued(certificate):
+                raise ChainError(f"Certificate {certificate.label} is not a root certificate.")
+            check_root(certificate)
+        except ChainError as exc:
+            unusable.extend(exc.messages)
+            continue
+        if root.roles and Expiry.of(certificate, at) is Expiry.EXPIRED:
+            unusable.append(f"Certificate {certificate.label} expired on {certificate.not_after:%Y-%m-%d}.")
+            continue
+        usable += [trusted(certificate, role, offered.source, at) for role in Role if role in root.roles]
+    return usable, unusable
+
+
+_FIRST_SECONDS: Final = 10.0  # Workers start together; they need not call together.
+_SPREAD: Final = 0.1  # … nor come together again later.
+_RETRY_SECONDS: Final = 60.0  # After a failure, doubled each time up to the interval.
+
+
+async def synchronise_forever(
+    store: Store, rcp: RootCertificatePool, interval: float, clock: Callable[[], datetime]
+) -> None:
+    """Take over additions on a schedule; what is gone is only told. Ends when it is cancelled.
+
+    interval: seconds. Every worker runs this: the second that comes with an addition finds it known.
+    """
+    pause, failures = random.uniform(0, _FIRST_SECONDS), 0  # noqa: S311  no secret
+    while True:
+        await asyncio.sleep(pause)
+        try:
+            done = await synchronise(store, rcp, clock())
+        except (UpstreamError, Unavailable) as exc:
+            pause, failures = min(interval, _RETRY_SECONDS * 2 ** min(failures, 10)), failures + 1
+            _log.warning("anchors not synchronised", source=rcp.url, reason=str(exc), again_in=round(pause))
+            continue
+        except CCPError as exc:
+            pause, failures = interval, 0
+            _log.error("anchors not synchronised", source=rcp.url, reason=str(exc))
+            continue
+        _tell(done, rcp.url)
+        pause, failures = interval * random.uniform(1 - _SPREAD, 1 + _SPREAD), 0  # noqa: S311
+
+
+def _tell(done: Synchronised, source: str) -> None:
+    _log.info("anchors synchronised", source=source, added=len(done.added), gone=len(done.gone))
+    for entry in done.added:
+        _log.warning("anchor added", source=source, role=entry.role, label=entry.label, fingerprint=entry.fingerprint)
+    for entry in done.gone:
+        _log.warning("anchor gone", source=source, role=entry.role, label=entry.label, fingerprint=entry.fingerprint)
+    for sentence in done.unusable:
+        _log.warning("anchor not usable", source=source, reason=sentence)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Coroutine
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from ccp import settings, trust
 from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, with_store
-from ccp.errors import ConfigurationError
+from ccp.errors import ChainError, ConfigurationError
 from ccp.ids import Fingerprint
+from ccp.neighbours import Neighbours
+from ccp.outbound import Outbound
 from ccp.pki.certificates import Certificate
 from ccp.pki.paths import Role
 from ccp.store import Store, anchors
 from ccp.store.anchors import TrustedCertificate
-from ccp.trust import read_files, trusted
+from ccp.trust import Expiry, Synchronised, read_files, trusted
 
 app = typer.Typer(help="Look after the trusted certificates.", no_args_is_help=True)
 
@@ -24,34 +28,66 @@ app = typer.Typer(help="Look after the trusted certificates.", no_args_is_help=T
 def add(
     path: Annotated[Path, typer.Argument(help="PEM or DER file, or a directory of such.")],
     role: Annotated[list[Role], typer.Option(help="v2g, emsp or oem; may be given several times.")],
+    label: Annotated[str | None, typer.Option(help="A name for people; the common name if not given.")] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Trust certificates for a role: self-issued ones as roots, others as known intermediates."""
-    found = [trusted(c, each, file.name, datetime.now(UTC)) for file, c in read_files(path) for each in role]
-    if not found:
+    """Trust certificates for a role: self-issued ones as roots, others as known intermediates.
+
+    All of them or, when one is refused, none.
+    """
+    at = datetime.now(UTC)
+    files = list(read_files(path))
+    if not files:
         raise ConfigurationError(f"There are no certificates in {path}.")
+    refused = list(filter(None, (_refusal(file, certificate) for file, certificate in files)))
+    if refused:
+        raise ConfigurationError(*refused)
+    found = [
+        trusted(certificate, each, file.name, at, label)
+        for certificate, file in {certificate: file for file, certificate in files}.items()
+        for each in dict.fromkeys(role)
+    ]
 
     async def change(store: Store) -> list[bool]:
-        return [await store.write(anchors.add(certificate)) for certificate in found]
+        return [await store.write(anchors.keep(certificate)) for certificate in found]
 
-    for certificate, is_new in zip(found, with_store(config, change), strict=True):
-        kind = "root" if certificate.is_root else "intermediate"
-        typer.echo(f"{'added' if is_new else 'known'}  {certificate.role}  {kind}  {certificate.label}")
+    for entry, is_new in zip(found, with_store(config, change), strict=True):
+        typer.echo(f"{'added' if is_new else 'known'}  {_line(entry)}")
+    for entry in {entry.fingerprint: entry for entry in found}.values():
+        warning = trust.expiry_warning(Certificate.load(entry.certificate), at)
+        if warning:
+            typer.echo(f"warning: {warning}", err=True)
+
+
+def _refusal(file: Path, certificate: Certificate) -> str | None:
+    """Why a certificate is not taken. Its time is no reason: it may end tomorrow, or begin then."""
+    if not trust.is_self_issued(certificate):
+        return None
+    try:
+        trust.check_root(certificate)
+    except ChainError as exc:
+        return f"{file}: {exc} Nothing was added."
+    return None
 
 
 @app.command("list")
-def list_trusted(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """List the trusted certificates."""
-
-    async def read(store: Store) -> list[TrustedCertificate]:
-        return await store.read(anchors.every())
-
-    found = [_shown(entry) for entry in with_store(config, read)]
+def list_trusted(
+    role: Annotated[Role | None, typer.Option(help="Only for this role.")] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the trusted certificates, and say which have expired or will within 90 days."""
+    at = datetime.now(UTC)
+    found = [_shown(entry, at) for entry in with_store(config, _read(role))]
     if as_json:
         print_json(found)
         return
-    columns = ["role", "kind", "label", "fingerprint", "valid to", "source"]
+    columns = ["role", "kind", "label", "state", "valid to", "added at", "source", "fingerprint"]
     print_table(columns, [[entry[column.replace(" ", "_")] for column in columns] for entry in found])
+    for state in (Expiry.EXPIRED, Expiry.SOON, Expiry.NOT_YET):
+        count = sum(entry["state"] == state for entry in found)
+        if count:
+            typer.echo(f"warning: {count} of them: {state}.", err=True)
 
 
 @app.command()
@@ -60,7 +96,7 @@ def remove(
     role: Annotated[Role | None, typer.Option(help="Only for this role.")] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Trust a certificate no longer."""
+    """Trust a certificate no longer. Running workers know within seconds."""
     named = Fingerprint.parse(fingerprint, "fingerprint")
 
     async def change(store: Store) -> int:
@@ -69,13 +105,99 @@ def remove(
     typer.echo(f"removed for {with_store(config, change)} role(s)")
 
 
-def _shown(entry: TrustedCertificate) -> dict[str, str]:
+@app.command()
+def export(
+    directory: Annotated[
+        Path | None, typer.Argument(help="New or empty directory; ccp verify --trust reads what is put there.")
+    ] = None,
+    role: Annotated[Role | None, typer.Option(help="Only this role; without a directory as one PEM to stdout.")] = None,
+    config: ConfigOption = None,
+) -> None:
+    """Write the trusted certificates as PEM: a file each in v2g/, emsp/ and oem/, or one role's to standard output."""
+    if directory is None and role is None:
+        raise ConfigurationError("Give a directory, or --role for one PEM on standard output.")
+    found = with_store(config, _read(role))
+    if not found:
+        raise ConfigurationError("There is nothing to export.")
+    if directory is None:
+        for entry in found:
+            typer.echo(Certificate.load(entry.certificate).pem().decode("ascii"), nl=False)
+        return
+    typer.echo(f"wrote {len(trust.export(found, directory))} file(s) to {directory}")
+
+
+@app.command()
+def sync(
+    prune: Annotated[bool, typer.Option("--prune", help="Remove what the pool does not list any more.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take over the roots that the configured Root Certificate Pool lists.
+
+    Those that came from it and are gone from it are named, and removed with --prune only. What was added by hand stays.
+    """
+    effective = settings.load(config)
+    if effective.rcp_url is None:
+        raise ConfigurationError("There is no Root Certificate Pool: rcp_url is not set.")
+
+    async def run(store: Store) -> Synchronised:
+        outbound = Outbound(effective.outbound_allow)
+        try:
+            rcp = Neighbours.of(effective, outbound).roots
+            assert rcp is not None, "rcp_url is set"
+            return await trust.synchronise(store, rcp, datetime.now(UTC), prune=prune)
+        finally:
+            await outbound.close()
+
+    done = with_store(config, run)
+    if as_json:
+        at = datetime.now(UTC)
+        print_json(
+            {
+                "added": [_shown(entry, at) for entry in done.added],
+                "gone": [_shown(entry, at) for entry in done.gone],
+                "pruned": done.pruned,
+                "unusable": list(done.unusable),
+            }
+        )
+        return
+    for entry in done.added:
+        typer.echo(f"added  {_line(entry)}  {entry.fingerprint}")
+    for entry in done.gone:
+        kept = "removed" if done.pruned else "gone from the pool, still trusted (--prune removes it)"
+        typer.echo(f"{kept}  {_line(entry)}  {entry.fingerprint}")
+    for sentence in done.unusable:
+        typer.echo(f"not used: {sentence}", err=True)
+    if not done.added and not done.gone:
+        typer.echo("nothing new")
+
+
+def _read(role: Role | None) -> Callable[[Store], Coroutine[Any, Any, list[TrustedCertificate]]]:
+    async def read(store: Store) -> list[TrustedCertificate]:
+        return [entry for entry in await store.read(anchors.every()) if role is None or entry.role == role.value]
+
+    return read
+
+
+def _line(entry: TrustedCertificate) -> str:
+    return f"{entry.role}  {'root' if entry.is_root else 'intermediate'}  {_printable(entry.label)}"
+
+
+def _shown(entry: TrustedCertificate, at: datetime) -> dict[str, str]:
+    certificate = Certificate.load(entry.certificate)
     return {
         "role": entry.role,
         "kind": "root" if entry.is_root else "intermediate",
-        "label": entry.label,
+        "label": _printable(entry.label),
         "fingerprint": entry.fingerprint,
-        "valid_to": Certificate.load(entry.certificate).not_after.strftime("%Y-%m-%d"),
+        "valid_from": certificate.not_before.strftime("%Y-%m-%d"),
+        "valid_to": certificate.not_after.strftime("%Y-%m-%d"),
+        "state": Expiry.of(certificate, at).value,
         "source": entry.source,
-        "added_at": entry.added_at.isoformat(),
+        "added_at": entry.added_at.isoformat(timespec="seconds"),
     }
+
+
+def _printable(label: str) -> str:
+    """A label may be a common name that a pool sent; it must not write to the terminal by itself."""
+    return "".join(character if character.isprintable() else "?" for character in label)

@@ -13,7 +13,8 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final, Literal, cast
@@ -37,7 +38,8 @@ from cryptography.hazmat.primitives.serialization import (
     load_der_public_key,
     load_pem_private_key,
 )
-from cryptography.x509.oid import NameOID
+from cryptography.x509 import ocsp
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ccp.errors import KeyMaterialError
 from ccp.pki.certificates import Certificate
@@ -91,6 +93,13 @@ OEM_PROVISIONING: Final = Template(
     30 * _YEAR, key_usage=frozenset({"digital_signature", "key_agreement"}), domain_component="OEM"
 )
 
+# A delegated OCSP responder (RFC 6960 clause 4.2.2.2); its own revocation is not asked for.
+OCSP_RESPONDER: Final = Template(
+    _YEAR,
+    key_usage=frozenset({"digital_signature"}),
+    extra=((x509.ExtendedKeyUsage([ExtendedKeyUsageOID.OCSP_SIGNING]), False), (x509.OCSPNoCheck(), False)),
+)
+
 _KEY_USAGES: Final = (
     "digital_signature",
     "content_commitment",
@@ -105,17 +114,39 @@ _KEY_USAGES: Final = (
 
 
 @dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where the certificates that a CA issues say their status can be asked for; neither address by default."""
+
+    ocsp: str | None = None
+    crl: str | None = None
+
+    def extensions(self) -> tuple[tuple[x509.ExtensionType, bool], ...]:
+        found: list[tuple[x509.ExtensionType, bool]] = []
+        if self.ocsp is not None:
+            access = x509.AccessDescription(
+                x509.oid.AuthorityInformationAccessOID.OCSP, x509.UniformResourceIdentifier(self.ocsp)
+            )
+            found.append((x509.AuthorityInformationAccess([access]), False))
+        if self.crl is not None:
+            names = [x509.UniformResourceIdentifier(self.crl)]
+            found.append((x509.CRLDistributionPoints([x509.DistributionPoint(names, None, None, None)]), False))
+        return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
 class Credential:
     """A certificate and its private key; a CA's credential also issues.
 
     sub_cas: the issuers between this certificate and the root, nearest first, as a message carries them.
     agreement_key: the X448 key beside an Ed448 key; None where the certificate's own key agrees on keys.
+    addresses: what it puts into the certificates that it issues; not saved.
     """
 
     certificate: Certificate
     key: SigningKey
     sub_cas: tuple[Certificate, ...] = ()
     agreement_key: X448PrivateKey | None = None
+    addresses: Addresses = Addresses()
 
     def issue(
         self,
@@ -138,7 +169,7 @@ class Credential:
             subject=subject_name(cn, template.domain_component),
             issuer=self.certificate,
             signer=self.key,
-            template=template,
+            template=replace(template, extra=(*template.extra, *self.addresses.extensions())),
             agreement_key=agreement_key,
             valid=valid or (at - _HEAD_START, at + template.lifetime),
         )
@@ -234,15 +265,24 @@ _LAYOUT: Final = {
 }
 
 
-def build_pki(at: datetime, *, algorithm: Algorithm = "P-256") -> PKI:
-    """Three roots with two levels of sub-CA each, and one CPS. at: when their validity starts (aware)."""
-    v2g_root = build_root("V2G Root CA SIM", at=at, algorithm=algorithm, template=V2G_ROOT)
-    cps_sub1 = v2g_root.issue("CPS Sub1 CA SIM", SUB_CA1, at=at)
-    cps_sub2 = cps_sub1.issue("CPS Sub2 CA SIM", SUB_CA2, at=at)
-    emsp_root = build_root("eMSP Root CA SIM", at=at, algorithm=algorithm)
-    emsp_sub1 = emsp_root.issue("eMSP Sub1 CA SIM", SUB_CA1, at=at)
-    oem_root = build_root("OEM Root CA SIM", at=at, algorithm=algorithm)
-    oem_sub1 = oem_root.issue("OEM Sub1 CA SIM", SUB_CA1, at=at)
+def build_pki(
+    at: datetime, *, algorithm: Algorithm = "P-256", addresses: Callable[[str], Addresses] = lambda name: Addresses()
+) -> PKI:
+    """Three roots with two levels of sub-CA each, and one CPS.
+
+    at: when their validity starts (aware). addresses: what the CA with that common name puts into what it issues.
+    """
+
+    def ca(credential: Credential) -> Credential:
+        return replace(credential, addresses=addresses(credential.certificate.subject_cn))
+
+    v2g_root = ca(build_root("V2G Root CA SIM", at=at, algorithm=algorithm, template=V2G_ROOT))
+    cps_sub1 = ca(v2g_root.issue("CPS Sub1 CA SIM", SUB_CA1, at=at))
+    cps_sub2 = ca(cps_sub1.issue("CPS Sub2 CA SIM", SUB_CA2, at=at))
+    emsp_root = ca(build_root("eMSP Root CA SIM", at=at, algorithm=algorithm))
+    emsp_sub1 = ca(emsp_root.issue("eMSP Sub1 CA SIM", SUB_CA1, at=at))
+    oem_root = ca(build_root("OEM Root CA SIM", at=at, algorithm=algorithm))
+    oem_sub1 = ca(oem_root.issue("OEM Sub1 CA SIM", SUB_CA1, at=at))
     return PKI(
         v2g_root=v2g_root,
         cps_sub1=cps_sub1,
@@ -250,10 +290,10 @@ def build_pki(at: datetime, *, algorithm: Algorithm = "P-256") -> PKI:
         cps=cps_sub2.issue("CPS SIM", CPS, at=at),
         emsp_root=emsp_root,
         emsp_sub1=emsp_sub1,
-        emsp_sub2=emsp_sub1.issue("eMSP Sub2 CA SIM", SUB_CA2, at=at),
+        emsp_sub2=ca(emsp_sub1.issue("eMSP Sub2 CA SIM", SUB_CA2, at=at)),
         oem_root=oem_root,
         oem_sub1=oem_sub1,
-        oem_sub2=oem_sub1.issue("OEM Sub2 CA SIM", SUB_CA2, at=at),
+        oem_sub2=ca(oem_sub1.issue("OEM Sub2 CA SIM", SUB_CA2, at=at)),
     )
 
 
@@ -314,6 +354,56 @@ def build_certificate(
         builder = builder.add_extension(extension, critical)
     signed = builder.sign(signer, _hash_for(signer))
     return Certificate.load(signed.public_bytes(Encoding.DER))
+
+
+def sign_crl(
+    issuer: Credential,
+    revoked: Mapping[int, datetime],
+    *,
+    this_update: datetime,
+    next_update: datetime,
+    number: int | None = 1,
+    extra: tuple[tuple[x509.ExtensionType, bool], ...] = (),
+) -> bytes:
+    """A CRL, DER. revoked: serial number to the time of revocation. extra: further extensions, and if critical."""
+    builder = x509.CertificateRevocationListBuilder(issuer.certificate.x509.subject, this_update, next_update)
+    numbered = () if number is None else ((x509.CRLNumber(number), False),)
+    for extension, critical in (*numbered, *extra):
+        builder = builder.add_extension(extension, critical)
+    for serial, when in revoked.items():
+        entry = x509.RevokedCertificateBuilder(serial, when).build()
+        builder = builder.add_revoked_certificate(entry)
+    return builder.sign(issuer.key, _hash_for(issuer.key)).public_bytes(Encoding.DER)
+
+
+def answer_ocsp(
+    certificate: Certificate,
+    issuer: Credential,
+    *,
+    this_update: datetime,
+    next_update: datetime | None,
+    revoked_at: datetime | None = None,
+    unknown: bool = False,
+    responder: Credential | None = None,
+    sha256: bool = False,
+) -> bytes:
+    """An OCSPResponse about a certificate, DER. responder: the one that signs and is sent along, else the issuer."""
+    signer = responder or issuer
+    status = ocsp.OCSPCertStatus.GOOD if revoked_at is None else ocsp.OCSPCertStatus.REVOKED
+    builder = ocsp.OCSPResponseBuilder().add_response(
+        certificate.x509,
+        issuer.certificate.x509,
+        hashes.SHA256() if sha256 else hashes.SHA1(),  # noqa: S303  what responders are asked with
+        ocsp.OCSPCertStatus.UNKNOWN if unknown else status,
+        this_update,
+        next_update,
+        revoked_at,
+        None,
+    )
+    builder = builder.responder_id(ocsp.OCSPResponderEncoding.NAME, signer.certificate.x509)
+    if responder is not None:
+        builder = builder.certificates([responder.certificate.x509])
+    return builder.sign(signer.key, _hash_for(signer.key)).public_bytes(Encoding.DER)
 
 
 def subject_name(cn: str, domain_component: str | None = None) -> x509.Name:

@@ -13,7 +13,7 @@ from ccp.store.steps import Steps
 
 @dataclass(frozen=True, slots=True)
 class TrustedCertificate:
-    """role: "v2g", "emsp" or "oem". certificate: DER. source: where it came from, a file name or an address."""
+    """role: "v2g", "emsp" or "oem". certificate: DER. source: where it came from, a file name or a pool's address."""
 
     role: str
     fingerprint: str
@@ -58,6 +58,33 @@ def add(trusted: TrustedCertificate) -> Steps[bool]:
     )
     yield count(Topic.ANCHORS)
     return True
+
+
+def keep(trusted: TrustedCertificate) -> Steps[bool]:
+    """Trust a certificate because an operator says so. Returns whether it was new.
+
+    One that is known already is from now on the operator's: it gets the new label, source and time, and a pool that it
+    came from takes it away no more.
+    """
+    if (yield from add(trusted)):
+        return True
+    update = "update trust_anchor set label = $1, source = $2, added_at = $3 where role = $4 and fingerprint = $5"
+    yield (
+        update,
+        (trusted.label, trusted.source, microseconds(trusted.added_at), trusted.role, trusted.fingerprint),
+    )
+    return False
+
+
+def remove_from(source: str, role: str, fingerprint: str) -> Steps[bool]:
+    """Trust a certificate no longer for a role, if it (still) came from that source. Returns whether it did."""
+    rows = yield (
+        "delete from trust_anchor where role = $1 and fingerprint = $2 and source = $3 returning role",
+        (role, fingerprint, source),
+    )
+    if rows:
+        yield count(Topic.ANCHORS)
+    return bool(rows)
 
 
 def remove(fingerprint: str, role: str | None = None) -> Steps[int]:

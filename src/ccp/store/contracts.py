@@ -87,11 +87,11 @@ def publish(contract: SignedContract, at: datetime) -> Steps[Published]:
     """
     holder = yield from _claim(contract.emaid, contract.pcid)
     if holder != contract.pcid:
-        defaults = yield from _lock_vehicles((holder, contract.pcid))
-        yield from _remove(contract.emaid, holder, defaults[holder], at)
+        defaults = yield from lock_vehicles((holder, contract.pcid))
+        yield from remove(contract.emaid, holder, defaults[holder], at)
         yield "update emaid_claim set pcid = $1 where emaid = $2", (contract.pcid, contract.emaid)
     else:
-        defaults = yield from _lock_vehicles((contract.pcid,))
+        defaults = yield from lock_vehicles((contract.pcid,))
     rev, default = defaults[contract.pcid]
     others = yield "select emaid from contract where pcid = $1", (contract.pcid,)
     created = all(emaid != contract.emaid for (emaid,) in others)
@@ -108,7 +108,7 @@ def publish(contract: SignedContract, at: datetime) -> Steps[Published]:
         ),
     )  # fmt: skip
     kind = ContractEvent.CREATED if created else ContractEvent.UPDATED
-    yield _event(kind, contract.emaid, contract.pcid, rev, at)
+    yield event(kind, contract.emaid, contract.pcid, rev, at)
     return Published(created, holder if holder != contract.pcid else None)
 
 
@@ -118,8 +118,8 @@ def withdraw(emaid: EMAID, at: datetime) -> Steps[PCID]:
     if not claims:
         raise NotFound("The contract for the given EMAID not found.")
     pcid = PCID(claims[0][0])
-    vehicles = yield from _lock_vehicles((pcid,))
-    yield from _remove(emaid, pcid, vehicles[pcid], at)
+    vehicles = yield from lock_vehicles((pcid,))
+    yield from remove(emaid, pcid, vehicles[pcid], at)
     yield "delete from emaid_claim where emaid = $1", (emaid,)
     return pcid
 
@@ -129,7 +129,7 @@ def set_default(emaid: EMAID, pcid: PCID, at: datetime) -> Steps[None]:
     claims = yield "select pcid from emaid_claim where emaid = $1 for update", (emaid,)
     if not claims or claims[0][0] != pcid:
         raise NotFound("The contract for the given EMAID and PCID not found.")
-    vehicles = yield from _lock_vehicles((pcid,))
+    vehicles = yield from lock_vehicles((pcid,))
     if vehicles[pcid][1] == emaid:
         return
     yield "update vehicle set default_emaid = $1 where pcid = $2", (emaid, pcid)
@@ -146,7 +146,7 @@ def _claim(emaid: EMAID, pcid: PCID) -> Steps[PCID]:
     return PCID(claims[0][0])
 
 
-def _lock_vehicles(pcids: Iterable[PCID]) -> Steps[dict[PCID, tuple[int, str | None]]]:
+def lock_vehicles(pcids: Iterable[PCID]) -> Steps[dict[PCID, tuple[int, str | None]]]:
     """Lock vehicles in order. Returns each one's new revision and its default EMAID."""
     vehicles = {}
     for pcid in sorted(pcids):
@@ -155,16 +155,20 @@ def _lock_vehicles(pcids: Iterable[PCID]) -> Steps[dict[PCID, tuple[int, str | N
     return vehicles
 
 
-def _remove(emaid: EMAID, pcid: PCID, vehicle: tuple[int, str | None], at: datetime) -> Steps[None]:
-    """Take a contract from a vehicle that is locked, and tell its maker. No other becomes default."""
+def remove(emaid: EMAID, pcid: PCID, vehicle: tuple[int, str | None], at: datetime) -> Steps[None]:
+    """Take a contract from a vehicle that is locked, and tell its maker. No other becomes default.
+
+    vehicle: its revision, which is the event's, and its default. The claim on the EMAID is the caller's to change.
+    """
     rev, default = vehicle
     yield "delete from contract where pcid = $1 and emaid = $2", (pcid, emaid)
     if default == emaid:
         yield "update vehicle set default_emaid = null where pcid = $1", (pcid,)
-    yield _event(ContractEvent.DELETED, emaid, pcid, rev, at)
+    yield event(ContractEvent.DELETED, emaid, pcid, rev, at)
 
 
-def _event(kind: ContractEvent, emaid: EMAID, pcid: PCID, rev: int, at: datetime) -> tuple[str, Row]:
+def event(kind: ContractEvent, emaid: EMAID, pcid: PCID, rev: int, at: datetime) -> tuple[str, Row]:
+    """Part of every change to a contract. rev: the vehicle's, of this event alone."""
     insert = """
     insert into outbox (pcid, rev, kind, emaid, payload, created_at, lease_until, attempts)
     values ($1, $2, $3, $4, $5, $6, 0, 0)

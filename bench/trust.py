@@ -1,0 +1,262 @@
+"""What trust costs: certificate chains and revocation evidence, as multiples of one raw P-256 verification.
+
+    python bench/trust.py
+
+Chains are measured with the certificates already read and with reading them, cold (nothing is remembered of the
+issuers) and cached (they were seen before). The path of a PUT is measured in this process, with evidence in the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import platform
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from rich.console import Console
+from rich.table import Table
+
+from ccp import installation
+from ccp.ids import EMAID, PCID, Fingerprint
+from ccp.outbound import Outbound
+from ccp.pki.certificates import Certificate
+from ccp.pki.evidence import (
+    AskedLater,
+    Evidence,
+    Key,
+    RevocationList,
+    Status,
+    Unchecked,
+    check_keys,
+    issuer_id,
+    read_crl,
+    read_ocsp,
+)
+from ccp.pki.paths import Profile, Role, TrustAnchors, Usage
+from ccp.revocation import RevocationService
+from ccp.settings import Settings
+from ccp.sim.parties import Car, make_contract, namespace_of, sign_contract
+from ccp.sim.pki import OCSP_RESPONDER, PKI, Addresses, Credential, answer_ocsp, build_pki, sign_crl
+from ccp.store import Store, connect, schema
+from ccp.store import contracts as contract_questions
+from ccp.store import evidence as questions
+
+console = Console(width=120)
+AT = datetime.now(UTC).replace(microsecond=0)
+HOUR = timedelta(hours=1)
+
+
+def best(work: Callable[[], object], *, rounds: int = 9, seconds: float = 0.03) -> float:
+    """Microseconds of one call: the fastest of some rounds."""
+    work()
+    began = time.perf_counter()
+    work()
+    calls = max(1, int(seconds / max(time.perf_counter() - began, 1e-7)))
+    fastest = float("inf")
+    for _ in range(rounds):
+        began = time.perf_counter()
+        for _ in range(calls):
+            work()
+        fastest = min(fastest, (time.perf_counter() - began) / calls)
+    return fastest * 1e6
+
+
+def raw_verification() -> float:
+    """One P-256 verification with a key that is read already: the unit of everything below."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    message = b"x" * 600
+    signature = key.sign(message, ec.ECDSA(hashes.SHA256()))
+    public, algorithm = key.public_key(), ec.ECDSA(hashes.SHA256())
+    return best(lambda: public.verify(signature, message, algorithm))
+
+
+def chains(pki: PKI) -> Table:
+    table = Table("chain, P-256", "µs", "× one verification", "target", box=None, header_style="bold")
+    car = pki.vehicle("WEX0BENCH00000001", at=AT)
+    cases = (
+        ("vehicle, leaf + 2 sub-CAs", car, Usage.OEM_PROVISIONING),
+        ("provisioning service, leaf + 2 sub-CAs", pki.cps, Usage.CPS),
+        ("contract, leaf + 2 sub-CAs", pki.contract("DESIMC00000001", at=AT), Usage.CONTRACT),
+    )
+    for name, credential, usage in cases:
+        for what, work, target in _of(pki, credential, usage):
+            # The unit is measured around each case: what else this machine does changes from second to second.
+            cost, unit = min((best(work), raw_verification()) for _ in range(3))
+            ratio = cost / unit
+            shown = "" if target is None else f"≤ {target:g} {'ok' if ratio <= target else 'MISSED'}"
+            table.add_row(f"{name}: {what}", f"{cost:.0f}", f"{ratio:.2f}", shown)
+    return table
+
+
+Case = tuple[str, Callable[[], object], float | None]
+"""What is measured, and the ratio that is aimed at."""
+
+
+def _of(pki: PKI, credential: Credential, usage: Usage) -> list[Case]:
+    roots = [(Role.V2G, pki.v2g_root), (Role.EMSP, pki.emsp_root), (Role.OEM, pki.oem_root)]
+    trusted = [(role, root.certificate) for role, root in roots]
+    leaf_der = credential.certificate.der
+    sub_ders = [one.der for one in credential.sub_cas]
+    warm = TrustAnchors.build(trusted)
+    asked = {"usage": usage, "at": AT, "profile": Profile.ISO2}
+
+    def load() -> tuple[Certificate, list[Certificate]]:
+        return Certificate.load(leaf_der), [Certificate.load(der) for der in sub_ders]
+
+    leaf, subs = load()
+    # A certificate keeps what was read of it, so "read already" means loaded and nothing more, or everything.
+    return [
+        ("cold, reading included", lambda: TrustAnchors.build(trusted).verify(*load(), **asked), 7),
+        ("cold, certificates read", lambda: TrustAnchors.build(trusted).verify(leaf, subs, **asked), 7),
+        ("cached, reading included", lambda: warm.verify(*load(), **asked), 2.5),
+        ("cached, certificates read", lambda: warm.verify(leaf, subs, **asked), 2.5),
+        ("reading alone", load, None),
+    ]
+
+
+def reading(pki: PKI, unit: float) -> Table:
+    table = Table("evidence, P-256", "µs", "× one verification", box=None, header_style="bold")
+    issuer, leaf = pki.emsp_sub2, pki.contract("DESIMC00000001", at=AT).certificate
+    times = {"this_update": AT, "next_update": AT + HOUR}
+    direct = answer_ocsp(leaf, issuer, **times)
+    delegated = answer_ocsp(leaf, issuer, responder=issuer.issue("OCSP", OCSP_RESPONDER, at=AT), **times)
+    for name, octets in (("OCSP response of the issuer", direct), ("OCSP response, delegated", delegated)):
+        cost = best(lambda o=octets: read_ocsp(o, leaf, issuer.certificate, AT, ""))  # type: ignore[misc]
+        table.add_row(name, f"{cost:.0f}", f"{cost / unit:.2f}")
+    for count in (1_000, 20_000):
+        octets = sign_crl(issuer, dict.fromkeys(range(1, count + 1), AT), **times)
+        cost = best(lambda o=octets: read_crl(o, issuer.certificate, AT), rounds=3)  # type: ignore[misc]
+        table.add_row(f"CRL with {count} entries, {len(octets) >> 10} KiB", f"{cost:.0f}", f"{cost / unit:.0f}")
+    return table
+
+
+async def stored(pki: PKI, unit: float) -> Table:
+    """Evidence in the store, and what a PUT and a delivery pay for it."""
+    table = Table("store (SQLite) and requests", "µs", "× one verification", box=None, header_style="bold")
+
+    def row(name: str, cost: float) -> None:
+        table.add_row(name, f"{cost:.0f}", f"{cost / unit:.2f}")
+
+    with tempfile.TemporaryDirectory(prefix="ccp-bench-") as folder:
+        settings = Settings(database=f"sqlite:///{Path(folder) / 'ccp.db'}", log_level="error")
+        schema.upgrade(settings.database)
+        store = connect(settings.database)
+        await store.open()
+        outbound = Outbound()
+        service = RevocationService(store, outbound, settings, lambda: AT)
+        try:
+            issuer = pki.emsp_sub2.certificate
+            began = time.perf_counter()
+            revoked = RevocationList(issuer_id(issuer), 1, AT, AT + HOUR, dict.fromkeys(range(1, 100_001), AT))
+            await load(store, revoked, issuer)
+            row("load a CRL with 100,000 entries, first time", (time.perf_counter() - began) * 1e6)
+            began = time.perf_counter()
+            await load(store, replace(revoked, number=2), issuer)
+            row("load it again, nothing new", (time.perf_counter() - began) * 1e6)
+
+            car = Car.build(pki, PCID.parse("WEX0BENCH00000002"), AT)
+            emaid = EMAID.parse("DESIMC00000002")
+            octets = sign_contract(pki, make_contract(pki, emaid, car.pcid, car.provisioning.certificate, AT), AT)
+            anchors, namespace = pki.anchors(), namespace_of(pki)
+            root = Fingerprint(pki.v2g_root.certificate.fingerprint)
+            later = AskedLater()
+
+            def verified(revocation: Unchecked | AskedLater) -> installation.VerifiedInstallationResponse:
+                return installation.verify_response(
+                    installation.read_response(octets, namespace),
+                    emaid=emaid,
+                    root=root,
+                    anchors=anchors,
+                    revocation=revocation,
+                    at=AT,
+                )
+
+            verified(later)
+            for chain in later.chains:
+                for certificate, above in zip(chain.certificates, chain.certificates[1:], strict=False):
+                    good = Evidence(
+                        issuer_id(above), certificate.serial_number, Status.GOOD, AT, AT + HOUR, None, "OCSP bench"
+                    )
+                    await store.write(questions.learn(good))
+            keys: tuple[Key, ...] = (await service.require(later.chains, AT)).keys
+            read = await timed(lambda: store.read(questions.known(keys)), 300)
+            row("look up the evidence of both chains (6 certificates)", read)
+            known = await store.read(questions.known(keys))
+            judged = best(lambda: check_keys(keys, known, service.rules, AT))
+            row("judge it for a delivery", judged)
+            look = await timed(lambda: store.read(contract_questions.by_vehicle(car.pcid)), 300)
+            row("for comparison: look up a vehicle's contracts", look)
+
+            async def publish(check: bool) -> None:
+                asked = AskedLater()
+                done = verified(asked if check else Unchecked())
+                if check:
+                    await service.require(asked.chains, AT)
+                await store.write(contract_questions.publish(done.signed_contract(car.pcid, None, AT), AT))
+
+            row("read and verify a PUT without revocation", best(lambda: verified(Unchecked())))
+            row("CPU of a whole PUT without revocation", await cpu(lambda: publish(False), 200))
+            row("CPU of a whole PUT with it, evidence stored", await cpu(lambda: publish(True), 200))
+        finally:
+            await service.close()
+            await outbound.close()
+            await store.close()
+    return table
+
+
+async def load(store: Store, revoked: RevocationList, issuer: Certificate) -> None:
+    loaded = await store.write(
+        questions.load_crl(
+            revoked,
+            url="http://crl.example",
+            issuer_certificate=issuer.der,
+            etag=None,
+            last_modified=None,
+            at=AT,
+            refresh_at=AT + HOUR,
+        )
+    )
+    assert loaded
+
+
+async def timed(work, count: int) -> float:  # type: ignore[no-untyped-def]
+    fastest = float("inf")
+    for _ in range(7):
+        began = time.perf_counter()
+        for _ in range(count):
+            await work()
+        fastest = min(fastest, (time.perf_counter() - began) / count)
+    return fastest * 1e6
+
+
+async def cpu(work, count: int) -> float:  # type: ignore[no-untyped-def]
+    """Processor time of all threads, in microseconds; waiting for the disk does not count."""
+    fastest = float("inf")
+    for _ in range(5):
+        began = time.process_time()
+        for _ in range(count):
+            await work()
+        fastest = min(fastest, (time.process_time() - began) / count)
+    return fastest * 1e6
+
+
+def main() -> None:
+    console.print(f"Python {platform.python_version()}, {platform.machine()}")
+    unit = raw_verification()
+    pki = build_pki(AT, addresses=lambda name: Addresses(ocsp="http://ocsp.example"))
+    keyed = best(lambda: x509.load_der_x509_certificate(pki.cps.certificate.der).public_key())
+    console.print(f"one raw P-256 verification: {unit:.0f} µs; reading a certificate and its key: {keyed:.0f} µs more")
+    console.print(chains(pki))
+    console.print(reading(pki, unit))
+    console.print(asyncio.run(stored(pki, unit)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""What does not make a message wrong, but will make somebody call: warnings for publishers and operators. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from typing import Final
+
+from cryptography import x509
+
+from ccp.installation import InstallationRequest, InstallationResponse
+from ccp.pki.certificates import Certificate, names_match
+from ccp.pki.paths import Role, TrustAnchors
+
+_SOON: Final = timedelta(days=30)
+# Characters of Base64 that charging stations can take: OCPP 2.0.1 allows 5,600, back ends are known to cut at 7,500.
+_LENGTHS: Final = (7_500, 5_600)
+_SHA1_OCTETS: Final = 20
+
+
+def on_response(response: InstallationResponse, at: datetime) -> tuple[str, ...]:
+    """Warnings about a CertificateInstallationRes. Certificates are read again here; one that cannot be is no warning's."""
+    return tuple(_on_response(response, at))
+
+
+def _on_response(response: InstallationResponse, at: datetime) -> Iterator[str]:
+    length = (len(response.parsed.octets) + 2) // 3 * 4
+    limit = next((limit for limit in _LENGTHS if length > limit), None)
+    if limit is not None:
+        yield f"The response has {length} characters in Base64; some charging stations take {limit} at most."
+    chains = (
+        (response.contract_certificate, *response.contract_sub_certificates),
+        (response.cps_certificate, *response.cps_sub_certificates),
+    )
+    for chain in chains:
+        for place, der in enumerate(chain):
+            yield from _on_certificate(Certificate.load(der), at, is_leaf=place == 0)
+
+
+def _on_certificate(certificate: Certificate, at: datetime, *, is_leaf: bool) -> Iterator[str]:
+    if at <= certificate.not_after < at + _SOON:
+        yield f"Certificate {certificate.label} expires on {certificate.not_after:%Y-%m-%d}."
+    if certificate.key_identifier is not None and len(certificate.key_identifier) == _SHA1_OCTETS:
+        yield f"Certificate {certificate.label} has a key identifier of 20 octets, as SHA-1 makes; the field has eight."
+    if is_leaf and certificate.extension(x509.KeyUsage) is None:
+        yield f"Certificate {certificate.label} does not say what its key is for."
+
+
+def on_request(request: InstallationRequest, anchors: TrustAnchors) -> tuple[str, ...]:
+    """Warnings about a CertificateInstallationReq: V2G roots that the vehicle lists and nobody here knows."""
+    known = anchors.of(Role.V2G)
+    return tuple(
+        f"The vehicle lists a V2G root that is not known here: {ascii(root.X509IssuerName[:100])}, "
+        f"serial {root.X509SerialNumber:x}."
+        for root in request.roots
+        if not any(
+            root.X509SerialNumber == anchor.serial_number and names_match(root.X509IssuerName, anchor.x509.subject)
+            for anchor in known
+        )
+    )

@@ -1,0 +1,261 @@
+"""Questions about revocation evidence: what is known, what was learnt, and what to ask about again.
+
+Two rules are held here, inside the transaction: a revocation is never taken back, and nothing is replaced by a
+statement with an older thisUpdate. Rows of revoked certificates stay; those of a certificate that was only watched go
+when it has expired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from ccp.pki.evidence import Evidence, Key, Known, LoadedCRL, RevocationList, Status
+from ccp.store.contracts import instant, microseconds
+from ccp.store.steps import Steps
+
+_EVIDENCE = "issuer, serial, status, this_update, next_update, revoked_at, source"
+# Statements are kept prepared, so there are few different ones: places in a statement are filled up.
+_KEYS = 6
+_STATUS = {status.value: status for status in Status}
+_ENTRIES = (400, 20, 1)
+
+_LEARN = f"""
+insert into evidence ({_EVIDENCE}) values ($1, $2, $3, $4, $5, $6, $7)
+on conflict (issuer, serial) do update set
+    status = excluded.status, this_update = excluded.this_update, next_update = excluded.next_update,
+    revoked_at = excluded.revoked_at, source = excluded.source
+where evidence.status <> 'revoked' and (excluded.status = 'revoked' or excluded.this_update >= evidence.this_update)
+returning status
+"""  # noqa: S608  columns are ours
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """A certificate that is asked about again, with its issuer's; DER."""
+
+    certificate: bytes
+    issuer_certificate: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class KeptCRL:
+    """What a conditional request and a check against the list before need. number: None where that one had none."""
+
+    number: int | None
+    this_update: datetime
+    next_update: datetime
+    etag: str | None
+    last_modified: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class DueCRL:
+    url: str
+    issuer_certificate: bytes
+
+
+def known(keys: Iterable[Key]) -> Steps[Known]:
+    """What there is about these certificates."""
+    keys = list(keys)
+    asked = list(dict.fromkeys((key.issuer, f"{key.serial:x}") for key in keys))
+    evidence: dict[tuple[str, int], Evidence] = {}
+    for part in _parts(asked, _KEYS):
+        # Not `(issuer, serial) in (values …)`, for which SQLite reads the whole table.
+        each = " or ".join(f"(issuer = ${2 * n + 1} and serial = ${2 * n + 2})" for n in range(_KEYS))
+        rows = yield f"select {_EVIDENCE} from evidence where {each}", _flat(part)  # noqa: S608
+        for row in rows:
+            found = _evidence(row)
+            evidence[found.issuer, found.serial] = found
+    crls: dict[str, list[LoadedCRL]] = {}
+    listed = sorted({key.issuer for key in keys if key.crls})
+    for issuers in _parts(listed, _KEYS):
+        places = ", ".join(f"${n + 1}" for n in range(_KEYS))
+        rows = yield (
+            f"select issuer, url, number, this_update, next_update from crl where issuer in ({places})",  # noqa: S608
+            tuple(issuers),
+        )
+        for issuer, url, number, this_update, next_update in rows:
+            crls.setdefault(issuer, []).append(
+                LoadedCRL(issuer, url, _number(number), instant(this_update), instant(next_update))
+            )
+    return Known(evidence, crls)
+
+
+def learn(evidence: Evidence) -> Steps[bool]:
+    """Keep what was said of a certificate. Returns False where something final or newer stands already."""
+    rows = yield (
+        _LEARN,
+        (
+            evidence.issuer, f"{evidence.serial:x}", evidence.status, microseconds(evidence.this_update),
+            microseconds(evidence.next_update), evidence.revoked_at and microseconds(evidence.revoked_at),
+            evidence.source,
+        ),
+    )  # fmt: skip
+    return bool(rows)
+
+
+def watch(
+    key: tuple[str, int], certificate: bytes, issuer_certificate: bytes, not_after: datetime, refresh_at: datetime
+) -> Steps[None]:
+    """Ask about a certificate again at that time. certificate, issuer_certificate: DER."""
+    insert = """
+    insert into watched_certificate (issuer, serial, certificate, issuer_certificate, not_after, refresh_at)
+    values ($1, $2, $3, $4, $5, $6)
+    on conflict (issuer, serial) do update set
+        issuer_certificate = excluded.issuer_certificate, refresh_at = excluded.refresh_at
+    """
+    parameters = (key[0], f"{key[1]:x}", certificate, issuer_certificate, int(not_after.timestamp()))
+    yield insert, (*parameters, microseconds(refresh_at))
+
+
+def unwatch(key: tuple[str, int]) -> Steps[None]:
+    yield "delete from watched_certificate where issuer = $1 and serial = $2", (key[0], f"{key[1]:x}")
+
+
+def crl(issuer: str, url: str) -> Steps[KeptCRL | None]:
+    """The last list of an issuer from an address."""
+    rows = yield (
+        "select number, this_update, next_update, etag, last_modified from crl where issuer = $1 and url = $2",
+        (issuer, url),
+    )
+    if not rows:
+        return None
+    number, this_update, next_update, etag, last_modified = rows[0]
+    return KeptCRL(_number(number), instant(this_update), instant(next_update), etag, last_modified)
+
+
+def load_crl(
+    revocations: RevocationList,
+    *,
+    url: str,
+    issuer_certificate: bytes,
+    etag: str | None,
+    last_modified: str | None,
+    at: datetime,
+    refresh_at: datetime,
+) -> Steps[bool]:
+    """Take over a whole list at once. Returns False where a newer one stands already.
+
+    Serial numbers that the list before had and this one has not (certificates that expired, holds that were released)
+    stay revoked. Those that are known to be revoked are not written again.
+    """
+    issuer = revocations.issuer
+    kept = yield from crl(issuer, url)
+    if kept is not None and (
+        kept.this_update > revocations.this_update
+        or (kept.number is not None and (revocations.number is None or revocations.number < kept.number))
+    ):
+        return False
+    this_update, next_update = microseconds(revocations.this_update), microseconds(revocations.next_update)
+    entries = [(f"{serial:x}", microseconds(when)) for serial, when in revocations.revoked.items()]
+    shared = (issuer, this_update, next_update, f"CRL {url}")
+    at_place = 0
+    for size in _ENTRIES:
+        while len(entries) - at_place >= size:
+            part = entries[at_place : at_place + size]
+            yield _revoke(size), (*shared, *_flat(part))
+            at_place += size
+    insert = """
+    insert into crl (
+        issuer, url, issuer_certificate, number, this_update, next_update, etag, last_modified, fetched_at, refresh_at
+    )
+    values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+    on conflict (issuer, url) do update set
+        issuer_certificate = excluded.issuer_certificate, number = excluded.number,
+        this_update = excluded.this_update, next_update = excluded.next_update, etag = excluded.etag,
+        last_modified = excluded.last_modified, fetched_at = excluded.fetched_at, refresh_at = excluded.refresh_at
+    """
+    number = None if revocations.number is None else str(revocations.number)
+    yield (
+        insert,
+        (
+            issuer, url, issuer_certificate, number, this_update, next_update, etag, last_modified,
+            microseconds(at), microseconds(refresh_at),
+        ),
+    )  # fmt: skip
+    return True
+
+
+def _revoke(size: int) -> str:
+    """Parameters: issuer, thisUpdate, nextUpdate, source, then a serial number and a time for each certificate."""
+    rows = ", ".join(f"(${2 * n + 5}, cast(${2 * n + 6} as bigint))" for n in range(size))
+    return f"""
+    insert into evidence ({_EVIDENCE})
+    select $1, column1, 'revoked', cast($2 as bigint), cast($3 as bigint), column2, $4 from (values {rows}) as entry
+    where true
+    on conflict (issuer, serial) do update set
+        status = excluded.status, this_update = excluded.this_update, next_update = excluded.next_update,
+        revoked_at = excluded.revoked_at, source = excluded.source
+    where evidence.status <> 'revoked'
+    """  # noqa: S608  `where true` tells SQLite that the conflict clause is none of the select's
+
+
+def crl_unchanged(issuer: str, url: str, at: datetime, refresh_at: datetime) -> Steps[None]:
+    """The server says that the list is still the same. Its validity stays what it was."""
+    yield (
+        "update crl set fetched_at = $1, refresh_at = $2 where issuer = $3 and url = $4",
+        (microseconds(at), microseconds(refresh_at), issuer, url),
+    )
+
+
+def due_crls(at: datetime, retry_at: datetime, limit: int) -> Steps[list[DueCRL]]:
+    """Lists to fetch again. They are not due again before `retry_at`, so several workers do not fetch the same one."""
+    select = """
+    select issuer, url, issuer_certificate from crl where refresh_at <= $1 order by refresh_at limit $2 for update
+    """
+    rows = yield select, (microseconds(at), limit)
+    for issuer, url, _ in rows:
+        yield "update crl set refresh_at = $1 where issuer = $2 and url = $3", (microseconds(retry_at), issuer, url)
+    return [DueCRL(url, certificate) for _, url, certificate in rows]
+
+
+def due_certificates(at: datetime, retry_at: datetime, limit: int) -> Steps[list[Watched]]:
+    """Certificates to ask about again; see `due_crls`. Those that have expired meanwhile are forgotten."""
+    select = """
+    select issuer, serial, certificate, issuer_certificate, not_after from watched_certificate
+    where refresh_at <= $1 order by refresh_at limit $2 for update
+    """
+    due = []
+    for issuer, serial, certificate, issuer_certificate, not_after in (yield select, (microseconds(at), limit)):
+        if not_after >= int(at.timestamp()):
+            # Not one statement with a subquery for all, for which SQLite reads the whole table.
+            yield (
+                "update watched_certificate set refresh_at = $1 where issuer = $2 and serial = $3",
+                (microseconds(retry_at), issuer, serial),
+            )
+            due.append(Watched(certificate, issuer_certificate))
+        else:
+            yield from unwatch((issuer, int(serial, 16)))
+            yield "delete from evidence where issuer = $1 and serial = $2 and status <> 'revoked'", (issuer, serial)
+    return due
+
+
+def _parts(items: list[Any], size: int) -> Iterator[list[Any]]:
+    """The items by so many; the last part is filled up with its last item."""
+    for start in range(0, len(items), size):
+        part = items[start : start + size]
+        yield part + part[-1:] * (size - len(part))
+
+
+def _flat(pairs: Sequence[Sequence[Any]]) -> tuple[Any, ...]:
+    return tuple(value for pair in pairs for value in pair)
+
+
+def _number(text: str | None) -> int | None:
+    return None if text is None else int(text)
+
+
+def _evidence(row: tuple[Any, ...]) -> Evidence:
+    issuer, serial, status, this_update, next_update, revoked_at, source = row
+    return Evidence(
+        issuer,
+        int(serial, 16),
+        _STATUS[status],
+        instant(this_update),
+        instant(next_update),
+        None if revoked_at is None else instant(revoked_at),
+        source,
+    )
