@@ -490,7 +490,8 @@ def refuse(namespace: Namespace, session_id: bytes, reason: CCPError, at: dateti
 
 
 def _short(text: str) -> str:
-    """At most 64 characters, which is what FaultMsg and many receivers can hold."""
+    """At most 64 characters, which is what FaultMsg and many receivers can hold, and none that XML does not allow."""
+    text = "".join(character if character.isprintable() else "?" for character in text[:65])
     return text if len(text) <= 64 else text[:61].rstrip() + "..."
 
 
