@@ -838,10 +838,14 @@ def test_a_refusal_tells_the_vehicle_its_reason_in_the_codes_of_its_edition(
     assert message == iso2.V2G_Message(
         iso2.Header(session, iso2.Notification("UnknownError", str(reason)), None),
         iso2.CertificateInstallationRes(
-            code2, nothing, nothing, iso2.ContractSignatureEncryptedPrivateKey("0", b"\0"), iso2.DHpublickey("0", b"\0"),
+            code2,
+            nothing,
+            nothing,
+            iso2.ContractSignatureEncryptedPrivateKey("0", b"\0"),
+            iso2.DHpublickey("0", b"\0"),
             iso2.EMAID("0", "0"),
         ),
-    )  # fmt: skip
+    )
     message = exi.decode(installation.refuse(Namespace.ISO20, session, reason, at))
     assert message == iso20.CertificateInstallationRes(
         iso20.Header(session, 1_767_225_600, None), code20, "Finished", iso20.CertificateChain(b"\0"),

@@ -37,7 +37,7 @@ def refusal(path: Path | None = None, **overrides: object) -> str:
 
 def test_defaults_are_safe() -> None:
     config = settings.load()
-    assert config == Settings()
+    assert config.model_dump() == Settings().model_dump()
     assert (config.host, config.vehicle_trust) == ("127.0.0.1", VehicleTrust.CHAIN)
     assert config.public_url == "http://127.0.0.1:8020"
 

@@ -38,7 +38,7 @@ def is_self_issued(certificate: Certificate) -> bool:
 
 
 def read_files(path: Path) -> Iterator[tuple[Path, Certificate]]:
-    """Every certificate of a file (PEM with one or more, or DER), or of a directory's files. Raises ConfigurationError."""
+    """Every certificate of a file (DER, or PEM with several), or of a directory's files. Raises ConfigurationError."""
     if path.is_dir():
         found = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in _SUFFIXES)
     elif path.is_file():

@@ -107,13 +107,13 @@ def test_certificates_are_summarised_and_a_summary_cannot_be_written_back(
     chain = response["V2G_Message"]["Body"]["CertificateInstallationRes"]["SAProvisioningCertificateChain"]
     assert chain["Certificate"]["fingerprint"] == pkis["iso2"].cps.certificate.fingerprint
     assert chain["Certificate"]["subject"].startswith("CN=CPS SIM")
-    assert len(chain["SubCertificates"]["Certificate"]) == 2 if isinstance(chain["SubCertificates"], dict) else True
+    assert [sub["subject"][:9] for sub in chain["SubCertificates"]["Certificate"]] == ["CN=CPS Su"] * 2
 
 
 @pytest.mark.parametrize(
     ("garbage", "sentence"),
     [
-        (b"", NOT_EXI),
+        (b"", "not an EXI stream"),
         (b"hello", NOT_EXI),
         (b"\x00\x01\x02", NOT_EXI),
         (b"\xff\xfe", "neither an EXI stream nor a text that holds one"),
@@ -181,11 +181,8 @@ def test_a_good_message_verifies_with_every_check_told(
     assert {check["verdict"] for check in found["checks"]} == {"passed"}
     assert [check["number"] for check in found["checks"]] == list(range(1, len(found["checks"]) + 1))
     number = "2:2013" if name == "iso2" else "20:2020"
-    abbreviated = "V2G_Message" if name == "iso2" else "CertificateInstallation"
-    assert found["message"].endswith(f"(urn:iso:15118:{number}:MsgDef)"), abbreviated
-    assert found["message"].startswith(
-        "CertificateInstallationReq" if kind == "request" else "CertificateInstallationRes"
-    )
+    said = "CertificateInstallationReq" if kind == "request" else "CertificateInstallationRes"
+    assert found["message"] == f"{said} (urn:iso:15118:{number}:MsgDef)"
 
 
 def test_the_walk_is_told_to_people_with_its_verdict(
