@@ -259,3 +259,13 @@ def test_choosing_changes_nothing_of_what_is_stored() -> None:
     choose_many(stored, AT, listed=lists(), prioritised=[emaid("B")], maximum=2)
     choose_one(stored, AT, listed=lists())
     assert stored == before
+
+
+def test_a_contract_is_as_old_as_its_first_variant_whichever_is_delivered() -> None:
+    stored = [
+        with_response(OLD, "expired first variant", **created(0), **EXPIRED, **OTHER),
+        with_response(OLD, "a", **created(9)),
+        with_response(MIDDLE, "b", **created(5)),
+    ]
+    chosen = choose_many(stored, AT, listed=lists(ROOT), maximum=9)
+    assert [contract.response for contract, _ in chosen] == [b"a", b"b"]

@@ -1026,3 +1026,36 @@ def test_one_flipped_bit_in_the_published_example_is_found_and_told_for_what_it_
     assert SignatureError in kinds["SignedInfo"]
     assert ChainError in kinds["ContractSignatureCertChain"]
     assert MismatchError in kinds["eMAID"]
+
+
+def test_a_response_that_is_still_being_processed_is_refused(pkis: dict[str, PKI]) -> None:
+    pki = pkis["iso20"]
+    car = Car.build(pki, PCID.parse("WEX0TEST000000901"), AT)
+    octets = sign_contract(
+        pki, make_contract(pki, EMAID.parse("DEEXA900000001"), car.pcid, car.provisioning.certificate, AT), AT
+    )
+    message = exi.decode(octets)
+    assert isinstance(message, iso20.CertificateInstallationRes)
+    ongoing = exi.encode(message._replace(EVSEProcessing="Ongoing"))
+    with pytest.raises(MismatchError, match="EVSEProcessing is Ongoing, not Finished"):
+        installation.verify_response(
+            installation.read_response(ongoing, Namespace.ISO20),
+            emaid=None,
+            root=None,
+            anchors=pki.anchors(),
+            revocation=Unchecked(),
+            at=AT,
+        )
+
+
+def test_a_response_without_room_for_a_session_id_is_refused() -> None:
+    # EXIficient's form of an empty SessionID: an escape and an end, not a length of zero, so that no octets fit in.
+    octets = base64.b64decode(EXAMPLE.read_text("ascii"))
+    bits = f"{int.from_bytes(octets, 'big'):0{8 * len(octets)}b}"
+    empty = bits[:17] + "1000" + bits[17 + 1 + 8 + 8 + 1 :]
+    empty += "0" * (-len(empty) % 8)
+    written = int(empty, 2).to_bytes(len(empty) // 8, "big")
+    message = exi.decode(written)
+    assert message.Header.SessionID == b""
+    with pytest.raises(EXIError):
+        installation.read_response(written, Namespace.ISO2)

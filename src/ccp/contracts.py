@@ -41,7 +41,8 @@ class SignedContract:
     is_default: bool = False
 
     def valid_at(self, at: datetime) -> bool:
-        return self.valid_from <= at <= self.valid_to
+        """Certificates count whole seconds, so the last one of them is valid to its end."""
+        return self.valid_from <= at.replace(microsecond=0) <= self.valid_to
 
 
 class NoContract(NotFound):

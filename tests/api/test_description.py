@@ -43,19 +43,19 @@ def furnished(pkis: dict[str, PKI]) -> Iterator[Pool]:
         yield running
 
 
-def furnish(pool: Pool) -> dict[str, list[str]]:
-    """Store contracts for a party that holds every role. Returns values that make requests succeed."""
-    known: dict[str, list[str]] = {"emaid": [], "pcid": [], "request": [], "response": [], "namespace": []}
+def furnish(pool: Pool) -> tuple[dict[str, list[str]], dict[str, Any]]:
+    """Store contracts for a party with every role. Returns values that make requests succeed, and a PUT's body."""
+    known: dict[str, list[Any]] = {kind: [] for kind in ("emaid", "pcid", "deleted", "request", "namespace")}
     for edition in ("iso2", "iso2", "iso20"):
         car = pool.car(edition, wmi="ALL")
-        for _ in range(3):
-            contract = pool.publish(car, new_emaid("DEALL"))
-            known["emaid"].append(contract.emaid)
+        known["deleted"].append(pool.publish(car, new_emaid("DEALL")).emaid)
+        contract = pool.publish(car, new_emaid("DEALL"))
+        known["emaid"].append(contract.emaid)
         known["pcid"].append(car.pcid)
         known["request"].append(post_body(car.request(SESSION, AT), "")["certificateInstallationReq"])
-        known["response"].append(contract.body["certificateInstallationRes"])
-        known["namespace"].append(str(car.namespace))
-    return {kind: [str(value) for value in values] for kind, values in known.items()}
+        known["namespace"].append(car.namespace)
+    known["response"] = [contract.body["certificateInstallationRes"]]
+    return {kind: [str(value) for value in values] for kind, values in known.items()}, contract.body
 
 
 def explore(pool: Pool, party: str | None, *, examples: int) -> tuple[Counter[tuple[str, int]], list[str]]:
@@ -64,13 +64,14 @@ def explore(pool: Pool, party: str | None, *, examples: int) -> tuple[Counter[tu
     examples: made up for each operation, beside those that cover every facet of its schema. Returns how many answers
     there were by operation and status, and what was wrong with them.
     """
+    known, published = furnish(pool)
     config = SchemathesisConfig.from_dict(
         {
             "base-url": pool.base_url + BASE,
             "seed": 20,
             "headers": {"Authorization": f"Bearer {pool.token(party)}"} if party else {},
             "generation": {"max-examples": examples, "deterministic": True, "no-shrink": True},
-            "dictionaries": {kind: {"values": values} for kind, values in furnish(pool).items()},
+            "dictionaries": {kind: {"values": values} for kind, values in known.items()},
             "parameters": {
                 "path.emaid": {"dictionary": "emaid", "probability": 0.6},
                 "path.pcid": {"dictionary": "pcid", "probability": 0.6},
@@ -85,6 +86,25 @@ def explore(pool: Pool, party: str | None, *, examples: int) -> tuple[Counter[tu
         }
     )
     schema = schemathesis.openapi.from_path(PUBLISHED, config=config)
+
+    @schema.hook("map_body")
+    def whole(context: Any, body: Any) -> Any:
+        """A PUT succeeds only when all of its members belong together: where the response is a real one, all are."""
+        real = isinstance(body, dict) and body.get("certificateInstallationRes") == known["response"][0]
+        return {**body, **published} if real and context.operation.method == "put" else body
+
+    @schema.hook("map_path_parameters")
+    def together(context: Any, path_parameters: Any) -> Any:
+        """An EMAID that is known comes with its own car; and what is deleted is not what the others ask for."""
+        emaid = (path_parameters or {}).get("emaid")
+        if emaid not in known["emaid"]:
+            return path_parameters
+        if context.operation.method == "delete":
+            return {**path_parameters, "emaid": known["deleted"][known["emaid"].index(emaid)]}
+        if path_parameters.get("pcid") in known["pcid"]:
+            return {**path_parameters, "pcid": known["pcid"][known["emaid"].index(emaid)]}
+        return path_parameters
+
     answers: Counter[tuple[str, int]] = Counter()
     failures: dict[str, str] = {}
     for event in engine.from_schema(schema).execute():

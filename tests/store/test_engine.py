@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from ccp.contracts import SignedContract
 from ccp.errors import NotFound, Unavailable
 from ccp.ids import EMAID, PCID
 from ccp.store import Store, contracts, schema, sqlite
@@ -39,7 +40,7 @@ def url(tmp_path: Path) -> str:
     return new_database(tmp_path)
 
 
-def numbered(number: int, pcid: PCID = CAR) -> contracts.SignedContract:
+def numbered(number: int, pcid: PCID = CAR) -> SignedContract:
     return variant(EMAID(f"DEEXAE{number:08d}"), pcid)
 
 
@@ -93,7 +94,7 @@ def test_all_statements_of_a_question_see_one_state(url: str) -> None:
     """Otherwise a contract that moves between the two statements of by_emaid would seem to be nowhere."""
     write(url, contracts.publish(variant(FIRST, CAR), AT))
 
-    def by_emaid_while_it_moves() -> Steps[list[contracts.SignedContract]]:
+    def by_emaid_while_it_moves() -> Steps[list[SignedContract]]:
         question = contracts.by_emaid(FIRST)
         rows = yield next(question)
         # Another process moves the contract between the two statements.
@@ -103,7 +104,7 @@ def test_all_statements_of_a_question_see_one_state(url: str) -> None:
             while True:
                 rows = yield question.send(rows)
         except StopIteration as stop:
-            answer: list[contracts.SignedContract] = stop.value
+            answer: list[SignedContract] = stop.value
             return answer
 
     async def use(store: Store) -> list[PCID]:
@@ -119,7 +120,7 @@ def test_a_question_sees_the_newest_state_even_after_one_that_failed(url: str) -
         yield "select * from vehicle", ()
         raise NotFound("for the test")
 
-    async def use(store: Store) -> list[contracts.SignedContract]:
+    async def use(store: Store) -> list[SignedContract]:
         with pytest.raises(NotFound):
             await store.read(failing())
         with pytest.raises(Unavailable):
@@ -285,7 +286,9 @@ def test_a_caller_that_goes_during_its_change_does_not_stop_it_and_the_writer_go
 
 def test_closing_waits_for_every_change_that_was_given_before(url: str) -> None:
     async def use(store: Store) -> list[asyncio.Future[Any]]:
-        waiting = [asyncio.ensure_future(store.write(contracts.publish(numbered(n), AT))) for n in range(100)]
+        waiting: list[asyncio.Future[Any]] = [
+            asyncio.ensure_future(store.write(contracts.publish(numbered(n), AT))) for n in range(100)
+        ]
         await asyncio.sleep(0)
         await store.close()
         await asyncio.gather(*waiting)

@@ -19,7 +19,7 @@ import pytest
 
 from ccp.errors import NotFound, Unavailable
 from ccp.ids import EMAID, PCID, Namespace
-from ccp.store import contracts, keys, schema
+from ccp.store import Store, contracts, keys, schema
 from tests.store.made import AT, CAR, OTHER_CAR, broken_invariants, new_database, opened, sql, variant
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -31,7 +31,7 @@ def _hammer(url: str, seed: int, seconds: float, outcomes: Queue[Counter[str]]) 
     chance = random.Random(seed)
     counted: Counter[str] = Counter()
 
-    async def caller() -> None:
+    async def caller(store: Store, end: float) -> None:
         while time.monotonic() < end:
             emaid, pcid = chance.choice(EMAIDS), chance.choices([CAR, OTHER_CAR], [4, 1])[0]
             change: Any = chance.choice(
@@ -50,13 +50,10 @@ def _hammer(url: str, seed: int, seconds: float, outcomes: Queue[Counter[str]]) 
                 counted[repr(exc)] += 1
 
     async def run() -> None:
-        nonlocal store, end
         async with opened(url) as store:
             end = time.monotonic() + seconds
-            await asyncio.gather(*(caller() for _ in range(4)))
+            await asyncio.gather(*(caller(store, end) for _ in range(4)))
 
-    store: Any = None
-    end = 0.0
     asyncio.run(run())
     outcomes.put(counted)
 
@@ -133,7 +130,7 @@ def test_of_workers_that_start_together_the_key_of_the_first_stays(tmp_path: Pat
 def write_forever(url: str, size: int) -> None:
     """Run in a process of its own: publish without end, and print each EMAID once it is acknowledged."""
 
-    async def caller(store: Any, number: int) -> None:
+    async def caller(store: Store, number: int) -> None:
         count = 0
         while True:
             emaid = EMAID(f"DEEXAK{number:02d}{count:06d}")
