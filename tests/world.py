@@ -48,7 +48,7 @@ ISO2, ISO20 = str(Namespace.ISO2), str(Namespace.ISO20)
 
 
 def build_pkis() -> dict[str, PKI]:
-    """iso2, other_iso2 (P-256, with roots of their own), iso20 (P-521), ed448 (with X448), stranger (P-256, not trusted)."""
+    """iso2 and other_iso2 (P-256), iso20 (P-521), ed448 (with X448), and stranger (P-256), which no pool trusts."""
     algorithms = {"iso2": "P-256", "other_iso2": "P-256", "iso20": "P-521", "ed448": "Ed448", "stranger": "P-256"}
     return {name: build_pki(AT, algorithm=algorithm) for name, algorithm in algorithms.items()}  # type: ignore[arg-type]
 

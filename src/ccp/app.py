@@ -104,7 +104,7 @@ def create(config: Settings | None = None) -> FastAPI:
             return Response(orjson.dumps({"status": "unavailable"}), 503, media_type="application/json")
         return Response(orjson.dumps({"status": "ok"}), media_type="application/json")
 
-    app = FastAPI(title="opnc-ccp", version=__version__, lifespan=lifespan, redoc_url=None)
+    app = FastAPI(title="opnc-ccp", version=__version__, lifespan=lifespan, redoc_url=None, redirect_slashes=False)
     # Before everything else: Starlette goes through routes in order, and these carry the load.
     app.router.routes[:0] = [
         *opnc.router(pool, edge).routes,
@@ -124,6 +124,12 @@ def _described(app: FastAPI) -> dict[str, Any]:
     if app.openapi_schema is None:
         described = get_openapi(title=app.title, version=app.version, routes=app.routes)
         schemas = described.setdefault("components", {}).setdefault("schemas", {})
+        # The framework describes an answer of its own that is never given: what is wrong with a request is 400 here.
+        for item in described["paths"].values():
+            for operation in item.values():
+                operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
         for model in (wire.SignedContractData, wire.GetSignedContractDataReq, wire.SignedContractDataCollection):
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
@@ -151,7 +157,7 @@ def _operation(
     properties = headers.model_json_schema()["properties"]
     failures = {
         code: {"description": "Error", "content": content("Error")}
-        for code in ("400", "401", "403", "404", "500", "503")
+        for code in ("400", "401", "403", "404", "413", "500", "503")
     }
     success: dict[str, Any] = {"description": "Success"}
     if answer is not None:

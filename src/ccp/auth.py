@@ -92,7 +92,7 @@ def authorise_sender(caller: Party, party_type: str | None, party_id: str | None
         return
     if party_type is not None and party_type not in caller.roles:
         raise NotAuthorised(f"OPNC-from-party-type is {party_type}, which the caller is not registered as.")
-    if party_id is None or party_type in ("cps", "pki", "pcp"):
+    if party_id is None or party_type in ("cps", "pki", "pcp") or (party_type is None and Role.CPS in caller.roles):
         return
     name = party_id.replace("-", "").replace("*", "").upper()
     own: dict[str, frozenset[ProviderId] | frozenset[OperatorId] | frozenset[WMI]] = {

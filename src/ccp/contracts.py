@@ -41,7 +41,8 @@ class SignedContract:
     is_default: bool = False
 
     def valid_at(self, at: datetime) -> bool:
-        return self.valid_from <= at <= self.valid_to
+        """Certificates count whole seconds, so the last one of them is valid to its end."""
+        return self.valid_from <= at.replace(microsecond=0) <= self.valid_to
 
 
 class NoContract(NotFound):
@@ -115,7 +116,11 @@ def choose_many(
     """
     rank = {emaid: place for place, emaid in enumerate(dict.fromkeys(prioritised))}
     contracts = _deliverable(stored, Namespace.ISO20, at, listed, root_match)
-    contracts.sort(key=lambda c: (rank.get(c.emaid, len(rank)), not c.is_default, c.created_at, c.emaid))
+    # A contract is as old as its first variant, whichever of them the vehicle gets.
+    born: dict[EMAID, datetime] = {}
+    for variant in stored:
+        born[variant.emaid] = min(born.get(variant.emaid, variant.created_at), variant.created_at)
+    contracts.sort(key=lambda c: (rank.get(c.emaid, len(rank)), not c.is_default, born[c.emaid], c.emaid))
     chosen = contracts[:maximum]
     if not chosen:
         raise NothingDeliverable("The vehicle asks for no contract certificate chain.")

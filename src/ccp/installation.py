@@ -268,8 +268,9 @@ class VerifiedInstallationResponse:
 
 
 def read_response(octets: bytes, namespace: Namespace) -> InstallationResponse:
-    """Read a CertificateInstallationRes of that namespace. Raises EXIError."""
+    """Read a CertificateInstallationRes of that namespace. Raises EXIError, also when no session id could be put in."""
     parsed = _parse(octets, namespace)
+    exi.splice(octets, session_id=parsed.message.Header.SessionID)
     message = parsed.message
     if isinstance(message, iso2.V2G_Message) and isinstance(message.Body, iso2.CertificateInstallationRes):
         body = message.Body
@@ -383,6 +384,9 @@ def verify_response(
 def _is_ok(response: InstallationResponse) -> None:
     if response.response_code != "OK":
         raise MismatchError(f"The message's ResponseCode is {response.response_code}, not OK.")
+    message = response.parsed.message
+    if isinstance(message, iso20.CertificateInstallationRes) and message.EVSEProcessing != "Finished":
+        raise MismatchError(f"The message's EVSEProcessing is {message.EVSEProcessing}, not Finished.")
 
 
 def _agreed_emaid(response: InstallationResponse, said: EMAID | None, contract: Certificate) -> EMAID:
@@ -490,7 +494,8 @@ def refuse(namespace: Namespace, session_id: bytes, reason: CCPError, at: dateti
 
 
 def _short(text: str) -> str:
-    """At most 64 characters, which is what FaultMsg and many receivers can hold."""
+    """At most 64 characters, which is what FaultMsg and many receivers can hold, and none that XML does not allow."""
+    text = "".join(character if character.isprintable() else "?" for character in text[:65])
     return text if len(text) <= 64 else text[:61].rstrip() + "..."
 
 

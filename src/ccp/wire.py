@@ -14,7 +14,16 @@ from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationErr
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from ccp.errors import FieldError
-from ccp.ids import EMAID, EMAID_PATTERN, FINGERPRINT_PATTERN, PCID, PCID_PATTERN, Fingerprint, Namespace
+from ccp.ids import (
+    EMAID,
+    EMAID_PATTERN,
+    FINGERPRINT_PATTERN,
+    PCID,
+    PCID_PATTERN,
+    Fingerprint,
+    Namespace,
+    parse_session_id,
+)
 
 PLACEHOLDER_EMAID: Final = "ZZZZZ000000000"
 """Stands where the API demands an EMAID and there is none: in the item that carries a negative message."""
@@ -53,6 +62,7 @@ EMAIDField: Any = _field(EMAID.parse, "emaid", {"pattern": EMAID_PATTERN, "minLe
 PCIDField: Any = _field(PCID.parse, "pcid", {"pattern": PCID_PATTERN, "minLength": 17, "maxLength": 18})
 FingerprintField: Any = _field(Fingerprint.parse, "cpsV2GRootCertificateFingerprint", {"pattern": FINGERPRINT_PATTERN})
 DNField: Any = _field(_parse_dn, "cpsRootDistinguishedName", {"pattern": _DN_PATTERN})
+SessionIDField: Any = _field(parse_session_id, "sessionID", {"pattern": "^([0-9a-fA-F]{2}){0,8}$"})
 NamespaceField: Any = _field(Namespace.parse, "xsdMsgDefNamespace", {"enum": [n.value for n in Namespace]})
 
 
@@ -113,16 +123,9 @@ class Error(_Wire):
 
 Members: TypeAlias = dict[str, Any]
 
-# The pattern that the API gives for distinguished names; a name outside of it is left out of answers, being
-# informative.
-_DN: Final = re.compile(
-    r"(CN=[a-zA-Z0-9\s\-.]+,\s)?(DC=[a-zA-Z0-9\s\-.]+,\s)?(O=[a-zA-Z0-9\s\-.]+,\s)?(OU=[a-zA-Z0-9\s\-.]+,\s)?(C=[A-Z]{2})?",
-    re.ASCII,
-)
-
 
 def distinguished_name(dn: str) -> str | None:
-    """The name, if the API's pattern allows it in an answer."""
+    """The name, if the API's pattern allows it in an answer; being informative, it is left out otherwise."""
     return dn if dn and _DN.fullmatch(dn) else None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -14,7 +15,7 @@ from ccp.exi import iso2, iso20
 from ccp.ids import check_digit
 from ccp.pki import signatures
 from ccp.sim.parties import Car, ContractBundle, make_contract, sign_contract
-from ccp.sim.pki import CONTRACT, CPS, PKI, algorithm_of, build_pki
+from ccp.sim.pki import CONTRACT, CPS, PKI, SUB_CA1, SUB_CA2, algorithm_of, build_root
 from tests.api.answers import sentences
 from tests.world import AT, ISO2, ISO20, Contract, Pool, b64, new_emaid, new_pcid, put_body
 
@@ -340,16 +341,23 @@ def test_a_contract_and_a_provisioning_service_under_unknown_roots_are_refused_t
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_a_contract_under_an_unknown_root_is_refused(pool: Pool, edition: str, pkis: dict[str, PKI]) -> None:
+def test_a_contract_under_an_unknown_root_is_refused(pool: Pool, edition: str) -> None:
     pki = pool.pki(edition)
-    stranger = pkis["stranger"] if edition == "iso2" else build_pki(AT, algorithm=algorithm_of(pki.cps.key))
-    foreign = stranger.emsp_sub2
-    (sentence,) = refused(pool, pool.contract(pool.car(edition), signer=replace(pki, emsp_sub2=foreign)))
-    assert "no trusted" in sentence
+    root = build_root("Unheard-of Root CA", at=AT, algorithm=algorithm_of(pki.emsp_root.key))
+    sub2 = root.issue("Unheard-of Sub1 CA", SUB_CA1, at=AT).issue("Unheard-of Sub2 CA", SUB_CA2, at=AT)
+    (sentence,) = refused(pool, pool.contract(pool.car(edition), signer=replace(pki, emsp_sub2=sub2)))
+    assert "Unheard-of" in sentence
+    assert "trust" in sentence
 
 
-def test_a_provisioning_service_under_an_unknown_root_is_refused(pool: Pool, pkis: dict[str, PKI]) -> None:
-    refused(pool, pool.contract(pool.car(), signer=replace(pool.pki(), cps=pkis["stranger"].cps)))
+def test_a_contract_under_a_root_that_only_has_the_name_of_a_trusted_one_is_refused(pool: Pool) -> None:
+    impostor = replace(pool.pki(), emsp_sub2=pool.pki("stranger").emsp_sub2)
+    assert len(refused(pool, pool.contract(pool.car(), signer=impostor))) == 1
+
+
+def test_a_provisioning_service_under_an_unknown_root_is_refused(pool: Pool) -> None:
+    impostor = replace(pool.pki(), cps=pool.pki("stranger").cps)
+    assert len(refused(pool, pool.contract(pool.car(), signer=impostor))) == 1
 
 
 def test_a_provisioning_service_under_an_emsp_root_is_refused(pool: Pool) -> None:
@@ -563,3 +571,28 @@ def test_a_body_that_is_too_large_is_refused_with_413(pool: Pool, method: str, c
     answer = pool.client("everything").request(method, "/signedcontractdata", content=content)
     (sentence,) = sentences(answer, 413)
     assert str(pool.settings.max_body) in sentence
+
+
+# --- At the same time ------------------------------------------------------------------------------------------------
+
+
+def test_contracts_published_for_a_vehicle_at_the_same_time_leave_exactly_one_default(pool: Pool) -> None:
+    car = pool.car()
+    made = [pool.contract(car) for _ in range(8)]
+    pool.token("cps")
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda one: pool.cps.put("/signedcontractdata", json=one.body), made))
+    assert {answer.status_code for answer in answers} == {201}
+    assert {item["emaid"] for item in pool.listed(car)} == {one.emaid for one in made}
+    assert sum(item["defaultContract"] for item in pool.listed(car)) == 1
+
+
+def test_a_contract_published_for_two_vehicles_at_the_same_time_belongs_to_one_of_them(pool: Pool) -> None:
+    cars = [pool.car(), pool.car()]
+    emaid = new_emaid()
+    made = [pool.contract(car, emaid) for car in cars * 4]
+    pool.token("cps")
+    with ThreadPoolExecutor(8) as threads:
+        answers = list(threads.map(lambda one: pool.cps.put("/signedcontractdata", json=one.body), made))
+    assert {answer.status_code for answer in answers} == {201}
+    assert sum(len(pool.listed(car)) for car in cars) == pool.stored(emaid) == 1

@@ -1,7 +1,9 @@
-"""EXIficient as an independent judge: the jar inside the PyPI package iso15118, driven through py4j. Never part of us.
+"""EXIficient as an independent judge: the jar inside the PyPI package iso15118, driven through py4j. Never part of
+us.
 
-One JVM serves the process. A plain call of the jar rebuilds its XML bindings every time and takes some 30 ms; `encode` and
-`decode` call the same steps without that, `plain_encode` and `plain_decode` are the jar's own calls to compare with.
+One JVM serves the process. A plain call of the jar rebuilds its XML bindings every time and takes some 30 ms;
+`encode` and `decode` call the same steps without that, `plain_encode` and `plain_decode` are the jar's own calls to
+compare with.
 """
 
 from __future__ import annotations

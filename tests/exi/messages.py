@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
-from ccp.exi import Message, iso2, iso20, xmldsig
+from ccp.exi import Message, bits, iso2, iso20, xmldsig
 
 _PLAIN = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 ,=.-_:/#+<&\"'"
 _RICH = _PLAIN + "äöüßéñ€漢字😀\t\n\U0010ffff"
@@ -46,7 +46,7 @@ class Maker:
         return tuple(make() for _ in range(self.rng.choice((1, self.rng.randint(1, most), most))))
 
     def transform(self) -> xmldsig.Transform:
-        xpath = () if self.rng.random() < 0.7 else self.some(lambda: self.text(50), 4)
+        xpath = () if self.rng.random() < 0.7 else self.some(lambda: self.text(50), bits.XPATHS)
         return xmldsig.Transform(self.rng.choice(_ALGORITHMS), xpath)
 
     def reference(self) -> xmldsig.Reference:
@@ -54,7 +54,7 @@ class Maker:
             self.maybe(self.id),
             self.maybe(lambda: self.text(20)),
             self.maybe(lambda: "#" + self.id(), 0.8),
-            self.maybe(lambda: self.some(self.transform, 4), 0.8),
+            self.maybe(lambda: self.some(self.transform, bits.TRANSFORMS), 0.8),
             xmldsig.DigestMethod(self.rng.choice(_ALGORITHMS)),
             self.octets(64),
         )
@@ -88,7 +88,8 @@ class Maker:
         return iso2.Header(self.octets(8), self.maybe(notification, 0.3), self.maybe(self.signature))
 
     def iso2_req_body(self) -> iso2.CertificateInstallationReq:
-        # The jar writes and expects another end of a list of exactly 20 roots; `test_judge` has a case of its own for it.
+        # The jar writes and expects another end of a list of exactly 20 roots; `test_judge` has a case of its own for
+        # it.
         return iso2.CertificateInstallationReq(self.id(), self.octets(800), self.roots(19 if self.judge else 20))
 
     def iso2_req(self) -> iso2.V2G_Message:

@@ -116,7 +116,7 @@ def test_any_message_survives_both_ways(seed: int, kind: str) -> None:
 def test_any_name_serial_and_session_survive_or_are_refused(name: str, serial: int, session: bytes) -> None:
     body = REQUEST.Body._replace(ListOfRootCertificateIDs=(iso2.X509IssuerSerial(name, serial),))
     message = iso2.V2G_Message(iso2.Header(session), body)
-    if any(ord(c) < 32 and c not in "\t\n\r" or c in "\ufffe\uffff" for c in name) or serial == -(2**320):
+    if any((ord(c) < 32 and c not in "\t\n\r") or c in "\ufffe\uffff" for c in name) or serial == -(2**320):
         if serial == -(2**320):
             assert decode(encode(message._replace(Body=REQUEST.Body))) == message._replace(Body=REQUEST.Body)
             return
@@ -132,10 +132,14 @@ def test_any_octets_give_a_message_or_an_error(octets: bytes) -> None:
         try:
             message = decode(prefix + octets)
         except EXIError as error:
-            assert error.offset is not None
-            assert 0 <= error.offset <= 8 * len(prefix + octets)
+            offset = error.offset
         else:
-            assert isinstance(message, iso2.V2G_Message | iso20.CertificateInstallationReq | iso20.CertificateInstallationRes)
+            offset = 0
+            assert isinstance(
+                message, iso2.V2G_Message | iso20.CertificateInstallationReq | iso20.CertificateInstallationRes
+            )
+        assert offset is not None
+        assert 0 <= offset <= 8 * len(prefix + octets)
 
 
 def _cases() -> list[Any]:
@@ -242,7 +246,9 @@ def test_one_item_too_many_is_refused_in_every_list() -> None:
     roots = tuple(iso2.X509IssuerSerial("x", n) for n in range(21))
     for message in (
         REQUEST._replace(Body=REQUEST.Body._replace(ListOfRootCertificateIDs=roots)),
-        RESPONSE._replace(Body=RESPONSE.Body._replace(ContractSignatureCertChain=CHAIN._replace(SubCertificates=(b"",) * 5))),
+        RESPONSE._replace(
+            Body=RESPONSE.Body._replace(ContractSignatureCertChain=CHAIN._replace(SubCertificates=(b"",) * 5))
+        ),
         Maker(1).iso20_req()._replace(PrioritizedEMAIDs=("x",) * 9),
         Maker(1).iso20_req()._replace(ListOfRootCertificateIDs=roots),
     ):
@@ -273,8 +279,8 @@ def test_lists_that_the_schema_leaves_open_are_bounded_when_reading() -> None:
     transform = xmldsig.Transform("t", ("x",) * limits.XPATHS)
     message = _signed((reference._replace(Transforms=(transform,) * limits.TRANSFORMS),))
     assert decode(encode(message)) == message
-    with pytest.raises(EXIError, match="at most 4 items"):
-        encode(_signed((reference._replace(Transforms=(transform,) * 5),)))
+    with pytest.raises(EXIError, match="at most 2 items"):
+        encode(_signed((reference._replace(Transforms=(transform,) * 3),)))
 
 
 def test_an_empty_value_in_the_form_of_exificient_is_read() -> None:
@@ -450,7 +456,7 @@ BROKEN: list[tuple[Callable[[], Any], str]] = [
     ),
     (
         lambda: RESPONSE._replace(Body=RESPONSE.Body._replace(eMAID=iso2.EMAID("ID", "x" * 16))),
-        "V2G_Message/Body/CertificateInstallationRes/eMAID/value",
+        "V2G_Message/Body/CertificateInstallationRes/eMAID",
     ),
     (
         lambda: Maker(1).iso20_req()._replace(MaximumContractCertificateChains=256),
@@ -467,6 +473,20 @@ BROKEN: list[tuple[Callable[[], Any], str]] = [
     (
         lambda: Maker(1).iso20_res()._replace(RemainingContractCertificateChains=None),
         "CertificateInstallationRes",
+    ),
+    (
+        lambda: RESPONSE._replace(
+            Body=RESPONSE.Body._replace(ContractSignatureCertChain=CHAIN._replace(SubCertificates=(None,)))
+        ),
+        "V2G_Message/Body/CertificateInstallationRes/ContractSignatureCertChain/SubCertificates/Certificate",
+    ),
+    (
+        lambda: Maker(1).iso20_req()._replace(PrioritizedEMAIDs=("x", None)),
+        "CertificateInstallationReq/PrioritizedEMAIDs/EMAID",
+    ),
+    (
+        lambda: Maker(1).iso20_req()._replace(PrioritizedEMAIDs=("x", "x" * 256)),
+        "CertificateInstallationReq/PrioritizedEMAIDs/EMAID",
     ),
     (lambda: _with_keys(None, None, None), "CertificateInstallationRes/SignedInstallationData"),
     (lambda: _with_keys(b"", b"", None), "CertificateInstallationRes/SignedInstallationData"),

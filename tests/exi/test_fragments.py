@@ -198,7 +198,7 @@ def test_an_id_that_is_there_twice_stays_twice() -> None:
     assert [part.start for part in parsed.parts] == sorted(part.start for part in parsed.parts)
 
 
-# --- splices ---------------------------------------------------------------------------------------------------------------
+# --- splices ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -231,9 +231,7 @@ def test_all_that_can_be_spliced_in_iso20_is_spliced_at_once_or_one_by_one() -> 
         session, time, rest = rng.randbytes(rng.randint(0, 8)), rng.getrandbits(rng.randint(1, 64)), rng.randrange(256)
         header = message.Header._replace(SessionID=session, TimeStamp=time)
         expected = encode(message._replace(Header=header, RemainingContractCertificateChains=rest))
-        assert (
-            splice(octets, session_id=session, timestamp=time, remaining=rest, remaining_from_end=place) == expected
-        )
+        assert splice(octets, session_id=session, timestamp=time, remaining=rest, remaining_from_end=place) == expected
         assert splice(octets, session_id=session, timestamp=time, remaining=rest) == expected
         one = splice(splice(octets, timestamp=time), session_id=session)
         assert parse(one).remaining_from_end == place
@@ -291,7 +289,11 @@ def test_splices_of_mutated_octets_raise_nothing_else() -> None:
             for _ in range(rng.randint(0, 3)):
                 if octets:
                     octets[rng.randrange(len(octets))] = rng.randrange(256)
-            for change in ({"session_id": b"12345678"}, {"timestamp": 2**40}, {"remaining": 3, "remaining_from_end": 21}):
+            for change in (
+                {"session_id": b"12345678"},
+                {"timestamp": 2**40},
+                {"remaining": 3, "remaining_from_end": 21},
+            ):
                 try:
                     splice(bytes(octets), **change)  # type: ignore[arg-type]
                 except EXIError:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -29,10 +28,10 @@ _EXI = "http://www.w3.org/TR/canonical-exi/"
 
 
 @pytest.fixture(scope="module")
-def judge() -> Iterator[judging.Judge]:
+def judge() -> judging.Judge:
     if reason := judging.missing():
         pytest.skip(reason)
-    yield judging.judge()
+    return judging.judge()
 
 
 def _plain(value: Any) -> Any:
@@ -57,7 +56,9 @@ def test_random_messages_are_written_and_read_as_exificient_does(judge: judging.
             assert judge.plain_encode(json.dumps(to_json(message)), namespace) == theirs
 
 
-def test_exificient_ends_a_list_of_exactly_twenty_roots_in_the_endless_form_and_it_is_read(judge: judging.Judge) -> None:
+def test_exificient_ends_a_list_of_exactly_twenty_roots_in_the_endless_form_and_it_is_read(
+    judge: judging.Judge,
+) -> None:
     roots = tuple(iso2.X509IssuerSerial(f"CN={n}", n) for n in range(20))
     message = iso2.V2G_Message(iso2.Header(b"\1"), iso2.CertificateInstallationReq("ID1", b"\2", roots))
     ours = encode(message)
@@ -111,8 +112,8 @@ def test_iso20_fragments_are_written_as_exificient_does(judge: judging.Judge, se
     theirs = judge.plain_encode(_text(iso20.FRAGMENTS[name][1], name, chain), judging.ISO20)
     assert theirs == encode_fragment(name, chain, ISO20)
 
-    # The jar does not know that SignedInstallationData is to be a fragment and writes a document (the code of its root has
-    # 6 bits); the content is the same.
+    # The jar does not know that SignedInstallationData is to be a fragment and writes a document (the code of its
+    # root has 6 bits); the content is the same.
     name, signed = "SignedInstallationData", maker.iso20_signed()
     theirs = judge.plain_encode(_text(iso20.FRAGMENTS[name][1], name, signed), judging.ISO20)
     document = f"{int.from_bytes(theirs):0{8 * len(theirs)}b}"[14:]
@@ -125,7 +126,8 @@ def test_iso20_fragments_are_written_as_exificient_does(judge: judging.Judge, se
 
 @pytest.mark.parametrize("count", [1, 2, 4, 8])
 def test_signed_info_is_written_as_exificient_does(judge: judging.Judge, count: int) -> None:
-    # The jar replaces the algorithms by those of ISO 15118-2 and drops what it does not expect, so this is all it can do.
+    # The jar replaces the algorithms by those of ISO 15118-2 and drops what it does not expect, so this is all it can
+    # do.
     reference = Reference(
         None, None, "#ID1", (Transform(_EXI),), DigestMethod("http://www.w3.org/2001/04/xmlenc#sha256"), bytes(32)
     )

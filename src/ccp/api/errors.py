@@ -13,6 +13,7 @@ from starlette.responses import Response
 
 from ccp import errors, wire
 from ccp.api.trace import trace_of
+from ccp.auth import Operation
 
 STATUS: Final[tuple[tuple[type[errors.CCPError], int], ...]] = (
     (errors.NotAuthenticated, 401),
@@ -25,6 +26,9 @@ STATUS: Final[tuple[tuple[type[errors.CCPError], int], ...]] = (
     (errors.CCPError, 500),
 )
 """HTTP status by kind of error: the first row that fits."""
+
+WITHOUT_404: Final = frozenset({Operation.SET_DEFAULT})
+"""Operations whose published description knows no 404; what is unknown is 400 there."""
 
 _RETRY_AFTER: Final = "2"
 
@@ -50,7 +54,10 @@ async def deliberate(request: Request, error: Exception) -> Response:
     """Answer one of our errors."""
     assert isinstance(error, errors.CCPError), "registered for these only"
     status = status_of(error)
-    trace_of(request.scope).failure = error
+    trace = trace_of(request.scope)
+    trace.failure = error
+    if status == 404 and trace.operation in WITHOUT_404:
+        status = 400
     headers = {}
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"

@@ -21,12 +21,12 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from ccp import wire
-from ccp.api.errors import sentences_of
+from ccp.api.errors import WITHOUT_404, sentences_of
 from ccp.api.trace import trace_of
 from ccp.auth import Authority, Operation, authorise_sender
 from ccp.contracts import SignedContract
-from ccp.errors import FieldError, NotFound
-from ccp.ids import Namespace, parse_session_id
+from ccp.errors import NotFound
+from ccp.ids import Namespace
 from ccp.parties import Party
 from ccp.peers import Peers
 from ccp.pool import Answer, Pool, Refusal
@@ -184,6 +184,10 @@ RootQuery: TypeAlias = Annotated[
     wire.FingerprintField | None,
     Query(alias="cpsV2GRootCertificateFingerprint", description="SHA-256 of the V2G root that it is signed under."),
 ]
+SessionQuery: TypeAlias = Annotated[
+    wire.SessionIDField,
+    Query(alias="sessionID", description="Hexadecimal, at most eight octets; put into the message."),
+]
 _NAMESPACE: Final = Namespace.ISO2
 
 
@@ -206,7 +210,9 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
         method: str, path: str, operation: Operation, model: type[BaseModel] | None = None
     ) -> Callable[[Handler], Handler]:
         responses: dict[int | str, dict[str, Any]] = {
-            status: {"model": wire.Error} for status in (400, 401, 403, 404, 500, 503)
+            status: {"model": wire.Error}
+            for status in (400, 401, 403, 404, 500, 503)
+            if status != 404 or operation not in WITHOUT_404
         }
         if model is not None:
             responses[200] = {"model": model}
@@ -263,16 +269,14 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
         caller: Party = calling(Operation.GET_SIGNED_CONTRACT_DATA),
         namespace: NamespaceQuery = _NAMESPACE,
         root: RootQuery = None,
-        session_id: Annotated[
-            str, Query(alias="sessionID", description="Hexadecimal, at most eight octets; put into the message.")
-        ] = "",
+        session_id: SessionQuery = b"",
     ) -> Response:
         """The signed responses of a contract, for the OEM that owns the vehicle's WMI."""
         found = await pool.signed_contract_data(
             caller,
             emaid,
             pcid,
-            session_id=parse_session_id(session_id),
+            session_id=session_id,
             namespace=namespace,
             root=root,
             at=edge.clock(),
@@ -284,11 +288,7 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
         emaid: EmaidPath, pcid: PcidPath, caller: Party = calling(Operation.SET_DEFAULT)
     ) -> Response:
         """Make a contract the vehicle's default, for the OEM that owns its WMI."""
-        try:
-            await pool.set_default(caller, emaid, pcid, edge.clock())
-        except NotFound as exc:
-            # The published operation knows no 404.
-            raise FieldError(*exc.messages) from exc
+        await pool.set_default(caller, emaid, pcid, edge.clock())
         return Response(status_code=200)
 
     return api

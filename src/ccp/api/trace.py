@@ -7,6 +7,7 @@ import time
 import uuid
 from dataclasses import dataclass, field
 from typing import Any, Final
+from urllib.parse import unquote
 
 import orjson
 import structlog
@@ -54,7 +55,7 @@ class Tracing:
             return
         trace = Trace()
         scope[_KEY] = trace
-        scope["path"] = _canonical(scope["path"])
+        scope["path"] = _canonical(_path(scope))
         began = time.perf_counter()
         status = 0
 
@@ -86,7 +87,7 @@ class Tracing:
             "caller": trace.caller,
             "owner": trace.owner,
             "status": status,
-            "outcome": trace.failure.code if trace.failure else "ok" if status < 400 else "refused",
+            "outcome": _outcome(trace, status),
             "ms": round(seconds * 1000, 2),
         }
         if crash is not None:
@@ -100,9 +101,24 @@ class Tracing:
             _log.info("request", **event)
 
 
+def _outcome(trace: Trace, status: int) -> str:
+    if trace.failure is not None:
+        return trace.failure.code
+    return "ok" if status < 400 else "refused" if status < 500 else "crashed"
+
+
 def _masked(text: str) -> str:
     """The text with every long id cut to its owner's part: ids of drivers and vehicles stay out of the log."""
     return _LONG_ID.sub(lambda found: found[0][:5] + "…", text)
+
+
+def _path(scope: Scope) -> str:
+    """The decoded path. An encoded slash stays encoded: it is part of an id, which breaks its pattern then."""
+    raw: bytes = scope.get("raw_path") or b""
+    if b"%2f" not in raw.lower():
+        path: str = scope["path"]
+        return path
+    return "/".join(unquote(segment).replace("/", "%2F") for segment in raw.decode("latin-1").split("/"))
 
 
 def _canonical(path: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import ssl
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,7 @@ import typer
 
 from ccp import settings
 from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table
+from ccp.errors import ConfigurationError
 from ccp.settings import Settings
 from ccp.store import schema
 
@@ -43,6 +45,8 @@ def serve(
     if schema.revision(effective.database) is None:
         schema.upgrade(effective.database)
     schema.check(effective.database)  # Here, so that it is told once and not by every worker.
+    if effective.tls_cert is not None:
+        _check_tls(effective.tls_cert, effective.tls_key)
     _hand_over(config, given)
     typer.echo(f"opnc-ccp on {effective.public_url} (database {effective.shown()['database']})", err=True)
     uvicorn.run(
@@ -59,6 +63,15 @@ def serve(
         timeout_keep_alive=75,
         timeout_graceful_shutdown=20,
     )
+
+
+def _check_tls(certificate: Path, key: Path | None) -> None:
+    """Raises ConfigurationError where the server could not use them; told by workers it would be a traceback each."""
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
+    except OSError as exc:  # An SSLError is one.
+        reason = exc.strerror or str(exc)
+        raise ConfigurationError(f"The TLS certificate {certificate} and key {key} cannot be used: {reason}.") from exc
 
 
 def _hand_over(config: Path | None, given: dict[str, Any]) -> None:

@@ -6,11 +6,11 @@ import asyncio
 import json
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from ccp import settings
@@ -24,6 +24,7 @@ ConfigOption: TypeAlias = Annotated[
 JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
 console = Console()
+_ANY_WIDTH: Final = 10_000
 
 
 def print_json(value: object) -> None:
@@ -31,12 +32,15 @@ def print_json(value: object) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+    # What does not fit is folded, never cut: a fingerprint in the list is what `ccp trust remove` takes.
+    headers = (Column(column, overflow="fold") for column in columns)
+    table = Table(*headers, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         table.add_row(*map(Text, row))  # As it is: rich would read a name in brackets as markup.
-    if not console.is_terminal:
-        console.width = max(console.width, console.measure(table).maximum)  # What is piped is not cut to any width.
-    console.print(table)
+    if console.is_terminal:
+        console.print(table)
+    else:  # One line for each row, however long: this goes to a file or another program.
+        Console(width=_ANY_WIDTH).print(table, soft_wrap=True)
 
 
 def with_store(config: Path | None, use: Callable[[Store], Coroutine[Any, Any, T]]) -> T:

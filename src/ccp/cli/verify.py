@@ -61,7 +61,7 @@ def verify(
             }
         )
     else:
-        console.print(f"{kind}, checked at {moment:%Y-%m-%dT%H:%M:%SZ}", highlight=False)
+        console.print(f"{kind}, checked at {moment:%Y-%m-%dT%H:%M:%SZ}", highlight=False, soft_wrap=True)
         for check in checks.report:
             console.print(f"{check.number:2} {_MARKS[check.verdict]} {check.subject}", highlight=False)
             for line in ((check.reason,) if check.reason else ()) + check.evidence:

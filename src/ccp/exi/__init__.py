@@ -1,8 +1,8 @@
 """EXI codec of CertificateInstallation messages, ISO 15118-2 and ISO 15118-20. No I/O, no dependency.
 
-`decode` and `encode` are the two ends; `parse` also says where the signed parts stand in the octets, `fragment` and its kin
-give what is digested and signed, `splice` replaces what a pool replaces in stored responses. The messages are the immutable
-classes of `iso2`, `iso20` and `xmldsig`.
+`decode` and `encode` are the two ends; `parse` also says where the signed parts stand in the octets, `fragment` and
+its kin give what is digested and signed, `splice` replaces what a pool replaces in stored responses. The messages are
+the immutable classes of `iso2`, `iso20` and `xmldsig`.
 """
 
 from ccp.errors import EXIError

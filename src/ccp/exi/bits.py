@@ -1,23 +1,26 @@
 """Scalars of a bit-packed EXI stream, and the limits within which they are read and written.
 
-A value is read by `read_*(data, at, end, limit) -> (value, at)`: `data` is the stream followed by PADDING, `at` and `end` are
-positions in bits. It is written by `pack_*(value, limit) -> (bits, width)`: one integer and its width, to be shifted in behind
-what is already there. Octets in the stream are rarely aligned; taking them through one big integer, and not bit by bit, is
-what makes this fast, and as every octet is taken once it stays linear.
+A value is read by `read_*(data, at, end, limit) -> (value, at)`: `data` is the stream followed by PADDING, `at` and
+`end` are positions in bits. It is written by `pack_*(value, limit) -> (bits, width)`: one integer and its width, to
+be shifted in behind what is already there. Octets in the stream are rarely aligned; taking them through one big
+integer, and not bit by bit, is what makes this fast, and as every octet is taken once it stays linear.
 
 What is wrong is raised as `Flaw`; the loops in `grammar` know place and path and turn it into `EXIError`.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from typing import Any
 
-# Largest message. The ISO 15118 messages with the most certificates stay under 16 KiB; twice twice that bounds the work.
+# Largest message. A -20 response with eight certificates of their greatest length stays under 16 KiB; four times that
+# leaves room and bounds the work.
 MESSAGE_OCTETS = 65_536
 # Any text when reading. X.500 names have no length in the schema; 1024 is far above what certificates carry.
 TEXT_CHARACTERS = 1024
-# Digests and signature values, which have no length in the schema: 132 octets for P-521, 512 for the largest RSA in use.
+# Digests and signature values, which have no length in the schema: 132 octets for P-521, 512 for the largest RSA in
+# use.
 SIGNATURE_OCTETS = 1024
 # Magnitude of xs:integer. RFC 5280 allows serial numbers of 20 octets, some authorities use more.
 INTEGER_OCTETS = 40
@@ -26,8 +29,8 @@ LONG_GROUPS = 10
 CODE_POINT_GROUPS = 3
 # The schema sets no bound on these lists. Real messages have one or four references, each with one transform.
 REFERENCES = 8
-TRANSFORMS = 4
-XPATHS = 4
+TRANSFORMS = 2
+XPATHS = 2
 
 # Zero octets behind the stream, so that a look ahead never leaves the buffer.
 PADDING = bytes(4)
@@ -36,8 +39,9 @@ from_bytes = int.from_bytes
 
 # What XML 1.0 does not allow in text (and databases choke on), surrogates included.
 _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
-# One code point: continued octets and the last one (absent only where the stream ends). It never fails, so it is linear.
-_CHARACTER = re.compile(rb"[\x80-\xff]+[\x00-\x7f]?|[\x00-\x7f]")
+# Octets of one code point each, or one code point of several: the continued ones and the last (absent only where the
+# stream ends). It matches everywhere, so that it is linear.
+_RUN = re.compile(rb"[\x00-\x7f]+|[\x80-\xff]+[\x00-\x7f]?")
 
 
 class Flaw(Exception):
@@ -118,7 +122,7 @@ def pack_binary(value: Any, limit: int) -> tuple[int, int]:
 
 
 def read_text(data: bytes, at: int, end: int, limit: int) -> tuple[str, int]:
-    """A literal string. The stream is read without a string table (its capacity is zero), so a hit there is an error."""
+    """A literal string. There is no string table (its capacity is zero), so a reference into it is an error."""
     index = at >> 3
     count = (data[index] << 8 | data[index + 1]) >> 8 - (at & 7) & 255
     if count < 128:
@@ -143,25 +147,40 @@ def read_text(data: bytes, at: int, end: int, limit: int) -> tuple[str, int]:
         text = octets.decode("ascii")
     else:
         room = min(CODE_POINT_GROUPS * count, end - at >> 3)
-        characters = _CHARACTER.findall(octets_at(data, at, room))[:count]
-        text = "".join([_character(groups) for groups in characters])
-        if len(text) < count:
-            raise Flaw(TRUNCATED)
-        after = at + 8 * sum(map(len, characters))
+        text, used = _wide_text(octets_at(data, at, room), count)
+        after = at + 8 * used
     if not text.isprintable() and _FORBIDDEN.search(text):
         raise Flaw("a character that XML does not allow")
     return text, after
 
 
-def _character(groups: bytes) -> str:
-    value = 0
-    for octet in groups[CODE_POINT_GROUPS - 1 :: -1]:
-        value = value << 7 | octet & 127
-    if groups[-1] > 127 and len(groups) < CODE_POINT_GROUPS:
-        raise Flaw(TRUNCATED)
-    if len(groups) > CODE_POINT_GROUPS or groups[-1] > 127 or value > 0x10FFFF or 0xD800 <= value < 0xE000:
-        raise Flaw("a character outside of Unicode")
-    return chr(value)
+def _wide_text(octets: bytes, count: int) -> tuple[str, int]:
+    """The first `count` code points, and how many octets they take. All of a hostile message may pass through here."""
+    pieces: list[str] = []
+    used = 0
+    for run in _RUN.findall(octets):
+        size = len(run)
+        if run[0] < 128:
+            size = min(size, count)
+            pieces.append(run[:size].decode("ascii"))
+            count -= size
+        else:
+            if size == 2:
+                value = run[0] & 127 | run[1] << 7
+            elif size == CODE_POINT_GROUPS:
+                value = run[0] & 127 | (run[1] & 127) << 7 | run[2] << 14
+            else:
+                value = -1
+            if run[-1] > 127 and size < CODE_POINT_GROUPS:
+                raise Flaw(TRUNCATED)
+            if not 0 <= value <= 0x10FFFF:
+                raise Flaw("a character outside of Unicode")
+            pieces.append(chr(value))
+            count -= 1
+        used += size
+        if not count:
+            return "".join(pieces), used
+    raise Flaw(TRUNCATED)
 
 
 def pack_text(value: Any, limit: int) -> tuple[int, int]:
@@ -179,6 +198,16 @@ def pack_text(value: Any, limit: int) -> tuple[int, int]:
     else:
         octets += b"".join([unsigned(ord(character)) for character in value])
     return from_bytes(octets), 8 * len(octets)
+
+
+def pack_name(value: Any, limit: int) -> tuple[int, int]:
+    """As `pack_text`, for texts of which there are few, such as the names of algorithms."""
+    if type(value) is not str:
+        raise Flaw(f"str expected, not {type(value).__name__}")
+    return _packed_name(value, limit)
+
+
+_packed_name = functools.lru_cache(64)(pack_text)
 
 
 def read_integer(data: bytes, at: int, end: int, limit: int) -> tuple[int, int]:

@@ -1,7 +1,7 @@
 """Documents, element fragments and splices of CertificateInstallation messages, for both editions. No I/O.
 
-Bytes give a message or `EXIError`, and a message gives bytes or `EXIError`; nothing else is raised, but `TypeError` where the
-argument is not bytes at all.
+Bytes give a message or `EXIError`, and a message gives bytes or `EXIError`; nothing else is raised, but `TypeError`
+where the argument is not bytes at all.
 """
 
 from __future__ import annotations
@@ -17,14 +17,12 @@ from ccp.exi.bits import (
     TRUNCATED,
     Flaw,
     octets_at,
-    pack_binary,
     pack_long,
     pack_octet,
     pack_text,
-    read_binary,
     read_long,
 )
-from ccp.exi.grammar import Mark, Move, Option, Reader, Record, State, finish, read, write
+from ccp.exi.grammar import Action, Leaf, Mark, Move, Option, Reader, Record, State, finish, read, write
 from ccp.exi.values import LONG, OCTET, TEXT_VALUE
 
 Message: TypeAlias = iso2.V2G_Message | iso20.CertificateInstallationReq | iso20.CertificateInstallationRes
@@ -37,7 +35,7 @@ HEADER = 0x80
 
 
 class Part(NamedTuple):
-    """An element of the body that has an Id. start, end: its content and its end, in bits from the start of the stream."""
+    """An element of the body that has an Id. start, end: bits of the stream that hold its content and its end."""
 
     id: str
     name: str
@@ -48,9 +46,9 @@ class Part(NamedTuple):
 class Parsed(NamedTuple):
     """A message with the positions of what a signature can cover.
 
-    parts: in document order, an Id that is there twice stays twice.
-    remaining_from_end: bits from the RemainingContractCertificateChains of a -20 response to the end of the octets, which
-    stays true when SessionID or TimeStamp are replaced; None in other messages.
+    parts: in document order, an Id that is there twice stays twice. remaining_from_end: bits from the
+    RemainingContractCertificateChains of a -20 response to the end of the octets, which stays true when SessionID or
+    TimeStamp are replaced; None in other messages.
     """
 
     octets: bytes
@@ -88,8 +86,11 @@ _READER = Reader(
         for name, (code, width, record) in module.DOCUMENTS.items()
     }
 )
+_READER.unfold()
+SESSION_OCTETS = iso2.SESSION_ID.limit
 _REMAINING = "RemainingContractCertificateChains"
-# Bit position of the length of SessionID, by the first two octets of a document. Behind the root's code stand three zero bits.
+# Bit position of the length of SessionID, by the first two octets of a document. Behind the root's code stand three
+# zero bits.
 _SESSION_ID = {b"\x80\x98": 18, b"\x80\x1c": 17, b"\x80\x20": 17}
 
 
@@ -158,7 +159,7 @@ def encode(message: Message) -> bytes:
     return octets
 
 
-# --- fragments -------------------------------------------------------------------------------------------------------------
+# --- fragments --------------------------------------------------------------------------------------------------------
 
 
 def _cut(octets: bytes, part: Part, schema: _Schema) -> bytes:
@@ -215,13 +216,14 @@ def encode_fragment(name: str, value: Any, namespace: str) -> bytes:
 
 
 def encode_signed_info(signed_info: xmldsig.SignedInfo, grammar: str = "xmldsig") -> bytes:
-    """The fragment of SignedInfo under the grammar "xmldsig" (what is to be signed), "iso2" or "iso20". Raises EXIError."""
+    """The fragment of SignedInfo. grammar: "xmldsig" (what is to be signed), "iso2" or "iso20". Raises EXIError."""
     if grammar not in _GRAMMARS:
         raise EXIError(f"no grammar {grammar!r}")
     return _fragment("SignedInfo", signed_info, _GRAMMARS[grammar])
 
 
-# The schema declares eMAID with two types, for which EXI prescribes a relaxed grammar: codes of @Id, text, end, and their widths.
+# The schema declares eMAID with two types, for which EXI prescribes a relaxed grammar: codes of @Id, text, end, and
+# their widths.
 _RELAXED = (4, 9), (256, 9), (244, 8)
 
 
@@ -236,10 +238,10 @@ def emaid_fragment(emaid: iso2.EMAID, form: str = "relaxed") -> bytes:
     if form != "relaxed":
         raise EXIError(f"no form {form!r}")
     bits, width = HEADER << schema.width | schema.codes["eMAID"][0], 8 + schema.width
-    field = "eMAID"
+    field = "Id"
     try:
-        for (code, size), value, field in zip(_RELAXED, emaid, ("Id", "value"), strict=False):
-            packed, more = pack_text(value, TEXT_CHARACTERS)
+        for (code, size), field in zip(_RELAXED, emaid._fields, strict=False):
+            packed, more = pack_text(getattr(emaid, field), TEXT_CHARACTERS)
             bits, width = (bits << size | code) << more | packed, width + size + more
     except Flaw as flaw:
         raise EXIError(flaw.reason, None, f"eMAID/{field}") from None
@@ -253,15 +255,14 @@ class Fragment(NamedTuple):
 
 
 def _relaxed_emaid(ending: State) -> State:
-    """The states that read a relaxed eMAID. A code of nine bits is taken in two pieces, all but the last bit first."""
-    (identifier, _), (text, _), (end, _) = _RELAXED
+    """The states that read a relaxed eMAID, one for each of its three codes."""
 
-    def state(move: Move) -> State:
+    def state(code: int, width: int, then: State, leaf: Leaf | None = TEXT_VALUE, *actions: Action) -> State:
+        move = Move(f"{code:0{width}b}", actions, leaf, then)
         return State("eMAID", lambda: iter((move,)))
 
-    last = state(Move(f"{end:08b}", ((iso2.EMAID._make, 2),), next=ending))
-    value = state(Move(f"{text >> 1:08b}", next=state(Move(f"{text & 1}", leaf=TEXT_VALUE, next=last))))
-    return state(Move(f"{identifier >> 1:08b}", next=state(Move(f"{identifier & 1}", leaf=TEXT_VALUE, next=value))))
+    identifier, text, end = _RELAXED
+    return state(*identifier, state(*text, state(*end, ending, None, (iso2.EMAID._make, 2))))
 
 
 def decode_fragment(octets: bytes, grammar: str) -> Fragment:
@@ -290,11 +291,11 @@ def _fragment_reader(schema: _Schema) -> Reader:
 _FRAGMENT_READERS = {grammar: _fragment_reader(schema) for grammar, schema in _GRAMMARS.items()}
 
 
-# --- splices ---------------------------------------------------------------------------------------------------------------
+# --- splices ----------------------------------------------------------------------------------------------------------
 
 
 def _replace(octets: bytes, at: int, count: int, new: bytes) -> bytes:
-    """Put `new` in place of `count` octets at bit position `at`; as whole octets go and come, the rest keeps its phase."""
+    """Put `new` in place of `count` octets at bit `at`. As whole octets go and come, the rest keeps its phase."""
     first = at >> 3
     last = first + count
     if not 0 <= at <= 8 * (len(octets) - count):
@@ -329,8 +330,10 @@ def splice(
     try:
         if session_id is not None:
             path = "Header/SessionID"
-            new, size = pack_binary(session_id, iso2.SESSION_ID.limit)
-            octets = _replace(octets, start, _session_end(octets, start) - start >> 3, new.to_bytes(size >> 3))
+            if type(session_id) is not bytes or len(session_id) > SESSION_OCTETS:
+                raise Flaw(f"at most {SESSION_OCTETS} octets expected")
+            count = _session_end(octets, start) - start >> 3
+            octets = _replace(octets, start, count, bytes((len(session_id),)) + session_id)
         if timestamp is not None:
             path = "Header/TimeStamp"
             if start == _SESSION_ID[b"\x80\x98"]:
@@ -338,10 +341,9 @@ def splice(
             new, size = pack_long(timestamp, LONG.limit)
             # End of SessionID, start and text of TimeStamp: one zero bit each.
             at = _session_end(octets, start) + 3
-            head = octets[:_HEAD]
-            if at > 8 * len(head) or octets_at(head + PADDING, at - 3, 1)[0] >> 5:
+            if at > 8 * len(octets) or octets_at(octets + PADDING, at - 3, 1)[0] >> 5:
                 raise Flaw("written in a form that cannot be replaced")
-            after = read_long(head + PADDING, at, 8 * len(head), LONG.limit)[1]
+            after = read_long(octets + PADDING, at, 8 * len(octets), LONG.limit)[1]
             octets = _replace(octets, at, after - at >> 3, new.to_bytes(size >> 3))
         if remaining is not None:
             path = _REMAINING
@@ -356,15 +358,11 @@ def splice(
     return octets
 
 
-# SessionID and TimeStamp end within this many octets.
-_HEAD = 32
-
-
 def _session_end(octets: bytes, start: int) -> int:
-    """Position behind SessionID, whose length stands at bit `start`."""
-    head = octets[:_HEAD]
-    if len(head) < 4:
+    """Position behind SessionID, whose length stands at bit `start`, behind nothing but zero bits in this octet."""
+    if len(octets) < 4:
         raise Flaw(TRUNCATED)
-    if head[2] >> 24 - start:
+    count = (octets[2] << 8 | octets[3]) >> 24 - start
+    if count > SESSION_OCTETS:
         raise Flaw("written in a form that cannot be replaced")
-    return read_binary(head + PADDING, start, 8 * len(head), iso2.SESSION_ID.limit)[1]
+    return start + 8 + 8 * count

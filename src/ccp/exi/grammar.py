@@ -1,17 +1,17 @@
 """From declarations of the messages to the tables that one loop reads by and one loop writes by.
 
-A declaration (`Record`) lists the particles of an element in document order. What EXI derives from a schema follows from it:
-in every state the productions that may come next are numbered in order, and n of them take `n.bit_length()` bits, because
-code n is the way out to what the schema does not foresee (the document and fragment states have no way out, they give codes
-and widths themselves).
+A declaration (`Record`) lists the particles of an element in document order. What EXI derives from a schema follows
+from it: in every state the productions that may come next are numbered in order, and n of them take `n.bit_length()`
+bits, because code n is the way out to what the schema does not foresee (the document and fragment states have no way
+out, they give codes and widths themselves).
 
-Reading. Optional parts, choices and bounded lists unfold into states without any stack or counter. In each state eight bits
-are looked at together, and the `Step` they lead to runs over all codes up to the next value: it says how many bits that were,
-what to build from the values read so far, and how to read the next value. Steps are made when they are first needed.
-Both forms of the end of a full list and both forms of an empty value are read.
+Reading. Optional parts, choices and bounded lists unfold into states without any stack or counter. In each state
+eight bits are looked at together, and the `Step` they lead to runs over all codes up to the next value: it says how
+many bits that were, what to build from the values read so far, and how to read the next value. Steps are made when
+they are first needed. Both forms of the end of a full list and both forms of an empty value are read.
 
-Writing. A `Record` holds, for every state, bits and width of each production; the loop looks the code up and appends the value.
-Only the form that the specification asks for is written.
+Writing. A `Record` holds, for every state, bits and width of each production; the loop looks the code up and appends
+the value. Only the form that the specification asks for is written.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ END = -1
 
 
 class Leaf(NamedTuple):
-    """A simple type: how its values are read, packed, shown as JSON and loaded from it; `empty` where nothing may stand."""
+    """A simple type: how values are read, packed, shown as JSON and loaded from it; `empty` is the value of no text."""
 
     read: Callable[[bytes, int, int, Any], tuple[Any, int]]
     pack: Callable[[Any, Any], tuple[int, int]]
@@ -43,7 +43,8 @@ class Option(NamedTuple):
 
 
 class Particle(NamedTuple):
-    """One place in a content model. `options` has more than one entry in a choice, each with a slot of its own in the value.
+    """One place in a content model. `options` has more than one entry in a choice, each with a slot of its own in the
+    value.
 
     most: None stands for one; `ours` says that the bound is ours and the schema has none.
     """
@@ -56,10 +57,11 @@ class Particle(NamedTuple):
 
 
 class Record:
-    """An element's type. The value is a `cls` with one slot an option; without `cls` it is its only slot's value itself.
+    """An element's type. The value is a `cls` with one slot an option; without `cls` it is its only slot's value
+    itself.
 
-    mixed: text may stand between elements, which adds a production to every state behind the attributes (refused here).
-    mark: the positions of such elements are of interest.
+    mixed: text may stand between elements, which adds a production to every state behind the attributes (refused
+    here). mark: the positions of such elements are of interest.
     """
 
     def __init__(self, cls: type[Any] | None, *particles: Particle, mixed: bool = False, mark: bool = False) -> None:
@@ -67,6 +69,7 @@ class Record:
         self.particles = particles
         self.mixed = mixed
         self.mark = mark
+        self.table: Table | None = None
         self.slots = tuple(
             (index, particle, option)
             for index, particle in enumerate(particles)
@@ -95,7 +98,7 @@ class Record:
         return made[0]
 
     def productions(self, index: int, count: int) -> list[tuple[int, Option | None]]:
-        """What may come when `count` items of particle `index` have been read: (particle, option) in order of the codes."""
+        """What may come behind `count` items of particle `index`: (particle, option) in the order of the codes."""
         found: list[tuple[int, Option | None]] = []
         for place in range(index, len(self.particles)):
             particle = self.particles[place]
@@ -111,83 +114,92 @@ class Record:
             found.append((len(self.particles), Option("text between elements", None)))
         return found
 
-    @cached_property
-    def plans(self) -> tuple[Plan, ...]:
-        """How each slot is written; in a list, each item that may be followed by another."""
-        return tuple(_plan(self, *slot, None if slot[1].most is None else 1) for slot in self.slots)
-
-    @cached_property
-    def lists(self) -> dict[int, tuple[int, Plan]]:
-        """The slots that are lists: their greatest length, and how the last item of a full list is written."""
-        return {n: (s[1].most, _plan(self, *s, s[1].most)) for n, s in enumerate(self.slots) if s[1].most is not None}
-
-    def spread(self, slots: tuple[Any, ...]) -> list[tuple[Plan, Any]]:
-        """Plans and values, with the lists item by item. Raises Flaw."""
-        pairs: list[tuple[Plan, Any]] = []
-        for number, (plan, item) in enumerate(zip(self.plans, slots, strict=False)):
-            if number not in self.lists:
-                pairs.append((plan, item))
-                continue
-            most, last = self.lists[number]
-            if type(item) is not tuple or len(item) > most:
-                raise Flaw(f"a tuple of at most {most} items expected", (plan.name,))
-            if None in item:
-                raise Flaw("no value", (plan.name,))
-            pairs += [(plan, each) for each in item]
-            if len(item) == most:
-                pairs[-1] = last, item[-1]
-        return pairs
-
-    @cached_property
-    def start(self) -> dict[str, tuple[int, int]]:
-        return self.codes(0, 0, 0)
+    def tabulate(self) -> Table:
+        """What the writing loop needs, made when it is first needed."""
+        self.table = Table(self.cls, self.codes(0, 0, 0), tuple(_plan(self, *slot) for slot in self.slots))
+        return self.table
 
     def codes(self, index: int, count: int, pending: int) -> dict[str, tuple[int, int]]:
-        """Bits and width of each production by name (the end: ""), behind `pending` zero bits and with the zero bit of CH."""
+        """Bits and width of each production by name (the end: ""), with `pending` zero bits before and that of CH."""
         productions = self.productions(index, count)
         width = len(productions).bit_length() + pending
         table: dict[str, tuple[int, int]] = {}
         for code, (place, option) in enumerate(productions):
             if option is None:
                 table[""] = code, width
-            elif isinstance(option.kind, Leaf) and self.particles[place].sort == ELEMENT:
-                table[option.name] = code << 1, width + 1
             elif option.kind is not None:
-                table[option.name] = code, width
+                particle = self.particles[place]
+                merged = isinstance(option.kind, Leaf) and particle.sort == ELEMENT and particle.most is None
+                table[option.name] = (code << 1, width + 1) if merged else (code, width)
         return table
 
 
 class Plan(NamedTuple):
-    """How one slot of a record, or one item of a list, is written; `after` are the codes that follow."""
+    """How one slot of a record is written: by `pack`, or as a `record` (in a list, each item as one).
+
+    after, full: the codes that follow, behind an item of a list that is full in particular.
+    """
 
     name: str
+    most: int | None
     pack: Callable[[Any, Any], tuple[int, int]] | None
     limit: Any
     record: Any
     after: dict[str, tuple[int, int]]
+    full: dict[str, tuple[int, int]]
 
 
-def _plan(record: Record, index: int, particle: Particle, option: Option, count: int | None) -> Plan:
-    kind = option.kind
-    pack, limit, inner = (kind.pack, kind.limit, None) if isinstance(kind, Leaf) else (None, None, kind)
+class Table(NamedTuple):
+    """How a record is written; `start` are the first codes."""
+
+    cls: type[Any] | None
+    start: dict[str, tuple[int, int]]
+    plans: tuple[Plan, ...]
+
+
+def simple(leaf: Leaf) -> Record:
+    """The record of an element that holds nothing but a value."""
+    return Record(None, Particle(TEXT, (Option("value", leaf),)))
+
+
+def _plan(record: Record, index: int, particle: Particle, option: Option) -> Plan:
+    name, kind = option
+    if particle.most is not None:
+        inner = simple(kind) if isinstance(kind, Leaf) else kind
+        after, full = record.codes(index, 1, 0), record.codes(index, particle.most, 0)
+        return Plan(name, particle.most, None, None, inner, after, full)
     # An element with simple content ends with one zero bit, which is written together with what follows.
-    pending = 1 if pack and particle.sort == ELEMENT else 0
-    after = record.codes(index + 1, 0, pending) if count is None else record.codes(index, count, pending)
-    return Plan(option.name, pack, limit, inner, after)
+    pending = 1 if isinstance(kind, Leaf) and particle.sort == ELEMENT else 0
+    after = record.codes(index + 1, 0, pending)
+    if isinstance(kind, Leaf):
+        return Plan(name, None, kind.pack, kind.limit, None, after, after)
+    return Plan(name, None, None, None, kind, after, after)
 
 
-# --- writing ---------------------------------------------------------------------------------------------------------------
+# --- writing ----------------------------------------------------------------------------------------------------------
 
 
 def write(record: Record, value: Any, bits: int, width: int, out: list[bytes]) -> tuple[int, int]:
-    """Append the content of an element and its end. `bits`, `width`: what is not yet in `out`. Raises Flaw."""
-    slots = value if type(value) is record.cls else record.split(value)
-    pairs = record.spread(slots) if record.lists else zip(record.plans, slots)  # noqa: B905 (strict costs a tenth here)
-    codes = record.start
+    """Append the content of an element and its end. `bits`, `width`: what is not yet in `out`. Raises Flaw.
+
+    Where it fails, the flaw gets the names of the elements inside of this one; `value` is the element itself.
+    """
+    cls, codes, plans = record.table or record.tabulate()
+    slots = value if type(value) is cls else record.split(value)
     name = ""
     try:
-        for (name, pack, limit, inner, after), item in pairs:
+        for (name, most, pack, limit, inner, after, full), item in zip(plans, slots):  # noqa: B905 (strict costs a tenth)
             if item is None:
+                continue
+            if most is not None:
+                if type(item) is not tuple or len(item) > most:
+                    raise Flaw(f"a tuple of at most {most} items expected")
+                for each in item:
+                    code, size = codes[name]
+                    bits, width = write(inner, each, bits << size | code, width + size, out)
+                    codes = after
+                if len(item) == most:
+                    codes = full
                 continue
             code, size = codes[name]
             if pack is None:
@@ -205,7 +217,7 @@ def write(record: Record, value: Any, bits: int, width: int, out: list[bytes]) -
         name = ""
         code, size = codes[""]
     except Flaw as flaw:
-        if name:
+        if name and name != "value":
             flaw.names.append(name)
         raise
     except KeyError:
@@ -224,7 +236,7 @@ def finish(bits: int, width: int, out: list[bytes]) -> bytes:
     return b"".join(out)
 
 
-# --- reading ---------------------------------------------------------------------------------------------------------------
+# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 class Mark(NamedTuple):
@@ -236,7 +248,8 @@ class Mark(NamedTuple):
     end: int
 
 
-# An action builds: (make, n) replaces the last n values by make(values); (constant, 0) appends; (…, START or STOP) marks.
+# An action builds: (make, n) replaces the last n values by make(values); (constant, 0) appends; (…, START or STOP)
+# marks.
 START, STOP = -1, -2
 Action = tuple[Any, int]
 
@@ -257,7 +270,6 @@ class Move(NamedTuple):
     leaf: Leaf | None = None
     next: State | None = None
     refuse: str = ""
-    width: int | None = None
 
 
 class State(dict[int, Step]):
@@ -274,7 +286,16 @@ class State(dict[int, Step]):
 
     @cached_property
     def moves(self) -> list[Move]:
-        return sorted(self.expand(), key=lambda move: -len(move.code))
+        """The longest codes first. A code of more than eight bits is taken in two pieces."""
+        short: list[Move] = []
+        long: dict[str, list[Move]] = {}
+        for move in self.expand():
+            if len(move.code) <= 8:
+                short.append(move)
+            else:
+                long.setdefault(move.code[:8], []).append(move._replace(code=move.code[8:]))
+        short += [Move(code, next=State(self.path, partial(iter, moves))) for code, moves in long.items()]
+        return sorted(short, key=lambda move: -len(move.code))
 
     def __missing__(self, window: int) -> Step:
         step = self._step(f"{window:08b}")
@@ -296,7 +317,7 @@ class State(dict[int, Step]):
                 raise Flaw("content that the schema does not foresee", (state.path,), at)
             if move.refuse:
                 raise Flaw(move.refuse, (state.path,), at)
-            at += len(move.code) if move.width is None else move.width
+            at += len(move.code)
             # Marks get their place within the step.
             actions += [(make, n) if n >= 0 else ((make, at), n) for make, n in move.actions]
             if move.leaf:
@@ -348,7 +369,7 @@ def read(octets: bytes, state: State | None, at: int) -> tuple[Any, list[Mark], 
 
 
 class Up(NamedTuple):
-    """Where the reading goes on when an element ends: behind option `option` of particle `place`, with `items` of it before."""
+    """Where reading goes on behind an element: at option `option` of particle `place`, with `items` of it before."""
 
     record: Record
     place: int
@@ -361,8 +382,8 @@ class Up(NamedTuple):
 class Reader:
     """The reading automaton of documents, or of fragments when there is a code for their end.
 
-    roots: record by code and name. States are made when first reached and shared by all ways that lead to them, so their
-    number is bounded by the declarations.
+    roots: record by code and name. States are made when first reached and shared by all ways that lead to them, so
+    their number is bounded by the declarations.
     """
 
     def __init__(self, roots: dict[str, Option], end: int | None = None, width: int = 0) -> None:
@@ -376,10 +397,19 @@ class Reader:
         for code, option in self.roots.items():
             yield self._open(code, (), option, None, option.name)
 
+    def unfold(self) -> None:
+        """Make all states now, so that no message, however strange, has to wait for more than a few steps."""
+        todo, seen = [self.start], {id(self.start)}
+        while todo:
+            for move in todo.pop().moves:
+                if move.next is not None and id(move.next) not in seen:
+                    seen.add(id(move.next))
+                    todo.append(move.next)
+
     def _open(self, code: str, actions: tuple[Action, ...], option: Option, up: Up | None, path: str) -> Move:
         record = option.kind
         if isinstance(record, Leaf):
-            record = self.leaves.setdefault(record, Record(None, Particle(TEXT, (Option("", record),))))
+            record = self.leaves.setdefault(record, simple(record))
         assert record is not None
         if record.mark:
             actions += ((option.name, START),)

@@ -1,8 +1,9 @@
 """ISO 15118-2 CertificateInstallation: messages, their grammar, event codes.
 
-Classes carry the schema's own names, fields stand in document order with attributes first; what may be absent is None then.
-An element that only wraps a list (ListOfRootCertificateIDs, SubCertificates) is the tuple of its items. `V2G_Message.Body`
-is the request or the response itself. hexBinary and base64Binary are bytes, enumerations are the schema's strings.
+Classes carry the schema's own names, fields stand in document order with attributes first; what may be absent is None
+then. An element that only wraps a list (ListOfRootCertificateIDs, SubCertificates) is the tuple of its items.
+`V2G_Message.Body` is the request or the response itself. hexBinary and base64Binary are bytes, enumerations are the
+schema's strings.
 """
 
 from __future__ import annotations
@@ -10,8 +11,19 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ccp.exi.grammar import Record
-from ccp.exi.values import INTEGER, TEXT_VALUE, attribute, binary, choice, content, hexadecimal, many, one, one_of, text
-from ccp.exi.values import wrapper
+from ccp.exi.values import (
+    INTEGER,
+    TEXT_VALUE,
+    attribute,
+    binary,
+    choice,
+    content,
+    hexadecimal,
+    one,
+    one_of,
+    text,
+    wrapper,
+)
 from ccp.exi.xmldsig import SIGNATURE, SIGNED_INFO, Signature
 
 NAMESPACE = "urn:iso:15118:2:2013:MsgDef"

@@ -1,7 +1,8 @@
 """Messages as plain objects for JSON, and back.
 
-The schema's own names, nested as in XML; attributes by their names; text of an element with attributes as `value`; repeated
-elements as arrays. hexBinary is upper-case hex, base64Binary is Base64. It is the shape that EXIficient's JSON has.
+The schema's own names, nested as in XML; attributes by their names; text of an element with attributes as `value`;
+repeated elements as arrays. hexBinary is upper-case hex, base64Binary is Base64. It is the shape that EXIficient's
+JSON has.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def _base64(value: Any, limit: int) -> bytes:
 
 
 def binary(limit: int) -> Leaf:
-    """base64Binary of at most `limit` octets. The facets hold when reading too: receivers keep buffers of these sizes."""
+    """base64Binary of at most `limit` octets. The facets hold when reading too: receivers have buffers of that size."""
     return Leaf(bits.read_binary, bits.pack_binary, lambda value: b64encode(value).decode("ascii"), _base64, limit, b"")
 
 
@@ -67,13 +67,14 @@ def choice(names: tuple[str, ...]) -> Leaf:
 
 
 TEXT_VALUE = text()
+NAME = TEXT_VALUE._replace(pack=bits.pack_name)
 INTEGER = Leaf(bits.read_integer, bits.pack_integer, _same, _number, bits.INTEGER_OCTETS)
 LONG = Leaf(bits.read_long, bits.pack_long, _same, _number, 2**64 - 1)
 OCTET = Leaf(bits.read_octet, bits.pack_octet, _same, _number, 255)
 
 
-def attribute(name: str, *, optional: bool = False) -> Particle:
-    return Particle(ATTRIBUTE, (Option(name, TEXT_VALUE),), optional)
+def attribute(name: str, *, optional: bool = False, kind: Leaf = TEXT_VALUE) -> Particle:
+    return Particle(ATTRIBUTE, (Option(name, kind),), optional)
 
 
 def content(leaf: Leaf) -> Particle:

@@ -1,7 +1,7 @@
 """XML signature elements as ISO 15118 uses them.
 
-Fields stand in document order, attributes first, as in all message classes. `Transforms` is the tuple of its `Transform`s.
-KeyInfo, Object and foreign elements are refused.
+Fields stand in document order, attributes first, as in all message classes. `Transforms` is the tuple of its
+`Transform`s. KeyInfo, Object and foreign elements are refused.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from ccp.exi.bits import REFERENCES, SIGNATURE_OCTETS, TRANSFORMS, XPATHS
 from ccp.exi.grammar import Record
-from ccp.exi.values import INTEGER, TEXT_VALUE, attribute, binary, content, many, one, refused
+from ccp.exi.values import INTEGER, NAME, TEXT_VALUE, attribute, binary, content, many, one, refused
 
 
 class CanonicalizationMethod(NamedTuple):
@@ -60,7 +60,7 @@ class Signature(NamedTuple):
     SignatureValue: SignatureValue
 
 
-_ALGORITHM = attribute("Algorithm")
+_ALGORITHM = attribute("Algorithm", kind=NAME)
 _ID = attribute("Id", optional=True)
 _ANY = refused("a foreign element")
 

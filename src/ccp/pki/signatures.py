@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 
 from ccp import exi
-from ccp.errors import SignatureError
+from ccp.errors import EXIError, SignatureError
 from ccp.exi import iso2, xmldsig
 
 SigningKey: TypeAlias = ec.EllipticCurvePrivateKey | ed448.Ed448PrivateKey
@@ -143,7 +143,10 @@ def _digest_inputs(parsed: exi.Parsed, part: exi.Part) -> Iterable[bytes]:
         assert isinstance(message, iso2.V2G_Message), "only ISO-2 has this element"
         assert isinstance(message.Body, iso2.CertificateInstallationRes), "only the response has it"
         yield exi.emaid_fragment(message.Body.eMAID, "relaxed")
-    yield exi.fragment(parsed, part)
+    try:
+        yield exi.fragment(parsed, part)
+    except EXIError as exc:  # The chain of the provisioning service may have an Id in ISO-2, but nobody signs it.
+        raise SignatureError(f"The reference to {part.name} names a part that is not for signing.") from exc
 
 
 def verify_value(value: bytes, signed_info: bytes, method: str, key: CertificatePublicKeyTypes) -> None:

@@ -157,7 +157,7 @@ class Car:
             return exi.encode(
                 iso2.V2G_Message(iso2.Header(session_id, None, signatures.create([reference], own.key)), body)
             )
-        chain = iso20.OEMProvisioningCertificateChain("ID1", own.certificate.der, _ders(own.sub_cas))
+        chain = iso20.OEMProvisioningCertificateChain("ID1", own.certificate.der, _ders(own.sub_cas) or None)
         reference = (chain.Id, exi.encode_fragment("OEMProvisioningCertificateChain", chain, exi.ISO20))
         header = iso20.Header(session_id, int(at.timestamp()), signatures.create([reference], own.key))
         return exi.encode(iso20.CertificateInstallationReq(header, chain, roots, maximum, tuple(prioritised) or None))

@@ -21,6 +21,7 @@ from ccp.pki.certificates import Certificate
 from ccp.pki.evidence import Unchecked
 from ccp.pki.paths import Role as TrustRole
 from ccp.pool import Pool
+from ccp.settings import Settings
 from ccp.sim import pki as sim_pki
 from ccp.sim.parties import Car, make_contract, new_session_id, sign_contract
 from ccp.sim.pki import PKI
@@ -160,15 +161,15 @@ def create(directory: Path, base_url: str, at: datetime, *, store_samples: bool)
                 body = publish_body(pki, emaid, car, at)
                 _write(samples / f"publish_{emaid}.json", body)
                 bodies.append(body)
-    asyncio.run(_fill(directory, world, bodies if store_samples else [], at))
-    return world
-
-
-async def _fill(directory: Path, world: World, bodies: list[dict[str, Any]], at: datetime) -> None:
-    """Create the database, register the world, and publish what shall be stored, through the pool's own checks."""
     # Whatever the environment says: a sandbox's roots and parties must not get into another database.
     config = settings.load(directory / "ccp.toml", database=f"sqlite:///{directory.resolve() / 'ccp.db'}")
     schema.upgrade(config.database)
+    asyncio.run(_fill(config, world, bodies if store_samples else [], at))
+    return world
+
+
+async def _fill(config: Settings, world: World, bodies: list[dict[str, Any]], at: datetime) -> None:
+    """Register the world, and publish what shall be stored, through the pool's own checks."""
     store = connect(config.database)
     await store.open()
     try:

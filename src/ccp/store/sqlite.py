@@ -148,6 +148,8 @@ def _commit_group(connection: sqlite3.Connection, group: list[tuple[Steps[Any], 
             try:
                 result = _run(connection, change)
             except Exception as exc:
+                if not connection.in_transaction:
+                    raise  # On a full disk SQLite takes back the whole transaction by itself, and with it the group.
                 connection.execute("rollback to change")
                 outcomes.append((done, None, _told(exc)))
             else:

@@ -1,7 +1,7 @@
 """Run by Alembic on the URL that `ccp.store.schema` hands over: everything that is missing, in one transaction.
 
-The sqlite3 module would not open a transaction for DDL by itself. Here one starts before the revision is read, so a crash
-leaves nothing half done, and of two upgrades at the same time the second finds nothing left to do.
+The sqlite3 module would not open a transaction for DDL by itself. Here one starts before the revision is read, so a
+crash leaves nothing half done, and of two upgrades at the same time the second finds nothing left to do.
 """
 
 from alembic import context

@@ -1,0 +1,288 @@
+"""What every command has in common, and the settings, schema, parties and anchors that commands look after."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from ccp import __version__
+from ccp.cli.show import print_table
+from ccp.settings import Settings
+from ccp.sim.pki import PKI
+from ccp.store import schema
+from tests.cli.run import ccp, good, shell, told
+from tests.store.made import sql
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Commands run in an empty directory, where ccp.db and ccp.toml are looked for."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def database(folder: Path) -> str:
+    good("db", "upgrade")
+    return f"sqlite:///{folder / 'ccp.db'}"
+
+
+# --- In common -------------------------------------------------------------------------------------------------------
+
+
+def test_the_version_is_printed() -> None:
+    assert good("--version").out == f"{__version__}\n"
+
+
+COMMANDS = ["", "serve", "config", "demo", "sandbox", "verify", "party", "party add", "party list", "party disable",
+            "trust", "trust add", "trust list", "trust remove", "exi", "exi decode", "exi encode", "db", "db upgrade",
+            "db status"]  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    done = good(*command.split(), "--help")
+    assert "Usage: ccp" in done.out
+    assert done.err == ""
+
+
+def test_a_command_that_is_unknown_or_wrongly_used_is_refused_with_usage() -> None:
+    for arguments in (["nothing"], ["party", "add", "A"], ["party", "add", "A", "--role", "king"], ["exi", "decode"]):
+        done = ccp(*arguments)
+        assert done.status == 2
+        assert "Usage: ccp" in done.err
+        assert "Traceback" not in done.err
+
+
+def test_a_deliberate_error_of_the_installed_command_is_a_sentence_and_status_1(folder: Path) -> None:
+    done = shell("party", "list", cwd=folder)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "ccp: There is no database at ccp.db; 'ccp db upgrade' makes one.\n"
+
+
+def test_a_file_that_cannot_be_used_is_a_sentence_and_not_a_traceback(folder: Path) -> None:
+    (folder / "file").write_text("")
+    assert told("sandbox", folder / "file" / "below").endswith("Not a directory.")
+
+
+def test_a_table_shows_names_as_they_are_and_cuts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(["name", "value"], [["[red]A[/red] [/oops] [DE]", "f" * 200]])
+    (_, row) = capsys.readouterr().out.splitlines()
+    assert row.rstrip() == f"[red]A[/red] [/oops] [DE]  {'f' * 200}"
+
+
+# --- Schema ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_schema_is_made_told_and_left_alone(folder: Path) -> None:
+    absent = ccp("db", "status")
+    assert (absent.status, absent.out) == (1, "found none, needed 0001\n")
+    assert good("db", "upgrade").out == "The schema was absent and is now 0001.\n"
+    assert good("db", "upgrade").out == "The schema is 0001.\n"
+    assert good("db", "status").out == "found 0001, needed 0001\n"
+    assert schema.revision(f"sqlite:///{folder / 'ccp.db'}") == "0001"
+
+
+def test_an_older_schema_is_told_by_every_command_that_needs_the_database(database: str) -> None:
+    sql(database, "update alembic_version set version_num = '0000'")
+    assert ccp("db", "status").status == 1
+    for command in (["party", "list"], ["trust", "list"], ["serve"]):
+        assert told(*command) == "The database schema is 0000, this release needs 0001; run 'ccp db upgrade'."
+
+
+def test_a_newer_schema_is_good_enough_but_cannot_be_upgraded(database: str) -> None:
+    sql(database, "update alembic_version set version_num = '0002'")
+    assert good("db", "status").out == "found 0002, needed 0001\n"
+    assert told("db", "upgrade") == "The database schema is 0002, newer than this release's 0001."
+
+
+@pytest.mark.parametrize("command", [["db", "upgrade"], ["db", "status"], ["party", "list"], ["serve"]])
+def test_another_database_engine_is_refused_by_every_command(command: list[str]) -> None:
+    sentence = told(*command, env={"CCP_DATABASE": "postgresql://ccp:secret@localhost/ccp"})
+    assert sentence == "No storage engine for the database URL postgresql:… (known: sqlite:///FILE)."
+
+
+def test_a_file_that_is_no_database_is_told(folder: Path) -> None:
+    (folder / "ccp.db").write_bytes(b"not a database" * 100)
+    for command in (["db", "upgrade"], ["db", "status"], ["party", "list"], ["serve"]):
+        assert told(*command) == "ccp.db is not a database of ours."
+
+
+# --- Settings --------------------------------------------------------------------------------------------------------
+
+
+def test_the_effective_settings_are_shown_as_a_table_and_as_json() -> None:
+    table = {line.split()[0]: line.split()[1:] for line in good("config").lines}
+    assert table["port"] == ["8020"]
+    assert table["base_url"] == []
+    assert set(table) == {"setting", *Settings.model_fields}
+    shown = json.loads(good("config", "--json").out)
+    assert (shown["port"], shown["base_url"], shown["vehicle_trust"]) == (8020, None, "chain")
+    assert list(shown) == list(Settings.model_fields)
+
+
+def test_settings_come_from_a_file_and_the_environment_overrides_it(folder: Path) -> None:
+    (folder / "own.toml").write_text('port = 9000\nhost = "10.0.0.1"\n')
+    shown = json.loads(good("config", "--json", "--config", "own.toml", env={"CCP_PORT": "9001"}).out)
+    assert (shown["port"], shown["host"]) == (9001, "10.0.0.1")
+    shown = json.loads(good("config", "--json", env={"CCP_CONFIG": "own.toml"}).out)
+    assert shown["port"] == 9000
+
+
+def test_every_setting_is_explained() -> None:
+    explained = good("config", "--explain").lines
+    assert len(explained) == len(Settings.model_fields) + 1
+    assert all(line.endswith(".") for line in explained[1:])
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql://ccp:topsecret@db/ccp",
+        "postgresql://ccp:top@secret@db/ccp",
+        "postgresql://ccp:to/psecret@db/ccp",
+        "postgresql://db/ccp?user=ccp&password=topsecret&sslmode=require",
+    ],
+)
+def test_no_secret_is_shown(url: str) -> None:
+    for arguments in (["config"], ["config", "--json"]):
+        shown = good(*arguments, env={"CCP_DATABASE": url}).out
+        assert "postgresql://" in shown
+        assert "secret" not in shown
+        assert "top" not in shown
+
+
+def test_a_bad_setting_is_told_with_its_name(folder: Path) -> None:
+    (folder / "ccp.toml").write_text("port = 99999\n")
+    assert told("config").startswith("port: Input should be less than or equal to 65535")
+
+
+# --- Parties ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_party_is_added_listed_and_disabled(database: str) -> None:
+    added = good(
+        "party", "add", "Example eMSP [DE]", "--role", "emsp", "--provider-id", "de-exa", "--provider-id", "DEEXB"
+    )
+    client_id, secret, last = added.lines
+    assert client_id.split() == ["client_id", "example-emsp-de"]
+    assert secret.split()[0] == "client_secret"
+    assert len(secret.split()[1]) >= 43
+    assert last == "The secret is not shown again."
+    stored = sql(database, "select hash from party_secret")[0][0]
+    assert stored.startswith("$argon2id$")
+    assert secret.split()[1] not in good("party", "list", "--json").out
+    header, row = good("party", "list").lines
+    assert header.split("  ")[0] == "name"
+    assert "Example eMSP [DE]  example-emsp-de  emsp   DEEXA DEEXB" in row
+    assert row.endswith("enabled")
+    assert good("party", "disable", "Example eMSP [DE]").out == "example-emsp-de is disabled.\n"
+    assert good("party", "list").lines[1].endswith("disabled")
+
+
+def test_a_party_is_added_and_listed_as_json(database: str) -> None:
+    added = json.loads(
+        good("party", "add", "All", "--role", "cps", "--role", "oem", "--all-providers", "--wmi", "wex", "--json",
+             "--client-id", "own").out
+    )  # fmt: skip
+    assert len(added.pop("client_secret")) >= 43
+    assert added == {
+        "client_id": "own", "name": "All", "roles": ["cps", "oem"], "provider_ids": [], "all_providers": True,
+        "wmis": ["WEX"], "operator_ids": [], "enabled": True,
+    }  # fmt: skip
+    assert json.loads(good("party", "list", "--json").out) == [added]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["A", "--role", "emsp"], "An eMSP needs a provider id."),
+        (["A", "--role", "oem"], "An OEM needs a WMI."),
+        (["A", "--role", "cps"], "A CPS needs the provider ids that it signs for, or --all-providers."),
+        (["A", "--role", "cpo", "--all-providers"], "--all-providers is for a CPS."),
+        (["A", "--role", "emsp", "--provider-id", "DEEX"], 'providerId : must match "^[A-Za-z]{2}[-]?\\w{3}$"'),
+        (["A", "--role", "oem", "--wmi", "WEXX"], 'wmi : must match "^[a-zA-Z0-9]{3}$"'),
+        (["…", "--role", "cpo"], "The name has no letter or digit to make a client id from; give --client-id."),
+        (["Taken", "--role", "cpo"], "There is a party named Taken already."),
+        (["B", "--role", "emsp", "--provider-id", "DEOWN"], "The provider id DEOWN belongs to Taken already."),
+    ],
+)
+def test_a_party_that_makes_no_sense_is_refused(database: str, arguments: list[str], sentence: str) -> None:
+    good("party", "add", "Taken", "--role", "emsp", "--provider-id", "DEOWN")
+    assert told("party", "add", *arguments) == sentence
+    assert len(json.loads(good("party", "list", "--json").out)) == 1
+
+
+def test_disabling_an_unknown_party_is_told(database: str) -> None:
+    assert told("party", "disable", "nobody") == "There is no party named nobody."
+
+
+# --- Trust -----------------------------------------------------------------------------------------------------------
+
+
+def test_certificates_are_added_listed_and_removed(database: str, folder: Path, pkis: dict[str, PKI]) -> None:
+    pki = pkis["iso2"]
+    (folder / "chain.pem").write_bytes(pki.oem_sub2.certificate.pem() + pki.oem_sub1.certificate.pem())
+    (folder / "root.der").write_bytes(pki.oem_root.certificate.der)
+    for file in ("chain.pem", "root.der"):
+        good("trust", "add", file, "--role", "oem")
+    assert good("trust", "add", "root.der", "--role", "oem", "--role", "v2g").lines == [
+        "known  oem  root  OEM Root CA SIM",
+        "added  v2g  root  OEM Root CA SIM",
+    ]
+    listed = json.loads(good("trust", "list", "--json").out)
+    assert [(entry["role"], entry["kind"], entry["label"], entry["source"]) for entry in listed] == [
+        ("oem", "root", "OEM Root CA SIM", "root.der"),
+        ("oem", "intermediate", "OEM Sub1 CA SIM", "chain.pem"),
+        ("oem", "intermediate", "OEM Sub2 CA SIM", "chain.pem"),
+        ("v2g", "root", "OEM Root CA SIM", "root.der"),
+    ]
+    fingerprint = pki.oem_root.certificate.fingerprint
+    # The fingerprint of the table is what the removal takes, so it has to be there as a whole.
+    assert sum(fingerprint in line for line in good("trust", "list").lines) == 2
+    assert good("trust", "remove", fingerprint.upper(), "--role", "v2g").out == "removed for 1 role(s)\n"
+    assert good("trust", "remove", fingerprint).out == "removed for 1 role(s)\n"
+    assert told("trust", "remove", fingerprint) == f"No certificate with the fingerprint {fingerprint} is trusted."
+
+
+def test_a_directory_of_certificates_is_added_as_a_whole(database: str, folder: Path, pkis: dict[str, PKI]) -> None:
+    (folder / "roots").mkdir()
+    for name in ("v2g_root", "emsp_root"):
+        certificate = getattr(pkis["iso2"], name).certificate
+        (folder / "roots" / f"{name}.CRT").write_bytes(certificate.pem())
+    (folder / "roots" / "README.txt").write_text("no certificate, and no matter")
+    assert len(good("trust", "add", "roots", "--role", "v2g").lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("octets", "sentence"),
+    [
+        (b"nothing", "file.pem holds no certificate: These 7 octets are not an X.509 certificate."),
+        (b"", "file.pem holds no certificate: These 0 octets are not an X.509 certificate."),
+        (b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "file.pem holds no certificate:"),
+        (None, "There is no file or directory file.pem."),
+    ],
+)
+def test_a_file_without_certificate_is_told(database: str, folder: Path, octets: bytes | None, sentence: str) -> None:
+    if octets is not None:
+        (folder / "file.pem").write_bytes(octets)
+    assert told("trust", "add", "file.pem", "--role", "v2g").startswith(sentence)
+
+
+def test_an_empty_directory_is_told_and_not_passed_over(database: str, folder: Path) -> None:
+    (folder / "empty").mkdir()
+    assert told("trust", "add", "empty", "--role", "v2g") == "There are no certificates in empty."
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_is_told(database: str, folder: Path) -> None:
+    (folder / "file.pem").write_bytes(b"")
+    (folder / "file.pem").chmod(0)
+    assert "Permission denied" in told("trust", "add", "file.pem", "--role", "v2g")
+
+
+def test_a_fingerprint_that_is_none_is_told(database: str) -> None:
+    assert told("trust", "remove", "abc") == 'fingerprint : must match "^[0-9a-fA-F]{64}$"'

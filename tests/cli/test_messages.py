@@ -1,0 +1,257 @@
+"""ccp exi and ccp verify: messages in every form they are handed around in."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ccp import exi
+from ccp.ids import EMAID, PCID
+from ccp.sim.parties import Car, make_contract, sign_contract
+from ccp.sim.pki import PKI
+from ccp.store import schema
+from tests.cli.run import ccp, good, told
+from tests.world import AT, SESSION
+
+NOT_EXI = "neither an EXI stream, nor Base64 or hexadecimal of one"
+EXAMPLE = Path(__file__).resolve().parents[1] / "vectors" / "installation_res_iso2_opnc_example.b64"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def messages(pkis: dict[str, PKI]) -> dict[str, bytes]:
+    """A request and a response of each edition."""
+    made = {}
+    for name in ("iso2", "iso20", "ed448"):
+        pki = pkis[name]
+        car = Car.build(pki, PCID("WEX0CLI0000000001"), AT)
+        contract = make_contract(pki, EMAID("DEEXAX00000001"), car.pcid, car.provisioning.certificate, AT)
+        made[f"{name} response"] = sign_contract(pki, contract, AT)
+        made[f"{name} request"] = car.request(SESSION, AT)
+    return made
+
+
+def b64(octets: bytes) -> bytes:
+    return base64.b64encode(octets)
+
+
+FORMS: dict[str, Callable[[bytes], bytes]] = {
+    "binary": lambda octets: octets,
+    "base64": b64,
+    "base64 in lines": lambda octets: base64.encodebytes(octets),
+    "base64 with blanks around": lambda octets: b"\n  " + b64(octets) + b"\r\n",
+    "hex": lambda octets: octets.hex().encode(),
+    "HEX": lambda octets: octets.hex(" ", 4).upper().encode(),
+    "body of a PUT": lambda octets: json.dumps(
+        {"emaid": "x", "metaData": "für später", "certificateInstallationRes": b64(octets).decode()}, ensure_ascii=False
+    ).encode(),
+    "body of a POST": lambda octets: json.dumps(
+        {"certificateInstallationReq": b64(octets).decode()}, indent=1
+    ).encode(),
+    "answer of a POST": lambda octets: json.dumps(
+        {"signedContractDataCollection": [{"certificateInstallationRes": b64(octets).decode()}]}
+    ).encode(),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("kind", ["iso2 response", "iso20 request"])
+def test_a_message_is_read_in_whatever_form_it_is_written_down(
+    messages: dict[str, bytes], folder: Path, form: str, kind: str
+) -> None:
+    octets = messages[kind]
+    (folder / "message").write_bytes(FORMS[form](octets))
+    expected = exi.to_json(exi.decode(octets))
+    assert json.loads(good("exi", "decode", "message", "--full").out) == expected
+    assert json.loads(good("exi", "decode", "-", "--full", stdin=FORMS[form](octets)).out) == expected
+
+
+@pytest.mark.parametrize("kind", ["iso2 response", "iso2 request", "iso20 response", "iso20 request", "ed448 response"])
+def test_what_is_decoded_in_full_is_encoded_to_the_same_octets(
+    messages: dict[str, bytes], folder: Path, kind: str
+) -> None:
+    octets = messages[kind]
+    (folder / "message.json").write_bytes(good("exi", "decode", "-", "--full", stdin=octets).octets)
+    assert good("exi", "encode", "message.json", "--to", "binary").octets == octets
+    assert good("exi", "encode", "message.json").out == b64(octets).decode() + "\n"
+    assert good("exi", "encode", "message.json", "--to", "hex").out == octets.hex() + "\n"
+
+
+def test_the_published_example_makes_the_round_trip() -> None:
+    full = good("exi", "decode", EXAMPLE, "--full").octets
+    assert good("exi", "encode", "-", stdin=full).out.strip() == "".join(EXAMPLE.read_text().split())
+
+
+def test_certificates_are_summarised_and_a_summary_cannot_be_written_back(
+    messages: dict[str, bytes], pkis: dict[str, PKI]
+) -> None:
+    for kind in ("iso2 response", "iso2 request", "iso20 response", "iso20 request"):
+        shown = good("exi", "decode", "-", stdin=messages[kind]).out
+        assert '"fingerprint"' in shown
+        assert b64(pkis["iso2"].cps.certificate.der).decode() not in shown
+        assert told("exi", "encode", "-", stdin=shown.encode()) == (
+            "summarised certificates, which cannot be written back; print the message with --full"
+        )
+    response = json.loads(good("exi", "decode", "-", stdin=messages["iso2 response"]).out)
+    chain = response["V2G_Message"]["Body"]["CertificateInstallationRes"]["SAProvisioningCertificateChain"]
+    assert chain["Certificate"]["fingerprint"] == pkis["iso2"].cps.certificate.fingerprint
+    assert chain["Certificate"]["subject"].startswith("CN=CPS SIM")
+    assert [sub["subject"][:9] for sub in chain["SubCertificates"]["Certificate"]] == ["CN=CPS Su"] * 2
+
+
+@pytest.mark.parametrize(
+    ("garbage", "sentence"),
+    [
+        (b"", "not an EXI stream"),
+        (b"hello", NOT_EXI),
+        (b"\x00\x01\x02", NOT_EXI),
+        (b"\xff\xfe", "neither an EXI stream nor a text that holds one"),
+        ("gü==".encode(), NOT_EXI),
+        (b"{", "a text that is no JSON"),
+        (b'{"a": ' * 100_000, "a text that is no JSON"),
+        (b"{}", "JSON without certificateInstallationRes or certificateInstallationReq"),
+        (b'{"certificateInstallationRes": 5}', "JSON without certificateInstallationRes or certificateInstallationReq"),
+        (b'{"certificateInstallationRes": "**"}', NOT_EXI),
+        (b"8098", "at bit"),
+        (b"\x80", "at bit"),
+        (b"\x80\x98" + bytes(50), "at bit"),
+        (b"gJg=", "at bit"),
+    ],
+)
+def test_garbage_is_told_in_one_sentence(garbage: bytes, sentence: str) -> None:
+    assert sentence in told("exi", "decode", "-", stdin=garbage)
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"", b"{", b"[]", b"5", b'{"V2G_Message": {}}', b'{"Nothing": {}}', b"\xff\xfe", b"[" * 100_000]
+)
+def test_json_that_is_no_message_cannot_be_encoded(garbage: bytes) -> None:
+    assert told("exi", "encode", "-", stdin=garbage)
+
+
+def test_a_file_that_is_not_there_is_told() -> None:
+    for command in ("decode", "encode"):
+        assert told("exi", command, "none.exi") == "none.exi cannot be read: No such file or directory."
+
+
+# --- Verifying -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trust(folder: Path, pkis: dict[str, PKI]) -> Path:
+    """A directory of anchors: those of one role in its own folder."""
+    for name in ("iso2", "iso20", "ed448"):
+        pki = pkis[name]
+        for role, certificates in {
+            "v2g": [pki.v2g_root],
+            "emsp": [pki.emsp_root],
+            "oem": [pki.oem_root, pki.oem_sub1, pki.oem_sub2],
+        }.items():
+            (folder / "trust" / role).mkdir(parents=True, exist_ok=True)
+            for number, credential in enumerate(certificates):
+                (folder / "trust" / role / f"{name}{number}.pem").write_bytes(credential.certificate.pem())
+    return folder / "trust"
+
+
+def report(octets: bytes, *arguments: object, status: int = 0) -> dict[str, Any]:
+    done = ccp("verify", "-", "--json", *arguments, stdin=octets)
+    assert done.status == status, done
+    found: dict[str, Any] = json.loads(done.out)
+    return found
+
+
+@pytest.mark.parametrize("name", ["iso2", "iso20", "ed448"])
+@pytest.mark.parametrize("kind", ["request", "response"])
+def test_a_good_message_verifies_with_every_check_told(
+    messages: dict[str, bytes], trust: Path, name: str, kind: str
+) -> None:
+    found = report(messages[f"{name} {kind}"], "--trust", trust)
+    assert found["passed"] is True
+    assert {check["verdict"] for check in found["checks"]} == {"passed"}
+    assert [check["number"] for check in found["checks"]] == list(range(1, len(found["checks"]) + 1))
+    number = "2:2013" if name == "iso2" else "20:2020"
+    said = "CertificateInstallationReq" if kind == "request" else "CertificateInstallationRes"
+    assert found["message"] == f"{said} (urn:iso:15118:{number}:MsgDef)"
+
+
+def test_the_walk_is_told_to_people_with_its_verdict(
+    messages: dict[str, bytes], trust: Path, pkis: dict[str, PKI]
+) -> None:
+    lines = good("verify", "-", "--trust", trust, stdin=messages["iso2 response"]).lines
+    assert lines[-1] == "verified"
+    assert any(pkis["iso2"].v2g_root.certificate.fingerprint in line for line in lines)
+    done = ccp("verify", "-", "--trust", trust, "--at", "2001-01-01T00:00:00Z", stdin=messages["iso2 response"])
+    assert done.status == 1
+    assert done.lines[-1] == "NOT verified"
+    assert done.lines[0].endswith("checked at 2001-01-01T00:00:00Z")
+    assert any("is not valid before" in line for line in done.lines)
+
+
+def test_the_time_of_the_check_decides_and_is_told_in_universal_time(messages: dict[str, bytes], trust: Path) -> None:
+    octets = messages["iso2 response"]
+    late = (AT + timedelta(days=3000)).isoformat()
+    found = report(octets, "--trust", trust, "--at", late, status=1)
+    reasons = {check["subject"]: check["reason"] for check in found["checks"] if check["verdict"] == "failed"}
+    assert reasons["chain of the contract certificate to an eMSP or V2G root"] == (
+        "The validUntil date of contract certificate is in the past."
+    )
+    assert "signature of the provisioning service" not in reasons
+    found = report(octets, "--trust", trust, "--at", "2001-01-01T01:30:00+02:00", status=1)
+    assert found["at"] == "2000-12-31T23:30:00+00:00"
+
+
+@pytest.mark.parametrize("at", ["yesterday", "2025-13-01T00:00:00Z", "2025-01-01", "2025-01-01T00:00:00", ""])
+def test_a_time_that_is_none_is_told(messages: dict[str, bytes], trust: Path, at: str) -> None:
+    assert told("verify", "-", "--trust", trust, "--at", at, stdin=messages["iso2 response"]).startswith("--at ")
+
+
+def test_anchors_count_for_the_role_of_their_folder_and_for_all_when_they_lie_above(
+    messages: dict[str, bytes], folder: Path, trust: Path
+) -> None:
+    octets = messages["iso2 response"]
+    (trust / "v2g" / "iso20.pem").rename(trust / "oem" / "moved.pem")
+    report(octets, "--trust", trust, status=1)
+    (trust / "oem" / "moved.pem").rename(trust / "moved.pem")
+    report(octets, "--trust", trust)
+
+
+def test_a_changed_message_fails_with_its_reason(messages: dict[str, bytes], trust: Path) -> None:
+    message = exi.decode(messages["iso2 response"])
+    body = message.Body._replace(DHpublickey=message.Body.DHpublickey._replace(value=bytes(65)))  # type: ignore[union-attr]
+    found = report(exi.encode(message._replace(Body=body)), "--trust", trust, status=1)  # type: ignore[call-arg]
+    failed = {check["subject"]: check["reason"] for check in found["checks"] if check["verdict"] == "failed"}
+    assert failed == {
+        "signature of the provisioning service": "The digest of DHpublickey does not match.",
+        "DH public key": "The DH public key is no point on SECP256R1.",
+    }
+
+
+def test_octets_that_are_no_message_are_a_failed_check(trust: Path) -> None:
+    found = report(b"\x80\x98\x00", "--trust", trust, status=1)
+    assert (found["message"], found["passed"], len(found["checks"])) == ("no message", False, 1)
+
+
+def test_without_a_directory_the_pools_own_anchors_are_asked(
+    messages: dict[str, bytes], folder: Path, trust: Path
+) -> None:
+    schema.upgrade(f"sqlite:///{folder / 'ccp.db'}")
+    report(messages["iso20 request"], status=1)
+    good("trust", "add", trust / "oem", "--role", "oem")
+    report(messages["iso20 request"])
+    report(messages["iso2 request"])
+
+
+def test_a_directory_that_is_not_there_is_told(messages: dict[str, bytes]) -> None:
+    assert told("verify", "-", "--trust", "none", stdin=messages["iso2 request"]) == "There is no directory none."
+    assert told("verify", "none.exi", "--trust", ".") == "none.exi cannot be read: No such file or directory."

@@ -1,0 +1,358 @@
+"""Processes as an operator runs them: the sandbox, its server, TLS, several workers, and the demo."""
+
+from __future__ import annotations
+
+import json
+import signal
+import socket
+import ssl
+import stat
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+from ccp import installation, settings
+from ccp.ids import PCID, Namespace
+from ccp.sim.parties import Car
+from ccp.sim.pki import PKI, Credential
+from ccp.store import schema
+from tests.cli.run import COMMAND, ccp, environment, good, shell, told
+from tests.store.made import broken_invariants, sql
+from tests.world import octets_of
+
+BASE = "/opnc/v1/ccp"
+EDITIONS = {"iso2": Namespace.ISO2, "iso20": Namespace.ISO20}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@contextmanager
+def serving(
+    url: str, *arguments: object, verify: ssl.SSLContext | bool = True, log: Path | None = None, **how: Any
+) -> Iterator[httpx.Client]:
+    """`ccp serve` as a process of its own until the block ends; then it has to end in order. log: what it prints."""
+    with open(log or "/dev/null", "wb") as err:
+        process = subprocess.Popen(
+            [*COMMAND, "serve", *map(str, arguments)], stderr=err, stdout=err, env=environment(), **how
+        )
+    try:
+        with httpx.Client(base_url=url, verify=verify, timeout=10) as http:
+            deadline = time.monotonic() + 30
+            while True:
+                assert process.poll() is None, log.read_text() if log else "it ended"
+                try:
+                    http.get("/health").raise_for_status()
+                except httpx.TransportError:
+                    assert time.monotonic() < deadline, "the server did not start"
+                    time.sleep(0.05)
+                else:
+                    break
+            yield http
+        process.send_signal(signal.SIGTERM)
+        # uvicorn ends as the signal asks for, once it has ended in order.
+        assert process.wait(30) in (0, -signal.SIGTERM)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+class Sandbox:
+    """A sandbox's directory, read as a user of it would."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.credentials = json.loads((directory / "credentials.json").read_text())
+        self.url: str = self.credentials["base_url"]
+
+    def samples(self, kind: str) -> list[dict[str, Any]]:
+        found = sorted(self.directory.glob(f"samples/*/{kind}_*.json"))
+        assert found
+        return [json.loads(path.read_text()) for path in found]
+
+    def token(self, http: httpx.Client, role: str) -> dict[str, str]:
+        """The header with which the first party of a role calls."""
+        party = next(party for party in self.credentials["parties"] if party["role"] == role)
+        form = {name: party[name] for name in ("client_id", "client_secret")}
+        answer = http.post(self.credentials["token_url"], data={"grant_type": "client_credentials", **form})
+        assert answer.status_code == 200, answer.text
+        return {"Authorization": f"Bearer {answer.json()['access_token']}"}
+
+
+def walk(http: httpx.Client, sandbox: Sandbox) -> list[dict[str, Any]]:
+    """Publish every sample, post every request; all of it has to be answered positively. Returns the items."""
+    cps, cpo = sandbox.token(http, "cps"), sandbox.token(http, "cpo")
+    for body in sandbox.samples("publish"):
+        answer = http.put(f"{BASE}/signedcontractdata", json=body, headers=cps)
+        assert (answer.status_code, answer.content) == (201, b""), answer.text
+    return ask(http, sandbox, cpo)
+
+
+def ask(http: httpx.Client, sandbox: Sandbox, cpo: dict[str, str]) -> list[dict[str, Any]]:
+    items = []
+    for body in sandbox.samples("request"):
+        answer = http.post(f"{BASE}/signedcontractdata", json=body, headers=cpo)
+        assert answer.status_code == 200, answer.text
+        items += answer.json()["signedContractDataCollection"]
+    for item in items:
+        response = installation.read_response(octets_of(item), Namespace(item["xsdMsgDefNamespace"]))
+        assert response.response_code == "OK"
+    return items
+
+
+# --- The sandbox -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def laid_out(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
+    """A sandbox that nobody changes."""
+    directory = tmp_path_factory.mktemp("sandbox") / "DIR"
+    assert f"{directory}/ccp.toml" in good("sandbox", directory, "--port", 8123).out
+    return Sandbox(directory)
+
+
+def test_a_sandbox_has_exactly_the_files_that_are_documented(laid_out: Sandbox) -> None:
+    directory = laid_out.directory
+    assert {path.name for path in directory.iterdir()} == {
+        "ccp.toml", "ccp.db", "credentials.json", "pki", "samples", "trust", "vehicles",
+    }  # fmt: skip
+    for number, edition in enumerate(EDITIONS):
+        cars = [f"WEX0SANDBOX{2 * number + place:06d}" for place in (1, 2)]
+        contracts = [f"{provider}C{2 * number + place:08d}" for provider in ("DEEXA", "NLEXB") for place in (1, 2)]
+        assert {path.name for path in (directory / "samples" / edition).iterdir()} == {
+            *(f"request_{pcid}.json" for pcid in cars),
+            *(f"publish_{emaid}.json" for emaid in contracts),
+        }
+        assert {path.name for path in (directory / "vehicles" / edition).iterdir()} == {
+            f"{pcid}{ending}" for pcid in cars for ending in (".pem", ".key.pem")
+        }
+
+
+def test_the_credentials_of_a_sandbox_are_complete(laid_out: Sandbox) -> None:
+    credentials = laid_out.credentials
+    assert list(credentials) == ["base_url", "token_url", "parties"]
+    assert (credentials["base_url"], credentials["token_url"]) == (
+        "http://127.0.0.1:8123", "http://127.0.0.1:8123/oauth/token",
+    )  # fmt: skip
+    for party in credentials["parties"]:
+        assert list(party) == ["name", "role", "client_id", "client_secret", "provider_ids", "wmis"]
+        assert len(party["client_secret"]) >= 43
+    told = {party["name"]: (party["role"], party["provider_ids"], party["wmis"]) for party in credentials["parties"]}
+    assert told == {
+        "Example eMSP A": ("emsp", ["DEEXA"], []),
+        "Example eMSP B": ("emsp", ["NLEXB"], []),
+        "Example CPO": ("cpo", [], []),
+        "Example OEM": ("oem", [], ["WEX"]),
+        "Example CPS": ("cps", [], []),
+    }
+
+
+def test_the_samples_of_a_sandbox_are_complete_bodies_that_are_not_stored_yet(laid_out: Sandbox) -> None:
+    for body in laid_out.samples("publish"):
+        assert set(body) == {
+            "certificateInstallationRes", "emaid", "pcid", "xsdMsgDefNamespace", "cpsV2GRootCertificateFingerprint",
+            "cpsRootDistinguishedName",
+        }  # fmt: skip
+    for body in laid_out.samples("request"):
+        assert set(body) == {"certificateInstallationReq", "xsdMsgDefNamespace"}
+    url = settings.load(laid_out.directory / "ccp.toml").database
+    assert sql(url, "select count(*) from contract") == [(0,)]
+
+
+def test_secrets_of_a_sandbox_are_readable_for_their_owner_alone(laid_out: Sandbox) -> None:
+    secret = [
+        path for path in laid_out.directory.rglob("*") if path.name.endswith((".key.pem", "credentials.json", ".db"))
+    ]
+    assert len(secret) > 20
+    assert {stat.S_IMODE(path.stat().st_mode) for path in secret} == {0o600}
+
+
+def test_the_keys_and_certificates_of_a_sandbox_can_be_used(laid_out: Sandbox) -> None:
+    for edition, namespace in EDITIONS.items():
+        pki = PKI.load(laid_out.directory / "pki" / edition)
+        (name,) = {path.name[:17] for path in (laid_out.directory / "vehicles" / edition).glob("*1.pem")} | {
+            path.name[:17] for path in (laid_out.directory / "vehicles" / edition).glob("*3.pem")
+        }
+        credential = Credential.load(laid_out.directory / "vehicles" / edition, name)
+        car = Car.of(pki, credential, PCID(name))
+        assert car.namespace is namespace
+        assert (laid_out.directory / "trust" / "v2g" / f"{edition}-v2g-root-ca-sim.pem").read_bytes() == (
+            pki.v2g_root.certificate.pem()
+        )
+
+
+def test_the_messages_of_a_sandbox_verify_under_its_own_trust_directory(laid_out: Sandbox) -> None:
+    for path in sorted(laid_out.directory.glob("samples/*/*1.json")):
+        good("verify", path, "--trust", laid_out.directory / "trust")
+
+
+@pytest.mark.parametrize("there", ["file", "directory", "hidden"])
+def test_a_sandbox_is_not_made_where_something_is(tmp_path: Path, there: str) -> None:
+    directory = tmp_path / "DIR"
+    if there == "file":
+        directory.write_text("mine")
+    else:
+        directory.mkdir()
+        (directory / (".hidden" if there == "hidden" else "mine")).write_text("mine")
+    before = sorted(path.name for path in tmp_path.rglob("*"))
+    assert told("sandbox", directory) == f"{directory} is not an empty directory; a sandbox needs one of its own."
+    assert sorted(path.name for path in tmp_path.rglob("*")) == before
+
+
+def test_a_sandbox_touches_no_other_database_whatever_the_environment_says(tmp_path: Path) -> None:
+    """Its roots are nobody's, and must not become trusted in a pool that is in use."""
+    (tmp_path / "own").mkdir()
+    good("db", "upgrade", env={"CCP_DATABASE": f"sqlite:///{tmp_path}/own/ccp.db"})
+    good("sandbox", tmp_path / "DIR", env={"CCP_DATABASE": f"sqlite:///{tmp_path}/own/ccp.db"})
+    assert sql(f"sqlite:///{tmp_path}/own/ccp.db", "select count(*) from trust_anchor") == [(0,)]
+    assert sql(f"sqlite:///{tmp_path}/DIR/ccp.db", "select count(*) > 0 from trust_anchor") == [(1,)]
+
+
+# --- Serving ---------------------------------------------------------------------------------------------------------
+
+
+def test_the_sandboxs_server_takes_every_sample_and_answers_every_request(tmp_path: Path) -> None:
+    port = free_port()
+    done = shell("sandbox", tmp_path / "DIR", "--port", port)
+    assert done.returncode == 0, done.stderr
+    sandbox = Sandbox(tmp_path / "DIR")
+    # From another directory: what the file names lies beside the file.
+    with serving(sandbox.url, "--config", sandbox.directory / "ccp.toml", cwd=tmp_path, log=tmp_path / "log") as http:
+        items = walk(http, sandbox)
+    assert {item["emaid"][:5] for item in items} == {"DEEXA", "NLEXB"}
+    assert len(items) == 2 + 4, "one for each car of the first edition, all for each of the second"
+    url = f"sqlite:///{sandbox.directory}/ccp.db"
+    assert sql(url, "select count(*) from contract") == [(8,)]
+    assert broken_invariants(url) == []
+    log = (tmp_path / "log").read_text()
+    assert "Traceback" not in log
+    for party in sandbox.credentials["parties"]:
+        assert party["client_secret"] not in log
+    assert not (tmp_path / "ccp.db").exists()
+
+
+def test_a_sandbox_can_come_with_its_samples_stored_and_be_served_by_several_workers(tmp_path: Path) -> None:
+    port = free_port()
+    good("sandbox", tmp_path / "DIR", "--port", port, "--store")
+    sandbox = Sandbox(tmp_path / "DIR")
+    with serving(sandbox.url, "--config", sandbox.directory / "ccp.toml", "--workers", 2, log=tmp_path / "log") as http:
+        cpo = sandbox.token(http, "cpo")
+        assert len(ask(http, sandbox, cpo)) == 6
+        # New connections meet both workers; a token of one is good for the other, and publishing again replaces.
+        for _ in range(12):
+            answer = httpx.get(f"{sandbox.url}/health", timeout=10)
+            assert answer.json() == {"status": "ok"}
+        for body in sandbox.samples("request"):
+            answer = httpx.post(f"{sandbox.url}{BASE}/signedcontractdata", json=body, headers=cpo, timeout=10)
+            assert answer.status_code == 200
+        assert len(walk(http, sandbox)) == 6
+    assert "Traceback" not in (tmp_path / "log").read_text()
+    assert broken_invariants(f"sqlite:///{sandbox.directory}/ccp.db") == []
+
+
+def test_serving_makes_the_database_that_is_not_there_even_with_several_workers(tmp_path: Path) -> None:
+    port = free_port()
+    with serving(
+        f"http://127.0.0.1:{port}", "--port", port, "--workers", 3, cwd=tmp_path, log=tmp_path / "log"
+    ) as http:
+        assert http.get("/health").json() == {"status": "ok"}
+        time.sleep(1)
+    assert schema.revision(f"sqlite:///{tmp_path}/ccp.db") == schema.head()
+    assert sql(f"sqlite:///{tmp_path}/ccp.db", "select count(*) from token_key") == [(1,)]
+    log = (tmp_path / "log").read_text()
+    assert "Traceback" not in log
+    assert "died" not in log
+
+
+def own_certificate(folder: Path) -> tuple[Path, Path]:
+    """A self-signed certificate for 127.0.0.1, and its key."""
+    key = generate_private_key(SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ccp test")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(days=1), now + timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    (folder / "cert.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
+    (folder / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return folder / "cert.pem", folder / "key.pem"
+
+
+def test_the_server_speaks_tls(tmp_path: Path) -> None:
+    certificate, _ = own_certificate(tmp_path)
+    port = free_port()
+    trusting = ssl.create_default_context(cafile=str(certificate))
+    arguments = ["--port", port, "--tls-cert", "cert.pem", "--tls-key", "key.pem"]
+    with serving(f"https://127.0.0.1:{port}", *arguments, verify=trusting, cwd=tmp_path, log=tmp_path / "log") as http:
+        assert http.get("/health").json() == {"status": "ok"}
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"http://127.0.0.1:{port}/health", timeout=5)
+    assert f"https://127.0.0.1:{port}" in (tmp_path / "log").read_text()
+
+
+def test_tls_files_that_cannot_be_used_are_told_before_anything_starts(tmp_path: Path) -> None:
+    certificate, key = own_certificate(tmp_path)
+    (tmp_path / "garbage.pem").write_text("no certificate")
+    (tmp_path / "other").mkdir()
+    _, other_key = own_certificate(tmp_path / "other")
+    for pair, reason in (
+        ((tmp_path / "none.pem", key), "No such file or directory"),
+        ((certificate, tmp_path / "none.pem"), "No such file or directory"),
+        ((tmp_path / "garbage.pem", key), ""),
+        ((certificate, other_key), "mismatch"),
+    ):
+        env = {"CCP_DATABASE": f"sqlite:///{tmp_path}/ccp.db"}
+        sentence = told("serve", "--port", free_port(), "--tls-cert", pair[0], "--tls-key", pair[1], env=env)
+        assert sentence.startswith(f"The TLS certificate {pair[0]} and key {pair[1]} cannot be used: ")
+        assert reason in sentence.lower() or reason in sentence
+
+
+def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        done = shell("serve", "--port", taken.getsockname()[1], cwd=tmp_path)
+    assert done.returncode > 0
+    assert "address already in use" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# --- The demo --------------------------------------------------------------------------------------------------------
+
+
+def test_the_demo_tells_the_whole_story_for_both_editions(tmp_path: Path) -> None:
+    done = shell("demo", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    for edition in ("ISO 15118-2 ", "ISO 15118-20 "):
+        steps = [line for line in done.stdout.splitlines() if line.startswith(f"✓ {edition}")]
+        assert len(steps) == 12
+        assert any("installed NLEXBD" in line for line in steps)
+    assert "FAILED_NoCertificateAvailable" in done.stdout
+    assert "WARNING_NoContractMatchingPCIDFound" in done.stdout
+    assert not any(tmp_path.iterdir())
+
+
+def test_the_demo_runs_in_any_width_and_without_colours() -> None:
+    done = ccp("demo", env={"COLUMNS": "20", "NO_COLOR": "1"})
+    assert done.status == 0
+    assert sum(line.startswith("✓") for line in done.lines) == 26

@@ -1,0 +1,178 @@
+"""The codec is total: any octets give a message or EXIError, in bounded time."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from ccp.exi import EXIError, Message, decode, decode_fragment, encode, from_json, iso2, iso20, parse, to_json, xmldsig
+from ccp.exi import bits as limits
+from ccp.exi.codec import _READER
+from tests.exi.messages import KINDS, Maker, messages
+from tests.exi.test_codec import EXAMPLE, REQUEST, RESPONSE, Stream
+
+MUTATIONS = 20_000
+SECONDS = 0.025
+
+
+def _mutated(rng: random.Random, octets: bytes) -> bytes:
+    made = bytearray(octets)
+    for _ in range(rng.choice((1, 1, 1, 2, 5, 20))):
+        # Most of a message is certificates; structure is found at its beginning and its end.
+        place = rng.choice(
+            (rng.randrange(len(made)), rng.randrange(min(60, len(made))), len(made) - 1 - rng.randrange(4))
+        )
+        match rng.randrange(6):
+            case 0 | 1:
+                made[place] ^= 1 << rng.randrange(8)
+            case 2:
+                made[place] = rng.choice((0, 255, 128, 127, rng.randrange(256)))
+            case 3:
+                del made[place : place + rng.randint(1, 20)]
+            case 4:
+                made[place:place] = rng.randbytes(rng.randint(1, 20))
+            case 5:
+                del made[place:]
+        if len(made) < 4:
+            break
+    return bytes(made)
+
+
+def _read(octets: bytes) -> tuple[Message | None, EXIError | None]:
+    try:
+        return parse(octets).message, None
+    except EXIError as error:
+        return None, error
+
+
+def _written(message: Message) -> tuple[bytes | None, str]:
+    try:
+        return encode(message), ""
+    except EXIError as error:
+        return None, error.reason
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mutated_and_truncated_messages_give_a_message_or_an_error(kind: str) -> None:
+    rng = random.Random(f"mutations of {kind}")
+    sources = [encode(message) for message in messages(kind, 40, seed=41)]
+    read = 0
+    for number in range(MUTATIONS // len(KINDS)):
+        octets = _mutated(rng, sources[number % len(sources)])
+        message, error = _read(octets)
+        if message is None:
+            assert error is not None
+            assert error.offset is not None
+            assert 0 <= error.offset <= 8 * len(octets)
+            continue
+        read += 1
+        # What was read can be written again, unless a text is longer than receivers take.
+        written, reason = _written(message)
+        if written is None:
+            assert "characters where at most" in reason
+        else:
+            assert decode(written) == message
+            assert from_json(to_json(message)) == message
+    assert 0 < read < MUTATIONS // len(KINDS)
+
+
+def test_random_octets_behind_a_valid_start_give_a_message_or_an_error() -> None:
+    rng = random.Random(43)
+    for start in (b"\x80", b"\x80\x98\x02\x00", b"\x80\x1c\x04\x00", b"\x80\x20\x04\x00"):
+        for _ in range(2000):
+            octets = start + rng.randbytes(rng.randint(0, 200))
+            for grammar in (None, "iso2", "iso20", "xmldsig"):
+                try:
+                    decode(octets) if grammar is None else decode_fragment(octets, grammar)
+                except EXIError:
+                    continue
+
+
+def _hostile() -> Iterator[tuple[str, bytes]]:
+    full = limits.MESSAGE_OCTETS
+    yield "zeros behind a message", EXAMPLE + bytes(full - len(EXAMPLE))
+    yield "zeros behind a message, then garbage", EXAMPLE + bytes(full - len(EXAMPLE) - 1) + b"\1"
+    for fill in (b"\0", b"\xff", b"\x80", b"\x55", b"\xaa", b"\x01", b"\x7f"):
+        for start in (b"\x80", b"\x80\x98", b"\x80\x98\x02\x00", b"\x80\x1c", b"\x80\x20", b"\x80\x20\x04\x00"):
+            yield f"{start.hex()} and {fill.hex()}", start + fill * (full - len(start))
+    # As much as the schema and our bounds allow, with texts that need the slow way.
+    name = "\U0010ffff" * limits.TEXT_CHARACTERS
+    reference = xmldsig.Reference(
+        "i" * 800,
+        "ä" * 500,
+        "#" * 800,
+        (xmldsig.Transform("ü" * 200, ("ö" * 300,) * limits.XPATHS),) * limits.TRANSFORMS,
+        xmldsig.DigestMethod("d" * 500),
+        bytes(limits.SIGNATURE_OCTETS),
+    )
+    info = xmldsig.SignedInfo("x", xmldsig.CanonicalizationMethod("c"), xmldsig.SignatureMethod("s"), (reference,) * 8)
+    signature = xmldsig.Signature("s", info, xmldsig.SignatureValue("v", bytes(limits.SIGNATURE_OCTETS)))
+    serial = -(2 ** (8 * limits.INTEGER_OCTETS)) + 1
+    header = iso2.Header(bytes(8), iso2.Notification("UnknownError", "x" * 64), signature)
+    some = tuple(iso2.X509IssuerSerial("a" * 10, serial) for _ in range(20))
+    request = iso2.V2G_Message(header, iso2.CertificateInstallationReq("ID", bytes(800), some))
+    yield "a full signature", encode(request)
+    many = (iso2.X509IssuerSerial(name, serial),) * 20
+    yield "full names", encode(REQUEST._replace(Body=REQUEST.Body._replace(ListOfRootCertificateIDs=many)))
+    half = (iso2.X509IssuerSerial("é" + "a" * 1023, serial),) * 20
+    yield (
+        "names that are nearly ASCII",
+        encode(REQUEST._replace(Body=REQUEST.Body._replace(ListOfRootCertificateIDs=half))),
+    )
+    turns = (iso2.X509IssuerSerial("aé" * 512, serial),) * 20
+    yield (
+        "names of alternating letters",
+        encode(REQUEST._replace(Body=REQUEST.Body._replace(ListOfRootCertificateIDs=turns))),
+    )
+    everything = iso20.CertificateInstallationReq(
+        iso20.Header(bytes(8), 2**64 - 1, signature),
+        iso20.OEMProvisioningCertificateChain("I", bytes(1600), (bytes(500),) * 3),
+        some,
+        255,
+        ("€" * 20,) * 8,
+    )
+    yield "everything", encode(everything)
+    # Code points that never end, in the place of an Id.
+    start = parse(encode(REQUEST)).parts[0].start + 1
+    for filler in (b"\x80", b"\xff", b"\x80\x80\x80\x01"):
+        octets = Stream(encode(REQUEST), start).add(b"\x82\x08").octets()
+        at = start + 16
+        filled = Stream(octets, at).octets() + filler * 15000
+        yield f"endless characters {filler.hex()}", filled
+    yield "an endless integer", Stream(encode(RESPONSE), 18).octets() + b"\xff" * 60000
+
+
+def test_no_octets_take_long() -> None:
+    cases = list(_hostile())
+    cases += [(kind, encode(max(messages(kind, 50, seed=44), key=lambda m: len(encode(m))))) for kind in KINDS]
+    slow = {}
+    for name, octets in cases:
+        assert len(octets) <= limits.MESSAGE_OCTETS
+        # No step is made yet, as for the first message of a process; a pause of the machine is no failure.
+        times = []
+        for _ in range(3):
+            for state in _READER.states.values():
+                state.clear()
+            times.append(_seconds(octets))
+        if min(times) >= SECONDS:
+            slow[name] = min(times)
+    assert not slow
+
+
+def _seconds(octets: bytes) -> float:
+    start = time.perf_counter()
+    _read(octets)
+    return time.perf_counter() - start
+
+
+def test_the_states_are_made_once_and_their_number_is_bounded_by_the_declarations() -> None:
+    states = len(_READER.states)
+    assert states < 2000
+    maker = Maker(45)
+    for _ in range(100):
+        for kind in KINDS:
+            decode(encode(getattr(maker, kind)()))
+    assert len(_READER.states) == states

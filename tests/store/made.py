@@ -1,0 +1,128 @@
+"""Databases and contracts to order. The store looks into no message, so these carry any octets."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import sqlite3
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ccp.contracts import SignedContract
+from ccp.ids import EMAID, PCID, Fingerprint, Namespace
+from ccp.store import Store, connect, schema
+from ccp.store.steps import Row, Statement, Steps
+
+AT = datetime(2026, 3, 1, 12, 0, 0, 250_000, tzinfo=UTC)
+SECOND = timedelta(seconds=1)
+DAY = timedelta(days=1)
+CAR, OTHER_CAR = PCID("WEX0STORE00000001"), PCID("WEX0STORE00000002")
+FIRST, SECOND_CONTRACT, THIRD = (EMAID(f"DEEXAS0000000{number}") for number in (1, 2, 3))
+ROOT, OTHER_ROOT = (Fingerprint(hashlib.sha256(name).hexdigest()) for name in (b"root", b"other root"))
+
+T = TypeVar("T")
+
+
+def new_database(folder: Path) -> str:
+    """The URL of a new database in a folder."""
+    url = f"sqlite:///{folder / 'ccp.db'}"
+    schema.upgrade(url)
+    return url
+
+
+def variant(emaid: EMAID = FIRST, pcid: PCID = CAR, **changes: Any) -> SignedContract:
+    """One variant, ISO 15118-2 under ROOT unless told otherwise. changes: fields of SignedContract."""
+    fields: dict[str, Any] = {
+        "emaid": emaid, "pcid": pcid, "namespace": Namespace.ISO2, "root_fingerprint": ROOT,
+        "root_serial": 2**127 + 5, "root_dn": "CN=V2G Root, DC=V2G, O=Example, C=DE",
+        "valid_from": datetime(2026, 1, 1, tzinfo=UTC), "valid_to": datetime(2027, 1, 1, 0, 0, 59, tzinfo=UTC),
+        "certificate": b"certificate", "response": b"response", "remaining_from_end": None, "metadata": None,
+        "created_at": AT, "updated_at": AT,
+    }  # fmt: skip
+    return SignedContract(**{**fields, **changes})
+
+
+@asynccontextmanager
+async def opened(url: str) -> AsyncIterator[Store]:
+    store = connect(url)
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+def with_store(url: str, use: Callable[[Store], Awaitable[T]]) -> T:
+    """Open the store, use it, close it."""
+
+    async def run() -> T:
+        async with opened(url) as store:
+            return await use(store)
+
+    return asyncio.run(run())
+
+
+def write(url: str, *changes: Steps[Any]) -> Any:
+    """Make changes one after another. Returns what the last one returned."""
+
+    async def use(store: Store) -> Any:
+        return [await store.write(change) for change in changes][-1]
+
+    return with_store(url, use)
+
+
+def read(url: str, question: Steps[T]) -> T:
+    return with_store(url, lambda store: store.read(question))
+
+
+def statements(*wanted: Statement) -> Steps[list[Row]]:
+    """A change or question of these statements. Its answer is the rows of the last one."""
+    rows: list[Row] = []
+    for statement in wanted:
+        rows = yield statement
+    return rows
+
+
+def sql(url: str, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
+    """A statement on a connection of its own, as another process would see things."""
+    with closing(sqlite3.connect(schema.sqlite_file(url), timeout=5)) as connection, connection:
+        return connection.execute(statement, parameters).fetchall()
+
+
+def broken_invariants(url: str) -> list[str]:
+    """What must never be found in a database, whatever was done to it."""
+    return [
+        f"{name}: {rows}"
+        for name, query in {
+            "several default contracts": (
+                "select pcid from contract where is_default group by pcid having count(distinct emaid) > 1"
+            ),
+            "is_default does not repeat the vehicle's default": (
+                "select c.pcid, c.emaid from contract c join vehicle v on v.pcid = c.pcid "
+                "where c.is_default != (c.emaid is v.default_emaid)"
+            ),
+            "a default that the vehicle does not have": (
+                "select pcid from vehicle v where default_emaid is not null and not exists "
+                "(select 1 from contract c where c.pcid = v.pcid and c.emaid = v.default_emaid)"
+            ),
+            "an EMAID in several places": "select emaid from contract group by emaid having count(distinct pcid) > 1",
+            "a variant without its claim": (
+                "select emaid from contract c where not exists "
+                "(select 1 from emaid_claim e where e.emaid = c.emaid and e.pcid = c.pcid)"
+            ),
+            "a claim without a variant": (
+                "select emaid from emaid_claim e where not exists (select 1 from contract c where c.emaid = e.emaid)"
+            ),
+            "a variant without its vehicle": (
+                "select pcid from contract c where not exists (select 1 from vehicle v where v.pcid = c.pcid)"
+            ),
+            "an event that is not of a revision": (
+                "select o.pcid from outbox o left join vehicle v on v.pcid = o.pcid "
+                "where v.rev is null or o.rev > v.rev"
+            ),
+        }.items()
+        if (rows := sql(url, query))
+    ]

@@ -1,0 +1,201 @@
+"""Several processes on one file, and processes that die."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from multiprocessing.queues import Queue
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ccp.errors import NotFound, Unavailable
+from ccp.ids import EMAID, PCID, Namespace
+from ccp.store import Store, contracts, keys, schema
+from tests.store.made import AT, CAR, OTHER_CAR, broken_invariants, new_database, opened, sql, variant
+
+SPAWN = multiprocessing.get_context("spawn")
+EMAIDS = [EMAID(f"DEEXAP0000000{number}") for number in range(6)]
+
+
+def _hammer(url: str, seed: int, seconds: float, outcomes: Queue[Counter[str]]) -> None:
+    """Change the same two vehicles as fast as possible, from four callers at a time."""
+    chance = random.Random(seed)
+    counted: Counter[str] = Counter()
+
+    async def caller(store: Store, end: float) -> None:
+        while time.monotonic() < end:
+            emaid, pcid = chance.choice(EMAIDS), chance.choices([CAR, OTHER_CAR], [4, 1])[0]
+            change: Any = chance.choice(
+                [
+                    contracts.publish(variant(emaid, pcid, namespace=chance.choice(list(Namespace))), AT),
+                    contracts.withdraw(emaid, AT),
+                    contracts.set_default(emaid, pcid, AT),
+                ]
+            )
+            try:
+                await store.write(change)
+                counted[change.__name__] += 1
+            except (NotFound, Unavailable) as exc:
+                counted[type(exc).__name__] += 1
+            except Exception as exc:
+                counted[repr(exc)] += 1
+
+    async def run() -> None:
+        async with opened(url) as store:
+            end = time.monotonic() + seconds
+            await asyncio.gather(*(caller(store, end) for _ in range(4)))
+
+    asyncio.run(run())
+    outcomes.put(counted)
+
+
+def test_processes_that_change_the_same_vehicles_get_in_no_ones_way_and_break_nothing(tmp_path: Path) -> None:
+    url = new_database(tmp_path)
+    outcomes: Queue[Counter[str]] = SPAWN.Queue()
+    processes = [SPAWN.Process(target=_hammer, args=(url, seed, 2.0, outcomes)) for seed in range(3)]
+    for process in processes:
+        process.start()
+    counted = [outcomes.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join(30)
+    together = sum(counted, Counter())
+    assert set(together) <= {"publish", "withdraw", "set_default", "NotFound", "Unavailable"}, together
+    assert all(each["publish"] for each in counted), counted
+    assert broken_invariants(url) == []
+    # Every change that was acknowledged told its event, moves told two, and no vehicle has a revision twice.
+    (told,) = sql(url, "select count(*) from outbox")[0]
+    assert told >= together["publish"] + together["withdraw"]
+    assert sql(url, "pragma integrity_check") == [("ok",)]
+
+
+def _first_contract(url: str, number: int, barrier: Any) -> None:
+    async def run() -> None:
+        async with opened(url) as store:
+            for vehicle in range(25):
+                barrier.wait(20)
+                emaid = EMAID(f"DEEXAQ{number:04d}{vehicle:04d}")
+                await store.write(contracts.publish(variant(emaid, PCID(f"WEX0RACE{vehicle:09d}")), AT))
+
+    asyncio.run(run())
+
+
+def test_of_first_contracts_that_come_at_the_same_time_exactly_one_is_the_default(tmp_path: Path) -> None:
+    url = new_database(tmp_path)
+    barrier = SPAWN.Barrier(3)
+    processes = [SPAWN.Process(target=_first_contract, args=(url, number, barrier)) for number in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    defaults = sql(url, "select pcid, sum(is_default), count(*) from contract group by pcid")
+    assert {row[1:] for row in defaults} == {(1, 3)}
+    assert len(defaults) == 25
+    assert broken_invariants(url) == []
+
+
+def _ensure_key(url: str, kid: str, barrier: Any) -> None:
+    async def run() -> None:
+        async with opened(url) as store:
+            barrier.wait(20)
+            await store.write(keys.ensure(keys.TokenKey(kid, "private", AT)))
+
+    asyncio.run(run())
+
+
+def test_of_workers_that_start_together_the_key_of_the_first_stays(tmp_path: Path) -> None:
+    url = new_database(tmp_path)
+    barrier = SPAWN.Barrier(3)
+    processes = [SPAWN.Process(target=_ensure_key, args=(url, f"key {number}", barrier)) for number in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert sql(url, "select count(*) from token_key") == [(1,)]
+
+
+# --- Processes that die ----------------------------------------------------------------------------------------------
+
+
+def write_forever(url: str, size: int) -> None:
+    """Run in a process of its own: publish without end, and print each EMAID once it is acknowledged."""
+
+    async def caller(store: Store, number: int) -> None:
+        count = 0
+        while True:
+            emaid = EMAID(f"DEEXAK{number:02d}{count:06d}")
+            try:
+                await store.write(contracts.publish(variant(emaid, response=bytes(size)), AT))
+            except Unavailable as exc:
+                print(f"unavailable {exc.__cause__}", flush=True)
+                return
+            print(emaid, flush=True)
+            count += 1
+
+    async def run() -> None:
+        async with opened(url) as store:
+            await asyncio.gather(*(caller(store, number) for number in range(8)))
+
+    asyncio.run(run())
+
+
+def started(url: str, size: int, limit: int | None = None) -> subprocess.Popen[str]:
+    """limit: how large a file the process may write, octets."""
+
+    def restrict() -> None:
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    command = f"from {__name__} import write_forever; write_forever({url!r}, {size})"
+    return subprocess.Popen(
+        [sys.executable, "-c", command],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[2],
+        preexec_fn=restrict,
+    )
+
+
+@pytest.mark.parametrize("acknowledged_before", [1, 50, 400])
+def test_after_a_kill_every_acknowledged_change_is_there(tmp_path: Path, acknowledged_before: int) -> None:
+    url = new_database(tmp_path)
+    with started(url, 5_000) as process:
+        assert process.stdout is not None
+        acknowledged = [process.stdout.readline().strip() for _ in range(acknowledged_before)]
+        process.send_signal(signal.SIGKILL)
+        rest = process.stdout.read().split("\n")
+    # The last line may have been cut.
+    acknowledged += rest[:-1]
+    assert process.returncode == -signal.SIGKILL
+    stored = {row[0] for row in sql(url, "select emaid from contract")}
+    assert set(acknowledged) <= stored
+    assert len(acknowledged) >= acknowledged_before
+    assert sql(url, "pragma integrity_check") == [("ok",)]
+    assert broken_invariants(url) == []
+    assert schema.revision(url) == schema.head()
+
+
+def test_where_the_file_cannot_grow_callers_are_told_and_what_was_acknowledged_is_there(tmp_path: Path) -> None:
+    """The limit of the process stands for a full disk: the system refuses to write, whatever SQLite thinks of it."""
+    url = new_database(tmp_path)
+    with started(url, 20_000, limit=2_000_000) as process:
+        assert process.stdout is not None
+        lines = process.stdout.read().split("\n")[:-1]
+    assert process.returncode == 0
+    refused = [line for line in lines if line.startswith("unavailable")]
+    assert len(refused) == 8, "every caller was told"
+    acknowledged = set(lines) - set(refused)
+    assert len(acknowledged) > 20
+    assert {row[0] for row in sql(url, "select emaid from contract")} == acknowledged
+    assert sql(url, "pragma integrity_check") == [("ok",)]
+    assert broken_invariants(url) == []

@@ -1,0 +1,175 @@
+"""The role table, and secrets as they are kept. Access over HTTP is tested with the API."""
+
+from __future__ import annotations
+
+import pytest
+
+from ccp.auth import ROLE_TABLE, Operation, Subject, authorise, authorise_sender, hash_secret, new_secret
+from ccp.auth import _matches as matches
+from ccp.errors import NotAuthorised
+from ccp.ids import EMAID, PCID, WMI, OperatorId, ProviderId
+from ccp.parties import Party, Role
+
+OWN_EMAID, OTHER_EMAID = EMAID("DEEXAA00000001"), EMAID("DEEXBA00000001")
+OWN_PCID, OTHER_PCID = PCID("WEX0AUTH000000001"), PCID("WXB0AUTH000000001")
+
+
+def party(*roles: Role, everyone: bool = False) -> Party:
+    """A party that owns DEEXA, DEEXC and WEX, whatever its roles."""
+    return Party(
+        "client", "Party", frozenset(roles), frozenset({ProviderId("DEEXA")}), everyone, frozenset({WMI("WEX")}),
+        frozenset({OperatorId("DEEXC")}),
+    )  # fmt: skip
+
+
+# Who may do what with an own id; whatever is not here is refused. The domain rules, written down a second time.
+ALLOWED = {
+    Operation.GET_CONTRACT_DATA_BY_EMAID: {Role.EMSP},
+    Operation.GET_CONTRACT_DATA_BY_PCID: {Role.OEM},
+    Operation.DELIVER: {Role.CPO, Role.CCP},
+    Operation.PUBLISH: {Role.EMSP, Role.CPS},
+    Operation.WITHDRAW: {Role.EMSP},
+    Operation.GET_SIGNED_CONTRACT_DATA: {Role.OEM},
+    Operation.SET_DEFAULT: {Role.OEM},
+}
+BY_PCID = {Operation.GET_CONTRACT_DATA_BY_PCID, Operation.GET_SIGNED_CONTRACT_DATA, Operation.SET_DEFAULT}
+
+
+def subject_of(operation: Operation, own: bool = True) -> Subject:
+    if operation is Operation.DELIVER:
+        return None
+    if operation in BY_PCID:
+        return OWN_PCID if own else OTHER_PCID
+    return OWN_EMAID if own else OTHER_EMAID
+
+
+def test_every_operation_is_in_the_table() -> None:
+    assert set(ROLE_TABLE) == set(Operation) == set(ALLOWED)
+
+
+@pytest.mark.parametrize("operation", Operation)
+@pytest.mark.parametrize("role", Role)
+def test_a_role_may_do_what_is_its_own_and_nothing_else(operation: Operation, role: Role) -> None:
+    if role in ALLOWED[operation]:
+        authorise(party(role), operation, subject_of(operation))
+    else:
+        with pytest.raises(NotAuthorised, match=rf"^{operation} is for the role [a-z, ]+\.$"):
+            authorise(party(role), operation, subject_of(operation))
+
+
+@pytest.mark.parametrize("operation", [operation for operation in Operation if operation is not Operation.DELIVER])
+@pytest.mark.parametrize("role", Role)
+def test_an_id_of_someone_else_is_refused_to_every_role(operation: Operation, role: Role) -> None:
+    with pytest.raises(NotAuthorised):
+        authorise(party(role), operation, subject_of(operation, own=False))
+
+
+def test_the_owner_of_an_id_is_what_the_refusal_names() -> None:
+    with pytest.raises(NotAuthorised, match="The provider id of DEEXBA00000001 is not registered for the caller"):
+        authorise(party(Role.EMSP), Operation.WITHDRAW, OTHER_EMAID)
+    with pytest.raises(NotAuthorised, match="The WMI of WXB0AUTH000000001 is not registered for the caller"):
+        authorise(party(Role.OEM), Operation.SET_DEFAULT, OTHER_PCID)
+
+
+def test_a_provisioning_service_for_all_providers_may_publish_for_any_and_do_nothing_more() -> None:
+    cps = party(Role.CPS, everyone=True)
+    authorise(cps, Operation.PUBLISH, OTHER_EMAID)
+    with pytest.raises(NotAuthorised):
+        authorise(cps, Operation.WITHDRAW, OTHER_EMAID)
+
+
+def test_all_providers_help_an_emsp_in_nothing() -> None:
+    with pytest.raises(NotAuthorised):
+        authorise(party(Role.EMSP, everyone=True), Operation.PUBLISH, OTHER_EMAID)
+
+
+def test_the_roles_of_a_party_add_up_but_each_with_its_own_ids() -> None:
+    both = party(Role.EMSP, Role.OEM)
+    for operation in Operation:
+        if operation is not Operation.DELIVER:
+            authorise(both, operation, subject_of(operation))
+            with pytest.raises(NotAuthorised):
+                authorise(both, operation, subject_of(operation, own=False))
+
+
+def test_a_party_without_roles_may_do_nothing() -> None:
+    for operation in Operation:
+        with pytest.raises(NotAuthorised):
+            authorise(party(), operation, subject_of(operation))
+
+
+def test_an_operation_on_an_id_is_refused_when_it_names_none() -> None:
+    for operation in set(Operation) - {Operation.DELIVER}:
+        with pytest.raises(NotAuthorised):
+            authorise(party(*Role), operation, None)
+
+
+# --- From whom a request says it is ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("roles", "party_type", "party_id"),
+    [
+        ([Role.EMSP], None, None),
+        ([Role.EMSP], "emsp", None),
+        ([Role.EMSP], "emsp", "DE-EXA"),
+        ([Role.EMSP], "emsp", "deexa"),
+        ([Role.CPO], "cpo", "DE*EXC"),
+        ([Role.OEM], "oem", "WEX"),
+        ([Role.OEM], None, "WEX"),
+        ([Role.CPS], "cps", "whatever it is called"),
+        ([Role.CCP], "emsp", "someone else's"),
+        ([Role.CCP], None, "someone else's"),
+    ],
+)
+def test_a_sender_that_fits_the_token_passes(roles: list[Role], party_type: str | None, party_id: str | None) -> None:
+    authorise_sender(party(*roles), party_type, party_id)
+
+
+@pytest.mark.parametrize(
+    ("roles", "party_type", "party_id"),
+    [
+        ([Role.EMSP], "cpo", None),
+        ([Role.EMSP], "cpo", "DEEXC"),
+        ([Role.EMSP], "emsp", "DEEXB"),
+        ([Role.EMSP], "emsp", "DEEXC"),
+        ([Role.CPO], "cpo", "DEEXA"),
+        ([Role.OEM], "oem", "WXB"),
+        ([Role.EMSP], None, "DEEXB"),
+        ([Role.EMSP], "ccp", None),
+        ([Role.EMSP], "pki", "any"),
+        ([Role.EMSP], "", "DEEXA"),
+        ([], "emsp", None),
+    ],
+)
+def test_a_sender_that_does_not_fit_the_token_is_refused(
+    roles: list[Role], party_type: str | None, party_id: str | None
+) -> None:
+    with pytest.raises(NotAuthorised, match="OPNC-from-party"):
+        authorise_sender(party(*roles), party_type, party_id)
+
+
+# --- Secrets ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_secret_is_kept_as_a_salted_argon2id_hash_that_it_alone_fits() -> None:
+    secret = new_secret()
+    first, second = hash_secret(secret), hash_secret(secret)
+    assert first.startswith("$argon2id$")
+    assert first != second
+    assert secret not in first
+    assert matches(first, secret)
+    assert matches(second, secret)
+    for wrong in ("", secret[:-1], secret + "x", secret.swapcase(), first):
+        assert not matches(first, wrong)
+
+
+def test_a_hash_that_is_none_fits_nothing_and_is_no_error() -> None:
+    for entry in ("", "x", "$argon2id$v=19$m=1,t=1,p=1$AAAA", "plain"):
+        assert not matches(entry, "plain")
+
+
+def test_secrets_are_long_and_never_the_same() -> None:
+    secrets = {new_secret() for _ in range(100)}
+    assert len(secrets) == 100
+    assert min(map(len, secrets)) >= 43
