@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Final
 
 from cryptography import x509
 
+from ccp.errors import ChainError
 from ccp.installation import InstallationRequest, InstallationResponse
 from ccp.pki.certificates import Certificate, names_match
 from ccp.pki.paths import Role, TrustAnchors
@@ -19,7 +21,9 @@ _SHA1_OCTETS: Final = 20
 
 
 def on_response(response: InstallationResponse, at: datetime) -> tuple[str, ...]:
-    """Warnings about a CertificateInstallationRes. Certificates are read again here; one that cannot be is no warning's."""
+    """Warnings about a CertificateInstallationRes. Certificates are read again here; one that cannot be is no
+    warning's.
+    """
     return tuple(_on_response(response, at))
 
 
@@ -34,7 +38,8 @@ def _on_response(response: InstallationResponse, at: datetime) -> Iterator[str]:
     )
     for chain in chains:
         for place, der in enumerate(chain):
-            yield from _on_certificate(Certificate.load(der), at, is_leaf=place == 0)
+            with contextlib.suppress(ChainError):  # What cannot be read fails a check; it needs no warning.
+                yield from _on_certificate(Certificate.load(der), at, is_leaf=place == 0)
 
 
 def _on_certificate(certificate: Certificate, at: datetime, *, is_leaf: bool) -> Iterator[str]:
@@ -50,7 +55,7 @@ def on_request(request: InstallationRequest, anchors: TrustAnchors) -> tuple[str
     """Warnings about a CertificateInstallationReq: V2G roots that the vehicle lists and nobody here knows."""
     known = anchors.of(Role.V2G)
     return tuple(
-        f"The vehicle lists a V2G root that is not known here: {ascii(root.X509IssuerName[:100])}, "
+        f"The vehicle lists a V2G root that is not known here: {root.X509IssuerName[:100]!a}, "
         f"serial {root.X509SerialNumber:x}."
         for root in request.roots
         if not any(

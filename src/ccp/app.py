@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
+import random
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -21,13 +22,16 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ccp import __version__, settings, wire
-from ccp.api import errors, oauth, opnc
+from ccp import trust as anchors
+from ccp.api import errors, oauth, opnc, pcp
 from ccp.api.trace import Tracing
 from ccp.auth import Authority, Operation
 from ccp.errors import CCPError, Unavailable
+from ccp.neighbours import Neighbours
+from ccp.outbound import Outbound
 from ccp.peers import NoPeers
-from ccp.pki.evidence import Unchecked
 from ccp.pool import Pool
+from ccp.revocation import RevocationService
 from ccp.settings import Settings
 from ccp.store import Store, changes, connect
 from ccp.store.changes import Topic
@@ -65,16 +69,58 @@ class Refresher:
                 _log.warning("refresh failed", reason=str(exc))
 
 
+async def cleanse_forever(pool: Pool, interval: int) -> None:
+    """Remove spent contracts on a schedule. Every worker runs it, each at its own time; whoever is first removes them.
+    Remove spent contracts on a schedule. Every worker runs it, each at its own time; whoever is first removes them.
+    """
+    while True:
+        await asyncio.sleep(interval * (0.75 + random.random() / 2))  # noqa: S311  spreads load, nothing secret
+        try:
+            await pool.cleanse(now())
+        except CCPError as exc:
+            _log.warning("cleansing failed", reason=str(exc))
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """A pool and what it rests on."""
+
+    store: Store
+    trust: Trust
+    outbound: Outbound
+    neighbours: Neighbours
+    revocation: RevocationService
+    pool: Pool
+
+    async def open(self) -> None:
+        await self.store.open()
+        await self.trust.refresh()
+
+    async def close(self) -> None:
+        await self.revocation.close()
+        await self.outbound.close()
+        await self.store.close()
+
+
+def assemble(config: Settings, clock: opnc.Clock = now) -> Assembly:
+    """Build a pool, for a server or for a command. Nothing is opened yet."""
+    store = connect(config.database)
+    trust = Trust(store)
+    outbound = Outbound(config.outbound_allow)
+    neighbours = Neighbours.of(config, outbound)
+    revocation = RevocationService(store, outbound, config, clock)
+    pool = Pool(store, trust, revocation, NoPeers(), neighbours, config)
+    return Assembly(store, trust, outbound, neighbours, revocation, pool)
+
+
 def create(config: Settings | None = None) -> FastAPI:
     """The application of one worker. Without settings they are read as `ccp serve` handed them over."""
     config = config or settings.load()
     configure_logging(config)
-    store = connect(config.database)
+    built = assemble(config)
+    store, trust, neighbours, pool = built.store, built.trust, built.neighbours, built.pool
     authority = Authority(store, issuer=config.public_url, lifetime=config.token_lifetime)
-    trust = Trust(store)
-    peers = NoPeers()
-    pool = Pool(store, trust, Unchecked(), peers, config)
-    edge = opnc.Edge(authority, peers, now, config.max_body)
+    edge = opnc.Edge(authority, NoPeers(), now, config.max_body)
     refresher = Refresher(
         store,
         {
@@ -86,16 +132,23 @@ def create(config: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await store.open()
+        await built.open()
         await refresher.once()
-        refreshing = asyncio.create_task(refresher.forever())
+        for warning in anchors.expiry_warnings(trust.anchors, now()):
+            _log.warning("anchor", warning=warning)
+        work = [refresher.forever(), built.revocation.forever()]
+        if neighbours.roots is not None:
+            work.append(anchors.synchronise_forever(store, neighbours.roots, config.rcp_interval, now))
+        if config.cleanse_interval:
+            work.append(cleanse_forever(pool, config.cleanse_interval))
+        tasks = [asyncio.create_task(each) for each in work]
         try:
             yield
         finally:
-            refreshing.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await refreshing
-            await store.close()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await built.close()
 
     async def health(request: Any) -> Response:
         try:
@@ -109,6 +162,7 @@ def create(config: Settings | None = None) -> FastAPI:
     app.router.routes[:0] = [
         *opnc.router(pool, edge).routes,
         oauth.token_route(authority, edge),
+        pcp.pcp_route(edge, pcp.VehicleEvents(store, neighbours.provisioning), config.pcp_webhook_secret),
         Route("/health", health),
     ]
     app.add_middleware(Tracing)

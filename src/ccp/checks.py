@@ -6,10 +6,11 @@ The same code serves both: `Checks()` raises at the end of a stage with every fa
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from enum import StrEnum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ccp.errors import CCPError
 
@@ -78,3 +79,22 @@ class Checks:
     @property
     def passed(self) -> bool:
         return all(check.verdict is Verdict.PASSED for check in self.report)
+
+    def told(self, message: str, at: datetime, warnings: Sequence[str]) -> dict[str, Any]:
+        """The report for programs: what was checked when, every check, and what does not fail but will be noticed."""
+        return {
+            "message": message,
+            "at": at.isoformat(),
+            "passed": self.passed,
+            "checks": [
+                {
+                    "number": check.number,
+                    "subject": check.subject,
+                    "verdict": check.verdict.value,
+                    "reason": check.reason,
+                    "evidence": list(check.evidence),
+                }
+                for check in self.report
+            ],
+            "warnings": list(dict.fromkeys(warnings)),
+        }

@@ -13,6 +13,7 @@ from enum import StrEnum
 
 from ccp.errors import NotFound
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
+from ccp.pki.evidence import Key
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +22,8 @@ class SignedContract:
 
     certificate: the contract certificate, DER. response: the message as it was published, EXI.
     remaining_from_end: -20 only, bits from RemainingContractCertificateChains to the end of `response`.
+    certificates: those below the roots of both chains, to ask for their revocation; None in rows of older releases.
+    provisioning_key: SHA-256 (hex) of the vehicle's key that the contract key was encrypted for, where it was known.
     root_serial, root_dn: of the V2G root that the provisioning service's chain leads to, as an EV may list it.
     """
 
@@ -39,6 +42,8 @@ class SignedContract:
     created_at: datetime
     updated_at: datetime
     is_default: bool = False
+    certificates: tuple[Key, ...] | None = None
+    provisioning_key: str | None = None
 
     def valid_at(self, at: datetime) -> bool:
         """Certificates count whole seconds, so the last one of them is valid to its end."""

@@ -32,7 +32,7 @@ from ccp.exi import iso2, iso20
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.pki import signatures
 from ccp.pki.certificates import Certificate, parse_dn
-from ccp.pki.evidence import Revocation
+from ccp.pki.evidence import Key, Revocation
 from ccp.pki.paths import Profile, TrustAnchors, Usage, VerifiedChain
 from ccp.pki.signatures import SignatureEvidence
 
@@ -245,8 +245,16 @@ class VerifiedInstallationResponse:
     def __post_init__(self, token: object) -> None:
         _only_here(token)
 
-    def signed_contract(self, pcid: PCID, metadata: str | None, at: datetime) -> SignedContract:
-        """The contract to keep for a vehicle."""
+    def signed_contract(
+        self,
+        pcid: PCID,
+        metadata: str | None,
+        at: datetime,
+        *,
+        certificates: tuple[Key, ...] | None = None,
+        provisioning_key: str | None = None,
+    ) -> SignedContract:
+        """The contract to keep for a vehicle. certificates: of both chains, the contract's first."""
         contract, root = self.contract_chain.leaf, self.cps_chain.root
         parsed = self.response.parsed
         return SignedContract(
@@ -264,6 +272,8 @@ class VerifiedInstallationResponse:
             metadata=metadata,
             created_at=at,
             updated_at=at,
+            certificates=certificates,
+            provisioning_key=provisioning_key,
         )
 
 

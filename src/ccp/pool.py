@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import binascii
-from dataclasses import dataclass
-from datetime import datetime
+import contextlib
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any
 
-from ccp import contracts, installation
+import structlog
+
+from ccp import advice, contracts, installation
 from ccp.auth import Operation, authorise
-from ccp.contracts import NoContract, NoDefaultPolicy, RootMatch, SignedContract
-from ccp.errors import CCPError, EXIError, NotFound, VerificationError
+from ccp.checks import Checks
+from ccp.contracts import NoContract, NoDefaultPolicy, NothingDeliverable, RootMatch, SignedContract
+from ccp.errors import CCPError, ChainError, EXIError, NotFound, RevokedError, Unavailable, VerificationError
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
-from ccp.installation import VerifiedInstallationRequest
+from ccp.installation import InstallationRequest, InstallationResponse, VerifiedInstallationRequest
+from ccp.neighbours import PUBLISH_SECONDS, Neighbours, ProvisioningChain, RevocationReason, key_fingerprint
 from ccp.parties import Party
 from ccp.peers import Peers
-from ccp.pki.evidence import Revocation
+from ccp.pki.evidence import AskedLater, Known, check_keys
+from ccp.pki.paths import TrustAnchors
+from ccp.revocation import RevocationService
 from ccp.settings import Settings, VehicleTrust
-from ccp.store import Store
+from ccp.store import Store, evidence
 from ccp.store import contracts as questions
+from ccp.store.steps import Steps
 from ccp.trust import Trust
+
+_log = structlog.get_logger("ccp.pool")
+_audit = structlog.get_logger("ccp.audit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,17 +50,42 @@ class Refusal:
     reason: CCPError
 
 
+@dataclass(frozen=True, slots=True)
+class Cleansed:
+    """A contract that was removed, or would be, and why."""
+
+    emaid: EMAID
+    pcid: PCID
+    reason: str
+
+
 class Pool:
     """Everything the API can ask. `at` is the time of the request, taken once at the edge."""
 
-    def __init__(self, store: Store, trust: Trust, revocation: Revocation, peers: Peers, settings: Settings) -> None:
+    def __init__(
+        self,
+        store: Store,
+        trust: Trust,
+        revocation: RevocationService,
+        peers: Peers,
+        neighbours: Neighbours,
+        settings: Settings,
+    ) -> None:
         self._store = store
         self._trust = trust
         self._revocation = revocation
         self._peers = peers
+        self._pcp = neighbours.provisioning
+        self._pki = neighbours.pki
         self._vehicle_trust: VehicleTrust = settings.vehicle_trust
         self._no_default: NoDefaultPolicy = settings.no_default_policy
         self._root_match: RootMatch = settings.root_match
+        self._cleanse_grace = timedelta(seconds=settings.cleanse_grace)
+
+    @property
+    def anchors(self) -> TrustAnchors:
+        """What is trusted now."""
+        return self._trust.anchors
 
     async def deliver(
         self, caller: Party, namespace: Namespace, message: str, *, broadcast: bool, at: datetime
@@ -60,23 +97,69 @@ class Pool:
         authorise(caller, Operation.DELIVER)
         request = installation.read_request(_octets(message), namespace)
         pcid = None
+        current = await self._provisioned(request)
+        if current is not None and not request.sub_certificates:
+            request = replace(request, sub_certificates=tuple(one.der for one in current.sub_cas))
         try:
             verified = installation.verify_request(
                 request,
                 anchors=self._trust.anchors if self._vehicle_trust is VehicleTrust.CHAIN else None,
-                revocation=self._revocation,
+                revocation=AskedLater(),
                 at=at,
             )
             pcid = verified.pcid
+            if verified.chain is not None:
+                await self._revocation.check_vehicle(verified.chain, at)
+            if current is not None:
+                await self._check_current(verified, current)
             return await self._choose(verified, broadcast, at)
         except (VerificationError, NotFound) as exc:
             negative = installation.refuse(namespace, request.session_id, exc, at)
             return Refusal(pcid or installation.pcid_said(request), negative, exc)
 
+    async def _provisioned(self, request: InstallationRequest) -> ProvisioningChain | None:
+        """What the Provisioning Certificate Pool says of the vehicle, if there is one and it knows."""
+        if self._pcp is None:
+            return None
+        said = installation.pcid_said(request)
+        return None if said is None else await self._pcp.chain_of(said)
+
+    async def _check_current(self, verified: VerifiedInstallationRequest, current: ProvisioningChain) -> None:
+        """Refuse a vehicle that is known to have another key by now. Raises ChainError."""
+        assert self._pcp is not None, "somebody said what is current"
+        used, namespace = key_fingerprint(verified.leaf), verified.request.namespace
+        if current.key_for(namespace) in (None, used):
+            return
+        # What is remembered may be older than the car's certificate.
+        fresh = await self._pcp.chain_of(verified.pcid, fresh=True)
+        if fresh is not None and fresh.key_for(namespace) not in (None, used):
+            raise ChainError("The provisioning certificate is not the vehicle's current one.")
+
+    def _is_good(self, contract: SignedContract, known: Known, at: datetime) -> bool:
+        """Whether nothing is held against a stored contract, from what is known and without asking anybody."""
+        try:
+            check_keys(contract.certificates or (), known, self._revocation.rules, at)
+        except (RevokedError, Unavailable) as exc:
+            _log.warning("contract not deliverable", owner=contract.emaid.provider, reason=str(exc))
+            return False
+        return True
+
+    async def _waiting(self, verified: VerifiedInstallationRequest, at: datetime) -> list[SignedContract]:
+        """The vehicle's contracts that are neither stale nor revoked. Raises NothingDeliverable if all of them are."""
+        stored, known = await self._store.read(_with_evidence(verified.pcid))
+        good = stored
+        if any(contract.provisioning_key for contract in stored):
+            used = key_fingerprint(verified.leaf)
+            good = [contract for contract in stored if contract.provisioning_key in (None, used)]
+        good = [contract for contract in good if self._is_good(contract, known, at)]
+        if stored and not good:
+            raise NothingDeliverable("Every contract of the vehicle is stale, revoked, or of unknown standing.")
+        return good
+
     async def _choose(self, verified: VerifiedInstallationRequest, broadcast: bool, at: datetime) -> list[Answer]:
         request = verified.request
-        stored = await self._store.read(questions.by_vehicle(verified.pcid))
         try:
+            stored = await self._waiting(verified, at)
             if request.namespace is Namespace.ISO2:
                 contract = contracts.choose_one(
                     stored,
@@ -118,19 +201,82 @@ class Pool:
         MismatchError, VerificationError, Unavailable.
         """
         authorise(caller, Operation.PUBLISH, emaid)
+        response = installation.read_response(_octets(message), namespace)
         verified = installation.verify_response(
-            installation.read_response(_octets(message), namespace),
-            emaid=emaid,
-            root=root,
-            anchors=self._trust.anchors,
-            revocation=self._revocation,
-            at=at,
+            response, emaid=emaid, root=root, anchors=self._trust.anchors, revocation=AskedLater(), at=at
         )
-        await self._store.write(questions.publish(verified.signed_contract(pcid, metadata, at), at))
+        cleared = await self._revocation.require((verified.contract_chain, verified.cps_chain), at)
+        key = None
+        if self._pcp is not None:
+            chain = await self._pcp.chain_of(pcid, seconds=PUBLISH_SECONDS, fresh=True)
+            key = None if chain is None else chain.key_for(namespace)
+        contract = verified.signed_contract(pcid, metadata, at, certificates=cleared.keys, provisioning_key=key)
+        await self._store.write(questions.publish(contract, at))
+        warnings = (*advice.on_response(response, at), *cleared.warnings)
+        if warnings:
+            _log.info("published with warnings", owner=emaid.provider, warnings=warnings)
 
-    async def withdraw(self, caller: Party, emaid: EMAID, at: datetime) -> None:
-        """Remove a contract with all its variants. Raises NotAuthorised, NotFound, Unavailable."""
+    async def examine(
+        self,
+        caller: Party,
+        *,
+        emaid: EMAID,
+        namespace: Namespace,
+        message: str,
+        root: Fingerprint | None,
+        at: datetime,
+    ) -> tuple[Checks, tuple[str, ...]]:
+        """What `publish` would say: every check, and the warnings. Nothing is stored. Raises NotAuthorised, EXIError.
+        What `publish` would say: every check, and the warnings. Nothing is stored. Raises NotAuthorised, EXIError.
+        """
+        authorise(caller, Operation.PUBLISH, emaid)
+        response = installation.read_response(_octets(message), namespace)
+        return await self.explain(response, emaid=emaid, root=root, at=at, fetch=True)
+
+    async def explain(
+        self,
+        response: InstallationResponse,
+        *,
+        emaid: EMAID | None,
+        root: Fingerprint | None,
+        at: datetime,
+        fetch: bool,
+    ) -> tuple[Checks, tuple[str, ...]]:
+        """Every check on a response, told in full, and the warnings. fetch: ask for evidence that is missing."""
+        asked = AskedLater()
+        checks = Checks(tell=True)
+        anchors = self._trust.anchors
+        _tell(checks, response, emaid=emaid, root=root, anchors=anchors, revocation=asked, at=at)
+        stored = await self._revocation.stored(asked.chains)
+        if fetch and checks.passed:
+            _tell(Checks(tell=True), response, emaid=emaid, root=root, anchors=anchors, revocation=stored, at=at)
+            stored = await self._revocation.stored(asked.chains, await self._revocation.gather(stored.missing, at))
+        checks = Checks(tell=True)
+        _tell(checks, response, emaid=emaid, root=root, anchors=anchors, revocation=stored, at=at)
+        return checks, (*advice.on_response(response, at), *stored.warnings)
+
+    async def held(self, emaid: EMAID | None, pcid: PCID | None) -> list[SignedContract]:
+        """Every variant of a contract, or of a vehicle's contracts: for the operator, not for callers."""
+        if emaid is not None:
+            return await self._store.read(questions.by_emaid(emaid))
+        return [] if pcid is None else await self._store.read(questions.by_vehicle(pcid))
+
+    async def withdraw(
+        self,
+        caller: Party,
+        emaid: EMAID,
+        at: datetime,
+        *,
+        revoke: bool = True,
+        reason: RevocationReason = RevocationReason.CESSATION_OF_OPERATION,
+    ) -> None:
+        """Remove a contract with all its variants, its certificates revoked first where an operator CA issued them.
+
+        Raises NotAuthorised, NotFound, Unavailable; UpstreamError when they cannot be revoked, and nothing is removed.
+        """
         authorise(caller, Operation.WITHDRAW, emaid)
+        if revoke and self._pki is not None:
+            await self._pki.revoke_issued(await self._store.read(questions.by_emaid(emaid)), reason)
         await self._store.write(questions.withdraw(emaid, at))
 
     async def set_default(self, caller: Party, emaid: EMAID, pcid: PCID, at: datetime) -> None:
@@ -171,6 +317,35 @@ class Pool:
         stored = [contract for contract in await self._store.read(questions.by_emaid(emaid)) if contract.pcid == pcid]
         found = _matching(stored, namespace, root, "The contract for the given EMAID not found.")
         return [Answer(c, installation.answer(c, session_id, at) if session_id else c.response) for c in found]
+
+    async def cleanse(self, at: datetime, *, dry_run: bool = False) -> list[Cleansed]:
+        """Remove contracts that have expired, after a grace period, and those whose certificate is revoked."""
+        before = at - self._cleanse_grace
+        removed = []
+        for emaid in await self._store.read(questions.spent_candidates(before)):
+            if dry_run:
+                found = await self._store.read(questions.spent(emaid, before))
+            else:
+                found = await self._store.write(questions.cleanse(emaid, before, at))
+            if found is not None:
+                pcid, reason = found
+                removed.append(Cleansed(emaid, pcid, reason))
+                if not dry_run:
+                    _audit.info("contract cleansed", owner=emaid.provider, wmi=pcid.wmi, reason=reason)
+        return removed
+
+
+def _tell(checks: Checks, response: InstallationResponse, **against: Any) -> None:
+    """Run every check on a response and leave what came of it in `checks`."""
+    with contextlib.suppress(VerificationError):
+        installation.verify_response(response, checks=checks, **against)
+
+
+def _with_evidence(pcid: PCID) -> Steps[tuple[list[SignedContract], Known]]:
+    """A vehicle's contracts and what is known of their certificates, in one snapshot."""
+    stored = yield from questions.by_vehicle(pcid)
+    known = yield from evidence.known(key for contract in stored for key in contract.certificates or ())
+    return stored, known
 
 
 def _matching(

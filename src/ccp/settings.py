@@ -65,8 +65,8 @@ class Settings(BaseSettings):
     )
     revocation: RevocationPolicy = Field(
         RevocationPolicy.WHEN_NAMED,
-        description="when-named: certificates that name a CRL or OCSP address, or whose issuer has one in crl_urls, need "
-        "fresh evidence. require: all do. off: laboratories only.",
+        description="when-named: certificates that name a CRL or OCSP address, or whose issuer has one in crl_urls, "
+        "need fresh evidence. require: all do. off: laboratories only.",
     )
     stale_grace: Annotated[int, Field(ge=0)] = Field(
         0, description="How long evidence may be past its nextUpdate and still serve a delivery, seconds."
@@ -88,7 +88,7 @@ class Settings(BaseSettings):
     pcp_token: SecretStr | None = Field(None, description="Bearer token for the Provisioning Certificate Pool.")
     pcp_webhook_secret: SecretStr | None = Field(
         None,
-        description="Key of the HMAC over events that the Provisioning Certificate Pool posts; without it none are taken.",
+        description="Key of the HMAC over the Provisioning Certificate Pool's events; without it none are taken.",
     )
     pki_url: str | None = Field(
         None, description="PKI service that revokes contract certificates, its address up to /pki."

@@ -20,6 +20,7 @@ STATUS: Final[tuple[tuple[type[errors.CCPError], int], ...]] = (
     (errors.NotAuthorised, 403),
     (errors.NotFound, 404),
     (errors.Unavailable, 503),
+    (errors.UpstreamError, 502),
     (errors.Conflict, 400),
     (errors.InputError, 400),
     (errors.VerificationError, 400),

@@ -14,7 +14,7 @@ import orjson
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
-from starlette.datastructures import Headers
+from starlette.datastructures import Headers, QueryParams
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Route
@@ -25,8 +25,9 @@ from ccp.api.errors import WITHOUT_404, sentences_of
 from ccp.api.trace import trace_of
 from ccp.auth import Authority, Operation, authorise_sender
 from ccp.contracts import SignedContract
-from ccp.errors import NotFound
+from ccp.errors import FieldError, NotFound
 from ccp.ids import Namespace
+from ccp.neighbours import REASON_HEADER, RevocationReason
 from ccp.parties import Party
 from ccp.peers import Peers
 from ccp.pool import Answer, Pool, Refusal
@@ -152,19 +153,30 @@ class SignedContractDataEndpoint:
         headers = Headers(scope=scope)
         caller = self._edge.caller(scope, headers, Operation.PUBLISH)
         self._edge.route(caller, _read_headers(Routing, headers))
+        dry_run = _dry_run(scope)
         body = wire.read_body(wire.SignedContractData, await self._edge.body(receive, headers))
         trace_of(scope).owner = body.emaid.provider
-        await self._pool.publish(
-            caller,
-            emaid=body.emaid,
-            pcid=body.pcid,
-            namespace=body.xsdMsgDefNamespace,
-            message=body.certificateInstallationRes,
-            root=body.cpsV2GRootCertificateFingerprint,
-            metadata=body.metaData,
-            at=self._edge.clock(),
-        )
+        at = self._edge.clock()
+        said: dict[str, Any] = {
+            "emaid": body.emaid,
+            "namespace": body.xsdMsgDefNamespace,
+            "message": body.certificateInstallationRes,
+            "root": body.cpsV2GRootCertificateFingerprint,
+            "at": at,
+        }
+        if dry_run:
+            checks, warnings = await self._pool.examine(caller, **said)
+            return _json(checks.told("CertificateInstallationRes", at, warnings))
+        await self._pool.publish(caller, pcid=body.pcid, metadata=body.metaData, **said)
         return Response(status_code=201)
+
+
+def _dry_run(scope: Scope) -> bool:
+    """The one query parameter of PUT. Raises FieldError."""
+    value = QueryParams(scope["query_string"]).get("dryRun", "false").lower()
+    if value not in ("true", "false"):
+        raise FieldError("dryRun : must be true or false")
+    return value == "true"
 
 
 def _read_headers(model: type[Any], headers: Headers) -> Any:
@@ -252,9 +264,11 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
         emaid: EmaidPath,
         caller: Party = calling(Operation.WITHDRAW),
         skip_revocation: Annotated[Boolean, Header(alias="X-Skip-Revocation")] = False,
+        reason: Annotated[str | None, Header(alias=REASON_HEADER)] = None,
     ) -> Response:
         """Remove a contract with all its variants, for the eMSP that owns it."""
-        await pool.withdraw(caller, emaid, edge.clock())
+        why = RevocationReason.parse(reason)
+        await pool.withdraw(caller, emaid, edge.clock(), revoke=not skip_revocation, reason=why)
         return Response(status_code=200)
 
     @add(

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ccp import __version__
-from ccp.cli import db, exi, party, serve, sim, trust, verify
+from ccp.cli import cleanse, db, exi, party, serve, sim, trust, verify
 from ccp.errors import CCPError
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ def root(version: bool = typer.Option(False, "--version", help="Print the versio
 serve.register(app)
 sim.register(app)
 verify.register(app)
+cleanse.register(app)
 app.add_typer(party.app, name="party")
 app.add_typer(trust.app, name="trust")
 app.add_typer(exi.app, name="exi")
@@ -37,7 +38,7 @@ app.add_typer(db.app, name="db")
 def main() -> None:
     """Entry point: an error is a sentence on standard error and exit status 1; a traceback shows a mistake of ours."""
     try:
-        app()
+        app(prog_name="ccp")
     except CCPError as exc:
         for message in exc.messages:
             print(f"ccp: {message}", file=sys.stderr)

@@ -6,7 +6,7 @@ import asyncio
 import json
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, TypeVar
 
 import typer
 from rich.console import Console
@@ -15,6 +15,9 @@ from rich.text import Text
 
 from ccp import settings
 from ccp.store import Store, connect
+
+if TYPE_CHECKING:
+    from ccp.pool import Pool
 
 T = TypeVar("T")
 
@@ -41,6 +44,21 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         console.print(table)
     else:  # One line for each row, however long: this goes to a file or another program.
         Console(width=_ANY_WIDTH).print(table, soft_wrap=True)
+
+
+def with_pool(config: Path | None, use: Callable[[Pool], Coroutine[Any, Any, T]]) -> T:
+    """Build the configured pool, use it, close it."""
+    from ccp.app import assemble  # Here, because most commands can do without the server's libraries.
+
+    async def run() -> T:
+        built = assemble(settings.load(config))
+        await built.open()
+        try:
+            return await use(built.pool)
+        finally:
+            await built.close()
+
+    return asyncio.run(run())
 
 
 def with_store(config: Path | None, use: Callable[[Store], Coroutine[Any, Any, T]]) -> T:

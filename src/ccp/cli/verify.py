@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ccp import exi, installation
+from ccp import advice, exi, installation
 from ccp.checks import Checks, Verdict
 from ccp.cli.inputs import message_octets, read_input
-from ccp.cli.show import ConfigOption, JsonOption, console, print_json, with_store
-from ccp.errors import ConfigurationError, VerificationError
+from ccp.cli.show import ConfigOption, JsonOption, console, print_json, with_pool
+from ccp.errors import ConfigurationError, NotFound, VerificationError
 from ccp.exi import iso2, iso20
-from ccp.ids import Namespace
+from ccp.ids import EMAID, PCID, Namespace
 from ccp.pki.evidence import Unchecked
 from ccp.pki.paths import TrustAnchors
-from ccp.store import Store
-from ccp.trust import Trust, from_directory
+from ccp.trust import from_directory
+
+if TYPE_CHECKING:
+    from ccp.pool import Pool
 
 _MARKS = {Verdict.PASSED: "[green]✓[/]", Verdict.FAILED: "[red]✗[/]", Verdict.NOT_APPLICABLE: "[dim]–[/]"}
 
@@ -27,8 +30,21 @@ def register(app: typer.Typer) -> None:
     app.command()(verify)
 
 
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What came of the checks on one message."""
+
+    title: str
+    checks: Checks
+    warnings: tuple[str, ...] = ()
+
+
 def verify(
-    file: Annotated[str, typer.Argument(help="A message as EXI, Base64, hex or a JSON body of the API; - for stdin.")],
+    file: Annotated[
+        str | None, typer.Argument(help="A message as EXI, Base64, hex or a JSON body of the API; - for stdin.")
+    ] = None,
+    emaid: Annotated[str | None, typer.Option(help="Instead of a file: what the pool holds of this contract.")] = None,
+    pcid: Annotated[str | None, typer.Option(help="Instead of a file: what the pool holds for this vehicle.")] = None,
     at: Annotated[str | None, typer.Option(help="Time of the check, RFC 3339; now if not given.")] = None,
     trust: Annotated[
         Path | None,
@@ -37,60 +53,97 @@ def verify(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Walk every check on a CertificateInstallationRes or -Req and say what came of it. Exit status 0 or 1."""
+    """Walk every check on a CertificateInstallationRes or -Req and say what came of it. Exit status 0 or 1.
+
+    With the pool's own anchors, its revocation evidence counts too; nothing is fetched.
+    """
     moment = _moment(at)
-    anchors = from_directory(trust) if trust else _pool_anchors(config)
-    checks = Checks(tell=True)
-    kind = _run(checks, message_octets(read_input(file)), anchors, moment)
-    if as_json:
-        print_json(
-            {
-                "message": kind,
-                "at": moment.isoformat(),
-                "passed": checks.passed,
-                "checks": [
-                    {
-                        "number": check.number,
-                        "subject": check.subject,
-                        "verdict": check.verdict,
-                        "reason": check.reason,
-                        "evidence": list(check.evidence),
-                    }
-                    for check in checks.report
-                ],
-            }
-        )
+    if [file, emaid, pcid].count(None) != 2:
+        raise ConfigurationError("Give a file, or --emaid, or --pcid: one of them.")
+    if file is None:
+        if trust is not None:
+            raise ConfigurationError("What the pool holds is checked against the pool's anchors; --trust is for files.")
+        told = _held(emaid, pcid, moment, config)
     else:
-        console.print(f"{kind}, checked at {moment:%Y-%m-%dT%H:%M:%SZ}", highlight=False, soft_wrap=True)
-        for check in checks.report:
-            console.print(f"{check.number:2} {_MARKS[check.verdict]} {check.subject}", highlight=False)
-            for line in ((check.reason,) if check.reason else ()) + check.evidence:
-                console.print(f"       {line}", highlight=False, markup=False, soft_wrap=True, style="dim")
-        console.print("[green]verified[/]" if checks.passed else "[red]NOT verified[/]")
-    if not checks.passed:
+        octets = message_octets(read_input(file))
+        told = [_given(octets, from_directory(trust), moment) if trust else _known(octets, moment, config)]
+    if as_json:
+        reports = [one.checks.told(one.title, moment, one.warnings) for one in told]
+        print_json(reports[0] if file is not None else reports)
+    else:
+        for one in told:
+            _print(one, moment)
+    if not all(one.checks.passed for one in told):
         raise typer.Exit(1)
 
 
-def _run(checks: Checks, octets: bytes, anchors: TrustAnchors, at: datetime) -> str:
-    """Run the checks that fit the message. Returns what it is."""
+def _print(told: _Told, at: datetime) -> None:
+    console.print(f"{told.title}, checked at {at:%Y-%m-%dT%H:%M:%SZ}", highlight=False, soft_wrap=True)
+    for check in told.checks.report:
+        console.print(f"{check.number:2} {_MARKS[check.verdict]} {check.subject}", highlight=False)
+        for line in ((check.reason,) if check.reason else ()) + check.evidence:
+            console.print(f"       {line}", highlight=False, markup=False, soft_wrap=True, style="dim")
+    for warning in told.warnings:
+        console.print(f"   ! {warning}", highlight=False, markup=False, soft_wrap=True, style="yellow")
+    console.print("[green]verified[/]" if told.checks.passed else "[red]NOT verified[/]")
+
+
+def _held(emaid: str | None, pcid: str | None, at: datetime, config: Path | None) -> list[_Told]:
+    """The checks on everything that the pool holds of a contract or a vehicle. Raises NotFound."""
+    contract = EMAID.parse(emaid) if emaid is not None else None
+    vehicle = PCID.parse(pcid) if pcid is not None else None
+
+    async def run(pool: Pool) -> list[_Told]:
+        told = []
+        for held in await pool.held(contract, vehicle):
+            response = installation.read_response(held.response, held.namespace)
+            checks, warnings = await pool.explain(response, emaid=held.emaid, root=None, at=at, fetch=False)
+            told.append(_Told(f"{held.emaid} for {held.pcid} ({held.namespace})", checks, warnings))
+        return told
+
+    told = with_pool(config, run)
+    if not told:
+        raise NotFound("The pool holds nothing of it.")
+    return told
+
+
+def _known(octets: bytes, at: datetime, config: Path | None) -> _Told:
+    """The checks on a file, against the pool's anchors and its evidence."""
+
+    async def run(pool: Pool) -> _Told:
+        told = _given(octets, pool.anchors, at)
+        if not told.title.startswith(iso2.CertificateInstallationRes.__name__):
+            return told
+        response = installation.read_response(octets, Namespace(exi.namespace_of(exi.decode(octets))))
+        checks, warnings = await pool.explain(response, emaid=None, root=None, at=at, fetch=False)
+        return _Told(told.title, checks, warnings)
+
+    return with_pool(config, run)
+
+
+def _given(octets: bytes, anchors: TrustAnchors, at: datetime) -> _Told:
+    """The checks on a message by itself. There is no evidence of revocation but in a pool."""
+    checks = Checks(tell=True)
     message = checks.run("EXI message", lambda: exi.decode(octets))
     if message is None:
-        return "no message"
+        return _Told("no message", checks)
     namespace = Namespace(exi.namespace_of(message))
     inner = message.Body if isinstance(message, iso2.V2G_Message) else message
-    is_request = isinstance(inner, iso2.CertificateInstallationReq | iso20.CertificateInstallationReq)
+    warnings: tuple[str, ...] = ()
     try:
-        if is_request:
+        if isinstance(inner, iso2.CertificateInstallationReq | iso20.CertificateInstallationReq):
             request = installation.read_request(octets, namespace)
+            warnings = advice.on_request(request, anchors)
             installation.verify_request(request, anchors=anchors, revocation=Unchecked(), at=at, checks=checks)
         else:
             response = installation.read_response(octets, namespace)
             installation.verify_response(
                 response, emaid=None, root=None, anchors=anchors, revocation=Unchecked(), at=at, checks=checks
             )
+            warnings = advice.on_response(response, at)
     except VerificationError:
         assert not checks.passed, "only a failed check ends the walk"
-    return f"{type(inner).__name__} ({namespace})"
+    return _Told(f"{type(inner).__name__} ({namespace})", checks, warnings)
 
 
 def _moment(text: str | None) -> datetime:
@@ -103,12 +156,3 @@ def _moment(text: str | None) -> datetime:
     if moment.tzinfo is None:
         raise ConfigurationError("--at needs a time zone, such as 2025-01-01T00:00:00Z.")
     return moment.astimezone(UTC)
-
-
-def _pool_anchors(config: Path | None) -> TrustAnchors:
-    async def read(store: Store) -> TrustAnchors:
-        trust = Trust(store)
-        await trust.refresh()
-        return trust.anchors
-
-    return with_store(config, read)

@@ -12,21 +12,19 @@ from typing import Any, Final
 
 from ccp import settings, wire
 from ccp.api.oauth import PATH as TOKEN_PATH
+from ccp.app import assemble
 from ccp.auth import hash_secret, new_secret
 from ccp.errors import ConfigurationError
 from ccp.ids import EMAID, PCID, WMI, OperatorId, ProviderId
 from ccp.parties import Party, Role
-from ccp.peers import NoPeers
 from ccp.pki.certificates import Certificate
-from ccp.pki.evidence import Unchecked
 from ccp.pki.paths import Role as TrustRole
-from ccp.pool import Pool
 from ccp.settings import Settings
 from ccp.sim import pki as sim_pki
 from ccp.sim.parties import Car, make_contract, new_session_id, sign_contract
 from ccp.sim.pki import PKI
-from ccp.store import Store, anchors, connect, parties, schema
-from ccp.trust import Trust, trusted
+from ccp.store import Store, anchors, parties, schema
+from ccp.trust import trusted
 
 EMSP_A: Final = ProviderId.parse("DEEXA")
 EMSP_B: Final = ProviderId.parse("NLEXB")
@@ -170,16 +168,14 @@ def create(directory: Path, base_url: str, at: datetime, *, store_samples: bool)
 
 async def _fill(config: Settings, world: World, bodies: list[dict[str, Any]], at: datetime) -> None:
     """Register the world, and publish what shall be stored, through the pool's own checks."""
-    store = connect(config.database)
-    await store.open()
+    built = assemble(config, lambda: at)
+    await built.open()
     try:
-        await register(store, world, at)
-        trust = Trust(store)
-        await trust.refresh()
-        pool = Pool(store, trust, Unchecked(), NoPeers(), config)
+        await register(built.store, world, at)
+        await built.trust.refresh()
         for body in bodies:
             data = wire.SignedContractData.model_validate(body)
-            await pool.publish(
+            await built.pool.publish(
                 world.member("Example CPS").party,
                 emaid=data.emaid,
                 pcid=data.pcid,
@@ -190,7 +186,7 @@ async def _fill(config: Settings, world: World, bodies: list[dict[str, Any]], at
                 at=at,
             )
     finally:
-        await store.close()
+        await built.close()
 
 
 def credentials(world: World, base_url: str) -> dict[str, Any]:

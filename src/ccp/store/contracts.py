@@ -15,22 +15,26 @@ from enum import StrEnum
 from ccp.contracts import SignedContract
 from ccp.errors import NotFound
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
+from ccp.pki.evidence import dump_keys, load_keys
 from ccp.store.steps import Row, Steps
 
 _COLUMNS = (
     "emaid, pcid, namespace, root_fingerprint, root_serial, root_dn, valid_from, valid_to, certificate, response, "
-    "remaining_from_end, metadata, created_at, updated_at, is_default"
+    "remaining_from_end, metadata, created_at, updated_at, is_default, "
+    "certificates, provisioning_key"
 )
 _VARIANTS = f"select {_COLUMNS} from contract where pcid = $1"  # noqa: S608  columns are ours
 _ADD_VARIANT = f"""
-insert into contract ({_COLUMNS}, rev)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+insert into contract ({_COLUMNS}, certificate_issuer, certificate_serial, rev)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)
 on conflict (pcid, namespace, emaid, root_fingerprint) do update set
     root_serial = excluded.root_serial, root_dn = excluded.root_dn, valid_from = excluded.valid_from,
     valid_to = excluded.valid_to, certificate = excluded.certificate, response = excluded.response,
     remaining_from_end = excluded.remaining_from_end, metadata = excluded.metadata,
     updated_at = excluded.updated_at, rev = excluded.rev,
-    is_default = excluded.is_default
+    is_default = excluded.is_default, certificates = excluded.certificates,
+    provisioning_key = excluded.provisioning_key, certificate_issuer = excluded.certificate_issuer,
+    certificate_serial = excluded.certificate_serial
 """  # noqa: S608
 _LOCK_VEHICLE = """
 insert into vehicle (pcid, rev, default_emaid) values ($1, 1, null)
@@ -104,12 +108,50 @@ def publish(contract: SignedContract, at: datetime) -> Steps[Published]:
             contract.emaid, contract.pcid, contract.namespace, contract.root_fingerprint, f"{contract.root_serial:x}",
             contract.root_dn, int(contract.valid_from.timestamp()), int(contract.valid_to.timestamp()),
             contract.certificate, contract.response, contract.remaining_from_end, contract.metadata,
-            microseconds(at), microseconds(at), default == contract.emaid, rev,
+            microseconds(at), microseconds(at), default == contract.emaid,
+            None if contract.certificates is None else dump_keys(contract.certificates), contract.provisioning_key,
+            *_leaf(contract), rev,
         ),
     )  # fmt: skip
     kind = ContractEvent.CREATED if created else ContractEvent.UPDATED
     yield event(kind, contract.emaid, contract.pcid, rev, at)
     return Published(created, holder if holder != contract.pcid else None)
+
+
+def spent_candidates(before: datetime) -> Steps[list[EMAID]]:
+    """Contracts with a variant that had expired by then, or whose contract certificate is revoked."""
+    expired = yield "select distinct emaid from contract where valid_to < $1", (int(before.timestamp()),)
+    revoked = yield (
+        "select distinct c.emaid from evidence e join contract c "
+        "on c.certificate_issuer = e.issuer and c.certificate_serial = e.serial where e.status = 'revoked'",
+        (),
+    )
+    return sorted({EMAID(emaid) for (emaid,) in (*expired, *revoked)})
+
+
+def spent(emaid: EMAID, before: datetime) -> Steps[tuple[PCID, str] | None]:
+    """The vehicle of a contract none of whose variants is of use any more, and why; None for every other contract."""
+    claims = yield "select pcid from emaid_claim where emaid = $1 for update", (emaid,)
+    if not claims:
+        return None
+    variants = yield (
+        "select c.valid_to, e.serial from contract c left join evidence e on e.issuer = c.certificate_issuer "
+        "and e.serial = c.certificate_serial and e.status = 'revoked' where c.pcid = $1 and c.emaid = $2",
+        (claims[0][0], emaid),
+    )
+    cutoff = int(before.timestamp())
+    if not all(valid_to < cutoff or serial is not None for valid_to, serial in variants):
+        return None
+    reason = "revoked" if any(serial is not None for _, serial in variants) else "expired"
+    return PCID(claims[0][0]), reason
+
+
+def cleanse(emaid: EMAID, before: datetime, at: datetime) -> Steps[tuple[PCID, str] | None]:
+    """Remove a contract that is spent, judged while it is locked. Returns what `spent` says."""
+    found = yield from spent(emaid, before)
+    if found is not None:
+        yield from withdraw(emaid, at)
+    return found
 
 
 def withdraw(emaid: EMAID, at: datetime) -> Steps[PCID]:
@@ -177,9 +219,16 @@ def event(kind: ContractEvent, emaid: EMAID, pcid: PCID, rev: int, at: datetime)
     return insert, (pcid, rev, kind, emaid, payload, microseconds(at))
 
 
+def _leaf(contract: SignedContract) -> tuple[str | None, str | None]:
+    """The contract certificate's own key, by which a revoked contract is found. It comes first among the keys."""
+    if not contract.certificates:
+        return None, None
+    return contract.certificates[0].issuer, f"{contract.certificates[0].serial:x}"
+
+
 def _contract(row: Row) -> SignedContract:
     (emaid, pcid, namespace, fingerprint, serial, dn, valid_from, valid_to, certificate, response,
-     remaining, metadata, created_at, updated_at, is_default) = row  # fmt: skip
+     remaining, metadata, created_at, updated_at, is_default, certificates, provisioning_key) = row  # fmt: skip
     return SignedContract(
         EMAID(emaid),
         PCID(pcid),
@@ -196,4 +245,6 @@ def _contract(row: Row) -> SignedContract:
         instant(created_at),
         instant(updated_at),
         bool(is_default),
+        None if certificates is None else load_keys(certificates),
+        provisioning_key,
     )

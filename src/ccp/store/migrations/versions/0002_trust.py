@@ -54,8 +54,14 @@ STATEMENTS = (
     )
     """,
     "create index watched_certificate_refresh_at on watched_certificate (refresh_at)",
-    # The certificates below the roots of both chains, as JSON: [[issuer, serial], …]; null before this release.
+    # The certificates below the roots of both chains, the contract certificate first, as JSON:
+    # [[issuer, serial, [CRL address, …] or null], …]; null before this release.
     "alter table contract add column certificates text",
+    # The contract certificate's own key, to find the contracts that are revoked.
+    "alter table contract add column certificate_issuer text",
+    "alter table contract add column certificate_serial text",
+    "create index contract_certificate on contract (certificate_issuer, certificate_serial)",
+    "create index contract_valid_to on contract (valid_to)",
     # SHA-256 (hex) of the vehicle's public key that the contract key was encrypted for, where the PCP knew it.
     "alter table contract add column provisioning_key text",
 )
@@ -67,6 +73,10 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    op.execute("drop index contract_valid_to")
+    op.execute("drop index contract_certificate")
+    op.execute("alter table contract drop column certificate_serial")
+    op.execute("alter table contract drop column certificate_issuer")
     op.execute("alter table contract drop column provisioning_key")
     op.execute("alter table contract drop column certificates")
     op.execute("drop table watched_certificate")

@@ -1,0 +1,35 @@
+"""ccp cleanse: contracts that are of no use any more."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, with_pool
+
+if TYPE_CHECKING:
+    from ccp.pool import Cleansed, Pool
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(cleanse)
+
+
+def cleanse(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove contracts that have expired or are revoked; car makers are told as of every other removal."""
+
+    async def run(pool: Pool) -> list[Cleansed]:
+        return await pool.cleanse(datetime.now(UTC), dry_run=dry_run)
+
+    found = with_pool(config, run)
+    if as_json:
+        print_json([{"emaid": each.emaid, "pcid": each.pcid, "reason": each.reason} for each in found])
+        return
+    print_table(["EMAID", "PCID", "reason"], [[each.emaid, each.pcid, each.reason] for each in found])
+    typer.echo(f"{len(found)} contract(s) {'would be removed' if dry_run else 'removed'}.")
