@@ -151,21 +151,24 @@ def test_no_octets_take_long() -> None:
     slow = {}
     for name, octets in cases:
         assert len(octets) <= limits.MESSAGE_OCTETS
-        # No step is made yet, as for the first message of a process; a pause of the machine is no failure.
-        times = []
-        for _ in range(3):
+        # No step is made yet, as for the first message of a process. The processor's time counts, and a machine that
+        # is busy with something else gets more tries: what takes too long by itself never gets below.
+        best = SECONDS
+        for _ in range(20):
             for state in _READER.states.values():
                 state.clear()
-            times.append(_seconds(octets))
-        if min(times) >= SECONDS:
-            slow[name] = min(times)
+            best = min(best, _seconds(octets))
+            if best < SECONDS:
+                break
+        else:
+            slow[name] = best
     assert not slow
 
 
 def _seconds(octets: bytes) -> float:
-    start = time.perf_counter()
+    start = time.thread_time()
     _read(octets)
-    return time.perf_counter() - start
+    return time.thread_time() - start
 
 
 def test_the_states_are_made_once_and_their_number_is_bounded_by_the_declarations() -> None:
