@@ -31,6 +31,7 @@ check: $(VENV)/dev
 bench: $(VENV)/dev
 	$(BIN)/python bench/codec.py
 	$(BIN)/python bench/request.py
+	$(BIN)/python bench/trust.py
 
 format: $(VENV)/dev
 	$(BIN)/ruff format .

@@ -33,16 +33,14 @@ from rich.console import Console
 from rich.table import Table
 
 from ccp import exi, installation, settings
+from ccp.app import assemble
 from ccp.ids import Namespace
 from ccp.parties import Party, Role
-from ccp.peers import NoPeers
 from ccp.pki.certificates import Certificate
 from ccp.pki.evidence import Unchecked
 from ccp.pool import Pool
 from ccp.sim.sandbox import create
-from ccp.store import connect
 from ccp.store import contracts as questions
-from ccp.trust import Trust
 
 console = Console(width=110)
 
@@ -65,11 +63,9 @@ def best(work: Callable[[], object], *, rounds: int = 7, seconds: float = 0.05) 
 async def parts(folder: Path) -> None:
     """The cost of each part of a POST, and of a whole one without HTTP."""
     config = settings.load(folder / "ccp.toml")
-    store = connect(config.database)
-    await store.open()
-    trust = Trust(store)
-    await trust.refresh()
-    pool = Pool(store, trust, Unchecked(), NoPeers(), config)
+    built = assemble(config)
+    await built.open()
+    store, trust, pool = built.store, built.trust, built.pool
     caller = Party("bench", "bench", frozenset({Role.CPO, Role.CPS}), all_providers=True)
     table = Table("part", "ISO 15118-2 µs", "ISO 15118-20 µs", "× unavoidable (-2)", box=None, header_style="bold")
     columns: list[dict[str, float]] = []
@@ -81,7 +77,7 @@ async def parts(folder: Path) -> None:
     for name, cost in columns[0].items():
         table.add_row(name, f"{cost:.0f}", f"{columns[1][name]:.0f}", f"{cost / unavoidable:.2f}")
     console.print(table)
-    await store.close()
+    await built.close()
 
 
 async def _parts_of(pool, store, trust, caller, body, publish) -> dict[str, float]:  # type: ignore[no-untyped-def]

@@ -78,6 +78,8 @@ class RootMatch(StrEnum):
 
 Listed = Callable[[SignedContract], bool]
 """Says whether the vehicle lists the variant's V2G root."""
+Good = Callable[[SignedContract], bool]
+"""Says whether nothing is held against a variant: revocation, or a key that the vehicle has no more."""
 
 
 def choose_one(
@@ -85,6 +87,7 @@ def choose_one(
     at: datetime,
     *,
     listed: Listed,
+    good: Good = lambda contract: True,
     no_default: NoDefaultPolicy = NoDefaultPolicy.SOLE,
     root_match: RootMatch = RootMatch.LENIENT,
 ) -> SignedContract:
@@ -92,7 +95,7 @@ def choose_one(
 
     stored: every variant of the vehicle, of either namespace. Raises NoContract, NothingDeliverable.
     """
-    contracts = _deliverable(stored, Namespace.ISO2, at, listed, root_match)
+    contracts = _deliverable(stored, Namespace.ISO2, at, listed, good, root_match)
     default = next((variant for variant in contracts if variant.is_default), None)
     if default is not None:
         return default
@@ -108,6 +111,7 @@ def choose_many(
     at: datetime,
     *,
     listed: Listed,
+    good: Good = lambda contract: True,
     prioritised: Iterable[EMAID] = (),
     maximum: int,
     root_match: RootMatch = RootMatch.LENIENT,
@@ -120,7 +124,7 @@ def choose_many(
     Raises NoContract, NothingDeliverable. Source: ISO 15118-20 [V2G20-1579].
     """
     rank = {emaid: place for place, emaid in enumerate(dict.fromkeys(prioritised))}
-    contracts = _deliverable(stored, Namespace.ISO20, at, listed, root_match)
+    contracts = _deliverable(stored, Namespace.ISO20, at, listed, good, root_match)
     # A contract is as old as its first variant, whichever of them the vehicle gets.
     born: dict[EMAID, datetime] = {}
     for variant in stored:
@@ -133,7 +137,12 @@ def choose_many(
 
 
 def _deliverable(
-    stored: Sequence[SignedContract], namespace: Namespace, at: datetime, listed: Listed, root_match: RootMatch
+    stored: Sequence[SignedContract],
+    namespace: Namespace,
+    at: datetime,
+    listed: Listed,
+    good: Good,
+    root_match: RootMatch,
 ) -> list[SignedContract]:
     """One variant of every contract that may be handed out now. Raises NoContract, NothingDeliverable."""
     if not stored:
@@ -141,10 +150,14 @@ def _deliverable(
     written = [variant for variant in stored if variant.namespace is namespace]
     if not written:
         raise NothingDeliverable("No contract of the vehicle is signed for its version of ISO 15118.")
+    valid = [variant for variant in written if variant.valid_at(at)]
+    if not valid:
+        raise NothingDeliverable("No contract of the vehicle is valid now.")
     variants: dict[EMAID, list[SignedContract]] = {}
-    for variant in written:
-        if variant.valid_at(at):
-            variants.setdefault(variant.emaid, []).append(variant)
+    for variant in filter(good, valid):
+        variants.setdefault(variant.emaid, []).append(variant)
+    if not variants:
+        raise NothingDeliverable("Every valid contract of the vehicle is stale, revoked, or of unknown standing.")
     best = []
     for candidates in variants.values():
         candidates.sort(key=lambda variant: variant.updated_at, reverse=True)
@@ -154,9 +167,5 @@ def _deliverable(
         if match is not None:
             best.append(match)
     if not best:
-        raise NothingDeliverable(
-            "No contract of the vehicle is valid now and signed under a V2G root that it lists."
-            if variants
-            else "No contract of the vehicle is valid now."
-        )
+        raise NothingDeliverable("No contract of the vehicle is valid now and signed under a V2G root that it lists.")
     return best

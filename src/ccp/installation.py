@@ -176,7 +176,7 @@ def verify_request(
             "chain of the provisioning certificate to an OEM root",
             lambda: anchors.verify(
                 _the(leaf),
-                [Certificate.load(der) for der in request.sub_certificates],
+                _read_all(anchors, request.sub_certificates),
                 usage=Usage.OEM_PROVISIONING,
                 at=at,
                 profile=_PROFILE[request.namespace],
@@ -349,7 +349,7 @@ def verify_response(
     cps_chain = checks.run(
         "chain of the provisioning service to a V2G root",
         lambda: anchors.verify(
-            _the(cps), _load_all(response.cps_sub_certificates), usage=Usage.CPS, at=at, profile=profile
+            _the(cps), _read_all(anchors, response.cps_sub_certificates), usage=Usage.CPS, at=at, profile=profile
         ),
         needs=(cps,),
         evidence=_links,
@@ -357,7 +357,11 @@ def verify_response(
     contract_chain = checks.run(
         "chain of the contract certificate to an eMSP or V2G root",
         lambda: anchors.verify(
-            _the(contract), _load_all(response.contract_sub_certificates), usage=Usage.CONTRACT, at=at, profile=profile
+            _the(contract),
+            _read_all(anchors, response.contract_sub_certificates),
+            usage=Usage.CONTRACT,
+            at=at,
+            profile=profile,
         ),
         needs=(contract,),
         evidence=_links,
@@ -523,8 +527,8 @@ def _folded(name: str) -> set[tuple[str, str]]:
     return {(kind, value.casefold()) for kind, value in parse_dn(name)}
 
 
-def _load_all(ders: Collection[bytes]) -> list[Certificate]:
-    return [Certificate.load(der) for der in ders]
+def _read_all(anchors: TrustAnchors, ders: Collection[bytes]) -> list[Certificate]:
+    return [anchors.read(der) for der in ders]
 
 
 def _the(result: T | None) -> T:

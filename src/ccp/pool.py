@@ -13,11 +13,20 @@ import structlog
 from ccp import advice, contracts, installation
 from ccp.auth import Operation, authorise
 from ccp.checks import Checks
-from ccp.contracts import NoContract, NoDefaultPolicy, NothingDeliverable, RootMatch, SignedContract
-from ccp.errors import CCPError, ChainError, EXIError, NotFound, RevokedError, Unavailable, VerificationError
+from ccp.contracts import NoContract, NoDefaultPolicy, RootMatch, SignedContract
+from ccp.errors import (
+    CCPError,
+    ChainError,
+    EXIError,
+    ExpiredError,
+    NotFound,
+    RevokedError,
+    Unavailable,
+    VerificationError,
+)
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.installation import InstallationRequest, InstallationResponse, VerifiedInstallationRequest
-from ccp.neighbours import PUBLISH_SECONDS, Neighbours, ProvisioningChain, RevocationReason, key_fingerprint
+from ccp.neighbours import PUBLISH_SECONDS, Neighbours, RevocationReason, key_fingerprint
 from ccp.parties import Party
 from ccp.peers import Peers
 from ccp.pki.evidence import AskedLater, Known, check_keys
@@ -97,74 +106,76 @@ class Pool:
         authorise(caller, Operation.DELIVER)
         request = installation.read_request(_octets(message), namespace)
         pcid = None
-        current = await self._provisioned(request)
-        if current is not None and not request.sub_certificates:
-            request = replace(request, sub_certificates=tuple(one.der for one in current.sub_cas))
         try:
-            verified = installation.verify_request(
-                request,
-                anchors=self._trust.anchors if self._vehicle_trust is VehicleTrust.CHAIN else None,
-                revocation=AskedLater(),
-                at=at,
-            )
+            verified = await self._verify(request, at)
             pcid = verified.pcid
             if verified.chain is not None:
                 await self._revocation.check_vehicle(verified.chain, at)
-            if current is not None:
-                await self._check_current(verified, current)
+            await self._check_current(verified)
             return await self._choose(verified, broadcast, at)
         except (VerificationError, NotFound) as exc:
             negative = installation.refuse(namespace, request.session_id, exc, at)
             return Refusal(pcid or installation.pcid_said(request), negative, exc)
 
-    async def _provisioned(self, request: InstallationRequest) -> ProvisioningChain | None:
-        """What the Provisioning Certificate Pool says of the vehicle, if there is one and it knows."""
-        if self._pcp is None:
-            return None
-        said = installation.pcid_said(request)
-        return None if said is None else await self._pcp.chain_of(said)
+    async def _verify(self, request: InstallationRequest, at: datetime) -> VerifiedInstallationRequest:
+        """Verify a vehicle's request. ISO 15118-2 carries its leaf alone: what is missing may be known elsewhere."""
+        anchors = self._trust.anchors if self._vehicle_trust is VehicleTrust.CHAIN else None
+        try:
+            return installation.verify_request(request, anchors=anchors, revocation=AskedLater(), at=at)
+        except ChainError as exc:
+            # The signature holds, or this would not be the error: whoever asks has the vehicle's key.
+            said = None if request.sub_certificates or self._pcp is None else installation.pcid_said(request)
+            if self._pcp is None or said is None or isinstance(exc, ExpiredError):
+                raise
+            known = await self._pcp.chain_of(said)
+            if known is None:
+                raise
+            completed = replace(request, sub_certificates=tuple(one.der for one in known.sub_cas))
+            return installation.verify_request(completed, anchors=anchors, revocation=AskedLater(), at=at)
 
-    async def _check_current(self, verified: VerifiedInstallationRequest, current: ProvisioningChain) -> None:
+    async def _check_current(self, verified: VerifiedInstallationRequest) -> None:
         """Refuse a vehicle that is known to have another key by now. Raises ChainError."""
-        assert self._pcp is not None, "somebody said what is current"
-        used, namespace = key_fingerprint(verified.leaf), verified.request.namespace
-        if current.key_for(namespace) in (None, used):
+        if self._pcp is None:
             return
-        # What is remembered may be older than the car's certificate.
-        fresh = await self._pcp.chain_of(verified.pcid, fresh=True)
-        if fresh is not None and fresh.key_for(namespace) not in (None, used):
-            raise ChainError("The provisioning certificate is not the vehicle's current one.")
+        used, namespace = key_fingerprint(verified.leaf), verified.request.namespace
+        for fresh in (False, True):  # What is remembered may be older than the car's certificate.
+            current = await self._pcp.chain_of(verified.pcid, fresh=fresh)
+            if current is None or current.key_for(namespace) in (None, used):
+                return
+        raise ChainError("The provisioning certificate is not the vehicle's current one.")
 
-    def _is_good(self, contract: SignedContract, known: Known, at: datetime) -> bool:
-        """Whether nothing is held against a stored contract, from what is known and without asking anybody."""
+    def _problem(self, contract: SignedContract, known: Known, key: str | None, at: datetime) -> str | None:
+        """What is held against a stored contract, from what is known and without asking anybody.
+
+        key: the vehicle's current one, as far as it is known.
+        """
+        if key is not None and contract.provisioning_key not in (None, key):
+            return "The contract was made for another provisioning key than the vehicle's current one."
         try:
             check_keys(contract.certificates or (), known, self._revocation.rules, at)
         except (RevokedError, Unavailable) as exc:
-            _log.warning("contract not deliverable", owner=contract.emaid.provider, reason=str(exc))
-            return False
-        return True
-
-    async def _waiting(self, verified: VerifiedInstallationRequest, at: datetime) -> list[SignedContract]:
-        """The vehicle's contracts that are neither stale nor revoked. Raises NothingDeliverable if all of them are."""
-        stored, known = await self._store.read(_with_evidence(verified.pcid))
-        good = stored
-        if any(contract.provisioning_key for contract in stored):
-            used = key_fingerprint(verified.leaf)
-            good = [contract for contract in stored if contract.provisioning_key in (None, used)]
-        good = [contract for contract in good if self._is_good(contract, known, at)]
-        if stored and not good:
-            raise NothingDeliverable("Every contract of the vehicle is stale, revoked, or of unknown standing.")
-        return good
+            return str(exc)
+        return None
 
     async def _choose(self, verified: VerifiedInstallationRequest, broadcast: bool, at: datetime) -> list[Answer]:
         request = verified.request
+        stored, known = await self._store.read(_with_evidence(verified.pcid))
+        bound = any(contract.provisioning_key for contract in stored)
+        key = key_fingerprint(verified.leaf) if bound else None
+
+        def good(contract: SignedContract) -> bool:
+            problem = self._problem(contract, known, key, at)
+            if problem is not None:
+                _log.warning("contract not deliverable", owner=contract.emaid.provider, reason=problem)
+            return problem is None
+
         try:
-            stored = await self._waiting(verified, at)
             if request.namespace is Namespace.ISO2:
                 contract = contracts.choose_one(
                     stored,
                     at,
                     listed=request.lists_root_of,
+                    good=good,
                     no_default=self._no_default,
                     root_match=self._root_match,
                 )
@@ -173,6 +184,7 @@ class Pool:
                 stored,
                 at,
                 listed=request.lists_root_of,
+                good=good,
                 prioritised=request.prioritised,
                 maximum=request.maximum,
                 root_match=self._root_match,
@@ -250,7 +262,9 @@ class Pool:
         stored = await self._revocation.stored(asked.chains)
         if fetch and checks.passed:
             _tell(Checks(tell=True), response, emaid=emaid, root=root, anchors=anchors, revocation=stored, at=at)
-            stored = await self._revocation.stored(asked.chains, await self._revocation.gather(stored.missing, at))
+            stored = await self._revocation.stored(
+                asked.chains, await self._revocation.gather(stored.missing, at, watch=False)
+            )
         checks = Checks(tell=True)
         _tell(checks, response, emaid=emaid, root=root, anchors=anchors, revocation=stored, at=at)
         return checks, (*advice.on_response(response, at), *stored.warnings)
@@ -285,12 +299,21 @@ class Pool:
         await self._store.write(questions.set_default(emaid, pcid, at))
 
     async def contract_data_by_emaid(
-        self, caller: Party, emaid: EMAID, namespace: Namespace, root: Fingerprint | None
-    ) -> list[SignedContract]:
-        """The variants of a contract, newest first. Raises NotAuthorised, NotFound."""
+        self, caller: Party, emaid: EMAID, namespace: Namespace, root: Fingerprint | None, at: datetime
+    ) -> list[tuple[SignedContract, str | None]]:
+        """The variants of a contract, newest first, each with what keeps it from its vehicle, if anything does.
+
+        Raises NotAuthorised, NotFound.
+        """
         authorise(caller, Operation.GET_CONTRACT_DATA_BY_EMAID, emaid)
         stored = await self._store.read(questions.by_emaid(emaid))
-        return _matching(stored, namespace, root, "The contract for the given EMAID not found.")
+        found = _matching(stored, namespace, root, "The contract for the given EMAID not found.")
+        known = await self._store.read(evidence.known(key for c in found for key in c.certificates or ()))
+        key = None
+        if self._pcp is not None and any(contract.provisioning_key for contract in found):
+            current = await self._pcp.chain_of(found[0].pcid)
+            key = None if current is None else current.key_for(namespace)
+        return [(contract, self._problem(contract, known, key, at)) for contract in found]
 
     async def contract_data_by_pcid(self, caller: Party, pcid: PCID, namespace: Namespace) -> list[SignedContract]:
         """The variants of a vehicle's contracts, newest first. Raises NotAuthorised, NotFound."""

@@ -108,6 +108,9 @@ class ContractData(_Wire):
     certValidTo: Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
     cpsV2GRootDistinguishedName: str | None = None
     cpsV2GRootCertificateFingerprint: FingerprintField | None = None
+    undeliverable: Annotated[str, Field(description="Why the vehicle does not get it; ours beyond the API.")] | None = (
+        None
+    )
 
 
 class ContractDataCollection(_Wire):

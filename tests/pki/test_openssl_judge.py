@@ -17,7 +17,7 @@ from tests.pki.random_chains import RandomChain, random_chains
 
 crypto = pytest.importorskip("OpenSSL.crypto", reason="pyOpenSSL is not installed")
 
-COUNT = int(os.environ.get("CCP_RANDOM_CHAINS", "400"))
+COUNT = int(os.environ.get("CCP_RANDOM_CHAINS", "2000"))
 SEED = int(os.environ.get("CCP_RANDOM_SEED", "15118"))
 
 

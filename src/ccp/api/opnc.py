@@ -246,8 +246,8 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
         root: RootQuery = None,
     ) -> Response:
         """A contract's certificate and state, for the eMSP that owns it."""
-        found = await pool.contract_data_by_emaid(caller, emaid, namespace, root)
-        return _json({"contractDataCollection": [_contract_data(contract) for contract in found]})
+        found = await pool.contract_data_by_emaid(caller, emaid, namespace, root, edge.clock())
+        return _json({"contractDataCollection": [_contract_data(contract, problem) for contract, problem in found]})
 
     @add("GET", "/contractData/pcid/{pcid}", Operation.GET_CONTRACT_DATA_BY_PCID, wire.ContractDataCollection)
     async def get_contract_data_by_pcid(
@@ -328,7 +328,7 @@ def _signed_contract(answer: Answer) -> wire.Members:
     return members
 
 
-def _contract_data(contract: SignedContract) -> wire.Members:
+def _contract_data(contract: SignedContract, problem: str | None = None) -> wire.Members:
     members = {
         "pcid": contract.pcid,
         "emaid": contract.emaid,
@@ -341,6 +341,8 @@ def _contract_data(contract: SignedContract) -> wire.Members:
     }
     if name := wire.distinguished_name(contract.root_dn):
         members["cpsV2GRootDistinguishedName"] = name
+    if problem is not None:
+        members["undeliverable"] = problem
     return members
 
 

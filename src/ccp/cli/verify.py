@@ -55,7 +55,7 @@ def verify(
 ) -> None:
     """Walk every check on a CertificateInstallationRes or -Req and say what came of it. Exit status 0 or 1.
 
-    With the pool's own anchors, its revocation evidence counts too; nothing is fetched.
+    With the pool's own anchors, its revocation evidence counts too, for responses; nothing is fetched.
     """
     moment = _moment(at)
     if [file, emaid, pcid].count(None) != 2:

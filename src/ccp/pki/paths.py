@@ -154,6 +154,7 @@ class TrustAnchors:
         }
         # What was offered is part of the key: an answer must not depend on what others sent before.
         self._chains: Final[dict[tuple[Certificate, _Chain, Usage, Profile], _Chain]] = {}
+        self._read: Final[dict[bytes, Certificate]] = {}
 
     @classmethod
     def build(
@@ -171,6 +172,16 @@ class TrustAnchors:
             tuple(dict.fromkeys(intermediates)),
             version,
         )
+
+    def read(self, der: bytes) -> Certificate:
+        """A sub-CA's certificate as a message brings it; the same few come again and again. Raises ChainError."""
+        found = self._read.get(der)
+        if found is None:
+            found = Certificate.load(der)
+            if len(self._read) >= _CACHE_SIZE:
+                self._read.clear()
+            self._read[der] = found
+        return found
 
     def find(self, fingerprint: str) -> Anchor | None:
         """fingerprint: SHA-256, lower-case hex."""

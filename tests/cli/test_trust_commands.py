@@ -1,0 +1,251 @@
+"""ccp cleanse, and ccp verify on what a pool holds: with a running pool's own database."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ccp.exi import iso2
+from ccp.pki.certificates import Certificate
+from ccp.pki.evidence import Evidence, Status, issuer_id
+from ccp.sim.pki import PKI
+from ccp.store import evidence
+from tests.cli.run import Done, ccp, environment, good, shell, told
+from tests.world import AT, SESSION, Contract, Pool, new_emaid, new_pcid, start
+
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+
+
+@pytest.fixture(scope="module")
+def shared(pkis: dict[str, PKI]) -> Iterator[Pool]:
+    with start(pkis, cleanse_interval=0) as pool:
+        yield pool
+
+
+@pytest.fixture
+def around(shared: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pool:
+    """A pool that runs and holds nothing, and a directory whose configuration names its database."""
+    for table in ("contract", "vehicle", "emaid_claim", "outbox", "evidence"):
+        shared.sql(f"delete from {table}")  # noqa: S608
+    configure(tmp_path, shared)
+    monkeypatch.chdir(tmp_path)
+    return shared
+
+
+def configure(folder: Path, pool: Pool, **settings: object) -> None:
+    lines = {"database": pool.settings.database, **settings}
+    (folder / "ccp.toml").write_text("".join(f"{name} = {json.dumps(value)}\n" for name, value in lines.items()))
+
+
+def revoke(pool: Pool, contract: Contract, edition: str = "iso2") -> None:
+    """As if a responder had said so."""
+    issuer = issuer_id(pool.pki(edition).emsp_sub2.certificate)
+    number = Certificate.load(contract.certificate).serial_number
+    said = Evidence(issuer, number, Status.REVOKED, AT, AT + HOUR, AT - DAY, "OCSP test")
+    assert pool.change(evidence.learn(said)) is True
+
+
+def deleted(pool: Pool) -> list[str]:
+    """The contracts whose removal the vehicle's maker will be told of."""
+    return [emaid for (emaid,) in pool.sql("select emaid from outbox where kind = 'oem.contract.deleted'")]
+
+
+def cleansed(*arguments: str, **how: Any) -> dict[str, str]:
+    """What is removed, with the reason."""
+    return {each["emaid"]: each["reason"] for each in json.loads(good("cleanse", "--json", *arguments, **how).out)}
+
+
+# --- Cleansing -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("edition", ["iso2", "iso20"])
+def test_expired_and_revoked_contracts_are_removed_and_told_of_and_good_ones_stay(around: Pool, edition: str) -> None:
+    cars = [around.car(edition) for _ in range(3)]
+    expired, revoked, fine = (around.publish(car) for car in cars)
+    around.expire(expired.emaid)
+    revoke(around, revoked, edition)
+    spent = {expired.emaid: "expired", revoked.emaid: "revoked"}
+    assert cleansed("--dry-run") == spent
+    assert good("cleanse", "--dry-run").lines[-1] == "2 contract(s) would be removed."
+    assert [around.stored(one.emaid) for one in (expired, revoked, fine)] == [1, 1, 1]
+    assert deleted(around) == []
+    lines = good("cleanse").lines
+    assert lines[-1] == "2 contract(s) removed."
+    assert any(line.split() == [expired.emaid, str(cars[0].pcid), "expired"] for line in lines)
+    assert [around.stored(one.emaid) for one in (expired, revoked, fine)] == [0, 0, 1]
+    assert sorted(deleted(around)) == sorted(spent)
+    assert cleansed() == {}
+    assert good("cleanse").lines[-1] == "0 contract(s) removed."
+    assert sorted(deleted(around)) == sorted(spent)
+    assert around.ask(cars[2])[0]["emaid"] == fine.emaid
+    assert around.sql("select count(*) from emaid_claim") == [(1,)]  # the EMAIDs are free again
+
+
+def test_a_contract_with_one_variant_that_is_still_valid_stays(around: Pool) -> None:
+    car, emaid = around.car(), new_emaid()
+    around.publish(car, emaid)
+    around.publish(car, emaid, signer="other_iso2")
+    assert around.stored(emaid) == 2
+    first = around.pki("iso2").v2g_root.certificate.fingerprint
+    late = int((AT - HOUR).timestamp())
+    around.sql("update contract set valid_to = ? where emaid = ? and root_fingerprint = ?", late, emaid, first)
+    assert cleansed() == {}
+    assert around.stored(emaid) == 2
+    around.sql("update contract set valid_to = ? where emaid = ?", late, emaid)
+    assert cleansed() == {emaid: "expired"}
+    assert around.stored(emaid) == 0
+
+
+def test_a_contract_that_expired_within_the_grace_period_stays(around: Pool, tmp_path: Path) -> None:
+    contract = around.publish(around.car())
+    around.expire(contract.emaid)
+    configure(tmp_path, around, cleanse_grace=3600)
+    assert cleansed() == {}
+    assert around.stored(contract.emaid) == 1
+    around.sql("update contract set valid_to = valid_to - 3600")
+    assert cleansed() == {contract.emaid: "expired"}
+
+
+def test_a_revoked_contract_is_not_kept_for_a_grace_period(around: Pool) -> None:
+    contract = around.publish(around.car())
+    revoke(around, contract)
+    assert cleansed(env={"CCP_CLEANSE_GRACE": "3600"}) == {contract.emaid: "revoked"}
+
+
+def test_cleansing_tells_programs_nothing_but_json(around: Pool) -> None:
+    contract = around.publish(around.car())
+    around.expire(contract.emaid)
+    done = shell("cleanse", "--json", env=environment())
+    assert done.returncode == 0, done.stderr
+    (each,) = json.loads(done.stdout)
+    assert each == {"emaid": contract.emaid, "pcid": contract.body["pcid"], "reason": "expired"}
+
+
+def test_a_pool_cleanses_by_itself(pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ccp.app.random.random", lambda: 0.0)
+    with start(pkis, cleanse_interval=1) as pool:
+        contract, fine = pool.publish(pool.car()), pool.publish(pool.car())
+        pool.expire(contract.emaid)
+        deadline = time.monotonic() + 8
+        while pool.stored(contract.emaid):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        assert deleted(pool) == [contract.emaid]
+        assert pool.stored(fine.emaid) == 1
+
+
+# --- Verifying what is held ------------------------------------------------------------------------------------------
+
+
+def reports(*arguments: object, status: int = 0) -> Any:
+    done = ccp("verify", "--json", *arguments)
+    assert done.status == status, done
+    return json.loads(done.out)
+
+
+@pytest.mark.parametrize("edition", ["iso2", "iso20"])
+def test_what_is_held_of_a_contract_or_a_vehicle_is_verified(around: Pool, edition: str) -> None:
+    car = around.car(edition)
+    first, second = around.publish(car), around.publish(car)
+    (report,) = reports("--emaid", first.emaid)
+    assert report["passed"] is True
+    assert report["message"] == f"{first.emaid} for {car.pcid} ({car.namespace})"
+    found = reports("--pcid", car.pcid)
+    assert {one["message"].split()[0] for one in found} == {first.emaid, second.emaid}
+    assert all(one["passed"] for one in found)
+    lines = good("verify", "--pcid", car.pcid).lines
+    assert lines.count("verified") == 2
+    assert any("names no OCSP or CRL address" in line for line in lines)
+
+
+def test_what_is_held_and_revoked_or_expired_fails_with_its_reason(around: Pool) -> None:
+    car = around.car()
+    contract, fine = around.publish(car), around.publish(car)
+    revoke(around, contract)
+    (report,) = reports("--emaid", contract.emaid, status=1)
+    assert report["passed"] is False
+    (reason,) = [check["reason"] for check in report["checks"] if check["verdict"] == "failed"]
+    assert contract.emaid in reason
+    assert "was revoked" in reason
+    assert sorted(one["passed"] for one in reports("--pcid", car.pcid, status=1)) == [False, True]
+    assert ccp("verify", "--emaid", contract.emaid).lines[-1] == "NOT verified"
+    late = (AT + 2000 * DAY).isoformat()
+    (report,) = reports("--emaid", fine.emaid, "--at", late, status=1)
+    assert any("in the past" in check["reason"] for check in report["checks"])
+
+
+def test_every_variant_of_a_contract_is_verified(around: Pool) -> None:
+    car, emaid = around.car(), new_emaid()
+    around.publish(car, emaid)
+    around.publish(car, emaid, signer="other_iso2")
+    assert [one["passed"] for one in reports("--emaid", emaid)] == [True, True]
+
+
+def test_what_is_not_held_is_told_in_a_sentence(around: Pool) -> None:
+    assert told("verify", "--emaid", new_emaid()) == "The pool holds nothing of it."
+    assert told("verify", "--pcid", new_pcid(), "--json") == "The pool holds nothing of it."
+    assert told("verify", "--emaid", "nonsense")
+    assert told("verify", "--pcid", "nonsense")
+
+
+def test_one_thing_is_verified_at_a_time(around: Pool) -> None:
+    one = "Give a file, or --emaid, or --pcid: one of them."
+    assert told("verify") == one
+    assert told("verify", "message", "--emaid", new_emaid()) == one
+    assert told("verify", "message", "--pcid", new_pcid()) == one
+    assert told("verify", "--emaid", new_emaid(), "--pcid", new_pcid()) == one
+    assert "--trust is for files" in told("verify", "--emaid", new_emaid(), "--trust", ".")
+
+
+# --- Verifying a file against the pool -------------------------------------------------------------------------------
+
+
+def verified(octets: bytes, *arguments: object) -> Done:
+    return ccp("verify", "-", "--json", *arguments, stdin=octets)
+
+
+def test_a_response_is_verified_against_the_pools_anchors_and_its_evidence(around: Pool) -> None:
+    contract = around.contract(around.car())
+    done = verified(contract.message)
+    assert done.status == 0, done
+    report = json.loads(done.out)
+    assert report["message"] == "CertificateInstallationRes (urn:iso:15118:2:2013:MsgDef)"
+    assert sum("names no OCSP or CRL address" in warning for warning in report["warnings"]) == 6
+    revoke(around, contract)
+    done = verified(contract.message)
+    assert done.status == 1
+    (reason,) = [check["reason"] for check in json.loads(done.out)["checks"] if check["verdict"] == "failed"]
+    assert "was revoked" in reason
+    done = verified(around.contract(around.car(), signer="stranger").message)
+    assert done.status == 1
+
+
+@pytest.mark.parametrize("edition", ["iso2", "iso20"])
+def test_a_root_that_a_vehicle_lists_and_the_pool_does_not_know_is_warned_of(around: Pool, edition: str) -> None:
+    car = around.car(edition)
+    octets = car.request(SESSION, AT)
+    done = verified(octets)
+    assert done.status == 0, done
+    assert json.loads(done.out)["warnings"] == []
+    stranger = around.pki("stranger").v2g_root.certificate
+    known = around.pki(edition).v2g_root.certificate
+    roots = tuple(iso2.X509IssuerSerial(root.dn, root.serial_number) for root in (known, stranger))
+    done = verified(car.request(SESSION, AT, roots=roots))
+    assert done.status == 0, done
+    (warning,) = json.loads(done.out)["warnings"]
+    assert "V2G root that is not known here" in warning
+    assert f"{stranger.serial_number:x}" in warning
+    done = ccp("verify", "-", stdin=car.request(SESSION, AT, roots=roots))
+    assert [line for line in done.lines if "! " in line] == [f"   ! {warning}"]
+
+
+def test_a_request_says_that_its_vehicles_revocation_was_not_looked_at(around: Pool) -> None:
+    report = json.loads(verified(around.car().request(SESSION, AT)).out)
+    told = {check["subject"]: check["evidence"] for check in report["checks"]}
+    assert told["revocation of the provisioning chain"] == ["Revocation is not checked."]
