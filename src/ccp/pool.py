@@ -238,9 +238,7 @@ class Pool:
         root: Fingerprint | None,
         at: datetime,
     ) -> tuple[Checks, tuple[str, ...]]:
-        """What `publish` would say: every check, and the warnings. Nothing is stored. Raises NotAuthorised, EXIError.
-        What `publish` would say: every check, and the warnings. Nothing is stored. Raises NotAuthorised, EXIError.
-        """
+        """What `publish` would say: every check and the warnings. Nothing is stored. Raises NotAuthorised, EXIError."""
         authorise(caller, Operation.PUBLISH, emaid)
         response = installation.read_response(_octets(message), namespace)
         return await self.explain(response, emaid=emaid, root=root, at=at, fetch=True)

@@ -425,6 +425,16 @@ def test_a_revoked_contract_is_told_by_a_dry_run_as_by_the_real_put(around: Pool
     assert "revoked" in same_as_real(around, contract)[0]
 
 
+def test_evidence_that_cannot_be_had_is_a_failed_check_of_a_dry_run_and_no_503() -> None:
+    pki = naming(f"http://127.0.0.1:{free_port()}", "eMSP Sub2 CA SIM")
+    with start({"iso2": pki}, outbound_allow=LOOPBACK) as pool:
+        contract = pool.contract(pool.car())
+        report = dry(pool, contract)
+        (failed,) = failures(report)
+        assert sentences(put(pool, contract), 503) == [failed]
+        assert "cannot be established now" in failed
+
+
 def test_an_emaid_that_does_not_fit_is_told_by_a_dry_run_as_by_the_real_put(around: Pool) -> None:
     contract = around.contract(around.car())
     contract.body["emaid"] = "DEEXAX99999999"

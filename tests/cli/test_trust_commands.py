@@ -32,7 +32,7 @@ def shared(pkis: dict[str, PKI]) -> Iterator[Pool]:
 def around(shared: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pool:
     """A pool that runs and holds nothing, and a directory whose configuration names its database."""
     for table in ("contract", "vehicle", "emaid_claim", "outbox", "evidence"):
-        shared.sql(f"delete from {table}")  # noqa: S608
+        shared.sql(f"delete from {table}")
     configure(tmp_path, shared)
     monkeypatch.chdir(tmp_path)
     return shared

@@ -76,9 +76,8 @@ def test_the_store_refuses_to_open_where_there_is_no_database(tmp_path: Path) ->
 def test_the_store_refuses_a_database_without_schema(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "ccp.db")) as connection:
         connection.execute("create table other (x)")
-    with pytest.raises(
-        ConfigurationError, match=f"The database schema is absent, this release needs {schema.HEAD}; run 'ccp db upgrade'"
-    ):
+    told = f"The database schema is absent, this release needs {schema.HEAD}; run 'ccp db upgrade'"
+    with pytest.raises(ConfigurationError, match=told):
         open_and_close(f"sqlite:///{tmp_path / 'ccp.db'}")
 
 
