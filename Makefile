@@ -32,6 +32,7 @@ bench: $(VENV)/dev
 	$(BIN)/python bench/codec.py
 	$(BIN)/python bench/request.py
 	$(BIN)/python bench/trust.py
+	$(BIN)/python bench/responder.py
 
 format: $(VENV)/dev
 	$(BIN)/ruff format .

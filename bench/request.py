@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import base64
+import itertools
 import json
 import os
 import platform
@@ -22,7 +23,8 @@ import tempfile
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -156,9 +158,10 @@ async def put(pool: Pool, caller: Party, publish: dict[str, str]) -> None:
     )
 
 
-async def load(port: int, request: bytes, seconds: float, connections: int) -> tuple[float, list[float]]:
+async def load(port: int, requests: Sequence[bytes], seconds: float, connections: int) -> tuple[float, list[float]]:
     """Requests a second and sorted latencies in ms, over keep-alive connections that each wait for their answer."""
     latencies: list[float] = []
+    turn = itertools.cycle(requests)
     until = time.perf_counter() + seconds
 
     async def connection() -> None:
@@ -166,7 +169,7 @@ async def load(port: int, request: bytes, seconds: float, connections: int) -> t
         try:
             while time.perf_counter() < until:
                 began = time.perf_counter()
-                writer.write(request)
+                writer.write(next(turn))
                 head = await reader.readuntil(b"\r\n\r\n")
                 assert head.startswith(b"HTTP/1.1 200 "), head[:200]
                 length = int(head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0])
@@ -184,39 +187,45 @@ def served(folder: Path, port: int, seconds: float, connections: int) -> None:
     """A real `ccp serve` under load, POST and health for comparison."""
     credentials = json.loads((folder / "credentials.json").read_text())
     cpo = next(party for party in credentials["parties"] if party["role"] == "cpo")
-    environment = {**os.environ, "CCP_LOG_LEVEL": "error"}
-    server = subprocess.Popen(
-        [sys.executable, "-c", "from ccp.cli import main; main()", "serve", "--config", str(folder / "ccp.toml")],
-        env=environment,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        token = _token(credentials["token_url"], cpo["client_id"], cpo["client_secret"])
+    with serving(folder / "ccp.toml"):
+        token = token_of(credentials["token_url"], cpo["client_id"], cpo["client_secret"])
         columns = ("one worker under load", "requests/s", "p50 ms", "p95 ms", "p99 ms")
         table = Table(*columns, box=None, header_style="bold")
         body2 = next(iter(sorted((folder / "samples" / "iso2").glob("request_*")))).read_bytes()
         body20 = next(iter(sorted((folder / "samples" / "iso20").glob("request_*")))).read_bytes()
         path = "/opnc/v1/ccp/signedcontractdata"
         for name, message in (
-            ("a constant (/health)", _message("GET", "/health", token, b"")),
-            ("POST ISO 15118-2", _message("POST", path, token, body2)),
-            ("POST ISO 15118-20 (P-521)", _message("POST", path, token, body20)),
+            ("a constant (/health)", message_of("GET", "/health", token, b"")),
+            ("POST ISO 15118-2", message_of("POST", path, token, body2)),
+            ("POST ISO 15118-20 (P-521)", message_of("POST", path, token, body20)),
         ):
-            rate, latencies = asyncio.run(load(port, message, seconds, connections))
+            rate, latencies = asyncio.run(load(port, [message], seconds, connections))
             p50, p95, p99 = (latencies[int(len(latencies) * share)] for share in (0.50, 0.95, 0.99))
             table.add_row(name, f"{rate:.0f}", f"{p50:.2f}", f"{p95:.2f}", f"{p99:.2f}")
         console.print(table)
+
+
+@contextmanager
+def serving(config: Path) -> Iterator[None]:
+    """A real `ccp serve`, ended with the block."""
+    server = subprocess.Popen(
+        [sys.executable, "-c", "from ccp.cli import main; main()", "serve", "--config", str(config)],
+        env={**os.environ, "CCP_LOG_LEVEL": "error"},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        yield
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(20)
 
 
-def _message(method: str, path: str, token: str, body: bytes) -> bytes:
+def message_of(method: str, path: str, token: str, body: bytes) -> bytes:
     head = f"{method} {path} HTTP/1.1\r\nHost: bench\r\nAuthorization: Bearer {token}\r\n"
     return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
 
-def _token(url: str, client_id: str, secret: str) -> str:
+def token_of(url: str, client_id: str, secret: str) -> str:
     form = {"grant_type": "client_credentials", "client_id": client_id, "client_secret": secret}
     deadline = time.monotonic() + 20
     while True:

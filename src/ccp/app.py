@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,6 +27,7 @@ from ccp.api import errors, oauth, opnc, pcp
 from ccp.api.trace import Tracing
 from ccp.auth import Authority, Operation
 from ccp.errors import CCPError, Unavailable
+from ccp.ids import masked
 from ccp.neighbours import Neighbours
 from ccp.outbound import Outbound
 from ccp.peers import NoPeers
@@ -225,8 +226,22 @@ def _operation(
     }
 
 
+_TOLD: Final = ("reason", "cause", "warning", "warnings")
+"""Members of log events that hold sentences, in which ids may be named."""
+
+
+def _mask(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for name in _TOLD:
+        value = event.get(name)
+        if isinstance(value, str):
+            event[name] = masked(value)
+        elif isinstance(value, tuple | list):
+            event[name] = [masked(str(each)) for each in value]
+    return event
+
+
 def configure_logging(config: Settings) -> None:
-    """One event a line on standard error, as JSON or for people."""
+    """One event a line on standard error, as JSON or for people; long ids in sentences are cut to their owner's."""
     last: Any = (
         structlog.dev.ConsoleRenderer()
         if config.log_format == "console"
@@ -235,6 +250,7 @@ def configure_logging(config: Settings) -> None:
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
+            _mask,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             last,

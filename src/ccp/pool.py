@@ -224,9 +224,8 @@ class Pool:
             key = None if chain is None else chain.key_for(namespace)
         contract = verified.signed_contract(pcid, metadata, at, certificates=cleared.keys, provisioning_key=key)
         await self._store.write(questions.publish(contract, at))
-        warnings = (*advice.on_response(response, at), *cleared.warnings)
-        if warnings:
-            _log.info("published with warnings", owner=emaid.provider, warnings=warnings)
+        if warnings := advice.on_response(response, at):
+            _log.warning("published with warnings", owner=emaid.provider, warnings=warnings)
 
     async def examine(
         self,

@@ -21,9 +21,10 @@ from ccp.exi import iso2
 from ccp.pki.certificates import Certificate
 from ccp.pki.evidence import Evidence, Status, issuer_id
 from ccp.sim.parties import Car
-from ccp.sim.pki import CPS, PKI, Addresses, Algorithm, Credential, algorithm_of, build_pki, sign_crl
+from ccp.sim.pki import CPS, PKI, Addresses, Algorithm, Credential, algorithm_of, build_pki
 from ccp.store import evidence
 from tests.api.answers import sentences
+from tests.revocation.made import crl
 from tests.revocation.servers import Reply, Request, Server, free_port, http_server, openssl_responder
 from tests.world import AT, Contract, Pool, read, start
 
@@ -251,14 +252,12 @@ def test_a_list_that_the_sweep_loads_stops_a_delivery(
 ) -> None:
     monkeypatch.setattr("ccp.revocation._ROUND_SECONDS", 0.1)
     pki = pkis["iso2"]
-    times = {"this_update": AT - HOUR, "next_update": AT + DAY}
-    url = responder.server.says("/crl", sign_crl(pki.emsp_sub2, {}, **times))
+    url = responder.server.says("/crl", crl(pki.emsp_sub2))
     with start({"iso2": pki}, crl_urls={"eMSP Sub2 CA SIM": url}) as pool:
         car = pool.car()
         contract = pool.publish(car)
         assert pool.ask(car)
-        times["this_update"] += timedelta(minutes=1)
-        responder.server.says("/crl", sign_crl(pki.emsp_sub2, {serial(contract): AT}, number=2, **times))
+        responder.server.says("/crl", crl(pki.emsp_sub2, Certificate.load(contract.certificate), number=2))
         pool.sql("update crl set refresh_at = 0")
         deadline = time.monotonic() + 5
         while "metaData" not in pool.post(car).json()["signedContractDataCollection"][0]:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ccp import settings
 from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, with_pool
 
 if TYPE_CHECKING:
@@ -28,9 +27,6 @@ def cleanse(
     async def run(pool: Pool) -> list[Cleansed]:
         return await pool.cleanse(datetime.now(UTC), dry_run=dry_run)
 
-    from ccp.app import configure_logging  # Here, as in `with_pool`.
-
-    configure_logging(settings.load(config))  # What is removed is audited on standard error, beside what is printed.
     found = with_pool(config, run)
     if as_json:
         print_json([{"emaid": each.emaid, "pcid": each.pcid, "reason": each.reason} for each in found])
