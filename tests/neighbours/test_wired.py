@@ -112,12 +112,15 @@ def test_a_vehicle_with_an_old_key_is_refused_and_a_contract_for_an_old_key_is_n
 ) -> None:
     car = around.car()
     knows(pcp, car)
-    around.publish(car)
+    contract = around.publish(car)
     around.ask(car)
+    assert "undeliverable" not in around.emsp.get(f"/contractData/emaid/{contract.emaid}").text
     renewed = Car.of(pkis["iso2"], again(pkis["iso2"], car), car.pcid)
     knows(pcp, renewed)
     item = around.post(renewed).json()["signedContractDataCollection"][0]
-    assert "metaData" in item  # the stored contract was encrypted for the old key
+    assert "stale" in item["metaData"]  # The stored contract was encrypted for the old key.
+    data = around.emsp.get(f"/contractData/emaid/{contract.emaid}").json()["contractDataCollection"]
+    assert ["another provisioning key" in entry["undeliverable"] for entry in data] == [True]
     item = around.post(car).json()["signedContractDataCollection"][0]
     assert "not the vehicle's current one" in item["metaData"]
 

@@ -243,6 +243,15 @@ class Certificate:
         except (InvalidSignature, ValueError, UnsupportedAlgorithm) as exc:
             raise ChainError(f"Certificate {self.label} was not signed by {issuer.label}.") from exc
 
+    @cached_property
+    def self_signature_failure(self) -> str | None:
+        """What is wrong with a root's signature over itself. Both ends are these octets, so the answer is kept."""
+        try:
+            self.check_signature(self)
+        except ChainError as exc:
+            return str(exc)
+        return None
+
     def _signed_octets(self) -> bytes:
         """The TBSCertificate exactly as it was received."""
         start = _content(self.der, 0)[0]

@@ -379,7 +379,11 @@ def _check_issued(child: Certificate, issuer: Certificate) -> None:
         raise ChainError(
             f"The signature of certificate {child.label} does not fit the key of its issuer {issuer.label}."
         )
-    child.check_signature(issuer)
+    if child is issuer:
+        if child.self_signature_failure is not None:
+            raise ChainError(child.self_signature_failure)
+    else:
+        child.check_signature(issuer)
 
 
 def _still_holds(upward: _Chain, leaf: Certificate, at: datetime) -> bool:
