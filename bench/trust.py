@@ -47,25 +47,11 @@ from ccp.sim.pki import OCSP_RESPONDER, PKI, Addresses, Credential, answer_ocsp,
 from ccp.store import Store, connect, schema
 from ccp.store import contracts as contract_questions
 from ccp.store import evidence as questions
+from request import best
 
 console = Console(width=120)
 AT = datetime.now(UTC).replace(microsecond=0)
 HOUR = timedelta(hours=1)
-
-
-def best(work: Callable[[], object], *, rounds: int = 9, seconds: float = 0.03) -> float:
-    """Microseconds of one call: the fastest of some rounds."""
-    work()
-    began = time.perf_counter()
-    work()
-    calls = max(1, int(seconds / max(time.perf_counter() - began, 1e-7)))
-    fastest = float("inf")
-    for _ in range(rounds):
-        began = time.perf_counter()
-        for _ in range(calls):
-            work()
-        fastest = min(fastest, (time.perf_counter() - began) / calls)
-    return fastest * 1e6
 
 
 def raw_verification() -> float:
