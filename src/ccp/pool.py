@@ -123,7 +123,7 @@ class Pool:
         try:
             return installation.verify_request(request, anchors=anchors, revocation=AskedLater(), at=at)
         except ChainError as exc:
-            # The signature holds, or this would not be the error: whoever asks has the vehicle's key.
+            # Signatures are checked before chains, so nobody makes us ask about a vehicle without its key.
             said = None if request.sub_certificates or self._pcp is None else installation.pcid_said(request)
             if self._pcp is None or said is None or isinstance(exc, ExpiredError):
                 raise
