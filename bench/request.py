@@ -37,7 +37,7 @@ from rich.table import Table
 from ccp import exi, installation, settings
 from ccp.app import assemble
 from ccp.ids import Namespace
-from ccp.parties import Party, Role
+from ccp.parties import Caller, Party, Role
 from ccp.pki.certificates import Certificate
 from ccp.pki.evidence import Unchecked
 from ccp.pool import Pool
@@ -138,7 +138,7 @@ def encode_dss(r: int, s: int) -> bytes:
 
 
 async def deliver(pool: Pool, caller: Party, namespace: Namespace, message: str) -> None:
-    outcome = await pool.deliver(caller, namespace, message, broadcast=False, at=datetime.now(UTC))
+    outcome = await pool.deliver(Caller(caller), namespace, message, broadcast=False, at=datetime.now(UTC))
     assert isinstance(outcome, list), outcome
 
 
@@ -147,7 +147,7 @@ async def put(pool: Pool, caller: Party, publish: dict[str, str]) -> None:
 
     data = wire.SignedContractData.model_validate(publish)
     await pool.publish(
-        caller,
+        Caller(caller),
         emaid=data.emaid,
         pcid=data.pcid,
         namespace=data.xsdMsgDefNamespace,

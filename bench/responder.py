@@ -30,6 +30,7 @@ from ccp import exi, settings, wire
 from ccp.app import assemble
 from ccp.exi import iso2
 from ccp.ids import EMAID, PCID
+from ccp.parties import Caller
 from ccp.pki.certificates import Certificate
 from ccp.sim import sandbox
 from ccp.sim.parties import Car
@@ -88,7 +89,7 @@ async def furnish(config: settings.Settings, world: sandbox.World, bodies: list[
         for body in bodies:
             data = wire.SignedContractData.model_validate(body)
             await built.pool.publish(
-                world.member("Example CPS").party,
+                Caller(world.member("Example CPS").party),
                 emaid=data.emaid,
                 pcid=data.pcid,
                 namespace=data.xsdMsgDefNamespace,

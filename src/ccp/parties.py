@@ -34,3 +34,15 @@ class Party:
     wmis: frozenset[WMI] = frozenset()
     operator_ids: frozenset[OperatorId] = frozenset()
     enabled: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """A party in one of its requests.
+
+    trace_id: of the request, empty for a command. address: where it came from, as far as the edge knows.
+    """
+
+    party: Party
+    trace_id: str = ""
+    address: str | None = None

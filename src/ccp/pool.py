@@ -27,7 +27,7 @@ from ccp.errors import (
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.installation import InstallationRequest, InstallationResponse, VerifiedInstallationRequest
 from ccp.neighbours import PUBLISH_SECONDS, Neighbours, RevocationReason, key_fingerprint
-from ccp.parties import Party
+from ccp.parties import Caller
 from ccp.peers import Peers
 from ccp.pki.evidence import AskedLater, Known, check_keys
 from ccp.pki.paths import TrustAnchors
@@ -97,13 +97,13 @@ class Pool:
         return self._trust.anchors
 
     async def deliver(
-        self, caller: Party, namespace: Namespace, message: str, *, broadcast: bool, at: datetime
+        self, caller: Caller, namespace: Namespace, message: str, *, broadcast: bool, at: datetime
     ) -> list[Answer] | Refusal:
         """Answer a vehicle's CertificateInstallationReq.
 
         message: EXI in Base64. broadcast: other pools may be asked. Raises EXIError, NotAuthorised, Unavailable.
         """
-        authorise(caller, Operation.DELIVER)
+        authorise(caller.party, Operation.DELIVER)
         request = installation.read_request(_octets(message), namespace)
         pcid = None
         try:
@@ -197,7 +197,7 @@ class Pool:
 
     async def publish(
         self,
-        caller: Party,
+        caller: Caller,
         *,
         emaid: EMAID,
         pcid: PCID,
@@ -212,7 +212,7 @@ class Pool:
         message: EXI in Base64. root: the V2G root that the publisher names. Raises NotAuthorised, EXIError,
         MismatchError, VerificationError, Unavailable.
         """
-        authorise(caller, Operation.PUBLISH, emaid)
+        authorise(caller.party, Operation.PUBLISH, emaid)
         response = installation.read_response(_octets(message), namespace)
         verified = installation.verify_response(
             response, emaid=emaid, root=root, anchors=self._trust.anchors, revocation=AskedLater(), at=at
@@ -229,7 +229,7 @@ class Pool:
 
     async def examine(
         self,
-        caller: Party,
+        caller: Caller,
         *,
         emaid: EMAID,
         namespace: Namespace,
@@ -238,7 +238,7 @@ class Pool:
         at: datetime,
     ) -> tuple[Checks, tuple[str, ...]]:
         """What `publish` would say: every check and the warnings. Nothing is stored. Raises NotAuthorised, EXIError."""
-        authorise(caller, Operation.PUBLISH, emaid)
+        authorise(caller.party, Operation.PUBLISH, emaid)
         response = installation.read_response(_octets(message), namespace)
         return await self.explain(response, emaid=emaid, root=root, at=at, fetch=True)
 
@@ -274,7 +274,7 @@ class Pool:
 
     async def withdraw(
         self,
-        caller: Party,
+        caller: Caller,
         emaid: EMAID,
         at: datetime,
         *,
@@ -285,24 +285,24 @@ class Pool:
 
         Raises NotAuthorised, NotFound, Unavailable; UpstreamError when they cannot be revoked, and nothing is removed.
         """
-        authorise(caller, Operation.WITHDRAW, emaid)
+        authorise(caller.party, Operation.WITHDRAW, emaid)
         if revoke and self._pki is not None:
             await self._pki.revoke_issued(await self._store.read(questions.by_emaid(emaid)), reason)
         await self._store.write(questions.withdraw(emaid, at))
 
-    async def set_default(self, caller: Party, emaid: EMAID, pcid: PCID, at: datetime) -> None:
+    async def set_default(self, caller: Caller, emaid: EMAID, pcid: PCID, at: datetime) -> None:
         """Make a contract the vehicle's default. Raises NotAuthorised, NotFound, Unavailable."""
-        authorise(caller, Operation.SET_DEFAULT, pcid)
+        authorise(caller.party, Operation.SET_DEFAULT, pcid)
         await self._store.write(questions.set_default(emaid, pcid, at))
 
     async def contract_data_by_emaid(
-        self, caller: Party, emaid: EMAID, namespace: Namespace, root: Fingerprint | None, at: datetime
+        self, caller: Caller, emaid: EMAID, namespace: Namespace, root: Fingerprint | None, at: datetime
     ) -> list[tuple[SignedContract, str | None]]:
         """The variants of a contract, newest first, each with what keeps it from its vehicle, if anything does.
 
         Raises NotAuthorised, NotFound.
         """
-        authorise(caller, Operation.GET_CONTRACT_DATA_BY_EMAID, emaid)
+        authorise(caller.party, Operation.GET_CONTRACT_DATA_BY_EMAID, emaid)
         stored = await self._store.read(questions.by_emaid(emaid))
         found = _matching(stored, namespace, root, "The contract for the given EMAID not found.")
         known = await self._store.read(evidence.known(key for c in found for key in c.certificates or ()))
@@ -312,15 +312,15 @@ class Pool:
             key = None if current is None else current.key_for(namespace)
         return [(contract, self._problem(contract, known, key, at)) for contract in found]
 
-    async def contract_data_by_pcid(self, caller: Party, pcid: PCID, namespace: Namespace) -> list[SignedContract]:
+    async def contract_data_by_pcid(self, caller: Caller, pcid: PCID, namespace: Namespace) -> list[SignedContract]:
         """The variants of a vehicle's contracts, newest first. Raises NotAuthorised, NotFound."""
-        authorise(caller, Operation.GET_CONTRACT_DATA_BY_PCID, pcid)
+        authorise(caller.party, Operation.GET_CONTRACT_DATA_BY_PCID, pcid)
         stored = await self._store.read(questions.by_vehicle(pcid))
         return _matching(stored, namespace, None, "No contract for the given PCID found.")
 
     async def signed_contract_data(
         self,
-        caller: Party,
+        caller: Caller,
         emaid: EMAID,
         pcid: PCID,
         *,
@@ -333,7 +333,7 @@ class Pool:
 
         session_id: put into the responses; without one they are as they were published. Raises NotAuthorised, NotFound.
         """
-        authorise(caller, Operation.GET_SIGNED_CONTRACT_DATA, pcid)
+        authorise(caller.party, Operation.GET_SIGNED_CONTRACT_DATA, pcid)
         stored = [contract for contract in await self._store.read(questions.by_emaid(emaid)) if contract.pcid == pcid]
         found = _matching(stored, namespace, root, "The contract for the given EMAID not found.")
         return [Answer(c, installation.answer(c, session_id, at) if session_id else c.response) for c in found]

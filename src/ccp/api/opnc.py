@@ -28,7 +28,7 @@ from ccp.contracts import SignedContract
 from ccp.errors import FieldError, NotFound
 from ccp.ids import Namespace
 from ccp.neighbours import REASON_HEADER, RevocationReason
-from ccp.parties import Party
+from ccp.parties import Caller
 from ccp.peers import Peers
 from ccp.pool import Answer, Pool, Refusal
 
@@ -76,17 +76,18 @@ class Edge:
         self.clock = clock
         self._max_body = max_body
 
-    def caller(self, scope: Scope, headers: Headers, operation: Operation) -> Party:
+    def caller(self, scope: Scope, headers: Headers, operation: Operation) -> Caller:
         """Raises NotAuthenticated."""
         trace = trace_of(scope)
         trace.operation = operation.value
         party = self._authority.authenticate(headers.get("authorization"), self.clock())
         trace.caller = party.client_id
-        return party
+        peer = scope.get("client")
+        return Caller(party, trace.id, peer[0] if peer else None)
 
-    def route(self, caller: Party, routing: Routing) -> None:
+    def route(self, caller: Caller, routing: Routing) -> None:
         """Hold the OPNC headers against the caller. Raises NotAuthorised, NotFound for a pool that is unknown here."""
-        authorise_sender(caller, routing.from_type, routing.from_id)
+        authorise_sender(caller.party, routing.from_type, routing.from_id)
         if routing.to_type == "ccp" and routing.to_id is not None:
             self._peers.route(routing.to_id)
 
@@ -209,12 +210,12 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
     api = APIRouter(routes=[Route(f"{BASE}/signedcontractdata", endpoint)])
 
     def calling(operation: Operation) -> Any:
-        async def authenticated(request: Request) -> Party:
+        async def authenticated(request: Request) -> Caller:
             return edge.caller(request.scope, request.headers, operation)
 
-        async def caller(routing: Annotated[Routing, Header()], party: Party = Depends(authenticated)) -> Party:
-            edge.route(party, routing)
-            return party
+        async def caller(routing: Annotated[Routing, Header()], known: Caller = Depends(authenticated)) -> Caller:
+            edge.route(known, routing)
+            return known
 
         return Depends(caller)
 
@@ -241,7 +242,7 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
     @add("GET", "/contractData/emaid/{emaid}", Operation.GET_CONTRACT_DATA_BY_EMAID, wire.ContractDataCollection)
     async def get_contract_data_by_emaid(
         emaid: EmaidPath,
-        caller: Party = calling(Operation.GET_CONTRACT_DATA_BY_EMAID),
+        caller: Caller = calling(Operation.GET_CONTRACT_DATA_BY_EMAID),
         namespace: NamespaceQuery = _NAMESPACE,
         root: RootQuery = None,
     ) -> Response:
@@ -252,7 +253,7 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
     @add("GET", "/contractData/pcid/{pcid}", Operation.GET_CONTRACT_DATA_BY_PCID, wire.ContractDataCollection)
     async def get_contract_data_by_pcid(
         pcid: PcidPath,
-        caller: Party = calling(Operation.GET_CONTRACT_DATA_BY_PCID),
+        caller: Caller = calling(Operation.GET_CONTRACT_DATA_BY_PCID),
         namespace: NamespaceQuery = _NAMESPACE,
     ) -> Response:
         """The contracts that wait for a vehicle, for the OEM that owns its WMI."""
@@ -262,7 +263,7 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
     @add("DELETE", "/signedcontractdata/{emaid}", Operation.WITHDRAW)
     async def delete_signed_contract_data_by_emaid(
         emaid: EmaidPath,
-        caller: Party = calling(Operation.WITHDRAW),
+        caller: Caller = calling(Operation.WITHDRAW),
         skip_revocation: Annotated[Boolean, Header(alias="X-Skip-Revocation")] = False,
         reason: Annotated[str | None, Header(alias=REASON_HEADER)] = None,
     ) -> Response:
@@ -280,7 +281,7 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
     async def get_signed_contract_data_by_emaid_and_pcid(
         emaid: EmaidPath,
         pcid: PcidPath,
-        caller: Party = calling(Operation.GET_SIGNED_CONTRACT_DATA),
+        caller: Caller = calling(Operation.GET_SIGNED_CONTRACT_DATA),
         namespace: NamespaceQuery = _NAMESPACE,
         root: RootQuery = None,
         session_id: SessionQuery = b"",
@@ -299,7 +300,7 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
 
     @add("POST", "/signedcontractdata/{emaid}/{pcid}/setdefault", Operation.SET_DEFAULT)
     async def set_signed_contract_data_as_default(
-        emaid: EmaidPath, pcid: PcidPath, caller: Party = calling(Operation.SET_DEFAULT)
+        emaid: EmaidPath, pcid: PcidPath, caller: Caller = calling(Operation.SET_DEFAULT)
     ) -> Response:
         """Make a contract the vehicle's default, for the OEM that owns its WMI."""
         await pool.set_default(caller, emaid, pcid, edge.clock())

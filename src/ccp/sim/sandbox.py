@@ -16,7 +16,7 @@ from ccp.app import assemble, configure_logging
 from ccp.auth import hash_secret, new_secret
 from ccp.errors import ConfigurationError
 from ccp.ids import EMAID, PCID, WMI, OperatorId, ProviderId
-from ccp.parties import Party, Role
+from ccp.parties import Caller, Party, Role
 from ccp.pki.certificates import Certificate
 from ccp.pki.paths import Role as TrustRole
 from ccp.settings import Settings
@@ -177,7 +177,7 @@ async def _fill(config: Settings, world: World, bodies: list[dict[str, Any]], at
         for body in bodies:
             data = wire.SignedContractData.model_validate(body)
             await built.pool.publish(
-                world.member("Example CPS").party,
+                Caller(world.member("Example CPS").party),
                 emaid=data.emaid,
                 pcid=data.pcid,
                 namespace=data.xsdMsgDefNamespace,
