@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from ccp.pki.evidence import Evidence, Key, Known, LoadedCRL, RevocationList, Status
+from ccp.pki.evidence import Evidence, Key, Known, LoadedCRL, RevocationList, Rules, Status
 from ccp.store.contracts import instant, microseconds
 from ccp.store.steps import Steps
 
@@ -21,6 +21,14 @@ _EVIDENCE = "issuer, serial, status, this_update, next_update, revoked_at, sourc
 _KEYS = 6
 _STATUS = {status.value: status for status in Status}
 _ENTRIES = (400, 20, 1)
+
+# Not `(issuer, serial) in (values …)`, for which SQLite reads the whole table.
+_EACH = " or ".join(f"(issuer = ${2 * n + 1} and serial = ${2 * n + 2})" for n in range(_KEYS))
+_KNOWN = f"select {_EVIDENCE} from evidence where {_EACH}"  # noqa: S608  columns are ours
+_LISTS = f"""
+select issuer, url, number, this_update, next_update from crl
+where issuer in ({", ".join(f"${n + 1}" for n in range(_KEYS))})
+"""  # noqa: S608
 
 _LEARN = f"""
 insert into evidence ({_EVIDENCE}) values ($1, $2, $3, $4, $5, $6, $7)
@@ -57,27 +65,22 @@ class DueCRL:
     issuer_certificate: bytes
 
 
-def known(keys: Iterable[Key]) -> Steps[Known]:
+def known(keys: Iterable[Key], rules: Rules) -> Steps[Known]:
     """What there is about these certificates."""
-    keys = list(keys)
-    asked = list(dict.fromkeys((key.issuer, f"{key.serial:x}") for key in keys))
+    asked: dict[tuple[str, str], None] = {}
+    listed: dict[str, None] = {}
+    for key in keys:
+        asked[key.issuer, f"{key.serial:x}"] = None
+        if rules.lists(key):
+            listed[key.issuer] = None
     evidence: dict[tuple[str, int], Evidence] = {}
-    for part in _parts(asked, _KEYS):
-        # Not `(issuer, serial) in (values …)`, for which SQLite reads the whole table.
-        each = " or ".join(f"(issuer = ${2 * n + 1} and serial = ${2 * n + 2})" for n in range(_KEYS))
-        rows = yield f"select {_EVIDENCE} from evidence where {each}", _flat(part)  # noqa: S608
-        for row in rows:
+    for part in _parts(list(asked), _KEYS):
+        for row in (yield _KNOWN, _flat(part)):
             found = _evidence(row)
             evidence[found.issuer, found.serial] = found
     crls: dict[str, list[LoadedCRL]] = {}
-    listed = sorted({key.issuer for key in keys if key.crls})
-    for issuers in _parts(listed, _KEYS):
-        places = ", ".join(f"${n + 1}" for n in range(_KEYS))
-        rows = yield (
-            f"select issuer, url, number, this_update, next_update from crl where issuer in ({places})",  # noqa: S608
-            tuple(issuers),
-        )
-        for issuer, url, number, this_update, next_update in rows:
+    for issuers in _parts(sorted(listed), _KEYS):
+        for issuer, url, number, this_update, next_update in (yield _LISTS, tuple(issuers)):
             crls.setdefault(issuer, []).append(
                 LoadedCRL(issuer, url, _number(number), instant(this_update), instant(next_update))
             )
