@@ -23,7 +23,7 @@ from starlette.routing import Route
 
 from ccp import __version__, settings, wire
 from ccp import trust as anchors
-from ccp.api import errors, oauth, opnc, pcp
+from ccp.api import errors, oauth, opcp, opnc, pcp
 from ccp.api.trace import Tracing
 from ccp.auth import Authority, Operation
 from ccp.errors import CCPError, Unavailable
@@ -166,6 +166,8 @@ def create(config: Settings | None = None) -> FastAPI:
         pcp.pcp_route(edge, pcp.VehicleEvents(store, neighbours.provisioning), config.pcp_webhook_secret),
         Route("/health", health),
     ]
+    if config.opcp:
+        app.router.routes[1:1] = opcp.router(pool, edge, config.opcp_negative).routes
     app.add_middleware(Tracing)
     app.add_exception_handler(CCPError, errors.deliberate)
     app.add_exception_handler(RequestValidationError, errors.invalid)
@@ -199,6 +201,8 @@ def _described(app: FastAPI) -> dict[str, Any]:
             ),
             "put": _operation(Operation.PUBLISH, "SignedContractData", "201", None, opnc.Routing),
         }
+        if any(getattr(route, "path", None) == opcp.ROOTS for route in app.routes):
+            opcp.describe(described, _operation)
         app.openapi_schema = described
     return app.openapi_schema
 

@@ -35,6 +35,12 @@ class Operation(StrEnum):
     SET_DEFAULT = "SetSignedContractDataAsDefault"
 
 
+class RootOperation(StrEnum):
+    """What every party may do: certificates of roots are public, and every role needs some of them."""
+
+    GET_ROOT_CERTIFICATES = "GetRootCertificates"
+
+
 Subject: TypeAlias = EMAID | PCID | None
 Rule: TypeAlias = Callable[[Party, Subject], bool]
 

@@ -97,11 +97,19 @@ class Pool:
         return self._trust.anchors
 
     async def deliver(
-        self, caller: Caller, namespace: Namespace, message: str, *, broadcast: bool, at: datetime
+        self,
+        caller: Caller,
+        namespace: Namespace,
+        message: str,
+        *,
+        broadcast: bool,
+        at: datetime,
+        single: bool = False,
     ) -> list[Answer] | Refusal:
         """Answer a vehicle's CertificateInstallationReq.
 
-        message: EXI in Base64. broadcast: other pools may be asked. Raises EXIError, NotAuthorised, Unavailable.
+        message: EXI in Base64. broadcast: other pools may be asked. single: one contract at most, whatever the vehicle
+        takes, because the caller can hand on no more. Raises EXIError, NotAuthorised, Unavailable.
         """
         authorise(caller.party, Operation.DELIVER)
         request = installation.read_request(_octets(message), namespace)
@@ -112,7 +120,7 @@ class Pool:
             if verified.chain is not None:
                 await self._revocation.check_vehicle(verified.chain, at)
             await self._check_current(verified)
-            return await self._choose(verified, broadcast, at)
+            return await self._choose(verified, broadcast, at, single)
         except (VerificationError, NotFound) as exc:
             negative = installation.refuse(namespace, request.session_id, exc, at)
             return Refusal(pcid or installation.pcid_said(request), negative, exc)
@@ -157,7 +165,9 @@ class Pool:
             return str(exc)
         return None
 
-    async def _choose(self, verified: VerifiedInstallationRequest, broadcast: bool, at: datetime) -> list[Answer]:
+    async def _choose(
+        self, verified: VerifiedInstallationRequest, broadcast: bool, at: datetime, single: bool
+    ) -> list[Answer]:
         request = verified.request
         stored, known = await self._store.read(_with_evidence(verified.pcid))
         bound = any(contract.provisioning_key for contract in stored)
@@ -186,7 +196,7 @@ class Pool:
                 listed=request.lists_root_of,
                 good=good,
                 prioritised=request.prioritised,
-                maximum=request.maximum,
+                maximum=min(request.maximum, 1) if single else request.maximum,
                 root_match=self._root_match,
             )
             return [Answer(c, installation.answer(c, request.session_id, at, remaining)) for c, remaining in chosen]

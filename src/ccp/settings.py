@@ -33,6 +33,16 @@ class RevocationPolicy(StrEnum):
     OFF = "off"
 
 
+class OPCPNegative(StrEnum):
+    """How OPCP answers when there is nothing for a car: with the message that says so, or with an HTTP error.
+
+    Clients hand nothing but the 200 on to the charging station.
+    """
+
+    DELIVER = "deliver"
+    NOT_FOUND = "404"
+
+
 class Settings(BaseSettings):
     """Every setting, its default and its meaning; `ccp config` prints the effective values."""
 
@@ -101,6 +111,11 @@ class Settings(BaseSettings):
         3600, description="Seconds between two runs that remove expired and revoked contracts; 0 for none."
     )
     cleanse_grace: Annotated[int, Field(ge=0)] = Field(0, description="How long an expired contract is kept, seconds.")
+    opcp: bool = Field(True, description="Speak OPCP, the predecessor of OPNC, under /v1 too.")
+    opcp_negative: OPCPNegative = Field(
+        OPCPNegative.DELIVER,
+        description="No contract for a car, asked in OPCP. deliver: 200 with the negative message. 404: an error.",
+    )
     max_body: Annotated[int, Field(ge=4096)] = Field(262_144, description="Largest request body, octets.")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     log_format: Literal["json", "console"] = Field("json", description="json for machines, console for people.")

@@ -23,7 +23,7 @@ from starlette.types import Receive, Scope, Send
 from ccp import wire
 from ccp.api.errors import WITHOUT_404, sentences_of
 from ccp.api.trace import trace_of
-from ccp.auth import Authority, Operation, authorise_sender
+from ccp.auth import Authority, Operation, RootOperation, authorise_sender
 from ccp.contracts import SignedContract
 from ccp.errors import FieldError, NotFound
 from ccp.ids import Namespace
@@ -76,7 +76,7 @@ class Edge:
         self.clock = clock
         self._max_body = max_body
 
-    def caller(self, scope: Scope, headers: Headers, operation: Operation) -> Caller:
+    def caller(self, scope: Scope, headers: Headers, operation: Operation | RootOperation) -> Caller:
         """Raises NotAuthenticated."""
         trace = trace_of(scope)
         trace.operation = operation.value

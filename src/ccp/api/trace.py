@@ -22,6 +22,14 @@ _SEGMENTS: Final = {
     segment.lower(): segment
     for segment in ("opnc", "v1", "ccp", "contractData", "emaid", "pcid", "signedcontractdata", "setdefault")
 }
+# OPCP writes the same words in another case, so its paths, which begin with the version, have a list of their own.
+_OPCP_SEGMENTS: Final = {
+    segment.lower(): segment
+    for segment in (
+        *("v1", "ccp", "root", "rootCerts", "signedContractData", "lookupContract", "provideSignedContractData"),
+        "default",
+    )
+}
 _HEADERS: Final = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
 
 
@@ -115,7 +123,9 @@ def _path(scope: Scope) -> str:
 
 
 def _canonical(path: str) -> str:
-    return "/".join(_SEGMENTS.get(segment.lower(), segment) for segment in path.split("/"))
+    segments = path.split("/")
+    known = _OPCP_SEGMENTS if segments[1:2] and segments[1].lower() == "v1" else _SEGMENTS
+    return "/".join(known.get(segment.lower(), segment) for segment in segments)
 
 
 async def _answer_crash(trace: Trace, send: Send) -> None:
