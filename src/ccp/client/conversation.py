@@ -23,7 +23,6 @@ from ccp.errors import ConfigurationError
 T = TypeVar("T")
 
 _RETRIED: Final = frozenset({429, 502, 503})
-_FIRST_PAUSE: Final = 0.2
 _LONGEST_PAUSE: Final = 5.0
 _TOKEN_MARGIN: Final = 60.0  # Seconds before its end that a token is not used any more: clocks differ, requests travel.
 _TOKEN_LIFETIME: Final = 300.0  # Where the issuer does not say how long, which RFC 6749 clause 5.1 allows.
@@ -179,9 +178,9 @@ class Conversation:
 
     def _pause(self, attempt: int, failure: NoAnswerError | AnsweredError) -> float:
         """Before the next attempt: twice as long each time, with chance in it, so that callers do not come together."""
-        pause = min(_FIRST_PAUSE * 2**attempt, _LONGEST_PAUSE) * (0.5 + self._chance() / 2)
+        pause = min(self._limits.pause * 2**attempt, _LONGEST_PAUSE) * (0.5 + self._chance() / 2)
         asked = failure.retry_after if isinstance(failure, AnsweredError) else None
-        return pause if asked is None else max(asked, 0.0) + self._chance() * _FIRST_PAUSE
+        return pause if asked is None else max(asked, 0.0) + self._chance() * self._limits.pause
 
     def _error(self, answer: Answer) -> AnsweredError:
         messages, trace_id = _said(answer)

@@ -112,8 +112,10 @@ class _Face:
         self._conversation = Conversation(
             base_url, access, limits, clock=time.monotonic, wall_clock=time.time, chance=random.random
         )
+        urls = (base_url, proxy, None if credentials is None else credentials.token_url)
         options: dict[str, Any] = {
-            "ssl_context": tls.context() if isinstance(tls, TLS) else tls,
+            # Reading the system's CAs takes a while, and who calls over plain HTTP has no use for them.
+            "ssl_context": None if tls == TLS() and not _needs_tls(urls) else _context(tls),
             "max_connections": _CONNECTIONS,
             "keepalive_expiry": _KEEPALIVE,
             "retries": 0,
@@ -326,6 +328,14 @@ class AsyncClient(_Face):
         except TimeoutError as exc:
             host = urlsplit(exchange.url).hostname
             raise NoAnswerError(f"{host} did not answer in time.", outcome_unknown=sending) from exc
+
+
+def _needs_tls(urls: Iterable[str | None]) -> bool:
+    return any(url is not None and url.lower().startswith("https:") for url in urls)
+
+
+def _context(tls: TLS | ssl.SSLContext) -> ssl.SSLContext:
+    return tls.context() if isinstance(tls, TLS) else tls
 
 
 def _headers(exchange: Exchange) -> list[tuple[str, str]]:

@@ -59,13 +59,14 @@ class Limits:
     """How long and how often.
 
     exchange: seconds for one request and its answer. total: seconds for a call with everything that belongs to it
-    (token, retries, pauses), unless the call says otherwise. retries: after the first attempt. octets: most that is
-    read of an answer.
+    (token, retries, pauses), unless the call says otherwise. retries: after the first attempt. pause: seconds before
+    the first retry; each further one waits twice as long. octets: most that is read of an answer.
     """
 
     exchange: float = 10.0
     total: float = 30.0
     retries: int = 2
+    pause: float = 0.2
     octets: int = 4_194_304
 
 
