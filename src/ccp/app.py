@@ -24,6 +24,7 @@ from starlette.routing import Route
 from ccp import __version__, settings, wire
 from ccp import trust as anchors
 from ccp.api import errors, oauth, opcp, opnc, pcp
+from ccp.api.drain import Drained
 from ccp.api.trace import Tracing
 from ccp.auth import Authority, Operation
 from ccp.errors import CCPError, Unavailable
@@ -169,6 +170,7 @@ def create(config: Settings | None = None) -> FastAPI:
     if config.opcp:
         app.router.routes[1:1] = opcp.router(pool, edge, config.opcp_negative).routes
     app.add_middleware(Tracing)
+    app.add_middleware(Drained)
     app.add_exception_handler(CCPError, errors.deliberate)
     app.add_exception_handler(RequestValidationError, errors.invalid)
     app.add_exception_handler(HTTPException, errors.unrouted)
