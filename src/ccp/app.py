@@ -31,7 +31,7 @@ from ccp.errors import CCPError, Unavailable
 from ccp.ids import masked
 from ccp.neighbours import Neighbours
 from ccp.outbound import Outbound
-from ccp.peers import NoPeers
+from ccp.peers import PoolPeers
 from ccp.pool import Pool
 from ccp.revocation import RevocationService
 from ccp.settings import Settings
@@ -92,6 +92,7 @@ class Assembly:
     outbound: Outbound
     neighbours: Neighbours
     revocation: RevocationService
+    peers: PoolPeers
     pool: Pool
 
     async def open(self) -> None:
@@ -100,6 +101,7 @@ class Assembly:
 
     async def close(self) -> None:
         await self.revocation.close()
+        await self.peers.close()
         await self.outbound.close()
         await self.store.close()
 
@@ -111,8 +113,9 @@ def assemble(config: Settings, clock: opnc.Clock = now) -> Assembly:
     outbound = Outbound(config.outbound_allow)
     neighbours = Neighbours.of(config, outbound)
     revocation = RevocationService(store, outbound, config, clock)
-    pool = Pool(store, trust, revocation, NoPeers(), neighbours, config)
-    return Assembly(store, trust, outbound, neighbours, revocation, pool)
+    peers = PoolPeers(store, lambda: trust.anchors, revocation.check_vehicle, config)
+    pool = Pool(store, trust, revocation, peers, neighbours, config)
+    return Assembly(store, trust, outbound, neighbours, revocation, peers, pool)
 
 
 def create(config: Settings | None = None) -> FastAPI:
@@ -122,13 +125,14 @@ def create(config: Settings | None = None) -> FastAPI:
     built = assemble(config)
     store, trust, neighbours, pool = built.store, built.trust, built.neighbours, built.pool
     authority = Authority(store, issuer=config.public_url, lifetime=config.token_lifetime)
-    edge = opnc.Edge(authority, NoPeers(), now, config.max_body)
+    edge = opnc.Edge(authority, built.peers, now, config.max_body)
     refresher = Refresher(
         store,
         {
             Topic.PARTIES: authority.refresh_parties,
             Topic.TOKEN_KEYS: lambda: authority.refresh_keys(now()),
             Topic.ANCHORS: trust.refresh,
+            Topic.PEERS: built.peers.refresh,
         },
     )
 

@@ -111,6 +111,12 @@ class Settings(BaseSettings):
         3600, description="Seconds between two runs that remove expired and revoked contracts; 0 for none."
     )
     cleanse_grace: Annotated[int, Field(ge=0)] = Field(0, description="How long an expired contract is kept, seconds.")
+    pool_id: Annotated[str, Field(pattern=r"^[!-~]{1,64}$")] | None = Field(
+        None, description="This pool's own party id, as others write it in OPNC-to-party-id."
+    )
+    peer_seconds: Annotated[float, Field(gt=0, le=4)] = Field(
+        1.5, description="How long other pools may take to answer for a car, seconds. The car waits five in all."
+    )
     opcp: bool = Field(True, description="Speak OPCP, the predecessor of OPNC, under /v1 too.")
     opcp_negative: OPCPNegative = Field(
         OPCPNegative.DELIVER,

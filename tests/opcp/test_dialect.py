@@ -11,7 +11,7 @@ import pytest
 
 from ccp.contracts import SignedContract
 from ccp.installation import VerifiedInstallationRequest
-from ccp.peers import NoPeers
+from ccp.peers import PoolPeers
 from ccp.pki.certificates import Certificate
 from ccp.sim.parties import Car
 from ccp.sim.pki import PKI
@@ -359,17 +359,17 @@ def test_roots_can_be_asked_for_by_their_type(pool: Pool) -> None:
 # --- Other pools -----------------------------------------------------------------------------------------------------
 
 
-class Recording(NoPeers):
+class Recording(PoolPeers):
     asked: list[VerifiedInstallationRequest] = []  # noqa: RUF012  one for the test
 
-    async def ask(self, request: VerifiedInstallationRequest) -> list[tuple[SignedContract, bytes]]:
+    async def ask(self, request: VerifiedInstallationRequest, *rest: Any) -> list[tuple[SignedContract, bytes]]:
         self.asked.append(request)
         return []
 
 
 @pytest.fixture
 def recording(pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
-    monkeypatch.setattr("ccp.app.NoPeers", Recording)
+    monkeypatch.setattr("ccp.app.PoolPeers", Recording)
     Recording.asked.clear()
     with start(pkis) as running:
         yield running

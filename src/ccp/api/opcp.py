@@ -45,6 +45,7 @@ from ccp.errors import FieldError, NotFound
 from ccp.ids import EMAID, Namespace
 from ccp.neighbours import REASON_HEADER, RevocationReason
 from ccp.parties import Caller
+from ccp.peers import HOP_HEADER
 from ccp.pki.certificates import Certificate, parse_dn
 from ccp.pki.paths import Role
 from ccp.pool import Pool, Refusal
@@ -66,6 +67,9 @@ class DeliverHeaders(Routing):
 
     always_exi: Boolean | None = Field(None, alias="alwaysReturnEXI")
     keep: Boolean = Field(False, alias="broadcast", description="true: do not ask other pools.")
+    hop: str | None = Field(
+        None, alias=HOP_HEADER, description="The pool that passed the request on; it goes no further."
+    )
 
 
 class OPCPSignedContractDataEndpoint(SignedContractDataEndpoint):
@@ -79,15 +83,16 @@ class OPCPSignedContractDataEndpoint(SignedContractDataEndpoint):
         headers = Headers(scope=scope)
         caller = self._edge.caller(scope, headers, Operation.DELIVER)
         options = _read_headers(DeliverHeaders, headers)
-        self._edge.route(caller, options)
+        to = self._edge.route(caller, options, relayed=options.hop is None)
         body = wire.read_body(wire.GetSignedContractDataReq, await self._edge.body(receive, headers))
         outcome = await self._pool.deliver(
             caller,
             body.xsdMsgDefNamespace,
             body.certificateInstallationReq,
-            broadcast=not options.keep,
+            broadcast=not options.keep and options.hop is None,
             at=self._edge.clock(),
             single=True,
+            to=to,
         )
         trace = trace_of(scope)
         if isinstance(outcome, Refusal):

@@ -28,8 +28,8 @@ from ccp.contracts import SignedContract
 from ccp.errors import FieldError, NotFound
 from ccp.ids import Namespace
 from ccp.neighbours import REASON_HEADER, RevocationReason
-from ccp.parties import Caller
-from ccp.peers import Peers
+from ccp.parties import Caller, Role
+from ccp.peers import HOP_HEADER, Peers
 from ccp.pool import Answer, Pool, Refusal
 
 BASE: Final = "/opnc/v1/ccp"
@@ -65,6 +65,9 @@ class Routing(BaseModel):
 class DeliverHeaders(Routing):
     always_exi: Boolean = Field(True, alias="alwaysReturnEXI")
     broadcast: Boolean = False
+    hop: str | None = Field(
+        None, alias=HOP_HEADER, description="The pool that passed the request on; it goes no further."
+    )
 
 
 class Edge:
@@ -85,11 +88,17 @@ class Edge:
         peer = scope.get("client")
         return Caller(party, trace.id, peer[0] if peer else None)
 
-    def route(self, caller: Caller, routing: Routing) -> None:
-        """Hold the OPNC headers against the caller. Raises NotAuthorised, NotFound for a pool that is unknown here."""
+    def route(self, caller: Caller, routing: Routing, relayed: bool = False) -> str | None:
+        """Hold the OPNC headers against the caller. Returns the pool that the request is for, None for this one.
+
+        relayed: whether a request of this kind is passed on to another pool. Raises NotAuthorised, NotFound for a pool
+        that is unknown here or that nothing is passed on to.
+        """
         authorise_sender(caller.party, routing.from_type, routing.from_id)
-        if routing.to_type == "ccp" and routing.to_id is not None:
-            self._peers.route(routing.to_id)
+        to = self._peers.route(routing.to_id) if routing.to_type == "ccp" and routing.to_id is not None else None
+        if to is not None and (not relayed or Role.CCP in caller.party.roles):
+            raise NotFound("A request of this kind, or of another pool, is not passed on.")
+        return to
 
     async def body(self, receive: Receive, headers: Headers) -> bytes:
         """The whole body, within the limit."""
@@ -126,14 +135,15 @@ class SignedContractDataEndpoint:
         headers = Headers(scope=scope)
         caller = self._edge.caller(scope, headers, Operation.DELIVER)
         options = _read_headers(DeliverHeaders, headers)
-        self._edge.route(caller, options)
+        to = self._edge.route(caller, options, relayed=options.hop is None)
         body = wire.read_body(wire.GetSignedContractDataReq, await self._edge.body(receive, headers))
         outcome = await self._pool.deliver(
             caller,
             body.xsdMsgDefNamespace,
             body.certificateInstallationReq,
-            broadcast=options.broadcast,
+            broadcast=options.broadcast and options.hop is None,
             at=self._edge.clock(),
+            to=to,
         )
         if not isinstance(outcome, Refusal):
             trace_of(scope).owner = outcome[0].contract.emaid.provider

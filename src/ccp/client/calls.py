@@ -251,6 +251,8 @@ class OPNCCalls(Calls):
 
         def read(answer: Answer) -> Delivered | Refused:
             items = _shape(_SignedCollection, answer).signedContractDataCollection
+            if any(item.xsdMsgDefNamespace is not edition for item in items):
+                raise _malformed(f"The answer is not of the edition {edition}.", answer)
             return _outcome([(_signed(item, answer), item.metaData) for item in items], edition, answer)
 
         headers = {"alwaysReturnEXI": _word(always_exi), "broadcast": _word(broadcast)}
