@@ -247,8 +247,8 @@ def test_peers_that_hang_or_lie_change_nothing(pkis: dict[str, PKI], three: dict
                 deliver(pool, car)
             # And with an honest one beside them the car gets its contract.
             liar.on(PATH, json_reply({"signedContractDataCollection": []}))
-            pool.change(peers.add(Peer("honest", honest.base_url, token=token), AT))
-            _until_known(pool, "honest")
+            pool.change(peers.add(Peer("pool-b", honest.base_url, token=token), AT))
+            _until_known(pool, "pool-b")
             (item,) = deliver(pool, car)
             assert car.install(octets_of(item), SESSION, AT)[0] == item["emaid"]
 
@@ -337,8 +337,9 @@ def test_a_breaker_opens_waits_longer_each_time_and_closes() -> None:
 
 
 def test_peers_are_registered_tested_listed_and_disabled(
-    pool: Pool, tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+    three: dict[str, Pool], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pool = three["pool-b"]
     monkeypatch.chdir(tmp_path)
     good("db", "upgrade")
     secret = pool.world.member("peer").secret
@@ -346,7 +347,7 @@ def test_peers_are_registered_tested_listed_and_disabled(
     done = ccp("peer", "add", "pool-b", pool.base_url, "--client-id", "peer", env=env)
     assert (done.status, done.lines[0]) == (0, "pool-b is a peer. 'ccp peer test pool-b' tells whether it answers.")
     assert ccp("peer", "add", "pool-b", pool.base_url, env=env).err == "ccp: There is a peer pool-b already.\n"
-    assert good("peer", "test", "pool-b").out.startswith("pool-b answers (HTTP 403, trace id ")
+    assert good("peer", "test", "pool-b").out == "pool-b answers, and takes requests of vehicles from us.\n"
     listed = good("peer", "list", "--json").out
     assert '"base_url": "' + pool.base_url in listed
     assert secret not in listed + good("peer", "list").out
@@ -354,6 +355,14 @@ def test_peers_are_registered_tested_listed_and_disabled(
     assert ccp("peer", "test", "gone").err == "ccp: 127.0.0.1 cannot be reached.\n"
     assert ccp("peer", "add", "wrong", pool.base_url, "--client-id", "peer", env={"CCP_PEER_SECRET": "x"}).status == 0
     assert "No access token" in ccp("peer", "test", "wrong").err
+    # Registered under an id that is not its own, or as somebody who may not ask for vehicles.
+    assert ccp("peer", "add", "pool-d", pool.base_url, "--client-id", "peer", env=env).status == 0
+    assert "No pool with the id in OPNC-to-party-id is known here." in ccp("peer", "test", "pool-d").err
+    emsp = {"CCP_PEER_SECRET": pool.token("emsp")}
+    good("peer", "disable", "pool-b")
+    assert ccp("peer", "test", "nobody").err == "ccp: There is no peer nobody.\n"
+    assert ccp("peer", "add", "as-emsp", pool.base_url, "--dialect", "opcp", env=emsp).status == 0
+    assert ccp("peer", "test", "as-emsp").status == 1
     assert "address of a pool" in ccp("peer", "add", "bad", "pool.example", env=env).err
     assert good("peer", "disable", "pool-b").out == "pool-b is disabled.\n"
     assert ccp("peer", "disable", "nobody").err == "ccp: There is no peer nobody.\n"

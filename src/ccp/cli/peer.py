@@ -10,13 +10,12 @@ import typer
 
 from ccp import settings
 from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, with_store
-from ccp.client import Client, Dialect, NotAuthorisedError, NotFoundError
+from ccp.client import BadRequestError, Client, Dialect, Routing
 from ccp.errors import ConfigurationError, NotFound
-from ccp.ids import Fingerprint
+from ccp.ids import Fingerprint, Namespace
 from ccp.peers import client_options
 from ccp.store import Store, peers
 from ccp.store.peers import Peer
-from ccp.wire import PLACEHOLDER_PCID
 
 app = typer.Typer(help="Register other pools, to be asked when nothing is found here.", no_args_is_help=True)
 
@@ -83,18 +82,18 @@ def list_peers(config: ConfigOption = None, as_json: JsonOption = False) -> None
 
 @app.command("test")
 def call(party_id: Annotated[str, typer.Argument(help="The pool's party id.")], config: ConfigOption = None) -> None:
-    """Call a pool: get a token, and ask for something that it surely does not have."""
+    """Call a pool as for a vehicle, with a message that is none: it has to tell that and nothing else."""
     peer = next((peer for peer in _every(config) if peer.party_id == party_id), None)
     if peer is None:
         raise NotFound(f"There is no peer {party_id}.")
+    routing = Routing(to_type="ccp", to_id=party_id)
     with Client(**client_options(peer, settings.load(config).peer_seconds)) as client:  # type: ignore[arg-type]
         try:
-            client.contracts_of_pcid(PLACEHOLDER_PCID)
-        except (NotFoundError, NotAuthorisedError) as answered:
-            # Who may only deliver is not told more than that; the token was good.
-            typer.echo(f"{party_id} answers (HTTP {answered.status}, trace id {answered.trace_id}).")
+            client.deliver(b"\0", Namespace.ISO2, routing=routing)
+        except BadRequestError:
+            typer.echo(f"{party_id} answers, and takes requests of vehicles from us.")
         else:
-            raise ConfigurationError(f"{party_id} has contracts for a vehicle that does not exist; is it a pool?")
+            raise ConfigurationError(f"{party_id} answers to what is no request of a vehicle; is it a pool?")
 
 
 @app.command()
