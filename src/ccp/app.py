@@ -24,8 +24,9 @@ from starlette.routing import Route
 
 from ccp import __version__, settings, wire
 from ccp import trust as anchors
-from ccp.api import admin, errors, oauth, opnc, pcp
+from ccp.api import admin, errors, oauth, opcp, opnc, pcp
 from ccp.api.certificate import ClientCertificates
+from ccp.api.drain import Drained
 from ccp.api.gate import Gate
 from ccp.api.trace import Tracing
 from ccp.audit import Refusals
@@ -36,7 +37,7 @@ from ccp.issuers import Issuers
 from ccp.limits import Limits
 from ccp.neighbours import Neighbours
 from ccp.outbound import Outbound
-from ccp.peers import NoPeers
+from ccp.peers import PoolPeers
 from ccp.pool import Pool
 from ccp.pseudonyms import Pseudonyms
 from ccp.register import Register
@@ -82,9 +83,7 @@ class Refresher:
 
 
 async def cleanse_forever(pool: Pool, interval: int) -> None:
-    """Remove spent contracts on a schedule. Every worker runs it, each at its own time; whoever is first removes them.
-    Remove spent contracts on a schedule. Every worker runs it, each at its own time; whoever is first removes them.
-    """
+    """Remove spent contracts on a schedule. Every worker runs it at its own time; whoever is first removes them."""
     while True:
         await asyncio.sleep(interval * (0.75 + random.random() / 2))  # noqa: S311  spreads load, nothing secret
         try:
@@ -102,6 +101,7 @@ class Assembly:
     outbound: Outbound
     neighbours: Neighbours
     revocation: RevocationService
+    peers: PoolPeers
     pool: Pool
 
     async def open(self) -> None:
@@ -110,6 +110,7 @@ class Assembly:
 
     async def close(self) -> None:
         await self.revocation.close()
+        await self.peers.close()
         await self.outbound.close()
         await self.store.close()
 
@@ -121,8 +122,9 @@ def assemble(config: Settings, clock: opnc.Clock = now) -> Assembly:
     outbound = Outbound(config.outbound_allow)
     neighbours = Neighbours.of(config, outbound)
     revocation = RevocationService(store, outbound, config, clock)
-    pool = Pool(store, trust, revocation, NoPeers(), neighbours, config)
-    return Assembly(store, trust, outbound, neighbours, revocation, pool)
+    peers = PoolPeers(store, lambda: trust.anchors, revocation.check_vehicle, config)
+    pool = Pool(store, trust, revocation, peers, neighbours, config)
+    return Assembly(store, trust, outbound, neighbours, revocation, peers, pool)
 
 
 def create(config: Settings | None = None) -> FastAPI:
@@ -136,13 +138,14 @@ def create(config: Settings | None = None) -> FastAPI:
     limits = Limits(config)
     connections = Connections(config, limits.proxies)
     certificates = ClientCertificates(config.client_certificate_header, limits.proxies)
-    edge = opnc.Edge(authority, NoPeers(), now, config.max_body, certificates, limits)
+    edge = opnc.Edge(authority, built.peers, now, config.max_body, certificates, limits)
     refresher = Refresher(
         store,
         {
             Topic.PARTIES: authority.refresh_parties,
             Topic.TOKEN_KEYS: lambda: authority.refresh_keys(now()),
             Topic.ANCHORS: trust.refresh,
+            Topic.PEERS: built.peers.refresh,
         },
     )
 
@@ -197,8 +200,11 @@ def create(config: Settings | None = None) -> FastAPI:
         *admin.router(Register(store), edge).routes,
         Route("/health", health),
     ]
+    if config.opcp:
+        app.router.routes[1:1] = opcp.router(pool, edge, config.opcp_negative).routes
     app.add_middleware(Gate, limits=limits)
     app.add_middleware(Tracing, pseudonyms=pseudonyms, refusals=refusals)
+    app.add_middleware(Drained)
     app.add_exception_handler(CCPError, errors.deliberate)
     app.add_exception_handler(RequestValidationError, errors.invalid)
     app.add_exception_handler(HTTPException, errors.unrouted)
@@ -237,6 +243,8 @@ def _described(app: FastAPI) -> dict[str, Any]:
             "put": _operation(Operation.PUBLISH, "SignedContractData", "201", None, opnc.Routing),
         }
         described["paths"][pcp.PATH] = {"post": pcp.description()}
+        if any(getattr(route, "path", None) == opcp.ROOTS for route in app.routes):
+            opcp.describe(described, _operation)
         app.openapi_schema = described
     return app.openapi_schema
 

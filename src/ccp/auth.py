@@ -37,6 +37,12 @@ class AdminOperation(StrEnum):
     GET_ROLES = "GetRoles"
 
 
+class RootOperation(StrEnum):
+    """What every party may do: certificates of roots are public, and every role needs some of them."""
+
+    GET_ROOT_CERTIFICATES = "GetRootCertificates"
+
+
 Subject: TypeAlias = EMAID | PCID | None
 
 
@@ -61,6 +67,7 @@ _served_provider: Final = Rule(
 _own_wmi: Final = Rule(
     "vehicles of its own WMIs", lambda party, subject: isinstance(subject, PCID) and subject.wmi in party.wmis
 )
+_trusted_roots: Final = Rule("the roots that the pool trusts", lambda party, subject: True)
 _anything: Final = Rule("the whole register", lambda party, subject: True)
 
 ROLE_TABLE: Final[Mapping[Operation, Mapping[Role, Rule]]] = {
@@ -79,17 +86,26 @@ ADMIN_TABLE: Final[Mapping[AdminOperation, Mapping[Role, Rule]]] = {
 }
 """The same for the admin API."""
 
-_TABLES: Final = dict[Operation | AdminOperation, Mapping[Role, Rule]]((*ROLE_TABLE.items(), *ADMIN_TABLE.items()))
+ROOT_TABLE: Final[Mapping[RootOperation, Mapping[Role, Rule]]] = {
+    operation: dict.fromkeys(Role, _trusted_roots) for operation in RootOperation
+}
+"""The same for what every party may ask for."""
+
+AnyOperation: TypeAlias = Operation | AdminOperation | RootOperation
+
+_TABLES: Final = dict[AnyOperation, Mapping[Role, Rule]](
+    (*ROLE_TABLE.items(), *ADMIN_TABLE.items(), *ROOT_TABLE.items())
+)
 
 
-def role_table() -> Iterator[tuple[Operation | AdminOperation, Role, str]]:
+def role_table() -> Iterator[tuple[AnyOperation, Role, str]]:
     """Everything that is allowed: the operation, the role, and the condition in words."""
     for operation, rules in _TABLES.items():
         for role, rule in rules.items():
             yield operation, role, rule.words
 
 
-def authorise_role(caller: Party, operation: Operation | AdminOperation) -> None:
+def authorise_role(caller: Party, operation: AnyOperation) -> None:
     """Refuse a caller none of whose roles may do it, before its request is read. Raises NotAuthorised."""
     rules = _TABLES[operation]
     if caller.roles.isdisjoint(rules):

@@ -102,11 +102,21 @@ class Pool:
         return self._trust.anchors
 
     async def deliver(
-        self, caller: Caller, namespace: Namespace, message: str, *, broadcast: bool, at: datetime
+        self,
+        caller: Caller,
+        namespace: Namespace,
+        message: str,
+        *,
+        broadcast: bool,
+        at: datetime,
+        single: bool = False,
+        to: str | None = None,
     ) -> list[Answer] | Refusal:
         """Answer a vehicle's CertificateInstallationReq.
 
-        message: EXI in Base64. broadcast: other pools may be asked. Raises EXIError, NotAuthorised, Unavailable.
+        message: EXI in Base64. broadcast: other pools may be asked. single: one contract at most, whatever the vehicle
+        takes, because the caller can hand on no more. to: another pool that the request is for, which alone is asked.
+        Raises EXIError, NotAuthorised, Unavailable.
         """
         authorise(caller.party, Operation.DELIVER)
         request = installation.read_request(_octets(message), namespace)
@@ -117,7 +127,11 @@ class Pool:
             if verified.chain is not None:
                 await self._revocation.check_vehicle(verified.chain, at)
             await self._check_current(verified)
-            return await self._choose(verified, broadcast, at)
+            if to is None:
+                return await self._choose(verified, broadcast, at, single, caller)
+            if found := await self._elsewhere(verified, caller, at, single, to):
+                return found
+            raise NoContract("The pool that the request is for has nothing for the vehicle now.")
         except (VerificationError, NotFound) as exc:
             negative = installation.refuse(namespace, request.session_id, exc, at)
             return Refusal(pcid or installation.pcid_said(request), negative, exc)
@@ -162,7 +176,9 @@ class Pool:
             return str(exc)
         return None
 
-    async def _choose(self, verified: VerifiedInstallationRequest, broadcast: bool, at: datetime) -> list[Answer]:
+    async def _choose(
+        self, verified: VerifiedInstallationRequest, broadcast: bool, at: datetime, single: bool, caller: Caller
+    ) -> list[Answer]:
         request = verified.request
         stored, known = await self._store.read(_with_evidence(verified.pcid, self._revocation.rules))
         bound = any(contract.provisioning_key for contract in stored)
@@ -191,14 +207,24 @@ class Pool:
                 listed=request.lists_root_of,
                 good=good,
                 prioritised=request.prioritised,
-                maximum=request.maximum,
+                maximum=min(request.maximum, 1) if single else request.maximum,
                 root_match=self._root_match,
             )
             return [Answer(c, installation.answer(c, request.session_id, at, remaining)) for c, remaining in chosen]
         except NotFound:
-            if broadcast and (found := await self._peers.ask(verified)):
-                return [Answer(*item) for item in found]
+            if broadcast and (found := await self._elsewhere(verified, caller, at, single)):
+                return found
             raise
+
+    async def _elsewhere(
+        self, verified: VerifiedInstallationRequest, caller: Caller, at: datetime, single: bool, to: str | None = None
+    ) -> list[Answer]:
+        """What other pools have for the vehicle; nothing, if they have nothing. to: this one alone."""
+        found = await self._peers.ask(verified, caller, at, to)
+        if single and found:
+            contract = found[0][0]
+            return [Answer(contract, installation.answer(contract, verified.request.session_id, at, 0))]
+        return [Answer(*item) for item in found]
 
     async def publish(
         self,

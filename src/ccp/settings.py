@@ -138,6 +138,16 @@ class IssuerSettings(BaseModel):
         return Role(word) if word in set(Role) else None
 
 
+class OPCPNegative(StrEnum):
+    """How OPCP answers when there is nothing for a car: with the message that says so, or with an HTTP error.
+
+    Clients hand nothing but the 200 on to the charging station.
+    """
+
+    DELIVER = "deliver"
+    NOT_FOUND = "404"
+
+
 class Settings(BaseSettings):
     """Every setting, its default and its meaning; `ccp config` prints the effective values."""
 
@@ -226,6 +236,17 @@ class Settings(BaseSettings):
         3600, description="Seconds between two runs that remove expired and revoked contracts; 0 for none."
     )
     cleanse_grace: Annotated[int, Field(ge=0)] = Field(0, description="How long an expired contract is kept, seconds.")
+    pool_id: Annotated[str, Field(pattern=r"^[!-~]{1,64}$")] | None = Field(
+        None, description="This pool's own party id, as others write it in OPNC-to-party-id."
+    )
+    peer_seconds: Annotated[float, Field(gt=0, le=4)] = Field(
+        1.5, description="How long other pools may take to answer for a car, seconds. The car waits five in all."
+    )
+    opcp: bool = Field(True, description="Speak OPCP, the predecessor of OPNC, under /v1 too.")
+    opcp_negative: OPCPNegative = Field(
+        OPCPNegative.DELIVER,
+        description="No contract for a car, asked in OPCP. deliver: 200 with the negative message. 404: an error.",
+    )
     max_body: Annotated[int, Field(ge=4096)] = Field(262_144, description="Largest request body, octets.")
     read_timeout: Annotated[int, Field(ge=1)] = Field(
         20, description="Seconds that a client may take for a request's head, for its body, and to take the answer."

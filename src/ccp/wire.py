@@ -123,6 +123,80 @@ class ContractDataCollection(_Wire):
     contractDataCollection: list[ContractData]
 
 
+# --- OPCP, the API's predecessor -------------------------------------------------------------------------------------
+# Source: the clients that speak it; docs/spec-divergences.md says what of it is our reading.
+
+
+class MessageDef(_Wire):
+    """certificateInstallationRes: EXI in Base64."""
+
+    certificateInstallationRes: str
+    emaid: EMAIDField
+    metaData: str | None = None
+
+
+class EmaidContent(_Wire):
+    messageDef: MessageDef
+
+
+class CCPResponse(_Wire):
+    emaidContent: list[EmaidContent]
+
+
+class OPCPSignedContractData(_Wire):
+    """What a vehicle gets: exactly one item, because some clients read the first and some the last."""
+
+    CCPResponse: CCPResponse
+    xsdMsgDefNamespace: NamespaceField
+
+
+class ProvidedSignedContractData(_Wire):
+    """certificateInstallationRes: EXI in Base64."""
+
+    certificateInstallationRes: str
+    xsdMsgDefNamespace: NamespaceField
+
+
+class XMLContract(_Wire):
+    """A contract without its message. contractCertificate: DER in Base64. priority: 1 is the vehicle's default."""
+
+    pcid: PCIDField
+    emaid: EMAIDField
+    xsdMsgDefNamespace: NamespaceField
+    contractCertificate: str
+    priority: int
+    certValidFrom: Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
+    certValidTo: Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
+
+
+class XMLContracts(_Wire):
+    XMLContracts: list[XMLContract]
+
+
+class RootCertificate(_Wire):
+    """caCertificate: DER in Base64. rootAuthorityKeyIdentifier: Base64. rootIssuerSerialNumber: hexadecimal."""
+
+    rootCertificateId: str
+    distinguishedName: str
+    caCertificate: str
+    commonName: str
+    rootAuthorityKeyIdentifier: str
+    rootIssuerSerialNumber: str
+    validFrom: str
+    validTo: str
+    organizationName: str
+    rootType: str
+    fingerprint: str
+
+
+class RootCertificates(_Wire):
+    rootCertificates: list[RootCertificate]
+
+
+class RootCertificateCollection(_Wire):
+    RootCertificateCollection: RootCertificates
+
+
 class Error(_Wire):
     """errorMessages: at least one sentence, none twice. traceId: also in the log and in the header X-Trace-Id."""
 

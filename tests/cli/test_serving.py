@@ -362,4 +362,4 @@ def test_the_demo_tells_the_whole_story_for_both_editions(tmp_path: Path) -> Non
 def test_the_demo_runs_in_any_width_and_without_colours() -> None:
     done = ccp("demo", env={"COLUMNS": "20", "NO_COLOR": "1"})
     assert done.status == 0
-    assert sum(line.startswith("✓") for line in done.lines) == 26
+    assert sum(line.startswith("✓") for line in done.lines) == 25

@@ -25,14 +25,14 @@ from ccp.api.certificate import ClientCertificates
 from ccp.api.errors import WITHOUT_404, sentences_of
 from ccp.api.gate import client_of
 from ccp.api.trace import trace_of
-from ccp.auth import AdminOperation, Operation, authorise_role, authorise_sender
+from ccp.auth import AnyOperation, Operation, authorise_role, authorise_sender
 from ccp.contracts import SignedContract
 from ccp.errors import FieldError, NotAuthenticated, NotFound
 from ccp.ids import Namespace
 from ccp.limits import Limits
 from ccp.neighbours import REASON_HEADER, RevocationReason
-from ccp.parties import Caller
-from ccp.peers import Peers
+from ccp.parties import Caller, Role
+from ccp.peers import HOP_HEADER, Peers
 from ccp.pool import Answer, Pool, Refusal
 from ccp.tokens import Authority
 
@@ -69,6 +69,9 @@ class Routing(BaseModel):
 class DeliverHeaders(Routing):
     always_exi: Boolean = Field(True, alias="alwaysReturnEXI")
     broadcast: Boolean = False
+    hop: str | None = Field(
+        None, alias=HOP_HEADER, description="The pool that passed the request on; it goes no further."
+    )
 
 
 class Edge:
@@ -90,7 +93,7 @@ class Edge:
         self.certificates = certificates
         self.limits = limits or Limits(None)
 
-    async def caller(self, scope: Scope, headers: Headers, operation: Operation | AdminOperation) -> Caller:
+    async def caller(self, scope: Scope, headers: Headers, operation: AnyOperation) -> Caller:
         """Raises NotAuthenticated, NotAuthorised for a role that the operation is not for, TooManyRequests."""
         trace, client = trace_of(scope), client_of(scope)
         trace.operation = operation.value
@@ -109,11 +112,17 @@ class Edge:
         authorise_role(party, operation)
         return Caller(party, trace.id, client.address)
 
-    def route(self, caller: Caller, routing: Routing) -> None:
-        """Hold the OPNC headers against the caller. Raises NotAuthorised, NotFound for a pool that is unknown here."""
+    def route(self, caller: Caller, routing: Routing, relayed: bool = False) -> str | None:
+        """Hold the OPNC headers against the caller. Returns the pool that the request is for, None for this one.
+
+        relayed: whether a request of this kind is passed on to another pool. Raises NotAuthorised, NotFound for a pool
+        that is unknown here or that nothing is passed on to.
+        """
         authorise_sender(caller.party, routing.from_type, routing.from_id)
-        if routing.to_type == "ccp" and routing.to_id is not None:
-            self._peers.route(routing.to_id)
+        to = self._peers.route(routing.to_id) if routing.to_type == "ccp" and routing.to_id is not None else None
+        if to is not None and (not relayed or Role.CCP in caller.party.roles):
+            raise NotFound("A request of this kind, or of another pool, is not passed on.")
+        return to
 
     async def body(self, receive: Receive, headers: Headers, most: int | None = None) -> bytes:
         """The whole body, within the limit. most: octets, where it has to be less than any body may be."""
@@ -151,14 +160,15 @@ class SignedContractDataEndpoint:
         headers = Headers(scope=scope)
         caller = await self._edge.caller(scope, headers, Operation.DELIVER)
         options = _read_headers(DeliverHeaders, headers)
-        self._edge.route(caller, options)
+        to = self._edge.route(caller, options, relayed=options.hop is None)
         body = wire.read_body(wire.GetSignedContractDataReq, await self._edge.body(receive, headers))
         outcome = await self._pool.deliver(
             caller,
             body.xsdMsgDefNamespace,
             body.certificateInstallationReq,
-            broadcast=options.broadcast,
+            broadcast=options.broadcast and options.hop is None,
             at=self._edge.clock(),
+            to=to,
         )
         trace = trace_of(scope)
         if not isinstance(outcome, Refusal):

@@ -30,6 +30,15 @@ _SEGMENTS: Final = {
     segment.lower(): segment
     for segment in ("opnc", "v1", "ccp", "contractData", "emaid", "pcid", "signedcontractdata", "setdefault")
 }
+# OPCP writes the same words in another case, so its paths, which begin with the version, have a list of their own.
+_OPCP_SEGMENTS: Final = {
+    segment.lower(): segment
+    for segment in (
+        *("v1", "ccp", "root", "rootCerts", "signedContractData", "lookupContract", "provideSignedContractData"),
+        "default",
+    )
+}
+_DIALECTS: Final = {"opnc": _SEGMENTS, "v1": _OPCP_SEGMENTS}
 # An answer is data and nothing else: not to be kept, guessed at, framed or run. A page brings a policy of its own.
 _HEADERS: Final = [
     (b"x-content-type-options", b"nosniff"),
@@ -85,7 +94,7 @@ class Tracing:
         trace = Trace()
         scope[_KEY] = trace
         scope["path"] = _canonical(_path(scope))
-        trace.emaid, trace.pcid = _ids_in(scope["path"])
+        trace.emaid, trace.pcid = _ids_in(scope["method"], scope["path"])
         began = time.perf_counter()
         status = 0
 
@@ -179,14 +188,22 @@ def _path(scope: Scope) -> str:
 
 def _canonical(path: str) -> str:
     """The path of an operation in its canonical case; any other as it is, since a client id may be one of the words."""
-    if not path.lower().startswith("/opnc/"):
-        return path
-    return "/".join(_SEGMENTS.get(segment.lower(), segment) for segment in path.split("/"))
+    segments = path.split("/")
+    known = _DIALECTS.get(segments[1].lower()) if len(segments) > 1 else None
+    return path if known is None else "/".join(known.get(segment.lower(), segment) for segment in segments)
 
 
-def _ids_in(path: str) -> tuple[EMAID | None, PCID | None]:
+def _ids_in(method: str, path: str) -> tuple[EMAID | None, PCID | None]:
     """The ids that a path of the API names, for the log and the trail: whatever becomes of the request."""
     match path.split("/")[1:]:
+        case ["v1", "ccp", "signedContractData", pcid] if method == "GET":
+            return None, _read(PCID, pcid)
+        case ["v1", "ccp", "signedContractData" | "lookupContract", emaid]:
+            return _read(EMAID, emaid), None
+        case ["v1", "ccp", "provideSignedContractData", emaid, pcid]:
+            return _read(EMAID, emaid), _read(PCID, pcid)
+        case ["v1", "ccp", "signedContractData", pcid, emaid, "default"]:
+            return _read(EMAID, emaid), _read(PCID, pcid)
         case ["opnc", "v1", "ccp", "contractData", "emaid", emaid]:
             return _read(EMAID, emaid), None
         case ["opnc", "v1", "ccp", "contractData", "pcid", pcid]:

@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ccp import __version__
-from ccp.cli import audit, cleanse, db, erase, exi, keys, party, roles, serve, sim, trust, verify
+from ccp.cli import audit, cleanse, db, erase, exi, keys, party, peer, roles, serve, sim, trust, verify
 from ccp.errors import CCPError
 
 app = typer.Typer(
@@ -32,6 +32,7 @@ roles.register(app)
 cleanse.register(app)
 erase.register(app)
 app.add_typer(party.app, name="party")
+app.add_typer(peer.app, name="peer")
 app.add_typer(trust.app, name="trust")
 app.add_typer(audit.app, name="audit")
 app.add_typer(keys.app, name="keys")

@@ -68,6 +68,8 @@ class Action(StrEnum):
     KEY_REVOKED = "key.revoked"
     ANCHOR_ADDED = "anchor.added"
     ANCHOR_REMOVED = "anchor.removed"
+    PEER_ADDED = "peer.added"
+    PEER_DISABLED = "peer.disabled"
     ACCESS_REFUSED = "access.refused"
     DATA_ERASED = "data.erased"
 

@@ -9,6 +9,7 @@ from ccp.store.steps import Statement, Steps
 
 class Topic(StrEnum):
     PARTIES = "parties"
+    PEERS = "peers"
     ANCHORS = "anchors"
     TOKEN_KEYS = "token_keys"  # noqa: S105  a name, no secret
 

@@ -13,7 +13,7 @@ from ccp.errors import ConfigurationError
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0003"
+HEAD = "0004"
 """The revision that this release reads and writes; a test holds it against the migrations."""
 
 

@@ -1,0 +1,84 @@
+"""Client library: call a pool from a charging back end, an eMSP, an OEM, or another pool.
+
+    from ccp.client import Client, Credentials, Delivered, Namespace
+
+    with Client("https://ccp.example", credentials=Credentials("example-cpo", secret)) as ccp:
+        match ccp.deliver(exi_request, Namespace.ISO2):
+            case Delivered(contracts):
+                answer_to_station = contracts[0].message
+            case refused:                      # a negative message, which is for the vehicle too
+                answer_to_station = refused.message
+
+`AsyncClient` has the same methods to be awaited. Messages are EXI octets; Base64, JSON, tokens, retries and time limits
+are the library's business. Every failure is one of the exceptions in `ccp.client.errors`; a `FieldError` says that an
+argument is no id.
+
+How it is made: `calls` turns a method's arguments into a `Call` and an answer into a value, in either dialect;
+`conversation` says in which order to send, wait and ask for tokens, as a generator; `faces` drives that generator
+over sockets, blocking or not. Only the last one does I/O.
+"""
+
+from ccp.client.calls import Dialect
+from ccp.client.errors import (
+    AnsweredError,
+    BadRequestError,
+    ClientError,
+    MalformedAnswerError,
+    NoAnswerError,
+    NotAuthenticatedError,
+    NotAuthorisedError,
+    NotFoundError,
+    TokenRefusedError,
+    TooLargeError,
+    TooManyRequestsError,
+    UnavailableError,
+    UpstreamFailedError,
+)
+from ccp.client.faces import TLS, AsyncClient, Client
+from ccp.client.model import (
+    Check,
+    ContractState,
+    Credentials,
+    Delivered,
+    Limits,
+    Refused,
+    Report,
+    Routing,
+    SignedResponse,
+    Withdrawn,
+)
+from ccp.ids import EMAID, PCID, Fingerprint, Namespace
+
+__all__ = [
+    "EMAID",
+    "PCID",
+    "TLS",
+    "AnsweredError",
+    "AsyncClient",
+    "BadRequestError",
+    "Check",
+    "Client",
+    "ClientError",
+    "ContractState",
+    "Credentials",
+    "Delivered",
+    "Dialect",
+    "Fingerprint",
+    "Limits",
+    "MalformedAnswerError",
+    "Namespace",
+    "NoAnswerError",
+    "NotAuthenticatedError",
+    "NotAuthorisedError",
+    "NotFoundError",
+    "Refused",
+    "Report",
+    "Routing",
+    "SignedResponse",
+    "TokenRefusedError",
+    "TooLargeError",
+    "TooManyRequestsError",
+    "UnavailableError",
+    "UpstreamFailedError",
+    "Withdrawn",
+]

@@ -1,0 +1,207 @@
+"""The client against a real pool: every operation, both faces, both dialects."""
+
+from __future__ import annotations
+
+import inspect
+from datetime import timedelta
+
+import pytest
+
+from ccp.api import opcp, opnc
+from ccp.client import (
+    AsyncClient,
+    BadRequestError,
+    Client,
+    Delivered,
+    Dialect,
+    NotAuthenticatedError,
+    NotAuthorisedError,
+    NotFoundError,
+    Refused,
+    Routing,
+    TokenRefusedError,
+    TooLargeError,
+    Withdrawn,
+)
+from ccp.client.calls import CALLS, Calls
+from ccp.errors import ConfigurationError, FieldError
+from tests.client.faces import FACES, Face, credentials, face
+from tests.world import AT, SESSION, Pool, new_emaid, new_pcid
+
+pytestmark = pytest.mark.parametrize("kind", FACES)
+
+DIALECTS = list(Dialect)
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("edition", ["iso2", "iso20"])
+def test_all_operations_do_what_they_are_for(pool: Pool, kind: str, dialect: Dialect, edition: str) -> None:
+    car = pool.car(edition)
+    contract, other = pool.contract(car), pool.contract(car)
+    named = {"emaid": contract.emaid, "pcid": car.pcid, "namespace": car.namespace}
+    edition_of = {"namespace": car.namespace}
+
+    def client(party: str) -> Face:
+        return Face(kind, pool.base_url, credentials=credentials(pool, party), dialect=dialect)
+
+    cps, emsp, oem, cpo = map(client, ("cps", "emsp", "oem", "cpo"))
+    try:
+        report = cps.examine(contract.message, **named)
+        assert report.passed
+        assert all(check.verdict == "passed" for check in report.checks)
+        assert pool.stored(contract.emaid) == 0
+
+        root = pool.pki(edition).v2g_root.certificate
+        assert cps.publish(contract.message, root=root.fingerprint, metadata="about it", **named) is None
+        assert cps.publish(other.message, emaid=other.emaid, pcid=car.pcid, **edition_of) is None
+
+        (state,) = emsp.contracts_of_emaid(contract.emaid, root=root.fingerprint, **edition_of)
+        assert (state.emaid, state.pcid, state.namespace) == (contract.emaid, car.pcid, car.namespace)
+        assert (state.certificate, state.is_default) == (contract.certificate, True)
+        assert state.valid_from < AT + timedelta(days=1) < state.valid_to
+        waiting = oem.contracts_of_pcid(car.pcid, **edition_of)
+        assert {one.emaid: one.is_default for one in waiting} == {contract.emaid: True, other.emaid: False}
+
+        assert oem.set_default(other.emaid, car.pcid) is None
+        waiting = oem.contracts_of_pcid(car.pcid, **edition_of)
+        assert {one.emaid: one.is_default for one in waiting} == {contract.emaid: False, other.emaid: True}
+
+        delivered = cpo.deliver(car.request(SESSION, AT), car.namespace)
+        assert isinstance(delivered, Delivered)
+        # OPCP's clients can hand on one item, so one is sent, and it tells the vehicle that nothing is left.
+        expected = [other.emaid, contract.emaid] if (edition, dialect) == ("iso20", Dialect.OPNC) else [other.emaid]
+        assert [one.emaid for one in delivered.contracts] == expected
+        emaid, _ = car.install(delivered.contracts[0].message, SESSION, AT)
+        assert emaid == other.emaid
+
+        (signed,) = oem.signed_contracts(contract.emaid, car.pcid, session_id=SESSION, **edition_of)
+        assert car.install(signed.message, SESSION, AT)[0] == contract.emaid
+        if dialect is Dialect.OPNC:
+            assert (signed.pcid, signed.root, signed.metadata) == (car.pcid, root.fingerprint, "about it")
+        (unchanged,) = oem.signed_contracts(contract.emaid, car.pcid, **edition_of)
+        assert unchanged.message == contract.message
+
+        assert emsp.withdraw(contract.emaid) == Withdrawn()
+        assert pool.stored(contract.emaid) == 0
+        assert emsp.withdraw(other.emaid, revoke=False, reason="superseded") == Withdrawn(certain=True)
+    finally:
+        for one in (cps, emsp, oem, cpo):
+            one.close()
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("edition", ["iso2", "iso20"])
+def test_a_negative_message_is_of_another_type_than_a_contract(
+    pool: Pool, kind: str, dialect: Dialect, edition: str
+) -> None:
+    car = pool.car(edition)
+    with face(kind, pool.base_url, credentials=credentials(pool, "cpo"), dialect=dialect) as cpo:
+        refused = cpo.deliver(car.request(SESSION, AT), car.namespace)
+        assert isinstance(refused, Refused)
+        assert refused.code in ("FAILED_NoCertificateAvailable", "WARNING_NoContractMatchingPCIDFound")
+        assert refused.reason == "No contract is stored for the vehicle."
+        assert refused.namespace is car.namespace
+        assert refused.trace_id is not None
+        # Where the message is not wanted it is an error.
+        with pytest.raises(NotFoundError) as caught:
+            cpo.deliver(car.request(SESSION, AT), car.namespace, always_exi=False)
+    assert caught.value.messages == ("No contract is stored for the vehicle.",)
+
+
+def test_a_dry_run_tells_what_is_wrong(pool: Pool, kind: str) -> None:
+    car = pool.car()
+    contract = pool.contract(car, signer="stranger")
+    with face(kind, pool.base_url, credentials=credentials(pool, "cps")) as cps:
+        report = cps.examine(contract.message, emaid=contract.emaid, pcid=car.pcid, namespace=car.namespace)
+    assert not report.passed
+    assert any(check.verdict == "failed" and check.reason for check in report.checks)
+    assert report.said["message"] == "CertificateInstallationRes"
+
+
+def test_errors_have_a_type_the_pools_sentences_and_its_trace_id(pool: Pool, kind: str) -> None:
+    car = pool.car()
+    with (
+        face(kind, pool.base_url, credentials=credentials(pool, "cps")) as cps,
+        face(kind, pool.base_url, credentials=credentials(pool, "emsp")) as emsp,
+        face(kind, pool.base_url, credentials=credentials(pool, "oem")) as oem,
+    ):
+        with pytest.raises(BadRequestError) as caught:
+            cps.publish(b"not EXI", emaid=new_emaid(), pcid=car.pcid, namespace=car.namespace)
+        assert caught.value.messages[0] == "EXI format is invalid!"
+        assert caught.value.status == 400
+        assert caught.value.trace_id is not None
+        assert caught.value.trace_id in str(caught.value)
+        with pytest.raises(NotFoundError):
+            emsp.contracts_of_emaid(new_emaid())
+        with pytest.raises(NotAuthorisedError, match="is not registered for the caller"):
+            emsp.withdraw(new_emaid("FRXXX"))
+        with pytest.raises(BadRequestError, match="not found"):
+            oem.set_default(new_emaid(), new_pcid())
+        with pytest.raises(TooLargeError):
+            cps.publish(b"\0" * 300_000, emaid=new_emaid(), pcid=car.pcid, namespace=car.namespace)
+
+
+def test_wrong_credentials_and_wrong_tokens_are_told_apart(pool: Pool, kind: str) -> None:
+    wrong = credentials(pool, "cpo")
+    wrong = type(wrong)(wrong.client_id, "not the secret")
+    with face(kind, pool.base_url, credentials=wrong) as client, pytest.raises(TokenRefusedError) as caught:
+        client.contracts_of_emaid(new_emaid())
+    assert caught.value.error == "invalid_client"
+    with face(kind, pool.base_url, token="not-a-token") as client, pytest.raises(NotAuthenticatedError):
+        client.contracts_of_emaid(new_emaid())
+    with face(kind, pool.base_url, token=pool.token("emsp")) as client, pytest.raises(NotFoundError):
+        client.contracts_of_emaid(new_emaid())
+
+
+def test_a_request_says_whom_it_is_from_and_for(pool: Pool, kind: str) -> None:
+    own, foreign = Routing("emsp", "DEEXA"), Routing("emsp", "FRXXX")
+    elsewhere = Routing(to_type="ccp", to_id="elsewhere")
+    with face(kind, pool.base_url, credentials=credentials(pool, "emsp"), routing=own) as emsp:
+        contract = pool.publish(pool.car())
+        assert len(emsp.contracts_of_emaid(contract.emaid)) == 1
+        with pytest.raises(NotAuthorisedError, match="OPNC-from-party-id"):
+            emsp.contracts_of_emaid(contract.emaid, routing=foreign)
+        with pytest.raises(NotFoundError, match="OPNC-to-party-id"):
+            emsp.contracts_of_emaid(contract.emaid, routing=elsewhere)
+
+
+def test_what_is_no_id_is_refused_before_anything_is_sent(kind: str) -> None:
+    with face(kind, "http://127.0.0.1:9", token="unused") as client:
+        for wrong in (
+            lambda: client.withdraw("DE"),
+            lambda: client.contracts_of_pcid("short"),
+            lambda: client.contracts_of_emaid(new_emaid(), root="00"),
+            lambda: client.deliver(b"", "urn:iso:15118:99"),
+            lambda: client.set_default(new_emaid(), "../../../x"),
+        ):
+            with pytest.raises(FieldError):
+                wrong()
+    with pytest.raises(FieldError):
+        Routing(from_id="DEEXA\r\nX-Other: 1")
+
+
+def test_a_client_that_cannot_work_is_not_made(kind: str) -> None:
+    for wrong in (
+        {"base_url": "ccp.example", "token": "t"},
+        {"base_url": "ftp://ccp.example", "token": "t"},
+        {"base_url": "https://user:password@ccp.example", "token": "t"},
+        {"base_url": "https://ccp.example/?a=b", "token": "t"},
+        {"base_url": "https://ccp.example:none", "token": "t"},
+        {"base_url": "https://ccp.example"},
+        {"base_url": "https://ccp.example", "token": "a\nb"},
+    ):
+        with pytest.raises(ConfigurationError):
+            Face(kind, **wrong)
+
+
+def test_both_faces_have_the_same_methods_and_the_servers_paths(kind: str) -> None:
+    operations = {name for name, value in inspect.getmembers(Calls) if not name.startswith("_") and callable(value)}
+    assert len(operations) == 8  # The seven, and publishing as a dry run.
+    client = {"blocking": Client, "awaited": AsyncClient}[kind]
+    for name in operations:
+        assert inspect.signature(getattr(client, name)).parameters == inspect.signature(getattr(Calls, name)).parameters
+        assert getattr(client, name).__doc__ == getattr(Calls, name).__doc__
+    assert {dialect: calls.base for dialect, calls in CALLS.items()} == {
+        Dialect.OPNC: opnc.BASE,
+        Dialect.OPCP: opcp.BASE,
+    }

@@ -1,0 +1,381 @@
+"""The client against a server that misbehaves: what is tried again, for how long, and what is told in the end."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from email.utils import formatdate
+from typing import Any
+
+import pytest
+
+from ccp.client import (
+    AnsweredError,
+    AsyncClient,
+    Client,
+    Credentials,
+    Limits,
+    MalformedAnswerError,
+    Namespace,
+    NoAnswerError,
+    NotAuthenticatedError,
+    NotFoundError,
+    TokenRefusedError,
+    TooManyRequestsError,
+    UnavailableError,
+    UpstreamFailedError,
+    Withdrawn,
+)
+from tests.client.faces import FACES, Face, face
+from tests.client.servers import (
+    DROP,
+    ENDLESS,
+    HANG,
+    NOT_HTTP,
+    TRACE_ID,
+    TRICKLED_BODY,
+    TRICKLED_HEAD,
+    Reply,
+    Scripted,
+    compressed,
+    error,
+    granted,
+    json_reply,
+    nowhere,
+    scripted,
+)
+
+EMAID = "DEEXAC00000001"
+PCID = "WEX00000000000001"
+CONTRACTS = f"/opnc/v1/ccp/contractData/emaid/{EMAID}"
+DELIVER = "/opnc/v1/ccp/signedcontractdata"
+WITHDRAW = f"{DELIVER}/{EMAID}"
+NOTHING = json_reply({"contractDataCollection": []})
+SECRET = Credentials("example-emsp", "a-secret")
+
+SOON = Limits(pause=0.02)
+
+pytestmark = pytest.mark.parametrize("kind", FACES)
+
+
+def read(client: Face) -> Any:
+    return client.contracts_of_emaid(EMAID)
+
+
+@pytest.mark.parametrize(
+    "failure", [error(502), error(503), error(429), DROP, NOT_HTTP], ids=["502", "503", "429", "dropped", "not HTTP"]
+)
+@pytest.mark.parametrize("operation", ["read", "deliver", "publish", "default", "withdraw"])
+def test_every_operation_is_tried_again_after_a_passing_fault(kind: str, failure: Reply, operation: str) -> None:
+    calls: dict[str, tuple[str, Reply, Callable[[Face], Any]]] = {
+        "read": (CONTRACTS, NOTHING, read),
+        "deliver": (DELIVER, error(404), lambda c: c.deliver(b"", Namespace.ISO2)),
+        "publish": (DELIVER, Reply(201), lambda c: c.publish(b"", emaid=EMAID, pcid=PCID, namespace=Namespace.ISO2)),
+        "default": (f"{WITHDRAW}/{PCID}/setdefault", Reply(200), lambda c: c.set_default(EMAID, PCID)),
+        "withdraw": (WITHDRAW, Reply(200), lambda c: c.withdraw(EMAID)),
+    }
+    path, good, call = calls[operation]
+    with scripted() as server, face(kind, server.url, token="t", limits=SOON) as client:
+        server.on(path, failure, failure, good)
+        if operation == "deliver":
+            with pytest.raises(NotFoundError):
+                call(client)
+        else:
+            call(client)
+        first, second, third = server.asked(path)
+        assert first == second == third
+
+
+def test_retries_end(kind: str) -> None:
+    with scripted() as server, face(kind, server.url, token="t", limits=Limits(retries=1, pause=0.02)) as client:
+        server.on(CONTRACTS, error(503, "Later."))
+        with pytest.raises(UnavailableError, match=r"Later\.") as caught:
+            read(client)
+        assert (caught.value.status, caught.value.trace_id) == (503, TRACE_ID)
+        assert len(server.asked(CONTRACTS)) == 2
+
+
+@pytest.mark.parametrize("status", [400, 403, 404, 405, 409, 413, 500, 504])
+def test_what_another_attempt_would_not_change_is_not_tried_again(kind: str, status: int) -> None:
+    with scripted() as server, face(kind, server.url, token="t") as client:
+        server.on(CONTRACTS, error(status, "Because."))
+        with pytest.raises(AnsweredError, match="Because") as caught:
+            read(client)
+        assert caught.value.status == status
+        assert len(server.asked(CONTRACTS)) == 1
+
+
+def test_an_error_that_is_not_the_apis_is_told_by_its_status(kind: str) -> None:
+    with scripted() as server, face(kind, server.url, token="t") as client:
+        for body in (b"<html>Bad gateway</html>", b"", b'["x"]', b'{"errorMessages": "x", "traceId": 1}'):
+            server.on(CONTRACTS, Reply(418, body))
+            with pytest.raises(AnsweredError, match="418") as caught:
+                read(client)
+            assert caught.value.trace_id is None
+
+
+def test_the_pause_that_the_pool_asks_for_is_kept(kind: str) -> None:
+    for asked, least in (("1", 1.0), ("a date", 0.9), ("garbage", 0.1)):
+        with scripted() as server, face(kind, server.url, token="t") as client:
+            after = formatdate(time.time() + 2, usegmt=True) if asked == "a date" else asked
+            server.on(CONTRACTS, error(429, Retry_After=after), NOTHING)
+            began = time.monotonic()
+            read(client)
+            assert least <= time.monotonic() - began < 3.5
+
+
+def test_a_pause_beyond_the_time_there_is_is_not_begun(kind: str) -> None:
+    with scripted() as server, face(kind, server.url, token="t", limits=Limits(total=5)) as client:
+        server.on(CONTRACTS, error(429, Retry_After="60"), NOTHING)
+        began = time.monotonic()
+        with pytest.raises(TooManyRequestsError) as caught:
+            read(client)
+        assert time.monotonic() - began < 1
+        assert caught.value.retry_after == 60
+        assert len(server.asked(CONTRACTS)) == 1
+
+
+@pytest.mark.parametrize("reply", [HANG, TRICKLED_HEAD, TRICKLED_BODY], ids=["nothing", "head", "body"])
+def test_a_slow_server_holds_nobody_up(kind: str, reply: Reply) -> None:
+    with (
+        scripted() as server,
+        face(kind, server.url, token="t", limits=Limits(exchange=0.3, retries=1, pause=0.02)) as client,
+    ):
+        server.on(CONTRACTS, reply)
+        began = time.monotonic()
+        with pytest.raises(NoAnswerError, match="in time") as caught:
+            read(client)
+        assert 0.6 < time.monotonic() - began < 2.0
+        assert caught.value.outcome_unknown
+        assert len(server.asked(CONTRACTS)) == 2
+        # And the connection that was given up is not used again.
+        server.on(CONTRACTS, NOTHING)
+        assert read(client) == ()
+
+
+def test_a_call_has_a_time_limit_of_its_own(kind: str) -> None:
+    with scripted() as server, face(kind, server.url, token="t") as client:
+        server.on(DELIVER, HANG)
+        began = time.monotonic()
+        with pytest.raises(NoAnswerError):
+            client.deliver(b"", Namespace.ISO2, seconds=0.3)
+        assert time.monotonic() - began < 1.5
+        # The token is part of it.
+        with face(kind, server.url, credentials=SECRET) as other:
+            server.on("/oauth/token", HANG)
+            with pytest.raises(NoAnswerError):
+                other.deliver(b"", Namespace.ISO2, seconds=0.3)
+            assert time.monotonic() - began < 3
+
+
+def test_a_server_that_is_not_there_surely_did_nothing(kind: str) -> None:
+    with face(kind, nowhere(), token="t") as client, pytest.raises(NoAnswerError, match="cannot be reached") as caught:
+        read(client)
+    assert not caught.value.outcome_unknown
+
+
+@pytest.mark.parametrize(
+    ("reply", "match"),
+    [
+        (ENDLESS, "larger than 4096"),
+        (Reply(200, b" " * 5000), "larger than 4096"),
+        (compressed({"contractDataCollection": []}), "compressed"),
+        (Reply(200, b"not JSON"), "not a ContractDataCollection"),
+        (Reply(200, b""), "not a ContractDataCollection"),
+        (json_reply({"contractDataCollection": [{"emaid": EMAID}]}), "not a ContractDataCollection"),
+        (json_reply({"contractDataCollection": "x"}), "not a ContractDataCollection"),
+        (error(503, "x" * 5000), "larger than 4096"),
+    ],
+)
+def test_an_answer_that_is_not_the_apis_is_refused(kind: str, reply: Reply, match: str) -> None:
+    with scripted() as server, face(kind, server.url, token="t", limits=Limits(octets=4096)) as client:
+        server.on(CONTRACTS, reply)
+        with pytest.raises(MalformedAnswerError, match=match):
+            read(client)
+        assert len(server.asked(CONTRACTS)) == 1
+
+
+@pytest.mark.parametrize(
+    "items",
+    [
+        [],
+        [{"certificateInstallationRes": "AAAA"}],
+        [{"certificateInstallationRes": "not Base64!"}],
+        [{"certificateInstallationRes": "AAAA", "emaid": "x"}],
+    ],
+)
+def test_a_message_that_cannot_be_read_is_not_handed_on(kind: str, items: list[dict[str, str]]) -> None:
+    complete = {"emaid": EMAID, "pcid": PCID, "xsdMsgDefNamespace": str(Namespace.ISO2)}
+    with scripted() as server, face(kind, server.url, token="t") as client:
+        server.on(DELIVER, json_reply({"signedContractDataCollection": [{**complete, **item} for item in items]}))
+        with pytest.raises(MalformedAnswerError):
+            client.deliver(b"", Namespace.ISO2)
+
+
+def test_a_redirect_is_not_followed(kind: str) -> None:
+    with scripted() as server, scripted() as other, face(kind, server.url, token="t") as client:
+        server.on(CONTRACTS, Reply(307, headers={"Location": other.url + CONTRACTS}))
+        with pytest.raises(AnsweredError, match="307"):
+            read(client)
+        assert not other.received
+
+
+# --- Withdrawing -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lost", [DROP, error(502)], ids=["dropped", "502"])
+def test_a_contract_that_is_gone_after_a_lost_answer_counts_as_withdrawn_but_not_for_certain(
+    kind: str, lost: Reply
+) -> None:
+    with scripted() as server, face(kind, server.url, token="t") as client:
+        server.on(WITHDRAW, lost, error(404))
+        assert client.withdraw(EMAID) == Withdrawn(certain=False)
+
+
+def test_a_contract_that_was_never_there_is_not_found(kind: str) -> None:
+    with scripted() as server, face(kind, server.url, token="t") as client:
+        server.on(WITHDRAW, error(429), error(404))
+        with pytest.raises(NotFoundError):
+            client.withdraw(EMAID)
+        server.on(WITHDRAW, error(502, "The certificate cannot be revoked."))
+        with pytest.raises(UpstreamFailedError, match="revoked"):
+            client.withdraw(EMAID)
+
+
+# --- Tokens ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_token_is_fetched_once_and_kept(kind: str) -> None:
+    with scripted() as server, face(kind, server.url, credentials=SECRET) as client:
+        server.on("/oauth/token", granted("the-token"))
+        server.on(CONTRACTS, NOTHING)
+        for _ in range(5):
+            read(client)
+        (asked,) = server.asked("/oauth/token")
+        assert asked.body == b"grant_type=client_credentials&client_id=example-emsp&client_secret=a-secret"
+        assert asked.headers["content-type"] == "application/x-www-form-urlencoded"
+        assert {one.headers["authorization"] for one in server.asked(CONTRACTS)} == {"Bearer the-token"}
+
+
+def test_a_token_may_come_from_another_issuer(kind: str) -> None:
+    with scripted() as server, scripted() as issuer:
+        access = Credentials("id", "s&cret", f"{issuer.url}/token", audience="https://ccp.example", scope="a b")
+        with face(kind, server.url, credentials=access) as client:
+            issuer.on("/token", granted())
+            server.on(CONTRACTS, NOTHING)
+            read(client)
+            form = b"client_secret=s%26cret&audience=https%3A%2F%2Fccp.example&scope=a+b"
+            assert issuer.received[0].body.endswith(form)
+
+
+def test_a_token_that_is_refused_is_replaced_once(kind: str) -> None:
+    with scripted() as server, face(kind, server.url, credentials=SECRET) as client:
+        server.on("/oauth/token", granted("first"), granted("second"), granted("third"))
+        server.on(CONTRACTS, NOTHING, error(401), NOTHING)
+        read(client)
+        read(client)
+        assert [one.headers["authorization"] for one in server.asked(CONTRACTS)] == [
+            *("Bearer first", "Bearer first", "Bearer second"),
+        ]
+        server.on(CONTRACTS, error(401, "Not you."))
+        with pytest.raises(NotAuthenticatedError, match="Not you"):
+            read(client)
+        assert len(server.asked("/oauth/token")) == 3
+
+
+def test_a_token_from_elsewhere_is_not_replaced(kind: str) -> None:
+    with scripted() as server, face(kind, server.url, token="static") as client:
+        server.on(CONTRACTS, error(401))
+        with pytest.raises(NotAuthenticatedError):
+            read(client)
+        assert [one.target.partition("?")[0] for one in server.received] == [CONTRACTS]
+
+
+def test_a_refusal_of_rights_is_no_reason_for_another_token(kind: str) -> None:
+    with scripted() as server, face(kind, server.url, credentials=SECRET) as client:
+        server.on("/oauth/token", granted())
+        server.on(CONTRACTS, error(403))
+        with pytest.raises(AnsweredError):
+            read(client)
+        assert len(server.asked("/oauth/token")) == 1
+
+
+def test_callers_at_the_same_time_ask_for_one_token(kind: str) -> None:
+    with scripted() as server:
+        server.on("/oauth/token", granted())
+        server.on(CONTRACTS, NOTHING)
+        if kind == "blocking":
+            with Client(server.url, credentials=SECRET) as client, ThreadPoolExecutor(20) as threads:
+                list(threads.map(client.contracts_of_emaid, [EMAID] * 20))
+        else:
+
+            async def together() -> None:
+                async with AsyncClient(server.url, credentials=SECRET) as client:
+                    await asyncio.gather(*(client.contracts_of_emaid(EMAID) for _ in range(20)))
+
+            asyncio.run(together())
+        assert len(server.asked("/oauth/token")) == 1
+        assert len(server.asked(CONTRACTS)) == 20
+
+
+def test_a_token_request_is_tried_again_as_well(kind: str) -> None:
+    with scripted() as server, face(kind, server.url, credentials=SECRET) as client:
+        server.on("/oauth/token", DROP, error(503), granted())
+        server.on(CONTRACTS, NOTHING)
+        assert read(client) == ()
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        Reply(200, b"token"),
+        json_reply({}),
+        json_reply({"access_token": 5, "expires_in": 3600}),
+        granted("two words"),
+        granted("line\nbreak"),
+        granted(token_type="mac"),
+        granted(expires_in="soon"),
+    ],
+)
+def test_a_token_that_cannot_be_one_is_refused(kind: str, reply: Reply) -> None:
+    with scripted() as server, face(kind, server.url, credentials=SECRET) as client:
+        server.on("/oauth/token", reply)
+        with pytest.raises(MalformedAnswerError):
+            read(client)
+        assert not server.asked(CONTRACTS)
+
+
+def test_credentials_that_are_refused_are_not_tried_again(kind: str) -> None:
+    with scripted() as server, face(kind, server.url, credentials=SECRET) as client:
+        server.on("/oauth/token", json_reply({"error": "invalid_client", "error_description": "Who?"}, 401))
+        with pytest.raises(TokenRefusedError, match="Who") as caught:
+            read(client)
+        assert (caught.value.error, caught.value.status) == ("invalid_client", 401)
+        assert len(server.received) == 1
+
+
+def test_secrets_are_not_shown(kind: str) -> None:
+    assert "a-secret" not in repr(SECRET)
+    with face(kind, nowhere(), credentials=SECRET) as client, pytest.raises(NoAnswerError) as caught:
+        read(client)
+    assert "a-secret" not in repr(caught.value) + str(caught.value)
+
+
+def test_a_call_that_is_given_up_leaves_the_client_usable(kind: str) -> None:
+    if kind == "blocking":
+        pytest.skip("nobody can cancel a thread")
+
+    async def story(server: Scripted) -> None:
+        async with AsyncClient(server.url, credentials=SECRET) as client:
+            server.on("/oauth/token", HANG)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await client.contracts_of_emaid(EMAID)
+            server.on("/oauth/token", granted())
+            server.on(CONTRACTS, NOTHING)
+            assert await client.contracts_of_emaid(EMAID) == ()
+
+    with scripted() as server:
+        asyncio.run(story(server))

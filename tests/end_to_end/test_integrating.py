@@ -1,0 +1,268 @@
+"""docs/integrating.md shows what really goes over the wire, and its programs run.
+
+The requests and answers in it are made by this file:  python -m tests.end_to_end.test_integrating
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ccp import settings, wire
+from ccp.ids import EMAID, PCID, Namespace
+from ccp.installation import read_response
+from ccp.sim.parties import Car, make_contract, sign_contract
+from ccp.sim.pki import Credential
+from ccp.sim.sandbox import World, create, publish_body
+from ccp.sim.server import loopback, running
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "integrating.md"
+SESSION = bytes.fromhex("0011223344556677")
+PCID_1, PCID_2, STRANGER = (PCID.parse(f"WEX0SANDBOX{number:06d}") for number in (1, 2, 99))
+DEEXA, NLEXB, NEW = map(EMAID.parse, ("DEEXAC00000001", "NLEXBC00000001", "DEEXAC00000777"))
+TRACE_ID = "c52fe6ad-1e39-4f6e-a0d0-e2d51aacf09f"
+
+
+@dataclass
+class Sandbox:
+    """A pool with a sandbox around it."""
+
+    base_url: str
+    world: World
+    folder: Path
+    shown: dict[str, str] = field(default_factory=dict)
+
+    def car(self, pcid: PCID, edition: str = "iso2") -> Car:
+        pki = self.world.pkis[edition]
+        stored = self.folder / "vehicles" / edition
+        own = Credential.load(stored, pcid) if any(stored.glob(f"*{pcid}*")) else None
+        return Car.build(pki, pcid, AT) if own is None else Car.of(pki, own, pcid)
+
+    def secret(self, client_id: str) -> str:
+        return next(member.secret for member in self.world.members if member.party.client_id == client_id)
+
+    def token(self, client_id: str) -> str:
+        form = {"grant_type": "client_credentials", "client_id": client_id, "client_secret": self.secret(client_id)}
+        token: str = httpx.post(f"{self.base_url}/oauth/token", data=form).json()["access_token"]
+        return token
+
+    def show(
+        self,
+        name: str,
+        party: str | None,
+        method: str,
+        path: str,
+        *,
+        headers: dict[str, str] | None = None,
+        body: Any = None,
+        form: dict[str, str] | None = None,
+        status: int = 200,
+    ) -> None:
+        """Do a request, and keep it with its answer as text in which what differs from run to run is left out."""
+        sent = {**({"Authorization": f"Bearer {self.token(party)}"} if party else {}), **(headers or {})}
+        answer = httpx.request(method, self.base_url + path, headers=sent, json=body, data=form)
+        assert answer.status_code == status, answer.text
+        lines = [f"{method} {path} HTTP/1.1", "Host: ccp.example"]
+        lines += [f"{key}: {'Bearer eyJ0…' if key == 'Authorization' else value}" for key, value in sent.items()]
+        if form is not None:
+            told = {**form, "client_secret": "…"} if "client_secret" in form else form
+            encoded = (
+                str(httpx.QueryParams(told))
+                .replace("%E2%80%A6", "…")
+                .replace(str(httpx.QueryParams({"x": self.base_url}))[2:], "https%3A%2F%2Fccp.example")
+            )
+            lines += ["Content-Type: application/x-www-form-urlencoded", "", encoded]
+        if body is not None:
+            lines += ["Content-Type: application/json", "", _json(body)]
+        lines += ["", f"HTTP/1.1 {status} {HTTPStatus(status).phrase}"]
+        if answer.content:
+            lines.append(f"Content-Type: {answer.headers['content-type']}")
+        lines.append(f"X-Trace-Id: {TRACE_ID}")
+        if answer.content:
+            lines += ["", _json(answer.json())]
+        self.shown[name] = "```http\n" + "\n".join(lines) + "\n```\n"
+
+
+AT = datetime.now(UTC).replace(microsecond=0)
+FIXED = {
+    "access_token": "eyJ0…",
+    "client_secret": "…",
+    "traceId": TRACE_ID,
+    "certValidFrom": "2026-01-01T00:00:00Z",
+    "certValidTo": "2028-01-01T00:00:00Z",
+    "validFrom": "2026-01-01T00:00:00Z",
+    "validTo": "2066-01-01T00:00:00Z",
+    "rootCertificateId": "896b6655-180e-4304-b642-606bb00df8f0",
+    "rootAuthorityKeyIdentifier": "S0X/giX8EJY=",
+    "rootIssuerSerialNumber": "69ab00d259bbdf42ce80529ad30ce5ed",
+    "fingerprint": "4e05b8922d43…",
+    "cpsV2GRootCertificateFingerprint": "4e05b8922d43…",
+    "at": "2026-01-01T00:00:00+00:00",
+    "evidence": ["…"],
+}
+
+
+def _json(value: Any) -> str:
+    return json.dumps(_shortened(value), indent=2, ensure_ascii=False)
+
+
+def _shortened(value: Any, name: str = "") -> Any:
+    if isinstance(value, dict):
+        return {key: _shortened(member, key) for key, member in value.items()}
+    if name in FIXED:
+        return FIXED[name]
+    if isinstance(value, list):
+        return [_shortened(member) for member in value]
+    if isinstance(value, str) and len(value) > 100 and re.fullmatch(r"[A-Za-z0-9+/=]+", value):
+        return value[:4] + "…"
+    return value
+
+
+@contextmanager
+def sandbox() -> Iterator[Sandbox]:
+    with tempfile.TemporaryDirectory(prefix="ccp-doc-") as name, loopback() as (listening, base_url):
+        folder = Path(name) / ".sandbox"
+        world = create(folder, base_url, AT, store_samples=True)
+        with running(settings.load(folder / "ccp.toml", log_level="error"), listening):
+            yield Sandbox(base_url, world, folder)
+
+
+def walk(box: Sandbox) -> dict[str, str]:
+    """Everything that the document shows, in its order."""
+    token = {"grant_type": "client_credentials", "client_id": "example-cpo", "client_secret": box.secret("example-cpo")}
+    box.show("token", None, "POST", "/oauth/token", form=token)
+    ask = {
+        "certificateInstallationReq": wire.b64(box.car(PCID_1).request(SESSION, AT)),
+        "xsdMsgDefNamespace": str(Namespace.ISO2),
+    }
+    nobody = {**ask, "certificateInstallationReq": wire.b64(box.car(STRANGER).request(SESSION, AT))}
+    opnc, opcp = "/opnc/v1/ccp", "/v1/ccp"
+    headers = {"alwaysReturnEXI": "true", "broadcast": "true"}
+    box.show("deliver", "example-cpo", "POST", f"{opnc}/signedcontractdata", body=ask, headers=headers)
+    box.show("deliver-nothing", "example-cpo", "POST", f"{opnc}/signedcontractdata", body=nobody)
+    box.show(
+        *("deliver-404", "example-cpo", "POST", f"{opnc}/signedcontractdata"),
+        **{"body": nobody, "headers": {"alwaysReturnEXI": "false"}, "status": 404},
+    )
+    box.show("opcp-token-json", None, "POST", "/oauth/token", body=token)
+    box.show("opcp-token-form", None, "POST", "/oauth/token", form={**token, "audience": box.base_url})
+    box.show("opcp-deliver", "example-cpo", "POST", f"{opcp}/signedContractData", body=ask)
+    box.show("opcp-deliver-nothing", "example-cpo", "POST", f"{opcp}/signedContractData", body=nobody)
+    box.show("opcp-roots", "example-cpo", "GET", "/v1/root/rootCerts?rootType=MO")
+    publication = {**publish_body(box.world.pkis["iso2"], NEW, box.car(PCID_2), AT), "metaData": "Example tariff"}
+    box.show("dry-run", "example-emsp-a", "PUT", f"{opnc}/signedcontractdata?dryRun=true", body=publication)
+    box.show("publish", "example-emsp-a", "PUT", f"{opnc}/signedcontractdata", body=publication, status=201)
+    wrong = {**publication, "certificateInstallationRes": "AAAA"}
+    box.show("publish-wrong", "example-emsp-a", "PUT", f"{opnc}/signedcontractdata", body=wrong, status=400)
+    box.show("by-emaid", "example-emsp-a", "GET", f"{opnc}/contractData/emaid/{NEW}")
+    box.show("withdraw", "example-emsp-a", "DELETE", f"{opnc}/signedcontractdata/{NEW}")
+    box.show("by-pcid", "example-oem", "GET", f"{opnc}/contractData/pcid/{PCID_1}")
+    box.show("set-default", "example-oem", "POST", f"{opnc}/signedcontractdata/{NLEXB}/{PCID_1}/setdefault")
+    path = f"{opnc}/signedcontractdata/{NLEXB}/{PCID_1}?sessionID={SESSION.hex()}"
+    box.show("pull", "example-oem", "GET", path)
+    box.show("opcp-default", "example-oem", "POST", f"{opcp}/signedContractData/{PCID_1}/{DEEXA}/default")
+    box.show("opcp-list", "example-oem", "GET", f"{opcp}/signedContractData/{PCID_1}")
+    return box.shown
+
+
+_BLOCK = re.compile(r"<!-- run: ([a-z0-9-]+) -->\n(```http\n.*?\n```\n)", re.DOTALL)
+_PROGRAM = re.compile(r"<!-- program: ([a-z]+) -->\n```python\n(.*?)```", re.DOTALL)
+
+
+def test_the_requests_and_answers_of_the_document_are_those_of_a_run() -> None:
+    shown = dict(_BLOCK.findall(DOCUMENT.read_text("utf-8")))
+    with sandbox() as box:
+        made = walk(box)
+    assert set(shown) == set(made)
+    for name, text in made.items():
+        assert shown[name] == text, name
+
+
+@pytest.fixture(scope="module")
+def box() -> Iterator[Sandbox]:
+    with sandbox() as made:
+        yield made
+
+
+def program(box: Sandbox, name: str, monkeypatch: pytest.MonkeyPatch, client_id: str) -> str:
+    monkeypatch.setenv("CCP_SECRET", box.secret(client_id))
+    programs = dict(_PROGRAM.findall(DOCUMENT.read_text("utf-8")))
+    assert client_id in programs[name]
+    code = programs[name].replace("https://ccp.example", box.base_url)
+    assert code != programs[name]
+    assert len([line for line in code.splitlines() if line.strip()]) <= 16
+    return code
+
+
+@pytest.mark.parametrize("edition", ["iso2", "iso20"])
+def test_the_program_of_a_charging_back_end_answers_its_stations(
+    box: Sandbox, monkeypatch: pytest.MonkeyPatch, edition: str
+) -> None:
+    scope: dict[str, Any] = {}
+    exec(program(box, "csms", monkeypatch, "example-cpo"), scope)
+    car = box.car(PCID_1 if edition == "iso2" else PCID.parse("WEX0SANDBOX000003"), edition)
+    stranger = box.car(STRANGER, edition)
+
+    async def station() -> tuple[bytes, bytes]:
+        answers = [
+            await scope["answer_station"](each.request(SESSION, AT), str(car.namespace)) for each in (car, stranger)
+        ]
+        await scope["ccp"].close()
+        return answers[0], answers[1]
+
+    answer, negative = asyncio.run(station())
+    assert car.install(answer, SESSION, AT)[0].startswith(("DEEXA", "NLEXB"))
+    assert not read_response(negative, car.namespace).response_code.startswith("OK")
+
+
+def test_the_program_of_an_emsp_publishes_and_withdraws(
+    box: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scope: dict[str, Any] = {}
+    exec(program(box, "emsp", monkeypatch, "example-emsp-a"), scope)
+    pki, car = box.world.pkis["iso2"], box.car(PCID_2)
+    emaid = EMAID.parse("DEEXAC00000888")
+    message = sign_contract(pki, make_contract(pki, emaid, PCID_2, car.provisioning.certificate, AT), AT)
+    scope["publish"](message, emaid, PCID_2)
+    assert capsys.readouterr().out == f"{emaid} waits for {PCID_2}\n"
+    with pytest.raises(ValueError, match="certificate"):
+        scope["publish"](message, "DEEXAC00000889", PCID_2)
+    scope["end"](emaid)
+    scope["ccp"].close()
+    assert os.environ["CCP_SECRET"] not in DOCUMENT.read_text("utf-8")
+
+
+def test_the_program_of_a_car_maker_chooses_and_fetches(
+    box: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    scope: dict[str, Any] = {}
+    exec(program(box, "oem", monkeypatch, "example-oem"), scope)
+    message = scope["fetch"](PCID_1, NLEXB, SESSION)
+    assert box.car(PCID_1).install(message, SESSION, AT)[0] == NLEXB
+    assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == {DEEXA, NLEXB}
+    scope["ccp"].close()
+
+
+if __name__ == "__main__":
+    with sandbox() as made_here:
+        texts = walk(made_here)
+    document = re.sub(
+        r"<!-- run: ([a-z0-9-]+) -->\n(```http\n.*?\n```\n)?",
+        lambda found: f"<!-- run: {found[1]} -->\n{texts[found[1]]}",
+        DOCUMENT.read_text("utf-8"),
+        flags=re.DOTALL,
+    )
+    DOCUMENT.write_text(document, "utf-8")
