@@ -26,7 +26,6 @@ from ccp import __version__, settings, wire
 from ccp import trust as anchors
 from ccp.api import admin, errors, oauth, opcp, opnc, pcp
 from ccp.api.certificate import ClientCertificates
-from ccp.api.drain import Drained
 from ccp.api.gate import Gate
 from ccp.api.trace import Tracing
 from ccp.audit import Refusals
@@ -204,7 +203,6 @@ def create(config: Settings | None = None) -> FastAPI:
         app.router.routes[1:1] = opcp.router(pool, edge, config.opcp_negative).routes
     app.add_middleware(Gate, limits=limits)
     app.add_middleware(Tracing, pseudonyms=pseudonyms, refusals=refusals)
-    app.add_middleware(Drained)
     app.add_exception_handler(CCPError, errors.deliberate)
     app.add_exception_handler(RequestValidationError, errors.invalid)
     app.add_exception_handler(HTTPException, errors.unrouted)

@@ -143,8 +143,10 @@ class Cycle(RequestResponseCycle):
         return message
 
     def send(self, message: Any) -> Coroutine[Any, Any, None]:
-        if self.waiting_for_100_continue and self.more_body and not self.response_started:
-            # Nobody can tell whether the client sends its body now, so what comes next cannot be read.
+        ends = self.waiting_for_100_continue or not self.keep_alive
+        if ends and self.more_body and not self.response_started:
+            # Answered before the body has come. Nobody can tell whether a client that waits to be told sends it now, so
+            # what comes next cannot be read; and where the connection ends anyway, the answer has to outlive the body.
             self.last = True
         if self.last:
             # The first part says that the connection ends. It is the connection itself that ends it then, after what
