@@ -35,6 +35,7 @@ from ccp.revocation import RevocationService
 from ccp.settings import Settings, VehicleTrust
 from ccp.store import Store, evidence
 from ccp.store import contracts as questions
+from ccp.store.contracts import Published
 from ccp.store.steps import Steps
 from ccp.trust import Trust
 
@@ -57,6 +58,14 @@ class Refusal:
     pcid: PCID | None
     response: bytes
     reason: CCPError
+
+
+@dataclass(frozen=True, slots=True)
+class Publication:
+    """A contract that passed every check of PUT and is not stored yet. warnings: sentences for its publisher."""
+
+    contract: SignedContract
+    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,6 +221,26 @@ class Pool:
         message: EXI in Base64. root: the V2G root that the publisher names. Raises NotAuthorised, EXIError,
         MismatchError, VerificationError, Unavailable.
         """
+        ready = await self.prepare(
+            caller, emaid=emaid, pcid=pcid, namespace=namespace, message=message, root=root, metadata=metadata, at=at
+        )
+        await self._store.write(publishing(caller, ready.contract, at))
+        if ready.warnings:
+            _log.warning("published with warnings", owner=emaid.provider, warnings=ready.warnings)
+
+    async def prepare(
+        self,
+        caller: Caller,
+        *,
+        emaid: EMAID,
+        pcid: PCID,
+        namespace: Namespace,
+        message: str,
+        root: Fingerprint | None,
+        metadata: str | None,
+        at: datetime,
+    ) -> Publication:
+        """Everything of `publish` but the storing, which `publishing` does; takes and raises the same."""
         authorise(caller.party, Operation.PUBLISH, emaid)
         response = installation.read_response(_octets(message), namespace)
         verified = installation.verify_response(
@@ -223,9 +252,7 @@ class Pool:
             chain = await self._pcp.chain_of(pcid, seconds=PUBLISH_SECONDS, fresh=True)
             key = None if chain is None else chain.key_for(namespace)
         contract = verified.signed_contract(pcid, metadata, at, certificates=cleared.keys, provisioning_key=key)
-        await self._store.write(questions.publish(contract, at))
-        if warnings := advice.on_response(response, at):
-            _log.warning("published with warnings", owner=emaid.provider, warnings=warnings)
+        return Publication(contract, advice.on_response(response, at))
 
     async def examine(
         self,
@@ -353,6 +380,11 @@ class Pool:
                 if not dry_run:
                     _audit.info("contract cleansed", owner=emaid.provider, wmi=pcid.wmi, reason=reason)
         return removed
+
+
+def publishing(caller: Caller, contract: SignedContract, at: datetime) -> Steps[Published]:
+    """The change that stores what `Pool.prepare` has checked, with all that belongs into its transaction."""
+    return questions.publish(contract, at)
 
 
 def _tell(checks: Checks, response: InstallationResponse, **against: Any) -> None:
