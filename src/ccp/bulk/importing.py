@@ -103,6 +103,7 @@ class _Import:
         self._under_way: dict[str, asyncio.Task[str]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._last_at = now()
+        self._unreadable: ConfigurationError | None = None
         self._reached: Mark | None = None
         self._saved: Mark | None = None
         self._report: _Report | None = None
@@ -141,6 +142,8 @@ class _Import:
                 group.create_task(self._hand_out(reader, crew, tokens, checked))
                 group.create_task(self._write_all(checked, written))
                 group.create_task(self._finish_all(written, tokens))
+            if self._unreadable is not None:
+                raise self._unreadable
         except BaseExceptionGroup as failures:
             raise _gravest(failures) from None
         finally:
@@ -175,7 +178,11 @@ class _Import:
                 if not following.done():
                     following.cancel()
                     break
-                chunk = following.result()
+                try:
+                    chunk = following.result()
+                except ConfigurationError as exc:  # What was read before is good all the same.
+                    self._unreadable = exc
+                    break
                 if chunk is None or self._stop.is_set():
                     break
                 at = self._last_at = max(now(), self._last_at + timedelta(milliseconds=1))
@@ -211,8 +218,13 @@ class _Import:
     def _spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(coroutine)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._landed)
         return task
+
+    def _landed(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # Seen: the first of several errors ends the import, the others say nothing more.
 
     def _ended(self, names: Iterable[str], task: asyncio.Task[str]) -> None:
         for name in names:

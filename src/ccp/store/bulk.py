@@ -19,17 +19,12 @@ def take_over(contract: SignedContract, default: bool | None, publishing: Steps[
     default. publishing: the change that stores it and locks the EMAID and the vehicle. Returns None where nothing was
     changed.
     """
-    same = yield (
-        "select 1 from contract where pcid = $1 and namespace = $2 and emaid = $3 and root_fingerprint = $4 "
-        "and response = $5 and coalesce(metadata, '') = $6 and coalesce(certificates, '') = $7 "
-        "and coalesce(provisioning_key, '') = $8",
-        (
-            contract.pcid, contract.namespace, contract.emaid, contract.root_fingerprint, contract.response,
-            contract.metadata or "", "" if contract.certificates is None else dump_keys(contract.certificates),
-            contract.provisioning_key or "",
-        ),
-    )  # fmt: skip
-    if same:
+    rows = yield (
+        "select response, metadata, certificates, provisioning_key from contract "
+        "where pcid = $1 and namespace = $2 and emaid = $3 and root_fingerprint = $4",
+        (contract.pcid, contract.namespace, contract.emaid, contract.root_fingerprint),
+    )
+    if rows and rows[0] == _kept_of(contract):
         publishing.close()
         return None
     done = yield from publishing
@@ -46,6 +41,11 @@ def take_over(contract: SignedContract, default: bool | None, publishing: Steps[
         yield "update vehicle set default_emaid = null where pcid = $1", (contract.pcid,)
         yield "update contract set is_default = false where pcid = $1", (contract.pcid,)
     return done
+
+
+def _kept_of(contract: SignedContract) -> tuple[bytes, str | None, str | None, str | None]:
+    certificates = None if contract.certificates is None else dump_keys(contract.certificates)
+    return contract.response, contract.metadata, certificates, contract.provisioning_key
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,149 @@
+"""What an import costs: `ccp import` of a fleet, in relation to one PUT's verification measured in the same run.
+
+    python bench/bulk.py [--contracts 5000] [--workers N]
+
+The ceiling is cores × (1 / CPU of one line's checks with issuers that are known), as if writing, reading and handing
+over cost nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import platform
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import orjson
+from rich.console import Console
+from rich.table import Table
+
+from ccp import settings
+from ccp.app import assemble, configure_logging
+from ccp.bulk import exporting, importing, work
+from ccp.bulk.lines import Source
+from ccp.ids import EMAID, PCID
+from ccp.parties import Caller, Party, Role
+from ccp.pool import publishing
+from ccp.settings import Settings
+from ccp.sim.parties import Car
+from ccp.sim.sandbox import create, publish_body
+
+console = Console(width=110)
+CALLER = Caller(Party("bench", "bench", frozenset({Role.CPS}), all_providers=True))
+
+
+def make(folder: Path, count: int) -> tuple[Settings, Path]:
+    """A sandbox and a file of contracts, each for a vehicle of its own. They share the vehicle's key."""
+    at = datetime.now(UTC)
+    world = create(folder, "http://127.0.0.1:1", at, store_samples=False)
+    pki = world.pkis["iso2"]
+    car = Car.build(pki, PCID("WEX0FLEET00000000"), at)
+    fleet = folder / "fleet.jsonl"
+    with fleet.open("wb") as file:
+        for number in range(count):
+            each = replace(car, pcid=PCID(f"WEX0FLEET{number:08d}"))
+            file.write(orjson.dumps(publish_body(pki, EMAID(f"DEEXAF{number:08d}"), each, at)) + b"\n")
+    config = settings.load(folder / "ccp.toml", log_level="error")
+    configure_logging(config)
+    return config, fleet
+
+
+async def alone(config: Settings, lines: list[bytes]) -> tuple[float, float]:
+    """CPU seconds of one line's checks, and of storing it by itself: the fastest of some rounds."""
+    built = assemble(config)
+    await built.open()
+    at = datetime.now(UTC)
+    checking = storing = float("inf")
+    for start in range(0, len(lines), 250):
+        part = lines[start : start + 250]
+        began = time.process_time()
+        checked = [await work.check_line(built.pool, CALLER, config.max_body, line, at) for line in part]
+        checking = min(checking, (time.process_time() - began) / len(part))
+        began = time.process_time()
+        for each in checked:
+            assert isinstance(each, work.Accepted), each
+            await built.store.write(publishing(CALLER, each.contract, at))
+        storing = min(storing, (time.process_time() - began) / len(part))
+    await built.close()
+    return checking, storing
+
+
+def cpu() -> float:
+    """Seconds of this process and of those that it has waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+async def imported(config: Settings, fleet: Path, workers: int) -> tuple[float, float, float]:
+    """Lines a second from the first chunk that was done to the last, over all, and CPU seconds a line over all."""
+    seen: list[tuple[float, int]] = []
+
+    def told(state: importing.State) -> None:
+        seen.append((time.perf_counter(), state.now))
+
+    began, used = time.perf_counter(), cpu()
+    plan = importing.Plan(Source.of(str(fleet)), CALLER, workers, fleet.with_suffix(".checkpoint"), None, told)
+    state = await importing.run(config, plan)
+    ended = time.perf_counter()
+    assert not state.counts[importing.REFUSED], state.counts
+    # The end runs dry, because workers end at different times; what a long file does is seen before that.
+    (t0, n0), (t1, n1) = seen[workers * 2], seen[-workers * 2]
+    return (n1 - n0) / (t1 - t0), state.now / (ended - began), (cpu() - used) / state.now
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description="What an import costs.")
+    options.add_argument("--contracts", type=int, default=5000)
+    options.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
+    given = options.parse_args()
+    console.print(f"Python {platform.python_version()}, {given.workers} workers, {platform.machine()}")
+    with tempfile.TemporaryDirectory(prefix="ccp-bench-") as name:
+        config, fleet = make(Path(name) / "sandbox", given.contracts)
+        lines = fleet.read_bytes().splitlines()
+        checking, storing = asyncio.run(alone(config, lines[:1000]))
+        ceiling = given.workers / checking
+        table = Table("", "lines/s", "× ceiling", "CPU ms each", box=None, header_style="bold")
+
+        def row(what: str, rate: float | None, cost: float | None = None) -> None:
+            table.add_row(
+                what,
+                "" if rate is None else f"{rate:.0f}",
+                "" if rate is None else f"{rate / ceiling:.2f}",
+                "" if cost is None else f"{cost * 1e3:.2f}",
+            )
+
+        row("checks of one line (one core)", 1 / checking, checking)
+        row("storing one, by itself", None, storing)
+        row("ceiling: cores × checks", ceiling)
+        row("cores × (checks + storing)", given.workers / (checking + storing))
+        for what in ("import, all replaced or new", "import again, nothing to change"):
+            steady, overall, cost = asyncio.run(imported(config, fleet, given.workers))
+            row(f"{what}: steady", steady)
+            row(f"{what}: with start and end", overall, cost)
+        target = Path(name) / "export.jsonl"
+        row("export", *timed(lambda: asyncio.run(exported(config, target)), given.contracts))
+        console.print(table)
+
+
+async def exported(config: Settings, target: Path) -> None:
+    built = assemble(config)
+    await built.open()
+    await exporting.export(built.store, str(target), exporting.Filter())
+    await built.close()
+
+
+def timed(work: Callable[[], object], count: int) -> tuple[float, float]:
+    began, used = time.perf_counter(), cpu()
+    work()
+    return count / (time.perf_counter() - began), (cpu() - used) / count
+
+
+if __name__ == "__main__":
+    main()
