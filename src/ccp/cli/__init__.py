@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ccp import __version__
-from ccp.cli import bulk, cleanse, db, exi, party, serve, sim, trust, verify
+from ccp.cli import backup, bulk, cleanse, db, exi, party, serve, sim, trust, verify
 from ccp.errors import CCPError
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ sim.register(app)
 verify.register(app)
 cleanse.register(app)
 bulk.register(app)
+backup.register(app)
 app.add_typer(party.app, name="party")
 app.add_typer(trust.app, name="trust")
 app.add_typer(exi.app, name="exi")
