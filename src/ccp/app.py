@@ -18,15 +18,14 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
-from starlette.routing import Route
 
 from ccp import __version__, settings, wire
 from ccp import trust as anchors
 from ccp.api import errors, oauth, opnc, pcp
+from ccp.api.health import Health
 from ccp.api.trace import Tracing
 from ccp.auth import Authority, Operation
-from ccp.errors import CCPError, Unavailable
+from ccp.errors import CCPError
 from ccp.ids import masked
 from ccp.neighbours import Neighbours
 from ccp.outbound import Outbound
@@ -131,6 +130,8 @@ def create(config: Settings | None = None) -> FastAPI:
         },
     )
 
+    health = Health(store, lambda: trust.anchors.version > 0, config.drain_seconds)
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         await built.open()
@@ -144,19 +145,13 @@ def create(config: Settings | None = None) -> FastAPI:
             work.append(cleanse_forever(pool, config.cleanse_interval))
         tasks = [asyncio.create_task(each) for each in work]
         try:
-            yield
+            with health.told_to_stop():
+                yield
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await built.close()
-
-    async def health(request: Any) -> Response:
-        try:
-            await store.read(changes.numbers())
-        except Unavailable:
-            return Response(orjson.dumps({"status": "unavailable"}), 503, media_type="application/json")
-        return Response(orjson.dumps({"status": "ok"}), media_type="application/json")
 
     app = FastAPI(title="opnc-ccp", version=__version__, lifespan=lifespan, redoc_url=None, redirect_slashes=False)
     # Before everything else: Starlette goes through routes in order, and these carry the load.
@@ -164,7 +159,7 @@ def create(config: Settings | None = None) -> FastAPI:
         *opnc.router(pool, edge).routes,
         oauth.token_route(authority, edge),
         pcp.pcp_route(edge, pcp.VehicleEvents(store, neighbours.provisioning), config.pcp_webhook_secret),
-        Route("/health", health),
+        *health.routes(),
     ]
     app.add_middleware(Tracing)
     app.add_exception_handler(CCPError, errors.deliberate)

@@ -102,6 +102,9 @@ class Settings(BaseSettings):
     )
     cleanse_grace: Annotated[int, Field(ge=0)] = Field(0, description="How long an expired contract is kept, seconds.")
     max_body: Annotated[int, Field(ge=4096)] = Field(262_144, description="Largest request body, octets.")
+    drain_seconds: Annotated[float, Field(ge=0, le=300)] = Field(
+        0, description="How long the pool goes on after SIGTERM, no longer ready, until it closes its port, seconds."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     log_format: Literal["json", "console"] = Field("json", description="json for machines, console for people.")
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sqlite3
 import stat
-import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -20,6 +18,7 @@ from ccp.store import contracts, schema
 from tests.bulk.fleet import database
 from tests.cli.run import good, told
 from tests.cli.test_serving import free_port, serving
+from tests.durability.disk import small_disk
 from tests.store.made import AT, broken_invariants, new_database, sql, variant, write
 from tests.store.test_processes import started
 
@@ -77,12 +76,12 @@ def test_a_backup_is_for_its_owner_alone_and_leaves_nothing_beside_it(tmp_path: 
         assert connection.execute("pragma journal_mode").fetchone() == ("delete",)
 
 
-def test_a_backup_that_fails_leaves_the_older_one(tmp_path: Path, filled: str, small_disk: Path) -> None:
-    target = small_disk / "ccp.db"
+def test_a_backup_that_fails_leaves_the_older_one(tmp_path: Path, filled: str, tiny: Path) -> None:
+    target = tiny / "ccp.db"
     target.write_text("an older one")
     assert told("backup", target, env=env(filled)).startswith(f"The copy to {target} failed: ")
     assert target.read_text() == "an older one"
-    assert os.listdir(small_disk) == ["ccp.db"]
+    assert os.listdir(tiny) == ["ccp.db"]
     assert "There is no database" in told("backup", target, env=env(f"sqlite:///{tmp_path}/none.db"))
     assert "cannot take the place" in told("backup", schema.sqlite_file(filled), env=env(filled))
     assert "PostgreSQL has pg_dump" in told("backup", target, env=env("postgresql://127.0.0.1/none"))
@@ -190,24 +189,9 @@ def test_what_is_no_good_backup_is_not_restored(tmp_path: Path, filled: str) -> 
     assert good("restore", bad, "--replace", env=env(filled)).lines[-1].endswith("run 'ccp db upgrade' next.")
 
 
-# --- A full disk -----------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 128 KiB. Where this user may not mount one, there is no full disk to be had."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if shell_ok("mount", "-t", "tmpfs", "-o", "size=128k,mode=700", "ccp-test", str(folder)):
-        try:
-            yield folder
-        finally:
-            shell_ok("umount", "-l", str(folder))
-    else:
-        pytest.skip("may not mount a file system here")
-
-
-def shell_ok(*command: str) -> bool:
-    with contextlib.suppress(FileNotFoundError):
-        return subprocess.run(command, capture_output=True, check=False).returncode == 0
-    return False
+def tiny(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", 128) as folder:
+        if folder is None:
+            pytest.skip("may not mount a file system here")
+        yield folder

@@ -31,7 +31,7 @@ def serve(
     tls_key: Annotated[Path | None, typer.Option(help="Server private key, PEM.")] = None,
 ) -> None:
     """Run the pool. A new SQLite database is created; an older schema has to be upgraded with `ccp db upgrade`."""
-    import uvicorn
+    from ccp.cli import workers as processes  # Here: most commands can do without the server's libraries.
 
     given: dict[str, Any] = {
         name: value
@@ -49,7 +49,7 @@ def serve(
         _check_tls(effective.tls_cert, effective.tls_key)
     _hand_over(config, given)
     typer.echo(f"opnc-ccp on {effective.public_url} (database {effective.shown()['database']})", err=True)
-    uvicorn.run(
+    processes.run(
         "ccp.app:create",
         factory=True,
         host=effective.host,
