@@ -11,6 +11,7 @@ import sqlite3
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,11 @@ def empty(tmp_path: Path, pkis: dict[str, PKI]) -> Database:
     return database(tmp_path / "pool", pkis)
 
 
-def imported(target: Database, source: Path | str, *options: object, status: int = 0, **how: Any) -> dict[str, Any]:
-    """What `ccp import --json` says of its work."""
-    done: Done = ccp("import", source, "--json", "--workers", 2, *options, env=target.env, **how)
+def imported(
+    target: Database, source: Path, *options: object, status: int = 0, more: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """What `ccp import --json` says of its work. more: settings in the environment."""
+    done: Done = ccp("import", source, "--json", "--workers", 2, *options, env={**target.env, **(more or {})})
     assert done.status == status, done.err
     summary: dict[str, Any] = json.loads(done.out)
     return summary
