@@ -343,7 +343,7 @@ def fleet(pkis: dict[str, PKI]) -> list[bytes]:
     return [line({"emaid": "?"}) if number % 50 == 49 else line(body(pki)) for number in range(500)]
 
 
-# How, and once how many more contracts are stored. What is under way is brought to its end where there is time for that.
+# How, and once how many more contracts are stored.
 @pytest.mark.parametrize(
     "ways", [((signal.SIGINT, 1), (signal.SIGTERM, 1)), ((signal.SIGKILL, 1), (signal.SIGKILL, 200))]
 )
