@@ -19,18 +19,17 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
-from starlette.responses import Response
-from starlette.routing import Route
 
 from ccp import __version__, settings, wire
 from ccp import trust as anchors
 from ccp.api import admin, errors, oauth, opcp, opnc, pcp
 from ccp.api.certificate import ClientCertificates
 from ccp.api.gate import Gate
+from ccp.api.health import Health
 from ccp.api.trace import Tracing
 from ccp.audit import Refusals
 from ccp.auth import Operation
-from ccp.errors import CCPError, Unavailable
+from ccp.errors import CCPError
 from ccp.ids import masked
 from ccp.issuers import Issuers
 from ccp.limits import Limits
@@ -149,6 +148,7 @@ def create(config: Settings | None = None) -> FastAPI:
     )
 
     pseudonyms, refusals = Pseudonyms(config), Refusals(store)
+    health = Health(store, lambda: trust.anchors.version > 0, config.drain_seconds)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
@@ -167,20 +167,14 @@ def create(config: Settings | None = None) -> FastAPI:
         refusals.open()
         tasks = [asyncio.create_task(each) for each in work]
         try:
-            yield {CONNECTIONS: connections}
+            with health.told_to_stop():
+                yield {CONNECTIONS: connections}
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await refusals.close()
             await built.close()
-
-    async def health(request: Any) -> Response:
-        try:
-            await store.read(changes.numbers())
-        except Unavailable:
-            return Response(orjson.dumps({"status": "unavailable"}), 503, media_type="application/json")
-        return Response(orjson.dumps({"status": "ok"}), media_type="application/json")
 
     # No page to read the description on: it would run scripts of a third party beside the token endpoint.
     app = FastAPI(
@@ -197,7 +191,7 @@ def create(config: Settings | None = None) -> FastAPI:
         *oauth.routes(authority, edge, issuer=config.public_url, bind=config.bind_tokens),
         pcp.pcp_route(edge, pool, config.pcp_webhook_secret),
         *admin.router(Register(store), edge).routes,
-        Route("/health", health),
+        *health.routes(),
     ]
     if config.opcp:
         app.router.routes[1:1] = opcp.router(pool, edge, config.opcp_negative).routes

@@ -65,6 +65,14 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
+class Publication:
+    """A contract that passed every check of PUT and is not stored yet. warnings: sentences for its publisher."""
+
+    contract: SignedContract
+    warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Cleansed:
     """A contract that was removed, or would be, and why."""
 
@@ -243,6 +251,26 @@ class Pool:
         message: EXI in Base64. root: the V2G root that the publisher names. Raises NotAuthorised, EXIError,
         MismatchError, VerificationError, Unavailable.
         """
+        ready = await self.prepare(
+            caller, emaid=emaid, pcid=pcid, namespace=namespace, message=message, root=root, metadata=metadata, at=at
+        )
+        await self._store.write(publishing(caller, ready.contract, at))
+        if ready.warnings:
+            _log.warning("published with warnings", owner=emaid.provider, warnings=ready.warnings)
+
+    async def prepare(
+        self,
+        caller: Caller,
+        *,
+        emaid: EMAID,
+        pcid: PCID,
+        namespace: Namespace,
+        message: str,
+        root: Fingerprint | None,
+        metadata: str | None,
+        at: datetime,
+    ) -> Publication:
+        """Everything of `publish` but the storing, which `publishing` does; takes and raises the same."""
         authorise(caller.party, Operation.PUBLISH, emaid)
         response = installation.read_response(_octets(message), namespace)
         verified = installation.verify_response(
@@ -254,11 +282,7 @@ class Pool:
             chain = await self._pcp.chain_of(pcid, seconds=PUBLISH_SECONDS, fresh=True)
             key = None if chain is None else chain.key_for(namespace)
         contract = verified.signed_contract(pcid, metadata, at, certificates=cleared.keys, provisioning_key=key)
-        await self._store.write(
-            audit.told(questions.publish(contract, at), lambda done: [_published(caller, contract, done, at)])
-        )
-        if warnings := advice.on_response(response, self._trust.anchors, at):
-            _log.warning("published with warnings", owner=emaid.provider, warnings=warnings)
+        return Publication(contract, advice.on_response(response, self._trust.anchors, at))
 
     async def examine(
         self,
@@ -496,6 +520,11 @@ def _published(caller: Caller, contract: SignedContract, done: Published, at: da
     if done.moved_from is not None:
         return _entry(caller, Action.CONTRACT_MOVED, at, **subject, moved_from=done.moved_from)
     return _entry(caller, Action.CONTRACT_REPLACED if done.replaced else Action.CONTRACT_PUBLISHED, at, **subject)
+
+
+def publishing(caller: Caller, contract: SignedContract, at: datetime) -> Steps[Published]:
+    """The change that stores what `Pool.prepare` has checked, with all that belongs into its transaction."""
+    return audit.told(questions.publish(contract, at), lambda done: [_published(caller, contract, done, at)])
 
 
 def _tell(checks: Checks, response: InstallationResponse, **against: Any) -> None:

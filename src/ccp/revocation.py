@@ -177,12 +177,12 @@ class RevocationService:
                 yield from questions.watch(key, certificate.der, issuer.der, certificate.not_after, at)
 
     async def gather(
-        self, missing: Iterable[Pair], at: datetime, *, watch: bool = True
+        self, missing: Iterable[Pair], at: datetime, *, watch: bool = True, seconds: float = PUBLISH_SECONDS
     ) -> dict[tuple[str, int], Unavailable]:
         """Fetch evidence for certificates of verified chains, all at the same time, and keep it.
 
-        Waits a publisher's time at most; what takes longer goes on. Callers that ask for the same certificate share
-        one request. watch: refresh the evidence from now on. Returns what could not be had, and why.
+        Waits so long at most; what takes longer goes on. Callers that ask for the same certificate share one request.
+        watch: refresh the evidence from now on. Returns what could not be had, and why.
         """
         waiting: dict[asyncio.Task[None], list[tuple[str, int]]] = {}
         for certificate, issuer in missing:
@@ -191,7 +191,7 @@ class RevocationService:
             waiting.setdefault(task, []).append(key)
         if not waiting:
             return {}
-        done, late = await asyncio.wait(waiting, timeout=PUBLISH_SECONDS)
+        done, late = await asyncio.wait(waiting, timeout=seconds)
         failures: dict[tuple[str, int], Unavailable] = {}
         for task in late:
             failures.update(dict.fromkeys(waiting[task], EvidenceError("It takes longer than a request can wait.")))

@@ -272,6 +272,9 @@ class Settings(BaseSettings):
     limits_file: Path | None = Field(
         None, description="File in which processes of one machine share their rates; `ccp serve` makes one for workers."
     )
+    drain_seconds: Annotated[float, Field(ge=0, le=300)] = Field(
+        0, description="How long the pool goes on after SIGTERM, no longer ready, until it closes its port, seconds."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
     log_ids: LogIds = Field(
         LogIds.PSEUDONYM,

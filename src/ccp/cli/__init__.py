@@ -7,7 +7,23 @@ import sys
 import typer
 
 from ccp import __version__
-from ccp.cli import audit, cleanse, db, erase, exi, keys, party, peer, roles, serve, sim, trust, verify
+from ccp.cli import (
+    audit,
+    backup,
+    bulk,
+    cleanse,
+    db,
+    erase,
+    exi,
+    keys,
+    party,
+    peer,
+    roles,
+    serve,
+    sim,
+    trust,
+    verify,
+)
 from ccp.errors import CCPError
 
 app = typer.Typer(
@@ -31,6 +47,8 @@ verify.register(app)
 roles.register(app)
 cleanse.register(app)
 erase.register(app)
+bulk.register(app)
+backup.register(app)
 app.add_typer(party.app, name="party")
 app.add_typer(peer.app, name="peer")
 app.add_typer(trust.app, name="trust")

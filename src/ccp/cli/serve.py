@@ -62,10 +62,10 @@ def serve(
 
 
 def _run(effective: Settings) -> None:
-    import uvicorn
+    from ccp.cli import workers as processes  # Here: most commands can do without the server's libraries.
 
     typer.echo(f"opnc-ccp on {effective.public_url} (database {effective.shown()['database']})", err=True)
-    uvicorn.run(
+    processes.run(
         "ccp.app:create",
         factory=True,
         host=effective.host,

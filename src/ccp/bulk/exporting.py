@@ -1,0 +1,103 @@
+"""Contracts as lines, in the shape that PUT and an import take."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Final
+
+import orjson
+
+from ccp import wire
+from ccp.bulk.checkpoint import sync_folder
+from ccp.contracts import SignedContract
+from ccp.ids import WMI, Namespace, ProviderId
+from ccp.store import Store
+from ccp.store.bulk import page
+
+_VEHICLES: Final = 100
+"""Of one snapshot; a handful of contracts each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Each kind that is empty lets everything pass."""
+
+    providers: frozenset[ProviderId] = field(default_factory=frozenset)
+    wmis: frozenset[WMI] = field(default_factory=frozenset)
+    namespaces: frozenset[Namespace] = field(default_factory=frozenset)
+
+    def passes(self, contract: SignedContract) -> bool:
+        return (not self.providers or contract.emaid.provider in self.providers) and (
+            not self.namespaces or contract.namespace in self.namespaces
+        )
+
+
+async def lines(store: Store, wanted: Filter) -> AsyncIterator[bytes]:
+    """A line for each variant, vehicles in the order of their PCIDs. Each vehicle is seen as it is at one moment."""
+    after: str | None = ""
+    while after is not None:
+        found = await store.read(page(after, _VEHICLES, frozenset(wanted.wmis)))
+        for contract in found.contracts:
+            if wanted.passes(contract):
+                yield orjson.dumps(members(contract), option=orjson.OPT_APPEND_NEWLINE)
+        after = found.last
+
+
+def members(contract: SignedContract) -> dict[str, Any]:
+    """A body of PUT, and whether the contract is its vehicle's default, which PUT passes over and an import heeds."""
+    found: dict[str, Any] = {
+        "emaid": str(contract.emaid),
+        "pcid": str(contract.pcid),
+        "xsdMsgDefNamespace": contract.namespace.value,
+        "cpsV2GRootCertificateFingerprint": str(contract.root_fingerprint),
+    }
+    if (name := wire.distinguished_name(contract.root_dn)) is not None:
+        found["cpsRootDistinguishedName"] = name
+    if contract.metadata is not None:
+        found["metaData"] = contract.metadata
+    found["defaultContract"] = contract.is_default
+    found["certificateInstallationRes"] = wire.b64(contract.response)
+    return found
+
+
+async def export(store: Store, target: str, wanted: Filter) -> int:
+    """Write everything that is wanted to a file (compressed where its name ends in .gz), or to standard output for "-".
+
+    A file is there, with its whole content and on disk, when this returns, and not before. Returns the lines written.
+    """
+    if target == "-":
+        return await _write(sys.stdout.buffer, store, wanted)
+    path = Path(target)
+    beside = path.with_name(path.name + ".part")
+    try:
+        with _created(beside) as file:
+            if path.suffix == ".gz":
+                with gzip.GzipFile(filename="", fileobj=file, mode="wb", compresslevel=6, mtime=0) as packed:
+                    count = await _write(packed, store, wanted)
+            else:
+                count = await _write(file, store, wanted)
+            file.flush()
+            os.fsync(file.fileno())
+        beside.replace(path)
+        sync_folder(path.parent)
+    finally:
+        beside.unlink(missing_ok=True)
+    return count
+
+
+def _created(path: Path) -> IO[bytes]:
+    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
+
+
+async def _write(file: IO[bytes] | gzip.GzipFile, store: Store, wanted: Filter) -> int:
+    count = 0
+    async for line in lines(store, wanted):
+        file.write(line)
+        count += 1
+    file.flush()
+    return count

@@ -1,0 +1,113 @@
+"""ccp export, and back again."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ccp.sim.pki import PKI
+from tests.bulk.fleet import Database, body, database, jsonl, new_emaid, new_pcid
+from tests.bulk.test_import import counts, imported
+from tests.cli.run import ccp, good, told
+from tests.durability.disk import small_disk
+from tests.store.made import broken_invariants, sql
+from tests.world import Pool
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory, pkis: dict[str, PKI]) -> Database:
+    """Vehicles of two makers with several contracts and variants, defaults that are not the first, and none at all."""
+    target = database(tmp_path_factory.mktemp("filled"), pkis)
+    car, other, third = new_pcid("WEX"), new_pcid("WXB"), new_pcid("WXB")
+    first, second, fourth = new_emaid("DEEXA"), new_emaid("NLEXB"), new_emaid("DEEXA")
+    bodies = [
+        body(pkis["iso2"], first, car, metaData="mit Umlaut: ü"),
+        body(pkis["iso20"], first, car),
+        body(pkis["ed448"], second, car),
+        body(pkis["other_iso2"], first, car),
+        body(pkis["iso2"], fourth, other),
+        body(pkis["iso2"], pcid=third, defaultContract=False),
+        body(pkis["iso2"], second, car),
+        # More vehicles than one page has.
+        *(body(pkis["iso2"]) for _ in range(120)),
+    ]
+    file = target.folder / "fleet.jsonl"
+    file.write_bytes(jsonl(*bodies))
+    imported(target, file)
+    default = "update vehicle set default_emaid = ? where pcid = ?"
+    sql(target.url, default, str(second), str(car))
+    sql(target.url, "update contract set is_default = (emaid = ?) where pcid = ?", str(second), str(car))
+    # Which variant is the newest is not what their keys say.
+    sql(target.url, "update contract set updated_at = updated_at + 10000000 where metadata is not null")
+    assert broken_invariants(target.url) == []
+    return target
+
+
+def exported(source: Database, *options: object) -> list[dict[str, Any]]:
+    return [json.loads(each) for each in good("export", "-", *options, env=source.env).octets.splitlines()]
+
+
+@pytest.mark.parametrize("name", ["fleet.jsonl", "fleet.jsonl.gz"])
+def test_what_is_exported_and_imported_into_an_empty_pool_is_the_same_again(
+    tmp_path: Path, filled: Database, pkis: dict[str, PKI], name: str
+) -> None:
+    file = tmp_path / name
+    good("export", file, env=filled.env)
+    assert (file.read_bytes()[:2] == b"\x1f\x8b") == name.endswith(".gz")
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    target = database(tmp_path / "pool", pkis)
+    assert counts(imported(target, file))["created"] == len(sql(filled.url, "select distinct emaid from contract"))
+    assert target.contracts() == filled.contracts()
+    vehicles = "select pcid, default_emaid from vehicle order by pcid"
+    assert sql(target.url, vehicles) == sql(filled.url, vehicles)
+    # What follows from the order of times: the newest variant of a contract, and the oldest contract of a vehicle.
+    newest = "select emaid, namespace, root_fingerprint from contract order by emaid, updated_at, namespace"
+    assert sql(target.url, newest) == sql(filled.url, newest)
+    oldest = "select pcid, emaid, min(created_at) as born from contract group by pcid, emaid order by pcid, born"
+    assert [row[:2] for row in sql(target.url, oldest)] == [row[:2] for row in sql(filled.url, oldest)]
+    # And so the next export is the same octet for octet.
+    assert exported(target) == exported(filled)
+
+
+def test_a_line_of_an_export_is_a_body_that_put_takes(filled: Database, pool: Pool) -> None:
+    lines = exported(filled)
+    assert len(lines) == sql(filled.url, "select count(*) from contract")[0][0]
+    for each in lines[:8]:
+        assert pool.cps.put("/signedcontractdata", json=each).status_code == 201
+
+
+def test_filters_leave_out_and_several_of_a_kind_let_more_pass(filled: Database) -> None:
+    lines = exported(filled)
+    pcids = [each["pcid"] for each in lines]
+    assert pcids == sorted(pcids)
+
+    def these(**wanted: tuple[str, ...]) -> list[dict[str, Any]]:
+        return [each for each in lines if all(each[name].startswith(values) for name, values in wanted.items())]
+
+    assert exported(filled, "--wmi", "wxb") == these(pcid=("WXB",)) != []
+    assert exported(filled, "--provider-id", "NL-EXB") == these(emaid=("NLEXB",)) != []
+    assert exported(filled, "--wmi", "WXB", "--wmi", "WEX") == lines
+    iso20 = "urn:iso:15118:20:2022:MsgDef"
+    assert exported(filled, "--namespace", iso20) == these(xsdMsgDefNamespace=("urn:iso:15118:20:",)) != []
+    both = exported(filled, "--namespace", iso20, "--provider-id", "NLEXB")
+    assert both == these(xsdMsgDefNamespace=("urn:iso:15118:20:",), emaid=("NLEXB",)) != []
+    assert exported(filled, "--wmi", "XXX") == []
+    assert "wmi" in told("export", "-", "--wmi", "too long", env=filled.env)
+
+
+def test_a_file_is_whole_or_as_it_was(tmp_path: Path, filled: Database) -> None:
+    with small_disk(tmp_path / "disk", 256) as disk:
+        if disk is None:
+            pytest.skip("may not mount a file system here")
+        file = disk / "fleet.jsonl"
+        file.write_text("an older one")
+        done = ccp("export", file, env=filled.env)
+        assert done.status == 1
+        assert "No space left" in done.err
+        assert file.read_text() == "an older one"
+        assert os.listdir(disk) == ["fleet.jsonl"]

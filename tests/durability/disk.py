@@ -1,0 +1,28 @@
+"""A file system that is really small."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def small_disk(folder: Path, kibibytes: int) -> Iterator[Path | None]:
+    """A file system of its own for as long as the block lasts; None where this user may not mount one."""
+    folder.mkdir()
+    if not _done("mount", "-t", "tmpfs", "-o", f"size={kibibytes}k,mode=700", "ccp-test", str(folder)):
+        yield None
+        return
+    try:
+        yield folder
+    finally:
+        _done("umount", "-l", str(folder))
+
+
+def _done(*command: str) -> bool:
+    with contextlib.suppress(FileNotFoundError):
+        return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    return False
