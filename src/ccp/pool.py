@@ -35,7 +35,7 @@ from ccp.revocation import RevocationService
 from ccp.settings import Settings, VehicleTrust
 from ccp.store import Store, evidence
 from ccp.store import contracts as questions
-from ccp.store.steps import Steps
+from ccp.store.steps import Steps, newest
 from ccp.trust import Trust
 
 _log = structlog.get_logger("ccp.pool")
@@ -361,8 +361,9 @@ def _tell(checks: Checks, response: InstallationResponse, **against: Any) -> Non
         installation.verify_response(response, checks=checks, **against)
 
 
+@newest
 def _with_evidence(pcid: PCID) -> Steps[tuple[list[SignedContract], Known]]:
-    """A vehicle's contracts and what is known of their certificates, in one snapshot."""
+    """A vehicle's contracts and what is known of their certificates: by then, or since."""
     stored = yield from questions.by_vehicle(pcid)
     known = yield from evidence.known(key for contract in stored for key in contract.certificates or ())
     return stored, known

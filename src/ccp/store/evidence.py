@@ -14,7 +14,7 @@ from typing import Any
 
 from ccp.pki.evidence import Evidence, Key, Known, LoadedCRL, RevocationList, Status
 from ccp.store.contracts import instant, microseconds
-from ccp.store.steps import Steps
+from ccp.store.steps import Steps, newest, repeatable
 
 _EVIDENCE = "issuer, serial, status, this_update, next_update, revoked_at, source"
 # Statements are kept prepared, so there are few different ones: places in a statement are filled up.
@@ -59,16 +59,13 @@ class DueCRL:
 
 def known(keys: Iterable[Key]) -> Steps[Known]:
     """What there is about these certificates."""
-    keys = list(keys)
-    asked = list(dict.fromkeys((key.issuer, f"{key.serial:x}") for key in keys))
-    evidence: dict[tuple[str, int], Evidence] = {}
-    for part in _parts(asked, _KEYS):
-        # Not `(issuer, serial) in (values …)`, for which SQLite reads the whole table.
-        each = " or ".join(f"(issuer = ${2 * n + 1} and serial = ${2 * n + 2})" for n in range(_KEYS))
-        rows = yield f"select {_EVIDENCE} from evidence where {each}", _flat(part)  # noqa: S608
-        for row in rows:
-            found = _evidence(row)
-            evidence[found.issuer, found.serial] = found
+    return _known(tuple(keys))
+
+
+@newest
+def _known(keys: Sequence[Key]) -> Steps[Known]:
+    # Lists first: with the next one, which is taken over in between, the evidence on a certificate may come that the
+    # list before did not revoke. The other way round it would pass for good.
     crls: dict[str, list[LoadedCRL]] = {}
     listed = sorted({key.issuer for key in keys if key.crls})
     for issuers in _parts(listed, _KEYS):
@@ -81,9 +78,19 @@ def known(keys: Iterable[Key]) -> Steps[Known]:
             crls.setdefault(issuer, []).append(
                 LoadedCRL(issuer, url, _number(number), instant(this_update), instant(next_update))
             )
+    asked = list(dict.fromkeys((key.issuer, f"{key.serial:x}") for key in keys))
+    evidence: dict[tuple[str, int], Evidence] = {}
+    for part in _parts(asked, _KEYS):
+        # Not `(issuer, serial) in (values …)`, for which SQLite reads the whole table.
+        each = " or ".join(f"(issuer = ${2 * n + 1} and serial = ${2 * n + 2})" for n in range(_KEYS))
+        rows = yield f"select {_EVIDENCE} from evidence where {each}", _flat(part)  # noqa: S608
+        for row in rows:
+            found = _evidence(row)
+            evidence[found.issuer, found.serial] = found
     return Known(evidence, crls)
 
 
+@repeatable
 def learn(evidence: Evidence) -> Steps[bool]:
     """Keep what was said of a certificate. Returns False where something final or newer stands already."""
     rows = yield (
@@ -115,6 +122,7 @@ def unwatch(key: tuple[str, int]) -> Steps[None]:
     yield "delete from watched_certificate where issuer = $1 and serial = $2", (key[0], f"{key[1]:x}")
 
 
+@newest
 def crl(issuer: str, url: str) -> Steps[KeptCRL | None]:
     """The last list of an issuer from an address."""
     rows = yield (
@@ -127,6 +135,7 @@ def crl(issuer: str, url: str) -> Steps[KeptCRL | None]:
     return KeptCRL(_number(number), instant(this_update), instant(next_update), etag, last_modified)
 
 
+@repeatable
 def load_crl(
     revocations: RevocationList,
     *,
@@ -150,7 +159,8 @@ def load_crl(
     ):
         return False
     this_update, next_update = microseconds(revocations.this_update), microseconds(revocations.next_update)
-    entries = [(f"{serial:x}", microseconds(when)) for serial, when in revocations.revoked.items()]
+    # In one order, so that two that take over lists of the same issuer wait for each other and do not deadlock.
+    entries = sorted((f"{serial:x}", microseconds(when)) for serial, when in revocations.revoked.items())
     shared = (issuer, this_update, next_update, f"CRL {url}")
     at_place = 0
     for size in _ENTRIES:
@@ -201,10 +211,12 @@ def crl_unchanged(issuer: str, url: str, at: datetime, refresh_at: datetime) -> 
     )
 
 
+@repeatable
 def due_crls(at: datetime, retry_at: datetime, limit: int) -> Steps[list[DueCRL]]:
     """Lists to fetch again. They are not due again before `retry_at`, so several workers do not fetch the same one."""
     select = """
-    select issuer, url, issuer_certificate from crl where refresh_at <= $1 order by refresh_at limit $2 for update
+    select issuer, url, issuer_certificate from crl where refresh_at <= $1 order by refresh_at limit $2
+    for update skip locked
     """
     rows = yield select, (microseconds(at), limit)
     for issuer, url, _ in rows:
@@ -212,11 +224,12 @@ def due_crls(at: datetime, retry_at: datetime, limit: int) -> Steps[list[DueCRL]
     return [DueCRL(url, certificate) for _, url, certificate in rows]
 
 
+@repeatable
 def due_certificates(at: datetime, retry_at: datetime, limit: int) -> Steps[list[Watched]]:
     """Certificates to ask about again; see `due_crls`. Those that have expired meanwhile are forgotten."""
     select = """
     select issuer, serial, certificate, issuer_certificate, not_after from watched_certificate
-    where refresh_at <= $1 order by refresh_at limit $2 for update
+    where refresh_at <= $1 order by refresh_at limit $2 for update skip locked
     """
     due = []
     for issuer, serial, certificate, issuer_certificate, not_after in (yield select, (microseconds(at), limit)):

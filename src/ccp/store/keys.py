@@ -27,8 +27,10 @@ def every() -> Steps[list[TokenKey]]:
 
 def ensure(candidate: TokenKey) -> Steps[None]:
     """Keep the key if there is none yet; of several workers that start together the first one's stays."""
-    if (yield "select 1 from token_key limit 1", ()):
+    if (yield from every()):
+        return
+    yield count(Topic.TOKEN_KEYS)  # Locks its row: from here on one after another.
+    if (yield from every()):
         return
     insert = "insert into token_key (kid, private_key, created_at) values ($1, $2, $3)"
     yield insert, (candidate.kid, candidate.private_key, microseconds(candidate.created_at))
-    yield count(Topic.TOKEN_KEYS)

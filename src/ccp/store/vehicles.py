@@ -8,7 +8,7 @@ from datetime import datetime
 
 from ccp.ids import EMAID, PCID, Namespace
 from ccp.store.contracts import ContractEvent, event, instant, lock_vehicles, remove
-from ccp.store.steps import Steps
+from ccp.store.steps import Steps, newest, repeatable
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,7 @@ order by emaid, namespace, root_fingerprint
 """
 
 
+@newest
 def bindings(pcid: PCID) -> Steps[list[Binding]]:
     """Every variant of every contract of a vehicle."""
     rows = yield _BINDINGS, (pcid,)
@@ -45,6 +46,7 @@ def _every(binding: Binding) -> bool:
     return True
 
 
+@repeatable
 def withdraw_vehicle(pcid: PCID, at: datetime, stale: Callable[[Binding], bool] = _every) -> Steps[list[EMAID]]:
     """Remove the variants of a vehicle's contracts that are stale. Returns the contracts of which none is left.
 
