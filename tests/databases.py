@@ -275,4 +275,3 @@ def sql(url: str, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
         return aside().run(aside().fetch(url, re.sub(r"\?", lambda _: f"${next(numbers)}", statement), parameters))
     with closing(sqlite3.connect(schema.sqlite_file(url), timeout=5)) as connection, connection:
         return connection.execute(statement, parameters).fetchall()
-

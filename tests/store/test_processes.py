@@ -173,9 +173,7 @@ def _withdraw_or_set_default(url: str, withdrawing: bool, barrier: Any, outcomes
             for vehicle in range(40):
                 barrier.wait(20)
                 emaid, pcid = EMAID(f"DEEXAR{vehicle:08d}"), PCID(f"WEX0DUEL{vehicle:09d}")
-                change: Any = (
-                    contracts.withdraw(emaid, AT) if withdrawing else contracts.set_default(emaid, pcid, AT)
-                )
+                change: Any = contracts.withdraw(emaid, AT) if withdrawing else contracts.set_default(emaid, pcid, AT)
                 try:
                     await store.write(change)
                     told.append("done")

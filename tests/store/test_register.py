@@ -121,7 +121,10 @@ def test_an_unknown_client_has_no_secrets(url: str) -> None:
 
 def test_secrets_are_told_newest_first(url: str) -> None:
     add(url, party("A", Role.CPO))
-    sql(url, "insert into party_secret (client_id, created_at, hash) select client_id, created_at + 1, 'newer' from party_secret")
+    sql(
+        url,
+        "insert into party_secret (client_id, created_at, hash) select client_id, created_at + 1, 'newer' from party_secret",
+    )
     assert [secret.hash for secret in read(url, parties.secrets_of("client-A"))] == ["newer", "hash of A"]
 
 
@@ -176,7 +179,10 @@ def test_the_first_key_stays_whoever_comes_later(url: str) -> None:
 
 def test_the_newest_key_is_told_first(url: str) -> None:
     write(url, keys.ensure(TokenKey("old", "private", AT)))
-    sql(url, "insert into token_key (kid, private_key, created_at) select 'new', private_key, created_at + 1 from token_key")
+    sql(
+        url,
+        "insert into token_key (kid, private_key, created_at) select 'new', private_key, created_at + 1 from token_key",
+    )
     assert [key.kid for key in read(url, keys.every())] == ["new", "old"]
     assert read(url, keys.every())[0].created_at == AT + timedelta(microseconds=1)
 

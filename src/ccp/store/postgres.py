@@ -14,6 +14,7 @@ import asyncio
 import contextlib
 import random
 import ssl
+from collections.abc import Coroutine
 from typing import Any, Final, TypeAlias
 
 import asyncpg
@@ -85,7 +86,7 @@ class PostgresStore:
         self._room = asyncio.Semaphore(connections)
         # The one that was used last is used next: its statements are prepared, and the others may go.
         self._idle: list[tuple[Connection, float]] | None = None
-        self._changes: set[asyncio.Task[Any]] = set()
+        self._work: set[asyncio.Task[Any]] = set()
 
     async def open(self) -> None:
         connection = await connect(self._url)
@@ -100,8 +101,8 @@ class PostgresStore:
 
     async def close(self) -> None:
         idle, self._idle = self._idle, None
-        if self._changes:
-            await asyncio.wait(self._changes)
+        if self._work:
+            await asyncio.wait(self._work)
         for connection, _ in idle or ():
             with contextlib.suppress(*_LOST, asyncpg.InterfaceError):
                 await connection.close(timeout=_CONNECT_SECONDS)
@@ -110,6 +111,7 @@ class PostgresStore:
         again = isinstance(question, Question)
         while True:
             connection, fresh = await self._take(_NOT_NOW)
+            cancelled = False
             try:
                 if isinstance(question, Question) and question.newest:
                     return await _run(connection, iter(question))
@@ -117,7 +119,11 @@ class PostgresStore:
                 answer = await _run(connection, iter(question))
                 await connection.execute("commit")
                 return answer
-            except BaseException as exc:
+            except asyncio.CancelledError:
+                cancelled = True
+                self._start(self._recover(connection))
+                raise
+            except Exception as exc:
                 lost = _lost(connection, exc)
                 await _leave(connection, exc, lost)
                 # A connection that died while it was idle: there may be more of them, but a fresh one says the truth.
@@ -125,17 +131,30 @@ class PostgresStore:
                     told = _told(exc, _NOT_NOW, lost)
                     raise told from told.__cause__
             finally:
-                self._give_back(connection)
+                if not cancelled:
+                    self._give_back(connection)
 
     async def write(self, change: Steps[T]) -> T:
         # In a task of its own: when the caller goes, the change is still made as a whole, and the connection is good.
-        task = asyncio.create_task(self._write(change))
-        self._changes.add(task)
+        return await asyncio.shield(self._start(self._write(change)))
+
+    async def _recover(self, connection: Connection) -> None:
+        """Take back a connection whose user has gone; the driver has asked the server to stop what it was doing."""
+        try:
+            await connection.execute("rollback")
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+            connection.terminate()
+        finally:
+            self._give_back(connection)
+
+    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.create_task(work)
+        self._work.add(task)
         task.add_done_callback(self._done)
-        return await asyncio.shield(task)
+        return task
 
     def _done(self, task: asyncio.Task[Any]) -> None:
-        self._changes.discard(task)
+        self._work.discard(task)
         if not task.cancelled():
             task.exception()  # Where the caller has gone nobody else looks at it.
 
@@ -233,7 +252,7 @@ def _lost(connection: Connection, exc: BaseException) -> bool:
 
 async def _leave(connection: Connection, exc: BaseException, lost: bool) -> None:
     """Bring a connection out of its transaction, or give it up."""
-    if lost or isinstance(exc, (_Unconfirmed, asyncio.CancelledError, asyncpg.ReadOnlySQLTransactionError)):
+    if lost or isinstance(exc, _Unconfirmed | asyncio.CancelledError | asyncpg.ReadOnlySQLTransactionError):
         connection.terminate()  # One to a server that became a standby too: the next one may find the new primary.
     elif connection.is_in_transaction():
         try:
