@@ -90,10 +90,12 @@ class Server:
         assert folder is not None, NOT_HERE
         self._bin = folder
         self._folder = Path(tempfile.mkdtemp(prefix="ccp-postgres-"))
-        self._user: dict[str, Any] = {}
+        # Nothing of whoever runs the tests: files in a home directory, variables such as PGHOST.
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+        self._how: dict[str, Any] = {"env": {**kept, "HOME": str(self._folder)}}
         if os.geteuid() == 0:
             user = next(entry for name in ("postgres", "nobody") if (entry := _user(name)))
-            self._user = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+            self._how |= {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
             os.chown(self._folder, user.pw_uid, user.pw_gid)
         self.port = _free_port()
         self._settings = {
@@ -113,7 +115,7 @@ class Server:
             self._bin / "initdb", "-D", self._data, "-U", "ccp", "--auth=trust", "--encoding=UTF8", "--locale=C",
             *(() if durable else ("--no-sync",)),
         ]  # fmt: skip
-        made = subprocess.run(command, **self._user, cwd=self._folder, capture_output=True, text=True, check=False)
+        made = subprocess.run(command, **self._how, cwd=self._folder, capture_output=True, text=True, check=False)
         assert made.returncode == 0, made.stdout + made.stderr
         access = self._data / "pg_hba.conf"
         access.write_text("host all careful 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n")
@@ -132,7 +134,7 @@ class Server:
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [self._bin / "postgres", "-D", self._data, *options],
-                **self._user, cwd=self._folder, stdout=log, stderr=log, preexec_fn=_end_with_parent,
+                **self._how, cwd=self._folder, stdout=log, stderr=log, preexec_fn=_end_with_parent,
             )  # fmt: skip
         deadline = time.monotonic() + 60
         while True:

@@ -218,6 +218,19 @@ def test_a_withdrawn_emaid_may_be_published_again_for_any_vehicle(url: str) -> N
     assert default_of(url, OTHER_CAR) == FIRST
 
 
+def test_a_contract_is_spent_when_all_its_variants_have_expired_and_only_then_it_is_removed(url: str) -> None:
+    publish(url, variant(valid_to=AT - SECOND), variant(namespace=Namespace.ISO20, valid_to=AT + SECOND))
+    publish(url, variant(SECOND_CONTRACT, valid_to=AT - SECOND))
+    assert read(url, contracts.spent_candidates(AT)) == [FIRST, SECOND_CONTRACT]
+    assert read(url, contracts.spent(FIRST, AT)) is None
+    assert write(url, contracts.cleanse(FIRST, AT, AT)) is None
+    assert read(url, contracts.spent(SECOND_CONTRACT, AT)) == (CAR, "expired")
+    assert write(url, contracts.cleanse(SECOND_CONTRACT, AT, AT)) == (CAR, "expired")
+    assert read(url, contracts.spent(UNKNOWN, AT)) is None
+    assert [contract.emaid for contract in read(url, contracts.by_vehicle(CAR))] == [FIRST] * 2
+    assert events(url)[-1] == ("deleted", SECOND_CONTRACT)
+
+
 # --- Defaults --------------------------------------------------------------------------------------------------------
 
 

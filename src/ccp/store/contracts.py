@@ -138,7 +138,7 @@ def spent_candidates(before: datetime) -> Steps[list[EMAID]]:
 
 def spent(emaid: EMAID, before: datetime) -> Steps[tuple[PCID, str] | None]:
     """The vehicle of a contract none of whose variants is of use any more, and why; None for every other contract."""
-    claims = yield "select pcid from emaid_claim where emaid = $1 for update", (emaid,)
+    claims = yield "select pcid from emaid_claim where emaid = $1", (emaid,)
     if not claims:
         return None
     variants = yield (
@@ -156,6 +156,7 @@ def spent(emaid: EMAID, before: datetime) -> Steps[tuple[PCID, str] | None]:
 @repeatable
 def cleanse(emaid: EMAID, before: datetime, at: datetime) -> Steps[tuple[PCID, str] | None]:
     """Remove a contract that is spent, judged while it is locked. Returns what `spent` says."""
+    yield "select pcid from emaid_claim where emaid = $1 for update", (emaid,)
     found = yield from spent(emaid, before)
     if found is not None:
         yield from withdraw(emaid, at)

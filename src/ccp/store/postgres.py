@@ -53,7 +53,8 @@ where (known.vartype <> 'enum' or wanted.value = any (known.enumvals))
 
 _IN_THE_WAY: Final = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.InvalidCachedStatementError)
 """Another transaction was in the way, or a migration: the same change may well succeed at once."""
-_LOST: Final = (asyncpg.PostgresConnectionError, OSError, TimeoutError)
+# The driver's own error comes where a server that goes says so in the middle of something else.
+_LOST: Final = (asyncpg.PostgresConnectionError, asyncpg.InternalClientError, OSError, TimeoutError)
 """Nobody knows what the server made of the last statement, and the connection is of no more use."""
 _UNAVAILABLE: Final = (
     *_LOST,
