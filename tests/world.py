@@ -38,7 +38,7 @@ from ccp.sim.sandbox import Member, World, register
 from ccp.sim.server import loopback, running
 from ccp.store import Store, connect, schema
 from ccp.store.steps import Steps
-from tests.databases import sql
+from tests.databases import fresh, sql
 
 AT = datetime.now(UTC).replace(microsecond=0)
 """When the world was made."""
@@ -302,7 +302,7 @@ def start(pkis: Mapping[str, PKI], **options: Any) -> Iterator[Pool]:
     """A pool in a directory of its own, for as long as the block lasts. options: settings other than the defaults."""
     with tempfile.TemporaryDirectory(prefix="ccp-test-") as folder, loopback() as (listening, base_url):
         database = Path(folder) / "ccp.db"
-        values = {"database": f"sqlite:///{database}", "base_url": base_url, "log_level": "error", **options}
+        values = {"database": fresh(Path(folder)), "base_url": base_url, "log_level": "error", **options}
         settings = Settings(**values)
         schema.upgrade(settings.database)
         world = World(

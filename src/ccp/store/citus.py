@@ -7,7 +7,6 @@ else is small or asked for one row at a time, and stays on the coordinator, whic
 
 from __future__ import annotations
 
-import asyncio
 from typing import Final
 
 import asyncpg
@@ -29,7 +28,7 @@ def distribute(url: str) -> list[tuple[str, str]]:
     """Distribute what is not distributed yet. Returns each table with what became of it. Raises ConfigurationError."""
     if not schema.is_postgres(url):
         raise ConfigurationError("Only a PostgreSQL database with the extension citus can be distributed.")
-    return asyncio.run(_distribute(url))
+    return schema.finish(_distribute(url))
 
 
 async def _distribute(url: str) -> list[tuple[str, str]]:

@@ -1,6 +1,6 @@
 """The schema's revision: reading it, bringing a database to it. Alembic runs the migrations, which are plain SQL.
 
-These functions are for commands and for a server's start, not for a running event loop.
+These functions are for commands and for a server's start: an event loop that calls them waits.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ import asyncio
 import os
 import re
 import sqlite3
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ccp.errors import ConfigurationError
+from ccp.store.steps import T
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -24,6 +26,16 @@ HEAD = "0003"
 """The revision that this release reads and writes; a test holds it against the migrations."""
 BASE = "base"
 """What a downgrade to nothing is called."""
+
+
+def finish(work: Coroutine[Any, Any, T]) -> T:
+    """Run to the end, whether the caller is within an event loop or not."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as aside:
+        return aside.submit(asyncio.run, work).result()
 
 
 def head() -> str:
@@ -49,7 +61,7 @@ def revision(url: str) -> str | None:
     if is_postgres(url):
         from ccp.store import postgres
 
-        return asyncio.run(postgres.revision_of(url))
+        return finish(postgres.revision_of(url))
     path = sqlite_file(url)
     if not path.exists():
         return None
@@ -71,7 +83,7 @@ def warnings(url: str) -> tuple[str, ...]:
         return ()
     from ccp.store import postgres
 
-    return asyncio.run(postgres.warnings_of(url))
+    return finish(postgres.warnings_of(url))
 
 
 def only_revision(place: str, found: Iterable[str]) -> str | None:

@@ -3,8 +3,6 @@
 A crash leaves nothing half done, and of two upgrades at the same time the second finds nothing left to do.
 """
 
-import asyncio
-
 from alembic import context
 from sqlalchemy import URL, Connection, create_engine, event, pool, text
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -49,6 +47,6 @@ async def on_postgres(url: str) -> None:
 
 url = context.config.attributes["url"]
 if schema.is_postgres(url):
-    asyncio.run(on_postgres(url))
+    schema.finish(on_postgres(url))
 else:
     on_sqlite(url)
