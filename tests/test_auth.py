@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ccp.auth import ROLE_TABLE, Operation, Subject, authorise, authorise_sender, hash_secret, new_secret
-from ccp.auth import _matches as matches
+from ccp.auth import ROLE_TABLE, Operation, Subject, authorise, authorise_sender
 from ccp.errors import NotAuthorised
 from ccp.ids import EMAID, PCID, WMI, OperatorId, ProviderId
 from ccp.parties import Party, Role
@@ -147,29 +146,3 @@ def test_a_sender_that_does_not_fit_the_token_is_refused(
 ) -> None:
     with pytest.raises(NotAuthorised, match="OPNC-from-party"):
         authorise_sender(party(*roles), party_type, party_id)
-
-
-# --- Secrets ---------------------------------------------------------------------------------------------------------
-
-
-def test_a_secret_is_kept_as_a_salted_argon2id_hash_that_it_alone_fits() -> None:
-    secret = new_secret()
-    first, second = hash_secret(secret), hash_secret(secret)
-    assert first.startswith("$argon2id$")
-    assert first != second
-    assert secret not in first
-    assert matches(first, secret)
-    assert matches(second, secret)
-    for wrong in ("", secret[:-1], secret + "x", secret.swapcase(), first):
-        assert not matches(first, wrong)
-
-
-def test_a_hash_that_is_none_fits_nothing_and_is_no_error() -> None:
-    for entry in ("", "x", "$argon2id$v=19$m=1,t=1,p=1$AAAA", "plain"):
-        assert not matches(entry, "plain")
-
-
-def test_secrets_are_long_and_never_the_same() -> None:
-    secrets = {new_secret() for _ in range(100)}
-    assert len(secrets) == 100
-    assert min(map(len, secrets)) >= 43

@@ -16,7 +16,7 @@ import asyncio
 import base64
 import itertools
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -27,7 +27,6 @@ import httpx
 
 from ccp import installation
 from ccp.api.opnc import BASE
-from ccp.auth import new_secret
 from ccp.ids import EMAID, PCID, WMI, Namespace, OperatorId, ProviderId
 from ccp.installation import InstallationResponse
 from ccp.parties import Party, Role
@@ -38,6 +37,7 @@ from ccp.sim.sandbox import Member, World, register
 from ccp.sim.server import loopback, running
 from ccp.store import Store, connect, schema
 from ccp.store.steps import Steps
+from ccp.tokens import new_secret
 from tests.databases import fresh, sql
 
 AT = datetime.now(UTC).replace(microsecond=0)
@@ -53,7 +53,7 @@ def build_pkis() -> dict[str, PKI]:
     return {name: build_pki(AT, algorithm=algorithm) for name, algorithm in algorithms.items()}  # type: ignore[arg-type]
 
 
-def _party(name: str, *roles: Role, providers: str = "", wmis: str = "", operators: str = "", **more: Any) -> Party:
+def party(name: str, *roles: Role, providers: str = "", wmis: str = "", operators: str = "", **more: Any) -> Party:
     return Party(
         client_id=name,
         name=name,
@@ -68,15 +68,15 @@ def _party(name: str, *roles: Role, providers: str = "", wmis: str = "", operato
 def parties() -> list[Party]:
     """The parties of the test world. The names are what `Pool.client` takes."""
     return [
-        _party("emsp", Role.EMSP, providers="DEEXA"),
-        _party("other_emsp", Role.EMSP, providers="NLEXB"),
-        _party("cpo", Role.CPO, operators="DEEXC"),
-        _party("oem", Role.OEM, wmis="WEX"),
-        _party("other_oem", Role.OEM, wmis="WXB"),
-        _party("cps", Role.CPS, all_providers=True),
-        _party("small_cps", Role.CPS, providers="DEEXA"),
-        _party("peer", Role.CCP),
-        _party("everything", *Role, providers="DEALL", wmis="ALL", operators="DEALL", all_providers=True),
+        party("emsp", Role.EMSP, providers="DEEXA"),
+        party("other_emsp", Role.EMSP, providers="NLEXB"),
+        party("cpo", Role.CPO, operators="DEEXC"),
+        party("oem", Role.OEM, wmis="WEX"),
+        party("other_oem", Role.OEM, wmis="WXB"),
+        party("cps", Role.CPS, all_providers=True),
+        party("small_cps", Role.CPS, providers="DEEXA"),
+        party("peer", Role.CCP),
+        party("everything", *Role, providers="DEALL", wmis="ALL", operators="DEALL", all_providers=True),
     ]
 
 
@@ -298,7 +298,7 @@ async def opened(settings: Settings) -> AsyncIterator[Store]:
 
 
 @contextmanager
-def start(pkis: Mapping[str, PKI], **options: Any) -> Iterator[Pool]:
+def start(pkis: Mapping[str, PKI], parties_too: Sequence[Party] = (), **options: Any) -> Iterator[Pool]:
     """A pool in a directory of its own, for as long as the block lasts. options: settings other than the defaults."""
     with tempfile.TemporaryDirectory(prefix="ccp-test-") as folder, loopback() as (listening, base_url):
         database = Path(folder) / "ccp.db"
@@ -307,7 +307,7 @@ def start(pkis: Mapping[str, PKI], **options: Any) -> Iterator[Pool]:
         schema.upgrade(settings.database)
         world = World(
             {name: pki for name, pki in pkis.items() if name != "stranger"},
-            tuple(Member(party, new_secret()) for party in parties()),
+            tuple(Member(party, new_secret()) for party in (*parties(), *parties_too)),
         )
 
         async def fill() -> None:

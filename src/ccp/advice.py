@@ -11,7 +11,8 @@ from cryptography import x509
 
 from ccp.errors import ChainError
 from ccp.installation import InstallationRequest, InstallationResponse
-from ccp.pki.certificates import Certificate, names_match
+from ccp.pki.certificates import Certificate
+from ccp.pki.names import names_match
 from ccp.pki.paths import Role, TrustAnchors
 
 _SOON: Final = timedelta(days=30)

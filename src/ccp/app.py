@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import re
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from contextlib import asynccontextmanager
@@ -23,19 +24,29 @@ from starlette.routing import Route
 
 from ccp import __version__, settings, wire
 from ccp import trust as anchors
-from ccp.api import errors, oauth, opnc, pcp
+from ccp.api import admin, errors, oauth, opnc, pcp
+from ccp.api.certificate import ClientCertificates
+from ccp.api.gate import Gate
 from ccp.api.trace import Tracing
-from ccp.auth import Authority, Operation
+from ccp.audit import Refusals
+from ccp.auth import Operation
 from ccp.errors import CCPError, Unavailable
 from ccp.ids import masked
+from ccp.issuers import Issuers
+from ccp.limits import Limits
 from ccp.neighbours import Neighbours
 from ccp.outbound import Outbound
 from ccp.peers import NoPeers
 from ccp.pool import Pool
+from ccp.pseudonyms import Pseudonyms
+from ccp.register import Register
 from ccp.revocation import RevocationService
+from ccp.server import STATE as CONNECTIONS
+from ccp.server import Connections
 from ccp.settings import Settings
 from ccp.store import Store, changes, connect
 from ccp.store.changes import Topic
+from ccp.tokens import Authority
 from ccp.trust import Trust
 
 _log = structlog.get_logger("ccp.app")
@@ -120,8 +131,12 @@ def create(config: Settings | None = None) -> FastAPI:
     configure_logging(config)
     built = assemble(config)
     store, trust, neighbours, pool = built.store, built.trust, built.neighbours, built.pool
-    authority = Authority(store, issuer=config.public_url, lifetime=config.token_lifetime)
-    edge = opnc.Edge(authority, NoPeers(), now, config.max_body)
+    others = Issuers(config.issuers, built.outbound, audience=config.public_url, changed=lambda: authority.forget())
+    authority = Authority(store, issuer=config.public_url, lifetime=config.token_lifetime, others=others)
+    limits = Limits(config)
+    connections = Connections(config, limits.proxies)
+    certificates = ClientCertificates(config.client_certificate_header, limits.proxies)
+    edge = opnc.Edge(authority, NoPeers(), now, config.max_body, certificates, limits)
     refresher = Refresher(
         store,
         {
@@ -131,24 +146,31 @@ def create(config: Settings | None = None) -> FastAPI:
         },
     )
 
+    pseudonyms, refusals = Pseudonyms(config), Refusals(store)
+
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         await built.open()
+        await pseudonyms.open(store)
         await refresher.once()
         for warning in anchors.expiry_warnings(trust.anchors, now()):
             _log.warning("anchor", warning=warning)
-        work = [refresher.forever(), built.revocation.forever()]
+        work = [refresher.forever(), built.revocation.forever(), connections.watch()]
+        work.append(authority.look_after_keys(config.token_key_lifetime, now))
+        work += [issuer.refresh_forever() for issuer in others]
         if neighbours.roots is not None:
             work.append(anchors.synchronise_forever(store, neighbours.roots, config.rcp_interval, now))
         if config.cleanse_interval:
             work.append(cleanse_forever(pool, config.cleanse_interval))
+        refusals.open()
         tasks = [asyncio.create_task(each) for each in work]
         try:
-            yield
+            yield {CONNECTIONS: connections}
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            await refusals.close()
             await built.close()
 
     async def health(request: Any) -> Response:
@@ -158,15 +180,25 @@ def create(config: Settings | None = None) -> FastAPI:
             return Response(orjson.dumps({"status": "unavailable"}), 503, media_type="application/json")
         return Response(orjson.dumps({"status": "ok"}), media_type="application/json")
 
-    app = FastAPI(title="opnc-ccp", version=__version__, lifespan=lifespan, redoc_url=None, redirect_slashes=False)
+    # No page to read the description on: it would run scripts of a third party beside the token endpoint.
+    app = FastAPI(
+        title="opnc-ccp",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
     # Before everything else: Starlette goes through routes in order, and these carry the load.
     app.router.routes[:0] = [
         *opnc.router(pool, edge).routes,
-        oauth.token_route(authority, edge),
-        pcp.pcp_route(edge, pcp.VehicleEvents(store, neighbours.provisioning), config.pcp_webhook_secret),
+        *oauth.routes(authority, edge, issuer=config.public_url, bind=config.bind_tokens),
+        pcp.pcp_route(edge, pool, config.pcp_webhook_secret),
+        *admin.router(Register(store), edge).routes,
         Route("/health", health),
     ]
-    app.add_middleware(Tracing)
+    app.add_middleware(Gate, limits=limits)
+    app.add_middleware(Tracing, pseudonyms=pseudonyms, refusals=refusals)
     app.add_exception_handler(CCPError, errors.deliberate)
     app.add_exception_handler(RequestValidationError, errors.invalid)
     app.add_exception_handler(HTTPException, errors.unrouted)
@@ -185,7 +217,12 @@ def _described(app: FastAPI) -> dict[str, Any]:
                 operation["responses"].pop("422", None)
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
-        for model in (wire.SignedContractData, wire.GetSignedContractDataReq, wire.SignedContractDataCollection):
+        for model in (
+            wire.SignedContractData,
+            wire.GetSignedContractDataReq,
+            wire.SignedContractDataCollection,
+            *admin.BODIES,
+        ):
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
             schemas.update(schema.pop("$defs", {}))
             schemas[model.__name__] = schema
@@ -199,6 +236,7 @@ def _described(app: FastAPI) -> dict[str, Any]:
             ),
             "put": _operation(Operation.PUBLISH, "SignedContractData", "201", None, opnc.Routing),
         }
+        described["paths"][pcp.PATH] = {"post": pcp.description()}
         app.openapi_schema = described
     return app.openapi_schema
 
@@ -226,7 +264,7 @@ def _operation(
     }
 
 
-_TOLD: Final = ("reason", "cause", "warning", "warnings")
+_TOLD: Final = ("reason", "reasons", "cause", "warning", "warnings", "said")
 """Members of log events that hold sentences, in which ids may be named."""
 
 
@@ -238,6 +276,16 @@ def _mask(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableM
         elif isinstance(value, tuple | list):
             event[name] = [masked(str(each)) for each in value]
     return event
+
+
+def _mask_exception(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """What an exception says may name ids too. Names in a traceback are seldom long words with a digit in them."""
+    if isinstance(event.get("exception"), str):
+        event["exception"] = _LONG_WITH_DIGIT.sub(lambda found: found[0][:5] + "…", event["exception"])
+    return event
+
+
+_LONG_WITH_DIGIT: Final = re.compile(r"\b(?=\w*\d)\w{14,}")
 
 
 def configure_logging(config: Settings) -> None:
@@ -253,6 +301,7 @@ def configure_logging(config: Settings) -> None:
             _mask,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
+            _mask_exception,
             last,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, config.log_level.upper())),

@@ -1,26 +1,15 @@
-"""Access: from a client's credentials to a token, from a token to the caller, from the caller to what it may do."""
+"""Who may do what: the role table. Pure. How a caller is recognised is the business of `ccp.tokens`."""
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import hmac
-import secrets
-from collections.abc import Callable, Mapping
-from datetime import datetime
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final, TypeAlias
 
-from argon2 import PasswordHasher
-from argon2.exceptions import Argon2Error, InvalidHashError
-from joserfc import jwt
-from joserfc.errors import JoseError
-from joserfc.jwk import ECKey, KeySet
-
-from ccp.errors import NotAuthenticated, NotAuthorised
+from ccp.errors import NotAuthorised
 from ccp.ids import EMAID, PCID, WMI, OperatorId, ProviderId
 from ccp.parties import Party, Role
-from ccp.store import Store, keys, parties
 
 
 class Operation(StrEnum):
@@ -35,30 +24,49 @@ class Operation(StrEnum):
     SET_DEFAULT = "SetSignedContractDataAsDefault"
 
 
+class AdminOperation(StrEnum):
+    """The operations of the admin API."""
+
+    LIST_PARTIES = "ListParties"
+    ADD_PARTY = "AddParty"
+    GET_PARTY = "GetParty"
+    EDIT_PARTY = "EditParty"
+    DISABLE_PARTY = "DisableParty"
+    ENABLE_PARTY = "EnableParty"
+    ROTATE_SECRET = "RotateSecret"  # noqa: S105  a name, no secret
+    GET_ROLES = "GetRoles"
+
+
 Subject: TypeAlias = EMAID | PCID | None
-Rule: TypeAlias = Callable[[Party, Subject], bool]
 
 
-def _anything(party: Party, subject: Subject) -> bool:
-    return True
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """When a role's holder may do something. words: the same as `holds` says, for people."""
+
+    words: str
+    holds: Callable[[Party, Subject], bool]
 
 
-def _own_provider(party: Party, subject: Subject) -> bool:
+def _has_own_provider(party: Party, subject: Subject) -> bool:
     return isinstance(subject, EMAID) and subject.provider in party.provider_ids
 
 
-def _served_provider(party: Party, subject: Subject) -> bool:
-    return party.all_providers or _own_provider(party, subject)
-
-
-def _own_wmi(party: Party, subject: Subject) -> bool:
-    return isinstance(subject, PCID) and subject.wmi in party.wmis
-
+_any_vehicle: Final = Rule("any vehicle", lambda party, subject: True)
+_own_provider: Final = Rule("contracts of its own provider ids", _has_own_provider)
+_served_provider: Final = Rule(
+    "contracts of the provider ids that it signs for, or of all if it is registered so",
+    lambda party, subject: party.all_providers or _has_own_provider(party, subject),
+)
+_own_wmi: Final = Rule(
+    "vehicles of its own WMIs", lambda party, subject: isinstance(subject, PCID) and subject.wmi in party.wmis
+)
+_anything: Final = Rule("the whole register", lambda party, subject: True)
 
 ROLE_TABLE: Final[Mapping[Operation, Mapping[Role, Rule]]] = {
     Operation.GET_CONTRACT_DATA_BY_EMAID: {Role.EMSP: _own_provider},
     Operation.GET_CONTRACT_DATA_BY_PCID: {Role.OEM: _own_wmi},
-    Operation.DELIVER: {Role.CPO: _anything, Role.CCP: _anything},
+    Operation.DELIVER: {Role.CPO: _any_vehicle, Role.CCP: _any_vehicle},
     Operation.PUBLISH: {Role.EMSP: _own_provider, Role.CPS: _served_provider},
     Operation.WITHDRAW: {Role.EMSP: _own_provider},
     Operation.GET_SIGNED_CONTRACT_DATA: {Role.OEM: _own_wmi},
@@ -66,18 +74,36 @@ ROLE_TABLE: Final[Mapping[Operation, Mapping[Role, Rule]]] = {
 }
 """Who may do what, and for which ids. Whatever is not here is refused."""
 
+ADMIN_TABLE: Final[Mapping[AdminOperation, Mapping[Role, Rule]]] = {
+    operation: {Role.ADMIN: _anything} for operation in AdminOperation
+}
+"""The same for the admin API."""
+
+_TABLES: Final = dict[Operation | AdminOperation, Mapping[Role, Rule]]((*ROLE_TABLE.items(), *ADMIN_TABLE.items()))
+
+
+def role_table() -> Iterator[tuple[Operation | AdminOperation, Role, str]]:
+    """Everything that is allowed: the operation, the role, and the condition in words."""
+    for operation, rules in _TABLES.items():
+        for role, rule in rules.items():
+            yield operation, role, rule.words
+
+
+def authorise_role(caller: Party, operation: Operation | AdminOperation) -> None:
+    """Refuse a caller none of whose roles may do it, before its request is read. Raises NotAuthorised."""
+    rules = _TABLES[operation]
+    if caller.roles.isdisjoint(rules):
+        raise NotAuthorised(f"{operation} is for the role {', '.join(rules)}.")
+
 
 def authorise(caller: Party, operation: Operation, subject: Subject = None) -> None:
     """Refuse what the role table does not allow.
 
     subject: the id that the operation names, whose owner decides. Raises NotAuthorised.
     """
+    authorise_role(caller, operation)
     rules = ROLE_TABLE[operation]
-    held = [rules[role] for role in caller.roles if role in rules]
-    if not held:
-        allowed = ", ".join(rules)
-        raise NotAuthorised(f"{operation} is for the role {allowed}.")
-    if not any(rule(caller, subject) for rule in held):
+    if not any(rules[role].holds(caller, subject) for role in caller.roles if role in rules):
         kind = "WMI" if isinstance(subject, PCID) else "provider id"
         raise NotAuthorised(f"The {kind} of {subject} is not registered for the caller.")
 
@@ -103,126 +129,3 @@ def authorise_sender(caller: Party, party_type: str | None, party_id: str | None
     ids = own.get(party_type, frozenset()) if party_type else caller.provider_ids | caller.operator_ids | caller.wmis
     if name not in ids:
         raise NotAuthorised("OPNC-from-party-id is not registered for the caller.")
-
-
-# A generated secret has 256 bits, so the hash only has to make a stolen table worthless, not to slow down guessing:
-# the least parameters of RFC 9106's order are enough, and a token request stays cheap.
-_HASHER: Final = PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
-_NOBODY: Final = _HASHER.hash(secrets.token_urlsafe(32))
-_CACHED_TOKENS: Final = (
-    10_000  # A token is some 100 octets here; more partners than this have no token at the same time.
-)
-
-
-def new_secret() -> str:
-    """A client secret of 256 bits, shown once."""
-    return secrets.token_urlsafe(32)
-
-
-def hash_secret(secret: str) -> str:
-    return _HASHER.hash(secret)
-
-
-def new_key(at: datetime) -> keys.TokenKey:
-    """A new ES256 key."""
-    key = ECKey.generate_key("P-256", auto_kid=True)
-    return keys.TokenKey(str(key.kid), key.as_pem(private=True).decode(), at)
-
-
-class Authority:
-    """Issues access tokens to registered parties and recognises them (RFC 6749 client credentials, RFC 9068 tokens).
-
-    A token says who calls; what the party may do is read from the register at every call, so disabling a party ends its
-    tokens as soon as the register is refreshed.
-    """
-
-    def __init__(self, store: Store, *, issuer: str, lifetime: int) -> None:
-        self._store = store
-        self._issuer = issuer
-        self._lifetime = lifetime
-        self._parties: dict[str, Party] = {}
-        self._keys = KeySet([])
-        self._signing: ECKey | None = None
-        self._known: dict[bytes, tuple[str, float]] = {}
-        self._hashing = asyncio.Semaphore(2)
-
-    async def refresh_parties(self) -> None:
-        self._parties = {party.client_id: party for party in await self._store.read(parties.every()) if party.enabled}
-
-    async def refresh_keys(self, at: datetime) -> None:
-        stored = await self._store.read(keys.every())
-        if not stored:
-            await self._store.write(keys.ensure(new_key(at)))
-            stored = await self._store.read(keys.every())
-        loaded = [ECKey.import_key(key.private_key, {"kid": key.kid}) for key in stored]
-        self._keys, self._signing = KeySet(list(loaded)), loaded[0]
-        self._known.clear()
-
-    async def issue(self, client_id: str, secret: str, at: datetime) -> tuple[str, int]:
-        """A token for the party and its validity in seconds. Raises NotAuthenticated."""
-        stored = await self._store.read(parties.secrets_of(client_id))
-        async with self._hashing:
-            # An unknown client costs the same time as a known one with a wrong secret.
-            hashes = [entry.hash for entry in stored] or [_NOBODY]
-            good = await asyncio.to_thread(_any_matches, hashes, secret)
-        if not stored or not good:
-            raise NotAuthenticated("The client is unknown or its secret is wrong.")
-        assert self._signing is not None, "keys are loaded before requests are taken"
-        now = int(at.timestamp())
-        claims = {
-            "iss": self._issuer,
-            "aud": self._issuer,
-            "sub": client_id,
-            "client_id": client_id,
-            "iat": now,
-            "exp": now + self._lifetime,
-            "jti": secrets.token_hex(16),
-        }
-        header = {"alg": "ES256", "typ": "at+jwt", "kid": self._signing.kid}
-        return jwt.encode(header, claims, self._signing, algorithms=["ES256"]), self._lifetime
-
-    def authenticate(self, authorization: str | None, at: datetime) -> Party:
-        """The caller that an Authorization header names. Raises NotAuthenticated."""
-        scheme, _, token = (authorization or "").partition(" ")
-        if scheme.lower() != "bearer" or not token:
-            raise NotAuthenticated("A bearer token is needed.")
-        now = at.timestamp()
-        digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
-        known = self._known.get(digest)
-        if known is None:
-            known = self._verify(token.strip())
-            if len(self._known) >= _CACHED_TOKENS:
-                self._known = {key: entry for key, entry in self._known.items() if entry[1] > now}
-                if len(self._known) >= _CACHED_TOKENS:
-                    self._known.clear()
-            self._known[digest] = known
-        client_id, expires = known
-        party = self._parties.get(client_id)
-        if expires <= now or party is None:
-            raise NotAuthenticated("The access token is not valid (any more).")
-        return party
-
-    def _verify(self, token: str) -> tuple[str, float]:
-        """Client id and expiry of a token that we signed for ourselves. Raises NotAuthenticated."""
-        try:
-            decoded = jwt.decode(token, self._keys, algorithms=["ES256"])
-            claims = decoded.claims
-            client_id, expires = claims["sub"], claims["exp"]
-            addressed = hmac.compare_digest(str(claims["iss"]), self._issuer) and claims["aud"] == self._issuer
-            if not addressed or not isinstance(client_id, str) or not isinstance(expires, int):
-                raise ValueError("claims")
-        except (JoseError, ValueError, KeyError, TypeError) as exc:
-            raise NotAuthenticated("The access token is not valid (any more).") from exc
-        return client_id, float(expires)
-
-
-def _any_matches(hashes: list[str], secret: str) -> bool:
-    """Whether the secret is one of those; all are tried, so the time does not tell which."""
-    return [_matches(entry, secret) for entry in hashes].count(True) > 0
-
-
-def _matches(entry: str, secret: str) -> bool:
-    try:
-        return _HASHER.verify(entry, secret)
-    except (Argon2Error, InvalidHashError):
-        return False

@@ -48,13 +48,16 @@ class Checks:
         check: Callable[[], T],
         *,
         needs: tuple[object, ...] = (),
+        without: str = "An earlier check failed.",
         evidence: Callable[[T], tuple[str, ...]] = lambda result: (),
     ) -> T | None:
-        """Run one check. Returns its result, or None when it failed or when one of the results it needs is None."""
+        """Run one check. Returns its result, or None when it failed or when one of the results it needs is None.
+
+        without: the reason to give where one of them is.
+        """
         number = len(self.report) + 1
         if any(need is None for need in needs):
-            reason = "An earlier check failed."
-            self.report.append(Check(number, subject, Verdict.NOT_APPLICABLE, reason))
+            self.report.append(Check(number, subject, Verdict.NOT_APPLICABLE, without))
             return None
         try:
             result = check()

@@ -16,6 +16,7 @@
     │   └── NotAuthorised         a valid token, but not for this
     ├── NotFound                  unknown here, or not this caller's to know
     ├── Conflict                  what is asked for is taken (a name, an id of another party)
+    ├── TooManyRequests           within a limit, but not now
     ├── Unavailable               try again later; nothing was changed
     ├── UpstreamError             a neighbour refused or failed; nothing was changed
     └── ConfigurationError        the operator has to act
@@ -116,8 +117,24 @@ class Conflict(CCPError):
     code = "conflict"
 
 
+class TooManyRequests(CCPError):
+    """retry_after: seconds until it would be within the limit, at least one."""
+
+    code = "too_many_requests"
+
+    def __init__(self, *messages: str, retry_after: int) -> None:
+        super().__init__(*messages)
+        self.retry_after = retry_after
+
+
 class Unavailable(CCPError):
+    """retry_after: seconds until it is worth another try, where that is known."""
+
     code = "unavailable"
+
+    def __init__(self, *messages: str, retry_after: int | None = None) -> None:
+        super().__init__(*messages)
+        self.retry_after = retry_after
 
 
 class UpstreamError(CCPError):

@@ -52,7 +52,9 @@ class Neighbours:
         return cls(
             RootCertificatePool(outbound, config.rcp_url, config.rcp_token) if config.rcp_url else None,
             ProvisioningCertificatePool(outbound, config.pcp_url, config.pcp_token) if config.pcp_url else None,
-            PKIService(outbound, config.pki_url, config.pki_token, config.operator_cas) if config.pki_url else None,
+            PKIService(outbound, config.pki_url, config.pki_token, config.operator_cas, REVOKE_SECONDS)
+            if config.pki_url
+            else None,
         )
 
 

@@ -22,6 +22,7 @@ from ccp.errors import (
     NotFound,
     RevokedError,
     Unavailable,
+    UpstreamError,
     VerificationError,
 )
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
@@ -29,17 +30,21 @@ from ccp.installation import InstallationRequest, InstallationResponse, Verified
 from ccp.neighbours import PUBLISH_SECONDS, Neighbours, RevocationReason, key_fingerprint
 from ccp.parties import Caller
 from ccp.peers import Peers
-from ccp.pki.evidence import AskedLater, Known, check_keys
+from ccp.pki.certificates import Certificate
+from ccp.pki.evidence import AskedLater, Known, Rules, check_keys
 from ccp.pki.paths import TrustAnchors
 from ccp.revocation import RevocationService
 from ccp.settings import Settings, VehicleTrust
-from ccp.store import Store, evidence
+from ccp.store import Store, audit, erasure, evidence, vehicles
 from ccp.store import contracts as questions
+from ccp.store.audit import Action, Entry
+from ccp.store.contracts import Published
+from ccp.store.erasure import Erased, Rehearsed
 from ccp.store.steps import Steps, newest
 from ccp.trust import Trust
+from ccp.vehicles import Change, VehicleEvent, made_stale
 
 _log = structlog.get_logger("ccp.pool")
-_audit = structlog.get_logger("ccp.audit")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +164,7 @@ class Pool:
 
     async def _choose(self, verified: VerifiedInstallationRequest, broadcast: bool, at: datetime) -> list[Answer]:
         request = verified.request
-        stored, known = await self._store.read(_with_evidence(verified.pcid))
+        stored, known = await self._store.read(_with_evidence(verified.pcid, self._revocation.rules))
         bound = any(contract.provisioning_key for contract in stored)
         key = key_fingerprint(verified.leaf) if bound else None
 
@@ -223,7 +228,9 @@ class Pool:
             chain = await self._pcp.chain_of(pcid, seconds=PUBLISH_SECONDS, fresh=True)
             key = None if chain is None else chain.key_for(namespace)
         contract = verified.signed_contract(pcid, metadata, at, certificates=cleared.keys, provisioning_key=key)
-        await self._store.write(questions.publish(contract, at))
+        await self._store.write(
+            audit.told(questions.publish(contract, at), lambda done: [_published(caller, contract, done, at)])
+        )
         if warnings := advice.on_response(response, at):
             _log.warning("published with warnings", owner=emaid.provider, warnings=warnings)
 
@@ -251,20 +258,31 @@ class Pool:
         at: datetime,
         fetch: bool,
     ) -> tuple[Checks, tuple[str, ...]]:
-        """Every check on a response, told in full, and the warnings. fetch: ask for evidence that is missing."""
+        """Every check on a response, told in full, and the warnings. fetch: ask for evidence that is missing.
+
+        Evidence is fetched for a message that a trusted provisioning service signed, whatever else is wrong with it;
+        chains that do not hold are not asked about.
+        """
         asked = AskedLater()
+        against = {"emaid": emaid, "root": root, "anchors": self._trust.anchors, "at": at}
+        _tell(Checks(tell=True), response, revocation=asked, **against)
+        stored = await (self._revocation.gathered(asked.chains, at) if fetch else self._revocation.stored(asked.chains))
         checks = Checks(tell=True)
-        anchors = self._trust.anchors
-        _tell(checks, response, emaid=emaid, root=root, anchors=anchors, revocation=asked, at=at)
-        stored = await self._revocation.stored(asked.chains)
-        if fetch and checks.passed:
-            _tell(Checks(tell=True), response, emaid=emaid, root=root, anchors=anchors, revocation=stored, at=at)
-            stored = await self._revocation.stored(
-                asked.chains, await self._revocation.gather(stored.missing, at, watch=False)
-            )
-        checks = Checks(tell=True)
-        _tell(checks, response, emaid=emaid, root=root, anchors=anchors, revocation=stored, at=at)
+        _tell(checks, response, revocation=stored, **against)
         return checks, (*advice.on_response(response, at), *stored.warnings)
+
+    async def explain_request(self, request: InstallationRequest, at: datetime) -> tuple[Checks, tuple[str, ...]]:
+        """Every check on a vehicle's request as a delivery makes it, told in full, and the warnings. Nobody is asked.
+
+        What is not known of a vehicle's revocation does not keep a delivery from it, unless the policy says so.
+        """
+        anchors = self._trust.anchors if self._vehicle_trust is VehicleTrust.CHAIN else None
+        asked = AskedLater()
+        _tell_request(Checks(tell=True), request, anchors=anchors, revocation=asked, at=at)
+        stored = await self._revocation.stored_for_vehicle(asked.chains)
+        checks = Checks(tell=True)
+        _tell_request(checks, request, anchors=anchors, revocation=stored, at=at)
+        return checks, (*advice.on_request(request, self._trust.anchors), *stored.warnings)
 
     async def held(self, emaid: EMAID | None, pcid: PCID | None) -> list[SignedContract]:
         """Every variant of a contract, or of a vehicle's contracts: for the operator, not for callers."""
@@ -288,12 +306,43 @@ class Pool:
         authorise(caller.party, Operation.WITHDRAW, emaid)
         if revoke and self._pki is not None:
             await self._pki.revoke_issued(await self._store.read(questions.by_emaid(emaid)), reason)
-        await self._store.write(questions.withdraw(emaid, at))
+        await self._store.write(
+            audit.told(
+                questions.withdraw(emaid, at),
+                lambda pcid: [_entry(caller, Action.CONTRACT_WITHDRAWN, at, emaid=emaid, pcid=pcid)],
+            )
+        )
+
+    async def forget_vehicle(self, event: VehicleEvent, at: datetime, trace_id: str) -> list[EMAID]:
+        """Remove the contracts that a change of a vehicle's certificate makes worthless. Returns those that are gone.
+
+        Raises Unavailable: send the event again.
+        """
+        if self._pcp is not None:
+            self._pcp.forget(event.pcid)
+        current = None
+        if event.change is Change.UPDATED:
+            if not await self._store.read(vehicles.bindings(event.pcid)):
+                return []
+            try:
+                current = await self._pcp.ask(event.pcid) if self._pcp is not None else None
+            except UpstreamError as exc:
+                sentence = "The Provisioning Certificate Pool cannot be asked for the vehicle's key now."
+                raise Unavailable(sentence) from exc
+        why, stale = event.change.value, made_stale(event, current)
+        return await self._store.write(
+            vehicles.forget_vehicle(event.pcid, at, stale, actor=audit.PCP, why=why, trace_id=trace_id)
+        )
 
     async def set_default(self, caller: Caller, emaid: EMAID, pcid: PCID, at: datetime) -> None:
         """Make a contract the vehicle's default. Raises NotAuthorised, NotFound, Unavailable."""
         authorise(caller.party, Operation.SET_DEFAULT, pcid)
-        await self._store.write(questions.set_default(emaid, pcid, at))
+        await self._store.write(
+            audit.told(
+                questions.set_default(emaid, pcid, at),
+                lambda changed: [_entry(caller, Action.CONTRACT_DEFAULT, at, emaid=emaid, pcid=pcid)] * changed,
+            )
+        )
 
     async def contract_data_by_emaid(
         self, caller: Caller, emaid: EMAID, namespace: Namespace, root: Fingerprint | None, at: datetime
@@ -305,7 +354,8 @@ class Pool:
         authorise(caller.party, Operation.GET_CONTRACT_DATA_BY_EMAID, emaid)
         stored = await self._store.read(questions.by_emaid(emaid))
         found = _matching(stored, namespace, root, "The contract for the given EMAID not found.")
-        known = await self._store.read(evidence.known(key for c in found for key in c.certificates or ()))
+        keys = [key for contract in found for key in contract.certificates or ()]
+        known = await self._store.read(evidence.known(keys, self._revocation.rules))
         key = None
         if self._pcp is not None and any(contract.provisioning_key for contract in found):
             current = await self._pcp.chain_of(found[0].pcid)
@@ -334,25 +384,92 @@ class Pool:
         session_id: put into the responses; without one they are as they were published. Raises NotAuthorised, NotFound.
         """
         authorise(caller.party, Operation.GET_SIGNED_CONTRACT_DATA, pcid)
-        stored = [contract for contract in await self._store.read(questions.by_emaid(emaid)) if contract.pcid == pcid]
+        stored = await self._store.read(questions.by_vehicle_and_emaid(pcid, emaid))
         found = _matching(stored, namespace, root, "The contract for the given EMAID not found.")
         return [Answer(c, installation.answer(c, session_id, at) if session_id else c.response) for c in found]
 
-    async def cleanse(self, at: datetime, *, dry_run: bool = False) -> list[Cleansed]:
-        """Remove contracts that have expired, after a grace period, and those whose certificate is revoked."""
+    async def cleanse(self, at: datetime, *, actor: str = audit.POOL, dry_run: bool = False) -> list[Cleansed]:
+        """Remove contracts that have expired, after a grace period, and those whose certificate is revoked.
+
+        actor: who has it done, for the audit trail.
+        """
         before = at - self._cleanse_grace
         removed = []
         for emaid in await self._store.read(questions.spent_candidates(before)):
             if dry_run:
                 found = await self._store.read(questions.spent(emaid, before))
             else:
-                found = await self._store.write(questions.cleanse(emaid, before, at))
+                found = await self._store.write(_cleanse(emaid, before, at, actor))
             if found is not None:
-                pcid, reason = found
-                removed.append(Cleansed(emaid, pcid, reason))
-                if not dry_run:
-                    _audit.info("contract cleansed", owner=emaid.provider, wmi=pcid.wmi, reason=reason)
+                removed.append(Cleansed(emaid, *found))
         return removed
+
+    async def erase(
+        self, named: EMAID | PCID, at: datetime, *, actor: str, tell: bool = True, dry_run: bool = False
+    ) -> Erased:
+        """Remove everything that is kept about a contract or a vehicle. For the operator, not for callers.
+
+        tell: the car maker learns which contracts went. What workers remember of a vehicle from the Provisioning
+        Certificate Pool goes within a minute. Raises Unavailable.
+        """
+        keys = await self._certificates_of(named)
+        change = erasure.erase(named, keys, at, actor, tell=tell, rehearse=dry_run)
+        try:
+            return await self._store.write(change)
+        except Rehearsed as rehearsed:
+            return rehearsed.erased
+
+    async def _certificates_of(self, named: EMAID | PCID) -> set[erasure.Key]:
+        """Watched certificates that were made out to a contract, or to a vehicle and its contracts.
+
+        They are looked through one by one.
+        """
+        names: list[EMAID | PCID] = [named]
+        if isinstance(named, PCID):
+            names += {contract.emaid for contract in await self._store.read(questions.by_vehicle(named))}
+        found: set[erasure.Key] = set()
+        after = ("", "")
+        while part := await self._store.read(erasure.watched(after)):
+            found |= {(each[0], each[1]) for each in part if any(_made_out_to(each[2], name) for name in names)}
+            after = part[-1][:2]
+        return found
+
+
+def _made_out_to(der: bytes, named: EMAID | PCID) -> bool:
+    """Whether a certificate's common name is the id, in whatever form it is written there."""
+    if named.encode() not in der.upper().replace(b"-", b""):
+        return False
+    try:
+        return type(named).parse(Certificate.load(der).subject_cn) == named
+    except CCPError:
+        return False
+
+
+def _cleanse(emaid: EMAID, before: datetime, at: datetime, actor: str) -> Steps[tuple[PCID, str] | None]:
+    def tell(found: tuple[PCID, str] | None) -> list[Entry]:
+        if found is None:
+            return []
+        subject = {"emaid": emaid, "pcid": found[0], "reason": found[1]}
+        return [Entry(at, actor, Action.CONTRACT_CLEANSED, subject)]
+
+    return audit.told(questions.cleanse(emaid, before, at), tell)
+
+
+def _entry(caller: Caller, action: Action, at: datetime, **subject: str) -> Entry:
+    """What the audit trail says of a caller's change."""
+    return Entry(at, caller.party.client_id, action, subject, trace_id=caller.trace_id)
+
+
+def _published(caller: Caller, contract: SignedContract, done: Published, at: datetime) -> Entry:
+    subject: dict[str, str] = {
+        "emaid": contract.emaid,
+        "pcid": contract.pcid,
+        "namespace": contract.namespace,
+        "root": contract.root_fingerprint,
+    }
+    if done.moved_from is not None:
+        return _entry(caller, Action.CONTRACT_MOVED, at, **subject, moved_from=done.moved_from)
+    return _entry(caller, Action.CONTRACT_REPLACED if done.replaced else Action.CONTRACT_PUBLISHED, at, **subject)
 
 
 def _tell(checks: Checks, response: InstallationResponse, **against: Any) -> None:
@@ -361,11 +478,16 @@ def _tell(checks: Checks, response: InstallationResponse, **against: Any) -> Non
         installation.verify_response(response, checks=checks, **against)
 
 
+def _tell_request(checks: Checks, request: InstallationRequest, **against: Any) -> None:
+    with contextlib.suppress(VerificationError):
+        installation.verify_request(request, checks=checks, **against)
+
+
 @newest
-def _with_evidence(pcid: PCID) -> Steps[tuple[list[SignedContract], Known]]:
+def _with_evidence(pcid: PCID, rules: Rules) -> Steps[tuple[list[SignedContract], Known]]:
     """A vehicle's contracts and what is known of their certificates: by then, or since."""
     stored = yield from questions.by_vehicle(pcid)
-    known = yield from evidence.known(key for contract in stored for key in contract.certificates or ())
+    known = yield from evidence.known((key for contract in stored for key in contract.certificates or ()), rules)
     return stored, known
 
 

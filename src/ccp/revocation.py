@@ -13,6 +13,8 @@ for as long as the certificate lives. Neither a publisher nor the sweep waits lo
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
@@ -29,22 +31,24 @@ from ccp.pki.certificates import Certificate
 from ccp.pki.evidence import (
     Evidence,
     EvidenceError,
+    ForVehicles,
     Key,
     LoadedCRL,
     Rules,
     Status,
     StoredEvidence,
-    addresses_of,
     below_root,
-    build_ocsp_request,
-    issuer_id,
-    read_crl,
-    read_ocsp,
+    check_keys,
+    key_of,
+    keys_of,
+    longest,
 )
 from ccp.pki.paths import VerifiedChain
+from ccp.pki.statements import build_ocsp_request, read_crl, read_ocsp
 from ccp.settings import RevocationPolicy, Settings
 from ccp.store import Store, anchors
 from ccp.store import evidence as questions
+from ccp.store.steps import Steps
 
 _log = structlog.get_logger("ccp.revocation")
 T = TypeVar("T")
@@ -135,6 +139,8 @@ class RevocationService:
         Raises RevokedError; VerificationError where a certificate names no address but has to; Unavailable when the
         status of a certificate cannot be established now.
         """
+        if not self.rules.checked:
+            await self._store.write(self._watched_from_now(chains, at))
         stored = await self.stored(chains)
         try:
             return _judge(stored, chains, at)
@@ -142,15 +148,33 @@ class RevocationService:
             failures = await self.gather(stored.missing, at)
         return _judge(await self.stored(chains, failures), chains, at)
 
+    async def gathered(self, chains: Sequence[VerifiedChain], at: datetime) -> StoredEvidence:
+        """A judge over what is known of these chains, what was missing fetched as far as it can be had. For dry runs:
+        nothing is asked about again.
+        """
+        stored = await self.stored(chains)
+        with contextlib.suppress(RevokedError, VerificationError, Unavailable):
+            _judge(stored, chains, at)
+        failures = await self.gather(stored.missing, at, watch=False)
+        return await self.stored(chains, failures)
+
     async def stored(
         self,
         chains: Iterable[VerifiedChain],
         failures: dict[tuple[str, int], Unavailable] | None = None,
-        grace: timedelta = timedelta(0),
     ) -> StoredEvidence:
         """A judge over what is known now of these chains. It fetches nothing."""
-        keys = [self.rules.key(*pair) for chain in chains for pair in below_root(chain)] if self.rules.checked else []
-        return StoredEvidence(await self._store.read(questions.known(keys)), self.rules, failures or {}, grace)
+        keys = keys_of(chains) if self.rules.checked else ()
+        return StoredEvidence(await self._store.read(questions.known(keys, self.rules)), self.rules, failures or {})
+
+    def _watched_from_now(self, chains: Iterable[VerifiedChain], at: datetime) -> Steps[None]:
+        """Have evidence fetched as soon as the policy is not `off` any more: contracts that are published now need it
+        then.
+        """
+        for certificate, issuer in dict.fromkeys(pair for chain in chains for pair in below_root(chain)):
+            if certificate.addresses.named:
+                key = issuer.issuer_id, certificate.serial_number
+                yield from questions.watch(key, certificate.der, issuer.der, certificate.not_after, at)
 
     async def gather(
         self, missing: Iterable[Pair], at: datetime, *, watch: bool = True
@@ -162,7 +186,7 @@ class RevocationService:
         """
         waiting: dict[asyncio.Task[None], list[tuple[str, int]]] = {}
         for certificate, issuer in missing:
-            key = issuer_id(issuer), certificate.serial_number
+            key = issuer.issuer_id, certificate.serial_number
             task = self._flight(key, partial(self._ask, certificate, issuer, at, watch))
             waiting.setdefault(task, []).append(key)
         if not waiting:
@@ -188,17 +212,28 @@ class RevocationService:
         A pool meets a vehicle for the first time when that asks, so missing evidence is asked for behind its back and
         held against it only where the policy is `require`. Raises RevokedError, Unavailable, VerificationError.
         """
-        stored = await self.stored((chain,), grace=self.rules.stale_grace)
+        if not self.rules.checked:
+            return
+        keys = keys_of((chain,))
+        known = await self._store.read(questions.known(keys, self.rules))
+        with contextlib.suppress(RevokedError, Unavailable):
+            return check_keys(keys, known, self.rules, at)
+        # Only a vehicle that something is held against, or not known of, needs the sentences.
+        stored = ForVehicles(known, self.rules, grace=self.rules.stale_grace)
         try:
             stored.check(chain, at)
-        except Unavailable:
-            if len(self._background) < _BACKGROUND:
+        finally:
+            if stored.missing and len(self._background) < _BACKGROUND:
                 # Vehicles live for decades and ask once or twice: not watched.
                 task = asyncio.create_task(self._gather_quietly(stored.missing, at))
                 self._background.add(task)
                 task.add_done_callback(self._background.discard)
-            if self.rules.required:
-                raise
+
+    async def stored_for_vehicle(self, chains: Sequence[VerifiedChain]) -> StoredEvidence:
+        """The judge of a delivery, over what is known now. It fetches nothing."""
+        keys = keys_of(chains) if self.rules.checked else ()
+        known = await self._store.read(questions.known(keys, self.rules))
+        return ForVehicles(known, self.rules, grace=self.rules.stale_grace)
 
     async def _gather_quietly(self, missing: Sequence[Pair], at: datetime) -> None:
         failures = await self.gather(missing, at, watch=False)
@@ -222,16 +257,16 @@ class RevocationService:
             certificates = await self._store.write(questions.due_certificates(at, at + _RETRY, _BATCH))
             crls = [(Certificate.load(due.issuer_certificate), due.url) for due in lists]
             for issuer, url in (*crls, *await self._never_loaded()):
-                job = partial(self._flight, (issuer_id(issuer), url), partial(self._crl, issuer, url, at))
+                job = partial(self._flight, (issuer.issuer_id, url), partial(self._crl, issuer, url, at))
                 by_host.setdefault(_authority(url), []).append(job)
             for watched in certificates:
                 certificate, issuer = (
                     Certificate.load(watched.certificate),
                     Certificate.load(watched.issuer_certificate),
                 )
-                key = issuer_id(issuer), certificate.serial_number
+                key = issuer.issuer_id, certificate.serial_number
                 job = partial(self._flight, key, partial(self._ask, certificate, issuer, at, True))
-                by_host.setdefault(_authority((*addresses_of(certificate).ocsp, "")[0]), []).append(job)
+                by_host.setdefault(_authority((*certificate.addresses.ocsp, "")[0]), []).append(job)
         except Exception as exc:
             _log.warning("sweep of revocation evidence failed", reason=str(exc), exc_info=not isinstance(exc, CCPError))
             return Swept(0, 0, False)
@@ -248,8 +283,8 @@ class RevocationService:
         for trusted in await self._store.read(anchors.every()):
             issuer = Certificate.load(trusted.certificate)
             url = self.rules.crl_of(issuer)
-            if url and not await self._store.read(questions.crl(issuer_id(issuer), url)):
-                found[issuer_id(issuer), url] = issuer, url
+            if url and not await self._store.read(questions.crl(issuer.issuer_id, url)):
+                found[issuer.issuer_id, url] = issuer, url
         return list(found.values())
 
     # --- Fetching ---
@@ -269,13 +304,12 @@ class RevocationService:
 
     async def _ask(self, certificate: Certificate, issuer: Certificate, at: datetime, watch: bool) -> None:
         """Get and keep evidence for one certificate: from a CRL if there is one, else by OCSP. Raises Unavailable."""
-        key = self.rules.key(certificate, issuer)
-        identity = key.issuer, key.serial
+        key = key_of(certificate, issuer)
+        identity, lists, responders = (key.issuer, key.serial), self.rules.lists(key), certificate.addresses.ocsp
         failures: list[Unavailable] = []
-        if key.crls and await self._is_listed(key, at):
+        if lists and await self._is_listed(key, at):
             return
-        responders = addresses_of(certificate).ocsp
-        for url in key.crls or ():
+        for url in lists:
             flight = self._flight((key.issuer, url), partial(self._crl, issuer, url, at))
             try:
                 # A list may take long; while it does, a responder can be asked, if there is one.
@@ -283,7 +317,7 @@ class RevocationService:
             except TimeoutError:
                 failures.append(EvidenceError("The CRL takes longer than a request can wait."))
             except Unavailable as exc:
-                if url == self.rules.crl_of(issuer):  # An address of the operator's, which is no partner's business.
+                if url == self.rules.configured(key):  # An address of the operator's, which is no partner's business.
                     _log.warning("configured CRL not fetched", url=url, reason=str(exc))
                     exc = EvidenceError("The pool cannot get its issuer's CRL.")
                 failures.append(exc)
@@ -310,8 +344,8 @@ class RevocationService:
 
     async def _is_listed(self, key: Key, at: datetime) -> bool:
         """Whether a CRL answers for a certificate now. Then its own responder need not be asked again."""
-        known = await self._store.read(questions.known([key]))
-        if not isinstance(known.good(key, at), LoadedCRL):
+        known = await self._store.read(questions.known([key], self.rules))
+        if not isinstance(known.good(key, self.rules, at), LoadedCRL):
             return False
         await self._store.write(questions.unwatch((key.issuer, key.serial)))
         return True
@@ -333,7 +367,7 @@ class RevocationService:
 
     async def _crl(self, issuer: Certificate, url: str, at: datetime) -> None:
         """Fetch, verify and load one list, unless the one we have is still the newest. Raises Unavailable."""
-        name = issuer_id(issuer)
+        name = issuer.issuer_id
         configured = url == self.rules.crl_of(issuer)
         kept = await self._store.read(questions.crl(name, url))
         headers = {}
@@ -381,13 +415,13 @@ class RevocationService:
         await self._hosts.turn(host)
         try:
             answer = await self._outbound.request(method, url, **options)
-        except OutboundError:
-            self._hosts.failed(host)
+        except OutboundError as exc:
+            exc.retry_after = self._hosts.failed(host)
             raise
         if answer.status >= 500 or answer.status == 429:
-            self._hosts.failed(host)
-        else:
-            self._hosts.answered(host)
+            pause = self._hosts.failed(host)
+            raise EvidenceError(f"{host} answered with the HTTP status {answer.status}.", retry_after=pause)
+        self._hosts.answered(host)
         return answer
 
 
@@ -402,8 +436,11 @@ class _Hosts:
     async def turn(self, host: str) -> None:
         """Wait until the host may be called. Raises EvidenceError when it is left alone."""
         now = asyncio.get_running_loop().time()
-        if now < self._left_alone_until.get(host, now):
-            raise EvidenceError(f"{host} failed several times and is left alone for a while.")
+        left = self._left_alone_until.get(host, now) - now
+        if left > 0:
+            raise EvidenceError(
+                f"{host} failed several times and is left alone for a while.", retry_after=math.ceil(left)
+            )
         if len(self._due) >= _REMEMBERED:
             self._due = {name: due for name, due in self._due.items() if due > now}
         due = max(self._due.get(host, now), now)
@@ -412,11 +449,14 @@ class _Hosts:
         if wait > 0:
             await asyncio.sleep(wait)
 
-    def failed(self, host: str) -> None:
+    def failed(self, host: str) -> int | None:
+        """Returns for how many seconds it is left alone, if it is."""
         failures = self._failures[host] = self._failures.get(host, 0) + 1
-        if failures >= _TOLERATED:
-            pause = min(_PAUSE[0] * 2.0 ** min(failures - _TOLERATED, 10), _PAUSE[1])
-            self._left_alone_until[host] = asyncio.get_running_loop().time() + pause
+        if failures < _TOLERATED:
+            return None
+        pause = min(_PAUSE[0] * 2.0 ** min(failures - _TOLERATED, 10), _PAUSE[1])
+        self._left_alone_until[host] = asyncio.get_running_loop().time() + pause
+        return math.ceil(pause)
 
     def answered(self, host: str) -> None:
         self._failures.pop(host, None)
@@ -435,9 +475,11 @@ def _judge(stored: StoredEvidence, chains: Sequence[VerifiedChain], at: datetime
     for kind in (RevokedError, VerificationError, Unavailable):
         of_kind = [problem for problem in problems if isinstance(problem, kind)]
         if of_kind:
-            messages = dict.fromkeys(message for problem in of_kind for message in problem.messages)
-            raise kind(*messages) from of_kind[0].__cause__
-    return Cleared(tuple(dict.fromkeys(stored.keys)), tuple(sentences), tuple(stored.warnings))
+            error = kind(*dict.fromkeys(message for problem in of_kind for message in problem.messages))
+            if isinstance(error, Unavailable):
+                error.retry_after = longest(problem for problem in of_kind if isinstance(problem, Unavailable))
+            raise error from of_kind[0].__cause__
+    return Cleared(keys_of(chains), tuple(sentences), tuple(stored.warnings))
 
 
 async def _one_by_one(host: str, jobs: Sequence[Callable[[], Awaitable[None]]]) -> tuple[int, int]:

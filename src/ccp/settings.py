@@ -6,14 +6,27 @@ import os
 import re
 import tomllib
 from enum import StrEnum
+from ipaddress import ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ccp.contracts import NoDefaultPolicy, RootMatch
-from ccp.errors import ConfigurationError
+from ccp.errors import ConfigurationError, FieldError
+from ccp.ids import WMI, OperatorId, ProviderId
+from ccp.jose import ALGORITHMS
+from ccp.parties import Role
 
 DEFAULT_FILE = Path("ccp.toml")
 
@@ -33,6 +46,98 @@ class RevocationPolicy(StrEnum):
     OFF = "off"
 
 
+class LogIds(StrEnum):
+    """What the log says of EMAIDs and PCIDs: a keyed hash of each, no more than their owners, or the ids themselves."""
+
+    PSEUDONYM = "pseudonym"
+    OWNER = "owner"
+    CLEAR = "clear"
+
+
+GREATEST_TOKEN_LIFETIME: Final = 86_400
+"""Seconds. A key that signs no more has to verify for as long, whatever the setting is or was."""
+
+
+class IssuerSettings(BaseModel):
+    """Another authorisation server whose access tokens are taken: one `[[issuers]]` table of the file.
+
+    A claim is named by its path, with dots between the names: `resource_access.ccp.roles`.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    issuer: Annotated[str, Field(min_length=1)] = Field(description="`iss` of its tokens.")
+    jwks_url: str | None = Field(None, description="Address of its keys (JWK set); https.")
+    jwks_file: Path | None = Field(None, description="File with its keys, in place of the address.")
+    allow_http: bool = Field(False, description="Take keys from an http address: laboratories only.")
+    audience: str | None = Field(None, description="What `aud` of its tokens has to hold; base_url if not given.")
+    algorithms: Annotated[tuple[str, ...], Field(min_length=1)] = Field(description="Signature algorithms it may use.")
+    prefix: Annotated[str, Field(pattern=r"^[!-9;-~]{1,100}$")] | None = Field(
+        None, description="What callers' names begin with, before a colon; the issuer's host if not given."
+    )
+    client_claim: str = Field("sub", description="Claim with the caller's name.")
+    denied: tuple[str, ...] = Field((), description="Callers that are refused, by that claim.")
+    roles: tuple[Role, ...] = Field((), description="Roles that every caller has.")
+    role_claim: str | None = Field(None, description="Claim with a caller's roles.")
+    role_map: dict[str, Role] = Field({}, description="Role by value of role_claim; empty: its values are our roles.")
+    provider_claim: str | None = Field(None, description="Claim with provider ids.")
+    wmi_claim: str | None = Field(None, description="Claim with WMIs.")
+    operator_claim: str | None = Field(None, description="Claim with operator ids.")
+    all_providers: bool = Field(False, description="Its CPSs sign for every provider.")
+    only_roles: tuple[Role, ...] | None = Field(None, description="Roles it may vouch for; all but admin if not given.")
+    only_provider_ids: tuple[str, ...] | None = Field(None, description="Provider ids it may vouch for; else any.")
+    only_wmis: tuple[str, ...] | None = Field(None, description="WMIs it may vouch for; else any.")
+    only_operator_ids: tuple[str, ...] | None = Field(None, description="Operator ids it may vouch for; else any.")
+    refresh: Annotated[int, Field(ge=1)] = Field(300, description="Seconds between two looks at its keys.")
+    pause: Annotated[float, Field(ge=0.1)] = Field(
+        10, description="Least seconds between two looks that unknown keys bring about."
+    )
+    leeway: Annotated[int, Field(ge=0, le=300)] = Field(30, description="Seconds that its clock may be ahead of ours.")
+
+    @field_validator("algorithms")
+    @classmethod
+    def _are_asymmetric(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        """Neither `none` nor HMAC, for which everybody who can verify can sign."""
+        if wrong := [name for name in value if name not in ALGORITHMS]:
+            raise ValueError(f"{', '.join(wrong)} cannot be allowed, only {', '.join(ALGORITHMS)}")
+        return value
+
+    @field_validator("only_provider_ids", "only_wmis", "only_operator_ids")
+    @classmethod
+    def _are_ids(cls, value: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:
+        kinds = {"only_provider_ids": ProviderId.parse, "only_wmis": WMI.parse, "only_operator_ids": OperatorId.parse}
+        parse = kinds[info.field_name or ""]
+        try:
+            return None if value is None else tuple(parse(text) for text in value)
+        except FieldError as exc:
+            raise ValueError(str(exc)) from exc
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Self:
+        if (self.jwks_url is None) == (self.jwks_file is None):
+            raise ValueError("one of jwks_url and jwks_file is needed")
+        if self.jwks_url is not None and not re.match(r"https?://" if self.allow_http else r"https://", self.jwks_url):
+            raise ValueError("jwks_url has to be an https address (or http, with allow_http)")
+        if not self.roles and self.role_claim is None:
+            raise ValueError("roles or role_claim is needed: callers without a role may do nothing")
+        given = set(self.roles) | set(self.role_map.values())
+        if not given <= self.allowed_roles:
+            raise ValueError(f"{', '.join(sorted(given - self.allowed_roles))} has to be in only_roles")
+        if self.all_providers and self.only_provider_ids is not None:
+            raise ValueError("all_providers and only_provider_ids contradict each other")
+        return self
+
+    @property
+    def allowed_roles(self) -> frozenset[Role]:
+        return frozenset(Role) - {Role.ADMIN} if self.only_roles is None else frozenset(self.only_roles)
+
+    def role_of(self, word: str) -> Role | None:
+        """What a value of role_claim stands for."""
+        if self.role_map:
+            return self.role_map.get(word)
+        return Role(word) if word in set(Role) else None
+
+
 class Settings(BaseSettings):
     """Every setting, its default and its meaning; `ccp config` prints the effective values."""
 
@@ -45,6 +150,17 @@ class Settings(BaseSettings):
         None, description="Certificate chain of the server, PEM. Without it the pool speaks HTTP."
     )
     tls_key: Path | None = Field(None, description="Private key for tls_cert, PEM.")
+    tls_client_ca: Path | None = Field(
+        None, description="CAs of client certificates, PEM; with it every client needs one (mutual TLS)."
+    )
+    client_certificate_header: str | None = Field(
+        None,
+        description="Header in which a trusted proxy tells the client certificate: URL-encoded PEM, or as in RFC 9440.",
+    )
+    trusted_proxies: tuple[str, ...] = Field(
+        ("127.0.0.0/8", "::1/128"),
+        description="Networks (CIDR) of proxies that are believed who called (X-Forwarded-For).",
+    )
     database: str = Field(
         "sqlite:///ccp.db", description="Database URL: sqlite:///FILE, or postgresql://USER:PASSWORD@HOST:PORT/NAME."
     )
@@ -55,8 +171,17 @@ class Settings(BaseSettings):
         None,
         description="Address that partners reach the pool under, issuer and audience of its tokens; http(s)://host:port.",
     )
-    token_lifetime: Annotated[int, Field(ge=60, le=86400)] = Field(
+    token_lifetime: Annotated[int, Field(ge=60, le=GREATEST_TOKEN_LIFETIME)] = Field(
         3600, description="Validity of access tokens, seconds."
+    )
+    token_key_lifetime: Annotated[int, Field(ge=0)] = Field(
+        2_592_000, description="Age at which a key that signs access tokens is replaced, seconds; 0: by command alone."
+    )
+    bind_tokens: bool = Field(
+        False, description="Bind a token to the client certificate that it was requested with (RFC 8705)."
+    )
+    issuers: tuple[IssuerSettings, ...] = Field(
+        (), description="Other issuers whose access tokens are taken, [[issuers]] tables of the file."
     )
     vehicle_trust: VehicleTrust = Field(
         VehicleTrust.CHAIN, description="chain: to a trusted OEM root. signature: laboratories without OEM roots only."
@@ -107,8 +232,46 @@ class Settings(BaseSettings):
     )
     cleanse_grace: Annotated[int, Field(ge=0)] = Field(0, description="How long an expired contract is kept, seconds.")
     max_body: Annotated[int, Field(ge=4096)] = Field(262_144, description="Largest request body, octets.")
+    read_timeout: Annotated[int, Field(ge=1)] = Field(
+        20, description="Seconds that a client may take for a request's head, for its body, and to take the answer."
+    )
+    max_connections: Annotated[int, Field(ge=1)] = Field(1000, description="Open connections of one worker.")
+    max_connections_address: Annotated[int, Field(ge=1)] = Field(
+        200, description="Open connections of one worker from one address, unless that is a trusted proxy."
+    )
+    rate_address: Annotated[int, Field(ge=0)] = Field(
+        1000, description="Requests a second from one address, twice as many at once; 0: no limit."
+    )
+    rate_party: Annotated[int, Field(ge=0)] = Field(
+        500, description="Requests a second of one party, twice as many at once; 0: no limit."
+    )
+    rate_failures: Annotated[int, Field(ge=0)] = Field(
+        5, description="Requests a second without a valid token from one address, 20 times as many at once; 0: any."
+    )
+    login_failures: Annotated[int, Field(ge=0)] = Field(
+        10,
+        description="Failed token requests a minute for one client id from one address, and five times as many for all "
+        "client ids from one address; 0: no limit.",
+    )
+    limits_file: Path | None = Field(
+        None, description="File in which processes of one machine share their rates; `ccp serve` makes one for workers."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    log_ids: LogIds = Field(
+        LogIds.PSEUDONYM,
+        description="EMAIDs and PCIDs in the log. pseudonym: a keyed hash. owner: provider id or WMI alone. clear.",
+    )
+    log_key: Annotated[SecretStr, Field(min_length=16)] | None = Field(
+        None, description="Key of these hashes; without it the pool makes one and keeps it in its database."
+    )
     log_format: Literal["json", "console"] = Field("json", description="json for machines, console for people.")
+
+    @field_validator("token_key_lifetime")
+    @classmethod
+    def _lets_keys_live(cls, value: int) -> int:
+        if 0 < value < 3600:
+            raise ValueError("must be 0 or at least 3600")
+        return value
 
     @field_validator("base_url")
     @classmethod
@@ -118,6 +281,13 @@ class Settings(BaseSettings):
         if not re.fullmatch(r"https?://[^/?#\s]+[^?#\s]*", value):
             raise ValueError("must be an http or https address")
         return value.rstrip("/")
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _networks(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for text in value:
+            ip_network(text)
+        return value
 
     @property
     def public_url(self) -> str:
@@ -169,11 +339,21 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
         raise ConfigurationError(*(f"{'.'.join(map(str, e['loc']))}: {e['msg']}." for e in exc.errors())) from exc
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise ConfigurationError("tls_cert and tls_key belong together.")
+    if settings.tls_client_ca is not None and settings.tls_cert is None:
+        raise ConfigurationError("tls_client_ca needs tls_cert and tls_key.")
+    if settings.bind_tokens and settings.tls_client_ca is None and settings.client_certificate_header is None:
+        raise ConfigurationError("bind_tokens needs tls_client_ca or client_certificate_header.")
+    issuers = [entry.issuer for entry in settings.issuers]
+    if len({*issuers, settings.public_url}) <= len(issuers):
+        raise ConfigurationError("issuers: each has to have a name of its own, other than base_url.")
     return settings
 
 
 def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
-    for name in ("tls_cert", "tls_key"):
+    for entry in values["issuers"] if isinstance(values.get("issuers"), list) else []:
+        if isinstance(entry, dict) and isinstance(entry.get("jwks_file"), str):
+            entry["jwks_file"] = folder / entry["jwks_file"]
+    for name in ("tls_cert", "tls_key", "tls_client_ca", "limits_file"):
         if isinstance(values.get(name), str):
             values[name] = folder / values[name]
     database = values.get("database")

@@ -16,11 +16,11 @@ import structlog
 
 from ccp.errors import CCPError, ChainError, ConfigurationError, Unavailable, UpstreamError
 from ccp.neighbours import RootCertificatePool, RootList
-from ccp.pki import paths
 from ccp.pki.certificates import Certificate
-from ccp.pki.paths import Profile, Role, TrustAnchors
-from ccp.store import Store, anchors
+from ccp.pki.paths import Role, TrustAnchors, check_root
+from ccp.store import Store, anchors, audit
 from ccp.store.anchors import TrustedCertificate
+from ccp.store.steps import Steps
 
 _log = structlog.get_logger("ccp.trust")
 
@@ -71,21 +71,6 @@ def read_files(path: Path) -> Iterator[tuple[Path, Certificate]]:
             raise ConfigurationError(f"{file} holds no certificate: {exc}") from exc
         for certificate in loaded:
             yield file, certificate
-
-
-def check_root(certificate: Certificate) -> None:
-    """Refuse a self-issued certificate that no chain could ever end in, whatever the time.
-
-    Its form, its algorithms (those of either edition), that it is a CA's, and its own signature. Raises ChainError.
-    """
-    paths._check_form(certificate, Profile.ISO20)  # The algorithms of -20 include those of -2.
-    paths._check_ca(certificate, ())
-    try:
-        certificate.check_signature(certificate)
-    except ChainError as exc:
-        raise ChainError(
-            f"Certificate {certificate.label} names itself as its issuer, but its own signature does not hold."
-        ) from exc
 
 
 def trusted(
@@ -186,12 +171,14 @@ class Synchronised:
     unusable: tuple[str, ...]
 
 
-async def synchronise(store: Store, rcp: RootCertificatePool, at: datetime, *, prune: bool = False) -> Synchronised:
+async def synchronise(
+    store: Store, rcp: RootCertificatePool, at: datetime, *, prune: bool = False, actor: str = audit.POOL
+) -> Synchronised:
     """Trust what the Root Certificate Pool lists, each certificate for what the pool said of it and no more.
 
     prune: remove what came from this very pool and is gone from it; otherwise that is told and stays. What an operator
     added by hand is never touched. A list with entries that cannot be read prunes nothing: what seems to be gone may be
-    one of them. Raises UpstreamError, Unavailable.
+    one of them. actor: who has it done, for the audit trail. Raises UpstreamError, Unavailable.
     """
     offered = await rcp.roots()
     known = await store.read(anchors.every())
@@ -203,13 +190,24 @@ async def synchronise(store: Store, rcp: RootCertificatePool, at: datetime, *, p
         entry for entry in known if entry.source == offered.source and (entry.role, entry.fingerprint) not in listed
     ]
     pruned = prune and offered.complete
-    added = [entry for entry in new if await store.write(anchors.add(entry))]
+    added = [entry for entry in new if await store.write(_add(entry, actor, at))]
     if pruned:
         for entry in gone:
-            await store.write(anchors.remove_from(offered.source, entry.role, entry.fingerprint))
+            await store.write(_remove(entry, actor, at))
     if prune and not pruned and gone:
         unusable.append("Nothing was removed, because the list has entries that cannot be read.")
     return Synchronised(tuple(added), tuple(gone), pruned, tuple(unusable))
+
+
+def _add(entry: TrustedCertificate, actor: str, at: datetime) -> Steps[bool]:
+    return audit.told(anchors.add(entry), lambda new: [anchors.added_entry(entry, actor, at)] * new)
+
+
+def _remove(entry: TrustedCertificate, actor: str, at: datetime) -> Steps[bool]:
+    return audit.told(
+        anchors.remove_from(entry.source, entry.role, entry.fingerprint),
+        lambda was: [anchors.removed_entry(entry.fingerprint, [entry.role], actor, at)] * was,
+    )
 
 
 def _usable(offered: RootList, at: datetime) -> tuple[list[TrustedCertificate], list[str]]:

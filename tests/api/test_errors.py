@@ -76,6 +76,9 @@ def test_every_answer_has_a_trace_id_of_its_own_and_headers_for_safety(pool: Poo
         uuid.UUID(answer.headers["x-trace-id"])
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.headers["cache-control"] == "no-store"
+        assert answer.headers["content-security-policy"] == "default-src 'none'; frame-ancestors 'none'"
+        assert answer.headers["referrer-policy"] == "no-referrer"
+        assert "strict-transport-security" not in answer.headers, "this is no TLS"
         assert "server" not in answer.headers
     assert len({answer.headers["x-trace-id"] for answer in answers}) == len(answers)
 
@@ -89,6 +92,41 @@ def test_a_trace_id_is_the_pools_own_and_not_the_callers(pool: Pool) -> None:
 def test_a_message_is_there_once_only(pool: Pool) -> None:
     answer = pool.client("everything").put("/signedcontractdata", content=b"[" * 5000)
     assert len(sentences(answer, 400)) == 1
+
+
+def test_the_description_is_there_and_no_page_that_loads_scripts_for_it(pool: Pool) -> None:
+    assert pool.http.get("/openapi.json").json()["openapi"].startswith("3.")
+    for path in ("/docs", "/redoc", "/docs/oauth2-redirect"):
+        sentences(pool.http.get(path), 404)
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        (b"[" * 250_000, "The body has more than 12000 members and elements."),
+        (b'{"a":' * 50_000, "The body has more than 12000 members and elements."),
+        (b"{%s}" % b",".join(b'"a%x":0' % number for number in range(25_000)), "The body has more than 12000 members"),
+        (b'{"emaid":[%s]}' % b",".join([b"0"] * 100_000), "The body has more than 12000 members and elements."),
+        (b"[" * 12_000, "The body is not a JSON object."),
+        (b'{"emaid":%s%s}' % (b"[" * 5000, b"]" * 5000), "The body is not a JSON object."),
+        (b'{"emaid":"%s"}' % (b"\\u0041" * 40_000), "emaid : must match"),
+        (b'{"emaid":%s}' % (b"9" * 200_000), "The body is not a JSON object."),
+    ],
+)
+def test_a_body_of_many_parts_or_levels_is_refused_at_once(pool: Pool, body: bytes, sentence: str) -> None:
+    client = pool.client("everything")
+    client.put("/signedcontractdata", content=b"{}")
+    took = []
+    for _ in range(3):
+        began = time.perf_counter()
+        answer = client.put("/signedcontractdata", content=body)
+        took.append(time.perf_counter() - began)
+        assert any(each.startswith(sentence) for each in sentences(answer, 400)), answer.text
+    assert min(took) < 0.1
+
+
+def test_metadata_full_of_commas_is_no_body_of_many_parts(pool: Pool) -> None:
+    pool.publish(pool.car(), body={"metaData": "{[,]}" * 2000, "unknown": "x" * 30_000})
 
 
 def test_many_requests_go_over_one_connection(pool: Pool) -> None:

@@ -19,14 +19,14 @@ from cryptography.x509 import ocsp
 from ccp import exi
 from ccp.exi import iso2
 from ccp.pki.certificates import Certificate
-from ccp.pki.evidence import Evidence, Status, issuer_id
-from ccp.sim.parties import Car
+from ccp.pki.evidence import Evidence, Status
+from ccp.sim.parties import Car, make_contract, sign_contract
 from ccp.sim.pki import CPS, PKI, Addresses, Algorithm, Credential, algorithm_of, build_pki
 from ccp.store import evidence
 from tests.api.answers import sentences
 from tests.revocation.made import crl
 from tests.revocation.servers import Reply, Request, Server, free_port, http_server, openssl_responder
-from tests.world import AT, Contract, Pool, read, start
+from tests.world import AT, Contract, Pool, new_emaid, put_body, read, start
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 LOOPBACK = ("127.0.0.0/8",)
@@ -123,7 +123,7 @@ def put(pool: Pool, contract: Contract, caller: str = "cps", **query: str) -> An
 def revoke(pool: Pool, certificate: Certificate, issuer: Credential) -> None:
     """As if a responder had said so."""
     said = Evidence(
-        issuer_id(issuer.certificate), certificate.serial_number, Status.REVOKED, AT, AT + HOUR, AT - DAY, "OCSP test"
+        issuer.certificate.issuer_id, certificate.serial_number, Status.REVOKED, AT, AT + HOUR, AT - DAY, "OCSP test"
     )
     assert pool.change(evidence.learn(said)) is True
 
@@ -190,6 +190,18 @@ def test_a_responder_that_is_down_means_503_and_when_it_is_back_the_same_put_is_
             answer = put(pool, contract)
         assert answer.status_code == 201, answer.text
         assert pool.stored(contract.emaid) == 1
+
+
+@pytest.mark.parametrize("signer", ["iso20", "ed448"])
+def test_a_key_that_is_not_for_this_edition_is_refused(around: Pool, signer: str) -> None:
+    """A contract under keys of ISO 15118-20 in a message of ISO 15118-2, which its provisioning service signed well."""
+    car, emaid, pki = around.car(), new_emaid(), around.pki(signer)
+    bundle = make_contract(around.pki(), emaid, car.pcid, car.provisioning.certificate, AT)
+    message = sign_contract(around.pki(), replace(bundle, contract=pki.contract(emaid, at=AT)), AT)
+    contract = Contract(emaid, message, put_body(message, emaid, car.pcid, str(car.namespace)), b"")
+    (said,) = sentences(put(around, contract), 400)
+    assert said == f'The key of certificate "{emaid}" is not of a kind that ISO 15118-2 allows.'
+    assert around.stored(emaid) == 0
 
 
 def test_certificates_that_name_nothing_are_stored_unless_evidence_is_required(
@@ -401,7 +413,12 @@ def test_certificates_that_name_no_address_are_warned_of_once_each(around: Pool)
 def test_a_signature_that_does_not_hold_is_told_by_a_dry_run_as_by_the_real_put(
     around: Pool, signer: str | None
 ) -> None:
-    contract = around.contract(around.car(), signer=signer)
+    (said,) = same_as_real(around, unsigned(around.contract(around.car(), signer=signer)))
+    assert "ignature" in said
+
+
+def unsigned(contract: Contract) -> Contract:
+    """The same with a signature value that does not hold."""
     message = exi.decode(contract.message)
     assert isinstance(message, iso2.V2G_Message)
     signature = message.Header.Signature
@@ -410,8 +427,7 @@ def test_a_signature_that_does_not_hold_is_told_by_a_dry_run_as_by_the_real_put(
     signature = signature._replace(SignatureValue=signature.SignatureValue._replace(value=value))
     octets = exi.encode(message._replace(Header=message.Header._replace(Signature=signature)))
     body = {**contract.body, "certificateInstallationRes": base64.b64encode(octets).decode()}
-    (said,) = same_as_real(around, replace(contract, message=octets, body=body))
-    assert "ignature" in said
+    return replace(contract, message=octets, body=body)
 
 
 def test_an_unknown_root_is_told_by_a_dry_run_as_by_the_real_put(around: Pool) -> None:
@@ -438,6 +454,76 @@ def test_an_emaid_that_does_not_fit_is_told_by_a_dry_run_as_by_the_real_put(arou
     contract = around.contract(around.car())
     contract.body["emaid"] = "DEEXAX99999999"
     assert "DEEXAX99999999" in same_as_real(around, contract)[0]
+
+
+def test_a_dry_run_of_a_trusted_service_s_message_tells_of_its_revocation_whatever_else_is_wrong(
+    around: Pool, responder: Responder
+) -> None:
+    contract = around.contract(around.car())
+    contract.body["emaid"] = "DEEXAX99999999"
+    asked = responder.server.count("/iso2" + path_of("eMSP Sub2 CA SIM"))
+    report = dry(around, contract)
+    (failed,) = failures(report)
+    assert "DEEXAX99999999" in failed
+    (revocation,) = [check for check in report["checks"] if check["subject"] == "revocation of the contract chain"]
+    assert [line.partition(" is not revoked (OCSP http://")[1] != "" for line in revocation["evidence"]] == [True] * 3
+    assert responder.server.count("/iso2" + path_of("eMSP Sub2 CA SIM")) == asked + 1
+
+
+def revocations(report: dict[str, Any]) -> dict[str, tuple[str, str]]:
+    """Verdict and reason, by whose chain it is."""
+    prefix = "revocation of the "
+    return {
+        check["subject"].removeprefix(prefix): (check["verdict"], check["reason"])
+        for check in report["checks"]
+        if check["subject"].startswith(prefix)
+    }
+
+
+NOT_ASKED = ("not applicable", "It is asked only for messages that a trusted provisioning service signed.")
+
+
+@pytest.mark.parametrize("wrong", ["signature", "chain"])
+def test_a_dry_run_asks_nobody_about_a_message_that_no_trusted_service_signed(
+    around: Pool, responder: Responder, wrong: str
+) -> None:
+    if wrong == "chain":
+        stranger = naming(responder.server.url + "/strangers")
+        responder.speaks_for(*cas(stranger), under="/strangers")
+        contract = around.contract(around.car(), signer=stranger)
+    else:
+        contract = unsigned(around.contract(around.car()))
+    before = len(responder.server.seen)
+    report = dry(around, contract)
+    assert set(revocations(report).values()) == {NOT_ASKED}
+    assert report["passed"] is False
+    assert len(responder.server.seen) == before
+
+
+def test_a_dry_run_asks_nobody_about_a_contract_chain_that_does_not_hold(around: Pool, responder: Responder) -> None:
+    stranger = naming(responder.server.url + "/strangers")
+    responder.speaks_for(*cas(stranger), under="/strangers")
+    car, emaid = around.car(), new_emaid()
+    bundle = make_contract(stranger, emaid, car.pcid, car.provisioning.certificate, AT)
+    message = sign_contract(around.pki(), bundle, AT)
+    contract = Contract(emaid, message, put_body(message, emaid, car.pcid, str(car.namespace)), b"")
+    report = dry(around, contract)
+    assert revocations(report)["provisioning service chain"] == ("passed", "")
+    assert revocations(report)["contract chain"] == ("not applicable", "An earlier check failed.")
+    assert not [request for request in responder.server.seen if request.path.startswith("/strangers")]
+
+
+def test_a_publisher_is_told_how_long_a_responder_that_is_down_is_left_alone() -> None:
+    pki = naming(f"http://127.0.0.1:{free_port()}", "eMSP Sub2 CA SIM")
+    with start({"iso2": pki}, outbound_allow=LOOPBACK) as pool:
+        contract = pool.contract(pool.car())
+        answers = [put(pool, contract) for _ in range(4)]
+        assert [answer.status_code for answer in answers] == [503] * 4
+        waits = [int(answer.headers["Retry-After"]) for answer in answers]
+        assert waits[:2] == [2, 2]
+        # The third failure in a row has the host left alone, and later ones are not asked for.
+        assert waits[2] == 30
+        assert 25 <= waits[3] <= 30
 
 
 def test_a_dry_run_is_for_those_who_may_publish(around: Pool) -> None:

@@ -38,6 +38,7 @@ def test_the_version_is_printed() -> None:
 
 
 COMMANDS = ["", "serve", "config", "demo", "sandbox", "verify", "party", "party add", "party list", "party disable",
+            "party show", "party edit", "party enable", "party rotate-secret", "roles",
             "trust", "trust add", "trust list", "trust remove", "exi", "exi decode", "exi encode", "db", "db upgrade",
             "db status"]  # fmt: skip
 
@@ -201,11 +202,31 @@ def test_a_party_is_added_and_listed_as_json(database: str) -> None:
     [
         (["A", "--role", "emsp"], "An eMSP needs a provider id."),
         (["A", "--role", "oem"], "An OEM needs a WMI."),
-        (["A", "--role", "cps"], "A CPS needs the provider ids that it signs for, or --all-providers."),
-        (["A", "--role", "cpo", "--all-providers"], "--all-providers is for a CPS."),
-        (["A", "--role", "emsp", "--provider-id", "DEEX"], 'providerId : must match "^[A-Za-z]{2}[-]?\\w{3}$"'),
-        (["A", "--role", "oem", "--wmi", "WEXX"], 'wmi : must match "^[a-zA-Z0-9]{3}$"'),
-        (["…", "--role", "cpo"], "The name has no letter or digit to make a client id from; give --client-id."),
+        (["A", "--role", "cps"], "A CPS needs the provider ids that it signs for, or all providers."),
+        (["A", "--role", "cpo", "--all-providers"], "All providers are for a CPS."),
+        (["A", "--role", "cpo", "--wmi", "WEX"], "WMIs are for an OEM."),
+        (["A", "--role", "ccp", "--operator-id", "DEEXC"], "Operator ids are for a CPO."),
+        (["A", "--role", "oem", "--wmi", "WEX", "--provider-id", "DEEXA"], "Provider ids are for an eMSP or a CPS."),
+        (
+            ["A", "--role", "emsp", "--provider-id", "DEEXA", "--provider-id", "DEEX"],
+            'provider id "DEEX" : must match "^[A-Za-z]{2}[-]?\\w{3}$"',
+        ),
+        (["A", "--role", "oem", "--wmi", "WEXX"], 'WMI "WEXX" : must match "^[a-zA-Z0-9]{3}$"'),
+        (["A", "--role", "cpo", "--operator-id", "D"], 'operator id "D" : must match "^[A-Za-z]{2}[*-]?\\w{3}$"'),
+        (
+            ["…", "--role", "cpo"],
+            "name : must be at most 100 printable characters, and a letter or digit among them",
+        ),
+        (
+            ["例", "--role", "cpo"],
+            "client_id : must be given, since the name has no letter a to z and no digit to make it from",
+        ),
+        (
+            ["A", "--role", "cpo", "--client-id", "a:b"],
+            'client_id : must match "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"',
+        ),
+        (["taken", "--role", "cpo"], "There is a party named taken already."),
+        (["B", "--role", "cpo", "--client-id", "TAKEN"], "The client id TAKEN is taken already."),
         (["Taken", "--role", "cpo"], "There is a party named Taken already."),
         (["B", "--role", "emsp", "--provider-id", "DEOWN"], "The provider id DEOWN belongs to Taken already."),
     ],

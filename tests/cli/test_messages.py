@@ -17,6 +17,7 @@ from ccp.sim.parties import Car, make_contract, sign_contract
 from ccp.sim.pki import PKI
 from ccp.store import schema
 from tests.cli.run import ccp, good, told
+from tests.pki.published import public_root
 from tests.world import AT, SESSION
 
 NOT_EXI = "neither an EXI stream, nor Base64 or hexadecimal of one"
@@ -183,6 +184,18 @@ def test_a_good_message_verifies_with_every_check_told(
     number = "2:2013" if name == "iso2" else "20:2020"
     said = "CertificateInstallationReq" if kind == "request" else "CertificateInstallationRes"
     assert found["message"] == f"{said} (urn:iso:15118:{number}:MsgDef)"
+
+
+def test_the_published_example_verifies_under_the_published_root(folder: Path) -> None:
+    (folder / "anchors" / "v2g").mkdir(parents=True)
+    (folder / "anchors" / "v2g" / "root.pem").write_bytes(public_root().pem())
+    octets = base64.b64decode(EXAMPLE.read_text())
+    found = report(octets, "--trust", folder / "anchors", "--at", "2025-01-01T00:00:00Z")
+    assert found["passed"] is True
+    chains = [check["evidence"][-1] for check in found["checks"] if check["subject"].startswith("chain of")]
+    assert len(chains) == 2
+    assert all(public_root().fingerprint in last for last in chains)
+    assert report(octets, "--trust", folder / "anchors", "--at", "2035-01-01T00:00:00Z", status=1)["passed"] is False
 
 
 def test_the_walk_is_told_to_people_with_its_verdict(

@@ -46,13 +46,20 @@ def free_port() -> int:
 
 @contextmanager
 def serving(
-    url: str, *arguments: object, verify: ssl.SSLContext | bool = True, log: Path | None = None, **how: Any
+    url: str,
+    *arguments: object,
+    verify: ssl.SSLContext | bool = True,
+    log: Path | None = None,
+    temporary: Path | None = None,
+    **how: Any,
 ) -> Iterator[httpx.Client]:
-    """`ccp serve` as a process of its own until the block ends; then it has to end in order. log: what it prints."""
+    """`ccp serve` as a process of its own until the block ends; then it has to end in order.
+
+    log: what it prints. temporary: where its temporary files go.
+    """
+    env = environment(**({"TMPDIR": str(temporary)} if temporary else {}))
     with open(log or "/dev/null", "wb") as err:
-        process = subprocess.Popen(
-            [*COMMAND, "serve", *map(str, arguments)], stderr=err, stdout=err, env=environment(), **how
-        )
+        process = subprocess.Popen([*COMMAND, "serve", *map(str, arguments)], stderr=err, stdout=err, env=env, **how)
     try:
         with httpx.Client(base_url=url, verify=verify, timeout=10) as http:
             deadline = time.monotonic() + 30

@@ -27,19 +27,22 @@ from starlette.exceptions import HTTPException
 
 from ccp.api import errors
 from ccp.api.opnc import Edge
-from ccp.api.pcp import PATH, VehicleEvents, pcp_route
+from ccp.api.pcp import PATH, pcp_route
 from ccp.api.trace import Tracing
-from ccp.auth import Authority
+from ccp.app import assemble
+from ccp.audit import Refusals
 from ccp.contracts import SignedContract
 from ccp.errors import CCPError
 from ccp.ids import EMAID, PCID, Namespace
-from ccp.neighbours import ProvisioningCertificatePool, key_fingerprint
-from ccp.outbound import Outbound
+from ccp.neighbours import key_fingerprint
 from ccp.peers import NoPeers
+from ccp.pseudonyms import Pseudonyms
+from ccp.settings import LogIds, Settings
 from ccp.sim.pki import PKI, Credential
 from ccp.sim.server import loopback
 from ccp.store import Store, connect, schema
 from ccp.store import contracts as questions
+from ccp.tokens import Authority
 from tests.api.answers import sentences
 from tests.neighbours.fakes import DROP, Fake, Reply, json_answer, neighbour, refusal
 from tests.neighbours.test_pki_service import stored
@@ -141,20 +144,19 @@ async def opened(database: Path) -> AsyncIterator[Store]:
 @contextmanager
 def receiving(database: Path, pcp_url: str | None, secret: str | None) -> Iterator[str]:
     """Serve the webhook. Returns the server's address."""
-    store, outbound = connect(f"sqlite:///{database}"), Outbound()
-    pcp = ProvisioningCertificatePool(outbound, pcp_url) if pcp_url else None
+    built = assemble(Settings(database=f"sqlite:///{database}", pcp_url=pcp_url))
+    store = built.store
     edge = Edge(Authority(store, issuer="http://pool", lifetime=60), NoPeers(), lambda: datetime.now(UTC), 65_536)
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
-        await store.open()
+        await built.open()
         yield
-        await outbound.close()
-        await store.close()
+        await built.close()
 
-    route = pcp_route(edge, VehicleEvents(store, pcp), SecretStr(secret) if secret is not None else None)
+    route = pcp_route(edge, built.pool, SecretStr(secret) if secret is not None else None)
     app = Starlette(routes=[route], lifespan=lifespan)
-    app.add_middleware(Tracing)
+    app.add_middleware(Tracing, pseudonyms=Pseudonyms(Settings(log_ids=LogIds.OWNER)), refusals=Refusals(store))
     app.add_exception_handler(CCPError, errors.deliberate)
     app.add_exception_handler(HTTPException, errors.unrouted)
     with loopback() as (listening, url):

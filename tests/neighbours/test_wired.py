@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -18,7 +19,7 @@ from ccp.sim.pki import PKI
 from ccp.sim.sandbox import trust_list
 from ccp.store import anchors
 from tests.api.answers import sentences
-from tests.neighbours.fakes import DROP, Fake, Reply, json_answer, neighbour, refusal
+from tests.neighbours.fakes import DROP, HANG, Fake, Reply, json_answer, neighbour, refusal
 from tests.neighbours.test_pcp_events import event
 from tests.neighbours.test_provisioning_certificate_pool import body as chain_body
 from tests.world import AT, Pool, again, b64, new_pcid, start
@@ -60,9 +61,26 @@ def test_a_delete_revokes_first_with_the_reason_given(around: Pool, pki_service:
     answer = around.emsp.delete(f"/signedcontractdata/{contract.emaid}", headers={"X-Revocation-Reason": "superseded"})
     assert answer.status_code == 200
     (call,) = pki_service.calls
-    assert b'"superseded"' in call.body
-    assert b64(contract.certificate).encode() in call.body
+    assert json.loads(call.body) == {"certificate": b64(contract.certificate), "revocationReason": "superseded"}
     assert around.stored(contract.emaid) == 0
+    contract = around.publish(around.car())
+    assert around.emsp.delete(f"/signedcontractdata/{contract.emaid}").status_code == 200
+    assert json.loads(pki_service.calls[-1].body)["revocationReason"] == "cessationOfOperation"
+
+
+def test_a_delete_whose_pki_service_hangs_is_502_after_a_while_and_deletes_nothing(
+    pkis: dict[str, PKI], pki_service: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ccp.neighbours.REVOKE_SECONDS", 0.3)
+    pki_service.answers[REVOKE] = HANG
+    cas = (pkis["iso2"].emsp_sub2.certificate.fingerprint,)
+    with start(pkis, pki_url=pki_service.url + "/opnc/v1/pki", operator_cas=cas) as pool:
+        contract = pool.publish(pool.car())
+        began = time.monotonic()
+        (said,) = sentences(pool.emsp.delete(f"/signedcontractdata/{contract.emaid}"), 502)
+        assert "does not answer now; nothing was changed" in said
+        assert time.monotonic() - began < 2
+        assert pool.stored(contract.emaid) == 1
 
 
 @pytest.mark.parametrize("reply", [refusal(400, "no"), Reply(500), DROP, Reply(200, b"{")])
@@ -125,6 +143,20 @@ def test_a_vehicle_with_an_old_key_is_refused_and_a_contract_for_an_old_key_is_n
     assert "not the vehicle's current one" in item["metaData"]
 
 
+def test_a_provisioning_pool_that_hangs_costs_a_vehicle_a_second_and_nothing_is_refused_for_it(
+    pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ccp.pool.PUBLISH_SECONDS", 0.2)
+    with neighbour() as silent, start(pkis, pcp_url=silent.url) as pool:
+        silent.answers["*"] = HANG
+        car = pool.car()
+        contract = pool.publish(car)
+        began = time.monotonic()
+        assert pool.ask(car)[0]["emaid"] == contract.emaid
+        assert 0.9 < time.monotonic() - began < 2
+        assert len(silent.calls) == 2
+
+
 def test_an_event_of_the_provisioning_pool_removes_contracts(around: Pool, pcp: Fake) -> None:
     car = around.car()
     knows(pcp, car)
@@ -134,6 +166,14 @@ def test_an_event_of_the_provisioning_pool_removes_contracts(around: Pool, pcp: 
     answer = around.http.post(PATH, content=body, headers={"X-Operator-Signature": "sha256=" + signature})
     assert answer.status_code == 200, answer.text
     assert around.listed(car) == []
+
+
+def test_the_description_names_the_path_of_these_events(around: Pool) -> None:
+    described = around.http.get("/openapi.json").json()
+    operation = described["paths"][PATH]["post"]
+    assert operation["operationId"] == "TakeProvisioningEvent"
+    assert {each["name"] for each in operation["parameters"]} == {"X-Operator-Signature", "payload-signature"}
+    assert {"200", "400", "403", "404", "503"} <= set(operation["responses"])
 
 
 def test_the_schedule_takes_over_roots(pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -108,6 +108,18 @@ async def opened(**options: Any) -> AsyncIterator[Bench]:
             await store.close()
 
 
+@asynccontextmanager
+async def beside(bench: Bench, chance: float = 0.5, **options: Any) -> AsyncIterator[RevocationService]:
+    """Another service on the same database, as after a restart with other settings. chance: what spreads its times."""
+    outbound = Outbound(options.get("outbound_allow", ()))
+    service = RevocationService(bench.store, outbound, Settings(**options), lambda: AT, jitter=lambda: chance)
+    try:
+        yield service
+    finally:
+        await service.close()
+        await outbound.close()
+
+
 def run(test: Callable[[Bench], Coroutine[Any, Any, None]], **options: Any) -> None:
     """Run a test with a service of its own, bounded."""
 

@@ -24,7 +24,8 @@ from ccp.pki.evidence import (
     Unchecked,
     check_keys,
     dump_keys,
-    issuer_id,
+    key_of,
+    keys_of,
     load_keys,
 )
 from ccp.sim.pki import Addresses
@@ -60,7 +61,7 @@ def outcome(judge: StoredEvidence, chain: object, at: datetime = AT) -> CCPError
 def test_a_chain_is_judged_by_each_of_its_certificates(made: Branch) -> None:
     chain = made.chain(made.contract().certificate)
     rules = Rules()
-    leaf, sub2, sub1 = (rules.key(*pair) for pair in zip(chain.certificates, chain.certificates[1:], strict=False))
+    leaf, sub2, sub1 = keys_of((chain,))
     assert (leaf.crls, sub2.crls, sub1.crls) == ((CRL,), (), None)
     good = [evidence(leaf), evidence(sub2)]
     judge = StoredEvidence(known(*good), rules)
@@ -70,7 +71,6 @@ def test_a_chain_is_judged_by_each_of_its_certificates(made: Branch) -> None:
     assert judge.warnings == [
         'Certificate "eMSP Sub1 CA SIM" names no OCSP or CRL address; its revocation is not known.'
     ]
-    assert judge.keys == [leaf, sub2, sub1]
     # Whichever is revoked, the chain is, also one that needs no evidence.
     for key in (leaf, sub2, sub1):
         judged = outcome(StoredEvidence(known(*good, evidence(key, Status.REVOKED)), rules), chain)
@@ -91,7 +91,7 @@ def test_a_chain_is_judged_by_each_of_its_certificates(made: Branch) -> None:
 def test_a_fresh_crl_is_good_evidence_for_what_it_does_not_list(made: Branch) -> None:
     chain = made.chain(made.contract().certificate)
     rules = Rules()
-    leaf, sub2, _ = (rules.key(*pair) for pair in zip(chain.certificates, chain.certificates[1:], strict=False))
+    leaf, sub2, _ = keys_of((chain,))
 
     def with_crl(url: str, until: datetime, issuer: str = leaf.issuer) -> CCPError | str:
         return outcome(
@@ -110,7 +110,7 @@ def test_a_configured_crl_makes_evidence_needed(made: Branch) -> None:
     root = made.root.certificate
     for name in (root.subject_cn, root.fingerprint):
         rules = Rules(crl_urls={name: "http://10.0.0.1/arl"})
-        assert rules.key(made.sub1.certificate, root).crls == ("http://10.0.0.1/arl",)
+        assert rules.lists(key_of(made.sub1.certificate, root)) == ("http://10.0.0.1/arl",)
         judge = StoredEvidence(NOTHING_KNOWN, rules)
         assert isinstance(outcome(judge, chain), Unavailable)
         assert (made.sub1.certificate, root) in judge.missing
@@ -143,8 +143,44 @@ def test_keys_are_judged_as_chains_are_but_with_grace(made: Branch) -> None:
 
 
 def test_keys_go_into_a_row_and_come_back() -> None:
-    keys = (Key("a" * 64, 2**159 - 1, ("http://x", "http://y")), Key("b" * 64, 1, ()), Key("c" * 64, 2, None))
+    keys = (
+        Key("a" * 64, 2**159 - 1, ("http://x", "http://y"), ("f" * 64, 'A "CA"')),
+        Key("b" * 64, 1, ()),
+        Key("c" * 64, 2, None),
+    )
     assert load_keys(dump_keys((*keys, *keys))) == keys
+
+
+def test_keys_of_older_rows_name_no_issuer() -> None:
+    assert load_keys('[["aa","1f",["http://x"]],["bb","2",null]]') == (
+        Key("aa", 31, ("http://x",)),
+        Key("bb", 2, None),
+    )
+
+
+@pytest.mark.parametrize("crls", [None, ()])
+def test_a_crl_that_is_configured_later_counts_for_what_was_published_before(crls: tuple[str, ...] | None) -> None:
+    url, names = "http://10.0.0.1/crl", ("f" * 64, "Sub2")
+    key = Key("a" * 64, 1, crls, names)
+    for name in names:
+        rules = Rules(crl_urls={name: url})
+
+        def judged(*found: Evidence, until: datetime | None = None, rules: Rules = rules) -> bool:
+            lists = [] if until is None else [LoadedCRL(key.issuer, url, 1, AT - HOUR, until)]
+            try:
+                check_keys((key,), known(*found, crls=lists), rules, AT)
+            except Unavailable:
+                return False
+            return True
+
+        # Until its first list is there, things stand as they did.
+        assert judged() is (crls is None)
+        assert judged(evidence(key))
+        # Then the list answers, and what it does not answer any more is not known.
+        assert judged(until=AT)
+        assert not judged(until=AT - HOUR)
+        assert judged(evidence(key), until=AT - HOUR)
+    assert not Rules(crl_urls={"Sub1": url}).lists(key)
 
 
 def test_the_two_that_do_not_judge_say_so(made: Branch) -> None:
@@ -180,7 +216,9 @@ def test_evidence_is_replaced_by_newer_evidence_only_and_revoked_by_nothing() ->
         for said, taken in steps:
             assert await bench.store.write(questions.learn(said)) is taken, said
             kept = said if taken else kept
-            assert (await bench.store.read(questions.known([key]))).evidence == {(key.issuer, key.serial): kept}
+            assert (await bench.store.read(questions.known([key], Rules()))).evidence == {
+                (key.issuer, key.serial): kept
+            }
 
     run(test)
 
@@ -192,7 +230,7 @@ def test_many_keys_are_found_and_none_that_was_not_asked_for() -> None:
         for key in keys:
             await bench.store.write(questions.learn(evidence(key)))
         for count in (0, 1, 5, 6, 7, 12, 39):
-            found = (await bench.store.read(questions.known(iter(keys[:count])))).evidence
+            found = (await bench.store.read(questions.known(iter(keys[:count]), Rules()))).evidence
             assert set(found) == {(key.issuer, key.serial) for key in keys[:count]}
 
     run(test)
@@ -201,7 +239,7 @@ def test_many_keys_are_found_and_none_that_was_not_asked_for() -> None:
 @knows_sqlite
 def test_a_list_is_taken_whole_or_not_at_all_and_never_an_older_one(made: Branch) -> None:
     issuer = made.sub2.certificate
-    name = issuer_id(issuer)
+    name = issuer.issuer_id
 
     def load(number: int | None, serials: Iterable[int], since: datetime = AT) -> object:
         read = RevocationList(name, number, since, since + DAY, dict.fromkeys(serials, AT - DAY))
@@ -215,14 +253,14 @@ def test_a_list_is_taken_whole_or_not_at_all_and_never_an_older_one(made: Branch
         key = Key(name, 5, (CRL,))
         await bench.store.write(questions.learn(evidence(key, since=AT + HOUR)))
         assert await write(3, range(1, 1000))
-        found = await bench.store.read(questions.known([key, key._replace(serial=1000)]))
+        found = await bench.store.read(questions.known([key, key._replace(serial=1000)], Rules()))
         # On the list is revoked, whatever a responder said and how lately.
         assert {serial: one.status for (_, serial), one in found.evidence.items()} == {5: Status.REVOKED}
         assert [crl.number for crl in found.crls[name]] == [3]
         assert not await write(2, [2000])
         assert not await write(None, [2000])
         assert not await write(4, [2000], AT - HOUR)
-        assert not (await bench.store.read(questions.known([key._replace(serial=2000)]))).evidence
+        assert not (await bench.store.read(questions.known([key._replace(serial=2000)], Rules()))).evidence
         # What fails in the middle leaves nothing behind.
         read = RevocationList(name, 5, AT, AT + DAY, dict.fromkeys(range(3000, 4000), AT))
         options = {"etag": None, "last_modified": None, "at": AT, "refresh_at": AT + HOUR}
@@ -230,7 +268,7 @@ def test_a_list_is_taken_whole_or_not_at_all_and_never_an_older_one(made: Branch
             await bench.store.write(
                 questions.load_crl(read, url=CRL, issuer_certificate=None, **options)  # type: ignore[arg-type]
             )
-        assert not (await bench.store.read(questions.known([key._replace(serial=3000)]))).evidence
+        assert not (await bench.store.read(questions.known([key._replace(serial=3000)], Rules()))).evidence
         assert await write(3, [4000])
 
     run(test)
@@ -246,7 +284,7 @@ def test_evidence_is_looked_up_by_index() -> None:
 
         def explained():  # type: ignore[no-untyped-def]
             for question in (
-                questions.known(keys),
+                questions.known(keys, Rules()),
                 questions.due_crls(AT, AT, 5),
                 questions.due_certificates(AT, AT, 5),
                 questions.unwatch(("a", 1)),
@@ -263,7 +301,7 @@ def test_evidence_is_looked_up_by_index() -> None:
 
 def test_asking_twice_in_a_row_finds_nothing_due(made: Branch) -> None:
     leaf = made.contract().certificate
-    key = issuer_id(made.sub2.certificate), leaf.serial_number
+    key = made.sub2.certificate.issuer_id, leaf.serial_number
 
     async def test(bench: Bench) -> None:
         watch = questions.watch(key, leaf.der, made.sub2.certificate.der, leaf.not_after, AT)

@@ -10,17 +10,8 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from ccp.pki.certificates import Certificate
-from ccp.pki.evidence import (
-    CLOCK_SKEW,
-    WITHOUT_NEXT_UPDATE,
-    EvidenceError,
-    Status,
-    addresses_of,
-    build_ocsp_request,
-    issuer_id,
-    read_crl,
-    read_ocsp,
-)
+from ccp.pki.evidence import EvidenceError, Status
+from ccp.pki.statements import CLOCK_SKEW, WITHOUT_NEXT_UPDATE, build_ocsp_request, read_crl, read_ocsp
 from ccp.sim.pki import CONTRACT, EXPLICIT_FALSE, OCSP_RESPONDER, SUB_CA2, Addresses, Algorithm, Template, build_root
 from tests.pki.made import forge, tampered
 from tests.revocation.made import ALGORITHMS, AT, DAY, HOUR, Branch, answer, branch, crl
@@ -50,7 +41,7 @@ def test_a_good_response_is_evidence(made: Branch) -> None:
     evidence = read_ocsp(answer(leaf, made.sub2), leaf, made.sub2.certificate, AT, URL)
     assert evidence.status is Status.GOOD
     assert evidence.serial == leaf.serial_number
-    assert evidence.issuer == issuer_id(made.sub2.certificate)
+    assert evidence.issuer == made.sub2.certificate.issuer_id
     assert (evidence.this_update, evidence.next_update) == (AT - MINUTE, AT + HOUR)
     assert evidence.source == f"OCSP {URL}"
 
@@ -182,8 +173,8 @@ def test_a_request_has_no_nonce_and_the_hash_that_was_asked_for(p256: Branch) ->
 def test_a_ca_certificate_issued_again_for_the_same_key_is_the_same_issuer(p256: Branch) -> None:
     again = forge(p256.sub2.certificate, p256.sub1.key, lambda tbs: setattr(tbs, "serial_number", 77))
     assert again != p256.sub2.certificate
-    assert issuer_id(again) == issuer_id(p256.sub2.certificate)
-    assert issuer_id(p256.sub1.certificate) != issuer_id(p256.sub2.certificate)
+    assert again.issuer_id == p256.sub2.certificate.issuer_id
+    assert p256.sub1.certificate.issuer_id != p256.sub2.certificate.issuer_id
 
 
 # --- CRLs ---
@@ -193,7 +184,7 @@ def test_a_list_names_what_is_revoked(made: Branch) -> None:
     leaf = made.contract().certificate
     read = read_crl(crl(made.sub2, leaf, number=5), made.sub2.certificate, AT, 4)
     assert read.revoked == {leaf.serial_number: AT - DAY}
-    assert (read.number, read.issuer) == (5, issuer_id(made.sub2.certificate))
+    assert (read.number, read.issuer) == (5, made.sub2.certificate.issuer_id)
     assert not read_crl(crl(made.sub1), made.sub1.certificate, AT).revoked
 
 
@@ -269,9 +260,9 @@ def test_an_issuer_without_crl_sign_signs_no_lists(p256: Branch) -> None:
 
 
 def test_addresses_are_read_and_few() -> None:
-    assert addresses_of(branch().contract().certificate).named is False
+    assert branch().contract().certificate.addresses.named is False
     made = branch(addresses={"sub2": Addresses("http://ocsp.example:8080/x", "http://crl.example/1.crl")})
-    found = addresses_of(made.contract().certificate)
+    found = made.contract().certificate.addresses
     assert (found.ocsp, found.crl) == (("http://ocsp.example:8080/x",), ("http://crl.example/1.crl",))
     assert found.named
 
@@ -285,20 +276,20 @@ def test_a_certificate_that_names_only_a_directory_still_names_an_address(p256: 
         for number in range(50)
     ]
     template = Template(DAY, extra=((x509.CRLDistributionPoints([ldap]), False),))
-    found = addresses_of(p256.sub2.issue("x", template, at=AT).certificate)
+    found = p256.sub2.issue("x", template, at=AT).certificate.addresses
     assert (found.ocsp, found.crl, found.named) == ((), (), True)
     template = Template(DAY, extra=((x509.AuthorityInformationAccess(many), False),))
-    assert len(addresses_of(p256.sub2.issue("x", template, at=AT).certificate).ocsp) == 3
+    assert len(p256.sub2.issue("x", template, at=AT).certificate.addresses.ocsp) == 3
     only_issuers = x509.AccessDescription(
         x509.oid.AuthorityInformationAccessOID.CA_ISSUERS, x509.UniformResourceIdentifier("http://ca.example")
     )
     template = Template(DAY, extra=((x509.AuthorityInformationAccess([only_issuers]), False),))
-    assert addresses_of(p256.sub2.issue("x", template, at=AT).certificate).named is False
+    assert p256.sub2.issue("x", template, at=AT).certificate.addresses.named is False
 
 
 def test_addresses_of_a_leaf_that_is_not_der_are_read(p256: Branch) -> None:
     access = Addresses("http://ocsp.example").extensions()
     leaf = p256.sub2.issue("x", Template(DAY, extra=((EXPLICIT_FALSE, False), *access)), at=AT).certificate
     assert isinstance(leaf, Certificate)
-    assert addresses_of(leaf).ocsp == ("http://ocsp.example",)
+    assert leaf.addresses.ocsp == ("http://ocsp.example",)
     assert read_ocsp(answer(leaf, p256.sub2), leaf, p256.sub2.certificate, AT, URL).status is Status.GOOD

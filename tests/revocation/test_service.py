@@ -5,21 +5,36 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import pytest
+from cryptography.x509 import ocsp
 
 from ccp import revocation
 from ccp.errors import RevokedError, Unavailable, VerificationError
-from ccp.pki.evidence import Key, Status, check_keys, dump_keys, issuer_id, load_keys
+from ccp.pki.evidence import Key, Status, check_keys, dump_keys, key_of, keys_of, load_keys
 from ccp.pki.paths import Profile, Usage
 from ccp.sim.pki import OCSP_RESPONDER, Addresses, Algorithm, build_pki, sign_crl
 from ccp.store import evidence as questions
 from ccp.store.anchors import add
 from ccp.trust import Role, trusted
-from tests.revocation.made import ALGORITHMS, AT, DAY, HOUR, Bench, Branch, answer, branch, crl, run, serve_crl
-from tests.revocation.servers import Reply, Server, free_port, http_server, openssl_responder
+from tests.revocation.made import (
+    ALGORITHMS,
+    AT,
+    DAY,
+    HOUR,
+    LOOPBACK,
+    Bench,
+    Branch,
+    answer,
+    beside,
+    branch,
+    crl,
+    run,
+    serve_crl,
+)
+from tests.revocation.servers import Reply, Request, Server, free_port, http_server, openssl_responder
 
 
 @pytest.fixture
@@ -44,7 +59,7 @@ def made(server: Server) -> Branch:
 
 
 async def known(bench: Bench, *keys: Key) -> Status | None:
-    found = (await bench.store.read(questions.known(keys))).evidence
+    found = (await bench.store.read(questions.known(keys, bench.service.rules))).evidence
     return found[keys[0].issuer, keys[0].serial].status if found else None
 
 
@@ -126,7 +141,7 @@ def test_a_crl_is_fetched_conditionally_and_may_not_go_back(server: Server) -> N
     serve_crl(server, "/2.crl", crl(made.sub2, held, number=7))
 
     async def test(bench: Bench) -> None:
-        key = bench.service.rules.key(held, made.sub2.certificate)
+        key = key_of(held, made.sub2.certificate)
         await bench.service.require([made.chain(other)], AT)
         later = AT + timedelta(hours=13)  # past the half-life of a day
         assert (await bench.service.sweep(AT)).refreshed == 0
@@ -157,7 +172,7 @@ def test_ten_thousand_serial_numbers_are_loaded_in_one_transaction(server: Serve
     async def test(bench: Bench) -> None:
         with pytest.raises(RevokedError):
             await bench.service.require([made.chain(leaf)], AT)
-        key = bench.service.rules.key(leaf, made.sub2.certificate)
+        key = key_of(leaf, made.sub2.certificate)
         for serial in (1, 400, 401, 9_999, 10_037):
             assert await known(bench, key._replace(serial=serial)) is Status.REVOKED
         assert await known(bench, key._replace(serial=10_038)) is None
@@ -186,7 +201,7 @@ def test_lists_that_are_configured_for_trusted_cas_are_loaded_before_anybody_ask
         await bench.store.write(add(trusted(made.pki.oem_sub2.certificate, Role.OEM, "test", AT)))
         assert (await bench.service.sweep(AT)).refreshed == 1
         assert (await bench.service.sweep(AT)).refreshed == 0
-        found = await bench.store.read(questions.crl(issuer_id(made.pki.oem_sub2.certificate), server.url + "/oem.crl"))
+        found = await bench.store.read(questions.crl(made.pki.oem_sub2.certificate.issuer_id, server.url + "/oem.crl"))
         assert found is not None
 
     run(test, crl_urls={"OEM Sub2 CA SIM": server.url + "/oem.crl"})
@@ -294,8 +309,10 @@ def test_a_host_that_fails_is_left_alone_and_answers_for_itself_quickly(server: 
             with pytest.raises(Unavailable):
                 await bench.service.require([made.chain(made.contract().certificate)], AT)
         assert len(server.seen) == 3
-        with pytest.raises(Unavailable, match="left alone"):
+        with pytest.raises(Unavailable, match="left alone") as caught:
             await bench.service.require([made.chain(made.contract().certificate)], AT)
+        assert caught.value.retry_after is not None
+        assert 25 < caught.value.retry_after <= 30
 
     run(test)
 
@@ -363,19 +380,78 @@ def test_the_policy_decides_about_certificates_that_name_nothing() -> None:
         cleared = await bench.service.require([chain], AT)
         assert len(cleared.warnings) == 3
         assert all(key.crls is None for key in cleared.keys)
-        check_keys(cleared.keys, await bench.store.read(questions.known(cleared.keys)), bench.service.rules, AT)
+        check_keys(
+            cleared.keys,
+            await bench.store.read(questions.known(cleared.keys, bench.service.rules)),
+            bench.service.rules,
+            AT,
+        )
 
     async def require(bench: Bench) -> None:
         with pytest.raises(VerificationError, match="names no OCSP or CRL address"):
             await bench.service.require([chain], AT)
 
     async def off(bench: Bench) -> None:
-        assert not (await bench.service.require([chain], AT)).keys
+        cleared = await bench.service.require([chain], AT)
+        assert cleared.keys == keys_of((chain,))
         assert (await bench.service.sweep(AT)).refreshed == 0
 
     run(when_named)
     run(require, revocation="require")
     run(off, revocation="off")
+
+
+def test_what_is_published_while_nobody_is_asked_counts_when_the_policy_is_switched_on(
+    server: Server, made: Branch
+) -> None:
+    """The sweep asks for it then; until it has, its standing is not known."""
+    good, revoked = made.contract().certificate, made.contract().certificate
+
+    def answering(request: Request) -> Reply:
+        if ocsp.load_der_ocsp_request(request.body).serial_number == good.serial_number:
+            return Reply(answer(good, made.sub2))
+        return Reply(answer(revoked, made.sub2, revoked_at=AT - DAY))
+
+    async def test(bench: Bench) -> None:
+        keys = [(await bench.service.require([made.chain(leaf)], AT)).keys for leaf in (good, revoked)]
+        assert not (await bench.service.sweep(AT)).refreshed
+        assert not server.seen
+        server.answers["/sub2"] = answering
+        async with beside(bench, outbound_allow=LOOPBACK) as service:
+            for each in keys:
+                with pytest.raises(Unavailable):
+                    check_keys(each, await bench.store.read(questions.known(each, service.rules)), service.rules, AT)
+            assert (await service.sweep(AT)).failed == 0
+            check_keys(keys[0], await bench.store.read(questions.known(keys[0], service.rules)), service.rules, AT)
+            with pytest.raises(RevokedError):
+                check_keys(keys[1], await bench.store.read(questions.known(keys[1], service.rules)), service.rules, AT)
+
+    run(test, revocation="off")
+
+
+def test_a_list_that_is_configured_later_revokes_what_was_published_before(server: Server) -> None:
+    made = branch()
+    good, revoked, next_one = (made.contract().certificate for _ in range(3))
+
+    async def test(bench: Bench) -> None:
+        keys = [(await bench.service.require([made.chain(leaf)], AT)).keys for leaf in (good, revoked)]
+        url = serve_crl(server, "/later.crl", crl(made.sub2, revoked))
+        async with beside(bench, crl_urls={made.sub2.certificate.subject_cn: url}) as service:
+
+            async def judge(each: tuple[Key, ...], at: datetime = AT) -> None:
+                check_keys(each, await bench.store.read(questions.known(each, service.rules)), service.rules, at)
+
+            await judge(keys[0])
+            await judge(keys[1])
+            await service.require([made.chain(next_one)], AT)
+            await judge(keys[0])
+            with pytest.raises(RevokedError):
+                await judge(keys[1])
+            # From now on the list has to be there.
+            with pytest.raises(Unavailable):
+                await judge(keys[0], AT + 2 * DAY)
+
+    run(test)
 
 
 def test_off_asks_nobody(server: Server, made: Branch) -> None:
@@ -396,7 +472,7 @@ def test_delivery_reads_evidence_until_it_runs_out_and_for_the_grace_after(serve
 
     async def test(bench: Bench) -> None:
         keys = (await bench.service.require([made.chain(leaf)], AT)).keys
-        found = await bench.store.read(questions.known(keys))
+        found = await bench.store.read(questions.known(keys, bench.service.rules))
         grace = bench.service.rules.stale_grace
         check_keys(keys, found, bench.service.rules, AT + HOUR + grace)
         with pytest.raises(Unavailable, match="not known now"):
@@ -412,7 +488,7 @@ async def _deliveries(bench: Bench, keys: tuple[Key, ...], seconds: float) -> li
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         began = time.perf_counter()
-        check_keys(keys, await bench.store.read(questions.known(keys)), bench.service.rules, AT)
+        check_keys(keys, await bench.store.read(questions.known(keys, bench.service.rules)), bench.service.rules, AT)
         took.append(time.perf_counter() - began)
         await asyncio.sleep(0.001)
     return sorted(took)
@@ -480,7 +556,9 @@ def test_a_contract_whose_certificate_is_revoked_later_is_not_delivered(server: 
         swept = await bench.service.sweep(at)
         assert (swept.refreshed, swept.failed) == (2, 0)
         with pytest.raises(RevokedError):
-            check_keys(keys, await bench.store.read(questions.known(keys)), bench.service.rules, at)
+            check_keys(
+                keys, await bench.store.read(questions.known(keys, bench.service.rules)), bench.service.rules, at
+            )
         # Revoked is final: an older and a newer "good" change nothing, and nobody is asked again.
         server.says("/sub2", answer(leaf, made.sub2, this_update=at + HOUR, next_update=at + DAY))
         before = server.count("/sub2")
@@ -532,6 +610,24 @@ def test_the_sweep_asks_again_at_half_life_and_not_before(server: Server, made: 
     run(test)
 
 
+@pytest.mark.parametrize(("chance", "share"), [(0.0, 0.4), (0.5, 0.5), (1.0, 0.6)])
+def test_evidence_is_asked_for_again_at_half_life_give_or_take_by_chance(
+    server: Server, made: Branch, chance: float, share: float
+) -> None:
+    leaf = made.contract().certificate
+    server.says("/sub2", answer(leaf, made.sub2, next_update=AT + 10 * HOUR))
+
+    async def test(bench: Bench) -> None:
+        async with beside(bench, chance=chance, outbound_allow=LOOPBACK) as service:
+            await service.require([made.chain(leaf)], AT)
+            due = AT + 10 * HOUR * share
+            for at, found in ((due - timedelta(seconds=1), 0), (due, 1)):
+                watched = await bench.store.write(questions.due_certificates(at, AT + 10 * HOUR, 10))
+                assert [one.certificate for one in watched].count(leaf.der) == found
+
+    run(test)
+
+
 def test_the_sweep_never_goes_back_to_an_older_statement(server: Server, made: Branch) -> None:
     leaf = made.contract().certificate
     server.says("/sub2", answer(leaf, made.sub2))
@@ -539,11 +635,11 @@ def test_the_sweep_never_goes_back_to_an_older_statement(server: Server, made: B
     async def test(bench: Bench) -> None:
         keys = (await bench.service.require([made.chain(leaf)], AT)).keys
         identity = keys[0].issuer, keys[0].serial
-        before = (await bench.store.read(questions.known(keys))).evidence[identity]
+        before = (await bench.store.read(questions.known(keys, bench.service.rules))).evidence[identity]
         at = AT + timedelta(minutes=31)
         server.says("/sub2", answer(leaf, made.sub2, this_update=AT - DAY, next_update=AT + 2 * DAY))
         await bench.service.sweep(at)
-        assert (await bench.store.read(questions.known(keys))).evidence[identity] == before
+        assert (await bench.store.read(questions.known(keys, bench.service.rules))).evidence[identity] == before
 
     run(test)
 
@@ -558,7 +654,7 @@ def test_the_sweep_outlives_every_failure(server: Server, made: Branch) -> None:
         at = AT + timedelta(minutes=31)
         swept = await bench.service.sweep(at)
         assert (swept.refreshed, swept.failed) == (0, 2)
-        check_keys(keys, await bench.store.read(questions.known(keys)), bench.service.rules, at)
+        check_keys(keys, await bench.store.read(questions.known(keys, bench.service.rules)), bench.service.rules, at)
         # Tried again some minutes later, not in every round.
         assert (await bench.service.sweep(at + timedelta(seconds=30))).failed == 0
         assert (await bench.service.sweep(at + timedelta(minutes=3))).failed == 2

@@ -102,7 +102,7 @@ def test_a_variant_that_exists_is_replaced_and_keeps_the_time_of_its_making(url:
         valid_from=AT.replace(microsecond=0),
         valid_to=datetime(2030, 1, 1, tzinfo=UTC),
     )
-    assert publish(url, newer, at=later) == Published(created=False, moved_from=None)
+    assert publish(url, newer, at=later) == Published(created=False, moved_from=None, replaced=True)
     assert read(url, contracts.by_vehicle(CAR)) == [replace(newer, created_at=AT, is_default=True)]
     assert events(url) == [("created", FIRST), ("updated", FIRST)]
 

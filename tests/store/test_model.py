@@ -74,11 +74,12 @@ class Changes(RuleBasedStateMachine):
         if before not in (None, pcid):
             self.forget(emaid)
         created = self.place(emaid) is None
+        replaced = (emaid, namespace, root) in self.variants
         if all(place != pcid for place, _ in self.variants.values()):
             self.defaults[pcid] = emaid
         self.variants[emaid, namespace, root] = (pcid, response)
         self.events[pcid].append(("oem.contract.created" if created else "oem.contract.updated", emaid))
-        assert published == Published(created, before if before != pcid else None)
+        assert published == Published(created, before if before != pcid else None, replaced)
 
     @rule(emaid=emaids)
     def withdraw(self, emaid: EMAID) -> None:

@@ -12,7 +12,7 @@ from ccp.parties import Party, Role
 from ccp.store import anchors, changes, keys, parties
 from ccp.store.anchors import TrustedCertificate
 from ccp.store.keys import TokenKey
-from ccp.store.parties import Secret
+from ccp.store.parties import Life, Secret
 from tests.store.made import AT, SECOND, read, sql, write
 
 
@@ -44,15 +44,57 @@ def test_a_party_comes_back_as_it_was_added_and_the_list_is_in_order_of_names(ur
     nothing = Party("c1", "A, without any", frozenset())
     add(url, everything, nothing)
     assert read(url, parties.every()) == [nothing, everything]
-    assert read(url, parties.secrets_of("c2")) == [Secret("c2", "hash of B, with every röle")]
+    assert read(url, parties.secrets_of("c2", AT)) == [Secret("c2", "hash of B, with every röle")]
 
 
 def test_a_name_and_a_client_id_belong_to_one_party(url: str) -> None:
     add(url, party("first", Role.CPO))
-    for other in (Party("another", "first", frozenset()), Party("client-first", "another", frozenset())):
-        with pytest.raises(Conflict, match=f"There is a party named {other.name} already"):
-            add(url, other)
+    for other, sentence in {
+        ("another", "first"): "There is a party named first already.",
+        ("another", "FIRST"): "There is a party named FIRST already.",
+        ("another", "Client-First"): "There is a party named Client-First already.",
+        ("client-first", "another"): "The client id client-first is taken already.",
+        ("CLIENT-FIRST", "another"): "The client id CLIENT-FIRST is taken already.",
+        ("first", "another"): "The client id first is taken already.",
+    }.items():
+        with pytest.raises(Conflict) as caught:
+            add(url, Party(*other, frozenset()))
+        assert str(caught.value) == sentence
     assert len(read(url, parties.every())) == 1
+
+
+@pytest.mark.parametrize("said", ["client-first", "first", "FIRST", "Client-First", "\uff26irst"])
+def test_a_party_is_meant_by_its_name_or_client_id_without_regard_to_case(url: str, said: str) -> None:
+    add(url, party("first", Role.CPO), party("second", Role.CPO))
+    assert read(url, parties.find_named(said)).client_id == "client-first"
+
+
+def test_where_an_older_release_left_names_that_differ_in_case_only_the_exact_one_is_meant(url: str) -> None:
+    add(url, party("first", Role.CPO), party("second", Role.CPO))
+    sql(url, "update party set name = 'FIRST' where name = 'second'")
+    assert read(url, parties.find_named("first")).client_id == "client-first"
+    assert read(url, parties.find_named("FIRST")).client_id == "client-second"
+    with pytest.raises(NotFound):
+        read(url, parties.find_named("First"))
+
+
+def test_the_table_of_owners_decides_even_against_what_the_parties_themselves_say(url: str) -> None:
+    add(url, party("A", Role.OEM, wmis="WEX"))
+    sql(url, "update party set wmis = '[]'")
+    with pytest.raises(Conflict, match="The WMI WEX belongs to A already"):
+        add(url, party("B", Role.OEM, wmis="WEX"))
+    sql(url, "delete from party where name = 'A'")
+    with pytest.raises(Conflict, match="The WMI WEX belongs to another party already"):
+        add(url, party("B", Role.OEM, wmis="WEX"))
+    assert read(url, parties.every()) == []
+
+
+def test_pages_follow_each_other_without_gap_or_repetition(url: str) -> None:
+    add(url, *(party(name, Role.CPO) for name in "dbeac"))
+    assert [p.name for p in read(url, parties.page("", 2))] == ["a", "b"]
+    assert [p.name for p in read(url, parties.page("client-b", 2))] == ["c", "d"]
+    assert [p.name for p in read(url, parties.page("client-d", 2))] == ["e"]
+    assert read(url, parties.page("client-e", 2)) == []
 
 
 @pytest.mark.parametrize(
@@ -103,8 +145,8 @@ def test_a_disabled_party_stays_in_the_list_and_has_no_secrets(url: str, named_b
     add(url, party("A", Role.CPO), party("B", Role.CPO))
     assert write(url, parties.disable(named_by)) == "client-A"
     assert [(p.name, p.enabled) for p in read(url, parties.every())] == [("A", False), ("B", True)]
-    assert read(url, parties.secrets_of("client-A")) == []
-    assert len(read(url, parties.secrets_of("client-B"))) == 1
+    assert read(url, parties.secrets_of("client-A", AT)) == []
+    assert len(read(url, parties.secrets_of("client-B", AT))) == 1
 
 
 def test_disabling_twice_is_no_error_and_an_unknown_party_is_not_found(url: str) -> None:
@@ -116,16 +158,35 @@ def test_disabling_twice_is_no_error_and_an_unknown_party_is_not_found(url: str)
 
 
 def test_an_unknown_client_has_no_secrets(url: str) -> None:
-    assert read(url, parties.secrets_of("nobody")) == []
+    assert read(url, parties.secrets_of("nobody", AT)) == []
 
 
 def test_secrets_are_told_newest_first(url: str) -> None:
     add(url, party("A", Role.CPO))
-    sql(
-        url,
-        "insert into party_secret (client_id, created_at, hash) select client_id, created_at + 1, 'newer' from party_secret",
+    insert = (
+        "insert into party_secret (client_id, created_at, hash) select client_id, created_at + 1, ? from party_secret"
     )
-    assert [secret.hash for secret in read(url, parties.secrets_of("client-A"))] == ["newer", "hash of A"]
+    sql(url, insert, "newer")
+    assert [secret.hash for secret in read(url, parties.secrets_of("client-A", AT))] == ["newer", "hash of A"]
+
+
+def test_a_secret_is_live_until_it_expires_and_not_at_that_moment(url: str) -> None:
+    add(url, party("A", Role.CPO))
+    life = read(url, parties.lives("client-A", AT))[0]
+    assert life == Life(AT, None)
+    write(url, parties.renew("client-A", "newer", AT + SECOND, life, AT + 5 * SECOND))
+    at_four, at_five = AT + 5 * SECOND - timedelta(microseconds=1), AT + 5 * SECOND
+    assert [each.hash for each in read(url, parties.secrets_of("client-A", at_four))] == ["newer", "hash of A"]
+    assert read(url, parties.lives("client-A", at_four)) == [Life(AT + SECOND, None), Life(AT, at_five)]
+    assert [each.hash for each in read(url, parties.secrets_of("client-A", at_five))] == ["newer"]
+    assert read(url, parties.lives("client-A", at_five)) == [Life(AT + SECOND, None)]
+
+
+def test_a_new_secret_is_the_newest_even_where_the_clock_was_set_back(url: str) -> None:
+    add(url, party("A", Role.CPO))
+    (life,) = read(url, parties.lives("client-A", AT))
+    write(url, parties.renew("client-A", "newer", AT - 60 * SECOND, life, AT + SECOND))
+    assert [each.hash for each in read(url, parties.secrets_of("client-A", AT))] == ["newer", "hash of A"]
 
 
 # --- Trusted certificates --------------------------------------------------------------------------------------------
@@ -151,8 +212,8 @@ def test_adding_what_is_trusted_already_changes_nothing(url: str) -> None:
 
 def test_a_certificate_is_removed_for_one_role_or_for_all(url: str) -> None:
     write(url, *(anchors.add(trusted(role)) for role in ("v2g", "emsp", "oem")), anchors.add(trusted("v2g", "cd" * 32)))
-    assert write(url, anchors.remove("ab" * 32, "oem")) == 1
-    assert write(url, anchors.remove("ab" * 32)) == 2
+    assert write(url, anchors.remove("ab" * 32, "oem")) == ["oem"]
+    assert write(url, anchors.remove("ab" * 32)) == ["emsp", "v2g"]
     assert [entry.fingerprint for entry in read(url, anchors.every())] == ["cd" * 32]
 
 

@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -19,6 +19,7 @@ from ccp.sim import sandbox
 from ccp.sim.parties import Car
 from ccp.sim.pki import build_pki
 from ccp.sim.server import loopback
+from tests.trust.files import root
 
 WORKERS = 2
 # The same code as this process runs, wherever the current directory is.
@@ -76,6 +77,9 @@ def test_an_anchor_added_and_removed_by_the_command_line_counts_in_all_workers_w
     car = Car.build(world.pkis["iso2"], PCID.parse("WEX0SANDBOX999999"), at)
     body = sandbox.publish_body(stranger, EMAID.parse("DEEXAC99999999"), car, at)
     cps = world.member("Example CPS")
+    soon = root("Soon", (at - timedelta(days=1), at + timedelta(days=60)))
+    (tmp_path / "soon.pem").write_bytes(soon.pem())
+    assert command_line(folder, "trust", "add", str(tmp_path / "soon.pem"), "--role", "oem").returncode == 0
     with serving(folder, base_url):
         form = {"grant_type": "client_credentials", "client_id": cps.party.client_id, "client_secret": cps.secret}
         token = httpx.post(base_url + "/oauth/token", data=form, timeout=10).json()["access_token"]
@@ -91,6 +95,9 @@ def test_an_anchor_added_and_removed_by_the_command_line_counts_in_all_workers_w
         removed = command_line(folder, "trust", "remove", stranger.v2g_root.certificate.fingerprint)
         assert removed.stdout == "removed for 2 role(s)\n"
         _until(lambda: answers(base_url, token, body), [400] * 10)
+    # Each worker says at its start which anchors end soon.
+    warned = f'Certificate \\"Soon\\" expires on {soon.not_after:%Y-%m-%d}.'
+    assert (folder / "log").read_text().count(warned) == WORKERS
 
 
 def _until(ask: Callable[[], list[int]], expected: list[int]) -> None:

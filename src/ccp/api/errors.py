@@ -19,6 +19,7 @@ STATUS: Final[tuple[tuple[type[errors.CCPError], int], ...]] = (
     (errors.NotAuthenticated, 401),
     (errors.NotAuthorised, 403),
     (errors.NotFound, 404),
+    (errors.TooManyRequests, 429),
     (errors.Unavailable, 503),
     (errors.UpstreamError, 502),
     (errors.Conflict, 400),
@@ -62,8 +63,8 @@ async def deliberate(request: Request, error: Exception) -> Response:
     headers = {}
     if status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if status == 503:
-        headers["Retry-After"] = _RETRY_AFTER
+    if status in (429, 503):
+        headers["Retry-After"] = str(getattr(error, "retry_after", None) or _RETRY_AFTER)
     return answer(request, status, sentences_of(error), headers)
 
 

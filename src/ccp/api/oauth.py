@@ -1,4 +1,8 @@
-"""The token endpoint: client credentials as form, JSON or HTTP Basic. Source: RFC 6749 clauses 2.3.1, 4.4, 5."""
+"""The authorisation server: its token endpoint, its keys, and its description of itself.
+
+Client credentials come as form, JSON or HTTP Basic. Source: RFC 6749 clauses 2.3.1, 3.3, 4.4, 5; RFC 8707 clause 2
+(invalid_target); RFC 8414; RFC 7517; RFC 8705 clause 3.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +17,21 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from ccp.api.gate import client_of
 from ccp.api.opnc import Edge
 from ccp.api.trace import trace_of
-from ccp.auth import Authority
-from ccp.errors import NotAuthenticated
+from ccp.errors import NotAuthenticated, TooManyRequests
+from ccp.parties import Role
+from ccp.tokens import PUBLISHED_BEFORE, Authority, InvalidScope
 
 PATH: Final = "/oauth/token"
+JWKS_PATH: Final = "/.well-known/jwks.json"
+METADATA_PATH: Final = "/.well-known/oauth-authorization-server"
+
+_MOST: Final = 16_384  # Octets of a token request; the longest that makes sense has a few hundred.
+
+# Nothing secret, and the same for everybody; not longer than a new key is published before it signs.
+_CACHEABLE: Final = {"Cache-Control": f"public, max-age={int(PUBLISHED_BEFORE.total_seconds())}"}
 
 
 class _Refused(Exception):
@@ -29,31 +42,82 @@ class _Refused(Exception):
         self.status, self.error, self.description = status, error, description
 
 
-def token_route(authority: Authority, edge: Edge) -> Route:
+def routes(authority: Authority, edge: Edge, *, issuer: str, bind: bool) -> list[Route]:
+    """Everything that the authorisation server answers. issuer: our own address. bind: tokens to client certificates,
+    where one comes with the request.
+    """
+
     async def token(request: Request) -> Response:
         trace = trace_of(request.scope)
         trace.operation = "token"
         try:
-            members = _members(request.headers, await edge.body(request.receive, request.headers))
+            members = _members(request.headers, await edge.body(request.receive, request.headers, _MOST))
             client_id, secret = _credentials(request.headers, members)
             trace.caller = client_id[:100]
             if members.get("grant_type") != "client_credentials":
                 known = "grant_type" in members
                 error = "unsupported_grant_type" if known else "invalid_request"
                 raise _Refused(400, error, "grant_type must be client_credentials")
-            try:
-                access_token, lifetime = await authority.issue(client_id, secret, edge.clock())
-            except NotAuthenticated as exc:
-                trace.failure = exc
-                raise _Refused(401, "invalid_client", str(exc)) from exc
+            if "audience" in members and not authority.is_for_us(members["audience"]):
+                raise _Refused(400, "invalid_target", "audience must be the address of this pool")
+            with edge.limits.login(client_of(request.scope), client_id):
+                grant = await authority.issue(
+                    client_id,
+                    secret,
+                    edge.clock(),
+                    roles=members.get("scope", "").split() or None,
+                    certificate=edge.certificates.thumbprint(request.scope) if bind else None,
+                )
+        except NotAuthenticated as exc:  # The one place where a login has failed.
+            trace.failure = exc
+            return _refusal(_Refused(401, "invalid_client", str(exc)))
+        except TooManyRequests as exc:
+            trace.failure = exc
+            return _refusal(_Refused(429, "temporarily_unavailable", str(exc)), {"Retry-After": str(exc.retry_after)})
+        except InvalidScope as exc:
+            trace.failure = exc
+            return _refusal(_Refused(400, "invalid_scope", str(exc)))
         except _Refused as refused:
-            headers = {"WWW-Authenticate": 'Basic realm="token"'} if refused.status == 401 else {}
-            body = {"error": refused.error, "error_description": refused.description}
-            return Response(orjson.dumps(body), refused.status, headers, media_type="application/json")
-        granted = {"access_token": access_token, "token_type": "Bearer", "expires_in": lifetime}
+            return _refusal(refused)
+        granted = {
+            "access_token": grant.access_token,
+            "token_type": "Bearer",
+            "expires_in": grant.lifetime,
+            "scope": " ".join(sorted(grant.roles)),
+        }
         return Response(orjson.dumps(granted), 200, media_type="application/json")
 
-    return Route(PATH, token, methods=["POST"])
+    async def jwks(request: Request) -> Response:
+        trace_of(request.scope).operation = "jwks"
+        keys = orjson.dumps(authority.published_keys(edge.clock()))
+        return Response(keys, 200, _CACHEABLE, media_type="application/jwk-set+json")
+
+    async def metadata(request: Request) -> Response:
+        trace_of(request.scope).operation = "metadata"
+        return Response(orjson.dumps(described), 200, _CACHEABLE, media_type="application/json")
+
+    described = {
+        "issuer": issuer,
+        "token_endpoint": issuer + PATH,
+        "jwks_uri": issuer + JWKS_PATH,
+        "grant_types_supported": ["client_credentials"],
+        "response_types_supported": [],
+        "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
+        "scopes_supported": sorted(Role),
+        "tls_client_certificate_bound_access_tokens": bind,
+    }
+    return [
+        Route(PATH, token, methods=["POST"]),
+        Route(JWKS_PATH, jwks, methods=["GET"]),
+        Route(METADATA_PATH, metadata, methods=["GET"]),
+    ]
+
+
+def _refusal(refused: _Refused, headers: dict[str, str] | None = None) -> Response:
+    if refused.status == 401:
+        headers = {"WWW-Authenticate": 'Basic realm="token"'}
+    body = {"error": refused.error, "error_description": refused.description}
+    return Response(orjson.dumps(body), refused.status, headers, media_type="application/json")
 
 
 def _members(headers: Headers, body: bytes) -> dict[str, str]:

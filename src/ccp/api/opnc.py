@@ -21,16 +21,20 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from ccp import wire
+from ccp.api.certificate import ClientCertificates
 from ccp.api.errors import WITHOUT_404, sentences_of
+from ccp.api.gate import client_of
 from ccp.api.trace import trace_of
-from ccp.auth import Authority, Operation, authorise_sender
+from ccp.auth import AdminOperation, Operation, authorise_role, authorise_sender
 from ccp.contracts import SignedContract
-from ccp.errors import FieldError, NotFound
+from ccp.errors import FieldError, NotAuthenticated, NotFound
 from ccp.ids import Namespace
+from ccp.limits import Limits
 from ccp.neighbours import REASON_HEADER, RevocationReason
 from ccp.parties import Caller
 from ccp.peers import Peers
 from ccp.pool import Answer, Pool, Refusal
+from ccp.tokens import Authority
 
 BASE: Final = "/opnc/v1/ccp"
 Clock: TypeAlias = Callable[[], datetime]
@@ -70,20 +74,40 @@ class DeliverHeaders(Routing):
 class Edge:
     """What every operation does first: who calls, for whom, and when."""
 
-    def __init__(self, authority: Authority, peers: Peers, clock: Clock, max_body: int) -> None:
+    def __init__(
+        self,
+        authority: Authority,
+        peers: Peers,
+        clock: Clock,
+        max_body: int,
+        certificates: ClientCertificates = ClientCertificates(),
+        limits: Limits | None = None,
+    ) -> None:
         self._authority = authority
         self._peers = peers
         self.clock = clock
         self._max_body = max_body
+        self.certificates = certificates
+        self.limits = limits or Limits(None)
 
-    def caller(self, scope: Scope, headers: Headers, operation: Operation) -> Caller:
-        """Raises NotAuthenticated."""
-        trace = trace_of(scope)
+    async def caller(self, scope: Scope, headers: Headers, operation: Operation | AdminOperation) -> Caller:
+        """Raises NotAuthenticated, NotAuthorised for a role that the operation is not for, TooManyRequests."""
+        trace, client = trace_of(scope), client_of(scope)
         trace.operation = operation.value
-        party = self._authority.authenticate(headers.get("authorization"), self.clock())
-        trace.caller = party.client_id
-        peer = scope.get("client")
-        return Caller(party, trace.id, peer[0] if peer else None)
+        authorization = headers.get("authorization")
+        if not self._authority.knows(authorization):
+            self.limits.stranger(client)
+        try:
+            party = await self._authority.authenticate(
+                authorization, self.clock(), lambda: self.certificates.thumbprint(scope)
+            )
+        except NotAuthenticated:
+            self.limits.stranger_failed(client)
+            raise
+        trace.caller, trace.authenticated = party.client_id, True
+        self.limits.party(party.client_id)
+        authorise_role(party, operation)
+        return Caller(party, trace.id, client.address)
 
     def route(self, caller: Caller, routing: Routing) -> None:
         """Hold the OPNC headers against the caller. Raises NotAuthorised, NotFound for a pool that is unknown here."""
@@ -91,19 +115,20 @@ class Edge:
         if routing.to_type == "ccp" and routing.to_id is not None:
             self._peers.route(routing.to_id)
 
-    async def body(self, receive: Receive, headers: Headers) -> bytes:
-        """The whole body, within the limit."""
+    async def body(self, receive: Receive, headers: Headers, most: int | None = None) -> bytes:
+        """The whole body, within the limit. most: octets, where it has to be less than any body may be."""
+        most = self._max_body if most is None else min(most, self._max_body)
         length = headers.get("content-length")
-        if length is not None and length.isascii() and length.isdigit() and int(length) > self._max_body:
-            raise HTTPException(413, f"The body is larger than {self._max_body} octets.")
-        octets = b""
+        if length is not None and length.isascii() and length.isdigit() and int(length) > most:
+            raise HTTPException(413, f"The body is larger than {most} octets.")
+        octets = bytearray()
         while True:
             message = await receive()
-            octets += bytes(message.get("body", b""))
-            if len(octets) > self._max_body:
-                raise HTTPException(413, f"The body is larger than {self._max_body} octets.")
+            octets += message.get("body", b"")
+            if len(octets) > most:
+                raise HTTPException(413, f"The body is larger than {most} octets.")
             if message["type"] == "http.disconnect" or not message.get("more_body", False):
-                return octets
+                return bytes(octets)
 
 
 class SignedContractDataEndpoint:
@@ -124,7 +149,7 @@ class SignedContractDataEndpoint:
 
     async def _deliver(self, scope: Scope, receive: Receive) -> Response:
         headers = Headers(scope=scope)
-        caller = self._edge.caller(scope, headers, Operation.DELIVER)
+        caller = await self._edge.caller(scope, headers, Operation.DELIVER)
         options = _read_headers(DeliverHeaders, headers)
         self._edge.route(caller, options)
         body = wire.read_body(wire.GetSignedContractDataReq, await self._edge.body(receive, headers))
@@ -135,10 +160,11 @@ class SignedContractDataEndpoint:
             broadcast=options.broadcast,
             at=self._edge.clock(),
         )
+        trace = trace_of(scope)
         if not isinstance(outcome, Refusal):
-            trace_of(scope).owner = outcome[0].contract.emaid.provider
+            trace.emaid, trace.pcid = outcome[0].contract.emaid, outcome[0].contract.pcid
             return _json({"signedContractDataCollection": [_signed_contract(answer) for answer in outcome]})
-        trace_of(scope).failure = outcome.reason
+        trace.pcid, trace.failure = outcome.pcid, outcome.reason
         if not options.always_exi:
             raise NotFound(*sentences_of(outcome.reason)) from outcome.reason
         item = {
@@ -152,11 +178,12 @@ class SignedContractDataEndpoint:
 
     async def _publish(self, scope: Scope, receive: Receive) -> Response:
         headers = Headers(scope=scope)
-        caller = self._edge.caller(scope, headers, Operation.PUBLISH)
+        caller = await self._edge.caller(scope, headers, Operation.PUBLISH)
         self._edge.route(caller, _read_headers(Routing, headers))
         dry_run = _dry_run(scope)
         body = wire.read_body(wire.SignedContractData, await self._edge.body(receive, headers))
-        trace_of(scope).owner = body.emaid.provider
+        trace = trace_of(scope)
+        trace.emaid, trace.pcid = body.emaid, body.pcid
         at = self._edge.clock()
         said: dict[str, Any] = {
             "emaid": body.emaid,
@@ -211,7 +238,7 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
 
     def calling(operation: Operation) -> Any:
         async def authenticated(request: Request) -> Caller:
-            return edge.caller(request.scope, request.headers, operation)
+            return await edge.caller(request.scope, request.headers, operation)
 
         async def caller(routing: Annotated[Routing, Header()], known: Caller = Depends(authenticated)) -> Caller:
             edge.route(known, routing)

@@ -14,11 +14,8 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
-from typing import Annotated, Final
+from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SecretStr
 from pydantic_core import PydanticCustomError
@@ -31,11 +28,9 @@ from starlette.routing import Route
 from ccp import wire
 from ccp.api.opnc import BASE, Edge
 from ccp.api.trace import trace_of
-from ccp.errors import FieldError, NotAuthorised, Unavailable, UpstreamError
-from ccp.ids import EMAID, PCID, Namespace
-from ccp.neighbours import ProvisioningCertificatePool, ProvisioningChain
-from ccp.store import Store
-from ccp.store.vehicles import Binding, bindings, withdraw_vehicle
+from ccp.errors import FieldError, NotAuthorised
+from ccp.pool import Pool
+from ccp.vehicles import Change, VehicleEvent
 
 PATH: Final = f"{BASE}/events/pcp"
 
@@ -43,74 +38,7 @@ PATH: Final = f"{BASE}/events/pcp"
 _CLOCKS_DIFFER: Final = timedelta(minutes=5)
 
 
-class Change(StrEnum):
-    """What happened to a vehicle's provisioning certificate."""
-
-    DELETED = "prov.cert.deleted"
-    UPDATED = "prov.cert.updated"
-    FACTORY_RESET = "prov.cert.updated.factory.reset"
-
-
-@dataclass(frozen=True, slots=True)
-class VehicleEvent:
-    """until: what was published later than this is no concern of the event. namespace: None for either edition."""
-
-    change: Change
-    pcid: PCID
-    until: datetime
-    namespace: Namespace | None
-
-
-class VehicleEvents:
-    """What events about vehicles bring about."""
-
-    def __init__(self, store: Store, pcp: ProvisioningCertificatePool | None) -> None:
-        """pcp: who is asked for the current key of a vehicle; None where nobody can be."""
-        self._store = store
-        self._pcp = pcp
-
-    async def take(self, event: VehicleEvent, at: datetime) -> list[EMAID]:
-        """Remove the contracts that the event makes worthless. Returns them. Raises Unavailable: send it again.
-
-        Deleted and factory reset: all. Updated: those encrypted for another key than the vehicle has now. Where either
-        key is not known, those published before the event go too: their eMSP is told of the event as well and signs
-        anew, while a contract that the vehicle cannot decrypt would be delivered again and again.
-        """
-        if self._pcp is not None:
-            self._pcp.forget(event.pcid)
-        stale: Callable[[Binding], bool] = _published_by(event.until)
-        if event.change is Change.UPDATED:
-            if not await self._store.read(bindings(event.pcid)):
-                return []
-            stale = _bound_otherwise(event, await self._current(event.pcid))
-        return await self._store.write(withdraw_vehicle(event.pcid, at, stale))
-
-    async def _current(self, pcid: PCID) -> ProvisioningChain | None:
-        try:
-            return await self._pcp.ask(pcid) if self._pcp is not None else None
-        except UpstreamError as exc:
-            raise Unavailable("The Provisioning Certificate Pool cannot be asked for the vehicle's key now.") from exc
-
-
-def _published_by(until: datetime) -> Callable[[Binding], bool]:
-    return lambda binding: binding.published_at <= until
-
-
-def _bound_otherwise(event: VehicleEvent, current: ProvisioningChain | None) -> Callable[[Binding], bool]:
-    """Which variants an update makes stale; those of the other edition have a certificate of their own."""
-
-    def stale(binding: Binding) -> bool:
-        if event.namespace not in (None, binding.namespace):
-            return False
-        key = current.key_for(binding.namespace) if current else None
-        if key is not None and binding.provisioning_key is not None:
-            return key != binding.provisioning_key
-        return binding.published_at <= event.until
-
-    return stale
-
-
-def pcp_route(edge: Edge, events: VehicleEvents, secret: SecretStr | None) -> Route:
+def pcp_route(edge: Edge, pool: Pool, secret: SecretStr | None) -> Route:
     """secret: None takes no events at all; the path then answers as if there were nothing."""
     key = secret.get_secret_value().encode() if secret is not None else b""
 
@@ -121,12 +49,12 @@ def pcp_route(edge: Edge, events: VehicleEvents, secret: SecretStr | None) -> Ro
             raise HTTPException(404)
         body = await edge.body(request.receive, request.headers)
         check_signature(key, request.headers, body)
-        trace.caller = "pcp"
+        trace.caller, trace.authenticated = "pcp", True
         at = edge.clock()
         event = read_event(body, at)
         if event is not None:
-            trace.owner = event.pcid.wmi
-            await events.take(event, at)
+            trace.pcid = event.pcid
+            await pool.forget_vehicle(event, at, trace.id)
         return Response(status_code=200)
 
     return Route(PATH, take, methods=["POST"])
@@ -184,3 +112,37 @@ def read_event(body: bytes, at: datetime) -> VehicleEvent | None:
     if event.timestamp > at + _CLOCKS_DIFFER:
         raise FieldError("timestamp : must not be in the future")
     return VehicleEvent(Change(what), event.payload.pcid, event.timestamp, event.xsdMsgDefNamespace)
+
+
+def description() -> dict[str, Any]:
+    """The operation as the OpenAPI description has it; the path is answered only where `pcp_webhook_secret` is set."""
+    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    signature = {
+        "in": "header",
+        "required": False,
+        "schema": {"type": "string", "pattern": "^(sha256=)?[0-9A-Fa-f]{64}$"},
+        "description": "HMAC-SHA256 of the body, hexadecimal; in this header or the other.",
+    }
+    event = {
+        "type": "object",
+        "required": ["eventType"],
+        "properties": {
+            "eventType": {
+                "type": "string",
+                "description": "Those of provisioning certificates have an effect: "
+                + ", ".join(f"{owner}.{change}" for owner in ("emsp", "mo") for change in Change),
+            },
+            "timestamp": {"type": "string", "format": "date-time"},
+            "payload": {"type": "object", "required": ["pcid"], "properties": {"pcid": {"type": "string"}}},
+            "xsdMsgDefNamespace": {"type": "string"},
+        },
+    }
+    failures = {code: {"description": "Error", "content": error} for code in ("400", "403", "404", "413", "500", "503")}
+    return {
+        "operationId": "TakeProvisioningEvent",
+        "summary": "Events of the Provisioning Certificate Pool about vehicles' certificates",
+        "parameters": [{"name": name, **signature} for name in ("X-Operator-Signature", "payload-signature")],
+        "requestBody": {"required": True, "content": {"application/json": {"schema": event}}},
+        "responses": {"200": {"description": "Success"}, **failures},
+        "security": [],
+    }

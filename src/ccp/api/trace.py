@@ -1,18 +1,26 @@
-"""Around every request: a trace id, one log event, headers for safety, and an answer whatever happens."""
+"""Around every request: a trace id, one log event, headers for safety, and an answer whatever happens.
+
+A refused access goes into the audit trail too, see `ccp.audit.Refusals`.
+"""
 
 from __future__ import annotations
 
 import time
 import uuid
 from dataclasses import dataclass, field
-from typing import Any, Final
+from datetime import UTC, datetime
+from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
 import orjson
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ccp.errors import CCPError
+from ccp.audit import Refusals
+from ccp.errors import CCPError, FieldError
+from ccp.ids import EMAID, PCID
+from ccp.pseudonyms import Pseudonyms
+from ccp.store.audit import UNKNOWN, Action, Entry
 
 _log = structlog.get_logger("ccp.request")
 _KEY: Final = "ccp.trace"
@@ -22,18 +30,39 @@ _SEGMENTS: Final = {
     segment.lower(): segment
     for segment in ("opnc", "v1", "ccp", "contractData", "emaid", "pcid", "signedcontractdata", "setdefault")
 }
-_HEADERS: Final = [(b"x-content-type-options", b"nosniff"), (b"cache-control", b"no-store")]
+# An answer is data and nothing else: not to be kept, guessed at, framed or run. A page brings a policy of its own.
+_HEADERS: Final = [
+    (b"x-content-type-options", b"nosniff"),
+    (b"cache-control", b"no-store"),
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"referrer-policy", b"no-referrer"),
+]
+_TLS_HEADERS: Final = [*_HEADERS, (b"strict-transport-security", b"max-age=31536000")]
 
 
 @dataclass(slots=True)
 class Trace:
-    """What the log says of a request. owner: provider id or WMI of the id it names, which is no personal data."""
+    """What is to be said of a request.
+
+    caller: a client id, proven where `authenticated` says so, otherwise only claimed. emaid, pcid: the ids it names,
+    as far as they could be read. owner: provider id or WMI of these, which is no personal data. address: the client's,
+    as far as it is known.
+    """
 
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
     caller: str | None = None
+    authenticated: bool = False
     operation: str | None = None
-    owner: str | None = None
+    emaid: EMAID | None = None
+    pcid: PCID | None = None
+    address: str | None = None
     failure: CCPError | None = None
+
+    @property
+    def owner(self) -> str | None:
+        if self.emaid is not None:
+            return self.emaid.provider
+        return self.pcid.wmi if self.pcid is not None else None
 
 
 def trace_of(scope: Scope) -> Trace:
@@ -44,8 +73,10 @@ def trace_of(scope: Scope) -> Trace:
 class Tracing:
     """ASGI middleware, the outermost of ours."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, pseudonyms: Pseudonyms, refusals: Refusals) -> None:
         self._app = app
+        self._pseudonyms = pseudonyms
+        self._refusals = refusals
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -54,6 +85,7 @@ class Tracing:
         trace = Trace()
         scope[_KEY] = trace
         scope["path"] = _canonical(_path(scope))
+        trace.emaid, trace.pcid = _ids_in(scope["path"])
         began = time.perf_counter()
         status = 0
 
@@ -62,7 +94,8 @@ class Tracing:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 present = {name.lower() for name, _ in message["headers"]}
-                extra = [header for header in _HEADERS if header[0] not in present]
+                wanted = _TLS_HEADERS if scope.get("scheme") == "https" else _HEADERS
+                extra = [header for header in wanted if header[0] not in present]
                 message["headers"] = [*message["headers"], (b"x-trace-id", trace.id.encode()), *extra]
             await send(message)
 
@@ -74,16 +107,18 @@ class Tracing:
             if not status:
                 await _answer_crash(trace, send_traced)
         finally:
+            if status in _REFUSED:
+                self._refusals.note(_refusal(trace, status))
             self._tell(scope, trace, status, time.perf_counter() - began, crash)
 
-    @staticmethod
-    def _tell(scope: Scope, trace: Trace, status: int, seconds: float, crash: Exception | None) -> None:
+    def _tell(self, scope: Scope, trace: Trace, status: int, seconds: float, crash: Exception | None) -> None:
         event: dict[str, Any] = {
             "trace_id": trace.id,
             "method": scope["method"],
             "operation": trace.operation,
             "caller": trace.caller,
             "owner": trace.owner,
+            **self._ids(trace),
             "status": status,
             "outcome": _outcome(trace, status),
             "ms": round(seconds * 1000, 2),
@@ -97,6 +132,34 @@ class Tracing:
             _log.info("request", **event, **told)
         else:
             _log.info("request", **event)
+
+    def _ids(self, trace: Trace) -> dict[str, str]:
+        named = {"emaid": self._pseudonyms.shown(trace.emaid), "pcid": self._pseudonyms.shown(trace.pcid)}
+        return {kind: shown for kind, shown in named.items() if shown is not None}
+
+
+_REFUSED: Final = frozenset({401, 403, 429})
+_CLAIM_LENGTH: Final = 64
+
+
+def _refusal(trace: Trace, status: int) -> Entry:
+    """A refused access for the audit trail, with its ids in clear. No sentences: they name ids in any form."""
+    told = {
+        "operation": trace.operation,
+        "address": trace.address,
+        "emaid": trace.emaid,
+        "pcid": trace.pcid,
+        "claimed": None if trace.authenticated or trace.caller is None else trace.caller[:_CLAIM_LENGTH],
+        "cause": type(cause).__name__ if (cause := trace.failure and trace.failure.__cause__) else None,
+    }
+    return Entry(
+        datetime.now(UTC),
+        trace.caller if trace.authenticated and trace.caller is not None else UNKNOWN,
+        Action.ACCESS_REFUSED,
+        {name: value for name, value in told.items() if value is not None},
+        f"{_outcome(trace, status)} {status}",
+        trace.id,
+    )
 
 
 def _outcome(trace: Trace, status: int) -> str:
@@ -115,7 +178,37 @@ def _path(scope: Scope) -> str:
 
 
 def _canonical(path: str) -> str:
+    """The path of an operation in its canonical case; any other as it is, since a client id may be one of the words."""
+    if not path.lower().startswith("/opnc/"):
+        return path
     return "/".join(_SEGMENTS.get(segment.lower(), segment) for segment in path.split("/"))
+
+
+def _ids_in(path: str) -> tuple[EMAID | None, PCID | None]:
+    """The ids that a path of the API names, for the log and the trail: whatever becomes of the request."""
+    match path.split("/")[1:]:
+        case ["opnc", "v1", "ccp", "contractData", "emaid", emaid]:
+            return _read(EMAID, emaid), None
+        case ["opnc", "v1", "ccp", "contractData", "pcid", pcid]:
+            return None, _read(PCID, pcid)
+        case ["opnc", "v1", "ccp", "signedcontractdata", emaid]:
+            return _read(EMAID, emaid), None
+        case ["opnc", "v1", "ccp", "signedcontractdata", emaid, pcid] | [
+            "opnc", "v1", "ccp", "signedcontractdata", emaid, pcid, "setdefault",
+        ]:  # fmt: skip
+            return _read(EMAID, emaid), _read(PCID, pcid)
+        case _:
+            return None, None
+
+
+Id = TypeVar("Id", EMAID, PCID)
+
+
+def _read(kind: type[Id], text: str) -> Id | None:
+    try:
+        return kind.parse(text)
+    except FieldError:
+        return None
 
 
 async def _answer_crash(trace: Trace, send: Send) -> None:

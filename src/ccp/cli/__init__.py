@@ -7,7 +7,7 @@ import sys
 import typer
 
 from ccp import __version__
-from ccp.cli import cleanse, db, exi, party, serve, sim, trust, verify
+from ccp.cli import audit, cleanse, db, erase, exi, keys, party, roles, serve, sim, trust, verify
 from ccp.errors import CCPError
 
 app = typer.Typer(
@@ -28,9 +28,13 @@ def root(version: bool = typer.Option(False, "--version", help="Print the versio
 serve.register(app)
 sim.register(app)
 verify.register(app)
+roles.register(app)
 cleanse.register(app)
+erase.register(app)
 app.add_typer(party.app, name="party")
 app.add_typer(trust.app, name="trust")
+app.add_typer(audit.app, name="audit")
+app.add_typer(keys.app, name="keys")
 app.add_typer(exi.app, name="exi")
 app.add_typer(db.app, name="db")
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ccp.audit import command_actor
 from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, with_pool
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def cleanse(
     """Remove contracts that have expired or are revoked; car makers are told as of every other removal."""
 
     async def run(pool: Pool) -> list[Cleansed]:
-        return await pool.cleanse(datetime.now(UTC), dry_run=dry_run)
+        return await pool.cleanse(datetime.now(UTC), actor=command_actor(), dry_run=dry_run)
 
     found = with_pool(config, run)
     if as_json:

@@ -2,124 +2,218 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Callable, Coroutine
+from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
 
 import typer
 
-from ccp.auth import hash_secret, new_secret
+from ccp.audit import command_actor
 from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, with_store
-from ccp.errors import ConfigurationError
-from ccp.ids import WMI, OperatorId, ProviderId
-from ccp.parties import Party, Role
-from ccp.store import Store, parties
+from ccp.errors import ConfigurationError, MismatchError
+from ccp.parties import Party, Role, made, parsed
+from ccp.register import DEFAULT_OVERLAP, Actor, End, Register, Shown
 
 app = typer.Typer(help="Register the parties that may call.", no_args_is_help=True)
+
+T = TypeVar("T")
+Texts = list[str]
+Named = Annotated[str, typer.Argument(metavar="NAME", help="Name or client id.")]
+_SETS = ("roles", "provider_ids", "wmis", "operator_ids")
 
 
 @app.command()
 def add(
     name: Annotated[str, typer.Argument(help="The organisation's name.")],
     role: Annotated[list[Role], typer.Option(help="Role; may be given several times.")],
-    provider_id: Annotated[list[str], typer.Option(help="Provider id of an eMSP, or one that a CPS signs for.")] = [],  # noqa: B006
+    provider_id: Annotated[Texts, typer.Option(help="Provider id of an eMSP, or one that a CPS signs for.")] = [],  # noqa: B006
     all_providers: Annotated[
         bool, typer.Option("--all-providers", help="A CPS that signs for every provider.")
     ] = False,
-    wmi: Annotated[list[str], typer.Option(help="World manufacturer identifier of an OEM.")] = [],  # noqa: B006
-    operator_id: Annotated[list[str], typer.Option(help="Operator id of a CPO.")] = [],  # noqa: B006
+    wmi: Annotated[Texts, typer.Option(help="World manufacturer identifier of an OEM.")] = [],  # noqa: B006
+    operator_id: Annotated[Texts, typer.Option(help="Operator id of a CPO.")] = [],  # noqa: B006
     client_id: Annotated[str | None, typer.Option(help="Client id; made from the name if not given.")] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Register a party and print its client secret, which is shown this once."""
-    party = Party(
-        client_id or _client_id(name),
-        name,
-        frozenset(role),
-        frozenset(map(ProviderId.parse, provider_id)),
-        all_providers,
-        frozenset(map(WMI.parse, wmi)),
-        frozenset(map(OperatorId.parse, operator_id)),
-    )
-    check_ids(party)
-    secret = new_secret()
+    """Register a party and print its client secret, which is shown this once.
 
-    async def register(store: Store) -> None:
-        await store.write(parties.add(party, hash_secret(secret), datetime.now(UTC)))
-
-    with_store(config, register)
+    A provider id belongs to one eMSP and a WMI to one OEM. Names and client ids are told apart without regard to case.
+    """
+    given: dict[str, Any] = {
+        "name": name, "roles": role, "provider_ids": provider_id, "all_providers": all_providers, "wmis": wmi,
+        "operator_ids": operator_id,
+    }  # fmt: skip
+    party = made(given if client_id is None else {**given, "client_id": client_id})
+    secret = _with_register(config, lambda register, at: register.add(party, _command(), at))
     if as_json:
-        print_json({**_shown(party), "client_secret": secret})
+        print_json({**party.members(), "client_secret": secret})
     else:
-        typer.echo(f"client_id      {party.client_id}\nclient_secret  {secret}\nThe secret is not shown again.")
-
-
-def check_ids(party: Party) -> None:
-    """Refuse a party whose roles could do nothing, or could do more than was said. Raises ConfigurationError."""
-    if Role.EMSP in party.roles and not party.provider_ids:
-        raise ConfigurationError("An eMSP needs a provider id.")
-    if Role.OEM in party.roles and not party.wmis:
-        raise ConfigurationError("An OEM needs a WMI.")
-    if Role.CPS in party.roles and not (party.provider_ids or party.all_providers):
-        raise ConfigurationError("A CPS needs the provider ids that it signs for, or --all-providers.")
-    if party.all_providers and Role.CPS not in party.roles:
-        raise ConfigurationError("--all-providers is for a CPS.")
+        _print_secret(party, secret)
 
 
 @app.command("list")
 def list_parties(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """List the parties."""
-
-    async def read(store: Store) -> list[Party]:
-        return await store.read(parties.every())
-
-    found = with_store(config, read)
+    found = _with_register(config, lambda register, at: register.every())
     if as_json:
-        print_json([_shown(party) for party in found])
+        print_json([party.members() for party in found])
         return
     print_table(
         ["name", "client id", "roles", "provider ids", "WMIs", "operator ids", "state"],
-        [
-            [
-                party.name,
-                party.client_id,
-                " ".join(sorted(party.roles)),
-                "all" if party.all_providers else " ".join(sorted(party.provider_ids)),
-                " ".join(sorted(party.wmis)),
-                " ".join(sorted(party.operator_ids)),
-                "enabled" if party.enabled else "disabled",
-            ]
-            for party in found
-        ],
+        [[party.name, party.client_id, *_columns(party)] for party in found],
     )
 
 
 @app.command()
-def disable(name: Annotated[str, typer.Argument(help="Name or client id.")], config: ConfigOption = None) -> None:
-    """Disable a party. Running workers refuse its tokens within seconds."""
+def show(name: Named, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Show a party, and from when until when its secrets are good."""
 
-    async def change(store: Store) -> str:
-        return await store.write(parties.disable(name))
+    async def read(register: Register, at: datetime) -> Shown:
+        return await register.show((await register.named(name)).client_id, at)
 
-    typer.echo(f"{with_store(config, change)} is disabled.")
+    shown = _with_register(config, read)
+    if as_json:
+        print_json(shown.members())
+        return
+    names = ["name", "client id", "roles", "provider ids", "WMIs", "operator ids", "state"]
+    rows = list(zip(names, [shown.party.name, shown.party.client_id, *_columns(shown.party)], strict=True))
+    rows += [
+        ("secret", f"made {secret['created_at']}, good until {secret['expires_at'] or 'it is replaced'}")
+        for secret in shown.members()["secrets"]
+    ]
+    for label, value in rows:
+        typer.echo(f"{label:<12}  {value}".rstrip())
 
 
-def _client_id(name: str) -> str:
-    text = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-    if not text:
-        raise ConfigurationError("The name has no letter or digit to make a client id from; give --client-id.")
-    return text
+@app.command()
+def edit(
+    name: Named,
+    new_name: Annotated[str | None, typer.Option("--name", help="New name.")] = None,
+    add_role: Annotated[list[Role], typer.Option(help="Give a role.")] = [],  # noqa: B006
+    remove_role: Annotated[
+        list[Role], typer.Option(help="Take a role, and with it the ids that no other role of the party uses.")
+    ] = [],  # noqa: B006
+    add_provider_id: Annotated[Texts, typer.Option(help="Add a provider id.")] = [],  # noqa: B006
+    remove_provider_id: Annotated[Texts, typer.Option(help="Take a provider id.")] = [],  # noqa: B006
+    add_wmi: Annotated[Texts, typer.Option(help="Add a WMI.")] = [],  # noqa: B006
+    remove_wmi: Annotated[Texts, typer.Option(help="Take a WMI.")] = [],  # noqa: B006
+    add_operator_id: Annotated[Texts, typer.Option(help="Add an operator id.")] = [],  # noqa: B006
+    remove_operator_id: Annotated[Texts, typer.Option(help="Take an operator id.")] = [],  # noqa: B006
+    all_providers: Annotated[
+        bool | None, typer.Option("--all-providers/--no-all-providers", help="Whether a CPS signs for every provider.")
+    ] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Change a party's name, roles and ids; each option may be given several times, and all of them happen or none.
+
+    What is taken goes first, then what is added comes. A client id is for ever.
+
+    To hand an id to another party, take it from the one, then add it to the other.
+    A party that would be left without any has to be disabled before.
+    """
+    added = parsed(dict(zip(_SETS, (add_role, add_provider_id, add_wmi, add_operator_id), strict=True)))
+    taken = parsed(dict(zip(_SETS, (remove_role, remove_provider_id, remove_wmi, remove_operator_id), strict=True)))
+    values: dict[str, Any] = {} if all_providers is None else {"all_providers": all_providers}
+    if new_name is not None:
+        values |= parsed({"name": new_name})
+    if not (values or any(added.values()) or any(taken.values())):
+        raise ConfigurationError("Nothing is to be changed; see --help.")
+
+    def change(party: Party) -> Party:
+        absent = sorted(value for field in _SETS for value in taken[field] - getattr(party, field))
+        if absent:
+            raise MismatchError(f"{party.name} does not have {', '.join(absent)}.")
+        left = party.without_roles(taken["roles"])
+        sets = {field: (getattr(left, field) - taken[field]) | added[field] for field in _SETS}
+        return replace(left, **sets, **values)
+
+    async def write(register: Register, at: datetime) -> Party:
+        return await register.edit((await register.named(name)).client_id, change, _command(), at)
+
+    party = _with_register(config, write)
+    if as_json:
+        print_json(party.members())
+    else:
+        typer.echo(f"{party.client_id} is changed.")
 
 
-def _shown(party: Party) -> dict[str, object]:
-    return {
-        "client_id": party.client_id,
-        "name": party.name,
-        "roles": sorted(party.roles),
-        "provider_ids": sorted(party.provider_ids),
-        "all_providers": party.all_providers,
-        "wmis": sorted(party.wmis),
-        "operator_ids": sorted(party.operator_ids),
-        "enabled": party.enabled,
-    }
+@app.command()
+def disable(name: Named, config: ConfigOption = None) -> None:
+    """Disable a party. Running workers refuse its tokens within seconds. Its ids stay its own."""
+
+    async def write(register: Register, at: datetime) -> Party:
+        return await register.disable((await register.named(name)).client_id, _command(), at)
+
+    typer.echo(f"{_with_register(config, write).client_id} is disabled.")
+
+
+@app.command()
+def enable(name: Named, config: ConfigOption = None) -> None:
+    """Enable a party again. Its secrets are what they were, and so are tokens that have not expired."""
+
+    async def write(register: Register, at: datetime) -> Party:
+        return await register.enable((await register.named(name)).client_id, _command(), at)
+
+    typer.echo(f"{_with_register(config, write).client_id} is enabled.")
+
+
+@app.command("rotate-secret")
+def rotate_secret(
+    name: Named,
+    overlap: Annotated[
+        int | None,
+        typer.Option(help="Seconds for which the secret before stays good; 7 days if not given, at most 90."),
+    ] = None,
+    now: Annotated[bool, typer.Option("--now", help="End every older secret at once.")] = False,
+    end: Annotated[End | None, typer.Option(help="Where two secrets are good already: which one ends at once.")] = None,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Give a party a new client secret, which is shown this once.
+
+    At most two secrets are good at a time. Tokens stay good until they expire;
+    to end them too, disable the party for as long as they last.
+    """
+    if now and (overlap is not None or end is not None):
+        raise ConfigurationError("--now ends every older secret; it goes with neither --overlap nor --end.")
+    seconds = 0 if now else DEFAULT_OVERLAP if overlap is None else overlap
+
+    async def write(register: Register, at: datetime) -> tuple[str, Shown]:
+        client_id = (await register.named(name)).client_id
+        return await register.rotate_secret(client_id, _command(), at, seconds, end)
+
+    secret, shown = _with_register(config, write)
+    if as_json:
+        print_json({**shown.members(), "client_secret": secret})
+        return
+    _print_secret(shown.party, secret)
+    older = shown.members()["secrets"][1:]
+    typer.echo(
+        f"The one before is good until {older[0]['expires_at']}." if older else "No older secret is good any more."
+    )
+
+
+def _with_register(config: Path | None, use: Callable[[Register, datetime], Coroutine[Any, Any, T]]) -> T:
+    return with_store(config, lambda store: use(Register(store), datetime.now(UTC)))
+
+
+def _command() -> Actor:
+    return Actor(command_actor())
+
+
+def _print_secret(party: Party, secret: str) -> None:
+    typer.echo(f"client_id      {party.client_id}\nclient_secret  {secret}\nThe secret is not shown again.")
+
+
+def _columns(party: Party) -> list[str]:
+    return [
+        " ".join(sorted(party.roles)),
+        "all" if party.all_providers else " ".join(sorted(party.provider_ids)),
+        " ".join(sorted(party.wmis)),
+        " ".join(sorted(party.operator_ids)),
+        "enabled" if party.enabled else "disabled",
+    ]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import ssl
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
@@ -12,6 +15,9 @@ import typer
 from ccp import settings
 from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table
 from ccp.errors import ConfigurationError
+from ccp.issuers import check_files
+from ccp.limits import Meter
+from ccp.server import options
 from ccp.settings import Settings
 from ccp.store import schema
 
@@ -29,15 +35,17 @@ def serve(
     database: Annotated[str | None, typer.Option(help="Database URL.")] = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Server certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Server private key, PEM.")] = None,
+    tls_client_ca: Annotated[
+        Path | None, typer.Option(help="CAs of client certificates, PEM; every client then needs one.")
+    ] = None,
 ) -> None:
     """Run the pool. A new SQLite database is created; every other schema is made and upgraded with `ccp db upgrade`."""
-    import uvicorn
-
     given: dict[str, Any] = {
         name: value
         for name, value in (
             ("host", host), ("port", port), ("workers", workers), ("database", database),
             ("tls_cert", tls_cert and tls_cert.resolve()), ("tls_key", tls_key and tls_key.resolve()),
+            ("tls_client_ca", tls_client_ca and tls_client_ca.resolve()),
         )
         if value is not None
     }  # fmt: skip
@@ -48,8 +56,16 @@ def serve(
     for warning in schema.warnings(effective.database):
         typer.echo(f"warning: {warning}", err=True)
     if effective.tls_cert is not None:
-        _check_tls(effective.tls_cert, effective.tls_key)
-    _hand_over(config, given)
+        _check_tls(effective.tls_cert, effective.tls_key, effective.tls_client_ca)
+    check_files(effective.issuers)
+    with _shared_rates(effective, given):
+        _hand_over(config, given)
+        _run(effective)
+
+
+def _run(effective: Settings) -> None:
+    import uvicorn
+
     typer.echo(f"opnc-ccp on {effective.public_url} (database {effective.shown()['database']})", err=True)
     uvicorn.run(
         "ccp.app:create",
@@ -57,23 +73,39 @@ def serve(
         host=effective.host,
         port=effective.port,
         workers=effective.workers,
-        ssl_certfile=effective.tls_cert,
-        ssl_keyfile=effective.tls_key,
         log_level="warning",
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=20,
+        **options(effective),
     )
 
 
-def _check_tls(certificate: Path, key: Path | None) -> None:
+@contextmanager
+def _shared_rates(effective: Settings, given: dict[str, Any]) -> Iterator[None]:
+    """Several workers count together, in a file that is made for them where the settings name none."""
+    file = effective.limits_file
+    with ExitStack() as stack:
+        if file is None and effective.workers > 1:
+            file = Path(stack.enter_context(TemporaryDirectory(prefix="opnc-ccp-"))) / "limits"
+            given["limits_file"] = file
+        if file is not None and not file.exists():
+            Meter.make(file)
+        yield
+
+
+def _check_tls(certificate: Path, key: Path | None, client_ca: Path | None) -> None:
     """Raises ConfigurationError where the server could not use them; told by workers it would be a traceback each."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
-        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key)
+        context.load_cert_chain(certificate, key)
     except OSError as exc:  # An SSLError is one.
         reason = exc.strerror or str(exc)
         raise ConfigurationError(f"The TLS certificate {certificate} and key {key} cannot be used: {reason}.") from exc
+    if client_ca is None:
+        return
+    try:
+        context.load_verify_locations(client_ca)
+    except OSError as exc:
+        reason = exc.strerror or str(exc)
+        raise ConfigurationError(f"The CAs of client certificates {client_ca} cannot be used: {reason}.") from exc
 
 
 def _hand_over(config: Path | None, given: dict[str, Any]) -> None:

@@ -10,15 +10,18 @@ from typing import Annotated, Any
 import typer
 
 from ccp import settings, trust
+from ccp.audit import command_actor
 from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, with_store
 from ccp.errors import ChainError, ConfigurationError
 from ccp.ids import Fingerprint
 from ccp.neighbours import Neighbours
 from ccp.outbound import Outbound
 from ccp.pki.certificates import Certificate
-from ccp.pki.paths import Role
+from ccp.pki.paths import Role, check_root
 from ccp.store import Store, anchors
 from ccp.store.anchors import TrustedCertificate
+from ccp.store.audit import Entry, told
+from ccp.store.steps import Steps
 from ccp.trust import Expiry, Synchronised, read_files, trusted
 
 app = typer.Typer(help="Look after the trusted certificates.", no_args_is_help=True)
@@ -49,7 +52,13 @@ def add(
     ]
 
     async def change(store: Store) -> list[bool]:
-        return [await store.write(anchors.keep(certificate)) for certificate in found]
+        return [await store.write(keep(certificate)) for certificate in found]
+
+    def keep(certificate: TrustedCertificate) -> Steps[bool]:
+        def tell(new: bool) -> list[Entry]:
+            return [anchors.added_entry(certificate, command_actor(), at, new=new)]
+
+        return told(anchors.keep(certificate), tell)
 
     for entry, is_new in zip(found, with_store(config, change), strict=True):
         typer.echo(f"{'added' if is_new else 'known'}  {_line(entry)}")
@@ -64,7 +73,7 @@ def _refusal(file: Path, certificate: Certificate) -> str | None:
     if not trust.is_self_issued(certificate):
         return None
     try:
-        trust.check_root(certificate)
+        check_root(certificate)
     except ChainError as exc:
         return f"{file}: {exc} Nothing was added."
     return None
@@ -99,10 +108,13 @@ def remove(
     """Trust a certificate no longer. Running workers know within seconds."""
     named = Fingerprint.parse(fingerprint, "fingerprint")
 
-    async def change(store: Store) -> int:
-        return await store.write(anchors.remove(named, role.value if role else None))
+    async def change(store: Store) -> list[str]:
+        def tell(roles: list[str]) -> list[Entry]:
+            return [anchors.removed_entry(named, roles, command_actor(), datetime.now(UTC))]
 
-    typer.echo(f"removed for {with_store(config, change)} role(s)")
+        return await store.write(told(anchors.remove(named, role.value if role else None), tell))
+
+    typer.echo(f"removed for {len(with_store(config, change))} role(s)")
 
 
 @app.command()
@@ -145,7 +157,7 @@ def sync(
         try:
             rcp = Neighbours.of(effective, outbound).roots
             assert rcp is not None, "rcp_url is set"
-            return await trust.synchronise(store, rcp, datetime.now(UTC), prune=prune)
+            return await trust.synchronise(store, rcp, datetime.now(UTC), prune=prune, actor=command_actor())
         finally:
             await outbound.close()
 

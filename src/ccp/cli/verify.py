@@ -55,7 +55,7 @@ def verify(
 ) -> None:
     """Walk every check on a CertificateInstallationRes or -Req and say what came of it. Exit status 0 or 1.
 
-    With the pool's own anchors, its revocation evidence counts too, for responses; nothing is fetched.
+    With the pool's own anchors, its policy and its revocation evidence count too; nothing is fetched.
     """
     moment = _moment(at)
     if [file, emaid, pcid].count(None) != 2:
@@ -108,14 +108,18 @@ def _held(emaid: str | None, pcid: str | None, at: datetime, config: Path | None
 
 
 def _known(octets: bytes, at: datetime, config: Path | None) -> _Told:
-    """The checks on a file, against the pool's anchors and its evidence."""
+    """The checks on a file as the pool would make them: against its anchors, its policy and its evidence."""
 
     async def run(pool: Pool) -> _Told:
-        told = _given(octets, pool.anchors, at)
-        if not told.title.startswith(iso2.CertificateInstallationRes.__name__):
+        message, told = _decoded(octets)
+        if message is None:
             return told
-        response = installation.read_response(octets, Namespace(exi.namespace_of(exi.decode(octets))))
-        checks, warnings = await pool.explain(response, emaid=None, root=None, at=at, fetch=False)
+        namespace = Namespace(exi.namespace_of(message))
+        if _is_request(message):
+            checks, warnings = await pool.explain_request(installation.read_request(octets, namespace), at)
+        else:
+            response = installation.read_response(octets, namespace)
+            checks, warnings = await pool.explain(response, emaid=None, root=None, at=at, fetch=False)
         return _Told(told.title, checks, warnings)
 
     return with_pool(config, run)
@@ -123,27 +127,42 @@ def _known(octets: bytes, at: datetime, config: Path | None) -> _Told:
 
 def _given(octets: bytes, anchors: TrustAnchors, at: datetime) -> _Told:
     """The checks on a message by itself. There is no evidence of revocation but in a pool."""
-    checks = Checks(tell=True)
-    message = checks.run("EXI message", lambda: exi.decode(octets))
+    message, told = _decoded(octets)
     if message is None:
-        return _Told("no message", checks)
-    namespace = Namespace(exi.namespace_of(message))
-    inner = message.Body if isinstance(message, iso2.V2G_Message) else message
+        return told
+    namespace, checks = Namespace(exi.namespace_of(message)), told.checks
     warnings: tuple[str, ...] = ()
     try:
-        if isinstance(inner, iso2.CertificateInstallationReq | iso20.CertificateInstallationReq):
+        if _is_request(message):
             request = installation.read_request(octets, namespace)
             warnings = advice.on_request(request, anchors)
             installation.verify_request(request, anchors=anchors, revocation=Unchecked(), at=at, checks=checks)
         else:
             response = installation.read_response(octets, namespace)
+            warnings = advice.on_response(response, at)
             installation.verify_response(
                 response, emaid=None, root=None, anchors=anchors, revocation=Unchecked(), at=at, checks=checks
             )
-            warnings = advice.on_response(response, at)
     except VerificationError:
         assert not checks.passed, "only a failed check ends the walk"
-    return _Told(f"{type(inner).__name__} ({namespace})", checks, warnings)
+    return _Told(told.title, checks, warnings)
+
+
+def _decoded(octets: bytes) -> tuple[exi.Message | None, _Told]:
+    """The message, and what is told of it by its name; where there is none, that this check failed."""
+    checks = Checks(tell=True)
+    message = checks.run("EXI message", lambda: exi.decode(octets))
+    if message is None:
+        return None, _Told("no message", checks)
+    return message, _Told(f"{type(_inner(message)).__name__} ({exi.namespace_of(message)})", checks)
+
+
+def _inner(message: exi.Message) -> object:
+    return message.Body if isinstance(message, iso2.V2G_Message) else message
+
+
+def _is_request(message: exi.Message) -> bool:
+    return isinstance(_inner(message), iso2.CertificateInstallationReq | iso20.CertificateInstallationReq)
 
 
 def _moment(text: str | None) -> datetime:

@@ -1,40 +1,66 @@
 """Certificates as this ecosystem really sends them, read once and kept cheap.
 
 `cryptography` does the parsing. Around it stand three things it does not offer: one narrow tolerance for leaves that
-are not valid DER but are everywhere in the field, a common name without the cost of a whole name object, and the
-comparison of distinguished names that cars send as free text.
+are not valid DER but are everywhere in the field, names and algorithms without the cost of whole objects, and the
+addresses at which a certificate says that its revocation can be asked for.
+
+A vehicle waits while three certificates are read, so what is cut out of the octets by the few lines at the end of this
+module is cut only after cryptography's parser has accepted all of them as a certificate.
 """
 
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Any, Final, Generic, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat import asn1
-from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PublicKey
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
-from cryptography.x509.oid import ExtensionOID, NameOID, SignatureAlgorithmOID
+from cryptography.x509.oid import AuthorityInformationAccessOID, ExtensionOID, NameOID, SignatureAlgorithmOID
 
 from ccp.errors import ChainError
+from ccp.pki.names import text_of
 
 # An explicit `cA FALSE`. DER forbids to encode a default value (X.690 clause 11.5), so cryptography refuses it; most
 # contract and CPS leaves in the field carry it. Drop this when those issuers have changed their profiles.
 _EXPLICIT_FALSE: Final = bytes.fromhex("3003010100")
 _EMPTY_SEQUENCE: Final = bytes.fromhex("3000")
 
-_ECDSA: Final = frozenset({SignatureAlgorithmOID.ECDSA_WITH_SHA256, SignatureAlgorithmOID.ECDSA_WITH_SHA512})
+_ECDSA: Final = {
+    SignatureAlgorithmOID.ECDSA_WITH_SHA256: ECDSA(hashes.SHA256()),
+    SignatureAlgorithmOID.ECDSA_WITH_SHA512: ECDSA(hashes.SHA512()),
+}
+# Of each kind, from one certificate; the field has one of one kind. More would let a certificate choose our traffic.
+MAX_ADDRESSES: Final = 3
+_LONGEST_ADDRESS: Final = 512
+_EXPLICIT_0: Final = 0xA0  # The tag of the version, which is absent in version 1.
 _CN: Final = bytes.fromhex("0603550403")
 _DC: Final = bytes.fromhex("060a0992268993f22c640119")
 _CHARSETS: Final = {0x0C: "utf-8", 0x13: "ascii", 0x16: "ascii"}  # UTF8String, PrintableString, IA5String
 _E = TypeVar("_E", bound=x509.ExtensionType)
+_T = TypeVar("_T")
+
+
+class _once(Generic[_T]):
+    """A property that is worked out once. functools.cached_property takes a lock for it until Python 3.12."""
+
+    def __init__(self, work: Callable[[Any], _T]) -> None:
+        self._work = work
+        self.__doc__ = work.__doc__
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: object, owner: type | None = None) -> _T:
+        value = instance.__dict__[self._name] = self._work(instance)
+        return value
 
 
 @asn1.sequence
@@ -60,25 +86,54 @@ class _TBSCertificate:
 
 @asn1.sequence
 class _SignedCertificate:
-    """The outer structure (RFC 5280 clause 4.1), with the parts we do not look into left as octets."""
+    """The outer structure (RFC 5280 clause 4.1), for making a copy that differs in one extension."""
 
     tbs: _TBSCertificate
     algorithm: asn1.TLV
     signature: asn1.BitString
 
 
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where a certificate says its status can be asked for: those we can call, in its order.
+
+    named: whether it says so at all, in whatever form. A certificate that names only an LDAP directory still asks its
+    verifier to look.
+    """
+
+    ocsp: tuple[str, ...]
+    crl: tuple[str, ...]
+    named: bool
+
+
+_NO_ADDRESSES: Final = Addresses((), (), False)
+
+
 class Certificate:
     """One X.509 certificate. Made by `load`; equal when the octets are equal; never changes.
 
     What is asked for once is kept. `public_key` and `extensions` are read on demand and may then raise ChainError.
-    `issuer_name` and `subject_name` are DER contents, for exact comparison.
+    issuer_name, subject_name: DER contents, for exact comparison. public_key_algorithm: the key's AlgorithmIdentifier
+    as it is encoded, which tells a named curve from explicit parameters.
     """
 
-    def __init__(self, der: bytes, parsed: x509.Certificate, structure: _SignedCertificate) -> None:
-        """For `load` only."""
+    def __init__(self, parsed: x509.Certificate, der: bytes) -> None:
+        """For `load` only: der is what `parsed` was read from."""
         self.der: Final = der
         self.x509: Final = parsed
-        self._structure: Final = structure
+        signed, algorithm, _ = _elements(der, *_content(der, 0))
+        parts = _elements(der, signed[1], signed[2])
+        if der[signed[1]] == _EXPLICIT_0:
+            del parts[0]
+        serial, repeated, issuer, _, subject, key = parts[:6]
+        self._signed_octets: Final = der[signed[0] : signed[2]]  # The TBSCertificate as it was received.
+        self._algorithms_agree: Final = der[algorithm[1] : algorithm[2]] == der[repeated[1] : repeated[2]]
+        self.not_before: Final[datetime] = parsed.not_valid_before_utc
+        self.not_after: Final[datetime] = parsed.not_valid_after_utc
+        self.serial_number: Final = int.from_bytes(der[serial[1] : serial[2]], "big", signed=True)
+        self.issuer_name: Final = der[issuer[1] : issuer[2]]
+        self.subject_name: Final = der[subject[1] : subject[2]]
+        self.public_key_algorithm: Final = der[key[1] : _content(der, key[1])[1]]
 
     @classmethod
     def load(cls, der: bytes) -> Certificate:
@@ -89,10 +144,9 @@ class Certificate:
         """
         try:
             parsed = x509.load_der_x509_certificate(der)
-            structure = asn1.decode_der(_SignedCertificate, der)
         except (ValueError, TypeError, x509.InvalidVersion) as exc:
             raise ChainError(f"These {len(der)} octets are not an X.509 certificate.") from exc
-        return cls(der, parsed, structure)
+        return cls(parsed, der)
 
     @classmethod
     def load_pem(cls, pem: bytes) -> tuple[Certificate, ...]:
@@ -116,12 +170,12 @@ class Certificate:
     def __repr__(self) -> str:
         return f"<Certificate {self.label} {self.fingerprint[:16]}>"
 
-    @cached_property
+    @_once
     def fingerprint(self) -> str:
         """SHA-256 over the octets, 64 lower-case hex digits."""
         return hashlib.sha256(self.der).hexdigest()
 
-    @cached_property
+    @_once
     def subject_cn(self) -> str:
         """The subject's common name as it is written; empty when there is none, several, or none that can be read.
 
@@ -130,50 +184,19 @@ class Certificate:
         values = self._subject_values(_CN, NameOID.COMMON_NAME)
         return values[0] if len(values) == 1 else ""
 
-    @cached_property
+    @_once
     def label(self) -> str:
         """How an error message names this certificate: the quoted common name, short and printable."""
         name = "".join(c if c.isprintable() else "?" for c in self.subject_cn[:64])
         return f'"{name}"' if name else f"without a common name (SHA-256 {self.fingerprint[:16]}…)"
 
-    @cached_property
+    @_once
     def dn(self) -> str:
         """The subject as `CN=…, DC=…, O=…, OU=…, C=…`, absent parts left out, escaped as in RFC 4514."""
         subject = _subject(self.x509)
-        parts = [
-            f"{short}={_escape(str(attribute.value))}"
-            for short, oid in _DN_ORDER
-            for attribute in (subject.get_attributes_for_oid(oid) if subject else ())
-        ]
-        return ", ".join(parts)
+        return text_of(subject) if subject else ""
 
-    @cached_property
-    def not_before(self) -> datetime:
-        return self.x509.not_valid_before_utc
-
-    @cached_property
-    def not_after(self) -> datetime:
-        return self.x509.not_valid_after_utc
-
-    @property
-    def serial_number(self) -> int:
-        return self._structure.tbs.serial_number
-
-    @cached_property
-    def subject_name(self) -> bytes:
-        return bytes(self._structure.tbs.subject.data)
-
-    @cached_property
-    def issuer_name(self) -> bytes:
-        return bytes(self._structure.tbs.issuer.data)
-
-    @cached_property
-    def public_key_algorithm(self) -> bytes:
-        """The AlgorithmIdentifier of the key, as it is encoded: it tells a named curve from explicit parameters."""
-        content = bytes(self._structure.tbs.subject_public_key_info.data)
-        return content[: 2 + content[1]]  # Those that are allowed are all short.
-
-    @cached_property
+    @_once
     def public_key(self) -> CertificatePublicKeyTypes:
         """Raises ChainError when the key is malformed or of a kind nobody here can use."""
         try:
@@ -181,7 +204,7 @@ class Certificate:
         except (ValueError, UnsupportedAlgorithm) as exc:
             raise ChainError(f"The public key of certificate {self.label} cannot be read.") from exc
 
-    @cached_property
+    @_once
     def extensions(self) -> x509.Extensions:
         """Read with the one tolerance of this module; a signature is always checked over the octets received.
 
@@ -200,12 +223,13 @@ class Certificate:
 
     def extension(self, kind: type[_E]) -> _E | None:
         """One extension's value, or None when it is absent. Raises ChainError."""
-        value = self._extension_values.get(kind.oid)
-        return value if isinstance(value, kind) else None
+        value = self._values_of_extensions.get(kind)
+        return value if type(value) is kind else None
 
-    @cached_property
-    def _extension_values(self) -> dict[x509.ObjectIdentifier, x509.ExtensionType]:
-        return {one.oid: one.value for one in self.extensions}
+    @_once
+    def _values_of_extensions(self) -> dict[type[x509.ExtensionType], x509.ExtensionType]:
+        """By type, of which each extension that cryptography knows has its own."""
+        return {type(one.value): one.value for one in self.extensions}
 
     @property
     def key_identifier(self) -> bytes | None:
@@ -219,6 +243,28 @@ class Certificate:
         value = self.extension(x509.AuthorityKeyIdentifier)
         return value.key_identifier if value else None
 
+    @_once
+    def addresses(self) -> Addresses:
+        """Raises ChainError when the extensions cannot be read, which no certificate of a verified chain does."""
+        access = self.extension(x509.AuthorityInformationAccess) or ()
+        points = self.extension(x509.CRLDistributionPoints) or ()
+        if not access and not points:
+            return _NO_ADDRESSES
+        responders = [one.access_location for one in access if one.access_method == AuthorityInformationAccessOID.OCSP]
+        # A list for some reasons only, or signed by someone else, says nothing about the rest (RFC 5280 clause
+        # 4.2.1.13).
+        lists = [name for one in points if not one.reasons and not one.crl_issuer for name in one.full_name or ()]
+        return Addresses(_callable(responders), _callable(lists), bool(responders) or any(True for _ in points))
+
+    @_once
+    def issuer_id(self) -> str:
+        """Who this is as an issuer, however often its certificate is issued again for the same key.
+
+        SHA-256 (hex) over the subject's name (DER contents) and the SubjectPublicKeyInfo (DER). Raises ChainError.
+        """
+        key = self.public_key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+        return hashlib.sha256(self.subject_name + key).hexdigest()
+
     def check_signature(self, issuer: Certificate) -> None:
         """Check that `issuer` signed this certificate: its name and its signature, nothing else.
 
@@ -226,24 +272,20 @@ class Certificate:
         costs almost as much as the check. Raises ChainError.
         Source: RFC 5280 clauses 4.1.1.2 and 6.1.3.
         """
-        key, signature = issuer.public_key, self.x509.signature
-        algorithm, repeated = self._structure.algorithm, self._structure.tbs.signature
+        key, signature, algorithm = issuer.public_key, self.x509.signature, self.x509.signature_algorithm_oid
         try:
-            if self.issuer_name != issuer.subject_name or bytes(algorithm.data) != bytes(repeated.data):
+            if self.issuer_name != issuer.subject_name or not self._algorithms_agree:
                 raise ValueError("issuer name or signature algorithm differ")
-            if isinstance(key, EllipticCurvePublicKey):
-                hash_algorithm = self.x509.signature_hash_algorithm
-                if hash_algorithm is None or self.x509.signature_algorithm_oid not in _ECDSA:
-                    raise ValueError("not an ECDSA signature")
-                key.verify(signature, self._signed_octets(), ECDSA(hash_algorithm))
-            elif isinstance(key, Ed448PublicKey) and self.x509.signature_algorithm_oid == SignatureAlgorithmOID.ED448:
-                key.verify(signature, self._signed_octets())
+            if isinstance(key, EllipticCurvePublicKey) and algorithm in _ECDSA:
+                key.verify(signature, self._signed_octets, _ECDSA[algorithm])
+            elif isinstance(key, Ed448PublicKey) and algorithm == SignatureAlgorithmOID.ED448:
+                key.verify(signature, self._signed_octets)
             else:
                 raise ValueError("key and signature algorithm differ")
         except (InvalidSignature, ValueError, UnsupportedAlgorithm) as exc:
             raise ChainError(f"Certificate {self.label} was not signed by {issuer.label}.") from exc
 
-    @cached_property
+    @_once
     def self_signature_failure(self) -> str | None:
         """What is wrong with a root's signature over itself. Both ends are these octets, so the answer is kept."""
         try:
@@ -252,17 +294,14 @@ class Certificate:
             return str(exc)
         return None
 
-    def _signed_octets(self) -> bytes:
-        """The TBSCertificate exactly as it was received."""
-        start = _content(self.der, 0)[0]
-        return self.der[start : _content(self.der, start)[1]]
-
     def domain_components(self) -> frozenset[str]:
         """The subject's DC values in upper case, such as {"CPS"}."""
         return frozenset(value.upper() for value in self._subject_values(_DC, NameOID.DOMAIN_COMPONENT))
 
     def _subject_values(self, encoded: bytes, oid: x509.ObjectIdentifier) -> list[str]:
         """The values of one attribute type of the subject; encoded: `oid` as DER."""
+        if encoded not in self.subject_name:
+            return []
         values = _values(self.subject_name, encoded)
         if values is None:
             subject = _subject(self.x509)
@@ -279,6 +318,17 @@ class Certificate:
         return x509.load_der_x509_certificate(asn1.encode_der(copy))
 
 
+def _callable(names: Iterable[x509.GeneralName]) -> tuple[str, ...]:
+    found = (
+        name.value
+        for name in names
+        if isinstance(name, x509.UniformResourceIdentifier)
+        and name.value.lower().startswith(("http://", "https://"))
+        and len(name.value) <= _LONGEST_ADDRESS
+    )
+    return tuple(dict.fromkeys(found))[:MAX_ADDRESSES]
+
+
 def _subject(certificate: x509.Certificate) -> x509.Name | None:
     try:
         return certificate.subject
@@ -293,6 +343,22 @@ def _content(octets: bytes, at: int) -> tuple[int, int]:
         count = length & 0x7F
         length, start = int.from_bytes(octets[start : start + count], "big"), start + count
     return start, start + length
+
+
+def _elements(octets: bytes, at: int, end: int) -> list[tuple[int, int, int]]:
+    """The DER elements from `at` to `end`: where each starts, and where its content starts and ends.
+
+    Only for octets that a real parser has accepted.
+    """
+    found = []
+    while at < end:
+        length, start = octets[at + 1], at + 2
+        if length & 0x80:
+            count = length & 0x7F
+            length, start = int.from_bytes(octets[start : start + count], "big"), start + count
+        found.append((at, start, start + length))
+        at = start + length
+    return found
 
 
 def _values(name: bytes, oid: bytes) -> list[str] | None:
@@ -320,90 +386,3 @@ def _values(name: bytes, oid: bytes) -> list[str] | None:
                 return None
         at += 2 + length
     return found
-
-
-# --- Distinguished names as text ---
-
-_DN_ORDER: Final = (
-    ("CN", NameOID.COMMON_NAME),
-    ("DC", NameOID.DOMAIN_COMPONENT),
-    ("O", NameOID.ORGANIZATION_NAME),
-    ("OU", NameOID.ORGANIZATIONAL_UNIT_NAME),
-    ("C", NameOID.COUNTRY_NAME),
-)
-_TYPE_OF_OID: Final = {
-    **{oid.dotted_string: short for short, oid in _DN_ORDER},
-    NameOID.STATE_OR_PROVINCE_NAME.dotted_string: "ST",
-    NameOID.LOCALITY_NAME.dotted_string: "L",
-    NameOID.EMAIL_ADDRESS.dotted_string: "EMAIL",
-    NameOID.SERIAL_NUMBER.dotted_string: "SERIALNUMBER",
-}
-_LONG_NAMES: Final = (
-    "COMMONNAME=CN DOMAINCOMPONENT=DC ORGANIZATION=O ORGANIZATIONNAME=O ORGANIZATIONALUNIT=OU COUNTRY=C COUNTRYNAME=C "
-    "ORGANIZATIONALUNITNAME=OU STATEORPROVINCENAME=ST S=ST SP=ST LOCALITYNAME=L E=EMAIL EMAILADDRESS=EMAIL"
-)
-_TYPE_OF_NAME: Final = {
-    **_TYPE_OF_OID,
-    **{short: short for short in _TYPE_OF_OID.values()},
-    **dict(pair.split("=") for pair in _LONG_NAMES.split()),
-}
-# An attribute type and its "=", at the start or behind a separator that is not escaped. Splitting here and not at the
-# separators keeps a value whole that contains one ("O=Example, Inc.").
-_ASSIGNMENT: Final = re.compile(
-    r"(?:^|(?<!\\)[,;+/])\s*(?:OID\.)?([A-Z][A-Z0-9]*|[0-9]+(?:\.[0-9]+)+)\s*=", re.IGNORECASE | re.ASCII
-)
-_REPR: Final = re.compile(r"\s*<Name\((.*)\)>\s*", re.DOTALL)
-_LONGEST_DN: Final = 1024  # The reader of root lists takes no longer name; a regular expression should not either.
-
-
-def parse_dn(text: str) -> frozenset[tuple[str, str]]:
-    """The attributes of a name that somebody wrote as text, for matching only: never a proof of anything.
-
-    Takes what cars are known to send: RFC 4514 in any order with or without blanks, the one-line forms of OpenSSL and a
-    Python repr. Types come back in their usual capitals, values with escapes removed and blanks collapsed. Types that
-    are not known are left out. Never raises; what is not recognised gives the empty set.
-    """
-    text = text[:_LONGEST_DN]
-    if inside := _REPR.fullmatch(text):
-        text = inside[1]
-    found = list(_ASSIGNMENT.finditer(text))
-    pairs = set()
-    ends = [*(following.start() for following in found[1:]), len(text)]
-    for assignment, end in zip(found, ends, strict=False):
-        kind = _TYPE_OF_NAME.get(assignment[1].upper())
-        value = _unescape(text[assignment.end() : end].strip())
-        if kind and value:
-            pairs.add((kind, value))
-    return frozenset(pairs)
-
-
-def names_match(text: str, name: x509.Name) -> bool:
-    """Whether free text such as a car's X509IssuerName can mean this name: a help to find it, never a proof.
-
-    Every attribute that was recognised in the text must be in the name, a common name among them if the name has one.
-    Case and blanks do not count (RFC 5280 clause 7.1).
-    """
-    sent = _folded(parse_dn(text))
-    known = _folded(
-        (_TYPE_OF_OID[attribute.oid.dotted_string], " ".join(str(attribute.value).split()))
-        for attribute in name
-        if attribute.oid.dotted_string in _TYPE_OF_OID
-    )
-    needed = {pair for pair in known if pair[0] == "CN"}
-    return bool(sent) and needed <= sent <= known
-
-
-def _folded(pairs: Iterable[tuple[str, str]]) -> frozenset[tuple[str, str]]:
-    return frozenset((kind, value.casefold()) for kind, value in pairs)
-
-
-def _escape(value: str) -> str:
-    return re.sub(r'([,+"\\<>;])', r"\\\1", value)
-
-
-def _unescape(value: str) -> str:
-    if len(value) >= 2 and value[0] == value[-1] == '"':
-        value = value[1:-1]
-    octets = re.compile(r"(?:\\[0-9A-Fa-f]{2})+")
-    value = octets.sub(lambda run: bytes.fromhex(run[0].replace("\\", "")).decode("utf-8", "replace"), value)
-    return " ".join(re.sub(r"\\(.)", r"\1", value, flags=re.DOTALL).split())

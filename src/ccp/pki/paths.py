@@ -144,14 +144,8 @@ class TrustAnchors:
         self.version: Final = version
         self.anchors: Final = anchors
         self._by_fingerprint: Final = {anchor.certificate.fingerprint: anchor for anchor in anchors}
-        self._roots: Final = {
-            usage: _by_subject(anchor.certificate for anchor in anchors if anchor.roles.intersection(roles))
-            for usage, roles in _TRUSTED_FOR.items()
-        }
-        self._known: Final = {
-            usage: _by_subject(certificate for role, certificate in intermediates if role in roles)
-            for usage, roles in _TRUSTED_FOR.items()
-        }
+        self._roots: Final = _indexed((role, anchor.certificate) for anchor in anchors for role in anchor.roles)
+        self._known: Final = _indexed(intermediates)
         # What was offered is part of the key: an answer must not depend on what others sent before.
         self._chains: Final[dict[tuple[Certificate, _Chain, Usage, Profile], _Chain]] = {}
         self._read: Final[dict[bytes, Certificate]] = {}
@@ -233,6 +227,19 @@ class TrustAnchors:
         return VerifiedChain((leaf, *upward), usage, at, _VERIFIED)
 
 
+def check_root(certificate: Certificate) -> None:
+    """Refuse a self-issued certificate that no chain of either edition could ever end in, whatever the time.
+
+    Its form, its algorithms, that it is a CA's, and its own signature. Raises ChainError.
+    """
+    _check_form(certificate, Profile.ISO20)  # The algorithms of -20 include those of -2.
+    _check_ca(certificate, ())
+    if certificate.self_signature_failure is not None:
+        raise ChainError(
+            f"Certificate {certificate.label} names itself as its issuer, but its own signature does not hold."
+        )
+
+
 class _Walk:
     """One search. Depth and the number of candidates tried are bounded, so backtracking cannot explode."""
 
@@ -255,8 +262,9 @@ class _Walk:
     def candidates(self, child: Certificate) -> _Chain:
         """Everything whose subject is the child's issuer: anchors first, then what was offered, then what is known."""
         name = child.issuer_name
-        offered = (certificate for certificate in self._offered if certificate.subject_name == name)
-        return tuple(dict.fromkeys((*self._roots.get(name, ()), *offered, *self._known.get(name, ()))))
+        offered = [certificate for certificate in self._offered if certificate.subject_name == name]
+        found = (*self._roots.get(name, ()), *offered, *self._known.get(name, ()))
+        return found if len(found) < 2 else tuple(dict.fromkeys(found))
 
     def issuers_of(self, child: Certificate, below: _Chain = ()) -> _Chain:
         """The chain above `child`.
@@ -318,10 +326,11 @@ def _check_form(certificate: Certificate, profile: Profile) -> None:
             f"Certificate {certificate.label} is signed with an algorithm that {profile.value} does not allow."
         )
     for extension in certificate.extensions:
-        if extension.oid in _REFUSED:
-            raise ChainError(f"Certificate {certificate.label} has {_REFUSED[extension.oid]}, which are not supported.")
-        if extension.critical and extension.oid not in _PROCESSED:
-            name = extension.oid.dotted_string
+        oid = extension.oid
+        if oid in _REFUSED:
+            raise ChainError(f"Certificate {certificate.label} has {_REFUSED[oid]}, which are not supported.")
+        if extension.critical and oid not in _PROCESSED:
+            name = oid.dotted_string
             raise ChainError(
                 f"Certificate {certificate.label} has the critical extension {name}, which is not supported."
             )
@@ -358,16 +367,18 @@ def _check_ca(issuer: Certificate, below: _Chain) -> None:
     allowed = issuer.extension(x509.KeyUsage)
     if allowed is None or not allowed.key_cert_sign:
         raise ChainError(f"Certificate {issuer.label} is used as an issuer but lacks the key usage keyCertSign.")
-    counted = sum(1 for one in below if one.subject_name != one.issuer_name)  # RFC 5280 clause 4.2.1.9
-    if basic.path_length is not None and counted > basic.path_length:
-        raise ChainError(f"The path length of CA certificate {issuer.label} is exceeded.")
+    if basic.path_length is not None:
+        counted = [one for one in below if one.subject_name != one.issuer_name]  # RFC 5280 clause 4.2.1.9
+        if len(counted) > basic.path_length:
+            raise ChainError(f"The path length of CA certificate {issuer.label} is exceeded.")
 
 
 def _is_root(certificate: Certificate) -> bool:
     """Whether it names itself as its issuer, and itself as the issuer's key as far as identifiers tell."""
+    if certificate.subject_name != certificate.issuer_name:
+        return False
     wanted, has = certificate.authority_key_identifier, certificate.key_identifier
-    same_key = wanted is None or has is None or wanted == has
-    return certificate.subject_name == certificate.issuer_name and same_key
+    return wanted is None or has is None or wanted == has
 
 
 def _check_issued(child: Certificate, issuer: Certificate) -> None:
@@ -408,8 +419,21 @@ def _check_validity(certificate: Certificate, at: datetime, usage: Usage | None 
         raise ExpiredError(f"Certificate {certificate.label} expired at {certificate.not_after:{_TIME}}.")
 
 
+def _indexed(certificates: Iterable[tuple[Role, Certificate]]) -> dict[Usage, dict[bytes, _Chain]]:
+    """What counts for each usage, by subject."""
+    of: dict[Role, list[Certificate]] = {}
+    for role, certificate in certificates:
+        of.setdefault(role, []).append(certificate)
+    return {
+        usage: _by_subject([certificate for role in roles for certificate in of.get(role, ())])
+        for usage, roles in _TRUSTED_FOR.items()
+    }
+
+
 def _by_subject(certificates: Iterable[Certificate]) -> dict[bytes, _Chain]:
     index: dict[bytes, _Chain] = {}
-    for certificate in dict.fromkeys(certificates):
-        index[certificate.subject_name] = (*index.get(certificate.subject_name, ()), certificate)
+    for certificate in certificates:
+        same = index.get(certificate.subject_name, ())
+        if certificate not in same:
+            index[certificate.subject_name] = (*same, certificate)
     return index

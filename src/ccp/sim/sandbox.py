@@ -13,17 +13,19 @@ from typing import Any, Final
 from ccp import settings, wire
 from ccp.api.oauth import PATH as TOKEN_PATH
 from ccp.app import assemble, configure_logging
-from ccp.auth import hash_secret, new_secret
+from ccp.audit import command_actor
 from ccp.errors import ConfigurationError
 from ccp.ids import EMAID, PCID, WMI, OperatorId, ProviderId
 from ccp.parties import Caller, Party, Role
 from ccp.pki.certificates import Certificate
 from ccp.pki.paths import Role as TrustRole
+from ccp.register import Actor, Register
 from ccp.settings import Settings
 from ccp.sim import pki as sim_pki
 from ccp.sim.parties import Car, make_contract, new_session_id, sign_contract
 from ccp.sim.pki import PKI
-from ccp.store import Store, anchors, parties, schema
+from ccp.store import Store, anchors, schema
+from ccp.tokens import new_secret
 from ccp.trust import trusted
 
 EMSP_A: Final = ProviderId.parse("DEEXA")
@@ -90,8 +92,9 @@ async def register(store: Store, world: World, at: datetime) -> None:
     for edition, pki in world.pkis.items():
         for role, certificate in trust_list(pki):
             await store.write(anchors.add(trusted(certificate, role, f"sandbox {edition}", at)))
+    actor = Actor(command_actor())
     for member in world.members:
-        await store.write(parties.add(member.party, hash_secret(member.secret), at))
+        await Register(store).add(member.party, actor, at, member.secret)
 
 
 def trust_list(pki: PKI) -> list[tuple[TrustRole, Certificate]]:

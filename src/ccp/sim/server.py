@@ -13,6 +13,7 @@ import uvicorn
 
 from ccp import app
 from ccp.errors import Unavailable
+from ccp.server import options
 from ccp.settings import Settings
 
 _START_SECONDS: Final = 10.0
@@ -31,9 +32,7 @@ def loopback() -> Iterator[tuple[socket.socket, str]]:
 @contextmanager
 def running(settings: Settings, listening: socket.socket) -> Iterator[None]:
     """Serve until the block ends. Raises Unavailable when the server does not start."""
-    server = uvicorn.Server(
-        uvicorn.Config(app.create(settings), log_level="error", access_log=False, server_header=False)
-    )
+    server = uvicorn.Server(uvicorn.Config(app.create(settings), log_level="error", **options(settings)))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="pool", daemon=True)
     thread.start()
     try:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 
 from ccp.errors import NotFound
+from ccp.store.audit import Action, Entry
 from ccp.store.changes import Topic, count
 from ccp.store.contracts import instant, microseconds
 from ccp.store.steps import Steps, newest, repeatable
@@ -90,8 +92,8 @@ def remove_from(source: str, role: str, fingerprint: str) -> Steps[bool]:
 
 
 @repeatable
-def remove(fingerprint: str, role: str | None = None) -> Steps[int]:
-    """Trust a certificate no longer, for one role or for any. Returns for how many. Raises NotFound."""
+def remove(fingerprint: str, role: str | None = None) -> Steps[list[str]]:
+    """Trust a certificate no longer, for one role or for any. Returns for which. Raises NotFound."""
     rows = yield (
         "delete from trust_anchor where fingerprint = $1 and (role = $2 or $2 is null) returning role",
         (fingerprint, role),
@@ -99,4 +101,21 @@ def remove(fingerprint: str, role: str | None = None) -> Steps[int]:
     if not rows:
         raise NotFound(f"No certificate with the fingerprint {fingerprint} is trusted.")
     yield count(Topic.ANCHORS)
-    return len(rows)
+    return sorted(found for (found,) in rows)
+
+
+def added_entry(trusted: TrustedCertificate, actor: str, at: datetime, *, new: bool = True) -> Entry:
+    """What the audit trail says of a certificate that is trusted from now on. new: it was not known before."""
+    subject = {
+        "role": trusted.role,
+        "fingerprint": trusted.fingerprint,
+        "label": trusted.label,
+        "source": trusted.source,
+        "new": new,
+    }
+    return Entry(at, actor, Action.ANCHOR_ADDED, subject)
+
+
+def removed_entry(fingerprint: str, roles: Iterable[str], actor: str, at: datetime) -> Entry:
+    """What the audit trail says of a certificate that is trusted no longer."""
+    return Entry(at, actor, Action.ANCHOR_REMOVED, {"roles": list(roles), "fingerprint": fingerprint})

@@ -54,10 +54,13 @@ class ContractEvent(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What became of a contract: new, or replaced; and where it was before, if another vehicle had it."""
+    """What became of a contract: whether its vehicle has it anew, or this very variant had been there before; and
+    which other vehicle had it until now.
+    """
 
     created: bool
     moved_from: PCID | None
+    replaced: bool = False
 
 
 def microseconds(at: datetime) -> int:
@@ -73,6 +76,13 @@ def instant(stored: int) -> datetime:
 def by_vehicle(pcid: PCID) -> Steps[list[SignedContract]]:
     """Every variant of every contract of a vehicle."""
     rows = yield _VARIANTS, (pcid,)
+    return [_contract(row) for row in rows]
+
+
+@newest
+def by_vehicle_and_emaid(pcid: PCID, emaid: EMAID) -> Steps[list[SignedContract]]:
+    """Every variant of one contract of a vehicle: the same question whether another vehicle has it or nobody."""
+    rows = yield _VARIANTS + " and emaid = $2", (pcid, emaid)
     return [_contract(row) for row in rows]
 
 
@@ -104,8 +114,8 @@ def publish(contract: SignedContract, at: datetime) -> Steps[Published]:
     else:
         defaults = yield from lock_vehicles((contract.pcid,))
     rev, default = defaults[contract.pcid]
-    others = yield "select emaid from contract where pcid = $1", (contract.pcid,)
-    created = all(emaid != contract.emaid for (emaid,) in others)
+    others = yield "select emaid, namespace, root_fingerprint from contract where pcid = $1", (contract.pcid,)
+    created = all(emaid != contract.emaid for emaid, _, _ in others)
     if default is None and not others:
         default = contract.emaid
         yield "update vehicle set default_emaid = $1 where pcid = $2", (default, contract.pcid)
@@ -122,7 +132,9 @@ def publish(contract: SignedContract, at: datetime) -> Steps[Published]:
     )  # fmt: skip
     kind = ContractEvent.CREATED if created else ContractEvent.UPDATED
     yield event(kind, contract.emaid, contract.pcid, rev, at)
-    return Published(created, holder if holder != contract.pcid else None)
+    same = (contract.emaid, contract.namespace, contract.root_fingerprint)
+    replaced = any((emaid, namespace, root) == same for emaid, namespace, root in others)
+    return Published(created, holder if holder != contract.pcid else None, replaced)
 
 
 def spent_candidates(before: datetime) -> Steps[list[EMAID]]:
@@ -177,16 +189,20 @@ def withdraw(emaid: EMAID, at: datetime) -> Steps[PCID]:
 
 
 @repeatable
-def set_default(emaid: EMAID, pcid: PCID, at: datetime) -> Steps[None]:
-    """Make a contract the vehicle's default, whichever was before. Raises NotFound when the vehicle has no such one."""
+def set_default(emaid: EMAID, pcid: PCID, at: datetime) -> Steps[bool]:
+    """Make a contract the vehicle's default, whichever was before. Returns whether it was another one.
+
+    Raises NotFound when the vehicle has no such contract.
+    """
     claims = yield "select pcid from emaid_claim where emaid = $1 for update", (emaid,)
     if not claims or claims[0][0] != pcid:
         raise NotFound("The contract for the given EMAID and PCID not found.")
     vehicles = yield from lock_vehicles((pcid,))
     if vehicles[pcid][1] == emaid:
-        return
+        return False
     yield "update vehicle set default_emaid = $1 where pcid = $2", (emaid, pcid)
     yield "update contract set is_default = (emaid = $1) where pcid = $2", (emaid, pcid)
+    return True
 
 
 def _claim(emaid: EMAID, pcid: PCID) -> Steps[PCID]:

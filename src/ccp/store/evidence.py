@@ -12,15 +12,23 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from ccp.pki.evidence import Evidence, Key, Known, LoadedCRL, RevocationList, Status
+from ccp.pki.evidence import Evidence, Key, Known, LoadedCRL, RevocationList, Rules, Status
 from ccp.store.contracts import instant, microseconds
-from ccp.store.steps import Steps, newest, repeatable
+from ccp.store.steps import Steps, T, newest, repeatable
 
 _EVIDENCE = "issuer, serial, status, this_update, next_update, revoked_at, source"
 # Statements are kept prepared, so there are few different ones: places in a statement are filled up.
 _KEYS = 6
 _STATUS = {status.value: status for status in Status}
 _ENTRIES = (400, 20, 1)
+
+# Not `(issuer, serial) in (values …)`, for which SQLite reads the whole table.
+_EACH = " or ".join(f"(issuer = ${2 * n + 1} and serial = ${2 * n + 2})" for n in range(_KEYS))
+_KNOWN = f"select {_EVIDENCE} from evidence where {_EACH}"  # noqa: S608  columns are ours
+_LISTS = f"""
+select issuer, url, number, this_update, next_update from crl
+where issuer in ({", ".join(f"${n + 1}" for n in range(_KEYS))})
+"""  # noqa: S608
 
 _LEARN = f"""
 insert into evidence ({_EVIDENCE}) values ($1, $2, $3, $4, $5, $6, $7)
@@ -57,34 +65,30 @@ class DueCRL:
     issuer_certificate: bytes
 
 
-def known(keys: Iterable[Key]) -> Steps[Known]:
+def known(keys: Iterable[Key], rules: Rules) -> Steps[Known]:
     """What there is about these certificates."""
-    return _known(tuple(keys))
+    asked: dict[tuple[str, str], None] = {}
+    listed: dict[str, None] = {}
+    for key in keys:
+        asked[key.issuer, f"{key.serial:x}"] = None
+        if rules.lists(key):
+            listed[key.issuer] = None
+    return _known(tuple(asked), tuple(sorted(listed)))
 
 
 @newest
-def _known(keys: Sequence[Key]) -> Steps[Known]:
+def _known(asked: Sequence[tuple[str, str]], listed: Sequence[str]) -> Steps[Known]:
     # Lists first: with the next one, which is taken over in between, the evidence on a certificate may come that the
     # list before did not revoke. The other way round it would pass for good.
     crls: dict[str, list[LoadedCRL]] = {}
-    listed = sorted({key.issuer for key in keys if key.crls})
     for issuers in _parts(listed, _KEYS):
-        places = ", ".join(f"${n + 1}" for n in range(_KEYS))
-        rows = yield (
-            f"select issuer, url, number, this_update, next_update from crl where issuer in ({places})",  # noqa: S608
-            tuple(issuers),
-        )
-        for issuer, url, number, this_update, next_update in rows:
+        for issuer, url, number, this_update, next_update in (yield _LISTS, tuple(issuers)):
             crls.setdefault(issuer, []).append(
                 LoadedCRL(issuer, url, _number(number), instant(this_update), instant(next_update))
             )
-    asked = list(dict.fromkeys((key.issuer, f"{key.serial:x}") for key in keys))
     evidence: dict[tuple[str, int], Evidence] = {}
     for part in _parts(asked, _KEYS):
-        # Not `(issuer, serial) in (values …)`, for which SQLite reads the whole table.
-        each = " or ".join(f"(issuer = ${2 * n + 1} and serial = ${2 * n + 2})" for n in range(_KEYS))
-        rows = yield f"select {_EVIDENCE} from evidence where {each}", _flat(part)  # noqa: S608
-        for row in rows:
+        for row in (yield _KNOWN, _flat(part)):
             found = _evidence(row)
             evidence[found.issuer, found.serial] = found
     return Known(evidence, crls)
@@ -246,10 +250,10 @@ def due_certificates(at: datetime, retry_at: datetime, limit: int) -> Steps[list
     return due
 
 
-def _parts(items: list[Any], size: int) -> Iterator[list[Any]]:
+def _parts(items: Sequence[T], size: int) -> Iterator[list[T]]:
     """The items by so many; the last part is filled up with its last item."""
     for start in range(0, len(items), size):
-        part = items[start : start + size]
+        part = list(items[start : start + size])
         yield part + part[-1:] * (size - len(part))
 
 

@@ -57,6 +57,11 @@ def repeatable(function: Callable[P, Steps[T]]) -> Callable[P, Steps[T]]:
     return put
 
 
+def alike(within: Steps[Any], begin: Callable[[], Steps[T]]) -> Steps[T]:
+    """A change around another one: it can be begun anew where that one can. begin: asks it with `yield from`."""
+    return Question(begin, within.__name__, newest=False) if isinstance(within, Question) else begin()
+
+
 def newest(function: Callable[P, Steps[T]]) -> Callable[P, Steps[T]]:
     """Mark a question each of whose statements sees the newest state, which another may have changed since the last.
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from ccp.ids import EMAID, PCID, Namespace
+from ccp.store import audit
+from ccp.store.audit import Action, Entry
 from ccp.store.contracts import ContractEvent, event, instant, lock_vehicles, remove
 from ccp.store.steps import Steps, newest, repeatable
 
@@ -47,12 +49,39 @@ def _every(binding: Binding) -> bool:
 
 
 @repeatable
+def forget_vehicle(
+    pcid: PCID, at: datetime, stale: Callable[[Binding], bool], *, actor: str, why: str, trace_id: str
+) -> Steps[list[EMAID]]:
+    """What `withdraw_vehicle` does, with a row in the audit trail for each contract that changed. why: the event."""
+    removed, reduced = yield from _withdraw(pcid, at, stale)
+    yield from audit.record(
+        *(
+            Entry(
+                at,
+                actor,
+                Action.VEHICLE_FORGOTTEN,
+                {"emaid": emaid, "pcid": pcid, "event": why, "left": emaid in reduced},
+                trace_id=trace_id,
+            )
+            for emaid in sorted({*removed, *reduced})
+        )
+    )
+    return removed
+
+
+@repeatable
 def withdraw_vehicle(pcid: PCID, at: datetime, stale: Callable[[Binding], bool] = _every) -> Steps[list[EMAID]]:
     """Remove the variants of a vehicle's contracts that are stale. Returns the contracts of which none is left.
 
     A contract without variants goes as if its eMSP had withdrawn it, with a deleted event; one that keeps some gets an
     updated event. A vehicle without contracts is no mistake. stale: pure; asked while the vehicle is locked.
     """
+    removed, _ = yield from _withdraw(pcid, at, stale)
+    return removed
+
+
+def _withdraw(pcid: PCID, at: datetime, stale: Callable[[Binding], bool]) -> Steps[tuple[list[EMAID], list[EMAID]]]:
+    """Returns the contracts of which none is left, and those of which some variants are."""
     found = yield from bindings(pcid)
     claimed = set()
     for emaid in sorted({binding.emaid for binding in found if stale(binding)}):
@@ -60,12 +89,13 @@ def withdraw_vehicle(pcid: PCID, at: datetime, stale: Callable[[Binding], bool] 
         if rows and rows[0][0] == pcid:
             claimed.add(emaid)
     if not claimed:
-        return []
+        return [], []
     yield from lock_vehicles((pcid,))
     # What was published between the first look and the lock is newer than the reason to remove anything, and its claim
     # is not ours: to take it now would break the order of locks.
     found = [binding for binding in (yield from bindings(pcid)) if binding.emaid in claimed]
-    removed = []
+    removed: list[EMAID] = []
+    reduced: list[EMAID] = []
     for emaid in sorted(claimed):
         variants = [binding for binding in found if binding.emaid == emaid]
         going = [binding for binding in variants if stale(binding)]
@@ -83,4 +113,5 @@ def withdraw_vehicle(pcid: PCID, at: datetime, stale: Callable[[Binding], bool] 
             for binding in going:
                 yield delete, (pcid, emaid, binding.namespace, binding.root_fingerprint)
             yield event(ContractEvent.UPDATED, emaid, pcid, vehicle[0], at)
-    return removed
+            reduced.append(emaid)
+    return removed, reduced

@@ -26,7 +26,8 @@ STATEMENTS = (
     )
     """,
     "create index audit_at on audit (at)",
-    # The end of each lane: the row that every writer to it locks, and by which a missing last row is noticed.
+    # The end of each lane: the row that every writer to it locks, and by which a missing last row is noticed. All are
+    # there from the start, so that a lane that is missing altogether is noticed too.
     """
     create table audit_head (
         lane smallint primary key,
@@ -34,6 +35,8 @@ STATEMENTS = (
         hash text not null
     )
     """,
+    "insert into audit_head (lane, number, hash) values "  # noqa: S608  numbers are ours
+    + ", ".join(f"({lane}, 0, '{64 * '0'}')" for lane in range(16)),
     # What the pool makes for itself once and all workers share, by name.
     """
     create table pool_secret (

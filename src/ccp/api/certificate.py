@@ -1,0 +1,72 @@
+"""The client certificate that came with a request: of the connection itself, or told by a trusted proxy.
+
+A proxy that ends TLS tells in a header which certificate its client has proven to hold. Anybody else could write that
+header too, so it counts only from the proxies of `trusted_proxies`; where it counts, the connection's own certificate
+is the proxy's and means nothing.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import re
+from typing import Final
+from urllib.parse import unquote_to_bytes
+
+from starlette.types import Scope
+
+from ccp.limits import Proxies
+
+SCOPE_KEY: Final = "ccp.client_certificate"
+"""Where the server puts the certificate of a connection: DER, or None."""
+
+_LENGTH: Final = 16_384
+_PEM: Final = re.compile(rb"\s*-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----\s*")
+
+
+class ClientCertificates:
+    """Where to look for them."""
+
+    def __init__(self, header: str | None = None, proxies: Proxies | None = None) -> None:
+        """header: in which the proxies tell; None if they do not."""
+        self._header = header.lower().encode("latin-1") if header else None
+        self._proxies = proxies or Proxies(())
+
+    def thumbprint(self, scope: Scope) -> str | None:
+        """x5t#S256 of the client's certificate, None without one. Source: RFC 8705 clause 3.1."""
+        der = self._certificate(scope)
+        return None if der is None else _base64url(hashlib.sha256(der).digest())
+
+    def _certificate(self, scope: Scope) -> bytes | None:
+        peer = scope["client"][0] if scope.get("client") else None
+        if self._header is None or not self._proxies.trusts(peer):
+            found: bytes | None = scope.get(SCOPE_KEY)
+            return found
+        values = [value for name, value in scope["headers"] if name == self._header]
+        return read_header(values[0]) if len(values) == 1 else None
+
+
+def read_header(value: bytes) -> bytes | None:
+    """The certificate in a proxy's header, DER; None for what is no certificate.
+
+    value: PEM, URL-encoded (nginx: $ssl_client_escaped_cert), or DER in Base64 between colons (RFC 9440 clause 2).
+    """
+    if len(value) > _LENGTH:
+        return None
+    value = value.strip()
+    if value[:1] == b":" and value[-1:] == b":" and len(value) > 2:
+        text = value[1:-1]
+    else:
+        pem = _PEM.fullmatch(unquote_to_bytes(value))
+        if pem is None:
+            return None
+        text = b"".join(pem[1].split())
+    try:
+        return base64.b64decode(text, validate=True) or None
+    except binascii.Error:
+        return None
+
+
+def _base64url(octets: bytes) -> str:
+    return base64.urlsafe_b64encode(octets).rstrip(b"=").decode()

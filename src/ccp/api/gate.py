@@ -1,0 +1,56 @@
+"""The gate behind the trace: whose request it is, by address, and whether that address asks too often."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ccp.api import errors
+from ccp.api.trace import trace_of
+from ccp.errors import TooManyRequests
+from ccp.limits import Client, Limits
+
+_KEY: Final = "ccp.client"
+_FORWARDED: Final = 256
+
+
+def client_of(scope: Scope) -> Client:
+    """The client of a request that went through the gate; where it did not, the peer of its connection."""
+    known: Client | None = scope.get(_KEY)
+    if known is not None:
+        return known
+    peer = scope.get("client")
+    return Client(peer[0] if peer else None, None)
+
+
+class Gate:
+    """ASGI middleware, inside of the trace."""
+
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+        self._app = app
+        self._limits = limits
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        peer = scope["client"][0] if scope.get("client") else None
+        proxies = self._limits.proxies
+        forwarded = _forwarded(scope) if proxies.trusts(peer) else ""
+        scope[_KEY] = client = proxies.client(peer, forwarded)
+        trace_of(scope).address = client.address
+        try:
+            self._limits.request(client)
+        except TooManyRequests as exc:
+            response = await errors.deliberate(Request(scope), exc)
+            await response(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+def _forwarded(scope: Scope) -> str:
+    """The end of all that proxies wrote; what stands before it was not written by ours."""
+    lines = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
+    return b",".join(lines)[-_FORWARDED:].decode("latin-1") if lines else ""

@@ -1,0 +1,95 @@
+"""ccp keys: the keys that sign access tokens."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated
+
+import typer
+
+from ccp import tokens
+from ccp.audit import command_actor
+from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, with_store
+from ccp.store import Store, keys
+from ccp.store.keys import TokenKey
+
+app = typer.Typer(help="Look after the keys that sign access tokens.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_keys(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """List the keys, newest first."""
+    at = datetime.now(UTC)
+
+    async def read(store: Store) -> list[TokenKey]:
+        return await store.read(keys.every())
+
+    found = with_store(config, read)
+    signing = keys.signing(found, at)
+    if as_json:
+        print_json([{"kid": key.kid, "state": _state(key, signing, at), **_times(key)} for key in found])
+        return
+    print_table(
+        ["key", "state", "made", "signs from", "verifies until"],
+        [[key.kid, _state(key, signing, at), *(time or "" for time in _times(key).values())] for key in found],
+    )
+
+
+@app.command()
+def rotate(
+    signs_in: Annotated[
+        int, typer.Option(min=3, help="Seconds until it signs; published at once, so that everybody knows it by then.")
+    ] = int(tokens.PUBLISHED_BEFORE.total_seconds()),
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make a new key. The others go on verifying until the last token that they have signed has expired."""
+
+    async def change(store: Store) -> TokenKey:
+        return await tokens.rotate(store, command_actor(), datetime.now(UTC), timedelta(seconds=signs_in))
+
+    made = with_store(config, change)
+    if as_json:
+        print_json({"kid": made.kid, **_times(made)})
+    else:
+        typer.echo(f"{made.kid} signs from {_told(made.starts_at)}.")
+
+
+@app.command()
+def revoke(
+    kid: Annotated[str, typer.Argument(help="The key, as listed.")],
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """End a key at once, and with it every token that it has signed. Running workers know within seconds."""
+
+    async def change(store: Store) -> TokenKey | None:
+        return await tokens.revoke(store, kid, command_actor(), datetime.now(UTC))
+
+    made = with_store(config, change)
+    if as_json:
+        print_json({"revoked": kid, "made": made.kid if made else None})
+        return
+    typer.echo(f"{kid} is revoked.")
+    if made is not None:
+        typer.echo(f"{made.kid} signs in its place.")
+
+
+def _state(key: TokenKey, signing: TokenKey | None, at: datetime) -> str:
+    if key == signing:
+        return "signs"
+    if not key.verifies(at):
+        return "retired"
+    return "published" if key.starts_at > at else "verifies"
+
+
+def _times(key: TokenKey) -> dict[str, str | None]:
+    return {
+        "created_at": _told(key.created_at),
+        "signs_from": _told(key.starts_at),
+        "retired_at": _told(key.retired_at) if key.retired_at else None,
+    }
+
+
+def _told(at: datetime) -> str:
+    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

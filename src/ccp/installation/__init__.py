@@ -1,0 +1,36 @@
+"""Installation requests and responses: read, verified, answered, refused.
+
+What the octets said and what was verified are different types. A `Verified…` can be made only by the function that
+checked it. Nothing here does I/O; time, trust anchors and revocation evidence are arguments.
+"""
+
+from ccp.installation.answer import answer, refuse
+from ccp.installation.request import (
+    InstallationRequest,
+    VerifiedInstallationRequest,
+    pcid_of,
+    pcid_said,
+    read_request,
+    verify_request,
+)
+from ccp.installation.response import (
+    InstallationResponse,
+    VerifiedInstallationResponse,
+    read_response,
+    verify_response,
+)
+
+__all__ = [
+    "InstallationRequest",
+    "InstallationResponse",
+    "VerifiedInstallationRequest",
+    "VerifiedInstallationResponse",
+    "answer",
+    "pcid_of",
+    "pcid_said",
+    "read_request",
+    "read_response",
+    "refuse",
+    "verify_request",
+    "verify_response",
+]

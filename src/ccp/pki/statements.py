@@ -1,0 +1,296 @@
+"""What a CA says about revocation: OCSP responses and CRLs, read and verified. Nothing here fetches.
+
+request = build_ocsp_request(certificate, issuer)
+evidence = read_ocsp(octets, certificate, issuer, at, source=url)      # or raises EvidenceError
+crl = read_crl(octets, issuer, at, url=url)                             # or raises EvidenceError
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Final
+
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PublicKey
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import ocsp
+from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, SignatureAlgorithmOID
+
+from ccp.errors import ChainError
+from ccp.pki.certificates import Certificate
+from ccp.pki.evidence import Evidence, EvidenceError, RevocationList, Status
+
+# Clocks of responders and of this machine differ. Only for thisUpdate: past nextUpdate nothing is fresh.
+CLOCK_SKEW: Final = timedelta(minutes=5)
+# RFC 6960 clause 4.2.2.1: without nextUpdate newer information is always available. Long enough for the sweep to come
+# round twice and to outlast a short outage, short enough that a revocation is not missed for a day.
+WITHOUT_NEXT_UPDATE: Final = timedelta(hours=4)
+_MAX_RESPONDER_CERTIFICATES: Final = 4  # A responder sends its own, some its issuers besides.
+
+_ECDSA: Final = frozenset(
+    {
+        SignatureAlgorithmOID.ECDSA_WITH_SHA256,
+        SignatureAlgorithmOID.ECDSA_WITH_SHA384,  # no certificate of the profiles has it, but OCSP signers choose it
+        SignatureAlgorithmOID.ECDSA_WITH_SHA512,
+    }
+)
+_CERT_ID_HASHES: Final = (hashes.SHA1, hashes.SHA256)
+_PROCESSED_OF_RESPONDERS: Final = frozenset(
+    {
+        ExtensionOID.BASIC_CONSTRAINTS,
+        ExtensionOID.KEY_USAGE,
+        ExtensionOID.EXTENDED_KEY_USAGE,
+        ExtensionOID.SUBJECT_KEY_IDENTIFIER,
+        ExtensionOID.AUTHORITY_KEY_IDENTIFIER,
+        ExtensionOID.OCSP_NO_CHECK,
+    }
+)
+_PROCESSED_OF_CRLS: Final = frozenset(
+    {ExtensionOID.CRL_NUMBER, ExtensionOID.AUTHORITY_KEY_IDENTIFIER, ExtensionOID.ISSUING_DISTRIBUTION_POINT}
+)
+# What cryptography raises for octets that are not what they should be.
+_UNREADABLE: Final = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+    ChainError,
+)
+_TIME: Final = "%Y-%m-%dT%H:%M:%SZ"
+
+
+# --- OCSP ------------------------------------------------------------------------------------------------------------
+
+
+def build_ocsp_request(certificate: Certificate, issuer: Certificate, sha256: bool = False) -> bytes:
+    """An OCSPRequest (DER) for one certificate, without a nonce, so that responders can answer from a cache.
+
+    sha256: of the CertID; most responders know SHA-1 alone, which is an index there and no protection (RFC 5019).
+    """
+    return _request(certificate, issuer, hashes.SHA256() if sha256 else hashes.SHA1()).public_bytes(Encoding.DER)  # noqa: S303
+
+
+def _request(certificate: Certificate, issuer: Certificate, algorithm: hashes.HashAlgorithm) -> ocsp.OCSPRequest:
+    return ocsp.OCSPRequestBuilder().add_certificate(certificate.x509, issuer.x509, algorithm).build()
+
+
+def read_ocsp(octets: bytes, certificate: Certificate, issuer: Certificate, at: datetime, source: str) -> Evidence:
+    """What an OCSPResponse says about a certificate.
+
+    octets: DER, unverified. source: kept in the evidence. Raises EvidenceError.
+    Source: RFC 6960 clauses 3.2 and 4.2; RFC 5019.
+    """
+    try:
+        # 1. An answer at all.
+        response = ocsp.load_der_ocsp_response(octets)
+        if response.response_status is not ocsp.OCSPResponseStatus.SUCCESSFUL:
+            raise EvidenceError(f"The OCSP responder answered {response.response_status.name}.")
+        if any(one.critical and one.oid != x509.OCSPNonce.oid for one in response.extensions):
+            raise EvidenceError("The OCSP response has a critical extension that is not known.")
+        # 2. Signed by someone who may speak for the issuer.
+        responder = _responder(response, issuer, at)
+        if not _signed(
+            responder,
+            response.signature,
+            response.tbs_response_bytes,
+            response.signature_algorithm_oid,
+            response.signature_hash_algorithm,
+        ):
+            raise EvidenceError("The signature of the OCSP response does not hold.")
+        # 3. About this certificate.
+        single = _about(response, certificate, issuer)
+        # 4. Now.
+        this_update = single.this_update_utc
+        next_update = single.next_update_utc or this_update + WITHOUT_NEXT_UPDATE
+        _check_window("OCSP response", this_update, next_update, at)
+        status = _STATUS[single.certificate_status]
+        revoked_at = single.revocation_time_utc if status is Status.REVOKED else None
+    except _UNREADABLE as exc:
+        raise EvidenceError("The OCSP response cannot be read.") from exc
+    number = certificate.serial_number
+    return Evidence(issuer.issuer_id, number, status, this_update, next_update, revoked_at, f"OCSP {source}")
+
+
+_STATUS: Final = {
+    ocsp.OCSPCertStatus.GOOD: Status.GOOD,
+    ocsp.OCSPCertStatus.REVOKED: Status.REVOKED,
+    ocsp.OCSPCertStatus.UNKNOWN: Status.UNKNOWN,
+}
+
+
+def _responder(response: ocsp.OCSPResponse, issuer: Certificate, at: datetime) -> Certificate:
+    """Who has to have signed: the issuer itself, or one that it certified for this. Raises EvidenceError."""
+    if _is_named(response, issuer):
+        return issuer
+    problem = EvidenceError("The OCSP response is signed by a responder whose certificate is not in it.")
+    for sent in response.certificates[:_MAX_RESPONDER_CERTIFICATES]:
+        # Loaded anew: responder certificates need the same tolerance for extensions as leaves.
+        candidate = Certificate.load(sent.public_bytes(Encoding.DER))
+        if not _is_named(response, candidate):
+            continue
+        try:
+            _check_delegated(candidate, issuer, at)
+        except ChainError as exc:
+            problem = EvidenceError(f"The OCSP responder is not authorised: {exc}")
+            problem.__cause__ = exc
+        else:
+            return candidate
+    raise problem
+
+
+def _is_named(response: ocsp.OCSPResponse, certificate: Certificate) -> bool:
+    """Whether the ResponderID is this certificate's: its name, or the SHA-1 of its key."""
+    if response.responder_name is not None:
+        return response.responder_name == certificate.x509.subject
+    return response.responder_key_hash == _key_hash(certificate)
+
+
+@lru_cache(maxsize=256)
+def _key_hash(certificate: Certificate) -> bytes:
+    """SHA-1 over the public key's bits, which is what this method of cryptography makes."""
+    key = certificate.public_key
+    if not isinstance(key, EllipticCurvePublicKey | Ed448PublicKey):
+        raise ChainError(f"The key of certificate {certificate.label} is not of a kind that may sign evidence.")
+    return x509.SubjectKeyIdentifier.from_public_key(key).digest
+
+
+def _check_delegated(responder: Certificate, issuer: Certificate, at: datetime) -> None:
+    """That the issuer itself certified this responder to sign OCSP responses. Raises ChainError.
+
+    Its own revocation is not looked at, ocsp-nocheck or not: asking would lead in a circle, and a CA that has to take
+    such a certificate back renews its own responses, too. Source: RFC 6960 clause 4.2.2.2.
+    """
+    purposes = responder.extension(x509.ExtendedKeyUsage)
+    if purposes is None or ExtendedKeyUsageOID.OCSP_SIGNING not in purposes:
+        raise ChainError(f"Certificate {responder.label} is not for signing OCSP responses.")
+    usage = responder.extension(x509.KeyUsage)
+    if usage is not None and not (usage.digital_signature or usage.content_commitment):
+        raise ChainError(f"The key usage of certificate {responder.label} does not allow to sign responses.")
+    for extension in responder.extensions:
+        if extension.critical and extension.oid not in _PROCESSED_OF_RESPONDERS:
+            raise ChainError(f"Certificate {responder.label} has a critical extension that is not known.")
+    if not responder.not_before <= at or at.replace(microsecond=0) > responder.not_after:
+        raise ChainError(f"Certificate {responder.label} is not valid at this time.")
+    responder.check_signature(issuer)
+
+
+def _about(
+    response: ocsp.OCSPResponse, certificate: Certificate, issuer: Certificate
+) -> ocsp.OCSPResponse | ocsp.OCSPSingleResponse:
+    """The part about this certificate of this issuer. Raises EvidenceError."""
+    for single in response.responses:
+        if not isinstance(single.hash_algorithm, _CERT_ID_HASHES):
+            continue
+        wanted = _request(certificate, issuer, single.hash_algorithm)
+        if (single.serial_number, single.issuer_name_hash, single.issuer_key_hash) == (
+            wanted.serial_number,
+            wanted.issuer_name_hash,
+            wanted.issuer_key_hash,
+        ):
+            return single
+    raise EvidenceError("The OCSP response is about another certificate.")
+
+
+# --- CRLs ------------------------------------------------------------------------------------------------------------
+
+
+def read_crl(
+    octets: bytes, issuer: Certificate, at: datetime, last_number: int | None = None, url: str | None = None
+) -> RevocationList:
+    """Read and verify a complete CRL of an issuer.
+
+    octets: DER or PEM. last_number: of the list before, None where there is none or it had none. url: where it came
+    from when a certificate named the place; None when the operator did, who vouches that the list is complete.
+    Raises EvidenceError. Source: RFC 5280 clauses 5 and 6.3.3; delta, indirect and partial lists are not taken.
+    """
+    try:
+        # 1. A list of this issuer, and a complete one.
+        load = x509.load_pem_x509_crl if octets.startswith(b"-----BEGIN") else x509.load_der_x509_crl
+        crl = load(octets)
+        if crl.issuer != issuer.x509.subject:
+            raise EvidenceError(f"The CRL is not of {issuer.label}.")
+        number = _check_extensions(crl, issuer, url)
+        # 2. Signed by it.
+        usage = issuer.extension(x509.KeyUsage)
+        if usage is not None and not usage.crl_sign:
+            raise EvidenceError(f"Certificate {issuer.label} may not sign CRLs.")
+        key = issuer.public_key
+        ec = isinstance(key, EllipticCurvePublicKey) and crl.signature_algorithm_oid in _ECDSA
+        ed = isinstance(key, Ed448PublicKey) and crl.signature_algorithm_oid == SignatureAlgorithmOID.ED448
+        if not (ec or ed) or not crl.is_signature_valid(key):  # type: ignore[arg-type]
+            raise EvidenceError(f"The CRL is not signed by {issuer.label}.")
+        # 3. Now, and not from before the last one.
+        this_update = crl.last_update_utc
+        next_update = crl.next_update_utc or this_update + WITHOUT_NEXT_UPDATE
+        _check_window("CRL", this_update, next_update, at)
+        if last_number is not None and (number is None or number < last_number):
+            raise EvidenceError(f"The CRL has the number {number}, the one before it had {last_number}.")
+        # An entry's reason is not looked at: a hold is a revocation here, and removeFromCRL is for delta lists.
+        revoked = {entry.serial_number: entry.revocation_date_utc for entry in crl}
+    except _UNREADABLE as exc:
+        raise EvidenceError("The CRL cannot be read.") from exc
+    return RevocationList(issuer.issuer_id, number, this_update, next_update, MappingProxyType(revoked))
+
+
+def _check_extensions(crl: x509.CertificateRevocationList, issuer: Certificate, url: str | None) -> int | None:
+    """The CRL's number. Raises EvidenceError where the list is not the whole one."""
+    number = None
+    for extension in crl.extensions:
+        value = extension.value
+        if isinstance(value, x509.CRLNumber):
+            number = value.crl_number
+        elif isinstance(value, x509.AuthorityKeyIdentifier):
+            has = issuer.key_identifier
+            if value.key_identifier is not None and has is not None and value.key_identifier != has:
+                raise EvidenceError(f"The CRL is signed with another key than that of {issuer.label}.")
+        elif isinstance(value, x509.IssuingDistributionPoint):
+            partial = (
+                value.only_contains_user_certs
+                or value.only_contains_ca_certs
+                or value.only_contains_attribute_certs
+                or value.only_some_reasons
+                or value.indirect_crl
+                or value.relative_name
+            )
+            names = {name.value for name in value.full_name or ()}
+            if partial or (url is not None and names and url not in names):
+                raise EvidenceError("The CRL is only a part of the issuer's.")
+        elif extension.oid == ExtensionOID.DELTA_CRL_INDICATOR:
+            raise EvidenceError("The CRL is a delta CRL.")
+        if extension.critical and extension.oid not in _PROCESSED_OF_CRLS:
+            raise EvidenceError("The CRL has a critical extension that is not known.")
+    return number
+
+
+def _signed(
+    signer: Certificate,
+    signature: bytes,
+    octets: bytes,
+    algorithm: x509.ObjectIdentifier,
+    digest: hashes.HashAlgorithm | None,
+) -> bool:
+    key = signer.public_key
+    try:
+        if isinstance(key, EllipticCurvePublicKey) and algorithm in _ECDSA and digest is not None:
+            key.verify(signature, octets, ECDSA(digest))
+        elif isinstance(key, Ed448PublicKey) and algorithm == SignatureAlgorithmOID.ED448:
+            key.verify(signature, octets)
+        else:
+            return False
+    except InvalidSignature:
+        return False
+    return True
+
+
+def _check_window(what: str, this_update: datetime, next_update: datetime, at: datetime) -> None:
+    if this_update > at + CLOCK_SKEW:
+        raise EvidenceError(f"The {what} is from the future ({this_update:{_TIME}}).")
+    if at > next_update:
+        raise EvidenceError(f"The {what} is stale since {next_update:{_TIME}}.")

@@ -1,0 +1,551 @@
+"""The server: uvicorn with a protocol that distrusts its clients.
+
+uvicorn and its parser read requests well, but they wait as long as a client likes, keep as much of a head as it sends,
+and answer what they cannot read in words of their own. `Connection` adds what is missing:
+
+- how large a head may be, and how long it, the body and the taking of the answer may last;
+- how many connections there may be, in all and from one address;
+- requests that two readers could understand differently end the connection (RFC 9112 clauses 6.3 and 11.2);
+- every refusal is an answer in the API's shape and one log event.
+
+Time is kept by one watch for all connections of a worker, so a request pays for it with a few assignments.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import re
+import ssl
+import sys
+import time
+import uuid
+from collections import Counter
+from collections.abc import Coroutine
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
+
+import httptools
+import orjson
+import structlog
+from starlette.exceptions import HTTPException
+from uvicorn import Config
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from ccp.limits import Proxies
+from ccp.settings import Settings
+
+if TYPE_CHECKING or sys.platform == "win32":
+    from asyncio import SelectorEventLoop as BaseLoop
+else:
+    from uvloop import Loop as BaseLoop
+
+_log = structlog.get_logger("ccp.request")
+
+STATE: Final = "ccp.connections"
+"""Where the application's lifespan puts the worker's `Connections`."""
+CERTIFICATE: Final = "ccp.client_certificate"
+"""Where the scope of a request has the certificate that the client showed in the TLS handshake: DER, or None."""
+
+_MAX_TARGET: Final = 4096  # The longest path with all parameters that the API knows has some 400 octets.
+_MAX_HEADERS: Final = 100
+_MAX_HEAD: Final = 32_768  # Room for a token, and for a certificate that a proxy passes on.
+_MAX_WAITING: Final = 16  # Requests that a client sends ahead of their answers; hardly any does.
+_IDLE_SECONDS: Final = 75.0  # Longer than proxies wait (60 is common), so that it is they who close a connection.
+_LINGER_SECONDS: Final = 2.0
+_LINGER_OCTETS: Final = 1 << 20
+_WATCH_SECONDS: Final = 0.5
+_HANDSHAKE_SECONDS: Final = 10.0
+_FOREVER: Final = math.inf
+
+# What of a request the parser is reading. Plain numbers: they are compared for every header.
+_NOTHING: Final = 0
+_HEAD: Final = 1
+_BODY: Final = 2
+
+_LOOKED_AT: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
+_HOST: Final = re.compile(rb"[A-Za-z0-9._~%!$&'()*+;=:\[\]-]*")
+
+
+class Connections:
+    """The connections of one worker: how many there are, and which have outstayed their time."""
+
+    def __init__(self, config: Settings, proxies: Proxies) -> None:
+        self.max_body = config.max_body
+        self.seconds = float(config.read_timeout)
+        self._most = config.max_connections
+        self._most_of_one = config.max_connections_address
+        self._proxies = proxies
+        self._open: set[Connection] = set()
+        self._by_address: Counter[str] = Counter()
+        self._turned_away: Counter[str] = Counter()
+
+    def enter(self, connection: Connection, address: str | None) -> tuple[int, str] | None:
+        """Returns None, or the status and the sentence with which the connection is turned away."""
+        refusal = None
+        if len(self._open) >= self._most:
+            refusal = 503, "The pool has too many connections just now."
+        elif (
+            address is not None and self._by_address[address] >= self._most_of_one and not self._proxies.trusts(address)
+        ):
+            refusal = 429, "There are too many connections from this address."
+        self._open.add(connection)
+        if address is not None:
+            self._by_address[address] += 1
+        if refusal is not None:
+            self._turned_away[refusal[1]] += 1
+        return refusal
+
+    def leave(self, connection: Connection, address: str | None) -> None:
+        self._open.discard(connection)
+        if address is not None:
+            self._by_address[address] -= 1
+            if not self._by_address[address]:
+                del self._by_address[address]
+
+    async def watch(self) -> None:
+        """Close what is overdue, for as long as the worker runs."""
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            now = time.monotonic()
+            for connection in tuple(self._open):
+                connection.look(now)
+            for reason, count in self._turned_away.items():
+                _log.warning("connections turned away", reason=reason, count=count)
+            self._turned_away.clear()
+
+
+class Cycle(RequestResponseCycle):
+    """A request and its answer, where the request may turn out to be no good while it is being answered."""
+
+    broken: tuple[int, str] | None = None
+    """Status and sentence for whoever reads on."""
+    last: bool = False
+    """Nothing that came after it is read."""
+
+    def cut(self, status: int, sentence: str) -> None:
+        self.broken = status, sentence
+        self.message_event.set()
+
+    async def receive(self) -> Any:
+        message: Any = None
+        if self.broken is None:
+            message = await super().receive()
+        if self.response_complete:
+            return {"type": "http.disconnect"}
+        if self.broken is not None:
+            # Whoever reads the body meets it as the framework's own exception, so it is answered and logged once.
+            status, sentence = self.broken
+            raise HTTPException(status, sentence)
+        if message["type"] == "http.disconnect" and self.more_body:
+            raise HTTPException(400, "The connection ended before the request did.")
+        return message
+
+    def send(self, message: Any) -> Coroutine[Any, Any, None]:
+        if self.waiting_for_100_continue and self.more_body and not self.response_started:
+            # Nobody can tell whether the client sends its body now, so what comes next cannot be read.
+            self.last = True
+        if self.last:
+            # The first part says that the connection ends. It is the connection itself that ends it then, after what
+            # the client is still sending has been taken: else the network could lose the answer (RFC 9112 clause 9.6).
+            self.keep_alive = message["type"] != "http.response.start"
+        return super().send(message)
+
+    async def send_500_response(self) -> None:
+        trace_id = str(uuid.uuid4())
+        _log.error("request", trace_id=trace_id, status=500, outcome="crashed")
+        body = _error("Something went wrong here; the trace id finds it in the log.", trace_id)
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await self.send(
+            {"type": "http.response.start", "status": 500, "headers": [*headers, (b"connection", b"close")]}
+        )
+        await self.send({"type": "http.response.body", "body": body})
+
+
+class _Stop(Exception):
+    """Raised within the parser's callbacks: read no further."""
+
+
+class Connection(HttpToolsProtocol):
+    """A connection of a client.
+
+    Source: RFC 9112; where it leaves a choice, the stricter one is made.
+    """
+
+    cycle: Cycle
+
+    def __init__(self, config: Config, server_state: Any, app_state: dict[str, Any], _loop: Any = None) -> None:
+        super().__init__(config, server_state, {}, _loop)
+        self._connections: Connections = app_state[STATE]
+        self._address: str | None = None
+        self._certificate: bytes | None = None
+        self._stage = _NOTHING
+        self._turn = 0
+        self._octets = 0
+        self._fed = 0
+        self._body = 0
+        self._upgrading = False
+        self._problem: tuple[int, str] | None = None
+        self._deaf = False
+        self._farewell: tuple[int, str] | None = None
+        self._began = self._due = _FOREVER
+        self._stuck = _FOREVER
+        self._leaving = False
+
+    # The connection.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._address = self.client[0] if self.client else None
+        self._began = time.monotonic()
+        self._due = self._began + self._connections.seconds
+        refusal = self._connections.enter(self, self._address)
+        if refusal is not None:
+            self._deaf = True
+            self._write_error(*refusal, str(uuid.uuid4()))
+            transport.close()
+            return
+        tls = transport.get_extra_info("ssl_object")
+        if tls is not None:
+            self._certificate = tls.getpeercert(binary_form=True)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.leave(self, self._address)
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._stuck = time.monotonic() + self._connections.seconds
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._stuck = _FOREVER
+
+    def look(self, now: float) -> None:
+        """Called by the watch: end what is overdue."""
+        if self.transport.is_closing():
+            if not self._leaving:
+                self._leaving, self._due = True, now + self._connections.seconds
+            elif now > self._due:
+                self.transport.abort()  # The rest of the answer is not being taken.
+        elif now > self._stuck:
+            self.transport.abort()
+        elif now > self._due:
+            if self._stage is _NOTHING or self._deaf:
+                self.transport.close()
+            elif self.flow.read_paused:
+                self._due = now + 1.0  # It is we who are not reading.
+            else:
+                what = "head" if self._stage is _HEAD else "body"
+                self._fail(408, f"The {what} of the request took longer than {self._connections.seconds:.0f} seconds.")
+
+    # What comes in.
+
+    def data_received(self, data: bytes) -> None:
+        if self._deaf:
+            self._octets += len(data)
+            if self._octets > _LINGER_OCTETS:
+                self.flow.pause_reading()
+            return
+        turn, self._fed = self._turn, len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as exc:
+            self._read_again(data[exc.args[0] :])
+            return
+        except httptools.HttpParserError as exc:
+            if not self._deaf:
+                self._fail(*self._problem_of(exc))
+            return
+        if self._turn == turn:  # All of it belongs to the same head, or to the same body, as what came before.
+            self._octets += len(data)
+            if self._stage is _HEAD and self._octets > _MAX_HEAD:
+                self._fail(431, f"The head of the request is larger than {_MAX_HEAD} octets.")
+            elif self._stage is _BODY and self._octets > 2 * self._connections.max_body + 65_536:
+                # Twice the body is room for chunks of reasonable size.
+                self._fail(413, f"The body is larger than {self._connections.max_body} octets.")
+
+    def _read_again(self, rest: bytes) -> None:
+        """Pass over the wish for another protocol, with which the parser ends: HTTP/1.1 goes on (RFC 9110 clause 7.8).
+
+        Some HTTP clients ask for HTTP/2 in this way with every first request, even with one that has a body.
+        """
+        head = [self.parser.get_method(), b" ", self.url, b" HTTP/1.1\r\n"]
+        for name, value in self.headers:
+            if name == b"connection":
+                tokens = (token.strip() for token in value.split(b","))
+                value = b", ".join(token for token in tokens if token.lower() != b"upgrade")
+            if name != b"upgrade":
+                head += [name, b": ", value, b"\r\n"]
+        self._upgrading = False
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._stage = _NOTHING
+        self.data_received(b"".join([*head, b"\r\n", rest]))
+
+    def _problem_of(self, exc: httptools.HttpParserError) -> tuple[int, str]:
+        if self._problem is None and isinstance(exc, httptools.HttpParserCallbackError):
+            _log.error("a connection's own code failed", exc_info=exc)
+            return 500, "Something went wrong here; the trace id finds it in the log."
+        return self._problem or (400, f"The request is not valid HTTP: {_reason(exc)}.")
+
+    def _stop(self, status: int, sentence: str) -> _Stop:
+        self._problem = status, sentence
+        return _Stop()
+
+    # What the parser finds.
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._stage, self._octets, self._turn = _HEAD, 0, self._turn + 1
+        self._began = time.monotonic()
+        self._due = self._began + self._connections.seconds
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+        if len(self.url) > _MAX_TARGET:
+            raise self._stop(414, f"Path and query are longer than {_MAX_TARGET} octets.")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._stage is not _HEAD:
+            return  # A trailer; taken for a header it could say who calls (RFC 9110 clause 6.5.1).
+        if len(self.headers) >= _MAX_HEADERS:
+            raise self._stop(431, f"The request has more than {_MAX_HEADERS} headers.")
+        self.headers.append((name.lower(), value))
+
+    def on_headers_complete(self) -> None:
+        parser, scope = self.parser, self.scope
+        version = parser.get_http_version()
+        method = parser.get_method().decode("ascii")
+        expects, length = self._check_head(version)
+        if parser.should_upgrade():
+            if method == "CONNECT":
+                raise self._stop(501, "The pool is no proxy.")
+            self._upgrading = True
+            return
+        try:
+            target = httptools.parse_url(self.url)
+            raw_path = target.path or b"/"
+            path = raw_path.decode("ascii")
+        except (httptools.HttpParserInvalidURLError, UnicodeDecodeError) as exc:
+            raise self._stop(400, "The path of the request is not valid.") from exc
+        scope["method"] = method
+        scope["http_version"] = version
+        scope["path"] = unquote(path) if "%" in path else path
+        scope["raw_path"] = raw_path
+        scope["query_string"] = target.query or b""
+        scope[CERTIFICATE] = self._certificate  # type: ignore[typeddict-unknown-key]
+        self._accept(length, expects=expects, keep_alive=version == "1.1" and parser.should_keep_alive())
+
+    def _check_head(self, version: str) -> tuple[bool, int]:
+        """What the parser lets through and should not.
+
+        Returns whether the client waits to be told to go on, and the length that it announces.
+        """
+        hosts, length, coded, expects = 0, 0, False, False
+        for name, value in self.headers:
+            if name not in _LOOKED_AT:
+                continue
+            if name == b"host":
+                hosts += 1
+                if not _HOST.fullmatch(value):
+                    raise self._stop(400, "The header Host is not valid.")
+            elif name == b"content-length":
+                length = int(value)
+            elif name == b"transfer-encoding":
+                coded = True
+                if value.lower() != b"chunked":
+                    raise self._stop(501, "The pool knows no transfer coding but chunked.")
+            else:
+                expects = version == "1.1" and value.lower() == b"100-continue"
+        if version not in ("1.0", "1.1"):
+            raise self._stop(505, "The pool speaks HTTP/1.1.")
+        if self._octets + self._fed > _MAX_HEAD:  # Perhaps; a part of this is not of the head.
+            size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+            if size > _MAX_HEAD:
+                raise self._stop(431, f"The head of the request is larger than {_MAX_HEAD} octets.")
+        if hosts > 1 or (hosts == 0 and version == "1.1"):
+            raise self._stop(400, "The request needs the header Host, once.")
+        if coded and version == "1.0":
+            raise self._stop(400, "HTTP/1.0 knows no transfer codings.")
+        return expects, length
+
+    def _accept(self, length: int, *, expects: bool, keep_alive: bool) -> None:
+        before: Cycle | None = self.cycle
+        self.cycle = Cycle(
+            scope=self.scope,
+            transport=self.transport,
+            flow=self.flow,
+            logger=self.logger,
+            access_logger=self.access_logger,
+            access_log=self.access_log,
+            default_headers=self.server_state.default_headers,
+            message_event=asyncio.Event(),
+            expect_100_continue=expects,
+            keep_alive=keep_alive,
+            on_response=self.on_response_complete,
+        )
+        self._stage, self._octets, self._body, self._turn = _BODY, 0, 0, self._turn + 1
+        self._due = time.monotonic() + self._connections.seconds
+        if length > self._connections.max_body:
+            self.cycle.cut(413, f"The body is larger than {self._connections.max_body} octets.")
+        if before is None or before.response_complete:
+            self._start_asgi_task(self.cycle, self.app)
+            return
+        self.flow.pause_reading()
+        self.pipeline.appendleft((self.cycle, self.app))
+        if len(self.pipeline) >= _MAX_WAITING:
+            # All before it are answered; what comes behind it is not read, and the client may send that again.
+            self._deaf = self.cycle.last = True
+            self._due = _FOREVER
+            self.cycle.cut(400, f"More than {_MAX_WAITING} requests were sent ahead.")
+            raise _Stop
+
+    def on_body(self, body: bytes) -> None:
+        cycle = self.cycle
+        if cycle.response_complete or cycle.broken is not None:
+            return
+        self._body += len(body)
+        if self._body > self._connections.max_body:
+            cycle.cut(413, f"The body is larger than {self._connections.max_body} octets.")
+            return
+        cycle.body += body
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.message_event.set()
+
+    def on_message_complete(self) -> None:
+        if self._upgrading:
+            return
+        self._stage = _NOTHING
+        if self.cycle.response_complete:
+            self._due = time.monotonic() + _IDLE_SECONDS
+            return
+        self._due = _FOREVER
+        self.cycle.more_body = False
+        self.cycle.message_event.set()
+
+    # What goes out.
+
+    def on_response_complete(self) -> None:
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._deaf or self.cycle.last:
+            self._deaf = True
+            self._leave()
+        elif self._stage is _NOTHING:
+            self._due = time.monotonic() + _IDLE_SECONDS
+
+    def _fail(self, status: int, sentence: str) -> None:
+        """What comes in is no good: answer it, after everything before it, and read no further."""
+        self._deaf, self._octets, self._due = True, 0, _FOREVER
+        if self._stage is _BODY:
+            self.cycle.last = True
+            if not self.cycle.response_complete:
+                self.cycle.cut(status, sentence)
+                return
+        else:
+            self._farewell = status, sentence
+        if self.cycle is None or self.cycle.response_complete:
+            self._leave()
+
+    def _leave(self) -> None:
+        """Say what is left to say, and give the client a moment to take it."""
+        if self._farewell is not None:
+            status, sentence = self._farewell
+            trace_id = str(uuid.uuid4())
+            _log.info(
+                "request",
+                trace_id=trace_id,
+                address=self._address,
+                status=status,
+                outcome="refused",
+                reason=sentence,
+                ms=round((time.monotonic() - self._began) * 1000, 2),
+            )
+            self._write_error(status, sentence, trace_id)
+        self._due = time.monotonic() + _LINGER_SECONDS
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+
+    def _write_error(self, status: int, sentence: str, trace_id: str) -> None:
+        body = _error(sentence, trace_id)
+        headers = [
+            *self.server_state.default_headers,
+            (b"content-type", b"application/json"),
+            (b"content-length", str(len(body)).encode()),
+            (b"connection", b"close"),
+            (b"cache-control", b"no-store"),
+            (b"x-content-type-options", b"nosniff"),
+            (b"x-trace-id", trace_id.encode()),
+        ]
+        if status in (429, 503):
+            headers.append((b"retry-after", b"2"))
+        lines = b"".join(name + b": " + value + b"\r\n" for name, value in headers)
+        self.transport.write(STATUS_LINE[status] + lines + b"\r\n" + body)
+
+
+def _error(sentence: str, trace_id: str) -> bytes:
+    return orjson.dumps({"errorMessages": [sentence], "traceId": trace_id})
+
+
+def _reason(exc: httptools.HttpParserError) -> str:
+    """The parser's own words, which quote nothing of the request, unless it is about a path."""
+    if isinstance(exc, httptools.HttpParserInvalidURLError):
+        return "the path is not valid"
+    words = str(exc).replace("`", "")
+    return words[:1].lower() + words[1:] if words else "it cannot be read"
+
+
+# --- How uvicorn is run ----------------------------------------------------------------------------------------------
+
+
+class Loop(BaseLoop):
+    """uvicorn leaves no room for these: how long a client may take to agree on TLS, and to say goodbye."""
+
+    async def create_server(self, *args: Any, **options: Any) -> Any:
+        if options.get("ssl") is not None:
+            options |= {"ssl_handshake_timeout": _HANDSHAKE_SECONDS, "ssl_shutdown_timeout": _LINGER_SECONDS}
+        return await super().create_server(*args, **options)
+
+
+def tls_context(config: Config, default: object) -> ssl.SSLContext:
+    """TLS 1.2 as the least, 1.3 where the client knows it; of 1.2 only what is forward secret and authenticated.
+
+    Source: RFC 9325 clauses 3.1 and 4.2; BSI TR-02102-2 for the same choice.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")  # TLS 1.3 has a list of its own, all of which is good.
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    context.set_alpn_protocols(["http/1.1"])
+    context.verify_mode = ssl.VerifyMode(config.ssl_cert_reqs)
+    if config.ssl_ca_certs is not None:
+        context.load_verify_locations(config.ssl_ca_certs)
+    if config.ssl_certfile is None:
+        raise RuntimeError("made for a server that has a certificate")
+    context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
+    return context
+
+
+def options(config: Settings) -> dict[str, Any]:
+    """What uvicorn is told, the same for one worker, for many and for tests. Names, since workers are new processes."""
+    told: dict[str, Any] = {
+        "http": f"{__name__}:{Connection.__name__}",
+        "loop": f"{__name__}:{Loop.__name__}",
+        "ws": "none",
+        "proxy_headers": False,
+        "server_header": False,
+        "access_log": False,
+        "timeout_graceful_shutdown": 20,
+    }
+    if config.tls_cert is not None:
+        told |= {"ssl_certfile": config.tls_cert, "ssl_keyfile": config.tls_key, "ssl_context_factory": tls_context}
+    if config.tls_client_ca is not None:
+        told |= {"ssl_ca_certs": config.tls_client_ca, "ssl_cert_reqs": ssl.CERT_REQUIRED}
+    return told

@@ -1,0 +1,409 @@
+"""Who calls: from a client's credentials to a token, from a token to the party that it names.
+
+The pool is an authorisation server for its own parties (RFC 6749 client credentials, RFC 9068 tokens) and takes the
+tokens of other issuers that the operator trusts (`ccp.issuers`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import random
+import secrets
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+import structlog
+from argon2 import PasswordHasher
+from argon2.exceptions import Argon2Error, InvalidHashError
+from joserfc import jwt
+from joserfc.jwk import ECKey
+
+from ccp.errors import CCPError, InputError, NotAuthenticated, Unavailable
+from ccp.issuers import Issuers
+from ccp.jose import (
+    TokenError,
+    UnknownCaller,
+    UnknownIssuer,
+    UnverifiedToken,
+    VerifiedToken,
+    WrongAudience,
+    WrongCertificate,
+    WrongClaim,
+    WrongTime,
+    read,
+    verify,
+)
+from ccp.parties import Party, Role
+from ccp.settings import GREATEST_TOKEN_LIFETIME
+from ccp.store import Store, keys, parties
+from ccp.store.audit import POOL, Action, Entry, told
+from ccp.store.keys import TokenKey
+
+_log = structlog.get_logger("ccp.tokens")
+
+# A generated secret has 256 bits, so the hash only has to make a stolen table worthless, not to slow down guessing:
+# the least parameters of RFC 9106's order are enough, and a token request stays cheap.
+_HASHER: Final = PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
+_NOBODY: Final = _HASHER.hash(secrets.token_urlsafe(32))
+_SECRETS: Final = 2  # that a party may have at the same time, while it changes from one to the other
+_CACHED_TOKENS: Final = (
+    10_000  # A token is some 100 octets here; more partners than this have no token at the same time.
+)
+_NOT_VALID: Final = "The access token is not valid (any more)."
+
+PUBLISHED_BEFORE: Final = timedelta(seconds=30)
+"""How long a new key is published before it signs: workers look every second, others may cache the key set as long."""
+_RETIRED_AFTER: Final = timedelta(seconds=GREATEST_TOKEN_LIFETIME + 60)
+_LOOKED_AFTER_SECONDS: Final = 600  # Whether a key is old enough to be rotated, or retired, matters to nobody sooner.
+_RELOADED_SECONDS: Final = 1.0
+
+
+class InvalidScope(InputError):
+    """A token was asked for with a role that is none, or that the party does not hold."""
+
+    code = "scope"
+
+
+class Grant(NamedTuple):
+    """lifetime: seconds."""
+
+    access_token: str
+    lifetime: int
+    roles: frozenset[Role]
+
+
+def new_secret() -> str:
+    """A client secret of 256 bits, shown once."""
+    return secrets.token_urlsafe(32)
+
+
+def hash_secret(secret: str) -> str:
+    return _HASHER.hash(secret)
+
+
+def new_key(at: datetime, *, after: timedelta = timedelta(0)) -> TokenKey:
+    """A new ES256 key, which signs after a time."""
+    key = ECKey.generate_key("P-256", auto_kid=True)
+    return TokenKey(str(key.kid), key.as_pem(private=True).decode(), at, at + after)
+
+
+async def rotate(store: Store, actor: str, at: datetime, after: timedelta = PUBLISHED_BEFORE) -> TokenKey:
+    """Add a key that signs after a time; the others verify for as long as tokens of theirs may be about.
+
+    actor: as the audit trail has it.
+    """
+    candidate = new_key(at, after=after)
+    change = keys.rotate(candidate, candidate.starts_at + _RETIRED_AFTER, at)
+    await store.write(told(change, lambda _: [_rotated(candidate, actor, at)]))
+    return candidate
+
+
+async def revoke(store: Store, kid: str, actor: str, at: datetime) -> TokenKey | None:
+    """End a key and every token that it has signed. Returns the key that was made in its place, if none was left.
+
+    Raises NotFound.
+    """
+    candidate = new_key(at)
+
+    def tell(replaced: bool) -> list[Entry]:
+        entry = Entry(at, actor, Action.KEY_REVOKED, {"kid": kid})
+        return [entry, _rotated(candidate, actor, at)] if replaced else [entry]
+
+    return candidate if await store.write(told(keys.revoke(kid, candidate), tell)) else None
+
+
+def _rotated(key: TokenKey, actor: str, at: datetime) -> Entry:
+    return Entry(at, actor, Action.KEY_ROTATED, {"kid": key.kid})
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    kid: str
+    jwk: ECKey
+    stored: TokenKey
+
+
+@dataclass(frozen=True, slots=True)
+class _Recognised:
+    """What a verified token says. expires: seconds since 1970, not later than its key is retired. roles: None for all
+    that the party has. certificate: what the token is bound to. vouched: the party, if another issuer describes it.
+    """
+
+    client_id: str
+    expires: float
+    roles: frozenset[Role] | None
+    certificate: str | None
+    vouched: Party | None = None
+
+
+def _no_certificate() -> str | None:
+    return None
+
+
+class Authority:
+    """Issues access tokens to registered parties and recognises them, and those of other issuers.
+
+    A token says who calls; what a registered party may do is read from the register at every call, so disabling it ends
+    its tokens as soon as the register is refreshed.
+    """
+
+    def __init__(self, store: Store, *, issuer: str, lifetime: int, others: Issuers | None = None) -> None:
+        """issuer: the pool's own address. lifetime: of tokens, seconds."""
+        self._store = store
+        self._issuer = issuer
+        self._lifetime = lifetime
+        self._others = others
+        self._parties: dict[str, Party] = {}
+        self._keys: tuple[_Key, ...] = ()
+        self._known: dict[bytes, _Recognised] = {}
+        self._hashing = asyncio.Semaphore(2)
+        self._loading = asyncio.Lock()
+        self._loaded = 0.0
+
+    # What it knows.
+
+    async def refresh_parties(self) -> None:
+        self._parties = {party.client_id: party for party in await self._store.read(parties.every()) if party.enabled}
+
+    async def refresh_keys(self, at: datetime) -> None:
+        self._loaded = time.monotonic()
+        async with self._loading:  # What was read earlier must not replace what was read later.
+            stored = await self._store.read(keys.every())
+            if not stored:
+                await self._store.write(keys.ensure(new_key(at)))
+                stored = await self._store.read(keys.every())
+            if stored != [key.stored for key in self._keys]:
+                self._keys = tuple(_Key(key.kid, _imported(key), key) for key in stored)
+                self.forget()
+
+    def forget(self) -> None:
+        """Verify every token anew: keys have changed."""
+        self._known.clear()
+
+    async def look_after_keys(self, lifetime: int, clock: Callable[[], datetime]) -> None:
+        """Rotate keys that are older than the lifetime (seconds; 0 for never), remove those that are retired. Every
+        worker runs it; whoever is first does it.
+        """
+        while True:
+            await asyncio.sleep(min(_LOOKED_AFTER_SECONDS, lifetime or _LOOKED_AFTER_SECONDS) * random.random())  # noqa: S311
+            try:
+                await self.replace_old_keys(lifetime, clock())
+            except CCPError as exc:
+                _log.warning("token keys not looked after", reason=str(exc))
+
+    async def replace_old_keys(self, lifetime: int, at: datetime) -> None:
+        """Raises Unavailable."""
+        if lifetime:
+            candidate = new_key(at, after=PUBLISHED_BEFORE)
+            retire_at = candidate.starts_at + _RETIRED_AFTER
+            change = keys.rotate_old(candidate, at - timedelta(seconds=lifetime), retire_at, at)
+            done = await self._store.write(
+                told(change, lambda rotated: [_rotated(candidate, POOL, at)] if rotated else [])
+            )
+            if done:
+                _log.info("token key rotated", kid=candidate.kid, signs_from=candidate.starts_at)
+        await self._store.write(keys.remove_retired(at))
+
+    def published_keys(self, at: datetime) -> dict[str, Any]:
+        """The keys that verify our tokens, as a JWK set (RFC 7517 clause 5)."""
+        return {
+            "keys": [
+                key.jwk.as_dict(private=False, use="sig", alg="ES256") for key in self._keys if key.stored.verifies(at)
+            ]
+        }
+
+    # Tokens of our own.
+
+    def is_for_us(self, audience: str) -> bool:
+        """Whether an audience that a client asks for is this pool: an address under the origin of our own."""
+        origin = _origin(audience)
+        return origin is not None and origin == _origin(self._issuer)
+
+    async def issue(
+        self,
+        client_id: str,
+        secret: str,
+        at: datetime,
+        *,
+        roles: Collection[str] | None = None,
+        certificate: str | None = None,
+    ) -> Grant:
+        """A token for a party. Raises NotAuthenticated, InvalidScope.
+
+        roles: those that it shall be good for; None for all. certificate: x5t#S256 of the one to bind it to.
+        """
+        stored = await self._store.read(parties.secrets_of(client_id, at))
+        async with self._hashing:
+            good = await asyncio.to_thread(_any_matches, [entry.hash for entry in stored], secret)
+        if not good:
+            raise NotAuthenticated("The client is unknown or its secret is wrong.")
+        if client_id not in self._parties:
+            await self.refresh_parties()  # It was registered within the last second.
+        party = self._parties.get(client_id)
+        if party is None:
+            raise NotAuthenticated("The client is unknown or its secret is wrong.")
+        held = {role.value: role for role in party.roles}
+        if roles is not None and not set(roles) <= set(held):
+            raise InvalidScope("scope has to name roles of the client.")
+        granted = party.roles if roles is None else frozenset(held[name] for name in roles)
+        return Grant(
+            self._signed(client_id, at, None if roles is None else granted, certificate), self._lifetime, granted
+        )
+
+    def _signed(self, client_id: str, at: datetime, roles: Collection[Role] | None, certificate: str | None) -> str:
+        stored = keys.signing((key.stored for key in self._keys), at)
+        if stored is None:
+            raise Unavailable("There is no key to sign access tokens with.")
+        now = int(at.timestamp())
+        claims: dict[str, Any] = {
+            "iss": self._issuer,
+            "aud": self._issuer,
+            "sub": client_id,
+            "client_id": client_id,
+            "iat": now,
+            "exp": now + self._lifetime,
+            "jti": secrets.token_hex(16),
+        }
+        if roles is not None:
+            claims["scope"] = " ".join(sorted(roles))
+        if certificate is not None:
+            claims["cnf"] = {"x5t#S256": certificate}
+        jwk = next(key.jwk for key in self._keys if key.kid == stored.kid)
+        return jwt.encode({"alg": "ES256", "typ": "at+jwt", "kid": stored.kid}, claims, jwk, algorithms=["ES256"])
+
+    # Tokens of callers.
+
+    def knows(self, authorization: str | None) -> bool:
+        """Whether the header's token was recognised here before, so that it costs next to nothing to look at."""
+        token = (authorization or "").partition(" ")[2]
+        return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest() in self._known
+
+    async def authenticate(
+        self, authorization: str | None, at: datetime, certificate: Callable[[], str | None] = _no_certificate
+    ) -> Party:
+        """The caller that an Authorization header names. Raises NotAuthenticated, Unavailable.
+
+        certificate: tells the x5t#S256 of the client certificate that came with this request; asked for bound tokens.
+        """
+        scheme, _, token = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not token:
+            raise NotAuthenticated("A bearer token is needed.")
+        now = at.timestamp()
+        digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+        known = self._known.get(digest)
+        try:
+            if known is None:
+                known = await self._recognise(read(token.strip()), at)
+                self._remember(digest, known, now)
+            if known.expires <= now:
+                raise WrongTime
+            if known.certificate is not None and known.certificate != certificate():
+                raise WrongCertificate
+            return self._party(known)
+        except TokenError as exc:
+            raise NotAuthenticated(_NOT_VALID) from exc
+
+    def _remember(self, digest: bytes, known: _Recognised, now: float) -> None:
+        if len(self._known) >= _CACHED_TOKENS:
+            self._known = {key: entry for key, entry in self._known.items() if entry.expires > now}
+            if len(self._known) >= _CACHED_TOKENS:
+                self._known.clear()
+        self._known[digest] = known
+
+    def _party(self, known: _Recognised) -> Party:
+        if known.vouched is not None:
+            return known.vouched
+        party = self._parties.get(known.client_id)
+        if party is None:
+            raise UnknownCaller
+        return party if known.roles is None else replace(party, roles=party.roles & known.roles)
+
+    async def _recognise(self, token: UnverifiedToken, at: datetime) -> _Recognised:
+        """Raises TokenError, Unavailable."""
+        if token.issuer == self._issuer:
+            if all(key.kid != token.kid for key in self._keys):
+                await self._reload_keys(at)
+            return self._own(verify(token, self._verifying(at), ("ES256",)), at)
+        if self._others is None:
+            raise UnknownIssuer
+        vouched = await self._others.recognise(token, at)
+        return _Recognised(
+            vouched.party.client_id, vouched.expires, None, _certificate_of(vouched.claims), vouched.party
+        )
+
+    def _verifying(self, at: datetime) -> list[ECKey]:
+        return [key.jwk for key in self._keys if key.stored.verifies(at)]
+
+    async def _reload_keys(self, at: datetime) -> None:
+        """Another worker has signed with a key that this one does not know yet; or somebody has made one up."""
+        if time.monotonic() - self._loaded >= _RELOADED_SECONDS:
+            await self.refresh_keys(at)
+
+    def _own(self, token: VerifiedToken, at: datetime) -> _Recognised:
+        """What a token says that we signed for ourselves. Raises WrongAudience, WrongClaim, WrongTime."""
+        claims = token.claims
+        if claims.get("aud") != self._issuer:
+            raise WrongAudience
+        client_id, expires, scope = claims.get("sub"), claims.get("exp"), claims.get("scope")
+        if not isinstance(expires, int) or isinstance(expires, bool):
+            raise WrongTime
+        if not isinstance(client_id, str) or not isinstance(scope, str | None):
+            raise WrongClaim
+        roles = None if scope is None else frozenset(role for role in Role if role in scope.split())
+        retired = next(key.stored.retired_at for key in self._keys if key.kid == token.kid)
+        latest = expires if retired is None else min(expires, retired.timestamp())
+        return _Recognised(client_id, latest, roles, _certificate_of(claims))
+
+
+def _imported(key: TokenKey) -> ECKey:
+    return ECKey.import_key(key.private_key, {"kid": key.kid})
+
+
+def _certificate_of(claims: Any) -> str | None:
+    """x5t#S256 of the certificate that a token is bound to, None for a bearer token (RFC 8705 clause 3.1).
+
+    Raises WrongCertificate for what is bound to anything else (RFC 7800): nobody here could check that.
+    """
+    if "cnf" not in claims:
+        return None
+    match claims["cnf"]:
+        case {"x5t#S256": str(thumbprint), **others} if not others:
+            return thumbprint
+    raise WrongCertificate
+
+
+def _origin(address: str) -> tuple[str, str, int | None] | None:
+    """Scheme, host and port; None for what is no http address."""
+    try:
+        parts = urlsplit(address)
+        port = parts.port or {"http": 80, "https": 443}[parts.scheme]
+    except (ValueError, KeyError):
+        return None
+    if parts.hostname is None or parts.username is not None:
+        return None
+    return parts.scheme, parts.hostname, port
+
+
+def _any_matches(hashes: list[str], secret: str) -> bool:
+    """Whether the secret is one of those, newest first.
+
+    Where it is none, it takes the time of two whatever there is: that of a client which is unknown, or has one secret,
+    or is about to change from one to the other.
+    """
+    if any(_matches(entry, secret) for entry in hashes):
+        return True
+    for _ in range(_SECRETS - len(hashes)):
+        _matches(_NOBODY, secret)
+    return False
+
+
+def _matches(entry: str, secret: str) -> bool:
+    try:
+        return _HASHER.verify(entry, secret)
+    except (Argon2Error, InvalidHashError):
+        return False

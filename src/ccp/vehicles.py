@@ -1,0 +1,55 @@
+"""What happens to a vehicle's provisioning certificate, and which contracts that makes worthless. Pure.
+
+Contracts are encrypted for the key of that certificate. When it is deleted, renewed with a new key, or lost in a
+factory reset, the vehicle cannot use what was encrypted for the old one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from ccp.ids import PCID, Namespace
+from ccp.neighbours import ProvisioningChain
+from ccp.store.vehicles import Binding
+
+
+class Change(StrEnum):
+    """What happened to a vehicle's provisioning certificate."""
+
+    DELETED = "prov.cert.deleted"
+    UPDATED = "prov.cert.updated"
+    FACTORY_RESET = "prov.cert.updated.factory.reset"
+
+
+@dataclass(frozen=True, slots=True)
+class VehicleEvent:
+    """until: what was published later than this is no concern of the event. namespace: None for either edition."""
+
+    change: Change
+    pcid: PCID
+    until: datetime
+    namespace: Namespace | None
+
+
+def made_stale(event: VehicleEvent, current: ProvisioningChain | None) -> Callable[[Binding], bool]:
+    """Says of a variant whether the event makes it worthless.
+
+    current: what the vehicle has now, as far as that is known. Deleted and factory reset: all go. Updated: those for
+    another key than the vehicle has now; those of the other edition have a certificate of their own. Where either key
+    is not known, those published before the event go too: their eMSP is told of the event as well and signs anew, while
+    a contract that the vehicle cannot decrypt would be delivered again and again.
+    """
+
+    def stale(binding: Binding) -> bool:
+        if event.change is Change.UPDATED:
+            if event.namespace not in (None, binding.namespace):
+                return False
+            key = current.key_for(binding.namespace) if current else None
+            if key is not None and binding.provisioning_key is not None:
+                return key != binding.provisioning_key
+        return binding.published_at <= event.until
+
+    return stale
