@@ -299,3 +299,10 @@ def sql(url: str, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
         return aside().run(aside().fetch(url, re.sub(r"\?", lambda _: f"${next(numbers)}", statement), parameters))
     with closing(sqlite3.connect(schema.sqlite_file(url), timeout=5)) as connection, connection:
         return connection.execute(statement, parameters).fetchall()
+
+
+def tables(url: str) -> list[str]:
+    """The names of all tables of a database."""
+    if schema.is_postgres(url):
+        return [name for (name,) in sql(url, "select tablename::text from pg_tables where schemaname = 'public'")]
+    return [name for (name,) in sql(url, "select name from sqlite_master where type = 'table'")]
