@@ -12,7 +12,7 @@ from multiprocessing.queues import Queue
 import pytest
 
 from ccp.errors import ConfigurationError
-from ccp.pki.evidence import Evidence, Key, RevocationList, Status
+from ccp.pki.evidence import Evidence, Key, RevocationList, Rules, Status
 from ccp.store import citus, contracts, evidence, schema
 from ccp.store.contracts import Published
 from ccp.store.vehicles import withdraw_vehicle
@@ -128,7 +128,7 @@ def test_revoked_and_expired_contracts_are_found_and_removed_on_a_cluster(url: s
     )  # fmt: skip
     assert write(url, loaded) is True
     assert write(url, evidence.learn(Evidence(ISSUER, 9, Status.GOOD, AT, AT + DAY, None, "OCSP"))) is False
-    known = read(url, evidence.known(keys))
+    known = read(url, evidence.known(keys, Rules()))
     assert known.evidence[ISSUER, 7].status is Status.REVOKED
     assert read(url, contracts.spent_candidates(AT)) == [FIRST, SECOND_CONTRACT]
     assert read(url, contracts.spent(FIRST, AT)) == (CAR, "revoked")
