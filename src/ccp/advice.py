@@ -21,26 +21,28 @@ _LENGTHS: Final = (7_500, 5_600)
 _SHA1_OCTETS: Final = 20
 
 
-def on_response(response: InstallationResponse, at: datetime) -> tuple[str, ...]:
-    """Warnings about a CertificateInstallationRes. Certificates are read again here; one that cannot be is no
-    warning's.
+def on_response(response: InstallationResponse, anchors: TrustAnchors, at: datetime) -> tuple[str, ...]:
+    """Warnings about a CertificateInstallationRes. anchors: the snapshot that has read its sub-CAs already.
+
+    What cannot be read as a certificate fails a check; it needs no warning.
     """
-    return tuple(_on_response(response, at))
+    return tuple(_on_response(response, anchors, at))
 
 
-def _on_response(response: InstallationResponse, at: datetime) -> Iterator[str]:
+def _on_response(response: InstallationResponse, anchors: TrustAnchors, at: datetime) -> Iterator[str]:
     length = (len(response.parsed.octets) + 2) // 3 * 4
     limit = next((limit for limit in _LENGTHS if length > limit), None)
     if limit is not None:
         yield f"The response has {length} characters in Base64; some charging stations take {limit} at most."
-    chains = (
-        (response.contract_certificate, *response.contract_sub_certificates),
-        (response.cps_certificate, *response.cps_sub_certificates),
-    )
-    for chain in chains:
-        for place, der in enumerate(chain):
-            with contextlib.suppress(ChainError):  # What cannot be read fails a check; it needs no warning.
-                yield from _on_certificate(Certificate.load(der), at, is_leaf=place == 0)
+    for leaf, sub_cas in (
+        (response.contract_certificate, response.contract_sub_certificates),
+        (response.cps_certificate, response.cps_sub_certificates),
+    ):
+        with contextlib.suppress(ChainError):
+            yield from _on_certificate(Certificate.load(leaf), at, is_leaf=True)
+        for der in sub_cas:
+            with contextlib.suppress(ChainError):
+                yield from _on_certificate(anchors.read(der), at, is_leaf=False)
 
 
 def _on_certificate(certificate: Certificate, at: datetime, *, is_leaf: bool) -> Iterator[str]:

@@ -122,7 +122,7 @@ class Meter:
         self._cells[place] = min(due, now + rate.interval * (2 * rate.burst - 1)) + rate.interval
 
     def _place(self, key: bytes) -> tuple[int, int]:
-        """The key's mark, and the first cell that it may stand in. Remembered for keys that are short and come often."""
+        """The mark of a key and the first cell that it may stand in; remembered for short keys that come often."""
         return self._known(key) if len(key) <= _SHORT else self._hashed(key)
 
     def _hashed(self, key: bytes) -> tuple[int, int]:

@@ -121,10 +121,15 @@ def parse_name(text: str) -> str:
     return name
 
 
+_NO_PARTY: Final = frozenset({"pool", "pcp", "cli", "unknown", "several"})
+
+
 def parse_client_id(text: str) -> str:
     """Raises FieldError."""
     if not _CLIENT_ID.fullmatch(text):
         raise FieldError(f'client_id : must match "{CLIENT_ID_PATTERN}"')
+    if text.lower() in _NO_PARTY:
+        raise FieldError(f"client_id : {text} is a name of the audit trail for what no party did")
     return text
 
 

@@ -231,7 +231,7 @@ class Pool:
         await self._store.write(
             audit.told(questions.publish(contract, at), lambda done: [_published(caller, contract, done, at)])
         )
-        if warnings := advice.on_response(response, at):
+        if warnings := advice.on_response(response, self._trust.anchors, at):
             _log.warning("published with warnings", owner=emaid.provider, warnings=warnings)
 
     async def examine(
@@ -269,7 +269,7 @@ class Pool:
         stored = await (self._revocation.gathered(asked.chains, at) if fetch else self._revocation.stored(asked.chains))
         checks = Checks(tell=True)
         _tell(checks, response, revocation=stored, **against)
-        return checks, (*advice.on_response(response, at), *stored.warnings)
+        return checks, (*advice.on_response(response, self._trust.anchors, at), *stored.warnings)
 
     async def explain_request(self, request: InstallationRequest, at: datetime) -> tuple[Checks, tuple[str, ...]]:
         """Every check on a vehicle's request as a delivery makes it, told in full, and the warnings. Nobody is asked.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import hmac
 import secrets
 from typing import Final
@@ -34,7 +33,7 @@ class Pseudonyms:
         """The first sixteen hexadecimal digits of HMAC-SHA256 over the canonical id: 64 bits tell vehicles apart."""
         if self._key is None:
             raise RuntimeError("open comes first")
-        return hmac.digest(self._key, canonical.encode(), hashlib.sha256).hex()[:16]
+        return hmac.digest(self._key, canonical.encode(), "sha256").hex()[:16]
 
     def shown(self, canonical: EMAID | PCID | None) -> str | None:
         """What a log event says of an id; None where the settings leave it out."""

@@ -78,31 +78,31 @@ class Connections:
         self._most_of_one = config.max_connections_address
         self._proxies = proxies
         self._open: set[Connection] = set()
-        self._by_address: Counter[str] = Counter()
+        self._by_address: Counter[bytes] = Counter()
         self._turned_away: Counter[str] = Counter()
 
     def enter(self, connection: Connection, address: str | None) -> tuple[int, str] | None:
         """Returns None, or the status and the sentence with which the connection is turned away."""
+        counted = self._proxies.client(address, "").counted
         refusal = None
         if len(self._open) >= self._most:
             refusal = 503, "The pool has too many connections just now."
-        elif (
-            address is not None and self._by_address[address] >= self._most_of_one and not self._proxies.trusts(address)
-        ):
+        elif counted is not None and self._by_address[counted] >= self._most_of_one:
             refusal = 429, "There are too many connections from this address."
         self._open.add(connection)
-        if address is not None:
-            self._by_address[address] += 1
+        if counted is not None:
+            self._by_address[counted] += 1
         if refusal is not None:
             self._turned_away[refusal[1]] += 1
         return refusal
 
     def leave(self, connection: Connection, address: str | None) -> None:
         self._open.discard(connection)
-        if address is not None:
-            self._by_address[address] -= 1
-            if not self._by_address[address]:
-                del self._by_address[address]
+        counted = self._proxies.client(address, "").counted
+        if counted is not None:
+            self._by_address[counted] -= 1
+            if not self._by_address[counted]:
+                del self._by_address[counted]
 
     async def watch(self) -> None:
         """Close what is overdue, for as long as the worker runs."""

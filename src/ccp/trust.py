@@ -190,20 +190,22 @@ async def synchronise(
         entry for entry in known if entry.source == offered.source and (entry.role, entry.fingerprint) not in listed
     ]
     pruned = prune and offered.complete
-    added = [entry for entry in new if await store.write(_add(entry, actor, at))]
+    added = [entry for entry in new if await store.write(add_anchor(entry, actor, at))]
     if pruned:
         for entry in gone:
-            await store.write(_remove(entry, actor, at))
+            await store.write(remove_anchor(entry, actor, at))
     if prune and not pruned and gone:
         unusable.append("Nothing was removed, because the list has entries that cannot be read.")
     return Synchronised(tuple(added), tuple(gone), pruned, tuple(unusable))
 
 
-def _add(entry: TrustedCertificate, actor: str, at: datetime) -> Steps[bool]:
+def add_anchor(entry: TrustedCertificate, actor: str, at: datetime) -> Steps[bool]:
+    """Trust a certificate, with a row in the audit trail if it was not known. Returns whether it was not."""
     return audit.told(anchors.add(entry), lambda new: [anchors.added_entry(entry, actor, at)] * new)
 
 
-def _remove(entry: TrustedCertificate, actor: str, at: datetime) -> Steps[bool]:
+def remove_anchor(entry: TrustedCertificate, actor: str, at: datetime) -> Steps[bool]:
+    """Trust a certificate no longer that came from this source, with a row in the audit trail."""
     return audit.told(
         anchors.remove_from(entry.source, entry.role, entry.fingerprint),
         lambda was: [anchors.removed_entry(entry.fingerprint, [entry.role], actor, at)] * was,

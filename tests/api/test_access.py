@@ -437,7 +437,7 @@ def test_a_body_that_is_neither_form_nor_json_is_invalid(pool: Pool, kind: str, 
 
 
 def test_ids_and_secrets_of_any_kind_are_refused_and_nothing_worse(pool: Pool, form: dict[str, str]) -> None:
-    for text in ("\0", "ü" * 1000, "' or 1=1 --", "a" * 100_000, "\U0001f697"):
+    for text in ("\0", "ü" * 1000, "' or 1=1 --", "a" * 10_000, "\U0001f697"):
         refused(pool.http.post("/oauth/token", json={**form, "client_id": text}), 401, "invalid_client")
         refused(pool.http.post("/oauth/token", json={**form, "client_secret": text}), 401, "invalid_client")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,14 @@ def with_refusals(url: str, use: Callable[[Refusals], Awaitable[None]], window: 
     asyncio.run(run())
 
 
+async def until(url: str, question: str, expected: list[tuple[Any, ...]]) -> None:
+    """Wait for what the background writes; a quarter of a second is usual, the rest is for a busy machine."""
+    deadline = time.monotonic() + 10
+    while (found := sql(url, question)) != expected:
+        assert time.monotonic() < deadline, found
+        await asyncio.sleep(0.05)
+
+
 def rows(url: str) -> list[Recorded]:
     return read(url, questions.found(Filter(), 10_000))
 
@@ -52,11 +61,10 @@ def counted(url: str) -> int:
     return sum(json.loads(row.subject or "").get("count", 1) for row in rows(url))
 
 
-def test_a_refusal_is_written_within_a_second_while_the_server_runs(url: str) -> None:
+def test_a_refusal_is_written_soon_while_the_server_runs(url: str) -> None:
     async def use(refusals: Refusals) -> None:
         refusals.note(refusal(1))
-        await asyncio.sleep(1)
-        assert sql(url, "select trace_id, action from audit") == [("trace-1", "access.refused")]
+        await until(url, "select trace_id, action from audit", [("trace-1", "access.refused")])
 
     with_refusals(url, use)
 
@@ -114,8 +122,7 @@ def test_counts_are_written_when_their_window_ends_though_nobody_asks_any_more(u
     async def use(refusals: Refusals) -> None:
         for number in range(25):
             refusals.note(refusal(number))
-        await asyncio.sleep(1.5)
-        assert sql(url, "select count(*), max(subject like '%\"count\":15,%') from audit") == [(11, 1)]
+        await until(url, "select count(*), max(subject like '%\"count\":15,%') from audit", [(11, 1)])
         for number in range(25):  # Another window has rows of its own.
             refusals.note(refusal(number))
 
@@ -165,9 +172,9 @@ def test_noting_a_refusal_takes_microseconds(url: str) -> None:
 
     async def use(refusals: Refusals) -> None:
         entries = [refusal(number) for number in range(10_000)]
-        began = asyncio.get_running_loop().time()
+        began = time.process_time()
         for entry in entries:
             refusals.note(entry)
-        assert (asyncio.get_running_loop().time() - began) / len(entries) < 100e-6
+        assert (time.process_time() - began) / len(entries) < 100e-6
 
     with_refusals(url, use)

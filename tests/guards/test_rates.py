@@ -16,7 +16,9 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
+from structlog.testing import CapturingLogger
 
+from ccp.api import gate
 from ccp.api.opnc import BASE
 from ccp.errors import ConfigurationError, NotAuthenticated, TooManyRequests, Unavailable
 from ccp.limits import Client, Limits, Meter, Proxies, Rate
@@ -313,10 +315,16 @@ def test_guesses_at_the_same_time_are_counted_too(small: Pool) -> None:
     assert int(answer.headers["retry-after"]) > 12, "what was too much has to be waited for"
 
 
-def test_a_proxy_that_is_not_trusted_is_not_believed(pkis: dict[str, PKI]) -> None:
+def test_a_proxy_that_is_not_trusted_is_not_believed_and_the_operator_is_told_once(
+    pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logger = CapturingLogger()
+    monkeypatch.setattr(gate, "_log", logger)
     with start({"iso2": pkis["iso2"]}, rate_address=5, trusted_proxies=("10.0.0.0/8",)) as pool:
         seen = [pool.http.get("/health", headers=of(next(ADDRESSES))).status_code for _ in range(15)]
     assert 429 in seen
+    (call,) = logger.calls
+    assert (call.method_name, call.kwargs) == ("warning", {"peer": "127.0.0.1"})
 
 
 def test_a_refusal_says_in_the_audit_trail_where_it_came_from(small: Pool) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat import asn1
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.name import _ASN1Type
 from cryptography.x509.oid import ExtensionOID, NameOID
@@ -17,11 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ccp.errors import ChainError
-from ccp.pki.certificates import Certificate
+from ccp.pki.certificates import Certificate, _SignedCertificate
 from ccp.pki.names import names_match, parse_dn
 from ccp.sim.pki import CONTRACT, EXPLICIT_FALSE, Credential, build_certificate, build_root, subject_name
 from tests.pki.made import AT, DAY, added, chain, forge, replaced, tlv, without
 from tests.pki.published import public_root, request_leaf, response_chains
+from tests.pki.random_chains import random_chains
 
 ROOT_NAME = x509.Name(
     [
@@ -268,6 +270,39 @@ def test_any_name_is_read_as_cryptography_reads_it(parts: list[tuple[x509.Object
 
 
 _ISSUER = build_root("Root", at=AT)
+
+
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")
+def test_what_is_cut_out_of_the_octets_is_what_a_reader_of_the_whole_structure_finds() -> None:
+    """On good certificates of every kind, on random ones, and on damaged ones that cryptography still reads."""
+    source = random.Random(15118)
+    ders = [one.der for made in response_chains().values() for one in made]
+    for algorithm in ("P-256", "P-521", "Ed448"):
+        made = chain(algorithm=algorithm)
+        ders += [one.der for one in (made.leaf, made.sub2.certificate, made.sub1.certificate)]
+    for one in random_chains(150, 15118):
+        ders += [certificate.der for certificate in (one.leaf, *one.offered, one.root)]
+    for _ in range(3000):
+        octets = bytearray(source.choice(ders[:15]))
+        octets[source.randrange(len(octets))] = source.randrange(256)
+        ders.append(bytes(octets))
+    compared = 0
+    for der in ders:
+        try:
+            found = Certificate.load(der)
+        except ChainError:
+            continue
+        compared += 1
+        whole = asn1.decode_der(_SignedCertificate, der)
+        key = bytes(whole.tbs.subject_public_key_info.data)
+        assert found.serial_number == whole.tbs.serial_number
+        assert found.issuer_name == bytes(whole.tbs.issuer.data)
+        assert found.subject_name == bytes(whole.tbs.subject.data)
+        assert key.startswith(found.public_key_algorithm)
+        assert len(found.public_key_algorithm) == 2 + key[1]
+        assert found._algorithms_agree is (bytes(whole.algorithm.data) == bytes(whole.tbs.signature.data))
+        assert found._signed_octets == found.x509.tbs_certificate_bytes
+    assert compared > 1500
 
 
 @pytest.mark.filterwarnings("ignore:Parsed a serial number")

@@ -82,9 +82,11 @@ class FakeIssuer:
         self.server.says(KEYS, reply)
 
     def claims(self, **changes: Any) -> dict[str, Any]:
+        """Good ones but for the changes; None leaves a claim out, a function makes one of the time."""
         now = int(time.time())
         own = {"iss": self.name, "aud": AUDIENCE, "sub": "station-7", "iat": now, "exp": now + 300, "roles": ["cpo"]}
-        return {name: value for name, value in {**own, **changes}.items() if value is not None}
+        said = {name: value(now) if callable(value) else value for name, value in {**own, **changes}.items()}
+        return {name: value for name, value in said.items() if value is not None}
 
     def token(self, by: Key | None = None, algorithm: str = "ES256", **changes: Any) -> str:
         return signed(self.claims(**changes), by or self.keys[0], algorithm)

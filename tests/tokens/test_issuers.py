@@ -24,6 +24,9 @@ from tests.revocation.servers import Reply
 from tests.tokens.issuer import AUDIENCE, KEYS, FakeIssuer, encoded, fake_issuer, key, key_set, look, post, signed
 from tests.world import Pool, start
 
+# Of the tests' own signing: short keys are made, and EdDSA is called by the name that RFC 9864 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore::joserfc.errors.SecurityWarning")
+
 INVALID = ["The access token is not valid (any more)."]
 ALL = ("ES256", "ES384", "ES512", "EdDSA", "Ed25519", "RS256", "PS256")
 
@@ -80,21 +83,22 @@ def test_a_caller_with_a_token_of_an_issuer_does_what_a_registered_one_does(trus
     assert httpx.get(f"{path}/contractData/pcid/{car.pcid}", headers=maker).status_code == 200
 
 
-@pytest.mark.parametrize("algorithm", ALL)
-def test_each_algorithm_that_is_allowed_verifies(pkis: dict[str, PKI], algorithm: str) -> None:
-    with fake_issuer(key(algorithm)) as fake, pool_with(pkis, fake.entry(algorithms=ALL)) as running:
-        assert post(running, fake.token(algorithm=algorithm)).status_code == 400
+def test_each_algorithm_that_is_allowed_verifies(pkis: dict[str, PKI]) -> None:
+    keys = {algorithm: key(algorithm, algorithm) for algorithm in ALL}
+    with fake_issuer(*keys.values()) as fake, pool_with(pkis, fake.entry(algorithms=ALL)) as running:
+        for algorithm, by in keys.items():
+            assert post(running, fake.token(by, algorithm)).status_code == 400, algorithm
 
 
 @pytest.mark.parametrize(
     "changes",
     [
         {"aud": ["urn:another", AUDIENCE]},
-        {"nbf": int(time.time()) - 5},
-        {"nbf": int(time.time()) + 10},
-        {"iat": int(time.time()) + 10},
+        {"nbf": lambda now: now - 5},
+        {"nbf": lambda now: now + 10},
+        {"iat": lambda now: now + 10},
         {"iat": None},
-        {"exp": time.time() + 60.5},
+        {"exp": lambda now: now + 60.5},
         {"roles": "cpo openid profile"},
         {"roles": ["cpo", "offline_access", "another-service-admin"]},
     ],
@@ -149,14 +153,14 @@ def test_keys_may_lie_in_a_file(pkis: dict[str, PKI], tmp_path: Path) -> None:
         {"aud": [AUDIENCE.upper()]},
         {"aud": {AUDIENCE: True}},
         {"exp": None},
-        {"exp": int(time.time()) - 1},
+        {"exp": lambda now: now - 1},
         {"exp": "2999-01-01"},
         {"exp": True},
         {"exp": -1},
         {"exp": 10**30},
-        {"nbf": int(time.time()) + 3600},
+        {"nbf": lambda now: now + 3600},
         {"nbf": "now"},
-        {"iat": int(time.time()) + 3600},
+        {"iat": lambda now: now + 3600},
         {"iat": [1]},
         {"sub": None},
         {"sub": ""},

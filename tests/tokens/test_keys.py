@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from ccp.parties import Party, Role
 from ccp.settings import GREATEST_TOKEN_LIFETIME
 from ccp.store import Store, audit, connect, keys, parties, schema
 from ccp.store.keys import TokenKey, signing
+from ccp.store.steps import Steps
 from ccp.tokens import Authority, hash_secret
 from tests.cli.run import ccp as run
 from tests.cli.run import good, told
@@ -133,6 +135,24 @@ def test_retired_keys_are_removed_and_nothing_is_counted_where_there_are_none(ur
     assert sql(url, "select * from change_count") != before
 
 
+def driven(steps: Steps[Any], *answers: list[Any]) -> list[str]:
+    """The statements of a question, with what an engine would have answered to each."""
+    statements = [next(steps)[0]]
+    for rows in answers:
+        with suppress(StopIteration):
+            statements.append(steps.send(rows)[0])
+    return [" ".join(statement.split()[:2]) for statement in statements]
+
+
+def test_a_worker_that_waited_for_anothers_rotation_or_first_key_looks_again_before_it_writes() -> None:
+    """As it is on an engine with several writers: what was read before the lock may be old by the time of it."""
+    old, new = ("old", "private", 0, None, None), ("new", "private", int(AT.timestamp() * 1_000_000), None, None)
+    rotating = keys.rotate_old(stored("mine", AT), AT - DAY, AT + DAY, AT)
+    assert driven(rotating, [old], [], [new, old]) == ["select kid,", "insert into", "select kid,"]
+    first = keys.ensure(stored("mine"))
+    assert driven(first, [], [], [new]) == ["select kid,", "insert into", "select kid,"]
+
+
 # --- Several workers, one database -----------------------------------------------------------------------------------
 
 SECRET = "a secret for a test, not for use"
@@ -231,6 +251,16 @@ def test_a_token_of_a_key_that_a_worker_does_not_know_yet_is_looked_up_but_not_f
     asyncio.run(meet())
 
 
+def test_a_party_that_was_registered_just_now_is_served_before_the_worker_looks_for_changes(registered: str) -> None:
+    async def hurry() -> None:
+        (worker,) = await workers(registered, 1)
+        await worker.authority.refresh_keys(AT)
+        assert await worker.takes(await worker.token(AT), AT)
+        await worker.store.close()
+
+    asyncio.run(hurry())
+
+
 def test_a_cached_token_ends_with_its_key_even_if_it_claims_to_last_longer(registered: str) -> None:
     """Who stole a key that is retired since signs for a time when it should be worthless."""
 
@@ -308,12 +338,17 @@ def kid_of(token: str) -> str:
     return kid
 
 
-def within_five_seconds(reached: Any) -> None:
+def settles_within_five_seconds(good: Callable[[], bool]) -> None:
+    """Twelve answers in a row are as they should be, and none that is not comes later than five seconds from now.
+
+    Each is asked for over a connection of its own, so both workers have given some of the twelve.
+    """
     began = time.monotonic()
-    while not reached():
-        assert time.monotonic() - began < 5
-        time.sleep(0.05)
-    assert time.monotonic() - began < 5
+    in_a_row = 0
+    while in_a_row < 12:
+        in_a_row = in_a_row + 1 if good() else 0
+        assert in_a_row or time.monotonic() - began < 5
+        time.sleep(0 if in_a_row else 0.05)
 
 
 def test_a_rotation_refuses_no_token_and_publishes_the_new_key_before_it_signs(served: Served) -> None:
@@ -324,7 +359,7 @@ def test_a_rotation_refuses_no_token_and_publishes_the_new_key_before_it_signs(s
     seen_published = False
     began = time.monotonic()
     while kid_of(held[-1]) == before["kid"]:
-        assert time.monotonic() - began < 8
+        assert time.monotonic() - began < 20
         seen_published = seen_published or all(made["kid"] in each for each in served.published(4))
         held.append(served.token())
         for token in (held[0], held[-1]):
@@ -342,18 +377,18 @@ def test_a_revoked_key_ends_its_tokens_in_all_workers_within_five_seconds_and_an
     assert served.statuses(held) == {404}
     signing_kid = kid_of(held)
     assert f"{signing_kid} is revoked." in good("keys", "revoke", signing_kid, "--config", served.config).lines
-    within_five_seconds(lambda: served.statuses(held) == {401})
-    within_five_seconds(lambda: all(signing_kid not in each for each in served.published()))
+    settles_within_five_seconds(lambda: served.statuses(held, 1) == {401})
+    assert all(signing_kid not in each for each in served.published())
     fresh = served.token()
     assert kid_of(fresh) != signing_kid
-    within_five_seconds(lambda: served.statuses(fresh) == {404})
+    assert served.statuses(fresh) == {404}
 
 
 def test_a_disabled_party_is_refused_by_all_workers_within_five_seconds(served: Served) -> None:
     held = served.token()
     assert served.statuses(held) == {404}
     good("party", "disable", "emsp", "--config", served.config)
-    within_five_seconds(lambda: served.statuses(held) == {401})
+    settles_within_five_seconds(lambda: served.statuses(held, 1) == {401})
     form = {"grant_type": "client_credentials", "client_id": "emsp", "client_secret": SECRET}
     assert httpx.post(f"{served.url}/oauth/token", data=form, timeout=10).status_code == 401
 

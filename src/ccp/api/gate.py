@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+import structlog
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -12,6 +13,7 @@ from ccp.api.trace import trace_of
 from ccp.errors import TooManyRequests
 from ccp.limits import Client, Limits
 
+_log = structlog.get_logger("ccp.gate")
 _KEY: Final = "ccp.client"
 _FORWARDED: Final = 256
 
@@ -31,14 +33,17 @@ class Gate:
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
         self._app = app
         self._limits = limits
+        self._told = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         peer = scope["client"][0] if scope.get("client") else None
-        proxies = self._limits.proxies
-        forwarded = _forwarded(scope) if proxies.trusts(peer) else ""
+        proxies, forwarded = self._limits.proxies, _forwarded(scope)
+        if forwarded and not proxies.trusts(peer):
+            self._tell_once(peer)
+            forwarded = ""
         scope[_KEY] = client = proxies.client(peer, forwarded)
         trace_of(scope).address = client.address
         try:
@@ -48,6 +53,13 @@ class Gate:
             await response(scope, receive, send)
             return
         await self._app(scope, receive, send)
+
+    def _tell_once(self, peer: str | None) -> None:
+        if not self._told:
+            self._told = True
+            _log.warning(
+                "X-Forwarded-For is not believed; if this is a proxy, trusted_proxies has to say so", peer=peer
+            )
 
 
 def _forwarded(scope: Scope) -> str:

@@ -139,7 +139,7 @@ def _given(octets: bytes, anchors: TrustAnchors, at: datetime) -> _Told:
             installation.verify_request(request, anchors=anchors, revocation=Unchecked(), at=at, checks=checks)
         else:
             response = installation.read_response(octets, namespace)
-            warnings = advice.on_response(response, at)
+            warnings = advice.on_response(response, anchors, at)
             installation.verify_response(
                 response, emaid=None, root=None, anchors=anchors, revocation=Unchecked(), at=at, checks=checks
             )

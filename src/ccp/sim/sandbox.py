@@ -24,9 +24,9 @@ from ccp.settings import Settings
 from ccp.sim import pki as sim_pki
 from ccp.sim.parties import Car, make_contract, new_session_id, sign_contract
 from ccp.sim.pki import PKI
-from ccp.store import Store, anchors, schema
+from ccp.store import Store, schema
 from ccp.tokens import new_secret
-from ccp.trust import trusted
+from ccp.trust import add_anchor, trusted
 
 EMSP_A: Final = ProviderId.parse("DEEXA")
 EMSP_B: Final = ProviderId.parse("NLEXB")
@@ -91,7 +91,8 @@ async def register(store: Store, world: World, at: datetime) -> None:
     """Tell a pool about a world: its roots, the OEM's sub-CAs, which ISO 15118-2 cars do not send, and its parties."""
     for edition, pki in world.pkis.items():
         for role, certificate in trust_list(pki):
-            await store.write(anchors.add(trusted(certificate, role, f"sandbox {edition}", at)))
+            entry = trusted(certificate, role, f"sandbox {edition}", at)
+            await store.write(add_anchor(entry, command_actor(), at))
     actor = Actor(command_actor())
     for member in world.members:
         await Register(store).add(member.party, actor, at, member.secret)
