@@ -15,10 +15,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import itertools
-import sqlite3
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -39,6 +38,7 @@ from ccp.sim.server import loopback, running
 from ccp.store import Store, connect, schema
 from ccp.store.steps import Steps
 from ccp.tokens import new_secret
+from tests.databases import fresh, sql
 
 AT = datetime.now(UTC).replace(microsecond=0)
 """When the world was made."""
@@ -228,8 +228,7 @@ class Pool:
 
     def sql(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
         """A statement in the database, for what no partner can bring about: time that has passed."""
-        with closing(sqlite3.connect(self.database, timeout=5)) as connection, connection:
-            return connection.execute(statement, parameters).fetchall()
+        return sql(self.settings.database, statement, *parameters)
 
     def expire(self, emaid: EMAID) -> None:
         """Let a stored contract be past its validity."""
@@ -303,7 +302,7 @@ def start(pkis: Mapping[str, PKI], parties_too: Sequence[Party] = (), **options:
     """A pool in a directory of its own, for as long as the block lasts. options: settings other than the defaults."""
     with tempfile.TemporaryDirectory(prefix="ccp-test-") as folder, loopback() as (listening, base_url):
         database = Path(folder) / "ccp.db"
-        values = {"database": f"sqlite:///{database}", "base_url": base_url, "log_level": "error", **options}
+        values = {"database": fresh(Path(folder)), "base_url": base_url, "log_level": "error", **options}
         settings = Settings(**values)
         schema.upgrade(settings.database)
         world = World(

@@ -115,7 +115,7 @@ class Assembly:
 
 def assemble(config: Settings, clock: opnc.Clock = now) -> Assembly:
     """Build a pool, for a server or for a command. Nothing is opened yet."""
-    store = connect(config.database)
+    store = connect(config.database, config.database_connections)
     trust = Trust(store)
     outbound = Outbound(config.outbound_allow)
     neighbours = Neighbours.of(config, outbound)

@@ -40,7 +40,7 @@ from ccp.store import contracts as questions
 from ccp.store.audit import Action, Entry
 from ccp.store.contracts import Published
 from ccp.store.erasure import Erased, Rehearsed
-from ccp.store.steps import Steps
+from ccp.store.steps import Steps, newest
 from ccp.trust import Trust
 from ccp.vehicles import Change, VehicleEvent, made_stale
 
@@ -538,8 +538,9 @@ def _tell_request(checks: Checks, request: InstallationRequest, **against: Any) 
         installation.verify_request(request, checks=checks, **against)
 
 
+@newest
 def _with_evidence(pcid: PCID, rules: Rules) -> Steps[tuple[list[SignedContract], Known]]:
-    """A vehicle's contracts and what is known of their certificates, in one snapshot."""
+    """A vehicle's contracts and what is known of their certificates: by then, or since."""
     stored = yield from questions.by_vehicle(pcid)
     known = yield from evidence.known((key for contract in stored for key in contract.certificates or ()), rules)
     return stored, known

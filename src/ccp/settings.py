@@ -171,7 +171,12 @@ class Settings(BaseSettings):
         ("127.0.0.0/8", "::1/128"),
         description="Networks (CIDR) of proxies that are believed who called (X-Forwarded-For).",
     )
-    database: str = Field("sqlite:///ccp.db", description="Database URL: sqlite:///FILE.")
+    database: str = Field(
+        "sqlite:///ccp.db", description="Database URL: sqlite:///FILE, or postgresql://USER:PASSWORD@HOST:PORT/NAME."
+    )
+    database_connections: Annotated[int, Field(ge=1, le=500)] = Field(
+        10, description="Connections to a PostgreSQL server, the most that one worker opens."
+    )
     base_url: str | None = Field(
         None,
         description="Address that partners reach the pool under, issuer and audience of its tokens; http(s)://host:port.",

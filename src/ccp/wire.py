@@ -85,7 +85,8 @@ class SignedContractData(_Wire):
     pcid: PCIDField
     certificateInstallationRes: Annotated[str, Field(min_length=1)]
     xsdMsgDefNamespace: NamespaceField
-    metaData: Annotated[str, Field(max_length=10_000)] | None = None
+    # PostgreSQL stores no U+0000 in a text; nobody's contract depends on the engine behind.
+    metaData: Annotated[str, Field(max_length=10_000, pattern="^[^\\x00]*$")] | None = None
     cpsV2GRootCertificateFingerprint: FingerprintField | None = None
     cpsRootDistinguishedName: DNField | None = None
 

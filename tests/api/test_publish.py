@@ -117,6 +117,13 @@ def test_the_metadata_of_a_contract_is_given_back(pool: Pool) -> None:
     assert item["metaData"] == "für später"
 
 
+@pytest.mark.parametrize("metadata", ["\0", "before\0after", "at the end\0", "a line\n\0"])
+def test_metadata_that_not_every_database_can_keep_is_refused(pool: Pool, metadata: str) -> None:
+    contract = pool.contract(pool.car())
+    assert refused(pool, contract, metaData=metadata) == ["metaData : String should match pattern '^[^\\x00]*$'"]
+    assert pool.stored(contract.emaid) == 0
+
+
 def test_optional_members_may_be_null_and_unknown_ones_are_passed_over(pool: Pool) -> None:
     nulls = {"metaData": None, "cpsV2GRootCertificateFingerprint": None, "cpsRootDistinguishedName": None}
     contract = pool.publish(pool.car(), body={**nulls, "futureMember": {"a": [1]}})

@@ -17,6 +17,7 @@ from ccp.ids import EMAID, PCID
 from ccp.sim.pki import PKI
 from ccp.store import sqlite
 from ccp.store.steps import Steps
+from tests.databases import knows_sqlite
 from tests.world import ISO2, Pool, new_emaid, new_pcid, start
 
 
@@ -198,6 +199,7 @@ def asked() -> Iterator[list[str]]:
         yield done
 
 
+@knows_sqlite
 @pytest.mark.parametrize("name", NAMES)
 def test_the_database_is_asked_the_same_and_finds_as_much(pool: Pool, there: There, name: str) -> None:
     seen, absent = pairs(pool, there)[name]

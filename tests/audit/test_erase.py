@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from ccp.store import audit as questions
 from ccp.store.audit import Filter
 from tests.audit.made import entry, vehicle_of
 from tests.cli.run import good, told
+from tests.databases import tables
 from tests.store.made import broken_invariants, new_database, sql, write
 from tests.world import Contract, Pool, new_emaid, new_pcid, start
 
@@ -42,14 +41,12 @@ def config(pool: Pool, tmp_path: Path) -> Path:
 
 def naming(pool: Pool, named: str) -> dict[str, int]:
     """How many rows of which table name an id, in whatever column: in a text, in JSON or in octets."""
-    with closing(sqlite3.connect(pool.database, timeout=5)) as connection:
-        tables = [row[0] for row in connection.execute("select name from sqlite_master where type = 'table'")]
-        found = {}
-        for table in tables:
-            rows = connection.execute(f"select * from {table}").fetchall()
-            count = sum(any(_names(value, named) for value in row) for row in rows)
-            if count:
-                found[table] = count
+    found = {}
+    for table in tables(pool.settings.database):
+        rows = pool.sql(f"select * from {table}")
+        count = sum(any(_names(value, named) for value in row) for row in rows)
+        if count:
+            found[table] = count
     return found
 
 
@@ -186,7 +183,7 @@ def test_a_dry_run_says_the_same_and_changes_nothing(pool: Pool, config: Path) -
             "audit",
             "audit_head",
         )
-        return [pool.sql(f"select * from {table}") for table in tables]
+        return [sorted(pool.sql(f"select * from {table}"), key=repr) for table in tables]
 
     before = content()
     dry = {kind: erased(config, *kind, "--dry-run") for kind in (("--emaid", contract.emaid), ("--pcid", car.pcid))}

@@ -102,8 +102,11 @@ def test_a_newer_schema_is_good_enough_but_cannot_be_upgraded(database: str) -> 
 
 @pytest.mark.parametrize("command", [["db", "upgrade"], ["db", "status"], ["party", "list"], ["serve"]])
 def test_another_database_engine_is_refused_by_every_command(command: list[str]) -> None:
-    sentence = told(*command, env={"CCP_DATABASE": "postgresql://ccp:secret@localhost/ccp"})
-    assert sentence == "No storage engine for the database URL postgresql:… (known: sqlite:///FILE)."
+    sentence = told(*command, env={"CCP_DATABASE": "mysql://ccp:secret@localhost/ccp"})
+    assert (
+        sentence
+        == "No storage engine for the database URL mysql:… (known: sqlite:///FILE, postgresql://USER@HOST/NAME)."
+    )
 
 
 def test_a_file_that_is_no_database_is_told(folder: Path) -> None:

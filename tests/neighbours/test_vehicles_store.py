@@ -15,6 +15,7 @@ from ccp.store import connect, schema
 from ccp.store import contracts as questions
 from ccp.store.steps import Steps
 from ccp.store.vehicles import bindings, withdraw_vehicle
+from tests.databases import fresh
 from tests.neighbours.test_pki_service import stored
 from tests.world import AT, new_emaid, new_pcid
 
@@ -22,7 +23,7 @@ from tests.world import AT, new_emaid, new_pcid
 def test_events_of_a_vehicle_have_revisions_of_their_own_and_claims_go_with_contracts(
     tmp_path: Path, pkis: dict[str, PKI]
 ) -> None:
-    url = f"sqlite:///{tmp_path / 'ccp.db'}"
+    url = fresh(tmp_path)
     schema.upgrade(url)
     template = stored(pkis["iso2"])
     pcid, other = new_pcid(), new_pcid()
@@ -69,7 +70,7 @@ def test_events_of_a_vehicle_have_revisions_of_their_own_and_claims_go_with_cont
 
 
 def test_only_what_is_stale_goes(tmp_path: Path, pkis: dict[str, PKI]) -> None:
-    url = f"sqlite:///{tmp_path / 'ccp.db'}"
+    url = fresh(tmp_path)
     schema.upgrade(url)
     pcid = new_pcid()
     old, new = (replace(stored(pkis["iso2"]), pcid=pcid) for _ in range(2))

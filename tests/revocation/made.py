@@ -19,6 +19,7 @@ from ccp.revocation import RevocationService
 from ccp.settings import Settings
 from ccp.sim.pki import PKI, Addresses, Algorithm, Credential, answer_ocsp, build_pki, sign_crl
 from ccp.store import Store, connect, schema
+from tests.databases import fresh
 from tests.revocation.servers import Reply, Server
 
 ALGORITHMS: tuple[Algorithm, ...] = ("P-256", "P-521", "Ed448")
@@ -92,7 +93,7 @@ class Bench:
 async def opened(**options: Any) -> AsyncIterator[Bench]:
     """A service with a new database. options: settings; loopback may be called unless they say otherwise."""
     with tempfile.TemporaryDirectory(prefix="ccp-test-") as folder:
-        values = {"database": f"sqlite:///{Path(folder) / 'ccp.db'}", "outbound_allow": LOOPBACK, **options}
+        values = {"database": fresh(Path(folder)), "outbound_allow": LOOPBACK, **options}
         settings = Settings(**values)
         schema.upgrade(settings.database)
         store = connect(settings.database)

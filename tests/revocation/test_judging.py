@@ -30,6 +30,7 @@ from ccp.pki.evidence import (
 )
 from ccp.sim.pki import Addresses
 from ccp.store import evidence as questions
+from tests.databases import knows_sqlite
 from tests.revocation.made import AT, DAY, HOUR, Bench, Branch, branch, run
 
 CRL = "http://crl.example/2.crl"
@@ -235,6 +236,7 @@ def test_many_keys_are_found_and_none_that_was_not_asked_for() -> None:
     run(test)
 
 
+@knows_sqlite
 def test_a_list_is_taken_whole_or_not_at_all_and_never_an_older_one(made: Branch) -> None:
     issuer = made.sub2.certificate
     name = issuer.issuer_id
@@ -272,6 +274,7 @@ def test_a_list_is_taken_whole_or_not_at_all_and_never_an_older_one(made: Branch
     run(test)
 
 
+@knows_sqlite
 def test_evidence_is_looked_up_by_index() -> None:
     """SQLite reads the whole table for some ways of asking, which shows only when it is large."""
     keys = [Key("a" * 64, number, ("x",)) for number in range(7)]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import sqlite3
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +14,7 @@ from ccp.contracts import SignedContract
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.store import Store, connect, schema
 from ccp.store.steps import Row, Statement, Steps
+from tests.databases import sql
 
 AT = datetime(2026, 3, 1, 12, 0, 0, 250_000, tzinfo=UTC)
 SECOND = timedelta(seconds=1)
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 def new_database(folder: Path) -> str:
-    """The URL of a new database in a folder."""
+    """The URL of a new SQLite database in a folder."""
     url = f"sqlite:///{folder / 'ccp.db'}"
     schema.upgrade(url)
     return url
@@ -86,12 +86,6 @@ def statements(*wanted: Statement) -> Steps[list[Row]]:
     return rows
 
 
-def sql(url: str, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
-    """A statement on a connection of its own, as another process would see things."""
-    with closing(sqlite3.connect(schema.sqlite_file(url), timeout=5)) as connection, connection:
-        return connection.execute(statement, parameters).fetchall()
-
-
 def broken_invariants(url: str) -> list[str]:
     """What must never be found in a database, whatever was done to it."""
     return [
@@ -102,7 +96,7 @@ def broken_invariants(url: str) -> list[str]:
             ),
             "is_default does not repeat the vehicle's default": (
                 "select c.pcid, c.emaid from contract c join vehicle v on v.pcid = c.pcid "
-                "where c.is_default != (c.emaid is v.default_emaid)"
+                "where c.is_default != (c.emaid is not distinct from v.default_emaid)"
             ),
             "a default that the vehicle does not have": (
                 "select pcid from vehicle v where default_emaid is not null and not exists "

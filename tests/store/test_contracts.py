@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,7 +25,6 @@ from tests.store.made import (
     SECOND_CONTRACT,
     THIRD,
     broken_invariants,
-    new_database,
     read,
     sql,
     variant,
@@ -34,11 +32,6 @@ from tests.store.made import (
 )
 
 UNKNOWN = EMAID("DEEXAS99999999")
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return new_database(tmp_path)
 
 
 def publish(url: str, *variants: SignedContract, at: datetime = AT) -> Published:
@@ -225,6 +218,19 @@ def test_a_withdrawn_emaid_may_be_published_again_for_any_vehicle(url: str) -> N
     assert default_of(url, OTHER_CAR) == FIRST
 
 
+def test_a_contract_is_spent_when_all_its_variants_have_expired_and_only_then_it_is_removed(url: str) -> None:
+    publish(url, variant(valid_to=AT - SECOND), variant(namespace=Namespace.ISO20, valid_to=AT + SECOND))
+    publish(url, variant(SECOND_CONTRACT, valid_to=AT - SECOND))
+    assert read(url, contracts.spent_candidates(AT)) == [FIRST, SECOND_CONTRACT]
+    assert read(url, contracts.spent(FIRST, AT)) is None
+    assert write(url, contracts.cleanse(FIRST, AT, AT)) is None
+    assert read(url, contracts.spent(SECOND_CONTRACT, AT)) == (CAR, "expired")
+    assert write(url, contracts.cleanse(SECOND_CONTRACT, AT, AT)) == (CAR, "expired")
+    assert read(url, contracts.spent(UNKNOWN, AT)) is None
+    assert [contract.emaid for contract in read(url, contracts.by_vehicle(CAR))] == [FIRST] * 2
+    assert events(url)[-1] == ("deleted", SECOND_CONTRACT)
+
+
 # --- Defaults --------------------------------------------------------------------------------------------------------
 
 
@@ -305,18 +311,18 @@ def recorded(change: Steps[Any], seen: list[tuple[str, str]]) -> Steps[Any]:
 def test_a_move_locks_the_emaid_and_then_both_vehicles_in_order_before_it_looks_at_them(
     url: str, old: PCID, new: PCID
 ) -> None:
-    """SQLite has one writer and does not care; on an engine with row locks another order is a deadlock some day."""
+    """SQLite has one writer and does not care; where rows are locked another order is a deadlock some day."""
     publish(url, variant(pcid=old))
     seen: list[tuple[str, str]] = []
     write(url, recorded(contracts.publish(variant(pcid=new), AT), seen))
     assert seen[:3] == [
-        ("select pcid from", FIRST), ("insert into vehicle", CAR), ("insert into vehicle", OTHER_CAR),
+        ("insert into emaid_claim", FIRST), ("insert into vehicle", CAR), ("insert into vehicle", OTHER_CAR),
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("change", [contracts.withdraw(FIRST, AT), contracts.set_default(FIRST, CAR, AT)])
-def test_every_other_change_takes_its_locks_in_the_same_order(url: str, change: Steps[Any]) -> None:
+@pytest.mark.parametrize(("change", "parameters"), [(contracts.withdraw, ()), (contracts.set_default, (CAR,))])
+def test_every_other_change_takes_its_locks_in_the_same_order(url: str, change: Any, parameters: tuple[PCID]) -> None:
     publish(url, variant())
     seen: list[tuple[str, str]] = []
-    write(url, recorded(change, seen))
+    write(url, recorded(change(FIRST, *parameters, AT), seen))
     assert seen[:2] == [("select pcid from", FIRST), ("insert into vehicle", CAR)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from pathlib import Path
 
 import pytest
 
@@ -14,12 +13,7 @@ from ccp.store import anchors, changes, keys, parties
 from ccp.store.anchors import TrustedCertificate
 from ccp.store.keys import TokenKey
 from ccp.store.parties import Life, Secret
-from tests.store.made import AT, SECOND, new_database, read, sql, write
-
-
-@pytest.fixture
-def url(tmp_path: Path) -> str:
-    return new_database(tmp_path)
+from tests.store.made import AT, SECOND, read, sql, write
 
 
 def party(name: str, *roles: Role, providers: str = "", wmis: str = "", operators: str = "") -> Party:

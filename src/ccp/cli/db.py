@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
 from ccp import settings
 from ccp.cli.show import ConfigOption
-from ccp.store import schema
+from ccp.errors import ConfigurationError
+from ccp.store import citus, schema
 
 app = typer.Typer(help="Look after the database schema.", no_args_is_help=True)
 
@@ -27,3 +30,29 @@ def status(config: ConfigOption = None) -> None:
     typer.echo(f"found {found or 'none'}, needed {schema.head()}")
     if not schema.is_enough(found):
         raise typer.Exit(1)
+
+
+@app.command()
+def downgrade(
+    to: Annotated[str, typer.Argument(help="Revision to go back to, or 'base' for an empty database.")],
+    config: ConfigOption = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do it; without this it is only told.")] = False,
+) -> None:
+    """Take migrations back. Whatever is in their tables and columns is lost for good."""
+    database = settings.load(config).database
+    if not yes:
+        found = schema.revision(database)
+        raise ConfigurationError(
+            f"A downgrade from {found or 'nothing'} to {to} deletes the tables and columns that came after, with all "
+            "that is in them, and no server of this release runs on what is left. Stop the servers, make a backup, "
+            "and say --yes."
+        )
+    before, after = schema.downgrade(database, to)
+    typer.echo(f"The schema was {before} and is now {after or 'absent'}.")
+
+
+@app.command()
+def distribute(config: ConfigOption = None) -> None:
+    """Spread the tables over the nodes of a Citus cluster. The database has to have its schema already."""
+    for table, how in citus.distribute(settings.load(config).database):
+        typer.echo(f"{table}: {how}")

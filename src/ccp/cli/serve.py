@@ -39,7 +39,7 @@ def serve(
         Path | None, typer.Option(help="CAs of client certificates, PEM; every client then needs one.")
     ] = None,
 ) -> None:
-    """Run the pool. A new SQLite database is created; an older schema has to be upgraded with `ccp db upgrade`."""
+    """Run the pool. A new SQLite database is created; every other schema is made and upgraded with `ccp db upgrade`."""
     given: dict[str, Any] = {
         name: value
         for name, value in (
@@ -50,9 +50,11 @@ def serve(
         if value is not None
     }  # fmt: skip
     effective = settings.load(config, **given)
-    if schema.revision(effective.database) is None:
+    if not schema.is_postgres(effective.database) and schema.revision(effective.database) is None:
         schema.upgrade(effective.database)
     schema.check(effective.database)  # Here, so that it is told once and not by every worker.
+    for warning in schema.warnings(effective.database):
+        typer.echo(f"warning: {warning}", err=True)
     if effective.tls_cert is not None:
         _check_tls(effective.tls_cert, effective.tls_key, effective.tls_client_ca)
     check_files(effective.issuers)

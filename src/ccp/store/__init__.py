@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from ccp.store.schema import sqlite_file
+from ccp.store.schema import is_postgres, sqlite_file
 from ccp.store.steps import Steps, T
 
 
@@ -20,14 +20,25 @@ class Store(Protocol):
     async def close(self) -> None: ...
 
     async def read(self, question: Steps[T]) -> T:
-        """Ask a question. It sees the newest committed state, and all its statements see the same one."""
+        """Ask a question. It sees the newest committed state, and all its statements see the same one.
+
+        Where a question is marked `newest`, each of its statements may see a newer state than the one before. Raises
+        Unavailable.
+        """
 
     async def write(self, change: Steps[T]) -> T:
-        """Run the change and commit it; nothing of it stays when it raises. Raises Unavailable when it cannot."""
+        """Run the change and commit it; nothing of it stays when it raises.
+
+        Raises Unavailable when it cannot, or when nobody knows whether it did: then it says so.
+        """
 
 
-def connect(url: str) -> Store:
-    """The engine that a database URL names. Raises ConfigurationError."""
+def connect(url: str, connections: int = 4) -> Store:
+    """The engine that a database URL names. connections: the most to a server. Raises ConfigurationError."""
+    if is_postgres(url):
+        from ccp.store.postgres import PostgresStore
+
+        return PostgresStore(url, connections)
     from ccp.store.sqlite import SQLiteStore
 
     return SQLiteStore(sqlite_file(url))

@@ -10,7 +10,7 @@ from ccp.errors import NotFound
 from ccp.store.audit import Action, Entry
 from ccp.store.changes import Topic, count
 from ccp.store.contracts import instant, microseconds
-from ccp.store.steps import Steps
+from ccp.store.steps import Steps, newest, repeatable
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +26,7 @@ class TrustedCertificate:
     added_at: datetime
 
 
+@newest
 def every() -> Steps[list[TrustedCertificate]]:
     select = """
     select role, fingerprint, is_root, certificate, label, source, added_at from trust_anchor order by role, label
@@ -37,16 +38,14 @@ def every() -> Steps[list[TrustedCertificate]]:
     ]
 
 
+@repeatable
 def add(trusted: TrustedCertificate) -> Steps[bool]:
     """Trust a certificate for a role. Returns whether it was new."""
-    find = "select 1 from trust_anchor where role = $1 and fingerprint = $2"
-    if (yield find, (trusted.role, trusted.fingerprint)):
-        return False
     insert = """
     insert into trust_anchor (role, fingerprint, is_root, certificate, label, source, added_at)
-    values ($1, $2, $3, $4, $5, $6, $7)
+    values ($1, $2, $3, $4, $5, $6, $7) on conflict (role, fingerprint) do nothing returning role
     """
-    yield (
+    added = yield (
         insert,
         (
             trusted.role,
@@ -58,10 +57,12 @@ def add(trusted: TrustedCertificate) -> Steps[bool]:
             microseconds(trusted.added_at),
         ),
     )
-    yield count(Topic.ANCHORS)
-    return True
+    if added:
+        yield count(Topic.ANCHORS)
+    return bool(added)
 
 
+@repeatable
 def keep(trusted: TrustedCertificate) -> Steps[bool]:
     """Trust a certificate because an operator says so. Returns whether it was new.
 
@@ -78,6 +79,7 @@ def keep(trusted: TrustedCertificate) -> Steps[bool]:
     return False
 
 
+@repeatable
 def remove_from(source: str, role: str, fingerprint: str) -> Steps[bool]:
     """Trust a certificate no longer for a role, if it (still) came from that source. Returns whether it did."""
     rows = yield (
@@ -89,10 +91,11 @@ def remove_from(source: str, role: str, fingerprint: str) -> Steps[bool]:
     return bool(rows)
 
 
+@repeatable
 def remove(fingerprint: str, role: str | None = None) -> Steps[list[str]]:
     """Trust a certificate no longer, for one role or for any. Returns for which. Raises NotFound."""
     rows = yield (
-        "delete from trust_anchor where fingerprint = $1 and ($2 is null or role = $2) returning role",
+        "delete from trust_anchor where fingerprint = $1 and (role = $2 or $2 is null) returning role",
         (fingerprint, role),
     )
     if not rows:

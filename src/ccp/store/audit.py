@@ -35,7 +35,7 @@ from typing import Any, Final
 
 from ccp.errors import ConfigurationError
 from ccp.store.contracts import instant, microseconds
-from ccp.store.steps import Row, Steps, T
+from ccp.store.steps import Row, Steps, T, alike, newest
 
 LANES: Final = 16
 START: Final = "0" * 64
@@ -200,6 +200,10 @@ def record(*entries: Entry) -> Steps[None]:
 
 def told(change: Steps[T], tell: Callable[[T], Iterable[Entry]]) -> Steps[T]:
     """A change together with what is to be recorded of it. tell: the entries, from what the change returned."""
+    return alike(change, lambda: _told(change, tell))
+
+
+def _told(change: Steps[T], tell: Callable[[T], Iterable[Entry]]) -> Steps[T]:
     result = yield from change
     yield from record(*tell(result))
     return result
@@ -239,6 +243,7 @@ def end_of(lane: int) -> Steps[tuple[Head | None, int]]:
     return head, rows[0][0]
 
 
+@newest
 def page(lane: int, after: int, until: int, limit: int = 500) -> Steps[list[Recorded]]:
     """A lane's rows in order: those with a number above `after`, up to `until`."""
     select = f"select {_COLUMNS} from audit where lane = $1 and number > $2 and number <= $3 order by number limit $4"  # noqa: S608
@@ -254,6 +259,7 @@ def elsewhere() -> Steps[int]:
     return count
 
 
+@newest
 def found(wanted: Filter, limit: int) -> Steps[list[Recorded]]:
     """The newest rows that fit, newest first."""
     conditions: list[str] = []
@@ -297,6 +303,7 @@ def _pattern(canonical: str) -> str:
 # --- Erasing ---------------------------------------------------------------------------------------------------------
 
 
+@newest
 def naming(canonical: str) -> Steps[list[Recorded]]:
     """Every row that names an EMAID or a PCID."""
     rows = yield f"select {_COLUMNS} from audit where {_NAMES.replace('?', '$1')}", (_pattern(canonical),)  # noqa: S608

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 
-from ccp.store.steps import Statement, Steps
+from ccp.store.steps import Statement, Steps, newest
 
 
 class Topic(StrEnum):
@@ -14,6 +14,7 @@ class Topic(StrEnum):
     TOKEN_KEYS = "token_keys"  # noqa: S105  a name, no secret
 
 
+@newest
 def numbers() -> Steps[dict[str, int]]:
     rows = yield "select topic, number from change_count", ()
     return dict(rows)

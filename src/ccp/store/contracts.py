@@ -16,7 +16,7 @@ from ccp.contracts import SignedContract
 from ccp.errors import NotFound
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.pki.evidence import dump_keys, load_keys
-from ccp.store.steps import Row, Steps
+from ccp.store.steps import Row, Steps, newest, repeatable
 
 _COLUMNS = (
     "emaid, pcid, namespace, root_fingerprint, root_serial, root_dn, valid_from, valid_to, certificate, response, "
@@ -72,27 +72,35 @@ def instant(stored: int) -> datetime:
     return _EPOCH + stored * _MICROSECOND
 
 
+@newest
 def by_vehicle(pcid: PCID) -> Steps[list[SignedContract]]:
     """Every variant of every contract of a vehicle."""
     rows = yield _VARIANTS, (pcid,)
     return [_contract(row) for row in rows]
 
 
+@newest
 def by_vehicle_and_emaid(pcid: PCID, emaid: EMAID) -> Steps[list[SignedContract]]:
     """Every variant of one contract of a vehicle: the same question whether another vehicle has it or nobody."""
     rows = yield _VARIANTS + " and emaid = $2", (pcid, emaid)
     return [_contract(row) for row in rows]
 
 
+@newest
 def by_emaid(emaid: EMAID) -> Steps[list[SignedContract]]:
     """Every variant of one contract, none if it is unknown."""
-    claims = yield "select pcid from emaid_claim where emaid = $1", (emaid,)
-    if not claims:
-        return []
-    rows = yield _VARIANTS + " and emaid = $2", (claims[0][0], emaid)
-    return [_contract(row) for row in rows]
+    # Nothing is found where the contract moves between the two statements, so it is looked for again.
+    for _ in range(10):
+        claims = yield "select pcid from emaid_claim where emaid = $1", (emaid,)
+        if not claims:
+            break
+        rows = yield _VARIANTS + " and emaid = $2", (claims[0][0], emaid)
+        if rows:
+            return [_contract(row) for row in rows]
+    return []
 
 
+@repeatable
 def publish(contract: SignedContract, at: datetime) -> Steps[Published]:
     """Store a variant: as a new contract, in place of the same variant, or moved here from another vehicle.
 
@@ -142,7 +150,7 @@ def spent_candidates(before: datetime) -> Steps[list[EMAID]]:
 
 def spent(emaid: EMAID, before: datetime) -> Steps[tuple[PCID, str] | None]:
     """The vehicle of a contract none of whose variants is of use any more, and why; None for every other contract."""
-    claims = yield "select pcid from emaid_claim where emaid = $1 for update", (emaid,)
+    claims = yield "select pcid from emaid_claim where emaid = $1", (emaid,)
     if not claims:
         return None
     variants = yield (
@@ -157,14 +165,17 @@ def spent(emaid: EMAID, before: datetime) -> Steps[tuple[PCID, str] | None]:
     return PCID(claims[0][0]), reason
 
 
+@repeatable
 def cleanse(emaid: EMAID, before: datetime, at: datetime) -> Steps[tuple[PCID, str] | None]:
     """Remove a contract that is spent, judged while it is locked. Returns what `spent` says."""
+    yield "select pcid from emaid_claim where emaid = $1 for update", (emaid,)
     found = yield from spent(emaid, before)
     if found is not None:
         yield from withdraw(emaid, at)
     return found
 
 
+@repeatable
 def withdraw(emaid: EMAID, at: datetime) -> Steps[PCID]:
     """Remove a contract with all its variants. Returns the vehicle that had it. Raises NotFound."""
     claims = yield "select pcid from emaid_claim where emaid = $1 for update", (emaid,)
@@ -177,6 +188,7 @@ def withdraw(emaid: EMAID, at: datetime) -> Steps[PCID]:
     return pcid
 
 
+@repeatable
 def set_default(emaid: EMAID, pcid: PCID, at: datetime) -> Steps[bool]:
     """Make a contract the vehicle's default, whichever was before. Returns whether it was another one.
 
@@ -195,11 +207,12 @@ def set_default(emaid: EMAID, pcid: PCID, at: datetime) -> Steps[bool]:
 
 def _claim(emaid: EMAID, pcid: PCID) -> Steps[PCID]:
     """Lock the EMAID. Returns the vehicle it is bound to, which is `pcid` when it was free."""
-    find = "select pcid from emaid_claim where emaid = $1 for update"
-    claims = yield find, (emaid,)
-    if not claims:
-        yield "insert into emaid_claim (emaid, pcid) values ($1, $2) on conflict (emaid) do nothing", (emaid, pcid)
-        claims = yield find, (emaid,)
+    # An update that changes nothing: it locks the row that is there, and of a deletion it never sees half.
+    insert = """
+    insert into emaid_claim (emaid, pcid) values ($1, $2)
+    on conflict (emaid) do update set pcid = emaid_claim.pcid returning pcid
+    """
+    claims = yield insert, (emaid, pcid)
     return PCID(claims[0][0])
 
 

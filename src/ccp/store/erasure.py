@@ -10,7 +10,7 @@ from ccp.errors import Unavailable
 from ccp.ids import EMAID, PCID
 from ccp.store import audit
 from ccp.store.contracts import ContractEvent, lock_vehicles, remove
-from ccp.store.steps import Steps
+from ccp.store.steps import Steps, newest
 
 Key = tuple[str, str]
 """Issuer and serial number of a certificate, as `evidence` and `watched_certificate` have them."""
@@ -42,6 +42,7 @@ class Rehearsed(Exception):
         self.erased = erased
 
 
+@newest
 def watched(after: Key, limit: int = 500) -> Steps[list[tuple[str, str, bytes]]]:
     """Issuer, serial number and DER of certificates whose state is asked for, in order, from the one after that."""
     select = """

@@ -14,7 +14,7 @@ from typing import Any
 
 from ccp.pki.evidence import Evidence, Key, Known, LoadedCRL, RevocationList, Rules, Status
 from ccp.store.contracts import instant, microseconds
-from ccp.store.steps import Steps
+from ccp.store.steps import Steps, T, newest, repeatable
 
 _EVIDENCE = "issuer, serial, status, this_update, next_update, revoked_at, source"
 # Statements are kept prepared, so there are few different ones: places in a statement are filled up.
@@ -73,20 +73,28 @@ def known(keys: Iterable[Key], rules: Rules) -> Steps[Known]:
         asked[key.issuer, f"{key.serial:x}"] = None
         if rules.lists(key):
             listed[key.issuer] = None
-    evidence: dict[tuple[str, int], Evidence] = {}
-    for part in _parts(list(asked), _KEYS):
-        for row in (yield _KNOWN, _flat(part)):
-            found = _evidence(row)
-            evidence[found.issuer, found.serial] = found
+    return _known(tuple(asked), tuple(sorted(listed)))
+
+
+@newest
+def _known(asked: Sequence[tuple[str, str]], listed: Sequence[str]) -> Steps[Known]:
+    # Lists first: with the next one, which is taken over in between, the evidence on a certificate may come that the
+    # list before did not revoke. The other way round it would pass for good.
     crls: dict[str, list[LoadedCRL]] = {}
-    for issuers in _parts(sorted(listed), _KEYS):
+    for issuers in _parts(listed, _KEYS):
         for issuer, url, number, this_update, next_update in (yield _LISTS, tuple(issuers)):
             crls.setdefault(issuer, []).append(
                 LoadedCRL(issuer, url, _number(number), instant(this_update), instant(next_update))
             )
+    evidence: dict[tuple[str, int], Evidence] = {}
+    for part in _parts(asked, _KEYS):
+        for row in (yield _KNOWN, _flat(part)):
+            found = _evidence(row)
+            evidence[found.issuer, found.serial] = found
     return Known(evidence, crls)
 
 
+@repeatable
 def learn(evidence: Evidence) -> Steps[bool]:
     """Keep what was said of a certificate. Returns False where something final or newer stands already."""
     rows = yield (
@@ -118,6 +126,7 @@ def unwatch(key: tuple[str, int]) -> Steps[None]:
     yield "delete from watched_certificate where issuer = $1 and serial = $2", (key[0], f"{key[1]:x}")
 
 
+@newest
 def crl(issuer: str, url: str) -> Steps[KeptCRL | None]:
     """The last list of an issuer from an address."""
     rows = yield (
@@ -130,6 +139,7 @@ def crl(issuer: str, url: str) -> Steps[KeptCRL | None]:
     return KeptCRL(_number(number), instant(this_update), instant(next_update), etag, last_modified)
 
 
+@repeatable
 def load_crl(
     revocations: RevocationList,
     *,
@@ -153,7 +163,8 @@ def load_crl(
     ):
         return False
     this_update, next_update = microseconds(revocations.this_update), microseconds(revocations.next_update)
-    entries = [(f"{serial:x}", microseconds(when)) for serial, when in revocations.revoked.items()]
+    # In one order, so that two that take over lists of the same issuer wait for each other and do not deadlock.
+    entries = sorted((f"{serial:x}", microseconds(when)) for serial, when in revocations.revoked.items())
     shared = (issuer, this_update, next_update, f"CRL {url}")
     at_place = 0
     for size in _ENTRIES:
@@ -204,10 +215,12 @@ def crl_unchanged(issuer: str, url: str, at: datetime, refresh_at: datetime) -> 
     )
 
 
+@repeatable
 def due_crls(at: datetime, retry_at: datetime, limit: int) -> Steps[list[DueCRL]]:
     """Lists to fetch again. They are not due again before `retry_at`, so several workers do not fetch the same one."""
     select = """
-    select issuer, url, issuer_certificate from crl where refresh_at <= $1 order by refresh_at limit $2 for update
+    select issuer, url, issuer_certificate from crl where refresh_at <= $1 order by refresh_at limit $2
+    for update skip locked
     """
     rows = yield select, (microseconds(at), limit)
     for issuer, url, _ in rows:
@@ -215,11 +228,12 @@ def due_crls(at: datetime, retry_at: datetime, limit: int) -> Steps[list[DueCRL]
     return [DueCRL(url, certificate) for _, url, certificate in rows]
 
 
+@repeatable
 def due_certificates(at: datetime, retry_at: datetime, limit: int) -> Steps[list[Watched]]:
     """Certificates to ask about again; see `due_crls`. Those that have expired meanwhile are forgotten."""
     select = """
     select issuer, serial, certificate, issuer_certificate, not_after from watched_certificate
-    where refresh_at <= $1 order by refresh_at limit $2 for update
+    where refresh_at <= $1 order by refresh_at limit $2 for update skip locked
     """
     due = []
     for issuer, serial, certificate, issuer_certificate, not_after in (yield select, (microseconds(at), limit)):
@@ -236,10 +250,10 @@ def due_certificates(at: datetime, retry_at: datetime, limit: int) -> Steps[list
     return due
 
 
-def _parts(items: list[Any], size: int) -> Iterator[list[Any]]:
+def _parts(items: Sequence[T], size: int) -> Iterator[list[T]]:
     """The items by so many; the last part is filled up with its last item."""
     for start in range(0, len(items), size):
-        part = items[start : start + size]
+        part = list(items[start : start + size])
         yield part + part[-1:] * (size - len(part))
 
 

@@ -14,7 +14,7 @@ from datetime import datetime
 from ccp.errors import NotFound
 from ccp.store.changes import Topic, count
 from ccp.store.contracts import instant, microseconds
-from ccp.store.steps import Steps
+from ccp.store.steps import Steps, newest
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,7 @@ def signing(known: Iterable[TokenKey], at: datetime) -> TokenKey | None:
     return started[-1] if started else next(iter(live), None)
 
 
+@newest
 def every() -> Steps[list[TokenKey]]:
     """All keys, newest first."""
     rows = yield (

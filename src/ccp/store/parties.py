@@ -16,7 +16,7 @@ from ccp.ids import WMI, OperatorId, ProviderId
 from ccp.parties import Party, Role, folded, named, owned
 from ccp.store.changes import Topic, count
 from ccp.store.contracts import instant, microseconds
-from ccp.store.steps import Row, Steps
+from ccp.store.steps import Row, Steps, newest
 
 _COLUMNS = "client_id, name, roles, provider_ids, all_providers, wmis, operator_ids, enabled"
 
@@ -37,11 +37,13 @@ class Life:
     expires_at: datetime | None
 
 
+@newest
 def every() -> Steps[list[Party]]:
     rows = yield f"select {_COLUMNS} from party order by name", ()  # noqa: S608  columns are ours
     return [_party(row) for row in rows]
 
 
+@newest
 def page(after: str, limit: int) -> Steps[list[Party]]:
     """Parties in order of their client ids, from the one after that."""
     select = f"select {_COLUMNS} from party where client_id > $1 order by client_id limit $2"  # noqa: S608  as above
@@ -49,6 +51,7 @@ def page(after: str, limit: int) -> Steps[list[Party]]:
     return [_party(row) for row in rows]
 
 
+@newest
 def by_client_id(client_id: str) -> Steps[Party | None]:
     if not client_id.isprintable():
         return None  # It cannot be one, and an engine may refuse it as a text.
@@ -146,8 +149,11 @@ def _claim(ids: Iterable[tuple[str, str]], client_id: str) -> Steps[None]:
 _INSERT_SECRET = "insert into party_secret (client_id, created_at, hash) values ($1, $2, $3)"  # noqa: S105  a statement
 
 
+@newest
 def secrets_of(client_id: str, at: datetime) -> Steps[list[Secret]]:
     """The secrets of an enabled party that are live, newest first; none when there is no such party."""
+    if not client_id.isprintable():
+        return []  # As `by_client_id`.
     select = """
     select s.client_id, s.hash from party_secret s join party p on p.client_id = s.client_id
     where s.client_id = $1 and p.enabled and (s.expires_at is null or s.expires_at > $2) order by s.created_at desc
@@ -156,6 +162,7 @@ def secrets_of(client_id: str, at: datetime) -> Steps[list[Secret]]:
     return [Secret(*row) for row in rows]
 
 
+@newest
 def lives(client_id: str, at: datetime) -> Steps[list[Life]]:
     """The secrets that are live, newest first, whether the party is enabled or not."""
     select = """

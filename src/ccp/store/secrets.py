@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from ccp.store.steps import Steps
+from ccp.store.steps import Steps, newest
 
 
+@newest
 def find(name: str) -> Steps[str | None]:
     rows = yield "select value from pool_secret where name = $1", (name,)
     return rows[0][0] if rows else None

@@ -122,7 +122,7 @@ def _use_wal(connection: sqlite3.Connection) -> None:
 @cache
 def _dialect(statement: str) -> str:
     """The statement as SQLite numbers its parameters, without the row lock it has no need of: its writer is alone."""
-    return statement.replace("$", "?").replace(" for update", "")
+    return statement.replace("$", "?").replace(" for update skip locked", "").replace(" for update", "")
 
 
 def _run(connection: sqlite3.Connection, steps: Steps[T]) -> T:

@@ -7,10 +7,70 @@ does.
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import Any, TypeAlias, TypeVar
+from collections.abc import Callable, Generator
+from functools import partial, wraps
+from types import TracebackType
+from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar
 
 T = TypeVar("T")
+P = ParamSpec("P")
 Row: TypeAlias = tuple[Any, ...]
 Statement: TypeAlias = tuple[str, Row]
 Steps: TypeAlias = Generator[Statement, list[Row], T]
+
+
+class Question(Generator[Statement, list[Row], T], Generic[T]):
+    """A question that can be put again: each `iter` begins it anew, and so does each `yield from`.
+
+    newest: see the decorator of this name.
+    """
+
+    def __init__(self, begin: Callable[[], Steps[T]], name: str, *, newest: bool) -> None:
+        self._begin = begin
+        self._steps: Steps[T] | None = None
+        self.__name__ = name
+        self.newest = newest
+
+    def __iter__(self) -> Steps[T]:
+        return self._begin()
+
+    def send(self, rows: list[Row] | None) -> Statement:
+        self._steps = self._steps or self._begin()
+        return next(self._steps) if rows is None else self._steps.send(rows)
+
+    def throw(self, kind: Any, value: Any = None, traceback: TracebackType | None = None, /) -> Statement:
+        self._steps = self._steps or self._begin()
+        return self._steps.throw(kind if value is None else value)
+
+
+def repeatable(function: Callable[P, Steps[T]]) -> Callable[P, Steps[T]]:
+    """Mark a change that an engine may begin anew where another transaction was in its way.
+
+    Its parameters must be such that a second run does the same: no generators among them but those that are marked
+    themselves.
+    """
+
+    @wraps(function)
+    def put(*args: P.args, **kwargs: P.kwargs) -> Steps[T]:
+        return Question(partial(function, *args, **kwargs), function.__name__, newest=False)
+
+    return put
+
+
+def alike(within: Steps[Any], begin: Callable[[], Steps[T]]) -> Steps[T]:
+    """A change around another one: it can be begun anew where that one can. begin: asks it with `yield from`."""
+    return Question(begin, within.__name__, newest=False) if isinstance(within, Question) else begin()
+
+
+def newest(function: Callable[P, Steps[T]]) -> Callable[P, Steps[T]]:
+    """Mark a question each of whose statements sees the newest state, which another may have changed since the last.
+
+    For a question of one statement, or one that is right even when others write between its statements. Every other
+    question is given one snapshot; where a server has to be asked for it, that is two more round trips.
+    """
+
+    @wraps(function)
+    def put(*args: P.args, **kwargs: P.kwargs) -> Steps[T]:
+        return Question(partial(function, *args, **kwargs), function.__name__, newest=True)
+
+    return put

@@ -10,7 +10,7 @@ from ccp.ids import EMAID, PCID, Namespace
 from ccp.store import audit
 from ccp.store.audit import Action, Entry
 from ccp.store.contracts import ContractEvent, event, instant, lock_vehicles, remove
-from ccp.store.steps import Steps
+from ccp.store.steps import Steps, newest, repeatable
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,7 @@ order by emaid, namespace, root_fingerprint
 """
 
 
+@newest
 def bindings(pcid: PCID) -> Steps[list[Binding]]:
     """Every variant of every contract of a vehicle."""
     rows = yield _BINDINGS, (pcid,)
@@ -47,6 +48,7 @@ def _every(binding: Binding) -> bool:
     return True
 
 
+@repeatable
 def forget_vehicle(
     pcid: PCID, at: datetime, stale: Callable[[Binding], bool], *, actor: str, why: str, trace_id: str
 ) -> Steps[list[EMAID]]:
@@ -67,6 +69,7 @@ def forget_vehicle(
     return removed
 
 
+@repeatable
 def withdraw_vehicle(pcid: PCID, at: datetime, stale: Callable[[Binding], bool] = _every) -> Steps[list[EMAID]]:
     """Remove the variants of a vehicle's contracts that are stale. Returns the contracts of which none is left.
 

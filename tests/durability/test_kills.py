@@ -1,0 +1,85 @@
+"""Servers that are killed again and again under load: what was acknowledged is there, and nothing is there by half."""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ccp.sim.pki import PKI
+from tests.databases import NOT_HERE, Server, binaries, sql
+from tests.durability.load import Partner, acknowledged, check_accounts, serving, working
+from tests.store.made import new_database
+
+
+@pytest.fixture(scope="module")
+def durable() -> Iterator[Server]:
+    """A PostgreSQL server as it is run in earnest, with fsync."""
+    if binaries() is None:
+        pytest.skip(NOT_HERE)
+    server = Server(durable=True)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.close()
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    if request.param == "sqlite":
+        return new_database(tmp_path)
+    made: str = request.getfixturevalue("durable").database()
+    return made
+
+
+def until_more(partners: list[Partner], more: int) -> None:
+    """Until so many more changes were acknowledged."""
+    wanted, deadline = acknowledged(partners) + more, time.monotonic() + 30
+    while acknowledged(partners) < wanted:
+        assert time.monotonic() < deadline, [partner.answers for partner in partners]
+        assert not any(partner.failure for partner in partners), [partner.failure for partner in partners]
+        time.sleep(0.005)
+
+
+def test_after_the_pool_was_killed_again_and_again_every_acknowledged_change_is_there(
+    url: str, pkis: dict[str, PKI], tmp_path: Path
+) -> None:
+    with serving(pkis, tmp_path, url, workers=2) as (served, pool):
+        with working(pool, partners=4, contracts=60) as partners:
+            for again in (True, True, False):
+                until_more(partners, 25)
+                served.kill()
+                if again:
+                    served.start()
+        check_accounts(url, partners)
+        told = sum((partner.answers for partner in partners), Counter())
+        assert set(told) <= {"200", "201", "503", "ReadError", "RemoteProtocolError", "WriteError"}, told
+    if url.startswith("sqlite"):
+        assert sql(url, "pragma integrity_check") == [("ok",)]
+
+
+def test_a_pool_survives_its_postgresql_server_and_loses_nothing_that_was_acknowledged(
+    durable: Server, pkis: dict[str, PKI], tmp_path: Path
+) -> None:
+    url = durable.database()
+    with serving(pkis, tmp_path, url, workers=2) as (served, pool):
+        assert served.process is not None
+        before = served.process.pid
+        with working(pool, partners=4, contracts=100) as partners:
+            for end in (durable.kill, lambda: durable.stop(signal.SIGQUIT), lambda: durable.stop(signal.SIGINT)):
+                until_more(partners, 25)
+                end()
+                served.wait(503)
+                durable.start()
+                served.wait(200)
+            until_more(partners, 25)
+        assert served.process.pid == before
+        assert served.process.poll() is None
+        check_accounts(url, partners)
+        told = sum((partner.answers for partner in partners), Counter())
+        assert set(told) == {"200", "201", "503"}, told

@@ -1,0 +1,77 @@
+"""A way to a PostgreSQL server on which connections are lost at the moments that a test chooses."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from enum import Enum
+from urllib.parse import urlsplit, urlunsplit
+
+COMMIT = b"Q\x00\x00\x00\x0bcommit\x00"
+"""The message of the simple query protocol."""
+
+
+class Cut(Enum):
+    """Where the connection is cut when somebody commits: before the server hears of it, or before it can answer."""
+
+    BEFORE_COMMIT = 1
+    AFTER_COMMIT = 2
+
+
+@dataclass
+class Proxy:
+    """cut: do so at the next commit, once. trips: how often somebody asked the server and was answered."""
+
+    url: str
+    cut: Cut | None = None
+    trips: int = 0
+    _writers: set[asyncio.StreamWriter] = field(default_factory=set)
+
+
+@asynccontextmanager
+async def between(url: str) -> AsyncIterator[Proxy]:
+    """A proxy before the server of a database."""
+    there = urlsplit(url)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        server_reader, server_writer = await asyncio.open_connection(there.hostname, there.port)
+        proxy._writers |= {writer, server_writer}
+        swallow = False
+
+        async def forward_answers() -> None:
+            while data := await server_reader.read(65536):
+                if swallow:
+                    break
+                proxy.trips += 1
+                writer.write(data)
+                await writer.drain()
+            writer.transport.abort()
+
+        answers = asyncio.create_task(forward_answers())
+        with contextlib.suppress(ConnectionError):
+            while data := await reader.read(65536):
+                if data == COMMIT and proxy.cut is not None:
+                    cut, proxy.cut = proxy.cut, None
+                    if cut is Cut.BEFORE_COMMIT:
+                        break
+                    swallow = True
+                server_writer.write(data)
+                await server_writer.drain()
+        if not swallow:
+            server_writer.transport.abort()
+            writer.transport.abort()
+        await answers
+        server_writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    proxy = Proxy(urlunsplit(there._replace(netloc=f"{there.username}@127.0.0.1:{port}")))
+    try:
+        yield proxy
+    finally:
+        server.close()
+        for each in proxy._writers:
+            each.transport.abort()
