@@ -34,6 +34,7 @@ bench: $(VENV)/dev
 	$(BIN)/python bench/request.py
 	$(BIN)/python bench/trust.py
 	$(BIN)/python bench/responder.py
+	$(BIN)/python bench/bulk.py
 
 format: $(VENV)/dev
 	$(BIN)/ruff format .
