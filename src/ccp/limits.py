@@ -81,10 +81,19 @@ class Meter:
             raise ConfigurationError(f"The rate limits' file {file} cannot be used: {exc}.") from exc
         return cls(memory)
 
-    @staticmethod
-    def make(file: Path) -> None:
-        """A new table in a new file that its owner alone may read. Raises ConfigurationError."""
+    @classmethod
+    def prepare(cls, file: Path) -> None:
+        """A table for processes to share: the one that is there, or a new one that its owner alone may read.
+
+        One from before the machine started is replaced, since its numbers are of another clock. Raises
+        ConfigurationError.
+        """
         try:
+            if file.exists():
+                if file.stat().st_mtime >= time.time() - time.monotonic():
+                    cls.shared(file)
+                    return
+                file.unlink()
             descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "wb") as opened:
                 opened.write(os.urandom(_SECRET))

@@ -12,13 +12,13 @@ from typing import Any
 
 import orjson
 
-from ccp.auth import new_secret
 from ccp.ids import EMAID, PCID
 from ccp.settings import Settings
 from ccp.sim.parties import Car, make_contract, sign_contract
 from ccp.sim.pki import PKI
 from ccp.sim.sandbox import Member, World, publish_body, register
 from ccp.store import connect, schema
+from ccp.tokens import new_secret
 from tests.store.made import sql
 from tests.world import AT, parties, put_body
 

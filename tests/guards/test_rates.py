@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 import subprocess
 import sys
@@ -113,7 +114,7 @@ print(sum(meter.take(b"a", rate) == 0 for _ in range(5000)))
 
 def test_processes_count_in_one_table(tmp_path: Path) -> None:
     file = tmp_path / "limits"
-    Meter.make(file)
+    Meter.prepare(file)
     assert file.stat().st_mode & 0o777 == 0o600
     command = [sys.executable, "-c", TAKE_MANY, str(file)]
     workers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -132,8 +133,20 @@ def test_a_table_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     (tmp_path / "short").write_bytes(b"x")
     with pytest.raises(ConfigurationError):
         Meter.shared(tmp_path / "short")
-    with pytest.raises(ConfigurationError):
-        Meter.make(tmp_path / "short")
+    for name in ("short", "none/limits"):
+        with pytest.raises(ConfigurationError):
+            Meter.prepare(tmp_path / name)
+
+
+def test_a_table_is_kept_unless_it_is_from_before_the_machine_started(tmp_path: Path) -> None:
+    file, rate = tmp_path / "limits", Rate(3600 * SECOND, 1)
+    Meter.prepare(file)
+    assert Meter.shared(file).take(b"a", rate) == 0
+    Meter.prepare(file)
+    assert Meter.shared(file).take(b"a", rate) > 0
+    os.utime(file, (0, 0))
+    Meter.prepare(file)
+    assert Meter.shared(file).take(b"a", rate) == 0
 
 
 # --- Whom they are counted for ---------------------------------------------------------------------------------------

@@ -86,8 +86,8 @@ def _shared_rates(effective: Settings, given: dict[str, Any]) -> Iterator[None]:
         if file is None and effective.workers > 1:
             file = Path(stack.enter_context(TemporaryDirectory(prefix="opnc-ccp-"))) / "limits"
             given["limits_file"] = file
-        if file is not None and not file.exists():
-            Meter.make(file)
+        if file is not None:
+            Meter.prepare(file)
         yield
 
 
