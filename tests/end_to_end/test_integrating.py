@@ -127,7 +127,7 @@ def _shortened(value: Any, name: str = "") -> Any:
     if isinstance(value, list):
         return [_shortened(member) for member in value]
     if isinstance(value, str) and len(value) > 100 and re.fullmatch(r"[A-Za-z0-9+/=]+", value):
-        return value[:4] + "…"
+        return value[:3] + "…"
     return value
 
 
