@@ -11,13 +11,14 @@ evidence for it. Roots have no issuer and are never asked about.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from enum import StrEnum
 from types import MappingProxyType
 from typing import Final, NamedTuple, Protocol
+
+import orjson
 
 from ccp.errors import RevokedError, Unavailable, VerificationError
 from ccp.pki.certificates import Certificate
@@ -113,15 +114,16 @@ def dump_keys(keys: Iterable[Key]) -> str:
 
     `[[issuer, serial in hex, [CRL address, …] or null, [issuer's fingerprint, its common name]], …]`, each once.
     """
-    return json.dumps(
-        [[key.issuer, f"{key.serial:x}", key.crls, key.names] for key in dict.fromkeys(keys)], separators=(",", ":")
-    )
+    each = [[key.issuer, f"{key.serial:x}", key.crls, key.names] for key in dict.fromkeys(keys)]
+    return orjson.dumps(each).decode()
 
 
 def load_keys(text: str) -> tuple[Key, ...]:
     return tuple(
-        Key(issuer, int(serial, 16), None if crls is None else tuple(crls), tuple(*names))
-        for issuer, serial, crls, *names in json.loads(text)
+        [
+            Key(issuer, int(serial, 16), None if crls is None else tuple(crls), tuple(names[0]) if names else ())
+            for issuer, serial, crls, *names in orjson.loads(text)
+        ]
     )
 
 
