@@ -198,13 +198,13 @@ def test_without_a_good_token_nobody_learns_or_changes_anything(place: Place, op
     still_there(place)
 
 
-@pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize(
+    ("operation", "role"),
+    [(operation, role) for operation in OPERATIONS for role in ROLES if role not in MAY[operation].split(", ")],
+)
 def test_a_role_that_the_operation_is_not_for_is_refused_whatever_it_asks_for(
     place: Place, operation: str, role: str
 ) -> None:
-    if role in MAY[operation].split(", "):
-        pytest.skip("this one is allowed; the next test has it")
     for kind in IDS:
         answer, _, _ = ask(place, operation, kind, place.pool.token(f"only_{role}"))
         refused(answer, 403, f"{operation} is for the role {MAY[operation]}.")
