@@ -24,7 +24,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ccp.errors import Unavailable
-from ccp.store import Store, schema
+from ccp.store import Store, revisions
 from ccp.store.steps import Steps
 
 _log = structlog.get_logger("ccp.health")
@@ -54,7 +54,7 @@ class Health:
         if self.stopping:
             found.append("The pool is being stopped.")
         try:
-            if not schema.is_enough(await self._store.read(_revision())):
+            if not revisions.is_enough(await self._store.read(_revision())):
                 found.append("The database schema is older than this release needs.")
         except Unavailable:
             found.append("The database does not answer.")

@@ -11,7 +11,7 @@ import typer
 from ccp import settings
 from ccp.cli.show import ConfigOption
 from ccp.store import backup as copies
-from ccp.store import schema
+from ccp.store import revisions, schema
 
 
 def register(app: typer.Typer) -> None:
@@ -42,5 +42,5 @@ def restore(
     typer.echo(f"{schema.sqlite_file(url)}: {done.contracts:,} variants, schema {done.revision}, checked.")
     if aside is not None:
         typer.echo(f"The database that was there is {aside}.")
-    if not schema.is_enough(done.revision):
+    if not revisions.is_enough(done.revision):
         typer.echo(f"This release needs schema {schema.head()}: run 'ccp db upgrade' next.")

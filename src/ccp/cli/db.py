@@ -9,7 +9,7 @@ import typer
 from ccp import settings
 from ccp.cli.show import ConfigOption
 from ccp.errors import ConfigurationError
-from ccp.store import citus, schema
+from ccp.store import citus, revisions, schema
 
 app = typer.Typer(help="Look after the database schema.", no_args_is_help=True)
 
@@ -28,7 +28,7 @@ def status(config: ConfigOption = None) -> None:
     """Print the schema's revision and the one that this release needs."""
     found = schema.revision(settings.load(config).database)
     typer.echo(f"found {found or 'none'}, needed {schema.head()}")
-    if not schema.is_enough(found):
+    if not revisions.is_enough(found):
         raise typer.Exit(1)
 
 

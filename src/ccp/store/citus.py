@@ -12,7 +12,7 @@ from typing import Final
 import asyncpg
 
 from ccp.errors import ConfigurationError
-from ccp.store import postgres, schema
+from ccp.store import postgres, revisions, schema
 
 # In this order: the later ones of a group lie beside the first. The column, and the table to lie beside.
 DISTRIBUTED: Final = {
@@ -34,7 +34,7 @@ def distribute(url: str) -> list[tuple[str, str]]:
 async def _distribute(url: str) -> list[tuple[str, str]]:
     connection = await postgres.connect(url)
     try:
-        schema.check_revision(await postgres.revision(connection))
+        revisions.check_revision(await postgres.revision(connection))
         if await connection.fetchval("select 1 from pg_extension where extname = 'citus'") is None:
             raise ConfigurationError(
                 "The database has no extension citus; a superuser makes it with 'create extension citus'."

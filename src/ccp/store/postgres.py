@@ -20,7 +20,7 @@ from typing import Any, Final, TypeAlias
 import asyncpg
 
 from ccp.errors import CCPError, ConfigurationError, FieldError, Unavailable
-from ccp.store import schema
+from ccp.store import revisions
 from ccp.store.steps import Question, Steps, T
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
@@ -92,7 +92,7 @@ class PostgresStore:
     async def open(self) -> None:
         connection = await connect(self._url)
         try:
-            schema.check_revision(await revision(connection))
+            revisions.check_revision(await revision(connection))
             await _prepare_session(connection)
         except BaseException:
             connection.terminate()
@@ -340,7 +340,7 @@ async def revision(connection: Connection) -> str | None:
         found = await connection.fetch("select version_num from alembic_version")
     except asyncpg.PostgresError as exc:
         raise ConfigurationError(f"The database cannot be read: {exc}.") from exc
-    return schema.only_revision("The database", (row[0] for row in found))
+    return revisions.only_revision("The database", (row[0] for row in found))
 
 
 async def warnings_of(url: str) -> tuple[str, ...]:

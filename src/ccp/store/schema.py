@@ -7,23 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import os
-import re
 import sqlite3
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ccp.errors import ConfigurationError
+from ccp.store.revisions import HEAD, check_revision, only_revision
 from ccp.store.steps import T
 
 if TYPE_CHECKING:
     from alembic.config import Config
     from sqlalchemy.exc import DBAPIError
 
-HEAD = "0004"
-"""The revision that this release reads and writes; a test holds it against the migrations."""
 BASE = "base"
 """What a downgrade to nothing is called."""
 
@@ -84,27 +82,6 @@ def warnings(url: str) -> tuple[str, ...]:
     from ccp.store import postgres
 
     return finish(postgres.warnings_of(url))
-
-
-def only_revision(place: str, found: Iterable[str]) -> str | None:
-    """The revision among what the table of revisions holds. Raises ConfigurationError where that is none of ours."""
-    revisions = list(map(str, found))
-    if len(revisions) > 1 or not all(re.fullmatch("[0-9]{4}", each) for each in revisions):
-        raise ConfigurationError(f"{place} is not a database of ours: its schema is {', '.join(revisions)}.")
-    return revisions[0] if revisions else None
-
-
-def is_enough(found: str | None) -> bool:
-    """Whether this release can work with a schema. A newer one will do: during an upgrade both releases run."""
-    return found is not None and found >= HEAD
-
-
-def check_revision(found: str | None) -> None:
-    """Raises ConfigurationError where the schema is missing or older than this release needs."""
-    if not is_enough(found):
-        raise ConfigurationError(
-            f"The database schema is {found or 'absent'}, this release needs {HEAD}; run 'ccp db upgrade'."
-        )
 
 
 def check(url: str) -> None:
