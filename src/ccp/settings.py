@@ -102,6 +102,13 @@ class IssuerSettings(BaseModel):
             raise ValueError(f"{', '.join(wrong)} cannot be allowed, only {', '.join(ALGORITHMS)}")
         return value
 
+    @field_validator("prefix")
+    @classmethod
+    def _is_no_command(cls, value: str | None) -> str | None:
+        if value is not None and value.lower() == "cli":
+            raise ValueError("cli is what the audit trail calls commands")
+        return value
+
     @field_validator("only_provider_ids", "only_wmis", "only_operator_ids")
     @classmethod
     def _are_ids(cls, value: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:

@@ -169,6 +169,7 @@ def test_a_claim_of_ids_that_is_missing_or_empty_gives_none() -> None:
         ({"only_wmis": ["WE"]}, "wmi"),
         ({"prefix": ""}, "prefix"),
         ({"prefix": "a:b"}, "prefix"),
+        ({"prefix": "cli"}, "prefix"),
         ({"issuer": ""}, "issuer"),
         ({"secret": "x"}, "secret"),
     ],
