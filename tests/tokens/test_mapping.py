@@ -241,7 +241,7 @@ def test_serving_with_an_issuer_that_may_sign_with_anything_is_refused_in_one_se
 
 
 def test_serving_without_the_file_of_an_issuers_keys_is_refused_in_one_sentence(file: Path) -> None:
-    sentence = told("serve", "--config", written(file))
+    sentence = told("serve", "--config", written(file), "--database", f"sqlite:///{file.parent / 'ccp.db'}")
     assert sentence.startswith("The keys of https://a.example.com in ")
 
 
