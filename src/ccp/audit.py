@@ -255,11 +255,6 @@ def _text(value: object) -> str:
     return value
 
 
-def ends_of(lines: Iterable[str]) -> dict[int, Head]:
-    """Where the lanes of an export end. Raises ConfigurationError where it is none."""
-    return {part.lane: part.head for part in read_export(lines) if isinstance(part, End) and part.head is not None}
-
-
 # --- Refused access --------------------------------------------------------------------------------------------------
 
 _EVERY: Final = 0.25  # Seconds between two visits to the database.

@@ -11,7 +11,6 @@ import pytest
 
 from ccp.errors import CCPError, RevokedError, Unavailable, VerificationError
 from ccp.pki.evidence import (
-    NOTHING_KNOWN,
     AskedLater,
     Evidence,
     Key,
@@ -111,14 +110,14 @@ def test_a_configured_crl_makes_evidence_needed(made: Branch) -> None:
     for name in (root.subject_cn, root.fingerprint):
         rules = Rules(crl_urls={name: "http://10.0.0.1/arl"})
         assert rules.lists(key_of(made.sub1.certificate, root)) == ("http://10.0.0.1/arl",)
-        judge = StoredEvidence(NOTHING_KNOWN, rules)
+        judge = StoredEvidence(known(), rules)
         assert isinstance(outcome(judge, chain), Unavailable)
         assert (made.sub1.certificate, root) in judge.missing
 
 
 def test_required_refuses_what_names_nothing_for_good(made: Branch) -> None:
     chain = made.chain(made.contract().certificate)
-    refused = outcome(StoredEvidence(NOTHING_KNOWN, Rules(required=True)), chain)
+    refused = outcome(StoredEvidence(known(), Rules(required=True)), chain)
     assert type(refused) is VerificationError
     assert "Sub1" in str(refused)
 
@@ -131,15 +130,15 @@ def test_keys_are_judged_as_chains_are_but_with_grace(made: Branch) -> None:
     with pytest.raises(Unavailable):
         check_keys(both, known(evidence(needs)), rules, AT + 2 * HOUR + timedelta(seconds=1))
     with pytest.raises(Unavailable):
-        check_keys(both, NOTHING_KNOWN, rules, AT)
+        check_keys(both, known(), rules, AT)
     for key in both:
         with pytest.raises(RevokedError):
             check_keys(both, known(evidence(needs), evidence(key, Status.REVOKED)), rules, AT)
     # The operator's policy now is what counts, not the one at the time of publishing.
-    check_keys(both, NOTHING_KNOWN, Rules(checked=False), AT)
+    check_keys(both, known(), Rules(checked=False), AT)
     with pytest.raises(Unavailable):
         check_keys(both, known(evidence(needs)), Rules(required=True), AT)
-    check_keys((), NOTHING_KNOWN, rules, AT)
+    check_keys((), known(), rules, AT)
 
 
 def test_keys_go_into_a_row_and_come_back() -> None:

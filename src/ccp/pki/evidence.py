@@ -190,9 +190,6 @@ class Known:
         return url is not None and any(crl.url == url for crl in self.crls.get(key.issuer, ()))
 
 
-NOTHING_KNOWN: Final = Known(MappingProxyType({}), MappingProxyType({}))
-
-
 class Revocation(Protocol):
     def check(self, chain: VerifiedChain, at: datetime) -> str:
         """What is known about the chain at that time: one sentence for each certificate, in lines.
