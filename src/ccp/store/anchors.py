@@ -29,7 +29,8 @@ class TrustedCertificate:
 @newest
 def every() -> Steps[list[TrustedCertificate]]:
     select = """
-    select role, fingerprint, is_root, certificate, label, source, added_at from trust_anchor order by role, label
+    select role, fingerprint, is_root, certificate, label, source, added_at from trust_anchor
+    order by role, label, fingerprint
     """
     rows = yield select, ()
     return [
