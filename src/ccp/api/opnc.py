@@ -218,7 +218,7 @@ def _dry_run(scope: Scope) -> bool:
     return value == "true"
 
 
-def _read_headers(model: type[Any], headers: Headers) -> Any:
+def _read_headers(model: type[BaseModel], headers: Headers) -> Any:
     wanted, default = _wanted(model)
     said = {wanted[name]: value.decode("latin-1") for name, value in reversed(headers.raw) if name in wanted}
     if not said:
@@ -230,7 +230,7 @@ def _read_headers(model: type[Any], headers: Headers) -> Any:
 
 
 @cache
-def _wanted(model: type[Any]) -> tuple[dict[bytes, str], Any]:
+def _wanted(model: type[BaseModel]) -> tuple[dict[bytes, str], Any]:
     """The headers that a model reads, by their name on the wire, and what it is without any of them."""
     names = [field.alias or name for name, field in model.model_fields.items()]
     return {name.lower().encode(): name for name in names}, model.model_validate({})

@@ -125,7 +125,7 @@ class VerifiedChain:
 
 
 class _Seen(NamedTuple):
-    """A leaf whose path was found. asked: what was offered with it, and for what; the times are when all of it holds."""
+    """A path that was found, leaf first. asked: what was offered with it, and for what. It holds between the times."""
 
     certificates: _Chain
     asked: tuple[_Chain, Usage, Profile]

@@ -62,7 +62,8 @@ class SQLiteStore:
         assert self._reader is not None, "the store is open"
         try:
             if isinstance(question, Question) and question.newest:
-                return _run(self._reader, iter(question))
+                steps: Steps[T] = iter(question)
+                return _run(self._reader, steps)
             self._reader.execute("begin")  # A snapshot.
             try:
                 return _run(self._reader, question)
