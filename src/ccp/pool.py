@@ -40,7 +40,7 @@ from ccp.store import contracts as questions
 from ccp.store.audit import Action, Entry
 from ccp.store.contracts import Published
 from ccp.store.erasure import Erased, Rehearsed
-from ccp.store.steps import Steps, newest
+from ccp.store.steps import Steps, gathered
 from ccp.trust import Trust
 from ccp.vehicles import Change, VehicleEvent, made_stale
 
@@ -547,7 +547,7 @@ def _tell_request(checks: Checks, request: InstallationRequest, **against: Any) 
         installation.verify_request(request, checks=checks, **against)
 
 
-@newest
+@gathered
 def _waiting(
     pcid: PCID, namespace: Namespace, vehicle: tuple[Key, ...], rules: Rules
 ) -> Steps[tuple[list[SignedContract], Known]]:

@@ -16,7 +16,7 @@ from ccp.contracts import SignedContract
 from ccp.errors import NotFound
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.pki.evidence import dump_keys, load_keys
-from ccp.store.steps import Row, Steps, newest, repeatable
+from ccp.store.steps import Row, Steps, gathered, repeatable
 
 _COLUMNS = (
     "emaid, pcid, namespace, root_fingerprint, root_serial, root_dn, valid_from, valid_to, certificate, response, "
@@ -80,28 +80,28 @@ def instant(stored: int) -> datetime:
     return _EPOCH + stored * _MICROSECOND
 
 
-@newest
+@gathered
 def by_vehicle(pcid: PCID) -> Steps[list[SignedContract]]:
     """Every variant of every contract of a vehicle."""
     rows = yield _VARIANTS, (pcid,)
     return [_contract(row) for row in rows]
 
 
-@newest
+@gathered
 def waiting(pcid: PCID, namespace: Namespace) -> Steps[list[SignedContract]]:
     """Every variant of a vehicle's contracts; those of another namespace without message, metadata and keys."""
     rows = yield _WAITING, (pcid, namespace)
     return [_contract(row) for row in rows]
 
 
-@newest
+@gathered
 def by_vehicle_and_emaid(pcid: PCID, emaid: EMAID) -> Steps[list[SignedContract]]:
     """Every variant of one contract of a vehicle: the same question whether another vehicle has it or nobody."""
     rows = yield _VARIANTS + " and emaid = $2", (pcid, emaid)
     return [_contract(row) for row in rows]
 
 
-@newest
+@gathered
 def by_emaid(emaid: EMAID) -> Steps[list[SignedContract]]:
     """Every variant of one contract, none if it is unknown."""
     # Nothing is found where the contract moves between the two statements, so it is looked for again.

@@ -15,7 +15,7 @@ from typing import Any
 
 from ccp.pki.evidence import Evidence, Key, Known, LoadedCRL, RevocationList, Rules, Status
 from ccp.store.contracts import instant, microseconds
-from ccp.store.steps import Steps, T, newest, repeatable
+from ccp.store.steps import Steps, T, gathered, newest, repeatable
 
 _EVIDENCE = "issuer, serial, status, this_update, next_update, revoked_at, source"
 # Statements are kept prepared, so there are few different ones: places in a statement are filled up.
@@ -81,7 +81,7 @@ def known(keys: Iterable[Key], rules: Rules) -> Steps[Known]:
     return _known(tuple(asked), tuple(sorted(listed)))
 
 
-@newest
+@gathered
 def _known(asked: Sequence[tuple[str, str]], listed: Sequence[str]) -> Steps[Known]:
     # Lists first: with the next one, which is taken over in between, the evidence on a certificate may come that the
     # list before did not revoke. The other way round it would pass for good.
