@@ -40,16 +40,8 @@ def create() -> Any:
 def main() -> None:
     file, port, count = sys.argv[1:]
     os.environ["CCP_BENCH_ANSWER"] = file
-    told = options(Settings())
-    workers.run(
-        "constant:create",
-        factory=True,
-        host="127.0.0.1",
-        port=int(port),
-        workers=int(count),
-        log_level="warning",
-        **told,
-    )
+    told = options(Settings()) | {"host": "127.0.0.1", "port": int(port), "workers": int(count)}
+    workers.run("constant:create", factory=True, log_level="warning", **told)
 
 
 if __name__ == "__main__":

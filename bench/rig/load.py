@@ -96,9 +96,8 @@ class Loads:
         if any(told["errors"]):
             raise LoadError(f"{operation.name}: connect, read, write, status, timeout errors: {told['errors']}")
         if told["octets"] / told["requests"] < 0.95 * length:
-            raise LoadError(
-                f"{operation.name}: answers have {told['octets'] / told['requests']:.0f} octets, not {length}"
-            )
+            found = told["octets"] / told["requests"]
+            raise LoadError(f"{operation.name}: answers have {found:.0f} octets, not {length:.0f}")
         check(operation, port)
         return Load(told["requests"], told["us"] / 1e6, told["p50"] / 1e3, told["p95"] / 1e3, told["p99"] / 1e3)
 

@@ -90,8 +90,8 @@ def _ready(port: int, processes: tuple[subprocess.Popen[bytes], ...], path: str,
         if any(process.poll() is not None for process in processes) or time.monotonic() > deadline:
             raise RuntimeError(f"A server did not start:\n{log.read_text(errors='replace')[-2000:]}")
         with contextlib.suppress(OSError, urllib.error.URLError, http.client.HTTPException):
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5):
-                break
+            urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5).close()
+            break
         time.sleep(0.1)
     _settle(server, deadline)
     return server

@@ -97,7 +97,8 @@ class Busy:
 
     def told(self) -> str:
         used = [now - before for now, before in zip(self._times(), self._began, strict=True)]
-        return f"load average {self._load:.2f} before it began; {100 * used[7] / max(1, sum(used)):.1f} % of the time stolen"
+        stolen = 100 * used[7] / max(1, sum(used))
+        return f"load average {self._load:.2f} before it began; {stolen:.1f} % of the processors' time went elsewhere"
 
 
 def write(name: str, text: str) -> None:

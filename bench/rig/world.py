@@ -8,6 +8,7 @@ the rate limits stay as users have them.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import random
 from collections.abc import Sequence
@@ -77,10 +78,13 @@ def build(at: datetime, counts: dict[str, int]) -> World:
     algorithms = {"iso2": "P-256", "iso20": "P-521"}
     fleets = {}
     for edition, count in counts.items():
-        responder = Addresses(ocsp="http://ocsp.example/")
-        pki = build_pki(at, algorithm=algorithms[edition], addresses=lambda _: responder)  # type: ignore[arg-type]
+        pki = build_pki(at, algorithm=algorithms[edition], addresses=_responder)  # type: ignore[arg-type]
         fleets[edition] = _fleet(pki, edition.removeprefix("iso"), count, at)
     return World(at, fleets, {(role, letter): _member(role, letter) for letter in SETS for role in _ROLES})
+
+
+def _responder(name: str) -> Addresses:
+    return Addresses(ocsp="http://ocsp.example/")
 
 
 _ROLES: Final = (Role.CPO, Role.CPS, Role.EMSP, Role.OEM)
@@ -112,7 +116,7 @@ def _fleet(pki: PKI, edition: str, count: int, at: datetime) -> Fleet:
 
     def note(credential: Credential, root: Credential) -> None:
         chain = (credential.certificate, *credential.sub_cas, root.certificate)
-        for certificate, issuer in zip(chain, chain[1:], strict=False):
+        for certificate, issuer in itertools.pairwise(chain):
             pairs[issuer.issuer_id, certificate.serial_number] = certificate, issuer
 
     note(pki.cps, pki.v2g_root)
