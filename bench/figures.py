@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import os
 import signal
 import statistics
 import sys
@@ -45,7 +44,7 @@ console = Console(width=130)
 GROUPS = ("sqlite", "postgresql", "ceilings", "pace", "memory", "import")
 OPERATIONS = ("post", "post-20", "by-emaid", "by-pcid", "signed", "put", "live")
 MAIN = {"post", "constant", "bare", "loop", "parts"}  # What the aims divide by each other is measured most often.
-CORES = len(os.sched_getaffinity(0))
+CORES = report.CORES
 
 
 @dataclass(frozen=True, slots=True)

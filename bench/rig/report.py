@@ -16,6 +16,7 @@ from typing import Final
 from cryptography.hazmat.backends.openssl import backend
 
 ROOT: Final = Path(__file__).parents[2]
+CORES: Final = len(os.sched_getaffinity(0))
 DOCUMENT: Final = ROOT / "docs" / "performance.md"
 
 
@@ -57,7 +58,7 @@ def machine(*more: tuple[str, str]) -> str:
     memory = re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())
     rows = [
         ("date", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {commit()}"),
-        ("processor", f"{_processor()}, {len(os.sched_getaffinity(0))} cores"),
+        ("processor", f"{_processor()}, {CORES} cores"),
         ("memory", f"{int(memory[1]) / 1048576:.0f} GiB" if memory else "unknown"),
         ("system", f"{platform.system()} {platform.release()}, {platform.machine()}"),
         ("Python", platform.python_version()),

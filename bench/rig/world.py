@@ -32,7 +32,7 @@ from ccp.tokens import new_secret
 SETS: Final = "ABCDEFGHIJKLMNOP"
 BASE_URL: Final = "http://ccp.example"
 _FRESH: Final = timedelta(hours=12)
-_PATH: Final = "/opnc/v1/ccp"
+PATH: Final = "/opnc/v1/ccp"
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +210,7 @@ def operations(world: World, tokens: Tokens) -> dict[str, Operation]:
         messages = tuple(
             message_of(
                 method,
-                _PATH + path.format(emaid=c.emaid, pcid=c.car.pcid, session=sessions.randbytes(8).hex()),
+                PATH + path.format(emaid=c.emaid, pcid=c.car.pcid, session=sessions.randbytes(8).hex()),
                 tokens[role, c.letter],
                 {"": b"", "request": c.request, "publication": json.dumps(c.publication).encode()}[body],
             )
