@@ -53,11 +53,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def machine(*more: tuple[str, str]) -> str:
+def machine(busy: Busy, *more: tuple[str, str]) -> str:
     """Where and with what a run was made, as a table."""
     memory = re.search(r"MemTotal:\s+(\d+)", Path("/proc/meminfo").read_text())
     rows = [
-        ("date", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {commit()}"),
+        ("date", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC, commit {busy.commit}"),
         ("processor", f"{_processor()}, {CORES} cores"),
         ("memory", f"{int(memory[1]) / 1048576:.0f} GiB" if memory else "unknown"),
         ("system", f"{platform.system()} {platform.release()}, {platform.machine()}"),
@@ -65,6 +65,7 @@ def machine(*more: tuple[str, str]) -> str:
         ("SQLite", sqlite3.sqlite_version),
         ("OpenSSL (of cryptography)", backend.openssl_version_text()),
         *more,
+        ("quiet?", busy.told),
     ]
     return "| run | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
 
@@ -86,9 +87,10 @@ def _git(*words: str) -> str:
 
 
 class Busy:
-    """How much of the machine others used meanwhile: `steal`, and how loaded it was at the start."""
+    """Made at a run's start: what is measured, how loaded the machine was, and how much of it others take meanwhile."""
 
     def __init__(self) -> None:
+        self.commit = commit()
         self._began = self._times()
         self._load = os.getloadavg()[0]
 
@@ -96,6 +98,7 @@ class Busy:
     def _times() -> list[int]:
         return [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
 
+    @property
     def told(self) -> str:
         used = [now - before for now, before in zip(self._times(), self._began, strict=True)]
         stolen = 100 * used[7] / max(1, sum(used))
