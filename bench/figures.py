@@ -41,14 +41,17 @@ from rig.results import Results, aims, tables
 
 console = Console(width=130)
 GROUPS = ("sqlite", "postgresql", "ceilings", "pace", "memory", "import")
-OPERATIONS = ("post", "post-20", "by-emaid", "by-pcid", "signed", "put", "live")
+OPERATIONS = ("post", "post-again", "post-20", "by-emaid", "by-pcid", "signed", "put", "live")
 MAIN = {"post", "constant", "bare", "loop", "parts"}  # What the aims divide by each other is measured most often.
 CORES = report.CORES
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """seconds: of one load. rounds: for what stands in MAIN; the others have about half as many."""
+    """seconds: of one load. rounds: for what stands in MAIN; the others have about half as many.
+
+    contracts: of ISO 15118-2, so many that no worker meets a car again which it still remembers; contracts20: of -20.
+    """
 
     groups: frozenset[str]
     contracts: int
@@ -214,7 +217,8 @@ class Bench:
                     continue
                 rate = 0.7 * cell.rate
                 seen = [
-                    load.drive(operations["post"], server.port, 64, self.plan.paced_seconds, rate) for _ in range(3)
+                    self.loads.paced(operations["post"], server.port, 64, self.plan.paced_seconds, rate)
+                    for _ in range(3)
                 ]
                 self.results.paced[engine, workers] = rate, seen
                 say(f"  {engine} × {workers} POST at {rate:.0f}/s: p99 {[round(each.p99, 1) for each in seen]} ms")
@@ -242,7 +246,7 @@ def main() -> int:
     if given.write and (given.quick or given.only is not GROUPS):
         options.error("--write is for whole runs")
     groups = frozenset(given.only)
-    plan = Plan(groups, 96, 32, 1, 1, 2, 600) if given.quick else Plan(groups, 640, 128, 3, 5, 8, 5000)
+    plan = Plan(groups, 96, 32, 1, 1, 2, 600) if given.quick else Plan(groups, 4800, 128, 3, 5, 8, 5000)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # So that what was started is ended.
     busy = report.Busy()
     with tempfile.TemporaryDirectory(prefix="ccp-bench-") as name, ExitStack() as stack:

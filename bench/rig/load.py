@@ -1,7 +1,8 @@
 """Load: wrk where it is installed, else and for paced load a generator of our own.
 
-    load = Loads(folder).closed(operation, port, connections=16, seconds=3)     # as fast as answers come
-    load = paced(operation, port, rate=800, connections=64, seconds=8)          # whatever the answers do
+    loads = Loads(folder)
+    load = loads.closed(operation, port, connections=16, seconds=3)             # as fast as answers come
+    load = loads.paced(operation, port, connections=64, seconds=8, rate=800)    # whatever the answers do
 
 An error, a status that is not the expected one, or an answer that is shorter than the right one ends the run.
 """
@@ -39,6 +40,9 @@ request = function()
   place = place %% count + 1
   return messages[place]
 end
+init = function(args)
+  place = tonumber(args[1])
+end
 done = function(summary, latency, requests)
   local e = summary.errors
   io.write(string.format(
@@ -75,6 +79,7 @@ class Loads:
         self._folder = folder
         self._wrk = shutil.which("wrk")
         self._scripts: dict[tuple[str, int], Path] = {}
+        self._places: dict[tuple[str, int], int] = {}
 
     @property
     def generator(self) -> str:
@@ -85,10 +90,13 @@ class Loads:
 
     def closed(self, operation: Operation, port: int, connections: int, seconds: float) -> Load:
         length = check(operation, port)
+        place = self._places.get((operation.name, port), 0)
         if self._wrk is None:
-            return drive(operation, port, connections, seconds)
+            seen = drive(operation, port, connections, seconds, place=place)
+            self._sent(operation, port, seen.requests)
+            return seen
         command = [self._wrk, "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s", self._script(operation)]
-        command.append(f"http://127.0.0.1:{port}")
+        command += [f"http://127.0.0.1:{port}", "--", str(place)]
         ended = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30, check=False)
         if ended.returncode != 0:
             raise LoadError(f"{operation.name}: wrk failed: {ended.stderr or ended.stdout}")
@@ -99,7 +107,19 @@ class Loads:
             found = told["octets"] / told["requests"]
             raise LoadError(f"{operation.name}: answers have {found:.0f} octets, not {length:.0f}")
         check(operation, port)
+        self._sent(operation, port, told["requests"] + connections)
         return Load(told["requests"], told["us"] / 1e6, told["p50"] / 1e3, told["p95"] / 1e3, told["p99"] / 1e3)
+
+    def paced(self, operation: Operation, port: int, connections: int, seconds: float, rate: float) -> Load:
+        """See `drive`."""
+        seen = drive(operation, port, connections, seconds, rate, self._places.get((operation.name, port), 0))
+        self._sent(operation, port, seen.requests)
+        return seen
+
+    def _sent(self, operation: Operation, port: int, count: int) -> None:
+        """A server goes on where it left off: what it met last does not come again before everything else has."""
+        key = operation.name, port
+        self._places[key] = (self._places.get(key, 0) + count) % len(operation.messages)
 
     def _script(self, operation: Operation) -> Path:
         key = operation.name, hash(operation.messages)
@@ -175,8 +195,11 @@ def answer_of(operation: Operation, port: int) -> bytes:
     return answer.partition(b"\r\n\r\n")[2]
 
 
-def drive(operation: Operation, port: int, connections: int, seconds: float, rate: float | None = None) -> Load:
+def drive(
+    operation: Operation, port: int, connections: int, seconds: float, rate: float | None = None, place: int = 0
+) -> Load:
     """One thread, one epoll. rate: requests a second on average, at times of chance that do not wait for answers.
+    place: of the first message that is sent.
 
     With a rate a latency counts from the moment that the request was due, sent or not.
     """
@@ -189,7 +212,7 @@ def drive(operation: Operation, port: int, connections: int, seconds: float, rat
         epoll.register(connection.socket.fileno(), select.EPOLLIN)
         by_descriptor[connection.socket.fileno()] = connection
         idle.append(connection)
-    messages, place = operation.messages, 0
+    messages = operation.messages
     waiting: deque[float] = deque()
     latencies: list[float] = []
     start = now = time.perf_counter()

@@ -47,7 +47,8 @@ class Results:
 NAMES = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "ceiling": "ceiling"}
 TITLES = {
     "post": "POST, ISO 15118-2",
-    "post-20": "POST, ISO 15118-20 (P-521)",
+    "post-again": "POST, ISO 15118-2, the same 512 cars again and again",
+    "post-20": "POST, ISO 15118-20 (P-521), the same 128 cars",
     "by-emaid": "GET contractData/emaid",
     "by-pcid": "GET contractData/pcid",
     "signed": "GET signedcontractdata/{emaid}/{pcid}",

@@ -32,6 +32,8 @@ from ccp.tokens import new_secret
 SETS: Final = "ABCDEFGHIJKLMNOP"
 BASE_URL: Final = "http://ccp.example"
 _FRESH: Final = timedelta(hours=12)
+AGAIN: Final = 512
+"""Cars that ask again and again, in the row that says so."""
 PATH: Final = "/opnc/v1/ccp"
 
 
@@ -233,6 +235,8 @@ def operations(world: World, tokens: Tokens) -> dict[str, Operation]:
     if "iso20" in world.fleets:
         twenty = world.fleets["iso20"].contracts
         found["post-20"] = made("POST, ISO 15118-20", Role.CPO, "POST", "/signedcontractdata", twenty, "request")
+    again = slice(0, AGAIN)
+    found["post-again"] = Operation("POST, the same cars", found["post"].messages[again], found["post"].expected[again])
     put = made("PUT, ISO 15118-2", Role.CPS, "PUT", "/signedcontractdata", two, "publication")
     found["put"] = Operation(put.name, put.messages, (b"",) * len(emaids), 201)
     found["live"] = Operation("GET /health/live", (message_of("GET", "/health/live", "none"),), (b"alive",))
