@@ -87,22 +87,35 @@ def _git(*words: str) -> str:
 
 
 class Busy:
-    """Made at a run's start: what is measured, how loaded the machine was, and how much of it others take meanwhile."""
+    """Made at a run's start: what is measured, and how much of the machine others use until it is told.
+
+    By then everything that the run has started has ended.
+    """
 
     def __init__(self) -> None:
         self.commit = commit()
         self._began = self._times()
-        self._load = os.getloadavg()[0]
+        self._own = self._used()
 
     @staticmethod
     def _times() -> list[int]:
         return [int(word) for word in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
 
+    @staticmethod
+    def _used() -> float:
+        """Seconds of this process and of those that it has started and that have ended."""
+        return sum(os.times()[:4])
+
     @property
     def told(self) -> str:
-        used = [now - before for now, before in zip(self._times(), self._began, strict=True)]
-        stolen = 100 * used[7] / max(1, sum(used))
-        return f"load average {self._load:.2f} before it began; {stolen:.1f} % of the processors' time went elsewhere"
+        spent = [now - before for now, before in zip(self._times(), self._began, strict=True)]
+        total = max(1, sum(spent))
+        busy = (total - spent[3] - spent[4] - spent[7]) / os.sysconf("SC_CLK_TCK")
+        others = 100 * max(0.0, busy - (self._used() - self._own)) / (total / os.sysconf("SC_CLK_TCK"))
+        return (
+            f"other processes used {others:.0f} % of the processors' time, other machines on the same host "
+            f"{100 * spent[7] / total:.1f} %"
+        )
 
 
 def write(name: str, text: str) -> None:
