@@ -66,10 +66,10 @@ class Work:
         if verified.chain is None:
             raise RuntimeError("There are OEM roots.")
         keys = keys_of((verified.chain,))
-        check_keys(keys, self._ask(evidence.known(keys, self._rules)), self._rules, at)
         stored = self._ask(questions.by_vehicle(verified.pcid))
-        held = [key for contract in stored for key in contract.certificates or ()]
-        known = self._ask(evidence.known(held, self._rules))
+        theirs = [key for contract in stored for key in contract.certificates or ()]
+        known = self._ask(evidence.known((*keys, *theirs), self._rules))
+        check_keys(keys, known, self._rules, at)
 
         def good(contract: SignedContract) -> bool:
             check_keys(contract.certificates or (), known, self._rules, at)
