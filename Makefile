@@ -37,7 +37,7 @@ bench: $(VENV)/dev
 	$(BIN)/python bench/bulk.py
 	$(BIN)/python bench/figures.py --write
 
-# Takes a quarter of an hour and some 12 GB of disk.
+# Takes a quarter of an hour and some 20 GB of disk.
 bench-million: $(VENV)/dev
 	$(BIN)/python bench/million.py --write
 

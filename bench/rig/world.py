@@ -173,7 +173,7 @@ async def fill(config: Settings, world: World) -> None:
 
 
 def _parts(items: Sequence[Any]) -> list[Sequence[Any]]:
-    return [items[start : start + 50] for start in range(0, len(items), 50)]
+    return [items[start : start + 250] for start in range(0, len(items), 250)]
 
 
 async def _publish(pool: Any, world: World, contract: Contract) -> None:
