@@ -10,7 +10,7 @@ ifeq ($(shell command -v $(PYTHON) 2>/dev/null),)
 PYTHON := python3
 endif
 
-.PHONY: demo test check bench run judge format clean
+.PHONY: demo test check bench bench-million run judge format clean
 
 demo: $(VENV)/run
 	$(BIN)/ccp demo
@@ -35,6 +35,11 @@ bench: $(VENV)/dev
 	$(BIN)/python bench/trust.py
 	$(BIN)/python bench/responder.py
 	$(BIN)/python bench/bulk.py
+	$(BIN)/python bench/figures.py --write
+
+# Takes a quarter of an hour and some 20 GB of disk.
+bench-million: $(VENV)/dev
+	$(BIN)/python bench/million.py --write
 
 format: $(VENV)/dev
 	$(BIN)/ruff format .

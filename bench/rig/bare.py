@@ -1,0 +1,131 @@
+"""A program: POST with nothing around it, the ceiling for what a server can reach that does the same work.
+
+    python bench/rig/bare.py CONFIG DATABASE PORT
+
+One asyncio protocol on uvloop reads HTTP by hand (a head that is well-formed and has a Content-Length), and does with
+the package's own functions what the pool does: Base64, EXI, the car's signature and chain, the stored evidence for both
+chains, the lookup in the same SQLite file, the choice, the splice, JSON. No tokens, rates, roles, log or limits.
+Several of them share a port (SO_REUSEPORT).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import signal
+import sqlite3
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+import uvloop
+
+from ccp import contracts, installation, settings, wire
+from ccp.app import assemble
+from ccp.contracts import SignedContract
+from ccp.ids import Namespace
+from ccp.pki.evidence import AskedLater, check_keys, keys_of
+from ccp.pki.paths import TrustAnchors
+from ccp.store import contracts as questions
+from ccp.store import evidence
+from ccp.store.schema import sqlite_file
+from ccp.store.steps import Steps, T
+
+
+class Work:
+    """What a POST is, without HTTP."""
+
+    def __init__(self, database: str, anchors: TrustAnchors, rules: Any) -> None:
+        self._connection = sqlite3.connect(sqlite_file(database), isolation_level=None)
+        self._connection.execute("pragma query_only = on")
+        self._anchors = anchors
+        self._rules = rules
+        self._statements: dict[str, str] = {}
+
+    def _ask(self, question: Steps[T]) -> T:
+        steps = iter(question)
+        try:
+            statement, parameters = next(steps)
+            while True:
+                known = self._statements.get(statement) or self._statements.setdefault(
+                    statement, statement.replace("$", "?")
+                )
+                statement, parameters = steps.send(self._connection.execute(known, parameters).fetchall())
+        except StopIteration as stop:
+            answer: T = stop.value
+            return answer
+
+    def answer(self, body: bytes) -> bytes:
+        fields = orjson.loads(body)
+        at = datetime.now(UTC)
+        namespace = Namespace(fields["xsdMsgDefNamespace"])
+        request = installation.read_request(base64.b64decode(fields["certificateInstallationReq"]), namespace)
+        verified = installation.verify_request(request, anchors=self._anchors, revocation=AskedLater(), at=at)
+        if verified.chain is None:
+            raise RuntimeError("There are OEM roots.")
+        keys = keys_of((verified.chain,))
+        stored = self._ask(questions.by_vehicle(verified.pcid))
+        theirs = [key for contract in stored for key in contract.certificates or ()]
+        known = self._ask(evidence.known((*keys, *theirs), self._rules))
+        check_keys(keys, known, self._rules, at)
+
+        def good(contract: SignedContract) -> bool:
+            check_keys(contract.certificates or (), known, self._rules, at)
+            return True
+
+        chosen = contracts.choose_one(stored, at, listed=request.lists_root_of, good=good)
+        item = {
+            "certificateInstallationRes": wire.b64(installation.answer(chosen, request.session_id, at)),
+            "emaid": chosen.emaid,
+            "pcid": chosen.pcid,
+            "xsdMsgDefNamespace": chosen.namespace,
+            "cpsV2GRootCertificateFingerprint": chosen.root_fingerprint,
+        }
+        if name := wire.distinguished_name(chosen.root_dn):
+            item["cpsRootDistinguishedName"] = name
+        return orjson.dumps({"signedContractDataCollection": [item]})
+
+
+class Bare(asyncio.Protocol):
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._octets = bytearray()
+        self._transport: asyncio.Transport
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        self._octets += data
+        while (end := self._octets.find(b"\r\n\r\n")) >= 0:
+            head = bytes(self._octets[:end]).lower()
+            length = int(head.partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0] or 0)
+            if len(self._octets) < end + 4 + length:
+                return
+            body = bytes(self._octets[end + 4 : end + 4 + length])
+            del self._octets[: end + 4 + length]
+            answer = self._work.answer(body) if body else b"{}"
+            self._transport.write(
+                b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"
+                % (len(answer), answer)
+            )
+
+
+async def serve() -> None:
+    config, database, port = sys.argv[1:]
+    built = assemble(settings.load(Path(config), database=database))
+    await built.open()
+    work = Work(database, built.trust.anchors, built.revocation.rules)
+    loop = asyncio.get_running_loop()
+    ended = asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, ended.set)
+    server = await loop.create_server(lambda: Bare(work), "127.0.0.1", int(port), reuse_port=True)
+    await ended.wait()
+    server.close()
+    await built.close()
+
+
+if __name__ == "__main__":
+    uvloop.run(serve())

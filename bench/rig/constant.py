@@ -1,0 +1,48 @@
+"""A program: an application that answers a constant, under the same uvicorn and the same protocol as the pool.
+
+python bench/rig/constant.py FILE PORT WORKERS
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from ccp.cli import workers
+from ccp.limits import Proxies
+from ccp.server import STATE, Connections, options
+from ccp.settings import Settings
+
+
+def create() -> Any:
+    body = Path(os.environ["CCP_BENCH_ANSWER"]).read_bytes()
+    headers = [(b"content-length", str(len(body)).encode()), (b"content-type", b"application/json")]
+    config = Settings()
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            await receive()
+            scope["state"][STATE] = Connections(config, Proxies(config.trusted_proxies))
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+            await send({"type": "lifespan.shutdown.complete"})
+            return
+        while (await receive()).get("more_body"):
+            pass
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
+
+    return application
+
+
+def main() -> None:
+    file, port, count = sys.argv[1:]
+    os.environ["CCP_BENCH_ANSWER"] = file
+    told = options(Settings()) | {"host": "127.0.0.1", "port": int(port), "workers": int(count)}
+    workers.run("constant:create", factory=True, log_level="warning", **told)
+
+
+if __name__ == "__main__":
+    main()

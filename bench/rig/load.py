@@ -1,0 +1,249 @@
+"""Load: wrk where it is installed, else and for paced load a generator of our own.
+
+    loads = Loads(folder)
+    load = loads.closed(operation, port, connections=16, seconds=3)             # as fast as answers come
+    load = loads.paced(operation, port, connections=64, seconds=8, rate=800)    # whatever the answers do
+
+An error, a status that is not the expected one, or an answer that is shorter than the right one ends the run.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import select
+import shutil
+import socket
+import subprocess
+import time
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from rig.world import Operation
+
+_SAMPLES: Final = 24
+
+_SCRIPT: Final = """
+local messages, count, place = {}, 0, 0
+local file = assert(io.open(%(file)s, "rb"))
+while true do
+  local length = file:read("*n")
+  if not length then break end
+  file:read(1)
+  count = count + 1
+  messages[count] = file:read(length)
+end
+file:close()
+request = function()
+  place = place %% count + 1
+  return messages[place]
+end
+init = function(args)
+  place = tonumber(args[1])
+end
+done = function(summary, latency, requests)
+  local e = summary.errors
+  io.write(string.format(
+    '\\n{"requests":%%d,"us":%%d,"octets":%%d,"errors":[%%d,%%d,%%d,%%d,%%d],"p50":%%d,"p95":%%d,"p99":%%d}\\n',
+    summary.requests, summary.duration, summary.bytes, e.connect, e.read, e.write, e.status, e.timeout,
+    latency:percentile(50), latency:percentile(95), latency:percentile(99)))
+end
+"""
+
+
+class LoadError(Exception):
+    """The load met what must not be."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a load saw: requests that were answered, seconds, and percentiles of their latencies in ms."""
+
+    requests: int
+    seconds: float
+    p50: float
+    p95: float
+    p99: float
+
+    @property
+    def rate(self) -> float:
+        return self.requests / self.seconds
+
+
+class Loads:
+    """Closed loops: each connection sends the next request when it has the answer."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._wrk = shutil.which("wrk")
+        self._scripts: dict[tuple[str, int], Path] = {}
+        self._places: dict[tuple[str, int], int] = {}
+
+    @property
+    def generator(self) -> str:
+        if self._wrk is None:
+            return "a generator of our own in Python (wrk is not installed)"
+        told = subprocess.run([self._wrk, "--version"], capture_output=True, text=True, check=False).stdout
+        return " ".join(told.split()[:2])
+
+    def closed(self, operation: Operation, port: int, connections: int, seconds: float) -> Load:
+        length = check(operation, port)
+        place = self._places.get((operation.name, port), 0)
+        if self._wrk is None:
+            seen = drive(operation, port, connections, seconds, place=place)
+            self._sent(operation, port, seen.requests)
+            return seen
+        command = [self._wrk, "-t1", f"-c{connections}", f"-d{max(1, round(seconds))}s", "-s", self._script(operation)]
+        command += [f"http://127.0.0.1:{port}", "--", str(place)]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30, check=False)
+        if ended.returncode != 0:
+            raise LoadError(f"{operation.name}: wrk failed: {ended.stderr or ended.stdout}")
+        told = json.loads(ended.stdout.strip().rpartition("\n")[2])
+        if any(told["errors"]):
+            raise LoadError(f"{operation.name}: connect, read, write, status, timeout errors: {told['errors']}")
+        if told["octets"] / told["requests"] < 0.95 * length:
+            found = told["octets"] / told["requests"]
+            raise LoadError(f"{operation.name}: answers have {found:.0f} octets, not {length:.0f}")
+        check(operation, port)
+        self._sent(operation, port, told["requests"] + connections)
+        return Load(told["requests"], told["us"] / 1e6, told["p50"] / 1e3, told["p95"] / 1e3, told["p99"] / 1e3)
+
+    def paced(self, operation: Operation, port: int, connections: int, seconds: float, rate: float) -> Load:
+        """See `drive`."""
+        seen = drive(operation, port, connections, seconds, rate, self._places.get((operation.name, port), 0))
+        self._sent(operation, port, seen.requests)
+        return seen
+
+    def _sent(self, operation: Operation, port: int, count: int) -> None:
+        """A server goes on where it left off: what it met last does not come again before everything else has."""
+        key = operation.name, port
+        self._places[key] = (self._places.get(key, 0) + count) % len(operation.messages)
+
+    def _script(self, operation: Operation) -> Path:
+        key = operation.name, hash(operation.messages)
+        if key not in self._scripts:
+            place = self._folder / f"load-{len(self._scripts)}"
+            with place.with_suffix(".messages").open("wb") as file:
+                for message in operation.messages:
+                    file.write(b"%d\n%b" % (len(message), message))
+            script = place.with_suffix(".lua")
+            script.write_text(_SCRIPT % {"file": json.dumps(str(place.with_suffix(".messages")))})
+            self._scripts[key] = script
+        return self._scripts[key]
+
+
+class _Connection:
+    def __init__(self, port: int, status: int) -> None:
+        self.socket = socket.create_connection(("127.0.0.1", port))
+        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._begins = b"HTTP/1.1 %d " % status
+        self._octets = bytearray()
+        self._needed = 0
+        self.began = 0.0
+
+    def send(self, message: bytes, began: float) -> None:
+        self.began = began
+        self._octets.clear()
+        self._needed = 0
+        self.socket.sendall(message)
+
+    def read(self) -> bytes | None:
+        """The whole answer when it is there."""
+        octets = self.socket.recv(262_144)
+        if not octets:
+            raise LoadError("The server closed a connection.")
+        self._octets += octets
+        if not self._needed:
+            end = self._octets.find(b"\r\n\r\n")
+            if end < 0:
+                return None
+            head = bytes(self._octets[:end]).lower()
+            length = head.partition(b"content-length:")[2].partition(b"\r\n")[0]
+            self._needed = end + 4 + int(length or 0)
+        if len(self._octets) < self._needed:
+            return None
+        if not self._octets.startswith(self._begins):
+            raise LoadError(f"Not {self._begins.decode()}: {bytes(self._octets[:600])!r}")
+        return bytes(self._octets)
+
+
+def check(operation: Operation, port: int) -> float:
+    """Ask for some and look at the answers. Returns the mean length of an answer, head included."""
+    connection = _Connection(port, operation.status)
+    places = random.Random(0).sample(range(len(operation.messages)), min(_SAMPLES, len(operation.messages)))
+    length = 0
+    for place in places:
+        connection.send(operation.messages[place], 0.0)
+        while (answer := connection.read()) is None:
+            pass
+        if operation.expected[place] not in answer.partition(b"\r\n\r\n")[2]:
+            raise LoadError(f"{operation.name}: {operation.expected[place]!r} is not in the answer {answer[:400]!r}")
+        length += len(answer)
+    connection.socket.close()
+    return length / len(places)
+
+
+def answer_of(operation: Operation, port: int) -> bytes:
+    """The body of the answer to the first message."""
+    connection = _Connection(port, operation.status)
+    connection.send(operation.messages[0], 0.0)
+    while (answer := connection.read()) is None:
+        pass
+    connection.socket.close()
+    return answer.partition(b"\r\n\r\n")[2]
+
+
+def drive(
+    operation: Operation, port: int, connections: int, seconds: float, rate: float | None = None, place: int = 0
+) -> Load:
+    """One thread, one epoll. rate: requests a second on average, at times of chance that do not wait for answers.
+    place: of the first message that is sent.
+
+    With a rate a latency counts from the moment that the request was due, sent or not.
+    """
+    chance = random.Random(70)
+    epoll = select.epoll()
+    idle: deque[_Connection] = deque()
+    by_descriptor = {}
+    for _ in range(connections):
+        connection = _Connection(port, operation.status)
+        epoll.register(connection.socket.fileno(), select.EPOLLIN)
+        by_descriptor[connection.socket.fileno()] = connection
+        idle.append(connection)
+    messages = operation.messages
+    waiting: deque[float] = deque()
+    latencies: list[float] = []
+    start = now = time.perf_counter()
+    due = start
+    while True:
+        if rate is None:
+            if now < start + seconds:
+                waiting.extend([now] * (len(idle) - len(waiting)))
+        else:
+            while due <= now and due < start + seconds:
+                waiting.append(due)
+                due += chance.expovariate(rate)
+        while waiting and idle:
+            connection = idle.popleft()
+            connection.send(messages[place % len(messages)], waiting.popleft())
+            place += 1
+        if now >= start + seconds and not waiting and len(idle) == connections:
+            break
+        if now > start + seconds + 20:
+            raise LoadError(f"{operation.name}: answers did not come.")
+        # epoll by itself counts in milliseconds; it can be waited for in microseconds.
+        pause = min(due - time.perf_counter(), 0.5) if rate is not None and due < start + seconds else 0.5
+        select.select([epoll], [], [], max(pause, 0))
+        for descriptor, _ in epoll.poll(0):
+            connection = by_descriptor[descriptor]
+            if connection.read() is not None:
+                latencies.append((time.perf_counter() - connection.began) * 1e3)
+                idle.append(connection)
+        now = time.perf_counter()
+    for connection in by_descriptor.values():
+        connection.socket.close()
+    latencies.sort()
+    shares = (latencies[min(len(latencies) - 1, int(len(latencies) * share))] for share in (0.5, 0.95, 0.99))
+    return Load(len(latencies), now - start, *shares)

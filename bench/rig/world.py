@@ -1,0 +1,243 @@
+"""Cars, contracts and callers made with real cryptography before anything is measured.
+
+Certificates name an OCSP responder, which nobody asks: what it would say of each of them is stored beforehand, as it is
+in a pool that has been running for a while. Callers come in sixteen sets, so that the load is many partners' load and
+the rate limits stay as users have them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from ccp import wire
+from ccp.app import assemble
+from ccp.ids import EMAID, PCID, WMI, ProviderId
+from ccp.parties import Caller, Party, Role
+from ccp.pki.certificates import Certificate
+from ccp.pki.evidence import Evidence, Status
+from ccp.settings import Settings
+from ccp.sim import sandbox
+from ccp.sim.parties import Car, make_contract, sign_contract
+from ccp.sim.pki import PKI, Addresses, Credential, build_pki
+from ccp.store import evidence
+from ccp.tokens import new_secret
+
+SETS: Final = "ABCDEFGHIJKLMNOP"
+BASE_URL: Final = "http://ccp.example"
+_FRESH: Final = timedelta(hours=12)
+AGAIN: Final = 512
+"""Cars that ask again and again, in the row that says so."""
+PATH: Final = "/opnc/v1/ccp"
+
+
+@dataclass(frozen=True, slots=True)
+class Contract:
+    """A car and the contract that waits for it. message: EXI. publication, request: bodies of PUT and POST."""
+
+    letter: str
+    car: Car
+    emaid: EMAID
+    message: bytes
+    publication: dict[str, Any]
+    request: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """The contracts of one edition, and every certificate below a root with its issuer's."""
+
+    pki: PKI
+    contracts: tuple[Contract, ...]
+    certificates: tuple[tuple[Certificate, Certificate], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class World:
+    at: datetime
+    fleets: dict[str, Fleet]
+    members: dict[tuple[Role, str], sandbox.Member]
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """A kind of request. messages: whole HTTP requests, all different. expected: what each answer's body has in it."""
+
+    name: str
+    messages: tuple[bytes, ...]
+    expected: tuple[bytes, ...]
+    status: int = 200
+
+
+def build(at: datetime, counts: dict[str, int]) -> World:
+    """counts: contracts by edition, "iso2" (P-256) and "iso20" (P-521)."""
+    algorithms = {"iso2": "P-256", "iso20": "P-521"}
+    fleets = {}
+    for edition, count in counts.items():
+        pki = build_pki(at, algorithm=algorithms[edition], addresses=_responder)  # type: ignore[arg-type]
+        fleets[edition] = _fleet(pki, edition.removeprefix("iso"), count, at)
+    return World(at, fleets, {(role, letter): _member(role, letter) for letter in SETS for role in _ROLES})
+
+
+def _responder(name: str) -> Addresses:
+    return Addresses(ocsp="http://ocsp.example/")
+
+
+_ROLES: Final = (Role.CPO, Role.CPS, Role.EMSP, Role.OEM)
+
+
+def provider(letter: str) -> str:
+    return f"DEEX{letter}"
+
+
+def wmi(letter: str) -> str:
+    return f"WX{letter}"
+
+
+def _member(role: Role, letter: str) -> sandbox.Member:
+    party = Party(
+        f"example-{role.value}-{letter.lower()}",
+        f"Example {role.value} {letter}",
+        frozenset({role}),
+        provider_ids=frozenset({ProviderId.parse(provider(letter))} if role is Role.EMSP else ()),
+        all_providers=role is Role.CPS,
+        wmis=frozenset({WMI.parse(wmi(letter))} if role is Role.OEM else ()),
+    )
+    return sandbox.Member(party, new_secret())
+
+
+def _fleet(pki: PKI, edition: str, count: int, at: datetime) -> Fleet:
+    contracts = []
+    pairs: dict[tuple[str, int], tuple[Certificate, Certificate]] = {}
+
+    def note(credential: Credential, root: Credential) -> None:
+        chain = (credential.certificate, *credential.sub_cas, root.certificate)
+        for certificate, issuer in itertools.pairwise(chain):
+            pairs[issuer.issuer_id, certificate.serial_number] = certificate, issuer
+
+    note(pki.cps, pki.v2g_root)
+    for number in range(count):
+        letter = SETS[number % len(SETS)]
+        pcid = PCID.parse(_numbered(f"{wmi(letter)}0B{edition}", number, 17))
+        emaid = EMAID.parse(_numbered(f"{provider(letter)}C{edition}", number, 14))
+        car = Car.build(pki, pcid, at)
+        bundle = make_contract(pki, emaid, pcid, car.provisioning.certificate, at)
+        message = sign_contract(pki, bundle, at)
+        publication = {
+            "certificateInstallationRes": wire.b64(message),
+            "emaid": emaid,
+            "pcid": pcid,
+            "xsdMsgDefNamespace": car.namespace,
+            "cpsV2GRootCertificateFingerprint": pki.v2g_root.certificate.fingerprint,
+        }
+        request = json.dumps(sandbox.request_body(car, at)).encode()
+        contracts.append(Contract(letter, car, emaid, message, publication, request))
+        note(car.provisioning, pki.oem_root)
+        note(bundle.contract, pki.emsp_root)
+    return Fleet(pki, tuple(contracts), tuple(pairs.values()))
+
+
+def _numbered(prefix: str, number: int, length: int) -> str:
+    return prefix + str(number).zfill(length - len(prefix))
+
+
+async def fill(config: Settings, world: World) -> None:
+    """Roots, parties, evidence and every contract, each published through all checks. The schema is there."""
+    built = assemble(config)
+    await built.open()
+    try:
+        known = sandbox.World(
+            {edition: fleet.pki for edition, fleet in world.fleets.items()}, tuple(world.members.values())
+        )
+        await sandbox.register(built.store, known, world.at)
+        await built.trust.refresh()
+        said = [
+            Evidence(
+                issuer.issuer_id, certificate.serial_number, Status.GOOD, world.at, world.at + _FRESH, None, "OCSP"
+            )
+            for fleet in world.fleets.values()
+            for certificate, issuer in fleet.certificates
+        ]
+        for part in _parts(said):
+            await asyncio.gather(*(built.store.write(evidence.learn(each)) for each in part))
+        for part in _parts([each for fleet in world.fleets.values() for each in fleet.contracts]):
+            await asyncio.gather(*(_publish(built.pool, world, each) for each in part))
+    finally:
+        await built.close()
+
+
+def _parts(items: Sequence[Any]) -> list[Sequence[Any]]:
+    return [items[start : start + 250] for start in range(0, len(items), 250)]
+
+
+async def _publish(pool: Any, world: World, contract: Contract) -> None:
+    data = wire.SignedContractData.model_validate(contract.publication)
+    await pool.publish(
+        Caller(world.members[Role.CPS, contract.letter].party),
+        emaid=data.emaid,
+        pcid=data.pcid,
+        namespace=data.xsdMsgDefNamespace,
+        message=data.certificateInstallationRes,
+        root=data.cpsV2GRootCertificateFingerprint,
+        metadata=None,
+        at=world.at,
+    )
+
+
+# --- Requests --------------------------------------------------------------------------------------------------------
+
+Tokens = dict[tuple[Role, str], str]
+
+
+def message_of(method: str, path: str, token: str, body: bytes = b"") -> bytes:
+    head = f"{method} {path} HTTP/1.1\r\nHost: ccp.example\r\nAuthorization: Bearer {token}\r\nAccept: */*\r\n"
+    if body:
+        head += f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    return head.encode() + b"\r\n" + body
+
+
+def operations(world: World, tokens: Tokens) -> dict[str, Operation]:
+    """Everything that a server is loaded with, by a short name."""
+    two = world.fleets["iso2"].contracts
+    emaids = tuple(contract.emaid.encode() for contract in two)
+    sessions = random.Random(1)
+
+    def made(name: str, role: Role, method: str, path: str, contracts: Sequence[Contract], body: str = "") -> Operation:
+        messages = tuple(
+            message_of(
+                method,
+                PATH + path.format(emaid=c.emaid, pcid=c.car.pcid, session=sessions.randbytes(8).hex()),
+                tokens[role, c.letter],
+                {"": b"", "request": c.request, "publication": json.dumps(c.publication).encode()}[body],
+            )
+            for c in contracts
+        )
+        return Operation(name, messages, tuple(c.emaid.encode() for c in contracts))
+
+    found = {
+        "post": made("POST, ISO 15118-2", Role.CPO, "POST", "/signedcontractdata", two, "request"),
+        "by-emaid": made("GET contractData/emaid", Role.EMSP, "GET", "/contractData/emaid/{emaid}", two),
+        "by-pcid": made("GET contractData/pcid", Role.OEM, "GET", "/contractData/pcid/{pcid}", two),
+        "signed": made(
+            "GET signedcontractdata/{emaid}/{pcid}",
+            Role.OEM,
+            "GET",
+            "/signedcontractdata/{emaid}/{pcid}?sessionID={session}",
+            two,
+        ),
+    }
+    if "iso20" in world.fleets:
+        twenty = world.fleets["iso20"].contracts
+        found["post-20"] = made("POST, ISO 15118-20", Role.CPO, "POST", "/signedcontractdata", twenty, "request")
+    again = slice(0, AGAIN)
+    found["post-again"] = Operation("POST, the same cars", found["post"].messages[again], found["post"].expected[again])
+    put = made("PUT, ISO 15118-2", Role.CPS, "PUT", "/signedcontractdata", two, "publication")
+    found["put"] = Operation(put.name, put.messages, (b"",) * len(emaids), 201)
+    found["live"] = Operation("GET /health/live", (message_of("GET", "/health/live", "none"),), (b"alive",))
+    return found
