@@ -254,6 +254,9 @@ class Settings(BaseSettings):
     peer_seconds: Annotated[float, Field(gt=0, le=4)] = Field(
         1.5, description="How long other pools may take to answer for a car, seconds. The car waits five in all."
     )
+    peer_call_seconds: Annotated[float, Field(gt=0, le=60)] = Field(
+        10, description="How long another pool may take for a request that is addressed to it and no car's, seconds."
+    )
     opcp: bool = Field(True, description="Speak OPCP, the predecessor of OPNC, under /v1 too.")
     opcp_negative: OPCPNegative = Field(
         OPCPNegative.DELIVER,

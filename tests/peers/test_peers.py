@@ -163,8 +163,8 @@ def test_a_request_for_another_pool_is_answered_by_that_one(three: dict[str, Poo
 def test_a_request_for_a_pool_that_is_unknown_is_not_found(three: dict[str, Pool]) -> None:
     pool, car = three["pool-a"], three["pool-a"].car()
     assert sentences(pool.post(car, headers=to("pool-z")), 404)
-    # What is not a vehicle's request is for here or for nobody; and pools pass on nothing for pools.
-    assert sentences(pool.oem.get(f"/contractData/pcid/{car.pcid}", headers=to("pool-b")), 404)
+    assert sentences(pool.oem.get(f"/contractData/pcid/{car.pcid}", headers=to("pool-z")), 404)
+    # And pools pass on nothing for pools.
     assert sentences(pool.post(car, caller="peer", headers=to("pool-b")), 404)
     assert sentences(pool.oem.get(f"/contractData/pcid/{car.pcid}", headers=to("pool-a")), 404) == [
         "No contract for the given PCID found."
@@ -248,18 +248,17 @@ def test_peers_that_hang_or_lie_change_nothing(pkis: dict[str, PKI], three: dict
             # And with an honest one beside them the car gets its contract.
             liar.on(PATH, json_reply({"signedContractDataCollection": []}))
             pool.change(peers.add(Peer("pool-b", honest.base_url, token=token), AT))
-            _until_known(pool, "pool-b")
+            until_known(pool, "pool-b")
             (item,) = deliver(pool, car)
             assert car.install(octets_of(item), SESSION, AT)[0] == item["emaid"]
 
 
-def _until_known(pool: Pool, name: str) -> None:
-    """An operation that is not passed on tells a known peer from an unknown one, and asks nobody."""
-    sentence = "A request of this kind, or of another pool, is not passed on."
+def until_known(pool: Pool, name: str) -> None:
+    """What a pool asks is not passed on: that tells a known peer from an unknown one, and asks nobody."""
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
-        answer = pool.oem.get("/contractData/pcid/WEX00000000000000", headers=to(name))
-        if sentences(answer, 404) == [sentence]:
+        answer = pool.client("peer").post("/signedcontractdata", headers=to(name))
+        if sentences(answer, 404) == ["A request of another pool is not passed on."]:
             return
         time.sleep(0.05)
     pytest.fail(f"{name} was not taken over")
@@ -305,7 +304,7 @@ def test_a_peer_of_other_roots_is_not_asked(pkis: dict[str, PKI]) -> None:
             for name, server, pki in (("right", right, "iso2"), ("wrong", wrong, "iso20")):
                 root = pkis[pki].v2g_root.certificate.fingerprint
                 pool.change(peers.add(Peer(name, server.url, token="t", v2g_roots=frozenset({root})), AT))  # type: ignore[arg-type]
-            _until_known(pool, "wrong")
+            until_known(pool, "wrong")
             deliver(pool, pool.car())
             assert (len(right.received), len(wrong.received)) == (1, 0)
 
