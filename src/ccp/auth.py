@@ -35,6 +35,7 @@ class AdminOperation(StrEnum):
     ENABLE_PARTY = "EnableParty"
     ROTATE_SECRET = "RotateSecret"  # noqa: S105  a name, no secret
     GET_ROLES = "GetRoles"
+    GET_METRICS = "GetMetrics"
 
 
 class RootOperation(StrEnum):

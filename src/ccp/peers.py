@@ -16,13 +16,13 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import Final, Protocol, TypeAlias, TypeVar
 
 import structlog
 
 from ccp import installation
 from ccp.client import (
-    AnsweredError,
     AsyncClient,
     ClientError,
     Credentials,
@@ -31,33 +31,23 @@ from ccp.client import (
     Limits,
     MalformedAnswerError,
     NoAnswerError,
-    NotAuthenticatedError,
-    NotAuthorisedError,
-    NotFoundError,
     PartyType,
     Routing,
     SignedResponse,
-    TokenRefusedError,
-    TooManyRequestsError,
-    UnavailableError,
-    UpstreamFailedError,
 )
 from ccp.contracts import SignedContract
 from ccp.errors import (
     CCPError,
     ConfigurationError,
-    Conflict,
     EXIError,
-    InputError,
     MismatchError,
-    NotAuthorised,
     NotFound,
     Unavailable,
-    UpstreamError,
     VerificationError,
 )
 from ccp.ids import PCID, Fingerprint, Namespace
 from ccp.installation import VerifiedInstallationRequest
+from ccp.metrics import Metrics
 from ccp.parties import Caller, Role
 from ccp.pki.evidence import AskedLater
 from ccp.pki.paths import TrustAnchors, VerifiedChain
@@ -72,6 +62,7 @@ HOP_HEADER: Final = "X-CCP-Hop"
 """Says that a request came from a pool already; such a one is not passed on. Its value is that pool's id."""
 
 _FAILURES: Final = 3  # In a row, after which a peer is left alone.
+_DELIVER: Final = "GetSignedContractDataByCertificateInstallationReq"
 _FIRST_REST: Final = 15.0
 _LONGEST_REST: Final = 300.0
 _LONGEST_CALL: Final = 60.0  # Seconds. The limit of each call is below.
@@ -103,16 +94,12 @@ class Peers(Protocol):
         sender: From,
         operation: str,
         send: Callable[[AsyncClient, Routing], Awaitable[T]],
-        *,
-        changes: bool,
     ) -> T:
         """Carry one request to one pool, once, and bring what comes of it.
 
         send: sends it, and checks the answer: MismatchError and EXIError say that the pool answers something else than
-        it was asked, VerificationError that the contract does not hold here. changes: whether the request changes
-        something there. Raises the pool's own refusal (InputError, NotAuthorised, NotFound, Conflict, UpstreamError,
-        Unavailable) with its sentences; Unavailable for a pool that is silent or broken; UpstreamError for one that
-        does not take our credentials, or whose answer does not hold here.
+        it was asked, VerificationError that the contract does not hold here. Raises what `send` does, and Unavailable
+        for a pool that is left alone.
         """
 
     async def verified(
@@ -147,8 +134,6 @@ class NoPeers:
         sender: From,
         operation: str,
         send: Callable[[AsyncClient, Routing], Awaitable[T]],
-        *,
-        changes: bool,
     ) -> T:
         raise NotFound(_UNKNOWN)
 
@@ -168,8 +153,10 @@ class NoPeers:
 class Breaker:
     """Leaves a peer alone after failures in a row, each time twice as long; then lets one request try."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
+    def __init__(self, clock: Callable[[], float], tell: Callable[[bool], None] = lambda resting: None) -> None:
+        """tell: is told whenever the peer begins to be left alone (True), or answers again (False)."""
         self._clock = clock
+        self._tell = tell
         self._failures = 0
         self._rests_until = 0.0
         self._rest = _FIRST_REST
@@ -187,12 +174,16 @@ class Breaker:
         return max(1, math.ceil(self._rests_until - self._clock()))
 
     def succeeded(self) -> None:
+        if self._failures >= _FAILURES:
+            self._tell(False)
         self._failures, self._rest = 0, _FIRST_REST
 
     def failed(self) -> None:
         if self._failures >= _FAILURES:
             self._rest = min(2 * self._rest, _LONGEST_REST)
         self._failures += 1
+        if self._failures == _FAILURES:
+            self._tell(True)
         if self._failures >= _FAILURES:
             self._rests_until = self._clock() + self._rest
 
@@ -229,11 +220,13 @@ class PoolPeers:
         anchors: Callable[[], TrustAnchors],
         check: Callable[[VerifiedChain, datetime], Awaitable[None]],
         settings: Settings,
+        metrics: Metrics,
     ) -> None:
         """anchors: what is trusted now. check: refuses a chain that is known to be revoked."""
         self._store = store
         self._anchors = anchors
         self._check = check
+        self._metrics = metrics
         self._own_id = settings.pool_id
         self._seconds = settings.peer_seconds
         self._call_seconds = settings.peer_call_seconds
@@ -251,9 +244,12 @@ class PoolPeers:
             except (CCPError, ValueError) as exc:
                 _log.warning("peer not usable", peer=name, reason=str(exc))
                 continue
-            kept[name] = _Line(peer, client, Breaker(time.monotonic))
+            kept[name] = _Line(peer, client, Breaker(time.monotonic, partial(self._metrics.peer_resting, name)))
+            self._metrics.peer_resting(name, False)
         self._lines = kept
         for line in dropped:
+            if line.peer.party_id not in kept:
+                self._metrics.peer_resting(line.peer.party_id, False)
             await line.client.close()
 
     async def close(self) -> None:
@@ -307,7 +303,7 @@ class PoolPeers:
     ) -> list[tuple[SignedContract, bytes]]:
         """What one peer holds. Whatever is wrong with it is told in the log and is nothing to the others."""
         told = {"peer": line.peer.party_id, "trace_id": caller.trace_id}
-        began = time.monotonic()
+        count = self._stopwatch(line.peer.party_id, _DELIVER)
         try:
             answer = await line.client.deliver(
                 request.request.parsed.octets,
@@ -321,15 +317,20 @@ class PoolPeers:
             # An answer that refuses is one of a peer that is well; that it knows nothing is even the rule.
             well = exc.status is not None and exc.status < 500 and not isinstance(exc, _FAILED)
             (line.breaker.succeeded if well else line.breaker.failed)()
+            count(exc.code)
             _log.info("peer asked", outcome=exc.code, status=exc.status, reason=" ".join(exc.messages), **told)
             return []
         except CCPError as exc:
             line.breaker.failed()
+            count(exc.code)
             _log.warning("peer's answer not taken", outcome=exc.code, reason=str(exc), **told)
             return []
+        except asyncio.CancelledError:
+            count("overtaken")  # Another pool was faster, or there is no time left.
+            raise
         line.breaker.succeeded()
-        ms = round((time.monotonic() - began) * 1000, 2)
-        _log.info("peer asked", outcome="found" if found else "nothing", ms=ms, **told)
+        seconds = count("found" if found else "nothing")
+        _log.info("peer asked", outcome="found" if found else "nothing", ms=round(seconds * 1000, 2), **told)
         return found
 
     def _routing(self, peer: Peer, caller: Caller) -> Routing:
@@ -396,8 +397,6 @@ class PoolPeers:
         sender: From,
         operation: str,
         send: Callable[[AsyncClient, Routing], Awaitable[T]],
-        *,
-        changes: bool,
     ) -> T:
         line = self._lines.get(to)
         if line is None:
@@ -408,26 +407,43 @@ class PoolPeers:
                 retry_after=line.breaker.seconds_left(),
             )
         told = {"peer": to, "operation": operation, "trace_id": caller.trace_id}
-        began = time.monotonic()
+        count = self._stopwatch(to, operation)
         try:
             answer = await send(line.client, self._addressed(line.peer, sender))
         except ClientError as exc:
             if (verdict := _says_of_peer(exc)) is not None:
                 (line.breaker.succeeded if verdict else line.breaker.failed)()
+            count(exc.code)
             _log.info("request passed on", outcome=exc.code, status=exc.status, there=exc.trace_id, **told)
-            raise _as_ours(exc, to, changes) from exc
+            raise
         except (MismatchError, EXIError) as exc:
             line.breaker.failed()
+            count(exc.code)
             _log.warning("peer's answer not taken", outcome=exc.code, reason=str(exc), **told)
-            raise Unavailable(f"The pool {to} answered something else than it was asked.") from exc
+            raise
         except VerificationError as exc:
             # It may trust roots that we do not, or show what has expired, and be well.
             line.breaker.succeeded()
+            count(exc.code)
             _log.warning("peer's answer not taken", outcome=exc.code, reason=str(exc), **told)
-            raise UpstreamError(f"What the pool {to} has does not hold here.", *exc.messages) from exc
+            raise
+        except CCPError as exc:  # Of ours: the database does not answer, say.
+            count(exc.code)
+            raise
         line.breaker.succeeded()
-        _log.info("request passed on", outcome="ok", ms=round((time.monotonic() - began) * 1000, 2), **told)
+        _log.info("request passed on", outcome="ok", ms=round(count("ok") * 1000, 2), **told)
         return answer
+
+    def _stopwatch(self, peer: str, operation: str) -> Callable[[str], float]:
+        """Begins to measure. Returns what to call with the outcome in the end: it counts, and tells the seconds."""
+        began = time.monotonic()
+
+        def over(outcome: str) -> float:
+            seconds = time.monotonic() - began
+            self._metrics.peer_asked(peer, operation, outcome, seconds)
+            return seconds
+
+        return over
 
 
 def _says_of_peer(exc: ClientError) -> bool | None:
@@ -441,38 +457,3 @@ def _says_of_peer(exc: ClientError) -> bool | None:
     if exc.status in (502, 503) and exc.trace_id is not None:
         return None
     return exc.status < 500
-
-
-def _as_ours(exc: ClientError, to: str, changes: bool) -> CCPError:
-    """What a request's sender is told of it."""
-    match exc:
-        case NoAnswerError(outcome_unknown=True) if changes:
-            return Unavailable(
-                f"The pool {to} did not answer; whether it has done what was asked is not known. It may be asked again."
-            )
-        case NoAnswerError():
-            return Unavailable(f"The pool {to} did not answer.")
-        case TokenRefusedError() | NotAuthenticatedError():
-            return UpstreamError(f"The pool {to} does not take this pool's credentials.")
-        case NotAuthorisedError():
-            return NotAuthorised(*exc.messages)
-        case NotFoundError():
-            return NotFound(*exc.messages)
-        case TooManyRequestsError(retry_after=after):
-            # Our rate there, not this caller's rate here.
-            return Unavailable(f"The pool {to} is asked too often just now.", retry_after=_seconds(after))
-        case UnavailableError(retry_after=after) if exc.trace_id is not None:
-            return Unavailable(*exc.messages, retry_after=_seconds(after))
-        case UpstreamFailedError() if exc.trace_id is not None:
-            return UpstreamError(*exc.messages)
-        case AnsweredError(status=409):
-            return Conflict(*exc.messages)
-        case AnsweredError(status=status) if status is not None and 400 <= status < 500:
-            return InputError(*exc.messages)
-        case _:
-            return Unavailable(f"The pool {to} failed.")
-
-
-def _seconds(after: float | None) -> int | None:
-    """What another pool asks to wait, in reason."""
-    return None if after is None else min(max(1, math.ceil(after)), 3600)

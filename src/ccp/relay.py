@@ -7,6 +7,7 @@ sent once, and never passed on a second time.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -14,9 +15,36 @@ from typing import Final, TypeVar, get_args
 
 from ccp.auth import ROLE_TABLE, Operation, Subject, authorise
 from ccp.checks import Checks
-from ccp.client import AsyncClient, ContractState, PartyType, Routing
+from ccp.client import (
+    AnsweredError,
+    AsyncClient,
+    ClientError,
+    ContractState,
+    NoAnswerError,
+    NotAuthenticatedError,
+    NotAuthorisedError,
+    NotFoundError,
+    PartyType,
+    Routing,
+    TokenRefusedError,
+    TooManyRequestsError,
+    UnavailableError,
+    UpstreamFailedError,
+)
 from ccp.contracts import SignedContract
-from ccp.errors import FieldError, MismatchError
+from ccp.errors import (
+    CCPError,
+    Conflict,
+    EXIError,
+    FieldError,
+    InputError,
+    MismatchError,
+    NotAuthorised,
+    NotFound,
+    Unavailable,
+    UpstreamError,
+    VerificationError,
+)
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.neighbours import RevocationReason
 from ccp.parties import Caller, Party, Role
@@ -50,7 +78,12 @@ class RemoteContract:
 
 
 class RemotePool:
-    """What a caller can ask of another pool. Besides what a method names, it raises what `Peers.call` does."""
+    """What a caller can ask of another pool.
+
+    Besides what a method names, it raises the other pool's own refusal with its sentences (InputError, NotAuthorised,
+    NotFound, Conflict, UpstreamError, Unavailable); Unavailable for a pool that is silent or broken; UpstreamError for
+    one that does not take our credentials, or whose answer does not hold here.
+    """
 
     def __init__(self, peers: Peers, party_id: str, sender: From = _NOBODY) -> None:
         """sender: whom the request says it is from, already held against the caller."""
@@ -177,8 +210,15 @@ class RemotePool:
         changes: bool = False,
     ) -> T:
         authorise(caller.party, operation, subject)
-        sender = _sender(caller.party, operation, subject, self._sender)
-        return await self._peers.call(self._to, caller, sender, operation.value, send, changes=changes)
+        sender, to = _sender(caller.party, operation, subject, self._sender), self._to
+        try:
+            return await self._peers.call(to, caller, sender, operation.value, send)
+        except ClientError as exc:
+            raise _as_ours(exc, to, changes) from exc
+        except (MismatchError, EXIError) as exc:
+            raise Unavailable(f"The pool {to} answered something else than it was asked.") from exc
+        except VerificationError as exc:
+            raise UpstreamError(f"What the pool {to} has does not hold here.", *exc.messages) from exc
 
 
 def _sender(party: Party, operation: Operation, subject: Subject, said: From) -> From:
@@ -222,3 +262,38 @@ def _remote(found: Iterable[ContractState]) -> list[RemoteContract]:
         )
         for place, told in enumerate(found)
     ]
+
+
+def _as_ours(exc: ClientError, to: str, changes: bool) -> CCPError:
+    """What a request's sender is told of it."""
+    match exc:
+        case NoAnswerError(outcome_unknown=True) if changes:
+            return Unavailable(
+                f"The pool {to} did not answer; whether it has done what was asked is not known. It may be asked again."
+            )
+        case NoAnswerError():
+            return Unavailable(f"The pool {to} did not answer.")
+        case TokenRefusedError() | NotAuthenticatedError():
+            return UpstreamError(f"The pool {to} does not take this pool's credentials.")
+        case NotAuthorisedError():
+            return NotAuthorised(*exc.messages)
+        case NotFoundError():
+            return NotFound(*exc.messages)
+        case TooManyRequestsError(retry_after=after):
+            # Our rate there, not this caller's rate here.
+            return Unavailable(f"The pool {to} is asked too often just now.", retry_after=_seconds(after))
+        case UnavailableError(retry_after=after) if exc.trace_id is not None:
+            return Unavailable(*exc.messages, retry_after=_seconds(after))
+        case UpstreamFailedError() if exc.trace_id is not None:
+            return UpstreamError(*exc.messages)
+        case AnsweredError(status=409):
+            return Conflict(*exc.messages)
+        case AnsweredError(status=status) if status is not None and 400 <= status < 500:
+            return InputError(*exc.messages)
+        case _:
+            return Unavailable(f"The pool {to} failed.")
+
+
+def _seconds(after: float | None) -> int | None:
+    """What another pool asks to wait, in reason."""
+    return None if after is None else min(max(1, math.ceil(after)), 3600)

@@ -54,6 +54,14 @@ class LogIds(StrEnum):
     CLEAR = "clear"
 
 
+class MetricsAccess(StrEnum):
+    """Who gets /metrics: callers on this machine and the role admin, the role admin alone, or nobody."""
+
+    LOOPBACK = "loopback"
+    ADMIN = "admin"
+    OFF = "off"
+
+
 GREATEST_TOKEN_LIFETIME: Final = 86_400
 """Seconds. A key that signs no more has to verify for as long, whatever the setting is or was."""
 
@@ -286,6 +294,10 @@ class Settings(BaseSettings):
     )
     limits_file: Path | None = Field(
         None, description="File in which processes of one machine share their rates; `ccp serve` makes one for workers."
+    )
+    metrics: MetricsAccess = Field(
+        MetricsAccess.LOOPBACK,
+        description="Who gets /metrics. loopback: this machine, and the role admin. admin: that role alone. off.",
     )
     drain_seconds: Annotated[float, Field(ge=0, le=300)] = Field(
         0, description="How long the pool goes on after SIGTERM, no longer ready, until it closes its port, seconds."

@@ -1,4 +1,4 @@
-"""Around every request: a trace id, one log event, headers for safety, and an answer whatever happens.
+"""Around every request: a trace id, one log event, a count, headers for safety, and an answer whatever happens.
 
 A refused access goes into the audit trail too, see `ccp.audit.Refusals`.
 """
@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ccp.audit import Refusals
 from ccp.errors import CCPError, FieldError
 from ccp.ids import EMAID, PCID
+from ccp.metrics import Metrics
 from ccp.pseudonyms import Pseudonyms
 from ccp.store.audit import UNKNOWN, Action, Entry
 
@@ -82,10 +83,11 @@ def trace_of(scope: Scope) -> Trace:
 class Tracing:
     """ASGI middleware, the outermost of ours."""
 
-    def __init__(self, app: ASGIApp, pseudonyms: Pseudonyms, refusals: Refusals) -> None:
+    def __init__(self, app: ASGIApp, pseudonyms: Pseudonyms, refusals: Refusals, metrics: Metrics) -> None:
         self._app = app
         self._pseudonyms = pseudonyms
         self._refusals = refusals
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -121,6 +123,8 @@ class Tracing:
             self._tell(scope, trace, status, time.perf_counter() - began, crash)
 
     def _tell(self, scope: Scope, trace: Trace, status: int, seconds: float, crash: Exception | None) -> None:
+        outcome = _outcome(trace, status)
+        self._metrics.request(trace.operation, status, outcome, seconds)
         event: dict[str, Any] = {
             "trace_id": trace.id,
             "method": scope["method"],
@@ -129,7 +133,7 @@ class Tracing:
             "owner": trace.owner,
             **self._ids(trace),
             "status": status,
-            "outcome": _outcome(trace, status),
+            "outcome": outcome,
             "ms": round(seconds * 1000, 2),
         }
         if crash is not None:

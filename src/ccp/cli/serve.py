@@ -12,13 +12,13 @@ from typing import Annotated, Any
 
 import typer
 
-from ccp import settings
+from ccp import metrics, settings
 from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table
 from ccp.errors import ConfigurationError
 from ccp.issuers import check_files
 from ccp.limits import Meter
 from ccp.server import options
-from ccp.settings import Settings
+from ccp.settings import MetricsAccess, Settings
 from ccp.store import schema
 
 
@@ -58,7 +58,7 @@ def serve(
     if effective.tls_cert is not None:
         _check_tls(effective.tls_cert, effective.tls_key, effective.tls_client_ca)
     check_files(effective.issuers)
-    with _shared_rates(effective, given):
+    with _shared_rates(effective, given), _shared_metrics(effective):
         _hand_over(config, given)
         _run(effective)
 
@@ -89,6 +89,20 @@ def _shared_rates(effective: Settings, given: dict[str, Any]) -> Iterator[None]:
         if file is not None:
             Meter.prepare(file)
         yield
+
+
+@contextmanager
+def _shared_metrics(effective: Settings) -> Iterator[None]:
+    """Several workers write what they count into a folder, so that whichever is asked can answer for all."""
+    if effective.workers == 1 or effective.metrics is MetricsAccess.OFF:
+        yield
+        return
+    with TemporaryDirectory(prefix="opnc-ccp-metrics-") as folder:
+        os.environ[metrics.SHARED] = folder
+        try:
+            yield
+        finally:
+            del os.environ[metrics.SHARED]
 
 
 def _check_tls(certificate: Path, key: Path | None, client_ca: Path | None) -> None:
