@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import time
@@ -14,6 +15,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from ccp.metrics import Metrics
 from ccp.parties import Role
 from ccp.sim.pki import PKI
 from ccp.store import peers
@@ -203,6 +205,19 @@ def test_peers_are_counted_by_outcome_and_it_is_told_that_one_is_left_alone(pkis
             until(lambda: value(read(here.base_url), "ccp_peer_resting", peer="bad") == 0)
 
 
+def test_the_document_names_what_there_is_and_all_of_it() -> None:
+    document = (Path(__file__).resolve().parents[2] / "docs" / "operations.md").read_text("utf-8")
+    document = document.partition("## Metrics")[2].partition("\n## ")[0]
+    named = {re.sub("_bucket$", "", name) for name in re.findall(r"\bccp_[a-z_]+", document)}
+    metrics = Metrics()
+    metrics.request("Any", 200, "ok", 0.1)
+    metrics.limited("any")
+    metrics.peer_asked("any", "Any", "ok", 0.1)
+    metrics.peer_resting("any", True)
+    there = {re.sub("_(bucket|count|sum)$", "", name) for name, _ in numbers(metrics.shown("")[0].decode())}
+    assert named == there
+
+
 # --- Several workers -------------------------------------------------------------------------------------------------
 
 
@@ -239,7 +254,7 @@ def test_whichever_worker_is_asked_answers_for_all_also_for_those_that_died(tmp_
         before = read(sandbox.url)
         assert value(before, "ccp_peer_resting", peer="gone") == 1
 
-        (folder,) = (tmp_path / "tmp").glob("opnc-ccp-metrics-*")
+        (folder,) = (tmp_path / "tmp").glob("opnc-ccp-*/metrics")
         workers = _workers(folder)
         assert len(workers) == 2
         for pid in workers:

@@ -140,6 +140,20 @@ def test_every_operation_is_carried_out_by_the_pool_that_it_is_for(pools: dict[s
 
 
 @pytest.mark.parametrize("name", ["pool-b", "pool-c"])
+def test_a_contract_of_the_newer_edition_is_fetched_from_the_pool_that_has_it(
+    pools: dict[str, Pool], name: str
+) -> None:
+    here, there = pools["pool-a"], pools[name]
+    car = here.car("iso20", wmi="WFX")
+    contract = there.publish(car, new_emaid("NLEXF"))
+    path = f"/signedcontractdata/{contract.emaid}/{car.pcid}"
+    query = {"sessionID": SESSION.hex(), "xsdMsgDefNamespace": str(car.namespace)}
+    answer = here.client("far_oem").get(path, params=query, headers=to(name))
+    (item,) = answer.json()["signedContractDataCollection"]
+    assert car.install(octets_of(item), SESSION, AT)[0] == contract.emaid
+
+
+@pytest.mark.parametrize("name", ["pool-b", "pool-c"])
 def test_callers_of_the_older_dialect_reach_the_other_pool_as_well(pools: dict[str, Pool], name: str) -> None:
     here, there = pools["pool-a"], pools[name]
     car = car_of(here)

@@ -20,7 +20,7 @@ from ccp.store import peers
 from ccp.store.peers import Peer
 from tests.api.answers import sentences
 from tests.cli.run import ccp, good
-from tests.client.servers import DROP, HANG, Reply, error, json_reply, nowhere, scripted
+from tests.client.servers import DROP, HANG, Reply, error, granted, json_reply, nowhere, scripted
 from tests.world import AT, SESSION, Pool, octets_of, read, start
 
 NAMES = ("pool-a", "pool-b", "pool-c")
@@ -307,6 +307,45 @@ def test_a_peer_of_other_roots_is_not_asked(pkis: dict[str, PKI]) -> None:
             until_known(pool, "wrong")
             deliver(pool, pool.car())
             assert (len(right.received), len(wrong.received)) == (1, 0)
+
+
+def test_peers_are_asked_together_and_the_first_that_has_something_is_not_kept_waiting(
+    pkis: dict[str, PKI], three: dict[str, Pool]
+) -> None:
+    honest = three["pool-b"]
+    with scripted() as hung, scripted() as slow:
+        hung.on(PATH, HANG)
+        slow.on(
+            PATH, Reply(act=lambda handler, ends: handler.send_error(404) if not ends.wait(0.8 * SECONDS) else None)
+        )
+        with beside(pkis, hung=hung.url, slow=slow.url) as pool:
+            began = time.monotonic()
+            deliver(pool, honest.car())
+            # One after the other they would take longer than one of them may.
+            assert time.monotonic() - began < 1.7 * SECONDS
+            assert len(hung.received) == len(slow.received) == 1
+            car = honest.car()
+            contract = honest.publish(car)
+            pool.change(peers.add(Peer("pool-b", honest.base_url, token=honest.token("peer")), AT))
+            until_known(pool, "pool-b")
+            began = time.monotonic()
+            (item,) = deliver(pool, car)
+            assert item["emaid"] == contract.emaid
+            assert time.monotonic() - began < SECONDS
+
+
+def test_a_peers_token_is_asked_for_once(pkis: dict[str, PKI]) -> None:
+    with scripted() as peer, start(pkis, pool_id="pool-x") as pool:
+        peer.on("/oauth/token", granted("first"), granted("second"))
+        peer.on(PATH, error(404), error(404), error(401), error(404))
+        pool.change(peers.add(Peer("peer", peer.url, "opnc", "us", "secret"), AT))
+        until_known(pool, "peer")
+        for _ in range(4):
+            deliver(pool, pool.car())
+        assert len(peer.asked("/oauth/token")) == 2
+        # A token that is refused before its time is replaced within the same request.
+        tokens = [one.headers["authorization"] for one in peer.asked(PATH)]
+        assert tokens == ["Bearer first"] * 3 + ["Bearer second"] * 2
 
 
 def test_a_breaker_opens_waits_longer_each_time_and_closes() -> None:

@@ -12,7 +12,7 @@ from starlette.types import Scope
 
 from ccp.api.opnc import Edge
 from ccp.api.trace import trace_of
-from ccp.auth import AdminOperation
+from ccp.auth import WatchOperation
 from ccp.metrics import Metrics
 from ccp.settings import MetricsAccess
 
@@ -28,9 +28,9 @@ def routes(metrics: Metrics, edge: Edge, access: MetricsAccess) -> list[Route]:
     """One route, or none where the setting says so."""
 
     async def show(request: Request) -> Response:
-        trace_of(request.scope).operation = AdminOperation.GET_METRICS.value
+        trace_of(request.scope).operation = WatchOperation.GET_METRICS.value
         if access is MetricsAccess.ADMIN or not _is_local(request.scope):
-            await edge.caller(request.scope, request.headers, AdminOperation.GET_METRICS)
+            await edge.caller(request.scope, request.headers, WatchOperation.GET_METRICS)
         content, media_type = metrics.shown(request.headers.get("accept", ""))
         return Response(content, headers={"Content-Type": media_type})
 

@@ -58,7 +58,7 @@ def serve(
     if effective.tls_cert is not None:
         _check_tls(effective.tls_cert, effective.tls_key, effective.tls_client_ca)
     check_files(effective.issuers)
-    with _shared_rates(effective, given), _shared_metrics(effective):
+    with _shared(effective, given):
         _hand_over(config, given)
         _run(effective)
 
@@ -79,30 +79,24 @@ def _run(effective: Settings) -> None:
 
 
 @contextmanager
-def _shared_rates(effective: Settings, given: dict[str, Any]) -> Iterator[None]:
-    """Several workers count together, in a file that is made for them where the settings name none."""
+def _shared(effective: Settings, given: dict[str, Any]) -> Iterator[None]:
+    """Several workers keep rates and numbers together, in a folder that is made for them and goes with them.
+
+    Rates are kept in another place where the settings name one.
+    """
     file = effective.limits_file
     with ExitStack() as stack:
-        if file is None and effective.workers > 1:
-            file = Path(stack.enter_context(TemporaryDirectory(prefix="opnc-ccp-"))) / "limits"
-            given["limits_file"] = file
+        if effective.workers > 1:
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="opnc-ccp-")))
+            if file is None:
+                given["limits_file"] = file = folder / "limits"
+            if effective.metrics is not MetricsAccess.OFF:
+                (folder / "metrics").mkdir()
+                os.environ[metrics.SHARED] = str(folder / "metrics")
+                stack.callback(os.environ.pop, metrics.SHARED)
         if file is not None:
             Meter.prepare(file)
         yield
-
-
-@contextmanager
-def _shared_metrics(effective: Settings) -> Iterator[None]:
-    """Several workers write what they count into a folder, so that whichever is asked can answer for all."""
-    if effective.workers == 1 or effective.metrics is MetricsAccess.OFF:
-        yield
-        return
-    with TemporaryDirectory(prefix="opnc-ccp-metrics-") as folder:
-        os.environ[metrics.SHARED] = folder
-        try:
-            yield
-        finally:
-            del os.environ[metrics.SHARED]
 
 
 def _check_tls(certificate: Path, key: Path | None, client_ca: Path | None) -> None:
