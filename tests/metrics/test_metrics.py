@@ -149,7 +149,7 @@ def test_what_limits_turn_away_is_counted_by_limit(pkis: dict[str, PKI]) -> None
         wrong = {"grant_type": "client_credentials", "client_id": "cpo", "client_secret": "wrong"}
         logins = [pool.http.post("/oauth/token", data=wrong).status_code for _ in range(3)]
         forged = {"Authorization": "Bearer x"}
-        strangers = [pool.http.get("/opnc/v1/ccp/contractData/pcid/A", headers=forged).status_code for _ in range(25)]
+        strangers = [pool.http.get("/opnc/v1/ccp/contractData/pcid/A", headers=forged).status_code for _ in range(40)]
         found = numbers(pool.http.get("/metrics").text)
         assert value(found, "ccp_limited_total", limit="party") == answers.count(429)
         assert value(found, "ccp_limited_total", limit="login") == logins.count(429) >= 1

@@ -331,7 +331,7 @@ def test_a_peer_that_is_silent_or_broken_is_503_and_asked_once(other: Other, ope
     other.recover()
     began = time.monotonic()
     answer = other.ask(operation, reply)
-    assert time.monotonic() - began < SECONDS + 1
+    assert time.monotonic() - began < SECONDS + 4  # And not ten seconds, which is the default.
     (sentence,) = sentences(answer, 503)
     assert int(answer.headers["retry-after"]) >= 1
     assert len(other.peer.received) == 1
@@ -355,7 +355,7 @@ def test_a_peer_that_failed_again_and_again_is_left_alone(other: Other, operatio
         assert len(other.peer.received) == 1
     answer = other.ask(operation, error(404))
     assert sentences(answer, 503) == ["The pool other has not answered lately and is left alone for a while."]
-    assert 10 <= int(answer.headers["retry-after"]) <= 15
+    assert 1 <= int(answer.headers["retry-after"]) <= 15
     assert not other.peer.received
     # Registered anew, it starts anew.
     other.pool.change(peers.disable("other"))
