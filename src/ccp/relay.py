@@ -266,13 +266,12 @@ def _remote(found: Iterable[ContractState]) -> list[RemoteContract]:
 
 def _as_ours(exc: ClientError, to: str, changes: bool) -> CCPError:
     """What a request's sender is told of it."""
+    unknown = ("Whether it has done what was asked is not known; it may be asked again.",) if changes else ()
     match exc:
-        case NoAnswerError(outcome_unknown=True) if changes:
-            return Unavailable(
-                f"The pool {to} did not answer; whether it has done what was asked is not known. It may be asked again."
-            )
+        case NoAnswerError(outcome_unknown=True):
+            return Unavailable(f"The pool {to} did not answer.", *unknown)
         case NoAnswerError():
-            return Unavailable(f"The pool {to} did not answer.")
+            return Unavailable(f"The pool {to} cannot be reached.")
         case TokenRefusedError() | NotAuthenticatedError():
             return UpstreamError(f"The pool {to} does not take this pool's credentials.")
         case NotAuthorisedError():
@@ -291,7 +290,7 @@ def _as_ours(exc: ClientError, to: str, changes: bool) -> CCPError:
         case AnsweredError(status=status) if status is not None and 400 <= status < 500:
             return InputError(*exc.messages)
         case _:
-            return Unavailable(f"The pool {to} failed.")
+            return Unavailable(f"The pool {to} failed.", *unknown)
 
 
 def _seconds(after: float | None) -> int | None:
