@@ -34,8 +34,8 @@ from ccp.audit import Refusals
 from ccp.contracts import SignedContract
 from ccp.errors import CCPError
 from ccp.ids import EMAID, PCID, Namespace
-from ccp.neighbours import key_fingerprint
 from ccp.metrics import Metrics
+from ccp.neighbours import key_fingerprint
 from ccp.peers import NoPeers
 from ccp.pseudonyms import Pseudonyms
 from ccp.settings import LogIds, Settings

@@ -14,14 +14,16 @@ import asyncio
 import contextlib
 import random
 import ssl
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 import asyncpg
 
 from ccp.errors import CCPError, ConfigurationError, FieldError, Unavailable
 from ccp.store import revisions
-from ccp.store.steps import Question, Steps, T
+from ccp.store.gathering import Gathering
+from ccp.store.steps import Question, Row, Steps, T
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -88,12 +90,16 @@ class PostgresStore:
         # The one that was used last is used next: its statements are prepared, and the others may go.
         self._idle: list[tuple[Connection, float]] | None = None
         self._work: set[asyncio.Task[Any]] = set()
+        self._gathering: Gathering | None = None
 
     async def open(self) -> None:
         connection = await connect(self._url)
         try:
             revisions.check_revision(await revision(connection))
             await _prepare_session(connection)
+            # A cluster plans each statement anew and sends only those of one table straight to where the rows are.
+            if await connection.fetchval("select 1 from pg_extension where extname = 'citus'") is None:
+                self._gathering = Gathering(self._fetch)
         except BaseException:
             connection.terminate()
             raise
@@ -101,6 +107,8 @@ class PostgresStore:
         self._idle = [(connection, asyncio.get_running_loop().time())]
 
     async def close(self) -> None:
+        if self._gathering is not None:
+            await self._gathering.close()
         idle, self._idle = self._idle, None
         if self._work:
             await asyncio.wait(self._work)
@@ -109,6 +117,14 @@ class PostgresStore:
                 await connection.close(timeout=_CONNECT_SECONDS)
 
     async def read(self, question: Steps[T]) -> T:
+        if isinstance(question, Question) and question.together and self._gathering is not None:
+            return await self._gathering.answer(iter(question))
+        return await self._read(question)
+
+    async def _fetch(self, statement: str, parameters: Row) -> Sequence[Row]:
+        return await self._read(Question(partial(_asked, statement, parameters), "fetch", newest=True))
+
+    async def _read(self, question: Steps[T]) -> T:
         again = isinstance(question, Question)
         while True:
             connection, fresh = await self._take(_NOT_NOW)
@@ -224,6 +240,11 @@ class PostgresStore:
 
 class _Unconfirmed(Exception):
     """The connection was lost between the request to commit and the answer."""
+
+
+def _asked(statement: str, parameters: Row) -> Steps[list[Row]]:
+    rows = yield statement, parameters
+    return rows
 
 
 async def _run(connection: Connection, steps: Steps[T]) -> T:
