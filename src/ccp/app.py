@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ccp import __version__, settings, wire
 from ccp import trust as anchors
-from ccp.api import admin, errors, oauth, opcp, opnc, pcp
+from ccp.api import admin, errors, metrics, oauth, opcp, opnc, pcp
 from ccp.api.certificate import ClientCertificates
 from ccp.api.gate import Gate
 from ccp.api.health import Health
@@ -35,6 +35,7 @@ from ccp.errors import CCPError
 from ccp.ids import masked
 from ccp.issuers import Issuers
 from ccp.limits import Limits
+from ccp.metrics import Metrics
 from ccp.neighbours import Neighbours
 from ccp.outbound import Outbound
 from ccp.peers import PoolPeers
@@ -115,14 +116,14 @@ class Assembly:
         await self.store.close()
 
 
-def assemble(config: Settings, clock: opnc.Clock = now) -> Assembly:
+def assemble(config: Settings, clock: opnc.Clock = now, numbers: Metrics | None = None) -> Assembly:
     """Build a pool, for a server or for a command. Nothing is opened yet."""
     store = connect(config.database, config.database_connections)
     trust = Trust(store)
     outbound = Outbound(config.outbound_allow)
     neighbours = Neighbours.of(config, outbound)
     revocation = RevocationService(store, outbound, config, clock)
-    peers = PoolPeers(store, lambda: trust.anchors, revocation.check_vehicle, config)
+    peers = PoolPeers(store, lambda: trust.anchors, revocation.check_vehicle, config, numbers or Metrics())
     pool = Pool(store, trust, revocation, peers, neighbours, config)
     return Assembly(store, trust, outbound, neighbours, revocation, peers, pool)
 
@@ -146,12 +147,13 @@ def create(config: Settings | None = None) -> FastAPI:
     """The application of one worker. Without settings they are read as `ccp serve` handed them over."""
     config = config or settings.load()
     configure_logging(config)
-    built = assemble(config)
+    numbers = Metrics()
+    built = assemble(config, numbers=numbers)
     store, trust, neighbours, pool = built.store, built.trust, built.neighbours, built.pool
     others = Issuers(config.issuers, built.outbound, audience=config.public_url, changed=lambda: authority.forget())
     authority = Authority(store, issuer=config.public_url, lifetime=config.token_lifetime, others=others)
-    limits = Limits(config)
-    connections = Connections(config, limits.proxies)
+    limits = Limits(config, numbers.limited)
+    connections = Connections(config, limits.proxies, numbers)
     certificates = ClientCertificates(config.client_certificate_header, limits.proxies)
     edge = opnc.Edge(authority, built.peers, now, config.max_body, certificates, limits)
     refresher = Refresher(
@@ -209,11 +211,12 @@ def create(config: Settings | None = None) -> FastAPI:
         pcp.pcp_route(edge, pool, config.pcp_webhook_secret),
         *admin.router(Register(store), edge).routes,
         *health.routes(),
+        *metrics.routes(numbers, edge, config.metrics),
     ]
     if config.opcp:
         app.router.routes[1:1] = opcp.router(pool, edge, config.opcp_negative).routes
     shortcut = Shortcut(app.framework, app.router.routes)
-    app.front = Tracing(Gate(shortcut, limits), pseudonyms, refusals)
+    app.front = Tracing(Gate(shortcut, limits), pseudonyms, refusals, numbers)
     app.add_exception_handler(Exception, errors.crashed)
     app.add_exception_handler(CCPError, errors.deliberate)
     app.add_exception_handler(RequestValidationError, errors.invalid)

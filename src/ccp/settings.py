@@ -54,6 +54,14 @@ class LogIds(StrEnum):
     CLEAR = "clear"
 
 
+class MetricsAccess(StrEnum):
+    """Who gets /metrics: callers on this machine and the role admin, the role admin alone, or nobody."""
+
+    LOOPBACK = "loopback"
+    ADMIN = "admin"
+    OFF = "off"
+
+
 GREATEST_TOKEN_LIFETIME: Final = 86_400
 """Seconds. A key that signs no more has to verify for as long, whatever the setting is or was."""
 
@@ -254,6 +262,9 @@ class Settings(BaseSettings):
     peer_seconds: Annotated[float, Field(gt=0, le=4)] = Field(
         1.5, description="How long other pools may take to answer for a car, seconds. The car waits five in all."
     )
+    peer_call_seconds: Annotated[float, Field(gt=0, le=60)] = Field(
+        10, description="How long another pool may take for a request that is addressed to it and no car's, seconds."
+    )
     opcp: bool = Field(True, description="Speak OPCP, the predecessor of OPNC, under /v1 too.")
     opcp_negative: OPCPNegative = Field(
         OPCPNegative.DELIVER,
@@ -283,6 +294,10 @@ class Settings(BaseSettings):
     )
     limits_file: Path | None = Field(
         None, description="File in which processes of one machine share their rates; `ccp serve` makes one for workers."
+    )
+    metrics: MetricsAccess = Field(
+        MetricsAccess.LOOPBACK,
+        description="Who gets /metrics. loopback: this machine, and the role admin. admin: that role alone. off.",
     )
     drain_seconds: Annotated[float, Field(ge=0, le=300)] = Field(
         0, description="How long the pool goes on after SIGTERM, no longer ready, until it closes its port, seconds."

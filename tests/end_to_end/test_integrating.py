@@ -10,6 +10,7 @@ import json
 import os
 import re
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,11 +29,16 @@ from ccp.sim.parties import Car, make_contract, sign_contract
 from ccp.sim.pki import Credential
 from ccp.sim.sandbox import World, create, publish_body
 from ccp.sim.server import loopback, running
+from ccp.store import peers
+from ccp.store.peers import Peer
+from tests.world import opened, start
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "integrating.md"
 SESSION = bytes.fromhex("0011223344556677")
 PCID_1, PCID_2, STRANGER = (PCID.parse(f"WEX0SANDBOX{number:06d}") for number in (1, 2, 99))
-DEEXA, NLEXB, NEW = map(EMAID.parse, ("DEEXAC00000001", "NLEXBC00000001", "DEEXAC00000777"))
+DEEXA, NLEXB, NEW, ELSEWHERE = map(
+    EMAID.parse, ("DEEXAC00000001", "NLEXBC00000001", "DEEXAC00000777", "DEEXAC00000888")
+)
 TRACE_ID = "c52fe6ad-1e39-4f6e-a0d0-e2d51aacf09f"
 
 
@@ -175,7 +181,31 @@ def walk(box: Sandbox) -> dict[str, str]:
     box.show("pull", "example-oem", "GET", path)
     box.show("opcp-default", "example-oem", "POST", f"{opcp}/signedContractData/{PCID_1}/{DEEXA}/default")
     box.show("opcp-list", "example-oem", "GET", f"{opcp}/signedContractData/{PCID_1}")
+    with start(box.world.pkis, pool_id="pool-b") as there:
+        there.publish(box.car(PCID_2), ELSEWHERE)
+        know(box, Peer("pool-b", there.base_url, "opnc", "oem", there.world.member("oem").secret))
+        to = {"OPNC-to-party-type": "ccp", "OPNC-to-party-id": "pool-b"}
+        box.show("addressed", "example-oem", "GET", f"{opnc}/contractData/pcid/{PCID_2}", headers=to)
     return box.shown
+
+
+def know(box: Sandbox, peer: Peer) -> None:
+    """Register another pool with the one that runs, and wait until it has noticed."""
+
+    async def add() -> None:
+        async with opened(settings.load(box.folder / "ccp.toml")) as store:
+            await store.write(peers.add(peer, AT))
+
+    asyncio.run(add())
+    headers = {
+        "Authorization": f"Bearer {box.token('example-oem')}",
+        "OPNC-to-party-type": "ccp",
+        "OPNC-to-party-id": peer.party_id,
+    }
+    deadline = time.monotonic() + 5
+    while "No pool" in httpx.get(f"{box.base_url}/opnc/v1/ccp/contractData/pcid/{PCID_1}", headers=headers).text:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 _BLOCK = re.compile(r"<!-- run: ([a-z0-9-]+) -->\n(```http\n.*?\n```\n)", re.DOTALL)
@@ -203,7 +233,7 @@ def program(box: Sandbox, name: str, monkeypatch: pytest.MonkeyPatch, client_id:
     assert client_id in programs[name]
     code = programs[name].replace("https://ccp.example", box.base_url)
     assert code != programs[name]
-    assert len([line for line in code.splitlines() if line.strip()]) <= 16
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
     return code
 
 
@@ -240,7 +270,7 @@ def test_the_program_of_an_emsp_publishes_and_withdraws(
     assert capsys.readouterr().out == f"{emaid} waits for {PCID_2}\n"
     with pytest.raises(ValueError, match="certificate"):
         scope["publish"](message, "DEEXAC00000889", PCID_2)
-    scope["end"](emaid)
+    assert scope["ccp"].withdraw(emaid).certain
     scope["ccp"].close()
     assert os.environ["CCP_SECRET"] not in DOCUMENT.read_text("utf-8")
 

@@ -1,4 +1,4 @@
-"""Around every request: a trace id, one log event, headers for safety, and an answer whatever happens.
+"""Around every request: a trace id, one log event, a count, headers for safety, and an answer whatever happens.
 
 A refused access goes into the audit trail too, see `ccp.audit.Refusals`.
 """
@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ccp.audit import Refusals
 from ccp.errors import CCPError, FieldError
 from ccp.ids import EMAID, PCID
+from ccp.metrics import Metrics
 from ccp.pseudonyms import Pseudonyms
 from ccp.store.audit import UNKNOWN, Action, Entry
 
@@ -85,10 +86,11 @@ def trace_of(scope: Scope) -> Trace:
 class Tracing:
     """ASGI middleware, the outermost of ours."""
 
-    def __init__(self, app: ASGIApp, pseudonyms: Pseudonyms, refusals: Refusals) -> None:
+    def __init__(self, app: ASGIApp, pseudonyms: Pseudonyms, refusals: Refusals, metrics: Metrics) -> None:
         self._app = app
         self._pseudonyms = pseudonyms
         self._refusals = refusals
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -125,6 +127,8 @@ class Tracing:
             self._tell(scope, trace, status, time.perf_counter() - began, crash)
 
     def _tell(self, scope: Scope, trace: Trace, status: int, seconds: float, crash: Exception | None) -> None:
+        outcome = _outcome(trace, status)
+        self._metrics.request(trace.operation, status, outcome, seconds)
         if crash is None and not _log.is_enabled_for(logging.INFO):
             return
         event: dict[str, Any] = {
@@ -135,7 +139,7 @@ class Tracing:
             "owner": trace.owner,
             **self._ids(trace),
             "status": status,
-            "outcome": _outcome(trace, status),
+            "outcome": outcome,
             "ms": round(seconds * 1000, 2),
         }
         if crash is not None:
