@@ -9,8 +9,9 @@ from datetime import datetime
 from ccp.errors import Unavailable
 from ccp.ids import EMAID, PCID
 from ccp.store import audit
-from ccp.store.contracts import ContractEvent, lock_vehicles, remove
+from ccp.store.contracts import lock_vehicles, remove
 from ccp.store.steps import Steps, newest
+from ccp.subscriptions import EventKind
 
 Key = tuple[str, str]
 """Issuer and serial number of a certificate, as `evidence` and `watched_certificate` have them."""
@@ -128,7 +129,7 @@ def _erase_events(named: EMAID | PCID, erased: Erased, *, tell: bool) -> Steps[N
     """Events that are not sent yet. That a contract has gone is told all the same: its maker has to forget it too."""
     of = "emaid = $1" if isinstance(named, EMAID) else "pcid = $1"
     delete = f"delete from outbox where {of} and ($2 = 0 or kind <> $3) returning rev"  # noqa: S608  words are ours
-    rows = yield delete, (named, int(tell), ContractEvent.DELETED.value)
+    rows = yield delete, (named, int(tell), EventKind.DELETED.value)
     erased.events = len(rows)
     left = yield f"select count(*) from outbox where {of}", (named,)  # noqa: S608
     erased.waiting = left[0][0]
