@@ -22,7 +22,7 @@ from starlette.exceptions import HTTPException
 
 from ccp import __version__, settings, wire
 from ccp import trust as anchors
-from ccp.api import admin, errors, oauth, opcp, opnc, pcp
+from ccp.api import admin, errors, events, oauth, opcp, opnc, pcp
 from ccp.api.certificate import ClientCertificates
 from ccp.api.gate import Gate
 from ccp.api.health import Health
@@ -47,6 +47,7 @@ from ccp.store import Store, changes, connect
 from ccp.store.changes import Topic
 from ccp.tokens import Authority
 from ccp.trust import Trust
+from ccp.webhooks import Webhooks
 
 _log = structlog.get_logger("ccp.app")
 _REFRESH_SECONDS: Final = 1.0
@@ -190,6 +191,7 @@ def create(config: Settings | None = None) -> FastAPI:
         *opnc.router(pool, edge).routes,
         *oauth.routes(authority, edge, issuer=config.public_url, bind=config.bind_tokens),
         pcp.pcp_route(edge, pool, config.pcp_webhook_secret),
+        *events.router(Webhooks(store, http=config.event_http), edge).routes,
         *admin.router(Register(store), edge).routes,
         *health.routes(),
     ]
@@ -219,6 +221,7 @@ def _described(app: FastAPI) -> dict[str, Any]:
             wire.SignedContractData,
             wire.GetSignedContractDataReq,
             wire.SignedContractDataCollection,
+            *events.BODIES,
             *admin.BODIES,
         ):
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")

@@ -259,6 +259,9 @@ class Settings(BaseSettings):
         OPCPNegative.DELIVER,
         description="No contract for a car, asked in OPCP. deliver: 200 with the negative message. 404: an error.",
     )
+    event_http: bool = Field(
+        False, description="Take webhooks without TLS (http://) too; for laboratories, since events name contracts."
+    )
     max_body: Annotated[int, Field(ge=4096)] = Field(262_144, description="Largest request body, octets.")
     read_timeout: Annotated[int, Field(ge=1)] = Field(
         20, description="Seconds that a client may take for a request's head, for its body, and to take the answer."

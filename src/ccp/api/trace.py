@@ -28,7 +28,10 @@ _KEY: Final = "ccp.trace"
 # Fixed segments of the API's paths, matched without regard to case: partners write them in both ways.
 _SEGMENTS: Final = {
     segment.lower(): segment
-    for segment in ("opnc", "v1", "ccp", "contractData", "emaid", "pcid", "signedcontractdata", "setdefault")
+    for segment in (
+        *("opnc", "v1", "ccp", "contractData", "emaid", "pcid", "signedcontractdata", "setdefault"),
+        *("event", "endpoints", "deliveries"),
+    )
 }
 # OPCP writes the same words in another case, so its paths, which begin with the version, have a list of their own.
 _OPCP_SEGMENTS: Final = {
