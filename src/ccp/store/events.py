@@ -221,6 +221,21 @@ def backlog() -> Steps[Backlog]:
     return Backlog(outbox[0][0], waiting[0][0], given_up[0][0], None if oldest is None else instant(oldest))
 
 
+@newest
+def backlogs() -> Steps[dict[str, Backlog]]:
+    """The same by webhook, without the outbox; webhooks for which nothing waits and nothing is dead are left out."""
+    rows = yield (
+        "select webhook_id, sum(case when state = 'waiting' then 1 else 0 end), "
+        "sum(case when state = 'dead' then 1 else 0 end), min(case when state = 'waiting' then queued_at end) "
+        "from delivery where state in ('waiting', 'dead') group by webhook_id",
+        (),
+    )
+    return {
+        webhook_id: Backlog(0, int(waiting), int(dead), None if oldest is None else instant(oldest))
+        for webhook_id, waiting, dead, oldest in rows
+    }
+
+
 def _delivery(row: Row) -> Delivery:
     (pcid, rev, part, webhook_id, event_id, kind, emaid, namespace, payload, created_at, queued_at, lease_until,
      attempts, state, last_status, last_error, finished_at) = row  # fmt: skip
