@@ -17,6 +17,7 @@ from typing import Final, Protocol
 import structlog
 
 from ccp import installation
+from ccp.breaker import Breaker
 from ccp.client import (
     AsyncClient,
     ClientError,
@@ -46,9 +47,6 @@ _log = structlog.get_logger("ccp.peers")
 HOP_HEADER: Final = "X-CCP-Hop"
 """Says that a request came from a pool already; such a one is not passed on. Its value is that pool's id."""
 
-_FAILURES: Final = 3  # In a row, after which a peer is left alone.
-_FIRST_REST: Final = 15.0
-_LONGEST_REST: Final = 300.0
 _FAILED: Final = (NoAnswerError, MalformedAnswerError)
 
 
@@ -73,34 +71,6 @@ class NoPeers:
 
     def route(self, party_id: str) -> str | None:
         raise NotFound("No pool with the id in OPNC-to-party-id is known here.")
-
-
-class Breaker:
-    """Leaves a peer alone after failures in a row, each time twice as long; then lets one request try."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._failures = 0
-        self._rests_until = 0.0
-        self._rest = _FIRST_REST
-
-    def lets_through(self) -> bool:
-        if self._failures < _FAILURES:
-            return True
-        if self._clock() < self._rests_until:
-            return False
-        self._rests_until = self._clock() + self._rest  # Until the one that tries has come back.
-        return True
-
-    def succeeded(self) -> None:
-        self._failures, self._rest = 0, _FIRST_REST
-
-    def failed(self) -> None:
-        if self._failures >= _FAILURES:
-            self._rest = min(2 * self._rest, _LONGEST_REST)
-        self._failures += 1
-        if self._failures >= _FAILURES:
-            self._rests_until = self._clock() + self._rest
 
 
 @dataclass(frozen=True, slots=True)

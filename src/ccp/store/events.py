@@ -114,6 +114,11 @@ def lock_webhooks() -> Steps[None]:
     yield count(Topic.WEBHOOKS)
 
 
+def hold_outbox() -> Steps[None]:
+    """From here to the end of the transaction no event leaves the outbox by `fan_out`."""
+    yield "select number from change_count where topic = $1 for update", (Topic.WEBHOOKS.value,)
+
+
 def put_webhook(webhook: Webhook) -> Steps[None]:
     """Store a webhook, new or in place of the one with its id."""
     yield from lock_webhooks()
@@ -368,6 +373,13 @@ def _contract(pcid: str, emaid: str, namespace: str) -> Steps[dict[str, str]]:
 
 
 @newest
+def pending(at: datetime) -> Steps[tuple[bool, set[str]]]:
+    """Whether there is something in the outbox, and what `due` says."""
+    rows = yield "select 1 from outbox limit 1", ()
+    return bool(rows), (yield from due(at))
+
+
+@newest
 def due(at: datetime) -> Steps[set[str]]:
     """Webhooks for which something is due, or may be: what goes before it is looked at by `claim`."""
     rows = yield (
@@ -423,7 +435,7 @@ class Outcome(StrEnum):
 
 _COMPLETE: Final = f"""
 update delivery set state = $5, lease_until = $6, last_status = $7, last_error = $8, finished_at = $9
-where {_BY_KEY} and state = 'waiting' and attempts = $10 and lease_until = $11 returning rev
+where {_BY_KEY} and attempts = $10 and lease_until = $11 returning rev
 """  # noqa: S608  words are ours
 
 
@@ -499,12 +511,14 @@ def release(delivery: Delivery, at: datetime) -> Steps[None]:
 
 
 def give_up(before: datetime, at: datetime, error: str, limit: int = 500) -> Steps[int]:
-    """Let deliveries be dead that have waited since before then and that nobody sends now. Returns how many."""
+    """Let deliveries be dead that have waited since before then. Returns how many.
+
+    error: said of those that were never tried. One that is on its way just now is still completed if it gets there.
+    """
     rows = yield (
         "select pcid, rev, part, webhook_id from delivery where state = 'waiting' and queued_at < $1 "
-        "and (lease_until <= $2 or attempts = 0 or last_error is not null) order by pcid, rev, part, webhook_id "
-        "limit $3",
-        (microseconds(before), microseconds(at), limit),
+        "order by pcid, rev, part, webhook_id limit $2",
+        (microseconds(before), limit),
     )
     statement = f"""
     update delivery set state = 'dead', last_error = coalesce(last_error, $5), finished_at = $6
