@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import asyncio
+import signal
+from collections.abc import Callable, Coroutine, Iterable
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Annotated, Any
 
 import typer
 
+from ccp import settings
 from ccp.audit import command_actor
 from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, with_store
 from ccp.errors import ConfigurationError, NotFound
@@ -163,6 +166,27 @@ def drop(
     """Forget dead deliveries; nobody is told of these events any more."""
     count = _change(config, Action.EVENTS_DROPPED, datetime.now(UTC), event_ids, endpoint, every, events.drop)
     typer.echo(f"{count} {'delivery' if count == 1 else 'deliveries'} dropped.")
+
+
+@app.command()
+def dispatch(config: ConfigOption = None) -> None:
+    """Send events until SIGTERM, beside the workers of `ccp serve` or in their place (event_dispatch = false)."""
+    from ccp import app as pool  # Here: most commands can do without the server's libraries.
+
+    effective = settings.load(config)
+    pool.configure_logging(effective)
+    typer.echo(f"opnc-ccp sends events (database {effective.shown()['database']})", err=True)
+    asyncio.run(_until_told_to_stop(pool.dispatch(effective)))
+
+
+async def _until_told_to_stop(work: Coroutine[Any, Any, None]) -> None:
+    """What is on its way then comes back first, for a moment."""
+    task = asyncio.create_task(work)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
 
 
 def _change(
