@@ -224,7 +224,7 @@ def create(config: Settings | None = None) -> FastAPI:
         *opnc.router(pool, edge).routes,
         *oauth.routes(authority, edge, issuer=config.public_url, bind=config.bind_tokens),
         pcp.pcp_route(edge, pool, config.pcp_webhook_secret),
-        *events.router(Webhooks(store, http=config.event_http), edge).routes,
+        *events.router(Webhooks(store, http=config.event_http, changed=built.subscribers.refresh), edge).routes,
         *admin.router(Register(store), edge).routes,
         *health.routes(),
     ]

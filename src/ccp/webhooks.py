@@ -4,15 +4,16 @@ transactions; each change is audited in its own, without the secret.
 
 from __future__ import annotations
 
+import contextlib
 import secrets
 import uuid
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
-from ccp.errors import Conflict, FieldError, NotAuthorised, NotFound
+from ccp.errors import CCPError, Conflict, FieldError, NotAuthorised, NotFound
 from ccp.event_names import audience
 from ccp.ids import WMI, ProviderId
 from ccp.outbound import OutboundError, host_of
@@ -31,6 +32,7 @@ _SECRET_OCTETS: Final = 32  # As many as the HMAC's hash has.
 
 _EDITABLE: Final = ("url", "events", "wmis", "provider_ids", "description", "metadata", "enabled")
 
+T = TypeVar("T")
 Id = TypeVar("Id", WMI, ProviderId)
 
 
@@ -77,10 +79,14 @@ class Owned:
 class Webhooks:
     """`at` is the time of the request, taken once at the edge. What is another party's is not found."""
 
-    def __init__(self, store: Store, *, http: bool) -> None:
-        """http: whether webhooks may have an address without TLS."""
+    def __init__(self, store: Store, *, http: bool, changed: Callable[[], Awaitable[None]] | None = None) -> None:
+        """http: whether webhooks may have an address without TLS. changed: takes over what is subscribed to now.
+
+        Other processes take a change over within about a second.
+        """
         self._store = store
         self._http = http
+        self._changed = changed
 
     async def add(self, caller: Caller, wanted: Wanted, at: datetime) -> Owned:
         """Make a webhook with a secret of its own. Raises FieldError, NotAuthorised, Conflict."""
@@ -109,7 +115,7 @@ class Webhooks:
             yield from _record(caller, at, Action.WEBHOOK_ADDED, made.id, **_told(made))
             return Owned(made, party)
 
-        return await self._store.write(change())
+        return await self._write(change())
 
     async def every(self, caller: Caller) -> list[Owned]:
         """The caller's webhooks, the oldest first."""
@@ -174,7 +180,7 @@ class Webhooks:
             )
             return Owned(after, party)
 
-        return await self._store.write(change())
+        return await self._write(change())
 
     async def remove(self, caller: Caller, webhook_id: str, at: datetime) -> None:
         """Remove a webhook; what still waits for it is not sent any more. Raises NotFound."""
@@ -185,7 +191,7 @@ class Webhooks:
             yield from events.drop_webhook(webhook.id)
             yield from _record(caller, at, Action.WEBHOOK_REMOVED, webhook.id, **_told(webhook))
 
-        await self._store.write(change())
+        await self._write(change())
 
     async def deliveries(
         self, caller: Caller, webhook_id: str, state: State | None, before: Mark | None, limit: int
@@ -198,6 +204,13 @@ class Webhooks:
             return found[:limit], len(found) > limit
 
         return await self._store.read(question())
+
+    async def _write(self, change: Steps[T]) -> T:
+        result = await self._store.write(change)
+        if self._changed is not None:
+            with contextlib.suppress(CCPError):  # It is tried again within a second anyway.
+                await self._changed()
+        return result
 
     def _check(self, party: Party, wanted: Wanted) -> None:
         """What a webhook of the party cannot be. Raises FieldError, NotAuthorised."""
