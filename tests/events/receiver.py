@@ -54,12 +54,17 @@ class Sent:
 
 @dataclass
 class Receiver:
-    """url: up to the path. HANG as a status answers nobody until the receiver ends."""
+    """url: up to the path. delay: seconds before each answer. HANG as a status: none until the receiver ends.
+
+    busy: requests that were read and not answered yet.
+    """
 
     url: str
     sent: list[Sent] = field(default_factory=list)
     _says: dict[str, list[int]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    delay: float = 0
+    busy: int = 0
     ended: threading.Event = field(default_factory=threading.Event)
 
     def says(self, path: str, *statuses: int) -> None:
@@ -70,8 +75,13 @@ class Receiver:
     def take(self, sent: Sent) -> int:
         with self._lock:
             self.sent.append(sent)
+            self.busy += 1
             statuses = self._says.get(sent.path, [200])
             return statuses.pop(0) if len(statuses) > 1 else statuses[0]
+
+    def done(self) -> None:
+        with self._lock:
+            self.busy -= 1
 
     def at(self, path: str) -> list[Sent]:
         with self._lock:
@@ -101,15 +111,21 @@ def receiving() -> Iterator[Receiver]:
 
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
+            if len(body) < int(self.headers["Content-Length"]):
+                return  # Whoever sent it was killed meanwhile.
             headers = {name.lower(): value for name, value in self.headers.items()}
             status = receiver.take(Sent(self.path, headers, body, time.monotonic()))
             if status == HANG:
                 receiver.ended.wait(30)
                 self.close_connection = True
                 return
-            self.send_response(status)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            try:
+                time.sleep(receiver.delay)
+                self.send_response(status)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+            finally:
+                receiver.done()
 
         def log_message(self, format: str, *args: Any) -> None:
             pass
