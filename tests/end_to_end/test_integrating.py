@@ -255,7 +255,7 @@ def delivered(box: Sandbox, path: str) -> bool:
 
 
 def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline, "the event did not come"
         time.sleep(0.02)

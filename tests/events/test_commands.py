@@ -221,10 +221,7 @@ def test_what_an_operator_does_is_in_the_audit_trail(pool: Pool) -> None:
     assert good("audit", "verify", env={"CCP_DATABASE": pool.settings.database}).status == 0
 
 
-@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-def test_a_process_of_its_own_sends_events_until_it_is_told_to_stop(
-    pool: Pool, tmp_path: Path, stop: signal.Signals
-) -> None:
+def test_a_process_of_its_own_sends_events_until_it_is_told_to_stop(pool: Pool, tmp_path: Path) -> None:
     with scripted() as maker, open(tmp_path / "log", "wb") as log:
         maker.on("/hook", Reply(204))
         made = subscribe(pool, "oem", CREATED, url=f"{maker.url}/hook")
@@ -234,14 +231,14 @@ def test_a_process_of_its_own_sends_events_until_it_is_told_to_stop(
         process = subprocess.Popen([*COMMAND, "events", "dispatch"], stdout=log, stderr=log, env=env)
         try:
             contract = pool.publish(pool.car())
-            deadline = time.monotonic() + 20
+            deadline = time.monotonic() + 60
             while not (told := call(pool, "oem", "GET", f"/{made['id']}/deliveries?state=delivered").json())[
                 "deliveries"
             ]:
                 assert process.poll() is None, (tmp_path / "log").read_text()
                 assert time.monotonic() < deadline, (tmp_path / "log").read_text()
                 time.sleep(0.05)
-            process.send_signal(stop)
+            process.send_signal(signal.SIGTERM)
             assert process.wait(10) == 0
         finally:
             if process.poll() is None:

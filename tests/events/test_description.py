@@ -100,7 +100,7 @@ SUCCESS = {
 
 @pytest.mark.skipif(not PUBLISHED.exists(), reason=f"the published description is not at {PUBLISHED}")
 def test_requests_made_from_the_published_description_are_answered_as_it_says(pool: Pool) -> None:
-    schema = schemathesis.openapi.from_path(PUBLISHED, config=config(CHECKS, 10, facets=False))
+    schema = schemathesis.openapi.from_path(PUBLISHED, config=config(CHECKS, 3, facets=False))
     answers, failures = explore(pool, schema)
     assert not failures, "\n\n".join(failures)
     for operation, status in SUCCESS.items():
@@ -110,8 +110,10 @@ def test_requests_made_from_the_published_description_are_answered_as_it_says(po
 def test_requests_made_from_our_own_description_are_answered_as_it_says(pool: Pool) -> None:
     described = pool.http.get("/openapi.json").json()
     described["paths"] = {path: item for path, item in described["paths"].items() if path.startswith(BASE)}
-    names = {operation["operationId"] for item in described["paths"].values() for operation in item.values()}
-    assert names == set(EventOperation)
+    operations = [operation for item in described["paths"].values() for operation in item.values()]
+    assert {operation["operationId"] for operation in operations} == set(EventOperation)
+    for operation in operations:  # The headers are those of every operation, and are tried out with the others.
+        operation["parameters"] = [each for each in operation["parameters"] if each["in"] != "header"]
     schema = schemathesis.openapi.from_dict(described, config=config((*CHECKS, "negative_data_rejection"), 4))
     answers, failures = explore(pool, schema)
     assert not failures, "\n\n".join(failures)
