@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -45,7 +46,7 @@ def pool(pkis: dict[str, PKI]) -> Iterator[Pool]:
 def forget(pool: Pool) -> Iterator[None]:
     """A party may have so many webhooks only, and no test wants those of another."""
     yield
-    for table in ("webhook", "delivery"):
+    for table in ("webhook", "delivery", "outbox"):
         pool.sql(f"delete from {table}")
 
 
@@ -455,6 +456,28 @@ def test_a_removed_webhook_is_gone_with_what_waits_for_it(pool: Pool) -> None:
     for operation in ("GetEndpointById", "UpdateEndpointById", "GetEndpointDeliveries", "DeleteEndpointById"):
         assert sentences(ask(pool, "other_oem", operation, made["id"]), 404) == NOT_FOUND
     assert call(pool, "other_oem", "DELETE", f"/{other['id']}").status_code == 200
+
+
+def test_a_webhook_counts_at_once_in_the_process_that_stored_it(pool: Pool) -> None:
+    """Others hear of it within about a second; that a contract is handed out is noted only while somebody wants it."""
+    event = "emsp.contract.delivered.to.oem"
+    pool.sql("delete from outbox")
+    cars = [pool.car() for _ in range(5)]
+    for car in cars:
+        pool.publish(car)
+    pool.ask(cars[0])  # Nobody wants to know of this.
+    for car in cars:
+        made = subscribe(pool, "emsp", event)
+        pool.ask(car)
+        assert call(pool, "emsp", "DELETE", f"/{made['id']}").status_code == 200
+    pool.ask(cars[0])  # Nor of this, any more.
+    deadline = time.monotonic() + 30
+    select = "select pcid from outbox where kind = ? order by pcid"
+    while len(found := pool.sql(select, event)) < len(cars):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.05)
+    time.sleep(0.5)  # Time for what must not come.
+    assert pool.sql(select, event) == [(car.pcid,) for car in cars]
 
 
 # --- Deliveries ------------------------------------------------------------------------------------------------------
