@@ -253,7 +253,7 @@ def test_nothing_is_claimed_for_a_webhook_that_is_disabled_and_nothing_is_left_o
 
 def test_dead_ones_are_replayed_as_they_were_or_dropped(url: str) -> None:
     hook, other = subscribed(url), subscribed(url)
-    publish(url)
+    publish(url, at=AT - SECOND)
     publish(url)
     write(url, events.fan_out(AT))
     ids = []

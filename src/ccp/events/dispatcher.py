@@ -28,11 +28,11 @@ from ccp.subscriptions import EventKind, Webhook
 _log = structlog.get_logger("ccp.events")
 
 _POLL_SECONDS: Final = 0.5
-_SWEEP_SECONDS: Final = 60.0
+_SWEEP_SECONDS: Final = 600.0
 _LAST_SECONDS: Final = 2.0  # For what is on its way when the process ends.
-_GROUP: Final = 200  # Events that leave the outbox in one transaction.
+_GROUP: Final = 100  # Events that leave the outbox in one transaction.
 _OCTETS: Final = 65_536  # Of an answer, of which the status alone is of interest; read so that the line can be kept.
-_LOOKUPS: Final = 32
+_LOOKUPS: Final = 128  # Those of one dead name server hang for half a minute, and there may be several.
 
 _REJECTED: Final = (400, 409)
 _SENT: Final = {
@@ -84,6 +84,7 @@ class Dispatcher:
         self._sending: set[asyncio.Task[None]] = set()
         self._news = news or asyncio.Event()
         self._swept = float("-inf")
+        self._closing = False
 
     async def forever(self) -> None:
         while True:
@@ -140,7 +141,7 @@ class Dispatcher:
         return line
 
     async def _work(self, line: _Line) -> None:
-        while True:
+        while not self._closing:
             await line.wake.wait()
             line.wake.clear()
             try:
@@ -154,7 +155,7 @@ class Dispatcher:
     async def _send_some(self, line: _Line) -> bool:
         """Begin as many attempts as there are places. Returns whether it is worth asking for more at once."""
         webhook = self._subscribers.active(line.webhook_id)
-        if webhook is None:
+        if webhook is None or self._closing:
             return False
         tries = 0
         while tries < line.free and line.breaker.lets_through():
@@ -250,7 +251,9 @@ class Dispatcher:
                     return
                 await asyncio.sleep(0.5)
             else:
-                if done and tell is not None:
+                if not done:
+                    _log.warning("event was another's by then", event_id=delivery.event_id)
+                elif tell is not None:
                     self._news.set()
                 return
 
@@ -259,7 +262,7 @@ class Dispatcher:
         sent = _SENT.get(EventKind(delivery.kind)) if delivery.kind in _SENT else None
         if sent is None:
             return None
-        first = outcome is Outcome.FAILED and delivery.attempts == 1
+        first = outcome is Outcome.FAILED and delivery.last_error is None
         return {Outcome.DELIVERED: sent, Outcome.REJECTED: EventKind.REJECTED}.get(
             outcome, EventKind.QUEUED if first else None
         )
@@ -272,8 +275,13 @@ class Dispatcher:
 
     async def close(self) -> None:
         """Let what is on its way come back, for a moment; what does not is free for other processes at once."""
+        self._closing = True
+        for line in self._lines.values():
+            line.wake.set()
         lines = [line.task for line in self._lines.values() if line.task is not None]
-        self._lines = {}
+        if lines:
+            # What one of them is claiming it still begins to send: nobody else could until the lease ends.
+            await asyncio.wait(lines, timeout=_LAST_SECONDS)
         for task in lines:
             task.cancel()
         await asyncio.gather(*lines, return_exceptions=True)

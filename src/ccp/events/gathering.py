@@ -72,7 +72,9 @@ class HandedOut:
         while True:
             await asyncio.sleep(_EVERY_SECONDS)
             try:
-                await self.flush()
+                # Who ends this task does not end what is being written.
+                self._flushing = asyncio.create_task(self.flush())
+                await asyncio.shield(self._flushing)
             except CCPError as exc:
                 _log.warning("events not written yet", events=len(self._gathered), reason=str(exc))
 
@@ -95,6 +97,8 @@ class HandedOut:
 
     async def close(self) -> None:
         try:
+            if self._flushing is not None:
+                await asyncio.wait([self._flushing])
             await self.flush()
         except CCPError as exc:
             _log.warning("events lost", events=len(self._gathered), reason=str(exc))

@@ -381,12 +381,20 @@ def pending(at: datetime) -> Steps[tuple[bool, set[str]]]:
 
 @newest
 def due(at: datetime) -> Steps[set[str]]:
-    """Webhooks for which something is due, or may be: what goes before it is looked at by `claim`."""
-    rows = yield (
-        "select distinct webhook_id from delivery where state = 'waiting' and lease_until <= $1",
-        (microseconds(at),),
-    )
-    return {row[0] for row in rows}
+    """Webhooks for which something is due, or may be: what goes before it is looked at by `claim`.
+
+    One step in the index for each webhook that something waits for, however much that is.
+    """
+    found, after = set(), ""
+    select = """
+    select webhook_id, lease_until from delivery where state = 'waiting' and webhook_id > $1
+    order by webhook_id, lease_until limit 1
+    """
+    while rows := (yield select, (after,)):
+        after, lease_until = rows[0]
+        if lease_until <= microseconds(at):
+            found.add(after)
+    return found
 
 
 _CANDIDATES: Final = """
@@ -397,7 +405,7 @@ where d.webhook_id = $1 and d.state = 'waiting' and d.lease_until <= $2
             and (e.rev < d.rev or (e.rev = d.rev and e.part < d.part))
     )
     and not exists (select 1 from outbox o where o.pcid = d.pcid and o.rev < d.rev)
-order by d.lease_until, d.created_at limit $3
+order by d.lease_until limit $3
 """
 _LEASE: Final = f"""
 update delivery set lease_until = $5, attempts = attempts + 1
@@ -510,6 +518,7 @@ def release(delivery: Delivery, at: datetime) -> Steps[None]:
     yield statement, (*delivery.key, microseconds(at), delivery.attempts, microseconds(delivery.due_at))
 
 
+@repeatable
 def give_up(before: datetime, at: datetime, error: str, limit: int = 500) -> Steps[int]:
     """Let deliveries be dead that have waited since before then. Returns how many.
 
@@ -530,11 +539,12 @@ def give_up(before: datetime, at: datetime, error: str, limit: int = 500) -> Ste
     return total
 
 
+@repeatable
 def purge(before: datetime, limit: int = 1000) -> Steps[int]:
     """Forget what was delivered before then. Dead ones stay until somebody replays or drops them."""
     rows = yield (
         "delete from delivery where (pcid, rev, part, webhook_id) in (select pcid, rev, part, webhook_id from delivery "
-        "where state = 'delivered' and finished_at < $1 limit $2) returning rev",
+        "where state = 'delivered' and finished_at < $1 order by finished_at limit $2) returning rev",
         (microseconds(before), limit),
     )
     return len(rows)

@@ -51,9 +51,10 @@ STATEMENTS = (
         primary key (pcid, rev, part, webhook_id)
     )
     """,
-    # What is due for a webhook, and whether something of the same vehicle waits before it.
+    # What is due for a webhook, whether something of the same vehicle waits before it, and what was given up.
     "create index delivery_due on delivery (webhook_id, lease_until) where state = 'waiting'",
     "create index delivery_order on delivery (pcid, webhook_id, rev, part) where state = 'waiting'",
+    "create index delivery_dead on delivery (webhook_id, created_at) where state = 'dead'",
     # What a partner sees of its own, newest first; one event; what is old.
     "create index delivery_created_at on delivery (webhook_id, created_at)",
     "create index delivery_event_id on delivery (event_id)",
