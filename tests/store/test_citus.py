@@ -170,7 +170,7 @@ class Looked:
     """The rows of a cluster's tables as they are, copied into tables of one node."""
 
     def __init__(self, url: str) -> None:
-        for table in ("vehicle", "contract", "outbox", "emaid_claim"):
+        for table in ("vehicle", "contract", "outbox", "delivery", "webhook", "emaid_claim"):
             sql(url, "create schema if not exists looked")
             sql(url, f"drop table if exists looked.{table}")
             sql(url, f"create table looked.{table} as select * from public.{table}")

@@ -51,6 +51,7 @@ class HandedOut:
     def __init__(self, store: Store, subscribers: Subscribers) -> None:
         self._store = store
         self._subscribers = subscribers
+        self._flushing: asyncio.Task[None] | None = None
         self.news = asyncio.Event()
         """Set when there is something to send."""
         self._gathered: list[tuple[_Key, datetime]] = []
