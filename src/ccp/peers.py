@@ -11,7 +11,6 @@ sender is told what became of it.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Final, Protocol, TypeAlias, TypeVar
 import structlog
 
 from ccp import installation
+from ccp.breaker import Breaker
 from ccp.client import (
     AsyncClient,
     ClientError,
@@ -61,10 +61,7 @@ _log = structlog.get_logger("ccp.peers")
 HOP_HEADER: Final = "X-CCP-Hop"
 """Says that a request came from a pool already; such a one is not passed on. Its value is that pool's id."""
 
-_FAILURES: Final = 3  # In a row, after which a peer is left alone.
 _DELIVER: Final = "GetSignedContractDataByCertificateInstallationReq"
-_FIRST_REST: Final = 15.0
-_LONGEST_REST: Final = 300.0
 _LONGEST_CALL: Final = 60.0  # Seconds. The limit of each call is below.
 _FAILED: Final = (NoAnswerError, MalformedAnswerError)
 
@@ -150,44 +147,6 @@ class NoPeers:
         raise NotFound(_UNKNOWN)
 
 
-class Breaker:
-    """Leaves a peer alone after failures in a row, each time twice as long; then lets one request try."""
-
-    def __init__(self, clock: Callable[[], float], tell: Callable[[bool], None] = lambda resting: None) -> None:
-        """tell: is told whenever the peer begins to be left alone (True), or answers again (False)."""
-        self._clock = clock
-        self._tell = tell
-        self._failures = 0
-        self._rests_until = 0.0
-        self._rest = _FIRST_REST
-
-    def lets_through(self) -> bool:
-        if self._failures < _FAILURES:
-            return True
-        if self._clock() < self._rests_until:
-            return False
-        self._rests_until = self._clock() + self._rest  # Until the one that tries has come back.
-        return True
-
-    def seconds_left(self) -> int:
-        """Until the next request may try; at least one."""
-        return max(1, math.ceil(self._rests_until - self._clock()))
-
-    def succeeded(self) -> None:
-        if self._failures >= _FAILURES:
-            self._tell(False)
-        self._failures, self._rest = 0, _FIRST_REST
-
-    def failed(self) -> None:
-        if self._failures >= _FAILURES:
-            self._rest = min(2 * self._rest, _LONGEST_REST)
-        self._failures += 1
-        if self._failures == _FAILURES:
-            self._tell(True)
-        if self._failures >= _FAILURES:
-            self._rests_until = self._clock() + self._rest
-
-
 @dataclass(frozen=True, slots=True)
 class _Line:
     """A peer and the connection to it."""
@@ -244,7 +203,7 @@ class PoolPeers:
             except (CCPError, ValueError) as exc:
                 _log.warning("peer not usable", peer=name, reason=str(exc))
                 continue
-            kept[name] = _Line(peer, client, Breaker(time.monotonic, partial(self._metrics.peer_resting, name)))
+            kept[name] = _Line(peer, client, Breaker(time.monotonic, tell=partial(self._metrics.peer_resting, name)))
             self._metrics.peer_resting(name, False)
         self._lines = kept
         for line in dropped:

@@ -270,6 +270,28 @@ class Settings(BaseSettings):
         OPCPNegative.DELIVER,
         description="No contract for a car, asked in OPCP. deliver: 200 with the negative message. 404: an error.",
     )
+    event_http: bool = Field(
+        False, description="Take webhooks without TLS (http://) too; for laboratories, since events name contracts."
+    )
+    event_dispatch: bool = Field(
+        True, description="Send events from the server's workers; else `ccp events dispatch` has to."
+    )
+    event_timeout: Annotated[float, Field(gt=0, le=60)] = Field(
+        10, description="How long a webhook may take to answer, seconds."
+    )
+    event_concurrency: Annotated[int, Field(ge=1, le=100)] = Field(
+        4, description="Events on their way to one webhook at a time, of different vehicles, from one worker."
+    )
+    event_retries: Annotated[int, Field(ge=0, le=100)] = Field(
+        3, description="How often an event is sent again that a webhook did not take."
+    )
+    event_retry_seconds: Annotated[float, Field(gt=0)] = Field(3600, description="Seconds between two of these tries.")
+    event_give_up: Annotated[float, Field(gt=0)] = Field(
+        259_200, description="How long an event waits for a webhook at most, whatever keeps it, seconds."
+    )
+    event_keep: Annotated[float, Field(ge=0)] = Field(
+        604_800, description="How long it can be seen that an event was delivered, seconds."
+    )
     max_body: Annotated[int, Field(ge=4096)] = Field(262_144, description="Largest request body, octets.")
     read_timeout: Annotated[int, Field(ge=1)] = Field(
         20, description="Seconds that a client may take for a request's head, for its body, and to take the answer."

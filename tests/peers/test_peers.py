@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from ccp import exi
-from ccp.peers import HOP_HEADER, Breaker
+from ccp.breaker import Breaker
+from ccp.peers import HOP_HEADER
 from ccp.pool import Pool as Rules
 from ccp.sim.parties import Car
 from ccp.sim.pki import PKI

@@ -32,7 +32,10 @@ CRASHED: Final = "Something went wrong here; the trace id finds it in the log."
 # Fixed segments of the API's paths, matched without regard to case: partners write them in both ways.
 _SEGMENTS: Final = {
     segment.lower(): segment
-    for segment in ("opnc", "v1", "ccp", "contractData", "emaid", "pcid", "signedcontractdata", "setdefault")
+    for segment in (
+        *("opnc", "v1", "ccp", "contractData", "emaid", "pcid", "signedcontractdata", "setdefault"),
+        *("event", "endpoints", "deliveries"),
+    )
 }
 # OPCP writes the same words in another case, so its paths, which begin with the version, have a list of their own.
 _OPCP_SEGMENTS: Final = {
