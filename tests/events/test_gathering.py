@@ -6,7 +6,7 @@ import asyncio
 from pathlib import Path
 
 import pytest
-from structlog.testing import capture_logs
+from structlog.testing import CapturingLogger
 
 from ccp.errors import Unavailable
 from ccp.events import HandedOut, Subscribers, gathering
@@ -42,6 +42,8 @@ def test_each_event_has_a_revision_of_its_own_and_too_many_are_dropped_and_count
 ) -> None:
     monkeypatch.setattr(gathering, "_MOST", 3)
     monkeypatch.setattr(gathering, "_GROUP", 2)
+    log = CapturingLogger()
+    monkeypatch.setattr(gathering, "_log", log)
 
     async def whole() -> None:
         store = connect(url)
@@ -60,10 +62,9 @@ def test_each_event_has_a_revision_of_its_own_and_too_many_are_dropped_and_count
         finally:
             await store.close()
 
-    with capture_logs() as logs:
-        asyncio.run(whole())
+    asyncio.run(whole())
     assert gathered(url) == [(3, FIRST), (4, SECOND_CONTRACT), (5, FIRST), (6, FIRST)]
-    assert [(log["event"], log["events"]) for log in logs] == [("events dropped: too many at a time", 1)]
+    assert [(*call.args, call.kwargs["events"]) for call in log.calls] == [("events dropped: too many at a time", 1)]
     assert sql(url, "select rev from vehicle where pcid = ?", CAR) == [(6,)]
 
 
