@@ -28,6 +28,7 @@ from ccp.subscriptions import EventKind, Webhook
 _log = structlog.get_logger("ccp.events")
 
 _POLL_SECONDS: Final = 0.5
+_GATHER_SECONDS: Final = 0.05  # Changes come in flocks, and each fan-out is a transaction on the writers' disk.
 _SWEEP_SECONDS: Final = 600.0
 _LAST_SECONDS: Final = 2.0  # For what is on its way when the process ends.
 _GROUP: Final = 100  # Events that leave the outbox in one transaction.
@@ -104,6 +105,8 @@ class Dispatcher:
                 await self._news.wait()
         except TimeoutError:
             pass
+        else:
+            await asyncio.sleep(_GATHER_SECONDS)
         self._news.clear()
 
     async def once(self) -> bool:
