@@ -4,11 +4,6 @@ A change is one transaction at READ COMMITTED: questions lock the rows that they
 what these guard only afterwards. A question that is marked `newest` costs one round trip for each of its statements;
 every other one sees one snapshot.
 
-What many ask at the same moment is asked in one query (`ccp.store.gathering`): statements of marked questions, each of
-which sees the newest state anyway. It goes out when the event loop has let everybody speak who could, so whoever is
-alone waits for nobody; while two are on their way, what is asked meanwhile goes with the next one. Not with Citus,
-where the keys would be on many nodes.
-
 Each worker keeps a few connections. They are used in turns without anything being reset between two uses: nothing
 here leaves a trace on a session. Statements are prepared once on each connection.
 """
@@ -19,19 +14,18 @@ import asyncio
 import contextlib
 import random
 import ssl
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine, Sequence
+from functools import partial
 from typing import Any, Final, TypeAlias
 
 import asyncpg
 
 from ccp.errors import CCPError, ConfigurationError, FieldError, Unavailable
 from ccp.store import revisions
-from ccp.store.gathering import Gathered, Key, gathered
+from ccp.store.gathering import Gathering
 from ccp.store.steps import Question, Row, Steps, T
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
-Asker: TypeAlias = "tuple[str, Row, asyncio.Future[list[Row]]]"
-"""A statement with its parameters, and who waits for its rows."""
 
 OLDEST_SERVER: Final = 15
 _CONNECT_SECONDS = 5.0
@@ -39,8 +33,6 @@ _WAIT_SECONDS = 5.0  # For a connection that others use, and for a row that othe
 _STATEMENT_SECONDS = 60.0  # A server that is cut off does not say so.
 _IDLE_SECONDS = 300.0  # Networks forget connections on which nothing was said for a while.
 _TRIES = 5
-_ON_THEIR_WAY = 2  # Queries for many at the same time, of each kind: one is answered while the other is asked.
-_TOGETHER = 64  # Askers of one query: more gain little and let the first one wait longer.
 
 _SETTINGS: Final = {
     "lock_timeout": f"{_WAIT_SECONDS:.0f}s",
@@ -98,16 +90,16 @@ class PostgresStore:
         # The one that was used last is used next: its statements are prepared, and the others may go.
         self._idle: list[tuple[Connection, float]] | None = None
         self._work: set[asyncio.Task[Any]] = set()
-        self._gathers = True
-        self._waiting: dict[tuple[Gathered, Row], list[Asker]] = {}
-        self._under_way: dict[tuple[Gathered, Row], int] = {}
+        self._gathering: Gathering | None = None
 
     async def open(self) -> None:
         connection = await connect(self._url)
         try:
             revisions.check_revision(await revision(connection))
             await _prepare_session(connection)
-            self._gathers = not await connection.fetchval("select count(*) from pg_extension where extname = 'citus'")
+            # A cluster plans each statement anew and sends only those of one table straight to where the rows are.
+            if await connection.fetchval("select 1 from pg_extension where extname = 'citus'") is None:
+                self._gathering = Gathering(self._fetch)
         except BaseException:
             connection.terminate()
             raise
@@ -115,6 +107,8 @@ class PostgresStore:
         self._idle = [(connection, asyncio.get_running_loop().time())]
 
     async def close(self) -> None:
+        if self._gathering is not None:
+            await self._gathering.close()
         idle, self._idle = self._idle, None
         if self._work:
             await asyncio.wait(self._work)
@@ -123,88 +117,25 @@ class PostgresStore:
                 await connection.close(timeout=_CONNECT_SECONDS)
 
     async def read(self, question: Steps[T]) -> T:
-        if isinstance(question, Question) and question.newest:
-            return await self._ask(iter(question))
+        if isinstance(question, Question) and question.together and self._gathering is not None:
+            return await self._gathering.answer(iter(question))
+        return await self._read(question)
 
-        async def within(connection: Connection) -> T:
-            await connection.execute("begin isolation level repeatable read read only")
-            answer = await _run(connection, iter(question))
-            await connection.execute("commit")
-            return answer
+    async def _fetch(self, statement: str, parameters: Row) -> Sequence[Row]:
+        return await self._read(Question(partial(_asked, statement, parameters), "fetch", newest=True))
 
-        return await self._reading(within, again=isinstance(question, Question))
-
-    async def _ask(self, steps: Steps[T]) -> T:
-        """A question each of whose statements may be asked by itself."""
-        try:
-            statement, parameters = next(steps)
-            while True:
-                many = gathered(statement) if self._gathers else None
-                if many is None:
-                    rows = await self._fetch(statement, parameters)
-                else:
-                    rows = await self._join(many, statement, parameters)
-                statement, parameters = steps.send(rows)
-        except StopIteration as stop:
-            answer: T = stop.value
-            return answer
-
-    async def _fetch(self, statement: str, parameters: Row) -> list[Row]:
-        async def within(connection: Connection) -> list[Row]:
-            rows: Any = await connection.fetch(statement, *parameters)  # Records, which are read as tuples are.
-            return rows  # type: ignore[no-any-return]
-
-        return await self._reading(within, again=True)
-
-    def _join(self, many: Gathered, statement: str, parameters: Row) -> asyncio.Future[list[Row]]:
-        loop = asyncio.get_running_loop()
-        rows: asyncio.Future[list[Row]] = loop.create_future()
-        kind = many, many.rest(parameters)
-        waiting = self._waiting.setdefault(kind, [])
-        waiting.append((statement, parameters, rows))
-        if len(waiting) == 1 and self._under_way.get(kind, 0) < _ON_THEIR_WAY:
-            self._under_way[kind] = self._under_way.get(kind, 0) + 1
-            loop.call_soon(lambda: self._start(self._ask_together(*kind)))
-        return rows
-
-    async def _ask_together(self, many: Gathered, rest: Row) -> None:
-        """Ask for everybody who waits, and for those who came meanwhile, until nobody does."""
-        kind = many, rest
-        while waiting := self._waiting.pop(kind, None):
-            askers = [asker for asker in waiting[:_TOGETHER] if not asker[2].done()]  # Done: the caller has gone.
-            if waiting[_TOGETHER:]:
-                self._waiting[kind] = waiting[_TOGETHER:]
-            if not askers:
-                continue
-            try:
-                if len(askers) == 1:
-                    statement, parameters, _ = askers[0]
-                    handed_out = [await self._fetch(statement, parameters)]
-                else:
-                    wanted = [many.keys(parameters) for _, parameters, _ in askers]
-                    keys: list[Key] = [key for each in wanted for key in each]
-                    rows = await self._fetch(many.statement, many.parameters(keys, rest))
-                    handed_out = many.handed_out(rows, wanted)
-            except Exception as exc:
-                for _, _, future in askers:
-                    if not future.done():
-                        future.set_exception(exc)
-            else:
-                for (_, _, future), own in zip(askers, handed_out, strict=True):
-                    if not future.done():
-                        future.set_result(own)
-        if self._under_way[kind] == 1:
-            del self._under_way[kind]
-        else:
-            self._under_way[kind] -= 1
-
-    async def _reading(self, within: Callable[[Connection], Awaitable[T]], *, again: bool) -> T:
-        """Read on a connection. again: whether that may be begun anew on another one."""
+    async def _read(self, question: Steps[T]) -> T:
+        again = isinstance(question, Question)
         while True:
             connection, fresh = await self._take(_NOT_NOW)
             cancelled = False
             try:
-                return await within(connection)
+                if isinstance(question, Question) and question.newest:
+                    return await _run(connection, iter(question))
+                await connection.execute("begin isolation level repeatable read read only")
+                answer = await _run(connection, iter(question))
+                await connection.execute("commit")
+                return answer
             except asyncio.CancelledError:
                 cancelled = True
                 self._start(self._recover(connection))
@@ -309,6 +240,11 @@ class PostgresStore:
 
 class _Unconfirmed(Exception):
     """The connection was lost between the request to commit and the answer."""
+
+
+def _asked(statement: str, parameters: Row) -> Steps[list[Row]]:
+    rows = yield statement, parameters
+    return rows
 
 
 async def _run(connection: Connection, steps: Steps[T]) -> T:
