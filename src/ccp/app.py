@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ccp import __version__, settings, wire
 from ccp import trust as anchors
@@ -26,6 +27,7 @@ from ccp.api import admin, errors, oauth, opcp, opnc, pcp
 from ccp.api.certificate import ClientCertificates
 from ccp.api.gate import Gate
 from ccp.api.health import Health
+from ccp.api.shortcut import Shortcut
 from ccp.api.trace import Tracing
 from ccp.audit import Refusals
 from ccp.auth import Operation
@@ -125,6 +127,21 @@ def assemble(config: Settings, clock: opnc.Clock = now) -> Assembly:
     return Assembly(store, trust, outbound, neighbours, revocation, peers, pool)
 
 
+class Application(FastAPI):
+    """The framework's application behind a front of ours, which traces and limits requests and answers the hot ones.
+
+    As middleware of the framework it would stand behind several others, each of which every request would pay for.
+    """
+
+    front: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (self.front if scope["type"] == "http" else self.framework)(scope, receive, send)
+
+    async def framework(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await super().__call__(scope, receive, send)
+
+
 def create(config: Settings | None = None) -> FastAPI:
     """The application of one worker. Without settings they are read as `ccp serve` handed them over."""
     config = config or settings.load()
@@ -177,7 +194,7 @@ def create(config: Settings | None = None) -> FastAPI:
             await built.close()
 
     # No page to read the description on: it would run scripts of a third party beside the token endpoint.
-    app = FastAPI(
+    app = Application(
         title="opnc-ccp",
         version=__version__,
         lifespan=lifespan,
@@ -195,8 +212,9 @@ def create(config: Settings | None = None) -> FastAPI:
     ]
     if config.opcp:
         app.router.routes[1:1] = opcp.router(pool, edge, config.opcp_negative).routes
-    app.add_middleware(Gate, limits=limits)
-    app.add_middleware(Tracing, pseudonyms=pseudonyms, refusals=refusals)
+    shortcut = Shortcut(app.framework, app.router.routes)
+    app.front = Tracing(Gate(shortcut, limits), pseudonyms, refusals)
+    app.add_exception_handler(Exception, errors.crashed)
     app.add_exception_handler(CCPError, errors.deliberate)
     app.add_exception_handler(RequestValidationError, errors.invalid)
     app.add_exception_handler(HTTPException, errors.unrouted)

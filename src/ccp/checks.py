@@ -35,10 +35,11 @@ class Check:
 
 
 class Checks:
-    """Runs checks one after another and keeps what became of each."""
+    """Runs checks one after another. report: what became of each, where it is told. passed: whether all of them did."""
 
     def __init__(self, tell: bool = False) -> None:
         self.report: list[Check] = []
+        self.passed = True
         self._tell = tell
         self._failures: list[CCPError] = []
 
@@ -55,19 +56,25 @@ class Checks:
 
         without: the reason to give where one of them is.
         """
-        number = len(self.report) + 1
-        if any(need is None for need in needs):
-            self.report.append(Check(number, subject, Verdict.NOT_APPLICABLE, without))
-            return None
+        for need in needs:
+            if need is None:
+                self._note(subject, Verdict.NOT_APPLICABLE, without)
+                return None
         try:
             result = check()
         except CCPError as exc:
             self._failures.append(exc)
-            self.report.append(Check(number, subject, Verdict.FAILED, str(exc)))
+            self._note(subject, Verdict.FAILED, str(exc))
             return None
-        lines = evidence(result) if self._tell else ()
-        self.report.append(Check(number, subject, Verdict.PASSED, evidence=lines))
+        if self._tell:
+            self._note(subject, Verdict.PASSED, evidence=evidence(result))
         return result
+
+    def _note(self, subject: str, verdict: Verdict, reason: str = "", evidence: tuple[str, ...] = ()) -> None:
+        """A vehicle waits for what is not told: then a check that passes leaves nothing behind."""
+        self.passed = self.passed and verdict is Verdict.PASSED
+        if self._tell:
+            self.report.append(Check(len(self.report) + 1, subject, verdict, reason, evidence))
 
     def end_stage(self) -> None:
         """Raise what failed in this stage: the first error's type, with the sentences of all of them."""
@@ -78,10 +85,6 @@ class Checks:
             raise first
         messages = dict.fromkeys(message for failure in self._failures for message in failure.messages)
         raise type(first)(*messages) from first
-
-    @property
-    def passed(self) -> bool:
-        return all(check.verdict is Verdict.PASSED for check in self.report)
 
     def told(self, message: str, at: datetime, warnings: Sequence[str]) -> dict[str, Any]:
         """The report for programs: what was checked when, every check, and what does not fail but will be noticed."""

@@ -31,7 +31,7 @@ from ccp.neighbours import PUBLISH_SECONDS, Neighbours, RevocationReason, key_fi
 from ccp.parties import Caller
 from ccp.peers import Peers
 from ccp.pki.certificates import Certificate
-from ccp.pki.evidence import AskedLater, Known, Rules, check_keys
+from ccp.pki.evidence import AskedLater, Key, Known, Rules, check_keys
 from ccp.pki.paths import TrustAnchors
 from ccp.revocation import RevocationService
 from ccp.settings import Settings, VehicleTrust
@@ -40,7 +40,7 @@ from ccp.store import contracts as questions
 from ccp.store.audit import Action, Entry
 from ccp.store.contracts import Published
 from ccp.store.erasure import Erased, Rehearsed
-from ccp.store.steps import Steps, newest
+from ccp.store.steps import Steps, gathered
 from ccp.trust import Trust
 from ccp.vehicles import Change, VehicleEvent, made_stale
 
@@ -132,11 +132,14 @@ class Pool:
         try:
             verified = await self._verify(request, at)
             pcid = verified.pcid
+            keys = self._revocation.keys_of(verified.chain)
+            waiting = _waiting(pcid, namespace, keys, self._revocation.rules)
+            stored, known = await self._store.read(waiting)
             if verified.chain is not None:
-                await self._revocation.check_vehicle(verified.chain, at)
+                self._revocation.judge_vehicle(verified.chain, keys, known, at)
             await self._check_current(verified)
             if to is None:
-                return await self._choose(verified, broadcast, at, single, caller)
+                return await self._choose(verified, stored, known, broadcast, at, single, caller)
             if found := await self._elsewhere(verified, caller, at, single, to):
                 return found
             raise NoContract("The pool that the request is for has nothing for the vehicle now.")
@@ -185,10 +188,16 @@ class Pool:
         return None
 
     async def _choose(
-        self, verified: VerifiedInstallationRequest, broadcast: bool, at: datetime, single: bool, caller: Caller
+        self,
+        verified: VerifiedInstallationRequest,
+        stored: list[SignedContract],
+        known: Known,
+        broadcast: bool,
+        at: datetime,
+        single: bool,
+        caller: Caller,
     ) -> list[Answer]:
         request = verified.request
-        stored, known = await self._store.read(_with_evidence(verified.pcid, self._revocation.rules))
         bound = any(contract.provisioning_key for contract in stored)
         key = key_fingerprint(verified.leaf) if bound else None
 
@@ -538,11 +547,14 @@ def _tell_request(checks: Checks, request: InstallationRequest, **against: Any) 
         installation.verify_request(request, checks=checks, **against)
 
 
-@newest
-def _with_evidence(pcid: PCID, rules: Rules) -> Steps[tuple[list[SignedContract], Known]]:
-    """A vehicle's contracts and what is known of their certificates: by then, or since."""
-    stored = yield from questions.by_vehicle(pcid)
-    known = yield from evidence.known((key for contract in stored for key in contract.certificates or ()), rules)
+@gathered
+def _waiting(
+    pcid: PCID, namespace: Namespace, vehicle: tuple[Key, ...], rules: Rules
+) -> Steps[tuple[list[SignedContract], Known]]:
+    """A vehicle's contracts as `questions.waiting` has them, and what is known of its certificates and of theirs."""
+    stored = yield from questions.waiting(pcid, namespace)
+    theirs = [key for each in stored for key in each.certificates or ()]
+    known = yield from evidence.known((*vehicle, *theirs), rules)
     return stored, known
 
 

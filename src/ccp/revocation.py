@@ -33,6 +33,7 @@ from ccp.pki.evidence import (
     EvidenceError,
     ForVehicles,
     Key,
+    Known,
     LoadedCRL,
     Rules,
     Status,
@@ -212,12 +213,21 @@ class RevocationService:
         A pool meets a vehicle for the first time when that asks, so missing evidence is asked for behind its back and
         held against it only where the policy is `require`. Raises RevokedError, Unavailable, VerificationError.
         """
+        keys = self.keys_of(chain)
+        self.judge_vehicle(chain, keys, await self._store.read(questions.known(keys, self.rules)), at)
+
+    def keys_of(self, chain: VerifiedChain | None) -> tuple[Key, ...]:
+        """What has to be known to judge a vehicle; nothing where that is switched off."""
+        return keys_of((chain,)) if chain is not None and self.rules.checked else ()
+
+    def judge_vehicle(self, chain: VerifiedChain, keys: Sequence[Key], known: Known, at: datetime) -> None:
+        """As `check_vehicle`, by what is known of these keys of its."""
         if not self.rules.checked:
             return
-        keys = keys_of((chain,))
-        known = await self._store.read(questions.known(keys, self.rules))
-        with contextlib.suppress(RevokedError, Unavailable):
+        try:
             return check_keys(keys, known, self.rules, at)
+        except (RevokedError, Unavailable):
+            pass
         # Only a vehicle that something is held against, or not known of, needs the sentences.
         stored = ForVehicles(known, self.rules, grace=self.rules.stale_grace)
         try:

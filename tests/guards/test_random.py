@@ -167,6 +167,9 @@ class OnlyBad:
 
     warning = info
 
+    def is_enabled_for(self, level: int) -> bool:
+        return True
+
     def error(self, event: str, **members: Any) -> None:
         self.bad.append({"event": event, **members})
 

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ccp import errors, wire
-from ccp.api.trace import trace_of
+from ccp.api.trace import CRASHED, trace_of
 from ccp.auth import Operation
 
 STATUS: Final[tuple[tuple[type[errors.CCPError], int], ...]] = (
@@ -72,6 +72,11 @@ async def invalid(request: Request, error: Exception) -> Response:
     """Answer what FastAPI found wrong with parameters: always 400 here."""
     assert isinstance(error, RequestValidationError), "registered for these only"
     return await deliberate(request, wire.field_error(error.errors()))
+
+
+async def crashed(request: Request, error: Exception) -> Response:
+    """Answer a mistake of ours. The trace tells it."""
+    return answer(request, 500, (CRASHED,))
 
 
 async def unrouted(request: Request, error: Exception) -> Response:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import UTC, datetime
+from functools import cache
 from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
 
 import orjson
@@ -217,12 +218,22 @@ def _dry_run(scope: Scope) -> bool:
     return value == "true"
 
 
-def _read_headers(model: type[Any], headers: Headers) -> Any:
-    names = (field.alias or name for name, field in model.model_fields.items())
+def _read_headers(model: type[BaseModel], headers: Headers) -> Any:
+    wanted, default = _wanted(model)
+    said = {wanted[name]: value.decode("latin-1") for name, value in reversed(headers.raw) if name in wanted}
+    if not said:
+        return default
     try:
-        return model.model_validate({name: headers[name] for name in names if name in headers})
+        return model.model_validate(said)
     except ValidationError as exc:
         raise wire.field_error(exc.errors()) from exc
+
+
+@cache
+def _wanted(model: type[BaseModel]) -> tuple[dict[bytes, str], Any]:
+    """The headers that a model reads, by their name on the wire, and what it is without any of them."""
+    names = [field.alias or name for name, field in model.model_fields.items()]
+    return {name.lower().encode(): name for name in names}, model.model_validate({})
 
 
 EmaidPath: TypeAlias = Annotated[wire.EMAIDField, Path(description="The contract.")]

@@ -5,10 +5,12 @@ A refused access goes into the audit trail too, see `ccp.audit.Refusals`.
 
 from __future__ import annotations
 
+import logging
 import time
 import uuid
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
@@ -24,6 +26,7 @@ from ccp.store.audit import UNKNOWN, Action, Entry
 
 _log = structlog.get_logger("ccp.request")
 _KEY: Final = "ccp.trace"
+CRASHED: Final = "Something went wrong here; the trace id finds it in the log."
 
 # Fixed segments of the API's paths, matched without regard to case: partners write them in both ways.
 _SEGMENTS: Final = {
@@ -93,8 +96,9 @@ class Tracing:
             return
         trace = Trace()
         scope[_KEY] = trace
-        scope["path"] = _canonical(_path(scope))
-        trace.emaid, trace.pcid = _ids_in(scope["method"], scope["path"])
+        scope["path"], trace.emaid, trace.pcid = _read_path(
+            scope["method"], scope["path"], scope.get("raw_path") or b""
+        )
         began = time.perf_counter()
         status = 0
 
@@ -121,6 +125,8 @@ class Tracing:
             self._tell(scope, trace, status, time.perf_counter() - began, crash)
 
     def _tell(self, scope: Scope, trace: Trace, status: int, seconds: float, crash: Exception | None) -> None:
+        if crash is None and not _log.is_enabled_for(logging.INFO):
+            return
         event: dict[str, Any] = {
             "trace_id": trace.id,
             "method": scope["method"],
@@ -177,11 +183,16 @@ def _outcome(trace: Trace, status: int) -> str:
     return "ok" if status < 400 else "refused" if status < 500 else "crashed"
 
 
-def _path(scope: Scope) -> str:
+@lru_cache(1024)
+def _read_path(method: str, path: str, raw: bytes) -> tuple[str, EMAID | None, PCID | None]:
+    """The path in its canonical form, and the ids in it. Remembered: most requests go to a few paths."""
+    path = _canonical(_path(path, raw))
+    return path, *_ids_in(method, path)
+
+
+def _path(path: str, raw: bytes) -> str:
     """The decoded path. An encoded slash stays encoded: it is part of an id, which breaks its pattern then."""
-    raw: bytes = scope.get("raw_path") or b""
     if b"%2f" not in raw.lower():
-        path: str = scope["path"]
         return path
     return "/".join(unquote(segment).replace("/", "%2F") for segment in raw.decode("latin-1").split("/"))
 
@@ -229,8 +240,7 @@ def _read(kind: type[Id], text: str) -> Id | None:
 
 
 async def _answer_crash(trace: Trace, send: Send) -> None:
-    messages = ["Something went wrong here; the trace id finds it in the log."]
-    body = orjson.dumps({"errorMessages": messages, "traceId": trace.id})
+    body = orjson.dumps({"errorMessages": [CRASHED], "traceId": trace.id})
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 500, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -137,7 +137,7 @@ def verify_request(
     7.9.
     """
     checks = checks or Checks()
-    leaf = checks.run("provisioning certificate", lambda: Certificate.load(request.certificate), evidence=described)
+    leaf = checks.run("provisioning certificate", lambda: _leaf(request, anchors), evidence=described)
     checks.end_stage()
     pcid = checks.run(
         "PCID in the certificate's common name", lambda: pcid_of(the(leaf)), needs=(leaf,), evidence=said_so
@@ -178,6 +178,10 @@ def verify_request(
     if not checks.passed:
         raise ChainError("The request does not verify.")
     return VerifiedInstallationRequest(request, the(leaf), the(pcid), chain, the(signature), VERIFIED)
+
+
+def _leaf(request: InstallationRequest, anchors: TrustAnchors | None) -> Certificate:
+    return Certificate.load(request.certificate) if anchors is None else anchors.leaf(request.certificate)
 
 
 def _valid(certificate: Certificate, at: datetime) -> None:

@@ -164,7 +164,7 @@ def verify_response(
         "contract certificate", lambda: Certificate.load(response.contract_certificate), evidence=described
     )
     cps = checks.run(
-        "provisioning service certificate", lambda: Certificate.load(response.cps_certificate), evidence=described
+        "provisioning service certificate", lambda: anchors.leaf(response.cps_certificate), evidence=described
     )
     named = checks.run(
         "EMAID the same everywhere",

@@ -319,9 +319,10 @@ def check_keys(keys: Iterable[Key], known: Known, rules: Rules, at: datetime) ->
         return
     unknown = None
     for key in keys:
-        if found := known.revocation(key):
+        if known.evidence and (found := known.revocation(key)):
             raise RevokedError(_revoked(f"with the serial number {key.serial:x}", found))
-        needed = key.crls is not None or rules.required or known.has_loaded(key, rules.configured(key))
+        needed = key.crls is not None or rules.required
+        needed = needed or (bool(rules.crl_urls) and known.has_loaded(key, rules.configured(key)))
         if needed and unknown is None and not known.good(key, rules, at, rules.stale_grace):
             unknown = key
     if unknown is not None:

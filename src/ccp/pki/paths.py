@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import InitVar, dataclass
 from datetime import datetime
 from enum import Enum
-from typing import Final
+from typing import Final, NamedTuple
 
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, SignatureAlgorithmOID
@@ -95,6 +95,7 @@ MAX_USED: Final = 2  # ISO 15118-2 and -20 know Sub-CA 1 and Sub-CA 2, no more.
 _MAX_ATTEMPTS: Final = 32  # A straight chain needs three; the rest is for roll-overs and cross-signing.
 _MAX_SERIAL_BITS: Final = 20 * 8 - 1  # Twenty octets of a positive INTEGER (RFC 5280 clause 4.1.2.2).
 _CACHE_SIZE: Final = 512  # Sub-CA 2 of the whole ecosystem, in the few orders in which their issuers are sent.
+_LEAVES: Final = 2048  # A vehicle that gets no contract yet asks again and again, and so does a test bench.
 
 _TIME: Final = "%Y-%m-%dT%H:%M:%SZ"
 _VERIFIED: Final = object()
@@ -123,6 +124,15 @@ class VerifiedChain:
         return self.certificates[-1]
 
 
+class _Seen(NamedTuple):
+    """A path that was found, leaf first. asked: what was offered with it, and for what. It holds between the times."""
+
+    certificates: _Chain
+    asked: tuple[_Chain, Usage, Profile]
+    not_before: datetime
+    not_after: datetime
+
+
 @dataclass(frozen=True, slots=True)
 class Anchor:
     """A certificate that is trusted by configuration, and for what."""
@@ -134,7 +144,8 @@ class Anchor:
 class TrustAnchors:
     """An immutable snapshot of what is trusted; a new state of the trust store is a new object with a new version.
 
-    An anchor that breaks the rules is refused each time a path ends in it. Chains that were found are remembered.
+    An anchor that breaks the rules is refused each time a path ends in it. Chains that were found are remembered, and
+    so are the last leaves of vehicles and provisioning services with their whole path.
     """
 
     def __init__(
@@ -149,6 +160,7 @@ class TrustAnchors:
         # What was offered is part of the key: an answer must not depend on what others sent before.
         self._chains: Final[dict[tuple[Certificate, _Chain, Usage, Profile], _Chain]] = {}
         self._read: Final[dict[bytes, Certificate]] = {}
+        self._seen: Final[dict[bytes, _Seen]] = {}
 
     @classmethod
     def build(
@@ -176,6 +188,11 @@ class TrustAnchors:
                 self._read.clear()
             self._read[der] = found
         return found
+
+    def leaf(self, der: bytes) -> Certificate:
+        """A leaf as a message brings it: one whose path was found lately need not be read again. Raises ChainError."""
+        seen = self._seen.get(der)
+        return Certificate.load(der) if seen is None else seen.certificates[0]
 
     def find(self, fingerprint: str) -> Anchor | None:
         """fingerprint: SHA-256, lower-case hex."""
@@ -208,23 +225,41 @@ class TrustAnchors:
             raise ChainError(
                 f"Certificate {leaf.label} came with {len(intermediates)} intermediate certificates; four are allowed."
             )
-        # 1. The leaf by itself.
+        offered = tuple(intermediates)
+        # 1. The very path that was found for this leaf before: only the time can have changed within a snapshot.
+        seen = self._seen.get(leaf.der)
+        asked = offered, usage, profile
+        if seen and seen.asked == asked and seen.not_before <= at and at.replace(microsecond=0) <= seen.not_after:
+            return VerifiedChain(seen.certificates, usage, at, _VERIFIED)
+        # 2. The leaf by itself.
         _check_form(leaf, profile)
         _check_leaf(leaf, usage)
         _check_validity(leaf, at, usage)
-        # 2. A chain that was found before, from the same intermediates.
-        offered = tuple(intermediates)
+        # 3. A chain that was found before, from the same intermediates.
         walk = _Walk(self._roots[usage], self._known[usage], offered, at, profile)
         for candidate in walk.candidates(leaf):
             upward = self._chains.get((candidate, offered, usage, profile))
             if upward and _still_holds(upward, leaf, at):
-                return VerifiedChain((leaf, *upward), usage, at, _VERIFIED)
-        # 3. The search.
-        upward = walk.issuers_of(leaf)
-        if len(self._chains) >= _CACHE_SIZE:
-            self._chains.clear()
-        self._chains[upward[0], offered, usage, profile] = upward
+                break
+        else:
+            # 4. The search.
+            upward = walk.issuers_of(leaf)
+            if len(self._chains) >= _CACHE_SIZE:
+                self._chains.clear()
+            self._chains[upward[0], offered, usage, profile] = upward
+        if usage is not Usage.CONTRACT:  # A contract certificate is published once; the others come again.
+            self._remember((leaf, *upward), asked)
         return VerifiedChain((leaf, *upward), usage, at, _VERIFIED)
+
+    def _remember(self, certificates: _Chain, asked: tuple[_Chain, Usage, Profile]) -> None:
+        if len(self._seen) >= _LEAVES:
+            del self._seen[next(iter(self._seen))]
+        self._seen[certificates[0].der] = _Seen(
+            certificates,
+            asked,
+            max(certificate.not_before for certificate in certificates),
+            min(certificate.not_after for certificate in certificates),
+        )
 
 
 def check_root(certificate: Certificate) -> None:

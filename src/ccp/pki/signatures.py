@@ -41,10 +41,10 @@ _DIGESTS: Final[dict[str, Callable[[bytes], bytes]]] = {
     # The standard leaves the length of the output open; 64 octets match the strength of Ed448.
     _SHAKE256: lambda octets: hashlib.shake_256(octets).digest(64),
 }
-# Curve name, hash, and octets of one half of the signature, by signature method.
-_ECDSA: Final[dict[str, tuple[str, hashes.HashAlgorithm, int]]] = {
-    _ECDSA_SHA256: ("secp256r1", hashes.SHA256(), 32),
-    _ECDSA_SHA512: ("secp521r1", hashes.SHA512(), 66),
+# Curve name, algorithm, and octets of one half of the signature, by signature method.
+_ECDSA: Final[dict[str, tuple[str, ec.ECDSA, int]]] = {
+    _ECDSA_SHA256: ("secp256r1", ec.ECDSA(hashes.SHA256()), 32),
+    _ECDSA_SHA512: ("secp521r1", ec.ECDSA(hashes.SHA512()), 66),
 }
 # ISO 15118-2 knows one suite; -20 adds two, and some of its senders still use the first.
 _ALLOWED: Final = {
@@ -158,13 +158,13 @@ def verify_value(value: bytes, signed_info: bytes, method: str, key: Certificate
     """
     try:
         if method in _ECDSA:
-            curve, digest, half = _ECDSA[method]
+            curve, algorithm, half = _ECDSA[method]
             if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != curve:
                 raise SignatureError("The certificate's key does not fit the signature method.")
             if len(value) != 2 * half:
                 raise SignatureError(f"The signature value has {len(value)} octets where {2 * half} are expected.")
             r, s = int.from_bytes(value[:half], "big"), int.from_bytes(value[half:], "big")
-            key.verify(encode_dss_signature(r, s), signed_info, ec.ECDSA(digest))
+            key.verify(encode_dss_signature(r, s), signed_info, algorithm)
         elif method == _ED448:
             if not isinstance(key, ed448.Ed448PublicKey):
                 raise SignatureError("The certificate's key does not fit the signature method.")
@@ -203,7 +203,7 @@ def create(references: Iterable[tuple[str, bytes]], key: SigningKey) -> xmldsig.
         value = key.sign(octets)
     else:
         _, algorithm, half = _ECDSA[method]
-        r, s = decode_dss_signature(key.sign(octets, ec.ECDSA(algorithm)))
+        r, s = decode_dss_signature(key.sign(octets, algorithm))
         value = r.to_bytes(half, "big") + s.to_bytes(half, "big")
     return xmldsig.Signature(None, signed_info, xmldsig.SignatureValue(None, value))
 

@@ -16,7 +16,7 @@ from ccp.contracts import SignedContract
 from ccp.errors import NotFound
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.pki.evidence import dump_keys, load_keys
-from ccp.store.steps import Row, Steps, newest, repeatable
+from ccp.store.steps import Row, Steps, gathered, repeatable
 
 _COLUMNS = (
     "emaid, pcid, namespace, root_fingerprint, root_serial, root_dn, valid_from, valid_to, certificate, response, "
@@ -24,6 +24,14 @@ _COLUMNS = (
     "certificates, provisioning_key"
 )
 _VARIANTS = f"select {_COLUMNS} from contract where pcid = $1"  # noqa: S608  columns are ours
+# Of those that the vehicle cannot read neither message nor keys are needed; on a server both lie beside the row.
+_WAITING = _VARIANTS.replace(
+    _COLUMNS,
+    ", ".join(
+        f"case when namespace = $2 then {column} end" if column in ("response", "metadata", "certificates") else column
+        for column in _COLUMNS.split(", ")
+    ),
+)
 _ADD_VARIANT = f"""
 insert into contract ({_COLUMNS}, certificate_issuer, certificate_serial, rev)
 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)
@@ -72,21 +80,28 @@ def instant(stored: int) -> datetime:
     return _EPOCH + stored * _MICROSECOND
 
 
-@newest
+@gathered
 def by_vehicle(pcid: PCID) -> Steps[list[SignedContract]]:
     """Every variant of every contract of a vehicle."""
     rows = yield _VARIANTS, (pcid,)
     return [_contract(row) for row in rows]
 
 
-@newest
+@gathered
+def waiting(pcid: PCID, namespace: Namespace) -> Steps[list[SignedContract]]:
+    """Every variant of a vehicle's contracts; those of another namespace without message, metadata and keys."""
+    rows = yield _WAITING, (pcid, namespace)
+    return [_contract(row) for row in rows]
+
+
+@gathered
 def by_vehicle_and_emaid(pcid: PCID, emaid: EMAID) -> Steps[list[SignedContract]]:
     """Every variant of one contract of a vehicle: the same question whether another vehicle has it or nobody."""
     rows = yield _VARIANTS + " and emaid = $2", (pcid, emaid)
     return [_contract(row) for row in rows]
 
 
-@newest
+@gathered
 def by_emaid(emaid: EMAID) -> Steps[list[SignedContract]]:
     """Every variant of one contract, none if it is unknown."""
     # Nothing is found where the contract moves between the two statements, so it is looked for again.
@@ -264,10 +279,10 @@ def _contract(row: Row) -> SignedContract:
         Fingerprint(fingerprint),
         int(serial, 16),
         dn,
-        instant(valid_from * 1_000_000),
-        instant(valid_to * 1_000_000),
+        datetime.fromtimestamp(valid_from, UTC),
+        datetime.fromtimestamp(valid_to, UTC),
         certificate,
-        response,
+        response or b"",
         remaining,
         metadata,
         instant(created_at),

@@ -10,25 +10,30 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import chain
 from typing import Any
 
 from ccp.pki.evidence import Evidence, Key, Known, LoadedCRL, RevocationList, Rules, Status
 from ccp.store.contracts import instant, microseconds
-from ccp.store.steps import Steps, T, newest, repeatable
+from ccp.store.steps import Steps, T, gathered, newest, repeatable
 
 _EVIDENCE = "issuer, serial, status, this_update, next_update, revoked_at, source"
 # Statements are kept prepared, so there are few different ones: places in a statement are filled up.
-_KEYS = 6
+_KEYS = (6, 12)  # A contract's certificates; those of a vehicle and its contract.
 _STATUS = {status.value: status for status in Status}
 _ENTRIES = (400, 20, 1)
 
 # Not `(issuer, serial) in (values …)`, for which SQLite reads the whole table.
-_EACH = " or ".join(f"(issuer = ${2 * n + 1} and serial = ${2 * n + 2})" for n in range(_KEYS))
-_KNOWN = f"select {_EVIDENCE} from evidence where {_EACH}"  # noqa: S608  columns are ours
-_LISTS = f"""
-select issuer, url, number, this_update, next_update from crl
-where issuer in ({", ".join(f"${n + 1}" for n in range(_KEYS))})
-"""  # noqa: S608
+_KNOWN = {
+    size: f"select {_EVIDENCE} from evidence where "  # noqa: S608  columns are ours
+    + " or ".join(f"(issuer = ${2 * n + 1} and serial = ${2 * n + 2})" for n in range(size))
+    for size in _KEYS
+}
+_LISTS = {
+    size: "select issuer, url, number, this_update, next_update from crl "  # noqa: S608
+    f"where issuer in ({', '.join(f'${n + 1}' for n in range(size))})"
+    for size in _KEYS
+}
 
 _LEARN = f"""
 insert into evidence ({_EVIDENCE}) values ($1, $2, $3, $4, $5, $6, $7)
@@ -71,24 +76,24 @@ def known(keys: Iterable[Key], rules: Rules) -> Steps[Known]:
     listed: dict[str, None] = {}
     for key in keys:
         asked[key.issuer, f"{key.serial:x}"] = None
-        if rules.lists(key):
+        if key.crls or (rules.crl_urls and rules.configured(key)):
             listed[key.issuer] = None
     return _known(tuple(asked), tuple(sorted(listed)))
 
 
-@newest
+@gathered
 def _known(asked: Sequence[tuple[str, str]], listed: Sequence[str]) -> Steps[Known]:
     # Lists first: with the next one, which is taken over in between, the evidence on a certificate may come that the
     # list before did not revoke. The other way round it would pass for good.
     crls: dict[str, list[LoadedCRL]] = {}
     for issuers in _parts(listed, _KEYS):
-        for issuer, url, number, this_update, next_update in (yield _LISTS, tuple(issuers)):
+        for issuer, url, number, this_update, next_update in (yield _LISTS[len(issuers)], tuple(issuers)):
             crls.setdefault(issuer, []).append(
                 LoadedCRL(issuer, url, _number(number), instant(this_update), instant(next_update))
             )
     evidence: dict[tuple[str, int], Evidence] = {}
     for part in _parts(asked, _KEYS):
-        for row in (yield _KNOWN, _flat(part)):
+        for row in (yield _KNOWN[len(part)], _flat(part)):
             found = _evidence(row)
             evidence[found.issuer, found.serial] = found
     return Known(evidence, crls)
@@ -250,15 +255,16 @@ def due_certificates(at: datetime, retry_at: datetime, limit: int) -> Steps[list
     return due
 
 
-def _parts(items: Sequence[T], size: int) -> Iterator[list[T]]:
-    """The items by so many; the last part is filled up with its last item."""
-    for start in range(0, len(items), size):
-        part = list(items[start : start + size])
+def _parts(items: Sequence[T], sizes: Sequence[int]) -> Iterator[list[T]]:
+    """The items by so many; the last part is filled up with its last item. sizes: ascending."""
+    for start in range(0, len(items), sizes[-1]):
+        part = list(items[start : start + sizes[-1]])
+        size = next(size for size in sizes if size >= len(part))
         yield part + part[-1:] * (size - len(part))
 
 
 def _flat(pairs: Sequence[Sequence[Any]]) -> tuple[Any, ...]:
-    return tuple(value for pair in pairs for value in pair)
+    return tuple(chain.from_iterable(pairs))
 
 
 def _number(text: str | None) -> int | None:

@@ -21,7 +21,7 @@ from typing import Any
 
 from ccp.errors import CCPError, ConfigurationError, Unavailable
 from ccp.store import schema
-from ccp.store.steps import Steps, T
+from ccp.store.steps import Question, Steps, T
 
 _GROUP = 64  # Changes in one commit: a longer group gains little and lets the first one wait longer.
 _BUSY_SECONDS = 5.0  # Other processes write to the same file; each holds the lock for one group.
@@ -61,7 +61,10 @@ class SQLiteStore:
     async def read(self, question: Steps[T]) -> T:
         assert self._reader is not None, "the store is open"
         try:
-            self._reader.execute("begin")  # A snapshot; it costs nothing that each statement would not cost by itself.
+            if isinstance(question, Question) and question.newest:
+                steps: Steps[T] = iter(question)
+                return _run(self._reader, steps)
+            self._reader.execute("begin")  # A snapshot.
             try:
                 return _run(self._reader, question)
             finally:

@@ -22,14 +22,15 @@ Steps: TypeAlias = Generator[Statement, list[Row], T]
 class Question(Generator[Statement, list[Row], T], Generic[T]):
     """A question that can be put again: each `iter` begins it anew, and so does each `yield from`.
 
-    newest: see the decorator of this name.
+    newest, together: see the decorators `newest` and `gathered`.
     """
 
-    def __init__(self, begin: Callable[[], Steps[T]], name: str, *, newest: bool) -> None:
+    def __init__(self, begin: Callable[[], Steps[T]], name: str, *, newest: bool, together: bool = False) -> None:
         self._begin = begin
         self._steps: Steps[T] | None = None
         self.__name__ = name
         self.newest = newest
+        self.together = together
 
     def __iter__(self) -> Steps[T]:
         return self._begin()
@@ -72,5 +73,18 @@ def newest(function: Callable[P, Steps[T]]) -> Callable[P, Steps[T]]:
     @wraps(function)
     def put(*args: P.args, **kwargs: P.kwargs) -> Steps[T]:
         return Question(partial(function, *args, **kwargs), function.__name__, newest=True)
+
+    return put
+
+
+def gathered(function: Callable[P, Steps[T]]) -> Callable[P, Steps[T]]:
+    """Mark a question that is asked by every request: as `newest`, and an engine may ask it together with others.
+
+    All parameters of its statements are texts, and the order of the rows does not matter.
+    """
+
+    @wraps(function)
+    def put(*args: P.args, **kwargs: P.kwargs) -> Steps[T]:
+        return Question(partial(function, *args, **kwargs), function.__name__, newest=True, together=True)
 
     return put

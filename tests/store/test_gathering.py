@@ -1,0 +1,117 @@
+"""Lookups of concurrent requests go to a server together, and each asker notices nothing of it."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from ccp.contracts import SignedContract
+from ccp.errors import Unavailable
+from ccp.ids import EMAID, PCID, Namespace
+from ccp.pki.evidence import Key, Rules
+from ccp.store import Store, contracts, evidence
+from tests.databases import Server
+from tests.store.made import AT, opened, statements, variant, with_store, write
+from tests.store.proxy import between
+
+CARS = [PCID(f"WEX0GATHER{number:07d}") for number in range(100)]
+
+
+def contract_of(car: PCID, edition: Namespace = Namespace.ISO2) -> SignedContract:
+    return variant(EMAID(f"DEEXAG{car[-8:]}"), car, namespace=edition, response=f"{edition} for {car}".encode())
+
+
+@pytest.fixture
+def filled(postgres: Server) -> str:
+    """Every second car has a contract, every fourth one for either edition."""
+    url = postgres.emptied()
+    changes = [contracts.publish(contract_of(car), AT) for car in CARS[::2]]
+    changes += [contracts.publish(contract_of(car, Namespace.ISO20), AT) for car in CARS[::4]]
+    write(url, *changes)
+    return url
+
+
+def test_each_asker_gets_its_own_rows(filled: str) -> None:
+    async def ask(store: Store) -> None:
+        questions = [contracts.by_vehicle(car) for car in CARS]
+        for car, found in zip(CARS, await asyncio.gather(*map(store.read, questions)), strict=True):
+            place = CARS.index(car)
+            editions = [Namespace.ISO2, Namespace.ISO20][: 0 if place % 2 else 1 if place % 4 else 2]
+            assert {(each.pcid, each.namespace) for each in found} == {(car, edition) for edition in editions}
+
+    with_store(filled, ask)
+
+
+def test_what_is_found_together_is_what_is_found_alone(filled: str) -> None:
+    async def ask(store: Store) -> None:
+        for question in (
+            lambda car: contracts.by_vehicle(car),
+            lambda car: contracts.waiting(car, Namespace.ISO20),
+            lambda car: contracts.by_emaid(contract_of(car).emaid),
+            lambda car: contracts.by_vehicle_and_emaid(car, contract_of(car).emaid),
+            lambda car: evidence.known([Key("issuer", CARS.index(car), ("http://crl.example",))], Rules()),
+        ):
+            together = await asyncio.gather(*(store.read(question(car)) for car in CARS))
+            alone = [await store.read(question(car)) for car in CARS]
+            order = lambda found: sorted(found, key=lambda c: c.namespace) if isinstance(found, list) else found  # noqa: E731
+            assert [order(each) for each in together] == [order(each) for each in alone]
+
+    with_store(filled, ask)
+
+
+def test_many_lookups_are_few_exchanges(filled: str) -> None:
+    async def ask() -> None:
+        async with between(filled) as proxy, opened(proxy.url) as store:
+            await asyncio.gather(*(store.read(contracts.by_vehicle(car)) for car in CARS))  # Statements are prepared.
+            before = proxy.trips
+            await asyncio.gather(*(store.read(contracts.by_vehicle(car)) for car in CARS))
+            assert proxy.trips - before < 20
+
+    asyncio.run(ask())
+
+
+def test_an_asker_that_goes_disturbs_nobody(filled: str) -> None:
+    async def ask(store: Store) -> None:
+        tasks = [asyncio.create_task(store.read(contracts.by_vehicle(car))) for car in CARS]
+        await asyncio.sleep(0)
+        for task in tasks[1::2]:
+            task.cancel()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(answer, asyncio.CancelledError) for answer in answers[1::2])
+        assert [answer[0].pcid for answer in answers[::2] if isinstance(answer, list)] == CARS[::2]
+
+    with_store(filled, ask)
+
+
+def test_what_was_committed_before_asking_is_seen(filled: str) -> None:
+    async def ask(store: Store) -> None:
+        async def change_and_look(car: PCID) -> None:
+            await store.write(contracts.publish(contract_of(car), AT))
+            assert len(await store.read(contracts.by_vehicle(car))) == 1
+            await store.write(contracts.withdraw(contract_of(car).emaid, AT))
+            assert await store.read(contracts.by_vehicle(car)) == []
+
+        await asyncio.gather(*map(change_and_look, CARS[1::2]))
+
+    with_store(filled, ask)
+
+
+def test_a_server_that_is_gone_is_told_to_every_asker_and_found_again(postgres: Server, filled: str) -> None:
+    async def ask(store: Store) -> None:
+        assert await store.read(contracts.by_vehicle(CARS[0]))
+        # As at a restart: every connection of the pool is closed by the server, and the next one is a fresh one.
+        await store.write(
+            statements(
+                (
+                    "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'opnc-ccp' "
+                    "and datname = current_database() and pid <> pg_backend_pid()",
+                    (),
+                )
+            )
+        )
+        answers = await asyncio.gather(*(store.read(contracts.by_vehicle(car)) for car in CARS), return_exceptions=True)
+        assert all(isinstance(answer, list | Unavailable) for answer in answers)
+        assert (await store.read(contracts.by_vehicle(CARS[0])))[0].pcid == CARS[0]
+
+    with_store(filled, ask)
