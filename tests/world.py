@@ -299,10 +299,19 @@ async def opened(settings: Settings) -> AsyncIterator[Store]:
 
 @contextmanager
 def start(pkis: Mapping[str, PKI], parties_too: Sequence[Party] = (), **options: Any) -> Iterator[Pool]:
-    """A pool in a directory of its own, for as long as the block lasts. options: settings other than the defaults."""
+    """A pool in a directory of its own, for as long as the block lasts. options: settings other than the defaults.
+
+    Events stay in the outbox, where tests count them, unless event_dispatch is given.
+    """
     with tempfile.TemporaryDirectory(prefix="ccp-test-") as folder, loopback() as (listening, base_url):
         database = Path(folder) / "ccp.db"
-        values = {"database": fresh(Path(folder)), "base_url": base_url, "log_level": "error", **options}
+        values = {
+            "database": fresh(Path(folder)),
+            "base_url": base_url,
+            "log_level": "error",
+            "event_dispatch": False,
+            **options,
+        }
         settings = Settings(**values)
         schema.upgrade(settings.database)
         world = World(

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ccp import __version__, settings, wire
 from ccp import trust as anchors
-from ccp.api import admin, errors, oauth, opcp, opnc, pcp
+from ccp.api import admin, errors, events, metrics, oauth, opcp, opnc, pcp
 from ccp.api.certificate import ClientCertificates
 from ccp.api.gate import Gate
 from ccp.api.health import Health
@@ -32,9 +32,11 @@ from ccp.api.trace import Tracing
 from ccp.audit import Refusals
 from ccp.auth import Operation
 from ccp.errors import CCPError
+from ccp.events import Dispatcher, HandedOut, Subscribers
 from ccp.ids import masked
 from ccp.issuers import Issuers
 from ccp.limits import Limits
+from ccp.metrics import Metrics
 from ccp.neighbours import Neighbours
 from ccp.outbound import Outbound
 from ccp.peers import PoolPeers
@@ -49,6 +51,7 @@ from ccp.store import Store, changes, connect
 from ccp.store.changes import Topic
 from ccp.tokens import Authority
 from ccp.trust import Trust
+from ccp.webhooks import Webhooks
 
 _log = structlog.get_logger("ccp.app")
 _REFRESH_SECONDS: Final = 1.0
@@ -102,6 +105,8 @@ class Assembly:
     neighbours: Neighbours
     revocation: RevocationService
     peers: PoolPeers
+    subscribers: Subscribers
+    handed_out: HandedOut
     pool: Pool
 
     async def open(self) -> None:
@@ -115,16 +120,35 @@ class Assembly:
         await self.store.close()
 
 
-def assemble(config: Settings, clock: opnc.Clock = now) -> Assembly:
+def assemble(config: Settings, clock: opnc.Clock = now, numbers: Metrics | None = None) -> Assembly:
     """Build a pool, for a server or for a command. Nothing is opened yet."""
     store = connect(config.database, config.database_connections)
     trust = Trust(store)
     outbound = Outbound(config.outbound_allow)
     neighbours = Neighbours.of(config, outbound)
     revocation = RevocationService(store, outbound, config, clock)
-    peers = PoolPeers(store, lambda: trust.anchors, revocation.check_vehicle, config)
-    pool = Pool(store, trust, revocation, peers, neighbours, config)
-    return Assembly(store, trust, outbound, neighbours, revocation, peers, pool)
+    peers = PoolPeers(store, lambda: trust.anchors, revocation.check_vehicle, config, numbers or Metrics())
+    subscribers = Subscribers(store)
+    handed_out = HandedOut(store, subscribers)
+    pool = Pool(store, trust, revocation, peers, neighbours, config, handed_out)
+    return Assembly(store, trust, outbound, neighbours, revocation, peers, subscribers, handed_out, pool)
+
+
+async def dispatch(config: Settings, clock: opnc.Clock = now) -> None:
+    """Send events and do nothing else, until cancelled. Raises ConfigurationError, Unavailable at the start."""
+    store = connect(config.database, config.database_connections)
+    subscribers = Subscribers(store)
+    refresher = Refresher(store, {Topic.PARTIES: subscribers.refresh, Topic.WEBHOOKS: subscribers.refresh})
+    dispatcher = Dispatcher(store, subscribers, config, clock)
+    await store.open()
+    try:
+        await refresher.once()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(refresher.forever())
+            group.create_task(dispatcher.forever())
+    finally:
+        await dispatcher.close()
+        await store.close()
 
 
 class Application(FastAPI):
@@ -146,18 +170,26 @@ def create(config: Settings | None = None) -> FastAPI:
     """The application of one worker. Without settings they are read as `ccp serve` handed them over."""
     config = config or settings.load()
     configure_logging(config)
-    built = assemble(config)
+    numbers = Metrics()
+    built = assemble(config, numbers=numbers)
     store, trust, neighbours, pool = built.store, built.trust, built.neighbours, built.pool
     others = Issuers(config.issuers, built.outbound, audience=config.public_url, changed=lambda: authority.forget())
     authority = Authority(store, issuer=config.public_url, lifetime=config.token_lifetime, others=others)
-    limits = Limits(config)
-    connections = Connections(config, limits.proxies)
+    limits = Limits(config, numbers.limited)
+    connections = Connections(config, limits.proxies, numbers)
     certificates = ClientCertificates(config.client_certificate_header, limits.proxies)
     edge = opnc.Edge(authority, built.peers, now, config.max_body, certificates, limits)
+    dispatcher = Dispatcher(store, built.subscribers, config, now, built.handed_out.news)
+
+    async def refresh_parties() -> None:
+        await authority.refresh_parties()
+        await built.subscribers.refresh()
+
     refresher = Refresher(
         store,
         {
-            Topic.PARTIES: authority.refresh_parties,
+            Topic.PARTIES: refresh_parties,
+            Topic.WEBHOOKS: built.subscribers.refresh,
             Topic.TOKEN_KEYS: lambda: authority.refresh_keys(now()),
             Topic.ANCHORS: trust.refresh,
             Topic.PEERS: built.peers.refresh,
@@ -174,13 +206,15 @@ def create(config: Settings | None = None) -> FastAPI:
         await refresher.once()
         for warning in anchors.expiry_warnings(trust.anchors, now()):
             _log.warning("anchor", warning=warning)
-        work = [refresher.forever(), built.revocation.forever(), connections.watch()]
+        work = [refresher.forever(), built.revocation.forever(), connections.watch(), built.handed_out.forever()]
         work.append(authority.look_after_keys(config.token_key_lifetime, now))
         work += [issuer.refresh_forever() for issuer in others]
         if neighbours.roots is not None:
             work.append(anchors.synchronise_forever(store, neighbours.roots, config.rcp_interval, now))
         if config.cleanse_interval:
             work.append(cleanse_forever(pool, config.cleanse_interval))
+        if config.event_dispatch:
+            work.append(dispatcher.forever())
         refusals.open()
         tasks = [asyncio.create_task(each) for each in work]
         try:
@@ -191,6 +225,8 @@ def create(config: Settings | None = None) -> FastAPI:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await refusals.close()
+            await dispatcher.close()
+            await built.handed_out.close()
             await built.close()
 
     # No page to read the description on: it would run scripts of a third party beside the token endpoint.
@@ -207,13 +243,15 @@ def create(config: Settings | None = None) -> FastAPI:
         *opnc.router(pool, edge).routes,
         *oauth.routes(authority, edge, issuer=config.public_url, bind=config.bind_tokens),
         pcp.pcp_route(edge, pool, config.pcp_webhook_secret),
+        *events.router(Webhooks(store, http=config.event_http, changed=built.subscribers.refresh), edge).routes,
         *admin.router(Register(store), edge).routes,
         *health.routes(),
+        *metrics.routes(numbers, edge, config.metrics),
     ]
     if config.opcp:
         app.router.routes[1:1] = opcp.router(pool, edge, config.opcp_negative).routes
     shortcut = Shortcut(app.framework, app.router.routes)
-    app.front = Tracing(Gate(shortcut, limits), pseudonyms, refusals)
+    app.front = Tracing(Gate(shortcut, limits), pseudonyms, refusals, numbers)
     app.add_exception_handler(Exception, errors.crashed)
     app.add_exception_handler(CCPError, errors.deliberate)
     app.add_exception_handler(RequestValidationError, errors.invalid)
@@ -237,6 +275,7 @@ def _described(app: FastAPI) -> dict[str, Any]:
             wire.SignedContractData,
             wire.GetSignedContractDataReq,
             wire.SignedContractDataCollection,
+            *events.BODIES,
             *admin.BODIES,
         ):
             schema = model.model_json_schema(ref_template="#/components/schemas/{model}")

@@ -37,10 +37,27 @@ class AdminOperation(StrEnum):
     GET_ROLES = "GetRoles"
 
 
+class WatchOperation(StrEnum):
+    """What those may do who watch over the pool."""
+
+    GET_METRICS = "GetMetrics"
+
+
 class RootOperation(StrEnum):
     """What every party may do: certificates of roots are public, and every role needs some of them."""
 
     GET_ROOT_CERTIFICATES = "GetRootCertificates"
+
+
+class EventOperation(StrEnum):
+    """The operations of the event service, by the names that the API gives them; the last one is ours."""
+
+    POST_ENDPOINT = "PostEndpoint"
+    GET_ENDPOINTS = "GetEndpoints"
+    GET_ENDPOINT = "GetEndpointById"
+    UPDATE_ENDPOINT = "UpdateEndpointById"
+    DELETE_ENDPOINT = "DeleteEndpointById"
+    GET_DELIVERIES = "GetEndpointDeliveries"
 
 
 Subject: TypeAlias = EMAID | PCID | None
@@ -68,6 +85,8 @@ _own_wmi: Final = Rule(
     "vehicles of its own WMIs", lambda party, subject: isinstance(subject, PCID) and subject.wmi in party.wmis
 )
 _trusted_roots: Final = Rule("the roots that the pool trusts", lambda party, subject: True)
+_numbers: Final = Rule("what the pool counts", lambda party, subject: True)
+_own_webhooks: Final = Rule("webhooks of its own, for events of its own ids", lambda party, subject: True)
 _anything: Final = Rule("the whole register", lambda party, subject: True)
 
 ROLE_TABLE: Final[Mapping[Operation, Mapping[Role, Rule]]] = {
@@ -86,15 +105,23 @@ ADMIN_TABLE: Final[Mapping[AdminOperation, Mapping[Role, Rule]]] = {
 }
 """The same for the admin API."""
 
+WATCH_TABLE: Final[Mapping[WatchOperation, Mapping[Role, Rule]]] = {WatchOperation.GET_METRICS: {Role.ADMIN: _numbers}}
+"""The same for watching."""
+
 ROOT_TABLE: Final[Mapping[RootOperation, Mapping[Role, Rule]]] = {
     operation: dict.fromkeys(Role, _trusted_roots) for operation in RootOperation
 }
 """The same for what every party may ask for."""
 
-AnyOperation: TypeAlias = Operation | AdminOperation | RootOperation
+EVENT_TABLE: Final[Mapping[EventOperation, Mapping[Role, Rule]]] = {
+    operation: {Role.EMSP: _own_webhooks, Role.OEM: _own_webhooks} for operation in EventOperation
+}
+"""The same for the event service. Whose a webhook is decides `ccp.webhooks`."""
+
+AnyOperation: TypeAlias = Operation | AdminOperation | WatchOperation | RootOperation | EventOperation
 
 _TABLES: Final = dict[AnyOperation, Mapping[Role, Rule]](
-    (*ROLE_TABLE.items(), *ADMIN_TABLE.items(), *ROOT_TABLE.items())
+    (*ROLE_TABLE.items(), *EVENT_TABLE.items(), *ADMIN_TABLE.items(), *WATCH_TABLE.items(), *ROOT_TABLE.items())
 )
 
 

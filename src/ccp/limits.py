@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from ccp.errors import ConfigurationError, NotAuthenticated, TooManyRequests, Unavailable
+from ccp.metrics import Limited
 from ccp.settings import Settings
 
 _SECRET: Final = 32
@@ -237,8 +238,9 @@ _LOGINS_WAITING: Final = 32
 class Limits:
     """What a pool lets through. All of it raises TooManyRequests when it is too much."""
 
-    def __init__(self, config: Settings | None) -> None:
+    def __init__(self, config: Settings | None, limited: Limited = lambda limit: None) -> None:
         """config: None for no limits. Raises ConfigurationError when the file of its rates cannot be used."""
+        self._limited = limited
         self._address = self._party = self._failures = self._login = self._login_address = None
         self._logins = 0
         if config is None:
@@ -255,18 +257,24 @@ class Limits:
     def request(self, client: Client) -> None:
         """Any request at all, before anything of it is looked at."""
         if self._address is not None and client.counted is not None:
-            _refuse_for(self._meter.take(b"a" + client.counted, self._address), "Too many requests from this address.")
+            self._refuse(
+                "address",
+                self._meter.take(b"a" + client.counted, self._address),
+                "Too many requests from this address.",
+            )
 
     def party(self, client_id: str) -> None:
         """A request of a caller who is known."""
         if self._party is not None:
-            _refuse_for(self._meter.take(b"p" + client_id.encode(), self._party), "Too many requests of this party.")
+            self._refuse(
+                "party", self._meter.take(b"p" + client_id.encode(), self._party), "Too many requests of this party."
+            )
 
     def stranger(self, client: Client) -> None:
         """A request whose token has to be verified first: not from where many came that were no good."""
         if self._failures is not None and client.counted is not None:
             wait = self._meter.wait(b"f" + client.counted, self._failures)
-            _refuse_for(wait, "Too many requests without a valid token from this address.")
+            self._refuse("failures", wait, "Too many requests without a valid token from this address.")
 
     def stranger_failed(self, client: Client) -> None:
         if self._failures is not None and client.counted is not None:
@@ -282,8 +290,9 @@ class Limits:
         Raises TooManyRequests, and Unavailable where too many wait already.
         """
         wait = max((self._meter.wait(key, rate) for key, rate in self._login_rates(client, client_id)), default=0.0)
-        _refuse_for(wait, "Too many failed attempts to get a token; wait before the next one.")
+        self._refuse("login", wait, "Too many failed attempts to get a token; wait before the next one.")
         if self._logins >= _LOGINS_WAITING:
+            self._limited("logins_waiting")
             raise Unavailable("Too many clients ask for a token just now.")
         return Login(self, client, client_id)
 
@@ -296,6 +305,12 @@ class Limits:
     def login_failed(self, client: Client, client_id: str) -> None:
         for key, rate in self._login_rates(client, client_id):
             self._meter.charge(key, rate)
+
+    def _refuse(self, limit: str, seconds: float, sentence: str) -> None:
+        """Raises TooManyRequests unless seconds, to wait until the limit lets through, is zero."""
+        if seconds > 0:
+            self._limited(limit)
+            raise TooManyRequests(sentence, retry_after=math.ceil(seconds))
 
     def _login_rates(self, client: Client, client_id: str) -> Iterator[tuple[bytes, Rate]]:
         if client.counted is None or self._login is None or self._login_address is None:
@@ -318,8 +333,3 @@ class Login:
         self._limits.login_ended()
         if isinstance(error, NotAuthenticated):
             self._limits.login_failed(self._client, self._client_id)
-
-
-def _refuse_for(seconds: float, sentence: str) -> None:
-    if seconds > 0:
-        raise TooManyRequests(sentence, retry_after=math.ceil(seconds))

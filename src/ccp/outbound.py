@@ -15,7 +15,9 @@ import re
 import socket
 import ssl
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final, TypeAlias
 from urllib.parse import urlsplit
 
@@ -28,6 +30,7 @@ Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 SECONDS: Final = 5.0
 OCTETS: Final = 1_048_576
+_STREAM: Final = socket.SOCK_STREAM
 _ADDRESS: Final = re.compile(r"[!-~]{1,2048}")
 # The well-known prefix of translators to IPv4 (RFC 6052 clause 2.1): the last four octets are the address it means.
 _NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
@@ -51,22 +54,30 @@ class Answer:
 class Outbound:
     """A connection pool. Close it when done."""
 
-    def __init__(self, allow: Iterable[str] = ()) -> None:
-        """allow: networks (CIDR) that are not public but may be reached all the same, by guarded calls too."""
+    def __init__(self, allow: Iterable[str] = (), *, connections: int | None = 100, lookups: int | None = None) -> None:
+        """allow: networks (CIDR) that are not public but may be reached all the same, by guarded calls too.
+
+        connections: the most that are open; None where callers limit themselves. lookups: names that guarded calls look
+        up at a time, in threads of their own; None: in those that the whole process shares.
+        """
         allowed = tuple(ipaddress.ip_network(network) for network in allow)
         context = ssl.create_default_context()
         limits: dict[str, Any] = {
             "ssl_context": context,
-            "max_connections": 100,
+            "max_connections": connections,
+            "max_keepalive_connections": 100,
             "keepalive_expiry": 15.0,
             "retries": 0,
         }
-        self._guarded = httpcore.AsyncConnectionPool(network_backend=_Guard(allowed), **limits)
+        self._threads = None if lookups is None else ThreadPoolExecutor(lookups, thread_name_prefix="lookup")
+        self._guarded = httpcore.AsyncConnectionPool(network_backend=_Guard(allowed, self._threads), **limits)
         self._configured = httpcore.AsyncConnectionPool(**limits)
 
     async def close(self) -> None:
         await self._guarded.aclose()
         await self._configured.aclose()
+        if self._threads is not None:
+            self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def request(
         self,
@@ -78,11 +89,13 @@ class Outbound:
         content: bytes = b"",
         seconds: float = SECONDS,
         octets: int = OCTETS,
+        cut: bool = False,
     ) -> Answer:
         """One exchange, whatever status it ends with; a redirect is an answer like any other.
 
         guarded: True for every address that the operator did not configure. seconds: for the whole exchange.
-        octets: most that is read of a body. Raises OutboundError.
+        octets: most that is read of a body. cut: a longer body is left where it is, for callers who want the status.
+        Raises OutboundError.
         """
         host = host_of(url)
         pool = self._guarded if guarded else self._configured
@@ -97,6 +110,8 @@ class Outbound:
                 body = bytearray()
                 async for chunk in response.aiter_stream():
                     if len(body) + len(chunk) > octets:
+                        if cut:
+                            break
                         raise OutboundError(f"{host} sent more than {octets} octets.")
                     body += chunk
                 received = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
@@ -140,8 +155,9 @@ def _authority_of(url: str) -> str:
 class _Guard(httpcore.AsyncNetworkBackend):
     """Resolves names itself and connects only to addresses that are public or allowed."""
 
-    def __init__(self, allowed: tuple[Network, ...]) -> None:
+    def __init__(self, allowed: tuple[Network, ...], threads: ThreadPoolExecutor | None = None) -> None:
         self._allowed = allowed
+        self._threads = threads
         self._backend = httpcore.AnyIOBackend()
 
     async def connect_tcp(
@@ -152,7 +168,7 @@ class _Guard(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        found = await self._look_up(host, port)
         addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
         # One address that is not public taints the name: a resolver that mixes both is playing games.
         if not addresses or not all(
@@ -163,6 +179,13 @@ class _Guard(httpcore.AsyncNetworkBackend):
             with contextlib.suppress(httpcore.ConnectError):
                 return await self._backend.connect_tcp(address, port, timeout, local_address, socket_options)
         return await self._backend.connect_tcp(addresses[-1], port, timeout, local_address, socket_options)
+
+    async def _look_up(self, host: str, port: int) -> list[Any]:
+        loop = asyncio.get_running_loop()
+        if self._threads is None:
+            return list(await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        # A lookup cannot be called off: where name servers of partners hang, only threads of ours hang with them.
+        return await loop.run_in_executor(self._threads, partial(socket.getaddrinfo, host, port, type=_STREAM))
 
     async def connect_unix_socket(
         self,

@@ -3,6 +3,9 @@
 An answer counts only when it is good for this vehicle as far as anybody but the vehicle can tell: a positive message,
 of this session, with the provisioning service's signature and both chains to roots that are trusted here. The first
 one that is wins. Slow and failing peers are left alone for a while.
+
+`ask` is for vehicles, whose answer is a message in any case; `call` carries every other request (`ccp.relay`), whose
+sender is told what became of it.
 """
 
 from __future__ import annotations
@@ -12,11 +15,13 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, Protocol
+from functools import partial
+from typing import Final, Protocol, TypeAlias, TypeVar
 
 import structlog
 
 from ccp import installation
+from ccp.breaker import Breaker
 from ccp.client import (
     AsyncClient,
     ClientError,
@@ -26,13 +31,23 @@ from ccp.client import (
     Limits,
     MalformedAnswerError,
     NoAnswerError,
+    PartyType,
     Routing,
     SignedResponse,
 )
 from ccp.contracts import SignedContract
-from ccp.errors import CCPError, ConfigurationError, MismatchError, NotFound
-from ccp.ids import Namespace
+from ccp.errors import (
+    CCPError,
+    ConfigurationError,
+    EXIError,
+    MismatchError,
+    NotFound,
+    Unavailable,
+    VerificationError,
+)
+from ccp.ids import PCID, Fingerprint, Namespace
 from ccp.installation import VerifiedInstallationRequest
+from ccp.metrics import Metrics
 from ccp.parties import Caller, Role
 from ccp.pki.evidence import AskedLater
 from ccp.pki.paths import TrustAnchors, VerifiedChain
@@ -46,10 +61,15 @@ _log = structlog.get_logger("ccp.peers")
 HOP_HEADER: Final = "X-CCP-Hop"
 """Says that a request came from a pool already; such a one is not passed on. Its value is that pool's id."""
 
-_FAILURES: Final = 3  # In a row, after which a peer is left alone.
-_FIRST_REST: Final = 15.0
-_LONGEST_REST: Final = 300.0
+_DELIVER: Final = "GetSignedContractDataByCertificateInstallationReq"
+_LONGEST_CALL: Final = 60.0  # Seconds. The limit of each call is below.
 _FAILED: Final = (NoAnswerError, MalformedAnswerError)
+
+_UNKNOWN: Final = "No pool with the id in OPNC-to-party-id is known here."
+
+T = TypeVar("T")
+From: TypeAlias = tuple[PartyType | None, str | None]
+"""Who a request is from, originally: the type of the party and its id."""
 
 
 class Peers(Protocol):
@@ -64,6 +84,36 @@ class Peers(Protocol):
     def route(self, party_id: str) -> str | None:
         """The pool that a request is addressed to; None for this one. Raises NotFound."""
 
+    async def call(
+        self,
+        to: str,
+        caller: Caller,
+        sender: From,
+        operation: str,
+        send: Callable[[AsyncClient, Routing], Awaitable[T]],
+    ) -> T:
+        """Carry one request to one pool, once, and bring what comes of it.
+
+        send: sends it, and checks the answer: MismatchError and EXIError say that the pool answers something else than
+        it was asked, VerificationError that the contract does not hold here. Raises what `send` does, and Unavailable
+        for a pool that is left alone.
+        """
+
+    async def verified(
+        self,
+        item: SignedResponse,
+        namespace: Namespace,
+        pcid: PCID,
+        at: datetime,
+        *,
+        session_id: bytes | None,
+        root: Fingerprint | None = None,
+    ) -> SignedContract:
+        """A contract that another pool sent, when it is what was asked for and verifies here.
+
+        session_id: what the message has to have; None for any. Raises EXIError, MismatchError, VerificationError.
+        """
+
 
 class NoPeers:
     async def ask(
@@ -72,35 +122,29 @@ class NoPeers:
         return []
 
     def route(self, party_id: str) -> str | None:
-        raise NotFound("No pool with the id in OPNC-to-party-id is known here.")
+        raise NotFound(_UNKNOWN)
 
+    async def call(
+        self,
+        to: str,
+        caller: Caller,
+        sender: From,
+        operation: str,
+        send: Callable[[AsyncClient, Routing], Awaitable[T]],
+    ) -> T:
+        raise NotFound(_UNKNOWN)
 
-class Breaker:
-    """Leaves a peer alone after failures in a row, each time twice as long; then lets one request try."""
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
-        self._failures = 0
-        self._rests_until = 0.0
-        self._rest = _FIRST_REST
-
-    def lets_through(self) -> bool:
-        if self._failures < _FAILURES:
-            return True
-        if self._clock() < self._rests_until:
-            return False
-        self._rests_until = self._clock() + self._rest  # Until the one that tries has come back.
-        return True
-
-    def succeeded(self) -> None:
-        self._failures, self._rest = 0, _FIRST_REST
-
-    def failed(self) -> None:
-        if self._failures >= _FAILURES:
-            self._rest = min(2 * self._rest, _LONGEST_REST)
-        self._failures += 1
-        if self._failures >= _FAILURES:
-            self._rests_until = self._clock() + self._rest
+    async def verified(
+        self,
+        item: SignedResponse,
+        namespace: Namespace,
+        pcid: PCID,
+        at: datetime,
+        *,
+        session_id: bytes | None,
+        root: Fingerprint | None = None,
+    ) -> SignedContract:
+        raise NotFound(_UNKNOWN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,13 +157,16 @@ class _Line:
 
 
 def client_options(peer: Peer, seconds: float) -> dict[str, object]:
-    """How a peer is called, as arguments of a client. seconds: for a call, which is not tried again."""
+    """How a peer is called, as arguments of a client.
+
+    seconds: for a call with everything that belongs to it, unless the call says otherwise. Nothing is tried again.
+    """
     access: dict[str, object] = {"token": peer.token}
     if peer.token is None:
         if peer.client_id is None or peer.secret is None:
             raise ConfigurationError(f"Peer {peer.party_id} has neither a token nor client credentials.")
         access = {"credentials": Credentials(peer.client_id, peer.secret, peer.token_url, peer.audience)}
-    limits = Limits(exchange=seconds, total=seconds, retries=0, octets=1_048_576)
+    limits = Limits(exchange=_LONGEST_CALL, total=seconds, retries=0, octets=1_048_576)
     return {"base_url": peer.base_url, "dialect": Dialect(peer.dialect), "limits": limits, **access}
 
 
@@ -132,13 +179,16 @@ class PoolPeers:
         anchors: Callable[[], TrustAnchors],
         check: Callable[[VerifiedChain, datetime], Awaitable[None]],
         settings: Settings,
+        metrics: Metrics,
     ) -> None:
         """anchors: what is trusted now. check: refuses a chain that is known to be revoked."""
         self._store = store
         self._anchors = anchors
         self._check = check
+        self._metrics = metrics
         self._own_id = settings.pool_id
         self._seconds = settings.peer_seconds
+        self._call_seconds = settings.peer_call_seconds
         self._lines: dict[str, _Line] = {}
 
     async def refresh(self) -> None:
@@ -149,13 +199,16 @@ class PoolPeers:
             if name in kept:
                 continue
             try:
-                client = AsyncClient(**client_options(peer, self._seconds))  # type: ignore[arg-type]
+                client = AsyncClient(**client_options(peer, self._call_seconds))  # type: ignore[arg-type]
             except (CCPError, ValueError) as exc:
                 _log.warning("peer not usable", peer=name, reason=str(exc))
                 continue
-            kept[name] = _Line(peer, client, Breaker(time.monotonic))
+            kept[name] = _Line(peer, client, Breaker(time.monotonic, tell=partial(self._metrics.peer_resting, name)))
+            self._metrics.peer_resting(name, False)
         self._lines = kept
         for line in dropped:
+            if line.peer.party_id not in kept:
+                self._metrics.peer_resting(line.peer.party_id, False)
             await line.client.close()
 
     async def close(self) -> None:
@@ -167,7 +220,7 @@ class PoolPeers:
         if party_id == self._own_id:
             return None
         if party_id not in self._lines:
-            raise NotFound("No pool with the id in OPNC-to-party-id is known here.")
+            raise NotFound(_UNKNOWN)
         return party_id
 
     async def ask(
@@ -209,7 +262,7 @@ class PoolPeers:
     ) -> list[tuple[SignedContract, bytes]]:
         """What one peer holds. Whatever is wrong with it is told in the log and is nothing to the others."""
         told = {"peer": line.peer.party_id, "trace_id": caller.trace_id}
-        began = time.monotonic()
+        count = self._stopwatch(line.peer.party_id, _DELIVER)
         try:
             answer = await line.client.deliver(
                 request.request.parsed.octets,
@@ -223,24 +276,31 @@ class PoolPeers:
             # An answer that refuses is one of a peer that is well; that it knows nothing is even the rule.
             well = exc.status is not None and exc.status < 500 and not isinstance(exc, _FAILED)
             (line.breaker.succeeded if well else line.breaker.failed)()
+            count(exc.code)
             _log.info("peer asked", outcome=exc.code, status=exc.status, reason=" ".join(exc.messages), **told)
             return []
         except CCPError as exc:
             line.breaker.failed()
+            count(exc.code)
             _log.warning("peer's answer not taken", outcome=exc.code, reason=str(exc), **told)
             return []
+        except asyncio.CancelledError:
+            count("overtaken")  # Another pool was faster, or there is no time left.
+            raise
         line.breaker.succeeded()
-        ms = round((time.monotonic() - began) * 1000, 2)
-        _log.info("peer asked", outcome="found" if found else "nothing", ms=ms, **told)
+        seconds = count("found" if found else "nothing")
+        _log.info("peer asked", outcome="found" if found else "nothing", ms=round(seconds * 1000, 2), **told)
         return found
 
     def _routing(self, peer: Peer, caller: Caller) -> Routing:
         """Who asked us, and whom we ask."""
         operators = sorted(caller.party.operator_ids)
-        hop = ((HOP_HEADER, self._own_id or "unnamed"),)
         if Role.CPO in caller.party.roles and operators:
-            return Routing("cpo", operators[0], "ccp", peer.party_id, hop)
-        return Routing(None, None, "ccp", peer.party_id, hop)
+            return self._addressed(peer, ("cpo", operators[0]))
+        return self._addressed(peer, (None, None))
+
+    def _addressed(self, peer: Peer, sender: From) -> Routing:
+        return Routing(*sender, "ccp", peer.party_id, ((HOP_HEADER, self._own_id or "unnamed"),))
 
     async def _checked(
         self, answer: Delivered, request: VerifiedInstallationRequest, at: datetime
@@ -249,30 +309,110 @@ class PoolPeers:
 
         Raises MismatchError for another session or vehicle, and what `verify_response` raises.
         """
-        good = [await self._verified(item, request, at) for item in answer.contracts[: request.request.maximum]]
-        if request.request.namespace is Namespace.ISO2:
+        namespace, session_id = request.request.namespace, request.request.session_id
+        good = [
+            await self.verified(item, namespace, request.pcid, at, session_id=session_id)
+            for item in answer.contracts[: request.request.maximum]
+        ]
+        if namespace is Namespace.ISO2:
             return [(contract, contract.response) for contract in good[:1]]
-        session_id = request.request.session_id
         # What is left is counted anew: the peer may have sent more than the vehicle takes.
         return [
             (contract, installation.answer(contract, session_id, at, len(good) - place))
             for place, contract in enumerate(good, start=1)
         ]
 
-    async def _verified(
-        self, item: SignedResponse, request: VerifiedInstallationRequest, at: datetime
+    async def verified(
+        self,
+        item: SignedResponse,
+        namespace: Namespace,
+        pcid: PCID,
+        at: datetime,
+        *,
+        session_id: bytes | None,
+        root: Fingerprint | None = None,
     ) -> SignedContract:
-        if item.pcid not in (None, request.pcid):
+        if item.pcid not in (None, pcid):
             raise MismatchError("The answer is for another vehicle.")
-        response = installation.read_response(item.message, request.request.namespace)
-        if response.parsed.message.Header.SessionID != request.request.session_id:
+        response = installation.read_response(item.message, namespace)
+        if session_id is not None and response.parsed.message.Header.SessionID != session_id:
             raise MismatchError("The answer is for another session.")
         asked = AskedLater()
         verified = installation.verify_response(
-            response, emaid=item.emaid, root=None, anchors=self._anchors(), revocation=asked, at=at
+            response, emaid=item.emaid, root=root, anchors=self._anchors(), revocation=asked, at=at
         )
         # As with the vehicle's own chain: what is known to be revoked is not handed on; what is not known is the peer's
         # to answer for now, and is asked for afterwards.
         for chain in asked.chains:
             await self._check(chain, at)
-        return verified.signed_contract(request.pcid, item.metadata, at)
+        return verified.signed_contract(pcid, item.metadata, at)
+
+    # --- Addressed -----------------------------------------------------------------------------------------------
+
+    async def call(
+        self,
+        to: str,
+        caller: Caller,
+        sender: From,
+        operation: str,
+        send: Callable[[AsyncClient, Routing], Awaitable[T]],
+    ) -> T:
+        line = self._lines.get(to)
+        if line is None:
+            raise NotFound(_UNKNOWN)
+        if not line.breaker.lets_through():
+            raise Unavailable(
+                f"The pool {to} has not answered lately and is left alone for a while.",
+                retry_after=line.breaker.seconds_left(),
+            )
+        told = {"peer": to, "operation": operation, "trace_id": caller.trace_id}
+        count = self._stopwatch(to, operation)
+        try:
+            answer = await send(line.client, self._addressed(line.peer, sender))
+        except ClientError as exc:
+            if (verdict := _says_of_peer(exc)) is not None:
+                (line.breaker.succeeded if verdict else line.breaker.failed)()
+            count(exc.code)
+            _log.info("request passed on", outcome=exc.code, status=exc.status, there=exc.trace_id, **told)
+            raise
+        except (MismatchError, EXIError) as exc:
+            line.breaker.failed()
+            count(exc.code)
+            _log.warning("peer's answer not taken", outcome=exc.code, reason=str(exc), **told)
+            raise
+        except VerificationError as exc:
+            # It may trust roots that we do not, or show what has expired, and be well.
+            line.breaker.succeeded()
+            count(exc.code)
+            _log.warning("peer's answer not taken", outcome=exc.code, reason=str(exc), **told)
+            raise
+        except CCPError as exc:  # Of ours: the database does not answer, say.
+            count(exc.code)
+            raise
+        line.breaker.succeeded()
+        _log.info("request passed on", outcome="ok", ms=round(count("ok") * 1000, 2), **told)
+        return answer
+
+    def _stopwatch(self, peer: str, operation: str) -> Callable[[str], float]:
+        """Begins to measure. Returns what to call with the outcome in the end: it counts, and tells the seconds."""
+        began = time.monotonic()
+
+        def over(outcome: str) -> float:
+            seconds = time.monotonic() - began
+            self._metrics.peer_asked(peer, operation, outcome, seconds)
+            return seconds
+
+        return over
+
+
+def _says_of_peer(exc: ClientError) -> bool | None:
+    """Whether a peer that a request was addressed to is well (True), is not (False), or neither can be told.
+
+    A pool that says in the API's own shape that it cannot now may mean this request alone (evidence that it cannot
+    have, say): no caller shall be able to have a peer left alone that others need.
+    """
+    if isinstance(exc, _FAILED) or exc.status is None:
+        return False
+    if exc.status in (502, 503) and exc.trace_id is not None:
+        return None
+    return exc.status < 500

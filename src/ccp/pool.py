@@ -25,6 +25,7 @@ from ccp.errors import (
     UpstreamError,
     VerificationError,
 )
+from ccp.events import Nobody, Outlet
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.installation import InstallationRequest, InstallationResponse, VerifiedInstallationRequest
 from ccp.neighbours import PUBLISH_SECONDS, Neighbours, RevocationReason, key_fingerprint
@@ -92,7 +93,10 @@ class Pool:
         peers: Peers,
         neighbours: Neighbours,
         settings: Settings,
+        outlet: Outlet | None = None,
     ) -> None:
+        """outlet: whom to tell of what is handed out; nobody if it is not given."""
+        self._outlet = outlet or Nobody()
         self._store = store
         self._trust = trust
         self._revocation = revocation
@@ -217,6 +221,7 @@ class Pool:
                     no_default=self._no_default,
                     root_match=self._root_match,
                 )
+                self._outlet.handed_out((contract,), at)
                 return [Answer(contract, installation.answer(contract, request.session_id, at))]
             chosen = contracts.choose_many(
                 stored,
@@ -227,6 +232,7 @@ class Pool:
                 maximum=min(request.maximum, 1) if single else request.maximum,
                 root_match=self._root_match,
             )
+            self._outlet.handed_out((contract for contract, _ in chosen), at)
             return [Answer(c, installation.answer(c, request.session_id, at, remaining)) for c, remaining in chosen]
         except NotFound:
             if broadcast and (found := await self._elsewhere(verified, caller, at, single)):
@@ -264,6 +270,7 @@ class Pool:
             caller, emaid=emaid, pcid=pcid, namespace=namespace, message=message, root=root, metadata=metadata, at=at
         )
         await self._store.write(publishing(caller, ready.contract, at))
+        self._outlet.changed()
         if ready.warnings:
             _log.warning("published with warnings", owner=emaid.provider, warnings=ready.warnings)
 
@@ -371,6 +378,7 @@ class Pool:
                 lambda pcid: [_entry(caller, Action.CONTRACT_WITHDRAWN, at, emaid=emaid, pcid=pcid)],
             )
         )
+        self._outlet.changed()
 
     async def forget_vehicle(self, event: VehicleEvent, at: datetime, trace_id: str) -> list[EMAID]:
         """Remove the contracts that a change of a vehicle's certificate makes worthless. Returns those that are gone.
@@ -445,6 +453,7 @@ class Pool:
         authorise(caller.party, Operation.GET_SIGNED_CONTRACT_DATA, pcid)
         stored = await self._store.read(questions.by_vehicle_and_emaid(pcid, emaid))
         found = _matching(stored, namespace, root, "The contract for the given EMAID not found.")
+        self._outlet.handed_out(found, at)
         return [Answer(c, installation.answer(c, session_id, at) if session_id else c.response) for c in found]
 
     async def cleanse(self, at: datetime, *, actor: str = audit.POOL, dry_run: bool = False) -> list[Cleansed]:

@@ -34,6 +34,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from ccp.limits import Proxies
+from ccp.metrics import Metrics
 from ccp.settings import Settings
 
 if TYPE_CHECKING or sys.platform == "win32":
@@ -71,12 +72,13 @@ _HOST: Final = re.compile(rb"[A-Za-z0-9._~%!$&'()*+;=:\[\]-]*")
 class Connections:
     """The connections of one worker: how many there are, and which have outstayed their time."""
 
-    def __init__(self, config: Settings, proxies: Proxies) -> None:
+    def __init__(self, config: Settings, proxies: Proxies, metrics: Metrics | None = None) -> None:
         self.max_body = config.max_body
         self.seconds = float(config.read_timeout)
         self._most = config.max_connections
         self._most_of_one = config.max_connections_address
         self._proxies = proxies
+        self.metrics = metrics or Metrics()
         self._open: set[Connection] = set()
         self._by_address: Counter[bytes] = Counter()
         self._turned_away: Counter[str] = Counter()
@@ -87,8 +89,10 @@ class Connections:
         refusal = None
         if len(self._open) >= self._most:
             refusal = 503, "The pool has too many connections just now."
+            self.metrics.limited("connections")
         elif counted is not None and self._by_address[counted] >= self._most_of_one:
             refusal = 429, "There are too many connections from this address."
+            self.metrics.limited("connections_address")
         self._open.add(connection)
         if counted is not None:
             self._by_address[counted] += 1
@@ -461,6 +465,8 @@ class Connection(HttpToolsProtocol):
         if self._farewell is not None:
             status, sentence = self._farewell
             trace_id = str(uuid.uuid4())
+            seconds = time.monotonic() - self._began
+            self._connections.metrics.request(None, status, "refused", seconds)
             _log.info(
                 "request",
                 trace_id=trace_id,
@@ -468,7 +474,7 @@ class Connection(HttpToolsProtocol):
                 status=status,
                 outcome="refused",
                 reason=sentence,
-                ms=round((time.monotonic() - self._began) * 1000, 2),
+                ms=round(seconds * 1000, 2),
             )
             self._write_error(status, sentence, trace_id)
         self._due = time.monotonic() + _LINGER_SECONDS

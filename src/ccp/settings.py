@@ -54,6 +54,14 @@ class LogIds(StrEnum):
     CLEAR = "clear"
 
 
+class MetricsAccess(StrEnum):
+    """Who gets /metrics: callers on this machine and the role admin, the role admin alone, or nobody."""
+
+    LOOPBACK = "loopback"
+    ADMIN = "admin"
+    OFF = "off"
+
+
 GREATEST_TOKEN_LIFETIME: Final = 86_400
 """Seconds. A key that signs no more has to verify for as long, whatever the setting is or was."""
 
@@ -254,10 +262,35 @@ class Settings(BaseSettings):
     peer_seconds: Annotated[float, Field(gt=0, le=4)] = Field(
         1.5, description="How long other pools may take to answer for a car, seconds. The car waits five in all."
     )
+    peer_call_seconds: Annotated[float, Field(gt=0, le=60)] = Field(
+        10, description="How long another pool may take for a request that is addressed to it and no car's, seconds."
+    )
     opcp: bool = Field(True, description="Speak OPCP, the predecessor of OPNC, under /v1 too.")
     opcp_negative: OPCPNegative = Field(
         OPCPNegative.DELIVER,
         description="No contract for a car, asked in OPCP. deliver: 200 with the negative message. 404: an error.",
+    )
+    event_http: bool = Field(
+        False, description="Take webhooks without TLS (http://) too; for laboratories, since events name contracts."
+    )
+    event_dispatch: bool = Field(
+        True, description="Send events from the server's workers; else `ccp events dispatch` has to."
+    )
+    event_timeout: Annotated[float, Field(gt=0, le=60)] = Field(
+        10, description="How long a webhook may take to answer, seconds."
+    )
+    event_concurrency: Annotated[int, Field(ge=1, le=100)] = Field(
+        4, description="Events on their way to one webhook at a time, of different vehicles, from one worker."
+    )
+    event_retries: Annotated[int, Field(ge=0, le=100)] = Field(
+        3, description="How often an event is sent again that a webhook did not take."
+    )
+    event_retry_seconds: Annotated[float, Field(gt=0)] = Field(3600, description="Seconds between two of these tries.")
+    event_give_up: Annotated[float, Field(gt=0)] = Field(
+        259_200, description="How long an event waits for a webhook at most, whatever keeps it, seconds."
+    )
+    event_keep: Annotated[float, Field(ge=0)] = Field(
+        604_800, description="How long it can be seen that an event was delivered, seconds."
     )
     max_body: Annotated[int, Field(ge=4096)] = Field(262_144, description="Largest request body, octets.")
     read_timeout: Annotated[int, Field(ge=1)] = Field(
@@ -283,6 +316,10 @@ class Settings(BaseSettings):
     )
     limits_file: Path | None = Field(
         None, description="File in which processes of one machine share their rates; `ccp serve` makes one for workers."
+    )
+    metrics: MetricsAccess = Field(
+        MetricsAccess.LOOPBACK,
+        description="Who gets /metrics. loopback: this machine, and the role admin. admin: that role alone. off.",
     )
     drain_seconds: Annotated[float, Field(ge=0, le=300)] = Field(
         0, description="How long the pool goes on after SIGTERM, no longer ready, until it closes its port, seconds."

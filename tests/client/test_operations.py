@@ -26,7 +26,7 @@ from ccp.client import (
 from ccp.client.calls import CALLS, Calls
 from ccp.errors import ConfigurationError, FieldError
 from tests.client.faces import FACES, Face, credentials, face
-from tests.world import AT, SESSION, Pool, new_emaid, new_pcid
+from tests.world import AT, SESSION, Pool, b64, new_emaid, new_pcid
 
 pytestmark = pytest.mark.parametrize("kind", FACES)
 
@@ -106,6 +106,24 @@ def test_a_negative_message_is_of_another_type_than_a_contract(
         with pytest.raises(NotFoundError) as caught:
             cpo.deliver(car.request(SESSION, AT), car.namespace, always_exi=False)
     assert caught.value.messages == ("No contract is stored for the vehicle.",)
+
+
+def test_messages_may_be_base64_as_ocpp_has_them(pool: Pool, kind: str) -> None:
+    car = pool.car()
+    contract = pool.contract(car)
+    with face(kind, pool.base_url, credentials=credentials(pool, "cps")) as cps:
+        named = {"emaid": contract.emaid, "pcid": car.pcid, "namespace": car.namespace}
+        assert cps.publish(b64(contract.message), **named) is None
+        with pytest.raises(FieldError, match="Base64"):
+            cps.publish("no Base64!", **named)
+    with face(kind, pool.base_url, credentials=credentials(pool, "cpo")) as cpo:
+        delivered = cpo.deliver(b64(car.request(SESSION, AT)), car.namespace)
+        assert delivered.message == delivered.contracts[0].message
+        assert delivered.base64 == delivered.contracts[0].base64 == b64(delivered.message)
+        assert car.install(delivered.message, SESSION, AT)[0] == contract.emaid
+        refused = cpo.deliver(b64(pool.car().request(SESSION, AT)), car.namespace)
+        assert isinstance(refused, Refused)
+        assert refused.base64 == b64(refused.message)
 
 
 def test_a_dry_run_tells_what_is_wrong(pool: Pool, kind: str) -> None:

@@ -337,6 +337,8 @@ def test_a_token_request_is_tried_again_as_well(kind: str) -> None:
         granted("line\nbreak"),
         granted(token_type="mac"),
         granted(expires_in="soon"),
+        error(404, "No contract for the given PCID found."),  # Of a pool, say, whose token endpoint is elsewhere.
+        error(405),
     ],
 )
 def test_a_token_that_cannot_be_one_is_refused(kind: str, reply: Reply) -> None:

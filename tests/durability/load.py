@@ -10,6 +10,7 @@ withdraws some. So what has to be there at the end is known from the answers alo
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -55,6 +56,8 @@ class Served:
             "CCP_PORT": str(self.port),
             "CCP_WORKERS": str(self.workers),
             "CCP_LOG_LEVEL": "error",
+            "CCP_EVENT_DISPATCH": str(self.settings.event_dispatch),
+            "CCP_OUTBOUND_ALLOW": json.dumps(self.settings.outbound_allow),
         }
         command = [sys.executable, "-c", "from ccp.cli import main; main()", "serve"]
         with (self.folder / "server.log").open("ab") as log:
@@ -160,11 +163,18 @@ class Partner:
 
 
 @contextmanager
-def serving(pkis: Mapping[str, PKI], folder: Path, database: str, workers: int) -> Iterator[tuple[Served, Pool]]:
-    """A server on a database with the schema, and the test world in it."""
+def serving(
+    pkis: Mapping[str, PKI], folder: Path, database: str, workers: int, *, dispatch: bool
+) -> Iterator[tuple[Served, Pool]]:
+    """A server on a database with the schema, and the test world in it. dispatch: it sends events."""
     with loopback() as (listening, base_url):
         port = listening.getsockname()[1]
-    settings = Settings(database=database, base_url=base_url.rsplit(":", 1)[0] + f":{port}")
+    settings = Settings(
+        database=database,
+        base_url=base_url.rsplit(":", 1)[0] + f":{port}",
+        event_dispatch=dispatch,
+        outbound_allow=("127.0.0.0/8",),
+    )
     world = World(
         {name: pki for name, pki in pkis.items() if name != "stranger"},
         tuple(Member(party, new_secret()) for party in parties()),
@@ -219,11 +229,21 @@ def acknowledged(partners: list[Partner]) -> int:
 def check_accounts(url: str, partners: list[Partner]) -> None:
     """Everything that was acknowledged is there, nothing is there by half, and each change told its event once."""
     assert broken_invariants(url) == []
+    both = "select 1 from outbox o join delivery d on d.pcid = o.pcid and d.rev = o.rev"
+    assert sql(url, both) == [], "an event is in the outbox or on its way"
     for partner in partners:
         pcid = str(partner.car.pcid)
         stored = [row[0] for row in sql(url, "select emaid from contract where pcid = ?", pcid)]
         assert len(set(stored)) == len(stored)
-        events = Counter(sql(url, "select kind, emaid from outbox where pcid = ?", pcid))
+        # One event has a delivery for each webhook and namespace.
+        told = sql(
+            url,
+            "select rev, kind, emaid from outbox where pcid = ? union select rev, kind, emaid from delivery "
+            "where pcid = ?",
+            pcid,
+            pcid,
+        )
+        events = Counter((kind, emaid) for _, kind, emaid in told)
         created = {emaid for kind, emaid in events if kind == "oem.contract.created"}
         deleted = {emaid for kind, emaid in events if kind == "oem.contract.deleted"}
         assert set(events.values()) <= {1}, "each change told its event once"

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 
 from ccp.sim.pki import PKI
+from ccp.store import events
 from tests.databases import NOT_HERE, Server, binaries, sql
 from tests.durability.load import Partner, acknowledged, check_accounts, serving, working
-from tests.store.made import new_database
+from tests.events.receiver import receiving, webhook
+from tests.store.made import new_database, write
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +51,11 @@ def until_more(partners: list[Partner], more: int) -> None:
 def test_after_the_pool_was_killed_again_and_again_every_acknowledged_change_is_there(
     url: str, pkis: dict[str, PKI], tmp_path: Path
 ) -> None:
-    with serving(pkis, tmp_path, url, workers=2) as (served, pool):
+    """Its workers send events all the while, to a webhook that takes them and one that does not."""
+    with receiving() as receiver, serving(pkis, tmp_path, url, workers=2, dispatch=True) as (served, pool):
+        receiver.says("/ill", 503)
+        for path in ("/well", "/ill"):
+            write(url, events.put_webhook(webhook(receiver.url + path)))
         with working(pool, partners=4, contracts=60) as partners:
             for again in (True, True, False):
                 until_more(partners, 25)
@@ -59,6 +65,12 @@ def test_after_the_pool_was_killed_again_and_again_every_acknowledged_change_is_
         check_accounts(url, partners)
         told = sum((partner.answers for partner in partners), Counter())
         assert set(told) <= {"200", "201", "503", "ReadError", "RemoteProtocolError", "WriteError"}, told
+        # What was sent is what was changed, and what a webhook has taken is not lost with the server.
+        known = {row[0]: row[1] for row in sql(url, "select event_id, state from delivery")}
+        arrived = {sent.event["eventId"] for sent in receiver.sent}
+        assert len(receiver.at("/well")) > 10
+        assert arrived <= set(known)
+        assert {event_id for event_id, state in known.items() if state == "delivered"} <= arrived
     if url.startswith("sqlite"):
         assert sql(url, "pragma integrity_check") == [("ok",)]
 
@@ -67,7 +79,7 @@ def test_a_pool_survives_its_postgresql_server_and_loses_nothing_that_was_acknow
     durable: Server, pkis: dict[str, PKI], tmp_path: Path
 ) -> None:
     url = durable.database()
-    with serving(pkis, tmp_path, url, workers=2) as (served, pool):
+    with serving(pkis, tmp_path, url, workers=2, dispatch=False) as (served, pool):
         assert served.process is not None
         before = served.process.pid
         with working(pool, partners=4, contracts=100) as partners:

@@ -10,7 +10,8 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -28,11 +29,18 @@ from ccp.sim.parties import Car, make_contract, sign_contract
 from ccp.sim.pki import Credential
 from ccp.sim.sandbox import World, create, publish_body
 from ccp.sim.server import loopback, running
+from ccp.store import peers
+from ccp.store.peers import Peer
+from tests.client.servers import Received, Reply, Scripted, scripted
+from tests.world import opened, start
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "integrating.md"
 SESSION = bytes.fromhex("0011223344556677")
 PCID_1, PCID_2, STRANGER = (PCID.parse(f"WEX0SANDBOX{number:06d}") for number in (1, 2, 99))
-DEEXA, NLEXB, NEW = map(EMAID.parse, ("DEEXAC00000001", "NLEXBC00000001", "DEEXAC00000777"))
+DEEXA, NLEXB, NEW, ELSEWHERE = map(
+    EMAID.parse, ("DEEXAC00000001", "NLEXBC00000001", "DEEXAC00000777", "DEEXAC00000888")
+)
+TOLD = EMAID.parse("DEEXAC00000778")
 TRACE_ID = "c52fe6ad-1e39-4f6e-a0d0-e2d51aacf09f"
 
 
@@ -43,6 +51,7 @@ class Sandbox:
     base_url: str
     world: World
     folder: Path
+    partners: Scripted
     shown: dict[str, str] = field(default_factory=dict)
 
     def car(self, pcid: PCID, edition: str = "iso2") -> Car:
@@ -70,7 +79,7 @@ class Sandbox:
         body: Any = None,
         form: dict[str, str] | None = None,
         status: int = 200,
-    ) -> None:
+    ) -> Any:
         """Do a request, and keep it with its answer as text in which what differs from run to run is left out."""
         sent = {**({"Authorization": f"Bearer {self.token(party)}"} if party else {}), **(headers or {})}
         answer = httpx.request(method, self.base_url + path, headers=sent, json=body, data=form)
@@ -93,11 +102,27 @@ class Sandbox:
         lines.append(f"X-Trace-Id: {TRACE_ID}")
         if answer.content:
             lines += ["", _json(answer.json())]
-        self.shown[name] = "```http\n" + "\n".join(lines) + "\n```\n"
+        self._keep(name, lines)
+        return answer.json() if answer.content else None
+
+    def show_event(self, name: str, event: Received, host: str) -> None:
+        """Keep what a partner was told, and what it answered; partners share a server here, each under a path."""
+        lines = [f"{event.method} {event.target.removeprefix('/oem').removeprefix('/emsp')} HTTP/1.1", f"Host: {host}"]
+        lines += ["Content-Type: application/json", "X-Operator-Signature: sha256=5f3a…", "payload-signature: 5f3a…"]
+        assert event.headers["content-type"] == "application/json"
+        assert event.headers["x-operator-signature"] == f"sha256={event.headers['payload-signature']}"
+        self._keep(name, [*lines, "", _json(json.loads(event.body)), "", "HTTP/1.1 204 No Content"])
+
+    def _keep(self, name: str, lines: list[str]) -> None:
+        text = "\n".join(lines)
+        for path, host in (("/oem", "maker.example"), ("/emsp", "provider.example")):
+            text = text.replace(self.partners.url + path, f"https://{host}")
+        text = re.sub(r"(?<=/endpoints/)[0-9a-f-]{36}", FIXED["id"], text)
+        self.shown[name] = f"```http\n{text}\n```\n"
 
 
 AT = datetime.now(UTC).replace(microsecond=0)
-FIXED = {
+FIXED: dict[str, Any] = {
     "access_token": "eyJ0…",
     "client_secret": "…",
     "traceId": TRACE_ID,
@@ -112,6 +137,12 @@ FIXED = {
     "cpsV2GRootCertificateFingerprint": "4e05b8922d43…",
     "at": "2026-01-01T00:00:00+00:00",
     "evidence": ["…"],
+    "id": "0c1fb2a5-2f0e-4d3c-9a54-0f6d3b1c7e21",
+    "created": 1767225600,
+    "secret": "…",
+    "eventId": "7d9a6c1e-53b8-4e0f-8a27-6f2f0d9b4c35",
+    "timestamp": "2026-01-01T00:00:00.000Z",
+    "finishedAt": "2026-01-01T00:00:00.120Z",
 }
 
 
@@ -136,8 +167,10 @@ def sandbox() -> Iterator[Sandbox]:
     with tempfile.TemporaryDirectory(prefix="ccp-doc-") as name, loopback() as (listening, base_url):
         folder = Path(name) / ".sandbox"
         world = create(folder, base_url, AT, store_samples=True)
-        with running(settings.load(folder / "ccp.toml", log_level="error"), listening):
-            yield Sandbox(base_url, world, folder)
+        # Partners' servers of this test are on loopback and without TLS.
+        lax = {"log_level": "error", "event_http": True, "outbound_allow": ("127.0.0.0/8",)}
+        with running(settings.load(folder / "ccp.toml", **lax), listening), scripted() as partners:
+            yield Sandbox(base_url, world, folder, partners)
 
 
 def walk(box: Sandbox) -> dict[str, str]:
@@ -175,7 +208,86 @@ def walk(box: Sandbox) -> dict[str, str]:
     box.show("pull", "example-oem", "GET", path)
     box.show("opcp-default", "example-oem", "POST", f"{opcp}/signedContractData/{PCID_1}/{DEEXA}/default")
     box.show("opcp-list", "example-oem", "GET", f"{opcp}/signedContractData/{PCID_1}")
+    with start(box.world.pkis, pool_id="pool-b") as there:
+        there.publish(box.car(PCID_2), ELSEWHERE)
+        know(box, Peer("pool-b", there.base_url, "opnc", "oem", there.world.member("oem").secret))
+        to = {"OPNC-to-party-type": "ccp", "OPNC-to-party-id": "pool-b"}
+        box.show("addressed", "example-oem", "GET", f"{opnc}/contractData/pcid/{PCID_2}", headers=to)
+    walk_events(box)
     return box.shown
+
+
+def know(box: Sandbox, peer: Peer) -> None:
+    """Register another pool with the one that runs, and wait until it has noticed."""
+
+    async def add() -> None:
+        async with opened(settings.load(box.folder / "ccp.toml")) as store:
+            await store.write(peers.add(peer, AT))
+
+    asyncio.run(add())
+    headers = {
+        "Authorization": f"Bearer {box.token('example-oem')}",
+        "OPNC-to-party-type": "ccp",
+        "OPNC-to-party-id": peer.party_id,
+    }
+    deadline = time.monotonic() + 5
+    while "No pool" in httpx.get(f"{box.base_url}/opnc/v1/ccp/contractData/pcid/{PCID_1}", headers=headers).text:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def walk_events(box: Sandbox) -> None:
+    """A car maker and an eMSP subscribe, a contract is published, and both are told."""
+    service = "/opnc/v1/event/endpoints"
+    maker = {
+        "url": f"{box.partners.url}/oem/ccp-events",
+        "enabledEvents": ["oem.contract.created", "oem.contract.updated", "oem.contract.deleted"],
+        "wmi": ["WEX"],
+        "description": "Contracts of our cars",
+    }
+    provider = {
+        "url": f"{box.partners.url}/emsp/ccp-events",
+        "enabledEvents": ["emsp.contract.created.sent.to.oem", "emsp.contract.delivered.to.oem"],
+    }
+    for path in ("/oem/ccp-events", "/emsp/ccp-events"):
+        box.partners.on(path, Reply(204))
+    made = box.show("subscribe-oem", "example-oem", "POST", service, body=maker, status=201)
+    box.show("subscribe-emsp", "example-emsp-a", "POST", service, body=provider, status=201)
+    publish(box, TOLD)
+    box.show_event("event-oem", told(box, "/oem/ccp-events"), "maker.example")
+    box.show_event("event-emsp", told(box, "/emsp/ccp-events"), "provider.example")
+    change = {"url": maker["url"], "status": "disabled"}
+    path = f"{service}/{made['id']}"
+    until(lambda: delivered(box, path))
+    box.show("deliveries", "example-oem", "GET", f"{path}/deliveries?limit=10")
+    box.show("disable-endpoint", "example-oem", "PUT", path, body=change)
+    box.show("delete-endpoint", "example-oem", "DELETE", path)
+
+
+def publish(box: Sandbox, emaid: EMAID) -> None:
+    headers = {"Authorization": f"Bearer {box.token('example-emsp-a')}"}
+    body = publish_body(box.world.pkis["iso2"], emaid, box.car(PCID_2), AT)
+    answer = httpx.put(f"{box.base_url}/opnc/v1/ccp/signedcontractdata", headers=headers, json=body)
+    assert answer.status_code == 201, answer.text
+
+
+def told(box: Sandbox, path: str) -> Received:
+    """The first event that a partner gets."""
+    until(lambda: box.partners.asked(path))
+    return box.partners.asked(path)[0]
+
+
+def delivered(box: Sandbox, path: str) -> bool:
+    headers = {"Authorization": f"Bearer {box.token('example-oem')}"}
+    answer = httpx.get(f"{box.base_url}{path}/deliveries?state=delivered", headers=headers)
+    return len(answer.json()["deliveries"]) > 0
+
+
+def until(condition: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, "the event did not come"
+        time.sleep(0.02)
 
 
 _BLOCK = re.compile(r"<!-- run: ([a-z0-9-]+) -->\n(```http\n.*?\n```\n)", re.DOTALL)
@@ -203,7 +315,7 @@ def program(box: Sandbox, name: str, monkeypatch: pytest.MonkeyPatch, client_id:
     assert client_id in programs[name]
     code = programs[name].replace("https://ccp.example", box.base_url)
     assert code != programs[name]
-    assert len([line for line in code.splitlines() if line.strip()]) <= 16
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
     return code
 
 
@@ -240,7 +352,7 @@ def test_the_program_of_an_emsp_publishes_and_withdraws(
     assert capsys.readouterr().out == f"{emaid} waits for {PCID_2}\n"
     with pytest.raises(ValueError, match="certificate"):
         scope["publish"](message, "DEEXAC00000889", PCID_2)
-    scope["end"](emaid)
+    assert scope["ccp"].withdraw(emaid).certain
     scope["ccp"].close()
     assert os.environ["CCP_SECRET"] not in DOCUMENT.read_text("utf-8")
 
@@ -254,6 +366,27 @@ def test_the_program_of_a_car_maker_chooses_and_fetches(
     assert box.car(PCID_1).install(message, SESSION, AT)[0] == NLEXB
     assert {line.split()[0] for line in capsys.readouterr().out.splitlines()} == {DEEXA, NLEXB}
     scope["ccp"].close()
+
+
+def test_the_program_that_takes_events_believes_the_pool_and_nobody_else(
+    box: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    headers = {"Authorization": f"Bearer {box.token('example-oem')}"}
+    box.partners.on("/taken", Reply(503), Reply(204))
+    body = {"url": f"{box.partners.url}/taken", "enabledEvents": ["oem.contract.created"]}
+    made = httpx.post(f"{box.base_url}/opnc/v1/event/endpoints", headers=headers, json=body).json()
+    emaid = EMAID.parse("DEEXAC00000779")
+    publish(box, emaid)
+    event = told(box, "/taken")
+    monkeypatch.setenv("CCP_WEBHOOK_SECRET", made["secret"])
+    scope: dict[str, Any] = {}
+    exec(dict(_PROGRAM.findall(DOCUMENT.read_text("utf-8")))["webhook"], scope)
+    take = scope["take"]
+    assert take({}, event.body) == 403
+    assert take({**event.headers, "x-operator-signature": "sha256=ü"}, event.body) == 403
+    assert take(event.headers, event.body + b" ") == 403
+    assert [take(event.headers, event.body) for _ in range(2)] == [204, 204]
+    assert capsys.readouterr().out == f"oem.contract.created {emaid} {PCID_2}\n", "what came twice counts once"
 
 
 if __name__ == "__main__":

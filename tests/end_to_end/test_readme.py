@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
 from ccp import settings
+from ccp.ids import PCID, Namespace
+from ccp.installation import read_request
+from ccp.sim.parties import Car
+from ccp.sim.pki import Credential
 from ccp.sim.sandbox import create
 from ccp.sim.server import loopback, running
 
@@ -40,6 +47,47 @@ def test_the_walk_through_all_seven_operations_works(tmp_path: Path) -> None:
     assert [line for line in lines if line.startswith("HTTP ")] == ["HTTP 201"] * 2 + ["HTTP 200"] * 6
     delivered = next(json.loads(line) for line in lines if "NLEXBC00000001" in line and "InstallationRes" in line)
     assert len(delivered["signedContractDataCollection"]) == 1
+
+
+EXAMPLE = re.compile(r"<!-- example: ([a-z-]+) -->\n```python\n(.*?)```", re.DOTALL)
+
+
+def test_every_program_has_ten_lines_at_most_and_runs_in_their_order(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text("utf-8")
+    examples = EXAMPLE.findall(text)
+    assert [name for name, _ in examples] == ["example-emsp-a", "example-oem", "example-cpo", "messages"]
+    assert len(examples) == text.count("```python")
+    printed = {}
+    with loopback() as (listening, base_url):
+        world = create(tmp_path / ".sandbox", base_url, datetime.now(UTC), store_samples=False)
+        secrets = {member.party.client_id: member.secret for member in world.members}
+        with running(settings.load(tmp_path / ".sandbox" / "ccp.toml"), listening):
+            for name, code in examples:
+                assert len(code.splitlines()) == 10 if name in secrets else len(code.splitlines()) <= 10, name
+                assert ("http://127.0.0.1:8020" in code) is (name in secrets)
+                done = subprocess.run(
+                    [sys.executable, "-c", code.replace("http://127.0.0.1:8020", base_url)],
+                    cwd=tmp_path,
+                    env={**os.environ, "CCP_SECRET": secrets.get(name, "")},
+                    capture_output=True,
+                    text=True,
+                    timeout=60,
+                    check=False,
+                )
+                assert done.returncode == 0, done.stderr
+                printed[name] = done.stdout.splitlines()
+    assert printed["example-emsp-a"] == ["DEEXAC00000001 waits for WEX0SANDBOX000001"]
+    assert printed["example-oem"][0].startswith("DEEXAC00000001 until ")
+    assert printed["example-oem"][0].endswith("(default)")
+    pcid, pki = PCID.parse("WEX0SANDBOX000001"), world.pkis["iso2"]
+    car = Car.of(pki, Credential.load(tmp_path / ".sandbox" / "vehicles" / "iso2", pcid), pcid)
+    sample = json.loads((tmp_path / ".sandbox/samples/iso2/request_WEX0SANDBOX000001.json").read_text())
+    request = read_request(base64.b64decode(sample["certificateInstallationReq"]), Namespace.ISO2)
+    for name, session_id in (("example-oem", bytes.fromhex("0011223344556677")), ("example-cpo", request.session_id)):
+        answer = base64.b64decode(printed[name][-1].rpartition(" ")[2], validate=True)
+        assert car.install(answer, session_id, datetime.now(UTC))[0] == "DEEXAC00000001"
+    assert printed["example-cpo"][0] == "a contract"
+    assert printed["messages"][0].endswith(" True")
 
 
 def test_every_path_and_command_that_the_readme_names_exists() -> None:

@@ -34,6 +34,7 @@ from ccp.audit import Refusals
 from ccp.contracts import SignedContract
 from ccp.errors import CCPError
 from ccp.ids import EMAID, PCID, Namespace
+from ccp.metrics import Metrics
 from ccp.neighbours import key_fingerprint
 from ccp.peers import NoPeers
 from ccp.pseudonyms import Pseudonyms
@@ -156,7 +157,8 @@ def receiving(database: Path, pcp_url: str | None, secret: str | None) -> Iterat
 
     route = pcp_route(edge, built.pool, SecretStr(secret) if secret is not None else None)
     app = Starlette(routes=[route], lifespan=lifespan)
-    app.add_middleware(Tracing, pseudonyms=Pseudonyms(Settings(log_ids=LogIds.OWNER)), refusals=Refusals(store))
+    pseudonyms = Pseudonyms(Settings(log_ids=LogIds.OWNER))
+    app.add_middleware(Tracing, pseudonyms=pseudonyms, refusals=Refusals(store), metrics=Metrics())
     app.add_exception_handler(CCPError, errors.deliberate)
     app.add_exception_handler(HTTPException, errors.unrouted)
     with loopback() as (listening, url):

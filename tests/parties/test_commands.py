@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ccp.auth import ADMIN_TABLE, ROLE_TABLE, ROOT_TABLE
+from ccp.auth import ADMIN_TABLE, EVENT_TABLE, ROLE_TABLE, ROOT_TABLE, WATCH_TABLE
 from tests.cli.run import ccp, good, told
 from tests.store.made import sql
 
@@ -248,7 +248,7 @@ def test_the_role_table_is_printed_whole(database: str) -> None:
     rows = json.loads(good("roles", "--json").out)
     assert {(row["operation"], row["role"]) for row in rows} == {
         (operation.value, role.value)
-        for table in (ROLE_TABLE, ADMIN_TABLE, ROOT_TABLE)
+        for table in (ROLE_TABLE, EVENT_TABLE, ADMIN_TABLE, WATCH_TABLE, ROOT_TABLE)
         for operation, rules in table.items()
         for role in rules
     }
@@ -260,3 +260,8 @@ def test_the_role_table_is_printed_whole(database: str) -> None:
     words = {(row["operation"], row["role"]): row["condition"] for row in rows}
     assert words["AddSignedContractData", "emsp"] == "contracts of its own provider ids"
     assert words["SetSignedContractDataAsDefault", "oem"] == "vehicles of its own WMIs"
+    assert (
+        words["PostEndpoint", "oem"]
+        == words["PostEndpoint", "emsp"]
+        == "webhooks of its own, for events of its own ids"
+    )

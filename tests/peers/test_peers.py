@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,7 +13,8 @@ import httpx
 import pytest
 
 from ccp import exi
-from ccp.peers import HOP_HEADER, Breaker
+from ccp.breaker import Breaker
+from ccp.peers import HOP_HEADER
 from ccp.pool import Pool as Rules
 from ccp.sim.parties import Car
 from ccp.sim.pki import PKI
@@ -20,7 +22,7 @@ from ccp.store import peers
 from ccp.store.peers import Peer
 from tests.api.answers import sentences
 from tests.cli.run import ccp, good
-from tests.client.servers import DROP, HANG, Reply, error, json_reply, nowhere, scripted
+from tests.client.servers import DROP, HANG, Reply, error, granted, json_reply, nowhere, scripted
 from tests.world import AT, SESSION, Pool, octets_of, read, start
 
 NAMES = ("pool-a", "pool-b", "pool-c")
@@ -163,8 +165,8 @@ def test_a_request_for_another_pool_is_answered_by_that_one(three: dict[str, Poo
 def test_a_request_for_a_pool_that_is_unknown_is_not_found(three: dict[str, Pool]) -> None:
     pool, car = three["pool-a"], three["pool-a"].car()
     assert sentences(pool.post(car, headers=to("pool-z")), 404)
-    # What is not a vehicle's request is for here or for nobody; and pools pass on nothing for pools.
-    assert sentences(pool.oem.get(f"/contractData/pcid/{car.pcid}", headers=to("pool-b")), 404)
+    assert sentences(pool.oem.get(f"/contractData/pcid/{car.pcid}", headers=to("pool-z")), 404)
+    # And pools pass on nothing for pools.
     assert sentences(pool.post(car, caller="peer", headers=to("pool-b")), 404)
     assert sentences(pool.oem.get(f"/contractData/pcid/{car.pcid}", headers=to("pool-a")), 404) == [
         "No contract for the given PCID found."
@@ -248,18 +250,17 @@ def test_peers_that_hang_or_lie_change_nothing(pkis: dict[str, PKI], three: dict
             # And with an honest one beside them the car gets its contract.
             liar.on(PATH, json_reply({"signedContractDataCollection": []}))
             pool.change(peers.add(Peer("pool-b", honest.base_url, token=token), AT))
-            _until_known(pool, "pool-b")
+            until_known(pool, "pool-b")
             (item,) = deliver(pool, car)
             assert car.install(octets_of(item), SESSION, AT)[0] == item["emaid"]
 
 
-def _until_known(pool: Pool, name: str) -> None:
-    """An operation that is not passed on tells a known peer from an unknown one, and asks nobody."""
-    sentence = "A request of this kind, or of another pool, is not passed on."
+def until_known(pool: Pool, name: str) -> None:
+    """What a pool asks is not passed on: that tells a known peer from an unknown one, and asks nobody."""
     deadline = time.monotonic() + 5
     while time.monotonic() < deadline:
-        answer = pool.oem.get("/contractData/pcid/WEX00000000000000", headers=to(name))
-        if sentences(answer, 404) == [sentence]:
+        answer = pool.client("peer").post("/signedcontractdata", headers=to(name))
+        if sentences(answer, 404) == ["A request of another pool is not passed on."]:
             return
         time.sleep(0.05)
     pytest.fail(f"{name} was not taken over")
@@ -305,9 +306,53 @@ def test_a_peer_of_other_roots_is_not_asked(pkis: dict[str, PKI]) -> None:
             for name, server, pki in (("right", right, "iso2"), ("wrong", wrong, "iso20")):
                 root = pkis[pki].v2g_root.certificate.fingerprint
                 pool.change(peers.add(Peer(name, server.url, token="t", v2g_roots=frozenset({root})), AT))  # type: ignore[arg-type]
-            _until_known(pool, "wrong")
+            until_known(pool, "wrong")
             deliver(pool, pool.car())
             assert (len(right.received), len(wrong.received)) == (1, 0)
+
+
+def test_peers_are_asked_together_and_the_first_that_has_something_is_not_kept_waiting(
+    pkis: dict[str, PKI], three: dict[str, Pool]
+) -> None:
+    honest = three["pool-b"]
+    both, met = threading.Barrier(2), []
+
+    def meet(handler: Any, ends: threading.Event) -> None:
+        """Answer when the other one is asked as well."""
+        met.append(both.wait(3))
+        handler.send_error(404)
+
+    with scripted() as one, scripted() as another, start(pkis, pool_id="pool-x", peer_seconds=4) as pool:
+        for name, server in (("one", one), ("another", another)):
+            server.on(PATH, Reply(act=meet), HANG)
+            pool.change(peers.add(Peer(name, server.url, token="t"), AT))
+        until_known(pool, "another")
+        deliver(pool, honest.car())
+        assert sorted(met) == [0, 1]
+        # They hang from now on, which does not delay what an honest one has.
+        car = honest.car()
+        contract = honest.publish(car)
+        pool.change(peers.add(Peer("pool-b", honest.base_url, token=honest.token("peer")), AT))
+        until_known(pool, "pool-b")
+        began = time.monotonic()
+        (item,) = deliver(pool, car)
+        assert item["emaid"] == contract.emaid
+        assert time.monotonic() - began < 3.5
+        assert len(one.asked(PATH)) == len(another.asked(PATH)) == 2
+
+
+def test_a_peers_token_is_asked_for_once(pkis: dict[str, PKI]) -> None:
+    with scripted() as peer, start(pkis, pool_id="pool-x") as pool:
+        peer.on("/oauth/token", granted("first"), granted("second"))
+        peer.on(PATH, error(404), error(404), error(401), error(404))
+        pool.change(peers.add(Peer("peer", peer.url, "opnc", "us", "secret"), AT))
+        until_known(pool, "peer")
+        for _ in range(4):
+            deliver(pool, pool.car())
+        assert len(peer.asked("/oauth/token")) == 2
+        # A token that is refused before its time is replaced within the same request.
+        tokens = [one.headers["authorization"] for one in peer.asked(PATH)]
+        assert tokens == ["Bearer first"] * 3 + ["Bearer second"] * 2
 
 
 def test_a_breaker_opens_waits_longer_each_time_and_closes() -> None:

@@ -117,6 +117,13 @@ def broken_invariants(url: str) -> list[str]:
                 "select o.pcid from outbox o left join vehicle v on v.pcid = o.pcid "
                 "where v.rev is null or o.rev > v.rev"
             ),
+            "a delivery that is not of a revision": (
+                "select d.pcid from delivery d left join vehicle v on v.pcid = d.pcid "
+                "where v.rev is null or d.rev > v.rev"
+            ),
+            "a delivery for nobody": (
+                "select d.event_id from delivery d left join webhook w on w.id = d.webhook_id where w.id is null"
+            ),
         }.items()
         if (rows := sql(url, query))
     ]

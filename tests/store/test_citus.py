@@ -75,6 +75,7 @@ def distributed(cluster: list[Server]) -> str:
         ("vehicle", "distributed by pcid"),
         ("contract", "distributed by pcid"),
         ("outbox", "distributed by pcid"),
+        ("delivery", "distributed by pcid"),
         ("emaid_claim", "distributed by emaid"),
         ("evidence", "on every node"),
     ]
@@ -88,7 +89,7 @@ def url(distributed: str) -> str:
 
 
 def empty(url: str) -> None:
-    for table in ("vehicle", "contract", "outbox", "emaid_claim", "evidence", "crl", "watched_certificate"):
+    for table in ("vehicle", "contract", "outbox", "delivery", "emaid_claim", "evidence", "crl", "watched_certificate"):
         sql(url, f"delete from {table}")
 
 
@@ -97,7 +98,8 @@ def test_distributing_again_changes_nothing(url: str) -> None:
     assert {how for _, how in citus.distribute(url)} == {"distributed already", "on every node already"}
     places = sql(url, "select logicalrelid::text, partmethod::text from pg_dist_partition order by 1")
     assert places == [
-        ("contract", "h"), ("emaid_claim", "h"), ("evidence", "n"), ("outbox", "h"), ("vehicle", "h"),
+        ("contract", "h"), ("delivery", "h"), ("emaid_claim", "h"), ("evidence", "n"), ("outbox", "h"),
+        ("vehicle", "h"),
     ]  # fmt: skip
     nodes = sql(url, "select count(distinct nodeport) from citus_shards where table_name = 'contract'::regclass")
     assert nodes == [(2,)]
@@ -168,7 +170,7 @@ class Looked:
     """The rows of a cluster's tables as they are, copied into tables of one node."""
 
     def __init__(self, url: str) -> None:
-        for table in ("vehicle", "contract", "outbox", "emaid_claim"):
+        for table in ("vehicle", "contract", "outbox", "delivery", "webhook", "emaid_claim"):
             sql(url, "create schema if not exists looked")
             sql(url, f"drop table if exists looked.{table}")
             sql(url, f"create table looked.{table} as select * from public.{table}")

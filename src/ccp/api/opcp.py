@@ -24,6 +24,7 @@ from starlette.types import Receive, Scope
 from ccp import wire
 from ccp.api.errors import WITHOUT_404, sentences_of
 from ccp.api.opnc import (
+    Asked,
     Boolean,
     Edge,
     EmaidPath,
@@ -45,11 +46,11 @@ from ccp.errors import FieldError, NotFound
 from ccp.ids import EMAID, Namespace
 from ccp.neighbours import REASON_HEADER, RevocationReason
 from ccp.parties import Caller
-from ccp.peers import HOP_HEADER
 from ccp.pki.certificates import Certificate
 from ccp.pki.names import parse_dn
 from ccp.pki.paths import Role
 from ccp.pool import Pool, Refusal
+from ccp.relay import RemoteContract
 from ccp.settings import OPCPNegative
 
 BASE: Final = "/v1/ccp"
@@ -68,9 +69,6 @@ class DeliverHeaders(Routing):
 
     always_exi: Boolean | None = Field(None, alias="alwaysReturnEXI")
     keep: Boolean = Field(False, alias="broadcast", description="true: do not ask other pools.")
-    hop: str | None = Field(
-        None, alias=HOP_HEADER, description="The pool that passed the request on; it goes no further."
-    )
 
 
 class OPCPSignedContractDataEndpoint(SignedContractDataEndpoint):
@@ -84,7 +82,7 @@ class OPCPSignedContractDataEndpoint(SignedContractDataEndpoint):
         headers = Headers(scope=scope)
         caller = await self._edge.caller(scope, headers, Operation.DELIVER)
         options = _read_headers(DeliverHeaders, headers)
-        to = self._edge.route(caller, options, relayed=options.hop is None)
+        to = self._edge.route(caller, options)
         body = wire.read_body(wire.GetSignedContractDataReq, await self._edge.body(receive, headers))
         outcome = await self._pool.deliver(
             caller,
@@ -126,11 +124,10 @@ def router(pool: Pool, edge: Edge, negative: OPCPNegative) -> APIRouter:
         async def authenticated(request: Request) -> Caller:
             return await edge.caller(request.scope, request.headers, operation)
 
-        async def caller(routing: Annotated[Routing, Header()], known: Caller = Depends(authenticated)) -> Caller:
-            edge.route(known, routing)
-            return known
+        async def asked(routing: Annotated[Routing, Header()], known: Caller = Depends(authenticated)) -> Asked:
+            return Asked(known, edge.there(pool, known, routing))
 
-        return Depends(caller)
+        return Depends(asked)
 
     def add(
         method: str, path: str, operation: Operation | RootOperation, model: type[BaseModel] | None = None
@@ -155,12 +152,12 @@ def router(pool: Pool, edge: Edge, negative: OPCPNegative) -> APIRouter:
     @add("GET", f"{BASE}/signedContractData/{{id}}", Operation.GET_CONTRACT_DATA_BY_PCID, wire.XMLContracts)
     async def contracts_of_vehicle(
         pcid: _PcidId,
-        caller: Caller = calling(Operation.GET_CONTRACT_DATA_BY_PCID),
+        asked: Asked = calling(Operation.GET_CONTRACT_DATA_BY_PCID),
         namespace: NamespaceQuery = _NAMESPACE,
         root: RootQuery = None,
     ) -> Response:
         """The contracts that wait for a vehicle, for the OEM that owns its WMI."""
-        found = await pool.contract_data_by_pcid(caller, pcid, namespace)
+        found = await asked.pool.contract_data_by_pcid(asked.caller, pcid, namespace)
         ranks = _ranks(found)
         named = [contract for contract in found if root in (None, contract.root_fingerprint)]
         if not named:
@@ -170,12 +167,12 @@ def router(pool: Pool, edge: Edge, negative: OPCPNegative) -> APIRouter:
     @add("GET", f"{BASE}/lookupContract/{{emaid}}", Operation.GET_CONTRACT_DATA_BY_EMAID, wire.XMLContracts)
     async def look_up_contract(
         emaid: EmaidPath,
-        caller: Caller = calling(Operation.GET_CONTRACT_DATA_BY_EMAID),
+        asked: Asked = calling(Operation.GET_CONTRACT_DATA_BY_EMAID),
         namespace: NamespaceQuery = _NAMESPACE,
         root: RootQuery = None,
     ) -> Response:
         """A contract's certificate, for the eMSP that owns it. Of the vehicle's other contracts it learns nothing."""
-        found = await pool.contract_data_by_emaid(caller, emaid, namespace, root, edge.clock())
+        found = await asked.pool.contract_data_by_emaid(asked.caller, emaid, namespace, root, edge.clock())
         return _json(
             {"XMLContracts": [_xml_contract(contract, 1 if contract.is_default else 2) for contract, _ in found]}
         )
@@ -189,14 +186,14 @@ def router(pool: Pool, edge: Edge, negative: OPCPNegative) -> APIRouter:
     async def provide_signed_contract_data(
         emaid: EmaidPath,
         pcid: PcidPath,
-        caller: Caller = calling(Operation.GET_SIGNED_CONTRACT_DATA),
+        asked: Asked = calling(Operation.GET_SIGNED_CONTRACT_DATA),
         namespace: NamespaceQuery = _NAMESPACE,
         root: RootQuery = None,
         session_id: SessionQuery = b"",
     ) -> Response:
         """The newest signed response of a contract, for the OEM that owns the vehicle's WMI."""
-        found = await pool.signed_contract_data(
-            caller, emaid, pcid, session_id=session_id, namespace=namespace, root=root, at=edge.clock()
+        found = await asked.pool.signed_contract_data(
+            asked.caller, emaid, pcid, session_id=session_id, namespace=namespace, root=root, at=edge.clock()
         )
         newest = found[0]
         return _json(
@@ -209,29 +206,29 @@ def router(pool: Pool, edge: Edge, negative: OPCPNegative) -> APIRouter:
     @add("DELETE", f"{BASE}/signedContractData/{{id}}", Operation.WITHDRAW)
     async def delete_signed_contract_data(
         emaid: _EmaidId,
-        caller: Caller = calling(Operation.WITHDRAW),
+        asked: Asked = calling(Operation.WITHDRAW),
         skip_revocation: Annotated[Boolean, Header(alias="X-Skip-Revocation")] = False,
         reason: Annotated[str | None, Header(alias=REASON_HEADER)] = None,
     ) -> Response:
         """Remove a contract with all its variants, for the eMSP that owns it."""
         why = RevocationReason.parse(reason)
-        await pool.withdraw(caller, emaid, edge.clock(), revoke=not skip_revocation, reason=why)
+        await asked.pool.withdraw(asked.caller, emaid, edge.clock(), revoke=not skip_revocation, reason=why)
         return Response(status_code=200)
 
     @add("POST", f"{BASE}/signedContractData/{{pcid}}/{{emaid}}/default", Operation.SET_DEFAULT)
-    async def set_default(
-        pcid: PcidPath, emaid: EmaidPath, caller: Caller = calling(Operation.SET_DEFAULT)
-    ) -> Response:
+    async def set_default(pcid: PcidPath, emaid: EmaidPath, asked: Asked = calling(Operation.SET_DEFAULT)) -> Response:
         """Make a contract the vehicle's default, for the OEM that owns its WMI. The vehicle comes first in the path."""
-        await pool.set_default(caller, emaid, pcid, edge.clock())
+        await asked.pool.set_default(asked.caller, emaid, pcid, edge.clock())
         return Response(status_code=200)
 
     @add("GET", ROOTS, RootOperation.GET_ROOT_CERTIFICATES, wire.RootCertificateCollection)
     async def root_certificates(
-        caller: Caller = calling(RootOperation.GET_ROOT_CERTIFICATES),
+        asked: Asked = calling(RootOperation.GET_ROOT_CERTIFICATES),
         root_type: Annotated[str | None, Query(alias="rootType", description="V2G, MO or OEM.")] = None,
     ) -> Response:
         """The roots that the pool trusts, for every party; those past their validity are left out."""
+        if asked.pool is not pool:
+            raise NotFound("A request for roots is not passed on.")
         wanted = _roles(root_type)
         at = edge.clock()
         items = [
@@ -264,7 +261,7 @@ def describe(described: dict[str, Any], operation: Callable[..., dict[str, Any]]
     described["paths"][f"{BASE}/signedContractData"] = item
 
 
-def _ranks(contracts: Iterable[SignedContract]) -> dict[EMAID, int]:
+def _ranks(contracts: Iterable[SignedContract | RemoteContract]) -> dict[EMAID, int]:
     """The priority of a vehicle's contracts: 1 for the default and no other, then from 2 on, the oldest first."""
     rank: dict[EMAID, int] = {}
     for contract in sorted(contracts, key=lambda contract: (contract.created_at, contract.emaid)):
@@ -274,7 +271,7 @@ def _ranks(contracts: Iterable[SignedContract]) -> dict[EMAID, int]:
     return rank
 
 
-def _xml_contract(contract: SignedContract, priority: int) -> wire.Members:
+def _xml_contract(contract: SignedContract | RemoteContract, priority: int) -> wire.Members:
     return {
         "pcid": contract.pcid,
         "emaid": contract.emaid,

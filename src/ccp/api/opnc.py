@@ -7,6 +7,7 @@ other five are written the usual way. Both kinds answer errors through the one t
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
@@ -35,6 +36,7 @@ from ccp.neighbours import REASON_HEADER, RevocationReason
 from ccp.parties import Caller, Role
 from ccp.peers import HOP_HEADER, Peers
 from ccp.pool import Answer, Pool, Refusal
+from ccp.relay import RemoteContract, RemotePool
 from ccp.tokens import Authority
 
 BASE: Final = "/opnc/v1/ccp"
@@ -65,14 +67,14 @@ class Routing(BaseModel):
     from_id: str | None = Field(None, alias="OPNC-from-party-id")
     to_type: PartyType | None = Field(None, alias="OPNC-to-party-type")
     to_id: str | None = Field(None, alias="OPNC-to-party-id")
+    hop: str | None = Field(
+        None, alias=HOP_HEADER, description="The pool that passed the request on; it goes no further."
+    )
 
 
 class DeliverHeaders(Routing):
     always_exi: Boolean = Field(True, alias="alwaysReturnEXI")
     broadcast: Boolean = False
-    hop: str | None = Field(
-        None, alias=HOP_HEADER, description="The pool that passed the request on; it goes no further."
-    )
 
 
 class Edge:
@@ -113,17 +115,21 @@ class Edge:
         authorise_role(party, operation)
         return Caller(party, trace.id, client.address)
 
-    def route(self, caller: Caller, routing: Routing, relayed: bool = False) -> str | None:
+    def route(self, caller: Caller, routing: Routing) -> str | None:
         """Hold the OPNC headers against the caller. Returns the pool that the request is for, None for this one.
 
-        relayed: whether a request of this kind is passed on to another pool. Raises NotAuthorised, NotFound for a pool
-        that is unknown here or that nothing is passed on to.
+        Raises NotAuthorised; NotFound for a pool that is unknown here, and for what came from a pool already.
         """
         authorise_sender(caller.party, routing.from_type, routing.from_id)
         to = self._peers.route(routing.to_id) if routing.to_type == "ccp" and routing.to_id is not None else None
-        if to is not None and (not relayed or Role.CCP in caller.party.roles):
-            raise NotFound("A request of this kind, or of another pool, is not passed on.")
+        if to is not None and (routing.hop is not None or Role.CCP in caller.party.roles):
+            raise NotFound("A request of another pool is not passed on.")
         return to
+
+    def there(self, pool: Pool, caller: Caller, routing: Routing) -> Pool | RemotePool:
+        """The pool that a request is for, to be asked in place of this one. Raises as `route` does."""
+        to = self.route(caller, routing)
+        return pool if to is None else RemotePool(self._peers, to, (routing.from_type, routing.from_id))
 
     async def body(self, receive: Receive, headers: Headers, most: int | None = None) -> bytes:
         """The whole body, within the limit. most: octets, where it has to be less than any body may be."""
@@ -161,7 +167,7 @@ class SignedContractDataEndpoint:
         headers = Headers(scope=scope)
         caller = await self._edge.caller(scope, headers, Operation.DELIVER)
         options = _read_headers(DeliverHeaders, headers)
-        to = self._edge.route(caller, options, relayed=options.hop is None)
+        to = self._edge.route(caller, options)
         body = wire.read_body(wire.GetSignedContractDataReq, await self._edge.body(receive, headers))
         outcome = await self._pool.deliver(
             caller,
@@ -190,7 +196,7 @@ class SignedContractDataEndpoint:
     async def _publish(self, scope: Scope, receive: Receive) -> Response:
         headers = Headers(scope=scope)
         caller = await self._edge.caller(scope, headers, Operation.PUBLISH)
-        self._edge.route(caller, _read_headers(Routing, headers))
+        there = self._edge.there(self._pool, caller, _read_headers(Routing, headers))
         dry_run = _dry_run(scope)
         body = wire.read_body(wire.SignedContractData, await self._edge.body(receive, headers))
         trace = trace_of(scope)
@@ -204,9 +210,9 @@ class SignedContractDataEndpoint:
             "at": at,
         }
         if dry_run:
-            checks, warnings = await self._pool.examine(caller, **said)
+            checks, warnings = await there.examine(caller, **said)
             return _json(checks.told("CertificateInstallationRes", at, warnings))
-        await self._pool.publish(caller, pcid=body.pcid, metadata=body.metaData, **said)
+        await there.publish(caller, pcid=body.pcid, metadata=body.metaData, **said)
         return Response(status_code=201)
 
 
@@ -252,6 +258,14 @@ SessionQuery: TypeAlias = Annotated[
 _NAMESPACE: Final = Namespace.ISO2
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """Who calls, and the pool that the request is for."""
+
+    caller: Caller
+    pool: Pool | RemotePool
+
+
 def router(pool: Pool, edge: Edge) -> APIRouter:
     """The five operations that are not the load, and the two that are."""
     endpoint = SignedContractDataEndpoint(pool, edge)
@@ -261,11 +275,10 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
         async def authenticated(request: Request) -> Caller:
             return await edge.caller(request.scope, request.headers, operation)
 
-        async def caller(routing: Annotated[Routing, Header()], known: Caller = Depends(authenticated)) -> Caller:
-            edge.route(known, routing)
-            return known
+        async def asked(routing: Annotated[Routing, Header()], known: Caller = Depends(authenticated)) -> Asked:
+            return Asked(known, edge.there(pool, known, routing))
 
-        return Depends(caller)
+        return Depends(asked)
 
     def add(
         method: str, path: str, operation: Operation, model: type[BaseModel] | None = None
@@ -290,34 +303,34 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
     @add("GET", "/contractData/emaid/{emaid}", Operation.GET_CONTRACT_DATA_BY_EMAID, wire.ContractDataCollection)
     async def get_contract_data_by_emaid(
         emaid: EmaidPath,
-        caller: Caller = calling(Operation.GET_CONTRACT_DATA_BY_EMAID),
+        asked: Asked = calling(Operation.GET_CONTRACT_DATA_BY_EMAID),
         namespace: NamespaceQuery = _NAMESPACE,
         root: RootQuery = None,
     ) -> Response:
         """A contract's certificate and state, for the eMSP that owns it."""
-        found = await pool.contract_data_by_emaid(caller, emaid, namespace, root, edge.clock())
+        found = await asked.pool.contract_data_by_emaid(asked.caller, emaid, namespace, root, edge.clock())
         return _json({"contractDataCollection": [_contract_data(contract, problem) for contract, problem in found]})
 
     @add("GET", "/contractData/pcid/{pcid}", Operation.GET_CONTRACT_DATA_BY_PCID, wire.ContractDataCollection)
     async def get_contract_data_by_pcid(
         pcid: PcidPath,
-        caller: Caller = calling(Operation.GET_CONTRACT_DATA_BY_PCID),
+        asked: Asked = calling(Operation.GET_CONTRACT_DATA_BY_PCID),
         namespace: NamespaceQuery = _NAMESPACE,
     ) -> Response:
         """The contracts that wait for a vehicle, for the OEM that owns its WMI."""
-        found = await pool.contract_data_by_pcid(caller, pcid, namespace)
+        found = await asked.pool.contract_data_by_pcid(asked.caller, pcid, namespace)
         return _json({"contractDataCollection": [_contract_data(contract) for contract in found]})
 
     @add("DELETE", "/signedcontractdata/{emaid}", Operation.WITHDRAW)
     async def delete_signed_contract_data_by_emaid(
         emaid: EmaidPath,
-        caller: Caller = calling(Operation.WITHDRAW),
+        asked: Asked = calling(Operation.WITHDRAW),
         skip_revocation: Annotated[Boolean, Header(alias="X-Skip-Revocation")] = False,
         reason: Annotated[str | None, Header(alias=REASON_HEADER)] = None,
     ) -> Response:
         """Remove a contract with all its variants, for the eMSP that owns it."""
         why = RevocationReason.parse(reason)
-        await pool.withdraw(caller, emaid, edge.clock(), revoke=not skip_revocation, reason=why)
+        await asked.pool.withdraw(asked.caller, emaid, edge.clock(), revoke=not skip_revocation, reason=why)
         return Response(status_code=200)
 
     @add(
@@ -329,14 +342,14 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
     async def get_signed_contract_data_by_emaid_and_pcid(
         emaid: EmaidPath,
         pcid: PcidPath,
-        caller: Caller = calling(Operation.GET_SIGNED_CONTRACT_DATA),
+        asked: Asked = calling(Operation.GET_SIGNED_CONTRACT_DATA),
         namespace: NamespaceQuery = _NAMESPACE,
         root: RootQuery = None,
         session_id: SessionQuery = b"",
     ) -> Response:
         """The signed responses of a contract, for the OEM that owns the vehicle's WMI."""
-        found = await pool.signed_contract_data(
-            caller,
+        found = await asked.pool.signed_contract_data(
+            asked.caller,
             emaid,
             pcid,
             session_id=session_id,
@@ -348,10 +361,10 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
 
     @add("POST", "/signedcontractdata/{emaid}/{pcid}/setdefault", Operation.SET_DEFAULT)
     async def set_signed_contract_data_as_default(
-        emaid: EmaidPath, pcid: PcidPath, caller: Caller = calling(Operation.SET_DEFAULT)
+        emaid: EmaidPath, pcid: PcidPath, asked: Asked = calling(Operation.SET_DEFAULT)
     ) -> Response:
         """Make a contract the vehicle's default, for the OEM that owns its WMI."""
-        await pool.set_default(caller, emaid, pcid, edge.clock())
+        await asked.pool.set_default(asked.caller, emaid, pcid, edge.clock())
         return Response(status_code=200)
 
     return api
@@ -377,8 +390,8 @@ def _signed_contract(answer: Answer) -> wire.Members:
     return members
 
 
-def _contract_data(contract: SignedContract, problem: str | None = None) -> wire.Members:
-    members = {
+def _contract_data(contract: SignedContract | RemoteContract, problem: str | None = None) -> wire.Members:
+    members: wire.Members = {
         "pcid": contract.pcid,
         "emaid": contract.emaid,
         "xsdMsgDefNamespace": contract.namespace,
@@ -386,8 +399,9 @@ def _contract_data(contract: SignedContract, problem: str | None = None) -> wire
         "defaultContract": contract.is_default,
         "certValidFrom": _rfc3339(contract.valid_from),
         "certValidTo": _rfc3339(contract.valid_to),
-        "cpsV2GRootCertificateFingerprint": contract.root_fingerprint,
     }
+    if contract.root_fingerprint is not None:
+        members["cpsV2GRootCertificateFingerprint"] = contract.root_fingerprint
     if name := wire.distinguished_name(contract.root_dn):
         members["cpsV2GRootDistinguishedName"] = name
     if problem is not None:

@@ -1,4 +1,4 @@
-"""Around every request: a trace id, one log event, headers for safety, and an answer whatever happens.
+"""Around every request: a trace id, one log event, a count, headers for safety, and an answer whatever happens.
 
 A refused access goes into the audit trail too, see `ccp.audit.Refusals`.
 """
@@ -21,6 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ccp.audit import Refusals
 from ccp.errors import CCPError, FieldError
 from ccp.ids import EMAID, PCID
+from ccp.metrics import Metrics
 from ccp.pseudonyms import Pseudonyms
 from ccp.store.audit import UNKNOWN, Action, Entry
 
@@ -31,7 +32,10 @@ CRASHED: Final = "Something went wrong here; the trace id finds it in the log."
 # Fixed segments of the API's paths, matched without regard to case: partners write them in both ways.
 _SEGMENTS: Final = {
     segment.lower(): segment
-    for segment in ("opnc", "v1", "ccp", "contractData", "emaid", "pcid", "signedcontractdata", "setdefault")
+    for segment in (
+        *("opnc", "v1", "ccp", "contractData", "emaid", "pcid", "signedcontractdata", "setdefault"),
+        *("event", "endpoints", "deliveries"),
+    )
 }
 # OPCP writes the same words in another case, so its paths, which begin with the version, have a list of their own.
 _OPCP_SEGMENTS: Final = {
@@ -85,10 +89,11 @@ def trace_of(scope: Scope) -> Trace:
 class Tracing:
     """ASGI middleware, the outermost of ours."""
 
-    def __init__(self, app: ASGIApp, pseudonyms: Pseudonyms, refusals: Refusals) -> None:
+    def __init__(self, app: ASGIApp, pseudonyms: Pseudonyms, refusals: Refusals, metrics: Metrics) -> None:
         self._app = app
         self._pseudonyms = pseudonyms
         self._refusals = refusals
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -125,6 +130,8 @@ class Tracing:
             self._tell(scope, trace, status, time.perf_counter() - began, crash)
 
     def _tell(self, scope: Scope, trace: Trace, status: int, seconds: float, crash: Exception | None) -> None:
+        outcome = _outcome(trace, status)
+        self._metrics.request(trace.operation, status, outcome, seconds)
         if crash is None and not _log.is_enabled_for(logging.INFO):
             return
         event: dict[str, Any] = {
@@ -135,7 +142,7 @@ class Tracing:
             "owner": trace.owner,
             **self._ids(trace),
             "status": status,
-            "outcome": _outcome(trace, status),
+            "outcome": outcome,
             "ms": round(seconds * 1000, 2),
         }
         if crash is not None:

@@ -14,6 +14,7 @@ from ccp.cli import (
     cleanse,
     db,
     erase,
+    events,
     exi,
     keys,
     party,
@@ -53,6 +54,7 @@ app.add_typer(party.app, name="party")
 app.add_typer(peer.app, name="peer")
 app.add_typer(trust.app, name="trust")
 app.add_typer(audit.app, name="audit")
+app.add_typer(events.app, name="events")
 app.add_typer(keys.app, name="keys")
 app.add_typer(exi.app, name="exi")
 app.add_typer(db.app, name="db")

@@ -91,9 +91,10 @@ def call(party_id: Annotated[str, typer.Argument(help="The pool's party id.")], 
     if peer is None:
         raise NotFound(f"There is no peer {party_id}.")
     routing = Routing(to_type="ccp", to_id=party_id)
-    with Client(**client_options(peer, settings.load(config).peer_seconds)) as client:  # type: ignore[arg-type]
+    seconds = settings.load(config).peer_seconds
+    with Client(**client_options(peer, seconds)) as client:  # type: ignore[arg-type]
         try:
-            client.deliver(b"\0", Namespace.ISO2, routing=routing)
+            client.deliver(b"\0", Namespace.ISO2, routing=routing, seconds=seconds)
         except BadRequestError:
             typer.echo(f"{party_id} answers, and takes requests of vehicles from us.")
         else:

@@ -12,13 +12,13 @@ from typing import Annotated, Any
 
 import typer
 
-from ccp import settings
+from ccp import metrics, settings
 from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table
 from ccp.errors import ConfigurationError
 from ccp.issuers import check_files
 from ccp.limits import Meter
 from ccp.server import options
-from ccp.settings import Settings
+from ccp.settings import MetricsAccess, Settings
 from ccp.store import schema
 
 
@@ -58,7 +58,7 @@ def serve(
     if effective.tls_cert is not None:
         _check_tls(effective.tls_cert, effective.tls_key, effective.tls_client_ca)
     check_files(effective.issuers)
-    with _shared_rates(effective, given):
+    with _shared(effective, given):
         _hand_over(config, given)
         _run(effective)
 
@@ -79,13 +79,21 @@ def _run(effective: Settings) -> None:
 
 
 @contextmanager
-def _shared_rates(effective: Settings, given: dict[str, Any]) -> Iterator[None]:
-    """Several workers count together, in a file that is made for them where the settings name none."""
+def _shared(effective: Settings, given: dict[str, Any]) -> Iterator[None]:
+    """Several workers keep rates and numbers together, in a folder that is made for them and goes with them.
+
+    Rates are kept in another place where the settings name one.
+    """
     file = effective.limits_file
     with ExitStack() as stack:
-        if file is None and effective.workers > 1:
-            file = Path(stack.enter_context(TemporaryDirectory(prefix="opnc-ccp-"))) / "limits"
-            given["limits_file"] = file
+        if effective.workers > 1:
+            folder = Path(stack.enter_context(TemporaryDirectory(prefix="opnc-ccp-")))
+            if file is None:
+                given["limits_file"] = file = folder / "limits"
+            if effective.metrics is not MetricsAccess.OFF:
+                (folder / "metrics").mkdir()
+                os.environ[metrics.SHARED] = str(folder / "metrics")
+                stack.callback(os.environ.pop, metrics.SHARED)
         if file is not None:
             Meter.prepare(file)
         yield

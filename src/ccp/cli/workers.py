@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
+from ccp.metrics import worker_ended
+
 
 class Supervisor(Multiprocess):
-    """The parent of the workers, as uvicorn has it, but for the end."""
+    """The parent of the workers, as uvicorn has it, but for the end, of each and of all."""
 
     def terminate_all(self) -> None:
         """Tell the workers to end, and let go of the port.
@@ -22,6 +26,23 @@ class Supervisor(Multiprocess):
         super().terminate_all()
         for listening in self.sockets:
             listening.close()
+
+    def keep_subprocess_alive(self) -> None:
+        with self._replacing():
+            super().keep_subprocess_alive()
+
+    def restart_all(self) -> None:
+        with self._replacing():
+            super().restart_all()
+
+    @contextmanager
+    def _replacing(self) -> Iterator[None]:
+        """Workers that are gone afterwards are not counted as living any more."""
+        before = {process.pid for process in self.processes}
+        yield
+        for pid in before - {process.pid for process in self.processes}:
+            if pid is not None:
+                worker_ended(pid)
 
 
 def run(app: str, **options: Any) -> None:

@@ -1,17 +1,14 @@
 """Client library: call a pool from a charging back end, an eMSP, an OEM, or another pool.
 
-    from ccp.client import Client, Credentials, Delivered, Namespace
+    from ccp.client import Client, Credentials, Namespace
 
     with Client("https://ccp.example", credentials=Credentials("example-cpo", secret)) as ccp:
-        match ccp.deliver(exi_request, Namespace.ISO2):
-            case Delivered(contracts):
-                answer_to_station = contracts[0].message
-            case refused:                      # a negative message, which is for the vehicle too
-                answer_to_station = refused.message
+        answer = ccp.deliver(exi_request, Namespace.ISO2)
+        answer_to_station = answer.message     # for the vehicle in any case; if it is Delivered, with a contract
 
-`AsyncClient` has the same methods to be awaited. Messages are EXI octets; Base64, JSON, tokens, retries and time limits
-are the library's business. Every failure is one of the exceptions in `ccp.client.errors`; a `FieldError` says that an
-argument is no id.
+`AsyncClient` has the same methods to be awaited. Messages are EXI octets (or, as OCPP has them, Base64 as text); JSON,
+tokens, retries and time limits are the library's business. Every failure is one of the exceptions in
+`ccp.client.errors`; a `FieldError` says that an argument is no id.
 
 How it is made: `calls` turns a method's arguments into a `Call` and an answer into a value, in either dialect;
 `conversation` says in which order to send, wait and ask for tokens, as a generator; `faces` drives that generator
@@ -41,6 +38,7 @@ from ccp.client.model import (
     Credentials,
     Delivered,
     Limits,
+    PartyType,
     Refused,
     Report,
     Routing,
@@ -71,6 +69,7 @@ __all__ = [
     "NotAuthenticatedError",
     "NotAuthorisedError",
     "NotFoundError",
+    "PartyType",
     "Refused",
     "Report",
     "Routing",

@@ -30,7 +30,7 @@ from ccp.client.model import (
     SignedResponse,
     Withdrawn,
 )
-from ccp.errors import ChainError, EXIError
+from ccp.errors import ChainError, EXIError, FieldError
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.pki.certificates import Certificate
 
@@ -96,7 +96,7 @@ class Calls(ABC):
     @abstractmethod
     def deliver(
         self,
-        message: bytes,
+        message: bytes | str,
         namespace: Namespace | str,
         *,
         broadcast: bool = False,
@@ -106,14 +106,14 @@ class Calls(ABC):
     ) -> Call[Delivered | Refused]:
         """What a vehicle gets that sent this CertificateInstallationReq.
 
-        message: EXI. broadcast: the pool may ask others. always_exi: False has the pool answer 404 (NotFoundError) in
-        place of a negative message.
+        message: EXI, or its Base64 as text. broadcast: the pool may ask others. always_exi: False has the pool answer
+        404 (NotFoundError) in place of a negative message.
         """
 
     @abstractmethod
     def publish(
         self,
-        message: bytes,
+        message: bytes | str,
         *,
         emaid: EMAID | str,
         pcid: PCID | str,
@@ -126,13 +126,13 @@ class Calls(ABC):
     ) -> Call[None]:
         """Store a signed CertificateInstallationRes for a vehicle, in place of what was there.
 
-        message: EXI. root: SHA-256 fingerprint of the V2G root it is signed under.
+        message: EXI, or its Base64 as text. root: SHA-256 fingerprint of the V2G root it is signed under.
         """
 
     @abstractmethod
     def examine(
         self,
-        message: bytes,
+        message: bytes | str,
         *,
         emaid: EMAID | str,
         pcid: PCID | str,
@@ -239,7 +239,7 @@ class OPNCCalls(Calls):
 
     def deliver(
         self,
-        message: bytes,
+        message: bytes | str,
         namespace: Namespace | str,
         *,
         broadcast: bool = False,
@@ -256,12 +256,12 @@ class OPNCCalls(Calls):
             return _outcome([(_signed(item, answer), item.metaData) for item in items], edition, answer)
 
         headers = {"alwaysReturnEXI": _word(always_exi), "broadcast": _word(broadcast)}
-        body = {"certificateInstallationReq": wire.b64(message), "xsdMsgDefNamespace": edition.value}
+        body = {"certificateInstallationReq": _base64(message), "xsdMsgDefNamespace": edition.value}
         return self._call("POST", self._contracts(), read, routing, seconds, headers=headers, body=body)
 
     def publish(
         self,
-        message: bytes,
+        message: bytes | str,
         *,
         emaid: EMAID | str,
         pcid: PCID | str,
@@ -278,7 +278,7 @@ class OPNCCalls(Calls):
 
     def examine(
         self,
-        message: bytes,
+        message: bytes | str,
         *,
         emaid: EMAID | str,
         pcid: PCID | str,
@@ -372,7 +372,7 @@ class OPCPCalls(OPNCCalls):
 
     def deliver(
         self,
-        message: bytes,
+        message: bytes | str,
         namespace: Namespace | str,
         *,
         broadcast: bool = False,
@@ -393,7 +393,7 @@ class OPCPCalls(OPNCCalls):
 
         # Here the word forbids what it allows in OPNC.
         headers = {"alwaysReturnEXI": _word(always_exi), "broadcast": _word(not broadcast)}
-        body = {"certificateInstallationReq": wire.b64(message), "xsdMsgDefNamespace": edition.value}
+        body = {"certificateInstallationReq": _base64(message), "xsdMsgDefNamespace": edition.value}
         return self._call("POST", self._contracts(), read, routing, seconds, headers=headers, body=body)
 
     def contracts_of_emaid(
@@ -594,7 +594,7 @@ def _nothing(answer: Answer) -> None:
 
 
 def _publication(
-    message: bytes,
+    message: bytes | str,
     emaid: EMAID | str,
     pcid: PCID | str,
     namespace: Namespace | str,
@@ -603,7 +603,7 @@ def _publication(
     metadata: str | None,
 ) -> dict[str, str | None]:
     return {
-        "certificateInstallationRes": wire.b64(message),
+        "certificateInstallationRes": _base64(message),
         "emaid": str(EMAID.parse(emaid)),
         "pcid": str(PCID.parse(pcid)),
         "xsdMsgDefNamespace": Namespace.parse(namespace).value,
@@ -611,6 +611,17 @@ def _publication(
         "cpsRootDistinguishedName": root_dn,
         "metaData": metadata,
     }
+
+
+def _base64(message: bytes | str) -> str:
+    """A message as it travels. Raises FieldError for a text that is not Base64."""
+    if isinstance(message, bytes):
+        return wire.b64(message)
+    try:
+        base64.b64decode(message, validate=True)
+    except ValueError as exc:
+        raise FieldError("message : must be EXI, or Base64 as text") from exc
+    return message
 
 
 def _filters(namespace: Namespace | str, root: Fingerprint | str | None) -> dict[str, str | None]:

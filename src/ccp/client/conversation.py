@@ -133,6 +133,13 @@ class Conversation:
         answer, _ = yield from self._send("POST", url, headers, content, deadline)
         if answer.status in (400, 401, 403):
             raise _refused(answer)
+        if answer.status != 200 and answer.status < 500:
+            # What a pool would say with it of a contract or a vehicle is not what was asked here.
+            raise MalformedAnswerError(
+                f"The token endpoint answers with HTTP status {answer.status}; is its address right?",
+                status=answer.status,
+                trace_id=answer.trace_id,
+            )
         if answer.status != 200:
             raise self._error(answer)
         self._token, lifetime = _granted(answer)

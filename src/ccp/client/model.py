@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Literal, TypeAlias
@@ -70,6 +71,10 @@ class Limits:
     octets: int = 4_194_304
 
 
+def _base64(message: bytes) -> str:
+    return base64.b64encode(message).decode("ascii")
+
+
 @dataclass(frozen=True, slots=True)
 class SignedResponse:
     """A signed CertificateInstallationRes for a vehicle.
@@ -86,6 +91,11 @@ class SignedResponse:
     root: Fingerprint | None = None
     root_dn: str | None = None
 
+    @property
+    def base64(self) -> str:
+        """The message in Base64."""
+        return _base64(self.message)
+
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
@@ -93,6 +103,16 @@ class Delivered:
 
     contracts: tuple[SignedResponse, ...]
     trace_id: str | None = None
+
+    @property
+    def message(self) -> bytes:
+        """The first CertificateInstallationRes, EXI; the only one for an ISO 15118-2 vehicle."""
+        return self.contracts[0].message
+
+    @property
+    def base64(self) -> str:
+        """The same in Base64, as OCPP wants it."""
+        return _base64(self.message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +128,11 @@ class Refused:
     code: str
     reason: str | None = None
     trace_id: str | None = None
+
+    @property
+    def base64(self) -> str:
+        """The message in Base64, as OCPP wants it."""
+        return _base64(self.message)
 
 
 @dataclass(frozen=True, slots=True)

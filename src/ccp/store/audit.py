@@ -70,6 +70,11 @@ class Action(StrEnum):
     ANCHOR_REMOVED = "anchor.removed"
     PEER_ADDED = "peer.added"
     PEER_DISABLED = "peer.disabled"
+    WEBHOOK_ADDED = "webhook.added"
+    WEBHOOK_EDITED = "webhook.edited"
+    WEBHOOK_REMOVED = "webhook.removed"
+    EVENTS_REPLAYED = "events.replayed"
+    EVENTS_DROPPED = "events.dropped"
     ACCESS_REFUSED = "access.refused"
     DATA_ERASED = "data.erased"
 

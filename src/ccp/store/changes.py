@@ -10,6 +10,7 @@ from ccp.store.steps import Statement, Steps, newest
 class Topic(StrEnum):
     PARTIES = "parties"
     PEERS = "peers"
+    WEBHOOKS = "webhooks"
     ANCHORS = "anchors"
     TOKEN_KEYS = "token_keys"  # noqa: S105  a name, no secret
 

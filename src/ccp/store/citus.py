@@ -1,6 +1,7 @@
 """Spreading the tables over a Citus cluster, with the same schema and the same questions.
 
-A vehicle and what belongs to it lie on one node: vehicle, contract and outbox are distributed by PCID and co-located.
+A vehicle and what belongs to it lie on one node: vehicle, contract, outbox and delivery are distributed by PCID and
+co-located.
 An EMAID's claim is distributed by EMAID. evidence is on every node, because contracts are joined with it. Everything
 else is small or asked for one row at a time, and stays on the coordinator, which is the node that the URL names.
 """
@@ -19,6 +20,7 @@ DISTRIBUTED: Final = {
     "vehicle": ("pcid", "none"),
     "contract": ("pcid", "vehicle"),
     "outbox": ("pcid", "vehicle"),
+    "delivery": ("pcid", "vehicle"),
     "emaid_claim": ("emaid", "none"),
 }
 EVERYWHERE: Final = ("evidence",)

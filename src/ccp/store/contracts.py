@@ -10,13 +10,13 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from enum import StrEnum
 
 from ccp.contracts import SignedContract
 from ccp.errors import NotFound
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.pki.evidence import dump_keys, load_keys
 from ccp.store.steps import Row, Steps, gathered, repeatable
+from ccp.subscriptions import EventKind
 
 _COLUMNS = (
     "emaid, pcid, namespace, root_fingerprint, root_serial, root_dn, valid_from, valid_to, certificate, response, "
@@ -50,14 +50,6 @@ on conflict (pcid) do update set rev = vehicle.rev + 1 returning rev, default_em
 """
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
-
-
-class ContractEvent(StrEnum):
-    """What the vehicle's maker is told."""
-
-    CREATED = "oem.contract.created"
-    UPDATED = "oem.contract.updated"
-    DELETED = "oem.contract.deleted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +137,8 @@ def publish(contract: SignedContract, at: datetime) -> Steps[Published]:
             *_leaf(contract), rev,
         ),
     )  # fmt: skip
-    kind = ContractEvent.CREATED if created else ContractEvent.UPDATED
-    yield event(kind, contract.emaid, contract.pcid, rev, at)
+    kind = EventKind.CREATED if created else EventKind.UPDATED
+    yield event(kind, contract.emaid, contract.pcid, rev, at, [contract.namespace])
     same = (contract.emaid, contract.namespace, contract.root_fingerprint)
     replaced = any((emaid, namespace, root) == same for emaid, namespace, root in others)
     return Published(created, holder if holder != contract.pcid else None, replaced)
@@ -246,19 +238,21 @@ def remove(emaid: EMAID, pcid: PCID, vehicle: tuple[int, str | None], at: dateti
     vehicle: its revision, which is the event's, and its default. The claim on the EMAID is the caller's to change.
     """
     rev, default = vehicle
-    yield "delete from contract where pcid = $1 and emaid = $2", (pcid, emaid)
+    gone = yield "delete from contract where pcid = $1 and emaid = $2 returning namespace", (pcid, emaid)
     if default == emaid:
         yield "update vehicle set default_emaid = null where pcid = $1", (pcid,)
-    yield event(ContractEvent.DELETED, emaid, pcid, rev, at)
+    yield event(EventKind.DELETED, emaid, pcid, rev, at, {row[0] for row in gone})
 
 
-def event(kind: ContractEvent, emaid: EMAID, pcid: PCID, rev: int, at: datetime) -> tuple[str, Row]:
-    """Part of every change to a contract. rev: the vehicle's, of this event alone."""
+def event(
+    kind: EventKind, emaid: EMAID, pcid: PCID, rev: int, at: datetime, namespaces: Iterable[str]
+) -> tuple[str, Row]:
+    """Part of every change to a contract. rev: the vehicle's, of this event alone. namespaces: of its variants."""
     insert = """
     insert into outbox (pcid, rev, kind, emaid, payload, created_at, lease_until, attempts)
     values ($1, $2, $3, $4, $5, $6, 0, 0)
     """
-    payload = json.dumps({"emaid": emaid, "pcid": pcid})
+    payload = json.dumps({"emaid": emaid, "pcid": pcid, "namespaces": sorted(namespaces)})
     return insert, (pcid, rev, kind, emaid, payload, microseconds(at))
 
 

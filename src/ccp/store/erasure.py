@@ -9,8 +9,10 @@ from datetime import datetime
 from ccp.errors import Unavailable
 from ccp.ids import EMAID, PCID
 from ccp.store import audit
-from ccp.store.contracts import ContractEvent, lock_vehicles, remove
+from ccp.store.contracts import lock_vehicles, remove
+from ccp.store.events import hold_outbox
 from ccp.store.steps import Steps, newest
+from ccp.subscriptions import EventKind
 
 Key = tuple[str, str]
 """Issuer and serial number of a certificate, as `evidence` and `watched_certificate` have them."""
@@ -18,7 +20,7 @@ Key = tuple[str, str]
 
 @dataclass(slots=True)
 class Erased:
-    """What went, in rows. waiting: events that still have to tell the vehicle's maker; they go when they are sent.
+    """What went, in rows. waiting: events that still have to tell the vehicle's maker; they go some time after that.
 
     vehicle: whether the vehicle's own row went; it stays as long as an event waits.
     """
@@ -125,13 +127,25 @@ def _remove(emaid: EMAID, pcid: PCID, vehicle: tuple[int, str | None], at: datet
 
 
 def _erase_events(named: EMAID | PCID, erased: Erased, *, tell: bool) -> Steps[None]:
-    """Events that are not sent yet. That a contract has gone is told all the same: its maker has to forget it too."""
+    """Events, sent or not. That a contract has gone is told all the same: its maker has to forget it too."""
     of = "emaid = $1" if isinstance(named, EMAID) else "pcid = $1"
+    # Nothing leaves the outbox meanwhile: what is not there is among the deliveries then, or was told.
+    yield from hold_outbox()
     delete = f"delete from outbox where {of} and ($2 = 0 or kind <> $3) returning rev"  # noqa: S608  words are ours
-    rows = yield delete, (named, int(tell), ContractEvent.DELETED.value)
+    rows = yield delete, (named, int(tell), EventKind.DELETED.value)
     erased.events = len(rows)
+    # One after another in the order in which everybody locks them.
+    found = yield (
+        f"select pcid, rev, part, webhook_id from delivery where {of} "  # noqa: S608
+        "and ($2 = 0 or kind <> $3 or state <> 'waiting') order by pcid, rev, part, webhook_id",
+        (named, int(tell), EventKind.DELETED.value),
+    )
+    for key in found:
+        yield "delete from delivery where pcid = $1 and rev = $2 and part = $3 and webhook_id = $4", tuple(key)
+    erased.events += len(found)
     left = yield f"select count(*) from outbox where {of}", (named,)  # noqa: S608
-    erased.waiting = left[0][0]
+    waiting = yield f"select count(*) from delivery where {of}", (named,)  # noqa: S608
+    erased.waiting = left[0][0] + waiting[0][0]
 
 
 def _erase_evidence(key: Key, erased: Erased) -> Steps[None]:

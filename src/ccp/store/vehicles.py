@@ -9,8 +9,9 @@ from datetime import datetime
 from ccp.ids import EMAID, PCID, Namespace
 from ccp.store import audit
 from ccp.store.audit import Action, Entry
-from ccp.store.contracts import ContractEvent, event, instant, lock_vehicles, remove
+from ccp.store.contracts import event, instant, lock_vehicles, remove
 from ccp.store.steps import Steps, newest, repeatable
+from ccp.subscriptions import EventKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +113,7 @@ def _withdraw(pcid: PCID, at: datetime, stale: Callable[[Binding], bool]) -> Ste
             """
             for binding in going:
                 yield delete, (pcid, emaid, binding.namespace, binding.root_fingerprint)
-            yield event(ContractEvent.UPDATED, emaid, pcid, vehicle[0], at)
+            namespaces = {binding.namespace for binding in variants if binding not in going}
+            yield event(EventKind.UPDATED, emaid, pcid, vehicle[0], at, namespaces)
             reduced.append(emaid)
     return removed, reduced

@@ -1,0 +1,296 @@
+"""ccp events: what partners' webhooks were told, what waits, and what was given up."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Callable, Coroutine, Iterable
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any
+
+import typer
+
+from ccp import settings
+from ccp.audit import command_actor
+from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, with_store
+from ccp.errors import ConfigurationError, NotFound
+from ccp.store import Store, events, parties
+from ccp.store.audit import Action, Entry, record
+from ccp.store.events import Backlog, Delivery, State
+from ccp.store.steps import Steps
+from ccp.subscriptions import Webhook
+
+app = typer.Typer(help="Look after events to partners' webhooks.", no_args_is_help=True)
+
+
+class Which(StrEnum):
+    """Deliveries by what became of them."""
+
+    WAITING = "waiting"
+    DELIVERED = "delivered"
+    DEAD = "dead"
+    ALL = "all"
+
+
+EndpointOption = Annotated[str | None, typer.Option("--endpoint", help="Of this endpoint alone, by its id.")]
+EventsArgument = Annotated[list[str] | None, typer.Argument(metavar="[EVENT_ID]...", help="Dead deliveries by event.")]
+AllOption = Annotated[bool, typer.Option("--all", help="Every dead one.")]
+
+
+@app.command("list")
+def list_deliveries(
+    state: Annotated[Which, typer.Option(help="Which ones.")] = Which.DEAD,
+    endpoint: EndpointOption = None,
+    limit: Annotated[int, typer.Option(min=1, help="So many, the newest.")] = 100,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print deliveries, the newest first: those that were given up, unless told otherwise."""
+    wanted = None if state is Which.ALL else State(state.value)
+
+    def question() -> Steps[tuple[Backlog, list[Delivery], dict[str, Webhook]]]:
+        backlog = yield from events.backlog()
+        found = yield from events.deliveries(endpoint, wanted, None, limit)
+        return backlog, found, {webhook.id: webhook for webhook in (yield from events.webhooks())}
+
+    backlog, found, webhooks = _read(config, question)
+    if as_json:
+        print_json({"backlog": _backlog(backlog), "deliveries": [_delivery(each, webhooks) for each in found]})
+        return
+    print_table(
+        ["event id", "at", "event", "EMAID", "PCID", "party", "state", "tries", "last answer", "next try"],
+        [
+            [
+                *(each.event_id, _time(each.created_at), each.kind, each.emaid, each.pcid),
+                *(_party(each, webhooks), each.state.value, str(each.attempts), _last(each)),
+                _time(each.due_at) if each.state is State.WAITING else "",
+            ]
+            for each in found
+        ],
+    )
+    oldest = f", the oldest since {_time(backlog.oldest)}" if backlog.oldest is not None else ""
+    typer.echo(f"{backlog.outbox} not looked at yet, {backlog.waiting} waiting{oldest}, {backlog.dead} dead.")
+
+
+@app.command()
+def endpoints(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """List the webhooks of all parties, and what waits for each; secrets are left out."""
+
+    def question() -> Steps[list[tuple[Webhook, bool, Backlog | None]]]:
+        backlogs = yield from events.backlogs()
+        able = {party.client_id for party in (yield from parties.every()) if party.enabled}
+        webhooks = yield from events.webhooks()
+        return [(webhook, webhook.client_id in able, backlogs.get(webhook.id)) for webhook in webhooks]
+
+    found = _read(config, question)
+    if as_json:
+        print_json(
+            [
+                {
+                    "id": webhook.id,
+                    "party": webhook.client_id,
+                    "url": webhook.url,
+                    "events": list(webhook.events),
+                    "wmis": list(webhook.wmis),
+                    "provider_ids": list(webhook.provider_ids),
+                    "enabled": webhook.enabled,
+                    "party_enabled": able,
+                    "waiting": backlog.waiting if backlog else 0,
+                    "dead": backlog.dead if backlog else 0,
+                    "oldest": _time(backlog.oldest) if backlog and backlog.oldest else None,
+                }
+                for webhook, able, backlog in found
+            ]
+        )
+        return
+    print_table(
+        ["endpoint", "party", "address", "state", "waiting", "since", "dead"],
+        [
+            [
+                *(webhook.id, webhook.client_id, webhook.url, _standing(webhook, able)),
+                str(backlog.waiting) if backlog else "0",
+                _time(backlog.oldest) if backlog and backlog.oldest else "",
+                str(backlog.dead) if backlog else "0",
+            ]
+            for webhook, able, backlog in found
+        ],
+    )
+
+
+@app.command()
+def show(
+    event_id: Annotated[str, typer.Argument(help="The event's id, as its receiver has it.")],
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Print everything that is known of an event's delivery."""
+
+    def question() -> Steps[tuple[list[Delivery], dict[str, Webhook]]]:
+        found = yield from events.find(event_id)
+        return found, {webhook.id: webhook for webhook in (yield from events.webhooks())}
+
+    found, webhooks = _read(config, question)
+    if not found:
+        raise NotFound(f"There is no delivery of an event {_short(event_id)}.")
+    members = {**_delivery(found[0], webhooks), "payload": found[0].payload}
+    if as_json:
+        print_json(members)
+        return
+    members.update(members.pop("payload"))
+    print_table(["", ""], [[name, "" if value is None else str(value)] for name, value in members.items()])
+
+
+@app.command()
+def replay(
+    event_ids: EventsArgument = None,
+    endpoint: EndpointOption = None,
+    every: AllOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Let dead deliveries be tried again, under the ids that they had; a receiver that has them already can tell."""
+    at = datetime.now(UTC)
+    count = _change(
+        config, Action.EVENTS_REPLAYED, at, event_ids, endpoint, every, lambda **which: events.replay(at, **which)
+    )
+    typer.echo(f"{count} {'delivery waits' if count == 1 else 'deliveries wait'} again.")
+
+
+@app.command()
+def drop(
+    event_ids: EventsArgument = None,
+    endpoint: EndpointOption = None,
+    every: AllOption = False,
+    config: ConfigOption = None,
+) -> None:
+    """Forget dead deliveries; nobody is told of these events any more."""
+    count = _change(config, Action.EVENTS_DROPPED, datetime.now(UTC), event_ids, endpoint, every, events.drop)
+    typer.echo(f"{count} {'delivery' if count == 1 else 'deliveries'} dropped.")
+
+
+@app.command()
+def dispatch(config: ConfigOption = None) -> None:
+    """Send events until SIGTERM, beside the workers of `ccp serve` or in their place (event_dispatch = false)."""
+    from ccp import app as pool  # Here: most commands can do without the server's libraries.
+
+    effective = settings.load(config)
+    pool.configure_logging(effective)
+    typer.echo(f"opnc-ccp sends events (database {effective.shown()['database']})", err=True)
+    asyncio.run(_until_told_to_stop(pool.dispatch(effective)))
+
+
+async def _until_told_to_stop(work: Coroutine[Any, Any, None]) -> None:
+    """What is on its way then comes back first, for a moment."""
+    task = asyncio.create_task(work)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
+
+
+def _change(
+    config: ConfigOption,
+    action: Action,
+    at: datetime,
+    event_ids: list[str] | None,
+    endpoint: str | None,
+    every: bool,
+    do: Callable[..., Steps[int]],
+) -> int:
+    """Replay or drop, and record it, in one transaction. Returns how many. Raises ConfigurationError, NotFound."""
+    if bool(event_ids) + (endpoint is not None) + every != 1:
+        raise ConfigurationError("Give event ids, or --endpoint, or --all.")
+
+    def change() -> Steps[int]:
+        if event_ids:
+            named = yield from _dead(event_ids)
+            total = 0
+            for delivery in named:
+                total += yield from do(event_id=delivery.event_id)
+            about: dict[str, Any] = {"events": [delivery.event_id for delivery in named]}
+        elif endpoint is not None:
+            if (yield from events.webhook(endpoint)) is None:
+                raise NotFound(f"There is no endpoint {_short(endpoint)}.")
+            total = yield from do(webhook_id=endpoint)
+            about = {"endpoint": endpoint}
+        else:
+            total = yield from do()
+            about = {"endpoint": "all"}
+        yield from record(Entry(at, command_actor(), action, {**about, "deliveries": total}))
+        return total
+
+    async def write(store: Store) -> int:
+        return await store.write(change())
+
+    return with_store(config, write)
+
+
+def _dead(event_ids: Iterable[str]) -> Steps[list[Delivery]]:
+    """The deliveries that are meant, in the order in which they are locked. Raises NotFound."""
+    named = []
+    for event_id in dict.fromkeys(event_ids):
+        found = yield from events.find(event_id)
+        if not found or found[0].state is not State.DEAD:
+            standing = f"is {found[0].state.value}" if found else "is not known"
+            raise NotFound(f"The event {_short(event_id)} {standing}; only dead ones are replayed or dropped.")
+        named.append(found[0])
+    return sorted(named, key=lambda each: each.key)
+
+
+def _read(config: ConfigOption, question: Callable[[], Steps[Any]]) -> Any:
+    async def read(store: Store) -> Any:
+        return await store.read(question())
+
+    return with_store(config, read)
+
+
+def _backlog(backlog: Backlog) -> dict[str, Any]:
+    oldest = None if backlog.oldest is None else _time(backlog.oldest)
+    return {"outbox": backlog.outbox, "waiting": backlog.waiting, "dead": backlog.dead, "oldest": oldest}
+
+
+def _delivery(delivery: Delivery, webhooks: dict[str, Webhook]) -> dict[str, Any]:
+    webhook = webhooks.get(delivery.webhook_id)
+    waits = delivery.state is State.WAITING
+    return {
+        "event_id": delivery.event_id,
+        "event": delivery.kind,
+        "at": _time(delivery.created_at),
+        "emaid": delivery.emaid,
+        "pcid": delivery.pcid,
+        "namespace": delivery.namespace.value,
+        "endpoint": delivery.webhook_id,
+        "party": _party(delivery, webhooks),
+        "url": None if webhook is None else webhook.url,
+        "state": delivery.state.value,
+        "attempts": delivery.attempts,
+        "next_attempt": _time(delivery.due_at) if waits else None,
+        "last_status": delivery.last_status,
+        "last_error": delivery.last_error,
+        "finished_at": None if delivery.finished_at is None else _time(delivery.finished_at),
+    }
+
+
+def _party(delivery: Delivery, webhooks: dict[str, Webhook]) -> str:
+    webhook = webhooks.get(delivery.webhook_id)
+    return "" if webhook is None else webhook.client_id
+
+
+def _standing(webhook: Webhook, able: bool) -> str:
+    if not able:
+        return "party disabled"
+    return "enabled" if webhook.enabled else "disabled"
+
+
+def _last(delivery: Delivery) -> str:
+    return " ".join(str(each) for each in (delivery.last_status, delivery.last_error) if each is not None)
+
+
+def _time(at: datetime) -> str:
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def _short(text: str) -> str:
+    """What was typed, so that it can be printed."""
+    return "".join(character if character.isprintable() else "?" for character in text[:64])

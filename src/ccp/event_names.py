@@ -1,0 +1,57 @@
+"""The events that partners can subscribe to, by the names that are published. Pure.
+
+Two families name the same events for an eMSP: `emsp.…` and the older `mo.…`. A subscriber is told in the family that it
+asked for.
+Source: OPNC API 1.0, eventEnum and the webhook's payload.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from typing import Final
+
+from ccp.errors import FieldError
+
+OEM: Final = ("oem.contract.created", "oem.contract.updated", "oem.contract.deleted")
+EMSP: Final = (
+    "emsp.contract.delivered.to.oem",
+    "emsp.contract.created.sent.to.oem",
+    "emsp.contract.updated.sent.to.oem",
+    "emsp.contract.deleted.sent.to.oem",
+    "emsp.contract.rejected.by.oem",
+    "emsp.contract.queued.to.oem",
+    "emsp.prov.cert.updated",
+    "emsp.prov.cert.deleted",
+    "emsp.prov.cert.updated.factory.reset",
+)
+ROOT: Final = ("root.cert.added", "root.cert.expired", "root.cert.revoked")
+KNOWN: Final = (*OEM, *EMSP, *(name.replace("emsp.", "mo.", 1) for name in EMSP), *ROOT)
+"""Every name that may be subscribed to. Of those of provisioning certificates and roots none is sent yet."""
+
+_SHOWN: Final = 3  # Of the names that are none, so that the sentence stays one.
+
+
+def published(name: str) -> str:
+    """The name of the event in the family of today."""
+    return name.replace("mo.", "emsp.", 1) if name.startswith("mo.") else name
+
+
+def audience(name: str) -> str | None:
+    """The role that an event is for, "oem" or "emsp"; None for everybody."""
+    family = published(name).partition(".")[0]
+    return family if family in ("oem", "emsp") else None
+
+
+def parse(names: Iterable[str]) -> tuple[str, ...]:
+    """Names as they were subscribed, each once. Raises FieldError."""
+    given = tuple(dict.fromkeys(names))
+    if not given:
+        raise FieldError("enabledEvents : must name an event at least")
+    unknown = [json.dumps(name[:50]) for name in given if name not in KNOWN]
+    if unknown:
+        more = " and others" if len(unknown) > _SHOWN else ""
+        raise FieldError(f"enabledEvents : unknown {', '.join(unknown[:_SHOWN])}{more}; known are {', '.join(KNOWN)}")
+    if len({published(name) for name in given}) < len(given):
+        raise FieldError("enabledEvents : names the same event as emsp.… and as mo.…; it is told in one family only")
+    return given

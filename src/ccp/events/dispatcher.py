@@ -1,0 +1,294 @@
+"""Sends what is to be told. Any number of processes may have one.
+
+Each webhook has a line of its own, a task with a breaker and a few places: whoever does not answer keeps nobody else
+waiting. What is due is looked for every half second by one for all, and at once when this process knows of something.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Final
+
+import structlog
+
+from ccp.breaker import FIRST_REST, LONGEST_REST, Breaker
+from ccp.errors import CCPError
+from ccp.events.message import body_of, headers_of
+from ccp.events.subscribers import Subscribers
+from ccp.outbound import Outbound, OutboundError, host_of
+from ccp.settings import Settings
+from ccp.store import Store, events
+from ccp.store.events import Delivery, Outcome
+from ccp.subscriptions import EventKind, Webhook
+
+_log = structlog.get_logger("ccp.events")
+
+_POLL_SECONDS: Final = 0.5
+_SWEEP_SECONDS: Final = 600.0
+_LAST_SECONDS: Final = 2.0  # For what is on its way when the process ends.
+_GROUP: Final = 100  # Events that leave the outbox in one transaction.
+_OCTETS: Final = 65_536  # Of an answer, of which the status alone is of interest; read so that the line can be kept.
+_LOOKUPS: Final = 128  # Those of one dead name server hang for half a minute, and there may be several.
+
+_REJECTED: Final = (400, 409)
+_SENT: Final = {
+    EventKind.CREATED: EventKind.CREATED_SENT,
+    EventKind.UPDATED: EventKind.UPDATED_SENT,
+    EventKind.DELETED: EventKind.DELETED_SENT,
+}
+
+
+@dataclass(slots=True)
+class _Line:
+    """A webhook that something is due for. free: places of those that may be on their way at a time."""
+
+    webhook_id: str
+    breaker: Breaker
+    free: int
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    task: asyncio.Task[None] | None = None
+
+
+class Dispatcher:
+    """Run `forever` in a task; `close` it afterwards."""
+
+    def __init__(
+        self,
+        store: Store,
+        subscribers: Subscribers,
+        config: Settings,
+        clock: Callable[[], datetime],
+        news: asyncio.Event | None = None,
+    ) -> None:
+        """news: set by whoever knows that there is something new in the outbox."""
+        self._store = store
+        self._subscribers = subscribers
+        self._clock = clock
+        self._seconds = config.event_timeout
+        self._places = config.event_concurrency
+        self._retries = config.event_retries
+        self._pause = timedelta(seconds=config.event_retry_seconds)
+        self._give_up = timedelta(seconds=config.event_give_up)
+        self._keep = timedelta(seconds=config.event_keep)
+        # Longer than an attempt and what is written before and after it, the database being slow.
+        self._lease = timedelta(seconds=2 * config.event_timeout + 2)
+        self._rests = (min(FIRST_REST, config.event_retry_seconds), min(LONGEST_REST, config.event_retry_seconds))
+        self._sweep_every = min(_SWEEP_SECONDS, config.event_give_up, config.event_keep or _SWEEP_SECONDS)
+        # Lines limit themselves: with a limit on all of them those that hang would keep the others waiting.
+        self._outbound = Outbound(config.outbound_allow, connections=None, lookups=_LOOKUPS)
+        self._lines: dict[str, _Line] = {}
+        self._sending: set[asyncio.Task[None]] = set()
+        self._news = news or asyncio.Event()
+        self._swept = float("-inf")
+        self._closing = False
+
+    async def forever(self) -> None:
+        while True:
+            more = False
+            try:
+                more = await self.once()
+            except CCPError as exc:
+                _log.warning("events not looked for", reason=str(exc))
+            except Exception:
+                _log.exception("events not looked for")
+            if not more:
+                await self._pause_or_wake()
+
+    async def _pause_or_wake(self) -> None:
+        try:
+            async with asyncio.timeout(_POLL_SECONDS):
+                await self._news.wait()
+        except TimeoutError:
+            pass
+        self._news.clear()
+
+    async def once(self) -> bool:
+        """Put new events to webhooks, and wake the lines for which something is due. Returns whether there is more."""
+        at = self._clock()
+        new, due = await self._store.read(events.pending(at))
+        taken = 0
+        if new:
+            taken = await self._store.write(events.fan_out(self._clock(), _GROUP))
+            if taken:
+                due = await self._store.read(events.due(self._clock()))
+        for webhook_id in due:
+            self._line(webhook_id).wake.set()
+        if time.monotonic() - self._swept >= self._sweep_every:
+            self._swept = time.monotonic()
+            await self._sweep(at)
+        return taken == _GROUP
+
+    async def _sweep(self, at: datetime) -> None:
+        while given_up := await self._store.write(events.give_up(at - self._give_up, at, "It waited for too long.")):
+            _log.warning("events given up that waited for too long", events=given_up)
+        while await self._store.write(events.purge(at - self._keep)):
+            pass
+        for line in [line for line in self._lines.values() if self._subscribers.active(line.webhook_id) is None]:
+            if line.free == self._places and line.task is not None:
+                del self._lines[line.webhook_id]
+                line.task.cancel()
+
+    def _line(self, webhook_id: str) -> _Line:
+        line = self._lines.get(webhook_id)
+        if line is None:
+            line = _Line(webhook_id, Breaker(time.monotonic, *self._rests), self._places)
+            line.task = asyncio.create_task(self._work(line))
+            self._lines[webhook_id] = line
+        return line
+
+    async def _work(self, line: _Line) -> None:
+        while not self._closing:
+            await line.wake.wait()
+            line.wake.clear()
+            try:
+                while await self._send_some(line):
+                    pass
+            except CCPError as exc:
+                _log.warning("events not claimed", webhook=line.webhook_id, reason=str(exc))
+            except Exception:
+                _log.exception("events not claimed", webhook=line.webhook_id)
+
+    async def _send_some(self, line: _Line) -> bool:
+        """Begin as many attempts as there are places. Returns whether it is worth asking for more at once."""
+        webhook = self._subscribers.active(line.webhook_id)
+        if webhook is None or self._closing:
+            return False
+        tries = 0
+        while tries < line.free and line.breaker.lets_through():
+            tries += 1
+        if not tries:
+            return False
+        claimed: list[Delivery] = []
+        try:
+            at = self._clock()
+            claimed = await self._store.write(events.claim(line.webhook_id, at, at + self._lease, tries))
+        finally:
+            if not claimed:
+                line.breaker.unused()
+        line.free -= len(claimed)
+        for delivery in claimed:
+            task = asyncio.create_task(self._send(line, webhook, delivery))
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
+        return bool(claimed)
+
+    async def _send(self, line: _Line, webhook: Webhook, delivery: Delivery) -> None:
+        try:
+            status, error = await self._attempt(webhook, delivery)
+            outcome = self._judge(status, delivery)
+            well = outcome in (Outcome.DELIVERED, Outcome.REJECTED)
+            (line.breaker.succeeded if well else line.breaker.failed)()
+            await self._complete(delivery, outcome, status, error)
+        except asyncio.CancelledError:
+            await self._release(delivery)
+            raise
+        except Exception:
+            # The lease runs out and it is sent again.
+            _log.exception("event not completed", webhook=webhook.id, event_id=delivery.event_id)
+        finally:
+            line.free += 1
+            line.wake.set()
+
+    async def _attempt(self, webhook: Webhook, delivery: Delivery) -> tuple[int | None, str | None]:
+        """The status that a webhook answered, and what is wrong, as a sentence for its owner."""
+        body = body_of(delivery)
+        began = time.monotonic()
+        status, error = None, None
+        try:
+            answer = await self._outbound.request(
+                "POST",
+                webhook.url,
+                guarded=True,
+                headers=headers_of(body, webhook.secret),
+                content=body,
+                seconds=self._seconds,
+                octets=_OCTETS,
+                cut=True,
+            )
+            status = answer.status
+            if not 200 <= status < 300:
+                error = f"{host_of(webhook.url)} answered {status}."
+        except OutboundError as exc:
+            error = str(exc)
+        _log.info(
+            "event sent",
+            webhook=webhook.id,
+            party=webhook.client_id,
+            event_id=delivery.event_id,
+            kind=delivery.kind,
+            attempt=delivery.attempts,
+            status=status,
+            reason=error,
+            ms=round((time.monotonic() - began) * 1000, 2),
+        )
+        return status, error
+
+    def _judge(self, status: int | None, delivery: Delivery) -> Outcome:
+        if status is not None and 200 <= status < 300:
+            return Outcome.DELIVERED
+        if status in _REJECTED:
+            return Outcome.REJECTED
+        return Outcome.FAILED if delivery.attempts <= self._retries else Outcome.GIVEN_UP
+
+    async def _complete(self, delivery: Delivery, outcome: Outcome, status: int | None, error: str | None) -> None:
+        tell = self._told_of(delivery, outcome)
+        if tell is not None and not self._subscribers.wants(tell, delivery.emaid):
+            tell = None
+        for last in (False, False, True):
+            at = self._clock()
+            change = events.complete(
+                delivery, outcome, at, status=status, error=error, again=at + self._pause, tell=tell
+            )
+            try:
+                done = await self._store.write(change)
+            except CCPError as exc:
+                _log.warning("event not completed", event_id=delivery.event_id, reason=str(exc))
+                if last:
+                    return
+                await asyncio.sleep(0.5)
+            else:
+                if not done:
+                    _log.warning("event was another's by then", event_id=delivery.event_id)
+                elif tell is not None:
+                    self._news.set()
+                return
+
+    def _told_of(self, delivery: Delivery, outcome: Outcome) -> EventKind | None:
+        """What the contract's provider is told of an attempt to tell the vehicle's maker."""
+        sent = _SENT.get(EventKind(delivery.kind)) if delivery.kind in _SENT else None
+        if sent is None:
+            return None
+        first = outcome is Outcome.FAILED and delivery.last_error is None
+        return {Outcome.DELIVERED: sent, Outcome.REJECTED: EventKind.REJECTED}.get(
+            outcome, EventKind.QUEUED if first else None
+        )
+
+    async def _release(self, delivery: Delivery) -> None:
+        try:
+            await self._store.write(events.release(delivery, self._clock()))
+        except CCPError as exc:
+            _log.warning("event not released", event_id=delivery.event_id, reason=str(exc))
+
+    async def close(self) -> None:
+        """Let what is on its way come back, for a moment; what does not is free for other processes at once."""
+        self._closing = True
+        for line in self._lines.values():
+            line.wake.set()
+        lines = [line.task for line in self._lines.values() if line.task is not None]
+        if lines:
+            # What one of them is claiming it still begins to send: nobody else could until the lease ends.
+            await asyncio.wait(lines, timeout=_LAST_SECONDS)
+        for task in lines:
+            task.cancel()
+        await asyncio.gather(*lines, return_exceptions=True)
+        if self._sending:
+            await asyncio.wait(self._sending, timeout=_LAST_SECONDS)
+        left = list(self._sending)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        await self._outbound.close()

@@ -1,0 +1,107 @@
+"""What the pool counts of itself, for Prometheus: every name and label that operators see is here.
+
+Labels have few values: operations, statuses, outcome codes (`code` of `ccp.errors` and `ccp.client.errors`), limits,
+and peers by the party id that they are registered under. None names a vehicle, a contract or a caller.
+
+With one worker the numbers are in its memory. With several each writes them to files of its own in a folder that they
+share (the library's multi-process mode, chosen by `SHARED` before the library is imported), and whichever worker is
+asked answers for all. `ccp serve` makes the folder and removes it.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Final, Protocol
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+SHARED: Final = "PROMETHEUS_MULTIPROC_DIR"
+"""The environment variable that names the folder; without it there is one worker."""
+
+# A delivery takes some milliseconds, and is worth nothing after the 4.5 seconds that a charging station waits.
+_REQUEST_SECONDS: Final = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 4.5, 10.0)
+_PEER_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 1.5, 2.5, 5.0, 10.0)
+
+
+class Limited(Protocol):
+    """Told of each request or connection that a limit turned away, by the limit's name."""
+
+    def __call__(self, limit: str) -> None: ...
+
+
+class Metrics:
+    """The numbers of one worker, and the way to show those of all."""
+
+    def __init__(self) -> None:
+        # Else every counter comes with the time of its making, which nobody asks for.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._registry = registry = CollectorRegistry()
+        self._requests = Counter(
+            "ccp_requests", "Requests that were answered.", ("operation", "status", "outcome"), registry=registry
+        )
+        self._request_seconds = Histogram(
+            "ccp_request_seconds",
+            "From a request's arrival to the end of its answer.",
+            ("operation",),
+            buckets=_REQUEST_SECONDS,
+            registry=registry,
+        )
+        self._limited = Counter(
+            "ccp_limited", "Requests and connections that a limit turned away.", ("limit",), registry=registry
+        )
+        self._peer_requests = Counter(
+            "ccp_peer_requests", "Requests to other pools.", ("peer", "operation", "outcome"), registry=registry
+        )
+        self._peer_seconds = Histogram(
+            "ccp_peer_request_seconds",
+            "Until another pool had answered, or was given up.",
+            ("peer",),
+            buckets=_PEER_SECONDS,
+            registry=registry,
+        )
+        self._peer_resting = Gauge(
+            "ccp_peer_resting",
+            "1 while another pool is left alone because it failed again and again.",
+            ("peer",),
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
+        # Finding the numbers of some labels takes the library longer than adding to them.
+        self._found: dict[tuple[str | None, int, str], tuple[Counter, Histogram]] = {}
+
+    def request(self, operation: str | None, status: int, outcome: str, seconds: float) -> None:
+        """A request that was answered. operation: None where none was recognised. status: 0 where nobody waited."""
+        found = self._found.get((operation, status, outcome))
+        if found is None:
+            name = operation or "none"
+            found = self._requests.labels(name, str(status), outcome), self._request_seconds.labels(name)
+            self._found[operation, status, outcome] = found
+        found[0].inc()
+        found[1].observe(seconds)
+
+    def limited(self, limit: str) -> None:
+        self._limited.labels(limit).inc()
+
+    def peer_asked(self, peer: str, operation: str, outcome: str, seconds: float) -> None:
+        self._peer_requests.labels(peer, operation, outcome).inc()
+        self._peer_seconds.labels(peer).observe(seconds)
+
+    def peer_resting(self, peer: str, resting: bool) -> None:
+        self._peer_resting.labels(peer).set(resting)
+
+    def shown(self, accept: str) -> tuple[bytes, str]:
+        """The numbers of all workers and their media type: OpenMetrics if that is accepted, else text format 0.0.4."""
+        registry: Any = self._registry
+        if SHARED in os.environ:
+            registry = CollectorRegistry()
+            MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+        encode, media_type = choose_encoder(accept)
+        return encode(registry), media_type
+
+
+def worker_ended(pid: int) -> None:
+    """Forget what was so while a worker lived. What it counted was, and stays."""
+    if SHARED in os.environ:
+        mark_process_dead(pid)  # type: ignore[no-untyped-call]

@@ -1,0 +1,51 @@
+"""Partners' webhooks over HTTP, and events on their way to them without anybody who sends."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+
+from ccp.store import events
+from ccp.store.events import Delivery, Outcome
+from tests.world import Contract, Pool
+
+BASE = "/opnc/v1/event/endpoints"
+URL = "https://hooks.example/ccp?token=in-the-address"
+CREATED, UPDATED, DELETED = (f"oem.contract.{what}" for what in ("created", "updated", "deleted"))
+
+
+def call(pool: Pool, party: str | None, method: str, path: str = "", **options: Any) -> httpx.Response:
+    headers = {**({"Authorization": f"Bearer {pool.token(party)}"} if party else {}), **options.pop("headers", {})}
+    return pool.http.request(method, BASE + path, headers=headers, **options)
+
+
+def ok(answer: httpx.Response, status: int = 200) -> Any:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["cache-control"] == "no-store"
+    return answer.json()
+
+
+def subscribe(pool: Pool, party: str = "oem", *events: str, **members: Any) -> dict[str, Any]:
+    """A new webhook, as it was answered."""
+    body = {"url": URL, "enabledEvents": list(events) or [CREATED], **members}
+    made: dict[str, Any] = ok(call(pool, party, "POST", json=body), 201)
+    return made
+
+
+def fanned_out(pool: Pool, *contracts: Contract) -> None:
+    """Let every event leave the outbox. contracts: those whose events it is about, for whoever reads the test."""
+    while pool.change(events.fan_out(datetime.now(UTC))):
+        pass
+
+
+def tried(pool: Pool, webhook_id: str, outcome: Outcome, status: int | None = None, error: str | None = None) -> int:
+    """Let everything that is due for a webhook come to this. Returns how many deliveries it was."""
+    at = datetime.now(UTC)
+    claimed: list[Delivery] = pool.change(events.claim(webhook_id, at, at + timedelta(seconds=60), 1000))
+    for each in claimed:
+        done = events.complete(each, outcome, at, status=status, error=error, again=at + timedelta(hours=1))
+        assert pool.change(done)
+    return len(claimed)
