@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import signal
 import sys
 import tempfile
 import time
@@ -247,7 +246,7 @@ def main() -> int:
         options.error("--write is for whole runs")
     groups = frozenset(given.only)
     plan = Plan(groups, 96, 32, 1, 1, 2, 600) if given.quick else Plan(groups, 4800, 128, 3, 5, 8, 5000)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # So that what was started is ended.
+    processes.end_in_order()
     busy = report.Busy()
     with tempfile.TemporaryDirectory(prefix="ccp-bench-") as name, ExitStack() as stack:
         folder = Path(name)

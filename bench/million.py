@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import random
-import signal
 import sqlite3
 import statistics
 import sys
@@ -310,7 +309,7 @@ def main() -> int:
     given = options.parse_args()
     if min(given.sizes) <= TEMPLATES:
         options.error(f"sizes have to be more than {TEMPLATES}")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # So that what was started is ended.
+    processes.end_in_order()
     busy = report.Busy()
     found: list[Database] = []
     with tempfile.TemporaryDirectory(prefix="ccp-bench-", dir=given.folder) as name, ExitStack() as stack:
