@@ -140,14 +140,15 @@ def test_a_database_may_lie_under_any_name(tmp_path: Path, name: str) -> None:
     assert {file.name.split("-")[0] for file in folder.iterdir()} == {"ccp.db"}
 
 
-def test_an_upgrade_that_fails_in_its_middle_leaves_nothing_half_done(tmp_path: Path) -> None:
+@pytest.mark.parametrize("table", ["change_count", "delivery"])
+def test_an_upgrade_that_fails_in_its_middle_leaves_nothing_half_done(tmp_path: Path, table: str) -> None:
     url = f"sqlite:///{tmp_path / 'ccp.db'}"
-    # A table that the migration wants to make last is there already, so it fails in its middle.
+    # A table that the first migration, or the last one, makes is there already, so it fails in its middle.
     with closing(sqlite3.connect(tmp_path / "ccp.db")) as connection:
-        connection.execute("create table change_count (x)")
-    with pytest.raises(ConfigurationError, match="cannot be upgraded: table change_count already exists"):
+        connection.execute(f"create table {table} (x)")
+    with pytest.raises(ConfigurationError, match=f"cannot be upgraded: table {table} already exists"):
         schema.upgrade(url)
-    sql(url, "drop table change_count")
+    sql(url, f"drop table {table}")
     assert described(url) == set()
     assert schema.upgrade(url) == (None, schema.head())
 

@@ -14,7 +14,9 @@ UPGRADING = 0x6F706E6363637001
 
 
 def migrate(connection: Connection) -> None:
-    context.configure(connection=connection)
+    # Alembic believes that SQLite cannot take back DDL, and would commit after each migration: another process that
+    # looked in between would make the next one too.
+    context.configure(connection=connection, transactional_ddl=True)
     with context.begin_transaction():
         context.run_migrations()
 
