@@ -179,7 +179,7 @@ def create(config: Settings | None = None) -> FastAPI:
     connections = Connections(config, limits.proxies, numbers)
     certificates = ClientCertificates(config.client_certificate_header, limits.proxies)
     edge = opnc.Edge(authority, built.peers, now, config.max_body, certificates, limits)
-    dispatcher = Dispatcher(store, built.subscribers, config, now, built.handed_out.news)
+    dispatcher = Dispatcher(store, built.subscribers, config, now, built.handed_out.news, numbers)
 
     async def refresh_parties() -> None:
         await authority.refresh_parties()

@@ -68,6 +68,22 @@ class Metrics:
             multiprocess_mode="livemax",
             registry=registry,
         )
+        self._event_attempts = Counter(
+            "ccp_event_attempts", "Attempts to tell a partner of an event.", ("outcome",), registry=registry
+        )
+        self._events = Gauge(
+            "ccp_events",
+            "Events that are not delivered, by what they wait for.",
+            ("state",),
+            multiprocess_mode="livemostrecent",
+            registry=registry,
+        )
+        self._events_oldest = Gauge(
+            "ccp_events_oldest_seconds",
+            "How long the oldest event has waited for a partner to take it.",
+            multiprocess_mode="livemostrecent",
+            registry=registry,
+        )
         # Finding the numbers of some labels takes the library longer than adding to them.
         self._found: dict[tuple[str | None, int, str], tuple[Counter, Histogram]] = {}
 
@@ -90,6 +106,15 @@ class Metrics:
 
     def peer_resting(self, peer: str, resting: bool) -> None:
         self._peer_resting.labels(peer).set(resting)
+
+    def event_tried(self, outcome: str) -> None:
+        self._event_attempts.labels(outcome).inc()
+
+    def events_left(self, outbox: int, waiting: int, dead: int, oldest_seconds: float) -> None:
+        """What there is in the database. Whichever process looked last is believed."""
+        for state, count in (("outbox", outbox), ("waiting", waiting), ("dead", dead)):
+            self._events.labels(state).set(count)
+        self._events_oldest.set(oldest_seconds)
 
     def shown(self, accept: str) -> tuple[bytes, str]:
         """The numbers of all workers and their media type: OpenMetrics if that is accepted, else text format 0.0.4."""

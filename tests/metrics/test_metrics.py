@@ -15,15 +15,17 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from ccp.events import dispatcher
 from ccp.metrics import Metrics
 from ccp.parties import Role
 from ccp.sim.pki import PKI
-from ccp.store import peers
+from ccp.store import events, peers
 from ccp.store.peers import Peer
 from tests.api.answers import sentences
 from tests.cli.run import good
 from tests.cli.test_serving import Sandbox, ask, free_port, serving
 from tests.client.servers import DROP, error, scripted
+from tests.events.receiver import receiving, webhook
 from tests.peers.test_peers import PATH, deliver, to, until_known
 from tests.world import AT, Pool, party, start
 
@@ -214,8 +216,30 @@ def test_the_document_names_what_there_is_and_all_of_it() -> None:
     metrics.limited("any")
     metrics.peer_asked("any", "Any", "ok", 0.1)
     metrics.peer_resting("any", True)
+    metrics.event_tried("any")
+    metrics.events_left(1, 2, 3, 4.0)
     there = {re.sub("_(bucket|count|sum)$", "", name) for name, _ in numbers(metrics.shown("")[0].decode())}
     assert named == there
+
+
+def test_events_are_counted_by_what_came_of_them_and_by_what_they_wait_for(
+    pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher, "_COUNT_SECONDS", 0.1)
+    more = {"event_dispatch": True, "event_http": True, "event_retries": 1, "event_retry_seconds": 0.2}
+    with receiving() as receiver, start(pkis, outbound_allow=("127.0.0.0/8",), **more) as pool:
+        receiver.says("/maker", 500, 200, 409, 500)
+        pool.change(events.put_webhook(webhook(f"{receiver.url}/maker", "oem")))
+        for _ in range(3):
+            pool.publish(pool.car())
+        for outcome, count in (("delivered", 1), ("rejected", 1), ("given_up", 1), ("failed", 1)):
+            until(
+                lambda: value(read(pool.base_url), "ccp_event_attempts_total", outcome=outcome) == count,  # noqa: B023
+            )
+        until(lambda: value(read(pool.base_url), "ccp_events", state="dead") == 2)
+        found = read(pool.base_url)
+        assert value(found, "ccp_events", state="outbox") == value(found, "ccp_events", state="waiting") == 0
+        assert value(found, "ccp_events_oldest_seconds") == 0
 
 
 # --- Several workers -------------------------------------------------------------------------------------------------

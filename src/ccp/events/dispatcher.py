@@ -19,6 +19,7 @@ from ccp.breaker import FIRST_REST, LONGEST_REST, Breaker
 from ccp.errors import CCPError
 from ccp.events.message import body_of, headers_of
 from ccp.events.subscribers import Subscribers
+from ccp.metrics import Metrics
 from ccp.outbound import Outbound, OutboundError, host_of
 from ccp.settings import Settings
 from ccp.store import Store, events
@@ -31,6 +32,7 @@ _POLL_SECONDS: Final = 0.5
 _GATHER_SECONDS: Final = 0.05  # Changes come in flocks, and each fan-out is a transaction on the writers' disk.
 _SWEEP_SECONDS: Final = 600.0
 _LAST_SECONDS: Final = 2.0  # For what is on its way when the process ends.
+_COUNT_SECONDS: Final = 10.0
 _GROUP: Final = 100  # Events that leave the outbox in one transaction.
 _OCTETS: Final = 65_536  # Of an answer, of which the status alone is of interest; read so that the line can be kept.
 _LOOKUPS: Final = 128  # Those of one dead name server hang for half a minute, and there may be several.
@@ -64,8 +66,10 @@ class Dispatcher:
         config: Settings,
         clock: Callable[[], datetime],
         news: asyncio.Event | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         """news: set by whoever knows that there is something new in the outbox."""
+        self._metrics = metrics or Metrics()
         self._store = store
         self._subscribers = subscribers
         self._clock = clock
@@ -84,7 +88,7 @@ class Dispatcher:
         self._lines: dict[str, _Line] = {}
         self._sending: set[asyncio.Task[None]] = set()
         self._news = news or asyncio.Event()
-        self._swept = float("-inf")
+        self._swept = self._counted = float("-inf")
         self._closing = False
 
     async def forever(self) -> None:
@@ -123,6 +127,11 @@ class Dispatcher:
         if time.monotonic() - self._swept >= self._sweep_every:
             self._swept = time.monotonic()
             await self._sweep(at)
+        if time.monotonic() - self._counted >= _COUNT_SECONDS:
+            self._counted = time.monotonic()
+            left = await self._store.read(events.backlog())
+            oldest = (at - left.oldest).total_seconds() if left.oldest is not None else 0.0
+            self._metrics.events_left(left.outbox, left.waiting, left.dead, max(0.0, oldest))
         return taken == _GROUP
 
     async def _sweep(self, at: datetime) -> None:
@@ -183,6 +192,7 @@ class Dispatcher:
         try:
             status, error = await self._attempt(webhook, delivery)
             outcome = self._judge(status, delivery)
+            self._metrics.event_tried(outcome.value.replace(" ", "_"))
             well = outcome in (Outcome.DELIVERED, Outcome.REJECTED)
             (line.breaker.succeeded if well else line.breaker.failed)()
             await self._complete(delivery, outcome, status, error)

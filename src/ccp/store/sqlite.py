@@ -22,9 +22,10 @@ from typing import Any
 from ccp.errors import CCPError, ConfigurationError, Unavailable
 from ccp.store import schema
 from ccp.store.steps import Question, Steps, T
+from ccp.store.turns import Turns
 
 _GROUP = 64  # Changes in one commit: a longer group gains little and lets the first one wait longer.
-_BUSY_SECONDS = 5.0  # Other processes write to the same file; each holds the lock for one group.
+_BUSY_SECONDS = 5.0  # Other processes write to the same file; each holds the lock for one group, in turns.
 
 
 class SQLiteStore:
@@ -85,6 +86,7 @@ class SQLiteStore:
             ready.set_exception(exc)
             return
         ready.set_result(None)
+        turns = Turns(self._path, _BUSY_SECONDS)
         while (first := self._changes.get()) is not None:
             group = [first]
             stop = False
@@ -94,9 +96,11 @@ class SQLiteStore:
                     stop = True
                     break
                 group.append(following)
-            _commit_group(connection, group)
+            with turns.mine():
+                _commit_group(connection, group)
             if stop:
                 break
+        turns.close()
         connection.close()
 
 

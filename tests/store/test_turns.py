@@ -1,0 +1,85 @@
+"""Processes that write to one SQLite file take turns."""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+from ccp.store.turns import Turns
+
+SPAWN = multiprocessing.get_context("spawn")
+LONG = 30.0
+
+
+def _hold(database: Path, told: Connection) -> None:
+    """Take a turn whenever told so, and give it back when told again."""
+    turns = Turns(database, LONG)
+    while told.recv() == "take":
+        with turns.mine():
+            told.send("taken")
+            told.recv()
+        told.send("given")
+
+
+@contextmanager
+def another(database: Path) -> Iterator[tuple[Connection, multiprocessing.process.BaseProcess]]:
+    here, there = SPAWN.Pipe()
+    process = SPAWN.Process(target=_hold, args=(database, there))
+    process.start()
+    try:
+        yield here, process
+    finally:
+        process.kill()
+        process.join()
+
+
+def ask(other: Connection, what: str, answer: str) -> None:
+    other.send(what)
+    assert other.poll(LONG)
+    assert other.recv() == answer
+
+
+def test_whoever_has_written_does_not_write_again_before_the_one_who_waits(tmp_path: Path) -> None:
+    database = tmp_path / "ccp.db"
+    with another(database) as (first, _), another(database) as (second, _):
+        ask(first, "take", "taken")
+        second.send("take")
+        time.sleep(0.3)
+        assert not second.poll()
+        ask(first, "give", "given")
+        first.send("take")  # At once, and still it is the other's turn.
+        assert second.poll(LONG)
+        assert second.recv() == "taken"
+        time.sleep(0.3)
+        assert not first.poll()
+        ask(second, "give", "given")
+        assert first.poll(LONG)
+        assert first.recv() == "taken"
+
+
+def test_the_turn_of_a_process_that_was_killed_is_over(tmp_path: Path) -> None:
+    database = tmp_path / "ccp.db"
+    with another(database) as (other, process):
+        ask(other, "take", "taken")
+        process.kill()
+        process.join()
+        began = time.monotonic()
+        with Turns(database, LONG).mine():
+            assert time.monotonic() - began < LONG / 2
+
+
+def test_a_turn_that_does_not_come_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    database = tmp_path / "ccp.db"
+    with another(database) as (other, _):
+        ask(other, "take", "taken")
+        with Turns(database, 0.2).mine():
+            assert not other.poll(), "the other one has its turn still"
+
+
+def test_where_no_file_can_be_made_there_are_no_turns_and_writing_goes_on(tmp_path: Path) -> None:
+    with Turns(tmp_path / "missing" / "ccp.db", LONG).mine():
+        pass
