@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import random
 import re
@@ -168,6 +169,7 @@ class Application(FastAPI):
 
 def create(config: Settings | None = None) -> FastAPI:
     """The application of one worker. Without settings they are read as `ccp serve` handed them over."""
+    served = config is None  # This process serves and does nothing else.
     config = config or settings.load()
     configure_logging(config)
     numbers = Metrics()
@@ -217,6 +219,10 @@ def create(config: Settings | None = None) -> FastAPI:
             work.append(dispatcher.forever())
         refusals.open()
         tasks = [asyncio.create_task(each) for each in work]
+        if served:
+            # What is there by now stays for good: going through it for garbage would stop every request meanwhile.
+            gc.collect()
+            gc.freeze()
         try:
             with health.told_to_stop():
                 yield {CONNECTIONS: connections}
