@@ -85,8 +85,8 @@ class SQLiteStore:
         except sqlite3.Error as exc:
             ready.set_exception(exc)
             return
-        ready.set_result(None)
         turns = Turns(self._path, _BUSY_SECONDS)
+        ready.set_result(None)
         while (first := self._changes.get()) is not None:
             group = [first]
             stop = False
