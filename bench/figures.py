@@ -245,7 +245,7 @@ def main() -> int:
     if given.write and (given.quick or given.only is not GROUPS):
         options.error("--write is for whole runs")
     groups = frozenset(given.only)
-    plan = Plan(groups, 96, 32, 1, 1, 2, 600) if given.quick else Plan(groups, 4800, 128, 3, 5, 8, 5000)
+    plan = Plan(groups, 96, 32, 1, 1, 2, 600) if given.quick else Plan(groups, 4800, 128, 3, 3, 8, 5000)
     processes.end_in_order()
     busy = report.Busy()
     with tempfile.TemporaryDirectory(prefix="ccp-bench-") as name, ExitStack() as stack:
