@@ -223,6 +223,9 @@ def create(config: Settings | None = None) -> FastAPI:
             # What is there by now stays for good: going through it for garbage would stop every request meanwhile.
             gc.collect()
             gc.freeze()
+            # The remembered leaves come and go all the time. Going through all of them each time that a quarter is new
+            # would do the same, and next to nothing here is garbage that only a collector finds.
+            gc.set_threshold(700, 10, 1000)
         try:
             with health.told_to_stop():
                 yield {CONNECTIONS: connections}
