@@ -131,7 +131,7 @@ class Pool:
         Raises EXIError, NotAuthorised, Unavailable.
         """
         authorise(caller.party, Operation.DELIVER)
-        request = installation.read_request(_octets(message), namespace)
+        request = installation.read_request(octets_of(message), namespace)
         pcid = None
         try:
             verified = await self._verify(request, at)
@@ -288,7 +288,7 @@ class Pool:
     ) -> Publication:
         """Everything of `publish` but the storing, which `publishing` does; takes and raises the same."""
         authorise(caller.party, Operation.PUBLISH, emaid)
-        response = installation.read_response(_octets(message), namespace)
+        response = installation.read_response(octets_of(message), namespace)
         verified = installation.verify_response(
             response, emaid=emaid, root=root, anchors=self._trust.anchors, revocation=AskedLater(), at=at
         )
@@ -312,7 +312,7 @@ class Pool:
     ) -> tuple[Checks, tuple[str, ...]]:
         """What `publish` would say: every check and the warnings. Nothing is stored. Raises NotAuthorised, EXIError."""
         authorise(caller.party, Operation.PUBLISH, emaid)
-        response = installation.read_response(_octets(message), namespace)
+        response = installation.read_response(octets_of(message), namespace)
         return await self.explain(response, emaid=emaid, root=root, at=at, fetch=True)
 
     async def explain(
@@ -576,7 +576,7 @@ def _matching(
     return sorted(found, key=lambda contract: contract.updated_at, reverse=True)
 
 
-def _octets(message: str) -> bytes:
+def octets_of(message: str) -> bytes:
     """A message's octets. Raises EXIError: for the caller, what is not Base64 is not EXI either."""
     try:
         octets = binascii.a2b_base64(message, strict_mode=True)

@@ -49,7 +49,7 @@ from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.neighbours import RevocationReason
 from ccp.parties import Caller, Party, Role
 from ccp.peers import From, Peers
-from ccp.pool import Answer, _octets
+from ccp.pool import Answer, octets_of
 
 T = TypeVar("T")
 
@@ -104,7 +104,7 @@ class RemotePool:
         at: datetime,
     ) -> None:
         """The other pool makes every check. message: EXI in Base64. Raises NotAuthorised, EXIError."""
-        octets = _octets(message)
+        octets = octets_of(message)
 
         async def send(client: AsyncClient, routing: Routing) -> None:
             await client.publish(

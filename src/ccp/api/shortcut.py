@@ -18,8 +18,8 @@ from ccp.errors import CCPError
 class Shortcut:
     """ASGI middleware, the innermost: routes of bare endpoints are answered here, everything else by the framework.
 
-    Going through its middleware and its router costs a POST a tenth of all that it costs. The routes stay where they
-    are, for the description and for whoever reads them.
+    A POST has no use for the framework's middleware and router. The routes stay where they are, for the description
+    and for whoever reads them.
     """
 
     def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:
