@@ -145,6 +145,7 @@ def test_a_vehicle_is_erased_everywhere_with_its_contracts(pool: Pool, config: P
 
 def test_a_vehicle_whose_maker_is_told_is_gone_once_the_events_are_sent(pool: Pool, config: Path) -> None:
     car, *_ = lived(pool)
+    rows_naming(pool, car.pcid, 5)  # Refusals are written a moment after they were told.
     told = erased(config, "--pcid", car.pcid)
     assert (told["erased"]["vehicle"], told["events_waiting"]) == (0, 2)
     assert naming(pool, car.pcid) == {"outbox": 2, "vehicle": 1}

@@ -471,4 +471,5 @@ def _by_subject(certificates: Iterable[Certificate]) -> dict[bytes, _Chain]:
         same = index.get(certificate.subject_name, ())
         if certificate not in same:
             index[certificate.subject_name] = (*same, certificate)
-    return index
+    # Which of several reasons is told must not depend on the order in which somebody configured them.
+    return {name: tuple(sorted(same, key=lambda one: one.fingerprint)) for name, same in index.items()}
