@@ -31,8 +31,8 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
-from ccp import settings
-from ccp.app import assemble, configure_logging
+from ccp import logs, settings
+from ccp.app import assemble
 from ccp.bulk import exporting, importing, work
 from ccp.bulk.lines import Source
 from ccp.ids import EMAID, PCID
@@ -59,7 +59,7 @@ def make(folder: Path, count: int) -> tuple[Settings, Path]:
             each = replace(car, pcid=PCID(f"WEX0FLEET{number:08d}"))
             file.write(orjson.dumps(publish_body(pki, EMAID(f"DEEXAF{number:08d}"), each, at)) + b"\n")
     config = settings.load(folder / "ccp.toml", log_level="error")
-    configure_logging(config)
+    logs.configure(config)
     return config, fleet
 
 

@@ -32,8 +32,7 @@ from rich.markdown import Markdown
 sys.path.insert(1, str(Path(__file__).parents[1]))
 
 import bulk
-from ccp import settings
-from ccp.app import configure_logging
+from ccp import logs, settings
 from ccp.audit import command_actor
 from ccp.bulk import importing
 from ccp.bulk.lines import Source
@@ -254,7 +253,7 @@ class Run:
 
     def settings(self, url: str) -> Settings:
         config = settings.load(self.config, database=url, log_level="error")
-        configure_logging(config)
+        logs.configure(config)
         return config
 
 

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import logging
 import random
-import re
-import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import orjson
 import structlog
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -22,7 +18,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ccp import __version__, settings, wire
+from ccp import __version__, logs, settings, wire
 from ccp import trust as anchors
 from ccp.api import admin, errors, events, metrics, oauth, opcp, opnc, pcp
 from ccp.api.certificate import ClientCertificates
@@ -34,7 +30,6 @@ from ccp.audit import Refusals
 from ccp.auth import Operation
 from ccp.errors import CCPError
 from ccp.events import Dispatcher, HandedOut, Subscribers
-from ccp.ids import masked
 from ccp.issuers import Issuers
 from ccp.limits import Limits
 from ccp.metrics import Metrics
@@ -171,7 +166,7 @@ def create(config: Settings | None = None) -> FastAPI:
     """The application of one worker. Without settings they are read as `ccp serve` handed them over."""
     served = config is None  # This process serves and does nothing else.
     config = config or settings.load()
-    configure_logging(config)
+    logs.configure(config)
     numbers = Metrics()
     built = assemble(config, numbers=numbers)
     store, trust, neighbours, pool = built.store, built.trust, built.neighbours, built.pool
@@ -328,49 +323,3 @@ def _operation(
         "requestBody": {"required": True, "content": content(body)},
         "responses": {status: success, **failures},
     }
-
-
-_TOLD: Final = ("reason", "reasons", "cause", "warning", "warnings", "said")
-"""Members of log events that hold sentences, in which ids may be named."""
-
-
-def _mask(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    for name in _TOLD:
-        value = event.get(name)
-        if isinstance(value, str):
-            event[name] = masked(value)
-        elif isinstance(value, tuple | list):
-            event[name] = [masked(str(each)) for each in value]
-    return event
-
-
-def _mask_exception(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """What an exception says may name ids too. Names in a traceback are seldom long words with a digit in them."""
-    if isinstance(event.get("exception"), str):
-        event["exception"] = _LONG_WITH_DIGIT.sub(lambda found: found[0][:5] + "…", event["exception"])
-    return event
-
-
-_LONG_WITH_DIGIT: Final = re.compile(r"\b(?=\w*\d)\w{14,}")
-
-
-def configure_logging(config: Settings) -> None:
-    """One event a line on standard error, as JSON or for people; long ids in sentences are cut to their owner's."""
-    last: Any = (
-        structlog.dev.ConsoleRenderer()
-        if config.log_format == "console"
-        else structlog.processors.JSONRenderer(serializer=lambda event, **_: orjson.dumps(event, default=str).decode())
-    )
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            _mask,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            _mask_exception,
-            last,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, config.log_level.upper())),
-        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )

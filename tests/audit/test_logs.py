@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from ccp.app import _mask_exception
 from ccp.ids import EMAID, PCID
+from ccp.logs import mask_exception
 from ccp.sim.parties import Car
 from ccp.sim.pki import PKI
 from tests.cli.run import good
@@ -183,5 +183,5 @@ def test_what_an_exception_says_is_masked_and_its_traceback_can_be_read() -> Non
         'File "/usr/lib/python3.11/site-packages/ccp/pool.py", line 17, in signed_contract_data_of_vehicle\n'
         "KeyError: 'DEEXAT00000001' and WEX0TEST000000001"
     )
-    event = _mask_exception(None, "error", {"exception": text})
+    event = mask_exception(None, "error", {"exception": text})
     assert event["exception"] == text.replace("T00000001", "…").replace("TEST000000001", "TEST000000001"[:1] + "…")

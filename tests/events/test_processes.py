@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from ccp import app
+from ccp import app, logs
 from ccp.ids import EMAID, PCID
 from ccp.parties import Role
 from ccp.settings import Settings
@@ -82,7 +82,7 @@ def _send(values: dict[str, Any], log: Path) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 2)
     config = Settings(**values)
-    app.configure_logging(config)
+    logs.configure(config)
     asyncio.run(app.dispatch(config))
 
 

@@ -6,9 +6,10 @@ A refused access goes into the audit trail too, see `ccp.audit.Refusals`.
 from __future__ import annotations
 
 import logging
+import os
 import time
-import uuid
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, Final, TypeVar
@@ -65,7 +66,7 @@ class Trace:
     as far as it is known.
     """
 
-    id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    id: str
     caller: str | None = None
     authenticated: bool = False
     operation: str | None = None
@@ -94,12 +95,13 @@ class Tracing:
         self._pseudonyms = pseudonyms
         self._refusals = refusals
         self._metrics = metrics
+        self._trace_ids = _trace_ids()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        trace = Trace()
+        trace = Trace(next(self._trace_ids))
         scope[_KEY] = trace
         scope["path"], trace.emaid, trace.pcid = _read_path(
             scope["method"], scope["path"], scope.get("raw_path") or b""
@@ -158,6 +160,16 @@ class Tracing:
     def _ids(self, trace: Trace) -> dict[str, str]:
         named = {"emaid": self._pseudonyms.shown(trace.emaid), "pcid": self._pseudonyms.shown(trace.pcid)}
         return {kind: shown for kind, shown in named.items() if shown is not None}
+
+
+def _trace_ids() -> Iterator[str]:
+    """Random UUIDs (RFC 9562 clause 5.4), for which the system is asked once for many."""
+    while True:
+        digits = os.urandom(4096).hex()
+        for at in range(0, len(digits), 32):
+            one = digits[at : at + 32]
+            variant = "89ab"[int(one[16], 16) & 3]
+            yield f"{one[:8]}-{one[8:12]}-4{one[13:16]}-{variant}{one[17:20]}-{one[20:]}"
 
 
 _REFUSED: Final = frozenset({401, 403, 429})

@@ -23,9 +23,9 @@ import orjson
 import structlog
 from pydantic import StrictBool
 
-from ccp import wire
+from ccp import logs, wire
 from ccp.api.errors import sentences_of
-from ccp.app import Refresher, configure_logging, now
+from ccp.app import Refresher, now
 from ccp.contracts import SignedContract
 from ccp.errors import CCPError, Unavailable
 from ccp.ids import EMAID
@@ -189,7 +189,7 @@ def _run(end: socket.socket, order: Order) -> None:
 
 async def _work(end: socket.socket, order: Order) -> None:
     config = Settings(**order.settings)
-    configure_logging(config)
+    logs.configure(config)
     channel = await Channel.over(end)
     store = connect(config.database)
     trust = Trust(store)

@@ -58,13 +58,13 @@ def import_contracts(
     Interrupted or killed, the same command goes on where it was. Lines that are stored already just as they are change
     nothing. Exit status: 0, 1 when a line was refused, 130 when it was interrupted.
     """
-    from ccp.app import configure_logging  # Here: most commands can do without the server's libraries.
+    from ccp import logs  # Here: most commands can do without the server's libraries.
     from ccp.bulk import importing
     from ccp.bulk.lines import Source
 
     effective = settings.load(config)
     effective = effective.model_copy(update={"log_level": _LEAST_LEVEL})
-    configure_logging(effective)
+    logs.configure(effective)
     if checkpoint is None and source != "-":
         path = Path(source)
         checkpoint = path.with_name(path.resolve().name + ".checkpoint")

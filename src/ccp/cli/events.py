@@ -172,9 +172,10 @@ def drop(
 def dispatch(config: ConfigOption = None) -> None:
     """Send events until SIGTERM, beside the workers of `ccp serve` or in their place (event_dispatch = false)."""
     from ccp import app as pool  # Here: most commands can do without the server's libraries.
+    from ccp import logs
 
     effective = settings.load(config)
-    pool.configure_logging(effective)
+    logs.configure(effective)
     typer.echo(f"opnc-ccp sends events (database {effective.shown()['database']})", err=True)
     asyncio.run(_until_told_to_stop(pool.dispatch(effective)))
 

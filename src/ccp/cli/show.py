@@ -48,11 +48,12 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 def with_pool(config: Path | None, use: Callable[[Pool], Coroutine[Any, Any, T]]) -> T:
     """Build the configured pool, use it, close it."""
-    from ccp.app import assemble, configure_logging  # Here: most commands can do without the server's libraries.
+    from ccp import logs  # Here: most commands can do without the server's libraries.
+    from ccp.app import assemble
 
     async def run() -> T:
         effective = settings.load(config)
-        configure_logging(effective)
+        logs.configure(effective)
         built = assemble(effective)
         await built.open()
         try:

@@ -10,9 +10,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-from ccp import settings, wire
+from ccp import logs, settings, wire
 from ccp.api.oauth import PATH as TOKEN_PATH
-from ccp.app import assemble, configure_logging
+from ccp.app import assemble
 from ccp.audit import command_actor
 from ccp.errors import ConfigurationError
 from ccp.ids import EMAID, PCID, WMI, OperatorId, ProviderId
@@ -172,7 +172,7 @@ def create(directory: Path, base_url: str, at: datetime, *, store_samples: bool)
 
 async def _fill(config: Settings, world: World, bodies: list[dict[str, Any]], at: datetime) -> None:
     """Register the world, and publish what shall be stored, through the pool's own checks."""
-    configure_logging(config.model_copy(update={"log_level": "error"}))
+    logs.configure(config.model_copy(update={"log_level": "error"}))
     built = assemble(config, lambda: at)
     await built.open()
     try:

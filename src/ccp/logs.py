@@ -1,0 +1,122 @@
+"""Log events: one a line on standard error, as JSON or for people, with long ids cut to their owner's.
+
+Lines of one turn of the event loop are written together: under load most of what a line costs is the writing. What
+says that something failed is written at once, and so is everything outside of a loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import logging
+import re
+import sys
+import threading
+from collections.abc import MutableMapping
+from typing import Any, Final, TextIO
+
+import orjson
+import structlog
+
+from ccp.ids import masked
+from ccp.settings import Settings
+
+_TOLD: Final = ("reason", "reasons", "cause", "warning", "warnings", "said")
+"""Members of log events that hold sentences, in which ids may be named."""
+_WHOLE: Final = (
+    4096  # Characters that a pipe takes as one: lines of several workers do not run into each other.
+)
+
+
+class Lines:
+    """A logger at the end of structlog's chain: takes finished lines."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file: Final = file
+        self._lock: Final = threading.Lock()
+        self._waiting: list[str] = []
+        self._flushing: asyncio.AbstractEventLoop | None = None
+        atexit.register(self.flush)
+
+    def msg(self, line: str) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.now(line)
+            return
+        with self._lock:
+            self._waiting.append(line)
+            if self._flushing is not loop:
+                self._flushing = loop
+                loop.call_soon(self.flush)
+
+    debug = info = warning = msg
+
+    def now(self, line: str) -> None:
+        with self._lock:
+            self._waiting.append(line)
+        self.flush()
+
+    error = critical = now
+
+    def flush(self) -> None:
+        """Write what waits, in parts that are not longer than what is written whole, if no line is."""
+        with self._lock:
+            part: list[str] = []
+            length = 0
+            for line in self._waiting:
+                length += len(line) + 1
+                if length > _WHOLE and part:
+                    self._write(part)
+                    part, length = [], len(line) + 1
+                part.append(line)
+            if part:
+                self._write(part)
+            self._waiting.clear()
+            self._flushing = None
+
+    def _write(self, lines: list[str]) -> None:
+        self._file.write("\n".join([*lines, ""]))
+        self._file.flush()
+
+
+def configure(config: Settings) -> None:
+    last: Any = (
+        structlog.dev.ConsoleRenderer()
+        if config.log_format == "console"
+        else structlog.processors.JSONRenderer(serializer=lambda event, **_: orjson.dumps(event, default=str).decode())
+    )
+    lines = Lines(sys.stderr)
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            _mask,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            mask_exception,
+            last,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, config.log_level.upper())),
+        logger_factory=lambda *args: lines,
+        cache_logger_on_first_use=True,
+    )
+
+
+def _mask(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    for name in _TOLD:
+        value = event.get(name)
+        if isinstance(value, str):
+            event[name] = masked(value)
+        elif isinstance(value, tuple | list):
+            event[name] = [masked(str(each)) for each in value]
+    return event
+
+
+def mask_exception(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """What an exception says may name ids too. Names in a traceback are seldom long words with a digit in them."""
+    if isinstance(event.get("exception"), str):
+        event["exception"] = _LONG_WITH_DIGIT.sub(lambda found: found[0][:5] + "…", event["exception"])
+    return event
+
+
+_LONG_WITH_DIGIT: Final = re.compile(r"\b(?=\w*\d)\w{14,}")
