@@ -23,9 +23,7 @@ from ccp.settings import Settings
 
 _TOLD: Final = ("reason", "reasons", "cause", "warning", "warnings", "said")
 """Members of log events that hold sentences, in which ids may be named."""
-_WHOLE: Final = (
-    4096  # Characters that a pipe takes as one: lines of several workers do not run into each other.
-)
+_WHOLE: Final = 4096  # Characters that a pipe takes as one: lines of several workers do not run into each other.
 
 
 class Lines:

@@ -11,10 +11,10 @@ module is cut only after cryptography's parser has accepted all of them as a cer
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, Final, Generic, TypeVar
+from typing import Annotated, Any, Final, Generic, NamedTuple, TypeVar
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -41,6 +41,8 @@ _ECDSA: Final = {
 MAX_ADDRESSES: Final = 3
 _LONGEST_ADDRESS: Final = 512
 _EXPLICIT_0: Final = 0xA0  # The tag of the version, which is absent in version 1.
+_EXPLICIT_3: Final = 0xA3  # The tag of the extensions, which come last.
+_KEY_IDENTIFIER: Final = bytes.fromhex("0603551d0e04")  # SubjectKeyIdentifier, not critical, and its OCTET STRING
 _CN: Final = bytes.fromhex("0603550403")
 _DC: Final = bytes.fromhex("060a0992268993f22c640119")
 _CHARSETS: Final = {0x0C: "utf-8", 0x13: "ascii", 0x16: "ascii"}  # UTF8String, PrintableString, IA5String
@@ -109,6 +111,24 @@ class Addresses:
 _NO_ADDRESSES: Final = Addresses((), (), False)
 
 
+class _Extensions(NamedTuple):
+    """What the extensions of a certificate say but for its own key identifier.
+
+    values: by type, of which each extension that cryptography knows has its own. listed: which there are, and which of
+    them are critical.
+    """
+
+    values: Mapping[type[x509.ExtensionType], x509.ExtensionType]
+    listed: tuple[tuple[x509.ObjectIdentifier, bool], ...]
+    addresses: Addresses
+
+
+# By their octets without the key identifier: an issuer writes the same into every certificate of a profile, and reading
+# them takes longer than everything else about a leaf but its signature.
+_KNOWN_EXTENSIONS: Final[dict[bytes, _Extensions]] = {}
+_MOST_KNOWN: Final = 512
+
+
 class Certificate:
     """One X.509 certificate. Made by `load`; equal when the octets are equal; never changes.
 
@@ -134,6 +154,7 @@ class Certificate:
         self.issuer_name: Final = der[issuer[1] : issuer[2]]
         self.subject_name: Final = der[subject[1] : subject[2]]
         self.public_key_algorithm: Final = der[key[1] : _content(der, key[1])[1]]
+        self._extensions_at: Final = parts[-1] if der[parts[-1][0]] == _EXPLICIT_3 else None
 
     @classmethod
     def load(cls, der: bytes) -> Certificate:
@@ -221,19 +242,27 @@ class Certificate:
         except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as exc:
             raise ChainError(f"The extensions of certificate {self.label} cannot be read.") from exc
 
+    @property
+    def listed_extensions(self) -> tuple[tuple[x509.ObjectIdentifier, bool], ...]:
+        """Which extensions there are, and which of them are critical. Raises ChainError."""
+        return self._extensions.listed
+
     def extension(self, kind: type[_E]) -> _E | None:
-        """One extension's value, or None when it is absent. Raises ChainError."""
-        value = self._values_of_extensions.get(kind)
+        """One extension's value, or None when it is absent; `key_identifier` is not among them. Raises ChainError."""
+        value = self._extensions.values.get(kind)
         return value if type(value) is kind else None
 
-    @_once
-    def _values_of_extensions(self) -> dict[type[x509.ExtensionType], x509.ExtensionType]:
-        """By type, of which each extension that cryptography knows has its own."""
-        return {type(one.value): one.value for one in self.extensions}
+    @property
+    def addresses(self) -> Addresses:
+        """Raises ChainError when the extensions cannot be read, which no certificate of a verified chain does."""
+        return self._extensions.addresses
 
     @property
     def key_identifier(self) -> bytes | None:
         """SubjectKeyIdentifier, opaque: in this ecosystem it is rarely a hash of the key. Raises ChainError."""
+        identifier = self._split_extensions[1]
+        if identifier is not None:
+            return identifier
         value = self.extension(x509.SubjectKeyIdentifier)
         return value.digest if value else None
 
@@ -244,17 +273,38 @@ class Certificate:
         return value.key_identifier if value else None
 
     @_once
-    def addresses(self) -> Addresses:
-        """Raises ChainError when the extensions cannot be read, which no certificate of a verified chain does."""
-        access = self.extension(x509.AuthorityInformationAccess) or ()
-        points = self.extension(x509.CRLDistributionPoints) or ()
-        if not access and not points:
-            return _NO_ADDRESSES
-        responders = [one.access_location for one in access if one.access_method == AuthorityInformationAccessOID.OCSP]
-        # A list for some reasons only, or signed by someone else, says nothing about the rest (RFC 5280 clause
-        # 4.2.1.13).
-        lists = [name for one in points if not one.reasons and not one.crl_issuer for name in one.full_name or ()]
-        return Addresses(_callable(responders), _callable(lists), bool(responders) or any(True for _ in points))
+    def _extensions(self) -> _Extensions:
+        octets, identifier = self._split_extensions
+        known = _KNOWN_EXTENSIONS.get(octets)
+        if known is None:
+            values = {type(one.value): one.value for one in self.extensions}
+            addresses = _addresses(values)
+            if identifier is not None:
+                del values[x509.SubjectKeyIdentifier]
+            known = _Extensions(values, tuple((one.oid, one.critical) for one in self.extensions), addresses)
+            if len(_KNOWN_EXTENSIONS) >= _MOST_KNOWN:
+                _KNOWN_EXTENSIONS.clear()
+            _KNOWN_EXTENSIONS[octets] = known
+        return known
+
+    @_once
+    def _split_extensions(self) -> tuple[bytes, bytes | None]:
+        """The octets of all extensions without those of the key identifier, and these, where it has its usual form.
+
+        All that is left out of the former is as long as they say and stands where they say, so that whatever is read
+        of two certificates that agree in them agrees too.
+        """
+        if self._extensions_at is None:
+            return b"", None
+        der = self.der
+        first, content, last = self._extensions_at
+        for _, start, end in _elements(der, *_content(der, content)):
+            if der.startswith(_KEY_IDENTIFIER, start):
+                at, length = start + 9, end - start - 9
+                if 0 < length < 126 and der[at - 3 : at] == bytes((length + 2, 4, length)):
+                    return der[first:at] + der[end:last], der[at:end]
+                break
+        return der[first:last], None
 
     @_once
     def issuer_id(self) -> str:
@@ -316,6 +366,17 @@ class Certificate:
             return None
         basic[0].value = _EMPTY_SEQUENCE
         return x509.load_der_x509_certificate(asn1.encode_der(copy))
+
+
+def _addresses(extensions: Mapping[type[x509.ExtensionType], Any]) -> Addresses:
+    access = extensions.get(x509.AuthorityInformationAccess, ())
+    points = extensions.get(x509.CRLDistributionPoints, ())
+    if not access and not points:
+        return _NO_ADDRESSES
+    responders = [one.access_location for one in access if one.access_method == AuthorityInformationAccessOID.OCSP]
+    # A list for some reasons only, or signed by someone else, says nothing about the rest (RFC 5280 clause 4.2.1.13).
+    lists = [name for one in points if not one.reasons and not one.crl_issuer for name in one.full_name or ()]
+    return Addresses(_callable(responders), _callable(lists), bool(responders) or any(True for _ in points))
 
 
 def _callable(names: Iterable[x509.GeneralName]) -> tuple[str, ...]:

@@ -360,11 +360,10 @@ def _check_form(certificate: Certificate, profile: Profile) -> None:
         raise ChainError(
             f"Certificate {certificate.label} is signed with an algorithm that {profile.value} does not allow."
         )
-    for extension in certificate.extensions:
-        oid = extension.oid
+    for oid, critical in certificate.listed_extensions:
         if oid in _REFUSED:
             raise ChainError(f"Certificate {certificate.label} has {_REFUSED[oid]}, which are not supported.")
-        if extension.critical and oid not in _PROCESSED:
+        if critical and oid not in _PROCESSED:
             name = oid.dotted_string
             raise ChainError(
                 f"Certificate {certificate.label} has the critical extension {name}, which is not supported."
