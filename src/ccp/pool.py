@@ -41,6 +41,7 @@ from ccp.store import contracts as questions
 from ccp.store.audit import Action, Entry
 from ccp.store.contracts import Published
 from ccp.store.erasure import Erased, Rehearsed
+from ccp.store.evidence import Recent
 from ccp.store.steps import Steps, gathered
 from ccp.trust import Trust
 from ccp.vehicles import Change, VehicleEvent, made_stale
@@ -137,7 +138,7 @@ class Pool:
             verified = await self._verify(request, at)
             pcid = verified.pcid
             keys = self._revocation.keys_of(verified.chain)
-            waiting = _waiting(pcid, namespace, keys, self._revocation.rules)
+            waiting = _waiting(pcid, namespace, keys, self._revocation.rules, self._revocation.recent)
             stored, known = await self._store.read(waiting)
             if verified.chain is not None:
                 self._revocation.judge_vehicle(verified.chain, keys, known, at)
@@ -558,12 +559,15 @@ def _tell_request(checks: Checks, request: InstallationRequest, **against: Any) 
 
 @gathered
 def _waiting(
-    pcid: PCID, namespace: Namespace, vehicle: tuple[Key, ...], rules: Rules
+    pcid: PCID, namespace: Namespace, vehicle: tuple[Key, ...], rules: Rules, recent: Recent
 ) -> Steps[tuple[list[SignedContract], Known]]:
     """A vehicle's contracts as `questions.waiting` has them, and what is known of its certificates and of theirs."""
     stored = yield from questions.waiting(pcid, namespace)
-    theirs = [key for each in stored for key in each.certificates or ()]
-    known = yield from evidence.known((*vehicle, *theirs), rules)
+    chains = (vehicle, *(each.certificates or () for each in stored))
+    # Each begins with a leaf that nobody else has.
+    own = [key for chain in chains for key in chain[:1]]
+    shared = [key for chain in chains for key in chain[1:]]
+    known = yield from evidence.known_lately(own, shared, rules, recent)
     return stored, known
 
 

@@ -117,6 +117,7 @@ class RevocationService:
             crl_urls=settings.crl_urls,
             stale_grace=timedelta(seconds=settings.stale_grace),
         )
+        self.recent: Final = questions.Recent()
         self._sha256: Final = frozenset(settings.ocsp_sha256)
         self._store: Final = store
         self._outbound: Final = outbound
@@ -341,6 +342,7 @@ class RevocationService:
                 failures.append(exc)
                 continue
             await self._store.write(questions.learn(evidence))
+            self.recent.forget()
             if evidence.status is Status.REVOKED:
                 _log.warning("certificate revoked", certificate=certificate.fingerprint, source=evidence.source)
                 await self._store.write(questions.unwatch(identity))
@@ -410,6 +412,7 @@ class RevocationService:
                 refresh_at=at + self._rest(read.next_update, at),
             )
         )
+        self.recent.forget()
         if not loaded:
             raise EvidenceError("The CRL is older than the one before.")
         _log.info("CRL loaded", issuer=issuer.fingerprint, url=url, number=read.number, revoked=len(read.revoked))

@@ -7,7 +7,8 @@ when it has expired.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
@@ -19,7 +20,8 @@ from ccp.store.steps import Steps, T, gathered, newest, repeatable
 
 _EVIDENCE = "issuer, serial, status, this_update, next_update, revoked_at, source"
 # Statements are kept prepared, so there are few different ones: places in a statement are filled up.
-_KEYS = (6, 12)  # A contract's certificates; those of a vehicle and its contract.
+_KEYS = (2, 6, 12)  # The leaves of a vehicle and its contract; all of a contract's; all of both.
+_RECENT_SECONDS = 1.0
 _STATUS = {status.value: status for status in Status}
 _ENTRIES = (400, 20, 1)
 
@@ -70,15 +72,63 @@ class DueCRL:
     issuer_certificate: bytes
 
 
+class Recent:
+    """What was read within the last second of certificates that many requests have in common.
+
+    Those of CAs and provisioning services are the same for all vehicles of a maker and all contracts of a provider. One
+    for each worker; what another learns counts here a second later.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._until = 0.0
+        self.forget()
+
+    def forget(self) -> None:
+        """Something was learnt here. A question that is under way notes what it finds where nobody looks any more."""
+        self.evidence: dict[tuple[str, int], Evidence | None] = {}
+        self.crls: dict[str, Sequence[LoadedCRL]] = {}
+
+    def forget_older(self) -> None:
+        now = self._clock()
+        if now >= self._until:
+            self._until = now + _RECENT_SECONDS
+            self.forget()
+
+
 def known(keys: Iterable[Key], rules: Rules) -> Steps[Known]:
     """What there is about these certificates."""
+    return _known(*_sought(keys, rules))
+
+
+def known_lately(own: Iterable[Key], shared: Sequence[Key], rules: Rules, recent: Recent) -> Steps[Known]:
+    """What there is about certificates. shared: those of which what was read within the last second will do."""
+    recent.forget_older()
+    held, held_crls = recent.evidence, recent.crls
+    missing = [key for key in shared if (key.issuer, key.serial) not in held]
+    asked, listed = _sought((*own, *missing), rules)
+    unlisted = tuple([issuer for issuer in listed if issuer not in held_crls])
+    found = yield from _known(asked, unlisted)
+    for issuer in unlisted:
+        held_crls[issuer] = found.crls.get(issuer, ())
+    for key in missing:
+        held[key.issuer, key.serial] = found.evidence.get((key.issuer, key.serial))
+    evidence = dict(found.evidence)
+    for key in shared:
+        if (each := held[key.issuer, key.serial]) is not None:
+            evidence[key.issuer, key.serial] = each
+    return Known(evidence, held_crls)
+
+
+def _sought(keys: Iterable[Key], rules: Rules) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
+    """Issuer and serial number of each, as they are stored, and the issuers whose lists count."""
     asked: dict[tuple[str, str], None] = {}
     listed: dict[str, None] = {}
     for key in keys:
         asked[key.issuer, f"{key.serial:x}"] = None
         if key.crls or (rules.crl_urls and rules.configured(key)):
             listed[key.issuer] = None
-    return _known(tuple(asked), tuple(sorted(listed)))
+    return tuple(asked), tuple(sorted(listed))
 
 
 @gathered
