@@ -78,7 +78,7 @@ def main() -> None:
             theirs["write"] = best(lambda t=text, n=namespace: judge.plain_encode(t, n), 1, 40)
         calls: dict[str, Callable[[], Any]] = {
             "read": lambda o=octets: decode(o),
-            "read with positions": lambda o=octets: parse(o),
+            "read with positions, like one before": lambda o=octets: parse(o),
             "write": lambda m=message: encode(m),
             "splice SessionID": lambda o=octets: splice(o, session_id=b"12345678"),
             "cut SignedInfo": lambda p=parse(octets): signed_info_fragment(p),

@@ -23,6 +23,7 @@ from ccp.exi.bits import (
     read_long,
 )
 from ccp.exi.grammar import Action, Leaf, Mark, Move, Option, Reader, Record, State, finish, read, write
+from ccp.exi.outlines import Outlines, Span
 from ccp.exi.values import LONG, OCTET, TEXT_VALUE
 
 Message: TypeAlias = iso2.V2G_Message | iso20.CertificateInstallationReq | iso20.CertificateInstallationRes
@@ -87,6 +88,8 @@ _READER = Reader(
     }
 )
 _READER.unfold()
+_Places: TypeAlias = tuple[tuple[Part, ...], Part | None, int | None]
+_OUTLINES = Outlines[_Places]()  # What `Parsed` says of messages beside octets and values.
 SESSION_OCTETS = iso2.SESSION_ID.limit
 _REMAINING = "RemainingContractCertificateChains"
 # Bit position of the length of SessionID, by the first two octets of a document. Behind the root's code stand three
@@ -94,7 +97,7 @@ _REMAINING = "RemainingContractCertificateChains"
 _SESSION_ID = {b"\x80\x98": 18, b"\x80\x1c": 17, b"\x80\x20": 17}
 
 
-def _read(octets: bytes, start: State) -> tuple[Any, list[Mark]]:
+def _read(octets: bytes, start: State) -> tuple[Any, list[Mark], list[Span]]:
     if type(octets) is not bytes:
         raise TypeError(f"bytes expected, not {type(octets).__name__}")
     if len(octets) > MESSAGE_OCTETS:
@@ -102,13 +105,13 @@ def _read(octets: bytes, start: State) -> tuple[Any, list[Mark]]:
     if not octets or octets[0] != HEADER:
         raise EXIError("not an EXI stream of version 1 without options", 0)
     try:
-        value, marks, at = read(octets, start, 8)
+        value, marks, spans, at = read(octets, start, 8)
     except Flaw as flaw:
         raise EXIError(flaw.reason, flaw.offset, flaw.names[0]) from None
     # Padding is less than an octet of zero bits. Whole zero octets behind it occur and carry nothing.
     if int.from_bytes(octets[at >> 3 :]) & (1 << (8 * len(octets) - at)) - 1:
         raise EXIError("octets behind the end of the message", at)
-    return value, marks
+    return value, marks, spans
 
 
 def decode(octets: bytes) -> Message:
@@ -119,7 +122,10 @@ def decode(octets: bytes) -> Message:
 
 def parse(octets: bytes) -> Parsed:
     """The message in a stream, with the positions of what can be signed. Raises EXIError."""
-    message, marks = _read(octets, _READER.start)
+    if type(octets) is bytes and (known := _OUTLINES.find(octets)):
+        message, places = known
+        return Parsed(octets, message, *places)
+    message, marks, spans = _read(octets, _READER.start)
     parts = []
     signed_info = remaining = None
     for name, value, start, end in marks:
@@ -130,7 +136,9 @@ def parse(octets: bytes) -> Parsed:
             remaining = 8 * len(octets) - start - 1
         elif value.Id is not None:
             parts.append(Part(value.Id, name, start, end))
-    return Parsed(octets, message, tuple(parts), signed_info, remaining)
+    places = tuple(parts), signed_info, remaining
+    _OUTLINES.keep(octets, message, spans, places)
+    return Parsed(octets, message, *places)
 
 
 def namespace_of(message: Message) -> str:
@@ -270,7 +278,7 @@ def decode_fragment(octets: bytes, grammar: str) -> Fragment:
     reader = _FRAGMENT_READERS.get(grammar)
     if reader is None:
         raise EXIError(f"no grammar {grammar!r}")
-    value, _ = _read(octets, reader.start)
+    value, _, _ = _read(octets, reader.start)
     schema = _GRAMMARS[grammar]
     code = int.from_bytes(octets[1:3]) >> 16 - schema.width
     return Fragment(next(name for name, entry in schema.codes.items() if entry[0] == code), value)

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from typing import Any, NamedTuple
 
-from ccp.exi.bits import PADDING, TRUNCATED, Flaw
+from ccp.exi.bits import PADDING, TRUNCATED, Flaw, read_binary
 
 ATTRIBUTE, ELEMENT, TEXT, REFUSED = "attribute", "element", "text", "refused"
 END = -1
@@ -327,13 +327,17 @@ class State(dict[int, Step]):
             state = move.next
 
 
-def read(octets: bytes, state: State | None, at: int) -> tuple[Any, list[Mark], int]:
-    """Read from bit `at` on: the value, the marks, the position behind. Raises Flaw with offset and path in `names`."""
+def read(octets: bytes, state: State | None, at: int) -> tuple[Any, list[Mark], list[tuple[int, int]], int]:
+    """Read from bit `at` on: the value, the marks, where binary values stand (bit, octets), the position behind.
+
+    Raises Flaw with offset and path in `names`.
+    """
     data = octets + PADDING
     end = 8 * len(octets)
     stack: list[Any] = []
     push = stack.append
     marks: list[Mark] = []
+    spans: list[tuple[int, int]] = []
     open_marks: list[tuple[str, int]] = []
     last = state
     try:
@@ -355,6 +359,8 @@ def read(octets: bytes, state: State | None, at: int) -> tuple[Any, list[Mark], 
             if reader is not None:
                 value, at = reader(data, at, end, limit)
                 push(value)
+                if reader is read_binary:
+                    spans.append((at - 8 * len(value), len(value)))
     except Flaw as flaw:
         flaw.offset = at + (flaw.offset or 0)
         flaw.names = flaw.names or [state.path if state else ""]
@@ -365,7 +371,7 @@ def read(octets: bytes, state: State | None, at: int) -> tuple[Any, list[Mark], 
         at = end + 1
     if at > end:
         raise Flaw(TRUNCATED, (last.path if last else "",), end)
-    return stack[0], marks, at
+    return stack[0], marks, spans, at
 
 
 class Up(NamedTuple):
