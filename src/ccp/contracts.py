@@ -7,18 +7,17 @@ provisioning service that signed it. `SignedContract` is one variant together wi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import NamedTuple
 
 from ccp.errors import NotFound
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.pki.evidence import Key
 
 
-@dataclass(frozen=True, slots=True)
-class SignedContract:
-    """One signed CertificateInstallationRes, and what the pool knows of it.
+class SignedContract(NamedTuple):
+    """One signed CertificateInstallationRes, and what the pool knows of it. A tuple, since every delivery makes some.
 
     certificate: the contract certificate, DER. response: the message as it was published, EXI.
     remaining_from_end: -20 only, bits from RemainingContractCertificateChains to the end of `response`.

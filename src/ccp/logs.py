@@ -13,6 +13,7 @@ import re
 import sys
 import threading
 from collections.abc import MutableMapping
+from datetime import UTC, datetime
 from typing import Any, Final, TextIO
 
 import orjson
@@ -79,38 +80,35 @@ class Lines:
 
 
 def configure(config: Settings) -> None:
-    last: Any = (
-        structlog.dev.ConsoleRenderer()
-        if config.log_format == "console"
-        else structlog.processors.JSONRenderer(serializer=lambda event, **_: orjson.dumps(event, default=str).decode())
-    )
     lines = Lines(sys.stderr)
     structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            _mask,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            mask_exception,
-            last,
-        ],
+        processors=[_completed, structlog.dev.ConsoleRenderer() if config.log_format == "console" else _as_json],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, config.log_level.upper())),
         logger_factory=lambda *args: lines,
         cache_logger_on_first_use=True,
     )
 
 
-def _mask(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def _completed(logger: Any, level: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """With level, time and what an exception says; long ids in sentences are cut."""
+    event["level"] = level
     for name in _TOLD:
         value = event.get(name)
         if isinstance(value, str):
             event[name] = masked(value)
         elif isinstance(value, tuple | list):
             event[name] = [masked(str(each)) for each in value]
+    event["timestamp"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    if "exc_info" in event:
+        event = mask_exception(structlog.processors.format_exc_info(logger, level, event))
     return event
 
 
-def mask_exception(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+def _as_json(logger: Any, level: str, event: MutableMapping[str, Any]) -> str:
+    return orjson.dumps(event, default=str).decode()
+
+
+def mask_exception(event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """What an exception says may name ids too. Names in a traceback are seldom long words with a digit in them."""
     if isinstance(event.get("exception"), str):
         event["exception"] = _LONG_WITH_DIGIT.sub(lambda found: found[0][:5] + "…", event["exception"])

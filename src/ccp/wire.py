@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Annotated, Any, Final, Literal, Self, TypeAlias, TypeVar
 
 import orjson
@@ -369,6 +370,7 @@ class Error(_Wire):
     traceId: str
 
 
+@lru_cache(256)  # There are few roots, and each answer names one.
 def distinguished_name(dn: str) -> str | None:
     """The name, if the API's pattern allows it in an answer; being informative, it is left out otherwise."""
     return dn if dn and _DN.fullmatch(dn) else None

@@ -183,5 +183,5 @@ def test_what_an_exception_says_is_masked_and_its_traceback_can_be_read() -> Non
         'File "/usr/lib/python3.11/site-packages/ccp/pool.py", line 17, in signed_contract_data_of_vehicle\n'
         "KeyError: 'DEEXAT00000001' and WEX0TEST000000001"
     )
-    event = mask_exception(None, "error", {"exception": text})
+    event = mask_exception({"exception": text})
     assert event["exception"] == text.replace("T00000001", "…").replace("TEST000000001", "TEST000000001"[:1] + "…")

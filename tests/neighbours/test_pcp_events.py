@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -83,7 +83,7 @@ class Receiver:
     ) -> EMAID:
         """Store a contract for a vehicle at a time. key: the fingerprint of the provisioning key it is bound to."""
         emaid = emaid or new_emaid()
-        contract = replace(self.templates[edition], emaid=emaid, pcid=pcid)
+        contract = self.templates[edition]._replace(emaid=emaid, pcid=pcid)
 
         async def write() -> None:
             async with opened(self.database) as store:

@@ -122,7 +122,7 @@ def test_a_sub_ca_that_came_along_but_did_not_sign_is_not_the_issuer(pkis: dict[
     car = Car.build(theirs, new_pcid(), AT)
     bundle = make_contract(theirs, new_emaid(), car.pcid, car.provisioning.certificate, AT)
     message = sign_contract(theirs, replace(bundle, contract=dressed), AT)
-    signed = replace(stored(theirs), response=message, certificate=contract.certificate.der)
+    signed = stored(theirs)._replace(response=message, certificate=contract.certificate.der)
     assert is_operators(signed, frozenset({Fingerprint.parse(theirs.emsp_sub2.certificate.fingerprint)}))
     assert not is_operators(signed, frozenset({Fingerprint.parse(ours.emsp_sub2.certificate.fingerprint)}))
 

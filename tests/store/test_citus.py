@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import timedelta
 from multiprocessing.queues import Queue
 
@@ -120,7 +119,7 @@ def test_contracts_come_move_and_go_on_a_cluster(url: str) -> None:
 @needs_citus
 def test_revoked_and_expired_contracts_are_found_and_removed_on_a_cluster(url: str) -> None:
     keys = (Key(ISSUER, 7, ()),)
-    write(url, contracts.publish(replace(variant(), certificates=keys), AT))
+    write(url, contracts.publish(variant()._replace(certificates=keys), AT))
     write(url, contracts.publish(variant(SECOND_CONTRACT, valid_to=AT - DAY), AT))
     write(url, contracts.publish(variant(THIRD, OTHER_CAR), AT))
     revoked = RevocationList(ISSUER, None, AT, AT + DAY, dict.fromkeys(range(500), AT))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -74,7 +73,7 @@ def events(url: str, pcid: PCID = CAR) -> list[tuple[str, str]]:
 )
 def test_a_contract_comes_back_as_it_was_published(url: str, contract: SignedContract) -> None:
     assert publish(url, contract) == Published(created=True, moved_from=None)
-    stored = [replace(contract, is_default=True)]
+    stored = [contract._replace(is_default=True)]
     assert read(url, contracts.by_vehicle(contract.pcid)) == stored
     assert read(url, contracts.by_emaid(contract.emaid)) == stored
 
@@ -106,7 +105,7 @@ def test_a_variant_that_exists_is_replaced_and_keeps_the_time_of_its_making(url:
         valid_to=datetime(2030, 1, 1, tzinfo=UTC),
     )
     assert publish(url, newer, at=later) == Published(created=False, moved_from=None, replaced=True)
-    assert read(url, contracts.by_vehicle(CAR)) == [replace(newer, created_at=AT, is_default=True)]
+    assert read(url, contracts.by_vehicle(CAR)) == [newer._replace(created_at=AT, is_default=True)]
     assert events(url) == [("created", FIRST), ("updated", FIRST)]
 
 
@@ -144,7 +143,7 @@ def test_an_emaid_that_is_published_for_another_vehicle_moves_there_with_nothing
     moved = variant(pcid=OTHER_CAR, response=b"moved")
     assert publish(url, moved) == Published(created=True, moved_from=CAR)
     assert read(url, contracts.by_vehicle(CAR)) == []
-    assert read(url, contracts.by_emaid(FIRST)) == [replace(moved, is_default=True)]
+    assert read(url, contracts.by_emaid(FIRST)) == [moved._replace(is_default=True)]
     assert default_of(url, CAR) is None
     assert default_of(url, OTHER_CAR) == FIRST
 

@@ -24,6 +24,7 @@ from starlette.types import Receive, Scope
 from ccp import wire
 from ccp.api.errors import WITHOUT_404, sentences_of
 from ccp.api.opnc import (
+    _JSON,
     Asked,
     Boolean,
     Edge,
@@ -35,7 +36,6 @@ from ccp.api.opnc import (
     Routing,
     SessionQuery,
     SignedContractDataEndpoint,
-    _json,
     _read_headers,
     _rfc3339,
 )
@@ -106,7 +106,7 @@ class OPCPSignedContractDataEndpoint(SignedContractDataEndpoint):
             trace.emaid, trace.pcid = contract.emaid, contract.pcid
             emaid, told = contract.emaid, contract.metadata or ""
         item = {"certificateInstallationRes": wire.b64(response), "emaid": emaid, "metaData": told}
-        return _json(
+        return _JSON(
             {
                 "CCPResponse": {"emaidContent": [{"messageDef": item}]},
                 "xsdMsgDefNamespace": body.xsdMsgDefNamespace,
@@ -162,7 +162,7 @@ def router(pool: Pool, edge: Edge, negative: OPCPNegative) -> APIRouter:
         named = [contract for contract in found if root in (None, contract.root_fingerprint)]
         if not named:
             raise NotFound("No contract for the given PCID found.")
-        return _json({"XMLContracts": [_xml_contract(contract, ranks[contract.emaid]) for contract in named]})
+        return _JSON({"XMLContracts": [_xml_contract(contract, ranks[contract.emaid]) for contract in named]})
 
     @add("GET", f"{BASE}/lookupContract/{{emaid}}", Operation.GET_CONTRACT_DATA_BY_EMAID, wire.XMLContracts)
     async def look_up_contract(
@@ -173,7 +173,7 @@ def router(pool: Pool, edge: Edge, negative: OPCPNegative) -> APIRouter:
     ) -> Response:
         """A contract's certificate, for the eMSP that owns it. Of the vehicle's other contracts it learns nothing."""
         found = await asked.pool.contract_data_by_emaid(asked.caller, emaid, namespace, root, edge.clock())
-        return _json(
+        return _JSON(
             {"XMLContracts": [_xml_contract(contract, 1 if contract.is_default else 2) for contract, _ in found]}
         )
 
@@ -196,7 +196,7 @@ def router(pool: Pool, edge: Edge, negative: OPCPNegative) -> APIRouter:
             asked.caller, emaid, pcid, session_id=session_id, namespace=namespace, root=root, at=edge.clock()
         )
         newest = found[0]
-        return _json(
+        return _JSON(
             {
                 "certificateInstallationRes": wire.b64(newest.response),
                 "xsdMsgDefNamespace": newest.contract.namespace,
@@ -237,7 +237,7 @@ def router(pool: Pool, edge: Edge, negative: OPCPNegative) -> APIRouter:
             for role in Role
             if role in anchor.roles and role in wanted and at.replace(microsecond=0) <= anchor.certificate.not_after
         ]
-        return _json({"RootCertificateCollection": {"rootCertificates": items}})
+        return _JSON({"RootCertificateCollection": {"rootCertificates": items}})
 
     return api
 

@@ -180,7 +180,7 @@ class SignedContractDataEndpoint:
         trace = trace_of(scope)
         if not isinstance(outcome, Refusal):
             trace.emaid, trace.pcid = outcome[0].contract.emaid, outcome[0].contract.pcid
-            return _json({"signedContractDataCollection": [_signed_contract(answer) for answer in outcome]})
+            return _JSON({"signedContractDataCollection": [_signed_contract(answer) for answer in outcome]})
         trace.pcid, trace.failure = outcome.pcid, outcome.reason
         if not options.always_exi:
             raise NotFound(*sentences_of(outcome.reason)) from outcome.reason
@@ -191,7 +191,7 @@ class SignedContractDataEndpoint:
             "xsdMsgDefNamespace": body.xsdMsgDefNamespace,
             "metaData": str(outcome.reason),
         }
-        return _json({"signedContractDataCollection": [item]})
+        return _JSON({"signedContractDataCollection": [item]})
 
     async def _publish(self, scope: Scope, receive: Receive) -> Response:
         headers = Headers(scope=scope)
@@ -211,7 +211,7 @@ class SignedContractDataEndpoint:
         }
         if dry_run:
             checks, warnings = await there.examine(caller, **said)
-            return _json(checks.told("CertificateInstallationRes", at, warnings))
+            return _JSON(checks.told("CertificateInstallationRes", at, warnings))
         await there.publish(caller, pcid=body.pcid, metadata=body.metaData, **said)
         return Response(status_code=201)
 
@@ -309,7 +309,7 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
     ) -> Response:
         """A contract's certificate and state, for the eMSP that owns it."""
         found = await asked.pool.contract_data_by_emaid(asked.caller, emaid, namespace, root, edge.clock())
-        return _json({"contractDataCollection": [_contract_data(contract, problem) for contract, problem in found]})
+        return _JSON({"contractDataCollection": [_contract_data(contract, problem) for contract, problem in found]})
 
     @add("GET", "/contractData/pcid/{pcid}", Operation.GET_CONTRACT_DATA_BY_PCID, wire.ContractDataCollection)
     async def get_contract_data_by_pcid(
@@ -319,7 +319,7 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
     ) -> Response:
         """The contracts that wait for a vehicle, for the OEM that owns its WMI."""
         found = await asked.pool.contract_data_by_pcid(asked.caller, pcid, namespace)
-        return _json({"contractDataCollection": [_contract_data(contract) for contract in found]})
+        return _JSON({"contractDataCollection": [_contract_data(contract) for contract in found]})
 
     @add("DELETE", "/signedcontractdata/{emaid}", Operation.WITHDRAW)
     async def delete_signed_contract_data_by_emaid(
@@ -357,7 +357,7 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
             root=root,
             at=edge.clock(),
         )
-        return _json({"signedContractDataCollection": [_signed_contract(answer) for answer in found]})
+        return _JSON({"signedContractDataCollection": [_signed_contract(answer) for answer in found]})
 
     @add("POST", "/signedcontractdata/{emaid}/{pcid}/setdefault", Operation.SET_DEFAULT)
     async def set_signed_contract_data_as_default(
@@ -370,8 +370,17 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
     return api
 
 
-def _json(members: wire.Members) -> Response:
-    return Response(orjson.dumps(members), media_type="application/json")
+class _JSON(Response):
+    """An answer whose head is always the same but for its length, so that nothing has to be worked out for it."""
+
+    def __init__(self, members: wire.Members) -> None:
+        self.body = orjson.dumps(members)
+        self.status_code = 200
+        self.background = None
+        self.raw_headers = [
+            (b"content-length", str(len(self.body)).encode()),
+            (b"content-type", b"application/json"),
+        ]
 
 
 def _signed_contract(answer: Answer) -> wire.Members:

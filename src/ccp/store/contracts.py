@@ -48,6 +48,7 @@ _LOCK_VEHICLE = """
 insert into vehicle (pcid, rev, default_emaid) values ($1, 1, null)
 on conflict (pcid) do update set rev = vehicle.rev + 1 returning rev, default_emaid
 """
+_NAMESPACES = {namespace.value: namespace for namespace in Namespace}
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -269,7 +270,7 @@ def _contract(row: Row) -> SignedContract:
     return SignedContract(
         EMAID(emaid),
         PCID(pcid),
-        Namespace(namespace),
+        _NAMESPACES[namespace],
         Fingerprint(fingerprint),
         int(serial, 16),
         dn,
