@@ -7,7 +7,6 @@ import os
 import random
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -383,8 +382,10 @@ def test_workers_count_together_and_leave_nothing_behind(tmp_path: Path) -> None
 
 
 def test_a_temporary_directory_is_not_needed_for_one_worker(tmp_path: Path) -> None:
-    before = set(Path(tempfile.gettempdir()).glob("opnc-ccp-*"))
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
     port = free_port()
-    with serving(f"http://127.0.0.1:{port}", "--port", port, cwd=tmp_path, log=tmp_path / "log") as http:
+    log = tmp_path / "log"
+    with serving(f"http://127.0.0.1:{port}", "--port", port, cwd=tmp_path, log=log, temporary=temporary) as http:
         assert http.get("/health").status_code == 200
-        assert set(Path(tempfile.gettempdir()).glob("opnc-ccp-*")) <= before
+        assert not any(temporary.iterdir())

@@ -130,7 +130,7 @@ def test_a_sub_ca_that_came_along_but_did_not_sign_is_not_the_issuer(pkis: dict[
 def test_only_the_operators_certificates_are_revoked_and_each_once(fake: Fake, pkis: dict[str, PKI]) -> None:
     fake.answers[PATH] = Reply(200)
     ours, theirs = stored(pkis["iso2"]), stored(pkis["other_iso2"])
-    variants = [ours, theirs, replace(ours, updated_at=AT + timedelta(days=1))]
+    variants = [ours, theirs, ours._replace(updated_at=AT + timedelta(days=1))]
     fingerprint = pkis["iso2"].emsp_sub2.certificate.fingerprint.upper()
 
     async def revoke(out: Outbound) -> list[bytes]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 
@@ -30,7 +29,7 @@ def test_events_of_a_vehicle_have_revisions_of_their_own_and_claims_go_with_cont
     emaids = [new_emaid() for _ in range(20)]
 
     def contract(index: int, vehicle: str = pcid) -> SignedContract:
-        return replace(template, emaid=emaids[index], pcid=vehicle)
+        return template._replace(emaid=emaids[index], pcid=vehicle)
 
     async def everything() -> None:
         stores = [connect(url) for _ in range(3)]
@@ -73,7 +72,7 @@ def test_only_what_is_stale_goes(tmp_path: Path, pkis: dict[str, PKI]) -> None:
     url = fresh(tmp_path)
     schema.upgrade(url)
     pcid = new_pcid()
-    old, new = (replace(stored(pkis["iso2"]), pcid=pcid) for _ in range(2))
+    old, new = (stored(pkis["iso2"])._replace(pcid=pcid) for _ in range(2))
 
     async def everything() -> None:
         store = connect(url)
