@@ -89,6 +89,8 @@ def hash_secret(secret: str) -> str:
 def new_key(at: datetime, *, after: timedelta = timedelta(0)) -> TokenKey:
     """A new ES256 key, which signs after a time."""
     key = ECKey.generate_key("P-256", auto_kid=True)
+    while str(key.kid).startswith("-"):  # On a command line it would be taken for an option.
+        key = ECKey.generate_key("P-256", auto_kid=True)
     return TokenKey(str(key.kid), key.as_pem(private=True).decode(), at, at + after)
 
 

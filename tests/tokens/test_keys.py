@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -420,6 +421,15 @@ def test_keys_are_listed_rotated_and_revoked_by_command(url: str, environment: d
     assert [(action, json.loads(subject)["kid"]) for action, subject in told_of] == [
         ("key.rotated", new), ("key.revoked", old), ("key.revoked", new), ("key.rotated", kids(url)[0]),
     ]  # fmt: skip
+
+
+def test_no_new_key_is_named_like_an_option() -> None:
+    assert not [kid for kid in (tokens.new_key(AT).kid for _ in range(400)) if kid.startswith("-")]
+
+
+def test_a_key_that_is_named_like_an_option_can_be_revoked(url: str, environment: dict[str, str]) -> None:
+    write(url, keys.ensure(replace(tokens.new_key(AT), kid="-E")))
+    assert good("keys", "revoke", "--", "-E", env=environment).lines[0] == "-E is revoked."
 
 
 def test_a_key_that_is_not_there_cannot_be_revoked(url: str, environment: dict[str, str]) -> None:

@@ -57,7 +57,7 @@ def rotate(
 
 @app.command()
 def revoke(
-    kid: Annotated[str, typer.Argument(help="The key, as listed.")],
+    kid: Annotated[str, typer.Argument(help="The key, as listed; behind -- where it begins with a hyphen.")],
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
