@@ -36,6 +36,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from ccp.limits import Proxies
 from ccp.metrics import Metrics
 from ccp.settings import Settings
+from ccp.writing import Outgoing, Writing
 
 if TYPE_CHECKING or sys.platform == "win32":
     from asyncio import SelectorEventLoop as BaseLoop
@@ -82,7 +83,7 @@ class Connections:
         self._open: set[Connection] = set()
         self._by_address: Counter[bytes] = Counter()
         self._turned_away: Counter[str] = Counter()
-        self._writing: list[Outgoing] = []
+        self.writing = Writing()
 
     def enter(self, connection: Connection, address: str | None) -> tuple[int, str] | None:
         """Returns None, or the status and the sentence with which the connection is turned away."""
@@ -109,17 +110,6 @@ class Connections:
             if not self._by_address[counted]:
                 del self._by_address[counted]
 
-    def write_soon(self, outgoing: Outgoing) -> None:
-        """Flush it at the end of this turn of the event loop."""
-        if not self._writing:
-            asyncio.get_running_loop().call_soon(self._write)
-        self._writing.append(outgoing)
-
-    def _write(self) -> None:
-        writing, self._writing = self._writing, []
-        for outgoing in writing:
-            outgoing.flush()
-
     async def watch(self) -> None:
         """Close what is overdue, for as long as the worker runs."""
         while True:
@@ -130,48 +120,6 @@ class Connections:
             for reason, count in self._turned_away.items():
                 _log.warning("connections turned away", reason=reason, count=count)
             self._turned_away.clear()
-
-
-class Outgoing:
-    """A connection's transport, whose writes of one turn of the event loop go out as one, after those of others.
-
-    A write wakes whoever reads, here or on another machine, and that costs more than to make an answer's head. So the
-    answers of a turn are written one behind the other, when all of them are made.
-    """
-
-    def __init__(self, transport: asyncio.Transport, connections: Connections) -> None:
-        self._transport: Final = transport
-        self._connections: Final = connections
-        self._waiting: Final[list[bytes]] = []
-        self._octets = 0
-        self.is_closing: Final = transport.is_closing
-
-    def write(self, octets: bytes) -> None:
-        if not self._waiting:
-            self._connections.write_soon(self)
-        self._waiting.append(octets)
-        self._octets += len(octets)
-        if self._octets > HIGH_WATER_LIMIT:
-            self.flush()  # So that whoever writes on and on meets the transport's own limit.
-
-    def flush(self) -> None:
-        if self._waiting:
-            octets = b"".join(self._waiting)
-            self._waiting.clear()
-            self._octets = 0
-            if not self.is_closing():  # Else the client has gone.
-                self._transport.write(octets)
-
-    def close(self) -> None:
-        self.flush()
-        self._transport.close()
-
-    def write_eof(self) -> None:
-        self.flush()
-        self._transport.write_eof()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
 
 
 class Cycle(RequestResponseCycle):
@@ -256,7 +204,7 @@ class Connection(HttpToolsProtocol):
     # The connection.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(Outgoing(transport, self._connections))  # type: ignore[arg-type]
+        super().connection_made(Outgoing(transport, self._connections.writing))  # type: ignore[arg-type]
         self._address = self.client[0] if self.client else None
         self._began = time.monotonic()
         self._due = self._began + self._connections.seconds

@@ -18,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ccp.errors import ChainError
+from ccp.pki import certificates
 from ccp.pki.certificates import Certificate, _SignedCertificate
 from ccp.pki.names import names_match, parse_dn
 from ccp.sim.pki import CONTRACT, EXPLICIT_FALSE, Credential, build_certificate, build_root, subject_name
@@ -303,6 +304,58 @@ def test_what_is_cut_out_of_the_octets_is_what_a_reader_of_the_whole_structure_f
         assert found._algorithms_agree is (bytes(whole.algorithm.data) == bytes(whole.tbs.signature.data))
         assert found._signed_octets == found.x509.tbs_certificate_bytes
     assert compared > 1500
+
+
+def _told_of_extensions(certificate: Certificate) -> object:
+    try:
+        return (
+            certificate.listed_extensions,
+            certificate.addresses,
+            certificate.key_identifier,
+            certificate.authority_key_identifier,
+            *(certificate.extension(kind) for kind in (x509.BasicConstraints, x509.KeyUsage, x509.ExtendedKeyUsage)),
+        )
+    except ChainError as exc:
+        return str(exc)
+
+
+@pytest.mark.filterwarnings("ignore:Parsed a serial number")
+def test_extensions_that_are_remembered_are_those_that_would_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever was read before: good chains, damaged ones, and damage to the extensions of one leaf in particular."""
+    source = random.Random(20261128)
+    ders = [c.der for one in random_chains(100, 15118) for c in (one.leaf, *one.offered, one.root)]
+    leaf = chain().leaf
+    start = leaf.der.index(leaf.key_identifier or b"?") - 200
+    for _ in range(4000):
+        octets = bytearray(leaf.der)
+        for _ in range(source.randint(1, 2)):
+            octets[source.randrange(start, len(octets) - 80)] = source.randrange(256)
+        ders.append(bytes(octets))
+    source.shuffle(ders)
+    shared = compared = 0
+    for der in (*ders, *ders[:500]):
+        try:
+            found = Certificate.load(der)
+        except ChainError:
+            continue
+        shared += found._split_extensions[0] in certificates._KNOWN_EXTENSIONS
+        told = _told_of_extensions(found)
+        with monkeypatch.context() as patch:
+            patch.setattr(certificates, "_KNOWN_EXTENSIONS", {})
+            assert told == _told_of_extensions(Certificate.load(der))
+        compared += 1
+    assert compared > 1000
+    assert shared > 200
+    assert len(certificates._KNOWN_EXTENSIONS) <= certificates._MOST_KNOWN
+
+
+def test_leaves_that_differ_in_their_key_identifier_alone_keep_it(issuer: Credential) -> None:
+    one, other = (issuer.issue(name, CONTRACT, at=AT).certificate for name in ("A", "B"))
+    assert one._split_extensions[0] == other._split_extensions[0]
+    assert one.key_identifier != other.key_identifier
+    for certificate in (one, other):
+        expected = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        assert certificate.key_identifier == expected.digest
 
 
 @pytest.mark.filterwarnings("ignore:Parsed a serial number")

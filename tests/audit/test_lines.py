@@ -1,0 +1,94 @@
+"""Lines of the log: together where many come at once, whole, in order, and at once where it matters."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import threading
+from typing import Any
+
+from ccp.logs import _WHOLE, Lines
+
+
+class File(io.StringIO):
+    """Notes each write by itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[str] = []
+
+    def write(self, text: str) -> int:
+        self.writes.append(text)
+        return len(text)
+
+
+def in_a_turn(*said: tuple[str, str]) -> tuple[list[str], list[str]]:
+    """What was written within the turn of the event loop in which it was said, and all of it."""
+    file = File()
+    lines = Lines(file)
+
+    async def test() -> list[str]:
+        for level, line in said:
+            getattr(lines, level)(line)
+        within = list(file.writes)
+        await asyncio.sleep(0)
+        return within
+
+    return asyncio.run(test()), file.writes
+
+
+def test_lines_of_one_turn_are_one_write_behind_it() -> None:
+    assert in_a_turn(("info", "a"), ("warning", "b"), ("debug", "c")) == ([], ["a\nb\nc\n"])
+
+
+def test_what_failed_is_written_at_once_behind_what_was_said_before() -> None:
+    assert in_a_turn(("info", "a"), ("error", "b"), ("info", "c")) == (["a\nb\n"], ["a\nb\n", "c\n"])
+
+
+def test_no_write_is_longer_than_what_a_pipe_takes_whole_unless_a_line_is() -> None:
+    line, long = "x" * 1500, "y" * (2 * _WHOLE)
+    _, writes = in_a_turn(*[("info", each) for each in (line, line, line, long, line)])
+    assert writes == [f"{line}\n{line}\n", f"{line}\n", f"{long}\n", f"{line}\n"]
+
+
+def test_outside_of_an_event_loop_every_line_is_written_at_once() -> None:
+    file = File()
+    lines = Lines(file)
+    lines.info("a")
+    lines.critical("b")
+    assert file.writes == ["a\n", "b\n"]
+
+
+def test_what_a_loop_left_behind_does_not_keep_the_next_one_from_writing() -> None:
+    file = File()
+    lines = Lines(file)
+    loop = asyncio.new_event_loop()
+
+    async def say(line: str) -> None:
+        lines.info(line)
+
+    stopped: Any = loop.create_task(say("a"))
+    stopped.add_done_callback(lambda _: loop.stop())
+    loop.run_until_complete(stopped)
+    loop.close()
+    asyncio.run(say("b"))
+    assert "".join(file.writes) == "a\nb\n"
+
+
+def test_lines_of_threads_are_all_there_and_whole() -> None:
+    file = File()
+    lines = Lines(file)
+
+    def talk(name: int) -> None:
+        for number in range(500):
+            lines.info(f"{name} {number}")
+
+    threads = [threading.Thread(target=talk, args=(name,)) for name in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    said = [tuple(map(int, line.split())) for line in "".join(file.writes).splitlines()]
+    assert len(said) == 2000
+    for name in range(4):
+        assert [number for who, number in said if who == name] == list(range(500))

@@ -1,0 +1,95 @@
+"""What goes out of a connection goes out once a turn of the event loop, in its order, and before its end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+
+from ccp.writing import Outgoing, Writing
+
+LARGE = b"x" * 70_000
+
+
+class Wire:
+    """A transport that notes what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[Any] = []
+        self.closing = False
+
+    def write(self, octets: bytes) -> None:
+        self.told.append(octets)
+
+    def close(self) -> None:
+        self.told.append("closed")
+        self.closing = True
+
+    def write_eof(self) -> None:
+        self.told.append("no more")
+
+    def is_closing(self) -> bool:
+        return self.closing
+
+    def get_extra_info(self, name: str) -> str:
+        return f"the {name}"
+
+
+def in_a_turn(work: Callable[[Outgoing, Outgoing], None]) -> tuple[list[Any], list[Any], list[Any]]:
+    """What two connections' transports were told within the turn, and when it had ended."""
+    writing = Writing()
+    one, other = Wire(), Wire()
+
+    async def test() -> list[Any]:
+        work(*(Outgoing(cast(asyncio.Transport, wire), writing) for wire in (one, other)))
+        within = [*one.told, *other.told]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        return within
+
+    return asyncio.run(test()), one.told, other.told
+
+
+def test_head_and_body_and_the_next_answer_are_one_write_behind_the_turn() -> None:
+    def work(one: Outgoing, other: Outgoing) -> None:
+        for octets in (b"head", b"body", b"next"):
+            one.write(octets)
+        other.write(b"other")
+
+    assert in_a_turn(work) == ([], [b"headbodynext"], [b"other"])
+
+
+def test_an_end_comes_behind_what_was_written_before_it() -> None:
+    def work(one: Outgoing, other: Outgoing) -> None:
+        one.write(b"answer")
+        one.close()
+        other.write(b"answer")
+        other.write_eof()
+
+    _, one, other = in_a_turn(work)
+    assert (one, other) == ([b"answer", "closed"], [b"answer", "no more"])
+
+
+def test_much_is_written_at_once_so_that_the_transport_can_say_stop() -> None:
+    def work(one: Outgoing, other: Outgoing) -> None:
+        one.write(b"head")
+        one.write(LARGE)
+        one.write(b"rest")
+
+    assert in_a_turn(work) == ([b"head" + LARGE], [b"head" + LARGE, b"rest"], [])
+
+
+def test_nothing_is_written_to_a_client_that_has_gone() -> None:
+    def work(one: Outgoing, other: Outgoing) -> None:
+        one.write(b"answer")
+        cast(Wire, one._transport).closing = True
+
+    assert in_a_turn(work) == ([], [], [])
+
+
+def test_everything_else_is_asked_of_the_transport() -> None:
+    def work(one: Outgoing, other: Outgoing) -> None:
+        assert one.get_extra_info("peername") == "the peername"
+        assert not one.is_closing()
+
+    in_a_turn(work)
