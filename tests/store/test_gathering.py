@@ -1,17 +1,18 @@
-"""Lookups of concurrent requests go to a server together, and each asker notices nothing of it."""
+"""Lookups of concurrent requests go to a database together, and each asker notices nothing of it."""
 
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
 from ccp.contracts import SignedContract
-from ccp.errors import Unavailable
+from ccp.errors import NotFound, Unavailable
 from ccp.ids import EMAID, PCID, Namespace
 from ccp.pki.evidence import Key, Rules
 from ccp.store import Store, contracts, evidence
-from tests.databases import Server
+from ccp.store.steps import Row, Steps, gathered
 from tests.store.made import AT, opened, statements, variant, with_store, write
 from tests.store.proxy import between
 
@@ -23,9 +24,8 @@ def contract_of(car: PCID, edition: Namespace = Namespace.ISO2) -> SignedContrac
 
 
 @pytest.fixture
-def filled(postgres: Server) -> str:
+def filled(url: str) -> str:
     """Every second car has a contract, every fourth one for either edition."""
-    url = postgres.emptied()
     changes = [contracts.publish(contract_of(car), AT) for car in CARS[::2]]
     changes += [contracts.publish(contract_of(car, Namespace.ISO20), AT) for car in CARS[::4]]
     write(url, *changes)
@@ -60,6 +60,7 @@ def test_what_is_found_together_is_what_is_found_alone(filled: str) -> None:
     with_store(filled, ask)
 
 
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
 def test_many_lookups_are_few_exchanges(filled: str) -> None:
     async def ask() -> None:
         async with between(filled) as proxy, opened(proxy.url) as store:
@@ -97,7 +98,39 @@ def test_what_was_committed_before_asking_is_seen(filled: str) -> None:
     with_store(filled, ask)
 
 
-def test_a_server_that_is_gone_is_told_to_every_asker_and_found_again(postgres: Server, filled: str) -> None:
+def test_a_question_that_fails_disturbs_no_other(filled: str) -> None:
+    @gathered
+    def broken() -> Steps[list[Row]]:
+        return (yield "select nothing from nowhere", ())
+
+    @gathered
+    def wrong() -> Steps[list[Row]]:
+        yield "select pcid from contract", ()
+        raise NotFound("as a question may")
+
+    async def ask(store: Store) -> None:
+        questions: list[Steps[Any]] = [broken(), *(contracts.by_vehicle(car) for car in CARS[:10:2]), wrong()]
+        first, *found, last = await asyncio.gather(*map(store.read, questions), return_exceptions=True)
+        assert isinstance(first, Exception)
+        assert [answer[0].pcid for answer in found if isinstance(answer, list)] == CARS[:10:2]
+        assert isinstance(last, NotFound)
+
+    with_store(filled, ask)
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_who_asks_when_the_store_is_closed_is_answered(filled: str) -> None:
+    async def ask() -> None:
+        async with opened(filled) as store:
+            asking = asyncio.create_task(store.read(contracts.by_vehicle(CARS[2])))
+            await asyncio.sleep(0)
+        assert [each.pcid for each in await asyncio.wait_for(asking, 5)] == [CARS[2]]
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_a_server_that_is_gone_is_told_to_every_asker_and_found_again(filled: str) -> None:
     async def ask(store: Store) -> None:
         assert await store.read(contracts.by_vehicle(CARS[0]))
         # As at a restart: every connection of the pool is closed by the server, and the next one is a fresh one.
