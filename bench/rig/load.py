@@ -152,7 +152,7 @@ class _Connection:
 
     def read(self) -> bytes | None:
         """The whole answer when it is there."""
-        octets = self.socket.recv(262_144)
+        octets = self.socket.recv(16_384)  # Room for an answer; for much more memory would be mapped anew each time.
         if not octets:
             raise LoadError("The server closed a connection.")
         self._octets += octets
@@ -238,8 +238,11 @@ def drive(
             raise LoadError(f"{operation.name}: answers did not come.")
         # epoll by itself counts in milliseconds; it can be waited for in microseconds.
         pause = min(due - time.perf_counter(), 0.5) if rate is not None and due < start + seconds else 0.5
-        select.select([epoll], [], [], max(pause, 0))
-        for descriptor, _ in epoll.poll(0):
+        ready = epoll.poll(0)
+        if not ready and pause > 0:
+            select.select([epoll], [], [], pause)
+            ready = epoll.poll(0)
+        for descriptor, _ in ready:
             connection = by_descriptor[descriptor]
             if connection.read() is not None:
                 latencies.append((time.perf_counter() - connection.began) * 1e3)
