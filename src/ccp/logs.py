@@ -24,7 +24,7 @@ from ccp.settings import Settings
 
 _TOLD: Final = ("reason", "reasons", "cause", "warning", "warnings", "said")
 """Members of log events that hold sentences, in which ids may be named."""
-_WHOLE: Final = 4096  # Characters that a pipe takes as one: lines of several workers do not run into each other.
+_WHOLE: Final = 4096  # Octets that a pipe takes as one (PIPE_BUF): lines of several workers do not run into each other.
 
 
 class Lines:
@@ -59,23 +59,20 @@ class Lines:
     error = critical = now
 
     def flush(self) -> None:
-        """Write what waits, in parts that are not longer than what is written whole, if no line is."""
+        """Write what waits, in parts that a pipe takes whole. What cannot be written is lost. Raises OSError."""
         with self._lock:
-            part: list[str] = []
-            length = 0
-            for line in self._waiting:
-                length += len(line) + 1
-                if length > _WHOLE and part:
+            waiting, self._waiting, self._flushing = self._waiting, [], None
+            part = b""
+            for octets in [f"{line}\n".encode(errors="backslashreplace") for line in waiting]:
+                if part and len(part) + len(octets) > _WHOLE:
                     self._write(part)
-                    part, length = [], len(line) + 1
-                part.append(line)
+                    part = b""
+                part += octets
             if part:
                 self._write(part)
-            self._waiting.clear()
-            self._flushing = None
 
-    def _write(self, lines: list[str]) -> None:
-        self._file.write("\n".join([*lines, ""]))
+    def _write(self, octets: bytes) -> None:
+        self._file.write(octets.decode())
         self._file.flush()
 
 

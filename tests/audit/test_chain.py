@@ -122,9 +122,9 @@ CHANGES = {
     "outcome": "'not_authorised 403'",
     "trace_id": "'another'",
     "subject": "replace(subject, 'DEEXA', 'NLEXB')",
-    "salt": "'00' || substr(salt, 3)",
-    "commitment": "'00' || substr(commitment, 3)",
-    "hash": "'00' || substr(hash, 3)",
+    "salt": "case when salt like '00%' then '11' else '00' end || substr(salt, 3)",
+    "commitment": "case when commitment like '00%' then '11' else '00' end || substr(commitment, 3)",
+    "hash": "case when hash like '00%' then '11' else '00' end || substr(hash, 3)",
     "lane": "5",
     "number": "number + 100",
 }

@@ -7,6 +7,8 @@ import io
 import threading
 from typing import Any
 
+import pytest
+
 from ccp.logs import _WHOLE, Lines
 
 
@@ -46,9 +48,22 @@ def test_what_failed_is_written_at_once_behind_what_was_said_before() -> None:
 
 
 def test_no_write_is_longer_than_what_a_pipe_takes_whole_unless_a_line_is() -> None:
-    line, long = "x" * 1500, "y" * (2 * _WHOLE)
+    line, long = "é" * 750, "y" * (2 * _WHOLE)
     _, writes = in_a_turn(*[("info", each) for each in (line, line, line, long, line)])
     assert writes == [f"{line}\n{line}\n", f"{line}\n", f"{long}\n", f"{line}\n"]
+
+
+def test_a_file_that_cannot_be_written_keeps_nothing_waiting() -> None:
+    class Full(File):
+        def write(self, text: str) -> int:
+            raise OSError(28, "No space left on device")
+
+    lines = Lines(Full())
+    with pytest.raises(OSError, match="space"):
+        lines.error("a")
+    lines._file = other = File()  # type: ignore[misc]
+    lines.error("b")
+    assert other.writes == ["b\n"]
 
 
 def test_outside_of_an_event_loop_every_line_is_written_at_once() -> None:

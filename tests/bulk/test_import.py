@@ -122,7 +122,13 @@ def test_what_put_refuses_is_refused_with_the_same_sentences(
             "/signedcontractdata", content=lines[name].strip(), headers={"Content-Type": "application/json"}
         )
         assert answer.status_code in (400, 413), name
-        assert each["errorMessages"] == answer.json()["errorMessages"], name
+        said, expected = each["errorMessages"], answer.json()["errorMessages"]
+        if name == "untrusted":
+            # Which of several roots with the name of the stranger's is told of depends on which there are, and other
+            # tests add some to the pool.
+            assert all('"V2G Root CA SIM"' in one for one in (said[0], expected[0])), (said, expected)
+            said, expected = said[1:], expected[1:]
+        assert said == expected, name
         assert each["file"] == str(file)
     assert found[list(lines).index("untrusted")]["emaid"].startswith("DEEXAB")
     assert "emaid" not in found[0]
