@@ -21,6 +21,7 @@ from ccp.auth import ADMIN_TABLE, AdminOperation
 from ccp.parties import Role
 from ccp.sim.pki import PKI
 from tests.api.answers import sentences
+from tests.api.test_description import TOO_LONG
 from tests.cli.run import good
 from tests.world import Pool, new_emaid, party, start
 
@@ -532,6 +533,8 @@ def test_requests_made_from_the_description_are_answered_as_it_says(pkis: dict[s
                 label = event.recorder.label
                 for case_id, interaction in event.recorder.interactions.items():
                     if interaction.response is not None:
+                        if interaction.response.status_code == TOO_LONG:
+                            continue
                         answers[label, interaction.response.status_code] += 1
                     for check in event.recorder.checks.get(case_id, []):
                         if check.failure_info is not None:
