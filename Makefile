@@ -4,8 +4,8 @@ SANDBOX ?= .sandbox
 VENV := .venv
 BIN := $(VENV)/bin
 JUDGE := .judge
-# Tests wait for servers and clocks for half of their time.
-PROCESSES := $(shell echo $$((2 * $$(getconf _NPROCESSORS_ONLN))))
+# One more than there are processors: tests wait for servers and clocks for a third of their time, but some look at it.
+PROCESSES := $(shell echo $$((1 + $$(getconf _NPROCESSORS_ONLN))))
 
 # python3 will do where it is new enough and has no versioned name.
 ifeq ($(shell command -v $(PYTHON) 2>/dev/null),)

@@ -172,7 +172,8 @@ def test_the_measurement_sees_what_takes_twice_as_long(pool: Pool, there: There)
         absent()
         time.sleep(time.perf_counter() - began + 500e-6)
 
-    assert differ(slower, absent, rounds=15)
+    # Each of its tries has to see it, and on a busy machine one of them may not.
+    assert any(differ(slower, absent, rounds=15) for _ in range(4))
 
 
 @contextmanager
