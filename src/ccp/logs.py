@@ -32,7 +32,7 @@ class Lines:
 
     def __init__(self, file: TextIO) -> None:
         self._file: Final = file
-        self._lock: Final = threading.Lock()
+        self._lock: Final = threading.RLock()  # A signal's handler may have something to say in the midst of a line.
         self._waiting: list[str] = []
         self._flushing: asyncio.AbstractEventLoop | None = None
         atexit.register(self.flush)
