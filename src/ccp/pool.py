@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import binascii
 import contextlib
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -13,12 +12,12 @@ import structlog
 
 from ccp import advice, contracts, installation
 from ccp.auth import Operation, authorise
+from ccp.base64_input import message_bytes
 from ccp.checks import Checks
 from ccp.contracts import NoContract, NoDefaultPolicy, RootMatch, SignedContract
 from ccp.errors import (
     CCPError,
     ChainError,
-    EXIError,
     ExpiredError,
     NotFound,
     RevokedError,
@@ -133,7 +132,7 @@ class Pool:
         Raises EXIError, NotAuthorised, Unavailable.
         """
         authorise(caller.party, Operation.DELIVER)
-        request = installation.read_request(octets_of(message), namespace)
+        request = installation.read_request(message_bytes(message), namespace)
         pcid = None
         try:
             await asyncio.sleep(0)  # All requests of a turn are read, then all are verified: see `SQLiteStore._answer`.
@@ -291,7 +290,7 @@ class Pool:
     ) -> Publication:
         """Everything of `publish` but the storing, which `publishing` does; takes and raises the same."""
         authorise(caller.party, Operation.PUBLISH, emaid)
-        response = installation.read_response(octets_of(message), namespace)
+        response = installation.read_response(message_bytes(message), namespace)
         verified = installation.verify_response(
             response, emaid=emaid, root=root, anchors=self._trust.anchors, revocation=AskedLater(), at=at
         )
@@ -315,7 +314,7 @@ class Pool:
     ) -> tuple[Checks, tuple[str, ...]]:
         """What `publish` would say: every check and the warnings. Nothing is stored. Raises NotAuthorised, EXIError."""
         authorise(caller.party, Operation.PUBLISH, emaid)
-        response = installation.read_response(octets_of(message), namespace)
+        response = installation.read_response(message_bytes(message), namespace)
         return await self.explain(response, emaid=emaid, root=root, at=at, fetch=True)
 
     async def explain(
@@ -580,15 +579,3 @@ def _matching(
     if not found:
         raise NoContract(otherwise)
     return sorted(found, key=lambda contract: contract.updated_at, reverse=True)
-
-
-def octets_of(message: str) -> bytes:
-    """A message's octets. Raises EXIError: for the caller, what is not Base64 is not EXI either."""
-    try:
-        octets = binascii.a2b_base64(message, strict_mode=True)
-    except ValueError as exc:
-        raise EXIError("not Base64 (RFC 4648 clause 4)") from exc
-    # The decoder passes over padding that is not needed; the encoder knows one form of it.
-    if binascii.b2a_base64(octets, newline=False) != message.encode("ascii"):
-        raise EXIError("not Base64 (RFC 4648 clause 4)")
-    return octets

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, TypeVar, get_args
 
 from ccp.auth import ROLE_TABLE, Operation, Subject, authorise
+from ccp.base64_input import message_bytes
 from ccp.checks import Checks
 from ccp.client import (
     AnsweredError,
@@ -49,7 +50,7 @@ from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.neighbours import RevocationReason
 from ccp.parties import Caller, Party, Role
 from ccp.peers import From, Peers
-from ccp.pool import Answer, octets_of
+from ccp.pool import Answer
 
 T = TypeVar("T")
 
@@ -104,7 +105,7 @@ class RemotePool:
         at: datetime,
     ) -> None:
         """The other pool makes every check. message: EXI in Base64. Raises NotAuthorised, EXIError."""
-        octets = octets_of(message)
+        octets = message_bytes(message)
 
         async def send(client: AsyncClient, routing: Routing) -> None:
             await client.publish(

@@ -20,7 +20,7 @@ from tests.cli.run import ccp, good, told
 from tests.pki.published import public_root
 from tests.world import AT, SESSION
 
-NOT_EXI = "neither an EXI stream, nor Base64 or hexadecimal of one"
+NOT_EXI = "not Base64 (RFC 4648 clause 4)"
 EXAMPLE = Path(__file__).resolve().parents[1] / "vectors" / "installation_res_iso2_opnc_example.b64"
 
 
@@ -114,9 +114,10 @@ def test_certificates_are_summarised_and_a_summary_cannot_be_written_back(
 @pytest.mark.parametrize(
     ("garbage", "sentence"),
     [
-        (b"", "not an EXI stream"),
+        (b"", "the text is empty"),
+        (b"\x01\xfe\x80\x01\x00\x00\x00\x01\x80", "V2GTP header (01FE)"),
         (b"hello", NOT_EXI),
-        (b"\x00\x01\x02", NOT_EXI),
+        (b"\x00\x01\x02", "U+0000 at character 1"),
         (b"\xff\xfe", "neither an EXI stream nor a text that holds one"),
         ("gü==".encode(), NOT_EXI),
         (b"{", "a text that is no JSON"),

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import binascii
 import json
 import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from ccp.base64_input import V2GTP_START, message_bytes
 from ccp.errors import ConfigurationError, EXIError
 
 _MEMBERS = ("certificateInstallationRes", "certificateInstallationReq")
@@ -29,20 +29,19 @@ def message_octets(content: bytes) -> bytes:
     """The EXI stream in a file's content, however it is written down. Raises EXIError."""
     if content[:1] == bytes((_EXI_START,)):
         return content
+    if content.startswith(V2GTP_START):
+        raise EXIError("a message with its V2GTP header (01FE); leave out these eight bytes")
     try:
         text = content.decode("utf-8").strip()
     except UnicodeDecodeError as exc:
         raise EXIError("neither an EXI stream nor a text that holds one") from exc
     if text.startswith("{"):
-        text = _member(text)
+        return message_bytes(_member(text))
     compact = re.sub(r"\s+", "", text)
     # Every message starts with the octet 80: "80…" in hexadecimal, "gJ…", "gB…" or "gC…" in Base64.
     if re.fullmatch(r"(80)([0-9A-Fa-f]{2})*", compact):
         return bytes.fromhex(compact)
-    try:
-        return binascii.a2b_base64(compact, strict_mode=True)
-    except ValueError as exc:
-        raise EXIError("neither an EXI stream, nor Base64 or hexadecimal of one") from exc
+    return message_bytes(text)
 
 
 def _member(text: str) -> str:

@@ -19,6 +19,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ccp import installation, wire
+from ccp.base64_input import message_bytes
 from ccp.client.errors import MalformedAnswerError
 from ccp.client.model import (
     Check,
@@ -614,14 +615,13 @@ def _publication(
 
 
 def _base64(message: bytes | str) -> str:
-    """A message as it travels. Raises FieldError for a text that is not Base64."""
+    """A message as it travels. Raises FieldError for a text that is not Base64; its ASCII white space is left out."""
     if isinstance(message, bytes):
         return wire.b64(message)
     try:
-        base64.b64decode(message, validate=True)
-    except ValueError as exc:
-        raise FieldError("message : must be EXI, or Base64 as text") from exc
-    return message
+        return wire.b64(message_bytes(message))
+    except EXIError as exc:
+        raise FieldError(f"message : must be EXI, or Base64 as text: {exc}") from exc
 
 
 def _filters(namespace: Namespace | str, root: Fingerprint | str | None) -> dict[str, str | None]:
