@@ -3,7 +3,8 @@
 A token's `iss` chooses the issuer and with it the only keys that are tried. Keys come from the address or file of the
 settings and from nowhere else; they are asked for on a schedule, and out of turn when a token names one that is not
 known, but not more often than `pause` allows, so that nobody can make the pool flood an issuer. While an issuer cannot
-be reached its last keys stay.
+be reached its last keys stay. A key set without a usable key withdraws them: they verify for one more `refresh`, in
+case the issuer is in the middle of a change, and not longer.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
 
 import structlog
 
@@ -27,6 +27,7 @@ from ccp.jose import (
     PublicKey,
     UnknownCaller,
     UnknownIssuer,
+    UnknownKey,
     UnverifiedToken,
     VerifiedToken,
     WrongAudience,
@@ -71,6 +72,7 @@ class Issuer:
         self._keys: tuple[PublicKey, ...] = ()
         self._attempt: asyncio.Task[None] | None = None
         self._attempted = -math.inf
+        self._withdrawn_at: float | None = None  # Monotonic; since when the issuer publishes no usable key.
         if entry.jwks_file is not None:
             self._keys = _file_keys(entry.issuer, entry.jwks_file)
 
@@ -78,7 +80,10 @@ class Issuer:
         """The caller that a token of this issuer names. Raises TokenError; Unavailable while there are no keys."""
         if not self._may_know(token.kid):
             await self._ask_out_of_turn()
+        self._drop_withdrawn()
         if not self._keys:
+            if self._withdrawn_at is not None:
+                raise UnknownKey  # The issuer says itself that no key of its own can have signed.
             raise Unavailable("The keys of the token's issuer cannot be had now.")
         found = verify(token, self._keys, self._entry.algorithms)
         expires = self._check(found, at)
@@ -95,7 +100,15 @@ class Issuer:
     async def refresh_forever(self) -> None:
         while True:
             await self.refresh()
-            await asyncio.sleep(self._entry.refresh * (0.75 + random.random() / 2))  # noqa: S311  spreads load
+            await asyncio.sleep(self._pause())
+            self._drop_withdrawn()
+
+    def _pause(self) -> float:
+        """Seconds until the next look at the keys; not beyond the end of keys that were withdrawn."""
+        pause = self._entry.refresh * (0.75 + random.random() / 2)  # noqa: S311  spreads load
+        if self._withdrawn_at is None or not self._keys:
+            return pause
+        return max(0.0, min(pause, self._withdrawn_at + self._entry.refresh - time.monotonic()))
 
     def _may_know(self, kid: str | None) -> bool:
         return bool(self._keys) if kid is None else any(key.kid == kid for key in self._keys)
@@ -107,17 +120,38 @@ class Issuer:
 
     async def _fetch(self) -> None:
         try:
-            keys, unusable = _usable(await self._document())
+            keys, unusable = read_keys(await self._document())
         except (OSError, ValueError, OutboundError) as exc:
             kept = f"{len(self._keys)} keys of before stay" if self._keys else "there are none of before"
             _log.warning("issuer", issuer=self._entry.issuer, reason=f"No new keys: {exc}; {kept}.")
             return
+        if not keys:
+            self._withdraw(unusable)
+            return
+        self._withdrawn_at = None
         if [key.dict_value for key in keys] == [key.dict_value for key in self._keys]:
             return
         if unusable:
             _log.warning("issuer", issuer=self._entry.issuer, reason=f"Keys that are left out: {', '.join(unusable)}.")
         self._keys = keys
         self._changed()
+
+    def _withdraw(self, unusable: list[str]) -> None:
+        """The issuer publishes a key set and no key in it that could have signed."""
+        if self._withdrawn_at is None:
+            self._withdrawn_at = time.monotonic()
+        left = max(0.0, self._withdrawn_at + self._entry.refresh - time.monotonic())
+        ending = f"its {len(self._keys)} earlier keys end in {left:.0f} seconds" if self._keys else "there are none"
+        _log.warning("issuer without usable key", issuer=self._entry.issuer, reason=f"{_why_none(unusable)}; {ending}.")
+
+    def _drop_withdrawn(self) -> None:
+        """End trust in keys that the issuer withdrew one refresh interval ago."""
+        if self._withdrawn_at is None or not self._keys:
+            return
+        if time.monotonic() - self._withdrawn_at >= self._entry.refresh:
+            _log.warning("issuer keys withdrawn", issuer=self._entry.issuer, keys=len(self._keys))
+            self._keys = ()
+            self._changed()
 
     async def _document(self) -> bytes:
         if self._entry.jwks_file is not None:
@@ -193,8 +227,12 @@ def _usable(document: bytes) -> tuple[tuple[PublicKey, ...], list[str]]:
     """Raises ValueError where there is no key that can be used."""
     keys, unusable = read_keys(document)
     if not keys:
-        raise ValueError(f"no usable key ({', '.join(unusable) or 'an empty set'})")
+        raise ValueError(_why_none(unusable))
     return keys, unusable
+
+
+def _why_none(unusable: list[str]) -> str:
+    return f"no usable key ({', '.join(unusable) or 'an empty set'})"
 
 
 def _time(value: Any) -> float:
@@ -217,7 +255,7 @@ def party_of(entry: IssuerSettings, claims: Mapping[str, Any]) -> Party:
         raise WrongClaim
     if name in entry.denied:
         raise UnknownCaller
-    client_id = f"{entry.prefix or urlsplit(entry.issuer).netloc or entry.issuer}:{name}"
+    client_id = f"{entry.caller_prefix}:{name}"
     roles = set(entry.roles)
     if entry.role_claim is not None:
         words = _words(claims, entry.role_claim)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from collections.abc import Iterable
 from enum import StrEnum
 from ipaddress import ip_network
+from itertools import permutations
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
@@ -81,7 +83,7 @@ class IssuerSettings(BaseModel):
     audience: str | None = Field(None, description="What `aud` of its tokens has to hold; base_url if not given.")
     algorithms: Annotated[tuple[str, ...], Field(min_length=1)] = Field(description="Signature algorithms it may use.")
     prefix: Annotated[str, Field(pattern=r"^[!-9;-~]{1,100}$")] | None = Field(
-        None, description="What callers' names begin with, before a colon; the issuer's host if not given."
+        None, description="What callers' names begin with, before a colon; the whole issuer if not given."
     )
     client_claim: str = Field("sub", description="Claim with the caller's name.")
     denied: tuple[str, ...] = Field((), description="Callers that are refused, by that claim.")
@@ -110,10 +112,12 @@ class IssuerSettings(BaseModel):
             raise ValueError(f"{', '.join(wrong)} cannot be allowed, only {', '.join(ALGORITHMS)}")
         return value
 
-    @field_validator("prefix")
+    @field_validator("issuer", "prefix")
     @classmethod
     def _is_no_command(cls, value: str | None) -> str | None:
-        if value is not None and value.lower() == "cli":
+        if value is not None and not value.isprintable():
+            raise ValueError("must be printable")
+        if value is not None and f"{value}:".casefold().startswith("cli:"):
             raise ValueError("cli is what the audit trail calls commands")
         return value
 
@@ -141,6 +145,11 @@ class IssuerSettings(BaseModel):
         if self.all_providers and self.only_provider_ids is not None:
             raise ValueError("all_providers and only_provider_ids contradict each other")
         return self
+
+    @property
+    def caller_prefix(self) -> str:
+        """What the client ids of its callers begin with; a colon and the caller's name follow."""
+        return self.prefix or self.issuer
 
     @property
     def allowed_roles(self) -> frozenset[Role]:
@@ -414,7 +423,22 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
     issuers = [entry.issuer for entry in settings.issuers]
     if len({*issuers, settings.public_url}) <= len(issuers):
         raise ConfigurationError("issuers: each has to have a name of its own, other than base_url.")
+    _check_prefixes(settings.issuers)
     return settings
+
+
+def _check_prefixes(issuers: Iterable[IssuerSettings]) -> None:
+    """Refuse issuers of which one could name a caller as another names one of its own.
+
+    A caller's name may hold colons, so the prefix "a" collides with "a:b" as it does with itself. Raises
+    ConfigurationError.
+    """
+    for one, other in permutations(issuers, 2):
+        if f"{other.caller_prefix}:".casefold().startswith(f"{one.caller_prefix}:".casefold()):
+            raise ConfigurationError(
+                f"issuers: client ids of {one.issuer} and {other.issuer} collide: they begin with "
+                f'"{one.caller_prefix}:" and "{other.caller_prefix}:". Give each a prefix of its own.'
+            )
 
 
 def _anchor_paths(values: dict[str, Any], folder: Path) -> None:

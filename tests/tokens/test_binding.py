@@ -170,11 +170,7 @@ def test_a_header_that_is_there_twice_tells_nothing(behind: Pool) -> None:
     refused(behind.http.get(path, headers=[headers[0], headers[2], headers[1]]))
 
 
-def test_a_token_that_is_requested_without_a_certificate_is_a_bearer_token(behind: Pool) -> None:
-    token = granted(behind)
-    assert "cnf" not in claims_of(token)
-    assert look(behind, token).status_code == 404
-    assert look(behind, token, **{HEADER: OURS.escaped}).status_code == 404
+def test_the_pool_says_that_its_tokens_are_bound(behind: Pool) -> None:
     described = behind.http.get("/.well-known/oauth-authorization-server").json()
     assert described["tls_client_certificate_bound_access_tokens"] is True
 
@@ -190,7 +186,6 @@ def test_a_token_that_is_bound_in_a_way_that_nobody_here_can_check_is_refused(be
 def test_a_header_from_an_address_that_is_no_trusted_proxy_is_ignored(pkis: dict[str, PKI]) -> None:
     options: dict[str, Any] = {"client_certificate_header": HEADER, "bind_tokens": True}
     with start({"iso2": pkis["iso2"]}, trusted_proxies=("10.0.0.0/8", "fd00::/8"), **options) as running:
-        assert "cnf" not in claims_of(granted(running, **{HEADER: OURS.escaped}))
         forwarded = {HEADER: OURS.escaped, "X-Forwarded-For": "10.0.0.1", "Forwarded": "for=10.0.0.1"}
         bound = minted(running, cnf={"x5t#S256": OURS.thumbprint})
         refused(look(running, bound, **forwarded))

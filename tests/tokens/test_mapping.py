@@ -45,7 +45,7 @@ def entry(**options: Any) -> IssuerSettings:
 
 def test_claims_become_a_party_with_the_pools_own_ids() -> None:
     party = party_of(entry(), CLAIMS)
-    assert party.client_id == party.name == "idp.example.com:service-7"
+    assert party.client_id == party.name == "https://idp.example.com/realms/pnc:service-7"
     assert party.roles == {Role.EMSP, Role.OEM}
     assert party.provider_ids == {"DEEXA", "NLEXB"}
     assert party.wmis == {"WEX", "WXB"}
@@ -66,7 +66,7 @@ def test_a_caller_of_an_issuer_never_has_the_name_of_a_registered_party() -> Non
 
 
 def test_the_callers_name_may_be_another_claim() -> None:
-    assert party_of(entry(client_claim="azp"), CLAIMS).client_id == "idp.example.com:backend"
+    assert party_of(entry(client_claim="azp"), CLAIMS).client_id == "https://idp.example.com/realms/pnc:backend"
 
 
 def test_roles_may_be_fixed_and_claims_add_to_them() -> None:

@@ -14,14 +14,17 @@ import re
 from typing import Final
 from urllib.parse import unquote_to_bytes
 
+from cryptography.x509 import load_der_x509_certificate
 from starlette.types import Scope
 
+from ccp.errors import NotAuthenticated
 from ccp.limits import Proxies
 
 SCOPE_KEY: Final = "ccp.client_certificate"
 """Where the server puts the certificate of a connection: DER, or None."""
 
 _LENGTH: Final = 16_384
+_UNREADABLE: Final = "The client certificate that came with the request cannot be read."
 _PEM: Final = re.compile(rb"\s*-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]+)-----END CERTIFICATE-----\s*")
 
 
@@ -38,13 +41,42 @@ class ClientCertificates:
         der = self._certificate(scope)
         return None if der is None else _base64url(hashlib.sha256(der).digest())
 
+    def to_bind(self, scope: Scope) -> str:
+        """The same for a token that is to be bound to the certificate.
+
+        Raises NotAuthenticated where there is none, more than one, or something that is no certificate: a token that
+        is bound to nothing, or to what nobody can present, must not be issued.
+        """
+        if self._told_by_proxy(scope):
+            values = self._values(scope)
+            if len(values) > 1:
+                raise NotAuthenticated(f"The proxy passed on {len(values)} client certificates; exactly one is needed.")
+            der = read_header(values[0]) if values else None
+            if der is None and values and values[0].strip():
+                raise NotAuthenticated(_UNREADABLE)
+        else:
+            der = scope.get(SCOPE_KEY)
+        if der is None:
+            raise NotAuthenticated("A client certificate is needed: access tokens of this pool are bound to one.")
+        try:
+            load_der_x509_certificate(der)
+        except ValueError as exc:
+            raise NotAuthenticated(_UNREADABLE) from exc
+        return _base64url(hashlib.sha256(der).digest())
+
     def _certificate(self, scope: Scope) -> bytes | None:
-        peer = scope["client"][0] if scope.get("client") else None
-        if self._header is None or not self._proxies.trusts(peer):
+        if not self._told_by_proxy(scope):
             found: bytes | None = scope.get(SCOPE_KEY)
             return found
-        values = [value for name, value in scope["headers"] if name == self._header]
+        values = self._values(scope)
         return read_header(values[0]) if len(values) == 1 else None
+
+    def _told_by_proxy(self, scope: Scope) -> bool:
+        peer = scope["client"][0] if scope.get("client") else None
+        return self._header is not None and self._proxies.trusts(peer)
+
+    def _values(self, scope: Scope) -> list[bytes]:
+        return [value for name, value in scope["headers"] if name == self._header]
 
 
 def read_header(value: bytes) -> bytes | None:

@@ -16,9 +16,10 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import Scope
 
 from ccp.api.gate import client_of
-from ccp.api.opnc import Edge
+from ccp.api.opnc import TWICE, Edge
 from ccp.api.trace import trace_of
 from ccp.errors import NotAuthenticated, TooManyRequests
 from ccp.parties import Role
@@ -43,9 +44,16 @@ class _Refused(Exception):
 
 
 def routes(authority: Authority, edge: Edge, *, issuer: str, bind: bool) -> list[Route]:
-    """Everything that the authorisation server answers. issuer: our own address. bind: tokens to client certificates,
-    where one comes with the request.
+    """Everything that the authorisation server answers. issuer: our own address. bind: tokens to client certificates;
+    a request without exactly one readable certificate gets no token.
     """
+
+    def _certificate(scope: Scope) -> str:
+        try:
+            return edge.certificates.to_bind(scope)
+        except NotAuthenticated as exc:
+            trace_of(scope).failure = exc
+            raise _Refused(401, "invalid_client", str(exc)) from exc
 
     async def token(request: Request) -> Response:
         trace = trace_of(request.scope)
@@ -60,13 +68,15 @@ def routes(authority: Authority, edge: Edge, *, issuer: str, bind: bool) -> list
                 raise _Refused(400, error, "grant_type must be client_credentials")
             if "audience" in members and not authority.is_for_us(members["audience"]):
                 raise _Refused(400, "invalid_target", "audience must be the address of this pool")
+            # Before the secret: a request that gets no token anyway says nothing about it, and is no failed login.
+            certificate = _certificate(request.scope) if bind else None
             with edge.limits.login(client_of(request.scope), client_id):
                 grant = await authority.issue(
                     client_id,
                     secret,
                     edge.clock(),
                     roles=members.get("scope", "").split() or None,
-                    certificate=edge.certificates.thumbprint(request.scope) if bind else None,
+                    certificate=certificate,
                 )
         except NotAuthenticated as exc:  # The one place where a login has failed.
             trace.failure = exc
@@ -142,6 +152,8 @@ def _members(headers: Headers, body: bytes) -> dict[str, str]:
 
 def _credentials(headers: Headers, members: dict[str, str]) -> tuple[str, str]:
     """Client id and secret, from one place only."""
+    if len(headers.getlist("authorization")) > 1:
+        raise _Refused(400, "invalid_request", TWICE)
     scheme, _, encoded = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "basic":
         if "client_secret" in members:

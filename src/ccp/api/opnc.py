@@ -97,10 +97,13 @@ class Edge:
         self.limits = limits or Limits(None)
 
     async def caller(self, scope: Scope, headers: Headers, operation: AnyOperation) -> Caller:
-        """Raises NotAuthenticated, NotAuthorised for a role that the operation is not for, TooManyRequests."""
+        """Who calls.
+
+        Raises FieldError, NotAuthenticated, NotAuthorised for a role that the operation is not for, TooManyRequests.
+        """
         trace, client = trace_of(scope), client_of(scope)
         trace.operation = operation.value
-        authorization = headers.get("authorization")
+        authorization = _authorization(headers)
         if not self._authority.knows(authorization):
             self.limits.stranger(client)
         try:
@@ -145,6 +148,17 @@ class Edge:
                 raise HTTPException(413, f"The body is larger than {most} octets.")
             if message["type"] == "http.disconnect" or not message.get("more_body", False):
                 return bytes(octets)
+
+
+TWICE: Final = "The header Authorization must be there once."
+
+
+def _authorization(headers: Headers) -> str | None:
+    """Raises FieldError where there are two: a proxy and the pool could each believe another one."""
+    found = [value for name, value in headers.raw if name == b"authorization"]
+    if len(found) > 1:
+        raise FieldError(TWICE)
+    return found[0].decode("latin-1") if found else None
 
 
 class SignedContractDataEndpoint:
