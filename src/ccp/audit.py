@@ -55,6 +55,21 @@ class Broken:
 
 
 @dataclass(frozen=True, slots=True)
+class Erasure:
+    """A row DATA_ERASED as `ccp erase` writes it. at: microseconds since 1970. kind: what was erased, emaid or pcid.
+
+    rows: lane and number of the rows that it blanked.
+    """
+
+    lane: int
+    number: int
+    at: int
+    actor: str
+    kind: str
+    rows: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """rows: how many were looked at. erased: how many of them have no subject any more. broken: one for each lane."""
 
@@ -62,12 +77,20 @@ class Verdict:
     erased: int
     broken: tuple[Broken, ...]
 
+    def with_broken(self, more: Iterable[Broken]) -> Verdict:
+        """The verdict with what else was found; of each lane the first row stays."""
+        first: dict[int, Broken] = {}
+        for each in sorted((*self.broken, *more), key=lambda each: each.number):
+            first.setdefault(each.lane, each)
+        return Verdict(self.rows, self.erased, tuple(first[lane] for lane in sorted(first)))
+
 
 class Verifier:
     """Holds rows against their chains. Pure; takes each lane's rows in order and then its end.
 
-    A row whose subject is gone is good where an intact row DATA_ERASED lists it, wherever that one stands. After more
-    rows came, a lane may be ended again.
+    A row whose subject is gone is good where an intact erasure lists it, in another lane or later in the same one.
+    Whether that erasure was a real one only an earlier export can show, see `ccp.audit_comparison`. After more rows
+    came, a lane may be ended again.
     """
 
     def __init__(self, earlier: Mapping[int, Head] | None = None) -> None:
@@ -77,13 +100,18 @@ class Verifier:
         self._ended: set[int] = set()
         self._broken: dict[int, Broken] = {}
         self._without: set[tuple[int, int]] = set()
-        self._listed: set[tuple[int, int]] = set()
+        self._listed: dict[tuple[int, int], Erasure] = {}
         self._rows = 0
 
     @property
     def uncovered(self) -> set[tuple[int, int]]:
-        """Lane and number of rows without subject that no row DATA_ERASED seen so far lists."""
-        return self._without - self._listed
+        """Lane and number of rows without subject that no erasure seen so far lists."""
+        return self._without - self._listed.keys()
+
+    @property
+    def blanked(self) -> dict[tuple[int, int], Erasure | None]:
+        """Lane and number of rows without subject, each with the erasure that lists it."""
+        return {place: self._listed.get(place) for place in self._without}
 
     def take(self, row: Recorded) -> None:
         self._rows += 1
@@ -97,8 +125,10 @@ class Verifier:
             problem = "the earlier export has another row here: the lane was written anew"
         if problem is not None:
             self._break(row.lane, row.number, problem)
-        elif row.action == Action.DATA_ERASED and row.subject is not None:
-            self._listed.update(_listed(row.subject))
+        elif (erasure := _erasure(row)) is not None:
+            for place in erasure.rows:
+                if place[0] != row.lane or place[1] < row.number:
+                    self._listed.setdefault(place, erasure)
         if row.subject is None:
             self._without.add((row.lane, row.number))
         self._reached[row.lane] = Head(row.number, row.hash)
@@ -157,8 +187,16 @@ def _problem(row: Recorded, before: Head) -> str | None:
     return None
 
 
-def _listed(subject: str) -> Iterator[tuple[int, int]]:
-    return ((lane, number) for lane, number in json.loads(subject).get("rows", ()))
+def _erasure(row: Recorded) -> Erasure | None:
+    """What an intact row says of an erasure; None for a row that `ccp erase` cannot have written."""
+    if row.action != Action.DATA_ERASED or row.outcome != "ok" or not row.actor.startswith("cli:"):
+        return None
+    try:
+        subject = json.loads(row.subject or "")
+        kind, rows = subject["kind"], tuple((_whole(lane), _whole(number)) for lane, number in subject["rows"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return Erasure(row.lane, row.number, row.at, row.actor, kind, rows) if kind in ("emaid", "pcid") else None
 
 
 _ALL: Final = 2**62  # More than there can be.

@@ -14,16 +14,22 @@ from typing import IO, Annotated, Any
 import typer
 
 from ccp import audit, settings
+from ccp import audit_comparison as comparison
 from ccp.audit import Verdict, Verifier
+from ccp.audit_comparison import BlankedRow
 from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, with_store
 from ccp.errors import CCPError, ConfigurationError, FieldError
+from ccp.files import create_private
 from ccp.ids import EMAID, PCID
 from ccp.pseudonyms import Pseudonyms
 from ccp.store import Store, connect
 from ccp.store import audit as questions
 from ccp.store.audit import Filter, Head, Recorded
+from ccp.store.contracts import instant
 
 app = typer.Typer(help="Look into the audit trail.", no_args_is_help=True)
+
+_BLANKED = 3  # Exit status: intact, but an operator has to look. 2 is the command line's own.
 
 
 @app.command("list")
@@ -71,9 +77,11 @@ def verify(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Hold every row against its chain. Ends with status 1 where one was changed, removed or moved.
+    """Verify every row against its chain. Exit status 1: a row was changed, removed or moved.
 
-    A trail that somebody with the database's password wrote anew as a whole is only noticed with --against.
+    A trail that was rewritten as a whole, and a row that was blanked under an invented erasure, can only be seen with
+    --against. It lists every row that has lost its subject since the export, for you to compare with the erasures that
+    you have carried out; exit status 3 then, where everything else is intact.
     """
     verifier = Verifier(_ends(against) if against is not None else None)
     if file is not None:
@@ -90,7 +98,13 @@ def verify(
                 pass
 
         with_store(config, read)
-    _tell(verifier.verdict(), as_json=as_json)
+    verdict = verifier.verdict()
+    if against is None:
+        _tell(verdict, None, as_json=as_json)
+        return
+    with _open(against) as lines:
+        blanked = comparison.blanked_since(audit.read_export(lines), verifier)
+    _tell(verdict.with_broken(comparison.contradictions(blanked)), blanked, as_json=as_json)
 
 
 @app.command()
@@ -100,23 +114,29 @@ def export(
 ) -> None:
     """Write the whole trail as JSON Lines with its hashes, for `ccp audit verify FILE` or anybody's own program."""
 
-    async def write(store: Store, out: IO[str]) -> Verdict:
+    async def write(store: Store, out: IO[bytes]) -> Verdict:
         verifier = Verifier()
-        print(json.dumps(audit.first_line(datetime.now(UTC))), file=out)
+        out.write(_line(audit.first_line(datetime.now(UTC))))
         async for part in audit.walk(store, verifier):
             line = audit.line_of(part)
             if line is not None:
-                print(json.dumps(line), file=out)
+                out.write(_line(line))
+        out.flush()
         return verifier.verdict()
 
     if file is None:
-        verdict = with_store(config, lambda store: write(store, sys.stdout))
+        verdict = with_store(config, lambda store: write(store, sys.stdout.buffer))
     else:
         try:
-            with open(file, "x", encoding="ascii") as out:
-                verdict = with_store(config, lambda store: write(store, out))
+            out = create_private(file)
         except FileExistsError as exc:
             raise ConfigurationError(f"{file} is there already.") from exc
+        try:
+            with out:
+                verdict = with_store(config, lambda store: write(store, out))
+        except BaseException:
+            file.unlink()  # Half an export would look like a trail that was cut.
+            raise
     # What is broken is exported as it is: whoever gets the file has to see it too.
     for broken in verdict.broken:
         typer.echo(f"warning: lane {broken.lane}, row {broken.number}: {broken.why}.", err=True)
@@ -150,23 +170,68 @@ def _id(text: str) -> EMAID | PCID:
         return EMAID.parse(text, "ID")
 
 
-def _tell(verdict: Verdict, *, as_json: bool) -> None:
+def _line(members: dict[str, Any]) -> bytes:
+    return json.dumps(members).encode("ascii") + b"\n"
+
+
+def _tell(verdict: Verdict, blanked: list[BlankedRow] | None, *, as_json: bool) -> None:
+    """blanked: the rows that lost their subject since an earlier export; None where there is none to compare with."""
     if as_json:
-        print_json(
-            {
-                "rows": verdict.rows,
-                "erased": verdict.erased,
-                "broken": [{"lane": each.lane, "number": each.number, "why": each.why} for each in verdict.broken],
-            }
-        )
+        shown: dict[str, Any] = {
+            "rows": verdict.rows,
+            "erased": verdict.erased,
+            "broken": [{"lane": each.lane, "number": each.number, "why": each.why} for each in verdict.broken],
+        }
+        if blanked is not None:
+            shown["blanked"] = [_blanked(row) for row in blanked]
+        print_json(shown)
     else:
         erased = f", {verdict.erased} of them erased" if verdict.erased else ""
         typer.echo(f"{verdict.rows} row(s){erased}.")
         for each in verdict.broken:
             typer.echo(f"lane {each.lane}, row {each.number}: {each.why}.")
-        typer.echo("The trail is broken." if verdict.broken else "The trail is whole.")
+        for row in blanked or ():
+            typer.echo(_blanked_line(row))
+        typer.echo(_conclusion(verdict, blanked))
     if verdict.broken:
         raise typer.Exit(1)
+    if blanked:
+        raise typer.Exit(_BLANKED)
+
+
+def _conclusion(verdict: Verdict, blanked: list[BlankedRow] | None) -> str:
+    if verdict.broken:
+        return "The trail is broken."
+    if blanked:
+        return (
+            f"The chains are intact. {len(blanked)} row(s) lost their subject since the export: compare them with the "
+            "erasures that you have carried out."
+        )
+    if verdict.erased and blanked is None:
+        return (
+            "The trail is whole. Only an earlier export can show whether its erasures were carried out by `ccp erase` "
+            "(--against)."
+        )
+    return "The trail is whole."
+
+
+def _blanked(row: BlankedRow) -> dict[str, Any]:
+    erasure = row.erasure
+    members = None
+    if erasure is not None:
+        at = _instant(erasure.at)
+        members = {"lane": erasure.lane, "number": erasure.number, "at": at, "actor": erasure.actor}
+    return {**_shown(row.earlier), "erasure": members}
+
+
+def _blanked_line(row: BlankedRow) -> str:
+    earlier, erasure = row.earlier, row.erasure
+    by = "no erasure lists it"
+    if erasure is not None:
+        at = _instant(erasure.at)
+        by = f"erased at {at} by {erasure.actor} (lane {erasure.lane}, row {erasure.number})"
+    what = f"{_at(earlier)} {earlier.action} by {earlier.actor}"
+    return f"lane {earlier.lane}, row {earlier.number}: {what}: {by}; the export has {_about(earlier)}."
 
 
 @contextmanager
@@ -209,13 +274,29 @@ def _time(text: str | None, option: str) -> datetime | None:
 
 
 def _at(row: Recorded) -> str:
-    return row.when.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return _instant(row.at)
+
+
+def _instant(at: int) -> str:
+    """at: microseconds since 1970."""
+    return instant(at).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _about(row: Recorded) -> str:
     if row.subject is None:
         return "(erased)"
-    return " ".join(f"{name}={_value(value)}" for name, value in json.loads(row.subject).items())
+    subject = _subject(row)
+    if not isinstance(subject, dict):
+        return row.subject
+    return " ".join(f"{name}={_value(value)}" for name, value in subject.items())
+
+
+def _subject(row: Recorded) -> Any:
+    """The subject as JSON; as a text where it is none, which no writer of ours leaves there."""
+    try:
+        return None if row.subject is None else json.loads(row.subject)
+    except (ValueError, RecursionError):
+        return row.subject
 
 
 def _value(value: Any) -> str:
@@ -228,7 +309,7 @@ def _shown(row: Recorded) -> dict[str, Any]:
         "actor": row.actor,
         "action": row.action,
         "outcome": row.outcome,
-        "subject": None if row.subject is None else json.loads(row.subject),
+        "subject": _subject(row),
         "trace_id": row.trace_id,
         "lane": row.lane,
         "number": row.number,

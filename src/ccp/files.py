@@ -1,0 +1,96 @@
+"""Files that hold personal data or secrets: for their owner alone, and never written through a link.
+
+A directory that others may write to (a drop folder, /tmp) can hold a link under any name. `O_EXCL` refuses a name that
+is taken, by a dangling link too (POSIX open); `rename` replaces a link itself, not what it points to.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from ccp.errors import ConfigurationError
+
+
+def create_private(path: Path) -> IO[bytes]:
+    """Create a new file with mode 0600 and open it for writing. Raises FileExistsError, OSError."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    return open(os.open(path, flags, 0o600), "wb")
+
+
+@contextmanager
+def replace_private(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file, mode 0600, that takes the place of `path` when the block ends without an error.
+
+    It is on disk by then. Until then, and after an error, what was there before stays. Raises OSError.
+    """
+    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    file = create_private(part)
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        part.replace(path)
+        sync_directory(path.parent)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def reopen_private(path: Path) -> IO[bytes]:
+    """Open a file of our own for reading and writing. Raises FileNotFoundError, ConfigurationError for any other file.
+
+    A link, a file of another user and a file with a second name (hard link) may be somebody else's choice of what is
+    written to.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise
+    except OSError as exc:
+        raise ConfigurationError(f"{path} cannot be used: {refusal(path) or exc.strerror}.") from exc
+    found = os.fstat(descriptor)
+    if (reason := _refusal(found)) is not None:
+        os.close(descriptor)
+        raise ConfigurationError(f"{path} cannot be used: {reason}.")
+    return open(descriptor, "r+b")
+
+
+def read_private(path: Path) -> bytes:
+    """The content of a file of our own, see `reopen_private`. Raises FileNotFoundError, ConfigurationError."""
+    with reopen_private(path) as file:
+        return file.read()
+
+
+def refusal(path: Path) -> str | None:
+    """Why a file that is there cannot be one of our own; None where it can, or is not there."""
+    try:
+        return _refusal(path.lstat())
+    except FileNotFoundError:
+        return None
+
+
+def _refusal(found: os.stat_result) -> str | None:
+    if stat.S_ISLNK(found.st_mode):
+        return "it is a symbolic link"
+    if not stat.S_ISREG(found.st_mode):
+        return "it is not a regular file"
+    if found.st_uid != os.geteuid():
+        return "it belongs to another user"
+    if found.st_nlink != 1:
+        return "it has a second name (hard link)"
+    return None
+
+
+def sync_directory(directory: Path) -> None:
+    """Bring the names in a directory to the disk: a new name is on disk when its directory is."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

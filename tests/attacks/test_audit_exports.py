@@ -1,0 +1,175 @@
+"""A trail that somebody with the database's password tampers with, against an export that was kept elsewhere."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ccp.store import audit as questions
+from ccp.store.audit import Action, Entry, Recorded
+from ccp.store.steps import Steps
+from tests.audit.made import entry, fill, vehicle_of
+from tests.cli.run import ccp, good, told
+from tests.store.made import AT, new_database, sql, write
+
+LANE = 3
+CAR = vehicle_of(LANE)
+
+
+class Trail:
+    """A database with a row for each of five contracts of a vehicle, and an export of it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.url = new_database(folder)
+        (folder / "ccp.toml").write_text(f'database = "{self.url}"\nlog_level = "error"\n')
+        self.config = ("--config", folder / "ccp.toml")
+        fill(self.url, rows=1)
+        write(self.url, *(questions.record(entry(CAR, f"DEEXAA0000000{number}")) for number in range(2, 6)))
+        write(self.url, questions.record(entry(CAR, action=Action.ANCHOR_ADDED, actor="cli:mallory", subject=ANCHOR)))
+        self.kept = folder / "kept.jsonl"
+        good("audit", "export", self.kept, *self.config)
+
+    def rows(self, condition: str) -> list[Recorded]:
+        columns = ", ".join(Recorded.__slots__)
+        return [Recorded(*row) for row in sql(self.url, f"select {columns} from audit where {condition}")]
+
+    def blank(self, rows: list[Recorded], *listed: Entry) -> None:
+        """Blank rows, under erasures of the attacker's own."""
+
+        def change() -> Steps[None]:
+            yield from questions.forget(rows)
+            if listed:
+                yield from questions.record(*listed)
+
+        write(self.url, change())
+
+    def verify(self, *options: object) -> tuple[int, dict[str, Any]]:
+        done = ccp("audit", "verify", *options, "--json", *self.config)
+        return done.status, json.loads(done.out)
+
+    def against(self) -> tuple[int, dict[str, Any]]:
+        return self.verify("--against", self.kept)
+
+
+ANCHOR = {"fingerprint": "ab" * 32, "role": "v2g"}
+
+
+@pytest.fixture
+def trail(tmp_path: Path) -> Trail:
+    return Trail(tmp_path)
+
+
+def invented(rows: list[Recorded], actor: str = "cli:root", **what: Any) -> list[Entry]:
+    return questions.erased(rows, AT, actor, {"kind": "emaid", **what})
+
+
+def test_a_row_blanked_under_an_invented_erasure_is_listed_against_an_export(trail: Trail) -> None:
+    (victim,) = trail.rows("subject like '%DEEXAA00000003%'")
+    trail.blank([victim], *invented([victim]))
+    status, verdict = trail.verify()
+    assert (status, verdict["broken"]) == (0, [])
+    status, verdict = trail.against()
+    assert (status, verdict["broken"]) == (3, [])
+    (blanked,) = verdict["blanked"]
+    (erasure,) = trail.rows("action = 'data.erased'")
+    assert (blanked["lane"], blanked["number"]) == (LANE, victim.number)
+    assert blanked["subject"] == {"emaid": "DEEXAA00000003", "pcid": CAR}
+    assert {name: blanked["erasure"][name] for name in ("lane", "number", "actor")} == {
+        "lane": erasure.lane, "number": erasure.number, "actor": "cli:root",
+    }  # fmt: skip
+
+
+def test_the_sentences_say_what_was_blanked_by_which_erasure_and_what_cannot_be_known(trail: Trail) -> None:
+    (victim,) = trail.rows("subject like '%DEEXAA00000003%'")
+    trail.blank([victim], *invented([victim]))
+    assert good("audit", "verify", *trail.config).lines[-1] == (
+        "The trail is whole. Only an earlier export can show whether its erasures were carried out by `ccp erase` "
+        "(--against)."
+    )
+    (erasure,) = trail.rows("action = 'data.erased'")
+    done = ccp("audit", "verify", "--against", trail.kept, *trail.config)
+    assert done.status == 3
+    assert done.lines[1] == (
+        f"lane {LANE}, row {victim.number}: 2026-03-01T12:00:00.250Z contract.published by cps: "
+        f"erased at 2026-03-01T12:00:00.250Z by cli:root (lane {erasure.lane}, row {erasure.number}); "
+        f"the export has emaid=DEEXAA00000003 pcid={CAR}."
+    )
+    assert "The trail is whole" not in done.out
+
+
+def test_erasing_for_real_is_listed_too_and_nothing_is_listed_twice(trail: Trail, tmp_path: Path) -> None:
+    good("erase", "--emaid", "DEEXAA00000004", *trail.config)
+    status, verdict = trail.against()
+    assert (status, len(verdict["blanked"])) == (3, 1)
+    later = tmp_path / "later.jsonl"
+    good("audit", "export", later, *trail.config)
+    assert trail.verify("--against", later)[0] == 0, "since that export nothing was blanked"
+    assert ccp("audit", "verify", later, "--against", trail.kept, *trail.config).status == 3
+
+
+def test_an_invented_erasure_cannot_blank_what_names_no_contract(trail: Trail) -> None:
+    (anchor,) = trail.rows("action = 'anchor.added'")
+    trail.blank([anchor], *invented([anchor]))
+    status, verdict = trail.against()
+    assert status == 1
+    (broken,) = verdict["broken"]
+    assert (broken["lane"], broken["number"]) == (anchor.lane, anchor.number)
+    assert broken["why"].endswith("lists rows that have no contract in common")
+
+
+def test_one_invented_erasure_cannot_blank_rows_of_several_contracts(trail: Trail) -> None:
+    victims = trail.rows("subject like '%DEEXAA00000002%' or subject like '%DEEXAA00000003%'")
+    trail.blank(victims, *invented(victims))
+    assert trail.against()[0] == 1
+    assert trail.verify("--against", trail.kept)[1]["broken"][0]["number"] == victims[0].number
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"actor": "emsp"},
+        {"outcome": "denied 403"},
+        {"subject": {"kind": "party", "rows": [[LANE, 2]]}},
+        {"subject": {"rows": [[LANE, 2]]}},
+        {"subject": [[LANE, 2]]},
+        {"subject": {"kind": "emaid", "rows": [LANE, 2]}},
+        {"subject": {"kind": "emaid", "rows": [[LANE, "2"]]}},
+        {"subject": {"kind": "emaid", "rows": 2}},
+    ],
+)
+def test_a_row_that_the_erase_command_cannot_have_written_covers_nothing(trail: Trail, changes: dict[str, Any]) -> None:
+    victims = trail.rows(f"lane = {LANE} and number = 2")
+    (erasure,) = invented(victims)
+    fields = {name: getattr(erasure, name) for name in ("at", "actor", "action", "subject", "outcome")}
+
+    class Made(Entry):
+        lane = 5  # type: ignore[assignment]
+
+    trail.blank(victims, Made(**{**fields, **changes}))
+    status, verdict = trail.verify()
+    assert status == 1
+    assert verdict["broken"] == [{"lane": LANE, "number": 2, "why": "its subject was removed, and no erasure says so"}]
+
+
+def test_an_erasure_covers_no_row_that_came_after_it(trail: Trail) -> None:
+    class Made(Entry):
+        lane = LANE  # type: ignore[assignment]
+
+    last = sql(trail.url, f"select max(number) from audit where lane = {LANE}")[0][0]
+    subject = {"kind": "emaid", "rows": [[LANE, last + 2]]}
+    write(trail.url, questions.record(Made(AT, "cli:root", Action.DATA_ERASED, subject)))
+    write(trail.url, questions.record(entry(CAR, "DEEXAA00000009")))
+    trail.blank(trail.rows("subject like '%DEEXAA00000009%'"))
+    assert trail.verify()[0] == 1
+
+
+def test_an_audit_export_is_for_its_owner_alone_and_follows_no_link(trail: Trail, tmp_path: Path) -> None:
+    assert stat.S_IMODE(trail.kept.stat().st_mode) == 0o600
+    link, target = tmp_path / "link.jsonl", tmp_path / "target"
+    link.symlink_to(target)
+    assert told("audit", "export", link, *trail.config) == f"{link} is there already."
+    assert not target.exists()
