@@ -15,12 +15,13 @@ import structlog
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ccp import __version__, logs, settings, wire
 from ccp import trust as anchors
-from ccp.api import admin, errors, events, metrics, oauth, opcp, opnc, pcp
+from ccp.api import admin, errors, events, metrics, oauth, opcp, opnc, pcp, queries
 from ccp.api.certificate import ClientCertificates
 from ccp.api.gate import Gate
 from ccp.api.health import Health
@@ -293,7 +294,7 @@ def _described(app: FastAPI) -> dict[str, Any]:
                 "SignedContractDataCollection",
                 opnc.DeliverHeaders,
             ),
-            "put": _operation(Operation.PUBLISH, "SignedContractData", "201", None, opnc.Routing),
+            "put": _operation(Operation.PUBLISH, "SignedContractData", "201", None, opnc.Routing, opnc.PublishQuery),
         }
         described["paths"][pcp.PATH] = {"post": pcp.description()}
         if any(getattr(route, "path", None) == opcp.ROOTS for route in app.routes):
@@ -303,7 +304,12 @@ def _described(app: FastAPI) -> dict[str, Any]:
 
 
 def _operation(
-    operation: Operation, body: str, status: str, answer: str | None, headers: type[opnc.Routing]
+    operation: Operation,
+    body: str,
+    status: str,
+    answer: str | None,
+    headers: type[opnc.Routing],
+    query: type[BaseModel] | None = None,
 ) -> dict[str, Any]:
     def content(name: str) -> dict[str, Any]:
         return {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
@@ -319,7 +325,10 @@ def _operation(
     return {
         "operationId": operation.value,
         "summary": operation.value,
-        "parameters": [{"name": name, "in": "header", "schema": schema} for name, schema in properties.items()],
+        "parameters": [
+            *({"name": name, "in": "header", "schema": schema} for name, schema in properties.items()),
+            *(queries.parameters(query) if query else ()),
+        ],
         "requestBody": {"required": True, "content": content(body)},
         "responses": {status: success, **failures},
     }

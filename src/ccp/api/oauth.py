@@ -59,6 +59,7 @@ def routes(authority: Authority, edge: Edge, *, issuer: str, bind: bool) -> list
         trace = trace_of(request.scope)
         trace.operation = "token"
         try:
+            _check_query(request)
             members = _members(request.headers, await edge.body(request.receive, request.headers, _MOST))
             client_id, secret = _credentials(request.headers, members)
             trace.caller = client_id[:100]
@@ -128,6 +129,18 @@ def _refusal(refused: _Refused, headers: dict[str, str] | None = None) -> Respon
         headers = {"WWW-Authenticate": 'Basic realm="token"'}
     body = {"error": refused.error, "error_description": refused.description}
     return Response(orjson.dumps(body), refused.status, headers, media_type="application/json")
+
+
+_IN_BODY: Final = frozenset({"grant_type", "client_id", "client_secret", "scope", "audience"})
+
+
+def _check_query(request: Request) -> None:
+    """Refuse what belongs into the body: in a URL it would be logged, and passed over it could mean another token.
+
+    Other query parameters are ignored. Source: RFC 6749 clauses 2.3.1 and 3.2.
+    """
+    if stray := sorted(_IN_BODY.intersection(request.query_params)):
+        raise _Refused(400, "invalid_request", f"{', '.join(stray)} must be in the body, not in the URL")
 
 
 def _members(headers: Headers, body: bytes) -> dict[str, str]:

@@ -32,6 +32,7 @@ from ccp.api.opnc import (
     Handler,
     NamespaceQuery,
     PcidPath,
+    PublishQuery,
     RootQuery,
     Routing,
     SessionQuery,
@@ -245,7 +246,7 @@ def router(pool: Pool, edge: Edge, negative: OPCPNegative) -> APIRouter:
 def describe(described: dict[str, Any], operation: Callable[..., dict[str, Any]]) -> None:
     """Add the two operations that stand outside of the framework's parameter machinery to a description.
 
-    operation: makes one out of its kind, the names of its body's and its answer's schema, and its headers.
+    operation: makes one out of its kind, the names of its body's and its answer's schema, its headers and its query.
     """
     schema = wire.OPCPSignedContractData.model_json_schema(ref_template="#/components/schemas/{model}")
     described["components"]["schemas"].update(schema.pop("$defs", {}))
@@ -254,7 +255,7 @@ def describe(described: dict[str, Any], operation: Callable[..., dict[str, Any]]
         "post": operation(
             Operation.DELIVER, "GetSignedContractDataReq", "200", wire.OPCPSignedContractData.__name__, DeliverHeaders
         ),
-        "put": operation(Operation.PUBLISH, "SignedContractData", "201", None, Routing),
+        "put": operation(Operation.PUBLISH, "SignedContractData", "201", None, Routing, PublishQuery),
     }
     for each in item.values():
         each.update(operationId=f"{TAG}{each['operationId']}", tags=[TAG])

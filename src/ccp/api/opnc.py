@@ -16,13 +16,14 @@ import orjson
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import PydanticCustomError
-from starlette.datastructures import Headers, QueryParams
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from ccp import wire
+from ccp.api import queries
 from ccp.api.certificate import ClientCertificates
 from ccp.api.errors import WITHOUT_404, sentences_of
 from ccp.api.gate import client_of
@@ -77,6 +78,14 @@ class DeliverHeaders(Routing):
     broadcast: Boolean = False
 
 
+class PublishQuery(BaseModel):
+    """The query parameters of PUT."""
+
+    model_config = ConfigDict(frozen=True)
+
+    dry_run: Boolean = Field(False, alias="dryRun", description="true: run every check, store nothing, and report.")
+
+
 class Edge:
     """What every operation does first: who calls, for whom, and when."""
 
@@ -97,9 +106,9 @@ class Edge:
         self.limits = limits or Limits(None)
 
     async def caller(self, scope: Scope, headers: Headers, operation: AnyOperation) -> Caller:
-        """Who calls.
+        """The caller of a request whose query parameters are in order.
 
-        Raises FieldError, NotAuthenticated, NotAuthorised for a role that the operation is not for, TooManyRequests.
+        Raises NotAuthenticated, NotAuthorised for a role that the operation is not for, TooManyRequests, FieldError.
         """
         trace, client = trace_of(scope), client_of(scope)
         trace.operation = operation.value
@@ -116,6 +125,7 @@ class Edge:
         trace.caller, trace.authenticated = party.client_id, True
         self.limits.party(party.client_id)
         authorise_role(party, operation)
+        queries.check_declared(scope)
         return Caller(party, trace.id, client.address)
 
     def route(self, caller: Caller, routing: Routing) -> str | None:
@@ -210,8 +220,8 @@ class SignedContractDataEndpoint:
     async def _publish(self, scope: Scope, receive: Receive) -> Response:
         headers = Headers(scope=scope)
         caller = await self._edge.caller(scope, headers, Operation.PUBLISH)
+        dry_run = queries.read(PublishQuery, scope["query_string"], changes=True).dry_run
         there = self._edge.there(self._pool, caller, _read_headers(Routing, headers))
-        dry_run = _dry_run(scope)
         body = wire.read_body(wire.SignedContractData, await self._edge.body(receive, headers))
         trace = trace_of(scope)
         trace.emaid, trace.pcid = body.emaid, body.pcid
@@ -228,14 +238,6 @@ class SignedContractDataEndpoint:
             return _JSON(checks.told("CertificateInstallationRes", at, warnings))
         await there.publish(caller, pcid=body.pcid, metadata=body.metaData, **said)
         return Response(status_code=201)
-
-
-def _dry_run(scope: Scope) -> bool:
-    """The one query parameter of PUT. Raises FieldError."""
-    value = QueryParams(scope["query_string"]).get("dryRun", "false").lower()
-    if value not in ("true", "false"):
-        raise FieldError("dryRun : must be true or false")
-    return value == "true"
 
 
 def _read_headers(model: type[BaseModel], headers: Headers) -> Any:

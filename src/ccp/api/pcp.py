@@ -26,6 +26,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ccp import wire
+from ccp.api import queries
 from ccp.api.opnc import BASE, Edge
 from ccp.api.trace import trace_of
 from ccp.errors import FieldError, NotAuthorised
@@ -50,6 +51,7 @@ def pcp_route(edge: Edge, pool: Pool, secret: SecretStr | None) -> Route:
         body = await edge.body(request.receive, request.headers)
         check_signature(key, request.headers, body)
         trace.caller, trace.authenticated = "pcp", True
+        queries.check(request.scope["query_string"], (), changes=True)
         at = edge.clock()
         event = read_event(body, at)
         if event is not None:
