@@ -56,6 +56,11 @@ def lists(*roots: str) -> Callable[[SignedContract], bool]:
     return lambda contract: contract.root_fingerprint in roots
 
 
+def only(letters: str) -> Callable[[SignedContract], bool]:
+    """Deliverable contracts by their letters: the others are stale or revoked."""
+    return lambda contract: contract.response.decode() in letters
+
+
 def updated(days: int) -> dict[str, datetime]:
     return {"updated_at": AT - 100 * DAY + days * DAY}
 
@@ -77,6 +82,7 @@ class One:
     listed: Callable[[SignedContract], bool] = BOTH
     no_default: NoDefaultPolicy = SOLE
     root_match: RootMatch = LENIENT
+    good: Callable[[SignedContract], bool] = lambda contract: True
 
 
 A, B = made("A"), made("B")
@@ -93,8 +99,13 @@ ONE = [
     One("two without a default, policy none", [A, B], NO_DEFAULT, no_default=NONE),
     One("the only one that is valid", [A, made("B", **EXPIRED)], "A"),
     One("expired default alone", [made("A", **DEFAULT, **EXPIRED)], NOT_NOW),
-    One("expired default beside a valid one", [made("A", **DEFAULT, **EXPIRED), B], DEFAULT_CANNOT),
-    One("default that is not valid yet beside a valid one", [made("A", **DEFAULT, **FUTURE), B], DEFAULT_CANNOT),
+    One("expired default beside a valid one", [made("A", **DEFAULT, **EXPIRED), B], "B"),
+    One("expired default, policy none", [made("A", **DEFAULT, **EXPIRED), B], DEFAULT_CANNOT, no_default=NONE),
+    One("expired default beside two valid ones", [made("A", **DEFAULT, **EXPIRED), B, made("C")], DEFAULT_CANNOT),
+    One("default that is not valid yet beside a valid one", [made("A", **DEFAULT, **FUTURE), B], "B"),
+    One("undeliverable default beside a valid one", [DEFAULT_A, B], "B", good=only("B")),
+    One("undeliverable default beside two valid ones", [DEFAULT_A, B, made("C")], DEFAULT_CANNOT, good=only("BC")),
+    One("undeliverable default, policy none", [DEFAULT_A, B], DEFAULT_CANNOT, good=only("B"), no_default=NONE),
     One("expired", [made("A", **EXPIRED)], NOT_NOW),
     One("not valid yet", [made("A", **FUTURE)], NOT_NOW),
     One("valid from this second", [made("A", valid_from=AT, valid_to=AT + DAY)], "A"),
@@ -102,7 +113,9 @@ ONE = [
     One("ended a second ago", [made("A", valid_from=AT - DAY, valid_to=AT - timedelta(seconds=1))], NOT_NOW),
     One("the other edition alone", [made("A", ISO20)], WRONG_EDITION),
     One("the other edition alone, default", [made("A", ISO20, **DEFAULT)], WRONG_EDITION),
-    One("a default of the other edition only", [made("A", ISO20, **DEFAULT), B], DEFAULT_CANNOT),
+    One("a default of the other edition only", [made("A", ISO20, **DEFAULT), B], "B"),
+    One("a default of the other edition only beside two", [made("A", ISO20, **DEFAULT), B, made("C")], DEFAULT_CANNOT),
+    One("default of the other edition, policy none", [made("A", ISO20, **DEFAULT), B], DEFAULT_CANNOT, no_default=NONE),
     One("both editions of the default", [made("A", ISO20, **DEFAULT), DEFAULT_A, B], "A"),
     One("a root that is not listed, lenient", [DEFAULT_A], "A", lists()),
     One("a root that is not listed, strict", [DEFAULT_A], NOT_LISTED, lists(), root_match=STRICT),
@@ -110,7 +123,7 @@ ONE = [
     One("the only one that is listed, lenient", [A, made("B", **OTHER)], NO_DEFAULT, lists(OTHER_ROOT)),
     One(
         "a default that is not listed beside one that is, strict",
-        [DEFAULT_A, made("B", **OTHER)], DEFAULT_CANNOT, lists(OTHER_ROOT), root_match=STRICT,
+        [DEFAULT_A, made("B", **OTHER)], "B", lists(OTHER_ROOT), root_match=STRICT,
     ),
     One("an expired one that is listed, strict", [made("A", **EXPIRED)], NOT_NOW, root_match=STRICT),
 ]  # fmt: skip
@@ -121,7 +134,9 @@ ONE = [
 def test_an_iso2_vehicle_gets_its_default_contract_or_is_told_why_not(case: One, turned: bool) -> None:
     def choose() -> SignedContract:
         stored = list(reversed(case.stored)) if turned else list(case.stored)
-        return choose_one(stored, AT, listed=case.listed, no_default=case.no_default, root_match=case.root_match)
+        return choose_one(
+            stored, AT, listed=case.listed, good=case.good, no_default=case.no_default, root_match=case.root_match
+        )
 
     if len(case.expected) == 1:
         assert choose().response.decode() == case.expected

@@ -834,23 +834,22 @@ def test_a_refusal_tells_the_vehicle_its_reason_in_the_codes_of_its_edition(
     at = datetime(2026, 1, 1, 0, 0, 0, 700_000, tzinfo=UTC)
     assert iso2.RESPONSE_CODES.index(code2) == NUMBERS2[code2]
     message = exi.decode(installation.refuse(Namespace.ISO2, session, reason, at))
-    nothing = iso2.CertificateChain(None, b"\0")
     assert message == iso2.V2G_Message(
         iso2.Header(session, iso2.Notification("UnknownError", str(reason)), None),
         iso2.CertificateInstallationRes(
             code2,
-            nothing,
-            nothing,
-            iso2.ContractSignatureEncryptedPrivateKey("0", b"\0"),
-            iso2.DHpublickey("0", b"\0"),
-            iso2.EMAID("0", "0"),
+            iso2.CertificateChain(None, b"\0"),
+            iso2.CertificateChain("id1", b"\0"),
+            iso2.ContractSignatureEncryptedPrivateKey("id2", bytes(48)),
+            iso2.DHpublickey("id3", bytes(65)),
+            iso2.EMAID("id4", "ZZZZZ000000000"),
         ),
     )
     message = exi.decode(installation.refuse(Namespace.ISO20, session, reason, at))
     assert message == iso20.CertificateInstallationRes(
         iso20.Header(session, 1_767_225_600, None), code20, "Finished", iso20.CertificateChain(b"\0"),
         iso20.SignedInstallationData(
-            "0", iso20.CertificateChain(b"\0", (b"\0",)), "SECP521", b"\0", SECP521_EncryptedPrivateKey=b"\0"
+            "id1", iso20.CertificateChain(b"\0", (b"\0",)), "SECP521", bytes(133), SECP521_EncryptedPrivateKey=bytes(94)
         ), 0,
     )  # fmt: skip
 

@@ -62,7 +62,10 @@ class NothingDeliverable(NotFound):
 
 
 class NoDefaultPolicy(StrEnum):
-    """What an ISO 15118-2 vehicle gets when none of its contracts is the default."""
+    """What an ISO 15118-2 vehicle gets when none of its deliverable contracts is the default.
+
+    A default that is expired, revoked, stale, or signed for the other edition alone is not deliverable.
+    """
 
     SOLE = "sole"
     NONE = "none"
@@ -92,16 +95,18 @@ def choose_one(
 ) -> SignedContract:
     """The contract that an ISO 15118-2 vehicle gets: the default, in the variant whose root it trusts.
 
-    stored: every variant of the vehicle, of either namespace. Raises NoContract, NothingDeliverable.
+    Where no deliverable contract is the default, `no_default` decides. stored: every variant of the vehicle, of either
+    namespace. Raises NoContract, NothingDeliverable.
     """
     contracts = _deliverable(stored, Namespace.ISO2, at, listed, good, root_match)
     default = next((variant for variant in contracts if variant.is_default), None)
     if default is not None:
         return default
-    if any(variant.is_default for variant in stored):
-        raise NothingDeliverable("The default contract of the vehicle cannot be delivered now.")
+    # A default that cannot be delivered now counts as none, so that the answer does not depend on a purge.
     if no_default is NoDefaultPolicy.SOLE and len(contracts) == 1:
         return contracts[0]
+    if any(variant.is_default for variant in stored):
+        raise NothingDeliverable("The default contract of the vehicle cannot be delivered now.")
     raise NothingDeliverable("None of the vehicle's contracts is its default.")
 
 

@@ -16,6 +16,9 @@ EMAID_PATTERN: Final = r"^[A-Za-z]{2}[-]?\w{3}[-]?\w{9,28}[-]?(\w{1})?$"
 PCID_PATTERN: Final = r"^[a-zA-Z0-9]{17,18}$"
 FINGERPRINT_PATTERN: Final = r"^[0-9a-fA-F]{64}$"
 
+PLACEHOLDER_EMAID: Final = "ZZZZZ000000000"
+"""Stands where an EMAID is mandatory and there is none: in a negative message, and in the item that carries it."""
+
 
 class Namespace(StrEnum):
     """The message definition namespace: which part of ISO 15118 a message is written in."""

@@ -15,7 +15,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from ccp import event_names
+from ccp import event_names, ids
 from ccp.errors import FieldError
 from ccp.ids import (
     EMAID,
@@ -30,8 +30,7 @@ from ccp.ids import (
     parse_session_id,
 )
 
-PLACEHOLDER_EMAID: Final = "ZZZZZ000000000"
-"""Stands where the API demands an EMAID and there is none: in the item that carries a negative message."""
+PLACEHOLDER_EMAID: Final = ids.PLACEHOLDER_EMAID
 PLACEHOLDER_PCID: Final = "ZZZ00000000000000"
 """The same for a vehicle whose certificate names none."""
 

@@ -55,16 +55,18 @@ def negative(pool: Pool, car: Car, octets: bytes | None = None, session: bytes =
     assert message.Header.Signature is None
     response = read(item)
     assert response.cps_certificate == response.contract_certificate == b"\0"
-    assert response.dh_public_key == response.encrypted_key == b"\0"
+    lengths = (65, 48) if car.namespace is Namespace.ISO2 else (133, 94)
+    assert (response.dh_public_key, response.encrypted_key) == tuple(map(bytes, lengths))
     if car.namespace is Namespace.ISO2:
         notification = message.Header.Notification
         assert notification.FaultCode == "UnknownError"
         assert 0 < len(notification.FaultMsg) <= 64
-        assert message.Body.eMAID == iso2.EMAID("0", "0")
-        assert {message.Body.ContractSignatureEncryptedPrivateKey.Id, message.Body.DHpublickey.Id} == {"0"}
+        assert message.Body.eMAID == iso2.EMAID("id4", "ZZZZZ000000000")
+        assert message.Body.ContractSignatureEncryptedPrivateKey.Id == "id2"
+        assert message.Body.DHpublickey.Id == "id3"
     else:
         assert abs(message.Header.TimeStamp - time.time()) < 60
-        assert message.SignedInstallationData.Id == "0"
+        assert message.SignedInstallationData.Id == "id1"
         assert (message.EVSEProcessing, message.RemainingContractCertificateChains) == ("Finished", 0)
     bare = pool.cpo.post("/signedcontractdata", json=body, headers={"alwaysReturnEXI": "false"})
     assert sentences(bare, 404) == [item["metaData"]]
@@ -325,10 +327,16 @@ def test_a_contract_that_expires_while_it_waits_is_not_delivered_any_more(pool: 
     assert negative(pool, car)[0] == "FAILED_NoCertificateAvailable"
 
 
-def test_a_default_that_has_expired_is_not_replaced_by_another_contract(pool: Pool) -> None:
+def test_a_default_that_has_expired_does_not_keep_a_car_from_its_sole_valid_contract(pool: Pool) -> None:
     car = pool.car()
-    default = pool.publish(car)
-    pool.publish(car)
+    default, other = pool.publish(car), pool.publish(car)
+    pool.expire(default.emaid)
+    assert [item["emaid"] for item in pool.ask(car)] == [other.emaid]
+
+
+def test_of_several_valid_contracts_none_takes_the_place_of_a_default_that_has_expired(pool: Pool) -> None:
+    car = pool.car()
+    default, _, _ = pool.publish(car), pool.publish(car), pool.publish(car)
     pool.expire(default.emaid)
     code, reason = negative(pool, car)
     assert (code, reason) == (

@@ -249,11 +249,13 @@ def test_a_revoked_contract_leaves_the_others_of_a_vehicle_deliverable(around: P
     assert [item["emaid"] for item in around.ask(car)] == [other.emaid]
 
 
-def test_another_contract_is_no_substitute_for_a_default_that_is_revoked(around: Pool) -> None:
-    """As for a default that has expired: the driver would pay by a contract that was not chosen."""
+def test_a_default_that_is_revoked_counts_as_none(around: Pool) -> None:
+    """A sole deliverable contract is delivered; of several none, since the driver has not chosen."""
     car = around.car()
-    default, _ = around.publish(car), around.publish(car)
+    default, other = around.publish(car), around.publish(car)
     revoke(around, Certificate.load(default.certificate), around.pki().emsp_sub2)
+    assert [item["emaid"] for item in around.ask(car)] == [other.emaid]
+    around.publish(car)
     code, said = negative(around, car)
     assert code == NOTHING["iso2"]
     assert said == "The default contract of the vehicle cannot be delivered now."

@@ -107,6 +107,12 @@ class Judge:
         text: str = self._call(namespace, "marshallToJSON", self._call(namespace, "unmarshallToMessage", xml))
         return text
 
+    def xml(self, octets: bytes, namespace: str) -> str:
+        """The message as XML."""
+        self._prepare(octets, namespace)
+        text: str = self._call(namespace, "decode_stream", self.InputStream(octets))
+        return text
+
     def encode(self, text: str, namespace: str) -> bytes:
         """After a first `decode` of this namespace."""
         value = self._call(namespace, "unmarshallJSONToMessage", text)

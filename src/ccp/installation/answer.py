@@ -9,7 +9,7 @@ from ccp import exi
 from ccp.contracts import NoContract, SignedContract
 from ccp.errors import CCPError, ChainError, ExpiredError, NotFound, RevokedError, SignatureError
 from ccp.exi import iso2, iso20
-from ccp.ids import Namespace
+from ccp.ids import PLACEHOLDER_EMAID, Namespace
 
 
 def answer(contract: SignedContract, session_id: bytes, at: datetime, remaining: int | None = None) -> bytes:
@@ -38,25 +38,42 @@ _REFUSALS: Final[tuple[tuple[type[CCPError], str, str], ...]] = (
     (ChainError, "FAILED_CertChainError", "WARNING_CertificateValidationError"),
     (CCPError, "FAILED", "FAILED"),
 )
-_NOTHING: Final = b"\0"  # Receivers choke on empty mandatory values, so one zero octet stands in each.
+# What stands in mandatory parts that have no content: valid against the schemas, so that an EV stack that validates a
+# message before it looks at the ResponseCode gets to the code. Empty values are valid too, but some receivers fail on
+# them.
+_NO_CERTIFICATE: Final = b"\0"
+_NO_KEY: Final = bytes(48)
+_NO_DH_KEY: Final = bytes(65)
+_NO_KEY_SECP521: Final = bytes(94)
+_NO_DH_KEY_SECP521: Final = bytes(133)
 
 
 def refuse(namespace: Namespace, session_id: bytes, reason: CCPError, at: datetime) -> bytes:
-    """The negative response of a session: mandatory parts hold one zero octet or "0", nothing is signed."""
+    """The negative response of a session, valid against the schema of its edition and not signed.
+
+    Mandatory parts hold zero bytes in the lengths of the schema, Ids `id1`, `id2`, … and the placeholder EMAID.
+    """
     code2, code20 = next(row[1:] for row in _REFUSALS if isinstance(reason, row[0]))
     if namespace is Namespace.ISO2:
-        chain = iso2.CertificateChain(None, _NOTHING)
         notification = iso2.Notification("UnknownError", _short(str(reason)))
         body = iso2.CertificateInstallationRes(
-            code2, chain, chain, iso2.ContractSignatureEncryptedPrivateKey("0", _NOTHING),
-            iso2.DHpublickey("0", _NOTHING), iso2.EMAID("0", "0"),
-        )  # fmt: skip
+            code2,
+            iso2.CertificateChain(None, _NO_CERTIFICATE),
+            iso2.CertificateChain("id1", _NO_CERTIFICATE),
+            iso2.ContractSignatureEncryptedPrivateKey("id2", _NO_KEY),
+            iso2.DHpublickey("id3", _NO_DH_KEY),
+            iso2.EMAID("id4", PLACEHOLDER_EMAID),
+        )
         return exi.encode(iso2.V2G_Message(iso2.Header(session_id, notification), body))
     data = iso20.SignedInstallationData(
-        "0", iso20.CertificateChain(_NOTHING, (_NOTHING,)), "SECP521", _NOTHING, SECP521_EncryptedPrivateKey=_NOTHING
+        "id1",
+        iso20.CertificateChain(_NO_CERTIFICATE, (_NO_CERTIFICATE,)),
+        "SECP521",
+        _NO_DH_KEY_SECP521,
+        SECP521_EncryptedPrivateKey=_NO_KEY_SECP521,
     )
     header = iso20.Header(session_id, int(at.timestamp()))
-    chain20 = iso20.CertificateChain(_NOTHING)
+    chain20 = iso20.CertificateChain(_NO_CERTIFICATE)
     return exi.encode(iso20.CertificateInstallationRes(header, code20, "Finished", chain20, data, 0))
 
 
