@@ -23,18 +23,22 @@ EMSP: Final = (
     "emsp.contract.queued.to.oem",
     "emsp.prov.cert.updated",
     "emsp.prov.cert.deleted",
-    "emsp.prov.cert.updated.factory.reset",
+    "emsp.prov.cert.factory.reset",
 )
+_DEPRECATED: Final = {"emsp.prov.cert.updated.factory.reset": "emsp.prov.cert.factory.reset"}
+"""Old names that may still be subscribed to, each with the current one."""
 ROOT: Final = ("root.cert.added", "root.cert.expired", "root.cert.revoked")
-KNOWN: Final = (*OEM, *EMSP, *(name.replace("emsp.", "mo.", 1) for name in EMSP), *ROOT)
+_ALL_EMSP: Final = (*EMSP, *_DEPRECATED)
+KNOWN: Final = (*OEM, *_ALL_EMSP, *(name.replace("emsp.", "mo.", 1) for name in _ALL_EMSP), *ROOT)
 """Every name that may be subscribed to. Of those of provisioning certificates and roots none is sent yet."""
 
 _SHOWN: Final = 3  # Of the names that are none, so that the sentence stays one.
 
 
 def published(name: str) -> str:
-    """The name of the event in the family of today."""
-    return name.replace("mo.", "emsp.", 1) if name.startswith("mo.") else name
+    """The current name of the event, in the current family."""
+    name = name.replace("mo.", "emsp.", 1) if name.startswith("mo.") else name
+    return _DEPRECATED.get(name, name)
 
 
 def audience(name: str) -> str | None:
@@ -53,5 +57,5 @@ def parse(names: Iterable[str]) -> tuple[str, ...]:
         more = " and others" if len(unknown) > _SHOWN else ""
         raise FieldError(f"enabledEvents : unknown {', '.join(unknown[:_SHOWN])}{more}; known are {', '.join(KNOWN)}")
     if len({published(name) for name in given}) < len(given):
-        raise FieldError("enabledEvents : names the same event as emsp.… and as mo.…; it is told in one family only")
+        raise FieldError("enabledEvents : names the same event twice, as emsp.… and mo.… or by its deprecated name")
     return given

@@ -6,22 +6,51 @@ factory reset, the vehicle cannot use what was encrypted for the old one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Final
 
+from ccp.errors import FieldError
 from ccp.ids import PCID, Namespace
 from ccp.neighbours import ProvisioningChain
 from ccp.store.vehicles import Binding
 
 
 class Change(StrEnum):
-    """What happened to a vehicle's provisioning certificate."""
+    """What happened to a vehicle's provisioning certificate, by the current name of its event."""
 
     DELETED = "prov.cert.deleted"
     UPDATED = "prov.cert.updated"
-    FACTORY_RESET = "prov.cert.updated.factory.reset"
+    FACTORY_RESET = "prov.cert.factory.reset"
+
+
+_DEPRECATED: Final = {"prov.cert.updated.factory.reset": Change.FACTORY_RESET}
+_OWNERS: Final = ("emsp", "mo")
+# Letters of every name that could be meant for an event of ours, whatever stands between them.
+_MEANT: Final = re.compile("provcert|factoryreset")
+
+EVENT_NAMES: Final = tuple(f"{owner}.{name}" for owner in _OWNERS for name in (*Change, *_DEPRECATED))
+"""Names of the events that remove contracts: current and deprecated ones, in both families."""
+
+
+def change_of(event_name: str) -> Change | None:
+    """What an event of the Provisioning Certificate Pool tells of. None for one that is not about such certificates.
+
+    Raises FieldError for an unknown name of an event about provisioning certificates: to take it and do nothing would
+    leave contracts that their vehicle cannot use.
+    """
+    owner, _, name = event_name.partition(".")
+    if owner in _OWNERS:
+        if name in _DEPRECATED:
+            return _DEPRECATED[name]
+        if name in set(Change):
+            return Change(name)
+    if _MEANT.search(re.sub("[^a-z]", "", event_name.lower())):
+        raise FieldError(f"eventType : unknown; known of provisioning certificates are {', '.join(EVENT_NAMES)}")
+    return None
 
 
 @dataclass(frozen=True, slots=True)

@@ -109,6 +109,7 @@ class Sandbox:
         """Keep what a partner was told, and what it answered; partners share a server here, each under a path."""
         lines = [f"{event.method} {event.target.removeprefix('/oem').removeprefix('/emsp')} HTTP/1.1", f"Host: {host}"]
         lines += ["Content-Type: application/json", "X-Operator-Signature: sha256=5f3a…", "payload-signature: 5f3a…"]
+        lines += ["X-Hubject-Signature: 5f3a…"]
         assert event.headers["content-type"] == "application/json"
         assert event.headers["x-operator-signature"] == f"sha256={event.headers['payload-signature']}"
         self._keep(name, [*lines, "", _json(json.loads(event.body)), "", "HTTP/1.1 204 No Content"])

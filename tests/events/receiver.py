@@ -44,12 +44,10 @@ class Sent:
         return str(self.event["payload"]["pcid"])
 
     def is_signed(self, secret: str = SECRET) -> bool:
-        """Whether both headers are what a receiver computes with the published rule."""
+        """Whether all three headers are what a receiver computes with the published rule."""
         expected = hmac.new(secret.encode("utf-8"), self.body, hashlib.sha256).hexdigest()
-        return (self.headers["x-operator-signature"], self.headers["payload-signature"]) == (
-            f"sha256={expected}",
-            expected,
-        )
+        names = ("x-operator-signature", "payload-signature", "x-hubject-signature")
+        return tuple(self.headers[name] for name in names) == (f"sha256={expected}", expected, expected)
 
 
 @dataclass

@@ -172,7 +172,11 @@ def test_the_description_names_the_path_of_these_events(around: Pool) -> None:
     described = around.http.get("/openapi.json").json()
     operation = described["paths"][PATH]["post"]
     assert operation["operationId"] == "TakeProvisioningEvent"
-    assert {each["name"] for each in operation["parameters"]} == {"X-Operator-Signature", "payload-signature"}
+    assert {each["name"] for each in operation["parameters"]} == {
+        "X-Operator-Signature",
+        "payload-signature",
+        "X-Hubject-Signature",
+    }
     assert {"200", "400", "403", "404", "503"} <= set(operation["responses"])
 
 

@@ -4,7 +4,8 @@ A provisioning certificate that was deleted, renewed with a new key, or lost in 
 contracts worthless: their keys were encrypted for the old one. The events are those of OPNC 1.0
 (webhook.payload, emsp.… and mo.… names). The body is signed with HMAC-SHA256 under `pcp_webhook_secret`; the published
 description puts the bare hexadecimal digest into `X-Operator-Signature` for one kind of event and into
-`payload-signature` for the other, implementations write `sha256=` before it; each of these is read.
+`payload-signature` for the other, implementations write `sha256=` before it or use `X-Hubject-Signature`; each of these
+is read.
 
 Nothing is remembered of events, and still one that comes twice, late or again after years does no harm: it removes only
 what was published before it happened.
@@ -17,6 +18,7 @@ import hmac
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Final
 
+import structlog
 from pydantic import BaseModel, BeforeValidator, ConfigDict, SecretStr
 from pydantic_core import PydanticCustomError
 from starlette.datastructures import Headers
@@ -31,9 +33,13 @@ from ccp.api.opnc import BASE, Edge
 from ccp.api.trace import trace_of
 from ccp.errors import FieldError, NotAuthorised
 from ccp.pool import Pool
-from ccp.vehicles import Change, VehicleEvent
+from ccp.vehicles import EVENT_NAMES, VehicleEvent, change_of
+
+_log = structlog.get_logger("ccp.pcp")
 
 PATH: Final = f"{BASE}/events/pcp"
+SIGNATURE_HEADERS: Final = ("X-Operator-Signature", "payload-signature", "X-Hubject-Signature")
+_SHOWN: Final = 100  # Characters of an unknown name in the log.
 
 # An event that claims to be from later would remove what is published until then, again whenever it is replayed.
 _CLOCKS_DIFFER: Final = timedelta(minutes=5)
@@ -64,7 +70,7 @@ def pcp_route(edge: Edge, pool: Pool, secret: SecretStr | None) -> Route:
 
 def check_signature(key: bytes, headers: Headers, body: bytes) -> None:
     """Raises NotAuthorised, in time that does not tell how wrong the signature is."""
-    given = headers.get("x-operator-signature") or headers.get("payload-signature") or ""
+    given = next((value for name in SIGNATURE_HEADERS if (value := headers.get(name))), "")
     expected = hmac.new(key, body, hashlib.sha256).hexdigest()
     said = given.strip().lower().removeprefix("sha256=")
     if not hmac.compare_digest(said.encode("utf-8", "replace"), expected.encode()):
@@ -107,13 +113,17 @@ class _AnyEvent(BaseModel):
 def read_event(body: bytes, at: datetime) -> VehicleEvent | None:
     """The event of a body; None if it is one that does not concern vehicles' certificates. Raises FieldError."""
     name = wire.read_body(_AnyEvent, body).eventType
-    owner, _, what = name.partition(".")
-    if owner not in ("emsp", "mo") or what not in {change.value for change in Change}:
+    try:
+        change = change_of(name)
+    except FieldError:
+        _log.warning("provisioning event unknown", event_type=name[:_SHOWN])
+        raise
+    if change is None:
         return None
     event = wire.read_body(_Event, body)
     if event.timestamp > at + _CLOCKS_DIFFER:
         raise FieldError("timestamp : must not be in the future")
-    return VehicleEvent(Change(what), event.payload.pcid, event.timestamp, event.xsdMsgDefNamespace)
+    return VehicleEvent(change, event.payload.pcid, event.timestamp, event.xsdMsgDefNamespace)
 
 
 def description() -> dict[str, Any]:
@@ -123,7 +133,7 @@ def description() -> dict[str, Any]:
         "in": "header",
         "required": False,
         "schema": {"type": "string", "pattern": "^(sha256=)?[0-9A-Fa-f]{64}$"},
-        "description": "HMAC-SHA256 of the body, hexadecimal; in this header or the other.",
+        "description": "HMAC-SHA256 of the body, hexadecimal; in one of these headers.",
     }
     event = {
         "type": "object",
@@ -131,8 +141,7 @@ def description() -> dict[str, Any]:
         "properties": {
             "eventType": {
                 "type": "string",
-                "description": "Those of provisioning certificates have an effect: "
-                + ", ".join(f"{owner}.{change}" for owner in ("emsp", "mo") for change in Change),
+                "description": "Those of provisioning certificates have an effect: " + ", ".join(EVENT_NAMES),
             },
             "timestamp": {"type": "string", "format": "date-time"},
             "payload": {"type": "object", "required": ["pcid"], "properties": {"pcid": {"type": "string"}}},
@@ -143,7 +152,7 @@ def description() -> dict[str, Any]:
     return {
         "operationId": "TakeProvisioningEvent",
         "summary": "Events of the Provisioning Certificate Pool about vehicles' certificates",
-        "parameters": [{"name": name, **signature} for name in ("X-Operator-Signature", "payload-signature")],
+        "parameters": [{"name": name, **signature} for name in SIGNATURE_HEADERS],
         "requestBody": {"required": True, "content": {"application/json": {"schema": event}}},
         "responses": {"200": {"description": "Success"}, **failures},
         "security": [],

@@ -28,12 +28,13 @@ def body_of(delivery: Delivery) -> bytes:
 
 
 def headers_of(body: bytes, secret: str) -> dict[str, str]:
-    """Its signature in both published forms: HMAC-SHA256 over the octets, the key being the secret in UTF-8."""
+    """Its signature in each published form: HMAC-SHA256 over the octets, the key being the secret in UTF-8."""
     signature = hmac.digest(secret.encode(), body, "sha256").hex()
     return {
         "Content-Type": "application/json",
         "X-Operator-Signature": f"sha256={signature}",
         "payload-signature": signature,
+        "X-Hubject-Signature": signature,
     }
 
 

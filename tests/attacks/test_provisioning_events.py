@@ -1,0 +1,89 @@
+"""Events of the Provisioning Certificate Pool: by which names they take effect, and what a late one must not miss."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+
+import httpx
+import pytest
+from structlog.testing import CapturingLogger
+
+from ccp.api.pcp import PATH
+from ccp.sim.pki import PKI
+from tests.api.answers import sentences
+from tests.world import Pool, start
+
+SECRET = "a secret of the webhook"
+RESETS = [
+    f"{owner}.prov.cert.{name}" for owner in ("mo", "emsp") for name in ("factory.reset", "updated.factory.reset")
+]
+
+
+@pytest.fixture(scope="module")
+def around(pkis: dict[str, PKI]) -> Iterator[Pool]:
+    with start(pkis, pcp_webhook_secret=SECRET) as pool:
+        yield pool
+
+
+def tell(pool: Pool, event_type: str, pcid: str, at: datetime | None = None) -> httpx.Response:
+    """Post an event as the Provisioning Certificate Pool does."""
+    members = {
+        "eventId": "7d9a6c1e-53b8-4e0f-8a27-6f2f0d9b4c35",
+        "eventType": event_type,
+        "timestamp": (at or datetime.now(UTC)).isoformat(),
+        "payload": {"pcid": pcid},
+    }
+    body = json.dumps(members).encode()
+    signature = hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
+    return pool.http.post(PATH, content=body, headers={"X-Hubject-Signature": signature})
+
+
+@pytest.mark.parametrize("event_type", RESETS)
+def test_a_factory_reset_removes_the_contracts_by_either_of_its_names(around: Pool, event_type: str) -> None:
+    car = around.car()
+    around.publish(car)
+    assert tell(around, event_type, car.pcid).status_code == 200
+    assert around.listed(car) == []
+
+
+@pytest.mark.parametrize(
+    "event_type",
+    ["mo.prov.cert.reset", "emsp.prov.cert.created", "oem.prov.cert.deleted", "prov.cert.deleted",
+     "MO.PROV.CERT.DELETED",
+     "mo.prov.cert.factoryReset", "mo.prov.cert.factory.reset ", "mo.prov.cert.", "mo.provcert.deleted",
+     "mo.factory.reset"],
+)  # fmt: skip
+def test_an_unknown_event_about_provisioning_certificates_is_refused_and_logged(
+    around: Pool, event_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    car = around.car()
+    around.publish(car)
+    log = CapturingLogger()
+    monkeypatch.setattr("ccp.api.pcp._log", log)
+    answer = tell(around, event_type, car.pcid)
+    (sentence,) = sentences(answer, 400)
+    assert sentence.startswith("eventType : unknown; known of provisioning certificates are emsp.prov.cert.deleted, ")
+    assert "mo.prov.cert.factory.reset" in sentence
+    (call,) = log.calls
+    assert (call.method_name, *call.args) == ("warning", "provisioning event unknown")
+    assert call.kwargs == {"event_type": event_type}
+    assert len(around.listed(car)) == 1
+
+
+@pytest.mark.parametrize("event_type", RESETS)
+def test_a_factory_reset_can_be_subscribed_to_by_either_of_its_names(around: Pool, event_type: str) -> None:
+    headers = {"Authorization": f"Bearer {around.token('emsp')}"}
+    body = {"url": "https://provider.example/events", "enabledEvents": [event_type]}
+    made = around.http.post("/opnc/v1/event/endpoints", headers=headers, json=body)
+    assert made.status_code in (200, 201), made.text
+    assert made.json()["enabledEvents"] == [event_type]
+    other = "emsp.prov.cert.factory.reset" if "updated" in event_type else "emsp.prov.cert.updated.factory.reset"
+    body["enabledEvents"] = [event_type, other]
+    twice = around.http.post("/opnc/v1/event/endpoints", headers=headers, json=body)
+    assert sentences(twice, 400) == [
+        "enabledEvents : names the same event twice, as emsp.… and mo.… or by its deprecated name"
+    ]
