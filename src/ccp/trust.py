@@ -49,7 +49,10 @@ class Trust:
 
 def is_self_issued(certificate: Certificate) -> bool:
     """A certificate that names itself as its issuer is an anchor; others are known intermediates."""
-    return certificate.issuer_name == certificate.subject_name
+    try:
+        return certificate.is_self_issued
+    except ChainError:  # Its name can be compared with nothing, so nothing it issued is ever found below it.
+        return False
 
 
 def read_files(path: Path) -> Iterator[tuple[Path, Certificate]]:

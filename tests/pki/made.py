@@ -150,3 +150,38 @@ def added(tbs: Any, oid: Any, value: bytes, critical: bool = False) -> None:
 def tampered(certificate: Certificate) -> Certificate:
     """One bit of the signature's last octet turned over."""
     return Certificate.load(certificate.der[:-1] + bytes((certificate.der[-1] ^ 1,)))
+
+
+def content(value: asn1.TLV) -> bytes:
+    """The content of an element; `forge` hands a certificate's fields to its edit as such."""
+    return bytes(value.data)
+
+
+def unused_bit(certificate: Certificate, signer: SigningKey) -> bytes:
+    """The certificate signed anew until its last bit is zero, then with a BIT STRING that claims that bit is unused."""
+    while certificate.der[-1] & 1:
+        certificate = forge(certificate, signer)
+    octets = bytearray(certificate.der)
+    octets[len(octets) - len(certificate.x509.signature) - 1] = 1
+    return bytes(octets)
+
+
+def respelled(name: bytes) -> bytes:
+    """A name's DER contents with the same value: BMPString, the other letter case, and more blanks."""
+    found = b""
+    for kind, value in _attributes(name):
+        text = value.decode().swapcase().replace(" ", "  ")
+        found += der(0x31, der(0x30, kind + der(0x1E, f" {text}".encode("utf-16-be"))))
+    return found
+
+
+def _attributes(name: bytes) -> list[tuple[bytes, bytes]]:
+    """Type (DER) and value of each attribute of a name of the simulator: short, and one in each set."""
+    found = []
+    at = 0
+    while at < len(name):
+        end = at + 2 + name[at + 1]
+        value_at = at + 6 + name[at + 5]
+        found.append((name[at + 4 : value_at], name[value_at + 2 : end]))
+        at = end
+    return found

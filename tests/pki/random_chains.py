@@ -14,7 +14,20 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 from ccp.pki.certificates import Certificate
 from ccp.pki.paths import TrustAnchors, Usage
 from ccp.sim.pki import ROOT, SUB_CA1, SUB_CA2, Credential, build_root, subject_name
-from tests.pki.made import AT, DAY, LEAVES, ROLES, added, forge, tampered, without
+from tests.pki.made import (
+    AT,
+    DAY,
+    LEAVES,
+    ROLES,
+    added,
+    content,
+    der,
+    forge,
+    respelled,
+    tampered,
+    tlv,
+    without,
+)
 
 Edit = Callable[[Any], object]
 _LEVELS = ("root", "sub1", "sub2", "leaf")
@@ -50,6 +63,7 @@ def _one(number: int, source: random.Random) -> RandomChain:
     stranger = build_root("Root", at=AT)
     wounds = []
     broken_signatures: set[str] = set()
+    named: dict[str, str] = {}
     for _ in range(source.choice([0, 0, 1, 1, 1, 2, 3])):
         level = source.choice(levels)
         wound = source.choice(_WOUNDS)
@@ -72,10 +86,13 @@ def _one(number: int, source: random.Random) -> RandomChain:
             templates[level] = replace(template, extra=(_EXTRAS[wound],))
         elif wound in ("stranger", "tampered"):
             broken_signatures.add(f"{wound} {level}")
+        elif wound == "issuer and serial":
+            named[level] = source.choice(["right", "right", "serial", "issuer", "respelled"])
         else:
             edits[level].append(_EDITS[wound])
     made: dict[str, Credential] = {}
     signers = {}
+    issuers: dict[str, Certificate] = {}
     parent: Credential | None = None
     for level in levels:
         template = templates[level]
@@ -84,6 +101,7 @@ def _one(number: int, source: random.Random) -> RandomChain:
         else:
             made[level] = parent.issue(names[level], template, at=AT, valid=times[level])
         signers[level] = (parent or made[level]).key
+        issuers[level] = (parent or made[level]).certificate
         parent = made[level]
     for level in levels:
         certificate, signer = made[level].certificate, signers[level]
@@ -92,6 +110,8 @@ def _one(number: int, source: random.Random) -> RandomChain:
             certificate = forge(certificate, signer)
         for edit in edits[level]:
             certificate = forge(certificate, signer, edit)
+        if level in named:
+            certificate = forge(certificate, signer, _names_authority(issuers[level], named[level]))
         if f"tampered {level}" in broken_signatures and level != "root":
             certificate = tampered(certificate)
         made[level] = replace(made[level], certificate=certificate)
@@ -131,6 +151,42 @@ def _other_issuer(tbs: Any) -> None:
     tbs.issuer = tbs.subject
 
 
+def _names_authority(issuer: Certificate, how: str) -> Edit:
+    """AuthorityKeyIdentifier with the issuer's issuer and serial number, or not quite these."""
+    name, serial = issuer.issuer_name, issuer.serial_number + (how == "serial")
+    if how == "issuer":
+        name = subject_name("Another").public_bytes()[2:]
+    elif how == "respelled":
+        name = respelled(name)
+    number = serial.to_bytes(serial.bit_length() // 8 + 1, "big", signed=True)
+    value = der(0x30, der(0xA1, der(0xA4, der(0x30, name))) + der(0x82, number))
+
+    def edit(tbs: Any) -> None:
+        if tbs.extensions:
+            without(tbs, ExtensionOID.AUTHORITY_KEY_IDENTIFIER)
+            added(tbs, ExtensionOID.AUTHORITY_KEY_IDENTIFIER, value)
+
+    return edit
+
+
+def _issuer_respelled(tbs: Any) -> None:
+    tbs.issuer = tlv(0x30, respelled(content(tbs.issuer)))
+
+
+def _subject_respelled(tbs: Any) -> None:
+    tbs.subject = tlv(0x30, respelled(content(tbs.subject)))
+
+
+def _issuer_with_a_bit_string(tbs: Any) -> None:
+    value = der(0x03, b"\0Root")
+    tbs.issuer = tlv(0x30, der(0x31, der(0x30, bytes.fromhex("0603550403") + value)))
+
+
+def _subject_with_an_integer(tbs: Any) -> None:
+    odd = der(0x31, der(0x30, bytes.fromhex("060355040b") + der(0x02, b"\x07")))
+    tbs.subject = tlv(0x30, content(tbs.subject) + odd)
+
+
 def _twice(tbs: Any) -> None:
     if tbs.extensions:
         tbs.extensions = [*tbs.extensions, tbs.extensions[-1]]
@@ -142,6 +198,10 @@ _EDITS: dict[str, Edit] = {
     "other authority key": _other_authority,
     "issuer is subject": _other_issuer,
     "extension twice": _twice,
+    "issuer respelled": _issuer_respelled,
+    "subject respelled": _subject_respelled,
+    "issuer with a BIT STRING": _issuer_with_a_bit_string,
+    "subject with an INTEGER": _subject_with_an_integer,
     "unknown critical": lambda tbs: (
         added(tbs, x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00", True) if tbs.extensions else 0
     ),
@@ -166,6 +226,8 @@ _WOUNDS = (
     "name",
     "stranger",
     "tampered",
+    "issuer and serial",
+    "issuer and serial",
     *_EDITS,
     *_EXTRAS,
 )

@@ -10,7 +10,9 @@ module is cut only after cryptography's parser has accepted all of them as a cer
 
 from __future__ import annotations
 
+import binascii
 import hashlib
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -26,7 +28,11 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtensionOID, NameOID, SignatureAlgorithmOID
 
 from ccp.errors import ChainError
+from ccp.pki import der as encoding
+from ccp.pki.authority import Authority, read_authority
+from ccp.pki.canonical import canonical_name
 from ccp.pki.names import text_of
+from ccp.pki.subjects import usual_values
 
 # An explicit `cA FALSE`. DER forbids to encode a default value (X.690 clause 11.5), so cryptography refuses it; most
 # contract and CPS leaves in the field carry it. Drop this when those issuers have changed their profiles.
@@ -43,9 +49,7 @@ _LONGEST_ADDRESS: Final = 512
 _EXPLICIT_0: Final = 0xA0  # The tag of the version, which is absent in version 1.
 _EXPLICIT_3: Final = 0xA3  # The tag of the extensions, which come last.
 _KEY_IDENTIFIER: Final = bytes.fromhex("0603551d0e04")  # SubjectKeyIdentifier, not critical, and its OCTET STRING
-_CN: Final = bytes.fromhex("0603550403")
-_DC: Final = bytes.fromhex("060a0992268993f22c640119")
-_CHARSETS: Final = {0x0C: "utf-8", 0x13: "ascii", 0x16: "ascii"}  # UTF8String, PrintableString, IA5String
+_PEM: Final = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]*)-----END CERTIFICATE-----")
 _E = TypeVar("_E", bound=x509.ExtensionType)
 _T = TypeVar("_T")
 
@@ -121,6 +125,7 @@ class _Extensions(NamedTuple):
     values: Mapping[type[x509.ExtensionType], x509.ExtensionType]
     listed: tuple[tuple[x509.ObjectIdentifier, bool], ...]
     addresses: Addresses
+    authority: Authority | None
 
 
 # By their octets without the key identifier: an issuer writes the same into every certificate of a profile, and reading
@@ -133,15 +138,16 @@ class Certificate:
     """One X.509 certificate. Made by `load`; equal when the octets are equal; never changes.
 
     What is asked for once is kept. `public_key` and `extensions` are read on demand and may then raise ChainError.
-    issuer_name, subject_name: DER contents, for exact comparison. public_key_algorithm: the key's AlgorithmIdentifier
-    as it is encoded, which tells a named curve from explicit parameters.
+    issuer_name, subject_name: DER contents as they were received; names are compared by `canonical_issuer` and
+    `canonical_subject`. public_key_algorithm: the key's AlgorithmIdentifier as it is encoded, which tells a named curve
+    from explicit parameters.
     """
 
     def __init__(self, parsed: x509.Certificate, der: bytes) -> None:
         """For `load` only: der is what `parsed` was read from."""
         self.der: Final = der
         self.x509: Final = parsed
-        signed, algorithm, _ = _elements(der, *_content(der, 0))
+        signed, algorithm, signature = _elements(der, *_content(der, 0))
         parts = _elements(der, signed[1], signed[2])
         if der[signed[1]] == _EXPLICIT_0:
             del parts[0]
@@ -153,21 +159,29 @@ class Certificate:
         self.serial_number: Final = int.from_bytes(der[serial[1] : serial[2]], "big", signed=True)
         self.issuer_name: Final = der[issuer[1] : issuer[2]]
         self.subject_name: Final = der[subject[1] : subject[2]]
-        self.public_key_algorithm: Final = der[key[1] : _content(der, key[1])[1]]
+        bits = _content(der, key[1])[1]
+        self.public_key_algorithm: Final = der[key[1] : bits]
+        # The first byte of a BIT STRING counts bits at its end that are none of it. See `load`.
+        unused = bits + 2 + (der[bits + 1] & 0x7F if der[bits + 1] & 0x80 else 0)
+        self._unused_bits: Final = der[signature[1]] or der[unused]
         self._extensions_at: Final = parts[-1] if der[parts[-1][0]] == _EXPLICIT_3 else None
 
     @classmethod
     def load(cls, der: bytes) -> Certificate:
         """Read one certificate.
 
-        der: the whole certificate and nothing after it.
+        der: the whole certificate and nothing after it. Signature and public key are whole bytes: a BIT STRING that
+        claims unused bits is a second encoding of the same certificate, which OpenSSL refuses.
         Raises ChainError.
         """
         try:
             parsed = x509.load_der_x509_certificate(der)
         except (ValueError, TypeError, x509.InvalidVersion) as exc:
-            raise ChainError(f"These {len(der)} octets are not an X.509 certificate.") from exc
-        return cls(parsed, der)
+            raise ChainError(f"These {len(der)} octets are {encoding.why_not(der, 'an X.509 certificate')}.") from exc
+        found = cls(parsed, der)
+        if found._unused_bits:
+            raise ChainError(f"The signature or public key of certificate {found.label} claims unused bits.")
+        return found
 
     @classmethod
     def load_pem(cls, pem: bytes) -> tuple[Certificate, ...]:
@@ -175,6 +189,8 @@ class Certificate:
         try:
             found = x509.load_pem_x509_certificates(pem)
         except (ValueError, x509.InvalidVersion) as exc:
+            for block in _PEM.findall(pem):
+                cls.load(binascii.a2b_base64(block))  # Says which of them is refused, and why.
             raise ChainError("This is not a PEM file with X.509 certificates.") from exc
         # cryptography writes a parsed certificate back octet by octet, so nothing is re-encoded here.
         return tuple(cls.load(one.public_bytes(serialization.Encoding.DER)) for one in found)
@@ -202,7 +218,7 @@ class Certificate:
 
         Several are refused because readers disagree on which of them counts, and this one is an identity.
         """
-        values = self._subject_values(_CN, NameOID.COMMON_NAME)
+        values = self._subject_values[0]
         return values[0] if len(values) == 1 else ""
 
     @_once
@@ -239,7 +255,7 @@ class Certificate:
                 if tolerant is None:
                     raise
                 return tolerant.extensions
-        except (ValueError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as exc:
+        except (ValueError, TypeError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as exc:
             raise ChainError(f"The extensions of certificate {self.label} cannot be read.") from exc
 
     @property
@@ -269,8 +285,45 @@ class Certificate:
     @property
     def authority_key_identifier(self) -> bytes | None:
         """The keyIdentifier of AuthorityKeyIdentifier, opaque. Raises ChainError."""
-        value = self.extension(x509.AuthorityKeyIdentifier)
-        return value.key_identifier if value else None
+        authority = self._extensions.authority
+        return authority.key_identifier if authority else None
+
+    def authority_mismatch(self, issuer: Certificate) -> str | None:
+        """What of the AuthorityKeyIdentifier does not name this issuer certificate: a noun, or None.
+
+        Key identifiers count where both certificates have one. Issuer and serial number, where they are given, name one
+        certificate of the issuer. Raises ChainError. Source: RFC 5280 clause 4.2.1.1; what OpenSSL checks.
+        """
+        authority = self._extensions.authority
+        if authority is None:
+            return None
+        wanted, serial_number, named = authority
+        if wanted is not None and wanted != issuer.key_identifier and issuer.key_identifier is not None:
+            return "key identifier"
+        if serial_number is not None and serial_number != issuer.serial_number:
+            return "serial number"
+        return "issuer" if named is not None and named != issuer.canonical_issuer else None
+
+    @_once
+    def canonical_issuer(self) -> bytes:
+        """The issuer's name for comparison with a subject. Raises ChainError when it cannot be read."""
+        return self._canonical(self.issuer_name, "issuer")
+
+    @_once
+    def canonical_subject(self) -> bytes:
+        """The subject's name for comparison with an issuer. Raises ChainError when it cannot be read."""
+        return self._canonical(self.subject_name, "subject")
+
+    @property
+    def is_self_issued(self) -> bool:
+        """Whether issuer and subject are the same name. Raises ChainError when one cannot be read."""
+        return self.issuer_name == self.subject_name or self.canonical_issuer == self.canonical_subject
+
+    def _canonical(self, name: bytes, which: str) -> bytes:
+        try:
+            return canonical_name(name)
+        except encoding.DERError as exc:
+            raise ChainError(f"The {which} of certificate {self.label} cannot be read.") from exc
 
     @_once
     def _extensions(self) -> _Extensions:
@@ -279,9 +332,14 @@ class Certificate:
         if known is None:
             values = {type(one.value): one.value for one in self.extensions}
             addresses = _addresses(values)
+            try:
+                key = values.get(x509.AuthorityKeyIdentifier)
+                authority = read_authority(key) if isinstance(key, x509.AuthorityKeyIdentifier) else None
+            except encoding.DERError as exc:
+                raise ChainError(f"The authority key identifier of certificate {self.label} cannot be read.") from exc
             if identifier is not None:
                 del values[x509.SubjectKeyIdentifier]
-            known = _Extensions(values, tuple((one.oid, one.critical) for one in self.extensions), addresses)
+            known = _Extensions(values, tuple((one.oid, one.critical) for one in self.extensions), addresses, authority)
             if len(_KNOWN_EXTENSIONS) >= _MOST_KNOWN:
                 _KNOWN_EXTENSIONS.clear()
             _KNOWN_EXTENSIONS[octets] = known
@@ -312,8 +370,20 @@ class Certificate:
 
         SHA-256 (hex) over the subject's name (DER contents) and the SubjectPublicKeyInfo (DER). Raises ChainError.
         """
-        key = self.public_key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
-        return hashlib.sha256(self.subject_name + key).hexdigest()
+        return hashlib.sha256(self.subject_name + self._public_key_info()).hexdigest()
+
+    @_once
+    def identity(self) -> str:
+        """Who this is as an issuer, also when its name is written in other string types or letter case.
+
+        SHA-256 (hex) over the canonical subject and the SubjectPublicKeyInfo (DER). Settings go by it; `issuer_id`
+        is what rows of the store have. Raises ChainError.
+        """
+        return hashlib.sha256(self.canonical_subject + self._public_key_info()).hexdigest()
+
+    def _public_key_info(self) -> bytes:
+        public, info = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
+        return self.public_key.public_bytes(public, info)
 
     def check_signature(self, issuer: Certificate) -> None:
         """Check that `issuer` signed this certificate: its name and its signature, nothing else.
@@ -324,7 +394,8 @@ class Certificate:
         """
         key, signature, algorithm = issuer.public_key, self.x509.signature, self.x509.signature_algorithm_oid
         try:
-            if self.issuer_name != issuer.subject_name or not self._algorithms_agree:
+            named = self.issuer_name == issuer.subject_name or self.canonical_issuer == issuer.canonical_subject
+            if not named or not self._algorithms_agree:
                 raise ValueError("issuer name or signature algorithm differ")
             if isinstance(key, EllipticCurvePublicKey) and algorithm in _ECDSA:
                 key.verify(signature, self._signed_octets, _ECDSA[algorithm])
@@ -346,17 +417,30 @@ class Certificate:
 
     def domain_components(self) -> frozenset[str]:
         """The subject's DC values in upper case, such as {"CPS"}."""
-        return frozenset(value.upper() for value in self._subject_values(_DC, NameOID.DOMAIN_COMPONENT))
+        return frozenset(value.upper() for value in self._subject_values[1])
 
-    def _subject_values(self, encoded: bytes, oid: x509.ObjectIdentifier) -> list[str]:
-        """The values of one attribute type of the subject; encoded: `oid` as DER."""
-        if encoded not in self.subject_name:
-            return []
-        values = _values(self.subject_name, encoded)
-        if values is None:
-            subject = _subject(self.x509)
-            return [str(one.value) for one in subject.get_attributes_for_oid(oid)] if subject else []
-        return values
+    def check_subject(self) -> None:
+        """Refuse a subject that cannot be compared with any other. Raises ChainError."""
+        if self._usual_subject is None:
+            self.canonical_subject  # noqa: B018  raises
+
+    @_once
+    def _usual_subject(self) -> tuple[list[str], list[str]] | None:
+        return usual_values(self.subject_name)
+
+    @_once
+    def _subject_values(self) -> tuple[list[str], list[str]]:
+        """The values of the subject's CN and of its DC."""
+        if self._usual_subject is not None:
+            return self._usual_subject
+        subject = _subject(self.x509)
+        if subject is None:
+            return [], []
+        common, domain = (
+            [str(one.value) for one in subject.get_attributes_for_oid(oid)]
+            for oid in (NameOID.COMMON_NAME, NameOID.DOMAIN_COMPONENT)
+        )
+        return common, domain
 
     def _without_explicit_false(self) -> x509.Certificate | None:
         """A throw-away copy for reading extensions, or None if the known defect is not what is wrong."""
@@ -393,7 +477,7 @@ def _callable(names: Iterable[x509.GeneralName]) -> tuple[str, ...]:
 def _subject(certificate: x509.Certificate) -> x509.Name | None:
     try:
         return certificate.subject
-    except ValueError:  # an attribute that is not in its own character set
+    except (ValueError, TypeError):  # not in its own character set, or of a type such as BIT STRING
         return None
 
 
@@ -419,31 +503,4 @@ def _elements(octets: bytes, at: int, end: int) -> list[tuple[int, int, int]]:
             length, start = int.from_bytes(octets[start : start + count], "big"), start + count
         found.append((at, start, start + length))
         at = start + length
-    return found
-
-
-def _values(name: bytes, oid: bytes) -> list[str] | None:
-    """The values of one attribute type, or None if the name is unusual and cryptography has to read it.
-
-    name: the content of a Name that cryptography's parser has accepted as a sequence of sets of attributes.
-    Building its name object costs more than the rest of reading a leaf. This walk over the usual case is cheap: one
-    short attribute in each set, and the wanted ones in UTF-8 or ASCII.
-    """
-    found = []
-    at = 0
-    while at < len(name):
-        length = name[at + 1]
-        if not 7 <= length <= 0x7F or name[at + 3] != length - 2:
-            return None
-        if name.startswith(oid, at + 4):
-            value_at = at + 4 + len(oid)
-            value = name[value_at + 2 : at + 2 + length]
-            charset = _CHARSETS.get(name[value_at])
-            if charset is None or name[value_at + 1] != len(value):
-                return None
-            try:
-                found.append(value.decode(charset))
-            except UnicodeDecodeError:
-                return None
-        at += 2 + length
     return found

@@ -1,6 +1,6 @@
 """Distinguished names as text: how we write them, and what vehicles send.
 
-For people and for finding things; what is compared as a proof of anything is the DER of a name, never its text.
+For people and for finding things; what is compared as a proof of anything is `ccp.pki.canonical`, never this text.
 """
 
 from __future__ import annotations

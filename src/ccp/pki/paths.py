@@ -296,8 +296,8 @@ class _Walk:
 
     def candidates(self, child: Certificate) -> _Chain:
         """Everything whose subject is the child's issuer: anchors first, then what was offered, then what is known."""
-        name = child.issuer_name
-        offered = [certificate for certificate in self._offered if certificate.subject_name == name]
+        name = child.canonical_issuer
+        offered = [certificate for certificate in self._offered if certificate.canonical_subject == name]
         found = (*self._roots.get(name, ()), *offered, *self._known.get(name, ()))
         return found if len(found) < 2 else tuple(dict.fromkeys(found))
 
@@ -325,7 +325,7 @@ class _Walk:
 
     def _through(self, issuer: Certificate, child: Certificate, below: _Chain) -> _Chain:
         """The chain from `issuer` up, if `issuer` may stand there."""
-        is_anchor = issuer in self._roots.get(issuer.subject_name, ())
+        is_anchor = issuer in self._roots.get(issuer.canonical_subject, ())
         if not is_anchor and _is_root(issuer):
             raise ChainError(f"Certificate {issuer.label} is a root certificate that is not trusted for this usage.")
         if not is_anchor and len(below) == MAX_USED:
@@ -372,6 +372,7 @@ def _check_form(certificate: Certificate, profile: Profile) -> None:
 
 def _check_leaf(leaf: Certificate, usage: Usage) -> None:
     """That the leaf is one, and for this usage. Key usage is judged where present; a fifth of the field has none."""
+    leaf.check_subject()
     basic = leaf.extension(x509.BasicConstraints)
     if basic is not None and basic.ca:
         raise ChainError(
@@ -402,24 +403,26 @@ def _check_ca(issuer: Certificate, below: _Chain) -> None:
     if allowed is None or not allowed.key_cert_sign:
         raise ChainError(f"Certificate {issuer.label} is used as an issuer but lacks the key usage keyCertSign.")
     if basic.path_length is not None:
-        counted = [one for one in below if one.subject_name != one.issuer_name]  # RFC 5280 clause 4.2.1.9
+        counted = [one for one in below if not one.is_self_issued]  # RFC 5280 clause 4.2.1.9
         if len(counted) > basic.path_length:
             raise ChainError(f"The path length of CA certificate {issuer.label} is exceeded.")
 
 
 def _is_root(certificate: Certificate) -> bool:
     """Whether it names itself as its issuer, and itself as the issuer's key as far as identifiers tell."""
-    if certificate.subject_name != certificate.issuer_name:
-        return False
-    wanted, has = certificate.authority_key_identifier, certificate.key_identifier
-    return wanted is None or has is None or wanted == has
+    return certificate.is_self_issued and certificate.authority_mismatch(certificate) is None
 
 
 def _check_issued(child: Certificate, issuer: Certificate) -> None:
-    """Key identifiers where both have one, then name and signature."""
-    wanted, has = child.authority_key_identifier, issuer.key_identifier
-    if wanted is not None and has is not None and wanted != has:
+    """What the authority key identifier names, then name and signature."""
+    mismatch = child.authority_mismatch(issuer)
+    if mismatch == "key identifier":
         raise ChainError(f"The authority key identifier of certificate {child.label} is not that of {issuer.label}.")
+    if mismatch is not None:
+        raise ChainError(
+            f"The authority key identifier of certificate {child.label} names a certificate of its issuer with another "
+            f"{mismatch} than {issuer.label}."
+        )
     if child.x509.signature_algorithm_oid != _SIGNED_WITH.get(issuer.public_key_algorithm):
         raise ChainError(
             f"The signature of certificate {child.label} does not fit the key of its issuer {issuer.label}."
@@ -465,10 +468,15 @@ def _indexed(certificates: Iterable[tuple[Role, Certificate]]) -> dict[Usage, di
 
 
 def _by_subject(certificates: Iterable[Certificate]) -> dict[bytes, _Chain]:
+    """By canonical name. What has none is never found, so no path ends in it."""
     index: dict[bytes, _Chain] = {}
     for certificate in certificates:
-        same = index.get(certificate.subject_name, ())
+        try:
+            name = certificate.canonical_subject
+        except ChainError:
+            continue
+        same = index.get(name, ())
         if certificate not in same:
-            index[certificate.subject_name] = (*same, certificate)
+            index[name] = (*same, certificate)
     # Which of several reasons is told must not depend on the order in which somebody configured them.
     return {name: tuple(sorted(same, key=lambda one: one.fingerprint)) for name, same in index.items()}
