@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -29,6 +29,7 @@ from ccp.api.shortcut import Shortcut
 from ccp.api.trace import Tracing
 from ccp.audit import Refusals
 from ccp.auth import Operation
+from ccp.background import BackgroundTasks, PeriodicTask
 from ccp.errors import CCPError
 from ccp.events import Dispatcher, HandedOut, Subscribers
 from ccp.issuers import Issuers
@@ -52,44 +53,86 @@ from ccp.webhooks import Webhooks
 
 _log = structlog.get_logger("ccp.app")
 _REFRESH_SECONDS: Final = 1.0
+_REFRESH_TIMEOUT: Final = 10.0  # A table of ours is read in milliseconds; a round that hangs has to fail to be seen.
 
 
 def now() -> datetime:
     return datetime.now(UTC)
 
 
-class Refresher:
-    """Takes over changes of parties, anchors and keys that other processes made, within a second or so."""
+@dataclass(frozen=True, slots=True)
+class Follower:
+    """Something that a worker holds in memory of tables that other processes change.
 
-    def __init__(self, store: Store, topics: dict[Topic, Callable[[], Awaitable[None]]]) -> None:
+    topics: those whose changes `refresh` takes over. critical: access or trust depends on it.
+    """
+
+    name: str
+    topics: tuple[Topic, ...]
+    refresh: Callable[[], Awaitable[None]]
+    critical: bool = True
+
+
+class Refresher:
+    """Takes over changes of parties, anchors and keys that other processes made, within a second or so.
+
+    Each follower is a background task of its own: one that fails does not keep the others from being refreshed.
+    """
+
+    def __init__(self, store: Store, *followers: Follower) -> None:
         self._store = store
-        self._topics = topics
-        self._seen: dict[str, int] = {}
+        self._followers = followers
+        self._numbers: dict[str, int] = {}
+        self._seen: dict[str, list[int]] = {}
+        self._changed = {follower.name: asyncio.Event() for follower in followers}
 
     async def once(self) -> None:
-        numbers = await self._store.read(changes.numbers())
-        for topic, refresh in self._topics.items():
-            if numbers.get(topic, 0) != self._seen.get(topic):
-                await refresh()
-                self._seen[topic] = numbers.get(topic, 0)
+        """Take over everything. Raises what goes wrong."""
+        await self._look()
+        for follower in self._followers:
+            await self._follow(follower)
 
-    async def forever(self) -> None:
-        while True:
-            await asyncio.sleep(_REFRESH_SECONDS)
-            try:
-                await self.once()
-            except CCPError as exc:
-                _log.warning("refresh failed", reason=str(exc))
+    def supervise(self, background: BackgroundTasks) -> None:
+        """Go on with it in the background."""
+
+        def add(name: str, run: Callable[[], Awaitable[None]], **more: Any) -> None:
+            retry = {"retry_delay": _REFRESH_SECONDS, "max_retry_delay": _REFRESH_SECONDS}
+            background.add(
+                PeriodicTask(name, run, _REFRESH_SECONDS, timeout=_REFRESH_TIMEOUT, **retry, **more)  # type: ignore[arg-type]
+            )
+
+        add("look_for_changes", self._look, critical=any(follower.critical for follower in self._followers))
+        for follower in self._followers:
+            add(
+                f"refresh_{follower.name}",
+                partial(self._follow, follower),
+                critical=follower.critical,
+                wake=self._changed[follower.name],
+            )
+
+    async def _look(self) -> None:
+        self._numbers = await self._store.read(changes.numbers())
+        for follower in self._followers:
+            if self._numbers_of(follower) != self._seen.get(follower.name):
+                self._changed[follower.name].set()
+
+    async def _follow(self, follower: Follower) -> None:
+        numbers = self._numbers_of(follower)
+        if numbers != self._seen.get(follower.name):
+            await follower.refresh()
+            self._seen[follower.name] = numbers
+
+    def _numbers_of(self, follower: Follower) -> list[int]:
+        return [self._numbers.get(topic, 0) for topic in follower.topics]
 
 
-async def cleanse_forever(pool: Pool, interval: int) -> None:
-    """Remove spent contracts on a schedule. Every worker runs it at its own time; whoever is first removes them."""
-    while True:
-        await asyncio.sleep(interval * (0.75 + random.random() / 2))  # noqa: S311  spreads load, nothing secret
-        try:
-            await pool.cleanse(now())
-        except CCPError as exc:
-            _log.warning("cleansing failed", reason=str(exc))
+def cleansing(pool: Pool, interval: int) -> PeriodicTask:
+    """Purge expired and revoked contracts. Every worker does it at its own time; the first one finds something."""
+
+    async def cleanse() -> None:
+        await pool.cleanse(now())
+
+    return PeriodicTask("cleansing", cleanse, interval, jitter=0.25)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +148,7 @@ class Assembly:
     subscribers: Subscribers
     handed_out: HandedOut
     pool: Pool
+    background: BackgroundTasks
 
     async def open(self) -> None:
         await self.store.open()
@@ -119,32 +163,36 @@ class Assembly:
 
 def assemble(config: Settings, clock: opnc.Clock = now, numbers: Metrics | None = None) -> Assembly:
     """Build a pool, for a server or for a command. Nothing is opened yet."""
+    numbers = numbers or Metrics()
+    background = BackgroundTasks(numbers.task_failed)
     store = connect(config.database, config.database_connections)
     trust = Trust(store)
     outbound = Outbound(config.outbound_allow)
     neighbours = Neighbours.of(config, outbound)
-    revocation = RevocationService(store, outbound, config, clock)
-    peers = PoolPeers(store, lambda: trust.anchors, revocation.check_vehicle, config, numbers or Metrics())
+    revocation = RevocationService(store, outbound, config, clock, background=background)
+    peers = PoolPeers(store, lambda: trust.anchors, revocation.check_vehicle, config, numbers)
     subscribers = Subscribers(store)
     handed_out = HandedOut(store, subscribers)
     pool = Pool(store, trust, revocation, peers, neighbours, config, handed_out)
-    return Assembly(store, trust, outbound, neighbours, revocation, peers, subscribers, handed_out, pool)
+    return Assembly(store, trust, outbound, neighbours, revocation, peers, subscribers, handed_out, pool, background)
 
 
 async def dispatch(config: Settings, clock: opnc.Clock = now) -> None:
     """Send events and do nothing else, until cancelled. Raises ConfigurationError, Unavailable at the start."""
     store = connect(config.database, config.database_connections)
     subscribers = Subscribers(store)
-    refresher = Refresher(store, {Topic.PARTIES: subscribers.refresh, Topic.WEBHOOKS: subscribers.refresh})
-    dispatcher = Dispatcher(store, subscribers, config, clock)
+    refresher = Refresher(store, Follower("subscribers", (Topic.PARTIES, Topic.WEBHOOKS), subscribers.refresh))
+    background = BackgroundTasks()
+    dispatcher = Dispatcher(store, subscribers, config, clock, background=background)
     await store.open()
     try:
         await refresher.once()
-        async with asyncio.TaskGroup() as group:
-            group.create_task(refresher.forever())
-            group.create_task(dispatcher.forever())
+        refresher.supervise(background)
+        dispatcher.open()
+        await asyncio.get_running_loop().create_future()  # Until it is cancelled.
     finally:
         await dispatcher.close()
+        await background.close()
         await store.close()
 
 
@@ -171,31 +219,26 @@ def create(config: Settings | None = None) -> FastAPI:
     numbers = Metrics()
     built = assemble(config, numbers=numbers)
     store, trust, neighbours, pool = built.store, built.trust, built.neighbours, built.pool
+    background = built.background
     others = Issuers(config.issuers, built.outbound, audience=config.public_url, changed=lambda: authority.forget())
     authority = Authority(store, issuer=config.public_url, lifetime=config.token_lifetime, others=others)
     limits = Limits(config, numbers.limited)
     connections = Connections(config, limits.proxies, numbers)
     certificates = ClientCertificates(config.client_certificate_header, limits.proxies)
     edge = opnc.Edge(authority, built.peers, now, config.max_body, certificates, limits)
-    dispatcher = Dispatcher(store, built.subscribers, config, now, built.handed_out.news, numbers)
-
-    async def refresh_parties() -> None:
-        await authority.refresh_parties()
-        await built.subscribers.refresh()
+    dispatcher = Dispatcher(store, built.subscribers, config, now, built.handed_out.news, numbers, background)
 
     refresher = Refresher(
         store,
-        {
-            Topic.PARTIES: refresh_parties,
-            Topic.WEBHOOKS: built.subscribers.refresh,
-            Topic.TOKEN_KEYS: lambda: authority.refresh_keys(now()),
-            Topic.ANCHORS: trust.refresh,
-            Topic.PEERS: built.peers.refresh,
-        },
+        Follower("parties", (Topic.PARTIES,), authority.refresh_parties),
+        Follower("token_keys", (Topic.TOKEN_KEYS,), lambda: authority.refresh_keys(now())),
+        Follower("anchors", (Topic.ANCHORS,), trust.refresh),
+        Follower("peers", (Topic.PEERS,), built.peers.refresh),
+        Follower("subscribers", (Topic.PARTIES, Topic.WEBHOOKS), built.subscribers.refresh, critical=False),
     )
 
     pseudonyms, refusals = Pseudonyms(config), Refusals(store)
-    health = Health(store, lambda: trust.anchors.version > 0, config.drain_seconds)
+    health = Health(store, config.drain_seconds, trust.reasons, background.reasons)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
@@ -204,17 +247,20 @@ def create(config: Settings | None = None) -> FastAPI:
         await refresher.once()
         for warning in anchors.expiry_warnings(trust.anchors, now()):
             _log.warning("anchor", warning=warning)
-        work = [refresher.forever(), built.revocation.forever(), connections.watch(), built.handed_out.forever()]
-        work.append(authority.look_after_keys(config.token_key_lifetime, now))
-        work += [issuer.refresh_forever() for issuer in others]
+        refresher.supervise(background)
+        background.add(connections.watching())
+        background.add(built.revocation.sweeping())
+        background.add(built.handed_out.flushing())
+        background.add(authority.rotating_keys(config.token_key_lifetime, now))
+        for issuer in others:
+            background.add(issuer.refreshing())
         if neighbours.roots is not None:
-            work.append(anchors.synchronise_forever(store, neighbours.roots, config.rcp_interval, now))
+            background.add(anchors.synchronising(store, neighbours.roots, config.rcp_interval, now))
         if config.cleanse_interval:
-            work.append(cleanse_forever(pool, config.cleanse_interval))
+            background.add(cleansing(pool, config.cleanse_interval))
         if config.event_dispatch:
-            work.append(dispatcher.forever())
-        refusals.open()
-        tasks = [asyncio.create_task(each) for each in work]
+            dispatcher.open()
+        refusals.open(background)
         if served:
             # What is there by now stays for good: going through it for garbage would stop every request meanwhile.
             gc.collect()
@@ -226,11 +272,9 @@ def create(config: Settings | None = None) -> FastAPI:
             with health.told_to_stop():
                 yield {CONNECTIONS: connections}
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            await refusals.close()
             await dispatcher.close()
+            await refusals.close()
+            await background.close()
             await built.handed_out.close()
             await built.close()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import time
@@ -14,6 +13,7 @@ from typing import Any, Final, TypeAlias
 
 import structlog
 
+from ccp.background import BackgroundTasks, PeriodicTask, Supervised
 from ccp.errors import CCPError, ConfigurationError
 from ccp.store import Store
 from ccp.store import audit as questions
@@ -338,8 +338,7 @@ class Refusals:
         self._waiting: deque[Entry] = deque()
         self._counts: dict[_Kind, _Count] = {}
         self._window = _Window(0.0)
-        self._task: asyncio.Task[None] | None = None
-        self._closing = asyncio.Event()
+        self._task: Supervised | None = None
 
     def note(self, entry: Entry) -> None:
         """Take an entry in, without waiting. Its subject may have the members operation and address."""
@@ -385,42 +384,33 @@ class Refusals:
             )
         self._counts.clear()
 
-    def open(self) -> None:
-        self._closing.clear()
-        self._task = asyncio.create_task(self._forever())
+    def open(self, background: BackgroundTasks | None = None) -> None:
+        # Not cancelled but asked to end: a write that is under way would be done and not known to be.
+        task = PeriodicTask("refused_access", self._round, _EVERY, max_retry_delay=5.0, interruptible=False)
+        self._task = (background or BackgroundTasks()).add(task)
 
     async def close(self) -> None:
         """Write what waits, counts too, and end."""
-        self._closing.set()
         if self._task is not None:
-            await self._task
+            await self._task.stop()
             self._task = None
-        await self._flush()
-        self._tell_counts()
-        await self._flush()
-        if self._waiting or self._counts:
-            _log.error("refused access not recorded", rows=len(self._waiting), counts=len(self._counts))
+        try:
+            await self._flush()
+            self._tell_counts()
+            await self._flush()
+        except Exception as exc:  # A trail that was tampered with refuses rows.
+            rows, counts = len(self._waiting), len(self._counts)
+            _log.error("refused access not recorded", rows=rows, counts=counts, exc_info=not isinstance(exc, CCPError))
 
-    async def _forever(self) -> None:
-        # Not cancelled but asked to end: a write that is under way would be done and not known to be.
-        while not self._closing.is_set():
-            try:
-                await asyncio.wait_for(self._closing.wait(), _EVERY)
-            except TimeoutError:
-                if self._counts:
-                    self._turn()
-                await self._flush()
+    async def _round(self) -> None:
+        if self._counts:
+            self._turn()
+        await self._flush()
 
     async def _flush(self) -> None:
+        """Write what waits. Raises what a write raises; what is not written then goes on waiting."""
         while self._waiting:
             batch = [self._waiting[place] for place in range(min(_BATCH, len(self._waiting)))]
-            try:
-                await self._store.write(questions.record(*batch))
-            except CCPError as exc:
-                _log.warning("refused access waits to be recorded", rows=len(self._waiting), reason=str(exc))
-                return
-            except Exception:  # A trail that was tampered with refuses rows; the task has to live on and say so.
-                _log.exception("refused access waits to be recorded", rows=len(self._waiting))
-                return
+            await self._store.write(questions.record(*batch))
             for _ in batch:
                 self._waiting.popleft()

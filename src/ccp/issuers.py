@@ -21,7 +21,8 @@ from typing import Any, Final, TypeVar
 
 import structlog
 
-from ccp.errors import ConfigurationError, FieldError, Unavailable
+from ccp.background import PeriodicTask
+from ccp.errors import ConfigurationError, FieldError, Unavailable, UpstreamError
 from ccp.ids import WMI, OperatorId, ProviderId
 from ccp.jose import (
     PublicKey,
@@ -73,6 +74,7 @@ class Issuer:
         self._attempt: asyncio.Task[None] | None = None
         self._attempted = -math.inf
         self._withdrawn_at: float | None = None  # Monotonic; since when the issuer publishes no usable key.
+        self._problem: str | None = None
         if entry.jwks_file is not None:
             self._keys = _file_keys(entry.issuer, entry.jwks_file)
 
@@ -97,11 +99,15 @@ class Issuer:
         # Whoever waits may go away; the others wait on.
         await asyncio.shield(self._attempt)
 
-    async def refresh_forever(self) -> None:
-        while True:
-            await self.refresh()
-            await asyncio.sleep(self._pause())
-            self._drop_withdrawn()
+    def refreshing(self) -> PeriodicTask:
+        """Refreshes the keys on a schedule. Not critical: an issuer that is away keeps no other caller out."""
+        return PeriodicTask("issuer_keys", self._refresh_or_fail, self._pause, first_delay=0.0)
+
+    async def _refresh_or_fail(self) -> None:
+        self._drop_withdrawn()
+        await self.refresh()
+        if self._problem is not None:
+            raise UpstreamError(f"{self._entry.issuer}: {self._problem}")
 
     def _pause(self) -> float:
         """Seconds until the next look at the keys; not beyond the end of keys that were withdrawn."""
@@ -123,8 +129,10 @@ class Issuer:
             keys, unusable = read_keys(await self._document())
         except (OSError, ValueError, OutboundError) as exc:
             kept = f"{len(self._keys)} keys of before stay" if self._keys else "there are none of before"
-            _log.warning("issuer", issuer=self._entry.issuer, reason=f"No new keys: {exc}; {kept}.")
+            self._problem = f"No new keys: {exc}; {kept}."
+            _log.warning("issuer", issuer=self._entry.issuer, reason=self._problem)
             return
+        self._problem = None
         if not keys:
             self._withdraw(unusable)
             return

@@ -1,7 +1,8 @@
 """What the pool counts of itself, for Prometheus: every name and label that operators see is here.
 
 Labels have few values: operations, statuses, outcome codes (`code` of `ccp.errors` and `ccp.client.errors`), limits,
-and peers by the party id that they are registered under. None names a vehicle, a contract or a caller.
+background tasks, and peers by the party id that they are registered under. None names a vehicle, a contract or a
+caller.
 
 With one worker the numbers are in its memory. With several each writes them to files of its own in a folder that they
 share (the library's multi-process mode, chosen by `SHARED` before the library is imported), and whichever worker is
@@ -84,6 +85,9 @@ class Metrics:
             multiprocess_mode="livemostrecent",
             registry=registry,
         )
+        self._task_failures = Counter(
+            "ccp_task_failures", "Rounds of background tasks that failed.", ("task",), registry=registry
+        )
         # Finding the numbers of some labels takes the library longer than adding to them.
         self._found: dict[tuple[str | None, int, str], tuple[Counter, Histogram]] = {}
 
@@ -115,6 +119,9 @@ class Metrics:
         for state, count in (("outbox", outbox), ("waiting", waiting), ("dead", dead)):
             self._events.labels(state).set(count)
         self._events_oldest.set(oldest_seconds)
+
+    def task_failed(self, task: str) -> None:
+        self._task_failures.labels(task).inc()
 
     def shown(self, accept: str) -> tuple[bytes, str]:
         """The numbers of all workers and their media type: OpenMetrics if that is accepted, else text format 0.0.4."""

@@ -238,9 +238,9 @@ class ProvisioningChain:
     sub_cas: tuple[Certificate, ...]
     namespace: Namespace
 
-    def key_for(self, namespace: Namespace) -> str | None:
+    def key_for(self, namespace: str) -> str | None:
         """The fingerprint of the vehicle's current key for that edition; None where this is not the one to know."""
-        return key_fingerprint(self.certificate) if namespace is self.namespace else None
+        return key_fingerprint(self.certificate) if namespace == self.namespace else None
 
 
 class ProvisioningCertificatePool(_Neighbour):

@@ -166,6 +166,8 @@ def client_options(peer: Peer, seconds: float) -> dict[str, object]:
         if peer.client_id is None or peer.secret is None:
             raise ConfigurationError(f"Peer {peer.party_id} has neither a token nor client credentials.")
         access = {"credentials": Credentials(peer.client_id, peer.secret, peer.token_url, peer.audience)}
+    if peer.dialect not in set(Dialect):
+        raise ConfigurationError(f"Peer {peer.party_id} speaks {peer.dialect!r}, which this release does not.")
     limits = Limits(exchange=_LONGEST_CALL, total=seconds, retries=0, octets=1_048_576)
     return {"base_url": peer.base_url, "dialect": Dialect(peer.dialect), "limits": limits, **access}
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import math
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
@@ -25,7 +26,8 @@ from urllib.parse import urlsplit
 
 import structlog
 
-from ccp.errors import CCPError, RevokedError, Unavailable, VerificationError
+from ccp.background import BackgroundTasks, PeriodicTask
+from ccp.errors import CCPError, ChainError, RevokedError, Unavailable, VerificationError
 from ccp.outbound import Answer, Outbound, OutboundError, host_of
 from ccp.pki.certificates import Certificate
 from ccp.pki.evidence import (
@@ -47,7 +49,7 @@ from ccp.pki.evidence import (
 from ccp.pki.paths import VerifiedChain
 from ccp.pki.statements import build_ocsp_request, read_crl, read_ocsp
 from ccp.settings import RevocationPolicy, Settings
-from ccp.store import Store, anchors
+from ccp.store import Store, anchors, unknown
 from ccp.store import evidence as questions
 from ccp.store.steps import Steps
 
@@ -100,7 +102,7 @@ class Swept:
 
 
 class RevocationService:
-    """One for each worker. Close it when done; `forever` is its background task."""
+    """One for each worker. Close it when done; `sweeping` is its background task."""
 
     def __init__(
         self,
@@ -109,8 +111,13 @@ class RevocationService:
         settings: Settings,
         now: Callable[[], datetime],
         jitter: Callable[[], float] = random.random,
+        background: BackgroundTasks | None = None,
     ) -> None:
-        """jitter: a number from 0 to 1, anew each time; it spreads what would fall due at the same moment."""
+        """jitter: a number from 0 to 1, anew each time; it spreads what would fall due at the same moment.
+
+        background: counts and logs what fails with no request waiting for it.
+        """
+        self._tasks: Final = background or BackgroundTasks()
         self.rules: Final = Rules(
             checked=settings.revocation is not RevocationPolicy.OFF,
             required=settings.revocation is RevocationPolicy.REQUIRE,
@@ -236,7 +243,7 @@ class RevocationService:
         finally:
             if stored.missing and len(self._background) < _BACKGROUND:
                 # Vehicles live for decades and ask once or twice: not watched.
-                task = asyncio.create_task(self._gather_quietly(stored.missing, at))
+                task = self._tasks.spawn("vehicle_evidence", self._gather_quietly(stored.missing, at))
                 self._background.add(task)
                 task.add_done_callback(self._background.discard)
 
@@ -253,34 +260,38 @@ class RevocationService:
 
     # --- Refreshing ---
 
-    async def forever(self) -> None:
-        while True:
-            swept = await self.sweep(self._now())
-            await asyncio.sleep(0 if swept.more else _ROUND_SECONDS * (0.5 + self._jitter()))
+    def sweeping(self) -> PeriodicTask:
+        """Sweeps on a schedule. Not critical: evidence that runs out is noticed by each request that needs it."""
+
+        async def run() -> bool:
+            return (await self.sweep(self._now())).more
+
+        return PeriodicTask("revocation_sweep", run, lambda: _ROUND_SECONDS * (0.5 + self._jitter()), first_delay=0.0)
 
     async def sweep(self, at: datetime) -> Swept:
-        """One round: refresh the lists and the certificates that are due. Never raises; what fails is logged."""
+        """One round: refresh the lists and the certificates that are due.
+
+        What cannot be fetched is logged and asked for again later. Raises Unavailable.
+        """
         if not self.rules.checked:
             return Swept(0, 0, False)
         by_host: dict[str, list[Callable[[], asyncio.Task[None]]]] = {}
-        try:
-            lists = await self._store.write(questions.due_crls(at, at + _RETRY, _BATCH))
-            certificates = await self._store.write(questions.due_certificates(at, at + _RETRY, _BATCH))
-            crls = [(Certificate.load(due.issuer_certificate), due.url) for due in lists]
-            for issuer, url in (*crls, *await self._never_loaded()):
-                job = partial(self._flight, (issuer.issuer_id, url), partial(self._crl, issuer, url, at))
-                by_host.setdefault(_authority(url), []).append(job)
-            for watched in certificates:
-                certificate, issuer = (
-                    Certificate.load(watched.certificate),
-                    Certificate.load(watched.issuer_certificate),
-                )
-                key = issuer.issuer_id, certificate.serial_number
-                job = partial(self._flight, key, partial(self._ask, certificate, issuer, at, True))
-                by_host.setdefault(_authority((*certificate.addresses.ocsp, "")[0]), []).append(job)
-        except Exception as exc:
-            _log.warning("sweep of revocation evidence failed", reason=str(exc), exc_info=not isinstance(exc, CCPError))
-            return Swept(0, 0, False)
+        lists = await self._store.write(questions.due_crls(at, at + _RETRY, _BATCH))
+        certificates = await self._store.write(questions.due_certificates(at, at + _RETRY, _BATCH))
+        crls = [(issuer, due.url) for due in lists if (issuer := _readable(due.issuer_certificate, "crl")) is not None]
+        for issuer, url in (*crls, *await self._never_loaded()):
+            job = partial(self._flight, (issuer.issuer_id, url), partial(self._crl, issuer, url, at))
+            by_host.setdefault(_authority(url), []).append(job)
+        for watched in certificates:
+            certificate, its_issuer = (
+                _readable(watched.certificate, "watched_certificate"),
+                _readable(watched.issuer_certificate, "watched_certificate"),
+            )
+            if certificate is None or its_issuer is None:
+                continue
+            key = its_issuer.issuer_id, certificate.serial_number
+            job = partial(self._flight, key, partial(self._ask, certificate, its_issuer, at, True))
+            by_host.setdefault(_authority((*certificate.addresses.ocsp, "")[0]), []).append(job)
         # One after another for each host: so a publisher that needs the same host is next but one in its queue.
         outcomes = await asyncio.gather(*(_one_by_one(host, jobs) for host, jobs in by_host.items()))
         refreshed, failed = sum(done for done, _ in outcomes), sum(not_done for _, not_done in outcomes)
@@ -292,9 +303,9 @@ class RevocationService:
             return []
         found = {}
         for trusted in await self._store.read(anchors.every()):
-            issuer = Certificate.load(trusted.certificate)
-            url = self.rules.crl_of(issuer)
-            if url and not await self._store.read(questions.crl(issuer.issuer_id, url)):
+            issuer = _readable(trusted.certificate, "trust_anchor")
+            url = self.rules.crl_of(issuer) if issuer is not None else None
+            if issuer is not None and url and not await self._store.read(questions.crl(issuer.issuer_id, url)):
                 found[issuer.issuer_id, url] = issuer, url
         return list(found.values())
 
@@ -310,8 +321,10 @@ class RevocationService:
 
     def _landed(self, key: object, task: asyncio.Task[Any]) -> None:
         del self._flights[key]
-        if not task.cancelled():
-            task.exception()  # Seen: a publisher that went away has no use for it.
+        exc = None if task.cancelled() else task.exception()
+        # What cannot be had now is told to those who wait; a publisher that went away has no use for it.
+        if exc is not None and not isinstance(exc, CCPError):
+            self._tasks.failed("evidence_fetch", exc)
 
     async def _ask(self, certificate: Certificate, issuer: Certificate, at: datetime, watch: bool) -> None:
         """Get and keep evidence for one certificate: from a CRL if there is one, else by OCSP. Raises Unavailable."""
@@ -503,13 +516,20 @@ async def _one_by_one(host: str, jobs: Sequence[Callable[[], Awaitable[None]]]) 
         try:
             await job()
         except Exception as exc:
-            if not isinstance(exc, CCPError):
-                _log.exception("evidence not refreshed", host=host)
             failed += 1
             reasons[str(exc)] = reasons.get(str(exc), 0) + 1
     if reasons:
         _log.warning("evidence not refreshed", host=host, reasons=reasons)
     return len(jobs) - failed, failed
+
+
+def _readable(certificate: bytes, table: str) -> Certificate | None:
+    """A stored certificate, None for one that this release cannot read."""
+    try:
+        return Certificate.load(certificate)
+    except ChainError as exc:
+        unknown.warn(f"{table}.certificate", str(exc), hashlib.sha256(certificate).hexdigest())
+        return None
 
 
 def _authority(url: str) -> str:

@@ -33,6 +33,7 @@ from uvicorn import Config
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from ccp.background import PeriodicTask
 from ccp.limits import Proxies
 from ccp.metrics import Metrics
 from ccp.settings import Settings
@@ -110,16 +111,25 @@ class Connections:
             if not self._by_address[counted]:
                 del self._by_address[counted]
 
+    def watching(self) -> PeriodicTask:
+        """Closes what is overdue. Critical: without it no limit on time holds."""
+        return PeriodicTask("connection_watch", self.watch, _WATCH_SECONDS, critical=True, max_retry_delay=1.0)
+
     async def watch(self) -> None:
-        """Close what is overdue, for as long as the worker runs."""
-        while True:
-            await asyncio.sleep(_WATCH_SECONDS)
-            now = time.monotonic()
-            for connection in tuple(self._open):
+        """One round. One connection that cannot be looked at does not keep the others open; it is closed."""
+        now = time.monotonic()
+        failure: Exception | None = None
+        for connection in tuple(self._open):
+            try:
                 connection.look(now)
-            for reason, count in self._turned_away.items():
-                _log.warning("connections turned away", reason=reason, count=count)
-            self._turned_away.clear()
+            except Exception as exc:
+                failure = exc
+                connection.transport.abort()
+        for reason, count in self._turned_away.items():
+            _log.warning("connections turned away", reason=reason, count=count)
+        self._turned_away.clear()
+        if failure is not None:
+            raise failure
 
 
 class Cycle(RequestResponseCycle):

@@ -11,7 +11,7 @@ import hashlib
 import random
 import secrets
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
@@ -23,7 +23,8 @@ from argon2.exceptions import Argon2Error, InvalidHashError
 from joserfc import jwt
 from joserfc.jwk import ECKey
 
-from ccp.errors import CCPError, InputError, NotAuthenticated, Unavailable
+from ccp.background import PeriodicTask
+from ccp.errors import InputError, NotAuthenticated, Unavailable
 from ccp.issuers import Issuers
 from ccp.jose import (
     TokenError,
@@ -40,7 +41,7 @@ from ccp.jose import (
 )
 from ccp.parties import Party, Role
 from ccp.settings import GREATEST_TOKEN_LIFETIME
-from ccp.store import Store, keys, parties
+from ccp.store import Store, keys, parties, unknown
 from ccp.store.audit import POOL, Action, Entry, told
 from ccp.store.keys import TokenKey
 
@@ -161,6 +162,7 @@ class Authority:
         self._lifetime = lifetime
         self._others = others
         self._parties: dict[str, Party] = {}
+        self._stored: list[TokenKey] = []
         self._keys: tuple[_Key, ...] = ()
         self._known: dict[bytes, _Recognised] = {}
         self._hashing = asyncio.Semaphore(2)
@@ -179,24 +181,23 @@ class Authority:
             if not stored:
                 await self._store.write(keys.ensure(new_key(at)))
                 stored = await self._store.read(keys.every())
-            if stored != [key.stored for key in self._keys]:
-                self._keys = tuple(_Key(key.kid, _imported(key), key) for key in stored)
+            if stored != self._stored:
+                self._stored, self._keys = stored, tuple(_readable(stored))
                 self.forget()
 
     def forget(self) -> None:
         """Verify every token anew: keys have changed."""
         self._known.clear()
 
-    async def look_after_keys(self, lifetime: int, clock: Callable[[], datetime]) -> None:
+    def rotating_keys(self, lifetime: int, clock: Callable[[], datetime]) -> PeriodicTask:
         """Rotate keys that are older than the lifetime (seconds; 0 for never), remove those that are retired. Every
-        worker runs it; whoever is first does it.
+        worker runs it; the first one finds something to do.
         """
-        while True:
-            await asyncio.sleep(min(_LOOKED_AFTER_SECONDS, lifetime or _LOOKED_AFTER_SECONDS) * random.random())  # noqa: S311
-            try:
-                await self.replace_old_keys(lifetime, clock())
-            except CCPError as exc:
-                _log.warning("token keys not looked after", reason=str(exc))
+
+        def interval() -> float:
+            return min(_LOOKED_AFTER_SECONDS, lifetime or _LOOKED_AFTER_SECONDS) * random.random()  # noqa: S311
+
+        return PeriodicTask("token_key_rotation", lambda: self.replace_old_keys(lifetime, clock()), interval)
 
     async def replace_old_keys(self, lifetime: int, at: datetime) -> None:
         """Raises Unavailable."""
@@ -362,8 +363,13 @@ class Authority:
         return _Recognised(client_id, latest, roles, _certificate_of(claims))
 
 
-def _imported(key: TokenKey) -> ECKey:
-    return ECKey.import_key(key.private_key, {"kid": key.kid})
+def _readable(stored: list[TokenKey]) -> Iterator[_Key]:
+    """The keys that this release can use. What another release has stored neither signs nor verifies here."""
+    for key in stored:
+        try:
+            yield _Key(key.kid, ECKey.import_key(key.private_key, {"kid": key.kid}), key)
+        except ValueError as exc:  # Every error of the library about a key is one.
+            unknown.warn("token_key.private_key", type(exc).__name__, key.kid)
 
 
 def _certificate_of(claims: Any) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import random
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -14,11 +13,12 @@ from typing import Final
 
 import structlog
 
-from ccp.errors import CCPError, ChainError, ConfigurationError, Unavailable, UpstreamError
+from ccp.background import PeriodicTask
+from ccp.errors import ChainError, ConfigurationError
 from ccp.neighbours import RootCertificatePool, RootList
 from ccp.pki.certificates import Certificate
 from ccp.pki.paths import Role, TrustAnchors, check_root
-from ccp.store import Store, anchors, audit
+from ccp.store import Store, anchors, audit, unknown
 from ccp.store.anchors import TrustedCertificate
 from ccp.store.steps import Steps
 
@@ -38,13 +38,25 @@ class Trust:
         self.anchors = TrustAnchors.build([])
 
     async def refresh(self) -> None:
-        """Take over what the store holds now."""
+        """Take over what the store holds now. A row that this release cannot read is not trusted."""
         roots: list[tuple[Role, Certificate]] = []
         intermediates: list[tuple[Role, Certificate]] = []
         for trusted in await self._store.read(anchors.every()):
-            entry = Role(trusted.role), Certificate.load(trusted.certificate)
-            (roots if trusted.is_root else intermediates).append(entry)
+            row = f"{trusted.role} {trusted.fingerprint}"
+            role = unknown.known(Role, trusted.role, "trust_anchor.role", row)
+            if role is None:
+                continue
+            try:
+                certificate = Certificate.load(trusted.certificate)
+            except ChainError as exc:
+                unknown.warn("trust_anchor.certificate", str(exc), row)
+                continue
+            (roots if trusted.is_root else intermediates).append((role, certificate))
         self.anchors = TrustAnchors.build(roots, intermediates, self.anchors.version + 1)
+
+    def reasons(self) -> list[str]:
+        """Why a worker is not ready, as far as anchors go."""
+        return [] if self.anchors.version > 0 else ["Trust anchors are not loaded yet."]
 
 
 def is_self_issued(certificate: Certificate) -> bool:
@@ -153,8 +165,11 @@ def export(entries: Iterable[TrustedCertificate], directory: Path) -> list[Path]
         raise ConfigurationError(f"{directory} is not an empty directory; everything in it would be trusted.")
     written = []
     for entry in entries:
+        role = unknown.known(Role, entry.role, "trust_anchor.role", entry.fingerprint)
+        if role is None:
+            continue
         name = re.sub(r"[^a-z0-9]+", "-", entry.label.lower()).strip("-")[:60] or "certificate"
-        path = directory / Role(entry.role).value / f"{name}-{entry.fingerprint[:16]}.pem"
+        path = directory / role.value / f"{name}-{entry.fingerprint[:16]}.pem"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(Certificate.load(entry.certificate).pem())
         written.append(path)
@@ -240,28 +255,27 @@ _SPREAD: Final = 0.1  # … nor come together again later.
 _RETRY_SECONDS: Final = 60.0  # After a failure, doubled each time up to the interval.
 
 
-async def synchronise_forever(
+def synchronising(
     store: Store, rcp: RootCertificatePool, interval: float, clock: Callable[[], datetime]
-) -> None:
-    """Take over additions on a schedule; what is gone is only told. Ends when it is cancelled.
+) -> PeriodicTask:
+    """Take over additions on a schedule; what is gone is only reported.
 
-    interval: seconds. Every worker runs this: the second that comes with an addition finds it known.
+    interval: seconds. Every worker runs this: the second that comes with an addition finds it known. Not critical: the
+    pool goes on with the anchors it has while the Root Certificate Pool is away.
     """
-    pause, failures = random.uniform(0, _FIRST_SECONDS), 0  # noqa: S311  no secret
-    while True:
-        await asyncio.sleep(pause)
-        try:
-            done = await synchronise(store, rcp, clock())
-        except (UpstreamError, Unavailable) as exc:
-            pause, failures = min(interval, _RETRY_SECONDS * 2 ** min(failures, 10)), failures + 1
-            _log.warning("anchors not synchronised", source=rcp.url, reason=str(exc), again_in=round(pause))
-            continue
-        except CCPError as exc:
-            pause, failures = interval, 0
-            _log.error("anchors not synchronised", source=rcp.url, reason=str(exc))
-            continue
-        _tell(done, rcp.url)
-        pause, failures = interval * random.uniform(1 - _SPREAD, 1 + _SPREAD), 0  # noqa: S311
+
+    async def run() -> None:
+        _tell(await synchronise(store, rcp, clock()), rcp.url)
+
+    return PeriodicTask(
+        "root_synchronisation",
+        run,
+        interval,
+        jitter=_SPREAD,
+        first_delay=random.uniform(0, _FIRST_SECONDS),  # noqa: S311  no secret
+        retry_delay=min(_RETRY_SECONDS, interval),
+        max_retry_delay=interval,
+    )
 
 
 def _tell(done: Synchronised, source: str) -> None:

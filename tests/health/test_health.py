@@ -155,6 +155,6 @@ def test_a_server_whose_workers_cannot_start_does_not_end_as_if_all_were_well(
     tmp_path: Path, pkis: dict[str, PKI], workers: int
 ) -> None:
     target = database(tmp_path / "pool", pkis)
-    sql(target.url, "update trust_anchor set certificate = x'00'")
+    sql(target.url, "drop table peer")
     done = shell("serve", "--port", free_port(), "--workers", workers, env=environment(**target.env))
     assert done.returncode == 3

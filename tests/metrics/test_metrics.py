@@ -140,7 +140,7 @@ def test_requests_are_counted_by_operation_status_and_outcome_and_name_nobody(pk
         assert str(secret) not in text
     assert "_created" not in text
     names = {label for _, labels in found for label, _ in labels}
-    assert names <= {"operation", "status", "outcome", "limit", "peer", "le"}
+    assert names <= {"operation", "status", "outcome", "limit", "peer", "task", "le"}
 
 
 def test_what_limits_turn_away_is_counted_by_limit(pkis: dict[str, PKI]) -> None:
@@ -218,6 +218,7 @@ def test_the_document_names_what_there_is_and_all_of_it() -> None:
     metrics.peer_resting("any", True)
     metrics.event_tried("any")
     metrics.events_left(1, 2, 3, 4.0)
+    metrics.task_failed("any")
     there = {re.sub("_(bucket|count|sum)$", "", name) for name, _ in numbers(metrics.shown("")[0].decode())}
     assert named == there
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ccp.background import BackgroundTasks
 from ccp.errors import UpstreamError
 from ccp.neighbours import RootCertificatePool
 from ccp.outbound import Outbound
@@ -18,7 +19,7 @@ from ccp.pki.paths import Role
 from ccp.sim.pki import PKI
 from ccp.store import anchors, changes, connect, schema
 from ccp.store.steps import Steps
-from ccp.trust import Synchronised, synchronise, synchronise_forever, trusted
+from ccp.trust import Synchronised, synchronise, synchronising, trusted
 from tests.neighbours.fakes import Call, Fake, Reply, json_answer, neighbour
 from tests.trust.files import damaged, leaf_that_names_itself, root, rsa_root, signed_by_another
 from tests.world import AT, b64
@@ -193,7 +194,8 @@ def test_the_schedule_adds_and_never_prunes_and_goes_on_after_failures(
         await store.open()
         world.fake.answers["/rcp/rootcertificates"] = Reply(503)
         rcp = RootCertificatePool(outbound, world.fake.url + "/rcp")
-        task = asyncio.create_task(synchronise_forever(store, rcp, 0.05, lambda: datetime.now(UTC)))
+        background = BackgroundTasks()
+        background.add(synchronising(store, rcp, 0.05, lambda: datetime.now(UTC)))
         try:
             async with asyncio.timeout(8):
                 while len(world.fake.calls) < 2:  # noqa: ASYNC110  it counts in another thread
@@ -204,8 +206,7 @@ def test_the_schedule_adds_and_never_prunes_and_goes_on_after_failures(
                     while len(await store.read(anchors.every())) < number:  # noqa: ASYNC110
                         await asyncio.sleep(0.01)
         finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+            await background.close()
             await outbound.close()
             await store.close()
 

@@ -1,8 +1,10 @@
 """Whether the pool is alive, and whether it should be sent requests: for supervisors and load balancers.
 
 `/health/live` says that the process answers. `/health/ready` says that it can do its work: the database answers, its
-schema is new enough, anchors are loaded, nobody has asked it to stop. `/health` is the older form: the database
-answers.
+schema is new enough, anchors are loaded, the background tasks that access and trust depend on succeed, no signal to
+stop has come. `/health` is the older form: the database answers.
+
+Other parts add reasons of their own: `health.add(check)`, where check returns a sentence for each problem it sees now.
 
 When SIGTERM comes, readiness goes at once and everything else goes on for `drain_seconds`, so that a load balancer has
 noticed before connections are refused. Then the server closes in order: requests under way are answered first.
@@ -13,9 +15,9 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import orjson
 import structlog
@@ -32,14 +34,22 @@ _log = structlog.get_logger("ccp.health")
 _RETRY_AFTER: Final = {"Retry-After": "2"}
 
 
-class Health:
-    """One for each worker. loaded: whether it has taken over the anchors."""
+Check: TypeAlias = Callable[[], Iterable[str]]
+"""Returns a sentence for each reason why this worker is not ready now. It must not wait, and it names no secret."""
 
-    def __init__(self, store: Store, loaded: Callable[[], bool], drain_seconds: float) -> None:
+
+class Health:
+    """One for each worker. checks: see `add`."""
+
+    def __init__(self, store: Store, drain_seconds: float, *checks: Check) -> None:
         self._store = store
-        self._loaded = loaded
+        self._checks = list(checks)
         self._drain_seconds = drain_seconds
         self.stopping = False
+
+    def add(self, check: Check) -> None:
+        """Ask this too, each time that readiness is asked for."""
+        self._checks.append(check)
 
     def routes(self) -> list[Route]:
         return [
@@ -58,8 +68,8 @@ class Health:
                 found.append("The database schema is older than this release needs.")
         except Unavailable:
             found.append("The database does not answer.")
-        if not self._loaded():
-            found.append("Trust anchors are not loaded yet.")
+        for check in self._checks:
+            found += check()
         return found
 
     async def _answering(self, request: Request) -> Response:

@@ -25,7 +25,8 @@ from pydantic import StrictBool
 
 from ccp import logs, wire
 from ccp.api.errors import sentences_of
-from ccp.app import Refresher, now
+from ccp.app import Follower, Refresher, now
+from ccp.background import BackgroundTasks
 from ccp.contracts import SignedContract
 from ccp.errors import CCPError, Unavailable
 from ccp.ids import EMAID
@@ -197,11 +198,13 @@ async def _work(end: socket.socket, order: Order) -> None:
     revocation = _FetchedElsewhere(store, outbound, config, now)
     revocation.over(channel)
     pool = Pool(store, trust, revocation, NoPeers(), Neighbours.of(config, outbound), config)
-    refresher = Refresher(store, {Topic.ANCHORS: trust.refresh})
+    refresher = Refresher(store, Follower("anchors", (Topic.ANCHORS,), trust.refresh))
+    background = BackgroundTasks()
     await store.open()
     try:
         await refresher.once()
-        tasks = {asyncio.create_task(refresher.forever())}
+        refresher.supervise(background)
+        tasks: set[asyncio.Task[None]] = set()
         while (message := await channel.receive()) is not None:
             if isinstance(message, Had):
                 revocation.had(message)
@@ -214,6 +217,7 @@ async def _work(end: socket.socket, order: Order) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
     finally:
         channel.close()
+        await background.close()
         await outbound.close()
         await store.close()
 

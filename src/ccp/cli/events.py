@@ -260,7 +260,7 @@ def _delivery(delivery: Delivery, webhooks: dict[str, Webhook]) -> dict[str, Any
         "at": _time(delivery.created_at),
         "emaid": delivery.emaid,
         "pcid": delivery.pcid,
-        "namespace": delivery.namespace.value,
+        "namespace": delivery.namespace,
         "endpoint": delivery.webhook_id,
         "party": _party(delivery, webhooks),
         "url": None if webhook is None else webhook.url,

@@ -7,14 +7,17 @@ waiting. What is due is looked for every half second by one for all, and at once
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Final
 
 import structlog
 
+from ccp.background import BackgroundTasks, PeriodicTask, Supervised
 from ccp.breaker import FIRST_REST, LONGEST_REST, Breaker
 from ccp.errors import CCPError
 from ccp.events.message import body_of, headers_of
@@ -53,11 +56,11 @@ class _Line:
     breaker: Breaker
     free: int
     wake: asyncio.Event = field(default_factory=asyncio.Event)
-    task: asyncio.Task[None] | None = None
+    task: Supervised | None = None
 
 
 class Dispatcher:
-    """Run `forever` in a task; `close` it afterwards."""
+    """`open` begins to send; `close` it afterwards."""
 
     def __init__(
         self,
@@ -67,9 +70,12 @@ class Dispatcher:
         clock: Callable[[], datetime],
         news: asyncio.Event | None = None,
         metrics: Metrics | None = None,
+        background: BackgroundTasks | None = None,
     ) -> None:
-        """news: set by whoever knows that there is something new in the outbox."""
+        """news: set where it is known that there is something new in the outbox."""
         self._metrics = metrics or Metrics()
+        self._background = background or BackgroundTasks(self._metrics.task_failed)
+        self._looking: Supervised | None = None
         self._store = store
         self._subscribers = subscribers
         self._clock = clock
@@ -91,27 +97,12 @@ class Dispatcher:
         self._swept = self._counted = float("-inf")
         self._closing = False
 
-    async def forever(self) -> None:
-        while True:
-            more = False
-            try:
-                more = await self.once()
-            except CCPError as exc:
-                _log.warning("events not looked for", reason=str(exc))
-            except Exception:
-                _log.exception("events not looked for")
-            if not more:
-                await self._pause_or_wake()
-
-    async def _pause_or_wake(self) -> None:
-        try:
-            async with asyncio.timeout(_POLL_SECONDS):
-                await self._news.wait()
-        except TimeoutError:
-            pass
-        else:
-            await asyncio.sleep(_GATHER_SECONDS)
-        self._news.clear()
+    def open(self) -> None:
+        """Begin to send, in the background."""
+        task = PeriodicTask(
+            "event_dispatch", self.once, _POLL_SECONDS, first_delay=0.0, wake=self._news, gather=_GATHER_SECONDS
+        )
+        self._looking = self._background.add(task)
 
     async def once(self) -> bool:
         """Put new events to webhooks, and wake the lines for which something is due. Returns whether there is more."""
@@ -142,27 +133,25 @@ class Dispatcher:
         for line in [line for line in self._lines.values() if self._subscribers.active(line.webhook_id) is None]:
             if line.free == self._places and line.task is not None:
                 del self._lines[line.webhook_id]
-                line.task.cancel()
+                await line.task.stop()
 
     def _line(self, webhook_id: str) -> _Line:
         line = self._lines.get(webhook_id)
         if line is None:
             line = _Line(webhook_id, Breaker(time.monotonic, *self._rests), self._places)
-            line.task = asyncio.create_task(self._work(line))
+            # What it is claiming when the process ends it still begins to send: until the lease ends no other could.
+            task = PeriodicTask(
+                "event_claim",
+                partial(self._send_some, line),
+                math.inf,
+                wake=line.wake,
+                max_retry_delay=5.0,
+                interruptible=False,
+                context={"webhook": webhook_id},
+            )
+            line.task = self._background.add(task)
             self._lines[webhook_id] = line
         return line
-
-    async def _work(self, line: _Line) -> None:
-        while not self._closing:
-            await line.wake.wait()
-            line.wake.clear()
-            try:
-                while await self._send_some(line):
-                    pass
-            except CCPError as exc:
-                _log.warning("events not claimed", webhook=line.webhook_id, reason=str(exc))
-            except Exception:
-                _log.exception("events not claimed", webhook=line.webhook_id)
 
     async def _send_some(self, line: _Line) -> bool:
         """Begin as many attempts as there are places. Returns whether it is worth asking for more at once."""
@@ -183,7 +172,9 @@ class Dispatcher:
                 line.breaker.unused()
         line.free -= len(claimed)
         for delivery in claimed:
-            task = asyncio.create_task(self._send(line, webhook, delivery))
+            task = self._background.spawn(
+                "event_delivery", self._send(line, webhook, delivery), webhook=webhook.id, event_id=delivery.event_id
+            )
             self._sending.add(task)
             task.add_done_callback(self._sending.discard)
         return bool(claimed)
@@ -199,10 +190,7 @@ class Dispatcher:
         except asyncio.CancelledError:
             await self._release(delivery)
             raise
-        except Exception:
-            # The lease runs out and it is sent again.
-            _log.exception("event not completed", webhook=webhook.id, event_id=delivery.event_id)
-        finally:
+        finally:  # Where something fails the lease runs out, and it is sent again.
             line.free += 1
             line.wake.set()
 
@@ -289,15 +277,9 @@ class Dispatcher:
     async def close(self) -> None:
         """Let what is on its way come back, for a moment; what does not is free for other processes at once."""
         self._closing = True
-        for line in self._lines.values():
-            line.wake.set()
-        lines = [line.task for line in self._lines.values() if line.task is not None]
-        if lines:
-            # What one of them is claiming it still begins to send: nobody else could until the lease ends.
-            await asyncio.wait(lines, timeout=_LAST_SECONDS)
-        for task in lines:
-            task.cancel()
-        await asyncio.gather(*lines, return_exceptions=True)
+        if self._looking is not None:
+            await self._looking.stop()
+        await asyncio.gather(*(line.task.stop(_LAST_SECONDS) for line in self._lines.values() if line.task is not None))
         if self._sending:
             await asyncio.wait(self._sending, timeout=_LAST_SECONDS)
         left = list(self._sending)

@@ -9,6 +9,7 @@ from typing import Final, Protocol
 
 import structlog
 
+from ccp.background import PeriodicTask
 from ccp.contracts import SignedContract
 from ccp.errors import CCPError
 from ccp.events.subscribers import Subscribers
@@ -51,7 +52,6 @@ class HandedOut:
     def __init__(self, store: Store, subscribers: Subscribers) -> None:
         self._store = store
         self._subscribers = subscribers
-        self._flushing: asyncio.Task[None] | None = None
         self.news = asyncio.Event()
         """Set when there is something to send."""
         self._gathered: list[tuple[_Key, datetime]] = []
@@ -69,15 +69,9 @@ class HandedOut:
     def changed(self) -> None:
         self.news.set()
 
-    async def forever(self) -> None:
-        while True:
-            await asyncio.sleep(_EVERY_SECONDS)
-            try:
-                # Who ends this task does not end what is being written.
-                self._flushing = asyncio.create_task(self.flush())
-                await asyncio.shield(self._flushing)
-            except CCPError as exc:
-                _log.warning("events not written yet", events=len(self._gathered), reason=str(exc))
+    def flushing(self) -> PeriodicTask:
+        """Writes what was gathered, every moment."""
+        return PeriodicTask("delivered_events", self.flush, _EVERY_SECONDS, interruptible=False)
 
     async def flush(self) -> None:
         """Write everything that was gathered. Raises Unavailable; what is not written then stays gathered."""
@@ -98,8 +92,6 @@ class HandedOut:
 
     async def close(self) -> None:
         try:
-            if self._flushing is not None:
-                await asyncio.wait([self._flushing])
             await self.flush()
         except CCPError as exc:
             _log.warning("events lost", events=len(self._gathered), reason=str(exc))

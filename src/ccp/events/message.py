@@ -21,7 +21,7 @@ def body_of(delivery: Delivery) -> bytes:
             "timestamp": _rfc3339(delivery.created_at),
             "eventId": delivery.event_id,
             "eventType": delivery.kind,
-            "xsdMsgDefNamespace": delivery.namespace.value,
+            "xsdMsgDefNamespace": delivery.namespace,
             "payload": delivery.payload,
         }
     )

@@ -16,6 +16,7 @@ from ccp.errors import NotFound
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.pki.evidence import dump_keys, load_keys
 from ccp.store.steps import Row, Steps, gathered, repeatable
+from ccp.store.unknown import warn
 from ccp.subscriptions import EventKind
 
 _COLUMNS = (
@@ -77,21 +78,21 @@ def instant(stored: int) -> datetime:
 def by_vehicle(pcid: PCID) -> Steps[list[SignedContract]]:
     """Every variant of every contract of a vehicle."""
     rows = yield _VARIANTS, (pcid,)
-    return [_contract(row) for row in rows]
+    return _known(rows)
 
 
 @gathered
 def waiting(pcid: PCID, namespace: Namespace) -> Steps[list[SignedContract]]:
     """Every variant of a vehicle's contracts; those of another namespace without message, metadata and keys."""
     rows = yield _WAITING, (pcid, namespace)
-    return [_contract(row) for row in rows]
+    return _known(rows)
 
 
 @gathered
 def by_vehicle_and_emaid(pcid: PCID, emaid: EMAID) -> Steps[list[SignedContract]]:
     """Every variant of one contract of a vehicle: the same question whether another vehicle has it or nobody."""
     rows = yield _VARIANTS + " and emaid = $2", (pcid, emaid)
-    return [_contract(row) for row in rows]
+    return _known(rows)
 
 
 @gathered
@@ -104,7 +105,7 @@ def by_emaid(emaid: EMAID) -> Steps[list[SignedContract]]:
             break
         rows = yield _VARIANTS + " and emaid = $2", (claims[0][0], emaid)
         if rows:
-            return [_contract(row) for row in rows]
+            return _known(rows)
     return []
 
 
@@ -262,6 +263,16 @@ def _leaf(contract: SignedContract) -> tuple[str | None, str | None]:
     if not contract.certificates:
         return None, None
     return contract.certificates[0].issuer, f"{contract.certificates[0].serial:x}"
+
+
+def _known(rows: Iterable[Row]) -> list[SignedContract]:
+    """Variants, without those of an edition that only a newer release knows."""
+    return [_contract(row) for row in rows if row[2] in _NAMESPACES or _ignore(row[2])]
+
+
+def _ignore(namespace: str) -> bool:
+    warn("contract.namespace", namespace)
+    return False
 
 
 def _contract(row: Row) -> SignedContract:

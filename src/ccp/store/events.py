@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -20,7 +20,7 @@ from uuid import uuid4
 
 from ccp.ids import EMAID, PCID, WMI, Namespace, ProviderId
 from ccp.pki.names import parse_dn
-from ccp.store import parties
+from ccp.store import parties, unknown
 from ccp.store.changes import Topic, count
 from ccp.store.contracts import event, instant, microseconds
 from ccp.store.steps import Row, Steps, newest, repeatable
@@ -51,7 +51,7 @@ class Delivery:
     event_id: str
     kind: str
     emaid: EMAID
-    namespace: Namespace
+    namespace: str
     payload: dict[str, Any] = field(repr=False)
     created_at: datetime
     queued_at: datetime
@@ -168,6 +168,7 @@ def _webhook(row: Row) -> Webhook:
 
 # --- Looking at deliveries -------------------------------------------------------------------------------------------
 
+_KINDS: Final = "('" + "', '".join(EventKind) + "')"
 _DELIVERY: Final = (
     "pcid, rev, part, webhook_id, event_id, kind, emaid, namespace, payload, created_at, queued_at, lease_until, "
     "attempts, state, last_status, last_error, finished_at"
@@ -201,7 +202,7 @@ def deliveries(
         f"order by created_at desc, event_id desc limit ${len(parameters)}",
         tuple(parameters),
     )
-    return [_delivery(row) for row in rows]
+    return list(_known(rows))
 
 
 @newest
@@ -210,7 +211,7 @@ def find(event_id: str) -> Steps[list[Delivery]]:
     if not event_id.isprintable():
         return []  # As `webhook`.
     rows = yield f"select {_DELIVERY} from delivery where event_id = $1", (event_id,)  # noqa: S608  columns are ours
-    return [_delivery(row) for row in rows]
+    return list(_known(rows))
 
 
 def dead(limit: int, webhook_id: str | None = None) -> Steps[list[Delivery]]:
@@ -219,11 +220,15 @@ def dead(limit: int, webhook_id: str | None = None) -> Steps[list[Delivery]]:
 
 
 def backlog() -> Steps[Backlog]:
-    outbox = yield "select count(*) from outbox", ()
+    outbox = yield "select kind, count(*) from outbox group by kind", ()
+    for kind, _ in outbox:
+        unknown.known(EventKind, kind, "outbox.kind")
     waiting = yield "select count(*), min(queued_at) from delivery where state = 'waiting'", ()
     given_up = yield "select count(*) from delivery where state = 'dead'", ()
     oldest = waiting[0][1]
-    return Backlog(outbox[0][0], waiting[0][0], given_up[0][0], None if oldest is None else instant(oldest))
+    return Backlog(
+        sum(count for _, count in outbox), waiting[0][0], given_up[0][0], None if oldest is None else instant(oldest)
+    )
 
 
 @newest
@@ -241,9 +246,17 @@ def backlogs() -> Steps[dict[str, Backlog]]:
     }
 
 
-def _delivery(row: Row) -> Delivery:
+def _known(rows: Iterable[Row]) -> Iterator[Delivery]:
+    """Deliveries, without those in a state that only a newer release knows."""
+    for row in rows:
+        state = unknown.known(State, row[13], "delivery.state", row[4])
+        if state is not None:
+            yield _delivery(row, state)
+
+
+def _delivery(row: Row, state: State) -> Delivery:
     (pcid, rev, part, webhook_id, event_id, kind, emaid, namespace, payload, created_at, queued_at, lease_until,
-     attempts, state, last_status, last_error, finished_at) = row  # fmt: skip
+     attempts, _, last_status, last_error, finished_at) = row  # fmt: skip
     return Delivery(
         PCID(pcid),
         rev,
@@ -252,13 +265,13 @@ def _delivery(row: Row) -> Delivery:
         event_id,
         kind,
         EMAID(emaid),
-        Namespace(namespace),
+        namespace,
         json.loads(payload),
         instant(created_at),
         instant(queued_at),
         instant(lease_until),
         attempts,
-        State(state),
+        state,
         last_status,
         last_error,
         None if finished_at is None else instant(finished_at),
@@ -308,6 +321,7 @@ def _dead_keys(event_id: str | None, webhook_id: str | None) -> Steps[list[Row]]
 def fan_out(at: datetime, limit: int = 200) -> Steps[int]:
     """Take events out of the outbox, oldest first, and put them to the webhooks that are to be told.
 
+    Events of a kind that only a newer release knows are left to its processes.
     Who owns what is judged as it is registered now. Returns how many left the outbox; 0 too where another process does
     the same just now.
     """
@@ -315,7 +329,8 @@ def fan_out(at: datetime, limit: int = 200) -> Steps[int]:
     if not (yield "select number from change_count where topic = $1 for update skip locked", (Topic.WEBHOOKS.value,)):
         return 0
     rows = yield (
-        "delete from outbox where (pcid, rev) in (select pcid, rev from outbox order by created_at limit $1) "
+        "delete from outbox where (pcid, rev) in "  # noqa: S608  kinds are ours
+        f"(select pcid, rev from outbox where kind in {_KINDS} order by created_at limit $1) "
         "returning pcid, rev, kind, emaid, payload, created_at",
         (limit,),
     )
@@ -375,7 +390,7 @@ def _contract(pcid: str, emaid: str, namespace: str) -> Steps[dict[str, str]]:
 @newest
 def pending(at: datetime) -> Steps[tuple[bool, set[str]]]:
     """Whether there is something in the outbox, and what `due` says."""
-    rows = yield "select 1 from outbox limit 1", ()
+    rows = yield f"select 1 from outbox where kind in {_KINDS} limit 1", ()  # noqa: S608  kinds are ours
     return bool(rows), (yield from due(at))
 
 
@@ -397,16 +412,16 @@ def due(at: datetime) -> Steps[set[str]]:
     return found
 
 
-_CANDIDATES: Final = """
+_CANDIDATES: Final = f"""
 select d.pcid, d.rev, d.part from delivery d
 where d.webhook_id = $1 and d.state = 'waiting' and d.lease_until <= $2
     and not exists (
         select 1 from delivery e where e.pcid = d.pcid and e.webhook_id = d.webhook_id and e.state = 'waiting'
             and (e.rev < d.rev or (e.rev = d.rev and e.part < d.part))
     )
-    and not exists (select 1 from outbox o where o.pcid = d.pcid and o.rev < d.rev)
+    and not exists (select 1 from outbox o where o.pcid = d.pcid and o.rev < d.rev and o.kind in {_KINDS})
 order by d.lease_until limit $3
-"""
+"""  # noqa: S608  kinds are ours
 _LEASE: Final = f"""
 update delivery set lease_until = $5, attempts = attempts + 1
 where {_BY_KEY} and state = 'waiting' and lease_until <= $6 returning {_DELIVERY}
@@ -425,10 +440,10 @@ def claim(webhook_id: str, at: datetime, until: datetime, limit: int) -> Steps[l
     if not rows or not rows[0][0]:
         return []
     found = yield _CANDIDATES, (webhook_id, microseconds(at), limit)
-    claimed = []
+    claimed: list[Delivery] = []
     for pcid, rev, part in sorted(map(tuple, found)):
         leased = yield _LEASE, (pcid, rev, part, webhook_id, microseconds(until), microseconds(at))
-        claimed += [_delivery(row) for row in leased]
+        claimed += _known(leased)
     return claimed
 
 
@@ -491,7 +506,7 @@ def _had_by_another(delivery: Delivery) -> Steps[bool]:
     return bool(rows)
 
 
-Told: TypeAlias = tuple[EventKind, EMAID, PCID, Namespace, datetime]
+Told: TypeAlias = tuple[EventKind, EMAID, PCID, str, datetime]
 
 
 @repeatable

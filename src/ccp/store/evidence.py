@@ -15,6 +15,7 @@ from itertools import chain
 from typing import Any
 
 from ccp.pki.evidence import Evidence, Key, Known, LoadedCRL, RevocationList, Rules, Status
+from ccp.store import unknown
 from ccp.store.contracts import instant, microseconds
 from ccp.store.steps import Steps, T, gathered, newest, repeatable
 
@@ -321,12 +322,20 @@ def _number(text: str | None) -> int | None:
     return None if text is None else int(text)
 
 
+def _unknown(status: str) -> Status:
+    """What a status is taken for that this release does not know: it says neither that a certificate is good nor that
+    it is revoked.
+    """
+    unknown.warn("evidence.status", status)
+    return Status.UNKNOWN
+
+
 def _evidence(row: tuple[Any, ...]) -> Evidence:
     issuer, serial, status, this_update, next_update, revoked_at, source = row
     return Evidence(
         issuer,
         int(serial, 16),
-        _STATUS[status],
+        _STATUS.get(status) or _unknown(status),
         instant(this_update),
         instant(next_update),
         None if revoked_at is None else instant(revoked_at),

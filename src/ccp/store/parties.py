@@ -17,7 +17,9 @@ from ccp.parties import Party, Role, folded, named, owned
 from ccp.store.changes import Topic, count
 from ccp.store.contracts import instant, microseconds
 from ccp.store.steps import Row, Steps, newest
+from ccp.store.unknown import all_known
 
+_KNOWN_ROLES = frozenset(role.value for role in Role)
 _COLUMNS = "client_id, name, roles, provider_ids, all_providers, wmis, operator_ids, enabled"
 
 
@@ -114,12 +116,16 @@ def update(before: Party, after: Party) -> Steps[None]:
         delete = "delete from party_owns where kind = $1 and id = $2 and client_id = $3"
         yield delete, (kind, value, before.client_id)
     yield from _claim(sorted(set(are) - set(were)), after.client_id)
+    stored = yield "select roles from party where client_id = $1", (after.client_id,)
+    # A newer release may have given it roles that are not known here: they are not this change's to take away.
+    kept = {role for (roles,) in stored for role in json.loads(roles) if role not in _KNOWN_ROLES}
     statement = """
     update party set name = $2, roles = $3, provider_ids = $4, all_providers = $5, wmis = $6, operator_ids = $7,
         enabled = $8
     where client_id = $1
     """
-    yield statement, _values(after)
+    client_id, name, _, *others = _values(after)
+    yield statement, (client_id, name, _json({*after.roles, *kept}), *others)
 
 
 def _check_names(party: Party, without: str | None = None) -> Steps[None]:
@@ -206,7 +212,7 @@ def _party(row: Row) -> Party:
     return Party(
         client_id,
         name,
-        frozenset(map(Role, json.loads(roles))),
+        frozenset(all_known(Role, json.loads(roles), "party.roles", client_id)),
         frozenset(map(ProviderId, json.loads(provider_ids))),
         bool(all_providers),
         frozenset(map(WMI, json.loads(wmis))),

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
-from ccp.ids import EMAID, PCID, Namespace
+from ccp.ids import EMAID, PCID
 from ccp.store import audit
 from ccp.store.audit import Action, Entry
 from ccp.store.contracts import event, instant, lock_vehicles, remove
@@ -23,7 +23,7 @@ class Binding:
     """
 
     emaid: EMAID
-    namespace: Namespace
+    namespace: str  # Perhaps one that only a newer release knows: what made a vehicle's contracts stale made it stale.
     root_fingerprint: str
     provisioning_key: str | None
     published_at: datetime
@@ -40,7 +40,7 @@ def bindings(pcid: PCID) -> Steps[list[Binding]]:
     """Every variant of every contract of a vehicle."""
     rows = yield _BINDINGS, (pcid,)
     return [
-        Binding(EMAID(emaid), Namespace(namespace), root, key, instant(updated_at))
+        Binding(EMAID(emaid), namespace, root, key, instant(updated_at))
         for emaid, namespace, root, key, updated_at in rows
     ]
 

@@ -1,0 +1,166 @@
+"""Background work goes on whatever a newer release writes, and what does not go on is seen."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from ccp import background
+from ccp.api.opnc import BASE
+from ccp.sim.pki import PKI
+from ccp.sim.server import loopback, running
+from ccp.store import events, parties, peers, unknown
+from ccp.store.peers import Peer
+from tests.events.receiver import receiving, webhook
+from tests.metrics.test_metrics import read, value
+from tests.world import AT, Pool, start
+
+
+def until(holds: Callable[[], Any], seconds: float = 10) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+@contextmanager
+def workers(pkis: dict[str, PKI], count: int = 2, **options: Any) -> Iterator[tuple[Pool, list[str]]]:
+    """Several servers on one database. Returns the first, and the addresses of all."""
+    with ExitStack() as stack:
+        pool = stack.enter_context(start(pkis, log_level="warning", **options))
+        urls = [pool.base_url]
+        for _ in range(count - 1):
+            listening, url = stack.enter_context(loopback())
+            stack.enter_context(running(pool.settings, listening))
+            urls.append(url)
+        yield pool, urls
+
+
+def ready(url: str) -> tuple[int, list[str]]:
+    answer = httpx.get(f"{url}/health/ready", timeout=5)
+    return answer.status_code, answer.json().get("reasons", [])
+
+
+def statuses(pool: Pool, urls: list[str], name: str) -> list[int]:
+    headers = {"Authorization": f"Bearer {pool.token(name)}"}
+    return [
+        httpx.get(f"{url}{BASE}/contractData/emaid/DEEXAT99999999", headers=headers, timeout=5).status_code
+        for url in urls
+    ]
+
+
+def logged(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+
+
+def test_a_role_of_a_newer_release_keeps_no_disabled_party_in(
+    pkis: dict[str, PKI], capsys: pytest.CaptureFixture[str]
+) -> None:
+    unknown.warn.cache_clear()
+    with workers(pkis) as (pool, urls):
+        assert statuses(pool, urls, "emsp") == [404, 404]
+        # As a newer release would, during a rolling upgrade.
+        pool.sql("update party set roles = ? where client_id = 'other_emsp'", '["emsp", "future-role"]')
+        pool.sql("update party set roles = ? where client_id = 'small_cps'", '["future-role"]')
+        pool.change(parties.disable("emsp"))
+        until(lambda: statuses(pool, urls, "emsp") == [401, 401], 5)
+        assert [ready(url)[0] for url in urls] == [200, 200]
+        # What is known of the other party's roles goes on; what is not known grants nothing.
+        assert statuses(pool, urls, "other_emsp") == [403, 403]
+        assert statuses(pool, urls, "small_cps") == [403, 403]
+        # A change by this release leaves the unknown role to the newer one.
+        pool.change(parties.disable("other_emsp"))
+        ((roles,),) = pool.sql("select roles from party where client_id = 'other_emsp'")
+        assert json.loads(roles) == ["emsp", "future-role"]
+        assert value(read(urls[0]), "ccp_task_failures_total", task="refresh_parties") == 0
+    ignored = [log for log in logged(capsys) if log["event"] == "unknown value ignored"]
+    assert sorted((log["column"], log["value"], log["row"]) for log in ignored) == [
+        ("party.roles", "future-role", "other_emsp"),
+        ("party.roles", "future-role", "small_cps"),
+    ], "one warning for each, not one a second"
+
+
+def test_anchors_keys_and_peers_of_a_newer_release_do_not_stop_others(pkis: dict[str, PKI]) -> None:
+    with workers(pkis, pool_id="pool-a") as (pool, urls):
+        count = "update change_count set number = number + 1"
+        pool.sql("insert into trust_anchor select 'future', fingerprint, is_root, certificate, label, source, added_at "
+                 "from trust_anchor where role = 'v2g'")  # fmt: skip
+        pool.sql("insert into trust_anchor values ('v2g', 'ff', true, ?, 'future', 'test', 0)", b"\x30\x00")
+        pool.sql("insert into token_key (kid, private_key, created_at) values ('future', 'of another kind', 1)")
+        pool.change(peers.add(Peer("future", pool.base_url, "opnc", token="t"), AT))
+        pool.sql("update peer set dialect = 'future'")
+        contract = pool.contract(pool.car())
+        root = pool.pki().v2g_root.certificate.fingerprint
+        assert pool.cps.put("/signedcontractdata", json=contract.body).status_code == 201
+        pool.sql("delete from trust_anchor where fingerprint = ?", root)
+        pool.sql(count)
+
+        def refused() -> bool:
+            headers = {"Authorization": f"Bearer {pool.token('cps')}"}
+            url = f"{BASE}/signedcontractdata"
+            return all(httpx.put(one + url, json=contract.body, headers=headers).status_code == 400 for one in urls)
+
+        until(refused, 5)
+        time.sleep(0.5)
+        assert [ready(url)[0] for url in urls] == [200, 200]
+        found = read(urls[0])
+        for task in ("look_for_changes", "refresh_anchors", "refresh_token_keys", "refresh_peers"):
+            assert value(found, "ccp_task_failures_total", task=task) == 0, task
+
+
+def test_a_table_that_cannot_be_read_turns_readiness_red_with_a_reason_until_it_can(
+    pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(background, "MAX_SILENCE", 2.0)
+    with workers(pkis) as (pool, urls):
+        assert [ready(url) for url in urls] == [(200, []), (200, [])]
+        assert statuses(pool, urls, "emsp") == [404, 404]
+        began = time.monotonic()
+        pool.sql("alter table peer rename to gone")
+        pool.sql("insert into change_count (topic, number) values ('peers', 1)")
+        pool.change(parties.disable("emsp"))
+        # The other tables are taken over meanwhile.
+        until(lambda: statuses(pool, urls, "emsp") == [401, 401], 5)
+        reason = "The background task refresh_peers has not succeeded for more than 2 seconds."
+        until(lambda: [ready(url) for url in urls] == [(503, [reason])] * 2)
+        assert time.monotonic() - began > 2
+        assert httpx.get(urls[0] + "/health/live").status_code == 200
+        assert value(read(urls[0]), "ccp_task_failures_total", task="refresh_peers") >= 2
+        pool.sql("alter table gone rename to peer")
+        until(lambda: [ready(url) for url in urls] == [(200, [])] * 2)
+    failed = [log for log in logged(capsys) if log["event"] == "background task failed"]
+    assert {log["task"] for log in failed} == {"refresh_peers"}
+    assert {log["failures"] for log in failed} >= {1, 2}
+
+
+def test_an_event_of_a_kind_that_is_not_known_is_kept_and_keeps_no_other(pkis: dict[str, PKI]) -> None:
+    allowed = {"outbound_allow": ("127.0.0.0/8",), "event_dispatch": True, "event_http": True}
+    with receiving() as receiver, start(pkis, **allowed) as pool:
+        car = pool.car()
+        pool.sql("insert into outbox (pcid, rev, kind, emaid, payload, created_at, lease_until, attempts) "
+                 "values (?, 0, 'oem.contract.future', 'DEEXAT00000000', '{}', 1, 0, 0)", car.pcid)  # fmt: skip
+        pool.change(events.put_webhook(webhook(f"{receiver.url}/maker", "oem")))
+        pool.publish(car)
+        until(lambda: receiver.sent)
+        assert pool.sql("select kind from outbox") == [("oem.contract.future",)]
+        assert value(read(pool.base_url), "ccp_task_failures_total", task="event_dispatch") == 0
+
+
+def test_a_variant_of_an_edition_that_is_not_known_keeps_no_other_from_its_car(pkis: dict[str, PKI]) -> None:
+    with start(pkis) as pool:
+        car = pool.car()
+        contract = pool.publish(car)
+        columns = "pcid, emaid, root_fingerprint, root_serial, root_dn, valid_from, valid_to, certificate, response, remaining_from_end, is_default, created_at, updated_at, rev"  # noqa: E501
+        pool.sql(f"insert into contract (namespace, {columns}) select 'urn:iso:15118:20:2030:MsgDef', {columns} "
+                 "from contract where emaid = ?", str(contract.emaid))  # fmt: skip
+        (item,) = pool.ask(car)
+        assert item["emaid"] == contract.emaid
+        assert [one["emaid"] for one in pool.listed(car)] == [contract.emaid]
+        assert pool.emsp.delete(f"/signedcontractdata/{contract.emaid}").status_code == 200
+        assert pool.stored(contract.emaid) == 0
