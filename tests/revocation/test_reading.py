@@ -201,21 +201,16 @@ def test_lists_that_are_no_evidence_are_refused(made: Branch) -> None:
         "stale": crl(made.sub2, this_update=AT - 2 * DAY, next_update=AT - DAY),
         "future": crl(made.sub2, this_update=AT + DAY, next_update=AT + 2 * DAY),
         "the one before": crl(made.sub2, number=3),
-        "number None": crl(made.sub2, number=None),
+        "has no number, the one before it had 4": crl(made.sub2, number=None),
         "cannot be read": crl(made.sub2)[:-1],
     }
     for words, octets in cases.items():
         with pytest.raises(EvidenceError, match=words):
             read_crl(octets, issuer, AT, 4)
     octets = crl(made.sub2, number=4)
-    said, harmless = read_crl(octets, issuer, AT, 4), 0
     for place in range(len(octets)):
-        try:
-            assert read_crl(octets[:place] + bytes((octets[place] ^ 1,)) + octets[place + 1 :], issuer, AT, 4) == said
-            harmless += 1
-        except EvidenceError:
-            pass
-    assert harmless <= 1  # The number of unused bits of the signature's BIT STRING, if its last bit happens to be zero.
+        with pytest.raises(EvidenceError):
+            read_crl(octets[:place] + bytes((octets[place] ^ 1,)) + octets[place + 1 :], issuer, AT, 4)
     assert read_crl(crl(made.sub2, number=4), issuer, AT, 4).number == 4
 
 
@@ -229,7 +224,7 @@ def test_delta_partial_and_indirect_lists_are_refused(p256: Branch) -> None:
             **{"full_name": None, "relative_name": None, "only_some_reasons": None, **values, **flags}
         )
 
-    issuer = p256.sub2.certificate
+    issuer = p256.sub1.certificate
     name = [x509.UniformResourceIdentifier("http://crl.example/part1")]
     partial = (
         (x509.DeltaCRLIndicator(1), True),
@@ -241,8 +236,8 @@ def test_delta_partial_and_indirect_lists_are_refused(p256: Branch) -> None:
     )
     for extra in partial:
         with pytest.raises(EvidenceError):
-            raise AssertionError(extra, read_crl(crl(p256.sub2, extra=(extra,)), issuer, AT))
-    named = crl(p256.sub2, extra=((point(full_name=name), True),))
+            raise AssertionError(extra, read_crl(crl(p256.sub1, extra=(extra,)), issuer, AT))
+    named = crl(p256.sub1, extra=((point(full_name=name), True),))
     with pytest.raises(EvidenceError, match="part"):
         read_crl(named, issuer, AT, url="http://crl.example/part2")
     assert read_crl(named, issuer, AT, url="http://crl.example/part1").number == 1

@@ -7,10 +7,13 @@ crl = read_crl(octets, issuer, at, url=url)                             # or rai
 
 from __future__ import annotations
 
+import binascii
+import re
+from collections.abc import Collection
 from datetime import datetime, timedelta
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Final
+from typing import Final, NamedTuple
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
@@ -22,7 +25,10 @@ from cryptography.x509 import ocsp
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, SignatureAlgorithmOID
 
 from ccp.errors import ChainError
+from ccp.pki import der
+from ccp.pki.canonical import canonical_name
 from ccp.pki.certificates import Certificate
+from ccp.pki.distribution import address_key, name_keys
 from ccp.pki.evidence import Evidence, EvidenceError, RevocationList, Status
 
 # Clocks of responders and of this machine differ. Only for thisUpdate: past nextUpdate nothing is fresh.
@@ -30,7 +36,8 @@ CLOCK_SKEW: Final = timedelta(minutes=5)
 # RFC 6960 clause 4.2.2.1: without nextUpdate newer information is always available. Long enough for the sweep to come
 # round twice and to outlast a short outage, short enough that a revocation is not missed for a day.
 WITHOUT_NEXT_UPDATE: Final = timedelta(hours=4)
-_MAX_RESPONDER_CERTIFICATES: Final = 4  # A responder sends its own, some its issuers besides.
+_MAX_CANDIDATES: Final = 8  # Certificates of a response that bear the responder's name, each of which is verified.
+_PEM: Final = re.compile(rb"-----BEGIN X509 CRL-----([A-Za-z0-9+/=\s]*)-----END X509 CRL-----")
 
 _ECDSA: Final = frozenset(
     {
@@ -92,6 +99,8 @@ def read_ocsp(octets: bytes, certificate: Certificate, issuer: Certificate, at: 
         response = ocsp.load_der_ocsp_response(octets)
         if response.response_status is not ocsp.OCSPResponseStatus.SUCCESSFUL:
             raise EvidenceError(f"The OCSP responder answered {response.response_status.name}.")
+        if der.signature_has_unused_bits(_basic_response(octets)):
+            raise EvidenceError("The signature of the OCSP response claims unused bits.")
         if any(one.critical and one.oid != x509.OCSPNonce.oid for one in response.extensions):
             raise EvidenceError("The OCSP response has a critical extension that is not known.")
         # 2. Signed by someone who may speak for the issuer.
@@ -125,16 +134,58 @@ _STATUS: Final = {
 }
 
 
+def _basic_response(octets: bytes) -> bytes:
+    """The BasicOCSPResponse inside of an OCSPResponse that a parser has accepted. Raises DERError."""
+    inside = der.parts(octets, der.element(octets, 0))[1]
+    kind_and_content = der.parts(octets, der.element(octets, inside.start))
+    return octets[kind_and_content[1].start : kind_and_content[1].end]
+
+
+class _ResponderID(NamedTuple):
+    """Whom a response names as its signer. name: canonical; key_hash: SHA-1 over the bits of the public key."""
+
+    name: bytes | None
+    key_hash: bytes | None
+
+    @classmethod
+    def of(cls, response: ocsp.OCSPResponse) -> _ResponderID:
+        """Raises DERError."""
+        if response.responder_key_hash is not None:
+            return cls(None, response.responder_key_hash)
+        data = response.tbs_response_bytes
+        members = der.parts(data, der.element(data, 0))
+        chosen = members[1] if members[0].tag == 0xA0 else members[0]  # The version is rarely there.
+        name = der.element(data, chosen.start, chosen.end)
+        return cls(canonical_name(data[name.start : name.end]), None)
+
+    def names(self, certificate: Certificate) -> bool:
+        """Raises ChainError when the certificate's name or key cannot be read."""
+        if self.name is not None:
+            return self.name == certificate.canonical_subject
+        return self.key_hash == _key_hash(certificate)
+
+
 def _responder(response: ocsp.OCSPResponse, issuer: Certificate, at: datetime) -> Certificate:
-    """Who has to have signed: the issuer itself, or one that it certified for this. Raises EvidenceError."""
-    if _is_named(response, issuer):
+    """Who has to have signed: the issuer itself, or one that it certified for this. Raises EvidenceError.
+
+    The responder's certificate may stand anywhere among those of the response (RFC 6960 clause 4.2.1).
+    """
+    named = _ResponderID.of(response)
+    if named.names(issuer):
         return issuer
     problem = EvidenceError("The OCSP response is signed by a responder whose certificate is not in it.")
-    for sent in response.certificates[:_MAX_RESPONDER_CERTIFICATES]:
-        # Loaded anew: responder certificates need the same tolerance for extensions as leaves.
-        candidate = Certificate.load(sent.public_bytes(Encoding.DER))
-        if not _is_named(response, candidate):
+    candidates = 0
+    for sent in response.certificates:
+        try:
+            # Loaded anew: responder certificates need the same tolerance for extensions as leaves.
+            candidate = Certificate.load(sent.public_bytes(Encoding.DER))
+            if not named.names(candidate):
+                continue
+        except ChainError:
             continue
+        candidates += 1
+        if candidates > _MAX_CANDIDATES:
+            break
         try:
             _check_delegated(candidate, issuer, at)
         except ChainError as exc:
@@ -145,20 +196,10 @@ def _responder(response: ocsp.OCSPResponse, issuer: Certificate, at: datetime) -
     raise problem
 
 
-def _is_named(response: ocsp.OCSPResponse, certificate: Certificate) -> bool:
-    """Whether the ResponderID is this certificate's: its name, or the SHA-1 of its key."""
-    if response.responder_name is not None:
-        return response.responder_name == certificate.x509.subject
-    return response.responder_key_hash == _key_hash(certificate)
-
-
 @lru_cache(maxsize=256)
 def _key_hash(certificate: Certificate) -> bytes:
-    """SHA-1 over the public key's bits, which is what this method of cryptography makes."""
-    key = certificate.public_key
-    if not isinstance(key, EllipticCurvePublicKey | Ed448PublicKey):
-        raise ChainError(f"The key of certificate {certificate.label} is not of a kind that may sign evidence.")
-    return x509.SubjectKeyIdentifier.from_public_key(key).digest
+    """SHA-1 over the public key's bits, which is what this method of cryptography makes. Raises ChainError."""
+    return x509.SubjectKeyIdentifier.from_public_key(certificate.public_key).digest
 
 
 def _check_delegated(responder: Certificate, issuer: Certificate, at: datetime) -> None:
@@ -170,6 +211,9 @@ def _check_delegated(responder: Certificate, issuer: Certificate, at: datetime) 
     purposes = responder.extension(x509.ExtendedKeyUsage)
     if purposes is None or ExtendedKeyUsageOID.OCSP_SIGNING not in purposes:
         raise ChainError(f"Certificate {responder.label} is not for signing OCSP responses.")
+    if not isinstance(responder.public_key, EllipticCurvePublicKey | Ed448PublicKey):
+        kind = type(responder.public_key).__name__.removesuffix("PublicKey")
+        raise ChainError(f"The key type of certificate {responder.label} is not supported ({kind}).")
     usage = responder.extension(x509.KeyUsage)
     if usage is not None and not (usage.digital_signature or usage.content_commitment):
         raise ChainError(f"The key usage of certificate {responder.label} does not allow to sign responses.")
@@ -178,6 +222,8 @@ def _check_delegated(responder: Certificate, issuer: Certificate, at: datetime) 
             raise ChainError(f"Certificate {responder.label} has a critical extension that is not known.")
     if not responder.not_before <= at or at.replace(microsecond=0) > responder.not_after:
         raise ChainError(f"Certificate {responder.label} is not valid at this time.")
+    if responder.authority_mismatch(issuer) is not None:
+        raise ChainError(f"Certificate {responder.label} names another issuer certificate than {issuer.label}.")
     responder.check_signature(issuer)
 
 
@@ -202,21 +248,29 @@ def _about(
 
 
 def read_crl(
-    octets: bytes, issuer: Certificate, at: datetime, last_number: int | None = None, url: str | None = None
+    octets: bytes,
+    issuer: Certificate,
+    at: datetime,
+    last_number: int | None = None,
+    url: str | None = None,
+    names: Collection[str] = (),
 ) -> RevocationList:
     """Read and verify a complete CRL of an issuer.
 
-    octets: DER or PEM. last_number: of the list before, None where there is none or it had none. url: where it came
-    from when a certificate named the place; None when the operator did, who vouches that the list is complete.
+    octets: DER or PEM, which may stand behind text. last_number: of the list before, None where there is none or it had
+    none. url: where it came from when a certificate named the place; None when the operator did, who vouches that the
+    list is complete. names: keys (`ccp.pki.distribution`) of the other names that the certificate has for that place.
     Raises EvidenceError. Source: RFC 5280 clauses 5 and 6.3.3; delta, indirect and partial lists are not taken.
     """
     try:
         # 1. A list of this issuer, and a complete one.
-        load = x509.load_pem_x509_crl if octets.startswith(b"-----BEGIN") else x509.load_der_x509_crl
-        crl = load(octets)
-        if crl.issuer != issuer.x509.subject:
+        octets = _without_armour(octets)
+        crl = x509.load_der_x509_crl(octets)
+        if der.signature_has_unused_bits(octets):
+            raise EvidenceError("The signature of the CRL claims unused bits.")
+        if _issuer_of(crl) != issuer.canonical_subject:
             raise EvidenceError(f"The CRL is not of {issuer.label}.")
-        number = _check_extensions(crl, issuer, url)
+        number = _check_extensions(crl, issuer, None if url is None else {address_key(url), *names})
         # 2. Signed by it.
         usage = issuer.extension(x509.KeyUsage)
         if usage is not None and not usage.crl_sign:
@@ -231,16 +285,45 @@ def read_crl(
         next_update = crl.next_update_utc or this_update + WITHOUT_NEXT_UPDATE
         _check_window("CRL", this_update, next_update, at)
         if last_number is not None and (number is None or number < last_number):
-            raise EvidenceError(f"The CRL has the number {number}, the one before it had {last_number}.")
+            has = "no number" if number is None else f"the number {number}"
+            raise EvidenceError(f"The CRL has {has}, the one before it had {last_number}.")
         # An entry's reason is not looked at: a hold is a revocation here, and removeFromCRL is for delta lists.
         revoked = {entry.serial_number: entry.revocation_date_utc for entry in crl}
     except _UNREADABLE as exc:
-        raise EvidenceError("The CRL cannot be read.") from exc
+        why = der.why_not(octets, "a CRL").removeprefix("not a CRL").removeprefix(": ")
+        raise EvidenceError(f"The CRL cannot be read: {why}." if why else "The CRL cannot be read.") from exc
     return RevocationList(issuer.issuer_id, number, this_update, next_update, MappingProxyType(revoked))
 
 
-def _check_extensions(crl: x509.CertificateRevocationList, issuer: Certificate, url: str | None) -> int | None:
-    """The CRL's number. Raises EvidenceError where the list is not the whole one."""
+def _without_armour(octets: bytes) -> bytes:
+    """DER as it is; out of PEM, which may stand behind a byte order mark, blank lines or text (RFC 7468 clause 2)."""
+    found = None if _is_der(octets) else _PEM.search(octets)
+    return octets if found is None else binascii.a2b_base64(found[1])
+
+
+def _is_der(octets: bytes) -> bool:
+    """Whether the bytes are one SEQUENCE and nothing else, whatever text may stand in it."""
+    try:
+        return octets[:1] == b"\x30" and der.element(octets, 0).end == len(octets)
+    except der.DERError:
+        return False
+
+
+def _issuer_of(crl: x509.CertificateRevocationList) -> bytes:
+    """The issuer's name in canonical form. Raises DERError."""
+    signed = crl.tbs_certlist_bytes
+    members = der.parts(signed, der.element(signed, 0))
+    name = members[2] if members[0].tag == 0x02 else members[1]  # The version is absent from version 1.
+    return canonical_name(signed[name.start : name.end])
+
+
+def _check_extensions(
+    crl: x509.CertificateRevocationList, issuer: Certificate, place: Collection[str] | None
+) -> int | None:
+    """The CRL's number. Raises EvidenceError where the list is not the whole one.
+
+    place: keys of the names of the distribution point that it came from; None where the operator named the address.
+    """
     number = None
     for extension in crl.extensions:
         value = extension.value
@@ -252,21 +335,27 @@ def _check_extensions(crl: x509.CertificateRevocationList, issuer: Certificate, 
                 raise EvidenceError(f"The CRL is signed with another key than that of {issuer.label}.")
         elif isinstance(value, x509.IssuingDistributionPoint):
             partial = (
-                value.only_contains_user_certs
+                (value.only_contains_user_certs and not _issues_leaves_alone(issuer))
                 or value.only_contains_ca_certs
                 or value.only_contains_attribute_certs
                 or value.only_some_reasons
                 or value.indirect_crl
                 or value.relative_name
             )
-            names = {name.value for name in value.full_name or ()}
-            if partial or (url is not None and names and url not in names):
+            names = value.full_name
+            if partial or (place is not None and names is not None and name_keys(names).isdisjoint(place)):
                 raise EvidenceError("The CRL is only a part of the issuer's.")
         elif extension.oid == ExtensionOID.DELTA_CRL_INDICATOR:
             raise EvidenceError("The CRL is a delta CRL.")
         if extension.critical and extension.oid not in _PROCESSED_OF_CRLS:
             raise EvidenceError("The CRL has a critical extension that is not known.")
     return number
+
+
+def _issues_leaves_alone(issuer: Certificate) -> bool:
+    """Whether a CA can issue no certificates of CAs, so that a list of its users' certificates is its whole list."""
+    basic = issuer.extension(x509.BasicConstraints)
+    return basic is not None and basic.path_length == 0
 
 
 def _signed(
