@@ -52,9 +52,10 @@ Id = TypeVar("Id", ProviderId, WMI, OperatorId)
 
 @dataclass(frozen=True, slots=True)
 class Vouched:
-    """A caller as an issuer's token makes it. expires: seconds since 1970."""
+    """A caller as an issuer's token makes it. starts, expires: seconds since 1970; the leeway is taken off starts."""
 
     party: Party
+    starts: float
     expires: float
     claims: Mapping[str, Any]
 
@@ -88,8 +89,8 @@ class Issuer:
                 raise UnknownKey  # The issuer says itself that no key of its own can have signed.
             raise Unavailable("The keys of the token's issuer cannot be had now.")
         found = verify(token, self._keys, self._entry.algorithms)
-        expires = self._check(found, at)
-        return Vouched(party_of(self._entry, found.claims), expires, found.claims)
+        starts, expires = self._check(found, at)
+        return Vouched(party_of(self._entry, found.claims), starts, expires, found.claims)
 
     async def refresh(self) -> None:
         """Take over the issuer's keys as they are now. What goes wrong is logged and changes nothing."""
@@ -177,18 +178,19 @@ class Issuer:
             raise ValueError(f"status {answer.status}")
         return answer.body
 
-    def _check(self, token: VerifiedToken, at: datetime) -> float:
-        """When the token expires. Raises WrongAudience, WrongTime, WrongClaim."""
+    def _check(self, token: VerifiedToken, at: datetime) -> tuple[float, float]:
+        """From when and until when the token is valid. Raises WrongAudience, WrongTime, WrongClaim."""
         claims, now = token.claims, at.timestamp()
         audience = claims.get("aud")
         if self._audience not in (audience if isinstance(audience, list) else [audience]):
             raise WrongAudience
         expires = _time(claims.get("exp"))
-        latest = now + self._entry.leeway
+        starts = max((_time(claims[name]) for name in ("nbf", "iat") if name in claims), default=0.0)
+        starts -= self._entry.leeway
         # Without leeway: a token that its issuer calls expired is never good here.
-        if expires <= now or any(_time(claims[name]) > latest for name in ("nbf", "iat") if name in claims):
+        if not starts <= now < expires:
             raise WrongTime
-        return expires
+        return starts, expires
 
 
 class Issuers:

@@ -72,12 +72,46 @@ class Party:
 class Caller:
     """A party in one of its requests.
 
-    trace_id: of the request, empty for a command. address: where it came from, as far as the edge knows.
+    trace_id: of the request, empty for a command. address: where it came from, as far as the edge knows. kid: of the
+    pool's own key that signed the caller's token; None for a caller of another issuer, and for a command.
     """
 
     party: Party
     trace_id: str = ""
     address: str | None = None
+    kid: str | None = None
+
+    def standing(self, check: Callable[[Party], None]) -> Standing | None:
+        """What has to hold still when the caller's change commits; None for a caller that is in no register.
+
+        check: raises where the party, with what it is registered for by then, may not do it. The party as it is here
+        has passed it.
+        """
+        if self.kid is None:
+            return None
+        # What the token was limited to, or the party did not have when it called, it does not gain meanwhile.
+        roles = self.party.roles
+        return Standing(self.party, self.kid, lambda now: check(replace(now, roles=now.roles & roles)))
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A registered caller, the key that signed its token, and what it has to be allowed; see `ccp.store.standing`.
+
+    party: for which `check` was made already. check: raises where another state of the party may not do it.
+    """
+
+    party: Party
+    kid: str
+    check: Callable[[Party], None]
+
+    @property
+    def client_id(self) -> str:
+        return self.party.client_id
+
+
+NOT_VALID: Final = "The access token is not valid (any more)."
+"""What a caller reads whose token names no enabled party, or was signed by no valid key."""
 
 
 # --- From what is given to a party -----------------------------------------------------------------------------------

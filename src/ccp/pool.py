@@ -29,7 +29,7 @@ from ccp.events import Nobody, Outlet
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.installation import InstallationRequest, InstallationResponse, VerifiedInstallationRequest
 from ccp.neighbours import PUBLISH_SECONDS, Neighbours, RevocationReason, key_fingerprint
-from ccp.parties import Caller
+from ccp.parties import Caller, Standing
 from ccp.peers import Peers
 from ccp.pki.certificates import Certificate
 from ccp.pki.evidence import AskedLater, Key, Known, Rules, check_keys
@@ -42,6 +42,7 @@ from ccp.store.audit import Action, Entry
 from ccp.store.contracts import Published
 from ccp.store.erasure import Erased, Rehearsed
 from ccp.store.evidence import Recent
+from ccp.store.standing import still
 from ccp.store.steps import Steps, gathered
 from ccp.trust import Trust
 from ccp.vehicles import Change, VehicleEvent, made_stale
@@ -372,12 +373,16 @@ class Pool:
         Raises NotAuthorised, NotFound, Unavailable; UpstreamError when they cannot be revoked, and nothing is removed.
         """
         authorise(caller.party, Operation.WITHDRAW, emaid)
+        standing = _standing(caller, Operation.WITHDRAW, emaid)
         if revoke and self._pki is not None:
+            if standing is not None:
+                await self._store.read(still(standing))  # What a PKI has revoked stays revoked.
             await self._pki.revoke_issued(await self._store.read(questions.by_emaid(emaid)), reason)
         await self._store.write(
             audit.told(
                 questions.withdraw(emaid, at),
                 lambda pcid: [_entry(caller, Action.CONTRACT_WITHDRAWN, at, emaid=emaid, pcid=pcid)],
+                standing,
             )
         )
         self._outlet.changed()
@@ -410,6 +415,7 @@ class Pool:
             audit.told(
                 questions.set_default(emaid, pcid, at),
                 lambda changed: [_entry(caller, Action.CONTRACT_DEFAULT, at, emaid=emaid, pcid=pcid)] * changed,
+                _standing(caller, Operation.SET_DEFAULT, pcid),
             )
         )
 
@@ -544,7 +550,15 @@ def _published(caller: Caller, contract: SignedContract, done: Published, at: da
 
 def publishing(caller: Caller, contract: SignedContract, at: datetime) -> Steps[Published]:
     """The change that stores what `Pool.prepare` has checked, with all that belongs into its transaction."""
-    return audit.told(questions.publish(contract, at), lambda done: [_published(caller, contract, done, at)])
+    return audit.told(
+        questions.publish(contract, at),
+        lambda done: [_published(caller, contract, done, at)],
+        _standing(caller, Operation.PUBLISH, contract.emaid),
+    )
+
+
+def _standing(caller: Caller, operation: Operation, subject: EMAID | PCID) -> Standing | None:
+    return caller.standing(lambda party: authorise(party, operation, subject))
 
 
 def _tell(checks: Checks, response: InstallationResponse, **against: Any) -> None:

@@ -13,9 +13,9 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final, TypeAlias
 
-from ccp.errors import Conflict, FieldError, NotAuthorised
-from ccp.parties import Party, Role, check
-from ccp.store import Store, audit, parties
+from ccp.errors import Conflict, FieldError, NotAuthenticated, NotAuthorised
+from ccp.parties import NOT_VALID, Party, Role, check
+from ccp.store import Store, audit, keys, parties
 from ccp.store.audit import Action
 from ccp.store.parties import Life
 from ccp.store.steps import Steps
@@ -42,11 +42,12 @@ class Actor:
     """Who changes the register.
 
     name: as the audit trail has it, the client id of an admin or `cli:` and a user. trace_id: of the request, empty
-    for a command.
+    for a command. kid: of the pool's own key that signed the admin's token, see `ccp.parties.Caller`.
     """
 
     name: str
     trace_id: str = ""
+    kid: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,11 +192,16 @@ def _changed(client_id: str, change: Change, by: Actor, at: datetime, action: Ac
 
 
 def _begin(by: Actor) -> Steps[None]:
-    """Lock, and look whether a registered actor is an admin now: what the edge knows of it may be a second old."""
+    """Lock, and look whether a registered actor is an admin now and its token's key still there.
+
+    What the edge knows of both may be a second old, and what it knew when the request began is older.
+    """
     yield from parties.lock()
     actor = yield from parties.by_client_id(by.name)
     if actor is not None and not (actor.enabled and Role.ADMIN in actor.roles):
         raise NotAuthorised("The caller is not an admin any more.")
+    if by.kid is not None and (actor is None or not (yield from keys.is_there(by.kid))):
+        raise NotAuthenticated(NOT_VALID)
 
 
 def _spare_itself(before: Party, after: Party) -> None:

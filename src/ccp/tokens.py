@@ -62,6 +62,8 @@ PUBLISHED_BEFORE: Final = timedelta(seconds=30)
 _RETIRED_AFTER: Final = timedelta(seconds=GREATEST_TOKEN_LIFETIME + 60)
 _LOOKED_AFTER_SECONDS: Final = 600  # Whether a key is old enough to be rotated, or retired, matters to nobody sooner.
 _RELOADED_SECONDS: Final = 1.0
+_LEEWAY: Final = 60
+"""Seconds that clocks of the pool's machines may differ: a token of ours may be so much from the future."""
 
 
 class InvalidScope(InputError):
@@ -133,15 +135,32 @@ class _Key:
 
 @dataclass(frozen=True, slots=True)
 class _Recognised:
-    """What a verified token says. expires: seconds since 1970, not later than its key is retired. roles: None for all
-    that the party has. certificate: what the token is bound to. vouched: the party, if another issuer describes it.
+    """What a verified token says. starts, expires: seconds since 1970; not earlier than it was issued, less what clocks
+    may differ, and not later than its key is retired. roles: None for all that the party has. certificate: what the
+    token is bound to. kid: of our own key. vouched: the party, if another issuer describes it.
     """
 
     client_id: str
+    starts: float
     expires: float
     roles: frozenset[Role] | None
     certificate: str | None
+    kid: str | None = None
     vouched: Party | None = None
+
+
+class Identity(NamedTuple):
+    """The caller that a token names. kid: of the pool's own key that signed it, None for another issuer's.
+
+    revision: of what the authority knew when it said so, see `Authority.still_knows`. starts, expires: of the token,
+    seconds since 1970.
+    """
+
+    party: Party
+    kid: str | None
+    revision: int
+    starts: float
+    expires: float
 
 
 def _no_certificate() -> str | None:
@@ -168,11 +187,15 @@ class Authority:
         self._hashing = asyncio.Semaphore(2)
         self._loading = asyncio.Lock()
         self._loaded = 0.0
+        self._revision = 0  # Counts what may end a token that is recognised: changes of parties and of keys.
 
     # What it knows.
 
     async def refresh_parties(self) -> None:
-        self._parties = {party.client_id: party for party in await self._store.read(parties.every()) if party.enabled}
+        known = {party.client_id: party for party in await self._store.read(parties.every()) if party.enabled}
+        if known != self._parties:
+            self._parties = known
+            self._revision += 1
 
     async def refresh_keys(self, at: datetime) -> None:
         self._loaded = time.monotonic()
@@ -188,6 +211,7 @@ class Authority:
     def forget(self) -> None:
         """Verify every token anew: keys have changed."""
         self._known.clear()
+        self._revision += 1
 
     def rotating_keys(self, lifetime: int, clock: Callable[[], datetime]) -> PeriodicTask:
         """Rotate keys that are older than the lifetime (seconds; 0 for never), remove those that are retired. Every
@@ -289,6 +313,16 @@ class Authority:
     async def authenticate(
         self, authorization: str | None, at: datetime, certificate: Callable[[], str | None] = _no_certificate
     ) -> Party:
+        """As `identify`, for those who want the party alone."""
+        return (await self.identify(authorization, at, certificate)).party
+
+    def still_knows(self, identity: Identity, at: datetime) -> bool:
+        """Whether nothing has changed since that could end the token or what its party may do. Next to no work."""
+        return identity.revision == self._revision and identity.starts <= at.timestamp() < identity.expires
+
+    async def identify(
+        self, authorization: str | None, at: datetime, certificate: Callable[[], str | None] = _no_certificate
+    ) -> Identity:
         """The caller that an Authorization header names. Raises NotAuthenticated, Unavailable.
 
         certificate: tells the x5t#S256 of the client certificate that came with this request; asked for bound tokens.
@@ -303,11 +337,11 @@ class Authority:
             if known is None:
                 known = await self._recognise(read(token.strip()), at)
                 self._remember(digest, known, now)
-            if known.expires <= now:
-                raise WrongTime
+            if not known.starts <= now < known.expires:
+                raise WrongTime  # A token of the future was issued by a clock that had jumped, and would live too long.
             if known.certificate is not None and known.certificate != certificate():
                 raise WrongCertificate
-            return self._party(known)
+            return Identity(self._party(known), known.kid, self._revision, known.starts, known.expires)
         except TokenError as exc:
             raise NotAuthenticated(_NOT_VALID) from exc
 
@@ -336,7 +370,12 @@ class Authority:
             raise UnknownIssuer
         vouched = await self._others.recognise(token, at)
         return _Recognised(
-            vouched.party.client_id, vouched.expires, None, _certificate_of(vouched.claims), vouched.party
+            vouched.party.client_id,
+            vouched.starts,
+            vouched.expires,
+            None,
+            _certificate_of(vouched.claims),
+            vouched=vouched.party,
         )
 
     def _verifying(self, at: datetime) -> list[ECKey]:
@@ -352,15 +391,21 @@ class Authority:
         claims = token.claims
         if claims.get("aud") != self._issuer:
             raise WrongAudience
-        client_id, expires, scope = claims.get("sub"), claims.get("exp"), claims.get("scope")
-        if not isinstance(expires, int) or isinstance(expires, bool):
-            raise WrongTime
+        client_id, scope = claims.get("sub"), claims.get("scope")
+        issued, expires = _whole(claims.get("iat")), _whole(claims.get("exp"))
         if not isinstance(client_id, str) or not isinstance(scope, str | None):
             raise WrongClaim
         roles = None if scope is None else frozenset(role for role in Role if role in scope.split())
         retired = next(key.stored.retired_at for key in self._keys if key.kid == token.kid)
         latest = expires if retired is None else min(expires, retired.timestamp())
-        return _Recognised(client_id, latest, roles, _certificate_of(claims))
+        return _Recognised(client_id, issued - _LEEWAY, latest, roles, _certificate_of(claims), token.kid)
+
+
+def _whole(value: Any) -> int:
+    """A time as we write it. Raises WrongTime."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise WrongTime
+    return value
 
 
 def _readable(stored: list[TokenKey]) -> Iterator[_Key]:

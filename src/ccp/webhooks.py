@@ -13,6 +13,7 @@ from datetime import datetime
 from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
+from ccp.auth import EventOperation, authorise_role
 from ccp.errors import CCPError, Conflict, FieldError, NotAuthorised, NotFound
 from ccp.event_names import audience
 from ccp.ids import WMI, ProviderId
@@ -21,6 +22,7 @@ from ccp.parties import Caller, Party, Role
 from ccp.store import Store, audit, events, parties
 from ccp.store.audit import Action, Entry
 from ccp.store.events import Delivery, Mark, State
+from ccp.store.standing import still
 from ccp.store.steps import Steps
 from ccp.subscriptions import Webhook
 
@@ -90,7 +92,7 @@ class Webhooks:
 
     async def add(self, caller: Caller, wanted: Wanted, at: datetime) -> Owned:
         """Make a webhook with a secret of its own. Raises FieldError, NotAuthorised, Conflict."""
-        self._check(caller.party, wanted)
+        self._check(caller.party, wanted)  # Before anything is locked; again with what is registered then.
         made = Webhook(
             id=str(uuid.uuid4()),
             client_id=caller.party.client_id,
@@ -108,7 +110,8 @@ class Webhooks:
         )
 
         def change() -> Steps[Owned]:
-            party = yield from _begin(caller)
+            party = yield from _begin(caller, EventOperation.POST_ENDPOINT)
+            self._check(_within_token(party, caller), wanted)
             if len((yield from events.webhooks(party.client_id))) >= MOST:
                 raise Conflict(f"A party has at most {MOST} webhooks.")
             yield from events.put_webhook(made)
@@ -139,14 +142,14 @@ class Webhooks:
         """Change what is given; the secret stays. Raises NotFound, FieldError, NotAuthorised."""
 
         def change() -> Steps[Owned]:
-            party = yield from _begin(caller)
+            party = yield from _begin(caller, EventOperation.UPDATE_ENDPOINT)
             before = yield from _find(party, webhook_id)
             owned = Owned(before, party)
             # Who sends back what it was told has not asked for a filter by that.
             same_wmis = wanted.wmis is None or set(wanted.wmis) == set(owned.wmis)
             same_providers = wanted.provider_ids is None or set(wanted.provider_ids) == set(owned.provider_ids)
             self._check(
-                caller.party,
+                _within_token(party, caller),
                 replace(
                     wanted,
                     wmis=None if same_wmis else wanted.wmis,
@@ -186,7 +189,7 @@ class Webhooks:
         """Remove a webhook; what still waits for it is not sent any more. Raises NotFound."""
 
         def change() -> Steps[None]:
-            party = yield from _begin(caller)
+            party = yield from _begin(caller, EventOperation.DELETE_ENDPOINT)
             webhook = yield from _find(party, webhook_id)
             yield from events.drop_webhook(webhook.id)
             yield from _record(caller, at, Action.WEBHOOK_REMOVED, webhook.id, **_told(webhook))
@@ -245,10 +248,19 @@ def _check_ids(kind: str, wanted: Iterable[str], own: Iterable[str]) -> None:
         raise NotAuthorised(*(f"The {kind} {each} is not registered for the caller." for each in foreign))
 
 
-def _begin(caller: Caller) -> Steps[Party]:
-    """From here to the end of the transaction no webhook changes but by it: the limit on their number rests on it."""
+def _begin(caller: Caller, operation: EventOperation) -> Steps[Party]:
+    """From here to the end of the transaction no webhook changes but by it: the limit on their number rests on it.
+
+    Returns the caller's party as it is registered now. Raises NotAuthenticated, NotAuthorised.
+    """
     yield from events.lock_webhooks()
-    return (yield from _registered(caller))
+    standing = caller.standing(lambda party: authorise_role(party, operation))
+    return (yield from (_registered(caller) if standing is None else still(standing)))
+
+
+def _within_token(party: Party, caller: Caller) -> Party:
+    """The party, within the roles that the caller's token is good for."""
+    return replace(party, roles=party.roles & caller.party.roles)
 
 
 def _registered(caller: Caller) -> Steps[Party]:

@@ -176,7 +176,7 @@ def router(register: Register, edge: Edge) -> APIRouter:
     @add("POST", "/parties", AdminOperation.ADD_PARTY, PartyWithNewSecret, NewParty, 201)
     async def add_party(request: Request, caller: Caller = calling(AdminOperation.ADD_PARTY)) -> Response:
         """Register a party. A provider id belongs to one eMSP and a WMI to one OEM; names and client ids are unique."""
-        body = await read(request, NewParty)
+        body = await read(request, caller, NewParty)
         party = made(body.fields())
         at = edge.clock()
         secret = await register.add(party, _actor(caller), at)
@@ -194,7 +194,7 @@ def router(register: Register, edge: Edge) -> APIRouter:
         request: Request, client_id: ClientIdPath, caller: Caller = calling(AdminOperation.EDIT_PARTY)
     ) -> Response:
         """Change a party's name, roles and ids, all that is given or nothing."""
-        fields = parsed((await read(request, PartyChange)).fields())
+        fields = parsed((await read(request, caller, PartyChange)).fields())
 
         def change(party: Party) -> Party:
             return replace(party, **fields)
@@ -218,7 +218,7 @@ def router(register: Register, edge: Edge) -> APIRouter:
         request: Request, client_id: ClientIdPath, caller: Caller = calling(AdminOperation.ROTATE_SECRET)
     ) -> Response:
         """Give a party a new secret; the one before stays good for a while. At most two are good at a time."""
-        wanted = await read(request, Rotation, optional=True)
+        wanted = await read(request, caller, Rotation, optional=True)
         end = wanted.end if "end" in wanted.model_fields_set else None
         secret, shown = await register.rotate_secret(client_id, _actor(caller), edge.clock(), wanted.overlap, end)
         return _json({**shown.members(), "client_secret": secret})
@@ -229,15 +229,16 @@ def router(register: Register, edge: Edge) -> APIRouter:
         rows = [{"operation": operation, "role": role, "condition": words} for operation, role, words in role_table()]
         return _json({"roles": rows})
 
-    async def read(request: Request, model: type[wire.Body], *, optional: bool = False) -> wire.Body:
+    async def read(request: Request, caller: Caller, model: type[wire.Body], *, optional: bool = False) -> wire.Body:
         octets = await edge.body(request.receive, request.headers)
+        await edge.again(request.scope, request.headers, caller)
         return wire.read_body(model, b"{}" if optional and not octets else octets)
 
     return api
 
 
 def _actor(caller: Caller) -> Actor:
-    return Actor(caller.party.client_id, caller.trace_id)
+    return Actor(caller.party.client_id, caller.trace_id, caller.kid)
 
 
 def _described(body: type[BaseModel], *, required: bool) -> dict[str, Any]:

@@ -81,7 +81,7 @@ def router(webhooks: Webhooks, edge: Edge) -> APIRouter:
     @add("POST", "", EventOperation.POST_ENDPOINT, wire.Endpoint, wire.PostEndpointReq, 201)
     async def post_endpoint(request: Request, caller: Caller = calling(EventOperation.POST_ENDPOINT)) -> Response:
         """Subscribe to events of one's own ids. The answer has the secret that they are signed with."""
-        wanted = _wanted(await read(request, wire.PostEndpointReq))
+        wanted = _wanted(await read(request, caller, wire.PostEndpointReq))
         owned = await webhooks.add(caller, wanted, edge.clock())
         headers = {"Location": f"{BASE}/{owned.webhook.id}"}
         return _json(_endpoint(owned, secret=True), 201, headers)
@@ -106,7 +106,7 @@ def router(webhooks: Webhooks, edge: Edge) -> APIRouter:
         caller: Caller = calling(EventOperation.UPDATE_ENDPOINT),
     ) -> Response:
         """Change what is given of a webhook. Disabled it is told nothing new, and what waits goes on waiting."""
-        wanted = _wanted(await read(request, wire.PutEndpointUpdateReq))
+        wanted = _wanted(await read(request, caller, wire.PutEndpointUpdateReq))
         return _json(_endpoint(await webhooks.edit(caller, id, wanted, edge.clock())))
 
     @add("DELETE", "/{id}", EventOperation.DELETE_ENDPOINT)
@@ -132,8 +132,10 @@ def router(webhooks: Webhooks, edge: Edge) -> APIRouter:
         next_cursor = _cursor(found[-1].place) if more else None
         return _json({"deliveries": [_delivery(each) for each in found], "nextCursor": next_cursor})
 
-    async def read(request: Request, model: type[wire.Body]) -> wire.Body:
-        return wire.read_body(model, await edge.body(request.receive, request.headers))
+    async def read(request: Request, caller: Caller, model: type[wire.Body]) -> wire.Body:
+        octets = await edge.body(request.receive, request.headers)
+        await edge.again(request.scope, request.headers, caller)
+        return wire.read_body(model, octets)
 
     return api
 

@@ -84,7 +84,9 @@ class OPCPSignedContractDataEndpoint(SignedContractDataEndpoint):
         caller = await self._edge.caller(scope, headers, Operation.DELIVER)
         options = _read_headers(DeliverHeaders, headers)
         to = self._edge.route(caller, options)
-        body = wire.read_body(wire.GetSignedContractDataReq, await self._edge.body(receive, headers))
+        octets = await self._edge.body(receive, headers)
+        caller = await self._edge.again(scope, headers, caller)
+        body = wire.read_body(wire.GetSignedContractDataReq, octets)
         outcome = await self._pool.deliver(
             caller,
             body.xsdMsgDefNamespace,

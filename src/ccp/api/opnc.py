@@ -7,7 +7,7 @@ other five are written the usual way. Both kinds answer errors through the one t
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
@@ -86,6 +86,9 @@ class PublishQuery(BaseModel):
     dry_run: Boolean = Field(False, alias="dryRun", description="true: run every check, store nothing, and report.")
 
 
+_IDENTITY: Final = "ccp.identity"
+
+
 class Edge:
     """What every operation does first: who calls, for whom, and when."""
 
@@ -116,17 +119,34 @@ class Edge:
         if not self._authority.knows(authorization):
             self.limits.stranger(client)
         try:
-            party = await self._authority.authenticate(
+            identity = await self._authority.identify(
                 authorization, self.clock(), lambda: self.certificates.thumbprint(scope)
             )
         except NotAuthenticated:
             self.limits.stranger_failed(client)
             raise
+        party = identity.party
         trace.caller, trace.authenticated = party.client_id, True
         self.limits.party(party.client_id)
         authorise_role(party, operation)
         queries.check_declared(scope)
-        return Caller(party, trace.id, client.address)
+        scope[_IDENTITY] = identity, operation
+        return Caller(party, trace.id, client.address, identity.kid)
+
+    async def again(self, scope: Scope, headers: Headers, caller: Caller) -> Caller:
+        """The caller as it is after its body was read, which can take as long as `read_timeout`.
+
+        Meanwhile its party may have been disabled or changed, its token may have expired or the key of it have been
+        revoked. Raises as `caller` does.
+        """
+        before, operation = scope[_IDENTITY]
+        if self._authority.still_knows(before, self.clock()):
+            return caller
+        identity = await self._authority.identify(
+            _authorization(headers), self.clock(), lambda: self.certificates.thumbprint(scope)
+        )
+        authorise_role(identity.party, operation)
+        return replace(caller, party=identity.party, kid=identity.kid)
 
     def route(self, caller: Caller, routing: Routing) -> str | None:
         """Hold the OPNC headers against the caller. Returns the pool that the request is for, None for this one.
@@ -192,7 +212,9 @@ class SignedContractDataEndpoint:
         caller = await self._edge.caller(scope, headers, Operation.DELIVER)
         options = _read_headers(DeliverHeaders, headers)
         to = self._edge.route(caller, options)
-        body = wire.read_body(wire.GetSignedContractDataReq, await self._edge.body(receive, headers))
+        octets = await self._edge.body(receive, headers)
+        caller = await self._edge.again(scope, headers, caller)
+        body = wire.read_body(wire.GetSignedContractDataReq, octets)
         outcome = await self._pool.deliver(
             caller,
             body.xsdMsgDefNamespace,
@@ -222,7 +244,9 @@ class SignedContractDataEndpoint:
         caller = await self._edge.caller(scope, headers, Operation.PUBLISH)
         dry_run = queries.read(PublishQuery, scope["query_string"], changes=True).dry_run
         there = self._edge.there(self._pool, caller, _read_headers(Routing, headers))
-        body = wire.read_body(wire.SignedContractData, await self._edge.body(receive, headers))
+        octets = await self._edge.body(receive, headers)
+        caller = await self._edge.again(scope, headers, caller)
+        body = wire.read_body(wire.SignedContractData, octets)
         trace = trace_of(scope)
         trace.emaid, trace.pcid = body.emaid, body.pcid
         at = self._edge.clock()

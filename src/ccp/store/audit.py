@@ -34,7 +34,9 @@ from enum import StrEnum
 from typing import Any, Final
 
 from ccp.errors import ConfigurationError
+from ccp.parties import Standing
 from ccp.store.contracts import instant, microseconds
+from ccp.store.standing import LOOK_UP, judge, still
 from ccp.store.steps import Row, Steps, T, alike, newest
 
 LANES: Final = 16
@@ -182,18 +184,27 @@ def _framed(value: str | int | None) -> bytes:
 _LABELLED: Final = _framed("opnc-ccp audit 1")
 
 
-def record(*entries: Entry) -> Steps[None]:
+def record(*entries: Entry, standing: Standing | None = None) -> Steps[None]:
     """Part of the change that the entries tell of, and its last part: from then on it holds the lanes' ends.
 
-    Call it once in a transaction. Lanes are taken in order of their numbers, so writers cannot deadlock. Raises
-    ConfigurationError where somebody has taken the end of a lane away.
+    Call it once in a transaction. Lanes are taken in order of their numbers, so writers cannot deadlock. standing: of
+    the caller whose change it is; looked up here, behind every lock that the change waited for. Raises
+    ConfigurationError where somebody has taken the end of a lane away, and what `ccp.store.standing.still` raises.
     """
+    if standing is not None and not entries:
+        yield from still(standing)
     placed = [(entry.lane, entry) for entry in entries]
     for lane in sorted({lane for lane, _ in placed}):
-        rows = yield "select number, hash from audit_head where lane = $1 for update", (lane,)
+        if standing is None:
+            rows = yield _LOCK_HEAD, (lane,)
+        else:
+            rows = yield _LOCK_HEAD_AND_LOOK, (lane, standing.client_id, standing.kid)
         if not rows:
             raise ConfigurationError(f"The audit trail has lost the end of lane {lane}; see ccp audit verify.")
-        number, before = rows[0]
+        if standing is not None:
+            judge(standing, rows[0][2])
+            standing = None
+        number, before = rows[0][:2]
         for place, entry in placed:
             if place == lane:
                 number += 1
@@ -203,14 +214,24 @@ def record(*entries: Entry) -> Steps[None]:
         yield "update audit_head set number = $1, hash = $2 where lane = $3", (number, before, lane)
 
 
-def told(change: Steps[T], tell: Callable[[T], Iterable[Entry]]) -> Steps[T]:
-    """A change together with what is to be recorded of it. tell: the entries, from what the change returned."""
-    return alike(change, lambda: _told(change, tell))
+_LOCK_HEAD: Final = "select number, hash from audit_head where lane = $1 for update"
+_LOCK_HEAD_AND_LOOK: Final = (
+    f"select number, hash, {LOOK_UP.format(client_id='$2', kid='$3')} "  # noqa: S608  names are ours
+    "from audit_head where lane = $1 for update"
+)
 
 
-def _told(change: Steps[T], tell: Callable[[T], Iterable[Entry]]) -> Steps[T]:
+def told(change: Steps[T], tell: Callable[[T], Iterable[Entry]], standing: Standing | None = None) -> Steps[T]:
+    """A change together with what is to be recorded of it. tell: the entries, from what the change returned.
+
+    standing: of the caller whose change it is, see `record`.
+    """
+    return alike(change, lambda: _told(change, tell, standing))
+
+
+def _told(change: Steps[T], tell: Callable[[T], Iterable[Entry]], standing: Standing | None) -> Steps[T]:
     result = yield from change
-    yield from record(*tell(result))
+    yield from record(*tell(result), standing=standing)
     return result
 
 

@@ -55,6 +55,13 @@ def every() -> Steps[list[TokenKey]]:
     ]
 
 
+@newest
+def is_there(kid: str) -> Steps[bool]:
+    """Whether a key verifies tokens: it is neither revoked nor retired and removed."""
+    rows = yield "select 1 from token_key where kid = $1", (kid,)
+    return bool(rows)
+
+
 def ensure(candidate: TokenKey) -> Steps[None]:
     """Keep the key if there is none yet; of several workers that start together the first one's stays."""
     if (yield from every()):
