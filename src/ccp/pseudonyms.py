@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import hmac
+import re
 import secrets
+from collections.abc import Callable
 from typing import Final
 
-from ccp.ids import EMAID, PCID
+from ccp.errors import FieldError
+from ccp.ids import EMAID, PCID, masked
 from ccp.settings import LogIds, Settings
 from ccp.store import Store
 from ccp.store import secrets as questions
@@ -42,6 +45,49 @@ class Pseudonyms:
         if canonical is None or self.mode is LogIds.OWNER:
             return None
         return str(canonical) if self.mode is LogIds.CLEAR else self.of(canonical)
+
+    def hide_ids(self, text: str) -> str:
+        """A text from outside, with every id in it replaced by its pseudonym, in whatever way it is written there.
+
+        For what is kept whatever the settings say. Words that might be ids count as such.
+        """
+        return _replace_ids(text, self.of)
+
+    def shown_text(self, text: str | None) -> str | None:
+        """What a log event says of a text from outside that may be or hold an id, such as an unknown client id."""
+        if text is None or self.mode is LogIds.CLEAR:
+            return text
+        return _replace_ids(text, _owner) if self.mode is LogIds.OWNER else self.hide_ids(text)
+
+
+def _owner(canonical: EMAID | PCID) -> str:
+    return f"{canonical.provider if isinstance(canonical, EMAID) else canonical.wmi}…"
+
+
+# An EMAID with the separators that people write (DIN SPEC 91286 has asterisks), or any long word.
+_CANDIDATE: Final = re.compile(
+    r"(?<!\w)[A-Za-z]{2}[-*. ]?[A-Za-z0-9]{3}[-*. ]?[A-Za-z0-9]{9,28}(?:[-*. ]?[A-Za-z0-9])?(?!\w)|\w{14,}"
+)
+_SHORTEST: Final = 14  # Characters of an EMAID; a PCID has 17.
+_SEPARATORS: Final = re.compile(r"[-*. ]")
+
+
+def _replace_ids(text: str, stand_in: Callable[[EMAID | PCID], str]) -> str:
+    def replace(found: re.Match[str]) -> str:
+        written = found[0]
+        if " " in written and any(len(part) >= _SHORTEST for part in written.split(" ")):
+            return " ".join(_CANDIDATE.sub(replace, part) for part in written.split(" "))  # An id behind other words.
+        compact = _SEPARATORS.sub("", written)
+        if compact != written and not re.search(r"\d", compact):
+            return written  # Words of a name.
+        for kind in (PCID, EMAID):  # Where the two overlap their canonical forms are the same.
+            try:
+                return stand_in(kind.parse(compact))
+            except FieldError:
+                continue
+        return masked(written)
+
+    return _CANDIDATE.sub(replace, text)
 
 
 def _keyed(key: str) -> hmac.HMAC:

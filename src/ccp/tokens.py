@@ -191,6 +191,10 @@ class Authority:
 
     # What it knows.
 
+    def is_registered(self, client_id: str) -> bool:
+        """Whether an enabled party has this client id, as far as this worker knows."""
+        return client_id in self._parties
+
     async def refresh_parties(self) -> None:
         known = {party.client_id: party for party in await self._store.read(parties.every()) if party.enabled}
         if known != self._parties:

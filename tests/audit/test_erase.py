@@ -109,6 +109,7 @@ def test_a_contract_is_erased_everywhere_and_the_car_maker_is_told(pool: Pool, c
             "contracts": 1, "variants": 2, "events": 2, "evidence": 2, "audit_rows": count, "vehicle": 0,
         },
         "events_waiting": 1,
+        "files": None,
     }  # fmt: skip
     # What is left is the event that tells the car maker.
     assert naming(pool, contract.emaid) == {"outbox": 1}

@@ -62,7 +62,7 @@ def routes(authority: Authority, edge: Edge, *, issuer: str, bind: bool) -> list
             _check_query(request)
             members = _members(request.headers, await edge.body(request.receive, request.headers, _MOST))
             client_id, secret = _credentials(request.headers, members)
-            trace.caller = client_id[:100]
+            trace.caller, trace.registered = client_id[:100], authority.is_registered(client_id)
             if members.get("grant_type") != "client_credentials":
                 known = "grant_type" in members
                 error = "unsupported_grant_type" if known else "invalid_request"

@@ -61,14 +61,16 @@ _TLS_HEADERS: Final = [*_HEADERS, (b"strict-transport-security", b"max-age=31536
 class Trace:
     """What is to be said of a request.
 
-    caller: a client id, proven where `authenticated` says so, otherwise only claimed. emaid, pcid: the ids it names,
-    as far as they could be read. owner: provider id or WMI of these, which is no personal data. address: the client's,
+    caller: a client id, proven where `authenticated` says so, otherwise only claimed. registered: it is the client id of
+    a party, which proves nothing, but shows that it is no driver's or vehicle's id. emaid, pcid: the ids it names, as
+    far as they could be read. owner: provider id or WMI of these, which is no personal data. address: the client's,
     as far as it is known.
     """
 
     id: str
     caller: str | None = None
     authenticated: bool = False
+    registered: bool = False
     operation: str | None = None
     emaid: EMAID | None = None
     pcid: PCID | None = None
@@ -128,7 +130,7 @@ class Tracing:
                 await _answer_crash(trace, send_traced)
         finally:
             if status in _REFUSED:
-                self._refusals.note(_refusal(trace, status))
+                self._refusals.note(_refusal(trace, status, self._pseudonyms))
             self._tell(scope, trace, status, time.perf_counter() - began, crash)
 
     def _tell(self, scope: Scope, trace: Trace, status: int, seconds: float, crash: Exception | None) -> None:
@@ -140,7 +142,7 @@ class Tracing:
             "trace_id": trace.id,
             "method": scope["method"],
             "operation": trace.operation,
-            "caller": trace.caller,
+            "caller": trace.caller if _is_client_id(trace) else self._pseudonyms.shown_text(trace.caller),
             "owner": trace.owner,
             **self._ids(trace),
             "status": status,
@@ -176,14 +178,29 @@ _REFUSED: Final = frozenset({401, 403, 429})
 _CLAIM_LENGTH: Final = 64
 
 
-def _refusal(trace: Trace, status: int) -> Entry:
-    """A refused access for the audit trail, with its ids in clear. No sentences: they name ids in any form."""
+def _is_client_id(trace: Trace) -> bool:
+    """Whether the caller's name is a client id for sure. What else is typed there may be the id of a contract or car."""
+    return trace.authenticated or trace.registered
+
+
+def _claimed(trace: Trace, pseudonyms: Pseudonyms) -> str | None:
+    if trace.authenticated or trace.caller is None:
+        return None
+    return (trace.caller if trace.registered else pseudonyms.hide_ids(trace.caller))[:_CLAIM_LENGTH]
+
+
+def _refusal(trace: Trace, status: int, pseudonyms: Pseudonyms) -> Entry:
+    """A refused access for the audit trail, with its ids in clear, but for what was claimed.
+
+    An erasure finds ids in their canonical form only. So sentences, which name ids in any form, stay out, and ids that
+    were claimed are pseudonymised.
+    """
     told = {
         "operation": trace.operation,
         "address": trace.address,
         "emaid": trace.emaid,
         "pcid": trace.pcid,
-        "claimed": None if trace.authenticated or trace.caller is None else trace.caller[:_CLAIM_LENGTH],
+        "claimed": _claimed(trace, pseudonyms),
         "cause": type(cause).__name__ if (cause := trace.failure and trace.failure.__cause__) else None,
     }
     return Entry(

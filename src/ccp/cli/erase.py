@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ccp import settings
 from ccp.audit import command_actor
 from ccp.cli.show import ConfigOption, JsonOption, print_json, with_pool
 from ccp.errors import ConfigurationError
 from ccp.ids import EMAID, PCID
+from ccp.store import schema
+from ccp.store.scrubbing import Scrubbed, scrub
 
 if TYPE_CHECKING:
     from ccp.pool import Pool
@@ -28,12 +31,19 @@ def erase(
     tell: Annotated[
         bool, typer.Option("--tell/--tell-nobody", help="Whether the car maker is told of the contracts that go.")
     ] = True,
+    vacuum: Annotated[
+        bool,
+        typer.Option(
+            "--vacuum/--no-vacuum", help="SQLite: rebuild the file if the id is still in it. Publishing waits meanwhile."
+        ),
+    ] = True,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Erase everything that is kept about a contract or a vehicle; the audit trail stays verifiable.
 
-    Certificates are not revoked by this: the eMSP's DELETE does that.
+    Certificates are not revoked by this: the eMSP's DELETE does that. With SQLite the database's files are cleared too,
+    while the pool runs. Exit status 1: the rows are erased, and a file still has to be cleared.
     """
     if (emaid is None) == (pcid is None):
         raise ConfigurationError("Give either --emaid or --pcid.")
@@ -43,6 +53,12 @@ def erase(
         return await pool.erase(named, datetime.now(UTC), actor=command_actor(), tell=tell, dry_run=dry_run)
 
     erased = with_pool(config, run)
+    # The event that tells the car maker names it: until that is sent the files are not cleared.
+    database = settings.load(config).database
+    sqlite = not schema.is_postgres(database)
+    scrubbed = None
+    if sqlite and not dry_run and not erased.waiting:
+        scrubbed = scrub(schema.sqlite_file(database), named, vacuum=vacuum)
     counts = {
         "contracts": erased.contracts,
         "variants": erased.variants,
@@ -51,9 +67,21 @@ def erase(
         "audit_rows": erased.audit_rows,
         "vehicle": int(erased.vehicle),
     }
+    problem = None if scrubbed is None else _problem(scrubbed)
     if as_json:
-        print_json({"dry_run": dry_run, "erased": counts, "events_waiting": erased.waiting})
-        return
+        files = None if scrubbed is None else {"cleared": problem is None, "rebuilt": scrubbed.vacuumed}
+        print_json({"dry_run": dry_run, "erased": counts, "events_waiting": erased.waiting, "files": files})
+    else:
+        _print(erased, counts, dry_run)
+        if scrubbed is not None and problem is None:
+            typer.echo("The database's files do not hold it any more.")
+        elif not sqlite and not dry_run:
+            typer.echo("PostgreSQL keeps removed rows in its files until they are vacuumed, and in its write-ahead log.")
+    if problem is not None:
+        raise ConfigurationError(problem)
+
+
+def _print(erased: Erased, counts: dict[str, int], dry_run: bool) -> None:
     would = "would be erased" if dry_run else "erased"
     words = ("contract(s)", "signed response(s)", "unsent event(s)", "entries of revocation evidence")
     for count, word in zip(counts.values(), words, strict=False):
@@ -65,3 +93,20 @@ def erase(
             f"{erased.waiting} event(s) to the car maker still name it until they are sent, and keep a vehicle's row "
             "that long; run this again then, or now with --tell-nobody."
         )
+
+
+def _problem(scrubbed: Scrubbed) -> str | None:
+    """What keeps the files from being clear."""
+    if not scrubbed.log_emptied:
+        return (
+            "The rows are erased, but the write-ahead log still holds them: a process (a backup?) reads an older "
+            "state. Run this again when it has ended."
+        )
+    if not scrubbed.found:
+        return None
+    if scrubbed.vacuumed:
+        return (
+            "The rows are erased, and the database still names the id in what is kept: the name of a party, the "
+            "description of a webhook, the metadata of another contract, or a longer id that begins the same."
+        )
+    return "The rows are erased, but free space of the database file still names the id; run this again with --vacuum."

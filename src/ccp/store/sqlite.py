@@ -135,6 +135,8 @@ def _connection(path: Path) -> sqlite3.Connection:
     _use_wal(connection)
     connection.execute("pragma synchronous = full")
     connection.execute("pragma foreign_keys = on")
+    # Whatever the library's default is: what is removed is overwritten, see `scrubbing`.
+    connection.execute("pragma secure_delete = on")
     return connection
 
 

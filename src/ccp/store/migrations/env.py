@@ -28,6 +28,7 @@ def on_sqlite(url: str) -> None:
     def _leave_transactions_to_us(connection, record):  # type: ignore[no-untyped-def]
         # The sqlite3 module would not open a transaction for DDL by itself.
         connection.isolation_level = None
+        connection.execute("pragma secure_delete = on")  # As the store does: what is removed is overwritten.
 
     @event.listens_for(engine, "begin")
     def _begin(connection):  # type: ignore[no-untyped-def]

@@ -1,0 +1,206 @@
+"""After an erasure: no file of a SQLite database holds the id while a server runs, and no log line or audit row does."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ccp.cli import erase as command
+from ccp.ids import EMAID
+from ccp.pseudonyms import Pseudonyms
+from ccp.settings import Settings
+from ccp.sim.pki import PKI
+from ccp.store import audit as questions
+from ccp.store.audit import Filter
+from ccp.store.scrubbing import Scrubbed, scrub
+from tests.cli.run import ccp, good
+from tests.cli.test_serving import free_port, serving
+from tests.world import Pool, new_emaid, new_pcid, start
+
+
+@pytest.fixture(scope="module")
+def pool(pkis: dict[str, PKI]) -> Iterator[Pool]:
+    with start(pkis) as running:
+        if running.settings.database.startswith("postgres"):
+            pytest.skip("files of SQLite")
+        yield running
+
+
+@pytest.fixture
+def config(pool: Pool, tmp_path: Path) -> Path:
+    config = tmp_path / "ccp.toml"
+    config.write_text(f'database = "{pool.settings.database}"\nbase_url = "{pool.base_url}"\nlog_level = "error"\n')
+    return config
+
+
+def holding(pool: Pool, named: str) -> list[str]:
+    """The database's files that hold an id, in either case."""
+    files = [pool.database.with_name(pool.database.name + end) for end in ("", "-wal", "-shm", "-journal", "-turns")]
+    return [file.name for file in files if file.exists() and named.encode() in file.read_bytes().upper()]
+
+
+# --- Files -----------------------------------------------------------------------------------------------------------
+
+
+def test_no_file_of_a_running_server_holds_an_erased_contract_or_vehicle(pool: Pool, config: Path) -> None:
+    car, other = pool.car(), pool.car()
+    contract = pool.publish(car)
+    moved = pool.publish(other)
+    pool.publish(car, moved.emaid)  # From one vehicle to another.
+    pool.publish(car, contract.emaid)  # Replaced.
+    assert holding(pool, contract.emaid), "or the test shows nothing"
+    assert holding(pool, car.pcid)
+    done = json.loads(good("erase", "--emaid", contract.emaid, "--tell-nobody", "--json", "--config", config).out)
+    assert done["files"] == {"cleared": True, "rebuilt": False}
+    assert holding(pool, contract.emaid) == []
+    assert [item["emaid"] for item in pool.ask(car)] == [moved.emaid], "the server goes on"
+    lines = good("erase", "--pcid", car.pcid, "--tell-nobody", "--config", config).lines
+    assert lines[-1] == "The database's files do not hold it any more."
+    assert holding(pool, car.pcid) == []
+    pool.publish(other)
+    assert holding(pool, car.pcid) == holding(pool, contract.emaid) == []
+
+
+def test_files_are_not_said_to_be_clear_while_an_event_still_names_the_contract(pool: Pool, config: Path) -> None:
+    contract = pool.publish(pool.car())
+    done = json.loads(good("erase", "--emaid", contract.emaid, "--json", "--config", config).out)
+    assert (done["events_waiting"], done["files"]) == (1, None)
+    assert holding(pool, contract.emaid)
+    pool.sql("delete from outbox where emaid = ?", str(contract.emaid))
+    done = json.loads(good("erase", "--emaid", contract.emaid, "--json", "--config", config).out)
+    assert done["files"]["cleared"] is True
+    assert holding(pool, contract.emaid) == []
+
+
+def test_a_reader_of_an_older_state_is_waited_for_and_then_named(
+    pool: Pool, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "scrub", partial(scrub, timeout=0.2))
+    contract = pool.publish(pool.car())
+    options = ("--emaid", contract.emaid, "--tell-nobody", "--config", config)
+    with closing(sqlite3.connect(pool.database, isolation_level=None)) as reader:
+        reader.execute("begin")
+        reader.execute("select count(*) from contract").fetchone()
+        done = ccp("erase", *options)
+        assert done.status == 1
+        assert "the write-ahead log still holds them" in done.err
+        assert pool.stored(contract.emaid) == 0, "the rows are erased all the same"
+        assert holding(pool, contract.emaid)
+        reader.execute("rollback")
+    assert good("erase", *options).lines[-1] == "The database's files do not hold it any more."
+    assert holding(pool, contract.emaid) == []
+
+
+def residue(file: Path, named: EMAID) -> None:
+    """Leave bytes of a removed row in free space, as a library without secure_delete does."""
+    with closing(sqlite3.connect(file)) as connection, connection:
+        connection.execute("create table noted (text text)")
+        connection.executemany("insert into noted values (?)", [("x" * 40,), (str(named),), ("y" * 40,)])
+        connection.commit()
+        connection.execute("pragma secure_delete = off")
+        connection.execute("delete from noted where text = ?", (str(named),))
+    with closing(sqlite3.connect(file)) as connection:
+        connection.execute("pragma wal_checkpoint(truncate)")
+
+
+def test_bytes_in_free_space_of_the_file_are_found_and_removed_while_a_server_runs(tmp_path: Path) -> None:
+    file, named = tmp_path / "ccp.db", EMAID("DEEXAA00000001")
+    with closing(sqlite3.connect(file, isolation_level=None)) as server:
+        server.execute("pragma journal_mode = wal")
+        server.execute("create table kept (number int)")
+        residue(file, named)
+        assert named.encode() in file.read_bytes()
+        assert scrub(file, named, vacuum=False) == Scrubbed(log_emptied=True, found=True)
+        assert scrub(file, named, vacuum=True) == Scrubbed(log_emptied=True, found=False, vacuumed=True)
+        assert named.encode() not in file.read_bytes()
+        assert file.with_name("ccp.db-wal").read_bytes() == b""
+        server.execute("insert into kept values (1)")
+
+
+def test_every_connection_of_ours_overwrites_what_is_removed(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ccp.store import sqlite
+
+    real = sqlite3.connect
+
+    def without(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connection = real(*arguments, **options)
+        connection.execute("pragma secure_delete = off")  # The default of a library that was built otherwise.
+        return connection
+
+    monkeypatch.setattr(sqlite3, "connect", without)
+    with closing(sqlite._connection(pool.database)) as connection:
+        assert connection.execute("pragma secure_delete").fetchone() == (1,)
+
+
+# --- What callers typed as a client id -------------------------------------------------------------------------------
+
+
+def typed(emaid: EMAID, pcid: str) -> list[str]:
+    """Ids as people write them into the wrong field."""
+    hyphens = f"{emaid[:2]}-{emaid[2:5]}-{emaid[5:]}"
+    return [emaid, emaid.lower(), hyphens, hyphens.replace("-", "*"), f"{hyphens}-X", f"my car {pcid}", pcid.lower()]
+
+
+def login(http: httpx.Client, client_id: str) -> None:
+    form = {"grant_type": "client_credentials", "client_id": client_id, "client_secret": "wrong"}
+    assert http.post("/oauth/token", data=form).status_code == 401
+
+
+def test_ids_typed_as_client_ids_are_pseudonymised_in_log_and_trail(pkis: dict[str, PKI], tmp_path: Path) -> None:
+    emaid, pcid = new_emaid(), new_pcid()
+    with start(pkis) as pool:
+        config, log, port = tmp_path / "ccp.toml", tmp_path / "log", free_port()
+        base_url = f"http://127.0.0.1:{port}"
+        config.write_text(
+            f'database = "{pool.settings.database}"\nbase_url = "{base_url}"\nlog_level = "info"\nlogin_failures = 0\n'
+        )
+        with serving(base_url, "--config", config, "--port", port, log=log) as http:
+            for client_id in (*typed(emaid, pcid), "small_cps", "unknown-partner"):
+                login(http, client_id)
+        claims = []
+        for _ in range(100):
+            rows = pool.change(questions.found(Filter(action="access.refused"), 100))
+            claims = [json.loads(row.subject)["claimed"] for row in rows]
+            if len(claims) == 9:
+                break
+            time.sleep(0.05)
+        other = f"{emaid}X"  # With a wrong check digit it is an id of its own.
+        pseudonyms = {
+            named: good("audit", "pseudonym", named, "--config", config).lines[0] for named in (emaid, pcid, other)
+        }
+    requests = [json.loads(line) for line in log.read_text().splitlines() if '"operation":"token"' in line]
+    # What a caller claims and a registered party is called is no id; what looks like none is left as it is.
+    for told in (sorted(claims), sorted(event["caller"] for event in requests)):
+        assert told == sorted(
+            [*[pseudonyms[emaid]] * 4, pseudonyms[other], f"my car {pseudonyms[pcid]}", pseudonyms[pcid],
+             "small_cps", "unknown-partner"]
+        )  # fmt: skip
+    for kept in (log.read_text(), json.dumps(claims)):
+        assert emaid[5:] not in kept.upper()
+        assert pcid not in kept.upper()
+
+
+@pytest.mark.parametrize(
+    ("mode", "shown"),
+    [("clear", "de-exa-a00000001 for WEX0CAR0000000001"), ("owner", "DEEXA… for WEX…")],
+)
+def test_the_setting_decides_what_the_log_says_of_a_typed_id(mode: str, shown: str) -> None:
+    pseudonyms = Pseudonyms(Settings(log_ids=mode, log_key="a key of sixteen characters"))
+    text = "de-exa-a00000001 for WEX0CAR0000000001"
+    assert pseudonyms.shown_text(text) == shown
+    hidden = pseudonyms.hide_ids(text)
+    assert hidden == f"{pseudonyms.of(EMAID('DEEXAA00000001'))} for {hidden[-16:]}"
+
+
+@pytest.mark.parametrize("name", ["example-emsp", "acme-charging-2024", "550e8400-e29b-41d4-a716-446655440000", "röle"])
+def test_a_name_that_is_no_id_is_left_as_it_is(name: str) -> None:
+    assert Pseudonyms(Settings(log_key="a key of sixteen characters")).hide_ids(name) == name
