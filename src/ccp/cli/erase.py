@@ -34,7 +34,8 @@ def erase(
     vacuum: Annotated[
         bool,
         typer.Option(
-            "--vacuum/--no-vacuum", help="SQLite: rebuild the file if the id is still in it. Publishing waits meanwhile."
+            "--vacuum/--no-vacuum",
+            help="SQLite: rebuild the file if the id is still in it. Publishing waits meanwhile.",
         ),
     ] = True,
     config: ConfigOption = None,
@@ -76,7 +77,9 @@ def erase(
         if scrubbed is not None and problem is None:
             typer.echo("The database's files do not hold it any more.")
         elif not sqlite and not dry_run:
-            typer.echo("PostgreSQL keeps removed rows in its files until they are vacuumed, and in its write-ahead log.")
+            typer.echo(
+                "PostgreSQL keeps removed rows in its files until they are vacuumed, and in its write-ahead log."
+            )
     if problem is not None:
         raise ConfigurationError(problem)
 
