@@ -1,4 +1,4 @@
-"""After an erasure: no file of a SQLite database holds the id while a server runs, and no log line or audit row does."""
+"""After an erasure no file of a SQLite database holds the id, while a server runs; no log line or audit row does."""
 
 from __future__ import annotations
 

@@ -61,10 +61,10 @@ _TLS_HEADERS: Final = [*_HEADERS, (b"strict-transport-security", b"max-age=31536
 class Trace:
     """What is to be said of a request.
 
-    caller: a client id, proven where `authenticated` says so, otherwise only claimed. registered: it is the client id of
-    a party, which proves nothing, but shows that it is no driver's or vehicle's id. emaid, pcid: the ids it names, as
-    far as they could be read. owner: provider id or WMI of these, which is no personal data. address: the client's,
-    as far as it is known.
+    caller: a client id, proven where `authenticated` says so, otherwise only claimed. registered: a party has that
+    client id, which proves nothing, but shows that it is no driver's or vehicle's id. emaid, pcid: the ids that the
+    request names, as far as they could be read. owner: provider id or WMI of these, which is no personal data. address: the
+    client's, as far as it is known.
     """
 
     id: str
@@ -179,7 +179,7 @@ _CLAIM_LENGTH: Final = 64
 
 
 def _is_client_id(trace: Trace) -> bool:
-    """Whether the caller's name is a client id for sure. What else is typed there may be the id of a contract or car."""
+    """Whether the caller's name is a client id for sure. Other names may be the id of a contract or of a car."""
     return trace.authenticated or trace.registered
 
 
