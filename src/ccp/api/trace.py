@@ -63,8 +63,8 @@ class Trace:
 
     caller: a client id, proven where `authenticated` says so, otherwise only claimed. registered: a party has that
     client id, which proves nothing, but shows that it is no driver's or vehicle's id. emaid, pcid: the ids that the
-    request names, as far as they could be read. owner: provider id or WMI of these, which is no personal data. address: the
-    client's, as far as it is known.
+    request names, as far as they could be read. owner: provider id or WMI of these, which is no personal data.
+    address: the client's, as far as it is known.
     """
 
     id: str
