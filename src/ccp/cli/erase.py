@@ -110,7 +110,7 @@ def _problem(scrubbed: Scrubbed) -> str | None:
     if scrubbed.vacuumed:
         return (
             "The rows are erased, and the database still names the id in what is kept or came since: a request that "
-            "was refused meanwhile, the name of a party, the description of a webhook, the metadata of another contract, or "
-            "a longer id that begins the same."
+            "was refused meanwhile, the name of a party, the description of a webhook, the metadata of another "
+            "contract, or a longer id that begins the same."
         )
     return "The rows are erased, but free space of the database file still names the id; run this again with --vacuum."
