@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ccp import __version__, logs, settings, wire
 from ccp import trust as anchors
-from ccp.api import admin, errors, events, metrics, oauth, opcp, opnc, pcp, queries
+from ccp.api import admin, errors, events, metrics, oauth, opcp, opnc, pcp, queries, security
 from ccp.api.certificate import ClientCertificates
 from ccp.api.gate import Gate
 from ccp.api.health import Health
@@ -305,11 +305,11 @@ def create(config: Settings | None = None) -> FastAPI:
     app.add_exception_handler(CCPError, errors.deliberate)
     app.add_exception_handler(RequestValidationError, errors.invalid)
     app.add_exception_handler(HTTPException, errors.unrouted)
-    app.openapi = lambda: _described(app)  # type: ignore[method-assign]
+    app.openapi = lambda: _described(app, config.public_url)  # type: ignore[method-assign]
     return app
 
 
-def _described(app: FastAPI) -> dict[str, Any]:
+def _described(app: FastAPI, public_url: str) -> dict[str, Any]:
     """The OpenAPI description, with the operations that stand outside of the framework's parameter machinery."""
     if app.openapi_schema is None:
         described = get_openapi(title=app.title, version=app.version, routes=app.routes)
@@ -343,6 +343,7 @@ def _described(app: FastAPI) -> dict[str, Any]:
         described["paths"][pcp.PATH] = {"post": pcp.description()}
         if any(getattr(route, "path", None) == opcp.ROOTS for route in app.routes):
             opcp.describe(described, _operation)
+        security.describe(described, public_url, opcp.TAG)
         app.openapi_schema = described
     return app.openapi_schema
 
@@ -361,7 +362,7 @@ def _operation(
     properties = headers.model_json_schema()["properties"]
     failures = {
         code: {"description": "Error", "content": content("Error")}
-        for code in ("400", "401", "403", "404", "413", "500", "503")
+        for code in ("400", "401", "403", "404", "413", "415", "500", "503")
     }
     success: dict[str, Any] = {"description": "Success"}
     if answer is not None:

@@ -453,15 +453,18 @@ class Pool:
         namespace: Namespace,
         root: Fingerprint | None,
         at: datetime,
+        handed_out: bool = True,
     ) -> list[Answer]:
         """A contract's responses for a vehicle's maker, newest first.
 
-        session_id: put into the responses; without one they are as they were published. Raises NotAuthorised, NotFound.
+        session_id: put into the responses; without one they are as they were published. handed_out: the caller gets
+        them, which is an event. Raises NotAuthorised, NotFound.
         """
         authorise(caller.party, Operation.GET_SIGNED_CONTRACT_DATA, pcid)
         stored = await self._store.read(questions.by_vehicle_and_emaid(pcid, emaid))
         found = _matching(stored, namespace, root, "The contract for the given EMAID not found.")
-        self._outlet.handed_out(found, at)
+        if handed_out:
+            self._outlet.handed_out(found, at)
         return [Answer(c, installation.answer(c, session_id, at) if session_id else c.response) for c in found]
 
     async def cleanse(self, at: datetime, *, actor: str = audit.POOL, dry_run: bool = False) -> list[Cleansed]:

@@ -184,8 +184,12 @@ class RemotePool:
         namespace: Namespace,
         root: Fingerprint | None,
         at: datetime,
+        handed_out: bool = True,
     ) -> list[Answer]:
-        """As `Pool.signed_contract_data`, verified here as a delivery of another pool is. Raises NotAuthorised."""
+        """As `Pool.signed_contract_data`, verified here as a delivery of another pool is. Raises NotAuthorised.
+
+        handed_out: for the other pool to say, which gets a GET in any case.
+        """
 
         async def send(client: AsyncClient, routing: Routing) -> list[SignedContract]:
             found = await client.signed_contracts(

@@ -15,7 +15,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, ValidationError, WithJsonSchema, model_validator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from ccp import event_names, ids
+from ccp import event_names, field_sentences, ids, json_bodies, json_input
 from ccp.errors import FieldError
 from ccp.ids import (
     EMAID,
@@ -54,7 +54,8 @@ def _field(parse: Any, name: str, schema: dict[str, Any]) -> Any:
 
     def validate(value: object) -> Any:
         if not isinstance(value, str):
-            raise PydanticCustomError("field", "{sentence}", {"sentence": f"{name} : must be a string"})
+            problem = "must not be null" if value is None else "must be a string"
+            raise PydanticCustomError("field", "{sentence}", {"sentence": f"{name} : {problem}"})
         try:
             return parse(value)
         except FieldError as exc:
@@ -305,7 +306,8 @@ class PostEndpointReq(_EndpointReq):
     @model_validator(mode="after")
     def _has_events(self) -> Self:
         if self.subscribed is None:
-            raise PydanticCustomError("field", "enabledEvents : must not be null")
+            given = not self.model_fields_set.isdisjoint(("enabledEvents", "events"))
+            raise PydanticCustomError("field", f"enabledEvents : {'must not be null' if given else 'is missing'}")
         return self
 
 
@@ -381,17 +383,7 @@ def b64(octets: bytes) -> str:
 
 def field_error(problems: Iterable[ErrorDetails]) -> FieldError:
     """What pydantic found, in the API's own sentences."""
-    return FieldError(*dict.fromkeys(map(_sentence, problems)))
-
-
-def _sentence(problem: ErrorDetails) -> str:
-    if problem["type"] == "field":
-        return problem["msg"]
-    if problem["type"] in ("json_invalid", "model_type", "model_attributes_type", "dict_type"):
-        return "The body is not a JSON object."
-    place = ".".join(str(step) for step in problem["loc"] if step not in ("body", "query", "path", "header"))
-    text = "must not be null" if problem["type"] == "missing" else problem["msg"]
-    return f"{place} : {text}"
+    return FieldError(*dict.fromkeys(map(field_sentences.sentence, problems)))
 
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -402,6 +394,9 @@ def read_body(model: type[Body], octets: bytes) -> Body:
     if len(octets) > _LARGE and sum(map(octets.count, (b",", b"[", b"{"))) > _MOST_PARTS:
         raise FieldError(f"The body has more than {_MOST_PARTS} members and elements.")
     try:
-        return model.model_validate_json(octets)
+        body = model.model_validate_json(octets)
     except ValidationError as exc:
-        raise field_error(exc.errors(include_url=False, include_context=False, include_input=False)) from exc
+        raise json_bodies.refused(model, octets, exc) from exc
+    if not json_bodies.has_nothing_else(body, octets):
+        json_input.load(octets)
+    return body

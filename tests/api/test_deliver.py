@@ -485,9 +485,9 @@ def test_a_response_or_another_namespace_is_refused_with_400(pool: Pool, edition
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        ({}, ["certificateInstallationReq : must not be null", "xsdMsgDefNamespace : must not be null"]),
-        ({"xsdMsgDefNamespace": ISO2}, ["certificateInstallationReq : must not be null"]),
-        ({"certificateInstallationReq": "AAAA"}, ["xsdMsgDefNamespace : must not be null"]),
+        ({}, ["certificateInstallationReq : is missing", "xsdMsgDefNamespace : is missing"]),
+        ({"xsdMsgDefNamespace": ISO2}, ["certificateInstallationReq : is missing"]),
+        ({"certificateInstallationReq": "AAAA"}, ["xsdMsgDefNamespace : is missing"]),
         (
             {"certificateInstallationReq": "AAAA", "xsdMsgDefNamespace": "urn:iso:15118:2:2010:MsgDef"},
             [f"xsdMsgDefNamespace : must be one of {ISO2}, {ISO20}"],

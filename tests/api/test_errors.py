@@ -20,11 +20,11 @@ from tests.world import Pool, start
 
 E, P = "DEEXAE00000001", "WEX0ERRORS0000000"
 ALLOWED = {
-    f"/contractData/emaid/{E}": {"GET"},
-    f"/contractData/pcid/{P}": {"GET"},
+    f"/contractData/emaid/{E}": {"GET", "HEAD"},
+    f"/contractData/pcid/{P}": {"GET", "HEAD"},
     "/signedcontractdata": {"POST", "PUT"},
     f"/signedcontractdata/{E}": {"DELETE"},
-    f"/signedcontractdata/{E}/{P}": {"GET"},
+    f"/signedcontractdata/{E}/{P}": {"GET", "HEAD"},
     f"/signedcontractdata/{E}/{P}/setdefault": {"POST"},
 }
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE")
@@ -47,9 +47,8 @@ def test_a_method_that_a_path_does_not_know_is_405_and_says_which_it_knows(pool:
     "path",
     [
         *("", "/", "/contractData", "/contractData/", "/contractData/emaid", "/contractData/emaid/"),
-        *(f"/contractData/emaid/{E}/", "/signedcontractdata/", f"/signedcontractdata/{E}/", "//signedcontractdata"),
-        *(f"/signedcontractdata//{P}", f"/signedcontractdata/{E}/{P}/", f"/signedcontractdata/{E}/{P}/default"),
-        *(f"/signedcontractdata/{E}/{P}/setdefault/", "/../../etc/passwd", "/%2e%2e/%2e%2e"),
+        *("//signedcontractdata", f"/signedcontractdata//{P}", f"/signedcontractdata/{E}/{P}/default"),
+        *("/../../etc/passwd", "/%2e%2e/%2e%2e"),
     ],
 )
 def test_an_unknown_path_is_404_and_is_not_redirected(pool: Pool, path: str) -> None:
@@ -107,10 +106,10 @@ def test_the_description_is_there_and_no_page_that_loads_scripts_for_it(pool: Po
         (b'{"a":' * 50_000, "The body has more than 12000 members and elements."),
         (b"{%s}" % b",".join(b'"a%x":0' % number for number in range(25_000)), "The body has more than 12000 members"),
         (b'{"emaid":[%s]}' % b",".join([b"0"] * 100_000), "The body has more than 12000 members and elements."),
-        (b"[" * 12_000, "The body is not a JSON object."),
-        (b'{"emaid":%s%s}' % (b"[" * 5000, b"]" * 5000), "The body is not a JSON object."),
+        (b"[" * 12_000, "The body is not JSON: it is nested too deeply."),
+        (b'{"emaid":%s%s}' % (b"[" * 5000, b"]" * 5000), "The body is not JSON: it is nested too deeply."),
         (b'{"emaid":"%s"}' % (b"\\u0041" * 40_000), "emaid : must match"),
-        (b'{"emaid":%s}' % (b"9" * 200_000), "The body is not a JSON object."),
+        (b'{"emaid":%s}' % (b"9" * 200_000), "The body is not JSON: a number in it is too long."),
     ],
 )
 def test_a_body_of_many_parts_or_levels_is_refused_at_once(pool: Pool, body: bytes, sentence: str) -> None:

@@ -287,7 +287,7 @@ def test_the_default_of_an_export_counts_where_the_vehicle_has_none(
     report = tmp_path / "refused.jsonl"
     file.write_bytes(jsonl(body(pki, defaultContract="yes")))
     imported(empty, file, "--refused", report, status=1)
-    assert reports(report)[0]["errorMessages"] == ["defaultContract : Input should be a valid boolean"]
+    assert reports(report)[0]["errorMessages"] == ["defaultContract : must be true or false"]
 
 
 def test_the_order_of_lines_holds_for_an_emaid_and_for_a_vehicle(

@@ -146,8 +146,8 @@ def test_every_published_name_can_be_subscribed_to_and_comes_back_as_it_was_sent
 
 KNOWN_ARE = f"known are {', '.join(KNOWN)}"
 WRONG: list[tuple[dict[str, Any], list[str]]] = [
-    ({"url": None}, ["url : Input should be a valid string"]),
-    ({"url": 5}, ["url : Input should be a valid string"]),
+    ({"url": None}, ["url : must not be null"]),
+    ({"url": 5}, ["url : must be a string"]),
     ({"enabledEvents": None}, ["enabledEvents : must not be null"]),
     ({"enabledEvents": []}, ["enabledEvents : must name an event at least"]),
     ({"enabledEvents": [5]}, ["enabledEvents : must be a list of events' names"]),
@@ -161,17 +161,17 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"events": [UPDATED]}, ["enabledEvents and events : must be the same where both are given"]),
     ({"wmi": ["WEX"], "wmis": []}, ["wmi and wmis : must be the same where both are given"]),
     ({"wmis": ["WEX0"]}, ['wmi : must match "^[a-zA-Z0-9]{3}$"']),
-    ({"wmis": "WEX"}, ["wmis : Input should be a valid array"]),
-    ({"wmis": ["WEX"] * 1001}, ["wmis : List should have at most 1000 items after validation, not 1001"]),
+    ({"wmis": "WEX"}, ["wmis : must be an array"]),
+    ({"wmis": ["WEX"] * 1001}, ["wmis : must have at most 1000 items"]),
     ({"providerIds": ["DE"]}, [r'providerId : must match "^[A-Za-z]{2}[-]?\w{3}$"']),
-    ({"description": "x" * 1001}, ["description : String should have at most 1000 characters"]),
-    ({"description": "\u0000"}, ["description : String should match pattern '^[^\\x00]*$'"]),
+    ({"description": "x" * 1001}, ["description : must have at most 1000 characters"]),
+    ({"description": "\u0000"}, ["description : must not contain U+0000"]),
     ({"metadata": []}, ["metadata : must be an object"]),
     ({"metadata": {"a": "x" * 4096}}, ["metadata : must be at most 4096 octets of JSON"]),
     ({"metadata": {"a": 2**64}}, ["metadata : has a number or a text that JSON cannot carry"]),
-    ({"status": "on"}, ["status : Input should be 'enabled' or 'disabled'"]),
+    ({"status": "on"}, ["status : must be 'enabled' or 'disabled'"]),
     ({"apiVersion": "v2"}, ["apiVersion : must be v1, since events have no other form"]),
-    ({"url": 5, "metadata": 5}, ["url : Input should be a valid string", "metadata : must be an object"]),
+    ({"url": 5, "metadata": 5}, ["url : must be a string", "metadata : must be an object"]),
 ]
 
 
@@ -206,7 +206,7 @@ ADDRESS = f"{HTTPS} without blanks and credentials"
         ("https://hooks.example:port/", ADDRESS),
         ("https://[::1/", ADDRESS),
         ("https://hooks.example/#part", "url : must not have a fragment, which is never sent"),
-        ("https://hooks.example/" + "x" * 2027, "url : String should have at most 2048 characters"),
+        ("https://hooks.example/" + "x" * 2027, "url : must have at most 2048 characters"),
     ],
 )
 def test_an_address_that_will_never_be_called_is_refused(pool: Pool, url: str, said: str) -> None:
@@ -232,7 +232,10 @@ def test_addresses_without_tls_are_taken_where_the_operator_says_so(pkis: dict[s
 
 def test_what_is_no_json_object_is_refused(pool: Pool) -> None:
     for content in (b"", b"[]", b"null", b"{", b"\xff", b'{"url": NaN', b"[" * 5000):
-        assert sentences(call(pool, "oem", "POST", content=content), 400) == ["The body is not a JSON object."]
+        (told,) = sentences(call(pool, "oem", "POST", content=content), 400)
+        assert told.startswith(
+            ("The body is not JSON: ", "The body is not a JSON object: it is ", "The body is empty.")
+        )
     assert call(pool, "oem", "POST", content=b"{" + b" " * 300_000).status_code == 413
 
 
@@ -392,9 +395,7 @@ def test_a_change_is_of_what_is_given_and_keeps_the_secret(pool: Pool) -> None:
         assert {**told, "secret": made["secret"]} == after
         return after
 
-    assert sentences(call(pool, "fresh_oem", "PUT", path, json={"status": "disabled"}), 400) == [
-        "url : must not be null"
-    ]
+    assert sentences(call(pool, "fresh_oem", "PUT", path, json={"status": "disabled"}), 400) == ["url : is missing"]
     assert put() == made
     assert put(description=None, metadata=None, status=None, events=None, wmis=None) == made
     assert put(status="disabled") == {**made, "status": "disabled"}
@@ -571,11 +572,11 @@ def test_deliveries_are_told_page_by_page_the_newest_first_and_by_state(pool: Po
 @pytest.mark.parametrize(
     ("query", "said"),
     [
-        ({"state": "lost"}, "state : Input should be 'waiting', 'delivered' or 'dead'"),
-        ({"limit": "0"}, "limit : Input should be greater than or equal to 1"),
-        ({"limit": "1001"}, "limit : Input should be less than or equal to 1000"),
-        ({"limit": "x"}, "limit : Input should be a valid integer, unable to parse string as an integer"),
-        ({"cursor": "x"}, "cursor : String should match pattern '^[0-9]{1,16}\\.[0-9a-f-]{36}$'"),
+        ({"state": "lost"}, "state : must be 'waiting', 'delivered' or 'dead'"),
+        ({"limit": "0"}, "limit : must be at least 1"),
+        ({"limit": "1001"}, "limit : must be at most 1000"),
+        ({"limit": "x"}, "limit : must be an integer"),
+        ({"cursor": "x"}, r'cursor : must match "^[0-9]{1,16}\.[0-9a-f-]{36}$"'),
     ],
 )
 def test_a_page_that_cannot_be_is_refused(pool: Pool, query: dict[str, str], said: str) -> None:

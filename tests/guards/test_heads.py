@@ -129,7 +129,7 @@ def test_trailers_are_no_headers(pool: Pool) -> None:
         raw.send(f"{head}Authorization: Bearer {token}\r\n\r\n{body}Authorization: none\r\n\r\n")
         answer = raw.answer()
         assert answer is not None
-        assert answer.refused(400) == "The body is not a JSON object."
+        assert answer.refused(400) == "The body is not JSON: a value is expected at line 1, column 1, but there is 'g'."
 
 
 # --- Sizes -----------------------------------------------------------------------------------------------------------

@@ -151,7 +151,7 @@ def router(register: Register, edge: Edge) -> APIRouter:
         failures = [401, 403, 500, 503]
         failures += [404] if "{" in path else []
         failures += [] if operation is AdminOperation.GET_ROLES else [400]
-        failures += [413] if body else []
+        failures += [413, 415] if body else []
         return api.api_route(
             BASE + path,
             methods=[method],

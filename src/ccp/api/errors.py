@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ccp import errors, wire
+from ccp.api import paths
 from ccp.api.trace import CRASHED, trace_of
 from ccp.auth import Operation
 
@@ -62,10 +63,16 @@ async def deliberate(request: Request, error: Exception) -> Response:
         status = 400
     headers = {}
     if status == 401:
-        headers["WWW-Authenticate"] = "Bearer"
+        headers["WWW-Authenticate"] = _challenge(request)
     if status in (429, 503):
         headers["Retry-After"] = str(getattr(error, "retry_after", None) or _RETRY_AFTER)
     return answer(request, status, sentences_of(error), headers)
+
+
+def _challenge(request: Request) -> str:
+    """Source: RFC 6750 clause 3.1: no error code where no token was given."""
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    return 'Bearer error="invalid_token"' if scheme.lower() == "bearer" and token.strip() else "Bearer"
 
 
 async def invalid(request: Request, error: Exception) -> Response:
@@ -82,8 +89,14 @@ async def crashed(request: Request, error: Exception) -> Response:
 async def unrouted(request: Request, error: Exception) -> Response:
     """Answer what the router refuses: unknown paths and methods, bodies that are too large."""
     assert isinstance(error, HTTPException), "registered for these only"
-    headers = dict(error.headers or {})
-    return answer(request, error.status_code, (_ROUTER.get(error.status_code, error.detail),), headers)
+    headers, sentence = dict(error.headers or {}), error.detail
+    if error.status_code == 404:
+        right = paths.without_slash(request.scope)
+        sentence = _NOTHING if right is None else f"There is nothing at this path; the right path is {right}."
+    elif error.status_code == 405:
+        sentence = "This path does not know the method."
+        headers["Allow"] = ", ".join(paths.allowed(request.scope) or headers["Allow"].split(", "))
+    return answer(request, error.status_code, (sentence,), headers)
 
 
-_ROUTER: Final = {404: "There is nothing at this path.", 405: "This path does not know the method."}
+_NOTHING: Final = "There is nothing at this path."

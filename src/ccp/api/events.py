@@ -62,7 +62,7 @@ def router(webhooks: Webhooks, edge: Edge) -> APIRouter:
         body: type[BaseModel] | None = None,
         status: int = 200,
     ) -> Callable[[Handler], Handler]:
-        failures = (400, 401, 403, 404, 413, 500, 503) if body else (400, 401, 403, 404, 500, 503)
+        failures = (400, 401, 403, 404, 413, 415, 500, 503) if body else (400, 401, 403, 404, 500, 503)
         responses: dict[int | str, dict[str, Any]] = {code: {"model": wire.Error} for code in failures}
         if answer is not None:
             responses[status] = {"model": answer}

@@ -18,10 +18,11 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Scope
 
+from ccp import json_input
 from ccp.api.gate import client_of
 from ccp.api.opnc import TWICE, Edge
 from ccp.api.trace import trace_of
-from ccp.errors import NotAuthenticated, TooManyRequests
+from ccp.errors import FieldError, NotAuthenticated, TooManyRequests
 from ccp.parties import Role
 from ccp.tokens import PUBLISHED_BEFORE, Authority, InvalidScope
 
@@ -148,9 +149,10 @@ def _members(headers: Headers, body: bytes) -> dict[str, str]:
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
         try:
-            found = orjson.loads(body)
-        except orjson.JSONDecodeError as exc:
-            raise _Refused(400, "invalid_request", "the body is not JSON") from exc
+            found = json_input.load(body)
+        except FieldError as exc:
+            # RFC 6749 clause 5.2 allows neither quotation marks nor backslashes here.
+            raise _Refused(400, "invalid_request", str(exc).replace('"', "'").replace("\\", "/")) from exc
         if not isinstance(found, dict) or not all(isinstance(value, str | None) for value in found.values()):
             raise _Refused(400, "invalid_request", "the body is not a JSON object of strings")
         return {name: value for name, value in found.items() if value is not None}

@@ -22,6 +22,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope
 
 from ccp import wire
+from ccp.api import paths
 from ccp.api.errors import WITHOUT_404, sentences_of
 from ccp.api.opnc import (
     _JSON,
@@ -127,8 +128,10 @@ def router(pool: Pool, edge: Edge, negative: OPCPNegative) -> APIRouter:
         async def authenticated(request: Request) -> Caller:
             return await edge.caller(request.scope, request.headers, operation)
 
-        async def asked(routing: Annotated[Routing, Header()], known: Caller = Depends(authenticated)) -> Asked:
-            return Asked(known, edge.there(pool, known, routing))
+        async def asked(
+            request: Request, routing: Annotated[Routing, Header()], known: Caller = Depends(authenticated)
+        ) -> Asked:
+            return Asked(known, edge.there(pool, known, routing), not paths.is_head(request.scope))
 
         return Depends(asked)
 
@@ -196,7 +199,14 @@ def router(pool: Pool, edge: Edge, negative: OPCPNegative) -> APIRouter:
     ) -> Response:
         """The newest signed response of a contract, for the OEM that owns the vehicle's WMI."""
         found = await asked.pool.signed_contract_data(
-            asked.caller, emaid, pcid, session_id=session_id, namespace=namespace, root=root, at=edge.clock()
+            asked.caller,
+            emaid,
+            pcid,
+            session_id=session_id,
+            namespace=namespace,
+            root=root,
+            at=edge.clock(),
+            handed_out=asked.for_content,
         )
         newest = found[0]
         return _JSON(

@@ -23,7 +23,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from ccp import wire
-from ccp.api import queries
+from ccp.api import bodies, paths, queries
 from ccp.api.certificate import ClientCertificates
 from ccp.api.errors import WITHOUT_404, sentences_of
 from ccp.api.gate import client_of
@@ -166,6 +166,7 @@ class Edge:
 
     async def body(self, receive: Receive, headers: Headers, most: int | None = None) -> bytes:
         """The whole body, within the limit. most: octets, where it has to be less than any body may be."""
+        bodies.check_coding(headers)
         most = self._max_body if most is None else min(most, self._max_body)
         length = headers.get("content-length")
         if length is not None and length.isascii() and length.isdigit() and int(length) > most:
@@ -300,10 +301,11 @@ _NAMESPACE: Final = Namespace.ISO2
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """Who calls, and the pool that the request is for."""
+    """Who calls, and the pool that the request is for. for_content: false for HEAD, which hands out nothing."""
 
     caller: Caller
     pool: Pool | RemotePool
+    for_content: bool = True
 
 
 def router(pool: Pool, edge: Edge) -> APIRouter:
@@ -315,8 +317,10 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
         async def authenticated(request: Request) -> Caller:
             return await edge.caller(request.scope, request.headers, operation)
 
-        async def asked(routing: Annotated[Routing, Header()], known: Caller = Depends(authenticated)) -> Asked:
-            return Asked(known, edge.there(pool, known, routing))
+        async def asked(
+            request: Request, routing: Annotated[Routing, Header()], known: Caller = Depends(authenticated)
+        ) -> Asked:
+            return Asked(known, edge.there(pool, known, routing), not paths.is_head(request.scope))
 
         return Depends(asked)
 
@@ -396,6 +400,7 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
             namespace=namespace,
             root=root,
             at=edge.clock(),
+            handed_out=asked.for_content,
         )
         return _JSON({"signedContractDataCollection": [_signed_contract(answer) for answer in found]})
 

@@ -148,7 +148,9 @@ def description() -> dict[str, Any]:
             "xsdMsgDefNamespace": {"type": "string"},
         },
     }
-    failures = {code: {"description": "Error", "content": error} for code in ("400", "403", "404", "413", "500", "503")}
+    failures = {
+        code: {"description": "Error", "content": error} for code in ("400", "403", "404", "413", "415", "500", "503")
+    }
     return {
         "operationId": "TakeProvisioningEvent",
         "summary": "Events of the Provisioning Certificate Pool about vehicles' certificates",

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.routing import BaseRoute, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ccp.api import errors
+from ccp.api import errors, paths
 from ccp.api.opnc import SignedContractDataEndpoint
 from ccp.errors import CCPError
 
@@ -20,6 +20,8 @@ class Shortcut:
 
     A POST has no use for the framework's middleware and router. The routes stay where they are, for the description
     and for whoever reads them.
+
+    HEAD is answered as GET is. The server leaves out the body: it goes by the request as it came.
     """
 
     def __init__(self, app: ASGIApp, routes: Iterable[BaseRoute]) -> None:
@@ -33,7 +35,7 @@ class Shortcut:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         endpoint = self._endpoints.get(scope["path"]) if scope["type"] == "http" else None
         if endpoint is None:
-            await self._app(scope, receive, send)
+            await self._app(paths.as_get(scope), receive, send)
             return
         try:
             await endpoint(scope, receive, send)

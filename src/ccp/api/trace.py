@@ -243,7 +243,7 @@ def _canonical(path: str) -> str:
 def _ids_in(method: str, path: str) -> tuple[EMAID | None, PCID | None]:
     """The ids that a path of the API names, for the log and the trail: whatever becomes of the request."""
     match path.split("/")[1:]:
-        case ["v1", "ccp", "signedContractData", pcid] if method == "GET":
+        case ["v1", "ccp", "signedContractData", pcid] if method in ("GET", "HEAD"):
             return None, _read(PCID, pcid)
         case ["v1", "ccp", "signedContractData" | "lookupContract", emaid]:
             return _read(EMAID, emaid), None
