@@ -30,6 +30,7 @@ from ccp.api.trace import Tracing
 from ccp.audit import Refusals
 from ccp.auth import Operation
 from ccp.background import BackgroundTasks, PeriodicTask
+from ccp.clock import ClockGuard
 from ccp.errors import CCPError
 from ccp.events import Dispatcher, HandedOut, Subscribers
 from ccp.issuers import Issuers
@@ -126,11 +127,14 @@ class Refresher:
         return [self._numbers.get(topic, 0) for topic in follower.topics]
 
 
-def cleansing(pool: Pool, interval: int) -> PeriodicTask:
-    """Purge expired and revoked contracts. Every worker does it at its own time; the first one finds something."""
+def cleansing(pool: Pool, interval: int, clock: Callable[[], Awaitable[datetime]]) -> PeriodicTask:
+    """Purge expired and revoked contracts. Every worker does it at its own time; the first one finds something.
+
+    clock: raises Unavailable where it is implausible.
+    """
 
     async def cleanse() -> None:
-        await pool.cleanse(now())
+        await pool.cleanse(await clock())
 
     return PeriodicTask("cleansing", cleanse, interval, jitter=0.25)
 
@@ -149,6 +153,7 @@ class Assembly:
     handed_out: HandedOut
     pool: Pool
     background: BackgroundTasks
+    guard: ClockGuard
 
     async def open(self) -> None:
         await self.store.open()
@@ -169,12 +174,15 @@ def assemble(config: Settings, clock: opnc.Clock = now, numbers: Metrics | None 
     trust = Trust(store)
     outbound = Outbound(config.outbound_allow)
     neighbours = Neighbours.of(config, outbound)
-    revocation = RevocationService(store, outbound, config, clock, background=background)
+    guard = ClockGuard(clock, store.time)
+    revocation = RevocationService(store, outbound, config, clock, background=background, checked_now=guard.checked)
     peers = PoolPeers(store, lambda: trust.anchors, revocation.check_vehicle, config, numbers)
     subscribers = Subscribers(store)
     handed_out = HandedOut(store, subscribers)
     pool = Pool(store, trust, revocation, peers, neighbours, config, handed_out)
-    return Assembly(store, trust, outbound, neighbours, revocation, peers, subscribers, handed_out, pool, background)
+    return Assembly(
+        store, trust, outbound, neighbours, revocation, peers, subscribers, handed_out, pool, background, guard
+    )
 
 
 async def dispatch(config: Settings, clock: opnc.Clock = now) -> None:
@@ -183,11 +191,13 @@ async def dispatch(config: Settings, clock: opnc.Clock = now) -> None:
     subscribers = Subscribers(store)
     refresher = Refresher(store, Follower("subscribers", (Topic.PARTIES, Topic.WEBHOOKS), subscribers.refresh))
     background = BackgroundTasks()
-    dispatcher = Dispatcher(store, subscribers, config, clock, background=background)
+    guard = ClockGuard(clock, store.time)
+    dispatcher = Dispatcher(store, subscribers, config, clock, background=background, guard=guard)
     await store.open()
     try:
         await refresher.once()
         refresher.supervise(background)
+        background.add(guard.watching())
         dispatcher.open()
         await asyncio.get_running_loop().create_future()  # Until it is cancelled.
     finally:
@@ -215,49 +225,51 @@ def create(config: Settings | None = None) -> FastAPI:
     """The application of one worker. Without settings they are read as `ccp serve` handed them over."""
     served = config is None  # This process serves and does nothing else.
     config = config or settings.load()
+    clock = now
     logs.configure(config)
     numbers = Metrics()
-    built = assemble(config, numbers=numbers)
+    built = assemble(config, clock, numbers=numbers)
     store, trust, neighbours, pool = built.store, built.trust, built.neighbours, built.pool
-    background = built.background
+    background, guard = built.background, built.guard
     others = Issuers(config.issuers, built.outbound, audience=config.public_url, changed=lambda: authority.forget())
     authority = Authority(store, issuer=config.public_url, lifetime=config.token_lifetime, others=others)
     limits = Limits(config, numbers.limited)
     connections = Connections(config, limits.proxies, numbers)
     certificates = ClientCertificates(config.client_certificate_header, limits.proxies)
-    edge = opnc.Edge(authority, built.peers, now, config.max_body, certificates, limits)
-    dispatcher = Dispatcher(store, built.subscribers, config, now, built.handed_out.news, numbers, background)
+    edge = opnc.Edge(authority, built.peers, clock, config.max_body, certificates, limits)
+    dispatcher = Dispatcher(store, built.subscribers, config, clock, built.handed_out.news, numbers, background, guard)
 
     refresher = Refresher(
         store,
         Follower("parties", (Topic.PARTIES,), authority.refresh_parties),
-        Follower("token_keys", (Topic.TOKEN_KEYS,), lambda: authority.refresh_keys(now())),
+        Follower("token_keys", (Topic.TOKEN_KEYS,), lambda: authority.refresh_keys(clock())),
         Follower("anchors", (Topic.ANCHORS,), trust.refresh),
         Follower("peers", (Topic.PEERS,), built.peers.refresh),
         Follower("subscribers", (Topic.PARTIES, Topic.WEBHOOKS), built.subscribers.refresh, critical=False),
     )
 
     pseudonyms, refusals = Pseudonyms(config), Refusals(store)
-    health = Health(store, config.drain_seconds, trust.reasons, background.reasons)
+    health = Health(store, config.drain_seconds, trust.reasons, background.reasons, guard.reasons)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
         await built.open()
         await pseudonyms.open(store)
         await refresher.once()
-        for warning in anchors.expiry_warnings(trust.anchors, now()):
+        for warning in anchors.expiry_warnings(trust.anchors, clock()):
             _log.warning("anchor", warning=warning)
         refresher.supervise(background)
+        background.add(guard.watching())
         background.add(connections.watching())
         background.add(built.revocation.sweeping())
         background.add(built.handed_out.flushing())
-        background.add(authority.rotating_keys(config.token_key_lifetime, now))
+        background.add(authority.rotating_keys(config.token_key_lifetime, guard.checked))
         for issuer in others:
             background.add(issuer.refreshing())
         if neighbours.roots is not None:
-            background.add(anchors.synchronising(store, neighbours.roots, config.rcp_interval, now))
+            background.add(anchors.synchronising(store, neighbours.roots, config.rcp_interval, clock))
         if config.cleanse_interval:
-            background.add(cleansing(pool, config.cleanse_interval))
+            background.add(cleansing(pool, config.cleanse_interval, guard.checked))
         if config.event_dispatch:
             dispatcher.open()
         refusals.open(background)

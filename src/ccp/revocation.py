@@ -65,7 +65,7 @@ CRL_SECONDS: Final = 30.0  # The largest list at half a megabyte a second; a pub
 PUBLISH_SECONDS: Final = 3.0  # What a publisher waits in all. What is under way then goes on without it.
 
 _SHORTEST_REST: Final = timedelta(minutes=1)
-_LONGEST_REST: Final = timedelta(days=1)  # So that a revocation is seen within a day whatever nextUpdate says.
+_LONGEST_REST: Final = questions.MAX_REFRESH  # So that a revocation is seen within a day whatever nextUpdate says.
 _RETRY: Final = timedelta(minutes=2)  # After a refresh that failed; the breaker spares hosts that are down.
 _RETRY_UNKNOWN: Final = timedelta(minutes=10)  # Responders learn of new certificates late, not never.
 _ROUND_SECONDS: Final = 15.0
@@ -112,10 +112,12 @@ class RevocationService:
         now: Callable[[], datetime],
         jitter: Callable[[], float] = random.random,
         background: BackgroundTasks | None = None,
+        checked_now: Callable[[], Awaitable[datetime]] | None = None,
     ) -> None:
         """jitter: a number from 0 to 1, anew each time; it spreads what would fall due at the same moment.
 
-        background: counts and logs what fails with no request waiting for it.
+        background: counts and logs what fails with no request waiting for it. checked_now: the time for sweeps, which
+        remove what is past; raises Unavailable where the clock is implausible; None for `now`.
         """
         self._tasks: Final = background or BackgroundTasks()
         self.rules: Final = Rules(
@@ -129,6 +131,7 @@ class RevocationService:
         self._store: Final = store
         self._outbound: Final = outbound
         self._now: Final = now
+        self._checked_now: Final = checked_now
         self._jitter: Final = jitter
         self._hosts: Final = _Hosts()
         self._flights: Final[dict[object, asyncio.Task[Any]]] = {}
@@ -264,7 +267,7 @@ class RevocationService:
         """Sweeps on a schedule. Not critical: evidence that runs out is noticed by each request that needs it."""
 
         async def run() -> bool:
-            return (await self.sweep(self._now())).more
+            return (await self.sweep(await self._checked_now() if self._checked_now else self._now())).more
 
         return PeriodicTask("revocation_sweep", run, lambda: _ROUND_SECONDS * (0.5 + self._jitter()), first_delay=0.0)
 

@@ -11,7 +11,7 @@ import hashlib
 import random
 import secrets
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any, Final, NamedTuple
@@ -217,15 +217,18 @@ class Authority:
         self._known.clear()
         self._revision += 1
 
-    def rotating_keys(self, lifetime: int, clock: Callable[[], datetime]) -> PeriodicTask:
+    def rotating_keys(self, lifetime: int, clock: Callable[[], Awaitable[datetime]]) -> PeriodicTask:
         """Rotate keys that are older than the lifetime (seconds; 0 for never), remove those that are retired. Every
-        worker runs it; the first one finds something to do.
+        worker runs it; the first one finds something to do. clock: raises Unavailable where it is implausible.
         """
 
         def interval() -> float:
             return min(_LOOKED_AFTER_SECONDS, lifetime or _LOOKED_AFTER_SECONDS) * random.random()  # noqa: S311
 
-        return PeriodicTask("token_key_rotation", lambda: self.replace_old_keys(lifetime, clock()), interval)
+        async def run() -> None:
+            await self.replace_old_keys(lifetime, await clock())
+
+        return PeriodicTask("token_key_rotation", run, interval)
 
     async def replace_old_keys(self, lifetime: int, at: datetime) -> None:
         """Raises Unavailable."""

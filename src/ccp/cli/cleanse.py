@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ccp.audit import command_actor
-from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, with_pool
+from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, with_assembly
 
 if TYPE_CHECKING:
-    from ccp.pool import Cleansed, Pool
+    from ccp.app import Assembly
+    from ccp.pool import Cleansed
 
 
 def register(app: typer.Typer) -> None:
@@ -25,10 +26,12 @@ def cleanse(
 ) -> None:
     """Remove contracts that have expired or are revoked; car makers are told as of every other removal."""
 
-    async def run(pool: Pool) -> list[Cleansed]:
-        return await pool.cleanse(datetime.now(UTC), actor=command_actor(), dry_run=dry_run)
+    async def run(built: Assembly) -> list[Cleansed]:
+        # Not by a clock that the database server's contradicts.
+        at = datetime.now(UTC) if dry_run else await built.guard.checked()
+        return await built.pool.cleanse(at, actor=command_actor(), dry_run=dry_run)
 
-    found = with_pool(config, run)
+    found = with_assembly(config, run)
     if as_json:
         print_json([{"emaid": each.emaid, "pcid": each.pcid, "reason": each.reason} for each in found])
         return

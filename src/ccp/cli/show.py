@@ -17,6 +17,7 @@ from ccp import settings
 from ccp.store import Store, connect
 
 if TYPE_CHECKING:
+    from ccp.app import Assembly
     from ccp.pool import Pool
 
 T = TypeVar("T")
@@ -48,6 +49,11 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 def with_pool(config: Path | None, use: Callable[[Pool], Coroutine[Any, Any, T]]) -> T:
     """Build the configured pool, use it, close it."""
+    return with_assembly(config, lambda built: use(built.pool))
+
+
+def with_assembly(config: Path | None, use: Callable[[Assembly], Coroutine[Any, Any, T]]) -> T:
+    """As `with_pool`, for a command that needs what the pool rests on too."""
     from ccp import logs  # Here: most commands can do without the server's libraries.
     from ccp.app import assemble
 
@@ -57,7 +63,7 @@ def with_pool(config: Path | None, use: Callable[[Pool], Coroutine[Any, Any, T]]
         built = assemble(effective)
         await built.open()
         try:
-            return await use(built.pool)
+            return await use(built)
         finally:
             await built.close()
 

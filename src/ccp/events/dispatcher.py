@@ -19,7 +19,8 @@ import structlog
 
 from ccp.background import BackgroundTasks, PeriodicTask, Supervised
 from ccp.breaker import FIRST_REST, LONGEST_REST, Breaker
-from ccp.errors import CCPError
+from ccp.clock import TOLERANCE, ClockGuard
+from ccp.errors import CCPError, Unavailable
 from ccp.events.message import body_of, headers_of
 from ccp.events.subscribers import Subscribers
 from ccp.metrics import Metrics
@@ -71,8 +72,10 @@ class Dispatcher:
         news: asyncio.Event | None = None,
         metrics: Metrics | None = None,
         background: BackgroundTasks | None = None,
+        guard: ClockGuard | None = None,
     ) -> None:
-        """news: set where it is known that there is something new in the outbox."""
+        """news: set where it is known that there is something new in the outbox. guard: None for one of its own."""
+        self._guard = guard or ClockGuard(clock, store.time)
         self._metrics = metrics or Metrics()
         self._background = background or BackgroundTasks(self._metrics.task_failed)
         self._looking: Supervised | None = None
@@ -94,7 +97,9 @@ class Dispatcher:
         self._lines: dict[str, _Line] = {}
         self._sending: set[asyncio.Task[None]] = set()
         self._news = news or asyncio.Event()
-        self._swept = self._counted = float("-inf")
+        self._counted = float("-inf")
+        # Not at once: of a clock that is wrong when the process begins something may be heard meanwhile.
+        self._swept = time.monotonic()
         self._closing = False
 
     def open(self) -> None:
@@ -117,15 +122,32 @@ class Dispatcher:
             self._line(webhook_id).wake.set()
         if time.monotonic() - self._swept >= self._sweep_every:
             self._swept = time.monotonic()
-            await self._sweep(at)
+            await self._sweep()
         if time.monotonic() - self._counted >= _COUNT_SECONDS:
             self._counted = time.monotonic()
+            await self._bring_back()
             left = await self._store.read(events.backlog())
             oldest = (at - left.oldest).total_seconds() if left.oldest is not None else 0.0
             self._metrics.events_left(left.outbox, left.waiting, left.dead, max(0.0, oldest))
         return taken == _GROUP
 
-    async def _sweep(self, at: datetime) -> None:
+    async def _bring_back(self) -> None:
+        """What a clock that had jumped ahead put off for years is due now."""
+        try:
+            at = await self._guard.checked()
+        except Unavailable:
+            return  # The guard has logged it.
+        horizon = at + max(self._lease, self._pause) + TOLERANCE
+        while keys := await self._store.read(events.beyond(horizon)):
+            brought = await self._store.write(events.bring_back(keys, horizon, at))
+            _log.warning("deliveries from the future are due now", events=brought)
+            self._news.set()
+
+    async def _sweep(self) -> None:
+        try:
+            at = await self._guard.checked()
+        except Unavailable:
+            return  # The guard has logged it.
         while given_up := await self._store.write(events.give_up(at - self._give_up, at, "It waited for too long.")):
             _log.warning("events given up that waited for too long", events=given_up)
         while await self._store.write(events.purge(at - self._keep)):

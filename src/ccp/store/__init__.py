@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Protocol
 
 from ccp.store.schema import is_postgres, sqlite_file
@@ -31,6 +32,9 @@ class Store(Protocol):
 
         Raises Unavailable when it cannot, or when nobody knows whether it did: then it says so.
         """
+
+    async def time(self) -> datetime | None:
+        """The database server's clock; None where the engine has none but this machine's. Raises Unavailable."""
 
 
 def connect(url: str, connections: int = 4) -> Store:

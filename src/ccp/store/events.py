@@ -412,6 +412,33 @@ def due(at: datetime) -> Steps[set[str]]:
     return found
 
 
+@newest
+def beyond(horizon: datetime, limit: int = 500) -> Steps[list[Row]]:
+    """Keys of deliveries that wait for a time later than that, in the order in which they are locked."""
+    rows = yield (
+        "select pcid, rev, part, webhook_id from delivery where state = 'waiting' and lease_until > $1 "
+        "order by pcid, rev, part, webhook_id limit $2",
+        (microseconds(horizon), limit),
+    )
+    return [tuple(row) for row in rows]
+
+
+@repeatable
+def bring_back(keys: Sequence[Row], horizon: datetime, at: datetime) -> Steps[int]:
+    """Let deliveries be due that wait for longer than any lease or pause lasts: a clock had jumped ahead.
+
+    keys: as `beyond` has them. Returns how many.
+    """
+    statement = f"""
+    update delivery set lease_until = $5, queued_at = case when queued_at > $5 then $5 else queued_at end
+    where {_BY_KEY} and state = 'waiting' and lease_until > $6 returning rev
+    """  # noqa: S608  words are ours
+    total = 0
+    for key in keys:
+        total += len((yield statement, (*key, microseconds(at), microseconds(horizon))))
+    return total
+
+
 _CANDIDATES: Final = f"""
 select d.pcid, d.rev, d.part from delivery d
 where d.webhook_id = $1 and d.state = 'waiting' and d.lease_until <= $2

@@ -10,9 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import chain
-from typing import Any
+from typing import Any, Final
 
 from ccp.pki.evidence import Evidence, Key, Known, LoadedCRL, RevocationList, Rules, Status
 from ccp.store import unknown
@@ -271,6 +271,17 @@ def crl_unchanged(issuer: str, url: str, at: datetime, refresh_at: datetime) -> 
     )
 
 
+MAX_REFRESH: Final = timedelta(days=1)
+"""The longest time from one look at a list or a certificate to the next."""
+
+# What was to be looked at again later than that was written by a clock that had jumped ahead; it is due now.
+_BEYOND: Final = "select {} from {} where refresh_at > $1 order by refresh_at desc limit $2 for update skip locked"
+
+
+def _horizon(at: datetime) -> int:
+    return microseconds(at + MAX_REFRESH + timedelta(hours=1))
+
+
 @repeatable
 def due_crls(at: datetime, retry_at: datetime, limit: int) -> Steps[list[DueCRL]]:
     """Lists to fetch again. They are not due again before `retry_at`, so several workers do not fetch the same one."""
@@ -279,6 +290,8 @@ def due_crls(at: datetime, retry_at: datetime, limit: int) -> Steps[list[DueCRL]
     for update skip locked
     """
     rows = yield select, (microseconds(at), limit)
+    if len(rows) < limit:
+        rows = [*rows, *(yield _BEYOND.format("issuer, url, issuer_certificate", "crl"), (_horizon(at), limit))]
     for issuer, url, _ in rows:
         yield "update crl set refresh_at = $1 where issuer = $2 and url = $3", (microseconds(retry_at), issuer, url)
     return [DueCRL(url, certificate) for _, url, certificate in rows]
@@ -292,7 +305,11 @@ def due_certificates(at: datetime, retry_at: datetime, limit: int) -> Steps[list
     where refresh_at <= $1 order by refresh_at limit $2 for update skip locked
     """
     due = []
-    for issuer, serial, certificate, issuer_certificate, not_after in (yield select, (microseconds(at), limit)):
+    rows = yield select, (microseconds(at), limit)
+    if len(rows) < limit:
+        columns = "issuer, serial, certificate, issuer_certificate, not_after"
+        rows = [*rows, *(yield _BEYOND.format(columns, "watched_certificate"), (_horizon(at), limit))]
+    for issuer, serial, certificate, issuer_certificate, not_after in rows:
         if not_after >= int(at.timestamp()):
             # Not one statement with a subquery for all, for which SQLite reads the whole table.
             yield (

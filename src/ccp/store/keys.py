@@ -9,12 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from typing import Final
 
 from ccp.errors import NotFound
 from ccp.store.changes import Topic, count
 from ccp.store.contracts import instant, microseconds
 from ccp.store.steps import Steps, newest
+
+_CLOCKS_DIFFER: Final = timedelta(minutes=5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +82,10 @@ def rotate(candidate: TokenKey, retire_at: datetime, at: datetime) -> Steps[None
 
 def rotate_old(candidate: TokenKey, older_than: datetime, retire_at: datetime, at: datetime) -> Steps[bool]:
     """Rotate if no key is newer than that. Returns whether it was this caller who did."""
-    if not _all_older((yield from every()), older_than):
+    if not _all_older((yield from every()), older_than, at):
         return False
     yield count(Topic.TOKEN_KEYS)
-    if not _all_older((yield from every()), older_than):
+    if not _all_older((yield from every()), older_than, at):
         return False
     yield from _replace(candidate, retire_at, at)
     return True
@@ -131,8 +134,9 @@ def _insert(key: TokenKey) -> Steps[None]:
     yield insert, (key.kid, key.private_key, microseconds(key.created_at), *times)
 
 
-def _all_older(known: Iterable[TokenKey], than: datetime) -> bool:
-    return all(key.created_at <= than for key in known)
+def _all_older(known: Iterable[TokenKey], than: datetime, at: datetime) -> bool:
+    """Whether none is newer. One from the future was made by a clock that had jumped ahead, and is no newer one."""
+    return all(key.created_at <= than or key.created_at > at + _CLOCKS_DIFFER for key in known)
 
 
 def _maybe(time: int | None) -> datetime | None:

@@ -15,6 +15,7 @@ import contextlib
 import random
 import ssl
 from collections.abc import Coroutine, Sequence
+from datetime import datetime
 from functools import partial
 from typing import Any, Final, TypeAlias
 
@@ -154,6 +155,11 @@ class PostgresStore:
     async def write(self, change: Steps[T]) -> T:
         # In a task of its own: when the caller goes, the change is still made as a whole, and the connection is good.
         return await asyncio.shield(self._start(self._write(change)))
+
+    async def time(self) -> datetime | None:
+        rows = await self._fetch("select clock_timestamp()", ())
+        at: datetime = rows[0][0]
+        return at
 
     async def _recover(self, connection: Connection) -> None:
         """Take back a connection whose user has gone; the driver has asked the server to stop what it was doing."""

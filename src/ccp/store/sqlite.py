@@ -15,6 +15,7 @@ import sqlite3
 import threading
 import time
 from concurrent.futures import Future
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -104,6 +105,9 @@ class SQLiteStore:
         done: Future[T] = Future()
         self._changes.put((change, done))
         return await asyncio.wrap_future(done)
+
+    async def time(self) -> datetime | None:
+        return None
 
     def _write_groups(self, ready: Future[None]) -> None:
         try:

@@ -1,0 +1,269 @@
+"""A clock that is 400 days ahead for a while: nothing is purged, no token outlives it, and no event waits for years."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ccp import tokens
+from ccp.clock import ClockGuard
+from ccp.errors import Unavailable
+from ccp.ids import EMAID, PCID
+from ccp.parties import NOT_VALID
+from ccp.sim.pki import PKI
+from ccp.store import connect, evidence, keys, schema
+from ccp.store.contracts import microseconds, publish
+from ccp.store.events import put_webhook
+from ccp.store.steps import Steps
+from tests.api.answers import sentences
+from tests.cli.test_serving import free_port, serving
+from tests.databases import Server
+from tests.events.receiver import receiving, until, webhook
+from tests.store.made import new_database, read, sql, variant, write
+from tests.tokens.issuer import fake_issuer, post
+from tests.world import AT, Pool, start
+
+JUMP = timedelta(days=400)
+AHEAD = "The clock of this machine was set 9600 hours ahead since the pool started; nothing is purged."
+
+
+class Clock:
+    """The clock of a pool that runs in this process."""
+
+    def __init__(self) -> None:
+        self.ahead = timedelta(0)
+
+    def __call__(self) -> datetime:
+        return datetime.now(UTC) + self.ahead
+
+
+@contextmanager
+def jumping(pkis: dict[str, PKI], **options: Any) -> Iterator[tuple[Pool, Clock]]:
+    clock = Clock()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ccp.app.now", clock)
+        with start({"iso2": pkis["iso2"]}, rate_failures=0, **options) as running:
+            yield running, clock
+
+
+def ready(pool: Pool) -> list[str]:
+    """Why the pool is not ready; nothing where it is."""
+    answer = pool.http.get("/health/ready")
+    reasons: list[str] = answer.json().get("reasons", [])
+    assert (answer.status_code == 200) is (not reasons)
+    return reasons
+
+
+def failures(pool: Pool, task: str) -> float:
+    """How often a background task has failed."""
+    text = pool.http.get("/metrics").text
+    name = f'ccp_task_failures_total{{task="{task}"}} '
+    return sum(float(line.removeprefix(name)) for line in text.splitlines() if line.startswith(name))
+
+
+ENGINES = ["sqlite", "postgresql"]
+
+
+@pytest.fixture(params=ENGINES)
+def database(request: pytest.FixtureRequest) -> dict[str, Any]:
+    if request.param == "sqlite":
+        return {}
+    server: Server = request.getfixturevalue("postgres")
+    return {"database": server.database()}
+
+
+def test_nothing_is_purged_while_the_clock_is_ahead_and_everything_goes_on_after_it(
+    pkis: dict[str, PKI], database: dict[str, Any]
+) -> None:
+    options: dict[str, Any] = {
+        "cleanse_interval": 1, "event_dispatch": True, "event_http": True, "outbound_allow": ("127.0.0.0/8",),
+        **database,
+    }  # fmt: skip
+    with receiving() as receiver, jumping(pkis, **options) as (pool, clock):
+        pool.change(put_webhook(webhook(receiver.url + "/up")))
+        valid = (AT - timedelta(days=1), AT + timedelta(days=100))
+        car = pool.car()
+        contract = pool.publish(car, valid=valid)
+        receiver.wait("/up", 1)
+        honest = pool.token("cpo")
+        assert ready(pool) == []
+
+        clock.ahead = JUMP
+        assert ready(pool) == [AHEAD]
+        form = {
+            "grant_type": "client_credentials",
+            "client_id": "cpo",
+            "client_secret": pool.world.member("cpo").secret,
+        }
+        future = pool.http.post("/oauth/token", data=form).json()["access_token"]
+        assert post(pool, future).status_code == 400, "valid as long as the clock stands so: let in, the body is empty"
+        tried = failures(pool, "cleansing")
+        until(lambda: failures(pool, "cleansing") >= tried + 2, 20)
+        late = pool.car()
+        pool.cps.headers["Authorization"] = f"Bearer {fresh_token(pool, 'cps')}"
+        stays = pool.publish(late, valid=(AT - timedelta(days=1), AT + timedelta(days=800)))
+
+        clock.ahead = timedelta(0)
+        until(lambda: ready(pool) == [], 10)
+        for _ in range(2):
+            assert sentences(post(pool, future), 401) == [NOT_VALID], "from the cache"
+        assert post(pool, honest).status_code == 400
+        pool.cps.headers["Authorization"] = f"Bearer {pool.token('cps')}"
+        assert pool.stored(contract.emaid) == pool.stored(stays.emaid) == 1
+        assert [item["emaid"] for item in pool.ask(car)] == [contract.emaid]
+        until(lambda: late.pcid in {sent.pcid for sent in receiver.at("/up")}, 30)
+        pool.publish(late, stays.emaid, valid=valid)
+        until(lambda: [s.kind for s in receiver.at("/up") if s.pcid == late.pcid][1:] == ["oem.contract.updated"], 30)
+
+
+def fresh_token(pool: Pool, name: str) -> str:
+    form = {"grant_type": "client_credentials", "client_id": name, "client_secret": pool.world.member(name).secret}
+    token: str = pool.http.post("/oauth/token", data=form).json()["access_token"]
+    return token
+
+
+def test_a_token_that_was_made_in_the_future_is_refused_by_a_worker_that_never_saw_it(pkis: dict[str, PKI]) -> None:
+    with jumping(pkis) as (pool, clock):
+        clock.ahead = JUMP
+        future = fresh_token(pool, "cpo")
+        clock.ahead = timedelta(0)
+        assert sentences(post(pool, future), 401) == [NOT_VALID]
+        clock.ahead = timedelta(seconds=30)  # As clocks of several machines may differ.
+        near = fresh_token(pool, "cpo")
+        clock.ahead = timedelta(0)
+        assert post(pool, near).status_code == 400
+
+
+def test_a_foreign_token_from_the_future_is_not_good_for_being_remembered(pkis: dict[str, PKI]) -> None:
+    with fake_issuer() as fake:
+        issuers = (fake.entry(),)
+        with jumping(pkis, issuers=issuers, outbound_allow=("127.0.0.0/8",)) as (pool, clock):
+            days = JUMP.total_seconds()
+            future = fake.token(iat=lambda now: now + days, exp=lambda now: now + days + 3600)
+            assert sentences(post(pool, future), 401) == [NOT_VALID]
+            clock.ahead = JUMP
+            assert post(pool, future).status_code == 400
+            clock.ahead = timedelta(0)
+            assert sentences(post(pool, future), 401) == [NOT_VALID]
+
+
+def test_a_key_of_the_future_does_not_keep_keys_from_being_rotated(tmp_path: Path) -> None:
+    url = new_database(tmp_path)
+    old = tokens.new_key(AT - timedelta(days=31))
+    write(url, keys.ensure(old))
+    write(url, keys.rotate(tokens.new_key(AT + JUMP), AT + JUMP + timedelta(days=1), AT - timedelta(days=30)))
+    after = AT - timedelta(days=30)
+    made = tokens.new_key(AT)
+    assert write(url, keys.rotate_old(made, after, AT + timedelta(days=1), AT)) is True
+    assert write(url, keys.rotate_old(tokens.new_key(AT), after, AT + timedelta(days=1), AT)) is False
+    assert keys.signing(read(url, keys.every()), AT + timedelta(minutes=1)) == made
+
+
+def test_lists_and_certificates_that_a_clock_put_off_for_years_are_due_now(
+    tmp_path: Path, database: dict[str, Any]
+) -> None:
+    url = database.get("database") or new_database(tmp_path)
+    far, soon = microseconds(AT + JUMP), microseconds(AT + timedelta(hours=20))
+    until_then = int((AT + JUMP).timestamp())
+    for name, when in (("far", far), ("soon", soon)):
+        sql(
+            url,
+            "insert into crl (issuer, url, issuer_certificate, this_update, next_update, fetched_at, refresh_at) "
+            "values (?, 'http://crl.example', ?, 1, 1, 1, ?)",
+            name, b"x", when,
+        )  # fmt: skip
+        sql(
+            url,
+            "insert into watched_certificate values (?, '1', ?, ?, ?, ?)",
+            name,
+            name.encode(),
+            b"x",
+            until_then,
+            when,
+        )
+    retry = AT + timedelta(minutes=2)
+    assert len(write(url, evidence.due_crls(AT, retry, 10))) == 1
+    assert [each.certificate for each in write(url, evidence.due_certificates(AT, retry, 10))] == [b"far"]
+    assert write(url, evidence.due_crls(AT, retry, 10)) == []
+    assert write(url, evidence.due_certificates(AT, retry, 10)) == []
+    assert sorted(sql(url, "select refresh_at from crl")) == [(microseconds(retry),), (soon,)]
+
+
+# --- The database's clock, and processes -----------------------------------------------------------------------------
+
+
+def test_a_clock_that_differs_from_the_database_servers_is_implausible_from_the_start(postgres: Server) -> None:
+    url = postgres.database()
+
+    async def ask(ahead: timedelta) -> datetime:
+        store = connect(url)
+        await store.open()
+        try:
+            return await ClockGuard(lambda: datetime.now(UTC) + ahead, store.time).checked()
+        finally:
+            await store.close()
+
+    asyncio.run(ask(timedelta(0)))
+    for ahead in (JUMP, -JUMP):
+        with pytest.raises(Unavailable, match=r"9[56]\d\d hours (ahead of|behind) the database server's"):
+            asyncio.run(ask(ahead))
+
+
+LIBRARY = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1")
+needs_faketime = pytest.mark.skipif(not LIBRARY.exists(), reason="libfaketime is not installed")
+
+
+@contextmanager
+def under_faketime(folder: Path) -> Iterator[Path]:
+    """A file that says how far the clock of processes started now is ahead."""
+    said = folder / "clock"
+    said.write_text("+0d\n")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LD_PRELOAD", str(LIBRARY))
+        patch.setenv("FAKETIME_TIMESTAMP_FILE", str(said))
+        patch.setenv("FAKETIME_NO_CACHE", "1")
+        patch.setenv("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+        patch.setenv("DONT_FAKE_MONOTONIC", "1")
+        yield said
+
+
+@needs_faketime
+def test_a_server_whose_machine_jumps_ahead_keeps_its_contracts_and_says_so(tmp_path: Path) -> None:
+    url = f"sqlite:///{tmp_path}/ccp.db"
+    schema.upgrade(url)
+    for number in range(5):
+        write(url, publishing(number))
+    port = free_port()
+    (tmp_path / "ccp.toml").write_text(f'database = "sqlite:///ccp.db"\nport = {port}\ncleanse_interval = 1\n')
+    log = tmp_path / "log"
+    with (
+        under_faketime(tmp_path) as said,
+        serving(f"http://127.0.0.1:{port}", "--config", tmp_path / "ccp.toml", log=log) as http,
+    ):
+        assert "clock" not in " ".join(http.get("/health/ready").json().get("reasons", []))
+        said.write_text("+400d\n")
+        until(
+            lambda: any("nothing is purged" in reason for reason in http.get("/health/ready").json().get("reasons", []))
+        )
+        until(
+            lambda: log.read_text().count('"task":"cleansing"') + log.read_text().count('"task": "cleansing"') >= 2, 30
+        )
+        said.write_text("+0d\n")
+        until(lambda: "clock plausible again" in log.read_text())
+    assert '"clock implausible"' in log.read_text()
+    assert sql(url, "select count(*) from contract") == [(5,)]
+
+
+def publishing(number: int) -> Steps[Any]:
+    now = datetime.now(UTC).replace(microsecond=0)
+    contract = variant(
+        EMAID(f"DEEXAC{number:08d}"), PCID(f"WEX0TEST{number:09d}"),
+        valid_from=now - timedelta(days=1), valid_to=now + timedelta(days=100),
+    )  # fmt: skip
+    return publish(contract, now)
