@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Final, TypeAlias
 
 from ccp.errors import ConfigurationError, NotAuthenticated, TooManyRequests, Unavailable
+from ccp.files import create_private, reopen_private
 from ccp.metrics import Limited
 from ccp.settings import Settings
 
@@ -76,7 +77,7 @@ class Meter:
     def shared(cls, file: Path) -> Meter:
         """For every process that opens the file. Raises ConfigurationError."""
         try:
-            with file.open("r+b") as opened:
+            with reopen_private(file) as opened:
                 memory = mmap.mmap(opened.fileno(), _HEADER + _SLOTS * 16)
         except (OSError, ValueError) as exc:
             raise ConfigurationError(f"The rate limits' file {file} cannot be used: {exc}.") from exc
@@ -90,13 +91,12 @@ class Meter:
         ConfigurationError.
         """
         try:
-            if file.exists():
-                if file.stat().st_mtime >= time.time() - time.monotonic():
+            if os.path.lexists(file):
+                if file.lstat().st_mtime >= time.time() - time.monotonic():
                     cls.shared(file)
                     return
                 file.unlink()
-            descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-            with os.fdopen(descriptor, "wb") as opened:
+            with create_private(file) as opened:
                 opened.write(os.urandom(_SECRET))
                 opened.truncate(_HEADER + _SLOTS * 16)
         except OSError as exc:

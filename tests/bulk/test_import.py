@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from ccp.bulk.checkpoint import default_path
 from ccp.sim.pki import PKI, Addresses, build_pki
 from ccp.store import schema
 from tests.bulk.fleet import Database, body, database, expired, jsonl, line, new_emaid, new_pcid
@@ -180,7 +181,7 @@ def test_a_folder_is_read_in_the_order_of_its_names_plain_compressed_and_as_sing
         imported(empty, folder, "--refused", report)
     assert sql(empty.url, "select metadata from contract where emaid = ?", str(emaid)) == [("c",)]
     assert len(empty.emaids()) == 2
-    assert not (tmp_path / "fleet.checkpoint").exists()
+    assert not list(empty.folder.glob("*.checkpoint")) + list(tmp_path.glob("*.checkpoint"))
 
 
 @pytest.mark.parametrize("packed", [False, True])
@@ -358,7 +359,7 @@ def test_stopped_at_any_time_a_second_run_goes_on_and_does_nothing_twice(
 ) -> None:
     file, report = tmp_path / "fleet.jsonl", tmp_path / "refused.jsonl"
     file.write_bytes(b"".join(fleet))
-    checkpoint = tmp_path / "fleet.jsonl.checkpoint"
+    checkpoint = default_path(str(file), empty.url)
     for how, after in ways:
         status = stopped(empty, file, report, how, after)
         assert status == (-how if how is signal.SIGKILL else 130)
@@ -385,7 +386,7 @@ def test_a_checkpoint_of_another_input_is_not_gone_on_from(tmp_path: Path, empty
     before = empty.emaids()
     file.write_bytes(b"".join(fleet[1:]))
     assert told("import", file, env=empty.env).startswith(f"The checkpoint is of another input than {file}: ")
-    (tmp_path / "fleet.jsonl.checkpoint").write_text("{}")
+    default_path(str(file), empty.url).write_text("{}")
     assert "is no checkpoint" in told("import", file, env=empty.env)
     assert empty.emaids() == before
 

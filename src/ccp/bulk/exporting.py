@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import os
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -13,8 +12,8 @@ from typing import IO, Any, Final
 import orjson
 
 from ccp import wire
-from ccp.bulk.checkpoint import sync_folder
 from ccp.contracts import SignedContract
+from ccp.files import replace_private
 from ccp.ids import WMI, Namespace, ProviderId
 from ccp.store import Store
 from ccp.store.bulk import page
@@ -68,30 +67,17 @@ def members(contract: SignedContract) -> dict[str, Any]:
 async def export(store: Store, target: str, wanted: Filter) -> int:
     """Write everything that is wanted to a file (compressed where its name ends in .gz), or to standard output for "-".
 
-    A file is there, with its whole content and on disk, when this returns, and not before. Returns the lines written.
+    A file is there, with its whole content and on disk, when this returns, and not before. Its mode is 0600, and a link
+    of that name is replaced, not followed. Returns the lines written.
     """
     if target == "-":
         return await _write(sys.stdout.buffer, store, wanted)
     path = Path(target)
-    beside = path.with_name(path.name + ".part")
-    try:
-        with _created(beside) as file:
-            if path.suffix == ".gz":
-                with gzip.GzipFile(filename="", fileobj=file, mode="wb", compresslevel=6, mtime=0) as packed:
-                    count = await _write(packed, store, wanted)
-            else:
-                count = await _write(file, store, wanted)
-            file.flush()
-            os.fsync(file.fileno())
-        beside.replace(path)
-        sync_folder(path.parent)
-    finally:
-        beside.unlink(missing_ok=True)
-    return count
-
-
-def _created(path: Path) -> IO[bytes]:
-    return open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb")
+    with replace_private(path) as file:
+        if path.suffix == ".gz":
+            with gzip.GzipFile(filename="", fileobj=file, mode="wb", compresslevel=6, mtime=0) as packed:
+                return await _write(packed, store, wanted)
+        return await _write(file, store, wanted)
 
 
 async def _write(file: IO[bytes] | gzip.GzipFile, store: Store, wanted: Filter) -> int:

@@ -29,10 +29,11 @@ import orjson
 
 from ccp.app import Assembly, assemble, now
 from ccp.bulk import work
-from ccp.bulk.checkpoint import Checkpoint
+from ccp.bulk.checkpoint import Checkpoint, key_of
 from ccp.bulk.lines import Chunk, Mark, Source
 from ccp.bulk.work import Accepted, Channel, Done, Had, Order, Refused, Wanted, Work
 from ccp.errors import ConfigurationError, Unavailable
+from ccp.files import create_private, reopen_private
 from ccp.parties import Caller
 from ccp.pool import publishing
 from ccp.settings import Settings
@@ -107,14 +108,16 @@ class _Import:
         self._reached: Mark | None = None
         self._saved: Mark | None = None
         self._report: _Report | None = None
+        self._key = b""
 
     async def run(self) -> State:
         plan, state = self._plan, self._state
-        before = Checkpoint.load(plan.checkpoint) if plan.checkpoint else None
+        self._key = await key_of(self._built.store)
+        before = Checkpoint.load(plan.checkpoint, self._key) if plan.checkpoint else None
         if before is not None:
             state.counts.update(before.counts)
             state.resumed_behind = before.mark.lines
-        self._report = _Report(plan.refused, before.refused_octets if before else 0)
+        self._report = _Report(plan.refused, before)
         try:
             await self._all(before)
             if not state.interrupted and plan.checkpoint is not None:
@@ -131,7 +134,8 @@ class _Import:
         tokens = asyncio.Semaphore(self._plan.workers * _AHEAD + 4)
         checked: asyncio.Queue[tuple[Chunk, asyncio.Task[Done]] | None] = asyncio.Queue()
         written: asyncio.Queue[tuple[Chunk, list[Refused | asyncio.Task[str]]] | None] = asyncio.Queue()
-        reader = _Reader(self._plan.source, self._config.max_body, before, asyncio.get_running_loop())
+        plan = self._plan
+        reader = _Reader(plan.source, self._config.max_body, before, plan.checkpoint, asyncio.get_running_loop())
         crew = _Crew(self._built)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -283,20 +287,32 @@ class _Import:
         assert self._report is not None, "made before"
         if self._plan.checkpoint is None or self._reached is None or self._reached == self._saved:
             return
-        refused_octets = self._report.sync()
-        Checkpoint(self._reached, dict(self._state.counts), refused_octets).save(self._plan.checkpoint)
+        length = self._report.sync()
+        done = Checkpoint(self._reached, dict(self._state.counts), self._report.name, length)
+        done.save(self._plan.checkpoint, self._key)
         self._saved = self._reached
 
 
 class _Report:
-    """The file of refused lines, or none. A run that goes on begins where the checkpoint says that it ended."""
+    """The file of refused lines, or none. A run that goes on begins where the checkpoint says that it ended.
 
-    def __init__(self, path: Path | None, begin: int) -> None:
+    The file names contracts: its mode is 0600, and it is written through no link. Raises ConfigurationError, OSError.
+    """
+
+    def __init__(self, path: Path | None, before: Checkpoint | None) -> None:
         self._file: IO[bytes] | None = None
-        if path is not None:
-            self._file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o600), "r+b")  # noqa: SIM115  closed by close
-            self._file.truncate(begin)
-            self._file.seek(0, os.SEEK_END)
+        self.name = None if path is None else str(path.absolute())
+        if path is None:
+            return
+        begin = before.report_bytes if before is not None and before.report == self.name else 0
+        try:
+            self._file = reopen_private(path)
+        except FileNotFoundError:
+            self._file = create_private(path)
+            return
+        os.fchmod(self._file.fileno(), 0o600)
+        self._file.truncate(min(begin, os.fstat(self._file.fileno()).st_size))
+        self._file.seek(0, os.SEEK_END)
 
     def add(self, file: str, line: int, refused: Refused) -> None:
         if self._file is not None:
@@ -325,11 +341,17 @@ class _Reader:
     """A thread that reads ahead by a few chunks. Standard input may keep it waiting for ever, so it is a daemon."""
 
     def __init__(
-        self, source: Source, longest: int, before: Checkpoint | None, loop: asyncio.AbstractEventLoop
+        self,
+        source: Source,
+        longest: int,
+        before: Checkpoint | None,
+        checkpoint: Path | None,
+        loop: asyncio.AbstractEventLoop,
     ) -> None:
         self._source = source
         self._longest = longest
         self._before = before
+        self._checkpoint = checkpoint
         self._loop = loop
         self._queue: asyncio.Queue[Chunk | BaseException | None] = asyncio.Queue()
         self._space = threading.Semaphore(4)
@@ -366,17 +388,20 @@ class _Reader:
     def _remaining(self) -> Iterable[Chunk]:
         """What is behind the checkpoint. Chunks end at the same places whenever the same input is read."""
         skipping = self._before.mark if self._before else None
+        skipped = 0
         for chunk in self._source.chunks(self._longest):
             if skipping is None:
                 yield chunk
-            elif chunk.after.lines >= skipping.lines:
-                if chunk.after != skipping:
+                continue
+            skipped += len(chunk.lines)
+            if chunk.after.lines >= skipping.lines:
+                if chunk.after != skipping or self._before is None or sum(self._before.counts.values()) != skipped:
                     break
                 skipping = None
         if skipping is not None:
             raise ConfigurationError(
                 f"The checkpoint is of another input than {self._source.name}: its first {skipping.lines} lines are "
-                "not those that were imported. Without the checkpoint's file the import begins anew."
+                f"not those that were imported. Delete {self._checkpoint} to begin anew."
             )
 
 

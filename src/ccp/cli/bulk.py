@@ -44,7 +44,8 @@ def import_contracts(
         Path | None, typer.Option(help="File for refused lines: line number, EMAID, reasons (JSON Lines).")
     ] = None,
     checkpoint: Annotated[
-        Path | None, typer.Option(help="File that notes how far it is; SOURCE.checkpoint if not given, none for -.")
+        Path | None,
+        typer.Option(help="File that notes how far it is; if not given, one beside the database, and none for -."),
     ] = None,
     publisher: Annotated[
         str | None, typer.Option("--as", help="Client id of the party that publishes; it may publish what it may.")
@@ -60,14 +61,14 @@ def import_contracts(
     """
     from ccp import logs  # Here: most commands can do without the server's libraries.
     from ccp.bulk import importing
+    from ccp.bulk.checkpoint import default_path
     from ccp.bulk.lines import Source
 
     effective = settings.load(config)
     effective = effective.model_copy(update={"log_level": _LEAST_LEVEL})
     logs.configure(effective)
     if checkpoint is None and source != "-":
-        path = Path(source)
-        checkpoint = path.with_name(path.resolve().name + ".checkpoint")
+        checkpoint = default_path(source, effective.database)
     found = Source.of(source, without=refused)
     caller = Caller(_publisher(config, publisher))
     began = time.monotonic()

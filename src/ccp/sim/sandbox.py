@@ -15,6 +15,7 @@ from ccp.api.oauth import PATH as TOKEN_PATH
 from ccp.app import assemble
 from ccp.audit import command_actor
 from ccp.errors import ConfigurationError
+from ccp.files import create_private
 from ccp.ids import EMAID, PCID, WMI, OperatorId, ProviderId
 from ccp.parties import Caller, Party, Role
 from ccp.pki.certificates import Certificate
@@ -219,5 +220,5 @@ def _write(path: Path, value: object) -> None:
 
 
 def _write_private(path: Path, value: object) -> None:
-    path.touch(mode=0o600)
-    _write(path, value)
+    with create_private(path) as file:
+        file.write(json.dumps(value, indent=2).encode() + b"\n")

@@ -34,7 +34,8 @@ class Turns:
         self._file: int | None = None
         self._seconds = seconds
         with contextlib.suppress(OSError):
-            self._file = os.open(f"{database}-turns", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            self._file = os.open(f"{database}-turns", flags, 0o600)
 
     def close(self) -> None:
         file, self._file = self._file, None

@@ -1,0 +1,259 @@
+"""Drop folders that others write to: links, forged checkpoints, and archives that hold next to nothing."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import stat
+import zlib
+from pathlib import Path
+
+import pytest
+
+from ccp.bulk.checkpoint import Checkpoint, default_path
+from ccp.bulk.lines import Mark, Source
+from ccp.errors import ConfigurationError
+from ccp.limits import Meter
+from ccp.sim.pki import PKI
+from ccp.store.turns import Turns
+from tests.bulk.fleet import Database, body, database, jsonl, line
+from tests.cli.run import ccp, good, told
+from tests.store.made import sql
+
+VICTIM = b"what the link points to"
+
+
+@pytest.fixture
+def target(tmp_path: Path, pkis: dict[str, PKI]) -> Database:
+    return database(tmp_path / "pool", pkis)
+
+
+@pytest.fixture
+def drop(tmp_path: Path) -> Path:
+    folder = tmp_path / "drop"
+    folder.mkdir()
+    return folder
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Path:
+    file = tmp_path / "victim"
+    file.write_bytes(VICTIM)
+    return file
+
+
+def broken_off(drop: Path, pkis: dict[str, PKI], name: str = "fleet.jsonl.gz") -> Path:
+    """An archive that ends in the midst of a line: 32 contracts are stored and a checkpoint is left behind."""
+    file = drop / name
+    file.write_bytes(gzip.compress(jsonl(*(body(pkis["iso2"]) for _ in range(40))))[:-500])
+    return file
+
+
+def mode(file: Path) -> int:
+    return stat.S_IMODE(file.lstat().st_mode)
+
+
+# --- Links -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_written_beside_the_database_and_through_no_link(
+    target: Database, drop: Path, victim: Path, pkis: dict[str, PKI]
+) -> None:
+    file = broken_off(drop, pkis)
+    for ending in (".checkpoint", ".checkpoint.new", ".checkpoint.part"):
+        file.with_name(file.name + ending).symlink_to(victim)
+    assert "cannot be read behind line" in told("import", file, env=target.env)
+    checkpoint = default_path(str(file), target.url)
+    assert checkpoint.parent == target.folder
+    assert mode(checkpoint) == 0o600
+    assert json.loads(checkpoint.read_bytes())["counts"] == {"created": 32}
+    assert victim.read_bytes() == VICTIM
+
+
+@pytest.mark.parametrize("linked", ["checkpoint", "refused"])
+def test_a_link_that_the_command_line_names_is_refused(
+    target: Database, drop: Path, victim: Path, pkis: dict[str, PKI], linked: str
+) -> None:
+    file, link = broken_off(drop, pkis), drop / "link"
+    link.symlink_to(victim)
+    assert told("import", file, f"--{linked}", link, env=target.env) == (
+        f"{link} cannot be used: it is a symbolic link."
+    )
+    link.unlink()
+    link.hardlink_to(victim)
+    assert told("import", file, f"--{linked}", link, env=target.env) == (
+        f"{link} cannot be used: it has a second name (hard link)."
+    )
+    assert victim.read_bytes() == VICTIM
+    assert target.emaids() == set()
+
+
+def test_the_report_of_refused_lines_is_for_its_owner_alone_whatever_it_was(target: Database, drop: Path) -> None:
+    file, report = drop / "fleet.jsonl", drop / "refused.jsonl"
+    file.write_bytes(b"{}\n")
+    report.write_bytes(b"older\n")
+    report.chmod(0o666)
+    assert ccp("import", file, "--refused", report, env=target.env).status == 1
+    assert mode(report) == 0o600
+    assert [json.loads(each)["line"] for each in report.read_text().splitlines()] == [1]
+
+
+def test_a_folder_s_links_lead_to_its_own_files_only(target: Database, drop: Path, pkis: dict[str, PKI]) -> None:
+    outside = drop.parent / "outside.jsonl"
+    outside.write_bytes(jsonl(body(pkis["iso2"])))
+    (drop / "1.jsonl").write_bytes(jsonl(body(pkis["iso2"])))
+    (drop / "2.jsonl").symlink_to("1.jsonl")
+    good("import", drop, env=target.env)
+    before = target.emaids()
+    (drop / "3.jsonl").symlink_to(outside)
+    assert told("import", drop, env=target.env) == (
+        f"{drop / '3.jsonl'} is a link to a file outside of {drop}; links out of a folder are not followed."
+    )
+    assert target.emaids() == before
+
+
+def test_an_export_replaces_a_link_and_leaves_what_it_points_to(target: Database, drop: Path, victim: Path) -> None:
+    file = drop / "fleet.jsonl"
+    for name in ("fleet.jsonl", "fleet.jsonl.part"):
+        (drop / name).symlink_to(victim)
+    good("export", file, env=target.env)
+    assert not file.is_symlink()
+    assert mode(file) == 0o600
+    assert victim.read_bytes() == VICTIM
+
+
+def test_files_that_processes_share_are_used_through_no_link(tmp_path: Path, victim: Path) -> None:
+    link, absent = tmp_path / "limits", tmp_path / "absent"
+    link.symlink_to(victim)
+    with pytest.raises(ConfigurationError, match="it is a symbolic link"):
+        Meter.prepare(link)
+    (tmp_path / "ccp.db-turns").symlink_to(absent)
+    turns = Turns(tmp_path / "ccp.db", 0.1)
+    with turns.mine():
+        pass
+    turns.close()
+    assert not absent.exists()
+    assert victim.read_bytes() == VICTIM
+
+
+# --- Forged checkpoints ----------------------------------------------------------------------------------------------
+
+CHANGED = "or it was changed. Delete it to begin anew"
+
+
+def test_a_checkpoint_whose_numbers_were_changed_is_refused(target: Database, drop: Path, pkis: dict[str, PKI]) -> None:
+    file = broken_off(drop, pkis)
+    told("import", file, env=target.env)
+    checkpoint = default_path(str(file), target.url)
+    found = json.loads(checkpoint.read_bytes())
+    checkpoint.write_text(json.dumps({**found, "counts": {"created": 1_000_000}}))
+    assert CHANGED in told("import", file, env=target.env)
+    checkpoint.write_text(json.dumps({**found, "report": "/etc/passwd", "report_bytes": 0}))
+    assert CHANGED in told("import", file, env=target.env)
+    checkpoint.write_text(json.dumps(found))
+    assert "cannot be read behind line" in told("import", file, env=target.env)
+
+
+def true_mark(file: Path) -> Mark:
+    """The end of an input, which everybody can compute who has it."""
+    *_, last = Source.of(str(file)).chunks(262_144)
+    return last.after
+
+
+def test_a_checkpoint_that_was_made_up_skips_no_line(target: Database, drop: Path, pkis: dict[str, PKI]) -> None:
+    """The attacker has the input and the source of this program, and not the database."""
+    file, made = drop / "fleet.jsonl", drop / "made"
+    contract = body(pkis["iso2"])
+    file.write_bytes(jsonl(contract))
+    Checkpoint(true_mark(file), {"created": 1_000_000}, None, 0).save(made, b"a guess")
+    assert CHANGED in told("import", file, "--checkpoint", made, env=target.env)
+    made.unlink()
+    good("import", file, "--checkpoint", made, env=target.env)
+    assert target.emaids() == {contract["emaid"]}
+
+
+def test_numbers_that_do_not_fit_the_input_are_refused(target: Database, drop: Path, pkis: dict[str, PKI]) -> None:
+    file, empty = drop / "fleet.jsonl", drop / "empty.jsonl"
+    file.write_bytes(b"\n" + jsonl(body(pkis["iso2"])))
+    empty.write_bytes(b"")
+    good("import", empty, env=target.env)  # Makes the key.
+    (key,) = sql(target.url, "select value from pool_secret where name = 'import_checkpoint_key'")[0]
+    checkpoint = default_path(str(file), target.url)
+    for counts in ({"created": 1_000_000}, {"created": 2}, {}):
+        Checkpoint(true_mark(file), counts, None, 0).save(checkpoint, bytes.fromhex(key))
+        assert told("import", file, env=target.env).startswith("The checkpoint is of another input than ")
+    Checkpoint(true_mark(file), {"created": 1}, None, 0).save(checkpoint, bytes.fromhex(key))
+    assert json.loads(good("import", file, "--json", env=target.env).out)["lines"] == 1
+
+
+def test_a_checkpoint_of_another_database_skips_no_line(
+    target: Database, drop: Path, tmp_path: Path, pkis: dict[str, PKI]
+) -> None:
+    other = database(tmp_path / "other", pkis)
+    file, checkpoint = broken_off(drop, pkis), drop / "checkpoint"
+    assert default_path(str(file), target.url) != default_path(str(file), other.url)
+    for each in (target, other):  # The first one notes that 32 lines are done; the second must not believe it.
+        assert ccp("import", file, "--checkpoint", checkpoint, env=each.env).status == 1
+    assert CHANGED in told("import", file, "--checkpoint", checkpoint, env=other.env)
+    assert (len(target.emaids()), len(other.emaids())) == (32, 0)
+
+
+def test_without_a_file_of_its_own_a_database_s_checkpoints_lie_in_the_user_s_state_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    first, second = (default_path("fleet.jsonl", f"postgresql://ccp@db.example/{name}") for name in ("one", "two"))
+    assert first.parent == second.parent == tmp_path / "state" / "opnc-ccp"
+    assert mode(first.parent) == 0o700
+    assert first != second
+
+
+# --- Input that holds nothing ----------------------------------------------------------------------------------------
+
+
+def packed(*parts: bytes, times: int = 1) -> bytes:
+    """Parts, the last one so many times, as a gzip file."""
+    packer = zlib.compressobj(1, wbits=31)
+    *before, last = parts
+    octets = b"".join(packer.compress(part) for part in (*before, *[last] * times))
+    return octets + packer.flush()
+
+
+def test_an_archive_of_sixty_million_empty_lines_is_left_after_a_thousand(
+    target: Database, drop: Path, pkis: dict[str, PKI]
+) -> None:
+    file, contract = drop / "fleet.jsonl.gz", body(pkis["iso2"])
+    many = b"\n" * 1_000_000
+    file.write_bytes(packed(jsonl(*[contract] * 32), many, times=60))
+    assert told("import", file, env=target.env) == (
+        f"{file} cannot be read behind line 1353: too many lines without content."
+    )
+    assert target.emaids() == {contract["emaid"]}, "what came before is stored"
+    (drop / "plain.jsonl").write_bytes(many)
+    assert "too many lines without content" in told("import", drop / "plain.jsonl", env=target.env)
+
+
+def test_lines_of_white_space_do_not_expand_without_end(target: Database, drop: Path) -> None:
+    file = drop / "fleet.jsonl.gz"
+    file.write_bytes(packed(b" " * (1 << 20), times=128))
+    assert told("import", file, env=target.env).endswith("it expands to more than 100 times its size.")
+    file.write_bytes(packed((b" " * 200_000 + b"\n") * 5, times=500))
+    assert told("import", file, env=target.env).endswith("behind line 603: it expands to more than 100 times its size.")
+    body_file = drop / "one.json"
+    body_file.write_bytes(packed(b" " * (1 << 20), times=128))
+    assert told("import", body_file, env=target.env).endswith("it expands to more than 100 times its size.")
+
+
+def test_an_archive_of_empty_archives_is_left_after_a_megabyte(target: Database, drop: Path) -> None:
+    file = drop / "fleet.jsonl.gz"
+    file.write_bytes(gzip.compress(b"") * 100_000)
+    assert told("import", file, env=target.env).endswith("compressed bytes without content.")
+
+
+def test_empty_lines_between_lines_and_a_fleet_of_equal_lines_are_no_attack(
+    target: Database, drop: Path, pkis: dict[str, PKI]
+) -> None:
+    file, contract = drop / "fleet.jsonl.gz", body(pkis["iso2"])
+    file.write_bytes(gzip.compress(b"\n" * 900 + (line(contract) + b"\n \n") * 200))
+    summary = json.loads(good("import", file, "--json", env=target.env).out)
+    assert (summary["created"], summary["unchanged"]) == (1, 199)
