@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from ccp.cli import workers
+from ccp.connection_limits import Connections
 from ccp.limits import Proxies
-from ccp.server import STATE, Connections, options
+from ccp.server import STATE, options
 from ccp.settings import Settings
 
 

@@ -31,6 +31,7 @@ from ccp.audit import Refusals
 from ccp.auth import Operation
 from ccp.background import BackgroundTasks, PeriodicTask
 from ccp.clock import ClockGuard
+from ccp.connection_limits import Connections
 from ccp.errors import CCPError
 from ccp.events import Dispatcher, HandedOut, Subscribers
 from ccp.issuers import Issuers
@@ -44,7 +45,6 @@ from ccp.pseudonyms import Pseudonyms
 from ccp.register import Register
 from ccp.revocation import RevocationService
 from ccp.server import STATE as CONNECTIONS
-from ccp.server import Connections
 from ccp.settings import Settings
 from ccp.store import Store, changes, connect
 from ccp.store.changes import Topic

@@ -4,7 +4,7 @@ uvicorn and its parser read requests well, but they wait as long as a client lik
 and answer what they cannot read in words of their own. `Connection` adds what is missing:
 
 - how large a head may be, and how long it, the body and the taking of the answer may last;
-- how many connections there may be, in all and from one address;
+- how many connections there may be, in all and from one address (`ccp.connection_limits`);
 - requests that two readers could understand differently end the connection (RFC 9112 clauses 6.3 and 11.2);
 - every refusal is an answer in the API's shape and one log event.
 
@@ -16,33 +16,24 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+import socket
 import ssl
-import sys
 import time
 import uuid
-from collections import Counter
-from collections.abc import Coroutine
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 from urllib.parse import unquote
 
 import httptools
-import orjson
 import structlog
-from starlette.exceptions import HTTPException
 from uvicorn import Config
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from ccp.background import PeriodicTask
-from ccp.limits import Proxies
-from ccp.metrics import Metrics
+from ccp import tls
+from ccp.connection_limits import Connections, shortened
+from ccp.cycle import Cycle, error_body, parser_message
 from ccp.settings import Settings
-from ccp.writing import Outgoing, Writing
-
-if TYPE_CHECKING or sys.platform == "win32":
-    from asyncio import SelectorEventLoop as BaseLoop
-else:
-    from uvloop import Loop as BaseLoop
+from ccp.writing import Outgoing
 
 _log = structlog.get_logger("ccp.request")
 
@@ -58,8 +49,9 @@ _MAX_WAITING: Final = 16  # Requests that a client sends ahead of their answers;
 _IDLE_SECONDS: Final = 75.0  # Longer than proxies wait (60 is common), so that it is they who close a connection.
 _LINGER_SECONDS: Final = 2.0
 _LINGER_OCTETS: Final = 1 << 20
-_WATCH_SECONDS: Final = 0.5
-_HANDSHAKE_SECONDS: Final = 10.0
+# Timeouts of a worker that is full: enough for a client that means it.
+_SHORTEST_TIMEOUT: Final = 5.0
+_SHORTEST_HANDSHAKE: Final = 2.0
 _FOREVER: Final = math.inf
 
 # What of a request the parser is reading. Plain numbers: they are compared for every header.
@@ -69,116 +61,6 @@ _BODY: Final = 2
 
 _LOOKED_AT: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"expect"})
 _HOST: Final = re.compile(rb"[A-Za-z0-9._~%!$&'()*+;=:\[\]-]*")
-
-
-class Connections:
-    """The connections of one worker: how many there are, and which have outstayed their time."""
-
-    def __init__(self, config: Settings, proxies: Proxies, metrics: Metrics | None = None) -> None:
-        self.max_body = config.max_body
-        self.seconds = float(config.read_timeout)
-        self._most = config.max_connections
-        self._most_of_one = config.max_connections_address
-        self._proxies = proxies
-        self.metrics = metrics or Metrics()
-        self._open: set[Connection] = set()
-        self._by_address: Counter[bytes] = Counter()
-        self._turned_away: Counter[str] = Counter()
-        self.writing = Writing()
-
-    def enter(self, connection: Connection, address: str | None) -> tuple[int, str] | None:
-        """Returns None, or the status and the sentence with which the connection is turned away."""
-        counted = self._proxies.client(address, "").counted
-        refusal = None
-        if len(self._open) >= self._most:
-            refusal = 503, "The pool has too many connections just now."
-            self.metrics.limited("connections")
-        elif counted is not None and self._by_address[counted] >= self._most_of_one:
-            refusal = 429, "There are too many connections from this address."
-            self.metrics.limited("connections_address")
-        self._open.add(connection)
-        if counted is not None:
-            self._by_address[counted] += 1
-        if refusal is not None:
-            self._turned_away[refusal[1]] += 1
-        return refusal
-
-    def leave(self, connection: Connection, address: str | None) -> None:
-        self._open.discard(connection)
-        counted = self._proxies.client(address, "").counted
-        if counted is not None:
-            self._by_address[counted] -= 1
-            if not self._by_address[counted]:
-                del self._by_address[counted]
-
-    def watching(self) -> PeriodicTask:
-        """Closes what is overdue. Critical: without it no limit on time holds."""
-        return PeriodicTask("connection_watch", self.watch, _WATCH_SECONDS, critical=True, max_retry_delay=1.0)
-
-    async def watch(self) -> None:
-        """One round. One connection that cannot be looked at does not keep the others open; it is closed."""
-        now = time.monotonic()
-        failure: Exception | None = None
-        for connection in tuple(self._open):
-            try:
-                connection.look(now)
-            except Exception as exc:
-                failure = exc
-                connection.transport.abort()
-        for reason, count in self._turned_away.items():
-            _log.warning("connections turned away", reason=reason, count=count)
-        self._turned_away.clear()
-        if failure is not None:
-            raise failure
-
-
-class Cycle(RequestResponseCycle):
-    """A request and its answer, where the request may turn out to be no good while it is being answered."""
-
-    broken: tuple[int, str] | None = None
-    """Status and sentence for whoever reads on."""
-    last: bool = False
-    """Nothing that came after it is read."""
-
-    def cut(self, status: int, sentence: str) -> None:
-        self.broken = status, sentence
-        self.message_event.set()
-
-    async def receive(self) -> Any:
-        message: Any = None
-        if self.broken is None:
-            message = await super().receive()
-        if self.response_complete:
-            return {"type": "http.disconnect"}
-        if self.broken is not None:
-            # Whoever reads the body meets it as the framework's own exception, so it is answered and logged once.
-            status, sentence = self.broken
-            raise HTTPException(status, sentence)
-        if message["type"] == "http.disconnect" and self.more_body:
-            raise HTTPException(400, "The connection ended before the request did.")
-        return message
-
-    def send(self, message: Any) -> Coroutine[Any, Any, None]:
-        ends = self.waiting_for_100_continue or not self.keep_alive
-        if ends and self.more_body and not self.response_started:
-            # Answered before the body has come. Nobody can tell whether a client that waits to be told sends it now, so
-            # what comes next cannot be read; and where the connection ends anyway, the answer has to outlive the body.
-            self.last = True
-        if self.last:
-            # The first part says that the connection ends. It is the connection itself that ends it then, after what
-            # the client is still sending has been taken: else the network could lose the answer (RFC 9112 clause 9.6).
-            self.keep_alive = message["type"] != "http.response.start"
-        return super().send(message)
-
-    async def send_500_response(self) -> None:
-        trace_id = str(uuid.uuid4())
-        _log.error("request", trace_id=trace_id, status=500, outcome="crashed")
-        body = _error("Something went wrong here; the trace id finds it in the log.", trace_id)
-        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-        await self.send(
-            {"type": "http.response.start", "status": 500, "headers": [*headers, (b"connection", b"close")]}
-        )
-        await self.send({"type": "http.response.body", "body": body})
 
 
 class _Stop(Exception):
@@ -192,6 +74,8 @@ class Connection(HttpToolsProtocol):
     """
 
     cycle: Cycle
+    _outgoing: Outgoing
+    """What `transport` is."""
 
     def __init__(self, config: Config, server_state: Any, app_state: dict[str, Any], _loop: Any = None) -> None:
         super().__init__(config, server_state, {}, _loop)
@@ -210,26 +94,46 @@ class Connection(HttpToolsProtocol):
         self._began = self._due = _FOREVER
         self._stuck = _FOREVER
         self._leaving = False
+        # What limits need to know.
+        self.counted: bytes | None = None
+        self._refusal: tuple[int, str] | None = None
+        self._in_handshake: socket.socket | None = None
+        self._free_since = 0.0
 
     # The connection.
 
+    def accepted(self, accepted: socket.socket, address: str | None) -> None:
+        """A connection with TLS: it counts while its handshake lasts."""
+        self._in_handshake = accepted
+        self._enter(address)
+
+    def handshake_failed(self) -> None:
+        self._connections.leave(self)
+
+    def _enter(self, address: str | None) -> None:
+        self._address = address
+        self._began = self._free_since = time.monotonic()
+        self._refusal = self._connections.enter(self, address)
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(Outgoing(transport, self._connections.writing))  # type: ignore[arg-type]
-        self._address = self.client[0] if self.client else None
+        self._outgoing = Outgoing(transport, self._connections.writing)
+        super().connection_made(self._outgoing)  # type: ignore[arg-type]
+        if self._in_handshake is None:
+            self._enter(self.client[0] if self.client else None)
+        self._in_handshake = None
+        if self._refusal is not None:
+            self._deaf = True
+            self._write_error(*self._refusal, str(uuid.uuid4()))
+            self._linger()
+            return
         self._began = time.monotonic()
         self._due = self._began + self._connections.seconds
-        refusal = self._connections.enter(self, self._address)
-        if refusal is not None:
-            self._deaf = True
-            self._write_error(*refusal, str(uuid.uuid4()))
-            self.transport.close()
-            return
-        tls = transport.get_extra_info("ssl_object")
-        if tls is not None:
-            self._certificate = tls.getpeercert(binary_form=True)
+        secured = transport.get_extra_info("ssl_object")
+        if secured is not None:
+            self._certificate = secured.getpeercert(binary_form=True)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._connections.leave(self, self._address)
+        self._connections.leave(self)
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
@@ -240,23 +144,75 @@ class Connection(HttpToolsProtocol):
         super().resume_writing()
         self._stuck = _FOREVER
 
-    def look(self, now: float) -> None:
+    def look(self, now: float, pressure: float) -> None:
         """Called by the watch: end what is overdue."""
-        if self.transport.is_closing():
+        if self._in_handshake is not None:
+            pressure = 1.0 if self._refusal else pressure
+            if now > self._began + shortened(tls.HANDSHAKE_TIMEOUT, _SHORTEST_HANDSHAKE, pressure):
+                self.abort()
+        elif self.transport.is_closing():
             if not self._leaving:
                 self._leaving, self._due = True, now + self._connections.seconds
             elif now > self._due:
                 self.transport.abort()  # The rest of the answer is not being taken.
         elif now > self._stuck:
             self.transport.abort()
-        elif now > self._due:
-            if self._stage is _NOTHING or self._deaf:
+        elif self._deaf:
+            if now > self._due:
                 self.transport.close()
-            elif self.flow.read_paused:
-                self._due = now + 1.0  # It is we who are not reading.
-            else:
-                what = "head" if self._stage is _HEAD else "body"
-                self._fail(408, f"The {what} of the request took longer than {self._connections.seconds:.0f} seconds.")
+        elif self._due is not _FOREVER:
+            between = self._stage is _NOTHING and self.cycle is not None
+            timeout = _IDLE_SECONDS if between else self._connections.seconds
+            allowed = shortened(timeout, _SHORTEST_TIMEOUT, pressure)
+            if now > self._due - timeout + allowed:
+                self._overdue(now, allowed)
+
+    def _overdue(self, now: float, allowed: float) -> None:
+        if self._stage is _NOTHING:
+            self.transport.close()
+        elif self.flow.read_paused:
+            self._due = now + 1.0  # It is we who are not reading.
+        else:
+            what = "head" if self._stage is _HEAD else "body"
+            self._fail(408, f"The {what} of the request took longer than {allowed:.0f} seconds.")
+
+    # What the limits ask.
+
+    def idle_since(self) -> float | None:
+        if self._in_handshake is not None:
+            return self._began
+        return self._free_since if self._answered and not self._outgoing.unsent() else None
+
+    def stalled_since(self) -> float | None:
+        if self._in_handshake is not None:
+            return None
+        if self._answered:
+            return self._free_since if self._outgoing.unsent() else None
+        if self._stuck is not _FOREVER:
+            return self._stuck - self._connections.seconds
+        return self._began if self._owed_a_body else None
+
+    def give_way(self) -> bool:
+        if self._in_handshake is None and not self._answered and self._owed_a_body:
+            self._fail(503, "The pool has too many connections just now, and the rest of this request has not come.")
+            return True
+        self.abort()
+        return False
+
+    @property
+    def _answered(self) -> bool:
+        cycle: Cycle | None = self.cycle
+        return cycle is None or (cycle.response_complete and not self.pipeline)
+
+    @property
+    def _owed_a_body(self) -> bool:
+        return self.cycle.more_body and not self.flow.read_paused and not self._deaf
+
+    def abort(self) -> None:
+        if self._in_handshake is not None:
+            tls.shut_down(self._in_handshake)
+        else:
+            self.transport.abort()
 
     # What comes in.
 
@@ -306,7 +262,7 @@ class Connection(HttpToolsProtocol):
         if self._problem is None and isinstance(exc, httptools.HttpParserCallbackError):
             _log.error("a connection's own code failed", exc_info=exc)
             return 500, "Something went wrong here; the trace id finds it in the log."
-        return self._problem or (400, f"The request is not valid HTTP: {_reason(exc)}.")
+        return self._problem or (400, f"The request is not valid HTTP: {parser_message(exc)}.")
 
     def _stop(self, status: int, sentence: str) -> _Stop:
         self._problem = status, sentence
@@ -448,6 +404,7 @@ class Connection(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         self.server_state.total_requests += 1
+        self._free_since = now = time.monotonic()
         if self.transport.is_closing():
             return
         self.flow.resume_reading()
@@ -457,7 +414,7 @@ class Connection(HttpToolsProtocol):
             self._deaf = True
             self._leave()
         elif self._stage is _NOTHING:
-            self._due = time.monotonic() + _IDLE_SECONDS
+            self._due = now + _IDLE_SECONDS
 
     def _fail(self, status: int, sentence: str) -> None:
         """What comes in is no good: answer it, after everything before it, and read no further."""
@@ -489,12 +446,17 @@ class Connection(HttpToolsProtocol):
                 ms=round(seconds * 1000, 2),
             )
             self._write_error(status, sentence, trace_id)
-        self._due = time.monotonic() + _LINGER_SECONDS
+        self._linger()
+
+    def _linger(self) -> None:
+        """Take what the client is still sending: else the network could lose the answer (RFC 9112 clause 9.6)."""
+        self._free_since = now = time.monotonic()
+        self._due = now + _LINGER_SECONDS
         if self.transport.can_write_eof():
             self.transport.write_eof()
 
     def _write_error(self, status: int, sentence: str, trace_id: str) -> None:
-        body = _error(sentence, trace_id)
+        body = error_body(sentence, trace_id)
         headers = [
             *self.server_state.default_headers,
             (b"content-type", b"application/json"),
@@ -510,54 +472,14 @@ class Connection(HttpToolsProtocol):
         self.transport.write(STATUS_LINE[status] + lines + b"\r\n" + body)
 
 
-def _error(sentence: str, trace_id: str) -> bytes:
-    return orjson.dumps({"errorMessages": [sentence], "traceId": trace_id})
-
-
-def _reason(exc: httptools.HttpParserError) -> str:
-    """The parser's own words, which quote nothing of the request, unless it is about a path."""
-    if isinstance(exc, httptools.HttpParserInvalidURLError):
-        return "the path is not valid"
-    words = str(exc).replace("`", "")
-    return words[:1].lower() + words[1:] if words else "it cannot be read"
-
-
 # --- How uvicorn is run ----------------------------------------------------------------------------------------------
-
-
-class Loop(BaseLoop):
-    """uvicorn leaves no room for these: how long a client may take to agree on TLS, and to say goodbye."""
-
-    async def create_server(self, *args: Any, **options: Any) -> Any:
-        if options.get("ssl") is not None:
-            options |= {"ssl_handshake_timeout": _HANDSHAKE_SECONDS, "ssl_shutdown_timeout": _LINGER_SECONDS}
-        return await super().create_server(*args, **options)
-
-
-def tls_context(config: Config, default: object) -> ssl.SSLContext:
-    """TLS 1.2 as the least, 1.3 where the client knows it; of 1.2 only what is forward secret and authenticated.
-
-    Source: RFC 9325 clauses 3.1 and 4.2; BSI TR-02102-2 for the same choice.
-    """
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")  # TLS 1.3 has a list of its own, all of which is good.
-    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
-    context.set_alpn_protocols(["http/1.1"])
-    context.verify_mode = ssl.VerifyMode(config.ssl_cert_reqs)
-    if config.ssl_ca_certs is not None:
-        context.load_verify_locations(config.ssl_ca_certs)
-    if config.ssl_certfile is None:
-        raise RuntimeError("made for a server that has a certificate")
-    context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
-    return context
 
 
 def options(config: Settings) -> dict[str, Any]:
     """What uvicorn is told, the same for one worker, for many and for tests. Names, since workers are new processes."""
     told: dict[str, Any] = {
         "http": f"{__name__}:{Connection.__name__}",
-        "loop": f"{__name__}:{Loop.__name__}",
+        "loop": f"{tls.__name__}:{tls.Loop.__name__}",
         "ws": "none",
         "proxy_headers": False,
         "server_header": False,
@@ -565,7 +487,7 @@ def options(config: Settings) -> dict[str, Any]:
         "timeout_graceful_shutdown": 20,
     }
     if config.tls_cert is not None:
-        told |= {"ssl_certfile": config.tls_cert, "ssl_keyfile": config.tls_key, "ssl_context_factory": tls_context}
+        told |= {"ssl_certfile": config.tls_cert, "ssl_keyfile": config.tls_key, "ssl_context_factory": tls.tls_context}
     if config.tls_client_ca is not None:
         told |= {"ssl_ca_certs": config.tls_client_ca, "ssl_cert_reqs": ssl.CERT_REQUIRED}
     return told

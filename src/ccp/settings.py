@@ -305,7 +305,9 @@ class Settings(BaseSettings):
     read_timeout: Annotated[int, Field(ge=1)] = Field(
         20, description="Seconds that a client may take for a request's head, for its body, and to take the answer."
     )
-    max_connections: Annotated[int, Field(ge=1)] = Field(1000, description="Open connections of one worker.")
+    max_connections: Annotated[int, Field(ge=1)] = Field(
+        1000, description="Open connections of one worker, with those in a TLS handshake."
+    )
     max_connections_address: Annotated[int, Field(ge=1)] = Field(
         200, description="Open connections of one worker from one address, unless that is a trusted proxy."
     )

@@ -58,6 +58,10 @@ class Outgoing:
             if not self.is_closing():  # Else the client has gone.
                 self._transport.write(octets)
 
+    def unsent(self) -> int:
+        """How many bytes the client has not been sent yet, or has not taken."""
+        return self._octets + self._transport.get_write_buffer_size()
+
     def close(self) -> None:
         self.flush()
         self._transport.close()

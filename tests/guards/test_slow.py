@@ -14,7 +14,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 from structlog.testing import CapturedCall, CapturingLogger
 
-from ccp import server
+from ccp import connection_limits, server
 from ccp.api.opnc import BASE
 from ccp.sim.pki import PKI
 from ccp.sim.server import loopback, running
@@ -171,7 +171,7 @@ def settled(pool: Pool) -> None:
 
 def test_one_address_has_only_so_many_connections(strict: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     logger = CapturingLogger()
-    monkeypatch.setattr(server, "_log", logger)
+    monkeypatch.setattr(connection_limits, "_log", logger)
     for client in (strict.http, *strict._clients.values()):
         client.close()
     strict.http = type(strict.http)(base_url=strict.base_url, timeout=10)
@@ -197,18 +197,30 @@ def test_one_address_has_only_so_many_connections(strict: Pool, monkeypatch: pyt
     settled(strict)
 
 
-def test_a_worker_has_only_so_many_connections_whoever_opens_them(pkis: dict[str, PKI]) -> None:
+def test_a_worker_has_only_so_many_connections_whoever_opens_them(
+    pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connection_limits, "_STALLED_AFTER", 60.0)
+    form = b"grant_type=nothing"
+    head = f"POST /oauth/token HTTP/1.1\r\nHost: x\r\nContent-Length: {len(form)}\r\n\r\n"
     with start({"iso2": pkis["iso2"]}, max_connections=5, max_connections_address=2) as pool, ExitStack() as stack:
-        opened = [stack.enter_context(connected(pool.base_url)) for _ in range(7)]
-        statuses = []
-        for raw in opened:
-            try:
+        busy = [stack.enter_context(connected(pool.base_url)) for _ in range(5)]
+        for raw in busy:
+            raw.send(f"{HEALTH}{head}")
+            answer = raw.answer()
+            assert answer is not None
+            assert answer.status == 200, "loopback is a trusted proxy here, so its connections are not counted"
+        for _ in range(20):
+            with connected(pool.base_url) as raw:
                 raw.send(HEALTH)
-                answer = raw.answer()
-            except OSError:
-                answer = None  # The refusal was lost, since the request came after it.
-            statuses.append(answer.status if answer is not None else 503)
-    assert statuses == [200] * 5 + [503] * 2, "loopback is a trusted proxy here, so its connections are not counted"
+                (refused,) = raw.answers()
+            assert refused.refused(503) == "The pool has too many connections just now."
+            assert int(refused.headers["retry-after"]) > 0
+        for raw in busy:
+            raw.send(form)
+            answer = raw.answer()
+            assert answer is not None
+            assert answer.status == 401, "what was under way goes on"
 
 
 # --- The end ---------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from ccp import server
+from ccp import server, tls
 from ccp.settings import Settings
 from ccp.sim.pki import PKI
 from tests.cli.test_serving import own_certificate
@@ -94,7 +94,7 @@ def test_a_refusal_over_tls_arrives_and_the_connection_ends(secure: Pool, files:
 def test_a_client_that_does_not_say_hello_is_let_go(
     pkis: dict[str, PKI], files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "_HANDSHAKE_SECONDS", 1.0)
+    monkeypatch.setattr(tls, "HANDSHAKE_TIMEOUT", 1.0)
     with start({"iso2": pkis["iso2"]}, tls_cert=files[0], tls_key=files[1]) as pool:
         address = ("127.0.0.1", int(pool.base_url.rsplit(":", 1)[1]))
         began = time.monotonic()

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from ccp import metrics, settings
+from ccp.cli import descriptors
 from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table
 from ccp.errors import ConfigurationError
 from ccp.issuers import check_files
@@ -58,15 +59,32 @@ def serve(
     if effective.tls_cert is not None:
         _check_tls(effective.tls_cert, effective.tls_key, effective.tls_client_ca)
     check_files(effective.issuers)
+    limit = descriptors.raise_limit(descriptors.needed(effective))
+    if (
+        limit is not None
+        and (possible := descriptors.connections_possible(effective, limit)) < effective.max_connections
+    ):
+        typer.echo(
+            f"warning: {limit} file descriptors are too few for max_connections = {effective.max_connections}; "
+            f"a worker takes {possible} connections. Raise the hard limit (ulimit -Hn, LimitNOFILE) to "
+            f"{descriptors.needed(effective)}.",
+            err=True,
+        )
+        given["max_connections"] = possible
     with _shared(effective, given):
         _hand_over(config, given)
-        _run(effective)
+        _run(effective, limit)
 
 
-def _run(effective: Settings) -> None:
+def _run(effective: Settings, limit: int | None) -> None:
     from ccp.cli import workers as processes  # Here: most commands can do without the server's libraries.
 
-    typer.echo(f"opnc-ccp on {effective.public_url} (database {effective.shown()['database']})", err=True)
+    allowed = "any number of" if limit is None else limit
+    typer.echo(
+        f"opnc-ccp on {effective.public_url} (database {effective.shown()['database']}, {allowed} file descriptors "
+        "a worker)",
+        err=True,
+    )
     processes.run(
         "ccp.app:create",
         factory=True,

@@ -1,0 +1,76 @@
+"""A request and its answer, between a connection and the application; the body of an error."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Coroutine
+from typing import Any
+
+import httptools
+import orjson
+import structlog
+from starlette.exceptions import HTTPException
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+_log = structlog.get_logger("ccp.request")
+
+
+class Cycle(RequestResponseCycle):
+    """A request and its answer, where the request may turn out to be no good while it is being answered."""
+
+    broken: tuple[int, str] | None = None
+    """Status and sentence for whoever reads on."""
+    last: bool = False
+    """Nothing that came after it is read."""
+
+    def cut(self, status: int, sentence: str) -> None:
+        self.broken = status, sentence
+        self.message_event.set()
+
+    async def receive(self) -> Any:
+        message: Any = None
+        if self.broken is None:
+            message = await super().receive()
+        if self.response_complete:
+            return {"type": "http.disconnect"}
+        if self.broken is not None:
+            # Whoever reads the body meets it as the framework's own exception, so it is answered and logged once.
+            status, sentence = self.broken
+            raise HTTPException(status, sentence, {"Retry-After": "2"} if status == 503 else None)
+        if message["type"] == "http.disconnect" and self.more_body:
+            raise HTTPException(400, "The connection ended before the request did.")
+        return message
+
+    def send(self, message: Any) -> Coroutine[Any, Any, None]:
+        ends = self.waiting_for_100_continue or not self.keep_alive
+        if ends and self.more_body and not self.response_started:
+            # Answered before the body has come. Nobody can tell whether a client that waits to be told sends it now, so
+            # what comes next cannot be read; and where the connection ends anyway, the answer has to outlive the body.
+            self.last = True
+        if self.last:
+            # The first part says that the connection ends. It is the connection itself that ends it then, after what
+            # the client is still sending has been taken: else the network could lose the answer (RFC 9112 clause 9.6).
+            self.keep_alive = message["type"] != "http.response.start"
+        return super().send(message)
+
+    async def send_500_response(self) -> None:
+        trace_id = str(uuid.uuid4())
+        _log.error("request", trace_id=trace_id, status=500, outcome="crashed")
+        body = error_body("Something went wrong here; the trace id finds it in the log.", trace_id)
+        headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+        await self.send(
+            {"type": "http.response.start", "status": 500, "headers": [*headers, (b"connection", b"close")]}
+        )
+        await self.send({"type": "http.response.body", "body": body})
+
+
+def error_body(sentence: str, trace_id: str) -> bytes:
+    return orjson.dumps({"errorMessages": [sentence], "traceId": trace_id})
+
+
+def parser_message(exc: httptools.HttpParserError) -> str:
+    """The parser's own words, which quote nothing of the request, unless it is about a path."""
+    if isinstance(exc, httptools.HttpParserInvalidURLError):
+        return "the path is not valid"
+    words = str(exc).replace("`", "")
+    return words[:1].lower() + words[1:] if words else "it cannot be read"
