@@ -2,13 +2,30 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 
 import pytest
 
+from ccp import resolver
 from ccp.sim.pki import PKI
 from tests.databases import NOT_HERE, Server, binaries
 from tests.world import Pool, build_pkis, start
+
+
+@pytest.fixture(scope="session", autouse=True)
+def names_of_examples() -> Iterator[None]:
+    """Names of examples cannot be resolved now, whatever name server the machine has: nothing leaves it."""
+    system = resolver.system_lookup
+
+    def lookup(host: str) -> list[str]:
+        if host.endswith((".example", ".example.org", ".example.com")):
+            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        return system(host)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resolver, "system_lookup", lookup)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -36,6 +36,7 @@ from ccp.errors import CCPError
 from ccp.events import Dispatcher, HandedOut, Subscribers
 from ccp.issuers import Issuers
 from ccp.limits import Limits
+from ccp.loop_budget import LoopBudget
 from ccp.metrics import Metrics
 from ccp.neighbours import Neighbours
 from ccp.outbound import Outbound
@@ -145,6 +146,7 @@ class Assembly:
 
     store: Store
     trust: Trust
+    budget: LoopBudget
     outbound: Outbound
     neighbours: Neighbours
     revocation: RevocationService
@@ -172,16 +174,19 @@ def assemble(config: Settings, clock: opnc.Clock = now, numbers: Metrics | None 
     background = BackgroundTasks(numbers.task_failed)
     store = connect(config.database, config.database_connections)
     trust = Trust(store)
-    outbound = Outbound(config.outbound_allow)
+    budget = LoopBudget()
+    outbound = Outbound(config.outbound_allow, budget=budget)
     neighbours = Neighbours.of(config, outbound)
     guard = ClockGuard(clock, store.time)
     revocation = RevocationService(store, outbound, config, clock, background=background, checked_now=guard.checked)
-    peers = PoolPeers(store, lambda: trust.anchors, revocation.check_vehicle, config, numbers)
+    peers = PoolPeers(
+        store, lambda: trust.anchors, revocation.check_vehicle, config, numbers, outbound.configured_backend
+    )
     subscribers = Subscribers(store)
     handed_out = HandedOut(store, subscribers)
     pool = Pool(store, trust, revocation, peers, neighbours, config, handed_out)
     return Assembly(
-        store, trust, outbound, neighbours, revocation, peers, subscribers, handed_out, pool, background, guard
+        store, trust, budget, outbound, neighbours, revocation, peers, subscribers, handed_out, pool, background, guard
     )
 
 
@@ -237,7 +242,9 @@ def create(config: Settings | None = None) -> FastAPI:
     connections = Connections(config, limits.proxies, numbers)
     certificates = ClientCertificates(config.client_certificate_header, limits.proxies)
     edge = opnc.Edge(authority, built.peers, clock, config.max_body, certificates, limits)
-    dispatcher = Dispatcher(store, built.subscribers, config, clock, built.handed_out.news, numbers, background, guard)
+    dispatcher = Dispatcher(
+        store, built.subscribers, config, clock, built.handed_out.news, numbers, background, guard, built.budget
+    )
 
     refresher = Refresher(
         store,
@@ -299,12 +306,14 @@ def create(config: Settings | None = None) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
+    changed = built.subscribers.refresh
+    webhooks = Webhooks(store, http=config.event_http, changed=changed, outbound=built.outbound)
     # Before everything else: Starlette goes through routes in order, and these carry the load.
     app.router.routes[:0] = [
         *opnc.router(pool, edge).routes,
         *oauth.routes(authority, edge, issuer=config.public_url, bind=config.bind_tokens),
         pcp.pcp_route(edge, pool, config.pcp_webhook_secret),
-        *events.router(Webhooks(store, http=config.event_http, changed=built.subscribers.refresh), edge).routes,
+        *events.router(webhooks, edge).routes,
         *admin.router(Register(store), edge).routes,
         *health.routes(),
         *metrics.routes(numbers, edge, config.metrics),

@@ -38,6 +38,11 @@ class Breaker:
         """Whether it lets nothing through now."""
         return self._failures >= _FAILURES and self._clock() < self._rests_until
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it has counted failures enough to refuse: until one request that may try succeeds."""
+        return self._failures >= _FAILURES
+
     def lets_through(self) -> bool:
         if self._failures < _FAILURES:
             return True

@@ -19,6 +19,7 @@ from functools import partial
 from typing import Final, Protocol, TypeAlias, TypeVar
 
 import structlog
+from httpcore import AsyncNetworkBackend
 
 from ccp import installation
 from ccp.breaker import Breaker
@@ -182,8 +183,13 @@ class PoolPeers:
         check: Callable[[VerifiedChain, datetime], Awaitable[None]],
         settings: Settings,
         metrics: Metrics,
+        network_backend: AsyncNetworkBackend | None = None,
     ) -> None:
-        """anchors: what is trusted now. check: refuses a chain that is known to be revoked."""
+        """anchors: what is trusted now. check: refuses a chain that is known to be revoked.
+
+        network_backend: makes the connections to peers; None: httpcore's own.
+        """
+        self._network_backend = network_backend
         self._store = store
         self._anchors = anchors
         self._check = check
@@ -201,7 +207,8 @@ class PoolPeers:
             if name in kept:
                 continue
             try:
-                client = AsyncClient(**client_options(peer, self._call_seconds))  # type: ignore[arg-type]
+                options = client_options(peer, self._call_seconds)
+                client = AsyncClient(network_backend=self._network_backend, **options)  # type: ignore[arg-type]
             except (CCPError, ValueError) as exc:
                 _log.warning("peer not usable", peer=name, reason=str(exc))
                 continue

@@ -295,7 +295,9 @@ class Pool:
         verified = installation.verify_response(
             response, emaid=emaid, root=root, anchors=self._trust.anchors, revocation=AskedLater(), at=at
         )
-        cleared = await self._revocation.require((verified.contract_chain, verified.cps_chain), at)
+        cleared = await self._revocation.require(
+            (verified.contract_chain, verified.cps_chain), at, caller=caller.party.client_id
+        )
         key = None
         if self._pcp is not None:
             chain = await self._pcp.chain_of(pcid, seconds=PUBLISH_SECONDS, fresh=True)
@@ -316,7 +318,7 @@ class Pool:
         """What `publish` would say: every check and the warnings. Nothing is stored. Raises NotAuthorised, EXIError."""
         authorise(caller.party, Operation.PUBLISH, emaid)
         response = installation.read_response(message_bytes(message), namespace)
-        return await self.explain(response, emaid=emaid, root=root, at=at, fetch=True)
+        return await self.explain(response, emaid=emaid, root=root, at=at, fetch=True, caller=caller.party.client_id)
 
     async def explain(
         self,
@@ -326,8 +328,10 @@ class Pool:
         root: Fingerprint | None,
         at: datetime,
         fetch: bool,
+        caller: str = "",
     ) -> tuple[Checks, tuple[str, ...]]:
-        """Every check on a response, told in full, and the warnings. fetch: ask for evidence that is missing.
+        """Every check on a response, told in full, and the warnings. fetch: ask for evidence that is missing. caller:
+        the party on whose behalf.
 
         Evidence is fetched for a message that a trusted provisioning service signed, whatever else is wrong with it;
         chains that do not hold are not asked about.
@@ -335,7 +339,11 @@ class Pool:
         asked = AskedLater()
         against = {"emaid": emaid, "root": root, "anchors": self._trust.anchors, "at": at}
         _tell(Checks(tell=True), response, revocation=asked, **against)
-        stored = await (self._revocation.gathered(asked.chains, at) if fetch else self._revocation.stored(asked.chains))
+        stored = await (
+            self._revocation.gathered(asked.chains, at, caller=caller)
+            if fetch
+            else self._revocation.stored(asked.chains)
+        )
         checks = Checks(tell=True)
         _tell(checks, response, revocation=stored, **against)
         return checks, (*advice.on_response(response, self._trust.anchors, at), *stored.warnings)

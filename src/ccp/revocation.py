@@ -15,20 +15,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-import math
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
 
 import structlog
 
 from ccp.background import BackgroundTasks, PeriodicTask
 from ccp.errors import CCPError, ChainError, RevokedError, Unavailable, VerificationError
-from ccp.outbound import Answer, Outbound, OutboundError, host_of
+from ccp.outbound import Outbound, OutboundError, host_of
 from ccp.pki.certificates import Certificate
 from ccp.pki.evidence import (
     Evidence,
@@ -48,6 +46,7 @@ from ccp.pki.evidence import (
 )
 from ccp.pki.paths import VerifiedChain
 from ccp.pki.statements import build_ocsp_request, read_crl, read_ocsp
+from ccp.revocation_fetch import OCSP_SECONDS, RevocationFetcher
 from ccp.settings import RevocationPolicy, Settings
 from ccp.store import Store, anchors, unknown
 from ccp.store import evidence as questions
@@ -58,10 +57,6 @@ T = TypeVar("T")
 Pair = tuple[Certificate, Certificate]
 """A certificate and its issuer's."""
 
-OCSP_OCTETS: Final = 131_072  # A response with a responder's chain takes some 5,000.
-CRL_OCTETS: Final = 16_777_216  # Some 400,000 entries; a CA with more has to split its list or to offer OCSP.
-OCSP_SECONDS: Final = 2.0
-CRL_SECONDS: Final = 30.0  # The largest list at half a megabyte a second; a publisher does not wait for it.
 PUBLISH_SECONDS: Final = 3.0  # What a publisher waits in all. What is under way then goes on without it.
 
 _SHORTEST_REST: Final = timedelta(minutes=1)
@@ -70,13 +65,15 @@ _RETRY: Final = timedelta(minutes=2)  # After a refresh that failed; the breaker
 _RETRY_UNKNOWN: Final = timedelta(minutes=10)  # Responders learn of new certificates late, not never.
 _ROUND_SECONDS: Final = 15.0
 _BATCH: Final = 200
+_HOST_SECONDS: Final = 30.0  # Of a round; the longest that one list may take.
 _BACKGROUND: Final = 64
+_LONG_RESPONSE: Final = (
+    8_192  # Bytes of an OCSP response that is read in a thread: it may answer for many certificates.
+)
 
-_PER_SECOND: Final = 20.0  # Requests to one host; the field's responders are small machines.
-_BURST: Final = 20
-_TOLERATED: Final = 3  # Failures in a row before a host is left alone.
-_REMEMBERED: Final = 1024  # Hosts, for the limit; those that fail are remembered until they answer.
-_PAUSE: Final = (30.0, 600.0)  # Seconds it is left alone: at first, and at most.
+# Callers besides parties, in the queues for a host.
+_VEHICLES: Final = "<vehicles>"
+_SWEEP: Final = "<sweep>"
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +126,10 @@ class RevocationService:
         self.recent: Final = questions.Recent()
         self._sha256: Final = frozenset(settings.ocsp_sha256)
         self._store: Final = store
-        self._outbound: Final = outbound
+        self._fetcher: Final = RevocationFetcher(outbound)
         self._now: Final = now
         self._checked_now: Final = checked_now
         self._jitter: Final = jitter
-        self._hosts: Final = _Hosts()
         self._flights: Final[dict[object, asyncio.Task[Any]]] = {}
         self._background: Final[set[asyncio.Task[Any]]] = set()
 
@@ -145,11 +141,12 @@ class RevocationService:
 
     # --- Publishing ---
 
-    async def require(self, chains: Sequence[VerifiedChain], at: datetime) -> Cleared:
+    async def require(self, chains: Sequence[VerifiedChain], at: datetime, *, caller: str = "") -> Cleared:
         """Establish that no certificate below the roots is revoked; fetch what is needed and not there.
 
-        Raises RevokedError; VerificationError where a certificate names no address but has to; Unavailable when the
-        status of a certificate cannot be established now.
+        caller: the party that publishes; parties share each responder's rate in turn.
+        Raises RevokedError; VerificationError where a certificate names no address but has to, or none that could ever
+        be called; Unavailable when the status of a certificate cannot be established now.
         """
         if not self.rules.checked:
             await self._store.write(self._watched_from_now(chains, at))
@@ -157,17 +154,17 @@ class RevocationService:
         try:
             return _judge(stored, chains, at)
         except Unavailable:
-            failures = await self.gather(stored.missing, at)
+            failures = await self.gather(stored.missing, at, caller=caller)
         return _judge(await self.stored(chains, failures), chains, at)
 
-    async def gathered(self, chains: Sequence[VerifiedChain], at: datetime) -> StoredEvidence:
+    async def gathered(self, chains: Sequence[VerifiedChain], at: datetime, *, caller: str = "") -> StoredEvidence:
         """A judge over what is known of these chains, what was missing fetched as far as it can be had. For dry runs:
         nothing is asked about again.
         """
         stored = await self.stored(chains)
         with contextlib.suppress(RevokedError, VerificationError, Unavailable):
             _judge(stored, chains, at)
-        failures = await self.gather(stored.missing, at, watch=False)
+        failures = await self.gather(stored.missing, at, watch=False, caller=caller)
         return await self.stored(chains, failures)
 
     async def stored(
@@ -189,17 +186,24 @@ class RevocationService:
                 yield from questions.watch(key, certificate.der, issuer.der, certificate.not_after, at)
 
     async def gather(
-        self, missing: Iterable[Pair], at: datetime, *, watch: bool = True, seconds: float = PUBLISH_SECONDS
+        self,
+        missing: Iterable[Pair],
+        at: datetime,
+        *,
+        watch: bool = True,
+        seconds: float = PUBLISH_SECONDS,
+        caller: str = "",
     ) -> dict[tuple[str, int], Unavailable]:
         """Fetch evidence for certificates of verified chains, all at the same time, and keep it.
 
-        Waits so long at most; what takes longer goes on. Callers that ask for the same certificate share one request.
+        Waits so long at most; what takes longer goes on. Requests of one caller for the same certificate share one
+        exchange; of different callers they do not, so that none waits in another's queue.
         watch: refresh the evidence from now on. Returns what could not be had, and why.
         """
         waiting: dict[asyncio.Task[None], list[tuple[str, int]]] = {}
         for certificate, issuer in missing:
             key = issuer.issuer_id, certificate.serial_number
-            task = self._flight(key, partial(self._ask, certificate, issuer, at, watch))
+            task = self._flight((key, caller), partial(self._ask, certificate, issuer, at, watch, caller))
             waiting.setdefault(task, []).append(key)
         if not waiting:
             return {}
@@ -257,7 +261,7 @@ class RevocationService:
         return ForVehicles(known, self.rules, grace=self.rules.stale_grace)
 
     async def _gather_quietly(self, missing: Sequence[Pair], at: datetime) -> None:
-        failures = await self.gather(missing, at, watch=False)
+        failures = await self.gather(missing, at, watch=False, caller=_VEHICLES)
         for failure in failures.values():
             _log.warning("evidence not fetched", reason=str(failure))
 
@@ -284,7 +288,7 @@ class RevocationService:
         crls = [(issuer, due.url) for due in lists if (issuer := _readable(due.issuer_certificate, "crl")) is not None]
         for issuer, url in (*crls, *await self._never_loaded()):
             job = partial(self._flight, (issuer.issuer_id, url), partial(self._crl, issuer, url, at))
-            by_host.setdefault(_authority(url), []).append(job)
+            by_host.setdefault(_host_label(url), []).append(job)
         for watched in certificates:
             certificate, its_issuer = (
                 _readable(watched.certificate, "watched_certificate"),
@@ -293,8 +297,8 @@ class RevocationService:
             if certificate is None or its_issuer is None:
                 continue
             key = its_issuer.issuer_id, certificate.serial_number
-            job = partial(self._flight, key, partial(self._ask, certificate, its_issuer, at, True))
-            by_host.setdefault(_authority((*certificate.addresses.ocsp, "")[0]), []).append(job)
+            job = partial(self._flight, (key, _SWEEP), partial(self._ask, certificate, its_issuer, at, True, _SWEEP))
+            by_host.setdefault(_host_label((*certificate.addresses.ocsp, "")[0]), []).append(job)
         # One after another for each host: so a publisher that needs the same host is next but one in its queue.
         outcomes = await asyncio.gather(*(_one_by_one(host, jobs) for host, jobs in by_host.items()))
         refreshed, failed = sum(done for done, _ in outcomes), sum(not_done for _, not_done in outcomes)
@@ -329,7 +333,7 @@ class RevocationService:
         if exc is not None and not isinstance(exc, CCPError):
             self._tasks.failed("evidence_fetch", exc)
 
-    async def _ask(self, certificate: Certificate, issuer: Certificate, at: datetime, watch: bool) -> None:
+    async def _ask(self, certificate: Certificate, issuer: Certificate, at: datetime, watch: bool, caller: str) -> None:
         """Get and keep evidence for one certificate: from a CRL if there is one, else by OCSP. Raises Unavailable."""
         key = key_of(certificate, issuer)
         identity, lists, responders = (key.issuer, key.serial), self.rules.lists(key), certificate.addresses.ocsp
@@ -353,7 +357,7 @@ class RevocationService:
                 return
         for url in responders:
             try:
-                evidence = await self._ocsp(certificate, issuer, url, at)
+                evidence = await self._ocsp(certificate, issuer, url, at, caller)
             except Unavailable as exc:
                 failures.append(exc)
                 continue
@@ -378,20 +382,15 @@ class RevocationService:
         await self._store.write(questions.unwatch((key.issuer, key.serial)))
         return True
 
-    async def _ocsp(self, certificate: Certificate, issuer: Certificate, url: str, at: datetime) -> Evidence:
+    async def _ocsp(
+        self, certificate: Certificate, issuer: Certificate, url: str, at: datetime, caller: str
+    ) -> Evidence:
         sha256 = issuer.fingerprint in self._sha256 or issuer.subject_cn in self._sha256
-        answer = await self._call(
-            "POST",
-            url,
-            guarded=True,
-            headers={"Content-Type": "application/ocsp-request", "Accept": "application/ocsp-response"},
-            content=build_ocsp_request(certificate, issuer, sha256),
-            seconds=OCSP_SECONDS,
-            octets=OCSP_OCTETS,
-        )
-        if answer.status != 200:
-            raise EvidenceError(f"{_authority(url)} answered with the HTTP status {answer.status}.")
-        return read_ocsp(answer.body, certificate, issuer, at, url)
+        request = build_ocsp_request(certificate, issuer, sha256)
+        body = await self._fetcher.ocsp(url, request, issuer=issuer.issuer_id, caller=caller)
+        if len(body) > _LONG_RESPONSE:
+            return await asyncio.to_thread(read_ocsp, body, certificate, issuer, at, url)
+        return read_ocsp(body, certificate, issuer, at, url)
 
     async def _crl(self, issuer: Certificate, url: str, at: datetime) -> None:
         """Fetch, verify and load one list, unless the one we have is still the newest. Raises Unavailable."""
@@ -403,16 +402,14 @@ class RevocationService:
             headers["If-None-Match"] = kept.etag
         if kept and kept.last_modified:
             headers["If-Modified-Since"] = kept.last_modified
-        answer = await self._call(
-            "GET", url, guarded=not configured, headers=headers, seconds=CRL_SECONDS, octets=CRL_OCTETS
-        )
-        if answer.status == 304 and kept:
+        answer = await self._fetcher.crl(url, issuer=name, guarded=not configured, headers=headers)
+        if answer.status == 304:
+            if kept is None:
+                raise EvidenceError("The CRL's server says that nothing has changed, but there was no list before.")
             if at > kept.next_update:
                 raise EvidenceError("The CRL is stale, and its server has no newer one.")
             await self._store.write(questions.crl_unchanged(name, url, at, at + self._rest(kept.next_update, at)))
             return
-        if answer.status != 200:
-            raise EvidenceError(f"{_authority(url)} answered with the HTTP status {answer.status}.")
         # A long list takes a second; deliveries go on meanwhile.
         read = await asyncio.to_thread(
             read_crl, answer.body, issuer, at, kept.number if kept else None, None if configured else url
@@ -438,59 +435,6 @@ class RevocationService:
         left = (next_update - at) * (0.4 + 0.2 * self._jitter())
         return min(max(left, _SHORTEST_REST), _LONGEST_REST)
 
-    async def _call(self, method: str, url: str, **options: Any) -> Answer:
-        """One exchange under the host's limit and breaker. Raises Unavailable."""
-        host = _authority(url)
-        await self._hosts.turn(host)
-        try:
-            answer = await self._outbound.request(method, url, **options)
-        except OutboundError as exc:
-            exc.retry_after = self._hosts.failed(host)
-            raise
-        if answer.status >= 500 or answer.status == 429:
-            pause = self._hosts.failed(host)
-            raise EvidenceError(f"{host} answered with the HTTP status {answer.status}.", retry_after=pause)
-        self._hosts.answered(host)
-        return answer
-
-
-class _Hosts:
-    """How often each host may be called, and which are left alone because they do not answer."""
-
-    def __init__(self) -> None:
-        self._due: dict[str, float] = {}
-        self._failures: dict[str, int] = {}
-        self._left_alone_until: dict[str, float] = {}
-
-    async def turn(self, host: str) -> None:
-        """Wait until the host may be called. Raises EvidenceError when it is left alone."""
-        now = asyncio.get_running_loop().time()
-        left = self._left_alone_until.get(host, now) - now
-        if left > 0:
-            raise EvidenceError(
-                f"{host} failed several times and is left alone for a while.", retry_after=math.ceil(left)
-            )
-        if len(self._due) >= _REMEMBERED:
-            self._due = {name: due for name, due in self._due.items() if due > now}
-        due = max(self._due.get(host, now), now)
-        self._due[host] = due + 1 / _PER_SECOND
-        wait = due - now - _BURST / _PER_SECOND
-        if wait > 0:
-            await asyncio.sleep(wait)
-
-    def failed(self, host: str) -> int | None:
-        """Returns for how many seconds it is left alone, if it is."""
-        failures = self._failures[host] = self._failures.get(host, 0) + 1
-        if failures < _TOLERATED:
-            return None
-        pause = min(_PAUSE[0] * 2.0 ** min(failures - _TOLERATED, 10), _PAUSE[1])
-        self._left_alone_until[host] = asyncio.get_running_loop().time() + pause
-        return math.ceil(pause)
-
-    def answered(self, host: str) -> None:
-        self._failures.pop(host, None)
-        self._left_alone_until.pop(host, None)
-
 
 def _judge(stored: StoredEvidence, chains: Sequence[VerifiedChain], at: datetime) -> Cleared:
     """Judge all chains, and tell the gravest kind of problem: what is revoked stays so, what is missing may come."""
@@ -512,18 +456,27 @@ def _judge(stored: StoredEvidence, chains: Sequence[VerifiedChain], at: datetime
 
 
 async def _one_by_one(host: str, jobs: Sequence[Callable[[], Awaitable[None]]]) -> tuple[int, int]:
-    """Do what there is to do at a host. Returns how much was done and how much was not."""
-    failed = 0
+    """Do what there is to do at a host. Returns how much was done and how much was not.
+
+    It stops after a while: a host that takes long for each answer must not hold up the next round of all others. What
+    is left falls due again.
+    """
+    done = failed = 0
+    ends = asyncio.get_running_loop().time() + _HOST_SECONDS
     reasons: dict[str, int] = {}
     for job in jobs:
+        if asyncio.get_running_loop().time() > ends:
+            _log.warning("evidence not refreshed", host=host, reasons={"The host is slow.": len(jobs) - done - failed})
+            break
         try:
             await job()
+            done += 1
         except Exception as exc:
             failed += 1
             reasons[str(exc)] = reasons.get(str(exc), 0) + 1
     if reasons:
         _log.warning("evidence not refreshed", host=host, reasons=reasons)
-    return len(jobs) - failed, failed
+    return done, failed
 
 
 def _readable(certificate: bytes, table: str) -> Certificate | None:
@@ -535,10 +488,9 @@ def _readable(certificate: bytes, table: str) -> Certificate | None:
         return None
 
 
-def _authority(url: str) -> str:
-    """Host and port, which limits and breakers go by."""
+def _host_label(url: str) -> str:
+    """For grouping and for the log."""
     try:
-        host_of(url)
+        return host_of(url)
     except OutboundError:
         return ""
-    return urlsplit(url).netloc.lower()

@@ -17,7 +17,7 @@ from ccp.auth import EventOperation, authorise_role
 from ccp.errors import CCPError, Conflict, FieldError, NotAuthorised, NotFound
 from ccp.event_names import audience
 from ccp.ids import WMI, ProviderId
-from ccp.outbound import OutboundError, host_of
+from ccp.outbound import Outbound, OutboundError, host_of
 from ccp.parties import Caller, Party, Role
 from ccp.store import Store, audit, events, parties
 from ccp.store.audit import Action, Entry
@@ -81,18 +81,28 @@ class Owned:
 class Webhooks:
     """`at` is the time of the request, taken once at the edge. What is another party's is not found."""
 
-    def __init__(self, store: Store, *, http: bool, changed: Callable[[], Awaitable[None]] | None = None) -> None:
+    def __init__(
+        self,
+        store: Store,
+        *,
+        http: bool,
+        changed: Callable[[], Awaitable[None]] | None = None,
+        outbound: Outbound | None = None,
+    ) -> None:
         """http: whether webhooks may have an address without TLS. changed: takes over what is subscribed to now.
+        outbound: judges where a webhook's host is; None: this is judged when events are sent only.
 
         Other processes take a change over within about a second.
         """
         self._store = store
         self._http = http
         self._changed = changed
+        self._outbound = outbound
 
     async def add(self, caller: Caller, wanted: Wanted, at: datetime) -> Owned:
         """Make a webhook with a secret of its own. Raises FieldError, NotAuthorised, Conflict."""
         self._check(caller.party, wanted)  # Before anything is locked; again with what is registered then.
+        await self._check_reachable(caller, wanted.url)
         made = Webhook(
             id=str(uuid.uuid4()),
             client_id=caller.party.client_id,
@@ -140,6 +150,11 @@ class Webhooks:
 
     async def edit(self, caller: Caller, webhook_id: str, wanted: Wanted, at: datetime) -> Owned:
         """Change what is given; the secret stays. Raises NotFound, FieldError, NotAuthorised."""
+        stored = await self._store.read(events.webhook(webhook_id))
+        # One whose host has vanished can still be disabled. The network is asked before the transaction, never in it.
+        if stored is not None and stored.client_id == caller.party.client_id and stored.url != wanted.url:
+            check_url(wanted.url, http=self._http)
+            await self._check_reachable(caller, wanted.url)
 
         def change() -> Steps[Owned]:
             party = yield from _begin(caller, EventOperation.UPDATE_ENDPOINT)
@@ -214,6 +229,17 @@ class Webhooks:
             with contextlib.suppress(CCPError):  # It is tried again within a second anyway.
                 await self._changed()
         return result
+
+    async def _check_reachable(self, caller: Caller, url: str) -> None:
+        """Refuse a host that does not exist or may not be called, both with one sentence: which of them it is would
+        tell partners what names the operator's network knows. Raises FieldError.
+        """
+        if self._outbound is None:
+            return
+        try:
+            await self._outbound.check_reachable(url, owner=caller.party.client_id)
+        except OutboundError as exc:
+            raise FieldError(f"url : {host_of(url)} cannot be reached from this pool") from exc
 
     def _check(self, party: Party, wanted: Wanted) -> None:
         """What a webhook of the party cannot be. Raises FieldError, NotAuthorised."""

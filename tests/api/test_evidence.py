@@ -161,7 +161,7 @@ def test_an_address_that_is_not_public_is_not_called(server: Server) -> None:
         answer = put(pool, pool.contract(pool.car()))
         said = sentences(answer, 503)
     assert len(said) == 6
-    assert all("127.0.0.1 is not at a public address" in sentence for sentence in said)
+    assert all("127.0.0.1 cannot be reached." in sentence for sentence in said)
     assert not [request for request in server.seen if request.path.startswith("/private")]
 
 

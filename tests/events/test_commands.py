@@ -28,7 +28,7 @@ WHY = "hooks.example cannot be reached."
 
 @pytest.fixture(scope="module")
 def pool(pkis: dict[str, PKI]) -> Iterator[Pool]:
-    with start({"iso2": pkis["iso2"]}, event_http=True) as running:
+    with start({"iso2": pkis["iso2"]}, event_http=True, outbound_allow=("127.0.0.0/8",)) as running:
         yield running
 
 

@@ -223,7 +223,7 @@ def test_the_longest_address_is_taken(pool: Pool) -> None:
 
 
 def test_addresses_without_tls_are_taken_where_the_operator_says_so(pkis: dict[str, PKI]) -> None:
-    with start({}, event_dispatch=False, event_http=True) as lax:
+    with start({}, event_dispatch=False, event_http=True, outbound_allow=("127.0.0.0/8",)) as lax:
         made = subscribe(lax, url="http://127.0.0.1:9/x")
         assert made["url"] == "http://127.0.0.1:9/x"
         body = {"url": "http://user@127.0.0.1:9/x", "enabledEvents": [CREATED]}

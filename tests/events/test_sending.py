@@ -317,7 +317,7 @@ def test_a_webhook_at_an_address_that_is_not_public_is_never_called_and_what_wai
             attempts = [count for _, count, _ in states(pool.settings.database, hook.id)]
             assert sum(attempts) == 3, attempts
         (error, *_) = pool.sql("select last_error from delivery where webhook_id = ? and attempts > 0", hooks[0].id)
-        assert error == ("127.0.0.1 is not at a public address, which outbound_allow does not permit.",)
+        assert error == ("127.0.0.1 cannot be reached.",)
         assert receiver.sent == []
 
 

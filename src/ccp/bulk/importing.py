@@ -44,6 +44,7 @@ T = TypeVar("T")
 _AHEAD: Final = 2  # Chunks that a worker has: one that it works on, and the next.
 _WRITES: Final = 256  # Contracts that are being written at the same time.
 _CHECKPOINT_SECONDS: Final = 1.0
+_IMPORT: Final = "<import>"  # Its queue for a responder's rate, beside those of parties.
 _EVIDENCE_SECONDS: Final = 30.0  # Nobody waits at the other end of the line, so a long CRL may take its time.
 _RETRIES: Final = 6  # … at a database that cannot write now: half a second, one, two, …
 _SENTENCES: Final = 20  # Different warnings that are counted; more are counted together.
@@ -477,7 +478,9 @@ class _Crew:
 
     async def _gather(self, channel: Channel, wanted: Wanted) -> None:
         """Fetch evidence for a worker; who asks for the same at the same time shares it."""
-        failures = await self._built.revocation.gather(work.pairs_of(wanted), wanted.at, seconds=_EVIDENCE_SECONDS)
+        failures = await self._built.revocation.gather(
+            work.pairs_of(wanted), wanted.at, seconds=_EVIDENCE_SECONDS, caller=_IMPORT
+        )
         # Causes stay here: what they hold may not travel.
         await channel.send(Had(wanted.number, {key: type(each)(*each.messages) for key, each in failures.items()}))
 

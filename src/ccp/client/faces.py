@@ -245,9 +245,16 @@ class Client(_Face):
 class AsyncClient(_Face):
     """The same to be awaited. It belongs to the event loop in which it is first used."""
 
+    def __init__(
+        self, base_url: str, *, network_backend: httpcore.AsyncNetworkBackend | None = None, **options: Any
+    ) -> None:
+        """network_backend: makes the connections, where the standard one is not enough. options: as of `Client`."""
+        self._network_backend = network_backend
+        super().__init__(base_url, **options)
+
     def _open(self, options: dict[str, Any]) -> None:
         self._asking = asyncio.Lock()
-        self._pool = httpcore.AsyncConnectionPool(**options)
+        self._pool = httpcore.AsyncConnectionPool(network_backend=self._network_backend, **options)
 
     deliver = _awaitable(Calls.deliver)
     publish = _awaitable(Calls.publish)

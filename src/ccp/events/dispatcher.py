@@ -23,6 +23,7 @@ from ccp.clock import TOLERANCE, ClockGuard
 from ccp.errors import CCPError, Unavailable
 from ccp.events.message import body_of, headers_of
 from ccp.events.subscribers import Subscribers
+from ccp.loop_budget import LoopBudget
 from ccp.metrics import Metrics
 from ccp.outbound import Outbound, OutboundError, host_of
 from ccp.settings import Settings
@@ -38,8 +39,7 @@ _SWEEP_SECONDS: Final = 600.0
 _LAST_SECONDS: Final = 2.0  # For what is on its way when the process ends.
 _COUNT_SECONDS: Final = 10.0
 _GROUP: Final = 100  # Events that leave the outbox in one transaction.
-_OCTETS: Final = 65_536  # Of an answer, of which the status alone is of interest; read so that the line can be kept.
-_LOOKUPS: Final = 128  # Those of one dead name server hang for half a minute, and there may be several.
+_OCTETS: Final = 16_384  # Of an answer, of which the status alone is of interest; read so that the line can be kept.
 
 _REJECTED: Final = (400, 409)
 _SENT: Final = {
@@ -73,8 +73,12 @@ class Dispatcher:
         metrics: Metrics | None = None,
         background: BackgroundTasks | None = None,
         guard: ClockGuard | None = None,
+        budget: LoopBudget | None = None,
     ) -> None:
-        """news: set where it is known that there is something new in the outbox. guard: None for one of its own."""
+        """news: set where it is known that there is something new in the outbox. guard: None for one of its own.
+
+        budget: shared with the other outbound clients of the event loop.
+        """
         self._guard = guard or ClockGuard(clock, store.time)
         self._metrics = metrics or Metrics()
         self._background = background or BackgroundTasks(self._metrics.task_failed)
@@ -93,7 +97,7 @@ class Dispatcher:
         self._rests = (min(FIRST_REST, config.event_retry_seconds), min(LONGEST_REST, config.event_retry_seconds))
         self._sweep_every = min(_SWEEP_SECONDS, config.event_give_up, config.event_keep or _SWEEP_SECONDS)
         # Lines limit themselves: with a limit on all of them those that hang would keep the others waiting.
-        self._outbound = Outbound(config.outbound_allow, connections=None, lookups=_LOOKUPS)
+        self._outbound = Outbound(config.outbound_allow, max_per_owner=None, budget=budget)
         self._lines: dict[str, _Line] = {}
         self._sending: set[asyncio.Task[None]] = set()
         self._news = news or asyncio.Event()
@@ -231,6 +235,7 @@ class Dispatcher:
                 seconds=self._seconds,
                 octets=_OCTETS,
                 cut=True,
+                owner=webhook.client_id,
             )
             status = answer.status
             if not 200 <= status < 300:

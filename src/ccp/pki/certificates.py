@@ -28,6 +28,7 @@ from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKey
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtensionOID, NameOID, SignatureAlgorithmOID
 
 from ccp.errors import ChainError
+from ccp.http_urls import is_http_url
 from ccp.pki import der as encoding
 from ccp.pki.authority import Authority, read_authority
 from ccp.pki.canonical import canonical_name
@@ -464,14 +465,11 @@ def _addresses(extensions: Mapping[type[x509.ExtensionType], Any]) -> Addresses:
 
 
 def _callable(names: Iterable[x509.GeneralName]) -> tuple[str, ...]:
-    found = (
-        name.value
-        for name in names
-        if isinstance(name, x509.UniformResourceIdentifier)
-        and name.value.lower().startswith(("http://", "https://"))
-        and len(name.value) <= _LONGEST_ADDRESS
-    )
-    return tuple(dict.fromkeys(found))[:MAX_ADDRESSES]
+    """Those that can be called at all, the first few, each once and without blanks around it."""
+    found = (name.value.strip(" \t\r\n") for name in names if isinstance(name, x509.UniformResourceIdentifier))
+    return tuple(dict.fromkeys(url for url in found if len(url) <= _LONGEST_ADDRESS and is_http_url(url)))[
+        :MAX_ADDRESSES
+    ]
 
 
 def _subject(certificate: x509.Certificate) -> x509.Name | None:

@@ -241,7 +241,8 @@ class StoredEvidence:
     def check(self, chain: VerifiedChain, at: datetime) -> str:
         """One sentence for each certificate below the root, with the source and the age of its evidence.
 
-        Raises RevokedError, Unavailable; VerificationError where a certificate names no address but has to.
+        Raises RevokedError, Unavailable; VerificationError where a certificate names no address but has to, or none
+        that could ever be called.
         """
         if not self._rules.checked:
             return "Revocation is not checked, by configuration."
@@ -266,6 +267,11 @@ class StoredEvidence:
                 unanswerable.append(
                     f"Certificate {certificate.label} names no OCSP or CRL address, which this pool requires."
                 )
+            elif configured is None and self._can_never_be_asked(certificate):
+                unanswerable.append(
+                    f"Certificate {certificate.label} names only addresses that cannot be called (http and https "
+                    "without credentials can); its revocation can never be checked."
+                )
             else:
                 self.missing.append((certificate, issuer))
                 failure = self._failures.get((key.issuer, key.serial))
@@ -286,6 +292,11 @@ class StoredEvidence:
             raise Unavailable(*problems, retry_after=longest(causes)) from next(iter(causes), None)
         return "\n".join(said)
 
+    def _can_never_be_asked(self, certificate: Certificate) -> bool:
+        """Whether trying again cannot help, so that the certificate is refused for good."""
+        addresses = certificate.addresses
+        return addresses.named and not addresses.ocsp and not addresses.crl
+
 
 class ForVehicles(StoredEvidence):
     """The same for a vehicle that waits: what is not known is told, and held against it only by `require`.
@@ -302,6 +313,9 @@ class ForVehicles(StoredEvidence):
                 raise
             self.warnings += exc.messages
             return "\n".join((*exc.messages, "A delivery does not wait for it."))
+
+    def _can_never_be_asked(self, certificate: Certificate) -> bool:
+        return self._rules.required and super()._can_never_be_asked(certificate)
 
 
 def longest(failures: Iterable[Unavailable]) -> int | None:

@@ -1,0 +1,50 @@
+"""Which addresses can be called over HTTP at all. Pure; nothing is resolved.
+
+An address out of a certificate or from a partner is read in one way only: parsers differ on blanks, line ends,
+backslashes and characters outside of ASCII, so none of these is accepted.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from urllib.parse import SplitResult, urlsplit
+
+_VISIBLE: Final = re.compile(r"[!-\[\]-~]{1,2048}")  # Visible ASCII but the backslash, which some parsers take for "/".
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+
+
+def split_http_url(url: str) -> SplitResult:
+    """The parts of an http or https address with a host and without credentials.
+
+    Raises ValueError with a sentence for any other text. Source: RFC 3986, RFC 9110 clause 4.2.
+    """
+    if not _VISIBLE.fullmatch(url):
+        raise ValueError("That is no address.")
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as exc:
+        raise ValueError("That is no address.") from exc
+    if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
+        raise ValueError("Only http and https addresses are called.")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("Addresses with credentials in them are not called.")
+    if port == 0:
+        raise ValueError("That is no address.")
+    return parts
+
+
+def is_http_url(url: str) -> bool:
+    """Whether `split_http_url` takes it."""
+    try:
+        split_http_url(url)
+    except ValueError:
+        return False
+    return True
+
+
+def origin_of(url: str) -> tuple[str, str, int]:
+    """Scheme, host in lower case, and port of an address. Raises ValueError. Source: RFC 6454 clause 4."""
+    parts = split_http_url(url)
+    return parts.scheme, str(parts.hostname), parts.port or _DEFAULT_PORTS[parts.scheme]

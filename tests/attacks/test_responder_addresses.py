@@ -1,0 +1,154 @@
+"""Responders that take GET only, and addresses that are written badly or can never be called."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from urllib.parse import unquote
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import ocsp
+from cryptography.x509.oid import AuthorityInformationAccessOID
+
+from ccp.sim.pki import PKI, Addresses, Credential, build_pki
+from tests.api.answers import sentences
+from tests.api.test_trust import LOOPBACK, put
+from tests.revocation.servers import Reply, Request, Server, http_server
+from tests.world import AT, Pool, start
+
+SUB2 = "eMSP Sub2 CA SIM"
+HOUR = timedelta(hours=1)
+NEVER = "names only addresses that cannot be called (http and https without credentials can)"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with http_server() as running:
+        running.answers = ByPrefix()
+        yield running
+
+
+@dataclass(frozen=True)
+class Several(Addresses):
+    urls: tuple[str, ...] = ()
+
+    def extensions(self) -> tuple[tuple[x509.ExtensionType, bool], ...]:
+        method = AuthorityInformationAccessOID.OCSP
+        access = [x509.AccessDescription(method, x509.UniformResourceIdentifier(url)) for url in self.urls]
+        return ((x509.AuthorityInformationAccess(access), False),)
+
+
+def naming(*urls: str) -> PKI:
+    """A PKI whose contracts name these addresses of responders."""
+    return build_pki(AT, addresses=lambda ca: Several(urls=urls) if ca == SUB2 else Addresses())
+
+
+@pytest.fixture(scope="module")
+def pool(server: Server) -> Iterator[Pool]:
+    """PKIs by what their contracts name."""
+    addresses = {
+        "405": server.url + "/405", "501": server.url + "/501/", "400": server.url + "/400",
+        "broken": server.url + "/broken", "blanks": f" \t{server.url}/blanks\r\n", "ldap": "ldap://ca.example/cn=crl",
+        "credentials": server.url.replace("http://", "http://user:secret@") + "/x", "nonsense": "http://what a host/",
+        "no host": "http:///ocsp", "backslash": "http://a.example\\@b.example/", "iso2": server.url + "/plain",
+    }  # fmt: skip
+    bad = ("ldap://ca.example/x", "http://user:secret@ca.example/", "not an address", "ftp://x")
+    pkis = {name: naming(url) for name, url in addresses.items()}
+    pkis["mixed"] = naming(*bad, f" {server.url}/mixed ")
+    with start(pkis, outbound_allow=LOOPBACK) as running:
+        yield running
+
+
+def good(issuer: Credential, request: bytes) -> bytes:
+    """That whatever is asked about is good, as of now."""
+    asked, now = ocsp.load_der_ocsp_request(request), datetime.now(UTC)
+    builder = ocsp.OCSPResponseBuilder().add_response_by_hash(
+        asked.issuer_name_hash, asked.issuer_key_hash, asked.serial_number, asked.hash_algorithm,
+        ocsp.OCSPCertStatus.GOOD, now - timedelta(minutes=1), now + HOUR, None, None,
+    )  # fmt: skip
+    builder = builder.responder_id(ocsp.OCSPResponderEncoding.NAME, issuer.certificate.x509)
+    return builder.sign(issuer.key, SHA256()).public_bytes(Encoding.DER)
+
+
+class ByPrefix(dict[str, Callable[[Request], Reply]]):
+    """Answers by the beginning of a path."""
+
+    def get(self, path: str, default: Any = None) -> Any:
+        found = [prefix for prefix in self if path.startswith(prefix)]
+        return self[max(found, key=len)] if found else default
+
+
+def get_only(server: Server, path: str, issuer: Credential, refusal: Reply) -> None:
+    """A responder below a path that refuses POST like this and answers GET as RFC 6960 appendix A.1 has it."""
+
+    def answering(request: Request) -> Reply:
+        if request.method != "GET":
+            return refusal
+        encoded = request.path.removeprefix(path + "/")
+        assert "/" not in encoded
+        return Reply(good(issuer, base64.b64decode(unquote(encoded), validate=True)))
+
+    server.answers[path] = answering
+
+
+@pytest.mark.parametrize(
+    ("kind", "refusal"), [("405", Reply(status=405)), ("501", Reply(status=501)), ("400", Reply(b"<html>", 400))]
+)
+def test_a_responder_that_refuses_post_is_asked_by_get(pool: Pool, server: Server, kind: str, refusal: Reply) -> None:
+    get_only(server, "/" + kind, pool.pki(kind).emsp_sub2, refusal)
+    pool.publish(pool.car(), signer=kind)
+    seen = [request.method for request in server.seen if request.path.startswith("/" + kind)]
+    assert seen == ["POST", "GET"]
+    # The responder is known by now: one request for the next contract.
+    pool.publish(pool.car(), signer=kind)
+    seen = [request.method for request in server.seen if request.path.startswith("/" + kind)]
+    assert seen == ["POST", "GET", "GET"]
+
+
+def test_a_400_that_is_an_ocsp_response_is_not_a_reason_for_get(pool: Pool, server: Server) -> None:
+    malformed = ocsp.OCSPResponseBuilder.build_unsuccessful(ocsp.OCSPResponseStatus.MALFORMED_REQUEST)
+    server.says("/broken", Reply(malformed.public_bytes(Encoding.DER), 400))
+    answer = put(pool, pool.contract(pool.car(), signer="broken"))
+    assert "answered with the HTTP status 400" in sentences(answer, 503)[0]
+    assert [request.method for request in server.seen if request.path.startswith("/broken")] == ["POST"]
+
+
+def test_blanks_around_an_address_are_no_part_of_it(pool: Pool, server: Server) -> None:
+    issuer = pool.pki("blanks").emsp_sub2
+    server.answers["/blanks"] = lambda request: Reply(good(issuer, request.body))
+    pool.publish(pool.car(), signer="blanks")
+    assert server.count("/blanks") == 1
+
+
+@pytest.mark.parametrize("kind", ["ldap", "credentials", "nonsense", "no host", "backslash"])
+def test_an_address_that_can_never_be_called_is_a_defect_for_good(pool: Pool, server: Server, kind: str) -> None:
+    before = len(server.seen)
+    contract = pool.contract(pool.car(), signer=kind)
+    answer = put(pool, contract)
+    (said,) = sentences(answer, 400)
+    assert NEVER in said
+    assert "Retry-After" not in answer.headers
+    report = pool.cps.put("/signedcontractdata", json=contract.body, params={"dryRun": "true"}).json()
+    assert not report["passed"]
+    assert any(NEVER in check["reason"] for check in report["checks"] if check["verdict"] == "failed")
+    assert (pool.stored(contract.emaid), len(server.seen)) == (0, before)
+
+
+def test_policy_require_says_the_same(server: Server) -> None:
+    with start({"iso2": naming("ldap://ca.example/cn=crl")}, revocation="require") as pool:
+        answer = put(pool, pool.contract(pool.car()))
+        assert any(NEVER in sentence for sentence in sentences(answer, 400))
+        assert "Retry-After" not in answer.headers
+
+
+def test_one_good_address_among_bad_ones_is_used(pool: Pool, server: Server) -> None:
+    issuer = pool.pki("mixed").emsp_sub2
+    server.answers["/mixed"] = lambda request: Reply(good(issuer, request.body))
+    pool.publish(pool.car(), signer="mixed")
+    assert server.count("/mixed") == 1

@@ -1,0 +1,150 @@
+"""What the certificates of one CA name must not cost another CA, and one party's requests not another party's."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from cryptography.x509 import ocsp
+
+from ccp import resolver
+from ccp.outbound import Outbound, OutboundError
+from ccp.pki.certificates import Certificate
+from ccp.revocation_fetch import RevocationFetcher
+from ccp.sim.pki import PKI, Addresses, build_pki
+from tests.api.answers import sentences
+from tests.api.test_trust import LOOPBACK, put
+from tests.attacks.test_responder_addresses import ByPrefix, good
+from tests.revocation.servers import Reply, Server, http_server
+from tests.world import AT, Contract, Pool, start
+
+SUB2 = "eMSP Sub2 CA SIM"
+_SILENT = threading.Event()
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with http_server() as running:
+        running.answers = ByPrefix()
+        yield running
+
+
+def naming(url: str) -> PKI:
+    return build_pki(AT, addresses=lambda ca: Addresses(ocsp=url) if ca == SUB2 else Addresses())
+
+
+@pytest.fixture(scope="module")
+def names() -> Iterator[None]:
+    """Names below ".silent" have a silent name server, those below ".test" are this machine."""
+
+    def lookup(host: str) -> list[str]:
+        if host.endswith(".silent"):
+            _SILENT.wait(40)
+        return ["127.0.0.1"]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resolver, "system_lookup", lookup)
+        yield
+        _SILENT.set()
+
+
+@pytest.fixture(scope="module")
+def pool(server: Server, names: None) -> Iterator[Pool]:
+    port = server.url.rpartition(":")[2]
+    pkis = {
+        "iso2": naming(f"{server.url}/victim"),
+        "tls": naming(f"https://127.0.0.1:{port}/a"),
+        "failing": naming(f"{server.url}/failing"),
+        "named": naming(f"http://ocsp.good.test:{port}/victim-named"),
+        **{f"silent {n}": naming(f"http://ocsp.d{n // 2}.silent:{port}/{n}") for n in range(6)},
+    }
+    with start(pkis, outbound_allow=LOOPBACK) as running:
+        server.answers["/victim"] = lambda request: Reply(good(running.pki().emsp_sub2, request.body))
+        server.answers["/victim-named"] = lambda request: Reply(good(running.pki("named").emsp_sub2, request.body))
+        server.answers["/failing"] = lambda request: Reply(status=500)
+        yield running
+
+
+@pytest.mark.parametrize("attacker", ["tls", "failing"])
+def test_certificates_of_another_ca_cannot_silence_a_responder(pool: Pool, server: Server, attacker: str) -> None:
+    """Addresses on the victim's host, under another scheme or path, that fail again and again."""
+    for _ in range(6):
+        answer = put(pool, pool.contract(pool.car(), signer=attacker))
+        assert answer.status_code == 503, answer.text
+    assert "failed several times" in answer.text
+    pool.publish(pool.car())
+
+
+def test_eighty_dry_runs_of_one_party_do_not_delay_another(pool: Pool, server: Server) -> None:
+    contracts = [pool.contract(pool.car()) for _ in range(80)]
+    mine = pool.contract(pool.car())
+
+    def dry_run(contract: Contract) -> int:
+        return pool.cps.put("/signedcontractdata", json=contract.body, params={"dryRun": "true"}).status_code
+
+    pool.token("cps"), pool.token("small_cps")
+    begun = len(server.seen)
+    with ThreadPoolExecutor(80) as threads:
+        under_way = [threads.submit(dry_run, contract) for contract in contracts]
+        wait_until(lambda: len(server.seen) - begun >= 22)  # The burst is spent, the rest waits for its turn.
+        answer = pool.client("small_cps").put("/signedcontractdata", json=mine.body)
+        assert answer.status_code == 201, answer.text
+        assert pool.stored(mine.emaid) == 1
+        assert {one.result() for one in under_way} == {200}
+    wait_until(lambda: len(server.seen) - begun == 81)
+    asked = [ocsp.load_der_ocsp_request(request.body).serial_number for request in server.seen[begun:]]
+    # It did not wait for all those that were there before it.
+    assert asked.index(serial_of(mine)) < 70
+
+
+def serial_of(contract: Contract) -> int:
+    return Certificate.load(contract.certificate).serial_number
+
+
+def test_silent_name_servers_stop_nothing_else(pool: Pool, server: Server) -> None:
+    """Three domains without an answer, asked for by six PUTs at the same time; a responder with a name goes on."""
+    blocked = [pool.contract(pool.car(), signer=f"silent {n}") for n in range(6)]
+    with ThreadPoolExecutor(6) as threads:
+        pool.token("cps")
+        under_way = [threads.submit(put, pool, contract) for contract in blocked]
+        wait_until(lambda: lookups() >= 3)
+        for _ in range(3):
+            pool.publish(pool.car(), signer="named")
+        for one in under_way:
+            (said,) = sentences(one.result(), 503)
+            assert "cannot be reached" in said
+    assert lookups() <= 6  # Those who ask again wait for the same threads.
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def lookups() -> int:
+    return sum(thread.name == "lookup" for thread in threading.enumerate())
+
+
+def test_what_never_reached_a_host_is_not_held_against_it(server: Server, names: None) -> None:
+    """A name that does not resolve, and an address that may not be called: said each time, and nothing counted."""
+
+    async def test() -> None:
+        outbound = Outbound()
+        fetcher = RevocationFetcher(outbound)
+        try:
+            for _ in range(5):
+                with pytest.raises(OutboundError, match="cannot be reached"):
+                    await fetcher.ocsp(server.url + "/victim", b"x", issuer="a")
+            for number in range(4):
+                with pytest.raises(OutboundError, match="cannot be reached"):
+                    await fetcher.ocsp("http://new.silent/", b"x", issuer="a" if number < 3 else "b")
+        finally:
+            await outbound.close()
+
+    asyncio.run(test())

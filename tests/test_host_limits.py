@@ -1,0 +1,123 @@
+"""Rate and circuit of remote hosts: by issuer, in turn for callers, bounded."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from ccp.host_limits import HostKey, HostLimited, HostThrottle
+
+HOST = HostKey("http", "ocsp.example", 80, "issuer")
+
+
+def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    async def bounded() -> None:
+        async with asyncio.timeout(20):
+            await test()
+
+    asyncio.run(bounded())
+
+
+async def fail(throttle: HostThrottle, key: HostKey, times: int) -> None:
+    for _ in range(times):
+        (await throttle.acquire(key)).failure()
+
+
+def test_three_failures_open_the_circuit_of_this_scheme_host_port_and_issuer_alone() -> None:
+    async def test() -> None:
+        throttle = HostThrottle()
+        await fail(throttle, HOST, 3)
+        with pytest.raises(HostLimited, match=r"ocsp\.example:80 failed several times") as caught:
+            await throttle.acquire(HOST)
+        assert caught.value.retry_after == 30
+        for other in (
+            HOST._replace(issuer="another"), HOST._replace(scheme="https"), HOST._replace(port=8080),
+            HOST._replace(host="crl.example"),
+        ):  # fmt: skip
+            (await throttle.acquire(other)).success()
+
+    run(test)
+
+
+def test_requests_under_way_when_the_circuit_opens_do_not_lengthen_its_pause() -> None:
+    async def test() -> None:
+        throttle = HostThrottle()
+        permits = [await throttle.acquire(HOST) for _ in range(10)]
+        assert [permit.failure() for permit in permits] == [None, None, *[30] * 8]
+
+    run(test)
+
+
+def test_what_never_reached_the_host_counts_for_nothing() -> None:
+    async def test() -> None:
+        throttle = HostThrottle()
+        await fail(throttle, HOST, 2)
+        for _ in range(10):
+            (await throttle.acquire(HOST)).unused()
+        (await throttle.acquire(HOST)).success()
+        await fail(throttle, HOST, 2)
+        await throttle.acquire(HOST)
+
+    run(test)
+
+
+def test_callers_take_turns_so_that_one_waits_behind_one_request_of_each_other() -> None:
+    async def test() -> None:
+        throttle, order = HostThrottle(rate=200, burst=1), list[str]()
+
+        async def ask(caller: str) -> None:
+            await throttle.acquire(HOST, caller)
+            order.append(caller)
+
+        many = [asyncio.create_task(ask("many")) for _ in range(80)]
+        await asyncio.sleep(0.02)
+        before = len(order)
+        await asyncio.gather(ask("a"), ask("b"))
+        assert len(order) - before <= 2 + 3, order
+        await asyncio.gather(*many)
+        assert order.count("many") == 80
+
+    run(test)
+
+
+def test_a_cancelled_caller_leaves_the_queue() -> None:
+    async def test() -> None:
+        throttle = HostThrottle(rate=50, burst=1)
+        await throttle.acquire(HOST)
+        waiting = [asyncio.create_task(throttle.acquire(HOST, str(n % 3))) for n in range(9)]
+        await asyncio.sleep(0)
+        for task in waiting[:8]:
+            task.cancel()
+        await waiting[8]
+
+    run(test)
+
+
+def test_the_queue_of_one_caller_is_bounded() -> None:
+    async def test() -> None:
+        throttle = HostThrottle(rate=1, burst=1)
+        tasks = [asyncio.create_task(throttle.acquire(HOST, "many")) for _ in range(1_100)]
+        await asyncio.sleep(0)
+        done, waiting = await asyncio.wait(tasks, timeout=0)
+        assert len(waiting) <= 1_000
+        assert sum(isinstance(task.exception(), HostLimited) for task in done) >= 98
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+    run(test)
+
+
+def test_hosts_that_fail_are_remembered_up_to_a_bound() -> None:
+    async def test() -> None:
+        throttle = HostThrottle(max_hosts=100)
+        for number in range(1_000):
+            await fail(throttle, HOST._replace(host=f"h{number}.example"), 3)
+        assert len(throttle) == 100
+        with pytest.raises(HostLimited):
+            await throttle.acquire(HOST._replace(host="h999.example"))
+
+    run(test)
