@@ -1,8 +1,13 @@
 """Other pools: asked together when nothing is found here, or one of them when a request is for it.
 
 An answer counts only when it is good for this vehicle as far as anybody but the vehicle can tell: a positive message,
-of this session, with the provisioning service's signature and both chains to roots that are trusted here. The first
-one that is wins. Slow and failing peers are left alone for a while.
+of this session, with the provisioning service's signature and both chains to roots that are trusted here.
+
+No part of a message proves which vehicle its contract is for: the signature covers EMAID, contract chain and keys, and
+only the vehicle can tell whether it is able to decrypt. So answers have a `Standing` by what else is known, and the one
+that stands best wins; a peer is waited for, within the budget, for as long as it could stand better than what is there.
+
+Circuit breakers keep slow and failing peers from costing every request its time, see `ccp.peer_limits`.
 
 `ask` is for vehicles, whose answer is a message in any case; `call` carries every other request (`ccp.relay`), whose
 sender is told what became of it.
@@ -11,12 +16,15 @@ sender is told what became of it.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
+from enum import IntEnum
 from functools import partial
-from typing import Final, Protocol, TypeAlias, TypeVar
+from typing import Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import structlog
 from httpcore import AsyncNetworkBackend
@@ -50,11 +58,13 @@ from ccp.ids import PCID, Fingerprint, Namespace
 from ccp.installation import VerifiedInstallationRequest
 from ccp.metrics import Metrics
 from ccp.parties import Caller, Role
+from ccp.peer_limits import Circuits, Shares
 from ccp.pki.evidence import AskedLater
 from ccp.pki.paths import TrustAnchors, VerifiedChain
 from ccp.settings import Settings
 from ccp.store import Store
 from ccp.store import peers as questions
+from ccp.store.contracts import holder
 from ccp.store.peers import Peer
 
 _log = structlog.get_logger("ccp.peers")
@@ -64,6 +74,9 @@ HOP_HEADER: Final = "X-CCP-Hop"
 
 _DELIVER: Final = "GetSignedContractDataByCertificateInstallationReq"
 _LONGEST_CALL: Final = 60.0  # Seconds. The limit of each call is below.
+# Requests under way to one peer, of one worker: in all, and of one caller.
+_CARS: Final = 128, 64
+_CALLS: Final = 64, 16
 _FAILED: Final = (NoAnswerError, MalformedAnswerError)
 
 _UNKNOWN: Final = "No pool with the id in OPNC-to-party-id is known here."
@@ -148,16 +161,55 @@ class NoPeers:
         raise NotFound(_UNKNOWN)
 
 
+class Standing(IntEnum):
+    """What speaks for it that an answer's contracts are the vehicle's. The higher one is preferred.
+
+    CONTRADICTED: a contract is bound to another vehicle here. UNNAMED: the answer does not name the vehicle, as always
+    in the OPCP dialect, or a contract is of another provider than those that the peer is registered for. NAMED: the
+    answer names it. REGISTERED: the operator has registered the peer for the contracts' providers.
+    """
+
+    CONTRADICTED = 0
+    UNNAMED = 1
+    NAMED = 2
+    REGISTERED = 3
+
+
+def _best_of(peer: Peer) -> Standing:
+    """The best that an answer of a peer can be."""
+    if peer.provider_ids:
+        return Standing.REGISTERED
+    return Standing.NAMED if peer.dialect == Dialect.OPNC else Standing.UNNAMED
+
+
+class Found(NamedTuple):
+    """What a peer holds for a vehicle: contracts, each with its answer."""
+
+    standing: Standing
+    items: list[tuple[SignedContract, bytes]]
+
+
 @dataclass(frozen=True, slots=True)
 class _Line:
-    """A peer and the connection to it."""
+    """A peer and the connections to it.
+
+    client, breaker, cars: for vehicles. addressed, circuits, calls: for requests that callers address to it.
+    """
 
     peer: Peer
     client: AsyncClient
+    addressed: AsyncClient
     breaker: Breaker
+    circuits: Circuits
+    cars: Shares
+    calls: Shares
+
+    async def close(self) -> None:
+        await self.client.close()
+        await self.addressed.close()
 
 
-def client_options(peer: Peer, seconds: float) -> dict[str, object]:
+def client_options(peer: Peer, seconds: float, max_connections: int = 1) -> dict[str, object]:
     """How a peer is called, as arguments of a client.
 
     seconds: for a call with everything that belongs to it, unless the call says otherwise. Nothing is tried again.
@@ -169,7 +221,7 @@ def client_options(peer: Peer, seconds: float) -> dict[str, object]:
         access = {"credentials": Credentials(peer.client_id, peer.secret, peer.token_url, peer.audience)}
     if peer.dialect not in set(Dialect):
         raise ConfigurationError(f"Peer {peer.party_id} speaks {peer.dialect!r}, which this release does not.")
-    limits = Limits(exchange=_LONGEST_CALL, total=seconds, retries=0, octets=1_048_576)
+    limits = Limits(exchange=_LONGEST_CALL, total=seconds, retries=0, octets=1_048_576, connections=max_connections)
     return {"base_url": peer.base_url, "dialect": Dialect(peer.dialect), "limits": limits, **access}
 
 
@@ -207,23 +259,30 @@ class PoolPeers:
             if name in kept:
                 continue
             try:
-                options = client_options(peer, self._call_seconds)
-                client = AsyncClient(network_backend=self._network_backend, **options)  # type: ignore[arg-type]
+                client, addressed = (
+                    AsyncClient(
+                        network_backend=self._network_backend,
+                        **client_options(peer, self._call_seconds, most),  # type: ignore[arg-type]
+                    )
+                    for most in (_CARS[0], _CALLS[0])
+                )
             except (CCPError, ValueError) as exc:
                 _log.warning("peer not usable", peer=name, reason=str(exc))
                 continue
-            kept[name] = _Line(peer, client, Breaker(time.monotonic, tell=partial(self._metrics.peer_resting, name)))
+            breaker = Breaker(time.monotonic, tell=partial(self._metrics.peer_resting, name))
+            circuits = Circuits(time.monotonic)
+            kept[name] = _Line(peer, client, addressed, breaker, circuits, Shares(*_CARS), Shares(*_CALLS))
             self._metrics.peer_resting(name, False)
         self._lines = kept
         for line in dropped:
             if line.peer.party_id not in kept:
                 self._metrics.peer_resting(line.peer.party_id, False)
-            await line.client.close()
+            await line.close()
 
     async def close(self) -> None:
         lines, self._lines = self._lines, {}
         for line in lines.values():
-            await line.client.close()
+            await line.close()
 
     def route(self, party_id: str) -> str | None:
         if party_id == self._own_id:
@@ -237,26 +296,36 @@ class PoolPeers:
     ) -> list[tuple[SignedContract, bytes]]:
         if Role.CCP in caller.party.roles:
             return []
-        lines = [
-            line
-            for name, line in self._lines.items()
-            if (name == to if to is not None else self._serves(line.peer, request)) and line.breaker.lets_through()
-        ]
-        tasks = [asyncio.create_task(self._ask_one(line, request, caller, at)) for line in lines]
-        if not tasks:
-            return []
-        try:
+        with ExitStack() as shares:
+            tasks: dict[asyncio.Task[Found | None], Standing] = {}
+            for name, line in self._lines.items():
+                if not (name == to if to is not None else self._serves(line.peer, request)):
+                    continue
+                if not line.cars.has_room(caller.party.client_id):
+                    self._metrics.peer_asked(name, _DELIVER, "limited", 0.0)
+                elif line.breaker.lets_through():
+                    shares.enter_context(line.cars.taken(caller.party.client_id))
+                    tasks[asyncio.create_task(self._ask_one(line, request, caller, at))] = _best_of(line.peer)
+            try:
+                found = await self._best(tasks)
+            finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+        return [] if found is None else found.items
+
+    async def _best(self, tasks: Mapping[asyncio.Task[Found | None], Standing]) -> Found | None:
+        """What stands best of what comes within the budget. tasks: with the best that each can bring."""
+        best: Found | None = None
+        pending = set(tasks)
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(self._seconds + 0.1):  # Each ends by itself; this is for what does not.
-                for answered in asyncio.as_completed(tasks):
-                    if found := await answered:
-                        return found
-        except TimeoutError:
-            pass
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-        return []
+                while pending and (best is None or any(tasks[task] > best.standing for task in pending)):
+                    done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                    for found in (task.result() for task in tasks if task in done):
+                        if found is not None and (best is None or found.standing > best.standing):
+                            best = found
+        return best
 
     def _serves(self, peer: Peer, request: VerifiedInstallationRequest) -> bool:
         """Whether a peer may have something for a vehicle: it has contracts under a root that the vehicle lists."""
@@ -268,7 +337,7 @@ class PoolPeers:
 
     async def _ask_one(
         self, line: _Line, request: VerifiedInstallationRequest, caller: Caller, at: datetime
-    ) -> list[tuple[SignedContract, bytes]]:
+    ) -> Found | None:
         """What one peer holds. Whatever is wrong with it is told in the log and is nothing to the others."""
         told = {"peer": line.peer.party_id, "trace_id": caller.trace_id}
         count = self._stopwatch(line.peer.party_id, _DELIVER)
@@ -280,25 +349,38 @@ class PoolPeers:
                 routing=self._routing(line.peer, caller),
                 seconds=self._seconds,
             )
-            found = await self._checked(answer, request, at) if isinstance(answer, Delivered) else []
+            found = await self._checked(answer, request, at, line.peer) if isinstance(answer, Delivered) else None
         except ClientError as exc:
             # An answer that refuses is one of a peer that is well; that it knows nothing is even the rule.
             well = exc.status is not None and exc.status < 500 and not isinstance(exc, _FAILED)
             (line.breaker.succeeded if well else line.breaker.failed)()
             count(exc.code)
             _log.info("peer asked", outcome=exc.code, status=exc.status, reason=" ".join(exc.messages), **told)
-            return []
+            return None
         except CCPError as exc:
             line.breaker.failed()
             count(exc.code)
             _log.warning("peer's answer not taken", outcome=exc.code, reason=str(exc), **told)
-            return []
+            return None
         except asyncio.CancelledError:
+            line.breaker.unused()
             count("overtaken")  # Another pool was faster, or there is no time left.
             raise
+        except Exception:  # A defect of ours that an answer has found; the other peers' answers are none the worse.
+            line.breaker.failed()
+            count("crashed")
+            _log.exception("peer's answer not taken", outcome="crashed", **told)
+            return None
         line.breaker.succeeded()
-        seconds = count("found" if found else "nothing")
-        _log.info("peer asked", outcome="found" if found else "nothing", ms=round(seconds * 1000, 2), **told)
+        seconds = count("nothing" if found is None else "found")
+        standing = None if found is None else found.standing.name.lower()
+        _log.info(
+            "peer asked",
+            outcome="nothing" if found is None else "found",
+            standing=standing,
+            ms=round(seconds * 1000, 2),
+            **told,
+        )
         return found
 
     def _routing(self, peer: Peer, caller: Caller) -> Routing:
@@ -312,24 +394,36 @@ class PoolPeers:
         return Routing(*sender, "ccp", peer.party_id, ((HOP_HEADER, self._own_id or "unnamed"),))
 
     async def _checked(
-        self, answer: Delivered, request: VerifiedInstallationRequest, at: datetime
-    ) -> list[tuple[SignedContract, bytes]]:
+        self, answer: Delivered, request: VerifiedInstallationRequest, at: datetime, peer: Peer
+    ) -> Found:
         """The items, when all of them hold.
 
         Raises MismatchError for another session or vehicle, and what `verify_response` raises.
         """
         namespace, session_id = request.request.namespace, request.request.session_id
-        good = [
-            await self.verified(item, namespace, request.pcid, at, session_id=session_id)
-            for item in answer.contracts[: request.request.maximum]
-        ]
+        taken = answer.contracts[: 1 if namespace is Namespace.ISO2 else request.request.maximum]
+        good = [await self.verified(item, namespace, request.pcid, at, session_id=session_id) for item in taken]
+        standing = await self._standing(good, peer, named=all(item.pcid is not None for item in taken))
         if namespace is Namespace.ISO2:
-            return [(contract, contract.response) for contract in good[:1]]
+            return Found(standing, [(contract, contract.response) for contract in good])
         # What is left is counted anew: the peer may have sent more than the vehicle takes.
-        return [
-            (contract, installation.answer(contract, session_id, at, len(good) - place))
-            for place, contract in enumerate(good, start=1)
-        ]
+        return Found(
+            standing,
+            [
+                (contract, installation.answer(contract, session_id, at, len(good) - place))
+                for place, contract in enumerate(good, start=1)
+            ],
+        )
+
+    async def _standing(self, contracts: Sequence[SignedContract], peer: Peer, *, named: bool) -> Standing:
+        """named: the answer names the vehicle with each contract."""
+        for contract in contracts:
+            if await self._store.read(holder(contract.emaid)) not in (None, contract.pcid):
+                return Standing.CONTRADICTED
+        if peer.provider_ids:
+            held = all(contract.emaid.provider in peer.provider_ids for contract in contracts)
+            return Standing.REGISTERED if held else Standing.UNNAMED
+        return Standing.NAMED if named else Standing.UNNAMED
 
     async def verified(
         self,
@@ -369,36 +463,46 @@ class PoolPeers:
         line = self._lines.get(to)
         if line is None:
             raise NotFound(_UNKNOWN)
-        if not line.breaker.lets_through():
-            raise Unavailable(
-                f"The pool {to} has not answered lately and is left alone for a while.",
-                retry_after=line.breaker.seconds_left(),
-            )
+        name = caller.party.client_id
+        if not line.calls.has_room(name):
+            self._metrics.peer_asked(to, operation, "limited", 0.0)
+            raise Unavailable(f"Too many requests to the pool {to} are under way.", retry_after=1)
+        line.circuits.check(name, to)
         told = {"peer": to, "operation": operation, "trace_id": caller.trace_id}
         count = self._stopwatch(to, operation)
         try:
-            answer = await send(line.client, self._addressed(line.peer, sender))
+            with line.calls.taken(name):
+                answer = await send(line.addressed, self._addressed(line.peer, sender))
         except ClientError as exc:
-            if (verdict := _says_of_peer(exc)) is not None:
-                (line.breaker.succeeded if verdict else line.breaker.failed)()
+            match _says_of_peer(exc):
+                case True:
+                    line.circuits.succeeded(name)
+                case False:
+                    line.circuits.failed(name)
+                case None:
+                    line.circuits.unused(name)
             count(exc.code)
             _log.info("request passed on", outcome=exc.code, status=exc.status, there=exc.trace_id, **told)
             raise
         except (MismatchError, EXIError) as exc:
-            line.breaker.failed()
+            line.circuits.failed(name)
             count(exc.code)
             _log.warning("peer's answer not taken", outcome=exc.code, reason=str(exc), **told)
             raise
         except VerificationError as exc:
             # It may trust roots that we do not, or show what has expired, and be well.
-            line.breaker.succeeded()
+            line.circuits.succeeded(name)
             count(exc.code)
             _log.warning("peer's answer not taken", outcome=exc.code, reason=str(exc), **told)
             raise
         except CCPError as exc:  # Of ours: the database does not answer, say.
+            line.circuits.unused(name)
             count(exc.code)
             raise
-        line.breaker.succeeded()
+        except BaseException:  # The caller has gone, or a defect of ours.
+            line.circuits.unused(name)
+            raise
+        line.circuits.succeeded(name)
         _log.info("request passed on", outcome="ok", ms=round(count("ok") * 1000, 2), **told)
         return answer
 

@@ -259,8 +259,10 @@ class Other:
         return asked.send(self.pool, caller, **to("other"), **headers)
 
     def recover(self) -> None:
-        """Have the peer answer well, so that what it did before counts no more."""
-        sentences(self.ask("by pcid", error(404)), 404)
+        """Have the peer answer each caller well, so that what it did before counts no more."""
+        for operation in ("by pcid", "by emaid", "publish"):
+            sentences(self.ask(operation, error(404)), 404)
+        self.peer.received.clear()
 
 
 @pytest.fixture(scope="module")
@@ -352,7 +354,7 @@ def test_a_peer_that_failed_again_and_again_is_left_alone(other: Other, operatio
         sentences(other.ask(operation, DROP), 503)
         assert len(other.peer.received) == 1
     answer = other.ask(operation, error(404))
-    assert sentences(answer, 503) == ["The pool other has not answered lately and is left alone for a while."]
+    assert sentences(answer, 503) == ["The pool other has not answered lately; try again later."]
     assert 1 <= int(answer.headers["retry-after"]) <= 15
     assert not other.peer.received
     # Registered anew, it starts anew.

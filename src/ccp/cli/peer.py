@@ -13,7 +13,7 @@ from ccp.audit import command_actor
 from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, with_store
 from ccp.client import BadRequestError, Client, Dialect, Routing
 from ccp.errors import ConfigurationError, NotFound
-from ccp.ids import Fingerprint, Namespace
+from ccp.ids import Fingerprint, Namespace, ProviderId
 from ccp.peers import client_options
 from ccp.store import Store, peers
 from ccp.store.audit import Action, Entry, told
@@ -35,6 +35,9 @@ def add(
     token_url: Annotated[str | None, typer.Option(help="Its token endpoint, if it is not /oauth/token.")] = None,
     audience: Annotated[str | None, typer.Option(help="Audience that its token endpoint asks for.")] = None,
     v2g_root: Annotated[list[str], typer.Option(help="Fingerprint of a V2G root that it has contracts under.")] = [],  # noqa: B006
+    provider_id: Annotated[
+        list[str], typer.Option(help="Id of a provider whose contracts it holds; its answers with them are preferred.")
+    ] = [],  # noqa: B006
     config: ConfigOption = None,
 ) -> None:
     """Register a pool. The client secret, or the token, is read from CCP_PEER_SECRET or asked for."""
@@ -49,6 +52,7 @@ def add(
         audience,
         None if client_id is not None else secret,
         frozenset(Fingerprint.parse(text, "v2g-root") for text in v2g_root),
+        provider_ids=frozenset(ProviderId.parse(text, "provider-id") for text in provider_id),
     )
     Client(**client_options(peer, 1.0)).close()  # type: ignore[arg-type]  # It refuses what could never be called.
 
@@ -69,7 +73,7 @@ def list_peers(config: ConfigOption = None, as_json: JsonOption = False) -> None
         print_json([_shown(peer) for peer in found])
         return
     print_table(
-        ["party id", "address", "dialect", "called with", "V2G roots", "state"],
+        ["party id", "address", "dialect", "called with", "V2G roots", "providers", "state"],
         [
             [
                 peer.party_id,
@@ -77,6 +81,7 @@ def list_peers(config: ConfigOption = None, as_json: JsonOption = False) -> None
                 peer.dialect,
                 peer.client_id or "token",
                 " ".join(sorted(peer.v2g_roots)) or "any",
+                " ".join(sorted(peer.provider_ids)) or "any",
                 "enabled" if peer.enabled else "disabled",
             ]
             for peer in found
@@ -129,5 +134,6 @@ def _shown(peer: Peer) -> dict[str, object]:
         "token_url": peer.token_url,
         "audience": peer.audience,
         "v2g_roots": sorted(peer.v2g_roots),
+        "provider_ids": sorted(peer.provider_ids),
         "enabled": peer.enabled,
     }

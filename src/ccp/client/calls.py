@@ -34,6 +34,7 @@ from ccp.client.model import (
 from ccp.errors import ChainError, EXIError, FieldError
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.pki.certificates import Certificate
+from ccp.text import MAX_METADATA, MAX_SENTENCE, plain
 
 T = TypeVar("T")
 Shape = TypeVar("Shape", bound=BaseModel)
@@ -42,6 +43,7 @@ DELIVER_SECONDS: Final = 4.5
 """What a charging station waits for a delivery; the vehicle gives it five (ISO 15118-2, V2G_EVCC_Msg_Timeout)."""
 
 _OK: Final = frozenset({200})
+_MAX_DN: Final = 1000  # Characters of a distinguished name.
 
 
 class Dialect(StrEnum):
@@ -61,7 +63,8 @@ class Answer:
 
     @property
     def trace_id(self) -> str | None:
-        return self.headers.get("x-trace-id")
+        said = self.headers.get("x-trace-id")
+        return None if said is None else plain(said, 100)
 
 
 @dataclass(frozen=True, slots=True)
@@ -389,7 +392,12 @@ class OPCPCalls(OPNCCalls):
             for item in items:
                 said = item.messageDef
                 octets = _octets(said.certificateInstallationRes, answer)
-                found.append((SignedResponse(said.emaid, None, edition, octets, said.metaData or None), said.metaData))
+                found.append(
+                    (
+                        SignedResponse(said.emaid, None, edition, octets, _plain(said.metaData or None, MAX_METADATA)),
+                        said.metaData,
+                    )
+                )
             return _outcome(found, edition, answer)
 
         # Here the word forbids what it allows in OPNC.
@@ -487,6 +495,11 @@ def _malformed(message: str, answer: Answer) -> MalformedAnswerError:
     return MalformedAnswerError(message, status=answer.status, trace_id=answer.trace_id)
 
 
+def _plain(text: str | None, max_length: int) -> str | None:
+    """What another pool says in words; its length and characters are limited as those of our own callers are."""
+    return None if text is None else plain(text, max_length)
+
+
 def _octets(text: str, answer: Answer) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
@@ -500,9 +513,9 @@ def _signed(item: _SignedItem, answer: Answer) -> SignedResponse:
         item.pcid,
         item.xsdMsgDefNamespace,
         _octets(item.certificateInstallationRes, answer),
-        item.metaData,
+        _plain(item.metaData, MAX_METADATA),
         item.cpsV2GRootCertificateFingerprint,
-        item.cpsRootDistinguishedName,
+        _plain(item.cpsRootDistinguishedName, _MAX_DN),
     )
 
 
@@ -520,7 +533,7 @@ def _outcome(
         if code.startswith("OK"):
             positive.append(item)
         elif negative is None:
-            negative = Refused(item.message, edition, code, told, answer.trace_id)
+            negative = Refused(item.message, edition, code, _plain(told, MAX_METADATA), answer.trace_id)
     if positive:
         return Delivered(tuple(positive), answer.trace_id)
     if negative is None:
@@ -539,8 +552,8 @@ def _states(answer: Answer) -> tuple[ContractState, ...]:
             _instant(item.certValidFrom, answer),
             _instant(item.certValidTo, answer),
             item.cpsV2GRootCertificateFingerprint,
-            item.cpsV2GRootDistinguishedName,
-            item.undeliverable,
+            _plain(item.cpsV2GRootDistinguishedName, _MAX_DN),
+            _plain(item.undeliverable, MAX_SENTENCE),
         )
         for item in _shape(wire.ContractDataCollection, answer).contractDataCollection
     )

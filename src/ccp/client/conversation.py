@@ -14,7 +14,7 @@ from urllib.parse import urlencode, urlsplit
 
 import orjson
 
-from ccp import __version__
+from ccp import __version__, text
 from ccp.client.calls import Answer, Call
 from ccp.client.errors import BY_STATUS, AnsweredError, MalformedAnswerError, NoAnswerError, TokenRefusedError
 from ccp.client.model import Credentials, Limits
@@ -26,7 +26,7 @@ _RETRIED: Final = frozenset({429, 502, 503})
 _LONGEST_PAUSE: Final = 5.0
 _TOKEN_MARGIN: Final = 60.0  # Seconds before its end that a token is not used any more: clocks differ, requests travel.
 _TOKEN_LIFETIME: Final = 300.0  # Where the issuer does not say how long, which RFC 6749 clause 5.1 allows.
-_SENTENCE: Final = 500  # Characters of a sentence out of an answer: it may come from a proxy and be a whole page.
+_TRACE_ID: Final = 100  # Characters; a UUID has 36.
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,14 +199,14 @@ class Conversation:
             retry_after=self._retry_after(answer.headers.get("retry-after")),
         )
 
-    def _retry_after(self, text: str | None) -> float | None:
+    def _retry_after(self, value: str | None) -> float | None:
         """Seconds, from a number or a date. Source: RFC 9110 clause 10.2.3."""
-        if text is None:
+        if value is None:
             return None
-        if text.strip().isascii() and text.strip().isdigit():
-            return float(text.strip()[:9])
+        if value.strip().isascii() and value.strip().isdigit():
+            return float(value.strip()[:9])
         try:
-            return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - self._wall_clock())
+            return max(0.0, email.utils.parsedate_to_datetime(value).timestamp() - self._wall_clock())
         except (ValueError, TypeError, OverflowError):
             return None
 
@@ -236,19 +236,19 @@ def _members(answer: Answer) -> dict[str, Any]:
 def _said(answer: Answer) -> tuple[tuple[str, ...], str | None]:
     """The sentences and the trace id of an error answer, as far as it has the API's shape."""
     said = _members(answer)
-    messages, trace_id = said.get("errorMessages"), said.get("traceId")
-    found = messages if isinstance(messages, list) else []
+    trace_id = said.get("traceId")
     return (
-        tuple(text[:_SENTENCE] for text in found if isinstance(text, str) and text),
-        trace_id[:_SENTENCE] if isinstance(trace_id, str) else None,
+        text.sentences(said.get("errorMessages")),
+        text.plain(trace_id, _TRACE_ID) if isinstance(trace_id, str) else None,
     )
 
 
 def _refused(answer: Answer) -> TokenRefusedError:
     said = _members(answer)
-    error = said["error"][:_SENTENCE] if isinstance(said.get("error"), str) else ""
+    error = text.plain(said["error"], text.MAX_SENTENCE) if isinstance(said.get("error"), str) else ""
     told = said.get("error_description")
-    message = told[:_SENTENCE] if isinstance(told, str) and told else error or f"HTTP status {answer.status}"
+    described = text.plain(told, text.MAX_SENTENCE) if isinstance(told, str) else ""
+    message = described or error or f"HTTP status {answer.status}"
     return TokenRefusedError(
         f"No access token: {message}", status=answer.status, trace_id=answer.trace_id, error=error
     )  # fmt: skip

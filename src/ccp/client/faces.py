@@ -28,7 +28,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 _KEEPALIVE: Final = 15.0
-_CONNECTIONS: Final = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +115,7 @@ class _Face:
         options: dict[str, Any] = {
             # Reading the system's CAs takes a while, and who calls over plain HTTP has no use for them.
             "ssl_context": None if tls == TLS() and not _needs_tls(urls) else _context(tls),
-            "max_connections": _CONNECTIONS,
+            "max_connections": limits.connections,
             "keepalive_expiry": _KEEPALIVE,
             "retries": 0,
         }

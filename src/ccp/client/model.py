@@ -61,7 +61,8 @@ class Limits:
 
     exchange: seconds for one request and its answer. total: seconds for a call with everything that belongs to it
     (token, retries, pauses), unless the call says otherwise. retries: after the first attempt. pause: seconds before
-    the first retry; each further one waits twice as long. octets: most that is read of an answer.
+    the first retry; each further one waits twice as long. octets: most that is read of an answer. connections: most
+    that are open at a time; further requests wait for one.
     """
 
     exchange: float = 10.0
@@ -69,6 +70,7 @@ class Limits:
     retries: int = 2
     pause: float = 0.2
     octets: int = 4_194_304
+    connections: int = 100
 
 
 def _base64(message: bytes) -> str:

@@ -15,7 +15,7 @@ from ccp.contracts import SignedContract
 from ccp.errors import NotFound
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.pki.evidence import dump_keys, load_keys
-from ccp.store.steps import Row, Steps, gathered, repeatable
+from ccp.store.steps import Row, Steps, gathered, newest, repeatable
 from ccp.store.unknown import warn
 from ccp.subscriptions import EventKind
 
@@ -107,6 +107,13 @@ def by_emaid(emaid: EMAID) -> Steps[list[SignedContract]]:
         if rows:
             return _known(rows)
     return []
+
+
+@newest
+def holder(emaid: EMAID) -> Steps[PCID | None]:
+    """The vehicle that a contract is bound to here, None where it is unknown."""
+    claims = yield "select pcid from emaid_claim where emaid = $1", (emaid,)
+    return PCID(claims[0][0]) if claims else None
 
 
 @repeatable

@@ -7,12 +7,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from ccp.errors import Conflict, NotFound
-from ccp.ids import Fingerprint
+from ccp.ids import Fingerprint, ProviderId
 from ccp.store.changes import Topic, count
 from ccp.store.contracts import microseconds
 from ccp.store.steps import Row, Steps
 
-_COLUMNS = "party_id, base_url, dialect, client_id, secret, token_url, audience, token, v2g_roots, enabled"
+_COLUMNS = (
+    "party_id, base_url, dialect, client_id, secret, token_url, audience, token, v2g_roots, enabled, provider_ids"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,8 @@ class Peer:
     """Another pool, and how it is called: with client credentials, or with a token that its operator gave.
 
     dialect: "opnc" or "opcp". v2g_roots: those whose contracts it has; empty: it is asked for every vehicle.
+    provider_ids: those whose contracts it holds, as the operator knows from the pool's own operator; its answers with
+    such contracts are preferred. Empty: nothing is known of that.
     """
 
     party_id: str
@@ -32,6 +36,7 @@ class Peer:
     token: str | None = field(default=None, repr=False)
     v2g_roots: frozenset[Fingerprint] = frozenset()
     enabled: bool = True
+    provider_ids: frozenset[ProviderId] = frozenset()
 
 
 def every() -> Steps[list[Peer]]:
@@ -45,7 +50,7 @@ def add(peer: Peer, at: datetime) -> Steps[None]:
     if taken:
         raise Conflict(f"There is a peer {peer.party_id} already.")
     yield (
-        f"insert into peer ({_COLUMNS}, created_at) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",  # noqa: S608
+        f"insert into peer ({_COLUMNS}, created_at) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",  # noqa: S608
         (
             peer.party_id,
             peer.base_url,
@@ -57,6 +62,7 @@ def add(peer: Peer, at: datetime) -> Steps[None]:
             peer.token,
             json.dumps(sorted(peer.v2g_roots)),
             peer.enabled,
+            json.dumps(sorted(peer.provider_ids)),
             microseconds(at),
         ),
     )
@@ -72,6 +78,7 @@ def disable(party_id: str) -> Steps[None]:
 
 
 def _peer(row: Row) -> Peer:
-    party_id, base_url, dialect, client_id, secret, token_url, audience, token, roots, enabled = row
+    party_id, base_url, dialect, client_id, secret, token_url, audience, token, roots, enabled, providers = row
     served = frozenset(map(Fingerprint, json.loads(roots)))
-    return Peer(party_id, base_url, dialect, client_id, secret, token_url, audience, token, served, bool(enabled))
+    held = frozenset(map(ProviderId, json.loads(providers or "[]")))  # NULL where an older release registered it.
+    return Peer(party_id, base_url, dialect, client_id, secret, token_url, audience, token, served, bool(enabled), held)

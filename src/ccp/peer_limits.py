@@ -1,0 +1,80 @@
+"""What one caller may use of a peer, so that it affects itself alone.
+
+Requests of vehicles and requests that callers address to a peer have connections of their own. For addressed requests
+each caller has a circuit breaker of its own too: a caller whose requests time out, by their number or their kind, opens
+it for itself. The circuit for vehicles is one for all callers, since their requests are alike and signed by vehicles.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from ccp.breaker import Breaker
+from ccp.errors import Unavailable
+
+_MAX_CIRCUITS: Final = 1000
+
+
+class Shares:
+    """Requests under way to one peer, counted by caller."""
+
+    def __init__(self, max_in_all: int, max_per_caller: int) -> None:
+        self._max_in_all = max_in_all
+        self._max_per_caller = max_per_caller
+        self._under_way: Counter[str] = Counter()
+        self._total = 0
+
+    def has_room(self, caller: str) -> bool:
+        """Whether the caller may send one more. The last quarter is for callers with nothing under way."""
+        mine = self._under_way[caller]
+        if mine >= self._max_per_caller or self._total >= self._max_in_all:
+            return False
+        return not mine or self._total < self._max_in_all * 3 // 4
+
+    @contextmanager
+    def taken(self, caller: str) -> Iterator[None]:
+        """While it lasts, one more request of the caller is under way. Ask `has_room` first."""
+        self._under_way[caller] += 1
+        self._total += 1
+        try:
+            yield
+        finally:
+            self._total -= 1
+            self._under_way[caller] -= 1
+            if not self._under_way[caller]:
+                del self._under_way[caller]
+
+
+class Circuits:
+    """A circuit breaker for each caller's addressed requests to one peer. Those that work are not remembered."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._failing: dict[str, Breaker] = {}
+
+    def check(self, caller: str, peer: str) -> None:
+        """Raises Unavailable while the caller's circuit is open."""
+        breaker = self._failing.get(caller)
+        if breaker is not None and not breaker.lets_through():
+            raise Unavailable(
+                f"The pool {peer} has not answered lately; try again later.", retry_after=breaker.seconds_left()
+            )
+
+    def succeeded(self, caller: str) -> None:
+        self._failing.pop(caller, None)
+
+    def failed(self, caller: str) -> None:
+        breaker = self._failing.pop(caller, None) or Breaker(self._clock)
+        while len(self._failing) >= _MAX_CIRCUITS:
+            del self._failing[next(iter(self._failing))]  # The one whose last failure is the oldest.
+        self._failing[caller] = breaker
+        breaker.failed()
+
+    def unused(self, caller: str) -> None:
+        """What was let through came to no answer that says anything of the peer; the next one may try."""
+        breaker = self._failing.get(caller)
+        if breaker is not None:
+            breaker.unused()

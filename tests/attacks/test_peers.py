@@ -1,0 +1,257 @@
+"""Partners that flood a peer, and peers that lie: a car gets its contract all the same."""
+
+from __future__ import annotations
+
+import base64
+import json
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx
+import pytest
+
+from ccp import exi, peer_limits
+from ccp.errors import Unavailable
+from ccp.ids import ProviderId
+from ccp.parties import Role
+from ccp.peer_limits import Circuits, Shares
+from ccp.sim.pki import PKI
+from ccp.store import peers
+from ccp.store.peers import Peer
+from ccp.text import plain, sentences
+from tests.api.answers import sentences as sentences_of
+from tests.client.servers import HANG, Reply, Scripted, error, json_reply, scripted
+from tests.metrics.test_metrics import read, value
+from tests.peers.test_peers import ASK, PATH, deliver, to, until_known
+from tests.world import AT, ISO2, SESSION, Contract, Pool, octets_of, party, start
+
+BASE = "/opnc/v1/ccp"
+
+
+def later(seconds: float, reply: Reply) -> Reply:
+    """The same reply, later."""
+
+    def act(handler: Any, ends: threading.Event) -> None:
+        ends.wait(seconds)
+        handler.send_response(reply.status)
+        for name, text in {**reply.headers, "Content-Length": str(len(reply.body))}.items():
+            handler.send_header(name, text)
+        handler.end_headers()
+        handler.wfile.write(reply.body)
+
+    return Reply(act=act)
+
+
+def item_of(contract: Contract, **members: Any) -> dict[str, Any]:
+    octets = exi.splice(contract.message, session_id=SESSION)
+    return {**contract.body, "certificateInstallationRes": base64.b64encode(octets).decode(), **members}
+
+
+def opnc(contract: Contract, **members: Any) -> Reply:
+    return json_reply({"signedContractDataCollection": [item_of(contract, **members)]})
+
+
+def opcp(contract: Contract) -> Reply:
+    item = item_of(contract)
+    message = {"certificateInstallationRes": item["certificateInstallationRes"], "emaid": item["emaid"], "metaData": ""}
+    return json_reply({"CCPResponse": {"emaidContent": [{"messageDef": message}]}, "xsdMsgDefNamespace": ISO2})
+
+
+# --- Shares ----------------------------------------------------------------------------------------------------------
+
+FAR = [party("far_oem", Role.OEM, wmis="WFX"), party("other_far_oem", Role.OEM, wmis="WFY")]
+
+
+def test_a_flood_of_one_partner_keeps_neither_cars_nor_others_from_a_slow_peer(pkis: dict[str, PKI]) -> None:
+    with scripted() as peer, start(pkis, FAR, pool_id="pool-x", peer_seconds=3, peer_call_seconds=3) as pool:
+        pool.change(peers.add(Peer("slow", peer.url, token="t"), AT))
+        until_known(pool, "slow")
+        flooded, quiet = f"{BASE}/contractData/pcid/WFX0TEST000000001", f"{BASE}/contractData/pcid/WFY0TEST000000001"
+        peer.on(flooded, HANG)
+        peer.on(quiet, error(404, "Nothing."))
+        tokens = {name: {"Authorization": f"Bearer {pool.token(name)}"} for name in ("far_oem", "other_far_oem")}
+
+        def flood(_: int) -> int:
+            headers = {**tokens["far_oem"], **to("slow")}
+            return httpx.get(pool.base_url + flooded, headers=headers, timeout=20).status_code
+
+        def ask_quietly() -> None:
+            headers = {**tokens["other_far_oem"], **to("slow")}
+            answer = httpx.get(pool.base_url + quiet, headers=headers, timeout=20)
+            assert sentences_of(answer, 404) == ["Nothing."]
+
+        def ask_for_car() -> None:
+            car = pool.car()
+            contract = pool.contract(car)
+            peer.on(PATH, later(0.3, opnc(contract)))
+            for headers in (ASK, to("slow")):
+                (item,) = deliver(pool, car, headers)
+                assert item["emaid"] == contract.emaid
+
+        with ThreadPoolExecutor(150) as threads:
+            flooding = [threads.submit(flood, number) for number in range(150)]
+            while not peer.asked(flooded):
+                time.sleep(0.01)
+            began = time.monotonic()
+            ask_for_car()
+            ask_quietly()
+            assert not all(one.done() for one in flooding) or time.monotonic() - began > 2, "during the flood"
+            assert {one.result() for one in flooding} == {503}
+        # What was beyond the caller's share never reached the peer.
+        assert 1 <= len(peer.asked(flooded)) <= 16 + 3, "and until three have failed"
+        # Its requests have timed out: the circuit is open for this caller and for no other.
+        before = len(peer.asked(flooded))
+        answer = httpx.get(pool.base_url + flooded, headers={**tokens["far_oem"], **to("slow")}, timeout=20)
+        assert sentences_of(answer, 503) == ["The pool slow has not answered lately; try again later."]
+        assert int(answer.headers["retry-after"]) >= 1
+        assert len(peer.asked(flooded)) == before
+        ask_quietly()
+        ask_for_car()
+        found = read(pool.base_url)
+        assert value(found, "ccp_peer_resting", peer="slow") == 0
+        labels = {"peer": "slow", "operation": "GetContractDataByPcid", "outcome": "limited"}
+        assert value(found, "ccp_peer_requests_total", **labels) >= 1
+
+
+def test_a_share_keeps_room_for_callers_with_nothing_under_way() -> None:
+    shares = Shares(8, 5)
+    taken = []
+
+    def take(caller: str) -> bool:
+        if not shares.has_room(caller):
+            return False
+        one = shares.taken(caller)
+        one.__enter__()
+        taken.append(one)
+        return True
+
+    assert [take("a") for _ in range(6)] == [True] * 5 + [False]
+    assert [take("b") for _ in range(3)] == [True, False, False]
+    assert take("c")
+    assert take("d")
+    assert not take("e")
+    for one in taken:
+        one.__exit__(None, None, None)
+    assert take("e")
+    assert len(shares._under_way) == 1
+
+
+def test_circuits_of_callers_are_apart_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(peer_limits, "_MAX_CIRCUITS", 10)
+    circuits = Circuits(lambda: 0.0)
+    for _ in range(3):
+        circuits.failed("a")
+    with pytest.raises(Unavailable):
+        circuits.check("a", "peer")
+    circuits.check("b", "peer")
+    for number in range(100):
+        circuits.failed(str(number))
+    assert len(circuits._failing) == 10
+    circuits.succeeded("99")
+    assert len(circuits._failing) == 9
+
+
+# --- Lies ------------------------------------------------------------------------------------------------------------
+
+
+def race(
+    pkis: dict[str, PKI],
+    liar: Callable[[Pool, Contract], Reply],
+    *,
+    liar_speaks: str = "opnc",
+    true_provider: str | None = None,
+    known_here: bool = False,
+    delay: float = 0.4,
+) -> tuple[str, str, str]:
+    """A liar answers at once with a foreign contract, another peer answers later with the true one.
+
+    Returns the EMAID that the car got, the true one and the foreign one.
+    """
+    with scripted() as first, scripted() as second, start(pkis, pool_id="pool-x", peer_seconds=3) as pool:
+        car, stranger = pool.car(), pool.car()
+        foreign = pool.publish(stranger) if known_here else pool.contract(stranger)
+        true = pool.contract(car)
+        first.on(PATH if liar_speaks == "opnc" else "/v1/ccp/signedContractData", liar(pool, foreign))
+        second.on(PATH, later(delay, opnc(true)))
+        held = frozenset({ProviderId.parse(true_provider)}) if true_provider else frozenset()
+        pool.change(peers.add(Peer("liar", first.url, liar_speaks, token="t"), AT))
+        pool.change(peers.add(Peer("honest", second.url, token="t", provider_ids=held), AT))
+        until_known(pool, "honest")
+        (item,) = deliver(pool, car)
+        assert len(first.received) == 1
+        return item["emaid"], true.emaid, foreign.emaid
+
+
+def relabelled(pool: Pool, foreign: Contract) -> Reply:
+    """A foreign contract under the name of whatever vehicle asks: the tests' cars are numbered."""
+    number = int(str(foreign.body["pcid"])[-9:])
+    return opnc(foreign, pcid=f"{str(foreign.body['pcid'])[:-9]}{number - 1:09d}")
+
+
+def test_a_contract_of_no_vehicle_does_not_displace_one_that_names_the_vehicle(pkis: dict[str, PKI]) -> None:
+    given, true, _ = race(pkis, lambda pool, foreign: opcp(foreign), liar_speaks="opcp")
+    assert given == true
+
+
+def test_a_relabelled_contract_does_not_displace_that_of_a_peer_registered_for_the_provider(
+    pkis: dict[str, PKI],
+) -> None:
+    given, true, _ = race(pkis, relabelled, true_provider="DEEXA")
+    assert given == true
+
+
+def test_a_relabelled_contract_that_is_anothers_here_does_not_displace_the_true_one(pkis: dict[str, PKI]) -> None:
+    given, true, _ = race(pkis, relabelled, known_here=True)
+    assert given == true
+
+
+def test_what_nothing_speaks_against_is_still_given_where_nothing_better_comes(pkis: dict[str, PKI]) -> None:
+    given, _, foreign = race(pkis, lambda pool, foreign: opcp(foreign), liar_speaks="opcp", delay=20)
+    assert given == foreign
+
+
+# --- Words -----------------------------------------------------------------------------------------------------------
+
+HOSTILE = "\x1b]0;owned\x07\x1b[31m\u202ered\u2066\x00\x85\u2028"
+
+
+@pytest.fixture
+def hostile() -> str:
+    return HOSTILE * 2_000
+
+
+def with_peer(pkis: dict[str, PKI], use: Callable[[Pool, Scripted], None]) -> None:
+    with scripted() as peer, start(pkis, FAR, pool_id="pool-x", peer_seconds=3) as pool:
+        pool.change(peers.add(Peer("rude", peer.url, token="t"), AT))
+        until_known(pool, "rude")
+        use(pool, peer)
+
+
+def test_the_words_of_a_peer_obey_our_limits(pkis: dict[str, PKI], hostile: str) -> None:
+    def use(pool: Pool, peer: Scripted) -> None:
+        car = pool.car()
+        contract = pool.contract(car)
+        peer.on(PATH, opnc(contract, metaData=hostile))
+        (item,) = deliver(pool, car)
+        assert item["emaid"] == contract.emaid
+        assert octets_of(item)
+        assert 1 <= len(item["metaData"]) <= 10_000
+        assert item["metaData"].isprintable()
+        path = "/contractData/pcid/WFX0TEST000000001"
+        many = [hostile[:600]] * 100
+        peer.on(BASE + path, json_reply({"errorMessages": many, "traceId": hostile[:1000]}, 404))
+        said = sentences_of(pool.client("far_oem").get(path, headers=to("rude")), 404)
+        assert 1 <= len(said) <= 10
+        assert all(1 <= len(sentence) <= 500 and sentence.isprintable() for sentence in said)
+
+    with_peer(pkis, use)
+
+
+def test_text_keeps_what_can_be_printed() -> None:
+    assert plain("Zürich, 東京 – 5 €", 100) == "Zürich, 東京 – 5 €"
+    assert plain("a\nb\x1b[1mc\u202e", 5) == "a b [1"[:5]
+    assert sentences([" First. ", 7, None, "", "\x00", "Second."]) == ("First.", "Second.")
+    assert sentences("First.") == sentences(None) == sentences(json.loads('{"a": 1}')) == ()
