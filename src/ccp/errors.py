@@ -16,6 +16,7 @@
     │   └── NotAuthorised         a valid token, but not for this
     ├── NotFound                  unknown here, or not this caller's to know
     ├── Conflict                  what is asked for is taken (a name, an id of another party)
+    ├── PreconditionFailed        it is not (any more) as the caller says it has to be; nothing was changed
     ├── TooManyRequests           within a limit, but not now
     ├── Unavailable               try again later; nothing was changed
     ├── UpstreamError             a neighbour refused or failed; nothing was changed
@@ -115,6 +116,10 @@ class NotFound(CCPError):
 
 class Conflict(CCPError):
     code = "conflict"
+
+
+class PreconditionFailed(CCPError):
+    code = "precondition_failed"
 
 
 class TooManyRequests(CCPError):

@@ -68,6 +68,14 @@ class Shown:
         }
 
 
+Precondition: TypeAlias = Callable[[Shown], None]
+"""Called with a party as it is, under the lock and before it is changed. Raises PreconditionFailed."""
+
+
+def any_state(shown: Shown) -> None:
+    """The precondition that always holds."""
+
+
 class Register:
     """`at` is the time of the request or command, taken once at the edge."""
 
@@ -114,42 +122,59 @@ class Register:
         await self._store.write(change())
         return secret
 
-    async def edit(self, client_id: str, change: Change, by: Actor, at: datetime) -> Party:
-        """Change a party. Returns it as it is then. Raises NotFound, Conflict, MismatchError, NotAuthorised."""
+    async def edit(
+        self, client_id: str, change: Change, by: Actor, at: datetime, precondition: Precondition = any_state
+    ) -> Shown:
+        """Change a party. Returns it as it is then.
+
+        Raises NotFound, PreconditionFailed, Conflict, MismatchError, NotAuthorised.
+        """
 
         def checked(before: Party) -> Party:
             after = change(before)
             check(after)
             return after
 
-        return await self._store.write(_changed(client_id, checked, by, at, Action.PARTY_EDITED))
+        return await self._store.write(_changed(client_id, checked, by, at, Action.PARTY_EDITED, precondition))
 
-    async def enable(self, client_id: str, by: Actor, at: datetime) -> Party:
-        """Let a party call again; its ids have stayed its own. Raises NotFound, MismatchError, NotAuthorised."""
+    async def enable(self, client_id: str, by: Actor, at: datetime, precondition: Precondition = any_state) -> Shown:
+        """Let a party call again; its ids have stayed its own.
+
+        Raises NotFound, PreconditionFailed, MismatchError, NotAuthorised.
+        """
 
         def checked(before: Party) -> Party:
             after = replace(before, enabled=True)
             check(after)
             return after
 
-        return await self._store.write(_changed(client_id, checked, by, at, Action.PARTY_ENABLED))
+        return await self._store.write(_changed(client_id, checked, by, at, Action.PARTY_ENABLED, precondition))
 
-    async def disable(self, client_id: str, by: Actor, at: datetime) -> Party:
-        """Let a party call no longer, whatever tokens it holds. Raises NotFound, Conflict, NotAuthorised."""
+    async def disable(self, client_id: str, by: Actor, at: datetime, precondition: Precondition = any_state) -> Shown:
+        """Let a party call no longer, whatever tokens it holds.
+
+        Raises NotFound, PreconditionFailed, Conflict, NotAuthorised.
+        """
 
         def disabled(before: Party) -> Party:
             return replace(before, enabled=False)
 
-        return await self._store.write(_changed(client_id, disabled, by, at, Action.PARTY_DISABLED))
+        return await self._store.write(_changed(client_id, disabled, by, at, Action.PARTY_DISABLED, precondition))
 
     async def rotate_secret(
-        self, client_id: str, by: Actor, at: datetime, overlap: int = DEFAULT_OVERLAP, end: End | None = None
+        self,
+        client_id: str,
+        by: Actor,
+        at: datetime,
+        overlap: int = DEFAULT_OVERLAP,
+        end: End | None = None,
+        precondition: Precondition = any_state,
     ) -> tuple[str, Shown]:
         """Give a party a new secret. Returns it, and the secrets that are live then: two at most.
 
         overlap: seconds that the one before stays live; with 0 every older one ends at once. end: which one ends at
         once where two are live; only the operator knows whether the newer one ever reached the party. Tokens that were
-        issued stay good. Raises NotFound, FieldError, Conflict, NotAuthorised.
+        issued stay good. Raises NotFound, PreconditionFailed, FieldError, Conflict, NotAuthorised.
         """
         if not 0 <= overlap <= LONGEST_OVERLAP:
             raise FieldError(f"overlap : must be 0 to {LONGEST_OVERLAP} seconds")
@@ -160,7 +185,9 @@ class Register:
         def change() -> Steps[Shown]:
             yield from _begin(by)
             party = yield from parties.find(client_id)
-            older = _kept(party, (yield from parties.lives(client_id, at)), overlap, end)
+            live = yield from parties.lives(client_id, at)
+            precondition(Shown(party, live))
+            older = _kept(party, live, overlap, end)
             yield from parties.renew(client_id, hashed, at, older, until)
             told = _time(until) if older else None
             yield from _record(by, at, Action.SECRET_ROTATED, client_id, older_until=told)
@@ -169,12 +196,16 @@ class Register:
         return secret, await self._store.write(change())
 
 
-def _changed(client_id: str, change: Change, by: Actor, at: datetime, action: Action) -> Steps[Party]:
+def _changed(
+    client_id: str, change: Change, by: Actor, at: datetime, action: Action, precondition: Precondition
+) -> Steps[Shown]:
     yield from _begin(by)
     before = yield from parties.find(client_id)
+    live = yield from parties.lives(client_id, at)
+    precondition(Shown(before, live))
     after = change(before)
     if after == before:
-        return before
+        return Shown(before, live)
     if by.name == client_id:
         _spare_itself(before, after)
     yield from parties.update(before, after)
@@ -188,7 +219,7 @@ def _changed(client_id: str, change: Change, by: Actor, at: datetime, action: Ac
         before={name: were[name] for name in members},
         after={name: are[name] for name in members},
     )
-    return after
+    return Shown(after, live)
 
 
 def _begin(by: Actor) -> Steps[None]:

@@ -11,16 +11,17 @@ from dataclasses import replace
 from typing import Annotated, Any, Final, TypeAlias
 
 import orjson
-from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, WithJsonSchema
 from starlette.responses import Response
 
 from ccp import wire
+from ccp.api import preconditions
 from ccp.api.opnc import Edge, Handler
 from ccp.auth import AdminOperation, role_table
 from ccp.ids import WMI, OperatorId, ProviderId
 from ccp.parties import CLIENT_ID_PATTERN, NAME_LENGTH, Caller, Party, Role, made, parsed
-from ccp.register import DEFAULT_OVERLAP, LONGEST_OVERLAP, Actor, End, Register
+from ccp.register import DEFAULT_OVERLAP, LONGEST_OVERLAP, Actor, End, Precondition, Register
 
 BASE: Final = "/admin/v1"
 _PAGE: Final = 100  # Parties on a page if nothing is said.
@@ -131,6 +132,24 @@ CursorQuery: TypeAlias = Annotated[
 ]
 
 
+_TAGGED: Final = frozenset({AdminOperation.ADD_PARTY, AdminOperation.GET_PARTY, AdminOperation.EDIT_PARTY})
+_ETAG: Final = {"ETag": {"description": "Of the party as GET shows it.", "schema": {"type": "string"}}}
+
+
+def _precondition(
+    request: Request,
+    declared: Annotated[
+        str | None,
+        Header(alias="If-Match", description="ETag of the party as it has to be; * or none: however it is."),
+    ] = None,
+) -> Precondition:
+    return preconditions.if_match(request.headers.getlist("if-match"))
+
+
+_IF_MATCH: Final = Depends(_precondition)
+"""After the caller in a signature, so that who calls is known before anything is judged."""
+
+
 def router(register: Register, edge: Edge) -> APIRouter:
     api = APIRouter(tags=["admin"])
 
@@ -148,7 +167,9 @@ def router(register: Register, edge: Edge) -> APIRouter:
         body: type[BaseModel] | None = None,
         status: int = 200,
     ) -> Callable[[Handler], Handler]:
+        one = path.startswith("/parties/")  # An operation on one party.
         failures = [401, 403, 500, 503]
+        failures += [412] if one and method != "GET" else []
         failures += [404] if "{" in path else []
         failures += [] if operation is AdminOperation.GET_ROLES else [400]
         failures += [413, 415] if body else []
@@ -160,7 +181,10 @@ def router(register: Register, edge: Edge) -> APIRouter:
             summary=operation.value,
             response_class=Response,
             status_code=status,
-            responses={status: {"model": answer}, **{code: {"model": wire.Error} for code in sorted(failures)}},
+            responses={
+                status: {"model": answer, **({"headers": _ETAG} if operation in _TAGGED else {})},
+                **{code: {"model": wire.Error} for code in sorted(failures)},
+            },
             openapi_extra={"requestBody": _described(body, required=body is not Rotation)} if body else None,
         )
 
@@ -181,46 +205,67 @@ def router(register: Register, edge: Edge) -> APIRouter:
         at = edge.clock()
         secret = await register.add(party, _actor(caller), at)
         shown = await register.show(party.client_id, at)
-        headers = {"Location": f"{BASE}/parties/{party.client_id}"}
+        headers = {"Location": f"{BASE}/parties/{party.client_id}", "ETag": preconditions.etag(shown)}
         return _json({**shown.members(), "client_secret": secret}, 201, headers)
 
     @add("GET", "/parties/{client_id}", AdminOperation.GET_PARTY, PartyWithSecrets)
     async def get_party(client_id: ClientIdPath, caller: Caller = calling(AdminOperation.GET_PARTY)) -> Response:
-        """A party, and how long its secrets are good."""
-        return _json((await register.show(client_id, edge.clock())).members())
+        """A party, and how long its secrets are good. ETag: what a change of it may name in If-Match."""
+        shown = await register.show(client_id, edge.clock())
+        return _json(shown.members(), headers={"ETag": preconditions.etag(shown)})
 
     @add("PATCH", "/parties/{client_id}", AdminOperation.EDIT_PARTY, PartyShown, PartyChange)
     async def edit_party(
-        request: Request, client_id: ClientIdPath, caller: Caller = calling(AdminOperation.EDIT_PARTY)
+        request: Request,
+        client_id: ClientIdPath,
+        caller: Caller = calling(AdminOperation.EDIT_PARTY),
+        precondition: Precondition = _IF_MATCH,
     ) -> Response:
-        """Change a party's name, roles and ids, all that is given or nothing."""
+        """Change a party's name, roles and ids, all that is given or nothing.
+
+        With If-Match only a party that is as it was read: 412 where another operator has changed it since.
+        """
         fields = parsed((await read(request, caller, PartyChange)).fields())
 
         def change(party: Party) -> Party:
             return replace(party, **fields)
 
-        return _json((await register.edit(client_id, change, _actor(caller), edge.clock())).members())
+        shown = await register.edit(client_id, change, _actor(caller), edge.clock(), precondition)
+        return _json(shown.party.members(), headers={"ETag": preconditions.etag(shown)})
 
     @add("POST", "/parties/{client_id}/disable", AdminOperation.DISABLE_PARTY, PartyShown)
     async def disable_party(
-        client_id: ClientIdPath, caller: Caller = calling(AdminOperation.DISABLE_PARTY)
+        client_id: ClientIdPath,
+        caller: Caller = calling(AdminOperation.DISABLE_PARTY),
+        precondition: Precondition = _IF_MATCH,
     ) -> Response:
         """Refuse a party's tokens and secrets from now on, within seconds in every worker. Its ids stay its own."""
-        return _json((await register.disable(client_id, _actor(caller), edge.clock())).members())
+        shown = await register.disable(client_id, _actor(caller), edge.clock(), precondition)
+        return _json(shown.party.members())
 
     @add("POST", "/parties/{client_id}/enable", AdminOperation.ENABLE_PARTY, PartyShown)
-    async def enable_party(client_id: ClientIdPath, caller: Caller = calling(AdminOperation.ENABLE_PARTY)) -> Response:
+    async def enable_party(
+        client_id: ClientIdPath,
+        caller: Caller = calling(AdminOperation.ENABLE_PARTY),
+        precondition: Precondition = _IF_MATCH,
+    ) -> Response:
         """Let a party call again."""
-        return _json((await register.enable(client_id, _actor(caller), edge.clock())).members())
+        shown = await register.enable(client_id, _actor(caller), edge.clock(), precondition)
+        return _json(shown.party.members())
 
     @add("POST", "/parties/{client_id}/rotate-secret", AdminOperation.ROTATE_SECRET, PartyWithNewSecret, Rotation)
     async def rotate_secret(
-        request: Request, client_id: ClientIdPath, caller: Caller = calling(AdminOperation.ROTATE_SECRET)
+        request: Request,
+        client_id: ClientIdPath,
+        caller: Caller = calling(AdminOperation.ROTATE_SECRET),
+        precondition: Precondition = _IF_MATCH,
     ) -> Response:
         """Give a party a new secret; the one before stays good for a while. At most two are good at a time."""
         wanted = await read(request, caller, Rotation, optional=True)
         end = wanted.end if "end" in wanted.model_fields_set else None
-        secret, shown = await register.rotate_secret(client_id, _actor(caller), edge.clock(), wanted.overlap, end)
+        secret, shown = await register.rotate_secret(
+            client_id, _actor(caller), edge.clock(), wanted.overlap, end, precondition
+        )
         return _json({**shown.members(), "client_secret": secret})
 
     @add("GET", "/roles", AdminOperation.GET_ROLES, RoleTable)

@@ -20,6 +20,7 @@ STATUS: Final[tuple[tuple[type[errors.CCPError], int], ...]] = (
     (errors.NotAuthenticated, 401),
     (errors.NotAuthorised, 403),
     (errors.NotFound, 404),
+    (errors.PreconditionFailed, 412),
     (errors.TooManyRequests, 429),
     (errors.Unavailable, 503),
     (errors.UpstreamError, 502),

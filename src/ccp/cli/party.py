@@ -132,7 +132,7 @@ def edit(
         return replace(left, **sets, **values)
 
     async def write(register: Register, at: datetime) -> Party:
-        return await register.edit((await register.named(name)).client_id, change, _command(), at)
+        return (await register.edit((await register.named(name)).client_id, change, _command(), at)).party
 
     party = _with_register(config, write)
     if as_json:
@@ -146,7 +146,7 @@ def disable(name: Named, config: ConfigOption = None) -> None:
     """Disable a party. Running workers refuse its tokens within seconds. Its ids stay its own."""
 
     async def write(register: Register, at: datetime) -> Party:
-        return await register.disable((await register.named(name)).client_id, _command(), at)
+        return (await register.disable((await register.named(name)).client_id, _command(), at)).party
 
     typer.echo(f"{_with_register(config, write).client_id} is disabled.")
 
@@ -156,7 +156,7 @@ def enable(name: Named, config: ConfigOption = None) -> None:
     """Enable a party again. Its secrets are what they were, and so are tokens that have not expired."""
 
     async def write(register: Register, at: datetime) -> Party:
-        return await register.enable((await register.named(name)).client_id, _command(), at)
+        return (await register.enable((await register.named(name)).client_id, _command(), at)).party
 
     typer.echo(f"{_with_register(config, write).client_id} is enabled.")
 
