@@ -107,7 +107,6 @@ def test_anchors_keys_and_peers_of_a_newer_release_do_not_stop_others(pkis: dict
             return all(httpx.put(one + url, json=contract.body, headers=headers).status_code == 400 for one in urls)
 
         until(refused, 5)
-        time.sleep(0.5)
         assert [ready(url)[0] for url in urls] == [200, 200]
         found = read(urls[0])
         for task in ("look_for_changes", "refresh_anchors", "refresh_token_keys", "refresh_peers"):
