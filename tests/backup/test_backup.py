@@ -118,7 +118,7 @@ def test_what_was_saved_is_there_again_and_what_was_there_is_kept(tmp_path: Path
     assert stat.S_IMODE(schema.sqlite_file(filled).stat().st_mode) == 0o600
 
     elsewhere = f"sqlite:///{tmp_path}/new.db"
-    assert len(good("restore", copy, env=env(elsewhere)).lines) == 1
+    assert len(good("restore", copy, env=env(elsewhere)).lines) == 3
     assert sql(elsewhere, "select * from contract") == saved
 
 
@@ -184,8 +184,11 @@ def test_what_is_no_good_backup_is_not_restored(tmp_path: Path, filled: str) -> 
     sql(f"sqlite:///{bad}", "update alembic_version set version_num = '9999'")
     assert "newer than this release's" in told("restore", bad, "--replace", env=env(filled))
     assert "not a database of ours" in told("restore", tmp_path / "none.db", "--replace", env=env(filled))
-    assert sql(filled, "select * from contract") == before
     sql(f"sqlite:///{bad}", "update alembic_version set version_num = '0001'")
+    assert "unlike the schema 0001" in told("restore", bad, "--replace", env=env(filled))
+    assert sql(filled, "select * from contract") == before
+    bad.write_bytes(copy.read_bytes())
+    schema.downgrade(f"sqlite:///{bad}", "0001")
     assert good("restore", bad, "--replace", env=env(filled)).lines[-1].endswith("run 'ccp db upgrade' next.")
 
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
-from ccp import settings
+from ccp import settings, tokens
+from ccp.audit import command_actor, read_export
 from ccp.cli.show import ConfigOption
+from ccp.errors import ConfigurationError
 from ccp.store import backup as copies
 from ccp.store import revisions, schema
+from ccp.store.audit import Action, Entry, Recorded
+from ccp.store.inspection import inspect
+
+_LISTED: Final = 1000  # Rows; more than that nobody does again by hand.
 
 
 def register(app: typer.Typer) -> None:
@@ -29,18 +38,84 @@ def backup(
     """
     done = copies.backup(settings.load(config).database, file)
     typer.echo(f"{file}: {done.contracts:,} variants, {done.octets:,} octets, schema {done.revision}, checked.")
+    try:
+        inspect(file)
+    except ConfigurationError as exc:
+        typer.echo(f"warning: {exc} `ccp restore` will refuse it.", err=True)
 
 
 def restore(
     file: Annotated[Path, typer.Argument(help="What `ccp backup` wrote.")],
     replace: Annotated[bool, typer.Option("--replace", help="Put a database that is there aside.")] = False,
+    keep_keys: Annotated[
+        bool, typer.Option("--keep-keys", help="Keep the keys that sign access tokens, those revoked since too.")
+    ] = False,
+    audit_export: Annotated[
+        Path | None, typer.Option(help="An export of the audit trail from after the backup: it tells what was undone.")
+    ] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Make a backup the database. The pool has to be stopped; the database that was there is kept beside it."""
-    url = settings.load(config).database
-    done, aside = copies.restore(url, file, datetime.now(UTC), replace=replace)
-    typer.echo(f"{schema.sqlite_file(url)}: {done.contracts:,} variants, schema {done.revision}, checked.")
-    if aside is not None:
-        typer.echo(f"The database that was there is {aside}.")
-    if not revisions.is_enough(done.revision):
+    """Make a backup the database. The pool has to be stopped; the database that was there is kept beside it.
+
+    Every key that signs access tokens is replaced. Printed is what was disabled, rotated or revoked after the backup.
+    """
+    url, at = settings.load(config).database, datetime.now(UTC)
+    key = None if keep_keys else tokens.new_key(at)
+
+    def entry(gone: Sequence[str]) -> Entry:
+        keys = {"keys": "kept"} if key is None else {"keys_revoked": list(gone), "kid": key.kid}
+        return Entry(at, command_actor(), Action.DATABASE_RESTORED, {"file": file.name, **keys})
+
+    with ExitStack() as stack:
+        export: Iterator[Recorded] | None = None
+        if audit_export is not None:
+            lines = stack.enter_context(audit_export.open(encoding="utf-8", errors="surrogateescape"))
+            export = (part for part in read_export(lines) if isinstance(part, Recorded))
+        done = copies.restore(url, file, at, entry=entry, key=key, replace=replace, export=export)
+    checked = done.checked
+    typer.echo(f"{schema.sqlite_file(url)}: {checked.contracts:,} variants, schema {checked.revision}, checked.")
+    if done.aside is not None:
+        typer.echo(f"The database that was there is {done.aside}.")
+    if done.keys is None:
+        typer.echo("The keys that sign access tokens are those of the backup; revoke again what was revoked since.")
+    else:
+        typer.echo(f"Keys that signed access tokens are revoked ({len(done.keys)}): callers need new tokens.")
+    _tell(done)
+    if not revisions.is_enough(checked.revision):
         typer.echo(f"This release needs schema {schema.head()}: run 'ccp db upgrade' next.")
+
+
+def _tell(done: copies.Restored) -> None:
+    """What has to be done again."""
+    if done.problem is not None:
+        typer.echo(f"warning: {done.problem}.", err=True)
+    undone = done.undone
+    if undone is None:
+        typer.echo(
+            "What was disabled, rotated or revoked after the backup is not known: "
+            "only a replaced database or --audit-export tells it."
+        )
+        return
+    if undone.diverged:
+        typer.echo("warning: that trail does not continue the one of the backup; compare both by hand.", err=True)
+    if not undone.rows:
+        typer.echo("As far as the trail tells, nothing was disabled, rotated or revoked after the backup.")
+    else:
+        typer.echo(f"Done after the backup and undone by it ({len(undone.rows)}); do again what still holds:")
+        for row in sorted(undone.rows, key=lambda row: (row.at, row.lane, row.number))[:_LISTED]:
+            typer.echo(f"  {_line(row)}")
+        if len(undone.rows) > _LISTED:
+            typer.echo(f"  and {len(undone.rows) - _LISTED} more")
+    if undone.counted:
+        typer.echo(
+            f"Besides: {', '.join(f'{number:,} {action}' for action, number in sorted(undone.counted.items()))}."
+        )
+
+
+def _line(row: Recorded) -> str:
+    """A row in one line, with everything escaped that a terminal could take for more than text."""
+    subject = row.subject if row.subject is not None else "erased"
+    texts = (row.action, subject, f"by {row.actor}")
+    return "  ".join(
+        (f"{row.when:%Y-%m-%dT%H:%M:%SZ}", *(json.dumps(text)[1:-1].replace('\\"', '"') for text in texts))
+    )

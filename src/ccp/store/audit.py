@@ -44,6 +44,8 @@ START: Final = "0" * 64
 """What stands in place of the hash before the first row."""
 
 _COLUMNS: Final = "lane, number, at, actor, action, outcome, trace_id, subject, salt, commitment, hash"
+COLUMNS: Final = _COLUMNS
+"""Those of a `Recorded`, in order."""
 
 # Actors that are no party. A command's is `cli:` and the operating system's user, see `ccp.audit.command_actor`.
 POOL: Final = "pool"
@@ -79,6 +81,7 @@ class Action(StrEnum):
     EVENTS_DROPPED = "events.dropped"
     ACCESS_REFUSED = "access.refused"
     DATA_ERASED = "data.erased"
+    DATABASE_RESTORED = "database.restored"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,7 +16,12 @@ from pathlib import Path
 from typing import Final
 
 from ccp.errors import ConfigurationError
-from ccp.store import schema
+from ccp.store import restoring, schema
+from ccp.store.audit import Entry, Recorded
+from ccp.store.inspection import inspect
+from ccp.store.keys import TokenKey
+from ccp.store.restoring import Undone
+from ccp.store.steps import T
 
 _BUSY_SECONDS: Final = 10.0
 _BESIDE: Final = ("-wal", "-shm", "-journal")
@@ -86,14 +91,40 @@ def check(file: Path) -> Checked:
     return Checked(found, contracts, file.stat().st_size)
 
 
-def restore(url: str, source: Path, at: datetime, *, replace: bool = False) -> tuple[Checked, Path | None]:
-    """Make a backup the database. Returns what was checked, and where the database that was there lies now.
+@dataclass(frozen=True, slots=True)
+class Restored:
+    """aside: where the database that was there lies now. keys: kids of those that are gone; None where they were kept.
 
-    replace: a database that is there may be put aside; it is kept under its name with the time behind it. Raises
-    ConfigurationError where a process has that database open, where the backup is damaged or of a newer release.
+    undone: what was done after the backup, as far as the replaced database and the export tell; None where neither
+    does. problem: why the replaced database tells nothing.
+    """
+
+    checked: Checked
+    aside: Path | None
+    keys: list[str] | None
+    undone: Undone | None
+    problem: str | None = None
+
+
+def restore(
+    url: str,
+    source: Path,
+    at: datetime,
+    *,
+    entry: Callable[[Sequence[str]], Entry],
+    key: TokenKey | None = None,
+    replace: bool = False,
+    export: Iterable[Recorded] | None = None,
+) -> Restored:
+    """Make a backup the database, after its keys were replaced and its trail says so.
+
+    key: takes the place of every key that signs tokens; None keeps them. entry: see `restoring.prepare`. replace: a
+    database that is there may be put aside; it is kept under its name with the time behind it. export: rows of a later
+    state of the audit trail. Raises ConfigurationError where a process has that database open, where the backup is
+    damaged, of a newer release, or has anything in its schema that ours has not.
     """
     target = _sqlite_file(url)
-    checked = check(source)
+    inspect(source)
     if target.exists() and target.resolve() == source.resolve():
         raise ConfigurationError("The backup is the database.")
     if target.exists() and not replace:
@@ -106,11 +137,28 @@ def restore(url: str, source: Path, at: datetime, *, replace: bool = False) -> t
                 file.write(octets)
             file.flush()
             os.fsync(file.fileno())
-        check(part)
+        # The copy, which nobody changes any more, is what counts.
+        revision = _told_of(source, part, inspect)
+        checked = _told_of(source, part, check)
+        gone, ends = restoring.prepare(part, revision, key, entry)
+        _sync(part)
+        undone = Undone() if export is not None else None
+        if undone is not None:
+            undone.take(export or (), ends)
+        problem = None
         aside = target.with_name(f"{target.name}.{at:%Y%m%dT%H%M%SZ}")
         if aside.exists():
             raise ConfigurationError(f"There is a file {aside} already.")
-        with _alone_with(target) if target.exists() else nullcontext():
+        with _alone_with(target) if target.exists() else nullcontext() as old:
+            if old is not None:
+                known = undone or Undone()
+                try:
+                    known.take(restoring.trail(old, ends), ends)
+                    undone = known
+                except sqlite3.Error as exc:
+                    problem = f"the database that was there cannot be read ({exc})"
+            elif target.exists():
+                problem = "the database that was there cannot be read"
             # What a crash left in a log beside the database belongs to the one that is put aside, and would be written
             # into the new one. So it goes first.
             for ending in _BESIDE:
@@ -121,18 +169,29 @@ def restore(url: str, source: Path, at: datetime, *, replace: bool = False) -> t
             # From one database to the other in one step; a crash leaves one of the two.
             part.replace(target)
             _sync(target.parent)
-    return checked, aside if aside.exists() else None
+    return Restored(checked, aside if aside.exists() else None, gone if key is not None else None, undone, problem)
+
+
+def _told_of(source: Path, part: Path, look: Callable[[Path], T]) -> T:
+    """Look at the copy, and speak of the backup where it is not good."""
+    try:
+        return look(part)
+    except ConfigurationError as exc:
+        raise ConfigurationError(*(message.replace(str(part), str(source)) for message in exc.messages)) from exc
 
 
 @contextmanager
-def _alone_with(file: Path) -> Iterator[None]:
-    """Hold off everybody who would open the database now. Raises ConfigurationError where somebody has it open."""
+def _alone_with(file: Path) -> Iterator[sqlite3.Connection | None]:
+    """Hold off everybody who would open the database now. Raises ConfigurationError where somebody has it open.
+
+    Gives a connection to read it with, None where it is too damaged for that.
+    """
     try:
         with closing(sqlite3.connect(file, isolation_level=None, timeout=1)) as connection:
             # Only who is alone may leave WAL; its log is written into the database by that, and gone.
             connection.execute("pragma journal_mode = delete")
             connection.execute("begin exclusive")
-            yield
+            yield connection
             return
     except sqlite3.DatabaseError as exc:
         if exc.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
@@ -143,7 +202,7 @@ def _alone_with(file: Path) -> Iterator[None]:
             fcntl.lockf(locked, fcntl.LOCK_EX | fcntl.LOCK_NB, _LOCKS[1], _LOCKS[0])
         except OSError as exc:
             raise ConfigurationError(f"A process has the database {file} open; stop the pool first.") from exc
-        yield
+        yield None
 
 
 def _sqlite_file(url: str) -> Path:

@@ -107,6 +107,13 @@ def revoke(kid: str, candidate: TokenKey) -> Steps[bool]:
     return True
 
 
+def remove_every() -> Steps[list[str]]:
+    """Remove all keys, and end every token with them. Returns their kids."""
+    yield count(Topic.TOKEN_KEYS)
+    rows = yield "delete from token_key returning kid", ()
+    return sorted(row[0] for row in rows)
+
+
 def remove_retired(at: datetime) -> Steps[int]:
     """Remove the keys whose tokens have all expired. Returns how many there were."""
     if all(key.verifies(at) for key in (yield from every())):

@@ -175,6 +175,11 @@ def _run(connection: sqlite3.Connection, steps: Steps[T]) -> T:
         return answer
 
 
+def run(connection: sqlite3.Connection, steps: Steps[T]) -> T:
+    """Drive a question on a connection, for a file that no store has open."""
+    return _run(connection, steps)
+
+
 def _commit_group(connection: sqlite3.Connection, group: list[tuple[Steps[Any], Future[Any]]]) -> None:
     """Run the changes of a group and commit. Each future gets its result after the commit, or its own error."""
     outcomes: list[tuple[Future[Any], Any, BaseException | None]] = []

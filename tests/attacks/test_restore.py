@@ -1,0 +1,381 @@
+"""Restoring: what a backup brings back silently, and files that only look like backups."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import sqlite3
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from ccp.api.opnc import BASE
+from ccp.store import contracts, inspection, schema
+from ccp.store.revisions import HEAD
+from tests.cli.run import good, told
+from tests.cli.test_serving import free_port, serving
+from tests.store.made import AT, new_database, sql, variant, write
+
+Env = dict[str, str]
+
+
+@dataclass
+class Place:
+    """A database and its pool."""
+
+    folder: Path
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"sqlite:///{self.folder}/ccp.db"
+
+    @property
+    def env(self) -> Env:
+        # The pool's address is the issuer of its tokens.
+        return {"CCP_DATABASE": self.url, "CCP_LOG_LEVEL": "error", "CCP_PORT": str(self.port)}
+
+    @contextmanager
+    def served(self) -> Iterator[httpx.Client]:
+        config = self.folder / "ccp.toml"
+        config.write_text(f'database = "{self.url}"\nport = {self.port}\nlog_level = "error"\n')
+        with serving(f"http://127.0.0.1:{self.port}", "--config", config) as http:
+            yield http
+
+    def run(self, *arguments: object) -> list[str]:
+        return good(*arguments, env=self.env).lines
+
+    def party(self, client_id: str) -> str:
+        """A new CPO. Returns its secret."""
+        added = json.loads(good("party", "add", client_id, "--role", "cpo", "--json", env=self.env).out)
+        secret: str = added["client_secret"]
+        return secret
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    schema.upgrade(f"sqlite:///{tmp_path}/ccp.db")
+    return Place(tmp_path, free_port())
+
+
+def token(http: httpx.Client, client_id: str, secret: str) -> httpx.Response:
+    form = {"grant_type": "client_credentials", "client_id": client_id, "client_secret": secret}
+    return http.post("/oauth/token", data=form)
+
+
+def good_token(http: httpx.Client, client_id: str, secret: str) -> str:
+    found: str = token(http, client_id, secret).json()["access_token"]
+    return found
+
+
+def asked(http: httpx.Client, access_token: str) -> int:
+    """400 for a CPO, told that the body is empty; 401 for nobody known."""
+    headers = {"Authorization": f"Bearer {access_token}"}
+    return http.post(f"{BASE}/signedcontractdata", content=b"{}", headers=headers).status_code
+
+
+def kids(url: str) -> list[str]:
+    return sorted(kid for (kid,) in sql(url, "select kid from token_key"))
+
+
+def restored_rows(url: str) -> list[dict[str, Any]]:
+    rows = sql(url, "select subject from audit where action = 'database.restored'")
+    return [json.loads(subject) for (subject,) in rows]
+
+
+@dataclass
+class After:
+    """A pool of which something was ended after its backup. leaked: a token whose key was revoked since."""
+
+    place: Place
+    copy: Path
+    secrets: dict[str, str]
+    leaked: str
+    revoked: str
+
+
+@pytest.fixture
+def after(place: Place, tmp_path: Path) -> After:
+    secrets = {name: place.party(name) for name in ("stays", "disabled", "rotated")}
+    copy = tmp_path / "copy.db"
+    with place.served() as http:
+        leaked = good_token(http, "stays", secrets["stays"])
+        assert asked(http, leaked) == 400
+    (revoked,) = kids(place.url)
+    place.run("backup", copy)
+    place.run("party", "disable", "disabled")
+    place.run("party", "rotate-secret", "rotated", "--now")
+    place.run("keys", "revoke", "--", revoked)
+    return After(place, copy, secrets, leaked, revoked)
+
+
+def test_a_restore_ends_the_tokens_of_revoked_keys_and_says_what_has_to_be_done_again(after: After) -> None:
+    place = after.place
+    lines = place.run("restore", after.copy, "--replace")
+    assert "Keys that signed access tokens are revoked (1): callers need new tokens." in lines
+    at = lines.index("Done after the backup and undone by it (4); do again what still holds:")
+    listed = lines[at + 1 : at + 5]
+    assert [line.split("  ")[2] for line in listed] == [
+        "party.disabled",
+        "secret.rotated",
+        "key.revoked",
+        "key.rotated",
+    ]
+    assert '"party":"disabled"' in listed[0]
+    assert '"party":"rotated"' in listed[1]
+    assert after.revoked in listed[2]
+    assert all(re.search(r"  by cli:\w+$", line) for line in listed)
+    assert after.revoked not in kids(place.url)
+    (row,) = restored_rows(place.url)
+    (made,) = kids(place.url)
+    assert row == {"file": "copy.db", "keys_revoked": [after.revoked], "kid": made}
+    assert "whole" in " ".join(place.run("audit", "verify"))
+    with place.served() as http:
+        assert asked(http, after.leaked) == 401
+        assert asked(http, good_token(http, "stays", after.secrets["stays"])) == 400
+        # What was printed is what an operator has to do again: it is back until then.
+        assert token(http, "disabled", after.secrets["disabled"]).status_code == 200
+
+
+def test_keys_are_kept_only_on_request_and_the_trail_says_so(after: After) -> None:
+    place = after.place
+    lines = place.run("restore", after.copy, "--replace", "--keep-keys")
+    assert any("revoke again what was revoked since" in line for line in lines)
+    assert any("key.revoked" in line and after.revoked in line for line in lines)
+    assert kids(place.url) == [after.revoked]
+    assert restored_rows(place.url) == [{"file": "copy.db", "keys": "kept"}]
+    with place.served() as http:
+        assert asked(http, after.leaked) == 400
+        place.run("keys", "revoke", "--", after.revoked)
+
+
+def test_an_export_of_the_trail_tells_it_where_the_database_is_lost(after: After, tmp_path: Path) -> None:
+    place, export = after.place, tmp_path / "trail.jsonl"
+    place.run("audit", "export", export)
+    os.remove(schema.sqlite_file(place.url))
+    lines = place.run("restore", after.copy, "--audit-export", export)
+    assert "Done after the backup and undone by it (4); do again what still holds:" in lines
+    assert sum(after.revoked in line for line in lines) == 1
+
+
+def test_what_both_tell_is_told_once(after: After, tmp_path: Path) -> None:
+    place, export = after.place, tmp_path / "trail.jsonl"
+    place.run("audit", "export", export)
+    lines = place.run("restore", after.copy, "--replace", "--audit-export", export)
+    assert "Done after the backup and undone by it (4); do again what still holds:" in lines
+
+
+def test_without_either_it_says_that_it_does_not_know(after: After) -> None:
+    os.remove(schema.sqlite_file(after.place.url))
+    lines = after.place.run("restore", after.copy)
+    assert any(line.startswith("What was disabled, rotated or revoked after the backup is not known") for line in lines)
+
+
+def test_a_database_beyond_reading_tells_nothing_and_that_is_said(after: After) -> None:
+    schema.sqlite_file(after.place.url).write_bytes(b"not a database at all" * 1000)
+    done = good("restore", after.copy, "--replace", env=after.place.env)
+    assert "cannot be read" in done.err
+    assert "is not known" in done.out
+    assert "nothing was disabled" not in done.out
+
+
+def test_where_nothing_was_ended_since_it_says_that(place: Place, tmp_path: Path) -> None:
+    place.party("stays")
+    place.run("backup", tmp_path / "copy.db")
+    write(place.url, contracts.publish(variant(), AT))
+    lines = place.run("restore", tmp_path / "copy.db", "--replace")
+    assert "As far as the trail tells, nothing was disabled, rotated or revoked after the backup." in lines
+
+
+def test_an_export_of_another_pool_is_said_to_be_none_of_this_one(after: After, tmp_path: Path) -> None:
+    other = Place(tmp_path / "other", free_port())
+    other.folder.mkdir()
+    schema.upgrade(other.url)
+    for name in ("a", "b", "c", "stays", "disabled", "rotated"):
+        other.party(name)
+    export = tmp_path / "other.jsonl"
+    other.run("audit", "export", export)
+    done = good("restore", after.copy, "--replace", "--audit-export", export, env=after.place.env)
+    assert "does not continue the one of the backup" in done.err
+
+
+def test_an_export_cannot_write_to_the_terminal_and_a_broken_one_restores_nothing(after: After, tmp_path: Path) -> None:
+    place, export = after.place, tmp_path / "trail.jsonl"
+    place.run("audit", "export", export)
+    lines = export.read_text().splitlines()
+    hostile = []
+    for line in lines:
+        row = json.loads(line)
+        if row.get("action") == "party.disabled":
+            row |= {"actor": "\x1b[2J\u202egood", "subject": '{"party":"\x1b]0;x\x07"}'}
+        hostile.append(json.dumps(row))
+    export.write_text("\n".join(hostile) + "\n")
+    before = sql(place.url, "select * from party")
+    out = good("restore", after.copy, "--replace", "--audit-export", export, env=place.env).out
+    assert "\\u001b[2J\\u202egood" in out
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u202e]", out)
+    export.write_text(lines[0] + "\nnonsense\n")
+    again = sql(place.url, "select * from party")
+    assert again != before
+    assert told("restore", after.copy, "--replace", "--audit-export", export, env=place.env).startswith("Line 2 is not")
+    assert sql(place.url, "select * from party") == again
+
+
+# --- Files that only look like backups -------------------------------------------------------------------------------
+
+
+def rewritten(file: Path, name: str, change: Callable[[str], str]) -> None:
+    """Change a statement in the schema itself, past everything that SQLite would refuse."""
+    with closing(sqlite3.connect(file, isolation_level=None)) as connection:
+        ((before,),) = connection.execute("select sql from sqlite_master where name = ?", (name,)).fetchall()
+        connection.execute("pragma writable_schema = on")
+        connection.execute("update sqlite_master set sql = ? where name = ?", (change(before), name))
+        ((version,),) = connection.execute("pragma schema_version").fetchall()
+        connection.execute(f"pragma schema_version = {version + 1}")
+
+
+def statements(*every: str) -> Callable[[Path], None]:
+    def run(file: Path) -> None:
+        with closing(sqlite3.connect(file)) as connection, connection:
+            for statement in every:
+                connection.execute(statement)
+
+    return run
+
+
+HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
+    "a trigger on a change": (
+        statements("create trigger more after insert on party begin update party set enabled = 1; end"),
+        "it contains the trigger more, which no database of ours has. Nothing was run.",
+    ),
+    "a trigger on a key": (
+        statements(
+            "create trigger back after delete on token_key begin "
+            "insert into token_key values (old.kid, old.private_key, old.created_at, null, null); end"
+        ),
+        "it contains the trigger back",
+    ),
+    "a view in the place of a table": (
+        statements("alter table contract rename to kept", "create view contract as select * from kept"),
+        "it contains the view contract",
+    ),
+    "a view in the place of the revision": (
+        statements("drop table alembic_version", f"create view alembic_version as select '{HEAD}' as version_num"),
+        "it contains the view alembic_version",
+    ),
+    "a virtual table": (
+        statements("create virtual table party_names using fts5(name)"),
+        "it contains the virtual table",
+    ),
+    "a table more": (statements("create table more (x)"), "it has the table more, unlike the schema"),
+    "an index with an expression": (
+        statements("create index more on party (lower(name))"),
+        "it has the index more, unlike the schema",
+    ),
+    "a table less": (statements("drop table audit"), "it lacks the"),
+    "a column more": (
+        statements("alter table party add column more text generated always as (lower(name)) virtual"),
+        "its table party is made otherwise, unlike the schema",
+    ),
+    "a check that runs a function": (
+        lambda file: rewritten(file, "contract", lambda text: text.rstrip().rstrip(")") + ", check (abs(rev) > 0))"),
+        "its table contract is made otherwise, unlike the schema",
+    ),
+    "a default that is an expression": (
+        lambda file: rewritten(
+            file,
+            "party",
+            lambda text: text.replace("enabled boolean not null", "enabled boolean not null default (random())"),
+        ),
+        "its table party is made otherwise, unlike the schema",
+    ),
+    "a key that is none": (
+        lambda file: rewritten(file, "alembic_version", lambda text: text.replace("NOT NULL", "")),
+        "is not a database of ours",
+    ),
+    "a schema beyond parsing": (
+        lambda file: rewritten(file, "party", lambda text: "create nonsense"),
+        "is not a database of ours",
+    ),
+    "another revision than it says": (
+        statements("update alembic_version set version_num = '0001'"),
+        "unlike the schema 0001",
+    ),
+    "no revision": (statements("delete from alembic_version"), "is not a database of ours"),
+    "a revision that is none": (
+        statements("update alembic_version set version_num = '../1'"),
+        "is not a database of ours",
+    ),
+    "a later revision": (statements("update alembic_version set version_num = '9999'"), "newer than this release's"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_file_with_anything_in_its_schema_that_ours_has_not_is_refused(
+    place: Place, tmp_path: Path, name: str
+) -> None:
+    place.party("stays")
+    bad = tmp_path / "bad.db"
+    place.run("backup", bad)
+    change, sentence = HOSTILE[name]
+    change(bad)
+    before = schema.sqlite_file(place.url).read_bytes()
+    assert sentence in told("restore", bad, "--replace", env=place.env)
+    assert schema.sqlite_file(place.url).read_bytes() == before
+    assert not list(tmp_path.glob("*.part*"))
+    assert not list(tmp_path.glob("ccp.db.*")), "nothing was put aside"
+
+
+def test_a_name_in_a_hostile_file_cannot_write_to_the_terminal(place: Place, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.db"
+    place.run("backup", bad)
+    statements('create table "\x1b[2J\u202e" (x)')(bad)
+    assert r"it has the table \x1b[2J\u202e, unlike" in told("restore", bad, "--replace", env=place.env)
+
+
+def test_a_log_beside_a_backup_is_not_looked_at(place: Place, tmp_path: Path) -> None:
+    """It could bring what the file itself has not, and only the file is copied."""
+    copy = tmp_path / "copy.db"
+    place.run("backup", copy)
+    with closing(sqlite3.connect(copy, isolation_level=None)) as connection:
+        connection.execute("pragma journal_mode = wal")
+        connection.execute("create table more (x)")
+        shutil.copy(f"{copy}-wal", tmp_path / "kept-wal")
+        shutil.copy(copy, tmp_path / "kept")
+    shutil.move(tmp_path / "kept", copy)
+    shutil.move(tmp_path / "kept-wal", f"{copy}-wal")
+    assert inspection.inspect(copy) == HEAD
+    place.run("restore", copy, "--replace")
+    assert sql(place.url, "select count(*) from sqlite_master where name = 'more'") == [(0,)]
+
+
+def test_every_revision_can_be_restored_as_it_was_made_or_after_going_there_and_back(tmp_path: Path) -> None:
+    url = new_database(tmp_path)
+    file = schema.sqlite_file(url)
+    known = sorted(path.name[:4] for path in (Path(schema.__file__).parent / "migrations/versions").glob("0*.py"))
+    for revision in reversed(known[:-1]):
+        schema.downgrade(url, revision)
+        assert inspection.inspect(file) == revision
+        target = Place(tmp_path / revision, free_port())
+        target.folder.mkdir()
+        lines = good("restore", file, env=target.env).lines
+        assert lines[-1].endswith("run 'ccp db upgrade' next.")
+        target.run("db", "upgrade")
+        assert inspection.inspect(schema.sqlite_file(target.url)) == HEAD
+    schema.upgrade(url)
+    sql(url, "analyze")
+    assert inspection.inspect(file) == HEAD
+
+
+def test_a_backup_that_a_restore_would_refuse_says_so(place: Place, tmp_path: Path) -> None:
+    sql(place.url, "create index more on party (name)")
+    done = good("backup", tmp_path / "copy.db", env=place.env)
+    assert "it has the index more" in done.err
+    assert "`ccp restore` will refuse it." in done.err
