@@ -14,7 +14,9 @@ behind at most one request of each other caller. Queues, hosts and callers are b
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import OrderedDict, deque
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -182,6 +184,34 @@ class HostThrottle:
                 self._count(host)
                 turn.set_result(None)
         self._set_timer(host)
+
+
+@dataclass(slots=True)
+class _Slots:
+    """users: those that have one or wait for one."""
+
+    free: asyncio.Semaphore
+    users: int = 0
+
+
+class KeyedSlots:
+    """At most so many holders at a time for each key; a key without holders is forgotten."""
+
+    def __init__(self, max_holders: int) -> None:
+        self._max = max_holders
+        self._slots: dict[str, _Slots] = {}
+
+    @contextlib.asynccontextmanager
+    async def hold(self, key: str) -> AsyncIterator[None]:
+        slots = self._slots.setdefault(key, _Slots(asyncio.Semaphore(self._max)))
+        slots.users += 1
+        try:
+            async with slots.free:
+                yield
+        finally:
+            slots.users -= 1
+            if not slots.users:
+                del self._slots[key]
 
 
 def _now() -> float:

@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import ipaddress
 import ssl
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import SplitResult
@@ -25,6 +25,7 @@ import structlog
 
 from ccp.egress import EgressBackend, Errand, RefusedAddressError, running
 from ccp.errors import Unavailable
+from ccp.host_limits import KeyedSlots
 from ccp.http_urls import split_http_url
 from ccp.loop_budget import LoopBudget
 from ccp.resolver import ResolutionError, Resolver
@@ -80,8 +81,7 @@ class Outbound:
         """
         allowed = tuple(ipaddress.ip_network(network) for network in allow)
         self._budget = budget or LoopBudget()
-        self._max_per_owner = max_per_owner
-        self._slots: dict[str, _Slots] = {}
+        self._slots = None if max_per_owner is None else KeyedSlots(max_per_owner)
         # Names out of certificates must not keep the operator's own neighbours from being resolved.
         self._guard = EgressBackend(Resolver(), self._budget, allowed)
         self.configured_backend: Final = EgressBackend(Resolver(), self._budget, None)
@@ -143,8 +143,9 @@ class Outbound:
         if content or method in ("POST", "PUT"):
             sent["Content-Length"] = str(len(content))
         try:
+            slot = self._slots.hold(owner) if owner and self._slots else contextlib.nullcontext()
             with running(errand):
-                async with asyncio.timeout(seconds), self._slot(owner):
+                async with asyncio.timeout(seconds), slot:
                     await self._budget.spend(_REQUEST_COST)
                     errand.asked = True
                     async with pool.stream(method, url, headers=list(sent.items()), content=content) as response:
@@ -167,30 +168,6 @@ class Outbound:
             raise OutboundError(f"{host} is no name of a host.", blame=False) from exc
         received = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
         return Answer(response.status, received, body)
-
-    @contextlib.asynccontextmanager
-    async def _slot(self, owner: str) -> AsyncIterator[None]:
-        """One of the exchanges that an owner may have at a time. Without an owner there is no limit."""
-        if not owner or self._max_per_owner is None:
-            yield
-            return
-        slots = self._slots.setdefault(owner, _Slots(asyncio.Semaphore(self._max_per_owner)))
-        slots.users += 1
-        try:
-            async with slots.free:
-                yield
-        finally:
-            slots.users -= 1
-            if not slots.users:
-                self._slots.pop(owner, None)
-
-
-@dataclass(slots=True)
-class _Slots:
-    """users: those that have one or wait for one."""
-
-    free: asyncio.Semaphore
-    users: int = 0
 
 
 async def _read_body(response: httpcore.Response, host: str, max_bytes: int, cut: bool) -> bytes:

@@ -73,6 +73,7 @@ HOP_HEADER: Final = "X-CCP-Hop"
 """Says that a request came from a pool already; such a one is not passed on. Its value is that pool's id."""
 
 _DELIVER: Final = "GetSignedContractDataByCertificateInstallationReq"
+_MAX_ANSWER_BYTES: Final = 262_144  # Sixteen contracts of ISO 15118-20 with their certificates have some 200,000.
 _LONGEST_CALL: Final = 60.0  # Seconds. The limit of each call is below.
 # Requests under way to one peer, of one worker: in all, and of one caller.
 _CARS: Final = 128, 64
@@ -221,7 +222,9 @@ def client_options(peer: Peer, seconds: float, max_connections: int = 1) -> dict
         access = {"credentials": Credentials(peer.client_id, peer.secret, peer.token_url, peer.audience)}
     if peer.dialect not in set(Dialect):
         raise ConfigurationError(f"Peer {peer.party_id} speaks {peer.dialect!r}, which this release does not.")
-    limits = Limits(exchange=_LONGEST_CALL, total=seconds, retries=0, octets=1_048_576, connections=max_connections)
+    limits = Limits(
+        exchange=_LONGEST_CALL, total=seconds, retries=0, octets=_MAX_ANSWER_BYTES, connections=max_connections
+    )
     return {"base_url": peer.base_url, "dialect": Dialect(peer.dialect), "limits": limits, **access}
 
 

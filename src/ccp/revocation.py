@@ -25,8 +25,10 @@ from typing import Any, Final, TypeVar
 import structlog
 
 from ccp.background import BackgroundTasks, PeriodicTask
+from ccp.crl_reading import CRLReader
 from ccp.errors import CCPError, ChainError, RevokedError, Unavailable, VerificationError
-from ccp.outbound import Outbound, OutboundError, host_of
+from ccp.host_limits import KeyedSlots
+from ccp.outbound import Outbound
 from ccp.pki.certificates import Certificate
 from ccp.pki.evidence import (
     Evidence,
@@ -45,8 +47,8 @@ from ccp.pki.evidence import (
     longest,
 )
 from ccp.pki.paths import VerifiedChain
-from ccp.pki.statements import build_ocsp_request, read_crl, read_ocsp
-from ccp.revocation_fetch import OCSP_SECONDS, RevocationFetcher
+from ccp.pki.statements import build_ocsp_request, read_ocsp
+from ccp.revocation_fetch import OCSP_SECONDS, RevocationFetcher, host_label
 from ccp.settings import RevocationPolicy, Settings
 from ccp.store import Store, anchors, unknown
 from ccp.store import evidence as questions
@@ -67,6 +69,7 @@ _ROUND_SECONDS: Final = 15.0
 _BATCH: Final = 200
 _HOST_SECONDS: Final = 30.0  # Of a round; the longest that one list may take.
 _BACKGROUND: Final = 64
+_LISTS_AT_A_TIME: Final = 2  # Of one issuer: each may be 16 MiB in memory.
 _LONG_RESPONSE: Final = (
     8_192  # Bytes of an OCSP response that is read in a thread: it may answer for many certificates.
 )
@@ -127,6 +130,8 @@ class RevocationService:
         self._sha256: Final = frozenset(settings.ocsp_sha256)
         self._store: Final = store
         self._fetcher: Final = RevocationFetcher(outbound)
+        self._reader: Final = CRLReader()
+        self._lists: Final = KeyedSlots(_LISTS_AT_A_TIME)
         self._now: Final = now
         self._checked_now: Final = checked_now
         self._jitter: Final = jitter
@@ -288,7 +293,7 @@ class RevocationService:
         crls = [(issuer, due.url) for due in lists if (issuer := _readable(due.issuer_certificate, "crl")) is not None]
         for issuer, url in (*crls, *await self._never_loaded()):
             job = partial(self._flight, (issuer.issuer_id, url), partial(self._crl, issuer, url, at))
-            by_host.setdefault(_host_label(url), []).append(job)
+            by_host.setdefault(host_label(url), []).append(job)
         for watched in certificates:
             certificate, its_issuer = (
                 _readable(watched.certificate, "watched_certificate"),
@@ -298,7 +303,7 @@ class RevocationService:
                 continue
             key = its_issuer.issuer_id, certificate.serial_number
             job = partial(self._flight, (key, _SWEEP), partial(self._ask, certificate, its_issuer, at, True, _SWEEP))
-            by_host.setdefault(_host_label((*certificate.addresses.ocsp, "")[0]), []).append(job)
+            by_host.setdefault(host_label((*certificate.addresses.ocsp, "")[0]), []).append(job)
         # One after another for each host: so a publisher that needs the same host is next but one in its queue.
         outcomes = await asyncio.gather(*(_one_by_one(host, jobs) for host, jobs in by_host.items()))
         refreshed, failed = sum(done for done, _ in outcomes), sum(not_done for _, not_done in outcomes)
@@ -394,6 +399,10 @@ class RevocationService:
 
     async def _crl(self, issuer: Certificate, url: str, at: datetime) -> None:
         """Fetch, verify and load one list, unless the one we have is still the newest. Raises Unavailable."""
+        async with self._lists.hold(issuer.issuer_id):
+            await self._refresh_crl(issuer, url, at)
+
+    async def _refresh_crl(self, issuer: Certificate, url: str, at: datetime) -> None:
         name = issuer.issuer_id
         configured = url == self.rules.crl_of(issuer)
         kept = await self._store.read(questions.crl(name, url))
@@ -410,10 +419,8 @@ class RevocationService:
                 raise EvidenceError("The CRL is stale, and its server has no newer one.")
             await self._store.write(questions.crl_unchanged(name, url, at, at + self._rest(kept.next_update, at)))
             return
-        # A long list takes a second; deliveries go on meanwhile.
-        read = await asyncio.to_thread(
-            read_crl, answer.body, issuer, at, kept.number if kept else None, None if configured else url
-        )
+        number = kept.number if kept else None
+        read = await self._reader.read(answer.body, issuer, at, number, None if configured else url)
         loaded = await self._store.write(
             questions.load_crl(
                 read,
@@ -486,11 +493,3 @@ def _readable(certificate: bytes, table: str) -> Certificate | None:
     except ChainError as exc:
         unknown.warn(f"{table}.certificate", str(exc), hashlib.sha256(certificate).hexdigest())
         return None
-
-
-def _host_label(url: str) -> str:
-    """For grouping and for the log."""
-    try:
-        return host_of(url)
-    except OutboundError:
-        return ""

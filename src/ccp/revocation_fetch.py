@@ -110,6 +110,14 @@ class RevocationFetcher:
         return await self._hosts.acquire(HostKey(scheme, host, port, issuer), caller)
 
 
+def host_label(url: str) -> str:
+    """The host of an address, for grouping and for the log; empty for what cannot be called."""
+    try:
+        return origin_of(url)[1]
+    except ValueError:
+        return ""
+
+
 def _get_url(url: str, request: bytes) -> str:
     """Source: RFC 6960 appendix A.1: {url}/{url-encoding of the Base64 of the DER}."""
     parts = urlsplit(url)

@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import ClassVar, Final, Generic, TypeVar
+from typing import Annotated, ClassVar, Final, Generic, TypeVar
 from urllib.parse import quote, urlencode
 
 import orjson
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ccp import installation, wire
 from ccp.base64_input import message_bytes
@@ -387,7 +387,7 @@ class OPCPCalls(OPNCCalls):
         edition = Namespace.parse(namespace)
 
         def read(answer: Answer) -> Delivered | Refused:
-            items = _shape(wire.OPCPSignedContractData, answer).CCPResponse.emaidContent
+            items = _shape(_OPCPSignedContractData, answer).CCPResponse.emaidContent
             found = []
             for item in items:
                 said = item.messageDef
@@ -478,10 +478,33 @@ class _SignedItem(wire.SignedContractData):
     cpsRootDistinguishedName: str | None = None
 
 
-class _SignedCollection(BaseModel):
+# Reading goes on after a wrong item unless it is told not to: a megabyte of them takes seconds.
+_MAX_ITEMS: Final = 256  # More contracts than any vehicle, or variants than any contract, has.
+_LIST: Final = Field(max_length=_MAX_ITEMS, fail_fast=True)
+
+
+class _Collection(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
-    signedContractDataCollection: list[_SignedItem]
+
+class _SignedCollection(_Collection):
+    signedContractDataCollection: Annotated[list[_SignedItem], _LIST]
+
+
+class _ContractDataCollection(_Collection):
+    contractDataCollection: Annotated[list[wire.ContractData], _LIST]
+
+
+class _EmaidContents(_Collection):
+    emaidContent: Annotated[list[wire.EmaidContent], _LIST]
+
+
+class _OPCPSignedContractData(_Collection):
+    CCPResponse: _EmaidContents
+
+
+class _XMLContracts(_Collection):
+    XMLContracts: Annotated[list[wire.XMLContract], _LIST]
 
 
 def _shape(model: type[Shape], answer: Answer) -> Shape:
@@ -555,7 +578,7 @@ def _states(answer: Answer) -> tuple[ContractState, ...]:
             _plain(item.cpsV2GRootDistinguishedName, _MAX_DN),
             _plain(item.undeliverable, MAX_SENTENCE),
         )
-        for item in _shape(wire.ContractDataCollection, answer).contractDataCollection
+        for item in _shape(_ContractDataCollection, answer).contractDataCollection
     )
 
 
@@ -570,7 +593,7 @@ def _xml_contracts(answer: Answer) -> tuple[ContractState, ...]:
             _instant(item.certValidFrom, answer),
             _instant(item.certValidTo, answer),
         )
-        for item in _shape(wire.XMLContracts, answer).XMLContracts
+        for item in _shape(_XMLContracts, answer).XMLContracts
     )
 
 
