@@ -219,7 +219,7 @@ class EgressStream(httpcore.AsyncNetworkStream):
             case "ssl_object":
                 return self._transport.extra(TLSAttribute.ssl_object, None)  # noqa: S610
             case "is_readable":
-                return _is_readable(self._transport.extra(SocketAttribute.raw_socket, None))  # noqa: S610
+                return bool(self._received) or _is_readable(self._transport.extra(SocketAttribute.raw_socket, None))  # noqa: S610
         return None
 
 

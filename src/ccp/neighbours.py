@@ -8,6 +8,7 @@ they say about a certificate counts for nothing beside the certificate itself.
 
 from __future__ import annotations
 
+import asyncio
 import binascii
 import hashlib
 import re
@@ -130,6 +131,10 @@ class RootCertificatePool(_Neighbour):
         if not any(asked.values()):
             # A wrong address answers 404 too, and must not look like a pool that has withdrawn every root.
             raise UpstreamError("The Root Certificate Pool lists no root certificate at all; nothing was changed.")
+        # Thousands of certificates are read in a thread; requests go on meanwhile.
+        return await asyncio.to_thread(self._listed, asked)
+
+    def _listed(self, asked: Mapping[Role, Sequence[object]]) -> RootList:
         said: dict[Certificate, set[Role]] = {}
         listed: dict[Certificate, set[Role]] = {}
         unusable: dict[str, None] = {}
@@ -165,7 +170,7 @@ class RootCertificatePool(_Neighbour):
             return ()
         if answer.status != 200:
             raise UpstreamError(f"The Root Certificate Pool answered {answer.status}; nothing was changed.")
-        found = _json(answer, self.name)
+        found = await asyncio.to_thread(_json, answer, self.name)
         if isinstance(found, dict):
             found = _member(found, "rootCertificateCollection")
         if isinstance(found, dict):
@@ -176,7 +181,7 @@ class RootCertificatePool(_Neighbour):
 
 
 _ROOTS_SECONDS: Final = 30.0  # Nobody waits for it, and some pools assemble the list on request.
-_ROOTS_OCTETS: Final = 4_194_304  # Some 2,000 roots; the whole ecosystem has fewer than a hundred.
+_ROOTS_OCTETS: Final = 1_048_576  # Some 500 roots; the whole ecosystem has fewer than a hundred.
 _ROLES: Final = {"V2G": Role.V2G, "EMSP": Role.EMSP, "MO": Role.EMSP, "OEM": Role.OEM}
 _NOT_OURS: Final = frozenset({"PE"})  # Private environments: nothing that this pool verifies ends in one.
 

@@ -40,6 +40,7 @@ _HEAD_END: Final = re.compile(rb"\n\r?\n")
 _TRAILER_END: Final = re.compile(rb"\A\r?\n|\n\r?\n")
 _STATUS: Final = re.compile(rb"HTTP/[0-9]\.[0-9] ([0-9]{3})")
 _CODING: Final = re.compile(rb"\ntransfer-encoding[ \t]*:", re.IGNORECASE)
+_LENGTH: Final = re.compile(rb"\ncontent-length[ \t]*:[ \t]*([0-9]{1,15})", re.IGNORECASE)
 _CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,20})(?:;[^\n]*)?[ \t]*\r\n")
 
 
@@ -56,7 +57,8 @@ class Portion(NamedTuple):
 
 class _Part(Enum):
     HEAD = "head"
-    RAW = "body without chunks"
+    RAW = "body until the end of the connection"
+    SIZED = "body of a known length"
     CHUNKED = "chunked body"
     TRAILER = "trailer"
     END = "end"
@@ -79,11 +81,11 @@ class ResponseFraming:
         self._head_bytes = self._lines = self._interim = 0
         self._scanned = 0
         self._chunks = self._reads = self._bytes = 0
-        self._chunk_left = 0
+        self._left = 0
 
     @property
     def is_plain(self) -> bool:
-        """Whether what comes now is a body that is not in chunks."""
+        """Whether everything that comes now is body."""
         return self._part is _Part.RAW
 
     def count_read(self, length: int) -> None:
@@ -100,6 +102,8 @@ class ResponseFraming:
         match self._part:
             case _Part.HEAD:
                 return self._head(received)
+            case _Part.SIZED:
+                return self._sized(received)
             case _Part.CHUNKED:
                 return self._chunked(received)
             case _Part.TRAILER:
@@ -127,15 +131,34 @@ class ResponseFraming:
             if self._interim > MAX_INTERIM_RESPONSES:
                 raise ResponseLimitError("sends more interim answers than are accepted")
         else:
-            self._part = _Part.CHUNKED if _CODING.search(head) else _Part.RAW
+            self._part = self._body_after(head, b"" if status is None else status[1])
         return Portion(length, _HEAD_COST + lines * _LINE_COST)
+
+    def _body_after(self, head: bytes, status: bytes) -> _Part:
+        """Source: RFC 9112 clause 6.3."""
+        if status in (b"204", b"304"):
+            return _Part.END
+        if _CODING.search(head):
+            return _Part.CHUNKED
+        length = _LENGTH.search(head)
+        if length is None:
+            return _Part.RAW
+        self._left = int(length[1])
+        return _Part.SIZED if self._left else _Part.END
+
+    def _sized(self, received: bytearray) -> Portion:
+        length = min(len(received), self._left, _RAW_PORTION)
+        self._left -= length
+        if not self._left:
+            self._part = _Part.END
+        return Portion(length, portion_cost(length))
 
     def _chunked(self, received: bytearray) -> Portion:
         at = found = 0
         while at < len(received) and found < _CHUNKS_PER_PORTION:
-            if self._chunk_left:
-                step = min(self._chunk_left, len(received) - at)
-                self._chunk_left -= step
+            if self._left:
+                step = min(self._left, len(received) - at)
+                self._left -= step
                 at += step
                 continue
             end = received.find(b"\n", at, at + MAX_CHUNK_LINE_BYTES)
@@ -154,7 +177,7 @@ class ResponseFraming:
             if size == 0:
                 self._part = _Part.TRAILER
                 break
-            self._chunk_left = size + 2
+            self._left = size + 2
         return Portion(at, portion_cost(at) + found * _CHUNK_COST)
 
     def _trailer(self, received: bytearray) -> Portion:

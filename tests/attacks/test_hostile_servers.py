@@ -1,0 +1,271 @@
+"""Servers of partners that answer without an end, in every way that HTTP has for it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from ccp.client import AsyncClient, MalformedAnswerError, NoAnswerError
+from ccp.loop_budget import LoopBudget
+from ccp.outbound import Outbound, OutboundError
+from ccp.sim.pki import Addresses, build_pki
+from ccp.store import events
+from tests.api.test_trust import LOOPBACK, put
+from tests.attacks.hostile import BEHAVIOURS, SLOW, hostile_server
+from tests.client.servers import Reply, scripted
+from tests.events.receiver import webhook
+from tests.world import AT, Pool, start
+
+ENDLESS = {
+    "interim": "sends more interim answers than are accepted",
+    "hints": "sends more interim answers than are accepted",
+    "chunks": "sends its answer in too many small chunks",
+    "extensions": "sends a longer chunk line than is accepted",
+    "trailers": "sends more trailers than are accepted",
+    "headers": "sends more header",
+    "header": "sends more header bytes than are accepted",
+    "folded": "sends more header bytes than are accepted",
+    "body": "sent more than 131072 octets",
+    "drip": "did not answer within 1 s",
+}
+"""What is said of each; "bytes" depends on how they arrive."""
+
+
+@pytest.fixture(scope="module")
+def hostile() -> Iterator[str]:
+    with hostile_server() as url:
+        yield url
+
+
+async def _longest_turn(stop: asyncio.Event) -> float:
+    """The longest turn of the event loop until the event, in seconds of processor time of this thread."""
+    longest, before = 0.0, time.thread_time()
+    while not stop.is_set():
+        await asyncio.sleep(0)
+        now = time.thread_time()
+        longest, before = max(longest, now - before), now
+    return longest
+
+
+def during(calls: Callable[[Outbound], list[asyncio.Task[str]]]) -> tuple[list[str], float]:
+    """What calls end with, and the longest turn of the event loop meanwhile."""
+
+    async def whole() -> tuple[list[str], float]:
+        async with asyncio.timeout(30):
+            outbound = Outbound()
+            # What is imported and loaded once is not what is measured.
+            await asyncio.gather(*calls(outbound))
+            stop = asyncio.Event()
+            watching = asyncio.create_task(_longest_turn(stop))
+            outcomes = await asyncio.gather(*calls(outbound))
+            stop.set()
+            await outbound.close()
+            return list(outcomes), await watching
+
+    return asyncio.run(whole())
+
+
+@pytest.mark.parametrize("kind", [*BEHAVIOURS, *SLOW])
+@pytest.mark.parametrize("cut", [False, True], ids=["whole", "status"])
+def test_no_answer_holds_the_event_loop(hostile: str, kind: str, cut: bool) -> None:
+    """Eight at a time. Before, a turn took 100 ms for interim answers and 300 ms for chunks of one byte."""
+
+    async def call(outbound: Outbound) -> str:
+        try:
+            answer = await outbound.request(
+                "POST", f"{hostile}/{kind}", guarded=False, content=b"x", seconds=1, octets=131_072, cut=cut
+            )
+        except OutboundError as exc:
+            return str(exc)
+        return str(answer.status)
+
+    outcomes, longest = during(lambda outbound: [asyncio.create_task(call(outbound)) for _ in range(8)])
+    if not cut and kind in ENDLESS:
+        assert all(ENDLESS[kind] in outcome for outcome in outcomes), outcomes
+    # Of bodies most is the system's own work: copying what arrives as fast as a machine can send to itself.
+    assert longest < (0.1 if kind == "body" else 0.03), longest
+
+
+@pytest.mark.parametrize("kind", ["interim", "chunks", "headers", "trailers", "drip"])
+def test_a_peer_is_read_within_the_same_limits(hostile: str, kind: str) -> None:
+    async def test() -> float:
+        outbound = Outbound()
+        client = AsyncClient(f"{hostile}/{kind}", token="x", network_backend=outbound.configured_backend)
+        stop = asyncio.Event()
+        watching = asyncio.create_task(_longest_turn(stop))
+        try:
+            with pytest.raises(NoAnswerError):
+                await client.contracts_of_pcid("WEX0TEST000000001", seconds=1)
+        finally:
+            stop.set()
+            await client.close()
+            await outbound.close()
+        return await watching
+
+    asyncio.run(test())
+    assert asyncio.run(test()) < 0.03
+
+
+@pytest.mark.parametrize("item", [b"1", b"{}", b'"x"', b"[]", b"null"])
+def test_a_peers_list_of_wrong_items_is_given_up_at_the_first(item: bytes) -> None:
+    """262,144 bytes of them took 1.2 s, a megabyte of them 9 s."""
+    body = b'{"contractDataCollection":[' + b",".join([item] * (260_000 // (len(item) + 1))) + b"]}"
+
+    async def test(url: str) -> float:
+        client = AsyncClient(url, token="x")
+        stop = asyncio.Event()
+        watching = asyncio.create_task(_longest_turn(stop))
+        try:
+            with pytest.raises(MalformedAnswerError):
+                await client.contracts_of_pcid("WEX0TEST000000001")
+        finally:
+            stop.set()
+            await client.close()
+        return await watching
+
+    with scripted() as peer:
+        peer.on("/opnc/v1/ccp/contractData/pcid/WEX0TEST000000001", Reply(200, body))
+        assert asyncio.run(test(peer.url)) < 0.1
+
+
+def test_ordinary_answers_of_every_framing_are_read(hostile: str) -> None:
+    """A megabyte with a length, in chunks, until the end, and behind interim answers."""
+    body = bytes(range(256)) * 4096
+    chunks = b"".join(
+        b"%x\r\n%s\r\n" % (len(part), part) for part in (body[at : at + 9_000] for at in range(0, len(body), 9_000))
+    )
+    heads = {
+        "length": b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body,
+        "end": b"HTTP/1.1 200 OK\r\n\r\n" + body,
+        "chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks + b"0\r\nX-Trailer: 1\r\n\r\n",
+        "interim": b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 3
+        + b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body)
+        + body,
+        "lines": b"HTTP/1.1 200 OK\nContent-Length: 1048576\n\n" + body,
+    }
+
+    async def test() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            name = (await reader.readuntil(b"\r\n\r\n")).split(b" ")[1].strip(b"/").decode()
+            for at in range(0, len(heads[name]), 7_001):
+                writer.write(heads[name][at : at + 7_001])
+                await writer.drain()
+            writer.close()
+
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as listening:
+            port = listening.sockets[0].getsockname()[1]
+            outbound = Outbound()
+            for name in heads:
+                answer = await outbound.request("GET", f"http://127.0.0.1:{port}/{name}", guarded=False, seconds=20)
+                assert (name, answer.status, answer.body == body) == (name, 200, True)
+            await outbound.close()
+
+    asyncio.run(test())
+
+
+def test_an_answer_to_nothing_is_not_taken_for_that_of_the_next_request() -> None:
+    """A server that sends two answers at once would otherwise answer what it was never asked."""
+
+    async def test() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            one = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n%s"
+            writer.write(one % b"one" + one % b"two")
+            with contextlib.suppress(asyncio.CancelledError):
+                await reader.read()
+            writer.close()
+
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as listening:
+            url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/"
+            outbound = Outbound()
+            for _ in range(3):
+                assert (await outbound.request("GET", url, guarded=False, seconds=2)).body == b"one"
+            await outbound.close()
+
+    asyncio.run(test())
+
+
+# --- A whole pool ----------------------------------------------------------------------------------------------------
+
+
+def _others(pool: Pool, busy: Callable[[], bool]) -> list[float]:
+    """How long other callers wait meanwhile, in seconds: a probe, and another car."""
+    car = pool.car()
+    pool.publish(car)
+    took = []
+    with httpx.Client(base_url=pool.base_url, timeout=30) as probing:
+        while busy():
+            began = time.monotonic()
+            assert probing.get("/health/live").status_code == 200
+            took.append(time.monotonic() - began)
+            began = time.monotonic()
+            pool.ask(car)
+            took.append(time.monotonic() - began)
+    return took
+
+
+@pytest.mark.parametrize("kind", ["interim", "chunks", "headers"])
+def test_webhooks_that_answer_without_an_end_keep_no_car_waiting(
+    pkis: dict[str, object], hostile: str, kind: str
+) -> None:
+    """Twenty webhooks of one party. Before, one car waited for ten seconds."""
+    options = {"event_dispatch": True, "event_http": True, "outbound_allow": LOOPBACK, "event_timeout": 2.0}
+    with start(pkis, **options) as pool:  # type: ignore[arg-type]
+        hooks = [webhook(f"{hostile}/{kind}/{number}") for number in range(20)]
+        for hook in hooks:
+            pool.change(events.put_webhook(hook))
+        for _ in range(4):
+            pool.publish(pool.car())
+
+        def busy() -> bool:
+            tried = pool.sql("select count(*) from delivery where attempts > 0")[0][0]
+            return bool(tried < 20 and time.monotonic() < ends)
+
+        ends = time.monotonic() + 20
+        took = _others(pool, busy)
+        assert not busy()
+        assert time.monotonic() < ends, "The webhooks were not called."
+    assert max(took, default=0.0) < 1.5, (len(took), statistics.median(took), max(took))
+
+
+@pytest.mark.parametrize("kind", ["interim", "chunks"])
+def test_responders_and_lists_that_answer_without_an_end_keep_no_car_waiting(hostile: str, kind: str) -> None:
+    """Six PUTs whose certificates name such a server. Before, one car waited for almost six seconds."""
+    addresses = Addresses(ocsp=f"{hostile}/{kind}", crl=f"{hostile}/{kind}")
+    evil = build_pki(AT, addresses=lambda ca: addresses if ca == "eMSP Sub2 CA SIM" else Addresses())
+    with start({"iso2": build_pki(AT), "evil": evil}, outbound_allow=LOOPBACK) as pool:
+        contracts = [pool.contract(pool.car(), signer="evil") for _ in range(6)]
+        pool.token("cps")
+        with ThreadPoolExecutor(6) as threads:
+            under_way = [threads.submit(put, pool, contract) for contract in contracts]
+            took = _others(pool, lambda: not all(one.done() for one in under_way))
+            assert {one.result().status_code for one in under_way} == {503}
+    assert max(took, default=0.0) < 1.5, (len(took), statistics.median(took), max(took))
+
+
+def test_the_budget_lets_work_wait_for_the_next_turn_in_order() -> None:
+    async def test() -> None:
+        budget, order, turns = LoopBudget(1_000), list[int](), list[int]()
+        turn = 0
+
+        async def work(number: int) -> None:
+            await budget.spend(600)
+            order.append(number)
+            turns.append(turn)
+
+        tasks = [asyncio.create_task(work(number)) for number in range(20)]
+        tasks[5].cancel()
+        while not all(task.done() for task in tasks):
+            turn += 1
+            await asyncio.sleep(0)
+        assert order == [number for number in range(20) if number != 5]
+        assert max(turns.count(each) for each in turns) <= 2
+
+    asyncio.run(test())
