@@ -280,20 +280,23 @@ class Limits:
         if self._failures is not None and client.counted is not None:
             self._meter.charge(b"f" + client.counted, self._failures)
 
-    def login(self, client: Client, client_id: str) -> Login:
+    def login(self, client: Client, client_id: str, *, recognised: bool = False) -> Login:
         """A client that wants a token; a context in which its secret is checked.
 
         Failures count for the client id together with the address, so nobody can lock a party out from elsewhere, and
         for the address, so nobody tries a few secrets for each of many client ids. Where the address is not known
-        nothing is counted: one could lock out all. Failures are counted when they have happened, and more than the
+        they count for the client id alone. Failures are counted when they have happened, and more than the
         limit may be under way at once; what was too much is paid for by waiting, so the rate holds.
+
+        recognised: the secret was verified before (`ccp.known_secrets`); then no failures of others keep it out.
         Raises TooManyRequests, and Unavailable where too many wait already.
         """
-        wait = max((self._meter.wait(key, rate) for key, rate in self._login_rates(client, client_id)), default=0.0)
-        self._refuse("login", wait, "Too many failed attempts to get a token; wait before the next one.")
-        if self._logins >= _LOGINS_WAITING:
-            self._limited("logins_waiting")
-            raise Unavailable("Too many clients ask for a token just now.")
+        if not recognised:
+            wait = max((self._meter.wait(key, rate) for key, rate in self._login_rates(client, client_id)), default=0.0)
+            self._refuse("login", wait, "Too many failed attempts to get a token; wait before the next one.")
+            if self._logins >= _LOGINS_WAITING:
+                self._limited("logins_waiting")
+                raise Unavailable("Too many clients ask for a token just now.")
         return Login(self, client, client_id)
 
     def login_began(self) -> None:
@@ -313,9 +316,13 @@ class Limits:
             raise TooManyRequests(sentence, retry_after=math.ceil(seconds))
 
     def _login_rates(self, client: Client, client_id: str) -> Iterator[tuple[bytes, Rate]]:
-        if client.counted is None or self._login is None or self._login_address is None:
+        if self._login is None or self._login_address is None:
             return
-        yield b"l" + client.counted + b"/" + client_id.encode("utf-8", "replace"), self._login
+        client_key = client_id.encode("utf-8", "replace")
+        if client.counted is None:
+            yield b"i" + client_key, self._login
+            return
+        yield b"l" + client.counted + b"/" + client_key, self._login
         yield b"m" + client.counted, self._login_address
 
 

@@ -322,8 +322,8 @@ class Settings(BaseSettings):
     )
     login_failures: Annotated[int, Field(ge=0)] = Field(
         10,
-        description="Failed token requests a minute for one client id from one address, and five times as many for all "
-        "client ids from one address; 0: no limit.",
+        description="Failed token requests a minute for one client id from one address (or where none is known), and "
+        "five times as many for all client ids from one address; 0: no limit.",
     )
     limits_file: Path | None = Field(
         None, description="File in which processes of one machine share their rates; `ccp serve` makes one for workers."

@@ -39,6 +39,7 @@ from ccp.jose import (
     read,
     verify,
 )
+from ccp.known_secrets import KnownSecrets
 from ccp.parties import Party, Role
 from ccp.settings import GREATEST_TOKEN_LIFETIME
 from ccp.store import Store, keys, parties, unknown
@@ -185,6 +186,7 @@ class Authority:
         self._keys: tuple[_Key, ...] = ()
         self._known: dict[bytes, _Recognised] = {}
         self._hashing = asyncio.Semaphore(2)
+        self._secrets = KnownSecrets()
         self._loading = asyncio.Lock()
         self._loaded = 0.0
         self._revision = 0  # Counts what may end a token that is recognised: changes of parties and of keys.
@@ -258,6 +260,10 @@ class Authority:
         origin = _origin(audience)
         return origin is not None and origin == _origin(self._issuer)
 
+    def recognises(self, client_id: str, secret: str) -> bool:
+        """Whether a client got its last token from this process with this secret, as far as memory tells."""
+        return self._secrets.recognises(client_id, secret)
+
     async def issue(
         self,
         client_id: str,
@@ -272,10 +278,13 @@ class Authority:
         roles: those that it shall be good for; None for all. certificate: x5t#S256 of the one to bind it to.
         """
         stored = await self._store.read(parties.secrets_of(client_id, at))
-        async with self._hashing:
-            good = await asyncio.to_thread(_any_matches, [entry.hash for entry in stored], secret)
-        if not good:
-            raise NotAuthenticated("The client is unknown or its secret is wrong.")
+        hashes = [entry.hash for entry in stored]
+        if not self._secrets.still_valid(client_id, secret, hashes):
+            async with self._hashing:
+                matching = await asyncio.to_thread(_matching_hash, hashes, secret)
+            if matching is None:
+                raise NotAuthenticated("The client is unknown or its secret is wrong.")
+            self._secrets.remember(client_id, secret, matching)
         if client_id not in self._parties:
             await self.refresh_parties()  # It was registered within the last second.
         party = self._parties.get(client_id)
@@ -449,17 +458,18 @@ def _origin(address: str) -> tuple[str, str, int | None] | None:
     return parts.scheme, parts.hostname, port
 
 
-def _any_matches(hashes: list[str], secret: str) -> bool:
-    """Whether the secret is one of those, newest first.
+def _matching_hash(hashes: list[str], secret: str) -> str | None:
+    """The hash of this secret among those, newest first; None if there is none.
 
     Where it is none, it takes the time of two whatever there is: that of a client which is unknown, or has one secret,
     or is about to change from one to the other.
     """
-    if any(_matches(entry, secret) for entry in hashes):
-        return True
+    for entry in hashes:
+        if _matches(entry, secret):
+            return entry
     for _ in range(_SECRETS - len(hashes)):
         _matches(_NOBODY, secret)
-    return False
+    return None
 
 
 def _matches(entry: str, secret: str) -> bool:

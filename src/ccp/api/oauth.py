@@ -72,7 +72,8 @@ def routes(authority: Authority, edge: Edge, *, issuer: str, bind: bool) -> list
                 raise _Refused(400, "invalid_target", "audience must be the address of this pool")
             # Before the secret: a request that gets no token anyway says nothing about it, and is no failed login.
             certificate = _certificate(request.scope) if bind else None
-            with edge.limits.login(client_of(request.scope), client_id):
+            recognised = authority.recognises(client_id, secret)
+            with edge.limits.login(client_of(request.scope), client_id, recognised=recognised):
                 grant = await authority.issue(
                     client_id,
                     secret,
