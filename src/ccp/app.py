@@ -159,7 +159,12 @@ class Assembly:
 
     async def open(self) -> None:
         await self.store.open()
+        await self.refresh_anchors()
+
+    async def refresh_anchors(self) -> None:
+        """Take over trusted certificates, and look among them for the CAs that the configuration names."""
         await self.trust.refresh()
+        await self.revocation.issuers.refresh()
 
     async def close(self) -> None:
         await self.revocation.close()
@@ -179,6 +184,8 @@ def assemble(config: Settings, clock: opnc.Clock = now, numbers: Metrics | None 
     neighbours = Neighbours.of(config, outbound)
     guard = ClockGuard(clock, store.time)
     revocation = RevocationService(store, outbound, config, clock, background=background, checked_now=guard.checked)
+    if neighbours.pki is not None:
+        revocation.issuers.add("operator_cas", neighbours.pki.operator_cas)
     peers = PoolPeers(
         store, lambda: trust.anchors, revocation.check_vehicle, config, numbers, outbound.configured_backend
     )
@@ -250,7 +257,7 @@ def create(config: Settings | None = None) -> FastAPI:
         store,
         Follower("parties", (Topic.PARTIES,), authority.refresh_parties),
         Follower("token_keys", (Topic.TOKEN_KEYS,), lambda: authority.refresh_keys(clock())),
-        Follower("anchors", (Topic.ANCHORS,), trust.refresh),
+        Follower("anchors", (Topic.ANCHORS,), built.refresh_anchors),
         Follower("peers", (Topic.PEERS,), built.peers.refresh),
         Follower("subscribers", (Topic.PARTIES, Topic.WEBHOOKS), built.subscribers.refresh, critical=False),
     )

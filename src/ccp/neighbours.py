@@ -27,10 +27,11 @@ from pydantic import SecretStr
 
 from ccp import installation, wire
 from ccp.contracts import SignedContract
-from ccp.errors import ChainError, ConfigurationError, FieldError, UpstreamError
+from ccp.errors import ChainError, ConfigurationError, FieldError, Unavailable, UpstreamError
 from ccp.ids import PCID, Fingerprint, Namespace
 from ccp.outbound import Answer, Outbound, OutboundError
 from ccp.pki.certificates import Certificate
+from ccp.pki.issuer_map import IssuerMap
 from ccp.pki.paths import Role
 from ccp.settings import Settings
 
@@ -420,20 +421,26 @@ class PKIService(_Neighbour):
         super().__init__(outbound, url, token)
         self._seconds = seconds
         try:
-            self._operator_cas = frozenset(Fingerprint.parse(text, "operator_cas") for text in operator_cas)
+            fingerprints = [Fingerprint.parse(text, "operator_cas") for text in operator_cas]
+            self.operator_cas: Final = IssuerMap(dict.fromkeys(fingerprints, True))
         except FieldError as exc:
             raise ConfigurationError(*exc.messages) from exc
 
     async def revoke_issued(self, variants: Iterable[SignedContract], reason: RevocationReason) -> list[Certificate]:
         """Revoke the contract certificates of these variants that an operator CA issued; returns those.
 
-        Raises UpstreamError at the first that cannot be revoked.
+        Raises UpstreamError at the first that cannot be revoked; Unavailable where it is not known which CA a
+        fingerprint in `operator_cas` means, and it may be the one that issued.
         """
-        issued = {
-            contract.certificate: Certificate.load(contract.certificate)
-            for contract in variants
-            if is_operators(contract, self._operator_cas)
-        }
+        issued = {}
+        for contract in variants:
+            if is_operators(contract, self.operator_cas):
+                issued[contract.certificate] = Certificate.load(contract.certificate)
+            elif self.operator_cas.unresolved:
+                raise Unavailable(
+                    "The pool does not know yet which CA a fingerprint in its configuration means, so it cannot tell "
+                    "whether the contract certificate has to be revoked; nothing was deleted."
+                )
         for certificate in issued:
             await self.revoke(certificate, reason)
         return list(issued.values())
@@ -463,8 +470,8 @@ class PKIService(_Neighbour):
             _json(answer, self.name)
 
 
-def is_operators(contract: SignedContract, operator_cas: frozenset[Fingerprint]) -> bool:
-    """Whether one of these CAs issued the contract certificate. Pure.
+def is_operators(contract: SignedContract, operator_cas: IssuerMap[bool]) -> bool:
+    """Whether one of these CAs issued the contract certificate, as far as they are known. Pure.
 
     The issuer is sought among the sub-CA certificates of the stored response and has to have signed the certificate; a
     name alone says nothing. A stored response was read and verified when it was published.
@@ -475,7 +482,7 @@ def is_operators(contract: SignedContract, operator_cas: frozenset[Fingerprint])
     leaf = Certificate.load(response.contract_certificate)
     for der in response.contract_sub_certificates:
         issuer = Certificate.load(der)
-        if issuer.fingerprint in operator_cas:
+        if operator_cas.of(issuer):
             try:
                 leaf.check_signature(issuer)
             except ChainError:

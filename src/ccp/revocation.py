@@ -25,11 +25,13 @@ from typing import Any, Final, TypeVar
 import structlog
 
 from ccp.background import BackgroundTasks, PeriodicTask
+from ccp.configured_issuers import ConfiguredIssuers
 from ccp.crl_reading import CRLReader
 from ccp.errors import CCPError, ChainError, RevokedError, Unavailable, VerificationError
 from ccp.host_limits import KeyedSlots
 from ccp.outbound import Outbound
 from ccp.pki.certificates import Certificate
+from ccp.pki.distribution import names_for
 from ccp.pki.evidence import (
     Evidence,
     EvidenceError,
@@ -46,6 +48,7 @@ from ccp.pki.evidence import (
     keys_of,
     longest,
 )
+from ccp.pki.issuer_map import IssuerMap
 from ccp.pki.paths import VerifiedChain
 from ccp.pki.statements import build_ocsp_request, read_ocsp
 from ccp.revocation_fetch import OCSP_SECONDS, RevocationFetcher, host_label
@@ -127,7 +130,10 @@ class RevocationService:
             stale_grace=timedelta(seconds=settings.stale_grace),
         )
         self.recent: Final = questions.Recent()
-        self._sha256: Final = frozenset(settings.ocsp_sha256)
+        self._sha256: Final = IssuerMap(dict.fromkeys(settings.ocsp_sha256, True))
+        self.issuers: Final = ConfiguredIssuers(store, now)
+        self.issuers.add("crl_urls", self.rules.issuers)
+        self.issuers.add("ocsp_sha256", self._sha256)
         self._store: Final = store
         self._fetcher: Final = RevocationFetcher(outbound)
         self._reader: Final = CRLReader()
@@ -153,6 +159,7 @@ class RevocationService:
         Raises RevokedError; VerificationError where a certificate names no address but has to, or none that could ever
         be called; Unavailable when the status of a certificate cannot be established now.
         """
+        await self.issuers.note(chains)
         if not self.rules.checked:
             await self._store.write(self._watched_from_now(chains, at))
         stored = await self.stored(chains)
@@ -166,6 +173,7 @@ class RevocationService:
         """A judge over what is known of these chains, what was missing fetched as far as it can be had. For dry runs:
         nothing is asked about again.
         """
+        await self.issuers.note(chains)
         stored = await self.stored(chains)
         with contextlib.suppress(RevokedError, VerificationError, Unavailable):
             _judge(stored, chains, at)
@@ -244,6 +252,8 @@ class RevocationService:
         """As `check_vehicle`, by what is known of these keys of its."""
         if not self.rules.checked:
             return
+        if self.issuers.unresolved:
+            self._in_background("configured_issuers", self._note_quietly(chain))
         try:
             return check_keys(keys, known, self.rules, at)
         except (RevokedError, Unavailable):
@@ -253,11 +263,24 @@ class RevocationService:
         try:
             stored.check(chain, at)
         finally:
-            if stored.missing and len(self._background) < _BACKGROUND:
+            if stored.missing:
                 # Vehicles live for decades and ask once or twice: not watched.
-                task = self._tasks.spawn("vehicle_evidence", self._gather_quietly(stored.missing, at))
-                self._background.add(task)
-                task.add_done_callback(self._background.discard)
+                self._in_background("vehicle_evidence", self._gather_quietly(stored.missing, at))
+
+    def _in_background(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """Do something that no caller waits for, unless there is much of it."""
+        if len(self._background) >= _BACKGROUND:
+            work.close()
+            return
+        task = self._tasks.spawn(name, work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _note_quietly(self, chain: VerifiedChain) -> None:
+        try:
+            await self.issuers.note((chain,))
+        except Unavailable as exc:
+            _log.warning("configured issuer not kept", reason=str(exc))
 
     async def stored_for_vehicle(self, chains: Sequence[VerifiedChain]) -> StoredEvidence:
         """The judge of a delivery, over what is known now. It fetches nothing."""
@@ -290,9 +313,13 @@ class RevocationService:
         by_host: dict[str, list[Callable[[], asyncio.Task[None]]]] = {}
         lists = await self._store.write(questions.due_crls(at, at + _RETRY, _BATCH))
         certificates = await self._store.write(questions.due_certificates(at, at + _RETRY, _BATCH))
-        crls = [(issuer, due.url) for due in lists if (issuer := _readable(due.issuer_certificate, "crl")) is not None]
-        for issuer, url in (*crls, *await self._never_loaded()):
-            job = partial(self._flight, (issuer.issuer_id, url), partial(self._crl, issuer, url, at))
+        crls = [
+            (issuer, due.url, due.names)
+            for due in lists
+            if (issuer := _readable(due.issuer_certificate, "crl")) is not None
+        ]
+        for issuer, url, names in (*crls, *await self._never_loaded()):
+            job = partial(self._flight, (issuer.issuer_id, url), partial(self._crl, issuer, url, at, names))
             by_host.setdefault(host_label(url), []).append(job)
         for watched in certificates:
             certificate, its_issuer = (
@@ -309,7 +336,7 @@ class RevocationService:
         refreshed, failed = sum(done for done, _ in outcomes), sum(not_done for _, not_done in outcomes)
         return Swept(refreshed, failed, _BATCH in (len(lists), len(certificates)))
 
-    async def _never_loaded(self) -> list[tuple[Certificate, str]]:
+    async def _never_loaded(self) -> list[tuple[Certificate, str, frozenset[str]]]:
         """Configured lists of trusted CAs that are not there yet: waiting for the first publisher would cost it."""
         if not self.rules.crl_urls:
             return []
@@ -318,7 +345,7 @@ class RevocationService:
             issuer = _readable(trusted.certificate, "trust_anchor")
             url = self.rules.crl_of(issuer) if issuer is not None else None
             if issuer is not None and url and not await self._store.read(questions.crl(issuer.issuer_id, url)):
-                found[issuer.issuer_id, url] = issuer, url
+                found[issuer.issuer_id, url] = issuer, url, frozenset[str]()
         return list(found.values())
 
     # --- Fetching ---
@@ -346,7 +373,8 @@ class RevocationService:
         if lists and await self._is_listed(key, at):
             return
         for url in lists:
-            flight = self._flight((key.issuer, url), partial(self._crl, issuer, url, at))
+            names = names_for(certificate, url)
+            flight = self._flight((key.issuer, url), partial(self._crl, issuer, url, at, names))
             try:
                 # A list may take long; while it does, a responder can be asked, if there is one.
                 await asyncio.wait_for(asyncio.shield(flight), OCSP_SECONDS if responders else None)
@@ -390,19 +418,21 @@ class RevocationService:
     async def _ocsp(
         self, certificate: Certificate, issuer: Certificate, url: str, at: datetime, caller: str
     ) -> Evidence:
-        sha256 = issuer.fingerprint in self._sha256 or issuer.subject_cn in self._sha256
-        request = build_ocsp_request(certificate, issuer, sha256)
+        request = build_ocsp_request(certificate, issuer, bool(self._sha256.of(issuer)))
         body = await self._fetcher.ocsp(url, request, issuer=issuer.issuer_id, caller=caller)
         if len(body) > _LONG_RESPONSE:
             return await asyncio.to_thread(read_ocsp, body, certificate, issuer, at, url)
         return read_ocsp(body, certificate, issuer, at, url)
 
-    async def _crl(self, issuer: Certificate, url: str, at: datetime) -> None:
-        """Fetch, verify and load one list, unless the one we have is still the newest. Raises Unavailable."""
-        async with self._lists.hold(issuer.issuer_id):
-            await self._refresh_crl(issuer, url, at)
+    async def _crl(self, issuer: Certificate, url: str, at: datetime, names: frozenset[str]) -> None:
+        """Fetch, verify and load one list, unless the one we have is still the newest. Raises Unavailable.
 
-    async def _refresh_crl(self, issuer: Certificate, url: str, at: datetime) -> None:
+        names: keys of the other names that a certificate has for the place.
+        """
+        async with self._lists.hold(issuer.issuer_id):
+            await self._refresh_crl(issuer, url, at, names)
+
+    async def _refresh_crl(self, issuer: Certificate, url: str, at: datetime, names: frozenset[str]) -> None:
         name = issuer.issuer_id
         configured = url == self.rules.crl_of(issuer)
         kept = await self._store.read(questions.crl(name, url))
@@ -420,7 +450,7 @@ class RevocationService:
             await self._store.write(questions.crl_unchanged(name, url, at, at + self._rest(kept.next_update, at)))
             return
         number = kept.number if kept else None
-        read = await self._reader.read(answer.body, issuer, at, number, None if configured else url)
+        read = await self._reader.read(answer.body, issuer, at, number, None if configured else url, names)
         loaded = await self._store.write(
             questions.load_crl(
                 read,
@@ -430,6 +460,7 @@ class RevocationService:
                 last_modified=answer.headers.get("last-modified"),
                 at=at,
                 refresh_at=at + self._rest(read.next_update, at),
+                names=names,
             )
         )
         self.recent.forget()

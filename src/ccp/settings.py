@@ -29,6 +29,7 @@ from ccp.errors import ConfigurationError, FieldError
 from ccp.ids import WMI, OperatorId, ProviderId
 from ccp.jose import ALGORITHMS
 from ccp.parties import Role
+from ccp.pki.issuer_map import parse_issuer
 
 DEFAULT_FILE = Path("ccp.toml")
 
@@ -236,10 +237,12 @@ class Settings(BaseSettings):
         0, description="How long evidence may be past its nextUpdate and still serve a delivery, seconds."
     )
     crl_urls: dict[str, str] = Field(
-        {}, description="CRL address by issuer: its certificate's SHA-256 fingerprint, or its common name."
+        {},
+        description="CRL address by issuer: SHA-256 fingerprint of a certificate that is in the trust store, or common "
+        "name. Counts for every certificate of the same name and key.",
     )
     ocsp_sha256: tuple[str, ...] = Field(
-        (), description="Issuers (fingerprint or common name) whose OCSP responders are asked with SHA-256 CertIDs."
+        (), description="Issuers (as in crl_urls) whose OCSP responders are asked with SHA-256 CertIDs."
     )
     outbound_allow: tuple[str, ...] = Field(
         (),
@@ -350,6 +353,14 @@ class Settings(BaseSettings):
     def _lets_keys_live(cls, value: int) -> int:
         if 0 < value < 3600:
             raise ValueError("must be 0 or at least 3600")
+        return value
+
+    @field_validator("crl_urls", "ocsp_sha256")
+    @classmethod
+    def _name_issuers(cls, value: Any) -> Any:
+        """A row of digits that is no SHA-256 fingerprint would be the common name of no CA at all."""
+        for text in value:
+            parse_issuer(text)
         return value
 
     @field_validator("base_url")

@@ -11,6 +11,7 @@ from cryptography.hazmat import asn1
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
 from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 
 from ccp.pki.certificates import Certificate, _Extension, _SignedCertificate
 from ccp.pki.paths import Profile, Role, TrustAnchors, Usage, VerifiedChain
@@ -155,6 +156,26 @@ def tampered(certificate: Certificate) -> Certificate:
 def content(value: asn1.TLV) -> bytes:
     """The content of an element; `forge` hands a certificate's fields to its edit as such."""
     return bytes(value.data)
+
+
+def twin(certificate: Certificate) -> Certificate:
+    """Another certificate with the same content, made without any key: (r, n - s) in place of (r, s)."""
+    signed = asn1.decode_der(_SignedCertificate, certificate.der)
+    r, s = decode_dss_signature(certificate.x509.signature)
+    order = _ORDERS[certificate.x509.signature_algorithm_oid.dotted_string]
+    signed.signature = asn1.BitString(encode_dss_signature(r, order - s), 0)
+    return Certificate.load(asn1.encode_der(signed))
+
+
+# Of P-256 and P-521 (SEC 2), by the signature algorithm that goes with each.
+_ORDERS = {
+    "1.2.840.10045.4.3.2": 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551,
+    "1.2.840.10045.4.3.4": int(
+        "01FFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFA"
+        "51868783BF2F966B7FCC0148F709A5D03BB5C9B8899C47AEBB6FB71E91386409",
+        16,
+    ),
+}
 
 
 def unused_bit(certificate: Certificate, signer: SigningKey) -> bytes:

@@ -198,7 +198,12 @@ async def _work(end: socket.socket, order: Order) -> None:
     revocation = _FetchedElsewhere(store, outbound, config, now)
     revocation.over(channel)
     pool = Pool(store, trust, revocation, NoPeers(), Neighbours.of(config, outbound), config)
-    refresher = Refresher(store, Follower("anchors", (Topic.ANCHORS,), trust.refresh))
+
+    async def refresh_anchors() -> None:
+        await trust.refresh()
+        await revocation.issuers.refresh()
+
+    refresher = Refresher(store, Follower("anchors", (Topic.ANCHORS,), refresh_anchors))
     background = BackgroundTasks()
     await store.open()
     try:

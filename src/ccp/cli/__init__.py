@@ -12,6 +12,7 @@ from ccp.cli import (
     backup,
     bulk,
     cleanse,
+    crl,
     db,
     erase,
     events,
@@ -53,6 +54,7 @@ backup.register(app)
 app.add_typer(party.app, name="party")
 app.add_typer(peer.app, name="peer")
 app.add_typer(trust.app, name="trust")
+app.add_typer(crl.app, name="crl")
 app.add_typer(audit.app, name="audit")
 app.add_typer(events.app, name="events")
 app.add_typer(keys.app, name="keys")

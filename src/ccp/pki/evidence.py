@@ -22,6 +22,7 @@ import orjson
 
 from ccp.errors import RevokedError, Unavailable, VerificationError
 from ccp.pki.certificates import Certificate
+from ccp.pki.issuer_map import IssuerMap
 from ccp.pki.paths import VerifiedChain
 
 _TIME: Final = "%Y-%m-%dT%H:%M:%SZ"
@@ -79,7 +80,8 @@ class Key(NamedTuple):
     """What a contract keeps of each certificate below its roots, so that a delivery can ask again.
 
     crls: addresses of CRLs that the certificate names, perhaps none; None where it names no address of any kind.
-    names: the issuer's fingerprint and common name, by which an operator configures a CRL; none in older rows.
+    names: the issuer's fingerprint, common name and `Certificate.identity`, by which an operator configures a CRL; no
+    identity, or none of them, in older rows.
     """
 
     issuer: str
@@ -95,7 +97,7 @@ def key_of(certificate: Certificate, issuer: Certificate) -> Key:
         issuer.issuer_id,
         certificate.serial_number,
         addresses.crl if addresses.named else None,
-        (issuer.fingerprint, issuer.subject_cn),
+        (issuer.fingerprint, issuer.subject_cn, issuer.identity),
     )
 
 
@@ -112,7 +114,7 @@ def keys_of(chains: Iterable[VerifiedChain]) -> tuple[Key, ...]:
 def dump_keys(keys: Iterable[Key]) -> str:
     """Keys as JSON, for a contract's row.
 
-    `[[issuer, serial in hex, [CRL address, …] or null, [issuer's fingerprint, its common name]], …]`, each once.
+    `[[issuer, serial in hex, [CRL address, …] or null, names of the issuer], …]`, each once.
     """
     each = [[key.issuer, f"{key.serial:x}", key.crls, key.names] for key in dict.fromkeys(keys)]
     return orjson.dumps(each).decode()
@@ -135,25 +137,26 @@ class Rules:
     """The operator's policy.
 
     checked: False in laboratories only. required: a certificate that names no address, and whose issuer has no
-    configured CRL, is refused. crl_urls: by the issuer's fingerprint or common name. stale_grace: how long evidence
-    that has run out still serves a delivery.
+    configured CRL, is refused. crl_urls: by the issuer's fingerprint or common name, matched on its name and key.
+    stale_grace: how long evidence that has run out still serves a delivery.
     """
 
     checked: bool = True
     required: bool = False
     crl_urls: Mapping[str, str] = field(default_factory=dict)
     stale_grace: timedelta = timedelta(0)
+    issuers: IssuerMap[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "issuers", IssuerMap(self.crl_urls))
 
     def crl_of(self, issuer: Certificate) -> str | None:
         """The address that the operator configured for the CRL of an issuer."""
-        return self._configured((issuer.fingerprint, issuer.subject_cn))
+        return self.issuers.of(issuer) if self.crl_urls else None
 
     def configured(self, key: Key) -> str | None:
         """The same for the issuer of a certificate."""
-        return self._configured(key.names)
-
-    def _configured(self, names: tuple[str, ...]) -> str | None:
-        return next((self.crl_urls[name] for name in names if name in self.crl_urls), None) if self.crl_urls else None
+        return self.issuers.find(key.issuer, key.names) if self.crl_urls else None
 
     def lists(self, key: Key) -> tuple[str, ...]:
         """The addresses of the CRLs that count for a certificate, the operator's first."""
@@ -259,6 +262,12 @@ class StoredEvidence:
             configured = self._rules.configured(key)
             if good := self._known.good(key, self._rules, at, self._grace):
                 said.append(_good(certificate, good, at))
+            elif key.crls is None and configured is None and self._rules.issuers.unresolved:
+                # Its issuer may be the very one that is configured, under another certificate.
+                problems.append(
+                    f"The revocation status of certificate {certificate.label} cannot be established now. "
+                    "The pool does not know yet which CA a fingerprint in its configuration means."
+                )
             elif key.crls is None and configured is None and not self._rules.required:
                 warning = f"Certificate {certificate.label} names no OCSP or CRL address; its revocation is not known."
                 self.warnings.append(warning)

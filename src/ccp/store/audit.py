@@ -72,6 +72,7 @@ class Action(StrEnum):
     KEY_REVOKED = "key.revoked"
     ANCHOR_ADDED = "anchor.added"
     ANCHOR_REMOVED = "anchor.removed"
+    CRL_NUMBER_ACCEPTED = "crl.number.accepted"
     PEER_ADDED = "peer.added"
     PEER_DISABLED = "peer.disabled"
     WEBHOOK_ADDED = "webhook.added"

@@ -7,6 +7,7 @@ when it has expired.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -69,8 +70,11 @@ class KeptCRL:
 
 @dataclass(frozen=True, slots=True)
 class DueCRL:
+    """names: keys (`ccp.pki.distribution`) of other names of the place that the list comes from."""
+
     url: str
     issuer_certificate: bytes
+    names: frozenset[str]
 
 
 class Recent:
@@ -205,8 +209,11 @@ def load_crl(
     last_modified: str | None,
     at: datetime,
     refresh_at: datetime,
+    names: Iterable[str] = (),
 ) -> Steps[bool]:
     """Take over a whole list at once. Returns False where a newer one stands already.
+
+    names: of the place that it comes from, for `DueCRL`.
 
     Serial numbers that the list before had and this one has not (certificates that expired, holds that were released)
     stay revoked. Those that are known to be revoked are not written again.
@@ -230,20 +237,22 @@ def load_crl(
             at_place += size
     insert = """
     insert into crl (
-        issuer, url, issuer_certificate, number, this_update, next_update, etag, last_modified, fetched_at, refresh_at
+        issuer, url, issuer_certificate, number, this_update, next_update, etag, last_modified, fetched_at, refresh_at,
+        names
     )
-    values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+    values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
     on conflict (issuer, url) do update set
         issuer_certificate = excluded.issuer_certificate, number = excluded.number,
         this_update = excluded.this_update, next_update = excluded.next_update, etag = excluded.etag,
-        last_modified = excluded.last_modified, fetched_at = excluded.fetched_at, refresh_at = excluded.refresh_at
+        last_modified = excluded.last_modified, fetched_at = excluded.fetched_at, refresh_at = excluded.refresh_at,
+        names = excluded.names
     """
     number = None if revocations.number is None else str(revocations.number)
     yield (
         insert,
         (
             issuer, url, issuer_certificate, number, this_update, next_update, etag, last_modified,
-            microseconds(at), microseconds(refresh_at),
+            microseconds(at), microseconds(refresh_at), json.dumps(sorted(names)),
         ),
     )  # fmt: skip
     return True
@@ -286,15 +295,15 @@ def _horizon(at: datetime) -> int:
 def due_crls(at: datetime, retry_at: datetime, limit: int) -> Steps[list[DueCRL]]:
     """Lists to fetch again. They are not due again before `retry_at`, so several workers do not fetch the same one."""
     select = """
-    select issuer, url, issuer_certificate from crl where refresh_at <= $1 order by refresh_at limit $2
+    select issuer, url, issuer_certificate, names from crl where refresh_at <= $1 order by refresh_at limit $2
     for update skip locked
     """
     rows = yield select, (microseconds(at), limit)
     if len(rows) < limit:
-        rows = [*rows, *(yield _BEYOND.format("issuer, url, issuer_certificate", "crl"), (_horizon(at), limit))]
-    for issuer, url, _ in rows:
+        rows = [*rows, *(yield _BEYOND.format("issuer, url, issuer_certificate, names", "crl"), (_horizon(at), limit))]
+    for issuer, url, _, _ in rows:
         yield "update crl set refresh_at = $1 where issuer = $2 and url = $3", (microseconds(retry_at), issuer, url)
-    return [DueCRL(url, certificate) for _, url, certificate in rows]
+    return [DueCRL(url, certificate, frozenset(json.loads(names or "[]"))) for _, url, certificate, names in rows]
 
 
 @repeatable

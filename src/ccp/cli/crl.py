@@ -1,0 +1,102 @@
+"""ccp crl: the revocation lists that are held."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+
+from ccp.audit import command_actor
+from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, with_store
+from ccp.errors import ChainError, NotFound
+from ccp.pki.certificates import Certificate
+from ccp.store import Store, crls
+from ccp.store.audit import told
+from ccp.store.crls import HeldCRL
+
+app = typer.Typer(help="Look after certificate revocation lists.", no_args_is_help=True)
+
+
+@app.command("list")
+def list_held(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """List the CRLs that are held, each with its number and its times."""
+
+    async def read(store: Store) -> list[HeldCRL]:
+        return await store.read(crls.every())
+
+    found = [_shown(one) for one in with_store(config, read)]
+    if as_json:
+        print_json(found)
+        return
+    columns = ["issuer", "number", "this update", "next update", "fetched at", "url"]
+    print_table(columns, [[str(_dash(one[column.replace(" ", "_")])) for column in columns] for one in found])
+
+
+@app.command()
+def accept(
+    url: Annotated[str, typer.Argument(help="Address that the CRL comes from, as ccp crl list shows it.")],
+    issuer: Annotated[str | None, typer.Option(help="Common name, where issuers share an address.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Take the next CRL from an address whatever its number is.
+
+    For a CA that has started its numbers anew. A lower number may also be an old list that somebody serves again: ask
+    the CA first. A list with an older thisUpdate is refused all the same, and what is revoked stays revoked.
+    """
+
+    async def read(store: Store) -> list[HeldCRL]:
+        return [one for one in await store.read(crls.every(url)) if issuer in (None, _label(one))]
+
+    found = with_store(config, read)
+    if not found:
+        raise NotFound(f"There is no CRL from {url}{f' of {issuer}' if issuer else ''}.")
+    if not yes:
+        lists = ", ".join(f"{_label(one)} (number {_dash(one.number)})" for one in found)
+        typer.confirm(f"Take the next CRL from {url} whatever its number is: {lists}?", abort=True)
+
+    async def change(store: Store) -> list[HeldCRL]:
+        now = datetime.now(UTC)
+        done = []
+        for one in found:
+            accepted = await store.write(
+                told(
+                    crls.accept_any_number(one.issuer, one.url),
+                    lambda was: [crls.accepted_entry(was, _label(was), command_actor(), now)] if was else [],
+                )
+            )
+            done += [accepted] if accepted else []
+        return done
+
+    accepted = [_shown(one) for one in with_store(config, change)]
+    if as_json:
+        print_json({"accepted": accepted})
+        return
+    for one in accepted:
+        typer.echo(f"accepted  {one['issuer']}  {one['url']}  (the number was {_dash(one['number'])})")
+
+
+def _shown(held: HeldCRL) -> dict[str, Any]:
+    return {
+        "issuer": _label(held),
+        "number": held.number,
+        "this_update": held.this_update.isoformat(timespec="seconds"),
+        "next_update": held.next_update.isoformat(timespec="seconds"),
+        "fetched_at": held.fetched_at.isoformat(timespec="seconds"),
+        "url": held.url,
+    }
+
+
+def _label(held: HeldCRL) -> str:
+    """The issuer's common name, fit for a terminal."""
+    try:
+        name = Certificate.load(held.issuer_certificate).subject_cn
+    except ChainError:
+        name = ""
+    return "".join(c if c.isprintable() else "?" for c in name) or held.issuer[:16]
+
+
+def _dash(value: object) -> object:
+    return "-" if value is None else value

@@ -1,0 +1,150 @@
+"""Revocation lists as other software makes them, over HTTP: any name of a point, lists of users, PEM, numbers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import timedelta
+
+import httpx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from ccp.pki.certificates import Certificate
+from ccp.sim.pki import PKI, Addresses, build_pki
+from tests.cli.run import ccp
+from tests.revocation.made import crl, serve_crl
+from tests.revocation.servers import Server, http_server
+from tests.world import AT, Pool, start
+
+LIST = "/cps-sub2.crl"
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with http_server() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def pki(server: Server) -> PKI:
+    """The provisioning service's certificate names a list; no other certificate names anything."""
+    named = {"CPS Sub2 CA SIM": Addresses(crl=server.url + LIST)}
+    return build_pki(AT, addresses=lambda name: named.get(name, Addresses()))
+
+
+@pytest.fixture(scope="module")
+def pool(pki: PKI) -> Iterator[Pool]:
+    with start({"iso2": pki}, outbound_allow=("127.0.0.0/8",)) as running:
+        yield running
+
+
+def put(pool: Pool) -> httpx.Response:
+    return pool.cps.put("/signedcontractdata", json=pool.contract(pool.car()).body)
+
+
+def served(pool: Pool, server: Server, octets: bytes) -> None:
+    """A list in place of those before, of which nothing is known any more."""
+    serve_crl(server, LIST, octets, f'"{hash(octets)}"')
+    for table in ("crl", "evidence"):
+        pool.sql(f"delete from {table}")
+
+
+def extension(**values: object) -> tuple[x509.ExtensionType, bool]:
+    flags = ("only_contains_user_certs", "only_contains_ca_certs", "indirect_crl", "only_contains_attribute_certs")
+    given = {"full_name": None, "relative_name": None, "only_some_reasons": None, **dict.fromkeys(flags, False)}
+    return x509.IssuingDistributionPoint(**{**given, **values}), True
+
+
+def test_a_list_whose_point_is_written_in_other_letters_is_taken(pool: Pool, pki: PKI, server: Server) -> None:
+    upper = server.url.replace("http://", "HTTP://") + LIST
+    other = x509.UniformResourceIdentifier("ldap://crl.example/cn=cps")
+    idp = extension(full_name=[other, x509.UniformResourceIdentifier(upper)])
+    served(pool, server, crl(pki.cps_sub2, extra=(idp,)))
+    assert put(pool).status_code == 201
+    served(pool, server, crl(pki.cps_sub2, extra=(extension(full_name=[other]),)))
+    answer = put(pool)
+    assert answer.status_code == 503
+    assert "only a part of the issuer's" in answer.text
+
+
+def test_a_list_of_users_counts_for_a_ca_of_leaves(pool: Pool, pki: PKI, server: Server) -> None:
+    only_users = extension(only_contains_user_certs=True)
+    served(pool, server, crl(pki.cps_sub2, extra=(only_users,)))
+    assert put(pool).status_code == 201
+    served(pool, server, crl(pki.cps_sub2, pki.cps.certificate, extra=(only_users,)))
+    answer = put(pool)
+    assert answer.status_code == 400
+    assert "was revoked at" in answer.text
+
+
+@pytest.mark.parametrize("before", [b"\xef\xbb\xbf", b"\r\n\n", b"issuer=CPS\n"], ids=["bom", "blank lines", "text"])
+def test_pem_behind_other_bytes_is_read(pool: Pool, pki: PKI, server: Server, before: bytes) -> None:
+    served(pool, server, before + _pem(crl(pki.cps_sub2)))
+    assert put(pool).status_code == 201
+    served(pool, server, before + _pem(crl(pki.cps_sub2, pki.cps.certificate)))
+    assert put(pool).status_code == 400
+
+
+def test_a_list_whose_signature_claims_unused_bits_is_no_evidence(pool: Pool, pki: PKI, server: Server) -> None:
+    octets, signature = b"", b"\1"
+    while signature[-1] & 1:
+        octets = crl(pki.cps_sub2)
+        signature = x509.load_der_x509_crl(octets).signature
+    at = octets.index(signature) - 1
+    served(pool, server, octets[:at] + b"\1" + octets[at + 1 :])
+    answer = put(pool)
+    assert answer.status_code == 503
+    assert "The signature of the CRL claims unused bits." in answer.text
+    served(pool, server, octets)
+    assert put(pool).status_code == 201
+
+
+# --- Numbers ---
+
+
+def renumbered(pool: Pool, pki: PKI, server: Server, number: int | None, *revoked: Certificate) -> None:
+    """The server's next list, and the one that is held has run out."""
+    serve_crl(server, LIST, crl(pki.cps_sub2, *revoked, number=number), f'"{number}"')
+    past, future = (int((AT + timedelta(days=days)).timestamp()) * 1_000_000 for days in (-1, 1))
+    pool.sql("update crl set next_update = ?, refresh_at = ?", past, future)
+
+
+def test_a_number_that_fell_for_good_is_accepted_by_a_command(pool: Pool, pki: PKI, server: Server) -> None:
+    served(pool, server, crl(pki.cps_sub2, number=7))
+    assert put(pool).status_code == 201
+    url, env = server.url + LIST, {"CCP_DATABASE": pool.settings.database}
+
+    renumbered(pool, pki, server, None)
+    assert "The CRL has no number, the one before it had 7." in put(pool).text
+    renumbered(pool, pki, server, 3)
+    answer = put(pool)
+    assert answer.status_code == 503
+    assert "The CRL has the number 3, the one before it had 7." in answer.text
+
+    assert ccp("crl", "accept", url, env=env, stdin=b"n\n").status == 1
+    assert ccp("crl", "accept", "http://other.example/", "--yes", env=env).err == (
+        "ccp: There is no CRL from http://other.example/.\n"
+    )
+    assert put(pool).status_code == 503
+    assert json.loads(ccp("crl", "list", "--json", env=env).out)[0]["number"] == 7
+
+    done = ccp("crl", "accept", url, "--yes", "--json", env=env)
+    assert done.status == 0
+    (accepted,) = json.loads(done.out)["accepted"]
+    assert (accepted["issuer"], accepted["url"], accepted["number"]) == ("CPS Sub2 CA SIM", url, 7)
+    assert put(pool).status_code == 201
+    assert "CPS Sub2 CA SIM" in ccp("crl", "list", env=env).out
+    assert pool.sql("select number from crl") == [("3",)]
+    ((action, subject),) = pool.sql("select action, subject from audit where action = 'crl.number.accepted'")
+    assert json.loads(subject)["number"] == 7
+    assert action == "crl.number.accepted"
+
+    # The next fall is refused again.
+    renumbered(pool, pki, server, 2)
+    assert put(pool).status_code == 503
+
+
+def _pem(octets: bytes) -> bytes:
+    return x509.load_der_x509_crl(octets).public_bytes(Encoding.PEM)
