@@ -130,8 +130,7 @@ def test_cleansing_tells_programs_nothing_but_json(around: Pool) -> None:
     assert each == {"emaid": contract.emaid, "pcid": contract.body["pcid"], "reason": "expired"}
 
 
-def test_a_pool_cleanses_by_itself(pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ccp.app.random.random", lambda: 0.0)
+def test_a_pool_cleanses_by_itself(pkis: dict[str, PKI]) -> None:
     with start(pkis, cleanse_interval=1) as pool:
         contract, fine = pool.publish(pool.car()), pool.publish(pool.car())
         pool.expire(contract.emaid)
