@@ -23,7 +23,7 @@ from urllib.parse import SplitResult
 import httpcore
 import structlog
 
-from ccp.egress import EgressBackend, Errand, RefusedAddressError, running
+from ccp.egress import EgressBackend, Errand, RefusedAddressError, running, tls_context
 from ccp.errors import Unavailable
 from ccp.host_limits import KeyedSlots
 from ccp.http_urls import split_http_url
@@ -86,14 +86,15 @@ class Outbound:
         self._guard = EgressBackend(Resolver(), self._budget, allowed)
         self.configured_backend: Final = EgressBackend(Resolver(), self._budget, None)
         limits: dict[str, Any] = {
-            "ssl_context": ssl.create_default_context(),
             "max_connections": None,
             "max_keepalive_connections": 100,
             "keepalive_expiry": 15.0,
             "retries": 0,
         }
-        self._guarded = httpcore.AsyncConnectionPool(network_backend=self._guard, **limits)
-        self._configured = httpcore.AsyncConnectionPool(network_backend=self.configured_backend, **limits)
+        self._guarded = httpcore.AsyncConnectionPool(network_backend=self._guard, ssl_context=tls_context(), **limits)
+        self._configured = httpcore.AsyncConnectionPool(
+            network_backend=self.configured_backend, ssl_context=ssl.create_default_context(), **limits
+        )
 
     async def close(self) -> None:
         await self._guarded.aclose()

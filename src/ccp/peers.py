@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -32,6 +33,7 @@ from httpcore import AsyncNetworkBackend
 from ccp import installation
 from ccp.breaker import Breaker
 from ccp.client import (
+    TLS,
     AsyncClient,
     ClientError,
     Credentials,
@@ -45,6 +47,7 @@ from ccp.client import (
     SignedResponse,
 )
 from ccp.contracts import SignedContract
+from ccp.egress import tls_context
 from ccp.errors import (
     CCPError,
     ConfigurationError,
@@ -245,6 +248,7 @@ class PoolPeers:
         network_backend: makes the connections to peers; None: httpcore's own.
         """
         self._network_backend = network_backend
+        self._tls: ssl.SSLContext | None = None
         self._store = store
         self._anchors = anchors
         self._check = check
@@ -253,6 +257,13 @@ class PoolPeers:
         self._seconds = settings.peer_seconds
         self._call_seconds = settings.peer_call_seconds
         self._lines: dict[str, _Line] = {}
+
+    def _tls_of(self, peer: Peer) -> TLS | ssl.SSLContext:
+        """One context for all peers, made when the first of them is called over TLS: loading the CAs takes a while."""
+        if not any((url or "").lower().startswith("https://") for url in (peer.base_url, peer.token_url)):
+            return TLS()
+        self._tls = self._tls or tls_context()
+        return self._tls
 
     async def refresh(self) -> None:
         registered = {peer.party_id: peer for peer in await self._store.read(questions.every()) if peer.enabled}
@@ -265,6 +276,7 @@ class PoolPeers:
                 client, addressed = (
                     AsyncClient(
                         network_backend=self._network_backend,
+                        tls=self._tls_of(peer),
                         **client_options(peer, self._call_seconds, most),  # type: ignore[arg-type]
                     )
                     for most in (_CARS[0], _CALLS[0])

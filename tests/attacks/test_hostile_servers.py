@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import statistics
+import subprocess
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx
 import pytest
@@ -21,6 +23,7 @@ from tests.api.test_trust import LOOPBACK, put
 from tests.attacks.hostile import BEHAVIOURS, SLOW, hostile_server
 from tests.client.servers import Reply, scripted
 from tests.events.receiver import webhook
+from tests.revocation.servers import free_port
 from tests.world import AT, Pool, start
 
 ENDLESS = {
@@ -133,6 +136,52 @@ def test_a_peers_list_of_wrong_items_is_given_up_at_the_first(item: bytes) -> No
     with scripted() as peer:
         peer.on("/opnc/v1/ccp/contractData/pcid/WEX0TEST000000001", Reply(200, body))
         assert asyncio.run(test(peer.url)) < 0.1
+
+
+@contextlib.contextmanager
+def tls_server(folder: Path, groups: str) -> Iterator[str]:
+    """OpenSSL's own server, which agrees on keys over these groups alone. Its certificate is its own CA's."""
+    name = ["-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1"]
+    key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", "key.pem"]
+    make = ["openssl", "req", "-x509", *key, "-out", "cert.pem", "-days", "1", *name]
+    subprocess.run(make, cwd=folder, check=True, capture_output=True)
+    port = free_port()
+    serve = ["openssl", "s_server", "-accept", f"127.0.0.1:{port}", "-key", "key.pem", "-cert", "cert.pem", "-www"]
+    process = subprocess.Popen([*serve, "-groups", groups], cwd=folder, stdout=subprocess.PIPE, stdin=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        while b"ACCEPT" not in process.stdout.readline():
+            assert process.poll() is None
+        yield f"https://127.0.0.1:{port}/"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(("groups", "answers"), [("P-256", True), ("ffdhe8192", False)])
+def test_a_server_cannot_demand_costly_key_exchange(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: str, answers: bool
+) -> None:
+    """Before, one handshake over ffdhe8192 held the loop for 114 ms, and the server chooses."""
+    with tls_server(tmp_path, groups) as url:
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+
+        async def test() -> float:
+            outbound = Outbound(LOOPBACK)
+            stop = asyncio.Event()
+            watching = asyncio.create_task(_longest_turn(stop))
+            said = "200"
+            try:
+                assert (await outbound.request("GET", url, guarded=True)).status == 200
+            except OutboundError as exc:
+                said = str(exc)
+            stop.set()
+            await outbound.close()
+            assert said == ("200" if answers else "127.0.0.1 cannot be reached.")
+            return await watching
+
+        asyncio.run(test())
+        assert asyncio.run(test()) < 0.05
 
 
 def test_ordinary_answers_of_every_framing_are_read(hostile: str) -> None:
