@@ -256,6 +256,36 @@ def test_one_item_too_many_is_refused_in_every_list() -> None:
             encode(message)
 
 
+@pytest.mark.parametrize("message", [REQUEST, Maker(1).iso20_req()], ids=["-2", "-20"])
+def test_more_roots_than_the_schema_allows_are_named(message: Any) -> None:
+    """However an encoder goes on where the list is full: by the way out, or by the code that is that of the end.
+
+    In -20 the latter is read as what follows the list, so there its sentence is about that.
+    """
+    root = iso2.X509IssuerSerial("CN=Root", 1)
+
+    def written(count: int) -> str:
+        roots = (root,) * count
+        if isinstance(message, iso2.V2G_Message):
+            return bits(message._replace(Body=message.Body._replace(ListOfRootCertificateIDs=roots)))
+        return bits(message._replace(ListOfRootCertificateIDs=roots))
+
+    def bits(value: Any) -> str:
+        return "".join(f"{octet:08b}" for octet in encode(value))
+
+    eighteen, nineteen, twenty = written(18), written(19), written(20)
+    first = next(at for at, (one, other) in enumerate(zip(eighteen, nineteen, strict=False)) if one != other)
+    second = next(at for at, (one, other) in enumerate(zip(nineteen, twenty, strict=False)) if one != other)
+    item, end = nineteen[first + 1 : second - 1], 2 * second - first - 1
+    for code in ("10", "00")[: 1 + isinstance(message, iso2.V2G_Message)]:
+        stream = twenty[:end] + code + item + twenty[end:]
+        octets = int(stream.ljust(-(-len(stream) // 8) * 8, "0"), 2).to_bytes(-(-len(stream) // 8), "big")
+        with pytest.raises(EXIError, match="more than 20 RootCertificateID"):
+            decode(octets)
+    with pytest.raises(EXIError, match="more than 20 RootCertificateID"):
+        written(21)
+
+
 def _signed(references: tuple[xmldsig.Reference, ...]) -> iso2.V2G_Message:
     info = xmldsig.SignedInfo(None, xmldsig.CanonicalizationMethod("c"), xmldsig.SignatureMethod("s"), references)
     signature = xmldsig.Signature(None, info, xmldsig.SignatureValue(None, b"v"))

@@ -6,7 +6,7 @@ where the argument is not bytes at all.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from ccp.errors import EXIError
 from ccp.exi import iso2, iso20, xmldsig
@@ -97,6 +97,9 @@ _REMAINING = "RemainingContractCertificateChains"
 _SESSION_ID = {b"\x80\x98": 18, b"\x80\x1c": 17, b"\x80\x20": 17}
 
 
+_MAX_ROOTS: Final = 20  # ListOfRootCertificateIDs, in both editions.
+
+
 def _read(octets: bytes, start: State) -> tuple[Any, list[Mark], list[Span]]:
     if type(octets) is not bytes:
         raise TypeError(f"bytes expected, not {type(octets).__name__}")
@@ -110,8 +113,16 @@ def _read(octets: bytes, start: State) -> tuple[Any, list[Mark], list[Span]]:
         raise EXIError(flaw.reason, flaw.offset, flaw.names[0]) from None
     # Padding is less than an octet of zero bits. Whole zero octets behind it occur and carry nothing.
     if int.from_bytes(octets[at >> 3 :]) & (1 << (8 * len(octets) - at)) - 1:
-        raise EXIError("octets behind the end of the message", at)
+        raise EXIError(f"{_root_too_many(value)}octets behind the end of the message", at)
     return value, marks, spans
+
+
+def _root_too_many(value: Any) -> str:
+    """What octets behind a message may be: an encoder that counts no items goes on where the list is full, and there
+    its code for the next item is that of the end.
+    """
+    roots = getattr(getattr(value, "Body", value), "ListOfRootCertificateIDs", None) or ()
+    return f"more than {_MAX_ROOTS} RootCertificateID, or " if len(roots) == _MAX_ROOTS else ""
 
 
 def decode(octets: bytes) -> Message:

@@ -193,7 +193,8 @@ def write(record: Record, value: Any, bits: int, width: int, out: list[bytes]) -
                 continue
             if most is not None:
                 if type(item) is not tuple or len(item) > most:
-                    raise Flaw(f"a tuple of at most {most} items expected")
+                    many = f"more than {most} {name}: " if type(item) is tuple else ""
+                    raise Flaw(f"{many}a tuple of at most {most} items expected")
                 for each in item:
                     code, size = codes[name]
                     bits, width = write(inner, each, bits << size | code, width + size, out)
@@ -467,6 +468,10 @@ class Reader:
                     more, after = self._leave(record, place + 1, 0, up)
                     yield Move(out + "000", (*actions, (option.kind.empty, 0), *more), next=after)
                 yield Move(out, refuse="a deviation from the schema (such as xsi:type or untyped content)")
+        full = record.particles[index] if index < len(record.particles) else None
+        if full is not None and not full.ours and count > 1 and count == full.most:
+            # The way out behind a full list: an encoder that does not refuse the next item writes it as unforeseen.
+            yield Move(f"{len(productions):0{width}b}", refuse=f"more than {count} {full.options[0].name}")
 
     def _leave(self, record: Record, index: int, count: int, up: Up | None) -> tuple[tuple[Action, ...], State | None]:
         """What the end of an element does, and the state behind it."""

@@ -421,9 +421,9 @@ class Certificate:
         return frozenset(value.upper() for value in self._subject_values[1])
 
     def check_subject(self) -> None:
-        """Refuse a subject that cannot be compared with any other. Raises ChainError."""
-        if self._usual_subject is None:
-            self.canonical_subject  # noqa: B018  raises
+        """Refuse a subject that cannot be compared or whose values cannot be read. Raises ChainError."""
+        if self._usual_subject is None and (not self.canonical_subject or _subject(self.x509) is None):
+            raise ChainError(f"The subject of certificate {self.label} cannot be read.")
 
     @_once
     def _usual_subject(self) -> tuple[list[str], list[str]] | None:
