@@ -164,10 +164,10 @@ def test_many_parameters_are_refused_and_cost_little(served: Pool) -> None:
     served.publish(car)
     names = [f"{long[:at]}xyz{long[at + 3 :]}" for at in range(len(long) - 3)]
     query = "&".join(f"{name}=" for name in names)
-    began = time.process_time()
+    began = time.thread_time()
     for _ in range(100):
         queries.check(query.encode(), {long, "sessionID", "xsdMsgDefNamespace"}, changes=False)
-    assert (time.process_time() - began) / 100 < 0.005
+    assert (time.thread_time() - began) / 100 < 0.02
     told = sentences(served.oem.get(f"/contractData/pcid/{car.pcid}?{'&'.join(['a=1'] * 51)}"), 400)
     assert told == ["The query has more than 50 parameters."]
 
