@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Final
 
 import typer
 
@@ -73,3 +74,21 @@ def main() -> None:
     except OSError as exc:  # A file or directory that the command line names.
         print(f"ccp: {exc.filename or 'input or output'}: {exc.strerror or exc}.", file=sys.stderr)
         sys.exit(1)
+    except Exception as exc:
+        if (said := _said_by_database(exc)) is None:
+            raise
+        print(f"ccp: The database refuses what was asked of it: {said}.", file=sys.stderr)
+        sys.exit(1)
+
+
+_DRIVERS: Final = frozenset({"asyncpg", "sqlite3", "sqlalchemy"})
+
+
+def _said_by_database(exc: Exception) -> str | None:
+    """What a database said, in one line; None for what is no error of one. The drivers are not imported for this."""
+    if isinstance(exc, ExceptionGroup):
+        return next((said for each in exc.exceptions if (said := _said_by_database(each)) is not None), None)
+    if not any(kind.__module__.partition(".")[0] in _DRIVERS for kind in type(exc).__mro__):
+        return None
+    lines = str(exc).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(exc).__name__

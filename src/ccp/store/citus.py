@@ -36,14 +36,14 @@ def distribute(url: str) -> list[tuple[str, str]]:
 async def _distribute(url: str) -> list[tuple[str, str]]:
     connection = await postgres.connect(url)
     try:
-        revisions.check_revision(await postgres.revision(connection))
-        if await connection.fetchval("select 1 from pg_extension where extname = 'citus'") is None:
-            raise ConfigurationError(
-                "The database has no extension citus; a superuser makes it with 'create extension citus'."
-            )
-        done = {row[0] for row in await connection.fetch("select logicalrelid::text from pg_dist_partition")}
-        told = []
         async with connection.transaction():
+            revisions.check_revision(await postgres.revision(connection))
+            if await connection.fetchval("select 1 from pg_extension where extname = 'citus'") is None:
+                raise ConfigurationError(
+                    "The database has no extension citus; a superuser makes it with 'create extension citus'."
+                )
+            done = {row[0] for row in await connection.fetch("select logicalrelid::text from pg_dist_partition")}
+            told = []
             for table, (column, beside) in DISTRIBUTED.items():
                 if table not in done:
                     await connection.execute(

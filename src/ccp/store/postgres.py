@@ -5,7 +5,8 @@ what these guard only afterwards. A question that is marked `newest` costs one r
 every other one sees one snapshot.
 
 Each worker keeps a few connections. They are used in turns without anything being reset between two uses: nothing
-here leaves a trace on a session. Statements are prepared once on each connection.
+here leaves a trace on a session. Statements are prepared once on each connection; behind a pooler each time, and every
+question has a transaction (see `ccp.store.pooler`).
 """
 
 from __future__ import annotations
@@ -14,17 +15,21 @@ import asyncio
 import contextlib
 import random
 import ssl
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 from typing import Any, Final, TypeAlias
+from weakref import WeakSet
 
 import asyncpg
+import structlog
 
 from ccp.errors import CCPError, ConfigurationError, FieldError, Unavailable
-from ccp.store import revisions
+from ccp.store import pooler, postgres_tls, revisions
 from ccp.store.gathering import Gathering
 from ccp.store.steps import Question, Row, Steps, T
+
+_log = structlog.get_logger("ccp.store")
 
 Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 
@@ -47,8 +52,8 @@ _SETTINGS: Final = {
 }
 # Only what the server knows (not every one was built with lz4); and where a change waits for a standby too, it goes on
 # doing so.
-_SET: Final = """
-select set_config(known.name, wanted.value, false)
+_KNOWN: Final = """
+select known.name, wanted.value
 from unnest($1::text[], $2::text[]) as wanted (name, value) join pg_settings known on known.name = wanted.name
 where (known.vartype <> 'enum' or wanted.value = any (known.enumvals))
     and (known.name <> 'synchronous_commit' or known.setting = 'off')
@@ -73,6 +78,7 @@ _UNAVAILABLE: Final = (
     asyncpg.InsufficientPrivilegeError,
     asyncpg.UndefinedTableError,
     asyncpg.UndefinedColumnError,
+    *pooler.SIGNS,
 )
 """What passes by, or what an operator brings to an end; everything else is a mistake of ours."""
 
@@ -92,20 +98,46 @@ class PostgresStore:
         self._idle: list[tuple[Connection, float]] | None = None
         self._work: set[asyncio.Task[Any]] = set()
         self._gathering: Gathering | None = None
+        self._pooled = False
+        self._preparing: WeakSet[Connection] = WeakSet()
+        self._settings: dict[str, str] = {}
 
     async def open(self) -> None:
         connection = await connect(self._url)
         try:
-            revisions.check_revision(await revision(connection))
-            await _prepare_session(connection)
-            # A cluster plans each statement anew and sends only those of one table straight to where the rows are.
-            if await connection.fetchval("select 1 from pg_extension where extname = 'citus'") is None:
-                self._gathering = Gathering(self._fetch)
+            self._pooled = await pooler.is_between(connection)
+            async with connection.transaction():
+                revisions.check_revision(await revision(connection))
+                known = await connection.fetch(_KNOWN, list(_SETTINGS), list(_SETTINGS.values()))
+                self._settings = {name: value for name, value in known}  # noqa: C416  records are no tuples
+                # A cluster plans each statement anew and sends only those of one table straight to where the rows are.
+                if await connection.fetchval("select 1 from pg_extension where extname = 'citus'") is None:
+                    self._gathering = Gathering(self._fetch)
+            await connection.close(timeout=_CONNECT_SECONDS)
         except BaseException:
             connection.terminate()
             raise
+        if self._pooled:
+            _log.info("database pooler found", prepared_statements=False)
         self._room = asyncio.Semaphore(self._most)
-        self._idle = [(connection, asyncio.get_running_loop().time())]
+        self._idle = []
+
+    def _begin(self, how: str) -> str:
+        """How a transaction begins; behind a pooler with the settings that else are those of the session."""
+        begin = f"begin {how}"
+        return f"{begin}; {pooler.settings_of_transaction(self._settings)}" if self._pooled else begin
+
+    def _finds_pooler(self, exc: BaseException) -> bool:
+        """Whether an answer of the server tells that there is a pooler after all. From now on nothing is prepared."""
+        if not isinstance(exc, pooler.SIGNS):
+            return False
+        if not self._pooled:
+            _log.warning("database pooler found", prepared_statements=False, reason=str(exc))
+            self._pooled = True
+            idle, self._idle = self._idle, []
+            for connection, _ in idle or ():
+                connection.terminate()
+        return True
 
     async def close(self) -> None:
         if self._gathering is not None:
@@ -127,13 +159,17 @@ class PostgresStore:
 
     async def _read(self, question: Steps[T]) -> T:
         again = isinstance(question, Question)
+        tries = 0
         while True:
             connection, fresh = await self._take(_NOT_NOW)
             cancelled = False
+            tries += 1
             try:
-                if isinstance(question, Question) and question.newest:
+                newest = isinstance(question, Question) and question.newest
+                if newest and not self._pooled:
                     return await _run(connection, iter(question))
-                await connection.execute("begin isolation level repeatable read read only")
+                level = "read committed" if newest else "repeatable read"
+                await connection.execute(self._begin(f"isolation level {level} read only"))
                 answer = await _run(connection, iter(question))
                 await connection.execute("commit")
                 return answer
@@ -145,7 +181,8 @@ class PostgresStore:
                 lost = _lost(connection, exc)
                 await _leave(connection, exc, lost)
                 # A connection that died while it was idle: there may be more of them, but a fresh one says the truth.
-                if not (lost and again and not fresh):
+                passes = self._finds_pooler(exc) and tries < _TRIES
+                if not (again and (passes or (lost and not fresh))):
                     told = _told(exc, _NOT_NOW, lost)
                     raise told from told.__cause__
             finally:
@@ -187,7 +224,7 @@ class PostgresStore:
             connection, fresh = await self._take(_NOT_WRITTEN)
             begun = False
             try:
-                await connection.execute("begin isolation level read committed")
+                await connection.execute(self._begin("isolation level read committed"))
                 begun = True
                 result = await _run(connection, iter(change))
                 await _commit(connection)
@@ -198,7 +235,8 @@ class PostgresStore:
                 if lost and not begun and not fresh:
                     continue  # It died while it was idle, and nothing was asked of it.
                 tries += 1
-                if not (isinstance(exc, _IN_THE_WAY) and isinstance(change, Question) and tries < _TRIES):
+                passes = self._finds_pooler(exc) or isinstance(exc, _IN_THE_WAY)
+                if not (passes and isinstance(change, Question) and tries < _TRIES):
                     told = _told(exc, _NOT_WRITTEN, lost)
                     raise told from told.__cause__
             finally:
@@ -224,12 +262,15 @@ class PostgresStore:
                 if asyncio.get_running_loop().time() - since < _IDLE_SECONDS:
                     return connection, False
                 connection.terminate()
-            connection = await _connected(self._url)
-            try:
-                await _prepare_session(connection)
-            except BaseException:
-                connection.terminate()
-                raise
+            prepare = not self._pooled
+            connection = await _connected(self._url, prepare=prepare)
+            if prepare:
+                self._preparing.add(connection)
+                try:
+                    await connection.execute(_session(self._settings))
+                except BaseException:
+                    connection.terminate()
+                    raise
             return connection, True
         except BaseException as exc:
             self._room.release()
@@ -237,7 +278,7 @@ class PostgresStore:
             raise told from told.__cause__
 
     def _give_back(self, connection: Connection) -> None:
-        if self._idle is None:
+        if self._idle is None or (self._pooled and connection in self._preparing):
             connection.terminate()
         elif not connection.is_closed():
             self._idle.append((connection, asyncio.get_running_loop().time()))
@@ -309,27 +350,34 @@ def _told(exc: BaseException, sentence: str, lost: bool) -> BaseException:
 # --- Connections -----------------------------------------------------------------------------------------------------
 
 
-async def _connected(url: str) -> Connection:
+async def _connected(url: str, *, prepare: bool) -> Connection:
+    """prepare: keep statements prepared on the connection, under names."""
     return await asyncpg.connect(
         url,
         timeout=_CONNECT_SECONDS,
         command_timeout=_STATEMENT_SECONDS + 5,
-        statement_cache_size=1000,
+        statement_cache_size=1000 if prepare else 0,
         max_cached_statement_lifetime=0,
         server_settings={"application_name": "opnc-ccp"},
+        **postgres_tls.options(url),
     )
 
 
-async def _prepare_session(connection: Connection) -> None:
-    await connection.fetch(_SET, list(_SETTINGS), list(_SETTINGS.values()))
+def _session(settings: Mapping[str, str]) -> str:
+    """Statements that set these for the session. Values are ours."""
+    return "; ".join(f"set {name} = '{value}'" for name, value in settings.items())
 
 
 async def connect(url: str) -> Connection:
-    """A connection for a command or at start. Raises ConfigurationError, which tells the operator what is wrong."""
+    """A connection for a command or at start. It prepares nothing under a name; a pooler may stand before the server,
+    so every statement but `begin` and the like needs a transaction around it.
+
+    Raises ConfigurationError, which tells the operator what is wrong.
+    """
     try:
-        connection = await _connected(url)
+        connection = await _connected(url, prepare=False)
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError, ValueError) as exc:
-        raise ConfigurationError(_why_not(exc)) from exc
+        raise ConfigurationError(_why_not(exc, url)) from exc
     server = connection.get_server_version()
     encoding = connection.get_settings().server_encoding
     problem = None
@@ -343,14 +391,21 @@ async def connect(url: str) -> Connection:
     return connection
 
 
-def _why_not(exc: Exception) -> str:
+def _why_not(exc: Exception, url: str) -> str:
     """Never with the URL itself, which may hold a password."""
     if isinstance(exc, asyncpg.PostgresError):
         return f"The database server refuses the connection: {exc}."
+    if isinstance(exc, asyncpg.InterfaceError) and "certificate" in str(exc):
+        return f"The database server's certificate cannot be verified: {exc}."
     if isinstance(exc, asyncpg.InterfaceError | ValueError) and not isinstance(exc, OSError):
         return "The database URL cannot be used; it has the form postgresql://USER:PASSWORD@HOST:PORT/NAME."
     if isinstance(exc, TimeoutError):
         return f"The database server does not answer within {_CONNECT_SECONDS:.0f} seconds."
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        told = f"The database server's certificate is not accepted: {exc.verify_message}."
+        if postgres_tls.uses_system_cas(url):
+            told += " Without sslrootcert=FILE in the URL the CAs of the system count."
+        return told
     if isinstance(exc, ssl.SSLError):
         return f"The database server's TLS is not accepted: {exc.reason or exc}."
     return f"The database server cannot be reached: {getattr(exc, 'strerror', None) or exc}."
@@ -374,7 +429,9 @@ async def warnings_of(url: str) -> tuple[str, ...]:
     """What an operator should know of a server that works all the same. Raises ConfigurationError."""
     connection = await connect(url)
     try:
-        if await connection.fetchval("show fsync") == "off":
+        async with connection.transaction():
+            fsync = await connection.fetchval("show fsync")
+        if fsync == "off":
             return ("fsync is off on the database server: a crash there loses contracts that were acknowledged.",)
         return ()
     finally:
@@ -385,6 +442,7 @@ async def revision_of(url: str) -> str | None:
     """As `revision`, on a connection of its own."""
     connection = await connect(url)
     try:
-        return await revision(connection)
+        async with connection.transaction():
+            return await revision(connection)
     finally:
         await connection.close()

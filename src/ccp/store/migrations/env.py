@@ -3,8 +3,10 @@
 A crash leaves nothing half done, and of two upgrades at the same time the second finds nothing left to do.
 """
 
+from typing import Any
+
 from alembic import context
-from sqlalchemy import URL, Connection, create_engine, event, pool, text
+from sqlalchemy import URL, Connection, create_engine, event, pool
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from ccp.store import postgres, schema
@@ -40,12 +42,27 @@ def on_sqlite(url: str) -> None:
 
 async def on_postgres(url: str) -> None:
     # The URL is asyncpg's to read, as it is for the pool itself: what one understands, the other does too.
-    engine = create_async_engine(
-        "postgresql+asyncpg://", async_creator=lambda: postgres.connect(url), poolclass=pool.NullPool
-    )
-    async with engine.begin() as connection:
-        await connection.execute(text("select pg_advisory_xact_lock(:number)"), {"number": UPGRADING})
-        await connection.run_sync(migrate)
+    connection = await postgres.connect(url)
+    try:
+        # One transaction around everything, what SQLAlchemy asks when it connects included, and no statement with a
+        # name: a pooler then gives all of it to one session of the server, and nothing stays there.
+        async with connection.transaction():
+            await connection.execute(f"select pg_advisory_xact_lock({UPGRADING})")
+
+            async def connected() -> Any:
+                return connection
+
+            def creator() -> Any:
+                return engine.sync_engine.dialect.dbapi.connect(  # type: ignore[union-attr]
+                    async_creator_fn=connected, prepared_statement_cache_size=0, prepared_statement_name_func=str
+                )
+
+            engine = create_async_engine("postgresql+asyncpg://", creator=creator, poolclass=pool.StaticPool)
+            async with engine.connect() as within:
+                await within.run_sync(migrate)
+                await within.commit()
+    finally:
+        connection.terminate()
 
 
 url = context.config.attributes["url"]

@@ -1,0 +1,188 @@
+"""Behind PgBouncer in transaction mode: every command, a server under load, and what stays on the server's sessions."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from ccp.parties import Role
+from ccp.sim.pki import PKI
+from ccp.sim.sandbox import Member, World, register
+from ccp.sim.server import loopback, running
+from ccp.store import connect, schema
+from ccp.store import parties as questions
+from ccp.store.postgres import PostgresStore
+from ccp.store.revisions import HEAD
+from ccp.tokens import new_secret
+from tests.cli.run import ccp, good, told
+from tests.databases import Server, sql
+from tests.pgbouncer import needs_pgbouncer, pgbouncer
+from tests.world import AT, Pool, opened, parties, party, start
+
+pytestmark = needs_pgbouncer
+
+
+@pytest.fixture(scope="module")
+def pooled(postgres: Server) -> Iterator[tuple[str, str]]:
+    """The URL of an empty database through the pooler, and the server's own."""
+    direct = postgres.database(empty=True)
+    # Few sessions, which clients take turns at, and what a client left on one of them stays there.
+    with pgbouncer(direct, size=3, server_lifetime="3600", server_idle_timeout="3600") as url:
+        yield url, direct
+
+
+def left_behind(url: str, statements: int = 0) -> None:
+    """No session of the server has a prepared statement or a changed setting, whichever of them is asked."""
+
+    async def ask() -> list[tuple[int, str, str]]:
+        connections = [await asyncpg.connect(url, statement_cache_size=0) for _ in range(3)]
+        try:
+            found = []
+            transactions = [connection.transaction() for connection in connections]
+            for connection, transaction in zip(connections, transactions, strict=True):
+                await transaction.start()  # So that each has a session of the server of its own.
+                found.append(
+                    (
+                        await connection.fetchval("select count(*) from pg_prepared_statements where name <> ''"),
+                        await connection.fetchval("show lock_timeout"),
+                        await connection.fetchval("show statement_timeout"),
+                    )
+                )
+            return found
+        finally:
+            for connection in connections:
+                connection.terminate()
+
+    assert asyncio.run(ask()) == [(statements, "0", "0")] * 3
+
+
+def test_every_command_works_behind_a_pooler_and_leaves_nothing_on_its_sessions(
+    pooled: tuple[str, str], tmp_path: Path, pkis: dict[str, PKI]
+) -> None:
+    url, direct = pooled
+    env = {"CCP_DATABASE": url, "CCP_BASE_URL": "https://pool.example"}
+    roots = tmp_path / "roots"
+    roots.mkdir()
+    (roots / "v2g.pem").write_bytes(pkis["iso2"].v2g_root.certificate.pem())
+    assert ccp("db", "status", env=env).out == f"found none, needed {HEAD}\n"
+    assert good("db", "upgrade", env=env).out == f"The schema was absent and is now {HEAD}.\n"
+    assert good("db", "upgrade", env=env).out == f"The schema is {HEAD}.\n"
+    assert good("db", "status", env=env).out == f"found {HEAD}, needed {HEAD}\n"
+    left_behind(url)
+    for command in (
+        ("party", "add", "Example", "--role", "emsp", "--provider-id", "DEEXA"),
+        ("party", "list"),
+        ("trust", "add", roots, "--role", "v2g"),
+        ("trust", "list"),
+        ("peer", "list"),
+        ("keys", "list"),
+        ("keys", "rotate"),
+        ("events", "list"),
+        ("events", "endpoints"),
+        ("cleanse",),
+        ("audit", "verify"),
+        ("audit", "export", tmp_path / "audit.jsonl"),
+        ("export", tmp_path / "out.jsonl"),
+        ("import", tmp_path / "out.jsonl"),
+        ("erase", "--emaid", "DEEXAT00000001", "--yes"),
+        ("backup", tmp_path / "copy.db"),
+        ("db", "distribute"),
+        ("db", "downgrade", "base"),
+        ("party", "disable", "Example"),
+    ):
+        done = ccp(*command, env=env)
+        assert done.status in (0, 1, 2), command
+        assert "Traceback" not in done.err, (command, done.err)
+        assert "refuses what was asked" not in done.err, (command, done.err)
+        if command[0] not in ("backup", "db", "audit", "keys", "erase"):
+            assert done.status == 0, (command, done.err)
+    assert "SQLite" in told("backup", tmp_path / "copy.db", env=env)
+    left_behind(url)
+    assert sql(direct, "select enabled from party where name = 'Example'") == [(False,)]
+    assert good("db", "downgrade", "base", "--yes", env=env).out == f"The schema was {HEAD} and is now absent.\n"
+    good("db", "upgrade", env=env)
+
+
+def test_a_pool_behind_a_pooler_publishes_and_delivers_for_many_at_once(
+    pooled: tuple[str, str], pkis: dict[str, PKI]
+) -> None:
+    url, direct = pooled
+    schema.upgrade(url)
+    with start(pkis) as like, loopback() as (listening, base_url):
+        settings = like.settings.model_copy(update={"database": url, "base_url": base_url, "database_connections": 10})
+        world = World(
+            {name: pki for name, pki in pkis.items() if name != "stranger"},
+            tuple(Member(each, new_secret()) for each in (*parties(), party("late", Role.CPO, operators="DEEXL"))),
+        )
+
+        async def fill() -> None:
+            async with opened(settings) as store:
+                await register(store, world, AT)
+
+        asyncio.run(fill())
+        with running(settings, listening):
+            pool = Pool(base_url, settings, world, like.database, like.http.__class__(base_url=base_url, timeout=20))
+            cars = [pool.car() for _ in range(24)]
+            contracts = [pool.contract(car) for car in cars]
+            pool.cps, pool.cpo  # noqa: B018  both have their token before threads share them
+
+            def go(place: int) -> Any:
+                put = pool.cps.put("/signedcontractdata", json=contracts[place].body)
+                assert put.status_code == 201, put.text
+                (item,) = pool.ask(cars[place])
+                return item["emaid"]
+
+            with ThreadPoolExecutor(12) as threads:
+                assert list(threads.map(go, range(24))) == [contract.emaid for contract in contracts]
+            assert pool.http.get("/health/ready").json() == {"status": "ready"}
+            text = pool.http.get("/metrics").text
+            assert 'ccp_task_failures_total{task="' not in text, [line for line in text.splitlines() if "task" in line]
+            pool.close()
+    left_behind(url)
+    assert sql(direct, "select count(*) from contract") == [(24,)]
+
+
+def test_a_server_without_a_pooler_is_told_from_one_with(pooled: tuple[str, str], postgres: Server) -> None:
+    async def found(url: str) -> bool:
+        store = connect(url)
+        await store.open()
+        await store.close()
+        assert isinstance(store, PostgresStore)
+        return store._pooled
+
+    url, direct = pooled
+    schema.upgrade(url)
+    assert [asyncio.run(found(each)) for each in (url, direct)] == [True, False]
+
+
+def test_a_pooler_that_hides_itself_is_found_by_the_servers_answers(
+    pooled: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never(connection: Any) -> bool:
+        return False
+
+    url, _ = pooled
+    schema.upgrade(url)
+    monkeypatch.setattr("ccp.store.pooler.is_between", never)
+
+    async def use() -> None:
+        stores = [connect(url, 4) for _ in range(4)]
+        try:
+            for store in stores:
+                await store.open()
+            # Which session of the server a statement meets is chance: until each has met one that does not know it.
+            async with asyncio.timeout(60):
+                while not all(isinstance(store, PostgresStore) and store._pooled for store in stores):
+                    asked = (store.read(questions.every()) for store in stores for _ in range(4))
+                    assert len({str(found) for found in await asyncio.gather(*asked)}) == 1
+        finally:
+            for store in stores:
+                await store.close()
+
+    asyncio.run(use())
