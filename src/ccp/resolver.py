@@ -6,8 +6,8 @@ A lookup (getaddrinfo) cannot be cancelled: a thread that asks a silent name ser
 waits, often 20 s or more. So lookups run neither in the event loop's small pool nor in a pool of fixed size shared by
 all:
 
-- at most `max_threads` at a time in all, `max_per_owner` for one owner (a party, an issuer), `max_per_domain` for one
-  domain, and a quarter of all for domains that were silent lately;
+- at most `max_threads` at a time in all, `max_per_owner` for one owner (a party, an issuer), `max_per_domain` of these
+  for one domain, and a quarter of all for domains that were silent lately;
 - one lookup for each name at a time, which everyone waits for who asks for that name;
 - callers wait for `timeout` seconds at most, in the queue or not; the queue is bounded;
 - failures are remembered for some seconds, silence for longer, so that repetition costs nothing.
@@ -94,7 +94,7 @@ class Resolver:
         self._running = 0
         self._slow_running = 0
         self._by_owner: Counter[str] = Counter()
-        self._by_domain: Counter[str] = Counter()
+        self._by_domain: Counter[tuple[str, str]] = Counter()
         self._failures: OrderedDict[str, tuple[float, ResolutionError]] = OrderedDict()
         self._slow: OrderedDict[str, float] = OrderedDict()
 
@@ -148,7 +148,7 @@ class Resolver:
         return (
             self._running < self._max_threads
             and self._by_owner[flight.owner] < self._max_per_owner
-            and self._by_domain[flight.domain] < self._max_per_domain
+            and self._by_domain[flight.owner, flight.domain] < self._max_per_domain
             and (self._slow_running < self._max_slow or not self._is_slow(flight.domain))
         )
 
@@ -159,7 +159,7 @@ class Resolver:
         self._running += 1
         self._slow_running += slow
         self._by_owner[flight.owner] += 1
-        self._by_domain[flight.domain] += 1
+        self._by_domain[flight.owner, flight.domain] += 1
 
         def run() -> None:
             found: list[str] | Exception
@@ -178,10 +178,10 @@ class Resolver:
     def _landed(self, flight: _Flight, slow: bool, found: list[str] | Exception) -> None:
         self._running -= 1
         self._slow_running -= slow
-        for counts, name in ((self._by_owner, flight.owner), (self._by_domain, flight.domain)):
-            counts[name] -= 1
-            if not counts[name]:
-                del counts[name]
+        self._by_owner[flight.owner] -= 1
+        self._by_domain[flight.owner, flight.domain] -= 1
+        # What has come to zero goes, so that both stay as small as what runs.
+        self._by_owner, self._by_domain = +self._by_owner, +self._by_domain
         self._flights.pop(flight.host, None)
         try:
             addresses = _read(flight.host, found)

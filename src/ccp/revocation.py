@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ import structlog
 from ccp.background import BackgroundTasks, PeriodicTask
 from ccp.configured_issuers import ConfiguredIssuers
 from ccp.crl_reading import CRLReader
-from ccp.errors import CCPError, ChainError, RevokedError, Unavailable, VerificationError
+from ccp.errors import CCPError, RevokedError, Unavailable, VerificationError
 from ccp.host_limits import KeyedSlots
 from ccp.outbound import Outbound
 from ccp.pki.certificates import Certificate
@@ -52,8 +51,9 @@ from ccp.pki.issuer_map import IssuerMap
 from ccp.pki.paths import VerifiedChain
 from ccp.pki.statements import build_ocsp_request, read_ocsp
 from ccp.revocation_fetch import OCSP_SECONDS, RevocationFetcher, host_label
+from ccp.revocation_round import refresh_in_order, stored_certificate
 from ccp.settings import RevocationPolicy, Settings
-from ccp.store import Store, anchors, unknown
+from ccp.store import Store, anchors
 from ccp.store import evidence as questions
 from ccp.store.steps import Steps
 
@@ -70,12 +70,9 @@ _RETRY: Final = timedelta(minutes=2)  # After a refresh that failed; the breaker
 _RETRY_UNKNOWN: Final = timedelta(minutes=10)  # Responders learn of new certificates late, not never.
 _ROUND_SECONDS: Final = 15.0
 _BATCH: Final = 200
-_HOST_SECONDS: Final = 30.0  # Of a round; the longest that one list may take.
 _BACKGROUND: Final = 64
 _LISTS_AT_A_TIME: Final = 2  # Of one issuer: each may be 16 MiB in memory.
-_LONG_RESPONSE: Final = (
-    8_192  # Bytes of an OCSP response that is read in a thread: it may answer for many certificates.
-)
+_LONG_RESPONSE: Final = 8_192  # Bytes of an OCSP response that is read in a thread: it may speak of many certificates.
 
 # Callers besides parties, in the queues for a host.
 _VEHICLES: Final = "<vehicles>"
@@ -316,15 +313,15 @@ class RevocationService:
         crls = [
             (issuer, due.url, due.names)
             for due in lists
-            if (issuer := _readable(due.issuer_certificate, "crl")) is not None
+            if (issuer := stored_certificate(due.issuer_certificate, "crl")) is not None
         ]
         for issuer, url, names in (*crls, *await self._never_loaded()):
             job = partial(self._flight, (issuer.issuer_id, url), partial(self._crl, issuer, url, at, names))
             by_host.setdefault(host_label(url), []).append(job)
         for watched in certificates:
             certificate, its_issuer = (
-                _readable(watched.certificate, "watched_certificate"),
-                _readable(watched.issuer_certificate, "watched_certificate"),
+                stored_certificate(watched.certificate, "watched_certificate"),
+                stored_certificate(watched.issuer_certificate, "watched_certificate"),
             )
             if certificate is None or its_issuer is None:
                 continue
@@ -332,7 +329,7 @@ class RevocationService:
             job = partial(self._flight, (key, _SWEEP), partial(self._ask, certificate, its_issuer, at, True, _SWEEP))
             by_host.setdefault(host_label((*certificate.addresses.ocsp, "")[0]), []).append(job)
         # One after another for each host: so a publisher that needs the same host is next but one in its queue.
-        outcomes = await asyncio.gather(*(_one_by_one(host, jobs) for host, jobs in by_host.items()))
+        outcomes = await asyncio.gather(*(refresh_in_order(host, jobs) for host, jobs in by_host.items()))
         refreshed, failed = sum(done for done, _ in outcomes), sum(not_done for _, not_done in outcomes)
         return Swept(refreshed, failed, _BATCH in (len(lists), len(certificates)))
 
@@ -342,7 +339,7 @@ class RevocationService:
             return []
         found = {}
         for trusted in await self._store.read(anchors.every()):
-            issuer = _readable(trusted.certificate, "trust_anchor")
+            issuer = stored_certificate(trusted.certificate, "trust_anchor")
             url = self.rules.crl_of(issuer) if issuer is not None else None
             if issuer is not None and url and not await self._store.read(questions.crl(issuer.issuer_id, url)):
                 found[issuer.issuer_id, url] = issuer, url, frozenset[str]()
@@ -491,36 +488,3 @@ def _judge(stored: StoredEvidence, chains: Sequence[VerifiedChain], at: datetime
                 error.retry_after = longest(problem for problem in of_kind if isinstance(problem, Unavailable))
             raise error from of_kind[0].__cause__
     return Cleared(keys_of(chains), tuple(sentences), tuple(stored.warnings))
-
-
-async def _one_by_one(host: str, jobs: Sequence[Callable[[], Awaitable[None]]]) -> tuple[int, int]:
-    """Do what there is to do at a host. Returns how much was done and how much was not.
-
-    It stops after a while: a host that takes long for each answer must not hold up the next round of all others. What
-    is left falls due again.
-    """
-    done = failed = 0
-    ends = asyncio.get_running_loop().time() + _HOST_SECONDS
-    reasons: dict[str, int] = {}
-    for job in jobs:
-        if asyncio.get_running_loop().time() > ends:
-            _log.warning("evidence not refreshed", host=host, reasons={"The host is slow.": len(jobs) - done - failed})
-            break
-        try:
-            await job()
-            done += 1
-        except Exception as exc:
-            failed += 1
-            reasons[str(exc)] = reasons.get(str(exc), 0) + 1
-    if reasons:
-        _log.warning("evidence not refreshed", host=host, reasons=reasons)
-    return done, failed
-
-
-def _readable(certificate: bytes, table: str) -> Certificate | None:
-    """A stored certificate, None for one that this release cannot read."""
-    try:
-        return Certificate.load(certificate)
-    except ChainError as exc:
-        unknown.warn(f"{table}.certificate", str(exc), hashlib.sha256(certificate).hexdigest())
-        return None
