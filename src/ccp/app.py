@@ -191,7 +191,7 @@ def assemble(config: Settings, clock: opnc.Clock = now, numbers: Metrics | None 
     )
     subscribers = Subscribers(store)
     handed_out = HandedOut(store, subscribers)
-    pool = Pool(store, trust, revocation, peers, neighbours, config, handed_out)
+    pool = Pool(store, trust, revocation, peers, neighbours, config, handed_out, clock=clock, metrics=numbers)
     return Assembly(
         store, trust, budget, outbound, neighbours, revocation, peers, subscribers, handed_out, pool, background, guard
     )

@@ -110,6 +110,32 @@ def choose_one(
     raise NothingDeliverable("None of the vehicle's contracts is its default.")
 
 
+def passed_over(
+    contract: SignedContract,
+    stored: Sequence[SignedContract],
+    at: datetime,
+    *,
+    good: Good = lambda contract: True,
+    no_default: NoDefaultPolicy = NoDefaultPolicy.SOLE,
+) -> str | None:
+    """Why an ISO 15118-2 vehicle does not get a contract that nothing else is held against: it is not the default.
+
+    None where the vehicle gets it, and for ISO 15118-20, whose vehicles get the others too. The sentence is for the
+    contract's provider and names no other one. stored: every variant of the vehicle, of either namespace.
+    """
+    if contract.namespace is not Namespace.ISO2 or contract.is_default:
+        return None
+    try:
+        if choose_one(stored, at, listed=lambda each: True, good=good, no_default=no_default).emaid == contract.emaid:
+            return None
+    except NotFound:
+        pass
+    return (
+        "The contract is not the vehicle's default contract, and an ISO 15118-2 vehicle gets no other; "
+        "the vehicle's manufacturer chooses it."
+    )
+
+
 def choose_many(
     stored: Sequence[SignedContract],
     at: datetime,

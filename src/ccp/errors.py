@@ -17,6 +17,7 @@
     ├── NotFound                  unknown here, or not this caller's to know
     ├── Conflict                  what is asked for is taken (a name, an id of another party)
     ├── PreconditionFailed        it is not (any more) as the caller says it has to be; nothing was changed
+    ├── LimitExceeded             as many as may be kept are there
     ├── TooManyRequests           within a limit, but not now
     ├── Unavailable               try again later; nothing was changed
     ├── UpstreamError             a neighbour refused or failed; nothing was changed
@@ -120,6 +121,10 @@ class Conflict(CCPError):
 
 class PreconditionFailed(CCPError):
     code = "precondition_failed"
+
+
+class LimitExceeded(CCPError):
+    code = "limit_exceeded"
 
 
 class TooManyRequests(CCPError):

@@ -30,7 +30,7 @@ _DEPRECATED: Final = {"emsp.prov.cert.updated.factory.reset": "emsp.prov.cert.fa
 ROOT: Final = ("root.cert.added", "root.cert.expired", "root.cert.revoked")
 _ALL_EMSP: Final = (*EMSP, *_DEPRECATED)
 KNOWN: Final = (*OEM, *_ALL_EMSP, *(name.replace("emsp.", "mo.", 1) for name in _ALL_EMSP), *ROOT)
-"""Every name that may be subscribed to. Of those of provisioning certificates and roots none is sent yet."""
+"""Every name that may be subscribed to. Of those of roots none is sent yet."""
 
 _SHOWN: Final = 3  # Of the names that are none, so that the sentence stays one.
 

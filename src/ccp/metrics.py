@@ -69,6 +69,11 @@ class Metrics:
             multiprocess_mode="livemax",
             registry=registry,
         )
+        self._contested = Counter(
+            "ccp_contested_vehicles",
+            "Contracts that a second provider published for a vehicle whose default its manufacturer has not chosen.",
+            registry=registry,
+        )
         self._event_attempts = Counter(
             "ccp_event_attempts", "Attempts to tell a partner of an event.", ("outcome",), registry=registry
         )
@@ -110,6 +115,9 @@ class Metrics:
 
     def peer_resting(self, peer: str, resting: bool) -> None:
         self._peer_resting.labels(peer).set(resting)
+
+    def vehicle_contested(self) -> None:
+        self._contested.inc()
 
     def event_tried(self, outcome: str) -> None:
         self._event_attempts.labels(outcome).inc()

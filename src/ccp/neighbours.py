@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import binascii
 import hashlib
+import math
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -51,6 +52,8 @@ class Neighbours:
         """Raises ConfigurationError."""
         if config.operator_cas and not config.pki_url:
             raise ConfigurationError("operator_cas needs pki_url: without it their certificates cannot be revoked.")
+        if config.require_known_vehicle and not config.pcp_url:
+            raise ConfigurationError("require_known_vehicle needs pcp_url: else no vehicle is known.")
         return cls(
             RootCertificatePool(outbound, config.rcp_url, config.rcp_token) if config.rcp_url else None,
             ProvisioningCertificatePool(outbound, config.pcp_url, config.pcp_token) if config.pcp_url else None,
@@ -293,6 +296,32 @@ class ProvisioningCertificatePool(_Neighbour):
 
         Raises UpstreamError when the pool does not answer or its answer is nonsense.
         """
+        return (await self._ask(pcid, seconds))[1]
+
+    async def chain_to_publish_for(self, pcid: PCID, *, required: bool) -> ProvisioningChain | None:
+        """The vehicle's chain as the pool has it now, for a contract that is about to be stored.
+
+        required: the pool has to know the vehicle. Raises FieldError where it does not, Unavailable where it cannot be
+        asked now or refuses to answer; without `required` nothing, and None where no chain is known.
+        """
+        if not required:
+            return await self.chain_of(pcid, seconds=PUBLISH_SECONDS, fresh=True)
+        unavailable = "The Provisioning Certificate Pool cannot be asked for the vehicle now; publish again later."
+        if self._clock() < self._paused_until:
+            raise Unavailable(unavailable, retry_after=math.ceil(self._paused_until - self._clock()))
+        try:
+            status, chain = await self._ask(pcid, PUBLISH_SECONDS)
+        except UpstreamError as exc:
+            _log.warning("provisioning certificate pool failed", reason=str(exc), cause=str(exc.__cause__ or ""))
+            raise Unavailable(unavailable) from exc
+        if status in (404, 410):
+            raise FieldError("pcid : is not known to the Provisioning Certificate Pool")
+        if chain is None:
+            raise Unavailable(unavailable)
+        return chain
+
+    async def _ask(self, pcid: PCID, seconds: float) -> tuple[int, ProvisioningChain | None]:
+        """The HTTP status, and the chain where it is 200. Raises UpstreamError."""
         try:
             answer = await self._call("GET", f"/provisioningcertificates/{pcid}", seconds=seconds, octets=_CHAIN_OCTETS)
             if answer.status >= 500 or answer.status < 200:
@@ -303,11 +332,11 @@ class ProvisioningCertificatePool(_Neighbour):
             if self._failures >= _FAILURES:
                 self._paused_until = self._clock() + _PAUSE_SECONDS
             raise
-        if answer.status not in (200, 404):
+        if answer.status not in (200, 404, 410):
             _log.warning("provisioning certificate pool refuses", status=answer.status)
         self._failures, self._paused_until = 0, 0.0
         self._remember(pcid, chain)
-        return chain
+        return answer.status, chain
 
     def forget(self, pcid: PCID) -> None:
         """What is remembered of a vehicle is no longer true."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, Final
 
 import structlog
 
@@ -28,26 +29,31 @@ from ccp.errors import (
 from ccp.events import Nobody, Outlet
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.installation import InstallationRequest, InstallationResponse, VerifiedInstallationRequest
-from ccp.neighbours import PUBLISH_SECONDS, Neighbours, RevocationReason, key_fingerprint
+from ccp.metrics import Metrics
+from ccp.neighbours import Neighbours, RevocationReason, key_fingerprint
 from ccp.parties import Caller, Standing
 from ccp.peers import Peers
 from ccp.pki.certificates import Certificate
 from ccp.pki.evidence import AskedLater, Key, Known, Rules, check_keys
 from ccp.pki.paths import TrustAnchors
+from ccp.publications import Publications, utc_now
 from ccp.revocation import RevocationService
 from ccp.settings import Settings, VehicleTrust
 from ccp.store import Store, audit, erasure, evidence, vehicles
 from ccp.store import contracts as questions
 from ccp.store.audit import Action, Entry
-from ccp.store.contracts import Published
+from ccp.store.contracts import Removed
 from ccp.store.erasure import Erased, Rehearsed
 from ccp.store.evidence import Recent
 from ccp.store.standing import still
 from ccp.store.steps import Steps, gathered
 from ccp.trust import Trust
-from ccp.vehicles import Change, VehicleEvent, made_stale
+from ccp.vehicles import TOLD_AS, Change, VehicleEvent, made_stale
 
 _log = structlog.get_logger("ccp.pool")
+
+# A row that says only that a provisioning event came: longer than any publication is under way.
+_IDLE_VEHICLE: Final = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +102,13 @@ class Pool:
         neighbours: Neighbours,
         settings: Settings,
         outlet: Outlet | None = None,
+        *,
+        clock: Callable[[], datetime] = utc_now,
+        metrics: Metrics | None = None,
     ) -> None:
-        """outlet: whom to tell of what is handed out; nobody if it is not given."""
+        """outlet: receives what is handed out, if it is given. clock: stamps changes while their vehicle is locked."""
+        self._clock = clock
+        self.publications: Final = Publications(store, settings, clock, metrics or Metrics())
         self._outlet = outlet or Nobody()
         self._store = store
         self._trust = trust
@@ -108,6 +119,7 @@ class Pool:
         self._vehicle_trust: VehicleTrust = settings.vehicle_trust
         self._no_default: NoDefaultPolicy = settings.no_default_policy
         self._root_match: RootMatch = settings.root_match
+        self._known_vehicles_only: bool = settings.require_known_vehicle is not False
         self._cleanse_grace = timedelta(seconds=settings.cleanse_grace)
 
     @property
@@ -263,16 +275,19 @@ class Pool:
         root: Fingerprint | None,
         metadata: str | None,
         at: datetime,
+        began: datetime | None = None,
     ) -> None:
         """Check a signed response and store it; durable when this returns.
 
-        message: EXI in Base64. root: the V2G root that the publisher names. Raises NotAuthorised, EXIError,
-        MismatchError, VerificationError, Unavailable.
+        message: EXI in Base64. root: the V2G root that the publisher names. began: when the request arrived, if its
+        body took time; the contract is refused where its vehicle's provisioning certificate changed since then. Raises
+        NotAuthorised, FieldError, EXIError, MismatchError, VerificationError, LimitExceeded, Unavailable.
         """
         ready = await self.prepare(
-            caller, emaid=emaid, pcid=pcid, namespace=namespace, message=message, root=root, metadata=metadata, at=at
-        )
-        await self._store.write(publishing(caller, ready.contract, at))
+            caller, emaid=emaid, pcid=pcid, namespace=namespace, message=message, root=root, metadata=metadata, at=at,
+            began=began,
+        )  # fmt: skip
+        await self.publications.publish(caller, ready.contract)
         self._outlet.changed()
         if ready.warnings:
             _log.warning("published with warnings", owner=emaid.provider, warnings=ready.warnings)
@@ -288,8 +303,9 @@ class Pool:
         root: Fingerprint | None,
         metadata: str | None,
         at: datetime,
+        began: datetime | None = None,
     ) -> Publication:
-        """Everything of `publish` but the storing, which `publishing` does; takes and raises the same."""
+        """Everything of `publish` but the storing, which `publications` does; takes and raises the same."""
         authorise(caller.party, Operation.PUBLISH, emaid)
         response = installation.read_response(message_bytes(message), namespace)
         verified = installation.verify_response(
@@ -300,9 +316,11 @@ class Pool:
         )
         key = None
         if self._pcp is not None:
-            chain = await self._pcp.chain_of(pcid, seconds=PUBLISH_SECONDS, fresh=True)
+            chain = await self._pcp.chain_to_publish_for(pcid, required=self._known_vehicles_only)
             key = None if chain is None else chain.key_for(namespace)
-        contract = verified.signed_contract(pcid, metadata, at, certificates=cleared.keys, provisioning_key=key)
+        contract = verified.signed_contract(
+            pcid, metadata, began or at, certificates=cleared.keys, provisioning_key=key
+        )
         return Publication(contract, advice.on_response(response, self._trust.anchors, at))
 
     async def examine(
@@ -388,8 +406,8 @@ class Pool:
             await self._pki.revoke_issued(await self._store.read(questions.by_emaid(emaid)), reason)
         await self._store.write(
             audit.told(
-                questions.withdraw(emaid, at),
-                lambda pcid: [_entry(caller, Action.CONTRACT_WITHDRAWN, at, emaid=emaid, pcid=pcid)],
+                questions.withdraw(emaid, self._clock),
+                lambda gone: [_entry(caller, Action.CONTRACT_WITHDRAWN, gone.at, emaid=emaid, pcid=gone.pcid)],
                 standing,
             )
         )
@@ -403,17 +421,18 @@ class Pool:
         if self._pcp is not None:
             self._pcp.forget(event.pcid)
         current = None
-        if event.change is Change.UPDATED:
-            if not await self._store.read(vehicles.bindings(event.pcid)):
-                return []
+        bound = await self._store.read(vehicles.bindings(event.pcid))
+        if event.change is Change.UPDATED and bound:
             try:
                 current = await self._pcp.ask(event.pcid) if self._pcp is not None else None
             except UpstreamError as exc:
                 sentence = "The Provisioning Certificate Pool cannot be asked for the vehicle's key now."
                 raise Unavailable(sentence) from exc
-        why, stale = event.change.value, made_stale(event, current)
+        why, stale = event.change.value, made_stale(event, current, at)
         return await self._store.write(
-            vehicles.forget_vehicle(event.pcid, at, stale, actor=audit.PCP, why=why, trace_id=trace_id)
+            vehicles.forget_vehicle(
+                event.pcid, self._clock, stale, actor=audit.PCP, why=why, trace_id=trace_id, kind=TOLD_AS[event.change]
+            )
         )
 
     async def set_default(self, caller: Caller, emaid: EMAID, pcid: PCID, at: datetime) -> None:
@@ -421,8 +440,10 @@ class Pool:
         authorise(caller.party, Operation.SET_DEFAULT, pcid)
         await self._store.write(
             audit.told(
-                questions.set_default(emaid, pcid, at),
-                lambda changed: [_entry(caller, Action.CONTRACT_DEFAULT, at, emaid=emaid, pcid=pcid)] * changed,
+                questions.set_default(emaid, pcid, self._clock),
+                lambda set_at: (
+                    [_entry(caller, Action.CONTRACT_DEFAULT, set_at, emaid=emaid, pcid=pcid)] if set_at else []
+                ),
                 _standing(caller, Operation.SET_DEFAULT, pcid),
             )
         )
@@ -437,13 +458,23 @@ class Pool:
         authorise(caller.party, Operation.GET_CONTRACT_DATA_BY_EMAID, emaid)
         stored = await self._store.read(questions.by_emaid(emaid))
         found = _matching(stored, namespace, root, "The contract for the given EMAID not found.")
-        keys = [key for contract in found for key in contract.certificates or ()]
+        vehicle = await self._store.read(questions.by_vehicle(found[0].pcid))
+        keys = [key for contract in (*found, *vehicle) for key in contract.certificates or ()]
         known = await self._store.read(evidence.known(keys, self._revocation.rules))
         key = None
         if self._pcp is not None and any(contract.provisioning_key for contract in found):
             current = await self._pcp.chain_of(found[0].pcid)
             key = None if current is None else current.key_for(namespace)
-        return [(contract, self._problem(contract, known, key, at)) for contract in found]
+
+        def good(contract: SignedContract) -> bool:
+            return self._problem(contract, known, key, at) is None
+
+        def problem(contract: SignedContract) -> str | None:
+            return self._problem(contract, known, key, at) or contracts.passed_over(
+                contract, vehicle, at, good=good, no_default=self._no_default
+            )
+
+        return [(contract, problem(contract)) for contract in found]
 
     async def contract_data_by_pcid(self, caller: Caller, pcid: PCID, namespace: Namespace) -> list[SignedContract]:
         """The variants of a vehicle's contracts, newest first. Raises NotAuthorised, NotFound."""
@@ -486,9 +517,13 @@ class Pool:
             if dry_run:
                 found = await self._store.read(questions.spent(emaid, before))
             else:
-                found = await self._store.write(_cleanse(emaid, before, at, actor))
+                gone = await self._store.write(_cleanse(emaid, before, self._clock, actor))
+                found = (gone.pcid, gone.reason or "") if gone is not None else None
             if found is not None:
                 removed.append(Cleansed(emaid, *found))
+        idle = not dry_run
+        while idle:
+            idle = bool(await self._store.write(vehicles.purge_idle(at - _IDLE_VEHICLE)))
         return removed
 
     async def erase(
@@ -532,40 +567,19 @@ def _made_out_to(der: bytes, named: EMAID | PCID) -> bool:
         return False
 
 
-def _cleanse(emaid: EMAID, before: datetime, at: datetime, actor: str) -> Steps[tuple[PCID, str] | None]:
-    def tell(found: tuple[PCID, str] | None) -> list[Entry]:
-        if found is None:
+def _cleanse(emaid: EMAID, before: datetime, clock: Callable[[], datetime], actor: str) -> Steps[Removed | None]:
+    def tell(gone: Removed | None) -> list[Entry]:
+        if gone is None:
             return []
-        subject = {"emaid": emaid, "pcid": found[0], "reason": found[1]}
-        return [Entry(at, actor, Action.CONTRACT_CLEANSED, subject)]
+        subject = {"emaid": emaid, "pcid": gone.pcid, "reason": gone.reason}
+        return [Entry(gone.at, actor, Action.CONTRACT_CLEANSED, subject)]
 
-    return audit.told(questions.cleanse(emaid, before, at), tell)
+    return audit.told(questions.cleanse(emaid, before, clock), tell)
 
 
 def _entry(caller: Caller, action: Action, at: datetime, **subject: str) -> Entry:
     """What the audit trail says of a caller's change."""
     return Entry(at, caller.party.client_id, action, subject, trace_id=caller.trace_id)
-
-
-def _published(caller: Caller, contract: SignedContract, done: Published, at: datetime) -> Entry:
-    subject: dict[str, str] = {
-        "emaid": contract.emaid,
-        "pcid": contract.pcid,
-        "namespace": contract.namespace,
-        "root": contract.root_fingerprint,
-    }
-    if done.moved_from is not None:
-        return _entry(caller, Action.CONTRACT_MOVED, at, **subject, moved_from=done.moved_from)
-    return _entry(caller, Action.CONTRACT_REPLACED if done.replaced else Action.CONTRACT_PUBLISHED, at, **subject)
-
-
-def publishing(caller: Caller, contract: SignedContract, at: datetime) -> Steps[Published]:
-    """The change that stores what `Pool.prepare` has checked, with all that belongs into its transaction."""
-    return audit.told(
-        questions.publish(contract, at),
-        lambda done: [_published(caller, contract, done, at)],
-        _standing(caller, Operation.PUBLISH, contract.emaid),
-    )
 
 
 def _standing(caller: Caller, operation: Operation, subject: EMAID | PCID) -> Standing | None:

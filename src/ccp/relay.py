@@ -103,6 +103,7 @@ class RemotePool:
         root: Fingerprint | None,
         metadata: str | None,
         at: datetime,
+        began: datetime | None = None,
     ) -> None:
         """The other pool makes every check. message: EXI in Base64. Raises NotAuthorised, EXIError."""
         octets = message_bytes(message)

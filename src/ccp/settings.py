@@ -25,6 +25,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ccp.contracts import NoDefaultPolicy, RootMatch
+from ccp.defaults import AutomaticDefault
 from ccp.errors import ConfigurationError, FieldError
 from ccp.ids import WMI, OperatorId, ProviderId
 from ccp.jose import ALGORITHMS
@@ -224,6 +225,15 @@ class Settings(BaseSettings):
     no_default_policy: NoDefaultPolicy = Field(
         NoDefaultPolicy.SOLE, description="ISO 15118-2, no default contract. sole: deliver the only one. none: nothing."
     )
+    automatic_default: AutomaticDefault = Field(
+        AutomaticDefault.FIRST,
+        description="first: a vehicle's first contract becomes its default until its manufacturer chooses. none: no "
+        "default without a choice.",
+    )
+    max_contracts_per_vehicle: Annotated[int, Field(ge=1)] = Field(16, description="Contracts kept for one PCID.")
+    max_contracts_per_vehicle_and_provider: Annotated[int, Field(ge=1)] = Field(
+        4, description="Contracts of one provider kept for one PCID."
+    )
     root_match: RootMatch = Field(
         RootMatch.LENIENT,
         description="The vehicle lists none of our V2G roots. lenient: newest variant. strict: nothing.",
@@ -252,6 +262,11 @@ class Settings(BaseSettings):
     rcp_token: SecretStr | None = Field(None, description="Bearer token for the Root Certificate Pool.")
     rcp_interval: Annotated[int, Field(ge=60)] = Field(86_400, description="Seconds between two synchronisations.")
     pcp_url: str | None = Field(None, description="Provisioning Certificate Pool, its address up to /pcp.")
+    require_known_vehicle: bool | None = Field(
+        None,
+        description="Refuse a contract for a PCID that the Provisioning Certificate Pool does not know; true with "
+        "pcp_url if not given.",
+    )
     pcp_token: SecretStr | None = Field(None, description="Bearer token for the Provisioning Certificate Pool.")
     pcp_webhook_secret: SecretStr | None = Field(
         None,

@@ -6,14 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any, Final
+from typing import Any
 
+from ccp.event_names import published
 from ccp.ids import EMAID, PCID, WMI, ProviderId
 from ccp.parties import Party, Role
-
-OLD_PREFIX: Final = "mo."
-"""What the names for an eMSP began with before; a subscriber that uses it is told under these names."""
-_NEW_PREFIX: Final = "emsp."
 
 
 class EventKind(StrEnum):
@@ -28,6 +25,9 @@ class EventKind(StrEnum):
     DELETED_SENT = "emsp.contract.deleted.sent.to.oem"
     REJECTED = "emsp.contract.rejected.by.oem"
     QUEUED = "emsp.contract.queued.to.oem"
+    PROVISIONING_UPDATED = "emsp.prov.cert.updated"
+    PROVISIONING_DELETED = "emsp.prov.cert.deleted"
+    FACTORY_RESET = "emsp.prov.cert.factory.reset"
 
     @property
     def role(self) -> Role:
@@ -59,10 +59,7 @@ class Webhook:
 
     def name_of(self, kind: EventKind) -> str | None:
         """The name under which it is told of an event; None where it did not subscribe to it."""
-        if kind in self.events:
-            return kind.value
-        old = OLD_PREFIX + kind.removeprefix(_NEW_PREFIX)
-        return old if kind.startswith(_NEW_PREFIX) and old in self.events else None
+        return next((name for name in self.events if published(name) == kind), None)
 
 
 def name_for(webhook: Webhook, party: Party, kind: EventKind, emaid: EMAID, pcid: PCID) -> str | None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Final
 
@@ -17,6 +17,7 @@ from ccp.errors import FieldError
 from ccp.ids import PCID, Namespace
 from ccp.neighbours import ProvisioningChain
 from ccp.store.vehicles import Binding
+from ccp.subscriptions import EventKind
 
 
 class Change(StrEnum):
@@ -27,6 +28,14 @@ class Change(StrEnum):
     FACTORY_RESET = "prov.cert.factory.reset"
 
 
+TOLD_AS: Final = {
+    Change.DELETED: EventKind.PROVISIONING_DELETED,
+    Change.UPDATED: EventKind.PROVISIONING_UPDATED,
+    Change.FACTORY_RESET: EventKind.FACTORY_RESET,
+}
+"""The event for the eMSPs that lose a contract by it."""
+
+_CLOCKS_DIFFER: Final = timedelta(minutes=5)
 _DEPRECATED: Final = {"prov.cert.updated.factory.reset": Change.FACTORY_RESET}
 _OWNERS: Final = ("emsp", "mo")
 # Letters of every name that could be meant for an event of ours, whatever stands between them.
@@ -63,9 +72,10 @@ class VehicleEvent:
     namespace: Namespace | None
 
 
-def made_stale(event: VehicleEvent, current: ProvisioningChain | None) -> Callable[[Binding], bool]:
+def made_stale(event: VehicleEvent, current: ProvisioningChain | None, now: datetime) -> Callable[[Binding], bool]:
     """Says of a variant whether the event makes it worthless.
 
+    A variant that was published later than now was published by a clock that was wrong, so it counts as earlier.
     current: what the vehicle has now, as far as that is known. Deleted and factory reset: all go. Updated: those for
     another key than the vehicle has now; those of the other edition have a certificate of their own. Where either key
     is not known, those published before the event go too: their eMSP is told of the event as well and signs anew, while
@@ -79,6 +89,6 @@ def made_stale(event: VehicleEvent, current: ProvisioningChain | None) -> Callab
             key = current.key_for(binding.namespace) if current else None
             if key is not None and binding.provisioning_key is not None:
                 return key != binding.provisioning_key
-        return binding.published_at <= event.until
+        return binding.published_at <= event.until or binding.published_at > now + _CLOCKS_DIFFER
 
     return stale

@@ -309,7 +309,7 @@ def test_deleting_the_default_makes_no_other_contract_the_default(pool: Pool) ->
     default, other = pool.publish(car), pool.publish(car)
     assert pool.emsp.delete(f"/signedcontractdata/{default.emaid}").status_code == 200
     assert [(item["emaid"], item["defaultContract"]) for item in pool.listed(car)] == [(other.emaid, False)]
-    third = pool.publish(car)
+    third = pool.publish(car, new_emaid("NLEXB"))
     assert not any(item["defaultContract"] for item in pool.listed(car))
     assert {item["emaid"] for item in pool.listed(car)} == {other.emaid, third.emaid}
 

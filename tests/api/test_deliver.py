@@ -220,7 +220,8 @@ def test_a_stranger_gets_nothing_even_when_others_are_asked(pool: Pool, edition:
 def rich(pool: Pool) -> tuple[Car, list[str]]:
     """A car with five contracts, the third is its default. The EMAIDs from the oldest to the newest."""
     car = pool.car("iso20")
-    emaids = [str(pool.publish(car).emaid) for _ in range(5)]
+    providers = ("DEEXA", "NLEXB", "DEEXA", "NLEXB", "DEEXA")
+    emaids = [str(pool.publish(car, new_emaid(provider)).emaid) for provider in providers]
     assert pool.oem.post(f"/signedcontractdata/{emaids[2]}/{car.pcid}/setdefault").status_code == 200
     return car, emaids
 

@@ -586,7 +586,7 @@ def test_a_body_that_is_too_large_is_refused_with_413(pool: Pool, method: str, c
 
 def test_contracts_published_for_a_vehicle_at_the_same_time_leave_exactly_one_default(pool: Pool) -> None:
     car = pool.car()
-    made = [pool.contract(car) for _ in range(8)]
+    made = [pool.contract(car, new_emaid(provider)) for provider in ("DEEXA", "NLEXB") for _ in range(4)]
     pool.token("cps")
     with ThreadPoolExecutor(8) as threads:
         answers = list(threads.map(lambda one: pool.cps.put("/signedcontractdata", json=one.body), made))

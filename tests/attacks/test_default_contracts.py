@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import pytest
+from structlog.testing import CapturingLogger
 
+from ccp.app import assemble
+from ccp.errors import ConfigurationError
+from ccp.ids import EMAID
+from ccp.settings import Settings
 from ccp.sim.parties import Car
+from ccp.sim.pki import PKI
 from ccp.store import contracts
-from tests.world import AT, Contract, Pool, new_emaid
+from tests.api.answers import sentences
+from tests.events.receiver import Receiver, receiving
+from tests.neighbours.fakes import DROP, Reply, json_answer, neighbour
+from tests.neighbours.test_provisioning_certificate_pool import body as chain_body
+from tests.world import AT, Contract, Pool, new_emaid, start
 
 
 def emaids(pool: Pool, car: Car) -> list[str]:
@@ -44,3 +55,176 @@ def test_what_a_car_gets_beside_an_expired_default_is_the_same_before_and_after_
     before = emaids(pool, car)
     purge(pool, default)
     assert before == emaids(pool, car) == [other.emaid]
+
+
+# --- Who publishes first ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def around(pkis: dict[str, PKI]) -> Iterator[Pool]:
+    """A pool that sends events."""
+    with start(pkis, event_dispatch=True, event_http=True, outbound_allow=("127.0.0.0/8",)) as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def receiver() -> Iterator[Receiver]:
+    with receiving() as made:
+        yield made
+
+
+def squatter() -> EMAID:
+    """A contract of an eMSP that knows a car's PCID and no more."""
+    return new_emaid("NLEXB")
+
+
+@pytest.mark.parametrize("edition", ["iso2", "iso20"])
+def test_a_provider_that_renews_by_delete_and_put_keeps_its_car(pool: Pool, edition: str) -> None:
+    car = pool.car(edition)
+    mine = pool.publish(car)
+    pool.publish(car, squatter())
+    assert pool.emsp.delete(f"/signedcontractdata/{mine.emaid}").status_code == 200
+    pool.publish(car, squatter())
+    renewed = pool.publish(car)
+    assert emaids(pool, car)[0] == renewed.emaid
+
+
+def test_a_provider_that_takes_the_gap_loses_it_again_but_not_what_the_maker_chose(pool: Pool) -> None:
+    car = pool.car()
+    mine = pool.publish(car)
+    assert pool.emsp.delete(f"/signedcontractdata/{mine.emaid}").status_code == 200
+    other = pool.publish(car, squatter())
+    assert emaids(pool, car) == [other.emaid]
+    renewed = pool.publish(car)
+    assert emaids(pool, car) == [renewed.emaid]
+    assert pool.oem.post(f"/signedcontractdata/{other.emaid}/{car.pcid}/setdefault").status_code == 200
+    assert pool.emsp.delete(f"/signedcontractdata/{renewed.emaid}").status_code == 200
+    pool.publish(car)
+    assert emaids(pool, car) == [other.emaid]
+
+
+def test_a_contested_vehicle_is_counted_logged_and_told_to_its_maker(
+    around: Pool, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = CapturingLogger()
+    monkeypatch.setattr("ccp.publications._log", log)
+    headers = {"Authorization": f"Bearer {around.token('oem')}"}
+    hook = {"url": receiver.url + "/oem", "enabledEvents": ["oem.contract.created", "oem.contract.updated"]}
+    assert around.http.post("/opnc/v1/event/endpoints", headers=headers, json=hook).status_code == 201
+    before = counted(around)
+    car = around.car()
+    first, second = around.publish(car, squatter()), around.publish(car)
+    told = {each.event["payload"]["emaid"]: each.event["payload"] for each in receiver.wait("/oem", 2)}
+    assert "contested" not in told[first.emaid]
+    assert told[second.emaid]["contested"] is True
+    assert counted(around) == before + 1
+    (call,) = log.calls
+    assert (call.method_name, *call.args) == ("warning", "vehicle contested")
+    said = {name: call.kwargs[name] for name in ("publisher", "default_provider", "other_providers", "wmi")}
+    assert said == {
+        "publisher": "DEEXA", "default_provider": "NLEXB", "other_providers": ["DEEXA"], "wmi": "WEX",
+    }  # fmt: skip
+    # The maker's choice ends it: later publications are not contested.
+    assert around.oem.post(f"/signedcontractdata/{second.emaid}/{car.pcid}/setdefault").status_code == 200
+    third = around.publish(car, squatter())
+    (last,) = [each for each in receiver.wait("/oem", 3) if each.event["payload"]["emaid"] == third.emaid]
+    assert "contested" not in last.event["payload"]
+    assert counted(around) == before + 1
+
+
+def counted(pool: Pool) -> float:
+    text = pool.http.get("/metrics").text
+    return sum(float(line.split()[1]) for line in text.splitlines() if line.startswith("ccp_contested_vehicles_total"))
+
+
+def test_an_owner_is_told_that_its_contract_is_not_the_default_and_not_whose_is(pool: Pool) -> None:
+    car = pool.car()
+    default = pool.publish(car, squatter())
+    mine = pool.publish(car)
+    (item,) = pool.emsp.get(f"/contractData/emaid/{mine.emaid}").json()["contractDataCollection"]
+    assert item["undeliverable"] == (
+        "The contract is not the vehicle's default contract, and an ISO 15118-2 vehicle gets no other; "
+        "the vehicle's manufacturer chooses it."
+    )
+    assert "NLEXB" not in str(item)
+    assert str(default.emaid) not in str(item)
+    (item,) = pool.client("other_emsp").get(f"/contractData/emaid/{default.emaid}").json()["contractDataCollection"]
+    assert "undeliverable" not in item
+    # What the car gets for want of a deliverable default is deliverable.
+    pool.expire(default.emaid)
+    (item,) = pool.emsp.get(f"/contractData/emaid/{mine.emaid}").json()["contractDataCollection"]
+    assert "undeliverable" not in item
+    assert emaids(pool, car) == [mine.emaid]
+
+
+def test_without_automatic_defaults_only_the_maker_makes_one(pkis: dict[str, PKI]) -> None:
+    with start(pkis, automatic_default="none") as pool:
+        car = pool.car()
+        first, second = pool.publish(car, squatter()), pool.publish(car)
+        assert [item["defaultContract"] for item in pool.listed(car)] == [False, False]
+        assert pool.oem.post(f"/signedcontractdata/{second.emaid}/{car.pcid}/setdefault").status_code == 200
+        assert pool.emsp.delete(f"/signedcontractdata/{second.emaid}").status_code == 200
+        renewed = pool.publish(car)
+        assert emaids(pool, car) == [renewed.emaid]
+        assert first.emaid != renewed.emaid
+
+
+# --- How many --------------------------------------------------------------------------------------------------------
+
+
+def test_contracts_of_one_vehicle_are_limited_and_the_true_provider_can_still_renew(pool: Pool) -> None:
+    car = pool.car()
+    mine = pool.publish(car)
+    providers = ["NLEXB", "NLEXC", "NLEXD", "NLEXE", "NLEXF"]
+    others = [pool.publish(car, new_emaid(provider)) for provider in providers for _ in range(3)]
+    refused = pool.cps.put("/signedcontractdata", json=pool.contract(car, new_emaid("NLEXG")).body)
+    assert sentences(refused, 400) == ["The vehicle has as many contracts as this pool keeps for one vehicle."]
+    assert pool.emsp.delete(f"/signedcontractdata/{mine.emaid}").status_code == 200
+    pool.publish(car, new_emaid("NLEXG"))
+    renewed = pool.publish(car)
+    assert emaids(pool, car) == [renewed.emaid]
+    # A replacement is no growth, and another provider cannot come in by moving a contract here.
+    pool.publish(car, others[0].emaid)
+    elsewhere = pool.publish(pool.car(), new_emaid("NLEXH"))
+    moving = pool.cps.put("/signedcontractdata", json=pool.contract(car, elsewhere.emaid).body)
+    assert moving.status_code == 400
+    assert pool.stored(elsewhere.emaid) == 1
+
+
+def test_one_provider_keeps_four_contracts_for_one_vehicle(pool: Pool) -> None:
+    car = pool.car()
+    mine = [pool.publish(car) for _ in range(4)]
+    refused = pool.cps.put("/signedcontractdata", json=pool.contract(car).body)
+    assert sentences(refused, 400) == ["The vehicle has 4 contracts of this provider already; delete one first."]
+    pool.publish(pool.car(), mine[3].emaid)  # It moves out.
+    pool.publish(car)
+
+
+# --- Vehicles that are not known -------------------------------------------------------------------------------------
+
+
+def test_with_a_provisioning_pool_only_known_vehicles_get_contracts(pkis: dict[str, PKI]) -> None:
+    with neighbour() as pcp, start(pkis, pcp_url=pcp.url) as pool:
+        known, unknown = pool.car(), pool.car()
+        pcp.answers[f"/provisioningcertificates/{known.pcid}"] = json_answer(chain_body(known.provisioning))
+        pool.publish(known)
+        for status in (404, 410):
+            pcp.answers["*"] = Reply(status)
+            answer = pool.cps.put("/signedcontractdata", json=pool.contract(unknown).body)
+            assert sentences(answer, 400) == ["pcid : is not known to the Provisioning Certificate Pool"]
+        for reply in (Reply(403), Reply(500), Reply(500), DROP, DROP):  # From the fourth on it is not asked.
+            pcp.answers["*"] = reply
+            answer = pool.cps.put("/signedcontractdata", json=pool.contract(unknown).body)
+            assert sentences(answer, 503) == [
+                "The Provisioning Certificate Pool cannot be asked for the vehicle now; publish again later."
+            ]
+            assert int(answer.headers["Retry-After"]) > 0
+        assert pool.sql("select pcid from contract") == [(str(known.pcid),)]
+    with neighbour() as pcp, start(pkis, pcp_url=pcp.url, require_known_vehicle=False) as pool:
+        pcp.answers["*"] = Reply(404)
+        pool.publish(pool.car())
+
+
+def test_known_vehicles_cannot_be_required_without_a_provisioning_pool() -> None:
+    with pytest.raises(ConfigurationError, match="require_known_vehicle needs pcp_url"):
+        assemble(Settings(require_known_vehicle=True))

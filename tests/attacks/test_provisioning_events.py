@@ -15,7 +15,8 @@ from structlog.testing import CapturingLogger
 from ccp.api.pcp import PATH
 from ccp.sim.pki import PKI
 from tests.api.answers import sentences
-from tests.world import Pool, start
+from tests.events.receiver import receiving
+from tests.world import Pool, new_emaid, start
 
 SECRET = "a secret of the webhook"
 RESETS = [
@@ -87,3 +88,26 @@ def test_a_factory_reset_can_be_subscribed_to_by_either_of_its_names(around: Poo
     assert sentences(twice, 400) == [
         "enabledEvents : names the same event twice, as emsp.… and mo.… or by its deprecated name"
     ]
+
+
+def test_each_provider_that_loses_a_contract_by_an_event_is_told_and_no_other(pkis: dict[str, PKI]) -> None:
+    options = {"pcp_webhook_secret": SECRET, "event_dispatch": True, "event_http": True}
+    with start(pkis, outbound_allow=("127.0.0.0/8",), **options) as pool, receiving() as receiver:
+        names = {"emsp": "mo.prov.cert.updated.factory.reset", "other_emsp": "emsp.prov.cert.factory.reset"}
+        for party, name in names.items():
+            headers = {"Authorization": f"Bearer {pool.token(party)}"}
+            body = {"url": f"{receiver.url}/{party}", "enabledEvents": [name]}
+            assert pool.http.post("/opnc/v1/event/endpoints", headers=headers, json=body).status_code == 201
+        car, other = pool.car(), pool.car()
+        mine, foreign = pool.publish(car), pool.publish(other, new_emaid("NLEXB"))
+        assert tell(pool, "mo.prov.cert.factory.reset", car.pcid).status_code == 200
+        assert tell(pool, "emsp.prov.cert.deleted", other.pcid).status_code == 200  # Nobody subscribed to that.
+        (sent,) = receiver.wait("/emsp", 1)
+        assert sent.event["eventType"] == names["emsp"]
+        assert sent.event["payload"] == {"emaid": mine.emaid, "pcid": car.pcid}
+        pool.publish(other, foreign.emaid)
+        assert tell(pool, "mo.prov.cert.factory.reset", other.pcid).status_code == 200
+        (sent,) = receiver.wait("/other_emsp", 1)
+        assert sent.event["eventType"] == names["other_emsp"]
+        assert sent.event["payload"] == {"emaid": foreign.emaid, "pcid": other.pcid}
+        assert len(receiver.at("/emsp")) == 1

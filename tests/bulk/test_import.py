@@ -305,7 +305,8 @@ def test_the_order_of_lines_holds_for_an_emaid_and_for_a_vehicle(
     file.write_bytes(
         jsonl(*(each for pair in zip(bodies, [contracts[0], *crowd, *bodies], strict=False) for each in pair))
     )
-    imported(empty, file)
+    limits = {"CCP_MAX_CONTRACTS_PER_VEHICLE": "99", "CCP_MAX_CONTRACTS_PER_VEHICLE_AND_PROVIDER": "99"}
+    imported(empty, file, more=limits)
     assert sql(empty.url, "select pcid from contract where emaid = ?", str(emaid))[0][0] in cars
     vehicle = "select default_emaid from vehicle where pcid = ?"
     assert sql(empty.url, vehicle, contracts[0]["pcid"]) == [(contracts[0]["emaid"],)]

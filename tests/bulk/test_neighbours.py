@@ -59,7 +59,8 @@ def test_the_key_of_each_vehicle_is_asked_for_and_kept_as_put_does(tmp_path: Pat
         target = database(tmp_path / "pool", pkis)
         file = tmp_path / "fleet.jsonl"
         file.write_bytes(jsonl(body(pki, pcid=known), body(pki, pcid=unknown)))
-        imported(target, file, more={"CCP_OUTBOUND_ALLOW": LOOPBACK, "CCP_PCP_URL": pcp.url})
+        more = {"CCP_OUTBOUND_ALLOW": LOOPBACK, "CCP_PCP_URL": pcp.url, "CCP_REQUIRE_KNOWN_VEHICLE": "false"}
+        imported(target, file, more=more)
         kept = dict(sql(target.url, "select pcid, provisioning_key from contract"))
         assert kept == {known: key_fingerprint(car.provisioning.certificate), unknown: None}
         assert sorted(call.path.rpartition("/")[2] for call in pcp.calls) == sorted([known, unknown])

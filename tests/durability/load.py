@@ -56,6 +56,8 @@ class Served:
             "CCP_PORT": str(self.port),
             "CCP_WORKERS": str(self.workers),
             "CCP_LOG_LEVEL": "error",
+            "CCP_MAX_CONTRACTS_PER_VEHICLE": str(self.settings.max_contracts_per_vehicle),
+            "CCP_MAX_CONTRACTS_PER_VEHICLE_AND_PROVIDER": str(self.settings.max_contracts_per_vehicle_and_provider),
             "CCP_EVENT_DISPATCH": str(self.settings.event_dispatch),
             "CCP_OUTBOUND_ALLOW": json.dumps(self.settings.outbound_allow),
         }
@@ -174,6 +176,8 @@ def serving(
         base_url=base_url.rsplit(":", 1)[0] + f":{port}",
         event_dispatch=dispatch,
         outbound_allow=("127.0.0.0/8",),
+        max_contracts_per_vehicle=100_000,
+        max_contracts_per_vehicle_and_provider=100_000,
     )
     world = World(
         {name: pki for name, pki in pkis.items() if name != "stranger"},

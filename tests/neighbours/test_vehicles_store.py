@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from ccp.contracts import SignedContract
+from ccp.defaults import VehicleRules
 from ccp.errors import NotFound
 from ccp.sim.pki import PKI
 from ccp.store import connect, schema
@@ -17,6 +18,8 @@ from ccp.store.vehicles import bindings, withdraw_vehicle
 from tests.databases import fresh
 from tests.neighbours.test_pki_service import stored
 from tests.world import AT, new_emaid, new_pcid
+
+MANY = VehicleRules(max_contracts=20, max_contracts_of_provider=20)
 
 
 def test_events_of_a_vehicle_have_revisions_of_their_own_and_claims_go_with_contracts(
@@ -29,14 +32,15 @@ def test_events_of_a_vehicle_have_revisions_of_their_own_and_claims_go_with_cont
     emaids = [new_emaid() for _ in range(20)]
 
     def contract(index: int, vehicle: str = pcid) -> SignedContract:
-        return template._replace(emaid=emaids[index], pcid=vehicle)
+        began = AT + timedelta(hours=1)  # After the events, so that no publication is refused.
+        return template._replace(emaid=emaids[index], pcid=vehicle, created_at=began)
 
     async def everything() -> None:
         stores = [connect(url) for _ in range(3)]
         for store in stores:
             await store.open()
         for index in range(20):
-            await stores[0].write(questions.publish(contract(index), AT))
+            await stores[0].write(questions.publish(contract(index), AT, MANY))
 
         async def withdraw(index: int) -> None:
             try:
@@ -47,8 +51,8 @@ def test_events_of_a_vehicle_have_revisions_of_their_own_and_claims_go_with_cont
         await asyncio.gather(
             *(store.write(withdraw_vehicle(pcid, AT)) for store in stores),
             *(withdraw(index) for index in range(5)),
-            *(stores[2].write(questions.publish(contract(index, other), AT)) for index in range(5, 10)),
-            *(stores[0].write(questions.publish(contract(index), AT)) for index in range(10, 15)),
+            *(stores[2].write(questions.publish(contract(index, other), AT, MANY)) for index in range(5, 10)),
+            *(stores[0].write(questions.publish(contract(index), AT, MANY)) for index in range(10, 15)),
         )
         await stores[0].write(withdraw_vehicle(pcid, AT))
         assert await stores[0].read(bindings(pcid)) == []

@@ -45,6 +45,7 @@ def around(pkis: dict[str, PKI], pki_service: Fake, pcp: Fake) -> Iterator[Pool]
         "pki_url": pki_service.url + "/opnc/v1/pki",
         "pcp_url": pcp.url,
         "pcp_webhook_secret": SECRET,
+        "require_known_vehicle": False,
         "operator_cas": (pkis["iso2"].emsp_sub2.certificate.fingerprint,),
     }
     with start(pkis, **options) as pool:
@@ -146,8 +147,8 @@ def test_a_vehicle_with_an_old_key_is_refused_and_a_contract_for_an_old_key_is_n
 def test_a_provisioning_pool_that_hangs_costs_a_vehicle_a_second_and_nothing_is_refused_for_it(
     pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ccp.pool.PUBLISH_SECONDS", 0.2)
-    with neighbour() as silent, start(pkis, pcp_url=silent.url) as pool:
+    monkeypatch.setattr("ccp.neighbours.PUBLISH_SECONDS", 0.2)
+    with neighbour() as silent, start(pkis, pcp_url=silent.url, require_known_vehicle=False) as pool:
         silent.answers["*"] = HANG
         car = pool.car()
         contract = pool.publish(car)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ccp.contracts import SignedContract
+from ccp.defaults import VehicleRules
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
-from ccp.store import Store, connect, schema
+from ccp.store import Store, connect, contracts, schema
 from ccp.store.steps import Row, Statement, Steps
 from tests.databases import sql
 
@@ -24,6 +25,38 @@ FIRST, SECOND_CONTRACT, THIRD = (EMAID(f"DEEXAS0000000{number}") for number in (
 ROOT, OTHER_ROOT = (Fingerprint(hashlib.sha256(name).hexdigest()) for name in (b"root", b"other root"))
 
 T = TypeVar("T")
+
+
+NO_LIMITS = VehicleRules(max_contracts=1_000_000, max_contracts_of_provider=1_000_000)
+
+
+def published_by_the_release_before(contract: SignedContract, at: datetime) -> Steps[None]:
+    """The statements with which the release before migration 0008 stores the first contract of a vehicle."""
+    now, key = contracts.microseconds(at), (contract.emaid, contract.pcid)
+    yield (
+        "insert into emaid_claim (emaid, pcid) values ($1, $2) "
+        "on conflict (emaid) do update set pcid = emaid_claim.pcid returning pcid",
+        key,
+    )
+    rows = yield (
+        "insert into vehicle (pcid, rev, default_emaid) values ($1, 1, null) "
+        "on conflict (pcid) do update set rev = vehicle.rev + 1 returning rev, default_emaid",
+        (contract.pcid,),
+    )
+    yield "update vehicle set default_emaid = $1 where pcid = $2", key
+    yield (
+        "insert into contract (emaid, pcid, namespace, root_fingerprint, root_serial, root_dn, valid_from, valid_to, "
+        "certificate, response, created_at, updated_at, is_default, rev) "
+        "values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) "
+        "on conflict (pcid, namespace, emaid, root_fingerprint) do update set updated_at = excluded.updated_at",
+        (*key, contract.namespace, contract.root_fingerprint, "5", contract.root_dn, 0,
+         int(contract.valid_to.timestamp()), contract.certificate, contract.response, now, now, True, rows[0][0]),
+    )  # fmt: skip
+    yield (
+        "insert into outbox (pcid, rev, kind, emaid, payload, created_at, lease_until, attempts) "
+        "values ($1, $2, $3, $4, $5, $6, 0, 0)",
+        (contract.pcid, rows[0][0], "oem.contract.created", contract.emaid, '{"namespaces": []}', now),
+    )
 
 
 def new_database(folder: Path) -> str:
@@ -116,6 +149,10 @@ def broken_invariants(url: str) -> list[str]:
             "an event that is not of a revision": (
                 "select o.pcid from outbox o left join vehicle v on v.pcid = o.pcid "
                 "where v.rev is null or o.rev > v.rev"
+            ),
+            "an event that is not later than one before it": (
+                "select o.pcid, o.rev from outbox o join outbox e on e.pcid = o.pcid and e.rev < o.rev "
+                "and e.created_at >= o.created_at"
             ),
             "a delivery that is not of a revision": (
                 "select d.pcid from delivery d left join vehicle v on v.pcid = d.pcid "

@@ -112,7 +112,7 @@ def test_contracts_come_move_and_go_on_a_cluster(url: str) -> None:
     write(url, contracts.set_default(FIRST, OTHER_CAR, AT))
     assert [(c.pcid, c.is_default) for c in read(url, contracts.by_emaid(FIRST))] == [(OTHER_CAR, True)]
     assert write(url, withdraw_vehicle(OTHER_CAR, AT)) == [FIRST, THIRD]
-    assert write(url, contracts.withdraw(SECOND_CONTRACT, AT)) == CAR
+    assert write(url, contracts.withdraw(SECOND_CONTRACT, AT)).pcid == CAR
     assert sql(url, "select count(*) from emaid_claim") == [(0,)]
 
 
@@ -133,8 +133,8 @@ def test_revoked_and_expired_contracts_are_found_and_removed_on_a_cluster(url: s
     assert known.evidence[ISSUER, 7].status is Status.REVOKED
     assert read(url, contracts.spent_candidates(AT)) == [FIRST, SECOND_CONTRACT]
     assert read(url, contracts.spent(FIRST, AT)) == (CAR, "revoked")
-    assert write(url, contracts.cleanse(FIRST, AT, AT)) == (CAR, "revoked")
-    assert write(url, contracts.cleanse(SECOND_CONTRACT, AT, AT)) == (CAR, "expired")
+    assert write(url, contracts.cleanse(FIRST, AT, AT)).reason == "revoked"
+    assert write(url, contracts.cleanse(SECOND_CONTRACT, AT, AT)).reason == "expired"
     assert write(url, contracts.cleanse(THIRD, AT, AT + timedelta(1))) is None
     assert write(url, evidence.due_crls(AT + 2 * DAY, AT + 3 * DAY, 10)) != []
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from ccp.contracts import SignedContract
-from ccp.errors import NotFound
+from ccp.defaults import VehicleRules
+from ccp.errors import LimitExceeded, MismatchError, NotFound
 from ccp.ids import EMAID, PCID, Namespace
-from ccp.store import contracts
+from ccp.store import contracts, vehicles
 from ccp.store.contracts import Published, instant, microseconds
 from ccp.store.steps import Steps
 from tests.store.made import (
@@ -24,6 +25,7 @@ from tests.store.made import (
     SECOND_CONTRACT,
     THIRD,
     broken_invariants,
+    published_by_the_release_before,
     read,
     sql,
     variant,
@@ -31,6 +33,7 @@ from tests.store.made import (
 )
 
 UNKNOWN = EMAID("DEEXAS99999999")
+FOREIGN, FOREIGN_TOO = EMAID("NLEXBS00000001"), EMAID("NLEXBS00000002")
 
 
 def publish(url: str, *variants: SignedContract, at: datetime = AT) -> Published:
@@ -105,7 +108,8 @@ def test_a_variant_that_exists_is_replaced_and_keeps_the_time_of_its_making(url:
         valid_to=datetime(2030, 1, 1, tzinfo=UTC),
     )
     assert publish(url, newer, at=later) == Published(created=False, moved_from=None, replaced=True)
-    assert read(url, contracts.by_vehicle(CAR)) == [newer._replace(created_at=AT, is_default=True)]
+    kept = newer._replace(created_at=AT, is_default=True)
+    assert read(url, contracts.by_vehicle(CAR)) == [kept]
     assert events(url) == [("created", FIRST), ("updated", FIRST)]
 
 
@@ -121,11 +125,19 @@ def test_another_variant_stands_beside_the_first_and_shares_its_default_flag(url
     assert [kind for kind, _ in events(url)] == ["created", "created", "updated", "updated"]
 
 
-def test_replacing_never_makes_a_contract_the_default(url: str) -> None:
-    publish(url, variant(FIRST), variant(SECOND_CONTRACT))
+def test_replacing_a_contract_of_another_provider_does_not_make_it_the_default(url: str) -> None:
+    publish(url, variant(FIRST), variant(FOREIGN))
     write(url, contracts.withdraw(FIRST, AT))
-    publish(url, variant(SECOND_CONTRACT, response=b"newer"))
+    publish(url, variant(FOREIGN, response=b"newer"))
     assert default_of(url) is None
+
+
+def test_whatever_the_remembered_provider_publishes_next_takes_a_vacant_default(url: str) -> None:
+    publish(url, variant(FIRST), variant(SECOND_CONTRACT), variant(FOREIGN))
+    write(url, contracts.withdraw(FIRST, AT))
+    assert default_of(url) is None
+    publish(url, variant(SECOND_CONTRACT, response=b"newer"))
+    assert default_of(url) == SECOND_CONTRACT
 
 
 def test_the_first_contract_after_a_vehicle_lost_all_is_its_default_again(url: str) -> None:
@@ -190,7 +202,7 @@ def test_the_seventeen_and_the_eighteen_characters_of_a_pcid_are_different_vehic
 
 def test_a_contract_is_withdrawn_with_all_its_variants_and_no_other_becomes_default(url: str) -> None:
     publish(url, variant(), variant(namespace=Namespace.ISO20), variant(SECOND_CONTRACT))
-    assert write(url, contracts.withdraw(FIRST, AT)) == CAR
+    assert write(url, contracts.withdraw(FIRST, AT)).pcid == CAR
     assert [contract.emaid for contract in read(url, contracts.by_vehicle(CAR))] == [SECOND_CONTRACT]
     assert read(url, contracts.by_emaid(FIRST)) == []
     assert default_of(url) is None
@@ -227,7 +239,8 @@ def test_a_contract_is_spent_when_all_its_variants_have_expired_and_only_then_it
     assert read(url, contracts.spent(FIRST, AT)) is None
     assert write(url, contracts.cleanse(FIRST, AT, AT)) is None
     assert read(url, contracts.spent(SECOND_CONTRACT, AT)) == (CAR, "expired")
-    assert write(url, contracts.cleanse(SECOND_CONTRACT, AT, AT)) == (CAR, "expired")
+    gone = write(url, contracts.cleanse(SECOND_CONTRACT, AT, AT))
+    assert (gone.pcid, gone.reason) == (CAR, "expired")
     assert read(url, contracts.spent(UNKNOWN, AT)) is None
     assert [contract.emaid for contract in read(url, contracts.by_vehicle(CAR))] == [FIRST] * 2
     assert events(url)[-1] == ("deleted", SECOND_CONTRACT)
@@ -293,6 +306,162 @@ def test_times_that_are_ordered_keep_their_microseconds() -> None:
     assert microseconds(AT) == int(AT.timestamp()) * 1_000_000 + 250_000
     elsewhere = AT.astimezone(datetime.fromisoformat("2026-01-01T00:00:00+05:30").tzinfo)
     assert microseconds(elsewhere) == microseconds(AT)
+
+
+def stamps(url: str, pcid: PCID = CAR) -> list[int]:
+    return [at for (at,) in sql(url, "select created_at from outbox where pcid = ? order by rev", pcid)]
+
+
+def test_times_of_a_vehicle_only_grow_whatever_its_clocks_say(url: str) -> None:
+    publish(url, variant(FIRST), at=AT)
+    publish(url, variant(SECOND_CONTRACT), at=AT - SECOND)
+    gone = write(url, contracts.withdraw(FIRST, AT - timedelta(hours=23)))
+    first = microseconds(AT)
+    assert stamps(url) == [first, first + 1, first + 2]
+    assert microseconds(gone.at) == first + 2
+    (left,) = read(url, contracts.by_vehicle(CAR))
+    assert microseconds(left.created_at) == microseconds(left.updated_at) == first + 1
+    publish(url, variant(THIRD), at=AT + SECOND)
+    assert stamps(url)[-1] == microseconds(AT + SECOND)
+    assert broken_invariants(url) == []
+
+
+def test_a_time_of_more_than_a_day_ahead_was_a_wrong_clock_and_is_not_followed(url: str) -> None:
+    publish(url, variant(FIRST), at=AT + timedelta(days=400))
+    publish(url, variant(SECOND_CONTRACT), at=AT)
+    assert stamps(url)[1] == microseconds(AT)
+
+
+def test_the_clock_is_read_anew_when_the_lock_was_waited_for(url: str) -> None:
+    times = [AT, AT + SECOND, AT + SECOND]
+    publish(url, variant())
+    write(url, contracts.withdraw(FIRST, lambda: times.pop(0)))
+    assert stamps(url)[1] == microseconds(AT + SECOND)
+    assert sql(url, "select stamped_at from vehicle") == [(microseconds(AT + SECOND),)]
+
+
+def test_a_moved_contract_has_a_later_time_at_either_vehicle(url: str) -> None:
+    publish(url, variant(FIRST, CAR), at=AT + SECOND)
+    publish(url, variant(SECOND_CONTRACT, OTHER_CAR), at=AT + 2 * SECOND)
+    moved = publish(url, variant(FIRST, OTHER_CAR), at=AT)
+    assert stamps(url, CAR)[-1] == microseconds(AT + SECOND) + 1
+    assert stamps(url, OTHER_CAR)[-1] == microseconds(moved.at) == microseconds(AT + 2 * SECOND) + 1
+
+
+# --- Limits ----------------------------------------------------------------------------------------------------------
+
+RULES = VehicleRules(max_contracts=3, max_contracts_of_provider=2)
+
+
+def test_a_vehicle_at_its_limit_takes_replacements_and_no_more_contracts(url: str) -> None:
+    for emaid in (FIRST, SECOND_CONTRACT, FOREIGN):
+        write(url, contracts.publish(variant(emaid), AT, RULES))
+    write(url, contracts.publish(variant(THIRD, OTHER_CAR), AT, RULES))
+    before = sql(url, "select * from vehicle order by pcid"), sql(url, "select count(*) from outbox")
+    for emaid, of in ((THIRD, "2 contracts of this provider"), (FOREIGN_TOO, "as many contracts as this pool keeps")):
+        with pytest.raises(LimitExceeded, match=of):
+            write(url, contracts.publish(variant(emaid), AT, RULES))
+    assert (sql(url, "select * from vehicle order by pcid"), sql(url, "select count(*) from outbox")) == before
+    assert [each.pcid for each in read(url, contracts.by_emaid(THIRD))] == [OTHER_CAR], "a refused move moves nothing"
+    write(url, contracts.publish(variant(FIRST), AT, RULES))
+    write(url, contracts.publish(variant(FIRST, namespace=Namespace.ISO20), AT, RULES))
+    write(url, contracts.publish(variant(FIRST, OTHER_CAR), AT, RULES))  # A move out makes room.
+    write(url, contracts.publish(variant(FOREIGN_TOO), AT, RULES))
+    assert broken_invariants(url) == []
+
+
+# --- Defaults that are remembered ------------------------------------------------------------------------------------
+
+
+def test_a_provider_that_renews_by_delete_and_put_gets_the_default_back(url: str) -> None:
+    publish(url, variant(FIRST), variant(FOREIGN))
+    write(url, contracts.withdraw(FIRST, AT))
+    publish(url, variant(FOREIGN_TOO))
+    assert default_of(url) is None
+    publish(url, variant(SECOND_CONTRACT))
+    assert default_of(url) == SECOND_CONTRACT
+
+
+def test_a_default_that_the_manufacturer_chose_meanwhile_stays(url: str) -> None:
+    publish(url, variant(FIRST), variant(FOREIGN))
+    write(url, contracts.withdraw(FIRST, AT), contracts.set_default(FOREIGN, CAR, AT))
+    publish(url, variant(FIRST))
+    assert default_of(url) == FOREIGN
+    write(url, contracts.withdraw(FOREIGN, AT))
+    publish(url, variant(SECOND_CONTRACT))
+    assert default_of(url) is None
+    publish(url, variant(FOREIGN))
+    assert default_of(url) == FOREIGN
+
+
+def test_a_default_of_the_release_before_is_remembered_too(url: str) -> None:
+    write(url, published_by_the_release_before(variant(FIRST), AT - SECOND))
+    publish(url, variant(FOREIGN))
+    assert default_of(url) == FIRST
+    write(url, contracts.withdraw(FIRST, AT))
+    publish(url, variant(FOREIGN_TOO), variant(SECOND_CONTRACT))
+    assert default_of(url) == SECOND_CONTRACT
+
+
+def test_an_expired_default_is_taken_over_as_if_it_had_been_purged(url: str) -> None:
+    for purged in (False, True):
+        pcid = PCID(f"WEX0STORE0000010{purged:d}")
+        old, new, foreign = (
+            EMAID(f"{owner}S0001{purged:d}00{n}") for owner, n in (("DEEXA", 1), ("DEEXA", 2), ("NLEXB", 1))
+        )
+        publish(url, variant(old, pcid, valid_to=AT - SECOND), variant(foreign, pcid))
+        if purged:
+            write(url, contracts.cleanse(old, AT, AT))
+        publish(url, variant(new, pcid))
+        assert default_of(url, pcid) == new, purged
+
+
+def test_a_choice_of_the_contract_that_is_the_default_already_is_kept_as_a_choice(url: str) -> None:
+    publish(url, variant(FIRST))
+    assert write(url, contracts.set_default(FIRST, CAR, AT)) is not None
+    assert write(url, contracts.set_default(FIRST, CAR, AT)) is None
+    assert publish(url, variant(FOREIGN)).rivals == frozenset()
+
+
+def test_a_second_provider_contests_an_automatic_default_and_the_event_says_so(url: str) -> None:
+    publish(url, variant(FIRST), variant(SECOND_CONTRACT))
+    done = publish(url, variant(FOREIGN))
+    assert (done.default_provider, done.rivals) == ("DEEXA", {"NLEXB"})
+    told = [json.loads(payload).get("contested") for (payload,) in sql(url, "select payload from outbox order by rev")]
+    assert told == [None, None, True]
+
+
+# --- Provisioning events ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_publication_that_began_before_a_provisioning_event_is_not_stored(url: str, known: bool) -> None:
+    if known:
+        publish(url, variant(SECOND_CONTRACT), at=AT - SECOND)
+    write(url, vehicles.withdraw_vehicle(CAR, AT))
+    for began in (AT - SECOND, AT):
+        with pytest.raises(MismatchError, match="provisioning certificate changed while"):
+            write(url, contracts.publish(variant(created_at=began), AT + SECOND))
+    assert read(url, contracts.by_vehicle(CAR)) == []
+    assert sql(url, "select count(*) from emaid_claim") == [(0,)]
+    publish(url, variant(created_at=AT + SECOND), at=AT + SECOND)
+    assert default_of(url) == FIRST
+
+
+def test_a_provisioning_event_of_a_clock_that_was_far_ahead_does_not_block_a_vehicle(url: str) -> None:
+    write(url, vehicles.withdraw_vehicle(CAR, AT + timedelta(hours=10)))
+    publish(url, variant(), at=AT)
+    assert default_of(url) == FIRST
+
+
+def test_rows_of_vehicles_without_contracts_that_only_had_an_event_are_purged(url: str) -> None:
+    write(url, vehicles.withdraw_vehicle(CAR, AT), vehicles.withdraw_vehicle(OTHER_CAR, AT))
+    publish(url, variant(created_at=AT + SECOND), at=AT + SECOND)
+    assert write(url, vehicles.purge_idle(AT)) == 0
+    assert write(url, vehicles.purge_idle(AT + SECOND)) == 1
+    assert sql(url, "select pcid from vehicle") == [(CAR,)]
+    write(url, contracts.withdraw(FIRST, AT + SECOND))
+    assert write(url, vehicles.purge_idle(AT + 2 * SECOND)) == 0, "the provider of its default is remembered"
 
 
 # --- Locks -----------------------------------------------------------------------------------------------------------

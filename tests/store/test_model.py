@@ -6,6 +6,7 @@ import asyncio
 import shutil
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from ccp.defaults import Default, after_publication
 from ccp.errors import NotFound
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.store import connect, contracts
@@ -22,7 +24,7 @@ from tests.databases import Server
 from tests.store.made import AT, OTHER_ROOT, ROOT, broken_invariants, new_database, sql, variant
 
 PCIDS = [PCID(f"WEX0MODEL0000000{number}") for number in range(3)]
-EMAIDS = [EMAID(f"DEEXAM0000000{number}") for number in range(4)]
+EMAIDS = [EMAID(f"{provider}M0000000{number}") for provider in ("DEEXA", "NLEXB") for number in range(3)]
 pcids, emaids = st.sampled_from(PCIDS), st.sampled_from(EMAIDS)
 namespaces, roots = st.sampled_from(Namespace), st.sampled_from([ROOT, OTHER_ROOT])
 
@@ -40,7 +42,7 @@ class Changes(RuleBasedStateMachine):
         self.store = connect(self.url)
         self.loop.run(self.store.open())
         self.variants: dict[tuple[EMAID, Namespace, Fingerprint], tuple[PCID, bytes]] = {}
-        self.defaults: dict[PCID, EMAID] = {}
+        self.defaults: dict[PCID, Default] = defaultdict(Default)
         self.events: dict[PCID, list[tuple[str, EMAID]]] = defaultdict(list)
         self.count = 0
 
@@ -59,8 +61,8 @@ class Changes(RuleBasedStateMachine):
         pcid = self.place(emaid)
         assert pcid is not None
         self.variants = {key: value for key, value in self.variants.items() if key[0] != emaid}
-        if self.defaults.get(pcid) == emaid:
-            del self.defaults[pcid]
+        if self.defaults[pcid].emaid == emaid:
+            self.defaults[pcid] = replace(self.defaults[pcid], emaid=None)
         self.events[pcid].append(("oem.contract.deleted", emaid))
 
     @rule(emaid=emaids, pcid=pcids, namespace=namespaces, root=roots)
@@ -75,8 +77,8 @@ class Changes(RuleBasedStateMachine):
             self.forget(emaid)
         created = self.place(emaid) is None
         replaced = (emaid, namespace, root) in self.variants
-        if all(place != pcid for place, _ in self.variants.values()):
-            self.defaults[pcid] = emaid
+        others = {other for (other, _, _), (place, _) in self.variants.items() if place == pcid and other != emaid}
+        self.defaults[pcid] = after_publication(self.defaults[pcid], emaid, first=created and not others)
         self.variants[emaid, namespace, root] = (pcid, response)
         self.events[pcid].append(("oem.contract.created" if created else "oem.contract.updated", emaid))
         assert published == Published(created, before if before != pcid else None, replaced)
@@ -85,7 +87,7 @@ class Changes(RuleBasedStateMachine):
     def withdraw(self, emaid: EMAID) -> None:
         pcid = self.place(emaid)
         try:
-            assert self.write(contracts.withdraw(emaid, AT)) == pcid
+            assert self.write(contracts.withdraw(emaid, AT)).pcid == pcid
         except NotFound:
             assert pcid is None
         else:
@@ -99,7 +101,7 @@ class Changes(RuleBasedStateMachine):
             assert self.place(emaid) != pcid
         else:
             assert self.place(emaid) == pcid
-            self.defaults[pcid] = emaid
+            self.defaults[pcid] = Default(emaid, emaid.provider, chosen=True)
 
     @precondition(lambda self: self.variants)
     @rule(data=st.data())
@@ -115,7 +117,7 @@ class Changes(RuleBasedStateMachine):
             return
         for pcid in PCIDS:
             expected = {
-                (emaid, namespace, root, response, self.defaults.get(pcid) == emaid)
+                (emaid, namespace, root, response, self.defaults[pcid].emaid == emaid)
                 for (emaid, namespace, root), (place, response) in self.variants.items()
                 if place == pcid
             }
@@ -139,6 +141,10 @@ class Changes(RuleBasedStateMachine):
     def no_invariant_is_broken(self) -> None:
         if hasattr(self, "store") and self.look:
             assert broken_invariants(self.url) == []
+            remembered = {pcid: (default.provider, default.chosen) for pcid, default in self.defaults.items()}
+            rows = sql(self.url, "select pcid, default_provider, default_chosen from vehicle")
+            found = {pcid: (provider, bool(chosen)) for pcid, provider, chosen in rows}
+            assert found == {pcid: remembered.get(pcid, (None, False)) for pcid in found}
 
     def shown(self, question: Steps[Any]) -> set[tuple[Any, ...]]:
         found = self.loop.run(self.store.read(question))

@@ -13,7 +13,16 @@ from ccp.errors import ConfigurationError
 from ccp.store import connect, contracts, schema
 from ccp.store.schema import HEAD
 from tests.databases import Server, sql
-from tests.store.made import AT, CAR, new_database, read, variant, with_store, write
+from tests.store.made import (
+    AT,
+    CAR,
+    new_database,
+    published_by_the_release_before,
+    read,
+    variant,
+    with_store,
+    write,
+)
 
 SPAWN = multiprocessing.get_context("spawn")
 
@@ -126,7 +135,7 @@ def test_an_upgrade_while_others_read_and_write_disturbs_none_of_them(postgres: 
         upgrading = asyncio.create_task(asyncio.to_thread(schema.upgrade, url))
         count = 0
         while not upgrading.done() or count < 20:
-            await store.write(contracts.publish(variant(), AT))
+            await store.write(published_by_the_release_before(variant(), AT))
             assert len(await store.read(contracts.by_emaid(variant().emaid))) == 1
             count += 1
         assert await upgrading == ("0002", HEAD)

@@ -21,7 +21,18 @@ from ccp.errors import NotFound, Unavailable
 from ccp.ids import EMAID, PCID, Namespace
 from ccp.store import Store, contracts, keys, schema
 from tests.databases import sql
-from tests.store.made import AT, CAR, OTHER_CAR, broken_invariants, new_database, opened, variant, with_store, write
+from tests.store.made import (
+    AT,
+    CAR,
+    NO_LIMITS,
+    OTHER_CAR,
+    broken_invariants,
+    new_database,
+    opened,
+    variant,
+    with_store,
+    write,
+)
 
 SPAWN = multiprocessing.get_context("spawn")
 EMAIDS = [EMAID(f"DEEXAP0000000{number}") for number in range(6)]
@@ -42,7 +53,7 @@ def _hammer(url: str, seed: int, seconds: float, outcomes: Queue[Counter[str]]) 
             emaid, pcid = chance.choice(EMAIDS), chance.choices([CAR, OTHER_CAR], [4, 1])[0]
             change: Any = chance.choice(
                 [
-                    contracts.publish(variant(emaid, pcid, namespace=chance.choice(list(Namespace))), AT),
+                    contracts.publish(variant(emaid, pcid, namespace=chance.choice(list(Namespace))), AT, NO_LIMITS),
                     contracts.withdraw(emaid, AT),
                     contracts.set_default(emaid, pcid, AT),
                 ]
@@ -220,7 +231,7 @@ def write_forever(url: str, size: int) -> None:
         while True:
             emaid = EMAID(f"DEEXAK{number:02d}{count:06d}")
             try:
-                await store.write(contracts.publish(variant(emaid, response=bytes(size)), AT))
+                await store.write(contracts.publish(variant(emaid, response=bytes(size)), AT, NO_LIMITS))
             except Unavailable as exc:
                 print(f"unavailable {exc.__cause__}", flush=True)
                 return

@@ -25,6 +25,7 @@ STATUS: Final[tuple[tuple[type[errors.CCPError], int], ...]] = (
     (errors.Unavailable, 503),
     (errors.UpstreamError, 502),
     (errors.Conflict, 400),
+    (errors.LimitExceeded, 400),
     (errors.InputError, 400),
     (errors.VerificationError, 400),
     (errors.CCPError, 500),

@@ -241,6 +241,7 @@ class SignedContractDataEndpoint:
         return _JSON({"signedContractDataCollection": [item]})
 
     async def _publish(self, scope: Scope, receive: Receive) -> Response:
+        began = self._edge.clock()
         headers = Headers(scope=scope)
         caller = await self._edge.caller(scope, headers, Operation.PUBLISH)
         dry_run = queries.read(PublishQuery, scope["query_string"], changes=True).dry_run
@@ -261,7 +262,7 @@ class SignedContractDataEndpoint:
         if dry_run:
             checks, warnings = await there.examine(caller, **said)
             return _JSON(checks.told("CertificateInstallationRes", at, warnings))
-        await there.publish(caller, pcid=body.pcid, metadata=body.metaData, **said)
+        await there.publish(caller, pcid=body.pcid, metadata=body.metaData, began=began, **said)
         return Response(status_code=201)
 
 

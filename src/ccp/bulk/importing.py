@@ -27,15 +27,15 @@ from typing import IO, Any, Final, TypeVar
 
 import orjson
 
+from ccp.api.errors import sentences_of
 from ccp.app import Assembly, assemble, now
 from ccp.bulk import work
 from ccp.bulk.checkpoint import Checkpoint, key_of
 from ccp.bulk.lines import Chunk, Mark, Source
 from ccp.bulk.work import Accepted, Channel, Done, Had, Order, Refused, Wanted, Work
-from ccp.errors import ConfigurationError, Unavailable
+from ccp.errors import ConfigurationError, LimitExceeded, MismatchError, Unavailable
 from ccp.files import create_private, reopen_private
 from ccp.parties import Caller
-from ccp.pool import publishing
 from ccp.settings import Settings
 from ccp.store.bulk import take_over
 
@@ -102,7 +102,7 @@ class _Import:
         self._state = State()
         self._stop = asyncio.Event()
         self._room = asyncio.Semaphore(_WRITES)
-        self._under_way: dict[str, asyncio.Task[str]] = {}
+        self._under_way: dict[str, asyncio.Task[str | Refused]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self._last_at = now()
         self._unreadable: ConfigurationError | None = None
@@ -134,7 +134,7 @@ class _Import:
         # As many chunks as may be anywhere between the reader and the database: this bounds the memory.
         tokens = asyncio.Semaphore(self._plan.workers * _AHEAD + 4)
         checked: asyncio.Queue[tuple[Chunk, asyncio.Task[Done]] | None] = asyncio.Queue()
-        written: asyncio.Queue[tuple[Chunk, list[Refused | asyncio.Task[str]]] | None] = asyncio.Queue()
+        written: asyncio.Queue[tuple[Chunk, list[Refused | asyncio.Task[str | Refused]]] | None] = asyncio.Queue()
         plan = self._plan
         reader = _Reader(plan.source, self._config.max_body, before, plan.checkpoint, asyncio.get_running_loop())
         crew = _Crew(self._built)
@@ -199,7 +199,7 @@ class _Import:
     async def _write_all(
         self,
         checked: asyncio.Queue[tuple[Chunk, asyncio.Task[Done]] | None],
-        written: asyncio.Queue[tuple[Chunk, list[Refused | asyncio.Task[str]]] | None],
+        written: asyncio.Queue[tuple[Chunk, list[Refused | asyncio.Task[str | Refused]]] | None],
     ) -> None:
         while (item := await checked.get()) is not None:
             chunk, checking = item
@@ -207,7 +207,7 @@ class _Import:
             written.put_nowait((chunk, [each if isinstance(each, Refused) else self._begin(each) for each in found]))
         written.put_nowait(None)
 
-    def _begin(self, accepted: Accepted) -> asyncio.Task[str]:
+    def _begin(self, accepted: Accepted) -> asyncio.Task[str | Refused]:
         """Write a contract, after those before it that have the same EMAID or vehicle."""
         names = (f"emaid {accepted.contract.emaid}", f"pcid {accepted.contract.pcid}")
         before = {task for name in names if (task := self._under_way.get(name)) is not None}
@@ -231,35 +231,37 @@ class _Import:
         if not task.cancelled():
             task.exception()  # Seen: the first of several errors ends the import, the others say nothing more.
 
-    def _ended(self, names: Iterable[str], task: asyncio.Task[str]) -> None:
+    def _ended(self, names: Iterable[str], task: asyncio.Task[str | Refused]) -> None:
         for name in names:
             if self._under_way.get(name) is task:
                 del self._under_way[name]
 
-    async def _write(self, accepted: Accepted, before: set[asyncio.Task[str]]) -> str:
+    async def _write(self, accepted: Accepted, before: set[asyncio.Task[str | Refused]]) -> str | Refused:
         if before:
             await asyncio.wait(before)
-        contract, at = accepted.contract, accepted.at
+        contract, publications = accepted.contract, self._built.pool.publications
+        change = publications.change(self._plan.caller, contract, wanted=accepted.default)
         async with self._room:
             for attempt in range(_RETRIES):
                 try:
-                    done = await self._built.store.write(
-                        take_over(contract, accepted.default, publishing(self._plan.caller, contract, at))
-                    )
+                    done = await self._built.store.write(take_over(contract, change))
                     break
                 except Unavailable:
                     if attempt == _RETRIES - 1:
                         raise
                     await asyncio.sleep(0.5 * 2**attempt)
+                except (LimitExceeded, MismatchError) as exc:  # What PUT answers with 400 at this point.
+                    return Refused(contract.emaid, sentences_of(exc), again=False)
         if done is None:
             return UNCHANGED
+        publications.note(self._plan.caller, contract, done)
         if done.moved_from is not None:
             return MOVED
         return CREATED if done.created else UPDATED
 
     async def _finish_all(
         self,
-        written: asyncio.Queue[tuple[Chunk, list[Refused | asyncio.Task[str]]] | None],
+        written: asyncio.Queue[tuple[Chunk, list[Refused | asyncio.Task[str | Refused]]] | None],
         tokens: asyncio.Semaphore,
     ) -> None:
         """Take note of chunks that are durable, in order."""
@@ -269,11 +271,12 @@ class _Import:
         while (item := await written.get()) is not None:
             chunk, outcomes = item
             for line, outcome in zip(chunk.lines, outcomes, strict=True):
-                if isinstance(outcome, Refused):
-                    report.add(line.file, line.number, outcome)
+                done = outcome if isinstance(outcome, Refused) else await outcome
+                if isinstance(done, Refused):
+                    report.add(line.file, line.number, done)
                     state.counts[REFUSED] += 1
                 else:
-                    state.counts[await outcome] += 1
+                    state.counts[done] += 1
             state.now += len(chunk.lines)
             state.position = chunk.after.position
             self._reached = chunk.after

@@ -69,7 +69,6 @@ class Accepted(NamedTuple):
     """default: what the line says of it, None where it says nothing."""
 
     contract: SignedContract
-    at: datetime
     default: bool | None
     warnings: tuple[str, ...]
 
@@ -258,7 +257,7 @@ async def check_line(
         # A mistake of ours; PUT would answer 500, and the other lines are no worse for it.
         _log.exception("line not checked")
         return Refused(_emaid_said(octets), ("Something went wrong here; the log says what.",), False)
-    return Accepted(ready.contract, at, body.defaultContract, ready.warnings)
+    return Accepted(ready.contract, body.defaultContract, ready.warnings)
 
 
 def _emaid_said(octets: bytes) -> str | None:

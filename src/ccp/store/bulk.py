@@ -11,13 +11,10 @@ from ccp.store.contracts import Published, by_vehicle
 from ccp.store.steps import Steps
 
 
-def take_over(contract: SignedContract, default: bool | None, publishing: Steps[Published]) -> Steps[Published | None]:
+def take_over(contract: SignedContract, publishing: Steps[Published]) -> Steps[Published | None]:
     """Publish a contract, unless it is there already just like this; then there is no change and no event.
 
-    default: whether it was its vehicle's default where it comes from, None where nothing is said of that. It counts
-    where the vehicle has no default: nobody's choice is undone. Without it a vehicle's first contract becomes the
-    default. publishing: the change that stores it and locks the EMAID and the vehicle. Returns None where nothing was
-    changed.
+    publishing: the change that stores it and locks the EMAID and the vehicle. Returns None where nothing was changed.
     """
     rows = yield (
         "select response, metadata, certificates, provisioning_key from contract "
@@ -27,20 +24,7 @@ def take_over(contract: SignedContract, default: bool | None, publishing: Steps[
     if rows and rows[0] == _kept_of(contract):
         publishing.close()
         return None
-    done = yield from publishing
-    if default is None:
-        return done
-    # The vehicle is locked since it was published.
-    rows = yield "select default_emaid from vehicle where pcid = $1", (contract.pcid,)
-    chosen = rows[0][0]
-    if default and chosen is None:
-        yield "update vehicle set default_emaid = $1 where pcid = $2", (contract.emaid, contract.pcid)
-        yield "update contract set is_default = (emaid = $1) where pcid = $2", (contract.emaid, contract.pcid)
-    elif not default and done.created and chosen == contract.emaid:
-        # It came to be the default by being the first one, just now.
-        yield "update vehicle set default_emaid = null where pcid = $1", (contract.pcid,)
-        yield "update contract set is_default = false where pcid = $1", (contract.pcid,)
-    return done
+    return (yield from publishing)
 
 
 def _kept_of(contract: SignedContract) -> tuple[bytes, str | None, str | None, str | None]:

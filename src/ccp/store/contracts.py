@@ -8,15 +8,28 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from ccp.contracts import SignedContract
-from ccp.errors import NotFound
-from ccp.ids import EMAID, PCID, Fingerprint, Namespace
+from ccp.defaults import Default, VehicleRules, after_publication, check_room, rivals
+from ccp.errors import MismatchError, NotFound
+from ccp.ids import EMAID, PCID, Fingerprint, Namespace, ProviderId
 from ccp.pki.evidence import dump_keys, load_keys
 from ccp.store.steps import Row, Steps, gathered, newest, repeatable
 from ccp.store.unknown import warn
+from ccp.store.vehicle_lock import (
+    LockedVehicle,
+    Now,
+    flag_default,
+    lock_vehicle,
+    lock_vehicles,
+    put_default,
+    read_clock,
+)
+from ccp.store.vehicle_lock import instant as instant
+from ccp.store.vehicle_lock import microseconds as microseconds
 from ccp.subscriptions import EventKind
 
 _COLUMNS = (
@@ -34,8 +47,8 @@ _WAITING = _VARIANTS.replace(
     ),
 )
 _ADD_VARIANT = f"""
-insert into contract ({_COLUMNS}, certificate_issuer, certificate_serial, rev)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20)
+insert into contract ({_COLUMNS}, certificate_issuer, certificate_serial, rev, waited)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)
 on conflict (pcid, namespace, emaid, root_fingerprint) do update set
     root_serial = excluded.root_serial, root_dn = excluded.root_dn, valid_from = excluded.valid_from,
     valid_to = excluded.valid_to, certificate = excluded.certificate, response = excluded.response,
@@ -43,35 +56,36 @@ on conflict (pcid, namespace, emaid, root_fingerprint) do update set
     updated_at = excluded.updated_at, rev = excluded.rev,
     is_default = excluded.is_default, certificates = excluded.certificates,
     provisioning_key = excluded.provisioning_key, certificate_issuer = excluded.certificate_issuer,
-    certificate_serial = excluded.certificate_serial
+    certificate_serial = excluded.certificate_serial, waited = excluded.waited
 """  # noqa: S608
-_LOCK_VEHICLE = """
-insert into vehicle (pcid, rev, default_emaid) values ($1, 1, null)
-on conflict (pcid) do update set rev = vehicle.rev + 1 returning rev, default_emaid
-"""
 _NAMESPACES = {namespace.value: namespace for namespace in Namespace}
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
+_SKEW = timedelta(minutes=5)
+"""The most that clocks of the pool's machines are apart; later times are of a clock that was wrong."""
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
     """What became of a contract: whether its vehicle has it anew, or this very variant had been there before; and
     which other vehicle had it until now.
+
+    at: the time of the change, as the event and the contract have it. default_provider, rivals: where the vehicle is
+    contested (`ccp.defaults`), the provider of its default and the others.
     """
 
     created: bool
     moved_from: PCID | None
     replaced: bool = False
+    at: datetime = field(default=instant(0), compare=False)
+    default_provider: ProviderId | None = field(default=None, compare=False)
+    rivals: frozenset[ProviderId] = field(default=frozenset(), compare=False)
 
 
-def microseconds(at: datetime) -> int:
-    """An instant as it is stored where order matters: microseconds since 1970."""
-    return (at - _EPOCH) // _MICROSECOND
+class Removed(NamedTuple):
+    """A contract that went from its vehicle. at: the time of the change. reason: of a purge, "expired" or "revoked"."""
 
-
-def instant(stored: int) -> datetime:
-    return _EPOCH + stored * _MICROSECOND
+    pcid: PCID
+    at: datetime
+    reason: str | None = None
 
 
 @gathered
@@ -117,40 +131,92 @@ def holder(emaid: EMAID) -> Steps[PCID | None]:
 
 
 @repeatable
-def publish(contract: SignedContract, at: datetime) -> Steps[Published]:
+def publish(
+    contract: SignedContract, now: Now, rules: VehicleRules = VehicleRules(), *, wanted: bool | None = None
+) -> Steps[Published]:
     """Store a variant: as a new contract, in place of the same variant, or moved here from another vehicle.
 
-    The first contract of a vehicle becomes its default.
+    contract: `created_at` says when its publication began; what is stored has the time of the change. wanted: see
+    `ccp.defaults.after_publication`, which says whether the contract becomes the default. Raises LimitExceeded, and
+    MismatchError where the vehicle's provisioning certificate changed since the publication began.
     """
-    holder = yield from _claim(contract.emaid, contract.pcid)
-    if holder != contract.pcid:
-        defaults = yield from lock_vehicles((holder, contract.pcid))
-        yield from remove(contract.emaid, holder, defaults[holder], at)
-        yield "update emaid_claim set pcid = $1 where emaid = $2", (contract.pcid, contract.emaid)
+    emaid, pcid = contract.emaid, contract.pcid
+    holder = yield from _claim(emaid, pcid)
+    if holder != pcid:
+        vehicles = yield from lock_vehicles((holder, pcid), now)
+        yield from remove(emaid, holder, vehicles[holder])
+        yield "update emaid_claim set pcid = $1 where emaid = $2", (pcid, emaid)
+        vehicle = vehicles[pcid]
     else:
-        defaults = yield from lock_vehicles((contract.pcid,))
-    rev, default = defaults[contract.pcid]
-    others = yield "select emaid, namespace, root_fingerprint from contract where pcid = $1", (contract.pcid,)
-    created = all(emaid != contract.emaid for emaid, _, _ in others)
-    if default is None and not others:
-        default = contract.emaid
-        yield "update vehicle set default_emaid = $1 where pcid = $2", (default, contract.pcid)
+        vehicle = yield from lock_vehicle(pcid, now)
+    if vehicle.provisioned_at is not None:
+        _check_provisioning(vehicle.provisioned_at, contract.created_at, read_clock(now))
+    stored = yield "select emaid, namespace, root_fingerprint from contract where pcid = $1", (pcid,)
+    others = {EMAID(other) for other, _, _ in stored if other != emaid}
+    created = all(other != emaid for other, _, _ in stored)
+    if created:
+        check_room(vehicle.default, emaid, others, rules)
+    before = vehicle.default
+    if (
+        others
+        and before.emaid != emaid
+        and (created or before.emaid is None or before.emaid.provider == emaid.provider)
+    ):
+        # What has expired or is revoked counts as gone, so that nothing depends on when it is purged.
+        others &= yield from _living(pcid, vehicle.at)
+        if before.emaid not in others:
+            before = replace(before, emaid=None)
+    after = after_publication(
+        before, emaid, first=created and not others, automatic=rules.automatic_default, wanted=wanted
+    )
+    default = vehicle.default
+    if after != before:
+        default = after
+        yield put_default(pcid, default)
+        if stored:
+            yield flag_default(pcid, default)
     yield (
         _ADD_VARIANT,
         (
-            contract.emaid, contract.pcid, contract.namespace, contract.root_fingerprint, f"{contract.root_serial:x}",
+            emaid, pcid, contract.namespace, contract.root_fingerprint, f"{contract.root_serial:x}",
             contract.root_dn, int(contract.valid_from.timestamp()), int(contract.valid_to.timestamp()),
             contract.certificate, contract.response, contract.remaining_from_end, contract.metadata,
-            microseconds(at), microseconds(at), default == contract.emaid,
+            microseconds(vehicle.at), microseconds(vehicle.at), default.emaid == emaid,
             None if contract.certificates is None else dump_keys(contract.certificates), contract.provisioning_key,
-            *_leaf(contract), rev,
+            *_leaf(contract), vehicle.rev, max(0, microseconds(vehicle.at) - microseconds(contract.created_at)),
         ),
     )  # fmt: skip
+    contesting = rivals(default, (*others, emaid))
     kind = EventKind.CREATED if created else EventKind.UPDATED
-    yield event(kind, contract.emaid, contract.pcid, rev, at, [contract.namespace])
-    same = (contract.emaid, contract.namespace, contract.root_fingerprint)
-    replaced = any((emaid, namespace, root) == same for emaid, namespace, root in others)
-    return Published(created, holder if holder != contract.pcid else None, replaced)
+    yield event(kind, emaid, pcid, vehicle, [contract.namespace], contested=bool(contesting))
+    same = (emaid, contract.namespace, contract.root_fingerprint)
+    replaced = any((other, namespace, root) == same for other, namespace, root in stored)
+    moved_from = holder if holder != pcid else None
+    owner = default.emaid.provider if contesting and default.emaid else None
+    return Published(created, moved_from, replaced, vehicle.at, owner, contesting)
+
+
+def _check_provisioning(provisioned_at: datetime, began: datetime, now: datetime) -> None:
+    """Refuse a contract that may be for a provisioning certificate that is no more. Raises MismatchError.
+
+    began: when its publication began.
+    """
+    if began <= provisioned_at < now + _SKEW:
+        raise MismatchError(
+            "The vehicle's provisioning certificate changed while the contract was being published; "
+            "sign the contract for the current certificate and publish it again."
+        )
+
+
+def _living(pcid: PCID, at: datetime) -> Steps[set[EMAID]]:
+    """The vehicle's contracts with a variant that is neither expired nor revoked."""
+    rows = yield (
+        "select distinct c.emaid from contract c left join evidence e on e.issuer = c.certificate_issuer "
+        "and e.serial = c.certificate_serial and e.status = 'revoked' "
+        "where c.pcid = $1 and c.valid_to >= $2 and e.serial is null",
+        (pcid, int(at.timestamp())),
+    )
+    return {EMAID(emaid) for (emaid,) in rows}
 
 
 def spent_candidates(before: datetime) -> Steps[list[EMAID]]:
@@ -182,43 +248,47 @@ def spent(emaid: EMAID, before: datetime) -> Steps[tuple[PCID, str] | None]:
 
 
 @repeatable
-def cleanse(emaid: EMAID, before: datetime, at: datetime) -> Steps[tuple[PCID, str] | None]:
-    """Remove a contract that is spent, judged while it is locked. Returns what `spent` says."""
+def cleanse(emaid: EMAID, before: datetime, now: Now) -> Steps[Removed | None]:
+    """Remove a contract that is spent, judged while it is locked. Returns None where it is not."""
     yield "select pcid from emaid_claim where emaid = $1 for update", (emaid,)
     found = yield from spent(emaid, before)
-    if found is not None:
-        yield from withdraw(emaid, at)
-    return found
+    if found is None:
+        return None
+    removed = yield from withdraw(emaid, now)
+    return removed._replace(reason=found[1])
 
 
 @repeatable
-def withdraw(emaid: EMAID, at: datetime) -> Steps[PCID]:
-    """Remove a contract with all its variants. Returns the vehicle that had it. Raises NotFound."""
+def withdraw(emaid: EMAID, now: Now) -> Steps[Removed]:
+    """Remove a contract with all its variants. Raises NotFound."""
     claims = yield "select pcid from emaid_claim where emaid = $1 for update", (emaid,)
     if not claims:
         raise NotFound("The contract for the given EMAID not found.")
     pcid = PCID(claims[0][0])
-    vehicles = yield from lock_vehicles((pcid,))
-    yield from remove(emaid, pcid, vehicles[pcid], at)
+    vehicle = yield from lock_vehicle(pcid, now)
+    yield from remove(emaid, pcid, vehicle)
     yield "delete from emaid_claim where emaid = $1", (emaid,)
-    return pcid
+    return Removed(pcid, vehicle.at)
 
 
 @repeatable
-def set_default(emaid: EMAID, pcid: PCID, at: datetime) -> Steps[bool]:
-    """Make a contract the vehicle's default, whichever was before. Returns whether it was another one.
+def set_default(emaid: EMAID, pcid: PCID, now: Now) -> Steps[datetime | None]:
+    """Make a contract the vehicle's default by its manufacturer's choice, whichever was before.
 
-    Raises NotFound when the vehicle has no such contract.
+    Returns the time of the change, None where the same choice was made before. Raises NotFound when the vehicle has no
+    such contract.
     """
     claims = yield "select pcid from emaid_claim where emaid = $1 for update", (emaid,)
     if not claims or claims[0][0] != pcid:
         raise NotFound("The contract for the given EMAID and PCID not found.")
-    vehicles = yield from lock_vehicles((pcid,))
-    if vehicles[pcid][1] == emaid:
-        return False
-    yield "update vehicle set default_emaid = $1 where pcid = $2", (emaid, pcid)
-    yield "update contract set is_default = (emaid = $1) where pcid = $2", (emaid, pcid)
-    return True
+    vehicle = yield from lock_vehicle(pcid, now)
+    chosen = Default(emaid, emaid.provider, chosen=True)
+    if vehicle.default == chosen:
+        return None
+    yield put_default(pcid, chosen)
+    if vehicle.default.emaid != emaid:
+        yield flag_default(pcid, chosen)
+    return vehicle.at
 
 
 def _claim(emaid: EMAID, pcid: PCID) -> Steps[PCID]:
@@ -232,37 +302,49 @@ def _claim(emaid: EMAID, pcid: PCID) -> Steps[PCID]:
     return PCID(claims[0][0])
 
 
-def lock_vehicles(pcids: Iterable[PCID]) -> Steps[dict[PCID, tuple[int, str | None]]]:
-    """Lock vehicles in order. Returns each one's new revision and its default EMAID."""
-    vehicles = {}
-    for pcid in sorted(pcids):
-        rows = yield _LOCK_VEHICLE, (pcid,)
-        vehicles[pcid] = (rows[0][0], rows[0][1])
-    return vehicles
-
-
-def remove(emaid: EMAID, pcid: PCID, vehicle: tuple[int, str | None], at: datetime) -> Steps[None]:
+def remove(emaid: EMAID, pcid: PCID, vehicle: LockedVehicle) -> Steps[None]:
     """Take a contract from a vehicle that is locked, and tell its maker. No other becomes default.
 
-    vehicle: its revision, which is the event's, and its default. The claim on the EMAID is the caller's to change.
+    The claim on the EMAID is the caller's to change.
     """
-    rev, default = vehicle
     gone = yield "delete from contract where pcid = $1 and emaid = $2 returning namespace", (pcid, emaid)
-    if default == emaid:
-        yield "update vehicle set default_emaid = null where pcid = $1", (pcid,)
-    yield event(EventKind.DELETED, emaid, pcid, rev, at, {row[0] for row in gone})
+    if vehicle.default.emaid == emaid:
+        yield put_default(pcid, replace(vehicle.default, emaid=None))
+    yield event(EventKind.DELETED, emaid, pcid, vehicle, {row[0] for row in gone})
 
 
 def event(
-    kind: EventKind, emaid: EMAID, pcid: PCID, rev: int, at: datetime, namespaces: Iterable[str]
+    kind: EventKind,
+    emaid: EMAID,
+    pcid: PCID,
+    vehicle: LockedVehicle,
+    namespaces: Iterable[str],
+    *,
+    contested: bool = False,
 ) -> tuple[str, Row]:
-    """Part of every change to a contract. rev: the vehicle's, of this event alone. namespaces: of its variants."""
+    """Part of every change to a contract. vehicle: locked for this event alone. namespaces: of its variants."""
+    return event_at(kind, emaid, pcid, vehicle.rev, vehicle.at, namespaces, contested=contested)
+
+
+def event_at(
+    kind: EventKind,
+    emaid: EMAID,
+    pcid: PCID,
+    rev: int,
+    at: datetime,
+    namespaces: Iterable[str],
+    *,
+    contested: bool = False,
+) -> tuple[str, Row]:
+    """As `event`, with the vehicle's revision and the stamp of this event."""
     insert = """
     insert into outbox (pcid, rev, kind, emaid, payload, created_at, lease_until, attempts)
     values ($1, $2, $3, $4, $5, $6, 0, 0)
     """
-    payload = json.dumps({"emaid": emaid, "pcid": pcid, "namespaces": sorted(namespaces)})
-    return insert, (pcid, rev, kind, emaid, payload, microseconds(at))
+    payload: dict[str, object] = {"emaid": emaid, "pcid": pcid, "namespaces": sorted(namespaces)}
+    if contested:
+        payload["contested"] = True
+    return insert, (pcid, rev, kind, emaid, json.dumps(payload), microseconds(at))
 
 
 def _leaf(contract: SignedContract) -> tuple[str | None, str | None]:

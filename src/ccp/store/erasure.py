@@ -9,9 +9,10 @@ from datetime import datetime
 from ccp.errors import Unavailable
 from ccp.ids import EMAID, PCID
 from ccp.store import audit
-from ccp.store.contracts import lock_vehicles, remove
+from ccp.store.contracts import remove
 from ccp.store.events import hold_outbox
 from ccp.store.steps import Steps, newest
+from ccp.store.vehicle_lock import LockedVehicle, lock_vehicle
 from ccp.subscriptions import EventKind
 
 Key = tuple[str, str]
@@ -95,8 +96,8 @@ def _erase_contract(emaid: EMAID, at: datetime, erased: Erased) -> Steps[None]:
     claims = yield "select pcid from emaid_claim where emaid = $1 for update", (emaid,)
     if claims:
         pcid = PCID(claims[0][0])
-        vehicles = yield from lock_vehicles((pcid,))
-        yield from _remove(emaid, pcid, vehicles[pcid], at, erased)
+        vehicle = yield from lock_vehicle(pcid, at)
+        yield from _remove(emaid, pcid, vehicle, erased)
 
 
 def _erase_vehicle(pcid: PCID, at: datetime, erased: Erased) -> Steps[None]:
@@ -110,11 +111,11 @@ def _erase_vehicle(pcid: PCID, at: datetime, erased: Erased) -> Steps[None]:
     if (yield select, (pcid,)) != found:
         raise Unavailable("The vehicle's contracts changed meanwhile; nothing was erased, try again.")
     for (emaid,) in found:
-        vehicles = yield from lock_vehicles((pcid,))  # Each event has a revision of its own.
-        yield from _remove(EMAID(emaid), pcid, vehicles[pcid], at, erased)
+        vehicle = yield from lock_vehicle(pcid, at)  # Each event has a revision of its own.
+        yield from _remove(EMAID(emaid), pcid, vehicle, erased)
 
 
-def _remove(emaid: EMAID, pcid: PCID, vehicle: tuple[int, str | None], at: datetime, erased: Erased) -> Steps[None]:
+def _remove(emaid: EMAID, pcid: PCID, vehicle: LockedVehicle, erased: Erased) -> Steps[None]:
     rows = yield (
         "select certificate_issuer, certificate_serial from contract where pcid = $1 and emaid = $2",
         (pcid, emaid),
@@ -122,7 +123,7 @@ def _remove(emaid: EMAID, pcid: PCID, vehicle: tuple[int, str | None], at: datet
     erased.keys |= {(issuer, serial) for issuer, serial in rows if issuer is not None}
     erased.contracts += 1
     erased.variants += len(rows)
-    yield from remove(emaid, pcid, vehicle, at)
+    yield from remove(emaid, pcid, vehicle)
     yield "delete from emaid_claim where emaid = $1", (emaid,)
 
 

@@ -22,8 +22,9 @@ from ccp.ids import EMAID, PCID, WMI, Namespace, ProviderId
 from ccp.pki.names import parse_dn
 from ccp.store import parties, unknown
 from ccp.store.changes import Topic, count
-from ccp.store.contracts import event, instant, microseconds
+from ccp.store.contracts import event_at, instant, microseconds
 from ccp.store.steps import Row, Steps, newest, repeatable
+from ccp.store.vehicle_lock import STAMP
 from ccp.subscriptions import EventKind, Webhook, wanted
 
 
@@ -351,7 +352,9 @@ def _put(row: Row, subscribed: Sequence[Webhook], registered: dict[str, Any], at
         return
     # A row that the release before has written does not say the namespace.
     for part, namespace in enumerate(told.get("namespaces") or [Namespace.ISO2.value]):
-        payload = {"emaid": emaid, "pcid": pcid}
+        payload: dict[str, Any] = {"emaid": emaid, "pcid": pcid}
+        if told.get("contested"):
+            payload["contested"] = True
         if kind in (EventKind.CREATED, EventKind.UPDATED):
             payload |= yield from _contract(pcid, emaid, namespace)
         for listener, name in listeners:
@@ -542,12 +545,17 @@ def tell_providers(told: Sequence[Told]) -> Steps[None]:
     yield from tell_provider(told)
 
 
+_NEXT: Final = f"""
+update vehicle set rev = rev + 1, stamped_at = {STAMP.format(now="$2")} where pcid = $1 returning rev, stamped_at
+"""  # noqa: S608  words are ours
+
+
 def tell_provider(told: Iterable[Told]) -> Steps[None]:
     """Part of a transaction that holds no vehicle yet, or just this one. A vehicle that was erased is passed over."""
     for kind, emaid, pcid, namespace, at in sorted(told, key=lambda each: each[2]):
-        rows = yield "update vehicle set rev = rev + 1 where pcid = $1 returning rev", (pcid,)
+        rows = yield _NEXT, (pcid, microseconds(at))
         if rows:
-            yield event(kind, emaid, pcid, rows[0][0], at, [namespace])
+            yield event_at(kind, emaid, pcid, rows[0][0], instant(rows[0][1]), [namespace])
 
 
 @repeatable

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from ccp.errors import ConfigurationError
 
-HEAD = "0007"
+HEAD = "0008"
 """The revision that this release reads and writes; a test holds it against the migrations."""
 
 

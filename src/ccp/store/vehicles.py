@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
+from typing import TypeAlias
 
 from ccp.ids import EMAID, PCID
 from ccp.store import audit
 from ccp.store.audit import Action, Entry
-from ccp.store.contracts import event, instant, lock_vehicles, remove
+from ccp.store.contracts import event, remove
 from ccp.store.steps import Steps, newest, repeatable
+from ccp.store.vehicle_lock import Now, instant, lock_vehicle, microseconds
 from ccp.subscriptions import EventKind
 
 
@@ -19,7 +21,7 @@ class Binding:
     """What ties one variant of a contract to a vehicle.
 
     provisioning_key: `ccp.neighbours.key_fingerprint` of the key that the contract was encrypted for; None where the
-    Provisioning Certificate Pool did not know it.
+    Provisioning Certificate Pool did not know it. published_at: when its publication began.
     """
 
     emaid: EMAID
@@ -30,7 +32,8 @@ class Binding:
 
 
 _BINDINGS = """
-select emaid, namespace, root_fingerprint, provisioning_key, updated_at from contract where pcid = $1
+select emaid, namespace, root_fingerprint, provisioning_key, updated_at - coalesce(waited, 0) from contract
+where pcid = $1
 order by emaid, namespace, root_fingerprint
 """
 
@@ -39,10 +42,7 @@ order by emaid, namespace, root_fingerprint
 def bindings(pcid: PCID) -> Steps[list[Binding]]:
     """Every variant of every contract of a vehicle."""
     rows = yield _BINDINGS, (pcid,)
-    return [
-        Binding(EMAID(emaid), namespace, root, key, instant(updated_at))
-        for emaid, namespace, root, key, updated_at in rows
-    ]
+    return [Binding(EMAID(emaid), namespace, root, key, instant(began)) for emaid, namespace, root, key, began in rows]
 
 
 def _every(binding: Binding) -> bool:
@@ -51,10 +51,20 @@ def _every(binding: Binding) -> bool:
 
 @repeatable
 def forget_vehicle(
-    pcid: PCID, at: datetime, stale: Callable[[Binding], bool], *, actor: str, why: str, trace_id: str
+    pcid: PCID,
+    now: Now,
+    stale: Callable[[Binding], bool],
+    *,
+    actor: str,
+    why: str,
+    trace_id: str,
+    kind: EventKind | None = None,
 ) -> Steps[list[EMAID]]:
-    """What `withdraw_vehicle` does, with a row in the audit trail for each contract that changed. why: the event."""
-    removed, reduced = yield from _withdraw(pcid, at, stale)
+    """What `withdraw_vehicle` does, with a row in the audit trail for each contract that changed.
+
+    why: the event. kind: the event that each eMSP gets that lost a contract, or variants of one, by it.
+    """
+    removed, reduced = yield from _withdraw(pcid, now, stale, kind)
     yield from audit.record(
         *(
             Entry(
@@ -64,24 +74,32 @@ def forget_vehicle(
                 {"emaid": emaid, "pcid": pcid, "event": why, "left": emaid in reduced},
                 trace_id=trace_id,
             )
-            for emaid in sorted({*removed, *reduced})
+            for emaid, at in sorted({**removed, **reduced}.items())
         )
     )
-    return removed
+    return list(removed)
 
 
 @repeatable
-def withdraw_vehicle(pcid: PCID, at: datetime, stale: Callable[[Binding], bool] = _every) -> Steps[list[EMAID]]:
+def withdraw_vehicle(pcid: PCID, now: Now, stale: Callable[[Binding], bool] = _every) -> Steps[list[EMAID]]:
     """Remove the variants of a vehicle's contracts that are stale. Returns the contracts of which none is left.
 
     A contract without variants goes as if its eMSP had withdrawn it, with a deleted event; one that keeps some gets an
-    updated event. A vehicle without contracts is no mistake. stale: pure; asked while the vehicle is locked.
+    updated event. A vehicle without contracts is no mistake. A publication that is under way is refused when it is
+    about to be stored (`contracts.publish`), also where the vehicle had no row before. stale: pure; asked while the
+    vehicle is locked.
     """
-    removed, _ = yield from _withdraw(pcid, at, stale)
-    return removed
+    removed, _ = yield from _withdraw(pcid, now, stale)
+    return list(removed)
 
 
-def _withdraw(pcid: PCID, at: datetime, stale: Callable[[Binding], bool]) -> Steps[tuple[list[EMAID], list[EMAID]]]:
+Changed: TypeAlias = dict[EMAID, datetime]
+"""Contracts, each with the time of its change."""
+
+
+def _withdraw(
+    pcid: PCID, now: Now, stale: Callable[[Binding], bool], kind: EventKind | None = None
+) -> Steps[tuple[Changed, Changed]]:
     """Returns the contracts of which none is left, and those of which some variants are."""
     found = yield from bindings(pcid)
     claimed = set()
@@ -89,24 +107,23 @@ def _withdraw(pcid: PCID, at: datetime, stale: Callable[[Binding], bool]) -> Ste
         rows = yield "select pcid from emaid_claim where emaid = $1 for update", (emaid,)
         if rows and rows[0][0] == pcid:
             claimed.add(emaid)
-    if not claimed:
-        return [], []
-    yield from lock_vehicles((pcid,))
+    vehicle = yield from lock_vehicle(pcid, now)
+    yield "update vehicle set provisioned_at = $1 where pcid = $2", (microseconds(vehicle.at), pcid)
     # What was published between the first look and the lock is newer than the reason to remove anything, and its claim
     # is not ours: to take it now would break the order of locks.
     found = [binding for binding in (yield from bindings(pcid)) if binding.emaid in claimed]
-    removed: list[EMAID] = []
-    reduced: list[EMAID] = []
+    removed: Changed = {}
+    reduced: Changed = {}
     for emaid in sorted(claimed):
         variants = [binding for binding in found if binding.emaid == emaid]
         going = [binding for binding in variants if stale(binding)]
         if not going:
             continue
-        vehicle = (yield from lock_vehicles((pcid,)))[pcid]  # Each event has a revision of its own.
+        vehicle = yield from lock_vehicle(pcid, now)  # Each event has a revision of its own.
         if len(going) == len(variants):
-            yield from remove(emaid, pcid, vehicle, at)
+            yield from remove(emaid, pcid, vehicle)
             yield "delete from emaid_claim where emaid = $1", (emaid,)
-            removed.append(emaid)
+            removed[emaid] = vehicle.at
         else:
             delete = """
             delete from contract where pcid = $1 and emaid = $2 and namespace = $3 and root_fingerprint = $4
@@ -114,6 +131,28 @@ def _withdraw(pcid: PCID, at: datetime, stale: Callable[[Binding], bool]) -> Ste
             for binding in going:
                 yield delete, (pcid, emaid, binding.namespace, binding.root_fingerprint)
             namespaces = {binding.namespace for binding in variants if binding not in going}
-            yield event(EventKind.UPDATED, emaid, pcid, vehicle[0], at, namespaces)
-            reduced.append(emaid)
+            yield event(EventKind.UPDATED, emaid, pcid, vehicle, namespaces)
+            reduced[emaid] = vehicle.at
+        if kind is not None:
+            vehicle = yield from lock_vehicle(pcid, now)
+            yield event(kind, emaid, pcid, vehicle, {binding.namespace for binding in going})
     return removed, reduced
+
+
+@repeatable
+def purge_idle(before: datetime, limit: int = 1000) -> Steps[int]:
+    """Remove rows that only say that a provisioning event came, before then, for a vehicle without contracts.
+
+    Returns how many, for another call while there are more.
+    """
+    rows = yield (
+        "select v.pcid, v.rev from vehicle v where v.provisioned_at < $1 and v.default_provider is null "
+        "and not exists (select 1 from contract c where c.pcid = v.pcid) "
+        "and not exists (select 1 from outbox o where o.pcid = v.pcid) "
+        "and not exists (select 1 from delivery d where d.pcid = v.pcid) order by v.pcid limit $2",
+        (microseconds(before), limit),
+    )
+    for pcid, rev in rows:
+        # A publication that locked the row meanwhile has counted its revision.
+        yield "delete from vehicle where pcid = $1 and rev = $2", (pcid, rev)
+    return len(rows)

@@ -1,0 +1,107 @@
+"""Which contract of a vehicle is its default, and how many contracts a vehicle may have. Pure.
+
+An ISO 15118-2 vehicle gets its default contract only. The vehicle's manufacturer chooses it. Until then the default is
+*automatic*: the first contract that is published for the vehicle. The vehicle remembers the provider of its default, so
+that a provider that renews its contract by DELETE and PUT gets the default back, even if another provider publishes in
+between. While the default is automatic and another provider has a contract too, the vehicle is *contested*: somebody
+who knows a PCID and no more could have published first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, replace
+from enum import StrEnum
+
+from ccp.errors import LimitExceeded
+from ccp.ids import EMAID, ProviderId
+
+
+class AutomaticDefault(StrEnum):
+    """Which contract becomes a vehicle's default without a choice of its manufacturer."""
+
+    FIRST = "first"
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class VehicleRules:
+    """The operator's rules for the contracts of one vehicle."""
+
+    automatic_default: AutomaticDefault = AutomaticDefault.FIRST
+    max_contracts: int = 16
+    max_contracts_of_provider: int = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Default:
+    """What a vehicle knows of its default contract.
+
+    emaid: the default, None where there is none. provider: remembered provider, whose next contract takes the default
+    back; None where there has been no default yet. chosen: the manufacturer chose a contract of that provider.
+    """
+
+    emaid: EMAID | None = None
+    provider: ProviderId | None = None
+    chosen: bool = False
+
+    @property
+    def automatic(self) -> bool:
+        """Whether there is a default that the manufacturer did not choose. A chosen provider's renewal is chosen."""
+        return self.emaid is not None and not (self.chosen and self.emaid.provider == self.provider)
+
+
+def after_publication(
+    default: Default,
+    emaid: EMAID,
+    *,
+    first: bool,
+    automatic: AutomaticDefault = AutomaticDefault.FIRST,
+    wanted: bool | None = None,
+) -> Default:
+    """The default once a contract has been published.
+
+    first: the contract is new to a vehicle that has no other one, but for expired and revoked ones. wanted: for an
+    import, whether the contract was the default where it comes from; None where nothing is known. An import never
+    displaces a default.
+    """
+    if default.emaid == emaid or wanted is False:
+        return default
+    if default.provider == emaid.provider and (default.chosen or automatic is AutomaticDefault.FIRST):
+        # A default of another provider only filled the gap: the manufacturer's choice would have changed `provider`.
+        if default.emaid is None or default.emaid.provider != default.provider:
+            return replace(default, emaid=emaid)
+        return default
+    if default.emaid is not None:
+        return default
+    if wanted:
+        # Where no default is automatic, the one that is imported was chosen.
+        chosen = default.chosen or (default.provider is None and automatic is AutomaticDefault.NONE)
+        return Default(emaid, default.provider or emaid.provider, chosen)
+    if automatic is AutomaticDefault.FIRST and first:
+        return replace(default, emaid=emaid, provider=default.provider or emaid.provider)
+    return default
+
+
+def rivals(default: Default, emaids: Iterable[EMAID]) -> frozenset[ProviderId]:
+    """Providers that contest a vehicle's automatic default; none where the manufacturer chose it or there is none.
+
+    emaids: the vehicle's contracts.
+    """
+    if default.emaid is None or not default.automatic:
+        return frozenset()
+    return frozenset(emaid.provider for emaid in emaids) - {default.emaid.provider}
+
+
+def check_room(default: Default, emaid: EMAID, others: Collection[EMAID], rules: VehicleRules) -> None:
+    """Check that a vehicle may get one more contract. others: all that are stored for it. Raises LimitExceeded.
+
+    The remembered provider is held to its own limit only: else others could take the place that its contract leaves
+    when it is renewed by DELETE and PUT.
+    """
+    if sum(other.provider == emaid.provider for other in others) >= rules.max_contracts_of_provider:
+        raise LimitExceeded(
+            f"The vehicle has {rules.max_contracts_of_provider} contracts of this provider already; delete one first."
+        )
+    if len(others) >= rules.max_contracts and default.provider != emaid.provider:
+        raise LimitExceeded("The vehicle has as many contracts as this pool keeps for one vehicle.")
