@@ -12,6 +12,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import ocsp
+
 from ccp.outbound import Outbound
 from ccp.pki.certificates import Certificate
 from ccp.pki.paths import Profile, Usage, VerifiedChain
@@ -63,6 +68,30 @@ def answer(certificate: Certificate, issuer: Credential, **more: Any) -> bytes:
     """A response that was made a minute ago and holds for an hour."""
     times = {"this_update": AT - timedelta(minutes=1), "next_update": AT + HOUR}
     return answer_ocsp(certificate, issuer, **{**times, **more})
+
+
+def ocsp_response(
+    issuer: Credential,
+    leaf: Certificate,
+    signer: Any,
+    certificates: list[x509.Certificate],
+    *,
+    by_key: bool = False,
+    responder: x509.Certificate,
+) -> bytes:
+    """A good answer for a leaf of an issuer, with these certificates in it. by_key: names the responder by its key."""
+    builder = ocsp.OCSPResponseBuilder().add_response(
+        leaf.x509, issuer.certificate.x509, hashes.SHA1(), ocsp.OCSPCertStatus.GOOD, AT, AT + HOUR, None, None
+    )
+    kind = ocsp.OCSPResponderEncoding.HASH if by_key else ocsp.OCSPResponderEncoding.NAME
+    builder = builder.responder_id(kind, responder).certificates(certificates)
+    return builder.sign(signer, hashes.SHA256()).public_bytes(Encoding.DER)
+
+
+def unused(octets: bytes, signature: bytes) -> bytes:
+    """Claim one unused bit for a signature whose last bit is zero."""
+    at = octets.index(signature) - 1
+    return octets[:at] + b"\1" + octets[at + 1 :]
 
 
 def crl(issuer: Credential, *revoked: Certificate, **more: Any) -> bytes:

@@ -17,7 +17,7 @@ from ccp.pki.evidence import EvidenceError, Status
 from ccp.pki.statements import read_crl, read_ocsp
 from ccp.sim.pki import CONTRACT, OCSP_RESPONDER, Template, build_root, subject_name
 from tests.pki.made import content, forge, respelled, tlv
-from tests.revocation.made import AT, DAY, HOUR, Branch, answer, branch, crl
+from tests.revocation.made import AT, DAY, Branch, answer, branch, crl, ocsp_response, unused
 
 URL = "http://ocsp.example"
 
@@ -25,29 +25,6 @@ URL = "http://ocsp.example"
 @pytest.fixture(scope="module")
 def made() -> Branch:
     return branch()
-
-
-def response(
-    made: Branch,
-    leaf: Certificate,
-    signer: Any,
-    certificates: list[x509.Certificate],
-    *,
-    by_key: bool = False,
-    responder: x509.Certificate,
-) -> bytes:
-    builder = ocsp.OCSPResponseBuilder().add_response(
-        leaf.x509, made.sub2.certificate.x509, hashes.SHA1(), ocsp.OCSPCertStatus.GOOD, AT, AT + HOUR, None, None
-    )
-    kind = ocsp.OCSPResponderEncoding.HASH if by_key else ocsp.OCSPResponderEncoding.NAME
-    builder = builder.responder_id(kind, responder).certificates(certificates)
-    return builder.sign(signer, hashes.SHA256()).public_bytes(Encoding.DER)
-
-
-def unused(octets: bytes, signature: bytes) -> bytes:
-    """Claim one unused bit for a signature whose last bit is zero."""
-    at = octets.index(signature) - 1
-    return octets[:at] + b"\1" + octets[at + 1 :]
 
 
 # --- OCSP ---
@@ -58,8 +35,8 @@ def test_the_responder_certificate_may_stand_anywhere(made: Branch) -> None:
     responder = made.sub2.issue("OCSP", OCSP_RESPONDER, at=AT)
     others = [made.sub1.issue(f"Other {number}", CONTRACT, at=AT).certificate.x509 for number in range(9)]
     for by_key in (False, True):
-        octets = response(
-            made,
+        octets = ocsp_response(
+            made.sub2,
             leaf,
             responder.key,
             [*others, responder.certificate.x509],
@@ -73,12 +50,12 @@ def test_certificates_that_bear_its_name_are_tried_up_to_a_limit(made: Branch) -
     leaf = made.contract().certificate
     responder = made.sub2.issue("OCSP", OCSP_RESPONDER, at=AT)
     decoys = [build_root("x", at=AT).issue("OCSP", OCSP_RESPONDER, at=AT).certificate.x509 for _ in range(8)]
-    near = response(
-        made, leaf, responder.key, [*decoys[:7], responder.certificate.x509], responder=responder.certificate.x509
+    near = ocsp_response(
+        made.sub2, leaf, responder.key, [*decoys[:7], responder.certificate.x509], responder=responder.certificate.x509
     )
     assert read_ocsp(near, leaf, made.sub2.certificate, AT, URL).status is Status.GOOD
-    far = response(
-        made, leaf, responder.key, [*decoys, responder.certificate.x509], responder=responder.certificate.x509
+    far = ocsp_response(
+        made.sub2, leaf, responder.key, [*decoys, responder.certificate.x509], responder=responder.certificate.x509
     )
     with pytest.raises(EvidenceError, match="not authorised"):
         read_ocsp(far, leaf, made.sub2.certificate, AT, URL)
@@ -92,7 +69,7 @@ def test_an_rsa_responder_s_key_type_is_named(made: Branch, by_key: bool) -> Non
         made.sub2.certificate.x509.subject, subject_name("RSA OCSP"), key.public_key(), 77, AT - DAY, AT + DAY
     ).add_extension(x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.OCSP_SIGNING]), False)
     certificate = builder.sign(made.sub2.key, hashes.SHA256())
-    octets = response(made, leaf, key, [certificate], by_key=by_key, responder=certificate)
+    octets = ocsp_response(made.sub2, leaf, key, [certificate], by_key=by_key, responder=certificate)
     with pytest.raises(EvidenceError, match=r'The key type of certificate "RSA OCSP" is not supported \(RSA\)'):
         read_ocsp(octets, leaf, made.sub2.certificate, AT, URL)
 
@@ -105,7 +82,7 @@ def test_a_responder_is_named_by_value(made: Branch) -> None:
         tbs.subject = tlv(0x30, respelled(content(tbs.subject)))
 
     sent = forge(real.certificate, made.sub2.key, respell)
-    octets = response(made, leaf, real.key, [sent.x509], responder=real.certificate.x509)
+    octets = ocsp_response(made.sub2, leaf, real.key, [sent.x509], responder=real.certificate.x509)
     assert read_ocsp(octets, leaf, made.sub2.certificate, AT, URL).status is Status.GOOD
 
 

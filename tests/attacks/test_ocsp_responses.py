@@ -1,0 +1,81 @@
+"""OCSP responses as other responders make them, over HTTP."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.x509 import ocsp
+
+from ccp.sim.pki import CONTRACT, OCSP_RESPONDER, PKI, Addresses, build_pki, subject_name
+from tests.revocation.made import answer, ocsp_response, unused
+from tests.revocation.servers import Reply, Server, http_server
+from tests.world import AT, Pool, start
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with http_server() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def pki(server: Server) -> PKI:
+    """The provisioning service's certificate names a responder; no other certificate names anything."""
+    named = {"CPS Sub2 CA SIM": Addresses(ocsp=server.url + "/ocsp")}
+    return build_pki(AT, addresses=lambda name: named.get(name, Addresses()))
+
+
+@pytest.fixture(scope="module")
+def pool(pki: PKI) -> Iterator[Pool]:
+    with start({"iso2": pki}, outbound_allow=("127.0.0.0/8",)) as running:
+        yield running
+
+
+def put(pool: Pool, server: Server, octets: bytes) -> httpx.Response:
+    """Publish while the responder says this, and nothing is known yet."""
+    server.says("/ocsp", Reply(octets))
+    pool.sql("delete from evidence")
+    return pool.cps.put("/signedcontractdata", json=pool.contract(pool.car()).body)
+
+
+def test_the_responder_certificate_may_stand_last_of_many(pool: Pool, pki: PKI, server: Server) -> None:
+    leaf, issuer = pki.cps.certificate, pki.cps_sub2
+    responder = issuer.issue("OCSP", OCSP_RESPONDER, at=AT)
+    others = [pki.emsp_sub2.issue(f"Other {number}", CONTRACT, at=AT).certificate.x509 for number in range(9)]
+    own = responder.certificate.x509
+    answered = put(pool, server, ocsp_response(issuer, leaf, responder.key, [*others, own], responder=own))
+    assert answered.status_code == 201, answered.text
+
+
+def test_the_key_type_of_an_rsa_responder_is_named(pool: Pool, pki: PKI, server: Server) -> None:
+    leaf, issuer = pki.cps.certificate, pki.cps_sub2
+    key = rsa.generate_private_key(65537, 2048)
+    purpose = x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.OCSP_SIGNING])
+    builder = x509.CertificateBuilder(
+        issuer.certificate.x509.subject,
+        subject_name("RSA OCSP"),
+        key.public_key(),
+        77,
+        leaf.not_before,
+        leaf.not_after,
+    ).add_extension(purpose, False)
+    certificate = builder.sign(issuer.key, hashes.SHA256())
+    answered = put(pool, server, ocsp_response(issuer, leaf, key, [certificate], responder=certificate))
+    assert answered.status_code == 503
+    assert 'The key type of certificate \\"RSA OCSP\\" is not supported (RSA).' in answered.text
+
+
+def test_a_response_whose_signature_claims_unused_bits_is_no_evidence(pool: Pool, pki: PKI, server: Server) -> None:
+    octets, signature = b"", b"\1"
+    while signature[-1] & 1:
+        octets = answer(pki.cps.certificate, pki.cps_sub2)
+        signature = ocsp.load_der_ocsp_response(octets).signature
+    answered = put(pool, server, unused(octets, signature))
+    assert answered.status_code == 503
+    assert "The signature of the OCSP response claims unused bits." in answered.text
+    assert put(pool, server, octets).status_code == 201
