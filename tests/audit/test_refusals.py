@@ -46,7 +46,7 @@ def with_refusals(url: str, use: Callable[[Refusals], Awaitable[None]], window: 
 
 async def until(url: str, question: str, expected: list[tuple[Any, ...]]) -> None:
     """Wait for what the background writes; a quarter of a second is usual, the rest is for a busy machine."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while (found := sql(url, question)) != expected:
         assert time.monotonic() < deadline, found
         await asyncio.sleep(0.05)

@@ -19,7 +19,7 @@ FAST = {"retry_delay": 0.001, "max_retry_delay": 0.01}
 
 
 async def until(holds: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while not holds():
         assert time.monotonic() < deadline
         await asyncio.sleep(0.002)

@@ -231,7 +231,7 @@ def know(box: Sandbox, peer: Peer) -> None:
         "OPNC-to-party-type": "ccp",
         "OPNC-to-party-id": peer.party_id,
     }
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while "No pool" in httpx.get(f"{box.base_url}/opnc/v1/ccp/contractData/pcid/{PCID_1}", headers=headers).text:
         assert time.monotonic() < deadline
         time.sleep(0.1)

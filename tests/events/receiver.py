@@ -85,7 +85,7 @@ class Receiver:
         with self._lock:
             return [sent for sent in self.sent if sent.path == path]
 
-    def wait(self, path: str, count: int, seconds: float = 10) -> list[Sent]:
+    def wait(self, path: str, count: int, seconds: float = 30) -> list[Sent]:
         """What came to a path, once that is so much."""
         until(lambda: len(self.at(path)) >= count, seconds, lambda: [sent.kind for sent in self.at(path)])
         return self.at(path)
@@ -94,7 +94,7 @@ class Receiver:
 HANG = 0
 
 
-def until(true: Callable[[], bool], seconds: float = 10, told: Callable[[], Any] = lambda: None) -> None:
+def until(true: Callable[[], bool], seconds: float = 30, told: Callable[[], Any] = lambda: None) -> None:
     """Wait until something is so. told: what to say where it never is."""
     deadline = time.monotonic() + seconds
     while not true():

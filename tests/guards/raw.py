@@ -80,7 +80,7 @@ class Raw:
 
 
 @contextmanager
-def connected(base_url: str, seconds: float = 10) -> Iterator[Raw]:
+def connected(base_url: str, seconds: float = 40) -> Iterator[Raw]:
     address = urlsplit(base_url)
     with socket.create_connection((address.hostname, address.port), timeout=seconds) as connection:
         yield Raw(connection)

@@ -26,9 +26,9 @@ from tests.world import AT, SESSION, Pool, post_body, start
 
 REQUESTS = int(os.environ.get("CCP_TEST_REQUESTS", "5000"))
 SEED = int(os.environ.get("CCP_TEST_SEED", "15118"))
-AT_ONCE = 64
-WAIT = 0.25
-"""Seconds for an answer; what was cut off gets none."""
+AT_ONCE = 256
+WAIT = 60.0
+"""Seconds for an answer or the end of the connection, one of which has to come: what was cut off is refused in time."""
 
 PIECES = (
     b"\r\n", b"\r\n\r\n", b"\n", b"\r", b"\x00", b"\xff", b" ", b"\t", b":", b"%00", b"%2f", b"%", b"/../", b"//", b"?",
@@ -43,7 +43,7 @@ PIECES = (
 
 @pytest.fixture(scope="module")
 def target(pkis: dict[str, PKI]) -> Iterator[Pool]:
-    with start({name: pkis[name] for name in ("iso2", "iso20")}, rate_party=0, read_timeout=2) as running:
+    with start({name: pkis[name] for name in ("iso2", "iso20")}, rate_party=0, read_timeout=1) as running:
         yield running
 
 
@@ -210,7 +210,7 @@ def test_no_request_whatever_it_is_brings_the_server_down(target: Pool, monkeypa
     assert not [status for status in seen if status >= 500 and status not in (501, 505)], seen
     assert len({status for status in seen if 400 <= status < 500}) >= 5, "the requests reach many checks"
     assert seen[200] + seen[201] > REQUESTS / 50, "some are still good"
-    deadline = time.monotonic() + 15
+    deadline = time.monotonic() + 30
     while sockets() > open_before + 2 and time.monotonic() < deadline:
         time.sleep(0.2)
     assert sockets() <= open_before + 2, "connections are kept"

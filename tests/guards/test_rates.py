@@ -234,18 +234,19 @@ def statuses(pool: Pool, count: int, headers: dict[str, str], path: str = "/heal
 
 def test_an_address_asks_so_often_and_is_told_when_to_come_again(small: Pool) -> None:
     one, other = next(ADDRESSES), next(ADDRESSES)
-    seen = statuses(small, 60, of(one))
-    assert seen[:40] == [200] * 40
-    assert 429 in seen
-    answer = small.http.get("/health", headers=of(one))
-    assert answer.status_code == 429
+    seen = statuses(small, 40, of(one))
+    assert seen == [200] * 40
+    deadline = time.monotonic() + 30
+    while (answer := small.http.get("/health", headers=of(one))).status_code != 429:
+        assert time.monotonic() < deadline
     body = answer.json()
     assert body["errorMessages"] == ["Too many requests from this address."]
     assert body["traceId"] == answer.headers["x-trace-id"]
     assert answer.headers["retry-after"] == "1"
     assert statuses(small, 5, of(other)) == [200] * 5
-    time.sleep(1)
-    assert statuses(small, 5, of(one)) == [200] * 5
+    while small.http.get("/health", headers=of(one)).status_code != 200:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_a_party_asks_so_often_wherever_it_is(small: Pool) -> None:
@@ -371,12 +372,13 @@ def test_workers_count_together_and_leave_nothing_behind(tmp_path: Path) -> None
         time.sleep(1)
         seen = []
         began = time.monotonic()
-        for _ in range(100):
-            with connected(url) as raw:  # A connection each, so that both workers are met.
-                raw.send("GET /health HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 203.0.113.1\r\n\r\n")
-                answer = raw.answer()
-                assert answer is not None
-                seen.append(answer.status)
+        for _ in range(30):
+            with connected(url) as raw:  # Connections of their own, so that both workers are met.
+                raw.send("GET /health HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 203.0.113.1\r\n\r\n" * 10)
+                for _ in range(10):
+                    answer = raw.answer()
+                    assert answer is not None
+                    seen.append(answer.status)
         took = time.monotonic() - began
         let = seen.count(200)
     assert set(seen) == {200, 429}

@@ -191,7 +191,7 @@ def test_the_schedule_takes_over_roots(pkis: dict[str, PKI], monkeypatch: pytest
         rcp.answers["/rootcertificates"] = json_answer({"rootCertificateCollection": entries})
         with start(pkis, rcp_url=rcp.url) as pool:
             contract = pool.contract(pool.car(), signer="stranger")
-            deadline = time.monotonic() + 5
+            deadline = time.monotonic() + 30
             while (answer := pool.cps.put("/signedcontractdata", json=contract.body)).status_code != 201:
                 assert time.monotonic() < deadline, answer.text
                 time.sleep(0.1)

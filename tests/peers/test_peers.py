@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 
 from ccp import exi
 from ccp.breaker import Breaker
-from ccp.peers import HOP_HEADER
+from ccp.peers import HOP_HEADER, PoolPeers
 from ccp.pool import Pool as Rules
 from ccp.sim.parties import Car
 from ccp.sim.pki import PKI
@@ -29,17 +29,39 @@ NAMES = ("pool-a", "pool-b", "pool-c")
 SECONDS = 0.5
 
 
+@contextmanager
+def watched_peers() -> Iterator[Callable[[int], None]]:
+    """Gives what waits until each pool that is started within the block knows so many peers."""
+    made: list[PoolPeers] = []
+
+    class Watched(PoolPeers):
+        def __init__(self, *args: Any, **named: Any) -> None:
+            super().__init__(*args, **named)
+            made.append(self)
+
+    def wait(count: int) -> None:
+        deadline = time.monotonic() + 30
+        while not all(len(each._lines) == count for each in made):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ccp.app.PoolPeers", Watched)
+        yield wait
+
+
 @pytest.fixture(scope="module")
 def three(pkis: dict[str, PKI]) -> Iterator[dict[str, Pool]]:
     """Three pools, each of which knows the other two: one by OPNC, one by OPCP."""
     with ExitStack() as stack:
+        wait_for_peers = stack.enter_context(watched_peers())
         pools = {name: stack.enter_context(start(pkis, pool_id=name, peer_seconds=2 * SECONDS)) for name in NAMES}
         for name, pool in pools.items():
             for place, (other, there) in enumerate((n, p) for n, p in pools.items() if n != name):
                 secret = there.world.member("peer").secret
                 dialect = ("opnc", "opcp")[place]
                 pool.change(peers.add(Peer(other, there.base_url, dialect, "peer", secret), AT))
-        time.sleep(1.3)  # Workers take over what was registered about once a second.
+        wait_for_peers(2)
         yield pools
 
 
@@ -179,10 +201,10 @@ def test_a_request_for_a_pool_that_is_unknown_is_not_found(three: dict[str, Pool
 @contextmanager
 def beside(pkis: dict[str, PKI], **others: str) -> Iterator[Pool]:
     """A pool with peers at these addresses."""
-    with start(pkis, pool_id="pool-x", peer_seconds=SECONDS) as pool:
+    with watched_peers() as wait_for_peers, start(pkis, pool_id="pool-x", peer_seconds=SECONDS) as pool:
         for name, url in others.items():
             pool.change(peers.add(Peer(name, url, token="t"), AT))
-        time.sleep(1.3)
+        wait_for_peers(len(others))
         yield pool
 
 
@@ -257,7 +279,7 @@ def test_peers_that_hang_or_lie_change_nothing(pkis: dict[str, PKI], three: dict
 
 def until_known(pool: Pool, name: str) -> None:
     """What a pool asks is not passed on: that tells a known peer from an unknown one, and asks nobody."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         answer = pool.client("peer").post("/signedcontractdata", headers=to(name))
         if sentences(answer, 404) == ["A request of another pool is not passed on."]:

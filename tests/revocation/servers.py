@@ -162,7 +162,7 @@ def openssl_responder(
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 30
     while True:
         # Not by connecting: that would be its first request, and it serves one after another.
         if b"ACCEPT" in log.read_bytes():

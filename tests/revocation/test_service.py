@@ -288,12 +288,13 @@ def test_callers_at_the_same_time_share_one_request(server: Server, made: Branch
 
 def test_a_caller_that_gives_up_does_not_stop_the_others(server: Server, made: Branch) -> None:
     leaf = made.contract().certificate
-    server.says("/sub2", Reply(answer(leaf, made.sub2), delay=0.3))
+    server.says("/sub2", Reply(answer(leaf, made.sub2), delay=1.0))
 
     async def test(bench: Bench) -> None:
         impatient = asyncio.create_task(bench.service.require([made.chain(leaf)], AT))
         patient = asyncio.create_task(bench.service.require([made.chain(leaf)], AT))
-        await asyncio.sleep(0.1)
+        while not server.count("/sub2"):  # noqa: ASYNC110  the server is a thread
+            await asyncio.sleep(0.01)
         impatient.cancel()
         assert (await patient).keys
         assert server.count("/sub2") == 1
@@ -577,17 +578,18 @@ def test_vehicles_wait_for_no_responder_but_a_revoked_one_is_refused_the_next_ti
     )
     car = pki.vehicle("WEX0TEST000000001", at=AT).certificate
     chain = pki.anchors().verify(car, [], usage=Usage.OEM_PROVISIONING, at=AT, profile=Profile.ISO2)
-    server.says("/oem", Reply(answer(car, pki.oem_sub2, revoked_at=AT - DAY), delay=0.2))
+    server.says("/oem", Reply(answer(car, pki.oem_sub2, revoked_at=AT - DAY), delay=1.5))
 
     async def test(bench: Bench) -> None:
         began = time.monotonic()
         await bench.service.check_vehicle(chain, AT)
         await bench.service.check_vehicle(chain, AT)
-        assert time.monotonic() - began < 0.15
-        await asyncio.sleep(0.6)
+        assert time.monotonic() - began < 1.4, "the answer was not waited for"
+        with pytest.raises(RevokedError):  # noqa: PT012
+            while time.monotonic() < began + 30:
+                await bench.service.check_vehicle(chain, AT)
+                await asyncio.sleep(0.05)
         assert len(server.seen) == 1
-        with pytest.raises(RevokedError):
-            await bench.service.check_vehicle(chain, AT)
 
     run(test)
 
