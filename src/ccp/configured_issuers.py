@@ -51,6 +51,11 @@ class ConfiguredIssuers:
                     self._warned.add((setting, fingerprint))
                     _log.error("configured issuer not known", setting=setting, fingerprint=fingerprint)
 
+    def concerns(self, chain: VerifiedChain) -> bool:
+        """Whether a chain brings a certificate that is configured and was not known."""
+        unresolved = self.unresolved
+        return bool(unresolved) and any(one.fingerprint in unresolved for one in chain.certificates)
+
     async def note(self, chains: Iterable[VerifiedChain]) -> None:
         """Take note of certificates of verified chains that are configured. Raises Unavailable."""
         unresolved = self.unresolved

@@ -249,7 +249,7 @@ class RevocationService:
         """As `check_vehicle`, by what is known of these keys of its."""
         if not self.rules.checked:
             return
-        if self.issuers.unresolved:
+        if self.issuers.concerns(chain):
             self._in_background("configured_issuers", self._note_quietly(chain))
         try:
             return check_keys(keys, known, self.rules, at)
