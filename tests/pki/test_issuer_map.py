@@ -23,7 +23,7 @@ def issued() -> tuple[Certificate, Certificate, Certificate]:
     return whole.leaf, issuer, respell
 
 
-def test_a_fingerprint_counts_for_every_certificate_of_the_issuer_once_it_is_resolved(
+def test_a_resolved_fingerprint_counts_for_every_certificate_of_its_issuer(
     issued: tuple[Certificate, Certificate, Certificate],
 ) -> None:
     leaf, issuer, respell = issued

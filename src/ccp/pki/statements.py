@@ -268,7 +268,7 @@ def read_crl(
         crl = x509.load_der_x509_crl(octets)
         if der.signature_has_unused_bits(octets):
             raise EvidenceError("The signature of the CRL claims unused bits.")
-        if _issuer_of(crl) != issuer.canonical_subject:
+        if _issuer_of(octets) != issuer.canonical_subject:
             raise EvidenceError(f"The CRL is not of {issuer.label}.")
         number = _check_extensions(crl, issuer, None if url is None else {address_key(url), *names})
         # 2. Signed by it.
@@ -309,12 +309,12 @@ def _is_der(octets: bytes) -> bool:
         return False
 
 
-def _issuer_of(crl: x509.CertificateRevocationList) -> bytes:
-    """The issuer's name in canonical form. Raises DERError."""
-    signed = crl.tbs_certlist_bytes
-    members = der.parts(signed, der.element(signed, 0))
+def _issuer_of(crl: bytes) -> bytes:
+    """The issuer's name of a CRL that a parser has accepted, in canonical form. crl: DER. Raises DERError."""
+    whole = der.element(crl, 0)
+    members = der.parts(crl, der.element(crl, whole.start))
     name = members[2] if members[0].tag == 0x02 else members[1]  # The version is absent from version 1.
-    return canonical_name(signed[name.start : name.end])
+    return canonical_name(crl[name.start : name.end])
 
 
 def _check_extensions(
