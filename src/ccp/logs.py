@@ -1,5 +1,7 @@
 """Log events: one a line on standard error, as JSON or for people, with long ids cut to their owner's.
 
+What is not visible on a terminal is escaped in both forms, and credentials in URLs are hidden.
+
 Lines of one turn of the event loop are written together: under load most of what a line costs is the writing. What
 says that something failed is written at once, and so is everything outside of a loop.
 """
@@ -12,8 +14,9 @@ import logging
 import re
 import sys
 import threading
-from collections.abc import MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, Final, TextIO
 
 import orjson
@@ -21,6 +24,8 @@ import structlog
 
 from ccp.ids import masked
 from ccp.settings import Settings
+from ccp.terminal import printable, printable_json
+from ccp.urls import hide_in_text
 
 _TOLD: Final = ("reason", "reasons", "cause", "warning", "warnings", "said")
 """Members of log events that hold sentences, in which ids may be named."""
@@ -78,8 +83,9 @@ class Lines:
 
 def configure(config: Settings) -> None:
     lines = Lines(sys.stderr)
+    for_people = config.log_format == "console"
     structlog.configure(
-        processors=[_completed, structlog.dev.ConsoleRenderer() if config.log_format == "console" else _as_json],
+        processors=[_completed, partial(_for_people, structlog.dev.ConsoleRenderer()) if for_people else _as_json],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, config.log_level.upper())),
         logger_factory=lambda *args: lines,
         cache_logger_on_first_use=True,
@@ -102,7 +108,36 @@ def _completed(logger: Any, level: str, event: MutableMapping[str, Any]) -> Muta
 
 
 def _as_json(logger: Any, level: str, event: MutableMapping[str, Any]) -> str:
-    return orjson.dumps(event, default=str).decode()
+    try:
+        line = orjson.dumps(event, default=str).decode()
+    except TypeError:  # A lone surrogate, which JSON from elsewhere may hold and UTF-8 cannot.
+        line = orjson.dumps(_for_each_text(event, printable), default=str).decode()
+    if "://" in line and ("@" in line or "=" in line):
+        line = orjson.dumps(_for_each_text(orjson.loads(line), hide_in_text)).decode()
+    return printable_json(line)
+
+
+def _for_people(render: structlog.dev.ConsoleRenderer, logger: Any, level: str, event: MutableMapping[str, Any]) -> str:
+    shown = {name: _for_each_text(value, _shown_to_people) for name, value in event.items()}
+    if isinstance(exception := event.get("exception"), str):
+        # A traceback has several lines. They are indented, so that none of them looks like an event of its own.
+        shown["exception"] = "\n    ".join(map(_shown_to_people, exception.split("\n")))
+    return str(render(logger, level, shown))
+
+
+def _shown_to_people(text: str) -> str:
+    return printable(hide_in_text(text))
+
+
+def _for_each_text(value: Any, change: Callable[[str], str]) -> Any:
+    """A log event with each text in it changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {_for_each_text(name, change): _for_each_text(member, change) for name, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [_for_each_text(member, change) for member in value]
+    return value
 
 
 def mask_exception(event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 from ccp.errors import FieldError, MismatchError
 from ccp.ids import WMI, OperatorId, ProviderId
+from ccp.scripts import confusing
 
 CLIENT_ID_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """What stands in a URL and in HTTP Basic as it is; `.` and `..` are no client ids, since clients resolve them."""
@@ -148,10 +149,14 @@ def parsed(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_name(text: str) -> str:
-    """A name for people: printable, so that it cannot write to a terminal or turn its direction. Raises FieldError."""
+    """A name for people: printable, so that it cannot write to a terminal or turn its direction, and not easily taken
+    for another one. Raises FieldError.
+    """
     name = " ".join(filter(None, unicodedata.normalize("NFC", text).split(" ")))
     if not name.isprintable() or not any(map(str.isalnum, name)) or len(name) > NAME_LENGTH:
         raise FieldError(f"name : must be at most {NAME_LENGTH} printable characters, and a letter or digit among them")
+    if (problem := confusing(name)) is not None:
+        raise FieldError(f"name : {problem}, so it could be taken for another one")
     return name
 
 

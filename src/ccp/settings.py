@@ -31,6 +31,7 @@ from ccp.ids import WMI, OperatorId, ProviderId
 from ccp.jose import ALGORITHMS
 from ccp.parties import Role
 from ccp.pki.issuer_map import parse_issuer
+from ccp.urls import hide_credentials, hide_in_text
 
 DEFAULT_FILE = Path("ccp.toml")
 
@@ -400,11 +401,19 @@ class Settings(BaseSettings):
         return self.base_url or f"{'https' if self.tls_cert else 'http'}://{self.host}:{self.port}"
 
     def shown(self) -> dict[str, Any]:
-        """The values as they may be printed: a password in a URL is left out."""
-        values = self.model_dump(mode="json")
-        hidden = re.sub(r"(://[^:/@]*):.*@", r"\1:…@", values["database"])
-        values["database"] = re.sub(r"(?i)([?&][^=&]*password=)[^&]*", r"\1…", hidden)
-        return values
+        """The values as they may be printed: secrets, and credentials in any text that is a URL, are left out."""
+        shown: dict[str, Any] = _without_credentials(self.model_dump(mode="json"))
+        return shown
+
+
+def _without_credentials(value: Any) -> Any:
+    if isinstance(value, str):
+        return hide_credentials(value)
+    if isinstance(value, dict):
+        return {_without_credentials(name): _without_credentials(member) for name, member in value.items()}
+    if isinstance(value, list):
+        return [_without_credentials(member) for member in value]
+    return value
 
 
 def load(path: Path | None = None, **overrides: Any) -> Settings:
@@ -441,7 +450,8 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
     try:
         settings = Effective(**{name: value for name, value in overrides.items() if value is not None})
     except ValidationError as exc:
-        raise ConfigurationError(*(f"{'.'.join(map(str, e['loc']))}: {e['msg']}." for e in exc.errors())) from exc
+        told = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}." for each in exc.errors())
+        raise ConfigurationError(*map(hide_in_text, told)) from exc
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise ConfigurationError("tls_cert and tls_key belong together.")
     if settings.tls_client_ca is not None and settings.tls_cert is None:

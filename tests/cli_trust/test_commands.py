@@ -220,14 +220,14 @@ def test_a_synchronisation_tells_what_was_added_what_is_gone_and_what_is_unusabl
     assert (status, err) == (0, "")
     assert out.splitlines() == [
         f"added  v2g  root  One  {one.fingerprint}",
-        f"added  v2g  root  ?[31mTwo  {two.fingerprint}",
+        rf"added  v2g  root  \x1b[31mTwo  {two.fingerprint}",
     ]
     assert run("trust", "sync")[1] == "nothing new\n"
     assert {entry["source"] for entry in listed(run)} == {settings["rcp_url"]}
     lists(rcp, one, extra=({"commonName": "Bad", "caCertificate": "AAAA"},))
     status, out, err = run("trust", "sync")
     assert status == 0
-    assert out.startswith("gone from the pool, still trusted (--prune removes it)  v2g  root  ?[31mTwo")
+    assert out.startswith(r"gone from the pool, still trusted (--prune removes it)  v2g  root  \x1b[31mTwo")
     assert "not used: An entry (Bad) holds no certificate" in err
     assert len(listed(run)) == 2
     lists(rcp, one)

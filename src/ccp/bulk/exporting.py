@@ -17,6 +17,7 @@ from ccp.files import replace_private
 from ccp.ids import WMI, Namespace, ProviderId
 from ccp.store import Store
 from ccp.store.bulk import page
+from ccp.terminal import printable_json_bytes
 
 _VEHICLES: Final = 100
 """Of one snapshot; a handful of contracts each."""
@@ -43,7 +44,7 @@ async def lines(store: Store, wanted: Filter) -> AsyncIterator[bytes]:
         found = await store.read(page(after, _VEHICLES, frozenset(wanted.wmis)))
         for contract in found.contracts:
             if wanted.passes(contract):
-                yield orjson.dumps(members(contract), option=orjson.OPT_APPEND_NEWLINE)
+                yield printable_json_bytes(orjson.dumps(members(contract), option=orjson.OPT_APPEND_NEWLINE))
         after = found.last
 
 

@@ -38,6 +38,7 @@ from ccp.files import create_private, reopen_private
 from ccp.parties import Caller
 from ccp.settings import Settings
 from ccp.store.bulk import take_over
+from ccp.terminal import printable_json_bytes
 
 T = TypeVar("T")
 
@@ -326,7 +327,7 @@ class _Report:
             members["errorMessages"] = list(refused.messages)
             if refused.again:
                 members["again"] = True
-            self._file.write(orjson.dumps(members, option=orjson.OPT_APPEND_NEWLINE))
+            self._file.write(printable_json_bytes(orjson.dumps(members, option=orjson.OPT_APPEND_NEWLINE)))
 
     def sync(self) -> int:
         """Bring it to the disk. Returns its length in octets."""

@@ -26,7 +26,7 @@ _BLANK_LINES_PER_LINE: Final = 10
 """So many lines without content may come, and so many more for each line with content."""
 _EXPANDED_BYTES: Final = 67_108_864
 _EXPANSION: Final = 100
-"""So many bytes may a gzip file expand to, and so many times its compressed size. Contracts shrink by 2 to 5."""
+"""So many bytes may a gzip file expand to, and so many times its compressed size. Contracts shrink to an eighth."""
 _COMPRESSED_BYTES_PER_LINE: Final = 1_048_576
 """Compressed bytes without a line, beside what the longest line needs: empty gzip members can follow each other."""
 

@@ -27,6 +27,7 @@ from ccp.cli import (
     trust,
     verify,
 )
+from ccp.cli.show import say
 from ccp.errors import CCPError
 
 app = typer.Typer(
@@ -40,7 +41,7 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def root(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
     if version:
-        typer.echo(__version__)
+        say(__version__)
         raise typer.Exit
 
 
@@ -69,10 +70,10 @@ def main() -> None:
         app(prog_name="ccp")
     except CCPError as exc:
         for message in exc.messages:
-            print(f"ccp: {message}", file=sys.stderr)
+            say(f"ccp: {message}", err=True)
         sys.exit(1)
     except OSError as exc:  # A file or directory that the command line names.
-        print(f"ccp: {exc.filename or 'input or output'}: {exc.strerror or exc}.", file=sys.stderr)
+        say(f"ccp: {exc.filename or 'input or output'}: {exc.strerror or exc}.", err=True)
         sys.exit(1)
     except Exception as exc:
         if (said := _said_by_database(exc)) is None:

@@ -17,7 +17,7 @@ from ccp import audit, settings
 from ccp import audit_comparison as comparison
 from ccp.audit import Verdict, Verifier
 from ccp.audit_comparison import BlankedRow
-from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, with_store
+from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, say, with_store
 from ccp.errors import CCPError, ConfigurationError, FieldError
 from ccp.files import create_private
 from ccp.ids import EMAID, PCID
@@ -60,11 +60,7 @@ def list_rows(
         return
     print_table(
         ["at", "actor", "action", "outcome", "subject", "trace id"],
-        [
-            [_printable(text) for text in (_at(row), row.actor, row.action, row.outcome, _about(row))]
-            + [row.trace_id or ""]
-            for row in found
-        ],
+        [[_at(row), row.actor, row.action, row.outcome, _about(row), row.trace_id or ""] for row in found],
     )
 
 
@@ -139,7 +135,7 @@ def export(
             raise
     # What is broken is exported as it is: whoever gets the file has to see it too.
     for broken in verdict.broken:
-        typer.echo(f"warning: lane {broken.lane}, row {broken.number}: {broken.why}.", err=True)
+        say(f"warning: lane {broken.lane}, row {broken.number}: {broken.why}.", err=True)
 
 
 @app.command()
@@ -159,7 +155,7 @@ def pseudonym(
             await store.close()
         return pseudonyms.of(_id(named))
 
-    typer.echo(asyncio.run(run()))
+    say(asyncio.run(run()))
 
 
 def _id(text: str) -> EMAID | PCID:
@@ -187,12 +183,12 @@ def _tell(verdict: Verdict, blanked: list[BlankedRow] | None, *, as_json: bool) 
         print_json(shown)
     else:
         erased = f", {verdict.erased} of them erased" if verdict.erased else ""
-        typer.echo(f"{verdict.rows} row(s){erased}.")
+        say(f"{verdict.rows} row(s){erased}.")
         for each in verdict.broken:
-            typer.echo(f"lane {each.lane}, row {each.number}: {each.why}.")
+            say(f"lane {each.lane}, row {each.number}: {each.why}.")
         for row in blanked or ():
-            typer.echo(_blanked_line(row))
-        typer.echo(_conclusion(verdict, blanked))
+            say(_blanked_line(row))
+        say(_conclusion(verdict, blanked))
     if verdict.broken:
         raise typer.Exit(1)
     if blanked:
@@ -314,8 +310,3 @@ def _shown(row: Recorded) -> dict[str, Any]:
         "lane": row.lane,
         "number": row.number,
     }
-
-
-def _printable(text: str) -> str:
-    """What a caller claimed to be must not write to the terminal by itself."""
-    return "".join(character if character.isprintable() else "?" for character in text)

@@ -13,7 +13,7 @@ import typer
 
 from ccp import settings, tokens
 from ccp.audit import command_actor, read_export
-from ccp.cli.show import ConfigOption
+from ccp.cli.show import ConfigOption, say
 from ccp.errors import ConfigurationError
 from ccp.store import backup as copies
 from ccp.store import revisions, schema
@@ -37,11 +37,11 @@ def backup(
     Keys that sign tokens and hashes of secrets are in it: it is readable by its owner alone, and has to stay so.
     """
     done = copies.backup(settings.load(config).database, file)
-    typer.echo(f"{file}: {done.contracts:,} variants, {done.octets:,} octets, schema {done.revision}, checked.")
+    say(f"{file}: {done.contracts:,} variants, {done.octets:,} octets, schema {done.revision}, checked.")
     try:
         inspect(file)
     except ConfigurationError as exc:
-        typer.echo(f"warning: {exc} `ccp restore` will refuse it.", err=True)
+        say(f"warning: {exc} `ccp restore` will refuse it.", err=True)
 
 
 def restore(
@@ -73,41 +73,41 @@ def restore(
             export = (part for part in read_export(lines) if isinstance(part, Recorded))
         done = copies.restore(url, file, at, entry=entry, key=key, replace=replace, export=export)
     checked = done.checked
-    typer.echo(f"{schema.sqlite_file(url)}: {checked.contracts:,} variants, schema {checked.revision}, checked.")
+    say(f"{schema.sqlite_file(url)}: {checked.contracts:,} variants, schema {checked.revision}, checked.")
     if done.aside is not None:
-        typer.echo(f"The database that was there is {done.aside}.")
+        say(f"The database that was there is {done.aside}.")
     if done.keys is None:
-        typer.echo("The keys that sign access tokens are those of the backup; revoke again what was revoked since.")
+        say("The keys that sign access tokens are those of the backup; revoke again what was revoked since.")
     else:
-        typer.echo(f"Keys that signed access tokens are revoked ({len(done.keys)}): callers need new tokens.")
+        say(f"Keys that signed access tokens are revoked ({len(done.keys)}): callers need new tokens.")
     _tell(done)
     if not revisions.is_enough(checked.revision):
-        typer.echo(f"This release needs schema {schema.head()}: run 'ccp db upgrade' next.")
+        say(f"This release needs schema {schema.head()}: run 'ccp db upgrade' next.")
 
 
 def _tell(done: copies.Restored) -> None:
     """What has to be done again."""
     if done.problem is not None:
-        typer.echo(f"warning: {done.problem}.", err=True)
+        say(f"warning: {done.problem}.", err=True)
     undone = done.undone
     if undone is None:
-        typer.echo(
+        say(
             "What was disabled, rotated or revoked after the backup is not known: "
             "only a replaced database or --audit-export tells it."
         )
         return
     if undone.diverged:
-        typer.echo("warning: that trail does not continue the one of the backup; compare both by hand.", err=True)
+        say("warning: that trail does not continue the one of the backup; compare both by hand.", err=True)
     if not undone.rows:
-        typer.echo("As far as the trail tells, nothing was disabled, rotated or revoked after the backup.")
+        say("As far as the trail tells, nothing was disabled, rotated or revoked after the backup.")
     else:
-        typer.echo(f"Done after the backup and undone by it ({len(undone.rows)}); do again what still holds:")
+        say(f"Done after the backup and undone by it ({len(undone.rows)}); do again what still holds:")
         for row in sorted(undone.rows, key=lambda row: (row.at, row.lane, row.number))[:_LISTED]:
-            typer.echo(f"  {_line(row)}")
+            say(f"  {_line(row)}")
         if len(undone.rows) > _LISTED:
-            typer.echo(f"  and {len(undone.rows) - _LISTED} more")
+            say(f"  and {len(undone.rows) - _LISTED} more")
     if undone.counted:
-        typer.echo(
+        say(
             f"Besides: {', '.join(f'{number:,} {action}' for action, number in sorted(undone.counted.items()))}."
         )
 

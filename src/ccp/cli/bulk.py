@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from ccp import settings
 from ccp.audit import command_actor
-from ccp.cli.show import ConfigOption, JsonOption, print_json, with_store
+from ccp.cli.show import ConfigOption, JsonOption, print_json, say, with_store
 from ccp.errors import ConfigurationError
 from ccp.ids import WMI, Namespace, ProviderId
 from ccp.parties import Caller, Party, Role
@@ -137,14 +136,14 @@ def _tell(state: State, seconds: float, checkpoint: Path | None, as_json: bool) 
         print_json(shown)
         return
     if state.resumed_behind:
-        typer.echo(f"Went on behind line {state.resumed_behind:,}, where an earlier run had stopped.")
+        say(f"Went on behind line {state.resumed_behind:,}, where an earlier run had stopped.")
     parts = ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items())
-    typer.echo(f"{sum(counts.values()):,} lines: {parts}. {rate:,.0f} lines a second in {seconds:,.1f} s.")
+    say(f"{sum(counts.values()):,} lines: {parts}. {rate:,.0f} lines a second in {seconds:,.1f} s.")
     for sentence, count in state.warnings.most_common():
-        typer.echo(f"Warning ({count:,} times): {sentence}")
+        say(f"Warning ({count:,} times): {sentence}")
     if state.interrupted:
         on = "the same command goes on from here" if checkpoint else "lines that are stored will be left as they are"
-        typer.echo(f"Interrupted; everything counted is stored or refused for good, {on}.")
+        say(f"Interrupted; everything counted is stored or refused for good, {on}.")
 
 
 def export_contracts(
@@ -171,4 +170,4 @@ def export_contracts(
         return await exporting.export(store, target, wanted)
 
     count = with_store(config, run)
-    print(f"{count:,} lines.", file=sys.stderr)
+    say(f"{count:,} lines.", err=True)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ccp.audit import command_actor
-from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, with_assembly
+from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, say, with_assembly
 
 if TYPE_CHECKING:
     from ccp.app import Assembly
@@ -36,4 +36,4 @@ def cleanse(
         print_json([{"emaid": each.emaid, "pcid": each.pcid, "reason": each.reason} for each in found])
         return
     print_table(["EMAID", "PCID", "reason"], [[each.emaid, each.pcid, each.reason] for each in found])
-    typer.echo(f"{len(found)} contract(s) {'would be removed' if dry_run else 'removed'}.")
+    say(f"{len(found)} contract(s) {'would be removed' if dry_run else 'removed'}.")

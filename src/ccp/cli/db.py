@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ccp import settings
-from ccp.cli.show import ConfigOption
+from ccp.cli.show import ConfigOption, say
 from ccp.errors import ConfigurationError
 from ccp.store import citus, revisions, schema
 
@@ -18,16 +18,14 @@ app = typer.Typer(help="Look after the database schema.", no_args_is_help=True)
 def upgrade(config: ConfigOption = None) -> None:
     """Bring the database to the schema of this release, creating it if there is none."""
     before, after = schema.upgrade(settings.load(config).database)
-    typer.echo(
-        f"The schema is {after}." if before == after else f"The schema was {before or 'absent'} and is now {after}."
-    )
+    say(f"The schema is {after}." if before == after else f"The schema was {before or 'absent'} and is now {after}.")
 
 
 @app.command()
 def status(config: ConfigOption = None) -> None:
     """Print the schema's revision and the one that this release needs."""
     found = schema.revision(settings.load(config).database)
-    typer.echo(f"found {found or 'none'}, needed {schema.head()}")
+    say(f"found {found or 'none'}, needed {schema.head()}")
     if not revisions.is_enough(found):
         raise typer.Exit(1)
 
@@ -48,11 +46,11 @@ def downgrade(
             "and say --yes."
         )
     before, after = schema.downgrade(database, to)
-    typer.echo(f"The schema was {before} and is now {after or 'absent'}.")
+    say(f"The schema was {before} and is now {after or 'absent'}.")
 
 
 @app.command()
 def distribute(config: ConfigOption = None) -> None:
     """Spread the tables over the nodes of a Citus cluster. The database has to have its schema already."""
     for table, how in citus.distribute(settings.load(config).database):
-        typer.echo(f"{table}: {how}")
+        say(f"{table}: {how}")

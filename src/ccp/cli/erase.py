@@ -9,7 +9,7 @@ import typer
 
 from ccp import settings
 from ccp.audit import command_actor
-from ccp.cli.show import ConfigOption, JsonOption, print_json, with_pool
+from ccp.cli.show import ConfigOption, JsonOption, print_json, say, with_pool
 from ccp.errors import ConfigurationError
 from ccp.ids import EMAID, PCID
 from ccp.store import schema
@@ -75,11 +75,9 @@ def erase(
     else:
         _print(erased, counts, dry_run)
         if scrubbed is not None and problem is None:
-            typer.echo("The database's files do not hold it any more.")
+            say("The database's files do not hold it any more.")
         elif not sqlite and not dry_run:
-            typer.echo(
-                "PostgreSQL keeps removed rows in its files until they are vacuumed, and in its write-ahead log."
-            )
+            say("PostgreSQL keeps removed rows in its files until they are vacuumed, and in its write-ahead log.")
     if problem is not None:
         raise ConfigurationError(problem)
 
@@ -88,11 +86,11 @@ def _print(erased: Erased, counts: dict[str, int], dry_run: bool) -> None:
     would = "would be erased" if dry_run else "erased"
     words = ("contract(s)", "signed response(s)", "unsent event(s)", "entries of revocation evidence")
     for count, word in zip(counts.values(), words, strict=False):
-        typer.echo(f"{count:>4}  {word} {would}")
-    typer.echo(f"{erased.audit_rows:>4}  audit row(s) {'would lose' if dry_run else 'lost'} what they are about")
-    typer.echo(f"{counts['vehicle']:>4}  vehicle(s) {would}")
+        say(f"{count:>4}  {word} {would}")
+    say(f"{erased.audit_rows:>4}  audit row(s) {'would lose' if dry_run else 'lost'} what they are about")
+    say(f"{counts['vehicle']:>4}  vehicle(s) {would}")
     if erased.waiting:
-        typer.echo(
+        say(
             f"{erased.waiting} event(s) to the car maker still name it until they are sent, and keep a vehicle's row "
             "that long; run this again then, or now with --tell-nobody."
         )

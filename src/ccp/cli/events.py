@@ -13,7 +13,7 @@ import typer
 
 from ccp import settings
 from ccp.audit import command_actor
-from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, with_store
+from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, say, with_store
 from ccp.errors import ConfigurationError, NotFound
 from ccp.store import Store, events, parties
 from ccp.store.audit import Action, Entry, record
@@ -70,7 +70,7 @@ def list_deliveries(
         ],
     )
     oldest = f", the oldest since {_time(backlog.oldest)}" if backlog.oldest is not None else ""
-    typer.echo(f"{backlog.outbox} not looked at yet, {backlog.waiting} waiting{oldest}, {backlog.dead} dead.")
+    say(f"{backlog.outbox} not looked at yet, {backlog.waiting} waiting{oldest}, {backlog.dead} dead.")
 
 
 @app.command()
@@ -153,7 +153,7 @@ def replay(
     count = _change(
         config, Action.EVENTS_REPLAYED, at, event_ids, endpoint, every, lambda **which: events.replay(at, **which)
     )
-    typer.echo(f"{count} {'delivery waits' if count == 1 else 'deliveries wait'} again.")
+    say(f"{count} {'delivery waits' if count == 1 else 'deliveries wait'} again.")
 
 
 @app.command()
@@ -165,7 +165,7 @@ def drop(
 ) -> None:
     """Forget dead deliveries; nobody is told of these events any more."""
     count = _change(config, Action.EVENTS_DROPPED, datetime.now(UTC), event_ids, endpoint, every, events.drop)
-    typer.echo(f"{count} {'delivery' if count == 1 else 'deliveries'} dropped.")
+    say(f"{count} {'delivery' if count == 1 else 'deliveries'} dropped.")
 
 
 @app.command()
@@ -176,7 +176,7 @@ def dispatch(config: ConfigOption = None) -> None:
 
     effective = settings.load(config)
     logs.configure(effective)
-    typer.echo(f"opnc-ccp sends events (database {effective.shown()['database']})", err=True)
+    say(f"opnc-ccp sends events (database {effective.shown()['database']})", err=True)
     asyncio.run(_until_told_to_stop(pool.dispatch(effective)))
 
 
@@ -293,5 +293,5 @@ def _time(at: datetime) -> str:
 
 
 def _short(text: str) -> str:
-    """What was typed, so that it can be printed."""
-    return "".join(character if character.isprintable() else "?" for character in text[:64])
+    """What was typed, as far as a sentence has room for it."""
+    return text[:64]

@@ -12,7 +12,7 @@ import typer
 
 from ccp import exi
 from ccp.cli.inputs import message_octets, read_input
-from ccp.cli.show import print_json
+from ccp.cli.show import print_json, say
 from ccp.errors import ChainError, EXIError
 from ccp.pki.certificates import Certificate
 
@@ -56,9 +56,9 @@ def encode(
     if form is Form.BINARY:
         sys.stdout.buffer.write(octets)
     elif form is Form.HEX:
-        typer.echo(octets.hex())
+        say(octets.hex())
     else:
-        typer.echo(base64.b64encode(octets).decode())
+        say(base64.b64encode(octets).decode())
 
 
 def _summarised(value: Any, name: str = "") -> Any:

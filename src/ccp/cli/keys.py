@@ -9,7 +9,7 @@ import typer
 
 from ccp import tokens
 from ccp.audit import command_actor
-from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, with_store
+from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, say, with_store
 from ccp.store import Store, keys
 from ccp.store.keys import TokenKey
 
@@ -52,7 +52,7 @@ def rotate(
     if as_json:
         print_json({"kid": made.kid, **_times(made)})
     else:
-        typer.echo(f"{made.kid} signs from {_told(made.starts_at)}.")
+        say(f"{made.kid} signs from {_told(made.starts_at)}.")
 
 
 @app.command()
@@ -70,9 +70,9 @@ def revoke(
     if as_json:
         print_json({"revoked": kid, "made": made.kid if made else None})
         return
-    typer.echo(f"{kid} is revoked.")
+    say(f"{kid} is revoked.")
     if made is not None:
-        typer.echo(f"{made.kid} signs in its place.")
+        say(f"{made.kid} signs in its place.")
 
 
 def _state(key: TokenKey, signing: TokenKey | None, at: datetime) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 
 from ccp.audit import command_actor
-from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, with_store
+from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, say, with_store
 from ccp.errors import ConfigurationError, MismatchError
 from ccp.parties import Party, Role, made, parsed
 from ccp.register import DEFAULT_OVERLAP, Actor, End, Register, Shown
@@ -85,7 +85,7 @@ def show(name: Named, config: ConfigOption = None, as_json: JsonOption = False) 
         for secret in shown.members()["secrets"]
     ]
     for label, value in rows:
-        typer.echo(f"{label:<12}  {value}".rstrip())
+        say(f"{label:<12}  {value}".rstrip())
 
 
 @app.command()
@@ -138,7 +138,7 @@ def edit(
     if as_json:
         print_json(party.members())
     else:
-        typer.echo(f"{party.client_id} is changed.")
+        say(f"{party.client_id} is changed.")
 
 
 @app.command()
@@ -148,7 +148,7 @@ def disable(name: Named, config: ConfigOption = None) -> None:
     async def write(register: Register, at: datetime) -> Party:
         return (await register.disable((await register.named(name)).client_id, _command(), at)).party
 
-    typer.echo(f"{_with_register(config, write).client_id} is disabled.")
+    say(f"{_with_register(config, write).client_id} is disabled.")
 
 
 @app.command()
@@ -158,7 +158,7 @@ def enable(name: Named, config: ConfigOption = None) -> None:
     async def write(register: Register, at: datetime) -> Party:
         return (await register.enable((await register.named(name)).client_id, _command(), at)).party
 
-    typer.echo(f"{_with_register(config, write).client_id} is enabled.")
+    say(f"{_with_register(config, write).client_id} is enabled.")
 
 
 @app.command("rotate-secret")
@@ -192,9 +192,7 @@ def rotate_secret(
         return
     _print_secret(shown.party, secret)
     older = shown.members()["secrets"][1:]
-    typer.echo(
-        f"The one before is good until {older[0]['expires_at']}." if older else "No older secret is good any more."
-    )
+    say(f"The one before is good until {older[0]['expires_at']}." if older else "No older secret is good any more.")
 
 
 def _with_register(config: Path | None, use: Callable[[Register, datetime], Coroutine[Any, Any, T]]) -> T:
@@ -206,7 +204,9 @@ def _command() -> Actor:
 
 
 def _print_secret(party: Party, secret: str) -> None:
-    typer.echo(f"client_id      {party.client_id}\nclient_secret  {secret}\nThe secret is not shown again.")
+    say(f"client_id      {party.client_id}")
+    say(f"client_secret  {secret}")
+    say("The secret is not shown again.")
 
 
 def _columns(party: Party) -> list[str]:

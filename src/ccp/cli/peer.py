@@ -10,7 +10,7 @@ import typer
 
 from ccp import settings
 from ccp.audit import command_actor
-from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, with_store
+from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, say, with_store
 from ccp.client import BadRequestError, Client, Dialect, Routing
 from ccp.errors import ConfigurationError, NotFound
 from ccp.ids import Fingerprint, Namespace, ProviderId
@@ -62,7 +62,7 @@ def add(
         await store.write(told(peers.add(peer, at), lambda _: [entry]))
 
     with_store(config, register)
-    typer.echo(f"{party_id} is a peer. 'ccp peer test {party_id}' tells whether it answers.")
+    say(f"{party_id} is a peer. 'ccp peer test {party_id}' tells whether it answers.")
 
 
 @app.command("list")
@@ -101,7 +101,7 @@ def call(party_id: Annotated[str, typer.Argument(help="The pool's party id.")], 
         try:
             client.deliver(b"\0", Namespace.ISO2, routing=routing, seconds=seconds)
         except BadRequestError:
-            typer.echo(f"{party_id} answers, and takes requests of vehicles from us.")
+            say(f"{party_id} answers, and takes requests of vehicles from us.")
         else:
             raise ConfigurationError(f"{party_id} answers to what is no request of a vehicle; is it a pool?")
 
@@ -115,7 +115,7 @@ def disable(party_id: Annotated[str, typer.Argument(help="The pool's party id.")
         await store.write(told(peers.disable(party_id), lambda _: [entry]))
 
     with_store(config, change)
-    typer.echo(f"{party_id} is disabled.")
+    say(f"{party_id} is disabled.")
 
 
 def _every(config: ConfigOption) -> list[Peer]:

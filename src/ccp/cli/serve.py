@@ -14,7 +14,7 @@ import typer
 
 from ccp import metrics, settings
 from ccp.cli import descriptors
-from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table
+from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, say
 from ccp.errors import ConfigurationError
 from ccp.issuers import check_files
 from ccp.limits import Meter
@@ -55,7 +55,7 @@ def serve(
         schema.upgrade(effective.database)
     schema.check(effective.database)  # Here, so that it is told once and not by every worker.
     for warning in schema.warnings(effective.database):
-        typer.echo(f"warning: {warning}", err=True)
+        say(f"warning: {warning}", err=True)
     if effective.tls_cert is not None:
         _check_tls(effective.tls_cert, effective.tls_key, effective.tls_client_ca)
     check_files(effective.issuers)
@@ -64,7 +64,7 @@ def serve(
         limit is not None
         and (possible := descriptors.connections_possible(effective, limit)) < effective.max_connections
     ):
-        typer.echo(
+        say(
             f"warning: {limit} file descriptors are too few for max_connections = {effective.max_connections}; "
             f"a worker takes {possible} connections. Raise the hard limit (ulimit -Hn, LimitNOFILE) to "
             f"{descriptors.needed(effective)}.",
@@ -80,7 +80,7 @@ def _run(effective: Settings, limit: int | None) -> None:
     from ccp.cli import workers as processes  # Here: most commands can do without the server's libraries.
 
     allowed = "any number of" if limit is None else limit
-    typer.echo(
+    say(
         f"opnc-ccp on {effective.public_url} (database {effective.shown()['database']}, {allowed} file descriptors "
         "a worker)",
         err=True,

@@ -1,4 +1,9 @@
-"""How commands speak: tables for people, JSON for programs."""
+"""How commands speak: tables for people, JSON for programs.
+
+The only module of the command line that writes text. What it writes may come from outside (names in certificates,
+client ids that callers typed, sentences of peers), so control and bidirectional characters are escaped, and credentials
+in URLs are hidden.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +20,8 @@ from rich.text import Text
 
 from ccp import settings
 from ccp.store import Store, connect
+from ccp.terminal import printable, printable_json
+from ccp.urls import hide_in_text
 
 if TYPE_CHECKING:
     from ccp.app import Assembly
@@ -31,8 +38,42 @@ console = Console()
 _ANY_WIDTH: Final = 10_000
 
 
+def clean(text: str) -> str:
+    """A text as one line for people."""
+    return printable(hide_in_text(text))
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print one line. err: to standard error."""
+    typer.echo(clean(text), err=err)
+
+
+def print_exactly(text: str) -> None:
+    """Print a text of our own making as it is, such as PEM."""
+    typer.echo(text, nl=False)
+
+
+def print_styled(*parts: tuple[str, str]) -> None:
+    """Print one line of texts, each with a style of rich's ("" for none). A style is no part of the text."""
+    console.print(Text.assemble(*((clean(text), style) for text, style in parts)), soft_wrap=True)
+
+
 def print_json(value: object) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    typer.echo(json_text(value))
+
+
+def json_text(value: object) -> str:
+    return printable_json(json.dumps(_without_credentials(value), indent=2, ensure_ascii=False))
+
+
+def _without_credentials(value: object) -> object:
+    if isinstance(value, str):
+        return hide_in_text(value)
+    if isinstance(value, dict):
+        return {name: _without_credentials(member) for name, member in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_credentials(member) for member in value]
+    return value
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -40,7 +81,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     headers = (Column(column, overflow="fold") for column in columns)
     table = Table(*headers, box=None, pad_edge=False, header_style="bold")
     for row in rows:
-        table.add_row(*map(Text, row))  # As it is: rich would read a name in brackets as markup.
+        table.add_row(*(Text(clean(cell)) for cell in row))  # As it is: rich would read a name in brackets as markup.
     if console.is_terminal:
         console.print(table)
     else:  # One line for each row, however long: this goes to a file or another program.

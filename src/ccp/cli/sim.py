@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ccp.cli.show import console
+from ccp.cli.show import console, print_styled, say
 
 
 def register(app: typer.Typer) -> None:
@@ -22,17 +22,14 @@ def demo() -> None:
     from ccp.sim.demo import run
 
     def tell(edition: str, text: str, result: str, seconds: float) -> None:
-        console.print(
-            f"[green]✓[/] {edition:12} {text:62} {result:44} {seconds * 1000:7.1f} ms", highlight=False, soft_wrap=True
-        )
+        print_styled(("✓", "green"), (f" {edition:12} {text:62} {result:44} {seconds * 1000:7.1f} ms", ""))
 
     began = time.perf_counter()
     story = run(tell)
-    console.print(
-        f"\n[bold]{story.steps} steps in {time.perf_counter() - began:.1f} s.[/] "
-        f"Installed: {', '.join(story.installed)}.",
-        highlight=False,
-        soft_wrap=True,
+    say("")
+    print_styled(
+        (f"{story.steps} steps in {time.perf_counter() - began:.1f} s.", "bold"),
+        (f" Installed: {', '.join(story.installed)}.", ""),
     )
 
 
@@ -47,7 +44,7 @@ def sandbox(
     base_url = f"http://127.0.0.1:{port}"
     with console.status("Making keys and certificates …"):
         create(directory, base_url, datetime.now(UTC), store_samples=store)
-    typer.echo(f"""The sandbox is in {directory}. Start its pool:
+    for line in f"""The sandbox is in {directory}. Start its pool:
 
   ccp serve --config {directory}/ccp.toml
 
@@ -56,4 +53,5 @@ Client ids and secrets are in {directory}/credentials.json. A token, and a car's
   TOKEN=$(curl -s {base_url}/oauth/token -d grant_type=client_credentials -d client_id=example-cpo \\
     -d client_secret=SECRET | python3 -c 'import json,sys; print(json.load(sys.stdin)["access_token"])')
   curl -s {base_url}/opnc/v1/ccp/signedcontractdata -H "Authorization: Bearer $TOKEN" \\
-    -H 'Content-Type: application/json' -d @{directory}/samples/iso2/request_WEX0SANDBOX000001.json""")
+    -H 'Content-Type: application/json' -d @{directory}/samples/iso2/request_WEX0SANDBOX000001.json""".split("\n"):
+        say(line)

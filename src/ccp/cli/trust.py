@@ -11,7 +11,7 @@ import typer
 
 from ccp import settings, trust
 from ccp.audit import command_actor
-from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, with_store
+from ccp.cli.show import ConfigOption, JsonOption, print_exactly, print_json, print_table, say, with_store
 from ccp.errors import ChainError, ConfigurationError
 from ccp.ids import Fingerprint
 from ccp.neighbours import Neighbours
@@ -61,11 +61,11 @@ def add(
         return told(anchors.keep(certificate), tell)
 
     for entry, is_new in zip(found, with_store(config, change), strict=True):
-        typer.echo(f"{'added' if is_new else 'known'}  {_line(entry)}")
+        say(f"{'added' if is_new else 'known'}  {_line(entry)}")
     for entry in {entry.fingerprint: entry for entry in found}.values():
         warning = trust.expiry_warning(Certificate.load(entry.certificate), at)
         if warning:
-            typer.echo(f"warning: {warning}", err=True)
+            say(f"warning: {warning}", err=True)
 
 
 def _refusal(file: Path, certificate: Certificate) -> str | None:
@@ -96,7 +96,7 @@ def list_trusted(
     for state in (Expiry.EXPIRED, Expiry.SOON, Expiry.NOT_YET):
         count = sum(entry["state"] == state for entry in found)
         if count:
-            typer.echo(f"warning: {count} of them: {state}.", err=True)
+            say(f"warning: {count} of them: {state}.", err=True)
 
 
 @app.command()
@@ -114,7 +114,7 @@ def remove(
 
         return await store.write(told(anchors.remove(named, role.value if role else None), tell))
 
-    typer.echo(f"removed for {len(with_store(config, change))} role(s)")
+    say(f"removed for {len(with_store(config, change))} role(s)")
 
 
 @app.command()
@@ -133,9 +133,9 @@ def export(
         raise ConfigurationError("There is nothing to export.")
     if directory is None:
         for entry in found:
-            typer.echo(Certificate.load(entry.certificate).pem().decode("ascii"), nl=False)
+            print_exactly(Certificate.load(entry.certificate).pem().decode("ascii"))
         return
-    typer.echo(f"wrote {len(trust.export(found, directory))} file(s) to {directory}")
+    say(f"wrote {len(trust.export(found, directory))} file(s) to {directory}")
 
 
 @app.command()
@@ -174,14 +174,14 @@ def sync(
         )
         return
     for entry in done.added:
-        typer.echo(f"added  {_line(entry)}  {entry.fingerprint}")
+        say(f"added  {_line(entry)}  {entry.fingerprint}")
     for entry in done.gone:
         kept = "removed" if done.pruned else "gone from the pool, still trusted (--prune removes it)"
-        typer.echo(f"{kept}  {_line(entry)}  {entry.fingerprint}")
+        say(f"{kept}  {_line(entry)}  {entry.fingerprint}")
     for sentence in done.unusable:
-        typer.echo(f"not used: {sentence}", err=True)
+        say(f"not used: {sentence}", err=True)
     if not done.added and not done.gone:
-        typer.echo("nothing new")
+        say("nothing new")
 
 
 def _read(role: Role | None) -> Callable[[Store], Coroutine[Any, Any, list[TrustedCertificate]]]:
@@ -192,7 +192,7 @@ def _read(role: Role | None) -> Callable[[Store], Coroutine[Any, Any, list[Trust
 
 
 def _line(entry: TrustedCertificate) -> str:
-    return f"{entry.role}  {'root' if entry.is_root else 'intermediate'}  {_printable(entry.label)}"
+    return f"{entry.role}  {'root' if entry.is_root else 'intermediate'}  {entry.label}"
 
 
 def _shown(entry: TrustedCertificate, at: datetime) -> dict[str, str]:
@@ -200,7 +200,7 @@ def _shown(entry: TrustedCertificate, at: datetime) -> dict[str, str]:
     return {
         "role": entry.role,
         "kind": "root" if entry.is_root else "intermediate",
-        "label": _printable(entry.label),
+        "label": entry.label,
         "fingerprint": entry.fingerprint,
         "valid_from": certificate.not_before.strftime("%Y-%m-%d"),
         "valid_to": certificate.not_after.strftime("%Y-%m-%d"),
@@ -208,8 +208,3 @@ def _shown(entry: TrustedCertificate, at: datetime) -> dict[str, str]:
         "source": entry.source,
         "added_at": entry.added_at.isoformat(timespec="seconds"),
     }
-
-
-def _printable(label: str) -> str:
-    """A label may be a common name that a pool sent; it must not write to the terminal by itself."""
-    return "".join(character if character.isprintable() else "?" for character in label)

@@ -12,7 +12,7 @@ import typer
 from ccp import advice, exi, installation
 from ccp.checks import Checks, Verdict
 from ccp.cli.inputs import message_octets, read_input
-from ccp.cli.show import ConfigOption, JsonOption, console, print_json, with_pool
+from ccp.cli.show import ConfigOption, JsonOption, print_json, print_styled, with_pool
 from ccp.errors import ConfigurationError, NotFound, VerificationError
 from ccp.exi import iso2, iso20
 from ccp.ids import EMAID, PCID, Namespace
@@ -23,7 +23,7 @@ from ccp.trust import from_directory
 if TYPE_CHECKING:
     from ccp.pool import Pool
 
-_MARKS = {Verdict.PASSED: "[green]✓[/]", Verdict.FAILED: "[red]✗[/]", Verdict.NOT_APPLICABLE: "[dim]–[/]"}
+_MARKS = {Verdict.PASSED: ("✓", "green"), Verdict.FAILED: ("✗", "red"), Verdict.NOT_APPLICABLE: ("–", "dim")}
 
 
 def register(app: typer.Typer) -> None:
@@ -78,14 +78,14 @@ def verify(
 
 
 def _print(told: _Told, at: datetime) -> None:
-    console.print(f"{told.title}, checked at {at:%Y-%m-%dT%H:%M:%SZ}", highlight=False, soft_wrap=True)
+    print_styled((f"{told.title}, checked at {at:%Y-%m-%dT%H:%M:%SZ}", ""))
     for check in told.checks.report:
-        console.print(f"{check.number:2} {_MARKS[check.verdict]} {check.subject}", highlight=False)
+        print_styled((f"{check.number:2} ", ""), _MARKS[check.verdict], (f" {check.subject}", ""))
         for line in ((check.reason,) if check.reason else ()) + check.evidence:
-            console.print(f"       {line}", highlight=False, markup=False, soft_wrap=True, style="dim")
+            print_styled((f"       {line}", "dim"))
     for warning in told.warnings:
-        console.print(f"   ! {warning}", highlight=False, markup=False, soft_wrap=True, style="yellow")
-    console.print("[green]verified[/]" if told.checks.passed else "[red]NOT verified[/]")
+        print_styled((f"   ! {warning}", "yellow"))
+    print_styled(("verified", "green") if told.checks.passed else ("NOT verified", "red"))
 
 
 def _held(emaid: str | None, pcid: str | None, at: datetime, config: Path | None) -> list[_Told]:

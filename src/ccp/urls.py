@@ -1,0 +1,56 @@
+"""URLs for display: passwords and query parameters that hold secrets are left out."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+from urllib.parse import unquote_plus
+
+HIDDEN: Final = "…"
+_URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>]+")
+_SECRET: Final = re.compile(r"pass|pwd|secret|token|key|sig|auth|cred|sas|code|session", re.IGNORECASE)
+_HARMLESS: Final = frozenset({"sslkey", "passfile"})  # Names of files.
+
+
+def hide_credentials(url: str) -> str:
+    """A URL without its password and the values of query parameters whose names speak of a secret.
+
+    It need not be well-formed: a password may hold any character by mistake, so it ends at the last `@`. A text without
+    `://` is returned as it is.
+    """
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        return url
+    return f"{scheme}://{_hide_parameters(_hide_user(scheme.lower(), rest))}"
+
+
+def hide_in_text(text: str) -> str:
+    """A sentence with the credentials of every URL in it hidden."""
+    return _URL.sub(lambda found: hide_credentials(found[0]), text) if "://" in text else text
+
+
+def _hide_user(scheme: str, rest: str) -> str:
+    authority = re.match(r"[^/?#]*", rest)
+    assert authority is not None, "it matches the empty text too"
+    web = scheme in ("http", "https", "ws", "wss", "ldap", "ldaps", "ftp")
+    if "@" not in authority[0] and web and re.fullmatch(r"[^:]*(:\d*)?|\[[^\]]*\](:\d*)?", authority[0]):
+        return rest  # A host and perhaps a port; an @ further behind belongs to the path.
+    if (user := re.match(r"([^:/?#@\[]*):(.*)@", rest, re.DOTALL)) is not None:
+        return f"{user[1]}:{HIDDEN}@{rest[user.end() :]}"
+    if web and "@" in authority[0]:  # A user without a password: often an access token.
+        return f"{HIDDEN}@{rest.rpartition('@')[2]}"
+    return rest
+
+
+def _hide_parameters(rest: str) -> str:
+    path, *parts = re.split(r"([?&;#])", rest)
+    shown = [path]
+    hiding = False
+    for separator, part in zip(parts[::2], parts[1::2], strict=True):
+        if hiding and separator in "?;":
+            continue  # Of a secret that was not encoded.
+        name, equals, _ = part.partition("=")
+        plain = unquote_plus(name).strip().lower()
+        hiding = bool(equals) and plain not in _HARMLESS and _SECRET.search(plain) is not None
+        shown.append(f"{separator}{name}={HIDDEN}" if hiding else f"{separator}{part}")
+    return "".join(shown)

@@ -1,0 +1,193 @@
+"""Names that write to a terminal: in certificates, client ids, parties of an older release, peers and partners."""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+import structlog
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+
+
+from ccp import cli, logs
+from ccp.audit import command_actor
+from ccp.parties import Party, Role
+from ccp.pki.certificates import Certificate
+from ccp.pki.paths import Role as TrustRole
+from ccp.settings import Settings
+from ccp.store import parties, peers
+from ccp.store import audit as questions
+from ccp.store.audit import Action, Entry
+from ccp.store.peers import Peer
+from ccp.terminal import is_visible, printable, printable_json
+from ccp.trust import add_anchor, trusted
+from tests.cli.run import Done, ccp
+from tests.store.made import AT, new_database, sql, write
+
+# Clear screen by C0 and by C1, DEL, overrides and isolates, marks, zero width, separators, selectors, fillers, markup.
+HOSTILE = "x\x1b[2J\x9b31m\x7f\u202egnp.exe\u2066\u2069\u200e\u200f\u061c\u200b\u2028\u2029\ufe0f\u3164\u0085[red]y"
+BIDI_AND_CONTROLS = {*map(chr, range(0x20)), *map(chr, range(0x7F, 0xA0)), *HOSTILE} - set("x[2J31mgnp.exe]redy\n")
+
+
+def shows_itself(text: str) -> bool:
+    return not BIDI_AND_CONTROLS & set(text)
+
+
+def certificate_named(name: str) -> Certificate:
+    key = ec.generate_private_key(ec.SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name, _validate=False)])
+    builder = x509.CertificateBuilder().subject_name(subject).issuer_name(subject).public_key(key.public_key())
+    builder = builder.serial_number(7).not_valid_before(AT).not_valid_after(AT + timedelta(days=4000))
+    builder = builder.add_extension(x509.BasicConstraints(ca=True, path_length=2), critical=True)
+    usage = x509.KeyUsage(False, False, False, False, False, True, True, False, False)
+    builder = builder.add_extension(usage, critical=True)
+    builder = builder.add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    return Certificate.load(builder.sign(key, hashes.SHA256()).public_bytes(Encoding.DER))
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[object, ...]]:
+    """A database in which everything that can have a name has a hostile one; the option that names it."""
+    folder = tmp_path_factory.mktemp("hostile")
+    url = new_database(folder)
+    (folder / "ccp.toml").write_text(f'database = "{url}"\nlog_level = "error"\n')
+    party = Party("hostile", HOSTILE, frozenset({Role.CPO}))
+    peer = Peer(HOSTILE, "https://peer.example", "opnc", HOSTILE, "secret", None, HOSTILE, None, frozenset())
+    entry = Entry(AT, HOSTILE, Action.ACCESS_REFUSED, {"claimed": HOSTILE, "cause": [HOSTILE]}, HOSTILE, HOSTILE)
+    write(
+        url,
+        parties.insert(party, "hash", AT),
+        add_anchor(trusted(certificate_named(HOSTILE), TrustRole.V2G, HOSTILE, AT), command_actor(), AT),
+        peers.add(peer, AT),
+        questions.record(entry),
+    )
+    webhook = ["w" + HOSTILE, "hostile", "https://hooks.example/?a=" + HOSTILE]
+    columns = [row[1] for row in sql(url, "select * from pragma_table_info('webhook')")]
+    values = dict.fromkeys(columns, "[]") | dict(zip(("id", "client_id", "url"), webhook, strict=True))
+    for name in ("created_at", "updated_at"):
+        values[name] = 0  # type: ignore[assignment]
+    if "enabled" in columns:
+        values["enabled"] = True  # type: ignore[assignment]
+    marks = ", ".join("?" * len(columns))
+    sql(url, f"insert into webhook ({', '.join(columns)}) values ({marks})", *(values[name] for name in columns))
+    yield "--config", folder / "ccp.toml"
+
+
+LISTINGS = [
+    ("audit", "list"), ("audit", "verify"), ("party", "list"), ("party", "show", "hostile"), ("peer", "list"),
+    ("trust", "list"), ("events", "endpoints"), ("events", "list"), ("keys", "list"), ("party", "show", HOSTILE + "?"),
+    ("events", "show", HOSTILE), ("trust", "remove", HOSTILE), ("peer", "test", HOSTILE + "?"),
+    ("audit", "list", "--since", HOSTILE), ("verify", "--at", HOSTILE, "-"), ("import", "/" + HOSTILE),
+    ("events", "replay", "--endpoint", HOSTILE), ("keys", "revoke", HOSTILE), ("exi", "decode", "/" + HOSTILE),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("form", [(), ("--json",)])
+@pytest.mark.parametrize("command", LISTINGS, ids=lambda command: " ".join(command[:2]))
+def test_no_command_lets_a_name_write_to_the_terminal(
+    hostile: tuple[object, ...], command: tuple[str, ...], form: tuple[str, ...]
+) -> None:
+    if command[0] == "exi":
+        hostile = ()
+    done: Done = ccp(*command, *form, *hostile)
+    assert shows_itself(done.out), done.out
+    assert shows_itself(done.err.replace("│", "")), done.err
+    assert "Traceback" not in done.err
+
+
+NAMING = [("audit", "list"), ("party", "list"), ("peer", "list"), ("trust", "list"), ("events", "endpoints")]
+
+
+@pytest.mark.parametrize("command", [*NAMING, ("party", "show", "hostile")], ids=lambda command: " ".join(command[:2]))
+def test_names_are_shown_escaped_and_whole(hostile: tuple[object, ...], command: tuple[str, ...]) -> None:
+    done = ccp(*command, *hostile)
+    assert done.status == 0, done.err
+    assert r"x\x1b[2J\x9b31m\x7f\u202egnp.exe\u2066\u2069\u200e\u200f\u061c\u200b" in done.out
+    assert r"\u2028\u2029\ufe0f\u3164\x85[red]y" in done.out
+    found = json.dumps(json.loads(ccp(*command, "--json", *hostile).out))
+    assert json.dumps(HOSTILE)[1:-1] in found, "programs get the name as it is"
+
+
+def test_every_command_writes_through_the_one_module_that_escapes() -> None:
+    """`print`, `typer.echo` and a console of its own would go around it. Progress bars hold numbers only."""
+    allowed = {("show.py", "typer.echo"), ("bulk.py", "Console"), ("show.py", "Console"), ("show.py", "console.print")}
+    found = set()
+    for file in Path(cli.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call):
+                name = ast.unparse(node.func)
+                if name in ("print", "typer.echo", "typer.secho", "click.echo", "console.print", "Console") or (
+                    name.endswith((".stdout.write", ".stderr.write"))
+                ):
+                    found.add((file.name, name))
+    assert found <= allowed
+
+
+# --- The log ---------------------------------------------------------------------------------------------------------
+
+
+def logged(log_format: str, monkeypatch: pytest.MonkeyPatch, **members: Any) -> str:
+    out = io.StringIO()
+    monkeypatch.setattr("sys.stderr", out)
+    before = structlog.get_config()
+    try:
+        logs.configure(Settings(log_format=log_format, log_level="info"))
+        structlog.get_logger("test").bind().error("peer asked", **members)
+    finally:
+        structlog.configure(**before)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("log_format", ["json", "console"])
+def test_no_log_line_writes_to_the_terminal_or_looks_like_two(log_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    members = {"peer": HOSTILE, "reasons": {HOSTILE: 1}, "said": [HOSTILE, f"a\n{HOSTILE}"], "address": "\ud800"}
+    text = logged(log_format, monkeypatch, **members)
+    if log_format == "json":
+        assert shows_itself(text.removesuffix("\n"))
+        assert orjson.loads(text)["event"] == "peer asked"
+    else:
+        assert text.count("\n") == 1
+        own = {"\x1b[0m", "\x1b[1m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[33m", "\x1b[35m", "\x1b[36m"}
+        for code in own:  # The renderer's own colours.
+            text = text.replace(code, "")
+        assert shows_itself(text.removesuffix("\n")), text
+
+
+def test_a_traceback_keeps_its_lines_and_none_looks_like_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    try:
+        raise ValueError(f"bad\n2026-03-01 [info] all is well {HOSTILE}")
+    except ValueError as exc:
+        text = logged("console", monkeypatch, exc_info=exc)
+    lines = text.splitlines()
+    assert any(line.startswith("    2026-03-01 [info] all is well") for line in lines)
+    assert not any(line.startswith("2026-03-01 [info] all is well") for line in lines)
+
+
+# --- Characters ------------------------------------------------------------------------------------------------------
+
+
+def test_every_character_that_changes_what_is_around_it_is_escaped() -> None:
+    invisible = [
+        *range(0x20), 0x7F, *range(0x80, 0xA0), 0xAD, 0x34F, 0x61C, 0x115F, 0x1160, 0x17B4, 0x180E, *range(0x200B, 0x2010),
+        *range(0x2028, 0x202F), *range(0x2060, 0x2070), 0x2800, 0x3164, 0xFE0F, 0xFEFF, 0xFFA0, 0xFFF9, 0xD800, 0xDFFF,
+        0xE0001, 0xE0041, 0xE0100, 0x1D173,
+    ]  # fmt: skip
+    assert not any(is_visible(chr(point)) for point in invisible)
+    for point in invisible:
+        assert printable(chr(point)).isascii()
+        shown = printable_json(json.dumps([chr(point)], ensure_ascii=False))
+        assert shown.isascii()
+        assert json.loads(shown) == [chr(point)]
+    for text in ("Škoda Ørsted", "東京", "🚗", "a b", "Ελλάς", "한국", "\\ [x] \"'"):
+        assert printable(text) == printable_json(text) == text
