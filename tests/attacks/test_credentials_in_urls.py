@@ -48,10 +48,14 @@ def test_a_url_is_shown_without_its_secret_and_still_names_the_host(url: str) ->
 @pytest.mark.parametrize(
     "url",
     [
-        "https://host.example:8443/crl/a@b.crl?id=3&issuer=x", "postgresql://ccp@db.example:5432/name?sslmode=verify-full",
-        "sqlite:////var/lib/ccp/ccp@home.db", "http://[::1]:80/?y=1", "postgresql:///x?sslkey=/etc/key.pem", "no url: a@b",
+        "https://host.example:8443/crl/a@b.crl?id=3&issuer=x",
+        "postgresql://ccp@db.example:5432/name?sslmode=verify-full",
+        "sqlite:////var/lib/ccp/ccp@home.db",
+        "http://[::1]:80/?y=1",
+        "postgresql:///x?sslkey=/etc/key.pem",
+        "no url: a@b",
     ],
-)  # fmt: skip
+)
 def test_a_url_without_a_secret_is_shown_as_it_is(url: str) -> None:
     assert hide_credentials(url) == url
 

@@ -33,7 +33,8 @@ CONFUSING = {
     "Acme\U000e0100": "has a character that is not visible (U+E0100)",
 }
 ALLOWED = [
-    "Škoda Ørsted Straße", "Ελλάς Ενέργεια", "ООО Энергия 24", "東京チャージ Mobility", "한국 EV 충전", "北京 ㄅ EV", "חשמל", "बिजली ७",
+    "Škoda Ørsted Straße", "Ελλάς Ενέργεια", "ООО Энергия 24", "東京チャージ Mobility", "한국 EV 충전", "北京 ㄅ EV",
+    "חשמל", "बिजली ७",
     "كهرباء ٣", "O’Neill & Söhne µ-Grid™", "\uff25\uff36 Charge", "テスト々ー", "Ħal Għaxaq",
 ]  # fmt: skip
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import io
 import json
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-
 from ccp import cli, logs
 from ccp.audit import command_actor
 from ccp.parties import Party, Role
 from ccp.pki.certificates import Certificate
 from ccp.pki.paths import Role as TrustRole
 from ccp.settings import Settings
-from ccp.store import parties, peers
 from ccp.store import audit as questions
+from ccp.store import parties, peers
 from ccp.store.audit import Action, Entry
 from ccp.store.peers import Peer
 from ccp.terminal import is_visible, printable, printable_json
@@ -57,7 +55,7 @@ def certificate_named(name: str) -> Certificate:
 
 
 @pytest.fixture(scope="module")
-def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[object, ...]]:
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
     """A database in which everything that can have a name has a hostile one; the option that names it."""
     folder = tmp_path_factory.mktemp("hostile")
     url = new_database(folder)
@@ -81,7 +79,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[object, 
         values["enabled"] = True  # type: ignore[assignment]
     marks = ", ".join("?" * len(columns))
     sql(url, f"insert into webhook ({', '.join(columns)}) values ({marks})", *(values[name] for name in columns))
-    yield "--config", folder / "ccp.toml"
+    return "--config", folder / "ccp.toml"
 
 
 LISTINGS = [
@@ -179,7 +177,8 @@ def test_a_traceback_keeps_its_lines_and_none_looks_like_an_event(monkeypatch: p
 
 def test_every_character_that_changes_what_is_around_it_is_escaped() -> None:
     invisible = [
-        *range(0x20), 0x7F, *range(0x80, 0xA0), 0xAD, 0x34F, 0x61C, 0x115F, 0x1160, 0x17B4, 0x180E, *range(0x200B, 0x2010),
+        *range(0x20), 0x7F, *range(0x80, 0xA0), 0xAD, 0x34F, 0x61C, 0x115F, 0x1160, 0x17B4, 0x180E,
+        *range(0x200B, 0x2010),
         *range(0x2028, 0x202F), *range(0x2060, 0x2070), 0x2800, 0x3164, 0xFE0F, 0xFEFF, 0xFFA0, 0xFFF9, 0xD800, 0xDFFF,
         0xE0001, 0xE0041, 0xE0100, 0x1D173,
     ]  # fmt: skip

@@ -107,9 +107,7 @@ def _tell(done: copies.Restored) -> None:
         if len(undone.rows) > _LISTED:
             say(f"  and {len(undone.rows) - _LISTED} more")
     if undone.counted:
-        say(
-            f"Besides: {', '.join(f'{number:,} {action}' for action, number in sorted(undone.counted.items()))}."
-        )
+        say(f"Besides: {', '.join(f'{number:,} {action}' for action, number in sorted(undone.counted.items()))}.")
 
 
 def _line(row: Recorded) -> str:

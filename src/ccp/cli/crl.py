@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from ccp.audit import command_actor
-from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, with_store
+from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, say, with_store
 from ccp.errors import ChainError, NotFound
 from ccp.pki.certificates import Certificate
 from ccp.store import Store, crls
@@ -75,7 +75,7 @@ def accept(
         print_json({"accepted": accepted})
         return
     for one in accepted:
-        typer.echo(f"accepted  {one['issuer']}  {one['url']}  (the number was {_dash(one['number'])})")
+        say(f"accepted  {one['issuer']}  {one['url']}  (the number was {_dash(one['number'])})")
 
 
 def _shown(held: HeldCRL) -> dict[str, Any]:
