@@ -198,6 +198,17 @@ def test_a_checkpoint_of_another_database_skips_no_line(
     assert (len(target.emaids()), len(other.emaids())) == (32, 0)
 
 
+def test_a_checkpoint_of_before_a_restore_skips_no_line(target: Database, drop: Path, pkis: dict[str, PKI]) -> None:
+    empty, file, checkpoint = drop / "empty.jsonl", broken_off(drop, pkis), drop / "checkpoint"
+    empty.write_bytes(b"")
+    good("import", empty, env=target.env)  # Makes the key.
+    good("backup", drop / "backup.db", env=target.env)
+    assert ccp("import", file, "--checkpoint", checkpoint, env=target.env).status == 1
+    good("restore", drop / "backup.db", "--replace", env=target.env)
+    assert CHANGED in told("import", file, "--checkpoint", checkpoint, env=target.env)
+    assert target.emaids() == set()
+
+
 def test_without_a_file_of_its_own_a_database_s_checkpoints_lie_in_the_user_s_state_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

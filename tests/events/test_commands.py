@@ -20,7 +20,7 @@ from ccp.store import parties
 from ccp.store.events import Outcome
 from tests.cli.run import COMMAND, Done, environment, good, told
 from tests.client.servers import Reply, scripted
-from tests.events.told import CREATED, DELETED, URL, call, fanned_out, subscribe, tried
+from tests.events.told import CREATED, DELETED, call, fanned_out, subscribe, tried
 from tests.world import Contract, Pool, start
 
 WHY = "hooks.example cannot be reached."
@@ -85,7 +85,7 @@ def test_what_was_given_up_is_listed_first_of_all(pool: Pool) -> None:
         "namespace": "urn:iso:15118:2:2013:MsgDef",
         "endpoint": made["id"],
         "party": "oem",
-        "url": URL,
+        "url": "https://hooks.example/ccp?token=…",
         "state": "dead",
         "attempts": 1,
         "next_attempt": None,

@@ -26,7 +26,6 @@ from ccp.store import secrets as questions
 from ccp.store.schema import is_postgres, sqlite_file
 
 _KIND: Final = "opnc-ccp import 2"
-_KEY_NAME: Final = "import_checkpoint_key"
 
 
 def default_path(source: str, database: str) -> Path:
@@ -53,9 +52,9 @@ def default_path(source: str, database: str) -> Path:
 
 async def key_of(store: Store) -> bytes:
     """The key that authenticates checkpoints of imports; the first import makes it. Raises Unavailable."""
-    kept = await store.read(questions.find(_KEY_NAME))
+    kept = await store.read(questions.find(questions.IMPORT_CHECKPOINT_KEY))
     if kept is None:
-        kept = await store.write(questions.ensure(_KEY_NAME, secrets.token_hex(32)))
+        kept = await store.write(questions.ensure(questions.IMPORT_CHECKPOINT_KEY, secrets.token_hex(32)))
     return bytes.fromhex(kept)
 
 

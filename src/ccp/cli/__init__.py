@@ -78,7 +78,7 @@ def main() -> None:
     except Exception as exc:
         if (said := _said_by_database(exc)) is None:
             raise
-        print(f"ccp: The database refuses what was asked of it: {said}.", file=sys.stderr)
+        say(f"ccp: The database refuses what was asked of it: {said}.", err=True)
         sys.exit(1)
 
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from ccp.store import audit, keys
+from ccp.store import audit, keys, secrets
 from ccp.store.audit import LANES, Entry, Head, Recorded
 from ccp.store.keys import TokenKey
 from ccp.store.sqlite import run
@@ -96,5 +96,7 @@ def _prepared(revision: str, key: TokenKey | None, entry: Callable[[Sequence[str
         if revision >= TRAIL_SINCE:
             yield from keys.ensure(key)
     if revision >= TRAIL_SINCE:
+        # Checkpoints count lines as stored that the older database does not have.
+        yield from secrets.remove(secrets.IMPORT_CHECKPOINT_KEY)
         yield from audit.record(entry(gone))
     return gone

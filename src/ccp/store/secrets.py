@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from ccp.store.steps import Steps, newest
+
+IMPORT_CHECKPOINT_KEY: Final = "import_checkpoint_key"
+"""Authenticates checkpoints of `ccp import`. Without it none of them is valid for this database."""
 
 
 @newest
@@ -17,3 +22,7 @@ def ensure(name: str, candidate: str) -> Steps[str]:
     rows = yield "select value from pool_secret where name = $1", (name,)
     value: str = rows[0][0]
     return value
+
+
+def remove(name: str) -> Steps[None]:
+    yield "delete from pool_secret where name = $1", (name,)
