@@ -37,7 +37,6 @@ from ccp.bulk import exporting, importing, work
 from ccp.bulk.lines import Source
 from ccp.ids import EMAID, PCID
 from ccp.parties import Caller, Party, Role
-from ccp.pool import publishing
 from ccp.settings import Settings
 from ccp.sim.parties import Car
 from ccp.sim.sandbox import create, publish_body
@@ -77,7 +76,7 @@ async def alone(config: Settings, lines: list[bytes]) -> tuple[float, float]:
         began = time.process_time()
         for each in checked:
             assert isinstance(each, work.Accepted), each
-            await built.store.write(publishing(CALLER, each.contract, at))
+            await built.store.write(built.pool.publications.change(CALLER, each.contract))
         storing += (time.process_time() - began) / len(lines)
     await built.close()
     return checking, storing

@@ -346,13 +346,14 @@ def test_the_program_of_an_emsp_publishes_and_withdraws(
 ) -> None:
     scope: dict[str, Any] = {}
     exec(program(box, "emsp", monkeypatch, "example-emsp-a"), scope)
-    pki, car = box.world.pkis["iso2"], box.car(PCID_2)
+    pcid = PCID.parse("WEX0SANDBOX000088")  # A car without contract, of which the first becomes the default.
+    pki, car = box.world.pkis["iso2"], box.car(pcid)
     emaid = EMAID.parse("DEEXAC00000888")
-    message = sign_contract(pki, make_contract(pki, emaid, PCID_2, car.provisioning.certificate, AT), AT)
-    scope["publish"](message, emaid, PCID_2)
-    assert capsys.readouterr().out == f"{emaid} waits for {PCID_2}\n"
+    message = sign_contract(pki, make_contract(pki, emaid, pcid, car.provisioning.certificate, AT), AT)
+    scope["publish"](message, emaid, pcid)
+    assert capsys.readouterr().out == f"{emaid} waits for {pcid}\n"
     with pytest.raises(ValueError, match="certificate"):
-        scope["publish"](message, "DEEXAC00000889", PCID_2)
+        scope["publish"](message, "DEEXAC00000889", pcid)
     assert scope["ccp"].withdraw(emaid).certain
     scope["ccp"].close()
     assert os.environ["CCP_SECRET"] not in DOCUMENT.read_text("utf-8")
