@@ -138,7 +138,7 @@ def fresh_token(pool: Pool, name: str) -> str:
     return token
 
 
-def test_a_token_that_was_made_in_the_future_is_refused_by_a_worker_that_never_saw_it(pkis: dict[str, PKI]) -> None:
+def test_a_token_from_the_future_is_refused_by_a_worker_that_never_saw_it(pkis: dict[str, PKI]) -> None:
     with jumping(pkis) as (pool, clock):
         clock.ahead = JUMP
         future = fresh_token(pool, "cpo")
@@ -229,7 +229,7 @@ def test_lists_and_certificates_that_a_clock_put_off_for_years_are_due_now(
 # --- The database's clock, and processes -----------------------------------------------------------------------------
 
 
-def test_a_clock_that_differs_from_the_database_servers_is_implausible_from_the_start(postgres: Server) -> None:
+def test_a_clock_that_differs_from_the_databases_is_implausible_from_the_start(postgres: Server) -> None:
     url = postgres.database()
 
     async def ask(ahead: timedelta) -> datetime:

@@ -116,7 +116,7 @@ def after(place: Place, tmp_path: Path) -> After:
     return After(place, copy, secrets, leaked, revoked)
 
 
-def test_a_restore_ends_the_tokens_of_revoked_keys_and_says_what_has_to_be_done_again(after: After) -> None:
+def test_a_restore_ends_tokens_of_revoked_keys_and_says_what_to_do_again(after: After) -> None:
     place = after.place
     lines = place.run("restore", after.copy, "--replace")
     assert "Keys that signed access tokens are revoked (1): callers need new tokens." in lines

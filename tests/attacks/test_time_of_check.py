@@ -189,7 +189,7 @@ def test_the_operations_of_these_tests_are_answered_when_nothing_is_lost(pool: P
             assert answer.status in (200, 201), (name, answer.body)
 
 
-def test_a_party_that_is_disabled_while_its_body_comes_neither_publishes_nor_receives(pool: Pool) -> None:
+def test_a_party_disabled_while_its_body_comes_neither_publishes_nor_receives(pool: Pool) -> None:
     by = someone(pool, admin=True)
     with ExitStack() as stack:
         begun = {
@@ -238,7 +238,7 @@ def test_a_token_whose_key_is_revoked_while_the_body_comes_is_refused(pkis: dict
         assert everything(running) == before
 
 
-def test_a_caller_of_another_issuer_whose_token_or_key_ends_while_its_body_comes_is_refused(
+def test_a_foreign_caller_whose_token_or_key_ends_while_its_body_comes_is_refused(
     pkis: dict[str, PKI],
 ) -> None:
     with fake_issuer() as fake, ExitStack() as stack:
@@ -379,7 +379,7 @@ def test_nothing_is_revoked_at_the_pki_for_a_party_that_was_disabled_meanwhile(p
 # --- Races -----------------------------------------------------------------------------------------------------------
 
 
-def test_after_a_party_was_disabled_nothing_of_it_is_stored_however_many_requests_are_under_way(pool: Pool) -> None:
+def test_after_a_party_was_disabled_nothing_of_its_requests_under_way_is_stored(pool: Pool) -> None:
     by = someone(pool)
     ready = [pool.contract(pool.car(wmi=wmi_of(by)), emaid_of(by)).body for _ in range(40)]
     settled(by)
