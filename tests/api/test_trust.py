@@ -255,10 +255,17 @@ def test_a_default_that_is_revoked_counts_as_none(around: Pool) -> None:
     default, other = around.publish(car), around.publish(car)
     revoke(around, Certificate.load(default.certificate), around.pki().emsp_sub2)
     assert [item["emaid"] for item in around.ask(car)] == [other.emaid]
+    car = around.car()
+    default = around.publish(car)
     around.publish(car)
+    around.publish(car)
+    revoke(around, Certificate.load(default.certificate), around.pki().emsp_sub2)
     code, said = negative(around, car)
     assert code == NOTHING["iso2"]
     assert said == "The default contract of the vehicle cannot be delivered now."
+    # Its provider's next contract takes the default back, as after the revoked one is purged.
+    successor = around.publish(car)
+    assert [item["emaid"] for item in around.ask(car)] == [successor.emaid]
 
 
 def test_a_list_that_the_sweep_loads_stops_a_delivery(
