@@ -6,7 +6,7 @@ The same code serves both: `Checks()` raises at the end of a stage with every fa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -69,6 +69,27 @@ class Checks:
         if self._tell:
             self._note(subject, Verdict.PASSED, evidence=evidence(result))
         return result
+
+    async def ask(
+        self,
+        subject: str,
+        question: Callable[[], Awaitable[T]],
+        *,
+        when: bool,
+        without: str,
+        evidence: Callable[[T], tuple[str, ...]] = lambda result: (),
+    ) -> T | None:
+        """As `run`, for a check that awaits its result. when: whether it is made; without: the reason if it is not."""
+        if not when:
+            self._note(subject, Verdict.NOT_APPLICABLE, without)
+            return None
+        try:
+            result = await question()
+        except CCPError as exc:
+            self._failures.append(exc)
+            self._note(subject, Verdict.FAILED, str(exc))
+            return None
+        return self.run(subject, lambda: result, evidence=evidence)
 
     def _note(self, subject: str, verdict: Verdict, reason: str = "", evidence: tuple[str, ...] = ()) -> None:
         """A vehicle waits for what is not told: then a check that passes leaves nothing behind."""

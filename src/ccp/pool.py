@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any, Final
 
 import structlog
@@ -52,6 +53,7 @@ from ccp.vehicles import TOLD_AS, Change, VehicleEvent, made_stale
 
 _log = structlog.get_logger("ccp.pool")
 
+_UNSIGNED: Final = "It is checked only for messages that a trusted provisioning service signed."
 # A row that says only that a provisioning event came: longer than any publication is under way.
 _IDLE_VEHICLE: Final = timedelta(days=1)
 
@@ -328,15 +330,35 @@ class Pool:
         caller: Caller,
         *,
         emaid: EMAID,
+        pcid: PCID,
         namespace: Namespace,
         message: str,
         root: Fingerprint | None,
         at: datetime,
+        began: datetime | None = None,
     ) -> tuple[Checks, tuple[str, ...]]:
-        """What `publish` would say: every check and the warnings. Nothing is stored. Raises NotAuthorised, EXIError."""
+        """What `publish` would say: every check and the warnings. Nothing is stored, and no vehicle is locked.
+
+        The vehicle is checked only for a message that a trusted provisioning service signed: nobody else learns of it,
+        or has the Provisioning Certificate Pool asked. began: as for `publish`. Raises NotAuthorised, EXIError.
+        """
         authorise(caller.party, Operation.PUBLISH, emaid)
         response = installation.read_response(message_bytes(message), namespace)
-        return await self.explain(response, emaid=emaid, root=root, at=at, fetch=True, caller=caller.party.client_id)
+        asked = AskedLater()
+        checks, warnings = await self.explain(
+            response, emaid=emaid, root=root, at=at, fetch=True, caller=caller.party.client_id, asked=asked
+        )
+        trusted = bool(asked.chains)
+        if self._pcp is not None and self._known_vehicles_only:
+            known = partial(self._pcp.chain_to_publish_for, pcid, required=True)
+            await checks.ask(
+                "vehicle known to the Provisioning Certificate Pool", known, when=trusted, without=_UNSIGNED
+            )
+        room = partial(self.publications.check, emaid, pcid, began or at)
+        await checks.ask(
+            "contracts of the vehicle", room, when=trusted, without=_UNSIGNED, evidence=lambda said: (said,)
+        )
+        return checks, warnings
 
     async def explain(
         self,
@@ -347,14 +369,15 @@ class Pool:
         at: datetime,
         fetch: bool,
         caller: str = "",
+        asked: AskedLater | None = None,
     ) -> tuple[Checks, tuple[str, ...]]:
         """Every check on a response, told in full, and the warnings. fetch: ask for evidence that is missing. caller:
-        the party on whose behalf.
+        the party on whose behalf. asked: receives the chains to ask about.
 
         Evidence is fetched for a message that a trusted provisioning service signed, whatever else is wrong with it;
         chains that do not hold are not asked about.
         """
-        asked = AskedLater()
+        asked = AskedLater() if asked is None else asked
         against = {"emaid": emaid, "root": root, "anchors": self._trust.anchors, "at": at}
         _tell(Checks(tell=True), response, revocation=asked, **against)
         stored = await (

@@ -10,6 +10,7 @@ import structlog
 from ccp.auth import Operation, authorise
 from ccp.contracts import SignedContract
 from ccp.defaults import VehicleRules
+from ccp.ids import EMAID, PCID
 from ccp.metrics import Metrics
 from ccp.parties import Caller
 from ccp.settings import Settings
@@ -41,6 +42,13 @@ class Publications:
     async def publish(self, caller: Caller, contract: SignedContract) -> None:
         """Store a contract; durable when this returns. Raises LimitExceeded, MismatchError, Unavailable."""
         self.note(caller, contract, await self._store.write(self.change(caller, contract)))
+
+    async def check(self, emaid: EMAID, pcid: PCID, began: datetime) -> str:
+        """What `publish` would refuse by what is stored now; nothing is changed. Returns what it would do.
+
+        began: as `SignedContract.created_at` of what is published. Raises LimitExceeded, MismatchError, Unavailable.
+        """
+        return await self._store.read(contracts.check_publication(emaid, pcid, began, self._clock(), self._rules))
 
     def change(self, caller: Caller, contract: SignedContract, *, wanted: bool | None = None) -> Steps[Published]:
         """The transaction. wanted: see `ccp.defaults.after_publication`; for an import."""

@@ -120,10 +120,12 @@ class RemotePool:
         caller: Caller,
         *,
         emaid: EMAID,
+        pcid: PCID,
         namespace: Namespace,
         message: str,
         root: Fingerprint | None,
         at: datetime,
+        began: datetime | None = None,
     ) -> tuple[Checks, tuple[str, ...]]:
         """Raises FieldError: a pool that does not know the parameter would store the contract."""
         authorise(caller.party, Operation.PUBLISH, emaid)

@@ -254,15 +254,17 @@ class SignedContractDataEndpoint:
         at = self._edge.clock()
         said: dict[str, Any] = {
             "emaid": body.emaid,
+            "pcid": body.pcid,
             "namespace": body.xsdMsgDefNamespace,
             "message": body.certificateInstallationRes,
             "root": body.cpsV2GRootCertificateFingerprint,
             "at": at,
+            "began": began,
         }
         if dry_run:
             checks, warnings = await there.examine(caller, **said)
             return _JSON(checks.told("CertificateInstallationRes", at, warnings))
-        await there.publish(caller, pcid=body.pcid, metadata=body.metaData, began=began, **said)
+        await there.publish(caller, metadata=body.metaData, **said)
         return Response(status_code=201)
 
 

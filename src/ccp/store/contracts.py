@@ -27,6 +27,7 @@ from ccp.store.vehicle_lock import (
     lock_vehicles,
     put_default,
     read_clock,
+    read_vehicle,
 )
 from ccp.store.vehicle_lock import instant as instant
 from ccp.store.vehicle_lock import microseconds as microseconds
@@ -46,6 +47,7 @@ _WAITING = _VARIANTS.replace(
         for column in _COLUMNS.split(", ")
     ),
 )
+_STORED = "select emaid, namespace, root_fingerprint from contract where pcid = $1"
 _ADD_VARIANT = f"""
 insert into contract ({_COLUMNS}, certificate_issuer, certificate_serial, rev, waited)
 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)
@@ -151,11 +153,8 @@ def publish(
         vehicle = yield from lock_vehicle(pcid, now)
     if vehicle.provisioned_at is not None:
         _check_provisioning(vehicle.provisioned_at, contract.created_at, read_clock(now))
-    stored = yield "select emaid, namespace, root_fingerprint from contract where pcid = $1", (pcid,)
-    others = {EMAID(other) for other, _, _ in stored if other != emaid}
-    created = all(other != emaid for other, _, _ in stored)
-    if created:
-        check_room(vehicle.default, emaid, others, rules)
+    stored = yield _STORED, (pcid,)
+    others, created = _check_stored(stored, vehicle.default, emaid, rules)
     before = vehicle.default
     if (
         others
@@ -194,6 +193,35 @@ def publish(
     moved_from = holder if holder != pcid else None
     owner = default.emaid.provider if contesting and default.emaid else None
     return Published(created, moved_from, replaced, vehicle.at, owner, contesting)
+
+
+def check_publication(emaid: EMAID, pcid: PCID, began: datetime, now: datetime, rules: VehicleRules) -> Steps[str]:
+    """What `publish` would refuse of a contract, by what is stored now: reads only, and locks nothing.
+
+    began: when its publication began. Returns what storing it would do, as a sentence that names no other vehicle.
+    Raises LimitExceeded, MismatchError.
+    """
+    default, provisioned_at = yield from read_vehicle(pcid)
+    if provisioned_at is not None:
+        _check_provisioning(provisioned_at, began, now)
+    _, created = _check_stored((yield _STORED, (pcid,)), default, emaid, rules)
+    if not created:
+        return "The vehicle has the contract; the response is added, or replaces the one of its edition and root."
+    if (yield from holder(emaid)) is not None:
+        return "The contract moves to this vehicle; the one that has it now loses every response of it."
+    return "The contract is new."
+
+
+def _check_stored(stored: list[Row], default: Default, emaid: EMAID, rules: VehicleRules) -> tuple[set[EMAID], bool]:
+    """Returns the vehicle's other contracts, and whether this one is new to it. Raises LimitExceeded.
+
+    stored: what the vehicle has, as `_STORED` gives it.
+    """
+    others = {EMAID(other) for other, _, _ in stored if other != emaid}
+    created = all(other != emaid for other, _, _ in stored)
+    if created:
+        check_room(default, emaid, others, rules)
+    return others, created
 
 
 def _check_provisioning(provisioned_at: datetime, began: datetime, now: datetime) -> None:

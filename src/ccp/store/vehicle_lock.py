@@ -74,6 +74,23 @@ def lock_vehicle(pcid: PCID, now: Now) -> Steps[LockedVehicle]:
     if callable(now) and (late := microseconds(now())) > max(stamp, asked + _WAITED):
         stamp = late
         yield "update vehicle set stamped_at = $1 where pcid = $2", (stamp, pcid)
+    default = _default(emaid, provider, chosen)
+    return LockedVehicle(rev, instant(stamp), default, None if provisioned is None else instant(provisioned))
+
+
+def read_vehicle(pcid: PCID) -> Steps[tuple[Default, datetime | None]]:
+    """The default and `provisioned_at` of a vehicle that is not locked; also of one that has no row yet."""
+    rows = yield (
+        "select default_emaid, default_provider, default_chosen, provisioned_at from vehicle where pcid = $1",
+        (pcid,),
+    )
+    if not rows:
+        return Default(), None
+    emaid, provider, chosen, provisioned = rows[0]
+    return _default(emaid, provider, chosen), None if provisioned is None else instant(provisioned)
+
+
+def _default(emaid: str | None, provider: str | None, chosen: object) -> Default:
     default = Default(
         None if emaid is None else EMAID(emaid),
         None if provider is None else ProviderId(provider),
@@ -81,7 +98,7 @@ def lock_vehicle(pcid: PCID, now: Now) -> Steps[LockedVehicle]:
     )
     if default.emaid is not None and default.provider is None:
         default = Default(default.emaid, default.emaid.provider)  # Written by the release before.
-    return LockedVehicle(rev, instant(stamp), default, None if provisioned is None else instant(provisioned))
+    return default
 
 
 def put_default(pcid: PCID, default: Default) -> tuple[str, Row]:
