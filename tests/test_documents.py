@@ -1,0 +1,89 @@
+"""The documents name what the code has, and nothing else: settings with their defaults, log events, tasks."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ccp.settings import Settings
+
+ROOT = Path(__file__).resolve().parents[1]
+DOCS = ROOT / "docs"
+SOURCES = {path: path.read_text("utf-8") for path in sorted((ROOT / "src").rglob("*.py"))}
+OPERATIONS = (DOCS / "operations.md").read_text("utf-8")
+
+
+def section(title: str) -> str:
+    return OPERATIONS.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
+
+
+def table(text: str) -> list[list[str]]:
+    """The cells of each row of the tables in a text."""
+    lines = (line for line in text.splitlines() if line.startswith("|") and not line.startswith("|---"))
+    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
+
+
+def logged() -> Iterator[str]:
+    """The name of every log event, which is the first argument of a call on a logger."""
+    for text in SOURCES.values():
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                of_logger = ast.unparse(node.func.value) == "_log" or ast.unparse(node.func) == "say"
+                name = node.args[0] if node.args else None
+                if of_logger and isinstance(name, ast.Constant) and isinstance(name.value, str):
+                    yield name.value
+
+
+def test_the_table_of_log_events_names_each_of_them_and_no_other() -> None:
+    listed = {name for row in table(section("The log")) for name in re.findall(r"`([^`]+)`", row[0])}
+    # The supervisor of background tasks picks the level first, and then calls the method.
+    assert listed == set(logged()) | {"background task failed"}
+
+
+def test_the_table_of_settings_says_each_default() -> None:
+    shown: dict[str, str] = {}
+    for row in table((DOCS / "settings.md").read_text("utf-8")):
+        names, defaults = (re.findall(r"`([^`]+)`", cell) for cell in row[:2])
+        if len(names) == len(defaults):
+            shown |= zip(names, defaults, strict=True)
+    expected = {
+        name: str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
+        for name, field in Settings.model_fields.items()
+        if isinstance(field.default, bool | int | float | str)
+    }
+    assert {name: shown.get(name) for name in expected} == expected
+
+
+def test_the_documents_name_every_background_task() -> None:
+    names = set()
+    for text in SOURCES.values():
+        names |= set(re.findall(r"(?:PeriodicTask|\.spawn|\.failed)\(\s*\"([a-z_]+)\"", text))
+    assert {name for name in names if f"`{name}`" not in section("Metrics")} == set()
+
+
+@pytest.mark.parametrize("path", [*sorted(DOCS.rglob("*.md")), ROOT / "README.md"], ids=lambda path: path.name)
+def test_links_between_documents_lead_somewhere(path: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#:]*)(#[^)]*)?\)", path.read_text("utf-8")):
+        other = (path.parent / target).resolve() if target else path
+        assert other.exists(), target
+        if anchor:
+            titles = re.findall(r"^#+ (.+)$", other.read_text("utf-8"), re.MULTILINE)
+            anchors = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+            assert anchor[1:] in anchors, anchor
+
+
+def test_decision_records_have_numbers_of_their_own_and_stand_in_the_index() -> None:
+    records = sorted((DOCS / "decisions").glob("[0-9]*.md"))
+    assert [path.name[:4] for path in records] == [f"{number:04}" for number in range(1, len(records) + 1)]
+    index = (DOCS / "decisions" / "README.md").read_text("utf-8")
+    assert [path.name for path in records] == re.findall(r"\]\(([^)]+)\)", index)
+
+
+def test_files_that_the_documents_name_as_proof_exist() -> None:
+    for path in (DOCS / "security.md", DOCS / "performance.md"):
+        for name in re.findall(r"`((?:tests|bench|src)/[\w/.]+)`", path.read_text("utf-8")):
+            assert (ROOT / name).exists(), name
