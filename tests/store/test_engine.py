@@ -21,6 +21,7 @@ from tests.store.made import (
     AT,
     CAR,
     FIRST,
+    NO_LIMITS,
     OTHER_CAR,
     SECOND_CONTRACT,
     THIRD,
@@ -151,7 +152,7 @@ def test_a_result_is_there_only_after_the_commit(url: str) -> None:
     """Whoever has the answer finds the change on any other connection."""
 
     async def one(store: Store, number: int) -> None:
-        await store.write(contracts.publish(numbered(number), AT))
+        await store.write(contracts.publish(numbered(number), AT, NO_LIMITS))
         assert numbered(number).emaid in stored(url)
 
     async def use(store: Store) -> None:
@@ -164,7 +165,9 @@ def test_a_result_is_there_only_after_the_commit(url: str) -> None:
 def test_changes_that_wait_share_one_commit_and_none_is_answered_before_it(url: str) -> None:
     async def use(store: Store) -> None:
         with writer_busy(store) as waiting:
-            waiting += [asyncio.ensure_future(store.write(contracts.publish(numbered(n), AT))) for n in range(30)]
+            waiting += [
+                asyncio.ensure_future(store.write(contracts.publish(numbered(n), AT, NO_LIMITS))) for n in range(30)
+            ]
             await asyncio.sleep(0.02)
             assert not any(future.done() for future in waiting)
             assert stored(url) == set()
@@ -179,7 +182,9 @@ def test_changes_that_wait_share_one_commit_and_none_is_answered_before_it(url: 
 def test_a_group_is_bounded_and_more_changes_than_one_group_takes_all_happen(url: str) -> None:
     async def use(store: Store) -> None:
         with writer_busy(store) as waiting:
-            waiting += [asyncio.ensure_future(store.write(contracts.publish(numbered(n), AT))) for n in range(150)]
+            waiting += [
+                asyncio.ensure_future(store.write(contracts.publish(numbered(n), AT, NO_LIMITS))) for n in range(150)
+            ]
             await asyncio.sleep(0.02)
         await asyncio.gather(*waiting)
 
@@ -240,7 +245,7 @@ def test_a_later_change_of_a_group_sees_the_earlier_ones(url: str) -> None:
         return (await asyncio.gather(*waiting, return_exceptions=True))[1:]
 
     first, second, third, fourth = with_store(url, use)
-    assert (first.moved_from, second.moved_from, third) == (None, CAR, OTHER_CAR)
+    assert (first.moved_from, second.moved_from, third.pcid) == (None, CAR, OTHER_CAR)
     assert isinstance(fourth, NotFound)
 
 
@@ -287,7 +292,7 @@ def test_a_caller_that_goes_during_its_change_does_not_stop_it_and_the_writer_go
 def test_closing_waits_for_every_change_that_was_given_before(url: str) -> None:
     async def use(store: Store) -> list[asyncio.Future[Any]]:
         waiting: list[asyncio.Future[Any]] = [
-            asyncio.ensure_future(store.write(contracts.publish(numbered(n), AT))) for n in range(100)
+            asyncio.ensure_future(store.write(contracts.publish(numbered(n), AT, NO_LIMITS))) for n in range(100)
         ]
         await asyncio.sleep(0)
         await store.close()
@@ -327,7 +332,7 @@ def test_a_full_disk_is_told_as_unavailable_and_nothing_that_was_acknowledged_is
         for number in range(20):
             large = variant(numbered(number).emaid, response=bytes(30_000))
             try:
-                await store.write(contracts.publish(large, AT))
+                await store.write(contracts.publish(large, AT, NO_LIMITS))
             except Unavailable as exc:
                 causes.append(str(exc.__cause__))
             else:
@@ -338,7 +343,7 @@ def test_a_full_disk_is_told_as_unavailable_and_nothing_that_was_acknowledged_is
         # Reading goes on, and so does writing once there is room again.
         assert len(await store.read(contracts.by_vehicle(CAR))) == len(acknowledged)
         await store.write(statements(("pragma max_page_count = 1000000", ())))
-        await store.write(contracts.publish(variant(SECOND_CONTRACT), AT))
+        await store.write(contracts.publish(variant(SECOND_CONTRACT), AT, NO_LIMITS))
         return acknowledged | {str(SECOND_CONTRACT)}
 
     assert with_store(url, use) == stored(url)
@@ -351,7 +356,7 @@ def test_in_a_group_that_meets_a_full_disk_what_is_acknowledged_is_there_and_not
         await store.write(fill(url, 30))
         large = [variant(numbered(number).emaid, response=bytes(20_000)) for number in range(12)]
         with writer_busy(store) as waiting:
-            waiting += [asyncio.ensure_future(store.write(contracts.publish(each, AT))) for each in large]
+            waiting += [asyncio.ensure_future(store.write(contracts.publish(each, AT, NO_LIMITS))) for each in large]
             await asyncio.sleep(0.02)
         outcomes = (await asyncio.gather(*waiting, return_exceptions=True))[1:]
         assert {type(outcome) for outcome in outcomes} <= {Unavailable, contracts.Published}
@@ -372,7 +377,7 @@ def test_a_database_that_another_process_holds_too_long_is_unavailable_and_then_
     async def use(store: Store) -> None:
         with closing(sqlite3.connect(schema.sqlite_file(url), isolation_level=None)) as other:
             other.execute("begin immediate")
-            waiting = [store.write(contracts.publish(numbered(number), AT)) for number in range(3)]
+            waiting = [store.write(contracts.publish(numbered(number), AT, NO_LIMITS)) for number in range(3)]
             for outcome in await asyncio.gather(*waiting, return_exceptions=True):
                 assert isinstance(outcome, Unavailable)
                 assert "locked" in str(outcome.__cause__)

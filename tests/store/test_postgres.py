@@ -19,6 +19,7 @@ from tests.store.made import (
     AT,
     CAR,
     FIRST,
+    NO_LIMITS,
     SECOND_CONTRACT,
     broken_invariants,
     opened,
@@ -202,7 +203,7 @@ def test_a_change_that_raises_leaves_nothing(url: str, error: Exception) -> None
 
 def test_a_result_is_there_only_after_the_commit(url: str) -> None:
     async def one(store: Store, number: int) -> None:
-        await store.write(contracts.publish(numbered(number), AT))
+        await store.write(contracts.publish(numbered(number), AT, NO_LIMITS))
         assert numbered(number).emaid in await asyncio.to_thread(stored, url)
 
     async def use(store: Store) -> None:
@@ -231,7 +232,7 @@ def test_a_caller_that_goes_during_its_change_does_not_stop_it_and_the_store_goe
 
 def test_closing_waits_for_every_change_that_was_given_before_and_refuses_later_ones(url: str) -> None:
     async def use(store: Store) -> None:
-        waiting = [asyncio.ensure_future(store.write(contracts.publish(numbered(n), AT))) for n in range(30)]
+        waiting = [asyncio.ensure_future(store.write(contracts.publish(numbered(n), AT, NO_LIMITS))) for n in range(30)]
         await asyncio.sleep(0.02)
         closing = asyncio.ensure_future(store.close())
         await asyncio.sleep(0)
@@ -303,7 +304,9 @@ def test_a_change_that_is_always_in_somebodys_way_is_given_up_after_some_tries(u
 
 def test_many_callers_share_a_few_connections(url: str) -> None:
     async def use(store: Store) -> list[int]:
-        work = [store.write(contracts.publish(numbered(n, PCID(f"WEX0MANY{n:09d}")), AT)) for n in range(100)]
+        work = [
+            store.write(contracts.publish(numbered(n, PCID(f"WEX0MANY{n:09d}")), AT, NO_LIMITS)) for n in range(100)
+        ]
         work += [store.read(contracts.by_vehicle(CAR)) for _ in range(100)]
         await asyncio.gather(*work)
         return await asyncio.to_thread(sessions, url)
