@@ -23,9 +23,11 @@ from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import TracebackType
 from typing import IO, Any, Final, TypeVar
 
 import orjson
+import structlog
 
 from ccp.api.errors import sentences_of
 from ccp.app import Assembly, assemble, now
@@ -33,12 +35,14 @@ from ccp.bulk import work
 from ccp.bulk.checkpoint import Checkpoint, key_of
 from ccp.bulk.lines import Chunk, Mark, Source
 from ccp.bulk.work import Accepted, Channel, Done, Had, Order, Refused, Wanted, Work
-from ccp.errors import ConfigurationError, LimitExceeded, MismatchError, Unavailable
+from ccp.errors import CCPError, ConfigurationError, LimitExceeded, MismatchError, Unavailable
 from ccp.files import create_private, reopen_private
 from ccp.parties import Caller
 from ccp.settings import Settings
 from ccp.store.bulk import take_over
 from ccp.terminal import printable_json_bytes
+
+_log = structlog.get_logger("ccp.bulk")
 
 T = TypeVar("T")
 
@@ -48,6 +52,9 @@ _CHECKPOINT_SECONDS: Final = 1.0
 _IMPORT: Final = "<import>"  # Its queue for a responder's rate, beside those of parties.
 _EVIDENCE_SECONDS: Final = 30.0  # Nobody waits at the other end of the line, so a long CRL may take its time.
 _RETRIES: Final = 6  # … at a database that cannot write now: half a second, one, two, …
+_WORKER_ENDED: Final = (
+    "A worker process of the import has ended; the log says why, or the system's log where it was killed."
+)
 _SENTENCES: Final = 20  # Different warnings that are counted; more are counted together.
 
 CREATED, UPDATED, MOVED, UNCHANGED, REFUSED = "created", "updated", "moved", "unchanged", "refused"
@@ -138,13 +145,12 @@ class _Import:
         written: asyncio.Queue[tuple[Chunk, list[Refused | asyncio.Task[str | Refused]]] | None] = asyncio.Queue()
         plan = self._plan
         reader = _Reader(plan.source, self._config.max_body, before, plan.checkpoint, asyncio.get_running_loop())
-        crew = _Crew(self._built)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self._interrupt)
         try:
-            await crew.start(self._plan.workers, Order(self._config.model_dump(), self._plan.caller))
-            async with asyncio.TaskGroup() as group:
+            async with _Crew(self._built) as crew, asyncio.TaskGroup() as group:
+                await crew.start(self._plan.workers, Order(self._config.model_dump(), self._plan.caller))
                 group.create_task(self._hand_out(reader, crew, tokens, checked))
                 group.create_task(self._write_all(checked, written))
                 group.create_task(self._finish_all(written, tokens))
@@ -159,7 +165,6 @@ class _Import:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
-            await crew.end()
 
     def _interrupt(self) -> None:
         """Nothing more is read; what is under way is brought to its end. The next signal does as it always does."""
@@ -411,7 +416,11 @@ class _Reader:
 
 
 class _Crew:
-    """The worker processes. Each has at most two chunks at a time."""
+    """The worker processes, as a context manager. Each has at most two chunks at a time.
+
+    What ends one of them, or the exchange with it, ends the block: it is cancelled, and the error is raised from there,
+    in an exception group. So no chunk waits for a result that does not come.
+    """
 
     def __init__(self, built: Assembly) -> None:
         self._built = built
@@ -419,9 +428,23 @@ class _Crew:
         self._channels: list[Channel] = []
         self._free: asyncio.Queue[Channel] = asyncio.Queue()
         self._waiting: dict[int, asyncio.Future[Done]] = {}
+        self._exchanges = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[None]] = set()
         self._numbers = 0
-        self._lost: Unavailable | None = None
+
+    async def __aenter__(self) -> _Crew:
+        await self._exchanges.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for task in tuple(self._tasks):
+            task.cancel()
+        try:
+            await self._exchanges.__aexit__(kind, exc, traceback)
+        finally:
+            await self._end()
 
     async def start(self, count: int, order: Order) -> None:
         for _ in range(count):
@@ -434,27 +457,22 @@ class _Crew:
                 self._free.put_nowait(channel)
 
     async def check(self, chunk: Chunk, at: datetime) -> Done:
-        """Have a chunk checked by whoever is free next. Raises Unavailable when a worker has ended."""
+        """Have a chunk checked by the worker that is free next. Raises Unavailable when a worker has ended."""
         if not chunk.lines:
             return Done(-1, ())
         channel = await self._free.get()
-        if self._lost is not None:
-            raise self._lost
         self._numbers += 1
         number = self._numbers
         answer: asyncio.Future[Done] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
-        await channel.send(Work(number, at, tuple(line.octets for line in chunk.lines)))
         try:
+            await _send(channel, Work(number, at, tuple(line.octets for line in chunk.lines)))
             return await answer
         finally:
             del self._waiting[number]
             self._free.put_nowait(channel)
 
-    async def end(self) -> None:
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+    async def _end(self) -> None:
         for channel in self._channels:
             channel.close()
         for process in self._processes:
@@ -463,22 +481,19 @@ class _Crew:
                 process.kill()
                 await asyncio.to_thread(process.join)
 
-    def _spawn(self, coroutine: Any) -> None:
-        task = asyncio.create_task(coroutine)
+    def _spawn(self, exchange: Coroutine[Any, Any, None]) -> None:
+        task = self._exchanges.create_task(_guarded(exchange))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _listen(self, channel: Channel) -> None:
+        """Take what a worker sends. Raises Unavailable when it has ended: only `_end` does that in order."""
         while (message := await channel.receive()) is not None:
             if isinstance(message, Done):
                 self._waiting[message.number].set_result(message)
             elif isinstance(message, Wanted):
                 self._spawn(self._gather(channel, message))
-        self._lost = Unavailable("A worker process of the import has ended; see the system's log for who killed it.")
-        for answer in self._waiting.values():
-            if not answer.done():
-                answer.set_exception(self._lost)
-        self._free.put_nowait(channel)  # Whoever waits for it is told.
+        raise Unavailable(_WORKER_ENDED)
 
     async def _gather(self, channel: Channel, wanted: Wanted) -> None:
         """Fetch evidence for a worker; who asks for the same at the same time shares it."""
@@ -486,7 +501,26 @@ class _Crew:
             work.pairs_of(wanted), wanted.at, seconds=_EVIDENCE_SECONDS, caller=_IMPORT
         )
         # Causes stay here: what they hold may not travel.
-        await channel.send(Had(wanted.number, {key: type(each)(*each.messages) for key, each in failures.items()}))
+        await _send(channel, Had(wanted.number, {key: type(each)(*each.messages) for key, each in failures.items()}))
+
+
+async def _send(channel: Channel, message: object) -> None:
+    """Raises Unavailable when the worker has ended."""
+    try:
+        await channel.send(message)
+    except ConnectionError as exc:
+        raise Unavailable(_WORKER_ENDED) from exc
+
+
+async def _guarded(exchange: Coroutine[Any, Any, None]) -> None:
+    """Raises Unavailable for a defect too, whose traceback is in the log."""
+    try:
+        await exchange
+    except CCPError:
+        raise
+    except Exception as exc:
+        _log.exception("import worker exchange failed")
+        raise Unavailable("The exchange with a worker process of the import failed; the log says why.") from exc
 
 
 def _gravest(failures: BaseExceptionGroup[Any]) -> BaseException:

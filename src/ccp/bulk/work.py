@@ -8,11 +8,11 @@ started it does that for all workers, so nobody is asked twice.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import multiprocessing
 import pickle
 import signal
 import socket
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -183,8 +183,16 @@ def start(order: Order) -> tuple[Any, socket.socket]:
 
 def _run(end: socket.socket, order: Order) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The terminal tells all processes; ours is told by the other one.
-    with contextlib.suppress(KeyboardInterrupt):
+    failed = False
+    try:
         asyncio.run(_work(end, order))
+    except* (KeyboardInterrupt, ConnectionError):
+        pass  # The process that started this one has ended.
+    except* Exception:
+        _log.exception("import worker failed")
+        failed = True
+    if failed:
+        sys.exit(1)
 
 
 async def _work(end: socket.socket, order: Order) -> None:
@@ -208,17 +216,18 @@ async def _work(end: socket.socket, order: Order) -> None:
     try:
         await refresher.once()
         refresher.supervise(background)
-        tasks: set[asyncio.Task[None]] = set()
-        while (message := await channel.receive()) is not None:
-            if isinstance(message, Had):
-                revocation.had(message)
-            else:
-                task = asyncio.create_task(_check_all(pool, order.caller, config.max_body, message, channel))
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        # A chunk that comes to no result ends the worker, and that ends the import: else it would wait for ever.
+        async with asyncio.TaskGroup() as group:
+            tasks: set[asyncio.Task[None]] = set()
+            while (message := await channel.receive()) is not None:
+                if isinstance(message, Had):
+                    revocation.had(message)
+                else:
+                    task = group.create_task(_check_all(pool, order.caller, config.max_body, message, channel))
+                    tasks.add(task)
+                    task.add_done_callback(tasks.discard)
+            for task in tasks:
+                task.cancel()
     finally:
         channel.close()
         await background.close()

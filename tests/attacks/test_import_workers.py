@@ -1,0 +1,61 @@
+"""What goes wrong between an import and its workers ends it with a sentence; it never waits for ever."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ccp.sim.pki import PKI
+from tests.bulk.fleet import body, database, jsonl
+from tests.cli.run import COMMAND, environment
+
+WORKER = "A worker process of the import has ended; the log says why, or the system's log where it was killed."
+EXCHANGE = "The exchange with a worker process of the import failed; the log says why."
+
+# Python runs this at the start of each process, so that the defect is in the worker too.
+DEFECT = """
+import os, sys
+if os.environ.get("CCP_DATABASE"):
+    from ccp.bulk import work
+
+    def defect(*args):
+        raise RuntimeError("an injected defect")
+
+    async def check_all(pool, caller, longest, task, channel):
+        {what}
+
+    work._check_all = check_all
+    work.pairs_of = defect
+"""
+DEFECTS = {
+    "a chunk cannot be checked": ("defect()", WORKER),
+    "a worker exits": ("os._exit(0)", WORKER),
+    "a worker answers what it was not asked": ("await channel.send(work.Done(99, ()))", EXCHANGE),
+    "an answer cannot be sent": ("await channel.send(work.Done(task.number, (lambda: 1,)))", WORKER),
+    "an answer cannot be read": ("channel._writer.write(bytes(3) + bytes([1, 1]))", EXCHANGE),
+    "evidence cannot be fetched": ("await channel.send(work.Wanted(0, task.at, ()))", EXCHANGE),
+}
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_a_defect_in_a_worker_or_the_exchange_with_it_ends_the_import(
+    tmp_path: Path, pkis: dict[str, PKI], name: str
+) -> None:
+    what, sentence = DEFECTS[name]
+    empty = database(tmp_path / "pool", pkis)
+    (tmp_path / "sitecustomize.py").write_text(DEFECT.format(what=what))
+    file = tmp_path / "fleet.jsonl"
+    file.write_bytes(jsonl(*(body(pkis["iso2"]) for _ in range(3))))
+    done = subprocess.run(
+        [*COMMAND, "import", str(file), "--workers", "1"],
+        env=environment(**empty.env, PYTHONPATH=str(tmp_path)),
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == f"ccp: {sentence}"
+    assert ("an injected defect" in done.stderr + done.stdout) == (
+        name in ("a chunk cannot be checked", "evidence cannot be fetched")
+    )
+    assert not empty.emaids()
