@@ -27,7 +27,7 @@ import structlog
 from ccp.errors import CCPError, ConfigurationError, FieldError, Unavailable
 from ccp.store import pooler, postgres_tls, revisions
 from ccp.store.gathering import Gathering
-from ccp.store.steps import Question, Row, Steps, T
+from ccp.store.steps import Overtaken, Question, Row, Steps, T
 
 _log = structlog.get_logger("ccp.store")
 
@@ -59,7 +59,12 @@ where (known.vartype <> 'enum' or wanted.value = any (known.enumvals))
     and (known.name <> 'synchronous_commit' or known.setting = 'off')
 """
 
-_IN_THE_WAY: Final = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.InvalidCachedStatementError)
+_IN_THE_WAY: Final = (
+    asyncpg.SerializationError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.InvalidCachedStatementError,
+    Overtaken,
+)
 """Another transaction was in the way, or a migration: the same change may well succeed at once."""
 # The driver's own error comes where a server that goes says so in the middle of something else.
 _LOST: Final = (asyncpg.PostgresConnectionError, asyncpg.InternalClientError, OSError, TimeoutError)

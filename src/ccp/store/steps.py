@@ -12,11 +12,17 @@ from functools import partial, wraps
 from types import TracebackType
 from typing import Any, Generic, ParamSpec, TypeAlias, TypeVar
 
+from ccp.errors import Unavailable
+
 T = TypeVar("T")
 P = ParamSpec("P")
 Row: TypeAlias = tuple[Any, ...]
 Statement: TypeAlias = tuple[str, Row]
 Steps: TypeAlias = Generator[Statement, list[Row], T]
+
+
+class Overtaken(Unavailable):
+    """Another transaction changed what this one had looked at before its locks. An engine repeats it if it may."""
 
 
 class Question(Generator[Statement, list[Row], T], Generic[T]):

@@ -11,7 +11,7 @@ from ccp.ids import EMAID, PCID
 from ccp.store import audit
 from ccp.store.audit import Action, Entry
 from ccp.store.contracts import event, remove
-from ccp.store.steps import Steps, newest, repeatable
+from ccp.store.steps import Overtaken, Steps, newest, repeatable
 from ccp.store.vehicle_lock import Now, instant, lock_vehicle, microseconds
 from ccp.subscriptions import EventKind
 
@@ -109,9 +109,11 @@ def _withdraw(
             claimed.add(emaid)
     vehicle = yield from lock_vehicle(pcid, now)
     yield "update vehicle set provisioned_at = $1 where pcid = $2", (microseconds(vehicle.at), pcid)
-    # What was published between the first look and the lock is newer than the reason to remove anything, and its claim
-    # is not ours: to take it now would break the order of locks.
-    found = [binding for binding in (yield from bindings(pcid)) if binding.emaid in claimed]
+    found = yield from bindings(pcid)
+    if any(binding.emaid not in claimed and stale(binding) for binding in found):
+        # A publication committed between the first look and the lock. To take its claim now would break the order of
+        # locks, so everything begins anew.
+        raise Overtaken("The vehicle's contracts changed meanwhile; nothing was changed, try again.")
     removed: Changed = {}
     reduced: Changed = {}
     for emaid in sorted(claimed):
