@@ -52,6 +52,7 @@ from ccp.errors import (
     CCPError,
     ConfigurationError,
     EXIError,
+    InputError,
     MismatchError,
     NotFound,
     Unavailable,
@@ -367,13 +368,25 @@ class PoolPeers:
             found = await self._checked(answer, request, at, line.peer) if isinstance(answer, Delivered) else None
         except ClientError as exc:
             # An answer that refuses is one of a peer that is well; that it knows nothing is even the rule.
-            well = exc.status is not None and exc.status < 500 and not isinstance(exc, _FAILED)
-            (line.breaker.succeeded if well else line.breaker.failed)()
+            match _says_of_peer(exc):
+                case True:
+                    line.breaker.succeeded()
+                case False:
+                    line.breaker.failed()
+                case None:
+                    line.breaker.unused()
             count(exc.code)
             _log.info("peer asked", outcome=exc.code, status=exc.status, reason=" ".join(exc.messages), **told)
             return None
-        except CCPError as exc:
-            line.breaker.failed()
+        except (InputError, VerificationError) as exc:
+            # It came in time, so the peer costs no vehicle anything. What is wrong with the contract of one vehicle
+            # must not keep the others from the peer: a caller can repeat the request of that one.
+            line.breaker.succeeded()
+            count(exc.code)
+            _log.warning("peer's answer not taken", outcome=exc.code, reason=str(exc), **told)
+            return None
+        except CCPError as exc:  # Of ours: the database does not answer, say.
+            line.breaker.unused()
             count(exc.code)
             _log.warning("peer's answer not taken", outcome=exc.code, reason=str(exc), **told)
             return None
@@ -382,7 +395,7 @@ class PoolPeers:
             count("overtaken")  # Another pool was faster, or there is no time left.
             raise
         except Exception:  # A defect of ours that an answer has found; the other peers' answers are none the worse.
-            line.breaker.failed()
+            line.breaker.unused()
             count("crashed")
             _log.exception("peer's answer not taken", outcome="crashed", **told)
             return None
@@ -534,7 +547,7 @@ class PoolPeers:
 
 
 def _says_of_peer(exc: ClientError) -> bool | None:
-    """Whether a peer that a request was addressed to is well (True), is not (False), or neither can be told.
+    """Whether a peer that was asked is well (True), is not (False), or neither can be told.
 
     A pool that says in the API's own shape that it cannot now may mean this request alone (evidence that it cannot
     have, say): no caller shall be able to have a peer left alone that others need.

@@ -17,6 +17,7 @@ from ccp.errors import Unavailable
 from ccp.ids import ProviderId
 from ccp.parties import Role
 from ccp.peer_limits import Circuits, Shares
+from ccp.sim.parties import Car
 from ccp.sim.pki import PKI
 from ccp.store import peers
 from ccp.store.peers import Peer
@@ -149,6 +150,29 @@ def test_circuits_of_callers_are_apart_and_bounded(monkeypatch: pytest.MonkeyPat
     assert len(circuits._failing) == 10
     circuits.succeeded("99")
     assert len(circuits._failing) == 9
+
+
+def test_a_car_whose_contract_does_not_hold_here_keeps_no_other_from_the_peer(pkis: dict[str, PKI]) -> None:
+    with scripted() as peer, start(pkis, pool_id="pool-x", peer_seconds=3) as pool:
+        pool.change(peers.add(Peer("far", peer.url, token="t"), AT))
+        until_known(pool, "far")
+        car = pool.car()
+        stranger = Car.of(pool.pki("stranger"), car.provisioning, car.pcid)
+        for reply in (
+            opnc(pool.contract(stranger, signer="stranger")),  # It verifies there, where other roots are trusted.
+            opnc(pool.contract(car), emaid="DEEXAZ99999999"),
+            json_reply({"errorMessages": ["Not now."], "traceId": "7d9a6c1e-53b8-4e0f-8a27-6f2f0d9b4c35"}, 503),
+        ):
+            peer.on(PATH, reply)
+            for _ in range(4):
+                (item,) = deliver(pool, car)
+                assert item["metaData"] == "No contract is stored for the vehicle."
+        other = pool.car()
+        contract = pool.contract(other)
+        peer.on(PATH, opnc(contract))
+        (item,) = deliver(pool, other)
+        assert item["emaid"] == contract.emaid
+        assert value(read(pool.base_url), "ccp_peer_resting", peer="far") == 0
 
 
 # --- Lies ------------------------------------------------------------------------------------------------------------
