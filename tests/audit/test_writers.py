@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ccp.errors import Unavailable
-from ccp.ids import PCID
+from ccp.ids import EMAID, PCID
 from ccp.store import Store, contracts
 from ccp.store import audit as questions
 from ccp.store.audit import LANES, Action, Entry
@@ -24,7 +24,7 @@ SPAWN = multiprocessing.get_context("spawn")
 
 def _publish(pcid: PCID) -> Any:
     return questions.told(
-        contracts.publish(variant(f"DEEXAW{pcid[-8:]}", pcid), AT),  # type: ignore[arg-type]
+        contracts.publish(variant(EMAID(f"DEEXAW{pcid[-8:]}"), pcid), AT),  # type: ignore[arg-type]
         lambda _: [entry(pcid)],
     )
 

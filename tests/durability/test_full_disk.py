@@ -15,10 +15,9 @@ from tests.world import Pool, start
 
 def fill(pool: Pool) -> list[str]:
     """Publish until the pool cannot. Returns the EMAIDs that it took."""
-    car = pool.car()
     taken: list[str] = []
     while True:
-        contract = pool.contract(car)
+        contract = pool.contract(pool.car())
         answer = pool.cps.put("/signedcontractdata", json={**contract.body, "metaData": "x" * 10_000})
         if answer.status_code != 201:
             assert answer.status_code == 503, answer.text
