@@ -116,6 +116,25 @@ def test_silent_name_servers_of_one_owner_leave_threads_to_others(names: Names) 
     run(test)
 
 
+def test_a_name_that_waits_for_one_owner_is_looked_up_for_another_at_once(names: Names) -> None:
+    """And its answer is there for both."""
+
+    async def test() -> None:
+        resolver = Resolver(names, timeout=1.0, max_per_owner=3)
+        silent = [asyncio.create_task(resolver.resolve(f"a.d{n}.silent", owner="evil")) for n in range(3)]
+        waiting = asyncio.create_task(resolver.resolve("h.example", owner="evil"))
+        await asyncio.sleep(0)
+        assert await resolver.resolve("h.example", owner="good")
+        assert await waiting
+        assert names.asked.count("h.example") == 1
+        for task in silent:
+            with pytest.raises(ResolutionError):
+                await task
+        names.end()
+
+    run(test)
+
+
 def test_one_domain_holds_two_threads_of_an_owner_at_most(names: Names) -> None:
     """Others still find names below the same domain, where its subdomains are given to anyone."""
 

@@ -11,6 +11,8 @@ from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
 _VISIBLE: Final = re.compile(r"[!-\[\]-~]{1,2048}")  # Visible ASCII but the backslash, which some parsers take for "/".
+# Labels as DNS has them (RFC 1035 clause 2.3.4), or an IPv6 address: no resolver finds any other name.
+_HOST: Final = re.compile(r"(?=.{1,254}\Z)[^.]{1,63}(?:\.[^.]{1,63})*\.?|[^.]*:.*")
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -30,7 +32,7 @@ def split_http_url(url: str) -> SplitResult:
         raise ValueError("Only http and https addresses are called.")
     if parts.username is not None or parts.password is not None:
         raise ValueError("Addresses with credentials in them are not called.")
-    if port == 0:
+    if port == 0 or not _HOST.fullmatch(parts.hostname):
         raise ValueError("That is no address.")
     return parts
 

@@ -8,7 +8,8 @@ all:
 
 - at most `max_threads` at a time in all, `max_per_owner` for one owner (a party, an issuer), `max_per_domain` of these
   for one domain, and a quarter of all for domains that were silent lately;
-- one lookup for each name at a time, which everyone waits for who asks for that name;
+- one lookup for each name at a time, which everyone waits for who asks for that name; what waits for a thread waits for
+  its own owner alone;
 - callers wait for `timeout` seconds at most, in the queue or not; the queue is bounded;
 - failures are remembered for some seconds, silence for longer, so that repetition costs nothing.
 
@@ -89,7 +90,8 @@ class Resolver:
         self._max_per_owner = max_per_owner
         self._max_per_domain = max_per_domain
         self._max_queue = max_queue
-        self._flights: dict[str, _Flight] = {}
+        self._flights: dict[str, _Flight] = {}  # Those that run, by host.
+        self._waiting: dict[tuple[str, str], _Flight] = {}  # Those in the queue, by host and owner.
         self._queue: list[_Flight] = []
         self._running = 0
         self._slow_running = 0
@@ -111,7 +113,7 @@ class Resolver:
             if now < failed[0]:
                 raise failed[1]
             del self._failures[host]
-        flight = self._flights.get(host) or self._begin(host, owner)
+        flight = self._flights.get(host) or self._waiting.get((host, owner)) or self._begin(host, owner)
         flight.waiting += 1
         try:
             async with asyncio.timeout(self._timeout):
@@ -125,21 +127,23 @@ class Resolver:
         finally:
             flight.waiting -= 1
             if flight.started_at is None and not flight.waiting and flight in self._queue:
-                self._queue.remove(flight)
-                self._flights.pop(host, None)
+                self._unqueue(flight)
                 flight.result.cancel()
 
     def _begin(self, host: str, owner: str) -> _Flight:
         flight = _Flight(host, _domain_of(host), owner, asyncio.get_running_loop().create_future())
         if self._may_start(flight):
-            self._flights[host] = flight
             self._start(flight)
         elif len(self._queue) < self._max_queue:
-            self._flights[host] = flight
+            self._waiting[host, owner] = flight
             self._queue.append(flight)
         else:
             raise ResolutionError("Too many names wait for being resolved.")
         return flight
+
+    def _unqueue(self, flight: _Flight) -> None:
+        self._queue.remove(flight)
+        del self._waiting[flight.host, flight.owner]
 
     def _is_slow(self, domain: str) -> bool:
         return self._slow.get(domain, 0.0) > asyncio.get_running_loop().time()
@@ -147,6 +151,7 @@ class Resolver:
     def _may_start(self, flight: _Flight) -> bool:
         return (
             self._running < self._max_threads
+            and flight.host not in self._flights
             and self._by_owner[flight.owner] < self._max_per_owner
             and self._by_domain[flight.owner, flight.domain] < self._max_per_domain
             and (self._slow_running < self._max_slow or not self._is_slow(flight.domain))
@@ -156,6 +161,7 @@ class Resolver:
         loop = asyncio.get_running_loop()
         slow = self._is_slow(flight.domain)
         flight.started_at = loop.time()
+        self._flights[flight.host] = flight
         self._running += 1
         self._slow_running += slow
         self._by_owner[flight.owner] += 1
@@ -183,23 +189,27 @@ class Resolver:
         # What has come to zero goes, so that both stay as small as what runs.
         self._by_owner, self._by_domain = +self._by_owner, +self._by_domain
         self._flights.pop(flight.host, None)
+        same = [queued for queued in self._queue if queued.host == flight.host]
+        for queued in same:
+            self._unqueue(queued)
+        results = [each.result for each in (flight, *same) if not each.result.done()]
         try:
             addresses = _read(flight.host, found)
         except ResolutionError as exc:
             until = asyncio.get_running_loop().time() + _FAILURE_SECONDS
             self._remember(self._failures, flight.host, (until, exc))
-            if not flight.result.done():
-                flight.result.set_exception(exc)
-                flight.result.exception()  # Seen: those who waited may have gone.
+            for result in results:
+                result.set_exception(exc)
+                result.exception()  # Seen: those who waited may have gone.
         else:
             self._failures.pop(flight.host, None)
-            if not flight.result.done():
-                flight.result.set_result(addresses)
+            for result in results:
+                result.set_result(addresses)
         for queued in tuple(self._queue):
             if self._running >= self._max_threads:
                 break
             if self._may_start(queued):
-                self._queue.remove(queued)
+                self._unqueue(queued)
                 self._start(queued)
 
     @staticmethod

@@ -38,26 +38,32 @@ class RevocationFetcher:
     async def ocsp(self, url: str, request: bytes, *, issuer: str, caller: str = "") -> bytes:
         """What a responder answers, unread.
 
-        POST first; GET where the responder refuses POST (405, 501, or 400 without an OCSP response), and from then on.
+        POST first; GET where the responder refuses POST (405, 501, or 400 without an OCSP response), and from then on
+        until GET is refused.
         request: OCSPRequest, DER. issuer: `Certificate.issuer_id`. caller: who shares the host's rate in turn.
         Raises Unavailable.
         """
         known = (url, issuer)
         if known in self._get_only:
             self._get_only.move_to_end(known)
-        else:
-            headers = {"Content-Type": "application/ocsp-request"}
-            answer = await self._ocsp("POST", url, issuer, caller, headers, request)
-            refused = answer.status in _POST_REFUSED or (answer.status == 400 and not _is_ocsp(answer.body))
-            if not refused:
-                return _body(answer, url)
-        answer = await self._ocsp("GET", _get_url(url, request), issuer, caller, {}, b"")
-        body = _body(answer, url)
+            answer = await self._get(url, request, issuer, caller)
+            if answer.status == 200:
+                return answer.body
+            self._get_only.pop(known, None)  # The responder is another one by now.
+        headers = {"Content-Type": "application/ocsp-request"}
+        answer = await self._ocsp("POST", url, issuer, caller, headers, request)
+        refused = answer.status in _POST_REFUSED or (answer.status == 400 and not _is_ocsp(answer.body))
+        if not refused:
+            return _body(answer, url)
+        body = _body(await self._get(url, request, issuer, caller), url)
         if _is_ocsp(body):
             self._get_only[known] = None
             if len(self._get_only) > _MAX_GET_ONLY:
                 self._get_only.popitem(last=False)
         return body
+
+    async def _get(self, url: str, request: bytes, issuer: str, caller: str) -> Answer:
+        return await self._ocsp("GET", _get_url(url, request), issuer, caller, {}, b"")
 
     async def crl(self, url: str, *, issuer: str, guarded: bool, headers: dict[str, str]) -> Answer:
         """The answer with a list, or 304. headers: conditions. Raises Unavailable for any other status."""

@@ -241,6 +241,8 @@ def _metadata(value: object) -> Members:
     if len(octets) > _MOST_METADATA:
         raise PydanticCustomError("field", f"metadata : must be at most {_MOST_METADATA} octets of JSON")
     read: Members = orjson.loads(octets)
+    if read != value:  # A number beyond any that has 64 bits, such as 1e999, was written as null.
+        raise PydanticCustomError("field", "metadata : has a number or a text that JSON cannot carry")
     return read
 
 

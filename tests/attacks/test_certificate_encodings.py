@@ -8,14 +8,16 @@ from typing import Any
 
 import httpx
 import pytest
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtensionOID
 
 from ccp.exi import ISO2, decode, encode
 from ccp.pki.certificates import Certificate
-from ccp.sim.parties import Car
+from ccp.sim.parties import Car, make_contract, sign_contract
 from ccp.sim.pki import PKI, Credential, subject_name
+from tests.api.answers import sentences
 from tests.pki.made import added, content, der, forge, respelled, tlv, unused_bit, without
-from tests.world import AT, SESSION, Pool, b64, new_pcid, post_body
+from tests.world import AT, SESSION, Pool, b64, new_emaid, new_pcid, post_body, put_body
 
 
 def put(pool: Pool, signer: PKI, message: Callable[[bytes], bytes] = lambda message: message) -> httpx.Response:
@@ -59,6 +61,24 @@ def test_a_provisioning_service_whose_signature_claims_an_unused_bit_is_refused(
     answer = put(pool, pki, sent_instead(pki.cps.certificate, unused_bit(pki.cps.certificate, pki.cps_sub2.key)))
     assert answer.status_code == 400, answer.text
     assert "claims unused bits" in answer.text
+
+
+@pytest.mark.parametrize("edition", ["iso2", "iso20"])
+def test_a_contract_whose_key_is_no_point_on_its_curve_is_refused(pool: Pool, edition: str) -> None:
+    """Nothing here uses that key, and OpenSSL does not read it."""
+    pki, car, emaid = pool.pki(edition), pool.car(edition), new_emaid()
+    bundle = make_contract(pki, emaid, car.pcid, car.provisioning.certificate, AT)
+    point = bundle.contract.certificate.x509.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+
+    def edit(tbs: Any) -> None:
+        info = bytes(tbs.subject_public_key_info.data)
+        tbs.subject_public_key_info = tlv(0x30, info.replace(point, point[:-1] + bytes((point[-1] ^ 1,))))
+
+    forged = forge(bundle.contract.certificate, pki.emsp_sub2.key, edit)
+    message = sign_contract(pki, replace(bundle, contract=replace(bundle.contract, certificate=forged)), AT)
+    answer = pool.cps.put("/signedcontractdata", json=put_body(message, emaid, car.pcid, str(car.namespace)))
+    assert sentences(answer, 400) == [f'The public key of certificate "{emaid}" cannot be read.']
+    assert pool.stored(emaid) == 0
 
 
 # --- Which certificate of its issuer ---

@@ -24,6 +24,10 @@ from tests.world import AT, Pool, start
 
 SUB2 = "eMSP Sub2 CA SIM"
 HOUR = timedelta(hours=1)
+NEVER_CALLED = [
+    *("ldap", "credentials", "nonsense", "no host", "backslash"),
+    *("empty label", "root", "long label", "long name"),
+]
 NEVER = "names only addresses that cannot be called (http and https without credentials can)"
 
 
@@ -57,6 +61,8 @@ def pool(server: Server) -> Iterator[Pool]:
         "broken": server.url + "/broken", "blanks": f" \t{server.url}/blanks\r\n", "ldap": "ldap://ca.example/cn=crl",
         "credentials": server.url.replace("http://", "http://user:secret@") + "/x", "nonsense": "http://what a host/",
         "no host": "http:///ocsp", "backslash": "http://a.example\\@b.example/", "iso2": server.url + "/plain",
+        "changed": server.url + "/changed", "empty label": "http://ocsp..example/", "root": "http://./",
+        "long label": f"http://{64 * 'a'}.example/", "long name": f"http://{'.'.join(4 * [63 * 'a'])}/",
     }  # fmt: skip
     bad = ("ldap://ca.example/x", "http://user:secret@ca.example/", "not an address", "ftp://x")
     pkis = {name: naming(url) for name, url in addresses.items()}
@@ -111,6 +117,21 @@ def test_a_responder_that_refuses_post_is_asked_by_get(pool: Pool, server: Serve
     assert seen == ["POST", "GET", "GET"]
 
 
+def test_a_responder_that_takes_post_alone_by_now_is_asked_by_post(pool: Pool, server: Server) -> None:
+    issuer = pool.pki("changed").emsp_sub2
+    get_only(server, "/changed", issuer, Reply(status=405))
+    pool.publish(pool.car(), signer="changed")
+
+    def post_only(request: Request) -> Reply:
+        return Reply(good(issuer, request.body)) if request.method == "POST" else Reply(status=405)
+
+    server.answers["/changed"] = post_only
+    for _ in range(2):
+        pool.publish(pool.car(), signer="changed")
+    seen = [request.method for request in server.seen if request.path.startswith("/changed")]
+    assert seen == ["POST", "GET", "GET", "POST", "POST"]
+
+
 def test_a_400_that_is_an_ocsp_response_is_not_a_reason_for_get(pool: Pool, server: Server) -> None:
     malformed = ocsp.OCSPResponseBuilder.build_unsuccessful(ocsp.OCSPResponseStatus.MALFORMED_REQUEST)
     server.says("/broken", Reply(malformed.public_bytes(Encoding.DER), 400))
@@ -126,7 +147,7 @@ def test_blanks_around_an_address_are_no_part_of_it(pool: Pool, server: Server) 
     assert server.count("/blanks") == 1
 
 
-@pytest.mark.parametrize("kind", ["ldap", "credentials", "nonsense", "no host", "backslash"])
+@pytest.mark.parametrize("kind", NEVER_CALLED)
 def test_an_address_that_can_never_be_called_is_a_defect_for_good(pool: Pool, server: Server, kind: str) -> None:
     before = len(server.seen)
     contract = pool.contract(pool.car(), signer=kind)

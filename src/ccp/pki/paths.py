@@ -373,6 +373,7 @@ def _check_form(certificate: Certificate, profile: Profile) -> None:
 def _check_leaf(leaf: Certificate, usage: Usage) -> None:
     """That the leaf is one, and for this usage. Key usage is judged where present; a fifth of the field has none."""
     leaf.check_subject()
+    leaf.public_key  # noqa: B018  it raises; nothing else here uses the key of a contract certificate
     basic = leaf.extension(x509.BasicConstraints)
     if basic is not None and basic.ca:
         raise ChainError(

@@ -1,0 +1,77 @@
+"""Lookups of names: what one CA's certificates make the pool look up must not cost another CA's certificates theirs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+
+from ccp import resolver
+from ccp.sim.pki import PKI, Addresses, build_pki
+from tests.api.answers import sentences
+from tests.api.test_trust import LOOPBACK, put
+from tests.attacks.test_responder_addresses import ByPrefix, good
+from tests.revocation.servers import Reply, Server, http_server
+from tests.world import AT, start
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with http_server() as running:
+        running.answers = ByPrefix()
+        yield running
+
+
+@pytest.fixture
+def released(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Names below ".silent" are not answered before this is set; all are this machine."""
+    event = threading.Event()
+
+    def lookup(host: str) -> list[str]:
+        if host.endswith(".silent"):
+            event.wait(30)
+        return ["127.0.0.1"]
+
+    monkeypatch.setattr(resolver, "system_lookup", lookup)
+    yield event
+    event.set()
+
+
+def naming(pki: PKI, url: str) -> PKI:
+    """The same CAs, whose next contracts name this responder."""
+    return replace(pki, emsp_sub2=replace(pki.emsp_sub2, addresses=Addresses(ocsp=url)))
+
+
+def test_a_host_is_resolved_while_another_ca_waits_for_the_same_host(server: Server, released: threading.Event) -> None:
+    """One CA's certificates name four silent domains, and then the responder of another CA."""
+    port = server.url.rpartition(":")[2]
+    host = f"http://ocsp.victim.test:{port}"
+    victim, attacker = naming(build_pki(AT), f"{host}/victim"), build_pki(AT)
+    server.answers["/victim"] = lambda request: Reply(good(victim.emsp_sub2, request.body))
+    urls = [*(f"http://ocsp.d{n}.silent:{port}/" for n in range(4)), *[f"{host}/attacker"] * 4]
+    with start({"iso2": victim, "attacker": attacker}, outbound_allow=LOOPBACK) as pool:
+        contracts = [pool.contract(pool.car(), signer=naming(attacker, url)) for url in urls]
+        pool.token("cps")
+        with ThreadPoolExecutor(len(urls)) as threads:
+            silent = [threads.submit(put, pool, contract) for contract in contracts[:4]]
+            wait_until(lambda: lookups() == 4)
+            waiting = [threads.submit(put, pool, contract) for contract in contracts[4:]]
+            time.sleep(0.3)  # Until they wait for a thread, which nothing shows.
+            pool.publish(pool.car())
+            for one in (*silent, *waiting):
+                assert "cannot be established now" in sentences(one.result(), 503)[0]
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def lookups() -> int:
+    return sum(thread.name == "lookup" for thread in threading.enumerate())
