@@ -6,10 +6,12 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import ModuleType
 from typing import Any
 
 import httpx
 import pytest
+from structlog.testing import CapturingLogger
 
 from ccp import background
 from ccp.api.opnc import BASE
@@ -55,14 +57,18 @@ def statuses(pool: Pool, urls: list[str], name: str) -> list[int]:
     ]
 
 
-def logged(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in capsys.readouterr().err.splitlines() if line.startswith("{")]
+def log_of(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> CapturingLogger:
+    """What a module logs from now on. A logger that was used before keeps the standard error of that time."""
+    log = CapturingLogger()
+    monkeypatch.setattr(module, "_log", log)
+    return log
 
 
 def test_a_role_of_a_newer_release_keeps_no_disabled_party_in(
-    pkis: dict[str, PKI], capsys: pytest.CaptureFixture[str]
+    pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unknown.warn.cache_clear()
+    log = log_of(unknown, monkeypatch)
     with workers(pkis) as (pool, urls):
         assert statuses(pool, urls, "emsp") == [404, 404]
         # As a newer release would, during a rolling upgrade.
@@ -79,8 +85,8 @@ def test_a_role_of_a_newer_release_keeps_no_disabled_party_in(
         ((roles,),) = pool.sql("select roles from party where client_id = 'other_emsp'")
         assert json.loads(roles) == ["emsp", "future-role"]
         assert value(read(urls[0]), "ccp_task_failures_total", task="refresh_parties") == 0
-    ignored = [log for log in logged(capsys) if log["event"] == "unknown value ignored"]
-    assert sorted((log["column"], log["value"], log["row"]) for log in ignored) == [
+    ignored = [call.kwargs for call in log.calls if call.args == ("unknown value ignored",)]
+    assert sorted((each["column"], each["value"], each["row"]) for each in ignored) == [
         ("party.roles", "future-role", "other_emsp"),
         ("party.roles", "future-role", "small_cps"),
     ], "one warning for each, not one a second"
@@ -114,9 +120,10 @@ def test_anchors_keys_and_peers_of_a_newer_release_do_not_stop_others(pkis: dict
 
 
 def test_a_table_that_cannot_be_read_turns_readiness_red_with_a_reason_until_it_can(
-    pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(background, "MAX_SILENCE", 2.0)
+    log = log_of(background, monkeypatch)
     with workers(pkis) as (pool, urls):
         assert [ready(url) for url in urls] == [(200, []), (200, [])]
         assert statuses(pool, urls, "emsp") == [404, 404]
@@ -133,9 +140,9 @@ def test_a_table_that_cannot_be_read_turns_readiness_red_with_a_reason_until_it_
         assert value(read(urls[0]), "ccp_task_failures_total", task="refresh_peers") >= 2
         pool.sql("alter table gone rename to peer")
         until(lambda: [ready(url) for url in urls] == [(200, [])] * 2)
-    failed = [log for log in logged(capsys) if log["event"] == "background task failed"]
-    assert {log["task"] for log in failed} == {"refresh_peers"}
-    assert {log["failures"] for log in failed} >= {1, 2}
+    failed = [call.kwargs for call in log.calls if call.args == ("background task failed",)]
+    assert {each["task"] for each in failed} == {"refresh_peers"}
+    assert {each["failures"] for each in failed} >= {1, 2}
 
 
 def test_an_event_of_a_kind_that_is_not_known_is_kept_and_keeps_no_other(pkis: dict[str, PKI]) -> None:
