@@ -307,7 +307,7 @@ class RevocationService:
         """
         if not self.rules.checked:
             return Swept(0, 0, False)
-        by_host: dict[str, list[Callable[[], asyncio.Task[None]]]] = {}
+        by_host: dict[tuple[str, str], list[Callable[[], asyncio.Task[None]]]] = {}
         lists = await self._store.write(questions.due_crls(at, at + _RETRY, _BATCH))
         certificates = await self._store.write(questions.due_certificates(at, at + _RETRY, _BATCH))
         crls = [
@@ -317,7 +317,7 @@ class RevocationService:
         ]
         for issuer, url, names in (*crls, *await self._never_loaded()):
             job = partial(self._flight, (issuer.issuer_id, url), partial(self._crl, issuer, url, at, names))
-            by_host.setdefault(host_label(url), []).append(job)
+            by_host.setdefault((host_label(url), issuer.issuer_id), []).append(job)
         for watched in certificates:
             certificate, its_issuer = (
                 stored_certificate(watched.certificate, "watched_certificate"),
@@ -327,9 +327,11 @@ class RevocationService:
                 continue
             key = its_issuer.issuer_id, certificate.serial_number
             job = partial(self._flight, (key, _SWEEP), partial(self._ask, certificate, its_issuer, at, True, _SWEEP))
-            by_host.setdefault(host_label((*certificate.addresses.ocsp, "")[0]), []).append(job)
-        # One after another for each host: so a publisher that needs the same host is next but one in its queue.
-        outcomes = await asyncio.gather(*(refresh_in_order(host, jobs) for host, jobs in by_host.items()))
+            host = host_label((*certificate.addresses.ocsp, "")[0])
+            by_host.setdefault((host, its_issuer.issuer_id), []).append(job)
+        # One after another for each host and issuer: so a publisher that needs the same host is next but one in its
+        # queue, and what one CA's certificates name keeps no other CA's evidence waiting.
+        outcomes = await asyncio.gather(*(refresh_in_order(host, jobs) for (host, _), jobs in by_host.items()))
         refreshed, failed = sum(done for done, _ in outcomes), sum(not_done for _, not_done in outcomes)
         return Swept(refreshed, failed, _BATCH in (len(lists), len(certificates)))
 

@@ -1,0 +1,48 @@
+"""The background refresh: what one CA's certificates name must not keep another CA's evidence from being refreshed."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from datetime import timedelta
+
+import pytest
+
+from ccp.pki.certificates import Certificate
+from ccp.sim.pki import Addresses
+from tests.revocation.made import AT, Bench, answer, branch, run
+from tests.revocation.servers import Reply, Request, Server, http_server
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with http_server() as running:
+        yield running
+
+
+def test_evidence_is_refreshed_while_another_ca_on_the_same_host_is_slow(server: Server) -> None:
+    """The other CA's certificates are due first, and name the host of the victim's responder."""
+    attacker, victim = (
+        branch(addresses={"sub2": Addresses(ocsp=f"{server.url}/{name}")}) for name in ("attacker", "victim")
+    )
+    victim_asked, overtaken = threading.Event(), []
+
+    async def test(bench: Bench) -> None:
+        for one, path in ((attacker, "/attacker"), (victim, "/victim")):
+            leaf: Certificate = one.contract().certificate
+            response = answer(leaf, one.sub2)
+            server.says(path, response)
+            await bench.service.require([one.chain(leaf)], AT)
+
+            def refreshing(request: Request, path: str = path, response: bytes = response) -> Reply:
+                if path == "/victim":
+                    victim_asked.set()
+                else:
+                    overtaken.append(victim_asked.wait(1.5))
+                return Reply(response)
+
+            server.answers[path] = refreshing
+        await bench.service.sweep(AT + timedelta(minutes=31))
+
+    run(test)
+    assert overtaken == [True]
