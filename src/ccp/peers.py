@@ -78,6 +78,7 @@ HOP_HEADER: Final = "X-CCP-Hop"
 
 _DELIVER: Final = "GetSignedContractDataByCertificateInstallationReq"
 _MAX_ANSWER_BYTES: Final = 262_144  # Sixteen contracts of ISO 15118-20 with their certificates have some 200,000.
+_MAX_ITEMS: Final = 16  # Contracts of an answer that are verified.
 _LONGEST_CALL: Final = 60.0  # Seconds. The limit of each call is below.
 # Requests under way to one peer, of one worker: in all, and of one caller.
 _CARS: Final = 128, 64
@@ -368,7 +369,8 @@ class PoolPeers:
             found = await self._checked(answer, request, at, line.peer) if isinstance(answer, Delivered) else None
         except ClientError as exc:
             # An answer that refuses is one of a peer that is well; that it knows nothing is even the rule.
-            match _says_of_peer(exc):
+            # One that cannot be read came in time; it may be the message of this vehicle alone.
+            match None if isinstance(exc, MalformedAnswerError) else _says_of_peer(exc):
                 case True:
                     line.breaker.succeeded()
                 case False:
@@ -424,13 +426,29 @@ class PoolPeers:
     async def _checked(
         self, answer: Delivered, request: VerifiedInstallationRequest, at: datetime, peer: Peer
     ) -> Found:
-        """The items, when all of them hold.
+        """The items that hold: what is wrong with one contract of a vehicle keeps no other from it.
 
-        Raises MismatchError for another session or vehicle, and what `verify_response` raises.
+        Where none holds, raises what the first was refused for: MismatchError for another session or vehicle, and what
+        `verify_response` raises.
         """
         namespace, session_id = request.request.namespace, request.request.session_id
-        taken = answer.contracts[: 1 if namespace is Namespace.ISO2 else request.request.maximum]
-        good = [await self.verified(item, namespace, request.pcid, at, session_id=session_id) for item in taken]
+        maximum = 1 if namespace is Namespace.ISO2 else request.request.maximum
+        taken: list[SignedResponse] = []
+        good: list[SignedContract] = []
+        refused: list[CCPError] = []
+        for item in answer.contracts[:_MAX_ITEMS]:
+            if len(good) >= maximum:
+                break
+            try:
+                good.append(await self.verified(item, namespace, request.pcid, at, session_id=session_id))
+            except (InputError, VerificationError) as exc:
+                refused.append(exc)
+                continue
+            taken.append(item)
+        if refused and not good:
+            raise refused[0]
+        for each in refused:
+            _log.warning("peer's answer not taken", outcome=each.code, reason=str(each), peer=peer.party_id)
         standing = await self._standing(good, peer, named=all(item.pcid is not None for item in taken))
         if namespace is Namespace.ISO2:
             return Found(standing, [(contract, contract.response) for contract in good])

@@ -161,6 +161,7 @@ def test_a_car_whose_contract_does_not_hold_here_keeps_no_other_from_the_peer(pk
         for reply in (
             opnc(pool.contract(stranger, signer="stranger")),  # It verifies there, where other roots are trusted.
             opnc(pool.contract(car), emaid="DEEXAZ99999999"),
+            opnc(pool.contract(car), certificateInstallationRes="gJgC"),
             json_reply({"errorMessages": ["Not now."], "traceId": "7d9a6c1e-53b8-4e0f-8a27-6f2f0d9b4c35"}, 503),
         ):
             peer.on(PATH, reply)
@@ -173,6 +174,19 @@ def test_a_car_whose_contract_does_not_hold_here_keeps_no_other_from_the_peer(pk
         (item,) = deliver(pool, other)
         assert item["emaid"] == contract.emaid
         assert value(read(pool.base_url), "ccp_peer_resting", peer="far") == 0
+
+
+def test_one_contract_that_does_not_hold_here_keeps_no_other_of_the_car_from_it(pkis: dict[str, PKI]) -> None:
+    with scripted() as peer, start(pkis, pool_id="pool-x", peer_seconds=3) as pool:
+        pool.change(peers.add(Peer("far", peer.url, token="t"), AT))
+        until_known(pool, "far")
+        car = pool.car("iso20")
+        true, squatter = pool.contract(car), pool.contract(car)
+        items = [item_of(squatter, emaid="DEEXAZ99999999"), item_of(true)]
+        peer.on(PATH, json_reply({"signedContractDataCollection": items}))
+        (item,) = deliver(pool, car)
+        assert item["emaid"] == true.emaid
+        assert car.install(octets_of(item), SESSION, AT)[0] == true.emaid
 
 
 # --- Lies ------------------------------------------------------------------------------------------------------------
