@@ -7,6 +7,7 @@ it for itself. The circuit for vehicles is one for all callers, since their requ
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,19 @@ from ccp.breaker import Breaker
 from ccp.errors import Unavailable
 
 _MAX_CIRCUITS: Final = 1000
+
+
+def circuit_open(peer: str, seconds: int) -> Unavailable:
+    return Unavailable(f"The pool {peer} has not answered lately; try again later.", retry_after=seconds)
+
+
+def share_used_up(peer: str) -> Unavailable:
+    return Unavailable(f"Too many requests to the pool {peer} are under way.", retry_after=1)
+
+
+def whole_seconds(after: float | None) -> int | None:
+    """What another pool asks to wait, in reason."""
+    return None if after is None else min(max(1, math.ceil(after)), 3600)
 
 
 class Shares:
@@ -59,9 +73,7 @@ class Circuits:
         """Raises Unavailable while the caller's circuit is open."""
         breaker = self._failing.get(caller)
         if breaker is not None and not breaker.lets_through():
-            raise Unavailable(
-                f"The pool {peer} has not answered lately; try again later.", retry_after=breaker.seconds_left()
-            )
+            raise circuit_open(peer, breaker.seconds_left())
 
     def succeeded(self, caller: str) -> None:
         self._failing.pop(caller, None)

@@ -45,6 +45,7 @@ from ccp.client import (
     PartyType,
     Routing,
     SignedResponse,
+    TooManyRequestsError,
 )
 from ccp.contracts import SignedContract
 from ccp.egress import tls_context
@@ -62,7 +63,7 @@ from ccp.ids import PCID, Fingerprint, Namespace
 from ccp.installation import VerifiedInstallationRequest
 from ccp.metrics import Metrics
 from ccp.parties import Caller, Role
-from ccp.peer_limits import Circuits, Shares
+from ccp.peer_limits import Circuits, Shares, circuit_open, share_used_up, whole_seconds
 from ccp.pki.evidence import AskedLater
 from ccp.pki.paths import TrustAnchors, VerifiedChain
 from ccp.settings import Settings
@@ -98,7 +99,7 @@ class Peers(Protocol):
     ) -> list[tuple[SignedContract, bytes]]:
         """What other pools hold for the vehicle, answered for its session and checked; empty when they hold nothing.
 
-        to: this one alone.
+        to: this one alone. Raises Unavailable where it cannot be asked now, or does not answer.
         """
 
     def route(self, party_id: str) -> str | None:
@@ -313,6 +314,7 @@ class PoolPeers:
     ) -> list[tuple[SignedContract, bytes]]:
         if Role.CCP in caller.party.roles:
             return []
+        problem: Unavailable | None = None
         with ExitStack() as shares:
             tasks: dict[asyncio.Task[Found | None], Standing] = {}
             for name, line in self._lines.items():
@@ -320,16 +322,25 @@ class PoolPeers:
                     continue
                 if not line.cars.has_room(caller.party.client_id):
                     self._metrics.peer_asked(name, _DELIVER, "limited", 0.0)
+                    problem = share_used_up(name)
                 elif line.breaker.lets_through():
                     shares.enter_context(line.cars.taken(caller.party.client_id))
                     tasks[asyncio.create_task(self._ask_one(line, request, caller, at))] = _best_of(line.peer)
+                else:
+                    problem = circuit_open(name, line.breaker.seconds_left())
             try:
                 found = await self._best(tasks)
             finally:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
-        return [] if found is None else found.items
+        if found is not None:
+            return found.items
+        if to is not None:
+            problem = problem or next((_problem(task, to) for task in tasks), None)
+            if problem is not None:
+                raise problem
+        return []
 
     async def _best(self, tasks: Mapping[asyncio.Task[Found | None], Standing]) -> Found | None:
         """What stands best of what comes within the budget. tasks: with the best that each can bring."""
@@ -339,7 +350,7 @@ class PoolPeers:
             async with asyncio.timeout(self._seconds + 0.1):  # Each ends by itself; this is for what does not.
                 while pending and (best is None or any(tasks[task] > best.standing for task in pending)):
                     done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
-                    for found in (task.result() for task in tasks if task in done):
+                    for found in (task.result() for task in tasks if task in done and not task.exception()):
                         if found is not None and (best is None or found.standing > best.standing):
                             best = found
         return best
@@ -355,7 +366,10 @@ class PoolPeers:
     async def _ask_one(
         self, line: _Line, request: VerifiedInstallationRequest, caller: Caller, at: datetime
     ) -> Found | None:
-        """What one peer holds. Whatever is wrong with it is told in the log and is nothing to the others."""
+        """What one peer holds. Whatever is wrong with it is told in the log and is nothing to the others.
+
+        Raises Unavailable where it may hold something and cannot say so now.
+        """
         told = {"peer": line.peer.party_id, "trace_id": caller.trace_id}
         count = self._stopwatch(line.peer.party_id, _DELIVER)
         try:
@@ -379,6 +393,8 @@ class PoolPeers:
                     line.breaker.unused()
             count(exc.code)
             _log.info("peer asked", outcome=exc.code, status=exc.status, reason=" ".join(exc.messages), **told)
+            if isinstance(exc, TooManyRequestsError) or _says_of_peer(exc) is not True:
+                raise _silent(line.peer.party_id, getattr(exc, "retry_after", None)) from exc
             return None
         except (InputError, VerificationError) as exc:
             # It came in time, so the peer costs no vehicle anything. What is wrong with the contract of one vehicle
@@ -391,6 +407,8 @@ class PoolPeers:
             line.breaker.unused()
             count(exc.code)
             _log.warning("peer's answer not taken", outcome=exc.code, reason=str(exc), **told)
+            if isinstance(exc, Unavailable):
+                raise
             return None
         except asyncio.CancelledError:
             line.breaker.unused()
@@ -512,7 +530,7 @@ class PoolPeers:
         name = caller.party.client_id
         if not line.calls.has_room(name):
             self._metrics.peer_asked(to, operation, "limited", 0.0)
-            raise Unavailable(f"Too many requests to the pool {to} are under way.", retry_after=1)
+            raise share_used_up(to)
         line.circuits.check(name, to)
         told = {"peer": to, "operation": operation, "trace_id": caller.trace_id}
         count = self._stopwatch(to, operation)
@@ -562,6 +580,19 @@ class PoolPeers:
             return seconds
 
         return over
+
+
+def _silent(name: str, after: float | None = None) -> Unavailable:
+    """after: seconds that the peer asks to wait."""
+    return Unavailable(f"The pool {name} does not answer now; try again later.", retry_after=whole_seconds(after))
+
+
+def _problem(asked: asyncio.Task[Found | None], name: str) -> Unavailable | None:
+    """What kept a peer from answering, of a task that is over."""
+    if asked.cancelled():  # There was no time left.
+        return _silent(name)
+    failure = asked.exception()
+    return failure if isinstance(failure, Unavailable) else None
 
 
 def _says_of_peer(exc: ClientError) -> bool | None:

@@ -161,8 +161,11 @@ class Pool:
             await self._check_current(verified)
             if to is None:
                 return await self._choose(verified, stored, known, broadcast, at, single, caller)
-            if found := await self._elsewhere(verified, caller, at, single, to):
-                return found
+            try:
+                if found := await self._elsewhere(verified, caller, at, single, to):
+                    return found
+            except Unavailable as exc:  # An answer for the vehicle too: stations hand on nothing but a message.
+                return Refusal(pcid, installation.refuse(namespace, request.session_id, exc, at), exc)
             raise NoContract("The pool that the request is for has nothing for the vehicle now.")
         except (VerificationError, NotFound) as exc:
             negative = installation.refuse(namespace, request.session_id, exc, at)

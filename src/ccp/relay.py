@@ -7,7 +7,6 @@ sent once, and never passed on a second time.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -49,6 +48,7 @@ from ccp.errors import (
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.neighbours import RevocationReason
 from ccp.parties import Caller, Party, Role
+from ccp.peer_limits import whole_seconds
 from ccp.peers import From, Peers
 from ccp.pool import Answer
 
@@ -288,9 +288,9 @@ def _as_ours(exc: ClientError, to: str, changes: bool) -> CCPError:
             return NotFound(*exc.messages)
         case TooManyRequestsError(retry_after=after):
             # Our rate there, not this caller's rate here.
-            return Unavailable(f"The pool {to} is asked too often just now.", retry_after=_seconds(after))
+            return Unavailable(f"The pool {to} is asked too often just now.", retry_after=whole_seconds(after))
         case UnavailableError(retry_after=after) if exc.trace_id is not None:
-            return Unavailable(*exc.messages, retry_after=_seconds(after))
+            return Unavailable(*exc.messages, retry_after=whole_seconds(after))
         case UpstreamFailedError() if exc.trace_id is not None:
             return UpstreamError(*exc.messages)
         case AnsweredError(status=409):
@@ -299,8 +299,3 @@ def _as_ours(exc: ClientError, to: str, changes: bool) -> CCPError:
             return InputError(*exc.messages)
         case _:
             return Unavailable(f"The pool {to} failed.", *unknown)
-
-
-def _seconds(after: float | None) -> int | None:
-    """What another pool asks to wait, in reason."""
-    return None if after is None else min(max(1, math.ceil(after)), 3600)

@@ -63,12 +63,30 @@ async def deliberate(request: Request, error: Exception) -> Response:
     trace.failure = error
     if status == 404 and trace.operation in WITHOUT_404:
         status = 400
-    headers = {}
+    headers = retry_after(error)
     if status == 401:
         headers["WWW-Authenticate"] = _challenge(request)
-    if status in (429, 503):
-        headers["Retry-After"] = str(getattr(error, "retry_after", None) or _RETRY_AFTER)
     return answer(request, status, sentences_of(error), headers)
+
+
+def retry_after(error: errors.CCPError) -> dict[str, str]:
+    """The header of an answer to something that may be tried again; nothing for every other error."""
+    if status_of(error) not in (429, 503):
+        return {}
+    return {"Retry-After": str(getattr(error, "retry_after", None) or _RETRY_AFTER)}
+
+
+def beside_negative(error: errors.CCPError, always_exi: bool) -> tuple[str, dict[str, str]]:
+    """`metaData` and headers that go with a vehicle's negative message.
+
+    Without `always_exi` raises the error that is answered in its place.
+    """
+    again = retry_after(error)
+    if always_exi:
+        return f"temporary: {error}" if again else str(error), again
+    if again:
+        raise error
+    raise errors.NotFound(*sentences_of(error)) from error
 
 
 def _challenge(request: Request) -> str:

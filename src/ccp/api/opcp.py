@@ -23,7 +23,7 @@ from starlette.types import Receive, Scope
 
 from ccp import wire
 from ccp.api import paths
-from ccp.api.errors import WITHOUT_404, sentences_of
+from ccp.api.errors import WITHOUT_404, beside_negative
 from ccp.api.opnc import (
     _JSON,
     Asked,
@@ -101,20 +101,20 @@ class OPCPSignedContractDataEndpoint(SignedContractDataEndpoint):
         if isinstance(outcome, Refusal):
             trace.pcid, trace.failure = outcome.pcid, outcome.reason
             always = self._negative is OPCPNegative.DELIVER if options.always_exi is None else options.always_exi
-            if not always:
-                raise NotFound(*sentences_of(outcome.reason)) from outcome.reason
+            told, again = beside_negative(outcome.reason, always)
             # Not empty, though it stands for nothing: clients take an item without an EMAID for no answer.
-            emaid, response, told = wire.PLACEHOLDER_EMAID, outcome.response, str(outcome.reason)
+            emaid, response = wire.PLACEHOLDER_EMAID, outcome.response
         else:
             contract, response = outcome[0].contract, outcome[0].response
             trace.emaid, trace.pcid = contract.emaid, contract.pcid
-            emaid, told = contract.emaid, contract.metadata or ""
+            emaid, told, again = contract.emaid, contract.metadata or "", {}
         item = {"certificateInstallationRes": wire.b64(response), "emaid": emaid, "metaData": told}
         return _JSON(
             {
                 "CCPResponse": {"emaidContent": [{"messageDef": item}]},
                 "xsdMsgDefNamespace": body.xsdMsgDefNamespace,
-            }
+            },
+            headers=again,
         )
 
 

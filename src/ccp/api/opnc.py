@@ -6,7 +6,7 @@ other five are written the usual way. Both kinds answer errors through the one t
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
@@ -25,7 +25,7 @@ from starlette.types import Receive, Scope, Send
 from ccp import wire
 from ccp.api import bodies, paths, queries
 from ccp.api.certificate import ClientCertificates
-from ccp.api.errors import WITHOUT_404, sentences_of
+from ccp.api.errors import WITHOUT_404, beside_negative
 from ccp.api.gate import client_of
 from ccp.api.trace import trace_of
 from ccp.auth import AnyOperation, Operation, authorise_role, authorise_sender
@@ -229,16 +229,15 @@ class SignedContractDataEndpoint:
             trace.emaid, trace.pcid = outcome[0].contract.emaid, outcome[0].contract.pcid
             return _JSON({"signedContractDataCollection": [_signed_contract(answer) for answer in outcome]})
         trace.pcid, trace.failure = outcome.pcid, outcome.reason
-        if not options.always_exi:
-            raise NotFound(*sentences_of(outcome.reason)) from outcome.reason
+        told, again = beside_negative(outcome.reason, options.always_exi)
         item = {
             "certificateInstallationRes": wire.b64(outcome.response),
             "emaid": wire.PLACEHOLDER_EMAID,
             "pcid": outcome.pcid or wire.PLACEHOLDER_PCID,
             "xsdMsgDefNamespace": body.xsdMsgDefNamespace,
-            "metaData": str(outcome.reason),
+            "metaData": told,
         }
-        return _JSON({"signedContractDataCollection": [item]})
+        return _JSON({"signedContractDataCollection": [item]}, headers=again)
 
     async def _publish(self, scope: Scope, receive: Receive) -> Response:
         began = self._edge.clock()
@@ -421,7 +420,7 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
 class _JSON(Response):
     """An answer whose head is always the same but for its length, so that nothing has to be worked out for it."""
 
-    def __init__(self, members: wire.Members) -> None:
+    def __init__(self, members: wire.Members, headers: Mapping[str, str] | None = None) -> None:
         self.body = orjson.dumps(members)
         self.status_code = 200
         self.background = None
@@ -429,6 +428,8 @@ class _JSON(Response):
             (b"content-length", str(len(self.body)).encode()),
             (b"content-type", b"application/json"),
         ]
+        if headers:
+            self.raw_headers += [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
 
 def _signed_contract(answer: Answer) -> wire.Members:

@@ -1,0 +1,119 @@
+"""A vehicle's request for another pool that cannot answer now: it is told that this is temporary."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import httpx
+import pytest
+
+from ccp.sim.pki import PKI
+from ccp.store import peers
+from ccp.store.peers import Peer
+from tests.api.answers import sentences
+from tests.client.servers import DROP, HANG, Reply, Scripted, error, json_reply, scripted
+from tests.opcp.test_dialect import call
+from tests.peers.test_peers import PATH, to, until_known
+from tests.world import AT, SESSION, Pool, post_body, read, start
+
+OPEN = "The pool other has not answered lately; try again later."
+SILENT = "The pool other does not answer now; try again later."
+NOTHING = "The pool that the request is for has nothing for the vehicle now."
+
+
+@contextmanager
+def beside(pkis: dict[str, PKI]) -> Iterator[tuple[Pool, Scripted]]:
+    with scripted() as peer, start(pkis, pool_id="pool-x", peer_seconds=0.4) as pool:
+        pool.change(peers.add(Peer("other", peer.url, token="t"), AT))
+        until_known(pool, "other")
+        yield pool, peer
+
+
+def ask(pool: Pool, edition: str = "iso2", *, always: str = "true") -> httpx.Response:
+    return pool.post(pool.car(edition), headers={**to("other"), "alwaysReturnEXI": always})
+
+
+def temporary(answer: httpx.Response) -> tuple[str, int]:
+    """What a vehicle's station is told beside FAILED, and the seconds to wait."""
+    assert answer.status_code == 200, answer.text
+    (item,) = answer.json()["signedContractDataCollection"]
+    assert read(item).response_code == "FAILED"
+    kind, _, sentence = item["metaData"].partition(": ")
+    assert kind == "temporary", item["metaData"]
+    return sentence, int(answer.headers["Retry-After"])
+
+
+@pytest.mark.parametrize("edition", ["iso2", "iso20"])
+def test_a_peer_that_times_out_or_whose_circuit_is_open_is_temporary(pkis: dict[str, PKI], edition: str) -> None:
+    with beside(pkis) as (pool, peer):
+        peer.on(PATH, HANG)
+        told = [temporary(ask(pool, edition)) for _ in range(3)]
+        assert told == [(SILENT, 2)] * 3
+        while told[-1][0] != OPEN:  # On a busy machine a request may be cut off before it counts as a failure.
+            assert len(told) < 20
+            told.append(temporary(ask(pool, edition)))
+        asked = len(peer.asked(PATH))
+        assert 2 < told[-1][1] <= 15
+        assert temporary(ask(pool, edition))[0] == OPEN
+        refused = ask(pool, edition, always="false")
+        assert sentences(refused, 503) == [OPEN]
+        assert 1 <= int(refused.headers["Retry-After"]) <= 15
+        # In the other dialect as well.
+        car = pool.car(edition)
+        body = post_body(car.request(SESSION, AT), str(car.namespace))
+        for always, status in (("true", 200), ("false", 503)):
+            headers = {**to("other"), "alwaysReturnEXI": always}
+            answer = call(pool, "cpo", "POST", "/ccp/signedContractData", json=body, headers=headers)
+            assert answer.status_code == status
+            assert f"{'temporary: ' if status == 200 else ''}{OPEN}" in answer.text
+            assert int(answer.headers["Retry-After"]) >= 1
+        assert len(peer.asked(PATH)) == asked
+        text = pool.http.get("/metrics").text
+        assert any('outcome="unavailable"' in line for line in text.splitlines() if "GetSignedContractDataBy" in line)
+
+
+def test_what_a_peer_answers_decides_whether_it_is_temporary(pkis: dict[str, PKI]) -> None:
+    with beside(pkis) as (pool, peer):
+        for reply, after in (
+            (error(503, "Not now.", Retry_After="7"), 7),
+            (error(429, "Too often.", Retry_After="9"), 9),
+            (error(500), 2),
+            (DROP, 2),
+        ):
+            peer.on(PATH, reply)
+            assert temporary(ask(pool)) == (SILENT, after)
+            peer.on(PATH, error(404))  # It answers, so its circuit stays closed.
+            answer = ask(pool)
+            (item,) = answer.json()["signedContractDataCollection"]
+            assert item["metaData"] == NOTHING
+            assert read(item).response_code == "FAILED_NoCertificateAvailable"
+            assert "Retry-After" not in answer.headers
+            assert sentences(ask(pool, always="false"), 404) == [NOTHING]
+
+
+def test_a_caller_whose_share_of_a_peer_is_used_up_is_told_so(
+    pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ccp.peers._CARS", (4, 1))
+    arrived, released = threading.Event(), threading.Event()
+
+    def wait(handler: object, ends: threading.Event) -> None:
+        arrived.set()
+        released.wait(20)
+
+    with scripted() as peer, start(pkis, pool_id="pool-x", peer_seconds=4) as pool:
+        pool.change(peers.add(Peer("other", peer.url, token="t"), AT))
+        until_known(pool, "other")
+        peer.on(PATH, Reply(act=wait), json_reply({"signedContractDataCollection": []}))
+        with ThreadPoolExecutor(1) as threads:
+            under_way = threads.submit(ask, pool)
+            assert arrived.wait(10)
+            sentence = "Too many requests to the pool other are under way."
+            assert temporary(ask(pool)) == (sentence, 1)
+            assert sentences(ask(pool, always="false"), 503) == [sentence]
+            released.set()
+            assert temporary(under_way.result()) == (SILENT, 2)
+        assert len(peer.asked(PATH)) == 1
