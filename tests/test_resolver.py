@@ -135,6 +135,26 @@ def test_a_name_that_waits_for_one_owner_is_looked_up_for_another_at_once(names:
     run(test)
 
 
+def test_one_party_holds_its_share_of_threads_whatever_issuers_it_names(names: Names) -> None:
+    """A party with a sub-CA of its own makes as many issuers as it likes, each an owner."""
+
+    async def test() -> None:
+        resolver = Resolver(names, timeout=0.3, max_threads=8, max_per_party=5)
+        silent = [
+            asyncio.create_task(resolver.resolve(f"a.d{n}.silent", owner=f"issuer {n}", party="evil"))
+            for n in range(40)
+        ]
+        await asyncio.sleep(0)
+        assert await resolver.resolve("h.example", owner="issuer", party="good")
+        assert names.most_running <= 6
+        for task in silent:
+            with pytest.raises(ResolutionError):
+                await task
+        names.end()
+
+    run(test)
+
+
 def test_one_domain_holds_two_threads_of_an_owner_at_most(names: Names) -> None:
     """Others still find names below the same domain, where its subdomains are given to anyone."""
 

@@ -45,13 +45,14 @@ class RefusedAddressError(Exception):
 
 @dataclass(slots=True)
 class Errand:
-    """What one request is about: whose lookups it makes, and whether the host itself is asked by now.
+    """What one request is about: whose lookups it makes, for which party, and whether the host is asked by now.
 
     asked: False while the request waits for something of ours, or for the resolver; a timeout then is no fault of the
     host.
     """
 
     owner: str = ""
+    party: str = ""
     asked: bool = False
 
 
@@ -95,7 +96,7 @@ class EgressBackend(httpcore.AsyncNetworkBackend):
     async def _addresses_of(self, host: str) -> list[str]:
         errand = _errand.get() or Errand()
         errand.asked = False
-        addresses = await self._resolver.resolve(host, errand.owner or host)
+        addresses = await self._resolver.resolve(host, errand.owner or host, errand.party)
         errand.asked = True
         # One address that may not be called taints the name: a resolver that mixes both is playing games.
         if self._allowed is not None and not all(may_connect(each, self._allowed) for each in addresses):

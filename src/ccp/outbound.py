@@ -128,17 +128,19 @@ class Outbound:
         octets: int = OCTETS,
         cut: bool = False,
         owner: str = "",
+        party: str = "",
     ) -> Answer:
         """One exchange, whatever status it ends with; a redirect is an answer like any other.
 
         guarded: True for every address that the operator did not configure. seconds: for the whole exchange.
         octets: most that is read of a body. cut: a longer body is left where it is, for callers who want the status.
         owner: whose address it is, a party or an issuer; its names share no limit of the resolver with others.
+        party: who makes the pool ask, where that is another one.
         Raises OutboundError.
         """
         parts = _split(url)
         host = str(parts.hostname)
-        errand = Errand(owner)
+        errand = Errand(owner, party)
         pool = self._guarded if guarded else self._configured
         sent = {"Host": parts.netloc, "User-Agent": "opnc-ccp", "Accept-Encoding": "identity", **(headers or {})}
         if content or method in ("POST", "PUT"):

@@ -6,8 +6,9 @@ A lookup (getaddrinfo) cannot be cancelled: a thread that asks a silent name ser
 waits, often 20 s or more. So lookups run neither in the event loop's small pool nor in a pool of fixed size shared by
 all:
 
-- at most `max_threads` at a time in all, `max_per_owner` for one owner (a party, an issuer), `max_per_domain` of these
-  for one domain, and a quarter of all for domains that were silent lately;
+- at most `max_threads` at a time in all, `max_per_party` for one party that makes us ask, whatever issuers its
+  certificates have, `max_per_owner` for one owner (a party, an issuer), `max_per_domain` of these for one domain, and a
+  quarter of all for domains that were silent lately;
 - one lookup for each name at a time, which everyone waits for who asks for that name; what waits for a thread waits for
   its own owner alone;
 - callers wait for `timeout` seconds at most, in the queue or not; the queue is bounded;
@@ -64,6 +65,7 @@ class _Flight:
     host: str
     domain: str
     owner: str
+    party: str
     result: asyncio.Future[tuple[Address, ...]]
     waiting: int = 0
     started_at: float | None = None
@@ -78,6 +80,7 @@ class Resolver:
         *,
         timeout: float = TIMEOUT,
         max_threads: int = 32,
+        max_per_party: int = 12,
         max_per_owner: int = 4,
         max_per_domain: int = 2,
         max_queue: int = 256,
@@ -87,23 +90,26 @@ class Resolver:
         self._timeout = timeout
         self._max_threads = max_threads
         self._max_slow = max(1, max_threads // 4)
+        self._max_per_party = max_per_party
         self._max_per_owner = max_per_owner
         self._max_per_domain = max_per_domain
         self._max_queue = max_queue
         self._flights: dict[str, _Flight] = {}  # Those that run, by host.
-        self._waiting: dict[tuple[str, str], _Flight] = {}  # Those in the queue, by host and owner.
+        self._waiting: dict[tuple[str, str, str], _Flight] = {}  # Those in the queue, by host, owner and party.
         self._queue: list[_Flight] = []
         self._running = 0
         self._slow_running = 0
+        self._by_party: Counter[str] = Counter()
         self._by_owner: Counter[str] = Counter()
         self._by_domain: Counter[tuple[str, str]] = Counter()
         self._failures: OrderedDict[str, tuple[float, ResolutionError]] = OrderedDict()
         self._slow: OrderedDict[str, float] = OrderedDict()
 
-    async def resolve(self, host: str, owner: str = "") -> tuple[Address, ...]:
+    async def resolve(self, host: str, owner: str = "", party: str = "") -> tuple[Address, ...]:
         """The addresses of a host: at least one. A literal address is its own.
 
-        owner: who the lookup is for; it shares no limit with others. Raises ResolutionError.
+        owner: who the lookup is for; it shares no limit with others. party: who makes us ask, empty for the owner
+        itself. Raises ResolutionError.
         """
         with contextlib.suppress(ValueError):
             return (ipaddress.ip_address(host.partition("%")[0]),)
@@ -113,7 +119,7 @@ class Resolver:
             if now < failed[0]:
                 raise failed[1]
             del self._failures[host]
-        flight = self._flights.get(host) or self._waiting.get((host, owner)) or self._begin(host, owner)
+        flight = self._flights.get(host) or self._waiting.get((host, owner, party)) or self._begin(host, owner, party)
         flight.waiting += 1
         try:
             async with asyncio.timeout(self._timeout):
@@ -130,12 +136,12 @@ class Resolver:
                 self._unqueue(flight)
                 flight.result.cancel()
 
-    def _begin(self, host: str, owner: str) -> _Flight:
-        flight = _Flight(host, _domain_of(host), owner, asyncio.get_running_loop().create_future())
+    def _begin(self, host: str, owner: str, party: str) -> _Flight:
+        flight = _Flight(host, _domain_of(host), owner, party, asyncio.get_running_loop().create_future())
         if self._may_start(flight):
             self._start(flight)
         elif len(self._queue) < self._max_queue:
-            self._waiting[host, owner] = flight
+            self._waiting[host, owner, party] = flight
             self._queue.append(flight)
         else:
             raise ResolutionError("Too many names wait for being resolved.")
@@ -143,7 +149,7 @@ class Resolver:
 
     def _unqueue(self, flight: _Flight) -> None:
         self._queue.remove(flight)
-        del self._waiting[flight.host, flight.owner]
+        del self._waiting[flight.host, flight.owner, flight.party]
 
     def _is_slow(self, domain: str) -> bool:
         return self._slow.get(domain, 0.0) > asyncio.get_running_loop().time()
@@ -152,6 +158,7 @@ class Resolver:
         return (
             self._running < self._max_threads
             and flight.host not in self._flights
+            and (not flight.party or self._by_party[flight.party] < self._max_per_party)
             and self._by_owner[flight.owner] < self._max_per_owner
             and self._by_domain[flight.owner, flight.domain] < self._max_per_domain
             and (self._slow_running < self._max_slow or not self._is_slow(flight.domain))
@@ -164,6 +171,7 @@ class Resolver:
         self._flights[flight.host] = flight
         self._running += 1
         self._slow_running += slow
+        self._by_party[flight.party] += 1
         self._by_owner[flight.owner] += 1
         self._by_domain[flight.owner, flight.domain] += 1
 
@@ -184,10 +192,11 @@ class Resolver:
     def _landed(self, flight: _Flight, slow: bool, found: list[str] | Exception) -> None:
         self._running -= 1
         self._slow_running -= slow
+        self._by_party[flight.party] -= 1
         self._by_owner[flight.owner] -= 1
         self._by_domain[flight.owner, flight.domain] -= 1
         # What has come to zero goes, so that both stay as small as what runs.
-        self._by_owner, self._by_domain = +self._by_owner, +self._by_domain
+        self._by_party, self._by_owner, self._by_domain = +self._by_party, +self._by_owner, +self._by_domain
         self._flights.pop(flight.host, None)
         same = [queued for queued in self._queue if queued.host == flight.host]
         for queued in same:

@@ -316,7 +316,7 @@ class RevocationService:
             if (issuer := stored_certificate(due.issuer_certificate, "crl")) is not None
         ]
         for issuer, url, names in (*crls, *await self._never_loaded()):
-            job = partial(self._flight, (issuer.issuer_id, url), partial(self._crl, issuer, url, at, names))
+            job = partial(self._flight, (issuer.issuer_id, url), partial(self._crl, issuer, url, at, names, _SWEEP))
             by_host.setdefault((host_label(url), issuer.issuer_id), []).append(job)
         for watched in certificates:
             certificate, its_issuer = (
@@ -373,7 +373,7 @@ class RevocationService:
             return
         for url in lists:
             names = names_for(certificate, url)
-            flight = self._flight((key.issuer, url), partial(self._crl, issuer, url, at, names))
+            flight = self._flight((key.issuer, url), partial(self._crl, issuer, url, at, names, caller))
             try:
                 # A list may take long; while it does, a responder can be asked, if there is one.
                 await asyncio.wait_for(asyncio.shield(flight), OCSP_SECONDS if responders else None)
@@ -423,15 +423,17 @@ class RevocationService:
             return await asyncio.to_thread(read_ocsp, body, certificate, issuer, at, url)
         return read_ocsp(body, certificate, issuer, at, url)
 
-    async def _crl(self, issuer: Certificate, url: str, at: datetime, names: frozenset[str]) -> None:
+    async def _crl(self, issuer: Certificate, url: str, at: datetime, names: frozenset[str], caller: str) -> None:
         """Fetch, verify and load one list, unless the one we have is still the newest. Raises Unavailable.
 
-        names: keys of the other names that a certificate has for the place.
+        names: keys of the other names that a certificate has for the place. caller: who asks first.
         """
         async with self._lists.hold(issuer.issuer_id):
-            await self._refresh_crl(issuer, url, at, names)
+            await self._refresh_crl(issuer, url, at, names, caller)
 
-    async def _refresh_crl(self, issuer: Certificate, url: str, at: datetime, names: frozenset[str]) -> None:
+    async def _refresh_crl(
+        self, issuer: Certificate, url: str, at: datetime, names: frozenset[str], caller: str
+    ) -> None:
         name = issuer.issuer_id
         configured = url == self.rules.crl_of(issuer)
         kept = await self._store.read(questions.crl(name, url))
@@ -440,7 +442,7 @@ class RevocationService:
             headers["If-None-Match"] = kept.etag
         if kept and kept.last_modified:
             headers["If-Modified-Since"] = kept.last_modified
-        answer = await self._fetcher.crl(url, issuer=name, guarded=not configured, headers=headers)
+        answer = await self._fetcher.crl(url, issuer=name, caller=caller, guarded=not configured, headers=headers)
         if answer.status == 304:
             if kept is None:
                 raise EvidenceError("The CRL's server says that nothing has changed, but there was no list before.")

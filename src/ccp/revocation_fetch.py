@@ -65,11 +65,15 @@ class RevocationFetcher:
     async def _get(self, url: str, request: bytes, issuer: str, caller: str) -> Answer:
         return await self._ocsp("GET", _get_url(url, request), issuer, caller, {}, b"")
 
-    async def crl(self, url: str, *, issuer: str, guarded: bool, headers: dict[str, str]) -> Answer:
-        """The answer with a list, or 304. headers: conditions. Raises Unavailable for any other status."""
+    async def crl(self, url: str, *, issuer: str, guarded: bool, headers: dict[str, str], caller: str = "") -> Answer:
+        """The answer with a list, or 304. headers: conditions. caller: for whom the name is resolved.
+
+        Raises Unavailable for any other status.
+        """
         answer = await self._call(
-            "GET", url, issuer, _LISTS, guarded=guarded, headers=headers, seconds=CRL_SECONDS, octets=CRL_OCTETS
-        )
+            "GET", url, issuer, _LISTS, party=caller, guarded=guarded, headers=headers,
+            seconds=CRL_SECONDS, octets=CRL_OCTETS,
+        )  # fmt: skip
         if answer.status not in (200, 304):
             raise _status_error(url, answer.status)
         return answer
@@ -82,6 +86,7 @@ class RevocationFetcher:
             url,
             issuer,
             caller,
+            party=caller,
             guarded=True,
             headers={"Accept": "application/ocsp-response", **headers},
             content=content,

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from ccp import resolver
-from ccp.sim.pki import PKI, Addresses, build_pki
+from ccp.sim.pki import PKI, SUB_CA2, Addresses, build_pki
 from tests.api.answers import sentences
 from tests.api.test_trust import LOOPBACK, put
 from tests.attacks.test_responder_addresses import ByPrefix, good
@@ -64,6 +64,33 @@ def test_a_host_is_resolved_while_another_ca_waits_for_the_same_host(server: Ser
             pool.publish(pool.car())
             for one in (*silent, *waiting):
                 assert "cannot be established now" in sentences(one.result(), 503)[0]
+
+
+def test_a_party_that_names_many_issuers_leaves_lookups_to_another_party(
+    server: Server, released: threading.Event
+) -> None:
+    """A root of its own makes any number of sub-CAs, each of which names four silent hosts in two domains."""
+    port = server.url.rpartition(":")[2]
+    victim, attacker = naming(build_pki(AT), f"http://ocsp.victim.test:{port}/victim"), build_pki(AT)
+    server.answers["/victim"] = lambda request: Reply(good(victim.emsp_sub2, request.body))
+    with start({"iso2": victim, "attacker": attacker}, outbound_allow=LOOPBACK) as pool:
+        sub_cas = [attacker.emsp_sub1.issue(f"Sub2 CA {number}", SUB_CA2, at=AT) for number in range(9)]
+        contracts = [
+            pool.contract(
+                pool.car(),
+                signer=naming(replace(attacker, emsp_sub2=sub_ca), f"http://h{n}.d{number}-{n % 2}.silent:{port}/"),
+            )
+            for number, sub_ca in enumerate(sub_cas)
+            for n in range(4)
+        ]
+        pool.token("cps")
+        with ThreadPoolExecutor(len(contracts)) as threads:
+            for answer in threads.map(lambda contract: put(pool, contract), contracts):
+                assert "cannot be established now" in sentences(answer, 503)[0]
+        assert lookups() == 12  # They are silent still.
+        contract = pool.contract(pool.car())
+        answer = pool.client("small_cps").put("/signedcontractdata", json=contract.body)
+        assert answer.status_code == 201, answer.text
 
 
 def wait_until(true: Callable[[], bool]) -> None:
