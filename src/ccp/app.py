@@ -95,7 +95,7 @@ class Refresher:
             await self._follow(follower)
 
     def supervise(self, background: BackgroundTasks) -> None:
-        """Go on with it in the background."""
+        """Start the background tasks that keep this up to date."""
 
         def add(name: str, run: Callable[[], Awaitable[None]], **more: Any) -> None:
             retry = {"retry_delay": _REFRESH_SECONDS, "max_retry_delay": _REFRESH_SECONDS}

@@ -88,7 +88,7 @@ class Verdict:
 class Verifier:
     """Holds rows against their chains. Pure; takes each lane's rows in order and then its end.
 
-    A row whose subject is gone is good where an intact erasure lists it, in another lane or later in the same one.
+    A row without subject is accepted where an intact erasure lists it, in another lane or later in the same one.
     Whether that erasure was a real one only an earlier export can show, see `ccp.audit_comparison`. After more rows
     came, a lane may be ended again.
     """
@@ -385,7 +385,7 @@ class Refusals:
         self._counts.clear()
 
     def open(self, background: BackgroundTasks | None = None) -> None:
-        # Not cancelled but asked to end: a write that is under way would be done and not known to be.
+        # Asked to end, not cancelled: a cancelled write might commit without this process knowing.
         task = PeriodicTask("refused_access", self._round, _EVERY, max_retry_delay=5.0, interruptible=False)
         self._task = (background or BackgroundTasks()).add(task)
 
@@ -408,7 +408,7 @@ class Refusals:
         await self._flush()
 
     async def _flush(self) -> None:
-        """Write what waits. Raises what a write raises; what is not written then goes on waiting."""
+        """Write the waiting rows. Raises what a write raises; rows that were not written stay queued."""
         while self._waiting:
             batch = [self._waiting[place] for place in range(min(_BATCH, len(self._waiting)))]
             await self._store.write(questions.record(*batch))

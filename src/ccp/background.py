@@ -31,7 +31,7 @@ _log = structlog.get_logger("ccp.background")
 MAX_SILENCE: Final = 30.0
 """How long a critical task may go without success, beyond its interval, before the worker is not ready."""
 _MAX_RETRY_DELAY: Final = 300.0
-_LOG_INTERVAL: Final = 300.0  # A task that goes on failing is logged at doubling counts, and at least this often.
+_LOG_INTERVAL: Final = 300.0  # Repeated failures are logged at doubling counts, and at least this often.
 _CLOSE_TIMEOUT: Final = 20.0  # For a round that is not interruptible.
 
 
@@ -121,7 +121,7 @@ class Supervised:
         self._runner.add_done_callback(self._ended)
 
     def _ended(self, runner: asyncio.Task[None]) -> None:
-        """The loop has no end of its own, so it was killed: by a cancellation that is not ours, or by a defect here."""
+        """The loop never returns: it was cancelled from outside, or has a defect."""
         if self._stopping:
             return
         exc = None if runner.cancelled() else runner.exception()
@@ -219,7 +219,7 @@ class BackgroundTasks:
         ]
 
     def failed(self, name: str, exc: BaseException, *, failures: int = 1, **context: Any) -> None:
-        """Log and count a failure. failures: in a row; long rows are logged at doubling counts."""
+        """Log and count a failure. failures: in a row; many in a row are logged at doubling counts."""
         self._count(name)
         reason = str(exc) or type(exc).__name__
         now, (before, logged) = time.monotonic(), self._logged.get(name, ("", -math.inf))

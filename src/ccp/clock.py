@@ -1,13 +1,13 @@
-"""Guard against a clock that jumps: nothing is purged by the time of a clock that cannot be right.
+"""Guard against a clock that jumps: nothing is purged while the clock is implausible.
 
     guard = ClockGuard(now, store.time)
     at = await guard.checked()      # the time, for work that removes what is past; Unavailable where it is implausible
     guard.reasons()                 # for readiness
 
-The wall clock is held against the clock of the kernel that counts from its start and cannot be set, since this process
-began, and against the database server's clock where there is one. A clock that was wrong already when the process began
-is noticed by the second alone. After a step the guard stays closed until the clock is back, or the process is started
-again: that is how an operator says that the new time is right.
+Since the process started, the wall clock is compared with the kernel's uptime clock, which cannot be set, and with the
+database server's clock where there is one. Only the second comparison finds a clock that was wrong at the start. After
+a step the guard stays closed until the clock is back, or the process is restarted: with the restart an operator
+confirms the new time.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from ccp.errors import Unavailable
 _log = structlog.get_logger("ccp.clock")
 
 TOLERANCE: Final = timedelta(minutes=5)
-"""Far beyond what synchronised clocks differ, and too short to purge what somebody still needs."""
+"""More than synchronised clocks ever differ, and too short to purge anything that is still needed."""
 _WATCH_SECONDS: Final = 2.0
 
 
 def uptime() -> float:
-    """Seconds of a clock that nothing sets; where the system has such a one, it counts while the machine sleeps too."""
+    """Seconds of a clock that cannot be set; where the system has one, it also counts while the machine sleeps."""
     boottime = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if boottime is None else time.clock_gettime(boottime)
 
 
 class ClockGuard:
-    """One for each process, made when that begins."""
+    """One for each process, made at its start."""
 
     def __init__(
         self,
@@ -49,11 +49,11 @@ class ClockGuard:
         self._database = database
         self._uptime = uptime
         self._began = now() - timedelta(seconds=uptime())
-        self._apart: timedelta | None = None  # Of the wall clock before the database's, when last asked.
+        self._apart: timedelta | None = None  # How far the wall clock was ahead of the database's when last compared.
         self._told = False
 
     async def checked(self) -> datetime:
-        """The time now. Raises Unavailable where it is implausible, or the database does not tell its own."""
+        """The time now. Raises Unavailable if it is implausible, or the database does not answer."""
         at = self._now()
         problem = self._stepped(at)  # Of this very reading: the clock may be back a moment later.
         if self._database is not None:
@@ -69,7 +69,7 @@ class ClockGuard:
         return at
 
     def reasons(self) -> list[str]:
-        """Why the clock is implausible, by what the database last said; nothing where it is not."""
+        """Why the clock is implausible, by the last comparison with the database; empty if it is plausible."""
         problem = self._stepped(self._now()) or self._differs()
         return [] if problem is None else [problem]
 

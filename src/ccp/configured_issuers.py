@@ -1,4 +1,4 @@
-"""Which CA each fingerprint of the configuration means, kept up to date. One for each worker."""
+"""Which CA each fingerprint in the configuration stands for, kept up to date. One for each worker."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ConfiguredIssuers:
         self._maps: Final[dict[str, IssuerMap[Any]]] = {}
         self._warned: Final[set[tuple[str, str]]] = set()
         self.unresolved: frozenset[str] = frozenset()
-        """Fingerprints of any setting of which it is not known yet which CA they mean."""
+        """Fingerprints in any setting that are not resolved to a CA yet."""
 
     def add(self, setting: str, entries: IssuerMap[Any]) -> None:
         """Resolve the fingerprints of a setting, too. Before `refresh`."""
@@ -43,7 +43,7 @@ class ConfiguredIssuers:
             for encoded in await self._store.read(issuer_certificates.every()):
                 try:
                     self._resolve(Certificate.load(encoded))
-                except ChainError:  # Told when anchors are read; no setting can mean it.
+                except ChainError:  # Reported when anchors are read; no setting can name it.
                     continue
         for setting, entries in self._maps.items():
             for fingerprint in sorted(entries.unresolved):

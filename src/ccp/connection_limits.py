@@ -1,13 +1,13 @@
-"""Limits on the connections of one worker: how many there may be, in all and from one address, and who gives way.
+"""Limits on the connections of one worker: how many there may be, in all and from one address, and which are closed.
 
 - A connection counts from accept, before a TLS handshake.
-- A worker that is full closes the connection that has been idle longest, to take the new one. The address with the most
-  idle connections loses first, so a client that opens many costs itself. A connection from a trusted proxy counts as an
-  address of its own, since there are many clients behind a proxy.
-- Idle means that no request is under way. Where all have one, those are closed whose client has owed the rest of its
-  body, or has not taken its answer, for longer than a second.
+- A full worker closes the connection that has been idle longest, of the address with the most idle connections, and
+  accepts the new one. So a client that opens many loses its own. A connection from a trusted proxy counts as an address
+  of its own, since there are many clients behind a proxy.
+- Idle means that no request is under way. If all have one, those are closed whose client has for more than a second not
+  sent the rest of its body or not read its answer.
 - The fuller the worker, the shorter the timeouts (`pressure`).
-- A connection that is refused is told so. Those that are being told are few; the newest takes the place of the oldest.
+- A refused client gets an answer. At most `MAX_REFUSED` refused connections are open; the newest replaces the oldest.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class LimitedConnection(Protocol):
         """Since when a request under way has waited for its client; None where it does not."""
 
     def give_way(self) -> bool:
-        """Make room for another connection. Returns whether the client is still being told why."""
+        """Make room for another connection. Returns whether its client still has to get the answer."""
 
     def abort(self) -> None:
         """Close at once."""
@@ -105,7 +105,7 @@ class Connections:
         return None
 
     def leave(self, connection: LimitedConnection) -> None:
-        """Count a connection no more; nothing happens where that was done before."""
+        """Stop counting a connection; does nothing if it is not counted."""
         self._refused.pop(connection, None)
         if connection not in self._open:
             return
@@ -123,7 +123,7 @@ class Connections:
         return status, sentence
 
     def _tell(self, connection: LimitedConnection) -> None:
-        """Keep a connection for as long as its client is being told that it has to go."""
+        """Keep a refused connection open until its client has the answer."""
         if len(self._refused) >= MAX_REFUSED:
             oldest = next(iter(self._refused))
             del self._refused[oldest]
@@ -153,7 +153,7 @@ class Connections:
         return False
 
     def _find_candidates(self, now: float) -> None:
-        """Fill the list of those that give way next."""
+        """Fill the list of connections to close next."""
         found = [(since, each) for each in self._open if (since := each.idle_since()) is not None]
         if not found:
             found = [

@@ -1,8 +1,8 @@
-"""Reading long CRLs in a process of their own.
+"""Parse long CRLs in a separate process.
 
 A thread is not enough: `cryptography` holds the interpreter lock while it parses a list and checks its signature, some
-30 ms for each megabyte, and every request of the worker would wait. A list is whatever a server answers, so its length
-is the server's choice. Short lists are read in a thread; the process costs half a second of another core, and ends.
+30 ms for each megabyte, and every request of the worker would wait. The server chooses
+the length of a list. Short lists are read in a thread; the process costs half a second of another core, and ends.
 
 The process gets one line of JSON and the list on standard input. It writes one line of JSON, then an entry of 28 bytes
 for each revoked certificate: serial number (20 bytes, big endian, signed) and time (8, seconds since 1970).

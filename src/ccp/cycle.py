@@ -16,7 +16,7 @@ _log = structlog.get_logger("ccp.request")
 
 
 class Cycle(RequestResponseCycle):
-    """A request and its answer, where the request may turn out to be no good while it is being answered."""
+    """A request and its answer, where the request may prove invalid while it is being answered."""
 
     broken: tuple[int, str] | None = None
     """Status and sentence for whoever reads on."""

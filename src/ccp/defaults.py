@@ -3,8 +3,8 @@
 An ISO 15118-2 vehicle gets its default contract only. The vehicle's manufacturer chooses it. Until then the default is
 *automatic*: the first contract that is published for the vehicle. The vehicle remembers the provider of its default, so
 that a provider that renews its contract by DELETE and PUT gets the default back, even if another provider publishes in
-between. While the default is automatic and another provider has a contract too, the vehicle is *contested*: somebody
-who knows a PCID and no more could have published first.
+between. While the default is automatic and another provider has a contract too, the vehicle is *contested*: a
+provider that knows only the PCID could have published first.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ def rivals(default: Default, emaids: Iterable[EMAID]) -> frozenset[ProviderId]:
 def check_room(default: Default, emaid: EMAID, others: Collection[EMAID], rules: VehicleRules) -> None:
     """Check that a vehicle may get one more contract. others: all that are stored for it. Raises LimitExceeded.
 
-    The remembered provider is held to its own limit only: else others could take the place that its contract leaves
-    when it is renewed by DELETE and PUT.
+    The total limit does not apply to the remembered provider: otherwise others could take the place that its contract
+    leaves during a renewal by DELETE and PUT.
     """
     if sum(other.provider == emaid.provider for other in others) >= rules.max_contracts_of_provider:
         raise LimitExceeded(

@@ -1,9 +1,9 @@
-"""Connections to servers of others: resolved by our resolver, judged by address, and read in portions.
+"""Connections to remote servers: resolved by our resolver, checked by address, and read in portions.
 
-    backend = EgressBackend(Resolver(), LoopBudget(), allowed=())       # addresses that are not ours to trust
+    backend = EgressBackend(Resolver(), LoopBudget(), allowed=())       # addresses from certificates and partners
     httpcore.AsyncConnectionPool(network_backend=backend)
 
-`allowed` None lets every address through, for those that the operator configured. Everything else holds for both.
+`allowed` None permits every address: for URLs that the operator configured. Everything else applies to both.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _MAX_ATTEMPTS: Final = 4  # Addresses of a name that are tried, one after anothe
 
 
 class RefusedAddressError(Exception):
-    """A host is at an address that may not be called. For the log: partners are told that it cannot be reached."""
+    """A host is at an address that may not be called. For the log; partners read that it cannot be reached."""
 
 
 @dataclass(slots=True)
@@ -98,7 +98,7 @@ class EgressBackend(httpcore.AsyncNetworkBackend):
         errand.asked = False
         addresses = await self._resolver.resolve(host, errand.owner or host, errand.party)
         errand.asked = True
-        # One address that may not be called taints the name: a resolver that mixes both is playing games.
+        # One forbidden address refuses the name: mixing both kinds is a sign of DNS rebinding.
         if self._allowed is not None and not all(may_connect(each, self._allowed) for each in addresses):
             raise RefusedAddressError(f"{host} is not at a public address, which outbound_allow does not permit.")
         return [str(each) for each in addresses[:_MAX_ATTEMPTS]]

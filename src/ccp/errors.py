@@ -16,8 +16,8 @@
     │   └── NotAuthorised         a valid token, but not for this
     ├── NotFound                  unknown here, or not this caller's to know
     ├── Conflict                  what is asked for is taken (a name, an id of another party)
-    ├── PreconditionFailed        it is not (any more) as the caller says it has to be; nothing was changed
-    ├── LimitExceeded             as many as may be kept are there
+    ├── PreconditionFailed        the state is not what the caller requires; nothing was changed
+    ├── LimitExceeded             no more may be stored
     ├── TooManyRequests           within a limit, but not now
     ├── Unavailable               try again later; nothing was changed
     ├── UpstreamError             a neighbour refused or failed; nothing was changed

@@ -45,8 +45,8 @@ def replace_private(path: Path) -> Iterator[IO[bytes]]:
 def reopen_private(path: Path) -> IO[bytes]:
     """Open a file of our own for reading and writing. Raises FileNotFoundError, ConfigurationError for any other file.
 
-    A link, a file of another user and a file with a second name (hard link) may be somebody else's choice of what is
-    written to.
+    A link, a file of another user and a file with a second name (hard link) let another user choose what is written
+    to.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)

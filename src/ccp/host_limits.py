@@ -1,11 +1,11 @@
-"""Rate limit and circuit breaker for remote hosts that addresses out of certificates lead to.
+"""Rate limit and circuit breaker for remote hosts that certificates name.
 
     permit = await throttle.acquire(host, caller)       # or raises HostLimited
     …
     permit.success()                                    # or permit.failure(), or permit.unused()
 
-A host is scheme, name, port and the issuer whose certificates name it (`HostKey`). What one CA's certificates name, in
-whatever form, neither opens the circuit of another CA's host nor uses up its rate.
+A host is scheme, name, port and the issuer whose certificates name it (`HostKey`). Certificates of
+one CA can neither open the circuit of another CA's host nor use up its rate.
 
 The rate of a host is shared by its callers in turn: each has a queue of its own, and a caller with one request waits
 behind at most one request of each other caller. Queues, hosts and callers are bounded.
@@ -171,7 +171,7 @@ class HostThrottle:
             host.timer = asyncio.get_running_loop().call_at(host.due - self._ahead, self._next, host)
 
     def _next(self, host: _Host) -> None:
-        """Let those go whose time it is, in turn; all of them once the circuit is open, to be told so."""
+        """Release waiting requests in turn at the rate; all of them once the circuit is open, to fail."""
         host.timer = None
         while host.queues and (self._may_send(host) or host.breaker.rests):
             caller, queue = next(iter(host.queues.items()))

@@ -1,4 +1,4 @@
-"""Which addresses can be called over HTTP at all. Pure; nothing is resolved.
+"""Which URLs can be called over HTTP at all. Pure; nothing is resolved.
 
 An address out of a certificate or from a partner is read in one way only: parsers differ on blanks, line ends,
 backslashes and characters outside of ASCII, so none of these is accepted.
@@ -22,18 +22,18 @@ def split_http_url(url: str) -> SplitResult:
     Raises ValueError with a sentence for any other text. Source: RFC 3986, RFC 9110 clause 4.2.
     """
     if not _VISIBLE.fullmatch(url):
-        raise ValueError("That is no address.")
+        raise ValueError("The text is no valid URL.")
     try:
         parts = urlsplit(url)
         port = parts.port
     except ValueError as exc:
-        raise ValueError("That is no address.") from exc
+        raise ValueError("The text is no valid URL.") from exc
     if parts.scheme not in _DEFAULT_PORTS or not parts.hostname:
-        raise ValueError("Only http and https addresses are called.")
+        raise ValueError("Only http and https URLs are called.")
     if parts.username is not None or parts.password is not None:
-        raise ValueError("Addresses with credentials in them are not called.")
+        raise ValueError("URLs with credentials are not called.")
     if port == 0 or not _HOST.fullmatch(parts.hostname):
-        raise ValueError("That is no address.")
+        raise ValueError("The text is no valid URL.")
     return parts
 
 

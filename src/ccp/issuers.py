@@ -86,7 +86,7 @@ class Issuer:
         self._drop_withdrawn()
         if not self._keys:
             if self._withdrawn_at is not None:
-                raise UnknownKey  # The issuer says itself that no key of its own can have signed.
+                raise UnknownKey  # The issuer publishes no usable key, so none of its keys can have signed.
             raise Unavailable("The keys of the token's issuer cannot be had now.")
         found = verify(token, self._keys, self._entry.algorithms)
         starts, expires = self._check(found, at)

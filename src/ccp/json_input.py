@@ -38,7 +38,7 @@ _EXPECTED: Final = {
     "Illegal trailing comma before end of object": "a comma stands before the end",
     "Illegal trailing comma before end of array": "a comma stands before the end",
 }
-# Words of other notations; any other text in a body is nobody's business in a log, so one character of it is quoted.
+# Words of other notations. Of any other text only one character is quoted: bodies do not belong in logs.
 _WORD: Final = re.compile(r"(True|False|None|nan|inf|undefined|nil|NULL|Null|TRUE|FALSE)\b", re.ASCII)
 _BEFORE: Final = re.compile(r",\s*\Z", re.ASCII)
 

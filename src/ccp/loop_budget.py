@@ -1,4 +1,4 @@
-"""A limit on what the answers of remote servers may take of one turn of the event loop.
+"""Budget for parsing answers of remote servers in one turn of the event loop.
 
 Parsers are fed in small portions, and each portion is paid for first. Many connections together get no more of a turn
 than one: the rest waits for the next turn, in order of arrival, and other requests are served in between.

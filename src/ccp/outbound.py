@@ -41,10 +41,10 @@ _CUT_PIECES: Final = 32  # Of a body that is of no interest.
 
 
 class OutboundError(Unavailable):
-    """An exchange that did not come about. The message names the host, and what a partner may know of the reason.
+    """An exchange failed. The message names the host, and as much of the reason as a partner may know.
 
-    A host that may not be called, one whose name does not resolve and one that does not answer are told alike: the
-    difference would say which names exist inside the operator's network. The log has it.
+    It is the same for a host that may not be called, one whose name does not resolve and one that does not answer: the
+    difference would reveal which names exist in the operator's network. The log has the reason.
     blame: whether the host itself failed; False where it was never asked.
     """
 
@@ -101,8 +101,8 @@ class Outbound:
         await self._configured.aclose()
 
     async def check_reachable(self, url: str, *, owner: str = "") -> None:
-        """Refuse an address that a guarded call could never reach as things are: its host does not exist, or is at an
-        address that may not be called. One sentence for both. A name that cannot be resolved now passes.
+        """Refuse a URL that a guarded call cannot reach: its host does not exist, or is at an address that may not be
+        called. The same sentence for both. A name that cannot be resolved at the moment passes.
 
         Raises OutboundError.
         """
@@ -168,7 +168,7 @@ class Outbound:
             _log.info("outbound request failed", host=host, owner=owner, reason=str(exc) or type(exc).__name__)
             raise OutboundError(f"{host} cannot be reached.", blame=not unresolved) from exc
         except (UnicodeError, httpcore.UnsupportedProtocol) as exc:  # a label that is too long for IDNA, for one
-            raise OutboundError(f"{host} is no name of a host.", blame=False) from exc
+            raise OutboundError(f"{host} is not a valid host name.", blame=False) from exc
         received = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
         return Answer(response.status, received, body)
 

@@ -1,4 +1,4 @@
-"""What one caller may use of a peer, so that it affects itself alone.
+"""Limits on what one caller may use of a peer, so that a caller cannot affect others.
 
 Requests of vehicles and requests that callers address to a peer have connections of their own. For addressed requests
 each caller has a circuit breaker of its own too: a caller whose requests time out, by their number or their kind, opens
@@ -86,7 +86,7 @@ class Circuits:
         breaker.failed()
 
     def unused(self, caller: str) -> None:
-        """What was let through came to no answer that says anything of the peer; the next one may try."""
+        """Release a permit whose request says nothing about the peer; the next request may try."""
         breaker = self._failing.get(caller)
         if breaker is not None:
             breaker.unused()

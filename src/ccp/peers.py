@@ -5,7 +5,7 @@ of this session, with the provisioning service's signature and both chains to ro
 
 No part of a message proves which vehicle its contract is for: the signature covers EMAID, contract chain and keys, and
 only the vehicle can tell whether it is able to decrypt. So answers have a `Standing` by what else is known, and the one
-that stands best wins; a peer is waited for, within the budget, for as long as it could stand better than what is there.
+with the best standing wins; within the budget the pool waits for a peer as long as it could bring a better one.
 
 Circuit breakers keep slow and failing peers from costing every request its time, see `ccp.peer_limits`.
 
@@ -169,7 +169,7 @@ class NoPeers:
 
 
 class Standing(IntEnum):
-    """What speaks for it that an answer's contracts are the vehicle's. The higher one is preferred.
+    """How well it is known that an answer's contracts are the vehicle's. The higher one is preferred.
 
     CONTRADICTED: a contract is bound to another vehicle here. UNNAMED: the answer does not name the vehicle, as always
     in the OPCP dialect, or a contract is of another provider than those that the peer is registered for. NAMED: the
@@ -343,7 +343,7 @@ class PoolPeers:
         return []
 
     async def _best(self, tasks: Mapping[asyncio.Task[Found | None], Standing]) -> Found | None:
-        """What stands best of what comes within the budget. tasks: with the best that each can bring."""
+        """The answer with the best standing within the budget. tasks: each with the best standing that it can bring."""
         best: Found | None = None
         pending = set(tasks)
         with contextlib.suppress(TimeoutError):
@@ -414,7 +414,7 @@ class PoolPeers:
             line.breaker.unused()
             count("overtaken")  # Another pool was faster, or there is no time left.
             raise
-        except Exception:  # A defect of ours that an answer has found; the other peers' answers are none the worse.
+        except Exception:  # A defect of ours; the answers of other peers are not affected.
             line.breaker.unused()
             count("crashed")
             _log.exception("peer's answer not taken", outcome="crashed", **told)

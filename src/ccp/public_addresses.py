@@ -77,7 +77,7 @@ def embedded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | Non
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is global unicast and special in no way. Forms that embed IPv4 count as what they embed."""
+    """Whether an address is global unicast and in no special-purpose range. Forms that embed IPv4 count as that."""
     if isinstance(address, ipaddress.IPv4Address):
         return not any(address in network for network in _SPECIAL_IPV4)
     inner = embedded_ipv4(address)

@@ -1,4 +1,4 @@
-"""Name resolution in threads of its own, with limits that no silent name server can use up.
+"""Name resolution in separate threads, limited so that a silent name server delays only its own names.
 
     addresses = await resolver.resolve("ocsp.example", owner="issuer or party")      # or raises ResolutionError
 
@@ -144,7 +144,7 @@ class Resolver:
             self._waiting[host, owner, party] = flight
             self._queue.append(flight)
         else:
-            raise ResolutionError("Too many names wait for being resolved.")
+            raise ResolutionError("Too many names are waiting to be resolved.")
         return flight
 
     def _unqueue(self, flight: _Flight) -> None:
@@ -232,7 +232,7 @@ class Resolver:
 def _read(host: str, found: list[str] | Exception) -> tuple[Address, ...]:
     """Raises ResolutionError."""
     if isinstance(found, UnicodeError):
-        raise ResolutionError(f"{host} is no name of a host.", missing=True) from found
+        raise ResolutionError(f"{host} is not a valid host name.", missing=True) from found
     if isinstance(found, Exception):
         missing = isinstance(found, socket.gaierror) and found.errno in _DOES_NOT_EXIST
         raise ResolutionError(f"{host} was not resolved: {found}.", missing=missing) from found

@@ -24,7 +24,7 @@ CRL_SECONDS: Final = 30.0  # The largest list at half a megabyte a second; a pub
 
 _MAX_GET_ONLY: Final = 1_024
 _POST_REFUSED: Final = frozenset({405, 501})
-_LISTS: Final = "<lists>"  # Caller of CRLs: one fetch serves every publisher, so it waits behind no one publisher's.
+_LISTS: Final = "<lists>"  # Caller of CRLs: one fetch serves all publishers, so it is in no publisher's queue.
 
 
 class RevocationFetcher:
@@ -95,7 +95,7 @@ class RevocationFetcher:
         )
 
     async def _call(self, method: str, url: str, issuer: str, caller: str, **options: Any) -> Answer:
-        """One exchange. Raises Unavailable, for statuses too that say that the host is not well."""
+        """One exchange. Raises Unavailable, also for statuses that mean that the host is failing."""
         permit = await self._permit(url, issuer, caller)
         try:
             answer = await self._outbound.request(method, url, owner=issuer, **options)

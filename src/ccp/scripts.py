@@ -1,4 +1,4 @@
-"""Names that look like other names: mixed scripts, mixed digits, and characters that show nothing.
+"""Names that look like other names: mixed scripts, mixed digits, and invisible characters.
 
 After UTS 39 (Unicode Security Mechanisms): a name is "highly restrictive" if its letters are of one script, or of Latin
 together with those of Chinese, Japanese or Korean. Python has no table of scripts, but a letter's Unicode name begins
@@ -25,7 +25,7 @@ _SCRIPTS: Final = {"CJK": _HAN, "IDEOGRAPHIC": _HAN, "ARABIC-INDIC": "ARABIC", "
 
 
 def confusing(text: str) -> str | None:
-    """What makes a text easy to take for another one, as the end of a sentence; None where nothing does."""
+    """Why a text can be mistaken for another one, as the end of a sentence; None if it cannot."""
     if hidden := [character for character in text if not is_visible(character)]:
         return f"has a character that is not visible (U+{ord(hidden[0]):04X})"
     if len(zeros := {zero for character in text if (zero := _zero(character)) is not None}) > 1:

@@ -231,9 +231,11 @@ class Settings(BaseSettings):
         description="first: a vehicle's first contract becomes its default until its manufacturer chooses. none: no "
         "default without a choice.",
     )
-    max_contracts_per_vehicle: Annotated[int, Field(ge=1)] = Field(16, description="Contracts kept for one PCID.")
+    max_contracts_per_vehicle: Annotated[int, Field(ge=1)] = Field(
+        16, description="Contracts stored for one PCID at most."
+    )
     max_contracts_per_vehicle_and_provider: Annotated[int, Field(ge=1)] = Field(
-        4, description="Contracts of one provider kept for one PCID."
+        4, description="Contracts of one provider stored for one PCID at most."
     )
     root_match: RootMatch = Field(
         RootMatch.LENIENT,
@@ -466,7 +468,7 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
 
 
 def _check_prefixes(issuers: Iterable[IssuerSettings]) -> None:
-    """Refuse issuers of which one could name a caller as another names one of its own.
+    """Refuse issuers whose callers could have the same client id.
 
     A caller's name may hold colons, so the prefix "a" collides with "a:b" as it does with itself. Raises
     ConfigurationError.

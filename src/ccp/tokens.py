@@ -354,7 +354,7 @@ class Authority:
                 known = await self._recognise(read(token.strip()), at)
                 self._remember(digest, known, now)
             if not known.starts <= now < known.expires:
-                raise WrongTime  # A token of the future was issued by a clock that had jumped, and would live too long.
+                raise WrongTime  # A token from the future was issued under a wrong clock and would be valid too long.
             if known.certificate is not None and known.certificate != certificate():
                 raise WrongCertificate
             return Identity(self._party(known), known.kid, self._revision, known.starts, known.expires)

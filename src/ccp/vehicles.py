@@ -58,7 +58,7 @@ def change_of(event_name: str) -> Change | None:
         if name in set(Change):
             return Change(name)
     if _MEANT.search(re.sub("[^a-z]", "", event_name.lower())):
-        raise FieldError(f"eventType : unknown; known of provisioning certificates are {', '.join(EVENT_NAMES)}")
+        raise FieldError(f"eventType : unknown; the events of provisioning certificates are {', '.join(EVENT_NAMES)}")
     return None
 
 

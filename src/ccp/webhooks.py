@@ -231,8 +231,8 @@ class Webhooks:
         return result
 
     async def _check_reachable(self, caller: Caller, url: str) -> None:
-        """Refuse a host that does not exist or may not be called, both with one sentence: which of them it is would
-        tell partners what names the operator's network knows. Raises FieldError.
+        """Refuse a host that does not exist or may not be called, both with the same sentence: the difference
+        would reveal which names exist in the operator's network. Raises FieldError.
         """
         if self._outbound is None:
             return

@@ -138,7 +138,7 @@ def test_files_that_processes_share_are_used_through_no_link(tmp_path: Path, vic
 
 # --- Forged checkpoints ----------------------------------------------------------------------------------------------
 
-CHANGED = "or it was changed. Delete it to begin anew"
+CHANGED = "or it was changed. Delete it to start from"
 
 
 def test_a_checkpoint_whose_numbers_were_changed_is_refused(target: Database, drop: Path, pkis: dict[str, PKI]) -> None:

@@ -67,7 +67,9 @@ def test_an_unknown_event_about_provisioning_certificates_is_refused_and_logged(
     monkeypatch.setattr("ccp.api.pcp._log", log)
     answer = tell(around, event_type, car.pcid)
     (sentence,) = sentences(answer, 400)
-    assert sentence.startswith("eventType : unknown; known of provisioning certificates are emsp.prov.cert.deleted, ")
+    assert sentence.startswith(
+        "eventType : unknown; the events of provisioning certificates are emsp.prov.cert.deleted, "
+    )
     assert "mo.prov.cert.factory.reset" in sentence
     (call,) = log.calls
     assert (call.method_name, *call.args) == ("warning", "provisioning event unknown")

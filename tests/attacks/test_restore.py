@@ -120,7 +120,7 @@ def test_a_restore_ends_tokens_of_revoked_keys_and_says_what_to_do_again(after: 
     place = after.place
     lines = place.run("restore", after.copy, "--replace")
     assert "Keys that signed access tokens are revoked (1): callers need new tokens." in lines
-    at = lines.index("Done after the backup and undone by it (4); do again what still holds:")
+    at = lines.index("Done after the backup and undone by it (4); repeat what still applies:")
     listed = lines[at + 1 : at + 5]
     assert [line.split("  ")[2] for line in listed] == [
         "party.disabled",
@@ -161,7 +161,7 @@ def test_an_export_of_the_trail_tells_it_where_the_database_is_lost(after: After
     place.run("audit", "export", export)
     os.remove(schema.sqlite_file(place.url))
     lines = place.run("restore", after.copy, "--audit-export", export)
-    assert "Done after the backup and undone by it (4); do again what still holds:" in lines
+    assert "Done after the backup and undone by it (4); repeat what still applies:" in lines
     assert sum(after.revoked in line for line in lines) == 1
 
 
@@ -169,7 +169,7 @@ def test_what_both_tell_is_told_once(after: After, tmp_path: Path) -> None:
     place, export = after.place, tmp_path / "trail.jsonl"
     place.run("audit", "export", export)
     lines = place.run("restore", after.copy, "--replace", "--audit-export", export)
-    assert "Done after the backup and undone by it (4); do again what still holds:" in lines
+    assert "Done after the backup and undone by it (4); repeat what still applies:" in lines
 
 
 def test_without_either_it_says_that_it_does_not_know(after: After) -> None:
@@ -191,7 +191,7 @@ def test_where_nothing_was_ended_since_it_says_that(place: Place, tmp_path: Path
     place.run("backup", tmp_path / "copy.db")
     write(place.url, contracts.publish(variant(), AT))
     lines = place.run("restore", tmp_path / "copy.db", "--replace")
-    assert "As far as the trail tells, nothing was disabled, rotated or revoked after the backup." in lines
+    assert "As far as the trail shows, nothing was disabled, rotated or revoked after the backup." in lines
 
 
 def test_an_export_of_another_pool_is_said_to_be_none_of_this_one(after: After, tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_an_export_of_another_pool_is_said_to_be_none_of_this_one(after: After, 
     export = tmp_path / "other.jsonl"
     other.run("audit", "export", export)
     done = good("restore", after.copy, "--replace", "--audit-export", export, env=after.place.env)
-    assert "does not continue the one of the backup" in done.err
+    assert "does not continue that of the backup" in done.err
 
 
 def test_an_export_cannot_write_to_the_terminal_and_a_broken_one_restores_nothing(after: After, tmp_path: Path) -> None:
@@ -282,11 +282,11 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "a table less": (statements("drop table audit"), "it lacks the"),
     "a column more": (
         statements("alter table party add column more text generated always as (lower(name)) virtual"),
-        "its table party is made otherwise, unlike the schema",
+        "its table party is defined differently, unlike the schema",
     ),
     "a check that runs a function": (
         lambda file: rewritten(file, "contract", lambda text: text.rstrip().rstrip(")") + ", check (abs(rev) > 0))"),
-        "its table contract is made otherwise, unlike the schema",
+        "its table contract is defined differently, unlike the schema",
     ),
     "a default that is an expression": (
         lambda file: rewritten(
@@ -294,7 +294,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
             "party",
             lambda text: text.replace("enabled boolean not null", "enabled boolean not null default (random())"),
         ),
-        "its table party is made otherwise, unlike the schema",
+        "its table party is defined differently, unlike the schema",
     ),
     "a key that is none": (
         lambda file: rewritten(file, "alembic_version", lambda text: text.replace("NOT NULL", "")),

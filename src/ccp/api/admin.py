@@ -133,14 +133,14 @@ CursorQuery: TypeAlias = Annotated[
 
 
 _TAGGED: Final = frozenset({AdminOperation.ADD_PARTY, AdminOperation.GET_PARTY, AdminOperation.EDIT_PARTY})
-_ETAG: Final = {"ETag": {"description": "Of the party as GET shows it.", "schema": {"type": "string"}}}
+_ETAG: Final = {"ETag": {"description": "Entity tag of the party as GET shows it.", "schema": {"type": "string"}}}
 
 
 def _precondition(
     request: Request,
     declared: Annotated[
         str | None,
-        Header(alias="If-Match", description="ETag of the party as it has to be; * or none: however it is."),
+        Header(alias="If-Match", description="ETag that the party must have; * or no header: any."),
     ] = None,
 ) -> Precondition:
     return preconditions.if_match(request.headers.getlist("if-match"))
@@ -210,7 +210,7 @@ def router(register: Register, edge: Edge) -> APIRouter:
 
     @add("GET", "/parties/{client_id}", AdminOperation.GET_PARTY, PartyWithSecrets)
     async def get_party(client_id: ClientIdPath, caller: Caller = calling(AdminOperation.GET_PARTY)) -> Response:
-        """A party, and how long its secrets are good. ETag: what a change of it may name in If-Match."""
+        """A party, and how long its secrets are valid. ETag: for If-Match of a change."""
         shown = await register.show(client_id, edge.clock())
         return _json(shown.members(), headers={"ETag": preconditions.etag(shown)})
 
@@ -223,7 +223,7 @@ def router(register: Register, edge: Edge) -> APIRouter:
     ) -> Response:
         """Change a party's name, roles and ids, all that is given or nothing.
 
-        With If-Match only a party that is as it was read: 412 where another operator has changed it since.
+        With If-Match: 412 if another operator has changed the party since it was read.
         """
         fields = parsed((await read(request, caller, PartyChange)).fields())
 

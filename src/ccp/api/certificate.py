@@ -44,8 +44,8 @@ class ClientCertificates:
     def to_bind(self, scope: Scope) -> str:
         """The same for a token that is to be bound to the certificate.
 
-        Raises NotAuthenticated where there is none, more than one, or something that is no certificate: a token that
-        is bound to nothing, or to what nobody can present, must not be issued.
+        Raises NotAuthenticated unless there is exactly one readable certificate: a token must not be issued unbound,
+        or bound to a certificate that cannot be presented.
         """
         if self._told_by_proxy(scope):
             values = self._values(scope)

@@ -66,7 +66,7 @@ class Gate:
             )
 
     def _warn_once(self, scope: Scope, peer: str | None) -> None:
-        """A trusted proxy says nothing of its client. Probes of this machine say nothing either, and need not."""
+        """Warn of a trusted proxy that sends no client address. Probes of this machine do not count."""
         if (
             self._limits.proxies.trusts(peer)
             and scope["path"] not in _PROBED

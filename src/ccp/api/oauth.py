@@ -137,7 +137,7 @@ _IN_BODY: Final = frozenset({"grant_type", "client_id", "client_secret", "scope"
 
 
 def _check_query(request: Request) -> None:
-    """Refuse what belongs into the body: in a URL it would be logged, and passed over it could mean another token.
+    """Refuse body parameters in the URL: they would be logged there, and ignoring one could issue another token.
 
     Other query parameters are ignored. Source: RFC 6749 clauses 2.3.1 and 3.2.
     """

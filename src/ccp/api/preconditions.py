@@ -26,7 +26,7 @@ def etag(shown: Shown) -> str:
 
 
 def if_match(values: Iterable[str]) -> Precondition:
-    """What the lines of the header If-Match ask of a party. Without any it may be as it likes. Raises FieldError."""
+    """The precondition that the lines of the header If-Match state; always true without a line. Raises FieldError."""
     lines = list(values)
     text = ", ".join(lines).strip(" \t")
     if not lines or text == "*":

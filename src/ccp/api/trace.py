@@ -179,7 +179,7 @@ _CLAIM_LENGTH: Final = 64
 
 
 def _is_client_id(trace: Trace) -> bool:
-    """Whether the caller's name is a client id for sure. Other names may be the id of a contract or of a car."""
+    """Whether the caller's name is certainly a client id. Any other name may be an EMAID or a PCID."""
     return trace.authenticated or trace.registered
 
 

@@ -90,8 +90,8 @@ class Checkpoint:
             return None
         except (ValueError, KeyError, TypeError, AttributeError) as exc:
             raise ConfigurationError(
-                f"{path} is no checkpoint of an import into this database, or it was changed. Delete it to begin anew: "
-                "what is stored is left as it is."
+                f"{path} is no checkpoint of an import into this database, or it was changed. Delete it to start from "
+                "the beginning; stored contracts stay."
             ) from exc
 
 

@@ -411,7 +411,7 @@ class _Reader:
         if skipping is not None:
             raise ConfigurationError(
                 f"The checkpoint is of another input than {self._source.name}: its first {skipping.lines} lines are "
-                f"not those that were imported. Delete {self._checkpoint} to begin anew."
+                f"not those that were imported. Delete {self._checkpoint} to start from the beginning."
             )
 
 

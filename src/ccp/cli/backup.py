@@ -20,7 +20,7 @@ from ccp.store import revisions, schema
 from ccp.store.audit import Action, Entry, Recorded
 from ccp.store.inspection import inspect
 
-_LISTED: Final = 1000  # Rows; more than that nobody does again by hand.
+_LISTED: Final = 1000  # Rows; nobody repeats more than that by hand.
 
 
 def register(app: typer.Typer) -> None:
@@ -48,16 +48,16 @@ def restore(
     file: Annotated[Path, typer.Argument(help="What `ccp backup` wrote.")],
     replace: Annotated[bool, typer.Option("--replace", help="Put a database that is there aside.")] = False,
     keep_keys: Annotated[
-        bool, typer.Option("--keep-keys", help="Keep the keys that sign access tokens, those revoked since too.")
+        bool, typer.Option("--keep-keys", help="Keep the token keys of the backup, including keys revoked after it.")
     ] = False,
     audit_export: Annotated[
-        Path | None, typer.Option(help="An export of the audit trail from after the backup: it tells what was undone.")
+        Path | None, typer.Option(help="Audit export made after the backup, to list what the restore undoes.")
     ] = None,
     config: ConfigOption = None,
 ) -> None:
     """Make a backup the database. The pool has to be stopped; the database that was there is kept beside it.
 
-    Every key that signs access tokens is replaced. Printed is what was disabled, rotated or revoked after the backup.
+    Every key that signs access tokens is replaced. Prints what was disabled, rotated or revoked after the backup.
     """
     url, at = settings.load(config).database, datetime.now(UTC)
     key = None if keep_keys else tokens.new_key(at)
@@ -86,22 +86,22 @@ def restore(
 
 
 def _tell(done: copies.Restored) -> None:
-    """What has to be done again."""
+    """Print what has to be repeated."""
     if done.problem is not None:
         say(f"warning: {done.problem}.", err=True)
     undone = done.undone
     if undone is None:
         say(
             "What was disabled, rotated or revoked after the backup is not known: "
-            "only a replaced database or --audit-export tells it."
+            "only a replaced database or --audit-export shows it."
         )
         return
     if undone.diverged:
-        say("warning: that trail does not continue the one of the backup; compare both by hand.", err=True)
+        say("warning: this trail does not continue that of the backup; compare both by hand.", err=True)
     if not undone.rows:
-        say("As far as the trail tells, nothing was disabled, rotated or revoked after the backup.")
+        say("As far as the trail shows, nothing was disabled, rotated or revoked after the backup.")
     else:
-        say(f"Done after the backup and undone by it ({len(undone.rows)}); do again what still holds:")
+        say(f"Done after the backup and undone by it ({len(undone.rows)}); repeat what still applies:")
         for row in sorted(undone.rows, key=lambda row: (row.at, row.lane, row.number))[:_LISTED]:
             say(f"  {_line(row)}")
         if len(undone.rows) > _LISTED:

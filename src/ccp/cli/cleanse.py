@@ -27,7 +27,7 @@ def cleanse(
     """Remove contracts that have expired or are revoked; car makers are told as of every other removal."""
 
     async def run(built: Assembly) -> list[Cleansed]:
-        # Not by a clock that the database server's contradicts.
+        # Raises if the clock is implausible.
         at = datetime.now(UTC) if dry_run else await built.guard.checked()
         return await built.pool.cleanse(at, actor=command_actor(), dry_run=dry_run)
 

@@ -1,4 +1,4 @@
-"""ccp crl: the revocation lists that are held."""
+"""ccp crl: the revocation lists in the database."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from ccp.store import Store, crls
 from ccp.store.audit import told
 from ccp.store.crls import HeldCRL
 
-app = typer.Typer(help="Look after certificate revocation lists.", no_args_is_help=True)
+app = typer.Typer(help="Show certificate revocation lists, and accept one with a lower number.", no_args_is_help=True)
 
 
 @app.command("list")
 def list_held(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """List the CRLs that are held, each with its number and its times."""
+    """List the CRLs in the database, each with its number and its times."""
 
     async def read(store: Store) -> list[HeldCRL]:
         return await store.read(crls.every())
@@ -36,15 +36,15 @@ def list_held(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 @app.command()
 def accept(
     url: Annotated[str, typer.Argument(help="Address that the CRL comes from, as ccp crl list shows it.")],
-    issuer: Annotated[str | None, typer.Option(help="Common name, where issuers share an address.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    issuer: Annotated[str | None, typer.Option(help="Common name of the issuer, if several share the address.")] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take the next CRL from an address whatever its number is.
+    """Accept the next CRL from an address even if its CRL number is lower, or missing.
 
-    For a CA that has started its numbers anew. A lower number may also be an old list that somebody serves again: ask
-    the CA first. A list with an older thisUpdate is refused all the same, and what is revoked stays revoked.
+    For a CA that has restarted its CRL numbers. A lower number can also mean that an old list is served again: ask the
+    CA first. A list with an older thisUpdate is still refused, and what is revoked stays revoked.
     """
 
     async def read(store: Store) -> list[HeldCRL]:
@@ -55,7 +55,7 @@ def accept(
         raise NotFound(f"There is no CRL from {url}{f' of {issuer}' if issuer else ''}.")
     if not yes:
         lists = ", ".join(f"{_label(one)} (number {_dash(one.number)})" for one in found)
-        typer.confirm(f"Take the next CRL from {url} whatever its number is: {lists}?", abort=True)
+        typer.confirm(f"Accept the next CRL from {url} with any number: {lists}?", abort=True)
 
     async def change(store: Store) -> list[HeldCRL]:
         now = datetime.now(UTC)

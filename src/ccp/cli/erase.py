@@ -35,7 +35,7 @@ def erase(
         bool,
         typer.Option(
             "--vacuum/--no-vacuum",
-            help="SQLite: rebuild the file if the id is still in it. Publishing waits meanwhile.",
+            help="SQLite: rebuild the file if the id is still in it. Blocks publishing during that time.",
         ),
     ] = True,
     config: ConfigOption = None,
@@ -54,7 +54,7 @@ def erase(
         return await pool.erase(named, datetime.now(UTC), actor=command_actor(), tell=tell, dry_run=dry_run)
 
     erased = with_pool(config, run)
-    # The event that tells the car maker names it: until that is sent the files are not cleared.
+    # A waiting event to the car maker still holds the id, so the files are cleared after it is sent.
     database = settings.load(config).database
     sqlite = not schema.is_postgres(database)
     scrubbed = None
@@ -97,7 +97,7 @@ def _print(erased: Erased, counts: dict[str, int], dry_run: bool) -> None:
 
 
 def _problem(scrubbed: Scrubbed) -> str | None:
-    """What keeps the files from being clear."""
+    """Why the files are not clear, as a sentence; None if they are."""
     if not scrubbed.log_emptied:
         return (
             "The rows are erased, but the write-ahead log still holds them: a process (a backup?) reads an older "
@@ -107,8 +107,8 @@ def _problem(scrubbed: Scrubbed) -> str | None:
         return None
     if scrubbed.vacuumed:
         return (
-            "The rows are erased, and the database still names the id in what is kept or came since: a request that "
-            "was refused meanwhile, the name of a party, the description of a webhook, the metadata of another "
-            "contract, or a longer id that begins the same."
+            "The rows are erased, but the database still has the id in data that is kept or was added since: a request "
+            "that was refused, the name of a party, the description of a webhook, the metadata of another contract, or "
+            "a longer id that begins with it."
         )
     return "The rows are erased, but free space of the database file still names the id; run this again with --vacuum."

@@ -36,7 +36,8 @@ def add(
     audience: Annotated[str | None, typer.Option(help="Audience that its token endpoint asks for.")] = None,
     v2g_root: Annotated[list[str], typer.Option(help="Fingerprint of a V2G root that it has contracts under.")] = [],  # noqa: B006
     provider_id: Annotated[
-        list[str], typer.Option(help="Id of a provider whose contracts it holds; its answers with them are preferred.")
+        list[str],
+        typer.Option(help="Provider whose contracts the peer holds; its answers for that provider take precedence."),
     ] = [],  # noqa: B006
     config: ConfigOption = None,
 ) -> None:

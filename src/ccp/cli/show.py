@@ -94,7 +94,7 @@ def with_pool(config: Path | None, use: Callable[[Pool], Coroutine[Any, Any, T]]
 
 
 def with_assembly(config: Path | None, use: Callable[[Assembly], Coroutine[Any, Any, T]]) -> T:
-    """As `with_pool`, for a command that needs what the pool rests on too."""
+    """As `with_pool`, for a command that also needs the parts that the pool is built from."""
     from ccp import logs  # Here: most commands can do without the server's libraries.
     from ccp.app import assemble
 

@@ -102,7 +102,7 @@ class Dispatcher:
         self._sending: set[asyncio.Task[None]] = set()
         self._news = news or asyncio.Event()
         self._counted = float("-inf")
-        # Not at once: of a clock that is wrong when the process begins something may be heard meanwhile.
+        # Not at once: a clock that is wrong at the start may be found out before the first sweep.
         self._swept = time.monotonic()
         self._closing = False
 
@@ -136,7 +136,7 @@ class Dispatcher:
         return taken == _GROUP
 
     async def _bring_back(self) -> None:
-        """What a clock that had jumped ahead put off for years is due now."""
+        """Make deliveries due that were put off far into the future by a clock that was ahead."""
         try:
             at = await self._guard.checked()
         except Unavailable:

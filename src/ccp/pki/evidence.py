@@ -302,7 +302,7 @@ class StoredEvidence:
         return "\n".join(said)
 
     def _can_never_be_asked(self, certificate: Certificate) -> bool:
-        """Whether trying again cannot help, so that the certificate is refused for good."""
+        """Whether trying again cannot help: the certificate is refused permanently."""
         addresses = certificate.addresses
         return addresses.named and not addresses.ocsp and not addresses.crl
 

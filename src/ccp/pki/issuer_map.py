@@ -4,10 +4,10 @@
     lists.resolve(certificate)      # this is the CA that a fingerprint means
     lists.of(issuer)
 
-A fingerprint names bytes, and an issuer has many certificates: renewed ones, and twins that anybody can make, since
-(r, s) and (r, n-s) are both signatures of the same certificate. So a fingerprint counts for every certificate with the
-same name and key, as soon as a certificate with that fingerprint is known. Until then it is unresolved, and nothing may
-pass because it did not match. A common name needs no resolving; every certificate of the issuer has it.
+A fingerprint identifies bytes, and an issuer has many certificates: renewed ones, and twins, which need no key to make,
+since (r, s) and (r, n-s) are both signatures of the same certificate. So a fingerprint counts for every certificate
+with the same name and key, as soon as a certificate with that fingerprint is known. Until then it is unresolved, and
+requests that could depend on it are refused. A common name needs no resolving; every certificate of the issuer has it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class IssuerMap(Generic[T]):
         self._by_name = {fold(text): value for text, value in parsed.items() if text not in self._by_fingerprint}
         self._by_issuer: dict[str, T] = {}  # By `Certificate.identity` and by `Certificate.issuer_id`.
         self.unresolved = frozenset(self._by_fingerprint)
-        """Fingerprints of which it is not known yet which CA they mean."""
+        """Fingerprints that are not resolved to a CA yet."""
 
     def __bool__(self) -> bool:
         return bool(self._by_fingerprint or self._by_name)

@@ -1,4 +1,4 @@
-"""Questions of an operator about the CRLs that are held."""
+"""Queries for the CRLs in the database, for operators."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def every(url: str | None = None) -> Steps[list[HeldCRL]]:
 
 @repeatable
 def accept_any_number(issuer: str, url: str) -> Steps[HeldCRL | None]:
-    """Take the next list whatever its number is, and fetch it soon. Returns the list as it was; None without one."""
+    """Accept the next list with any number, and fetch it soon. Returns the list as it was; None without one."""
     held = next((one for one in (yield from every(url)) if one.issuer == issuer), None)
     if held is not None:
         # Without the validators, or the server would only say that its list has not changed.
@@ -59,6 +59,6 @@ def accept_any_number(issuer: str, url: str) -> Steps[HeldCRL | None]:
 
 
 def accepted_entry(held: HeldCRL, label: str, actor: str, now: datetime) -> Entry:
-    """What the audit trail says of it."""
+    """The row in the audit trail."""
     subject = {"issuer": held.issuer, "label": label, "url": held.url, "number": held.number}
     return Entry(now, actor, Action.CRL_NUMBER_ACCEPTED, subject)

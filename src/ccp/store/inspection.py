@@ -2,8 +2,8 @@
 
 A file from elsewhere can hold code: triggers that run on a change, views and virtual tables that run on a query,
 expressions in indexes, columns and checks. So a file that is to become the database is opened read-only, with nothing
-of its schema trusted, and its schema is read and compared with what our migrations create for its revision. What is
-more, less or different refuses it. Source: https://www.sqlite.org/security.html.
+of its schema trusted, and its schema is compared with what our migrations create for its revision. Any difference
+refuses it. Source: https://www.sqlite.org/security.html.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def inspect(file: Path) -> str:
             found = _objects(connection)
             if strange := _executable(found):
                 raise ConfigurationError(
-                    f"{file} is not taken: it contains {strange}, which no database of ours has. Nothing was run."
+                    f"{file} is refused: it contains {strange}, which no database of ours has. Nothing was run."
                 )
             if found.get(_REVISION) != _REVISION_SQL:
                 raise not_ours
@@ -71,7 +71,7 @@ def inspect(file: Path) -> str:
     if revision > schema.head():
         raise ConfigurationError(f"The schema of {file} is {revision}, newer than this release's {schema.head()}.")
     if problem := _difference(found, expected(revision)):
-        raise ConfigurationError(f"{file} is not taken: {problem}, unlike the schema {revision}.")
+        raise ConfigurationError(f"{file} is refused: {problem}, unlike the schema {revision}.")
     return revision
 
 
@@ -122,7 +122,7 @@ def _difference(found: Objects, wanted: Objects) -> str | None:
         return f"it lacks the {key[0]} {key[1]}"
     for key in sorted(wanted):
         if found[key] != wanted[key]:
-            return f"its {key[0]} {key[1]} is made otherwise"
+            return f"its {key[0]} {key[1]} is defined differently"
     return None
 
 

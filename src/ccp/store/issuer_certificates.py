@@ -1,4 +1,4 @@
-"""Questions about the certificates that fingerprints in the configuration mean."""
+"""Queries for the certificates that fingerprints in the configuration stand for."""
 
 from __future__ import annotations
 

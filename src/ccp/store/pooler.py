@@ -19,7 +19,7 @@ SIGNS: Final = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedS
 
 
 async def is_between(connection: Connection) -> bool:
-    """Whether the server session is another one than the connection was told of.
+    """Whether the server session differs from the one that was announced to the connection.
 
     A pooler names a process id of its own when it accepts a connection, because it has no server session for it yet. In
     session mode it does the same; that costs more round trips than it would have to, and works.

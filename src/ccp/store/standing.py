@@ -2,7 +2,7 @@
 
 Between the moment when a token was recognised and the moment when its change commits lie the body, evidence that is
 fetched and locks that are waited for. Meanwhile the party may have been disabled, or have lost a role or an id, and the
-key that signed its token may have been revoked. The look-up stands as late as possible: behind the locks of the change,
+key that signed its token may have been revoked. The look-up is as late as possible: behind the locks of the change,
 in the statement that locks the first end of the audit trail (`ccp.store.audit.record`), so that it costs no round trip.
 """
 

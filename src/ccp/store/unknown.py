@@ -1,7 +1,7 @@
 """Values of rows that this release does not know, as a newer one may write them during a rolling upgrade.
 
-What is not known is ignored, so that it neither grants anything nor keeps the other rows from being read; the log says
-so once for each value and process.
+Unknown values are ignored: they grant nothing, and other rows are still read. The log names each value once per
+process.
 """
 
 from __future__ import annotations

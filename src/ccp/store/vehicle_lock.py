@@ -20,7 +20,9 @@ Now: TypeAlias = datetime | Callable[[], datetime]
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
-_WAITED: Final = 10_000  # Microseconds. A lock that took longer was somebody else's; the change happens after that.
+_WAITED: Final = (
+    10_000  # Microseconds. A longer wait means that another transaction held the lock, so the clock is read again.
+)
 
 
 def microseconds(at: datetime) -> int:
@@ -48,7 +50,7 @@ class LockedVehicle(NamedTuple):
     provisioned_at: datetime | None
 
 
-# A stamp that is more than a day ahead is of a clock that was wrong; then the clock counts again.
+# A stamp more than a day ahead came from a wrong clock, so it is ignored.
 STAMP: Final = "case when stamped_at >= {now} and stamped_at < {now} + 86400000000 then stamped_at + 1 else {now} end"
 _LOCK: Final = f"""
 insert into vehicle (pcid, rev, default_emaid, stamped_at) values ($1, 1, null, $2)
