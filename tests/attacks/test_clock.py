@@ -22,6 +22,7 @@ from ccp.store.contracts import microseconds, publish
 from ccp.store.events import put_webhook
 from ccp.store.steps import Steps
 from tests.api.answers import sentences
+from tests.cli.run import ccp, good
 from tests.cli.test_serving import free_port, serving
 from tests.databases import Server
 from tests.events.receiver import Receiver, receiving, until, webhook
@@ -305,3 +306,56 @@ def publishing(number: int) -> Steps[Any]:
         valid_from=now - timedelta(days=1), valid_to=now + timedelta(days=100),
     )  # fmt: skip
     return publish(contract, now)
+
+
+# --- Commands --------------------------------------------------------------------------------------------------------
+
+
+def database_clock_ahead(url: str, days: int) -> None:
+    """Give a database's sessions a clock of their own: the server's, and some days more."""
+    sql(
+        url,
+        "create or replace function public.clock_timestamp() returns timestamptz language sql volatile "
+        f"as $$ select pg_catalog.clock_timestamp() + interval '{days} days' $$",
+    )
+    name = url.rpartition("/")[2].partition("?")[0]
+    sql(url, f'alter database "{name}" set search_path = public, pg_catalog')
+
+
+@pytest.mark.parametrize("days", [400, -400])
+def test_commands_remove_nothing_by_a_clock_that_the_database_contradicts(
+    tmp_path: Path, postgres: Server, days: int
+) -> None:
+    url, config = postgres.database(), tmp_path / "ccp.toml"
+    config.write_text(f'database = "{url}"\nbase_url = "https://ccp.example.com"\n')
+    now = datetime.now(UTC)
+    write(url, publish(variant(valid_to=now - timedelta(days=30)), now))
+    write(url, keys.ensure(tokens.new_key(now - timedelta(days=90))))
+    write(url, keys.rotate(tokens.new_key(now - timedelta(days=60)), now - timedelta(days=30), now))
+    tables = ("contract", "outbox", "token_key", "audit")
+
+    def state() -> list[Any]:
+        return [sorted(sql(url, f"select * from {table}"), key=str) for table in tables]
+
+    before = state()
+    database_clock_ahead(url, days)
+    sentence = f"The clock of this machine is 9600 hours {'behind' if days > 0 else 'ahead of'} the database server's"
+    for command in (("cleanse",), ("keys", "rotate"), ("keys", "rotate", "--json")):
+        done = ccp(*command, "--config", config)
+        assert (done.status, done.octets) == (1, b""), done
+        assert sentence in done.err.splitlines()[-1]
+        assert state() == before
+    # What is only looked at is shown.
+    assert "1 contract(s) would be removed" in good("cleanse", "--dry-run", "--config", config).out
+    database_clock_ahead(url, 0)
+    assert "1 contract(s) removed" in good("cleanse", "--config", config).out
+    good("keys", "rotate", "--config", config)
+    assert len(sql(url, "select kid from token_key")) == 2  # One has ended, one verifies, one is new.
+
+
+def test_commands_with_sqlite_have_no_second_clock_to_ask(tmp_path: Path) -> None:
+    url, config = new_database(tmp_path), tmp_path / "ccp.toml"
+    config.write_text(f'database = "{url}"\nbase_url = "https://ccp.example.com"\n')
+    good("keys", "rotate", "--config", config)
+    good("cleanse", "--config", config)
+    assert len(sql(url, "select kid from token_key")) == 1

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ccp import tokens
 from ccp.audit import command_actor
-from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, say, with_store
+from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, say, with_assembly, with_store
 from ccp.store import Store, keys
 from ccp.store.keys import TokenKey
+
+if TYPE_CHECKING:
+    from ccp.app import Assembly
 
 app = typer.Typer(help="Look after the keys that sign access tokens.", no_args_is_help=True)
 
@@ -43,12 +46,16 @@ def rotate(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a new key. The others go on verifying until the last token that they have signed has expired."""
+    """Make a new key. The others go on verifying until the last token that they have signed has expired.
 
-    async def change(store: Store) -> TokenKey:
-        return await tokens.rotate(store, command_actor(), datetime.now(UTC), timedelta(seconds=signs_in))
+    Keys whose tokens have all expired are removed, so the clock must agree with the database server's.
+    """
 
-    made = with_store(config, change)
+    async def change(built: Assembly) -> TokenKey:
+        at = await built.guard.checked()
+        return await tokens.rotate(built.store, command_actor(), at, timedelta(seconds=signs_in))
+
+    made = with_assembly(config, change)
     if as_json:
         print_json({"kid": made.kid, **_times(made)})
     else:
