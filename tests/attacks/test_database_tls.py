@@ -155,3 +155,7 @@ def test_a_mode_that_would_accept_any_server_is_refused(secured: Secured) -> Non
     assert refused(f"{secured.url}?sslmode=require&sslrootcert=system") == (
         "sslrootcert=system goes with sslmode=verify-full."
     )
+    assert refused(f"{secured.url}?sslmode=verify-all") == (
+        "sslmode is one of disable, allow, prefer, require, verify-ca, verify-full."
+    )
+    assert refused(f"{secured.url}?sslmode=verify_ca").startswith("sslmode=verify-ca needs sslrootcert=FILE; ")

@@ -16,6 +16,7 @@ from ccp.errors import ConfigurationError
 
 _DEFAULT_FILE: Final = "~/.postgresql/root.crt"
 _SYSTEM: Final = "system"
+_MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 
 
 def options(url: str) -> dict[str, Any]:
@@ -34,6 +35,9 @@ def uses_system_cas(url: str) -> bool:
         if mode not in (None, "verify-full"):
             raise ConfigurationError("sslrootcert=system goes with sslmode=verify-full.")
         return True
+    mode = mode and mode.replace("_", "-")  # The driver takes either.
+    if mode and mode not in _MODES:
+        raise ConfigurationError(f"sslmode is one of {', '.join(_MODES)}.")
     if mode not in ("verify-ca", "verify-full"):
         return False
     if root is not None:
