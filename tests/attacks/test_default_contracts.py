@@ -89,6 +89,15 @@ def test_a_provider_that_renews_by_delete_and_put_keeps_its_car(pool: Pool, edit
     assert emaids(pool, car)[0] == renewed.emaid
 
 
+def test_what_is_published_again_after_the_default_went_becomes_the_default(pool: Pool) -> None:
+    car = pool.car()
+    old, _, new = pool.publish(car), pool.publish(car, squatter()), pool.publish(car)
+    assert pool.emsp.delete(f"/signedcontractdata/{old.emaid}").status_code == 200
+    assert [item["defaultContract"] for item in pool.listed(car)] == [False, False]
+    assert pool.cps.put("/signedcontractdata", json=new.body).status_code == 201
+    assert emaids(pool, car) == [new.emaid]
+
+
 def test_a_provider_that_takes_the_gap_loses_it_again_but_not_what_the_maker_chose(pool: Pool) -> None:
     car = pool.car()
     mine = pool.publish(car)
