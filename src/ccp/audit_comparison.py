@@ -1,7 +1,7 @@
 """Compare the audit trail with an earlier export of it: which rows lost their subject since, and by which erasure.
 
-The chain holds a commitment to each subject, so a row that was blanked verifies as long as an erasure lists it. Who can
-write the database can add such an erasure. The export still has the subjects: it shows what stood there.
+The chain holds a commitment to each subject, so a row that was blanked verifies as long as an erasure lists it. Write
+access to the database is enough to add such an erasure. The export still has the subjects.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def _ids(subject: str, kind: str) -> set[str]:
     other = "pcid" if kind == "emaid" else "emaid"
     try:
         members = {name: value for name, value in json.loads(subject).items() if name != other}
-    except (ValueError, AttributeError, RecursionError):  # No writer of ours wrote that.
+    except (ValueError, AttributeError, RecursionError):  # Not written by this software.
         return set()
     found: set[str] = set()
     for word in _WORD.findall(json.dumps(members)):

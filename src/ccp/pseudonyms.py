@@ -49,7 +49,7 @@ class Pseudonyms:
     def hide_ids(self, text: str) -> str:
         """A text from outside, with every id in it replaced by its pseudonym, in whatever way it is written there.
 
-        For what is kept whatever the settings say. Words that might be ids count as such.
+        For what is stored regardless of the settings. Words that might be ids count as ids.
         """
         return _replace_ids(text, self.of)
 

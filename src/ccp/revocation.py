@@ -360,7 +360,7 @@ class RevocationService:
     def _landed(self, key: object, task: asyncio.Task[Any]) -> None:
         del self._flights[key]
         exc = None if task.cancelled() else task.exception()
-        # What cannot be had now is told to those who wait; a publisher that went away has no use for it.
+        # Expected failures are raised to the callers that wait; only defects are reported here.
         if exc is not None and not isinstance(exc, CCPError):
             self._tasks.failed("evidence_fetch", exc)
 

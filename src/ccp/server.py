@@ -49,7 +49,7 @@ _MAX_WAITING: Final = 16  # Requests that a client sends ahead of their answers;
 _IDLE_SECONDS: Final = 75.0  # Longer than proxies wait (60 is common), so that it is they who close a connection.
 _LINGER_SECONDS: Final = 2.0
 _LINGER_OCTETS: Final = 1 << 20
-# Timeouts of a worker that is full: enough for a client that means it.
+# Timeouts of a full worker: enough for an honest client.
 _SHORTEST_TIMEOUT: Final = 5.0
 _SHORTEST_HANDSHAKE: Final = 2.0
 _FOREVER: Final = math.inf

@@ -376,7 +376,7 @@ class Settings(BaseSettings):
     @field_validator("crl_urls", "ocsp_sha256")
     @classmethod
     def _name_issuers(cls, value: Any) -> Any:
-        """A row of digits that is no SHA-256 fingerprint would be the common name of no CA at all."""
+        """Hexadecimal digits that are no SHA-256 fingerprint are a mistake, not the common name of a CA."""
         for text in value:
             parse_issuer(text)
         return value

@@ -1,7 +1,7 @@
 """Text from outside on a terminal: control, bidirectional and invisible characters are shown escaped.
 
 A certificate's name or a caller's client id could otherwise move the cursor, reverse the order of what follows
-("Trojan Source"), or look like another name. Everything that a command or the log shows to people goes through here.
+("Trojan Source"), or look like another name. Everything that a command or the log shows goes through here.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class AcceptedProtocol(Protocol):
     """A protocol of the event loop that knows its connection before the TLS handshake."""
 
     def accepted(self, accepted: socket.socket, address: str | None) -> None:
-        """The handshake begins. Whoever wants to end it shuts the socket down."""
+        """The handshake begins. To end it, shut the socket down."""
 
     def handshake_failed(self) -> None:
         """`connection_made` is not called any more."""

@@ -116,7 +116,7 @@ def restore(
     replace: bool = False,
     export: Iterable[Recorded] | None = None,
 ) -> Restored:
-    """Make a backup the database, after its keys were replaced and its trail says so.
+    """Make a backup the database. Its keys are replaced and its trail gets a row before anything uses it.
 
     key: takes the place of every key that signs tokens; None keeps them. entry: see `restoring.prepare`. replace: a
     database that is there may be put aside; it is kept under its name with the time behind it. export: rows of a later
@@ -137,7 +137,7 @@ def restore(
                 file.write(octets)
             file.flush()
             os.fsync(file.fileno())
-        # The copy, which nobody changes any more, is what counts.
+        # The copy is inspected, not the backup: no other process can change it.
         revision = _told_of(source, part, inspect)
         checked = _told_of(source, part, check)
         gone, ends = restoring.prepare(part, revision, key, entry)
@@ -173,7 +173,7 @@ def restore(
 
 
 def _told_of(source: Path, part: Path, look: Callable[[Path], T]) -> T:
-    """Look at the copy, and speak of the backup where it is not good."""
+    """Inspect the copy; errors name the backup."""
     try:
         return look(part)
     except ConfigurationError as exc:
@@ -182,7 +182,7 @@ def _told_of(source: Path, part: Path, look: Callable[[Path], T]) -> T:
 
 @contextmanager
 def _alone_with(file: Path) -> Iterator[sqlite3.Connection | None]:
-    """Hold off everybody who would open the database now. Raises ConfigurationError where somebody has it open.
+    """Lock the database against every other process. Raises ConfigurationError if a process has it open.
 
     Gives a connection to read it with, None where it is too damaged for that.
     """

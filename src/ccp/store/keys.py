@@ -142,7 +142,7 @@ def _insert(key: TokenKey) -> Steps[None]:
 
 
 def _all_older(known: Iterable[TokenKey], than: datetime, at: datetime) -> bool:
-    """Whether none is newer. One from the future was made by a clock that had jumped ahead, and is no newer one."""
+    """Whether none is newer. A key from the future was made under a wrong clock and does not count."""
     return all(key.created_at <= than or key.created_at > at + _CLOCKS_DIFFER for key in known)
 
 

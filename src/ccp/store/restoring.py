@@ -21,9 +21,9 @@ from ccp.store.sqlite import run
 from ccp.store.steps import Steps
 
 TRAIL_SINCE: Final = "0003"
-"""The revision that brought the audit trail, and times from and until which keys are good."""
+"""The revision that brought the audit trail, and times from and until which keys are valid."""
 
-# Rows of every day, which are counted: publishers publish again, cleansing cleanses again.
+# Everyday rows, which are only counted: publishing and cleansing repeat by themselves.
 _COUNTED: Final = ("contract.", "vehicle.", "access.", "events.")
 
 
@@ -74,7 +74,7 @@ def trail(connection: sqlite3.Connection, since: Mapping[int, Head]) -> Iterator
 def prepare(
     file: Path, revision: str, key: TokenKey | None, entry: Callable[[Sequence[str]], Entry]
 ) -> tuple[list[str], dict[int, Head]]:
-    """Make a copy of a backup the database that it is to be, before anything uses it.
+    """Prepare a copy of a backup to become the database, before anything uses it.
 
     key: takes the place of every key that signs tokens; None keeps them. entry: what the trail says of the restore,
     from the kids of the keys that are gone. Returns these, and the ends of the backup's trail. Raises sqlite3.Error.
