@@ -164,9 +164,8 @@ class Outbound:
             _log.warning("outbound address refused", host=host, owner=owner, reason=str(exc))
             raise OutboundError(f"{host} cannot be reached.", blame=False) from exc
         except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, ssl.SSLError, OSError) as exc:
-            unresolved = isinstance(exc.__cause__, ResolutionError)
             _log.info("outbound request failed", host=host, owner=owner, reason=str(exc) or type(exc).__name__)
-            raise OutboundError(f"{host} cannot be reached.", blame=not unresolved) from exc
+            raise OutboundError(f"{host} cannot be reached.", blame=errand.asked) from exc
         except (UnicodeError, httpcore.UnsupportedProtocol) as exc:  # a label that is too long for IDNA, for one
             raise OutboundError(f"{host} is not a valid host name.", blame=False) from exc
         received = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}

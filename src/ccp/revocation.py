@@ -24,11 +24,12 @@ from typing import Any, Final, TypeVar
 import structlog
 
 from ccp.background import BackgroundTasks, PeriodicTask
+from ccp.clearance import Cleared, judge
 from ccp.configured_issuers import ConfiguredIssuers
 from ccp.crl_reading import CRLReader
 from ccp.errors import CCPError, RevokedError, Unavailable, VerificationError
 from ccp.host_limits import KeyedSlots
-from ccp.outbound import Outbound
+from ccp.outbound import Outbound, OutboundError
 from ccp.pki.certificates import Certificate
 from ccp.pki.distribution import names_for
 from ccp.pki.evidence import (
@@ -45,7 +46,6 @@ from ccp.pki.evidence import (
     check_keys,
     key_of,
     keys_of,
-    longest,
 )
 from ccp.pki.issuer_map import IssuerMap
 from ccp.pki.paths import VerifiedChain
@@ -77,19 +77,6 @@ _LONG_RESPONSE: Final = 8_192  # Bytes of an OCSP response that is read in a thr
 # Callers besides parties, in the queues for a host.
 _VEHICLES: Final = "<vehicles>"
 _SWEEP: Final = "<sweep>"
-
-
-@dataclass(frozen=True, slots=True)
-class Cleared:
-    """Chains that nothing is held against.
-
-    keys: for the contract, so that its delivery can ask again. sentences: what each certificate's standing rests on.
-    warnings: those of them that rest on nothing.
-    """
-
-    keys: tuple[Key, ...]
-    sentences: tuple[str, ...]
-    warnings: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,10 +148,10 @@ class RevocationService:
             await self._store.write(self._watched_from_now(chains, at))
         stored = await self.stored(chains)
         try:
-            return _judge(stored, chains, at)
+            return judge(stored, chains, at)
         except Unavailable:
             failures = await self.gather(stored.missing, at, caller=caller)
-        return _judge(await self.stored(chains, failures), chains, at)
+        return judge(await self.stored(chains, failures), chains, at)
 
     async def gathered(self, chains: Sequence[VerifiedChain], at: datetime, *, caller: str = "") -> StoredEvidence:
         """A judge over what is known of these chains, what was missing fetched as far as it can be had. For dry runs:
@@ -173,7 +160,7 @@ class RevocationService:
         await self.issuers.note(chains)
         stored = await self.stored(chains)
         with contextlib.suppress(RevokedError, VerificationError, Unavailable):
-            _judge(stored, chains, at)
+            judge(stored, chains, at)
         failures = await self.gather(stored.missing, at, watch=False, caller=caller)
         return await self.stored(chains, failures)
 
@@ -349,11 +336,11 @@ class RevocationService:
 
     # --- Fetching ---
 
-    def _flight(self, key: object, start: Callable[[], Coroutine[Any, Any, T]]) -> asyncio.Task[T]:
-        """The task that does this already, or a new one."""
+    def _flight(self, key: object, start: Callable[[], Coroutine[Any, Any, T]], name: str = "") -> asyncio.Task[T]:
+        """The task that does this already, or a new one with this name."""
         task = self._flights.get(key)
         if task is None:
-            task = self._flights[key] = asyncio.create_task(start())
+            task = self._flights[key] = asyncio.create_task(start(), name=name)
             task.add_done_callback(lambda done: self._landed(key, done))
         return task
 
@@ -373,10 +360,10 @@ class RevocationService:
             return
         for url in lists:
             names = names_for(certificate, url)
-            flight = self._flight((key.issuer, url), partial(self._crl, issuer, url, at, names, caller))
             try:
                 # A list may take long; while it does, a responder can be asked, if there is one.
-                await asyncio.wait_for(asyncio.shield(flight), OCSP_SECONDS if responders else None)
+                fetching = self._list(issuer, url, at, names, caller)
+                await asyncio.wait_for(fetching, OCSP_SECONDS if responders else None)
             except TimeoutError:
                 failures.append(EvidenceError("The CRL takes longer than a request can wait."))
             except Unavailable as exc:
@@ -422,6 +409,22 @@ class RevocationService:
         if len(body) > _LONG_RESPONSE:
             return await asyncio.to_thread(read_ocsp, body, certificate, issuer, at, url)
         return read_ocsp(body, certificate, issuer, at, url)
+
+    async def _list(self, issuer: Certificate, url: str, at: datetime, names: frozenset[str], caller: str) -> None:
+        """Get one list. One exchange serves every caller, but for one that its caller's own limits kept from the host.
+
+        Raises Unavailable.
+        """
+        start = partial(self._crl, issuer, url, at, names, caller)
+        flight = self._flight((issuer.issuer_id, url), start, caller)
+        if flight.get_name() != caller:
+            try:
+                return await asyncio.shield(flight)
+            except OutboundError as exc:
+                if exc.blame:
+                    raise
+            flight = self._flight((issuer.issuer_id, url), start, caller)
+        await asyncio.shield(flight)
 
     async def _crl(self, issuer: Certificate, url: str, at: datetime, names: frozenset[str], caller: str) -> None:
         """Fetch, verify and load one list, unless the one we have is still the newest. Raises Unavailable.
@@ -473,22 +476,3 @@ class RevocationService:
         """How long to leave it at that: half of what is left, give or take a tenth of it."""
         left = (next_update - at) * (0.4 + 0.2 * self._jitter())
         return min(max(left, _SHORTEST_REST), _LONGEST_REST)
-
-
-def _judge(stored: StoredEvidence, chains: Sequence[VerifiedChain], at: datetime) -> Cleared:
-    """Judge all chains, and tell the gravest kind of problem: what is revoked stays so, what is missing may come."""
-    sentences = []
-    problems: list[CCPError] = []
-    for chain in chains:
-        try:
-            sentences.append(stored.check(chain, at))
-        except (RevokedError, VerificationError, Unavailable) as exc:
-            problems.append(exc)
-    for kind in (RevokedError, VerificationError, Unavailable):
-        of_kind = [problem for problem in problems if isinstance(problem, kind)]
-        if of_kind:
-            error = kind(*dict.fromkeys(message for problem in of_kind for message in problem.messages))
-            if isinstance(error, Unavailable):
-                error.retry_after = longest(problem for problem in of_kind if isinstance(problem, Unavailable))
-            raise error from of_kind[0].__cause__
-    return Cleared(keys_of(chains), tuple(sentences), tuple(stored.warnings))

@@ -141,9 +141,9 @@ def test_what_never_reached_a_host_is_not_held_against_it(server: Server, names:
             for _ in range(5):
                 with pytest.raises(OutboundError, match="cannot be reached"):
                     await fetcher.ocsp(server.url + "/victim", b"x", issuer="a")
-            for number in range(4):
+            for _ in range(5):
                 with pytest.raises(OutboundError, match="cannot be reached"):
-                    await fetcher.ocsp("http://new.silent/", b"x", issuer="a" if number < 3 else "b")
+                    await fetcher.ocsp("http://new.silent/", b"x", issuer="a")
         finally:
             await outbound.close()
 

@@ -15,8 +15,9 @@ from ccp.sim.pki import PKI, SUB_CA2, Addresses, build_pki
 from tests.api.answers import sentences
 from tests.api.test_trust import LOOPBACK, put
 from tests.attacks.test_responder_addresses import ByPrefix, good
+from tests.revocation.made import crl
 from tests.revocation.servers import Reply, Server, http_server
-from tests.world import AT, start
+from tests.world import AT, Pool, start
 
 
 @pytest.fixture
@@ -66,6 +67,42 @@ def test_a_host_is_resolved_while_another_ca_waits_for_the_same_host(server: Ser
                 assert "cannot be established now" in sentences(one.result(), 503)[0]
 
 
+def test_a_list_that_one_party_cannot_fetch_is_fetched_for_another(server: Server, released: threading.Event) -> None:
+    """A party that has used up its lookups asks for a list of a CA that others use, too."""
+    port = server.url.rpartition(":")[2]
+    shared, attacker = build_pki(AT), build_pki(AT)
+    sub2 = replace(shared.emsp_sub2, addresses=Addresses(crl=f"http://crl.shared.test:{port}/list"))
+    shared = replace(shared, emsp_sub2=sub2)
+    server.says("/list", crl(sub2))
+    with start({"iso2": shared, "attacker": attacker}, outbound_allow=LOOPBACK) as pool:
+        fill_lookups(pool, attacker, port)
+        theirs, ours = pool.contract(pool.car()), pool.contract(pool.car())
+        pool.token("small_cps")
+        with ThreadPoolExecutor(1) as threads:
+            waiting = threads.submit(put, pool, theirs)
+            time.sleep(0.3)  # Until it waits for a thread, which nothing shows.
+            answer = pool.client("small_cps").put("/signedcontractdata", json=ours.body)
+            assert answer.status_code == 201, answer.text
+            waiting.result()
+
+
+def fill_lookups(pool: Pool, attacker: PKI, port: str) -> None:
+    """Nine sub-CAs of one party, each of which names four silent hosts in two domains."""
+    sub_cas = [attacker.emsp_sub1.issue(f"Sub2 CA {number}", SUB_CA2, at=AT) for number in range(9)]
+    contracts = [
+        pool.contract(
+            pool.car(),
+            signer=naming(replace(attacker, emsp_sub2=sub_ca), f"http://h{n}.d{number}-{n % 2}.silent:{port}/"),
+        )
+        for number, sub_ca in enumerate(sub_cas)
+        for n in range(4)
+    ]
+    pool.token("cps")
+    with ThreadPoolExecutor(len(contracts)) as threads:
+        for answer in threads.map(lambda contract: put(pool, contract), contracts):
+            assert "cannot be established now" in sentences(answer, 503)[0]
+
+
 def test_a_party_that_names_many_issuers_leaves_lookups_to_another_party(
     server: Server, released: threading.Event
 ) -> None:
@@ -74,19 +111,7 @@ def test_a_party_that_names_many_issuers_leaves_lookups_to_another_party(
     victim, attacker = naming(build_pki(AT), f"http://ocsp.victim.test:{port}/victim"), build_pki(AT)
     server.answers["/victim"] = lambda request: Reply(good(victim.emsp_sub2, request.body))
     with start({"iso2": victim, "attacker": attacker}, outbound_allow=LOOPBACK) as pool:
-        sub_cas = [attacker.emsp_sub1.issue(f"Sub2 CA {number}", SUB_CA2, at=AT) for number in range(9)]
-        contracts = [
-            pool.contract(
-                pool.car(),
-                signer=naming(replace(attacker, emsp_sub2=sub_ca), f"http://h{n}.d{number}-{n % 2}.silent:{port}/"),
-            )
-            for number, sub_ca in enumerate(sub_cas)
-            for n in range(4)
-        ]
-        pool.token("cps")
-        with ThreadPoolExecutor(len(contracts)) as threads:
-            for answer in threads.map(lambda contract: put(pool, contract), contracts):
-                assert "cannot be established now" in sentences(answer, 503)[0]
+        fill_lookups(pool, attacker, port)
         assert lookups() == 12  # They are silent still.
         contract = pool.contract(pool.car())
         answer = pool.client("small_cps").put("/signedcontractdata", json=contract.body)
