@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
 from ccp.sim.pki import PKI
 from tests.bulk.fleet import body, database, jsonl
+from tests.bulk.test_import import users_of
 from tests.cli.run import COMMAND, environment
 
 WORKER = "A worker process of the import has ended; the log says why, or the system's log where it was killed."
@@ -59,3 +63,26 @@ def test_a_defect_in_a_worker_or_the_exchange_with_it_ends_the_import(
         name in ("a chunk cannot be checked", "evidence cannot be fetched")
     )
     assert not empty.emaids()
+
+
+@pytest.mark.parametrize("interrupted", [False, True])
+def test_a_killed_worker_or_an_interrupt_ends_an_import_that_waits_for_input(
+    tmp_path: Path, pkis: dict[str, PKI], interrupted: bool
+) -> None:
+    empty = database(tmp_path / "pool", pkis)
+    with subprocess.Popen(
+        [*COMMAND, "import", "-", "--workers", "1"], env=environment(**empty.env),
+        stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    ) as process:  # fmt: skip
+        try:
+            deadline = time.monotonic() + 60
+            while not (workers := set(users_of(empty.folder)) - {process.pid, os.getpid()}):
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+            os.kill(*((process.pid, signal.SIGINT) if interrupted else (workers.pop(), signal.SIGKILL)))
+            assert process.wait(30) == (130 if interrupted else 1)  # Its input is still open.
+            assert process.stderr is not None
+            assert process.stderr.read() == ("" if interrupted else f"ccp: {WORKER}\n")
+        finally:
+            process.kill()

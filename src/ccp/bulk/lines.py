@@ -103,7 +103,9 @@ class Source:
         """Everything there is. longest: octets that a line may have. Raises ConfigurationError when reading fails."""
         reading = _Reading(longest)
         if self.files is None:
-            yield from reading.stream(sys.stdin.buffer, "-")
+            # Not sys.stdin: the interpreter cannot end while a thread waits in that object, and aborts instead.
+            with open(sys.stdin.fileno(), "rb", closefd=False) as stream:
+                yield from reading.stream(stream, "-")
         for file in self.files or ():
             try:
                 with file.open("rb") as stream:
