@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime, timedelta
 from typing import Final
 
@@ -21,15 +21,20 @@ _LENGTHS: Final = (7_500, 5_600)
 _SHA1_OCTETS: Final = 20
 
 
-def on_response(response: InstallationResponse, anchors: TrustAnchors, at: datetime) -> tuple[str, ...]:
+def on_response(
+    response: InstallationResponse, anchors: TrustAnchors, at: datetime, leaves: Collection[Certificate] = ()
+) -> tuple[str, ...]:
     """Warnings about a CertificateInstallationRes. anchors: the snapshot that has read its sub-CAs already.
 
-    What cannot be read as a certificate fails a check; it needs no warning.
+    leaves: of its chains, as far as they were read already. What cannot be read as a certificate fails a check; it
+    needs no warning.
     """
-    return tuple(_on_response(response, anchors, at))
+    return tuple(_on_response(response, anchors, at, {leaf.der: leaf for leaf in leaves}))
 
 
-def _on_response(response: InstallationResponse, anchors: TrustAnchors, at: datetime) -> Iterator[str]:
+def _on_response(
+    response: InstallationResponse, anchors: TrustAnchors, at: datetime, leaves: Mapping[bytes, Certificate]
+) -> Iterator[str]:
     length = (len(response.parsed.octets) + 2) // 3 * 4
     limit = next((limit for limit in _LENGTHS if length > limit), None)
     if limit is not None:
@@ -39,7 +44,7 @@ def _on_response(response: InstallationResponse, anchors: TrustAnchors, at: date
         (response.cps_certificate, response.cps_sub_certificates),
     ):
         with contextlib.suppress(ChainError):
-            yield from _on_certificate(Certificate.load(leaf), at, is_leaf=True)
+            yield from _on_certificate(leaves.get(leaf) or Certificate.load(leaf), at, is_leaf=True)
         for der in sub_cas:
             with contextlib.suppress(ChainError):
                 yield from _on_certificate(anchors.read(der), at, is_leaf=False)

@@ -326,7 +326,8 @@ class Pool:
         contract = verified.signed_contract(
             pcid, metadata, began or at, certificates=cleared.keys, provisioning_key=key
         )
-        return Publication(contract, advice.on_response(response, self._trust.anchors, at))
+        leaves = verified.contract_chain.leaf, verified.cps_chain.leaf
+        return Publication(contract, advice.on_response(response, self._trust.anchors, at, leaves))
 
     async def examine(
         self,

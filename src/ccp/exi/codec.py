@@ -131,9 +131,13 @@ def decode(octets: bytes) -> Message:
     return message
 
 
-def parse(octets: bytes) -> Parsed:
-    """The message in a stream, with the positions of what can be signed. Raises EXIError."""
-    if type(octets) is bytes and (known := _OUTLINES.find(octets)):
+def parse(octets: bytes, *, remember: bool = True) -> Parsed:
+    """The message in a stream, with the positions of what can be signed. Raises EXIError.
+
+    remember: compare with messages that were read lately, and keep this one for that. It pays for requests, which
+    differ from each other in binary values alone, and not for responses, each of which has an eMAID of its own.
+    """
+    if remember and type(octets) is bytes and (known := _OUTLINES.find(octets)):
         message, places = known
         return Parsed(octets, message, *places)
     message, marks, spans = _read(octets, _READER.start)
@@ -148,7 +152,8 @@ def parse(octets: bytes) -> Parsed:
         elif value.Id is not None:
             parts.append(Part(value.Id, name, start, end))
     places = tuple(parts), signed_info, remaining
-    _OUTLINES.keep(octets, message, spans, places)
+    if remember:
+        _OUTLINES.keep(octets, message, spans, places)
     return Parsed(octets, message, *places)
 
 

@@ -22,8 +22,8 @@ def only_here(token: object) -> None:
         raise TypeError("Only the verifying functions of this package make verified messages.")
 
 
-def parse(octets: bytes, namespace: Namespace) -> exi.Parsed:
-    parsed = exi.parse(octets)
+def parse(octets: bytes, namespace: Namespace, *, remember: bool) -> exi.Parsed:
+    parsed = exi.parse(octets, remember=remember)
     if exi.namespace_of(parsed.message) != namespace:
         raise EXIError(f"a message of {exi.namespace_of(parsed.message)}, not of {namespace}")
     return parsed

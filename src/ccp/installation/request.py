@@ -77,7 +77,7 @@ class VerifiedInstallationRequest:
 
 def read_request(octets: bytes, namespace: Namespace) -> InstallationRequest:
     """Read a CertificateInstallationReq of that namespace. Raises EXIError."""
-    parsed = parse(octets, namespace)
+    parsed = parse(octets, namespace, remember=True)
     message = parsed.message
     if isinstance(message, iso2.V2G_Message) and isinstance(message.Body, iso2.CertificateInstallationReq):
         body = message.Body

@@ -105,7 +105,7 @@ class VerifiedInstallationResponse:
 
 def read_response(octets: bytes, namespace: Namespace) -> InstallationResponse:
     """Read a CertificateInstallationRes of that namespace. Raises EXIError, also when no session id could be put in."""
-    parsed = parse(octets, namespace)
+    parsed = parse(octets, namespace, remember=False)
     exi.splice(octets, session_id=parsed.message.Header.SessionID)
     message = parsed.message
     if isinstance(message, iso2.V2G_Message) and isinstance(message.Body, iso2.CertificateInstallationRes):
