@@ -6,12 +6,14 @@
 
 Since the process started, the wall clock is compared with the kernel's uptime clock, which cannot be set, and with the
 database server's clock where there is one. Only the second comparison finds a clock that was wrong at the start. After
-a step the guard stays closed until the clock is back, or the process is restarted: with the restart an operator
-confirms the new time.
+a step the guard stays closed until the clock is back, or the pool is restarted: with the restart an operator confirms
+the new time. A worker that replaces another one confirms nothing: workers compare since the start of `ccp serve`, which
+hands it over to them.
 """
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
@@ -27,12 +29,19 @@ _log = structlog.get_logger("ccp.clock")
 TOLERANCE: Final = timedelta(minutes=5)
 """More than synchronised clocks ever differ, and too short to purge anything that is still needed."""
 _WATCH_SECONDS: Final = 2.0
+_BEGAN: Final = "OPNC_CCP_CLOCK_BEGAN"
+"""Environment variable: the wall clock when the uptime clock was zero, as the parent of the workers saw it."""
 
 
 def uptime() -> float:
     """Seconds of a clock that cannot be set; where the system has one, it also counts while the machine sleeps."""
     boottime = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if boottime is None else time.clock_gettime(boottime)
+
+
+def hand_over(now: datetime) -> None:
+    """Let worker processes that this one starts compare with its own start. now: the wall clock."""
+    os.environ[_BEGAN] = (now - timedelta(seconds=uptime())).isoformat()
 
 
 class ClockGuard:
@@ -48,7 +57,11 @@ class ClockGuard:
         self._now = now
         self._database = database
         self._uptime = uptime
-        self._began = now() - timedelta(seconds=uptime())
+        handed_over = os.environ.get(_BEGAN)
+        if handed_over is None:
+            self._began = now() - timedelta(seconds=uptime())
+        else:
+            self._began = datetime.fromisoformat(handed_over)
         self._apart: timedelta | None = None  # How far the wall clock was ahead of the database's when last compared.
         self._told = False
 

@@ -165,11 +165,12 @@ def _fits(key: PublicKey, algorithm: str) -> bool:
 def read_keys(document: bytes) -> tuple[tuple[PublicKey, ...], list[str]]:
     """The keys of a JWK set that can verify signatures, and why the others cannot.
 
-    A key that nobody can use does not spoil the set (RFC 7517 clause 5). Raises ValueError for what is no key set.
+    A key that nobody can use does not spoil the set (RFC 7517 clause 5). Other JSON than a set holds no keys. Raises
+    ValueError for what is no JSON.
     """
     found = orjson.loads(document)
     if not isinstance(found, dict) or not isinstance(found.get("keys"), list):
-        raise ValueError("not a JWK set")
+        return (), ["not a JWK set"]
     if len(found["keys"]) > _KEYS:
         raise ValueError(f"more than {_KEYS} keys")
     keys: list[PublicKey] = []

@@ -50,6 +50,9 @@ class Rate:
         return Rate(round(1e9 / per_second), burst) if per_second else None
 
 
+_MARK: Final = Rate(0, 1)
+
+
 class Meter:
     """The table, in memory that processes share.
 
@@ -130,6 +133,20 @@ class Meter:
         now = self._clock()
         place, due = self._find(key, now)
         self._cells[place] = min(due, now + rate.interval * (2 * rate.burst - 1)) + rate.interval
+
+    def mark(self, key: bytes, seconds: int) -> None:
+        """Remember a key for this long; other keys do not displace it."""
+        now = self._clock()
+        place, _ = self._find(key, now)
+        self._cells[place] = now + seconds * 1_000_000_000
+
+    def is_marked(self, key: bytes) -> bool:
+        return self.wait(key, _MARK) > 0
+
+    def unmark(self, key: bytes) -> None:
+        if self.is_marked(key):
+            place, _ = self._find(key, self._clock())
+            self._cells[place] = 0
 
     def _place(self, key: bytes) -> tuple[int, int]:
         """The mark of a key and the first cell that it may stand in; remembered for short keys that come often."""
@@ -233,6 +250,7 @@ def _counted(address: IPv4Address | IPv6Address) -> bytes:
 # How many callers may wait for their secret to be checked in one worker: with two checks at a time of some 20 ms each
 # the last one waits for a third of a second.
 _LOGINS_WAITING: Final = 32
+_RECOGNISED_SECONDS: Final = 7 * 86_400  # Every login begins it anew; parties log in once a token's lifetime.
 
 
 class Limits:
@@ -241,7 +259,7 @@ class Limits:
     def __init__(self, config: Settings | None, limited: Limited = lambda limit: None) -> None:
         """config: None for no limits. Raises ConfigurationError when the file of its rates cannot be used."""
         self._limited = limited
-        self._address = self._party = self._failures = self._login = self._login_address = None
+        self._address = self._party = self._failures = self._login = self._login_more = None
         self._logins = 0
         if config is None:
             self.proxies, self._meter = Proxies(()), Meter.private()
@@ -252,7 +270,7 @@ class Limits:
         self._party = Rate.of(config.rate_party, 2 * config.rate_party)
         self._failures = Rate.of(config.rate_failures, 20 * config.rate_failures)
         self._login = Rate.of(config.login_failures / 60, config.login_failures)
-        self._login_address = Rate.of(config.login_failures / 12, 5 * config.login_failures)
+        self._login_more = Rate.of(config.login_failures / 12, 5 * config.login_failures)
 
     def request(self, client: Client) -> None:
         """Any request at all, before anything of it is looked at."""
@@ -280,24 +298,28 @@ class Limits:
         if self._failures is not None and client.counted is not None:
             self._meter.charge(b"f" + client.counted, self._failures)
 
-    def login(self, client: Client, client_id: str, *, recognised: bool = False) -> Login:
+    def login(self, client: Client, client_id: str, secret: str, *, recognised: bool = False) -> Login:
         """A client that wants a token; a context in which its secret is checked.
 
-        Failures count for the client id together with the address, so nobody can lock a party out from elsewhere, and
-        for the address, so nobody tries a few secrets for each of many client ids. Where the address is not known
-        they count for the client id alone. Failures are counted when they have happened, and more than the
+        Failures count for the client id together with the address, for the address, so nobody tries a few secrets for
+        each of many client ids, and for the client id alone, since an address can be invented where a proxy passes on
+        what its clients say. The last two allow more, so that one address locks no party out. Where the address is
+        not known they count for the client id alone. Failures are counted when they have happened, and more than the
         limit may be under way at once; what was too much is paid for by waiting, so the rate holds.
 
-        recognised: the secret was verified before (`ccp.known_secrets`); then no failures of others keep it out.
+        recognised: this process has verified the secret before (`ccp.known_secrets`). Then, or if another process of
+        the machine has, no failures of others keep it out.
         Raises TooManyRequests, and Unavailable where too many wait already.
         """
-        if not recognised:
+        text = f"{len(client_id)}:{client_id}{secret}".encode("utf-8", "replace")
+        mark = b"k" + hashlib.blake2b(text, digest_size=32).digest()
+        if not recognised and not self._meter.is_marked(mark):
             wait = max((self._meter.wait(key, rate) for key, rate in self._login_rates(client, client_id)), default=0.0)
             self._refuse("login", wait, "Too many failed attempts to get a token; wait before the next one.")
             if self._logins >= _LOGINS_WAITING:
                 self._limited("logins_waiting")
                 raise Unavailable("Too many clients ask for a token just now.")
-        return Login(self, client, client_id)
+        return Login(self, client, client_id, mark)
 
     def login_began(self) -> None:
         self._logins += 1
@@ -305,7 +327,11 @@ class Limits:
     def login_ended(self) -> None:
         self._logins -= 1
 
-    def login_failed(self, client: Client, client_id: str) -> None:
+    def login_succeeded(self, mark: bytes) -> None:
+        self._meter.mark(mark, _RECOGNISED_SECONDS)
+
+    def login_failed(self, client: Client, client_id: str, mark: bytes) -> None:
+        self._meter.unmark(mark)  # It was replaced, has expired, or is a disabled party's.
         for key, rate in self._login_rates(client, client_id):
             self._meter.charge(key, rate)
 
@@ -316,21 +342,22 @@ class Limits:
             raise TooManyRequests(sentence, retry_after=math.ceil(seconds))
 
     def _login_rates(self, client: Client, client_id: str) -> Iterator[tuple[bytes, Rate]]:
-        if self._login is None or self._login_address is None:
+        if self._login is None or self._login_more is None:
             return
         client_key = client_id.encode("utf-8", "replace")
         if client.counted is None:
             yield b"i" + client_key, self._login
             return
         yield b"l" + client.counted + b"/" + client_key, self._login
-        yield b"m" + client.counted, self._login_address
+        yield b"m" + client.counted, self._login_more
+        yield b"n" + client_key, self._login_more
 
 
 class Login:
     """A secret that is being checked; NotAuthenticated says that it was wrong."""
 
-    def __init__(self, limits: Limits, client: Client, client_id: str) -> None:
-        self._limits, self._client, self._client_id = limits, client, client_id
+    def __init__(self, limits: Limits, client: Client, client_id: str, mark: bytes) -> None:
+        self._limits, self._client, self._client_id, self._mark = limits, client, client_id, mark
 
     def __enter__(self) -> Login:
         self._limits.login_began()
@@ -338,5 +365,7 @@ class Login:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self._limits.login_ended()
-        if isinstance(error, NotAuthenticated):
-            self._limits.login_failed(self._client, self._client_id)
+        if error is None:
+            self._limits.login_succeeded(self._mark)
+        elif isinstance(error, NotAuthenticated):
+            self._limits.login_failed(self._client, self._client_id, self._mark)

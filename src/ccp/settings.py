@@ -344,7 +344,7 @@ class Settings(BaseSettings):
     login_failures: Annotated[int, Field(ge=0)] = Field(
         10,
         description="Failed token requests a minute for one client id from one address (or where none is known), and "
-        "five times as many for all client ids from one address; 0: no limit.",
+        "five times as many for all client ids from one address, and for one client id from all; 0: no limit.",
     )
     limits_file: Path | None = Field(
         None, description="File in which processes of one machine share their rates; `ccp serve` makes one for workers."

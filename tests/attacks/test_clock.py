@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from ccp import tokens
+from ccp import clock, tokens
+from ccp.cli import serve as cli_serve
 from ccp.clock import ClockGuard
 from ccp.errors import Unavailable
 from ccp.ids import EMAID, PCID
@@ -359,3 +360,27 @@ def test_commands_with_sqlite_have_no_second_clock_to_ask(tmp_path: Path) -> Non
     good("keys", "rotate", "--config", config)
     good("cleanse", "--config", config)
     assert len(sql(url, "select kid from token_key")) == 1
+
+
+# --- Processes that begin while the clock is wrong -------------------------------------------------------------------
+
+
+def test_a_worker_that_begins_while_the_clock_is_ahead_purges_nothing(
+    pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(clock._BEGAN, "")
+    clock.hand_over(datetime.now(UTC))
+    monkeypatch.setattr("ccp.app.now", lambda: datetime.now(UTC) + JUMP)
+    with start({"iso2": pkis["iso2"]}, rate_failures=0, cleanse_interval=1) as pool:
+        until(lambda: failures(pool, "cleansing") > 0)
+        assert ready(pool) == [AHEAD]
+
+
+def test_serve_hands_its_clock_over_to_its_workers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ccp.toml").write_text(f'database = "sqlite:///{tmp_path}/ccp.db"\n')
+    monkeypatch.setenv("CCP_CONFIG", str(tmp_path / "ccp.toml"))
+    monkeypatch.setenv(clock._BEGAN, "")
+    seen: list[ClockGuard] = []
+    monkeypatch.setattr(cli_serve, "_run", lambda *_: seen.append(ClockGuard(lambda: datetime.now(UTC) + JUMP)))
+    cli_serve.serve(None, None, None, None, None, None, None, None)
+    assert seen[0].reasons() == [AHEAD]

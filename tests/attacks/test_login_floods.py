@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import subprocess
@@ -19,10 +20,15 @@ from structlog.testing import CapturedCall, CapturingLogger
 
 from ccp import tokens
 from ccp.api import gate
+from ccp.errors import NotAuthenticated, TooManyRequests
 from ccp.known_secrets import KnownSecrets
+from ccp.limits import Client, Limits, Meter
 from ccp.register import Actor, Register
+from ccp.settings import Settings
 from ccp.sim.pki import PKI
-from tests.cli.test_serving import free_port
+from ccp.store import schema
+from tests.cli.run import good
+from tests.cli.test_serving import free_port, serving
 from tests.world import Pool, opened, start
 
 T = TypeVar("T")
@@ -176,6 +182,46 @@ def test_what_is_remembered_is_bounded_and_neither_secret_nor_alike_in_two_proce
     assert not one.recognises("party-9", "another")
     assert not one.still_valid("party-9", "the secret", ["hash of its successor"])
     assert not one.recognises("party-9", "the secret"), "forgotten"
+
+
+def test_invented_client_addresses_get_no_more_guesses_at_a_client_id(pkis: dict[str, PKI]) -> None:
+    """A proxy with `proxy_pass` alone passes on the X-Forwarded-For that its client has invented."""
+    with start({"iso2": pkis["iso2"]}, login_failures=2) as pool:
+        form = {"grant_type": "client_credentials", "client_id": "cpo", "client_secret": "guess"}
+        seen = [
+            pool.http.post("/oauth/token", data=form, headers={"X-Forwarded-For": f"203.0.113.{number}"}).status_code
+            for number in range(20)
+        ]
+        assert seen[:10] == [401] * 10
+        assert seen[10:].count(429) >= 8
+        assert log_in(pool.base_url, "oem", pool.world.member("oem").secret).status_code == 200
+
+
+def test_every_worker_recognises_a_secret_that_one_of_them_has_verified(tmp_path: Path) -> None:
+    url, port = f"sqlite:///{tmp_path}/ccp.db", free_port()
+    schema.upgrade(url)
+    added = good("party", "add", "honest", "--role", "cpo", "--json", env={"CCP_DATABASE": url})
+    secret = json.loads(added.out)["client_secret"]
+    (tmp_path / "ccp.toml").write_text(f'database = "{url}"\nport = {port}\nworkers = 2\n')
+    address = f"http://127.0.0.1:{port}"
+    with serving(address, "--config", tmp_path / "ccp.toml"):
+        assert log_in(address, "honest", secret).status_code == 200
+        throttled(address, "honest", guesses(30))
+        assert [log_in(address, "honest", secret).status_code for _ in range(20)] == [200] * 20
+
+
+def test_a_recognised_secret_is_forgotten_by_all_workers_when_it_fails(tmp_path: Path) -> None:
+    Meter.prepare(tmp_path / "limits")
+    one, other = (Limits(Settings(login_failures=2, limits_file=tmp_path / "limits")) for _ in range(2))
+    client = Client(None, None)
+    with one.login(client, "cpo", "secret"):
+        pass
+    for limits in (other, one):  # The party is disabled by now.
+        with pytest.raises(NotAuthenticated), limits.login(client, "cpo", "secret"):
+            raise NotAuthenticated("no")
+    for limits in (one, other):
+        with pytest.raises(TooManyRequests):
+            limits.login(client, "cpo", "secret")
 
 
 # --- The warning -----------------------------------------------------------------------------------------------------

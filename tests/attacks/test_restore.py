@@ -340,8 +340,8 @@ def test_a_name_in_a_hostile_file_cannot_write_to_the_terminal(place: Place, tmp
     assert r"it has the table \x1b[2J\u202e, unlike" in told("restore", bad, "--replace", env=place.env)
 
 
-def test_a_log_beside_a_backup_is_not_looked_at(place: Place, tmp_path: Path) -> None:
-    """It could bring what the file itself has not, and only the file is copied."""
+def test_a_log_beside_a_backup_is_not_looked_at_and_refuses_it(place: Place, tmp_path: Path) -> None:
+    """It could bring what the file itself has not, and only the file would be copied."""
     copy = tmp_path / "copy.db"
     place.run("backup", copy)
     with closing(sqlite3.connect(copy, isolation_level=None)) as connection:
@@ -352,8 +352,7 @@ def test_a_log_beside_a_backup_is_not_looked_at(place: Place, tmp_path: Path) ->
     shutil.move(tmp_path / "kept", copy)
     shutil.move(tmp_path / "kept-wal", f"{copy}-wal")
     assert inspection.inspect(copy) == HEAD
-    place.run("restore", copy, "--replace")
-    assert sql(place.url, "select count(*) from sqlite_master where name = 'more'") == [(0,)]
+    assert "lies copy.db-wal with changes that belong to it" in told("restore", copy, "--replace", env=place.env)
 
 
 def test_every_revision_can_be_restored_as_it_was_made_or_after_going_there_and_back(tmp_path: Path) -> None:
@@ -379,3 +378,46 @@ def test_a_backup_that_a_restore_would_refuse_says_so(place: Place, tmp_path: Pa
     done = good("backup", tmp_path / "copy.db", env=place.env)
     assert "it has the index more" in done.err
     assert "`ccp restore` will refuse it." in done.err
+
+
+@pytest.mark.parametrize(
+    ("change", "column"),
+    [
+        ("update audit_head set number = 'many'", "audit_head.number"),
+        ("update token_key set kid = x'00ff'", "token_key.kid"),
+        ("update party set client_id = x'00ff'", "party.client_id"),
+        ("update party set enabled = 'yes'", "party.enabled"),
+    ],
+)
+def test_a_file_with_values_of_another_type_is_refused(place: Place, tmp_path: Path, change: str, column: str) -> None:
+    place.party("stays")
+    good("keys", "rotate", env=place.env)
+    bad = tmp_path / "bad.db"
+    place.run("backup", bad)
+    statements(change)(bad)
+    before = sql(place.url, "select * from party")
+    answer = told("restore", bad, "--replace", env=place.env)
+    assert answer.endswith(f"is damaged: {column} has a value of another type.")
+    assert sql(place.url, "select * from party") == before
+
+
+def test_a_copied_database_whose_log_lies_beside_it_is_refused(place: Place, tmp_path: Path) -> None:
+    """Its last changes, here that a party was disabled, are in the log alone."""
+    place.party("disabled")
+    bad = tmp_path / "copied.db"
+    place.run("backup", bad)
+    live = tmp_path / "live.db"
+    shutil.copy(bad, live)
+    with closing(sqlite3.connect(live, isolation_level=None)) as connection:
+        connection.execute("pragma journal_mode = wal")
+        connection.execute("update party set enabled = 0")
+        shutil.copy(live, bad)
+        shutil.copy(f"{live}-wal", f"{bad}-wal")
+    assert "lies copied.db-wal with changes that belong to it" in told("restore", bad, "--replace", env=place.env)
+    assert sql(place.url, "select enabled from party") == [(1,)]
+
+
+def test_a_pipe_is_no_backup(place: Place, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    answer = told("restore", tmp_path / "pipe", "--replace", env=place.env)
+    assert answer.endswith("is not a database of ours.")

@@ -41,6 +41,8 @@ _ENCRYPTION = {**key("RS256", "enc").as_dict(private=False), "use": "enc"}
 WITHOUT_KEYS = {
     "an empty set": b'{"keys": []}',
     "keys of unknown types": json.dumps({"keys": [{"kty": "oct", "k": encoded(b"0" * 32)}, {"kty": "AKP"}]}).encode(),
+    "no set": b"{}",
+    "null": b'{"keys": null}',
     "keys that do not sign": json.dumps({"keys": [_ENCRYPTION]}).encode(),
 }
 

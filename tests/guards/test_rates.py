@@ -190,24 +190,24 @@ def test_an_ipv6_client_is_counted_by_its_network() -> None:
 
 def test_only_so_many_secrets_wait_to_be_checked() -> None:
     limits, client = Limits(None), Client("203.0.113.7", b"1")
-    waiting = [limits.login(client, f"party-{number}") for number in range(40)]
+    waiting = [limits.login(client, f"party-{number}", "secret") for number in range(40)]
     with pytest.raises(Unavailable):  # noqa: PT012
         for each in waiting:
             each.__enter__()
-        limits.login(client, "one-more")
+        limits.login(client, "one-more", "secret")
     for each in waiting:
         each.__exit__(None, None, None)
-    with limits.login(client, "one-more"):
+    with limits.login(client, "one-more", "secret"):
         pass
 
 
 def test_only_a_wrong_secret_counts_as_one() -> None:
     limits, client = Limits(Settings(login_failures=2)), Client("203.0.113.7", b"1")
     for error in (NotAuthenticated("no"), Unavailable("not now"), ValueError(), NotAuthenticated("no")):
-        with pytest.raises(type(error)), limits.login(client, "party"):
+        with pytest.raises(type(error)), limits.login(client, "party", "secret"):
             raise error
     with pytest.raises(TooManyRequests) as told:
-        limits.login(client, "party")
+        limits.login(client, "party", "secret")
     assert 0 < told.value.retry_after <= 60
 
 

@@ -73,7 +73,7 @@ def routes(authority: Authority, edge: Edge, *, issuer: str, bind: bool) -> list
             # Before the secret: a request that gets no token anyway says nothing about it, and is no failed login.
             certificate = _certificate(request.scope) if bind else None
             recognised = authority.recognises(client_id, secret)
-            with edge.limits.login(client_of(request.scope), client_id, recognised=recognised):
+            with edge.limits.login(client_of(request.scope), client_id, secret, recognised=recognised):
                 grant = await authority.issue(
                     client_id,
                     secret,

@@ -6,13 +6,14 @@ import os
 import ssl
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
 import typer
 
-from ccp import metrics, settings
+from ccp import clock, metrics, settings
 from ccp.cli import descriptors
 from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, say
 from ccp.errors import ConfigurationError
@@ -73,6 +74,7 @@ def serve(
         given["max_connections"] = possible
     with _shared(effective, given):
         _hand_over(config, given)
+        clock.hand_over(datetime.now(UTC))
         _run(effective, limit)
 
 

@@ -18,7 +18,7 @@ from typing import Final
 from ccp.errors import ConfigurationError
 from ccp.store import restoring, schema
 from ccp.store.audit import Entry, Recorded
-from ccp.store.inspection import inspect
+from ccp.store.inspection import inspect, misfit
 from ccp.store.keys import TokenKey
 from ccp.store.restoring import Undone
 from ccp.store.steps import T
@@ -85,6 +85,8 @@ def check(file: Path) -> Checked:
             problems = [row[0] for row in connection.execute("pragma integrity_check(3)")]
             if problems != ["ok"]:
                 raise ConfigurationError(f"{file} is damaged: {'; '.join(problems)}.")
+            if (column := misfit(connection)) is not None:
+                raise ConfigurationError(f"{file} is damaged: {column} has a value of another type.")
             contracts = connection.execute("select count(*) from contract").fetchone()[0]
     except sqlite3.DatabaseError as exc:
         raise ConfigurationError(f"{file} is damaged: {exc}.") from exc
@@ -124,6 +126,7 @@ def restore(
     damaged, of a newer release, or has anything in its schema that ours has not.
     """
     target = _sqlite_file(url)
+    _check_complete(source)
     inspect(source)
     if target.exists() and target.resolve() == source.resolve():
         raise ConfigurationError("The backup is the database.")
@@ -170,6 +173,19 @@ def restore(
             part.replace(target)
             _sync(target.parent)
     return Restored(checked, aside if aside.exists() else None, gone if key is not None else None, undone, problem)
+
+
+def _check_complete(source: Path) -> None:
+    """Refuse a copy of a database that was in use: its last changes lie beside it. Raises ConfigurationError."""
+    if not source.is_file():
+        raise ConfigurationError(f"{source} is not a database of ours.")
+    for ending in ("-wal", "-journal"):
+        beside = source.with_name(source.name + ending)
+        if beside.exists() and beside.stat().st_size:
+            raise ConfigurationError(
+                f"Beside {source} lies {beside.name} with changes that belong to it: it is a copy of a database in "
+                "use, and `ccp backup` did not write it. Make it the database of a configuration and back that up."
+            )
 
 
 def _told_of(source: Path, part: Path, look: Callable[[Path], T]) -> T:

@@ -30,6 +30,8 @@ _STATISTICS: Final[Objects] = {
     ("table", "sqlite_stat1", "sqlite_stat1"): "create table sqlite_stat1(tbl,idx,stat)",
     ("table", "sqlite_stat4", "sqlite_stat4"): "create table sqlite_stat4(tbl,idx,neq,nlt,ndlt,sample)",
 }
+_STORED: Final = (("varchar|text", "text"), ("bytea|blob", "blob"))
+"""How values are stored, by the declared type of their column; integers in all others."""
 _REVISION: Final = ("table", "alembic_version", "alembic_version")
 _REVISION_SQL: Final = (
     "create table alembic_version(version_num varchar(32)not null,"
@@ -73,6 +75,20 @@ def inspect(file: Path) -> str:
     if problem := _difference(found, expected(revision)):
         raise ConfigurationError(f"{file} is refused: {problem}, unlike the schema {revision}.")
     return revision
+
+
+def misfit(connection: sqlite3.Connection) -> str | None:
+    """The first column ("table.column") that holds a value of another type than its own, which SQLite lets pass."""
+    tables = connection.execute(
+        "select name from sqlite_master where type = 'table' and name not like 'sqlite~_%' escape '~'"
+    )
+    for (table,) in tables.fetchall():
+        for _, column, declared, *_ in connection.execute(f"pragma table_info({table})").fetchall():
+            kind = next((kind for pattern, kind in _STORED if re.match(pattern, declared.lower())), "integer")
+            found = f"select 1 from {table} where typeof({column}) not in ('null', '{kind}') limit 1"  # noqa: S608  ours
+            if connection.execute(found).fetchone() is not None:
+                return f"{table}.{column}"
+    return None
 
 
 @cache
