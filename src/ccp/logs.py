@@ -98,13 +98,18 @@ def _completed(logger: Any, level: str, event: MutableMapping[str, Any]) -> Muta
     for name in _TOLD:
         value = event.get(name)
         if isinstance(value, str):
-            event[name] = masked(value)
+            event[name] = _masked(value)
         elif isinstance(value, tuple | list):
-            event[name] = [masked(str(each)) for each in value]
+            event[name] = [_masked(str(each)) for each in value]
     event["timestamp"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     if "exc_info" in event:
         event = mask_exception(structlog.processors.format_exc_info(logger, level, event))
     return event
+
+
+def _masked(text: str) -> str:
+    """Without credentials and ids: in this order, since the name of a URL's parameter may be as long as an id."""
+    return masked(hide_in_text(text))
 
 
 def _as_json(logger: Any, level: str, event: MutableMapping[str, Any]) -> str:

@@ -64,19 +64,25 @@ def _owner(canonical: EMAID | PCID) -> str:
     return f"{canonical.provider if isinstance(canonical, EMAID) else canonical.wmi}…"
 
 
-# An EMAID with the separators that people write (DIN SPEC 91286 has asterisks), or any long word.
+_SEPARATOR: Final = r"[-*./:_\s\u2010-\u2015\u2212]"
+"""What people, and the programs they copy from, write between the parts of an EMAID: DIN SPEC 91286 has asterisks,
+word processors dashes of their own."""
 _CANDIDATE: Final = re.compile(
-    r"(?<!\w)[A-Za-z]{2}[-*. ]?[A-Za-z0-9]{3}[-*. ]?[A-Za-z0-9]{9,28}(?:[-*. ]?[A-Za-z0-9])?(?!\w)|\w{14,}"
+    rf"(?<!\w)[A-Za-z]{{2}}{_SEPARATOR}{{0,2}}[A-Za-z0-9]{{3}}{_SEPARATOR}{{0,2}}[A-Za-z0-9]{{9,28}}"
+    rf"(?:{_SEPARATOR}{{0,2}}[A-Za-z0-9])?(?!\w)|\w{{14,}}"
 )
+"""An EMAID with separators, or any long word."""
 _SHORTEST: Final = 14  # Characters of an EMAID; a PCID has 17.
-_SEPARATORS: Final = re.compile(r"[-*. ]")
+_SEPARATORS: Final = re.compile(_SEPARATOR)
+_BETWEEN_WORDS: Final = re.compile(r"([\s:/]+)")
 
 
 def _replace_ids(text: str, stand_in: Callable[[EMAID | PCID], str]) -> str:
     def replace(found: re.Match[str]) -> str:
         written = found[0]
-        if " " in written and any(len(part) >= _SHORTEST for part in written.split(" ")):
-            return " ".join(_CANDIDATE.sub(replace, part) for part in written.split(" "))  # An id behind other words.
+        words = _BETWEEN_WORDS.split(written)
+        if len(words) > 1 and any(len(word) >= _SHORTEST for word in words):
+            return "".join(_CANDIDATE.sub(replace, word) for word in words)  # An id behind other words.
         compact = _SEPARATORS.sub("", written)
         if compact != written and not re.search(r"\d", compact):
             return written  # Words of a name.

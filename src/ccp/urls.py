@@ -8,20 +8,31 @@ from urllib.parse import unquote_plus
 
 HIDDEN: Final = "…"
 _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>]+")
-_SECRET: Final = re.compile(r"pass|pwd|secret|token|key|sig|auth|cred|sas|code|session", re.IGNORECASE)
+_MISSPELT: Final = re.compile(
+    r"\s*(?:(postgres(?:ql)?|https?|ldaps?):|([A-Za-z][A-Za-z0-9+.-]*):/|//)/*", re.IGNORECASE
+)
+"""How a URL with a missing slash, colon or scheme begins: a mistake in the configuration shows no password either."""
+_CONNINFO: Final = re.compile(r"(password\s*=\s*)(?:'(?:[^'\\]|\\.)*'|\S+)", re.IGNORECASE)
+"""A password among keywords and values, which libpq takes in place of a URL."""
+_SECRET: Final = re.compile(
+    r"pass|pwd?|secret|token|jwt|bearer|assertion|key|sig|auth|cred|sas|code|session", re.IGNORECASE
+)
 _HARMLESS: Final = frozenset({"sslkey", "passfile"})  # Names of files.
 
 
 def hide_credentials(url: str) -> str:
     """A URL without its password and the values of query parameters whose names speak of a secret.
 
-    It need not be well-formed: a password may hold any character by mistake, so it ends at the last `@`. A text without
-    `://` is returned as it is.
+    It need not be well-formed: a password may hold any character by mistake, so it ends at the last `@`. A text that
+    does not begin like a URL is returned as it is, but for the passwords of a libpq connection string.
     """
     scheme, separator, rest = url.partition("://")
-    if not separator:
-        return url
-    return f"{scheme}://{_hide_parameters(_hide_user(scheme.lower(), rest))}"
+    if separator:
+        return f"{scheme}://{_hide_parameters(_hide_user(scheme.lower(), rest))}"
+    if (start := _MISSPELT.match(url)) is not None:
+        scheme = (start[1] or start[2] or "https").lower()
+        return f"{start[0]}{_hide_parameters(_hide_user(scheme, url[start.end() :]))}"
+    return _CONNINFO.sub(rf"\1{HIDDEN}", url)
 
 
 def hide_in_text(text: str) -> str:
@@ -49,8 +60,11 @@ def _hide_parameters(rest: str) -> str:
     for separator, part in zip(parts[::2], parts[1::2], strict=True):
         if hiding and separator in "?;":
             continue  # Of a secret that was not encoded.
-        name, equals, _ = part.partition("=")
+        name, equals, value = part.partition("=")
         plain = unquote_plus(name).strip().lower()
-        hiding = bool(equals) and plain not in _HARMLESS and _SECRET.search(plain) is not None
+        within = unquote_plus(value)  # A URL in a parameter has credentials of its own.
+        hiding = bool(equals) and (
+            (plain not in _HARMLESS and _SECRET.search(plain) is not None) or hide_in_text(within) != within
+        )
         shown.append(f"{separator}{name}={HIDDEN}" if hiding else f"{separator}{part}")
     return "".join(shown)

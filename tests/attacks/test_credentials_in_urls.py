@@ -33,6 +33,17 @@ URLS = [
     f"https://host.example/crl?X-Amz-Signature={SECRET}",
     f"https://host.example/#access_token={SECRET}",
     f"https://[2001:db8::1]:8443/?client_secret={SECRET}",
+    f"https://host.example/?pw={SECRET}&bearer={SECRET}&client_assertion={SECRET}&jwt={SECRET}",
+    f"https://host.example/?from=https://user:{SECRET}@other.example/",
+    f"https://host.example/?from=https%3A%2F%2Fuser%3A{SECRET}%40other.example%2F",
+]
+MISSPELT = [
+    f"https:/user:{SECRET}@host.example/path",
+    f"https:user:{SECRET}@host.example/path",
+    f"//user:{SECRET}@host.example/path",
+    f"postgresql:/user:{SECRET}@db.example/name",
+    f"host=db.example user=ccp password={SECRET}",
+    f"host=db.example password = 'two {SECRET} words'",
 ]
 
 
@@ -43,6 +54,16 @@ def test_a_url_is_shown_without_its_secret_and_still_names_the_host(url: str) ->
         assert "…" in shown
         for part in ("host.example", "[2001:db8::1]", "db.example"):
             assert (part in url) == (part in shown)
+
+
+@pytest.mark.parametrize("url", MISSPELT)
+def test_a_misspelt_url_shows_no_secret_in_the_configuration_and_in_errors(url: str, tmp_path: Path) -> None:
+    config = tmp_path / "ccp.toml"
+    config.write_text(f'database = "{url}"\nrcp_url = "{url}"\n')
+    for command in (("config",), ("config", "--json"), ("party", "list")):
+        done = ccp(*command, "--config", config)
+        assert SECRET not in done.out + done.err
+        assert ("host.example" if "host.example" in url else "db.example") in done.out or done.status != 0
 
 
 @pytest.mark.parametrize(

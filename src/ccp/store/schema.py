@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import sqlite3
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
@@ -48,10 +49,16 @@ def sqlite_file(url: str) -> Path:
     """The file that a database URL names. Raises ConfigurationError."""
     if not url.startswith("sqlite:///"):
         raise ConfigurationError(
-            f"No storage engine for the database URL {url.split(':', 1)[0]}:… "
+            f"No storage engine for the database URL {_scheme(url)}… "
             "(known: sqlite:///FILE, postgresql://USER@HOST/NAME)."
         )
     return Path(url.removeprefix("sqlite:///"))
+
+
+def _scheme(url: str) -> str:
+    """A URL's scheme with its colon; empty for any other text, which may be a connection string with a password."""
+    found = re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", url)
+    return "" if found is None else found[0]
 
 
 def revision(url: str) -> str | None:
