@@ -178,7 +178,7 @@ def client_id_of(name: str) -> str:
     text = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:64].rstrip("-")
     if not text:
         raise FieldError("client_id : must be given, since the name has no letter a to z and no digit to make it from")
-    return text
+    return f"party-{text}" if text in _NO_PARTY else text
 
 
 def _reader(kind: type[ProviderId] | type[OperatorId] | type[WMI], word: str) -> Callable[[Iterable[str]], Any]:

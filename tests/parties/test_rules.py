@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ccp.errors import FieldError, MismatchError
@@ -61,6 +61,7 @@ def test_what_could_be_read_in_two_ways_is_no_client_id(text: str) -> None:
 
 
 @given(NAMES)
+@example("Unknown")
 def test_a_client_id_made_from_any_name_is_one(name: str) -> None:
     try:
         made_up = client_id_of(name)

@@ -207,7 +207,7 @@ def test_what_keeps_a_command_from_the_server_is_told_in_a_sentence(postgres: Se
         "postgresql://ccp:secret@unknown.invalid/ccp": unreachable,
         postgres.url("postgres") + "?sslmode=require": unreachable,
         "postgresql://ccp:secret@127.0.0.1:port/ccp": "The database URL cannot be used",
-        "postgresql://ccp:secret@127.0.0.1/ccp?sslmode=secret": "The database URL cannot be used",
+        "postgresql://ccp:secret@127.0.0.1/ccp?sslmode=secret": "sslmode is one of disable, allow,",
     }.items():
         for use in (open_and_close, schema.revision, schema.upgrade, schema.check):
             assert sentence(url, use).startswith(told), url

@@ -1,0 +1,187 @@
+"""How long other callers wait while servers of partners answer without an end.
+
+    python bench/hostile.py [--seconds 6] [--limit 50]
+
+A real `ccp serve` with one worker. Twenty webhooks of one car maker lead to a hostile server while contracts are
+published; then six publications at a time, whose certificates name that server as OCSP responder and as CRL address.
+Meanwhile a probe and another car ask two hundred times a second. The hostile server runs at the lowest priority, since
+in real life it runs on another machine. The first row is the same load without it. Exit status 1 when a worst wait is
+above the limit (milliseconds).
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import httpx
+import orjson
+
+sys.path.insert(1, str(Path(__file__).parents[1]))
+
+from tests.attacks.hostile import BEHAVIOURS, SLOW
+from tests.events.receiver import webhook
+
+from ccp import logs, settings
+from ccp.app import assemble
+from ccp.ids import EMAID, PCID
+from ccp.parties import Role
+from ccp.sim.parties import Car
+from ccp.sim.pki import Addresses, build_pki
+from ccp.sim.sandbox import publish_body
+from ccp.store import events, schema
+from request import token_of
+from rig import processes, world
+
+ROOT: Final = Path(__file__).parents[1]
+WEBHOOKS: Final = 20
+
+
+@contextmanager
+def hostile_server() -> Iterator[str]:
+    command = ["nice", "-n", "19", sys.executable, "-m", "tests.attacks.hostile"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
+    try:
+        assert process.stdout is not None
+        yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+    finally:
+        process.kill()
+        process.communicate()
+
+
+class Pool:
+    """A pool that serves, its contracts, and who may ask."""
+
+    def __init__(self, folder: Path, hostile: str, stack: ExitStack) -> None:
+        at = datetime.now(UTC).replace(microsecond=0)
+        config = folder / "ccp.toml"
+        config.write_text(
+            f'base_url = "{world.BASE_URL}"\nevent_http = true\noutbound_allow = ["127.0.0.0/8"]\nevent_timeout = 2\n'
+        )
+        self.database = f"sqlite:///{folder / 'ccp.db'}"
+        schema.upgrade(self.database)
+        self.settings = settings.load(config, database=self.database)
+        logs.configure(self.settings.model_copy(update={"log_level": "error"}))
+        self.world = world.build(at, {"iso2": 64})
+        self.evil = {}
+        for kind in (*BEHAVIOURS, *SLOW):
+            named = Addresses(ocsp=f"{hostile}/{kind}", crl=f"{hostile}/{kind}")
+            pki = build_pki(at, addresses=lambda ca, named=named: named if ca == "eMSP Sub2 CA SIM" else Addresses())
+            self.world.fleets[f"evil {kind}"] = world.Fleet(pki, (), ())
+            car = Car.build(pki, PCID("WXA0EVIL000000001"), at)
+            bodies = [publish_body(pki, EMAID(f"DEEXAE{number:08d}"), car, at) for number in range(6)]
+            self.evil[kind] = [orjson.dumps(body) for body in bodies]
+        asyncio.run(world.fill(self.settings, self.world))
+        server = stack.enter_context(processes.serving(config, self.database, 1, folder / "server.log"))
+        self.http = httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=30)
+        self.tokens = {}
+        for role in (Role.CPO, Role.CPS):
+            member = self.world.members[role, "A"]
+            url = f"{self.http.base_url}/oauth/token"
+            self.tokens[role] = token_of(url, member.party.client_id, member.secret)
+
+    def webhooks(self, urls: list[str]) -> None:
+        """The webhooks of the car maker that all published contracts are told to."""
+        maker = self.world.members[Role.OEM, "A"].party.client_id
+
+        async def change() -> None:
+            built = assemble(self.settings)
+            await built.open()
+            for hook in await built.store.read(events.webhooks(maker)):
+                await built.store.write(events.drop_webhook(hook.id))
+            for url in urls:
+                await built.store.write(events.put_webhook(webhook(url, maker)))
+            await built.close()
+
+        asyncio.run(change())
+        time.sleep(1.5)  # Until the worker has looked for changes.
+
+    def publish(self, body: bytes) -> int:
+        with httpx.Client(base_url=self.http.base_url, timeout=30) as http:
+            headers = {"Authorization": f"Bearer {self.tokens[Role.CPS]}"}
+            return http.put(f"{world.PATH}/signedcontractdata", content=body, headers=headers).status_code
+
+    def waits(self, seconds: float, work: Callable[[], None]) -> list[float]:
+        """How long a probe and another car wait, in milliseconds, while threads do the work again and again."""
+        ends = time.monotonic() + seconds
+        headers = {"Authorization": f"Bearer {self.tokens[Role.CPO]}"}
+        car = next(contract for contract in self.world.fleets["iso2"].contracts if contract.letter == "B").request
+
+        def again() -> None:
+            while time.monotonic() < ends:
+                work()
+
+        threads = [threading.Thread(target=again) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        found = []
+        while time.monotonic() < ends:
+            began = time.perf_counter()
+            if len(found) % 2:
+                answer = self.http.get("/health/live")
+            else:
+                answer = self.http.post(f"{world.PATH}/signedcontractdata", content=car, headers=headers)
+            found.append(1000 * (time.perf_counter() - began))
+            assert answer.status_code == 200, answer.text
+            time.sleep(max(0.0, 0.005 - (time.perf_counter() - began)))
+        for thread in threads:
+            thread.join()
+        return found
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description="How long other callers wait while partners' servers are hostile.")
+    options.add_argument("--seconds", type=float, default=6)
+    options.add_argument("--limit", type=float, default=50)
+    given = options.parse_args()
+    worst = 0.0
+
+    def row(what: str, found: list[float], counts: bool = True) -> None:
+        nonlocal worst
+        found.sort()
+        worst = max(worst, found[-1]) if counts else worst
+        middle, late = found[len(found) // 2], found[len(found) * 99 // 100]
+        print(f"{what:34}{len(found):8}{middle:8.1f}{late:8.1f}{found[-1]:8.1f}", flush=True)
+
+    with tempfile.TemporaryDirectory(prefix="ccp-bench-") as name, ExitStack() as stack:
+        url = stack.enter_context(hostile_server())
+        pool = Pool(Path(name), url, stack)
+        own = [c for c in pool.world.fleets["iso2"].contracts if c.letter == "A"]
+        turn = iter(range(1_000_000_000))
+
+        def publish() -> None:
+            assert pool.publish(orjson.dumps(own[next(turn) % len(own)].publication)) == 201
+            time.sleep(0.2)
+
+        print(f"{'milliseconds':34}{'asked':>8}{'p50':>8}{'p99':>8}{'worst':>8}")
+        pool.waits(2, publish)
+        row("publications alone", pool.waits(given.seconds, publish), counts=False)
+        for kind in (*BEHAVIOURS, *SLOW):
+            pool.webhooks([f"{url}/{kind}/{number}" for number in range(WEBHOOKS)])
+            row(f"{WEBHOOKS} webhooks, {kind}", pool.waits(given.seconds, publish))
+        pool.webhooks([])
+        for kind, bodies in pool.evil.items():
+
+            def refused(bodies: list[bytes] = bodies) -> None:
+                status = pool.publish(bodies[next(turn) % len(bodies)])
+                assert status == 503, status
+                time.sleep(0.2)
+
+            row(f"6 publications, OCSP and CRL, {kind}", pool.waits(given.seconds, refused))
+    print(f"worst {worst:.1f} ms, limit {given.limit:g} ms, load of the machine {os.getloadavg()[0]:.1f}")
+    return int(worst > given.limit)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
