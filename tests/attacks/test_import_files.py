@@ -244,6 +244,18 @@ def test_an_archive_of_sixty_million_empty_lines_is_left_after_a_thousand(
     assert "too many lines without content" in told("import", drop / "plain.jsonl", env=target.env)
 
 
+def test_lines_that_are_too_short_for_a_contract_count_as_lines_without_content(
+    target: Database, drop: Path, pkis: dict[str, PKI]
+) -> None:
+    file, report, contract = drop / "fleet.jsonl.gz", drop / "refused.jsonl", body(pkis["iso2"])
+    file.write_bytes(packed(jsonl(contract), b"0\n" * 1_000_000, times=30))
+    assert told("import", file, "--refused", report, env=target.env) == (
+        f"{file} cannot be read behind line 1012: too many lines without content."
+    )
+    assert target.emaids() == {contract["emaid"]}
+    assert report.stat().st_size < 1_000_000
+
+
 def test_lines_of_white_space_do_not_expand_without_end(target: Database, drop: Path) -> None:
     file = drop / "fleet.jsonl.gz"
     file.write_bytes(packed(b" " * (1 << 20), times=128))

@@ -24,6 +24,8 @@ _DISCARDED: Final = 65_536  # Octets at a time of a line that is too long anyway
 _BLANK_LINES: Final = 1_000
 _BLANK_LINES_PER_LINE: Final = 10
 """So many lines without content may come, and so many more for each line with content."""
+_CONTENT_BYTES: Final = 64
+"""A shorter line holds no contract, and counts as one without content: each is a refusal of twice its length."""
 _EXPANDED_BYTES: Final = 67_108_864
 _EXPANSION: Final = 100
 """So many bytes may a gzip file expand to, and so many times its compressed size. Contracts shrink to an eighth."""
@@ -141,9 +143,11 @@ class _Reading:
             while (octets := self._body(content, packed) if whole else self._line(content, packed)) != b"":
                 number += 1
                 self._count += 1
-                if octets is None or octets.strip():
+                length = self._longest if octets is None else len(octets.strip())
+                if length:
                     self._lines.append(Line(name, number, octets))
                     self._octets += len(octets or b"")
+                if length >= _CONTENT_BYTES:
                     self._contents += 1
                 else:
                     self._blank += 1
