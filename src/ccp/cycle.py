@@ -19,7 +19,7 @@ class Cycle(RequestResponseCycle):
     """A request and its answer, where the request may prove invalid while it is being answered."""
 
     broken: tuple[int, str] | None = None
-    """Status and sentence for whoever reads on."""
+    """Status and message to raise on the application's next receive."""
     last: bool = False
     """Nothing that came after it is read."""
 
@@ -34,7 +34,7 @@ class Cycle(RequestResponseCycle):
         if self.response_complete:
             return {"type": "http.disconnect"}
         if self.broken is not None:
-            # Whoever reads the body meets it as the framework's own exception, so it is answered and logged once.
+            # Raised as the framework's own exception in the reader of the body, so it is answered and logged once.
             status, sentence = self.broken
             raise HTTPException(status, sentence, {"Retry-After": "2"} if status == 503 else None)
         if message["type"] == "http.disconnect" and self.more_body:

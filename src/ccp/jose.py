@@ -165,7 +165,7 @@ def _fits(key: PublicKey, algorithm: str) -> bool:
 def read_keys(document: bytes) -> tuple[tuple[PublicKey, ...], list[str]]:
     """The keys of a JWK set that can verify signatures, and why the others cannot.
 
-    A key that nobody can use does not spoil the set (RFC 7517 clause 5). Other JSON than a set holds no keys. Raises
+    An unusable key does not invalidate the set (RFC 7517 clause 5). Other JSON than a set holds no keys. Raises
     ValueError for what is no JSON.
     """
     found = orjson.loads(document)

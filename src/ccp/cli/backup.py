@@ -20,7 +20,7 @@ from ccp.store import revisions, schema
 from ccp.store.audit import Action, Entry, Recorded
 from ccp.store.inspection import inspect
 
-_LISTED: Final = 1000  # Rows; nobody repeats more than that by hand.
+_LISTED: Final = 1000  # Rows; more than an operator repeats by hand.
 
 
 def register(app: typer.Typer) -> None:

@@ -1,7 +1,7 @@
 """TLS to a PostgreSQL server: which CAs vouch for its certificate.
 
 `sslmode=verify-full` without `sslrootcert` takes the CAs of the system, as `sslrootcert=system` does. libpq and asyncpg
-demand a file there, which helps nobody whose server has a certificate of a public CA.
+demand a file there, which does not help where the server has a certificate of a public CA.
 """
 
 from __future__ import annotations
