@@ -12,7 +12,7 @@ ifeq ($(shell command -v $(PYTHON) 2>/dev/null),)
 PYTHON := python3
 endif
 
-.PHONY: demo test check bench bench-million run judge format clean
+.PHONY: demo test check bench bench-million hold run judge format clean
 
 demo: $(VENV)/run
 	$(BIN)/ccp demo
@@ -42,6 +42,10 @@ bench: $(VENV)/dev
 # Takes a quarter of an hour and some 20 GB of disk.
 bench-million: $(VENV)/dev
 	$(BIN)/python bench/million.py --write
+
+# Hangs, kills and floods real servers; takes about an hour, half of it the soak.
+hold: $(VENV)/dev
+	$(BIN)/python bench/hold.py --write
 
 format: $(VENV)/dev
 	$(BIN)/ruff format .

@@ -46,6 +46,17 @@ class Aim:
         return [self.what, limit, "" if self.measured is None else f"{self.measured:.3g}{self.unit}", told]
 
 
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of `bench/hold.py`. holds: None where a figure is told and not judged. note: stands below the table."""
+
+    what: str
+    aim: str
+    figure: str
+    holds: bool | None
+    note: str = ""
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """Markdown; the first column is text, numbers stand to the right."""
     lines = ["| " + " | ".join(head) + " |", "|---|" + "---:|" * (len(head) - 1)]
@@ -68,6 +79,14 @@ def machine(busy: Busy, *more: tuple[str, str]) -> str:
         ("quiet?", busy.told),
     ]
     return "| run | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
+
+
+def short_machine(busy: Busy) -> str:
+    """The same in one sentence."""
+    return (
+        f"Measured {datetime.now(UTC):%Y-%m-%d %H:%M} UTC at commit {busy.commit} on {_processor()}, {CORES} cores, "
+        f"Python {platform.python_version()}; {busy.told}."
+    )
 
 
 def _processor() -> str:
@@ -118,11 +137,11 @@ class Busy:
         )
 
 
-def write(name: str, text: str) -> None:
-    """Put a table between its two comments in docs/performance.md."""
-    document = DOCUMENT.read_text(encoding="utf-8")
+def write(name: str, text: str, path: Path = DOCUMENT) -> None:
+    """Put a table between its two comments in a document."""
+    document = path.read_text(encoding="utf-8")
     begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
     before, found, rest = document.partition(begin)
     if not found or end not in rest:
-        raise SystemExit(f"docs/performance.md has no place for {name}.")
-    DOCUMENT.write_text(before + begin + "\n" + text + "\n\n" + end + rest.partition(end)[2], encoding="utf-8")
+        raise SystemExit(f"docs/{path.name} has no place for {name}.")
+    path.write_text(before + begin + "\n" + text + "\n\n" + end + rest.partition(end)[2], encoding="utf-8")
