@@ -37,6 +37,7 @@ from ccp.events import Dispatcher, HandedOut, Subscribers
 from ccp.issuers import Issuers
 from ccp.limits import Limits
 from ccp.loop_budget import LoopBudget
+from ccp.loop_lag import LoopLag
 from ccp.metrics import Metrics
 from ccp.neighbours import Neighbours
 from ccp.outbound import Outbound
@@ -156,6 +157,7 @@ class Assembly:
     pool: Pool
     background: BackgroundTasks
     guard: ClockGuard
+    loop_lag: LoopLag
 
     async def open(self) -> None:
         await self.store.open()
@@ -180,6 +182,7 @@ def assemble(config: Settings, clock: opnc.Clock = now, numbers: Metrics | None 
     store = connect(config.database, config.database_connections)
     trust = Trust(store)
     budget = LoopBudget()
+    loop_lag = LoopLag(numbers.loop_lagged)
     outbound = Outbound(config.outbound_allow, budget=budget)
     neighbours = Neighbours.of(config, outbound)
     guard = ClockGuard(clock, store.time)
@@ -193,8 +196,9 @@ def assemble(config: Settings, clock: opnc.Clock = now, numbers: Metrics | None 
     handed_out = HandedOut(store, subscribers)
     pool = Pool(store, trust, revocation, peers, neighbours, config, handed_out, clock=clock, metrics=numbers)
     return Assembly(
-        store, trust, budget, outbound, neighbours, revocation, peers, subscribers, handed_out, pool, background, guard
-    )
+        store, trust, budget, outbound, neighbours, revocation, peers, subscribers, handed_out, pool, background, guard,
+        loop_lag,
+    )  # fmt: skip
 
 
 async def dispatch(config: Settings, clock: opnc.Clock = now) -> None:
@@ -274,6 +278,7 @@ def create(config: Settings | None = None) -> FastAPI:
             _log.warning("anchor", warning=warning)
         refresher.supervise(background)
         background.add(guard.watching())
+        background.add(built.loop_lag.probing())
         background.add(connections.watching())
         background.add(built.revocation.sweeping())
         background.add(built.handed_out.flushing())

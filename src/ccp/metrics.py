@@ -23,6 +23,7 @@ SHARED: Final = "PROMETHEUS_MULTIPROC_DIR"
 
 # A delivery takes some milliseconds, and is worth nothing after the 4.5 seconds that a charging station waits.
 _REQUEST_SECONDS: Final = (0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 4.5, 10.0)
+_LOOP_LAG_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 _PEER_SECONDS: Final = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 1.5, 2.5, 5.0, 10.0)
 
 
@@ -93,6 +94,18 @@ class Metrics:
         self._task_failures = Counter(
             "ccp_task_failures", "Rounds of background tasks that failed.", ("task",), registry=registry
         )
+        self._loop_lag = Histogram(
+            "ccp_loop_lag_seconds",
+            "By how much the event loop ran a probe too late; one probe every 50 ms.",
+            buckets=_LOOP_LAG_SECONDS,
+            registry=registry,
+        )
+        self._loop_lag_max = Gauge(
+            "ccp_loop_lag_recent_max_seconds",
+            "The largest lag of an event loop lately, halved with every second since.",
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
         # Finding the numbers of some labels takes the library longer than adding to them.
         self._found: dict[tuple[str | None, int, str], tuple[Counter, Histogram]] = {}
 
@@ -127,6 +140,11 @@ class Metrics:
         for state, count in (("outbox", outbox), ("waiting", waiting), ("dead", dead)):
             self._events.labels(state).set(count)
         self._events_oldest.set(oldest_seconds)
+
+    def loop_lagged(self, lag: float, recent_max: float) -> None:
+        """A probe of the event loop. Seconds."""
+        self._loop_lag.observe(lag)
+        self._loop_lag_max.set(recent_max)
 
     def task_failed(self, task: str) -> None:
         self._task_failures.labels(task).inc()

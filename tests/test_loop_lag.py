@@ -1,0 +1,100 @@
+"""Lag of the event loop: by a clock of the test, and in a loop that is really blocked."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import pytest
+
+from ccp.background import BackgroundTasks
+from ccp.loop_lag import LATE, PROBE_INTERVAL, LoopLag
+from ccp.metrics import Metrics
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_a_lag_is_the_time_from_when_the_probe_was_due() -> None:
+    clock, seen = Clock(), list[tuple[float, float]]()
+    lag = LoopLag(lambda *values: seen.append(values), clock)
+    lag.expect(0.05)
+    clock.now += 0.08
+    lag.record()
+    assert lag.current == pytest.approx(0.03)
+    assert seen == [(pytest.approx(0.03), pytest.approx(0.03))]
+
+
+def test_a_probe_that_is_overdue_counts_before_it_runs() -> None:
+    clock = Clock()
+    lag = LoopLag(clock=clock)
+    lag.expect(0.05)
+    clock.now += 0.04
+    assert (lag.current, lag.recent_max, lag.was_late_since(0)) == (0, 0, False)
+    clock.now += 0.51
+    assert (lag.current, lag.recent_max) == (pytest.approx(0.5), pytest.approx(0.5))
+    assert lag.was_late_since(clock.now)
+
+
+def test_the_maximum_halves_with_every_second() -> None:
+    clock = Clock()
+    lag = LoopLag(clock=clock)
+    lag.expect(0)
+    clock.now += 0.8
+    lag.record()
+    clock.now += 1
+    assert lag.recent_max == pytest.approx(0.4)
+    lag.expect(0.0)
+    clock.now += 0.1
+    lag.record()  # Smaller than what is left of the largest one.
+    assert lag.recent_max == pytest.approx(0.8 * 0.5**1.1)
+    clock.now += 1.9
+    lag.expect(0.0)
+    clock.now += 0.3
+    lag.record()
+    assert lag.recent_max == pytest.approx(0.3)
+
+
+def test_a_late_loop_is_remembered_for_calls_that_were_under_way() -> None:
+    clock = Clock()
+    lag = LoopLag(clock=clock)
+    began = clock.now
+    lag.expect(0)
+    clock.now += LATE + 0.01
+    lag.record()
+    clock.now += 5
+    assert lag.was_late_since(began)
+    assert not lag.was_late_since(clock.now)
+
+
+def test_without_a_probe_nothing_is_late() -> None:
+    lag = LoopLag()
+    assert (lag.current, lag.recent_max, lag.was_late_since(0)) == (0, 0, False)
+
+
+def test_a_loop_that_is_blocked_lags_and_metrics_show_it() -> None:
+    metrics = Metrics()
+    lag = LoopLag(metrics.loop_lagged)
+
+    async def run() -> None:
+        background = BackgroundTasks(metrics.task_failed)
+        background.add(lag.probing())
+        await asyncio.sleep(PROBE_INTERVAL / 2)
+        began = time.monotonic()
+        time.sleep(0.4)  # noqa: ASYNC251  on purpose: no other task runs meanwhile
+        assert lag.current >= 0.3  # Within the turn that takes so long.
+        await asyncio.sleep(2 * PROBE_INTERVAL)
+        assert lag.was_late_since(began)
+        await background.close()
+
+    asyncio.run(run())
+    shown = metrics.shown("")[0].decode().splitlines()
+    number = {line.split()[0]: float(line.split()[1]) for line in shown if not line.startswith("#")}
+    assert number["ccp_loop_lag_recent_max_seconds"] > 0
+    assert number['ccp_loop_lag_seconds_bucket{le="0.25"}'] < number["ccp_loop_lag_seconds_count"]
+    assert not [name for name in number if name.startswith("ccp_task_failures")]
