@@ -28,15 +28,18 @@ class Overtaken(Unavailable):
 class Question(Generator[Statement, list[Row], T], Generic[T]):
     """A question that can be put again: each `iter` begins it anew, and so does each `yield from`.
 
-    newest, together: see the decorators `newest` and `gathered`.
+    newest, together, long: see the decorators `newest`, `gathered` and `long_running`.
     """
 
-    def __init__(self, begin: Callable[[], Steps[T]], name: str, *, newest: bool, together: bool = False) -> None:
+    def __init__(
+        self, begin: Callable[[], Steps[T]], name: str, *, newest: bool, together: bool = False, long: bool = False
+    ) -> None:
         self._begin = begin
         self._steps: Steps[T] | None = None
         self.__name__ = name
         self.newest = newest
         self.together = together
+        self.long = long
 
     def __iter__(self) -> Steps[T]:
         return self._begin()
@@ -92,5 +95,19 @@ def gathered(function: Callable[P, Steps[T]]) -> Callable[P, Steps[T]]:
     @wraps(function)
     def put(*args: P.args, **kwargs: P.kwargs) -> Steps[T]:
         return Question(partial(function, *args, **kwargs), function.__name__, newest=True, together=True)
+
+    return put
+
+
+def long_running(function: Callable[P, Steps[T]]) -> Callable[P, Steps[T]]:
+    """Mark a read that may look at more rows than a request may wait for: lists, counts, whatever grows with the pool.
+
+    An engine gives it more time, and keeps it from holding up the lookups of requests. As `newest` in everything else.
+    A question that needs a snapshot is not marked but asked in portions, each of which is short.
+    """
+
+    @wraps(function)
+    def put(*args: P.args, **kwargs: P.kwargs) -> Steps[T]:
+        return Question(partial(function, *args, **kwargs), function.__name__, newest=True, long=True)
 
     return put
