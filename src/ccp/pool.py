@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -54,6 +54,13 @@ from ccp.vehicles import TOLD_AS, Change, VehicleEvent, made_stale
 _log = structlog.get_logger("ccp.pool")
 
 _UNSIGNED: Final = "It is checked only for messages that a trusted provisioning service signed."
+DELIVERY_TIMEOUT: Final = 3.5
+"""Seconds for a vehicle's request, from its head to the answer, without the time in which its body arrives.
+
+A vehicle waits five seconds and its station 4.5; the answer has to be written and to travel in what is left.
+"""
+_TIMED_OUT: Final = "The pool cannot answer in time now; try again."
+_NO_EVIDENCE: Final = "The revocation status of the vehicle's contract is not known now; try again."
 # A row that says only that a provisioning event came: longer than any publication is under way.
 _IDLE_VEHICLE: Final = timedelta(days=1)
 
@@ -68,7 +75,10 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """A request that was read but gets no contract. pcid: None where the vehicle's certificate names none."""
+    """A request that was read but gets no contract. pcid: None where the vehicle's certificate names none.
+
+    reason: Unavailable for a temporary failure.
+    """
 
     pcid: PCID | None
     response: bytes
@@ -139,37 +149,49 @@ class Pool:
         at: datetime,
         single: bool = False,
         to: str | None = None,
+        deadline: float | None = None,
     ) -> list[Answer] | Refusal:
         """Answer a vehicle's CertificateInstallationReq.
 
         message: EXI in Base64. broadcast: other pools may be asked. single: one contract at most, whatever the vehicle
         takes, because the caller can hand on no more. to: another pool that the request is for, which alone is asked.
-        Raises EXIError, NotAuthorised, Unavailable.
+        deadline: when the answer has to be there, in the event loop's time; None: `DELIVERY_TIMEOUT` from now.
+        Raises EXIError, NotAuthorised. A temporary failure is a refusal too: stations hand on nothing but a message.
         """
         authorise(caller.party, Operation.DELIVER)
         request = installation.read_request(message_bytes(message), namespace)
-        pcid = None
+        if deadline is None:
+            deadline = asyncio.get_running_loop().time() + DELIVERY_TIMEOUT
         try:
-            await asyncio.sleep(0)  # All requests of a turn are read, then all are verified: see `SQLiteStore._answer`.
-            verified = await self._verify(request, at)
-            pcid = verified.pcid
-            keys = self._revocation.keys_of(verified.chain)
-            waiting = _waiting(pcid, namespace, keys, self._revocation.rules, self._revocation.recent)
-            stored, known = await self._store.read(waiting)
-            if verified.chain is not None:
-                self._revocation.judge_vehicle(verified.chain, keys, known, at)
-            await self._check_current(verified)
-            if to is None:
-                return await self._choose(verified, stored, known, broadcast, at, single, caller)
-            try:
-                if found := await self._elsewhere(verified, caller, at, single, to):
-                    return found
-            except Unavailable as exc:  # An answer for the vehicle too: stations hand on nothing but a message.
-                return Refusal(pcid, installation.refuse(namespace, request.session_id, exc, at), exc)
-            raise NoContract("The pool that the request is for has nothing for the vehicle now.")
-        except (VerificationError, NotFound) as exc:
-            negative = installation.refuse(namespace, request.session_id, exc, at)
-            return Refusal(pcid or installation.pcid_said(request), negative, exc)
+            async with asyncio.timeout_at(deadline) as limit:
+                return await self._find(caller, request, broadcast, at, single, to)
+        except TimeoutError as exc:
+            if not limit.expired():
+                raise
+            reason: CCPError = Unavailable(_TIMED_OUT)
+            reason.__cause__ = exc
+        except (VerificationError, NotFound, Unavailable) as exc:
+            reason = exc
+        negative = installation.refuse(namespace, request.session_id, reason, at)
+        return Refusal(installation.pcid_said(request), negative, reason)
+
+    async def _find(
+        self, caller: Caller, request: InstallationRequest, broadcast: bool, at: datetime, single: bool, to: str | None
+    ) -> list[Answer]:
+        """What `deliver` answers with. Raises VerificationError, NotFound, Unavailable."""
+        await asyncio.sleep(0)  # All requests of a turn are read, then all are verified: see `SQLiteStore._answer`.
+        verified = await self._verify(request, at)
+        keys = self._revocation.keys_of(verified.chain)
+        waiting = _waiting(verified.pcid, request.namespace, keys, self._revocation.rules, self._revocation.recent)
+        stored, known = await self._store.read(waiting)
+        if verified.chain is not None:
+            self._revocation.judge_vehicle(verified.chain, keys, known, at)
+        await self._check_current(verified)
+        if to is None:
+            return await self._choose(verified, stored, known, broadcast, at, single, caller)
+        if found := await self._elsewhere(verified, caller, at, single, to):
+            return found
+        raise NoContract("The pool that the request is for has nothing for the vehicle now.")
 
     async def _verify(self, request: InstallationRequest, at: datetime) -> VerifiedInstallationRequest:
         """Verify a vehicle's request. ISO 15118-2 carries its leaf alone: what is missing may be known elsewhere."""
@@ -198,17 +220,17 @@ class Pool:
                 return
         raise ChainError("The provisioning certificate is not the vehicle's current one.")
 
-    def _problem(self, contract: SignedContract, known: Known, key: str | None, at: datetime) -> str | None:
+    def _problem(self, contract: SignedContract, known: Known, key: str | None, at: datetime) -> CCPError | None:
         """What is held against a stored contract, from what is known and without asking anybody.
 
-        key: the vehicle's current one, as far as it is known.
+        key: the vehicle's current one, as far as it is known. Unavailable: evidence that is needed cannot be had now.
         """
         if key is not None and contract.provisioning_key not in (None, key):
-            return "The contract was made for another provisioning key than the vehicle's current one."
+            return ChainError("The contract was made for another provisioning key than the vehicle's current one.")
         try:
             check_keys(contract.certificates or (), known, self._revocation.rules, at)
         except (RevokedError, Unavailable) as exc:
-            return str(exc)
+            return exc
         return None
 
     async def _choose(
@@ -224,40 +246,59 @@ class Pool:
         request = verified.request
         bound = any(contract.provisioning_key for contract in stored)
         key = key_fingerprint(verified.leaf) if bound else None
+        without_evidence: list[CCPError] = []
 
         def good(contract: SignedContract) -> bool:
             problem = self._problem(contract, known, key, at)
             if problem is not None:
-                _log.warning("contract not deliverable", owner=contract.emaid.provider, reason=problem)
+                _log.warning("contract not deliverable", owner=contract.emaid.provider, reason=str(problem))
+            if isinstance(problem, Unavailable):
+                without_evidence.append(problem)
             return problem is None
 
+        def good_but_for_evidence(contract: SignedContract) -> bool:
+            return isinstance(self._problem(contract, known, key, at), Unavailable | None)
+
         try:
-            if request.namespace is Namespace.ISO2:
-                contract = contracts.choose_one(
-                    stored,
-                    at,
-                    listed=request.lists_root_of,
-                    good=good,
-                    no_default=self._no_default,
-                    root_match=self._root_match,
-                )
-                self._outlet.handed_out((contract,), at)
-                return [Answer(contract, installation.answer(contract, request.session_id, at))]
-            chosen = contracts.choose_many(
+            chosen = self._selected(request, stored, at, good, single)
+        except NotFound:
+            if broadcast and (found := await self._elsewhere(verified, caller, at, single)):
+                return found
+            if without_evidence:
+                self._selected(request, stored, at, good_but_for_evidence, single)
+                raise Unavailable(_NO_EVIDENCE) from without_evidence[0]  # What is chosen may be delivered soon.
+            raise
+        self._outlet.handed_out((contract for contract, _ in chosen), at)
+        return [Answer(c, installation.answer(c, request.session_id, at, remaining)) for c, remaining in chosen]
+
+    def _selected(
+        self,
+        request: InstallationRequest,
+        stored: list[SignedContract],
+        at: datetime,
+        good: contracts.Good,
+        single: bool,
+    ) -> Sequence[tuple[SignedContract, int | None]]:
+        """The contracts that a vehicle gets, each with what remains after it (-20). Raises NotFound."""
+        if request.namespace is Namespace.ISO2:
+            contract = contracts.choose_one(
                 stored,
                 at,
                 listed=request.lists_root_of,
                 good=good,
-                prioritised=request.prioritised,
-                maximum=min(request.maximum, 1) if single else request.maximum,
+                no_default=self._no_default,
                 root_match=self._root_match,
             )
-            self._outlet.handed_out((contract for contract, _ in chosen), at)
-            return [Answer(c, installation.answer(c, request.session_id, at, remaining)) for c, remaining in chosen]
-        except NotFound:
-            if broadcast and (found := await self._elsewhere(verified, caller, at, single)):
-                return found
-            raise
+            return [(contract, None)]
+        return contracts.choose_many(
+            stored,
+            at,
+            listed=request.lists_root_of,
+            good=good,
+            prioritised=request.prioritised,
+            maximum=min(request.maximum, 1) if single else request.maximum,
+            root_match=self._root_match,
+        )
 
     async def _elsewhere(
         self, verified: VerifiedInstallationRequest, caller: Caller, at: datetime, single: bool, to: str | None = None
@@ -497,9 +538,10 @@ class Pool:
             return self._problem(contract, known, key, at) is None
 
         def problem(contract: SignedContract) -> str | None:
-            return self._problem(contract, known, key, at) or contracts.passed_over(
-                contract, vehicle, at, good=good, no_default=self._no_default
-            )
+            found = self._problem(contract, known, key, at)
+            if found is not None:
+                return str(found)
+            return contracts.passed_over(contract, vehicle, at, good=good, no_default=self._no_default)
 
         return [(contract, problem(contract)) for contract in found]
 

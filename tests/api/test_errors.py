@@ -208,7 +208,7 @@ def test_a_database_that_does_not_answer_is_503_and_says_when_to_try_again(broke
     for answer in (
         broken.emsp.get(f"/contractData/emaid/{E}"),
         broken.oem.get(f"/contractData/pcid/{P}"),
-        broken.post(car),
+        broken.post(car, headers={"alwaysReturnEXI": "false"}),
         broken.cps.put("/signedcontractdata", json=contract.body),
         broken.oem.get(f"/signedcontractdata/{E}/{P}"),
         broken.oem.post(f"/signedcontractdata/{E}/{P}/setdefault"),

@@ -229,6 +229,7 @@ def test_with_revocation_off_nobody_is_asked(named: dict[str, PKI], responder: R
 
 # --- Delivering ------------------------------------------------------------------------------------------------------
 
+EVIDENCE_RAN_OUT = "temporary: The revocation status of the vehicle's contract is not known now; try again."
 NOTHING = {"iso2": "FAILED_NoCertificateAvailable", "iso20": "WARNING_NoCertificateAvailable"}
 
 
@@ -292,7 +293,21 @@ def test_evidence_that_has_run_out_stops_a_delivery(around: Pool, edition: str) 
     car = around.car(edition)
     contract = around.publish(car)
     run_out(around, contract)
-    assert negative(around, car)[0] == NOTHING[edition]
+    assert negative(around, car) == ("FAILED", EVIDENCE_RAN_OUT)
+    refused = around.post(car, headers={"alwaysReturnEXI": "false"})
+    assert [f"temporary: {said}" for said in sentences(refused, 503)] == [EVIDENCE_RAN_OUT]
+    assert "Retry-After" in refused.headers
+
+
+def test_evidence_that_has_run_out_is_temporary_only_where_it_decides(around: Pool) -> None:
+    car = around.car()
+    first, second = around.publish(car), around.publish(car)
+    run_out(around, second)
+    assert [item["emaid"] for item in around.ask(car)] == [first.emaid], "the other one is not the default"
+    revoke(around, Certificate.load(first.certificate), around.pki().emsp_sub2)
+    assert negative(around, car) == ("FAILED", EVIDENCE_RAN_OUT), "then the second is the only one left"
+    revoke(around, Certificate.load(second.certificate), around.pki().emsp_sub2)
+    assert negative(around, car)[0] == NOTHING["iso2"]
 
 
 def run_out(pool: Pool, contract: Contract) -> None:
@@ -312,7 +327,7 @@ def test_within_the_grace_of_the_operator_evidence_that_has_run_out_still_serves
         run_out(pool, contract)
         assert pool.ask(car)[0]["emaid"] == contract.emaid
         pool.sql("update evidence set next_update = next_update - 7200000000 where serial = ?", f"{serial(contract):x}")
-        assert negative(pool, car)[0] == NOTHING["iso2"]
+        assert negative(pool, car) == ("FAILED", EVIDENCE_RAN_OUT)
 
 
 @pytest.mark.parametrize("edition", EDITIONS)

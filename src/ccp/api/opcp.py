@@ -16,7 +16,6 @@ from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from pydantic import BaseModel, Field
-from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope
@@ -38,10 +37,8 @@ from ccp.api.opnc import (
     Routing,
     SessionQuery,
     SignedContractDataEndpoint,
-    _read_headers,
     _rfc3339,
 )
-from ccp.api.trace import trace_of
 from ccp.auth import Operation, RootOperation
 from ccp.contracts import SignedContract
 from ccp.errors import FieldError, NotFound
@@ -72,6 +69,10 @@ class DeliverHeaders(Routing):
     always_exi: Boolean | None = Field(None, alias="alwaysReturnEXI")
     keep: Boolean = Field(False, alias="broadcast", description="true: do not ask other pools.")
 
+    @property
+    def may_ask_peers(self) -> bool:
+        return not self.keep and self.hop is None
+
 
 class OPCPSignedContractDataEndpoint(SignedContractDataEndpoint):
     """POST and PUT /v1/ccp/signedContractData. PUT is that of OPNC."""
@@ -81,39 +82,18 @@ class OPCPSignedContractDataEndpoint(SignedContractDataEndpoint):
         self._negative = negative
 
     async def _deliver(self, scope: Scope, receive: Receive) -> Response:
-        headers = Headers(scope=scope)
-        caller = await self._edge.caller(scope, headers, Operation.DELIVER)
-        options = _read_headers(DeliverHeaders, headers)
-        to = self._edge.route(caller, options)
-        octets = await self._edge.body(receive, headers)
-        caller = await self._edge.again(scope, headers, caller)
-        body = wire.read_body(wire.GetSignedContractDataReq, octets)
-        outcome = await self._pool.deliver(
-            caller,
-            body.xsdMsgDefNamespace,
-            body.certificateInstallationReq,
-            broadcast=not options.keep and options.hop is None,
-            at=self._edge.clock(),
-            single=True,
-            to=to,
-        )
-        trace = trace_of(scope)
+        options, namespace, outcome = await self._delivered(scope, receive, DeliverHeaders, single=True)
         if isinstance(outcome, Refusal):
-            trace.pcid, trace.failure = outcome.pcid, outcome.reason
             always = self._negative is OPCPNegative.DELIVER if options.always_exi is None else options.always_exi
             told, again = beside_negative(outcome.reason, always)
             # Not empty, though it stands for nothing: clients take an item without an EMAID for no answer.
             emaid, response = wire.PLACEHOLDER_EMAID, outcome.response
         else:
             contract, response = outcome[0].contract, outcome[0].response
-            trace.emaid, trace.pcid = contract.emaid, contract.pcid
             emaid, told, again = contract.emaid, contract.metadata or "", {}
         item = {"certificateInstallationRes": wire.b64(response), "emaid": emaid, "metaData": told}
         return _JSON(
-            {
-                "CCPResponse": {"emaidContent": [{"messageDef": item}]},
-                "xsdMsgDefNamespace": body.xsdMsgDefNamespace,
-            },
+            {"CCPResponse": {"emaidContent": [{"messageDef": item}]}, "xsdMsgDefNamespace": namespace},
             headers=again,
         )
 

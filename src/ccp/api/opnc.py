@@ -6,6 +6,7 @@ other five are written the usual way. Both kinds answer errors through the one t
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -36,7 +37,7 @@ from ccp.limits import Limits
 from ccp.neighbours import REASON_HEADER, RevocationReason
 from ccp.parties import Caller, Role
 from ccp.peers import HOP_HEADER, Peers
-from ccp.pool import Answer, Pool, Refusal
+from ccp.pool import DELIVERY_TIMEOUT, Answer, Pool, Refusal
 from ccp.relay import RemoteContract, RemotePool
 from ccp.tokens import Authority
 
@@ -76,6 +77,10 @@ class Routing(BaseModel):
 class DeliverHeaders(Routing):
     always_exi: Boolean = Field(True, alias="alwaysReturnEXI")
     broadcast: Boolean = False
+
+    @property
+    def may_ask_peers(self) -> bool:
+        return self.broadcast and self.hop is None
 
 
 class PublishQuery(BaseModel):
@@ -209,35 +214,53 @@ class SignedContractDataEndpoint:
         await response(scope, receive, send)
 
     async def _deliver(self, scope: Scope, receive: Receive) -> Response:
+        options, namespace, outcome = await self._delivered(scope, receive, DeliverHeaders)
+        if not isinstance(outcome, Refusal):
+            return _JSON({"signedContractDataCollection": [_signed_contract(answer) for answer in outcome]})
+        told, again = beside_negative(outcome.reason, options.always_exi)
+        item = {
+            "certificateInstallationRes": wire.b64(outcome.response),
+            "emaid": wire.PLACEHOLDER_EMAID,
+            "pcid": outcome.pcid or wire.PLACEHOLDER_PCID,
+            "xsdMsgDefNamespace": namespace,
+            "metaData": told,
+        }
+        return _JSON({"signedContractDataCollection": [item]}, headers=again)
+
+    async def _delivered(
+        self, scope: Scope, receive: Receive, model: type[Routing], *, single: bool = False
+    ) -> tuple[Any, Namespace, list[Answer] | Refusal]:
+        """Read a vehicle's request and ask the pool: the headers as `model` has them, the edition, and what it says.
+
+        The time limit runs from here; the time in which the caller sends its body is the caller's.
+        """
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + DELIVERY_TIMEOUT
         headers = Headers(scope=scope)
         caller = await self._edge.caller(scope, headers, Operation.DELIVER)
-        options = _read_headers(DeliverHeaders, headers)
+        options = _read_headers(model, headers)
         to = self._edge.route(caller, options)
+        began = loop.time()
         octets = await self._edge.body(receive, headers)
+        deadline += loop.time() - began
         caller = await self._edge.again(scope, headers, caller)
         body = wire.read_body(wire.GetSignedContractDataReq, octets)
         outcome = await self._pool.deliver(
             caller,
             body.xsdMsgDefNamespace,
             body.certificateInstallationReq,
-            broadcast=options.broadcast and options.hop is None,
+            broadcast=options.may_ask_peers,
             at=self._edge.clock(),
+            single=single,
             to=to,
+            deadline=deadline,
         )
         trace = trace_of(scope)
-        if not isinstance(outcome, Refusal):
+        if isinstance(outcome, Refusal):
+            trace.pcid, trace.failure = outcome.pcid, outcome.reason
+        else:
             trace.emaid, trace.pcid = outcome[0].contract.emaid, outcome[0].contract.pcid
-            return _JSON({"signedContractDataCollection": [_signed_contract(answer) for answer in outcome]})
-        trace.pcid, trace.failure = outcome.pcid, outcome.reason
-        told, again = beside_negative(outcome.reason, options.always_exi)
-        item = {
-            "certificateInstallationRes": wire.b64(outcome.response),
-            "emaid": wire.PLACEHOLDER_EMAID,
-            "pcid": outcome.pcid or wire.PLACEHOLDER_PCID,
-            "xsdMsgDefNamespace": body.xsdMsgDefNamespace,
-            "metaData": told,
-        }
-        return _JSON({"signedContractDataCollection": [item]}, headers=again)
+        return options, body.xsdMsgDefNamespace, outcome
 
     async def _publish(self, scope: Scope, receive: Receive) -> Response:
         began = self._edge.clock()
