@@ -1,4 +1,4 @@
-"""The command line: one module for each group of commands."""
+"""The command line: one module for each group of commands, imported when one of them is called (`commands`)."""
 
 from __future__ import annotations
 
@@ -8,30 +8,13 @@ from typing import Final
 import typer
 
 from ccp import __version__
-from ccp.cli import (
-    audit,
-    backup,
-    bulk,
-    cleanse,
-    crl,
-    db,
-    erase,
-    events,
-    exi,
-    keys,
-    party,
-    peer,
-    roles,
-    serve,
-    sim,
-    trust,
-    verify,
-)
+from ccp.cli.commands import LazyCommands
 from ccp.cli.show import say
 from ccp.errors import CCPError
 
 app = typer.Typer(
     name="ccp",
+    cls=LazyCommands,
     help="Contract Certificate Pool for Plug&Charge (ISO 15118-2 and -20, OPNC).",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -43,25 +26,6 @@ def root(version: bool = typer.Option(False, "--version", help="Print the versio
     if version:
         say(__version__)
         raise typer.Exit
-
-
-serve.register(app)
-sim.register(app)
-verify.register(app)
-roles.register(app)
-cleanse.register(app)
-erase.register(app)
-bulk.register(app)
-backup.register(app)
-app.add_typer(party.app, name="party")
-app.add_typer(peer.app, name="peer")
-app.add_typer(trust.app, name="trust")
-app.add_typer(crl.app, name="crl")
-app.add_typer(audit.app, name="audit")
-app.add_typer(events.app, name="events")
-app.add_typer(keys.app, name="keys")
-app.add_typer(exi.app, name="exi")
-app.add_typer(db.app, name="db")
 
 
 def main() -> None:

@@ -27,7 +27,7 @@ from ccp.store import audit as questions
 from ccp.store.audit import Filter, Head, Recorded
 from ccp.store.contracts import instant
 
-app = typer.Typer(help="Look into the audit trail.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 _BLANKED = 3  # Exit status: intact, but an operator has to look. 2 is the command line's own.
 

@@ -15,7 +15,7 @@ from ccp.store import Store, crls
 from ccp.store.audit import told
 from ccp.store.crls import HeldCRL
 
-app = typer.Typer(help="Show certificate revocation lists, and accept one with a lower number.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.command("list")

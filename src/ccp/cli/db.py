@@ -11,7 +11,7 @@ from ccp.cli.show import ConfigOption, say
 from ccp.errors import ConfigurationError
 from ccp.store import citus, revisions, schema
 
-app = typer.Typer(help="Look after the database schema.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.command()

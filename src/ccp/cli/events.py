@@ -21,7 +21,7 @@ from ccp.store.events import Backlog, Delivery, State
 from ccp.store.steps import Steps
 from ccp.subscriptions import Webhook
 
-app = typer.Typer(help="Look after events to partners' webhooks.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 class Which(StrEnum):

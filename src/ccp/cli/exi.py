@@ -14,9 +14,8 @@ from ccp import exi
 from ccp.cli.inputs import message_octets, read_input
 from ccp.cli.show import print_json, say
 from ccp.errors import ChainError, EXIError
-from ccp.pki.certificates import Certificate
 
-app = typer.Typer(help="Read and write CertificateInstallation messages.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 _CERTIFICATES = ("Certificate", "OEMProvisioningCert")
 
@@ -78,6 +77,8 @@ def _is_summarised(value: Any) -> bool:
 
 
 def _summary(text: str) -> Any:
+    from ccp.pki.certificates import Certificate  # Here: it takes as long as everything else of these commands.
+
     try:
         certificate = Certificate.load(base64.b64decode(text))
     except ChainError:

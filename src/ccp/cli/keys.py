@@ -16,7 +16,7 @@ from ccp.store.keys import TokenKey
 if TYPE_CHECKING:
     from ccp.app import Assembly
 
-app = typer.Typer(help="Look after the keys that sign access tokens.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.command("list")

@@ -16,7 +16,7 @@ from ccp.errors import ConfigurationError, MismatchError
 from ccp.parties import Party, Role, made, parsed
 from ccp.register import DEFAULT_OVERLAP, Actor, End, Register, Shown
 
-app = typer.Typer(help="Register the parties that may call.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 T = TypeVar("T")
 Texts = list[str]

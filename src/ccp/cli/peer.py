@@ -19,7 +19,7 @@ from ccp.store import Store, peers
 from ccp.store.audit import Action, Entry, told
 from ccp.store.peers import Peer
 
-app = typer.Typer(help="Register other pools, to be asked when nothing is found here.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 _SECRET = "CCP_PEER_SECRET"  # noqa: S105  the variable's name
 

@@ -7,25 +7,23 @@ in URLs are hidden.
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, TypeVar
 
 import typer
-from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
 
-from ccp import settings
-from ccp.store import Store, connect
 from ccp.terminal import printable, printable_json
 from ccp.urls import hide_in_text
 
+# Most commands print plain lines and open no database, so functions import what the others need.
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ccp.app import Assembly
     from ccp.pool import Pool
+    from ccp.store import Store
 
 T = TypeVar("T")
 
@@ -34,8 +32,14 @@ ConfigOption: TypeAlias = Annotated[
 ]
 JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 
-console = Console()
 _ANY_WIDTH: Final = 10_000
+
+
+def console() -> Console:
+    """The terminal on standard output."""
+    from rich.console import Console
+
+    return Console()
 
 
 def clean(text: str) -> str:
@@ -55,7 +59,9 @@ def print_exactly(text: str) -> None:
 
 def print_styled(*parts: tuple[str, str]) -> None:
     """Print one line of texts, each with a style of rich's ("" for none). A style is no part of the text."""
-    console.print(Text.assemble(*((clean(text), style) for text, style in parts)), soft_wrap=True)
+    from rich.text import Text
+
+    console().print(Text.assemble(*((clean(text), style) for text, style in parts)), soft_wrap=True)
 
 
 def print_json(value: object) -> None:
@@ -77,13 +83,17 @@ def _without_credentials(value: object) -> object:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    from rich.console import Console
+    from rich.table import Column, Table
+    from rich.text import Text
+
     # What does not fit is folded, never cut: a fingerprint in the list is what `ccp trust remove` takes.
     headers = (Column(column, overflow="fold") for column in columns)
     table = Table(*headers, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         table.add_row(*(Text(clean(cell)) for cell in row))  # As it is: rich would read a name in brackets as markup.
-    if console.is_terminal:
-        console.print(table)
+    if console().is_terminal:
+        console().print(table)
     else:  # One line for each row, however long: this goes to a file or another program.
         Console(width=_ANY_WIDTH).print(table, soft_wrap=True)
 
@@ -95,7 +105,9 @@ def with_pool(config: Path | None, use: Callable[[Pool], Coroutine[Any, Any, T]]
 
 def with_assembly(config: Path | None, use: Callable[[Assembly], Coroutine[Any, Any, T]]) -> T:
     """As `with_pool`, for a command that also needs the parts that the pool is built from."""
-    from ccp import logs  # Here: most commands can do without the server's libraries.
+    import asyncio
+
+    from ccp import logs, settings
     from ccp.app import assemble
 
     async def run() -> T:
@@ -113,6 +125,10 @@ def with_assembly(config: Path | None, use: Callable[[Assembly], Coroutine[Any, 
 
 def with_store(config: Path | None, use: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
     """Open the configured store, use it, close it."""
+    import asyncio
+
+    from ccp import settings
+    from ccp.store import connect
 
     async def run() -> T:
         store = connect(settings.load(config).database)

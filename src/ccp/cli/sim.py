@@ -42,7 +42,7 @@ def sandbox(
     from ccp.sim.sandbox import create
 
     base_url = f"http://127.0.0.1:{port}"
-    with console.status("Making keys and certificates …"):
+    with console().status("Making keys and certificates …"):
         create(directory, base_url, datetime.now(UTC), store_samples=store)
     for line in f"""The sandbox is in {directory}. Start its pool:
 

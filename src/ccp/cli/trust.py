@@ -24,7 +24,7 @@ from ccp.store.audit import Entry, told
 from ccp.store.steps import Steps
 from ccp.trust import Expiry, Synchronised, read_files, trusted
 
-app = typer.Typer(help="Look after the trusted certificates.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True)
 
 
 @app.command()

@@ -1,0 +1,87 @@
+"""What commands import: those that need no server do without its libraries, and so start fast and stay small.
+
+A table instead of a time: which packages a command may import. One that is not in it is found here, and not by a user
+who waits.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ccp.cli.commands import COMMANDS, load
+from tests.cli.run import environment
+
+MESSAGE = Path(__file__).parents[1] / "vectors" / "installation_res_iso2_opnc_example.b64"
+
+PLAIN = {"typer", "annotated_doc", "shellingham"}
+HELP = PLAIN | {"rich", "markdown_it", "mdurl", "pygments"}
+CERTIFICATES = {"cryptography", "_cffi_backend", "_openssl"}
+ALLOWED: dict[tuple[str, ...], set[str]] = {
+    ("--version",): PLAIN,
+    ("--help",): HELP,
+    ("nothing",): HELP,
+    ("exi", "--help"): HELP,
+    ("exi", "decode", str(MESSAGE)): PLAIN | CERTIFICATES,
+    ("exi", "decode", "--full", str(MESSAGE)): PLAIN,
+    ("exi", "encode", "-"): PLAIN,
+}
+"""Packages beside the standard library, by command."""
+HEAVY = {"asyncio", "concurrent", "http", "multiprocessing", "sqlite3", "ssl"}
+"""Of the standard library, what only a server or a client needs."""
+
+_RUN = """
+import json, os, sys
+from ccp.cli import main
+try:
+    main()
+finally:
+    os.write(int(os.environ["REPORT"]), json.dumps(sorted(sys.modules)).encode())
+"""
+
+
+def modules_after(*arguments: str) -> set[str]:
+    """The names in `sys.modules` when a command has ended."""
+    command = [sys.executable, "-c", _RUN, *arguments]
+    reading, writing = os.pipe()
+    with open(reading, "rb") as report:
+        subprocess.run(
+            command,
+            input=b"{}",
+            env=environment(REPORT=str(writing)),
+            pass_fds=(writing,),
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        os.close(writing)
+        return set(json.loads(report.read()))
+
+
+@pytest.mark.parametrize("command", ALLOWED, ids=lambda command: " ".join(command[:3]).replace(str(MESSAGE), "FILE"))
+def test_a_command_imports_no_more_packages_than_it_may(command: tuple[str, ...]) -> None:
+    modules = modules_after(*command)
+    packages = {name.partition(".")[0] for name in modules}
+    unknown = packages - sys.stdlib_module_names - ALLOWED[command]
+    assert {name for name in unknown if not _is_of_the_environment(name)} == {"ccp"}
+    assert not packages & HEAVY
+    assert not {name for name in modules if name.startswith(("ccp.app", "ccp.server", "ccp.settings", "ccp.store"))}
+
+
+def _is_of_the_environment(name: str) -> bool:
+    """Modules that the installation imports into every process, and those that are named for the platform."""
+    return name in {"__main__", "__mp_main__", "_distutils_hack", "sitecustomize"} or name.startswith(
+        ("_sysconfigdata", "__editable__")
+    )
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_says_what_the_command_itself_says(name: str) -> None:
+    help_text = inspect.cleandoc(load(name).help)
+    assert help_text.partition("\n\n")[0].replace("\n", " ") == COMMANDS[name].help
