@@ -127,7 +127,7 @@ def test_bytes_in_free_space_of_the_file_are_found_and_removed_while_a_server_ru
 
 
 def test_every_connection_of_ours_overwrites_what_is_removed(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ccp.store import sqlite
+    from ccp.store import sqlite_steps
 
     real = sqlite3.connect
 
@@ -137,7 +137,7 @@ def test_every_connection_of_ours_overwrites_what_is_removed(pool: Pool, monkeyp
         return connection
 
     monkeypatch.setattr(sqlite3, "connect", without)
-    with closing(sqlite._connection(pool.database)) as connection:
+    with closing(sqlite_steps.connected(pool.database, 1.0)) as connection:
         assert connection.execute("pragma secure_delete").fetchone() == (1,)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from ccp.ids import EMAID, PCID
 from ccp.sim.pki import PKI
-from ccp.store import sqlite
+from ccp.store import sqlite, sqlite_writer
 from ccp.store.steps import Steps
 from tests.databases import knows_sqlite
 from tests.world import ISO2, Pool, new_emaid, new_pcid, start
@@ -180,7 +180,7 @@ def test_the_measurement_sees_what_takes_twice_as_long(pool: Pool, there: There)
 def asked() -> Iterator[list[str]]:
     """The statements about contracts that the server's store runs meanwhile, each with how many rows it brought."""
     done: list[str] = []
-    run = sqlite._run
+    run = sqlite.run
 
     def spy(connection: Connection, steps: Steps[Any]) -> Any:
         return run(connection, listened(steps))
@@ -196,7 +196,7 @@ def asked() -> Iterator[list[str]]:
         except StopIteration as stop:
             return stop.value
 
-    with patch.object(sqlite, "_run", spy):
+    with patch.object(sqlite, "run", spy), patch.object(sqlite_writer, "run", spy):
         yield done
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 import socket
@@ -16,9 +17,12 @@ import httpx
 import pytest
 
 from ccp.sim.pki import PKI
+from ccp.store.time_limits import NOT_WRITTEN
+from ccp.store.turns import Turns
 from tests.bulk.fleet import body, database, line
 from tests.cli.run import COMMAND, environment, shell
 from tests.cli.test_serving import free_port
+from tests.databases import knows_sqlite
 from tests.store.made import sql
 from tests.world import Pool, start
 
@@ -50,6 +54,38 @@ def test_a_pool_whose_schema_has_become_too_old_or_is_gone_is_alive_and_not_read
         pool.sql("alter table gone rename to alembic_version")
         pool.sql("update alembic_version set version_num = ?", *version)
         assert said(pool.base_url, "/health/ready") == (200, {"status": "ready"})
+
+
+@knows_sqlite
+def test_a_pool_whose_writer_dies_answers_everything_and_is_ready_when_the_writer_is(
+    pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def broken(turns: Turns) -> Iterator[None]:
+        raise OSError(errno.EIO, "Input/output error")
+        yield
+
+    with start(pkis) as pool:
+        car = pool.car()
+        contract = pool.publish(car)
+        with monkeypatch.context() as patch:
+            patch.setattr(Turns, "mine", broken)
+            for _ in range(3):
+                answer = pool.client("cps").put("/signedcontractdata", json=contract.body)
+                assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2")
+                assert answer.json()["errorMessages"] == [NOT_WRITTEN]
+            status, told = said(pool.base_url, "/health/ready")
+            assert (status, told["reasons"]) == (
+                503,
+                ["The database writer does not run; it is being started again."],
+            )
+            assert said(pool.base_url, "/health") == (503, {"status": "unavailable"})
+            assert len(pool.ask(car)) == 1, "vehicles are served meanwhile"
+        deadline = time.monotonic() + 30
+        while said(pool.base_url, "/health/ready")[0] != 200:
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        assert pool.client("cps").put("/signedcontractdata", json=contract.body).status_code == 201
 
 
 @contextmanager

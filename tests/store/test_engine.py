@@ -372,7 +372,7 @@ def test_in_a_group_that_meets_a_full_disk_what_is_acknowledged_is_there_and_not
 def test_a_database_that_another_process_holds_too_long_is_unavailable_and_then_works_again(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "_BUSY_SECONDS", 0.2)
+    monkeypatch.setattr(sqlite, "_BUSY_TIMEOUT", 0.2)
 
     async def use(store: Store) -> None:
         with closing(sqlite3.connect(schema.sqlite_file(url), isolation_level=None)) as other:

@@ -1,8 +1,9 @@
 """Whether the pool is alive, and whether it should be sent requests: for supervisors and load balancers.
 
 `/health/live` says that the process answers. `/health/ready` says that it can do its work: the database answers, its
-schema is new enough, anchors are loaded, the background tasks that access and trust depend on succeed, no signal to
-stop has come. `/health` is the older form: the database answers.
+schema is new enough, the threads that read and write it run, anchors are loaded, the background tasks that access and
+trust depend on succeed, no signal to stop has come. `/health` is the older form: the database answers, and its threads
+run.
 
 Other parts add reasons of their own: `health.add(check)`, where check returns a sentence for each problem it sees now.
 
@@ -68,6 +69,7 @@ class Health:
                 found.append("The database schema is older than this release needs.")
         except Unavailable:
             found.append("The database does not answer.")
+        found += self._store.reasons()
         for check in self._checks:
             found += check()
         return found
@@ -76,6 +78,8 @@ class Health:
         try:
             await self._store.read(_revision())
         except Unavailable:
+            return _answer(503, {"status": "unavailable"})
+        if self._store.reasons():
             return _answer(503, {"status": "unavailable"})
         return _answer(200, {"status": "ok"})
 

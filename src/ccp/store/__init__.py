@@ -33,6 +33,9 @@ class Store(Protocol):
         Raises Unavailable when it cannot, or when nobody knows whether it did: then it says so.
         """
 
+    def reasons(self) -> list[str]:
+        """A sentence for each part of the engine that does not work now, for readiness. Waits for nothing."""
+
     async def time(self) -> datetime | None:
         """The database server's clock; None where the engine has none but this machine's. Raises Unavailable."""
 

@@ -198,6 +198,9 @@ class PostgresStore:
         # In a task of its own: when the caller goes, the change is still made as a whole, and the connection is good.
         return await asyncio.shield(self._start(self._write(change)))
 
+    def reasons(self) -> list[str]:
+        return []
+
     async def time(self) -> datetime | None:
         rows = await self._fetch("select clock_timestamp()", ())
         at: datetime = rows[0][0]

@@ -1,32 +1,32 @@
 """The embedded engine: one SQLite file.
 
-Reads run in the event loop: with WAL they never wait for the writer and take some ten microseconds, less than a
-hand-over to a thread. Those that every request asks are put together, once a turn of the loop. Writes go to one thread,
-which takes everything that waits, runs it in one transaction (each change within its own savepoint) and commits once;
-with synchronous = FULL a commit is on disk before it is acknowledged, and the group shares the cost.
+Lookups run in the event loop: with WAL they never wait for the writer and take some ten microseconds, less than a
+hand-over to a thread. Those that every request asks are put together, once a turn of the loop. Questions that are
+marked `long_running` go to a thread with a connection of its own. Writes go to one thread, which commits them in groups
+(`ccp.store.sqlite_writer`). Both threads are supervised (`ccp.threads`).
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import queue
 import sqlite3
-import threading
 import time
-from concurrent.futures import Future
 from datetime import datetime
-from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-from ccp.errors import CCPError, ConfigurationError, Unavailable
-from ccp.store import schema
+from ccp.errors import ConfigurationError, Unavailable
+from ccp.store import schema, sqlite_writer
+from ccp.store.sqlite_steps import connected, is_busy, is_outage
+from ccp.store.sqlite_steps import run as run
 from ccp.store.steps import Question, Steps, T
-from ccp.store.turns import Turns
+from ccp.store.time_limits import LONG_READ_TIMEOUT, NOT_CONFIRMED, NOT_READ, NOT_WRITTEN, READ_TIMEOUT, WRITE_TIMEOUT
+from ccp.threads import Inbox, Job, JobThread, Outcome
 
-_GROUP = 64  # Changes in one commit: a longer group gains little and lets the first one wait longer.
-_BUSY_SECONDS = 5.0  # Other processes write to the same file; each holds the lock for one group, in turns.
+_BUSY_TIMEOUT: Final = WRITE_TIMEOUT / 2
+"""For a turn among the processes that write, and once more for the file's own lock. Both are less than a write has."""
+_RETRY_DELAY: Final = 0.01
 
 
 class SQLiteStore:
@@ -35,36 +35,77 @@ class SQLiteStore:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._reader: sqlite3.Connection | None = None
-        self._writer: threading.Thread | None = None
+        self._long_connection: sqlite3.Connection | None = None
         self._asked: list[tuple[Steps[Any], asyncio.Future[Any]]] = []
-        self._changes: queue.SimpleQueue[tuple[Steps[Any], Future[Any]] | None] = queue.SimpleQueue()
+        self._writer: JobThread | None = None
+        self._long_reader: JobThread | None = None
 
     async def open(self) -> None:
         schema.check(f"sqlite:///{self._path}")
-        ready: Future[None] = Future()
         try:
-            self._reader = _connection(self._path)
+            # The event loop must not sleep for a lock: see `read`.
+            self._reader = connected(self._path, busy_timeout=0)
             self._reader.execute("pragma query_only = on")
-            self._writer = threading.Thread(target=self._write_groups, args=(ready,), name="sqlite-writer", daemon=True)
-            self._writer.start()
-            await asyncio.wrap_future(ready)
+            self._writer = JobThread(
+                "database writer",
+                sqlite_writer.serve(self._path, _BUSY_TIMEOUT),
+                timeout=WRITE_TIMEOUT,
+                max_busy=WRITE_TIMEOUT + 1.0,
+                not_started=NOT_WRITTEN,
+                unconfirmed=NOT_CONFIRMED,
+            )
+            self._long_reader = JobThread(
+                "database reader",
+                self._serve_long,
+                timeout=LONG_READ_TIMEOUT,
+                max_busy=LONG_READ_TIMEOUT + 1.0,
+                not_started=NOT_READ,
+                unconfirmed=NOT_READ,
+                expired=self._interrupt_long,
+            )
+            await self._writer.start()
+            await self._long_reader.start()
         except sqlite3.Error as exc:
             await self.close()
             raise ConfigurationError(f"The database {self._path} cannot be opened: {exc}.") from exc
 
     async def close(self) -> None:
         writer, self._writer = self._writer, None
-        if writer is not None:
-            self._changes.put(None)
-            await asyncio.to_thread(writer.join)
+        long_reader, self._long_reader = self._long_reader, None
+        for thread in (writer, long_reader):
+            if thread is not None:
+                await thread.stop()
         if self._reader is not None:
             self._answer()
             self._reader.close()
             self._reader = None
 
+    def reasons(self) -> list[str]:
+        threads = (thread for thread in (self._writer, self._long_reader) if thread is not None)
+        return [reason for thread in threads for reason in thread.reasons()]
+
     async def read(self, question: Steps[T]) -> T:
-        if not isinstance(question, Question) or not question.together:
+        if not isinstance(question, Question):
             return self._read(question)
+        if question.long:
+            assert self._long_reader is not None, "the store is open"
+            found: T = await self._long_reader.run(question)
+            return found
+        deadline = None
+        while True:
+            try:
+                return await self._read_together(question) if question.together else self._read(question)
+            except Unavailable as exc:
+                # A process that was killed in the middle of a write leaves an index of the log that has to be rebuilt;
+                # the next one that reads does it, and for some milliseconds the others find it locked.
+                if not is_busy(exc.__cause__):
+                    raise
+                deadline = deadline or time.monotonic() + READ_TIMEOUT
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(_RETRY_DELAY)
+
+    async def _read_together(self, question: Steps[T]) -> T:
         loop = asyncio.get_running_loop()
         asked: asyncio.Future[T] = loop.create_future()
         if not self._asked:
@@ -88,142 +129,64 @@ class SQLiteStore:
 
     def _read(self, question: Steps[T]) -> T:
         assert self._reader is not None, "the store is open"
+        steps = _begun(question)
         try:
             if isinstance(question, Question) and question.newest:
-                steps: Steps[T] = iter(question)
-                return _run(self._reader, steps)
+                return run(self._reader, steps)
             self._reader.execute("begin")  # A snapshot.
             try:
-                return _run(self._reader, question)
+                return run(self._reader, steps)
             finally:
                 self._reader.execute("rollback")
-        except sqlite3.OperationalError as exc:
-            raise Unavailable("The database does not answer now; try again.") from exc
+        except sqlite3.Error as exc:
+            if not is_outage(exc):
+                raise  # A mistake of ours.
+            raise Unavailable(NOT_READ) from exc
 
     async def write(self, change: Steps[T]) -> T:
         assert self._writer is not None, "the store is open"
-        done: Future[T] = Future()
-        self._changes.put((change, done))
-        return await asyncio.wrap_future(done)
+        made: T = await self._writer.run(change)
+        return made
 
     async def time(self) -> datetime | None:
         return None
 
-    def _write_groups(self, ready: Future[None]) -> None:
+    def _serve_long(self, inbox: Inbox) -> None:
+        """The thread for questions that are marked `long_running`, one after another."""
+        connection = connected(self._path, READ_TIMEOUT)
         try:
-            connection = _connection(self._path)
-        except sqlite3.Error as exc:
-            ready.set_exception(exc)
-            return
-        turns = Turns(self._path, _BUSY_SECONDS)
-        ready.set_result(None)
-        while (first := self._changes.get()) is not None:
-            group = [first]
-            stop = False
-            while len(group) < _GROUP and not self._changes.empty():
-                following = self._changes.get()
-                if following is None:
-                    stop = True
-                    break
-                group.append(following)
-            with turns.mine():
-                _commit_group(connection, group)
-            if stop:
-                break
-        turns.close()
-        connection.close()
+            connection.execute("pragma query_only = on")
+            self._long_connection = connection
+            inbox.ready()
+            while jobs := inbox.take(1):
+                for job in jobs:
+                    if job.claim():
+                        inbox.finish([_answered(connection, job)])
+        finally:
+            self._long_connection = None
+            connection.close()
+
+    def _interrupt_long(self) -> None:
+        """End the question that is under way: its caller has given up."""
+        connection = self._long_connection
+        if connection is not None:
+            with contextlib.suppress(sqlite3.Error):  # It was closed meanwhile.
+                connection.interrupt()
 
 
-def _connection(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_BUSY_SECONDS)
-    _use_wal(connection)
-    connection.execute("pragma synchronous = full")
-    connection.execute("pragma foreign_keys = on")
-    # Whatever the library's default is: what is removed is overwritten, see `scrubbing`.
-    connection.execute("pragma secure_delete = on")
-    return connection
+def _begun(question: Steps[T]) -> Steps[T]:
+    """The steps of a question, from the beginning where it can be put again."""
+    return iter(question) if isinstance(question, Question) else question
 
 
-def _use_wal(connection: sqlite3.Connection) -> None:
-    """The file remembers it, so this matters once; but then SQLite does not wait for others that open the file too."""
-    deadline = time.monotonic() + _BUSY_SECONDS
-    while True:
-        try:
-            connection.execute("pragma journal_mode = wal")
-        except sqlite3.OperationalError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.01)
-        else:
-            return
-
-
-@cache
-def _dialect(statement: str) -> str:
-    """The statement as SQLite numbers its parameters, without the row lock it has no need of: its writer is alone."""
-    return statement.replace("$", "?").replace(" for update skip locked", "").replace(" for update", "")
-
-
-def _run(connection: sqlite3.Connection, steps: Steps[T]) -> T:
-    rows: list[tuple[Any, ...]] | None = None
+def _answered(connection: sqlite3.Connection, job: Job) -> Outcome:
     try:
-        while True:
-            statement, parameters = next(steps) if rows is None else steps.send(rows)
-            rows = connection.execute(_dialect(statement), parameters).fetchall()
-    except StopIteration as stop:
-        answer: T = stop.value
-        return answer
-
-
-def run(connection: sqlite3.Connection, steps: Steps[T]) -> T:
-    """Drive a question on a connection, for a file that no store has open."""
-    return _run(connection, steps)
-
-
-def _commit_group(connection: sqlite3.Connection, group: list[tuple[Steps[Any], Future[Any]]]) -> None:
-    """Run the changes of a group and commit. Each future gets its result after the commit, or its own error."""
-    outcomes: list[tuple[Future[Any], Any, BaseException | None]] = []
-    try:
-        connection.execute("begin immediate")
-        for change, done in group:
-            if not done.set_running_or_notify_cancel():
-                continue  # The caller has gone before anything was done for it.
-            connection.execute("savepoint change")
-            try:
-                result = _run(connection, change)
-            except Exception as exc:
-                if not connection.in_transaction:
-                    raise  # On a full disk SQLite takes back the whole transaction by itself, and with it the group.
-                connection.execute("rollback to change")
-                outcomes.append((done, None, _told(exc)))
-            else:
-                outcomes.append((done, result, None))
-            connection.execute("release change")
-        connection.execute("commit")
-    except sqlite3.Error as exc:  # Busy for too long, disk full, file gone: nothing of the group is in the database.
-        # When even that fails, the next group's begin fails too, and rolls back again.
-        with contextlib.suppress(sqlite3.Error):
-            connection.rollback()
-        failure = Unavailable("The database cannot write now; nothing was changed, try again.")
-        failure.__cause__ = exc
-        for _, done in group:
-            if not done.done():
-                if not done.running():
-                    done.set_running_or_notify_cancel()
-                if not done.cancelled():
-                    done.set_exception(failure)
-        return
-    for done, result, error in outcomes:
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(result)
-
-
-def _told(exc: Exception) -> Exception:
-    """Deliberate errors as they are; an engine's as Unavailable, unless it shows a mistake of ours."""
-    if isinstance(exc, CCPError) or not isinstance(exc, sqlite3.OperationalError):
-        return exc
-    told = Unavailable("The database cannot write now; nothing was changed, try again.")
-    told.__cause__ = exc
-    return told
+        return job, run(connection, _begun(job.work)), None
+    except MemoryError:
+        raise
+    except Exception as exc:
+        if not is_outage(exc):
+            return job, None, exc
+        unavailable = Unavailable(NOT_READ)
+        unavailable.__cause__ = exc
+        return job, None, unavailable

@@ -46,15 +46,18 @@ class Turns:
     def mine(self) -> Iterator[None]:
         """Within it this process writes. It is also entered when the turn does not come in time."""
         until = time.monotonic() + self._seconds
-        head = self._take(_HEAD, until)
-        writer = head and self._take(_WRITER, until)
-        if head:
-            self._give(_HEAD)
+        head = writer = False
         try:
+            head = self._take(_HEAD, until)
+            writer = head and self._take(_WRITER, until)
+            if head:
+                self._give(_HEAD)
+                head = False
             yield
         finally:
-            if writer:
-                self._give(_WRITER)
+            for place, held in ((_WRITER, writer), (_HEAD, head)):
+                if held:
+                    self._give(place)
 
     def _take(self, place: int, until: float) -> bool:
         while fcntl is not None and self._file is not None:
