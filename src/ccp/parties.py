@@ -254,13 +254,18 @@ def _stray(party: Party) -> list[tuple[str, str]]:
 # --- Rules among parties ---------------------------------------------------------------------------------------------
 
 
+OWNED_PROVIDER: Final = "provider id"
+OWNED_WMI: Final = "WMI"
+"""Kinds of ids that are one party's alone."""
+
+
 def owned(party: Party) -> list[tuple[str, str]]:
     """The ids that are the party's alone, by kind, in order. A CPS works for providers without owning them."""
     found: list[tuple[str, str]] = []
     if Role.EMSP in party.roles:
-        found += [("provider id", value) for value in sorted(party.provider_ids)]
+        found += [(OWNED_PROVIDER, value) for value in sorted(party.provider_ids)]
     if Role.OEM in party.roles:
-        found += [("WMI", value) for value in sorted(party.wmis)]
+        found += [(OWNED_WMI, value) for value in sorted(party.wmis)]
     return sorted(found)
 
 

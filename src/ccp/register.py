@@ -26,6 +26,9 @@ DEFAULT_OVERLAP: Final = 7 * 86_400
 LONGEST_OVERLAP: Final = 90 * 86_400
 """Seconds. A rotation that is not done with by then has been forgotten."""
 
+_PORTION: Final = 100  # Parties that are read at a time: a few milliseconds.
+_PAGE: Final = 1000
+
 Change: TypeAlias = Callable[[Party], Party]
 """From a party as it is to the party as it shall be. It keeps the client id, and may raise."""
 
@@ -83,12 +86,27 @@ class Register:
         self._store = store
 
     async def every(self) -> list[Party]:
-        """In order of their names."""
-        return await self._store.read(parties.every())
+        """In order of their names. For commands."""
+        found: list[Party] = []
+        while True:
+            page, more = await self.page(found[-1].client_id if found else "", _PAGE)
+            found += page
+            if not more:
+                return sorted(found, key=lambda party: party.name)
 
     async def page(self, after: str, limit: int) -> tuple[list[Party], bool]:
-        """So many parties in order of their client ids, from the one after that, and whether there are more."""
-        found = await self._store.read(parties.page(after, limit + 1))
+        """So many parties in order of their client ids, from the one after that, and whether there are more.
+
+        Read in portions, so that other work of the event loop gets its turn between them.
+        """
+        found: list[Party] = []
+        while (wanted := limit + 1 - len(found)) > 0:
+            portion = await self._store.read(parties.page(after, min(wanted, _PORTION)))
+            found += portion
+            if len(portion) < min(wanted, _PORTION):
+                break
+            after = portion[-1].client_id
+            await asyncio.sleep(0)
         return found[:limit], len(found) > limit
 
     async def named(self, name_or_client_id: str) -> Party:

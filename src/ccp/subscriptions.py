@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -10,7 +10,7 @@ from typing import Any
 
 from ccp.event_names import published
 from ccp.ids import EMAID, PCID, WMI, ProviderId
-from ccp.parties import Party, Role
+from ccp.parties import OWNED_PROVIDER, OWNED_WMI, Party, Role
 
 
 class EventKind(StrEnum):
@@ -62,6 +62,19 @@ class Webhook:
         return next((name for name in self.events if published(name) == kind), None)
 
 
+@dataclass(frozen=True, slots=True)
+class Subscriber:
+    """A webhook, and the party whose it is, as both are registered now."""
+
+    webhook: Webhook
+    party: Party
+
+
+def owner_key(kind: EventKind, emaid: EMAID, pcid: PCID) -> tuple[str, str]:
+    """The id whose owner is told of an event, with its kind as `ccp.parties.owned` has it."""
+    return (OWNED_WMI, pcid.wmi) if kind.role is Role.OEM else (OWNED_PROVIDER, emaid.provider)
+
+
 def name_for(webhook: Webhook, party: Party, kind: EventKind, emaid: EMAID, pcid: PCID) -> str | None:
     """The name under which a webhook is told of an event; None where it is not: by subscription, ownership or filter.
 
@@ -77,13 +90,10 @@ def name_for(webhook: Webhook, party: Party, kind: EventKind, emaid: EMAID, pcid
     return webhook.name_of(kind) if theirs else None
 
 
-def wanted(
-    webhooks: Iterable[Webhook], parties: Mapping[str, Party], kind: EventKind, emaid: EMAID, pcid: PCID
-) -> list[tuple[Webhook, str]]:
-    """The webhooks that are to be told of an event, each with the name it knows it by. parties: by client id."""
-    found = []
-    for webhook in webhooks:
-        party = parties.get(webhook.client_id)
-        if party is not None and (name := name_for(webhook, party, kind, emaid, pcid)) is not None:
-            found.append((webhook, name))
-    return found
+def wanted(subscribers: Iterable[Subscriber], kind: EventKind, emaid: EMAID, pcid: PCID) -> list[tuple[Webhook, str]]:
+    """The webhooks that are to be told of an event, each with the name it knows it by."""
+    return [
+        (each.webhook, name)
+        for each in subscribers
+        if (name := name_for(each.webhook, each.party, kind, emaid, pcid)) is not None
+    ]

@@ -39,6 +39,7 @@ from ccp.jose import (
     read,
     verify,
 )
+from ccp.known_parties import KnownParties
 from ccp.known_secrets import KnownSecrets
 from ccp.parties import Party, Role
 from ccp.settings import GREATEST_TOKEN_LIFETIME
@@ -181,7 +182,7 @@ class Authority:
         self._issuer = issuer
         self._lifetime = lifetime
         self._others = others
-        self._parties: dict[str, Party] = {}
+        self._parties = KnownParties(store, self._count_change)
         self._stored: list[TokenKey] = []
         self._keys: tuple[_Key, ...] = ()
         self._known: dict[bytes, _Recognised] = {}
@@ -198,10 +199,11 @@ class Authority:
         return client_id in self._parties
 
     async def refresh_parties(self) -> None:
-        known = {party.client_id: party for party in await self._store.read(parties.every()) if party.enabled}
-        if known != self._parties:
-            self._parties = known
-            self._revision += 1
+        """Take over what has changed in the register since the last time. Raises Unavailable."""
+        await self._parties.refresh()
+
+    def _count_change(self) -> None:
+        self._revision += 1
 
     async def refresh_keys(self, at: datetime) -> None:
         self._loaded = time.monotonic()

@@ -6,6 +6,7 @@ names them. A body with a member that is not known is refused: an operator's sli
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Any, Final, TypeAlias
@@ -195,7 +196,11 @@ def router(register: Register, edge: Edge) -> APIRouter:
         """The parties, in order of their client ids."""
         found, more = await register.page(cursor, limit)
         next_cursor = found[-1].client_id if more else None
-        return _json({"parties": [party.members() for party in found], "next_cursor": next_cursor})
+        members: list[dict[str, Any]] = []
+        for start in range(0, len(found), _PAGE):
+            members += [party.members() for party in found[start : start + _PAGE]]
+            await asyncio.sleep(0)  # A large page must not keep others waiting.
+        return _json({"parties": members, "next_cursor": next_cursor})
 
     @add("POST", "/parties", AdminOperation.ADD_PARTY, PartyWithNewSecret, NewParty, 201)
     async def add_party(request: Request, caller: Caller = calling(AdminOperation.ADD_PARTY)) -> Response:

@@ -88,7 +88,7 @@ def _publisher(config: Path | None, client_id: str | None) -> Party:
         return Party(name, name, frozenset({Role.CPS}), all_providers=True)
 
     async def find(store: Store) -> Party | None:
-        return next((party for party in await store.read(parties.every()) if party.client_id == client_id), None)
+        return await store.read(parties.by_client_id(client_id))
 
     party = with_store(config, find)
     if party is None or not party.enabled:

@@ -15,11 +15,11 @@ from ccp import settings
 from ccp.audit import command_actor
 from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, say, with_store
 from ccp.errors import ConfigurationError, NotFound
-from ccp.store import Store, events, parties
+from ccp.store import Store, events, subscribers
 from ccp.store.audit import Action, Entry, record
 from ccp.store.events import Backlog, Delivery, State
 from ccp.store.steps import Steps
-from ccp.subscriptions import Webhook
+from ccp.subscriptions import Subscriber, Webhook
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -52,7 +52,7 @@ def list_deliveries(
     def question() -> Steps[tuple[Backlog, list[Delivery], dict[str, Webhook]]]:
         backlog = yield from events.backlog()
         found = yield from events.deliveries(endpoint, wanted, None, limit)
-        return backlog, found, {webhook.id: webhook for webhook in (yield from events.webhooks())}
+        return backlog, found, (yield from _webhooks_of(found))
 
     backlog, found, webhooks = _read(config, question)
     if as_json:
@@ -79,9 +79,11 @@ def endpoints(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
     def question() -> Steps[list[tuple[Webhook, bool, Backlog | None]]]:
         backlogs = yield from events.backlogs()
-        able = {party.client_id for party in (yield from parties.every()) if party.enabled}
-        webhooks = yield from events.webhooks()
-        return [(webhook, webhook.client_id in able, backlogs.get(webhook.id)) for webhook in webhooks]
+        registered: list[Subscriber] = []
+        while page := (yield from subscribers.page(registered[-1].webhook.id if registered else "", 1000)):
+            registered += page
+        registered.sort(key=lambda each: (each.webhook.created_at, each.webhook.id))
+        return [(each.webhook, each.party.enabled, backlogs.get(each.webhook.id)) for each in registered]
 
     found = _read(config, question)
     if as_json:
@@ -128,7 +130,7 @@ def show(
 
     def question() -> Steps[tuple[list[Delivery], dict[str, Webhook]]]:
         found = yield from events.find(event_id)
-        return found, {webhook.id: webhook for webhook in (yield from events.webhooks())}
+        return found, (yield from _webhooks_of(found))
 
     found, webhooks = _read(config, question)
     if not found:
@@ -237,6 +239,16 @@ def _dead(event_ids: Iterable[str]) -> Steps[list[Delivery]]:
             raise NotFound(f"The event {_short(event_id)} {standing}; only dead ones are replayed or dropped.")
         named.append(found[0])
     return sorted(named, key=lambda each: each.key)
+
+
+def _webhooks_of(found: Iterable[Delivery]) -> Steps[dict[str, Webhook]]:
+    """The webhooks of deliveries, as far as they are still there, by their ids."""
+    known = {}
+    for webhook_id in {delivery.webhook_id for delivery in found}:
+        webhook = yield from events.webhook(webhook_id)
+        if webhook is not None:
+            known[webhook_id] = webhook
+    return known
 
 
 def _read(config: ConfigOption, question: Callable[[], Steps[Any]]) -> Any:

@@ -18,14 +18,15 @@ from enum import StrEnum
 from typing import Any, Final, TypeAlias
 from uuid import uuid4
 
-from ccp.ids import EMAID, PCID, WMI, Namespace, ProviderId
+from ccp.ids import EMAID, PCID, Namespace
 from ccp.pki.names import parse_dn
-from ccp.store import parties, unknown
-from ccp.store.changes import Topic, count
+from ccp.store import changes, subscribers, unknown
+from ccp.store.changes import Topic
 from ccp.store.contracts import event_at, instant, microseconds
 from ccp.store.steps import Row, Steps, newest, repeatable
+from ccp.store.subscribers import WEBHOOK, webhook_of
 from ccp.store.vehicle_lock import STAMP
-from ccp.subscriptions import EventKind, Webhook, wanted
+from ccp.subscriptions import EventKind, Subscriber, Webhook, owner_key, wanted
 
 
 class State(StrEnum):
@@ -88,31 +89,26 @@ class Backlog:
 
 # --- Webhooks --------------------------------------------------------------------------------------------------------
 
-_WEBHOOK: Final = (
-    "id, client_id, url, description, events, wmis, provider_ids, metadata, api_version, enabled, secret, "
-    "created_at, updated_at"
-)
-
 
 @newest
-def webhooks(client_id: str | None = None) -> Steps[list[Webhook]]:
-    """Every webhook, or those of one party, oldest first."""
-    where, parameters = ("where client_id = $1", (client_id,)) if client_id is not None else ("", ())
-    rows = yield f"select {_WEBHOOK} from webhook {where} order by created_at, id", parameters  # noqa: S608  ours
-    return [_webhook(row) for row in rows]
+def webhooks(client_id: str) -> Steps[list[Webhook]]:
+    """Those of one party, oldest first."""
+    select = f"select {WEBHOOK} from webhook where client_id = $1 order by created_at, id"  # noqa: S608  ours
+    rows = yield select, (client_id,)
+    return [webhook_of(row) for row in rows]
 
 
 @newest
 def webhook(id: str) -> Steps[Webhook | None]:
     if not id.isprintable():
         return None  # It cannot be one, and an engine may refuse it as a text.
-    rows = yield f"select {_WEBHOOK} from webhook where id = $1", (id,)  # noqa: S608  columns are ours
-    return _webhook(rows[0]) if rows else None
+    rows = yield f"select {WEBHOOK} from webhook where id = $1", (id,)  # noqa: S608  columns are ours
+    return webhook_of(rows[0]) if rows else None
 
 
 def lock_webhooks() -> Steps[None]:
     """From here to the end of the transaction no webhook changes but by it, and no event leaves the outbox."""
-    yield count(Topic.WEBHOOKS)
+    yield changes.lock(Topic.WEBHOOKS)
 
 
 def hold_outbox() -> Steps[None]:
@@ -124,7 +120,7 @@ def put_webhook(webhook: Webhook) -> Steps[None]:
     """Store a webhook, new or in place of the one with its id."""
     yield from lock_webhooks()
     yield (
-        f"insert into webhook ({_WEBHOOK}) "  # noqa: S608  columns are ours
+        f"insert into webhook ({WEBHOOK}) "  # noqa: S608  columns are ours
         "values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) "
         "on conflict (id) do update set client_id = excluded.client_id, url = excluded.url, "
         "description = excluded.description, events = excluded.events, wmis = excluded.wmis, "
@@ -137,6 +133,7 @@ def put_webhook(webhook: Webhook) -> Steps[None]:
             microseconds(webhook.updated_at),
         ),
     )  # fmt: skip
+    yield from changes.record(Topic.WEBHOOKS, webhook.id)
 
 
 def drop_webhook(id: str) -> Steps[bool]:
@@ -144,27 +141,9 @@ def drop_webhook(id: str) -> Steps[bool]:
     yield from lock_webhooks()
     rows = yield "delete from webhook where id = $1 returning id", (id,)
     yield "delete from delivery where webhook_id = $1", (id,)
+    if rows:
+        yield from changes.record(Topic.WEBHOOKS, id)
     return bool(rows)
-
-
-def _webhook(row: Row) -> Webhook:
-    (id, client_id, url, description, events, wmis, provider_ids, metadata, api_version, enabled, secret,
-     created_at, updated_at) = row  # fmt: skip
-    return Webhook(
-        id,
-        client_id,
-        url,
-        description,
-        tuple(json.loads(events)),
-        tuple(map(WMI, json.loads(wmis))),
-        tuple(map(ProviderId, json.loads(provider_ids))),
-        json.loads(metadata),
-        api_version,
-        bool(enabled),
-        secret,
-        instant(created_at),
-        instant(updated_at),
-    )
 
 
 # --- Looking at deliveries -------------------------------------------------------------------------------------------
@@ -337,17 +316,20 @@ def fan_out(at: datetime, limit: int = 200) -> Steps[int]:
     )
     if not rows:
         return 0
-    subscribed = yield from webhooks()
-    registered = {party.client_id: party for party in (yield from parties.every())} if subscribed else {}
+    owned: dict[tuple[str, str], Sequence[Subscriber]] = {}
     for row in sorted(map(tuple, rows)):
-        yield from _put(row, subscribed, registered, at)
+        _, _, kind, emaid, *_ = row
+        owner = owner_key(EventKind(kind), EMAID(emaid), PCID(row[0]))
+        if owner not in owned:
+            owned[owner] = yield from subscribers.of_owner(*owner)
+        yield from _put(row, owned[owner], at)
     return len(rows)
 
 
-def _put(row: Row, subscribed: Sequence[Webhook], registered: dict[str, Any], at: datetime) -> Steps[None]:
+def _put(row: Row, subscribed: Sequence[Subscriber], at: datetime) -> Steps[None]:
     pcid, rev, kind, emaid, text, created_at = row
     told = json.loads(text)
-    listeners = wanted(subscribed, registered, EventKind(kind), EMAID(emaid), PCID(pcid))
+    listeners = wanted(subscribed, EventKind(kind), EMAID(emaid), PCID(pcid))
     if not listeners:
         return
     # A row that the release before has written does not say the namespace.

@@ -2,6 +2,9 @@
 
 Every change begins with `lock`: the row of the register's number is locked first, so that changes of parties happen
 one after another on every engine, and what one sees of the others is settled. They are rare.
+
+No question but `page` reads more rows than it is asked for. Names are compared in the form that `folded` gives them,
+which is stored beside them with the name that it was made of: a release before migration 0009 changes the name alone.
 """
 
 from __future__ import annotations
@@ -14,13 +17,15 @@ from datetime import datetime
 from ccp.errors import Conflict, NotFound
 from ccp.ids import WMI, OperatorId, ProviderId
 from ccp.parties import Party, Role, folded, named, owned
-from ccp.store.changes import Topic, count
+from ccp.store import changes
+from ccp.store.changes import CHANGED, Topic
 from ccp.store.contracts import instant, microseconds
 from ccp.store.steps import Row, Steps, newest
 from ccp.store.unknown import all_known
 
 _KNOWN_ROLES = frozenset(role.value for role in Role)
-_COLUMNS = "client_id, name, roles, provider_ids, all_providers, wmis, operator_ids, enabled"
+COLUMNS = "client_id, name, roles, provider_ids, all_providers, wmis, operator_ids, enabled"
+"""What `party_of` reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,24 +46,33 @@ class Life:
 
 @newest
 def every() -> Steps[list[Party]]:
-    rows = yield f"select {_COLUMNS} from party order by name", ()  # noqa: S608  columns are ours
-    return [_party(row) for row in rows]
+    """All at once, in order of their names. For tests and small registers; everything else reads in pages."""
+    rows = yield f"select {COLUMNS} from party order by name", ()  # noqa: S608  columns are ours
+    return [party_of(row) for row in rows]
 
 
 @newest
 def page(after: str, limit: int) -> Steps[list[Party]]:
     """Parties in order of their client ids, from the one after that."""
-    select = f"select {_COLUMNS} from party where client_id > $1 order by client_id limit $2"  # noqa: S608  as above
+    select = f"select {COLUMNS} from party where client_id > $1 order by client_id limit $2"  # noqa: S608  as above
     rows = yield select, (after, limit)
-    return [_party(row) for row in rows]
+    return [party_of(row) for row in rows]
+
+
+@newest
+def changed(after: int, last: int) -> Steps[list[Party]]:
+    """Parties that the changes from the number behind `after` to `last` were about, as they are now."""
+    select = f"select {COLUMNS} from party where client_id in {CHANGED}"  # noqa: S608  columns are ours
+    rows = yield select, (Topic.PARTIES.value, after, last)
+    return [party_of(row) for row in rows]
 
 
 @newest
 def by_client_id(client_id: str) -> Steps[Party | None]:
     if not client_id.isprintable():
         return None  # It cannot be one, and an engine may refuse it as a text.
-    rows = yield f"select {_COLUMNS} from party where client_id = $1", (client_id,)  # noqa: S608  columns are ours
-    return _party(rows[0]) if rows else None
+    rows = yield f"select {COLUMNS} from party where client_id = $1", (client_id,)  # noqa: S608  columns are ours
+    return party_of(rows[0]) if rows else None
 
 
 def find(client_id: str) -> Steps[Party]:
@@ -71,7 +85,7 @@ def find(client_id: str) -> Steps[Party]:
 
 def find_named(name_or_client_id: str) -> Steps[Party]:
     """Raises NotFound."""
-    party = named((yield from every()), name_or_client_id)
+    party = named((yield from _alike(name_or_client_id)), name_or_client_id)
     if party is None:
         raise NotFound(f"There is no party named {name_or_client_id}.")
     return party
@@ -79,7 +93,7 @@ def find_named(name_or_client_id: str) -> Steps[Party]:
 
 def lock() -> Steps[None]:
     """From here to the end of the transaction no party changes but by it. The first part of every change."""
-    yield count(Topic.PARTIES)
+    yield changes.lock(Topic.PARTIES)
 
 
 def add(party: Party, secret_hash: str, at: datetime) -> Steps[None]:
@@ -101,9 +115,11 @@ def insert(party: Party, secret_hash: str, at: datetime) -> Steps[None]:
     yield from _check_names(party)
     yield from _claim(owned(party), party.client_id)
     yield (
-        f"insert into party ({_COLUMNS}, created_at) values ($1, $2, $3, $4, $5, $6, $7, $8, $9)",  # noqa: S608
-        (*_values(party), microseconds(at)),
+        f"insert into party ({COLUMNS}, created_at, folded_id, folded_name, folded_of) "  # noqa: S608  columns are ours
+        "values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+        (*_values(party), microseconds(at), folded(party.client_id), folded(party.name), party.name),
     )
+    yield from changes.record(Topic.PARTIES, party.client_id)
     yield _INSERT_SECRET, (party.client_id, microseconds(at), secret_hash)
 
 
@@ -121,17 +137,46 @@ def update(before: Party, after: Party) -> Steps[None]:
     kept = {role for (roles,) in stored for role in json.loads(roles) if role not in _KNOWN_ROLES}
     statement = """
     update party set name = $2, roles = $3, provider_ids = $4, all_providers = $5, wmis = $6, operator_ids = $7,
-        enabled = $8
+        enabled = $8, folded_id = $9, folded_name = $10, folded_of = $11
     where client_id = $1
     """
     client_id, name, _, *others = _values(after)
-    yield statement, (client_id, name, _json({*after.roles, *kept}), *others)
+    forms = folded(client_id), folded(name), name
+    yield statement, (client_id, name, _json({*after.roles, *kept}), *others, *forms)
+    yield from changes.record(Topic.PARTIES, client_id)
+
+
+def _alike(*names: str) -> Steps[list[Party]]:
+    """Parties whose name or client id may be one of these, however it is written."""
+    found: dict[str, Party] = {}
+    for form in dict.fromkeys(map(folded, names)):
+        if not form.isprintable():
+            continue  # As `by_client_id`.
+        for column in ("folded_name", "folded_id"):
+            rows = yield f"select {COLUMNS} from party where {column} = $1", (form,)  # noqa: S608  columns are ours
+            found.update((row[0], party_of(row)) for row in rows)
+    # Of rows that a release before migration 0009 has written nothing more is known.
+    rows = yield f"select {COLUMNS} from party where {_NOT_FOLDED}", ()  # noqa: S608  columns are ours
+    found.update((row[0], party_of(row)) for row in rows)
+    return list(found.values())
+
+
+_NOT_FOLDED = "coalesce(folded_of, '') <> name"
+
+
+def _fold_rest() -> Steps[None]:
+    """After `lock`: store the forms of names that a release before migration 0009 has written."""
+    rows = yield f"select client_id, name from party where {_NOT_FOLDED}", ()  # noqa: S608  words are ours
+    statement = "update party set folded_id = $2, folded_name = $3, folded_of = $4 where client_id = $1"
+    for client_id, name in rows:
+        yield statement, (client_id, folded(client_id), folded(name), name)
 
 
 def _check_names(party: Party, without: str | None = None) -> Steps[None]:
     """Names and client ids are one space, since commands take either. without: whose do not count. Raises Conflict."""
-    rows = yield "select client_id, name from party", ()
-    taken = {folded(each) for row in rows if row[0] != without for each in row}
+    yield from _fold_rest()
+    others = [other for other in (yield from _alike(party.name, party.client_id)) if other.client_id != without]
+    taken = {folded(each) for other in others for each in (other.name, other.client_id)}
     if folded(party.name) in taken:
         raise Conflict(f"There is a party named {party.name} already.")
     if folded(party.client_id) in taken:
@@ -207,7 +252,7 @@ def _json(values: Iterable[str]) -> str:
     return json.dumps(sorted(values))
 
 
-def _party(row: Row) -> Party:
+def party_of(row: Row) -> Party:
     client_id, name, roles, provider_ids, all_providers, wmis, operator_ids, enabled = row
     return Party(
         client_id,
