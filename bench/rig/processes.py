@@ -37,7 +37,12 @@ class Server:
 
     def workers(self) -> list[int]:
         """The processes that answer requests: the children where a supervisor has some, else the first ones."""
-        children = [pid for first in self.pids for pid in tree(first)[1:] if b"spawn_main" in _command(pid)]
+        children = [
+            pid
+            for first in self.pids
+            for pid in tree(first)[1:]
+            if b"spawn_main" in _command(pid) or _command(pid) == _command(first)  # The latter where it was forked.
+        ]
         return children or list(self.pids)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from typing import Any, Final, Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, values
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
@@ -157,6 +157,11 @@ class Metrics:
             MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
         encode, media_type = choose_encoder(accept)
         return encode(registry), media_type
+
+
+def are_shared() -> bool:
+    """Whether this process, and those forked from it, count in files: whether SHARED was there at the import."""
+    return values.ValueClass is not values.MutexValue
 
 
 def worker_ended(pid: int) -> None:

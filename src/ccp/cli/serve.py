@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import os
-import ssl
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
-from ccp import clock, metrics, settings
-from ccp.cli import descriptors
+from ccp import settings
 from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, say
 from ccp.errors import ConfigurationError
-from ccp.issuers import check_files
-from ccp.limits import Meter
-from ccp.server import options
 from ccp.settings import MetricsAccess, Settings
-from ccp.store import schema
+
+_METRICS_FOLDER: Final = (
+    "PROMETHEUS_MULTIPROC_DIR"  # As `ccp.metrics.SHARED`. Functions import what imports the library.
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -52,14 +50,34 @@ def serve(
         if value is not None
     }  # fmt: skip
     effective = settings.load(config, **given)
+    _check(effective)
+    with _shared(effective, given):
+        limit = _raise_descriptor_limit(effective, given)
+        _hand_over(config, given)
+        _run(effective, limit)
+
+
+def _check(effective: Settings) -> None:
+    """What can be wrong is said here, once and not by every worker. Raises ConfigurationError."""
+    from ccp.store import schema
+
     if not schema.is_postgres(effective.database) and schema.revision(effective.database) is None:
         schema.upgrade(effective.database)
-    schema.check(effective.database)  # Here, so that it is told once and not by every worker.
+    schema.check(effective.database)
     for warning in schema.warnings(effective.database):
         say(f"warning: {warning}", err=True)
     if effective.tls_cert is not None:
         _check_tls(effective.tls_cert, effective.tls_key, effective.tls_client_ca)
-    check_files(effective.issuers)
+    if effective.issuers:
+        from ccp.issuers import check_files
+
+        check_files(effective.issuers)
+
+
+def _raise_descriptor_limit(effective: Settings, given: dict[str, Any]) -> int | None:
+    """Make room for the connections of a worker. Returns the limit of descriptors, None where there is none."""
+    from ccp.cli import descriptors
+
     limit = descriptors.raise_limit(descriptors.needed(effective))
     if (
         limit is not None
@@ -72,23 +90,28 @@ def serve(
             err=True,
         )
         given["max_connections"] = possible
-    with _shared(effective, given):
-        _hand_over(config, given)
-        clock.hand_over(datetime.now(UTC))
-        _run(effective, limit)
+    return limit
 
 
 def _run(effective: Settings, limit: int | None) -> None:
-    from ccp.cli import workers as processes  # Here: most commands can do without the server's libraries.
+    from ccp import clock, logs, metrics
+    from ccp.cli import workers
+    from ccp.server import options
+    from ccp.store import schema
 
+    clock.hand_over(datetime.now(UTC))
     allowed = "any number of" if limit is None else limit
     say(
         f"opnc-ccp on {effective.public_url} (database {effective.shown()['database']}, {allowed} file descriptors "
         "a worker)",
         err=True,
     )
-    processes.run(
+    if effective.workers > 1:
+        logs.configure(effective)
+        assert metrics.are_shared() or effective.metrics is MetricsAccess.OFF
+    workers.run(
         "ccp.app:create",
+        preload=("ccp.store.postgres" if schema.is_postgres(effective.database) else "ccp.store.sqlite",),
         factory=True,
         host=effective.host,
         port=effective.port,
@@ -112,15 +135,19 @@ def _shared(effective: Settings, given: dict[str, Any]) -> Iterator[None]:
                 given["limits_file"] = file = folder / "limits"
             if effective.metrics is not MetricsAccess.OFF:
                 (folder / "metrics").mkdir()
-                os.environ[metrics.SHARED] = str(folder / "metrics")
-                stack.callback(os.environ.pop, metrics.SHARED)
+                os.environ[_METRICS_FOLDER] = str(folder / "metrics")
+                stack.callback(os.environ.pop, _METRICS_FOLDER)
         if file is not None:
+            from ccp.limits import Meter
+
             Meter.prepare(file)
         yield
 
 
 def _check_tls(certificate: Path, key: Path | None, client_ca: Path | None) -> None:
     """Raises ConfigurationError where the server could not use them; told by workers it would be a traceback each."""
+    import ssl
+
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
         context.load_cert_chain(certificate, key)
