@@ -20,9 +20,11 @@ from typing import Final, Protocol
 
 import structlog
 
+from ccp.admission import Admission
 from ccp.background import PeriodicTask
 from ccp.limits import Proxies
 from ccp.metrics import Metrics
+from ccp.overload import Overload
 from ccp.settings import Settings
 from ccp.writing import Writing
 
@@ -31,6 +33,7 @@ _log = structlog.get_logger("ccp.request")
 MAX_REFUSED: Final = 64
 """Refused connections of one worker that are open at a time, besides `max_connections`."""
 
+_FORWARDED: Final = 256
 _CHECK_INTERVAL: Final = 0.5
 _STALLED_AFTER: Final = 1.0
 # Candidates for closing are looked up together, since that takes a look at every connection.
@@ -86,11 +89,18 @@ class Connections:
         self._turned_away: Counter[str] = Counter()
         self._gave_way = 0
         self.writing = Writing()
+        self.admission = Admission()
+        self.overload = Overload(self.admission, self.metrics)
 
     @property
     def pressure(self) -> float:
         """0 while at least half of the connections are free, 1 when none is."""
         return min(1.0, max(0.0, 2 * len(self._open) / self._most - 1))
+
+    def counted_address(self, address: str | None, headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+        """What the client of a request counts as: its own address where a trusted proxy tells it."""
+        lines = [value for name, value in headers if name == b"x-forwarded-for"]
+        return self._proxies.client(address, b",".join(lines)[-_FORWARDED:].decode("latin-1")).counted
 
     def enter(self, connection: LimitedConnection, address: str | None) -> tuple[int, str] | None:
         """Count a connection. Returns None, or the status and the sentence with which it is refused."""
@@ -180,6 +190,7 @@ class Connections:
 
         A connection whose check fails is closed, and does not keep the others from being checked.
         """
+        self.overload.report()
         now, pressure = time.monotonic(), self.pressure
         failure: Exception | None = None
         for connection in (*self._open, *self._refused):

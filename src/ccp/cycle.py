@@ -2,21 +2,53 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
-from collections.abc import Coroutine
-from typing import Any
+from collections.abc import Coroutine, Hashable
+from typing import Any, Protocol
 
 import httptools
 import orjson
 import structlog
 from starlette.exceptions import HTTPException
+from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+
+from ccp.admission import UNVERIFIED, Admission, Lane
 
 _log = structlog.get_logger("ccp.request")
 
 
+class Carrier(Protocol):
+    """The connection of a request, as the request needs it."""
+
+    def run(self, cycle: Cycle) -> None:
+        """Give the request to the application."""
+
+    def shed(self, cycle: Cycle) -> None:
+        """Answer that there is no time for it."""
+
+    def counted_address(self, cycle: Cycle) -> Hashable:
+        """What its client counts as while no token says who it is."""
+
+
 class Cycle(RequestResponseCycle):
-    """A request and its answer, where the request may prove invalid while it is being answered."""
+    """A request and its answer, where the request may prove invalid while it is being answered.
+
+    It waits for its turn (`ccp.admission`) before it is given to the application; and once more when its body has come,
+    if that came later.
+    """
+
+    carrier: Carrier
+    admission: Admission
+    lane: Lane | None = None
+    caller: Hashable = None
+    place = 0.0, 0
+    arrived = 0.0
+    started = False
+    late = False
+    """Started before its body had come."""
+    _turn: asyncio.Future[None] | None = None
 
     broken: tuple[int, str] | None = None
     """Status and message to raise on the application's next receive."""
@@ -27,10 +59,60 @@ class Cycle(RequestResponseCycle):
         self.broken = status, sentence
         self.message_event.set()
 
+    def begin(self) -> None:
+        if self._turn is not None:
+            self._resume()
+            return
+        self.started = True
+        if self.more_body:
+            self.late = True
+            self.admission.ended(self)  # As long as it waits for its client it keeps nothing else waiting.
+        self.carrier.run(self)
+
+    def refuse(self) -> None:
+        if self._turn is not None:
+            self.broken = 503, OVERLOADED
+            self._resume()
+        else:
+            self.carrier.shed(self)
+
+    def drop(self) -> None:
+        if self._turn is not None:
+            self._resume()
+
+    def _resume(self) -> None:
+        turn, self._turn = self._turn, None
+        if turn is not None and not turn.done():
+            turn.set_result(None)
+
+    def authorization(self) -> bytes:
+        return next((value for name, value in self.scope["headers"] if name == b"authorization"), b"")
+
+    def address(self) -> Hashable:
+        self.scope[UNVERIFIED] = True  # type: ignore[typeddict-unknown-key]
+        return self.carrier.counted_address(self)
+
+    async def run_asgi(self, app: ASGI3Application) -> None:
+        try:
+            await super().run_asgi(app)
+        finally:
+            self.admission.ended(self)
+
+    async def _wait_for_turn(self) -> None:
+        self.late = False
+        self._turn = asyncio.get_running_loop().create_future()
+        turn = self._turn
+        self.admission.offer(self, self.scope["method"], self.scope["path"])
+        await turn
+
     async def receive(self) -> Any:
         message: Any = None
         if self.broken is None:
             message = await super().receive()
+            if self.late and not self.more_body and not self.disconnected:
+                await self._wait_for_turn()
+                if self.disconnected:
+                    message = {"type": "http.disconnect"}
         if self.response_complete:
             return {"type": "http.disconnect"}
         if self.broken is not None:
@@ -62,6 +144,9 @@ class Cycle(RequestResponseCycle):
             {"type": "http.response.start", "status": 500, "headers": [*headers, (b"connection", b"close")]}
         )
         await self.send({"type": "http.response.body", "body": body})
+
+
+OVERLOADED = "The pool has more requests than it can answer in time. Try again in a few seconds."
 
 
 def error_body(sentence: str, trace_id: str) -> bytes:

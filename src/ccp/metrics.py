@@ -53,6 +53,33 @@ class Metrics:
         self._limited = Counter(
             "ccp_limited", "Requests and connections that a limit turned away.", ("limit",), registry=registry
         )
+        self._shed = Counter(
+            "ccp_requests_shed",
+            "Requests that were answered 503 before any work, or dropped.",
+            ("class", "reason"),
+            registry=registry,
+        )
+        self._in_flight = Gauge(
+            "ccp_requests_in_flight",
+            "Requests that were started and are not answered.",
+            ("class",),
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self._waiting = Gauge(
+            "ccp_requests_waiting",
+            "Requests that wait to be started.",
+            ("class",),
+            multiprocess_mode="livesum",
+            registry=registry,
+        )
+        self._queue_delay = Gauge(
+            "ccp_request_queue_delay_seconds",
+            "The longest that a request of the last half second waited to be started.",
+            ("class",),
+            multiprocess_mode="livemax",
+            registry=registry,
+        )
         self._peer_requests = Counter(
             "ccp_peer_requests", "Requests to other pools.", ("peer", "operation", "outcome"), registry=registry
         )
@@ -121,6 +148,15 @@ class Metrics:
 
     def limited(self, limit: str) -> None:
         self._limited.labels(limit).inc()
+
+    def requests_shed(self, lane: str, reason: str, count: int) -> None:
+        self._shed.labels(lane, reason).inc(count)
+
+    def requests_admitted(self, lane: str, in_flight: int, waiting: int, delay: float) -> None:
+        """What is under way and waits now, by class, and the longest that one waited lately, in seconds."""
+        self._in_flight.labels(lane).set(in_flight)
+        self._waiting.labels(lane).set(waiting)
+        self._queue_delay.labels(lane).set(delay)
 
     def peer_asked(self, peer: str, operation: str, outcome: str, seconds: float) -> None:
         self._peer_requests.labels(peer, operation, outcome).inc()

@@ -20,6 +20,7 @@ import socket
 import ssl
 import time
 import uuid
+from collections.abc import Hashable
 from typing import Any, Final
 from urllib.parse import unquote
 
@@ -30,8 +31,10 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from ccp import tls
+from ccp.admission import IDENTIFIED
 from ccp.connection_limits import Connections, shortened
 from ccp.cycle import Cycle, error_body, parser_message
+from ccp.overload import VEHICLE_REQUEST
 from ccp.settings import Settings
 from ccp.writing import Outgoing
 
@@ -80,6 +83,10 @@ class Connection(HttpToolsProtocol):
     def __init__(self, config: Config, server_state: Any, app_state: dict[str, Any], _loop: Any = None) -> None:
         super().__init__(config, server_state, {}, _loop)
         self._connections: Connections = app_state[STATE]
+        self._admission = self._connections.admission
+        self._identified = self._admission.identified
+        self._offered: Cycle | None = None
+        self._head: Cycle | None = None
         self._address: str | None = None
         self._certificate: bytes | None = None
         self._stage = _NOTHING
@@ -135,6 +142,11 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.leave(self)
         super().connection_lost(exc)
+        head = self._head
+        if head is not None and not head.response_complete:
+            head.disconnected = True
+            head.message_event.set()
+            self._admission.gone(head)
 
     def pause_writing(self) -> None:
         super().pause_writing()
@@ -222,6 +234,8 @@ class Connection(HttpToolsProtocol):
             if self._octets > _LINGER_OCTETS:
                 self.flow.pause_reading()
             return
+        if self._admission.overloaded and data.startswith(VEHICLE_REQUEST) and self._sheds_unread(data):
+            return
         turn, self._fed = self._turn, len(data)
         try:
             self.parser.feed_data(data)
@@ -231,7 +245,10 @@ class Connection(HttpToolsProtocol):
         except httptools.HttpParserError as exc:
             if not self._deaf:
                 self._fail(*self._problem_of(exc))
+            self._offer()
             return
+        if self._offered is not None:  # The rest of its body comes later.
+            self._offer()
         if self._turn == turn:  # All of it belongs to the same head, or to the same body, as what came before.
             self._octets += len(data)
             if self._stage is _HEAD and self._octets > _MAX_HEAD:
@@ -310,6 +327,7 @@ class Connection(HttpToolsProtocol):
         scope["raw_path"] = raw_path
         scope["query_string"] = target.query or b""
         scope[CERTIFICATE] = self._certificate  # type: ignore[typeddict-unknown-key]
+        scope[IDENTIFIED] = self._identified  # type: ignore[typeddict-unknown-key]
         self._accept(length, expects=expects, keep_alive=version == "1.1" and parser.should_keep_alive())
 
     def _check_head(self, version: str) -> tuple[bool, int]:
@@ -364,8 +382,9 @@ class Connection(HttpToolsProtocol):
         self._due = time.monotonic() + self._connections.seconds
         if length > self._connections.max_body:
             self.cycle.cut(413, f"The body is larger than {self._connections.max_body} octets.")
+        self.cycle.carrier, self.cycle.admission = self, self._admission
         if before is None or before.response_complete:
-            self._start_asgi_task(self.cycle, self.app)
+            self._offered = self.cycle
             return
         self.flow.pause_reading()
         self.pipeline.appendleft((self.cycle, self.app))
@@ -399,6 +418,54 @@ class Connection(HttpToolsProtocol):
         self._due = _FOREVER
         self.cycle.more_body = False
         self.cycle.message_event.set()
+        if self._offered is not None:
+            self._offer()
+
+    # Which requests are started.
+
+    def _offer(self) -> None:
+        cycle, self._offered = self._offered, None
+        if cycle is None:
+            return
+        self._head = cycle
+        if cycle.broken is not None:
+            self.run(cycle)
+        else:
+            self._admission.offer(cycle, cycle.scope["method"], cycle.scope["path"])
+
+    def run(self, cycle: Cycle) -> None:
+        self._start_asgi_task(cycle, self.app)
+
+    def shed(self, cycle: Cycle) -> None:
+        """Answer 503 to a request that was not started. What is left of its body is read and dropped."""
+        cycle.response_started = cycle.response_complete = True
+        if cycle.waiting_for_100_continue and cycle.more_body:
+            cycle.last = True  # See `Cycle.send`.
+        closes = cycle.last or not cycle.keep_alive
+        answer = self._connections.overload.answer(
+            self.server_state.default_headers, secured=self.scheme == "https", close=closes
+        )
+        if cycle.scope["method"] == "HEAD":
+            answer = answer[: answer.index(b"\r\n\r\n") + 4]
+        self._outgoing.write(answer)
+        cycle.last = closes
+        self.on_response_complete()
+
+    def counted_address(self, cycle: Cycle) -> Hashable:
+        return self._connections.counted_address(self._address, cycle.scope["headers"])
+
+    def _sheds_unread(self, data: bytes) -> bool:
+        """Answer 503 to a request that has not been parsed, if it is one that may be answered so."""
+        if self._stage is not _NOTHING or not self._answered or self.transport.is_closing():
+            return False
+        connections = self._connections
+        if not connections.overload.sheds(data, self.counted):
+            return False
+        answer = connections.overload.answer(self.server_state.default_headers, secured=self.scheme == "https")
+        self._outgoing.write_now(answer)
+        self._free_since = now = time.monotonic()
+        self._due = now + _IDLE_SECONDS
+        return True
 
     # What goes out.
 
@@ -409,7 +476,8 @@ class Connection(HttpToolsProtocol):
             return
         self.flow.resume_reading()
         if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
+            self._offered = self.pipeline.pop()[0]  # type: ignore[assignment]
+            self._offer()
         elif self._deaf or self.cycle.last:
             self._deaf = True
             self._leave()

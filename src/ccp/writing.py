@@ -50,6 +50,13 @@ class Outgoing:
         if self._octets > _MOST:
             self.flush()  # So that whoever writes on and on meets the transport's own limit.
 
+    def write_now(self, data: bytes) -> None:
+        """Write what is complete by itself, behind what waits."""
+        if self._waiting:
+            self.write(data)
+        else:
+            self._transport.write(data)
+
     def flush(self) -> None:
         if self._waiting:
             octets = b"".join(self._waiting)

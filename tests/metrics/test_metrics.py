@@ -217,6 +217,8 @@ def test_the_document_names_what_there_is_and_all_of_it() -> None:
     metrics.peer_asked("any", "Any", "ok", 0.1)
     metrics.peer_resting("any", True)
     metrics.event_tried("any")
+    metrics.requests_shed("any", "any", 1)
+    metrics.requests_admitted("any", 1, 2, 3.0)
     metrics.events_left(1, 2, 3, 4.0)
     metrics.task_failed("any")
     there = {re.sub("_(bucket|count|sum)$", "", name) for name, _ in numbers(metrics.shown("")[0].decode())}

@@ -24,6 +24,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from ccp import wire
+from ccp.admission import IDENTIFIED, UNVERIFIED
 from ccp.api import bodies, paths, queries
 from ccp.api.certificate import ClientCertificates
 from ccp.api.errors import WITHOUT_404, beside_negative
@@ -121,7 +122,8 @@ class Edge:
         trace, client = trace_of(scope), client_of(scope)
         trace.operation = operation.value
         authorization = _authorization(headers)
-        if not self._authority.knows(authorization):
+        unverified = not self._authority.knows(authorization)
+        if unverified:
             self.limits.stranger(client)
         try:
             identity = await self._authority.identify(
@@ -129,8 +131,11 @@ class Edge:
             )
         except NotAuthenticated:
             self.limits.stranger_failed(client)
+            _identified(scope, authorization, None)
             raise
         party = identity.party
+        if unverified or UNVERIFIED in scope:
+            _identified(scope, authorization, party.client_id)
         trace.caller, trace.authenticated = party.client_id, True
         self.limits.party(party.client_id)
         authorise_role(party, operation)
@@ -195,6 +200,13 @@ def _authorization(headers: Headers) -> str | None:
     if len(found) > 1:
         raise FieldError(TWICE)
     return found[0].decode("latin-1") if found else None
+
+
+def _identified(scope: Scope, authorization: str | None, client_id: str | None) -> None:
+    """Let the admission know whose a header is; None: it is no good."""
+    known = scope.get(IDENTIFIED)
+    if known is not None and authorization is not None:
+        known(authorization.encode("latin-1"), client_id)
 
 
 class SignedContractDataEndpoint:

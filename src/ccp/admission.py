@@ -1,0 +1,414 @@
+"""Admission of requests: which of them a worker starts, which wait, and which get 503 before any work is done for them.
+
+A worker computes for some 0.6 ms for each vehicle, in one thread. Whatever it starts delays everything else, so it
+starts no more than `MAX_STARTS` requests in one turn of the event loop. The others wait here, in one queue for each
+class:
+
+- *vehicle*: what a charging station asks for, by a caller that this worker has authenticated before;
+- *unverified*: the same, and requests for tokens, by callers whose token this worker has not verified yet;
+- *bulk*: everything else. Probes (`/health…`, `/metrics`) never wait.
+
+Vehicles go first. A lower class that has waited while others were started `yields` times is next, so none starves.
+Within a class callers have equal shares: requests are ordered by start-time fair queueing, and what does not fit is
+taken from the caller with most. A caller is a party here; an unverified one is its address.
+
+A short queue absorbs bursts, a long-lasting one only adds delay (Nichols and Jacobson, Controlling Queue Delay, ACM
+Queue 2012). So a queue may be long at first; when it has not been empty for `standing_after` seconds it is cut down to
+its newest `short_queue` requests and kept at that length until it has been empty. Time in which the loop itself stood
+still does not count: a pause is no overload.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Callable, Hashable
+from enum import StrEnum
+from typing import Final, Protocol
+
+MAX_STARTS: Final = 8
+"""Requests started in one turn of the event loop: some 5 ms of work, so that what comes in is seen soon."""
+MAX_STARTS_OVERLOADED: Final = 4
+"""The same while vehicles wait for long: refusals have to go out soon, since clients hold their next requests back."""
+
+_TURN: Final = 0.02  # What one turn counts for at most when it is judged how long a queue has lasted.
+_LEAST_TURN: Final = 1e-6
+_BLOCKED_DELAY: Final = 0.02  # Between two looks at queues of which nothing can be started.
+_MAX_TAGS: Final = 4096
+_MAX_TOKENS: Final = 16_384
+_COST: Final = {"vehicle": 1, "unverified": 1, "bulk": 2}
+
+IDENTIFIED: Final = "ccp.identified"
+"""Where the scope of a request has `Admission.identified`."""
+UNVERIFIED: Final = "ccp.unverified"
+"""Where the scope of a request says that it waited as one of an unverified caller."""
+
+_VEHICLE_PATHS: Final = frozenset({"/opnc/v1/ccp/signedcontractdata", "/v1/ccp/signedcontractdata"})
+_PROBES: Final = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
+_TOKEN_PATH: Final = "/oauth/token"  # noqa: S105
+
+
+class Reason(StrEnum):
+    """Why a request was shed."""
+
+    QUEUE_FULL = "queue_full"
+    QUEUE_AGE = "queue_age"
+    CLIENT_GONE = "client_gone"
+
+
+class Request(Protocol):
+    """What the admission needs of a request."""
+
+    lane: Lane | None
+    """The class in which it waits, or counts as under way."""
+    caller: Hashable
+    place: tuple[float, int]
+    """Where it stands in its queue: tag of fair queueing and a number."""
+    arrived: float
+
+    def begin(self) -> None:
+        """Start the work, or go on with it."""
+
+    def refuse(self) -> None:
+        """Answer that it was shed."""
+
+    def drop(self) -> None:
+        """Its client has gone: answer nothing."""
+
+    def authorization(self) -> bytes:
+        """The header Authorization; empty where there is none."""
+
+    def address(self) -> Hashable:
+        """What an unverified caller counts as."""
+
+
+class Lane:
+    """The queue of a class, and how many of its requests are under way.
+
+    max_waiting: length at most while a burst is absorbed. short_queue: length of a queue that lasts. standing_after:
+    seconds. max_age: seconds after which a waiting request is shed. max_in_flight: requests started and not answered.
+    yields: how many others may be started while this one waits.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        max_waiting: int,
+        short_queue: int,
+        standing_after: float,
+        max_age: float,
+        max_in_flight: int,
+        yields: int,
+    ) -> None:
+        self.name: Final = name
+        self.cost: Final = _COST[name]
+        self.max_waiting: Final = max_waiting
+        self.short_queue: Final = short_queue
+        self.standing_after: Final = standing_after
+        self.max_age: Final = max_age
+        self.max_in_flight: Final = max_in_flight
+        self.yields: Final = yields
+        self.queue: list[tuple[float, int, Request]] = []
+        self.in_flight = 0
+        self.passed_over = 0
+        self.standing = False
+        self.delay = 0.0
+        """The longest that a request waited since `Admission.measured` was last called."""
+        self._lasted = 0.0
+        self._virtual = 0.0
+        self._tags: dict[Hashable, float] = {}
+
+    @property
+    def limit(self) -> int:
+        return self.short_queue if self.standing else self.max_waiting
+
+    @property
+    def ready(self) -> bool:
+        return bool(self.queue) and self.in_flight < self.max_in_flight
+
+    def tag(self, caller: Hashable) -> float:
+        """The tag of the caller's next request: one behind its last, or behind what is served now."""
+        return max(self._virtual, self._tags.get(caller, 0.0)) + 1.0
+
+    def is_full_for(self, caller: Hashable) -> bool:
+        """Whether the caller's next request would be shed."""
+        return len(self.queue) >= self.limit and self.tag(caller) >= self.queue[-1][0]
+
+    def add(self, request: Request, caller: Hashable, number: int) -> None:
+        tag = self.tag(caller)
+        if len(self._tags) >= _MAX_TAGS:
+            self._tags = {key: value for key, value in self._tags.items() if value > self._virtual}
+            if len(self._tags) >= _MAX_TAGS:
+                self._tags.clear()
+        self._tags[caller] = tag
+        request.caller, request.place = caller, (tag, number)
+        insort(self.queue, (tag, number, request))
+
+    def next(self) -> Request:
+        self._virtual, _, request = self.queue.pop(0)
+        return request
+
+    def evict(self) -> Request:
+        """Take out the last request of the caller with most."""
+        tag, _, request = self.queue.pop()
+        self._tags[request.caller] = tag - 1.0
+        return request
+
+    def remove(self, request: Request) -> bool:
+        """Returns whether it was waiting."""
+        found = bisect_left(self.queue, request.place, key=lambda entry: entry[:2])
+        if found < len(self.queue) and self.queue[found][2] is request:
+            del self.queue[found]
+            return True
+        return False
+
+    def older_than(self, moment: float) -> list[Request]:
+        """Take out those that arrived before a moment."""
+        old = [entry[2] for entry in self.queue if entry[2].arrived < moment]
+        if old:
+            self.queue = [entry for entry in self.queue if entry[2].arrived >= moment]
+        return old
+
+    def lasted(self, seconds: float) -> list[Request]:
+        """The queue has not been empty for some more seconds. Returns what no longer fits: its oldest requests."""
+        self._lasted += max(seconds, _LEAST_TURN)
+        if self.standing or self._lasted < self.standing_after:
+            return []
+        self.standing = True
+        surplus = len(self.queue) - self.short_queue
+        if surplus <= 0:
+            return []
+        by_age = sorted(self.queue, key=lambda entry: entry[1])
+        self.queue = sorted(by_age[surplus:])
+        self._tags = {request.caller: tag for tag, _, request in self.queue}
+        return [entry[2] for entry in by_age[:surplus]]
+
+    def emptied(self) -> None:
+        if self._lasted:
+            self._lasted, self.standing, self.passed_over, self._virtual = 0.0, False, 0, 0.0
+            self._tags.clear()
+
+
+class Admission:
+    """One for each worker."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """clock: seconds, monotonic."""
+        self._clock = clock
+        # A vehicle's answer is wanted within half a second. 512 requests under way are a third of a second of work.
+        self.vehicles = Lane(
+            "vehicle",
+            max_waiting=512,
+            short_queue=16,
+            standing_after=0.2,
+            max_age=1.0,
+            max_in_flight=512,
+            yields=0,
+        )
+        self.unverified = Lane(
+            "unverified",
+            max_waiting=256,
+            short_queue=16,
+            standing_after=0.2,
+            max_age=1.0,
+            max_in_flight=128,
+            yields=4,
+        )
+        # Its callers are servers, which wait longer, and send the next request when they have the answer.
+        self.bulk = Lane(
+            "bulk",
+            max_waiting=512,
+            short_queue=168,
+            standing_after=0.5,
+            max_age=2.0,
+            max_in_flight=512,
+            yields=20,
+        )
+        self.lanes: Final = (self.vehicles, self.unverified, self.bulk)
+        self.shed: Counter[tuple[str, str]] = Counter()
+        """How many were shed, by class and reason."""
+        self._parties: dict[bytes, str] = {}
+        self._waiting = 0
+        self._left = MAX_STARTS
+        self._armed = False
+        self._contended = False
+        self._number = 0
+        self._pumped = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+        self.overloaded = False
+        """Whether vehicles have been waiting for a while."""
+
+    @property
+    def waiting(self) -> int:
+        return self._waiting
+
+    # Requests.
+
+    def offer(self, request: Request, method: str, path: str) -> None:
+        """Start a request, now or later, or refuse it."""
+        lane = self._lane(method, path)
+        if lane is None:
+            request.begin()
+            return
+        if not self._waiting and self._left > 0 and lane.in_flight < lane.max_in_flight:
+            self._left -= lane.cost
+            if not self._armed:
+                self._arm()
+            self._start(request, lane)
+            return
+        party = self._parties.get(request.authorization())
+        caller: Hashable = party
+        if party is None:
+            caller = request.address()
+            if lane is self.vehicles:
+                lane = self.unverified
+        request.lane, request.arrived = lane, self._clock()
+        if len(lane.queue) >= lane.limit:
+            if lane.is_full_for(caller):
+                self._refuse(request, lane, Reason.QUEUE_FULL)
+                return
+            self._waiting -= 1
+            self._refuse(lane.evict(), lane, Reason.QUEUE_FULL)
+        self._number += 1
+        lane.add(request, caller, self._number)
+        self._waiting += 1
+        self._contended = True
+        if not self._armed:
+            self._arm()
+
+    def sheds(self, authorization: bytes, address: Hashable) -> bool:
+        """Whether a vehicle's request that comes now would be refused, and is hereby. Cheap while there is room.
+
+        address: what an unverified caller counts as; None where the request has to be read for that.
+        """
+        party = self._parties.get(authorization)
+        if party is None and address is None:
+            return False
+        lane, caller = (self.unverified, address) if party is None else (self.vehicles, party)
+        if lane.standing and lane.is_full_for(caller):
+            self.shed[lane.name, Reason.QUEUE_FULL] += 1
+            return True
+        return False
+
+    def ended(self, request: Request) -> None:
+        """A request that was started is done."""
+        lane = request.lane
+        if lane is not None:
+            lane.in_flight -= 1
+            request.lane = None
+            if self._waiting and not self._armed:
+                self._arm()
+
+    def gone(self, request: Request) -> None:
+        """The client of a request has gone: if it waits it is dropped."""
+        lane = request.lane
+        if lane is not None and lane.remove(request):
+            self._waiting -= 1
+            self.shed[lane.name, Reason.CLIENT_GONE] += 1
+            request.lane = None
+            request.drop()
+
+    def identified(self, authorization: bytes, party: str | None) -> None:
+        """Whose an Authorization header is; None where it turned out to be no good."""
+        if party is None:
+            self._parties.pop(authorization, None)
+            return
+        if len(self._parties) >= _MAX_TOKENS:
+            del self._parties[next(iter(self._parties))]
+        self._parties[authorization] = party
+
+    def _lane(self, method: str, path: str) -> Lane | None:
+        if path in _PROBES:
+            return None
+        if method == "POST":
+            if path in _VEHICLE_PATHS or path.lower() in _VEHICLE_PATHS:
+                return self.vehicles
+            if path == _TOKEN_PATH:
+                return self.unverified
+        return self.bulk
+
+    def _start(self, request: Request, lane: Lane) -> None:
+        request.lane = lane
+        lane.in_flight += 1
+        request.begin()
+
+    def _refuse(self, request: Request, lane: Lane, reason: Reason) -> None:
+        self.shed[lane.name, reason] += 1
+        request.lane = None
+        request.refuse()
+
+    # Turns of the event loop.
+
+    def _arm(self) -> None:
+        self._armed = True
+        asyncio.get_running_loop().call_soon(self._pump)
+
+    def _pump(self) -> None:
+        """Once in each turn while there is anything to start."""
+        self._armed = False
+        self._left = MAX_STARTS
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if not self._waiting:
+            if self._contended:
+                self._settle()
+            return
+        now = self._clock()
+        turn, self._pumped = min(_TURN, now - self._pumped), now
+        for lane in self.lanes:
+            if lane.queue:
+                for request in lane.lasted(turn):
+                    self._waiting -= 1
+                    self._refuse(request, lane, Reason.QUEUE_AGE)
+        if self.vehicles.standing or self.unverified.standing:
+            self.overloaded = True
+            self._left = MAX_STARTS_OVERLOADED
+        while self._left > 0 and (chosen := self._choose()) is not None:
+            request = chosen.next()
+            self._waiting -= 1
+            waited = now - request.arrived
+            chosen.delay = max(chosen.delay, waited)
+            if waited > chosen.max_age:
+                self._refuse(request, chosen, Reason.QUEUE_AGE)
+                continue
+            self._left -= chosen.cost
+            self._start(request, chosen)
+        self._settle()
+        if not self._waiting:
+            return
+        if self._left > 0:  # Too many are under way.
+            self._blocked(now)
+        else:
+            self._arm()
+
+    def _settle(self) -> None:
+        """Forget of empty queues how long they lasted."""
+        for lane in self.lanes:
+            if not lane.queue:
+                lane.emptied()
+        self._contended = self._waiting > 0
+        self.overloaded = self.vehicles.standing or self.unverified.standing
+
+    def _choose(self) -> Lane | None:
+        found = None
+        for lane in self.lanes:
+            if lane.ready and (found is None or lane.passed_over >= lane.yields):
+                found = lane
+        for lane in self.lanes:
+            if lane is found:
+                lane.passed_over = 0
+            elif lane.queue:
+                lane.passed_over += 1
+        return found
+
+    def _blocked(self, now: float) -> None:
+        for lane in self.lanes:
+            for request in lane.older_than(now - lane.max_age):
+                self._waiting -= 1
+                self._refuse(request, lane, Reason.QUEUE_AGE)
+        if self._waiting:
+            self._timer = asyncio.get_running_loop().call_later(_BLOCKED_DELAY, self._pump)
