@@ -33,7 +33,7 @@ class Server:
 
     def cpu(self) -> float:
         """Seconds, user and system, of all processes there are, and of those that have ended within the tree."""
-        return sum(_used(pid) for first in self.pids for pid in tree(first))
+        return sum(cpu_seconds(pid) for first in self.pids for pid in tree(first))
 
     def workers(self) -> list[int]:
         """The processes that answer requests: the children where a supervisor has some, else the first ones."""
@@ -141,7 +141,8 @@ def child_named(name: str) -> int | None:
     return None
 
 
-def _used(pid: int) -> float:
+def cpu_seconds(pid: int) -> float:
+    """Seconds, user and system, that a process has used; 0 where it has ended."""
     with contextlib.suppress(OSError):
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
         return sum(map(int, fields[11:15])) / _TICKS  # User and system, its own and of children that it waited for.

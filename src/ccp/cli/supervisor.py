@@ -181,8 +181,11 @@ class Supervisor:
         _drain(woken)
         self._excuse()
         for worker in self._workers:
+            was_ready = worker.ready
             worker.listen()
-            self._served = self._served or worker.ready
+            if worker.ready and not was_ready:
+                self._served = True
+                _log.info("worker ready", pid=worker.pid, after_seconds=round(worker.heard_at - worker.started_at, 2))
         self._remove_ended()
         self._kill_hung()
         self._obey()
