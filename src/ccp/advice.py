@@ -12,7 +12,6 @@ from cryptography import x509
 from ccp.errors import ChainError
 from ccp.installation import InstallationRequest, InstallationResponse
 from ccp.pki.certificates import Certificate
-from ccp.pki.names import names_match
 from ccp.pki.paths import Role, TrustAnchors
 
 _SOON: Final = timedelta(days=30)
@@ -67,7 +66,7 @@ def on_request(request: InstallationRequest, anchors: TrustAnchors) -> tuple[str
         f"serial {root.X509SerialNumber:x}."
         for root in request.roots
         if not any(
-            root.X509SerialNumber == anchor.serial_number and names_match(root.X509IssuerName, anchor.x509.subject)
+            root.X509SerialNumber == anchor.serial_number and anchor.subject_matches(root.X509IssuerName)
             for anchor in known
         )
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ccp import __version__, logs, settings, wire
+from ccp import __version__, allocator, logs, settings, wire
 from ccp import trust as anchors
 from ccp.api import admin, errors, events, metrics, oauth, opcp, opnc, pcp, queries, security
 from ccp.api.certificate import ClientCertificates
@@ -240,6 +241,11 @@ class Application(FastAPI):
 def create(config: Settings | None = None) -> FastAPI:
     """The application of one worker. Without settings they are read as `ccp serve` handed them over."""
     served = config is None  # This process serves and does nothing else.
+    if served:
+        allocator.configure()
+        # Of cryptography, about certificates that are refused in the log's own words or are none of ours to judge. Each
+        # new sentence would be kept for ever.
+        warnings.filterwarnings("ignore", module=r"ccp\.pki\.")
     config = config or settings.load()
     clock = now
     logs.configure(config)
@@ -297,8 +303,9 @@ def create(config: Settings | None = None) -> FastAPI:
             gc.collect()
             gc.freeze()
             # The remembered leaves come and go all the time. Going through all of them each time that a quarter is new
-            # would do the same, and next to nothing here is garbage that only a collector finds.
-            gc.set_threshold(700, 10, 1000)
+            # would do the same, and next to nothing here is garbage that only a collector finds: requests leave none,
+            # refused ones neither. What libraries leave is found once in a hundred rounds.
+            gc.set_threshold(700, 10, 100)
         try:
             with health.told_to_stop():
                 yield {CONNECTIONS: connections}

@@ -25,6 +25,7 @@ from typing import Any, Final
 import structlog
 
 from ccp.errors import CCPError
+from ccp.parse_errors import is_panic
 
 _log = structlog.get_logger("ccp.background")
 
@@ -248,6 +249,8 @@ class BackgroundTasks:
     async def _guarded(self, name: str, work: Coroutine[Any, Any, Any], context: dict[str, Any]) -> Any:
         try:
             return await work
-        except Exception as exc:
+        except BaseException as exc:
+            if not isinstance(exc, Exception) and not is_panic(exc):
+                raise
             self.failed(name, exc, **context)
             return None

@@ -12,7 +12,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from ccp.errors import CCPError
+from ccp.errors import CCPError, without_frames
 
 T = TypeVar("T")
 
@@ -63,7 +63,7 @@ class Checks:
         try:
             result = check()
         except CCPError as exc:
-            self._failures.append(exc)
+            self._failures.append(without_frames(exc))
             self._note(subject, Verdict.FAILED, str(exc))
             return None
         if self._tell:
@@ -86,7 +86,7 @@ class Checks:
         try:
             result = await question()
         except CCPError as exc:
-            self._failures.append(exc)
+            self._failures.append(without_frames(exc))
             self._note(subject, Verdict.FAILED, str(exc))
             return None
         return self.run(subject, lambda: result, evidence=evidence)
@@ -101,11 +101,11 @@ class Checks:
         """Raise what failed in this stage: the first error's type, with the sentences of all of them."""
         if self._tell or not self._failures:
             return
-        first = self._failures[0]
-        if len(self._failures) == 1:
-            raise first
-        messages = dict.fromkeys(message for failure in self._failures for message in failure.messages)
-        raise type(first)(*messages) from first
+        failures, self._failures = self._failures, []
+        if len(failures) == 1:
+            raise failures.pop()
+        messages = dict.fromkeys(message for failure in failures for message in failure.messages)
+        raise type(failures[0])(*messages) from failures[0]
 
     def told(self, message: str, at: datetime, warnings: Sequence[str]) -> dict[str, Any]:
         """The report for programs: what was checked when, every check, and what does not fail but will be noticed."""

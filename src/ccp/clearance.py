@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Final
 
-from ccp.errors import CCPError, RevokedError, Unavailable, VerificationError
+from ccp.errors import CCPError, RevokedError, Unavailable, VerificationError, without_frames
 from ccp.pki.evidence import Key, StoredEvidence, keys_of, longest
 from ccp.pki.paths import VerifiedChain
+
+_BY_GRAVITY: Final[tuple[type[CCPError], ...]] = (RevokedError, VerificationError, Unavailable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +35,18 @@ def judge(stored: StoredEvidence, chains: Sequence[VerifiedChain], at: datetime)
         try:
             sentences.append(stored.check(chain, at))
         except (RevokedError, VerificationError, Unavailable) as exc:
-            problems.append(exc)
-    for kind in (RevokedError, VerificationError, Unavailable):
-        of_kind = [problem for problem in problems if isinstance(problem, kind)]
-        if of_kind:
-            error = kind(*dict.fromkeys(message for problem in of_kind for message in problem.messages))
-            if isinstance(error, Unavailable):
-                error.retry_after = longest(problem for problem in of_kind if isinstance(problem, Unavailable))
-            raise error from of_kind[0].__cause__
+            problems.append(without_frames(exc))
+    if problems:
+        raise _gravest(problems)
     return Cleared(keys_of(chains), tuple(sentences), tuple(stored.warnings))
+
+
+def _gravest(problems: Sequence[CCPError]) -> CCPError:
+    """One error with the sentences of all problems of the gravest kind there is."""
+    kind = next(kind for kind in _BY_GRAVITY if any(isinstance(problem, kind) for problem in problems))
+    of_kind = [problem for problem in problems if isinstance(problem, kind)]
+    error = kind(*dict.fromkeys(message for problem in of_kind for message in problem.messages))
+    if isinstance(error, Unavailable):
+        error.retry_after = longest(problem for problem in of_kind if isinstance(problem, Unavailable))
+    error.__cause__ = of_kind[0].__cause__
+    return error

@@ -30,7 +30,9 @@ answered (HTTP status, ISO 15118 response code) is the edge's business, see `ccp
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import ClassVar, Final, TypeVar
+
+_LONGEST_CHAIN: Final = 16  # Causes of causes.
 
 
 class CCPError(Exception):
@@ -153,3 +155,21 @@ class UpstreamError(CCPError):
 
 class ConfigurationError(CCPError):
     code = "configuration"
+
+
+E = TypeVar("E", bound=BaseException)
+
+
+def without_frames(error: E) -> E:
+    """An error that is to be kept, without the frames that it and its causes went through. Returns the same error.
+
+    A frame holds its variables and its caller's frame. An error that is kept in one of these variables is part of a
+    reference cycle, with a whole request in it, and only the garbage collector finds that.
+    """
+    found: BaseException | None = error
+    for _ in range(_LONGEST_CHAIN):
+        if found is None:
+            break
+        found.__traceback__ = None
+        found = found.__cause__ or found.__context__
+    return error

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 import orjson
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from joserfc import jws
-from joserfc.errors import JoseError, UnsupportedAlgorithmError
+from joserfc.errors import UnsupportedAlgorithmError
 from joserfc.jwk import ECKey, JWKRegistry, OKPKey, RSAKey
 from joserfc.jws import CompactSignature, JWSRegistry
+
+from ccp.parse_errors import is_parse_error
 
 PublicKey: TypeAlias = ECKey | OKPKey | RSAKey
 
@@ -117,7 +118,9 @@ def read(token: str) -> UnverifiedToken:
         signed = jws.extract_compact(token.encode("ascii"), registry=_READING)
         header = signed.protected
         claims = orjson.loads(signed.payload)
-    except (JoseError, ValueError, TypeError, AttributeError, RecursionError) as exc:
+    except BaseException as exc:
+        if not is_parse_error(exc):
+            raise
         raise Malformed from exc
     if not isinstance(header, dict) or not isinstance(claims, dict):
         raise Malformed
@@ -145,7 +148,9 @@ def verify(token: UnverifiedToken, keys: Iterable[PublicKey], algorithms: Collec
     registry = _Registry((token.algorithm,))
     try:
         good = any(jws.validate_compact(token._signed, key, registry=registry) for key in fitting)
-    except (JoseError, ValueError, TypeError) as exc:
+    except BaseException as exc:
+        if not is_parse_error(exc):
+            raise
         raise WrongSignature from exc
     if not good:
         raise WrongSignature
@@ -157,7 +162,9 @@ def _fits(key: PublicKey, algorithm: str) -> bool:
     try:
         JWSRegistry.algorithms[algorithm].check_key(key)
         key.check_key_op("verify")
-    except JoseError:
+    except BaseException as exc:
+        if not is_parse_error(exc):
+            raise
         return False
     return True
 
@@ -198,7 +205,9 @@ def _read_key(member: Any) -> PublicKey:
     try:
         key = JWKRegistry.import_key(member)
         public = key.public_key
-    except (JoseError, ValueError, KeyError, TypeError, OverflowError, UnsupportedAlgorithm) as exc:
+    except BaseException as exc:
+        if not is_parse_error(exc):
+            raise
         raise ValueError("malformed") from exc
     assert isinstance(key, PublicKey), "of these types alone"
     if isinstance(public, RSAPublicKey) and public.key_size not in _RSA_BITS:

@@ -31,6 +31,7 @@ from ccp.contracts import SignedContract
 from ccp.errors import ChainError, ConfigurationError, FieldError, Unavailable, UpstreamError
 from ccp.ids import PCID, Fingerprint, Namespace
 from ccp.outbound import Answer, Outbound, OutboundError
+from ccp.parse_errors import parse_errors_as
 from ccp.pki.certificates import Certificate
 from ccp.pki.issuer_map import IssuerMap
 from ccp.pki.paths import Role
@@ -358,11 +359,12 @@ def key_fingerprint(certificate: Certificate) -> str:
     A vehicle with an Ed448 key has an X448 key beside it, which contracts are encrypted for; then the hash goes on over
     that one's SubjectPublicKeyInfo. Raises ChainError.
     """
-    digest = hashlib.sha256(certificate.public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
-    for extension in certificate.extensions:
-        if extension.oid == _ALTERNATIVE_KEY and isinstance(extension.value, x509.UnrecognizedExtension):
-            digest.update(extension.value.value)
-    return digest.hexdigest()
+    with parse_errors_as(lambda: ChainError(f"The public key of certificate {certificate.label} cannot be read.")):
+        digest = hashlib.sha256(certificate.public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
+        for extension in certificate.extensions:
+            if extension.oid == _ALTERNATIVE_KEY and isinstance(extension.value, x509.UnrecognizedExtension):
+                digest.update(extension.value.value)
+        return digest.hexdigest()
 
 
 _ALTERNATIVE_KEY: Final = x509.ObjectIdentifier("2.5.29.72")  # ITU-T X.509 (10/2019) clause 9.8.2.

@@ -24,7 +24,7 @@ import httpcore
 import structlog
 
 from ccp.egress import EgressBackend, Errand, RefusedAddressError, running, tls_context
-from ccp.errors import Unavailable
+from ccp.errors import Unavailable, without_frames
 from ccp.host_limits import KeyedSlots
 from ccp.http_urls import split_http_url
 from ccp.loop_budget import LoopBudget
@@ -156,18 +156,18 @@ class Outbound:
         except TimeoutError as exc:
             if not errand.asked:
                 _log.info("outbound request failed", host=host, owner=owner, reason="The host was not asked in time.")
-                raise OutboundError(f"{host} cannot be reached.", blame=False) from exc
-            raise OutboundError(f"{host} did not answer within {seconds:g} s.") from exc
+                raise OutboundError(f"{host} cannot be reached.", blame=False) from without_frames(exc)
+            raise OutboundError(f"{host} did not answer within {seconds:g} s.") from without_frames(exc)
         except ResponseLimitError as exc:
-            raise OutboundError(f"{host} {exc}.") from exc
+            raise OutboundError(f"{host} {exc}.") from without_frames(exc)
         except RefusedAddressError as exc:
             _log.warning("outbound address refused", host=host, owner=owner, reason=str(exc))
-            raise OutboundError(f"{host} cannot be reached.", blame=False) from exc
+            raise OutboundError(f"{host} cannot be reached.", blame=False) from without_frames(exc)
         except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, ssl.SSLError, OSError) as exc:
             _log.info("outbound request failed", host=host, owner=owner, reason=str(exc) or type(exc).__name__)
-            raise OutboundError(f"{host} cannot be reached.", blame=errand.asked) from exc
+            raise OutboundError(f"{host} cannot be reached.", blame=errand.asked) from without_frames(exc)
         except (UnicodeError, httpcore.UnsupportedProtocol) as exc:  # a label that is too long for IDNA, for one
-            raise OutboundError(f"{host} is not a valid host name.", blame=False) from exc
+            raise OutboundError(f"{host} is not a valid host name.", blame=False) from without_frames(exc)
         received = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
         return Answer(response.status, received, body)
 

@@ -26,6 +26,7 @@ from ccp.errors import (
     Unavailable,
     UpstreamError,
     VerificationError,
+    without_frames,
 )
 from ccp.events import Nobody, Outlet
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
@@ -173,7 +174,7 @@ class Pool:
         except (VerificationError, NotFound, Unavailable) as exc:
             reason = exc
         negative = installation.refuse(namespace, request.session_id, reason, at)
-        return Refusal(installation.pcid_said(request), negative, reason)
+        return Refusal(installation.pcid_said(request), negative, without_frames(reason))
 
     async def _find(
         self, caller: Caller, request: InstallationRequest, broadcast: bool, at: datetime, single: bool, to: str | None

@@ -27,7 +27,7 @@ import threading
 from collections import Counter, OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 from ccp.public_addresses import Address
 
@@ -56,6 +56,17 @@ def system_lookup(host: str) -> list[str]:
     """What the system's resolver says, in its order."""
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+class _Failure(NamedTuple):
+    """What is remembered of a lookup that failed. No error: each time it is raised it would hold more frames.
+
+    until: seconds of the event loop's clock. missing: see `ResolutionError`.
+    """
+
+    until: float
+    reason: str
+    missing: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -102,7 +113,7 @@ class Resolver:
         self._by_party: Counter[str] = Counter()
         self._by_owner: Counter[str] = Counter()
         self._by_domain: Counter[tuple[str, str]] = Counter()
-        self._failures: OrderedDict[str, tuple[float, ResolutionError]] = OrderedDict()
+        self._failures: OrderedDict[str, _Failure] = OrderedDict()
         self._slow: OrderedDict[str, float] = OrderedDict()
 
     async def resolve(self, host: str, owner: str = "", party: str = "") -> tuple[Address, ...]:
@@ -116,8 +127,8 @@ class Resolver:
         now = asyncio.get_running_loop().time()
         failed = self._failures.get(host)
         if failed is not None:
-            if now < failed[0]:
-                raise failed[1]
+            if now < failed.until:
+                raise ResolutionError(failed.reason, missing=failed.missing)
             del self._failures[host]
         flight = self._flights.get(host) or self._waiting.get((host, owner, party)) or self._begin(host, owner, party)
         flight.waiting += 1
@@ -125,11 +136,11 @@ class Resolver:
             async with asyncio.timeout(self._timeout):
                 return await asyncio.shield(flight.result)
         except TimeoutError as exc:
-            silent = ResolutionError(f"{host} was not resolved within {self._timeout:g} s.")
+            reason = f"{host} was not resolved within {self._timeout:g} s."
             if flight.started_at is not None and flight.started_at - now < self._timeout / 2:
-                self._remember(self._failures, host, (now + self._timeout + _SILENT_SECONDS, silent))
+                self._remember(self._failures, host, _Failure(now + self._timeout + _SILENT_SECONDS, reason))
                 self._remember(self._slow, flight.domain, now + self._timeout + _SLOW_SECONDS)
-            raise silent from exc
+            raise ResolutionError(reason) from exc
         finally:
             flight.waiting -= 1
             if flight.started_at is None and not flight.waiting and flight in self._queue:
@@ -206,7 +217,7 @@ class Resolver:
             addresses = _read(flight.host, found)
         except ResolutionError as exc:
             until = asyncio.get_running_loop().time() + _FAILURE_SECONDS
-            self._remember(self._failures, flight.host, (until, exc))
+            self._remember(self._failures, flight.host, _Failure(until, str(exc), exc.missing))
             for result in results:
                 result.set_exception(exc)
                 result.exception()  # Seen: those who waited may have gone.

@@ -27,7 +27,7 @@ from ccp.background import BackgroundTasks, PeriodicTask
 from ccp.clearance import Cleared, judge
 from ccp.configured_issuers import ConfiguredIssuers
 from ccp.crl_reading import CRLReader
-from ccp.errors import CCPError, RevokedError, Unavailable, VerificationError
+from ccp.errors import CCPError, RevokedError, Unavailable, VerificationError, without_frames
 from ccp.host_limits import KeyedSlots
 from ccp.outbound import Outbound, OutboundError
 from ccp.pki.certificates import Certificate
@@ -214,7 +214,7 @@ class RevocationService:
             elif exc := task.exception():
                 if not isinstance(exc, Unavailable):
                     raise exc
-                failures.update(dict.fromkeys(waiting[task], exc))
+                failures.update(dict.fromkeys(waiting[task], without_frames(exc)))
         return failures
 
     # --- Delivering ---
@@ -370,7 +370,7 @@ class RevocationService:
                 if url == self.rules.configured(key):  # An address of the operator's, which is no partner's business.
                     _log.warning("configured CRL not fetched", url=url, reason=str(exc))
                     exc = EvidenceError("The pool cannot get its issuer's CRL.")
-                failures.append(exc)
+                failures.append(without_frames(exc))
             else:
                 await self._is_listed(key, at)
                 return
@@ -378,7 +378,7 @@ class RevocationService:
             try:
                 evidence = await self._ocsp(certificate, issuer, url, at, caller)
             except Unavailable as exc:
-                failures.append(exc)
+                failures.append(without_frames(exc))
                 continue
             await self._store.write(questions.learn(evidence))
             self.recent.forget()
@@ -391,7 +391,7 @@ class RevocationService:
                     questions.watch(identity, certificate.der, issuer.der, certificate.not_after, at + rest)
                 )
             return
-        raise failures[-1] if failures else EvidenceError("It names no address that can be asked.")
+        raise failures.pop() if failures else EvidenceError("It names no address that can be asked.")
 
     async def _is_listed(self, key: Key, at: datetime) -> bool:
         """Whether a CRL answers for a certificate now. Then its own responder need not be asked again."""

@@ -10,12 +10,11 @@ from collections import OrderedDict
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
-from cryptography.x509 import ocsp
-
 from ccp.host_limits import HostKey, HostThrottle, Permit
 from ccp.http_urls import origin_of
 from ccp.outbound import Answer, Outbound, OutboundError
 from ccp.pki.evidence import EvidenceError
+from ccp.pki.statements import is_ocsp_response
 
 OCSP_OCTETS: Final = 131_072  # A response with a responder's chain takes some 5,000.
 CRL_OCTETS: Final = 16_777_216  # Some 400,000 entries; a CA with more has to split its list or to offer OCSP.
@@ -52,11 +51,11 @@ class RevocationFetcher:
             self._get_only.pop(known, None)  # The responder is another one by now.
         headers = {"Content-Type": "application/ocsp-request"}
         answer = await self._ocsp("POST", url, issuer, caller, headers, request)
-        refused = answer.status in _POST_REFUSED or (answer.status == 400 and not _is_ocsp(answer.body))
+        refused = answer.status in _POST_REFUSED or (answer.status == 400 and not is_ocsp_response(answer.body))
         if not refused:
             return _body(answer, url)
         body = _body(await self._get(url, request, issuer, caller), url)
-        if _is_ocsp(body):
+        if is_ocsp_response(body):
             self._get_only[known] = None
             if len(self._get_only) > _MAX_GET_ONLY:
                 self._get_only.popitem(last=False)
@@ -134,14 +133,6 @@ def _get_url(url: str, request: bytes) -> str:
     parts = urlsplit(url)
     path = f"{parts.path.rstrip('/')}/{quote(base64.b64encode(request), safe='')}"
     return parts._replace(path=path, fragment="").geturl()
-
-
-def _is_ocsp(body: bytes) -> bool:
-    try:
-        ocsp.load_der_ocsp_response(body)
-    except ValueError:
-        return False
-    return True
 
 
 def _body(answer: Answer, url: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
@@ -10,11 +11,17 @@ from collections.abc import Iterator
 from contextlib import closing
 
 import pytest
+from starlette.types import Message, Receive, Scope, Send
 from structlog.testing import CapturedCall, CapturingLogger
 
 from ccp.api import trace
 from ccp.api.opnc import BASE
+from ccp.audit import Refusals
+from ccp.metrics import Metrics
+from ccp.pseudonyms import Pseudonyms
+from ccp.settings import Settings
 from ccp.sim.pki import PKI
+from ccp.store import connect
 from tests.api.answers import sentences
 from tests.world import Pool, start
 
@@ -218,3 +225,26 @@ def test_a_database_that_does_not_answer_is_503_and_says_when_to_try_again(broke
         assert sentence.startswith("The database cannot write now") or sentence.startswith("The database does not")
         assert int(answer.headers["retry-after"]) > 0
     assert broken.http.get("/health").status_code == 200
+
+
+def test_a_panic_of_a_library_is_a_500_with_a_line_in_the_log(log: list[CapturedCall]) -> None:
+    """PyO3 raises PanicException, which is no Exception, where Rust code panics."""
+    panic = type("PanicException", (BaseException,), {"__module__": "pyo3_runtime"})("index out of bounds")
+
+    async def panics(scope: Scope, receive: Receive, send: Send) -> None:
+        raise panic
+
+    async def receive() -> Message:
+        raise AssertionError("there is no body")
+
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    settings = Settings(base_url="http://pool.example")
+    tracing = trace.Tracing(panics, Pseudonyms(settings), Refusals(connect(settings.database)), Metrics())
+    asyncio.run(tracing({"type": "http", "method": "GET", "path": "/x", "headers": []}, receive, send))
+    assert sent[0]["status"] == 500
+    (line,) = (call.kwargs for call in log if call.kwargs.get("outcome") == "crashed")
+    assert line["exc_info"] is panic

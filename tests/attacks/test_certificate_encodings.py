@@ -161,6 +161,41 @@ def test_a_strange_value_in_a_name_is_an_error_of_ours(pool: Pool, tag: int, fie
         assert "is neither trusted, known nor sent" in answer.text
 
 
+# --- What `cryptography` has no ValueError for ---
+
+
+@pytest.mark.parametrize("what", ["contract", "provisioning service", "vehicle"])
+def test_an_extension_that_raises_a_key_error_is_unreadable(pool: Pool, what: str) -> None:
+    """A TLS feature that the library has no name for: it looks it up in a table without asking whether it is there."""
+    pki, feature = pool.pki(), bytes.fromhex("3003020107")
+
+    def edit(tbs: Any) -> None:
+        added(tbs, ExtensionOID.TLS_FEATURE, feature)
+
+    if what == "vehicle":
+        pcid = new_pcid()
+        provisioning = reissued(pki.vehicle(pcid, at=AT), pki.oem_sub2, edit)
+        answer = pool.post(Car.of(pki, provisioning, pcid))
+        assert answer.status_code == 200, answer.text
+        (item,) = answer.json()["signedContractDataCollection"]
+        assert "The extensions of certificate" in item["metaData"]
+        return
+    if what == "provisioning service":
+        answer = put(pool, with_cps(pki, forge(pki.cps.certificate, pki.cps_sub2.key, edit)))
+    else:
+        car, emaid = pool.car(), new_emaid()
+        bundle = make_contract(pki, emaid, car.pcid, car.provisioning.certificate, AT)
+        bundle = replace(bundle, contract=reissued(bundle.contract, pki.emsp_sub2, edit))
+        body = put_body(sign_contract(pki, bundle, AT), emaid, car.pcid, str(car.namespace))
+        answer = pool.cps.put("/signedcontractdata", json=body)
+        dry = pool.cps.put("/signedcontractdata?dryRun=true", json=body)
+        assert dry.status_code == 200
+        assert not dry.json()["passed"]
+    assert answer.status_code == 400, answer.text
+    assert "The extensions of certificate" in answer.text
+    assert "cannot be read." in answer.text
+
+
 # --- What the sentence says ---
 
 

@@ -216,9 +216,16 @@ def test_closing_waits_for_a_round_that_must_not_be_interrupted() -> None:
     assert written == [1]
 
 
-def test_a_failure_of_what_runs_once_is_logged_with_its_context_and_counted(log: CapturingLogger) -> None:
+# What PyO3 raises where Rust code panics; it is no Exception.
+PANIC = type("PanicException", (BaseException,), {"__module__": "pyo3_runtime"})
+
+
+@pytest.mark.parametrize("kind", [ValueError, PANIC], ids=["error", "panic"])
+def test_a_failure_of_what_runs_once_is_logged_with_its_context_and_counted(
+    kind: type[BaseException], log: CapturingLogger
+) -> None:
     async def fail() -> None:
-        raise ValueError("no")
+        raise kind("no")
 
     async def test(background: BackgroundTasks, counted: Counter[str]) -> None:
         once: Coroutine[None, None, None] = fail()

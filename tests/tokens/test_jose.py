@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 
 import pytest
@@ -93,3 +94,34 @@ def test_why_a_key_cannot_be_used_is_told() -> None:
         "key 2: an RSA key of less than 2048 or more than 8192 bits",
         "key 3: not for signatures",
     ]
+
+
+def flips(octets: bytes) -> Iterator[bytes]:
+    for bit in range(8 * len(octets)):
+        changed = bytearray(octets)
+        changed[bit // 8] ^= 0x80 >> bit % 8
+        yield bytes(changed)
+
+
+@pytest.mark.parametrize("algorithm", ["ES256", "ES512", "RS256", "Ed25519"])
+def test_a_key_set_with_a_flipped_bit_is_read_or_no_json(algorithm: str) -> None:
+    whole = key_set(key(algorithm))
+    for changed in flips(whole):
+        with suppress(ValueError):
+            read_keys(changed)
+
+
+def test_a_token_with_a_flipped_bit_is_refused() -> None:
+    one = key()
+    keys, _ = read_keys(key_set(one))
+    token = signed({"a": 1}, one)
+    same = 0
+    for changed in flips(token.encode()):
+        text = changed.decode("latin-1")
+        try:
+            verify(read(text), keys, ("ES256",))
+        except TokenError:
+            continue
+        same += 1
+    # The last character of the signature has bits that say nothing (RFC 4648 clause 3.5).
+    assert same <= 4

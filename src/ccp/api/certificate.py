@@ -19,6 +19,7 @@ from starlette.types import Scope
 
 from ccp.errors import NotAuthenticated
 from ccp.limits import Proxies
+from ccp.parse_errors import parse_errors_as
 
 SCOPE_KEY: Final = "ccp.client_certificate"
 """Where the server puts the certificate of a connection: DER, or None."""
@@ -58,10 +59,8 @@ class ClientCertificates:
             der = scope.get(SCOPE_KEY)
         if der is None:
             raise NotAuthenticated("A client certificate is needed: access tokens of this pool are bound to one.")
-        try:
+        with parse_errors_as(lambda: NotAuthenticated(_UNREADABLE)):
             load_der_x509_certificate(der)
-        except ValueError as exc:
-            raise NotAuthenticated(_UNREADABLE) from exc
         return _base64url(hashlib.sha256(der).digest())
 
     def _certificate(self, scope: Scope) -> bytes | None:

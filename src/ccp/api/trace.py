@@ -23,6 +23,7 @@ from ccp.audit import Refusals
 from ccp.errors import CCPError, FieldError
 from ccp.ids import EMAID, PCID
 from ccp.metrics import Metrics
+from ccp.parse_errors import is_panic
 from ccp.pseudonyms import Pseudonyms
 from ccp.store.audit import UNKNOWN, Action, Entry
 
@@ -121,10 +122,12 @@ class Tracing:
                 message["headers"] = [*message["headers"], (b"x-trace-id", trace.id.encode()), *extra]
             await send(message)
 
-        crash: Exception | None = None
+        crash: BaseException | None = None
         try:
             await self._app(scope, receive, send_traced)
-        except Exception as exc:
+        except BaseException as exc:
+            if not isinstance(exc, Exception) and not is_panic(exc):
+                raise
             crash = exc
             if not status:
                 await _answer_crash(trace, send_traced)
@@ -132,8 +135,10 @@ class Tracing:
             if status in _REFUSED:
                 self._refusals.note(_refusal(trace, status, self._pseudonyms))
             self._tell(scope, trace, status, time.perf_counter() - began, crash)
+            # The error's frames hold the scope, which holds this trace: a cycle that the collector would have to find.
+            trace.failure = None
 
-    def _tell(self, scope: Scope, trace: Trace, status: int, seconds: float, crash: Exception | None) -> None:
+    def _tell(self, scope: Scope, trace: Trace, status: int, seconds: float, crash: BaseException | None) -> None:
         outcome = _outcome(trace, status)
         self._metrics.request(trace.operation, status, outcome, seconds)
         if crash is None and not _log.is_enabled_for(logging.INFO):

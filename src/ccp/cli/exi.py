@@ -81,11 +81,12 @@ def _summary(text: str) -> Any:
 
     try:
         certificate = Certificate.load(base64.b64decode(text))
+        issuer = certificate.issuer_text
     except ChainError:
         return text
     return {
         "subject": certificate.dn,
-        "issuer": certificate.x509.issuer.rfc4514_string(),
+        "issuer": issuer,
         "notBefore": certificate.not_before.strftime("%Y-%m-%dT%H:%M:%SZ"),
         "notAfter": certificate.not_after.strftime("%Y-%m-%dT%H:%M:%SZ"),
         "fingerprint": certificate.fingerprint,

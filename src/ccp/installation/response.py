@@ -26,6 +26,7 @@ from ccp.installation.parts import (
     said_so,
     the,
 )
+from ccp.parse_errors import parse_errors_as
 from ccp.pki import signatures
 from ccp.pki.certificates import Certificate
 from ccp.pki.evidence import Key, Revocation
@@ -273,10 +274,8 @@ def _check_dh_public_key(response: InstallationResponse) -> None:
             raise KeyMaterialError("The DH public key is a point of small order.")
         return
     curve = ec.SECP256R1() if response.curve == "SECP256R1" else ec.SECP521R1()
-    try:
+    with parse_errors_as(lambda: KeyMaterialError(f"The DH public key is no point on {response.curve}.")):
         ec.EllipticCurvePublicKey.from_encoded_point(curve, key)
-    except ValueError as exc:
-        raise KeyMaterialError(f"The DH public key is no point on {response.curve}.") from exc
 
 
 def _check_encrypted_key(response: InstallationResponse) -> None:

@@ -19,7 +19,6 @@ from datetime import datetime
 from typing import Annotated, Any, Final, Generic, NamedTuple, TypeVar
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat import asn1
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
@@ -29,10 +28,11 @@ from cryptography.x509.oid import AuthorityInformationAccessOID, ExtensionOID, N
 
 from ccp.errors import ChainError
 from ccp.http_urls import is_http_url
+from ccp.parse_errors import is_parse_error, parse_errors_as
 from ccp.pki import der as encoding
 from ccp.pki.authority import Authority, read_authority
 from ccp.pki.canonical import canonical_name
-from ccp.pki.names import text_of
+from ccp.pki.names import names_match, text_of
 from ccp.pki.subjects import usual_values
 
 # An explicit `cA FALSE`. DER forbids to encode a default value (X.690 clause 11.5), so cryptography refuses it; most
@@ -175,11 +175,10 @@ class Certificate:
         claims unused bits is a second encoding of the same certificate, which OpenSSL refuses.
         Raises ChainError.
         """
-        try:
-            parsed = x509.load_der_x509_certificate(der)
-        except (ValueError, TypeError, x509.InvalidVersion) as exc:
-            raise ChainError(f"These {len(der)} octets are {encoding.why_not(der, 'an X.509 certificate')}.") from exc
-        found = cls(parsed, der)
+        with parse_errors_as(
+            lambda: ChainError(f"These {len(der)} octets are {encoding.why_not(der, 'an X.509 certificate')}.")
+        ):
+            found = cls(x509.load_der_x509_certificate(der), der)
         if found._unused_bits:
             raise ChainError(f"The signature or public key of certificate {found.label} claims unused bits.")
         return found
@@ -187,14 +186,23 @@ class Certificate:
     @classmethod
     def load_pem(cls, pem: bytes) -> tuple[Certificate, ...]:
         """Read every certificate of a PEM file, in its order. Raises ChainError, also when there is none."""
+        with parse_errors_as(lambda: cls._why_no_pem(pem)):
+            # cryptography writes a parsed certificate back octet by octet, so nothing is re-encoded here.
+            encoded = [one.public_bytes(serialization.Encoding.DER) for one in x509.load_pem_x509_certificates(pem)]
+        return tuple(map(cls.load, encoded))
+
+    @classmethod
+    def _why_no_pem(cls, pem: bytes) -> ChainError:
+        """Names the certificate that is refused, and why, as far as it can be seen."""
+        unreadable = ChainError("This is not a PEM file with X.509 certificates.")
         try:
-            found = x509.load_pem_x509_certificates(pem)
-        except (ValueError, x509.InvalidVersion) as exc:
             for block in _PEM.findall(pem):
-                cls.load(binascii.a2b_base64(block))  # Says which of them is refused, and why.
-            raise ChainError("This is not a PEM file with X.509 certificates.") from exc
-        # cryptography writes a parsed certificate back octet by octet, so nothing is re-encoded here.
-        return tuple(cls.load(one.public_bytes(serialization.Encoding.DER)) for one in found)
+                cls.load(binascii.a2b_base64(block))
+        except ChainError as exc:
+            return exc
+        except ValueError:
+            pass
+        return unreadable
 
     def pem(self) -> bytes:
         return self.x509.public_bytes(serialization.Encoding.PEM)
@@ -235,12 +243,21 @@ class Certificate:
         return text_of(subject) if subject else ""
 
     @_once
+    def issuer_text(self) -> str:
+        """The issuer as RFC 4514 writes it, for people. Raises ChainError when it cannot be read."""
+        with parse_errors_as(lambda: ChainError(f"The issuer of certificate {self.label} cannot be read.")):
+            return self.x509.issuer.rfc4514_string()
+
+    def subject_matches(self, text: str) -> bool:
+        """Whether free text can mean the subject; see `ccp.pki.names.names_match`. False where it cannot be read."""
+        subject = _subject(self.x509)
+        return subject is not None and names_match(text, subject)
+
+    @_once
     def public_key(self) -> CertificatePublicKeyTypes:
         """Raises ChainError when the key is malformed or of a kind nobody here can use."""
-        try:
+        with parse_errors_as(lambda: ChainError(f"The public key of certificate {self.label} cannot be read.")):
             return self.x509.public_key()
-        except (ValueError, UnsupportedAlgorithm) as exc:
-            raise ChainError(f"The public key of certificate {self.label} cannot be read.") from exc
 
     @_once
     def extensions(self) -> x509.Extensions:
@@ -248,7 +265,7 @@ class Certificate:
 
         Raises ChainError when they cannot be read or one occurs twice.
         """
-        try:
+        with parse_errors_as(self._unreadable_extensions):
             try:
                 return self.x509.extensions
             except ValueError:
@@ -256,8 +273,9 @@ class Certificate:
                 if tolerant is None:
                     raise
                 return tolerant.extensions
-        except (ValueError, TypeError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType) as exc:
-            raise ChainError(f"The extensions of certificate {self.label} cannot be read.") from exc
+
+    def _unreadable_extensions(self) -> ChainError:
+        return ChainError(f"The extensions of certificate {self.label} cannot be read.")
 
     @property
     def listed_extensions(self) -> tuple[tuple[x509.ObjectIdentifier, bool], ...]:
@@ -331,16 +349,19 @@ class Certificate:
         octets, identifier = self._split_extensions
         known = _KNOWN_EXTENSIONS.get(octets)
         if known is None:
-            values = {type(one.value): one.value for one in self.extensions}
-            addresses = _addresses(values)
-            try:
+            extensions = self.extensions
+            with parse_errors_as(self._unreadable_extensions):
+                values = {type(one.value): one.value for one in extensions}
+                addresses = _addresses(values)
+                listed = tuple((one.oid, one.critical) for one in extensions)
+            with parse_errors_as(
+                lambda: ChainError(f"The authority key identifier of certificate {self.label} cannot be read.")
+            ):
                 key = values.get(x509.AuthorityKeyIdentifier)
                 authority = read_authority(key) if isinstance(key, x509.AuthorityKeyIdentifier) else None
-            except encoding.DERError as exc:
-                raise ChainError(f"The authority key identifier of certificate {self.label} cannot be read.") from exc
             if identifier is not None:
                 del values[x509.SubjectKeyIdentifier]
-            known = _Extensions(values, tuple((one.oid, one.critical) for one in self.extensions), addresses, authority)
+            known = _Extensions(values, listed, addresses, authority)
             if len(_KNOWN_EXTENSIONS) >= _MOST_KNOWN:
                 _KNOWN_EXTENSIONS.clear()
             _KNOWN_EXTENSIONS[octets] = known
@@ -384,7 +405,8 @@ class Certificate:
 
     def _public_key_info(self) -> bytes:
         public, info = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-        return self.public_key.public_bytes(public, info)
+        with parse_errors_as(lambda: ChainError(f"The public key of certificate {self.label} cannot be read.")):
+            return self.public_key.public_bytes(public, info)
 
     def check_signature(self, issuer: Certificate) -> None:
         """Check that `issuer` signed this certificate: its name and its signature, nothing else.
@@ -393,8 +415,9 @@ class Certificate:
         costs almost as much as the check. Raises ChainError.
         Source: RFC 5280 clauses 4.1.1.2 and 6.1.3.
         """
-        key, signature, algorithm = issuer.public_key, self.x509.signature, self.x509.signature_algorithm_oid
-        try:
+        key = issuer.public_key
+        with parse_errors_as(lambda: ChainError(f"Certificate {self.label} was not signed by {issuer.label}.")):
+            signature, algorithm = self.x509.signature, self.x509.signature_algorithm_oid
             named = self.issuer_name == issuer.subject_name or self.canonical_issuer == issuer.canonical_subject
             if not named or not self._algorithms_agree:
                 raise ValueError("issuer name or signature algorithm differ")
@@ -404,8 +427,6 @@ class Certificate:
                 key.verify(signature, self._signed_octets)
             else:
                 raise ValueError("key and signature algorithm differ")
-        except (InvalidSignature, ValueError, UnsupportedAlgorithm) as exc:
-            raise ChainError(f"Certificate {self.label} was not signed by {issuer.label}.") from exc
 
     @_once
     def self_signature_failure(self) -> str | None:
@@ -475,7 +496,9 @@ def _callable(names: Iterable[x509.GeneralName]) -> tuple[str, ...]:
 def _subject(certificate: x509.Certificate) -> x509.Name | None:
     try:
         return certificate.subject
-    except (ValueError, TypeError):  # not in its own character set, or of a type such as BIT STRING
+    except BaseException as exc:  # Not in its own character set, or of a type such as BIT STRING.
+        if not is_parse_error(exc):
+            raise
         return None
 
 

@@ -20,7 +20,7 @@ from typing import Final, NamedTuple
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, SignatureAlgorithmOID
 
-from ccp.errors import ChainError, ExpiredError
+from ccp.errors import ChainError, ExpiredError, without_frames
 from ccp.pki.certificates import Certificate
 
 
@@ -343,7 +343,7 @@ class _Walk:
 
     def _note(self, depth: int, failure: ChainError) -> None:
         if depth > self._failure[0]:
-            self._failure = (depth, failure)
+            self._failure = (depth, without_frames(failure))
 
 
 def _check_form(certificate: Certificate, profile: Profile) -> None:

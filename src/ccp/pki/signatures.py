@@ -15,7 +15,6 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Final, TypeAlias, assert_never
 
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed448
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
@@ -24,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from ccp import exi
 from ccp.errors import EXIError, SignatureError
 from ccp.exi import iso2, xmldsig
+from ccp.parse_errors import parse_errors_as
 
 SigningKey: TypeAlias = ec.EllipticCurvePrivateKey | ed448.Ed448PrivateKey
 
@@ -92,14 +92,13 @@ def verify(parsed: exi.Parsed, key: CertificatePublicKeyTypes, mandatory: Collec
     method = signature.SignedInfo.SignatureMethod.Algorithm
     if method not in methods:
         raise SignatureError(f"The signature method {_quoted(method)} is not allowed here.")
-    for grammar in ("xmldsig", "combined"):
-        try:
-            verify_value(signature.SignatureValue.value, exi.signed_info_fragment(parsed, grammar), method, key)
-        except SignatureError as exc:
-            failure = exc
-        else:
-            return SignatureEvidence(method, grammar, covered)
-    raise failure
+    value = signature.SignatureValue.value
+    try:
+        verify_value(value, exi.signed_info_fragment(parsed, "xmldsig"), method, key)
+    except SignatureError:
+        verify_value(value, exi.signed_info_fragment(parsed, "combined"), method, key)
+        return SignatureEvidence(method, "combined", covered)
+    return SignatureEvidence(method, "xmldsig", covered)
 
 
 def _verify_references(
@@ -156,7 +155,7 @@ def verify_value(value: bytes, signed_info: bytes, method: str, key: Certificate
     signed_info: EXI fragment of SignedInfo. method: the algorithm's URI, which the key has to fit.
     Raises SignatureError.
     """
-    try:
+    with parse_errors_as(lambda: SignatureError("The signature value does not match the certificate's key.")):
         if method in _ECDSA:
             curve, algorithm, half = _ECDSA[method]
             if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != curve:
@@ -171,8 +170,6 @@ def verify_value(value: bytes, signed_info: bytes, method: str, key: Certificate
             key.verify(value, signed_info)
         else:
             raise SignatureError(f"The signature method {_quoted(method)} is unknown.")
-    except InvalidSignature as exc:
-        raise SignatureError("The signature value does not match the certificate's key.") from exc
 
 
 def create(references: Iterable[tuple[str, bytes]], key: SigningKey) -> xmldsig.Signature:

@@ -16,7 +16,7 @@ from types import MappingProxyType
 from typing import Final, NamedTuple
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PublicKey
@@ -25,6 +25,7 @@ from cryptography.x509 import ocsp
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID, SignatureAlgorithmOID
 
 from ccp.errors import ChainError
+from ccp.parse_errors import is_parse_error
 from ccp.pki import der
 from ccp.pki.canonical import canonical_name
 from ccp.pki.certificates import Certificate
@@ -60,20 +61,26 @@ _PROCESSED_OF_RESPONDERS: Final = frozenset(
 _PROCESSED_OF_CRLS: Final = frozenset(
     {ExtensionOID.CRL_NUMBER, ExtensionOID.AUTHORITY_KEY_IDENTIFIER, ExtensionOID.ISSUING_DISTRIBUTION_POINT}
 )
-# What cryptography raises for octets that are not what they should be.
-_UNREADABLE: Final = (
-    ValueError,
-    TypeError,
-    UnsupportedAlgorithm,
-    x509.InvalidVersion,
-    x509.DuplicateExtension,
-    x509.UnsupportedGeneralNameType,
-    ChainError,
-)
 _TIME: Final = "%Y-%m-%dT%H:%M:%SZ"
 
 
+def _is_unreadable(error: BaseException) -> bool:
+    """Whether the bytes are to blame: what `cryptography` raises, and what a certificate in them raises."""
+    return is_parse_error(error) or isinstance(error, ChainError)
+
+
 # --- OCSP ------------------------------------------------------------------------------------------------------------
+
+
+def is_ocsp_response(octets: bytes) -> bool:
+    """Whether the bytes are an OCSPResponse (DER), whatever it says."""
+    try:
+        ocsp.load_der_ocsp_response(octets)
+    except BaseException as exc:
+        if not is_parse_error(exc):
+            raise
+        return False
+    return True
 
 
 def build_ocsp_request(certificate: Certificate, issuer: Certificate, sha256: bool = False) -> bytes:
@@ -121,7 +128,9 @@ def read_ocsp(octets: bytes, certificate: Certificate, issuer: Certificate, at: 
         _check_window("OCSP response", this_update, next_update, at)
         status = _STATUS[single.certificate_status]
         revoked_at = single.revocation_time_utc if status is Status.REVOKED else None
-    except _UNREADABLE as exc:
+    except BaseException as exc:
+        if not _is_unreadable(exc):
+            raise
         raise EvidenceError("The OCSP response cannot be read.") from exc
     number = certificate.serial_number
     return Evidence(issuer.issuer_id, number, status, this_update, next_update, revoked_at, f"OCSP {source}")
@@ -289,7 +298,9 @@ def read_crl(
             raise EvidenceError(f"The CRL has {has}, the one before it had {last_number}.")
         # An entry's reason is not looked at: a hold is a revocation here, and removeFromCRL is for delta lists.
         revoked = {entry.serial_number: entry.revocation_date_utc for entry in crl}
-    except _UNREADABLE as exc:
+    except BaseException as exc:
+        if not _is_unreadable(exc):
+            raise
         why = der.why_not(octets, "a CRL").removeprefix("not a CRL").removeprefix(": ")
         raise EvidenceError(f"The CRL cannot be read: {why}." if why else "The CRL cannot be read.") from exc
     return RevocationList(issuer.issuer_id, number, this_update, next_update, MappingProxyType(revoked))
