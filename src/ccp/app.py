@@ -137,7 +137,8 @@ def cleansing(pool: Pool, interval: int, clock: Callable[[], Awaitable[datetime]
     """
 
     async def cleanse() -> None:
-        await pool.cleanse(await clock())
+        async for _ in pool.purge(await clock()):
+            pass
 
     return PeriodicTask("cleansing", cleanse, interval, jitter=0.25)
 

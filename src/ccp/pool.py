@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import structlog
 
-from ccp import advice, contracts, installation
+from ccp import advice, contracts, installation, purging
 from ccp.auth import Operation, authorise
 from ccp.base64_input import message_bytes
 from ccp.checks import Checks
@@ -43,7 +43,7 @@ from ccp.revocation import RevocationService
 from ccp.settings import Settings, VehicleTrust
 from ccp.store import Store, audit, erasure, evidence, vehicles
 from ccp.store import contracts as questions
-from ccp.store.audit import Action, Entry
+from ccp.store.audit import Action, Entry, Recorded
 from ccp.store.contracts import Removed
 from ccp.store.erasure import Erased, Rehearsed
 from ccp.store.evidence import Recent
@@ -64,6 +64,8 @@ _TIMED_OUT: Final = "The pool cannot answer in time now; try again."
 _NO_EVIDENCE: Final = "The revocation status of the vehicle's contract is not known now; try again."
 # A row that says only that a provisioning event came: longer than any publication is under way.
 _IDLE_VEHICLE: Final = timedelta(days=1)
+_AUDIT_PORTION: Final = 10_000
+"""Rows of the audit trail that are looked through at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -577,24 +579,27 @@ class Pool:
         return [Answer(c, installation.answer(c, session_id, at) if session_id else c.response) for c in found]
 
     async def cleanse(self, at: datetime, *, actor: str = audit.POOL, dry_run: bool = False) -> list[Cleansed]:
+        """As `purge`, with everything that was removed in one list."""
+        found = {each.emaid: each async for each in self.purge(at, actor=actor, dry_run=dry_run)}
+        return list(found.values())
+
+    async def purge(self, at: datetime, *, actor: str = audit.POOL, dry_run: bool = False) -> AsyncIterator[Cleansed]:
         """Remove contracts that have expired, after a grace period, and those whose certificate is revoked.
 
-        actor: who has it done, for the audit trail.
+        Each as soon as it is found, in portions, so that nothing else waits for long. actor: who has it done, for the
+        audit trail. dry_run: only say what would be removed. Raises Unavailable.
         """
         before = at - self._cleanse_grace
-        removed = []
-        for emaid in await self._store.read(questions.spent_candidates(before)):
+        async for emaid in purging.candidates(self._store, before):
             if dry_run:
                 found = await self._store.read(questions.spent(emaid, before))
             else:
                 gone = await self._store.write(_cleanse(emaid, before, self._clock, actor))
                 found = (gone.pcid, gone.reason or "") if gone is not None else None
             if found is not None:
-                removed.append(Cleansed(emaid, *found))
-        idle = not dry_run
-        while idle:
-            idle = bool(await self._store.write(vehicles.purge_idle(at - _IDLE_VEHICLE)))
-        return removed
+                yield Cleansed(emaid, *found)
+        if not dry_run:
+            await purging.remove_idle_vehicles(self._store, at - _IDLE_VEHICLE)
 
     async def erase(
         self, named: EMAID | PCID, at: datetime, *, actor: str, tell: bool = True, dry_run: bool = False
@@ -605,11 +610,22 @@ class Pool:
         Certificate Pool goes within a minute. Raises Unavailable.
         """
         keys = await self._certificates_of(named)
-        change = erasure.erase(named, keys, at, actor, tell=tell, rehearse=dry_run)
+        rows = await self._audit_rows_naming(named)
+        change = erasure.erase(named, keys, at, actor, tell=tell, rehearse=dry_run, rows=rows)
         try:
             return await self._store.write(change)
         except Rehearsed as rehearsed:
             return rehearsed.erased
+
+    async def _audit_rows_naming(self, named: EMAID | PCID) -> erasure.AuditRows:
+        """Look through the audit trail in portions, before the transaction that blanks rows of it."""
+        found: list[Recorded] = []
+        ends = await self._store.read(audit.ends())
+        for lane, last in ends.items():
+            for after in range(0, last, _AUDIT_PORTION):
+                until = min(after + _AUDIT_PORTION, last)
+                found += await self._store.read(audit.naming_in_lane(named, lane, after, until))
+        return erasure.AuditRows(tuple(found), ends)
 
     async def _certificates_of(self, named: EMAID | PCID) -> set[erasure.Key]:
         """Watched certificates that were made out to a contract, or to a vehicle and its contracts.

@@ -23,7 +23,7 @@ from ccp.store import Store, audit, events, parties
 from ccp.store.audit import Action, Entry
 from ccp.store.events import Delivery, Mark, State
 from ccp.store.standing import still
-from ccp.store.steps import Steps
+from ccp.store.steps import Steps, long_running
 from ccp.subscriptions import Webhook
 
 MOST: Final = 50
@@ -216,6 +216,7 @@ class Webhooks:
     ) -> tuple[list[Delivery], bool]:
         """So many deliveries to a webhook, the newest first, and whether there are older ones. Raises NotFound."""
 
+        @long_running
         def question() -> Steps[tuple[list[Delivery], bool]]:
             webhook = yield from _find((yield from _registered(caller)), webhook_id)
             found = yield from events.deliveries(webhook.id, state, before, limit + 1)

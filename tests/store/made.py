@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ccp import purging
 from ccp.contracts import SignedContract
 from ccp.defaults import VehicleRules
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
@@ -164,3 +165,12 @@ def broken_invariants(url: str) -> list[str]:
         }.items()
         if (rows := sql(url, query))
     ]
+
+
+def candidates(url: str, before: datetime) -> list[EMAID]:
+    """Contracts that may be purged, in the order in which they are found."""
+
+    async def use(store: Store) -> list[EMAID]:
+        return [emaid async for emaid in purging.candidates(store, before)]
+
+    return with_store(url, use)

@@ -31,13 +31,14 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, Final
 
 from ccp.errors import ConfigurationError
 from ccp.parties import Standing
 from ccp.store.contracts import instant, microseconds
 from ccp.store.standing import LOOK_UP, judge, still
-from ccp.store.steps import Row, Steps, T, alike, newest
+from ccp.store.steps import Row, Steps, T, alike, long_running, newest
 
 LANES: Final = 16
 START: Final = "0" * 64
@@ -289,7 +290,7 @@ def elsewhere() -> Steps[int]:
     return count
 
 
-@newest
+@long_running
 def found(wanted: Filter, limit: int) -> Steps[list[Recorded]]:
     """The newest rows that fit, newest first."""
     conditions: list[str] = []
@@ -334,9 +335,31 @@ def _pattern(canonical: str) -> str:
 
 
 @newest
-def naming(canonical: str) -> Steps[list[Recorded]]:
-    """Every row that names an EMAID or a PCID."""
-    rows = yield f"select {_COLUMNS} from audit where {_NAMES.replace('?', '$1')}", (_pattern(canonical),)  # noqa: S608
+def ends() -> Steps[dict[int, int]]:
+    """The number of each lane's last row."""
+    rows = yield "select lane, number from audit_head", ()
+    return dict(rows)
+
+
+def naming(canonical: str, after: Mapping[int, int] = MappingProxyType({})) -> Steps[list[Recorded]]:
+    """Every row that names an EMAID or a PCID. after: by lane, up to which number rows do not count."""
+    found = []
+    for lane in range(LANES):
+        found += yield from naming_in_lane(canonical, lane, after.get(lane, 0), 2**62)  # More than there can be.
+    return found
+
+
+@long_running
+def naming_in_lane(canonical: str, lane: int, after: int, until: int) -> Steps[list[Recorded]]:
+    """Rows of a lane that name an EMAID or a PCID: of those with a number above `after`, up to `until`.
+
+    There is no index for this (docs/decisions/0022), so each of them is read.
+    """
+    rows = yield (
+        f"select {_COLUMNS} from audit where lane = $1 and number > $2 and number <= $3 "  # noqa: S608  columns are ours
+        f"and {_NAMES.replace('?', '$4')}",
+        (lane, after, until, _pattern(canonical)),
+    )
     return [row for row in (Recorded(*row) for row in rows) if row.names(canonical)]
 
 

@@ -247,17 +247,6 @@ def _living(pcid: PCID, at: datetime) -> Steps[set[EMAID]]:
     return {EMAID(emaid) for (emaid,) in rows}
 
 
-def spent_candidates(before: datetime) -> Steps[list[EMAID]]:
-    """Contracts with a variant that had expired by then, or whose contract certificate is revoked."""
-    expired = yield "select distinct emaid from contract where valid_to < $1", (int(before.timestamp()),)
-    revoked = yield (
-        "select distinct c.emaid from evidence e join contract c "
-        "on c.certificate_issuer = e.issuer and c.certificate_serial = e.serial where e.status = 'revoked'",
-        (),
-    )
-    return sorted({EMAID(emaid) for (emaid,) in (*expired, *revoked)})
-
-
 def spent(emaid: EMAID, before: datetime) -> Steps[tuple[PCID, str] | None]:
     """The vehicle of a contract none of whose variants is of use any more, and why; None for every other contract."""
     claims = yield "select pcid from emaid_claim where emaid = $1", (emaid,)

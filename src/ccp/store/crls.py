@@ -7,7 +7,7 @@ from datetime import datetime
 
 from ccp.store.audit import Action, Entry
 from ccp.store.contracts import instant
-from ccp.store.steps import Steps, newest, repeatable
+from ccp.store.steps import Steps, long_running, repeatable
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class HeldCRL:
     fetched_at: datetime
 
 
-@newest
+@long_running
 def every(url: str | None = None) -> Steps[list[HeldCRL]]:
     """All lists, or those from one address."""
     select = """

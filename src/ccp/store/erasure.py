@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 
 from ccp.errors import Unavailable
 from ccp.ids import EMAID, PCID
 from ccp.store import audit
+from ccp.store.audit import Recorded
 from ccp.store.contracts import remove
 from ccp.store.events import hold_outbox
-from ccp.store.steps import Steps, newest
+from ccp.store.steps import Steps, long_running
 from ccp.store.vehicle_lock import LockedVehicle, lock_vehicle
 from ccp.subscriptions import EventKind
 
@@ -45,7 +46,7 @@ class Rehearsed(Exception):
         self.erased = erased
 
 
-@newest
+@long_running
 def watched(after: Key, limit: int = 500) -> Steps[list[tuple[str, str, bytes]]]:
     """Issuer, serial number and DER of certificates whose state is asked for, in order, from the one after that."""
     select = """
@@ -56,14 +57,30 @@ def watched(after: Key, limit: int = 500) -> Steps[list[tuple[str, str, bytes]]]
     return [(issuer, serial, bytes(certificate)) for issuer, serial, certificate in rows]
 
 
+@dataclass(frozen=True, slots=True)
+class AuditRows:
+    """Rows of the audit trail that name an id, as far as it was looked through: by lane up to which number."""
+
+    found: tuple[Recorded, ...] = ()
+    looked: Mapping[int, int] = field(default_factory=dict)
+
+
 def erase(
-    named: EMAID | PCID, keys: Iterable[Key], at: datetime, actor: str, *, tell: bool, rehearse: bool = False
+    named: EMAID | PCID,
+    keys: Iterable[Key],
+    at: datetime,
+    actor: str,
+    *,
+    tell: bool,
+    rehearse: bool = False,
+    rows: AuditRows = AuditRows(),
 ) -> Steps[Erased]:
     """Remove what is kept about a contract or a vehicle, and blank the audit trail where it names it.
 
     keys: certificates that name it, beside those of the contracts themselves. tell: the vehicle's maker is told of each
     contract that goes, as of every other removal; without that no event stays that names it. rehearse: raise Rehearsed
-    instead of changing anything. Raises Unavailable.
+    instead of changing anything. rows: of the audit trail, looked through before; here the rest of it is, while every
+    other change waits. Raises Unavailable.
     """
     erased = Erased(keys=set(keys))
     if isinstance(named, EMAID):
@@ -75,9 +92,9 @@ def erase(
         erased.vehicle = bool((yield "delete from vehicle where pcid = $1 returning pcid", (named,)))
     for key in sorted(erased.keys):
         yield from _erase_evidence(key, erased)
-    rows = yield from audit.naming(named)
-    yield from audit.forget(rows)
-    erased.audit_rows = len(rows)
+    found = [*rows.found, *(yield from audit.naming(named, rows.looked))]
+    yield from audit.forget(found)
+    erased.audit_rows = len(found)
     what = {
         "kind": "emaid" if isinstance(named, EMAID) else "pcid",
         "contracts": erased.contracts,
@@ -86,7 +103,7 @@ def erase(
         "evidence": erased.evidence + erased.watched,
         "vehicle": erased.vehicle,
     }
-    yield from audit.record(*audit.erased(rows, at, actor, what))
+    yield from audit.record(*audit.erased(found, at, actor, what))
     if rehearse:
         raise Rehearsed(erased)
     return erased

@@ -23,7 +23,7 @@ from ccp.pki.names import parse_dn
 from ccp.store import changes, subscribers, unknown
 from ccp.store.changes import Topic
 from ccp.store.contracts import event_at, instant, microseconds
-from ccp.store.steps import Row, Steps, newest, repeatable
+from ccp.store.steps import Row, Steps, long_running, newest, repeatable
 from ccp.store.subscribers import WEBHOOK, webhook_of
 from ccp.store.vehicle_lock import STAMP
 from ccp.subscriptions import EventKind, Subscriber, Webhook, owner_key, wanted
@@ -156,7 +156,7 @@ _DELIVERY: Final = (
 _BY_KEY: Final = "pcid = $1 and rev = $2 and part = $3 and webhook_id = $4"
 
 
-@newest
+@long_running
 def deliveries(
     webhook_id: str | None, state: State | None = None, before: Mark | None = None, limit: int = 100
 ) -> Steps[list[Delivery]]:
@@ -199,6 +199,7 @@ def dead(limit: int, webhook_id: str | None = None) -> Steps[list[Delivery]]:
     return deliveries(webhook_id, State.DEAD, limit=limit)
 
 
+@long_running
 def backlog() -> Steps[Backlog]:
     outbox = yield "select kind, count(*) from outbox group by kind", ()
     for kind, _ in outbox:
@@ -211,7 +212,7 @@ def backlog() -> Steps[Backlog]:
     )
 
 
-@newest
+@long_running
 def backlogs() -> Steps[dict[str, Backlog]]:
     """The same by webhook, without the outbox; webhooks for which nothing waits and nothing is dead are left out."""
     rows = yield (
@@ -372,14 +373,14 @@ def _contract(pcid: str, emaid: str, namespace: str) -> Steps[dict[str, str]]:
     return {**said, "cpsSignerRootCommonName": names[0]} if names else said
 
 
-@newest
+@long_running
 def pending(at: datetime) -> Steps[tuple[bool, set[str]]]:
     """Whether there is something in the outbox, and what `due` says."""
     rows = yield f"select 1 from outbox where kind in {_KINDS} limit 1", ()  # noqa: S608  kinds are ours
     return bool(rows), (yield from due(at))
 
 
-@newest
+@long_running
 def due(at: datetime) -> Steps[set[str]]:
     """Webhooks for which something is due, or may be: what goes before it is looked at by `claim`.
 
@@ -397,7 +398,7 @@ def due(at: datetime) -> Steps[set[str]]:
     return found
 
 
-@newest
+@long_running
 def beyond(horizon: datetime, limit: int = 500) -> Steps[list[Row]]:
     """Keys of deliveries that wait for a time later than that, in the order in which they are locked."""
     rows = yield (

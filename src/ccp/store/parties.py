@@ -20,7 +20,7 @@ from ccp.parties import Party, Role, folded, named, owned
 from ccp.store import changes
 from ccp.store.changes import CHANGED, Topic
 from ccp.store.contracts import instant, microseconds
-from ccp.store.steps import Row, Steps, newest
+from ccp.store.steps import Row, Steps, long_running, newest
 from ccp.store.unknown import all_known
 
 _KNOWN_ROLES = frozenset(role.value for role in Role)
@@ -44,7 +44,7 @@ class Life:
     expires_at: datetime | None
 
 
-@newest
+@long_running
 def every() -> Steps[list[Party]]:
     """All at once, in order of their names. For tests and small registers; everything else reads in pages."""
     rows = yield f"select {COLUMNS} from party order by name", ()  # noqa: S608  columns are ours

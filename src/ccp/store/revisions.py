@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from ccp.errors import ConfigurationError
 
-HEAD = "0009"
+HEAD = "0010"
 """The revision that this release reads and writes; a test holds it against the migrations."""
 
 

@@ -139,22 +139,3 @@ def _withdraw(
             vehicle = yield from lock_vehicle(pcid, now)
             yield event(kind, emaid, pcid, vehicle, {binding.namespace for binding in going})
     return removed, reduced
-
-
-@repeatable
-def purge_idle(before: datetime, limit: int = 1000) -> Steps[int]:
-    """Remove rows that only say that a provisioning event came, before then, for a vehicle without contracts.
-
-    Returns how many, for another call while there are more.
-    """
-    rows = yield (
-        "select v.pcid, v.rev from vehicle v where v.provisioned_at < $1 and v.default_provider is null "
-        "and not exists (select 1 from contract c where c.pcid = v.pcid) "
-        "and not exists (select 1 from outbox o where o.pcid = v.pcid) "
-        "and not exists (select 1 from delivery d where d.pcid = v.pcid) order by v.pcid limit $2",
-        (microseconds(before), limit),
-    )
-    for pcid, rev in rows:
-        # A publication that locked the row meanwhile has counted its revision.
-        yield "delete from vehicle where pcid = $1 and rev = $2", (pcid, rev)
-    return len(rows)

@@ -1,0 +1,54 @@
+"""What an engine does for a question: the plans of its statements."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from typing import Any, TypeVar
+
+from ccp.store import schema
+from ccp.store.sqlite_steps import _dialect
+from ccp.store.steps import Row, Steps
+from tests.databases import aside, sql
+
+T = TypeVar("T")
+
+
+def asked(url: str, question: Steps[Any]) -> list[tuple[str, Row]]:
+    """The statements that a question yields on a database, with their parameters."""
+    seen: list[tuple[str, Row]] = []
+    steps = iter(question)
+    try:
+        statement, parameters = next(steps)
+        while True:
+            seen.append((statement, parameters))
+            statement, parameters = steps.send(_rows(url, statement, parameters))
+    except StopIteration:
+        return seen
+
+
+def _rows(url: str, statement: str, parameters: Row) -> list[Row]:
+    if schema.is_postgres(url):
+        return aside().run(aside().fetch(url, statement, parameters))
+    with closing(sqlite3.connect(schema.sqlite_file(url))) as connection:
+        return connection.execute(_dialect(statement), parameters).fetchall()
+
+
+def plan(url: str, statement: str, parameters: Row) -> str:
+    """How the engine runs a statement: the lines of its explanation."""
+    if schema.is_postgres(url):
+        return "\n".join(row[0] for row in aside().run(aside().fetch(url, f"explain {statement}", parameters)))
+    with closing(sqlite3.connect(schema.sqlite_file(url))) as connection:
+        rows = connection.execute(f"explain query plan {_dialect(statement)}", parameters)
+        return "\n".join(row[3] for row in rows)
+
+
+def plans(url: str, question: Steps[Any]) -> str:
+    return "\n".join(plan(url, statement, parameters) for statement, parameters in asked(url, question))
+
+
+def as_if_large(url: str) -> None:
+    """Have a server plan as for tables that are too large to be read whole."""
+    if schema.is_postgres(url):
+        sql(url, "analyze")
+        sql(url, "set enable_seqscan = off")
