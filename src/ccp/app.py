@@ -51,6 +51,7 @@ from ccp.server import STATE as CONNECTIONS
 from ccp.settings import Settings
 from ccp.store import Store, changes, connect
 from ccp.store.changes import Topic
+from ccp.store.time_limits import COMMANDS, REQUESTS, TimeLimits
 from ccp.tokens import Authority
 from ccp.trust import Trust
 from ccp.webhooks import Webhooks
@@ -177,11 +178,13 @@ class Assembly:
         await self.store.close()
 
 
-def assemble(config: Settings, clock: opnc.Clock = now, numbers: Metrics | None = None) -> Assembly:
-    """Build a pool, for a server or for a command. Nothing is opened yet."""
+def assemble(
+    config: Settings, clock: opnc.Clock = now, numbers: Metrics | None = None, limits: TimeLimits = COMMANDS
+) -> Assembly:
+    """Build a pool, for a server or for a command. Nothing is opened yet. limits: for the answers of the database."""
     numbers = numbers or Metrics()
     background = BackgroundTasks(numbers.task_failed)
-    store = connect(config.database, config.database_connections)
+    store = connect(config.database, config.database_connections, limits)
     trust = Trust(store)
     budget = LoopBudget()
     loop_lag = LoopLag(numbers.loop_lagged)
@@ -251,7 +254,7 @@ def create(config: Settings | None = None) -> FastAPI:
     clock = now
     logs.configure(config)
     numbers = Metrics()
-    built = assemble(config, clock, numbers=numbers)
+    built = assemble(config, clock, numbers, REQUESTS)
     store, trust, neighbours, pool = built.store, built.trust, built.neighbours, built.pool
     background, guard = built.background, built.guard
     others = Issuers(config.issuers, built.outbound, audience=config.public_url, changed=lambda: authority.forget())

@@ -199,7 +199,8 @@ class Settings(BaseSettings):
         description="Networks (CIDR) of proxies that are believed who called (X-Forwarded-For).",
     )
     database: str = Field(
-        "sqlite:///ccp.db", description="Database URL: sqlite:///FILE, or postgresql://USER:PASSWORD@HOST:PORT/NAME."
+        "sqlite:///ccp.db",
+        description="Database URL: sqlite:///FILE, or postgresql://USER:PASSWORD@HOST:PORT,HOST:PORT/NAME.",
     )
     database_connections: Annotated[int, Field(ge=1, le=500)] = Field(
         10, description="Connections to a PostgreSQL server, the most that one worker opens."

@@ -154,7 +154,7 @@ def test_a_server_without_a_pooler_is_told_from_one_with(pooled: tuple[str, str]
         await store.open()
         await store.close()
         assert isinstance(store, PostgresStore)
-        return store._pooled
+        return store._pool.pooled
 
     url, direct = pooled
     schema.upgrade(url)
@@ -178,7 +178,7 @@ def test_a_pooler_that_hides_itself_is_found_by_the_servers_answers(
                 await store.open()
             # Which session of the server a statement meets is chance: until each has met one that does not know it.
             async with asyncio.timeout(60):
-                while not all(isinstance(store, PostgresStore) and store._pooled for store in stores):
+                while not all(isinstance(store, PostgresStore) and store._pool.pooled for store in stores):
                     asked = (store.read(questions.every()) for store in stores for _ in range(4))
                     assert len({str(found) for found in await asyncio.gather(*asked)}) == 1
         finally:

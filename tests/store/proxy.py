@@ -1,4 +1,4 @@
-"""A way to a PostgreSQL server on which connections are lost at the moments that a test chooses."""
+"""A way to a PostgreSQL server on which connections are lost, or packets, at the moments that a test chooses."""
 
 from __future__ import annotations
 
@@ -23,12 +23,26 @@ class Cut(Enum):
 
 @dataclass
 class Proxy:
-    """cut: do so at the next commit, once. trips: how often somebody asked the server and was answered."""
+    """cut: do so at the next commit, once. trips: how often somebody asked the server and was answered.
+
+    swallow: packets disappear. A connection that lost one stays without an answer for ever, as behind a firewall that
+    has forgotten it; one on which nothing was said meanwhile goes on working. connections: so many were opened.
+    """
 
     url: str
     cut: Cut | None = None
     trips: int = 0
+    swallow: bool = False
+    connections: int = 0
     _writers: set[asyncio.StreamWriter] = field(default_factory=set)
+    _passing: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def hold(self) -> None:
+        """Packets wait, as those do that are sent again until the network is back."""
+        self._passing.clear()
+
+    def let_go(self) -> None:
+        self._passing.set()
 
 
 @asynccontextmanager
@@ -37,22 +51,41 @@ async def between(url: str) -> AsyncIterator[Proxy]:
     there = urlsplit(url)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        proxy.connections += 1
+        proxy._writers.add(writer)
+        await proxy._passing.wait()
+        if proxy.swallow:
+            with contextlib.suppress(ConnectionError):
+                while await reader.read(65536):
+                    pass
+            return
         server_reader, server_writer = await asyncio.open_connection(there.hostname, there.port)
-        proxy._writers |= {writer, server_writer}
-        swallow = False
+        proxy._writers.add(server_writer)
+        lost = swallow = False
 
         async def forward_answers() -> None:
-            while data := await server_reader.read(65536):
-                if swallow:
-                    break
-                proxy.trips += 1
-                writer.write(data)
-                await writer.drain()
-            writer.transport.abort()
+            nonlocal lost
+            with contextlib.suppress(ConnectionError):
+                while data := await server_reader.read(65536):
+                    await proxy._passing.wait()
+                    if swallow:
+                        break
+                    lost = lost or proxy.swallow
+                    if lost:
+                        continue
+                    proxy.trips += 1
+                    writer.write(data)
+                    await writer.drain()
+            if not lost:
+                writer.transport.abort()
 
         answers = asyncio.create_task(forward_answers())
         with contextlib.suppress(ConnectionError):
             while data := await reader.read(65536):
+                await proxy._passing.wait()
+                lost = lost or proxy.swallow
+                if lost:
+                    continue
                 if data == COMMIT and proxy.cut is not None:
                     cut, proxy.cut = proxy.cut, None
                     if cut is Cut.BEFORE_COMMIT:
@@ -69,6 +102,7 @@ async def between(url: str) -> AsyncIterator[Proxy]:
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     proxy = Proxy(urlunsplit(there._replace(netloc=f"{there.username}@127.0.0.1:{port}")))
+    proxy.let_go()
     try:
         yield proxy
     finally:

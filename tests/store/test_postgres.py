@@ -14,6 +14,7 @@ from ccp.errors import FieldError, NotFound, Unavailable
 from ccp.ids import EMAID, PCID
 from ccp.store import Store, connect, contracts, postgres
 from ccp.store.steps import Steps, newest, repeatable
+from ccp.store.time_limits import REQUESTS, TimeLimits
 from tests.databases import Server, sql
 from tests.store.made import (
     AT,
@@ -62,11 +63,11 @@ def end_sessions(url: str) -> None:
         sql(url, "select pg_terminate_backend(?, 5000)", pid)
 
 
-def with_few(url: str, connections: int, use: Callable[[Store], Awaitable[Any]]) -> Any:
+def with_few(url: str, connections: int, use: Callable[[Store], Awaitable[Any]], limits: TimeLimits = REQUESTS) -> Any:
     """Open a store that may make so many connections, use it, close it."""
 
     async def run() -> Any:
-        store = connect(url, connections)
+        store = connect(url, connections, limits)
         await store.open()
         try:
             return await use(store)
@@ -97,7 +98,7 @@ def test_a_contract_is_compressed_with_lz4_where_the_server_knows_it(url: str) -
 
 
 def test_a_session_that_stops_within_a_change_does_not_keep_its_locks_for_ever(url: str) -> None:
-    for setting, value in (("lock_timeout", "5s"), ("idle_in_transaction_session_timeout", "15s"), ("jit", "off")):
+    for setting, value in (("lock_timeout", "4s"), ("idle_in_transaction_session_timeout", "6s"), ("jit", "off")):
         assert write(url, statements((f"show {setting}", ()))) == [(value,)]
 
 
@@ -315,18 +316,16 @@ def test_many_callers_share_a_few_connections(url: str) -> None:
     assert len(stored(url)) == 100
 
 
-def test_who_waits_too_long_for_a_connection_is_told_so(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(postgres, "_WAIT_SECONDS", 0.1)
-
+def test_who_waits_too_long_for_a_connection_is_told_so(url: str) -> None:
     async def use(store: Store) -> None:
-        slow = asyncio.ensure_future(store.read(statements(("select pg_sleep(0.5)", ()))))
+        slow = asyncio.ensure_future(store.write(statements(("select pg_sleep(1)", ()))))
         await asyncio.sleep(0.05)
         with pytest.raises(Unavailable, match="The database does not answer now"):
             await store.read(contracts.by_vehicle(CAR))
         await slow
         assert await store.read(contracts.by_vehicle(CAR)) == []
 
-    with_few(url, 1, use)
+    with_few(url, 1, use, TimeLimits(read=0.4))
 
 
 def test_a_row_that_another_holds_too_long_is_unavailable(url: str, monkeypatch: pytest.MonkeyPatch) -> None:

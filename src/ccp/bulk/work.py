@@ -40,6 +40,7 @@ from ccp.revocation import Pair, RevocationService
 from ccp.settings import Settings
 from ccp.store import connect
 from ccp.store.changes import Topic
+from ccp.store.time_limits import COMMANDS
 from ccp.trust import Trust
 
 _log = structlog.get_logger("ccp.bulk")
@@ -199,7 +200,7 @@ async def _work(end: socket.socket, order: Order) -> None:
     config = Settings(**order.settings)
     logs.configure(config)
     channel = await Channel.over(end)
-    store = connect(config.database)
+    store = connect(config.database, limits=COMMANDS)
     trust = Trust(store)
     outbound = Outbound(config.outbound_allow)
     revocation = _FetchedElsewhere(store, outbound, config, now)

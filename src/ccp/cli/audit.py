@@ -26,6 +26,7 @@ from ccp.store import Store, connect
 from ccp.store import audit as questions
 from ccp.store.audit import Filter, Head, Recorded
 from ccp.store.contracts import instant
+from ccp.store.time_limits import COMMANDS
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -147,7 +148,7 @@ def pseudonym(
     async def run() -> str:
         effective = settings.load(config)
         pseudonyms = Pseudonyms(effective)
-        store = connect(effective.database)
+        store = connect(effective.database, limits=COMMANDS)
         await store.open()
         try:
             await pseudonyms.open(store)

@@ -129,9 +129,10 @@ def with_store(config: Path | None, use: Callable[[Store], Coroutine[Any, Any, T
 
     from ccp import settings
     from ccp.store import connect
+    from ccp.store.time_limits import COMMANDS
 
     async def run() -> T:
-        store = connect(settings.load(config).database)
+        store = connect(settings.load(config).database, limits=COMMANDS)
         await store.open()
         try:
             return await use(store)

@@ -10,6 +10,7 @@ from typing import Protocol
 
 from ccp.store.schema import is_postgres, sqlite_file
 from ccp.store.steps import Steps, T
+from ccp.store.time_limits import REQUESTS, TimeLimits
 
 
 class Store(Protocol):
@@ -24,13 +25,14 @@ class Store(Protocol):
         """Ask a question. It sees the newest committed state, and all its statements see the same one.
 
         Where a question is marked `newest`, each of its statements may see a newer state than the one before. Raises
-        Unavailable.
+        Unavailable, at the latest when the time for a question of its kind is over (`time_limits`).
         """
 
     async def write(self, change: Steps[T]) -> T:
         """Run the change and commit it; nothing of it stays when it raises.
 
-        Raises Unavailable when it cannot, or when nobody knows whether it did: then it says so.
+        Raises Unavailable when it cannot within the time for a change of its kind, or when it is not known whether it
+        did: then it says so.
         """
 
     def reasons(self) -> list[str]:
@@ -40,12 +42,15 @@ class Store(Protocol):
         """The database server's clock; None where the engine has none but this machine's. Raises Unavailable."""
 
 
-def connect(url: str, connections: int = 4) -> Store:
-    """The engine that a database URL names. connections: the most to a server. Raises ConfigurationError."""
+def connect(url: str, connections: int = 4, limits: TimeLimits = REQUESTS) -> Store:
+    """The engine that a database URL names. connections: the most to a server. limits: for its answers.
+
+    Raises ConfigurationError.
+    """
     if is_postgres(url):
         from ccp.store.postgres import PostgresStore
 
-        return PostgresStore(url, connections)
+        return PostgresStore(url, connections, limits)
     from ccp.store.sqlite import SQLiteStore
 
     return SQLiteStore(sqlite_file(url))

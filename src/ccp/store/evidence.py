@@ -18,7 +18,7 @@ from typing import Any, Final
 from ccp.pki.evidence import Evidence, Key, Known, LoadedCRL, RevocationList, Rules, Status
 from ccp.store import unknown
 from ccp.store.contracts import instant, microseconds
-from ccp.store.steps import Steps, T, gathered, newest, repeatable
+from ccp.store.steps import Steps, T, gathered, long_change, newest, repeatable
 
 _EVIDENCE = "issuer, serial, status, this_update, next_update, revoked_at, source"
 # Statements are kept prepared, so there are few different ones: places in a statement are filled up.
@@ -199,7 +199,7 @@ def crl(issuer: str, url: str) -> Steps[KeptCRL | None]:
     return KeptCRL(_number(number), instant(this_update), instant(next_update), etag, last_modified)
 
 
-@repeatable
+@long_change
 def load_crl(
     revocations: RevocationList,
     *,

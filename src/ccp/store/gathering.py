@@ -13,7 +13,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import cache
 from typing import Any, Final, TypeAlias
 
+from ccp.errors import Unavailable
 from ccp.store.steps import Row, Steps, T
+from ccp.store.time_limits import NOT_READ, READ_TIMEOUT
 
 Fetch: TypeAlias = Callable[[str, Row], Awaitable[Sequence[Any]]]
 
@@ -23,21 +25,28 @@ _PARAMETER: Final = re.compile(r"\$(\d+)")
 
 
 class Gathering:
-    """fetch: asks one statement of the server; what it raises, each of the askers is told."""
+    """fetch: asks one statement of the server; what it raises, each of the askers is told. timeout: seconds for all of
+    a question, with the wait for its turn.
+    """
 
-    def __init__(self, fetch: Fetch) -> None:
+    def __init__(self, fetch: Fetch, timeout: float = READ_TIMEOUT) -> None:
         self._fetch = fetch
+        self._timeout = timeout
         self._waiting: dict[str, list[tuple[Row, asyncio.Future[list[Row]]]]] = {}
         self._sent: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def answer(self, steps: Steps[T]) -> T:
-        """Ask a question whose parameters are all texts, each of its statements together with those of others."""
+        """Ask a question whose parameters are all texts, each of its statements together with those of others.
+
+        Raises Unavailable where its time is over, and what `fetch` raises.
+        """
+        deadline = asyncio.get_running_loop().time() + self._timeout
         rows: list[Row] | None = None
         try:
             while True:
                 statement, parameters = next(steps) if rows is None else steps.send(rows)
-                rows = await self._ask(statement, parameters)
+                rows = await self._ask(statement, parameters, deadline)
         except StopIteration as stop:
             answer: T = stop.value
             return answer
@@ -47,14 +56,18 @@ class Gathering:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    async def _ask(self, statement: str, parameters: Row) -> list[Row]:
+    async def _ask(self, statement: str, parameters: Row, deadline: float) -> list[Row]:
         loop = asyncio.get_running_loop()
         asked: asyncio.Future[list[Row]] = loop.create_future()
         waiting = self._waiting.setdefault(statement, [])
         waiting.append((parameters, asked))
         if len(waiting) == 1 and self._sent.get(statement, 0) < _ON_THEIR_WAY:
             loop.call_soon(self._send, statement)
-        return await asked
+        expiry = loop.call_at(deadline, _expire, asked)
+        try:
+            return await asked
+        finally:
+            expiry.cancel()
 
     def _send(self, statement: str) -> None:
         waiting = self._waiting[statement]
@@ -89,6 +102,11 @@ class Gathering:
             self._sent[statement] -= 1
             if self._waiting[statement]:
                 self._send(statement)
+
+
+def _expire(asked: asyncio.Future[list[Row]]) -> None:
+    if not asked.done():
+        asked.set_exception(Unavailable(NOT_READ))
 
 
 @cache

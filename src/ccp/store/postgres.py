@@ -4,51 +4,58 @@ A change is one transaction at READ COMMITTED: questions lock the rows that they
 what these guard only afterwards. A question that is marked `newest` costs one round trip for each of its statements;
 every other one sees one snapshot.
 
-Each worker keeps a few connections. They are used in turns without anything being reset between two uses: nothing
-here leaves a trace on a session. Statements are prepared once on each connection; behind a pooler each time, and every
-question has a transaction (see `ccp.store.pooler`).
+Each worker keeps a few connections (`ccp.store.postgres_pool`), some of which only reads may use. Statements are
+prepared once on each connection; behind a pooler each time, and every question has a transaction (see
+`ccp.store.pooler`). A read or a change that is not answered within its time limit (`ccp.store.time_limits`) raises
+Unavailable, and its connection is cut.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import random
 import ssl
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Sequence
 from datetime import datetime
 from functools import partial
-from typing import Any, Final, TypeAlias
-from weakref import WeakSet
+from typing import Any, Final
 
 import asyncpg
 import structlog
 
 from ccp.errors import CCPError, ConfigurationError, FieldError, Unavailable
-from ccp.store import pooler, postgres_tls, revisions
+from ccp.store import pooler, postgres_tls, revisions, synchronous_standby
 from ccp.store.gathering import Gathering
+from ccp.store.postgres_hosts import Connection, Hosts
+from ccp.store.postgres_pool import LOST, ConnectionPool, Expiry
 from ccp.store.steps import Overtaken, Question, Row, Steps, T
+from ccp.store.synchronous_standby import StandbyWatch, Write
+from ccp.store.time_limits import NOT_CONFIRMED, NOT_READ, NOT_WRITTEN, REQUESTS, TimeLimits
 
 _log = structlog.get_logger("ccp.store")
 
-Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
-
 OLDEST_SERVER: Final = 15
-_CONNECT_SECONDS = 5.0
-_WAIT_SECONDS = 5.0  # For a connection that others use, and for a row that others have locked.
-_STATEMENT_SECONDS = 60.0  # A server that is cut off does not say so.
-_IDLE_SECONDS = 300.0  # Networks forget connections on which nothing was said for a while.
-_TRIES = 5
+_CONNECT_TIMEOUT: Final = 5.0  # At start and for commands, for each host.
+_OPEN_TIMEOUT: Final = 15.0
+_ROLLBACK_TIMEOUT: Final = 1.0  # For a connection whose user has gone.
+_TRIES: Final = 5
 
 _SETTINGS: Final = {
-    "lock_timeout": f"{_WAIT_SECONDS:.0f}s",
-    "statement_timeout": f"{_STATEMENT_SECONDS:.0f}s",
-    # A worker that was stopped in the middle of a change must not keep its locks.
-    "idle_in_transaction_session_timeout": "15s",
+    # The server says so before the time limit of a change cuts the connection.
+    "lock_timeout": "4s",
+    # A worker that was stopped in the middle of a change must not keep its locks; longer than any change may take.
+    "idle_in_transaction_session_timeout": "6s",
     "jit": "off",
     # A contract of 4 KB takes less than half the time to store than with the server's own default.
     "default_toast_compression": "lz4",
     "synchronous_commit": "on",
+}
+# Where no pooler gives the session to others: the server ends what is asked for by a worker that has gone.
+_OF_SESSION: Final = {
+    "client_connection_check_interval": "1s",
+    "tcp_keepalives_idle": "30",
+    "tcp_keepalives_interval": "10",
+    "tcp_keepalives_count": "3",
 }
 # Only what the server knows (not every one was built with lz4); and where a change waits for a standby too, it goes on
 # doing so.
@@ -66,11 +73,8 @@ _IN_THE_WAY: Final = (
     Overtaken,
 )
 """Another transaction was in the way, or a migration: the same change may well succeed at once."""
-# The driver's own error comes where a server that goes says so in the middle of something else.
-_LOST: Final = (asyncpg.PostgresConnectionError, asyncpg.InternalClientError, OSError, TimeoutError)
-"""Nobody knows what the server made of the last statement, and the connection is of no more use."""
 _UNAVAILABLE: Final = (
-    *_LOST,
+    *LOST,
     *_IN_THE_WAY,
     asyncpg.InsufficientResourcesError,  # Disk full, out of memory, too many connections.
     asyncpg.OperatorInterventionError,  # Shutting down, starting up, cancelled.
@@ -87,75 +91,91 @@ _UNAVAILABLE: Final = (
 )
 """What passes by, or what an operator brings to an end; everything else is a mistake of ours."""
 
-_NOT_NOW: Final = "The database does not answer now; try again."
-_NOT_WRITTEN: Final = "The database cannot write now; nothing was changed, try again."
-_NOT_CONFIRMED: Final = "The database did not confirm the change, which may have been made or not; try again."
-
 
 class PostgresStore:
-    """See `ccp.store.Store`. connections: the most that this process uses at a time."""
+    """See `ccp.store.Store`. connections: the most that this process uses at a time; changes use most of them only."""
 
-    def __init__(self, url: str, connections: int) -> None:
+    def __init__(self, url: str, connections: int, limits: TimeLimits = REQUESTS) -> None:
         self._url = url
-        self._most = connections
-        self._room = asyncio.Semaphore(connections)
-        # The one that was used last is used next: its statements are prepared, and the others may go.
-        self._idle: list[tuple[Connection, float]] | None = None
+        self._limits = limits
+        self._standby = StandbyWatch(self._standby_is_waited_for, self._cut)
+        self._pool = ConnectionPool(Hosts(url), connections, self._standby.end_held)
+        # So that reads go on while every change waits, for a standby, say.
+        self._writers = connections - max(1, connections // 4) or 1
+        self._writing = asyncio.Semaphore(self._writers)
         self._work: set[asyncio.Task[Any]] = set()
         self._gathering: Gathering | None = None
-        self._pooled = False
-        self._preparing: WeakSet[Connection] = WeakSet()
         self._settings: dict[str, str] = {}
+        self._open = False
 
     async def open(self) -> None:
         connection = await connect(self._url)
+        loop = asyncio.get_running_loop()
+        limit = Expiry(loop, loop.time() + _OPEN_TIMEOUT, connection.terminate)
         try:
-            self._pooled = await pooler.is_between(connection)
+            pooled = await pooler.is_between(connection)
+            wanted = {
+                **_SETTINGS,
+                **({} if pooled else _OF_SESSION),
+                "statement_timeout": f"{max(self._limits.read, self._limits.write):.0f}s",
+            }
             async with connection.transaction():
                 revisions.check_revision(await revision(connection))
-                known = await connection.fetch(_KNOWN, list(_SETTINGS), list(_SETTINGS.values()))
+                known = await connection.fetch(_KNOWN, list(wanted), list(wanted.values()))
                 self._settings = {name: value for name, value in known}  # noqa: C416  records are no tuples
                 # A cluster plans each statement anew and sends only those of one table straight to where the rows are.
                 if await connection.fetchval("select 1 from pg_extension where extname = 'citus'") is None:
-                    self._gathering = Gathering(self._fetch)
-            await connection.close(timeout=_CONNECT_SECONDS)
-        except BaseException:
+                    self._gathering = Gathering(self._fetch, self._limits.read)
+            await connection.close(timeout=_CONNECT_TIMEOUT)
+        except LOST as exc:
+            raise ConfigurationError(
+                "The database server went away, or does not answer, while the pool starts."
+            ) from exc
+        finally:
+            limit.cancel()
             connection.terminate()
-            raise
-        if self._pooled:
+        if pooled:
             _log.info("database pooler found", prepared_statements=False)
-        self._room = asyncio.Semaphore(self._most)
-        self._idle = []
+        self._writing = asyncio.Semaphore(self._writers)
+        self._pool.open(self._settings, pooled=pooled)
+        self._open = True
 
-    def _begin(self, how: str) -> str:
-        """How a transaction begins; behind a pooler with the settings that else are those of the session."""
+    async def close(self) -> None:
+        self._open = False
+        if self._gathering is not None:
+            await self._gathering.close()
+        self._standby.close()
+        if self._work:
+            await asyncio.wait(self._work)
+        await self._pool.close()
+
+    def _begin(self, how: str, timeout: float) -> str:
+        """How a transaction begins; behind a pooler with the settings that else are those of the session.
+
+        timeout: of a statement, where it is longer than that of the session.
+        """
         begin = f"begin {how}"
-        return f"{begin}; {pooler.settings_of_transaction(self._settings)}" if self._pooled else begin
+        if self._pool.pooled:
+            begin += f"; {pooler.settings_of_transaction(self._settings)}"
+        if timeout > max(self._limits.read, self._limits.write):
+            begin += f"; set local statement_timeout = '{timeout:.0f}s'"
+        return begin
 
     def _finds_pooler(self, exc: BaseException) -> bool:
         """Whether an answer of the server tells that there is a pooler after all. From now on nothing is prepared."""
         if not isinstance(exc, pooler.SIGNS):
             return False
-        if not self._pooled:
+        if not self._pool.pooled:
             _log.warning("database pooler found", prepared_statements=False, reason=str(exc))
-            self._pooled = True
-            idle, self._idle = self._idle, []
-            for connection, _ in idle or ():
-                connection.terminate()
+            self._pool.found_pooler()
         return True
 
-    async def close(self) -> None:
-        if self._gathering is not None:
-            await self._gathering.close()
-        idle, self._idle = self._idle, None
-        if self._work:
-            await asyncio.wait(self._work)
-        for connection, _ in idle or ():
-            with contextlib.suppress(*_LOST, asyncpg.InterfaceError):
-                await connection.close(timeout=_CONNECT_SECONDS)
+    # --- Reading ---
 
     async def read(self, question: Steps[T]) -> T:
+        assert self._open, "the store is open"
         if isinstance(question, Question) and question.together and self._gathering is not None:
+            self._pool.refuse_while_silent(NOT_READ)
             return await self._gathering.answer(iter(question))
         return await self._read(question)
 
@@ -164,17 +184,21 @@ class PostgresStore:
 
     async def _read(self, question: Steps[T]) -> T:
         again = isinstance(question, Question)
+        newest = isinstance(question, Question) and question.newest
+        timeout = self._limits.long_read if isinstance(question, Question) and question.long else self._limits.read
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout
         tries = 0
         while True:
-            connection, fresh = await self._take(_NOT_NOW)
-            cancelled = False
+            connection, fresh = await self._take(deadline, NOT_READ)
+            expiry = Expiry(loop, deadline, partial(self._pool.time_out, connection))
+            cancelled, answered = False, True
             tries += 1
             try:
-                newest = isinstance(question, Question) and question.newest
-                if newest and not self._pooled:
+                if newest and not self._pool.pooled and timeout <= self._limits.read:
                     return await _run(connection, iter(question))
                 level = "read committed" if newest else "repeatable read"
-                await connection.execute(self._begin(f"isolation level {level} read only"))
+                await connection.execute(self._begin(f"isolation level {level} read only", timeout))
                 answer = await _run(connection, iter(question))
                 await connection.execute("commit")
                 return answer
@@ -184,19 +208,18 @@ class PostgresStore:
                 raise
             except Exception as exc:
                 lost = _lost(connection, exc)
+                answered = not lost
                 await _leave(connection, exc, lost)
                 # A connection that died while it was idle: there may be more of them, but a fresh one says the truth.
                 passes = self._finds_pooler(exc) and tries < _TRIES
-                if not (again and (passes or (lost and not fresh))):
-                    told = _told(exc, _NOT_NOW, lost)
+                in_time = loop.time() < deadline
+                if not (again and in_time and (passes or (lost and not fresh))):
+                    told = _told(exc, NOT_READ, lost)
                     raise told from told.__cause__
             finally:
+                expiry.cancel()
                 if not cancelled:
-                    self._give_back(connection)
-
-    async def write(self, change: Steps[T]) -> T:
-        # In a task of its own: when the caller goes, the change is still made as a whole, and the connection is good.
-        return await asyncio.shield(self._start(self._write(change)))
+                    self._pool.give_back(connection, answered=answered)
 
     def reasons(self) -> list[str]:
         return []
@@ -208,12 +231,26 @@ class PostgresStore:
 
     async def _recover(self, connection: Connection) -> None:
         """Take back a connection whose user has gone; the driver has asked the server to stop what it was doing."""
+        loop = asyncio.get_running_loop()
+        expiry = Expiry(loop, loop.time() + _ROLLBACK_TIMEOUT, connection.terminate)
         try:
             await connection.execute("rollback")
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
             connection.terminate()
         finally:
-            self._give_back(connection)
+            expiry.cancel()
+            self._pool.give_back(connection, answered=False)
+
+    # --- Changes ---
+
+    async def write(self, change: Steps[T]) -> T:
+        assert self._open, "the store is open"
+        long = isinstance(change, Question) and change.long
+        write = self._standby.begin(self._limits.long_write if long else self._limits.write)
+        # In a task of its own: when the caller goes, the change is still made as a whole, and the connection is good.
+        self._start(self._write(change, write)).add_done_callback(write.ended)
+        result: T = await write.outcome
+        return result
 
     def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)
@@ -226,71 +263,70 @@ class PostgresStore:
         if not task.cancelled():
             task.exception()  # Where the caller has gone nobody else looks at it.
 
-    async def _write(self, change: Steps[T]) -> T:
+    async def _write(self, change: Steps[T], write: Write) -> T:
+        if self._writing.locked():
+            try:
+                async with asyncio.timeout_at(write.deadline):
+                    await self._writing.acquire()
+            except TimeoutError as exc:
+                raise Unavailable(NOT_WRITTEN) from exc
+        else:
+            await self._writing.acquire()
+        try:
+            return await self._change(change, write)
+        finally:
+            self._writing.release()
+
+    async def _change(self, change: Steps[T], write: Write) -> T:
+        loop = asyncio.get_running_loop()
         tries = 0
         while True:
-            connection, fresh = await self._take(_NOT_WRITTEN)
-            begun = False
+            self._standby.refuse_while_waiting()
+            connection, fresh = await self._take(write.deadline, NOT_WRITTEN)
+            write.connection = connection
+            begun, answered = False, True
             try:
-                await connection.execute(self._begin("isolation level read committed"))
+                await connection.execute(self._begin("isolation level read committed", write.timeout))
                 begun = True
                 result = await _run(connection, iter(change))
+                write.committing = True
                 await _commit(connection)
                 return result
             except BaseException as exc:
                 lost = _lost(connection, exc)
+                answered = not lost
                 await _leave(connection, exc, lost)
-                if lost and not begun and not fresh:
+                in_time = loop.time() < write.deadline
+                if lost and not begun and not fresh and in_time:
                     continue  # It died while it was idle, and nothing was asked of it.
                 tries += 1
                 passes = self._finds_pooler(exc) or isinstance(exc, _IN_THE_WAY)
-                if not (passes and isinstance(change, Question) and tries < _TRIES):
-                    told = _told(exc, _NOT_WRITTEN, lost)
+                if isinstance(exc, asyncpg.ReadOnlySQLTransactionError):
+                    self._pool.drop_idle()  # They lead to the same server; a new one may find the primary of now.
+                    passes = not fresh
+                if not (passes and in_time and isinstance(change, Question) and tries < _TRIES):
+                    told = _told(exc, NOT_WRITTEN, lost)
                     raise told from told.__cause__
             finally:
-                self._give_back(connection)
+                write.connection, write.committing = None, False
+                self._pool.give_back(connection, answered=answered)
             await asyncio.sleep(random.uniform(0.2, 1) * 0.01 * 2**tries)  # noqa: S311  lets the other one pass
 
-    async def _take(self, otherwise: str) -> tuple[Connection, bool]:
-        """A connection that nobody else uses, and whether it was made just now. Raises Unavailable."""
-        assert self._idle is not None, "the store is open"
-        if self._room.locked():
-            try:
-                async with asyncio.timeout(_WAIT_SECONDS):
-                    await self._room.acquire()
-            except TimeoutError as exc:
-                raise Unavailable(otherwise) from exc
-        else:
-            await self._room.acquire()
+    async def _standby_is_waited_for(self) -> bool:
+        return bool(await self._fetch(synchronous_standby.WAITING, ()))
+
+    # --- Connections ---
+
+    async def _take(self, deadline: float, sentence: str) -> tuple[Connection, bool]:
+        """As `ConnectionPool.take`; whatever keeps a connection from being had is Unavailable."""
         try:
-            while self._idle:
-                connection, since = self._idle.pop()
-                if connection.is_closed():
-                    continue
-                if asyncio.get_running_loop().time() - since < _IDLE_SECONDS:
-                    return connection, False
-                connection.terminate()
-            prepare = not self._pooled
-            connection = await _connected(self._url, prepare=prepare)
-            if prepare:
-                self._preparing.add(connection)
-                try:
-                    await connection.execute(_session(self._settings))
-                except BaseException:
-                    connection.terminate()
-                    raise
-            return connection, True
+            return await self._pool.take(deadline, sentence)
         except BaseException as exc:
-            self._room.release()
-            told = _told(exc, otherwise, lost=False)
+            told = _told(exc, sentence, lost=False)
             raise told from told.__cause__
 
-    def _give_back(self, connection: Connection) -> None:
-        if self._idle is None or (self._pooled and connection in self._preparing):
-            connection.terminate()
-        elif not connection.is_closed():
-            self._idle.append((connection, asyncio.get_running_loop().time()))
-        self._room.release()
+    def _cut(self, connection: Connection) -> None:
+        self._pool.time_out(connection)
 
 
 class _Unconfirmed(Exception):
@@ -314,17 +350,22 @@ async def _run(connection: Connection, steps: Steps[T]) -> T:
 
 
 async def _commit(connection: Connection) -> None:
+    connection.warning = None
     try:
-        await connection.execute("commit")
+        status = await connection.execute("commit")
     except (asyncpg.TransactionRollbackError, asyncpg.IntegrityConstraintViolationError):
         raise  # The server says that it did not.
-    except (*_LOST, asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
+    except (*LOST, asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
         # A server that shuts down while it waits for a standby has made the change all the same.
         raise _Unconfirmed from exc
+    if status != "COMMIT":
+        raise Unavailable(NOT_WRITTEN)
+    if connection.warning is not None:  # An operator may have cancelled the wait for a standby: that is a success too.
+        raise _Unconfirmed from Unavailable(connection.warning)
 
 
 def _lost(connection: Connection, exc: BaseException) -> bool:
-    return isinstance(exc, _LOST) or connection.is_closed()
+    return isinstance(exc, LOST) or connection.is_closed()
 
 
 async def _leave(connection: Connection, exc: BaseException, lost: bool) -> None:
@@ -342,7 +383,7 @@ def _told(exc: BaseException, sentence: str, lost: bool) -> BaseException:
     """Deliberate errors as they are; what passes by as Unavailable; mistakes of ours as they are."""
     told: CCPError
     if isinstance(exc, _Unconfirmed):
-        told = Unavailable(_NOT_CONFIRMED)
+        told = Unavailable(NOT_CONFIRMED)
         told.__cause__ = exc.__cause__
         return told
     if isinstance(exc, asyncpg.CharacterNotInRepertoireError):
@@ -355,25 +396,7 @@ def _told(exc: BaseException, sentence: str, lost: bool) -> BaseException:
     return told
 
 
-# --- Connections -----------------------------------------------------------------------------------------------------
-
-
-async def _connected(url: str, *, prepare: bool) -> Connection:
-    """prepare: keep statements prepared on the connection, under names."""
-    return await asyncpg.connect(
-        url,
-        timeout=_CONNECT_SECONDS,
-        command_timeout=_STATEMENT_SECONDS + 5,
-        statement_cache_size=1000 if prepare else 0,
-        max_cached_statement_lifetime=0,
-        server_settings={"application_name": "opnc-ccp"},
-        **postgres_tls.options(url),
-    )
-
-
-def _session(settings: Mapping[str, str]) -> str:
-    """Statements that set these for the session. Values are ours."""
-    return "; ".join(f"set {name} = '{value}'" for name, value in settings.items())
+# --- Connections of commands ------------------------------------------------------------------------------------------
 
 
 async def connect(url: str) -> Connection:
@@ -383,8 +406,15 @@ async def connect(url: str) -> Connection:
     Raises ConfigurationError, which tells the operator what is wrong.
     """
     try:
-        connection = await _connected(url, prepare=False)
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError, ValueError) as exc:
+        connection = await Hosts(url).connect(_CONNECT_TIMEOUT, prepare=False)
+    except (
+        asyncpg.PostgresError,
+        asyncpg.InterfaceError,
+        asyncpg.InternalClientError,
+        OSError,
+        TimeoutError,
+        ValueError,
+    ) as exc:
         raise ConfigurationError(_why_not(exc, url)) from exc
     server = connection.get_server_version()
     encoding = connection.get_settings().server_encoding
@@ -401,6 +431,8 @@ async def connect(url: str) -> Connection:
 
 def _why_not(exc: Exception, url: str) -> str:
     """Never with the URL itself, which may hold a password."""
+    if isinstance(exc, asyncpg.TargetServerAttributeNotMatched):
+        return "None of the hosts in the database URL accepts writes now (target_session_attrs)."
     if isinstance(exc, asyncpg.PostgresError):
         return f"The database server refuses the connection: {exc}."
     if isinstance(exc, asyncpg.InterfaceError) and "certificate" in str(exc):
@@ -408,7 +440,7 @@ def _why_not(exc: Exception, url: str) -> str:
     if isinstance(exc, asyncpg.InterfaceError | ValueError) and not isinstance(exc, OSError):
         return "The database URL cannot be used; it has the form postgresql://USER:PASSWORD@HOST:PORT/NAME."
     if isinstance(exc, TimeoutError):
-        return f"The database server does not answer within {_CONNECT_SECONDS:.0f} seconds."
+        return f"The database server does not answer within {_CONNECT_TIMEOUT:.0f} seconds."
     if isinstance(exc, ssl.SSLCertVerificationError):
         told = f"The database server's certificate is not accepted: {exc.verify_message}."
         if postgres_tls.uses_system_cas(url):

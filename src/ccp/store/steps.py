@@ -28,7 +28,7 @@ class Overtaken(Unavailable):
 class Question(Generator[Statement, list[Row], T], Generic[T]):
     """A question that can be put again: each `iter` begins it anew, and so does each `yield from`.
 
-    newest, together, long: see the decorators `newest`, `gathered` and `long_running`.
+    newest, together, long: see the decorators `newest`, `gathered`, `long_running` and `long_change`.
     """
 
     def __init__(
@@ -69,7 +69,9 @@ def repeatable(function: Callable[P, Steps[T]]) -> Callable[P, Steps[T]]:
 
 def alike(within: Steps[Any], begin: Callable[[], Steps[T]]) -> Steps[T]:
     """A change around another one: it can be begun anew where that one can. begin: asks it with `yield from`."""
-    return Question(begin, within.__name__, newest=False) if isinstance(within, Question) else begin()
+    if not isinstance(within, Question):
+        return begin()
+    return Question(begin, within.__name__, newest=False, long=within.long)
 
 
 def newest(function: Callable[P, Steps[T]]) -> Callable[P, Steps[T]]:
@@ -109,5 +111,15 @@ def long_running(function: Callable[P, Steps[T]]) -> Callable[P, Steps[T]]:
     @wraps(function)
     def put(*args: P.args, **kwargs: P.kwargs) -> Steps[T]:
         return Question(partial(function, *args, **kwargs), function.__name__, newest=True, long=True)
+
+    return put
+
+
+def long_change(function: Callable[P, Steps[T]]) -> Callable[P, Steps[T]]:
+    """Mark a change whose work grows with its input, such as a revocation list: as `repeatable`, with more time."""
+
+    @wraps(function)
+    def put(*args: P.args, **kwargs: P.kwargs) -> Steps[T]:
+        return Question(partial(function, *args, **kwargs), function.__name__, newest=False, long=True)
 
     return put

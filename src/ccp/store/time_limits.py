@@ -7,12 +7,31 @@ the caller gets Unavailable (503). All values are seconds.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 READ_TIMEOUT: Final = 2.0
 WRITE_TIMEOUT: Final = 5.0
 LONG_READ_TIMEOUT: Final = 60.0
 """For a question marked `long_running`: no vehicle waits for it."""
+LONG_WRITE_TIMEOUT: Final = 60.0
+"""For a change marked `long_change`."""
+
+
+@dataclass(frozen=True, slots=True)
+class TimeLimits:
+    """What a store allows, by the kind of the question."""
+
+    read: float = READ_TIMEOUT
+    write: float = WRITE_TIMEOUT
+    long_read: float = LONG_READ_TIMEOUT
+    long_write: float = LONG_WRITE_TIMEOUT
+
+
+REQUESTS: Final = TimeLimits()
+"""For a server: partners and vehicles wait."""
+COMMANDS: Final = TimeLimits(read=60.0, write=60.0, long_read=600.0, long_write=600.0)
+"""For a command: an operator waits, who can end it."""
 
 NOT_READ: Final = "The database does not answer now; try again."
 NOT_WRITTEN: Final = "The database cannot write now; nothing was changed, try again."
