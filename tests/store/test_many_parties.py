@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass, field, replace
-from datetime import datetime
+from dataclasses import replace
 
 import pytest
 
@@ -12,58 +11,18 @@ from ccp.errors import CCPError
 from ccp.events import Subscribers
 from ccp.parties import Party, Role
 from ccp.register import Actor, Register
-from ccp.store import Store, contracts, events, sqlite
+from ccp.store import contracts, events, sqlite_steps
 from ccp.store import parties as questions
-from ccp.store.steps import Row, Statement, Steps, T
+from ccp.store.steps import Row, Steps
 from ccp.subscriptions import EventKind
 from ccp.tokens import Authority
 from tests.databases import sql
 from tests.events.receiver import webhook
+from tests.store.counting import CountingStore
 from tests.store.made import AT, FIRST, opened, variant, write
 from tests.world import party
 
 BY = Actor("cli:test")
-
-
-@dataclass
-class CountingStore:
-    """A store that notes each statement with the number of its rows, those of the audit trail left out."""
-
-    inner: Store
-    seen: list[tuple[str, int]] = field(default_factory=list)
-    all: list[tuple[str, Row]] = field(default_factory=list)
-
-    async def open(self) -> None: ...
-
-    async def close(self) -> None: ...
-
-    async def time(self) -> datetime | None:
-        return await self.inner.time()
-
-    async def read(self, question: Steps[T]) -> T:
-        return await self.inner.read(self._counted(question))
-
-    async def write(self, change: Steps[T]) -> T:
-        return await self.inner.write(self._counted(change))
-
-    def _counted(self, steps: Steps[T]) -> Steps[T]:
-        steps = iter(steps)  # type: ignore[assignment]
-        try:
-            statement: Statement = next(steps)
-            while True:
-                rows = yield statement
-                if "audit" not in statement[0]:
-                    self.seen.append((statement[0], len(rows)))
-                    self.all.append(statement)
-                statement = steps.send(rows)
-        except StopIteration as stop:
-            result: T = stop.value
-            return result
-
-    def taken(self) -> list[tuple[str, int]]:
-        """Statements and how many rows each had, since the last time."""
-        seen, self.seen = self.seen, []
-        return seen
 
 
 def oem(number: int) -> Party:
@@ -141,7 +100,7 @@ def test_edits_refreshes_and_fan_outs_read_as_much_among_many_parties_as_among_f
     assert sql(url, "select count(*) from delivery") == [(1,)]
     if url.startswith("sqlite:"):
         plans = {
-            statement: sql(url, f"explain query plan {sqlite._dialect(statement)}", *parameters)
+            statement: sql(url, f"explain query plan {sqlite_steps._dialect(statement)}", *parameters)
             for statement, parameters in statements
         }
         small = ("change_count", "CONSTANT", "USING INDEX party_not_folded", "USING INDEX outbox_created_at")

@@ -1,7 +1,8 @@
 """Sends what is to be told. Any number of processes may have one.
 
-Each webhook has a line of its own, a task with a breaker and a few places: whoever does not answer keeps nobody else
-waiting. What is due is looked for every half second by one for all, and at once when this process knows of something.
+Each webhook for which something is due has a line of its own, a task with a breaker and a few places: whoever does not
+answer keeps nobody else waiting. What is due is looked for every half second by one for all, and at once when this
+process knows of something. A webhook for which nothing is due costs nothing.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from ccp.loop_budget import LoopBudget
 from ccp.metrics import Metrics
 from ccp.outbound import Outbound, OutboundError, host_of
 from ccp.settings import Settings
-from ccp.store import Store, events
+from ccp.store import Store, due_deliveries, events
 from ccp.store.events import Delivery, Outcome
 from ccp.subscriptions import EventKind, Webhook
 
@@ -38,6 +39,9 @@ _GATHER_SECONDS: Final = 0.05  # Changes come in flocks, and each fan-out is a t
 _SWEEP_SECONDS: Final = 600.0
 _LAST_SECONDS: Final = 2.0  # For what is on its way when the process ends.
 _COUNT_SECONDS: Final = 10.0
+_LOOK_AT_ALL_SECONDS: Final = 10.0  # Where so much is due that `due_deliveries.look` does not see all of it.
+_IDLE_SECONDS: Final = 60.0  # After which a line ends for which nothing was due.
+_LONGEST_DELAY: Final = 10.0  # Of the next claim for a webhook, after claims that found nothing.
 _GROUP: Final = 100  # Events that leave the outbox in one transaction.
 _OCTETS: Final = 16_384  # Of an answer, of which the status alone is of interest; read so that the line can be kept.
 
@@ -51,11 +55,21 @@ _SENT: Final = {
 
 @dataclass(slots=True)
 class _Line:
-    """A webhook that something is due for. free: places of those that may be on their way at a time."""
+    """A webhook that something is due for. free: places of those that may be on their way at a time.
+
+    used: when something was due last. due: how many deliveries were, as far as is known. blocked: how many there were
+    when none could be claimed, because each waits behind another one of its vehicle; no other claim is tried until that
+    number changes or `next_claim` has come. Times are seconds of the monotonic clock.
+    """
 
     webhook_id: str
     breaker: Breaker
     free: int
+    used: float
+    due: int | None = None
+    blocked: int | None = None
+    next_claim: float = 0.0
+    delay: float = 0.0
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     task: Supervised | None = None
 
@@ -101,7 +115,7 @@ class Dispatcher:
         self._lines: dict[str, _Line] = {}
         self._sending: set[asyncio.Task[None]] = set()
         self._news = news or asyncio.Event()
-        self._counted = float("-inf")
+        self._counted = self._looked_at_all = float("-inf")
         # Not at once: a clock that is wrong at the start may be found out before the first sweep.
         self._swept = time.monotonic()
         self._closing = False
@@ -116,24 +130,60 @@ class Dispatcher:
     async def once(self) -> bool:
         """Put new events to webhooks, and wake the lines for which something is due. Returns whether there is more."""
         at = self._clock()
-        new, due = await self._store.read(events.pending(at))
         taken = 0
-        if new:
+        if await self._store.read(events.are_new()):
             taken = await self._store.write(events.fan_out(self._clock(), _GROUP))
-            if taken:
-                due = await self._store.read(events.due(self._clock()))
-        for webhook_id in due:
-            self._line(webhook_id).wake.set()
+        await self._wake_due()
         if time.monotonic() - self._swept >= self._sweep_every:
             self._swept = time.monotonic()
             await self._sweep()
         if time.monotonic() - self._counted >= _COUNT_SECONDS:
             self._counted = time.monotonic()
             await self._bring_back()
+            await self._end_idle()
             left = await self._store.read(events.backlog())
             oldest = (at - left.oldest).total_seconds() if left.oldest is not None else 0.0
             self._metrics.events_left(left.outbox, left.waiting, left.dead, max(0.0, oldest))
         return taken == _GROUP
+
+    async def _wake_due(self) -> None:
+        """Wake the lines of webhooks for which something is due."""
+        due = await self._store.read(due_deliveries.look(self._clock()))
+        for webhook_id, count in due.webhooks.items():
+            self._wake(webhook_id, count)
+        if due.complete or time.monotonic() - self._looked_at_all < _LOOK_AT_ALL_SECONDS:
+            return
+        self._looked_at_all = time.monotonic()
+        after: str | None = ""
+        while after is not None:
+            found, after = await self._store.read(due_deliveries.page(self._clock(), after))
+            for webhook_id in found - due.webhooks.keys():
+                self._wake(webhook_id, None)
+            await asyncio.sleep(0)
+
+    def _wake(self, webhook_id: str, due: int | None) -> None:
+        """due: how many deliveries; None where that is not known."""
+        if self._subscribers.active(webhook_id) is None:
+            return  # Disabled, or registered within the last second.
+        line, now = self._line(webhook_id), time.monotonic()
+        line.used, line.due = now, due
+        is_blocked = due is not None and due == line.blocked and now < line.next_claim
+        if not (is_blocked or line.breaker.rests):
+            line.wake.set()
+
+    async def _end_idle(self) -> None:
+        """End the lines that nothing was due for, and those of webhooks that are not told of anything any more."""
+        now = time.monotonic()
+        for line in list(self._lines.values()):
+            # What is known of a webhook that does not answer is kept.
+            idle = now - line.used > _IDLE_SECONDS and not line.breaker.is_open
+            if (
+                (idle or self._subscribers.active(line.webhook_id) is None)
+                and line.free == self._places
+                and line.task is not None
+            ):
+                del self._lines[line.webhook_id]
+                await line.task.stop()
 
     async def _bring_back(self) -> None:
         """Make deliveries due that were put off far into the future by a clock that was ahead."""
@@ -156,15 +206,11 @@ class Dispatcher:
             _log.warning("events given up that waited for too long", events=given_up)
         while await self._store.write(events.purge(at - self._keep)):
             pass
-        for line in [line for line in self._lines.values() if self._subscribers.active(line.webhook_id) is None]:
-            if line.free == self._places and line.task is not None:
-                del self._lines[line.webhook_id]
-                await line.task.stop()
 
     def _line(self, webhook_id: str) -> _Line:
         line = self._lines.get(webhook_id)
         if line is None:
-            line = _Line(webhook_id, Breaker(time.monotonic, *self._rests), self._places)
+            line = _Line(webhook_id, Breaker(time.monotonic, *self._rests), self._places, time.monotonic())
             # What it is claiming when the process ends it still begins to send: until the lease ends no other could.
             task = PeriodicTask(
                 "event_claim",
@@ -196,6 +242,11 @@ class Dispatcher:
         finally:
             if not claimed:
                 line.breaker.unused()
+        if claimed:
+            line.blocked, line.delay = None, 0.0
+        else:
+            line.blocked, line.delay = line.due, min(max(2 * line.delay, _POLL_SECONDS), _LONGEST_DELAY)
+            line.next_claim = time.monotonic() + line.delay
         line.free -= len(claimed)
         for delivery in claimed:
             task = self._background.spawn(

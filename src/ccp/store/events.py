@@ -373,29 +373,11 @@ def _contract(pcid: str, emaid: str, namespace: str) -> Steps[dict[str, str]]:
     return {**said, "cpsSignerRootCommonName": names[0]} if names else said
 
 
-@long_running
-def pending(at: datetime) -> Steps[tuple[bool, set[str]]]:
-    """Whether there is something in the outbox, and what `due` says."""
+@newest
+def are_new() -> Steps[bool]:
+    """Whether there is something in the outbox for `fan_out`."""
     rows = yield f"select 1 from outbox where kind in {_KINDS} limit 1", ()  # noqa: S608  kinds are ours
-    return bool(rows), (yield from due(at))
-
-
-@long_running
-def due(at: datetime) -> Steps[set[str]]:
-    """Webhooks for which something is due, or may be: what goes before it is looked at by `claim`.
-
-    One step in the index for each webhook that something waits for, however much that is.
-    """
-    found, after = set(), ""
-    select = """
-    select webhook_id, lease_until from delivery where state = 'waiting' and webhook_id > $1
-    order by webhook_id, lease_until limit 1
-    """
-    while rows := (yield select, (after,)):
-        after, lease_until = rows[0]
-        if lease_until <= microseconds(at):
-            found.add(after)
-    return found
+    return bool(rows)
 
 
 @long_running

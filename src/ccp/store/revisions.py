@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from ccp.errors import ConfigurationError
 
-HEAD = "0010"
+HEAD = "0011"
 """The revision that this release reads and writes; a test holds it against the migrations."""
 
 

@@ -1,0 +1,50 @@
+"""A store that notes what it is asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from ccp.store import Store
+from ccp.store.steps import Row, Statement, Steps, T
+
+
+@dataclass
+class CountingStore:
+    """A store that notes each statement with the number of its rows, those of the audit trail left out."""
+
+    inner: Store
+    seen: list[tuple[str, int]] = field(default_factory=list)
+    all: list[tuple[str, Row]] = field(default_factory=list)
+
+    async def open(self) -> None: ...
+
+    async def close(self) -> None: ...
+
+    async def time(self) -> datetime | None:
+        return await self.inner.time()
+
+    async def read(self, question: Steps[T]) -> T:
+        return await self.inner.read(self._counted(question))
+
+    async def write(self, change: Steps[T]) -> T:
+        return await self.inner.write(self._counted(change))
+
+    def _counted(self, steps: Steps[T]) -> Steps[T]:
+        steps = iter(steps)  # type: ignore[assignment]
+        try:
+            statement: Statement = next(steps)
+            while True:
+                rows = yield statement
+                if "audit" not in statement[0]:
+                    self.seen.append((statement[0], len(rows)))
+                    self.all.append(statement)
+                statement = steps.send(rows)
+        except StopIteration as stop:
+            result: T = stop.value
+            return result
+
+    def taken(self) -> list[tuple[str, int]]:
+        """Statements and how many rows each had, since the last time."""
+        seen, self.seen = self.seen, []
+        return seen
