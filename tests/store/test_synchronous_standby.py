@@ -1,0 +1,146 @@
+"""A PostgreSQL primary whose synchronous standby hangs: what callers are told, and what goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+import pytest
+from structlog.testing import capture_logs
+
+from ccp.errors import Unavailable
+from ccp.ids import EMAID
+from ccp.store import Store, contracts, synchronous_standby, time_limits
+from ccp.store.time_limits import TimeLimits
+from tests.databases import Server, replicated, sql, wait_for_standby
+from tests.store.made import AT, CAR, NO_LIMITS, variant
+from tests.store.test_postgres import numbered, sessions, stored
+from tests.store.test_silent_database import SPARE, opened, timed
+
+LIMITS = TimeLimits(read=2, write=2)
+WAITING = (synchronous_standby.NOT_CONFIRMED, time_limits.NOT_CONFIRMED)
+
+
+@pytest.fixture(scope="module")
+def pair() -> Iterator[tuple[Server, Server, str]]:
+    with replicated() as found:
+        yield found
+
+
+@pytest.fixture
+def hanging(pair: tuple[Server, Server, str]) -> Iterator[tuple[Server, Server, str]]:
+    """The primary and its standby, which a test may pause, and the URL of an empty database."""
+    primary, standby, name = pair
+    url = primary.url(name)
+    for table in ("contract", "vehicle", "emaid_claim", "outbox"):
+        sql(url, f"delete from {table}")
+    yield primary, standby, url
+    standby.resume()
+    wait_for_standby(primary, "sync")
+
+
+async def until_written(store: Store, emaid: EMAID) -> None:
+    deadline = time.monotonic() + 20
+    while isinstance((await timed(store.write(contracts.publish(variant(emaid), AT, NO_LIMITS))))[0], Unavailable):
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
+
+
+def test_a_hanging_standby_is_told_as_what_it_is_and_reads_go_on(hanging: tuple[Server, Server, str]) -> None:
+    _, standby, url = hanging
+
+    async def run() -> None:
+        with capture_logs() as log:
+            async with opened(url, 4, LIMITS) as store:
+                await store.write(contracts.publish(numbered(0), AT, NO_LIMITS))
+                standby.pause()
+                changes = [store.write(contracts.publish(numbered(n), AT, NO_LIMITS)) for n in range(1, 9)]
+                under_way = asyncio.gather(*map(timed, changes))
+                while not under_way.done():
+                    assert await store.read(contracts.by_vehicle(CAR)), "three of four connections wait, one reads"
+                    await asyncio.sleep(0.05)
+                outcomes = under_way.result()
+                assert all(seconds < LIMITS.write + SPARE for _, seconds in outcomes)
+                said = [str(outcome) for outcome, _ in outcomes]
+                assert synchronous_standby.NOT_CONFIRMED in said
+                assert synchronous_standby.NOT_WRITTEN in said or time_limits.NOT_WRITTEN in said
+                # From now on no change is begun, which takes no time and no session of the server.
+                for number in range(10, 40):
+                    outcome, _ = await timed(store.write(contracts.publish(numbered(number), AT, NO_LIMITS)))
+                    assert str(outcome) == synchronous_standby.NOT_WRITTEN
+                assert len(await asyncio.to_thread(sessions, url)) <= 4
+                assert not store._pool.silent
+                standby.resume()
+                await until_written(store, numbered(50).emaid)
+        events = [entry["event"] for entry in log]
+        assert events.count("synchronous standby does not answer") == 1
+        assert "synchronous standby answers again" in events
+        unsure = {numbered(n).emaid for n, sentence in enumerate(said, start=1) if sentence in WAITING}
+        found = await asyncio.to_thread(stored, url)
+        assert {numbered(0).emaid, numbered(50).emaid} <= found <= {numbered(0).emaid, numbered(50).emaid} | unsure
+
+    asyncio.run(run())
+
+
+def test_a_standby_that_is_taken_out_lets_changes_go_on(hanging: tuple[Server, Server, str]) -> None:
+    primary, standby, url = hanging
+
+    def configure(names: str) -> None:
+        sql(primary.url("postgres"), f"alter system set synchronous_standby_names = '{names}'")
+        sql(primary.url("postgres"), "select pg_reload_conf()")
+
+    async def run() -> None:
+        async with opened(url, 4, LIMITS) as store:
+            standby.pause()
+            outcome, _ = await timed(store.write(contracts.publish(numbered(1), AT, NO_LIMITS)))
+            assert str(outcome) == synchronous_standby.NOT_CONFIRMED
+            await asyncio.to_thread(configure, "")
+            await until_written(store, numbered(2).emaid)
+
+    try:
+        asyncio.run(run())
+        assert stored(url) == {numbered(1).emaid, numbered(2).emaid}
+    finally:
+        standby.resume()
+        configure("standby")
+
+
+def test_a_commit_whose_wait_is_cancelled_is_not_told_as_a_success(hanging: tuple[Server, Server, str]) -> None:
+    _, standby, url = hanging
+    waiting = "select pid from pg_stat_activity where wait_event = 'SyncRep'"
+
+    def cancel() -> None:
+        deadline = time.monotonic() + 10
+        while not (pids := sql(url, waiting)):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        sql(url, "select pg_cancel_backend(?)", pids[0][0])
+
+    async def run() -> None:
+        async with opened(url, 4, TimeLimits(write=20)) as store:
+            await store.read(contracts.by_vehicle(CAR))
+            standby.pause()
+            change = asyncio.ensure_future(timed(store.write(contracts.publish(numbered(1), AT, NO_LIMITS))))
+            await asyncio.to_thread(cancel)
+            outcome, _ = await change
+            assert str(outcome) == time_limits.NOT_CONFIRMED
+
+    asyncio.run(run())
+
+
+def test_a_store_that_is_closed_does_not_wait_for_a_standby(hanging: tuple[Server, Server, str]) -> None:
+    _, standby, url = hanging
+
+    async def run() -> None:
+        async with opened(url, 4, LIMITS) as store:
+            standby.pause()
+            outcome, _ = await timed(store.write(contracts.publish(numbered(1), AT, NO_LIMITS)))
+            assert str(outcome) == synchronous_standby.NOT_CONFIRMED
+            begun = asyncio.ensure_future(timed(store.write(contracts.publish(numbered(2), AT, NO_LIMITS))))
+            await asyncio.sleep(0)
+            began = time.monotonic()
+        assert time.monotonic() - began < LIMITS.write + SPARE
+        assert isinstance((await begun)[0], Unavailable)
+
+    asyncio.run(run())
