@@ -18,6 +18,8 @@ import traceback
 from pathlib import Path
 from typing import Final
 
+sys.path.insert(1, str(Path(__file__).parents[1]))  # For the servers of the tests.
+
 from rig import processes, report
 from rig.report import Busy, Row
 

@@ -1,0 +1,9 @@
+"""The short form of `bench/hold.py --only database`."""
+
+from __future__ import annotations
+
+from tests.hold.short import held
+
+
+def test_a_silent_database_leaves_no_vehicle_without_an_answer() -> None:
+    held("database")
