@@ -4,18 +4,25 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ccp.bulk import exporting
+from ccp.bulk.exporting import Filter
+from ccp.ids import EMAID, PCID, WMI, ProviderId
 from ccp.sim.pki import PKI
+from ccp.store import Store, bulk, contracts
+from ccp.store.steps import Steps
 from tests.bulk.fleet import Database, body, database, jsonl, new_emaid, new_pcid
 from tests.bulk.test_import import counts, imported
 from tests.cli.run import ccp, good, told
 from tests.durability.disk import small_disk
-from tests.store.made import broken_invariants, sql
+from tests.store.made import AT, NO_LIMITS, broken_invariants, new_database, read, sql, variant, with_store, write
 from tests.world import Pool
 
 
@@ -98,6 +105,82 @@ def test_filters_leave_out_and_several_of_a_kind_let_more_pass(filled: Database)
     assert both == these(xsdMsgDefNamespace=("urn:iso:15118:20:",), emaid=("NLEXB",)) != []
     assert exported(filled, "--wmi", "XXX") == []
     assert "wmi" in told("export", "-", "--wmi", "too long", env=filled.env)
+
+
+def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The vehicles whose contracts are read from here on."""
+    seen: list[str] = []
+    real = bulk.by_vehicle
+
+    def noting(pcid: PCID) -> Any:
+        seen.append(pcid)
+        return real(pcid)
+
+    monkeypatch.setattr(bulk, "by_vehicle", noting)
+    return seen
+
+
+@pytest.mark.parametrize("name", ["sqlite", "postgresql"])
+def test_an_export_of_a_provider_or_a_maker_reads_its_vehicles_alone(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    url = new_database(tmp_path) if name == "sqlite" else request.getfixturevalue("postgres").emptied()
+    fleet = [(EMAID(f"DEEX{provider}X{n:08d}"), PCID(f"{maker}{n:014d}")) for n, (provider, maker) in enumerate(
+        [("A", "WEX"), ("A", "WEY"), ("Z", "WEX"), ("Z", "WEZ"), ("B", "WEX"), ("0", "WXB"), ("9", "ZZZ")] * 40
+    )]  # fmt: skip
+    # A second contract of its provider and one of another, so that an index leads to the vehicle three times.
+    fleet += [(EMAID(f"DEEX{provider}Y{n:08d}"), PCID(f"WEX{0:014d}")) for n, provider in enumerate("AABZ")]
+    write(url, *(contracts.publish(variant(emaid, pcid), AT, NO_LIMITS) for emaid, pcid in fleet))
+
+    async def use(store: Store) -> None:
+        for wanted in (
+            Filter(providers=frozenset({ProviderId("DEEXA")})),
+            Filter(providers=frozenset({ProviderId("DEEXZ"), ProviderId("DEEX9")})),
+            Filter(wmis=frozenset({WMI("WEX")})),
+            Filter(wmis=frozenset({WMI("ZZZ"), WMI("WEZ")})),
+            Filter(frozenset({ProviderId("DEEXZ")}), frozenset({WMI("WEX")})),
+            Filter(wmis=frozenset({WMI("AAA")})),
+        ):
+            expected = {
+                (emaid, pcid)
+                for emaid, pcid in fleet
+                if (not wanted.providers or emaid.provider in wanted.providers)
+                and (not wanted.wmis or pcid.wmi in wanted.wmis)
+            }
+            for plain in (True, False):  # By the index, and without it where the database sorts otherwise.
+                with monkeypatch.context() as patch:
+                    if not plain:
+                        patch.setattr(exporting, "sorts_by_character", partial(constant, False))
+                    seen = looked_at(patch)
+                    found = [json.loads(line) async for line in exporting.lines(store, wanted)]
+                    assert len(found) == len(expected)
+                    assert {(each["emaid"], each["pcid"]) for each in found} == expected
+                    if plain:
+                        assert set(seen) == {pcid for _, pcid in expected}
+
+    with_store(url, use)
+
+
+def constant(value: bool) -> Steps[bool]:
+    yield "select 1", ()
+    return value
+
+
+def test_how_a_database_sorts_is_noticed(tmp_path: Path) -> None:
+    assert read(new_database(tmp_path), bulk.sorts_by_character())
+    steps = iter(bulk.sorts_by_character())
+    statement, _ = next(steps)
+    pairs = re.findall(r"'(..)'", statement)
+    with pytest.raises(StopIteration) as stop:
+        steps.send([(pair,) for pair in sorted(pairs, key=lambda pair: (pair == "AA", pair))])  # As in Danish.
+    assert stop.value.value is False
+
+
+@pytest.mark.parametrize(
+    ("prefix", "following"), [("WEX", "WEY"), ("WEZ", "WF"), ("WZZ", "X"), ("ZZZ", None), ("WE9", "WEA")]
+)
+def test_a_range_of_ids_ends_before_the_next_prefix(prefix: str, following: str | None) -> None:
+    assert bulk._following(prefix) == following
 
 
 def test_a_file_is_whole_or_as_it_was(tmp_path: Path, filled: Database) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import gzip
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import IO, Any, Final
 
@@ -14,9 +16,10 @@ import orjson
 from ccp import wire
 from ccp.contracts import SignedContract
 from ccp.files import replace_private
-from ccp.ids import WMI, Namespace, ProviderId
+from ccp.ids import PCID, WMI, Namespace, ProviderId
 from ccp.store import Store
-from ccp.store.bulk import page
+from ccp.store.bulk import Page, page, page_of_provider, sorts_by_character
+from ccp.store.steps import Steps
 from ccp.terminal import printable_json_bytes
 
 _VEHICLES: Final = 100
@@ -38,14 +41,47 @@ class Filter:
 
 
 async def lines(store: Store, wanted: Filter) -> AsyncIterator[bytes]:
-    """A line for each variant, vehicles in the order of their PCIDs. Each vehicle is seen as it is at one moment."""
-    after: str | None = ""
-    while after is not None:
-        found = await store.read(page(after, _VEHICLES, frozenset(wanted.wmis)))
-        for contract in found.contracts:
-            if wanted.passes(contract):
-                yield printable_json_bytes(orjson.dumps(members(contract), option=orjson.OPT_APPEND_NEWLINE))
-        after = found.last
+    """A line for each variant, vehicles in the order of their PCIDs. Each vehicle is seen as it is at one moment.
+
+    Where providers are wanted, in the order of their EMAIDs, and a vehicle with the first contract of it: so an index
+    finds them, and the others are not read.
+    """
+    async for contract in _contracts(store, wanted):
+        if wanted.passes(contract):
+            yield printable_json_bytes(orjson.dumps(members(contract), option=orjson.OPT_APPEND_NEWLINE))
+
+
+async def _contracts(store: Store, wanted: Filter) -> AsyncIterator[SignedContract]:
+    """All that are wanted, and some more."""
+    wmis = frozenset(map(str, wanted.wmis))
+    several: set[PCID] = set()  # Vehicles with several contracts that are wanted: each of these finds them.
+    async for contracts in _portions(store, wanted, wmis):
+        for pcid, group in groupby(contracts, lambda contract: contract.pcid):
+            found = list(group)
+            if wanted.providers and len({contract.emaid for contract in found if wanted.passes(contract)}) > 1:
+                if pcid in several:
+                    continue
+                several.add(pcid)
+            for contract in found:
+                yield contract
+
+
+async def _portions(store: Store, wanted: Filter, wmis: frozenset[str]) -> AsyncIterator[list[SignedContract]]:
+    """Contracts of vehicles that may be wanted, by an index as far as there is one."""
+    queries: list[Callable[[str], Steps[Page]]]
+    if not (wanted.providers or wmis) or not await store.read(sorts_by_character()):
+        queries = [partial(page, limit=_VEHICLES, wmis=wmis)]
+    elif wanted.providers:
+        providers = sorted(wanted.providers)
+        queries = [partial(page_of_provider, provider, limit=_VEHICLES, wmis=wmis) for provider in providers]
+    else:
+        queries = [partial(page, limit=_VEHICLES, wmis=wmis, prefix=wmi) for wmi in sorted(wmis)]
+    for query in queries:
+        after: str | None = ""
+        while after is not None:
+            found = await store.read(query(after))
+            yield found.contracts
+            after = found.last
 
 
 def members(contract: SignedContract) -> dict[str, Any]:
