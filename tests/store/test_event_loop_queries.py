@@ -21,6 +21,7 @@ from ccp.store import (
     audit,
     changes,
     contracts,
+    due_deliveries,
     erasure,
     events,
     evidence,
@@ -60,8 +61,9 @@ QUESTIONS: dict[str, Any] = {
     "register question": parties.lives("example", AT),
     "webhooks question": events.webhooks("example"),
     "events.webhook": events.webhook("example"),
-    "events.pending": LONG,
-    "events.due": LONG,
+    "events.are_new": "the first row that it meets",
+    "due_deliveries.look": due_deliveries.look(AT),
+    "due_deliveries.page": due_deliveries.page(AT, ""),
     "events.backlog": LONG,
     "events.beyond": LONG,
     "holder": contracts.holder(E),
@@ -85,8 +87,6 @@ QUESTIONS: dict[str, Any] = {
     "queries.idle_vehicles": LONG,
 }
 LONG_ONES = (
-    events.pending(AT),
-    events.due(AT),
     events.backlog(),
     events.backlogs(),
     events.beyond(AT),
