@@ -15,7 +15,7 @@ import asyncio
 import contextlib
 import ipaddress
 import ssl
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import SplitResult
@@ -91,14 +91,12 @@ class Outbound:
             "keepalive_expiry": 15.0,
             "retries": 0,
         }
-        self._guarded = httpcore.AsyncConnectionPool(network_backend=self._guard, ssl_context=tls_context(), **limits)
-        self._configured = httpcore.AsyncConnectionPool(
-            network_backend=self.configured_backend, ssl_context=ssl.create_default_context(), **limits
-        )
+        self._guarded = _LazyPool(tls_context, network_backend=self._guard, **limits)
+        self._configured = _LazyPool(ssl.create_default_context, network_backend=self.configured_backend, **limits)
 
     async def close(self) -> None:
-        await self._guarded.aclose()
-        await self._configured.aclose()
+        await self._guarded.close()
+        await self._configured.close()
 
     async def check_reachable(self, url: str, *, owner: str = "") -> None:
         """Refuse a URL that a guarded call cannot reach: its host does not exist, or is at an address that may not be
@@ -141,7 +139,7 @@ class Outbound:
         parts = _split(url)
         host = str(parts.hostname)
         errand = Errand(owner, party)
-        pool = self._guarded if guarded else self._configured
+        lazy = self._guarded if guarded else self._configured
         sent = {"Host": parts.netloc, "User-Agent": "opnc-ccp", "Accept-Encoding": "identity", **(headers or {})}
         if content or method in ("POST", "PUT"):
             sent["Content-Length"] = str(len(content))
@@ -149,6 +147,7 @@ class Outbound:
             slot = self._slots.hold(owner) if owner and self._slots else contextlib.nullcontext()
             with running(errand):
                 async with asyncio.timeout(seconds), slot:
+                    pool = await lazy.pool()
                     await self._budget.spend(_REQUEST_COST)
                     errand.asked = True
                     async with pool.stream(method, url, headers=list(sent.items()), content=content) as response:
@@ -170,6 +169,31 @@ class Outbound:
             raise OutboundError(f"{host} is not a valid host name.", blame=False) from without_frames(exc)
         received = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
         return Answer(response.status, received, body)
+
+
+class _LazyPool:
+    """A connection pool that is made for its first request, and its TLS context in a thread.
+
+    To load the CAs of the system takes 30 ms of the processor, which a start need not wait for, nor an event loop.
+    """
+
+    def __init__(self, tls: Callable[[], ssl.SSLContext], **options: Any) -> None:
+        self._tls = tls
+        self._options = options
+        self._pool: httpcore.AsyncConnectionPool | None = None
+        self._making = asyncio.Lock()
+
+    async def pool(self) -> httpcore.AsyncConnectionPool:
+        if self._pool is None:
+            async with self._making:
+                if self._pool is None:
+                    context = await asyncio.to_thread(self._tls)
+                    self._pool = httpcore.AsyncConnectionPool(ssl_context=context, **self._options)
+        return self._pool
+
+    async def close(self) -> None:
+        if self._pool is not None:
+            await self._pool.aclose()
 
 
 async def _read_body(response: httpcore.Response, host: str, max_bytes: int, cut: bool) -> bytes:
