@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -71,6 +72,8 @@ _RETRY_UNKNOWN: Final = timedelta(minutes=10)  # Responders learn of new certifi
 _ROUND_SECONDS: Final = 15.0
 _BATCH: Final = 200
 _BACKGROUND: Final = 64
+# Certificates that one caller makes the pool ask about at a time. As many requests may wait for one host.
+_MAX_ASKED: Final = 1_000
 _LISTS_AT_A_TIME: Final = 2  # Of one issuer: each may be 16 MiB in memory.
 _LONG_RESPONSE: Final = 8_192  # Bytes of an OCSP response that is read in a thread: it may speak of many certificates.
 
@@ -127,6 +130,7 @@ class RevocationService:
         self._jitter: Final = jitter
         self._flights: Final[dict[object, asyncio.Task[Any]]] = {}
         self._background: Final[set[asyncio.Task[Any]]] = set()
+        self._callers: Final[Counter[str]] = Counter()  # Certificates that are asked about, by caller.
 
     async def close(self) -> None:
         running = [*self._flights.values(), *self._background]
@@ -190,22 +194,27 @@ class RevocationService:
         watch: bool = True,
         seconds: float = PUBLISH_SECONDS,
         caller: str = "",
+        max_asked: int = _MAX_ASKED,
     ) -> dict[tuple[str, int], Unavailable]:
         """Fetch evidence for certificates of verified chains, all at the same time, and keep it.
 
         Waits so long at most; what takes longer goes on. Requests of one caller for the same certificate share one
         exchange; of different callers they do not, so that none waits in another's queue.
-        watch: refresh the evidence from now on. Returns what could not be had, and why.
+        watch: refresh the evidence from now on. max_asked: certificates that this caller may have asked about at a
+        time. Returns what could not be had, and why.
         """
         waiting: dict[asyncio.Task[None], list[tuple[str, int]]] = {}
+        failures: dict[tuple[str, int], Unavailable] = {}
         for certificate, issuer in missing:
             key = issuer.issuer_id, certificate.serial_number
-            task = self._flight((key, caller), partial(self._ask, certificate, issuer, at, watch, caller))
+            if (key, caller) not in self._flights and self._callers[caller] >= max_asked:
+                failures[key] = EvidenceError("The caller makes the pool ask about too many certificates at a time.")
+                continue
+            task = self._flight((key, caller), partial(self._ask_for, certificate, issuer, at, watch, caller))
             waiting.setdefault(task, []).append(key)
         if not waiting:
-            return {}
+            return failures
         done, late = await asyncio.wait(waiting, timeout=seconds)
-        failures: dict[tuple[str, int], Unavailable] = {}
         for task in late:
             failures.update(dict.fromkeys(waiting[task], EvidenceError("It takes longer than a request can wait.")))
         for task in done:
@@ -350,6 +359,18 @@ class RevocationService:
         # Expected failures are raised to the callers that wait; only defects are reported here.
         if exc is not None and not isinstance(exc, CCPError):
             self._tasks.failed("evidence_fetch", exc)
+
+    async def _ask_for(
+        self, certificate: Certificate, issuer: Certificate, at: datetime, watch: bool, caller: str
+    ) -> None:
+        """As `_ask`, counted for the caller."""
+        self._callers[caller] += 1
+        try:
+            await self._ask(certificate, issuer, at, watch, caller)
+        finally:
+            self._callers[caller] -= 1
+            if not self._callers[caller]:
+                del self._callers[caller]
 
     async def _ask(self, certificate: Certificate, issuer: Certificate, at: datetime, watch: bool, caller: str) -> None:
         """Get and keep evidence for one certificate: from a CRL if there is one, else by OCSP. Raises Unavailable."""

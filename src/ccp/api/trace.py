@@ -106,9 +106,9 @@ class Tracing:
             return
         trace = Trace(next(self._trace_ids))
         scope[_KEY] = trace
-        scope["path"], trace.emaid, trace.pcid = _read_path(
-            scope["method"], scope["path"], scope.get("raw_path") or b""
-        )
+        raw = scope.get("raw_path") or b""
+        read_path = _read_short_path if len(raw) <= _SHORT_PATH else _read_path
+        scope["path"], trace.emaid, trace.pcid = read_path(scope["method"], scope["path"], raw)
         began = time.perf_counter()
         status = 0
 
@@ -224,11 +224,15 @@ def _outcome(trace: Trace, status: int) -> str:
     return "ok" if status < 400 else "refused" if status < 500 else "crashed"
 
 
-@lru_cache(1024)
 def _read_path(method: str, path: str, raw: bytes) -> tuple[str, EMAID | None, PCID | None]:
-    """The path in its canonical form, and the ids in it. Remembered: most requests go to a few paths."""
+    """The path in its canonical form, and the ids in it."""
     path = _canonical(_path(path, raw))
     return path, *_ids_in(method, path)
+
+
+_read_short_path: Final = lru_cache(1024)(_read_path)
+"""Most requests go to a few paths. Long ones are not remembered: a thousand of them would take 12 MiB."""
+_SHORT_PATH: Final = 160  # Bytes, as they came; no path of the API with its ids has more.
 
 
 def _path(path: str, raw: bytes) -> str:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sys
 import threading
 import time
 from collections import Counter
@@ -498,7 +499,7 @@ class _Crew:
     async def _gather(self, channel: Channel, wanted: Wanted) -> None:
         """Fetch evidence for a worker; who asks for the same at the same time shares it."""
         failures = await self._built.revocation.gather(
-            work.pairs_of(wanted), wanted.at, seconds=_EVIDENCE_SECONDS, caller=_IMPORT
+            work.pairs_of(wanted), wanted.at, seconds=_EVIDENCE_SECONDS, caller=_IMPORT, max_asked=sys.maxsize
         )
         # Causes stay here: what they hold may not travel.
         await _send(channel, Had(wanted.number, {key: type(each)(*each.messages) for key, each in failures.items()}))

@@ -154,7 +154,14 @@ class _FetchedElsewhere(RevocationService):
         self._asked = {}
 
     async def gather(
-        self, missing: Iterable[Pair], at: datetime, *, watch: bool = True, seconds: float = 0.0, caller: str = ""
+        self,
+        missing: Iterable[Pair],
+        at: datetime,
+        *,
+        watch: bool = True,
+        seconds: float = 0.0,
+        caller: str = "",
+        max_asked: int = sys.maxsize,
     ) -> dict[tuple[str, int], Unavailable]:
         number = len(self._asked)
         answer: asyncio.Future[dict[tuple[str, int], Unavailable]] = asyncio.get_running_loop().create_future()

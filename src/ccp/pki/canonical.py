@@ -29,6 +29,7 @@ _LOWER: Final = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}
 # By the name's bytes. The names of CAs are few; those of leaves are never asked for.
 _KNOWN: Final[dict[bytes, bytes]] = {}
 _MAX_KNOWN: Final = 4096
+_LONGEST_KNOWN: Final = 1024  # Bytes. Names of certificates in OCSP responses may have a hundred thousand.
 
 
 def canonical_name(name: bytes) -> bytes:
@@ -39,9 +40,10 @@ def canonical_name(name: bytes) -> bytes:
     known = _KNOWN.get(name)
     if known is None:
         known = b"".join(_relative(name, one) for one in der.elements(name))
-        if len(_KNOWN) >= _MAX_KNOWN:
-            _KNOWN.clear()
-        _KNOWN[name] = known
+        if len(name) <= _LONGEST_KNOWN:
+            if len(_KNOWN) >= _MAX_KNOWN:
+                _KNOWN.clear()
+            _KNOWN[name] = known
     return known
 
 

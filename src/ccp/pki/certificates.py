@@ -133,6 +133,7 @@ class _Extensions(NamedTuple):
 # them takes longer than everything else about a leaf but its signature.
 _KNOWN_EXTENSIONS: Final[dict[bytes, _Extensions]] = {}
 _MOST_KNOWN: Final = 512
+_LONGEST_KNOWN: Final = 512  # Bytes; the field's profiles have 100 to 350. In memory they take up to 50 times as many.
 
 
 class Certificate:
@@ -362,9 +363,10 @@ class Certificate:
             if identifier is not None:
                 del values[x509.SubjectKeyIdentifier]
             known = _Extensions(values, listed, addresses, authority)
-            if len(_KNOWN_EXTENSIONS) >= _MOST_KNOWN:
-                _KNOWN_EXTENSIONS.clear()
-            _KNOWN_EXTENSIONS[octets] = known
+            if len(octets) <= _LONGEST_KNOWN:
+                if len(_KNOWN_EXTENSIONS) >= _MOST_KNOWN:
+                    _KNOWN_EXTENSIONS.clear()
+                _KNOWN_EXTENSIONS[octets] = known
         return known
 
     @_once

@@ -82,12 +82,16 @@ def names_match(text: str, name: x509.Name) -> bool:
     return bool(sent) and needed <= sent <= known
 
 
-@lru_cache(maxsize=512)
 def folded(text: str) -> frozenset[tuple[str, str]]:
     """What `parse_dn` finds, its values for comparison without regard to case.
 
     Vehicles of one make list the same few roots, and each of our own roots is compared with all of them.
     """
+    return _folded_text(text[:_LONGEST_DN])  # No more is read; a message may have a name of its own length.
+
+
+@lru_cache(maxsize=512)
+def _folded_text(text: str) -> frozenset[tuple[str, str]]:
     return _folded(parse_dn(text))
 
 

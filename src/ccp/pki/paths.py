@@ -95,6 +95,7 @@ MAX_USED: Final = 2  # ISO 15118-2 and -20 know Sub-CA 1 and Sub-CA 2, no more.
 _MAX_ATTEMPTS: Final = 32  # A straight chain needs three; the rest is for roll-overs and cross-signing.
 _MAX_SERIAL_BITS: Final = 20 * 8 - 1  # Twenty octets of a positive INTEGER (RFC 5280 clause 4.1.2.2).
 _CACHE_SIZE: Final = 512  # Sub-CA 2 of the whole ecosystem, in the few orders in which their issuers are sent.
+_LONGEST_REMEMBERED: Final = 1024  # Bytes of a sub-CA; the field has up to 800. In memory it may take 50 times as many.
 _LEAVES: Final = 2048  # A vehicle that gets no contract yet asks again and again, and so does a test bench.
 
 _TIME: Final = "%Y-%m-%dT%H:%M:%SZ"
@@ -184,9 +185,10 @@ class TrustAnchors:
         found = self._read.get(der)
         if found is None:
             found = Certificate.load(der)
-            if len(self._read) >= _CACHE_SIZE:
-                self._read.clear()
-            self._read[der] = found
+            if len(der) <= _LONGEST_REMEMBERED:
+                if len(self._read) >= _CACHE_SIZE:
+                    self._read.clear()
+                self._read[der] = found
         return found
 
     def leaf(self, der: bytes) -> Certificate:

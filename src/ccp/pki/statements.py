@@ -11,7 +11,6 @@ import binascii
 import re
 from collections.abc import Collection
 from datetime import datetime, timedelta
-from functools import lru_cache
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
@@ -205,7 +204,6 @@ def _responder(response: ocsp.OCSPResponse, issuer: Certificate, at: datetime) -
     raise problem
 
 
-@lru_cache(maxsize=256)
 def _key_hash(certificate: Certificate) -> bytes:
     """SHA-1 over the public key's bits, which is what this method of cryptography makes. Raises ChainError."""
     return x509.SubjectKeyIdentifier.from_public_key(certificate.public_key).digest
