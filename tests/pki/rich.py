@@ -29,6 +29,7 @@ from ccp.sim.pki import (
 )
 
 _POLICY = x509.ObjectIdentifier("1.3.6.1.4.1.99999.1")
+NOWHERE = "http://127.0.0.1:9"
 Extensions = tuple[tuple[x509.ExtensionType, bool], ...]
 
 
@@ -52,7 +53,7 @@ def rich_name(cn: str, domain_component: str | None, full: bool) -> x509.Name:
     return x509.Name(parts)
 
 
-def rich_extensions(full: bool, url: str = "http://pki.example") -> Extensions:
+def rich_extensions(full: bool, url: str = NOWHERE) -> Extensions:
     """full: every kind that cryptography reads; otherwise what fits into the 800 bytes of ISO 15118-2."""
     name = x509.DirectoryName(rich_name("List", None, full=False))
     responder = x509.AccessDescription(AuthorityInformationAccessOID.OCSP, x509.UniformResourceIdentifier(url))
@@ -99,14 +100,18 @@ class RichAddresses(Addresses):
     """What a CA puts into what it issues: all of the extensions."""
 
     full: bool = False
+    url: str = NOWHERE
 
     def extensions(self) -> Extensions:
-        return rich_extensions(self.full)
+        return rich_extensions(self.full, self.url)
 
 
-def rich_pki(at: datetime, algorithm: Algorithm = "P-256", *, full: bool = False) -> PKI:
-    """As `build_pki`, in everything but names and extensions. full: with all there is; too long for ISO 15118-2."""
-    named = RichAddresses(full=full)
+def rich_pki(at: datetime, algorithm: Algorithm = "P-256", *, full: bool = False, url: str = NOWHERE) -> PKI:
+    """As `build_pki`, in everything but names and extensions. full: with all there is; too long for ISO 15118-2.
+
+    url: of the responder; the list's ends in /a.crl.
+    """
+    named = RichAddresses(full=full, url=url)
 
     def issued(cn: str, template: Template, issuer: Credential | None = None, dc: str | None = None) -> Credential:
         key = generate_key(algorithm)
@@ -123,6 +128,8 @@ def rich_pki(at: datetime, algorithm: Algorithm = "P-256", *, full: bool = False
         return Credential(certificate, key, sub_cas, addresses=named)
 
     v2g, emsp, oem = issued("V2G Root", V2G_ROOT, dc="V2G"), issued("eMSP Root", ROOT), issued("OEM Root", ROOT)
-    cps1, emsp1, oem1 = (issued("Sub1", SUB_CA1, root) for root in (v2g, emsp, oem))
-    cps2, emsp2, oem2 = (issued("Sub2", SUB_CA2, sub1) for sub1 in (cps1, emsp1, oem1))
+    kinds = ("CPS", "eMSP", "OEM")
+    cps1, emsp1, oem1 = (issued(f"{k} Sub1", SUB_CA1, above) for k, above in zip(kinds, (v2g, emsp, oem), strict=True))
+    below = zip(kinds, (cps1, emsp1, oem1), strict=True)
+    cps2, emsp2, oem2 = (issued(f"{k} Sub2", SUB_CA2, above) for k, above in below)
     return PKI(v2g, cps1, cps2, issued("CPS", CPS, cps2, "CPS"), emsp, emsp1, emsp2, oem, oem1, oem2)
