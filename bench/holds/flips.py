@@ -282,6 +282,7 @@ def _responder(pki: PKI, at: datetime) -> Iterator[int]:
 
     server = ThreadingHTTPServer(("", 0), Handler)
     server.daemon_threads = True
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # The pool hangs up on it at times.
     server.request_queue_size = 200
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

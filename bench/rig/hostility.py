@@ -289,6 +289,7 @@ def _responder(evil: PKI) -> Iterator[int]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # The pool hangs up on it at times.
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield server.server_address[1]
