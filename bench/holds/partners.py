@@ -14,7 +14,7 @@ import string
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -45,11 +45,12 @@ _ALPHABET: Final = string.ascii_uppercase + string.digits
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """rate_post, rate_put: requests a second. post, put: the share of requests whose longest latency is judged, and the
-    aim for its ratio to the small pool's.
+    """rate_post, rate_put: requests a second. Aims, as ratios to the small pool: post_p99, put_p50 (None: told and not
+    judged) and cpu, of the servers under load.
 
     lag: aim for how much longer the event loop's longest stop is than in the small pool, seconds.
-    start: aim for the CPU seconds that a start costs more.
+    start: aim for the CPU seconds that a start costs more. answered: aim for the share of requests and edits with the
+    wanted answer.
     """
 
     parties: int
@@ -59,15 +60,21 @@ class Plan:
     seconds: float
     rate_post: float
     rate_put: float
-    post: tuple[float, float]
-    put: tuple[float, float]
+    post_p99: float | None
+    put_p50: float | None
+    cpu: float
     lag: float
     start: float
+    answered: float
 
 
-LONG: Final = Plan(10_000, 2_000, 1_600, 5, 12.0, 100, 40, post=(0.99, 1.3), put=(0.5, 1.2), lag=0.05, start=1.5)
-# Both cores may be busy with other tests: a stop that grows with the parties would still be several times longer.
-SHORT: Final = Plan(2_000, 400, 160, 2, 2.0, 30, 15, post=(0.5, 5.0), put=(0.5, 5.0), lag=2.0, start=5.0)
+LONG: Final = Plan(
+    10_000, 2_000, 1_600, 5, 12.0, 100, 40, post_p99=1.3, put_p50=1.2, cpu=1.2, lag=0.05, start=1.5, answered=1.0
+)
+# Both cores may be busy with other tests, so times tell nothing. Work that grows with the parties takes processor time.
+SHORT: Final = Plan(
+    2_000, 400, 160, 2, 2.0, 30, 15, post_p99=None, put_p50=None, cpu=1.7, lag=2.0, start=5.0, answered=0.9
+)
 
 
 def run(short: bool, folder: Path) -> Iterator[Row]:
@@ -79,7 +86,8 @@ def run(short: bool, folder: Path) -> Iterator[Row]:
 
 @dataclass
 class _Pool:
-    """One of the two. messages: by name, with its own tokens. cpu: seconds that its start took.
+    """One of the two. messages: by name, with its own tokens. cpu: seconds that its start took. used: seconds of
+    CPU under load.
 
     lags: of its event loop, seconds.
     """
@@ -89,6 +97,7 @@ class _Pool:
     admin: str
     messages: dict[str, tuple[bytes, ...]]
     cpu: float
+    used: float = 0.0
     lags: list[float] = field(default_factory=list)
     outcomes: dict[str, list[Outcome]] = field(default_factory=dict)
 
@@ -129,10 +138,16 @@ class _Hold:
             "The largest value of `ccp_loop_lag_recent_max_seconds`, asked for four times a second.",
         )
         yield Row(
-            "Edits that were answered, of those that were sent",
-            "all",
+            "CPU of the server under load: with many parties and edits against 65 parties without",
+            f"≤ {plan.cpu:g} times",
+            f"{large.used / small.used:.2f} times ({large.used:.2f} and {small.used:.2f} s)",
+            large.used <= plan.cpu * small.used,
+        )
+        yield Row(
+            "Edits that were made, of those that were sent",
+            f"≥ {plan.answered:.0%}",
             f"{edits.answered} of {edits.sent}, p50 {statistics.median(edits.seconds) * 1000:.0f} ms",
-            edits.answered == edits.sent > 0,
+            edits.answered >= plan.answered * edits.sent > 0,
         )
         yield listed
         more = large.cpu - small.cpu
@@ -168,13 +183,14 @@ class _Hold:
         others = list(itertools.islice(_parties(), self._plan.parties - len(self._world.members) - 1))
         self._others = [party.client_id for party in others]
 
-        def more() -> Steps[None]:
-            for number, party in enumerate(others, len(hooks)):
+        def more(part: Sequence[tuple[int, Party]]) -> Steps[None]:
+            for number, party in part:
                 yield from parties.add(party, "", self._at)
                 if number < self._plan.webhooks:
                     yield from events.put_webhook(_webhook(number, party.client_id, receiver, self._at))
 
-        _write(f"sqlite:///{many}", more())
+        numbered = list(enumerate(others, len(hooks)))
+        _write(f"sqlite:///{many}", *(more(numbered[start : start + 100]) for start in range(0, len(numbered), 100)))
 
     def _serve(self, database: Path) -> _Pool:
         log = self._folder / f"{database.stem}.log"
@@ -196,9 +212,12 @@ class _Hold:
             Stream("post", pool.messages["post"], plan.rate_post, plan.seconds, connections=64),
             Stream("put", pool.messages["put"], plan.rate_put, plan.seconds, connections=32),
         ]
+        before = pool.server.cpu()
         with running(pool.server.port, streams) as load:
             for name, outcome in load.result().items():
                 pool.outcomes.setdefault(name, []).append(outcome)
+        _wait_for_events(pool.database)
+        pool.used += pool.server.cpu() - before
 
     def _list_all(self, pool: _Pool, usual: float) -> Row:
         """An administrator lists all parties, again and again, while cars ask."""
@@ -213,16 +232,16 @@ class _Hold:
         lag = max(seen)
         return Row(
             f"All parties listed {lists} times by the admin API in {plan.seconds:g} s, pages of 1,000: longest stop",
-            f"≤ {plan.lag * 1000:.0f} ms longer than without; every car answered",
+            f"≤ {plan.lag * 1000:.0f} ms longer than without; {plan.answered:.0%} of cars answered",
             f"{lag * 1000:.0f} ms, POST p99 {outcome.percentile(0.99) * 1000:.0f} ms, {share:.2%} answered",
-            lag <= usual + plan.lag and share == 1.0 and found == plan.parties,
+            lag <= usual + plan.lag and share >= plan.answered and found == plan.parties,
         )
 
     # Afterwards.
 
     def _judged(self, small: _Pool, large: _Pool) -> Iterator[Row]:
         plan = self._plan
-        for name, (share, aim), status in (("post", plan.post, 200), ("put", plan.put, 201)):
+        for name, share, aim, status in (("post", 0.99, plan.post_p99, 200), ("put", 0.5, plan.put_p50, 201)):
             pairs = [
                 (one.percentile(share), other.percentile(share))
                 for one, other in zip(small.outcomes[name], large.outcomes[name], strict=True)
@@ -232,34 +251,33 @@ class _Hold:
             sizes = f"{plan.parties:,} parties and {plan.webhooks:,} webhooks against 65 and 16"
             yield Row(
                 f"{name.upper()} p{share * 100:.0f}: {sizes}",
-                f"≤ {aim:g} times",
+                "" if aim is None else f"≤ {aim:g} times",
                 f"{ratio:.2f} times ({many:.1f} and {few:.1f} ms)",
-                ratio <= aim,
+                None if aim is None else ratio <= aim,
                 f"Median of {plan.rounds} rounds, {plan.rate_post:g} POST and {plan.rate_put:g} PUT a second. "
                 "The small pool has no edits.",
             )
             answers = [answer for pool in (small, large) for each in pool.outcomes[name] for answer in each.answers]
             good = sum(answer.status == status for answer in answers)
             yield Row(
-                f"{name.upper()}: answered with {status}", "all", f"{good} of {len(answers)}", good == len(answers)
+                f"{name.upper()}: answered with {status}",
+                f"≥ {plan.answered:.0%}",
+                f"{good} of {len(answers)}",
+                good >= plan.answered * len(answers),
             )
 
     def _delivered(self, *pools: _Pool) -> Row:
-        wanted = delivered = left = 0
-        for pool in pools:
-            wanted += sum(answer.status == 201 for each in pool.outcomes["put"] for answer in each.answers)
-            deadline = time.monotonic() + 60
-            while (left := _one(pool.database, "select count(*) from delivery where state <> 'delivered'")) or _one(
-                pool.database, "select count(*) from outbox"
-            ):
-                if time.monotonic() > deadline:
-                    break
-                time.sleep(0.2)
-            delivered += _one(pool.database, "select count(*) from delivery where state = 'delivered'")
+        wanted = sum(answer.status == 201 for pool in pools for each in pool.outcomes["put"] for answer in each.answers)
+        delivered = sum(
+            _one(pool.database, "select count(*) from delivery where state = 'delivered'") for pool in pools
+        )
+        # A PUT whose client gave up may have been stored all the same.
         return Row(
-            "Events of all changes were delivered to the webhooks of the makers", "all", f"{delivered} of {wanted}",
-            delivered == wanted and not left,
-        )  # fmt: skip
+            "Events of all changes were delivered to the webhooks of the makers",
+            f"≥ {wanted}, none left",
+            f"{delivered}, {sum(_left(pool.database) for pool in pools)} left",
+            delivered >= wanted and not any(_left(pool.database) for pool in pools),
+        )
 
 
 class _Edits:
@@ -343,6 +361,9 @@ def _listed(port: int, token: str) -> int:
     while True:
         more = f"&cursor={cursor}" if cursor else ""
         status, body = _admin(port, token, "GET", f"/admin/v1/parties?limit=1000{more}")
+        if status == 503:  # Cars go first.
+            time.sleep(0.5)
+            continue
         if status != 200:
             raise RuntimeError(f"The list of parties was answered with {status}.")
         page = json.loads(body)
@@ -375,16 +396,29 @@ def _webhook(number: int, client_id: str, port: int, at: datetime) -> Webhook:
     )  # fmt: skip
 
 
-def _write(url: str, change: Steps[None]) -> None:
+def _write(url: str, *changes: Steps[None]) -> None:
     async def write() -> None:
         store = connect(url)
         await store.open()
         try:
-            await store.write(change)
+            for change in changes:
+                await store.write(change)
         finally:
             await store.close()
 
     asyncio.run(write())
+
+
+def _left(database: Path) -> int:
+    """Events that are not delivered."""
+    waiting = _one(database, "select count(*) from delivery where state <> 'delivered'")
+    return waiting + _one(database, "select count(*) from outbox")
+
+
+def _wait_for_events(database: Path) -> None:
+    deadline = time.monotonic() + 60
+    while _left(database) and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def _one(database: Path, statement: str) -> int:

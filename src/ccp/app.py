@@ -58,7 +58,8 @@ from ccp.webhooks import Webhooks
 
 _log = structlog.get_logger("ccp.app")
 _REFRESH_SECONDS: Final = 1.0
-_REFRESH_TIMEOUT: Final = 10.0  # A table of ours is read in milliseconds; a round that hangs has to fail to be seen.
+_REFRESH_TIMEOUT: Final = 10.0  # A small table is read in milliseconds; a round that hangs has to fail to be seen.
+_RELOAD_TIMEOUT: Final = 60.0  # For tables that partners fill, which are sometimes read as a whole, in portions.
 
 
 def now() -> datetime:
@@ -69,13 +70,15 @@ def now() -> datetime:
 class Follower:
     """Something that a worker holds in memory of tables that other processes change.
 
-    topics: those whose changes `refresh` takes over. critical: access or trust depends on it.
+    topics: those whose changes `refresh` takes over. critical: access or trust depends on it. timeout: for one refresh,
+    seconds.
     """
 
     name: str
     topics: tuple[Topic, ...]
     refresh: Callable[[], Awaitable[None]]
     critical: bool = True
+    timeout: float = _REFRESH_TIMEOUT
 
 
 class Refresher:
@@ -100,10 +103,10 @@ class Refresher:
     def supervise(self, background: BackgroundTasks) -> None:
         """Start the background tasks that keep this up to date."""
 
-        def add(name: str, run: Callable[[], Awaitable[None]], **more: Any) -> None:
+        def add(name: str, run: Callable[[], Awaitable[None]], timeout: float = _REFRESH_TIMEOUT, **more: Any) -> None:
             retry = {"retry_delay": _REFRESH_SECONDS, "max_retry_delay": _REFRESH_SECONDS}
             background.add(
-                PeriodicTask(name, run, _REFRESH_SECONDS, timeout=_REFRESH_TIMEOUT, **retry, **more)  # type: ignore[arg-type]
+                PeriodicTask(name, run, _REFRESH_SECONDS, timeout=timeout, **retry, **more)  # type: ignore[arg-type]
             )
 
         add("look_for_changes", self._look, critical=any(follower.critical for follower in self._followers))
@@ -111,6 +114,7 @@ class Refresher:
             add(
                 f"refresh_{follower.name}",
                 partial(self._follow, follower),
+                timeout=follower.timeout,
                 critical=follower.critical,
                 wake=self._changed[follower.name],
             )
@@ -210,7 +214,8 @@ async def dispatch(config: Settings, clock: opnc.Clock = now) -> None:
     """Send events and do nothing else, until cancelled. Raises ConfigurationError, Unavailable at the start."""
     store = connect(config.database, config.database_connections)
     subscribers = Subscribers(store)
-    refresher = Refresher(store, Follower("subscribers", (Topic.PARTIES, Topic.WEBHOOKS), subscribers.refresh))
+    followed = (Topic.PARTIES, Topic.WEBHOOKS)
+    refresher = Refresher(store, Follower("subscribers", followed, subscribers.refresh, timeout=_RELOAD_TIMEOUT))
     background = BackgroundTasks()
     guard = ClockGuard(clock, store.time)
     dispatcher = Dispatcher(store, subscribers, config, clock, background=background, guard=guard)
@@ -269,11 +274,17 @@ def create(config: Settings | None = None) -> FastAPI:
 
     refresher = Refresher(
         store,
-        Follower("parties", (Topic.PARTIES,), authority.refresh_parties),
+        Follower("parties", (Topic.PARTIES,), authority.refresh_parties, timeout=_RELOAD_TIMEOUT),
         Follower("token_keys", (Topic.TOKEN_KEYS,), lambda: authority.refresh_keys(clock())),
         Follower("anchors", (Topic.ANCHORS,), built.refresh_anchors),
         Follower("peers", (Topic.PEERS,), built.peers.refresh),
-        Follower("subscribers", (Topic.PARTIES, Topic.WEBHOOKS), built.subscribers.refresh, critical=False),
+        Follower(
+            "subscribers",
+            (Topic.PARTIES, Topic.WEBHOOKS),
+            built.subscribers.refresh,
+            critical=False,
+            timeout=_RELOAD_TIMEOUT,
+        ),
     )
 
     pseudonyms, refusals = Pseudonyms(config), Refusals(store)

@@ -56,9 +56,7 @@ _HASHER: Final = PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
 # random secret, since that would cost every start 40 ms and 19 MiB.
 _NOBODY: Final = f"$argon2id$v=19$m={_HASHER.memory_cost},t={_HASHER.time_cost},p=1${'A' * 22}${'A' * 43}"
 _SECRETS: Final = 2  # that a party may have at the same time, while it changes from one to the other
-_CACHED_TOKENS: Final = (
-    10_000  # A token is some 100 octets here; more partners than this have no token at the same time.
-)
+_CACHED_TOKENS: Final = 32_768  # Some 500 bytes each: two or three tokens of each of 10,000 parties.
 _NOT_VALID: Final = "The access token is not valid (any more)."
 
 PUBLISHED_BEFORE: Final = timedelta(seconds=30)
@@ -356,7 +354,7 @@ class Authority:
         try:
             if known is None:
                 known = await self._recognise(read(token.strip()), at)
-                self._remember(digest, known, now)
+                self._remember(digest, known)
             if not known.starts <= now < known.expires:
                 raise WrongTime  # A token from the future was issued under a wrong clock and would be valid too long.
             if known.certificate is not None and known.certificate != certificate():
@@ -365,11 +363,9 @@ class Authority:
         except TokenError as exc:
             raise NotAuthenticated(_NOT_VALID) from exc
 
-    def _remember(self, digest: bytes, known: _Recognised, now: float) -> None:
+    def _remember(self, digest: bytes, known: _Recognised) -> None:
         if len(self._known) >= _CACHED_TOKENS:
-            self._known = {key: entry for key, entry in self._known.items() if entry.expires > now}
-            if len(self._known) >= _CACHED_TOKENS:
-                self._known.clear()
+            del self._known[next(iter(self._known))]  # The oldest: tokens of a pool live equally long.
         self._known[digest] = known
 
     def _party(self, known: _Recognised) -> Party:

@@ -245,15 +245,26 @@ def test_names_that_the_release_before_has_given_are_still_unique_and_found(url:
     assert sorted(rows) == [("OLD", "old", "old", "OLD"), ("fresh",) * 4, ("new", "new", "else", "ELSE")]
 
 
-def test_an_upgrade_stores_the_forms_of_the_names_that_are_there(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'ccp.db'}"
-    command.upgrade(schema.migrations(url), "0008")
-    sql(url, "insert into party (client_id, name, roles, provider_ids, all_providers, wmis, operator_ids, enabled, "
-             "created_at) values ('A', 'Straße GmbH', '[\"cpo\"]', '[]', 0, '[]', '[]', 1, 0)")  # fmt: skip
-    schema.upgrade(url)
-    stored = sql(url, "select folded_id, folded_name, folded_of from party")
-    assert stored == [("a", "strasse gmbh", "Straße GmbH")]
-    assert read(url, parties.find_named("STRASSE GMBH")).client_id == "A"
-    schema.downgrade(url, "0008")
-    schema.upgrade(url)
-    assert sql(url, "select folded_id, folded_name, folded_of from party") == stored
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database without a schema."""
+    if request.param == "sqlite":
+        return f"sqlite:///{tmp_path / 'ccp.db'}"
+    made: str = request.getfixturevalue("postgres").database(empty=True)
+    return made
+
+
+def test_an_upgrade_stores_the_forms_of_the_names_that_are_there(empty: str) -> None:
+    command.upgrade(schema.migrations(empty), "0008")
+    for client_id, name in (("A", "Straße GmbH"), ("b", "Example")):
+        sql(empty, "insert into party (client_id, name, roles, provider_ids, all_providers, wmis, operator_ids, "
+                   "enabled, created_at) values (?, ?, '[\"cpo\"]', '[]', ?, '[]', '[]', ?, 0)",
+            client_id, name, False, True)  # fmt: skip
+    schema.upgrade(empty)
+    query = "select folded_id, folded_name, folded_of from party order by folded_id"
+    stored = sql(empty, query)
+    assert stored == [("a", "strasse gmbh", "Straße GmbH"), ("b", "example", "Example")]
+    assert read(empty, parties.find_named("STRASSE GMBH")).client_id == "A"
+    schema.downgrade(empty, "0008")
+    schema.upgrade(empty)
+    assert sql(empty, query) == stored

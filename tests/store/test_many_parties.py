@@ -33,16 +33,17 @@ def oem(number: int) -> Party:
 def filled(url: str, more: int) -> None:
     """A maker and a provider with a webhook each, and so many others."""
 
-    def change() -> Steps[None]:
+    def first() -> Steps[None]:
         yield from questions.add(party("maker", Role.OEM, wmis="WEX"), "hash", AT)
         yield from questions.add(party("emsp", Role.EMSP, providers="DEEXA"), "hash", AT)
         yield from events.put_webhook(webhook("http://maker.example/", "maker"))
         yield from events.put_webhook(webhook("http://emsp.example/", "emsp", EventKind.HANDED_OUT.value))
-        for number in range(more):
-            yield from questions.add(oem(number), "hash", AT)
-            yield from events.put_webhook(webhook(f"http://{number}.example/", f"oem-{number}"))
 
-    write(url, change())
+    def other(number: int) -> Steps[None]:
+        yield from questions.add(oem(number), "hash", AT)
+        yield from events.put_webhook(webhook(f"http://{number}.example/", f"oem-{number}"))
+
+    write(url, first(), *map(other, range(more)))
 
 
 async def used(store: CountingStore) -> list[list[tuple[str, int]]]:
@@ -93,7 +94,7 @@ def test_edits_refreshes_and_fan_outs_read_as_much_among_many_parties_as_among_f
     filled(url, 2)
     few, _ = asyncio.run(run())
     emptied(url)
-    filled(url, 500)
+    filled(url, 120)
     many, statements = asyncio.run(run())
     assert many == few
     assert max(rows for step in many for _, rows in step) <= 5
@@ -111,6 +112,32 @@ def test_edits_refreshes_and_fan_outs_read_as_much_among_many_parties_as_among_f
             if step[-1].startswith("SCAN") and not step[-1].endswith(small)
         ]
         assert scans == [], "each row is found by an index"
+
+
+def test_a_long_list_of_parties_is_read_in_portions_and_gives_the_event_loop_back_between_them(url: str) -> None:
+    filled(url, 120)
+
+    async def run() -> None:
+        async with opened(url) as inner:
+            store = CountingStore(inner)
+            turns = 0
+            reading = asyncio.ensure_future(Register(store).page("oem-1", 105))
+            while not reading.done():
+                await asyncio.sleep(0)
+                turns += 1
+            found, more = await reading
+            assert (len(found), more) == (105, True)
+            ids = [each.client_id for each in found]
+            assert ids == sorted(ids)
+            assert ids[0] == "oem-10"
+            assert max(rows for _, rows in store.taken()) <= 100
+            assert turns >= 2
+            last, more = await Register(store).page(ids[-1], 105)
+            assert not more
+            assert len({*ids, *(each.client_id for each in last)}) == 118, "all but emsp, maker, oem-0 and oem-1"
+            assert len(await Register(store).every()) == 122
+
+    asyncio.run(run())
 
 
 def emptied(url: str) -> None:

@@ -262,6 +262,42 @@ def test_a_party_that_was_registered_just_now_is_served_before_the_worker_looks_
     asyncio.run(hurry())
 
 
+def test_where_too_many_tokens_are_cached_the_oldest_is_forgotten_and_no_other(
+    registered: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokens, "_CACHED_TOKENS", 3)
+
+    async def fill() -> None:
+        (worker,) = await workers(registered, 1)
+        await worker.authority.refresh_keys(AT)
+        issued = [await worker.token(AT) for _ in range(4)]
+        for token in issued:
+            assert await worker.takes(token, AT)
+        assert [worker.authority.knows(f"Bearer {token}") for token in issued] == [False, True, True, True]
+        assert await worker.takes(issued[0], AT), "it is verified anew"
+        await worker.store.close()
+
+    asyncio.run(fill())
+
+
+def test_a_change_of_a_party_forgets_no_token_and_of_no_other_party_anything(registered: str) -> None:
+    async def change() -> None:
+        (worker,) = await workers(registered, 1)
+        await worker.authority.refresh_parties()
+        await worker.authority.refresh_keys(AT)
+        token = await worker.token(AT)
+        assert await worker.takes(token, AT)
+        await worker.store.write(parties.add(Party("cpo", "cpo", frozenset({Role.CPO})), "hash", AT))
+        before = worker.authority._parties.get("emsp")
+        await worker.authority.refresh_parties()
+        assert worker.authority.is_registered("cpo")
+        assert worker.authority.knows(f"Bearer {token}")
+        assert worker.authority._parties.get("emsp") is before
+        await worker.store.close()
+
+    asyncio.run(change())
+
+
 def test_a_cached_token_ends_with_its_key_even_if_it_claims_to_last_longer(registered: str) -> None:
     """Who stole a key that is retired since signs for a time when it should be worthless."""
 
