@@ -10,7 +10,6 @@ for each revoked certificate: serial number (20 bytes, big endian, signed) and t
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import struct
 import subprocess
@@ -22,6 +21,8 @@ from typing import Any, Final
 
 import orjson
 
+from ccp.blocking_calls import BlockingCalls
+from ccp.errors import Unavailable
 from ccp.pki.certificates import Certificate
 from ccp.pki.evidence import EvidenceError, RevocationList
 from ccp.pki.statements import read_crl
@@ -37,7 +38,8 @@ class CRLReader:
     """Belongs to one event loop."""
 
     def __init__(self) -> None:
-        self._processes = asyncio.Semaphore(_MAX_PROCESSES)
+        self._short = BlockingCalls("reading of a CRL", max_threads=4, timeout=10.0)
+        self._long = BlockingCalls("reading of a long CRL", max_threads=_MAX_PROCESSES, timeout=2 * _TIMEOUT)
 
     async def read(
         self,
@@ -49,10 +51,13 @@ class CRLReader:
         names: Collection[str] = (),
     ) -> RevocationList:
         """As `read_crl`, without holding up the event loop. Raises EvidenceError."""
-        if len(crl) <= SHORT_LIST:
-            return await asyncio.to_thread(read_crl, crl, issuer, now, last_number, url, names)
-        async with self._processes:
-            return await asyncio.to_thread(_read_apart, crl, issuer, now, last_number, url, names)
+        calls, read = (self._short, read_crl) if len(crl) <= SHORT_LIST else (self._long, _read_apart)
+        try:
+            return await calls.run(read, crl, issuer, now, last_number, url, names)
+        except EvidenceError:
+            raise
+        except Unavailable as exc:
+            raise EvidenceError("The CRL could not be read now.") from exc
 
 
 def _read_apart(

@@ -22,6 +22,7 @@ from typing import Any, Final, TypeVar
 import structlog
 
 from ccp.background import PeriodicTask
+from ccp.blocking_calls import BlockingCalls
 from ccp.errors import ConfigurationError, FieldError, Unavailable, UpstreamError
 from ccp.ids import WMI, OperatorId, ProviderId
 from ccp.jose import (
@@ -37,7 +38,7 @@ from ccp.jose import (
     read_keys,
     verify,
 )
-from ccp.outbound import Outbound, OutboundError
+from ccp.outbound import Outbound
 from ccp.parties import Party, Role
 from ccp.settings import IssuerSettings
 
@@ -71,6 +72,7 @@ class Issuer:
         self._outbound = outbound
         self._audience = entry.audience or audience
         self._changed = changed
+        self._reading = BlockingCalls("reading of a key set", max_threads=1, timeout=10.0)
         self._keys: tuple[PublicKey, ...] = ()
         self._attempt: asyncio.Task[None] | None = None
         self._attempted = -math.inf
@@ -128,7 +130,7 @@ class Issuer:
     async def _fetch(self) -> None:
         try:
             keys, unusable = read_keys(await self._document())
-        except (OSError, ValueError, OutboundError) as exc:
+        except (OSError, ValueError, Unavailable) as exc:
             kept = f"{len(self._keys)} keys of before stay" if self._keys else "there are none of before"
             self._problem = f"No new keys: {exc}; {kept}."
             _log.warning("issuer", issuer=self._entry.issuer, reason=self._problem)
@@ -164,7 +166,7 @@ class Issuer:
 
     async def _document(self) -> bytes:
         if self._entry.jwks_file is not None:
-            return await asyncio.to_thread(self._entry.jwks_file.read_bytes)
+            return await self._reading.run(self._entry.jwks_file.read_bytes)
         assert self._entry.jwks_url is not None, "one of both, as settings have checked"
         answer = await self._outbound.request(
             "GET",

@@ -8,7 +8,6 @@ they say about a certificate counts for nothing beside the certificate itself.
 
 from __future__ import annotations
 
-import asyncio
 import binascii
 import hashlib
 import math
@@ -27,6 +26,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pydantic import SecretStr
 
 from ccp import installation, wire
+from ccp.blocking_calls import BlockingCalls
 from ccp.contracts import SignedContract
 from ccp.errors import ChainError, ConfigurationError, FieldError, Unavailable, UpstreamError
 from ccp.ids import PCID, Fingerprint, Namespace
@@ -74,6 +74,7 @@ class _Neighbour:
         self._outbound = outbound
         self.url: Final = url.rstrip("/")
         self._token = token
+        self._reading = BlockingCalls("reading of an answer", max_threads=2, timeout=60.0)
 
     async def _call(self, method: str, path: str, *, seconds: float, octets: int, body: bytes = b"") -> Answer:
         """One exchange, whatever its status. Raises UpstreamError when none came about."""
@@ -137,7 +138,7 @@ class RootCertificatePool(_Neighbour):
             # A wrong address answers 404 too, and must not look like a pool that has withdrawn every root.
             raise UpstreamError("The Root Certificate Pool lists no root certificate at all; nothing was changed.")
         # Thousands of certificates are read in a thread; requests go on meanwhile.
-        return await asyncio.to_thread(self._listed, asked)
+        return await self._reading.run(self._listed, asked)
 
     def _listed(self, asked: Mapping[Role, Sequence[object]]) -> RootList:
         said: dict[Certificate, set[Role]] = {}
@@ -175,7 +176,7 @@ class RootCertificatePool(_Neighbour):
             return ()
         if answer.status != 200:
             raise UpstreamError(f"The Root Certificate Pool answered {answer.status}; nothing was changed.")
-        found = await asyncio.to_thread(_json, answer, self.name)
+        found = await self._reading.run(_json, answer, self.name)
         if isinstance(found, dict):
             found = _member(found, "rootCertificateCollection")
         if isinstance(found, dict):

@@ -23,6 +23,7 @@ from urllib.parse import SplitResult
 import httpcore
 import structlog
 
+from ccp.blocking_calls import BlockingCalls
 from ccp.egress import EgressBackend, Errand, RefusedAddressError, running, tls_context
 from ccp.errors import Unavailable, without_frames
 from ccp.host_limits import KeyedSlots
@@ -182,12 +183,16 @@ class _LazyPool:
         self._options = options
         self._pool: httpcore.AsyncConnectionPool | None = None
         self._making = asyncio.Lock()
+        self._loading = BlockingCalls("loading of certificates", max_threads=1, timeout=5.0)
 
     async def pool(self) -> httpcore.AsyncConnectionPool:
         if self._pool is None:
             async with self._making:
                 if self._pool is None:
-                    context = await asyncio.to_thread(self._tls)
+                    try:
+                        context = await self._loading.run(self._tls)
+                    except Unavailable as exc:
+                        raise OutboundError(str(exc), blame=False) from exc
                     self._pool = httpcore.AsyncConnectionPool(ssl_context=context, **self._options)
         return self._pool
 

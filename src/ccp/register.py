@@ -13,6 +13,7 @@ from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final, TypeAlias
 
+from ccp.blocking_calls import BlockingCalls
 from ccp.errors import Conflict, FieldError, NotAuthenticated, NotAuthorised
 from ccp.parties import NOT_VALID, Party, Role, check
 from ccp.store import Store, audit, keys, parties
@@ -84,6 +85,7 @@ class Register:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._hashing = BlockingCalls("hashing of secrets", max_threads=2, timeout=10.0)
 
     async def every(self) -> list[Party]:
         """In order of their names. For commands."""
@@ -130,7 +132,7 @@ class Register:
         """
         check(party)
         secret = secret or new_secret()
-        hashed = await asyncio.to_thread(hash_secret, secret)
+        hashed = await self._hashing.run(hash_secret, secret)
 
         def change() -> Steps[None]:
             yield from _begin(by)
@@ -198,7 +200,7 @@ class Register:
             raise FieldError(f"overlap : must be 0 to {LONGEST_OVERLAP} seconds")
         until = at + timedelta(seconds=overlap)
         secret = new_secret()
-        hashed = await asyncio.to_thread(hash_secret, secret)
+        hashed = await self._hashing.run(hash_secret, secret)
 
         def change() -> Steps[Shown]:
             yield from _begin(by)

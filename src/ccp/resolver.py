@@ -192,6 +192,8 @@ class Resolver:
                 found = (self._lookup or system_lookup)(flight.host)
             except Exception as exc:
                 found = exc
+            except BaseException as exc:  # Its place is free again, whatever ended the lookup.
+                found = RuntimeError(f"the lookup was ended by {type(exc).__name__}")
             with contextlib.suppress(RuntimeError):  # The loop was closed meanwhile.
                 loop.call_soon_threadsafe(self._landed, flight, slow, found)
 

@@ -25,6 +25,7 @@ from typing import Any, Final, TypeVar
 import structlog
 
 from ccp.background import BackgroundTasks, PeriodicTask
+from ccp.blocking_calls import BlockingCalls
 from ccp.clearance import Cleared, judge
 from ccp.configured_issuers import ConfiguredIssuers
 from ccp.crl_reading import CRLReader
@@ -124,6 +125,7 @@ class RevocationService:
         self._store: Final = store
         self._fetcher: Final = RevocationFetcher(outbound)
         self._reader: Final = CRLReader()
+        self._reading: Final = BlockingCalls("reading of an OCSP response", max_threads=2, timeout=10.0)
         self._lists: Final = KeyedSlots(_LISTS_AT_A_TIME)
         self._now: Final = now
         self._checked_now: Final = checked_now
@@ -428,7 +430,7 @@ class RevocationService:
         request = build_ocsp_request(certificate, issuer, bool(self._sha256.of(issuer)))
         body = await self._fetcher.ocsp(url, request, issuer=issuer.issuer_id, caller=caller)
         if len(body) > _LONG_RESPONSE:
-            return await asyncio.to_thread(read_ocsp, body, certificate, issuer, at, url)
+            return await self._reading.run(read_ocsp, body, certificate, issuer, at, url)
         return read_ocsp(body, certificate, issuer, at, url)
 
     async def _list(self, issuer: Certificate, url: str, at: datetime, names: frozenset[str], caller: str) -> None:

@@ -24,6 +24,7 @@ from joserfc import jwt
 from joserfc.jwk import ECKey
 
 from ccp.background import PeriodicTask
+from ccp.blocking_calls import BlockingCalls
 from ccp.errors import InputError, NotAuthenticated, Unavailable
 from ccp.issuers import Issuers
 from ccp.jose import (
@@ -186,7 +187,7 @@ class Authority:
         self._stored: list[TokenKey] = []
         self._keys: tuple[_Key, ...] = ()
         self._known: dict[bytes, _Recognised] = {}
-        self._hashing = asyncio.Semaphore(2)
+        self._hashing = BlockingCalls("check of secrets", max_threads=2, timeout=10.0)
         self._secrets = KnownSecrets()
         self._loading = asyncio.Lock()
         self._loaded = 0.0
@@ -282,8 +283,7 @@ class Authority:
         stored = await self._store.read(parties.secrets_of(client_id, at))
         hashes = [entry.hash for entry in stored]
         if not self._secrets.still_valid(client_id, secret, hashes):
-            async with self._hashing:
-                matching = await asyncio.to_thread(_matching_hash, hashes, secret)
+            matching = await self._hashing.run(_matching_hash, hashes, secret)
             if matching is None:
                 raise NotAuthenticated("The client is unknown or its secret is wrong.")
             self._secrets.remember(client_id, secret, matching)

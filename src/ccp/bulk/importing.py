@@ -480,7 +480,7 @@ class _Crew:
             await asyncio.to_thread(process.join, 5)
             if process.is_alive():
                 process.kill()
-                await asyncio.to_thread(process.join)
+                await asyncio.to_thread(process.join, 5)  # One that hangs in the kernel ends when it can.
 
     def _spawn(self, exchange: Coroutine[Any, Any, None]) -> None:
         task = self._exchanges.create_task(_guarded(exchange))
