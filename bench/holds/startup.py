@@ -56,8 +56,8 @@ class Used:
 
 
 def run(short: bool, folder: Path) -> Iterator[Row]:
-    yield from _commands(5 if short else 21, short)
     config = _pool(folder)
+    yield from _commands(folder / "pool", 5 if short else 21, short)
     yield from _starts(config, folder, 1 if short else 5, short)
     yield _replacements(config, folder, 1 if short else 5, short)
 
@@ -65,12 +65,17 @@ def run(short: bool, folder: Path) -> Iterator[Row]:
 # --- Commands --------------------------------------------------------------------------------------------------------
 
 
-def _commands(rounds: int, short: bool) -> Iterator[Row]:
+def _commands(sandbox: Path, rounds: int, short: bool) -> Iterator[Row]:
     bare = [sys.executable, "-c", "pass"]
-    found: dict[str, list[Used]] = {name: [] for name in ("", *_COMMANDS)}
+    publication = min((sandbox / "samples" / "iso2").glob("publish_*.json"))
+    commands = {
+        **_COMMANDS,
+        "ccp verify --trust DIRECTORY": ("verify", "--trust", str(sandbox / "trust"), str(publication)),
+    }
+    found: dict[str, list[Used]] = {name: [] for name in ("", *commands)}
     for _ in range(rounds):
         found[""].append(_used(bare))
-        for name, arguments in _COMMANDS.items():
+        for name, arguments in commands.items():
             found[name].append(_used([*_CCP, *arguments]))
     base = _median(found.pop(""))
     for name, each in found.items():

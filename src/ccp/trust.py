@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -21,10 +21,14 @@ from ccp.pki.paths import Role, TrustAnchors, check_root
 from ccp.store import Store, anchors, audit, unknown
 from ccp.store.anchors import TrustedCertificate
 from ccp.store.steps import Steps
+from ccp.trust_files import from_directory, is_self_issued, read_files
+
+__all__ = [
+    "Expiry", "Synchronised", "Trust", "add_anchor", "expiry_warning", "expiry_warnings", "export", "from_directory",
+    "is_self_issued", "read_files", "remove_anchor", "synchronise", "synchronising", "trusted",
+]  # fmt: skip
 
 _log = structlog.get_logger("ccp.trust")
-
-_SUFFIXES = {".pem", ".der", ".crt", ".cer"}
 
 EXPIRES_SOON: Final = timedelta(days=90)
 """A new root has to reach every pool and vehicle before the old one ends; that takes months, not days."""
@@ -57,35 +61,6 @@ class Trust:
     def reasons(self) -> list[str]:
         """Why a worker is not ready, as far as anchors go."""
         return [] if self.anchors.version > 0 else ["Trust anchors are not loaded yet."]
-
-
-def is_self_issued(certificate: Certificate) -> bool:
-    """A certificate that names itself as its issuer is an anchor; others are known intermediates."""
-    try:
-        return certificate.is_self_issued
-    except ChainError:  # Its name can be compared with nothing, so nothing it issued is ever found below it.
-        return False
-
-
-def read_files(path: Path) -> Iterator[tuple[Path, Certificate]]:
-    """Every certificate of a file (PEM with one or more, or DER) or of a directory's files.
-
-    Raises ConfigurationError.
-    """
-    if path.is_dir():
-        found = sorted(p for p in path.iterdir() if p.is_file() and p.suffix.lower() in _SUFFIXES)
-    elif path.is_file():
-        found = [path]
-    else:
-        raise ConfigurationError(f"There is no file or directory {path}.")
-    for file in found:
-        octets = file.read_bytes()
-        try:
-            loaded = Certificate.load_pem(octets) if b"-----BEGIN" in octets else (Certificate.load(octets),)
-        except ChainError as exc:
-            raise ConfigurationError(f"{file} holds no certificate: {exc}") from exc
-        for certificate in loaded:
-            yield file, certificate
 
 
 def trusted(
@@ -133,22 +108,6 @@ def expiry_warning(certificate: Certificate, at: datetime) -> str | None:
             return f"Certificate {label} is not valid before {certificate.not_before:%Y-%m-%d}."
         case _:
             return None
-
-
-def from_directory(path: Path) -> TrustAnchors:
-    """A snapshot of a directory: what lies in it directly is trusted for every role, in `v2g`, `emsp`, `oem` for that
-    one.
-
-    Raises ConfigurationError.
-    """
-    if not path.is_dir():
-        raise ConfigurationError(f"There is no directory {path}.")
-    entries = [(role, certificate) for _, certificate in read_files(path) for role in Role]
-    for role in Role:
-        if (path / role.value).is_dir():
-            entries += [(role, certificate) for _, certificate in read_files(path / role.value)]
-    roots = [entry for entry in entries if is_self_issued(entry[1])]
-    return TrustAnchors.build(roots, [entry for entry in entries if entry not in roots])
 
 
 def expiry_warnings(snapshot: TrustAnchors, at: datetime) -> list[str]:

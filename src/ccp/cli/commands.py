@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import Enum
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from typer import Typer
@@ -90,6 +91,8 @@ class _AsGiven:
     def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
         if value is None or (type(value) is self._kind and isinstance(value, str | bool | Enum)):
             return value
+        if self._kind is Path and type(value) is str and not param.type_descriptor.parameter_info.exists:
+            return Path(value)
         param._runtime_param = None  # As typer has it until it is asked for one.
         return param.get_runtime_param().coerce(value, param=param, ctx=ctx)
 

@@ -8,6 +8,8 @@ in URLs are hidden.
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable, Coroutine, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, TypeVar
@@ -59,6 +61,9 @@ def print_exactly(text: str) -> None:
 
 def print_styled(*parts: tuple[str, str]) -> None:
     """Print one line of texts, each with a style of rich's ("" for none). A style is no part of the text."""
+    if not (sys.stdout.isatty() or "FORCE_COLOR" in os.environ):
+        typer.echo("".join(clean(text) for text, _ in parts))
+        return
     from rich.text import Text
 
     console().print(Text.assemble(*((clean(text), style) for text, style in parts)), soft_wrap=True)

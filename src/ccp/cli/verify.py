@@ -18,7 +18,7 @@ from ccp.exi import iso2, iso20
 from ccp.ids import EMAID, PCID, Namespace
 from ccp.pki.evidence import Unchecked
 from ccp.pki.paths import TrustAnchors
-from ccp.trust import from_directory
+from ccp.trust_files import from_directory
 
 if TYPE_CHECKING:
     from ccp.pool import Pool
