@@ -64,7 +64,7 @@ _TIMED_OUT: Final = "The pool cannot answer in time now; try again."
 _NO_EVIDENCE: Final = "The revocation status of the vehicle's contract is not known now; try again."
 # A row that says only that a provisioning event came: longer than any publication is under way.
 _IDLE_VEHICLE: Final = timedelta(days=1)
-_AUDIT_PORTION: Final = 10_000
+AUDIT_PORTION: Final = 10_000
 """Rows of the audit trail that are looked through at a time."""
 
 
@@ -622,8 +622,8 @@ class Pool:
         found: list[Recorded] = []
         ends = await self._store.read(audit.ends())
         for lane, last in ends.items():
-            for after in range(0, last, _AUDIT_PORTION):
-                until = min(after + _AUDIT_PORTION, last)
+            for after in range(0, last, AUDIT_PORTION):
+                until = min(after + AUDIT_PORTION, last)
                 found += await self._store.read(audit.naming_in_lane(named, lane, after, until))
         return erasure.AuditRows(tuple(found), ends)
 
