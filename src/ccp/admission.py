@@ -30,12 +30,18 @@ from typing import Final, Protocol
 
 MAX_STARTS: Final = 8
 """Requests started in one turn of the event loop: some 5 ms of work, so that what comes in is seen soon."""
-MAX_STARTS_OVERLOADED: Final = 4
-"""The same while vehicles wait for long: refusals have to go out soon, since clients hold their next requests back."""
+MIN_STARTS: Final = 4
+"""The least under overload. A client with few connections holds its next request back until it has an answer, so the
+fewer connections ask, the shorter a turn has to be; many are served better in long turns."""
+_CONNECTIONS_PER_START: Final = 25
+_MAX_STARTS_OVERLOADED: Final = 16
 
 _TURN: Final = 0.02  # What one turn counts for at most when it is judged how long a queue has lasted.
 _LEAST_TURN: Final = 1e-6
 _BLOCKED_DELAY: Final = 0.02  # Between two looks at queues of which nothing can be started.
+_SPARE_INTERVAL: Final = 0.1
+_EPOCH: Final = 0.25  # For which it is counted how many connections ask, seconds.
+_SHORT_QUEUE: Final = 16
 _MAX_TAGS: Final = 4096
 _MAX_TOKENS: Final = 16_384
 _COST: Final = {"vehicle": 1, "unverified": 1, "bulk": 2}
@@ -106,7 +112,7 @@ class Lane:
         self.name: Final = name
         self.cost: Final = _COST[name]
         self.max_waiting: Final = max_waiting
-        self.short_queue: Final = short_queue
+        self.short_queue = short_queue
         self.standing_after: Final = standing_after
         self.max_age: Final = max_age
         self.max_in_flight: Final = max_in_flight
@@ -202,7 +208,7 @@ class Admission:
         self.vehicles = Lane(
             "vehicle",
             max_waiting=512,
-            short_queue=16,
+            short_queue=_SHORT_QUEUE,
             standing_after=0.2,
             max_age=1.0,
             max_in_flight=512,
@@ -211,7 +217,7 @@ class Admission:
         self.unverified = Lane(
             "unverified",
             max_waiting=256,
-            short_queue=16,
+            short_queue=_SHORT_QUEUE,
             standing_after=0.2,
             max_age=1.0,
             max_in_flight=128,
@@ -221,7 +227,7 @@ class Admission:
         self.bulk = Lane(
             "bulk",
             max_waiting=512,
-            short_queue=168,
+            short_queue=128,
             standing_after=0.5,
             max_age=2.0,
             max_in_flight=512,
@@ -235,6 +241,12 @@ class Admission:
         self._left = MAX_STARTS
         self._armed = False
         self._contended = False
+        self._starts = MIN_STARTS
+        self.epoch = 0
+        """Changes every quarter of a second under overload: connections that ask in it are counted in `asking`."""
+        self.asking = 0
+        self._epoch_began = 0.0
+        self._spared = 0.0
         self._number = 0
         self._pumped = 0.0
         self._timer: asyncio.TimerHandle | None = None
@@ -311,6 +323,16 @@ class Admission:
             request.lane = None
             request.drop()
 
+    def has_time(self) -> bool:
+        """Whether a piece of background work may be begun: always without overload, ten times a second under it."""
+        if not self.overloaded:
+            return True
+        now = self._clock()
+        if now - self._spared < _SPARE_INTERVAL:
+            return False
+        self._spared = now
+        return True
+
     def identified(self, authorization: bytes, party: str | None) -> None:
         """Whose an Authorization header is; None where it turned out to be no good."""
         if party is None:
@@ -366,7 +388,7 @@ class Admission:
                     self._refuse(request, lane, Reason.QUEUE_AGE)
         if self.vehicles.standing or self.unverified.standing:
             self.overloaded = True
-            self._left = MAX_STARTS_OVERLOADED
+            self._left = self._starts_for(now)
         while self._left > 0 and (chosen := self._choose()) is not None:
             request = chosen.next()
             self._waiting -= 1
@@ -384,6 +406,17 @@ class Admission:
             self._blocked(now)
         else:
             self._arm()
+
+    def _starts_for(self, now: float) -> int:
+        """How many to start in a turn under overload, by how many connections ask."""
+        elapsed = now - self._epoch_began
+        if elapsed >= _EPOCH:
+            if elapsed < 2 * _EPOCH:
+                starts = min(_MAX_STARTS_OVERLOADED, max(MIN_STARTS, self.asking // _CONNECTIONS_PER_START))
+                self._starts = starts
+                self.vehicles.short_queue = self.unverified.short_queue = max(_SHORT_QUEUE, 2 * starts)
+            self.epoch, self.asking, self._epoch_began = self.epoch + 1, 0, now
+        return self._starts
 
     def _settle(self) -> None:
         """Forget of empty queues how long they lasted."""

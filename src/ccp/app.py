@@ -269,7 +269,16 @@ def create(config: Settings | None = None) -> FastAPI:
     certificates = ClientCertificates(config.client_certificate_header, limits.proxies)
     edge = opnc.Edge(authority, built.peers, clock, config.max_body, certificates, limits)
     dispatcher = Dispatcher(
-        store, built.subscribers, config, clock, built.handed_out.news, numbers, background, guard, built.budget
+        store,
+        built.subscribers,
+        config,
+        clock,
+        built.handed_out.news,
+        numbers,
+        background,
+        guard,
+        built.budget,
+        connections.admission.has_time,
     )
 
     refresher = Refresher(

@@ -36,6 +36,7 @@ MAX_REFUSED: Final = 64
 _FORWARDED: Final = 256
 _CHECK_INTERVAL: Final = 0.5
 _STALLED_AFTER: Final = 1.0
+_KEPT_UNDER_OVERLOAD: Final = 2.0
 # Candidates for closing are looked up together, since that takes a look at every connection.
 _CANDIDATES: Final = 32
 _CANDIDATES_VALID: Final = 0.1
@@ -141,19 +142,30 @@ class Connections:
         self._refused[connection] = None
 
     def make_room(self) -> bool:
-        """Close the connection that has been idle longest. Returns False where none is."""
+        """Close the connection that has been idle longest. Returns False where none is.
+
+        Under overload connections that were used within some seconds are kept: their clients would be back at once, and
+        a new connection costs more than the refusal of one.
+        """
         now = time.monotonic()
+        least = _KEPT_UNDER_OVERLOAD if self.admission.overloaded else 0.0
         if now < self._candidates_until:
             if not self._candidates:
                 return False  # There was none a moment ago.
-            if self._close_candidate(now):
+            if self._close_candidate(now, least):
                 return True
+            if least:
+                return False
         self._find_candidates(now)
-        return self._close_candidate(now)
+        return self._close_candidate(now, least)
 
-    def _close_candidate(self, now: float) -> bool:
+    def _close_candidate(self, now: float, least: float) -> bool:
+        """least: seconds that it has to have been idle."""
         while self._candidates:
-            connection, since = self._candidates.popleft()
+            connection, since = self._candidates[0]
+            if now - since < least:
+                return False
+            self._candidates.popleft()
             # It may have gone, or have a request by now.
             if connection in self._open and since in (connection.idle_since(), connection.stalled_since()):
                 self._make_way(connection)

@@ -87,6 +87,7 @@ class Connection(HttpToolsProtocol):
         self._identified = self._admission.identified
         self._offered: Cycle | None = None
         self._head: Cycle | None = None
+        self._epoch = -1
         self._address: str | None = None
         self._certificate: bytes | None = None
         self._stage = _NOTHING
@@ -158,6 +159,14 @@ class Connection(HttpToolsProtocol):
 
     def look(self, now: float, pressure: float) -> None:
         """Called by the watch: end what is overdue."""
+        if (
+            pressure == 0.0
+            and now < self._due
+            and now < self._stuck
+            and self._in_handshake is None
+            and not self.transport.is_closing()
+        ):
+            return  # Nearly all of them; there may be ten thousand.
         if self._in_handshake is not None:
             pressure = 1.0 if self._refusal else pressure
             if now > self._began + shortened(tls.HANDSHAKE_TIMEOUT, _SHORTEST_HANDSHAKE, pressure):
@@ -431,7 +440,15 @@ class Connection(HttpToolsProtocol):
         if cycle.broken is not None:
             self.run(cycle)
         else:
+            self._asks()
             self._admission.offer(cycle, cycle.scope["method"], cycle.scope["path"])
+
+    def _asks(self) -> None:
+        """Be counted among the connections that ask now."""
+        admission = self._admission
+        if self._epoch != admission.epoch:
+            self._epoch = admission.epoch
+            admission.asking += 1
 
     def run(self, cycle: Cycle) -> None:
         self._start_asgi_task(cycle, self.app)
@@ -458,6 +475,7 @@ class Connection(HttpToolsProtocol):
         """Answer 503 to a request that has not been parsed, if it is one that may be answered so."""
         if self._stage is not _NOTHING or not self._answered or self.transport.is_closing():
             return False
+        self._asks()
         connections = self._connections
         if not connections.overload.sheds(data, self.counted):
             return False

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 import structlog
 from uvicorn import Config
 
+from ccp.listeners import multiplied
+
 if TYPE_CHECKING or sys.platform == "win32":
     from asyncio import SelectorEventLoop as BaseLoop
 else:
@@ -42,13 +44,17 @@ class AcceptedProtocol(Protocol):
 
 
 class Loop(BaseLoop):
-    """uvicorn's loop, with an acceptor of its own for TLS."""
+    """uvicorn's loop, with an acceptor of its own for TLS and several listeners without."""
 
     async def create_server(self, protocol_factory: Any, *args: Any, **options: Any) -> Any:
         context = options.pop("ssl", None)
-        if context is None:
-            return await super().create_server(protocol_factory, *args, **options)
         backlog = options.get("backlog", 100)
+        if context is None:
+            create = super().create_server
+            first = await create(protocol_factory, *args, **options)
+            if sys.platform == "win32":
+                return first
+            return await multiplied(first, lambda copy: create(protocol_factory, sock=copy, backlog=backlog))
         given: socket.socket | None = options.get("sock")
         if given is not None:
             listening = [given]

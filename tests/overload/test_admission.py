@@ -307,3 +307,32 @@ async def test_callers_and_tokens_that_come_once_leave_nothing_that_grows() -> N
     assert len(crowd.admission._parties) <= 16_384
     assert all(len(lane._tags) <= 4096 for lane in crowd.admission.lanes)
     assert all(len(lane.queue) <= lane.max_waiting for lane in crowd.admission.lanes)
+
+
+@pytest.mark.parametrize(("connections", "starts"), [(50, 4), (200, 8), (5000, 16)])
+def test_the_more_connections_ask_the_more_requests_a_turn_starts(connections: int, starts: int) -> None:
+    async def ask() -> None:
+        crowd = Crowd()
+        await crowd.overload()
+        for _ in range(160):
+            crowd.offer("one", count=100)
+            if not crowd.admission.asking:
+                crowd.admission.asking = connections
+            before = len(crowd.started)
+            await crowd.turn()
+        assert len(crowd.started) - before == starts
+
+    asyncio.run(ask())
+
+
+@looped
+async def test_background_work_is_put_off_under_overload_and_goes_on() -> None:
+    crowd = Crowd()
+    assert all(crowd.admission.has_time() for _ in range(10))
+    await crowd.overload()
+    done = 0
+    for _ in range(200):
+        crowd.offer("one", count=50)
+        await crowd.turn()
+        done += crowd.admission.has_time()
+    assert 8 <= done <= 11, "ten in the second that these turns take"

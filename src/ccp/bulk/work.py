@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
 import pickle
 import signal
 import socket
@@ -189,7 +190,12 @@ def start(order: Order) -> tuple[Any, socket.socket]:
     return process, ours
 
 
+_NICENESS = 10  # Checks of an import take what vehicles' requests leave, where both run on one machine.
+
+
 def _run(end: socket.socket, order: Order) -> None:
+    if sys.platform != "win32":
+        os.nice(_NICENESS)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # The terminal tells all processes; ours is told by the other one.
     failed = False
     try:

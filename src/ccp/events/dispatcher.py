@@ -88,11 +88,14 @@ class Dispatcher:
         background: BackgroundTasks | None = None,
         guard: ClockGuard | None = None,
         budget: LoopBudget | None = None,
+        has_time: Callable[[], bool] = lambda: True,
     ) -> None:
         """news: set where it is known that there is something new in the outbox. guard: None for one of its own.
 
-        budget: shared with the other outbound clients of the event loop.
+        budget: shared with the other outbound clients of the event loop. has_time: asked before deliveries are begun;
+        false postpones them to the next look.
         """
+        self._has_time = has_time
         self._guard = guard or ClockGuard(clock, store.time)
         self._metrics = metrics or Metrics()
         self._background = background or BackgroundTasks(self._metrics.task_failed)
@@ -228,7 +231,7 @@ class Dispatcher:
     async def _send_some(self, line: _Line) -> bool:
         """Begin as many attempts as there are places. Returns whether it is worth asking for more at once."""
         webhook = self._subscribers.active(line.webhook_id)
-        if webhook is None or self._closing:
+        if webhook is None or self._closing or not self._has_time():
             return False
         tries = 0
         while tries < line.free and line.breaker.lets_through():
