@@ -11,18 +11,22 @@ from typing import Any
 import asyncpg
 import pytest
 
+from ccp.errors import Unavailable
 from ccp.parties import Role
 from ccp.sim.pki import PKI
 from ccp.sim.sandbox import Member, World, register
 from ccp.sim.server import loopback, running
-from ccp.store import connect, schema
+from ccp.store import connect, contracts, schema
 from ccp.store import parties as questions
 from ccp.store.postgres import PostgresStore
 from ccp.store.revisions import HEAD
+from ccp.store.time_limits import TimeLimits
 from ccp.tokens import new_secret
 from tests.cli.run import ccp, good, told
 from tests.databases import Server, sql
 from tests.pgbouncer import needs_pgbouncer, pgbouncer
+from tests.store.made import CAR
+from tests.store.test_silent_database import until_served
 from tests.world import AT, Pool, opened, parties, party, start
 
 pytestmark = needs_pgbouncer
@@ -184,5 +188,32 @@ def test_a_pooler_that_hides_itself_is_found_by_the_servers_answers(
         finally:
             for store in stores:
                 await store.close()
+
+    asyncio.run(use())
+
+
+def test_a_silent_server_behind_a_pooler_is_refused_at_once_and_found_again(
+    pooled: tuple[str, str], postgres: Server
+) -> None:
+    url, _ = pooled
+    schema.upgrade(url)
+
+    async def use() -> None:
+        store = connect(url, 3, TimeLimits(read=0.6))
+        assert isinstance(store, PostgresStore)
+        await store.open()
+        try:
+            await store.read(contracts.by_vehicle(CAR))
+            postgres.pause()
+            try:
+                async with asyncio.timeout(20):
+                    while not store._pool.silent:  # The pooler goes on accepting connections.
+                        with pytest.raises(Unavailable):
+                            await store.read(contracts.by_vehicle(CAR))
+            finally:
+                postgres.resume()
+            assert await until_served(store, 20) < 20
+        finally:
+            await store.close()
 
     asyncio.run(use())

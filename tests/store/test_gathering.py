@@ -12,6 +12,7 @@ from ccp.errors import NotFound, Unavailable
 from ccp.ids import EMAID, PCID, Namespace
 from ccp.pki.evidence import Key, Rules
 from ccp.store import Store, contracts, evidence
+from ccp.store.gathering import Gathering
 from ccp.store.steps import Row, Steps, gathered
 from tests.store.made import AT, opened, statements, variant, with_store, write
 from tests.store.proxy import between
@@ -148,3 +149,34 @@ def test_a_server_that_is_gone_is_told_to_every_asker_and_found_again(filled: st
         assert (await store.read(contracts.by_vehicle(CARS[0])))[0].pcid == CARS[0]
 
     with_store(filled, ask)
+
+
+def test_lookups_that_waited_too_long_hold_up_none_that_come_later() -> None:
+    async def run() -> list[Row]:
+        answers = asyncio.Event()
+
+        async def fetch(statement: str, parameters: Row) -> list[Row]:
+            if not answers.is_set():
+                await asyncio.sleep(0.4)  # Longer than the lookups may wait.
+                raise Unavailable("silent")
+            arrays = isinstance(parameters[0], list)
+            return [(n + 1, each) for n, each in enumerate(parameters[0])] if arrays else [(parameters[0],)]
+
+        @gathered
+        def lookup(text: str) -> Steps[list[Row]]:
+            rows = yield "select $1", (text,)
+            return rows
+
+        gathering = Gathering(fetch, 0.2)
+        asked = [asyncio.ensure_future(gathering.answer(iter(lookup("early")))) for _ in range(2)]
+        await asyncio.sleep(0.02)
+        # Far more than are sent together: they wait for those two, and have gone when it is their turn.
+        asked += [asyncio.ensure_future(gathering.answer(iter(lookup(str(number))))) for number in range(300)]
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        assert all(isinstance(outcome, Unavailable) for outcome in outcomes)
+        answers.set()
+        await gathering.close()
+        late: list[Row] = await gathering.answer(iter(lookup("late")))
+        return late
+
+    assert asyncio.run(run()) == [("late",)]

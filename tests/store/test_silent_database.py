@@ -194,6 +194,25 @@ def test_a_commit_without_an_answer_is_told_as_not_confirmed(url: str) -> None:
     asyncio.run(run())
 
 
+def test_a_command_is_not_refused_while_the_server_is_silent_but_waits_for_it(url: str) -> None:
+    limits = TimeLimits(read=20, write=20, connect=2, refuse_while_silent=False)
+
+    async def run() -> None:
+        async with between(url) as proxy, opened(proxy.url, limits=limits) as store:
+            await store.read(contracts.by_vehicle(CAR))
+            proxy.hold()
+            changes = [
+                asyncio.ensure_future(store.write(contracts.publish(numbered(n), AT, NO_LIMITS))) for n in (1, 2)
+            ]
+            await asyncio.sleep(1)  # Longer than a request is let wait for a server to be found silent.
+            assert not store._pool.silent
+            proxy.let_go()
+            await asyncio.gather(*changes)
+
+    asyncio.run(run())
+    assert len(stored(url)) == 2
+
+
 def test_a_caller_that_goes_from_a_silent_server_leaves_no_place_taken(url: str) -> None:
     async def run() -> None:
         async with between(url) as proxy, opened(proxy.url, connections=1, limits=TimeLimits(read=5)) as store:

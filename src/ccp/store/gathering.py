@@ -71,8 +71,10 @@ class Gathering:
 
     def _send(self, statement: str) -> None:
         waiting = self._waiting[statement]
-        part = [each for each in waiting[:_MOST] if not each[1].done()]  # Whoever has gone needs no answer.
-        del waiting[:_MOST]
+        part: list[tuple[Row, asyncio.Future[list[Row]]]] = []
+        while waiting and not part:  # Many at once may have gone, or have waited for too long: they need no answer.
+            part = [each for each in waiting[:_MOST] if not each[1].done()]
+            del waiting[:_MOST]
         if part:
             self._sent[statement] = self._sent.get(statement, 0) + 1
             task = asyncio.create_task(self._exchange(statement, part))

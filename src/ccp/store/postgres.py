@@ -99,11 +99,12 @@ class PostgresStore:
         self._url = url
         self._limits = limits
         self._standby = StandbyWatch(self._standby_is_waited_for, self._cut)
-        self._pool = ConnectionPool(Hosts(url), connections, self._standby.end_held)
+        self._pool = ConnectionPool(Hosts(url), connections, limits, self._server_is_silent)
         # So that reads go on while every change waits, for a standby, say.
         self._writers = connections - max(1, connections // 4) or 1
         self._writing = asyncio.Semaphore(self._writers)
         self._work: set[asyncio.Task[Any]] = set()
+        self._reading: set[Connection] = set()
         self._gathering: Gathering | None = None
         self._settings: dict[str, str] = {}
         self._open = False
@@ -194,6 +195,7 @@ class PostgresStore:
             expiry = Expiry(loop, deadline, partial(self._pool.time_out, connection))
             cancelled, answered = False, True
             tries += 1
+            self._reading.add(connection)
             try:
                 if newest and not self._pool.pooled and timeout <= self._limits.read:
                     return await _run(connection, iter(question))
@@ -218,6 +220,7 @@ class PostgresStore:
                     raise told from told.__cause__
             finally:
                 expiry.cancel()
+                self._reading.discard(connection)
                 if not cancelled:
                     self._pool.give_back(connection, answered=answered)
 
@@ -327,6 +330,12 @@ class PostgresStore:
 
     def _cut(self, connection: Connection) -> None:
         self._pool.time_out(connection)
+
+    def _server_is_silent(self) -> None:
+        """No read has an answer to wait for, however long it may take. A change waits: its commit may have one."""
+        self._standby.end_held()
+        for connection in tuple(self._reading):
+            connection.terminate()
 
 
 class _Unconfirmed(Exception):

@@ -26,6 +26,7 @@ import structlog
 
 from ccp.errors import Unavailable
 from ccp.store.postgres_hosts import Connection, Hosts
+from ccp.store.time_limits import REQUESTS, TimeLimits
 
 _log = structlog.get_logger("ccp.store")
 
@@ -40,7 +41,6 @@ _RECENT: Final = 1.0
 _PROBE_INTERVAL: Final = 0.5
 _PROBE_TIMEOUT: Final = 2.0  # Longer than the interval: a server that is slow to connect is found all the same.
 _MAX_PROBES: Final = 4
-_CONNECT_TIMEOUT: Final = 2.0  # For each host; the deadline of the request may come first.
 _CLOSE_TIMEOUT: Final = 5.0
 
 
@@ -68,9 +68,12 @@ class Expiry:
 class ConnectionPool:
     """size: the most connections at a time. when_silent: called when the circuit opens."""
 
-    def __init__(self, hosts: Hosts, size: int, when_silent: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, hosts: Hosts, size: int, limits: TimeLimits = REQUESTS, when_silent: Callable[[], None] = lambda: None
+    ) -> None:
         self._hosts = hosts
         self._size = size
+        self._limits = limits
         self._when_silent = when_silent
         self._room = asyncio.Semaphore(size)
         self._used = 0
@@ -195,7 +198,7 @@ class ConnectionPool:
         prepare = not self.pooled
         try:
             async with asyncio.timeout_at(deadline):
-                connection = await self._hosts.connect(_CONNECT_TIMEOUT, prepare=prepare)
+                connection = await self._hosts.connect(self._limits.connect, prepare=prepare)
                 if prepare:
                     self._preparing.add(connection)
                     try:
@@ -214,6 +217,8 @@ class ConnectionPool:
         """Find out whether the server answers, unless it did a moment ago: then one statement was slow."""
         now = asyncio.get_running_loop().time()
         self._distrusted = now - _RECENT
+        if not self._limits.refuse_while_silent:
+            return
         if self._search is None and self._idle is not None and self._answered < now - _RECENT:
             self._search = asyncio.create_task(self._find())
             self._search.add_done_callback(self._found)
@@ -255,7 +260,16 @@ class ConnectionPool:
                 task.add_done_callback(_discard)
 
     async def _new_in_search(self) -> Connection:
-        return await self._new(asyncio.get_running_loop().time() + _PROBE_TIMEOUT)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _PROBE_TIMEOUT
+        connection = await self._new(deadline)
+        if self.pooled:  # It accepts connections without a server.
+            expiry = Expiry(loop, deadline, connection.terminate)
+            try:
+                await connection.execute("select 1")
+            finally:
+                expiry.cancel()
+        return connection
 
     def _close_circuit(self, seconds: float, connection: Connection | None) -> None:
         if self.silent:

@@ -20,17 +20,22 @@ LONG_WRITE_TIMEOUT: Final = 60.0
 
 @dataclass(frozen=True, slots=True)
 class TimeLimits:
-    """What a store allows, by the kind of the question."""
+    """What a store allows, by the kind of the question. connect: for each host of a database server.
+
+    refuse_while_silent: whether questions are refused without a wait as long as a database server does not answer.
+    """
 
     read: float = READ_TIMEOUT
     write: float = WRITE_TIMEOUT
     long_read: float = LONG_READ_TIMEOUT
     long_write: float = LONG_WRITE_TIMEOUT
+    connect: float = 2.0
+    refuse_while_silent: bool = True
 
 
 REQUESTS: Final = TimeLimits()
 """For a server: partners and vehicles wait."""
-COMMANDS: Final = TimeLimits(read=60.0, write=60.0, long_read=600.0, long_write=600.0)
+COMMANDS: Final = TimeLimits(60.0, 60.0, 600.0, 600.0, connect=10.0, refuse_while_silent=False)
 """For a command: an operator waits, who can end it."""
 
 NOT_READ: Final = "The database does not answer now; try again."
