@@ -209,10 +209,14 @@ class RevocationService:
         failures: dict[tuple[str, int], Unavailable] = {}
         for certificate, issuer in missing:
             key = issuer.issuer_id, certificate.serial_number
-            if (key, caller) not in self._flights and self._callers[caller] >= max_asked:
+            is_new = (key, caller) not in self._flights
+            if is_new and self._callers[caller] >= max_asked:
                 failures[key] = EvidenceError("The caller makes the pool ask about too many certificates at a time.")
                 continue
-            task = self._flight((key, caller), partial(self._ask_for, certificate, issuer, at, watch, caller))
+            task = self._flight((key, caller), partial(self._ask, certificate, issuer, at, watch, caller))
+            if is_new:
+                self._callers[caller] += 1
+                task.add_done_callback(partial(self._asked_for, caller))
             waiting.setdefault(task, []).append(key)
         if not waiting:
             return failures
@@ -362,17 +366,11 @@ class RevocationService:
         if exc is not None and not isinstance(exc, CCPError):
             self._tasks.failed("evidence_fetch", exc)
 
-    async def _ask_for(
-        self, certificate: Certificate, issuer: Certificate, at: datetime, watch: bool, caller: str
-    ) -> None:
-        """As `_ask`, counted for the caller."""
-        self._callers[caller] += 1
-        try:
-            await self._ask(certificate, issuer, at, watch, caller)
-        finally:
-            self._callers[caller] -= 1
-            if not self._callers[caller]:
-                del self._callers[caller]
+    def _asked_for(self, caller: str, task: asyncio.Task[None]) -> None:
+        """The pool asks about one certificate less for this caller."""
+        self._callers[caller] -= 1
+        if not self._callers[caller]:
+            del self._callers[caller]
 
     async def _ask(self, certificate: Certificate, issuer: Certificate, at: datetime, watch: bool, caller: str) -> None:
         """Get and keep evidence for one certificate: from a CRL if there is one, else by OCSP. Raises Unavailable."""

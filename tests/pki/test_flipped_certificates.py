@@ -10,28 +10,30 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from cryptography import x509
 
 from ccp import advice
-from ccp.errors import CCPError, ChainError
+from ccp.api.certificate import SCOPE_KEY, ClientCertificates
+from ccp.errors import CCPError, ChainError, NotAuthenticated
 from ccp.exi.iso2 import X509IssuerSerial
 from ccp.ids import PCID
 from ccp.installation import InstallationRequest
-from ccp.neighbours import _provisioning_chain, key_fingerprint
+from ccp.neighbours import RootCertificatePool, _provisioning_chain, key_fingerprint
 from ccp.pki import statements
 from ccp.pki.certificates import Certificate
 from ccp.pki.distribution import names_for
 from ccp.pki.paths import Profile, Role, TrustAnchors, Usage, check_root
 from ccp.sim.pki import CONTRACT, PKI, build_pki
-from ccp.trust import is_self_issued, trusted
+from ccp.trust import _usable, is_self_issued, trusted
 from ccp.wire import b64
 from tests.pki.made import AT, der, forge, replaced, tlv
 from tests.pki.rich import rich_extensions, rich_pki
 
-COUNT = int(os.environ.get("CCP_BIT_FLIPS", "1500"))
+COUNT = int(os.environ.get("CCP_BIT_FLIPS", "500"))
 URL = "http://pki.example/a.crl"
 
 
@@ -163,3 +165,21 @@ def test_a_flipped_answer_of_a_provisioning_certificate_pool_is_an_error_of_ours
         ):
             with contextlib.suppress(CCPError):
                 _provisioning_chain({"provisioningCertificateChain": sent}, pcid)
+
+
+def test_a_flipped_list_of_a_root_pool_is_an_error_of_ours_or_a_certificate() -> None:
+    root = rich_pki(AT, "P-521", full=True).v2g_root.certificate.der
+    step = 17 if COUNT else 1
+    entries = [{"caCertificate": b64(flipped(root, bit)), "rootType": "V2G"} for bit in range(0, 8 * len(root), step)]
+    found = RootCertificatePool._listed(SimpleNamespace(url="x"), {Role.V2G: entries})  # type: ignore[arg-type]
+    usable, unusable = _usable(found, AT)
+    assert usable == []
+    assert len(unusable) > 0
+
+
+def test_a_flipped_client_certificate_is_refused_or_bound() -> None:
+    whole = rich_pki(AT, "P-521", full=True).vehicle("WEX0TEST000000001", at=AT).certificate.der
+    certificates = ClientCertificates()
+    for bit in range(0, 8 * len(whole), 5 if COUNT else 1):
+        with contextlib.suppress(NotAuthenticated):
+            assert certificates.to_bind({SCOPE_KEY: flipped(whole, bit)})
