@@ -8,7 +8,7 @@ import time
 import pytest
 
 from ccp.background import BackgroundTasks
-from ccp.loop_lag import LATE, PROBE_INTERVAL, LoopLag
+from ccp.loop_lag import PROBE_INTERVAL, LoopLag
 from ccp.metrics import Metrics
 
 
@@ -35,10 +35,9 @@ def test_a_probe_that_is_overdue_counts_before_it_runs() -> None:
     lag = LoopLag(clock=clock)
     lag.expect(0.05)
     clock.now += 0.04
-    assert (lag.current, lag.recent_max, lag.was_late_since(0)) == (0, 0, False)
+    assert (lag.current, lag.recent_max, lag.lost) == (0, 0, 0)
     clock.now += 0.51
     assert (lag.current, lag.recent_max) == (pytest.approx(0.5), pytest.approx(0.5))
-    assert lag.was_late_since(clock.now)
 
 
 def test_the_maximum_halves_with_every_second() -> None:
@@ -60,21 +59,25 @@ def test_the_maximum_halves_with_every_second() -> None:
     assert lag.recent_max == pytest.approx(0.3)
 
 
-def test_a_late_loop_is_remembered_for_calls_that_were_under_way() -> None:
+def test_lags_add_up_and_an_overdue_probe_counts_among_them() -> None:
     clock = Clock()
     lag = LoopLag(clock=clock)
-    began = clock.now
-    lag.expect(0)
-    clock.now += LATE + 0.01
+    for late in (0.3, 0.0, 0.2):
+        lag.expect(0.05)
+        clock.now += 0.05 + late
+        lag.record()
+    began = lag.lost
+    assert began == pytest.approx(0.5)
+    lag.expect(0.05)
+    clock.now += 0.15
+    assert lag.lost - began == pytest.approx(0.1)
     lag.record()
-    clock.now += 5
-    assert lag.was_late_since(began)
-    assert not lag.was_late_since(clock.now)
+    assert lag.lost - began == pytest.approx(0.1)
 
 
 def test_without_a_probe_nothing_is_late() -> None:
     lag = LoopLag()
-    assert (lag.current, lag.recent_max, lag.was_late_since(0)) == (0, 0, False)
+    assert (lag.current, lag.recent_max, lag.lost) == (0, 0, 0)
 
 
 def test_a_loop_that_is_blocked_lags_and_metrics_show_it() -> None:
@@ -85,11 +88,10 @@ def test_a_loop_that_is_blocked_lags_and_metrics_show_it() -> None:
         background = BackgroundTasks(metrics.task_failed)
         background.add(lag.probing())
         await asyncio.sleep(PROBE_INTERVAL / 2)
-        began = time.monotonic()
         time.sleep(0.4)  # noqa: ASYNC251  on purpose: no other task runs meanwhile
         assert lag.current >= 0.3  # Within the turn that takes so long.
         await asyncio.sleep(2 * PROBE_INTERVAL)
-        assert lag.was_late_since(began)
+        assert lag.lost >= 0.3
         await background.close()
 
     asyncio.run(run())

@@ -199,7 +199,14 @@ def assemble(
     if neighbours.pki is not None:
         revocation.issuers.add("operator_cas", neighbours.pki.operator_cas)
     peers = PoolPeers(
-        store, lambda: trust.anchors, revocation.check_vehicle, config, numbers, outbound.configured_backend
+        store,
+        lambda: trust.anchors,
+        revocation.check_vehicle,
+        config,
+        numbers,
+        outbound.configured_backend,
+        budget=budget,
+        lag=loop_lag,
     )
     subscribers = Subscribers(store)
     handed_out = HandedOut(store, subscribers)
@@ -309,6 +316,7 @@ def create(config: Settings | None = None) -> FastAPI:
         refresher.supervise(background)
         background.add(guard.watching())
         background.add(built.loop_lag.probing())
+        background.add(built.peers.closing_expired())
         background.add(connections.watching())
         background.add(built.revocation.sweeping())
         background.add(built.handed_out.flushing())

@@ -36,6 +36,7 @@ _HANDSHAKE_COST: Final = 1_000
 _TLS_READ_COST: Final = 300
 _READ_COST: Final = 40  # One wake-up, or one TLS record.
 _TLS_READ_BYTES: Final = 16_384
+_MAX_UNSENT: Final = 65_536
 _MAX_ATTEMPTS: Final = 4  # Addresses of a name that are tried, one after another.
 
 
@@ -48,12 +49,13 @@ class Errand:
     """What one request is about: whose lookups it makes, for which party, and whether the host is asked by now.
 
     asked: False while the request waits for something of ours, or for the resolver; a timeout then is no fault of the
-    host.
+    host. waited: seconds that the request has waited for its share of the event loop, which is none of it either.
     """
 
     owner: str = ""
     party: str = ""
     asked: bool = False
+    waited: float = 0.0
 
 
 _errand: ContextVar[Errand | None] = ContextVar("errand", default=None)
@@ -111,7 +113,7 @@ class EgressBackend(httpcore.AsyncNetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        await self._budget.spend(_CONNECT_COST)
+        await _spend(self._budget, _CONNECT_COST)
         try:
             async with asyncio.timeout(timeout):
                 addresses = await self._addresses_of(host)
@@ -159,17 +161,21 @@ class EgressStream(httpcore.AsyncNetworkStream):
         self._budget = budget
         self._framing = ResponseFraming()
         self._received = bytearray()
+        self._unsent = bytearray()
         self._ended = False
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
         """The next portion; empty at the end. Raises ResponseLimitError besides what httpcore's streams raise."""
+        if self._unsent:
+            with contextlib.suppress(httpcore.WriteError):  # A server may close early, and have answered before.
+                await self._flush(timeout)
         while True:
             if self._received:
                 length, cost = self._framing.next_portion(self._received)
                 if length or self._ended:
                     # At the end of the stream the parser gets what is incomplete, and says so.
                     length = length or len(self._received)
-                    await self._budget.spend(cost)
+                    await _spend(self._budget, cost)
                     portion = bytes(memoryview(self._received)[:length])
                     del self._received[:length]
                     return portion
@@ -182,24 +188,31 @@ class EgressStream(httpcore.AsyncNetworkStream):
             except anyio.EndOfStream:
                 self._ended = True
                 continue
-            await self._budget.spend(_READ_COST)
+            await _spend(self._budget, _READ_COST)
             self._framing.count_read(len(data))
             if not self._received and self._framing.is_plain:
-                await self._budget.spend(portion_cost(len(data)))
+                await _spend(self._budget, portion_cost(len(data)))
                 return data
             self._received += data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        """Head and body of a request come one after the other; they are sent together, when the answer is read."""
         if not buffer:
             return
         if self._received:
             # No request is under way: it would be taken for the answer to this one.
             raise ResponseLimitError("has sent more than its answer")
-        await self._budget.spend(_WRITE_COST)
         self._framing.begin()
+        self._unsent += buffer
+        if len(self._unsent) > _MAX_UNSENT:
+            await self._flush(timeout)
+
+    async def _flush(self, seconds: float | None) -> None:
+        unsent, self._unsent = bytes(self._unsent), bytearray()
+        await _spend(self._budget, _WRITE_COST)
         with _translated(httpcore.WriteTimeout, httpcore.WriteError):
-            async with asyncio.timeout(timeout):
-                await self._transport.send(buffer)
+            async with asyncio.timeout(seconds):
+                await self._transport.send(unsent)
 
     async def aclose(self) -> None:
         await self._transport.aclose()
@@ -210,7 +223,7 @@ class EgressStream(httpcore.AsyncNetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> httpcore.AsyncNetworkStream:
-        await self._budget.spend(_HANDSHAKE_COST)
+        await _spend(self._budget, _HANDSHAKE_COST)
         try:
             with _translated(httpcore.ConnectTimeout, httpcore.ConnectError):
                 async with asyncio.timeout(timeout):
@@ -237,6 +250,13 @@ class EgressStream(httpcore.AsyncNetworkStream):
         return None
 
 
+async def _spend(budget: LoopBudget, cost: int) -> None:
+    """Wait for a share of the event loop, and note in the errand how long that took."""
+    waited = await budget.spend(cost)
+    if waited and (errand := _errand.get()) is not None:
+        errand.waited += waited
+
+
 class _PacedTransport(anyio.abc.ByteStream):
     """What TLS reads from: little at a time, and paid for, since records and handshake messages are work too."""
 
@@ -246,7 +266,7 @@ class _PacedTransport(anyio.abc.ByteStream):
 
     async def receive(self, max_bytes: int = _TLS_READ_BYTES) -> bytes:
         data = await self._inner.receive(min(max_bytes, _TLS_READ_BYTES))
-        await self._budget.spend(_TLS_READ_COST + len(data) // 16)
+        await _spend(self._budget, _TLS_READ_COST + len(data) // 16)
         return data
 
     async def send(self, item: bytes) -> None:

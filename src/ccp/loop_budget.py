@@ -7,6 +7,7 @@ than one: the rest waits for the next turn, in order of arrival, and other reque
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 from typing import Final
 
@@ -23,16 +24,18 @@ class LoopBudget:
         self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
         self._renewal_due = False
 
-    async def spend(self, cost: int) -> None:
-        """Wait until work of this cost (estimated microseconds) may be done."""
+    async def spend(self, cost: int) -> float:
+        """Wait until work of this cost (estimated microseconds) may be done. Returns the seconds that this took."""
         if self._left > 0 and not self._waiting:
             self._left -= cost
             self._renew_next_turn()
-            return
+            return 0.0
         allowed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((allowed, cost))
         self._renew_next_turn()
+        began = time.monotonic()
         await allowed
+        return time.monotonic() - began
 
     def _renew_next_turn(self) -> None:
         if not self._renewal_due:

@@ -4,7 +4,7 @@
     background.add(lag.probing())
     lag.current                     # seconds, now
     lag.recent_max                  # seconds, the worst of late; halves every second
-    lag.was_late_since(started)     # whether time limits of this process say anything about a remote server
+    lag.lost                        # seconds, all lags so far: the difference of two readings is of the time between
 
 A probe is due every 50 ms; its lag is the time from when it was due to when it ran. A probe that is overdue counts too:
 `current` is right within the very turn that takes too long. Without a running probe every value is 0. All times are
@@ -22,8 +22,6 @@ from typing import Final
 from ccp.background import PeriodicTask
 
 PROBE_INTERVAL: Final = 0.05
-LATE: Final = 0.1
-"""From this lag on, an answer may have arrived in time and have been read too late: a call needs several turns."""
 _HALF_LIFE: Final = 1.0
 _PROBES_PER_ROUND: Final = 100  # The supervision of a round costs as much as a probe.
 
@@ -43,7 +41,7 @@ class LoopLag:
         self._last = 0.0
         self._max = 0.0
         self._max_at = 0.0
-        self._late_at = -math.inf
+        self._lost = 0.0
 
     @property
     def current(self) -> float:
@@ -56,9 +54,10 @@ class LoopLag:
         faded: float = self._max * 0.5 ** ((self._clock() - self._max_at) / _HALF_LIFE)
         return max(faded, self._overdue())
 
-    def was_late_since(self, moment: float) -> bool:
-        """Whether the loop was late by at least `LATE` at any time since a moment of the monotonic clock."""
-        return self._late_at >= moment or self._overdue() >= LATE
+    @property
+    def lost(self) -> float:
+        """The sum of all lags. It grows by a quarter of the time, say, where turns of the loop take 33 ms."""
+        return self._lost + self._overdue()
 
     def expect(self, delay: float) -> None:
         """The next probe is due after this delay."""
@@ -71,8 +70,7 @@ class LoopLag:
         self._due = math.inf
         if lag >= self.recent_max:
             self._max, self._max_at = lag, now
-        if lag >= LATE:
-            self._late_at = now
+        self._lost += lag
         self._observe(lag, self.recent_max)
 
     def probing(self) -> PeriodicTask:

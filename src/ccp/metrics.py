@@ -12,6 +12,7 @@ asked answers for all. `ccp serve` makes the folder and removes it.
 from __future__ import annotations
 
 import os
+import time
 from typing import Any, Final, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, values
@@ -31,6 +32,12 @@ class Limited(Protocol):
     """Told of each request or connection that a limit turned away, by the limit's name."""
 
     def __call__(self, limit: str) -> None: ...
+
+
+class Stopwatch(Protocol):
+    """Counts what is over, with its outcome. Returns the seconds since the start."""
+
+    def __call__(self, outcome: str) -> float: ...
 
 
 class Metrics:
@@ -88,6 +95,12 @@ class Metrics:
             "Until another pool had answered, or was given up.",
             ("peer",),
             buckets=_PEER_SECONDS,
+            registry=registry,
+        )
+        self._broadcasts = Counter(
+            "ccp_broadcasts",
+            "Requests of vehicles that could be asked of other pools.",
+            ("outcome",),
             registry=registry,
         )
         self._peer_resting = Gauge(
@@ -161,6 +174,20 @@ class Metrics:
     def peer_asked(self, peer: str, operation: str, outcome: str, seconds: float) -> None:
         self._peer_requests.labels(peer, operation, outcome).inc()
         self._peer_seconds.labels(peer).observe(seconds)
+
+    def stopwatch(self, peer: str, operation: str) -> Stopwatch:
+        """Starts to measure a request to another pool. Call the result with the outcome in the end."""
+        began = time.monotonic()
+
+        def over(outcome: str) -> float:
+            seconds = time.monotonic() - began
+            self.peer_asked(peer, operation, outcome, seconds)
+            return seconds
+
+        return over
+
+    def broadcast(self, outcome: str) -> None:
+        self._broadcasts.labels(outcome).inc()
 
     def peer_resting(self, peer: str, resting: bool) -> None:
         self._peer_resting.labels(peer).set(resting)

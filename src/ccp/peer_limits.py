@@ -7,8 +7,9 @@ it for itself. The circuit for vehicles is one for all callers, since their requ
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -33,13 +34,14 @@ def whole_seconds(after: float | None) -> int | None:
 
 
 class Shares:
-    """Requests under way to one peer, counted by caller."""
+    """Requests under way to one peer, or of one kind, counted by caller."""
 
     def __init__(self, max_in_all: int, max_per_caller: int) -> None:
         self._max_in_all = max_in_all
         self._max_per_caller = max_per_caller
         self._under_way: Counter[str] = Counter()
         self._total = 0
+        self._waiting: deque[tuple[str, asyncio.Future[None]]] = deque()
 
     def has_room(self, caller: str) -> bool:
         """Whether the caller may send one more. The last quarter is for callers with nothing under way."""
@@ -51,15 +53,48 @@ class Shares:
     @contextmanager
     def taken(self, caller: str) -> Iterator[None]:
         """While it lasts, one more request of the caller is under way. Ask `has_room` first."""
-        self._under_way[caller] += 1
-        self._total += 1
+        self._take(caller)
         try:
             yield
         finally:
-            self._total -= 1
-            self._under_way[caller] -= 1
-            if not self._under_way[caller]:
-                del self._under_way[caller]
+            self.release(caller)
+
+    async def acquire(self, caller: str) -> None:
+        """Wait until the caller may send one more, and count it until `release`.
+
+        Callers that have used their share wait without keeping others from theirs. Who calls this bounds how many wait.
+        """
+        if self.has_room(caller):
+            self._take(caller)
+            return
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((caller, turn))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                self.release(caller)
+            else:
+                self._waiting.remove((caller, turn))
+            raise
+
+    def release(self, caller: str) -> None:
+        self._total -= 1
+        self._under_way[caller] -= 1
+        if not self._under_way[caller]:
+            del self._under_way[caller]
+        for waiting in tuple(self._waiting):
+            if self._total >= self._max_in_all:
+                break
+            name, turn = waiting
+            if not turn.done() and self.has_room(name):
+                self._waiting.remove(waiting)
+                self._take(name)
+                turn.set_result(None)
+
+    def _take(self, caller: str) -> None:
+        self._under_way[caller] += 1
+        self._total += 1
 
 
 class Circuits:

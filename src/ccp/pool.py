@@ -264,12 +264,18 @@ class Pool:
 
         try:
             chosen = self._selected(request, stored, at, good, single)
-        except NotFound:
-            if broadcast and (found := await self._elsewhere(verified, caller, at, single)):
-                return found
+        except NotFound as nothing:
+            not_asked: tuple[str, ...] = ()
+            try:
+                if broadcast and (found := await self._elsewhere(verified, caller, at, single)):
+                    return found
+            except Unavailable as limited:
+                not_asked = limited.messages
             if without_evidence:
                 self._selected(request, stored, at, good_but_for_evidence, single)
                 raise Unavailable(_NO_EVIDENCE) from without_evidence[0]  # What is chosen may be delivered soon.
+            if not_asked:  # An answer of this pool alone says so.
+                raise type(nothing)(*nothing.messages, *not_asked) from nothing
             raise
         self._outlet.handed_out((contract for contract, _ in chosen), at)
         return [Answer(c, installation.answer(c, request.session_id, at, remaining)) for c, remaining in chosen]

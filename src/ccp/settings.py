@@ -293,6 +293,14 @@ class Settings(BaseSettings):
     peer_seconds: Annotated[float, Field(gt=0, le=4)] = Field(
         1.5, description="How long other pools may take to answer for a car, seconds. The car waits five in all."
     )
+    peer_negative_ttl: Annotated[float, Field(ge=0, le=3600)] = Field(
+        30,
+        description="How long a peer that had nothing for a car is not asked for that car again, seconds. 0: no time.",
+    )
+    broadcast_rate: Annotated[int, Field(ge=0)] = Field(
+        200,
+        description="Requests to other pools a second that one party's broadcasts may cause in a worker. 0: no limit.",
+    )
     peer_call_seconds: Annotated[float, Field(gt=0, le=60)] = Field(
         10, description="How long another pool may take for a request that is addressed to it and no car's, seconds."
     )

@@ -97,7 +97,7 @@ def test_what_a_peer_answers_decides_whether_it_is_temporary(pkis: dict[str, PKI
 def test_a_caller_whose_share_of_a_peer_is_used_up_is_told_so(
     pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ccp.peers._CARS", (4, 1))
+    monkeypatch.setattr("ccp.peer_links.CARS", (4, 1))
     arrived, released = threading.Event(), threading.Event()
 
     def wait(handler: object, ends: threading.Event) -> None:

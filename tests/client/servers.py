@@ -30,16 +30,18 @@ class Received:
     target: str
     headers: dict[str, str]
     body: bytes
+    connection: int = 0  # The client's port.
 
 
 @dataclass
 class Reply:
-    """act: takes over the connection, in place of an answer."""
+    """act: takes over the connection, in place of an answer. delay: seconds before the answer."""
 
     status: int = 200
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
     act: Callable[[Any, threading.Event], None] | None = None
+    delay: float = 0.0
 
 
 def json_reply(value: Any, status: int = 200, **headers: str) -> Reply:
@@ -126,12 +128,14 @@ def scripted(tls: ssl.SSLContext | None = None) -> Iterator[Scripted]:
         def _any(self) -> None:
             headers = {name.lower(): value for name, value in self.headers.items()}
             body = self.rfile.read(int(headers.get("content-length", 0)))
-            reply = server.next(Received(self.command, self.path, headers, body))
+            reply = server.next(Received(self.command, self.path, headers, body, self.client_address[1]))
             with contextlib.suppress(OSError):  # Who asked may have gone.
                 if reply.act is not None:
                     self.close_connection = True
                     reply.act(self, server.ends)
                     return
+                if reply.delay:
+                    server.ends.wait(reply.delay)
                 self.send_response(reply.status)
                 for name, value in {**reply.headers, "Content-Length": str(len(reply.body))}.items():
                     self.send_header(name, value)

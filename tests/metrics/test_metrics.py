@@ -175,7 +175,7 @@ def test_what_the_server_refuses_before_it_is_a_request_is_counted(pkis: dict[st
 def test_peers_are_counted_by_outcome_and_it_is_told_that_one_is_left_alone(pkis: dict[str, PKI]) -> None:
     with scripted() as bad, start(pkis, pool_id="pool-b") as there:
         bad.on(PATH, error(404), DROP)
-        with start(pkis, pool_id="pool-a", peer_seconds=1) as here:
+        with start(pkis, pool_id="pool-a", peer_seconds=1, peer_negative_ttl=0) as here:
             secret = there.world.member("peer").secret
             here.change(peers.add(Peer("pool-b", there.base_url, "opnc", "peer", secret), AT))
             here.change(peers.add(Peer("bad", bad.url, token="t"), AT))

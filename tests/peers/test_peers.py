@@ -205,7 +205,8 @@ def test_a_request_for_a_pool_that_is_unknown_is_not_found(three: dict[str, Pool
 @contextmanager
 def beside(pkis: dict[str, PKI], **others: str) -> Iterator[Pool]:
     """A pool with peers at these addresses."""
-    with watched_peers() as wait_for_peers, start(pkis, pool_id="pool-x", peer_seconds=SECONDS) as pool:
+    settings = {"pool_id": "pool-x", "peer_seconds": SECONDS, "peer_negative_ttl": 0}  # Each is asked every time.
+    with watched_peers() as wait_for_peers, start(pkis, **settings) as pool:
         for name, url in others.items():
             pool.change(peers.add(Peer(name, url, token="t"), AT))
         wait_for_peers(len(others))

@@ -14,7 +14,7 @@ from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, say,
 from ccp.client import BadRequestError, Client, Dialect, Routing
 from ccp.errors import ConfigurationError, NotFound
 from ccp.ids import Fingerprint, Namespace, ProviderId
-from ccp.peers import client_options
+from ccp.peer_links import client_options
 from ccp.store import Store, peers
 from ccp.store.audit import Action, Entry, told
 from ccp.store.peers import Peer

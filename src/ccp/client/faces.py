@@ -267,6 +267,15 @@ class AsyncClient(_Face):
     async def close(self) -> None:
         await self._pool.aclose()
 
+    async def close_expired(self) -> None:
+        """Close connections that have been idle for too long, or that the server has closed.
+
+        They are closed when the next request is sent, too; this is for a client that sends none for a while.
+        """
+        for connection in self._pool.connections:
+            if connection.is_idle() and connection.has_expired():
+                await connection.aclose()
+
     async def __aenter__(self) -> Self:
         return self
 

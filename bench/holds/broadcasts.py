@@ -1,0 +1,255 @@
+"""A flood of broadcasts for vehicles that no pool knows, with many healthy peers."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from ccp import exi, installation, logs, settings, wire
+from ccp.app import assemble
+from ccp.contracts import NoContract
+from ccp.ids import EMAID, PCID
+from ccp.parties import Role
+from ccp.sim.parties import Car, make_contract, sign_contract
+from ccp.store import peers as registry
+from ccp.store import schema
+from request import token_of
+from rig import fake_peers, processes, world
+from rig.open_loop import Stream, running
+from rig.report import Row
+
+AIMS = """One party asks with `broadcast: true` for a new unknown car 60 times a second, and all peers are healthy and
+answer at once that they have nothing. Other cars, whose contracts are here, must hardly notice; no healthy peer's
+circuit opens; and a car of another party still gets a contract that only one peer holds. Everything runs on the same
+two cores: one worker, the peers (all in one process), and the load."""
+
+PEERS: Final = 20
+RATE: Final = 60.0
+_SESSION: Final = bytes.fromhex("00112233445566aa")
+_ALONE: Final = b"Other pools were not asked"
+_DELIVER: Final = "GetSignedContractDataByCertificateInstallationReq"
+_WARM_UP: Final = 2.0
+
+
+@dataclass(frozen=True)
+class _Plan:
+    peers: int
+    seconds: float  # Of each of the two phases.
+    others: float  # Requests of other cars a second.
+    cars: int
+    searched: int
+
+
+def run(short: bool, folder: Path) -> Iterator[Row]:
+    plan = _Plan(6, 5.0, 40.0, 64, 8) if short else _Plan(PEERS, 20.0, 60.0, 256, 32)
+    at = datetime.now(UTC).replace(microsecond=0)
+    built = world.build(at, {"iso2": plan.cars})
+    pki = built.fleets["iso2"].pki
+    unknown = [Car.build(pki, PCID(f"WXA0FLOOD{number:08d}"), at) for number in range(int(RATE * plan.seconds * 1.3))]
+    searched = [Car.build(pki, PCID(f"WXC0AFAR0{number:08d}"), at) for number in range(plan.searched)]
+    far = {}
+    for number, car in enumerate(searched):
+        emaid = EMAID(f"DEEXCF{number:08d}")
+        message = sign_contract(pki, make_contract(pki, emaid, car.pcid, car.provisioning.certificate, at), at)
+        item = {
+            "certificateInstallationRes": wire.b64(exi.splice(message, session_id=_SESSION)),
+            "emaid": emaid,
+            "pcid": car.pcid,
+            "xsdMsgDefNamespace": car.namespace,
+        }
+        far[wire.b64(car.request(_SESSION, at))] = _collection(item), car
+    nothing = NoContract("No contract is stored for the vehicle.")
+    negative = {
+        "certificateInstallationRes": wire.b64(installation.refuse(unknown[0].namespace, _SESSION, nothing, at)),
+        "emaid": wire.PLACEHOLDER_EMAID,
+        "pcid": wire.PLACEHOLDER_PCID,
+        "xsdMsgDefNamespace": unknown[0].namespace,
+        "metaData": str(nothing),
+    }
+    holder = fake_peers.Peer(contracts={message: body for message, (body, _) in far.items()})
+    others = [fake_peers.Peer() for _ in range(plan.peers - 1)]
+    others.insert(plan.peers // 2, holder)
+    with fake_peers.running(others, _collection(negative)) as peers, _serving(folder, built, peers.ports) as server:
+        tokens = {
+            letter: token_of(f"http://127.0.0.1:{server.port}/oauth/token", member.party.client_id, member.secret)
+            for (role, letter), member in built.members.items()
+            if role is Role.CPO
+        }
+        yield from _flood(plan, server, built, peers, tokens, unknown, list(far), at)
+
+
+def _flood(
+    plan: _Plan,
+    server: processes.Server,
+    built: world.World,
+    peers: fake_peers.Peers,
+    tokens: dict[str, str],
+    unknown: list[Car],
+    far: list[str],
+    at: datetime,
+) -> Iterator[Row]:
+    known = [c for c in built.fleets["iso2"].contracts if c.letter not in "AC"]
+    namespace = unknown[0].namespace
+    asking = [
+        json.dumps({"certificateInstallationReq": text, "xsdMsgDefNamespace": namespace}).encode() for text in far
+    ]
+    flood = [
+        json.dumps({"certificateInstallationReq": wire.b64(car.request(_SESSION, at)), "xsdMsgDefNamespace": namespace})
+        for car in unknown
+    ]
+    begins, ends = _WARM_UP + plan.seconds, _WARM_UP + 2 * plan.seconds
+    streams = [
+        Stream(
+            "others",
+            tuple(world.message_of("POST", _PATH, tokens[c.letter], c.request) for c in known),
+            plan.others,
+            ends,
+            30,
+            labels=(("contract", b'"emaid":"DEEX'),),
+        ),
+        Stream(
+            "flood",
+            tuple(_broadcast(tokens["A"], body.encode()) for body in flood),
+            RATE,
+            plan.seconds,
+            60,
+            start=begins,
+            labels=(("alone", _ALONE), ("nothing", b"No contract is stored")),
+            open_first=False,
+        ),
+        Stream(
+            "searching",
+            tuple(_broadcast(tokens["C"], body) for body in asking),
+            2.0,
+            plan.seconds,
+            10,
+            start=begins,
+            labels=(("found", b'"emaid":"DEEXCF'),),
+        ),
+    ]
+    (worker,) = server.workers()
+    with _descriptors(worker) as most, running(server.port, streams) as load:
+        outcomes = load.result()
+    cars = outcomes["others"]
+    figures = _metrics(server.port)
+    before, during = ({"start": _WARM_UP, "end": begins}, {"start": begins, "end": ends})
+    p50, p50_flood = cars.percentile(0.5, **before), cars.percentile(0.5, **during)
+    p99, p99_flood = cars.percentile(0.99, **before), cars.percentile(0.99, **during)
+    good = cars.good(within=4.0, label="contract", **during)
+    ratio = p50_flood / p50
+    limit = 3.0 if plan.peers < PEERS else 1.5
+    yield Row(
+        f"other cars' p50, with {plan.peers} peers and the flood",
+        f"≤ {limit:g} times that without",
+        f"{1000 * p50_flood:.1f} ms, {1000 * p50:.1f} ms without: {ratio:.2f}",
+        ratio <= limit,
+    )
+    yield Row("their p99", "told", f"{1000 * p99_flood:.1f} ms, {1000 * p99:.1f} ms without", None)
+    due = cars.due(**during)
+    yield Row("other cars with their contract within 4 s", "all", f"{good} of {len(due)}", good == len(due))
+    flooded = outcomes["flood"]
+    labels = [answer.label for answer in flooded.answers if answer.status == 200]
+    asked, alone = labels.count("nothing"), labels.count("alone")
+    yield Row(
+        "broadcasts of the flood, answered within 4 s",
+        "all",
+        f"{flooded.good(within=4.0)} of {len(flooded.answers)}: {asked} after asking peers, {alone} from here alone",
+        flooded.good(within=4.0) == len(flooded.answers) == asked + alone,
+    )
+    searching = outcomes["searching"]
+    found = searching.good(within=4.0, label="found")
+    yield Row(
+        "another party's cars, whose contract one peer holds",
+        "all found within 4 s",
+        f"{found} of {len(searching.answers)}, p50 {1000 * searching.percentile(0.5):.0f} ms",
+        found == len(searching.answers),
+    )
+    yield Row("descriptors that the worker has open at most", "< 300", str(most[0]), most[0] < 300)
+    judged = sum(value for name, _, value in figures if name == "ccp_peer_resting")
+    failed = {
+        labels["outcome"]: value
+        for name, labels, value in figures
+        if name == "ccp_peer_requests_total" and labels["operation"] == _DELIVER
+    }
+    total: dict[str, float] = {}
+    for name, labels, value in figures:
+        if name == "ccp_peer_requests_total":
+            total[labels["outcome"]] = total.get(labels["outcome"], 0) + value
+    del failed
+    calls = ", ".join(f"{count:.0f} {outcome}" for outcome, count in sorted(total.items()))
+    yield Row("circuits of healthy peers that opened", "0", f"{judged:.0f} are open; calls: {calls}", judged == 0)
+    yield Row(
+        "connections that peers accepted", "told", f"{sum(peers.connections())} for {sum(peers.asked())} requests", None
+    )
+
+
+_PATH: Final = f"{world.PATH}/signedcontractdata"
+
+
+def _collection(item: dict[str, object]) -> bytes:
+    return json.dumps({"signedContractDataCollection": [item]}, separators=(",", ":")).encode()
+
+
+def _broadcast(token: str, body: bytes) -> bytes:
+    return world.message_of("POST", _PATH, token, body).replace(b"\r\n", b"\r\nbroadcast: true\r\n", 1)
+
+
+@contextmanager
+def _serving(folder: Path, built: world.World, ports: tuple[int, ...]) -> Iterator[processes.Server]:
+    """A pool with one worker and a peer at each port."""
+    config, database = folder / "ccp.toml", f"sqlite:///{folder / 'ccp.db'}"
+    config.write_text(f'base_url = "{world.BASE_URL}"\npool_id = "pool-here"\n')
+    schema.upgrade(database)
+    loaded = settings.load(config, database=database)
+    logs.configure(loaded.model_copy(update={"log_level": "error"}))
+
+    async def fill() -> None:
+        await world.fill(loaded, built)
+        assembled = assemble(loaded)
+        await assembled.open()
+        try:
+            for number, port in enumerate(ports):
+                peer = registry.Peer(f"pool-{number}", f"http://127.0.0.1:{port}", token="a-token")
+                await assembled.store.write(registry.add(peer, built.at))
+        finally:
+            await assembled.close()
+
+    asyncio.run(fill())
+    with processes.serving(config, database, 1, folder / "server.log") as server:
+        yield server
+
+
+@contextmanager
+def _descriptors(pid: int) -> Iterator[list[int]]:
+    """The largest number of open descriptors of a process while the block lasts."""
+    most, over = [0], threading.Event()
+
+    def look() -> None:
+        while not over.wait(0.05):
+            most[0] = max(most[0], len(list(Path(f"/proc/{pid}/fd").iterdir())))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield most
+    finally:
+        over.set()
+        thread.join()
+
+
+def _metrics(port: int) -> list[tuple[str, dict[str, str], float]]:
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    return [
+        (one.name, one.labels, one.value) for family in text_string_to_metric_families(text) for one in family.samples
+    ]

@@ -1,0 +1,242 @@
+"""Shares, rates, what is remembered and the order of peers, by clocks of the test."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+
+from ccp.broadcast_limits import BroadcastLimits
+from ccp.egress import Errand
+from ccp.ids import PCID, WMI, Namespace, ProviderId
+from ccp.loop_lag import LoopLag
+from ccp.negative_cache import NegativeCache
+from ccp.peer_limits import Shares
+from ccp.peer_links import CallTiming
+from ccp.peer_ranking import MAX_WAVES, PeerRanking
+
+CAR = PCID("WEX0TEST000000001"), Namespace.ISO2
+OTHER = PCID("WEX0TEST000000002"), Namespace.ISO2
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+# --- Shares ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_caller_that_waits_for_its_share_keeps_no_other_from_theirs() -> None:
+    async def run() -> list[str]:
+        shares, order = Shares(4, 2), list[str]()
+
+        async def use(caller: str, name: str, until: asyncio.Event) -> None:
+            await shares.acquire(caller)
+            order.append(name)
+            await until.wait()
+            shares.release(caller)
+
+        first, last = asyncio.Event(), asyncio.Event()
+        tasks = [asyncio.create_task(use("a", f"a{number}", first if number < 2 else last)) for number in range(4)]
+        await asyncio.sleep(0)
+        tasks.append(asyncio.create_task(use("b", "b0", last)))
+        await asyncio.sleep(0)
+        assert order == ["a0", "a1", "b0"]
+        first.set()
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert order == ["a0", "a1", "b0", "a2", "a3"]
+        last.set()
+        await asyncio.gather(*tasks)
+        assert not shares._under_way
+        assert not shares._waiting
+        return order
+
+    assert len(asyncio.run(run())) == 5
+
+
+def test_one_that_is_cancelled_while_it_waits_keeps_no_place() -> None:
+    async def run() -> None:
+        shares = Shares(1, 1)
+        await shares.acquire("a")
+        waiting = asyncio.create_task(shares.acquire("b"))
+        handed_over = asyncio.create_task(shares.acquire("c"))
+        await asyncio.sleep(0)
+        waiting.cancel()
+        with suppress(asyncio.CancelledError):
+            await waiting
+        shares.release("a")
+        handed_over.cancel()  # It has the place by now, and has not run yet.
+        with suppress(asyncio.CancelledError):
+            await handed_over
+        assert shares.has_room("d")
+        assert not shares._waiting
+
+    asyncio.run(run())
+
+
+# --- Rates -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_party_beyond_its_rate_waits_until_time_has_caught_up() -> None:
+    clock = Clock()
+    limits = BroadcastLimits(10, clock=clock)
+    for _ in range(25):  # What one broadcast causes may go beyond; the next one waits for it.
+        assert limits.admits("a") == (_ < 10)
+        limits.count("a")
+    clock.now += 1.4
+    assert not limits.admits("a")
+    clock.now += 0.2
+    assert limits.admits("a")
+
+
+def test_parties_at_their_rate_leave_room_for_others() -> None:
+    clock = Clock()
+    limits = BroadcastLimits(10, clock=clock)
+    for _ in range(20):
+        limits.count("a")
+        limits.count("b")
+    clock.now += 1.01  # In all they are a second ahead, each of them too.
+    limits.count("b")
+    assert not limits.admits("b")
+    assert limits.admits("c")
+    for _ in range(3):
+        limits.count("c")
+    assert not limits.admits("c")
+
+
+def test_a_request_counts_more_while_the_event_loop_is_late() -> None:
+    clock, lag = Clock(), [0.15]
+    limits = BroadcastLimits(10, lambda: lag[0], clock)
+    for _ in range(3):
+        assert limits.admits("a")
+        limits.count("a")
+    assert not limits.admits("a")
+
+
+def test_no_limit_on_the_rate_and_a_bounded_number_of_parties() -> None:
+    limits = BroadcastLimits(0)
+    for number in range(10_000):
+        limits.count(str(number))
+    assert limits.admits("0")
+    assert len(limits._due) <= 4_096
+    limits = BroadcastLimits(1, clock=Clock())
+    for number in range(10_000):
+        limits.count(str(number))
+    assert len(limits._due) <= 4_096
+
+
+# --- What is remembered ----------------------------------------------------------------------------------------------
+
+
+def test_what_a_peer_had_not_is_remembered_by_car_edition_and_peer_for_its_time() -> None:
+    clock = Clock()
+    cache = NegativeCache(30, clock)
+    cache.add(CAR, "b")
+    clock.now += 20
+    cache.add(CAR, "c")
+    assert cache.has(CAR, "b")
+    assert cache.has(CAR, "c")
+    assert not cache.has(CAR, "d")
+    assert not cache.has(OTHER, "b")
+    assert not cache.has((CAR[0], Namespace.ISO20), "b")
+    cache.discard(CAR, "b")
+    assert not cache.has(CAR, "b")
+    assert cache.has(CAR, "c")
+    clock.now += 10  # The entry ends with the first that said no: none counts for longer than its time.
+    assert not cache.has(CAR, "c")
+    cache.add(CAR, "b")
+    assert not cache.has(CAR, "c")
+
+
+def test_the_memory_is_bounded_and_forgets_the_oldest_first() -> None:
+    clock = Clock()
+    cache = NegativeCache(30, clock, max_vehicles=3)
+    cars = [(PCID(f"WEX0TEST{number:09d}"), Namespace.ISO2) for number in range(5)]
+    for car in cars:
+        clock.now += 1
+        cache.add(car, "b")
+    assert [cache.has(car, "b") for car in cars] == [False, False, True, True, True]
+    clock.now += 60
+    cache.add(CAR, "b")
+    assert len(cache) == 1
+    cache.clear()
+    assert not cache.has(CAR, "b")
+    cache = NegativeCache(0, clock)
+    cache.add(CAR, "b")
+    assert not cache.has(CAR, "b")
+
+
+# --- Order -----------------------------------------------------------------------------------------------------------
+
+
+def providers(*names: str) -> frozenset[ProviderId]:
+    return frozenset(map(ProviderId, names))
+
+
+def test_peers_of_the_provider_and_then_of_the_maker_come_first() -> None:
+    clock = Clock()
+    ranking = PeerRanking(clock)
+    registered = {f"p{number}": providers() for number in range(10)} | {"registered": providers("DEEXA")}
+    ranking.found("p7", WMI("WEX"), [ProviderId("NLEXB")])
+    clock.now += 1
+    ranking.found("p3", WMI("WEX"), [ProviderId("DEEXA")])
+    ranking.found("gone", WMI("WEX"), [ProviderId("DEEXA")])
+    assert ranking.waves(registered, WMI("WEX"), [])[0] == ["p3", "p7"]
+    assert ranking.waves(registered, WMI("WXX"), [ProviderId("DEEXA")])[0] == ["registered", "p3"]
+    assert ranking.waves(registered, WMI("WEX"), [ProviderId("NLEXB")])[0] == ["p7", "p3"]
+    clock.now += 90_000
+    assert len(ranking.waves(registered, WMI("WEX"), [])[0]) == 4  # Nothing of late.
+
+
+def test_every_peer_is_in_one_wave_and_few_peers_are_asked_together() -> None:
+    ranking = PeerRanking(Clock())
+    for count in (0, 1, 4, 5, 20, 100):
+        registered = {f"p{number}": providers() for number in range(count)}
+        waves = ranking.waves(registered, WMI("WEX"), [])
+        assert sorted(name for wave in waves for name in wave) == sorted(registered)
+        assert len(waves) <= MAX_WAVES
+        assert all(len(wave) >= 4 for wave in waves[:-1])
+    first = {ranking.waves(registered, WMI("WEX"), [])[0][0] for _ in range(100)}
+    assert len(first) > 50  # They take turns.
+
+
+def test_what_is_remembered_of_peers_is_bounded() -> None:
+    ranking = PeerRanking(Clock())
+    for number in range(10_000):
+        ranking.found(f"p{number}", WMI("WEX"), [ProviderId(f"D{number:04d}")])
+    assert len(ranking._seen) <= 4_096
+    assert all(len(each) <= 8 for each in ranking._seen.values())
+
+
+# --- Whose failure it is ---------------------------------------------------------------------------------------------
+
+
+class Lag(LoopLag):
+    total = 0.0
+
+    @property
+    def lost(self) -> float:
+        return self.total
+
+
+def test_a_failure_counts_unless_it_may_be_of_what_went_on_here() -> None:
+    lag = Lag()
+    assert not CallTiming(1.5, lag).failed_here(0.75)
+
+    late = CallTiming(1.5, lag)
+    lag.total += 0.2
+    assert late.failed_here(0.75)
+    assert not CallTiming(1.5, lag).failed_here(0.75)  # What was before does not count.
+
+    resolving = CallTiming(1.5, lag)
+    resolving.errand.asked = False
+    assert resolving.failed_here(0.75)
+
+    short = CallTiming(0.0, lag)  # It ran out of time at once.
+    assert short.failed_here(0.75)
+    assert not CallTiming(0.0, lag).failed_here(0.0)
+    assert Errand().waited == 0
