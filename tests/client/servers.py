@@ -30,7 +30,7 @@ class Received:
     target: str
     headers: dict[str, str]
     body: bytes
-    connection: int = 0  # The client's port.
+    connection: int = field(default=0, compare=False)  # The client's port.
 
 
 @dataclass

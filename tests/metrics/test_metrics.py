@@ -216,6 +216,7 @@ def test_the_document_names_what_there_is_and_all_of_it() -> None:
     metrics.limited("any")
     metrics.peer_asked("any", "Any", "ok", 0.1)
     metrics.peer_resting("any", True)
+    metrics.broadcast("any")
     metrics.event_tried("any")
     metrics.requests_shed("any", "any", 1)
     metrics.requests_admitted("any", 1, 2, 3.0)
