@@ -140,7 +140,7 @@ def test_requests_are_counted_by_operation_status_and_outcome_and_name_nobody(pk
         assert str(secret) not in text
     assert "_created" not in text
     names = {label for _, labels in found for label, _ in labels}
-    assert names <= {"operation", "status", "outcome", "limit", "peer", "task", "le"}
+    assert names <= {"operation", "status", "outcome", "limit", "peer", "task", "le", "class"}
 
 
 def test_what_limits_turn_away_is_counted_by_limit(pkis: dict[str, PKI]) -> None:
