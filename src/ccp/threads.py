@@ -1,8 +1,8 @@
 """Supervised threads to which an event loop hands jobs.
 
-    writer = JobThread("database writer", serve, timeout=5.0, max_busy=6.0, not_started="…", unconfirmed="…")
+    writer = JobThread("database writer", serve, not_started="…", unconfirmed="…")
     await writer.start()
-    answer = await writer.run(work)
+    answer = await writer.run(work, 5.0)
     writer.reasons()                                 # why the worker is not ready
     await writer.stop()
 
@@ -32,16 +32,19 @@ _log = structlog.get_logger("ccp.threads")
 _FIRST_DELAY: Final = 0.1
 _MAX_DELAY: Final = 5.0
 _STOP_TIMEOUT: Final = 10.0
+_MARGIN: Final = 1.0
+"""Between the time limit of a job and the moment when its thread counts as hanging."""
 
 
 class Job:
     """Work for a thread, and the future that its caller waits for."""
 
-    __slots__ = ("_claim", "result", "work")
+    __slots__ = ("_claim", "result", "time_limit", "work")
 
-    def __init__(self, work: Any, result: asyncio.Future[Any]) -> None:
+    def __init__(self, work: Any, result: asyncio.Future[Any], time_limit: float) -> None:
         self.work = work
         self.result = result
+        self.time_limit = time_limit
         self._claim = threading.Lock()
 
     def claim(self) -> bool:
@@ -57,7 +60,7 @@ class Inbox:
     """What one run of a thread takes its jobs from. Methods are for the thread; attributes may be read anywhere.
 
     restarted: an earlier run of the thread has failed. busy_since: when the jobs under way were taken, None while it
-    waits for some.
+    waits for some. max_busy: how long they may take, seconds.
     """
 
     def __init__(self, owner: JobThread, loop: asyncio.AbstractEventLoop, *, restarted: bool) -> None:
@@ -67,6 +70,7 @@ class Inbox:
         self.queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self.taken: Sequence[Job] = ()
         self.busy_since: float | None = None
+        self.max_busy = 0.0
         self.accepts = False
         self.error: BaseException | None = None
 
@@ -87,6 +91,7 @@ class Inbox:
                 self.queue.put(None)  # For the next call.
                 break
             jobs.append(following)
+        self.max_busy = max(job.time_limit for job in jobs) + _MARGIN
         self.taken, self.busy_since = jobs, time.monotonic()
         return jobs
 
@@ -108,8 +113,6 @@ class JobThread:
         name: str,
         serve: Callable[[Inbox], None],
         *,
-        timeout: float,
-        max_busy: float,
         not_started: str,
         unconfirmed: str,
         expired: Callable[[], None] = lambda: None,
@@ -117,16 +120,13 @@ class JobThread:
         """name: for readiness and the log. serve: runs in the thread; it opens what it needs, calls `ready`, and takes
         jobs until there are none. Whatever it raises ends that run, and with it the jobs that it took.
 
-        timeout: for a job, the wait for its turn included. max_busy: how long a thread may work on what it took at one
-        time, before it counts as hanging. not_started, unconfirmed: sentences for jobs that nothing was done for, and
-        for those whose outcome is unknown. expired: called when the time of a job that is under way is up.
+        not_started, unconfirmed: sentences for jobs that nothing was done for, and for those whose outcome is unknown.
+        expired: called when the time of a job that is under way is up.
         """
         self._name = name
         self._serve = serve
-        self._timeout = timeout
         self._not_started = not_started
         self._unconfirmed = unconfirmed
-        self._max_busy = max_busy
         self._expired = expired
         self._thread: threading.Thread | None = None
         self._inbox: Inbox | None = None
@@ -141,15 +141,18 @@ class JobThread:
         self._begin()
         await self._first
 
-    async def run(self, work: Any) -> Any:
-        """Have the thread do something. Raises what it raises, and Unavailable."""
+    async def run(self, work: Any, time_limit: float) -> Any:
+        """Have the thread do something. Raises what it raises, and Unavailable.
+
+        time_limit: seconds, the wait for its turn included. A thread that takes longer counts as hanging.
+        """
         inbox = self._inbox
         if inbox is None or not inbox.accepts or self._problem() is not None:
             raise Unavailable(self._not_started)
         loop = asyncio.get_running_loop()
-        job = Job(work, loop.create_future())
+        job = Job(work, loop.create_future(), time_limit)
         inbox.queue.put(job)
-        expiry = loop.call_later(self._timeout, self._expire, job)
+        expiry = loop.call_later(time_limit, self._expire, job)
         try:
             return await job.result
         finally:
@@ -268,6 +271,6 @@ class JobThread:
         if inbox is None or not inbox.accepts:
             return f"The {self._name} does not run; it is being started again."
         since = inbox.busy_since
-        if since is not None and time.monotonic() > since + self._max_busy:
-            return f"The {self._name} has hung for more than {self._max_busy:g} seconds."
+        if since is not None and time.monotonic() > since + inbox.max_busy:
+            return f"The {self._name} has hung for more than {inbox.max_busy:g} seconds."
         return None

@@ -15,7 +15,7 @@ import pytest
 from ccp.contracts import SignedContract
 from ccp.errors import NotFound, Unavailable
 from ccp.ids import EMAID, PCID
-from ccp.store import Store, contracts, schema, sqlite
+from ccp.store import Store, contracts, schema, sqlite_writer
 from ccp.store.steps import Row, Steps
 from tests.store.made import (
     AT,
@@ -372,7 +372,8 @@ def test_in_a_group_that_meets_a_full_disk_what_is_acknowledged_is_there_and_not
 def test_a_database_that_another_process_holds_too_long_is_unavailable_and_then_works_again(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sqlite, "_BUSY_TIMEOUT", 0.2)
+    real = sqlite_writer.serve
+    monkeypatch.setattr(sqlite_writer, "serve", lambda path, busy_timeout: real(path, 0.2))
 
     async def use(store: Store) -> None:
         with closing(sqlite3.connect(schema.sqlite_file(url), isolation_level=None)) as other:

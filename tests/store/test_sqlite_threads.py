@@ -9,8 +9,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ from ccp import threads
 from ccp.contracts import SignedContract
 from ccp.errors import Unavailable
 from ccp.ids import EMAID
-from ccp.store import Store, contracts, sqlite, sqlite_writer
-from ccp.store.steps import Steps, long_running
-from ccp.store.time_limits import NOT_CONFIRMED, NOT_READ, NOT_WRITTEN
+from ccp.store import Store, connect, contracts, sqlite_writer
+from ccp.store.steps import Steps, long_change, long_running
+from ccp.store.time_limits import NOT_CONFIRMED, NOT_READ, NOT_WRITTEN, REQUESTS, TimeLimits
 from ccp.store.turns import Turns
 from tests.store.made import AT, CAR, FIRST, NO_LIMITS, new_database, sql, variant, with_store
 
@@ -42,6 +43,18 @@ def publish(store: Store, number: int) -> asyncio.Future[Any]:
 
 def stored(url: str) -> set[str]:
     return {row[0] for row in sql(url, "select emaid from contract")}
+
+
+def with_limits(url: str, use: Callable[[Store], Awaitable[None]], limits: TimeLimits) -> None:
+    async def run() -> None:
+        store = connect(url, limits=limits)
+        await store.open()
+        try:
+            await use(store)
+        finally:
+            await store.close()
+
+    asyncio.run(run())
 
 
 async def until(holds: Callable[[], object]) -> None:
@@ -157,13 +170,6 @@ def test_a_damaged_file_is_told_as_unavailable_to_writers_and_readers(url: str) 
 # --- A thread that hangs ---------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def short_limits(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("WRITE_TIMEOUT", "READ_TIMEOUT", "LONG_READ_TIMEOUT"):
-        monkeypatch.setattr(sqlite, name, 0.3)
-
-
-@pytest.mark.usefixtures("short_limits")
 def test_callers_of_a_writer_that_hangs_are_answered_in_time_and_told_what_is_known(url: str) -> None:
     async def use(store: Store) -> None:
         started, go_on = threading.Event(), threading.Event()
@@ -190,16 +196,12 @@ def test_callers_of_a_writer_that_hangs_are_answered_in_time_and_told_what_is_kn
         await until(lambda: not store.reasons())
         await publish(store, 7)
 
-    with_store(url, use)
+    with_limits(url, use, replace(REQUESTS, write=0.3))
     # What had been begun was made, as its caller was told that it might be; what was given up was not.
     assert stored(url) == {numbered(0).emaid, numbered(7).emaid}
 
 
-def test_a_long_question_is_ended_when_its_time_is_up_and_holds_up_no_lookup(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sqlite, "LONG_READ_TIMEOUT", 2.0)
-
+def test_a_long_question_is_ended_when_its_time_is_up_and_holds_up_no_lookup(url: str) -> None:
     @long_running
     def endless() -> Steps[None]:
         yield "with recursive n(x) as (select 1 union all select x + 1 from n) select count(*) from n", ()
@@ -221,7 +223,7 @@ def test_a_long_question_is_ended_when_its_time_is_up_and_holds_up_no_lookup(
         await until(lambda: not store.reasons())
         assert await store.read(short()) == 1
 
-    with_store(url, use)
+    with_limits(url, use, replace(REQUESTS, long_read=2.0))
 
 
 def test_a_question_cannot_change_anything_in_the_thread_either(url: str) -> None:
@@ -269,12 +271,9 @@ def busy(url: str) -> Iterator[Callable[[], None]]:
         process.stdout.close()
 
 
-def test_a_reader_waits_for_a_busy_file_without_holding_up_the_event_loop_and_not_for_long(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_reader_waits_for_a_busy_file_without_holding_up_the_event_loop(url: str) -> None:
     async def use(store: Store) -> None:
         await publish(store, 0)
-        monkeypatch.setattr(sqlite, "READ_TIMEOUT", 30.0)
         with busy(url) as end:
             waiting = asyncio.ensure_future(store.read(contracts.by_vehicle(CAR)))
             for _ in range(5):
@@ -282,12 +281,39 @@ def test_a_reader_waits_for_a_busy_file_without_holding_up_the_event_loop_and_no
             assert not waiting.done()
             end()
             assert len(await waiting) == 1
-        monkeypatch.setattr(sqlite, "READ_TIMEOUT", 0.2)
+
+    with_limits(url, use, replace(REQUESTS, read=30.0))
+
+
+def test_a_reader_does_not_wait_for_a_busy_file_for_long(url: str) -> None:
+    async def use(store: Store) -> None:
+        await publish(store, 0)
         with busy(url), pytest.raises(Unavailable, match=NOT_READ):
             await store.read(contracts.by_vehicle(CAR))
         assert len(await store.read(contracts.by_vehicle(CAR))) == 1
 
-    with_store(url, use)
+    with_limits(url, use, replace(REQUESTS, read=0.3))
+
+
+def test_a_change_that_may_take_long_is_not_taken_for_one_that_hangs(url: str) -> None:
+    go_on = threading.Event()
+
+    @long_change
+    def large() -> Steps[None]:
+        yield "select 1", ()
+        go_on.wait(30)
+
+    async def use(store: Store) -> None:
+        waiting = asyncio.ensure_future(store.write(large()))
+        for number in range(3):
+            with pytest.raises(Unavailable, match=NOT_WRITTEN):
+                await publish(store, number)
+        await asyncio.sleep(1.2)
+        assert store.reasons() == []
+        go_on.set()
+        await waiting
+
+    with_limits(url, use, replace(REQUESTS, write=0.1))
 
 
 def test_a_store_closes_while_its_writer_is_being_started_again(url: str) -> None:

@@ -53,4 +53,4 @@ def connect(url: str, connections: int = 4, limits: TimeLimits = REQUESTS) -> St
         return PostgresStore(url, connections, limits)
     from ccp.store.sqlite import SQLiteStore
 
-    return SQLiteStore(sqlite_file(url))
+    return SQLiteStore(sqlite_file(url), limits)

@@ -21,19 +21,18 @@ from ccp.store import schema, sqlite_writer
 from ccp.store.sqlite_steps import connected, is_busy, is_outage
 from ccp.store.sqlite_steps import run as run
 from ccp.store.steps import Question, Steps, T
-from ccp.store.time_limits import LONG_READ_TIMEOUT, NOT_CONFIRMED, NOT_READ, NOT_WRITTEN, READ_TIMEOUT, WRITE_TIMEOUT
+from ccp.store.time_limits import NOT_CONFIRMED, NOT_READ, NOT_WRITTEN, REQUESTS, TimeLimits
 from ccp.threads import Inbox, Job, JobThread, Outcome
 
-_BUSY_TIMEOUT: Final = WRITE_TIMEOUT / 2
-"""For a turn among the processes that write, and once more for the file's own lock. Both are less than a write has."""
 _RETRY_DELAY: Final = 0.01
 
 
 class SQLiteStore:
     """See `ccp.store.Store`."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, limits: TimeLimits = REQUESTS) -> None:
         self._path = path
+        self._limits = limits
         self._reader: sqlite3.Connection | None = None
         self._long_connection: sqlite3.Connection | None = None
         self._asked: list[tuple[Steps[Any], asyncio.Future[Any]]] = []
@@ -48,17 +47,14 @@ class SQLiteStore:
             self._reader.execute("pragma query_only = on")
             self._writer = JobThread(
                 "database writer",
-                sqlite_writer.serve(self._path, _BUSY_TIMEOUT),
-                timeout=WRITE_TIMEOUT,
-                max_busy=WRITE_TIMEOUT + 1.0,
+                # For a turn among the processes that write, and once more for the file's own lock.
+                sqlite_writer.serve(self._path, self._limits.write / 2),
                 not_started=NOT_WRITTEN,
                 unconfirmed=NOT_CONFIRMED,
             )
             self._long_reader = JobThread(
                 "database reader",
                 self._serve_long,
-                timeout=LONG_READ_TIMEOUT,
-                max_busy=LONG_READ_TIMEOUT + 1.0,
                 not_started=NOT_READ,
                 unconfirmed=NOT_READ,
                 expired=self._interrupt_long,
@@ -89,29 +85,29 @@ class SQLiteStore:
             return self._read(question)
         if question.long:
             assert self._long_reader is not None, "the store is open"
-            found: T = await self._long_reader.run(question)
+            found: T = await self._long_reader.run(question, self._limits.long_read)
             return found
         deadline = None
         while True:
             try:
-                return await self._read_together(question) if question.together else self._read(question)
+                return await self._ask_together(question) if question.together else self._read(question)
             except Unavailable as exc:
                 # A process that was killed in the middle of a write leaves an index of the log that has to be rebuilt;
                 # the next one that reads does it, and for some milliseconds the others find it locked.
                 if not is_busy(exc.__cause__):
                     raise
-                deadline = deadline or time.monotonic() + READ_TIMEOUT
+                deadline = deadline or time.monotonic() + self._limits.read
                 if time.monotonic() > deadline:
                     raise
                 await asyncio.sleep(_RETRY_DELAY)
 
-    async def _read_together(self, question: Steps[T]) -> T:
+    def _ask_together(self, question: Steps[T]) -> asyncio.Future[T]:
         loop = asyncio.get_running_loop()
         asked: asyncio.Future[T] = loop.create_future()
         if not self._asked:
             loop.call_soon(self._answer)
         self._asked.append((question, asked))
-        return await asked
+        return asked
 
     def _answer(self) -> None:
         """Put the questions of a turn of the event loop one after another.
@@ -145,7 +141,8 @@ class SQLiteStore:
 
     async def write(self, change: Steps[T]) -> T:
         assert self._writer is not None, "the store is open"
-        made: T = await self._writer.run(change)
+        long = isinstance(change, Question) and change.long
+        made: T = await self._writer.run(change, self._limits.long_write if long else self._limits.write)
         return made
 
     async def time(self) -> datetime | None:
@@ -153,7 +150,7 @@ class SQLiteStore:
 
     def _serve_long(self, inbox: Inbox) -> None:
         """The thread for questions that are marked `long_running`, one after another."""
-        connection = connected(self._path, READ_TIMEOUT)
+        connection = connected(self._path, self._limits.read)
         try:
             connection.execute("pragma query_only = on")
             self._long_connection = connection
