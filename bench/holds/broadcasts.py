@@ -34,10 +34,8 @@ circuit opens; and a car of another party still gets a contract that only one pe
 two cores: one worker, the peers (all in one process), and the load."""
 
 PEERS: Final = 20
-RATE: Final = 60.0
 _SESSION: Final = bytes.fromhex("00112233445566aa")
 _ALONE: Final = b"Other pools were not asked"
-_DELIVER: Final = "GetSignedContractDataByCertificateInstallationReq"
 _WARM_UP: Final = 2.0
 
 
@@ -48,14 +46,25 @@ class _Plan:
     others: float  # Requests of other cars a second.
     cars: int
     searched: int
+    flood: float  # Broadcasts a second.
+    share: float  # Of requests that have to be answered as wanted.
+    limit: float | None  # Of the ratio of medians; None where a busy machine decides it.
+    settings: str = ""
+
+
+_LONG: Final = _Plan(PEERS, 20.0, 60.0, 256, 32, 60.0, 1.0, 1.5)
+# So little that a busy machine can do it; the limit is lower in its place, so that it counts.
+_SHORT: Final = _Plan(6, 5.0, 10.0, 64, 4, 20.0, 0.75, None, "peer_seconds = 3\nbroadcast_rate = 40\n")
 
 
 def run(short: bool, folder: Path) -> Iterator[Row]:
-    plan = _Plan(6, 5.0, 40.0, 64, 8) if short else _Plan(PEERS, 20.0, 60.0, 256, 32)
+    plan = _SHORT if short else _LONG
     at = datetime.now(UTC).replace(microsecond=0)
     built = world.build(at, {"iso2": plan.cars})
     pki = built.fleets["iso2"].pki
-    unknown = [Car.build(pki, PCID(f"WXA0FLOOD{number:08d}"), at) for number in range(int(RATE * plan.seconds * 1.3))]
+    unknown = [
+        Car.build(pki, PCID(f"WXA0FLOOD{number:08d}"), at) for number in range(int(plan.flood * plan.seconds * 1.3))
+    ]
     searched = [Car.build(pki, PCID(f"WXC0AFAR0{number:08d}"), at) for number in range(plan.searched)]
     far = {}
     for number, car in enumerate(searched):
@@ -79,7 +88,10 @@ def run(short: bool, folder: Path) -> Iterator[Row]:
     holder = fake_peers.Peer(contracts={message: body for message, (body, _) in far.items()})
     others = [fake_peers.Peer() for _ in range(plan.peers - 1)]
     others.insert(plan.peers // 2, holder)
-    with fake_peers.running(others, _collection(negative)) as peers, _serving(folder, built, peers.ports) as server:
+    with (
+        fake_peers.running(others, _collection(negative)) as peers,
+        _serving(folder, built, peers.ports, plan.settings) as server,
+    ):
         tokens = {
             letter: token_of(f"http://127.0.0.1:{server.port}/oauth/token", member.party.client_id, member.secret)
             for (role, letter), member in built.members.items()
@@ -120,7 +132,7 @@ def _flood(
         Stream(
             "flood",
             tuple(_broadcast(tokens["A"], body.encode()) for body in flood),
-            RATE,
+            plan.flood,
             plan.seconds,
             60,
             start=begins,
@@ -147,47 +159,43 @@ def _flood(
     p99, p99_flood = cars.percentile(0.99, **before), cars.percentile(0.99, **during)
     good = cars.good(within=4.0, label="contract", **during)
     ratio = p50_flood / p50
-    limit = 3.0 if plan.peers < PEERS else 1.5
     yield Row(
         f"other cars' p50, with {plan.peers} peers and the flood",
-        f"≤ {limit:g} times that without",
+        f"≤ {plan.limit:g} times that without" if plan.limit else "told",
         f"{1000 * p50_flood:.1f} ms, {1000 * p50:.1f} ms without: {ratio:.2f}",
-        ratio <= limit,
+        ratio <= plan.limit if plan.limit else None,
     )
     yield Row("their p99", "told", f"{1000 * p99_flood:.1f} ms, {1000 * p99:.1f} ms without", None)
     due = cars.due(**during)
-    yield Row("other cars with their contract within 4 s", "all", f"{good} of {len(due)}", good == len(due))
+    share = "all" if plan.share == 1 else f"≥ {plan.share:.0%}"
+    yield Row(
+        "other cars with their contract within 4 s", share, f"{good} of {len(due)}", good >= plan.share * len(due)
+    )
     flooded = outcomes["flood"]
     labels = [answer.label for answer in flooded.answers if answer.status == 200]
     asked, alone = labels.count("nothing"), labels.count("alone")
     yield Row(
         "broadcasts of the flood, answered within 4 s",
-        "all",
+        f"{share}, some of each kind",
         f"{flooded.good(within=4.0)} of {len(flooded.answers)}: {asked} after asking peers, {alone} from here alone",
-        flooded.good(within=4.0) == len(flooded.answers) == asked + alone,
+        flooded.good(within=4.0) >= plan.share * len(flooded.answers) and asked > 0 and alone > 0,
     )
     searching = outcomes["searching"]
     found = searching.good(within=4.0, label="found")
     yield Row(
         "another party's cars, whose contract one peer holds",
-        "all found within 4 s",
+        "all found within 4 s" if plan.share == 1 else "some found within 4 s",
         f"{found} of {len(searching.answers)}, p50 {1000 * searching.percentile(0.5):.0f} ms",
-        found == len(searching.answers),
+        found == len(searching.answers) if plan.share == 1 else found > 0,
     )
     yield Row("descriptors that the worker has open at most", "< 300", str(most[0]), most[0] < 300)
     judged = sum(value for name, _, value in figures if name == "ccp_peer_resting")
-    failed = {
-        labels["outcome"]: value
-        for name, labels, value in figures
-        if name == "ccp_peer_requests_total" and labels["operation"] == _DELIVER
-    }
     total: dict[str, float] = {}
     for name, labels, value in figures:
         if name == "ccp_peer_requests_total":
             total[labels["outcome"]] = total.get(labels["outcome"], 0) + value
-    del failed
     calls = ", ".join(f"{count:.0f} {outcome}" for outcome, count in sorted(total.items()))
-    yield Row("circuits of healthy peers that opened", "0", f"{judged:.0f} are open; calls: {calls}", judged == 0)
+    yield Row("circuits of healthy peers that are open at the end", "0", f"{judged:.0f}; calls: {calls}", judged == 0)
     yield Row(
         "connections that peers accepted", "told", f"{sum(peers.connections())} for {sum(peers.asked())} requests", None
     )
@@ -205,10 +213,10 @@ def _broadcast(token: str, body: bytes) -> bytes:
 
 
 @contextmanager
-def _serving(folder: Path, built: world.World, ports: tuple[int, ...]) -> Iterator[processes.Server]:
+def _serving(folder: Path, built: world.World, ports: tuple[int, ...], more: str) -> Iterator[processes.Server]:
     """A pool with one worker and a peer at each port."""
     config, database = folder / "ccp.toml", f"sqlite:///{folder / 'ccp.db'}"
-    config.write_text(f'base_url = "{world.BASE_URL}"\npool_id = "pool-here"\n')
+    config.write_text(f'base_url = "{world.BASE_URL}"\npool_id = "pool-here"\n{more}')
     schema.upgrade(database)
     loaded = settings.load(config, database=database)
     logs.configure(loaded.model_copy(update={"log_level": "error"}))
