@@ -35,6 +35,8 @@ class Gathering:
         self._waiting: dict[str, list[tuple[Row, asyncio.Future[list[Row]]]]] = {}
         self._sent: dict[str, int] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._deadlines: dict[asyncio.Future[list[Row]], float] = {}
+        self._expiry: asyncio.TimerHandle | None = None
 
     async def answer(self, steps: Steps[T]) -> T:
         """Ask a question whose parameters are all texts, each of its statements together with those of others.
@@ -55,6 +57,9 @@ class Gathering:
         """Wait for what is on its way."""
         while self._tasks:
             await asyncio.wait(self._tasks)
+        if self._expiry is not None:
+            self._expiry.cancel()
+            self._expiry = None
 
     async def _ask(self, statement: str, parameters: Row, deadline: float) -> list[Row]:
         loop = asyncio.get_running_loop()
@@ -63,11 +68,23 @@ class Gathering:
         waiting.append((parameters, asked))
         if len(waiting) == 1 and self._sent.get(statement, 0) < _ON_THEIR_WAY:
             loop.call_soon(self._send, statement)
-        expiry = loop.call_at(deadline, _expire, asked)
+        self._deadlines[asked] = deadline
+        if self._expiry is None:  # One for all: a timer for each would cost as much as the rest.
+            self._expiry = loop.call_at(deadline, self._expire)
         try:
             return await asked
         finally:
-            expiry.cancel()
+            del self._deadlines[asked]
+
+    def _expire(self) -> None:
+        """Tell those that have waited for too long."""
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for asked, deadline in self._deadlines.items():
+            if deadline <= now and not asked.done():
+                asked.set_exception(Unavailable(NOT_READ))
+        following = min((deadline for deadline in self._deadlines.values() if deadline > now), default=None)
+        self._expiry = None if following is None else loop.call_at(following, self._expire)
 
     def _send(self, statement: str) -> None:
         waiting = self._waiting[statement]
@@ -104,11 +121,6 @@ class Gathering:
             self._sent[statement] -= 1
             if self._waiting[statement]:
                 self._send(statement)
-
-
-def _expire(asked: asyncio.Future[list[Row]]) -> None:
-    if not asked.done():
-        asked.set_exception(Unavailable(NOT_READ))
 
 
 @cache
