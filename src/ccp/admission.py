@@ -38,7 +38,8 @@ _MAX_STARTS_OVERLOADED: Final = 16
 
 _TURN: Final = 0.02  # What one turn counts for at most when it is judged how long a queue has lasted.
 _LEAST_TURN: Final = 1e-6
-_BLOCKED_DELAY: Final = 0.02  # Between two looks at queues of which nothing can be started.
+_BLOCKED_DELAY: Final = 0.001  # Between two looks at queues of which nothing can be started.
+_IDLE_TURN: Final = 0.0005
 _SPARE_INTERVAL: Final = 0.1
 _EPOCH: Final = 0.25  # For which it is counted how many connections ask, seconds.
 _SHORT_QUEUE: Final = 16
@@ -54,6 +55,15 @@ UNVERIFIED: Final = "ccp.unverified"
 _VEHICLE_PATHS: Final = frozenset({"/opnc/v1/ccp/signedcontractdata", "/v1/ccp/signedcontractdata"})
 _PROBES: Final = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})
 _TOKEN_PATH: Final = "/oauth/token"  # noqa: S105
+
+
+def _enough(starts: int) -> int:
+    """How many requests of a class are under way while the loop has enough to do.
+
+    A request takes some turns. Those that wait for a database or another pool keep nothing busy: when the loop is idle
+    more are started, up to `max_in_flight`.
+    """
+    return 16 + 4 * starts
 
 
 class Reason(StrEnum):
@@ -130,10 +140,6 @@ class Lane:
     @property
     def limit(self) -> int:
         return self.short_queue if self.standing else self.max_waiting
-
-    @property
-    def ready(self) -> bool:
-        return bool(self.queue) and self.in_flight < self.max_in_flight
 
     def tag(self, caller: Hashable) -> float:
         """The tag of the caller's next request: one behind its last, or behind what is served now."""
@@ -242,6 +248,8 @@ class Admission:
         self._armed = False
         self._contended = False
         self._starts = MIN_STARTS
+        self._enough = _enough(MAX_STARTS)
+        self._idle = False
         self.epoch = 0
         """Changes every quarter of a second under overload: connections that ask in it are counted in `asking`."""
         self.asking = 0
@@ -265,7 +273,7 @@ class Admission:
         if lane is None:
             request.begin()
             return
-        if not self._waiting and self._left > 0 and lane.in_flight < lane.max_in_flight:
+        if not self._waiting and self._left > 0 and lane.in_flight < min(self._enough, lane.max_in_flight):
             self._left -= lane.cost
             if not self._armed:
                 self._arm()
@@ -376,6 +384,7 @@ class Admission:
             self._timer.cancel()
             self._timer = None
         if not self._waiting:
+            self._idle = False
             if self._contended:
                 self._settle()
             return
@@ -389,6 +398,7 @@ class Admission:
         if self.vehicles.standing or self.unverified.standing:
             self.overloaded = True
             self._left = self._starts_for(now)
+            self._enough = _enough(self._left)
         while self._left > 0 and (chosen := self._choose()) is not None:
             request = chosen.next()
             self._waiting -= 1
@@ -400,6 +410,7 @@ class Admission:
             self._left -= chosen.cost
             self._start(request, chosen)
         self._settle()
+        self._idle = False
         if not self._waiting:
             return
         if self._left > 0:  # Too many are under way.
@@ -425,11 +436,14 @@ class Admission:
                 lane.emptied()
         self._contended = self._waiting > 0
         self.overloaded = self.vehicles.standing or self.unverified.standing
+        if not self.overloaded:
+            self._enough = _enough(MAX_STARTS)
 
     def _choose(self) -> Lane | None:
         found = None
         for lane in self.lanes:
-            if lane.ready and (found is None or lane.passed_over >= lane.yields):
+            limit = lane.max_in_flight if self._idle else min(self._enough, lane.max_in_flight)
+            if lane.queue and lane.in_flight < limit and (found is None or lane.passed_over >= lane.yields):
                 found = lane
         for lane in self.lanes:
             if lane is found:
@@ -444,4 +458,15 @@ class Admission:
                 self._waiting -= 1
                 self._refuse(request, lane, Reason.QUEUE_AGE)
         if self._waiting:
-            self._timer = asyncio.get_running_loop().call_later(_BLOCKED_DELAY, self._pump)
+            self._timer = asyncio.get_running_loop().call_later(_BLOCKED_DELAY, self._probe)
+
+    def _probe(self) -> None:
+        """Find out whether the loop has nothing to do: then the next turn comes at once."""
+        self._timer = None
+        if not self._armed:
+            self._armed = True
+            asyncio.get_running_loop().call_soon(self._probed, self._clock())
+
+    def _probed(self, asked: float) -> None:
+        self._idle = self._clock() - asked < _IDLE_TURN
+        self._pump()

@@ -336,3 +336,27 @@ async def test_background_work_is_put_off_under_overload_and_goes_on() -> None:
         await crowd.turn()
         done += crowd.admission.has_time()
     assert 8 <= done <= 11, "ten in the second that these turns take"
+
+
+@looped
+async def test_requests_that_wait_for_somebody_else_keep_no_others_waiting() -> None:
+    crowd = Crowd()
+    crowd.offer("one", count=200)
+    for _ in range(1000):
+        if len(crowd.started) == 200:
+            break
+        await asyncio.sleep(0.001)  # Nothing is to be done meanwhile, and none of them ends.
+    assert len(crowd.started) == 200
+    assert not crowd.refused
+
+
+@looped
+async def test_a_busy_loop_has_no_more_under_way_than_it_needs() -> None:
+    crowd = Crowd()
+    ends = asyncio.get_running_loop().time() + 0.3
+    while asyncio.get_running_loop().time() < ends:
+        crowd.offer("one", count=20)
+        crowd.now += 0.005  # Each turn takes that long, and none of them ends.
+        await asyncio.sleep(0)
+    assert len(crowd.started) <= 48
+    assert len(crowd.refused) > 100
