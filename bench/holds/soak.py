@@ -120,6 +120,7 @@ def _flat(series: Series) -> Iterator[Row]:
     pid = series.largest
     growth, slope = series.growth(pid), series.slope(pid)
     lines = " / ".join(" ".join(f"{mib:.0f}" for mib in series.minutes(each)) for each in series.mib)
+    print(lines, flush=True)
     yield Row(
         "growth of the largest worker from the second to the third ten minutes (RSS)",
         f"≤ {_MAX_GROWTH:g} MiB",
