@@ -61,7 +61,8 @@ def _run(subject: str, short: bool, write: bool) -> tuple[list[Row], bool]:
     if write and not failed and rows:
         text = [report.table(("what", "aim", "figure", "verdict"), map(_cells, rows))]
         text += [f"- {row.what}: {row.note}" for row in rows if row.note]
-        report.write(subject, "\n\n".join((*text[:1], "\n".join(text[1:]), report.short_machine(busy))), DOCUMENT)
+        parts = (text[0], "\n".join(text[1:]), report.short_machine(busy))
+        report.write(subject, "\n\n".join(part for part in parts if part), DOCUMENT)
     return rows, failed
 
 
