@@ -94,12 +94,11 @@ def _raise_descriptor_limit(effective: Settings, given: dict[str, Any]) -> int |
 
 
 def _run(effective: Settings, limit: int | None) -> None:
-    from ccp import clock, logs, metrics
+    from ccp import logs, metrics
     from ccp.cli import workers
     from ccp.server import options
     from ccp.store import schema
 
-    clock.hand_over(datetime.now(UTC))
     allowed = "any number of" if limit is None else limit
     say(
         f"opnc-ccp on {effective.public_url} (database {effective.shown()['database']}, {allowed} file descriptors "
@@ -164,7 +163,12 @@ def _check_tls(certificate: Path, key: Path | None, client_ca: Path | None) -> N
 
 
 def _hand_over(config: Path | None, given: dict[str, Any]) -> None:
-    """Workers are new processes: they read the same file, and the command line's values from the environment."""
+    """Workers take from the environment, as it is when they begin: the file to read, the command line's values, and the
+    clock of this process. So those that replace others have the same, and settings are read anew.
+    """
+    from ccp import clock
+
+    clock.hand_over(datetime.now(UTC))
     if config is not None:
         os.environ["CCP_CONFIG"] = str(config.resolve())
     for name, value in given.items():

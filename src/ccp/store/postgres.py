@@ -98,8 +98,8 @@ class PostgresStore:
     def __init__(self, url: str, connections: int, limits: TimeLimits = REQUESTS) -> None:
         self._url = url
         self._limits = limits
-        self._standby = StandbyWatch(self._standby_is_waited_for, self._cut)
         self._pool = ConnectionPool(Hosts(url), connections, limits, self._server_is_silent)
+        self._standby = StandbyWatch(self._standby_is_waited_for, self._pool.time_out)
         # So that reads go on while every change waits, for a standby, say.
         self._writers = connections - max(1, connections // 4) or 1
         self._writing = asyncio.Semaphore(self._writers)
@@ -267,16 +267,20 @@ class PostgresStore:
             task.exception()  # Where the caller has gone nobody else looks at it.
 
     async def _write(self, change: Steps[T], write: Write) -> T:
+        self._standby.refuse_while_waiting()
         if self._writing.locked():
             try:
                 async with asyncio.timeout_at(write.deadline):
                     await self._writing.acquire()
             except TimeoutError as exc:
+                self._standby.refuse_while_waiting()
                 raise Unavailable(NOT_WRITTEN) from exc
         else:
             await self._writing.acquire()
         try:
             return await self._change(change, write)
+        except Unavailable as exc:
+            raise await self._standby.explain(exc) from exc.__cause__
         finally:
             self._writing.release()
 
@@ -327,9 +331,6 @@ class PostgresStore:
         except BaseException as exc:
             told = _told(exc, sentence, lost=False)
             raise told from told.__cause__
-
-    def _cut(self, connection: Connection) -> None:
-        self._pool.time_out(connection)
 
     def _server_is_silent(self) -> None:
         """No read has an answer to wait for, however long it may take. A change waits: its commit may have one."""

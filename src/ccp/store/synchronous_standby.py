@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
+import asyncpg
 import structlog
 
 from ccp.errors import CCPError, Unavailable
@@ -105,6 +106,17 @@ class StandbyWatch:
         if self._held:
             raise Unavailable(NOT_WRITTEN)
 
+    async def explain(self, failure: Unavailable) -> Unavailable:
+        """What to tell of a change that was not made. A commit that waits keeps its locks, of a vehicle for instance:
+        other changes fail because of them, in this process and in others.
+        """
+        cause = failure.__cause__
+        if not (isinstance(cause, asyncpg.LockNotAvailableError) and (self._held or await self._is_waited_for())):
+            return failure
+        explained = Unavailable(NOT_WRITTEN)
+        explained.__cause__ = cause
+        return explained
+
     def examine(self, write: Write) -> None:
         """Find out why a commit has no answer yet, in the background."""
         if write.committing and not write.examined:
@@ -114,16 +126,19 @@ class StandbyWatch:
             task.add_done_callback(self._asking.discard)
 
     async def _examine(self, write: Write) -> None:
-        try:
-            waiting = await self._ask()
-        except CCPError:
-            waiting = False
+        waiting = await self._is_waited_for()
         if waiting and write.committing and not self._closing:
             self.hold(write)
         elif write.late:
             self._end(write)
         else:
             write.examined = False  # Its last second has begun; it is looked into once more at its end.
+
+    async def _is_waited_for(self) -> bool:
+        try:
+            return await self._ask()
+        except CCPError:
+            return False
 
     def decide(self, write: Write) -> None:
         """A change has reached its deadline."""
@@ -133,6 +148,8 @@ class StandbyWatch:
             write.fail(time_limits.NOT_CONFIRMED)
             self.examine(write)
         else:
+            if self._held and write.connection is not None:
+                write.fail(NOT_WRITTEN)  # It waited for a lock. Without its connection it is not made any more.
             self._end(write)
 
     def hold(self, write: Write) -> None:
