@@ -6,9 +6,12 @@ class:
 
 - *vehicle*: what a charging station asks for, by a caller that this worker has authenticated before;
 - *unverified*: the same, and requests for tokens, by callers whose token this worker has not verified yet;
-- *bulk*: everything else. Probes (`/health…`, `/metrics`) never wait.
+- *bulk*: everything else;
+- *probe*: `/health…` and `/metrics`. A few start in each turn at once, and only those beyond wait.
 
 Vehicles go first. A lower class that has waited while others were started `yields` times is next, so none starves.
+A request that takes longer than a quarter of a second waits for a database, another pool or a service, and does not
+keep others of its class from being started.
 Within a class callers have equal shares: requests are ordered by start-time fair queueing, and what does not fit is
 taken from the caller with most. A caller is a party here; an unverified one is its address.
 
@@ -36,6 +39,9 @@ fewer connections ask, the shorter a turn has to be; many are served better in l
 _CONNECTIONS_PER_START: Final = 25
 _MAX_STARTS_OVERLOADED: Final = 16
 
+MAX_PROBES: Final = 2
+"""Probes that start at once in one turn. Load balancers and supervisors send a few a second; more is a flood."""
+
 _TURN: Final = 0.02  # What one turn counts for at most when it is judged how long a queue has lasted.
 _LEAST_TURN: Final = 1e-6
 _BLOCKED_DELAY: Final = 0.001  # Between two looks at queues of which nothing can be started.
@@ -45,7 +51,9 @@ _EPOCH: Final = 0.25  # For which it is counted how many connections ask, second
 _SHORT_QUEUE: Final = 16
 _MAX_TAGS: Final = 4096
 _MAX_TOKENS: Final = 16_384
-_COST: Final = {"vehicle": 1, "unverified": 1, "bulk": 2}
+_MAX_TOKEN: Final = 4096  # Bytes of an Authorization header that is remembered.
+_PERIOD: Final = 0.25  # A request that was started in this period or the one before may keep the loop busy, seconds.
+_COST: Final = {"vehicle": 1, "unverified": 1, "bulk": 2, "probe": 1}
 
 IDENTIFIED: Final = "ccp.identified"
 """Where the scope of a request has `Admission.identified`."""
@@ -58,10 +66,10 @@ _TOKEN_PATH: Final = "/oauth/token"  # noqa: S105
 
 
 def _enough(starts: int) -> int:
-    """How many requests of a class are under way while the loop has enough to do.
+    """How many requests of a class that began lately are under way while the loop has enough to do.
 
     A request takes some turns. Those that wait for a database or another pool keep nothing busy: when the loop is idle
-    more are started, up to `max_in_flight`.
+    more are started, up to `max_in_flight`, and those that take long do not count.
     """
     return 16 + 4 * starts
 
@@ -83,6 +91,8 @@ class Request(Protocol):
     place: tuple[float, int]
     """Where it stands in its queue: tag of fair queueing and a number."""
     arrived: float
+    period: int
+    """Of its class, in which it was started."""
 
     def begin(self) -> None:
         """Start the work, or go on with it."""
@@ -129,6 +139,9 @@ class Lane:
         self.yields: Final = yields
         self.queue: list[tuple[float, int, Request]] = []
         self.in_flight = 0
+        self.period = 0
+        self._lately = [0, 0]
+        self._period_began = 0.0
         self.passed_over = 0
         self.standing = False
         self.delay = 0.0
@@ -140,6 +153,29 @@ class Lane:
     @property
     def limit(self) -> int:
         return self.short_queue if self.standing else self.max_waiting
+
+    def may_start(self, enough: int) -> bool:
+        """Whether one more may be started. enough: how many may keep the loop busy."""
+        return self._lately[0] + self._lately[1] < enough and self.in_flight < self.max_in_flight
+
+    def started(self, request: Request) -> None:
+        request.lane, request.period = self, self.period
+        self.in_flight += 1
+        self._lately[0] += 1
+
+    def ended(self, request: Request) -> None:
+        request.lane = None
+        self.in_flight -= 1
+        age = self.period - request.period
+        if age < 2:
+            self._lately[age] -= 1
+
+    def turned(self, now: float) -> None:
+        """Called in each turn in which something waits: what has been under way for long does not count any more."""
+        if now - self._period_began >= _PERIOD:
+            self._period_began = now
+            self.period += 1
+            self._lately = [0, self._lately[0]]
 
     def tag(self, caller: Hashable) -> float:
         """The tag of the caller's next request: one behind its last, or behind what is served now."""
@@ -239,12 +275,22 @@ class Admission:
             max_in_flight=512,
             yields=20,
         )
-        self.lanes: Final = (self.vehicles, self.unverified, self.bulk)
+        self.probes = Lane(
+            "probe",
+            max_waiting=512,
+            short_queue=512,
+            standing_after=2.0,
+            max_age=2.0,
+            max_in_flight=512,
+            yields=4,
+        )
+        self.lanes: Final = (self.vehicles, self.unverified, self.bulk, self.probes)
         self.shed: Counter[tuple[str, str]] = Counter()
         """How many were shed, by class and reason."""
         self._parties: dict[bytes, str] = {}
         self._waiting = 0
         self._left = MAX_STARTS
+        self._probes_left = MAX_PROBES
         self._armed = False
         self._contended = False
         self._starts = MIN_STARTS
@@ -270,10 +316,14 @@ class Admission:
     def offer(self, request: Request, method: str, path: str) -> None:
         """Start a request, now or later, or refuse it."""
         lane = self._lane(method, path)
-        if lane is None:
-            request.begin()
-            return
-        if not self._waiting and self._left > 0 and lane.in_flight < min(self._enough, lane.max_in_flight):
+        if lane is self.probes:
+            if self._probes_left > 0 and not lane.queue and lane.may_start(lane.max_in_flight):
+                self._probes_left -= 1
+                if not self._armed:
+                    self._arm()
+                self._start(request, lane)
+                return
+        elif not self._waiting and self._left > 0 and lane.may_start(self._enough):
             self._left -= lane.cost
             if not self._armed:
                 self._arm()
@@ -317,8 +367,7 @@ class Admission:
         """A request that was started is done."""
         lane = request.lane
         if lane is not None:
-            lane.in_flight -= 1
-            request.lane = None
+            lane.ended(request)
             if self._waiting and not self._armed:
                 self._arm()
 
@@ -346,13 +395,16 @@ class Admission:
         if party is None:
             self._parties.pop(authorization, None)
             return
+        # One token can be written with any number of spaces; as clients write it there is one.
+        if len(authorization) > _MAX_TOKEN or authorization.count(b" ") > 1 or b"\t" in authorization:
+            return
         if len(self._parties) >= _MAX_TOKENS:
             del self._parties[next(iter(self._parties))]
         self._parties[authorization] = party
 
-    def _lane(self, method: str, path: str) -> Lane | None:
+    def _lane(self, method: str, path: str) -> Lane:
         if path in _PROBES:
-            return None
+            return self.probes
         if method == "POST":
             if path in _VEHICLE_PATHS or path.lower() in _VEHICLE_PATHS:
                 return self.vehicles
@@ -361,8 +413,7 @@ class Admission:
         return self.bulk
 
     def _start(self, request: Request, lane: Lane) -> None:
-        request.lane = lane
-        lane.in_flight += 1
+        lane.started(request)
         request.begin()
 
     def _refuse(self, request: Request, lane: Lane, reason: Reason) -> None:
@@ -380,6 +431,7 @@ class Admission:
         """Once in each turn while there is anything to start."""
         self._armed = False
         self._left = MAX_STARTS
+        self._probes_left = MAX_PROBES
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -391,6 +443,7 @@ class Admission:
         now = self._clock()
         turn, self._pumped = min(_TURN, now - self._pumped), now
         for lane in self.lanes:
+            lane.turned(now)
             if lane.queue:
                 for request in lane.lasted(turn):
                     self._waiting -= 1
@@ -442,8 +495,11 @@ class Admission:
     def _choose(self) -> Lane | None:
         found = None
         for lane in self.lanes:
-            limit = lane.max_in_flight if self._idle else min(self._enough, lane.max_in_flight)
-            if lane.queue and lane.in_flight < limit and (found is None or lane.passed_over >= lane.yields):
+            if (
+                lane.queue
+                and lane.may_start(lane.max_in_flight if self._idle else self._enough)
+                and (found is None or lane.passed_over >= lane.yields)
+            ):
                 found = lane
         for lane in self.lanes:
             if lane is found:

@@ -32,6 +32,7 @@ class Breaker:
         self._failures = 0
         self._rests_until = 0.0
         self._rest = first_rest
+        self._trying = False
 
     @property
     def rests(self) -> bool:
@@ -49,6 +50,7 @@ class Breaker:
         if self.rests:
             return False
         self._rests_until = self._clock() + self._rest  # Until the one that tries has come back.
+        self._trying = True
         return True
 
     def seconds_left(self) -> int:
@@ -57,15 +59,20 @@ class Breaker:
 
     def unused(self) -> None:
         """What was let through came to no try; the next one may."""
-        self._rests_until = min(self._rests_until, self._clock())
+        if self._trying:
+            self._trying = False
+            self._rests_until = min(self._rests_until, self._clock())
 
     def succeeded(self) -> None:
         if self._failures >= _FAILURES:
             self._tell(False)
-        self._failures, self._rest = 0, self._first_rest
+        self._failures, self._rest, self._trying = 0, self._first_rest, False
 
     def failed(self) -> None:
         if self._failures >= _FAILURES:
+            if not self._trying:
+                return  # It began before, together with those that have failed.
+            self._trying = False
             self._rest = min(2 * self._rest, self._longest_rest)
         self._failures += 1
         if self._failures == _FAILURES:

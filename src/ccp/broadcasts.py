@@ -24,7 +24,7 @@ import structlog
 from ccp.broadcast_limits import BroadcastLimits
 from ccp.errors import Unavailable
 from ccp.metrics import Metrics
-from ccp.negative_cache import NegativeCache
+from ccp.negative_cache import NegativeCache, vehicle_of
 from ccp.peer_answers import Found, Standing, best_of
 from ccp.peer_limits import circuit_open, share_used_up
 from ccp.peer_links import PeerLink
@@ -62,7 +62,7 @@ class Broadcasts:
         Raises Unavailable where they are not asked because of a limit.
         """
         request, party = attempt.request, attempt.caller.party.client_id
-        vehicle = request.pcid, request.request.namespace
+        vehicle = vehicle_of(request)
         asked = {link.name: link for link in links if not self._negatives.has(vehicle, link.name)}
         if not asked:
             self._metrics.broadcast("remembered" if links else "no_peer")

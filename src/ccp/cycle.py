@@ -45,6 +45,7 @@ class Cycle(RequestResponseCycle):
     caller: Hashable = None
     place = 0.0, 0
     arrived = 0.0
+    period = 0
     started = False
     late = False
     """Started before its body had come."""
@@ -103,7 +104,11 @@ class Cycle(RequestResponseCycle):
         self._turn = asyncio.get_running_loop().create_future()
         turn = self._turn
         self.admission.offer(self, self.scope["method"], self.scope["path"])
-        await turn
+        try:
+            await turn
+        except asyncio.CancelledError:
+            self.admission.gone(self)
+            raise
 
     async def receive(self) -> Any:
         message: Any = None
@@ -124,6 +129,8 @@ class Cycle(RequestResponseCycle):
         return message
 
     def send(self, message: Any) -> Coroutine[Any, Any, None]:
+        if self.flow.write_paused:
+            self.admission.ended(self)  # As for a body: what waits for its client keeps nothing else waiting.
         ends = self.waiting_for_100_continue or not self.keep_alive
         if ends and self.more_body and not self.response_started:
             # Answered before the body has come. Nobody can tell whether a client that waits to be told sends it now, so

@@ -15,12 +15,21 @@ from collections.abc import Callable
 from typing import Final, TypeAlias
 
 from ccp.ids import PCID, Namespace
+from ccp.installation import VerifiedInstallationRequest
 
-Vehicle: TypeAlias = tuple[PCID, Namespace]
-"""A vehicle and the edition that it speaks: pools hold contracts for each edition apart."""
+Vehicle: TypeAlias = tuple[PCID, Namespace, int]
+"""A vehicle, the edition that it speaks, and a hash of its certificate and of the roots that it lists."""
 
 MAX_VEHICLES: Final = 20_000
 """Some 6 MB. The oldest entry goes first; one party's broadcasts at their limit do not fill this within the time."""
+
+
+def vehicle_of(verified: VerifiedInstallationRequest) -> Vehicle:
+    """What a pool's answer depends on: it holds contracts for each edition apart, delivers none under a root that the
+    vehicle does not list, and none that was made for another key of the vehicle.
+    """
+    request = verified.request
+    return verified.pcid, request.namespace, hash((request.certificate, request.roots))
 
 
 class NegativeCache:

@@ -94,6 +94,7 @@ class Connection(HttpToolsProtocol):
         self._turn = 0
         self._octets = 0
         self._fed = 0
+        self._ahead = 0
         self._body = 0
         self._upgrading = False
         self._problem: tuple[int, str] | None = None
@@ -152,10 +153,13 @@ class Connection(HttpToolsProtocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         self._stuck = time.monotonic() + self._connections.seconds
+        # A client that does not read gets no more answers: refusals do not wait for it, and would pile up.
+        self.flow.pause_reading()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         self._stuck = _FOREVER
+        self.flow.resume_reading()
 
     def look(self, now: float, pressure: float) -> None:
         """Called by the watch: end what is overdue."""
@@ -245,7 +249,7 @@ class Connection(HttpToolsProtocol):
             return
         if self._admission.overloaded and data.startswith(VEHICLE_REQUEST) and self._sheds_unread(data):
             return
-        turn, self._fed = self._turn, len(data)
+        turn, self._fed, self._ahead = self._turn, len(data), 0
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as exc:
@@ -392,12 +396,14 @@ class Connection(HttpToolsProtocol):
         if length > self._connections.max_body:
             self.cycle.cut(413, f"The body is larger than {self._connections.max_body} octets.")
         self.cycle.carrier, self.cycle.admission = self, self._admission
+        self._ahead += 1
         if before is None or before.response_complete:
             self._offered = self.cycle
-            return
-        self.flow.pause_reading()
-        self.pipeline.appendleft((self.cycle, self.app))
-        if len(self.pipeline) >= _MAX_WAITING:
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft((self.cycle, self.app))
+        # Those that are refused never wait; what comes at once is one turn of the event loop nevertheless.
+        if max(len(self.pipeline) + 1, self._ahead) > _MAX_WAITING:
             # All before it are answered; what comes behind it is not read, and the client may send that again.
             self._deaf = self.cycle.last = True
             self._due = _FOREVER
@@ -437,11 +443,8 @@ class Connection(HttpToolsProtocol):
         if cycle is None:
             return
         self._head = cycle
-        if cycle.broken is not None:
-            self.run(cycle)
-        else:
-            self._asks()
-            self._admission.offer(cycle, cycle.scope["method"], cycle.scope["path"])
+        self._asks()
+        self._admission.offer(cycle, cycle.scope["method"], cycle.scope["path"])
 
     def _asks(self) -> None:
         """Be counted among the connections that ask now."""
@@ -492,7 +495,8 @@ class Connection(HttpToolsProtocol):
         self._free_since = now = time.monotonic()
         if self.transport.is_closing():
             return
-        self.flow.resume_reading()
+        if not self.flow.write_paused:
+            self.flow.resume_reading()
         if self.pipeline:
             self._offered = self.pipeline.pop()[0]  # type: ignore[assignment]
             self._offer()

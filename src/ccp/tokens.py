@@ -325,8 +325,7 @@ class Authority:
 
     def knows(self, authorization: str | None) -> bool:
         """Whether the header's token was recognised here before, so that it costs next to nothing to look at."""
-        token = (authorization or "").partition(" ")[2]
-        return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest() in self._known
+        return _digest((authorization or "").partition(" ")[2].strip(" \t")) in self._known
 
     async def authenticate(
         self, authorization: str | None, at: datetime, certificate: Callable[[], str | None] = _no_certificate
@@ -346,14 +345,15 @@ class Authority:
         certificate: tells the x5t#S256 of the client certificate that came with this request; asked for bound tokens.
         """
         scheme, _, token = (authorization or "").partition(" ")
+        token = token.strip(" \t")  # Spaces may be many (RFC 6750 clause 2.1); each way to write it is the same token.
         if scheme.lower() != "bearer" or not token:
             raise NotAuthenticated("A bearer token is needed.")
         now = at.timestamp()
-        digest = hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
+        digest = _digest(token)
         known = self._known.get(digest)
         try:
             if known is None:
-                known = await self._recognise(read(token.strip()), at)
+                known = await self._recognise(read(token), at)
                 self._remember(digest, known)
             if not known.starts <= now < known.expires:
                 raise WrongTime  # A token from the future was issued under a wrong clock and would be valid too long.
@@ -415,6 +415,10 @@ class Authority:
         retired = next(key.stored.retired_at for key in self._keys if key.kid == token.kid)
         latest = expires if retired is None else min(expires, retired.timestamp())
         return _Recognised(client_id, issued - _LEEWAY, latest, roles, _certificate_of(claims), token.kid)
+
+
+def _digest(token: str) -> bytes:
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).digest()
 
 
 def _whole(value: Any) -> int:

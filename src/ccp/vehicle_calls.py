@@ -26,7 +26,7 @@ from ccp.errors import CCPError, InputError, Unavailable, VerificationError
 from ccp.installation import VerifiedInstallationRequest
 from ccp.loop_lag import LoopLag
 from ccp.metrics import Metrics, Stopwatch
-from ccp.negative_cache import NegativeCache
+from ccp.negative_cache import NegativeCache, vehicle_of
 from ccp.parties import Caller, Role
 from ccp.peer_answers import Found, PeerAnswers, Standing
 from ccp.peer_links import CallTiming, PeerLink, says_of_peer, silent
@@ -128,7 +128,7 @@ class VehicleCalls:
             if isinstance(exc, TooManyRequestsError) or says_of_peer(exc) is not True:
                 raise silent(link.name, getattr(exc, "retry_after", None)) from exc
             if isinstance(exc, NotFoundError) and exc.trace_id is not None:  # Else it may be a proxy's.
-                self._negatives.add((request.pcid, request.request.namespace), link.name)
+                self._negatives.add(vehicle_of(request), link.name)
             return None
         except (InputError, VerificationError) as exc:
             # It came in time, so the peer costs no vehicle anything. What is wrong with the contract of one vehicle
@@ -154,7 +154,7 @@ class VehicleCalls:
             return None
         link.breaker.succeeded()
         passed = count("found")
-        self._negatives.discard((request.pcid, request.request.namespace), link.name)
+        self._negatives.discard(vehicle_of(request), link.name)
         if found.standing > Standing.CONTRADICTED:
             providers = {contract.emaid.provider for contract, _ in found.items}
             self._ranking.found(link.name, request.pcid.wmi, providers)
@@ -172,7 +172,7 @@ class VehicleCalls:
         link.breaker.succeeded()
         count("nothing")
         if answer.code in _NOTHING:
-            self._negatives.add((request.pcid, request.request.namespace), link.name)
+            self._negatives.add(vehicle_of(request), link.name)
 
     def _routing(self, peer: Peer, caller: Caller) -> Routing:
         """Who asked us, and whom we ask."""

@@ -165,17 +165,17 @@ def test_a_request_under_way_is_never_closed_for_a_new_connection(small: Pool, m
 def test_the_address_with_the_most_idle_connections_loses_its_oldest_first(small: Pool) -> None:
     first, second, third = ATTACKERS[:3]
     with ExitStack() as stack:
-        ours = [stack.enter_context(opened(small, HONEST, 1, HEALTH))[0] for _ in range(4)]
-        many = [stack.enter_context(opened(small, first, 1, HEALTH))[0] for _ in range(8)]
-        fewer = [stack.enter_context(opened(small, second, 1, HEALTH))[0] for _ in range(6)]
-        for raw in (*ours, *many, *fewer):
-            answer = raw.answer()
-            assert answer is not None
-            assert answer.status == 200
-        settled = [stack.enter_context(opened(small, third, 1, HEALTH))[0] for _ in range(2)]
-        for raw in settled:
-            answer = raw.answer()
-            assert answer is not None
+
+        def used(source: str, count: int) -> list[Raw]:
+            raws = []
+            for _ in range(count):
+                raws += stack.enter_context(opened(small, source, 1, HEALTH))
+                answer = raws[-1].answer()
+                assert answer is not None
+                assert answer.status == 200
+            return raws
+
+        ours, many, fewer, settled = used(HONEST, 4), used(first, 8), used(second, 6), used(third, 2)
         for raw in (stack.enter_context(opened(small, OTHER, 1))[0] for _ in range(5)):
             assert status(raw) == 200
         # 20 were open, then five came: the eight of one address lose two, then both that have six lose in turn.

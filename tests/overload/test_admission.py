@@ -8,8 +8,10 @@ from collections.abc import Callable, Coroutine, Hashable
 from typing import Any
 
 import pytest
+from uvicorn.protocols.http.flow_control import FlowControl
 
 from ccp.admission import MAX_STARTS, Admission, Lane, Reason
+from ccp.cycle import Cycle
 
 VEHICLE = "POST", "/opnc/v1/ccp/signedcontractdata"
 BULK = "PUT", "/opnc/v1/ccp/signedcontractdata"
@@ -24,6 +26,7 @@ class Request:
         self.caller: Hashable = None
         self.place = 0.0, 0
         self.arrived = 0.0
+        self.period = 0
         self.crowd, self.token, self._address = crowd, token, address
 
     def begin(self) -> None:
@@ -64,6 +67,14 @@ class Crowd:
         """What was started is answered, and the loop turns."""
         for request in self.started:
             self.admission.ended(request)
+        self.now += seconds
+        await asyncio.sleep(0)
+
+    async def turn_of(self, token: str, seconds: float = 0.005) -> None:
+        """As `turn`, but only one caller's requests are answered."""
+        for request in self.started:
+            if request.token == token:
+                self.admission.ended(request)
         self.now += seconds
         await asyncio.sleep(0)
 
@@ -283,6 +294,29 @@ def test_probes_never_wait(path: str) -> None:
 
 
 @looped
+async def test_a_flood_of_probes_takes_a_share_and_a_load_balancers_probe_is_answered() -> None:
+    crowd = Crowd()
+    for _ in range(100):
+        crowd.offer("", ("GET", "/health/ready"), count=100, address="203.0.113.1")
+        crowd.offer("one", count=MAX_STARTS)
+        await crowd.turn()
+    assert crowd.count(crowd.started)["one"] > 0.7 * len(crowd.started)
+    for _ in range(20):
+        (probe,) = crowd.offer("", ("GET", "/health/live"), address="192.0.2.9")
+        crowd.offer("", ("GET", "/health/ready"), count=100, address="203.0.113.1")
+        for _ in range(3):
+            await crowd.turn()
+        assert probe in crowd.started
+
+
+@pytest.mark.parametrize("header", [b"Bearer  token", b"Bearer token ", b"Bearer \ttoken", b"Bearer " + b"t" * 5000])
+def test_a_header_that_is_written_in_an_unusual_way_is_not_remembered(header: bytes) -> None:
+    admission = Admission()
+    admission.identified(header, "one")
+    assert not admission._parties
+
+
+@looped
 async def test_a_request_whose_client_has_gone_is_never_started() -> None:
     crowd = Crowd()
     gone = crowd.offer("one", count=3 * MAX_STARTS)[-1]
@@ -353,10 +387,48 @@ async def test_requests_that_wait_for_somebody_else_keep_no_others_waiting() -> 
 @looped
 async def test_a_busy_loop_has_no_more_under_way_than_it_needs() -> None:
     crowd = Crowd()
-    ends = asyncio.get_running_loop().time() + 0.3
-    while asyncio.get_running_loop().time() < ends:
+    for _ in range(50):
         crowd.offer("one", count=20)
         crowd.now += 0.005  # Each turn takes that long, and none of them ends.
         await asyncio.sleep(0)
     assert len(crowd.started) <= 48
     assert len(crowd.refused) > 100
+
+
+@looped
+async def test_requests_that_take_long_keep_no_others_waiting_in_a_busy_loop_either() -> None:
+    crowd = Crowd()
+    slow = crowd.offer("one", BULK, count=200)
+    while len(crowd.started) < 48:
+        crowd.now += 0.005
+        await asyncio.sleep(0)
+    crowd.now += 1.0
+    (quick,) = crowd.offer("two", BULK)
+    for _ in range(120):
+        crowd.offer("three")  # Vehicles keep the loop busy, and are answered.
+        await crowd.turn_of("three")
+    assert quick in crowd.started
+    assert crowd.admission.bulk.in_flight == len(crowd.started) - len([r for r in crowd.started if r.token == "three"])
+    for request in crowd.started:
+        crowd.admission.ended(request)
+    assert crowd.admission.bulk.in_flight == 0
+    assert crowd.admission.bulk.may_start(1), "what ended late is not counted twice"
+    assert slow
+
+
+@looped
+async def test_an_answer_that_its_client_does_not_take_keeps_no_other_request_waiting() -> None:
+    flow = FlowControl(asyncio.Transport())
+    flow.pause_writing()
+    admission = Admission()
+    cycle = Cycle.__new__(Cycle)
+    cycle.flow, cycle.admission, cycle.disconnected, cycle.keep_alive = flow, admission, False, True
+    cycle.waiting_for_100_continue = cycle.more_body = False
+    admission.vehicles.started(cycle)
+    sending = asyncio.create_task(cycle.send({"type": "http.response.start", "status": 200, "headers": []}))
+    await asyncio.sleep(0)
+    assert not sending.done()
+    assert admission.vehicles.in_flight == 0
+    admission.ended(cycle)
+    assert admission.vehicles.in_flight == 0
+    sending.cancel()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import httpx
@@ -104,6 +105,18 @@ def vehicle_request(pool: Pool, car: Any, caller: str = "cpo", extra: str = "") 
 def clients(pool: Pool, count: int) -> Iterator[list[Raw]]:
     with ExitStack() as stack:
         yield [Raw(stack.enter_context(connect(pool, "127.0.0.1"))) for _ in range(count)]
+
+
+@contextmanager
+def reading_little(pool: Pool) -> Iterator[socket.socket]:
+    """A connection whose client has next to no room for what it has not read."""
+    url = httpx.URL(pool.base_url)
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.settimeout(20)
+        connection.connect((url.host, url.port))
+        yield connection
 
 
 def answer(raw: Raw) -> Answer:
@@ -320,6 +333,58 @@ def test_an_overload_is_told_once_and_counted_by_reason(
     assert 'ccp_requests_waiting{class="vehicle"} 0.0' in text
     assert 'ccp_request_queue_delay_seconds{class="vehicle"}' in text
     assert requests_answered(pool) == before, "none of them reached the application"
+
+
+def test_a_client_that_does_not_read_its_refusals_is_not_read_from_either(
+    pool: Pool, gate: Closable, question: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else they would gather in memory, as refusals wait for nothing: tens of megabytes a second."""
+    monkeypatch.setattr(gate.admission.vehicles, "max_age", 60.0)
+    small = question.partition(b"Content-Length")[0] + b"Content-Length: 2\r\n\r\n{}"
+    with clients(pool, 40) as raws, reading_little(pool) as deaf, gate.closed("vehicle"):
+        deaf.settimeout(1)
+        overloaded(gate, raws, question)
+        sent = 0
+        with suppress(TimeoutError, ConnectionError):  # Many that are read as one piece end the connection.
+            while sent < 3000:
+                deaf.sendall(8 * small)
+                sent += 1
+                time.sleep(0.001)
+        assert sent < 3000
+
+
+def test_many_requests_in_one_piece_are_not_all_refused_in_one_turn(
+    pool: Pool, gate: Closable, question: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate.admission.vehicles, "max_age", 60.0)
+    small = question.partition(b"Content-Length")[0] + b"Content-Length: 2\r\n\r\n{}"
+    with clients(pool, 40) as raws, clients(pool, 1) as (raw,), gate.closed("vehicle"):
+        overloaded(gate, raws, question)
+        raw.send(100 * small)
+        statuses = [each.status for each in raw.answers()]
+        assert 1 < len(statuses) <= 17
+        assert set(statuses) <= {400, 503}
+
+
+def test_a_body_that_is_too_large_waits_for_its_turn_as_every_request_does(pool: Pool, gate: Closable) -> None:
+    said = f"POST {BASE}/signedcontractdata HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n"
+    with clients(pool, 1) as (raw,):
+        with gate.closed("vehicle", "unverified"):
+            raw.send(said)
+            deadline = time.monotonic() + 5
+            while not gate.admission.waiting and time.monotonic() < deadline:
+                time.sleep(0.005)
+            assert gate.admission.waiting == 1
+        assert answer(raw).status in (401, 413)
+
+
+def test_a_party_that_may_not_ask_for_vehicles_has_no_share_of_their_class(pool: Pool, gate: Closable) -> None:
+    def known(name: str) -> bool:
+        return f"Bearer {pool.token(name)}".encode() in gate.admission._parties
+
+    for name, expected in (("emsp", 403), ("cpo", 400)):
+        assert pool.client(name).post("/signedcontractdata", content=b"{}").status_code == expected
+    assert (known("emsp"), known("cpo")) == (False, True)
 
 
 def test_clients_of_many_threads_see_nothing_but_200_and_503(pool: Pool, question: bytes) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -27,7 +28,7 @@ from tests.attacks.test_peers import BASE, item_of, opnc
 from tests.client.servers import DROP, HANG, Reply, Scripted, error, json_reply, scripted
 from tests.metrics.test_metrics import read, total, until, value
 from tests.peers.test_peers import ASK, PATH, deliver, to, until_known
-from tests.world import AT, SESSION, Pool, b64, party, start
+from tests.world import AT, SESSION, Pool, again, b64, party, start
 
 NOT_ASKED = "Other pools were not asked, because too many such requests are under way."
 NOTHING = "No contract is stored for the vehicle."
@@ -148,6 +149,18 @@ def test_a_peer_that_had_nothing_for_a_car_is_not_asked_for_it_again(pkis: dict[
         assert (asked(peer), asked(gone)) == (2, 2)
         pool.post(car, headers=to("peer-0"))
         assert (asked(peer), asked(gone)) == (3, 2)
+
+
+def test_a_car_with_other_roots_or_another_key_is_another_question(pkis: dict[str, PKI]) -> None:
+    """A contract under a root that the car did not list before, or for its new key, may have been there already."""
+    with scripted() as peer, beside(pkis, peer) as pool:
+        car = pool.car()
+        peer.on(PATH, negative(car))
+        roots = (*car.v2g_roots, pkis["iso20"].v2g_root.certificate)
+        renewed = Car.of(pkis["iso2"], again(pkis["iso2"], car), car.pcid)
+        for each in (car, replace(car, v2g_roots=roots), renewed) * 2:
+            assert deliver(pool, each)[0]["metaData"] == NOTHING
+        assert asked(peer) == 3
 
 
 def test_a_contract_that_appears_at_a_peer_is_found_when_the_time_is_over(pkis: dict[str, PKI]) -> None:

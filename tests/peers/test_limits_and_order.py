@@ -14,8 +14,8 @@ from ccp.peer_limits import Shares
 from ccp.peer_links import CallTiming
 from ccp.peer_ranking import MAX_WAVES, PeerRanking
 
-CAR = PCID("WEX0TEST000000001"), Namespace.ISO2
-OTHER = PCID("WEX0TEST000000002"), Namespace.ISO2
+CAR = PCID("WEX0TEST000000001"), Namespace.ISO2, 1
+OTHER = PCID("WEX0TEST000000002"), Namespace.ISO2, 1
 
 
 class Clock:
@@ -142,7 +142,8 @@ def test_what_a_peer_had_not_is_remembered_by_car_edition_and_peer_for_its_time(
     assert cache.has(CAR, "c")
     assert not cache.has(CAR, "d")
     assert not cache.has(OTHER, "b")
-    assert not cache.has((CAR[0], Namespace.ISO20), "b")
+    assert not cache.has((CAR[0], Namespace.ISO20, 1), "b")
+    assert not cache.has((*CAR[:2], 2), "b")
     cache.discard(CAR, "b")
     assert not cache.has(CAR, "b")
     assert cache.has(CAR, "c")
@@ -155,7 +156,7 @@ def test_what_a_peer_had_not_is_remembered_by_car_edition_and_peer_for_its_time(
 def test_the_memory_is_bounded_and_forgets_the_oldest_first() -> None:
     clock = Clock()
     cache = NegativeCache(30, clock, max_vehicles=3)
-    cars = [(PCID(f"WEX0TEST{number:09d}"), Namespace.ISO2) for number in range(5)]
+    cars = [(PCID(f"WEX0TEST{number:09d}"), Namespace.ISO2, 1) for number in range(5)]
     for car in cars:
         clock.now += 1
         cache.add(car, "b")

@@ -405,6 +405,25 @@ def test_a_breaker_opens_waits_longer_each_time_and_closes() -> None:
     assert breaker.lets_through()
 
 
+def test_calls_that_were_under_way_when_the_circuit_opened_change_nothing() -> None:
+    now = [0.0]
+    breaker = Breaker(lambda: now[0])
+    for _ in range(8):
+        assert breaker.lets_through()
+    for _ in range(7):  # A peer that was away for a moment.
+        breaker.failed()
+    breaker.unused()
+    now[0] += 14.9
+    assert not breaker.lets_through()
+    now[0] += 0.1
+    assert breaker.lets_through()
+    breaker.unused()
+    assert breaker.lets_through()
+    breaker.failed()
+    now[0] += 29.9
+    assert not breaker.lets_through()
+
+
 # --- Commands --------------------------------------------------------------------------------------------------------
 
 

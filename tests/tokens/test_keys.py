@@ -474,3 +474,19 @@ def test_a_key_that_is_not_there_cannot_be_revoked(url: str, environment: dict[s
 
 def test_a_key_cannot_sign_before_workers_have_had_time_to_know_it(environment: dict[str, str]) -> None:
     assert run("keys", "rotate", "--signs-in", 0, env=environment).status == 2
+
+
+def test_a_token_is_one_however_many_spaces_stand_before_it(registered: str) -> None:
+    """Else one party could fill what is remembered of all parties' tokens with its own."""
+
+    async def ask() -> None:
+        (worker,) = await workers(registered, 1)
+        await worker.authority.refresh_keys(AT)
+        token = await worker.token(AT)
+        for spaces in range(1, 20):
+            assert await worker.takes(" " * spaces + token + " " * spaces, AT)
+        assert worker.authority.knows(f"Bearer   {token}")
+        assert len(worker.authority._known) == 1
+        await worker.store.close()
+
+    asyncio.run(ask())

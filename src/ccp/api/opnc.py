@@ -32,7 +32,7 @@ from ccp.api.gate import client_of
 from ccp.api.trace import trace_of
 from ccp.auth import AnyOperation, Operation, authorise_role, authorise_sender
 from ccp.contracts import SignedContract
-from ccp.errors import FieldError, NotAuthenticated, NotFound
+from ccp.errors import FieldError, NotAuthenticated, NotAuthorised, NotFound
 from ccp.ids import Namespace
 from ccp.limits import Limits
 from ccp.neighbours import REASON_HEADER, RevocationReason
@@ -138,7 +138,12 @@ class Edge:
             _identified(scope, authorization, party.client_id)
         trace.caller, trace.authenticated = party.client_id, True
         self.limits.party(party.client_id)
-        authorise_role(party, operation)
+        try:
+            authorise_role(party, operation)
+        except NotAuthorised:
+            if operation is Operation.DELIVER:  # Vehicles are served before all others: not a place for its requests.
+                _identified(scope, authorization, None)
+            raise
         queries.check_declared(scope)
         scope[_IDENTITY] = identity, operation
         return Caller(party, trace.id, client.address, identity.kid)

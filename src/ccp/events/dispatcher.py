@@ -24,6 +24,7 @@ from ccp.clock import TOLERANCE, ClockGuard
 from ccp.errors import CCPError, Unavailable
 from ccp.events.message import body_of, headers_of
 from ccp.events.subscribers import Subscribers
+from ccp.events.turn_taking import TurnTaking
 from ccp.loop_budget import LoopBudget
 from ccp.metrics import Metrics
 from ccp.outbound import Outbound, OutboundError, host_of
@@ -95,7 +96,7 @@ class Dispatcher:
         budget: shared with the other outbound clients of the event loop. has_time: asked before deliveries are begun;
         false postpones them to the next look.
         """
-        self._has_time = has_time
+        self._turns = TurnTaking(has_time)
         self._guard = guard or ClockGuard(clock, store.time)
         self._metrics = metrics or Metrics()
         self._background = background or BackgroundTasks(self._metrics.task_failed)
@@ -187,6 +188,7 @@ class Dispatcher:
             ):
                 del self._lines[line.webhook_id]
                 await line.task.stop()
+                self._turns.forget(line.webhook_id)
 
     async def _bring_back(self) -> None:
         """Make deliveries due that were put off far into the future by a clock that was ahead."""
@@ -231,7 +233,7 @@ class Dispatcher:
     async def _send_some(self, line: _Line) -> bool:
         """Begin as many attempts as there are places. Returns whether it is worth asking for more at once."""
         webhook = self._subscribers.active(line.webhook_id)
-        if webhook is None or self._closing or not self._has_time():
+        if webhook is None or self._closing or not self._turns.may_begin(line.webhook_id, line.wake):
             return False
         tries = 0
         while tries < line.free and line.breaker.lets_through():
@@ -358,6 +360,7 @@ class Dispatcher:
     async def close(self) -> None:
         """Let what is on its way come back, for a moment; what does not is free for other processes at once."""
         self._closing = True
+        self._turns.close()
         if self._looking is not None:
             await self._looking.stop()
         await asyncio.gather(*(line.task.stop(_LAST_SECONDS) for line in self._lines.values() if line.task is not None))
