@@ -81,10 +81,13 @@ class _Webhooks:
 
     def _put(self, subscriber: Subscriber) -> None:
         webhook, party = subscriber.webhook, subscriber.party
-        self._drop(webhook.id)
         active = webhook.enabled and party.enabled
         wanted = _wanted(webhook, party) if active else {}
-        self.known[webhook.id] = _Known(webhook, active, wanted)
+        known = _Known(webhook, active, wanted)
+        if known == self.known.get(webhook.id):
+            return  # The old objects are frozen (`ccp.app`): full collections do not go through them.
+        self._drop(webhook.id)
+        self.known[webhook.id] = known
         self._of_party.setdefault(webhook.client_id, set()).add(webhook.id)
         for kind, providers in wanted.items():
             self.wanted.setdefault(kind, Counter()).update(providers)
