@@ -59,6 +59,8 @@ IDENTIFIED: Final = "ccp.identified"
 """Where the scope of a request has `Admission.identified`."""
 UNVERIFIED: Final = "ccp.unverified"
 """Where the scope of a request says that it waited as one of an unverified caller."""
+WAITED: Final = "ccp.waited"
+"""Where the scope of a request has the seconds that it waited to be started, if it did."""
 
 _VEHICLE_PATHS: Final = frozenset({"/opnc/v1/ccp/signedcontractdata", "/v1/ccp/signedcontractdata"})
 _PROBES: Final = frozenset({"/health", "/health/live", "/health/ready", "/metrics"})

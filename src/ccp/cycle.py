@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 import uuid
 from collections.abc import Coroutine, Hashable
 from typing import Any, Protocol
@@ -14,7 +15,7 @@ from starlette.exceptions import HTTPException
 from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
-from ccp.admission import UNVERIFIED, Admission, Lane
+from ccp.admission import UNVERIFIED, WAITED, Admission, Lane
 
 _log = structlog.get_logger("ccp.request")
 
@@ -61,6 +62,10 @@ class Cycle(RequestResponseCycle):
         self.message_event.set()
 
     def begin(self) -> None:
+        if self.arrived:
+            scope: Any = self.scope
+            scope[WAITED] = scope.get(WAITED, 0.0) + time.monotonic() - self.arrived
+            self.arrived = 0.0
         if self._turn is not None:
             self._resume()
             return

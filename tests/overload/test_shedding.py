@@ -171,6 +171,20 @@ def test_everything_is_answered_when_the_worker_comes_to_it_in_time(
         assert [is_shed(answer(raw)) for raw in raws] == [False] * 10
 
 
+def test_the_wait_for_a_turn_counts_towards_the_time_of_a_vehicle(
+    pool: Pool, gate: Closable, question: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate.admission.vehicles, "max_age", 30.0)
+    with clients(pool, 1) as (raw,):
+        raw.send(question)
+        assert b"cpsV2GRootCertificateFingerprint" in answer(raw).body
+        monkeypatch.setattr("ccp.api.opnc.DELIVERY_TIMEOUT", 1.0)
+        with gate.closed("vehicle"):
+            raw.send(question)
+            time.sleep(1.1)
+        assert b"temporary: The pool cannot answer in time now" in answer(raw).body
+
+
 def test_health_readiness_and_metrics_are_answered_under_overload(pool: Pool, gate: Closable, question: bytes) -> None:
     with clients(pool, 40) as raws, gate.closed("vehicle", "bulk", "unverified"):
         overloaded(gate, raws, question)

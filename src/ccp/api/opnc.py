@@ -24,7 +24,7 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from ccp import wire
-from ccp.admission import IDENTIFIED, UNVERIFIED
+from ccp.admission import IDENTIFIED, UNVERIFIED, WAITED
 from ccp.api import bodies, paths, queries
 from ccp.api.certificate import ClientCertificates
 from ccp.api.errors import WITHOUT_404, beside_negative
@@ -249,7 +249,7 @@ class SignedContractDataEndpoint:
     ) -> tuple[Any, Namespace, list[Answer] | Refusal]:
         """Read a vehicle's request and ask the pool: the headers as `model` has them, the edition, and what it says.
 
-        The time limit runs from here; the time in which the caller sends its body is the caller's.
+        The time limit runs from the request's arrival; the time in which the caller sends its body is the caller's.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + DELIVERY_TIMEOUT
@@ -259,7 +259,8 @@ class SignedContractDataEndpoint:
         to = self._edge.route(caller, options)
         began = loop.time()
         octets = await self._edge.body(receive, headers)
-        deadline += loop.time() - began
+        # The body is followed by a wait for a turn, as the head may have been: that is the pool's time.
+        deadline += loop.time() - began - scope.get(WAITED, 0.0)
         caller = await self._edge.again(scope, headers, caller)
         body = wire.read_body(wire.GetSignedContractDataReq, octets)
         outcome = await self._pool.deliver(
