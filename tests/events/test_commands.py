@@ -18,9 +18,10 @@ import pytest
 from ccp.sim.pki import PKI
 from ccp.store import parties
 from ccp.store.events import Outcome
+from ccp.store.time_limits import TimeLimits
 from tests.cli.run import COMMAND, Done, environment, good, told
 from tests.client.servers import Reply, scripted
-from tests.events.told import CREATED, DELETED, call, fanned_out, subscribe, tried
+from tests.events.told import CREATED, DELETED, call, copied, fanned_out, subscribe, tried
 from tests.world import Contract, Pool, start
 
 WHY = "hooks.example cannot be reached."
@@ -181,6 +182,13 @@ def test_what_is_dropped_is_gone(pool: Pool) -> None:
     assert len(listed(pool)) == 3
     assert run(pool, "drop", "--all").lines == ["3 deliveries dropped."]
     assert run(pool, "list").lines[-1] == "0 not looked at yet, 0 waiting, 0 dead."
+
+
+def test_many_deliveries_are_dropped_in_the_time_that_this_takes(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    dead(pool, subscribe(pool))
+    copied(pool, 30_000)
+    monkeypatch.setattr("ccp.store.time_limits.COMMANDS", TimeLimits(write=0.2))
+    assert run(pool, "drop", "--all").lines == ["30001 deliveries dropped."]
 
 
 @pytest.mark.parametrize("command", ["replay", "drop"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -10,18 +11,19 @@ from pathlib import Path
 
 import pytest
 
+from ccp.errors import Unavailable
 from ccp.events import Dispatcher, Subscribers, dispatcher
-from ccp.ids import PCID
+from ccp.ids import EMAID, PCID
 from ccp.parties import Role
 from ccp.settings import Settings
-from ccp.store import due_deliveries, events, parties, sqlite_steps
+from ccp.store import contracts, due_deliveries, events, parties, sqlite_steps
 from ccp.store.due_deliveries import Due
 from ccp.store.steps import Steps
 from ccp.subscriptions import Webhook
 from tests.databases import Server, sql
 from tests.events.receiver import receiving, until, webhook
 from tests.store.counting import CountingStore
-from tests.store.made import AT, SECOND, new_database, opened, read, write
+from tests.store.made import AT, NO_LIMITS, SECOND, new_database, opened, read, variant, write
 from tests.world import party
 
 HOUR = timedelta(hours=1)
@@ -132,6 +134,30 @@ def test_webhooks_for_which_nothing_is_due_cost_a_dispatcher_nothing(url: str) -
         assert not made._lines
 
     with_dispatcher(url, registered, all_of(*(queued(hook, later) for hook in registered)), use)
+
+
+def test_events_that_are_too_many_for_the_time_of_one_change_are_taken_in_smaller_groups(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, groups = events.fan_out, list[int]()
+
+    def in_time(at: datetime, limit: int) -> Steps[int]:
+        groups.append(limit)
+        if limit > 10:
+            raise Unavailable("The database cannot write now; nothing was changed, try again.")
+        return (yield from whole(at, limit))
+
+    async def use(made: Dispatcher, store: CountingStore) -> None:
+        for number in range(20):
+            await store.write(contracts.publish(variant(EMAID(f"DEEXAF{number:08d}")), AT, NO_LIMITS))
+        monkeypatch.setattr(events, "fan_out", in_time)
+        for _ in range(20):
+            with contextlib.suppress(Unavailable):
+                await made.once()
+        assert not await store.read(events.are_new())
+        assert [limit for limit in groups if limit <= 10], groups
+
+    with_dispatcher(url, hooks(1), all_of(), use)
 
 
 def test_a_disabled_webhook_with_a_queue_has_no_line(url: str) -> None:

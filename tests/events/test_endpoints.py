@@ -18,12 +18,14 @@ from ccp.errors import NotAuthorised
 from ccp.event_names import EMSP, KNOWN, audience, published
 from ccp.parties import Caller, Role
 from ccp.sim.pki import PKI
+from ccp.store import events as store_events
 from ccp.store.events import Outcome
+from ccp.store.steps import Steps
 from ccp.subscriptions import EventKind
 from ccp.webhooks import MOST, Wanted, Webhooks
 from tests.api.answers import sentences
 from tests.cli.run import good
-from tests.events.told import BASE, CREATED, DELETED, UPDATED, URL, call, fanned_out, ok, subscribe, tried
+from tests.events.told import BASE, CREATED, DELETED, UPDATED, URL, call, copied, fanned_out, ok, subscribe, tried
 from tests.world import Pool, new_emaid, opened, party, start
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"
@@ -414,6 +416,28 @@ def test_who_sends_back_what_it_was_told_does_not_pin_the_ids_of_today(pool: Poo
     assert pool.sql("select wmis from webhook where id = ?", made["id"]) == [("[]",)]
     pinned = subscribe(pool, "fresh_oem", wmis=["WFB", "WFA"])
     assert json.loads(pool.sql("select wmis from webhook where id = ?", pinned["id"])[0][0]) == ["WFA", "WFB"]
+
+
+def test_a_webhook_is_removed_with_all_its_deliveries_but_not_with_many_in_one_transaction(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, kept = subscribe(pool), subscribe(pool, "other_oem")
+    fanned_out(pool, pool.publish(pool.car()))
+    copied(pool, 2500)
+    before: list[int] = []
+    whole = store_events.drop_webhook
+
+    def measured(id: str) -> Steps[bool]:
+        before.append((yield "select count(*) from delivery where webhook_id = $1", (id,))[0][0])
+        return (yield from whole(id))
+
+    monkeypatch.setattr(store_events, "drop_webhook", measured)
+    assert call(pool, "other_oem", "DELETE", f"/{made['id']}").status_code == 404
+    assert pool.sql("select count(*) from delivery where webhook_id = ?", made["id"]) == [(2501,)]
+    assert call(pool, "oem", "DELETE", f"/{made['id']}").status_code == 200
+    assert before == [0]
+    assert pool.sql("select count(*) from delivery where webhook_id = ?", made["id"]) == [(0,)]
+    assert call(pool, "other_oem", "GET", f"/{kept['id']}").status_code == 200
 
 
 def test_each_change_is_in_the_audit_trail_without_secret_and_address(pool: Pool) -> None:

@@ -41,6 +41,17 @@ def fanned_out(pool: Pool, *contracts: Contract) -> None:
         pass
 
 
+def copied(pool: Pool, count: int) -> None:
+    """As many more deliveries like the one that there is."""
+    same = "part, webhook_id, kind, emaid, namespace, payload, created_at, queued_at, lease_until, attempts, state"
+    pool.sql(
+        f"insert into delivery (pcid, rev, event_id, {same}, last_status, last_error, finished_at) "
+        "with recursive numbers (n) as (select 1 union all select n + 1 from numbers where n < ?) "
+        f"select pcid, rev + n, event_id || n, {same}, last_status, last_error, finished_at from delivery, numbers",
+        count,
+    )
+
+
 def tried(pool: Pool, webhook_id: str, outcome: Outcome, status: int | None = None, error: str | None = None) -> int:
     """Let everything that is due for a webhook come to this. Returns how many deliveries it was."""
     at = datetime.now(UTC)

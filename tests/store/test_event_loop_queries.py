@@ -61,6 +61,7 @@ QUESTIONS: dict[str, Any] = {
     "register question": parties.lives("example", AT),
     "webhooks question": events.webhooks("example"),
     "events.webhook": events.webhook("example"),
+    "owned": events.webhook("example"),
     "events.are_new": "the first row that it meets",
     "due_deliveries.look": due_deliveries.look(AT),
     "due_deliveries.page": due_deliveries.page(AT, ""),

@@ -18,7 +18,7 @@ from ccp.errors import ConfigurationError, NotFound
 from ccp.store import Store, events, subscribers
 from ccp.store.audit import Action, Entry, record
 from ccp.store.events import Backlog, Delivery, State
-from ccp.store.steps import Steps
+from ccp.store.steps import Steps, long_change
 from ccp.subscriptions import Subscriber, Webhook
 
 app = typer.Typer(no_args_is_help=True)
@@ -205,6 +205,7 @@ def _change(
     if bool(event_ids) + (endpoint is not None) + every != 1:
         raise ConfigurationError("Give event ids, or --endpoint, or --all.")
 
+    @long_change
     def change() -> Steps[int]:
         if event_ids:
             named = yield from _dead(event_ids)

@@ -116,6 +116,7 @@ class Dispatcher:
         self._sweep_every = min(_SWEEP_SECONDS, config.event_give_up, config.event_keep or _SWEEP_SECONDS)
         # Lines limit themselves: with a limit on all of them those that hang would keep the others waiting.
         self._outbound = Outbound(config.outbound_allow, max_per_owner=None, budget=budget)
+        self._group = _GROUP
         self._lines: dict[str, _Line] = {}
         self._sending: set[asyncio.Task[None]] = set()
         self._news = news or asyncio.Event()
@@ -134,9 +135,9 @@ class Dispatcher:
     async def once(self) -> bool:
         """Put new events to webhooks, and wake the lines for which something is due. Returns whether there is more."""
         at = self._clock()
-        taken = 0
+        more = False
         if await self._store.read(events.are_new()):
-            taken = await self._store.write(events.fan_out(self._clock(), _GROUP))
+            more = await self._fan_out()
         await self._wake_due()
         if time.monotonic() - self._swept >= self._sweep_every:
             self._swept = time.monotonic()
@@ -148,7 +149,22 @@ class Dispatcher:
             left = await self._store.read(events.backlog())
             oldest = (at - left.oldest).total_seconds() if left.oldest is not None else 0.0
             self._metrics.events_left(left.outbox, left.waiting, left.dead, max(0.0, oldest))
-        return taken == _GROUP
+        return more
+
+    async def _fan_out(self) -> bool:
+        """Put a group of events to webhooks. Returns whether there may be more. Raises Unavailable.
+
+        An event may have many webhooks and the database be far away. A group that is not done within the time for a
+        change would fail each time, so the next one is smaller.
+        """
+        group = self._group
+        try:
+            taken = await self._store.write(events.fan_out(self._clock(), group))
+        except Unavailable:
+            self._group = max(1, group // 4)
+            raise
+        self._group = min(2 * group, _GROUP)
+        return taken == group
 
     async def _wake_due(self) -> None:
         """Wake the lines of webhooks for which something is due."""

@@ -146,6 +146,17 @@ def drop_webhook(id: str) -> Steps[bool]:
     return bool(rows)
 
 
+@repeatable
+def drop_deliveries(webhook_id: str, limit: int) -> Steps[int]:
+    """Remove deliveries to a webhook, the oldest first, whatever their state. Returns how many."""
+    rows = yield (
+        "delete from delivery where (pcid, rev, part, webhook_id) in (select pcid, rev, part, webhook_id from delivery "
+        "where webhook_id = $1 order by created_at limit $2) returning rev",
+        (webhook_id, limit),
+    )
+    return len(rows)
+
+
 # --- Looking at deliveries -------------------------------------------------------------------------------------------
 
 _KINDS: Final = "('" + "', '".join(EventKind) + "')"
