@@ -7,10 +7,12 @@ import multiprocessing
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from ccp.errors import ConfigurationError
 from ccp.store import connect, contracts, schema
+from ccp.store.postgres import connect as connect_for_commands
 from ccp.store.schema import HEAD
 from tests.databases import Server, sql
 from tests.store.made import (
@@ -74,6 +76,29 @@ def test_a_downgrade_leaves_nothing_and_an_upgrade_after_it_everything(postgres:
     assert schema.revision(url) is None
     assert schema.upgrade(url) == (None, HEAD)
     assert described(url) == before
+
+
+def test_a_migration_may_take_longer_than_other_statements_of_commands(
+    postgres: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = postgres.database()
+    schema.downgrade(url, "0010")
+    monkeypatch.setattr("ccp.store.postgres_hosts.COMMAND_TIMEOUT", 1.0)
+    monkeypatch.setattr(connect_for_commands, "__defaults__", (1.0,))
+
+    async def run() -> None:
+        locking = await asyncpg.connect(url)
+        try:
+            async with locking.transaction():
+                await locking.execute("lock table delivery in access exclusive mode")
+                upgrading = asyncio.ensure_future(asyncio.to_thread(schema.upgrade, url))
+                await locking.execute("select pg_sleep(3)")
+                assert not upgrading.done()
+            assert await upgrading == ("0010", HEAD)
+        finally:
+            await locking.close()
+
+    asyncio.run(run())
 
 
 def test_a_downgrade_by_one_step_is_taken_up_again_by_an_upgrade(postgres: Server) -> None:

@@ -14,7 +14,7 @@ import pytest
 from ccp.errors import Unavailable
 from ccp.store import Store, connect, contracts, time_limits
 from ccp.store.postgres import PostgresStore
-from ccp.store.steps import gathered, long_running
+from ccp.store.steps import Overtaken, gathered, long_running, repeatable
 from ccp.store.time_limits import TimeLimits
 from tests.databases import Server, sql
 from tests.store.made import AT, CAR, FIRST, NO_LIMITS, statements, variant
@@ -227,6 +227,110 @@ def test_a_caller_that_goes_from_a_silent_server_leaves_no_place_taken(url: str)
             assert await until_served(store) < 2 + SPARE
 
     asyncio.run(run())
+
+
+def test_a_connection_whose_caller_went_while_it_was_checked_is_closed(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ccp.store.postgres_pool._TRUSTED", 0.0)
+
+    async def run() -> None:
+        async with between(url) as proxy, opened(proxy.url, connections=1, limits=TimeLimits(read=5)) as store:
+            await store.read(contracts.by_vehicle(CAR))
+            ((connection, _),) = store._pool._idle or ()
+            proxy.swallow = True
+            assert await gone(store.read(statements(("select 1", ()))))
+            assert connection.is_closed()
+
+    asyncio.run(run())
+
+
+def test_a_connection_whose_caller_went_during_a_rollback_is_closed(url: str) -> None:
+    async def run() -> None:
+        async with between(url) as proxy, opened(proxy.url, connections=1, limits=TimeLimits(read=5)) as store:
+
+            def question() -> Any:
+                yield "select 1", ()
+                proxy.swallow = True
+                raise ValueError
+
+            await store.read(contracts.by_vehicle(CAR))
+            ((connection, _),) = store._pool._idle or ()
+            assert await gone(store.read(question()))
+            assert connection.is_closed()
+            proxy.swallow = False
+            assert await until_served(store) < 2 + SPARE
+
+    asyncio.run(run())
+
+
+async def gone(work: Awaitable[Any]) -> bool:
+    """Whether a caller that goes a tenth of a second later had no answer."""
+    going = asyncio.ensure_future(work)
+    await asyncio.sleep(0.1)
+    going.cancel()
+    return (await asyncio.wait([going]))[0] == {going} and going.cancelled()
+
+
+def test_a_change_is_not_begun_again_when_its_time_is_over(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ccp.store.postgres.random.uniform", lambda *_: 100)  # The pause outlasts the time limit.
+    tries = 0
+
+    @repeatable
+    def change() -> Any:
+        nonlocal tries
+        tries += 1
+        yield "select 1", ()
+        if tries == 1:
+            raise Overtaken("Another change was in the way.")
+        yield "select pg_sleep(30)", ()
+
+    async def run() -> None:
+        async with opened(url) as store:
+            outcome, _ = await timed(store.write(change()))
+            assert str(outcome) == time_limits.NOT_WRITTEN
+            assert tries == 1
+            assert await store.write(contracts.publish(variant(), AT))
+
+    asyncio.run(run())
+
+
+def test_long_reads_leave_connections_to_the_lookups_of_requests(url: str) -> None:
+    @long_running
+    def slow() -> Any:
+        yield "select pg_sleep(3)", ()
+
+    async def run() -> None:
+        async with opened(url, connections=4, limits=TimeLimits(read=1.5)) as store:
+            listing = [asyncio.ensure_future(store.read(slow())) for _ in range(8)]
+            await asyncio.sleep(0)
+            for _ in range(50):
+                await store.read(contracts.by_vehicle(CAR))
+                await store.read(lookup())
+            assert not any(task.done() for task in listing)
+            for task in listing:
+                task.cancel()
+            await asyncio.wait(listing)
+            assert await store.read(contracts.by_vehicle(CAR)) == []
+
+    asyncio.run(run())
+
+
+def test_a_long_read_behind_a_pooler_has_the_time_of_its_kind(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ccp.store.postgres_hosts.COMMAND_TIMEOUT", 0.5)
+
+    @long_running
+    def slow() -> Any:
+        rows = yield "select pg_sleep(1.5), 'found'", ()
+        return rows[0][1]
+
+    async def run() -> str:
+        async with opened(url, limits=TimeLimits(long_read=30)) as store:
+            store._pool.found_pooler()
+            told: str = await store.read(slow())
+            return told
+
+    assert asyncio.run(run()) == "found"
 
 
 def test_sockets_notice_a_peer_that_is_gone(url: str) -> None:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
 from ccp.errors import Unavailable
-from ccp.ids import EMAID
+from ccp.ids import EMAID, PCID
 from ccp.store import Store, contracts, postgres, synchronous_standby, time_limits
 from ccp.store.time_limits import TimeLimits
 from tests.databases import Server, replicated, sql, wait_for_standby
@@ -101,6 +102,31 @@ def test_a_change_that_waits_for_a_lock_of_another_workers_commit_says_why_it_is
             assert not commit.done(), "nothing has found out in the first worker yet"
             standby.resume()
             assert not isinstance((await commit)[0], Exception)
+
+    asyncio.run(run())
+
+
+def test_commits_that_take_every_place_keep_no_other_change_waiting(hanging: tuple[Server, Server, str]) -> None:
+    _, standby, url = hanging
+
+    def change(number: int) -> Any:
+        """Of a vehicle of its own, so that none waits for another one's lock."""
+        return contracts.publish(numbered(number, PCID(f"WEX0STANDBY{number:06d}")), AT, NO_LIMITS)
+
+    async def run() -> None:
+        async with opened(url, 4, LIMITS) as store:
+            await store.write(change(0))
+            standby.pause()
+            outcomes = await asyncio.gather(*(timed(store.write(change(number))) for number in range(1, 7)))
+            said = [str(outcome) for outcome, _ in outcomes]
+            assert said.count(synchronous_standby.NOT_CONFIRMED) == 3, said
+            assert said.count(synchronous_standby.NOT_WRITTEN) == 3, said
+            for number in range(10, 40):
+                outcome, seconds = await timed(store.write(change(number)))
+                assert str(outcome) == synchronous_standby.NOT_WRITTEN
+                assert seconds < LIMITS.write
+            standby.resume()
+            await until_written(store, numbered(50).emaid)
 
     asyncio.run(run())
 

@@ -34,7 +34,7 @@ def distribute(url: str) -> list[tuple[str, str]]:
 
 
 async def _distribute(url: str) -> list[tuple[str, str]]:
-    connection = await postgres.connect(url)
+    connection = await postgres.connect(url, statement_timeout=None)
     try:
         async with connection.transaction():
             revisions.check_revision(await postgres.revision(connection))

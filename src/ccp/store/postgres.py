@@ -26,8 +26,8 @@ import structlog
 from ccp.errors import CCPError, ConfigurationError, FieldError, Unavailable
 from ccp.store import pooler, postgres_tls, revisions, synchronous_standby
 from ccp.store.gathering import Gathering
-from ccp.store.postgres_hosts import Connection, Hosts
-from ccp.store.postgres_pool import LOST, ConnectionPool, Expiry
+from ccp.store.postgres_hosts import COMMAND_TIMEOUT, Connection, Hosts
+from ccp.store.postgres_pool import LOST, ConnectionPool, Expiry, acquire
 from ccp.store.steps import Overtaken, Question, Row, Steps, T
 from ccp.store.synchronous_standby import StandbyWatch, Write
 from ccp.store.time_limits import NOT_CONFIRMED, NOT_READ, NOT_WRITTEN, REQUESTS, TimeLimits
@@ -102,7 +102,11 @@ class PostgresStore:
         self._standby = StandbyWatch(self._standby_is_waited_for, self._pool.time_out)
         # So that reads go on while every change waits, for a standby, say.
         self._writers = connections - max(1, connections // 4) or 1
+        # So that lists and counts, each of which may take a minute, leave connections to the lookups of requests: of
+        # eight or more at least one, while every change waits too.
+        self._long_readers = max(1, connections // 8)
         self._writing = asyncio.Semaphore(self._writers)
+        self._long_reading = asyncio.Semaphore(self._long_readers)
         self._work: set[asyncio.Task[Any]] = set()
         self._reading: set[Connection] = set()
         self._gathering: Gathering | None = None
@@ -138,6 +142,7 @@ class PostgresStore:
         if pooled:
             _log.info("database pooler found", prepared_statements=False)
         self._writing = asyncio.Semaphore(self._writers)
+        self._long_reading = asyncio.Semaphore(self._long_readers)
         self._pool.open(self._settings, pooled=pooled)
         self._open = True
 
@@ -178,17 +183,25 @@ class PostgresStore:
         if isinstance(question, Question) and question.together and self._gathering is not None:
             self._pool.refuse_while_silent(NOT_READ)
             return await self._gathering.answer(iter(question))
+        if isinstance(question, Question) and question.long:
+            self._pool.refuse_while_silent(NOT_READ)
+            deadline = asyncio.get_running_loop().time() + self._limits.long_read
+            await acquire(self._long_reading, deadline, NOT_READ)
+            try:
+                return await self._read(question, deadline)
+            finally:
+                self._long_reading.release()
         return await self._read(question)
 
     async def _fetch(self, statement: str, parameters: Row) -> Sequence[Row]:
         return await self._read(Question(partial(_asked, statement, parameters), "fetch", newest=True))
 
-    async def _read(self, question: Steps[T]) -> T:
+    async def _read(self, question: Steps[T], deadline: float | None = None) -> T:
         again = isinstance(question, Question)
         newest = isinstance(question, Question) and question.newest
         timeout = self._limits.long_read if isinstance(question, Question) and question.long else self._limits.read
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + timeout
+        deadline = loop.time() + timeout if deadline is None else deadline
         tries = 0
         while True:
             connection, fresh = await self._take(deadline, NOT_READ)
@@ -238,7 +251,7 @@ class PostgresStore:
         expiry = Expiry(loop, loop.time() + _ROLLBACK_TIMEOUT, connection.terminate)
         try:
             await connection.execute("rollback")
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+        except Exception:
             connection.terminate()
         finally:
             expiry.cancel()
@@ -267,16 +280,12 @@ class PostgresStore:
             task.exception()  # Where the caller has gone nobody else looks at it.
 
     async def _write(self, change: Steps[T], write: Write) -> T:
-        self._standby.refuse_while_waiting()
-        if self._writing.locked():
-            try:
-                async with asyncio.timeout_at(write.deadline):
-                    await self._writing.acquire()
-            except TimeoutError as exc:
-                self._standby.refuse_while_waiting()
-                raise Unavailable(NOT_WRITTEN) from exc
-        else:
-            await self._writing.acquire()
+        self._standby.refuse_while_waiting()  # Held commits may have taken every place.
+        try:
+            await acquire(self._writing, write.deadline, NOT_WRITTEN)
+        except Unavailable:
+            self._standby.refuse_while_waiting()
+            raise
         try:
             return await self._change(change, write)
         except Unavailable as exc:
@@ -290,6 +299,9 @@ class PostgresStore:
         while True:
             self._standby.refuse_while_waiting()
             connection, fresh = await self._take(write.deadline, NOT_WRITTEN)
+            if write.late:  # Nothing would cut the connection any more.
+                self._pool.give_back(connection, answered=False)
+                raise Unavailable(NOT_WRITTEN)
             write.connection = connection
             begun, answered = False, True
             try:
@@ -385,8 +397,10 @@ async def _leave(connection: Connection, exc: BaseException, lost: bool) -> None
     elif connection.is_in_transaction():
         try:
             await connection.execute("rollback")
-        except Exception:
+        except BaseException as failure:
             connection.terminate()
+            if not isinstance(failure, Exception):
+                raise
 
 
 def _told(exc: BaseException, sentence: str, lost: bool) -> BaseException:
@@ -409,14 +423,15 @@ def _told(exc: BaseException, sentence: str, lost: bool) -> BaseException:
 # --- Connections of commands ------------------------------------------------------------------------------------------
 
 
-async def connect(url: str) -> Connection:
+async def connect(url: str, statement_timeout: float | None = COMMAND_TIMEOUT) -> Connection:
     """A connection for a command or at start. It prepares nothing under a name; a pooler may stand before the server,
     so every statement but `begin` and the like needs a transaction around it.
 
+    statement_timeout: seconds; None for a statement whose time grows with the database, such as one of a migration.
     Raises ConfigurationError, which tells the operator what is wrong.
     """
     try:
-        connection = await Hosts(url).connect(_CONNECT_TIMEOUT, prepare=False)
+        connection = await Hosts(url).connect(_CONNECT_TIMEOUT, prepare=False, statement_timeout=statement_timeout)
     except (
         asyncpg.PostgresError,
         asyncpg.InterfaceError,

@@ -14,6 +14,7 @@ import asyncio
 import os
 import socket
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -29,7 +30,7 @@ else:
 HEAD_START: Final = 0.25
 """Seconds that a host has before the next one is tried too: more than a server in reach takes to answer."""
 COMMAND_TIMEOUT: Final = 65.0
-"""Seconds for a statement of a command, such as one of a migration."""
+"""Seconds for a statement of a command that looks at the server or the schema."""
 _DEFAULT_PORT: Final = 5432
 _READ_WRITE: Final = "read-write"
 
@@ -87,13 +88,17 @@ class Hosts:
         """Whether a server that has become read-only is no more use."""
         return (self._attributes or _option(self._url, "target_session_attrs", "PGTARGETSESSIONATTRS")) == _READ_WRITE
 
-    async def connect(self, host_timeout: float, *, prepare: bool) -> Connection:
+    async def connect(
+        self, host_timeout: float, *, prepare: bool, statement_timeout: float | None = None
+    ) -> Connection:
         """A new connection to the first host that will do. host_timeout: seconds for each.
 
-        prepare: keep statements prepared on the connection, under names. Raises what asyncpg does; TimeoutError.
+        prepare: keep statements prepared on the connection, under names. statement_timeout: seconds; None where the
+        caller has a deadline of its own. Raises what asyncpg does; TimeoutError.
         """
+        connect = partial(self._connect, host_timeout=host_timeout, prepare=prepare, command_timeout=statement_timeout)
         if len(self._hosts) == 1:
-            return await self._connect(self._hosts[0], host_timeout, prepare)
+            return await connect(self._hosts[0])
         waiting = list(self._hosts)
         tasks: dict[asyncio.Task[Connection], Host | None] = {}
         failures: list[BaseException] = []
@@ -101,7 +106,7 @@ class Hosts:
             while waiting or tasks:
                 if waiting:
                     host = waiting.pop(0)
-                    tasks[asyncio.create_task(self._connect(host, host_timeout, prepare))] = host
+                    tasks[asyncio.create_task(connect(host))] = host
                 done, _ = await asyncio.wait(
                     tasks, timeout=HEAD_START if waiting else None, return_when=asyncio.FIRST_COMPLETED
                 )
@@ -119,7 +124,9 @@ class Hosts:
                 task.add_done_callback(_discard)
         raise min(failures, key=_rank)
 
-    async def _connect(self, host: Host | None, host_timeout: float, prepare: bool) -> Connection:
+    async def _connect(
+        self, host: Host | None, *, host_timeout: float, prepare: bool, command_timeout: float | None
+    ) -> Connection:
         more: dict[str, Any] = postgres_tls.options(self._url)
         if host is not None:
             more |= {"host": host[0], "port": host[1]}
@@ -128,7 +135,7 @@ class Hosts:
         made: Connection = await asyncpg.connect(
             self._url,
             timeout=host_timeout,
-            command_timeout=None if prepare else COMMAND_TIMEOUT,
+            command_timeout=command_timeout,
             statement_cache_size=1000 if prepare else 0,
             max_cached_statement_lifetime=0,
             server_settings={"application_name": "opnc-ccp"},

@@ -65,6 +65,18 @@ class Expiry:
         self._handle.cancel()
 
 
+async def acquire(places: asyncio.Semaphore, deadline: float, sentence: str) -> None:
+    """Take a place. deadline: in the loop's time. Raises Unavailable with the sentence where none is free by then."""
+    if places.locked():
+        try:
+            async with asyncio.timeout_at(deadline):
+                await places.acquire()
+        except TimeoutError as exc:
+            raise Unavailable(sentence) from exc
+    else:
+        await places.acquire()
+
+
 class ConnectionPool:
     """size: the most connections at a time. when_silent: called when the circuit opens."""
 
@@ -122,14 +134,7 @@ class ConnectionPool:
         refuses to be connected to.
         """
         self.refuse_while_silent(sentence)
-        if self._room.locked():
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await self._room.acquire()
-            except TimeoutError as exc:
-                raise Unavailable(sentence) from exc
-        else:
-            await self._room.acquire()
+        await acquire(self._room, deadline, sentence)
         self._used += 1
         try:
             self.refuse_while_silent(sentence)
@@ -189,6 +194,9 @@ class ConnectionPool:
             if loop.time() >= now + _CHECK_TIMEOUT:
                 self._suspect()
             return False
+        except BaseException:  # The caller has gone, and with it the only reference to the connection.
+            connection.terminate()
+            raise
         finally:
             expiry.cancel()
         return not (self._hosts.writable_only and connection.read_only)
@@ -267,6 +275,9 @@ class ConnectionPool:
             expiry = Expiry(loop, deadline, connection.terminate)
             try:
                 await connection.execute("select 1")
+            except BaseException:
+                connection.terminate()
+                raise
             finally:
                 expiry.cancel()
         return connection

@@ -42,7 +42,7 @@ def on_sqlite(url: str) -> None:
 
 async def on_postgres(url: str) -> None:
     # The URL is asyncpg's to read, as it is for the pool itself: what one understands, the other does too.
-    connection = await postgres.connect(url)
+    connection = await postgres.connect(url, statement_timeout=None)
     try:
         # One transaction around everything, what SQLAlchemy asks when it connects included, and no statement with a
         # name: a pooler then gives all of it to one session of the server, and nothing stays there.
