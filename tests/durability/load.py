@@ -88,7 +88,8 @@ class Served:
     def kill(self) -> None:
         """All its processes at once, wherever they are."""
         if self.process is not None:
-            os.killpg(self.process.pid, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # All of them have ended by themselves.
+                os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(10)
             self.process = None
 

@@ -207,7 +207,9 @@ def test_no_request_whatever_it_is_brings_the_server_down(target: Pool, monkeypa
     assert sum(seen.values()) == REQUESTS
     assert target.http.get("/health").json() == {"status": "ok"}
     target.publish(target.car())
-    assert not [status for status in seen if status >= 500 and status not in (501, 505)], seen
+    # A few may come while the worker has more to do than it can in time: 503 is the answer then.
+    assert not [status for status in seen if status >= 500 and status not in (501, 503, 505)], seen
+    assert seen[503] < REQUESTS / 50, seen
     assert len({status for status in seen if 400 <= status < 500}) >= 5, "the requests reach many checks"
     assert seen[200] + seen[201] > REQUESTS / 50, "some are still good"
     deadline = time.monotonic() + 30

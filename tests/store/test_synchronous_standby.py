@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from structlog.testing import capture_logs
+from structlog.testing import CapturingLogger
 
 from ccp.errors import Unavailable
 from ccp.ids import EMAID, PCID
@@ -48,34 +48,37 @@ async def until_written(store: Store, emaid: EMAID) -> None:
         await asyncio.sleep(0.05)
 
 
-def test_a_hanging_standby_is_told_as_what_it_is_and_reads_go_on(hanging: tuple[Server, Server, str]) -> None:
+def test_a_hanging_standby_is_told_as_what_it_is_and_reads_go_on(
+    hanging: tuple[Server, Server, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     _, standby, url = hanging
+    log = CapturingLogger()
+    monkeypatch.setattr(synchronous_standby, "_log", log)
 
     async def run() -> None:
-        with capture_logs() as log:
-            async with opened(url, 4, LIMITS) as store:
-                await store.write(contracts.publish(numbered(0), AT, NO_LIMITS))
-                standby.pause()
-                changes = [store.write(contracts.publish(numbered(n), AT, NO_LIMITS)) for n in range(1, 9)]
-                under_way = asyncio.gather(*map(timed, changes))
-                while not under_way.done():
-                    assert await store.read(contracts.by_vehicle(CAR)), "three of four connections wait, one reads"
-                    await asyncio.sleep(0.05)
-                outcomes = under_way.result()
-                assert all(seconds < LIMITS.write + SPARE for _, seconds in outcomes)
-                said = [str(outcome) for outcome, _ in outcomes]
-                assert synchronous_standby.NOT_CONFIRMED in said
-                assert synchronous_standby.NOT_WRITTEN in said
-                assert time_limits.NOT_WRITTEN not in said
-                # From now on no change is begun, which takes no time and no session of the server.
-                for number in range(10, 40):
-                    outcome, _ = await timed(store.write(contracts.publish(numbered(number), AT, NO_LIMITS)))
-                    assert str(outcome) == synchronous_standby.NOT_WRITTEN
-                assert len(await asyncio.to_thread(sessions, url)) <= 4
-                assert not store._pool.silent
-                standby.resume()
-                await until_written(store, numbered(50).emaid)
-        events = [entry["event"] for entry in log]
+        async with opened(url, 4, LIMITS) as store:
+            await store.write(contracts.publish(numbered(0), AT, NO_LIMITS))
+            standby.pause()
+            changes = [store.write(contracts.publish(numbered(n), AT, NO_LIMITS)) for n in range(1, 9)]
+            under_way = asyncio.gather(*map(timed, changes))
+            while not under_way.done():
+                assert await store.read(contracts.by_vehicle(CAR)), "three of four connections wait, one reads"
+                await asyncio.sleep(0.05)
+            outcomes = under_way.result()
+            assert all(seconds < LIMITS.write + SPARE for _, seconds in outcomes)
+            said = [str(outcome) for outcome, _ in outcomes]
+            assert synchronous_standby.NOT_CONFIRMED in said
+            assert synchronous_standby.NOT_WRITTEN in said
+            assert time_limits.NOT_WRITTEN not in said
+            # From now on no change is begun, which takes no time and no session of the server.
+            for number in range(10, 40):
+                outcome, _ = await timed(store.write(contracts.publish(numbered(number), AT, NO_LIMITS)))
+                assert str(outcome) == synchronous_standby.NOT_WRITTEN
+            assert len(await asyncio.to_thread(sessions, url)) <= 4
+            assert not store._pool.silent
+            standby.resume()
+            await until_written(store, numbered(50).emaid)
+        events = [call.args[0] for call in log.calls]
         assert events.count("synchronous standby does not answer") == 1
         assert "synchronous standby answers again" in events
         unsure = {numbered(n).emaid for n, sentence in enumerate(said, start=1) if sentence in WAITING}
