@@ -83,7 +83,7 @@ def idle_vehicles(before: datetime, after: Cursor = FIRST_VEHICLE, limit: int = 
         "where (v.provisioned_at, v.pcid) > ($1, $2) and (v.provisioned_at, v.pcid) <= ($3, $4) "
         "and v.default_provider is null and not exists (select 1 from contract c where c.pcid = v.pcid) "
         "and not exists (select 1 from outbox o where o.pcid = v.pcid) "
-        "and not exists (select 1 from delivery d where d.pcid = v.pcid)",
+        "and not exists (select 1 from delivery d where d.pcid = v.pcid) order by v.provisioned_at, v.pcid",
         (*after, *rows[-1]),
     )
     return IdleVehicles([(pcid, rev) for pcid, rev in found], _last(rows, limit))
