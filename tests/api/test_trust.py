@@ -366,6 +366,9 @@ def test_a_delivery_does_not_wait_for_a_responder_that_hangs(responder: Responde
             before = time.monotonic()
             pool.ask(car)
             assert time.monotonic() - before < 0.5
+        deadline = time.monotonic() + 20
+        while not responder.server.count(path) and time.monotonic() < deadline:
+            time.sleep(0.05)
         assert responder.server.count(path) == 1  # all of them share one request
 
 
