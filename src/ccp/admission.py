@@ -16,9 +16,9 @@ Within a class callers have equal shares: requests are ordered by start-time fai
 taken from the caller with most. A caller is a party here; an unverified one is its address.
 
 A short queue absorbs bursts, a long-lasting one only adds delay (Nichols and Jacobson, Controlling Queue Delay, ACM
-Queue 2012). So a queue may be long at first; when it has not been empty for `standing_after` seconds it is cut down to
-its newest `short_queue` requests and kept at that length until it has been empty. Time in which the loop itself stood
-still does not count: a pause is no overload.
+Queue 2012). So a queue may be long at first; when it has been longer than `short_queue` for `standing_after` seconds it
+is cut down to its newest `short_queue` requests, and kept at that length until it is empty and nothing was refused for
+a second. Time in which the loop itself stood still does not count: a pause is no overload.
 """
 
 from __future__ import annotations
@@ -47,6 +47,9 @@ _LEAST_TURN: Final = 1e-6
 _BLOCKED_DELAY: Final = 0.001  # Between two looks at queues of which nothing can be started.
 _IDLE_TURN: Final = 0.0005
 _SPARE_INTERVAL: Final = 0.1
+_CALM: Final = 1.0
+"""Seconds without a refusal after which an overload is over. The requests of many connections come in waves: a queue
+that is empty between two of them must not take in the next wave whole."""
 _EPOCH: Final = 0.25  # For which it is counted how many connections ask, seconds.
 _SHORT_QUEUE: Final = 16
 _MAX_TAGS: Final = 4096
@@ -146,9 +149,12 @@ class Lane:
         self._period_began = 0.0
         self.passed_over = 0
         self.standing = False
+        self.refused = False
+        """Whether a request was refused since the queue was last found empty."""
         self.delay = 0.0
         """The longest that a request waited since `Admission.measured` was last called."""
         self._lasted = 0.0
+        self._refused_at = 0.0
         self._virtual = 0.0
         self._tags: dict[Hashable, float] = {}
 
@@ -223,23 +229,28 @@ class Lane:
         return old
 
     def lasted(self, seconds: float) -> list[Request]:
-        """The queue has not been empty for some more seconds. Returns what no longer fits: its oldest requests."""
+        """Some more seconds have passed with requests waiting. Returns what no longer fits: the oldest requests."""
+        surplus = len(self.queue) - self.short_queue
+        if surplus <= MAX_STARTS:  # Those are started in this turn.
+            self._lasted = 0.0
+            return []
         self._lasted += max(seconds, _LEAST_TURN)
         if self.standing or self._lasted < self.standing_after:
             return []
         self.standing = True
-        surplus = len(self.queue) - self.short_queue
-        if surplus <= 0:
-            return []
         by_age = sorted(self.queue, key=lambda entry: entry[1])
         self.queue = sorted(by_age[surplus:])
         self._tags = {request.caller: tag for tag, _, request in self.queue}
         return [entry[2] for entry in by_age[:surplus]]
 
-    def emptied(self) -> None:
-        if self._lasted:
-            self._lasted, self.standing, self.passed_over, self._virtual = 0.0, False, 0, 0.0
-            self._tags.clear()
+    def emptied(self, now: float) -> None:
+        """No request waits."""
+        self._lasted, self.passed_over, self._virtual = 0.0, 0, 0.0
+        self._tags.clear()
+        if self.standing:
+            if self.refused:
+                self.refused, self._refused_at = False, now
+            self.standing = now < self._refused_at + _CALM
 
 
 class Admission:
@@ -361,6 +372,7 @@ class Admission:
             return False
         lane, caller = (self.unverified, address) if party is None else (self.vehicles, party)
         if lane.standing and lane.is_full_for(caller):
+            lane.refused = True
             self.shed[lane.name, Reason.QUEUE_FULL] += 1
             return True
         return False
@@ -419,6 +431,7 @@ class Admission:
         request.begin()
 
     def _refuse(self, request: Request, lane: Lane, reason: Reason) -> None:
+        lane.refused = True
         self.shed[lane.name, reason] += 1
         request.lane = None
         request.refuse()
@@ -439,8 +452,8 @@ class Admission:
             self._timer = None
         if not self._waiting:
             self._idle = False
-            if self._contended:
-                self._settle()
+            if self._contended or self.overloaded:
+                self.settle()
             return
         now = self._clock()
         turn, self._pumped = min(_TURN, now - self._pumped), now
@@ -464,7 +477,7 @@ class Admission:
                 continue
             self._left -= chosen.cost
             self._start(request, chosen)
-        self._settle()
+        self.settle()
         self._idle = False
         if not self._waiting:
             return
@@ -484,11 +497,12 @@ class Admission:
             self.epoch, self.asking, self._epoch_began = self.epoch + 1, 0, now
         return self._starts
 
-    def _settle(self) -> None:
-        """Forget of empty queues how long they lasted."""
+    def settle(self) -> None:
+        """Judge whether there still is an overload. Also called every half second: requests may have stopped coming."""
+        now = self._clock()
         for lane in self.lanes:
             if not lane.queue:
-                lane.emptied()
+                lane.emptied(now)
         self._contended = self._waiting > 0
         self.overloaded = self.vehicles.standing or self.unverified.standing
         if not self.overloaded:

@@ -141,6 +141,7 @@ class Overload:
     def report(self) -> None:
         """Called every half second: count what was shed, and log the begin and the end of an overload."""
         now, admission = self._clock(), self._admission
+        admission.settle()
         shed = Counter(admission.shed)
         news = shed - self._reported
         self._reported = shed

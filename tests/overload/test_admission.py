@@ -168,14 +168,45 @@ async def test_a_loop_that_stood_still_is_no_overload() -> None:
 
 
 @looped
-async def test_overload_ends_when_the_queue_is_empty() -> None:
+async def test_the_next_wave_of_an_overload_is_not_taken_in_whole() -> None:
     crowd = Crowd()
     await crowd.overload()
     while crowd.admission.waiting:
         await crowd.turn()
+    crowd.refused.clear()
+    crowd.offer("one", count=300)
+    lane = crowd.admission.vehicles
+    assert len(lane.queue) <= lane.short_queue
+    assert len(crowd.refused) >= 300 - MAX_STARTS - lane.short_queue
+
+
+@looped
+async def test_overload_ends_a_second_after_the_last_refusal() -> None:
+    crowd = Crowd()
+    await crowd.overload()
+    while crowd.admission.waiting:
+        await crowd.turn()
+    assert crowd.admission.overloaded
+    crowd.admission.settle()
+    crowd.now += 0.9
+    crowd.admission.settle()
+    assert crowd.admission.overloaded
+    crowd.now += 0.2
+    crowd.admission.settle()  # As the worker does every half second, whether or not requests come.
     assert not crowd.admission.overloaded
     crowd.refused.clear()
     crowd.offer("one", count=100)
+    assert not crowd.refused
+
+
+@looped
+async def test_a_queue_no_longer_than_the_short_one_is_no_overload() -> None:
+    crowd = Crowd()
+    clients = MAX_STARTS + crowd.admission.vehicles.short_queue
+    for _ in range(400):  # Each client asks again when it has its answer.
+        crowd.offer("one", count=clients - crowd.admission.waiting)
+        await crowd.turn()
+        assert not crowd.admission.overloaded
     assert not crowd.refused
 
 
