@@ -135,10 +135,10 @@ def client_options(peer: Peer, seconds: float, max_connections: int = 1) -> dict
 
 
 def says_of_peer(exc: ClientError) -> bool | None:
-    """Whether a peer that was asked is well (True), is not (False), or neither can be told.
+    """Whether an error shows that a peer works (True) or fails (False); None where it shows neither.
 
-    A pool that says in the API's own shape that it cannot now may mean this request alone (evidence that it cannot
-    have, say): no caller shall be able to have a peer left alone that others need.
+    An error in the API's own shape may concern this request alone (missing evidence, for instance). It must not open
+    the circuit breaker, or one caller could cut off a peer that others need.
     """
     if isinstance(exc, _FAILED) or exc.status is None:
         return False

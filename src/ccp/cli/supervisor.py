@@ -4,8 +4,8 @@ The parent imports the application and opens nothing; workers are forked from it
 what it alone has to do, and they share the memory of the imported modules (docs/decisions/0020). Where fork is not
 safe (not on Linux, or the parent has threads) they are spawned, and each imports everything itself.
 
-- The parent binds the port, and each worker listens and accepts when its application has started. So nobody can connect
-  before the first worker is ready, and nobody waits for the others.
+- The parent binds the port, and each worker listens and accepts when its application has started. So a client
+  cannot connect before the first worker is ready, and no client waits for the others.
 - The first worker starts alone, then the others, one less than there are processors at a time.
 - A worker that ends is replaced at once. Workers that end again and again are replaced after a delay, which doubles up
   to 30 seconds.
@@ -41,7 +41,7 @@ _log = structlog.get_logger("ccp.workers")
 _HEARTBEAT_SECONDS: Final = 1.0
 _ROUND_SECONDS: Final = 0.5
 _START_SECONDS: Final = 60.0
-"""Until a new process must have told that it lives. A spawned one imports the application before it does."""
+"""Until the first heartbeat of a new process. A spawned one imports the application before it."""
 _STABLE_SECONDS: Final = 5.0
 _FIRST_DELAY: Final = 0.5
 _MAX_DELAY: Final = 30.0
@@ -295,10 +295,10 @@ class Supervisor:
                     signal.signal(number, handler)
 
     def _let_go(self) -> None:
-        """Stop the workers, and let go of the port.
+        """Stop the workers, and close the listening sockets.
 
-        Each worker lets go of its own copy when it has drained. The parent's would outlive them all: whoever connects
-        meanwhile would be let in by the system and never be answered.
+        Each worker closes its own copy when it has drained. The parent's copy would outlive them, and the kernel would
+        accept connections on it that no worker ever answers.
         """
         for worker in self._workers:
             worker.stop()

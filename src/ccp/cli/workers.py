@@ -27,6 +27,6 @@ def run(app: str, *, preload: Iterable[str] = (), **options: Any) -> None:
                 import_module(name)
 
         if status := Supervisor(config, [config.bind_socket()], prepare=prepare, ended=worker_ended).run():
-            sys.exit(status)  # Else whoever supervises us takes it for an end in order.
+            sys.exit(status)  # Otherwise a service manager takes it for a regular end.
     else:
         uvicorn.run(app, **options)

@@ -1,8 +1,8 @@
-"""Sends what is to be told. Any number of processes may have one.
+"""Dispatcher of webhook deliveries. Any number of processes may run one.
 
-Each webhook for which something is due has a line of its own, a task with a breaker and a few places: whoever does not
-answer keeps nobody else waiting. What is due is looked for every half second by one for all, and at once when this
-process knows of something. A webhook for which nothing is due costs nothing.
+Each webhook with due deliveries has a task, a circuit breaker and a few concurrent attempts of its own, so a receiver
+that does not answer delays no other one. One poll for all webhooks looks for due deliveries every half second, and at
+once when this process has written an event. A webhook without due deliveries costs nothing.
 """
 
 from __future__ import annotations

@@ -34,8 +34,8 @@ COMMAND_TIMEOUT: Final = 65.0
 _DEFAULT_PORT: Final = 5432
 _READ_WRITE: Final = "read-write"
 
-# A peer that is gone without a word is noticed after 15 seconds of silence (keepalives), or 5 seconds after something
-# was sent to it that nobody acknowledged. Acknowledging is the kernel's work, so a busy server is not cut off.
+# A host that has gone silently is noticed after 15 seconds (keepalives), or when it has not acknowledged sent data for
+# 5 seconds. The kernel acknowledges data, so a busy server keeps its connections.
 _KEEPALIVE: Final = (("TCP_KEEPIDLE", 6), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 5000))
 
 Host: TypeAlias = tuple[str, int]

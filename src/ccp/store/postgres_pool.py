@@ -1,16 +1,16 @@
-"""The connections of one worker to a PostgreSQL server, and whether the server answers at all.
+"""Connection pool of one worker for a PostgreSQL server, with a circuit breaker for a silent server.
 
-A connection is used in turns without anything being reset between two uses: nothing leaves a trace on a session. Every
-use has a deadline. A connection that did not answer by then is cut, without a word to the server: asyncpg's own way
-would open another connection to ask the server to stop, and wait for it.
+Connections are reused without a reset, since no query leaves a trace on its session. Every use has a deadline. A
+connection that has not answered by then is closed without a message to the server: asyncpg's own cancellation would
+open another connection to ask the server to stop, and wait for the answer.
 
-What keeps a silent server from costing every request its whole time is a circuit. When a connection was cut and no
-other one had an answer within the last second, the server is asked for a new connection, twice a second. If it gives
-none within half a second, the circuit opens: whoever wants a connection is refused at once. The first new connection
-closes it. A server that refuses to be connected to answers, and costs nobody any time.
+The circuit breaker keeps a silent server from costing every request its whole time. When a connection was closed at its
+deadline and no other one had an answer within the last second, the pool tries a new connection twice a second. If none
+is made within half a second the circuit opens, and a request for a connection is refused at once. The first new
+connection closes the circuit. A server that refuses connections costs no time and does not open it.
 
-A connection that was idle for a while, or since before another one was cut, is asked something tiny before it is used:
-the other end may be gone without a word.
+A connection that was idle for a while, or since before another one was closed at its deadline, is checked with a short
+query before it is used, because a half-open connection looks healthy.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from ccp.store.time_limits import REQUESTS, TimeLimits
 
 _log = structlog.get_logger("ccp.store")
 
-# Nobody knows what the server made of the last statement, and the connection is of no more use. The driver's own error
-# comes where a server that goes says so in the middle of something else.
+# The outcome of the last statement is unknown, and the connection cannot be used any more. The driver raises its own
+# error where a server announces its shutdown in the middle of another message.
 LOST: Final = (asyncpg.PostgresConnectionError, asyncpg.InternalClientError, OSError, TimeoutError)
 
 _MAX_IDLE: Final = 300.0  # Networks forget connections on which nothing was said for a while.

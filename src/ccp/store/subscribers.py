@@ -1,6 +1,6 @@
-"""Questions about webhooks together with the parties whose they are: who is to be told of something.
+"""Queries for the webhooks that receive an event, together with the parties that own them.
 
-Each reads the rows that it is asked for by an index, however many parties and webhooks there are.
+Each query finds its rows by an index, however many parties and webhooks there are.
 """
 
 from __future__ import annotations
