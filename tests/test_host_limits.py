@@ -121,3 +121,17 @@ def test_hosts_that_fail_are_remembered_up_to_a_bound() -> None:
             await throttle.acquire(HOST._replace(host="h999.example"))
 
     run(test)
+
+
+def test_hosts_that_were_not_called_for_a_long_time_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        throttle = HostThrottle()
+        for number in range(100):
+            await throttle.acquire(HOST._replace(port=number))
+        assert len(throttle) == 100
+        monkeypatch.setattr("ccp.host_limits._FORGOTTEN_AFTER", 0.0)
+        for number in range(100, 140):
+            await throttle.acquire(HOST._replace(port=number))
+        assert len(throttle) <= 4
+
+    run(test)

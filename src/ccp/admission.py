@@ -300,7 +300,9 @@ class Admission:
         self.lanes: Final = (self.vehicles, self.unverified, self.bulk, self.probes)
         self.shed: Counter[tuple[str, str]] = Counter()
         """How many were shed, by class and reason."""
-        self._parties: dict[bytes, str] = {}
+        self._parties: dict[int, str] = {}
+        """By the interpreter's keyed hash (SipHash) of the header, which may be long. A party's share, no right, rests
+        on it."""
         self._waiting = 0
         self._left = MAX_STARTS
         self._probes_left = MAX_PROBES
@@ -342,7 +344,7 @@ class Admission:
                 self._arm()
             self._start(request, lane)
             return
-        party = self._parties.get(request.authorization())
+        party = self._parties.get(hash(request.authorization()))
         caller: Hashable = party
         if party is None:
             caller = request.address()
@@ -367,7 +369,7 @@ class Admission:
 
         address: what an unverified caller counts as; None where the request has to be read for that.
         """
-        party = self._parties.get(authorization)
+        party = self._parties.get(hash(authorization))
         if party is None and address is None:
             return False
         lane, caller = (self.unverified, address) if party is None else (self.vehicles, party)
@@ -407,14 +409,14 @@ class Admission:
     def identified(self, authorization: bytes, party: str | None) -> None:
         """Whose an Authorization header is; None where it turned out to be no good."""
         if party is None:
-            self._parties.pop(authorization, None)
+            self._parties.pop(hash(authorization), None)
             return
         # One token can be written with any number of spaces; as clients write it there is one.
         if len(authorization) > _MAX_TOKEN or authorization.count(b" ") > 1 or b"\t" in authorization:
             return
         if len(self._parties) >= _MAX_TOKENS:
             del self._parties[next(iter(self._parties))]
-        self._parties[authorization] = party
+        self._parties[hash(authorization)] = party
 
     def _lane(self, method: str, path: str) -> Lane:
         if path in _PROBES:

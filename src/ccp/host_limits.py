@@ -8,7 +8,8 @@ A host is scheme, name, port and the issuer whose certificates name it (`HostKey
 one CA can neither open the circuit of another CA's host nor use up its rate.
 
 The rate of a host is shared by its callers in turn: each has a queue of its own, and a caller with one request waits
-behind at most one request of each other caller. Queues, hosts and callers are bounded.
+behind at most one request of each other caller. Queues, hosts and callers are bounded, and a host that was not called
+for as long as a circuit stays open at most is forgotten.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from ccp.errors import Unavailable
 RATE: Final = 20.0  # Requests a second to one host; the field's responders are small machines.
 BURST: Final = 20
 _PAUSE: Final = (30.0, 600.0)  # Seconds that the circuit stays open: at first, and at most.
-_MAX_HOSTS: Final = 4_096  # Some 2 MB.
+_MAX_HOSTS: Final = 4_096  # Some 4 MB.
+_FORGOTTEN_AFTER: Final = _PAUSE[1]  # Without a call: by then the rate has recovered and the circuit may be tried.
 _MAX_QUEUED: Final = 1_000  # Of one caller for one host: 50 seconds' worth.
 
 
@@ -55,10 +57,11 @@ class HostLimited(Unavailable):
 class _Host:
     """due: when the next request may be sent at the full rate; a burst may run ahead of it.
 
-    queues: by caller, in the order in which it is their turn.
+    called: when a request was last asked for. queues: by caller, in the order in which it is their turn.
     """
 
     breaker: Breaker
+    called: float = 0.0
     due: float = 0.0
     queues: OrderedDict[str, deque[asyncio.Future[None]]] = field(default_factory=OrderedDict)
     timer: asyncio.TimerHandle | None = None
@@ -119,13 +122,23 @@ class HostThrottle:
         return Permit(host.breaker, trial)
 
     def _host(self, key: HostKey) -> _Host:
-        host = self._hosts.get(key)
+        host, now = self._hosts.get(key), _now()
         if host is None:
+            self._forget_idle(now)
             if len(self._hosts) >= self._max_hosts:
                 self._forget_one()
             host = self._hosts[key] = _Host(Breaker(_now, *_PAUSE))
+        host.called = now
         self._hosts.move_to_end(key)
         return host
+
+    def _forget_idle(self, now: float) -> None:
+        """Forget a few of the hosts that were not called for a long time: more than are added."""
+        for _ in range(4):
+            key, host = next(iter(self._hosts.items()), (None, None))
+            if key is None or host is None or host.queues or now - host.called < _FORGOTTEN_AFTER:
+                return
+            del self._hosts[key]
 
     def _forget_one(self) -> None:
         """The host that was not called for the longest time and that nothing waits for."""

@@ -394,7 +394,7 @@ def test_a_body_that_is_too_large_waits_for_its_turn_as_every_request_does(pool:
 
 def test_a_party_that_may_not_ask_for_vehicles_has_no_share_of_their_class(pool: Pool, gate: Closable) -> None:
     def known(name: str) -> bool:
-        return f"Bearer {pool.token(name)}".encode() in gate.admission._parties
+        return hash(f"Bearer {pool.token(name)}".encode()) in gate.admission._parties
 
     for name, expected in (("emsp", 403), ("cpo", 400)):
         assert pool.client(name).post("/signedcontractdata", content=b"{}").status_code == expected
