@@ -149,6 +149,9 @@ class Connection(HttpToolsProtocol):
             head.disconnected = True
             head.message_event.set()
             self._admission.gone(head)
+        # Requests refer to their connection. Without this, only the garbage collector would find what has ended.
+        self.cycle = self._head = self._offered = None  # type: ignore[assignment]
+        self.pipeline.clear()
 
     def pause_writing(self) -> None:
         super().pause_writing()

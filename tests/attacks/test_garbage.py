@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import gc
 import random
+import socket
+import time
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 import pytest
 
+from ccp.server import Connection
 from tests.world import AT, ISO2, SESSION, Pool, b64, post_body
 
 REQUESTS = 30
@@ -90,3 +94,44 @@ def test_a_request_leaves_nothing_for_the_garbage_collector(pool: Pool, name: st
             ACTS[name](pool, chance)
     ours = [repr(each)[:200] for each in found if is_ours(each)]
     assert not ours, (len(ours), ours[:5])
+
+
+_GET = b"GET /health/live HTTP/1.1\r\nHost: ccp.example\r\n"
+CONNECTIONS = {
+    "no request": b"",
+    "a request": _GET + b"\r\n",
+    "a request that ends the connection": _GET + b"Connection: close\r\n\r\n",
+    "requests sent ahead": 5 * (_GET + b"\r\n"),
+    "half a head": _GET,
+    "half a body": b"POST /oauth/token HTTP/1.1\r\nHost: ccp.example\r\nContent-Length: 10\r\n\r\n12345",
+    "no HTTP": b"garbage\r\n\r\n",
+    "a body that is too large": b"PUT / HTTP/1.1\r\nHost: ccp.example\r\nContent-Length: 999999999\r\n\r\n",
+}
+
+
+def connect(pool: Pool, octets: bytes, *, reset: bool) -> None:
+    parts = urlsplit(pool.base_url)
+    with socket.create_connection((parts.hostname, parts.port), timeout=20) as client:
+        client.sendall(octets)
+        if octets.endswith(b"\r\n\r\n"):
+            client.recv(65_536)
+        if reset:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+@pytest.mark.parametrize("name", CONNECTIONS)
+def test_a_connection_leaves_nothing_for_the_garbage_collector(pool: Pool, name: str, reset: bool) -> None:
+    connect(pool, CONNECTIONS[name], reset=reset)
+    with collected() as found:
+        before = {id(each) for each in gc.get_objects() if isinstance(each, Connection)}
+        for _ in range(REQUESTS):
+            connect(pool, CONNECTIONS[name], reset=reset)
+        deadline = time.monotonic() + 20
+        while any(isinstance(each, Connection) and id(each) not in before for each in gc.get_objects()):
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.05)
+    ours = [repr(each)[:200] for each in found if is_ours(each)]
+    assert not ours, (len(ours), ours[:5])
+    assert time.monotonic() < deadline, "connections are kept"
