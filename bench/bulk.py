@@ -31,15 +31,16 @@ import orjson
 from rich.console import Console
 from rich.table import Table
 
-from ccp import logs, settings
-from ccp.app import assemble
-from ccp.bulk import exporting, importing, work
-from ccp.bulk.lines import Source
 from ccp.ids import EMAID, PCID
-from ccp.parties import Caller, Party, Role
-from ccp.settings import Settings
-from ccp.sim.parties import Car
-from ccp.sim.sandbox import create, publish_body
+from ccp.server import logging, settings
+from ccp.server.app import assemble
+from ccp.server.bulk import exporter, importer
+from ccp.server.bulk import import_worker as work
+from ccp.server.bulk.lines import Source
+from ccp.server.domain.parties import Caller, Party, Role
+from ccp.server.sandbox.setup import create, publish_body
+from ccp.server.settings import Settings
+from ccp.testing.partners import Car
 from request import free_port, token_of
 
 console = Console(width=110)
@@ -58,7 +59,7 @@ def make(folder: Path, count: int) -> tuple[Settings, Path]:
             each = replace(car, pcid=PCID(f"WEX0FLEET{number:08d}"))
             file.write(orjson.dumps(publish_body(pki, EMAID(f"DEEXAF{number:08d}"), each, at)) + b"\n")
     config = settings.load(folder / "ccp.toml", log_level="error")
-    logs.configure(config)
+    logging.configure(config)
     return config, fleet
 
 
@@ -135,14 +136,14 @@ async def imported(config: Settings, fleet: Path, workers: int) -> tuple[float, 
     """
     seen: list[tuple[float, int, float]] = []
 
-    def told(state: importing.State) -> None:
+    def told(state: importer.State) -> None:
         seen.append((time.perf_counter(), state.now, cpu()))
 
     began = time.perf_counter()
-    plan = importing.Plan(Source.of(str(fleet)), CALLER, workers, fleet.with_suffix(".checkpoint"), None, told)
-    state = await importing.run(config, plan)
+    plan = importer.Plan(Source.of(str(fleet)), CALLER, workers, fleet.with_suffix(".checkpoint"), None, told)
+    state = await importer.run(config, plan)
     ended = time.perf_counter()
-    assert not state.counts[importing.REFUSED], state.counts
+    assert not state.counts[importer.REFUSED], state.counts
     (t0, n0, c0), (t1, n1, c1) = seen[workers * 4], seen[-workers * 4]
     return (n1 - n0) / (t1 - t0), state.now / (ended - began), (c1 - c0) / (n1 - n0)
 
@@ -188,7 +189,7 @@ def main() -> None:
 async def exported(config: Settings, target: Path) -> None:
     built = assemble(config)
     await built.open()
-    await exporting.export(built.store, str(target), exporting.Filter())
+    await exporter.export(built.store, str(target), exporter.Filter())
     await built.close()
 
 

@@ -74,8 +74,8 @@ def serve_side(tree: Path, contracts: int) -> None:
     import uvloop
 
     import bulk
-    from ccp import logs, settings
-    from ccp.store import schema
+    from ccp.server import logging, settings
+    from ccp.server.storage.engine import schema
     from request import token_of
     from rig import load, processes, world
 
@@ -87,7 +87,7 @@ def serve_side(tree: Path, contracts: int) -> None:
         database = f"sqlite:///{folder / 'ccp.db'}"
         schema.upgrade(database)
         loaded = settings.load(config, database=database)
-        logs.configure(loaded.model_copy(update={"log_level": "error"}))
+        logging.configure(loaded.model_copy(update={"log_level": "error"}))
         made = world.build(datetime.now(UTC).replace(microsecond=0), {"iso2": contracts})
         uvloop.run(world.fill(loaded, made))
         server = stack.enter_context(processes.serving(config, database, 1, folder / "server.log"))

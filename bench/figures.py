@@ -30,8 +30,8 @@ from rich.markdown import Markdown
 sys.path.insert(1, str(Path(__file__).parents[1]))
 
 import bulk
-from ccp import logs, settings
-from ccp.store import schema
+from ccp.server import logging, settings
+from ccp.server.storage.engine import schema
 from request import token_of
 from rig import load, parts, processes, report, world
 from rig.processes import Server
@@ -86,7 +86,7 @@ class Bench:
             if database is None:
                 continue
             config = settings.load(self.config, database=database)
-            logs.configure(config.model_copy(update={"log_level": "error"}))
+            logging.configure(config.model_copy(update={"log_level": "error"}))
             say(f"{engine}: publishing {self.plan.contracts} + {self.plan.contracts20} contracts")
             uvloop.run(world.fill(config, self.world))
             self.engine(engine, database)

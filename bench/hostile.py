@@ -33,14 +33,15 @@ sys.path.insert(1, str(Path(__file__).parents[1]))
 from tests.attacks.hostile import BEHAVIOURS, SLOW
 from tests.events.receiver import webhook
 
-from ccp import logs, settings
-from ccp.app import assemble
 from ccp.ids import EMAID, PCID
-from ccp.parties import Role
-from ccp.sim.parties import Car
-from ccp.sim.pki import Addresses, build_pki
-from ccp.sim.sandbox import publish_body
-from ccp.store import events, schema
+from ccp.server import logging, settings
+from ccp.server.app import assemble
+from ccp.server.domain.parties import Role
+from ccp.server.sandbox.setup import publish_body
+from ccp.server.storage.engine import schema
+from ccp.server.storage.queries import events
+from ccp.testing.partners import Car
+from ccp.testing.pki import Addresses, build_pki
 from request import token_of
 from rig import processes, world
 
@@ -72,7 +73,7 @@ class Pool:
         self.database = f"sqlite:///{folder / 'ccp.db'}"
         schema.upgrade(self.database)
         self.settings = settings.load(config, database=self.database)
-        logs.configure(self.settings.model_copy(update={"log_level": "error"}))
+        logging.configure(self.settings.model_copy(update={"log_level": "error"}))
         self.world = world.build(at, {"iso2": 64})
         self.evil = {}
         for kind in (*BEHAVIOURS, *SLOW):

@@ -32,16 +32,18 @@ from rich.markdown import Markdown
 sys.path.insert(1, str(Path(__file__).parents[1]))
 
 import bulk
-from ccp import logs, settings
-from ccp.audit import command_actor
-from ccp.bulk import importing
-from ccp.bulk.lines import Source
-from ccp.parties import Role
-from ccp.settings import Settings
-from ccp.sim import sandbox
-from ccp.sim.pki import PKI
-from ccp.store import connect, contracts, schema
-from ccp.trust import add_anchor, trusted
+from ccp.server import logging, settings
+from ccp.server.audit.trail import command_actor
+from ccp.server.bulk import importer
+from ccp.server.bulk.lines import Source
+from ccp.server.domain.parties import Role
+from ccp.server.sandbox import setup
+from ccp.server.settings import Settings
+from ccp.server.storage import connect
+from ccp.server.storage.engine import schema
+from ccp.server.storage.queries import contracts
+from ccp.server.trust.anchors import add_anchor, trusted
+from ccp.testing.pki import PKI
 from request import token_of
 from rig import load, processes, report, world
 from rig.processes import Server
@@ -159,17 +161,17 @@ async def trusting(config: Settings, folder: Path, at: datetime) -> None:
     """Add the roots that the lines to import are signed under."""
     store = connect(config.database, 2)
     await store.open()
-    for role, certificate in sandbox.trust_list(PKI.load(folder / "pki" / "iso2")):
+    for role, certificate in setup.trust_list(PKI.load(folder / "pki" / "iso2")):
         await store.write(add_anchor(trusted(certificate, role, "bench", at), command_actor(), at))
     await store.close()
 
 
 async def import_into(config: Settings, fleet: Path, checkpoint: Path) -> float:
     """Lines a second, start and end included."""
-    plan = importing.Plan(Source.of(str(fleet)), bulk.CALLER, report.CORES, checkpoint, None, lambda _: None)
+    plan = importer.Plan(Source.of(str(fleet)), bulk.CALLER, report.CORES, checkpoint, None, lambda _: None)
     began = time.perf_counter()
-    state = await importing.run(config, plan)
-    if state.counts[importing.REFUSED]:
+    state = await importer.run(config, plan)
+    if state.counts[importer.REFUSED]:
         raise RuntimeError(f"Lines were refused: {state.counts}")
     return state.now / (time.perf_counter() - began)
 
@@ -255,7 +257,7 @@ class Run:
 
     def settings(self, url: str) -> Settings:
         config = settings.load(self.config, database=url, log_level="error")
-        logs.configure(config)
+        logging.configure(config)
         return config
 
 

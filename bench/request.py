@@ -34,15 +34,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from rich.console import Console
 from rich.table import Table
 
-from ccp import exi, installation, settings
-from ccp.app import assemble
+from ccp import exi
+from ccp import verify as installation
 from ccp.ids import Namespace
-from ccp.parties import Caller, Party, Role
-from ccp.pki.certificates import Certificate
-from ccp.pki.evidence import Unchecked
-from ccp.pool import Pool
-from ccp.sim.sandbox import create
-from ccp.store import contracts as questions
+from ccp.server import settings
+from ccp.server.app import assemble
+from ccp.server.domain.parties import Caller, Party, Role
+from ccp.server.pool.service import Pool
+from ccp.server.sandbox.setup import create
+from ccp.server.storage.queries import contracts as questions
+from ccp.x509.certificates import Certificate
+from ccp.x509.revocation_policy import Unchecked
 
 console = Console(width=110)
 
@@ -143,7 +145,7 @@ async def deliver(pool: Pool, caller: Party, namespace: Namespace, message: str)
 
 
 async def put(pool: Pool, caller: Party, publish: dict[str, str]) -> None:
-    from ccp import wire
+    from ccp.schemas import wire
 
     data = wire.SignedContractData.model_validate(publish)
     await pool.publish(

@@ -26,16 +26,18 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509 import ocsp
 from rich.table import Table
 
-from ccp import exi, settings, wire
-from ccp.app import assemble
+from ccp import exi
 from ccp.exi import iso2
 from ccp.ids import EMAID, PCID
-from ccp.parties import Caller
-from ccp.pki.certificates import Certificate
-from ccp.sim import sandbox
-from ccp.sim.parties import Car
-from ccp.sim.pki import Addresses, Credential, build_pki
-from ccp.store import schema
+from ccp.schemas import wire
+from ccp.server import settings
+from ccp.server.app import assemble
+from ccp.server.domain.parties import Caller
+from ccp.server.sandbox import setup
+from ccp.server.storage.engine import schema
+from ccp.testing.partners import Car
+from ccp.testing.pki import Addresses, Credential, build_pki
+from ccp.x509.certificates import Certificate
 from request import console, free_port, load, message_of, serving, token_of
 
 CARS = 40
@@ -79,12 +81,12 @@ def respond(port: int, issued: Issued) -> None:
     ThreadingHTTPServer(("127.0.0.1", port), Handler).serve_forever()
 
 
-async def furnish(config: settings.Settings, world: sandbox.World, bodies: list[dict[str, str]], at: datetime) -> None:
+async def furnish(config: settings.Settings, world: setup.World, bodies: list[dict[str, str]], at: datetime) -> None:
     """Publish the contracts through all checks, the responder's answers included."""
     built = assemble(config)
     await built.open()
     try:
-        await sandbox.register(built.store, world, at)
+        await setup.register(built.store, world, at)
         await built.trust.refresh()
         for body in bodies:
             data = wire.SignedContractData.model_validate(body)
@@ -111,9 +113,9 @@ def main() -> None:
     port, ocsp_port = free_port(), free_port()
     addresses = Addresses(ocsp=f"http://127.0.0.1:{ocsp_port}/")
     pki = build_pki(at, addresses=lambda name: addresses)
-    world = dataclasses.replace(sandbox.build_world(at), pkis={"iso2": pki})
+    world = dataclasses.replace(setup.build_world(at), pkis={"iso2": pki})
     cars = [Car.build(pki, PCID.parse(f"WEX0BENCH{number:08d}"), at) for number in range(CARS)]
-    bodies = [sandbox.publish_body(pki, EMAID.parse(f"DEEXAO{n:08d}"), car, at) for n, car in enumerate(cars)]
+    bodies = [setup.publish_body(pki, EMAID.parse(f"DEEXAO{n:08d}"), car, at) for n, car in enumerate(cars)]
     issued = {car.provisioning.certificate.serial_number: pki.oem_sub2 for car in cars}
     for body in bodies:
         message = exi.decode(base64.b64decode(body["certificateInstallationRes"]))
@@ -143,7 +145,7 @@ def main() -> None:
             token = token_of(f"{base_url}/oauth/token", cpo.party.client_id, cpo.secret)
             path = "/opnc/v1/ccp/signedcontractdata"
             requests = [
-                message_of("POST", path, token, json.dumps(sandbox.request_body(car, at)).encode()) for car in cars
+                message_of("POST", path, token, json.dumps(setup.request_body(car, at)).encode()) for car in cars
             ]
             table = Table("POST, 40 cars", "requests/s", "p50 ms", "p99 ms", "p99 ratio", box=None, header_style="bold")
             asyncio.run(load(port, requests, 1.0, given.connections))

@@ -32,23 +32,24 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from rich.console import Console
 from rich.table import Table
 
-from ccp import installation
-from ccp.app import assemble
+from ccp import verify
 from ccp.ids import EMAID, PCID, Fingerprint
-from ccp.parties import Caller, Party
-from ccp.parties import Role as PartyRole
-from ccp.pki.certificates import Certificate
-from ccp.pki.evidence import AskedLater, Evidence, Key, RevocationList, Status, Unchecked, check_keys
-from ccp.pki.paths import Profile, Role, TrustAnchors, Usage
-from ccp.pki.statements import read_crl, read_ocsp
-from ccp.settings import Settings
-from ccp.sim.parties import Car, make_contract, namespace_of, sign_contract
-from ccp.sim.pki import OCSP_RESPONDER, PKI, Addresses, Credential, answer_ocsp, build_pki, sign_crl
-from ccp.store import Store, schema
-from ccp.store import contracts as contract_questions
-from ccp.store import evidence as questions
-from ccp.store.anchors import keep
-from ccp.trust import trusted
+from ccp.server.app import assemble
+from ccp.server.domain.parties import Caller, Party
+from ccp.server.domain.parties import Role as PartyRole
+from ccp.server.settings import Settings
+from ccp.server.storage import Store
+from ccp.server.storage.engine import schema
+from ccp.server.storage.queries import contracts as contract_questions
+from ccp.server.storage.queries import revocation as questions
+from ccp.server.storage.queries.anchors import keep
+from ccp.server.trust.anchors import trusted
+from ccp.testing.partners import Car, make_contract, namespace_of, sign_contract
+from ccp.testing.pki import OCSP_RESPONDER, PKI, Addresses, Credential, answer_ocsp, build_pki, sign_crl
+from ccp.x509.certificates import Certificate
+from ccp.x509.crl_ocsp import read_crl, read_ocsp
+from ccp.x509.path_validation import Profile, Role, TrustAnchors, Usage
+from ccp.x509.revocation_policy import AskedLater, Evidence, Key, RevocationList, Status, Unchecked, check_keys
 from request import best
 
 console = Console(width=120)
@@ -184,9 +185,9 @@ async def stored(pki: PKI, unit: float) -> Table:
             root = Fingerprint(pki.v2g_root.certificate.fingerprint)
             later = AskedLater()
 
-            def verified(revocation: Unchecked | AskedLater) -> installation.VerifiedInstallationResponse:
-                return installation.verify_response(
-                    installation.read_response(octets, namespace),
+            def verified(revocation: Unchecked | AskedLater) -> verify.VerifiedInstallationResponse:
+                return verify.verify_response(
+                    verify.read_response(octets, namespace),
                     emaid=emaid,
                     root=root,
                     anchors=anchors,

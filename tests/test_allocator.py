@@ -10,7 +10,7 @@ import pytest
 
 SCRIPT = """
 import re, sys, threading
-from ccp import allocator
+from ccp.server.runtime import allocator
 
 def resident():
     return int(re.search(r"VmRSS:\\s+(\\d+) kB", open("/proc/self/status").read())[1]) / 1024

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from ccp.auth import ROLE_TABLE, Operation, Subject, authorise, authorise_sender
 from ccp.errors import NotAuthorised
 from ccp.ids import EMAID, PCID, WMI, OperatorId, ProviderId
-from ccp.parties import Party, Role
+from ccp.server.domain.authorization import ROLE_TABLE, Operation, Subject, authorise, authorise_sender
+from ccp.server.domain.parties import Party, Role
 
 OWN_EMAID, OTHER_EMAID = EMAID("DEEXAA00000001"), EMAID("DEEXBA00000001")
 OWN_PCID, OTHER_PCID = PCID("WEX0AUTH000000001"), PCID("WXB0AUTH000000001")

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ccp.base64_input import message_bytes
 from ccp.errors import EXIError
+from ccp.exi.base64_text import message_bytes
 
 EXI = bytes.fromhex("80980210") + bytes(range(251, 256)) * 7
 MESSAGES = st.binary(max_size=200).map(lambda rest: b"\x80" + rest)

@@ -8,12 +8,12 @@ from dataclasses import replace
 import pytest
 from cryptography import x509
 
-from ccp.api import trace
-from ccp.pki import canonical, certificates, der, names
-from ccp.pki.certificates import Certificate
-from ccp.pki.paths import TrustAnchors
-from ccp.resolver import ResolutionError, Resolver
-from ccp.sim.pki import SUB_CA2, Addresses, build_pki, subject_name
+from ccp.server.external.resolver import ResolutionError, Resolver
+from ccp.server.http.middleware import tracing
+from ccp.testing.pki import SUB_CA2, Addresses, build_pki, subject_name
+from ccp.x509 import canonical_names, certificates, der, names
+from ccp.x509.certificates import Certificate
+from ccp.x509.path_validation import TrustAnchors
 from tests.pki.made import AT
 from tests.revocation.made import AT as AT_REVOCATION
 from tests.revocation.made import Bench, branch, run
@@ -23,14 +23,14 @@ MANY_NAMES = x509.SubjectAlternativeName([x509.DNSName("a")] * 200)
 
 
 def test_long_names_are_compared_and_not_remembered() -> None:
-    canonical._KNOWN.clear()
+    canonical_names._KNOWN.clear()
     encoded = subject_name("Example").public_bytes()
     short = encoded[der.element(encoded, 0).start :]
     name = b"".join(short for _ in range(40))
     assert len(name) > 1024
-    assert canonical.canonical_name(name) == canonical.canonical_name(short) * 40
-    assert name not in canonical._KNOWN
-    assert short in canonical._KNOWN
+    assert canonical_names.canonical_name(name) == canonical_names.canonical_name(short) * 40
+    assert name not in canonical_names._KNOWN
+    assert short in canonical_names._KNOWN
 
 
 def test_long_extensions_and_certificates_are_read_and_not_remembered() -> None:
@@ -55,14 +55,14 @@ def test_a_name_of_any_length_is_remembered_by_its_beginning() -> None:
 
 
 def test_long_paths_are_read_and_not_remembered(pool: Pool) -> None:
-    trace._read_short_path.cache_clear()
+    tracing._read_short_path.cache_clear()
     pool.emsp.get("/contractData/emaid/DEEXA000000001")
-    before = trace._read_short_path.cache_info().currsize
+    before = tracing._read_short_path.cache_info().currsize
     assert before >= 1
     for number in range(20):
         answer = pool.emsp.get(f"/contractData/emaid/DEEXA{number:0200}")
         assert answer.status_code == 400
-    assert trace._read_short_path.cache_info().currsize == before
+    assert tracing._read_short_path.cache_info().currsize == before
 
 
 def test_a_caller_has_the_pool_ask_about_so_many_certificates_at_a_time() -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from ccp.checks import Check, Checks, Verdict
 from ccp.errors import CCPError, ChainError, ExpiredError, MismatchError, SignatureError
+from ccp.verify.report import Check, Checks, Verdict
 
 
 def failing(error: Exception) -> object:

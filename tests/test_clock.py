@@ -8,8 +8,8 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ccp.clock import TOLERANCE, ClockGuard
 from ccp.errors import Unavailable
+from ccp.server.runtime.clock import TOLERANCE, ClockGuard
 
 BEGAN = datetime(2026, 6, 1, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 
-from ccp.contracts import (
+from ccp.errors import NotFound
+from ccp.ids import EMAID, Namespace
+from ccp.server.domain.contracts import (
     NoContract,
     NoDefaultPolicy,
     NothingDeliverable,
@@ -18,8 +20,6 @@ from ccp.contracts import (
     choose_many,
     choose_one,
 )
-from ccp.errors import NotFound
-from ccp.ids import EMAID, Namespace
 from tests.store.made import OTHER_ROOT, ROOT, variant
 
 AT = datetime(2026, 6, 1, tzinfo=UTC)

@@ -6,9 +6,16 @@ from dataclasses import dataclass
 
 import pytest
 
-from ccp.defaults import AutomaticDefault, Default, VehicleRules, after_publication, check_room, rivals
 from ccp.errors import LimitExceeded
 from ccp.ids import EMAID, ProviderId
+from ccp.server.domain.default_contracts import (
+    AutomaticDefault,
+    Default,
+    VehicleRules,
+    after_publication,
+    check_room,
+    rivals,
+)
 
 A1, A2, B1, B2, C1 = (
     EMAID(f"{provider}C0000000{number}")

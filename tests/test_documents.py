@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ccp.settings import Settings
+from ccp.server.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"

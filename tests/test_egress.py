@@ -9,10 +9,10 @@ import httpcore
 import pytest
 
 from ccp.client import AsyncClient, NotFoundError
-from ccp.egress import EgressBackend, EgressStream
 from ccp.ids import Namespace
-from ccp.loop_budget import LoopBudget
-from ccp.resolver import Resolver
+from ccp.server.external.egress import EgressBackend, EgressStream
+from ccp.server.external.resolver import Resolver
+from ccp.server.runtime.loop_budget import LoopBudget
 from tests.client.servers import error, scripted
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -69,7 +69,7 @@ def test_an_answer_that_comes_before_the_request_was_taken_is_read() -> None:
 
 @pytest.mark.parametrize("closed_by", ["server", "time"])
 def test_idle_connections_are_closed_without_another_request(closed_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ccp.client.faces._KEEPALIVE", 0.1 if closed_by == "time" else 60)
+    monkeypatch.setattr("ccp.client.clients._KEEPALIVE", 0.1 if closed_by == "time" else 60)
 
     async def run() -> None:
         with scripted() as server:

@@ -10,9 +10,9 @@ import pytest
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 from pydantic_core import PydanticKnownError, core_schema
 
-from ccp import field_sentences, wire
-from ccp.api import admin
 from ccp.errors import FieldError
+from ccp.schemas import field_errors, wire
+from ccp.server.http.routes import admin
 
 
 class Colour(StrEnum):
@@ -102,12 +102,12 @@ def test_every_error_that_pydantic_knows_has_a_sentence_without_its_own_words() 
     context |= {"pattern": "^a$", "expected": "'a'", "field_type": "List"}
     for kind in known:
         problem: Any = {"type": kind, "loc": ("a",), "msg": "Input should be Pydantic's own", "ctx": context}
-        said = field_sentences.sentence(problem)
+        said = field_errors.sentence(problem)
         assert said.startswith("a : ")
         assert "Input" not in said
         assert "own" not in said.replace("unknown", "")
     # Each kind in the table is one that there is.
-    for kind in field_sentences._SENTENCES:
+    for kind in field_errors._SENTENCES:
         assert kind in known
     assert PydanticKnownError("missing").type == "missing"
 
@@ -145,7 +145,7 @@ def test_no_member_of_any_body_is_refused_in_words_of_the_validator(model: type[
             except FieldError as exc:
                 refused += 1
                 for said in exc.messages:
-                    assert not said.endswith(field_sentences._OTHERWISE), (name, value)
+                    assert not said.endswith(field_errors._OTHERWISE), (name, value)
                     for word in ("Input", "String", "should", "Extra", "validation", "Field", "Value"):
                         assert word not in said, (name, value, said)
     assert refused > len(model.model_fields)

@@ -13,10 +13,10 @@ from tests.store.test_many_parties import filled
 
 SERVED = """
 import asyncio, gc, json
-from ccp import app
-from ccp.events import Subscribers
-from ccp.parties import Party
-from ccp.subscriptions import Webhook
+from ccp.server import app
+from ccp.server.events import Subscribers
+from ccp.server.domain.parties import Party
+from ccp.server.domain.subscriptions import Webhook
 
 def seen():
     gc.collect()

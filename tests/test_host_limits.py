@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from ccp.host_limits import HostKey, HostLimited, HostThrottle
+from ccp.server.external.host_limits import HostKey, HostLimited, HostThrottle
 
 HOST = HostKey("http", "ocsp.example", 80, "issuer")
 
@@ -129,7 +129,7 @@ def test_hosts_that_were_not_called_for_a_long_time_are_forgotten(monkeypatch: p
         for number in range(100):
             await throttle.acquire(HOST._replace(port=number))
         assert len(throttle) == 100
-        monkeypatch.setattr("ccp.host_limits._FORGOTTEN_AFTER", 0.0)
+        monkeypatch.setattr("ccp.server.external.host_limits._FORGOTTEN_AFTER", 0.0)
         for number in range(100, 140):
             await throttle.acquire(HOST._replace(port=number))
         assert len(throttle) <= 4

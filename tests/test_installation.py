@@ -15,9 +15,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, SECP521R1, derive_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from ccp import exi, installation
-from ccp.checks import Checks, Verdict
-from ccp.contracts import NoContract, NothingDeliverable, SignedContract
+from ccp import exi, verify
 from ccp.errors import (
     CCPError,
     ChainError,
@@ -32,13 +30,14 @@ from ccp.errors import (
 )
 from ccp.exi import iso2, iso20
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
-from ccp.installation import InstallationRequest, InstallationResponse, VerifiedInstallationResponse
-from ccp.pki import signatures
-from ccp.pki.certificates import Certificate
-from ccp.pki.evidence import Unchecked
-from ccp.pki.paths import Role, TrustAnchors, VerifiedChain
-from ccp.sim.parties import Car, make_contract, namespace_of, sign_contract
-from ccp.sim.pki import CONTRACT, CPS, OEM_PROVISIONING, PKI, Credential
+from ccp.server.domain.contracts import NoContract, NothingDeliverable, SignedContract
+from ccp.testing.partners import Car, make_contract, namespace_of, sign_contract
+from ccp.testing.pki import CONTRACT, CPS, OEM_PROVISIONING, PKI, Credential
+from ccp.verify import InstallationRequest, InstallationResponse, VerifiedInstallationResponse, message_signatures
+from ccp.verify.report import Checks, Verdict
+from ccp.x509.certificates import Certificate
+from ccp.x509.path_validation import Role, TrustAnchors, VerifiedChain
+from ccp.x509.revocation_policy import Unchecked
 from tests.world import AT
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -75,16 +74,14 @@ def verify_response(
     root: Fingerprint | None = None,
     **how: Any,
 ) -> VerifiedInstallationResponse:
-    response = installation.read_response(octets, namespace_of(pki))
+    response = verify.read_response(octets, namespace_of(pki))
     how = {"anchors": pki.anchors(), "revocation": Unchecked(), **how}
-    return installation.verify_response(response, emaid=emaid, root=root, at=at, **how)
+    return verify.verify_response(response, emaid=emaid, root=root, at=at, **how)
 
 
-def verify_request(
-    octets: bytes, pki: PKI, *, at: datetime = AT, **how: Any
-) -> installation.VerifiedInstallationRequest:
+def verify_request(octets: bytes, pki: PKI, *, at: datetime = AT, **how: Any) -> verify.VerifiedInstallationRequest:
     how = {"anchors": pki.anchors(), "revocation": Unchecked(), **how}
-    return installation.verify_request(installation.read_request(octets, namespace_of(pki)), at=at, **how)
+    return verify.verify_request(verify.read_request(octets, namespace_of(pki)), at=at, **how)
 
 
 def refusal(check: Callable[[], object]) -> tuple[type[Exception], tuple[str, ...]]:
@@ -100,7 +97,7 @@ def signed2(body: iso2.CertificateInstallationRes, key: Any) -> bytes:
     """An ISO 15118-2 response with these members, signed anew."""
     names = [(name, getattr(body, name)) for name in MANDATORY]
     references = [(part.Id, exi.encode_fragment(name, part, exi.ISO2)) for name, part in names]
-    return exi.encode(iso2.V2G_Message(iso2.Header(b"\0", None, signatures.create(references, key)), body))
+    return exi.encode(iso2.V2G_Message(iso2.Header(b"\0", None, message_signatures.create(references, key)), body))
 
 
 def body_of(octets: bytes) -> iso2.CertificateInstallationRes:
@@ -121,7 +118,7 @@ def signed20(octets: bytes, key: Any, **changes: Any) -> bytes:
     message = message20(octets)
     data = message.SignedInstallationData._replace(**changes)
     reference = (data.Id, exi.encode_fragment("SignedInstallationData", data, exi.ISO20))
-    header = message.Header._replace(Signature=signatures.create([reference], key))
+    header = message.Header._replace(Signature=message_signatures.create([reference], key))
     return exi.encode(message._replace(Header=header, SignedInstallationData=data))
 
 
@@ -174,7 +171,7 @@ def test_a_request_verifies_and_names_the_vehicle(pki: PKI, with_anchors: bool) 
     assert verified.leaf == car.provisioning.certificate
     assert (verified.chain is not None) == with_anchors
     assert verified.request.session_id == SESSION
-    assert installation.pcid_said(verified.request) == THE_PCID
+    assert verify.pcid_said(verified.request) == THE_PCID
 
 
 def test_a_pcid_in_lower_case_is_the_same_vehicle(pkis: dict[str, PKI]) -> None:
@@ -186,7 +183,7 @@ def test_a_pcid_in_lower_case_is_the_same_vehicle(pkis: dict[str, PKI]) -> None:
 def test_a_vehicles_wishes_are_read(pkis: dict[str, PKI]) -> None:
     car = Car.build(pkis["iso20"], THE_PCID, AT)
     wishes = ("de-exa-i00000002", "no emaid", "DEEXAI00000001")
-    request = installation.read_request(car.request(SESSION, AT, prioritised=wishes, maximum=7), Namespace.ISO20)
+    request = verify.read_request(car.request(SESSION, AT, prioritised=wishes, maximum=7), Namespace.ISO20)
     assert (request.prioritised, request.maximum) == ((OTHER_EMAID, THE_EMAID), 7)
     assert [root.X509SerialNumber for root in request.roots] == [pkis["iso20"].v2g_root.certificate.serial_number]
 
@@ -203,11 +200,11 @@ def test_p256_is_accepted_in_iso20_and_p521_refused_in_iso2(pkis: dict[str, PKI]
         SECP521_EncryptedPrivateKey=bytes(94),
     )
     reference = (data.Id, exi.encode_fragment("SignedInstallationData", data, exi.ISO20))
-    header = iso20.Header(bytes(8), 1, signatures.create([reference], pki.cps.key))
+    header = iso20.Header(bytes(8), 1, message_signatures.create([reference], pki.cps.key))
     chain = iso20.CertificateChain(pki.cps.certificate.der, tuple(c.der for c in pki.cps.sub_cas))
     octets = exi.encode(iso20.CertificateInstallationRes(header, "OK", "Finished", chain, data, 0))
-    response = installation.read_response(octets, Namespace.ISO20)
-    verified = installation.verify_response(
+    response = verify.read_response(octets, Namespace.ISO20)
+    verified = verify.verify_response(
         response, emaid=THE_EMAID, root=None, anchors=pki.anchors(), revocation=Unchecked(), at=AT
     )
     assert verified.signature.method.endswith("ecdsa-sha256")
@@ -233,7 +230,7 @@ def signed_regions(octets: bytes) -> dict[str, range]:
     """Bit positions of everything that the signature covers or consists of."""
     parsed = exi.parse(octets)
     assert parsed.signed_info is not None
-    signature = signatures.signature_of(parsed.message)
+    signature = message_signatures.signature_of(parsed.message)
     assert signature is not None
     value = signature.SignatureValue.value
     start = parsed.signed_info.end
@@ -270,7 +267,7 @@ def sampled(octets: bytes, seed: str, signed: int, anywhere: int) -> Iterator[tu
 
 def test_no_flipped_bit_of_a_response_passes_for_something_else(pki: PKI) -> None:
     octets = contract_message(pki)
-    response = installation.read_response(octets, namespace_of(pki))
+    response = verify.read_response(octets, namespace_of(pki))
     anchors, passed = pki.anchors(), 0
     for region, position in sampled(octets, "response", 210, 120):
         changed = flip(octets, position)
@@ -303,17 +300,15 @@ def test_no_flipped_bit_of_a_request_passes_for_something_else(pki: PKI) -> None
             continue
         assert region == "unsigned", f"bit {position} of {region}"
         assert (verified.pcid, verified.leaf) == (THE_PCID, car.provisioning.certificate)
-        assert (
-            verified.request.sub_certificates == installation.read_request(octets, namespace_of(pki)).sub_certificates
-        )
+        assert verified.request.sub_certificates == verify.read_request(octets, namespace_of(pki)).sub_certificates
         passed += 1
     assert passed >= 1
 
 
 def test_a_message_cut_short_anywhere_is_no_message(pki: PKI) -> None:
     for octets, read in (
-        (contract_message(pki), installation.read_response),
-        (Car.build(pki, THE_PCID, AT).request(SESSION, AT), installation.read_request),
+        (contract_message(pki), verify.read_response),
+        (Car.build(pki, THE_PCID, AT).request(SESSION, AT), verify.read_request),
     ):
         for length in range(0, len(octets), 7):
             with pytest.raises(EXIError):
@@ -330,12 +325,12 @@ def test_a_message_of_the_other_kind_or_edition_is_told_as_such(pkis: dict[str, 
         with pytest.raises(
             EXIError, match="a CertificateInstallationReq where a CertificateInstallationRes is expected"
         ):
-            installation.read_response(request, namespace_of(pki))
+            verify.read_response(request, namespace_of(pki))
         with pytest.raises(
             EXIError, match="a CertificateInstallationRes where a CertificateInstallationReq is expected"
         ):
-            installation.read_request(response, namespace_of(pki))
-        for read, octets in ((installation.read_response, response), (installation.read_request, request)):
+            verify.read_request(response, namespace_of(pki))
+        for read, octets in ((verify.read_response, response), (verify.read_request, request)):
             with pytest.raises(EXIError, match=f"^a message of {namespace_of(pki)}, not of {other}$"):
                 read(octets, other)
 
@@ -645,7 +640,7 @@ def test_a_common_name_that_is_no_pcid_is_refused(pkis: dict[str, PKI], cn: str)
     assert refusal(lambda: verify_request(octets, pki)) == (
         ChainError, ("The provisioning certificate's common name is no PCID.",),
     )  # fmt: skip
-    assert installation.pcid_said(installation.read_request(octets, Namespace.ISO2)) is None
+    assert verify.pcid_said(verify.read_request(octets, Namespace.ISO2)) is None
 
 
 def test_a_provisioning_certificate_that_is_none_is_refused(pkis: dict[str, PKI]) -> None:
@@ -655,7 +650,7 @@ def test_a_provisioning_certificate_that_is_none_is_refused(pkis: dict[str, PKI]
     assert refusal(lambda: verify_request(octets, pkis["iso2"])) == (
         ChainError, ("These 4 octets are not an X.509 certificate.",),
     )  # fmt: skip
-    assert installation.pcid_said(installation.read_request(octets, Namespace.ISO2)) is None
+    assert verify.pcid_said(verify.read_request(octets, Namespace.ISO2)) is None
 
 
 def test_a_contract_certificate_cannot_ask_for_a_vehicle(pkis: dict[str, PKI]) -> None:
@@ -726,13 +721,9 @@ def test_nobody_else_can_make_a_verified_message(pkis: dict[str, PKI]) -> None:
     chain = response.cps_chain
     for token in (None, object(), True):
         with pytest.raises(TypeError):
-            installation.VerifiedInstallationResponse(
-                response.response, OTHER_EMAID, chain, chain, response.signature, token
-            )
+            verify.VerifiedInstallationResponse(response.response, OTHER_EMAID, chain, chain, response.signature, token)
         with pytest.raises(TypeError):
-            installation.VerifiedInstallationRequest(
-                request.request, request.leaf, THE_PCID, None, request.signature, token
-            )
+            verify.VerifiedInstallationRequest(request.request, request.leaf, THE_PCID, None, request.signature, token)
         with pytest.raises(TypeError):
             VerifiedChain(chain.certificates, chain.usage, AT, token)
     with pytest.raises((TypeError, ValueError)):
@@ -755,7 +746,7 @@ def stored(pki: PKI, car: Car, emaid: EMAID = THE_EMAID) -> SignedContract:
 def test_an_answer_is_for_the_session_and_the_vehicle_can_install_it(pki: PKI, session: bytes) -> None:
     car = Car.build(pki, THE_PCID, AT)
     contract = stored(pki, car)
-    answer = installation.answer(contract, session, AT)
+    answer = verify.answer(contract, session, AT)
     emaid, key = car.install(answer, session, AT)
     assert emaid == THE_EMAID
     assert key.public_key() is not None
@@ -772,7 +763,7 @@ def test_an_iso20_answer_carries_the_time_and_the_number_left(
     car = Car.build(pki, THE_PCID, AT)
     contract = stored(pki, car)
     later = datetime(2033, 5, 18, 3, 33, 20, 900_000, tzinfo=UTC)
-    answer = installation.answer(contract, SESSION, later, remaining)
+    answer = verify.answer(contract, SESSION, later, remaining)
     message, before = message20(answer), message20(contract.response)
     assert message.Header.TimeStamp == 2_000_000_000
     assert message.RemainingContractCertificateChains == (remaining or 0)
@@ -784,7 +775,7 @@ def test_an_iso20_answer_carries_the_time_and_the_number_left(
 def test_an_iso2_answer_differs_in_the_session_id_and_nothing_else(pkis: dict[str, PKI]) -> None:
     pki = pkis["iso2"]
     contract = stored(pki, Car.build(pki, THE_PCID, AT))
-    before, after = exi.decode(contract.response), exi.decode(installation.answer(contract, SESSION, AT, 3))
+    before, after = exi.decode(contract.response), exi.decode(verify.answer(contract, SESSION, AT, 3))
     assert after.Header.SessionID == SESSION
     assert after._replace(Header=before.Header) == before  # type: ignore[arg-type]
     assert after.Header.Signature == before.Header.Signature
@@ -793,7 +784,7 @@ def test_an_iso2_answer_differs_in_the_session_id_and_nothing_else(pkis: dict[st
 def test_a_session_id_that_is_too_long_is_refused(pki: PKI) -> None:
     contract = stored(pki, Car.build(pki, THE_PCID, AT))
     with pytest.raises(EXIError):
-        installation.answer(contract, bytes(9), AT)
+        verify.answer(contract, bytes(9), AT)
 
 
 # --- Refusing --------------------------------------------------------------------------------------------------------
@@ -833,7 +824,7 @@ def test_a_refusal_tells_the_vehicle_its_reason_in_the_codes_of_its_edition(
 ) -> None:
     at = datetime(2026, 1, 1, 0, 0, 0, 700_000, tzinfo=UTC)
     assert iso2.RESPONSE_CODES.index(code2) == NUMBERS2[code2]
-    message = exi.decode(installation.refuse(Namespace.ISO2, session, reason, at))
+    message = exi.decode(verify.refuse(Namespace.ISO2, session, reason, at))
     assert message == iso2.V2G_Message(
         iso2.Header(session, iso2.Notification("UnknownError", str(reason)), None),
         iso2.CertificateInstallationRes(
@@ -845,7 +836,7 @@ def test_a_refusal_tells_the_vehicle_its_reason_in_the_codes_of_its_edition(
             iso2.EMAID("id4", "ZZZZZ000000000"),
         ),
     )
-    message = exi.decode(installation.refuse(Namespace.ISO20, session, reason, at))
+    message = exi.decode(verify.refuse(Namespace.ISO20, session, reason, at))
     assert message == iso20.CertificateInstallationRes(
         iso20.Header(session, 1_767_225_600, None), code20, "Finished", iso20.CertificateChain(b"\0"),
         iso20.SignedInstallationData(
@@ -867,7 +858,7 @@ def test_a_refusal_tells_the_vehicle_its_reason_in_the_codes_of_its_edition(
     ],
 )
 def test_a_fault_message_has_at_most_64_characters_whatever_the_reason(text: str) -> None:
-    message = exi.decode(installation.refuse(Namespace.ISO2, SESSION, ChainError(text), AT))
+    message = exi.decode(verify.refuse(Namespace.ISO2, SESSION, ChainError(text), AT))
     assert isinstance(message, iso2.V2G_Message)
     assert message.Header.Notification is not None
     told = message.Header.Notification.FaultMsg
@@ -884,7 +875,7 @@ def test_a_refusal_can_be_written_whatever_is_in_a_foreign_certificate(pkis: dic
     provisioning = replace(issuer, certificate=issuer.issue(cn, OEM_PROVISIONING, at=AT).certificate)
     for reason in (ChainError(f"Certificate {provisioning.certificate.label} is odd."), NotFound(cn)):
         for namespace in Namespace:
-            exi.decode(installation.refuse(namespace, SESSION, reason, AT))
+            exi.decode(verify.refuse(namespace, SESSION, reason, AT))
 
 
 # --- The roots that a vehicle lists ----------------------------------------------------------------------------------
@@ -961,9 +952,9 @@ def example() -> bytes:
 
 
 def test_the_signature_of_the_published_example_verifies(example: bytes) -> None:
-    response = installation.read_response(example, Namespace.ISO2)
+    response = verify.read_response(example, Namespace.ISO2)
     cps = Certificate.load(response.cps_certificate)
-    evidence = signatures.verify(response.parsed, cps.public_key, response.mandatory)
+    evidence = message_signatures.verify(response.parsed, cps.public_key, response.mandatory)
     assert evidence.grammar == "xmldsig"
     assert {part.name for part in evidence.parts} == set(MANDATORY)
     assert response.emaid == "DEICECOPNCCERT"
@@ -992,9 +983,9 @@ def certificates_in(value: Any) -> Iterator[bytes]:
 
 
 def verify_published(octets: bytes, anchors: TrustAnchors) -> VerifiedInstallationResponse:
-    response = installation.read_response(octets, Namespace.ISO2)
+    response = verify.read_response(octets, Namespace.ISO2)
     at = datetime(2025, 1, 1, tzinfo=UTC)
-    return installation.verify_response(response, emaid=None, root=None, anchors=anchors, revocation=Unchecked(), at=at)
+    return verify.verify_response(response, emaid=None, root=None, anchors=anchors, revocation=Unchecked(), at=at)
 
 
 def test_everything_of_the_published_example_verifies_under_the_published_root(
@@ -1037,8 +1028,8 @@ def test_a_response_that_is_still_being_processed_is_refused(pkis: dict[str, PKI
     assert isinstance(message, iso20.CertificateInstallationRes)
     ongoing = exi.encode(message._replace(EVSEProcessing="Ongoing"))
     with pytest.raises(MismatchError, match="EVSEProcessing is Ongoing, not Finished"):
-        installation.verify_response(
-            installation.read_response(ongoing, Namespace.ISO20),
+        verify.verify_response(
+            verify.read_response(ongoing, Namespace.ISO20),
             emaid=None,
             root=None,
             anchors=pki.anchors(),
@@ -1057,4 +1048,4 @@ def test_a_response_without_room_for_a_session_id_is_refused() -> None:
     message = exi.decode(written)
     assert message.Header.SessionID == b""
     with pytest.raises(EXIError):
-        installation.read_response(written, Namespace.ISO2)
+        verify.read_response(written, Namespace.ISO2)

@@ -7,9 +7,9 @@ import time
 
 import pytest
 
-from ccp.background import BackgroundTasks
-from ccp.loop_lag import PROBE_INTERVAL, LoopLag
-from ccp.metrics import Metrics
+from ccp.server.background import BackgroundTasks
+from ccp.server.metrics import Metrics
+from ccp.server.runtime.loop_lag import PROBE_INTERVAL, LoopLag
 
 
 class Clock:

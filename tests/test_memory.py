@@ -12,7 +12,7 @@ from tests.test_documents import DOCS, ROOT, table
 _EMPTY = {"dict", "list", "set", "bytearray", "OrderedDict", "deque", "defaultdict", "Counter", "Queue", "SimpleQueue"}
 _WEAK = {"WeakValueDictionary", "WeakKeyDictionary", "WeakSet"}
 # Not of a process that serves: the simulator, commands, and migrations, which read no partner's input.
-_NOT_SERVED = ("ccp.sim.", "ccp.cli.", "ccp.bulk.", "ccp.store.migrations.")
+_NOT_SERVED = ("ccp.testing.", "ccp.cli.", "ccp.server.sandbox.", "ccp.server.bulk.", "ccp.server.storage.migrations.")
 
 
 def containers() -> Iterator[str]:

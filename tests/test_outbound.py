@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from ccp import resolver
-from ccp.outbound import Answer, Outbound, OutboundError
-from ccp.public_addresses import may_connect
+from ccp.server.external import resolver
+from ccp.server.external.outbound import Answer, Outbound, OutboundError
+from ccp.server.external.public_addresses import may_connect
 from tests.revocation.servers import Reply, Server, http_server
 
 

@@ -9,7 +9,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 
 from ccp.errors import ChainError, RevokedError
-from ccp.parse_errors import is_panic, is_parse_error, parse_errors_as
+from ccp.x509.parse_errors import is_panic, is_parse_error, parse_errors_as
 
 Panic = type("PanicException", (BaseException,), {"__module__": "pyo3_runtime"})
 

@@ -6,7 +6,7 @@ import ipaddress
 
 import pytest
 
-from ccp.public_addresses import is_public, may_connect
+from ccp.server.external.public_addresses import is_public, may_connect
 
 # Every range of both registries, and multicast, former and unassigned space. Python 3.11 calls some of them global.
 IPV4 = """0.0.0.0/8 0.0.0.0/32 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from ccp.resolver import ResolutionError, Resolver
+from ccp.server.external.resolver import ResolutionError, Resolver
 
 
 class Names:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from ccp import settings
-from ccp.contracts import NoDefaultPolicy, RootMatch
 from ccp.errors import ConfigurationError
-from ccp.settings import Settings, VehicleTrust
+from ccp.server import settings
+from ccp.server.domain.contracts import NoDefaultPolicy, RootMatch
+from ccp.server.settings import Settings, VehicleTrust
 
 
 @pytest.fixture(autouse=True)

@@ -16,9 +16,9 @@ from ccp import exi
 from ccp.errors import SignatureError
 from ccp.exi import iso2, iso20, xmldsig
 from ccp.ids import EMAID, PCID
-from ccp.pki import signatures
-from ccp.sim.parties import Car, make_contract, sign_contract
-from ccp.sim.pki import PKI
+from ccp.testing.partners import Car, make_contract, sign_contract
+from ccp.testing.pki import PKI
+from ccp.verify import message_signatures
 from tests.world import AT
 
 CANONICAL_EXI = "http://www.w3.org/TR/canonical-exi/"
@@ -111,14 +111,14 @@ def data_reference(digest: str) -> xmldsig.Reference:
     return reference("id1", exi.encode_fragment("SignedInstallationData", DATA, exi.ISO20), digest)
 
 
-def verify(parsed: exi.Parsed, key: Key = P256) -> signatures.SignatureEvidence:
-    return signatures.verify(parsed, key.public_key(), MANDATORY)
+def verify(parsed: exi.Parsed, key: Key = P256) -> message_signatures.SignatureEvidence:
+    return message_signatures.verify(parsed, key.public_key(), MANDATORY)
 
 
 def refusal(parsed: exi.Parsed, key: Key = P256, mandatory: tuple[str, ...] = MANDATORY) -> tuple[str, ...]:
     """The sentences with which it is refused."""
     with pytest.raises(SignatureError) as caught:
-        signatures.verify(parsed, key.public_key(), mandatory)
+        message_signatures.verify(parsed, key.public_key(), mandatory)
     return caught.value.messages
 
 
@@ -149,7 +149,7 @@ def test_the_name_of_canonical_exi_is_known_without_its_slash() -> None:
 def test_a_signed_info_under_the_combined_grammar_is_accepted_and_told() -> None:
     assert verify(response(sign(all_four(), grammar="iso2"))).grammar == "combined"
     signature = sign([data_reference(SHA512)], P521, method=ECDSA_SHA512, grammar="iso20")
-    evidence = signatures.verify(response20(signature), P521.public_key(), ("SignedInstallationData",))
+    evidence = message_signatures.verify(response20(signature), P521.public_key(), ("SignedInstallationData",))
     assert evidence.grammar == "combined"
 
 
@@ -177,7 +177,7 @@ def test_a_digest_over_the_typed_form_of_the_emaid_is_accepted_since_one_encoder
 )
 def test_iso20_takes_the_suites_of_its_own_and_that_of_iso2(key: Key, method: str, digest: str) -> None:
     parsed = response20(sign([data_reference(digest)], key, method=method))
-    evidence = signatures.verify(parsed, key.public_key(), ("SignedInstallationData",))
+    evidence = message_signatures.verify(parsed, key.public_key(), ("SignedInstallationData",))
     assert (evidence.method, evidence.parts[0].digest) == (method, digest)
 
 
@@ -188,10 +188,10 @@ def test_what_the_simulator_signs_verifies(pkis: dict[str, PKI], name: str) -> N
     contract = make_contract(pki, EMAID("DEEXAC00000001"), car.pcid, car.provisioning.certificate, AT)
     mandatory = MANDATORY if name == "iso2" else ("SignedInstallationData",)
     parsed = exi.parse(sign_contract(pki, contract, AT))
-    assert len(signatures.verify(parsed, pki.cps.certificate.public_key, mandatory).parts) == len(mandatory)
+    assert len(message_signatures.verify(parsed, pki.cps.certificate.public_key, mandatory).parts) == len(mandatory)
     signed = "CertificateInstallationReq" if name == "iso2" else "OEMProvisioningCertificateChain"
     parsed = exi.parse(car.request(bytes(8), AT))
-    signatures.verify(parsed, car.provisioning.certificate.public_key, (signed,))
+    message_signatures.verify(parsed, car.provisioning.certificate.public_key, (signed,))
 
 
 # --- What is refused -------------------------------------------------------------------------------------------------
@@ -367,7 +367,7 @@ def test_a_key_that_does_not_fit_the_method_is_refused(key: Key) -> None:
 
 def test_a_method_that_nobody_knows_is_refused_by_the_value_check_itself() -> None:
     with pytest.raises(SignatureError, match="The signature method 'urn:none' is unknown"):
-        signatures.verify_value(bytes(64), b"", "urn:none", P256.public_key())
+        message_signatures.verify_value(bytes(64), b"", "urn:none", P256.public_key())
 
 
 def test_the_signature_over_one_message_does_not_fit_another() -> None:
@@ -380,4 +380,4 @@ def test_the_signature_over_one_message_does_not_fit_another() -> None:
 
 def test_keys_that_iso_15118_does_not_know_cannot_sign() -> None:
     with pytest.raises(SignatureError, match="Keys on the curve secp384r1 do not sign messages"):
-        signatures.create([], ec.generate_private_key(ec.SECP384R1()))
+        message_signatures.create([], ec.generate_private_key(ec.SECP384R1()))

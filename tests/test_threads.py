@@ -1,6 +1,6 @@
 """Every thread and process that the code starts, and what becomes of callers when it dies, hangs or cannot be started.
 
-`ccp.threads` (the threads of the SQLite engine) is tested in tests/store/test_sqlite_threads.py.
+`ccp.server.runtime.threads` (the threads of the SQLite engine) is tested in tests/store/test_sqlite_threads.py.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from typing import Any
 
 import pytest
 
-from ccp.blocking_calls import BlockingCalls
 from ccp.errors import Unavailable
-from ccp.resolver import ResolutionError, Resolver
+from ccp.server.external.resolver import ResolutionError, Resolver
+from ccp.server.runtime.blocking_calls import BlockingCalls
 
 SOURCES = Path(__file__).parents[1] / "src" / "ccp"
 STARTERS = ("Thread", "to_thread", "run_in_executor", "ThreadPoolExecutor", "ProcessPoolExecutor", "Process")
 
 PLACES = {
-    "threads.py": "supervised: callers get Unavailable, it is started again, readiness fails meanwhile",
-    "blocking_calls.py": "a time limit for callers; a function that does not return keeps a thread of its kind alone",
-    "resolver.py": "a time limit for callers; whatever ends a lookup frees its place",
-    "bulk/importing.py": "ccp import: an error of the reader ends the import; joins have a time limit",
-    "bulk/work.py": "ccp import: a worker process that ends, ends the import with a sentence",
+    "server/runtime/threads.py": "supervised: callers get Unavailable, it is started again, readiness fails meanwhile",
+    "server/runtime/blocking_calls.py": "a time limit for callers; a function that does not return keeps a thread of its kind alone",
+    "server/external/resolver.py": "a time limit for callers; whatever ends a lookup frees its place",
+    "server/bulk/importer.py": "ccp import: an error of the reader ends the import; joins have a time limit",
+    "server/bulk/import_worker.py": "ccp import: a worker process that ends, ends the import with a sentence",
     "cli/supervisor.py": "worker processes are watched by heartbeats, killed when these end, and replaced",
-    "store/schema.py": "commands and start: the caller waits for a loop of its own, whose connections have time limits",
-    "sim/server.py": "the simulator: its start has a time limit, and nothing else depends on it",
+    "server/storage/engine/schema.py": "commands and start: the caller waits for a loop of its own, whose connections have time limits",
+    "server/sandbox/local_pool.py": "the simulator: its start has a time limit, and nothing else depends on it",
 }
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from ccp.errors import ChainError, ConfigurationError
-from ccp.pki.paths import Profile, Role, TrustAnchors, Usage
-from ccp.sim.pki import PKI
-from ccp.store import Store, anchors
-from ccp.trust import Trust, from_directory, is_self_issued, read_files, trusted
+from ccp.server.storage import Store
+from ccp.server.storage.queries import anchors
+from ccp.server.trust.anchors import Trust, from_directory, is_self_issued, read_files, trusted
+from ccp.testing.pki import PKI
+from ccp.x509.path_validation import Profile, Role, TrustAnchors, Usage
 from tests.store.made import new_database, with_store
 from tests.world import AT
 

@@ -25,19 +25,20 @@ from typing import Any
 
 import httpx
 
-from ccp import installation
-from ccp.api.opnc import BASE
+from ccp import verify
 from ccp.ids import EMAID, PCID, WMI, Namespace, OperatorId, ProviderId
-from ccp.installation import InstallationResponse
-from ccp.parties import Party, Role
-from ccp.settings import Settings
-from ccp.sim.parties import Car, make_contract, sign_contract
-from ccp.sim.pki import PKI, Credential, build_pki
-from ccp.sim.sandbox import Member, World, register
-from ccp.sim.server import loopback, running
-from ccp.store import Store, connect, schema
-from ccp.store.steps import Steps
-from ccp.tokens import new_secret
+from ccp.server.access.authorization_server import new_secret
+from ccp.server.domain.parties import Party, Role
+from ccp.server.http.routes.opnc import BASE
+from ccp.server.sandbox.local_pool import loopback, running
+from ccp.server.sandbox.setup import Member, World, register
+from ccp.server.settings import Settings
+from ccp.server.storage import Store, connect
+from ccp.server.storage.engine import schema
+from ccp.server.storage.engine.query import Steps
+from ccp.testing.partners import Car, make_contract, sign_contract
+from ccp.testing.pki import PKI, Credential, build_pki
+from ccp.verify import InstallationResponse
 from tests.databases import fresh, sql
 
 AT = datetime.now(UTC).replace(microsecond=0)
@@ -283,7 +284,7 @@ def octets_of(item: Mapping[str, Any]) -> bytes:
 
 def read(item: Mapping[str, Any], namespace: str | None = None) -> InstallationResponse:
     """The message of an item, read and not verified."""
-    return installation.read_response(octets_of(item), Namespace(namespace or item["xsdMsgDefNamespace"]))
+    return verify.read_response(octets_of(item), Namespace(namespace or item["xsdMsgDefNamespace"]))
 
 
 @asynccontextmanager

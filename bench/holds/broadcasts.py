@@ -15,14 +15,16 @@ from typing import Final
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from ccp import exi, installation, logs, settings, wire
-from ccp.app import assemble
-from ccp.contracts import NoContract
+from ccp import exi, verify
 from ccp.ids import EMAID, PCID
-from ccp.parties import Role
-from ccp.sim.parties import Car, make_contract, sign_contract
-from ccp.store import peers as registry
-from ccp.store import schema
+from ccp.schemas import wire
+from ccp.server import logging, settings
+from ccp.server.app import assemble
+from ccp.server.domain.contracts import NoContract
+from ccp.server.domain.parties import Role
+from ccp.server.storage.engine import schema
+from ccp.server.storage.queries import peers as registry
+from ccp.testing.partners import Car, make_contract, sign_contract
 from request import token_of
 from rig import fake_peers, processes, world
 from rig.open_loop import Stream, running
@@ -79,7 +81,7 @@ def run(short: bool, folder: Path) -> Iterator[Row]:
         far[wire.b64(car.request(_SESSION, at))] = _collection(item), car
     nothing = NoContract("No contract is stored for the vehicle.")
     negative = {
-        "certificateInstallationRes": wire.b64(installation.refuse(unknown[0].namespace, _SESSION, nothing, at)),
+        "certificateInstallationRes": wire.b64(verify.refuse(unknown[0].namespace, _SESSION, nothing, at)),
         "emaid": wire.PLACEHOLDER_EMAID,
         "pcid": wire.PLACEHOLDER_PCID,
         "xsdMsgDefNamespace": unknown[0].namespace,
@@ -219,7 +221,7 @@ def _serving(folder: Path, built: world.World, ports: tuple[int, ...], more: str
     config.write_text(f'base_url = "{world.BASE_URL}"\npool_id = "pool-here"\n{more}')
     schema.upgrade(database)
     loaded = settings.load(config, database=database)
-    logs.configure(loaded.model_copy(update={"log_level": "error"}))
+    logging.configure(loaded.model_copy(update={"log_level": "error"}))
 
     async def fill() -> None:
         await world.fill(loaded, built)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from ccp.parties import Role
+from ccp.server.domain.parties import Role
 from figures import token_of
 from rig import postgres
 from rig.postgres import databases

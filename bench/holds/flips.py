@@ -27,17 +27,19 @@ sys.path.insert(2, str(Path(__file__).parents[2]))
 
 from tests.pki.rich import rich_pki
 
-from ccp import exi, logs, settings, wire
-from ccp.app import assemble
+from ccp import exi
 from ccp.cli import app as commands
 from ccp.ids import EMAID, PCID
-from ccp.parties import Role
-from ccp.pki.certificates import Certificate
-from ccp.sim import sandbox
-from ccp.sim.parties import Car, make_contract, sign_contract
-from ccp.sim.pki import OCSP_RESPONDER, PKI, Addresses, Credential, answer_ocsp, build_pki, sign_crl
-from ccp.store import schema
-from ccp.trust import is_self_issued
+from ccp.schemas import wire
+from ccp.server import logging, settings
+from ccp.server.app import assemble
+from ccp.server.domain.parties import Role
+from ccp.server.sandbox import setup
+from ccp.server.storage.engine import schema
+from ccp.server.trust.anchors import is_self_issued
+from ccp.testing.partners import Car, make_contract, sign_contract
+from ccp.testing.pki import OCSP_RESPONDER, PKI, Addresses, Credential, answer_ocsp, build_pki, sign_crl
+from ccp.x509.certificates import Certificate
 from request import token_of
 from rig import processes, world
 from rig.hostility import flipped
@@ -199,7 +201,7 @@ def run(short: bool, folder: Path) -> Iterator[Row]:
     )
     schema.upgrade(database)
     loaded = settings.load(config, database=database)
-    logs.configure(loaded)
+    logging.configure(loaded)
     warnings.simplefilter("ignore")
     asked = build_pki(at)
     members = tuple(world._member(role, "A") for role in (Role.CPO, Role.CPS))
@@ -208,7 +210,7 @@ def run(short: bool, folder: Path) -> Iterator[Row]:
         responder = stack.enter_context(_responder(asked, at))
         profiles = _profiles(at, f"http://127.0.0.1:{responder}/rich")
         known = {profile.name: profile.pki for profile in profiles} | {"asked": asked}
-        asyncio.run(_register(loaded, sandbox.World(known, members), at))
+        asyncio.run(_register(loaded, setup.World(known, members), at))
         server = stack.enter_context(processes.serving(config, database, 1 if short else 2, log))
         url = f"http://127.0.0.1:{server.port}/oauth/token"
         tokens = {next(iter(m.party.roles)): token_of(url, m.party.client_id, m.secret) for m in members}
@@ -220,11 +222,11 @@ def run(short: bool, folder: Path) -> Iterator[Row]:
     yield Row("crashes, tracebacks and panics in the log", "0", f"{mistakes}", mistakes == 0)
 
 
-async def _register(loaded: settings.Settings, known: sandbox.World, at: datetime) -> None:
+async def _register(loaded: settings.Settings, known: setup.World, at: datetime) -> None:
     built = assemble(loaded)
     await built.open()
     try:
-        await sandbox.register(built.store, known, at)
+        await setup.register(built.store, known, at)
     finally:
         await built.close()
 

@@ -19,8 +19,8 @@ from typing import Final
 
 import uvloop
 
-from ccp import logs, settings
-from ccp.store import schema
+from ccp.server import logging, settings
+from ccp.server.storage.engine import schema
 from figures import token_of
 from rig import load, processes, world
 from rig.open_loop import PATIENCE, UNANSWERED, Outcome, Stream, running
@@ -92,7 +92,7 @@ class Rig:
         self.database = f"sqlite:///{folder / 'ccp.db'}"
         schema.upgrade(self.database)
         config = settings.load(self.config("fill.toml"), database=self.database)
-        logs.configure(config.model_copy(update={"log_level": "error"}))
+        logging.configure(config.model_copy(update={"log_level": "error"}))
         uvloop.run(world.fill(config, self.world))
         limits = f"max_connections = {plan.max_connections}\n"
         self.server = stack.enter_context(self.serving(self.config("ccp.toml", limits)))

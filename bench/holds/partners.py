@@ -21,13 +21,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from ccp import logs, settings
 from ccp.ids import WMI, ProviderId
-from ccp.parties import Party, Role
-from ccp.store import connect, events, parties, schema
-from ccp.store.steps import Steps
-from ccp.subscriptions import Webhook
-from ccp.tokens import hash_secret, new_secret
+from ccp.server import logging, settings
+from ccp.server.access.authorization_server import hash_secret, new_secret
+from ccp.server.domain.parties import Party, Role
+from ccp.server.domain.subscriptions import Webhook
+from ccp.server.storage import connect
+from ccp.server.storage.engine import schema
+from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.queries import events, parties
 from request import token_of
 from rig import processes, world
 from rig.open_loop import Outcome, Stream, running
@@ -165,7 +167,7 @@ class _Hold:
         url = f"sqlite:///{few}"
         schema.upgrade(url)
         config = settings.load(self._config, database=url)
-        logs.configure(config.model_copy(update={"log_level": "error"}))
+        logging.configure(config.model_copy(update={"log_level": "error"}))
         asyncio.run(world.fill(config, self._world))
         makers = [f"example-oem-{letter.lower()}" for letter in world.SETS]
         hooks = [_webhook(number, maker, receiver, self._at) for number, maker in enumerate(makers)]

@@ -13,12 +13,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from ccp import pool as rules
-from ccp.bulk import exporting
-from ccp.bulk.exporting import Filter
 from ccp.ids import ProviderId
-from ccp.store import Store, audit, connect, erasure, schema
-from ccp.store.audit import Action, Entry
+from ccp.server.bulk import exporter
+from ccp.server.bulk.exporter import Filter
+from ccp.server.pool import service as rules
+from ccp.server.storage import Store, connect
+from ccp.server.storage.engine import schema
+from ccp.server.storage.queries import audit, erasure
+from ccp.server.storage.queries.audit import Action, Entry
 from rig import world
 from rig.postgres import PoolOn
 from rig.report import Row
@@ -78,7 +80,7 @@ async def _export(plan: Plan, store: Store) -> Row:
         for name, wanted in (("all", Filter()), ("one", provider)):
             began = time.perf_counter()
             counts[name] = 0
-            async for _line in exporting.lines(store, wanted):
+            async for _line in exporter.lines(store, wanted):
                 counts[name] += 1
             times[name].append(time.perf_counter() - began)
     every, one = (statistics.median(times[name]) for name in ("all", "one"))

@@ -12,12 +12,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from ccp import logs, settings
-from ccp.app import assemble
-from ccp.settings import Settings
-from ccp.sim import sandbox
-from ccp.sim.pki import PKI, build_pki
-from ccp.store import schema
+from ccp.server import logging, settings
+from ccp.server.app import assemble
+from ccp.server.sandbox import setup
+from ccp.server.settings import Settings
+from ccp.server.storage.engine import schema
+from ccp.testing.pki import PKI, build_pki
 from request import token_of
 from rig import bounds, inspection, processes, world
 from rig.containers import Size
@@ -96,7 +96,7 @@ def run(short: bool, folder: Path, minutes: float = MINUTES, rate: float = 1.0) 
     config.write_text(f'base_url = "{world.BASE_URL}"\noutbound_allow = ["127.0.0.0/8"]\nlog_level = "error"\n')
     schema.upgrade(database)
     loaded = settings.load(config, database=database)
-    logs.configure(loaded)
+    logging.configure(loaded)
     made, evil = world.build(at, {"iso2": 16, "iso20": 16} if short else {"iso2": 128, "iso20": 64}), build_pki(at)
     asyncio.run(world.fill(loaded, made))
     asyncio.run(_trust(loaded, evil, at))
@@ -169,7 +169,7 @@ async def _trust(loaded: Settings, pki: PKI, at: datetime) -> None:
     built = assemble(loaded)
     await built.open()
     try:
-        await sandbox.register(built.store, sandbox.World({"evil": pki}, ()), at)
+        await setup.register(built.store, setup.World({"evil": pki}, ()), at)
     finally:
         await built.close()
 

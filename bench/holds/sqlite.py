@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from ccp.store import schema
+from ccp.server.storage.engine import schema
 from rig.open_loop import UNANSWERED, Outcome, Stream, running
 from rig.postgres import PoolOn
 from rig.report import Row
@@ -58,7 +58,7 @@ TEMPLATES: Final = 32
 # Runs in every interpreter that is started with this folder in PYTHONPATH, before the pool.
 _HOOK: Final = """
 import os
-from ccp.store import turns
+from ccp.server.storage.engine import write_lock as turns
 
 _mine = turns.Turns.mine
 

@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from ccp.sim.sandbox import create
+from ccp.server.sandbox.setup import create
 from rig import processes
 from rig.report import ROOT, Row
 

@@ -22,16 +22,19 @@ from typing import Any
 import orjson
 import uvloop
 
-from ccp import contracts, installation, settings, wire
-from ccp.app import assemble
-from ccp.contracts import SignedContract
+from ccp import verify
 from ccp.ids import Namespace
-from ccp.pki.evidence import AskedLater, check_keys, keys_of
-from ccp.pki.paths import TrustAnchors
-from ccp.store import contracts as questions
-from ccp.store import evidence
-from ccp.store.schema import sqlite_file
-from ccp.store.steps import Steps, T
+from ccp.schemas import wire
+from ccp.server import settings
+from ccp.server.app import assemble
+from ccp.server.domain import contracts
+from ccp.server.domain.contracts import SignedContract
+from ccp.server.storage.engine.query import Steps, T
+from ccp.server.storage.engine.schema import sqlite_file
+from ccp.server.storage.queries import contracts as questions
+from ccp.server.storage.queries import revocation
+from ccp.x509.path_validation import TrustAnchors
+from ccp.x509.revocation_policy import AskedLater, check_keys, keys_of
 
 
 class Work:
@@ -61,14 +64,14 @@ class Work:
         fields = orjson.loads(body)
         at = datetime.now(UTC)
         namespace = Namespace(fields["xsdMsgDefNamespace"])
-        request = installation.read_request(base64.b64decode(fields["certificateInstallationReq"]), namespace)
-        verified = installation.verify_request(request, anchors=self._anchors, revocation=AskedLater(), at=at)
+        request = verify.read_request(base64.b64decode(fields["certificateInstallationReq"]), namespace)
+        verified = verify.verify_request(request, anchors=self._anchors, revocation=AskedLater(), at=at)
         if verified.chain is None:
             raise RuntimeError("There are OEM roots.")
         keys = keys_of((verified.chain,))
         stored = self._ask(questions.by_vehicle(verified.pcid))
         theirs = [key for contract in stored for key in contract.certificates or ()]
-        known = self._ask(evidence.known((*keys, *theirs), self._rules))
+        known = self._ask(revocation.known((*keys, *theirs), self._rules))
         check_keys(keys, known, self._rules, at)
 
         def good(contract: SignedContract) -> bool:
@@ -77,7 +80,7 @@ class Work:
 
         chosen = contracts.choose_one(stored, at, listed=request.lists_root_of, good=good)
         item = {
-            "certificateInstallationRes": wire.b64(installation.answer(chosen, request.session_id, at)),
+            "certificateInstallationRes": wire.b64(verify.answer(chosen, request.session_id, at)),
             "emaid": chosen.emaid,
             "pcid": chosen.pcid,
             "xsdMsgDefNamespace": chosen.namespace,

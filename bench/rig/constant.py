@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ccp.cli import workers
-from ccp.connection_limits import Connections
-from ccp.limits import Proxies
-from ccp.server import STATE, options
-from ccp.settings import Settings
+from ccp.server.access.rate_limits import Proxies
+from ccp.server.http.connection_limits import Connections
+from ccp.server.http.protocol import STATE, options
+from ccp.server.settings import Settings
 
 
 def create() -> Any:

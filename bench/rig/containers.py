@@ -1,6 +1,6 @@
 """The containers of the pool in a process: how long every dict, list, set, deque and cache of `ccp` is.
 
-    sizes()["ccp.pki.paths.TrustAnchors._seen"]       # Size(longest=2048, total=2048, owners=1)
+    sizes()["ccp.x509.path_validation.TrustAnchors._seen"]       # Size(longest=2048, total=2048, owners=1)
 
 A container is named by the module and the class that hold it, and the attribute; at module level by module and name.
 What is counted is whatever the collector can reach from the modules of `ccp` and from what is alive: objects that

@@ -26,11 +26,11 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
-from ccp import wire
 from ccp.ids import EMAID, PCID, Namespace
-from ccp.parties import Role
-from ccp.sim.parties import Car, make_contract, sign_contract
-from ccp.sim.pki import CONTRACT, PKI, Addresses, answer_ocsp, sign_crl
+from ccp.schemas import wire
+from ccp.server.domain.parties import Role
+from ccp.testing.partners import Car, make_contract, sign_contract
+from ccp.testing.pki import CONTRACT, PKI, Addresses, answer_ocsp, sign_crl
 from rig import world
 from rig.world import PATH
 

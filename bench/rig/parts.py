@@ -23,10 +23,11 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from ccp import exi, installation
+from ccp import exi
+from ccp import verify as installation
 from ccp.ids import Namespace
-from ccp.store import contracts as questions
-from ccp.store.schema import sqlite_file
+from ccp.server.storage.engine.schema import sqlite_file
+from ccp.server.storage.queries import contracts as questions
 
 SHA256 = ec.ECDSA(hashes.SHA256())
 

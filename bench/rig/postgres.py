@@ -17,7 +17,7 @@ import uvloop
 from tests import databases
 from tests.store.proxy import Proxy, between
 
-from ccp import logs, settings
+from ccp.server import logging, settings
 from figures import token_of
 from rig import processes, world
 from rig.processes import Server
@@ -96,7 +96,7 @@ class PoolOn:
         self.config = folder / "ccp.toml"
         self.config.write_text(f'base_url = "{world.BASE_URL}"\nrevocation = "when-named"\n')
         config = settings.load(self.config, database=url)
-        logs.configure(config.model_copy(update={"log_level": "error"}))
+        logging.configure(config.model_copy(update={"log_level": "error"}))
         known = self.world
         if not published:
             fleets = {edition: replace(fleet, contracts=()) for edition, fleet in known.fleets.items()}

@@ -12,7 +12,7 @@ from typing import Any, Final
 import asyncpg
 
 from ccp.ids import EMAID, PCID
-from ccp.store import schema
+from ccp.server.storage.engine import schema
 from rig import world
 
 _BATCH: Final = 5000

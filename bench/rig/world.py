@@ -16,18 +16,18 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from ccp import wire
-from ccp.app import assemble
 from ccp.ids import EMAID, PCID, WMI, ProviderId
-from ccp.parties import Caller, Party, Role
-from ccp.pki.certificates import Certificate
-from ccp.pki.evidence import Evidence, Status
-from ccp.settings import Settings
-from ccp.sim import sandbox
-from ccp.sim.parties import Car, make_contract, sign_contract
-from ccp.sim.pki import PKI, Addresses, Credential, build_pki
-from ccp.store import evidence
-from ccp.tokens import new_secret
+from ccp.schemas import wire
+from ccp.server.access.authorization_server import new_secret
+from ccp.server.app import assemble
+from ccp.server.domain.parties import Caller, Party, Role
+from ccp.server.sandbox import setup
+from ccp.server.settings import Settings
+from ccp.server.storage.queries import revocation
+from ccp.testing.partners import Car, make_contract, sign_contract
+from ccp.testing.pki import PKI, Addresses, Credential, build_pki
+from ccp.x509.certificates import Certificate
+from ccp.x509.revocation_policy import Evidence, Status
 
 SETS: Final = "ABCDEFGHIJKLMNOP"
 BASE_URL: Final = "http://ccp.example"
@@ -62,7 +62,7 @@ class Fleet:
 class World:
     at: datetime
     fleets: dict[str, Fleet]
-    members: dict[tuple[Role, str], sandbox.Member]
+    members: dict[tuple[Role, str], setup.Member]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +100,7 @@ def wmi(letter: str) -> str:
     return f"WX{letter}"
 
 
-def _member(role: Role, letter: str) -> sandbox.Member:
+def _member(role: Role, letter: str) -> setup.Member:
     party = Party(
         f"example-{role.value}-{letter.lower()}",
         f"Example {role.value} {letter}",
@@ -109,7 +109,7 @@ def _member(role: Role, letter: str) -> sandbox.Member:
         all_providers=role is Role.CPS,
         wmis=frozenset({WMI.parse(wmi(letter))} if role is Role.OEM else ()),
     )
-    return sandbox.Member(party, new_secret())
+    return setup.Member(party, new_secret())
 
 
 def _fleet(pki: PKI, edition: str, count: int, at: datetime) -> Fleet:
@@ -136,7 +136,7 @@ def _fleet(pki: PKI, edition: str, count: int, at: datetime) -> Fleet:
             "xsdMsgDefNamespace": car.namespace,
             "cpsV2GRootCertificateFingerprint": pki.v2g_root.certificate.fingerprint,
         }
-        request = json.dumps(sandbox.request_body(car, at)).encode()
+        request = json.dumps(setup.request_body(car, at)).encode()
         contracts.append(Contract(letter, car, emaid, message, publication, request))
         note(car.provisioning, pki.oem_root)
         note(bundle.contract, pki.emsp_root)
@@ -152,10 +152,10 @@ async def fill(config: Settings, world: World) -> None:
     built = assemble(config)
     await built.open()
     try:
-        known = sandbox.World(
+        known = setup.World(
             {edition: fleet.pki for edition, fleet in world.fleets.items()}, tuple(world.members.values())
         )
-        await sandbox.register(built.store, known, world.at)
+        await setup.register(built.store, known, world.at)
         await built.trust.refresh()
         said = [
             Evidence(
@@ -165,7 +165,7 @@ async def fill(config: Settings, world: World) -> None:
             for certificate, issuer in fleet.certificates
         ]
         for part in _parts(said):
-            await asyncio.gather(*(built.store.write(evidence.learn(each)) for each in part))
+            await asyncio.gather(*(built.store.write(revocation.learn(each)) for each in part))
         for part in _parts([each for fleet in world.fleets.values() for each in fleet.contracts]):
             await asyncio.gather(*(_publish(built.pool, world, each) for each in part))
     finally:

@@ -24,8 +24,8 @@
     └── ConfigurationError        the operator has to act
 
 A message is one sentence (or several, in `messages`) that is safe to show a partner. `code` is stable. How an error is
-answered (HTTP status, ISO 15118 response code) is the edge's business, see `ccp.api.errors`. Causes are chained with
-`raise … from exc` and reach only the log.
+answered (HTTP status, ISO 15118 response code) is the edge's business, see `ccp.server.http.errors`. Causes are
+chained with `raise … from exc` and reach only the log.
 """
 
 from __future__ import annotations

@@ -21,11 +21,11 @@ from joserfc import jwt
 from joserfc.jwk import ECKey
 
 from ccp import exi
-from ccp.api.opnc import BASE
-from ccp.parties import Party, Role
-from ccp.sim.parties import Car
-from ccp.sim.pki import PKI
-from ccp.store import keys, parties
+from ccp.server.domain.parties import Party, Role
+from ccp.server.http.routes.opnc import BASE
+from ccp.server.storage.queries import parties, signing_keys
+from ccp.testing.partners import Car
+from ccp.testing.pki import PKI
 from tests.world import AT, ISO2, Contract, Pool, b64, new_emaid, new_pcid, octets_of, opened, party, post_body, start
 
 OPERATIONS = (
@@ -121,9 +121,9 @@ def place(pkis: dict[str, PKI]) -> Iterator[Place]:
             pool.token(f"gone_{role}")
             pool.change(parties.disable(f"gone_{role}"))
 
-        async def signing() -> keys.TokenKey:
+        async def signing() -> signing_keys.TokenKey:
             async with opened(pool.settings) as store:
-                return (await store.read(keys.every()))[0]
+                return (await store.read(signing_keys.every()))[0]
 
         stored = asyncio.run(signing())
         mine = pool.car(wmi="MXA")

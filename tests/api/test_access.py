@@ -16,12 +16,12 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import ECKey
 
-from ccp.api.opnc import BASE
-from ccp.sim.pki import PKI
-from ccp.sim.sandbox import trust_list
-from ccp.store import anchors, parties
-from ccp.tokens import Authority
-from ccp.trust import trusted
+from ccp.server.access.authorization_server import Authority
+from ccp.server.http.routes.opnc import BASE
+from ccp.server.sandbox.setup import trust_list
+from ccp.server.storage.queries import anchors, parties
+from ccp.server.trust.anchors import trusted
+from ccp.testing.pki import PKI
 from tests.api.answers import sentences
 from tests.world import AT, ISO2, Pool, new_emaid, new_pcid, opened, post_body, start
 

@@ -9,7 +9,7 @@ import pytest
 
 from ccp import exi
 from ccp.ids import check_digit
-from ccp.sim.parties import Car
+from ccp.testing.partners import Car
 from tests.api.answers import sentences
 from tests.world import AT, ISO2, ISO20, Pool, again, new_emaid, new_pcid, octets_of
 

@@ -13,11 +13,11 @@ import pytest
 from ccp import exi
 from ccp.exi import iso2
 from ccp.ids import Namespace
-from ccp.sim.parties import Car
-from ccp.sim.pki import PKI, algorithm_of, build_pki
-from ccp.sim.sandbox import trust_list
-from ccp.store import anchors
-from ccp.trust import trusted
+from ccp.server.sandbox.setup import trust_list
+from ccp.server.storage.queries import anchors
+from ccp.server.trust.anchors import trusted
+from ccp.testing.partners import Car
+from ccp.testing.pki import PKI, algorithm_of, build_pki
 from tests.api.answers import sentences
 from tests.world import (
     AT,

@@ -17,8 +17,8 @@ from schemathesis import engine
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import events
 
-from ccp.api.opnc import BASE
-from ccp.sim.pki import PKI
+from ccp.server.http.routes.opnc import BASE
+from ccp.testing.pki import PKI
 from tests.world import AT, SESSION, Pool, new_emaid, post_body, start
 
 PUBLISHED = Path(__file__).resolve().parents[3] / "shared/opnc-spec/apis/ccp/ccp.api.v1.json"

@@ -14,14 +14,14 @@ import pytest
 from starlette.types import Message, Receive, Scope, Send
 from structlog.testing import CapturedCall, CapturingLogger
 
-from ccp.api import trace
-from ccp.api.opnc import BASE
-from ccp.audit import Refusals
-from ccp.metrics import Metrics
-from ccp.pseudonyms import Pseudonyms
-from ccp.settings import Settings
-from ccp.sim.pki import PKI
-from ccp.store import connect
+from ccp.server.audit.pseudonyms import Pseudonyms
+from ccp.server.audit.trail import Refusals
+from ccp.server.http.middleware import tracing as trace
+from ccp.server.http.routes.opnc import BASE
+from ccp.server.metrics import Metrics
+from ccp.server.settings import Settings
+from ccp.server.storage import connect
+from ccp.testing.pki import PKI
 from tests.api.answers import sentences
 from tests.world import Pool, start
 

@@ -11,8 +11,7 @@ from typing import Any
 
 import pytest
 
-from ccp.pki.certificates import Certificate
-from ccp.sim.pki import (
+from ccp.testing.pki import (
     CONTRACT,
     OCSP_RESPONDER,
     PKI,
@@ -24,6 +23,7 @@ from ccp.sim.pki import (
     build_root,
     sign_crl,
 )
+from ccp.x509.certificates import Certificate
 from tests.api.answers import sentences
 from tests.api.test_trust import LOOPBACK, naming, path_of, put
 from tests.revocation.made import serve_crl

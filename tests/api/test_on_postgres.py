@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ccp.sim.pki import PKI
+from ccp.testing.pki import PKI
 from tests.api.test_contracts import *  # noqa: F403  every test of the module, with the pool below
 from tests.api.test_deliver import (
     rich,

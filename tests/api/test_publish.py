@@ -13,9 +13,9 @@ import pytest
 from ccp import exi
 from ccp.exi import iso2, iso20
 from ccp.ids import check_digit
-from ccp.pki import signatures
-from ccp.sim.parties import Car, ContractBundle, make_contract, sign_contract
-from ccp.sim.pki import CONTRACT, CPS, PKI, SUB_CA1, SUB_CA2, algorithm_of, build_root
+from ccp.testing.partners import Car, ContractBundle, make_contract, sign_contract
+from ccp.testing.pki import CONTRACT, CPS, PKI, SUB_CA1, SUB_CA2, algorithm_of, build_root
+from ccp.verify import message_signatures
 from tests.api.answers import sentences
 from tests.world import AT, ISO2, ISO20, Contract, Pool, b64, new_emaid, new_pcid, put_body
 
@@ -460,7 +460,7 @@ def test_a_signature_that_leaves_out_a_mandatory_part_is_refused(pool: Pool, par
         for name in PARTS
         if name != part
     ]
-    header = message.Header._replace(Signature=signatures.create(references, pool.pki().cps.key))
+    header = message.Header._replace(Signature=message_signatures.create(references, pool.pki().cps.key))
     (sentence,) = refused(pool, tampered(contract, message._replace(Header=header)))
     assert part in sentence
 
@@ -548,7 +548,7 @@ def test_an_encrypted_key_that_does_not_go_with_the_curve_is_refused(pool: Pool)
     message = exi.decode(contract.message)
     data = message.SignedInstallationData._replace(SECP521_EncryptedPrivateKey=None, X448_EncryptedPrivateKey=bytes(84))
     reference = (data.Id, exi.encode_fragment("SignedInstallationData", data, exi.ISO20))
-    header = iso20.Header(bytes(8), 0, signatures.create([reference], pki.cps.key))
+    header = iso20.Header(bytes(8), 0, message_signatures.create([reference], pki.cps.key))
     (sentence,) = refused(pool, tampered(contract, message._replace(Header=header, SignedInstallationData=data)))
     assert "does not go with the curve" in sentence
 

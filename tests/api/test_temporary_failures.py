@@ -11,10 +11,10 @@ import httpx
 import pytest
 from structlog.testing import CapturedCall, CapturingLogger
 
-from ccp.api import trace
-from ccp.pool import Pool as Rules
-from ccp.sim.parties import Car
-from ccp.sim.pki import PKI
+from ccp.server.http.middleware import tracing
+from ccp.server.pool.service import Pool as Rules
+from ccp.testing.partners import Car
+from ccp.testing.pki import PKI
 from tests.api.answers import sentences
 from tests.opcp.test_dialect import call
 from tests.world import AT, SESSION, Pool, post_body, read, start
@@ -42,7 +42,7 @@ class _EveryLevel(CapturingLogger):
 def log(monkeypatch: pytest.MonkeyPatch) -> list[CapturedCall]:
     """What the pools of this process log of requests."""
     logger = _EveryLevel()
-    monkeypatch.setattr(trace, "_log", logger)
+    monkeypatch.setattr(tracing, "_log", logger)
     return logger.calls
 
 
@@ -112,12 +112,12 @@ def test_a_vehicle_has_its_answer_in_time_whatever_is_slow(
     with start({"iso2": pkis["iso2"]}) as pool:
         car = pool.car()
         contract = pool.publish(car)
-        monkeypatch.setattr("ccp.api.opnc.DELIVERY_TIMEOUT", 0.3)
+        monkeypatch.setattr("ccp.server.http.routes.opnc.DELIVERY_TIMEOUT", 0.3)
         with monkeypatch.context() as hanging:
             hanging.setattr(Rules, "_check_current", slow)
             assert told(ask(pool, dialect, car), car) == f"temporary: {LATE}"
             assert sentences(ask(pool, dialect, car, "false"), 503) == [LATE]
-        monkeypatch.setattr("ccp.api.opnc.DELIVERY_TIMEOUT", 30)
+        monkeypatch.setattr("ccp.server.http.routes.opnc.DELIVERY_TIMEOUT", 30)
         assert contract.emaid in ask(pool, dialect, car).text
 
 
@@ -135,6 +135,6 @@ def test_the_time_in_which_a_caller_sends_its_body_does_not_count(
             time.sleep(1.1)  # Longer than the limit.
             yield message[100:]
 
-        monkeypatch.setattr("ccp.api.opnc.DELIVERY_TIMEOUT", 1.0)
+        monkeypatch.setattr("ccp.server.http.routes.opnc.DELIVERY_TIMEOUT", 1.0)
         answer = pool.cpo.post("/signedcontractdata", content=slowly(), headers={"Content-Type": "application/json"})
         assert contract.emaid in answer.text

@@ -18,11 +18,11 @@ from cryptography.x509 import ocsp
 
 from ccp import exi
 from ccp.exi import iso2
-from ccp.pki.certificates import Certificate
-from ccp.pki.evidence import Evidence, Status
-from ccp.sim.parties import Car, make_contract, sign_contract
-from ccp.sim.pki import CPS, PKI, Addresses, Algorithm, Credential, algorithm_of, build_pki
-from ccp.store import evidence
+from ccp.server.storage.queries import revocation as evidence
+from ccp.testing.partners import Car, make_contract, sign_contract
+from ccp.testing.pki import CPS, PKI, Addresses, Algorithm, Credential, algorithm_of, build_pki
+from ccp.x509.certificates import Certificate
+from ccp.x509.revocation_policy import Evidence, Status
 from tests.api.answers import sentences
 from tests.revocation.made import crl
 from tests.revocation.servers import Reply, Request, Server, free_port, http_server, openssl_responder
@@ -272,7 +272,7 @@ def test_a_default_that_is_revoked_counts_as_none(around: Pool) -> None:
 def test_a_list_that_the_sweep_loads_stops_a_delivery(
     responder: Responder, pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ccp.revocation._ROUND_SECONDS", 0.1)
+    monkeypatch.setattr("ccp.server.trust.revocation._ROUND_SECONDS", 0.1)
     pki = pkis["iso2"]
     url = responder.server.says("/crl", crl(pki.emsp_sub2))
     with start({"iso2": pki}, crl_urls={"eMSP Sub2 CA SIM": url}) as pool:

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
-from ccp.sim.pki import PKI
-from ccp.store import peers
-from ccp.store.peers import Peer
+from ccp.server.storage.queries import peers
+from ccp.server.storage.queries.peers import Peer
+from ccp.testing.pki import PKI
 from tests.api.answers import sentences
 from tests.client.servers import DROP, HANG, Reply, Scripted, error, json_reply, scripted
 from tests.opcp.test_dialect import call
@@ -97,7 +97,7 @@ def test_what_a_peer_answers_decides_whether_it_is_temporary(pkis: dict[str, PKI
 def test_a_caller_whose_share_of_a_peer_is_used_up_is_told_so(
     pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ccp.peer_links.CARS", (4, 1))
+    monkeypatch.setattr("ccp.server.pool.peer_links.CARS", (4, 1))
     arrived, released = threading.Event(), threading.Event()
 
     def wait(handler: object, ends: threading.Event) -> None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from ccp.store import audit as questions
-from ccp.store.audit import Action, Entry, Recorded
-from ccp.store.steps import Steps
+from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.queries import audit as questions
+from ccp.server.storage.queries.audit import Action, Entry, Recorded
 from tests.audit.made import entry, fill, vehicle_of
 from tests.cli.run import ccp, good, told
 from tests.store.made import AT, new_database, sql, write

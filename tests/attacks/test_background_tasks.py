@@ -13,12 +13,12 @@ import httpx
 import pytest
 from structlog.testing import CapturingLogger
 
-from ccp import background
-from ccp.api.opnc import BASE
-from ccp.sim.pki import PKI
-from ccp.sim.server import loopback, running
-from ccp.store import events, parties, peers, unknown
-from ccp.store.peers import Peer
+from ccp.server import background
+from ccp.server.http.routes.opnc import BASE
+from ccp.server.sandbox.local_pool import loopback, running
+from ccp.server.storage.queries import events, parties, peers, unknown_values
+from ccp.server.storage.queries.peers import Peer
+from ccp.testing.pki import PKI
 from tests.events.receiver import receiving, webhook
 from tests.metrics.test_metrics import read, value
 from tests.world import AT, Pool, start
@@ -67,8 +67,8 @@ def log_of(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> CapturingLogg
 def test_a_role_of_a_newer_release_keeps_no_disabled_party_in(
     pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    unknown.warn.cache_clear()
-    log = log_of(unknown, monkeypatch)
+    unknown_values.warn.cache_clear()
+    log = log_of(unknown_values, monkeypatch)
     with workers(pkis) as (pool, urls):
         assert statuses(pool, urls, "emsp") == [404, 404]
         # As a newer release would, during a rolling upgrade.

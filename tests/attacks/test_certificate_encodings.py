@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtensionOID
 
 from ccp.exi import ISO2, decode, encode
-from ccp.pki.certificates import Certificate
-from ccp.sim.parties import Car, make_contract, sign_contract
-from ccp.sim.pki import PKI, Credential, subject_name
+from ccp.testing.partners import Car, make_contract, sign_contract
+from ccp.testing.pki import PKI, Credential, subject_name
+from ccp.x509.certificates import Certificate
 from tests.api.answers import sentences
 from tests.pki.made import added, content, der, forge, respelled, tlv, unused_bit, without
 from tests.world import AT, SESSION, Pool, b64, new_emaid, new_pcid, post_body, put_body

@@ -11,17 +11,20 @@ from typing import Any
 
 import pytest
 
-from ccp import clock, tokens
 from ccp.cli import serve as cli_serve
-from ccp.clock import ClockGuard
 from ccp.errors import Unavailable
 from ccp.ids import EMAID, PCID
-from ccp.parties import NOT_VALID
-from ccp.sim.pki import PKI
-from ccp.store import connect, evidence, keys, schema
-from ccp.store.contracts import microseconds, publish
-from ccp.store.events import put_webhook
-from ccp.store.steps import Steps
+from ccp.server.access import authorization_server
+from ccp.server.domain.parties import NOT_VALID
+from ccp.server.runtime import clock
+from ccp.server.runtime.clock import ClockGuard
+from ccp.server.storage import connect
+from ccp.server.storage.engine import schema
+from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.queries import revocation, signing_keys
+from ccp.server.storage.queries.contracts import microseconds, publish
+from ccp.server.storage.queries.events import put_webhook
+from ccp.testing.pki import PKI
 from tests.api.answers import sentences
 from tests.cli.run import ccp, good
 from tests.cli.test_serving import free_port, serving
@@ -50,7 +53,7 @@ class Clock:
 def jumping(pkis: dict[str, PKI], **options: Any) -> Iterator[tuple[Pool, Clock]]:
     clock = Clock()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ccp.app.now", clock)
+        patch.setattr("ccp.server.app.now", clock)
         with start({"iso2": pkis["iso2"]}, rate_failures=0, **options) as running:
             yield running, clock
 
@@ -174,35 +177,48 @@ def test_a_foreign_token_from_the_future_is_not_good_for_being_remembered(pkis: 
 
 def test_a_key_of_the_future_does_not_keep_keys_from_being_rotated(tmp_path: Path) -> None:
     url = new_database(tmp_path)
-    old = tokens.new_key(AT - timedelta(days=31))
-    write(url, keys.ensure(old))
-    write(url, keys.rotate(tokens.new_key(AT + JUMP), AT + JUMP + timedelta(days=1), AT - timedelta(days=30)))
+    old = authorization_server.new_key(AT - timedelta(days=31))
+    write(url, signing_keys.ensure(old))
+    write(
+        url,
+        signing_keys.rotate(
+            authorization_server.new_key(AT + JUMP), AT + JUMP + timedelta(days=1), AT - timedelta(days=30)
+        ),
+    )
     after = AT - timedelta(days=30)
-    made = tokens.new_key(AT)
-    assert write(url, keys.rotate_old(made, after, AT + timedelta(days=1), AT)) is True
-    assert write(url, keys.rotate_old(tokens.new_key(AT), after, AT + timedelta(days=1), AT)) is False
-    assert keys.signing(read(url, keys.every()), AT + timedelta(minutes=1)) == made
+    made = authorization_server.new_key(AT)
+    assert write(url, signing_keys.rotate_old(made, after, AT + timedelta(days=1), AT)) is True
+    assert (
+        write(url, signing_keys.rotate_old(authorization_server.new_key(AT), after, AT + timedelta(days=1), AT))
+        is False
+    )
+    assert signing_keys.signing(read(url, signing_keys.every()), AT + timedelta(minutes=1)) == made
 
 
 def test_keys_are_neither_rotated_nor_removed_by_an_implausible_clock(tmp_path: Path) -> None:
     url = new_database(tmp_path)
-    write(url, keys.ensure(tokens.new_key(AT - timedelta(days=31))))
-    write(url, keys.rotate(tokens.new_key(AT - timedelta(days=31)), AT + timedelta(days=1), AT - timedelta(days=31)))
-    before = read(url, keys.every())
+    write(url, signing_keys.ensure(authorization_server.new_key(AT - timedelta(days=31))))
+    write(
+        url,
+        signing_keys.rotate(
+            authorization_server.new_key(AT - timedelta(days=31)), AT + timedelta(days=1), AT - timedelta(days=31)
+        ),
+    )
+    before = read(url, signing_keys.every())
 
     async def run(ahead: timedelta) -> None:
         async with opened(url) as store:
             clocks = Clock()
             guard = ClockGuard(clocks)
             clocks.ahead = ahead
-            authority = tokens.Authority(store, issuer="https://ccp.example.com", lifetime=3600)
+            authority = authorization_server.Authority(store, issuer="https://ccp.example.com", lifetime=3600)
             await authority.rotating_keys(30 * 86_400, guard.checked).run()
 
     with pytest.raises(Unavailable, match="nothing is purged"):
         asyncio.run(run(JUMP))
-    assert read(url, keys.every()) == before
+    assert read(url, signing_keys.every()) == before
     asyncio.run(run(timedelta(0)))
-    assert len(read(url, keys.every())) == len(before) + 1
+    assert len(read(url, signing_keys.every())) == len(before) + 1
 
 
 def test_lists_and_certificates_that_a_clock_put_off_for_years_are_due_now(
@@ -228,10 +244,10 @@ def test_lists_and_certificates_that_a_clock_put_off_for_years_are_due_now(
             when,
         )
     retry = AT + timedelta(minutes=2)
-    assert len(write(url, evidence.due_crls(AT, retry, 10))) == 1
-    assert [each.certificate for each in write(url, evidence.due_certificates(AT, retry, 10))] == [b"far"]
-    assert write(url, evidence.due_crls(AT, retry, 10)) == []
-    assert write(url, evidence.due_certificates(AT, retry, 10)) == []
+    assert len(write(url, revocation.due_crls(AT, retry, 10))) == 1
+    assert [each.certificate for each in write(url, revocation.due_certificates(AT, retry, 10))] == [b"far"]
+    assert write(url, revocation.due_crls(AT, retry, 10)) == []
+    assert write(url, revocation.due_certificates(AT, retry, 10)) == []
     assert sorted(sql(url, "select refresh_at from crl")) == [(microseconds(retry),), (soon,)]
 
 
@@ -331,8 +347,10 @@ def test_commands_remove_nothing_by_a_clock_that_the_database_contradicts(
     config.write_text(f'database = "{url}"\nbase_url = "https://ccp.example.com"\n')
     now = datetime.now(UTC)
     write(url, publish(variant(valid_to=now - timedelta(days=30)), now))
-    write(url, keys.ensure(tokens.new_key(now - timedelta(days=90))))
-    write(url, keys.rotate(tokens.new_key(now - timedelta(days=60)), now - timedelta(days=30), now))
+    write(url, signing_keys.ensure(authorization_server.new_key(now - timedelta(days=90))))
+    write(
+        url, signing_keys.rotate(authorization_server.new_key(now - timedelta(days=60)), now - timedelta(days=30), now)
+    )
     tables = ("contract", "outbox", "token_key", "audit")
 
     def state() -> list[Any]:
@@ -370,7 +388,7 @@ def test_a_worker_that_begins_while_the_clock_is_ahead_purges_nothing(
 ) -> None:
     monkeypatch.setenv(clock._BEGAN, "")
     clock.hand_over(datetime.now(UTC))
-    monkeypatch.setattr("ccp.app.now", lambda: datetime.now(UTC) + JUMP)
+    monkeypatch.setattr("ccp.server.app.now", lambda: datetime.now(UTC) + JUMP)
     with start({"iso2": pkis["iso2"]}, rate_failures=0, cleanse_interval=1) as pool:
         until(lambda: failures(pool, "cleansing") > 0)
         assert ready(pool) == [AHEAD]

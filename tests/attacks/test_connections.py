@@ -18,9 +18,9 @@ import httpx
 import pytest
 from structlog.testing import CapturedCall, CapturingLogger
 
-from ccp import connection_limits, server
-from ccp.api.opnc import BASE
-from ccp.sim.pki import PKI
+from ccp.server.http import connection_limits, protocol
+from ccp.server.http.routes.opnc import BASE
+from ccp.testing.pki import PKI
 from tests.cli.run import COMMAND, environment
 from tests.cli.test_serving import free_port, own_certificate, serving
 from tests.guards.raw import Raw
@@ -217,7 +217,7 @@ def test_refused_connections_are_few_and_the_newest_is_told(small: Pool, monkeyp
 
 
 def test_the_fuller_the_worker_the_shorter_it_waits(small: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "_SHORTEST_TIMEOUT", 1.0)
+    monkeypatch.setattr(protocol, "_SHORTEST_TIMEOUT", 1.0)
     with ExitStack() as stack:
         deadline = time.monotonic() + 20
         while True:
@@ -260,19 +260,19 @@ def test_silent_handshakes_count_and_others_are_served(
     secure: Pool, files: tuple[Path, Path], log: list[CapturedCall], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handshakes: list[Any] = []
-    accepted = server.Connection.accepted
-    failed = server.Connection.handshake_failed
+    accepted = protocol.Connection.accepted
+    failed = protocol.Connection.handshake_failed
 
-    def began(self: server.Connection, *args: Any) -> None:
+    def began(self: protocol.Connection, *args: Any) -> None:
         handshakes.append(self)
         accepted(self, *args)
 
-    def ended(self: server.Connection) -> None:
+    def ended(self: protocol.Connection) -> None:
         handshakes.remove(self)
         failed(self)
 
-    monkeypatch.setattr(server.Connection, "accepted", began)
-    monkeypatch.setattr(server.Connection, "handshake_failed", ended)
+    monkeypatch.setattr(protocol.Connection, "accepted", began)
+    monkeypatch.setattr(protocol.Connection, "handshake_failed", ended)
     with opened(secure, ATTACKERS[0], 400), secured(secure, files, HONEST) as honest:
         assert status(honest) == 200
         assert counted(secure, log, "connections turned away", 300) >= 300

@@ -13,9 +13,9 @@ import pytest
 import structlog
 from pydantic import BaseModel, SecretStr
 
-from ccp import logs
-from ccp.settings import IssuerSettings, Settings
-from ccp.urls import hide_credentials, hide_in_text
+from ccp.server import logging
+from ccp.server.runtime.redacted_urls import hide_credentials, hide_in_text
+from ccp.server.settings import IssuerSettings, Settings
 from tests.cli.run import ccp, good
 
 SECRET = "hunter2"
@@ -167,7 +167,7 @@ def test_a_log_line_shows_no_credentials(log_format: str, monkeypatch: pytest.Mo
     monkeypatch.setattr("sys.stderr", out)
     before = structlog.get_config()
     try:
-        logs.configure(Settings(log_format=log_format, log_level="info"))
+        logging.configure(Settings(log_format=log_format, log_level="info"))
         for url in URLS:
             log = structlog.get_logger("test").bind()
             log.error("configured CRL not fetched", url=url, reasons={url: 1}, reason=f"At {url}: no answer.")

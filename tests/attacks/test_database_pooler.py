@@ -12,16 +12,18 @@ import asyncpg
 import pytest
 
 from ccp.errors import Unavailable
-from ccp.parties import Role
-from ccp.sim.pki import PKI
-from ccp.sim.sandbox import Member, World, register
-from ccp.sim.server import loopback, running
-from ccp.store import connect, contracts, schema
-from ccp.store import parties as questions
-from ccp.store.postgres import PostgresStore
-from ccp.store.revisions import HEAD
-from ccp.store.time_limits import TimeLimits
-from ccp.tokens import new_secret
+from ccp.server.access.authorization_server import new_secret
+from ccp.server.domain.parties import Role
+from ccp.server.sandbox.local_pool import loopback, running
+from ccp.server.sandbox.setup import Member, World, register
+from ccp.server.storage import connect
+from ccp.server.storage.engine import schema
+from ccp.server.storage.engine.postgres import PostgresStore
+from ccp.server.storage.engine.schema_version import HEAD
+from ccp.server.storage.engine.time_limits import TimeLimits
+from ccp.server.storage.queries import contracts
+from ccp.server.storage.queries import parties as questions
+from ccp.testing.pki import PKI
 from tests.cli.run import ccp, good, told
 from tests.databases import Server, sql
 from tests.pgbouncer import needs_pgbouncer, pgbouncer
@@ -173,7 +175,7 @@ def test_a_pooler_that_hides_itself_is_found_by_the_servers_answers(
 
     url, _ = pooled
     schema.upgrade(url)
-    monkeypatch.setattr("ccp.store.pooler.is_between", never)
+    monkeypatch.setattr("ccp.server.storage.engine.postgres_pooler.is_between", never)
 
     async def use() -> None:
         stores = [connect(url, 4) for _ in range(4)]

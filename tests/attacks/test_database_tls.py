@@ -18,8 +18,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from ccp.errors import ConfigurationError
-from ccp.store import connect, schema
-from ccp.store.revisions import HEAD
+from ccp.server.storage import connect
+from ccp.server.storage.engine import schema
+from ccp.server.storage.engine.schema_version import HEAD
 from tests.cli.run import ccp, good
 from tests.databases import NOT_HERE, Server, binaries
 

@@ -8,13 +8,13 @@ from datetime import UTC, datetime
 import pytest
 from structlog.testing import CapturingLogger
 
-from ccp.app import assemble
 from ccp.errors import ConfigurationError
 from ccp.ids import EMAID
-from ccp.settings import Settings
-from ccp.sim.parties import Car
-from ccp.sim.pki import PKI
-from ccp.store import contracts
+from ccp.server.app import assemble
+from ccp.server.settings import Settings
+from ccp.server.storage.queries import contracts
+from ccp.testing.partners import Car
+from ccp.testing.pki import PKI
 from tests.api.answers import sentences
 from tests.events.receiver import Receiver, receiving
 from tests.neighbours.fakes import DROP, Reply, json_answer, neighbour
@@ -116,7 +116,7 @@ def test_a_contested_vehicle_is_counted_logged_and_told_to_its_maker(
     around: Pool, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = CapturingLogger()
-    monkeypatch.setattr("ccp.publications._log", log)
+    monkeypatch.setattr("ccp.server.pool.publication._log", log)
     headers = {"Authorization": f"Bearer {around.token('oem')}"}
     hook = {"url": receiver.url + "/oem", "enabledEvents": ["oem.contract.created", "oem.contract.updated"]}
     assert around.http.post("/opnc/v1/event/endpoints", headers=headers, json=hook).status_code == 201

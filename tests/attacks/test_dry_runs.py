@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from ccp.sim.parties import Car
-from ccp.sim.pki import PKI
+from ccp.testing.partners import Car
+from ccp.testing.pki import PKI
 from tests.api.answers import sentences
 from tests.neighbours.fakes import DROP, Reply, json_answer, neighbour
 from tests.neighbours.test_provisioning_certificate_pool import body as chain_body

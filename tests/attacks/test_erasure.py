@@ -16,12 +16,12 @@ import pytest
 
 from ccp.cli import erase as command
 from ccp.ids import EMAID
-from ccp.pseudonyms import Pseudonyms
-from ccp.settings import Settings
-from ccp.sim.pki import PKI
-from ccp.store import audit as questions
-from ccp.store.audit import Filter
-from ccp.store.scrubbing import Scrubbed, scrub
+from ccp.server.audit.pseudonyms import Pseudonyms
+from ccp.server.settings import Settings
+from ccp.server.storage.engine.scrubbing import Scrubbed, scrub
+from ccp.server.storage.queries import audit as questions
+from ccp.server.storage.queries.audit import Filter
+from ccp.testing.pki import PKI
 from tests.cli.run import ccp, good
 from tests.cli.test_serving import free_port, serving
 from tests.world import Pool, new_emaid, new_pcid, start
@@ -127,7 +127,7 @@ def test_bytes_in_free_space_of_the_file_are_found_and_removed_while_a_server_ru
 
 
 def test_every_connection_of_ours_overwrites_what_is_removed(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    from ccp.store import sqlite_steps
+    from ccp.server.storage.engine import sqlite_connection
 
     real = sqlite3.connect
 
@@ -137,7 +137,7 @@ def test_every_connection_of_ours_overwrites_what_is_removed(pool: Pool, monkeyp
         return connection
 
     monkeypatch.setattr(sqlite3, "connect", without)
-    with closing(sqlite_steps.connected(pool.database, 1.0)) as connection:
+    with closing(sqlite_connection.connected(pool.database, 1.0)) as connection:
         assert connection.execute("pragma secure_delete").fetchone() == (1,)
 
 

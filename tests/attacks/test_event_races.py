@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import asyncpg
 
-from ccp.sim.pki import PKI
+from ccp.testing.pki import PKI
 from tests.attacks.test_provisioning_events import SECRET, tell
 from tests.databases import Server, sql
 from tests.world import Pool, start

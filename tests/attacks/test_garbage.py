@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from ccp.server import Connection
+from ccp.server.http.protocol import Connection
 from tests.world import AT, ISO2, SESSION, Pool, b64, post_body
 
 REQUESTS = 30

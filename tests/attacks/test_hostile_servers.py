@@ -15,11 +15,11 @@ import httpx
 import pytest
 
 from ccp.client import AsyncClient, MalformedAnswerError, NoAnswerError
-from ccp.loop_budget import LoopBudget
-from ccp.outbound import Outbound, OutboundError
-from ccp.sim.parties import Car
-from ccp.sim.pki import Addresses, build_pki
-from ccp.store import events
+from ccp.server.external.outbound import Outbound, OutboundError
+from ccp.server.runtime.loop_budget import LoopBudget
+from ccp.server.storage.queries import events
+from ccp.testing.partners import Car
+from ccp.testing.pki import Addresses, build_pki
 from tests.api.test_trust import LOOPBACK, put
 from tests.attacks.hostile import BEHAVIOURS, SLOW, hostile_server
 from tests.client.servers import Reply, scripted

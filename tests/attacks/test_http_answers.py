@@ -10,11 +10,11 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from ccp.api import oauth
-from ccp.api.opnc import BASE
-from ccp.auth import role_table
-from ccp.parties import Role
-from ccp.sim.pki import PKI
+from ccp.server.domain.authorization import role_table
+from ccp.server.domain.parties import Role
+from ccp.server.http.routes import oauth
+from ccp.server.http.routes.opnc import BASE
+from ccp.testing.pki import PKI
 from tests.api.answers import sentences
 from tests.guards.raw import connected
 from tests.world import Pool, start

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from ccp.bulk.checkpoint import Checkpoint, default_path
-from ccp.bulk.lines import Mark, Source
 from ccp.errors import ConfigurationError
-from ccp.limits import Meter
-from ccp.sim.pki import PKI
-from ccp.store.turns import Turns
+from ccp.server.access.rate_limits import Meter
+from ccp.server.bulk.checkpoint import Checkpoint, default_path
+from ccp.server.bulk.lines import Mark, Source
+from ccp.server.storage.engine.write_lock import Turns
+from ccp.testing.pki import PKI
 from tests.bulk.fleet import Database, body, database, jsonl, line
 from tests.cli.run import ccp, good, told
 from tests.store.made import sql

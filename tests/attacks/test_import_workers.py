@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ccp.sim.pki import PKI
+from ccp.testing.pki import PKI
 from tests.bulk.fleet import body, database, jsonl
 from tests.bulk.test_import import users_of
 from tests.cli.run import COMMAND, environment
@@ -22,7 +22,7 @@ EXCHANGE = "The exchange with a worker process of the import failed; the log say
 DEFECT = """
 import os, sys
 if os.environ.get("CCP_DATABASE"):
-    from ccp.bulk import work
+    from ccp.server.bulk import import_worker as work
 
     def defect(*args):
         raise RuntimeError("an injected defect")

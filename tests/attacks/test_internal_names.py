@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 from structlog.testing import CapturingLogger
 
-from ccp import outbound as module
-from ccp import resolver
-from ccp.outbound import Outbound, OutboundError
-from ccp.sim.pki import Addresses, build_pki
+from ccp.server.external import outbound as module
+from ccp.server.external import resolver
+from ccp.server.external.outbound import Outbound, OutboundError
+from ccp.testing.pki import Addresses, build_pki
 from tests.api.answers import sentences
 from tests.api.test_trust import put
 from tests.events.told import call

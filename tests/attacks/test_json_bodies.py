@@ -14,11 +14,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ccp import json_input, wire
-from ccp.api.admin import BASE as ADMIN
-from ccp.api.events import BASE as EVENTS
-from ccp.api.opnc import BASE
 from ccp.errors import FieldError
+from ccp.schemas import json_input, wire
+from ccp.server.http.routes.admin import BASE as ADMIN
+from ccp.server.http.routes.events import BASE as EVENTS
+from ccp.server.http.routes.opnc import BASE
 from tests.api.answers import sentences
 from tests.world import AT, ISO2, SESSION, Pool, b64, post_body
 

@@ -18,15 +18,15 @@ import httpx
 import pytest
 from structlog.testing import CapturedCall, CapturingLogger
 
-from ccp import tokens
-from ccp.api import gate
 from ccp.errors import NotAuthenticated, TooManyRequests
-from ccp.known_secrets import KnownSecrets
-from ccp.limits import Client, Limits, Meter
-from ccp.register import Actor, Register
-from ccp.settings import Settings
-from ccp.sim.pki import PKI
-from ccp.store import schema
+from ccp.server.access import authorization_server
+from ccp.server.access.party_registry import Actor, Register
+from ccp.server.access.rate_limits import Client, Limits, Meter
+from ccp.server.access.secret_cache import KnownSecrets
+from ccp.server.http.middleware import client_address
+from ccp.server.settings import Settings
+from ccp.server.storage.engine import schema
+from ccp.testing.pki import PKI
 from tests.cli.run import good
 from tests.cli.test_serving import free_port, serving
 from tests.world import Pool, opened, start
@@ -144,7 +144,7 @@ def test_a_recognised_login_does_not_wait_for_argon2(pool: Pool, monkeypatch: py
     def busy(hashes: list[str], secret: str) -> str | None:
         raise AssertionError("argon2 was asked")
 
-    monkeypatch.setattr(tokens, "_matching_hash", busy)
+    monkeypatch.setattr(authorization_server, "_matching_hash", busy)
     assert log_in(pool.base_url, "small_cps", secret).status_code == 200
     assert log_in(pool.base_url, "small_cps", "guess").status_code == 500
 
@@ -170,7 +170,7 @@ def test_the_secret_of_a_disabled_party_is_not_recognised(pool: Pool) -> None:
 def test_what_is_remembered_is_bounded_and_neither_secret_nor_alike_in_two_processes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("ccp.known_secrets._MAX_CLIENTS", 3)
+    monkeypatch.setattr("ccp.server.access.secret_cache._MAX_CLIENTS", 3)
     one, other = KnownSecrets(), KnownSecrets()
     for number in range(10):
         for known in (one, other):
@@ -231,7 +231,7 @@ def test_the_log_says_once_that_a_trusted_proxy_names_no_client(
     pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logger = CapturingLogger()
-    monkeypatch.setattr(gate, "_log", logger)
+    monkeypatch.setattr(client_address, "_log", logger)
     with start({"iso2": pkis["iso2"]}) as pool:
         for path in ("/health", "/health/ready", "/metrics"):
             pool.http.get(path)

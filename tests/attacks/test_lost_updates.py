@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from ccp.api.admin import BASE
-from ccp.parties import Role
-from ccp.sim.pki import PKI
+from ccp.server.domain.parties import Role
+from ccp.server.http.routes.admin import BASE
+from ccp.testing.pki import PKI
 from tests.api.answers import sentences
 from tests.cli.run import COMMAND, environment
 from tests.databases import Server

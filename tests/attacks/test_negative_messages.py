@@ -11,8 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ccp import exi, installation
-from ccp.contracts import NoContract, NothingDeliverable
+from ccp import exi, verify
 from ccp.errors import (
     CCPError,
     ChainError,
@@ -24,8 +23,9 @@ from ccp.errors import (
     Unavailable,
 )
 from ccp.ids import Namespace
-from ccp.sim.parties import Car
-from ccp.sim.pki import PKI
+from ccp.server.domain.contracts import NoContract, NothingDeliverable
+from ccp.testing.partners import Car
+from ccp.testing.pki import PKI
 from tests.exi import ev_stack, xml_schema
 from tests.world import AT, SESSION, Pool, again, expired_car, new_pcid, octets_of, post_body
 
@@ -53,7 +53,7 @@ def judges() -> None:
 @pytest.mark.parametrize("edition", EDITIONS)
 def test_a_negative_message_for_every_reason_is_valid_and_its_code_is_read(edition: str) -> None:
     namespace = EDITIONS[edition]
-    refused = [installation.refuse(namespace, SESSION, reason, AT) for reason, _, _ in REASONS]
+    refused = [verify.refuse(namespace, SESSION, reason, AT) for reason, _, _ in REASONS]
     for message, (reason, _, _) in zip(refused, REASONS, strict=True):
         assert xml_schema.violations(edition, message) == [], reason
     wanted = [code2 if edition == "iso2" else code20 for _, code2, code20 in REASONS]
@@ -63,7 +63,7 @@ def test_a_negative_message_for_every_reason_is_valid_and_its_code_is_read(editi
 def test_the_judges_find_fault_with_values_that_break_the_schemas() -> None:
     """Else the test above would show nothing."""
     for edition, namespace in EDITIONS.items():
-        message: Any = exi.decode(installation.refuse(namespace, SESSION, ChainError("x"), AT))
+        message: Any = exi.decode(verify.refuse(namespace, SESSION, ChainError("x"), AT))
         if edition == "iso2":
             broken = message._replace(Body=message.Body._replace(eMAID=message.Body.eMAID._replace(value="0")))
         else:

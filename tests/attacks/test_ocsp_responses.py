@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509 import ocsp
 
-from ccp.sim.pki import CONTRACT, OCSP_RESPONDER, PKI, Addresses, build_pki, subject_name
+from ccp.testing.pki import CONTRACT, OCSP_RESPONDER, PKI, Addresses, build_pki, subject_name
 from tests.revocation.made import answer, ocsp_response, unused
 from tests.revocation.servers import Reply, Server, http_server
 from tests.world import AT, Pool, start

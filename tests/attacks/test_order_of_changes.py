@@ -16,8 +16,8 @@ from typing import Any
 import httpx
 import pytest
 
-from ccp.sim.parties import Car
-from ccp.sim.pki import PKI
+from ccp.testing.partners import Car
+from ccp.testing.pki import PKI
 from tests.api.answers import sentences
 from tests.attacks.test_provisioning_events import SECRET, tell
 from tests.neighbours.fakes import Call, Fake, Reply, json_answer, neighbour

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from ccp.api.admin import BASE
 from ccp.errors import FieldError
-from ccp.parties import Role, parse_name
-from ccp.sim.pki import PKI
+from ccp.server.domain.parties import Role, parse_name
+from ccp.server.http.routes.admin import BASE
+from ccp.testing.pki import PKI
 from tests.cli.run import good, told
 from tests.store.made import new_database, sql
 from tests.world import Pool, party, start

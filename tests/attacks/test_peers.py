@@ -12,16 +12,17 @@ from typing import Any
 import httpx
 import pytest
 
-from ccp import exi, peer_limits
+from ccp import exi
+from ccp.client.untrusted_text import plain, sentences
 from ccp.errors import Unavailable
 from ccp.ids import ProviderId
-from ccp.parties import Role
-from ccp.peer_limits import Circuits, Shares
-from ccp.sim.parties import Car
-from ccp.sim.pki import PKI
-from ccp.store import peers
-from ccp.store.peers import Peer
-from ccp.text import plain, sentences
+from ccp.server.domain.parties import Role
+from ccp.server.pool import peer_limits
+from ccp.server.pool.peer_limits import Circuits, Shares
+from ccp.server.storage.queries import peers
+from ccp.server.storage.queries.peers import Peer
+from ccp.testing.partners import Car
+from ccp.testing.pki import PKI
 from tests.api.answers import sentences as sentences_of
 from tests.client.servers import Reply, Scripted, error, json_reply, scripted
 from tests.metrics.test_metrics import read, until, value

@@ -12,8 +12,8 @@ import httpx
 import pytest
 from structlog.testing import CapturingLogger
 
-from ccp.api.pcp import PATH
-from ccp.sim.pki import PKI
+from ccp.server.http.routes.pcp_webhook import PATH
+from ccp.testing.pki import PKI
 from tests.api.answers import sentences
 from tests.events.receiver import receiving
 from tests.world import Pool, new_emaid, start
@@ -64,7 +64,7 @@ def test_an_unknown_event_about_provisioning_certificates_is_refused_and_logged(
     car = around.car()
     around.publish(car)
     log = CapturingLogger()
-    monkeypatch.setattr("ccp.api.pcp._log", log)
+    monkeypatch.setattr("ccp.server.http.routes.pcp_webhook._log", log)
     answer = tell(around, event_type, car.pcid)
     (sentence,) = sentences(answer, 400)
     assert sentence.startswith(

@@ -11,9 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from ccp.api import oauth, queries
-from ccp.api.opnc import BASE, PublishQuery
-from ccp.sim.pki import PKI
+from ccp.server.http import query_parameters
+from ccp.server.http.routes import oauth
+from ccp.server.http.routes.opnc import BASE, PublishQuery
+from ccp.testing.pki import PKI
 from tests.api.answers import sentences
 from tests.world import Pool, new_emaid, start
 
@@ -166,7 +167,7 @@ def test_many_parameters_are_refused_and_cost_little(served: Pool) -> None:
     query = "&".join(f"{name}=" for name in names)
     began = time.thread_time()
     for _ in range(100):
-        queries.check(query.encode(), {long, "sessionID", "xsdMsgDefNamespace"}, changes=False)
+        query_parameters.check(query.encode(), {long, "sessionID", "xsdMsgDefNamespace"}, changes=False)
     assert (time.thread_time() - began) / 100 < 0.02
     told = sentences(served.oem.get(f"/contractData/pcid/{car.pcid}?{'&'.join(['a=1'] * 51)}"), 400)
     assert told == ["The query has more than 50 parameters."]
@@ -174,9 +175,9 @@ def test_many_parameters_are_refused_and_cost_little(served: Pool) -> None:
 
 def test_names_that_are_short_or_far_are_no_near_misses() -> None:
     for name in ("id", "lim", "dry", "run", "date", "status1x", "sort", "offset", "page", "format", "accept", "root"):
-        assert queries.check(f"{name}=1".encode(), {"limit", "cursor", "state"}, changes=False) == {}
-    assert queries.read(PublishQuery, b"dryRun=TRUE", changes=True).dry_run is True
-    assert queries.read(PublishQuery, b"", changes=True).dry_run is False
+        assert query_parameters.check(f"{name}=1".encode(), {"limit", "cursor", "state"}, changes=False) == {}
+    assert query_parameters.read(PublishQuery, b"dryRun=TRUE", changes=True).dry_run is True
+    assert query_parameters.read(PublishQuery, b"", changes=True).dry_run is False
 
 
 def test_credentials_in_the_url_of_the_token_endpoint_are_refused(served: Pool) -> None:

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 from cryptography.x509.oid import AuthorityInformationAccessOID
 
-from ccp.sim.pki import PKI, Addresses, Credential, build_pki
+from ccp.testing.pki import PKI, Addresses, Credential, build_pki
 from tests.api.answers import sentences
 from tests.api.test_trust import LOOPBACK, put
 from tests.revocation.servers import Reply, Request, Server, http_server

@@ -16,9 +16,10 @@ from typing import Any
 import httpx
 import pytest
 
-from ccp.api.opnc import BASE
-from ccp.store import contracts, inspection, schema
-from ccp.store.revisions import HEAD
+from ccp.server.http.routes.opnc import BASE
+from ccp.server.storage.engine import inspection, schema
+from ccp.server.storage.engine.schema_version import HEAD
+from ccp.server.storage.queries import contracts
 from tests.cli.run import good, told
 from tests.cli.test_serving import free_port, serving
 from tests.store.made import AT, new_database, sql, variant, write
@@ -358,7 +359,7 @@ def test_a_log_beside_a_backup_is_not_looked_at_and_refuses_it(place: Place, tmp
 def test_every_revision_can_be_restored_as_it_was_made_or_after_going_there_and_back(tmp_path: Path) -> None:
     url = new_database(tmp_path)
     file = schema.sqlite_file(url)
-    known = sorted(path.name[:4] for path in (Path(schema.__file__).parent / "migrations/versions").glob("0*.py"))
+    known = sorted(path.name[:4] for path in (Path(schema.__file__).parents[1] / "migrations/versions").glob("0*.py"))
     for revision in reversed(known[:-1]):
         schema.downgrade(url, revision)
         assert inspection.inspect(file) == revision

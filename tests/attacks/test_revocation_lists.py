@@ -11,8 +11,8 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from ccp.pki.certificates import Certificate
-from ccp.sim.pki import PKI, Addresses, build_pki
+from ccp.testing.pki import PKI, Addresses, build_pki
+from ccp.x509.certificates import Certificate
 from tests.cli.run import ccp
 from tests.revocation.made import crl, serve_crl
 from tests.revocation.servers import Server, http_server

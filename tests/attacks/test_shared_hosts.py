@@ -11,11 +11,11 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from cryptography.x509 import ocsp
 
-from ccp import resolver
-from ccp.outbound import Outbound, OutboundError
-from ccp.pki.certificates import Certificate
-from ccp.revocation_fetch import RevocationFetcher
-from ccp.sim.pki import PKI, Addresses, build_pki
+from ccp.server.external import resolver
+from ccp.server.external.outbound import Outbound, OutboundError
+from ccp.server.trust.revocation_fetcher import RevocationFetcher
+from ccp.testing.pki import PKI, Addresses, build_pki
+from ccp.x509.certificates import Certificate
 from tests.api.answers import sentences
 from tests.api.test_trust import LOOPBACK, put
 from tests.attacks.test_responder_addresses import ByPrefix, good

@@ -10,8 +10,8 @@ from dataclasses import replace
 
 import pytest
 
-from ccp import resolver
-from ccp.sim.pki import PKI, SUB_CA2, Addresses, build_pki
+from ccp.server.external import resolver
+from ccp.testing.pki import PKI, SUB_CA2, Addresses, build_pki
 from tests.api.answers import sentences
 from tests.api.test_trust import LOOPBACK, put
 from tests.attacks.test_responder_addresses import ByPrefix, good

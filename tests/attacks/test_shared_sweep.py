@@ -8,8 +8,8 @@ from datetime import timedelta
 
 import pytest
 
-from ccp.pki.certificates import Certificate
-from ccp.sim.pki import Addresses
+from ccp.testing.pki import Addresses
+from ccp.x509.certificates import Certificate
 from tests.revocation.made import AT, Bench, answer, branch, run
 from tests.revocation.servers import Reply, Request, Server, http_server
 

@@ -18,18 +18,19 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
-from ccp import cli, logs
-from ccp.audit import command_actor
-from ccp.parties import Party, Role
-from ccp.pki.certificates import Certificate
-from ccp.pki.paths import Role as TrustRole
-from ccp.settings import Settings
-from ccp.store import audit as questions
-from ccp.store import parties, peers
-from ccp.store.audit import Action, Entry
-from ccp.store.peers import Peer
-from ccp.terminal import is_visible, printable, printable_json
-from ccp.trust import add_anchor, trusted
+from ccp import cli
+from ccp.server import logging
+from ccp.server.audit.trail import command_actor
+from ccp.server.domain.parties import Party, Role
+from ccp.server.runtime.terminal_text import is_visible, printable, printable_json
+from ccp.server.settings import Settings
+from ccp.server.storage.queries import audit as questions
+from ccp.server.storage.queries import parties, peers
+from ccp.server.storage.queries.audit import Action, Entry
+from ccp.server.storage.queries.peers import Peer
+from ccp.server.trust.anchors import add_anchor, trusted
+from ccp.x509.certificates import Certificate
+from ccp.x509.path_validation import Role as TrustRole
 from tests.cli.run import Done, ccp
 from tests.store.made import AT, new_database, sql, write
 
@@ -119,7 +120,7 @@ def test_names_are_shown_escaped_and_whole(hostile: tuple[object, ...], command:
 
 def test_every_command_writes_through_the_one_module_that_escapes() -> None:
     """`print`, `typer.echo` and a console of its own would go around it. Progress bars hold numbers only."""
-    allowed = {("show.py", "typer.echo"), ("bulk.py", "Console"), ("show.py", "Console"), ("show.py", "console.print")}
+    allowed = {("output.py", "typer.echo"), ("bulk.py", "Console"), ("output.py", "Console"), ("output.py", "console.print")}
     found = set()
     for file in Path(cli.__file__).parent.glob("*.py"):
         for node in ast.walk(ast.parse(file.read_text())):
@@ -140,7 +141,7 @@ def logged(log_format: str, monkeypatch: pytest.MonkeyPatch, **members: Any) -> 
     monkeypatch.setattr("sys.stderr", out)
     before = structlog.get_config()
     try:
-        logs.configure(Settings(log_format=log_format, log_level="info"))
+        logging.configure(Settings(log_format=log_format, log_level="info"))
         structlog.get_logger("test").bind().error("peer asked", **members)
     finally:
         structlog.configure(**before)

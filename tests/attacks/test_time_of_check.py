@@ -18,13 +18,13 @@ from typing import Any
 import httpx
 import pytest
 
-from ccp import tokens
-from ccp.api.opnc import BASE
-from ccp.parties import NOT_VALID, Role
-from ccp.sim.pki import PKI
-from ccp.store import keys, parties
-from ccp.store.parties import disable, find, lock, update
-from ccp.store.steps import Steps
+from ccp.server.access import authorization_server
+from ccp.server.domain.parties import NOT_VALID, Role
+from ccp.server.http.routes.opnc import BASE
+from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.queries import parties, signing_keys
+from ccp.server.storage.queries.parties import disable, find, lock, update
+from ccp.testing.pki import PKI
 from tests.api.answers import sentences
 from tests.guards.raw import Answer, connected
 from tests.neighbours.fakes import Reply, neighbour
@@ -88,8 +88,8 @@ def someone(pool: Pool, *, admin: bool = False) -> Someone:
     client_id = f"someone-{number}"
     roles = (Role.EMSP, Role.OEM, Role.CPO, *([Role.ADMIN] if admin else []))
     made = party(client_id, *roles, providers=f"DE{number:03d}", wmis=f"W{number:02d}")
-    secret = tokens.new_secret()
-    pool.change(parties.add(made, tokens.hash_secret(secret), AT))
+    secret = authorization_server.new_secret()
+    pool.change(parties.add(made, authorization_server.hash_secret(secret), AT))
     form = {"grant_type": "client_credentials", "client_id": client_id, "client_secret": secret}
     answer = pool.http.post("/oauth/token", data=form)
     assert answer.status_code == 200, answer.text
@@ -231,7 +231,7 @@ def test_a_token_whose_key_is_revoked_while_the_body_comes_is_refused(pkis: dict
         }
         reached(running, by.token)
         ((kid,),) = running.sql("select kid from token_key")
-        running.change(keys.revoke(kid, tokens.new_key(AT)))
+        running.change(signing_keys.revoke(kid, authorization_server.new_key(AT)))
         by.knows_of(401)
         before = everything(running)
         for name, request in begun.items():

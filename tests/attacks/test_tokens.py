@@ -12,12 +12,12 @@ from urllib.parse import quote
 import httpx
 import pytest
 
-from ccp import settings
-from ccp.api.opnc import BASE
 from ccp.errors import ConfigurationError
-from ccp.issuers import party_of
-from ccp.settings import IssuerSettings
-from ccp.sim.pki import PKI
+from ccp.server import settings
+from ccp.server.access.trusted_issuers import party_of
+from ccp.server.http.routes.opnc import BASE
+from ccp.server.settings import IssuerSettings
+from ccp.testing.pki import PKI
 from tests.api.answers import sentences
 from tests.cli.run import told
 from tests.revocation.servers import Reply

@@ -18,12 +18,12 @@ from typing import Any
 import httpx
 import pytest
 
-from ccp.pki.certificates import Certificate
-from ccp.pki.paths import Role
-from ccp.sim.pki import PKI, SUB_CA2, Addresses, build_certificate, build_pki
-from ccp.sim.server import loopback, running
-from ccp.store.anchors import add
-from ccp.trust import trusted
+from ccp.server.sandbox.local_pool import loopback, running
+from ccp.server.storage.queries.anchors import add
+from ccp.server.trust.anchors import trusted
+from ccp.testing.pki import PKI, SUB_CA2, Addresses, build_certificate, build_pki
+from ccp.x509.certificates import Certificate
+from ccp.x509.path_validation import Role
 from tests.neighbours.fakes import Fake, neighbour
 from tests.neighbours.fakes import Reply as Answer
 from tests.pki.made import twin

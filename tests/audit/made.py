@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from ccp import audit
-from ccp.audit import Verdict, Verifier
 from ccp.ids import EMAID, PCID
-from ccp.store import Store
-from ccp.store import audit as questions
-from ccp.store.audit import LANES, Action, Entry, Head
+from ccp.server.audit import trail
+from ccp.server.audit.trail import Verdict, Verifier
+from ccp.server.storage import Store
+from ccp.server.storage.queries import audit as questions
+from ccp.server.storage.queries.audit import LANES, Action, Entry, Head
 from tests.store.made import AT, SECOND, opened, write
 
 ACTOR = "cps"
@@ -51,7 +51,7 @@ def verify(url: str, earlier: dict[int, Head] | None = None) -> Verdict:
 
 async def verified(store: Store, earlier: dict[int, Head] | None = None) -> Verdict:
     verifier = Verifier(earlier)
-    async for _ in audit.walk(store, verifier):
+    async for _ in trail.walk(store, verifier):
         pass
     return verifier.verdict()
 

@@ -13,9 +13,9 @@ import pytest
 
 from ccp.errors import ConfigurationError
 from ccp.ids import EMAID, PCID
-from ccp.store import audit as questions
-from ccp.store.audit import LANES, START, Action, Filter, Recorded
-from ccp.store.steps import Steps
+from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.queries import audit as questions
+from ccp.server.storage.queries.audit import LANES, START, Action, Filter, Recorded
 from tests.audit.made import ACTOR, CONTRACT, broken, entry, fill, vehicle_of, verify
 from tests.store.made import AT, SECOND, new_database, read, sql, write
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from ccp.audit import Verifier, read_export
-from ccp.store import audit as questions
-from ccp.store.audit import LANES, Action, Recorded
+from ccp.server.audit.trail import Verifier, read_export
+from ccp.server.storage.queries import audit as questions
+from ccp.server.storage.queries.audit import LANES, Action, Recorded
 from tests.audit.made import CONTRACT, entry, fill, vehicle_of
 from tests.cli.run import ccp, good, told
 from tests.store.made import AT, new_database, sql, write

@@ -14,9 +14,9 @@ import httpx
 import pytest
 
 from ccp.ids import EMAID, PCID
-from ccp.sim.pki import PKI
-from ccp.store import sqlite, sqlite_writer
-from ccp.store.steps import Steps
+from ccp.server.storage.engine import sqlite, sqlite_writer
+from ccp.server.storage.engine.query import Steps
+from ccp.testing.pki import PKI
 from tests.databases import knows_sqlite
 from tests.world import ISO2, Pool, new_emaid, new_pcid, start
 

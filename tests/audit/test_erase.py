@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from ccp.audit import command_actor
 from ccp.ids import EMAID
-from ccp.pki.certificates import Certificate
-from ccp.sim.parties import Car
-from ccp.sim.pki import PKI
-from ccp.store import audit as questions
-from ccp.store.audit import Filter
+from ccp.server.audit.trail import command_actor
+from ccp.server.storage.queries import audit as questions
+from ccp.server.storage.queries.audit import Filter
+from ccp.testing.partners import Car
+from ccp.testing.pki import PKI
+from ccp.x509.certificates import Certificate
 from tests.audit.made import entry, vehicle_of
 from tests.cli.run import good, told
 from tests.databases import tables

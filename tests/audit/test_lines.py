@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ccp.logs import _WHOLE, Lines
+from ccp.server.logging import _WHOLE, Lines
 
 
 class File(io.StringIO):

@@ -14,9 +14,9 @@ import httpx
 import pytest
 
 from ccp.ids import EMAID, PCID
-from ccp.logs import mask_exception
-from ccp.sim.parties import Car
-from ccp.sim.pki import PKI
+from ccp.server.logging import mask_exception
+from ccp.testing.partners import Car
+from ccp.testing.pki import PKI
 from tests.cli.run import good
 from tests.cli.test_serving import BASE, free_port, serving
 from tests.store.made import sql

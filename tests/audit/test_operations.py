@@ -15,10 +15,10 @@ from typing import Any
 import httpx
 import pytest
 
-from ccp.audit import command_actor
-from ccp.sim.pki import PKI
-from ccp.store import audit as questions
-from ccp.store.audit import Filter, Recorded
+from ccp.server.audit.trail import command_actor
+from ccp.server.storage.queries import audit as questions
+from ccp.server.storage.queries.audit import Filter, Recorded
+from ccp.testing.pki import PKI
 from tests.audit.made import verified
 from tests.cli.run import good
 from tests.world import Pool, edition_of, new_emaid, new_pcid, opened, put_body, start

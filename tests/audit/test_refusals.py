@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from ccp.audit import Refusals
 from ccp.errors import Unavailable
-from ccp.store import Store
-from ccp.store import audit as questions
-from ccp.store.audit import UNKNOWN, Action, Entry, Filter, Recorded
-from ccp.store.steps import Steps, T
+from ccp.server.audit.trail import Refusals
+from ccp.server.storage import Store
+from ccp.server.storage.engine.query import Steps, T
+from ccp.server.storage.queries import audit as questions
+from ccp.server.storage.queries.audit import UNKNOWN, Action, Entry, Filter, Recorded
 from tests.audit.made import verify
 from tests.store.made import AT, new_database, opened, read, sql
 

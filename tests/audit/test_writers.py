@@ -13,9 +13,10 @@ from typing import Any
 
 from ccp.errors import Unavailable
 from ccp.ids import EMAID, PCID
-from ccp.store import Store, contracts
-from ccp.store import audit as questions
-from ccp.store.audit import LANES, Action, Entry
+from ccp.server.storage import Store
+from ccp.server.storage.queries import audit as questions
+from ccp.server.storage.queries import contracts
+from ccp.server.storage.queries.audit import LANES, Action, Entry
 from tests.audit.made import entry, vehicle_of, verified, verify
 from tests.store.made import AT, new_database, opened, sql, variant
 

@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable, Coroutine
 import pytest
 from structlog.testing import CapturingLogger
 
-from ccp import background as module
-from ccp.background import BackgroundTasks, PeriodicTask
 from ccp.errors import Unavailable
+from ccp.server import background as module
+from ccp.server.background import BackgroundTasks, PeriodicTask
 
 FAST = {"retry_delay": 0.001, "max_retry_delay": 0.01}
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from ccp.ids import EMAID, PCID
-from ccp.sim.pki import PKI
-from ccp.store import contracts, schema
+from ccp.server.storage.engine import schema
+from ccp.server.storage.queries import contracts
+from ccp.testing.pki import PKI
 from tests.bulk.fleet import database
 from tests.cli.run import good, told
 from tests.cli.test_serving import free_port, serving

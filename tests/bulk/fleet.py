@@ -13,12 +13,13 @@ from typing import Any
 import orjson
 
 from ccp.ids import EMAID, PCID
-from ccp.settings import Settings
-from ccp.sim.parties import Car, make_contract, sign_contract
-from ccp.sim.pki import PKI
-from ccp.sim.sandbox import Member, World, publish_body, register
-from ccp.store import connect, schema
-from ccp.tokens import new_secret
+from ccp.server.access.authorization_server import new_secret
+from ccp.server.sandbox.setup import Member, World, publish_body, register
+from ccp.server.settings import Settings
+from ccp.server.storage import connect
+from ccp.server.storage.engine import schema
+from ccp.testing.partners import Car, make_contract, sign_contract
+from ccp.testing.pki import PKI
 from tests.store.made import sql
 from tests.world import AT, parties, put_body
 

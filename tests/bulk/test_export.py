@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 
-from ccp.bulk import exporting
-from ccp.bulk.exporting import Filter
 from ccp.ids import EMAID, PCID, WMI, ProviderId
-from ccp.sim.pki import PKI
-from ccp.store import Store, bulk, contracts
-from ccp.store.steps import Steps
+from ccp.server.bulk import exporter
+from ccp.server.bulk.exporter import Filter
+from ccp.server.storage import Store
+from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.queries import bulk, contracts
+from ccp.testing.pki import PKI
 from tests.bulk.fleet import Database, body, database, jsonl, new_emaid, new_pcid
 from tests.bulk.test_import import counts, imported
 from tests.cli.run import ccp, good, told
@@ -150,9 +151,9 @@ def test_an_export_of_a_provider_or_a_maker_reads_its_vehicles_alone(
             for plain in (True, False):  # By the index, and without it where the database sorts otherwise.
                 with monkeypatch.context() as patch:
                     if not plain:
-                        patch.setattr(exporting, "sorts_by_character", partial(constant, False))
+                        patch.setattr(exporter, "sorts_by_character", partial(constant, False))
                     seen = looked_at(patch)
-                    found = [json.loads(line) async for line in exporting.lines(store, wanted)]
+                    found = [json.loads(line) async for line in exporter.lines(store, wanted)]
                     assert len(found) == len(expected)
                     assert {(each["emaid"], each["pcid"]) for each in found} == expected
                     if plain:

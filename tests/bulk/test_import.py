@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from ccp.bulk.checkpoint import default_path
-from ccp.sim.pki import PKI, Addresses, build_pki
-from ccp.store import schema
+from ccp.server.bulk.checkpoint import default_path
+from ccp.server.storage.engine import schema
+from ccp.testing.pki import PKI, Addresses, build_pki
 from tests.bulk.fleet import Database, body, database, expired, jsonl, line, new_emaid, new_pcid
 from tests.cli.run import COMMAND, Done, ccp, environment, told
 from tests.store.made import broken_invariants, sql

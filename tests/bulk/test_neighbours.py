@@ -6,10 +6,10 @@ import json
 from datetime import timedelta
 from pathlib import Path
 
-from ccp.neighbours import key_fingerprint
-from ccp.pki.certificates import Certificate
-from ccp.sim.parties import Car
-from ccp.sim.pki import PKI, Addresses, build_pki, sign_crl
+from ccp.server.external.neighbours import key_fingerprint
+from ccp.testing.partners import Car
+from ccp.testing.pki import PKI, Addresses, build_pki, sign_crl
+from ccp.x509.certificates import Certificate
 from tests.bulk.fleet import body, database, jsonl, new_emaid, new_pcid
 from tests.bulk.test_import import counts, imported, reports
 from tests.neighbours.fakes import Reply, neighbour

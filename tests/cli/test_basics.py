@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from ccp import __version__
-from ccp.cli.show import print_table
-from ccp.settings import Settings
-from ccp.sim.pki import PKI
-from ccp.store import schema
+from ccp.cli.output import print_table
+from ccp.server.settings import Settings
+from ccp.server.storage.engine import schema
+from ccp.testing.pki import PKI
 from tests.cli.run import ccp, good, shell, told
 from tests.store.made import sql
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from ccp.store import schema
+from ccp.server.storage.engine import schema
 from tests.cli.run import good, told
 from tests.databases import Server
 from tests.store.made import new_database

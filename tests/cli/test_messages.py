@@ -13,9 +13,9 @@ import pytest
 
 from ccp import exi
 from ccp.ids import EMAID, PCID
-from ccp.sim.parties import Car, make_contract, sign_contract
-from ccp.sim.pki import PKI
-from ccp.store import schema
+from ccp.server.storage.engine import schema
+from ccp.testing.partners import Car, make_contract, sign_contract
+from ccp.testing.pki import PKI
 from tests.cli.run import ccp, good, told
 from tests.pki.published import public_root
 from tests.world import AT, SESSION

@@ -24,11 +24,12 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from ccp import installation, settings
+from ccp import verify as installation
 from ccp.ids import PCID, Namespace
-from ccp.sim.parties import Car
-from ccp.sim.pki import PKI, Credential
-from ccp.store import schema
+from ccp.server import settings
+from ccp.server.storage.engine import schema
+from ccp.testing.partners import Car
+from ccp.testing.pki import PKI, Credential
 from tests.cli.run import COMMAND, ccp, environment, good, shell, told
 from tests.store.made import broken_invariants, sql
 from tests.world import octets_of

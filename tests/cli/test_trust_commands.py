@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from ccp.exi import iso2
-from ccp.pki.certificates import Certificate
-from ccp.pki.evidence import Evidence, Status
-from ccp.pki.paths import Role
-from ccp.sim.parties import Car
-from ccp.sim.pki import PKI, Addresses, build_pki
-from ccp.store import anchors, evidence
-from ccp.trust import trusted
+from ccp.server.storage.queries import anchors, revocation
+from ccp.server.trust.anchors import trusted
+from ccp.testing.partners import Car
+from ccp.testing.pki import PKI, Addresses, build_pki
+from ccp.x509.certificates import Certificate
+from ccp.x509.path_validation import Role
+from ccp.x509.revocation_policy import Evidence, Status
 from tests.cli.run import Done, ccp, environment, good, shell, told
 from tests.world import AT, SESSION, Contract, Pool, new_emaid, new_pcid, start
 
@@ -51,7 +51,7 @@ def revoke(pool: Pool, contract: Contract, edition: str = "iso2") -> None:
     issuer = pool.pki(edition).emsp_sub2.certificate.issuer_id
     number = Certificate.load(contract.certificate).serial_number
     said = Evidence(issuer, number, Status.REVOKED, AT, AT + HOUR, AT - DAY, "OCSP test")
-    assert pool.change(evidence.learn(said)) is True
+    assert pool.change(revocation.learn(said)) is True
 
 
 def deleted(pool: Pool) -> list[str]:
@@ -289,7 +289,7 @@ def test_a_request_is_verified_under_the_policy_of_a_delivery_with_the_evidence_
         said = Evidence(
             pki.oem_sub2.certificate.issuer_id, leaf.serial_number, status, since, since + HOUR, revoked_at, "OCSP test"
         )
-        assert around.change(evidence.learn(said)) is True
+        assert around.change(revocation.learn(said)) is True
 
     learn(Status.GOOD)
     check, warnings = vehicle_revocation(octets, passed=True)

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from ccp import cli
-from ccp.pki.certificates import Certificate
-from ccp.pki.paths import Role
-from ccp.sim.pki import PKI
-from ccp.store import schema
-from ccp.trust import from_directory
+from ccp.server.storage.engine import schema
+from ccp.server.trust.anchors import from_directory
+from ccp.testing.pki import PKI
+from ccp.x509.certificates import Certificate
+from ccp.x509.path_validation import Role
 from tests.neighbours.fakes import Call, Fake, Reply, json_answer, neighbour
 from tests.trust.files import damaged, root, rsa_root, signed_by_another
 from tests.world import AT, b64

@@ -7,7 +7,6 @@ from datetime import timedelta
 
 import pytest
 
-from ccp.api import opcp, opnc
 from ccp.client import (
     AsyncClient,
     BadRequestError,
@@ -23,8 +22,9 @@ from ccp.client import (
     TooLargeError,
     Withdrawn,
 )
-from ccp.client.calls import CALLS, Calls
+from ccp.client.operations import CALLS, Calls
 from ccp.errors import ConfigurationError, FieldError
+from ccp.server.http.routes import opcp, opnc
 from tests.client.faces import FACES, Face, credentials, face
 from tests.world import AT, SESSION, Pool, b64, new_emaid, new_pcid
 

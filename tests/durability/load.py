@@ -26,10 +26,10 @@ from pathlib import Path
 import httpx
 
 import ccp as package
-from ccp.settings import Settings
-from ccp.sim.parties import Car
-from ccp.sim.pki import PKI
-from ccp.sim.server import loopback
+from ccp.server.sandbox.local_pool import loopback
+from ccp.server.settings import Settings
+from ccp.testing.partners import Car
+from ccp.testing.pki import PKI
 from tests.databases import sql
 from tests.store.made import broken_invariants
 from tests.world import AT, Contract, Member, Pool, World, new_secret, opened, parties, register

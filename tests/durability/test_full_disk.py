@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ccp.sim.pki import PKI
+from ccp.testing.pki import PKI
 from tests.durability.disk import small_disk
 from tests.store.made import broken_invariants, sql
 from tests.world import Pool, start

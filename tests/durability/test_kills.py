@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from ccp.sim.pki import PKI
-from ccp.store import events
+from ccp.server.storage.queries import events
+from ccp.testing.pki import PKI
 from tests.databases import NOT_HERE, Server, binaries, sql
 from tests.durability.load import Partner, acknowledged, check_accounts, serving, working
 from tests.events.receiver import receiving, until, webhook

@@ -22,15 +22,16 @@ from typing import Any
 import httpx
 import pytest
 
-from ccp import settings, wire
 from ccp.ids import EMAID, PCID, Namespace
-from ccp.installation import read_response
-from ccp.sim.parties import Car, make_contract, sign_contract
-from ccp.sim.pki import Credential
-from ccp.sim.sandbox import World, create, publish_body
-from ccp.sim.server import loopback, running
-from ccp.store import peers
-from ccp.store.peers import Peer
+from ccp.schemas import wire
+from ccp.server import settings
+from ccp.server.sandbox.local_pool import loopback, running
+from ccp.server.sandbox.setup import World, create, publish_body
+from ccp.server.storage.queries import peers
+from ccp.server.storage.queries.peers import Peer
+from ccp.testing.partners import Car, make_contract, sign_contract
+from ccp.testing.pki import Credential
+from ccp.verify import read_response
 from tests.client.servers import Received, Reply, Scripted, scripted
 from tests.world import opened, start
 

@@ -14,13 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from ccp import settings
 from ccp.ids import PCID, Namespace
-from ccp.installation import read_request
-from ccp.sim.parties import Car
-from ccp.sim.pki import Credential
-from ccp.sim.sandbox import create
-from ccp.sim.server import loopback, running
+from ccp.server import settings
+from ccp.server.sandbox.local_pool import loopback, running
+from ccp.server.sandbox.setup import create
+from ccp.testing.partners import Car
+from ccp.testing.pki import Credential
+from ccp.verify import read_request
 
 ROOT = Path(__file__).resolve().parents[2]
 

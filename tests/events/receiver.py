@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from ccp.subscriptions import Webhook
+from ccp.server.domain.subscriptions import Webhook
 from tests.databases import sql
 
 SECRET = "a secret of thirty-two characters"

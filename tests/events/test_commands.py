@@ -15,10 +15,10 @@ from typing import Any
 
 import pytest
 
-from ccp.sim.pki import PKI
-from ccp.store import parties
-from ccp.store.events import Outcome
-from ccp.store.time_limits import TimeLimits
+from ccp.server.storage.engine.time_limits import TimeLimits
+from ccp.server.storage.queries import parties
+from ccp.server.storage.queries.events import Outcome
+from ccp.testing.pki import PKI
 from tests.cli.run import COMMAND, Done, environment, good, told
 from tests.client.servers import Reply, scripted
 from tests.events.told import CREATED, DELETED, call, copied, fanned_out, subscribe, tried
@@ -187,7 +187,7 @@ def test_what_is_dropped_is_gone(pool: Pool) -> None:
 def test_many_deliveries_are_dropped_in_the_time_that_this_takes(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     dead(pool, subscribe(pool))
     copied(pool, 30_000)
-    monkeypatch.setattr("ccp.store.time_limits.COMMANDS", TimeLimits(write=0.2))
+    monkeypatch.setattr("ccp.server.storage.engine.time_limits.COMMANDS", TimeLimits(write=0.2))
     assert run(pool, "drop", "--all").lines == ["30001 deliveries dropped."]
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from ccp.ids import EMAID, PCID, Namespace
-from ccp.parties import Party, Role
-from ccp.store import contracts, erasure, events, parties
-from ccp.store.events import Delivery, Outcome, State
-from ccp.subscriptions import EventKind, Webhook
+from ccp.server.domain.parties import Party, Role
+from ccp.server.domain.subscriptions import EventKind, Webhook
+from ccp.server.storage.queries import contracts, erasure, events, parties
+from ccp.server.storage.queries.events import Delivery, Outcome, State
 from tests.databases import Server, sql
 from tests.events.receiver import webhook
 from tests.store.made import (

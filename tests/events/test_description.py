@@ -14,8 +14,8 @@ from schemathesis import engine
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import events
 
-from ccp.auth import EventOperation
-from ccp.sim.pki import PKI
+from ccp.server.domain.authorization import EventOperation
+from ccp.testing.pki import PKI
 from tests.api.test_description import TOO_LONG
 from tests.events.told import BASE, CREATED, URL, fanned_out, subscribe
 from tests.world import Pool, start

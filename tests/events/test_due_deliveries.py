@@ -12,14 +12,15 @@ from pathlib import Path
 import pytest
 
 from ccp.errors import Unavailable
-from ccp.events import Dispatcher, Subscribers, dispatcher
 from ccp.ids import EMAID, PCID
-from ccp.parties import Role
-from ccp.settings import Settings
-from ccp.store import contracts, due_deliveries, events, parties, sqlite_steps
-from ccp.store.due_deliveries import Due
-from ccp.store.steps import Steps
-from ccp.subscriptions import Webhook
+from ccp.server.domain.parties import Role
+from ccp.server.domain.subscriptions import Webhook
+from ccp.server.events import Dispatcher, Subscribers, dispatcher
+from ccp.server.settings import Settings
+from ccp.server.storage.engine import sqlite_connection
+from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.queries import contracts, due_deliveries, events, parties
+from ccp.server.storage.queries.due_deliveries import Due
 from tests.databases import Server, sql
 from tests.events.receiver import receiving, until, webhook
 from tests.store.counting import CountingStore
@@ -88,7 +89,7 @@ def test_a_long_queue_hides_neither_what_waits_longest_nor_what_has_just_come(
 def test_each_look_goes_through_an_index_of_what_is_due(tmp_path: Path) -> None:
     url = new_database(tmp_path)
     for statement in (due_deliveries._OLDEST, due_deliveries._NEWEST):
-        plan = sql(url, f"explain query plan {sqlite_steps._dialect(statement)}", 1, 1)
+        plan = sql(url, f"explain query plan {sqlite_connection._dialect(statement)}", 1, 1)
         steps = [step[-1] for step in plan]
         assert any("USING INDEX delivery_lease_until (lease_until<?)" in step for step in steps), steps
         assert not any(step.startswith("SCAN delivery") for step in steps), steps

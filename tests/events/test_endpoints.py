@@ -15,14 +15,14 @@ import httpx
 import pytest
 
 from ccp.errors import NotAuthorised
-from ccp.event_names import EMSP, KNOWN, audience, published
-from ccp.parties import Caller, Role
-from ccp.sim.pki import PKI
-from ccp.store import events as store_events
-from ccp.store.events import Outcome
-from ccp.store.steps import Steps
-from ccp.subscriptions import EventKind
-from ccp.webhooks import MOST, Wanted, Webhooks
+from ccp.schemas.event_types import EMSP, KNOWN, audience, published
+from ccp.server.domain.parties import Caller, Role
+from ccp.server.domain.subscriptions import EventKind
+from ccp.server.events.webhooks import MOST, Wanted, Webhooks
+from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.queries import events as store_events
+from ccp.server.storage.queries.events import Outcome
+from ccp.testing.pki import PKI
 from tests.api.answers import sentences
 from tests.cli.run import good
 from tests.events.told import BASE, CREATED, DELETED, UPDATED, URL, call, copied, fanned_out, ok, subscribe, tried

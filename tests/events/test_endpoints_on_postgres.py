@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from ccp.parties import Role
-from ccp.sim.pki import PKI
+from ccp.server.domain.parties import Role
+from ccp.testing.pki import PKI
 from tests.databases import Server
 from tests.events.test_endpoints import (
     forget,

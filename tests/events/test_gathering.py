@@ -9,9 +9,10 @@ import pytest
 from structlog.testing import CapturingLogger
 
 from ccp.errors import Unavailable
-from ccp.events import HandedOut, Subscribers, gathering
-from ccp.parties import Role
-from ccp.store import connect, contracts, events, parties
+from ccp.server.domain.parties import Role
+from ccp.server.events import HandedOut, Subscribers, delivery_notices
+from ccp.server.storage import connect
+from ccp.server.storage.queries import contracts, events, parties
 from tests.databases import sql
 from tests.events.receiver import webhook
 from tests.store.made import AT, CAR, FIRST, SECOND_CONTRACT, new_database, variant, write
@@ -40,10 +41,10 @@ def gathered(url: str) -> list[tuple[int, str]]:
 def test_each_event_has_a_revision_of_its_own_and_too_many_are_dropped_and_counted(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gathering, "_MOST", 3)
-    monkeypatch.setattr(gathering, "_GROUP", 2)
+    monkeypatch.setattr(delivery_notices, "_MOST", 3)
+    monkeypatch.setattr(delivery_notices, "_GROUP", 2)
     log = CapturingLogger()
-    monkeypatch.setattr(gathering, "_log", log)
+    monkeypatch.setattr(delivery_notices, "_log", log)
 
     async def whole() -> None:
         store = connect(url)

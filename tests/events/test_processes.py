@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 
-from ccp import app, logs
 from ccp.ids import EMAID, PCID
-from ccp.parties import Role
-from ccp.settings import Settings
-from ccp.store import contracts, events, parties
+from ccp.server import app, logging
+from ccp.server.domain.parties import Role
+from ccp.server.settings import Settings
+from ccp.server.storage.queries import contracts, events, parties
 from tests.databases import Server, sql
 from tests.events.receiver import Receiver, receiving, until, webhook
 from tests.store.made import AT, new_database, variant, with_store, write
@@ -82,7 +82,7 @@ def _send(values: dict[str, Any], log: Path) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 2)
     config = Settings(**values)
-    logs.configure(config)
+    logging.configure(config)
     asyncio.run(app.dispatch(config))
 
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import pytest
 
-from ccp import app
-from ccp.sim.parties import Car
-from ccp.sim.pki import PKI
-from ccp.store import events
-from ccp.store.contracts import microseconds
-from ccp.subscriptions import Webhook
+from ccp.server import app
+from ccp.server.domain.subscriptions import Webhook
+from ccp.server.storage.queries import events
+from ccp.server.storage.queries.contracts import microseconds
+from ccp.testing.partners import Car
+from ccp.testing.pki import PKI
 from tests.databases import sql
 from tests.events.receiver import HANG, Receiver, Sent, receiving, states, until, webhook
 from tests.world import ISO20, Contract, Pool, start

@@ -7,8 +7,8 @@ from collections import Counter
 
 import pytest
 
-from ccp.events import turn_taking
-from ccp.events.turn_taking import TurnTaking
+from ccp.server.events import turn_taking
+from ccp.server.events.turn_taking import TurnTaking
 
 
 def test_a_webhook_that_always_asks_keeps_no_other_waiting(monkeypatch: pytest.MonkeyPatch) -> None:

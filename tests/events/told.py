@@ -7,8 +7,8 @@ from typing import Any
 
 import httpx
 
-from ccp.store import events
-from ccp.store.events import Delivery, Outcome
+from ccp.server.storage.queries import events
+from ccp.server.storage.queries.events import Delivery, Outcome
 from tests.world import Contract, Pool
 
 BASE = "/opnc/v1/event/endpoints"

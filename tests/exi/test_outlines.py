@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ccp.exi import EXIError, Parsed, codec, encode, parse
-from ccp.exi.outlines import _ALIKE, _LONGEST, _MOST, Outlines
+from ccp.exi.template_cache import _ALIKE, _LONGEST, _MOST, Outlines
 from tests.exi.messages import KINDS, messages
 from tests.exi.test_codec import EXAMPLE, REQUEST
 

@@ -7,8 +7,8 @@ import socket
 import pytest
 from structlog.testing import CapturedCall, CapturingLogger
 
-from ccp import server
-from ccp.api.opnc import BASE
+from ccp.server.http import protocol
+from ccp.server.http.routes.opnc import BASE
 from tests.guards.raw import ask, connected
 from tests.world import Pool
 
@@ -63,7 +63,7 @@ OTHERWISE = {
 def log(monkeypatch: pytest.MonkeyPatch) -> list[CapturedCall]:
     """What the servers of this process log of requests that never became one."""
     logger = CapturingLogger()
-    monkeypatch.setattr(server, "_log", logger)
+    monkeypatch.setattr(protocol, "_log", logger)
     return logger.calls
 
 

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, cast
 
-from ccp.writing import Outgoing, Writing
+from ccp.server.http.write_batching import Outgoing, Writing
 
 LARGE = b"x" * 70_000
 

@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from ccp import server
-from ccp.api import trace
-from ccp.api.opnc import BASE
-from ccp.sim.pki import PKI
+from ccp.server.http import protocol
+from ccp.server.http.middleware import tracing
+from ccp.server.http.routes.opnc import BASE
+from ccp.testing.pki import PKI
 from tests.world import AT, SESSION, Pool, post_body, start
 
 REQUESTS = int(os.environ.get("CCP_TEST_REQUESTS", "5000"))
@@ -192,8 +192,8 @@ def sockets() -> int:
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is looked up in /proc")
 def test_no_request_whatever_it_is_brings_the_server_down(target: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     logger = OnlyBad()
-    monkeypatch.setattr(trace, "_log", logger)
-    monkeypatch.setattr(server, "_log", logger)
+    monkeypatch.setattr(tracing, "_log", logger)
+    monkeypatch.setattr(protocol, "_log", logger)
     chance = random.Random(SEED)
     samples = valid(target)
     port = int(target.base_url.rsplit(":", 1)[1])

@@ -18,12 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as some
 from structlog.testing import CapturingLogger
 
-from ccp.api import gate
-from ccp.api.opnc import BASE
 from ccp.errors import ConfigurationError, NotAuthenticated, TooManyRequests, Unavailable
-from ccp.limits import Client, Limits, Meter, Proxies, Rate
-from ccp.settings import Settings
-from ccp.sim.pki import PKI
+from ccp.server.access.rate_limits import Client, Limits, Meter, Proxies, Rate
+from ccp.server.http.middleware import client_address
+from ccp.server.http.routes.opnc import BASE
+from ccp.server.settings import Settings
+from ccp.testing.pki import PKI
 from tests.cli.test_serving import free_port, serving
 from tests.guards.raw import connected
 from tests.world import Pool, start
@@ -104,7 +104,7 @@ def test_a_full_table_forgets_and_never_refuses_the_wrong_one() -> None:
 
 
 TAKE_MANY = """
-import sys; from pathlib import Path; from ccp.limits import Meter, Rate
+import sys; from pathlib import Path; from ccp.server.access.rate_limits import Meter, Rate
 meter, rate = Meter.shared(Path(sys.argv[1])), Rate(3600 * 10**9, 1000)
 input()
 print(sum(meter.take(b"a", rate) == 0 for _ in range(5000)))
@@ -339,7 +339,7 @@ def test_a_proxy_that_is_not_trusted_is_not_believed_and_the_operator_is_told_on
     pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logger = CapturingLogger()
-    monkeypatch.setattr(gate, "_log", logger)
+    monkeypatch.setattr(client_address, "_log", logger)
     with start({"iso2": pkis["iso2"]}, rate_address=5, trusted_proxies=("10.0.0.0/8",)) as pool:
         seen = [pool.http.get("/health", headers=of(next(ADDRESSES))).status_code for _ in range(15)]
     assert 429 in seen

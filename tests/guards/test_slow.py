@@ -15,10 +15,10 @@ from contextlib import ExitStack, contextmanager
 import pytest
 from structlog.testing import CapturedCall, CapturingLogger
 
-from ccp import connection_limits, server
-from ccp.api.opnc import BASE
-from ccp.sim.pki import PKI
-from ccp.sim.server import loopback, running
+from ccp.server.http import connection_limits, protocol
+from ccp.server.http.routes.opnc import BASE
+from ccp.server.sandbox.local_pool import loopback, running
+from ccp.testing.pki import PKI
 from tests.guards.raw import Raw, connected
 from tests.world import Pool, start
 
@@ -114,7 +114,7 @@ def test_a_connection_on_which_nothing_is_said_is_closed_without_a_word(strict: 
 def test_an_idle_connection_is_closed_and_empty_lines_do_not_keep_it(
     strict: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "_IDLE_SECONDS", 2.0)
+    monkeypatch.setattr(protocol, "_IDLE_SECONDS", 2.0)
     with connected(strict.base_url) as raw, lasting(1.9, 40):
         raw.send(HEALTH)
         assert raw.answer() is not None
@@ -269,7 +269,7 @@ def test_what_is_under_way_is_finished_before_the_server_ends(pkis: dict[str, PK
 @pytest.fixture
 def log(monkeypatch: pytest.MonkeyPatch) -> list[CapturedCall]:
     logger = CapturingLogger()
-    monkeypatch.setattr(server, "_log", logger)
+    monkeypatch.setattr(protocol, "_log", logger)
     return logger.calls
 
 
@@ -280,7 +280,7 @@ def test_a_fault_of_the_connections_own_code_is_500_and_is_in_the_log(
         raise KeyError("a mistake of ours")
 
     with connected(pool.base_url) as raw:
-        monkeypatch.setattr(server.Connection, "_check_head", broken)
+        monkeypatch.setattr(protocol.Connection, "_check_head", broken)
         raw.send(HEALTH)
         (answer,) = raw.answers()
     assert answer.refused(500) == "Something went wrong here; the trace id finds it in the log."

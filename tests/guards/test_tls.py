@@ -19,9 +19,9 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from ccp import server, tls
-from ccp.settings import Settings
-from ccp.sim.pki import PKI
+from ccp.server.http import protocol, tls
+from ccp.server.settings import Settings
+from ccp.testing.pki import PKI
 from tests.cli.test_serving import own_certificate
 from tests.guards.raw import Raw
 from tests.world import AT, Pool, start
@@ -140,13 +140,13 @@ def test_the_clients_certificate_stands_in_the_scope(
     stranger = _issued("a stranger", _issued("another CA"))
     authorities, _ = _write(tmp_path, "ca", ca)
     scopes = []
-    accept = server.Connection._accept
+    accept = protocol.Connection._accept
 
-    def noted(self: server.Connection, *args: Any, **named: Any) -> None:
+    def noted(self: protocol.Connection, *args: Any, **named: Any) -> None:
         scopes.append(self.scope)
         accept(self, *args, **named)
 
-    monkeypatch.setattr(server.Connection, "_accept", noted)
+    monkeypatch.setattr(protocol.Connection, "_accept", noted)
     config = {"tls_cert": files[0], "tls_key": files[1], "tls_client_ca": authorities}
     with start({"iso2": pkis["iso2"]}, **config) as pool:
         context = trusting(files)
@@ -166,26 +166,26 @@ def test_the_clients_certificate_stands_in_the_scope(
                 if not connection.recv(1):
                     raise ConnectionResetError
     (scope,) = scopes
-    assert hashlib.sha256(scope[server.CERTIFICATE]).digest() == partner[0].fingerprint(hashes.SHA256())
+    assert hashlib.sha256(scope[protocol.CERTIFICATE]).digest() == partner[0].fingerprint(hashes.SHA256())
 
 
 def test_without_tls_no_certificate_stands_in_the_scope(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     scopes = []
-    accept = server.Connection._accept
+    accept = protocol.Connection._accept
 
-    def noted(self: server.Connection, *args: Any, **named: Any) -> None:
+    def noted(self: protocol.Connection, *args: Any, **named: Any) -> None:
         scopes.append(self.scope)
         accept(self, *args, **named)
 
-    monkeypatch.setattr(server.Connection, "_accept", noted)
+    monkeypatch.setattr(protocol.Connection, "_accept", noted)
     assert pool.http.get("/health").status_code == 200
-    assert scopes[0][server.CERTIFICATE] is None  # type: ignore[typeddict-item]
+    assert scopes[0][protocol.CERTIFICATE] is None  # type: ignore[typeddict-item]
 
 
 def test_what_uvicorn_is_told_can_be_handed_to_new_processes(files: tuple[Path, Path]) -> None:
     import pickle
 
     config = Settings(tls_cert=files[0], tls_key=files[1])
-    told = uvicorn.Config("ccp.app:create", factory=True, **server.options(config))
-    assert pickle.loads(pickle.dumps(told)).http == "ccp.server:Connection"
+    told = uvicorn.Config("ccp.server.app:create", factory=True, **protocol.options(config))
+    assert pickle.loads(pickle.dumps(told)).http == "ccp.server.http.protocol:Connection"
     assert not told.proxy_headers

@@ -16,9 +16,9 @@ from typing import Any
 import httpx
 import pytest
 
-from ccp.sim.pki import PKI
-from ccp.store.time_limits import NOT_WRITTEN
-from ccp.store.turns import Turns
+from ccp.server.storage.engine.time_limits import NOT_WRITTEN
+from ccp.server.storage.engine.write_lock import Turns
+from ccp.testing.pki import PKI
 from tests.bulk.fleet import body, database, line
 from tests.cli.run import COMMAND, environment, shell
 from tests.cli.test_serving import free_port

@@ -15,12 +15,12 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from ccp.events import dispatcher
-from ccp.metrics import Metrics
-from ccp.parties import Role
-from ccp.sim.pki import PKI
-from ccp.store import events, peers
-from ccp.store.peers import Peer
+from ccp.server.domain.parties import Role
+from ccp.server.events import dispatcher
+from ccp.server.metrics import Metrics
+from ccp.server.storage.queries import events, peers
+from ccp.server.storage.queries.peers import Peer
+from ccp.testing.pki import PKI
 from tests.api.answers import sentences
 from tests.cli.run import good
 from tests.cli.test_serving import Sandbox, ask, free_port, serving

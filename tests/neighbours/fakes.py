@@ -19,7 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
-from ccp.outbound import Outbound
+from ccp.server.external.outbound import Outbound
 
 T = TypeVar("T")
 

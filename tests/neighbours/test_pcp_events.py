@@ -25,25 +25,26 @@ from pydantic import SecretStr
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 
-from ccp.api import errors
-from ccp.api.opnc import Edge
-from ccp.api.pcp import PATH, pcp_route
-from ccp.api.trace import Tracing
-from ccp.app import assemble
-from ccp.audit import Refusals
-from ccp.contracts import SignedContract
 from ccp.errors import CCPError
 from ccp.ids import EMAID, PCID, Namespace
-from ccp.metrics import Metrics
-from ccp.neighbours import key_fingerprint
-from ccp.peers import NoPeers
-from ccp.pseudonyms import Pseudonyms
-from ccp.settings import LogIds, Settings
-from ccp.sim.pki import PKI, Credential
-from ccp.sim.server import loopback
-from ccp.store import Store, connect, schema
-from ccp.store import contracts as questions
-from ccp.tokens import Authority
+from ccp.server.access.authorization_server import Authority
+from ccp.server.app import assemble
+from ccp.server.audit.pseudonyms import Pseudonyms
+from ccp.server.audit.trail import Refusals
+from ccp.server.domain.contracts import SignedContract
+from ccp.server.external.neighbours import key_fingerprint
+from ccp.server.http import errors
+from ccp.server.http.middleware.tracing import Tracing
+from ccp.server.http.routes.opnc import Edge
+from ccp.server.http.routes.pcp_webhook import PATH, pcp_route
+from ccp.server.metrics import Metrics
+from ccp.server.pool.peers import NoPeers
+from ccp.server.sandbox.local_pool import loopback
+from ccp.server.settings import LogIds, Settings
+from ccp.server.storage import Store, connect
+from ccp.server.storage.engine import schema
+from ccp.server.storage.queries import contracts as questions
+from ccp.testing.pki import PKI, Credential
 from tests.api.answers import sentences
 from tests.neighbours.fakes import DROP, Fake, Reply, json_answer, neighbour, refusal
 from tests.neighbours.test_pki_service import stored

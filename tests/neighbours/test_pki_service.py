@@ -10,18 +10,18 @@ from datetime import timedelta
 import pytest
 from pydantic import SecretStr
 
-from ccp import installation
-from ccp.contracts import SignedContract
+from ccp import verify
 from ccp.errors import ConfigurationError, FieldError, Unavailable, UpstreamError
 from ccp.ids import PCID, Namespace
-from ccp.neighbours import Neighbours, PKIService, RevocationReason, is_operators
-from ccp.outbound import Outbound
-from ccp.pki.certificates import Certificate
-from ccp.pki.evidence import Unchecked
-from ccp.pki.issuer_map import IssuerMap
-from ccp.settings import Settings
-from ccp.sim.parties import Car, make_contract, sign_contract
-from ccp.sim.pki import CONTRACT, PKI
+from ccp.server.domain.contracts import SignedContract
+from ccp.server.external.neighbours import Neighbours, PKIService, RevocationReason, is_operators
+from ccp.server.external.outbound import Outbound
+from ccp.server.settings import Settings
+from ccp.testing.partners import Car, make_contract, sign_contract
+from ccp.testing.pki import CONTRACT, PKI
+from ccp.x509.certificates import Certificate
+from ccp.x509.issuer_map import IssuerMap
+from ccp.x509.revocation_policy import Unchecked
 from tests.neighbours.fakes import DROP, HANG, NOT_HTTP, Fake, Reply, asked, json_answer, nowhere, refusal
 from tests.pki.made import twin
 from tests.world import AT, b64, new_emaid, new_pcid
@@ -44,8 +44,8 @@ def stored(pki: PKI) -> SignedContract:
     emaid, pcid = new_emaid(), new_pcid()
     car = Car.build(pki, pcid, AT)
     message = sign_contract(pki, make_contract(pki, emaid, pcid, car.provisioning.certificate, AT), AT)
-    verified = installation.verify_response(
-        installation.read_response(message, car.namespace),
+    verified = verify.verify_response(
+        verify.read_response(message, car.namespace),
         emaid=emaid,
         root=None,
         anchors=pki.anchors(),

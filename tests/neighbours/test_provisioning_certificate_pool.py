@@ -10,14 +10,9 @@ from pydantic import SecretStr
 
 from ccp.errors import UpstreamError
 from ccp.ids import Namespace
-from ccp.neighbours import (
-    _FAILURES,
-    _VEHICLES,
-    ProvisioningCertificatePool,
-    key_fingerprint,
-)
-from ccp.outbound import Outbound
-from ccp.sim.pki import PKI, Credential
+from ccp.server.external.neighbours import _FAILURES, _VEHICLES, ProvisioningCertificatePool, key_fingerprint
+from ccp.server.external.outbound import Outbound
+from ccp.testing.pki import PKI, Credential
 from tests.neighbours.fakes import DROP, HANG, NOT_HTTP, Fake, Reply, asked, json_answer, refusal
 from tests.world import AT, b64, new_pcid
 
@@ -209,7 +204,7 @@ def test_a_key_is_told_from_another_and_not_from_itself_in_another_certificate(p
 
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-    from ccp.sim.pki import OEM_PROVISIONING, build_certificate, subject_name
+    from ccp.testing.pki import OEM_PROVISIONING, build_certificate, subject_name
 
     pcid = new_pcid()
     for name in ("iso2", "iso20", "ed448"):

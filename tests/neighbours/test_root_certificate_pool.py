@@ -10,10 +10,10 @@ import pytest
 from pydantic import SecretStr
 
 from ccp.errors import UpstreamError
-from ccp.neighbours import RootCertificatePool, RootList
-from ccp.pki.certificates import Certificate
-from ccp.pki.paths import Role
-from ccp.sim.pki import PKI
+from ccp.server.external.neighbours import RootCertificatePool, RootList
+from ccp.testing.pki import PKI
+from ccp.x509.certificates import Certificate
+from ccp.x509.path_validation import Role
 from tests.neighbours.fakes import DROP, NOT_HTTP, Answers, Call, Fake, Reply, asked, json_answer, nowhere, refusal
 from tests.world import b64
 

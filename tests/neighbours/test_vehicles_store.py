@@ -7,14 +7,15 @@ from collections import Counter
 from datetime import timedelta
 from pathlib import Path
 
-from ccp.contracts import SignedContract
-from ccp.defaults import VehicleRules
 from ccp.errors import NotFound
-from ccp.sim.pki import PKI
-from ccp.store import connect, schema
-from ccp.store import contracts as questions
-from ccp.store.steps import Steps
-from ccp.store.vehicles import bindings, withdraw_vehicle
+from ccp.server.domain.contracts import SignedContract
+from ccp.server.domain.default_contracts import VehicleRules
+from ccp.server.storage import connect
+from ccp.server.storage.engine import schema
+from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.queries import contracts as questions
+from ccp.server.storage.queries.vehicles import bindings, withdraw_vehicle
+from ccp.testing.pki import PKI
 from tests.databases import fresh
 from tests.neighbours.test_pki_service import stored
 from tests.world import AT, new_emaid, new_pcid

@@ -12,12 +12,12 @@ from datetime import UTC, datetime
 
 import pytest
 
-from ccp.api.pcp import PATH
-from ccp.neighbours import key_fingerprint
-from ccp.sim.parties import Car
-from ccp.sim.pki import PKI
-from ccp.sim.sandbox import trust_list
-from ccp.store import anchors
+from ccp.server.external.neighbours import key_fingerprint
+from ccp.server.http.routes.pcp_webhook import PATH
+from ccp.server.sandbox.setup import trust_list
+from ccp.server.storage.queries import anchors
+from ccp.testing.partners import Car
+from ccp.testing.pki import PKI
 from tests.api.answers import sentences
 from tests.neighbours.fakes import DROP, HANG, Fake, Reply, json_answer, neighbour, refusal
 from tests.neighbours.test_pcp_events import event
@@ -72,7 +72,7 @@ def test_a_delete_revokes_first_with_the_reason_given(around: Pool, pki_service:
 def test_a_delete_whose_pki_service_hangs_is_502_after_a_while_and_deletes_nothing(
     pkis: dict[str, PKI], pki_service: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ccp.neighbours.REVOKE_SECONDS", 0.3)
+    monkeypatch.setattr("ccp.server.external.neighbours.REVOKE_SECONDS", 0.3)
     pki_service.answers[REVOKE] = HANG
     cas = (pkis["iso2"].emsp_sub2.certificate.fingerprint,)
     with start(pkis, pki_url=pki_service.url + "/opnc/v1/pki", operator_cas=cas) as pool:
@@ -114,7 +114,7 @@ def knows(pcp: Fake, car: Car) -> str:
 def test_a_vehicle_whose_sub_ca_only_the_provisioning_pool_knows_is_served(
     around: Pool, pcp: Fake, pkis: dict[str, PKI]
 ) -> None:
-    from ccp.sim.pki import SUB_CA2
+    from ccp.testing.pki import SUB_CA2
 
     sub2 = pkis["iso2"].oem_sub1.issue("OEM Sub2 CA NEW", SUB_CA2, at=AT)
     car = Car.build(replace(pkis["iso2"], oem_sub2=sub2), new_pcid(), AT)
@@ -147,7 +147,7 @@ def test_a_vehicle_with_an_old_key_is_refused_and_a_contract_for_an_old_key_is_n
 def test_a_provisioning_pool_that_hangs_costs_a_vehicle_a_second_and_nothing_is_refused_for_it(
     pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ccp.neighbours.PUBLISH_SECONDS", 0.2)
+    monkeypatch.setattr("ccp.server.external.neighbours.PUBLISH_SECONDS", 0.2)
     with neighbour() as silent, start(pkis, pcp_url=silent.url, require_known_vehicle=False) as pool:
         silent.answers["*"] = HANG
         car = pool.car()
@@ -182,7 +182,7 @@ def test_the_description_names_the_path_of_these_events(around: Pool) -> None:
 
 
 def test_the_schedule_takes_over_roots(pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ccp.trust._FIRST_SECONDS", 0.01)
+    monkeypatch.setattr("ccp.server.trust.anchors._FIRST_SECONDS", 0.01)
     with neighbour() as rcp:
         entries = [
             {"caCertificate": b64(certificate.der), "rootTypeList": [role.value.upper()]}

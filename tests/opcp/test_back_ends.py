@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import pytest
 
 from ccp.ids import Namespace
-from ccp.pki.certificates import Certificate
-from ccp.sim.pki import PKI
-from ccp.store import parties
+from ccp.server.storage.queries import parties
+from ccp.testing.pki import PKI
+from ccp.x509.certificates import Certificate
 from tests.api.answers import sentences
 from tests.opcp.csms import First, Last, NoAnswer, Refused, send
 from tests.world import AT, ISO2, ISO20, SESSION, Pool, b64, post_body, read, start

@@ -9,12 +9,12 @@ from typing import Any
 import httpx
 import pytest
 
-from ccp.contracts import SignedContract
-from ccp.installation import VerifiedInstallationRequest
-from ccp.peers import PoolPeers
-from ccp.pki.certificates import Certificate
-from ccp.sim.parties import Car
-from ccp.sim.pki import PKI
+from ccp.server.domain.contracts import SignedContract
+from ccp.server.pool.peers import PoolPeers
+from ccp.testing.partners import Car
+from ccp.testing.pki import PKI
+from ccp.verify import VerifiedInstallationRequest
+from ccp.x509.certificates import Certificate
 from tests.api.answers import sentences
 from tests.world import AT, ISO2, SESSION, Contract, Pool, new_emaid, new_pcid, post_body, read, start
 
@@ -374,7 +374,7 @@ class Recording(PoolPeers):
 
 @pytest.fixture
 def recording(pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
-    monkeypatch.setattr("ccp.app.PoolPeers", Recording)
+    monkeypatch.setattr("ccp.server.app.PoolPeers", Recording)
     Recording.asked.clear()
     with start(pkis) as running:
         yield running

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from uvicorn.protocols.http.flow_control import FlowControl
 
-from ccp.admission import MAX_STARTS, Admission, Lane, Reason
-from ccp.cycle import Cycle
+from ccp.server.http.admission import MAX_STARTS, Admission, Lane, Reason
+from ccp.server.http.request_cycle import Cycle
 
 VEHICLE = "POST", "/opnc/v1/ccp/signedcontractdata"
 BULK = "PUT", "/opnc/v1/ccp/signedcontractdata"

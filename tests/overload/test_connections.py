@@ -6,10 +6,10 @@ import asyncio
 import socket
 import time
 
-from ccp.connection_limits import Connections
-from ccp.limits import Proxies
-from ccp.settings import Settings
-from ccp.tls import Loop
+from ccp.server.access.rate_limits import Proxies
+from ccp.server.http.connection_limits import Connections
+from ccp.server.http.tls import Loop
+from ccp.server.settings import Settings
 
 
 class Idle:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import httptools
 import pytest
 
-from ccp.overload import VEHICLE_REQUEST, read_head
+from ccp.server.http.overload import VEHICLE_REQUEST, read_head
 
 PLAIN = b"Host: pool.example\r\nAuthorization: Bearer abc.def\r\nContent-Length: 12\r\n"
 

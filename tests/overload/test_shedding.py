@@ -15,10 +15,10 @@ import httpx
 import pytest
 from structlog.testing import CapturedCall, CapturingLogger
 
-from ccp import connection_limits, overload
-from ccp.admission import Admission
-from ccp.api.opnc import BASE
-from ccp.sim.pki import PKI
+from ccp.server.http import connection_limits, overload
+from ccp.server.http.admission import Admission
+from ccp.server.http.routes.opnc import BASE
+from ccp.testing.pki import PKI
 from tests.attacks.test_connections import connect
 from tests.guards.raw import Answer, Raw
 from tests.world import AT, SESSION, Pool, post_body, start
@@ -178,7 +178,7 @@ def test_the_wait_for_a_turn_counts_towards_the_time_of_a_vehicle(
     with clients(pool, 1) as (raw,):
         raw.send(question)
         assert b"cpsV2GRootCertificateFingerprint" in answer(raw).body
-        monkeypatch.setattr("ccp.api.opnc.DELIVERY_TIMEOUT", 1.0)
+        monkeypatch.setattr("ccp.server.http.routes.opnc.DELIVERY_TIMEOUT", 1.0)
         with gate.closed("vehicle"):
             raw.send(question)
             time.sleep(1.1)

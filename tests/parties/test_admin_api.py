@@ -16,10 +16,10 @@ from schemathesis import engine
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import events
 
-from ccp.api.admin import BASE, NewParty
-from ccp.auth import ADMIN_TABLE, AdminOperation
-from ccp.parties import Role
-from ccp.sim.pki import PKI
+from ccp.server.domain.authorization import ADMIN_TABLE, AdminOperation
+from ccp.server.domain.parties import Role
+from ccp.server.http.routes.admin import BASE, NewParty
+from ccp.testing.pki import PKI
 from tests.api.answers import sentences
 from tests.api.test_description import TOO_LONG
 from tests.cli.run import good

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ccp.auth import ADMIN_TABLE, EVENT_TABLE, ROLE_TABLE, ROOT_TABLE, WATCH_TABLE
+from ccp.server.domain.authorization import ADMIN_TABLE, EVENT_TABLE, ROLE_TABLE, ROOT_TABLE, WATCH_TABLE
 from tests.cli.run import ccp, good, told
 from tests.store.made import sql
 

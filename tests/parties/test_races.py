@@ -11,8 +11,8 @@ from typing import Any
 
 from ccp.errors import CCPError
 from ccp.ids import WMI
-from ccp.parties import Party, Role
-from ccp.register import Actor, Register
+from ccp.server.access.party_registry import Actor, Register
+from ccp.server.domain.parties import Party, Role
 from tests.store.made import AT, new_database, opened, sql, with_store
 
 SPAWN = multiprocessing.get_context("spawn")

@@ -13,7 +13,18 @@ from hypothesis import strategies as st
 
 from ccp.errors import FieldError, MismatchError
 from ccp.ids import WMI, OperatorId, ProviderId
-from ccp.parties import NAME_LENGTH, Party, Role, check, client_id_of, folded, made, parse_client_id, parse_name, parsed
+from ccp.server.domain.parties import (
+    NAME_LENGTH,
+    Party,
+    Role,
+    check,
+    client_id_of,
+    folded,
+    made,
+    parse_client_id,
+    parse_name,
+    parsed,
+)
 
 NAMES = st.text(max_size=NAME_LENGTH + 5)
 PARTIES = st.builds(

@@ -14,11 +14,11 @@ import pytest
 
 from ccp import exi
 from ccp.ids import EMAID, PCID
-from ccp.parties import Role
-from ccp.sim.parties import Car
-from ccp.sim.pki import PKI
-from ccp.store import peers
-from ccp.store.peers import Peer
+from ccp.server.domain.parties import Role
+from ccp.server.storage.queries import peers
+from ccp.server.storage.queries.peers import Peer
+from ccp.testing.partners import Car
+from ccp.testing.pki import PKI
 from tests.api.answers import sentences
 from tests.client.servers import DROP, HANG, TRACE_ID, Reply, Scripted, error, json_reply, nowhere, scripted
 from tests.peers.test_peers import to, until_known

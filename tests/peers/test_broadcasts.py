@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 
-from ccp import installation
-from ccp.contracts import NoContract
+from ccp import verify
 from ccp.errors import CCPError, Unavailable
 from ccp.ids import PCID, ProviderId
-from ccp.loop_budget import LoopBudget
-from ccp.loop_lag import LoopLag
-from ccp.parties import Role
-from ccp.sim.parties import Car
-from ccp.sim.pki import PKI
-from ccp.store import peers
-from ccp.store.peers import Peer
+from ccp.server.domain.contracts import NoContract
+from ccp.server.domain.parties import Role
+from ccp.server.runtime.loop_budget import LoopBudget
+from ccp.server.runtime.loop_lag import LoopLag
+from ccp.server.storage.queries import peers
+from ccp.server.storage.queries.peers import Peer
+from ccp.testing.partners import Car
+from ccp.testing.pki import PKI
 from tests.api.answers import sentences
 from tests.attacks.test_peers import BASE, item_of, opnc
 from tests.client.servers import DROP, HANG, Reply, Scripted, error, json_reply, scripted
@@ -55,7 +55,7 @@ def servers(count: int) -> Iterator[list[Scripted]]:
 def negative(car: Car, reason: CCPError = NoContract(NOTHING), told: str | None = None) -> Reply:
     """What a pool answers that has nothing, or cannot now."""
     item = {
-        "certificateInstallationRes": b64(installation.refuse(car.namespace, SESSION, reason, AT)),
+        "certificateInstallationRes": b64(verify.refuse(car.namespace, SESSION, reason, AT)),
         "emaid": "ZZZZZ000000000",
         "pcid": car.pcid,
         "xsdMsgDefNamespace": car.namespace,
@@ -74,7 +74,7 @@ def asked(server: Scripted) -> int:
 def test_a_broadcast_beyond_its_partys_limit_is_answered_from_here_alone(
     pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ccp.broadcast_limits.IN_FLIGHT", (8, 2))
+    monkeypatch.setattr("ccp.server.pool.broadcast_limits.IN_FLIGHT", (8, 2))
     arrived, released = threading.Semaphore(0), threading.Event()
 
     def wait(handler: object, ends: threading.Event) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
-from ccp.broadcast_limits import BroadcastLimits
-from ccp.egress import Errand
 from ccp.ids import PCID, WMI, Namespace, ProviderId
-from ccp.loop_lag import LoopLag
-from ccp.negative_cache import NegativeCache
-from ccp.peer_limits import Shares
-from ccp.peer_links import CallTiming
-from ccp.peer_ranking import MAX_WAVES, PeerRanking
+from ccp.server.external.egress import Errand
+from ccp.server.pool.broadcast_limits import BroadcastLimits
+from ccp.server.pool.negative_cache import NegativeCache
+from ccp.server.pool.peer_limits import Shares
+from ccp.server.pool.peer_links import CallTiming
+from ccp.server.pool.peer_ranking import MAX_WAVES, PeerRanking
+from ccp.server.runtime.loop_lag import LoopLag
 
 CAR = PCID("WEX0TEST000000001"), Namespace.ISO2, 1
 OTHER = PCID("WEX0TEST000000002"), Namespace.ISO2, 1

@@ -13,13 +13,13 @@ import httpx
 import pytest
 
 from ccp import exi
-from ccp.breaker import Breaker
-from ccp.peers import HOP_HEADER, PoolPeers
-from ccp.pool import Pool as Rules
-from ccp.sim.parties import Car
-from ccp.sim.pki import PKI
-from ccp.store import peers
-from ccp.store.peers import Peer
+from ccp.server.external.circuit_breaker import Breaker
+from ccp.server.pool.peers import HOP_HEADER, PoolPeers
+from ccp.server.pool.service import Pool as Rules
+from ccp.server.storage.queries import peers
+from ccp.server.storage.queries.peers import Peer
+from ccp.testing.partners import Car
+from ccp.testing.pki import PKI
 from tests.api.answers import sentences
 from tests.cli.run import ccp, good
 from tests.client.servers import DROP, HANG, Reply, error, granted, json_reply, nowhere, scripted
@@ -46,7 +46,7 @@ def watched_peers() -> Iterator[Callable[[int], None]]:
             time.sleep(0.05)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ccp.app.PoolPeers", Watched)
+        patch.setattr("ccp.server.app.PoolPeers", Watched)
         yield wait
 
 

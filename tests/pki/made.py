@@ -13,9 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import ECDSA
 from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 
-from ccp.pki.certificates import Certificate, _Extension, _SignedCertificate
-from ccp.pki.paths import Profile, Role, TrustAnchors, Usage, VerifiedChain
-from ccp.sim.pki import (
+from ccp.testing.pki import (
     CONTRACT,
     CPS,
     OEM_PROVISIONING,
@@ -28,6 +26,8 @@ from ccp.sim.pki import (
     Template,
     build_root,
 )
+from ccp.x509.certificates import Certificate, _Extension, _SignedCertificate
+from ccp.x509.path_validation import Profile, Role, TrustAnchors, Usage, VerifiedChain
 
 AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 DAY = timedelta(days=1)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ccp.exi import decode
-from ccp.pki.certificates import Certificate
+from ccp.x509.certificates import Certificate
 
 SHARED = Path(__file__).resolve().parents[3] / "shared"
 HERE = Path(__file__).resolve().parents[1] / "vectors"

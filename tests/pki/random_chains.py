@@ -11,9 +11,9 @@ from typing import Any
 from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
-from ccp.pki.certificates import Certificate
-from ccp.pki.paths import TrustAnchors, Usage
-from ccp.sim.pki import ROOT, SUB_CA1, SUB_CA2, Credential, build_root, subject_name
+from ccp.testing.pki import ROOT, SUB_CA1, SUB_CA2, Credential, build_root, subject_name
+from ccp.x509.certificates import Certificate
+from ccp.x509.path_validation import TrustAnchors, Usage
 from tests.pki.made import (
     AT,
     DAY,

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from cryptography import x509
 from cryptography.x509.oid import AuthorityInformationAccessOID, ExtendedKeyUsageOID, NameOID
 
-from ccp.sim.pki import (
+from ccp.testing.pki import (
     CPS,
     PKI,
     ROOT,

@@ -14,9 +14,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
 from ccp.errors import ChainError, ExpiredError
-from ccp.pki.certificates import Certificate
-from ccp.pki.paths import Profile, Role, TrustAnchors, Usage
-from ccp.sim.pki import (
+from ccp.testing.pki import (
     CONTRACT,
     CPS,
     OEM_PROVISIONING,
@@ -28,6 +26,8 @@ from ccp.sim.pki import (
     build_root,
     subject_name,
 )
+from ccp.x509.certificates import Certificate
+from ccp.x509.path_validation import Profile, Role, TrustAnchors, Usage
 from tests.pki.made import (
     AT,
     DAY,

@@ -14,9 +14,9 @@ import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from ccp.errors import ChainError
-from ccp.pki.certificates import Certificate
-from ccp.pki.paths import Profile, TrustAnchors, Usage
-from ccp.sim.pki import Algorithm
+from ccp.testing.pki import Algorithm
+from ccp.x509.certificates import Certificate
+from ccp.x509.path_validation import Profile, TrustAnchors, Usage
 from tests.pki.made import AT, ROLES, chain, unused_bit
 
 crypto = pytest.importorskip("OpenSSL.crypto", reason="pyOpenSSL is not installed")

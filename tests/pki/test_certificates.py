@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ccp.errors import ChainError
-from ccp.pki import certificates
-from ccp.pki.certificates import Certificate, _SignedCertificate
-from ccp.pki.names import names_match, parse_dn
-from ccp.sim.pki import CONTRACT, EXPLICIT_FALSE, Credential, build_certificate, build_root, subject_name
+from ccp.testing.pki import CONTRACT, EXPLICIT_FALSE, Credential, build_certificate, build_root, subject_name
+from ccp.x509 import certificates
+from ccp.x509.certificates import Certificate, _SignedCertificate
+from ccp.x509.names import names_match, parse_dn
 from tests.pki.made import AT, DAY, added, chain, forge, replaced, tlv, without
 from tests.pki.published import public_root, request_leaf, response_chains
 from tests.pki.random_chains import random_chains

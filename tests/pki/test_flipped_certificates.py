@@ -16,20 +16,19 @@ from typing import Any
 import pytest
 from cryptography import x509
 
-from ccp import advice
-from ccp.api.certificate import SCOPE_KEY, ClientCertificates
 from ccp.errors import CCPError, ChainError, NotAuthenticated
 from ccp.exi.iso2 import X509IssuerSerial
 from ccp.ids import PCID
-from ccp.installation import InstallationRequest
-from ccp.neighbours import RootCertificatePool, _provisioning_chain, key_fingerprint
-from ccp.pki import statements
-from ccp.pki.certificates import Certificate
-from ccp.pki.distribution import names_for
-from ccp.pki.paths import Profile, Role, TrustAnchors, Usage, check_root
-from ccp.sim.pki import CONTRACT, PKI, build_pki
-from ccp.trust import _usable, is_self_issued, trusted
-from ccp.wire import b64
+from ccp.schemas.wire import b64
+from ccp.server.external.neighbours import RootCertificatePool, _provisioning_chain, key_fingerprint
+from ccp.server.http.client_certificate import SCOPE_KEY, ClientCertificates
+from ccp.server.trust.anchors import _usable, is_self_issued, trusted
+from ccp.testing.pki import CONTRACT, PKI, build_pki
+from ccp.verify import InstallationRequest, lint
+from ccp.x509 import crl_ocsp
+from ccp.x509.certificates import Certificate
+from ccp.x509.distribution_points import names_for
+from ccp.x509.path_validation import Profile, Role, TrustAnchors, Usage, check_root
 from tests.pki.made import AT, der, forge, replaced, tlv
 from tests.pki.rich import rich_extensions, rich_pki
 
@@ -60,9 +59,9 @@ def readings(certificate: Certificate, issuer: Certificate) -> Iterator[Callable
     yield lambda: key_fingerprint(certificate)
     yield lambda: names_for(certificate, URL)
     yield lambda: check_root(certificate)
-    yield lambda: statements.build_ocsp_request(certificate, issuer)
-    yield lambda: statements.build_ocsp_request(issuer, certificate, sha256=True)
-    yield lambda: statements.read_crl(b"0", certificate, AT)
+    yield lambda: crl_ocsp.build_ocsp_request(certificate, issuer)
+    yield lambda: crl_ocsp.build_ocsp_request(issuer, certificate, sha256=True)
+    yield lambda: crl_ocsp.read_crl(b"0", certificate, AT)
     for usage in Usage:
         yield lambda usage=usage: TrustAnchors.build([(Role.V2G, issuer)]).verify(
             certificate, (certificate,), usage=usage, at=AT, profile=Profile.ISO20
@@ -133,7 +132,7 @@ def test_an_anchor_whose_name_cannot_be_read_matches_no_root_of_a_vehicle(tag: i
         (),
         1,  # type: ignore[arg-type]
     )
-    warnings_of = advice.on_request(request, TrustAnchors.build([(Role.V2G, forged)]))
+    warnings_of = lint.on_request(request, TrustAnchors.build([(Role.V2G, forged)]))
     assert len(warnings_of) == 1
     assert "is not known here" in warnings_of[0]
     child = forge(root.certificate, root.key, lambda tbs: setattr(tbs, "issuer", tlv(0x30, odd)))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from ccp.errors import ConfigurationError
-from ccp.pki.certificates import Certificate
-from ccp.pki.evidence import Key, Rules, key_of
-from ccp.pki.issuer_map import IssuerMap, parse_issuer
-from ccp.settings import load
+from ccp.server.settings import load
+from ccp.x509.certificates import Certificate
+from ccp.x509.issuer_map import IssuerMap, parse_issuer
+from ccp.x509.revocation_policy import Key, Rules, key_of
 from tests.pki.made import chain, content, forge, respelled, tlv, twin
 
 

@@ -11,13 +11,13 @@ import pytest
 from cryptography.x509.oid import ExtensionOID
 
 from ccp.errors import ChainError
-from ccp.pki import canonical
-from ccp.pki.canonical import canonical_name, fold, same_name
-from ccp.pki.certificates import Certificate
-from ccp.pki.der import DERError
-from ccp.pki.paths import Profile, Role, TrustAnchors, Usage
-from ccp.sim.pki import subject_name
-from ccp.trust import is_self_issued
+from ccp.server.trust.anchors import is_self_issued
+from ccp.testing.pki import subject_name
+from ccp.x509 import canonical_names
+from ccp.x509.canonical_names import canonical_name, fold, same_name
+from ccp.x509.certificates import Certificate
+from ccp.x509.der import DERError
+from ccp.x509.path_validation import Profile, Role, TrustAnchors, Usage
 from tests.pki.made import AT, Chain, added, chain, content, der, forge, respelled, tlv, without
 
 util = pytest.importorskip("OpenSSL._util", reason="pyOpenSSL is not installed")
@@ -84,9 +84,9 @@ def test_what_is_no_name_is_never_read_as_one() -> None:
 
 
 def test_the_memory_of_canonical_names_is_bounded() -> None:
-    for number in range(canonical._MAX_KNOWN + 10):
+    for number in range(canonical_names._MAX_KNOWN + 10):
         canonical_name(subject_name(str(number)).public_bytes()[2:])
-    assert len(canonical._KNOWN) <= canonical._MAX_KNOWN
+    assert len(canonical_names._KNOWN) <= canonical_names._MAX_KNOWN
 
 
 def test_folding_keeps_letters_that_are_not_ascii() -> None:

@@ -12,7 +12,7 @@ from collections import Counter
 import pytest
 
 from ccp.errors import ChainError
-from ccp.pki.paths import Profile
+from ccp.x509.path_validation import Profile
 from tests.pki.random_chains import RandomChain, random_chains
 
 crypto = pytest.importorskip("OpenSSL.crypto", reason="pyOpenSSL is not installed")

@@ -11,10 +11,7 @@ from cryptography import x509
 from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
 from ccp.errors import ChainError, ExpiredError
-from ccp.pki import paths
-from ccp.pki.certificates import Certificate
-from ccp.pki.paths import Profile, Role, TrustAnchors, Usage, VerifiedChain
-from ccp.sim.pki import (
+from ccp.testing.pki import (
     CONTRACT,
     CPS,
     EXPLICIT_FALSE,
@@ -28,6 +25,9 @@ from ccp.sim.pki import (
     build_root,
     subject_name,
 )
+from ccp.x509 import path_validation
+from ccp.x509.certificates import Certificate
+from ccp.x509.path_validation import Profile, Role, TrustAnchors, Usage, VerifiedChain
 from tests.pki.made import AT, DAY, LEAVES, chain, forge, without
 from tests.pki.published import public_root, response_chains
 
@@ -282,7 +282,7 @@ def test_a_chain_remembered_for_one_usage_or_edition_says_nothing_about_another(
 
 
 def test_the_memory_of_chains_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(paths, "_CACHE_SIZE", 3)
+    monkeypatch.setattr(path_validation, "_CACHE_SIZE", 3)
     root = build_root("Root", at=AT)
     anchors = TrustAnchors.build([(Role.EMSP, root.certificate)])
     for _ in range(8):

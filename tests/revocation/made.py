@@ -17,13 +17,14 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
-from ccp.outbound import Outbound
-from ccp.pki.certificates import Certificate
-from ccp.pki.paths import Profile, Usage, VerifiedChain
-from ccp.revocation import RevocationService
-from ccp.settings import Settings
-from ccp.sim.pki import PKI, Addresses, Algorithm, Credential, answer_ocsp, build_pki, sign_crl
-from ccp.store import Store, connect, schema
+from ccp.server.external.outbound import Outbound
+from ccp.server.settings import Settings
+from ccp.server.storage import Store, connect
+from ccp.server.storage.engine import schema
+from ccp.server.trust.revocation import RevocationService
+from ccp.testing.pki import PKI, Addresses, Algorithm, Credential, answer_ocsp, build_pki, sign_crl
+from ccp.x509.certificates import Certificate
+from ccp.x509.path_validation import Profile, Usage, VerifiedChain
 from tests.databases import fresh
 from tests.revocation.servers import Reply, Server
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from ccp.sim.pki import Credential
+from ccp.testing.pki import Credential
 
 
 @dataclass

@@ -7,10 +7,10 @@ from datetime import timedelta
 
 import pytest
 
-from ccp.crl_reading import SHORT_LIST, CRLReader
-from ccp.pki.evidence import EvidenceError
-from ccp.pki.statements import read_crl
-from ccp.sim.pki import sign_crl
+from ccp.server.trust.crl_reader import SHORT_LIST, CRLReader
+from ccp.testing.pki import sign_crl
+from ccp.x509.crl_ocsp import read_crl
+from ccp.x509.revocation_policy import EvidenceError
 from tests.revocation.made import AT, DAY, branch
 
 LATER = AT + timedelta(hours=1)

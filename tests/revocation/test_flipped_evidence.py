@@ -9,9 +9,9 @@ from datetime import UTC, datetime
 import pytest
 from cryptography import x509
 
-from ccp.pki.evidence import EvidenceError
-from ccp.pki.statements import is_ocsp_response, read_crl, read_ocsp
-from ccp.sim.pki import OCSP_RESPONDER, Algorithm
+from ccp.testing.pki import OCSP_RESPONDER, Algorithm
+from ccp.x509.crl_ocsp import is_ocsp_response, read_crl, read_ocsp
+from ccp.x509.revocation_policy import EvidenceError
 from tests.revocation.made import ALGORITHMS, AT, answer, branch, crl
 
 COUNT = int(os.environ.get("CCP_BIT_FLIPS", "1500"))

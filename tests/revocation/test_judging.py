@@ -10,7 +10,9 @@ from datetime import datetime, timedelta
 import pytest
 
 from ccp.errors import CCPError, RevokedError, Unavailable, VerificationError
-from ccp.pki.evidence import (
+from ccp.server.storage.queries import revocation as questions
+from ccp.testing.pki import Addresses
+from ccp.x509.revocation_policy import (
     AskedLater,
     Evidence,
     Key,
@@ -27,8 +29,6 @@ from ccp.pki.evidence import (
     keys_of,
     load_keys,
 )
-from ccp.sim.pki import Addresses
-from ccp.store import evidence as questions
 from tests.databases import knows_sqlite
 from tests.revocation.made import AT, DAY, HOUR, Bench, Branch, branch, run
 

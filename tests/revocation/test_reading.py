@@ -9,10 +9,19 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from ccp.pki.certificates import Certificate
-from ccp.pki.evidence import EvidenceError, Status
-from ccp.pki.statements import CLOCK_SKEW, WITHOUT_NEXT_UPDATE, build_ocsp_request, read_crl, read_ocsp
-from ccp.sim.pki import CONTRACT, EXPLICIT_FALSE, OCSP_RESPONDER, SUB_CA2, Addresses, Algorithm, Template, build_root
+from ccp.testing.pki import (
+    CONTRACT,
+    EXPLICIT_FALSE,
+    OCSP_RESPONDER,
+    SUB_CA2,
+    Addresses,
+    Algorithm,
+    Template,
+    build_root,
+)
+from ccp.x509.certificates import Certificate
+from ccp.x509.crl_ocsp import CLOCK_SKEW, WITHOUT_NEXT_UPDATE, build_ocsp_request, read_crl, read_ocsp
+from ccp.x509.revocation_policy import EvidenceError, Status
 from tests.pki.made import forge, tampered
 from tests.revocation.made import ALGORITHMS, AT, DAY, HOUR, Branch, answer, branch, crl
 

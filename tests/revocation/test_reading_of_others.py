@@ -11,11 +11,11 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
-from ccp.pki.certificates import Certificate
-from ccp.pki.distribution import names_for
-from ccp.pki.evidence import EvidenceError, Status
-from ccp.pki.statements import read_crl, read_ocsp
-from ccp.sim.pki import CONTRACT, OCSP_RESPONDER, Template, build_root, subject_name
+from ccp.testing.pki import CONTRACT, OCSP_RESPONDER, Template, build_root, subject_name
+from ccp.x509.certificates import Certificate
+from ccp.x509.crl_ocsp import read_crl, read_ocsp
+from ccp.x509.distribution_points import names_for
+from ccp.x509.revocation_policy import EvidenceError, Status
 from tests.pki.made import content, forge, respelled, tlv
 from tests.revocation.made import AT, DAY, Branch, answer, branch, crl, ocsp_response, unused
 

@@ -6,9 +6,9 @@ from datetime import timedelta
 
 import pytest
 
-from ccp.pki.evidence import Evidence, Key, Known, RevocationList, Rules, Status
-from ccp.store import evidence as questions
-from ccp.store.evidence import Recent
+from ccp.server.storage.queries import revocation as questions
+from ccp.server.storage.queries.revocation import Recent
+from ccp.x509.revocation_policy import Evidence, Key, Known, RevocationList, Rules, Status
 from tests.revocation.made import AT, HOUR
 from tests.store.conftest import url
 from tests.store.made import read, write

@@ -11,15 +11,15 @@ from pathlib import Path
 import pytest
 from cryptography.x509 import ocsp
 
-from ccp import revocation
-from ccp.background import BackgroundTasks
 from ccp.errors import RevokedError, Unavailable, VerificationError
-from ccp.pki.evidence import Key, Status, check_keys, dump_keys, key_of, keys_of, load_keys
-from ccp.pki.paths import Profile, Usage
-from ccp.sim.pki import OCSP_RESPONDER, Addresses, Algorithm, build_pki, sign_crl
-from ccp.store import evidence as questions
-from ccp.store.anchors import add
-from ccp.trust import Role, trusted
+from ccp.server.background import BackgroundTasks
+from ccp.server.storage.queries import revocation as questions
+from ccp.server.storage.queries.anchors import add
+from ccp.server.trust import revocation
+from ccp.server.trust.anchors import Role, trusted
+from ccp.testing.pki import OCSP_RESPONDER, Addresses, Algorithm, build_pki, sign_crl
+from ccp.x509.path_validation import Profile, Usage
+from ccp.x509.revocation_policy import Key, Status, check_keys, dump_keys, key_of, keys_of, load_keys
 from tests.revocation.made import (
     ALGORITHMS,
     AT,

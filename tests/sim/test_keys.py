@@ -26,8 +26,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtensionOID
 
 from ccp.errors import KeyMaterialError
-from ccp.pki.certificates import Certificate
-from ccp.sim.keys import (
+from ccp.testing.contract_keys import (
     Curve,
     EncryptedKey,
     associated_data,
@@ -38,7 +37,8 @@ from ccp.sim.keys import (
     montgomery_u,
     secret_scalar,
 )
-from ccp.sim.pki import PKI, Algorithm, Credential, agreement_public_key, build_pki
+from ccp.testing.pki import PKI, Algorithm, Credential, agreement_public_key, build_pki
+from ccp.x509.certificates import Certificate
 from tests.pki.made import AT, forge, replaced, without
 
 PCID = "WP0ABC00000000001"

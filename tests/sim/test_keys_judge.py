@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
-from ccp.sim.keys import EncryptedKey
-from ccp.sim.pki import Credential
+from ccp.testing.contract_keys import EncryptedKey
+from ccp.testing.pki import Credential
 from tests.sim.test_keys import Party, party, read_iso2, sent_iso2
 
 FOLDER = Path(os.environ.get("CCP_JUDGE_DIR") or Path(__file__).resolve().parents[2] / ".judge")

@@ -12,8 +12,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.x448 import X448PrivateKey, X448PublicKey
 
 from ccp.errors import ChainError, KeyMaterialError
-from ccp.pki.paths import Profile, Usage
-from ccp.sim.pki import (
+from ccp.testing.pki import (
     CONTRACT,
     PKI,
     SUBJECT_ALT_PUBLIC_KEY_INFO,
@@ -23,6 +22,7 @@ from ccp.sim.pki import (
     algorithm_of,
     build_pki,
 )
+from ccp.x509.path_validation import Profile, Usage
 from tests.pki.made import AT, added, forge
 
 ALGORITHMS: list[Algorithm] = ["P-256", "P-521", "Ed448"]

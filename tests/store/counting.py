@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from ccp.store import Store
-from ccp.store.steps import Row, Statement, Steps, T
+from ccp.server.storage import Store
+from ccp.server.storage.engine.query import Row, Statement, Steps, T
 
 
 @dataclass

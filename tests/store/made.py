@@ -10,12 +10,14 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ccp import purging
-from ccp.contracts import SignedContract
-from ccp.defaults import VehicleRules
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
-from ccp.store import Store, connect, contracts, schema
-from ccp.store.steps import Row, Statement, Steps
+from ccp.server.domain.contracts import SignedContract
+from ccp.server.domain.default_contracts import VehicleRules
+from ccp.server.pool import purging
+from ccp.server.storage import Store, connect
+from ccp.server.storage.engine import schema
+from ccp.server.storage.engine.query import Row, Statement, Steps
+from ccp.server.storage.queries import contracts
 from tests.databases import sql
 
 AT = datetime(2026, 3, 1, 12, 0, 0, 250_000, tzinfo=UTC)

@@ -6,9 +6,9 @@ import sqlite3
 from contextlib import closing
 from typing import Any, TypeVar
 
-from ccp.store import schema
-from ccp.store.sqlite_steps import _dialect
-from ccp.store.steps import Row, Steps
+from ccp.server.storage.engine import schema
+from ccp.server.storage.engine.query import Row, Steps
+from ccp.server.storage.engine.sqlite_connection import _dialect
 from tests.databases import aside, sql
 
 T = TypeVar("T")

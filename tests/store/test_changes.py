@@ -10,13 +10,14 @@ from pathlib import Path
 import pytest
 from alembic import command
 
-from ccp import change_feed
-from ccp.change_feed import ChangeFeed
 from ccp.errors import Conflict
-from ccp.parties import Party, Role
-from ccp.store import Store, changes, parties, schema
-from ccp.store.changes import Topic
-from ccp.store.steps import Steps
+from ccp.server.domain.parties import Party, Role
+from ccp.server.storage import Store, change_feed
+from ccp.server.storage.change_feed import ChangeFeed
+from ccp.server.storage.engine import schema
+from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.queries import change_counters, parties
+from ccp.server.storage.queries.change_counters import Topic
 from tests.databases import sql
 from tests.store.made import AT, opened, read, statements, write
 from tests.world import party
@@ -41,18 +42,18 @@ class Seen:
 
 def recorded(*keys: str, topic: Topic = Topic.WEBHOOKS) -> Steps[None]:
     for key in keys:
-        yield from changes.record(topic, key)
+        yield from change_counters.record(topic, key)
 
 
 def test_the_log_has_each_change_under_its_number_and_keeps_the_latest(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(changes, "KEPT", 3)
+    monkeypatch.setattr(change_counters, "KEPT", 3)
     write(url, recorded("a", "b"), recorded("c", topic=Topic.PARTIES), recorded("d", "e"))
-    assert read(url, changes.entries(Topic.WEBHOOKS, 0, 10)) == [(2, "b"), (3, "d"), (4, "e")]
-    assert read(url, changes.entries(Topic.WEBHOOKS, 2, 1)) == [(3, "d")]
-    assert read(url, changes.entries(Topic.PARTIES, 0, 10)) == [(1, "c")]
-    assert read(url, changes.numbers()) == {"webhooks": 4, "parties": 1}
+    assert read(url, change_counters.entries(Topic.WEBHOOKS, 0, 10)) == [(2, "b"), (3, "d"), (4, "e")]
+    assert read(url, change_counters.entries(Topic.WEBHOOKS, 2, 1)) == [(3, "d")]
+    assert read(url, change_counters.entries(Topic.PARTIES, 0, 10)) == [(1, "c")]
+    assert read(url, change_counters.numbers()) == {"webhooks": 4, "parties": 1}
 
 
 def test_a_change_that_is_taken_back_leaves_its_number_to_the_next_one(url: str) -> None:
@@ -66,14 +67,14 @@ def test_a_change_that_is_taken_back_leaves_its_number_to_the_next_one(url: str)
     with pytest.raises(Conflict):
         write(url, failing())
     write(url, parties.add(party("two", Role.CPO), "hash", AT))
-    assert read(url, changes.entries(Topic.PARTIES, 0, 10)) == [(1, "one"), (2, "two")]
+    assert read(url, change_counters.entries(Topic.PARTIES, 0, 10)) == [(1, "one"), (2, "two")]
 
 
 def test_no_number_is_seen_before_a_smaller_one_however_long_its_change_takes(postgres: object) -> None:
     url: str = postgres.emptied()  # type: ignore[attr-defined]
 
     def slow(key: str, seconds: float) -> Steps[None]:
-        yield from changes.record(Topic.WEBHOOKS, key)
+        yield from change_counters.record(Topic.WEBHOOKS, key)
         yield f"select pg_sleep({seconds})", ()
 
     async def run() -> None:
@@ -81,7 +82,7 @@ def test_no_number_is_seen_before_a_smaller_one_however_long_its_change_takes(po
             writing = asyncio.gather(*(store.write(slow(str(n), 0.02 * (n % 3))) for n in range(30)))
             seen: list[int] = []
             while not writing.done():
-                found = [number for number, _ in await store.read(changes.entries(Topic.WEBHOOKS, 0, 100))]
+                found = [number for number, _ in await store.read(change_counters.entries(Topic.WEBHOOKS, 0, 100))]
                 assert found == list(range(1, len(found) + 1)), "a gap would be taken for a change without an entry"
                 seen.append(len(found))
             await writing

@@ -11,10 +11,11 @@ from multiprocessing.queues import Queue
 import pytest
 
 from ccp.errors import ConfigurationError
-from ccp.pki.evidence import Evidence, Key, RevocationList, Rules, Status
-from ccp.store import citus, contracts, evidence, schema
-from ccp.store.contracts import Published
-from ccp.store.vehicles import withdraw_vehicle
+from ccp.server.storage.engine import citus, schema
+from ccp.server.storage.queries import contracts, revocation
+from ccp.server.storage.queries.contracts import Published
+from ccp.server.storage.queries.vehicles import withdraw_vehicle
+from ccp.x509.revocation_policy import Evidence, Key, RevocationList, Rules, Status
 from tests.databases import Server, has_citus, sql
 from tests.store.made import (
     AT,
@@ -124,20 +125,20 @@ def test_revoked_and_expired_contracts_are_found_and_removed_on_a_cluster(url: s
     write(url, contracts.publish(variant(SECOND_CONTRACT, valid_to=AT - DAY), AT))
     write(url, contracts.publish(variant(THIRD, OTHER_CAR), AT))
     revoked = RevocationList(ISSUER, None, AT, AT + DAY, dict.fromkeys(range(500), AT))
-    loaded = evidence.load_crl(
+    loaded = revocation.load_crl(
         revoked, url="http://crl.example", issuer_certificate=b"der", etag=None, last_modified=None, at=AT,
         refresh_at=AT + DAY,
     )  # fmt: skip
     assert write(url, loaded) is True
-    assert write(url, evidence.learn(Evidence(ISSUER, 9, Status.GOOD, AT, AT + DAY, None, "OCSP"))) is False
-    known = read(url, evidence.known(keys, Rules()))
+    assert write(url, revocation.learn(Evidence(ISSUER, 9, Status.GOOD, AT, AT + DAY, None, "OCSP"))) is False
+    known = read(url, revocation.known(keys, Rules()))
     assert known.evidence[ISSUER, 7].status is Status.REVOKED
     assert set(candidates(url, AT)) == {FIRST, SECOND_CONTRACT}
     assert read(url, contracts.spent(FIRST, AT)) == (CAR, "revoked")
     assert write(url, contracts.cleanse(FIRST, AT, AT)).reason == "revoked"
     assert write(url, contracts.cleanse(SECOND_CONTRACT, AT, AT)).reason == "expired"
     assert write(url, contracts.cleanse(THIRD, AT, AT + timedelta(1))) is None
-    assert write(url, evidence.due_crls(AT + 2 * DAY, AT + 3 * DAY, 10)) != []
+    assert write(url, revocation.due_crls(AT + 2 * DAY, AT + 3 * DAY, 10)) != []
 
 
 @needs_citus

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from ccp import purging
-from ccp.contracts import SignedContract
-from ccp.defaults import VehicleRules
 from ccp.errors import LimitExceeded, MismatchError, NotFound
 from ccp.ids import EMAID, PCID, Namespace
-from ccp.store import contracts, vehicles
-from ccp.store.contracts import Published, instant, microseconds
-from ccp.store.steps import Steps
+from ccp.server.domain.contracts import SignedContract
+from ccp.server.domain.default_contracts import VehicleRules
+from ccp.server.pool import purging
+from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.queries import contracts, vehicles
+from ccp.server.storage.queries.contracts import Published, instant, microseconds
 from tests.store.made import (
     AT,
     CAR,

@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
-from ccp.contracts import SignedContract
 from ccp.errors import NotFound, Unavailable
 from ccp.ids import EMAID, PCID
-from ccp.store import Store, contracts, schema, sqlite_writer
-from ccp.store.steps import Row, Steps
+from ccp.server.domain.contracts import SignedContract
+from ccp.server.storage import Store
+from ccp.server.storage.engine import schema, sqlite_writer
+from ccp.server.storage.engine.query import Row, Steps
+from ccp.server.storage.queries import contracts
 from tests.store.made import (
     AT,
     CAR,

@@ -13,32 +13,33 @@ from typing import Any
 
 import pytest
 
-from ccp.defaults import VehicleRules
 from ccp.ids import EMAID, PCID, Namespace
-from ccp.parties import Party
-from ccp.pki.evidence import Key, Rules
-from ccp.store import (
+from ccp.server.domain.default_contracts import VehicleRules
+from ccp.server.domain.parties import Party
+from ccp.server.storage.engine.query import Question, Steps
+from ccp.server.storage.queries import (
     audit,
-    changes,
+    change_counters,
     contracts,
     due_deliveries,
     erasure,
     events,
-    evidence,
     parties,
     purging,
+    revocation,
     secrets,
     subscribers,
     vehicles,
 )
-from ccp.store.changes import Topic
-from ccp.store.steps import Question, Steps
+from ccp.server.storage.queries.change_counters import Topic
+from ccp.x509.revocation_policy import Key, Rules
 from tests.store.made import AT, new_database, variant, write
 from tests.store.plans import asked, plan
 
-SOURCES = Path(contracts.__file__).parents[1]
-COMMANDS = ("cli", "sim", "bulk", "client", "audit.py")
-"""What runs in a process of its own, where no request waits. `ccp.audit` walks through the trail for commands alone."""
+SOURCES = Path(contracts.__file__).parents[2]
+COMMANDS = ("sandbox", "bulk", "audit/trail.py")
+"""What runs in a process of its own, where no request waits. `ccp.server.audit.trail` walks through the trail for
+commands alone."""
 
 E, P = EMAID("DEEXAE00000001"), PCID("WEX0LOOP000000001")
 LONG = "long"
@@ -47,18 +48,18 @@ SMALL = "of a table that the operator fills, or of one row"
 QUESTIONS: dict[str, Any] = {
     "_revision": SMALL,
     "anchors.every": SMALL,
-    "keys.every": SMALL,
+    "signing_keys.every": SMALL,
     "peers questions.every": SMALL,
     "issuer_certificates.every": SMALL,
-    "changes.numbers": SMALL,
-    "changes.entries": changes.entries(Topic.PARTIES, 1, 200),
+    "change_counters.numbers": SMALL,
+    "change_counters.entries": change_counters.entries(Topic.PARTIES, 1, 200),
     "questions.changed": subscribers.changed(Topic.PARTIES, 1, 2),
     "questions.page": subscribers.page("", 200),
     "parties.page": parties.page("", 200),
     "parties.changed": parties.changed(1, 2),
     "parties.find_named": parties.find_named("Example"),
     "parties.secrets_of": parties.secrets_of("example", AT),
-    "register question": parties.lives("example", AT),
+    "party_registry question": parties.lives("example", AT),
     "webhooks question": events.webhooks("example"),
     "events.webhook": events.webhook("example"),
     "owned": events.webhook("example"),
@@ -75,9 +76,9 @@ QUESTIONS: dict[str, Any] = {
     "questions.by_vehicle_and_emaid": contracts.by_vehicle_and_emaid(P, E),
     "questions.spent": contracts.spent(E, AT),
     "contracts.check_publication": contracts.check_publication(E, P, AT, AT, VehicleRules()),
-    "evidence.known": evidence.known([Key("issuer", 1, None)], Rules()),
-    "questions.known": evidence.known([Key("issuer", 1, ("http://crl.example/",))], Rules()),
-    "questions.crl": evidence.crl("issuer", "http://crl.example/"),
+    "evidence.known": revocation.known([Key("issuer", 1, None)], Rules()),
+    "questions.known": revocation.known([Key("issuer", 1, ("http://crl.example/",))], Rules()),
+    "questions.crl": revocation.crl("issuer", "http://crl.example/"),
     "still": SMALL,
     "questions.find": secrets.find("example"),
     "erasure.watched": LONG,
@@ -110,7 +111,7 @@ def reads() -> dict[str, str]:
     found = {}
     for path in sorted(SOURCES.rglob("*.py")):
         place = path.relative_to(SOURCES)
-        if place.parts[0] in COMMANDS:
+        if place.parts[0] in COMMANDS or str(place) in COMMANDS:
             continue
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "read"):

@@ -7,13 +7,14 @@ from typing import Any
 
 import pytest
 
-from ccp.contracts import SignedContract
 from ccp.errors import NotFound, Unavailable
 from ccp.ids import EMAID, PCID, Namespace
-from ccp.pki.evidence import Key, Rules
-from ccp.store import Store, contracts, evidence
-from ccp.store.gathering import Gathering
-from ccp.store.steps import Row, Steps, gathered
+from ccp.server.domain.contracts import SignedContract
+from ccp.server.storage import Store
+from ccp.server.storage.engine.query import Row, Steps, gathered
+from ccp.server.storage.engine.query_batching import Gathering
+from ccp.server.storage.queries import contracts, revocation
+from ccp.x509.revocation_policy import Key, Rules
 from tests.store.made import AT, opened, statements, variant, with_store, write
 from tests.store.proxy import between
 
@@ -51,7 +52,7 @@ def test_what_is_found_together_is_what_is_found_alone(filled: str) -> None:
             lambda car: contracts.waiting(car, Namespace.ISO20),
             lambda car: contracts.by_emaid(contract_of(car).emaid),
             lambda car: contracts.by_vehicle_and_emaid(car, contract_of(car).emaid),
-            lambda car: evidence.known([Key("issuer", CARS.index(car), ("http://crl.example",))], Rules()),
+            lambda car: revocation.known([Key("issuer", CARS.index(car), ("http://crl.example",))], Rules()),
         ):
             together = await asyncio.gather(*(store.read(question(car)) for car in CARS))
             alone = [await store.read(question(car)) for car in CARS]

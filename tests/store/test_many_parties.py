@@ -8,14 +8,15 @@ from dataclasses import replace
 import pytest
 
 from ccp.errors import CCPError
-from ccp.events import Subscribers
-from ccp.parties import Party, Role
-from ccp.register import Actor, Register
-from ccp.store import contracts, events, sqlite_steps
-from ccp.store import parties as questions
-from ccp.store.steps import Row, Steps
-from ccp.subscriptions import EventKind
-from ccp.tokens import Authority
+from ccp.server.access.authorization_server import Authority
+from ccp.server.access.party_registry import Actor, Register
+from ccp.server.domain.parties import Party, Role
+from ccp.server.domain.subscriptions import EventKind
+from ccp.server.events import Subscribers
+from ccp.server.storage.engine import sqlite_connection
+from ccp.server.storage.engine.query import Row, Steps
+from ccp.server.storage.queries import contracts, events
+from ccp.server.storage.queries import parties as questions
 from tests.databases import sql
 from tests.events.receiver import webhook
 from tests.store.counting import CountingStore
@@ -101,7 +102,7 @@ def test_edits_refreshes_and_fan_outs_read_as_much_among_many_parties_as_among_f
     assert sql(url, "select count(*) from delivery") == [(1,)]
     if url.startswith("sqlite:"):
         plans = {
-            statement: sql(url, f"explain query plan {sqlite_steps._dialect(statement)}", *parameters)
+            statement: sql(url, f"explain query plan {sqlite_connection._dialect(statement)}", *parameters)
             for statement, parameters in statements
         }
         small = ("change_count", "CONSTANT", "USING INDEX party_not_folded", "USING INDEX outbox_created_at")

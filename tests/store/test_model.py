@@ -14,12 +14,13 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from ccp.defaults import Default, after_publication
 from ccp.errors import NotFound
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
-from ccp.store import connect, contracts
-from ccp.store.contracts import Published
-from ccp.store.steps import Steps
+from ccp.server.domain.default_contracts import Default, after_publication
+from ccp.server.storage import connect
+from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.queries import contracts
+from ccp.server.storage.queries.contracts import Published
 from tests.databases import Server
 from tests.store.made import AT, OTHER_ROOT, ROOT, broken_invariants, new_database, sql, variant
 

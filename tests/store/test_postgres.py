@@ -9,12 +9,14 @@ from typing import Any
 import asyncpg
 import pytest
 
-from ccp.contracts import SignedContract
 from ccp.errors import FieldError, NotFound, Unavailable
 from ccp.ids import EMAID, PCID
-from ccp.store import Store, connect, contracts, postgres
-from ccp.store.steps import Steps, newest, repeatable
-from ccp.store.time_limits import REQUESTS, TimeLimits
+from ccp.server.domain.contracts import SignedContract
+from ccp.server.storage import Store, connect
+from ccp.server.storage.engine import postgres
+from ccp.server.storage.engine.query import Steps, newest, repeatable
+from ccp.server.storage.engine.time_limits import REQUESTS, TimeLimits
+from ccp.server.storage.queries import contracts
 from tests.databases import Server, sql
 from tests.store.made import (
     AT,

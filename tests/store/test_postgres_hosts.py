@@ -12,8 +12,9 @@ import asyncpg
 import pytest
 
 from ccp.errors import ConfigurationError, Unavailable
-from ccp.store import contracts, postgres_hosts
-from ccp.store.postgres_hosts import Hosts
+from ccp.server.storage.engine import postgres_hosts
+from ccp.server.storage.engine.postgres_hosts import Hosts
+from ccp.server.storage.queries import contracts
 from tests.databases import Server, replicated, sql
 from tests.store.made import AT, CAR, FIRST, variant
 from tests.store.proxy import between

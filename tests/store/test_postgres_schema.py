@@ -11,9 +11,11 @@ import asyncpg
 import pytest
 
 from ccp.errors import ConfigurationError
-from ccp.store import connect, contracts, schema
-from ccp.store.postgres import connect as connect_for_commands
-from ccp.store.schema import HEAD
+from ccp.server.storage import connect
+from ccp.server.storage.engine import schema
+from ccp.server.storage.engine.postgres import connect as connect_for_commands
+from ccp.server.storage.engine.schema import HEAD
+from ccp.server.storage.queries import contracts
 from tests.databases import Server, sql
 from tests.store.made import (
     AT,
@@ -83,7 +85,7 @@ def test_a_migration_may_take_longer_than_other_statements_of_commands(
 ) -> None:
     url = postgres.database()
     schema.downgrade(url, "0010")
-    monkeypatch.setattr("ccp.store.postgres_hosts.COMMAND_TIMEOUT", 1.0)
+    monkeypatch.setattr("ccp.server.storage.engine.postgres_hosts.COMMAND_TIMEOUT", 1.0)
     monkeypatch.setattr(connect_for_commands, "__defaults__", (1.0,))
 
     async def run() -> None:

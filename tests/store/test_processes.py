@@ -19,7 +19,9 @@ import pytest
 
 from ccp.errors import NotFound, Unavailable
 from ccp.ids import EMAID, PCID, Namespace
-from ccp.store import Store, contracts, keys, schema
+from ccp.server.storage import Store
+from ccp.server.storage.engine import schema
+from ccp.server.storage.queries import contracts, signing_keys
 from tests.databases import sql
 from tests.store.made import (
     AT,
@@ -124,7 +126,7 @@ def _ensure_key(url: str, kid: str, barrier: Any) -> None:
     async def run() -> None:
         async with opened(url) as store:
             barrier.wait(20)
-            await store.write(keys.ensure(keys.TokenKey(kid, "private", AT)))
+            await store.write(signing_keys.ensure(signing_keys.TokenKey(kid, "private", AT)))
 
     asyncio.run(run())
 

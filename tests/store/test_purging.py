@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from ccp.ids import EMAID, PCID
-from ccp.pki.evidence import Evidence, Key, Status
-from ccp.store import Store, contracts, evidence, vehicles
-from ccp.store import purging as queries
+from ccp.server.storage import Store
+from ccp.server.storage.queries import contracts, revocation, vehicles
+from ccp.server.storage.queries import purging as queries
+from ccp.x509.revocation_policy import Evidence, Key, Status
 from tests.store.made import AT, DAY, NO_LIMITS, SECOND, candidates, variant, with_store
 from tests.store.plans import as_if_large, plans
 
@@ -34,7 +35,7 @@ def contract(number: int, valid_to: datetime, began: datetime = AT) -> Any:
 
 def stated(number: int, status: Status) -> Any:
     revoked_at = AT - DAY if status is Status.REVOKED else None
-    return evidence.learn(Evidence(ISSUER, number, status, AT - DAY, AT + DAY, revoked_at, "OCSP"))
+    return revocation.learn(Evidence(ISSUER, number, status, AT - DAY, AT + DAY, revoked_at, "OCSP"))
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ import pytest
 
 from ccp.errors import Conflict, NotFound
 from ccp.ids import WMI, OperatorId, ProviderId
-from ccp.parties import Party, Role
-from ccp.store import anchors, changes, keys, parties
-from ccp.store.anchors import TrustedCertificate
-from ccp.store.keys import TokenKey
-from ccp.store.parties import Life, Secret
+from ccp.server.domain.parties import Party, Role
+from ccp.server.storage.queries import anchors, change_counters, parties, signing_keys
+from ccp.server.storage.queries.anchors import TrustedCertificate
+from ccp.server.storage.queries.parties import Life, Secret
+from ccp.server.storage.queries.signing_keys import TokenKey
 from tests.store.made import AT, SECOND, read, sql, write
 
 
@@ -204,10 +204,10 @@ def test_a_trusted_certificate_comes_back_as_it_was_added(url: str) -> None:
 
 def test_adding_what_is_trusted_already_changes_nothing(url: str) -> None:
     write(url, anchors.add(trusted("v2g")))
-    before = read(url, changes.numbers())
+    before = read(url, change_counters.numbers())
     assert write(url, anchors.add(trusted("v2g", label="renamed"))) is False
     assert read(url, anchors.every()) == [trusted("v2g")]
-    assert read(url, changes.numbers()) == before
+    assert read(url, change_counters.numbers()) == before
 
 
 def test_a_certificate_is_removed_for_one_role_or_for_all(url: str) -> None:
@@ -222,10 +222,10 @@ def test_removing_what_is_not_trusted_is_not_found_and_changes_nothing(
     url: str, fingerprint: str, role: str | None
 ) -> None:
     write(url, anchors.add(trusted("v2g")))
-    before = read(url, changes.numbers())
+    before = read(url, change_counters.numbers())
     with pytest.raises(NotFound, match=f"No certificate with the fingerprint {fingerprint} is trusted"):
         write(url, anchors.remove(fingerprint, role))
-    assert read(url, changes.numbers()) == before
+    assert read(url, change_counters.numbers()) == before
     assert len(read(url, anchors.every())) == 1
 
 
@@ -234,26 +234,26 @@ def test_removing_what_is_not_trusted_is_not_found_and_changes_nothing(
 
 def test_the_first_key_stays_whoever_comes_later(url: str) -> None:
     first = TokenKey("first", "private", AT)
-    write(url, keys.ensure(first), keys.ensure(TokenKey("second", "other", AT + SECOND)))
-    assert read(url, keys.every()) == [first]
+    write(url, signing_keys.ensure(first), signing_keys.ensure(TokenKey("second", "other", AT + SECOND)))
+    assert read(url, signing_keys.every()) == [first]
 
 
 def test_the_newest_key_is_told_first(url: str) -> None:
-    write(url, keys.ensure(TokenKey("old", "private", AT)))
+    write(url, signing_keys.ensure(TokenKey("old", "private", AT)))
     sql(
         url,
         "insert into token_key (kid, private_key, created_at) select 'new', private_key, created_at + 1 from token_key",
     )
-    assert [key.kid for key in read(url, keys.every())] == ["new", "old"]
-    assert read(url, keys.every())[0].created_at == AT + timedelta(microseconds=1)
+    assert [key.kid for key in read(url, signing_keys.every())] == ["new", "old"]
+    assert read(url, signing_keys.every())[0].created_at == AT + timedelta(microseconds=1)
 
 
 # --- Change counts ---------------------------------------------------------------------------------------------------
 
 
 def test_every_change_is_counted_under_its_topic_and_nothing_else_is(url: str) -> None:
-    assert read(url, changes.numbers()) == {"webhooks": 0}
+    assert read(url, change_counters.numbers()) == {"webhooks": 0}
     add(url, party("A", Role.CPO))
-    write(url, parties.disable("A"), anchors.add(trusted("v2g")), keys.ensure(TokenKey("k", "p", AT)))
-    write(url, anchors.remove("ab" * 32), keys.ensure(TokenKey("other", "p", AT)))
-    assert read(url, changes.numbers()) == {"parties": 2, "anchors": 2, "token_keys": 1, "webhooks": 0}
+    write(url, parties.disable("A"), anchors.add(trusted("v2g")), signing_keys.ensure(TokenKey("k", "p", AT)))
+    write(url, anchors.remove("ab" * 32), signing_keys.ensure(TokenKey("other", "p", AT)))
+    assert read(url, change_counters.numbers()) == {"parties": 2, "anchors": 2, "token_keys": 1, "webhooks": 0}

@@ -15,7 +15,9 @@ from alembic import command
 from alembic.script import ScriptDirectory
 
 from ccp.errors import ConfigurationError
-from ccp.store import connect, contracts, schema, sqlite_steps
+from ccp.server.storage import connect
+from ccp.server.storage.engine import schema, sqlite_connection
+from ccp.server.storage.queries import contracts
 from tests.store.made import AT, CAR, new_database, opened, read, sql, variant, with_store, write
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -182,7 +184,7 @@ def test_a_database_that_others_hold_is_refused_after_a_while_and_nothing_hangs(
     with closing(sqlite3.connect(tmp_path / "ccp.db", isolation_level=None)) as reader:
         reader.execute("begin")
         reader.execute("select * from vehicle").fetchall()
-        monkeypatch.setattr(sqlite_steps, "_OPEN_TIMEOUT", 0.2)
+        monkeypatch.setattr(sqlite_connection, "_OPEN_TIMEOUT", 0.2)
         with pytest.raises(ConfigurationError, match="cannot be opened: database is locked"):
             open_and_close(url)
     open_and_close(url)

@@ -12,10 +12,12 @@ from typing import Any
 import pytest
 
 from ccp.errors import Unavailable
-from ccp.store import Store, connect, contracts, time_limits
-from ccp.store.postgres import PostgresStore
-from ccp.store.steps import Overtaken, gathered, long_running, repeatable
-from ccp.store.time_limits import TimeLimits
+from ccp.server.storage import Store, connect
+from ccp.server.storage.engine import time_limits
+from ccp.server.storage.engine.postgres import PostgresStore
+from ccp.server.storage.engine.query import Overtaken, gathered, long_running, repeatable
+from ccp.server.storage.engine.time_limits import TimeLimits
+from ccp.server.storage.queries import contracts
 from tests.databases import Server, sql
 from tests.store.made import AT, CAR, FIRST, NO_LIMITS, statements, variant
 from tests.store.proxy import Proxy, between
@@ -160,7 +162,7 @@ def test_a_read_that_is_marked_has_more_time_than_a_request(url: str) -> None:
 
 
 def test_a_connection_that_was_idle_is_asked_before_it_is_used(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ccp.store.postgres_pool._TRUSTED", 0.0)
+    monkeypatch.setattr("ccp.server.storage.engine.postgres_pool._TRUSTED", 0.0)
 
     async def run() -> None:
         async with between(url) as proxy, opened(proxy.url, limits=TimeLimits(read=5)) as store:
@@ -232,7 +234,7 @@ def test_a_caller_that_goes_from_a_silent_server_leaves_no_place_taken(url: str)
 def test_a_connection_whose_caller_went_while_it_was_checked_is_closed(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ccp.store.postgres_pool._TRUSTED", 0.0)
+    monkeypatch.setattr("ccp.server.storage.engine.postgres_pool._TRUSTED", 0.0)
 
     async def run() -> None:
         async with between(url) as proxy, opened(proxy.url, connections=1, limits=TimeLimits(read=5)) as store:
@@ -273,7 +275,9 @@ async def gone(work: Awaitable[Any]) -> bool:
 
 
 def test_a_change_is_not_begun_again_when_its_time_is_over(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ccp.store.postgres.random.uniform", lambda *_: 100)  # The pause outlasts the time limit.
+    monkeypatch.setattr(
+        "ccp.server.storage.engine.postgres.random.uniform", lambda *_: 100
+    )  # The pause outlasts the time limit.
     tries = 0
 
     @repeatable
@@ -317,7 +321,7 @@ def test_long_reads_leave_connections_to_the_lookups_of_requests(url: str) -> No
 
 
 def test_a_long_read_behind_a_pooler_has_the_time_of_its_kind(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ccp.store.postgres_hosts.COMMAND_TIMEOUT", 0.5)
+    monkeypatch.setattr("ccp.server.storage.engine.postgres_hosts.COMMAND_TIMEOUT", 0.5)
 
     @long_running
     def slow() -> Any:

@@ -17,14 +17,16 @@ from typing import Any
 
 import pytest
 
-from ccp import threads
-from ccp.contracts import SignedContract
 from ccp.errors import Unavailable
 from ccp.ids import EMAID
-from ccp.store import Store, connect, contracts, sqlite_writer
-from ccp.store.steps import Steps, long_change, long_running
-from ccp.store.time_limits import NOT_CONFIRMED, NOT_READ, NOT_WRITTEN, REQUESTS, TimeLimits
-from ccp.store.turns import Turns
+from ccp.server.domain.contracts import SignedContract
+from ccp.server.runtime import threads
+from ccp.server.storage import Store, connect
+from ccp.server.storage.engine import sqlite_writer
+from ccp.server.storage.engine.query import Steps, long_change, long_running
+from ccp.server.storage.engine.time_limits import NOT_CONFIRMED, NOT_READ, NOT_WRITTEN, REQUESTS, TimeLimits
+from ccp.server.storage.engine.write_lock import Turns
+from ccp.server.storage.queries import contracts
 from tests.store.made import AT, CAR, FIRST, NO_LIMITS, new_database, sql, variant, with_store
 
 

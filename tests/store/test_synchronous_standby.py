@@ -12,8 +12,10 @@ from structlog.testing import CapturingLogger
 
 from ccp.errors import Unavailable
 from ccp.ids import EMAID, PCID
-from ccp.store import Store, contracts, postgres, synchronous_standby, time_limits
-from ccp.store.time_limits import TimeLimits
+from ccp.server.storage import Store
+from ccp.server.storage.engine import postgres, synchronous_standby, time_limits
+from ccp.server.storage.engine.time_limits import TimeLimits
+from ccp.server.storage.queries import contracts
 from tests.databases import Server, replicated, sql, wait_for_standby
 from tests.store.made import AT, CAR, NO_LIMITS, variant
 from tests.store.test_postgres import numbered, sessions, stored

@@ -8,15 +8,16 @@ from dataclasses import replace
 
 import pytest
 
-from ccp import change_feed, known_parties
-from ccp.events import Subscribers
-from ccp.events import subscribers as module
 from ccp.ids import EMAID, WMI, ProviderId
-from ccp.known_parties import KnownParties
-from ccp.parties import Party, Role
-from ccp.store import Store, events, parties
-from ccp.store.steps import Steps
-from ccp.subscriptions import EventKind, Webhook
+from ccp.server.access import party_cache
+from ccp.server.access.party_cache import KnownParties
+from ccp.server.domain.parties import Party, Role
+from ccp.server.domain.subscriptions import EventKind, Webhook
+from ccp.server.events import Subscribers
+from ccp.server.events import subscribers as module
+from ccp.server.storage import Store, change_feed
+from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.queries import events, parties
 from tests.events.receiver import webhook
 from tests.store.made import AT, opened, statements
 from tests.world import party
@@ -106,7 +107,7 @@ def test_after_any_changes_memory_is_what_reading_everything_gives(
 def test_reading_everything_gives_the_event_loop_back_between_portions(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for each in (module, known_parties):
+    for each in (module, party_cache):
         monkeypatch.setattr(each, "PORTION", 2)
 
     def many() -> Steps[None]:

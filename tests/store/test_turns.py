@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from ccp.store.turns import Turns
+from ccp.server.storage.engine.write_lock import Turns
 
 SPAWN = multiprocessing.get_context("spawn")
 LONG = 30.0

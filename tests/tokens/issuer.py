@@ -14,8 +14,8 @@ import httpx
 from joserfc import jws
 from joserfc.jwk import ECKey, KeySet, OKPKey, RSAKey
 
-from ccp.api.opnc import BASE
-from ccp.settings import IssuerSettings
+from ccp.server.http.routes.opnc import BASE
+from ccp.server.settings import IssuerSettings
 from tests.revocation.servers import Reply, Server, http_server
 from tests.world import Pool, new_emaid
 

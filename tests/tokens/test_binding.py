@@ -25,13 +25,14 @@ from cryptography.x509.oid import NameOID
 from joserfc import jws
 from joserfc.jwk import ECKey
 
-from ccp.api.certificate import read_header
-from ccp.api.opnc import BASE
 from ccp.ids import ProviderId
-from ccp.parties import Party, Role
-from ccp.sim.pki import PKI
-from ccp.store import parties, schema
-from ccp.tokens import hash_secret
+from ccp.server.access.authorization_server import hash_secret
+from ccp.server.domain.parties import Party, Role
+from ccp.server.http.client_certificate import read_header
+from ccp.server.http.routes.opnc import BASE
+from ccp.server.storage.engine import schema
+from ccp.server.storage.queries import parties
+from ccp.testing.pki import PKI
 from tests.api.answers import sentences
 from tests.cli.run import told
 from tests.cli.test_serving import free_port, serving

@@ -16,9 +16,9 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric import rsa
 from joserfc.jwk import ECKey, RSAKey
 
-from ccp.api.opnc import BASE
-from ccp.settings import IssuerSettings
-from ccp.sim.pki import PKI
+from ccp.server.http.routes.opnc import BASE
+from ccp.server.settings import IssuerSettings
+from ccp.testing.pki import PKI
 from tests.api.answers import sentences
 from tests.revocation.servers import Reply
 from tests.tokens.issuer import AUDIENCE, KEYS, FakeIssuer, encoded, fake_issuer, key, key_set, look, post, signed

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ccp.jose import Malformed, TokenError, UnknownKey, read, read_keys, verify
+from ccp.server.access.jose import Malformed, TokenError, UnknownKey, read, read_keys, verify
 from tests.tokens.issuer import encoded, key, key_set, signed
 
 HEADER = encoded(b'{"alg":"ES256","kid":"1"}')

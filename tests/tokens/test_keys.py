@@ -16,16 +16,19 @@ import httpx
 import pytest
 from joserfc import jws
 
-from ccp import settings, tokens
-from ccp.api.opnc import BASE
 from ccp.errors import NotAuthenticated, NotFound
 from ccp.ids import ProviderId
-from ccp.parties import Party, Role
-from ccp.settings import GREATEST_TOKEN_LIFETIME
-from ccp.store import Store, audit, connect, keys, parties, schema
-from ccp.store.keys import TokenKey, signing
-from ccp.store.steps import Steps
-from ccp.tokens import Authority, hash_secret
+from ccp.server import settings
+from ccp.server.access import authorization_server
+from ccp.server.access.authorization_server import Authority, hash_secret
+from ccp.server.domain.parties import Party, Role
+from ccp.server.http.routes.opnc import BASE
+from ccp.server.settings import GREATEST_TOKEN_LIFETIME
+from ccp.server.storage import Store, connect
+from ccp.server.storage.engine import schema
+from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.queries import audit, parties, signing_keys
+from ccp.server.storage.queries.signing_keys import TokenKey, signing
 from tests.cli.run import ccp as run
 from tests.cli.run import good, told
 from tests.cli.test_serving import free_port, serving
@@ -73,65 +76,65 @@ def url(tmp_path: Path) -> str:
 
 
 def kids(url: str) -> list[str]:
-    return [key.kid for key in read(url, keys.every())]
+    return [key.kid for key in read(url, signing_keys.every())]
 
 
 def test_rotating_retires_the_others_and_keeps_them_until_then(url: str) -> None:
     new = stored("new", AT + HOUR, AT + HOUR + 30 * SECOND)
-    write(url, keys.ensure(stored("old")), keys.rotate(new, AT + 2 * DAY, AT + HOUR))
-    assert read(url, keys.every()) == [new, stored("old", ends=AT + 2 * DAY)]
+    write(url, signing_keys.ensure(stored("old")), signing_keys.rotate(new, AT + 2 * DAY, AT + HOUR))
+    assert read(url, signing_keys.every()) == [new, stored("old", ends=AT + 2 * DAY)]
 
 
 def test_rotating_again_leaves_an_earlier_end_as_it_is_and_removes_what_is_past_it(url: str) -> None:
     write(
         url,
-        keys.ensure(stored("first")),
-        keys.rotate(stored("second", AT + HOUR), AT + DAY, AT + HOUR),
-        keys.rotate(stored("third", AT + 2 * HOUR), AT + 2 * DAY, AT + 2 * HOUR),
+        signing_keys.ensure(stored("first")),
+        signing_keys.rotate(stored("second", AT + HOUR), AT + DAY, AT + HOUR),
+        signing_keys.rotate(stored("third", AT + 2 * HOUR), AT + 2 * DAY, AT + 2 * HOUR),
     )
-    ends = {key.kid: key.retired_at for key in read(url, keys.every())}
+    ends = {key.kid: key.retired_at for key in read(url, signing_keys.every())}
     assert ends == {"third": None, "second": AT + 2 * DAY, "first": AT + DAY}
-    write(url, keys.rotate(stored("fourth", AT + DAY), AT + 3 * DAY, AT + DAY))
+    write(url, signing_keys.rotate(stored("fourth", AT + DAY), AT + 3 * DAY, AT + DAY))
     assert kids(url) == ["fourth", "third", "second"]
 
 
 def test_only_keys_that_are_older_than_they_may_be_are_rotated(url: str) -> None:
-    write(url, keys.ensure(stored("old")))
-    assert write(url, keys.rotate_old(stored("new", AT + DAY), AT - SECOND, AT + 2 * DAY, AT + DAY)) is False
-    assert write(url, keys.rotate_old(stored("new", AT + DAY), AT, AT + 2 * DAY, AT + DAY)) is True
-    assert write(url, keys.rotate_old(stored("newer", AT + DAY), AT, AT + 2 * DAY, AT + DAY)) is False
+    write(url, signing_keys.ensure(stored("old")))
+    assert write(url, signing_keys.rotate_old(stored("new", AT + DAY), AT - SECOND, AT + 2 * DAY, AT + DAY)) is False
+    assert write(url, signing_keys.rotate_old(stored("new", AT + DAY), AT, AT + 2 * DAY, AT + DAY)) is True
+    assert write(url, signing_keys.rotate_old(stored("newer", AT + DAY), AT, AT + 2 * DAY, AT + DAY)) is False
     assert kids(url) == ["new", "old"]
 
 
 def test_a_revoked_key_is_gone_and_another_goes_on_signing(url: str) -> None:
-    write(url, keys.ensure(stored("old")), keys.rotate(stored("new", AT + HOUR), AT + DAY, AT + HOUR))
-    assert write(url, keys.revoke("old", stored("spare"))) is False
+    write(url, signing_keys.ensure(stored("old")), signing_keys.rotate(stored("new", AT + HOUR), AT + DAY, AT + HOUR))
+    assert write(url, signing_keys.revoke("old", stored("spare"))) is False
     assert kids(url) == ["new"]
 
 
 @pytest.mark.parametrize("rotated", [False, True])
 def test_the_last_key_that_may_go_on_signing_is_not_revoked_without_a_new_one(url: str, rotated: bool) -> None:
-    write(url, keys.ensure(stored("old")))
+    write(url, signing_keys.ensure(stored("old")))
     if rotated:
-        write(url, keys.rotate(stored("new", AT + HOUR), AT + DAY, AT + HOUR))
-    assert write(url, keys.revoke("new" if rotated else "old", stored("spare", AT + 2 * HOUR))) is True
+        write(url, signing_keys.rotate(stored("new", AT + HOUR), AT + DAY, AT + HOUR))
+    assert write(url, signing_keys.revoke("new" if rotated else "old", stored("spare", AT + 2 * HOUR))) is True
     assert kids(url) == (["spare", "old"] if rotated else ["spare"])
 
 
 def test_revoking_a_key_that_is_not_there_is_not_found_and_changes_nothing(url: str) -> None:
-    write(url, keys.ensure(stored("old")))
+    write(url, signing_keys.ensure(stored("old")))
     before = sql(url, "select * from change_count")
     with pytest.raises(NotFound, match="There is no key other"):
-        write(url, keys.revoke("other", stored("spare")))
+        write(url, signing_keys.revoke("other", stored("spare")))
     assert (kids(url), sql(url, "select * from change_count")) == (["old"], before)
 
 
 def test_retired_keys_are_removed_and_nothing_is_counted_where_there_are_none(url: str) -> None:
-    write(url, keys.ensure(stored("old")), keys.rotate(stored("new", AT + HOUR), AT + DAY, AT + HOUR))
+    write(url, signing_keys.ensure(stored("old")), signing_keys.rotate(stored("new", AT + HOUR), AT + DAY, AT + HOUR))
     before = sql(url, "select * from change_count")
-    assert write(url, keys.remove_retired(AT + DAY - SECOND)) == 0
+    assert write(url, signing_keys.remove_retired(AT + DAY - SECOND)) == 0
     assert sql(url, "select * from change_count") == before
-    assert write(url, keys.remove_retired(AT + DAY)) == 1
+    assert write(url, signing_keys.remove_retired(AT + DAY)) == 1
     assert kids(url) == ["new"]
     assert sql(url, "select * from change_count") != before
 
@@ -148,9 +151,9 @@ def driven(steps: Steps[Any], *answers: list[Any]) -> list[str]:
 def test_a_worker_that_waited_for_anothers_rotation_or_first_key_looks_again_before_it_writes() -> None:
     """As it is on an engine with several writers: what was read before the lock may be old by the time of it."""
     old, new = ("old", "private", 0, None, None), ("new", "private", int(AT.timestamp() * 1_000_000), None, None)
-    rotating = keys.rotate_old(stored("mine", AT), AT - DAY, AT + DAY, AT)
+    rotating = signing_keys.rotate_old(stored("mine", AT), AT - DAY, AT + DAY, AT)
     assert driven(rotating, [old], [], [new, old]) == ["select kid,", "insert into", "select kid,"]
-    first = keys.ensure(stored("mine"))
+    first = signing_keys.ensure(stored("mine"))
     assert driven(first, [], [], [new]) == ["select kid,", "insert into", "select kid,"]
 
 
@@ -168,7 +171,7 @@ class Worker:
         self.authority = Authority(store, issuer=ISSUER, lifetime=3600)
 
     async def keys(self) -> list[TokenKey]:
-        return await self.store.read(keys.every())
+        return await self.store.read(signing_keys.every())
 
     async def token(self, at: datetime) -> str:
         return (await self.authority.issue("emsp", SECRET, at)).access_token
@@ -207,8 +210,8 @@ def test_of_many_workers_that_find_the_key_too_old_one_rotates_and_tells_the_aud
             await worker.store.close()
 
     asyncio.run(all_at_once())
-    new, old = read(registered, keys.every())
-    assert new.starts_at == AT + 31 * DAY + tokens.PUBLISHED_BEFORE
+    new, old = read(registered, signing_keys.every())
+    assert new.starts_at == AT + 31 * DAY + authorization_server.PUBLISHED_BEFORE
     assert old.retired_at is not None
     assert old.retired_at >= new.starts_at + timedelta(seconds=GREATEST_TOKEN_LIFETIME)
     rows = sql(registered, "select actor, subject from audit where action = 'key.rotated'")
@@ -221,7 +224,7 @@ def test_keys_are_not_rotated_by_age_where_the_setting_is_zero_but_retired_ones_
         await worker.authority.refresh_keys(AT)
         await worker.authority.replace_old_keys(0, AT + 1000 * DAY)
         assert len(await worker.keys()) == 1
-        await tokens.rotate(worker.store, "cli:test", AT)
+        await authorization_server.rotate(worker.store, "cli:test", AT)
         await worker.authority.replace_old_keys(0, AT + 1000 * DAY)
         await worker.store.close()
 
@@ -238,7 +241,7 @@ def test_a_token_of_a_key_that_a_worker_does_not_know_yet_is_looked_up_but_not_f
             await worker.authority.refresh_parties()
             await worker.authority.refresh_keys(AT)
         good = await second.token(AT)
-        await tokens.rotate(first.store, "cli:test", AT + SECOND, timedelta(0))
+        await authorization_server.rotate(first.store, "cli:test", AT + SECOND, timedelta(0))
         await first.authority.refresh_keys(AT)
         newest = await first.token(AT + SECOND)
         second.authority._loaded = time.monotonic()
@@ -265,7 +268,7 @@ def test_a_party_that_was_registered_just_now_is_served_before_the_worker_looks_
 def test_where_too_many_tokens_are_cached_the_oldest_is_forgotten_and_no_other(
     registered: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(tokens, "_CACHED_TOKENS", 3)
+    monkeypatch.setattr(authorization_server, "_CACHED_TOKENS", 3)
 
     async def fill() -> None:
         (worker,) = await workers(registered, 1)
@@ -307,7 +310,7 @@ def test_a_cached_token_ends_with_its_key_even_if_it_claims_to_last_longer(regis
         await worker.authority.refresh_keys(AT)
         worker.authority._lifetime = 365 * 86_400
         forged = await worker.token(AT)
-        await tokens.rotate(worker.store, "cli:test", AT)
+        await authorization_server.rotate(worker.store, "cli:test", AT)
         await worker.authority.refresh_keys(AT)
         (retired_at,) = [key.retired_at for key in await worker.keys() if key.retired_at is not None]
         assert await worker.takes(forged, retired_at - SECOND)
@@ -440,7 +443,7 @@ def environment(url: str) -> dict[str, str]:
 
 def test_keys_are_listed_rotated_and_revoked_by_command(url: str, environment: dict[str, str]) -> None:
     assert good("keys", "list", env=environment).lines == ["key  state  made  signs from  verifies until"]
-    write(url, keys.ensure(tokens.new_key(AT)))
+    write(url, signing_keys.ensure(authorization_server.new_key(AT)))
     (old,) = kids(url)
     out = good("keys", "rotate", env=environment).out
     new = next(kid for kid in kids(url) if kid != old)
@@ -460,11 +463,11 @@ def test_keys_are_listed_rotated_and_revoked_by_command(url: str, environment: d
 
 
 def test_no_new_key_is_named_like_an_option() -> None:
-    assert not [kid for kid in (tokens.new_key(AT).kid for _ in range(400)) if kid.startswith("-")]
+    assert not [kid for kid in (authorization_server.new_key(AT).kid for _ in range(400)) if kid.startswith("-")]
 
 
 def test_a_key_that_is_named_like_an_option_can_be_revoked(url: str, environment: dict[str, str]) -> None:
-    write(url, keys.ensure(replace(tokens.new_key(AT), kid="-E")))
+    write(url, signing_keys.ensure(replace(authorization_server.new_key(AT), kid="-E")))
     assert good("keys", "revoke", "--", "-E", env=environment).lines[0] == "-E is revoked."
 
 

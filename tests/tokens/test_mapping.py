@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from ccp import settings
 from ccp.errors import ConfigurationError
-from ccp.issuers import Issuers, check_files, find, party_of
-from ccp.jose import UnknownCaller, WrongClaim
-from ccp.outbound import Outbound
-from ccp.parties import CLIENT_ID_PATTERN, Role
-from ccp.settings import IssuerSettings
+from ccp.server import settings
+from ccp.server.access.jose import UnknownCaller, WrongClaim
+from ccp.server.access.trusted_issuers import Issuers, check_files, find, party_of
+from ccp.server.domain.parties import CLIENT_ID_PATTERN, Role
+from ccp.server.external.outbound import Outbound
+from ccp.server.settings import IssuerSettings
 from tests.cli.run import told
 from tests.tokens.issuer import key, key_set
 

@@ -6,9 +6,9 @@ import time
 
 import pytest
 
-from ccp.tokens import _matches as matches
-from ccp.tokens import _matching_hash as matching_hash
-from ccp.tokens import hash_secret, new_secret
+from ccp.server.access.authorization_server import _matches as matches
+from ccp.server.access.authorization_server import _matching_hash as matching_hash
+from ccp.server.access.authorization_server import hash_secret, new_secret
 
 
 def test_a_secret_is_kept_as_a_salted_argon2id_hash_that_it_alone_fits() -> None:

@@ -9,9 +9,9 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from ccp.pki.certificates import Certificate
-from ccp.sim.pki import ROOT as ROOT_TEMPLATE
-from ccp.sim.pki import build_certificate, build_root, generate_key, subject_name
+from ccp.testing.pki import ROOT as ROOT_TEMPLATE
+from ccp.testing.pki import build_certificate, build_root, generate_key, subject_name
+from ccp.x509.certificates import Certificate
 from tests.world import AT
 
 
@@ -48,7 +48,7 @@ def rsa_root(cn: str = "RSA Root") -> Certificate:
 
 def leaf_that_names_itself(cn: str = "No CA") -> Certificate:
     key = generate_key("P-256")
-    from ccp.sim.pki import CONTRACT
+    from ccp.testing.pki import CONTRACT
 
     return build_certificate(
         key.public_key(),

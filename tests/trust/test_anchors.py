@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from ccp.errors import ChainError, ConfigurationError
-from ccp.pki.paths import Role, TrustAnchors, check_root
-from ccp.sim.pki import PKI
-from ccp.trust import Expiry, expiry_warning, expiry_warnings, export, from_directory, trusted
+from ccp.server.trust.anchors import Expiry, expiry_warning, expiry_warnings, export, from_directory, trusted
+from ccp.testing.pki import PKI
+from ccp.x509.path_validation import Role, TrustAnchors, check_root
 from tests.trust.files import damaged, leaf_that_names_itself, root, rsa_root, signed_by_another
 from tests.world import AT
 

@@ -10,16 +10,18 @@ from typing import Any
 
 import pytest
 
-from ccp.background import BackgroundTasks
 from ccp.errors import UpstreamError
-from ccp.neighbours import RootCertificatePool
-from ccp.outbound import Outbound
-from ccp.pki.certificates import Certificate
-from ccp.pki.paths import Role
-from ccp.sim.pki import PKI
-from ccp.store import anchors, changes, connect, schema
-from ccp.store.steps import Steps
-from ccp.trust import Synchronised, synchronise, synchronising, trusted
+from ccp.server.background import BackgroundTasks
+from ccp.server.external.neighbours import RootCertificatePool
+from ccp.server.external.outbound import Outbound
+from ccp.server.storage import connect
+from ccp.server.storage.engine import schema
+from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.queries import anchors, change_counters
+from ccp.server.trust.anchors import Synchronised, synchronise, synchronising, trusted
+from ccp.testing.pki import PKI
+from ccp.x509.certificates import Certificate
+from ccp.x509.path_validation import Role
 from tests.neighbours.fakes import Call, Fake, Reply, json_answer, neighbour
 from tests.trust.files import damaged, leaf_that_names_itself, root, rsa_root, signed_by_another
 from tests.world import AT, b64
@@ -86,10 +88,10 @@ def test_additions_are_taken_over_for_the_roles_that_were_said_and_the_workers_a
     assert {(entry.role, entry.fingerprint) for entry in done.added} == expected
     assert set(world.held().values()) == {world.fake.url + "/rcp"}
     assert (done.gone, done.unusable, done.pruned) == ((), (), False)
-    assert world.write(changes.numbers())[changes.Topic.ANCHORS] == 3
+    assert world.write(change_counters.numbers())[change_counters.Topic.ANCHORS] == 3
     again = world.sync()
     assert (again.added, again.gone) == ((), ())
-    assert world.write(changes.numbers())[changes.Topic.ANCHORS] == 3
+    assert world.write(change_counters.numbers())[change_counters.Topic.ANCHORS] == 3
 
 
 def test_what_is_gone_is_told_and_stays_until_it_is_pruned(world: World) -> None:
@@ -184,8 +186,8 @@ def test_a_list_of_nothing_and_a_wrong_address_remove_nothing(world: World, path
 def test_the_schedule_adds_and_never_prunes_and_goes_on_after_failures(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ccp.trust._FIRST_SECONDS", 0.01)
-    monkeypatch.setattr("ccp.trust._RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("ccp.server.trust.anchors._FIRST_SECONDS", 0.01)
+    monkeypatch.setattr("ccp.server.trust.anchors._RETRY_SECONDS", 0.05)
     one, two, gone = root("One"), root("Two"), root("Gone")
     world.write(anchors.add(trusted(gone, Role.V2G, world.fake.url + "/rcp", AT)))
 

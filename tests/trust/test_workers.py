@@ -15,10 +15,10 @@ import httpx
 
 import ccp as package
 from ccp.ids import EMAID, PCID
-from ccp.sim import sandbox
-from ccp.sim.parties import Car
-from ccp.sim.pki import build_pki
-from ccp.sim.server import loopback
+from ccp.server.sandbox import setup
+from ccp.server.sandbox.local_pool import loopback
+from ccp.testing.partners import Car
+from ccp.testing.pki import build_pki
 from tests.trust.files import root
 
 WORKERS = 2
@@ -69,13 +69,13 @@ def test_an_anchor_added_and_removed_by_the_command_line_counts_in_all_workers_w
     with loopback() as (listening, base_url):
         port = listening.getsockname()[1]
     folder = tmp_path / "pool"
-    world = sandbox.create(folder, f"http://127.0.0.1:{port}", at, store_samples=False)
+    world = setup.create(folder, f"http://127.0.0.1:{port}", at, store_samples=False)
     stranger = build_pki(at)
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "v2g.pem").write_bytes(stranger.v2g_root.certificate.pem())
     (tmp_path / "new" / "emsp.der").write_bytes(stranger.emsp_root.certificate.der)
     car = Car.build(world.pkis["iso2"], PCID.parse("WEX0SANDBOX999999"), at)
-    body = sandbox.publish_body(stranger, EMAID.parse("DEEXAC99999999"), car, at)
+    body = setup.publish_body(stranger, EMAID.parse("DEEXAC99999999"), car, at)
     cps = world.member("Example CPS")
     soon = root("Soon", (at - timedelta(days=1), at + timedelta(days=60)))
     (tmp_path / "soon.pem").write_bytes(soon.pem())

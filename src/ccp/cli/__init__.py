@@ -9,7 +9,7 @@ import typer
 
 from ccp import __version__
 from ccp.cli.commands import LazyCommands
-from ccp.cli.show import say
+from ccp.cli.output import say
 from ccp.errors import CCPError
 
 app = typer.Typer(

@@ -13,20 +13,20 @@ from typing import IO, Annotated, Any
 
 import typer
 
-from ccp import audit, settings
-from ccp import audit_comparison as comparison
-from ccp.audit import Verdict, Verifier
-from ccp.audit_comparison import BlankedRow
-from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, say, with_store
+from ccp.cli.output import ConfigOption, JsonOption, print_json, print_table, say, with_store
 from ccp.errors import CCPError, ConfigurationError, FieldError
-from ccp.files import create_private
 from ccp.ids import EMAID, PCID
-from ccp.pseudonyms import Pseudonyms
-from ccp.store import Store, connect
-from ccp.store import audit as questions
-from ccp.store.audit import Filter, Head, Recorded
-from ccp.store.contracts import instant
-from ccp.store.time_limits import COMMANDS
+from ccp.server import settings
+from ccp.server.audit import comparison, trail
+from ccp.server.audit.comparison import BlankedRow
+from ccp.server.audit.pseudonyms import Pseudonyms
+from ccp.server.audit.trail import Verdict, Verifier
+from ccp.server.runtime.private_files import create_private
+from ccp.server.storage import Store, connect
+from ccp.server.storage.engine.time_limits import COMMANDS
+from ccp.server.storage.queries import audit as questions
+from ccp.server.storage.queries.audit import Filter, Head, Recorded
+from ccp.server.storage.queries.contracts import instant
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -83,7 +83,7 @@ def verify(
     verifier = Verifier(_ends(against) if against is not None else None)
     if file is not None:
         with _open(file) as lines:
-            for part in audit.read_export(lines):
+            for part in trail.read_export(lines):
                 if isinstance(part, Recorded):
                     verifier.take(part)
                 else:
@@ -91,7 +91,7 @@ def verify(
     else:
 
         async def read(store: Store) -> None:
-            async for _ in audit.walk(store, verifier):
+            async for _ in trail.walk(store, verifier):
                 pass
 
         with_store(config, read)
@@ -100,7 +100,7 @@ def verify(
         _tell(verdict, None, as_json=as_json)
         return
     with _open(against) as lines:
-        blanked = comparison.blanked_since(audit.read_export(lines), verifier)
+        blanked = comparison.blanked_since(trail.read_export(lines), verifier)
     _tell(verdict.with_broken(comparison.contradictions(blanked)), blanked, as_json=as_json)
 
 
@@ -113,9 +113,9 @@ def export(
 
     async def write(store: Store, out: IO[bytes]) -> Verdict:
         verifier = Verifier()
-        out.write(_line(audit.first_line(datetime.now(UTC))))
-        async for part in audit.walk(store, verifier):
-            line = audit.line_of(part)
+        out.write(_line(trail.first_line(datetime.now(UTC))))
+        async for part in trail.walk(store, verifier):
+            line = trail.line_of(part)
             if line is not None:
                 out.write(_line(line))
         out.flush()
@@ -247,7 +247,7 @@ def _ends(file: Path) -> dict[int, Head]:
     verifier = Verifier()
     ends: dict[int, Head] = {}
     with _open(file) as lines:
-        for part in audit.read_export(lines):
+        for part in trail.read_export(lines):
             if isinstance(part, Recorded):
                 verifier.take(part)
             else:

@@ -11,14 +11,15 @@ from typing import Annotated, Final
 
 import typer
 
-from ccp import settings, tokens
-from ccp.audit import command_actor, read_export
-from ccp.cli.show import ConfigOption, say
+from ccp.cli.output import ConfigOption, say
 from ccp.errors import ConfigurationError
-from ccp.store import backup as copies
-from ccp.store import revisions, schema
-from ccp.store.audit import Action, Entry, Recorded
-from ccp.store.inspection import inspect
+from ccp.server import settings
+from ccp.server.access import authorization_server
+from ccp.server.audit.trail import command_actor, read_export
+from ccp.server.storage import backup as copies
+from ccp.server.storage.engine import schema, schema_version
+from ccp.server.storage.engine.inspection import inspect
+from ccp.server.storage.queries.audit import Action, Entry, Recorded
 
 _LISTED: Final = 1000  # Rows; more than an operator repeats by hand.
 
@@ -60,7 +61,7 @@ def restore(
     Every key that signs access tokens is replaced. Prints what was disabled, rotated or revoked after the backup.
     """
     url, at = settings.load(config).database, datetime.now(UTC)
-    key = None if keep_keys else tokens.new_key(at)
+    key = None if keep_keys else authorization_server.new_key(at)
 
     def entry(gone: Sequence[str]) -> Entry:
         keys = {"keys": "kept"} if key is None else {"keys_revoked": list(gone), "kid": key.kid}
@@ -81,7 +82,7 @@ def restore(
     else:
         say(f"Keys that signed access tokens are revoked ({len(done.keys)}): callers need new tokens.")
     _tell(done)
-    if not revisions.is_enough(checked.revision):
+    if not schema_version.is_enough(checked.revision):
         say(f"This release needs schema {schema.head()}: run 'ccp db upgrade' next.")
 
 

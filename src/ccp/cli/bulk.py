@@ -14,18 +14,19 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ccp import settings
-from ccp.audit import command_actor
-from ccp.cli.show import ConfigOption, JsonOption, print_json, say, with_store
+from ccp.cli.output import ConfigOption, JsonOption, print_json, say, with_store
 from ccp.errors import ConfigurationError
 from ccp.ids import WMI, Namespace, ProviderId
-from ccp.parties import Caller, Party, Role
-from ccp.store import Store, parties
+from ccp.server import settings
+from ccp.server.audit.trail import command_actor
+from ccp.server.domain.parties import Caller, Party, Role
+from ccp.server.storage import Store
+from ccp.server.storage.queries import parties
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ccp.bulk.importing import State
+    from ccp.server.bulk.importer import State
 
 _LEAST_LEVEL = "error"  # Of the log while a bar is drawn and lines are refused by the thousand.
 
@@ -58,26 +59,26 @@ def import_contracts(
     Interrupted or killed, the same command goes on where it was. Lines that are stored already just as they are change
     nothing. Exit status: 0, 1 when a line was refused, 130 when it was interrupted.
     """
-    from ccp import logs  # Here: most commands can do without the server's libraries.
-    from ccp.bulk import importing
-    from ccp.bulk.checkpoint import default_path
-    from ccp.bulk.lines import Source
+    from ccp.server import logging  # Here: most commands can do without the server's libraries.
+    from ccp.server.bulk import importer
+    from ccp.server.bulk.checkpoint import default_path
+    from ccp.server.bulk.lines import Source
 
     effective = settings.load(config)
     effective = effective.model_copy(update={"log_level": _LEAST_LEVEL})
-    logs.configure(effective)
+    logging.configure(effective)
     if checkpoint is None and source != "-":
         checkpoint = default_path(source, effective.database)
     found = Source.of(source, without=refused)
     caller = Caller(_publisher(config, publisher))
     began = time.monotonic()
     with _bar(found.octets) as told:
-        plan = importing.Plan(found, caller, workers or _cores(), checkpoint, refused, told)
-        state = asyncio.run(importing.run(effective, plan))
+        plan = importer.Plan(found, caller, workers or _cores(), checkpoint, refused, told)
+        state = asyncio.run(importer.run(effective, plan))
     _tell(state, time.monotonic() - began, checkpoint, as_json)
     if state.interrupted:
         raise typer.Exit(130)
-    if state.counts[importing.REFUSED]:
+    if state.counts[importer.REFUSED]:
         raise typer.Exit(1)
 
 
@@ -124,7 +125,7 @@ def _bar(octets: int | None) -> Iterator[Callable[[State], None]]:
 
 
 def _tell(state: State, seconds: float, checkpoint: Path | None, as_json: bool) -> None:
-    from ccp.bulk.importing import OUTCOMES
+    from ccp.server.bulk.importer import OUTCOMES
 
     counts = {outcome: state.counts[outcome] for outcome in OUTCOMES}
     rate = state.now / max(seconds, 1e-3)
@@ -158,16 +159,16 @@ def export_contracts(
     Each vehicle is seen as it is at one moment, the whole file is not: for a copy of one moment restore a backup and
     export that.
     """
-    from ccp.bulk import exporting
+    from ccp.server.bulk import exporter
 
-    wanted = exporting.Filter(
+    wanted = exporter.Filter(
         frozenset(map(ProviderId.parse, provider_id)),
         frozenset(map(WMI.parse, wmi)),
         frozenset(map(Namespace.parse, namespace)),
     )
 
     async def run(store: Store) -> int:
-        return await exporting.export(store, target, wanted)
+        return await exporter.export(store, target, wanted)
 
     count = with_store(config, run)
     say(f"{count:,} lines.", err=True)

@@ -35,11 +35,11 @@ COMMANDS: Final[Mapping[str, Entry]] = {
     ),
     "config": Entry("serve", "Print the effective settings, without secrets."),
     "demo": Entry(
-        "sim",
+        "sandbox",
         "Run the whole story over real HTTP: a simulated car gets, verifies and decrypts a contract, in both editions.",
     ),
     "sandbox": Entry(
-        "sim", "Create a test PKI, parties with credentials, sample cars and contracts, and a pool's configuration."
+        "sandbox", "Create a test PKI, parties with credentials, sample cars and contracts, and a pool's configuration."
     ),
     "verify": Entry(
         "verify",
@@ -50,7 +50,7 @@ COMMANDS: Final[Mapping[str, Entry]] = {
         "Print the role table: what each role may do, and on which condition. Whatever is not in it is refused.",
     ),
     "cleanse": Entry(
-        "cleanse",
+        "purge",
         "Remove contracts that have expired or are revoked; car makers are told as of every other removal.",
     ),
     "erase": Entry(

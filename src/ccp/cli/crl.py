@@ -7,13 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from ccp.audit import command_actor
-from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, say, with_store
+from ccp.cli.output import ConfigOption, JsonOption, print_json, print_table, say, with_store
 from ccp.errors import ChainError, NotFound
-from ccp.pki.certificates import Certificate
-from ccp.store import Store, crls
-from ccp.store.audit import told
-from ccp.store.crls import HeldCRL
+from ccp.server.audit.trail import command_actor
+from ccp.server.storage import Store
+from ccp.server.storage.queries import crls
+from ccp.server.storage.queries.audit import told
+from ccp.server.storage.queries.crls import HeldCRL
+from ccp.x509.certificates import Certificate
 
 app = typer.Typer(no_args_is_help=True)
 

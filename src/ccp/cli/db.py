@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from ccp import settings
-from ccp.cli.show import ConfigOption, say
+from ccp.cli.output import ConfigOption, say
 from ccp.errors import ConfigurationError
-from ccp.store import citus, revisions, schema
+from ccp.server import settings
+from ccp.server.storage.engine import citus, schema, schema_version
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -26,7 +26,7 @@ def status(config: ConfigOption = None) -> None:
     """Print the schema's revision and the one that this release needs."""
     found = schema.revision(settings.load(config).database)
     say(f"found {found or 'none'}, needed {schema.head()}")
-    if not revisions.is_enough(found):
+    if not schema_version.is_enough(found):
         raise typer.Exit(1)
 
 

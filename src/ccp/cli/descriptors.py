@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from typing import Final
 
-from ccp.connection_limits import MAX_REFUSED
-from ccp.settings import Settings
+from ccp.server.http.connection_limits import MAX_REFUSED
+from ccp.server.settings import Settings
 
 _OTHERS: Final = 256
 """For files, pipes, listening sockets and calls to other servers."""

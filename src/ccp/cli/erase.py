@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ccp import settings
-from ccp.audit import command_actor
-from ccp.cli.show import ConfigOption, JsonOption, print_json, say, with_pool
+from ccp.cli.output import ConfigOption, JsonOption, print_json, say, with_pool
 from ccp.errors import ConfigurationError
 from ccp.ids import EMAID, PCID
-from ccp.store import schema
-from ccp.store.scrubbing import Scrubbed, scrub
+from ccp.server import settings
+from ccp.server.audit.trail import command_actor
+from ccp.server.storage.engine import schema
+from ccp.server.storage.engine.scrubbing import Scrubbed, scrub
 
 if TYPE_CHECKING:
-    from ccp.pool import Pool
-    from ccp.store.erasure import Erased
+    from ccp.server.pool.service import Pool
+    from ccp.server.storage.queries.erasure import Erased
 
 
 def register(app: typer.Typer) -> None:

@@ -11,15 +11,16 @@ from typing import Annotated, Any
 
 import typer
 
-from ccp import settings
-from ccp.audit import command_actor
-from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, say, with_store
+from ccp.cli.output import ConfigOption, JsonOption, print_json, print_table, say, with_store
 from ccp.errors import ConfigurationError, NotFound
-from ccp.store import Store, events, subscribers
-from ccp.store.audit import Action, Entry, record
-from ccp.store.events import Backlog, Delivery, State
-from ccp.store.steps import Steps, long_change
-from ccp.subscriptions import Subscriber, Webhook
+from ccp.server import settings
+from ccp.server.audit.trail import command_actor
+from ccp.server.domain.subscriptions import Subscriber, Webhook
+from ccp.server.storage import Store
+from ccp.server.storage.engine.query import Steps, long_change
+from ccp.server.storage.queries import events, subscribers
+from ccp.server.storage.queries.audit import Action, Entry, record
+from ccp.server.storage.queries.events import Backlog, Delivery, State
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -173,11 +174,11 @@ def drop(
 @app.command()
 def dispatch(config: ConfigOption = None) -> None:
     """Send events until SIGTERM, beside the workers of `ccp serve` or in their place (event_dispatch = false)."""
-    from ccp import app as pool  # Here: most commands can do without the server's libraries.
-    from ccp import logs
+    from ccp.server import app as pool  # Here: most commands can do without the server's libraries.
+    from ccp.server import logging
 
     effective = settings.load(config)
-    logs.configure(effective)
+    logging.configure(effective)
     say(f"opnc-ccp sends events (database {effective.shown()['database']})", err=True)
     asyncio.run(_until_told_to_stop(pool.dispatch(effective)))
 

@@ -12,7 +12,7 @@ import typer
 
 from ccp import exi
 from ccp.cli.inputs import message_octets, read_input
-from ccp.cli.show import print_json, say
+from ccp.cli.output import print_json, say
 from ccp.errors import ChainError, EXIError
 
 app = typer.Typer(no_args_is_help=True)
@@ -77,7 +77,7 @@ def _is_summarised(value: Any) -> bool:
 
 
 def _summary(text: str) -> Any:
-    from ccp.pki.certificates import Certificate  # Here: it takes as long as everything else of these commands.
+    from ccp.x509.certificates import Certificate  # Here: it takes as long as everything else of these commands.
 
     try:
         certificate = Certificate.load(base64.b64decode(text))

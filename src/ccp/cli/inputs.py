@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ccp.base64_input import V2GTP_START, message_bytes
 from ccp.errors import ConfigurationError, EXIError
+from ccp.exi.base64_text import V2GTP_START, message_bytes
 
 _MEMBERS = ("certificateInstallationRes", "certificateInstallationReq")
 _EXI_START = 0x80  # Distinguishing bits; no text starts with it.

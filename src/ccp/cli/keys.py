@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ccp import tokens
-from ccp.audit import command_actor
-from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, say, with_assembly, with_store
-from ccp.store import Store, keys
-from ccp.store.keys import TokenKey
+from ccp.cli.output import ConfigOption, JsonOption, print_json, print_table, say, with_assembly, with_store
+from ccp.server.access import authorization_server
+from ccp.server.audit.trail import command_actor
+from ccp.server.storage import Store
+from ccp.server.storage.queries import signing_keys
+from ccp.server.storage.queries.signing_keys import TokenKey
 
 if TYPE_CHECKING:
-    from ccp.app import Assembly
+    from ccp.server.app import Assembly
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -25,10 +26,10 @@ def list_keys(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     at = datetime.now(UTC)
 
     async def read(store: Store) -> list[TokenKey]:
-        return await store.read(keys.every())
+        return await store.read(signing_keys.every())
 
     found = with_store(config, read)
-    signing = keys.signing(found, at)
+    signing = signing_keys.signing(found, at)
     if as_json:
         print_json([{"kid": key.kid, "state": _state(key, signing, at), **_times(key)} for key in found])
         return
@@ -42,7 +43,7 @@ def list_keys(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 def rotate(
     signs_in: Annotated[
         int, typer.Option(min=3, help="Seconds until it signs; published at once, so that everybody knows it by then.")
-    ] = int(tokens.PUBLISHED_BEFORE.total_seconds()),
+    ] = int(authorization_server.PUBLISHED_BEFORE.total_seconds()),
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -53,7 +54,7 @@ def rotate(
 
     async def change(built: Assembly) -> TokenKey:
         at = await built.guard.checked()
-        return await tokens.rotate(built.store, command_actor(), at, timedelta(seconds=signs_in))
+        return await authorization_server.rotate(built.store, command_actor(), at, timedelta(seconds=signs_in))
 
     made = with_assembly(config, change)
     if as_json:
@@ -71,7 +72,7 @@ def revoke(
     """End a key at once, and with it every token that it has signed. Running workers know within seconds."""
 
     async def change(store: Store) -> TokenKey | None:
-        return await tokens.revoke(store, kid, command_actor(), datetime.now(UTC))
+        return await authorization_server.revoke(store, kid, command_actor(), datetime.now(UTC))
 
     made = with_store(config, change)
     if as_json:

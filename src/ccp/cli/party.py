@@ -10,11 +10,11 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from ccp.audit import command_actor
-from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, say, with_store
+from ccp.cli.output import ConfigOption, JsonOption, print_json, print_table, say, with_store
 from ccp.errors import ConfigurationError, MismatchError
-from ccp.parties import Party, Role, made, parsed
-from ccp.register import DEFAULT_OVERLAP, Actor, End, Register, Shown
+from ccp.server.access.party_registry import DEFAULT_OVERLAP, Actor, End, Register, Shown
+from ccp.server.audit.trail import command_actor
+from ccp.server.domain.parties import Party, Role, made, parsed
 
 app = typer.Typer(no_args_is_help=True)
 

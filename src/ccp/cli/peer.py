@@ -8,16 +8,17 @@ from typing import Annotated
 
 import typer
 
-from ccp import settings
-from ccp.audit import command_actor
-from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, say, with_store
+from ccp.cli.output import ConfigOption, JsonOption, print_json, print_table, say, with_store
 from ccp.client import BadRequestError, Client, Dialect, Routing
 from ccp.errors import ConfigurationError, NotFound
 from ccp.ids import Fingerprint, Namespace, ProviderId
-from ccp.peer_links import client_options
-from ccp.store import Store, peers
-from ccp.store.audit import Action, Entry, told
-from ccp.store.peers import Peer
+from ccp.server import settings
+from ccp.server.audit.trail import command_actor
+from ccp.server.pool.peer_links import client_options
+from ccp.server.storage import Store
+from ccp.server.storage.queries import peers
+from ccp.server.storage.queries.audit import Action, Entry, told
+from ccp.server.storage.queries.peers import Peer
 
 app = typer.Typer(no_args_is_help=True)
 

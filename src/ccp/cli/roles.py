@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import typer
 
-from ccp.auth import role_table
-from ccp.cli.show import JsonOption, print_json, print_table
+from ccp.cli.output import JsonOption, print_json, print_table
+from ccp.server.domain.authorization import role_table
 
 
 def register(app: typer.Typer) -> None:

@@ -12,13 +12,13 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from ccp import settings
-from ccp.cli.show import ConfigOption, JsonOption, print_json, print_table, say
+from ccp.cli.output import ConfigOption, JsonOption, print_json, print_table, say
 from ccp.errors import ConfigurationError
-from ccp.settings import MetricsAccess, Settings
+from ccp.server import settings
+from ccp.server.settings import MetricsAccess, Settings
 
 _METRICS_FOLDER: Final = (
-    "PROMETHEUS_MULTIPROC_DIR"  # As `ccp.metrics.SHARED`. Functions import what imports the library.
+    "PROMETHEUS_MULTIPROC_DIR"  # As `ccp.server.metrics.SHARED`. Functions import what imports the library.
 )
 
 
@@ -59,7 +59,7 @@ def serve(
 
 def _check(effective: Settings) -> None:
     """What can be wrong is said here, once and not by every worker. Raises ConfigurationError."""
-    from ccp.store import schema
+    from ccp.server.storage.engine import schema
 
     if not schema.is_postgres(effective.database) and schema.revision(effective.database) is None:
         schema.upgrade(effective.database)
@@ -69,7 +69,7 @@ def _check(effective: Settings) -> None:
     if effective.tls_cert is not None:
         _check_tls(effective.tls_cert, effective.tls_key, effective.tls_client_ca)
     if effective.issuers:
-        from ccp.issuers import check_files
+        from ccp.server.access.trusted_issuers import check_files
 
         check_files(effective.issuers)
 
@@ -94,10 +94,10 @@ def _raise_descriptor_limit(effective: Settings, given: dict[str, Any]) -> int |
 
 
 def _run(effective: Settings, limit: int | None) -> None:
-    from ccp import logs, metrics
     from ccp.cli import workers
-    from ccp.server import options
-    from ccp.store import schema
+    from ccp.server import logging, metrics
+    from ccp.server.http.protocol import options
+    from ccp.server.storage.engine import schema
 
     allowed = "any number of" if limit is None else limit
     say(
@@ -106,11 +106,15 @@ def _run(effective: Settings, limit: int | None) -> None:
         err=True,
     )
     if effective.workers > 1:
-        logs.configure(effective)
+        logging.configure(effective)
         assert metrics.are_shared() or effective.metrics is MetricsAccess.OFF
     workers.run(
-        "ccp.app:create",
-        preload=("ccp.store.postgres" if schema.is_postgres(effective.database) else "ccp.store.sqlite",),
+        "ccp.server.app:create",
+        preload=(
+            "ccp.server.storage.engine.postgres"
+            if schema.is_postgres(effective.database)
+            else "ccp.server.storage.engine.sqlite",
+        ),
         factory=True,
         host=effective.host,
         port=effective.port,
@@ -137,7 +141,7 @@ def _shared(effective: Settings, given: dict[str, Any]) -> Iterator[None]:
                 os.environ[_METRICS_FOLDER] = str(folder / "metrics")
                 stack.callback(os.environ.pop, _METRICS_FOLDER)
         if file is not None:
-            from ccp.limits import Meter
+            from ccp.server.access.rate_limits import Meter
 
             Meter.prepare(file)
         yield
@@ -166,7 +170,7 @@ def _hand_over(config: Path | None, given: dict[str, Any]) -> None:
     """Workers take from the environment, as it is when they begin: the file to read, the command line's values, and the
     clock of this process. So those that replace others have the same, and settings are read anew.
     """
-    from ccp import clock
+    from ccp.server.runtime import clock
 
     clock.hand_over(datetime.now(UTC))
     if config is not None:

@@ -9,20 +9,22 @@ from typing import Annotated, Any
 
 import typer
 
-from ccp import settings, trust
-from ccp.audit import command_actor
-from ccp.cli.show import ConfigOption, JsonOption, print_exactly, print_json, print_table, say, with_store
+from ccp.cli.output import ConfigOption, JsonOption, print_exactly, print_json, print_table, say, with_store
 from ccp.errors import ChainError, ConfigurationError
 from ccp.ids import Fingerprint
-from ccp.neighbours import Neighbours
-from ccp.outbound import Outbound
-from ccp.pki.certificates import Certificate
-from ccp.pki.paths import Role, check_root
-from ccp.store import Store, anchors
-from ccp.store.anchors import TrustedCertificate
-from ccp.store.audit import Entry, told
-from ccp.store.steps import Steps
-from ccp.trust import Expiry, Synchronised, read_files, trusted
+from ccp.server import settings
+from ccp.server.audit.trail import command_actor
+from ccp.server.external.neighbours import Neighbours
+from ccp.server.external.outbound import Outbound
+from ccp.server.storage import Store
+from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.queries import anchors
+from ccp.server.storage.queries.anchors import TrustedCertificate
+from ccp.server.storage.queries.audit import Entry, told
+from ccp.server.trust import anchors as trust
+from ccp.server.trust.anchors import Expiry, Synchronised, read_files, trusted
+from ccp.x509.certificates import Certificate
+from ccp.x509.path_validation import Role, check_root
 
 app = typer.Typer(no_args_is_help=True)
 

@@ -9,19 +9,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ccp import advice, exi, installation
-from ccp.checks import Checks, Verdict
+from ccp import exi
+from ccp import verify as installation
 from ccp.cli.inputs import message_octets, read_input
-from ccp.cli.show import ConfigOption, JsonOption, print_json, print_styled, with_pool
+from ccp.cli.output import ConfigOption, JsonOption, print_json, print_styled, with_pool
 from ccp.errors import ConfigurationError, NotFound, VerificationError
 from ccp.exi import iso2, iso20
 from ccp.ids import EMAID, PCID, Namespace
-from ccp.pki.evidence import Unchecked
-from ccp.pki.paths import TrustAnchors
-from ccp.trust_files import from_directory
+from ccp.verify import lint
+from ccp.verify.report import Checks, Verdict
+from ccp.verify.trust_folder import from_directory
+from ccp.x509.path_validation import TrustAnchors
+from ccp.x509.revocation_policy import Unchecked
 
 if TYPE_CHECKING:
-    from ccp.pool import Pool
+    from ccp.server.pool.service import Pool
 
 _MARKS = {Verdict.PASSED: ("✓", "green"), Verdict.FAILED: ("✗", "red"), Verdict.NOT_APPLICABLE: ("–", "dim")}
 
@@ -135,11 +137,11 @@ def _given(octets: bytes, anchors: TrustAnchors, at: datetime) -> _Told:
     try:
         if _is_request(message):
             request = installation.read_request(octets, namespace)
-            warnings = advice.on_request(request, anchors)
+            warnings = lint.on_request(request, anchors)
             installation.verify_request(request, anchors=anchors, revocation=Unchecked(), at=at, checks=checks)
         else:
             response = installation.read_response(octets, namespace)
-            warnings = advice.on_response(response, anchors, at)
+            warnings = lint.on_response(response, anchors, at)
             installation.verify_response(
                 response, emaid=None, root=None, anchors=anchors, revocation=Unchecked(), at=at, checks=checks
             )

@@ -10,7 +10,7 @@ from typing import Any
 import uvicorn
 
 from ccp.cli.supervisor import Supervisor
-from ccp.metrics import worker_ended
+from ccp.server.metrics import worker_ended
 
 
 def run(app: str, *, preload: Iterable[str] = (), **options: Any) -> None:

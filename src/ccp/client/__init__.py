@@ -15,7 +15,7 @@ How it is made: `calls` turns a method's arguments into a `Call` and an answer i
 over sockets, blocking or not. Only the last one does I/O.
 """
 
-from ccp.client.calls import Dialect
+from ccp.client.clients import TLS, AsyncClient, Client
 from ccp.client.errors import (
     AnsweredError,
     BadRequestError,
@@ -31,7 +31,6 @@ from ccp.client.errors import (
     UnavailableError,
     UpstreamFailedError,
 )
-from ccp.client.faces import TLS, AsyncClient, Client
 from ccp.client.model import (
     Check,
     ContractState,
@@ -45,6 +44,7 @@ from ccp.client.model import (
     SignedResponse,
     Withdrawn,
 )
+from ccp.client.operations import Dialect
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 
 __all__ = [

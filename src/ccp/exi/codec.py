@@ -22,9 +22,9 @@ from ccp.exi.bits import (
     pack_text,
     read_long,
 )
+from ccp.exi.datatypes import LONG, OCTET, TEXT_VALUE
 from ccp.exi.grammar import Action, Leaf, Mark, Move, Option, Reader, Record, State, finish, read, write
-from ccp.exi.outlines import Outlines, Span
-from ccp.exi.values import LONG, OCTET, TEXT_VALUE
+from ccp.exi.template_cache import Outlines, Span
 
 Message: TypeAlias = iso2.V2G_Message | iso20.CertificateInstallationReq | iso20.CertificateInstallationRes
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ccp.exi.grammar import Record
-from ccp.exi.values import (
+from ccp.exi.datatypes import (
     INTEGER,
     TEXT_VALUE,
     attribute,
@@ -24,6 +23,7 @@ from ccp.exi.values import (
     text,
     wrapper,
 )
+from ccp.exi.grammar import Record
 from ccp.exi.xmldsig import SIGNATURE, SIGNED_INFO, Signature
 
 NAMESPACE = "urn:iso:15118:2:2013:MsgDef"

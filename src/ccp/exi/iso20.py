@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from ccp.exi.datatypes import LONG, OCTET, attribute, binary, choice, content, one, one_of, text, wrapper
 from ccp.exi.grammar import Record
 from ccp.exi.iso2 import ISSUER_SERIAL, ROOTS, SESSION_ID, X509IssuerSerial
-from ccp.exi.values import LONG, OCTET, attribute, binary, choice, content, one, one_of, text, wrapper
 from ccp.exi.xmldsig import SIGNATURE, SIGNED_INFO, Signature
 
 NAMESPACE = "urn:iso:15118:20:2020:MsgDef"

@@ -9,8 +9,8 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from ccp.exi.bits import REFERENCES, SIGNATURE_OCTETS, TRANSFORMS, XPATHS
+from ccp.exi.datatypes import INTEGER, NAME, TEXT_VALUE, attribute, binary, content, many, one, refused
 from ccp.exi.grammar import Record
-from ccp.exi.values import INTEGER, NAME, TEXT_VALUE, attribute, binary, content, many, one, refused
 
 
 class CanonicalizationMethod(NamedTuple):

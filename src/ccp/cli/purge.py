@@ -1,0 +1,39 @@
+"""ccp cleanse: contracts that are of no use any more."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ccp.cli.output import ConfigOption, JsonOption, print_json, print_table, say, with_assembly
+from ccp.server.audit.trail import command_actor
+
+if TYPE_CHECKING:
+    from ccp.server.app import Assembly
+    from ccp.server.pool.service import Cleansed
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(cleanse)
+
+
+def cleanse(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Remove contracts that have expired or are revoked; car makers are told as of every other removal."""
+
+    async def run(built: Assembly) -> list[Cleansed]:
+        # Raises if the clock is implausible.
+        at = datetime.now(UTC) if dry_run else await built.guard.checked()
+        return await built.pool.cleanse(at, actor=command_actor(), dry_run=dry_run)
+
+    found = with_assembly(config, run)
+    if as_json:
+        print_json([{"emaid": each.emaid, "pcid": each.pcid, "reason": each.reason} for each in found])
+        return
+    print_table(["EMAID", "PCID", "reason"], [[each.emaid, each.pcid, each.reason] for each in found])
+    say(f"{len(found)} contract(s) {'would be removed' if dry_run else 'removed'}.")

@@ -1,0 +1,57 @@
+"""ccp demo and ccp sandbox."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ccp.cli.output import console, print_styled, say
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(demo)
+    app.command()(sandbox)
+
+
+def demo() -> None:
+    """Run the whole story over real HTTP: a simulated car gets, verifies and decrypts a contract, in both editions."""
+    from ccp.server.sandbox.demo import run
+
+    def tell(edition: str, text: str, result: str, seconds: float) -> None:
+        print_styled(("✓", "green"), (f" {edition:12} {text:62} {result:44} {seconds * 1000:7.1f} ms", ""))
+
+    began = time.perf_counter()
+    story = run(tell)
+    say("")
+    print_styled(
+        (f"{story.steps} steps in {time.perf_counter() - began:.1f} s.", "bold"),
+        (f" Installed: {', '.join(story.installed)}.", ""),
+    )
+
+
+def sandbox(
+    directory: Annotated[Path, typer.Argument(help="A new or empty directory.")],
+    port: Annotated[int, typer.Option(help="Port that the sandbox's pool will listen on.")] = 8020,
+    store: Annotated[bool, typer.Option("--store", help="Also publish the sample contracts.")] = False,
+) -> None:
+    """Create a test PKI, parties with credentials, sample cars and contracts, and a pool's configuration."""
+    from ccp.server.sandbox.setup import create
+
+    base_url = f"http://127.0.0.1:{port}"
+    with console().status("Making keys and certificates …"):
+        create(directory, base_url, datetime.now(UTC), store_samples=store)
+    for line in f"""The sandbox is in {directory}. Start its pool:
+
+  ccp serve --config {directory}/ccp.toml
+
+Client ids and secrets are in {directory}/credentials.json. A token, and a car's request:
+
+  TOKEN=$(curl -s {base_url}/oauth/token -d grant_type=client_credentials -d client_id=example-cpo \\
+    -d client_secret=SECRET | python3 -c 'import json,sys; print(json.load(sys.stdin)["access_token"])')
+  curl -s {base_url}/opnc/v1/ccp/signedcontractdata -H "Authorization: Bearer $TOKEN" \\
+    -H 'Content-Type: application/json' -d @{directory}/samples/iso2/request_WEX0SANDBOX000001.json""".split("\n"):
+        say(line)

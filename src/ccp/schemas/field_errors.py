@@ -1,0 +1,78 @@
+"""What pydantic finds wrong, in the API's own sentences. None of pydantic's own texts reaches a caller."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from pydantic_core import ErrorDetails
+
+from ccp.schemas import suggestions
+
+OWN: Final = frozenset({"field", "boolean"})
+"""Types of errors that our own validators raise, whose texts are our own. `field` is a whole sentence."""
+
+_SOURCES: Final = ("body", "query", "path", "header")
+_NO_NUL: Final = "^[^\\x00]*$"
+
+_SENTENCES: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
+    "missing": lambda ctx: "is missing",
+    "extra_forbidden": lambda ctx: "unknown member",
+    "string_type": lambda ctx: "must be a string",
+    "string_unicode": lambda ctx: "must be a string",
+    "string_too_short": lambda ctx: _at_least(ctx["min_length"], "character"),
+    "string_too_long": lambda ctx: f"must have at most {ctx['max_length']} characters",
+    "string_pattern_mismatch": lambda ctx: (
+        "must not contain U+0000" if ctx["pattern"] == _NO_NUL else f'must match "{ctx["pattern"]}"'
+    ),
+    "list_type": lambda ctx: "must be an array",
+    "too_short": lambda ctx: _at_least(ctx["min_length"], "item"),
+    "too_long": lambda ctx: f"must have at most {ctx['max_length']} items",
+    "literal_error": lambda ctx: f"must be {ctx['expected']}",
+    "enum": lambda ctx: f"must be {ctx['expected']}",
+    "bool_type": lambda ctx: "must be true or false",
+    "bool_parsing": lambda ctx: "must be true or false",
+    "int_type": lambda ctx: "must be an integer",
+    "int_parsing": lambda ctx: "must be an integer",
+    "int_parsing_size": lambda ctx: "must be an integer of fewer digits",
+    "int_from_float": lambda ctx: "must be an integer",
+    "greater_than": lambda ctx: f"must be greater than {ctx['gt']}",
+    "greater_than_equal": lambda ctx: f"must be at least {ctx['ge']}",
+    "less_than": lambda ctx: f"must be less than {ctx['lt']}",
+    "less_than_equal": lambda ctx: f"must be at most {ctx['le']}",
+    "dict_type": lambda ctx: "must be an object",
+    "model_type": lambda ctx: "must be an object",
+    "model_attributes_type": lambda ctx: "must be an object",
+}
+_OTHERWISE: Final = "is not valid"
+
+
+def sentence(problem: ErrorDetails) -> str:
+    """problem: with its context, and with its input where null is to be told from other values."""
+    kind = problem["type"]
+    if kind == "field":
+        return problem["msg"]
+    place = place_of(problem)
+    if not place:
+        return "The body is not a JSON object."
+    return f"{place} : {_text(problem)}"
+
+
+def place_of(problem: ErrorDetails) -> str:
+    """Where the problem is, as `member.0.member`; empty for the whole body."""
+    steps = problem["loc"][1:] if problem["loc"][:1] and problem["loc"][0] in _SOURCES else problem["loc"]
+    return ".".join(suggestions.shown(str(step)) for step in steps)
+
+
+def _text(problem: ErrorDetails) -> str:
+    kind = problem["type"]
+    if kind in OWN:
+        return problem["msg"]
+    if kind not in ("missing", "extra_forbidden") and problem.get("input", "") is None:
+        return "must not be null"
+    said = _SENTENCES.get(kind)
+    return _OTHERWISE if said is None else said(problem.get("ctx", {}))
+
+
+def _at_least(number: int, what: str) -> str:
+    return "must not be empty" if number == 1 else f"must have at least {number} {what}s"

@@ -1,0 +1,69 @@
+"""JSON bodies and the models that read them: whether a body has anything besides, and what to say of a refused one."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, Final
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from ccp.errors import FieldError
+from ccp.schemas import field_errors, json_input, suggestions
+
+_MAX_NAMED: Final = 5
+_KINDS: Final = {list: "an array", str: "a string", int: "a number", bool: "true or false", type(None): "null"}
+
+
+def has_nothing_else(body: BaseModel, octets: bytes) -> bool:
+    """Whether the text has nothing but the members that were read: none twice, none that the model does not know.
+
+    It is fast and says no where it cannot tell, as for a value that is not a string.
+    """
+    read, values = body.model_fields_set, body.__dict__
+    strings = len(read)
+    for name in read:
+        if isinstance(values[name], str):
+            strings += 1
+    return json_input.has_no_more(octets, strings)
+
+
+def refused(model: type[BaseModel], octets: bytes, exc: ValidationError) -> FieldError:
+    """Why a body is refused, every problem in a sentence of its own."""
+    problems = exc.errors(include_url=False)
+    syntax = next((problem for problem in problems if problem["type"] == "json_invalid"), None)
+    if syntax is not None:
+        return json_input.refused(octets, syntax["ctx"]["error"])
+    try:
+        value = json_input.load(octets)
+    except FieldError as repeated:
+        return repeated
+    if not isinstance(value, dict):
+        return FieldError(f"The body is not a JSON object: it is {_KINDS[type(value)]}.")
+    return FieldError(*dict.fromkeys(_sentence(problem, model, value) for problem in problems))
+
+
+def _sentence(problem: ErrorDetails, model: type[BaseModel], value: dict[str, Any]) -> str:
+    said = field_errors.sentence(problem)
+    if problem["type"] == "missing":
+        unknown = _unknown(model, value, problem["loc"][:-1])
+        if unknown:
+            return f"{said} (given: {', '.join(unknown)})"
+    if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1:
+        meant = suggestions.meant(str(problem["loc"][0]), model.model_fields)
+        if meant is not None:
+            return f"{said}, did you mean {meant}?"
+    return said
+
+
+def _unknown(model: type[BaseModel], value: Any, steps: Collection[int | str]) -> list[str]:
+    """Names of the members beside a missing one that no model knows."""
+    known: Any = model
+    for step in steps:
+        value = value[step] if isinstance(value, dict) else None
+        field = known.model_fields.get(step)
+        known = field.annotation if field is not None else None
+        if not (isinstance(known, type) and issubclass(known, BaseModel)):
+            return []
+    names = [name for name in value if name not in known.model_fields] if isinstance(value, dict) else []
+    return [*map(suggestions.shown, names[:_MAX_NAMED]), *(["…"] if len(names) > _MAX_NAMED else [])]

@@ -1,0 +1,60 @@
+"""The enabled parties, as each worker has them in memory: by client id, kept up to date by what has changed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Collection
+
+from ccp.server.domain.parties import Party
+from ccp.server.storage import Store
+from ccp.server.storage.change_feed import PORTION, ChangeFeed
+from ccp.server.storage.queries import parties
+from ccp.server.storage.queries.change_counters import Topic
+
+
+class KnownParties:
+    """changed: called after each change of what is known."""
+
+    def __init__(self, store: Store, changed: Callable[[], None]) -> None:
+        self._store = store
+        self._changed = changed
+        self._by_id: dict[str, Party] = {}
+        self._feed = ChangeFeed(store, (Topic.PARTIES,), self)
+
+    def __contains__(self, client_id: str) -> bool:
+        return client_id in self._by_id
+
+    def get(self, client_id: str) -> Party | None:
+        return self._by_id.get(client_id)
+
+    async def refresh(self) -> None:
+        """Take over what has changed since the last time. Raises Unavailable."""
+        await self._feed.refresh()
+
+    async def reload(self) -> None:
+        """See `ccp.server.storage.change_feed.Followed`."""
+        gone, after = set(self._by_id), ""
+        while found := await self._store.read(parties.page(after, PORTION)):
+            for party in found:
+                after = party.client_id
+                gone.discard(after)
+                self._put(after, party)
+            await asyncio.sleep(0)
+        for client_id in gone:
+            self._put(client_id, None)
+
+    async def apply(self, topic: Topic, after: int, last: int, keys: Collection[str]) -> None:
+        """See `ccp.server.storage.change_feed.Followed`."""
+        found = {party.client_id: party for party in await self._store.read(parties.changed(after, last))}
+        for client_id in keys:
+            self._put(client_id, found.get(client_id))
+
+    def _put(self, client_id: str, party: Party | None) -> None:
+        known = party if party is not None and party.enabled else None
+        if known == self._by_id.get(client_id):
+            return
+        if known is None:
+            del self._by_id[client_id]
+        else:
+            self._by_id[client_id] = known
+        self._changed()

@@ -1,0 +1,456 @@
+"""Where objects are built: the application with its store, snapshots and routes."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import warnings
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any, Final
+
+import structlog
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ccp import __version__
+from ccp.errors import CCPError
+from ccp.schemas import wire
+from ccp.server import logging, settings
+from ccp.server.access.authorization_server import Authority
+from ccp.server.access.party_registry import Register
+from ccp.server.access.rate_limits import Limits
+from ccp.server.access.trusted_issuers import Issuers
+from ccp.server.audit.pseudonyms import Pseudonyms
+from ccp.server.audit.trail import Refusals
+from ccp.server.background import BackgroundTasks, PeriodicTask
+from ccp.server.domain.authorization import Operation
+from ccp.server.events import Dispatcher, HandedOut, Subscribers
+from ccp.server.events.webhooks import Webhooks
+from ccp.server.external.neighbours import Neighbours
+from ccp.server.external.outbound import Outbound
+from ccp.server.http import errors, openapi_security, query_parameters
+from ccp.server.http.client_certificate import ClientCertificates
+from ccp.server.http.connection_limits import Connections
+from ccp.server.http.middleware.client_address import Gate
+from ccp.server.http.middleware.fast_path import Shortcut
+from ccp.server.http.middleware.tracing import Tracing
+from ccp.server.http.protocol import STATE as CONNECTIONS
+from ccp.server.http.routes import admin, events, metrics, oauth, opcp, opnc, pcp_webhook
+from ccp.server.http.routes.health import Health
+from ccp.server.metrics import Metrics
+from ccp.server.pool.peers import PoolPeers
+from ccp.server.pool.service import Pool
+from ccp.server.runtime import allocator
+from ccp.server.runtime.clock import ClockGuard
+from ccp.server.runtime.loop_budget import LoopBudget
+from ccp.server.runtime.loop_lag import LoopLag
+from ccp.server.settings import Settings
+from ccp.server.storage import Store, connect
+from ccp.server.storage.engine.time_limits import COMMANDS, REQUESTS, TimeLimits
+from ccp.server.storage.queries import change_counters
+from ccp.server.storage.queries.change_counters import Topic
+from ccp.server.trust import anchors
+from ccp.server.trust.anchors import Trust
+from ccp.server.trust.revocation import RevocationService
+
+_log = structlog.get_logger("ccp.server.app")
+_REFRESH_SECONDS: Final = 1.0
+_REFRESH_TIMEOUT: Final = 10.0  # A small table is read in milliseconds; a round that hangs has to fail to be seen.
+_RELOAD_TIMEOUT: Final = 60.0  # For tables that partners fill, which are sometimes read as a whole, in portions.
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Follower:
+    """Something that a worker holds in memory of tables that other processes change.
+
+    topics: those whose changes `refresh` takes over. critical: access or trust depends on it. timeout: for one refresh,
+    seconds.
+    """
+
+    name: str
+    topics: tuple[Topic, ...]
+    refresh: Callable[[], Awaitable[None]]
+    critical: bool = True
+    timeout: float = _REFRESH_TIMEOUT
+
+
+class Refresher:
+    """Takes over changes of parties, anchors and keys that other processes made, within a second or so.
+
+    Each follower is a background task of its own: one that fails does not keep the others from being refreshed.
+    """
+
+    def __init__(self, store: Store, *followers: Follower) -> None:
+        self._store = store
+        self._followers = followers
+        self._numbers: dict[str, int] = {}
+        self._seen: dict[str, list[int]] = {}
+        self._changed = {follower.name: asyncio.Event() for follower in followers}
+
+    async def once(self) -> None:
+        """Take over everything. Raises what goes wrong."""
+        await self._look()
+        for follower in self._followers:
+            await self._follow(follower)
+
+    def supervise(self, background: BackgroundTasks) -> None:
+        """Start the background tasks that keep this up to date."""
+
+        def add(name: str, run: Callable[[], Awaitable[None]], timeout: float = _REFRESH_TIMEOUT, **more: Any) -> None:
+            retry = {"retry_delay": _REFRESH_SECONDS, "max_retry_delay": _REFRESH_SECONDS}
+            background.add(
+                PeriodicTask(name, run, _REFRESH_SECONDS, timeout=timeout, **retry, **more)  # type: ignore[arg-type]
+            )
+
+        add("look_for_changes", self._look, critical=any(follower.critical for follower in self._followers))
+        for follower in self._followers:
+            add(
+                f"refresh_{follower.name}",
+                partial(self._follow, follower),
+                timeout=follower.timeout,
+                critical=follower.critical,
+                wake=self._changed[follower.name],
+            )
+
+    async def _look(self) -> None:
+        self._numbers = await self._store.read(change_counters.numbers())
+        for follower in self._followers:
+            if self._numbers_of(follower) != self._seen.get(follower.name):
+                self._changed[follower.name].set()
+
+    async def _follow(self, follower: Follower) -> None:
+        numbers = self._numbers_of(follower)
+        if numbers != self._seen.get(follower.name):
+            await follower.refresh()
+            self._seen[follower.name] = numbers
+
+    def _numbers_of(self, follower: Follower) -> list[int]:
+        return [self._numbers.get(topic, 0) for topic in follower.topics]
+
+
+def cleansing(pool: Pool, interval: int, clock: Callable[[], Awaitable[datetime]]) -> PeriodicTask:
+    """Purge expired and revoked contracts. Every worker does it at its own time; the first one finds something.
+
+    clock: raises Unavailable where it is implausible.
+    """
+
+    async def cleanse() -> None:
+        async for _ in pool.purge(await clock()):
+            pass
+
+    return PeriodicTask("cleansing", cleanse, interval, jitter=0.25)
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """A pool and what it rests on."""
+
+    store: Store
+    trust: Trust
+    budget: LoopBudget
+    outbound: Outbound
+    neighbours: Neighbours
+    revocation: RevocationService
+    peers: PoolPeers
+    subscribers: Subscribers
+    handed_out: HandedOut
+    pool: Pool
+    background: BackgroundTasks
+    guard: ClockGuard
+    loop_lag: LoopLag
+
+    async def open(self) -> None:
+        await self.store.open()
+        await self.refresh_anchors()
+
+    async def refresh_anchors(self) -> None:
+        """Take over trusted certificates, and look among them for the CAs that the configuration names."""
+        await self.trust.refresh()
+        await self.revocation.issuers.refresh()
+
+    async def close(self) -> None:
+        await self.revocation.close()
+        await self.peers.close()
+        await self.outbound.close()
+        await self.store.close()
+
+
+def assemble(
+    config: Settings, clock: opnc.Clock = now, numbers: Metrics | None = None, limits: TimeLimits = COMMANDS
+) -> Assembly:
+    """Build a pool, for a server or for a command. Nothing is opened yet. limits: for the answers of the database."""
+    numbers = numbers or Metrics()
+    background = BackgroundTasks(numbers.task_failed)
+    store = connect(config.database, config.database_connections, limits)
+    trust = Trust(store)
+    budget = LoopBudget()
+    loop_lag = LoopLag(numbers.loop_lagged)
+    outbound = Outbound(config.outbound_allow, budget=budget)
+    neighbours = Neighbours.of(config, outbound)
+    guard = ClockGuard(clock, store.time)
+    revocation = RevocationService(store, outbound, config, clock, background=background, checked_now=guard.checked)
+    if neighbours.pki is not None:
+        revocation.issuers.add("operator_cas", neighbours.pki.operator_cas)
+    peers = PoolPeers(
+        store,
+        lambda: trust.anchors,
+        revocation.check_vehicle,
+        config,
+        numbers,
+        outbound.configured_backend,
+        budget=budget,
+        lag=loop_lag,
+    )
+    subscribers = Subscribers(store)
+    handed_out = HandedOut(store, subscribers)
+    pool = Pool(store, trust, revocation, peers, neighbours, config, handed_out, clock=clock, metrics=numbers)
+    return Assembly(
+        store, trust, budget, outbound, neighbours, revocation, peers, subscribers, handed_out, pool, background, guard,
+        loop_lag,
+    )  # fmt: skip
+
+
+async def dispatch(config: Settings, clock: opnc.Clock = now) -> None:
+    """Send events and do nothing else, until cancelled. Raises ConfigurationError, Unavailable at the start."""
+    store = connect(config.database, config.database_connections)
+    subscribers = Subscribers(store)
+    followed = (Topic.PARTIES, Topic.WEBHOOKS)
+    refresher = Refresher(store, Follower("subscribers", followed, subscribers.refresh, timeout=_RELOAD_TIMEOUT))
+    background = BackgroundTasks()
+    guard = ClockGuard(clock, store.time)
+    dispatcher = Dispatcher(store, subscribers, config, clock, background=background, guard=guard)
+    await store.open()
+    try:
+        await refresher.once()
+        refresher.supervise(background)
+        background.add(guard.watching())
+        dispatcher.open()
+        await asyncio.get_running_loop().create_future()  # Until it is cancelled.
+    finally:
+        await dispatcher.close()
+        await background.close()
+        await store.close()
+
+
+class Application(FastAPI):
+    """The framework's application behind a front of ours, which traces and limits requests and answers the hot ones.
+
+    As middleware of the framework it would stand behind several others, each of which every request would pay for.
+    """
+
+    front: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (self.front if scope["type"] == "http" else self.framework)(scope, receive, send)
+
+    async def framework(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await super().__call__(scope, receive, send)
+
+
+def create(config: Settings | None = None) -> FastAPI:
+    """The application of one worker. Without settings they are read as `ccp serve` handed them over."""
+    served = config is None  # This process serves and does nothing else.
+    if served:
+        allocator.configure()
+        # Of cryptography, about certificates that are refused in the log's own words or are none of ours to judge. Each
+        # new sentence would be kept for ever.
+        warnings.filterwarnings("ignore", module=r"ccp\.pki\.")
+    config = config or settings.load()
+    clock = now
+    logging.configure(config)
+    numbers = Metrics()
+    built = assemble(config, clock, numbers, REQUESTS)
+    store, trust, neighbours, pool = built.store, built.trust, built.neighbours, built.pool
+    background, guard = built.background, built.guard
+    others = Issuers(config.issuers, built.outbound, audience=config.public_url, changed=lambda: authority.forget())
+    authority = Authority(store, issuer=config.public_url, lifetime=config.token_lifetime, others=others)
+    limits = Limits(config, numbers.limited)
+    connections = Connections(config, limits.proxies, numbers)
+    certificates = ClientCertificates(config.client_certificate_header, limits.proxies)
+    edge = opnc.Edge(authority, built.peers, clock, config.max_body, certificates, limits)
+    dispatcher = Dispatcher(
+        store,
+        built.subscribers,
+        config,
+        clock,
+        built.handed_out.news,
+        numbers,
+        background,
+        guard,
+        built.budget,
+        connections.admission.has_time,
+    )
+
+    refresher = Refresher(
+        store,
+        Follower("parties", (Topic.PARTIES,), authority.refresh_parties, timeout=_RELOAD_TIMEOUT),
+        Follower("token_keys", (Topic.TOKEN_KEYS,), lambda: authority.refresh_keys(clock())),
+        Follower("anchors", (Topic.ANCHORS,), built.refresh_anchors),
+        Follower("peers", (Topic.PEERS,), built.peers.refresh),
+        Follower(
+            "subscribers",
+            (Topic.PARTIES, Topic.WEBHOOKS),
+            built.subscribers.refresh,
+            critical=False,
+            timeout=_RELOAD_TIMEOUT,
+        ),
+    )
+
+    pseudonyms, refusals = Pseudonyms(config), Refusals(store)
+    health = Health(store, config.drain_seconds, trust.reasons, background.reasons, guard.reasons)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
+        await built.open()
+        await pseudonyms.open(store)
+        await refresher.once()
+        for warning in anchors.expiry_warnings(trust.anchors, clock()):
+            _log.warning("anchor", warning=warning)
+        refresher.supervise(background)
+        background.add(guard.watching())
+        background.add(built.loop_lag.probing())
+        background.add(built.peers.closing_expired())
+        background.add(connections.watching())
+        background.add(built.revocation.sweeping())
+        background.add(built.handed_out.flushing())
+        background.add(authority.rotating_keys(config.token_key_lifetime, guard.checked))
+        for issuer in others:
+            background.add(issuer.refreshing())
+        if neighbours.roots is not None:
+            background.add(anchors.synchronising(store, neighbours.roots, config.rcp_interval, clock))
+        if config.cleanse_interval:
+            background.add(cleansing(pool, config.cleanse_interval, guard.checked))
+        if config.event_dispatch:
+            dispatcher.open()
+        refusals.open(background)
+        if served:
+            # What is there by now stays for good: going through it for garbage would stop every request meanwhile.
+            gc.collect()
+            gc.freeze()
+            # The remembered leaves come and go all the time. Going through all of them each time that a quarter is new
+            # would do the same, and next to nothing here is garbage that only a collector finds: requests leave none,
+            # refused ones neither. What libraries leave is found once in a hundred rounds.
+            gc.set_threshold(700, 10, 100)
+        try:
+            with health.told_to_stop():
+                yield {CONNECTIONS: connections}
+        finally:
+            await dispatcher.close()
+            await refusals.close()
+            await background.close()
+            await built.handed_out.close()
+            await built.close()
+
+    # No page to read the description on: it would run scripts of a third party beside the token endpoint.
+    app = Application(
+        title="opnc-ccp",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    changed = built.subscribers.refresh
+    webhooks = Webhooks(store, http=config.event_http, changed=changed, outbound=built.outbound)
+    # Before everything else: Starlette goes through routes in order, and these carry the load.
+    app.router.routes[:0] = [
+        *opnc.router(pool, edge).routes,
+        *oauth.routes(authority, edge, issuer=config.public_url, bind=config.bind_tokens),
+        pcp_webhook.pcp_route(edge, pool, config.pcp_webhook_secret),
+        *events.router(webhooks, edge).routes,
+        *admin.router(Register(store), edge).routes,
+        *health.routes(),
+        *metrics.routes(numbers, edge, config.metrics),
+    ]
+    if config.opcp:
+        app.router.routes[1:1] = opcp.router(pool, edge, config.opcp_negative).routes
+    shortcut = Shortcut(app.framework, app.router.routes)
+    app.front = Tracing(Gate(shortcut, limits), pseudonyms, refusals, numbers)
+    app.add_exception_handler(Exception, errors.crashed)
+    app.add_exception_handler(CCPError, errors.deliberate)
+    app.add_exception_handler(RequestValidationError, errors.invalid)
+    app.add_exception_handler(HTTPException, errors.unrouted)
+    app.openapi = lambda: _described(app, config.public_url)  # type: ignore[method-assign]
+    return app
+
+
+def _described(app: FastAPI, public_url: str) -> dict[str, Any]:
+    """The OpenAPI description, with the operations that stand outside of the framework's parameter machinery."""
+    if app.openapi_schema is None:
+        described = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        schemas = described.setdefault("components", {}).setdefault("schemas", {})
+        # The framework describes an answer of its own that is never given: what is wrong with a request is 400 here.
+        for item in described["paths"].values():
+            for operation in item.values():
+                operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        for model in (
+            wire.SignedContractData,
+            wire.GetSignedContractDataReq,
+            wire.SignedContractDataCollection,
+            *events.BODIES,
+            *admin.BODIES,
+        ):
+            schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+            schemas.update(schema.pop("$defs", {}))
+            schemas[model.__name__] = schema
+        described["paths"][f"{opnc.BASE}/signedcontractdata"] = {
+            "post": _operation(
+                Operation.DELIVER,
+                "GetSignedContractDataReq",
+                "200",
+                "SignedContractDataCollection",
+                opnc.DeliverHeaders,
+            ),
+            "put": _operation(Operation.PUBLISH, "SignedContractData", "201", None, opnc.Routing, opnc.PublishQuery),
+        }
+        described["paths"][pcp_webhook.PATH] = {"post": pcp_webhook.description()}
+        if any(getattr(route, "path", None) == opcp.ROOTS for route in app.routes):
+            opcp.describe(described, _operation)
+        openapi_security.describe(described, public_url, opcp.TAG)
+        app.openapi_schema = described
+    return app.openapi_schema
+
+
+def _operation(
+    operation: Operation,
+    body: str,
+    status: str,
+    answer: str | None,
+    headers: type[opnc.Routing],
+    query: type[BaseModel] | None = None,
+) -> dict[str, Any]:
+    def content(name: str) -> dict[str, Any]:
+        return {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
+
+    properties = headers.model_json_schema()["properties"]
+    failures = {
+        code: {"description": "Error", "content": content("Error")}
+        for code in ("400", "401", "403", "404", "413", "415", "500", "503")
+    }
+    success: dict[str, Any] = {"description": "Success"}
+    if answer is not None:
+        success["content"] = content(answer)
+    return {
+        "operationId": operation.value,
+        "summary": operation.value,
+        "parameters": [
+            *({"name": name, "in": "header", "schema": schema} for name, schema in properties.items()),
+            *(query_parameters.parameters(query) if query else ()),
+        ],
+        "requestBody": {"required": True, "content": content(body)},
+        "responses": {status: success, **failures},
+    }

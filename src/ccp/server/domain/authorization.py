@@ -1,0 +1,175 @@
+"""Who may do what: the role table. Pure. How a caller is recognised is the business of
+`ccp.server.access.authorization_server`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Final, TypeAlias
+
+from ccp.errors import NotAuthorised
+from ccp.ids import EMAID, PCID, WMI, OperatorId, ProviderId
+from ccp.server.domain.parties import Party, Role
+
+
+class Operation(StrEnum):
+    """The seven operations of the API, by the names it gives them."""
+
+    GET_CONTRACT_DATA_BY_EMAID = "GetContractDataByEmaid"
+    GET_CONTRACT_DATA_BY_PCID = "GetContractDataByPcid"
+    DELIVER = "GetSignedContractDataByCertificateInstallationReq"
+    PUBLISH = "AddSignedContractData"
+    WITHDRAW = "DeleteSignedContractDataByEmaid"
+    GET_SIGNED_CONTRACT_DATA = "GetSignedContractDataByEmaidAndPcid"
+    SET_DEFAULT = "SetSignedContractDataAsDefault"
+
+
+class AdminOperation(StrEnum):
+    """The operations of the admin API."""
+
+    LIST_PARTIES = "ListParties"
+    ADD_PARTY = "AddParty"
+    GET_PARTY = "GetParty"
+    EDIT_PARTY = "EditParty"
+    DISABLE_PARTY = "DisableParty"
+    ENABLE_PARTY = "EnableParty"
+    ROTATE_SECRET = "RotateSecret"  # noqa: S105  a name, no secret
+    GET_ROLES = "GetRoles"
+
+
+class WatchOperation(StrEnum):
+    """What those may do who watch over the pool."""
+
+    GET_METRICS = "GetMetrics"
+
+
+class RootOperation(StrEnum):
+    """What every party may do: certificates of roots are public, and every role needs some of them."""
+
+    GET_ROOT_CERTIFICATES = "GetRootCertificates"
+
+
+class EventOperation(StrEnum):
+    """The operations of the event service, by the names that the API gives them; the last one is ours."""
+
+    POST_ENDPOINT = "PostEndpoint"
+    GET_ENDPOINTS = "GetEndpoints"
+    GET_ENDPOINT = "GetEndpointById"
+    UPDATE_ENDPOINT = "UpdateEndpointById"
+    DELETE_ENDPOINT = "DeleteEndpointById"
+    GET_DELIVERIES = "GetEndpointDeliveries"
+
+
+Subject: TypeAlias = EMAID | PCID | None
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """When a role's holder may do something. words: the same as `holds` says, for people."""
+
+    words: str
+    holds: Callable[[Party, Subject], bool]
+
+
+def _has_own_provider(party: Party, subject: Subject) -> bool:
+    return isinstance(subject, EMAID) and subject.provider in party.provider_ids
+
+
+_any_vehicle: Final = Rule("any vehicle", lambda party, subject: True)
+_own_provider: Final = Rule("contracts of its own provider ids", _has_own_provider)
+_served_provider: Final = Rule(
+    "contracts of the provider ids that it signs for, or of all if it is registered so",
+    lambda party, subject: party.all_providers or _has_own_provider(party, subject),
+)
+_own_wmi: Final = Rule(
+    "vehicles of its own WMIs", lambda party, subject: isinstance(subject, PCID) and subject.wmi in party.wmis
+)
+_trusted_roots: Final = Rule("the roots that the pool trusts", lambda party, subject: True)
+_numbers: Final = Rule("what the pool counts", lambda party, subject: True)
+_own_webhooks: Final = Rule("webhooks of its own, for events of its own ids", lambda party, subject: True)
+_anything: Final = Rule("the whole register", lambda party, subject: True)
+
+ROLE_TABLE: Final[Mapping[Operation, Mapping[Role, Rule]]] = {
+    Operation.GET_CONTRACT_DATA_BY_EMAID: {Role.EMSP: _own_provider},
+    Operation.GET_CONTRACT_DATA_BY_PCID: {Role.OEM: _own_wmi},
+    Operation.DELIVER: {Role.CPO: _any_vehicle, Role.CCP: _any_vehicle},
+    Operation.PUBLISH: {Role.EMSP: _own_provider, Role.CPS: _served_provider},
+    Operation.WITHDRAW: {Role.EMSP: _own_provider},
+    Operation.GET_SIGNED_CONTRACT_DATA: {Role.OEM: _own_wmi},
+    Operation.SET_DEFAULT: {Role.OEM: _own_wmi},
+}
+"""Who may do what, and for which ids. Whatever is not here is refused."""
+
+ADMIN_TABLE: Final[Mapping[AdminOperation, Mapping[Role, Rule]]] = {
+    operation: {Role.ADMIN: _anything} for operation in AdminOperation
+}
+"""The same for the admin API."""
+
+WATCH_TABLE: Final[Mapping[WatchOperation, Mapping[Role, Rule]]] = {WatchOperation.GET_METRICS: {Role.ADMIN: _numbers}}
+"""The same for watching."""
+
+ROOT_TABLE: Final[Mapping[RootOperation, Mapping[Role, Rule]]] = {
+    operation: dict.fromkeys(Role, _trusted_roots) for operation in RootOperation
+}
+"""The same for what every party may ask for."""
+
+EVENT_TABLE: Final[Mapping[EventOperation, Mapping[Role, Rule]]] = {
+    operation: {Role.EMSP: _own_webhooks, Role.OEM: _own_webhooks} for operation in EventOperation
+}
+"""The same for the event service. Whose a webhook is decides `ccp.server.events.webhooks`."""
+
+AnyOperation: TypeAlias = Operation | AdminOperation | WatchOperation | RootOperation | EventOperation
+
+_TABLES: Final = dict[AnyOperation, Mapping[Role, Rule]](
+    (*ROLE_TABLE.items(), *EVENT_TABLE.items(), *ADMIN_TABLE.items(), *WATCH_TABLE.items(), *ROOT_TABLE.items())
+)
+
+
+def role_table() -> Iterator[tuple[AnyOperation, Role, str]]:
+    """Everything that is allowed: the operation, the role, and the condition in words."""
+    for operation, rules in _TABLES.items():
+        for role, rule in rules.items():
+            yield operation, role, rule.words
+
+
+def authorise_role(caller: Party, operation: AnyOperation) -> None:
+    """Refuse a caller none of whose roles may do it, before its request is read. Raises NotAuthorised."""
+    rules = _TABLES[operation]
+    if caller.roles.isdisjoint(rules):
+        raise NotAuthorised(f"{operation} is for the role {', '.join(rules)}.")
+
+
+def authorise(caller: Party, operation: Operation, subject: Subject = None) -> None:
+    """Refuse what the role table does not allow.
+
+    subject: the id that the operation names, whose owner decides. Raises NotAuthorised.
+    """
+    authorise_role(caller, operation)
+    rules = ROLE_TABLE[operation]
+    if not any(rules[role].holds(caller, subject) for role in caller.roles if role in rules):
+        kind = "WMI" if isinstance(subject, PCID) else "provider id"
+        raise NotAuthorised(f"The {kind} of {subject} is not registered for the caller.")
+
+
+def authorise_sender(caller: Party, party_type: str | None, party_id: str | None) -> None:
+    """Hold the OPNC-from headers against the token's party. A peer pool acts for others, so it may name anyone.
+
+    party_id: a provider id, an operator id or a WMI by type; the pool cannot tell a PKI's or a CPS's. Raises
+    NotAuthorised.
+    """
+    if Role.CCP in caller.roles or (party_type is None and party_id is None):
+        return
+    if party_type is not None and party_type not in caller.roles:
+        raise NotAuthorised(f"OPNC-from-party-type is {party_type}, which the caller is not registered as.")
+    if party_id is None or party_type in ("cps", "pki", "pcp") or (party_type is None and Role.CPS in caller.roles):
+        return
+    name = party_id.replace("-", "").replace("*", "").upper()
+    own: dict[str, frozenset[ProviderId] | frozenset[OperatorId] | frozenset[WMI]] = {
+        Role.EMSP: caller.provider_ids,
+        Role.CPO: caller.operator_ids,
+        Role.OEM: caller.wmis,
+    }
+    ids = own.get(party_type, frozenset()) if party_type else caller.provider_ids | caller.operator_ids | caller.wmis
+    if name not in ids:
+        raise NotAuthorised("OPNC-from-party-id is not registered for the caller.")

@@ -1,0 +1,201 @@
+"""Contracts that wait for vehicles: what is deliverable at a time, and which one a vehicle gets. Pure.
+
+A contract is one EMAID bound to one PCID. It has variants: one signed response per namespace and V2G root of the
+provisioning service that signed it. `SignedContract` is one variant together with what the contract says of itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime
+from enum import StrEnum
+from typing import NamedTuple
+
+from ccp.errors import NotFound
+from ccp.ids import EMAID, PCID, Fingerprint, Namespace
+from ccp.x509.revocation_policy import Key
+
+
+class SignedContract(NamedTuple):
+    """One signed CertificateInstallationRes, and what the pool knows of it. A tuple, since every delivery makes some.
+
+    certificate: the contract certificate, DER. response: the message as it was published, EXI.
+    remaining_from_end: -20 only, bits from RemainingContractCertificateChains to the end of `response`.
+    certificates: those below the roots of both chains, to ask for their revocation; None in rows of older releases.
+    provisioning_key: SHA-256 (hex) of the vehicle's key that the contract key was encrypted for, where it was known.
+    root_serial, root_dn: of the V2G root that the provisioning service's chain leads to, as an EV may list it.
+    """
+
+    emaid: EMAID
+    pcid: PCID
+    namespace: Namespace
+    root_fingerprint: Fingerprint
+    root_serial: int
+    root_dn: str
+    valid_from: datetime
+    valid_to: datetime
+    certificate: bytes
+    response: bytes
+    remaining_from_end: int | None
+    metadata: str | None
+    created_at: datetime
+    updated_at: datetime
+    is_default: bool = False
+    certificates: tuple[Key, ...] | None = None
+    provisioning_key: str | None = None
+
+    def valid_at(self, at: datetime) -> bool:
+        """Certificates count whole seconds, so the last one of them is valid to its end."""
+        return self.valid_from <= at.replace(microsecond=0) <= self.valid_to
+
+
+class NoContract(NotFound):
+    """Nothing at all is stored for the vehicle."""
+
+    code = "no_contract"
+
+
+class NothingDeliverable(NotFound):
+    """Contracts are stored, but none may be handed out now."""
+
+    code = "nothing_deliverable"
+
+
+class NoDefaultPolicy(StrEnum):
+    """What an ISO 15118-2 vehicle gets when none of its deliverable contracts is the default.
+
+    A default that is expired, revoked, stale, or signed for the other edition alone is not deliverable.
+    """
+
+    SOLE = "sole"
+    NONE = "none"
+
+
+class RootMatch(StrEnum):
+    """Whether a vehicle whose root list matches no variant still gets the newest one."""
+
+    LENIENT = "lenient"
+    STRICT = "strict"
+
+
+Listed = Callable[[SignedContract], bool]
+"""Says whether the vehicle lists the variant's V2G root."""
+Good = Callable[[SignedContract], bool]
+"""Says whether nothing is held against a variant: revocation, or a key that the vehicle has no more."""
+
+
+def choose_one(
+    stored: Sequence[SignedContract],
+    at: datetime,
+    *,
+    listed: Listed,
+    good: Good = lambda contract: True,
+    no_default: NoDefaultPolicy = NoDefaultPolicy.SOLE,
+    root_match: RootMatch = RootMatch.LENIENT,
+) -> SignedContract:
+    """The contract that an ISO 15118-2 vehicle gets: the default, in the variant whose root it trusts.
+
+    Where no deliverable contract is the default, `no_default` decides. stored: every variant of the vehicle, of either
+    namespace. Raises NoContract, NothingDeliverable.
+    """
+    contracts = _deliverable(stored, Namespace.ISO2, at, listed, good, root_match)
+    default = next((variant for variant in contracts if variant.is_default), None)
+    if default is not None:
+        return default
+    # A default that cannot be delivered now counts as none, so that the answer does not depend on a purge.
+    if no_default is NoDefaultPolicy.SOLE and len(contracts) == 1:
+        return contracts[0]
+    if any(variant.is_default for variant in stored):
+        raise NothingDeliverable("The default contract of the vehicle cannot be delivered now.")
+    raise NothingDeliverable("None of the vehicle's contracts is its default.")
+
+
+def passed_over(
+    contract: SignedContract,
+    stored: Sequence[SignedContract],
+    at: datetime,
+    *,
+    good: Good = lambda contract: True,
+    no_default: NoDefaultPolicy = NoDefaultPolicy.SOLE,
+) -> str | None:
+    """Why an ISO 15118-2 vehicle does not get a contract that nothing else is held against: it is not the default.
+
+    None where the vehicle gets it, and for ISO 15118-20, whose vehicles get the others too. The sentence is for the
+    contract's provider and names no other one. stored: every variant of the vehicle, of either namespace.
+    """
+    if contract.namespace is not Namespace.ISO2 or contract.is_default:
+        return None
+    try:
+        if choose_one(stored, at, listed=lambda each: True, good=good, no_default=no_default).emaid == contract.emaid:
+            return None
+    except NotFound:
+        pass
+    return (
+        "The contract is not the vehicle's default contract, and an ISO 15118-2 vehicle gets no other; "
+        "the vehicle's manufacturer chooses it."
+    )
+
+
+def choose_many(
+    stored: Sequence[SignedContract],
+    at: datetime,
+    *,
+    listed: Listed,
+    good: Good = lambda contract: True,
+    prioritised: Iterable[EMAID] = (),
+    maximum: int,
+    root_match: RootMatch = RootMatch.LENIENT,
+) -> list[tuple[SignedContract, int]]:
+    """The contracts that an ISO 15118-20 vehicle gets, each with the number of those left after it.
+
+    First the EMAIDs that the vehicle prioritises, in its order, then the default, then the oldest. At most `maximum`
+    items; the vehicle repeats its request while the number left is above zero, and the station hands them out in turn.
+    stored: every variant of the vehicle, of either namespace.
+    Raises NoContract, NothingDeliverable. Source: ISO 15118-20 [V2G20-1579].
+    """
+    rank = {emaid: place for place, emaid in enumerate(dict.fromkeys(prioritised))}
+    contracts = _deliverable(stored, Namespace.ISO20, at, listed, good, root_match)
+    # A contract is as old as its first variant, whichever of them the vehicle gets.
+    born: dict[EMAID, datetime] = {}
+    for variant in stored:
+        born[variant.emaid] = min(born.get(variant.emaid, variant.created_at), variant.created_at)
+    contracts.sort(key=lambda c: (rank.get(c.emaid, len(rank)), not c.is_default, born[c.emaid], c.emaid))
+    chosen = contracts[:maximum]
+    if not chosen:
+        raise NothingDeliverable("The vehicle asks for no contract certificate chain.")
+    return [(contract, len(chosen) - place) for place, contract in enumerate(chosen, start=1)]
+
+
+def _deliverable(
+    stored: Sequence[SignedContract],
+    namespace: Namespace,
+    at: datetime,
+    listed: Listed,
+    good: Good,
+    root_match: RootMatch,
+) -> list[SignedContract]:
+    """One variant of every contract that may be handed out now. Raises NoContract, NothingDeliverable."""
+    if not stored:
+        raise NoContract("No contract is stored for the vehicle.")
+    written = [variant for variant in stored if variant.namespace is namespace]
+    if not written:
+        raise NothingDeliverable("No contract of the vehicle is signed for its version of ISO 15118.")
+    valid = [variant for variant in written if variant.valid_at(at)]
+    if not valid:
+        raise NothingDeliverable("No contract of the vehicle is valid now.")
+    variants: dict[EMAID, list[SignedContract]] = {}
+    for variant in filter(good, valid):
+        variants.setdefault(variant.emaid, []).append(variant)
+    if not variants:
+        raise NothingDeliverable("Every valid contract of the vehicle is stale, revoked, or of unknown standing.")
+    best = []
+    for candidates in variants.values():
+        candidates.sort(key=lambda variant: variant.updated_at, reverse=True)
+        match = next(filter(listed, candidates), None)
+        if match is None and root_match is RootMatch.LENIENT:
+            match = candidates[0]
+        if match is not None:
+            best.append(match)
+    if not best:
+        raise NothingDeliverable("No contract of the vehicle is valid now and signed under a V2G root that it lists.")
+    return best

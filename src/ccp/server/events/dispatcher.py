@@ -1,0 +1,390 @@
+"""Dispatcher of webhook deliveries. Any number of processes may run one.
+
+Each webhook with due deliveries has a task, a circuit breaker and a few concurrent attempts of its own, so a receiver
+that does not answer delays no other one. One poll for all webhooks looks for due deliveries every half second, and at
+once when this process has written an event. A webhook without due deliveries costs nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Final
+
+import structlog
+
+from ccp.errors import CCPError, Unavailable
+from ccp.server.background import BackgroundTasks, PeriodicTask, Supervised
+from ccp.server.domain.subscriptions import EventKind, Webhook
+from ccp.server.events.message import body_of, headers_of
+from ccp.server.events.subscribers import Subscribers
+from ccp.server.events.turn_taking import TurnTaking
+from ccp.server.external.circuit_breaker import FIRST_REST, LONGEST_REST, Breaker
+from ccp.server.external.outbound import Outbound, OutboundError, host_of
+from ccp.server.metrics import Metrics
+from ccp.server.runtime.clock import TOLERANCE, ClockGuard
+from ccp.server.runtime.loop_budget import LoopBudget
+from ccp.server.settings import Settings
+from ccp.server.storage import Store
+from ccp.server.storage.queries import due_deliveries, events
+from ccp.server.storage.queries.events import Delivery, Outcome
+
+_log = structlog.get_logger("ccp.server.events")
+
+_POLL_SECONDS: Final = 0.5
+_GATHER_SECONDS: Final = 0.05  # Changes come in flocks, and each fan-out is a transaction on the writers' disk.
+_SWEEP_SECONDS: Final = 600.0
+_LAST_SECONDS: Final = 2.0  # For what is on its way when the process ends.
+_COUNT_SECONDS: Final = 10.0
+_LOOK_AT_ALL_SECONDS: Final = 10.0  # Where so much is due that `due_deliveries.look` does not see all of it.
+_IDLE_SECONDS: Final = 60.0  # After which a line ends for which nothing was due.
+_LONGEST_DELAY: Final = 10.0  # Of the next claim for a webhook, after claims that found nothing.
+_GROUP: Final = 100  # Events that leave the outbox in one transaction.
+_OCTETS: Final = 16_384  # Of an answer, of which the status alone is of interest; read so that the line can be kept.
+
+_REJECTED: Final = (400, 409)
+_SENT: Final = {
+    EventKind.CREATED: EventKind.CREATED_SENT,
+    EventKind.UPDATED: EventKind.UPDATED_SENT,
+    EventKind.DELETED: EventKind.DELETED_SENT,
+}
+
+
+@dataclass(slots=True)
+class _Line:
+    """A webhook that something is due for. free: places of those that may be on their way at a time.
+
+    used: when something was due last. due: how many deliveries were, as far as is known. blocked: how many there were
+    when none could be claimed, because each waits behind another one of its vehicle; no other claim is tried until that
+    number changes or `next_claim` has come. Times are seconds of the monotonic clock.
+    """
+
+    webhook_id: str
+    breaker: Breaker
+    free: int
+    used: float
+    due: int | None = None
+    blocked: int | None = None
+    next_claim: float = 0.0
+    delay: float = 0.0
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+    task: Supervised | None = None
+
+
+class Dispatcher:
+    """`open` begins to send; `close` it afterwards."""
+
+    def __init__(
+        self,
+        store: Store,
+        subscribers: Subscribers,
+        config: Settings,
+        clock: Callable[[], datetime],
+        news: asyncio.Event | None = None,
+        metrics: Metrics | None = None,
+        background: BackgroundTasks | None = None,
+        guard: ClockGuard | None = None,
+        budget: LoopBudget | None = None,
+        has_time: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """news: set where it is known that there is something new in the outbox. guard: None for one of its own.
+
+        budget: shared with the other outbound clients of the event loop. has_time: asked before deliveries are begun;
+        false postpones them to the next look.
+        """
+        self._turns = TurnTaking(has_time)
+        self._guard = guard or ClockGuard(clock, store.time)
+        self._metrics = metrics or Metrics()
+        self._background = background or BackgroundTasks(self._metrics.task_failed)
+        self._looking: Supervised | None = None
+        self._store = store
+        self._subscribers = subscribers
+        self._clock = clock
+        self._seconds = config.event_timeout
+        self._places = config.event_concurrency
+        self._retries = config.event_retries
+        self._pause = timedelta(seconds=config.event_retry_seconds)
+        self._give_up = timedelta(seconds=config.event_give_up)
+        self._keep = timedelta(seconds=config.event_keep)
+        # Longer than an attempt and what is written before and after it, the database being slow.
+        self._lease = timedelta(seconds=2 * config.event_timeout + 2)
+        self._rests = (min(FIRST_REST, config.event_retry_seconds), min(LONGEST_REST, config.event_retry_seconds))
+        self._sweep_every = min(_SWEEP_SECONDS, config.event_give_up, config.event_keep or _SWEEP_SECONDS)
+        # Lines limit themselves: with a limit on all of them those that hang would keep the others waiting.
+        self._outbound = Outbound(config.outbound_allow, max_per_owner=None, budget=budget)
+        self._group = _GROUP
+        self._lines: dict[str, _Line] = {}
+        self._sending: set[asyncio.Task[None]] = set()
+        self._news = news or asyncio.Event()
+        self._counted = self._looked_at_all = float("-inf")
+        # Not at once: a clock that is wrong at the start may be found out before the first sweep.
+        self._swept = time.monotonic()
+        self._closing = False
+
+    def open(self) -> None:
+        """Begin to send, in the background."""
+        task = PeriodicTask(
+            "event_dispatch", self.once, _POLL_SECONDS, first_delay=0.0, wake=self._news, gather=_GATHER_SECONDS
+        )
+        self._looking = self._background.add(task)
+
+    async def once(self) -> bool:
+        """Put new events to webhooks, and wake the lines for which something is due. Returns whether there is more."""
+        at = self._clock()
+        more = False
+        if await self._store.read(events.are_new()):
+            more = await self._fan_out()
+        await self._wake_due()
+        if time.monotonic() - self._swept >= self._sweep_every:
+            self._swept = time.monotonic()
+            await self._sweep()
+        if time.monotonic() - self._counted >= _COUNT_SECONDS:
+            self._counted = time.monotonic()
+            await self._bring_back()
+            await self._end_idle()
+            left = await self._store.read(events.backlog())
+            oldest = (at - left.oldest).total_seconds() if left.oldest is not None else 0.0
+            self._metrics.events_left(left.outbox, left.waiting, left.dead, max(0.0, oldest))
+        return more
+
+    async def _fan_out(self) -> bool:
+        """Put a group of events to webhooks. Returns whether there may be more. Raises Unavailable.
+
+        An event may have many webhooks and the database be far away. A group that is not done within the time for a
+        change would fail each time, so the next one is smaller.
+        """
+        group = self._group
+        try:
+            taken = await self._store.write(events.fan_out(self._clock(), group))
+        except Unavailable:
+            self._group = max(1, group // 4)
+            raise
+        self._group = min(2 * group, _GROUP)
+        return taken == group
+
+    async def _wake_due(self) -> None:
+        """Wake the lines of webhooks for which something is due."""
+        due = await self._store.read(due_deliveries.look(self._clock()))
+        for webhook_id, count in due.webhooks.items():
+            self._wake(webhook_id, count)
+        if due.complete or time.monotonic() - self._looked_at_all < _LOOK_AT_ALL_SECONDS:
+            return
+        self._looked_at_all = time.monotonic()
+        after: str | None = ""
+        while after is not None:
+            found, after = await self._store.read(due_deliveries.page(self._clock(), after))
+            for webhook_id in found - due.webhooks.keys():
+                self._wake(webhook_id, None)
+            await asyncio.sleep(0)
+
+    def _wake(self, webhook_id: str, due: int | None) -> None:
+        """due: how many deliveries; None where that is not known."""
+        if self._subscribers.active(webhook_id) is None:
+            return  # Disabled, or registered within the last second.
+        line, now = self._line(webhook_id), time.monotonic()
+        line.used, line.due = now, due
+        is_blocked = due is not None and due == line.blocked and now < line.next_claim
+        if not (is_blocked or line.breaker.rests):
+            line.wake.set()
+
+    async def _end_idle(self) -> None:
+        """End the lines that nothing was due for, and those of webhooks that are not told of anything any more."""
+        now = time.monotonic()
+        for line in list(self._lines.values()):
+            # What is known of a webhook that does not answer is kept.
+            idle = now - line.used > _IDLE_SECONDS and not line.breaker.is_open
+            if (
+                (idle or self._subscribers.active(line.webhook_id) is None)
+                and line.free == self._places
+                and line.task is not None
+            ):
+                del self._lines[line.webhook_id]
+                await line.task.stop()
+                self._turns.forget(line.webhook_id)
+
+    async def _bring_back(self) -> None:
+        """Make deliveries due that were put off far into the future by a clock that was ahead."""
+        try:
+            at = await self._guard.checked()
+        except Unavailable:
+            return  # The guard has logged it.
+        horizon = at + max(self._lease, self._pause) + TOLERANCE
+        while keys := await self._store.read(events.beyond(horizon)):
+            brought = await self._store.write(events.bring_back(keys, horizon, at))
+            _log.warning("deliveries from the future are due now", events=brought)
+            self._news.set()
+
+    async def _sweep(self) -> None:
+        try:
+            at = await self._guard.checked()
+        except Unavailable:
+            return  # The guard has logged it.
+        while given_up := await self._store.write(events.give_up(at - self._give_up, at, "It waited for too long.")):
+            _log.warning("events given up that waited for too long", events=given_up)
+        while await self._store.write(events.purge(at - self._keep)):
+            pass
+
+    def _line(self, webhook_id: str) -> _Line:
+        line = self._lines.get(webhook_id)
+        if line is None:
+            line = _Line(webhook_id, Breaker(time.monotonic, *self._rests), self._places, time.monotonic())
+            # What it is claiming when the process ends it still begins to send: until the lease ends no other could.
+            task = PeriodicTask(
+                "event_claim",
+                partial(self._send_some, line),
+                math.inf,
+                wake=line.wake,
+                max_retry_delay=5.0,
+                interruptible=False,
+                context={"webhook": webhook_id},
+            )
+            line.task = self._background.add(task)
+            self._lines[webhook_id] = line
+        return line
+
+    async def _send_some(self, line: _Line) -> bool:
+        """Begin as many attempts as there are places. Returns whether it is worth asking for more at once."""
+        webhook = self._subscribers.active(line.webhook_id)
+        if webhook is None or self._closing or not self._turns.may_begin(line.webhook_id, line.wake):
+            return False
+        tries = 0
+        while tries < line.free and line.breaker.lets_through():
+            tries += 1
+        if not tries:
+            return False
+        claimed: list[Delivery] = []
+        try:
+            at = self._clock()
+            claimed = await self._store.write(events.claim(line.webhook_id, at, at + self._lease, tries))
+        finally:
+            if not claimed:
+                line.breaker.unused()
+        if claimed:
+            line.blocked, line.delay = None, 0.0
+        else:
+            line.blocked, line.delay = line.due, min(max(2 * line.delay, _POLL_SECONDS), _LONGEST_DELAY)
+            line.next_claim = time.monotonic() + line.delay
+        line.free -= len(claimed)
+        for delivery in claimed:
+            task = self._background.spawn(
+                "event_delivery", self._send(line, webhook, delivery), webhook=webhook.id, event_id=delivery.event_id
+            )
+            self._sending.add(task)
+            task.add_done_callback(self._sending.discard)
+        return bool(claimed)
+
+    async def _send(self, line: _Line, webhook: Webhook, delivery: Delivery) -> None:
+        try:
+            status, error = await self._attempt(webhook, delivery)
+            outcome = self._judge(status, delivery)
+            self._metrics.event_tried(outcome.value.replace(" ", "_"))
+            well = outcome in (Outcome.DELIVERED, Outcome.REJECTED)
+            (line.breaker.succeeded if well else line.breaker.failed)()
+            await self._complete(delivery, outcome, status, error)
+        except asyncio.CancelledError:
+            await self._release(delivery)
+            raise
+        finally:  # Where something fails the lease runs out, and it is sent again.
+            line.free += 1
+            line.wake.set()
+
+    async def _attempt(self, webhook: Webhook, delivery: Delivery) -> tuple[int | None, str | None]:
+        """The status that a webhook answered, and what is wrong, as a sentence for its owner."""
+        body = body_of(delivery)
+        began = time.monotonic()
+        status, error = None, None
+        try:
+            answer = await self._outbound.request(
+                "POST",
+                webhook.url,
+                guarded=True,
+                headers=headers_of(body, webhook.secret),
+                content=body,
+                seconds=self._seconds,
+                octets=_OCTETS,
+                cut=True,
+                owner=webhook.client_id,
+            )
+            status = answer.status
+            if not 200 <= status < 300:
+                error = f"{host_of(webhook.url)} answered {status}."
+        except OutboundError as exc:
+            error = str(exc)
+        _log.info(
+            "event sent",
+            webhook=webhook.id,
+            party=webhook.client_id,
+            event_id=delivery.event_id,
+            kind=delivery.kind,
+            attempt=delivery.attempts,
+            status=status,
+            reason=error,
+            ms=round((time.monotonic() - began) * 1000, 2),
+        )
+        return status, error
+
+    def _judge(self, status: int | None, delivery: Delivery) -> Outcome:
+        if status is not None and 200 <= status < 300:
+            return Outcome.DELIVERED
+        if status in _REJECTED:
+            return Outcome.REJECTED
+        return Outcome.FAILED if delivery.attempts <= self._retries else Outcome.GIVEN_UP
+
+    async def _complete(self, delivery: Delivery, outcome: Outcome, status: int | None, error: str | None) -> None:
+        tell = self._told_of(delivery, outcome)
+        if tell is not None and not self._subscribers.wants(tell, delivery.emaid):
+            tell = None
+        for last in (False, False, True):
+            at = self._clock()
+            change = events.complete(
+                delivery, outcome, at, status=status, error=error, again=at + self._pause, tell=tell
+            )
+            try:
+                done = await self._store.write(change)
+            except CCPError as exc:
+                _log.warning("event not completed", event_id=delivery.event_id, reason=str(exc))
+                if last:
+                    return
+                await asyncio.sleep(0.5)
+            else:
+                if not done:
+                    _log.warning("event was another's by then", event_id=delivery.event_id)
+                elif tell is not None:
+                    self._news.set()
+                return
+
+    def _told_of(self, delivery: Delivery, outcome: Outcome) -> EventKind | None:
+        """What the contract's provider is told of an attempt to tell the vehicle's maker."""
+        sent = _SENT.get(EventKind(delivery.kind)) if delivery.kind in _SENT else None
+        if sent is None:
+            return None
+        first = outcome is Outcome.FAILED and delivery.last_error is None
+        return {Outcome.DELIVERED: sent, Outcome.REJECTED: EventKind.REJECTED}.get(
+            outcome, EventKind.QUEUED if first else None
+        )
+
+    async def _release(self, delivery: Delivery) -> None:
+        try:
+            await self._store.write(events.release(delivery, self._clock()))
+        except CCPError as exc:
+            _log.warning("event not released", event_id=delivery.event_id, reason=str(exc))
+
+    async def close(self) -> None:
+        """Let what is on its way come back, for a moment; what does not is free for other processes at once."""
+        self._closing = True
+        self._turns.close()
+        if self._looking is not None:
+            await self._looking.stop()
+        await asyncio.gather(*(line.task.stop(_LAST_SECONDS) for line in self._lines.values() if line.task is not None))
+        if self._sending:
+            await asyncio.wait(self._sending, timeout=_LAST_SECONDS)
+        left = list(self._sending)
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+        await self._outbound.close()

@@ -1,0 +1,117 @@
+"""Who wants to be told what, as each worker has it in memory."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Collection
+from typing import NamedTuple
+
+from ccp.ids import EMAID, ProviderId
+from ccp.server.domain.parties import Party, Role
+from ccp.server.domain.subscriptions import EventKind, Subscriber, Webhook
+from ccp.server.storage import Store
+from ccp.server.storage.change_feed import PORTION, ChangeFeed
+from ccp.server.storage.queries import subscribers as questions
+from ccp.server.storage.queries.change_counters import Topic
+
+
+class Subscribers:
+    """The webhooks of the store. `refresh` takes over what was registered or changed since the last time."""
+
+    def __init__(self, store: Store) -> None:
+        self._webhooks = _Webhooks(store)
+        self._feed = ChangeFeed(store, (Topic.PARTIES, Topic.WEBHOOKS), self._webhooks)
+
+    async def refresh(self) -> None:
+        """Raises Unavailable."""
+        await self._feed.refresh()
+
+    def active(self, webhook_id: str) -> Webhook | None:
+        """A webhook that is told of things now; None for one that is disabled, or whose party is, or that is gone."""
+        known = self._webhooks.known.get(webhook_id)
+        return known.webhook if known is not None and known.active else None
+
+    def wants(self, kind: EventKind, emaid: EMAID) -> bool:
+        """Whether some eMSP is to be told of such an event of a contract: who is not causes no event."""
+        owners = self._webhooks.wanted.get(kind)
+        if not owners:
+            return False  # Every delivery to a vehicle comes here, mostly for nobody.
+        return emaid.provider in owners
+
+
+class _Known(NamedTuple):
+    """active: webhook and party are enabled. wanted: of which providers' contracts it is told of which events."""
+
+    webhook: Webhook
+    active: bool
+    wanted: dict[EventKind, frozenset[ProviderId]]
+
+
+class _Webhooks:
+    """See `ccp.server.storage.change_feed.Followed`. wanted: how many webhooks are told of such events of a provider's
+    contracts."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.known: dict[str, _Known] = {}
+        self.wanted: dict[EventKind, Counter[ProviderId]] = {}
+        self._of_party: dict[str, set[str]] = {}
+
+    async def reload(self) -> None:
+        gone, after = set(self.known), ""
+        while found := await self._store.read(questions.page(after, PORTION)):
+            for subscriber in found:
+                after = subscriber.webhook.id
+                gone.discard(after)
+                self._put(subscriber)
+            await asyncio.sleep(0)
+        for webhook_id in gone:
+            self._drop(webhook_id)
+
+    async def apply(self, topic: Topic, after: int, last: int, keys: Collection[str]) -> None:
+        found = await self._store.read(questions.changed(topic, after, last))
+        if topic is Topic.PARTIES:
+            known = {webhook_id for client_id in keys for webhook_id in self._of_party.get(client_id, ())}
+        else:
+            known = {webhook_id for webhook_id in keys if webhook_id in self.known}
+        for webhook_id in known - {subscriber.webhook.id for subscriber in found}:
+            self._drop(webhook_id)
+        for subscriber in found:
+            self._put(subscriber)
+
+    def _put(self, subscriber: Subscriber) -> None:
+        webhook, party = subscriber.webhook, subscriber.party
+        active = webhook.enabled and party.enabled
+        wanted = _wanted(webhook, party) if active else {}
+        known = _Known(webhook, active, wanted)
+        if known == self.known.get(webhook.id):
+            return  # The old objects are frozen (`ccp.server.app`): full collections do not go through them.
+        self._drop(webhook.id)
+        self.known[webhook.id] = known
+        self._of_party.setdefault(webhook.client_id, set()).add(webhook.id)
+        for kind, providers in wanted.items():
+            self.wanted.setdefault(kind, Counter()).update(providers)
+
+    def _drop(self, webhook_id: str) -> None:
+        known = self.known.pop(webhook_id, None)
+        if known is None:
+            return
+        of_party = self._of_party[known.webhook.client_id]
+        of_party.discard(webhook_id)
+        if not of_party:
+            del self._of_party[known.webhook.client_id]
+        for kind, providers in known.wanted.items():
+            counts = self.wanted[kind]
+            for provider in providers:
+                counts[provider] -= 1
+                if not counts[provider]:
+                    del counts[provider]
+
+
+def _wanted(webhook: Webhook, party: Party) -> dict[EventKind, frozenset[ProviderId]]:
+    """Providers of whose contracts' events a webhook is told, by the events of an eMSP that it subscribed to."""
+    if Role.EMSP not in party.roles:
+        return {}
+    own = party.provider_ids & set(webhook.provider_ids) if webhook.provider_ids else party.provider_ids
+    return {kind: own for kind in EventKind if own and kind.role is Role.EMSP and webhook.name_of(kind) is not None}

@@ -1,0 +1,17 @@
+"""What a request's head says of its body."""
+
+from __future__ import annotations
+
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
+
+from ccp.schemas import suggestions
+
+
+def check_coding(headers: Headers) -> None:
+    """Refuse a compressed body. Source: RFC 9110 clauses 8.4 and 15.5.16. Raises HTTPException."""
+    for name, value in headers.raw:
+        if name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
+            coding = value.decode("latin-1")[:40]
+            sentence = f"The body has the content coding {suggestions.shown(coding)}; it must be sent without."
+            raise HTTPException(415, sentence, headers={"Accept-Encoding": "identity"})

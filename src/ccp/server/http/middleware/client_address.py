@@ -1,0 +1,85 @@
+"""The gate behind the trace: whose request it is, by address, and whether that address asks too often."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import structlog
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from ccp.errors import TooManyRequests
+from ccp.server.access.rate_limits import Client, Limits
+from ccp.server.http import errors
+from ccp.server.http.middleware.tracing import trace_of
+
+_log = structlog.get_logger("ccp.gate")
+_KEY: Final = "ccp.client"
+_FORWARDED: Final = 256
+_PROBED: Final = frozenset({"/metrics"})
+
+
+def client_of(scope: Scope) -> Client:
+    """The client of a request that went through the gate; where it did not, the peer of its connection."""
+    known: Client | None = scope.get(_KEY)
+    if known is not None:
+        return known
+    peer = scope.get("client")
+    return Client(peer[0] if peer else None, None)
+
+
+class Gate:
+    """ASGI middleware, inside of the trace."""
+
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+        self._app = app
+        self._limits = limits
+        self._told = False
+        self._warned = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        peer = scope["client"][0] if scope.get("client") else None
+        proxies, forwarded = self._limits.proxies, _forwarded(scope)
+        if forwarded and not proxies.trusts(peer):
+            self._tell_once(peer)
+            forwarded = ""
+        scope[_KEY] = client = proxies.client(peer, forwarded)
+        if client.counted is None and not self._warned:
+            self._warn_once(scope, peer)
+        trace_of(scope).address = client.address
+        try:
+            self._limits.request(client)
+        except TooManyRequests as exc:
+            response = await errors.deliberate(Request(scope), exc)
+            await response(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _tell_once(self, peer: str | None) -> None:
+        if not self._told:
+            self._told = True
+            _log.warning(
+                "X-Forwarded-For is not believed; if this is a proxy, trusted_proxies has to say so", peer=peer
+            )
+
+    def _warn_once(self, scope: Scope, peer: str | None) -> None:
+        """Warn of a trusted proxy that sends no client address. Probes of this machine do not count."""
+        if (
+            self._limits.proxies.trusts(peer)
+            and scope["path"] not in _PROBED
+            and not scope["path"].startswith("/health")
+        ):
+            self._warned = True
+            _log.warning(
+                "no client address from trusted proxy; set X-Forwarded-For there, limits by address do not hold for it",
+                peer=peer,
+            )
+
+
+def _forwarded(scope: Scope) -> str:
+    """The end of all that proxies wrote; what stands before it was not written by ours."""
+    lines = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
+    return b",".join(lines)[-_FORWARDED:].decode("latin-1") if lines else ""

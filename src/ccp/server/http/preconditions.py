@@ -1,0 +1,43 @@
+"""Entity tags of parties, and writes that hold only for a party as it was read.
+
+Source: RFC 9110 clauses 8.8.3 and 13.1.1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterable
+from typing import Final
+
+import orjson
+
+from ccp.errors import FieldError, PreconditionFailed
+from ccp.server.access.party_registry import Precondition, Shown, any_state
+
+_TAG: Final = re.compile(r'(?:W/)?"[\x21\x23-\x7e]*"', re.ASCII)
+_TAGS: Final = re.compile(rf"[ \t,]*{_TAG.pattern}(?:[ \t]*,[ \t,]*{_TAG.pattern})*[ \t,]*", re.ASCII)
+
+
+def etag(shown: Shown) -> str:
+    """The strong entity tag of a party as GET shows it: equal tags, equal members."""
+    members = orjson.dumps(shown.members(), option=orjson.OPT_SORT_KEYS)
+    return f'"{hashlib.sha256(members).hexdigest()[:32]}"'
+
+
+def if_match(values: Iterable[str]) -> Precondition:
+    """The precondition that the lines of the header If-Match state; always true without a line. Raises FieldError."""
+    lines = list(values)
+    text = ", ".join(lines).strip(" \t")
+    if not lines or text == "*":
+        return any_state
+    if not _TAGS.fullmatch(text):
+        raise FieldError("If-Match : must be * or entity tags in quotation marks, as ETag has them")
+    # A weak tag stays in the list and equals none of ours: the comparison is the strong one.
+    tags = frozenset(_TAG.findall(text))
+
+    def precondition(shown: Shown) -> None:
+        if etag(shown) not in tags:
+            raise PreconditionFailed("The party is not as If-Match says; read it again.")
+
+    return precondition

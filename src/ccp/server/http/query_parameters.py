@@ -1,0 +1,89 @@
+"""Query parameters: a repeated or misspelt one is refused, because it could change what a request means.
+
+An unknown parameter that resembles a known one is refused everywhere. Any other unknown parameter is refused by
+operations that change something, and ignored by reads, since clients and proxies add their own. What is known is read
+from the routes' own declarations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Any, Final, TypeVar
+from urllib.parse import parse_qsl
+
+from fastapi import params
+from fastapi.dependencies.utils import get_flat_params
+from fastapi.routing import APIRoute
+from pydantic import BaseModel, ValidationError
+from starlette.types import Scope
+
+from ccp.errors import FieldError
+from ccp.schemas import suggestions, wire
+
+READS: Final = frozenset({"GET", "HEAD"})
+
+_MAX_FIELDS: Final = 50
+_MAX_SENTENCES: Final = 10
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def known_of(route: APIRoute) -> frozenset[str]:
+    """The query parameters that a route declares, in its own signature and in its dependencies."""
+    declared = get_flat_params(route.dependant)
+    return frozenset(field.alias for field in declared if isinstance(field.field_info, params.Query))
+
+
+def check_declared(scope: Scope) -> None:
+    """Check the query of a request that the framework routed; others check their own. Raises FieldError."""
+    route = scope.get("route")
+    if scope["query_string"] and isinstance(route, APIRoute):
+        check(scope["query_string"], known_of(route), changes=scope["method"] not in READS)
+
+
+def check(query: bytes, known: Collection[str], *, changes: bool) -> dict[str, str]:
+    """The known parameters of a query string by name.
+
+    changes: whether the operation changes something, and therefore knows no parameters but its own. Raises FieldError.
+    """
+    found: dict[str, str] = {}
+    problems: dict[str, None] = {}
+    try:
+        given = parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=_MAX_FIELDS)
+    except ValueError as exc:
+        raise FieldError(f"The query has more than {_MAX_FIELDS} parameters.") from exc
+    for name, value in given:
+        if name in known:
+            if name in found:
+                problems[f"{name} : is given more than once"] = None
+            found[name] = value
+        elif (meant := suggestions.meant(name, known)) is not None:
+            problems[f"{suggestions.shown(name)}: did you mean {meant}?"] = None
+        elif changes:
+            others = ", ".join(sorted(known))
+            told = f"this operation knows {others}" if others else "this operation knows none"
+            problems[f"{suggestions.shown(name)} : unknown query parameter; {told}"] = None
+        if len(problems) == _MAX_SENTENCES:
+            break
+    if problems:
+        raise FieldError(*problems)
+    return found
+
+
+def read(model: type[Model], query: bytes, *, changes: bool) -> Model:
+    """The parameters that a model declares by the aliases of its fields. Raises FieldError."""
+    found = check(query, names_of(model), changes=changes) if query else {}
+    try:
+        return model.model_validate(found)
+    except ValidationError as exc:
+        raise wire.field_error(exc.errors()) from exc
+
+
+def names_of(model: type[BaseModel]) -> frozenset[str]:
+    return frozenset(field.alias or name for name, field in model.model_fields.items())
+
+
+def parameters(model: type[BaseModel]) -> list[dict[str, Any]]:
+    """A model's parameters as the OpenAPI description has them."""
+    properties: dict[str, Any] = model.model_json_schema()["properties"]
+    return [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in properties.items()]

@@ -1,0 +1,49 @@
+"""GET /metrics: the pool's numbers, for whoever watches over it."""
+
+from __future__ import annotations
+
+from ipaddress import IPv6Address, ip_address
+from typing import Final
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Scope
+
+from ccp.server.domain.authorization import WatchOperation
+from ccp.server.http.middleware.tracing import trace_of
+from ccp.server.http.routes.opnc import Edge
+from ccp.server.metrics import Metrics
+from ccp.server.settings import MetricsAccess
+
+PATH: Final = "/metrics"
+
+# Each says that somebody else is behind the caller.
+_FORWARDED: Final = frozenset(
+    {b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip"}
+)
+
+
+def routes(metrics: Metrics, edge: Edge, access: MetricsAccess) -> list[Route]:
+    """One route, or none where the setting says so."""
+
+    async def show(request: Request) -> Response:
+        trace_of(request.scope).operation = WatchOperation.GET_METRICS.value
+        if access is MetricsAccess.ADMIN or not _is_local(request.scope):
+            await edge.caller(request.scope, request.headers, WatchOperation.GET_METRICS)
+        content, media_type = metrics.shown(request.headers.get("accept", ""))
+        return Response(content, headers={"Content-Type": media_type})
+
+    return [] if access is MetricsAccess.OFF else [Route(PATH, show)]
+
+
+def _is_local(scope: Scope) -> bool:
+    """Whether a request came from this machine, and not through a proxy on it, as far as that tells."""
+    if not scope.get("client") or any(name in _FORWARDED for name, _ in scope["headers"]):
+        return False
+    try:
+        address = ip_address(scope["client"][0])
+    except ValueError:
+        return False
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return (mapped or address).is_loopback

@@ -1,0 +1,172 @@
+"""TLS: the context, and the acceptor that counts a connection before its handshake.
+
+An event loop calls `connection_made` when the TLS handshake is done. Until then a client costs a descriptor and some
+60 KiB, and no limit sees it. So the sockets are accepted here, and the connection is counted before its handshake.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import ssl
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+
+import structlog
+from uvicorn import Config
+
+from ccp.server.http.listeners import multiplied
+
+if TYPE_CHECKING or sys.platform == "win32":
+    from asyncio import SelectorEventLoop as BaseLoop
+else:
+    from uvloop import Loop as BaseLoop
+
+_log = structlog.get_logger("ccp.request")
+
+HANDSHAKE_TIMEOUT: Final = 10.0
+SHUTDOWN_TIMEOUT: Final = 2.0
+_ACCEPTS_AT_ONCE: Final = 16  # So that several workers share a burst, and the loop gets to do something else.
+_NOT_ACCEPTED_DELAY: Final = 0.5
+
+
+class AcceptedProtocol(Protocol):
+    """A protocol of the event loop that knows its connection before the TLS handshake."""
+
+    def accepted(self, accepted: socket.socket, address: str | None) -> None:
+        """The handshake begins. To end it, shut the socket down."""
+
+    def handshake_failed(self) -> None:
+        """`connection_made` is not called any more."""
+
+
+class Loop(BaseLoop):
+    """uvicorn's loop, with an acceptor of its own for TLS and several listeners without."""
+
+    async def create_server(self, protocol_factory: Any, *args: Any, **options: Any) -> Any:
+        context = options.pop("ssl", None)
+        backlog = options.get("backlog", 100)
+        if context is None:
+            create = super().create_server
+            first = await create(protocol_factory, *args, **options)
+            if sys.platform == "win32":
+                return first
+            return await multiplied(first, lambda copy: create(protocol_factory, sock=copy, backlog=backlog))
+        given: socket.socket | None = options.get("sock")
+        if given is not None:
+            listening = [given]
+        else:  # The loop binds; it knows how to read a host.
+            bound = await super().create_server(protocol_factory, *args, **options, start_serving=False)
+            listening = [socket.socket(fileno=os.dup(each.fileno())) for each in bound.sockets]
+            bound.close()
+        acceptor = Acceptor(self, protocol_factory, context, listening)
+        acceptor.start(backlog)
+        return acceptor
+
+
+class Acceptor:
+    """Accepts TLS connections of listening sockets; the part of `asyncio.Server` that uvicorn uses."""
+
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        protocol_factory: Callable[[], AcceptedProtocol],
+        context: ssl.SSLContext,
+        listening: list[socket.socket],
+    ) -> None:
+        self.sockets: Final = listening
+        self._loop: Final = loop
+        self._protocol_factory: Final = protocol_factory
+        self._context: Final = context
+        self._handshakes: dict[asyncio.Task[None], socket.socket] = {}
+        self._closed = False
+
+    def start(self, backlog: int) -> None:
+        for listening in self.sockets:
+            listening.setblocking(False)
+            listening.listen(backlog)
+            self._listen(listening)
+
+    def _listen(self, listening: socket.socket) -> None:
+        if not self._closed:
+            self._loop.add_reader(listening, self._accept, listening)
+
+    def _accept(self, listening: socket.socket) -> None:
+        for _ in range(_ACCEPTS_AT_ONCE):
+            try:
+                accepted, peer = listening.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return  # Another worker was faster, or the client has gone.
+            except OSError as exc:
+                # No descriptor or no memory is left. The connection stays in the backlog, so the loop would spin.
+                _log.warning("connection not accepted", reason=exc.strerror)
+                self._loop.remove_reader(listening)
+                self._loop.call_later(_NOT_ACCEPTED_DELAY, self._listen, listening)
+                return
+            accepted.setblocking(False)
+            address = str(peer[0]) if isinstance(peer, tuple) else None
+            protocol = self._protocol_factory()
+            protocol.accepted(accepted, address)
+            task = self._loop.create_task(self._secure(protocol, accepted))
+            self._handshakes[task] = accepted
+            task.add_done_callback(self._handshakes.pop)
+
+    async def _secure(self, protocol: AcceptedProtocol, accepted: socket.socket) -> None:
+        agreed = False
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: cast(asyncio.Protocol, protocol),
+                accepted,
+                ssl=self._context,
+                ssl_handshake_timeout=HANDSHAKE_TIMEOUT,
+                ssl_shutdown_timeout=SHUTDOWN_TIMEOUT,
+            )
+            agreed = True
+        except OSError:
+            pass  # The client has gone, took too long, or did not agree on TLS.
+        finally:
+            if not agreed:
+                protocol.handshake_failed()
+
+    def close(self) -> None:
+        """Accept no more, and end the handshakes that are under way."""
+        if self._closed:
+            return
+        self._closed = True
+        for listening in self.sockets:
+            self._loop.remove_reader(listening)
+            listening.close()
+        for accepted in self._handshakes.values():
+            shut_down(accepted)
+
+    async def wait_closed(self) -> None:
+        if self._handshakes:
+            await asyncio.wait(self._handshakes)
+
+
+def shut_down(accepted: socket.socket) -> None:
+    """End a connection whose transport is not known yet: its reader meets the end of the stream."""
+    with contextlib.suppress(OSError):
+        accepted.shutdown(socket.SHUT_RDWR)
+
+
+def tls_context(config: Config, default: object) -> ssl.SSLContext:
+    """TLS 1.2 as the least, 1.3 where the client knows it; of 1.2 only what is forward secret and authenticated.
+
+    Source: RFC 9325 clauses 3.1 and 4.2; BSI TR-02102-2 for the same choice.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")  # TLS 1.3 has a list of its own, all of which is good.
+    context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
+    context.set_alpn_protocols(["http/1.1"])
+    context.verify_mode = ssl.VerifyMode(config.ssl_cert_reqs)
+    if config.ssl_ca_certs is not None:
+        context.load_verify_locations(config.ssl_ca_certs)
+    if config.ssl_certfile is None:
+        raise RuntimeError("made for a server that has a certificate")
+    context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
+    return context

@@ -1,0 +1,276 @@
+"""Supervised threads to which an event loop hands jobs.
+
+    writer = JobThread("database writer", serve, not_started="…", unconfirmed="…")
+    await writer.start()
+    answer = await writer.run(work, 5.0)
+    writer.reasons()                                 # why the worker is not ready
+    await writer.stop()
+
+A thread that ends for any reason but `stop` is started again, with a delay that doubles with each failure. Until then
+every job that waits or comes is answered with Unavailable, so no caller waits for a thread that does not run. A thread
+that hangs cannot be ended; its callers get Unavailable when their time is up, later ones at once.
+
+Threads are daemons: a process that ends does not wait for them. All durations are seconds of the monotonic clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, TypeAlias
+
+import structlog
+
+from ccp.errors import Unavailable
+
+_log = structlog.get_logger("ccp.server.runtime.threads")
+
+_FIRST_DELAY: Final = 0.1
+_MAX_DELAY: Final = 5.0
+_STOP_TIMEOUT: Final = 10.0
+_MARGIN: Final = 1.0
+"""Between the time limit of a job and the moment when its thread counts as hanging."""
+
+
+class Job:
+    """Work for a thread, and the future that its caller waits for."""
+
+    __slots__ = ("_claim", "result", "time_limit", "work")
+
+    def __init__(self, work: Any, result: asyncio.Future[Any], time_limit: float) -> None:
+        self.work = work
+        self.result = result
+        self.time_limit = time_limit
+        self._claim = threading.Lock()
+
+    def claim(self) -> bool:
+        """True for the first call alone: of the thread that begins the work, or of the caller that gives it up."""
+        return self._claim.acquire(blocking=False)
+
+
+Outcome: TypeAlias = tuple[Job, Any, BaseException | None]
+"""A job with its result, or with what it raises."""
+
+
+class Inbox:
+    """What one run of a thread takes its jobs from. Methods are for the thread; attributes may be read anywhere.
+
+    restarted: an earlier run of the thread has failed. busy_since: when the jobs under way were taken, None while it
+    waits for some. max_busy: how long they may take, seconds.
+    """
+
+    def __init__(self, owner: JobThread, loop: asyncio.AbstractEventLoop, *, restarted: bool) -> None:
+        self._owner = owner
+        self._loop = loop
+        self.restarted = restarted
+        self.queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self.taken: Sequence[Job] = ()
+        self.busy_since: float | None = None
+        self.max_busy = 0.0
+        self.accepts = False
+        self.error: BaseException | None = None
+
+    def ready(self) -> None:
+        """Say that jobs can be taken: everything that the thread needs is open and works."""
+        self._loop.call_soon_threadsafe(self._owner.became_ready, self)
+
+    def take(self, max_jobs: int) -> Sequence[Job]:
+        """Wait for jobs. Empty: the thread is to end. What was taken before is finished."""
+        self.taken, self.busy_since = (), None
+        first = self.queue.get()
+        if first is None:
+            return ()
+        jobs = [first]
+        while len(jobs) < max_jobs and not self.queue.empty():
+            following = self.queue.get()
+            if following is None:
+                self.queue.put(None)  # For the next call.
+                break
+            jobs.append(following)
+        self.max_busy = max(job.time_limit for job in jobs) + _MARGIN
+        self.taken, self.busy_since = jobs, time.monotonic()
+        return jobs
+
+    def ended(self) -> None:
+        """Tell the owner. It notices also where this fails."""
+        with contextlib.suppress(RuntimeError):  # The loop was closed meanwhile.
+            self._loop.call_soon_threadsafe(self._owner.ended, self)
+
+    def finish(self, outcomes: Sequence[Outcome]) -> None:
+        """Hand outcomes to their callers."""
+        self._loop.call_soon_threadsafe(self._owner.deliver, outcomes)
+
+
+class JobThread:
+    """Belongs to one event loop, which calls everything here but `serve`."""
+
+    def __init__(
+        self,
+        name: str,
+        serve: Callable[[Inbox], None],
+        *,
+        not_started: str,
+        unconfirmed: str,
+        expired: Callable[[], None] = lambda: None,
+    ) -> None:
+        """name: for readiness and the log. serve: runs in the thread; it opens what it needs, calls `ready`, and takes
+        jobs until there are none. Whatever it raises ends that run, and with it the jobs that it took.
+
+        not_started, unconfirmed: sentences for jobs that nothing was done for, and for those whose outcome is unknown.
+        expired: called when the time of a job that is under way is up.
+        """
+        self._name = name
+        self._serve = serve
+        self._not_started = not_started
+        self._unconfirmed = unconfirmed
+        self._expired = expired
+        self._thread: threading.Thread | None = None
+        self._inbox: Inbox | None = None
+        self._first: asyncio.Future[None] | None = None
+        self._restart: asyncio.TimerHandle | None = None
+        self._stopped: asyncio.Event | None = None
+        self._failures = 0
+
+    async def start(self) -> None:
+        """Start the thread and wait until it takes jobs. Raises what `serve` raised before that."""
+        self._first = asyncio.get_running_loop().create_future()
+        self._begin()
+        await self._first
+
+    async def run(self, work: Any, time_limit: float) -> Any:
+        """Have the thread do something. Raises what it raises, and Unavailable.
+
+        time_limit: seconds, the wait for its turn included. A thread that takes longer counts as hanging.
+        """
+        inbox = self._inbox
+        if inbox is None or not inbox.accepts or self._problem() is not None:
+            raise Unavailable(self._not_started)
+        loop = asyncio.get_running_loop()
+        job = Job(work, loop.create_future(), time_limit)
+        inbox.queue.put(job)
+        expiry = loop.call_later(time_limit, self._expire, job)
+        try:
+            return await job.result
+        finally:
+            expiry.cancel()
+            if job.result.cancelled():
+                job.claim()  # The caller has gone; where nothing was done yet, nothing will be.
+
+    def reasons(self) -> list[str]:
+        """A sentence where jobs are not done now. For readiness."""
+        problem = self._problem()
+        return [] if problem is None else [problem]
+
+    async def stop(self) -> None:
+        """Have everything done that was handed over before, and end the thread."""
+        self._stopped = asyncio.Event()
+        if self._restart is not None:
+            self._restart.cancel()
+        if self._inbox is None:
+            return
+        self._inbox.accepts = False
+        self._inbox.queue.put(None)
+        try:
+            async with asyncio.timeout(_STOP_TIMEOUT):
+                await self._stopped.wait()
+        except TimeoutError:
+            _log.error("thread does not end", thread=self._name, timeout=_STOP_TIMEOUT)
+
+    # --- Called in the event loop by a run of the thread ---
+
+    def became_ready(self, inbox: Inbox) -> None:
+        if inbox is not self._inbox:
+            return
+        inbox.accepts = self._stopped is None
+        if inbox.restarted:
+            _log.info("thread recovered", thread=self._name, failures=self._failures)
+        if self._first is not None and not self._first.done():
+            self._first.set_result(None)
+
+    def deliver(self, outcomes: Iterable[Outcome]) -> None:
+        for job, result, error in outcomes:
+            if error is None:
+                self._failures = 0
+            if job.result.done():
+                continue  # Its caller has gone, or was told that its time was up.
+            if error is None:
+                job.result.set_result(result)
+            else:
+                job.result.set_exception(error)
+
+    def _begin(self) -> None:
+        self._restart = None
+        inbox = Inbox(self, asyncio.get_running_loop(), restarted=self._failures > 0)
+        self._inbox = inbox
+        self._thread = threading.Thread(target=self._run, args=(inbox,), name=self._name, daemon=True)
+        try:
+            self._thread.start()
+        except (RuntimeError, MemoryError) as exc:  # The system has no thread left.
+            inbox.error = exc
+            self.ended(inbox)
+
+    def _run(self, inbox: Inbox) -> None:
+        """The thread. Its end is noticed even where this cannot tell of it: see `_problem`."""
+        try:
+            self._serve(inbox)
+        except BaseException as exc:
+            inbox.error = exc
+        finally:
+            inbox.ended()
+
+    def ended(self, inbox: Inbox) -> None:
+        if inbox is not self._inbox:
+            return
+        self._inbox = None
+        error = inbox.error
+        self._fail(inbox, error)
+        if self._stopped is not None:
+            self._stopped.set()
+            return
+        error = error or RuntimeError("the thread returned")
+        if self._first is not None and not self._first.done():
+            self._first.set_exception(error)
+            return
+        self._failures += 1
+        delay = min(_FIRST_DELAY * 2.0 ** min(self._failures - 1, 30), _MAX_DELAY)
+        if not self._failures & (self._failures - 1):  # Many in a row are logged at doubling counts.
+            _log.error("thread failed", thread=self._name, failures=self._failures, retry_in=delay, exc_info=error)
+        self._restart = asyncio.get_running_loop().call_later(delay, self._begin)
+
+    def _fail(self, inbox: Inbox, error: BaseException | None) -> None:
+        """Answer everything that a run took and that waits for it."""
+        jobs = list(inbox.taken)
+        with contextlib.suppress(queue.Empty):
+            while True:
+                if (job := inbox.queue.get_nowait()) is not None:
+                    jobs.append(job)
+        for job in jobs:
+            unavailable = Unavailable(self._not_started if job.claim() else self._unconfirmed)
+            unavailable.__cause__ = error
+            if not job.result.done():
+                job.result.set_exception(unavailable)
+
+    def _expire(self, job: Job) -> None:
+        if job.result.done():
+            return
+        started = not job.claim()
+        job.result.set_exception(Unavailable(self._unconfirmed if started else self._not_started))
+        if started:
+            self._expired()
+
+    def _problem(self) -> str | None:
+        """What keeps it from doing jobs, as a sentence."""
+        inbox, thread = self._inbox, self._thread
+        if inbox is not None and thread is not None and thread.ident is not None and not thread.is_alive():
+            self.ended(inbox)
+            inbox = None
+        if inbox is None or not inbox.accepts:
+            return f"The {self._name} does not run; it is being started again."
+        since = inbox.busy_since
+        if since is not None and time.monotonic() > since + inbox.max_busy:
+            return f"The {self._name} has hung for more than {inbox.max_busy:g} seconds."
+        return None

@@ -1,0 +1,144 @@
+"""The whole story over real HTTP, for both editions: from an empty pool to a car that holds a contract's key."""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from ccp.client import Client, Credentials, Delivered, Refused
+from ccp.errors import CCPError
+from ccp.ids import EMAID, PCID
+from ccp.server.sandbox.local_pool import loopback, running
+from ccp.server.sandbox.setup import EMSP_A, EMSP_B, OEM_WMI, World, build_world, register
+from ccp.server.settings import Settings
+from ccp.server.storage import connect
+from ccp.server.storage.engine import schema
+from ccp.testing.partners import Car, make_contract, new_session_id, sign_contract
+from ccp.testing.pki import PKI
+
+_TITLES: Final = {"iso2": "ISO 15118-2", "iso20": "ISO 15118-20"}
+
+
+class StepFailed(CCPError):
+    """Something in the story did not go as it has to."""
+
+    code = "demo"
+
+
+@dataclass
+class Story:
+    """Tells each step in one line, with its result and time."""
+
+    tell: Callable[[str, str, str, float], None]
+    steps: int = 0
+    installed: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def step(self, edition: str, text: str) -> Iterator[list[str]]:
+        """A step; what is put into the list is told as its result."""
+        began = time.perf_counter()
+        result: list[str] = []
+        yield result
+        self.steps += 1
+        self.tell(edition, text, " ".join(result) or "done", time.perf_counter() - began)
+
+
+async def prepare(folder: Path, base_url: str, at: datetime) -> tuple[World, Settings]:
+    """A new database with a PKI and parties."""
+    config = Settings(database=f"sqlite:///{folder / 'ccp.db'}", base_url=base_url, log_level="error")
+    schema.upgrade(config.database)
+    world = build_world(at)
+    store = connect(config.database)
+    await store.open()
+    try:
+        await register(store, world, at)
+    finally:
+        await store.close()
+    return world, config
+
+
+def run(tell: Callable[[str, str, str, float], None]) -> Story:
+    """Run the story in a temporary directory.
+
+    Raises StepFailed, ClientError for whatever the pool refuses, or any error of the checks that the car makes.
+    """
+    story = Story(tell)
+    at = datetime.now(UTC)
+    with tempfile.TemporaryDirectory(prefix="ccp-demo-") as folder, loopback() as (listening, base_url):
+        with story.step("", "build two PKIs, create the database, register five parties") as result:
+            world, config = asyncio.run(prepare(Path(folder), base_url, at))
+            result.append(f"{len(world.pkis)} PKIs, {len(world.members)} parties")
+        with running(config, listening), ExitStack() as stack:
+            parties = {
+                member.party.name: stack.enter_context(
+                    Client(base_url, credentials=Credentials(member.party.client_id, member.secret))
+                )
+                for member in world.members
+            }
+            for edition, pki in world.pkis.items():
+                _tell_edition(story, edition, pki, parties, at)
+    return story
+
+
+def _tell_edition(story: Story, edition: str, pki: PKI, parties: dict[str, Client], at: datetime) -> None:
+    title = _TITLES[edition]
+    number = 1 if edition == "iso2" else 2
+    car = Car.build(pki, PCID.parse(f"{OEM_WMI}0DEMO{number:09d}"), at)
+    first, second = (EMAID.parse(f"{provider}D{number:08d}") for provider in (EMSP_A, EMSP_B))
+    oem, cpo = parties["Example OEM"], parties["Example CPO"]
+    pcid, namespace = car.pcid, car.namespace
+
+    for emaid, publisher in ((first, "Example eMSP A"), (second, "Example CPS")):
+        with story.step(title, f"{emaid[:5]} makes contract {emaid}, the CPS signs it") as result:
+            bundle = make_contract(pki, emaid, car.pcid, car.provisioning.certificate, at)
+            message = sign_contract(pki, bundle, at)
+            result.append(f"{len(message)} octets")
+        with story.step(title, f"{publisher.removeprefix('Example ')} publishes {emaid}"):
+            root = pki.v2g_root.certificate
+            parties[publisher].publish(
+                message, emaid=emaid, pcid=pcid, namespace=namespace, root=root.fingerprint, root_dn=root.dn
+            )
+
+    with story.step(title, f"OEM lists the contracts of {car.pcid}") as result:
+        listed = oem.contracts_of_pcid(pcid, namespace=namespace)
+        result.append(f"{len(listed)} contracts, default {next(one.emaid for one in listed if one.is_default)}")
+    with story.step(title, f"OEM makes {second} the default"):
+        oem.set_default(second, pcid)
+
+    session_id = new_session_id()
+    with story.step(title, "CPO posts the car's signed request") as result:
+        delivered = cpo.deliver(car.request(session_id, at), namespace)
+        if not isinstance(delivered, Delivered):
+            raise StepFailed(f"The car got {delivered.code}: {delivered.reason}")
+        result.append(f"{len(delivered.contracts)} response(s)")
+    with story.step(title, "the car checks session, chains and signature, decrypts the key") as result:
+        emaid, _ = car.install(delivered.contracts[0].message, session_id, at)
+        if emaid != second:
+            raise StepFailed(f"The car got {emaid}, not its default contract {second}.")
+        result.append(f"installed {emaid}")
+        story.installed.append(f"{title}: {emaid}")
+
+    with story.step(title, "a car without contracts asks") as result:
+        stranger = Car.build(pki, PCID.parse(f"{OEM_WMI}0NONE{number:09d}"), at)
+        result.append(_nothing_for(stranger, cpo, at))
+
+    for emaid, emsp in ((first, "Example eMSP A"), (second, "Example eMSP B")):
+        with story.step(title, f"{emaid[:5]} deletes {emaid}"):
+            parties[emsp].withdraw(emaid)
+    with story.step(title, "the first car asks again") as result:
+        result.append(_nothing_for(car, cpo, at))
+
+
+def _nothing_for(car: Car, cpo: Client, at: datetime) -> str:
+    """The code of the negative message that a car gets. Raises StepFailed when it gets a contract."""
+    answer = cpo.deliver(car.request(new_session_id(), at), car.namespace)
+    if not isinstance(answer, Refused):
+        raise StepFailed("A car got a contract that is not there.")
+    return answer.code

@@ -1,0 +1,47 @@
+"""A real pool on a loopback port, run inside this process for as long as a `with` block lasts."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import uvicorn
+
+from ccp.errors import Unavailable
+from ccp.server import app
+from ccp.server.http.protocol import options
+from ccp.server.settings import Settings
+
+_START_SECONDS: Final = 10.0
+
+
+@contextmanager
+def loopback() -> Iterator[tuple[socket.socket, str]]:
+    """A listening socket on a free port of 127.0.0.1, and the address to call it under."""
+    with socket.socket() as listening:
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(128)
+        yield listening, f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+@contextmanager
+def running(settings: Settings, listening: socket.socket) -> Iterator[None]:
+    """Serve until the block ends. Raises Unavailable when the server does not start."""
+    server = uvicorn.Server(uvicorn.Config(app.create(settings), log_level="error", **options(settings)))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="pool", daemon=True)
+    thread.start()
+    try:
+        deadline = time.monotonic() + _START_SECONDS
+        while not server.started:
+            if not thread.is_alive() or time.monotonic() > deadline:
+                raise Unavailable("The server did not start.")
+            time.sleep(0.01)
+        yield
+    finally:
+        server.should_exit = True
+        thread.join(_START_SECONDS)

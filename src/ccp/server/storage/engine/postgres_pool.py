@@ -1,0 +1,305 @@
+"""Connection pool of one worker for a PostgreSQL server, with a circuit breaker for a silent server.
+
+Connections are reused without a reset, since no query leaves a trace on its session. Every use has a deadline. A
+connection that has not answered by then is closed without a message to the server: asyncpg's own cancellation would
+open another connection to ask the server to stop, and wait for the answer.
+
+The circuit breaker keeps a silent server from costing every request its whole time. When a connection was closed at its
+deadline and no other one had an answer within the last second, the pool tries a new connection twice a second. If none
+is made within half a second the circuit opens, and a request for a connection is refused at once. The first new
+connection closes the circuit. A server that refuses connections costs no time and does not open it.
+
+A connection that was idle for a while, or since before another one was closed at its deadline, is checked with a short
+query before it is used, because a half-open connection looks healthy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+from weakref import WeakSet
+
+import asyncpg
+import structlog
+
+from ccp.errors import Unavailable
+from ccp.server.storage.engine.postgres_hosts import Connection, Hosts
+from ccp.server.storage.engine.time_limits import REQUESTS, TimeLimits
+
+_log = structlog.get_logger("ccp.server.storage")
+
+# The outcome of the last statement is unknown, and the connection cannot be used any more. The driver raises its own
+# error where a server announces its shutdown in the middle of another message.
+LOST: Final = (asyncpg.PostgresConnectionError, asyncpg.InternalClientError, OSError, TimeoutError)
+
+_MAX_IDLE: Final = 300.0  # Networks forget connections on which nothing was said for a while.
+_TRUSTED: Final = 2.0  # A connection that answered within these seconds is used without a question.
+_CHECK_TIMEOUT: Final = 0.5
+_RECENT: Final = 1.0
+_PROBE_INTERVAL: Final = 0.5
+_PROBE_TIMEOUT: Final = 2.0  # Longer than the interval: a server that is slow to connect is found all the same.
+_MAX_PROBES: Final = 4
+_CLOSE_TIMEOUT: Final = 5.0
+
+
+class Expiry:
+    """Calls something at a deadline, unless it is cancelled before.
+
+    The event loop looks for what has arrived once more before: a loop that is late must not take its own lateness for
+    a server's.
+    """
+
+    __slots__ = ("_act", "_handle", "_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, deadline: float, act: Callable[[], None]) -> None:
+        self._loop = loop
+        self._act = act
+        self._handle = loop.call_at(deadline, self._due)
+
+    def _due(self) -> None:
+        self._handle = self._loop.call_later(0.005, self._act)
+
+    def cancel(self) -> None:
+        self._handle.cancel()
+
+
+async def acquire(places: asyncio.Semaphore, deadline: float, sentence: str) -> None:
+    """Take a place. deadline: in the loop's time. Raises Unavailable with the sentence where none is free by then."""
+    if places.locked():
+        try:
+            async with asyncio.timeout_at(deadline):
+                await places.acquire()
+        except TimeoutError as exc:
+            raise Unavailable(sentence) from exc
+    else:
+        await places.acquire()
+
+
+class ConnectionPool:
+    """size: the most connections at a time. when_silent: called when the circuit opens."""
+
+    def __init__(
+        self, hosts: Hosts, size: int, limits: TimeLimits = REQUESTS, when_silent: Callable[[], None] = lambda: None
+    ) -> None:
+        self._hosts = hosts
+        self._size = size
+        self._limits = limits
+        self._when_silent = when_silent
+        self._room = asyncio.Semaphore(size)
+        self._used = 0
+        # The one that was used last is used next: its statements are prepared, and the others may go.
+        self._idle: list[tuple[Connection, float]] | None = None
+        self._settings: Mapping[str, str] = {}
+        self._preparing: WeakSet[Connection] = WeakSet()
+        self._answered = 0.0  # When a connection was last given back after an answer.
+        self._distrusted = 0.0  # Connections that were idle since before are asked before they are used.
+        self._search: asyncio.Task[None] | None = None
+        self.pooled = False
+        """A connection pooler stands before the server: nothing is prepared, nothing is set for a session."""
+        self.silent = False
+        """The circuit is open: the server does not answer."""
+
+    def open(self, settings: Mapping[str, str], *, pooled: bool) -> None:
+        """settings: for every session, where no pooler gives it to others."""
+        self._settings, self.pooled = settings, pooled
+        self._room = asyncio.Semaphore(self._size)
+        self._idle = []
+
+    async def close(self) -> None:
+        """Close what is idle; what is in use is closed when it is given back."""
+        idle, self._idle = self._idle, None
+        if self._search is not None:
+            self._search.cancel()
+            await asyncio.gather(self._search, return_exceptions=True)
+        await asyncio.gather(*(self._close(connection) for connection, _ in idle or ()))
+
+    async def _close(self, connection: Connection) -> None:
+        if self.silent:
+            connection.terminate()
+            return
+        with contextlib.suppress(*LOST, asyncpg.InterfaceError):
+            await connection.close(timeout=_CLOSE_TIMEOUT)
+
+    def refuse_while_silent(self, sentence: str) -> None:
+        """Raises Unavailable while the circuit is open."""
+        if self.silent:
+            raise Unavailable(sentence)
+
+    async def take(self, deadline: float, sentence: str) -> tuple[Connection, bool]:
+        """A connection that nothing else uses, and whether it was made just now. deadline: in the loop's time.
+
+        Raises Unavailable with the sentence where there is none by then, and what asyncpg raises for a server that
+        refuses to be connected to.
+        """
+        self.refuse_while_silent(sentence)
+        await acquire(self._room, deadline, sentence)
+        self._used += 1
+        try:
+            self.refuse_while_silent(sentence)
+            while self._idle:
+                connection, since = self._idle.pop()
+                if await self._is_good(connection, since, deadline):
+                    return connection, False
+                connection.terminate()
+            return await self._new(deadline), True
+        except BaseException:
+            self._used -= 1
+            self._room.release()
+            raise
+
+    def give_back(self, connection: Connection, *, answered: bool = True) -> None:
+        """answered: whether the server answered what it was asked last."""
+        self._used -= 1
+        if self._idle is None or (self.pooled and connection in self._preparing):
+            connection.terminate()
+        elif not connection.is_closed():
+            now = asyncio.get_running_loop().time()
+            if answered:
+                self._answered = now
+            self._idle.append((connection, now))
+        self._room.release()
+
+    def time_out(self, connection: Connection) -> None:
+        """Cut a connection that did not answer by its deadline. Who uses it gets an error, and gives it back."""
+        connection.terminate()
+        self._suspect()
+
+    def found_pooler(self) -> None:
+        self.pooled = True
+        self.drop_idle()
+
+    def drop_idle(self) -> None:
+        """Use none of the connections that are idle now."""
+        if self._idle is not None:
+            idle, self._idle = self._idle, []
+            for connection, _ in idle:
+                connection.terminate()
+
+    async def _is_good(self, connection: Connection, since: float, deadline: float) -> bool:
+        """Whether a connection may be used that is idle since then."""
+        if connection.is_closed() or (self._hosts.writable_only and connection.read_only):
+            return False
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if now - since > _MAX_IDLE:
+            return False
+        if since >= max(now - _TRUSTED, self._distrusted):
+            return True
+        expiry = Expiry(loop, min(now + _CHECK_TIMEOUT, deadline), connection.terminate)
+        try:
+            await connection.execute("select 1")
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+            if loop.time() >= now + _CHECK_TIMEOUT:
+                self._suspect()
+            return False
+        except BaseException:  # The caller has gone, and with it the only reference to the connection.
+            connection.terminate()
+            raise
+        finally:
+            expiry.cancel()
+        return not (self._hosts.writable_only and connection.read_only)
+
+    async def _new(self, deadline: float) -> Connection:
+        """A new connection, with the settings of a session. Raises what asyncpg does; TimeoutError."""
+        prepare = not self.pooled
+        try:
+            async with asyncio.timeout_at(deadline):
+                connection = await self._hosts.connect(self._limits.connect, prepare=prepare)
+                if prepare:
+                    self._preparing.add(connection)
+                    try:
+                        await connection.execute(_session(self._settings))
+                    except BaseException:
+                        connection.terminate()
+                        raise
+        except TimeoutError:
+            self._suspect()
+            raise
+        return connection
+
+    # --- Whether the server answers ---
+
+    def _suspect(self) -> None:
+        """Find out whether the server answers, unless it did a moment ago: then one statement was slow."""
+        now = asyncio.get_running_loop().time()
+        self._distrusted = now - _RECENT
+        if not self._limits.refuse_while_silent:
+            return
+        if self._search is None and self._idle is not None and self._answered < now - _RECENT:
+            self._search = asyncio.create_task(self._find())
+            self._search.add_done_callback(self._found)
+
+    def _found(self, search: asyncio.Task[None]) -> None:
+        self._search = None
+        if not search.cancelled() and (exc := search.exception()) is not None:
+            self.silent = False  # A defect of ours must not keep requests out for ever.
+            _log.error("database probe failed", exc_info=exc)
+
+    async def _find(self) -> None:
+        """Try to connect until the server answers, and open the circuit meanwhile."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        attempts: dict[asyncio.Task[Connection], float] = {}
+        try:
+            while True:
+                if len(attempts) < _MAX_PROBES:
+                    attempts[asyncio.create_task(self._new_in_search())] = loop.time()
+                turn = loop.time() + _PROBE_INTERVAL
+                while attempts and (left := turn - loop.time()) > 0:
+                    done, _ = await asyncio.wait(attempts, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+                    for task in done:
+                        started = attempts.pop(task)
+                        # A refusal at once costs no request any time, and says that something is there.
+                        quick = loop.time() - started < _PROBE_INTERVAL
+                        if task.exception() is None or quick:
+                            self._close_circuit(loop.time() - began, None if task.exception() else task.result())
+                            return
+                await asyncio.sleep(max(0.0, turn - loop.time()))
+                if not self.silent:
+                    self.silent = True
+                    self.drop_idle()
+                    self._when_silent()
+                    _log.warning("database does not answer", probe_interval=_PROBE_INTERVAL)
+        finally:
+            for task in attempts:
+                task.cancel()
+                task.add_done_callback(_discard)
+
+    async def _new_in_search(self) -> Connection:
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + _PROBE_TIMEOUT
+        connection = await self._new(deadline)
+        if self.pooled:  # It accepts connections without a server.
+            expiry = Expiry(loop, deadline, connection.terminate)
+            try:
+                await connection.execute("select 1")
+            except BaseException:
+                connection.terminate()
+                raise
+            finally:
+                expiry.cancel()
+        return connection
+
+    def _close_circuit(self, seconds: float, connection: Connection | None) -> None:
+        if self.silent:
+            self.silent = False
+            _log.info("database answers again", seconds=round(seconds, 2))
+        now = asyncio.get_running_loop().time()
+        if connection is not None:
+            self._answered = now
+            if self._idle is None or self._used + len(self._idle) >= self._size:
+                connection.terminate()
+            else:
+                self._idle.append((connection, now))
+
+
+def _discard(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        task.result().terminate()
+
+
+def _session(settings: Mapping[str, str]) -> str:
+    """Statements that set these for the session. Values are ours."""
+    return "; ".join(f"set {name} = '{value}'" for name, value in settings.items())

@@ -1,0 +1,112 @@
+"""The thread that writes to a SQLite file: it takes everything that waits and commits it as one transaction.
+
+Each change runs within its own savepoint. With synchronous = FULL a commit is on disk before it is acknowledged, and
+the group shares the cost. Whatever goes wrong beside a change of its own ends the group, and no change of it is
+acknowledged; what is no matter of the database (a defect, no memory, a lock that fails) ends the thread too, and
+`ccp.server.runtime.threads` starts it again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sqlite3
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+from ccp.errors import CCPError, Unavailable
+from ccp.server.runtime.threads import Inbox, Job, Outcome
+from ccp.server.storage.engine.sqlite_connection import connected, is_outage, run
+from ccp.server.storage.engine.time_limits import NOT_CONFIRMED, NOT_WRITTEN
+from ccp.server.storage.engine.write_lock import Turns
+
+_GROUP: Final = 64  # Changes in one commit: a longer group gains little and lets the first one wait longer.
+
+
+def serve(path: Path, busy_timeout: float) -> Callable[[Inbox], None]:
+    """What the thread runs. busy_timeout: seconds to wait for a turn, and once more for the file's own lock."""
+
+    def loop(inbox: Inbox) -> None:
+        connection = connected(path, busy_timeout)
+        turns = Turns(path, busy_timeout)
+        try:
+            if inbox.restarted:
+                _try_lock(connection, turns)
+            inbox.ready()
+            while group := inbox.take(_GROUP):
+                with turns.mine():
+                    _commit_group(connection, group, inbox)
+        finally:
+            turns.close()
+            connection.close()
+
+    return loop
+
+
+def _try_lock(connection: sqlite3.Connection, turns: Turns) -> None:
+    """Take all locks of a transaction, so that a thread that would fail at once does not say that it is ready."""
+    with turns.mine():
+        connection.execute("begin immediate")
+        connection.execute("rollback")
+
+
+def _commit_group(connection: sqlite3.Connection, group: Sequence[Job], inbox: Inbox) -> None:
+    """Run the changes of a group and commit. Each caller gets its result after the commit, or its own error."""
+    outcomes: list[Outcome] = []
+    committing = False
+    try:
+        connection.execute("begin immediate")
+        # Where a job is claimed already, its caller has gone before anything was done for it.
+        outcomes.extend(_change(connection, job) for job in group if job.claim())
+        committing = True
+        connection.execute("commit")
+    except BaseException as exc:
+        # When even that fails, the next group's begin fails too, and rolls back again.
+        with contextlib.suppress(sqlite3.Error):
+            connection.rollback()
+        inbox.finish(_failed(group, exc, committing=committing))
+        if not isinstance(exc, sqlite3.OperationalError):  # Busy for too long, disk full, file gone.
+            raise
+    else:
+        inbox.finish(outcomes)
+
+
+def _change(connection: sqlite3.Connection, job: Job) -> Outcome:
+    """Run one change. Raises what ends the whole group."""
+    connection.execute("savepoint change")
+    try:
+        outcome: Outcome = job, run(connection, job.work), None
+    except MemoryError:
+        raise
+    except Exception as exc:
+        if not connection.in_transaction:
+            raise  # On a full disk SQLite takes back the whole transaction by itself, and with it the group.
+        connection.execute("rollback to change")
+        outcome = job, None, _error_of(exc)
+    connection.execute("release change")
+    return outcome
+
+
+def _failed(group: Sequence[Job], exc: BaseException, *, committing: bool) -> list[Outcome]:
+    """Outcomes of a group of which nothing is in the database, as far as is known."""
+    # An error of input or output in the middle of a commit: whether its last block reached the disk is not known.
+    unknown = committing and (not isinstance(exc, sqlite3.Error) or _code(exc) == sqlite3.SQLITE_IOERR)
+    failure = Unavailable(NOT_CONFIRMED if unknown else NOT_WRITTEN)
+    failure.__cause__ = exc
+    for job in group:
+        job.claim()
+    return [(job, None, failure) for job in group]
+
+
+def _code(exc: sqlite3.Error) -> int:
+    """SQLite's primary result code; 0 for an error of the module's own."""
+    return getattr(exc, "sqlite_errorcode", 0) & 0xFF
+
+
+def _error_of(exc: Exception) -> Exception:
+    """Deliberate errors as they are; an engine's as Unavailable, unless it shows a mistake of ours."""
+    if isinstance(exc, CCPError) or not is_outage(exc):
+        return exc
+    unavailable = Unavailable(NOT_WRITTEN)
+    unavailable.__cause__ = exc
+    return unavailable

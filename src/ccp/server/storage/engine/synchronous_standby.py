@@ -1,0 +1,179 @@
+"""Changes under way on a PostgreSQL server, and a primary that waits for its synchronous standby.
+
+With synchronous replication a commit is made on the primary and then waits for the standby. If the standby hangs, the
+commit has no answer, although the server answers everything else. The server does not notice that the connection of
+such a commit is cut: sessions that wait would fill it one after the other. So the connection is kept until the commit
+is answered, and as long as there is one, no change is begun. Its answer tells that the standby is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import asyncpg
+import structlog
+
+from ccp.errors import CCPError, Unavailable
+from ccp.server.storage.engine import time_limits
+from ccp.server.storage.engine.postgres_hosts import Connection
+from ccp.server.storage.engine.postgres_pool import Expiry
+
+_log = structlog.get_logger("ccp.server.storage")
+
+WAITING: Final = """
+select 1 from pg_stat_activity
+where wait_event = 'SyncRep' and datname = current_database() and usename = current_user limit 1
+"""
+"""Has a row while a commit of this user waits."""
+
+NOT_WRITTEN: Final = "The database waits for its synchronous standby; nothing was changed, try again."
+NOT_CONFIRMED: Final = (
+    "The database waits for its synchronous standby and did not confirm the change, which may have been made or not; "
+    "try again."
+)
+_EXAMINE: Final = 1.0
+"""Seconds before its deadline at which a commit that has no answer is looked into."""
+
+
+class Write:
+    """A change under way. timeout: seconds for all of it. connection: that it uses now.
+
+    outcome: what its caller waits for, which may end before the change does. committing: the server was asked to
+    commit.
+    """
+
+    __slots__ = ("_expiry", "_watch", "committing", "connection", "deadline", "examined", "late", "outcome", "timeout")
+
+    def __init__(self, watch: StandbyWatch, timeout: float) -> None:
+        loop = asyncio.get_running_loop()
+        self.timeout = timeout
+        self.deadline = loop.time() + timeout
+        self.outcome: asyncio.Future[Any] = loop.create_future()
+        self.connection: Connection | None = None
+        self.committing = False
+        self.examined = self.late = False
+        self._watch = watch
+        self._expiry: Expiry | asyncio.TimerHandle = loop.call_at(self.deadline - _EXAMINE, self._nearly_due)
+
+    def fail(self, sentence: str) -> None:
+        """Tell the caller, before the change has ended."""
+        if not self.outcome.done():
+            self.outcome.set_exception(Unavailable(sentence))
+
+    def ended(self, task: asyncio.Task[Any]) -> None:
+        self._expiry.cancel()
+        self._watch.release(self)
+        if self.outcome.done():
+            return
+        if task.cancelled():
+            self.outcome.cancel()
+        elif (exc := task.exception()) is not None:
+            self.outcome.set_exception(exc)
+        else:
+            self.outcome.set_result(task.result())
+
+    def _nearly_due(self) -> None:
+        self._watch.examine(self)
+        self._expiry = Expiry(asyncio.get_running_loop(), self.deadline, self._due)
+
+    def _due(self) -> None:
+        self.late = True
+        self._watch.decide(self)
+
+
+class StandbyWatch:
+    """Ends changes that are late, but for commits that wait for a standby: these are held.
+
+    ask: whether a commit waits for a standby, see `WAITING`; raises CCPError where that cannot be known now. cut: ends
+    a connection whose server did not answer in time.
+    """
+
+    def __init__(self, ask: Callable[[], Awaitable[bool]], cut: Callable[[Connection], None]) -> None:
+        self._ask = ask
+        self._cut = cut
+        self._held: set[Write] = set()
+        self._asking: set[asyncio.Task[None]] = set()
+        self._closing = False
+
+    def begin(self, timeout: float) -> Write:
+        """A change that is to end within so many seconds."""
+        return Write(self, timeout)
+
+    def refuse_while_waiting(self) -> None:
+        """Raises Unavailable as long as a commit is held."""
+        if self._held:
+            raise Unavailable(NOT_WRITTEN)
+
+    async def explain(self, failure: Unavailable) -> Unavailable:
+        """What to tell of a change that was not made. A commit that waits keeps its locks, of a vehicle for instance:
+        other changes fail because of them, in this process and in others.
+        """
+        cause = failure.__cause__
+        if not (isinstance(cause, asyncpg.LockNotAvailableError) and (self._held or await self._is_waited_for())):
+            return failure
+        explained = Unavailable(NOT_WRITTEN)
+        explained.__cause__ = cause
+        return explained
+
+    def examine(self, write: Write) -> None:
+        """Find out why a commit has no answer yet, in the background."""
+        if write.committing and not write.examined:
+            write.examined = True
+            task = asyncio.create_task(self._examine(write))
+            self._asking.add(task)
+            task.add_done_callback(self._asking.discard)
+
+    async def _examine(self, write: Write) -> None:
+        waiting = await self._is_waited_for()
+        if waiting and write.committing and not self._closing:
+            self.hold(write)
+        elif write.late:
+            self._end(write)
+        else:
+            write.examined = False  # Its last second has begun; it is looked into once more at its end.
+
+    async def _is_waited_for(self) -> bool:
+        try:
+            return await self._ask()
+        except CCPError:
+            return False
+
+    def decide(self, write: Write) -> None:
+        """A change has reached its deadline."""
+        if write in self._held:
+            write.fail(NOT_CONFIRMED)
+        elif write.committing and not self._closing:
+            write.fail(time_limits.NOT_CONFIRMED)
+            self.examine(write)
+        else:
+            if self._held and write.connection is not None:
+                write.fail(NOT_WRITTEN)  # It waited for a lock. Without its connection it is not made any more.
+            self._end(write)
+
+    def hold(self, write: Write) -> None:
+        if not self._held:
+            _log.warning("synchronous standby does not answer")
+        self._held.add(write)
+
+    def release(self, write: Write) -> None:
+        """The change has ended, whether it was answered or not."""
+        if write in self._held:
+            self._held.discard(write)
+            if not self._held:
+                _log.info("synchronous standby answers again")
+
+    def end_held(self) -> None:
+        """Hold no commit any longer: the server itself is silent, or the store is being closed."""
+        for write in tuple(self._held):
+            write.fail(NOT_CONFIRMED)
+            self._end(write)
+
+    def close(self) -> None:
+        self._closing = True
+        self.end_held()
+
+    def _end(self, write: Write) -> None:
+        if write.connection is not None:
+            self._cut(write.connection)

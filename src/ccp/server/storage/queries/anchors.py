@@ -1,0 +1,122 @@
+"""Questions about trusted certificates: anchors and known intermediates, by the role they are trusted for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import datetime
+
+from ccp.errors import NotFound
+from ccp.server.storage.engine.query import Steps, newest, repeatable
+from ccp.server.storage.queries.audit import Action, Entry
+from ccp.server.storage.queries.change_counters import Topic, count
+from ccp.server.storage.queries.contracts import instant, microseconds
+
+
+@dataclass(frozen=True, slots=True)
+class TrustedCertificate:
+    """role: "v2g", "emsp" or "oem". certificate: DER. source: where it came from, a file name or a pool's address."""
+
+    role: str
+    fingerprint: str
+    is_root: bool
+    certificate: bytes
+    label: str
+    source: str
+    added_at: datetime
+
+
+@newest
+def every() -> Steps[list[TrustedCertificate]]:
+    select = """
+    select role, fingerprint, is_root, certificate, label, source, added_at from trust_anchor
+    order by role, label, fingerprint
+    """
+    rows = yield select, ()
+    return [
+        TrustedCertificate(role, fingerprint, bool(is_root), certificate, label, source, instant(added_at))
+        for role, fingerprint, is_root, certificate, label, source, added_at in rows
+    ]
+
+
+@repeatable
+def add(trusted: TrustedCertificate) -> Steps[bool]:
+    """Trust a certificate for a role. Returns whether it was new."""
+    insert = """
+    insert into trust_anchor (role, fingerprint, is_root, certificate, label, source, added_at)
+    values ($1, $2, $3, $4, $5, $6, $7) on conflict (role, fingerprint) do nothing returning role
+    """
+    added = yield (
+        insert,
+        (
+            trusted.role,
+            trusted.fingerprint,
+            trusted.is_root,
+            trusted.certificate,
+            trusted.label,
+            trusted.source,
+            microseconds(trusted.added_at),
+        ),
+    )
+    if added:
+        yield count(Topic.ANCHORS)
+    return bool(added)
+
+
+@repeatable
+def keep(trusted: TrustedCertificate) -> Steps[bool]:
+    """Trust a certificate because an operator says so. Returns whether it was new.
+
+    One that is known already is from now on the operator's: it gets the new label, source and time, and a pool that it
+    came from takes it away no more.
+    """
+    if (yield from add(trusted)):
+        return True
+    update = "update trust_anchor set label = $1, source = $2, added_at = $3 where role = $4 and fingerprint = $5"
+    yield (
+        update,
+        (trusted.label, trusted.source, microseconds(trusted.added_at), trusted.role, trusted.fingerprint),
+    )
+    return False
+
+
+@repeatable
+def remove_from(source: str, role: str, fingerprint: str) -> Steps[bool]:
+    """Trust a certificate no longer for a role, if it (still) came from that source. Returns whether it did."""
+    rows = yield (
+        "delete from trust_anchor where role = $1 and fingerprint = $2 and source = $3 returning role",
+        (role, fingerprint, source),
+    )
+    if rows:
+        yield count(Topic.ANCHORS)
+    return bool(rows)
+
+
+@repeatable
+def remove(fingerprint: str, role: str | None = None) -> Steps[list[str]]:
+    """Trust a certificate no longer, for one role or for any. Returns for which. Raises NotFound."""
+    rows = yield (
+        "delete from trust_anchor where fingerprint = $1 and (role = $2 or $2 is null) returning role",
+        (fingerprint, role),
+    )
+    if not rows:
+        raise NotFound(f"No certificate with the fingerprint {fingerprint} is trusted.")
+    yield count(Topic.ANCHORS)
+    return sorted(found for (found,) in rows)
+
+
+def added_entry(trusted: TrustedCertificate, actor: str, at: datetime, *, new: bool = True) -> Entry:
+    """What the audit trail says of a certificate that is trusted from now on. new: it was not known before."""
+    subject = {
+        "role": trusted.role,
+        "fingerprint": trusted.fingerprint,
+        "label": trusted.label,
+        "source": trusted.source,
+        "new": new,
+    }
+    return Entry(at, actor, Action.ANCHOR_ADDED, subject)
+
+
+def removed_entry(fingerprint: str, roles: Iterable[str], actor: str, at: datetime) -> Entry:
+    """What the audit trail says of a certificate that is trusted no longer."""
+    return Entry(at, actor, Action.ANCHOR_REMOVED, {"roles": list(roles), "fingerprint": fingerprint})

@@ -1,0 +1,381 @@
+"""The audit trail: who did what to which ids, when, and what came of it.
+
+A change of state tells of itself in its own transaction, last:
+
+    def change(…) -> Steps[None]:
+        yield from parties.disable(…)
+        yield from audit.record(Entry(at, actor, Action.PARTY_DISABLED, {"party": client_id}))
+
+Rows stand in sixteen lanes, so that writers seldom wait for each other; a lane is a chain. Each row has
+
+    commitment = SHA-256(salt || subject)                       salt: 16 random octets; subject: JSON, UTF-8
+    hash = SHA-256(label, hash before, lane, number, at, actor, action, outcome, trace_id, commitment)
+
+where the members of the second are framed one after another as `length:text` (length of the UTF-8 text in octets,
+decimal) or `-` for null. The hash before the first row is 64 zeros, and `audit_head` holds the last row's. So a row
+that was changed, taken out or moved is noticed, the last one of a lane too. A subject can be erased, because the chain
+holds its commitment only; without the salt nobody finds the subject by trying ids.
+
+What a chain without a secret cannot show is that somebody wrote all of it anew, or cut its end and the head with it.
+For that an export has to be kept elsewhere: see `ccp.server.audit.trail.Verifier`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import secrets
+import zlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from types import MappingProxyType
+from typing import Any, Final
+
+from ccp.errors import ConfigurationError
+from ccp.server.domain.parties import Standing
+from ccp.server.storage.engine.query import Row, Steps, T, alike, long_running, newest
+from ccp.server.storage.queries.caller_standing import LOOK_UP, judge, still
+from ccp.server.storage.queries.contracts import instant, microseconds
+
+LANES: Final = 16
+START: Final = "0" * 64
+"""What stands in place of the hash before the first row."""
+
+_COLUMNS: Final = "lane, number, at, actor, action, outcome, trace_id, subject, salt, commitment, hash"
+COLUMNS: Final = _COLUMNS
+"""Those of a `Recorded`, in order."""
+
+# Actors that are no party. A command's is `cli:` and the operating system's user, see
+# `ccp.server.audit.trail.command_actor`.
+POOL: Final = "pool"
+PCP: Final = "pcp"
+UNKNOWN: Final = "unknown"
+
+
+class Action(StrEnum):
+    """What is recorded. The names are stable."""
+
+    CONTRACT_PUBLISHED = "contract.published"
+    CONTRACT_REPLACED = "contract.replaced"
+    CONTRACT_MOVED = "contract.moved"
+    CONTRACT_WITHDRAWN = "contract.withdrawn"
+    CONTRACT_DEFAULT = "contract.default"
+    CONTRACT_CLEANSED = "contract.cleansed"
+    VEHICLE_FORGOTTEN = "vehicle.forgotten"
+    PARTY_ADDED = "party.added"
+    PARTY_EDITED = "party.edited"
+    PARTY_DISABLED = "party.disabled"
+    PARTY_ENABLED = "party.enabled"
+    SECRET_ROTATED = "secret.rotated"  # noqa: S105  a name, no secret
+    KEY_ROTATED = "key.rotated"
+    KEY_REVOKED = "key.revoked"
+    ANCHOR_ADDED = "anchor.added"
+    ANCHOR_REMOVED = "anchor.removed"
+    CRL_NUMBER_ACCEPTED = "crl.number.accepted"
+    PEER_ADDED = "peer.added"
+    PEER_DISABLED = "peer.disabled"
+    WEBHOOK_ADDED = "webhook.added"
+    WEBHOOK_EDITED = "webhook.edited"
+    WEBHOOK_REMOVED = "webhook.removed"
+    EVENTS_REPLAYED = "events.replayed"
+    EVENTS_DROPPED = "events.dropped"
+    ACCESS_REFUSED = "access.refused"
+    DATA_ERASED = "data.erased"
+    DATABASE_RESTORED = "database.restored"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What a row is to say.
+
+    actor: a client id, POOL, PCP, UNKNOWN, or `cli:` and a user. subject: ids by kind (emaid, pcid, party, kid,
+    fingerprint, role, …) and what else belongs to the story, for JSON; never a secret. outcome: "ok", or an error's
+    code and the HTTP status. trace_id: of the request, None or empty for what was not one.
+    """
+
+    at: datetime
+    actor: str
+    action: Action
+    subject: Mapping[str, Any]
+    outcome: str = "ok"
+    trace_id: str | None = None
+    salt: bytes = field(default_factory=lambda: secrets.token_bytes(16), repr=False)
+
+    @property
+    def lane(self) -> int:
+        """Always the same for the same vehicle, contract or whatever it is about."""
+        about = next((self.subject[kind] for kind in ("pcid", "emaid") if self.subject.get(kind)), self.actor)
+        return zlib.crc32(str(about).encode()) % LANES
+
+
+@dataclass(frozen=True, slots=True)
+class Recorded:
+    """A row. at: microseconds since 1970. subject, salt: None where they were erased; salt in hexadecimal."""
+
+    lane: int
+    number: int
+    at: int
+    actor: str
+    action: str
+    outcome: str
+    trace_id: str | None
+    subject: str | None
+    salt: str | None
+    commitment: str
+    hash: str
+
+    @property
+    def when(self) -> datetime:
+        return instant(self.at)
+
+    def names(self, canonical: str) -> bool:
+        """Whether the subject names an id, in its canonical form or in lower case, as a word of its own."""
+        if self.subject is None:
+            return False
+        return re.search(rf"(?<!\w){re.escape(canonical)}(?!\w)", self.subject, re.ASCII | re.IGNORECASE) is not None
+
+    def members(self) -> dict[str, Any]:
+        """The row as `ccp audit export` writes it: the columns by name, as they are hashed."""
+        return {name: getattr(self, name) for name in _COLUMNS.split(", ")}
+
+
+@dataclass(frozen=True, slots=True)
+class Head:
+    """The end of a lane: its last row's number and hash; 0 and START where there is none yet."""
+
+    number: int
+    hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """Which rows are asked for: those that fit everything that is given. since: from then on; until: before then.
+
+    outcome: "ok", "refused" for everything else, or exactly what the row says. ids: canonical, each named by the row.
+    """
+
+    since: datetime | None = None
+    until: datetime | None = None
+    actor: str | None = None
+    action: str | None = None
+    outcome: str | None = None
+    ids: tuple[str, ...] = ()
+
+
+def commitment_of(salt: bytes, subject: str) -> str:
+    """salt: 16 octets. Hexadecimal, as every hash here."""
+    return hashlib.sha256(salt + subject.encode()).hexdigest()
+
+
+def hash_of(before: str, row: Recorded) -> str:
+    """A row's hash from its clear columns and its commitment. before: hash of the row before it."""
+    told = (row.lane, row.number, row.at, row.actor, row.action, row.outcome, row.trace_id, row.commitment)
+    return _chained(before, told)
+
+
+def _chained(before: str, told: Iterable[str | int | None]) -> str:
+    return hashlib.sha256(_LABELLED + b"".join(map(_framed, (before, *told)))).hexdigest()
+
+
+def _framed(value: str | int | None) -> bytes:
+    if value is None:
+        return b"-"
+    octets = str(value).encode()
+    return b"%d:%s" % (len(octets), octets)
+
+
+_LABELLED: Final = _framed("opnc-ccp audit 1")
+
+
+def record(*entries: Entry, standing: Standing | None = None) -> Steps[None]:
+    """Part of the change that the entries tell of, and its last part: from then on it holds the lanes' ends.
+
+    Call it once in a transaction. Lanes are taken in order of their numbers, so writers cannot deadlock. standing: of
+    the caller whose change it is; looked up here, behind every lock that the change waited for. Raises
+    ConfigurationError where somebody has taken the end of a lane away, and what
+    `ccp.server.storage.queries.caller_standing.still` raises.
+    """
+    if standing is not None and not entries:
+        yield from still(standing)
+    placed = [(entry.lane, entry) for entry in entries]
+    for lane in sorted({lane for lane, _ in placed}):
+        if standing is None:
+            rows = yield _LOCK_HEAD, (lane,)
+        else:
+            rows = yield _LOCK_HEAD_AND_LOOK, (lane, standing.client_id, standing.kid)
+        if not rows:
+            raise ConfigurationError(f"The audit trail has lost the end of lane {lane}; see ccp audit verify.")
+        if standing is not None:
+            judge(standing, rows[0][2])
+            standing = None
+        number, before = rows[0][:2]
+        for place, entry in placed:
+            if place == lane:
+                number += 1
+                values = _values(entry, lane, number, before)
+                yield _INSERT, values
+                before = values[-1]
+        yield "update audit_head set number = $1, hash = $2 where lane = $3", (number, before, lane)
+
+
+_LOCK_HEAD: Final = "select number, hash from audit_head where lane = $1 for update"
+_LOCK_HEAD_AND_LOOK: Final = (
+    f"select number, hash, {LOOK_UP.format(client_id='$2', kid='$3')} "  # noqa: S608  names are ours
+    "from audit_head where lane = $1 for update"
+)
+
+
+def told(change: Steps[T], tell: Callable[[T], Iterable[Entry]], standing: Standing | None = None) -> Steps[T]:
+    """A change together with what is to be recorded of it. tell: the entries, from what the change returned.
+
+    standing: of the caller whose change it is, see `record`.
+    """
+    return alike(change, lambda: _told(change, tell, standing))
+
+
+def _told(change: Steps[T], tell: Callable[[T], Iterable[Entry]], standing: Standing | None) -> Steps[T]:
+    result = yield from change
+    yield from record(*tell(result), standing=standing)
+    return result
+
+
+_INSERT: Final = (
+    f"insert into audit ({_COLUMNS}) "  # noqa: S608  columns are ours
+    "values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
+)
+
+
+_SUBJECT: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
+
+
+def _values(entry: Entry, lane: int, number: int, before: str) -> Row:
+    """The columns of an entry's row. Every change pays for this, so nothing is built on the way."""
+    subject = _SUBJECT.encode(entry.subject)
+    commitment = commitment_of(entry.salt, subject)
+    told = (
+        lane, number, microseconds(entry.at), entry.actor, entry.action.value, entry.outcome, entry.trace_id or None,
+    )  # fmt: skip
+    return (*told, subject, entry.salt.hex(), commitment, _chained(before, (*told, commitment)))
+
+
+# --- Reading ---------------------------------------------------------------------------------------------------------
+
+
+def end_of(lane: int) -> Steps[tuple[Head | None, int]]:
+    """A lane's head, and how many rows lie outside of what it covers; both as of one moment."""
+    heads = yield "select number, hash from audit_head where lane = $1", (lane,)
+    head = Head(*heads[0]) if heads else None
+    covered = head.number if head else 0
+    rows = yield (
+        "select count(*) from audit where lane = $1 and (number < 1 or number > $2)",
+        (lane, covered),
+    )
+    return head, rows[0][0]
+
+
+@newest
+def page(lane: int, after: int, until: int, limit: int = 500) -> Steps[list[Recorded]]:
+    """A lane's rows in order: those with a number above `after`, up to `until`."""
+    select = f"select {_COLUMNS} from audit where lane = $1 and number > $2 and number <= $3 order by number limit $4"  # noqa: S608
+    rows = yield select, (lane, after, until, limit)
+    return [Recorded(*row) for row in rows]
+
+
+def elsewhere() -> Steps[int]:
+    """How many rows and heads stand in lanes that there are not."""
+    rows = yield "select count(*) from audit where lane < 0 or lane >= $1", (LANES,)
+    heads = yield "select count(*) from audit_head where lane < 0 or lane >= $1", (LANES,)
+    count: int = rows[0][0] + heads[0][0]
+    return count
+
+
+@long_running
+def found(wanted: Filter, limit: int) -> Steps[list[Recorded]]:
+    """The newest rows that fit, newest first."""
+    conditions: list[str] = []
+    parameters: list[Any] = []
+
+    def add(condition: str, value: Any) -> None:
+        parameters.append(value)
+        conditions.append(condition.replace("?", f"${len(parameters)}"))
+
+    if wanted.since is not None:
+        add("at >= ?", microseconds(wanted.since))
+    if wanted.until is not None:
+        add("at < ?", microseconds(wanted.until))
+    if wanted.actor is not None:
+        add("actor = ?", wanted.actor)
+    if wanted.action is not None:
+        add("action = ?", wanted.action)
+    if wanted.outcome == "refused":
+        add("outcome <> ?", "ok")
+    elif wanted.outcome is not None:
+        add("outcome = ?", wanted.outcome)
+    for each in wanted.ids:
+        add(_NAMES, _pattern(each))
+    where = f"where {' and '.join(conditions)} " if conditions else ""
+    parameters.append(limit)
+    rows = yield (
+        f"select {_COLUMNS} from audit {where}order by at desc, lane, number desc limit ${len(parameters)}",  # noqa: S608
+        tuple(parameters),
+    )
+    return [row for row in (Recorded(*row) for row in rows) if all(row.names(each) for each in wanted.ids)]
+
+
+_NAMES: Final = "lower(subject) like ? escape '!'"
+
+
+def _pattern(canonical: str) -> str:
+    """What is alike to every subject that names an id, and to some more: `Recorded.names` decides."""
+    return f"%{canonical.lower().replace('_', '!_')}%"
+
+
+# --- Erasing ---------------------------------------------------------------------------------------------------------
+
+
+@newest
+def ends() -> Steps[dict[int, int]]:
+    """The number of each lane's last row."""
+    rows = yield "select lane, number from audit_head", ()
+    return dict(rows)
+
+
+def naming(canonical: str, after: Mapping[int, int] = MappingProxyType({})) -> Steps[list[Recorded]]:
+    """Every row that names an EMAID or a PCID. after: by lane, up to which number rows do not count."""
+    found = []
+    for lane in range(LANES):
+        found += yield from naming_in_lane(canonical, lane, after.get(lane, 0), 2**62)  # More than there can be.
+    return found
+
+
+@long_running
+def naming_in_lane(canonical: str, lane: int, after: int, until: int) -> Steps[list[Recorded]]:
+    """Rows of a lane that name an EMAID or a PCID: of those with a number above `after`, up to `until`.
+
+    There is no index for this (docs/decisions/0022), so each of them is read.
+    """
+    rows = yield (
+        f"select {_COLUMNS} from audit where lane = $1 and number > $2 and number <= $3 "  # noqa: S608  columns are ours
+        f"and {_NAMES.replace('?', '$4')}",
+        (lane, after, until, _pattern(canonical)),
+    )
+    return [row for row in (Recorded(*row) for row in rows) if row.names(canonical)]
+
+
+def forget(rows: Iterable[Recorded]) -> Steps[None]:
+    """Erase what rows are about. Whoever does this records a row DATA_ERASED that lists them, see `erased`."""
+    for row in sorted(rows, key=lambda row: (row.lane, row.number)):
+        yield "update audit set subject = null, salt = null where lane = $1 and number = $2", (row.lane, row.number)
+
+
+_LISTED: Final = 500  # Rows in one entry, so that no entry grows without bound.
+
+
+def erased(rows: Iterable[Recorded], at: datetime, actor: str, what: Mapping[str, Any]) -> list[Entry]:
+    """The entries that say which rows were erased; one even where there were none. what: the rest of the subject."""
+    places = sorted([row.lane, row.number] for row in rows)
+    parts = [places[start : start + _LISTED] for start in range(0, len(places), _LISTED)] or [[]]
+    return [Entry(at, actor, Action.DATA_ERASED, {**what, "rows": part}) for part in parts]

@@ -1,0 +1,69 @@
+"""Whether a caller may still do what it asked for, looked up in the transaction that does it.
+
+Between the moment when a token was recognised and the moment when its change commits lie the body, evidence that is
+fetched and locks that are waited for. Meanwhile the party may have been disabled, or have lost a role or an id, and the
+key that signed its token may have been revoked. The look-up is as late as possible: behind the locks of the change,
+in the statement that locks the first end of the audit trail (`ccp.server.storage.queries.audit.record`), so that it
+costs no round trip.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import lru_cache
+from typing import Final
+
+from ccp.errors import NotAuthenticated
+from ccp.ids import WMI, OperatorId, ProviderId
+from ccp.server.domain.parties import NOT_VALID, Party, Role, Standing
+from ccp.server.storage.engine.query import Steps, newest
+
+_FIELDS: Final = ("name", "roles", "provider_ids", "all_providers", "wmis", "operator_ids", "enabled")
+# One column, a line for each field, as none holds a line break: nearly always it is the text that was parsed last time.
+_TEXT: Final = " || '\n' || ".join(_FIELDS)
+LOOK_UP: Final = (
+    f"(select {_TEXT} from party where client_id = {{client_id}} "  # noqa: S608  names are ours
+    "and exists (select 1 from token_key where kid = {kid}))"
+)
+"""An expression for a select list: what `judge` reads. client_id, kid: the parameters' names."""
+
+_STILL: Final = f"select {LOOK_UP.format(client_id='$1', kid='$2')}"
+
+
+@newest
+def still(standing: Standing) -> Steps[Party]:
+    """The caller as it is registered now. Raises NotAuthenticated, and what the standing's `check` raises."""
+    rows = yield _STILL, (standing.client_id, standing.kid)
+    return judge(standing, rows[0][0])
+
+
+def judge(standing: Standing, found: str | None) -> Party:
+    """As `still`, from the value of LOOK_UP."""
+    if found is None:
+        raise NotAuthenticated(NOT_VALID)
+    party = _party(standing.client_id, found)
+    if party != standing.party:  # Else it was checked already.
+        if not party.enabled:
+            raise NotAuthenticated(NOT_VALID)
+        standing.check(party)
+    return party
+
+
+@lru_cache(256)
+def _party(client_id: str, found: str) -> Party:
+    name, roles, provider_ids, all_providers, wmis, operator_ids, enabled = found.split("\n")
+    return Party(
+        client_id,
+        name,
+        frozenset(role for role in Role if role in json.loads(roles)),
+        frozenset(map(ProviderId, json.loads(provider_ids))),
+        _is_true(all_providers),
+        frozenset(map(WMI, json.loads(wmis))),
+        frozenset(map(OperatorId, json.loads(operator_ids))),
+        _is_true(enabled),
+    )
+
+
+def _is_true(text: str) -> bool:
+    """A boolean as an engine writes it into a text."""
+    return text in ("1", "true")

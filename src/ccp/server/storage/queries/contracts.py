@@ -1,0 +1,406 @@
+"""Questions about vehicles and their contracts.
+
+Writers take their locks in one order (the EMAID's claim, then the vehicles sorted by PCID, then everything else), so
+they cannot deadlock, and look at a vehicle only after they hold it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+from ccp.errors import MismatchError, NotFound
+from ccp.ids import EMAID, PCID, Fingerprint, Namespace, ProviderId
+from ccp.server.domain.contracts import SignedContract
+from ccp.server.domain.default_contracts import Default, VehicleRules, after_publication, check_room, rivals
+from ccp.server.domain.subscriptions import EventKind
+from ccp.server.storage.engine.query import Row, Steps, gathered, newest, repeatable
+from ccp.server.storage.queries.unknown_values import warn
+from ccp.server.storage.queries.vehicle_lock import (
+    LockedVehicle,
+    Now,
+    flag_default,
+    lock_vehicle,
+    lock_vehicles,
+    put_default,
+    read_clock,
+    read_vehicle,
+)
+from ccp.server.storage.queries.vehicle_lock import instant as instant
+from ccp.server.storage.queries.vehicle_lock import microseconds as microseconds
+from ccp.x509.revocation_policy import dump_keys, load_keys
+
+_COLUMNS = (
+    "emaid, pcid, namespace, root_fingerprint, root_serial, root_dn, valid_from, valid_to, certificate, response, "
+    "remaining_from_end, metadata, created_at, updated_at, is_default, "
+    "certificates, provisioning_key"
+)
+_VARIANTS = f"select {_COLUMNS} from contract where pcid = $1"  # noqa: S608  columns are ours
+# Of those that the vehicle cannot read neither message nor keys are needed; on a server both lie beside the row.
+_WAITING = _VARIANTS.replace(
+    _COLUMNS,
+    ", ".join(
+        f"case when namespace = $2 then {column} end" if column in ("response", "metadata", "certificates") else column
+        for column in _COLUMNS.split(", ")
+    ),
+)
+_STORED = "select emaid, namespace, root_fingerprint from contract where pcid = $1"
+_ADD_VARIANT = f"""
+insert into contract ({_COLUMNS}, certificate_issuer, certificate_serial, rev, waited)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)
+on conflict (pcid, namespace, emaid, root_fingerprint) do update set
+    root_serial = excluded.root_serial, root_dn = excluded.root_dn, valid_from = excluded.valid_from,
+    valid_to = excluded.valid_to, certificate = excluded.certificate, response = excluded.response,
+    remaining_from_end = excluded.remaining_from_end, metadata = excluded.metadata,
+    updated_at = excluded.updated_at, rev = excluded.rev,
+    is_default = excluded.is_default, certificates = excluded.certificates,
+    provisioning_key = excluded.provisioning_key, certificate_issuer = excluded.certificate_issuer,
+    certificate_serial = excluded.certificate_serial, waited = excluded.waited
+"""  # noqa: S608
+_NAMESPACES = {namespace.value: namespace for namespace in Namespace}
+_SKEW = timedelta(minutes=5)
+"""The most that clocks of the pool's machines are apart; later times are of a clock that was wrong."""
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """What became of a contract: whether its vehicle has it anew, or this very variant had been there before; and
+    which other vehicle had it until now.
+
+    at: the time of the change, as the event and the contract have it. default_provider, rivals: where the vehicle is
+    contested (`ccp.server.domain.default_contracts`), the provider of its default and the others.
+    """
+
+    created: bool
+    moved_from: PCID | None
+    replaced: bool = False
+    at: datetime = field(default=instant(0), compare=False)
+    default_provider: ProviderId | None = field(default=None, compare=False)
+    rivals: frozenset[ProviderId] = field(default=frozenset(), compare=False)
+
+
+class Removed(NamedTuple):
+    """A contract that went from its vehicle. at: the time of the change. reason: of a purge, "expired" or "revoked"."""
+
+    pcid: PCID
+    at: datetime
+    reason: str | None = None
+
+
+@gathered
+def by_vehicle(pcid: PCID) -> Steps[list[SignedContract]]:
+    """Every variant of every contract of a vehicle."""
+    rows = yield _VARIANTS, (pcid,)
+    return _known(rows)
+
+
+@gathered
+def waiting(pcid: PCID, namespace: Namespace) -> Steps[list[SignedContract]]:
+    """Every variant of a vehicle's contracts; those of another namespace without message, metadata and keys."""
+    rows = yield _WAITING, (pcid, namespace)
+    return _known(rows)
+
+
+@gathered
+def by_vehicle_and_emaid(pcid: PCID, emaid: EMAID) -> Steps[list[SignedContract]]:
+    """Every variant of one contract of a vehicle: the same question whether another vehicle has it or nobody."""
+    rows = yield _VARIANTS + " and emaid = $2", (pcid, emaid)
+    return _known(rows)
+
+
+@gathered
+def by_emaid(emaid: EMAID) -> Steps[list[SignedContract]]:
+    """Every variant of one contract, none if it is unknown."""
+    # Nothing is found where the contract moves between the two statements, so it is looked for again.
+    for _ in range(10):
+        claims = yield "select pcid from emaid_claim where emaid = $1", (emaid,)
+        if not claims:
+            break
+        rows = yield _VARIANTS + " and emaid = $2", (claims[0][0], emaid)
+        if rows:
+            return _known(rows)
+    return []
+
+
+@newest
+def holder(emaid: EMAID) -> Steps[PCID | None]:
+    """The vehicle that a contract is bound to here, None where it is unknown."""
+    claims = yield "select pcid from emaid_claim where emaid = $1", (emaid,)
+    return PCID(claims[0][0]) if claims else None
+
+
+@repeatable
+def publish(
+    contract: SignedContract, now: Now, rules: VehicleRules = VehicleRules(), *, wanted: bool | None = None
+) -> Steps[Published]:
+    """Store a variant: as a new contract, in place of the same variant, or moved here from another vehicle.
+
+    contract: `created_at` says when its publication began; what is stored has the time of the change. wanted: see
+    `ccp.server.domain.default_contracts.after_publication`, which says whether the contract becomes the default.
+    Raises LimitExceeded, and MismatchError where the vehicle's provisioning certificate changed since the publication
+    began.
+    """
+    emaid, pcid = contract.emaid, contract.pcid
+    holder = yield from _claim(emaid, pcid)
+    if holder != pcid:
+        vehicles = yield from lock_vehicles((holder, pcid), now)
+        yield from remove(emaid, holder, vehicles[holder])
+        yield "update emaid_claim set pcid = $1 where emaid = $2", (pcid, emaid)
+        vehicle = vehicles[pcid]
+    else:
+        vehicle = yield from lock_vehicle(pcid, now)
+    if vehicle.provisioned_at is not None:
+        _check_provisioning(vehicle.provisioned_at, contract.created_at, read_clock(now))
+    stored = yield _STORED, (pcid,)
+    others, created = _check_stored(stored, vehicle.default, emaid, rules)
+    before = vehicle.default
+    if (
+        others
+        and before.emaid != emaid
+        and (created or before.emaid is None or before.emaid.provider == emaid.provider)
+    ):
+        # What has expired or is revoked counts as gone, so that nothing depends on when it is purged.
+        others &= yield from _living(pcid, vehicle.at)
+        if before.emaid not in others:
+            before = replace(before, emaid=None)
+    after = after_publication(
+        before, emaid, first=created and not others, automatic=rules.automatic_default, wanted=wanted
+    )
+    default = vehicle.default
+    if after != before:
+        default = after
+        yield put_default(pcid, default)
+        if stored:
+            yield flag_default(pcid, default)
+    yield (
+        _ADD_VARIANT,
+        (
+            emaid, pcid, contract.namespace, contract.root_fingerprint, f"{contract.root_serial:x}",
+            contract.root_dn, int(contract.valid_from.timestamp()), int(contract.valid_to.timestamp()),
+            contract.certificate, contract.response, contract.remaining_from_end, contract.metadata,
+            microseconds(vehicle.at), microseconds(vehicle.at), default.emaid == emaid,
+            None if contract.certificates is None else dump_keys(contract.certificates), contract.provisioning_key,
+            *_leaf(contract), vehicle.rev, max(0, microseconds(vehicle.at) - microseconds(contract.created_at)),
+        ),
+    )  # fmt: skip
+    contesting = rivals(default, (*others, emaid))
+    kind = EventKind.CREATED if created else EventKind.UPDATED
+    yield event(kind, emaid, pcid, vehicle, [contract.namespace], contested=bool(contesting))
+    same = (emaid, contract.namespace, contract.root_fingerprint)
+    replaced = any((other, namespace, root) == same for other, namespace, root in stored)
+    moved_from = holder if holder != pcid else None
+    owner = default.emaid.provider if contesting and default.emaid else None
+    return Published(created, moved_from, replaced, vehicle.at, owner, contesting)
+
+
+def check_publication(emaid: EMAID, pcid: PCID, began: datetime, now: datetime, rules: VehicleRules) -> Steps[str]:
+    """What `publish` would refuse of a contract, by what is stored now: reads only, and locks nothing.
+
+    began: when its publication began. Returns what storing it would do, as a sentence that names no other vehicle.
+    Raises LimitExceeded, MismatchError.
+    """
+    default, provisioned_at = yield from read_vehicle(pcid)
+    if provisioned_at is not None:
+        _check_provisioning(provisioned_at, began, now)
+    _, created = _check_stored((yield _STORED, (pcid,)), default, emaid, rules)
+    if not created:
+        return "The vehicle has the contract; the response is added, or replaces the one of its edition and root."
+    if (yield from holder(emaid)) is not None:
+        return "The contract moves to this vehicle; the one that has it now loses every response of it."
+    return "The contract is new."
+
+
+def _check_stored(stored: list[Row], default: Default, emaid: EMAID, rules: VehicleRules) -> tuple[set[EMAID], bool]:
+    """Returns the vehicle's other contracts, and whether this one is new to it. Raises LimitExceeded.
+
+    stored: what the vehicle has, as `_STORED` gives it.
+    """
+    others = {EMAID(other) for other, _, _ in stored if other != emaid}
+    created = all(other != emaid for other, _, _ in stored)
+    if created:
+        check_room(default, emaid, others, rules)
+    return others, created
+
+
+def _check_provisioning(provisioned_at: datetime, began: datetime, now: datetime) -> None:
+    """Refuse a contract that may be for a provisioning certificate that is no more. Raises MismatchError.
+
+    began: when its publication began.
+    """
+    if began <= provisioned_at < now + _SKEW:
+        raise MismatchError(
+            "The vehicle's provisioning certificate changed while the contract was being published; "
+            "sign the contract for the current certificate and publish it again."
+        )
+
+
+def _living(pcid: PCID, at: datetime) -> Steps[set[EMAID]]:
+    """The vehicle's contracts with a variant that is neither expired nor revoked."""
+    rows = yield (
+        "select distinct c.emaid from contract c left join evidence e on e.issuer = c.certificate_issuer "
+        "and e.serial = c.certificate_serial and e.status = 'revoked' "
+        "where c.pcid = $1 and c.valid_to >= $2 and e.serial is null",
+        (pcid, int(at.timestamp())),
+    )
+    return {EMAID(emaid) for (emaid,) in rows}
+
+
+def spent(emaid: EMAID, before: datetime) -> Steps[tuple[PCID, str] | None]:
+    """The vehicle of a contract none of whose variants is of use any more, and why; None for every other contract."""
+    claims = yield "select pcid from emaid_claim where emaid = $1", (emaid,)
+    if not claims:
+        return None
+    variants = yield (
+        "select c.valid_to, e.serial from contract c left join evidence e on e.issuer = c.certificate_issuer "
+        "and e.serial = c.certificate_serial and e.status = 'revoked' where c.pcid = $1 and c.emaid = $2",
+        (claims[0][0], emaid),
+    )
+    cutoff = int(before.timestamp())
+    if not all(valid_to < cutoff or serial is not None for valid_to, serial in variants):
+        return None
+    reason = "revoked" if any(serial is not None for _, serial in variants) else "expired"
+    return PCID(claims[0][0]), reason
+
+
+@repeatable
+def cleanse(emaid: EMAID, before: datetime, now: Now) -> Steps[Removed | None]:
+    """Remove a contract that is spent, judged while it is locked. Returns None where it is not."""
+    yield "select pcid from emaid_claim where emaid = $1 for update", (emaid,)
+    found = yield from spent(emaid, before)
+    if found is None:
+        return None
+    removed = yield from withdraw(emaid, now)
+    return removed._replace(reason=found[1])
+
+
+@repeatable
+def withdraw(emaid: EMAID, now: Now) -> Steps[Removed]:
+    """Remove a contract with all its variants. Raises NotFound."""
+    claims = yield "select pcid from emaid_claim where emaid = $1 for update", (emaid,)
+    if not claims:
+        raise NotFound("The contract for the given EMAID not found.")
+    pcid = PCID(claims[0][0])
+    vehicle = yield from lock_vehicle(pcid, now)
+    yield from remove(emaid, pcid, vehicle)
+    yield "delete from emaid_claim where emaid = $1", (emaid,)
+    return Removed(pcid, vehicle.at)
+
+
+@repeatable
+def set_default(emaid: EMAID, pcid: PCID, now: Now) -> Steps[datetime | None]:
+    """Make a contract the vehicle's default by its manufacturer's choice, whichever was before.
+
+    Returns the time of the change, None where the same choice was made before. Raises NotFound when the vehicle has no
+    such contract.
+    """
+    claims = yield "select pcid from emaid_claim where emaid = $1 for update", (emaid,)
+    if not claims or claims[0][0] != pcid:
+        raise NotFound("The contract for the given EMAID and PCID not found.")
+    vehicle = yield from lock_vehicle(pcid, now)
+    chosen = Default(emaid, emaid.provider, chosen=True)
+    if vehicle.default == chosen:
+        return None
+    yield put_default(pcid, chosen)
+    if vehicle.default.emaid != emaid:
+        yield flag_default(pcid, chosen)
+    return vehicle.at
+
+
+def _claim(emaid: EMAID, pcid: PCID) -> Steps[PCID]:
+    """Lock the EMAID. Returns the vehicle it is bound to, which is `pcid` when it was free."""
+    # An update that changes nothing: it locks the row that is there, and of a deletion it never sees half.
+    insert = """
+    insert into emaid_claim (emaid, pcid) values ($1, $2)
+    on conflict (emaid) do update set pcid = emaid_claim.pcid returning pcid
+    """
+    claims = yield insert, (emaid, pcid)
+    return PCID(claims[0][0])
+
+
+def remove(emaid: EMAID, pcid: PCID, vehicle: LockedVehicle) -> Steps[None]:
+    """Take a contract from a vehicle that is locked, and tell its maker. No other becomes default.
+
+    The claim on the EMAID is the caller's to change.
+    """
+    gone = yield "delete from contract where pcid = $1 and emaid = $2 returning namespace", (pcid, emaid)
+    if vehicle.default.emaid == emaid:
+        yield put_default(pcid, replace(vehicle.default, emaid=None))
+    yield event(EventKind.DELETED, emaid, pcid, vehicle, {row[0] for row in gone})
+
+
+def event(
+    kind: EventKind,
+    emaid: EMAID,
+    pcid: PCID,
+    vehicle: LockedVehicle,
+    namespaces: Iterable[str],
+    *,
+    contested: bool = False,
+) -> tuple[str, Row]:
+    """Part of every change to a contract. vehicle: locked for this event alone. namespaces: of its variants."""
+    return event_at(kind, emaid, pcid, vehicle.rev, vehicle.at, namespaces, contested=contested)
+
+
+def event_at(
+    kind: EventKind,
+    emaid: EMAID,
+    pcid: PCID,
+    rev: int,
+    at: datetime,
+    namespaces: Iterable[str],
+    *,
+    contested: bool = False,
+) -> tuple[str, Row]:
+    """As `event`, with the vehicle's revision and the stamp of this event."""
+    insert = """
+    insert into outbox (pcid, rev, kind, emaid, payload, created_at, lease_until, attempts)
+    values ($1, $2, $3, $4, $5, $6, 0, 0)
+    """
+    payload: dict[str, object] = {"emaid": emaid, "pcid": pcid, "namespaces": sorted(namespaces)}
+    if contested:
+        payload["contested"] = True
+    return insert, (pcid, rev, kind, emaid, json.dumps(payload), microseconds(at))
+
+
+def _leaf(contract: SignedContract) -> tuple[str | None, str | None]:
+    """The contract certificate's own key, by which a revoked contract is found. It comes first among the keys."""
+    if not contract.certificates:
+        return None, None
+    return contract.certificates[0].issuer, f"{contract.certificates[0].serial:x}"
+
+
+def _known(rows: Iterable[Row]) -> list[SignedContract]:
+    """Variants, without those of an edition that only a newer release knows."""
+    return [_contract(row) for row in rows if row[2] in _NAMESPACES or _ignore(row[2])]
+
+
+def _ignore(namespace: str) -> bool:
+    warn("contract.namespace", namespace)
+    return False
+
+
+def _contract(row: Row) -> SignedContract:
+    (emaid, pcid, namespace, fingerprint, serial, dn, valid_from, valid_to, certificate, response,
+     remaining, metadata, created_at, updated_at, is_default, certificates, provisioning_key) = row  # fmt: skip
+    return SignedContract(
+        EMAID(emaid),
+        PCID(pcid),
+        _NAMESPACES[namespace],
+        Fingerprint(fingerprint),
+        int(serial, 16),
+        dn,
+        datetime.fromtimestamp(valid_from, UTC),
+        datetime.fromtimestamp(valid_to, UTC),
+        certificate,
+        response or b"",
+        remaining,
+        metadata,
+        instant(created_at),
+        instant(updated_at),
+        bool(is_default),
+        None if certificates is None else load_keys(certificates),
+        provisioning_key,
+    )

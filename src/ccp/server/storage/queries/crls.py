@@ -1,0 +1,64 @@
+"""Queries for the CRLs in the database, for operators."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from ccp.server.storage.engine.query import Steps, long_running, repeatable
+from ccp.server.storage.queries.audit import Action, Entry
+from ccp.server.storage.queries.contracts import instant
+
+
+@dataclass(frozen=True, slots=True)
+class HeldCRL:
+    """The newest list of an issuer from one address. issuer: its `Certificate.issuer_id`. number: None without one."""
+
+    issuer: str
+    url: str
+    issuer_certificate: bytes
+    number: int | None
+    this_update: datetime
+    next_update: datetime
+    fetched_at: datetime
+
+
+@long_running
+def every(url: str | None = None) -> Steps[list[HeldCRL]]:
+    """All lists, or those from one address."""
+    select = """
+    select issuer, url, issuer_certificate, number, this_update, next_update, fetched_at from crl
+    where url = $1 or $1 is null order by url, issuer
+    """
+    return [
+        HeldCRL(
+            issuer,
+            place,
+            bytes(certificate),
+            None if number is None else int(number),
+            instant(this_update),
+            instant(next_update),
+            instant(fetched_at),
+        )
+        for issuer, place, certificate, number, this_update, next_update, fetched_at in (yield select, (url,))
+    ]
+
+
+@repeatable
+def accept_any_number(issuer: str, url: str) -> Steps[HeldCRL | None]:
+    """Accept the next list with any number, and fetch it soon. Returns the list as it was; None without one."""
+    held = next((one for one in (yield from every(url)) if one.issuer == issuer), None)
+    if held is not None:
+        # Without the validators, or the server would only say that its list has not changed.
+        yield (
+            "update crl set number = null, etag = null, last_modified = null, refresh_at = 0 "
+            "where issuer = $1 and url = $2",
+            (issuer, url),
+        )
+    return held
+
+
+def accepted_entry(held: HeldCRL, label: str, actor: str, now: datetime) -> Entry:
+    """The row in the audit trail."""
+    subject = {"issuer": held.issuer, "label": label, "url": held.url, "number": held.number}
+    return Entry(now, actor, Action.CRL_NUMBER_ACCEPTED, subject)

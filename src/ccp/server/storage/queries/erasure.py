@@ -1,0 +1,177 @@
+"""Questions for data protection: everything that the pool keeps about one contract or one vehicle goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from ccp.errors import Unavailable
+from ccp.ids import EMAID, PCID
+from ccp.server.domain.subscriptions import EventKind
+from ccp.server.storage.engine.query import Steps, long_running
+from ccp.server.storage.queries import audit
+from ccp.server.storage.queries.audit import Recorded
+from ccp.server.storage.queries.contracts import remove
+from ccp.server.storage.queries.events import hold_outbox
+from ccp.server.storage.queries.vehicle_lock import LockedVehicle, lock_vehicle
+
+Key = tuple[str, str]
+"""Issuer and serial number of a certificate, as `evidence` and `watched_certificate` have them."""
+
+
+@dataclass(slots=True)
+class Erased:
+    """What went, in rows. waiting: events that still have to tell the vehicle's maker; they go some time after that.
+
+    vehicle: whether the vehicle's own row went; it stays as long as an event waits.
+    """
+
+    contracts: int = 0
+    variants: int = 0
+    events: int = 0
+    evidence: int = 0
+    watched: int = 0
+    audit_rows: int = 0
+    vehicle: bool = False
+    waiting: int = 0
+    keys: set[Key] = field(default_factory=set)
+
+
+class Rehearsed(Exception):
+    """Ends a rehearsal, so that nothing of it stays."""
+
+    def __init__(self, erased: Erased) -> None:
+        super().__init__()
+        self.erased = erased
+
+
+@long_running
+def watched(after: Key, limit: int = 500) -> Steps[list[tuple[str, str, bytes]]]:
+    """Issuer, serial number and DER of certificates whose state is asked for, in order, from the one after that."""
+    select = """
+    select issuer, serial, certificate from watched_certificate
+    where issuer > $1 or (issuer = $1 and serial > $2) order by issuer, serial limit $3
+    """
+    rows = yield select, (*after, limit)
+    return [(issuer, serial, bytes(certificate)) for issuer, serial, certificate in rows]
+
+
+@dataclass(frozen=True, slots=True)
+class AuditRows:
+    """Rows of the audit trail that name an id, as far as it was looked through: by lane up to which number."""
+
+    found: tuple[Recorded, ...] = ()
+    looked: Mapping[int, int] = field(default_factory=dict)
+
+
+def erase(
+    named: EMAID | PCID,
+    keys: Iterable[Key],
+    at: datetime,
+    actor: str,
+    *,
+    tell: bool,
+    rehearse: bool = False,
+    rows: AuditRows = AuditRows(),
+) -> Steps[Erased]:
+    """Remove what is kept about a contract or a vehicle, and blank the audit trail where it names it.
+
+    keys: certificates that name it, beside those of the contracts themselves. tell: the vehicle's maker is told of each
+    contract that goes, as of every other removal; without that no event stays that names it. rehearse: raise Rehearsed
+    instead of changing anything. rows: of the audit trail, looked through before; here the rest of it is, while every
+    other change waits. Raises Unavailable.
+    """
+    erased = Erased(keys=set(keys))
+    if isinstance(named, EMAID):
+        yield from _erase_contract(named, at, erased)
+    else:
+        yield from _erase_vehicle(named, at, erased)
+    yield from _erase_events(named, erased, tell=tell)
+    if isinstance(named, PCID) and not erased.waiting:
+        erased.vehicle = bool((yield "delete from vehicle where pcid = $1 returning pcid", (named,)))
+    for key in sorted(erased.keys):
+        yield from _erase_evidence(key, erased)
+    found = [*rows.found, *(yield from audit.naming(named, rows.looked))]
+    yield from audit.forget(found)
+    erased.audit_rows = len(found)
+    what = {
+        "kind": "emaid" if isinstance(named, EMAID) else "pcid",
+        "contracts": erased.contracts,
+        "variants": erased.variants,
+        "events": erased.events,
+        "evidence": erased.evidence + erased.watched,
+        "vehicle": erased.vehicle,
+    }
+    yield from audit.record(*audit.erased(found, at, actor, what))
+    if rehearse:
+        raise Rehearsed(erased)
+    return erased
+
+
+def _erase_contract(emaid: EMAID, at: datetime, erased: Erased) -> Steps[None]:
+    claims = yield "select pcid from emaid_claim where emaid = $1 for update", (emaid,)
+    if claims:
+        pcid = PCID(claims[0][0])
+        vehicle = yield from lock_vehicle(pcid, at)
+        yield from _remove(emaid, pcid, vehicle, erased)
+
+
+def _erase_vehicle(pcid: PCID, at: datetime, erased: Erased) -> Steps[None]:
+    select = "select distinct emaid from contract where pcid = $1 order by emaid"
+    found = yield select, (pcid,)
+    for (emaid,) in found:
+        yield "select pcid from emaid_claim where emaid = $1 for update", (emaid,)
+    known = yield "select rev from vehicle where pcid = $1 for update", (pcid,)
+    if not known:
+        return
+    if (yield select, (pcid,)) != found:
+        raise Unavailable("The vehicle's contracts changed meanwhile; nothing was erased, try again.")
+    for (emaid,) in found:
+        vehicle = yield from lock_vehicle(pcid, at)  # Each event has a revision of its own.
+        yield from _remove(EMAID(emaid), pcid, vehicle, erased)
+
+
+def _remove(emaid: EMAID, pcid: PCID, vehicle: LockedVehicle, erased: Erased) -> Steps[None]:
+    rows = yield (
+        "select certificate_issuer, certificate_serial from contract where pcid = $1 and emaid = $2",
+        (pcid, emaid),
+    )
+    erased.keys |= {(issuer, serial) for issuer, serial in rows if issuer is not None}
+    erased.contracts += 1
+    erased.variants += len(rows)
+    yield from remove(emaid, pcid, vehicle)
+    yield "delete from emaid_claim where emaid = $1", (emaid,)
+
+
+def _erase_events(named: EMAID | PCID, erased: Erased, *, tell: bool) -> Steps[None]:
+    """Events, sent or not. That a contract has gone is told all the same: its maker has to forget it too."""
+    of = "emaid = $1" if isinstance(named, EMAID) else "pcid = $1"
+    # Nothing leaves the outbox meanwhile: what is not there is among the deliveries then, or was told.
+    yield from hold_outbox()
+    delete = f"delete from outbox where {of} and ($2 = 0 or kind <> $3) returning rev"  # noqa: S608  words are ours
+    rows = yield delete, (named, int(tell), EventKind.DELETED.value)
+    erased.events = len(rows)
+    # One after another in the order in which everybody locks them.
+    found = yield (
+        f"select pcid, rev, part, webhook_id from delivery where {of} "  # noqa: S608
+        "and ($2 = 0 or kind <> $3 or state <> 'waiting') order by pcid, rev, part, webhook_id",
+        (named, int(tell), EventKind.DELETED.value),
+    )
+    for key in found:
+        yield "delete from delivery where pcid = $1 and rev = $2 and part = $3 and webhook_id = $4", tuple(key)
+    erased.events += len(found)
+    left = yield f"select count(*) from outbox where {of}", (named,)  # noqa: S608
+    waiting = yield f"select count(*) from delivery where {of}", (named,)  # noqa: S608
+    erased.waiting = left[0][0] + waiting[0][0]
+
+
+def _erase_evidence(key: Key, erased: Erased) -> Steps[None]:
+    """What is known of a certificate, but for its revocation: without that it would pass for a good one."""
+    rows = yield "delete from watched_certificate where issuer = $1 and serial = $2 returning serial", key
+    erased.watched += len(rows)
+    rows = yield (
+        "delete from evidence where issuer = $1 and serial = $2 and status <> 'revoked' returning serial",
+        key,
+    )
+    erased.evidence += len(rows)

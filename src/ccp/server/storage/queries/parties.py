@@ -1,0 +1,266 @@
+"""Questions about parties and their secrets (hashes only).
+
+Every change begins with `lock`: the row of the register's number is locked first, so that changes of parties happen
+one after another on every engine, and what one sees of the others is settled. They are rare.
+
+No question but `page` reads more rows than it is asked for. Names are compared in the form that `folded` gives them,
+which is stored beside them with the name that it was made of: a release before migration 0009 changes the name alone.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from ccp.errors import Conflict, NotFound
+from ccp.ids import WMI, OperatorId, ProviderId
+from ccp.server.domain.parties import Party, Role, folded, named, owned
+from ccp.server.storage.engine.query import Row, Steps, long_running, newest
+from ccp.server.storage.queries import change_counters
+from ccp.server.storage.queries.change_counters import CHANGED, Topic
+from ccp.server.storage.queries.contracts import instant, microseconds
+from ccp.server.storage.queries.unknown_values import all_known
+
+_KNOWN_ROLES = frozenset(role.value for role in Role)
+COLUMNS = "client_id, name, roles, provider_ids, all_providers, wmis, operator_ids, enabled"
+"""What `party_of` reads."""
+
+
+@dataclass(frozen=True, slots=True)
+class Secret:
+    """A client secret as it is kept: its argon2 hash."""
+
+    client_id: str
+    hash: str
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """From when and until when a client secret is good; expires_at: None, until it is replaced."""
+
+    created_at: datetime
+    expires_at: datetime | None
+
+
+@long_running
+def every() -> Steps[list[Party]]:
+    """All at once, in order of their names. For tests and small registers; everything else reads in pages."""
+    rows = yield f"select {COLUMNS} from party order by name", ()  # noqa: S608  columns are ours
+    return [party_of(row) for row in rows]
+
+
+@newest
+def page(after: str, limit: int) -> Steps[list[Party]]:
+    """Parties in order of their client ids, from the one after that."""
+    select = f"select {COLUMNS} from party where client_id > $1 order by client_id limit $2"  # noqa: S608  as above
+    rows = yield select, (after, limit)
+    return [party_of(row) for row in rows]
+
+
+@newest
+def changed(after: int, last: int) -> Steps[list[Party]]:
+    """Parties that the changes from the number behind `after` to `last` were about, as they are now."""
+    select = f"select {COLUMNS} from party where client_id in {CHANGED}"  # noqa: S608  columns are ours
+    rows = yield select, (Topic.PARTIES.value, after, last)
+    return [party_of(row) for row in rows]
+
+
+@newest
+def by_client_id(client_id: str) -> Steps[Party | None]:
+    if not client_id.isprintable():
+        return None  # It cannot be one, and an engine may refuse it as a text.
+    rows = yield f"select {COLUMNS} from party where client_id = $1", (client_id,)  # noqa: S608  columns are ours
+    return party_of(rows[0]) if rows else None
+
+
+def find(client_id: str) -> Steps[Party]:
+    """Raises NotFound."""
+    party = yield from by_client_id(client_id)
+    if party is None:
+        raise NotFound("There is no party with this client id.")
+    return party
+
+
+def find_named(name_or_client_id: str) -> Steps[Party]:
+    """Raises NotFound."""
+    party = named((yield from _alike(name_or_client_id)), name_or_client_id)
+    if party is None:
+        raise NotFound(f"There is no party named {name_or_client_id}.")
+    return party
+
+
+def lock() -> Steps[None]:
+    """From here to the end of the transaction no party changes but by it. The first part of every change."""
+    yield change_counters.lock(Topic.PARTIES)
+
+
+def add(party: Party, secret_hash: str, at: datetime) -> Steps[None]:
+    """Register a party with its first secret. Raises Conflict when its name is taken or another owns one of its ids."""
+    yield from lock()
+    yield from insert(party, secret_hash, at)
+
+
+def disable(name_or_client_id: str) -> Steps[str]:
+    """Disable a party. Returns its client id. Raises NotFound."""
+    yield from lock()
+    party = yield from find_named(name_or_client_id)
+    yield from update(party, replace(party, enabled=False))
+    return party.client_id
+
+
+def insert(party: Party, secret_hash: str, at: datetime) -> Steps[None]:
+    """After `lock`. Raises Conflict."""
+    yield from _check_names(party)
+    yield from _claim(owned(party), party.client_id)
+    yield (
+        f"insert into party ({COLUMNS}, created_at, folded_id, folded_name, folded_of) "  # noqa: S608  columns are ours
+        "values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
+        (*_values(party), microseconds(at), folded(party.client_id), folded(party.name), party.name),
+    )
+    yield from change_counters.record(Topic.PARTIES, party.client_id)
+    yield _INSERT_SECRET, (party.client_id, microseconds(at), secret_hash)
+
+
+def update(before: Party, after: Party) -> Steps[None]:
+    """Put a party in the place of what it was, after `lock`. Ids that it gives up are free at once. Raises Conflict."""
+    if after.name != before.name:
+        yield from _check_names(after, without=before.client_id)
+    were, are = owned(before), owned(after)
+    for kind, value in sorted(set(were) - set(are)):
+        delete = "delete from party_owns where kind = $1 and id = $2 and client_id = $3"
+        yield delete, (kind, value, before.client_id)
+    yield from _claim(sorted(set(are) - set(were)), after.client_id)
+    stored = yield "select roles from party where client_id = $1", (after.client_id,)
+    # A newer release may have given it roles that are not known here: they are not this change's to take away.
+    kept = {role for (roles,) in stored for role in json.loads(roles) if role not in _KNOWN_ROLES}
+    statement = """
+    update party set name = $2, roles = $3, provider_ids = $4, all_providers = $5, wmis = $6, operator_ids = $7,
+        enabled = $8, folded_id = $9, folded_name = $10, folded_of = $11
+    where client_id = $1
+    """
+    client_id, name, _, *others = _values(after)
+    forms = folded(client_id), folded(name), name
+    yield statement, (client_id, name, _json({*after.roles, *kept}), *others, *forms)
+    yield from change_counters.record(Topic.PARTIES, client_id)
+
+
+def _alike(*names: str) -> Steps[list[Party]]:
+    """Parties whose name or client id may be one of these, however it is written."""
+    found: dict[str, Party] = {}
+    for form in dict.fromkeys(map(folded, names)):
+        if not form.isprintable():
+            continue  # As `by_client_id`.
+        for column in ("folded_name", "folded_id"):
+            rows = yield f"select {COLUMNS} from party where {column} = $1", (form,)  # noqa: S608  columns are ours
+            found.update((row[0], party_of(row)) for row in rows)
+    # Of rows that a release before migration 0009 has written nothing more is known.
+    rows = yield f"select {COLUMNS} from party where {_NOT_FOLDED}", ()  # noqa: S608  columns are ours
+    found.update((row[0], party_of(row)) for row in rows)
+    return list(found.values())
+
+
+_NOT_FOLDED = "coalesce(folded_of, '') <> name"
+
+
+def _fold_rest() -> Steps[None]:
+    """After `lock`: store the forms of names that a release before migration 0009 has written."""
+    rows = yield f"select client_id, name from party where {_NOT_FOLDED}", ()  # noqa: S608  words are ours
+    statement = "update party set folded_id = $2, folded_name = $3, folded_of = $4 where client_id = $1"
+    for client_id, name in rows:
+        yield statement, (client_id, folded(client_id), folded(name), name)
+
+
+def _check_names(party: Party, without: str | None = None) -> Steps[None]:
+    """Names and client ids are one space, since commands take either. without: whose do not count. Raises Conflict."""
+    yield from _fold_rest()
+    others = [other for other in (yield from _alike(party.name, party.client_id)) if other.client_id != without]
+    taken = {folded(each) for other in others for each in (other.name, other.client_id)}
+    if folded(party.name) in taken:
+        raise Conflict(f"There is a party named {party.name} already.")
+    if folded(party.client_id) in taken:
+        raise Conflict(f"The client id {party.client_id} is taken already.")
+
+
+def _claim(ids: Iterable[tuple[str, str]], client_id: str) -> Steps[None]:
+    """Take ids for a party. The table's key decides, whatever anybody looked at before. Raises Conflict."""
+    insert = """
+    insert into party_owns (kind, id, client_id) values ($1, $2, $3) on conflict (kind, id) do nothing returning id
+    """
+    owner = "select p.name from party_owns o join party p on p.client_id = o.client_id where o.kind = $1 and o.id = $2"
+    for kind, value in ids:
+        if not (yield insert, (kind, value, client_id)):
+            rows = yield owner, (kind, value)
+            raise Conflict(f"The {kind} {value} belongs to {rows[0][0] if rows else 'another party'} already.")
+
+
+# --- Secrets ---------------------------------------------------------------------------------------------------------
+
+_INSERT_SECRET = "insert into party_secret (client_id, created_at, hash) values ($1, $2, $3)"  # noqa: S105  a statement
+
+
+@newest
+def secrets_of(client_id: str, at: datetime) -> Steps[list[Secret]]:
+    """The secrets of an enabled party that are live, newest first; none when there is no such party."""
+    if not client_id.isprintable():
+        return []  # As `by_client_id`.
+    select = """
+    select s.client_id, s.hash from party_secret s join party p on p.client_id = s.client_id
+    where s.client_id = $1 and p.enabled and (s.expires_at is null or s.expires_at > $2) order by s.created_at desc
+    """
+    rows = yield select, (client_id, microseconds(at))
+    return [Secret(*row) for row in rows]
+
+
+@newest
+def lives(client_id: str, at: datetime) -> Steps[list[Life]]:
+    """The secrets that are live, newest first, whether the party is enabled or not."""
+    select = """
+    select created_at, expires_at from party_secret where client_id = $1 and (expires_at is null or expires_at > $2)
+    order by created_at desc
+    """
+    rows = yield select, (client_id, microseconds(at))
+    return [Life(instant(made), None if until is None else instant(until)) for made, until in rows]
+
+
+def renew(client_id: str, secret_hash: str, at: datetime, older: Life | None, until: datetime) -> Steps[None]:
+    """Give a party a new secret. Of its others only `older` stays, until that time."""
+    kept = microseconds(older.created_at) if older else -1
+    yield "delete from party_secret where client_id = $1 and created_at != $2", (client_id, kept)
+    if older is not None:
+        statement = "update party_secret set expires_at = $3 where client_id = $1 and created_at = $2"
+        yield statement, (client_id, kept, microseconds(until))
+    # Where the clock was set back the new secret is the newest all the same.
+    yield _INSERT_SECRET, (client_id, max(microseconds(at), kept + 1), secret_hash)
+
+
+def _values(party: Party) -> Row:
+    return (
+        party.client_id,
+        party.name,
+        _json(party.roles),
+        _json(party.provider_ids),
+        party.all_providers,
+        _json(party.wmis),
+        _json(party.operator_ids),
+        party.enabled,
+    )
+
+
+def _json(values: Iterable[str]) -> str:
+    return json.dumps(sorted(values))
+
+
+def party_of(row: Row) -> Party:
+    client_id, name, roles, provider_ids, all_providers, wmis, operator_ids, enabled = row
+    return Party(
+        client_id,
+        name,
+        frozenset(all_known(Role, json.loads(roles), "party.roles", client_id)),
+        frozenset(map(ProviderId, json.loads(provider_ids))),
+        bool(all_providers),
+        frozenset(map(WMI, json.loads(wmis))),
+        frozenset(map(OperatorId, json.loads(operator_ids))),
+        bool(enabled),
+    )

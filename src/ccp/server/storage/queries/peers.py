@@ -1,0 +1,84 @@
+"""Questions about other pools."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from ccp.errors import Conflict, NotFound
+from ccp.ids import Fingerprint, ProviderId
+from ccp.server.storage.engine.query import Row, Steps
+from ccp.server.storage.queries.change_counters import Topic, count
+from ccp.server.storage.queries.contracts import microseconds
+
+_COLUMNS = (
+    "party_id, base_url, dialect, client_id, secret, token_url, audience, token, v2g_roots, enabled, provider_ids"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another pool, and how it is called: with client credentials, or with a token that its operator gave.
+
+    dialect: "opnc" or "opcp". v2g_roots: those whose contracts it has; empty: it is asked for every vehicle.
+    provider_ids: those whose contracts it holds, as the operator knows from the pool's own operator; its answers with
+    such contracts are preferred. Empty: nothing is known of that.
+    """
+
+    party_id: str
+    base_url: str
+    dialect: str = "opnc"
+    client_id: str | None = None
+    secret: str | None = field(default=None, repr=False)
+    token_url: str | None = None
+    audience: str | None = None
+    token: str | None = field(default=None, repr=False)
+    v2g_roots: frozenset[Fingerprint] = frozenset()
+    enabled: bool = True
+    provider_ids: frozenset[ProviderId] = frozenset()
+
+
+def every() -> Steps[list[Peer]]:
+    rows = yield f"select {_COLUMNS} from peer order by party_id", ()  # noqa: S608  columns are ours
+    return [_peer(row) for row in rows]
+
+
+def add(peer: Peer, at: datetime) -> Steps[None]:
+    """Raises Conflict when its party id is taken."""
+    taken = yield "select party_id from peer where party_id = $1", (peer.party_id,)
+    if taken:
+        raise Conflict(f"There is a peer {peer.party_id} already.")
+    yield (
+        f"insert into peer ({_COLUMNS}, created_at) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",  # noqa: S608
+        (
+            peer.party_id,
+            peer.base_url,
+            peer.dialect,
+            peer.client_id,
+            peer.secret,
+            peer.token_url,
+            peer.audience,
+            peer.token,
+            json.dumps(sorted(peer.v2g_roots)),
+            peer.enabled,
+            json.dumps(sorted(peer.provider_ids)),
+            microseconds(at),
+        ),
+    )
+    yield count(Topic.PEERS)
+
+
+def disable(party_id: str) -> Steps[None]:
+    """Raises NotFound."""
+    rows = yield "update peer set enabled = $1 where party_id = $2 returning party_id", (False, party_id)
+    if not rows:
+        raise NotFound(f"There is no peer {party_id}.")
+    yield count(Topic.PEERS)
+
+
+def _peer(row: Row) -> Peer:
+    party_id, base_url, dialect, client_id, secret, token_url, audience, token, roots, enabled, providers = row
+    served = frozenset(map(Fingerprint, json.loads(roots)))
+    held = frozenset(map(ProviderId, json.loads(providers or "[]")))  # NULL where an older release registered it.
+    return Peer(party_id, base_url, dialect, client_id, secret, token_url, audience, token, served, bool(enabled), held)

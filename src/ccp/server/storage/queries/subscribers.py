@@ -1,0 +1,84 @@
+"""Queries for the webhooks that receive an event, together with the parties that own them.
+
+Each query finds its rows by an index, however many parties and webhooks there are.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+from ccp.ids import WMI, ProviderId
+from ccp.server.domain.subscriptions import Subscriber, Webhook
+from ccp.server.storage.engine.query import Row, Steps, newest
+from ccp.server.storage.queries.change_counters import CHANGED, Topic
+from ccp.server.storage.queries.contracts import instant
+from ccp.server.storage.queries.parties import COLUMNS as PARTY
+from ccp.server.storage.queries.parties import party_of
+
+_WEBHOOK_COLUMNS: Final = (
+    "id", "client_id", "url", "description", "events", "wmis", "provider_ids", "metadata", "api_version", "enabled",
+    "secret", "created_at", "updated_at",
+)  # fmt: skip
+WEBHOOK: Final = ", ".join(_WEBHOOK_COLUMNS)
+"""What `webhook_of` reads."""
+
+_BOTH: Final = ", ".join(
+    [*(f"w.{column}" for column in _WEBHOOK_COLUMNS), *(f"p.{column}" for column in PARTY.split(", "))]
+)
+_JOINED: Final = f"select {_BOTH} from webhook w join party p on p.client_id = w.client_id"  # noqa: S608  ours
+
+
+@newest
+def of_owner(kind: str, id: str) -> Steps[list[Subscriber]]:
+    """Webhooks of the party that owns a provider id or WMI, oldest first. kind: see
+    `ccp.server.domain.parties.owned`."""
+    select = f"""
+    select {_BOTH} from party_owns o
+    join party p on p.client_id = o.client_id join webhook w on w.client_id = o.client_id
+    where o.kind = $1 and o.id = $2 order by w.created_at, w.id
+    """  # noqa: S608  columns are ours
+    rows = yield select, (kind, id)
+    return [_subscriber(row) for row in rows]
+
+
+@newest
+def page(after: str, limit: int) -> Steps[list[Subscriber]]:
+    """Webhooks in order of their ids, from the one after that."""
+    rows = yield f"{_JOINED} where w.id > $1 order by w.id limit $2", (after, limit)
+    return [_subscriber(row) for row in rows]
+
+
+@newest
+def changed(topic: Topic, after: int, last: int) -> Steps[list[Subscriber]]:
+    """Webhooks that the changes from the number behind `after` to `last` were about, or those of the parties that they
+    were about, as they are now.
+    """
+    column = "w.id" if topic is Topic.WEBHOOKS else "w.client_id"
+    rows = yield f"{_JOINED} where {column} in {CHANGED}", (topic.value, after, last)
+    return [_subscriber(row) for row in rows]
+
+
+def webhook_of(row: Row) -> Webhook:
+    (id, client_id, url, description, events, wmis, provider_ids, metadata, api_version, enabled, secret,
+     created_at, updated_at) = row  # fmt: skip
+    return Webhook(
+        id,
+        client_id,
+        url,
+        description,
+        tuple(json.loads(events)),
+        tuple(map(WMI, json.loads(wmis))),
+        tuple(map(ProviderId, json.loads(provider_ids))),
+        json.loads(metadata),
+        api_version,
+        bool(enabled),
+        secret,
+        instant(created_at),
+        instant(updated_at),
+    )
+
+
+def _subscriber(row: Row) -> Subscriber:
+    row = tuple(row)
+    return Subscriber(webhook_of(row[: len(_WEBHOOK_COLUMNS)]), party_of(row[len(_WEBHOOK_COLUMNS) :]))

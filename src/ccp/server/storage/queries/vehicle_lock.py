@@ -1,0 +1,115 @@
+"""The lock on a vehicle's row, and the time that a change gets under it.
+
+Every change of a vehicle's contracts locks the vehicle first. The lock counts the vehicle's revision and stamps the
+change: the stamp is the clock's time, and later than every stamp that the vehicle has had. So events of one vehicle
+have times in the order of their revisions, whichever request arrived first and on whichever machine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from typing import Final, NamedTuple, TypeAlias
+
+from ccp.ids import EMAID, PCID, ProviderId
+from ccp.server.domain.default_contracts import Default
+from ccp.server.storage.engine.query import Row, Steps
+
+Now: TypeAlias = datetime | Callable[[], datetime]
+"""The time, or a clock that is read under the lock."""
+
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND: Final = timedelta(microseconds=1)
+_WAITED: Final = (
+    10_000  # Microseconds. A longer wait means that another transaction held the lock, so the clock is read again.
+)
+
+
+def microseconds(at: datetime) -> int:
+    """An instant as it is stored where order matters: microseconds since 1970."""
+    return (at - _EPOCH) // _MICROSECOND
+
+
+def instant(stored: int) -> datetime:
+    return _EPOCH + stored * _MICROSECOND
+
+
+def read_clock(now: Now) -> datetime:
+    return now() if callable(now) else now
+
+
+class LockedVehicle(NamedTuple):
+    """A vehicle that this transaction holds. rev: of the change and its event. at: its stamp.
+
+    provisioned_at: stamp of the last event that made contracts of the vehicle worthless; None before the first.
+    """
+
+    rev: int
+    at: datetime
+    default: Default
+    provisioned_at: datetime | None
+
+
+# A stamp more than a day ahead came from a wrong clock, so it is ignored.
+STAMP: Final = "case when stamped_at >= {now} and stamped_at < {now} + 86400000000 then stamped_at + 1 else {now} end"
+_LOCK: Final = f"""
+insert into vehicle (pcid, rev, default_emaid, stamped_at) values ($1, 1, null, $2)
+on conflict (pcid) do update set rev = vehicle.rev + 1,
+    stamped_at = {STAMP.replace("stamped_at", "vehicle.stamped_at").format(now="$2")}
+returning rev, stamped_at, default_emaid, default_provider, default_chosen, provisioned_at
+"""  # noqa: S608  words are ours
+
+
+def lock_vehicles(pcids: Iterable[PCID], now: Now) -> Steps[dict[PCID, LockedVehicle]]:
+    """Lock vehicles in order, each made where it is not there yet."""
+    vehicles = {}
+    for pcid in sorted(pcids):
+        vehicles[pcid] = yield from lock_vehicle(pcid, now)
+    return vehicles
+
+
+def lock_vehicle(pcid: PCID, now: Now) -> Steps[LockedVehicle]:
+    """Lock one vehicle. A change with several events locks it once for each: every event has a revision of its own."""
+    asked = microseconds(read_clock(now))
+    rows = yield _LOCK, (pcid, asked)
+    rev, stamp, emaid, provider, chosen, provisioned = rows[0]
+    if callable(now) and (late := microseconds(now())) > max(stamp, asked + _WAITED):
+        stamp = late
+        yield "update vehicle set stamped_at = $1 where pcid = $2", (stamp, pcid)
+    default = _default(emaid, provider, chosen)
+    return LockedVehicle(rev, instant(stamp), default, None if provisioned is None else instant(provisioned))
+
+
+def read_vehicle(pcid: PCID) -> Steps[tuple[Default, datetime | None]]:
+    """The default and `provisioned_at` of a vehicle that is not locked; also of one that has no row yet."""
+    rows = yield (
+        "select default_emaid, default_provider, default_chosen, provisioned_at from vehicle where pcid = $1",
+        (pcid,),
+    )
+    if not rows:
+        return Default(), None
+    emaid, provider, chosen, provisioned = rows[0]
+    return _default(emaid, provider, chosen), None if provisioned is None else instant(provisioned)
+
+
+def _default(emaid: str | None, provider: str | None, chosen: object) -> Default:
+    default = Default(
+        None if emaid is None else EMAID(emaid),
+        None if provider is None else ProviderId(provider),
+        bool(chosen),
+    )
+    if default.emaid is not None and default.provider is None:
+        default = Default(default.emaid, default.emaid.provider)  # Written by the release before.
+    return default
+
+
+def put_default(pcid: PCID, default: Default) -> tuple[str, Row]:
+    """Part of a change that holds the vehicle. Contracts repeat whether they are the default: see `flag_default`."""
+    update = "update vehicle set default_emaid = $1, default_provider = $2, default_chosen = $3 where pcid = $4"
+    return update, (default.emaid, default.provider, default.chosen, pcid)
+
+
+def flag_default(pcid: PCID, default: Default) -> tuple[str, Row]:
+    """Make the vehicle's contracts say which of them is the default."""
+    update = "update contract set is_default = (emaid = $1) where pcid = $2"
+    return update, (default.emaid or "", pcid)

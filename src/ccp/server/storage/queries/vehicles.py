@@ -1,0 +1,141 @@
+"""Questions about a vehicle whose provisioning certificate has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TypeAlias
+
+from ccp.ids import EMAID, PCID
+from ccp.server.domain.subscriptions import EventKind
+from ccp.server.storage.engine.query import Overtaken, Steps, newest, repeatable
+from ccp.server.storage.queries import audit
+from ccp.server.storage.queries.audit import Action, Entry
+from ccp.server.storage.queries.contracts import event, remove
+from ccp.server.storage.queries.vehicle_lock import Now, instant, lock_vehicle, microseconds
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """What ties one variant of a contract to a vehicle.
+
+    provisioning_key: `ccp.server.external.neighbours.key_fingerprint` of the key that the contract was encrypted for;
+    None where the Provisioning Certificate Pool did not know it. published_at: when its publication began.
+    """
+
+    emaid: EMAID
+    namespace: str  # Perhaps one that only a newer release knows: what made a vehicle's contracts stale made it stale.
+    root_fingerprint: str
+    provisioning_key: str | None
+    published_at: datetime
+
+
+_BINDINGS = """
+select emaid, namespace, root_fingerprint, provisioning_key, updated_at - coalesce(waited, 0) from contract
+where pcid = $1
+order by emaid, namespace, root_fingerprint
+"""
+
+
+@newest
+def bindings(pcid: PCID) -> Steps[list[Binding]]:
+    """Every variant of every contract of a vehicle."""
+    rows = yield _BINDINGS, (pcid,)
+    return [Binding(EMAID(emaid), namespace, root, key, instant(began)) for emaid, namespace, root, key, began in rows]
+
+
+def _every(binding: Binding) -> bool:
+    return True
+
+
+@repeatable
+def forget_vehicle(
+    pcid: PCID,
+    now: Now,
+    stale: Callable[[Binding], bool],
+    *,
+    actor: str,
+    why: str,
+    trace_id: str,
+    kind: EventKind | None = None,
+) -> Steps[list[EMAID]]:
+    """What `withdraw_vehicle` does, with a row in the audit trail for each contract that changed.
+
+    why: the event. kind: the event that each eMSP gets that lost a contract, or variants of one, by it.
+    """
+    removed, reduced = yield from _withdraw(pcid, now, stale, kind)
+    yield from audit.record(
+        *(
+            Entry(
+                at,
+                actor,
+                Action.VEHICLE_FORGOTTEN,
+                {"emaid": emaid, "pcid": pcid, "event": why, "left": emaid in reduced},
+                trace_id=trace_id,
+            )
+            for emaid, at in sorted({**removed, **reduced}.items())
+        )
+    )
+    return list(removed)
+
+
+@repeatable
+def withdraw_vehicle(pcid: PCID, now: Now, stale: Callable[[Binding], bool] = _every) -> Steps[list[EMAID]]:
+    """Remove the variants of a vehicle's contracts that are stale. Returns the contracts of which none is left.
+
+    A contract without variants goes as if its eMSP had withdrawn it, with a deleted event; one that keeps some gets an
+    updated event. A vehicle without contracts is no mistake. A publication that is under way is refused when it is
+    about to be stored (`contracts.publish`), also where the vehicle had no row before. stale: pure; asked while the
+    vehicle is locked.
+    """
+    removed, _ = yield from _withdraw(pcid, now, stale)
+    return list(removed)
+
+
+Changed: TypeAlias = dict[EMAID, datetime]
+"""Contracts, each with the time of its change."""
+
+
+def _withdraw(
+    pcid: PCID, now: Now, stale: Callable[[Binding], bool], kind: EventKind | None = None
+) -> Steps[tuple[Changed, Changed]]:
+    """Returns the contracts of which none is left, and those of which some variants are."""
+    found = yield from bindings(pcid)
+    claimed = set()
+    for emaid in sorted({binding.emaid for binding in found if stale(binding)}):
+        rows = yield "select pcid from emaid_claim where emaid = $1 for update", (emaid,)
+        if rows and rows[0][0] == pcid:
+            claimed.add(emaid)
+    vehicle = yield from lock_vehicle(pcid, now)
+    yield "update vehicle set provisioned_at = $1 where pcid = $2", (microseconds(vehicle.at), pcid)
+    found = yield from bindings(pcid)
+    if any(binding.emaid not in claimed and stale(binding) for binding in found):
+        # A publication committed between the first look and the lock. To take its claim now would break the order of
+        # locks, so everything begins anew.
+        raise Overtaken("The vehicle's contracts changed meanwhile; nothing was changed, try again.")
+    removed: Changed = {}
+    reduced: Changed = {}
+    for emaid in sorted(claimed):
+        variants = [binding for binding in found if binding.emaid == emaid]
+        going = [binding for binding in variants if stale(binding)]
+        if not going:
+            continue
+        vehicle = yield from lock_vehicle(pcid, now)  # Each event has a revision of its own.
+        if len(going) == len(variants):
+            yield from remove(emaid, pcid, vehicle)
+            yield "delete from emaid_claim where emaid = $1", (emaid,)
+            removed[emaid] = vehicle.at
+        else:
+            delete = """
+            delete from contract where pcid = $1 and emaid = $2 and namespace = $3 and root_fingerprint = $4
+            """
+            for binding in going:
+                yield delete, (pcid, emaid, binding.namespace, binding.root_fingerprint)
+            namespaces = {binding.namespace for binding in variants if binding not in going}
+            yield event(EventKind.UPDATED, emaid, pcid, vehicle, namespaces)
+            reduced[emaid] = vehicle.at
+        if kind is not None:
+            vehicle = yield from lock_vehicle(pcid, now)
+            yield event(kind, emaid, pcid, vehicle, {binding.namespace for binding in going})
+    return removed, reduced

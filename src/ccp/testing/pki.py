@@ -1,0 +1,473 @@
+"""A small public key infrastructure for the sandbox, the demo and the tests.
+
+It imitates the field on purpose: three levels, eight-octet key identifiers, sixteen random octets of serial number, and
+the key usages that real issuers set. The keys are for simulation; they are written to disk without a password.
+
+    pki = build_pki(at, algorithm="P-256")
+    contract = pki.contract("DESIMC00000001", at=at)
+    car = pki.vehicle("WP0SIM00000000001", at=at)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import secrets
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Final, Literal, cast
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.ec import (
+    SECP256R1,
+    SECP521R1,
+    EllipticCurvePrivateKey,
+    EllipticCurvePublicKey,
+    generate_private_key,
+)
+from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey, Ed448PublicKey
+from cryptography.hazmat.primitives.asymmetric.x448 import X448PrivateKey, X448PublicKey
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+    load_der_public_key,
+    load_pem_private_key,
+)
+from cryptography.x509 import ocsp
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from ccp.errors import KeyMaterialError
+from ccp.x509.certificates import Certificate
+from ccp.x509.path_validation import Role, TrustAnchors
+
+Algorithm = Literal["P-256", "P-521", "Ed448"]
+SigningKey = EllipticCurvePrivateKey | Ed448PrivateKey
+PublicKey = EllipticCurvePublicKey | Ed448PublicKey
+
+# subjectAltPublicKeyInfo, ITU-T X.509 (10/2019) clause 9.8.2; its value is a SubjectPublicKeyInfo.
+SUBJECT_ALT_PUBLIC_KEY_INFO: Final = x509.ObjectIdentifier("2.5.29.72")
+
+# Many leaves of the field carry this for an absent or empty BasicConstraints: an encoded default, which DER forbids.
+# Put it into a template's `extra` to make a leaf as real as that.
+EXPLICIT_FALSE: Final = x509.UnrecognizedExtension(x509.oid.ExtensionOID.BASIC_CONSTRAINTS, bytes.fromhex("3003010100"))
+
+# Laboratories' clocks differ; without it the machine that is a minute behind refuses a new certificate.
+_HEAD_START: Final = timedelta(days=1)
+_YEAR: Final = timedelta(days=365)
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """What one kind of certificate has in common.
+
+    path_length: for a CA only. domain_component: the DC of the subject, left out when None.
+    key_usage: names of `x509.KeyUsage` arguments; no such extension when empty. extra: further extensions and whether
+    they are critical.
+    """
+
+    lifetime: timedelta
+    ca: bool = False
+    path_length: int | None = None
+    key_usage: frozenset[str] = frozenset()
+    domain_component: str | None = None
+    extra: tuple[tuple[x509.ExtensionType, bool], ...] = ()
+
+
+_CA_USAGE: Final = frozenset({"key_cert_sign", "crl_sign"})
+# Under the shell model every certificate above a leaf has to be valid when the leaf is used, so issuers live longer.
+ROOT: Final = Template(40 * _YEAR, ca=True, key_usage=_CA_USAGE)
+V2G_ROOT: Final = Template(40 * _YEAR, ca=True, key_usage=_CA_USAGE, domain_component="V2G")
+SUB_CA1: Final = Template(35 * _YEAR, ca=True, path_length=1, key_usage=_CA_USAGE)
+SUB_CA2: Final = Template(32 * _YEAR, ca=True, path_length=0, key_usage=_CA_USAGE)
+CPS: Final = Template(4 * _YEAR, key_usage=frozenset({"digital_signature"}), domain_component="CPS")
+CONTRACT: Final = Template(
+    2 * _YEAR,
+    key_usage=frozenset({"digital_signature", "content_commitment", "key_encipherment", "key_agreement"}),
+)
+OEM_PROVISIONING: Final = Template(
+    30 * _YEAR, key_usage=frozenset({"digital_signature", "key_agreement"}), domain_component="OEM"
+)
+
+# A delegated OCSP responder (RFC 6960 clause 4.2.2.2); its own revocation is not asked for.
+OCSP_RESPONDER: Final = Template(
+    _YEAR,
+    key_usage=frozenset({"digital_signature"}),
+    extra=((x509.ExtendedKeyUsage([ExtendedKeyUsageOID.OCSP_SIGNING]), False), (x509.OCSPNoCheck(), False)),
+)
+
+_KEY_USAGES: Final = (
+    "digital_signature",
+    "content_commitment",
+    "key_encipherment",
+    "data_encipherment",
+    "key_agreement",
+    "key_cert_sign",
+    "crl_sign",
+    "encipher_only",
+    "decipher_only",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where the certificates that a CA issues say their status can be asked for; neither address by default."""
+
+    ocsp: str | None = None
+    crl: str | None = None
+
+    def extensions(self) -> tuple[tuple[x509.ExtensionType, bool], ...]:
+        found: list[tuple[x509.ExtensionType, bool]] = []
+        if self.ocsp is not None:
+            access = x509.AccessDescription(
+                x509.oid.AuthorityInformationAccessOID.OCSP, x509.UniformResourceIdentifier(self.ocsp)
+            )
+            found.append((x509.AuthorityInformationAccess([access]), False))
+        if self.crl is not None:
+            names = [x509.UniformResourceIdentifier(self.crl)]
+            found.append((x509.CRLDistributionPoints([x509.DistributionPoint(names, None, None, None)]), False))
+        return tuple(found)
+
+
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """A certificate and its private key; a CA's credential also issues.
+
+    sub_cas: the issuers between this certificate and the root, nearest first, as a message carries them.
+    agreement_key: the X448 key beside an Ed448 key; None where the certificate's own key agrees on keys.
+    addresses: what it puts into the certificates that it issues; not saved.
+    """
+
+    certificate: Certificate
+    key: SigningKey
+    sub_cas: tuple[Certificate, ...] = ()
+    agreement_key: X448PrivateKey | None = None
+    addresses: Addresses = Addresses()
+
+    def issue(
+        self,
+        cn: str,
+        template: Template,
+        *,
+        at: datetime,
+        algorithm: Algorithm | None = None,
+        agreement_key: X448PrivateKey | None = None,
+        valid: tuple[datetime, datetime] | None = None,
+    ) -> Credential:
+        """Issue a certificate for a new key.
+
+        algorithm: of the new key; the issuer's when None. agreement_key: its public part becomes the alternative
+        subject public key. valid: instead of the template's lifetime from `at` on.
+        """
+        key = generate_key(algorithm or algorithm_of(self.key))
+        certificate = build_certificate(
+            key.public_key(),
+            subject=subject_name(cn, template.domain_component),
+            issuer=self.certificate,
+            signer=self.key,
+            template=replace(template, extra=(*template.extra, *self.addresses.extensions())),
+            agreement_key=agreement_key,
+            valid=valid or (at - _HEAD_START, at + template.lifetime),
+        )
+        is_root = self.certificate.subject_name == self.certificate.issuer_name
+        sub_cas = () if is_root else (self.certificate, *self.sub_cas)
+        return Credential(certificate, key, sub_cas, agreement_key)
+
+    def save(self, directory: Path, name: str) -> None:
+        """Write `name.pem` (this certificate, then `sub_cas`), `name.key.pem` and, if there is one, `name.x448.pem`."""
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / f"{name}.pem").write_bytes(b"".join(one.pem() for one in (self.certificate, *self.sub_cas)))
+        _write_key(directory / f"{name}.key.pem", self.key)
+        if self.agreement_key is not None:
+            _write_key(directory / f"{name}.x448.pem", self.agreement_key)
+
+    @classmethod
+    def load(cls, directory: Path, name: str) -> Credential:
+        """Read what `save` wrote. Raises OSError, ChainError or ValueError."""
+        certificate, *sub_cas = Certificate.load_pem((directory / f"{name}.pem").read_bytes())
+        key = load_pem_private_key((directory / f"{name}.key.pem").read_bytes(), password=None)
+        beside = directory / f"{name}.x448.pem"
+        agreement = load_pem_private_key(beside.read_bytes(), password=None) if beside.exists() else None
+        if not isinstance(key, EllipticCurvePrivateKey | Ed448PrivateKey):
+            raise ValueError(f"{name}.key.pem holds no key of the simulator")
+        if agreement is not None and not isinstance(agreement, X448PrivateKey):
+            raise ValueError(f"{name}.x448.pem holds no X448 key")
+        return cls(certificate, key, tuple(sub_cas), agreement)
+
+
+@dataclass(frozen=True, slots=True)
+class PKI:
+    """The three worlds of Plug&Charge: V2G with the CPS, the eMSP, and the OEM."""
+
+    v2g_root: Credential
+    cps_sub1: Credential
+    cps_sub2: Credential
+    cps: Credential
+    emsp_root: Credential
+    emsp_sub1: Credential
+    emsp_sub2: Credential
+    oem_root: Credential
+    oem_sub1: Credential
+    oem_sub2: Credential
+
+    def contract(self, emaid: str, *, at: datetime, valid: tuple[datetime, datetime] | None = None) -> Credential:
+        """A contract certificate whose CN is the EMAID."""
+        return self.emsp_sub2.issue(emaid, CONTRACT, at=at, valid=valid)
+
+    def vehicle(self, pcid: str, *, at: datetime, valid: tuple[datetime, datetime] | None = None) -> Credential:
+        """An OEM provisioning certificate whose CN is the PCID.
+
+        An Ed448 key cannot agree on keys, so such a car gets an X448 key beside it (ISO 15118-20, [V2G20-2491] on).
+        """
+        if not isinstance(self.oem_sub2.key, Ed448PrivateKey):
+            return self.oem_sub2.issue(pcid, OEM_PROVISIONING, at=at, valid=valid)
+        signing_only = Template(
+            OEM_PROVISIONING.lifetime, key_usage=frozenset({"digital_signature"}), domain_component="OEM"
+        )
+        return self.oem_sub2.issue(pcid, signing_only, at=at, valid=valid, agreement_key=X448PrivateKey.generate())
+
+    def anchors(self, version: int = 0) -> TrustAnchors:
+        """What a pool would trust. The OEM's sub-CAs are known because an ISO-2 car sends its leaf alone."""
+        roots = ((Role.V2G, self.v2g_root), (Role.EMSP, self.emsp_root), (Role.OEM, self.oem_root))
+        return TrustAnchors.build(
+            [(role, root.certificate) for role, root in roots],
+            [(Role.OEM, self.oem_sub1.certificate), (Role.OEM, self.oem_sub2.certificate)],
+            version,
+        )
+
+    def save(self, directory: Path) -> None:
+        """Write everything as PEM: `v2g/root.pem`, `v2g/root.key.pem`, `v2g/sub1.pem`, … Keys get mode 0600."""
+        for field, place in _LAYOUT.items():
+            credential: Credential = getattr(self, field)
+            credential.save(directory / place[0], place[1])
+
+    @classmethod
+    def load(cls, directory: Path) -> PKI:
+        """Read what `save` wrote. Raises OSError, ChainError or ValueError."""
+        return cls(**{field: Credential.load(directory / place[0], place[1]) for field, place in _LAYOUT.items()})
+
+
+_LAYOUT: Final = {
+    "v2g_root": ("v2g", "root"),
+    "cps_sub1": ("v2g", "sub1"),
+    "cps_sub2": ("v2g", "sub2"),
+    "cps": ("v2g", "cps"),
+    "emsp_root": ("emsp", "root"),
+    "emsp_sub1": ("emsp", "sub1"),
+    "emsp_sub2": ("emsp", "sub2"),
+    "oem_root": ("oem", "root"),
+    "oem_sub1": ("oem", "sub1"),
+    "oem_sub2": ("oem", "sub2"),
+}
+
+
+def build_pki(
+    at: datetime, *, algorithm: Algorithm = "P-256", addresses: Callable[[str], Addresses] = lambda name: Addresses()
+) -> PKI:
+    """Three roots with two levels of sub-CA each, and one CPS.
+
+    at: when their validity starts (aware). addresses: what the CA with that common name puts into what it issues.
+    """
+
+    def ca(credential: Credential) -> Credential:
+        return replace(credential, addresses=addresses(credential.certificate.subject_cn))
+
+    v2g_root = ca(build_root("V2G Root CA SIM", at=at, algorithm=algorithm, template=V2G_ROOT))
+    cps_sub1 = ca(v2g_root.issue("CPS Sub1 CA SIM", SUB_CA1, at=at))
+    cps_sub2 = ca(cps_sub1.issue("CPS Sub2 CA SIM", SUB_CA2, at=at))
+    emsp_root = ca(build_root("eMSP Root CA SIM", at=at, algorithm=algorithm))
+    emsp_sub1 = ca(emsp_root.issue("eMSP Sub1 CA SIM", SUB_CA1, at=at))
+    oem_root = ca(build_root("OEM Root CA SIM", at=at, algorithm=algorithm))
+    oem_sub1 = ca(oem_root.issue("OEM Sub1 CA SIM", SUB_CA1, at=at))
+    return PKI(
+        v2g_root=v2g_root,
+        cps_sub1=cps_sub1,
+        cps_sub2=cps_sub2,
+        cps=cps_sub2.issue("CPS SIM", CPS, at=at),
+        emsp_root=emsp_root,
+        emsp_sub1=emsp_sub1,
+        emsp_sub2=ca(emsp_sub1.issue("eMSP Sub2 CA SIM", SUB_CA2, at=at)),
+        oem_root=oem_root,
+        oem_sub1=oem_sub1,
+        oem_sub2=ca(oem_sub1.issue("OEM Sub2 CA SIM", SUB_CA2, at=at)),
+    )
+
+
+def build_root(
+    cn: str,
+    *,
+    at: datetime,
+    algorithm: Algorithm = "P-256",
+    template: Template = ROOT,
+    valid: tuple[datetime, datetime] | None = None,
+) -> Credential:
+    """A self-signed CA."""
+    key = generate_key(algorithm)
+    certificate = build_certificate(
+        key.public_key(),
+        subject=subject_name(cn, template.domain_component),
+        issuer=None,
+        signer=key,
+        template=template,
+        valid=valid or (at - _HEAD_START, at + template.lifetime),
+    )
+    return Credential(certificate, key)
+
+
+def build_certificate(
+    public_key: PublicKey,
+    *,
+    subject: x509.Name,
+    issuer: Certificate | None,
+    signer: SigningKey,
+    template: Template,
+    valid: tuple[datetime, datetime],
+    agreement_key: X448PrivateKey | None = None,
+) -> Certificate:
+    """Every certificate of the simulator is made here. issuer: None for a self-signed one."""
+    own_identifier = key_identifier(public_key)
+    issuer_identifier = key_identifier(signer.public_key()) if issuer is None else issuer.key_identifier
+    extensions: list[tuple[x509.ExtensionType, bool]] = [(x509.SubjectKeyIdentifier(own_identifier), False)]
+    if issuer_identifier is not None:
+        extensions.append((x509.AuthorityKeyIdentifier(issuer_identifier, None, None), False))
+    if template.ca:
+        extensions.append((x509.BasicConstraints(ca=True, path_length=template.path_length), True))
+    if template.key_usage:
+        extensions.append((x509.KeyUsage(**{name: name in template.key_usage for name in _KEY_USAGES}), True))
+    if agreement_key is not None:
+        spki = agreement_key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        extensions.append((x509.UnrecognizedExtension(SUBJECT_ALT_PUBLIC_KEY_INFO, spki), False))
+    builder = x509.CertificateBuilder(
+        issuer_name=subject if issuer is None else issuer.x509.subject,
+        subject_name=subject,
+        public_key=public_key,
+        # The first bit stays zero: twenty octets of a positive INTEGER are the limit, these take sixteen.
+        serial_number=1 + int.from_bytes(secrets.token_bytes(16), "big") // 2,
+        not_valid_before=valid[0],
+        not_valid_after=valid[1],
+    )
+    for extension, critical in (*extensions, *template.extra):
+        builder = builder.add_extension(extension, critical)
+    signed = builder.sign(signer, _hash_for(signer))
+    return Certificate.load(signed.public_bytes(Encoding.DER))
+
+
+def sign_crl(
+    issuer: Credential,
+    revoked: Mapping[int, datetime],
+    *,
+    this_update: datetime,
+    next_update: datetime,
+    number: int | None = 1,
+    extra: tuple[tuple[x509.ExtensionType, bool], ...] = (),
+) -> bytes:
+    """A CRL, DER. revoked: serial number to the time of revocation. extra: further extensions, and if critical."""
+    builder = x509.CertificateRevocationListBuilder(issuer.certificate.x509.subject, this_update, next_update)
+    numbered = () if number is None else ((x509.CRLNumber(number), False),)
+    for extension, critical in (*numbered, *extra):
+        builder = builder.add_extension(extension, critical)
+    for serial, when in revoked.items():
+        entry = x509.RevokedCertificateBuilder(serial, when).build()
+        builder = builder.add_revoked_certificate(entry)
+    return builder.sign(issuer.key, _hash_for(issuer.key)).public_bytes(Encoding.DER)
+
+
+def answer_ocsp(
+    certificate: Certificate,
+    issuer: Credential,
+    *,
+    this_update: datetime,
+    next_update: datetime | None,
+    revoked_at: datetime | None = None,
+    unknown: bool = False,
+    responder: Credential | None = None,
+    sha256: bool = False,
+) -> bytes:
+    """An OCSPResponse about a certificate, DER. responder: the one that signs and is sent along, else the issuer."""
+    signer = responder or issuer
+    status = ocsp.OCSPCertStatus.GOOD if revoked_at is None else ocsp.OCSPCertStatus.REVOKED
+    builder = ocsp.OCSPResponseBuilder().add_response(
+        certificate.x509,
+        issuer.certificate.x509,
+        hashes.SHA256() if sha256 else hashes.SHA1(),  # noqa: S303  what responders are asked with
+        ocsp.OCSPCertStatus.UNKNOWN if unknown else status,
+        this_update,
+        next_update,
+        revoked_at,
+        None,
+    )
+    builder = builder.responder_id(ocsp.OCSPResponderEncoding.NAME, signer.certificate.x509)
+    if responder is not None:
+        builder = builder.certificates([responder.certificate.x509])
+    return builder.sign(signer.key, _hash_for(signer.key)).public_bytes(Encoding.DER)
+
+
+def subject_name(cn: str, domain_component: str | None = None) -> x509.Name:
+    """The names of the field are as short as this; ISO-2 leaves 800 octets for a whole certificate."""
+    attributes = [
+        x509.NameAttribute(NameOID.COUNTRY_NAME, "DE"),
+        x509.NameAttribute(NameOID.ORGANIZATION_NAME, "opnc-ccp simulator"),
+        x509.NameAttribute(NameOID.COMMON_NAME, cn),
+    ]
+    if domain_component is not None:
+        attributes.append(x509.NameAttribute(NameOID.DOMAIN_COMPONENT, domain_component))
+    return x509.Name(attributes)
+
+
+def generate_key(algorithm: Algorithm) -> SigningKey:
+    if algorithm == "Ed448":
+        return Ed448PrivateKey.generate()
+    return generate_private_key(SECP256R1() if algorithm == "P-256" else SECP521R1())
+
+
+def algorithm_of(key: SigningKey) -> Algorithm:
+    if isinstance(key, Ed448PrivateKey):
+        return "Ed448"
+    return "P-256" if key.curve.name == "secp256r1" else "P-521"
+
+
+def key_identifier(public_key: PublicKey) -> bytes:
+    """Eight octets, the second method of RFC 5280 clause 4.2.1.2; receivers take it as opaque."""
+    if isinstance(public_key, Ed448PublicKey):
+        octets = public_key.public_bytes_raw()
+    else:
+        octets = public_key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+    digest = hashlib.sha1(octets, usedforsecurity=False).digest()[-8:]
+    return bytes((0x40 | digest[0] & 0x0F,)) + digest[1:]
+
+
+def agreement_public_key(certificate: Certificate) -> EllipticCurvePublicKey | X448PublicKey:
+    """The static key of a provisioning certificate for key agreement: the alternative key if there is one.
+
+    Raises ChainError or KeyMaterialError.
+    """
+    try:
+        extension = certificate.extensions.get_extension_for_oid(SUBJECT_ALT_PUBLIC_KEY_INFO)
+    except x509.ExtensionNotFound:
+        key: object = certificate.public_key
+    else:
+        try:
+            key = load_der_public_key(cast(x509.UnrecognizedExtension, extension.value).value)
+        except ValueError as exc:
+            raise KeyMaterialError(f"The alternative key of certificate {certificate.label} cannot be read.") from exc
+    if not isinstance(key, EllipticCurvePublicKey | X448PublicKey):
+        raise KeyMaterialError(f"Certificate {certificate.label} has no key for key agreement.")
+    return key
+
+
+def _hash_for(signer: SigningKey) -> hashes.SHA256 | hashes.SHA512 | None:
+    if isinstance(signer, Ed448PrivateKey):
+        return None
+    return hashes.SHA256() if signer.curve.name == "secp256r1" else hashes.SHA512()
+
+
+def _write_key(path: Path, key: SigningKey | X448PrivateKey) -> None:
+    # The mode is set when the file is made, so that there is no moment in which others could read it.
+    path.unlink(missing_ok=True)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))

@@ -1,0 +1,31 @@
+"""Installation requests and responses: read, verified, answered, refused.
+
+What the octets said and what was verified are different types. A `Verified…` can be made only by the function that
+checked it. Nothing here does I/O; time, trust anchors and revocation evidence are arguments.
+"""
+
+from ccp.verify.request import (
+    InstallationRequest,
+    VerifiedInstallationRequest,
+    pcid_of,
+    pcid_said,
+    read_request,
+    verify_request,
+)
+from ccp.verify.response import InstallationResponse, VerifiedInstallationResponse, read_response, verify_response
+from ccp.verify.response_writer import answer, refuse
+
+__all__ = [
+    "InstallationRequest",
+    "InstallationResponse",
+    "VerifiedInstallationRequest",
+    "VerifiedInstallationResponse",
+    "answer",
+    "pcid_of",
+    "pcid_said",
+    "read_request",
+    "read_response",
+    "refuse",
+    "verify_request",
+    "verify_response",
+]

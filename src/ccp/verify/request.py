@@ -1,0 +1,180 @@
+"""A vehicle's CertificateInstallationReq: what the octets say, and what of it is verified."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import InitVar, dataclass
+from datetime import datetime
+
+from ccp import exi
+from ccp.errors import ChainError, EXIError, ExpiredError, FieldError
+from ccp.exi import iso2, iso20
+from ccp.ids import EMAID, PCID, Namespace
+from ccp.server.domain.contracts import SignedContract
+from ccp.verify import message_signatures
+from ccp.verify._common import PROFILE, VERIFIED, covered, described, links, only_here, parse, read_all, said_so, the
+from ccp.verify.message_signatures import SignatureEvidence
+from ccp.verify.report import Checks
+from ccp.x509.certificates import Certificate
+from ccp.x509.names import folded
+from ccp.x509.path_validation import TrustAnchors, Usage, VerifiedChain
+from ccp.x509.revocation_policy import Revocation
+
+
+@dataclass(frozen=True, slots=True)
+class InstallationRequest:
+    """What a CertificateInstallationReq says; nothing of it is verified.
+
+    certificate, sub_certificates: DER. roots: as the vehicle lists them. prioritised: EMAIDs in its order (-20).
+    maximum: how many contract certificate chains it takes (always one in ISO-2).
+    """
+
+    parsed: exi.Parsed
+    namespace: Namespace
+    session_id: bytes
+    certificate: bytes
+    sub_certificates: tuple[bytes, ...]
+    roots: tuple[iso2.X509IssuerSerial, ...]
+    prioritised: tuple[EMAID, ...]
+    maximum: int
+
+    def lists_root_of(self, contract: SignedContract) -> bool:
+        """Whether the vehicle names the contract's V2G root: its serial, and no attribute of its name differs."""
+        name = folded(contract.root_dn)
+        kinds = {kind for kind, _ in name}
+        return any(
+            {pair for pair in folded(root.X509IssuerName) if pair[0] in kinds} <= name
+            for root in self.roots
+            if root.X509SerialNumber == contract.root_serial
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedInstallationRequest:
+    """A request that a vehicle really sent. chain: None where chains of vehicles are not asked for."""
+
+    request: InstallationRequest
+    leaf: Certificate
+    pcid: PCID
+    chain: VerifiedChain | None
+    signature: SignatureEvidence
+    token: InitVar[object]
+
+    def __post_init__(self, token: object) -> None:
+        only_here(token)
+
+
+def read_request(octets: bytes, namespace: Namespace) -> InstallationRequest:
+    """Read a CertificateInstallationReq of that namespace. Raises EXIError."""
+    parsed = parse(octets, namespace, remember=True)
+    message = parsed.message
+    if isinstance(message, iso2.V2G_Message) and isinstance(message.Body, iso2.CertificateInstallationReq):
+        body = message.Body
+        return InstallationRequest(
+            parsed, namespace, message.Header.SessionID, body.OEMProvisioningCert, (),
+            body.ListOfRootCertificateIDs, (), 1,
+        )  # fmt: skip
+    if isinstance(message, iso20.CertificateInstallationReq):
+        chain = message.OEMProvisioningCertificateChain
+        return InstallationRequest(
+            parsed, namespace, message.Header.SessionID, chain.Certificate, chain.SubCertificates or (),
+            message.ListOfRootCertificateIDs, _known_emaids(message.PrioritizedEMAIDs or ()),
+            message.MaximumContractCertificateChains,
+        )  # fmt: skip
+    raise EXIError("a CertificateInstallationRes where a CertificateInstallationReq is expected")
+
+
+def _known_emaids(texts: Collection[str]) -> tuple[EMAID, ...]:
+    """A vehicle's wishes. One that is no EMAID cannot be ours and is passed over."""
+    emaids = []
+    for text in texts:
+        try:
+            emaids.append(EMAID.parse(text))
+        except FieldError:
+            continue
+    return tuple(emaids)
+
+
+def pcid_of(certificate: Certificate) -> PCID:
+    """The vehicle that a provisioning certificate names. Raises ChainError."""
+    try:
+        return PCID.parse(certificate.subject_cn)
+    except FieldError as exc:
+        raise ChainError("The provisioning certificate's common name is no PCID.") from exc
+
+
+def pcid_said(request: InstallationRequest) -> PCID | None:
+    """The PCID that an unverified request names, for the answer to it and nothing else."""
+    try:
+        return pcid_of(Certificate.load(request.certificate))
+    except ChainError:
+        return None
+
+
+def verify_request(
+    request: InstallationRequest,
+    *,
+    anchors: TrustAnchors | None,
+    revocation: Revocation,
+    at: datetime,
+    checks: Checks | None = None,
+) -> VerifiedInstallationRequest:
+    """Check that the vehicle of the provisioning certificate sent the request.
+
+    anchors: None where the signature alone has to do (laboratories without OEM roots).
+    Raises ChainError, SignatureError, ExpiredError, RevokedError. Source: ISO 15118-2 [V2G2-771], ISO 15118-20 clause
+    7.9.
+    """
+    checks = checks or Checks()
+    leaf = checks.run("provisioning certificate", lambda: _leaf(request, anchors), evidence=described)
+    checks.end_stage()
+    pcid = checks.run(
+        "PCID in the certificate's common name", lambda: pcid_of(the(leaf)), needs=(leaf,), evidence=said_so
+    )
+    checks.end_stage()
+    signed = "CertificateInstallationReq" if request.namespace is Namespace.ISO2 else "OEMProvisioningCertificateChain"
+    signature = checks.run(
+        "signature of the vehicle",
+        lambda: message_signatures.verify(request.parsed, the(leaf).public_key, (signed,)),
+        needs=(leaf,),
+        evidence=covered,
+    )
+    checks.end_stage()
+    chain = None
+    if anchors is None:
+        checks.run("validity of the provisioning certificate", lambda: _valid(the(leaf), at), needs=(leaf,))
+    else:
+        chain = checks.run(
+            "chain of the provisioning certificate to an OEM root",
+            lambda: anchors.verify(
+                the(leaf),
+                read_all(anchors, request.sub_certificates),
+                usage=Usage.OEM_PROVISIONING,
+                at=at,
+                profile=PROFILE[request.namespace],
+            ),
+            needs=(leaf,),
+            evidence=links,
+        )
+        checks.end_stage()
+        checks.run(
+            "revocation of the provisioning chain",
+            lambda: revocation.check(the(chain), at),
+            needs=(chain,),
+            evidence=said_so,
+        )
+    checks.end_stage()
+    if not checks.passed:
+        raise ChainError("The request does not verify.")
+    return VerifiedInstallationRequest(request, the(leaf), the(pcid), chain, the(signature), VERIFIED)
+
+
+def _leaf(request: InstallationRequest, anchors: TrustAnchors | None) -> Certificate:
+    return Certificate.load(request.certificate) if anchors is None else anchors.leaf(request.certificate)
+
+
+def _valid(certificate: Certificate, at: datetime) -> None:
+    if at < certificate.not_before:
+        raise ChainError(f"Certificate {certificate.label} is not valid yet.")
+    if at.replace(microsecond=0) > certificate.not_after:
+        raise ExpiredError(f"Certificate {certificate.label} has expired.")

@@ -1,0 +1,277 @@
+"""A provisioning service's CertificateInstallationRes: what the octets say, and what of it is verified."""
+
+from __future__ import annotations
+
+from dataclasses import InitVar, dataclass
+from datetime import datetime
+from typing import Final
+
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from ccp import exi
+from ccp.errors import ChainError, EXIError, FieldError, KeyMaterialError, MismatchError
+from ccp.exi import iso2, iso20
+from ccp.ids import EMAID, PCID, Fingerprint, Namespace
+from ccp.server.domain.contracts import SignedContract
+from ccp.verify import message_signatures
+from ccp.verify._common import PROFILE, VERIFIED, covered, described, links, only_here, parse, read_all, said_so, the
+from ccp.verify.message_signatures import SignatureEvidence
+from ccp.verify.report import Checks
+from ccp.x509.certificates import Certificate
+from ccp.x509.parse_errors import parse_errors_as
+from ccp.x509.path_validation import TrustAnchors, Usage, VerifiedChain
+from ccp.x509.revocation_policy import Key, Revocation
+
+
+@dataclass(frozen=True, slots=True)
+class InstallationResponse:
+    """What a CertificateInstallationRes says; nothing of it is verified.
+
+    emaid: as the message has it, None in -20, which names it in the contract certificate alone. curve: of the key
+    agreement.
+    encrypted_key_of: which of the -20 fields holds the encrypted key.
+    """
+
+    parsed: exi.Parsed
+    namespace: Namespace
+    response_code: str
+    emaid: str | None
+    cps_certificate: bytes
+    cps_sub_certificates: tuple[bytes, ...]
+    contract_certificate: bytes
+    contract_sub_certificates: tuple[bytes, ...]
+    curve: str
+    dh_public_key: bytes
+    encrypted_key: bytes
+    encrypted_key_of: str
+    mandatory: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class VerifiedInstallationResponse:
+    """A response whose every part is known to be good at the time it was checked."""
+
+    response: InstallationResponse
+    emaid: EMAID
+    cps_chain: VerifiedChain
+    contract_chain: VerifiedChain
+    signature: SignatureEvidence
+    token: InitVar[object]
+
+    def __post_init__(self, token: object) -> None:
+        only_here(token)
+
+    def signed_contract(
+        self,
+        pcid: PCID,
+        metadata: str | None,
+        at: datetime,
+        *,
+        certificates: tuple[Key, ...] | None = None,
+        provisioning_key: str | None = None,
+    ) -> SignedContract:
+        """The contract to keep for a vehicle. certificates: of both chains, the contract's first."""
+        contract, root = self.contract_chain.leaf, self.cps_chain.root
+        parsed = self.response.parsed
+        return SignedContract(
+            emaid=self.emaid,
+            pcid=pcid,
+            namespace=self.response.namespace,
+            root_fingerprint=Fingerprint(root.fingerprint),
+            root_serial=root.serial_number,
+            root_dn=root.dn,
+            valid_from=contract.not_before,
+            valid_to=contract.not_after,
+            certificate=contract.der,
+            response=parsed.octets,
+            remaining_from_end=parsed.remaining_from_end,
+            metadata=metadata,
+            created_at=at,
+            updated_at=at,
+            certificates=certificates,
+            provisioning_key=provisioning_key,
+        )
+
+
+def read_response(octets: bytes, namespace: Namespace) -> InstallationResponse:
+    """Read a CertificateInstallationRes of that namespace. Raises EXIError, also when no session id could be put in."""
+    parsed = parse(octets, namespace, remember=False)
+    exi.splice(octets, session_id=parsed.message.Header.SessionID)
+    message = parsed.message
+    if isinstance(message, iso2.V2G_Message) and isinstance(message.Body, iso2.CertificateInstallationRes):
+        body = message.Body
+        cps, contract = body.SAProvisioningCertificateChain, body.ContractSignatureCertChain
+        return InstallationResponse(
+            parsed, namespace, body.ResponseCode, body.eMAID.value, cps.Certificate, cps.SubCertificates or (),
+            contract.Certificate, contract.SubCertificates or (), "SECP256R1", body.DHpublickey.value,
+            body.ContractSignatureEncryptedPrivateKey.value, "ContractSignatureEncryptedPrivateKey",
+            ("ContractSignatureEncryptedPrivateKey", "ContractSignatureCertChain", "eMAID", "DHpublickey"),
+        )  # fmt: skip
+    if isinstance(message, iso20.CertificateInstallationRes):
+        cps20, data = message.CPSCertificateChain, message.SignedInstallationData
+        name = next(name for name in _KEY_FIELDS if getattr(data, name) is not None)
+        return InstallationResponse(
+            parsed, namespace, message.ResponseCode, None, cps20.Certificate, cps20.SubCertificates or (),
+            data.ContractCertificateChain.Certificate, data.ContractCertificateChain.SubCertificates or (),
+            data.ECDHCurve, data.DHPublicKey, getattr(data, name), name, ("SignedInstallationData",),
+        )  # fmt: skip
+    raise EXIError("a CertificateInstallationReq where a CertificateInstallationRes is expected")
+
+
+_KEY_FIELDS: Final = ("SECP521_EncryptedPrivateKey", "X448_EncryptedPrivateKey", "TPM_EncryptedPrivateKey")
+# Octets of the DH public key and, by the field it stands in, of the encrypted private key, for each curve.
+_KEY_LENGTHS: Final[dict[str, tuple[int, dict[str, int]]]] = {
+    "SECP256R1": (65, {"ContractSignatureEncryptedPrivateKey": 48}),
+    "SECP521": (133, {"SECP521_EncryptedPrivateKey": 94, "TPM_EncryptedPrivateKey": 206}),
+    "X448": (56, {"X448_EncryptedPrivateKey": 84}),
+}
+
+
+_NOT_ASKED: Final = "It is asked only for messages that a trusted provisioning service signed."
+
+
+def verify_response(
+    response: InstallationResponse,
+    *,
+    emaid: EMAID | None,
+    root: Fingerprint | None,
+    anchors: TrustAnchors,
+    revocation: Revocation,
+    at: datetime,
+    checks: Checks | None = None,
+) -> VerifiedInstallationResponse:
+    """Check everything that a vehicle will rely on, stage by stage; all failures of one stage are told together.
+
+    emaid: what the publisher says it is, None to take it from the contract certificate. root: the V2G root that it
+    names.
+    Raises MismatchError, ChainError, RevokedError, Unavailable, SignatureError, KeyMaterialError.
+    Source: ISO 15118-2 clause 7.9.2, [V2G2-884]; ISO 15118-20 clause 7.9.2.
+    """
+    checks = checks or Checks()
+    # 1. What it says of itself.
+    checks.run("response code", lambda: _is_ok(response))
+    contract = checks.run(
+        "contract certificate", lambda: Certificate.load(response.contract_certificate), evidence=described
+    )
+    cps = checks.run(
+        "provisioning service certificate", lambda: anchors.leaf(response.cps_certificate), evidence=described
+    )
+    named = checks.run(
+        "EMAID the same everywhere",
+        lambda: _agreed_emaid(response, emaid, the(contract)),
+        needs=(contract,),
+        evidence=said_so,
+    )
+    checks.end_stage()
+    # 2. Chains.
+    profile = PROFILE[response.namespace]
+    cps_chain = checks.run(
+        "chain of the provisioning service to a V2G root",
+        lambda: anchors.verify(
+            the(cps), read_all(anchors, response.cps_sub_certificates), usage=Usage.CPS, at=at, profile=profile
+        ),
+        needs=(cps,),
+        evidence=links,
+    )
+    contract_chain = checks.run(
+        "chain of the contract certificate to an eMSP or V2G root",
+        lambda: anchors.verify(
+            the(contract),
+            read_all(anchors, response.contract_sub_certificates),
+            usage=Usage.CONTRACT,
+            at=at,
+            profile=profile,
+        ),
+        needs=(contract,),
+        evidence=links,
+    )
+    if root is not None:
+        checks.run("V2G root as named", lambda: _is_root(the(cps_chain), root), needs=(cps_chain,))
+    checks.end_stage()
+    # 3. The provisioning service's signature.
+    signature = checks.run(
+        "signature of the provisioning service",
+        lambda: message_signatures.verify(response.parsed, the(cps).public_key, response.mandatory),
+        needs=(cps,),
+        evidence=covered,
+    )
+    checks.end_stage()
+    # 4. Key material.
+    checks.run("DH public key", lambda: _check_dh_public_key(response))
+    checks.run("encrypted private key", lambda: _check_encrypted_key(response))
+    checks.end_stage()
+    # 5. Revocation. Whoever is no trusted provisioning service must not have us ask anybody (decision 0005).
+    trusted = cps_chain is not None and signature is not None
+    for name, chain in (("provisioning service", cps_chain), ("contract", contract_chain)):
+        checks.run(
+            f"revocation of the {name} chain",
+            lambda chain=chain: revocation.check(the(chain), at),  # type: ignore[misc]
+            needs=(chain, trusted or None),
+            without="An earlier check failed." if trusted else _NOT_ASKED,
+            evidence=said_so,
+        )
+    checks.end_stage()
+    if not checks.passed:
+        raise ChainError("The response does not verify.")
+    return VerifiedInstallationResponse(
+        response, the(named), the(cps_chain), the(contract_chain), the(signature), VERIFIED
+    )
+
+
+def _is_ok(response: InstallationResponse) -> None:
+    if response.response_code != "OK":
+        raise MismatchError(f"The message's ResponseCode is {response.response_code}, not OK.")
+    message = response.parsed.message
+    if isinstance(message, iso20.CertificateInstallationRes) and message.EVSEProcessing != "Finished":
+        raise MismatchError(f"The message's EVSEProcessing is {message.EVSEProcessing}, not Finished.")
+
+
+def _agreed_emaid(response: InstallationResponse, said: EMAID | None, contract: Certificate) -> EMAID:
+    """The EMAID in which the message, the contract certificate and the publisher agree. Raises MismatchError."""
+    try:
+        named = EMAID.parse(contract.subject_cn)
+    except FieldError as exc:
+        raise MismatchError("The contract certificate's common name is no EMAID.") from exc
+    if said is not None and named != said:
+        raise MismatchError(f"The contract certificate is for {named}, not for {said}.")
+    if response.emaid is not None:
+        try:
+            inside = EMAID.parse(response.emaid)
+        except FieldError as exc:
+            raise MismatchError("The message's eMAID is no EMAID.") from exc
+        if inside != named:
+            raise MismatchError(f"The message's eMAID is {inside}, the contract certificate is for {named}.")
+    return named
+
+
+def _is_root(chain: VerifiedChain, named: Fingerprint) -> None:
+    if chain.root.fingerprint != named:
+        raise MismatchError(
+            f"The provisioning service's chain leads to the V2G root {chain.root.fingerprint}, "
+            "not to the one in cpsV2GRootCertificateFingerprint."
+        )
+
+
+def _check_dh_public_key(response: InstallationResponse) -> None:
+    length, _ = _KEY_LENGTHS[response.curve]
+    key = response.dh_public_key
+    if len(key) != length:
+        raise KeyMaterialError(f"The DH public key has {len(key)} octets; on {response.curve} it has {length}.")
+    if response.curve == "X448":
+        # A point of small order makes the agreed secret zero (RFC 7748 clause 6.2).
+        if int.from_bytes(key, "little") % (2**448 - 2**224 - 1) in (0, 1, 2**448 - 2**224 - 2):
+            raise KeyMaterialError("The DH public key is a point of small order.")
+        return
+    curve = ec.SECP256R1() if response.curve == "SECP256R1" else ec.SECP521R1()
+    with parse_errors_as(lambda: KeyMaterialError(f"The DH public key is no point on {response.curve}.")):
+        ec.EllipticCurvePublicKey.from_encoded_point(curve, key)
+
+
+def _check_encrypted_key(response: InstallationResponse) -> None:
+    _, fields = _KEY_LENGTHS[response.curve]
+    length = fields.get(response.encrypted_key_of)
+    if length is None:
+        raise KeyMaterialError(f"{response.encrypted_key_of} does not go with the curve {response.curve}.")
+    if len(response.encrypted_key) != length:
+        found = len(response.encrypted_key)
+        raise KeyMaterialError(f"{response.encrypted_key_of} has {found} octets; it has to have {length}.")

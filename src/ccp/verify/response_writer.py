@@ -1,0 +1,83 @@
+"""What a vehicle gets: the stored response put into its session, or a refusal in the codes of its edition."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Final
+
+from ccp import exi
+from ccp.errors import CCPError, ChainError, ExpiredError, NotFound, RevokedError, SignatureError
+from ccp.exi import iso2, iso20
+from ccp.ids import PLACEHOLDER_EMAID, Namespace
+from ccp.server.domain.contracts import NoContract, SignedContract
+
+
+def answer(contract: SignedContract, session_id: bytes, at: datetime, remaining: int | None = None) -> bytes:
+    """The stored response for a session. Only what the signature does not cover is replaced.
+
+    session_id: at most eight octets. remaining: -20, contracts left after this one; None leaves the stored number.
+    """
+    if contract.namespace is Namespace.ISO2:
+        return exi.splice(contract.response, session_id=session_id)
+    return exi.splice(
+        contract.response,
+        session_id=session_id,
+        timestamp=int(at.timestamp()),
+        remaining=remaining,
+        remaining_from_end=contract.remaining_from_end if remaining is not None else None,
+    )
+
+
+# Which code tells the vehicle why it gets nothing: the first row that fits the error, by edition.
+_REFUSALS: Final[tuple[tuple[type[CCPError], str, str], ...]] = (
+    (NoContract, "FAILED_NoCertificateAvailable", "WARNING_NoContractMatchingPCIDFound"),
+    (NotFound, "FAILED_NoCertificateAvailable", "WARNING_NoCertificateAvailable"),
+    (SignatureError, "FAILED_SignatureError", "FAILED_SignatureError"),
+    (ExpiredError, "FAILED_CertificateExpired", "WARNING_CertificateExpired"),
+    (RevokedError, "FAILED_CertificateRevoked", "WARNING_CertificateRevoked"),
+    (ChainError, "FAILED_CertChainError", "WARNING_CertificateValidationError"),
+    (CCPError, "FAILED", "FAILED"),
+)
+# What stands in mandatory parts that have no content: valid against the schemas, so that an EV stack that validates a
+# message before it looks at the ResponseCode gets to the code. Empty values are valid too, but some receivers fail on
+# them.
+_NO_CERTIFICATE: Final = b"\0"
+_NO_KEY: Final = bytes(48)
+_NO_DH_KEY: Final = bytes(65)
+_NO_KEY_SECP521: Final = bytes(94)
+_NO_DH_KEY_SECP521: Final = bytes(133)
+
+
+def refuse(namespace: Namespace, session_id: bytes, reason: CCPError, at: datetime) -> bytes:
+    """The negative response of a session, valid against the schema of its edition and not signed.
+
+    Mandatory parts hold zero bytes in the lengths of the schema, Ids `id1`, `id2`, … and the placeholder EMAID.
+    """
+    code2, code20 = next(row[1:] for row in _REFUSALS if isinstance(reason, row[0]))
+    if namespace is Namespace.ISO2:
+        notification = iso2.Notification("UnknownError", _short(str(reason)))
+        body = iso2.CertificateInstallationRes(
+            code2,
+            iso2.CertificateChain(None, _NO_CERTIFICATE),
+            iso2.CertificateChain("id1", _NO_CERTIFICATE),
+            iso2.ContractSignatureEncryptedPrivateKey("id2", _NO_KEY),
+            iso2.DHpublickey("id3", _NO_DH_KEY),
+            iso2.EMAID("id4", PLACEHOLDER_EMAID),
+        )
+        return exi.encode(iso2.V2G_Message(iso2.Header(session_id, notification), body))
+    data = iso20.SignedInstallationData(
+        "id1",
+        iso20.CertificateChain(_NO_CERTIFICATE, (_NO_CERTIFICATE,)),
+        "SECP521",
+        _NO_DH_KEY_SECP521,
+        SECP521_EncryptedPrivateKey=_NO_KEY_SECP521,
+    )
+    header = iso20.Header(session_id, int(at.timestamp()))
+    chain20 = iso20.CertificateChain(_NO_CERTIFICATE)
+    return exi.encode(iso20.CertificateInstallationRes(header, code20, "Finished", chain20, data, 0))
+
+
+def _short(text: str) -> str:
+    """At most 64 characters, which is what FaultMsg and many receivers can hold, and none that XML does not allow."""
+    text = "".join(character if character.isprintable() else "?" for character in text[:65])
+    return text if len(text) <= 64 else text[:61].rstrip() + "..."

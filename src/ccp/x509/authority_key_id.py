@@ -1,0 +1,32 @@
+"""Which certificate of its issuer a certificate names: AuthorityKeyIdentifier, read for comparison."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from cryptography import x509
+
+from ccp.x509 import der
+from ccp.x509.canonical_names import canonical_name
+
+
+class Authority(NamedTuple):
+    """What an AuthorityKeyIdentifier says, each None where it does not.
+
+    key_identifier: opaque. serial_number, issuer: of the issuer certificate; issuer in canonical form. One that was
+    issued again for the same key is another certificate.
+    """
+
+    key_identifier: bytes | None
+    serial_number: int | None
+    issuer: bytes | None
+
+
+def read_authority(value: x509.AuthorityKeyIdentifier) -> Authority:
+    """Raises DERError. Of several directory names the first counts, as in OpenSSL."""
+    names = [name.value for name in value.authority_cert_issuer or () if isinstance(name, x509.DirectoryName)]
+    issuer = None
+    if names:
+        encoded = names[0].public_bytes()
+        issuer = canonical_name(encoded[der.element(encoded, 0).start :])
+    return Authority(value.key_identifier, value.authority_cert_serial_number, issuer)
