@@ -123,7 +123,7 @@ async def _parts_of(pool, store, trust, caller, body, publish) -> dict[str, floa
         "read the request (EXI)": best(lambda: installation.read_request(octets, namespace)),
         "verify the vehicle (signature, chain)": best(lambda: installation.verify_request(request, **verify)),
         "look the contracts up (SQLite)": lookup,
-        "answer (splice)": best(lambda: installation.answer(contract, request.session_id, now, 0)),
+        "answer (splice)": best(lambda: installation.with_session(contract, request.session_id, now, 0)),
         "whole POST without HTTP": await timed(lambda: deliver(pool, caller, namespace, message), 200),
         "unavoidable: certificate, key, ECDSA, lookup": best(raw) + lookup,
         "verify a response (PUT, issuers cached)": best(

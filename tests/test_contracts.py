@@ -9,17 +9,9 @@ from typing import Any
 
 import pytest
 
-from ccp.errors import NotFound
+from ccp.errors import NoContract, NotFound, NothingDeliverable
 from ccp.ids import EMAID, Namespace
-from ccp.server.domain.contracts import (
-    NoContract,
-    NoDefaultPolicy,
-    NothingDeliverable,
-    RootMatch,
-    SignedContract,
-    choose_many,
-    choose_one,
-)
+from ccp.server.domain.contracts import NoDefaultPolicy, RootMatch, SignedContract, choose_many, choose_one
 from tests.store.made import OTHER_ROOT, ROOT, variant
 
 AT = datetime(2026, 6, 1, tzinfo=UTC)

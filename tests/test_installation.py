@@ -23,14 +23,16 @@ from ccp.errors import (
     ExpiredError,
     KeyMaterialError,
     MismatchError,
+    NoContract,
     NotFound,
+    NothingDeliverable,
     RevokedError,
     SignatureError,
     Unavailable,
 )
 from ccp.exi import iso2, iso20
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
-from ccp.server.domain.contracts import NoContract, NothingDeliverable, SignedContract
+from ccp.server.domain.contracts import SignedContract, signed_contract
 from ccp.testing.partners import Car, make_contract, namespace_of, sign_contract
 from ccp.testing.pki import CONTRACT, CPS, OEM_PROVISIONING, PKI, Credential
 from ccp.verify import InstallationRequest, InstallationResponse, VerifiedInstallationResponse, message_signatures
@@ -135,7 +137,7 @@ def test_a_response_verifies_and_tells_what_it_rests_on(pki: PKI) -> None:
     assert verified.cps_chain.root == pki.v2g_root.certificate
     assert verified.contract_chain.root == pki.emsp_root.certificate
     assert len(verified.signature.parts) == (4 if namespace_of(pki) is Namespace.ISO2 else 1)
-    contract = verified.signed_contract(THE_PCID, "from a test", AT)
+    contract = signed_contract(verified, THE_PCID, "from a test", AT)
     assert contract == SignedContract(
         THE_EMAID,
         THE_PCID,
@@ -739,14 +741,14 @@ def test_nobody_else_can_make_a_verified_message(pkis: dict[str, PKI]) -> None:
 
 def stored(pki: PKI, car: Car, emaid: EMAID = THE_EMAID) -> SignedContract:
     verified = verify_response(contract_message(pki, emaid, car), pki)
-    return verified.signed_contract(car.pcid, None, AT)
+    return signed_contract(verified, car.pcid, None, AT)
 
 
 @pytest.mark.parametrize("session", [b"", b"\1", SESSION, b"\xff" * 8])
 def test_an_answer_is_for_the_session_and_the_vehicle_can_install_it(pki: PKI, session: bytes) -> None:
     car = Car.build(pki, THE_PCID, AT)
     contract = stored(pki, car)
-    answer = verify.answer(contract, session, AT)
+    answer = verify.with_session(contract, session, AT)
     emaid, key = car.install(answer, session, AT)
     assert emaid == THE_EMAID
     assert key.public_key() is not None
@@ -763,7 +765,7 @@ def test_an_iso20_answer_carries_the_time_and_the_number_left(
     car = Car.build(pki, THE_PCID, AT)
     contract = stored(pki, car)
     later = datetime(2033, 5, 18, 3, 33, 20, 900_000, tzinfo=UTC)
-    answer = verify.answer(contract, SESSION, later, remaining)
+    answer = verify.with_session(contract, SESSION, later, remaining)
     message, before = message20(answer), message20(contract.response)
     assert message.Header.TimeStamp == 2_000_000_000
     assert message.RemainingContractCertificateChains == (remaining or 0)
@@ -775,7 +777,7 @@ def test_an_iso20_answer_carries_the_time_and_the_number_left(
 def test_an_iso2_answer_differs_in_the_session_id_and_nothing_else(pkis: dict[str, PKI]) -> None:
     pki = pkis["iso2"]
     contract = stored(pki, Car.build(pki, THE_PCID, AT))
-    before, after = exi.decode(contract.response), exi.decode(verify.answer(contract, SESSION, AT, 3))
+    before, after = exi.decode(contract.response), exi.decode(verify.with_session(contract, SESSION, AT, 3))
     assert after.Header.SessionID == SESSION
     assert after._replace(Header=before.Header) == before  # type: ignore[arg-type]
     assert after.Header.Signature == before.Header.Signature
@@ -784,7 +786,7 @@ def test_an_iso2_answer_differs_in_the_session_id_and_nothing_else(pkis: dict[st
 def test_a_session_id_that_is_too_long_is_refused(pki: PKI) -> None:
     contract = stored(pki, Car.build(pki, THE_PCID, AT))
     with pytest.raises(EXIError):
-        verify.answer(contract, bytes(9), AT)
+        verify.with_session(contract, bytes(9), AT)
 
 
 # --- Refusing --------------------------------------------------------------------------------------------------------
@@ -889,7 +891,7 @@ def lists(name: str, serial: int = SERIAL, dn: str = ROOT_DN) -> bool:
     parsed: Any = None
     request = InstallationRequest(parsed, Namespace.ISO2, SESSION, b"", (), roots, (), 1)
     contract: Any = type("Contract", (), {"root_serial": SERIAL, "root_dn": dn})()
-    return request.lists_root_of(contract)
+    return request.trusts_root_of(contract)
 
 
 @pytest.mark.parametrize(
@@ -940,7 +942,7 @@ def test_an_empty_list_lists_nothing() -> None:
     parsed: Any = None
     request = InstallationRequest(parsed, Namespace.ISO2, SESSION, b"", (), (), (), 1)
     contract: Any = type("Contract", (), {"root_serial": SERIAL, "root_dn": ROOT_DN})()
-    assert not request.lists_root_of(contract)
+    assert not request.trusts_root_of(contract)
 
 
 # --- The published example -------------------------------------------------------------------------------------------

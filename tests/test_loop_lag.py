@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from ccp.server.background import BackgroundTasks
 from ccp.server.metrics import Metrics
+from ccp.server.runtime.background import BackgroundTasks
 from ccp.server.runtime.loop_lag import PROBE_INTERVAL, LoopLag
 
 

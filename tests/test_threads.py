@@ -24,12 +24,16 @@ STARTERS = ("Thread", "to_thread", "run_in_executor", "ThreadPoolExecutor", "Pro
 
 PLACES = {
     "server/runtime/threads.py": "supervised: callers get Unavailable, it is started again, readiness fails meanwhile",
-    "server/runtime/blocking_calls.py": "a time limit for callers; a function that does not return keeps a thread of its kind alone",
+    "server/runtime/blocking_calls.py": (
+        "a time limit for callers; a function that does not return keeps a thread of its kind alone"
+    ),
     "server/external/resolver.py": "a time limit for callers; whatever ends a lookup frees its place",
     "server/bulk/importer.py": "ccp import: an error of the reader ends the import; joins have a time limit",
     "server/bulk/import_worker.py": "ccp import: a worker process that ends, ends the import with a sentence",
     "cli/supervisor.py": "worker processes are watched by heartbeats, killed when these end, and replaced",
-    "server/storage/engine/schema.py": "commands and start: the caller waits for a loop of its own, whose connections have time limits",
+    "server/storage/engine/schema.py": (
+        "commands and start: the caller waits for a loop of its own, whose connections have time limits"
+    ),
     "server/sandbox/local_pool.py": "the simulator: its start has a time limit, and nothing else depends on it",
 }
 

@@ -16,11 +16,11 @@ from typing import Final
 from prometheus_client.parser import text_string_to_metric_families
 
 from ccp import exi, verify
+from ccp.errors import NoContract
 from ccp.ids import EMAID, PCID
 from ccp.schemas import wire
 from ccp.server import logging, settings
 from ccp.server.app import assemble
-from ccp.server.domain.contracts import NoContract
 from ccp.server.domain.parties import Role
 from ccp.server.storage.engine import schema
 from ccp.server.storage.queries import peers as registry

@@ -78,9 +78,9 @@ class Work:
             check_keys(contract.certificates or (), known, self._rules, at)
             return True
 
-        chosen = contracts.choose_one(stored, at, listed=request.lists_root_of, good=good)
+        chosen = contracts.choose_one(stored, at, listed=request.trusts_root_of, good=good)
         item = {
-            "certificateInstallationRes": wire.b64(verify.answer(chosen, request.session_id, at)),
+            "certificateInstallationRes": wire.b64(verify.with_session(chosen, request.session_id, at)),
             "emaid": chosen.emaid,
             "pcid": chosen.pcid,
             "xsdMsgDefNamespace": chosen.namespace,

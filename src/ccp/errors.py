@@ -117,6 +117,18 @@ class NotFound(CCPError):
     code = "not_found"
 
 
+class NoContract(NotFound):
+    """Nothing at all is stored for the vehicle."""
+
+    code = "no_contract"
+
+
+class NothingDeliverable(NotFound):
+    """Contracts are stored, but none may be handed out now."""
+
+    code = "nothing_deliverable"
+
+
 class Conflict(CCPError):
     code = "conflict"
 

@@ -13,8 +13,8 @@ import httpx
 import pytest
 from structlog.testing import CapturingLogger
 
-from ccp.server import background
 from ccp.server.http.routes.opnc import BASE
+from ccp.server.runtime import background
 from ccp.server.sandbox.local_pool import loopback, running
 from ccp.server.storage.queries import events, parties, peers, unknown_values
 from ccp.server.storage.queries.peers import Peer

@@ -17,13 +17,14 @@ from ccp.errors import (
     ChainError,
     ExpiredError,
     KeyMaterialError,
+    NoContract,
     NotFound,
+    NothingDeliverable,
     RevokedError,
     SignatureError,
     Unavailable,
 )
 from ccp.ids import Namespace
-from ccp.server.domain.contracts import NoContract, NothingDeliverable
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
 from tests.exi import ev_stack, xml_schema

@@ -12,8 +12,8 @@ import pytest
 from structlog.testing import CapturingLogger
 
 from ccp.errors import Unavailable
-from ccp.server import background as module
-from ccp.server.background import BackgroundTasks, PeriodicTask
+from ccp.server.runtime import background as module
+from ccp.server.runtime.background import BackgroundTasks, PeriodicTask
 
 FAST = {"retry_delay": 0.001, "max_retry_delay": 0.01}
 

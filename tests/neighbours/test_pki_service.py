@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from ccp import verify
 from ccp.errors import ConfigurationError, FieldError, Unavailable, UpstreamError
 from ccp.ids import PCID, Namespace
-from ccp.server.domain.contracts import SignedContract
+from ccp.server.domain.contracts import SignedContract, signed_contract
 from ccp.server.external.neighbours import Neighbours, PKIService, RevocationReason, is_operators
 from ccp.server.external.outbound import Outbound
 from ccp.server.settings import Settings
@@ -52,7 +52,7 @@ def stored(pki: PKI) -> SignedContract:
         revocation=Unchecked(),
         at=AT,
     )
-    return verified.signed_contract(PCID(pcid), None, AT)
+    return signed_contract(verified, PCID(pcid), None, AT)
 
 
 @pytest.mark.parametrize("answer", [Reply(200), Reply(204), json_answer({}), Reply(200, b"OK", "text/plain")])

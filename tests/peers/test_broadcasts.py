@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 from ccp import verify
-from ccp.errors import CCPError, Unavailable
+from ccp.errors import CCPError, NoContract, Unavailable
 from ccp.ids import PCID, ProviderId
-from ccp.server.domain.contracts import NoContract
 from ccp.server.domain.parties import Role
 from ccp.server.runtime.loop_budget import LoopBudget
 from ccp.server.runtime.loop_lag import LoopLag

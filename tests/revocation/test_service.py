@@ -12,7 +12,7 @@ import pytest
 from cryptography.x509 import ocsp
 
 from ccp.errors import RevokedError, Unavailable, VerificationError
-from ccp.server.background import BackgroundTasks
+from ccp.server.runtime.background import BackgroundTasks
 from ccp.server.storage.queries import revocation as questions
 from ccp.server.storage.queries.anchors import add
 from ccp.server.trust import revocation

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from ccp.errors import UpstreamError
-from ccp.server.background import BackgroundTasks
 from ccp.server.external.neighbours import RootCertificatePool
 from ccp.server.external.outbound import Outbound
+from ccp.server.runtime.background import BackgroundTasks
 from ccp.server.storage import connect
 from ccp.server.storage.engine import schema
 from ccp.server.storage.engine.query import Steps

@@ -30,7 +30,6 @@ from ccp.server.access.rate_limits import Limits
 from ccp.server.access.trusted_issuers import Issuers
 from ccp.server.audit.pseudonyms import Pseudonyms
 from ccp.server.audit.trail import Refusals
-from ccp.server.background import BackgroundTasks, PeriodicTask
 from ccp.server.domain.authorization import Operation
 from ccp.server.events import Dispatcher, HandedOut, Subscribers
 from ccp.server.events.webhooks import Webhooks
@@ -49,6 +48,7 @@ from ccp.server.metrics import Metrics
 from ccp.server.pool.peers import PoolPeers
 from ccp.server.pool.service import Pool
 from ccp.server.runtime import allocator
+from ccp.server.runtime.background import BackgroundTasks, PeriodicTask
 from ccp.server.runtime.clock import ClockGuard
 from ccp.server.runtime.loop_budget import LoopBudget
 from ccp.server.runtime.loop_lag import LoopLag

@@ -26,10 +26,10 @@ from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSett
 
 from ccp.errors import ConfigurationError, FieldError
 from ccp.ids import WMI, OperatorId, ProviderId
-from ccp.server.access.jose import ALGORITHMS
 from ccp.server.domain.contracts import NoDefaultPolicy, RootMatch
 from ccp.server.domain.default_contracts import AutomaticDefault
 from ccp.server.domain.parties import Role
+from ccp.server.domain.token_algorithms import ALGORITHMS
 from ccp.server.runtime.redacted_urls import hide_credentials, hide_in_text
 from ccp.x509.issuer_map import parse_issuer
 

@@ -13,14 +13,13 @@ from ccp.verify.request import (
     verify_request,
 )
 from ccp.verify.response import InstallationResponse, VerifiedInstallationResponse, read_response, verify_response
-from ccp.verify.response_writer import answer, refuse
+from ccp.verify.response_writer import refuse, with_session
 
 __all__ = [
     "InstallationRequest",
     "InstallationResponse",
     "VerifiedInstallationRequest",
     "VerifiedInstallationResponse",
-    "answer",
     "pcid_of",
     "pcid_said",
     "read_request",
@@ -28,4 +27,5 @@ __all__ = [
     "refuse",
     "verify_request",
     "verify_response",
+    "with_session",
 ]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import InitVar, dataclass
 from datetime import datetime
+from typing import Protocol
 
 from ccp import exi
 from ccp.errors import ChainError, EXIError, ExpiredError, FieldError
 from ccp.exi import iso2, iso20
 from ccp.ids import EMAID, PCID, Namespace
-from ccp.server.domain.contracts import SignedContract
 from ccp.verify import message_signatures
 from ccp.verify._common import PROFILE, VERIFIED, covered, described, links, only_here, parse, read_all, said_so, the
 from ccp.verify.message_signatures import SignatureEvidence
@@ -19,6 +19,16 @@ from ccp.x509.certificates import Certificate
 from ccp.x509.names import folded
 from ccp.x509.path_validation import TrustAnchors, Usage, VerifiedChain
 from ccp.x509.revocation_policy import Revocation
+
+
+class RootReference(Protocol):
+    """A signed contract, as far as the root of its provisioning service's chain is concerned."""
+
+    @property
+    def root_serial(self) -> int: ...
+
+    @property
+    def root_dn(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +48,8 @@ class InstallationRequest:
     prioritised: tuple[EMAID, ...]
     maximum: int
 
-    def lists_root_of(self, contract: SignedContract) -> bool:
-        """Whether the vehicle names the contract's V2G root: its serial, and no attribute of its name differs."""
+    def trusts_root_of(self, contract: RootReference) -> bool:
+        """Whether the vehicle lists the contract's V2G root: same serial, no attribute of the name differs."""
         name = folded(contract.root_dn)
         kinds = {kind for kind, _ in name}
         return any(

@@ -11,8 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from ccp import exi
 from ccp.errors import ChainError, EXIError, FieldError, KeyMaterialError, MismatchError
 from ccp.exi import iso2, iso20
-from ccp.ids import EMAID, PCID, Fingerprint, Namespace
-from ccp.server.domain.contracts import SignedContract
+from ccp.ids import EMAID, Fingerprint, Namespace
 from ccp.verify import message_signatures
 from ccp.verify._common import PROFILE, VERIFIED, covered, described, links, only_here, parse, read_all, said_so, the
 from ccp.verify.message_signatures import SignatureEvidence
@@ -20,7 +19,7 @@ from ccp.verify.report import Checks
 from ccp.x509.certificates import Certificate
 from ccp.x509.parse_errors import parse_errors_as
 from ccp.x509.path_validation import TrustAnchors, Usage, VerifiedChain
-from ccp.x509.revocation_policy import Key, Revocation
+from ccp.x509.revocation_policy import Revocation
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,37 +59,6 @@ class VerifiedInstallationResponse:
 
     def __post_init__(self, token: object) -> None:
         only_here(token)
-
-    def signed_contract(
-        self,
-        pcid: PCID,
-        metadata: str | None,
-        at: datetime,
-        *,
-        certificates: tuple[Key, ...] | None = None,
-        provisioning_key: str | None = None,
-    ) -> SignedContract:
-        """The contract to keep for a vehicle. certificates: of both chains, the contract's first."""
-        contract, root = self.contract_chain.leaf, self.cps_chain.root
-        parsed = self.response.parsed
-        return SignedContract(
-            emaid=self.emaid,
-            pcid=pcid,
-            namespace=self.response.namespace,
-            root_fingerprint=Fingerprint(root.fingerprint),
-            root_serial=root.serial_number,
-            root_dn=root.dn,
-            valid_from=contract.not_before,
-            valid_to=contract.not_after,
-            certificate=contract.der,
-            response=parsed.octets,
-            remaining_from_end=parsed.remaining_from_end,
-            metadata=metadata,
-            created_at=at,
-            updated_at=at,
-            certificates=certificates,
-            provisioning_key=provisioning_key,
-        )
 
 
 def read_response(octets: bytes, namespace: Namespace) -> InstallationResponse:

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Final
+from typing import Final, Protocol
 
 from ccp import exi
-from ccp.errors import CCPError, ChainError, ExpiredError, NotFound, RevokedError, SignatureError
+from ccp.errors import CCPError, ChainError, ExpiredError, NoContract, NotFound, RevokedError, SignatureError
 from ccp.exi import iso2, iso20
 from ccp.ids import PLACEHOLDER_EMAID, Namespace
-from ccp.server.domain.contracts import NoContract, SignedContract
 
 
-def answer(contract: SignedContract, session_id: bytes, at: datetime, remaining: int | None = None) -> bytes:
+class StoredResponse(Protocol):
+    """A signed contract, as far as its CertificateInstallationRes is concerned.
+
+    response: the message as it was published, EXI. remaining_from_end: -20 only, bits from
+    RemainingContractCertificateChains to the end of the message.
+    """
+
+    @property
+    def namespace(self) -> Namespace: ...
+
+    @property
+    def response(self) -> bytes: ...
+
+    @property
+    def remaining_from_end(self) -> int | None: ...
+
+
+def with_session(contract: StoredResponse, session_id: bytes, at: datetime, remaining: int | None = None) -> bytes:
     """The stored response for a session. Only what the signature does not cover is replaced.
 
     session_id: at most eight octets. remaining: -20, contracts left after this one; None leaves the stored number.

@@ -40,8 +40,8 @@ from ccp.server.access.jose import (
 from ccp.server.access.party_cache import KnownParties
 from ccp.server.access.secret_cache import KnownSecrets
 from ccp.server.access.trusted_issuers import Issuers
-from ccp.server.background import PeriodicTask
 from ccp.server.domain.parties import Party, Role
+from ccp.server.runtime.background import PeriodicTask
 from ccp.server.runtime.blocking_calls import BlockingCalls
 from ccp.server.settings import GREATEST_TOKEN_LIFETIME
 from ccp.server.storage import Store

@@ -17,14 +17,10 @@ from joserfc.errors import UnsupportedAlgorithmError
 from joserfc.jwk import ECKey, JWKRegistry, OKPKey, RSAKey
 from joserfc.jws import CompactSignature, JWSRegistry
 
+from ccp.server.domain.token_algorithms import ALGORITHMS
 from ccp.x509.parse_errors import is_parse_error
 
 PublicKey: TypeAlias = ECKey | OKPKey | RSAKey
-
-ALGORITHMS: Final = (
-    "ES256", "ES384", "ES512", "EdDSA", "Ed25519", "Ed448", "RS256", "RS384", "RS512", "PS256", "PS384", "PS512",
-)  # fmt: skip
-"""Signature algorithms that may be allowed at all: asymmetric ones. Source: RFC 7518 clause 3.1, RFC 8037, RFC 9864."""
 
 # An ID token, a logout token or a DPoP proof of the same issuer is no access token; many issuers write plain JWT.
 _TYPES: Final = frozenset({"jwt", "at+jwt", "application/at+jwt"})

@@ -36,9 +36,9 @@ from ccp.server.access.jose import (
     read_keys,
     verify,
 )
-from ccp.server.background import PeriodicTask
 from ccp.server.domain.parties import Party, Role
 from ccp.server.external.outbound import Outbound
+from ccp.server.runtime.background import PeriodicTask
 from ccp.server.runtime.blocking_calls import BlockingCalls
 from ccp.server.settings import IssuerSettings
 

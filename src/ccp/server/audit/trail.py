@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 import structlog
 
 from ccp.errors import CCPError, ConfigurationError
-from ccp.server.background import BackgroundTasks, PeriodicTask, Supervised
+from ccp.server.runtime.background import BackgroundTasks, PeriodicTask, Supervised
 from ccp.server.storage import Store
 from ccp.server.storage.queries import audit as questions
 from ccp.server.storage.queries.audit import (

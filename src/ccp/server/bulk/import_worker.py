@@ -29,7 +29,6 @@ from ccp.ids import EMAID
 from ccp.schemas import wire
 from ccp.server import logging
 from ccp.server.app import Follower, Refresher, now
-from ccp.server.background import BackgroundTasks
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.domain.parties import Caller
 from ccp.server.external.neighbours import Neighbours
@@ -37,6 +36,7 @@ from ccp.server.external.outbound import Outbound
 from ccp.server.http.errors import sentences_of
 from ccp.server.pool.peers import NoPeers
 from ccp.server.pool.service import Pool
+from ccp.server.runtime.background import BackgroundTasks
 from ccp.server.settings import Settings
 from ccp.server.storage import connect
 from ccp.server.storage.engine.time_limits import COMMANDS

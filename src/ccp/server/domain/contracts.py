@@ -11,8 +11,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import NamedTuple
 
-from ccp.errors import NotFound
+from ccp.errors import NoContract, NotFound, NothingDeliverable
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
+from ccp.verify.response import VerifiedInstallationResponse
 from ccp.x509.revocation_policy import Key
 
 
@@ -49,16 +50,36 @@ class SignedContract(NamedTuple):
         return self.valid_from <= at.replace(microsecond=0) <= self.valid_to
 
 
-class NoContract(NotFound):
-    """Nothing at all is stored for the vehicle."""
-
-    code = "no_contract"
-
-
-class NothingDeliverable(NotFound):
-    """Contracts are stored, but none may be handed out now."""
-
-    code = "nothing_deliverable"
+def signed_contract(
+    verified: VerifiedInstallationResponse,
+    pcid: PCID,
+    metadata: str | None,
+    at: datetime,
+    *,
+    certificates: tuple[Key, ...] | None = None,
+    provisioning_key: str | None = None,
+) -> SignedContract:
+    """The contract to store for a vehicle. certificates: of both chains, the contract's first."""
+    contract, root = verified.contract_chain.leaf, verified.cps_chain.root
+    parsed = verified.response.parsed
+    return SignedContract(
+        emaid=verified.emaid,
+        pcid=pcid,
+        namespace=verified.response.namespace,
+        root_fingerprint=Fingerprint(root.fingerprint),
+        root_serial=root.serial_number,
+        root_dn=root.dn,
+        valid_from=contract.not_before,
+        valid_to=contract.not_after,
+        certificate=contract.der,
+        response=parsed.octets,
+        remaining_from_end=parsed.remaining_from_end,
+        metadata=metadata,
+        created_at=at,
+        updated_at=at,
+        certificates=certificates,
+        provisioning_key=provisioning_key,
+    )
 
 
 class NoDefaultPolicy(StrEnum):

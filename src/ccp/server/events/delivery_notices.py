@@ -11,10 +11,10 @@ import structlog
 
 from ccp.errors import CCPError
 from ccp.ids import EMAID, PCID, Namespace
-from ccp.server.background import PeriodicTask
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.domain.subscriptions import EventKind
 from ccp.server.events.subscribers import Subscribers
+from ccp.server.runtime.background import PeriodicTask
 from ccp.server.storage import Store
 from ccp.server.storage.queries import events
 

@@ -19,7 +19,6 @@ from typing import Final
 import structlog
 
 from ccp.errors import CCPError, Unavailable
-from ccp.server.background import BackgroundTasks, PeriodicTask, Supervised
 from ccp.server.domain.subscriptions import EventKind, Webhook
 from ccp.server.events.message import body_of, headers_of
 from ccp.server.events.subscribers import Subscribers
@@ -27,6 +26,7 @@ from ccp.server.events.turn_taking import TurnTaking
 from ccp.server.external.circuit_breaker import FIRST_REST, LONGEST_REST, Breaker
 from ccp.server.external.outbound import Outbound, OutboundError, host_of
 from ccp.server.metrics import Metrics
+from ccp.server.runtime.background import BackgroundTasks, PeriodicTask, Supervised
 from ccp.server.runtime.clock import TOLERANCE, ClockGuard
 from ccp.server.runtime.loop_budget import LoopBudget
 from ccp.server.settings import Settings

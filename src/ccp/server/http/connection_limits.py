@@ -21,11 +21,11 @@ from typing import Final, Protocol
 import structlog
 
 from ccp.server.access.rate_limits import Proxies
-from ccp.server.background import PeriodicTask
 from ccp.server.http.admission import Admission
 from ccp.server.http.overload import Overload
 from ccp.server.http.write_batching import Writing
 from ccp.server.metrics import Metrics
+from ccp.server.runtime.background import PeriodicTask
 from ccp.server.settings import Settings
 
 _log = structlog.get_logger("ccp.request")

@@ -20,7 +20,7 @@ from ccp import verify
 from ccp.client import Delivered, Dialect, SignedResponse
 from ccp.errors import CCPError, InputError, MismatchError, VerificationError
 from ccp.ids import PCID, Fingerprint, Namespace
-from ccp.server.domain.contracts import SignedContract
+from ccp.server.domain.contracts import SignedContract, signed_contract
 from ccp.server.runtime.loop_budget import LoopBudget
 from ccp.server.storage import Store
 from ccp.server.storage.queries.contracts import holder
@@ -114,7 +114,7 @@ class PeerAnswers:
         return Found(
             standing,
             [
-                (contract, verify.answer(contract, session_id, at, len(good) - place))
+                (contract, verify.with_session(contract, session_id, at, len(good) - place))
                 for place, contract in enumerate(good, start=1)
             ],
         )
@@ -154,4 +154,4 @@ class PeerAnswers:
         # to answer for now, and is asked for afterwards.
         for chain in asked.chains:
             await self._refuse_revoked(chain, at)
-        return verified.signed_contract(pcid, item.metadata, at)
+        return signed_contract(verified, pcid, item.metadata, at)

@@ -24,7 +24,6 @@ from httpcore import AsyncNetworkBackend
 from ccp.client import TLS, AsyncClient, ClientError, PartyType, Routing, SignedResponse
 from ccp.errors import CCPError, EXIError, MismatchError, NotFound, VerificationError
 from ccp.ids import PCID, Fingerprint, Namespace
-from ccp.server.background import PeriodicTask
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.domain.parties import Caller, Role
 from ccp.server.external.egress import running, tls_context
@@ -37,6 +36,7 @@ from ccp.server.pool.peer_calls import DELIVER, HOP_HEADER, Attempt, VehicleCall
 from ccp.server.pool.peer_limits import Shares, circuit_open, share_used_up
 from ccp.server.pool.peer_links import CallTiming, PeerLink, open_link, says_of_peer, silent
 from ccp.server.pool.peer_ranking import PeerRanking
+from ccp.server.runtime.background import PeriodicTask
 from ccp.server.runtime.loop_budget import LoopBudget
 from ccp.server.runtime.loop_lag import LoopLag
 from ccp.server.settings import Settings

@@ -17,6 +17,7 @@ from ccp.errors import (
     CCPError,
     ChainError,
     ExpiredError,
+    NoContract,
     NotFound,
     RevokedError,
     Unavailable,
@@ -28,7 +29,7 @@ from ccp.exi.base64_text import message_bytes
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.server.domain import contracts
 from ccp.server.domain.authorization import Operation, authorise
-from ccp.server.domain.contracts import NoContract, NoDefaultPolicy, RootMatch, SignedContract
+from ccp.server.domain.contracts import NoDefaultPolicy, RootMatch, SignedContract, signed_contract
 from ccp.server.domain.parties import Caller, Standing
 from ccp.server.events import Nobody, Outlet
 from ccp.server.external.neighbours import Neighbours, RevocationReason, key_fingerprint
@@ -282,7 +283,7 @@ class Pool:
                 raise type(nothing)(*nothing.messages, *not_asked) from nothing
             raise
         self._outlet.handed_out((contract for contract, _ in chosen), at)
-        return [Answer(c, verify.answer(c, request.session_id, at, remaining)) for c, remaining in chosen]
+        return [Answer(c, verify.with_session(c, request.session_id, at, remaining)) for c, remaining in chosen]
 
     def _selected(
         self,
@@ -297,7 +298,7 @@ class Pool:
             contract = contracts.choose_one(
                 stored,
                 at,
-                listed=request.lists_root_of,
+                listed=request.trusts_root_of,
                 good=good,
                 no_default=self._no_default,
                 root_match=self._root_match,
@@ -306,7 +307,7 @@ class Pool:
         return contracts.choose_many(
             stored,
             at,
-            listed=request.lists_root_of,
+            listed=request.trusts_root_of,
             good=good,
             prioritised=request.prioritised,
             maximum=min(request.maximum, 1) if single else request.maximum,
@@ -320,7 +321,7 @@ class Pool:
         found = await self._peers.ask(verified, caller, at, to)
         if single and found:
             contract = found[0][0]
-            return [Answer(contract, verify.answer(contract, verified.request.session_id, at, 0))]
+            return [Answer(contract, verify.with_session(contract, verified.request.session_id, at, 0))]
         return [Answer(*item) for item in found]
 
     async def publish(
@@ -377,8 +378,8 @@ class Pool:
         if self._pcp is not None:
             chain = await self._pcp.chain_to_publish_for(pcid, required=self._known_vehicles_only)
             key = None if chain is None else chain.key_for(namespace)
-        contract = verified.signed_contract(
-            pcid, metadata, began or at, certificates=cleared.keys, provisioning_key=key
+        contract = signed_contract(
+            verified, pcid, metadata, began or at, certificates=cleared.keys, provisioning_key=key
         )
         leaves = verified.contract_chain.leaf, verified.cps_chain.leaf
         return Publication(contract, lint.on_response(response, self._trust.anchors, at, leaves))
@@ -586,7 +587,7 @@ class Pool:
         found = _matching(stored, namespace, root, "The contract for the given EMAID not found.")
         if handed_out:
             self._outlet.handed_out(found, at)
-        return [Answer(c, verify.answer(c, session_id, at) if session_id else c.response) for c in found]
+        return [Answer(c, verify.with_session(c, session_id, at) if session_id else c.response) for c in found]
 
     async def cleanse(self, at: datetime, *, actor: str = audit.POOL, dry_run: bool = False) -> list[Cleansed]:
         """As `purge`, with everything that was removed in one list."""

@@ -22,7 +22,7 @@ from typing import Final
 import structlog
 
 from ccp.errors import Unavailable
-from ccp.server.background import PeriodicTask
+from ccp.server.runtime.background import PeriodicTask
 
 _log = structlog.get_logger("ccp.server.runtime.clock")
 

@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
-from ccp.server.background import PeriodicTask
+from ccp.server.runtime.background import PeriodicTask
 
 PROBE_INTERVAL: Final = 0.05
 _HALF_LIFE: Final = 1.0

@@ -14,8 +14,8 @@ from typing import Final
 import structlog
 
 from ccp.errors import ChainError, ConfigurationError
-from ccp.server.background import PeriodicTask
 from ccp.server.external.neighbours import RootCertificatePool, RootList
+from ccp.server.runtime.background import PeriodicTask
 from ccp.server.storage import Store
 from ccp.server.storage.engine.query import Steps
 from ccp.server.storage.queries import anchors, audit, unknown_values

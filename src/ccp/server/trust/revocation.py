@@ -25,9 +25,9 @@ from typing import Any, Final, TypeVar
 import structlog
 
 from ccp.errors import CCPError, RevokedError, Unavailable, VerificationError, without_frames
-from ccp.server.background import BackgroundTasks, PeriodicTask
 from ccp.server.external.host_limits import KeyedSlots
 from ccp.server.external.outbound import Outbound, OutboundError
+from ccp.server.runtime.background import BackgroundTasks, PeriodicTask
 from ccp.server.runtime.blocking_calls import BlockingCalls
 from ccp.server.settings import RevocationPolicy, Settings
 from ccp.server.storage import Store

@@ -27,7 +27,7 @@ import structlog
 from ccp.errors import CCPError
 from ccp.x509.parse_errors import is_panic
 
-_log = structlog.get_logger("ccp.server.background")
+_log = structlog.get_logger("ccp.server.runtime.background")
 
 MAX_SILENCE: Final = 30.0
 """How long a critical task may go without success, beyond its interval, before the worker is not ready."""
