@@ -31,7 +31,7 @@ import orjson
 sys.path.insert(1, str(Path(__file__).parents[1]))
 
 from tests.attacks.hostile import BEHAVIOURS, SLOW
-from tests.events.receiver import webhook
+from tests.server.events.receiver import webhook
 
 from ccp.ids import EMAID, PCID
 from ccp.server import logging, settings

@@ -25,7 +25,7 @@ from typer.testing import CliRunner
 
 sys.path.insert(2, str(Path(__file__).parents[2]))
 
-from tests.pki.rich import rich_pki
+from tests.x509.rich import rich_pki
 
 from ccp import exi
 from ccp.cli import app as commands

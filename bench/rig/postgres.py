@@ -15,7 +15,7 @@ from pathlib import Path
 
 import uvloop
 from tests import databases
-from tests.store.proxy import Proxy, between
+from tests.server.storage.proxy import Proxy, between
 
 from ccp.server import logging, settings
 from figures import token_of

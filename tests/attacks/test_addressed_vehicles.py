@@ -13,10 +13,10 @@ import pytest
 from ccp.server.storage.queries import peers
 from ccp.server.storage.queries.peers import Peer
 from ccp.testing.pki import PKI
-from tests.api.answers import sentences
 from tests.client.servers import DROP, HANG, Reply, Scripted, error, json_reply, scripted
-from tests.opcp.test_dialect import call
-from tests.peers.test_peers import PATH, to, until_known
+from tests.server.http.api.answers import sentences
+from tests.server.http.opcp.test_dialect import call
+from tests.server.pool.peers.test_peers import PATH, to, until_known
 from tests.world import AT, SESSION, Pool, post_body, read, start
 
 OPEN = "The pool other has not answered lately; try again later."

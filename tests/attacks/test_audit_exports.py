@@ -12,9 +12,9 @@ import pytest
 from ccp.server.storage.engine.query import Steps
 from ccp.server.storage.queries import audit as questions
 from ccp.server.storage.queries.audit import Action, Entry, Recorded
-from tests.audit.made import entry, fill, vehicle_of
 from tests.cli.run import ccp, good, told
-from tests.store.made import AT, new_database, sql, write
+from tests.server.audit.made import entry, fill, vehicle_of
+from tests.server.storage.made import AT, new_database, sql, write
 
 LANE = 3
 CAR = vehicle_of(LANE)

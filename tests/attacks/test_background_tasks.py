@@ -19,8 +19,8 @@ from ccp.server.sandbox.local_pool import loopback, running
 from ccp.server.storage.queries import events, parties, peers, unknown_values
 from ccp.server.storage.queries.peers import Peer
 from ccp.testing.pki import PKI
-from tests.events.receiver import receiving, webhook
-from tests.metrics.test_metrics import read, value
+from tests.server.events.receiver import receiving, webhook
+from tests.server.http.test_metrics import read, value
 from tests.world import AT, Pool, start
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from tests.api.answers import sentences
 from tests.cli.run import ccp
+from tests.server.http.api.answers import sentences
 from tests.world import AT, SESSION, Pool, post_body
 
 

@@ -15,9 +15,9 @@ from ccp.exi import ISO2, decode, encode
 from ccp.testing.partners import Car, make_contract, sign_contract
 from ccp.testing.pki import PKI, Credential, subject_name
 from ccp.x509.certificates import Certificate
-from tests.api.answers import sentences
-from tests.pki.made import added, content, der, forge, respelled, tlv, unused_bit, without
+from tests.server.http.api.answers import sentences
 from tests.world import AT, SESSION, Pool, b64, new_emaid, new_pcid, post_body, put_body
+from tests.x509.made import added, content, der, forge, respelled, tlv, unused_bit, without
 
 
 def put(pool: Pool, signer: PKI, message: Callable[[bytes], bytes] = lambda message: message) -> httpx.Response:

@@ -25,14 +25,14 @@ from ccp.server.storage.queries import revocation, signing_keys
 from ccp.server.storage.queries.contracts import microseconds, publish
 from ccp.server.storage.queries.events import put_webhook
 from ccp.testing.pki import PKI
-from tests.api.answers import sentences
 from tests.cli.run import ccp, good
 from tests.cli.test_serving import free_port, serving
 from tests.databases import Server
-from tests.events.receiver import Receiver, receiving, until, webhook
-from tests.events.told import CREATED, UPDATED
-from tests.store.made import new_database, opened, read, sql, variant, write
-from tests.tokens.issuer import fake_issuer, post
+from tests.server.access.tokens.issuer import fake_issuer, post
+from tests.server.events.receiver import Receiver, receiving, until, webhook
+from tests.server.events.told import CREATED, UPDATED
+from tests.server.http.api.answers import sentences
+from tests.server.storage.made import new_database, opened, read, sql, variant, write
 from tests.world import AT, Pool, start
 
 JUMP = timedelta(days=400)

@@ -23,7 +23,7 @@ from ccp.server.http.routes.opnc import BASE
 from ccp.testing.pki import PKI
 from tests.cli.run import COMMAND, environment
 from tests.cli.test_serving import free_port, own_certificate, serving
-from tests.guards.raw import Raw
+from tests.server.http.guards.raw import Raw
 from tests.world import Pool, start
 
 HEALTH = "GET /health HTTP/1.1\r\nHost: x\r\n\r\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.run import ccp
-from tests.store.made import new_database, sql
+from tests.server.storage.made import new_database, sql
 
 BREAKS = (
     ("alter table party rename column roles to something", ("party", "list")),

@@ -27,8 +27,8 @@ from ccp.testing.pki import PKI
 from tests.cli.run import ccp, good, told
 from tests.databases import Server, sql
 from tests.pgbouncer import needs_pgbouncer, pgbouncer
-from tests.store.made import CAR
-from tests.store.test_silent_database import until_served
+from tests.server.storage.made import CAR
+from tests.server.storage.test_silent_database import until_served
 from tests.world import AT, Pool, opened, parties, party, start
 
 pytestmark = needs_pgbouncer

@@ -15,10 +15,10 @@ from ccp.server.settings import Settings
 from ccp.server.storage.queries import contracts
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
-from tests.api.answers import sentences
-from tests.events.receiver import Receiver, receiving
-from tests.neighbours.fakes import DROP, Reply, json_answer, neighbour
-from tests.neighbours.test_provisioning_certificate_pool import body as chain_body
+from tests.server.events.receiver import Receiver, receiving
+from tests.server.external.neighbours.fakes import DROP, Reply, json_answer, neighbour
+from tests.server.external.neighbours.test_provisioning_certificate_pool import body as chain_body
+from tests.server.http.api.answers import sentences
 from tests.world import AT, Contract, Pool, new_emaid, start
 
 

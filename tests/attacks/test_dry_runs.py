@@ -8,9 +8,9 @@ import pytest
 
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
-from tests.api.answers import sentences
-from tests.neighbours.fakes import DROP, Reply, json_answer, neighbour
-from tests.neighbours.test_provisioning_certificate_pool import body as chain_body
+from tests.server.external.neighbours.fakes import DROP, Reply, json_answer, neighbour
+from tests.server.external.neighbours.test_provisioning_certificate_pool import body as chain_body
+from tests.server.http.api.answers import sentences
 from tests.world import Contract, Pool, new_emaid, start
 
 KNOWN = "vehicle known to the Provisioning Certificate Pool"

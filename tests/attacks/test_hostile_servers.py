@@ -20,11 +20,11 @@ from ccp.server.runtime.loop_budget import LoopBudget
 from ccp.server.storage.queries import events
 from ccp.testing.partners import Car
 from ccp.testing.pki import Addresses, build_pki
-from tests.api.test_trust import LOOPBACK, put
 from tests.attacks.hostile import BEHAVIOURS, SLOW, hostile_server
 from tests.client.servers import Reply, scripted
-from tests.events.receiver import webhook
-from tests.revocation.servers import free_port
+from tests.server.events.receiver import webhook
+from tests.server.http.api.test_trust import LOOPBACK, put
+from tests.server.trust.revocation.servers import free_port
 from tests.world import AT, Pool, start
 
 ENDLESS = {

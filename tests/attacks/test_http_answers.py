@@ -15,8 +15,8 @@ from ccp.server.domain.parties import Role
 from ccp.server.http.routes import oauth
 from ccp.server.http.routes.opnc import BASE
 from ccp.testing.pki import PKI
-from tests.api.answers import sentences
-from tests.guards.raw import connected
+from tests.server.http.api.answers import sentences
+from tests.server.http.guards.raw import connected
 from tests.world import Pool, start
 
 E, P = "DEALLH00000001", "ALL0HEAD000000001"

@@ -16,9 +16,9 @@ from ccp.server.bulk.checkpoint import Checkpoint, default_path
 from ccp.server.bulk.lines import Mark, Source
 from ccp.server.storage.engine.write_lock import Turns
 from ccp.testing.pki import PKI
-from tests.bulk.fleet import Database, body, database, jsonl, line
 from tests.cli.run import ccp, good, told
-from tests.store.made import sql
+from tests.server.bulk.fleet import Database, body, database, jsonl, line
+from tests.server.storage.made import sql
 
 VICTIM = b"what the link points to"
 

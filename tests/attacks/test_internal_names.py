@@ -14,9 +14,9 @@ from ccp.server.external import outbound as module
 from ccp.server.external import resolver
 from ccp.server.external.outbound import Outbound, OutboundError
 from ccp.testing.pki import Addresses, build_pki
-from tests.api.answers import sentences
-from tests.api.test_trust import put
-from tests.events.told import call
+from tests.server.events.told import call
+from tests.server.http.api.answers import sentences
+from tests.server.http.api.test_trust import put
 from tests.world import AT, Pool, start
 
 KNOWN = {"inside.corp.test": "10.1.2.3", "metadata.corp.test": "169.254.169.254", "six.corp.test": "fd00::1"}

@@ -19,7 +19,7 @@ from ccp.schemas import json_input, wire
 from ccp.server.http.routes.admin import BASE as ADMIN
 from ccp.server.http.routes.events import BASE as EVENTS
 from ccp.server.http.routes.opnc import BASE
-from tests.api.answers import sentences
+from tests.server.http.api.answers import sentences
 from tests.world import AT, ISO2, SESSION, Pool, b64, post_body
 
 OPERATIONS = [

@@ -14,9 +14,9 @@ import pytest
 from ccp.server.domain.parties import Role
 from ccp.server.http.routes.admin import BASE
 from ccp.testing.pki import PKI
-from tests.api.answers import sentences
 from tests.cli.run import COMMAND, environment
 from tests.databases import Server
+from tests.server.http.api.answers import sentences
 from tests.world import Pool, party, start
 
 ADMINS = [party("admin", Role.ADMIN), party("second_admin", Role.ADMIN)]

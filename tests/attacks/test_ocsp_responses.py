@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509 import ocsp
 
 from ccp.testing.pki import CONTRACT, OCSP_RESPONDER, PKI, Addresses, build_pki, subject_name
-from tests.revocation.made import answer, ocsp_response, unused
-from tests.revocation.servers import Reply, Server, http_server
+from tests.server.trust.revocation.made import answer, ocsp_response, unused
+from tests.server.trust.revocation.servers import Reply, Server, http_server
 from tests.world import AT, Pool, start
 
 

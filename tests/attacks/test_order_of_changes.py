@@ -18,10 +18,10 @@ import pytest
 
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
-from tests.api.answers import sentences
 from tests.attacks.test_provisioning_events import SECRET, tell
-from tests.neighbours.fakes import Call, Fake, Reply, json_answer, neighbour
-from tests.neighbours.test_provisioning_certificate_pool import body as chain_body
+from tests.server.external.neighbours.fakes import Call, Fake, Reply, json_answer, neighbour
+from tests.server.external.neighbours.test_provisioning_certificate_pool import body as chain_body
+from tests.server.http.api.answers import sentences
 from tests.world import Contract, Pool, new_emaid, start
 
 CHANGED = (

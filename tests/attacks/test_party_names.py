@@ -13,7 +13,7 @@ from ccp.server.domain.parties import Role, parse_name
 from ccp.server.http.routes.admin import BASE
 from ccp.testing.pki import PKI
 from tests.cli.run import good, told
-from tests.store.made import new_database, sql
+from tests.server.storage.made import new_database, sql
 from tests.world import Pool, party, start
 
 CYRILLIC_A, GREEK_O, CHEROKEE_A, LISU_A = "\u0410", "\u039f", "\u13aa", "\ua4ee"

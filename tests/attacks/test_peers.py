@@ -23,10 +23,10 @@ from ccp.server.storage.queries import peers
 from ccp.server.storage.queries.peers import Peer
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
-from tests.api.answers import sentences as sentences_of
 from tests.client.servers import Reply, Scripted, error, json_reply, scripted
-from tests.metrics.test_metrics import read, until, value
-from tests.peers.test_peers import ASK, PATH, deliver, to, until_known
+from tests.server.http.api.answers import sentences as sentences_of
+from tests.server.http.test_metrics import read, until, value
+from tests.server.pool.peers.test_peers import ASK, PATH, deliver, to, until_known
 from tests.world import AT, ISO2, SESSION, Contract, Pool, octets_of, party, start
 
 BASE = "/opnc/v1/ccp"

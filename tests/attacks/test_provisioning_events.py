@@ -14,8 +14,8 @@ from structlog.testing import CapturingLogger
 
 from ccp.server.http.routes.pcp_webhook import PATH
 from ccp.testing.pki import PKI
-from tests.api.answers import sentences
-from tests.events.receiver import receiving
+from tests.server.events.receiver import receiving
+from tests.server.http.api.answers import sentences
 from tests.world import Pool, new_emaid, start
 
 SECRET = "a secret of the webhook"

@@ -15,7 +15,7 @@ from ccp.server.http import query_parameters
 from ccp.server.http.routes import oauth
 from ccp.server.http.routes.opnc import BASE, PublishQuery
 from ccp.testing.pki import PKI
-from tests.api.answers import sentences
+from tests.server.http.api.answers import sentences
 from tests.world import Pool, new_emaid, start
 
 SECRET = "a secret of the Provisioning Certificate Pool"

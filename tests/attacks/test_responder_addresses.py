@@ -17,9 +17,9 @@ from cryptography.x509 import ocsp
 from cryptography.x509.oid import AuthorityInformationAccessOID
 
 from ccp.testing.pki import PKI, Addresses, Credential, build_pki
-from tests.api.answers import sentences
-from tests.api.test_trust import LOOPBACK, put
-from tests.revocation.servers import Reply, Request, Server, http_server
+from tests.server.http.api.answers import sentences
+from tests.server.http.api.test_trust import LOOPBACK, put
+from tests.server.trust.revocation.servers import Reply, Request, Server, http_server
 from tests.world import AT, Pool, start
 
 SUB2 = "eMSP Sub2 CA SIM"

@@ -22,7 +22,7 @@ from ccp.server.storage.engine.schema_version import HEAD
 from ccp.server.storage.queries import contracts
 from tests.cli.run import good, told
 from tests.cli.test_serving import free_port, serving
-from tests.store.made import AT, new_database, sql, variant, write
+from tests.server.storage.made import AT, new_database, sql, variant, write
 
 Env = dict[str, str]
 

@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from ccp.testing.pki import PKI, Addresses, build_pki
 from ccp.x509.certificates import Certificate
 from tests.cli.run import ccp
-from tests.revocation.made import crl, serve_crl
-from tests.revocation.servers import Server, http_server
+from tests.server.trust.revocation.made import crl, serve_crl
+from tests.server.trust.revocation.servers import Server, http_server
 from tests.world import AT, Pool, start
 
 LIST = "/cps-sub2.crl"

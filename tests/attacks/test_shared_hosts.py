@@ -16,10 +16,10 @@ from ccp.server.external.outbound import Outbound, OutboundError
 from ccp.server.trust.revocation_fetcher import RevocationFetcher
 from ccp.testing.pki import PKI, Addresses, build_pki
 from ccp.x509.certificates import Certificate
-from tests.api.answers import sentences
-from tests.api.test_trust import LOOPBACK, put
 from tests.attacks.test_responder_addresses import ByPrefix, good
-from tests.revocation.servers import Reply, Server, http_server
+from tests.server.http.api.answers import sentences
+from tests.server.http.api.test_trust import LOOPBACK, put
+from tests.server.trust.revocation.servers import Reply, Server, http_server
 from tests.world import AT, Contract, Pool, start
 
 SUB2 = "eMSP Sub2 CA SIM"

@@ -12,11 +12,11 @@ import pytest
 
 from ccp.server.external import resolver
 from ccp.testing.pki import PKI, SUB_CA2, Addresses, build_pki
-from tests.api.answers import sentences
-from tests.api.test_trust import LOOPBACK, put
 from tests.attacks.test_responder_addresses import ByPrefix, good
-from tests.revocation.made import crl
-from tests.revocation.servers import Reply, Server, http_server
+from tests.server.http.api.answers import sentences
+from tests.server.http.api.test_trust import LOOPBACK, put
+from tests.server.trust.revocation.made import crl
+from tests.server.trust.revocation.servers import Reply, Server, http_server
 from tests.world import AT, Pool, start
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from ccp.testing.pki import Addresses
 from ccp.x509.certificates import Certificate
-from tests.revocation.made import AT, Bench, answer, branch, run
-from tests.revocation.servers import Reply, Request, Server, http_server
+from tests.server.trust.revocation.made import AT, Bench, answer, branch, run
+from tests.server.trust.revocation.servers import Reply, Request, Server, http_server
 
 
 @pytest.fixture

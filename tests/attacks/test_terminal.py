@@ -32,7 +32,7 @@ from ccp.server.trust.anchors import add_anchor, trusted
 from ccp.x509.certificates import Certificate
 from ccp.x509.path_validation import Role as TrustRole
 from tests.cli.run import Done, ccp
-from tests.store.made import AT, new_database, sql, write
+from tests.server.storage.made import AT, new_database, sql, write
 
 # Clear screen by C0 and by C1, DEL, overrides and isolates, marks, zero width, separators, selectors, fillers, markup.
 HOSTILE = "x\x1b[2J\x9b31m\x7f\u202egnp.exe\u2066\u2069\u200e\u200f\u061c\u200b\u2028\u2029\ufe0f\u3164\u0085[red]y"

@@ -25,10 +25,10 @@ from ccp.server.storage.engine.query import Steps
 from ccp.server.storage.queries import parties, signing_keys
 from ccp.server.storage.queries.parties import disable, find, lock, update
 from ccp.testing.pki import PKI
-from tests.api.answers import sentences
-from tests.guards.raw import Answer, connected
-from tests.neighbours.fakes import Reply, neighbour
-from tests.tokens.issuer import fake_issuer, key
+from tests.server.access.tokens.issuer import fake_issuer, key
+from tests.server.external.neighbours.fakes import Reply, neighbour
+from tests.server.http.api.answers import sentences
+from tests.server.http.guards.raw import Answer, connected
 from tests.world import AT, Pool, new_emaid, party, post_body, start
 
 EVENTS = "/opnc/v1/event/endpoints"

@@ -18,11 +18,11 @@ from ccp.server.access.trusted_issuers import party_of
 from ccp.server.http.routes.opnc import BASE
 from ccp.server.settings import IssuerSettings
 from ccp.testing.pki import PKI
-from tests.api.answers import sentences
 from tests.cli.run import told
-from tests.revocation.servers import Reply
-from tests.tokens.issuer import FakeIssuer, bearer, encoded, fake_issuer, key, key_set, look, post
-from tests.tokens.test_binding import HEADER, OTHER, OURS
+from tests.server.access.tokens.issuer import FakeIssuer, bearer, encoded, fake_issuer, key, key_set, look, post
+from tests.server.access.tokens.test_binding import HEADER, OTHER, OURS
+from tests.server.http.api.answers import sentences
+from tests.server.trust.revocation.servers import Reply
 from tests.world import Pool, start
 
 INVALID = ["The access token is not valid (any more)."]

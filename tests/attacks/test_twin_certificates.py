@@ -24,12 +24,12 @@ from ccp.server.trust.anchors import trusted
 from ccp.testing.pki import PKI, SUB_CA2, Addresses, build_certificate, build_pki
 from ccp.x509.certificates import Certificate
 from ccp.x509.path_validation import Role
-from tests.neighbours.fakes import Fake, neighbour
-from tests.neighbours.fakes import Reply as Answer
-from tests.pki.made import twin
-from tests.revocation.made import crl, serve_crl
-from tests.revocation.servers import Reply, Server, http_server
+from tests.server.external.neighbours.fakes import Fake, neighbour
+from tests.server.external.neighbours.fakes import Reply as Answer
+from tests.server.trust.revocation.made import crl, serve_crl
+from tests.server.trust.revocation.servers import Reply, Server, http_server
 from tests.world import AT, Pool, new_emaid, start
+from tests.x509.made import twin
 
 UNRESOLVED = "The pool does not know yet which CA a fingerprint in its configuration means"
 

@@ -14,7 +14,7 @@ from ccp.server.settings import Settings
 from ccp.server.storage.engine import schema
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp, good, shell, told
-from tests.store.made import sql
+from tests.server.storage.made import sql
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ import pytest
 from ccp.server.storage.engine import schema
 from tests.cli.run import good, told
 from tests.databases import Server
-from tests.store.made import new_database
+from tests.server.storage.made import new_database
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -17,8 +17,8 @@ from ccp.server.storage.engine import schema
 from ccp.testing.partners import Car, make_contract, sign_contract
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp, good, told
-from tests.pki.published import public_root
 from tests.world import AT, SESSION
+from tests.x509.published import public_root
 
 NOT_EXI = "not Base64 (RFC 4648 clause 4)"
 EXAMPLE = Path(__file__).resolve().parents[1] / "vectors" / "installation_res_iso2_opnc_example.b64"

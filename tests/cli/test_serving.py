@@ -31,7 +31,7 @@ from ccp.server.storage.engine import schema
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI, Credential
 from tests.cli.run import COMMAND, ccp, environment, good, shell, told
-from tests.store.made import broken_invariants, sql
+from tests.server.storage.made import broken_invariants, sql
 from tests.world import octets_of
 
 BASE = "/opnc/v1/ccp"

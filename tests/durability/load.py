@@ -31,7 +31,7 @@ from ccp.server.settings import Settings
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
 from tests.databases import sql
-from tests.store.made import broken_invariants
+from tests.server.storage.made import broken_invariants
 from tests.world import AT, Contract, Member, Pool, World, new_secret, opened, parties, register
 
 ROOT = Path(package.__file__).parents[1]

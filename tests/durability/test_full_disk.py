@@ -9,7 +9,7 @@ import pytest
 
 from ccp.testing.pki import PKI
 from tests.durability.disk import small_disk
-from tests.store.made import broken_invariants, sql
+from tests.server.storage.made import broken_invariants, sql
 from tests.world import Pool, start
 
 

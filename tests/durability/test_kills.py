@@ -14,8 +14,8 @@ from ccp.server.storage.queries import events
 from ccp.testing.pki import PKI
 from tests.databases import NOT_HERE, Server, binaries, sql
 from tests.durability.load import Partner, acknowledged, check_accounts, serving, working
-from tests.events.receiver import receiving, until, webhook
-from tests.store.made import new_database, write
+from tests.server.events.receiver import receiving, until, webhook
+from tests.server.storage.made import new_database, write
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,252 @@
+"""ccp trust: what each command does, says and refuses."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ccp import cli
+from ccp.server.storage.engine import schema
+from ccp.server.trust.anchors import from_directory
+from ccp.testing.pki import PKI
+from ccp.x509.certificates import Certificate
+from ccp.x509.path_validation import Role
+from tests.server.external.neighbours.fakes import Call, Fake, Reply, json_answer, neighbour
+from tests.server.trust.anchors.files import damaged, root, rsa_root, signed_by_another
+from tests.world import AT, b64
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """The command line as its entry point runs it: exit status, output, errors."""
+    schema.upgrade(f"sqlite:///{tmp_path / 'ccp.db'}")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CCP_CONFIG", raising=False)
+
+    def command(*arguments: str | Path, **settings: str) -> tuple[int, str, str]:
+        for name, value in settings.items():
+            monkeypatch.setenv(f"CCP_{name.upper()}", value)
+        monkeypatch.setattr("sys.argv", ["ccp", *map(str, arguments)])
+        capsys.readouterr()
+        status = 0
+        try:
+            cli.main()
+        except SystemExit as exit_:
+            status = int(exit_.code or 0)
+        out, err = capsys.readouterr()
+        return status, out, err
+
+    return command
+
+
+def pem(folder: Path, name: str, *certificates: Certificate) -> Path:
+    path = folder / name
+    path.write_bytes(b"".join(certificate.pem() for certificate in certificates))
+    return path
+
+
+def listed(run: Run) -> list[dict[str, Any]]:
+    status, out, _ = run("trust", "list", "--json")
+    assert status == 0
+    found: list[dict[str, Any]] = json.loads(out)
+    return found
+
+
+# --- add ---
+
+
+def test_pem_der_and_directories_are_added_with_role_label_source_and_time(
+    run: Run, tmp_path: Path, pkis: dict[str, PKI]
+) -> None:
+    folder = tmp_path / "certificates"
+    folder.mkdir()
+    one, two, three = root("One"), root("Two"), root("Three")
+    sub = pkis["iso2"].oem_sub1.certificate
+    pem(folder, "many.pem", one, two, sub)
+    (folder / "three.CER").write_bytes(three.der)
+    (folder / "notes.txt").write_text("not a certificate")
+    status, out, err = run("trust", "add", folder, "--role", "v2g", "--role", "oem")
+    assert (status, err) == (0, "")
+    assert out.count("added") == 8
+    found = listed(run)
+    assert {(entry["role"], entry["label"], entry["kind"], entry["source"]) for entry in found} == {
+        (role, label, kind, source)
+        for role in ("v2g", "oem")
+        for label, kind, source in (
+            ("One", "root", "many.pem"), ("Two", "root", "many.pem"), ("Three", "root", "three.CER"),
+            (sub.subject_cn, "intermediate", "many.pem"),
+        )
+    }  # fmt: skip
+    for entry in found:
+        assert abs(datetime.fromisoformat(entry["added_at"]) - AT) < timedelta(hours=1)
+        assert entry["state"] == "valid"
+
+
+def test_a_label_is_what_it_is_called_and_a_known_certificate_takes_the_new_one(run: Run, tmp_path: Path) -> None:
+    certificate = root("One")
+    path = pem(tmp_path, "one.pem", certificate, certificate)
+    status, out, _ = run("trust", "add", path, "--role", "v2g", "--role", "v2g", "--label", "our first root")
+    assert (status, out) == (0, "added  v2g  root  our first root\n")
+    status, out, _ = run("trust", "add", path, "--role", "v2g", "--label", "renamed")
+    assert (status, out) == (0, "known  v2g  root  renamed\n")
+    assert [entry["label"] for entry in listed(run)] == ["renamed"]
+
+
+def test_expired_and_expiring_certificates_are_added_and_told(run: Run, tmp_path: Path) -> None:
+    day = timedelta(days=1)
+    ended, soon, later = root("Ended", (AT - day, AT)), root("Soon", (AT, AT + 60 * day)), root("Later")
+    not_yet = root("Not yet", (AT + day, AT + 900 * day))
+    path = pem(tmp_path, "roots.pem", ended, soon, later, not_yet)
+    status, out, err = run("trust", "add", path, "--role", "v2g", "--role", "emsp")
+    assert status == 0
+    assert out.count("added") == 8
+    assert err.splitlines() == [
+        f'warning: Certificate "Ended" expired on {AT:%Y-%m-%d}.',
+        f'warning: Certificate "Soon" expires on {AT + 60 * day:%Y-%m-%d}.',
+        f'warning: Certificate "Not yet" is not valid before {AT + day:%Y-%m-%d}.',
+    ]
+    states = {entry["label"]: entry["state"] for entry in listed(run)}
+    assert states == {"Ended": "expired", "Soon": "expires soon", "Later": "valid", "Not yet": "not valid yet"}
+    _, out, err = run("trust", "list", "--role", "v2g")
+    assert "expires" in next(line for line in out.splitlines() if "Soon" in line)
+    assert err.splitlines() == [
+        "warning: 1 of them: expired.", "warning: 1 of them: expires soon.", "warning: 1 of them: not valid yet.",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: damaged(root("Damaged")), "its own signature does not hold"),
+        (signed_by_another, "its own signature does not hold"),
+        (rsa_root, "is not of a kind"),
+    ],
+)
+def test_a_root_that_is_none_is_refused_by_name_and_nothing_is_added(
+    run: Run, tmp_path: Path, make: Callable[[], Certificate], said: str
+) -> None:
+    folder = tmp_path / "certificates"
+    folder.mkdir()
+    pem(folder, "bad.pem", make())
+    pem(folder, "good.pem", root("Good"))
+    status, out, err = run("trust", "add", folder, "--role", "v2g")
+    assert (status, out) == (1, "")
+    assert "bad.pem: " in err
+    assert said in err
+    assert "Nothing was added." in err
+    assert listed(run) == []
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
+def test_a_file_without_a_certificate_is_refused(run: Run, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "file.pem").write_bytes(content)
+    status, _, err = run("trust", "add", tmp_path / "file.pem", "--role", "v2g")
+    assert status == 1
+    assert "holds no certificate" in err
+
+
+# --- remove ---
+
+
+def test_a_certificate_is_removed_for_one_role_or_for_all(run: Run, tmp_path: Path) -> None:
+    certificate = root("One")
+    run("trust", "add", pem(tmp_path, "one.pem", certificate), "--role", "v2g", "--role", "oem", "--role", "emsp")
+    assert run("trust", "remove", certificate.fingerprint.upper(), "--role", "oem")[1] == "removed for 1 role(s)\n"
+    assert run("trust", "remove", certificate.fingerprint)[1] == "removed for 2 role(s)\n"
+    status, _, err = run("trust", "remove", certificate.fingerprint)
+    assert status == 1
+    assert certificate.fingerprint in err
+
+
+# --- export ---
+
+
+def test_an_export_is_what_verify_reads(run: Run, tmp_path: Path, pkis: dict[str, PKI]) -> None:
+    v2g, sub = root("One"), pkis["iso2"].oem_sub1.certificate
+    run("trust", "add", pem(tmp_path, "one.pem", v2g), "--role", "v2g", "--role", "emsp")
+    run("trust", "add", pem(tmp_path, "sub.pem", sub), "--role", "oem")
+    status, out, _ = run("trust", "export", tmp_path / "out")
+    assert status == 0
+    assert "3 file(s)" in out
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["emsp", "oem", "v2g"]
+    assert from_directory(tmp_path / "out").of(Role.V2G) == (v2g,)
+    assert run("trust", "export", tmp_path / "out")[0] == 1
+    status, out, _ = run("trust", "export", tmp_path / "only", "--role", "oem")
+    assert status == 0
+    assert [path.name for path in (tmp_path / "only").iterdir()] == ["oem"]
+
+
+def test_one_role_is_exported_to_standard_output_as_one_pem(run: Run, tmp_path: Path) -> None:
+    one, two = root("One"), root("Two")
+    run("trust", "add", pem(tmp_path, "one.pem", one, two), "--role", "v2g")
+    run("trust", "add", pem(tmp_path, "three.pem", root("Three")), "--role", "oem")
+    status, out, err = run("trust", "export", "--role", "v2g")
+    assert (status, err) == (0, "")
+    assert Certificate.load_pem(out.encode()) == (one, two)
+    assert run("trust", "export", "--role", "emsp")[0] == 1
+    assert run("trust", "export")[0] == 1
+
+
+# --- sync ---
+
+
+@pytest.fixture
+def rcp() -> Iterator[Fake]:
+    with neighbour() as fake:
+        yield fake
+
+
+def lists(rcp: Fake, *certificates: Certificate, extra: tuple[Any, ...] = ()) -> None:
+    def answer(call: Call) -> Reply:
+        assert call.headers["authorization"] == "Bearer a token"
+        entries = [{"caCertificate": b64(one.der), "rootTypeList": ["V2G"]} for one in certificates]
+        return json_answer({"rootCertificateCollection": [*entries, *extra]})
+
+    rcp.answers["/opnc/v1/rcp/rootcertificates"] = answer
+
+
+def test_a_synchronisation_tells_what_was_added_what_is_gone_and_what_is_unusable(run: Run, rcp: Fake) -> None:
+    settings = {"rcp_url": rcp.url + "/opnc/v1/rcp", "rcp_token": "a token"}
+    one, two = root("One"), root("\x1b[31mTwo")
+    lists(rcp, one, two)
+    status, out, err = run("trust", "sync", **settings)
+    assert (status, err) == (0, "")
+    assert out.splitlines() == [
+        f"added  v2g  root  One  {one.fingerprint}",
+        rf"added  v2g  root  \x1b[31mTwo  {two.fingerprint}",
+    ]
+    assert run("trust", "sync")[1] == "nothing new\n"
+    assert {entry["source"] for entry in listed(run)} == {settings["rcp_url"]}
+    lists(rcp, one, extra=({"commonName": "Bad", "caCertificate": "AAAA"},))
+    status, out, err = run("trust", "sync")
+    assert status == 0
+    assert out.startswith(r"gone from the pool, still trusted (--prune removes it)  v2g  root  \x1b[31mTwo")
+    assert "not used: An entry (Bad) holds no certificate" in err
+    assert len(listed(run)) == 2
+    lists(rcp, one)
+    status, out, _ = run("trust", "sync", "--prune", "--json")
+    told = json.loads(out)
+    assert told["pruned"] is True
+    assert [entry["fingerprint"] for entry in told["gone"]] == [two.fingerprint]
+    assert [entry["fingerprint"] for entry in listed(run)] == [one.fingerprint]
+
+
+def test_a_synchronisation_that_fails_is_one_sentence_and_changes_nothing(run: Run, rcp: Fake) -> None:
+    rcp.answers["*"] = Reply(500)
+    status, out, err = run("trust", "sync", rcp_url=rcp.url)
+    assert (status, out) == (1, "")
+    assert err == "ccp: The Root Certificate Pool answered 500; nothing was changed.\n"
+
+
+def test_without_a_pool_there_is_nothing_to_synchronise_with(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CCP_RCP_URL", raising=False)
+    status, _, err = run("trust", "sync")
+    assert status == 1
+    assert "rcp_url is not set" in err

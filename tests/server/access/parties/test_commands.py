@@ -1,0 +1,267 @@
+"""ccp party and ccp roles, as an operator uses them."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ccp.server.domain.authorization import ADMIN_TABLE, EVENT_TABLE, ROLE_TABLE, ROOT_TABLE, WATCH_TABLE
+from tests.cli.run import ccp, good, told
+from tests.server.storage.made import sql
+
+
+@pytest.fixture
+def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A new database in an empty directory, where commands look for it."""
+    monkeypatch.chdir(tmp_path)
+    good("db", "upgrade")
+    return f"sqlite:///{tmp_path / 'ccp.db'}"
+
+
+def add(name: str, *options: str) -> dict[str, Any]:
+    """Returns what was told, client_secret and all."""
+    added: dict[str, Any] = json.loads(good("party", "add", name, *options, "--json").out)
+    return added
+
+
+def shown(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(good("party", "show", name, "--json").out)
+    return found
+
+
+def rotated(*arguments: str) -> dict[str, Any]:
+    made: dict[str, Any] = json.loads(good("party", "rotate-secret", *arguments, "--json").out)
+    return made
+
+
+# --- Edit ------------------------------------------------------------------------------------------------------------
+
+
+def test_name_roles_and_ids_of_a_party_are_changed_and_its_client_id_is_not(database: str) -> None:
+    add("Example Motors", "--role", "oem", "--wmi", "WEX", "--wmi", "WXB")
+    options = [
+        *("--name", "Example Group"), *("--add-role", "cpo"), *("--add-operator-id", "de*exc"),
+        *("--remove-wmi", "wxb"),
+        *("--add-wmi", "wxc"), *("--add-role", "cps"), "--all-providers",
+    ]  # fmt: skip
+    changed = json.loads(good("party", "edit", "example motors", *options, "--json").out)
+    assert changed == {
+        "client_id": "example-motors", "name": "Example Group", "roles": ["cpo", "cps", "oem"], "provider_ids": [],
+        "all_providers": True, "wmis": ["WEX", "WXC"], "operator_ids": ["DEEXC"], "enabled": True,
+    }  # fmt: skip
+    assert json.loads(good("party", "list", "--json").out) == [changed]
+    assert good("party", "edit", "Example Group", "--no-all-providers", "--add-provider-id", "DEEXA").out == (
+        "example-motors is changed.\n"
+    )
+    assert shown("Example Group")["provider_ids"] == ["DEEXA"]
+    assert told("party", "show", "Example Motors") == "There is no party named Example Motors."
+
+
+def test_with_a_role_go_its_ids_and_they_are_free_for_another(database: str) -> None:
+    add("A", "--role", "oem", "--wmi", "WEX", "--role", "cpo", "--operator-id", "DEEXC")
+    add("B", "--role", "oem", "--wmi", "WXB")
+    taken = "The WMI WEX belongs to A already."
+    assert told("party", "edit", "B", "--add-wmi", "WEX") == taken
+    good("party", "edit", "A", "--remove-role", "oem")
+    assert shown("A")["wmis"] == []
+    good("party", "edit", "B", "--add-wmi", "WEX")
+    assert told("party", "edit", "A", "--add-role", "oem", "--add-wmi", "WEX") == taken.replace("to A", "to B")
+    assert shown("A")["roles"] == ["cpo"]
+
+
+def test_a_party_that_only_served_a_provider_cannot_come_to_own_it_by_an_edit(database: str) -> None:
+    add("Owner", "--role", "emsp", "--provider-id", "DEEXA")
+    add("Server", "--role", "cps", "--provider-id", "DEEXA")
+    assert told("party", "edit", "Server", "--add-role", "emsp") == "The provider id DEEXA belongs to Owner already."
+    good("party", "edit", "Owner", "--remove-role", "emsp", "--add-role", "cpo")
+    good("party", "edit", "Server", "--add-role", "emsp")
+    assert sql(database, "select kind, id, client_id from party_owns") == [("provider id", "DEEXA", "server")]
+
+
+def test_ids_of_a_disabled_party_stay_its_own_until_they_are_taken_from_it(database: str) -> None:
+    add("Old", "--role", "oem", "--wmi", "WEX")
+    add("New", "--role", "oem", "--wmi", "WXB")
+    assert told("party", "edit", "Old", "--remove-wmi", "WEX") == "An OEM needs a WMI."
+    good("party", "disable", "Old")
+    assert told("party", "edit", "New", "--add-wmi", "WEX") == "The WMI WEX belongs to Old already."
+    good("party", "edit", "Old", "--remove-wmi", "WEX")
+    good("party", "edit", "New", "--add-wmi", "WEX")
+    assert told("party", "enable", "Old") == "An OEM needs a WMI."
+    good("party", "edit", "Old", "--add-wmi", "WXC")
+    assert good("party", "enable", "Old").out == "old is enabled.\n"
+    assert shown("Old")["enabled"] is True
+
+
+@pytest.mark.parametrize(
+    ("options", "sentences"),
+    [
+        ([], ["Nothing is to be changed; see --help."]),
+        (["--remove-wmi", "ABC", "--remove-role", "cps"], ["A does not have ABC, cps."]),
+        (["--remove-role", "oem"], ["A party needs a role."]),
+        (["--remove-wmi", "WEX"], ["An OEM needs a WMI."]),
+        (["--add-operator-id", "DEEXC"], ["Operator ids are for a CPO."]),
+        (["--all-providers"], ["All providers are for a CPS."]),
+        (["--add-role", "cps", "--add-operator-id", "DEEXC"], [
+            "Operator ids are for a CPO.", "A CPS needs the provider ids that it signs for, or all providers.",
+        ]),
+        (["--name", "b"], ["There is a party named b already."]),
+        (["--name", "\x07A"], ["name : must be at most 100 printable characters, and a letter or digit among them"]),
+        (["--add-wmi", "W", "--remove-wmi", "WEXX"], ['WMI "W" : must match "^[a-zA-Z0-9]{3}$"']),
+        (["--add-wmi", "WXD", "--add-wmi", "WXB"], ["The WMI WXB belongs to B already."]),
+    ],
+)  # fmt: skip
+def test_an_edit_that_makes_no_sense_is_refused_and_nothing_of_it_happens(
+    database: str, options: list[str], sentences: list[str]
+) -> None:
+    add("A", "--role", "oem", "--wmi", "WEX")
+    add("B", "--role", "oem", "--wmi", "WXB")
+    tables = ("party", "party_owns", "party_secret", "change_count", "audit")
+    before = [sql(database, f"select * from {table}") for table in tables]
+    done = ccp("party", "edit", "A", *options)
+    assert (done.status, done.out) == (1, "")
+    assert done.err.splitlines() == [f"ccp: {sentence}" for sentence in sentences]
+    assert [sql(database, f"select * from {table}") for table in tables] == before
+
+
+# --- Secrets ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_party_is_shown_with_its_secrets_lives_and_never_with_their_hashes(database: str) -> None:
+    secrets = [add("Example CPO", "--role", "cpo")["client_secret"]]
+    began = datetime.now(UTC).replace(microsecond=0)
+    secrets.append(rotated("Example CPO", "--overlap", "3600")["client_secret"])
+    newer, older = shown("example-cpo")["secrets"]
+    assert newer["expires_at"] is None
+    assert (
+        timedelta(0) <= datetime.fromisoformat(older["expires_at"]) - began - timedelta(hours=1) < timedelta(minutes=1)
+    )
+    lines = good("party", "show", "Example CPO").lines
+    assert lines[:3] == ["name          Example CPO", "client id     example-cpo", "roles         cpo"]
+    assert lines[-2:] == [
+        f"secret        made {newer['created_at']}, good until it is replaced",
+        f"secret        made {older['created_at']}, good until {older['expires_at']}",
+    ]
+    hashes = [row[0] for row in sql(database, "select hash from party_secret")]
+    assert len(hashes) == 2
+    for command in (["show", "Example CPO"], ["list"]):
+        for output in (good("party", *command).out, good("party", *command, "--json").out, good("audit", "list").out):
+            assert "argon2" not in output
+            assert not [each for each in (*secrets, *hashes) if each in output]
+
+
+def test_at_most_two_secrets_are_good_and_the_operator_says_which_one_ends(database: str) -> None:
+    first = add("A", "--role", "cpo")
+    assert len(rotated("A")["secrets"]) == 2
+    before = sql(database, "select * from party_secret")
+    assert told("party", "rotate-secret", "A") == (
+        "A has two live secrets already. Say which one ends at once, the older or the newer, or end both."
+    )
+    assert sql(database, "select * from party_secret") == before
+    (_, older) = hashes(database)
+    rotated("A", "--end", "newer")
+    assert hashes(database)[1:] == [older]
+    (newer, _) = hashes(database)
+    rotated("A", "--end", "older")
+    assert hashes(database)[1:] == [newer]
+    last = rotated("A", "--now")
+    assert len(last["secrets"]) == len(hashes(database)) == 1
+    assert last["client_secret"] != first["client_secret"]
+
+
+def hashes(database: str) -> list[str]:
+    return [row[0] for row in sql(database, "select hash from party_secret order by created_at desc")]
+
+
+def test_a_secret_whose_time_is_over_counts_no_more_and_is_gone_with_the_next_rotation(database: str) -> None:
+    add("A", "--role", "cpo")
+    rotated("A")
+    sql(database, "update party_secret set expires_at = 1 where expires_at is not null")
+    assert len(shown("A")["secrets"]) == 1
+    assert len(rotated("A")["secrets"]) == 2
+    assert len(hashes(database)) == 2
+
+
+def test_the_words_for_people_say_how_long_the_secret_before_is_good(database: str) -> None:
+    add("A", "--role", "cpo")
+    client_id, secret, last, older = good("party", "rotate-secret", "A").lines
+    assert client_id.split() == ["client_id", "a"]
+    assert len(secret.split()[1]) >= 43
+    assert last == "The secret is not shown again."
+    until = datetime.fromisoformat(older.removeprefix("The one before is good until ").rstrip("."))
+    assert timedelta(days=7) - timedelta(minutes=1) < until - datetime.now(UTC) <= timedelta(days=7)
+    assert good("party", "rotate-secret", "A", "--now").lines[-1] == "No older secret is good any more."
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--overlap", "-1"], "overlap : must be 0 to 7776000 seconds"),
+        (["--overlap", "7776001"], "overlap : must be 0 to 7776000 seconds"),
+        (["--overlap", "9" * 30], "overlap : must be 0 to 7776000 seconds"),
+        (["--now", "--overlap", "5"], "--now ends every older secret; it goes with neither --overlap nor --end."),
+        (["--now", "--end", "older"], "--now ends every older secret; it goes with neither --overlap nor --end."),
+    ],
+)
+def test_a_rotation_that_makes_no_sense_is_refused(database: str, options: list[str], sentence: str) -> None:
+    add("A", "--role", "cpo")
+    assert told("party", "rotate-secret", "A", *options) == sentence
+    assert len(hashes(database)) == 1
+
+
+# --- In common -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["show", "edit --name B", "disable", "enable", "rotate-secret"])
+def test_an_unknown_party_is_told(database: str, command: str) -> None:
+    name, *options = command.split()
+    assert told("party", name, "nobody", *options) == "There is no party named nobody."
+
+
+def test_every_change_is_in_the_audit_trail_with_who_made_it_and_no_secret(database: str) -> None:
+    secret = add("A", "--role", "oem", "--wmi", "WEX")["client_secret"]
+    good("party", "edit", "A", "--add-wmi", "WXB")
+    good("party", "edit", "A", "--add-wmi", "WXB")  # Nothing that was not so before.
+    good("party", "disable", "A")
+    good("party", "disable", "A")
+    good("party", "enable", "A")
+    secret += rotated("A")["client_secret"]
+    rows = sql(database, "select actor, action, outcome, subject from audit order by at")
+    assert [row[1] for row in rows] == [
+        "party.added", "party.edited", "party.disabled", "party.enabled", "secret.rotated",
+    ]  # fmt: skip
+    assert {row[0].partition(":")[0] for row in rows} == {"cli"}
+    assert {row[2] for row in rows} == {"ok"}
+    subjects = [json.loads(row[3]) for row in rows]
+    assert {subject["party"] for subject in subjects} == {"a"}
+    assert (subjects[0]["name"], subjects[0]["wmis"]) == ("A", ["WEX"])
+    assert (subjects[1]["before"], subjects[1]["after"]) == ({"wmis": ["WEX"]}, {"wmis": ["WEX", "WXB"]})
+    assert (subjects[2]["before"], subjects[2]["after"]) == ({"enabled": True}, {"enabled": False})
+    assert "argon2" not in str(rows)
+    assert good("audit", "verify").status == 0
+
+
+def test_the_role_table_is_printed_whole(database: str) -> None:
+    rows = json.loads(good("roles", "--json").out)
+    assert {(row["operation"], row["role"]) for row in rows} == {
+        (operation.value, role.value)
+        for table in (ROLE_TABLE, EVENT_TABLE, ADMIN_TABLE, WATCH_TABLE, ROOT_TABLE)
+        for operation, rules in table.items()
+        for role in rules
+    }
+    header, *lines = good("roles").lines
+    assert header.split() == ["operation", "role", "for"]
+    assert [line.split(maxsplit=2) for line in lines] == [
+        [row["operation"], row["role"], row["condition"]] for row in rows
+    ]
+    words = {(row["operation"], row["role"]): row["condition"] for row in rows}
+    assert words["AddSignedContractData", "emsp"] == "contracts of its own provider ids"
+    assert words["SetSignedContractDataAsDefault", "oem"] == "vehicles of its own WMIs"
+    assert (
+        words["PostEndpoint", "oem"]
+        == words["PostEndpoint", "emsp"]
+        == "webhooks of its own, for events of its own ids"
+    )

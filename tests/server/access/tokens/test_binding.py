@@ -1,0 +1,293 @@
+"""Tokens that are bound to a client certificate (RFC 8705), told by a proxy or shown in the TLS handshake itself."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import ssl
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+from joserfc import jws
+from joserfc.jwk import ECKey
+
+from ccp.ids import ProviderId
+from ccp.server.access.authorization_server import hash_secret
+from ccp.server.domain.parties import Party, Role
+from ccp.server.http.client_certificate import read_header
+from ccp.server.http.routes.opnc import BASE
+from ccp.server.storage.engine import schema
+from ccp.server.storage.queries import parties
+from ccp.testing.pki import PKI
+from tests.cli.run import told
+from tests.cli.test_serving import free_port, serving
+from tests.server.access.tokens.issuer import fake_issuer, look, post, signed
+from tests.server.http.api.answers import sentences
+from tests.server.storage.made import write
+from tests.world import Pool, start
+
+NOW = datetime.now(UTC)
+HEADER = "X-Client-Cert"
+
+
+@dataclass(frozen=True)
+class Credential:
+    certificate: x509.Certificate
+    key: EllipticCurvePrivateKey
+
+    @property
+    def der(self) -> bytes:
+        return self.certificate.public_bytes(Encoding.DER)
+
+    @property
+    def pem(self) -> bytes:
+        return self.certificate.public_bytes(Encoding.PEM)
+
+    @property
+    def thumbprint(self) -> str:
+        return base64.urlsafe_b64encode(hashlib.sha256(self.der).digest()).rstrip(b"=").decode()
+
+    @property
+    def escaped(self) -> str:
+        """As nginx writes $ssl_client_escaped_cert."""
+        return quote(self.pem.decode(), safe="")
+
+    def save(self, folder: Path, name: str) -> tuple[Path, Path]:
+        private = self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        (folder / f"{name}.pem").write_bytes(self.pem)
+        (folder / f"{name}.key").write_bytes(private)
+        return folder / f"{name}.pem", folder / f"{name}.key"
+
+
+def credential(name: str, issuer: Credential | None = None) -> Credential:
+    """A certificate for 127.0.0.1; without an issuer a CA's, signed by itself."""
+    key = generate_private_key(SECP256R1())
+    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+    above = issuer.certificate.subject if issuer else subject
+    validity = (NOW - timedelta(days=1), NOW + timedelta(days=1))
+    builder = (
+        x509.CertificateBuilder(above, subject, key.public_key(), x509.random_serial_number(), *validity)
+        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+    )
+    return Credential(builder.sign((issuer.key if issuer else key), hashes.SHA256()), key)
+
+
+CA = credential("Example CA")
+OURS, OTHER = credential("emsp", CA), credential("other", CA)
+
+
+# --- What a proxy writes ---------------------------------------------------------------------------------------------
+
+
+def test_a_certificate_is_read_as_nginx_writes_it_and_as_rfc_9440_says() -> None:
+    assert read_header(OURS.escaped.encode()) == OURS.der
+    assert read_header(OURS.pem.replace(b"\n", b" ")) == OURS.der, "as older proxies fold it"
+    assert read_header(b":" + base64.b64encode(OURS.der) + b":") == OURS.der
+    assert read_header(b"  :" + base64.b64encode(OURS.der) + b": ") == OURS.der
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        b"", b":", b"::", b":AA", b"AA:", b":A:", b":A A=:", b":!!!!:", b"(null)", b"none", b"%", b"%00%ff",
+        b"-----BEGIN CERTIFICATE-----", b"-----BEGIN CERTIFICATE----------END CERTIFICATE-----",
+        quote(OURS.pem + OTHER.pem).encode(), b"x" + OURS.pem, base64.b64encode(OURS.der),
+        b":" + b"A" * 20_000 + b":", b":" + base64.b64encode(OURS.der) + b":;a=1",
+    ],
+)  # fmt: skip
+def test_what_is_no_certificate_is_none(value: bytes) -> None:
+    assert read_header(value) is None
+
+
+# --- Behind a proxy --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def behind(pkis: dict[str, PKI]) -> Iterator[Pool]:
+    """A pool whose proxy is the test."""
+    with start({"iso2": pkis["iso2"]}, client_certificate_header=HEADER, bind_tokens=True) as running:
+        yield running
+
+
+def granted(pool: Pool, **headers: str) -> str:
+    member = pool.world.member("emsp")
+    form = {"grant_type": "client_credentials", "client_id": "emsp", "client_secret": member.secret}
+    answer = pool.http.post("/oauth/token", data=form, headers=headers)
+    assert answer.status_code == 200, answer.text
+    token: str = answer.json()["access_token"]
+    return token
+
+
+def claims_of(token: str) -> dict[str, Any]:
+    claims: dict[str, Any] = json.loads(jws.extract_compact(token.encode()).payload)
+    return claims
+
+
+def minted(pool: Pool, **more: Any) -> str:
+    """A token that the pool's own key has signed."""
+    ((pem, kid),) = pool.sql("select private_key, kid from token_key")
+    now = int(time.time())
+    claims = {"iss": pool.base_url, "aud": pool.base_url, "sub": "emsp", "iat": now, "exp": now + 60, **more}
+    return signed(claims, ECKey.import_key(pem, {"kid": kid}))
+
+
+def refused(answer: httpx.Response) -> None:
+    assert sentences(answer, 401) == ["The access token is not valid (any more)."]
+
+
+def test_a_token_that_is_requested_with_a_certificate_is_good_with_that_certificate_only(behind: Pool) -> None:
+    token = granted(behind, **{HEADER: OURS.escaped})
+    assert claims_of(token)["cnf"] == {"x5t#S256": OURS.thumbprint}
+    rfc_9440 = ":" + base64.b64encode(OURS.der).decode() + ":"
+    for _ in range(2):  # Verified, then from the cache, in every order.
+        refused(look(behind, token))
+        assert look(behind, token, **{HEADER: OURS.escaped}).status_code == 404
+        refused(look(behind, token, **{HEADER: OTHER.escaped}))
+        assert look(behind, token, **{HEADER: rfc_9440}).status_code == 404
+        refused(look(behind, token, **{HEADER: ""}))
+        refused(look(behind, token, **{HEADER: "garbage"}))
+
+
+def test_a_header_that_is_there_twice_tells_nothing(behind: Pool) -> None:
+    token = granted(behind, **{HEADER: OURS.escaped})
+    headers = [("Authorization", f"Bearer {token}"), (HEADER, OURS.escaped), (HEADER, OTHER.escaped)]
+    path = f"{BASE}/contractData/emaid/DEEXAC12345678"
+    refused(behind.http.get(path, headers=headers))
+    refused(behind.http.get(path, headers=[headers[0], headers[2], headers[1]]))
+
+
+def test_the_pool_says_that_its_tokens_are_bound(behind: Pool) -> None:
+    described = behind.http.get("/.well-known/oauth-authorization-server").json()
+    assert described["tls_client_certificate_bound_access_tokens"] is True
+
+
+@pytest.mark.parametrize(
+    "confirmation",
+    [{}, None, "x", [], {"jkt": "a"}, {"x5t#S256": 5}, {"x5t#S256": None}, {"x5t#S256": OURS.thumbprint, "jkt": "a"}],
+)
+def test_a_token_that_is_bound_in_a_way_that_nobody_here_can_check_is_refused(behind: Pool, confirmation: Any) -> None:
+    refused(look(behind, minted(behind, cnf=confirmation), **{HEADER: OURS.escaped}))
+
+
+def test_a_header_from_an_address_that_is_no_trusted_proxy_is_ignored(pkis: dict[str, PKI]) -> None:
+    options: dict[str, Any] = {"client_certificate_header": HEADER, "bind_tokens": True}
+    with start({"iso2": pkis["iso2"]}, trusted_proxies=("10.0.0.0/8", "fd00::/8"), **options) as running:
+        forwarded = {HEADER: OURS.escaped, "X-Forwarded-For": "10.0.0.1", "Forwarded": "for=10.0.0.1"}
+        bound = minted(running, cnf={"x5t#S256": OURS.thumbprint})
+        refused(look(running, bound, **forwarded))
+
+
+def test_without_the_setting_no_header_tells_a_certificate_and_no_token_is_bound(pool: Pool) -> None:
+    for name in (HEADER, "Client-Cert", "X-SSL-Client-Cert", "X-Forwarded-Client-Cert", "ccp.client_certificate"):
+        assert "cnf" not in claims_of(granted(pool, **{name: OURS.escaped}))
+    bound = signed_for(pool)
+    refused(look(pool, bound, **{HEADER: OURS.escaped}))
+    refused(look(pool, bound))
+
+
+def signed_for(pool: Pool) -> str:
+    return minted(pool, cnf={"x5t#S256": OURS.thumbprint})
+
+
+def test_a_token_of_another_issuer_may_be_bound_too(pkis: dict[str, PKI]) -> None:
+    with fake_issuer() as fake:
+        options: dict[str, Any] = {"issuers": (fake.entry(),), "client_certificate_header": HEADER}
+        with start({"iso2": pkis["iso2"]}, **options) as running:
+            token = fake.token(cnf={"x5t#S256": OURS.thumbprint})
+            for _ in range(2):
+                refused(post(running, token))
+                refused(post(running, token, **{HEADER: OTHER.escaped}))
+                assert post(running, token, **{HEADER: OURS.escaped}).status_code == 400
+
+
+# --- Mutual TLS ------------------------------------------------------------------------------------------------------
+
+SECRET = "a secret for a test, not for use"
+
+
+@dataclass(frozen=True)
+class Served:
+    url: str
+    folder: Path
+
+    def client(self, name: str | None, version: ssl.TLSVersion | None = None) -> httpx.Client:
+        """A client that shows a certificate of the folder, or none."""
+        context = ssl.create_default_context(cafile=str(self.folder / "server-ca.pem"))
+        if name is not None:
+            context.load_cert_chain(self.folder / f"{name}.pem", self.folder / f"{name}.key")
+        if version is not None:
+            context.minimum_version = context.maximum_version = version
+        return httpx.Client(base_url=self.url, verify=context, timeout=10)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """`ccp serve` with two workers that asks every client for a certificate."""
+    folder = tmp_path_factory.mktemp("mtls")
+    server_ca = credential("Server CA")
+    server_ca.save(folder, "server-ca")
+    credential("server", server_ca).save(folder, "server")
+    CA.save(folder, "ca")
+    for name, holder in {"ours": OURS, "other": OTHER, "stranger": credential("stranger", credential("Else"))}.items():
+        holder.save(folder, name)
+    url = f"sqlite:///{folder}/ccp.db"
+    schema.upgrade(url)
+    emsp = Party("emsp", "emsp", frozenset({Role.EMSP}), frozenset({ProviderId("DEEXA")}))
+    write(url, parties.add(emsp, hash_secret(SECRET), NOW))
+    port = free_port()
+    (folder / "ccp.toml").write_text(
+        f'database = "sqlite:///ccp.db"\nport = {port}\nworkers = 2\nbind_tokens = true\ntls_client_ca = "ca.pem"\n'
+        'tls_cert = "server.pem"\ntls_key = "server.key"\n'
+    )
+    served = Served(f"https://127.0.0.1:{port}", folder)
+    context = ssl.create_default_context(cafile=str(folder / "server-ca.pem"))
+    context.load_cert_chain(folder / "ours.pem", folder / "ours.key")
+    with serving(served.url, "--config", folder / "ccp.toml", verify=context, log=folder / "log"):
+        yield served
+
+
+def test_a_client_without_a_certificate_of_the_ca_does_not_get_as_far_as_a_request(served: Served) -> None:
+    for name in (None, "stranger"):
+        with served.client(name) as http, pytest.raises(httpx.TransportError):
+            http.get("/health")
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_a_token_is_bound_to_the_certificate_of_the_connection(served: Served, version: ssl.TLSVersion) -> None:
+    form = {"grant_type": "client_credentials", "client_id": "emsp", "client_secret": SECRET}
+    path = f"{BASE}/contractData/emaid/DEEXAC12345678"
+    with served.client("ours", version) as ours, served.client("other", version) as other:
+        token = ours.post("/oauth/token", data=form).json()["access_token"]
+        assert claims_of(token)["cnf"] == {"x5t#S256": OURS.thumbprint}
+        headers = {"Authorization": f"Bearer {token}"}
+        for _ in range(6):
+            assert ours.get(path, headers={**headers, "Connection": "close"}).status_code == 404
+            refused(other.get(path, headers={**headers, "Connection": "close"}))
+            # Nor by writing into a header what a proxy would.
+            refused(other.get(path, headers={**headers, HEADER: OURS.escaped, "Client-Cert": OURS.escaped}))
+
+
+def test_the_ca_may_be_given_on_the_command_line_and_is_looked_at_before_anything_starts(tmp_path: Path) -> None:
+    certificate, key = credential("server").save(tmp_path, "server")
+    (tmp_path / "garbage.pem").write_text("no certificate")
+    for name in ("none.pem", "garbage.pem"):
+        sentence = told(
+            "serve", "--tls-cert", certificate, "--tls-key", key, "--tls-client-ca", tmp_path / name,
+            env={"CCP_DATABASE": f"sqlite:///{tmp_path}/ccp.db"},
+        )  # fmt: skip
+        assert sentence.startswith(f"The CAs of client certificates {tmp_path / name} cannot be used: ")

@@ -1,0 +1,264 @@
+"""From an issuer's claims to a party, within what the issuer may vouch for; settings of issuers that are refused."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from ccp.errors import ConfigurationError
+from ccp.server import settings
+from ccp.server.access.jose import UnknownCaller, WrongClaim
+from ccp.server.access.trusted_issuers import Issuers, check_files, find, party_of
+from ccp.server.domain.parties import CLIENT_ID_PATTERN, Role
+from ccp.server.external.outbound import Outbound
+from ccp.server.settings import IssuerSettings
+from tests.cli.run import told
+from tests.server.access.tokens.issuer import key, key_set
+
+CLAIMS = {
+    "sub": "service-7",
+    "azp": "backend",
+    "resource_access": {"ccp": {"roles": ["pnc-mo", "pnc-maker", "unknown"]}},
+    "https://example.com/ids": {"providers": ["DE-EXA", "nlexb"], "wmi": "WEX WXB"},
+    "operators": ["DE*EXC"],
+}
+ROLES = {"pnc-mo": "emsp", "pnc-maker": "oem", "pnc-admin": "admin"}
+
+
+def entry(**options: Any) -> IssuerSettings:
+    own: dict[str, Any] = {
+        "issuer": "https://idp.example.com/realms/pnc",
+        "jwks_url": "https://idp.example.com/keys",
+        "algorithms": ["ES256"],
+        "role_claim": "resource_access.ccp.roles",
+        "role_map": {"pnc-mo": "emsp", "pnc-maker": "oem"},
+        "provider_claim": "https://example.com/ids.providers",
+        "wmi_claim": "https://example.com/ids.wmi",
+        "operator_claim": "operators",
+    }
+    return IssuerSettings(**{**own, **options})
+
+
+def test_claims_become_a_party_with_the_pools_own_ids() -> None:
+    party = party_of(entry(), CLAIMS)
+    assert party.client_id == party.name == "https://idp.example.com/realms/pnc:service-7"
+    assert party.roles == {Role.EMSP, Role.OEM}
+    assert party.provider_ids == {"DEEXA", "NLEXB"}
+    assert party.wmis == {"WEX", "WXB"}
+    assert party.operator_ids == {"DEEXC"}
+    assert not party.all_providers
+
+
+def test_a_caller_of_an_issuer_never_has_the_name_of_a_registered_party() -> None:
+    import re
+
+    registered = re.compile(CLIENT_ID_PATTERN)
+    for prefix in (None, "partner", "x"):
+        for name in ("emsp", "cpo", "-", "emsp:emsp"):
+            client_id = party_of(entry(prefix=prefix, role_claim=None, roles=["cpo"]), {"sub": name}).client_id
+            assert not registered.fullmatch(client_id)
+    assert party_of(entry(prefix="partner"), CLAIMS).client_id == "partner:service-7"
+    assert party_of(entry(issuer="urn:example:idp"), CLAIMS).client_id == "urn:example:idp:service-7"
+
+
+def test_the_callers_name_may_be_another_claim() -> None:
+    assert party_of(entry(client_claim="azp"), CLAIMS).client_id == "https://idp.example.com/realms/pnc:backend"
+
+
+def test_roles_may_be_fixed_and_claims_add_to_them() -> None:
+    assert party_of(entry(roles=["cpo"], role_claim=None), CLAIMS).roles == {Role.CPO}
+    assert party_of(entry(roles=["cpo"]), CLAIMS).roles == {Role.CPO, Role.EMSP, Role.OEM}
+
+
+def test_values_of_the_role_claim_are_the_pools_own_names_where_nothing_is_mapped() -> None:
+    plain = entry(role_map={}, role_claim="roles")
+    assert party_of(plain, {**CLAIMS, "roles": ["emsp", "CPO", "oem ", "admin", "x"]}).roles == {Role.EMSP}
+    assert party_of(plain, {**CLAIMS, "roles": "emsp cpo"}).roles == {Role.EMSP, Role.CPO}
+    assert party_of(plain, CLAIMS).roles == frozenset()
+
+
+def test_an_issuer_vouches_for_no_admin_unless_the_operator_says_so() -> None:
+    claims = {"sub": "a", "roles": ["admin", "cpo"]}
+    assert party_of(entry(role_map={}, role_claim="roles"), claims).roles == {Role.CPO}
+    listed = entry(role_map={}, role_claim="roles", only_roles=["admin", "cpo"])
+    assert party_of(listed, claims).roles == {Role.ADMIN, Role.CPO}
+
+
+def test_what_an_issuer_may_not_vouch_for_is_left_out() -> None:
+    limited = entry(
+        only_roles=["emsp", "oem"], only_provider_ids=["de-exa", "FRXYZ"], only_wmis=["WXB"], only_operator_ids=[]
+    )
+    party = party_of(limited, CLAIMS)
+    assert (party.provider_ids, party.wmis, party.operator_ids) == ({"DEEXA"}, {"WXB"}, frozenset())
+    assert party_of(entry(role_map={"pnc-mo": "emsp"}, only_roles=["emsp"]), CLAIMS).roles == {Role.EMSP}
+
+
+def test_a_provisioning_service_signs_for_every_provider_only_where_that_is_said_and_it_has_the_role() -> None:
+    anyone = entry(all_providers=True, role_claim="roles", role_map={})
+    assert party_of(anyone, {"sub": "a", "roles": ["cps"]}).all_providers
+    assert not party_of(anyone, {"sub": "a", "roles": ["emsp"]}).all_providers
+    assert not party_of(entry(role_claim="roles", role_map={}), {"sub": "a", "roles": ["cps"]}).all_providers
+    no_cps = entry(all_providers=True, role_claim="roles", role_map={}, only_roles=["emsp"])
+    assert not party_of(no_cps, {"sub": "a", "roles": ["cps"]}).all_providers
+
+
+def test_a_caller_that_the_operator_denies_is_unknown() -> None:
+    with pytest.raises(UnknownCaller):
+        party_of(entry(denied=["service-7"]), CLAIMS)
+    party_of(entry(denied=["service-8"]), CLAIMS)
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("sub", "service-7"),
+        ("resource_access.ccp.roles", CLAIMS["resource_access"]["ccp"]["roles"]),  # type: ignore[index]
+        ("https://example.com/ids", CLAIMS["https://example.com/ids"]),
+        ("https://example.com/ids.wmi", "WEX WXB"),
+        ("resource_access.ccp.none", None),
+        ("resource_access..roles", None),
+        ("sub.sub", None),
+        ("operators.0", None),
+        ("", None),
+        (".", None),
+    ],
+)
+def test_a_path_goes_through_objects_and_knows_names_with_dots(path: str, value: Any) -> None:
+    assert find(CLAIMS, path) == value
+
+
+@pytest.mark.parametrize("value", [5, True, {"DEEXA": 1}, ["DEEXA", 5], ["DEEXA", None], ["DEEX"], ["ſEEXA"], "DEEXA,"])
+def test_a_claim_of_ids_that_is_malformed_refuses_the_token(value: Any) -> None:
+    with pytest.raises(WrongClaim):
+        party_of(entry(provider_claim="providers"), {**CLAIMS, "providers": value})
+
+
+def test_a_claim_of_ids_that_is_missing_or_empty_gives_none() -> None:
+    for claims in ({}, {"providers": None}, {"providers": []}, {"providers": " "}):
+        assert party_of(entry(provider_claim="providers"), {**CLAIMS, **claims}).provider_ids == frozenset()
+
+
+# --- Settings --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"algorithms": ["none"]}, "none cannot be allowed"),
+        ({"algorithms": ["HS256"]}, "HS256 cannot be allowed"),
+        ({"algorithms": ["ES256", "HS512"]}, "HS512 cannot be allowed"),
+        ({"algorithms": ["ES256K"]}, "ES256K cannot be allowed"),
+        ({"algorithms": ["es256"]}, "es256 cannot be allowed"),
+        ({"algorithms": []}, "at least 1 item"),
+        ({"jwks_url": None}, "one of jwks_url and jwks_file"),
+        ({"jwks_file": "keys.json"}, "one of jwks_url and jwks_file"),
+        ({"jwks_url": "http://idp.example.com/keys"}, "https address"),
+        ({"jwks_url": "file:///etc/keys"}, "https address"),
+        ({"jwks_url": "file:///etc/keys", "allow_http": True}, "https address"),
+        ({"role_claim": None}, "roles or role_claim is needed"),
+        ({"roles": ["admin"]}, "admin has to be in only_roles"),
+        ({"role_map": ROLES}, "admin has to be in only_roles"),
+        ({"roles": ["cpo"], "only_roles": ["emsp", "oem"]}, "cpo has to be in only_roles"),
+        ({"roles": ["king"]}, "roles"),
+        ({"all_providers": True, "only_provider_ids": ["DEEXA"]}, "contradict"),
+        ({"only_provider_ids": ["DEEX"]}, "providerId"),
+        ({"only_wmis": ["WE"]}, "wmi"),
+        ({"prefix": ""}, "prefix"),
+        ({"prefix": "a:b"}, "prefix"),
+        ({"prefix": "cli"}, "prefix"),
+        ({"issuer": ""}, "issuer"),
+        ({"secret": "x"}, "secret"),
+    ],
+)
+def test_an_issuer_that_would_be_unsafe_or_useless_is_refused_at_the_start(
+    options: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(ValidationError, match=sentence):
+        entry(**options)
+
+
+def test_the_algorithms_have_to_be_named() -> None:
+    with pytest.raises(ValidationError, match="algorithms"):
+        IssuerSettings(issuer="https://a.example.com", jwks_url="https://a.example.com/keys", roles=("cpo",))  # type: ignore[call-arg,arg-type]
+
+
+FILE = """
+base_url = "https://ccp.example.com"
+
+[[issuers]]
+issuer = "{issuer}"
+jwks_file = "keys.json"
+algorithms = ["ES256", "RS256"]
+roles = ["cpo"]
+operator_claim = "operator.ids"
+
+[[issuers]]
+issuer = "https://b.example.com"
+jwks_url = "https://b.example.com/keys"
+algorithms = ["{algorithm}"]
+role_claim = "roles"
+role_map = {{ "pnc-mo" = "emsp" }}
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in [name for name in os.environ if name.startswith("CCP_")]:
+        monkeypatch.delenv(name)
+    return tmp_path / "ccp.toml"
+
+
+def written(file: Path, issuer: str = "https://a.example.com", algorithm: str = "EdDSA") -> Path:
+    file.write_text(FILE.format(issuer=issuer, algorithm=algorithm))
+    return file
+
+
+def test_issuers_are_tables_of_the_file_and_their_files_lie_beside_it(file: Path) -> None:
+    first, second = settings.load(written(file)).issuers
+    assert first.jwks_file == file.parent / "keys.json"
+    assert first.algorithms == ("ES256", "RS256")
+    assert second.role_map == {"pnc-mo": Role.EMSP}
+    with pytest.raises(ConfigurationError, match=r"keys.json cannot be used"):
+        check_files([first, second])
+    (file.parent / "keys.json").write_bytes(key_set(key()))
+    check_files([first, second])
+    assert len(list(Issuers([first, second], Outbound(), audience="x"))) == 2
+
+
+@pytest.mark.parametrize("issuer", ["https://b.example.com", "https://ccp.example.com"])
+def test_two_issuers_of_one_name_and_the_pools_own_are_refused(file: Path, issuer: str) -> None:
+    with pytest.raises(ConfigurationError, match="a name of its own"):
+        settings.load(written(file, issuer))
+
+
+def test_serving_with_an_issuer_that_may_sign_with_anything_is_refused_in_one_sentence(file: Path) -> None:
+    sentence = told("serve", "--config", written(file, algorithm="none"))
+    assert sentence.startswith("issuers.1.algorithms: Value error, none cannot be allowed, only ES256")
+
+
+def test_serving_without_the_file_of_an_issuers_keys_is_refused_in_one_sentence(file: Path) -> None:
+    sentence = told("serve", "--config", written(file), "--database", f"sqlite:///{file.parent / 'ccp.db'}")
+    assert sentence.startswith("The keys of https://a.example.com in ")
+
+
+def test_the_age_of_keys_is_no_matter_of_minutes() -> None:
+    assert settings.load().token_key_lifetime == 30 * 86_400
+    assert settings.load(token_key_lifetime=0).token_key_lifetime == 0
+    with pytest.raises(ConfigurationError, match=r"token_key_lifetime: .*0 or at least 3600"):
+        settings.load(token_key_lifetime=60)
+
+
+def test_issuers_may_come_from_the_environment_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CCP_ISSUERS", entry().model_dump_json().join("[]"))
+    assert settings.load().issuers == (entry(),)
+
+
+def test_binding_tokens_needs_a_way_to_know_the_certificate() -> None:
+    with pytest.raises(ConfigurationError, match="bind_tokens needs"):
+        settings.load(bind_tokens=True)
+    with pytest.raises(ConfigurationError, match="tls_client_ca needs tls_cert"):
+        settings.load(tls_client_ca="ca.pem")

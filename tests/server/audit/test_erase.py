@@ -1,0 +1,272 @@
+"""Data protection: after an erasure nothing names the contract or the vehicle, and the trail is whole."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ccp.ids import EMAID
+from ccp.server.audit.trail import command_actor
+from ccp.server.storage.queries import audit as questions
+from ccp.server.storage.queries.audit import Filter
+from ccp.testing.partners import Car
+from ccp.testing.pki import PKI
+from ccp.x509.certificates import Certificate
+from tests.cli.run import good, told
+from tests.databases import tables
+from tests.server.audit.made import entry, vehicle_of
+from tests.server.storage.made import broken_invariants, new_database, sql, write
+from tests.world import Contract, Pool, new_emaid, new_pcid, start
+
+ISSUER = "11" * 32
+
+
+@pytest.fixture(scope="module")
+def pool(pkis: dict[str, PKI]) -> Iterator[Pool]:
+    with start(pkis) as running:
+        yield running
+
+
+@pytest.fixture
+def config(pool: Pool, tmp_path: Path) -> Path:
+    config = tmp_path / "ccp.toml"
+    config.write_text(f'database = "{pool.settings.database}"\nbase_url = "{pool.base_url}"\nlog_level = "error"\n')
+    return config
+
+
+def naming(pool: Pool, named: str) -> dict[str, int]:
+    """How many rows of which table name an id, in whatever column: in a text, in JSON or in octets."""
+    found = {}
+    for table in tables(pool.settings.database):
+        rows = pool.sql(f"select * from {table}")
+        count = sum(any(_names(value, named) for value in row) for row in rows)
+        if count:
+            found[table] = count
+    return found
+
+
+def _names(value: Any, named: str) -> bool:
+    octets = value if isinstance(value, bytes) else str(value).encode()
+    return named.encode() in octets.upper()
+
+
+def watch(pool: Pool, certificate: Certificate, *key: str) -> None:
+    """As the revocation service does with a certificate whose state it asks for. key: issuer and serial number."""
+    insert = "insert into watched_certificate values (?, ?, ?, ?, ?, 0)"
+    pool.sql(insert, *key, certificate.der, b"issuer", 2**33)
+    pool.sql("insert into evidence values (?, ?, 'good', 0, ?, null, 'OCSP')", *key, 2**60)
+
+
+def lived(pool: Pool) -> tuple[Car, Contract, Contract]:
+    """A vehicle with two contracts, of which one came from another vehicle, and a refused access to each."""
+    car = pool.car()
+    contract, other = pool.publish(car), pool.publish(pool.car())
+    pool.publish(car, other.emaid)
+    pool.publish(car, contract.emaid, signer="other_iso2")
+    assert pool.oem.post(f"/signedcontractdata/{other.emaid}/{car.pcid}/setdefault").status_code == 200
+    pool.client(None).get(f"/signedcontractdata/{contract.emaid}/{car.pcid}")
+    select = "select certificate_issuer, certificate_serial from contract where certificate = ?"
+    watch(pool, car.provisioning.certificate, ISSUER, f"a{car.pcid[-8:]}")
+    watch(pool, Certificate.load(other.certificate), ISSUER, f"b{car.pcid[-8:]}")  # Replaced by now.
+    watch(pool, Certificate.load(contract.certificate), *pool.sql(select, contract.certificate)[0])
+    rows_naming(pool, car.pcid, 5)  # Or the refusal would be written after an erasure.
+    return car, contract, other
+
+
+def rows_naming(pool: Pool, named: str, at_least: int) -> int:
+    """Refused access is written a moment later."""
+    for _ in range(50):
+        count = len(pool.change(questions.naming(named)))
+        if count >= at_least:
+            return count
+        time.sleep(0.05)
+    raise AssertionError(count)
+
+
+def erased(config: Path, *options: str) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(good("erase", *options, "--json", "--config", config).out)
+    return told
+
+
+def whole(config: Path) -> dict[str, Any]:
+    verdict: dict[str, Any] = json.loads(good("audit", "verify", "--json", "--config", config).out)
+    assert verdict["broken"] == []
+    return verdict
+
+
+def test_a_contract_is_erased_everywhere_and_the_car_maker_is_told(pool: Pool, config: Path) -> None:
+    car, contract, other = lived(pool)
+    count = rows_naming(pool, contract.emaid, 3)
+    before = whole(config)["erased"]
+    told = erased(config, "--emaid", contract.emaid)
+    assert told == {
+        "dry_run": False,
+        "erased": {
+            "contracts": 1, "variants": 2, "events": 2, "evidence": 2, "audit_rows": count, "vehicle": 0,
+        },
+        "events_waiting": 1,
+        "files": None,
+    }  # fmt: skip
+    # What is left is the event that tells the car maker.
+    assert naming(pool, contract.emaid) == {"outbox": 1}
+    assert pool.sql("select kind from outbox where emaid = ?", str(contract.emaid)) == [("oem.contract.deleted",)]
+    assert [item["emaid"] for item in pool.listed(car)] == [other.emaid]
+    assert whole(config)["erased"] == before + count
+    assert broken_invariants(pool.settings.database) == []
+
+
+def test_a_contract_is_erased_everywhere_when_nobody_is_to_be_told(pool: Pool, config: Path) -> None:
+    _, contract, other = lived(pool)
+    assert erased(config, "--emaid", contract.emaid, "--tell-nobody")["events_waiting"] == 0
+    assert naming(pool, contract.emaid) == {}
+    assert naming(pool, other.emaid)["contract"] == 1
+    whole(config)
+    assert broken_invariants(pool.settings.database) == []
+
+
+def test_a_vehicle_is_erased_everywhere_with_its_contracts(pool: Pool, config: Path) -> None:
+    car, contract, other = lived(pool)
+    count = rows_naming(pool, car.pcid, 5)
+    told = erased(config, "--pcid", car.pcid, "--tell-nobody")
+    assert (told["erased"]["contracts"], told["erased"]["variants"], told["erased"]["vehicle"]) == (2, 3, 1)
+    assert (told["erased"]["evidence"], told["erased"]["audit_rows"]) == (6, count)
+    assert naming(pool, car.pcid) == {}
+    assert pool.listed(car) == []
+    assert pool.stored(contract.emaid) == pool.stored(other.emaid) == 0
+    # Of the other vehicle's past it is still known that the contract was published for it.
+    assert naming(pool, other.emaid) == {"audit": 1, "outbox": 2}
+    whole(config)
+    assert broken_invariants(pool.settings.database) == []
+
+
+def test_a_vehicle_whose_maker_is_told_is_gone_once_the_events_are_sent(pool: Pool, config: Path) -> None:
+    car, *_ = lived(pool)
+    told = erased(config, "--pcid", car.pcid)
+    assert (told["erased"]["vehicle"], told["events_waiting"]) == (0, 2)
+    assert naming(pool, car.pcid) == {"outbox": 2, "vehicle": 1}
+    assert {kind for (kind,) in pool.sql("select kind from outbox where pcid = ?", str(car.pcid))} == {
+        "oem.contract.deleted"
+    }
+    pool.sql("delete from outbox where pcid = ?", str(car.pcid))
+    assert erased(config, "--pcid", car.pcid)["erased"]["vehicle"] == 1
+    assert naming(pool, car.pcid) == {}
+    whole(config)
+
+
+def test_a_vehicle_that_was_erased_can_have_contracts_again(pool: Pool, config: Path) -> None:
+    car, *_ = lived(pool)
+    erased(config, "--pcid", car.pcid)
+    emaid = pool.publish(car).emaid
+    assert [item["emaid"] for item in pool.ask(car)] == [emaid]
+    erased(config, "--pcid", car.pcid, "--tell-nobody")
+    pool.publish(car, emaid)
+    assert [item["emaid"] for item in pool.ask(car)] == [emaid]
+    assert broken_invariants(pool.settings.database) == []
+
+
+def test_a_dry_run_says_the_same_and_changes_nothing(pool: Pool, config: Path) -> None:
+    car, contract, _ = lived(pool)
+    rows_naming(pool, contract.emaid, 3)
+
+    def content() -> list[Any]:
+        tables = (
+            "contract",
+            "emaid_claim",
+            "vehicle",
+            "outbox",
+            "evidence",
+            "watched_certificate",
+            "audit",
+            "audit_head",
+        )
+        return [sorted(pool.sql(f"select * from {table}"), key=repr) for table in tables]
+
+    before = content()
+    dry = {kind: erased(config, *kind, "--dry-run") for kind in (("--emaid", contract.emaid), ("--pcid", car.pcid))}
+    assert content() == before
+    assert {rehearsal["dry_run"] for rehearsal in dry.values()} == {True}
+    for kind, rehearsal in dry.items():
+        if kind[0] == "--emaid":
+            assert erased(config, *kind)["erased"] == rehearsal["erased"]
+
+
+def test_the_row_of_an_erasure_says_who_and_how_much_and_names_no_id(pool: Pool, config: Path) -> None:
+    car, contract, other = lived(pool)
+    erased(config, "--emaid", contract.emaid, "--tell-nobody")
+    (row, *_) = pool.change(questions.found(Filter(action="data.erased"), 1))
+    assert row.actor == command_actor()
+    subject = json.loads(row.subject)
+    assert (subject["kind"], subject["contracts"]) == ("emaid", 1)
+    assert all(len(place) == 2 for place in subject["rows"])
+    assert not any(named in row.subject for named in (contract.emaid, car.pcid, other.emaid))
+
+
+def test_an_id_that_nothing_is_known_of_is_erased_all_the_same_and_that_is_recorded(pool: Pool, config: Path) -> None:
+    for option, named in (("--emaid", new_emaid()), ("--pcid", new_pcid())):
+        before = len(pool.change(questions.found(Filter(action="data.erased"), 1000)))
+        told = erased(config, option, named)
+        assert set(told["erased"].values()) == {0}
+        assert len(pool.change(questions.found(Filter(action="data.erased"), 1000))) == before + 1
+    whole(config)
+
+
+def test_another_contract_whose_id_begins_the_same_is_left_alone(pool: Pool, config: Path) -> None:
+    car, emaid = pool.car(), new_emaid()
+    longer = next(each for each in map(EMAID.parse, (f"{emaid}0", f"{emaid}1")) if each != emaid)  # No check digit.
+    pool.publish(car, emaid)
+    watch(pool, Certificate.load(pool.publish(car, longer).certificate), ISSUER, f"c{car.pcid[-8:]}")
+    told = erased(config, "--emaid", emaid)["erased"]
+    assert (told["contracts"], told["evidence"], told["audit_rows"]) == (1, 0, 1)
+    assert pool.stored(longer) == 1
+    assert naming(pool, longer)["watched_certificate"] == 1
+
+
+def test_what_is_known_of_a_revoked_certificate_stays_because_it_would_pass_for_good_without(
+    pool: Pool, config: Path
+) -> None:
+    contract = pool.publish(pool.car())
+    watch(pool, Certificate.load(contract.certificate), ISSUER, "dd")
+    pool.sql("update evidence set status = 'revoked' where serial = 'dd'")
+    erased(config, "--emaid", contract.emaid, "--tell-nobody")
+    assert pool.sql("select status from evidence where serial = 'dd'") == [("revoked",)]
+    assert naming(pool, contract.emaid) == {}
+
+
+def test_an_id_is_read_in_every_form_and_exactly_one_is_asked_for(pool: Pool, config: Path) -> None:
+    emaid = pool.publish(pool.car()).emaid
+    hyphens = f"{emaid[:2]}-{emaid[2:5]}-{emaid[5:]}".lower()
+    assert erased(config, "--emaid", hyphens)["erased"]["contracts"] == 1
+    assert told("erase", "--config", config) == "Give either --emaid or --pcid."
+    assert told("erase", "--emaid", emaid, "--pcid", new_pcid(), "--config", config) == "Give either --emaid or --pcid."
+    assert "pcid : must match" in told("erase", "--pcid", "short", "--config", config)
+
+
+def test_what_went_is_printed(pool: Pool, config: Path) -> None:
+    contract = pool.publish(pool.car())
+    assert good("erase", "--emaid", contract.emaid, "--dry-run", "--config", config).lines[:3] == [
+        "   1  contract(s) would be erased",
+        "   1  signed response(s) would be erased",
+        "   1  unsent event(s) would be erased",
+    ]
+    done = good("erase", "--emaid", contract.emaid, "--config", config).lines
+    assert done[-3:-1] == ["   1  audit row(s) lost what they are about", "   0  vehicle(s) erased"]
+    assert done[-1].startswith("1 event(s) to the car maker still name it until they are sent")
+
+
+def test_an_erased_row_is_found_by_its_actor_and_no_more_by_its_id(tmp_path: Path) -> None:
+    url = new_database(tmp_path)
+    car = vehicle_of(1)
+    write(url, questions.record(entry(car)))
+    config = tmp_path / "ccp.toml"
+    config.write_text(f'database = "{url}"\nlog_level = "error"\n')
+    erased(config, "--pcid", car)
+    assert json.loads(good("audit", "list", "--pcid", car, "--json", "--config", config).out) == []
+    (row,) = json.loads(good("audit", "list", "--actor", "cps", "--json", "--config", config).out)
+    assert (row["subject"], row["trace_id"]) == (None, "trace-0")
+    assert "(erased)" in good("audit", "list", "--config", config).out
+    assert sql(url, "select subject, salt from audit where actor = 'cps'") == [(None, None)]

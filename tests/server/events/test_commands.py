@@ -1,0 +1,264 @@
+"""ccp events: what an operator sees of events on their way, and does about them."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ccp.server.storage.engine.time_limits import TimeLimits
+from ccp.server.storage.queries import parties
+from ccp.server.storage.queries.events import Outcome
+from ccp.testing.pki import PKI
+from tests.cli.run import COMMAND, Done, environment, good, told
+from tests.client.servers import Reply, scripted
+from tests.server.events.told import CREATED, DELETED, call, copied, fanned_out, subscribe, tried
+from tests.world import Contract, Pool, start
+
+WHY = "hooks.example cannot be reached."
+
+
+@pytest.fixture(scope="module")
+def pool(pkis: dict[str, PKI]) -> Iterator[Pool]:
+    with start({"iso2": pkis["iso2"]}, event_http=True, outbound_allow=("127.0.0.0/8",)) as running:
+        yield running
+
+
+@pytest.fixture(autouse=True)
+def forget(pool: Pool) -> Iterator[None]:
+    yield
+    for table in ("webhook", "delivery", "outbox"):
+        pool.sql(f"delete from {table}")
+
+
+def run(pool: Pool, *arguments: object) -> Done:
+    return good("events", *arguments, env={"CCP_DATABASE": pool.settings.database})
+
+
+def refused(pool: Pool, *arguments: object) -> str:
+    return told("events", *arguments, env={"CCP_DATABASE": pool.settings.database})
+
+
+def listed(pool: Pool, *arguments: object) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = json.loads(run(pool, "list", *arguments, "--json").out)["deliveries"]
+    return found
+
+
+def dead(pool: Pool, webhook: dict[str, Any], count: int = 1) -> list[Contract]:
+    """So many events that the webhook has not taken, and will not be sent again."""
+    contracts = [pool.publish(pool.car()) for _ in range(count)]
+    fanned_out(pool, *contracts)
+    assert tried(pool, webhook["id"], Outcome.GIVEN_UP, error=WHY) == count
+    return contracts
+
+
+def test_nothing_is_listed_where_there_is_nothing(pool: Pool) -> None:
+    assert run(pool, "list").lines[-1] == "0 not looked at yet, 0 waiting, 0 dead."
+    assert json.loads(run(pool, "list", "--json").out) == {
+        "backlog": {"outbox": 0, "waiting": 0, "dead": 0, "oldest": None},
+        "deliveries": [],
+    }
+    assert json.loads(run(pool, "endpoints", "--json").out) == []
+
+
+def test_what_was_given_up_is_listed_first_of_all(pool: Pool) -> None:
+    made = subscribe(pool)
+    (contract,) = dead(pool, made)
+    waiting = pool.publish(pool.car())
+    fanned_out(pool, waiting)
+    unseen = pool.publish(pool.car())
+    (item,) = listed(pool)
+    assert item == {
+        "event_id": item["event_id"],
+        "event": CREATED,
+        "at": item["at"],
+        "emaid": contract.emaid,
+        "pcid": contract.body["pcid"],
+        "namespace": "urn:iso:15118:2:2013:MsgDef",
+        "endpoint": made["id"],
+        "party": "oem",
+        "url": "https://hooks.example/ccp?token=…",
+        "state": "dead",
+        "attempts": 1,
+        "next_attempt": None,
+        "last_status": None,
+        "last_error": WHY,
+        "finished_at": item["finished_at"],
+    }
+    header, line, count = run(pool, "list").lines
+    assert header.split("  ")[0] == "event id"
+    for shown in (item["event_id"], item["at"], contract.emaid, contract.body["pcid"], "oem", "dead", WHY):
+        assert shown in line
+    oldest = json.loads(run(pool, "list", "--json").out)["backlog"]["oldest"]
+    assert count == f"1 not looked at yet, 1 waiting, the oldest since {oldest}, 1 dead."
+    assert (datetime.now(UTC) - datetime.fromisoformat(oldest)).total_seconds() < 60
+
+    assert [each["emaid"] for each in listed(pool, "--state", "waiting")] == [waiting.emaid]
+    assert [each["emaid"] for each in listed(pool, "--state", "all")] == [waiting.emaid, contract.emaid]
+    assert [each["emaid"] for each in listed(pool, "--state", "all", "--limit", 1)] == [waiting.emaid]
+    assert listed(pool, "--state", "delivered") == listed(pool, "--endpoint", "another") == []
+    assert [each["emaid"] for each in listed(pool, "--endpoint", made["id"])] == [contract.emaid]
+    assert unseen.emaid not in run(pool, "list", "--state", "all").out
+
+
+def test_endpoints_are_listed_with_what_waits_for_each_and_without_secrets(pool: Pool) -> None:
+    busy, calm = subscribe(pool), subscribe(pool, "emsp", "mo.contract.queued.to.oem", providerIds=["DEEXA"])
+    idle = subscribe(pool, "other_oem", status="disabled")
+    dead(pool, busy, 2)
+    fanned_out(pool, pool.publish(pool.car()))
+    done = run(pool, "endpoints", "--json")
+    shown = {each["id"]: each for each in json.loads(done.out)}
+    assert [shown[each["id"]]["party"] for each in (busy, calm, idle)] == ["oem", "emsp", "other_oem"]
+    assert [(shown[each["id"]]["waiting"], shown[each["id"]]["dead"]) for each in (busy, calm)] == [(1, 2), (0, 0)]
+    assert (shown[calm["id"]]["events"], shown[calm["id"]]["provider_ids"]) == (
+        ["mo.contract.queued.to.oem"],
+        ["DEEXA"],
+    )
+    assert (shown[busy["id"]]["enabled"], shown[idle["id"]]["enabled"]) == (True, False)
+    assert (shown[busy["id"]]["oldest"] is None, shown[calm["id"]]["oldest"]) == (False, None)
+    lines = {line.split()[0]: line for line in run(pool, "endpoints").lines[1:]}
+    assert set(lines) == set(shown)
+    assert lines[busy["id"]].endswith("2")
+    assert " disabled " in lines[idle["id"]]
+    for made in (busy, calm, idle):
+        for text in (done.out, run(pool, "endpoints").out, run(pool, "list", "--state", "all", "--json").out):
+            assert made["secret"] not in text
+
+
+def test_an_endpoint_of_a_disabled_party_says_so(pool: Pool) -> None:
+    subscribe(pool, "other_emsp", "root.cert.added")
+    pool.change(parties.disable("other_emsp"))
+    assert "party disabled" in run(pool, "endpoints").out
+    assert json.loads(run(pool, "endpoints", "--json").out)[0]["party_enabled"] is False
+
+
+def test_one_event_is_shown_with_what_is_sent(pool: Pool) -> None:
+    made = subscribe(pool)
+    (contract,) = dead(pool, made)
+    (item,) = listed(pool)
+    shown = json.loads(run(pool, "show", item["event_id"], "--json").out)
+    payload = shown.pop("payload")
+    assert shown == item
+    assert (payload["emaid"], payload["pcid"]) == (contract.emaid, contract.body["pcid"])
+    lines = dict(line.split(maxsplit=1) for line in run(pool, "show", item["event_id"]).lines if " " in line.strip())
+    assert (lines["event_id"], lines["party"], lines["last_error"]) == (item["event_id"], "oem", WHY)
+    assert refused(pool, "show", "x\x1b[1m\0") == r"There is no delivery of an event x\x1b[1m\x00."
+
+
+def test_a_dead_delivery_is_tried_again_under_its_own_id(pool: Pool) -> None:
+    made = subscribe(pool)
+    dead(pool, made, 2)
+    first, second = listed(pool)
+    assert run(pool, "replay", first["event_id"]).lines == ["1 delivery waits again."]
+    assert [each["event_id"] for each in listed(pool)] == [second["event_id"]]
+    (again,) = listed(pool, "--state", "waiting")
+    assert (again["event_id"], again["attempts"]) == (first["event_id"], 0)
+    assert tried(pool, made["id"], Outcome.DELIVERED, 200) == 1
+    assert run(pool, "replay", "--endpoint", made["id"]).lines == ["1 delivery waits again."]
+    assert tried(pool, made["id"], Outcome.GIVEN_UP, error=WHY) == 1
+    assert run(pool, "replay", "--all").lines == ["1 delivery waits again."]
+    assert run(pool, "replay", "--all").lines == ["0 deliveries wait again."]
+
+
+def test_what_is_dropped_is_gone(pool: Pool) -> None:
+    made, other = subscribe(pool), subscribe(pool)
+    contracts = [pool.publish(pool.car()) for _ in range(3)]
+    fanned_out(pool, *contracts)
+    for each in (made, other):
+        assert tried(pool, each["id"], Outcome.REJECTED, 400, "hooks.example answered 400.") == 3
+    ids = [each["event_id"] for each in listed(pool, "--endpoint", made["id"])]
+    assert run(pool, "drop", ids[0], ids[1], ids[0]).lines == ["2 deliveries dropped."]
+    assert [each["event_id"] for each in listed(pool, "--endpoint", made["id"])] == ids[2:]
+    assert run(pool, "drop", "--endpoint", made["id"]).lines == ["1 delivery dropped."]
+    assert len(listed(pool)) == 3
+    assert run(pool, "drop", "--all").lines == ["3 deliveries dropped."]
+    assert run(pool, "list").lines[-1] == "0 not looked at yet, 0 waiting, 0 dead."
+
+
+def test_many_deliveries_are_dropped_in_the_time_that_this_takes(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    dead(pool, subscribe(pool))
+    copied(pool, 30_000)
+    monkeypatch.setattr("ccp.server.storage.engine.time_limits.COMMANDS", TimeLimits(write=0.2))
+    assert run(pool, "drop", "--all").lines == ["30001 deliveries dropped."]
+
+
+@pytest.mark.parametrize("command", ["replay", "drop"])
+def test_only_dead_deliveries_are_touched_and_all_of_those_named_or_none(pool: Pool, command: str) -> None:
+    made = subscribe(pool, "oem", CREATED, DELETED)
+    dead(pool, made)
+    fanned_out(pool, pool.publish(pool.car()))
+    (given_up,), (waiting,) = listed(pool), listed(pool, "--state", "waiting")
+    only = "only dead ones are replayed or dropped."
+    before = pool.sql("select * from delivery order by event_id")
+    ids = given_up["event_id"], waiting["event_id"]
+    assert refused(pool, command, *ids) == f"The event {waiting['event_id']} is waiting; {only}"
+    assert refused(pool, command, given_up["event_id"], "unheard-of") == f"The event unheard-of is not known; {only}"
+    assert refused(pool, command, "--endpoint", "unheard-of") == "There is no endpoint unheard-of."
+    for arguments in ((), (ids[0], "--all"), ("--all", "--endpoint", made["id"]), (ids[0], "--endpoint", made["id"])):
+        assert refused(pool, command, *arguments) == "Give event ids, or --endpoint, or --all."
+    assert pool.sql("select * from delivery order by event_id") == before
+
+
+def test_what_an_operator_does_is_in_the_audit_trail(pool: Pool) -> None:
+    pool.sql("select 1")
+    made = subscribe(pool)
+    dead(pool, made, 2)
+    first, second = (each["event_id"] for each in listed(pool))
+    run(pool, "replay", first)
+    run(pool, "drop", second)
+    run(pool, "replay", "--endpoint", made["id"])
+    run(pool, "drop", "--all")
+    select = "select actor, action, subject from audit where action like 'events.%' order by at"
+    rows = [(*row[:2], json.loads(row[2])) for row in pool.sql(select)][-4:]
+    assert {row[0].partition(":")[0] for row in rows} == {"cli"}
+    assert [row[1:] for row in rows] == [
+        ("events.replayed", {"events": [first], "deliveries": 1}),
+        ("events.dropped", {"events": [second], "deliveries": 1}),
+        ("events.replayed", {"endpoint": made["id"], "deliveries": 0}),
+        ("events.dropped", {"endpoint": "all", "deliveries": 0}),
+    ]
+    assert good("audit", "verify", env={"CCP_DATABASE": pool.settings.database}).status == 0
+
+
+def test_a_process_of_its_own_sends_events_until_it_is_told_to_stop(pool: Pool, tmp_path: Path) -> None:
+    with scripted() as maker, open(tmp_path / "log", "wb") as log:
+        maker.on("/hook", Reply(204))
+        made = subscribe(pool, "oem", CREATED, url=f"{maker.url}/hook")
+        env = environment(
+            CCP_DATABASE=pool.settings.database, CCP_EVENT_HTTP="true", CCP_OUTBOUND_ALLOW='["127.0.0.0/8"]'
+        )
+        process = subprocess.Popen([*COMMAND, "events", "dispatch"], stdout=log, stderr=log, env=env)
+        try:
+            contract = pool.publish(pool.car())
+            deadline = time.monotonic() + 60
+            while not (told := call(pool, "oem", "GET", f"/{made['id']}/deliveries?state=delivered").json())[
+                "deliveries"
+            ]:
+                assert process.poll() is None, (tmp_path / "log").read_text()
+                assert time.monotonic() < deadline, (tmp_path / "log").read_text()
+                time.sleep(0.05)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(10) == 0
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+    (sent,) = maker.asked("/hook")
+    event = json.loads(sent.body)
+    assert (event["eventType"], event["payload"]["emaid"]) == (CREATED, contract.emaid)
+    assert event["eventId"] == told["deliveries"][0]["eventId"]
+    signature = hmac.new(made["secret"].encode(), sent.body, hashlib.sha256).hexdigest()
+    assert sent.headers["x-operator-signature"] == f"sha256={signature}"
+    output = (tmp_path / "log").read_text()
+    assert output.startswith("opnc-ccp sends events (database sqlite:///")
+    assert "Traceback" not in output
+    assert made["secret"] not in output

@@ -1,0 +1,377 @@
+"""Events on their way, as the questions to the store see them, on both engines."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from ccp.ids import EMAID, PCID, Namespace
+from ccp.server.domain.parties import Party, Role
+from ccp.server.domain.subscriptions import EventKind, Webhook
+from ccp.server.storage.queries import contracts, erasure, events, parties
+from ccp.server.storage.queries.events import Delivery, Outcome, State
+from tests.databases import Server, sql
+from tests.server.events.receiver import webhook
+from tests.server.storage.made import (
+    AT,
+    CAR,
+    DAY,
+    FIRST,
+    OTHER_CAR,
+    OTHER_ROOT,
+    SECOND,
+    SECOND_CONTRACT,
+    THIRD,
+    new_database,
+    read,
+    variant,
+    write,
+)
+from tests.world import party
+
+OEM = party("oem", Role.OEM, wmis="WEX")
+EMSP = party("emsp", Role.EMSP, providers="DEEXA NLEXB")
+HOUR = timedelta(hours=1)
+ONE = "http://one.example/"
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database with a car maker and an eMSP."""
+    if request.param == "sqlite":
+        made = new_database(tmp_path)
+    else:
+        server: Server = request.getfixturevalue("postgres")
+        made = server.emptied()
+    write(made, *(parties.add(each, "hash", AT) for each in (OEM, EMSP)))
+    return made
+
+
+def subscribed(url: str, *args: str, **more: object) -> Webhook:
+    made = webhook(ONE, *args, **more)
+    write(url, events.put_webhook(made))
+    return made
+
+
+def publish(url: str, emaid: EMAID = FIRST, pcid: PCID = CAR, at: datetime = AT, **more: object) -> None:
+    write(url, contracts.publish(variant(emaid, pcid, **more), at))
+
+
+def waiting(url: str, hook: Webhook) -> list[Delivery]:
+    """What waits for a webhook, the oldest first."""
+    return list(reversed(read(url, events.deliveries(hook.id, State.WAITING))))
+
+
+def claim(url: str, hook: Webhook, at: datetime = AT, limit: int = 10) -> list[Delivery]:
+    found: list[Delivery] = write(url, events.claim(hook.id, at, at + 20 * SECOND, limit))
+    return found
+
+
+# --- Fan-out ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_event_that_nobody_wants_leaves_the_outbox_and_nothing_is_kept(url: str) -> None:
+    publish(url)
+    assert write(url, events.fan_out(AT)) == 1
+    assert sql(url, "select count(*) from outbox") == sql(url, "select count(*) from delivery") == [(0,)]
+    assert write(url, events.fan_out(AT)) == 0
+
+
+@pytest.mark.parametrize(
+    ("owner", "more", "told"),
+    [
+        (OEM, {}, True),
+        (OEM, {"wmis": ("WEX",)}, True),
+        (replace(OEM, wmis=frozenset({"WEX", "WXB"})), {"wmis": ("WXB",)}, False),
+        (replace(OEM, wmis=frozenset({"WXB"})), {}, False),
+        (replace(OEM, wmis=frozenset({"WXB"})), {"wmis": ("WEX",)}, False),
+        (replace(OEM, enabled=False), {}, False),
+        (replace(OEM, roles=frozenset({Role.CPO})), {}, False),
+        (OEM, {"enabled": False}, False),
+        (OEM, {"events": ("oem.contract.deleted",)}, False),
+        (EMSP, {}, False),
+    ],
+    ids=[
+        "own", "filter", "other filter", "not owned", "not owned any more", "disabled party", "no maker",
+        "disabled webhook", "other event", "provider",
+    ],
+)  # fmt: skip
+def test_a_webhook_is_told_of_what_it_wants_and_its_party_owns_now(
+    url: str, owner: Party, more: dict[str, object], told: bool
+) -> None:
+    hook = subscribed(url, owner.client_id, **more)
+    before = {"oem": OEM, "emsp": EMSP}[owner.client_id]
+    publish(url)
+    if owner != before:
+        write(url, parties.update(before, owner))
+    write(url, events.fan_out(AT))
+    assert [each.kind for each in waiting(url, hook)] == ["oem.contract.created"] * told
+
+
+def test_a_provider_is_told_under_the_names_that_it_subscribed_to(url: str) -> None:
+    new = subscribed(url, "emsp", "emsp.contract.delivered.to.oem", "mo.contract.delivered.to.oem")
+    old = subscribed(url, "emsp", "mo.contract.delivered.to.oem", provider_ids=("DEEXA",))
+    other = subscribed(url, "emsp", "mo.contract.delivered.to.oem", provider_ids=("NLEXB",))
+    publish(url)
+    told = [(EventKind.HANDED_OUT, FIRST, CAR, Namespace.ISO20, AT + SECOND)]
+    write(url, events.tell_providers(told), events.fan_out(AT))
+    assert [each.kind for each in waiting(url, new)] == ["emsp.contract.delivered.to.oem"]
+    (delivery,) = waiting(url, old)
+    assert (delivery.kind, delivery.namespace) == ("mo.contract.delivered.to.oem", Namespace.ISO20)
+    assert (delivery.payload, delivery.created_at) == ({"emaid": FIRST, "pcid": CAR}, AT + SECOND)
+    assert waiting(url, other) == []
+
+
+def test_an_event_says_of_the_contract_what_is_published(url: str) -> None:
+    hook = subscribed(url)
+    publish(url, root_dn="CN=V2G Root\\, Example, DC=V2G, O=Example, C=DE")
+    write(url, events.fan_out(AT))
+    (delivery,) = waiting(url, hook)
+    assert delivery.payload == {
+        "emaid": FIRST,
+        "pcid": CAR,
+        "contractCert": "Y2VydGlmaWNhdGU=",
+        "cpsSignerRootCommonName": "V2G Root, Example",
+    }
+
+
+def test_a_contract_that_is_gone_by_then_is_told_of_without_its_certificate(url: str) -> None:
+    hook = subscribed(url)
+    publish(url)
+    write(url, contracts.withdraw(FIRST, AT + SECOND), events.fan_out(AT))
+    assert [(each.kind, each.payload) for each in waiting(url, hook)] == [
+        ("oem.contract.created", {"emaid": FIRST, "pcid": CAR}),
+        ("oem.contract.deleted", {"emaid": FIRST, "pcid": CAR}),
+    ]
+
+
+def test_a_deletion_is_told_once_for_each_namespace_that_the_contract_had(url: str) -> None:
+    hook = subscribed(url, "oem", "oem.contract.deleted")
+    publish(url)
+    publish(url, root_fingerprint=OTHER_ROOT)
+    publish(url, namespace=Namespace.ISO20)
+    write(url, contracts.withdraw(FIRST, AT), events.fan_out(AT))
+    found = waiting(url, hook)
+    assert sorted((each.part, each.namespace) for each in found) == [(0, Namespace.ISO20), (1, Namespace.ISO2)]
+    assert len({each.event_id for each in found}) == 2
+
+
+def test_an_event_of_the_release_before_is_taken_for_iso_15118_2(url: str) -> None:
+    hook = subscribed(url)
+    publish(url, namespace=Namespace.ISO20)
+    sql(url, "update outbox set payload = ?", json.dumps({"emaid": FIRST, "pcid": CAR}))
+    write(url, events.fan_out(AT))
+    assert [each.namespace for each in waiting(url, hook)] == [Namespace.ISO2]
+
+
+# --- Order -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_vehicles_events_are_claimed_one_after_another_and_vehicles_beside_each_other(url: str) -> None:
+    hook = subscribed(url)
+    for number in range(3):
+        publish(url, at=AT + number * SECOND)
+        publish(url, SECOND_CONTRACT, OTHER_CAR, at=AT + number * SECOND)
+    write(url, contracts.withdraw(FIRST, AT), events.fan_out(AT))
+    for rev in (1, 2, 3):
+        claimed = claim(url, hook)
+        assert [(each.pcid, each.rev) for each in claimed] == [(CAR, rev), (OTHER_CAR, rev)]
+        assert claim(url, hook) == []
+        for each in claimed:
+            assert write(url, events.complete(each, Outcome.DELIVERED, AT, status=200))
+    assert [(each.pcid, each.rev) for each in claim(url, hook)] == [(CAR, 4)]
+
+
+def test_what_has_not_left_the_outbox_keeps_what_comes_after_it_waiting(url: str) -> None:
+    """The later event may have the earlier time, if the release before wrote it."""
+    hook = subscribed(url)
+    publish(url)
+    publish(url)
+    sql(url, "update outbox set created_at = ? where rev = 1", contracts.microseconds(AT + HOUR))
+    write(url, events.fan_out(AT, limit=1))
+    assert [each.rev for each in waiting(url, hook)] == [2]
+    assert claim(url, hook) == []
+    write(url, events.fan_out(AT, limit=1))
+    assert [each.rev for each in claim(url, hook)] == [1]
+
+
+def test_what_is_tried_again_later_keeps_its_vehicle_waiting_and_no_other(url: str) -> None:
+    hook, other_hook = subscribed(url), subscribed(url)
+    publish(url)
+    publish(url)
+    publish(url, THIRD, OTHER_CAR)
+    write(url, events.fan_out(AT))
+    first, _ = claim(url, hook)
+    assert write(url, events.complete(first, Outcome.FAILED, AT, status=500, error="Oh.", again=AT + HOUR))
+    assert claim(url, hook, AT + 10 * SECOND) == []
+    assert [(each.pcid, each.rev) for each in claim(url, other_hook)] == [(CAR, 1), (OTHER_CAR, 1)]
+    (again,) = [each for each in claim(url, hook, AT + HOUR) if each.pcid == CAR]
+    assert (again.event_id, again.rev, again.attempts) == (first.event_id, 1, 2)
+    assert (again.last_status, again.last_error, again.payload) == (500, "Oh.", first.payload)
+
+
+def test_a_lease_that_ran_out_is_somebody_elses_and_the_late_answer_changes_nothing(url: str) -> None:
+    hook = subscribed(url)
+    publish(url)
+    write(url, events.fan_out(AT))
+    (late,) = claim(url, hook)
+    assert claim(url, hook, AT + 19 * SECOND) == []
+    (now,) = claim(url, hook, AT + 20 * SECOND)
+    assert (now.event_id, now.attempts) == (late.event_id, 2)
+    assert not write(url, events.complete(late, Outcome.REJECTED, AT + 21 * SECOND, status=400))
+    assert [each.state for each in read(url, events.find(now.event_id))] == [State.WAITING]
+    assert write(url, events.complete(now, Outcome.DELIVERED, AT + 21 * SECOND, status=204))
+    assert not write(url, events.complete(now, Outcome.DELIVERED, AT + 21 * SECOND, status=204)), "once"
+
+
+def test_a_lease_that_is_given_back_costs_no_attempt(url: str) -> None:
+    hook = subscribed(url)
+    publish(url)
+    write(url, events.fan_out(AT))
+    (claimed,) = claim(url, hook)
+    write(url, events.release(claimed, AT + SECOND))
+    assert [each.attempts for each in claim(url, hook, AT + SECOND)] == [1]
+
+
+def test_nothing_is_claimed_for_a_webhook_that_is_disabled_and_nothing_is_left_of_one_that_is_gone(url: str) -> None:
+    hook = subscribed(url)
+    publish(url)
+    write(url, events.fan_out(AT), events.put_webhook(replace(hook, enabled=False)))
+    assert claim(url, hook) == []
+    assert len(waiting(url, hook)) == 1
+    assert write(url, events.drop_webhook(hook.id)) is True
+    assert sql(url, "select count(*) from delivery") == [(0,)]
+    assert claim(url, hook) == []
+    assert write(url, events.drop_webhook(hook.id)) is False
+
+
+# --- The end ---------------------------------------------------------------------------------------------------------
+
+
+def test_dead_ones_are_replayed_as_they_were_or_dropped(url: str) -> None:
+    hook, other = subscribed(url), subscribed(url)
+    publish(url, at=AT - SECOND)
+    publish(url)
+    write(url, events.fan_out(AT))
+    ids = []
+    for _ in range(2):
+        (each,) = claim(url, hook)
+        ids.append(each.event_id)
+        assert write(url, events.complete(each, Outcome.REJECTED, AT, status=409, error="no"))
+    assert read(url, events.dead(10, other.id)) == []
+    assert [each.event_id for each in reversed(read(url, events.dead(10, hook.id)))] == ids
+    assert write(url, events.replay(AT + DAY, webhook_id=other.id)) == 0
+    assert write(url, events.replay(AT + DAY, event_id=ids[1])) == 1
+    (again,) = claim(url, hook, AT + DAY)
+    assert (again.event_id, again.attempts, again.created_at) == (ids[1], 1, AT)
+    assert write(url, events.drop(event_id=ids[1])) == 0, "it waits"
+    assert write(url, events.drop(webhook_id=hook.id)) == 1
+    assert [each.event_id for each in read(url, events.deliveries(hook.id))] == [ids[1]]
+
+
+def test_what_waits_for_too_long_is_given_up_and_what_was_delivered_is_forgotten_in_time(url: str) -> None:
+    hook = subscribed(url)
+    publish(url)
+    publish(url, THIRD, OTHER_CAR)
+    write(url, events.fan_out(AT))
+    done = claim(url, hook, limit=1)[0]
+    write(url, events.complete(done, Outcome.DELIVERED, AT, status=200))
+    assert write(url, events.give_up(AT, AT, "Too long.")) == 0
+    assert write(url, events.give_up(AT + SECOND, AT + DAY, "Too long.")) == 1
+    (dead,) = read(url, events.dead(10))
+    assert (dead.last_error, dead.last_status, dead.finished_at) == ("Too long.", None, AT + DAY)
+    # Of one that was replayed the time begins anew.
+    write(url, events.replay(AT + DAY, event_id=dead.event_id))
+    assert write(url, events.give_up(AT + DAY, AT + DAY, "Too long.")) == 0
+    assert write(url, events.purge(AT)) == 0
+    assert write(url, events.purge(AT + SECOND)) == 1
+    assert [each.event_id for each in read(url, events.deliveries(hook.id))] == [dead.event_id]
+
+
+def test_the_backlog_counts_what_is_where(url: str) -> None:
+    hook = subscribed(url)
+    publish(url)
+    publish(url, THIRD, OTHER_CAR)
+    write(url, events.fan_out(AT, limit=1))
+    (each,) = claim(url, hook)
+    assert read(url, events.backlog()) == events.Backlog(1, 1, 0, AT)
+    write(url, events.complete(each, Outcome.GIVEN_UP, AT, error="no"))
+    assert read(url, events.backlog()) == events.Backlog(1, 0, 1, None)
+
+
+# --- Telling the provider --------------------------------------------------------------------------------------------
+
+
+def test_a_success_is_told_to_the_provider_once_whichever_webhook_of_the_maker_had_it_first(url: str) -> None:
+    hooks = [subscribed(url), subscribed(url)]
+    publish(url)
+    write(url, events.fan_out(AT))
+    for hook in hooks:
+        (each,) = claim(url, hook)
+        done = events.complete(each, Outcome.DELIVERED, AT + SECOND, status=200, tell=EventKind.CREATED_SENT)
+        assert write(url, done)
+    rows = sql(url, "select rev, kind, emaid, payload, created_at from outbox")
+    payload = json.dumps({"emaid": FIRST, "pcid": CAR, "namespaces": [Namespace.ISO2]})
+    assert rows == [(2, EventKind.CREATED_SENT, FIRST, payload, contracts.microseconds(AT + SECOND))]
+    assert sql(url, "select rev from vehicle where pcid = ?", CAR) == [(2,)]
+
+
+def test_a_late_answer_tells_the_provider_nothing(url: str) -> None:
+    hook = subscribed(url)
+    publish(url)
+    write(url, events.fan_out(AT))
+    (late,) = claim(url, hook)
+    claim(url, hook, AT + HOUR)
+    assert not write(url, events.complete(late, Outcome.REJECTED, AT + HOUR, status=400, tell=EventKind.REJECTED))
+    assert sql(url, "select count(*) from outbox") == [(0,)]
+    assert sql(url, "select rev from vehicle where pcid = ?", CAR) == [(1,)]
+
+
+# --- Erasure ---------------------------------------------------------------------------------------------------------
+
+
+def test_erasing_takes_events_on_their_way_too_but_for_those_that_tell_the_maker_to_forget(url: str) -> None:
+    hook = subscribed(url)
+    publish(url)
+    publish(url, SECOND_CONTRACT, OTHER_CAR)
+    write(url, events.fan_out(AT))
+    for each in claim(url, hook):
+        write(url, events.complete(each, Outcome.DELIVERED, AT, status=200))
+    publish(url)
+    write(url, contracts.withdraw(FIRST, AT), events.fan_out(AT))
+    erased = write(url, erasure.erase(CAR, (), AT, "cli:test", tell=True))
+    assert (erased.events, erased.waiting, erased.vehicle) == (2, 1, False)
+    assert [each.kind for each in waiting(url, hook)] == ["oem.contract.deleted"]
+    erased = write(url, erasure.erase(CAR, (), AT, "cli:test", tell=False))
+    assert (erased.events, erased.waiting, erased.vehicle) == (1, 0, True)
+    assert sql(url, "select distinct pcid from delivery") == [(OTHER_CAR,)]
+
+
+def test_a_vehicle_that_is_gone_is_not_made_again_by_what_is_told_of_it(url: str) -> None:
+    hook = subscribed(url)
+    publish(url)
+    write(url, events.fan_out(AT))
+    (each,) = claim(url, hook)
+    write(url, erasure.erase(CAR, (), AT, "cli:test", tell=False))
+    assert not write(url, events.complete(each, Outcome.DELIVERED, AT, status=200, tell=EventKind.CREATED_SENT))
+    write(url, events.tell_providers([(EventKind.HANDED_OUT, FIRST, CAR, Namespace.ISO2, AT)]))
+    assert sql(url, "select count(*) from vehicle") == sql(url, "select count(*) from outbox") == [(0,)]
+
+
+def test_a_vehicle_whose_numbers_begin_anew_has_its_events_told(url: str) -> None:
+    hook = subscribed(url)
+    publish(url)
+    write(url, events.fan_out(AT))
+    (each,) = claim(url, hook)
+    write(url, events.complete(each, Outcome.DELIVERED, AT, status=200))
+    # As after a restore of an older backup: the history is there, the vehicle's number is not.
+    sql(url, "update vehicle set rev = 0")
+    publish(url)
+    write(url, events.fan_out(AT + SECOND))
+    (anew,) = claim(url, hook, AT + SECOND)
+    assert (anew.rev, anew.attempts, anew.finished_at) == (1, 1, None)
+    assert anew.event_id != each.event_id

@@ -1,0 +1,227 @@
+"""How a dispatcher finds what is due, and what that costs where much is not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from ccp.errors import Unavailable
+from ccp.ids import EMAID, PCID
+from ccp.server.domain.parties import Role
+from ccp.server.domain.subscriptions import Webhook
+from ccp.server.events import Dispatcher, Subscribers, dispatcher
+from ccp.server.settings import Settings
+from ccp.server.storage.engine import sqlite_connection
+from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.queries import contracts, due_deliveries, events, parties
+from ccp.server.storage.queries.due_deliveries import Due
+from tests.databases import Server, sql
+from tests.server.events.receiver import receiving, until, webhook
+from tests.server.storage.counting import CountingStore
+from tests.server.storage.made import AT, NO_LIMITS, SECOND, new_database, opened, read, variant, write
+from tests.world import party
+
+HOUR = timedelta(hours=1)
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A database with a car maker."""
+    server: Server | None = None if request.param == "sqlite" else request.getfixturevalue("postgres")
+    made = new_database(tmp_path) if server is None else server.emptied()
+    write(made, parties.add(party("oem", Role.OEM, wmis="WEX"), "hash", AT))
+    return made
+
+
+def hooks(count: int, address: str = "http://127.0.0.1:9/") -> list[Webhook]:
+    return [replace(webhook(address), id=f"hook-{number:04d}") for number in range(count)]
+
+
+def queued(hook: Webhook, *due_at: datetime, car: int = 0) -> Steps[None]:
+    """Deliveries of a webhook, each of a vehicle of its own unless one is named."""
+    for number, at in enumerate(due_at):
+        pcid = PCID(f"WEX0DUE00{hook.id[-4:]}{car or number:04d}")
+        values = (
+            pcid, number + 1, 0, hook.id, f"{hook.id}/{number}/{car}", "oem.contract.created", "DEEXAS00000001",
+            "urn:iso:15118:2:2013:MsgDef", "{}", events.microseconds(AT), events.microseconds(at),
+            events.microseconds(at), 0, "waiting", None, None, None,
+        )  # fmt: skip
+        yield events._INSERT, values
+
+
+def all_of(*steps: Steps[None]) -> Steps[None]:
+    for each in steps:
+        yield from each
+
+
+def test_what_is_put_off_is_not_looked_at_and_what_is_due_is_counted(url: str) -> None:
+    late, now, both = hooks(3)
+    write(url, all_of(queued(late, AT + HOUR), queued(now, AT, AT - SECOND), queued(both, AT + SECOND, AT)))
+    assert read(url, due_deliveries.look(AT)) == Due({now.id: 2, both.id: 1}, complete=True)
+    assert read(url, due_deliveries.look(AT - HOUR)) == Due({}, complete=True)
+
+
+def test_a_long_queue_hides_neither_what_waits_longest_nor_what_has_just_come(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(due_deliveries, "MOST", 3)
+    monkeypatch.setattr(due_deliveries, "STEPS", 2)
+    oldest, silent, between, newest, late = hooks(5)
+    write(url, all_of(
+        queued(oldest, AT - HOUR), queued(silent, *(AT - 60 * SECOND * n for n in range(1, 11))),
+        queued(between, AT - 330 * SECOND), queued(newest, AT), queued(late, AT + HOUR),
+    ))  # fmt: skip
+    found = read(url, due_deliveries.look(AT))
+    assert (set(found.webhooks), found.complete) == ({oldest.id, silent.id, newest.id}, False)
+    first, after = read(url, due_deliveries.page(AT, ""))
+    assert (first, after) == ({oldest.id, silent.id}, silent.id)
+    second, after = read(url, due_deliveries.page(AT, silent.id))
+    assert (second, after) == ({between.id, newest.id}, newest.id)
+    assert read(url, due_deliveries.page(AT, newest.id)) == (set(), None)
+
+
+def test_each_look_goes_through_an_index_of_what_is_due(tmp_path: Path) -> None:
+    url = new_database(tmp_path)
+    for statement in (due_deliveries._OLDEST, due_deliveries._NEWEST):
+        plan = sql(url, f"explain query plan {sqlite_connection._dialect(statement)}", 1, 1)
+        steps = [step[-1] for step in plan]
+        assert any("USING INDEX delivery_lease_until (lease_until<?)" in step for step in steps), steps
+        assert not any(step.startswith("SCAN delivery") for step in steps), steps
+
+
+# --- Dispatchers -----------------------------------------------------------------------------------------------------
+
+
+def with_dispatcher(
+    url: str,
+    registered: list[Webhook],
+    change: Steps[None],
+    use: Callable[[Dispatcher, CountingStore], Awaitable[None]],
+) -> None:
+    for hook in registered:
+        write(url, events.put_webhook(hook))
+    write(url, change)
+
+    async def run() -> None:
+        async with opened(url) as inner:
+            store = CountingStore(inner)
+            subscribers = Subscribers(store)
+            await subscribers.refresh()
+            config = Settings(outbound_allow=("127.0.0.0/8",), event_http=True, event_timeout=5)
+            made = Dispatcher(store, subscribers, config, lambda: datetime.now(UTC))
+            await made.once()
+            store.taken()
+            try:
+                await use(made, store)
+            finally:
+                await made.close()
+
+    asyncio.run(run())
+
+
+def test_webhooks_for_which_nothing_is_due_cost_a_dispatcher_nothing(url: str) -> None:
+    registered = hooks(60)
+    later = datetime.now(UTC) + HOUR
+
+    async def use(made: Dispatcher, store: CountingStore) -> None:
+        await made.once()
+        assert len(store.taken()) == 2, "the outbox and what is due"
+        assert not made._lines
+
+    with_dispatcher(url, registered, all_of(*(queued(hook, later) for hook in registered)), use)
+
+
+def test_events_that_are_too_many_for_the_time_of_one_change_are_taken_in_smaller_groups(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, groups = events.fan_out, list[int]()
+
+    def in_time(at: datetime, limit: int) -> Steps[int]:
+        groups.append(limit)
+        if limit > 10:
+            raise Unavailable("The database cannot write now; nothing was changed, try again.")
+        return (yield from whole(at, limit))
+
+    async def use(made: Dispatcher, store: CountingStore) -> None:
+        for number in range(20):
+            await store.write(contracts.publish(variant(EMAID(f"DEEXAF{number:08d}")), AT, NO_LIMITS))
+        monkeypatch.setattr(events, "fan_out", in_time)
+        for _ in range(20):
+            with contextlib.suppress(Unavailable):
+                await made.once()
+        assert not await store.read(events.are_new())
+        assert [limit for limit in groups if limit <= 10], groups
+
+    with_dispatcher(url, hooks(1), all_of(), use)
+
+
+def test_a_disabled_webhook_with_a_queue_has_no_line(url: str) -> None:
+    (hook,) = hooks(1)
+
+    async def use(made: Dispatcher, store: CountingStore) -> None:
+        await made.once()
+        assert not made._lines
+
+    with_dispatcher(url, [replace(hook, enabled=False)], queued(hook, AT), use)
+
+
+def test_nothing_is_claimed_for_a_webhook_again_and_again_while_its_deliveries_wait_for_each_other(url: str) -> None:
+    """The first delivery of the vehicle failed and is put off, so the other one has to wait."""
+    (hook,) = hooks(1)
+    now = datetime.now(UTC)
+
+    async def use(made: Dispatcher, store: CountingStore) -> None:
+        await settled(made)
+        store.taken()
+        for _ in range(5):
+            await made.once()
+            await settled(made)
+        assert [statement for statement, _ in store.taken() if "from webhook" in statement] == []
+
+    with_dispatcher(url, [hook], queued(hook, now + HOUR, now - SECOND, car=7), use)
+
+
+def test_a_new_event_is_sent_at_once_to_a_webhook_whose_other_deliveries_wait(url: str) -> None:
+    now = datetime.now(UTC)
+    with receiving() as receiver:
+        (hook,) = hooks(1, receiver.url + "/one")
+
+        async def use(made: Dispatcher, store: CountingStore) -> None:
+            await settled(made)
+            await store.write(queued(hook, now - SECOND, car=9))
+            await made.once()
+            await asyncio.to_thread(until, lambda: len(receiver.at("/one")) == 1, 10)
+
+        with_dispatcher(url, [hook], queued(hook, now + HOUR, now - SECOND, car=7), use)
+
+
+def test_a_line_ends_when_nothing_was_due_for_a_while_unless_its_circuit_is_open(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with receiving() as receiver:
+        well, silent = hooks(2)
+        well = replace(well, url=receiver.url + "/well")
+
+        async def use(made: Dispatcher, store: CountingStore) -> None:
+            await asyncio.to_thread(until, lambda: len(receiver.at("/well")) == 1, 10)
+            await asyncio.to_thread(until, lambda: all(line.free == made._places for line in made._lines.values()), 10)
+            assert set(made._lines) == {well.id, silent.id}
+            monkeypatch.setattr(dispatcher, "_IDLE_SECONDS", 0.0)
+            monkeypatch.setattr(dispatcher, "_COUNT_SECONDS", 0.0)
+            await made.once()
+            assert set(made._lines) == {silent.id}
+
+        now = datetime.now(UTC)
+        with_dispatcher(url, [well, silent], all_of(queued(well, now), queued(silent, *[now] * 5)), use)
+
+
+async def settled(made: Dispatcher) -> None:
+    """Until the lines have done what they were woken for."""
+    await asyncio.to_thread(until, lambda: not any(line.wake.is_set() for line in made._lines.values()), 10)
+    await asyncio.sleep(0.05)

@@ -1,0 +1,90 @@
+"""What was handed out, gathered and written later."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from structlog.testing import CapturingLogger
+
+from ccp.errors import Unavailable
+from ccp.server.domain.parties import Role
+from ccp.server.events import HandedOut, Subscribers, delivery_notices
+from ccp.server.storage import connect
+from ccp.server.storage.queries import contracts, events, parties
+from tests.databases import sql
+from tests.server.events.receiver import webhook
+from tests.server.storage.made import AT, CAR, FIRST, SECOND_CONTRACT, new_database, variant, write
+from tests.world import party
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """A vehicle with two contracts, and an eMSP that wants to know when they are handed out."""
+    made = new_database(tmp_path)
+    write(
+        made,
+        parties.add(party("emsp", Role.EMSP, providers="DEEXA"), "hash", AT),
+        events.put_webhook(webhook("http://one.example/", "emsp", "emsp.contract.delivered.to.oem")),
+        contracts.publish(variant(), AT),
+        contracts.publish(variant(SECOND_CONTRACT), AT),
+    )
+    return made
+
+
+def gathered(url: str) -> list[tuple[int, str]]:
+    kind = "emsp.contract.delivered.to.oem"
+    return sql(url, "select rev, emaid from outbox where kind = ? order by rev", kind)
+
+
+def test_each_event_has_a_revision_of_its_own_and_too_many_are_dropped_and_counted(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delivery_notices, "_MOST", 3)
+    monkeypatch.setattr(delivery_notices, "_GROUP", 2)
+    log = CapturingLogger()
+    monkeypatch.setattr(delivery_notices, "_log", log)
+
+    async def whole() -> None:
+        store = connect(url)
+        await store.open()
+        try:
+            subscribers = Subscribers(store)
+            await subscribers.refresh()
+            handed_out = HandedOut(store, subscribers)
+            for _ in range(2):
+                handed_out.handed_out([variant(), variant(), variant(SECOND_CONTRACT)], AT)
+            assert gathered(url) == [], "nothing is written by who hands out"
+            await handed_out.flush()
+            assert handed_out.news.is_set()
+            handed_out.handed_out([variant()], AT)
+            await handed_out.close()
+        finally:
+            await store.close()
+
+    asyncio.run(whole())
+    assert gathered(url) == [(3, FIRST), (4, SECOND_CONTRACT), (5, FIRST), (6, FIRST)]
+    assert [(*call.args, call.kwargs["events"]) for call in log.calls] == [("events dropped: too many at a time", 1)]
+    assert sql(url, "select rev from vehicle where pcid = ?", CAR) == [(6,)]
+
+
+def test_what_cannot_be_written_now_is_written_later(url: str) -> None:
+    async def whole() -> None:
+        store = connect(url)
+        await store.open()
+        try:
+            subscribers = Subscribers(store)
+            await subscribers.refresh()
+            handed_out = HandedOut(store, subscribers)
+            handed_out.handed_out([variant()], AT)
+            sql(url, "alter table outbox rename to elsewhere")
+            with pytest.raises(Unavailable):
+                await handed_out.flush()
+            sql(url, "alter table elsewhere rename to outbox")
+            await handed_out.flush()
+        finally:
+            await store.close()
+
+    asyncio.run(whole())
+    assert gathered(url) == [(3, FIRST)]

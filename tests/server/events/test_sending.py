@@ -1,0 +1,369 @@
+"""Events to webhooks over real sockets: a pool that sends, and receivers that take, refuse, fail or hang."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import re
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ccp.server import app
+from ccp.server.domain.subscriptions import Webhook
+from ccp.server.storage.queries import events
+from ccp.server.storage.queries.contracts import microseconds
+from ccp.testing.partners import Car
+from ccp.testing.pki import PKI
+from tests.databases import sql
+from tests.server.events.receiver import HANG, Receiver, Sent, receiving, states, until, webhook
+from tests.world import ISO20, Contract, Pool, start
+
+QUICK: dict[str, Any] = {
+    "event_dispatch": True,
+    "event_http": True,
+    "outbound_allow": ("127.0.0.0/8",),
+    "event_timeout": 1.5,
+    "event_retries": 2,
+    "event_retry_seconds": 0.3,
+}
+CREATED, UPDATED, DELETED = (f"oem.contract.{what}" for what in ("created", "updated", "deleted"))
+EMSP = tuple(
+    f"emsp.contract.{what}"
+    for what in (
+        "delivered.to.oem", "created.sent.to.oem", "updated.sent.to.oem", "deleted.sent.to.oem", "rejected.by.oem",
+        "queued.to.oem",
+    )
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def sending(pkis: dict[str, PKI]) -> Iterator[Pool]:
+    """A pool that sends events, tries again soon, and looks often for what other processes changed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app, "_REFRESH_SECONDS", 0.1)
+        with start(pkis, **QUICK) as running:
+            yield running
+
+
+@pytest.fixture(scope="module")
+def receiver() -> Iterator[Receiver]:
+    with receiving() as running:
+        yield running
+
+
+@contextmanager
+def told(pool: Pool, url: str, client_id: str = "oem", *names: str, **more: object) -> Iterator[Webhook]:
+    """A webhook that the pool knows of, for as long as the block lasts."""
+    made = webhook(url, client_id, *names, **more)
+    pool.change(events.put_webhook(made))
+    try:
+        yield made
+    finally:
+        pool.change(events.drop_webhook(made.id))
+
+
+def withdraw(pool: Pool, contract: Contract) -> None:
+    assert pool.emsp.delete(f"/signedcontractdata/{contract.emaid}").status_code == 200
+
+
+def of(car: Car, sent: list[Sent]) -> list[Sent]:
+    return [each for each in sent if each.pcid == car.pcid]
+
+
+def never_more(receiver: Receiver, path: str, count: int, seconds: float = 1.0) -> None:
+    time.sleep(seconds)
+    assert len(receiver.at(path)) == count, [each.kind for each in receiver.at(path)]
+
+
+def test_the_maker_is_told_of_a_contract_that_comes_changes_and_goes_in_order_and_signed(
+    sending: Pool, receiver: Receiver
+) -> None:
+    car = sending.car()
+    before = datetime.now(UTC)
+    with told(sending, receiver.url + "/life") as hook:
+        # One after the other: an event carries what its contract is when it is sent.
+        contract = sending.publish(car)
+        receiver.wait("/life", 1)
+        changed = sending.publish(car, contract.emaid)
+        receiver.wait("/life", 2)
+        withdraw(sending, contract)
+        sent = receiver.wait("/life", 3)
+        until(lambda: [s for s, *_ in states(sending.settings.database, hook.id)] == ["delivered"] * 3)
+    assert [each.kind for each in sent] == [CREATED, UPDATED, DELETED]
+    for each in sent:
+        assert each.is_signed()
+        assert not each.is_signed("another secret")
+        assert each.headers["content-type"] == "application/json"
+        assert set(each.event) == {"timestamp", "eventId", "eventType", "xsdMsgDefNamespace", "payload"}
+        assert each.event["xsdMsgDefNamespace"] == car.namespace
+        assert each.event["payload"].keys() >= {"emaid", "pcid"}
+        assert each.event["payload"]["emaid"] == contract.emaid
+        assert re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", each.event["eventId"])
+        assert before.replace(microsecond=0) <= datetime.fromisoformat(each.event["timestamp"]) <= datetime.now(UTC)
+        assert each.event["timestamp"].endswith("Z")
+    assert len({each.event["eventId"] for each in sent}) == 3
+    certificates = [base64.b64decode(each.event["payload"]["contractCert"]) for each in sent[:2]]
+    assert certificates == [contract.certificate, changed.certificate]
+    root = sending.pki().v2g_root.certificate
+    assert sent[0].event["payload"]["cpsSignerRootCommonName"] == root.subject_cn
+    assert sent[2].event["payload"] == {"emaid": contract.emaid, "pcid": car.pcid}
+
+
+def test_a_webhook_is_told_of_the_edition_of_each_contract(sending: Pool, receiver: Receiver) -> None:
+    car = sending.car("iso20")
+    with told(sending, receiver.url + "/edition"):
+        sending.publish(car)
+        (sent,) = receiver.wait("/edition", 1)
+    assert sent.event["xsdMsgDefNamespace"] == ISO20
+
+
+def test_what_fails_is_sent_again_octet_for_octet_and_what_comes_after_it_waits(
+    sending: Pool, receiver: Receiver
+) -> None:
+    receiver.says("/again", 500, 503, 200)
+    car = sending.car()
+    with told(sending, receiver.url + "/again") as hook:
+        contract = sending.publish(car)
+        withdraw(sending, contract)
+        sent = receiver.wait("/again", 4)
+        until(lambda: states(sending.settings.database, hook.id) == [("delivered", 3, 200), ("delivered", 1, 200)])
+    assert [each.kind for each in sent] == [CREATED, CREATED, CREATED, DELETED]
+    assert len({each.body for each in sent[:3]}) == 1
+    assert all(each.is_signed() for each in sent)
+    gaps = [after.at - before.at for before, after in itertools.pairwise(sent[:3])]
+    assert all(gap >= 0.28 for gap in gaps), gaps
+
+
+def test_what_fails_too_often_is_dead_the_next_goes_out_and_the_dead_can_be_replayed(
+    sending: Pool, receiver: Receiver
+) -> None:
+    receiver.says("/dead", 500, 404, 500, 200)
+    car = sending.car()
+    with told(sending, receiver.url + "/dead") as hook:
+        contract = sending.publish(car)
+        withdraw(sending, contract)
+        receiver.wait("/dead", 4)
+        until(lambda: states(sending.settings.database, hook.id) == [("dead", 3, 500), ("delivered", 1, 200)])
+        never_more(receiver, "/dead", 4)
+        assert sending.change(events.replay(datetime.now(UTC), webhook_id=hook.id)) == 1
+        sent = receiver.wait("/dead", 5)
+        until(lambda: states(sending.settings.database, hook.id) == [("delivered", 1, 200), ("delivered", 1, 200)])
+    assert [each.kind for each in sent] == [CREATED, CREATED, CREATED, DELETED, CREATED]
+    assert sent[4].body == sent[0].body
+
+
+@pytest.mark.parametrize("status", [400, 409])
+def test_what_is_rejected_is_not_sent_again_and_the_provider_is_told(
+    sending: Pool, receiver: Receiver, status: int
+) -> None:
+    path, provider = f"/reject-{status}", f"/provider-{status}"
+    receiver.says(path, status, 200)
+    car = sending.car()
+    with (
+        told(sending, receiver.url + path) as hook,
+        told(sending, receiver.url + provider, "emsp", *EMSP),
+    ):
+        wait_for_refresh()
+        contract = sending.publish(car)
+        (rejected,) = receiver.wait(provider, 1)
+        assert states(sending.settings.database, hook.id) == [("dead", 1, status)]
+        withdraw(sending, contract)
+        sent = receiver.wait(provider, 2)
+        never_more(receiver, path, 2, 0.5)
+    assert [each.kind for each in sent] == ["emsp.contract.rejected.by.oem", "emsp.contract.deleted.sent.to.oem"]
+    assert rejected.event["payload"] == {"emaid": contract.emaid, "pcid": car.pcid}
+    assert rejected.event["xsdMsgDefNamespace"] == car.namespace
+    assert all(each.is_signed() for each in sent)
+
+
+def wait_for_refresh() -> None:
+    """Until the pool knows of a new webhook: what is caused on a subscriber's account begins then."""
+    time.sleep(0.3)
+
+
+def test_the_provider_is_told_that_the_maker_was_told_once_and_of_what_is_queued(
+    sending: Pool, receiver: Receiver
+) -> None:
+    receiver.says("/queued", 503, 200)
+    car = sending.car()
+    with (
+        told(sending, receiver.url + "/queued"),
+        told(sending, receiver.url + "/well"),
+        told(sending, receiver.url + "/new", "emsp", *EMSP),
+        told(sending, receiver.url + "/old", "emsp", *(name.replace("emsp.", "mo.") for name in EMSP)),
+        told(sending, receiver.url + "/foreign", "other_emsp", *EMSP),
+    ):
+        wait_for_refresh()
+        contract = sending.publish(car)
+        receiver.wait("/queued", 2)
+        receiver.wait("/new", 2)
+        sending.publish(car, contract.emaid)
+        new = receiver.wait("/new", 3)
+        old = receiver.wait("/old", 3)
+        never_more(receiver, "/new", 3, 0.7)
+    # Which of the maker's webhooks answered first is their affair.
+    assert sorted(each.kind for each in new[:2]) == [
+        "emsp.contract.created.sent.to.oem", "emsp.contract.queued.to.oem",
+    ]  # fmt: skip
+    assert new[2].kind == "emsp.contract.updated.sent.to.oem"
+    assert [each.kind for each in old] == [each.kind.replace("emsp.", "mo.") for each in new]
+    assert receiver.at("/foreign") == []
+
+
+def test_the_provider_is_told_when_a_vehicle_or_its_maker_was_given_a_contract(
+    sending: Pool, receiver: Receiver
+) -> None:
+    car, other = sending.car(), sending.car("iso20")
+    contract, second = sending.publish(car), sending.publish(other)
+    with told(sending, receiver.url + "/given", "emsp", "emsp.contract.delivered.to.oem"):
+        wait_for_refresh()
+        sending.ask(car)
+        receiver.wait("/given", 1)
+        sending.ask(other)
+        receiver.wait("/given", 2)
+        assert sending.signed(contract.emaid, car).status_code == 200
+        sent = receiver.wait("/given", 3)
+        assert sending.post(sending.car()).status_code == 200  # a car for which there is nothing
+        never_more(receiver, "/given", 3, 0.7)
+    assert {each.kind for each in sent} == {"emsp.contract.delivered.to.oem"}
+    assert [(each.event["payload"], each.event["xsdMsgDefNamespace"]) for each in sent] == [
+        ({"emaid": held.emaid, "pcid": whose.pcid}, whose.namespace)
+        for held, whose in ((contract, car), (second, other), (contract, car))
+    ]
+
+
+def test_nobody_who_subscribes_means_nothing_written_and_an_empty_outbox(sending: Pool) -> None:
+    wait_for_refresh()
+    car = sending.car()
+    sending.publish(car)
+    sending.ask(car)
+    until(lambda: sending.sql("select count(*) from outbox") == [(0,)])
+    time.sleep(0.5)
+    assert sending.sql("select count(*) from delivery where pcid = ?", str(car.pcid)) == [(0,)]
+    assert sending.sql("select rev from vehicle where pcid = ?", str(car.pcid)) == [(1,)]
+
+
+def test_webhooks_that_hang_are_down_or_fail_delay_no_other_and_not_the_end_of_the_server(
+    pkis: dict[str, PKI], tmp_path: Path
+) -> None:
+    """Thirty that hang have more attempts on their way than one connection pool or thread pool would hold.
+
+    The server that ends writes what it has gathered, and gives back what is on its way.
+    """
+    url = f"sqlite:///{tmp_path / 'ccp.db'}"
+    options = {**QUICK, "event_timeout": 60, "event_retry_seconds": 3600, "database": url}
+    with receiving() as receiver, socket.socket() as closed, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app, "_REFRESH_SECONDS", 0.1)
+        closed.bind(("127.0.0.1", 0))
+        hanging = [webhook(f"{receiver.url}/hang-{number}") for number in range(30)]
+        for number in range(30):
+            receiver.says(f"/hang-{number}", HANG)
+        others = [
+            webhook(f"http://127.0.0.1:{closed.getsockname()[1]}/down"),
+            webhook(receiver.url + "/ill"),
+            webhook(receiver.url + "/healthy"),
+            webhook(receiver.url + "/given", "emsp", "emsp.contract.delivered.to.oem"),
+        ]
+        receiver.says("/ill", 500)
+        with start(pkis, **options) as pool:
+            for hook in (*hanging, *others):
+                pool.change(events.put_webhook(hook))
+            wait_for_refresh()
+            cars = [pool.car() for _ in range(6)]
+            for car in cars:
+                pool.publish(car)
+            # Each of those that hang would take a minute for its first attempt already.
+            assert {each.pcid for each in receiver.wait("/healthy", 6, seconds=20)} == {car.pcid for car in cars}
+            until(lambda: all(len(receiver.at(f"/hang-{number}")) == 4 for number in range(30)), 20)
+            assert pool.sql("select count(*) from delivery where attempts > 0 and webhook_id = ?", hanging[0].id) == [
+                (4,)
+            ], "the cap of each webhook"
+            pool.ask(cars[0])
+            began = time.monotonic()
+        assert time.monotonic() - began < 10
+        stopped = microseconds(datetime.now(UTC))
+        assert states(url, hanging[0].id) == [("waiting", 0, None)] * 6
+        assert sql(url, "select max(lease_until) from delivery where webhook_id = ?", hanging[0].id)[0][0] <= stopped
+        kept = sql(
+            url, "select kind from outbox union all select kind from delivery where webhook_id = ?", others[3].id
+        )
+        assert kept == [("emsp.contract.delivered.to.oem",)]
+
+
+def test_a_webhook_at_an_address_that_is_not_public_is_never_called_and_what_waits_for_it_given_up(
+    pkis: dict[str, PKI],
+) -> None:
+    options = {
+        **QUICK, "outbound_allow": (), "event_concurrency": 1, "event_retry_seconds": 600, "event_give_up": 0.7,
+    }  # fmt: skip
+    with start(pkis, **options) as pool, receiving() as receiver:
+        port = receiver.url.rpartition(":")[2]
+        hooks = [webhook(receiver.url + "/private"), webhook(f"http://localhost:{port}/named")]
+        for hook in hooks:
+            pool.change(events.put_webhook(hook))
+        for _ in range(5):
+            pool.publish(pool.car())
+        for hook in hooks:
+            until(lambda hook=hook: [s for s, *_ in states(pool.settings.database, hook.id)] == ["dead"] * 5)  # type: ignore[misc]
+            # After three failures it is left alone, and what waits has used up no attempt.
+            attempts = [count for _, count, _ in states(pool.settings.database, hook.id)]
+            assert sum(attempts) == 3, attempts
+        (error, *_) = pool.sql("select last_error from delivery where webhook_id = ? and attempts > 0", hooks[0].id)
+        assert error == ("127.0.0.1 cannot be reached.",)
+        assert receiver.sent == []
+
+
+def test_a_redirect_is_not_followed(sending: Pool, receiver: Receiver) -> None:
+    receiver.says("/moved", 307)
+    with told(sending, receiver.url + "/moved") as hook:
+        sending.publish(sending.car())
+        until(lambda: states(sending.settings.database, hook.id) == [("dead", 3, 307)])
+    assert len(receiver.at("/moved")) == 3
+
+
+def test_what_waits_for_a_disabled_webhook_or_party_waits_and_nothing_is_added(
+    sending: Pool, receiver: Receiver
+) -> None:
+    receiver.says("/paused", 500, 200)
+    car = sending.car()
+    made = webhook(receiver.url + "/paused")
+    sending.change(events.put_webhook(made))
+    try:
+        sending.publish(car)
+        receiver.wait("/paused", 1)
+        sending.change(events.put_webhook(webhook(made.url, id=made.id, enabled=False)))
+        sending.publish(sending.car())
+        never_more(receiver, "/paused", 1, 1.5)
+        assert [state for state, *_ in states(sending.settings.database, made.id)] == ["waiting"]
+        sending.change(events.put_webhook(made))
+        receiver.wait("/paused", 2)
+    finally:
+        sending.change(events.drop_webhook(made.id))
+
+
+def test_a_webhook_that_answers_with_more_than_anybody_reads_has_been_told_all_the_same(
+    sending: Pool,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def babble() -> None:
+            peer, _ = listening.accept()
+            with peer:
+                peer.recv(65_536)
+                with suppress(OSError):  # Whoever has read enough goes.
+                    peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10000000\r\n\r\n" + b"x" * 200_000)
+                    peer.recv(1)
+
+        thread = threading.Thread(target=babble, daemon=True)
+        thread.start()
+        with told(sending, f"http://127.0.0.1:{listening.getsockname()[1]}/") as hook:
+            sending.publish(sending.car())
+            until(lambda: states(sending.settings.database, hook.id) == [("delivered", 1, 200)])

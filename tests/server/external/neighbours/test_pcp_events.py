@@ -1,0 +1,372 @@
+"""The webhook of the Provisioning Certificate Pool: who is believed, and which contracts go."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import json
+import sqlite3
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, closing, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from pydantic import SecretStr
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+
+from ccp.errors import CCPError
+from ccp.ids import EMAID, PCID, Namespace
+from ccp.server.access.authorization_server import Authority
+from ccp.server.app import assemble
+from ccp.server.audit.pseudonyms import Pseudonyms
+from ccp.server.audit.trail import Refusals
+from ccp.server.domain.contracts import SignedContract
+from ccp.server.external.neighbours import key_fingerprint
+from ccp.server.http import errors
+from ccp.server.http.middleware.tracing import Tracing
+from ccp.server.http.routes.opnc import Edge
+from ccp.server.http.routes.pcp_webhook import PATH, pcp_route
+from ccp.server.metrics import Metrics
+from ccp.server.pool.peers import NoPeers
+from ccp.server.sandbox.local_pool import loopback
+from ccp.server.settings import LogIds, Settings
+from ccp.server.storage import Store, connect
+from ccp.server.storage.engine import schema
+from ccp.server.storage.queries import contracts as questions
+from ccp.testing.pki import PKI, Credential
+from tests.server.external.neighbours.fakes import DROP, Fake, Reply, json_answer, neighbour, refusal
+from tests.server.external.neighbours.test_pki_service import stored
+from tests.server.external.neighbours.test_provisioning_certificate_pool import body as chain_body
+from tests.server.http.api.answers import sentences
+from tests.world import AT, ISO2, ISO20, new_emaid, new_pcid
+
+SECRET = "a secret of the webhook"
+BEFORE, AFTER = AT - timedelta(hours=1), AT - timedelta(minutes=1)
+HAPPENED = AT - timedelta(minutes=30)
+DELETED, UPDATED = "emsp.prov.cert.deleted", "emsp.prov.cert.updated"
+RESET = "emsp.prov.cert.factory.reset"
+
+
+@dataclass
+class Receiver:
+    """A server with nothing but the webhook, its database, and the pool that it asks for keys."""
+
+    url: str
+    database: Path
+    pcp: Fake
+    templates: Mapping[str, SignedContract]
+    http: httpx.Client
+
+    def post(self, body: bytes, signature: str | None = None, header: str = "X-Operator-Signature") -> httpx.Response:
+        """signature: None for the right one."""
+        said = (
+            "sha256=" + hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest() if signature is None else signature
+        )
+        headers = {b"Content-Type": b"application/json", **({header.encode(): said.encode()} if said else {})}
+        return self.http.post(self.url + PATH, content=body, headers=headers)
+
+    def tell(self, kind: str, pcid: str, at: datetime = HAPPENED, namespace: str | None = None) -> httpx.Response:
+        return self.post(event(kind, pcid, at, namespace))
+
+    def publish(
+        self, pcid: PCID, at: datetime, *, key: str | None = None, emaid: EMAID | None = None, edition: str = "iso2"
+    ) -> EMAID:
+        """Store a contract for a vehicle at a time. key: the fingerprint of the provisioning key it is bound to."""
+        emaid = emaid or new_emaid()
+        contract = self.templates[edition]._replace(emaid=emaid, pcid=pcid)
+
+        async def write() -> None:
+            async with opened(self.database) as store:
+                await store.write(questions.publish(contract, at))
+
+        asyncio.run(write())
+        if key is not None:
+            update = "update contract set provisioning_key = ? where pcid = ? and emaid = ? and namespace = ?"
+            self.sql(update, key, pcid, emaid, contract.namespace.value)
+        return emaid
+
+    def left(self, pcid: PCID) -> list[tuple[str, str]]:
+        """The vehicle's contracts: EMAID and namespace."""
+        rows = self.sql("select emaid, namespace from contract where pcid = ? order by emaid, namespace", pcid)
+        return [(row[0], row[1]) for row in rows]
+
+    def emaids(self, pcid: PCID) -> list[str]:
+        return [emaid for emaid, _ in self.left(pcid)]
+
+    def told(self, pcid: PCID) -> list[tuple[str, str]]:
+        """The maker's events about the vehicle, in order, without those of publishing."""
+        rows = self.sql("select kind, emaid from outbox where pcid = ? order by rev", pcid)
+        return [(kind, emaid) for kind, emaid in rows if kind.startswith("oem.") and kind != "oem.contract.created"]
+
+    def knows(self, vehicle: Credential) -> str:
+        """Let the Provisioning Certificate Pool hold this certificate. Returns its key's fingerprint."""
+        self.pcp.answers[f"/provisioningcertificates/{vehicle.certificate.subject_cn}"] = json_answer(
+            chain_body(vehicle)
+        )
+        return key_fingerprint(vehicle.certificate)
+
+    def sql(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
+        with closing(sqlite3.connect(self.database, timeout=5)) as connection, connection:
+            return connection.execute(statement, parameters).fetchall()
+
+
+def event(kind: str, pcid: Any, at: datetime | str | None = HAPPENED, namespace: str | None = None) -> bytes:
+    members: dict[str, Any] = {
+        "eventId": str(uuid.uuid4()),
+        "eventType": kind,
+        "timestamp": at.isoformat() if isinstance(at, datetime) else at,
+        "payload": {"emaid": "DEEXAC000000001", "pcid": pcid},
+    }
+    if namespace is not None:
+        members["xsdMsgDefNamespace"] = namespace
+    return json.dumps(members).encode()
+
+
+@asynccontextmanager
+async def opened(database: Path) -> AsyncIterator[Store]:
+    store = connect(f"sqlite:///{database}")
+    await store.open()
+    try:
+        yield store
+    finally:
+        await store.close()
+
+
+@contextmanager
+def receiving(database: Path, pcp_url: str | None, secret: str | None) -> Iterator[str]:
+    """Serve the webhook. Returns the server's address."""
+    built = assemble(Settings(database=f"sqlite:///{database}", pcp_url=pcp_url))
+    store = built.store
+    edge = Edge(Authority(store, issuer="http://pool", lifetime=60), NoPeers(), lambda: datetime.now(UTC), 65_536)
+
+    @asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        await built.open()
+        yield
+        await built.close()
+
+    route = pcp_route(edge, built.pool, SecretStr(secret) if secret is not None else None)
+    app = Starlette(routes=[route], lifespan=lifespan)
+    pseudonyms = Pseudonyms(Settings(log_ids=LogIds.OWNER))
+    app.add_middleware(Tracing, pseudonyms=pseudonyms, refusals=Refusals(store), metrics=Metrics())
+    app.add_exception_handler(CCPError, errors.deliberate)
+    app.add_exception_handler(HTTPException, errors.unrouted)
+    with loopback() as (listening, url):
+        server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        try:
+            yield url
+        finally:
+            server.should_exit = True
+            thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def receiver(pkis: dict[str, PKI]) -> Iterator[Receiver]:
+    templates = {edition: stored(pkis[edition]) for edition in ("iso2", "iso20")}
+    with tempfile.TemporaryDirectory(prefix="ccp-test-") as folder, neighbour() as pcp:
+        database = Path(folder) / "ccp.db"
+        schema.upgrade(f"sqlite:///{database}")
+        with receiving(database, pcp.url, SECRET) as url, httpx.Client(timeout=10) as http:
+            yield Receiver(url, database, pcp, templates, http)
+
+
+# --- Who is believed ---
+
+
+def test_each_published_form_of_the_signature_is_believed(receiver: Receiver) -> None:
+    for header in ("X-Operator-Signature", "payload-signature", "X-Hubject-Signature"):
+        for prefix in ("sha256=", ""):
+            pcid = new_pcid()
+            receiver.publish(pcid, BEFORE)
+            body = event(DELETED, pcid)
+            digest = hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
+            assert receiver.post(body, prefix + digest, header).status_code == 200
+            assert receiver.left(pcid) == []
+
+
+@pytest.mark.parametrize("signature", ["", "sha256=", "sha256=" + "0" * 64, "0" * 64, "sha1=" + "0" * 40, "ä"])
+def test_an_event_with_a_wrong_signature_is_refused_and_changes_nothing(receiver: Receiver, signature: str) -> None:
+    pcid = new_pcid()
+    receiver.publish(pcid, BEFORE)
+    body = event(DELETED, pcid)
+    answer = receiver.post(body, signature)
+    assert sentences(answer, 403) == ["The signature of the event is missing or wrong."]
+    changed = receiver.post(body + b" ", hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest())
+    assert changed.status_code == 403
+    assert len(receiver.left(pcid)) == 1
+
+
+@pytest.mark.parametrize("secret", [None, ""])
+def test_without_a_secret_there_is_nothing_at_the_path(receiver: Receiver, secret: str | None) -> None:
+    pcid = new_pcid()
+    receiver.publish(pcid, BEFORE)
+    with receiving(receiver.database, None, secret) as url:
+        body = event(DELETED, pcid)
+        signature = hmac.new(b"", body, hashlib.sha256).hexdigest()
+        answer = httpx.post(url + PATH, content=body, headers={"X-Operator-Signature": signature})
+    sentences(answer, 404)
+    assert len(receiver.left(pcid)) == 1
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"{", b"[]", b"{}", event(DELETED, "short"), event(DELETED, None), event(DELETED, 5),
+     event(DELETED, "WEX0TEST000000001", None), event(DELETED, "WEX0TEST000000001", "yesterday"),
+     event(DELETED, "WEX0TEST000000001", "0001-01-01T00:00:00+23:00"),
+     event(DELETED, "WEX0TEST000000001", "2999-01-01T00:00:00Z"),
+     event(DELETED, "WEX0TEST000000001", HAPPENED, "urn:iso:15118:3")],
+)  # fmt: skip
+def test_an_event_that_cannot_be_read_is_refused_with_400(receiver: Receiver, body: bytes) -> None:
+    sentences(receiver.post(body), 400)
+
+
+@pytest.mark.parametrize("kind", ["root.cert.added", "emsp.contract.delivered.to.oem", "oem.contract.deleted", "x"])
+def test_other_events_are_taken_and_change_nothing(receiver: Receiver, kind: str) -> None:
+    pcid = new_pcid()
+    receiver.publish(pcid, BEFORE)
+    assert receiver.tell(kind, pcid).status_code == 200
+    assert len(receiver.left(pcid)) == 1
+
+
+# --- Which contracts go ---
+
+
+@pytest.mark.parametrize("owner", ["emsp", "mo"])
+@pytest.mark.parametrize("what", ["prov.cert.deleted", "prov.cert.factory.reset", "prov.cert.updated.factory.reset"])
+def test_a_deleted_certificate_or_a_factory_reset_removes_all_contracts(
+    receiver: Receiver, owner: str, what: str
+) -> None:
+    pcid, other = new_pcid(), new_pcid()
+    emaids = [receiver.publish(pcid, BEFORE) for _ in range(3)]
+    receiver.publish(pcid, BEFORE, emaid=emaids[0], edition="iso20")
+    receiver.publish(other, BEFORE)
+    receiver.sql("delete from outbox where pcid = ?", pcid)
+    answer = receiver.tell(f"{owner}.{what}", pcid.lower())
+    assert (answer.status_code, answer.content) == (200, b"")
+    assert receiver.left(pcid) == []
+    assert len(receiver.left(other)) == 1
+    assert receiver.told(pcid) == [("oem.contract.deleted", emaid) for emaid in sorted(emaids)]
+    assert receiver.sql("select 1 from emaid_claim where pcid = ?", pcid) == []
+    assert receiver.sql("select default_emaid from vehicle where pcid = ?", pcid) == [(None,)]
+
+
+def test_an_event_that_comes_again_does_nothing_more(receiver: Receiver) -> None:
+    pcid = new_pcid()
+    receiver.publish(pcid, BEFORE)
+    for _ in range(3):
+        assert receiver.tell(DELETED, pcid).status_code == 200
+    assert len(receiver.told(pcid)) == 1
+
+
+@pytest.mark.parametrize("kind", [DELETED, RESET, UPDATED])
+def test_what_was_published_after_the_event_stays_however_often_it_is_replayed(receiver: Receiver, kind: str) -> None:
+    pcid = new_pcid()
+    old, new = receiver.publish(pcid, BEFORE), receiver.publish(pcid, AFTER)
+    for _ in range(2):
+        assert receiver.tell(kind, pcid).status_code == 200
+        assert receiver.emaids(pcid) == [new]
+    assert receiver.told(pcid) == [("oem.contract.deleted", old)]
+
+
+def test_a_contract_that_was_signed_anew_in_one_edition_loses_the_other_and_is_updated(receiver: Receiver) -> None:
+    pcid = new_pcid()
+    emaid = receiver.publish(pcid, BEFORE, edition="iso20")
+    receiver.publish(pcid, AFTER, emaid=emaid)
+    receiver.sql("delete from outbox where pcid = ?", pcid)
+    assert receiver.tell(DELETED, pcid).status_code == 200
+    assert receiver.left(pcid) == [(emaid, ISO2)]
+    assert receiver.told(pcid) == [("oem.contract.updated", emaid)]
+    assert receiver.sql("select default_emaid from vehicle where pcid = ?", pcid) == [(emaid,)]
+
+
+def test_a_time_without_a_fraction_is_the_whole_second(receiver: Receiver) -> None:
+    pcid = new_pcid()
+    second = HAPPENED.replace(microsecond=0)
+    receiver.publish(pcid, second + timedelta(milliseconds=300))
+    assert receiver.post(event(DELETED, pcid, second.strftime("%Y-%m-%dT%H:%M:%SZ"))).status_code == 200
+    assert receiver.left(pcid) == []
+
+
+@pytest.mark.parametrize("kind", [DELETED, RESET, UPDATED])
+def test_a_vehicle_that_is_not_known_is_no_mistake(receiver: Receiver, kind: str) -> None:
+    """What stays is the time of the event, for a publication that is under way."""
+    pcid = new_pcid()
+    assert receiver.tell(kind, pcid).status_code == 200
+    rows = receiver.sql("select rev, default_emaid, provisioned_at is null from vehicle where pcid = ?", pcid)
+    assert rows == [(1, None, 0)]
+    assert receiver.sql("select 1 from outbox where pcid = ?", pcid) == []
+
+
+def test_a_renewed_certificate_with_the_same_key_removes_nothing(receiver: Receiver, pkis: dict[str, PKI]) -> None:
+    pcid = new_pcid()
+    key = receiver.knows(pkis["iso2"].vehicle(pcid, at=AT))
+    receiver.publish(pcid, BEFORE, key=key)
+    assert receiver.tell(UPDATED, pcid, namespace=ISO2).status_code == 200
+    assert len(receiver.left(pcid)) == 1
+
+
+def test_a_new_key_removes_what_was_encrypted_for_the_old_one_even_if_published_later(
+    receiver: Receiver, pkis: dict[str, PKI]
+) -> None:
+    pcid = new_pcid()
+    new = receiver.knows(pkis["iso2"].vehicle(pcid, at=AT))
+    receiver.publish(pcid, BEFORE, key="0" * 64)
+    receiver.publish(pcid, AFTER, key="0" * 64)
+    stays = receiver.publish(pcid, BEFORE, key=new)
+    assert receiver.tell(UPDATED, pcid).status_code == 200
+    assert receiver.emaids(pcid) == [stays]
+
+
+def test_where_no_key_is_known_an_update_removes_what_was_published_before_it(
+    receiver: Receiver, pkis: dict[str, PKI]
+) -> None:
+    for answer in (None, Reply(404), Reply(403)):
+        pcid = new_pcid()
+        if answer is None:
+            receiver.knows(pkis["iso2"].vehicle(pcid, at=AT))
+        else:
+            receiver.pcp.answers[f"/provisioningcertificates/{pcid}"] = answer
+        receiver.publish(pcid, BEFORE, key=None if answer is None else "0" * 64)
+        stays = receiver.publish(pcid, AFTER)
+        assert receiver.tell(UPDATED, pcid).status_code == 200
+        assert receiver.emaids(pcid) == [stays]
+
+
+def test_an_update_of_one_edition_leaves_the_other_alone(receiver: Receiver) -> None:
+    pcid = new_pcid()
+    emaid = receiver.publish(pcid, BEFORE)
+    receiver.publish(pcid, BEFORE, emaid=emaid, edition="iso20")
+    assert receiver.tell(UPDATED, pcid, namespace="urn:iso:15118:20:2022:MsgDef").status_code == 200
+    assert receiver.left(pcid) == [(emaid, ISO2)]
+    assert ISO20 == Namespace.ISO20
+
+
+def test_while_the_key_cannot_be_asked_for_an_update_is_to_be_sent_again(receiver: Receiver) -> None:
+    for answer in (Reply(503), DROP, refusal(500, "no")):
+        pcid = new_pcid()
+        receiver.pcp.answers[f"/provisioningcertificates/{pcid}"] = answer
+        receiver.publish(pcid, BEFORE)
+        response = receiver.tell(UPDATED, pcid)
+        sentences(response, 503)
+        assert response.headers["retry-after"]
+        assert len(receiver.left(pcid)) == 1
+
+
+def test_a_body_that_is_too_large_is_refused(receiver: Receiver) -> None:
+    sentences(receiver.post(b" " * 70_000), 413)

@@ -1,0 +1,212 @@
+"""Revoking contract certificates: when it counts as done, and whose are revoked at all."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from pydantic import SecretStr
+
+from ccp import verify
+from ccp.errors import ConfigurationError, FieldError, Unavailable, UpstreamError
+from ccp.ids import PCID, Namespace
+from ccp.server.domain.contracts import SignedContract, signed_contract
+from ccp.server.external.neighbours import Neighbours, PKIService, RevocationReason, is_operators
+from ccp.server.external.outbound import Outbound
+from ccp.server.settings import Settings
+from ccp.testing.partners import Car, make_contract, sign_contract
+from ccp.testing.pki import CONTRACT, PKI
+from ccp.x509.certificates import Certificate
+from ccp.x509.issuer_map import IssuerMap
+from ccp.x509.revocation_policy import Unchecked
+from tests.server.external.neighbours.fakes import (
+    DROP,
+    HANG,
+    NOT_HTTP,
+    Fake,
+    Reply,
+    asked,
+    json_answer,
+    nowhere,
+    refusal,
+)
+from tests.world import AT, b64, new_emaid, new_pcid
+from tests.x509.made import twin
+
+PATH = "/opnc/v1/pki/pki/revokeCertificate"
+REASON = RevocationReason.CESSATION_OF_OPERATION
+
+
+def revoked(fake: Fake, certificate: bytes = b"certificate", seconds: float = 5.0) -> None:
+    async def revoke(out: Outbound) -> None:
+        await PKIService(out, fake.url + "/opnc/v1/pki", SecretStr("token"), seconds=seconds).revoke(
+            certificate, RevocationReason.KEY_COMPROMISE
+        )
+
+    asked(revoke)
+
+
+def stored(pki: PKI) -> SignedContract:
+    """A contract as the pool stores it."""
+    emaid, pcid = new_emaid(), new_pcid()
+    car = Car.build(pki, pcid, AT)
+    message = sign_contract(pki, make_contract(pki, emaid, pcid, car.provisioning.certificate, AT), AT)
+    verified = verify.verify_response(
+        verify.read_response(message, car.namespace),
+        emaid=emaid,
+        root=None,
+        anchors=pki.anchors(),
+        revocation=Unchecked(),
+        at=AT,
+    )
+    return signed_contract(verified, PCID(pcid), None, AT)
+
+
+@pytest.mark.parametrize("answer", [Reply(200), Reply(204), json_answer({}), Reply(200, b"OK", "text/plain")])
+def test_a_certificate_is_revoked_when_the_service_says_so(fake: Fake, answer: Reply) -> None:
+    fake.answers[PATH] = answer
+    revoked(fake)
+    (call,) = fake.calls
+    assert call.method == "POST"
+    assert json.loads(call.body) == {"certificate": b64(b"certificate"), "revocationReason": "keyCompromise"}
+    assert call.headers["content-type"] == "application/json"
+    assert call.headers["authorization"] == "Bearer token"
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [refusal(400, "Not yours."), Reply(401), Reply(403), Reply(404), Reply(500), Reply(503), Reply(202), Reply(301),
+     refusal(200, "It did not work."), Reply(200, b"<html>Log in", "text/html"), Reply(200, b"{"),
+     Reply(200, b"A" * 100_000, "text/plain"), refusal(500, "already revoked"), refusal(400, "alreadyrevoked"),
+     DROP, NOT_HTTP],
+    ids=lambda answer: f"{answer.status}-{answer.body[:20]!r}",
+)  # fmt: skip
+def test_whatever_else_it_says_nothing_is_revoked_and_it_is_asked_once(fake: Fake, answer: Reply) -> None:
+    fake.answers[PATH] = answer
+    with pytest.raises(UpstreamError):
+        revoked(fake)
+    assert len(fake.calls) == 1
+
+
+def test_a_service_that_hangs_is_waited_for_only_so_long(fake: Fake) -> None:
+    fake.answers[PATH] = HANG
+    began = time.monotonic()
+    with pytest.raises(UpstreamError, match="does not answer"):
+        revoked(fake, seconds=0.3)
+    assert time.monotonic() - began < 1.5
+
+
+def test_a_service_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(UpstreamError, match="does not answer"):
+        asked(lambda out: PKIService(out, nowhere()).revoke(b"", REASON))
+
+
+@pytest.mark.parametrize("status", [400, 409])
+def test_a_certificate_that_the_service_calls_revoked_already_is_revoked(fake: Fake, status: int) -> None:
+    fake.answers[PATH] = refusal(status, "The certificate has already been revoked.")
+    revoked(fake)
+
+
+# --- Whose certificates ---
+
+
+def known(*cas: Certificate) -> IssuerMap[bool]:
+    """What `operator_cas` is when these are configured and have been seen."""
+    found = IssuerMap(dict.fromkeys((one.fingerprint for one in cas), True))
+    for one in cas:
+        found.resolve(one)
+    return found
+
+
+@pytest.mark.parametrize("edition", ["iso2", "iso20", "ed448"])
+def test_a_contract_is_the_operators_when_its_issuer_is(pkis: dict[str, PKI], edition: str) -> None:
+    pki = pkis[edition]
+    contract = stored(pki)
+    cas = [getattr(pki, name).certificate for name in ("emsp_sub2", "emsp_sub1", "emsp_root", "cps_sub2")]
+    assert is_operators(contract, known(cas[0]))
+    assert is_operators(contract, known(*cas))
+    assert not is_operators(contract, known(*cas[1:]))
+    assert not is_operators(contract, known())
+
+
+@pytest.mark.parametrize("edition", ["iso2", "iso20"])
+def test_a_contract_under_a_twin_of_the_operators_ca_is_the_operators(pkis: dict[str, PKI], edition: str) -> None:
+    pki = pkis[edition]
+    sub2 = pki.emsp_sub2.certificate
+    assert is_operators(stored(pki), known(twin(sub2)))
+    assert not is_operators(stored(pki), known(twin(pki.emsp_sub1.certificate)))
+
+
+def test_a_sub_ca_that_came_along_but_did_not_sign_is_not_the_issuer(pkis: dict[str, PKI]) -> None:
+    ours, theirs = pkis["iso2"], pkis["other_iso2"]
+    assert ours.emsp_sub2.certificate.subject_name == theirs.emsp_sub2.certificate.subject_name
+    contract = theirs.emsp_sub2.issue(new_emaid(), CONTRACT, at=AT)
+    dressed = replace(contract, sub_cas=(ours.emsp_sub2.certificate, *contract.sub_cas))
+    car = Car.build(theirs, new_pcid(), AT)
+    bundle = make_contract(theirs, new_emaid(), car.pcid, car.provisioning.certificate, AT)
+    message = sign_contract(theirs, replace(bundle, contract=dressed), AT)
+    signed = stored(theirs)._replace(response=message, certificate=contract.certificate.der)
+    assert is_operators(signed, known(theirs.emsp_sub2.certificate))
+    assert not is_operators(signed, known(ours.emsp_sub2.certificate))
+
+
+def test_only_the_operators_certificates_are_revoked_and_each_once(fake: Fake, pkis: dict[str, PKI]) -> None:
+    fake.answers[PATH] = Reply(200)
+    ours, theirs = stored(pkis["iso2"]), stored(pkis["other_iso2"])
+    variants = [ours, theirs, ours._replace(updated_at=AT + timedelta(days=1))]
+    fingerprint = pkis["iso2"].emsp_sub2.certificate.fingerprint.upper()
+
+    async def revoke(out: Outbound) -> list[bytes]:
+        service = PKIService(out, fake.url + "/opnc/v1/pki", operator_cas=[fingerprint])
+        # Until the CA behind the fingerprint is known, a contract of another may be one of its twin's.
+        with pytest.raises(Unavailable, match="does not know yet which CA"):
+            await service.revoke_issued([ours, theirs], REASON)
+        assert fake.calls == []
+        service.operator_cas.resolve(pkis["iso2"].emsp_sub2.certificate)
+        return [certificate.der for certificate in await service.revoke_issued(variants, REASON)]
+
+    assert asked(revoke) == [ours.certificate]
+    assert [json.loads(call.body)["certificate"] for call in fake.calls] == [b64(ours.certificate)]
+    assert ours.namespace is Namespace.ISO2
+
+
+def test_a_failure_ends_it(fake: Fake, pkis: dict[str, PKI]) -> None:
+    fake.answers[PATH] = Reply(500)
+    fingerprint = pkis["iso2"].emsp_sub2.certificate.fingerprint
+    variants = [stored(pkis["iso2"]), stored(pkis["iso2"])]
+
+    async def revoke(out: Outbound) -> None:
+        await PKIService(out, fake.url + "/opnc/v1/pki", operator_cas=[fingerprint]).revoke_issued(variants, REASON)
+
+    with pytest.raises(UpstreamError):
+        asked(revoke)
+    assert len(fake.calls) == 1
+
+
+# --- Reasons and settings ---
+
+
+def test_a_reason_is_one_of_the_published_or_none() -> None:
+    assert RevocationReason.parse(None) is REASON
+    assert RevocationReason.parse("keyCompromise") is RevocationReason.KEY_COMPROMISE
+    for text in ("", "KEYCOMPROMISE", "certificateHold"):
+        with pytest.raises(FieldError, match="X-Revocation-Reason : must be one of"):
+            RevocationReason.parse(text)
+
+
+def test_neighbours_are_those_that_are_configured() -> None:
+    async def build(out: Outbound) -> None:
+        assert Neighbours.of(Settings(), out) == Neighbours(None, None, None)
+        some = Neighbours.of(Settings(rcp_url="http://a/rcp", pcp_url="http://a/pcp", pki_url="http://a/pki"), out)
+        assert some.roots
+        assert some.provisioning
+        assert some.pki
+        with pytest.raises(ConfigurationError, match="pki_url"):
+            Neighbours.of(Settings(operator_cas=("ab" * 32,)), out)
+        with pytest.raises(ConfigurationError, match="operator_cas"):
+            Neighbours.of(Settings(operator_cas=("nonsense",), pki_url="http://a/pki"), out)
+
+    asked(build)

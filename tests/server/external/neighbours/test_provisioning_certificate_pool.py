@@ -1,0 +1,228 @@
+"""What the pool learns of vehicles, how long it remembers it, and that nothing of it stops a delivery."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from ccp.errors import UpstreamError
+from ccp.ids import Namespace
+from ccp.server.external.neighbours import _FAILURES, _VEHICLES, ProvisioningCertificatePool, key_fingerprint
+from ccp.server.external.outbound import Outbound
+from ccp.testing.pki import PKI, Credential
+from tests.server.external.neighbours.fakes import DROP, HANG, NOT_HTTP, Fake, Reply, asked, json_answer, refusal
+from tests.world import AT, b64, new_pcid
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def pcp(out: Outbound, fake: Fake, clock: Clock | None = None) -> ProvisioningCertificatePool:
+    url = fake.url + "/opnc/v1/pcp"
+    return ProvisioningCertificatePool(out, url, SecretStr("token"), clock or time.monotonic)
+
+
+def body(vehicle: Credential, **more: Any) -> dict[str, Any]:
+    sub2, sub1 = vehicle.sub_cas
+    chain = {
+        "certificate": b64(vehicle.certificate.der),
+        "subCA1Certificate": b64(sub1.der),
+        "subCA2Certificate": b64(sub2.der),
+    }
+    return {"provisioningCertificate": {"provisioningCertificateChain": chain, **more}}
+
+
+def test_the_chain_of_a_vehicle_is_asked_for_by_its_pcid(fake: Fake, pkis: dict[str, PKI]) -> None:
+    pcid = new_pcid()
+    vehicle = pkis["iso2"].vehicle(pcid, at=AT)
+    fake.answers[f"/opnc/v1/pcp/provisioningcertificates/{pcid}"] = json_answer(body(vehicle))
+    chain = asked(lambda out: pcp(out, fake).chain_of(pcid))
+    assert chain is not None
+    assert chain.certificate == vehicle.certificate
+    assert chain.sub_cas == vehicle.sub_cas
+    assert chain.key_for(Namespace.ISO2) == key_fingerprint(vehicle.certificate)
+    assert chain.key_for(Namespace.ISO20) is None
+    assert fake.calls[0].headers["authorization"] == "Bearer token"
+
+
+@pytest.mark.parametrize("shape", range(4))
+def test_wrappers_and_casing_do_not_matter(fake: Fake, pkis: dict[str, PKI], shape: int) -> None:
+    pcid = new_pcid()
+    vehicle = pkis["iso2"].vehicle(pcid, at=AT)
+    whole = body(vehicle)
+    inner = whole["provisioningCertificate"]
+    chain = inner["provisioningCertificateChain"]
+    published = {name.replace("CA", "Ca"): text for name, text in chain.items()}
+    shapes = [inner, chain, {"provisioningCertificate": {"provisioningCertificateChain": published}}, published]
+    fake.answers["*"] = json_answer(shapes[shape])
+    found = asked(lambda out: pcp(out, fake).chain_of(pcid))
+    assert found is not None
+    assert found.sub_cas == vehicle.sub_cas
+
+
+def test_a_chain_without_sub_cas_is_a_chain(fake: Fake, pkis: dict[str, PKI]) -> None:
+    pcid = new_pcid()
+    vehicle = pkis["iso2"].vehicle(pcid, at=AT)
+    fake.answers["*"] = json_answer({"certificate": b64(vehicle.certificate.der)})
+    found = asked(lambda out: pcp(out, fake).chain_of(pcid))
+    assert found is not None
+    assert found.sub_cas == ()
+
+
+def test_the_edition_is_what_the_pool_says_else_what_the_key_can_do(fake: Fake, pkis: dict[str, PKI]) -> None:
+    pcid = new_pcid()
+
+    def edition(name: str, **more: Any) -> Namespace:
+        fake.answers["*"] = json_answer(body(pkis[name].vehicle(pcid, at=AT), **more))
+        chain = asked(lambda out: pcp(out, fake).chain_of(pcid))
+        assert chain is not None
+        return chain.namespace
+
+    assert edition("iso2") is Namespace.ISO2
+    assert edition("iso20") is Namespace.ISO20
+    assert edition("ed448") is Namespace.ISO20
+    assert edition("iso2", xsdMsgDefNamespace="urn:iso:15118:20:2022:MsgDef") is Namespace.ISO20
+    assert edition("iso20", xsdMsgDefNamespace="nonsense") is Namespace.ISO20
+
+
+def test_a_vehicle_is_remembered_for_a_while_and_asked_for_again_when_that_is_wanted(
+    fake: Fake, pkis: dict[str, PKI]
+) -> None:
+    pcid = new_pcid()
+    old, new = (pkis["iso2"].vehicle(pcid, at=AT) for _ in range(2))
+    fake.answers["*"] = json_answer(body(old))
+
+    async def visit(out: Outbound) -> list[Any]:
+        clock = Clock()
+        pool = pcp(out, fake, clock)
+        seen = [await pool.chain_of(pcid)]
+        fake.answers["*"] = json_answer(body(new))
+        seen.append(await pool.chain_of(pcid))
+        seen.append(await pool.chain_of(pcid, fresh=True))
+        fake.answers["*"] = json_answer(body(old))
+        pool.forget(pcid)
+        seen.append(await pool.chain_of(pcid))
+        fake.answers["*"] = json_answer(body(new))
+        clock.now += 60
+        seen.append(await pool.chain_of(pcid))
+        return [chain.certificate for chain in seen]
+
+    assert asked(visit) == [one.certificate for one in (old, old, new, old, new)]
+    assert len(fake.calls) == 4
+
+
+@pytest.mark.parametrize("status", [404, 403, 302])
+def test_a_vehicle_that_is_not_known_is_not_known_for_a_moment(fake: Fake, pkis: dict[str, PKI], status: int) -> None:
+    pcid = new_pcid()
+    fake.answers["*"] = refusal(status, "The OEM provisioning certificate with given PCID is not found.")
+
+    async def visit(out: Outbound) -> bool:
+        clock = Clock()
+        pool = pcp(out, fake, clock)
+        assert await pool.chain_of(pcid) is None
+        fake.answers["*"] = json_answer(body(pkis["iso2"].vehicle(pcid, at=AT)))
+        assert await pool.chain_of(pcid) is None
+        clock.now += 10
+        return await pool.chain_of(pcid) is not None
+
+    assert asked(visit)
+    assert len(fake.calls) == 2
+
+
+def test_what_is_remembered_is_bounded(fake: Fake) -> None:
+    async def visit(out: Outbound) -> int:
+        pool = pcp(out, fake, Clock())
+        for number in range(_VEHICLES + 5):
+            pool._remember(new_pcid(), None)
+            assert len(pool._known) == min(number + 1, _VEHICLES)
+        return len(pool._known)
+
+    assert asked(visit) == _VEHICLES
+
+
+def _broken(pki: PKI) -> dict[str, Reply]:
+    stranger = pki.vehicle(new_pcid(), at=AT)
+    return {
+        "500": Reply(500),
+        "503": Reply(503),
+        "drop": DROP,
+        "not http": NOT_HTTP,
+        "not json": Reply(200, b"<html>", "text/html"),
+        "empty": Reply(200),
+        "nothing in it": json_answer({}),
+        "not an object": json_answer([5]),
+        "no certificate": json_answer({"certificate": "AAAA"}),
+        "number": json_answer({"certificate": 5}),
+        "another vehicle's": json_answer(body(stranger)),
+        "too large": Reply(200, b'"' + b"A" * 100_000 + b'"'),
+    }
+
+
+@pytest.mark.parametrize("how", range(12))
+def test_a_failure_is_unknown_on_delivery_and_an_error_for_who_has_to_know(
+    fake: Fake, pkis: dict[str, PKI], how: int
+) -> None:
+    fake.answers["*"] = list(_broken(pkis["iso2"]).values())[how]
+    pcid = new_pcid()
+    assert asked(lambda out: pcp(out, fake).chain_of(pcid)) is None
+    with pytest.raises(UpstreamError):
+        asked(lambda out: pcp(out, fake).ask(pcid))
+
+
+def test_a_pool_that_hangs_costs_a_delivery_one_second_and_then_nothing(fake: Fake, pkis: dict[str, PKI]) -> None:
+    fake.answers["*"] = HANG
+    pcid = new_pcid()
+
+    async def visit(out: Outbound) -> list[float]:
+        clock = Clock()
+        pool = pcp(out, fake, clock)
+        times = []
+        for attempt in range(_FAILURES + 1):
+            began = time.monotonic()
+            assert await pool.chain_of(pcid, seconds=1.0 if attempt == 0 else 0.1) is None
+            times.append(time.monotonic() - began)
+        fake.answers["*"] = json_answer(body(pkis["iso2"].vehicle(pcid, at=AT)))
+        clock.now += 10
+        assert await pool.chain_of(pcid) is not None
+        return times
+
+    times = asked(visit)
+    assert 0.9 < times[0] < 1.5
+    assert times[-1] < 0.05
+    assert len(fake.calls) == _FAILURES + 1
+
+
+def test_a_key_is_told_from_another_and_not_from_itself_in_another_certificate(pkis: dict[str, PKI]) -> None:
+    import hashlib
+
+    from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+
+    from ccp.testing.pki import OEM_PROVISIONING, build_certificate, subject_name
+
+    pcid = new_pcid()
+    for name in ("iso2", "iso20", "ed448"):
+        pki = pkis[name]
+        one, other = pki.vehicle(pcid, at=AT), pki.vehicle(pcid, at=AT)
+        assert key_fingerprint(one.certificate) == key_fingerprint(one.certificate)
+        assert key_fingerprint(one.certificate) != key_fingerprint(other.certificate)
+        renewed = build_certificate(
+            one.key.public_key(),
+            subject=subject_name(pcid, "OEM"),
+            issuer=pki.oem_sub2.certificate,
+            signer=pki.oem_sub2.key,
+            template=OEM_PROVISIONING,
+            valid=(AT, AT + OEM_PROVISIONING.lifetime),
+            agreement_key=one.agreement_key,
+        )
+        assert renewed != one.certificate
+        assert key_fingerprint(renewed) == key_fingerprint(one.certificate)
+        if one.agreement_key is None:
+            spki = one.key.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+            assert key_fingerprint(one.certificate) == hashlib.sha256(spki).hexdigest()

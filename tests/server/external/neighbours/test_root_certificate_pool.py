@@ -1,0 +1,163 @@
+"""What the pool understands of a Root Certificate Pool's list."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from ccp.errors import UpstreamError
+from ccp.server.external.neighbours import RootCertificatePool, RootList
+from ccp.testing.pki import PKI
+from ccp.x509.certificates import Certificate
+from ccp.x509.path_validation import Role
+from tests.server.external.neighbours.fakes import (
+    DROP,
+    NOT_HTTP,
+    Answers,
+    Call,
+    Fake,
+    Reply,
+    asked,
+    json_answer,
+    nowhere,
+    refusal,
+)
+from tests.world import b64
+
+PATH = "/opnc/v1/rcp/rootcertificates"
+
+
+def roots(fake: Fake, answers: Answers) -> RootList:
+    fake.answers[PATH] = answers
+    return asked(lambda out: RootCertificatePool(out, fake.url + "/opnc/v1/rcp/", SecretStr("token")).roots())
+
+
+def by_type(**entries: list[Any]) -> Callable[[Call], Reply]:
+    """A pool that knows the filter; entries: by pkiType."""
+
+    def answer(call: Call) -> Reply:
+        return json_answer({"rootCertificateCollection": entries.get(call.query["pkiType"][0], [])})
+
+    return answer
+
+
+def said(found: RootList) -> dict[str, set[str]]:
+    return {one.certificate.fingerprint: {role.value for role in one.roles} for one in found.roots}
+
+
+def test_each_role_is_asked_for_with_the_token(fake: Fake, pkis: dict[str, PKI]) -> None:
+    roots(fake, by_type(v2g=[{"caCertificate": b64(pkis["iso2"].v2g_root.certificate.der)}]))
+    assert [call.query for call in fake.calls] == [{"pkiType": [role.value]} for role in Role]
+    assert {call.headers["authorization"] for call in fake.calls} == {"Bearer token"}
+
+
+def test_an_entry_without_words_is_for_the_role_that_it_was_listed_for(fake: Fake, pkis: dict[str, PKI]) -> None:
+    v2g, oem = pkis["iso2"].v2g_root.certificate, pkis["iso2"].oem_root.certificate
+    both = [{"caCertificate": b64(v2g.der)}, {"caCertificate": b64(oem.der)}]
+    found = roots(fake, by_type(v2g=both[:1], oem=both))
+    assert said(found) == {v2g.fingerprint: {"v2g", "oem"}, oem.fingerprint: {"oem"}}
+    assert found.complete
+    assert not found.unusable
+
+
+@pytest.mark.parametrize(
+    ("words", "roles"),
+    [
+        ({"rootTypeList": ["V2G"]}, {"v2g"}),
+        ({"rootTypeList": ["eMSP", "OEM", "PE"]}, {"emsp", "oem"}),
+        ({"rootType": "MO"}, {"emsp"}),
+        ({"rootType": "oem"}, {"oem"}),
+        ({"rootTypeList": "V2G", "rootType": ["OEM"]}, {"v2g", "oem"}),
+        ({"rootTypeList": ["PE"]}, set()),
+    ],
+)
+def test_an_entrys_own_words_count_whatever_it_was_listed_for(
+    fake: Fake, pkis: dict[str, PKI], words: dict[str, Any], roles: set[str]
+) -> None:
+    certificate = pkis["iso2"].v2g_root.certificate
+    entry = {"caCertificate": b64(certificate.der), **words}
+    found = roots(fake, by_type(v2g=[entry], emsp=[entry], oem=[entry]))
+    assert said(found) == {certificate.fingerprint: roles}
+    assert not found.unusable
+
+
+def test_a_pool_that_does_not_know_the_filter_gives_no_role_to_an_entry_without_words(
+    fake: Fake, pkis: dict[str, PKI]
+) -> None:
+    plain, typed = pkis["iso2"].v2g_root.certificate, pkis["iso2"].oem_root.certificate
+    entries = [{"caCertificate": b64(plain.der)}, {"caCertificate": b64(typed.der), "rootTypeList": ["OEM"]}]
+    found = roots(fake, json_answer({"rootCertificateCollection": entries}))
+    assert said(found) == {plain.fingerprint: set(), typed.fingerprint: {"oem"}}
+    assert found.unusable == (f"The pool does not say what certificate {plain.label} is for.",)
+
+
+def test_a_type_that_is_not_known_gives_no_role_and_is_told(fake: Fake, pkis: dict[str, PKI]) -> None:
+    certificate = pkis["iso2"].v2g_root.certificate
+    found = roots(fake, by_type(v2g=[{"caCertificate": b64(certificate.der), "rootType": "everything"}]))
+    assert said(found) == {certificate.fingerprint: set()}
+    assert "'EVERYTHING'" in found.unusable[0]
+
+
+def _shapes(certificate: Certificate) -> list[Any]:
+    member = {"caCertificate": b64(certificate.der), "rootTypeList": ["V2G"]}
+    return [
+        {"rootCertificateCollection": [member]},
+        {"RootCertificateCollection": {"rootCertificates": [member]}},
+        {"rootCertificateCollection": [{"rootCertificate": member}]},
+        {"rootCertificateCollection": [{"roootCertificate": member}]},
+        [member],
+        {"rootCertificateCollection": [{**member, "caCertificate": certificate.pem().decode()}]},
+        {"rootCertificateCollection": [{**member, "caCertificate": b64(certificate.pem())}]},
+        {"rootCertificateCollection": [{**member, "caCertificate": b64(certificate.der).rstrip("=")}]},
+        {"rootCertificateCollection": [{**member, "caCertificate": base64.encodebytes(certificate.der).decode()}]},
+    ]
+
+
+@pytest.mark.parametrize("shape", range(9))
+def test_every_shape_that_is_published_or_sent_is_read(fake: Fake, pkis: dict[str, PKI], shape: int) -> None:
+    certificate = pkis["iso2"].v2g_root.certificate
+    found = roots(fake, json_answer(_shapes(certificate)[shape]))
+    assert said(found) == {certificate.fingerprint: {"v2g"}}
+    assert not found.unusable
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [5, None, "text", [], {}, {"caCertificate": None}, {"caCertificate": "?"}, {"caCertificate": "AAAA"},
+     {"caCertificate": "A" * 100_000}, {"caCertificate": "-----BEGIN CERTIFICATE-----"}, {"rootCertificate": 5}],
+)  # fmt: skip
+def test_an_entry_that_cannot_be_read_is_told_and_the_others_are_taken(
+    fake: Fake, pkis: dict[str, PKI], entry: Any
+) -> None:
+    certificate = pkis["iso2"].v2g_root.certificate
+    found = roots(fake, by_type(v2g=[entry, {"caCertificate": b64(certificate.der)}]))
+    assert said(found) == {certificate.fingerprint: {"v2g"}}
+    assert len(found.unusable) == 1
+    assert not found.complete
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [Reply(404), json_answer({"rootCertificateCollection": []}), Reply(500), refusal(401, "no"), Reply(302),
+     Reply(200, b"<html>", "text/html"), json_answer({}), json_answer(5), json_answer({"rootCertificateCollection": 5}),
+     DROP, NOT_HTTP, Reply(200, b'{"a":"' + b"A" * 5_000_000 + b'"}')],
+    ids=lambda answer: f"{answer.status}-{answer.body[:12]!r}",
+)  # fmt: skip
+def test_a_pool_that_says_nothing_useful_is_an_error_and_not_an_empty_list(fake: Fake, answer: Reply) -> None:
+    with pytest.raises(UpstreamError):
+        roots(fake, answer)
+
+
+def test_one_role_that_fails_fails_the_whole_list(fake: Fake, pkis: dict[str, PKI]) -> None:
+    fine = by_type(v2g=[{"caCertificate": b64(pkis["iso2"].v2g_root.certificate.der)}])
+    with pytest.raises(UpstreamError):
+        roots(fake, lambda call: Reply(503) if call.query["pkiType"] == ["oem"] else fine(call))
+
+
+def test_a_pool_that_is_not_there_is_an_error() -> None:
+    with pytest.raises(UpstreamError, match="does not answer"):
+        asked(lambda out: RootCertificatePool(out, nowhere()).roots())

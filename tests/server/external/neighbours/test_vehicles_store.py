@@ -1,0 +1,103 @@
+"""Withdrawing a whole vehicle while others write to it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from datetime import timedelta
+from pathlib import Path
+
+from ccp.errors import NotFound
+from ccp.server.domain.contracts import SignedContract
+from ccp.server.domain.default_contracts import VehicleRules
+from ccp.server.storage import connect
+from ccp.server.storage.engine import schema
+from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.queries import contracts as questions
+from ccp.server.storage.queries.vehicles import bindings, withdraw_vehicle
+from ccp.testing.pki import PKI
+from tests.databases import fresh
+from tests.server.external.neighbours.test_pki_service import stored
+from tests.world import AT, new_emaid, new_pcid
+
+MANY = VehicleRules(max_contracts=20, max_contracts_of_provider=20)
+
+
+def test_events_of_a_vehicle_have_revisions_of_their_own_and_claims_go_with_contracts(
+    tmp_path: Path, pkis: dict[str, PKI]
+) -> None:
+    url = fresh(tmp_path)
+    schema.upgrade(url)
+    template = stored(pkis["iso2"])
+    pcid, other = new_pcid(), new_pcid()
+    emaids = [new_emaid() for _ in range(20)]
+
+    def contract(index: int, vehicle: str = pcid) -> SignedContract:
+        began = AT + timedelta(hours=1)  # After the events, so that no publication is refused.
+        return template._replace(emaid=emaids[index], pcid=vehicle, created_at=began)
+
+    async def everything() -> None:
+        stores = [connect(url) for _ in range(3)]
+        for store in stores:
+            await store.open()
+        for index in range(20):
+            await stores[0].write(questions.publish(contract(index), AT, MANY))
+
+        async def withdraw(index: int) -> None:
+            try:
+                await stores[1].write(questions.withdraw(emaids[index], AT))
+            except NotFound:
+                return
+
+        await asyncio.gather(
+            *(store.write(withdraw_vehicle(pcid, AT)) for store in stores),
+            *(withdraw(index) for index in range(5)),
+            *(stores[2].write(questions.publish(contract(index, other), AT, MANY)) for index in range(5, 10)),
+            *(stores[0].write(questions.publish(contract(index), AT, MANY)) for index in range(10, 15)),
+        )
+        await stores[0].write(withdraw_vehicle(pcid, AT))
+        assert await stores[0].read(bindings(pcid)) == []
+        assert {binding.emaid for binding in await stores[0].read(bindings(other))} == set(emaids[5:10])
+        told = await stores[0].read(_events(pcid))
+        assert len({rev for rev, _, _ in told}) == len(told)
+        balance = Counter[str]()
+        for _, kind, emaid in sorted(told):
+            balance[emaid] += {"oem.contract.created": 1, "oem.contract.deleted": -1}.get(kind, 0)
+            assert balance[emaid] in (0, 1)
+        assert set(balance.values()) == {0}
+        claims = await stores[0].read(_claims())
+        assert claims == {(emaid, other) for emaid in emaids[5:10]}
+        for store in stores:
+            await store.close()
+
+    asyncio.run(everything())
+
+
+def test_only_what_is_stale_goes(tmp_path: Path, pkis: dict[str, PKI]) -> None:
+    url = fresh(tmp_path)
+    schema.upgrade(url)
+    pcid = new_pcid()
+    old, new = (stored(pkis["iso2"])._replace(pcid=pcid) for _ in range(2))
+
+    async def everything() -> None:
+        store = connect(url)
+        await store.open()
+        await store.write(questions.publish(old, AT - timedelta(hours=1)))
+        await store.write(questions.publish(new, AT))
+        assert await store.write(withdraw_vehicle(pcid, AT, lambda binding: binding.published_at < AT)) == [old.emaid]
+        assert [binding.emaid for binding in await store.read(bindings(pcid))] == [new.emaid]
+        assert await store.write(withdraw_vehicle(pcid, AT, lambda binding: False)) == []
+        assert await store.write(withdraw_vehicle(new_pcid(), AT)) == []
+        await store.close()
+
+    asyncio.run(everything())
+
+
+def _events(pcid: str) -> Steps[list[tuple[int, str, str]]]:
+    rows = yield "select rev, kind, emaid from outbox where pcid = $1", (pcid,)
+    return [(rev, kind, emaid) for rev, kind, emaid in rows]
+
+
+def _claims() -> Steps[set[tuple[str, str]]]:
+    rows = yield "select emaid, pcid from emaid_claim", ()
+    return {(emaid, pcid) for emaid, pcid in rows}

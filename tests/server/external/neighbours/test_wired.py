@@ -1,0 +1,198 @@
+"""The whole pool with neighbours around it."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import pytest
+
+from ccp.server.external.neighbours import key_fingerprint
+from ccp.server.http.routes.pcp_webhook import PATH
+from ccp.server.sandbox.setup import trust_list
+from ccp.server.storage.queries import anchors
+from ccp.testing.partners import Car
+from ccp.testing.pki import PKI
+from tests.server.external.neighbours.fakes import DROP, HANG, Fake, Reply, json_answer, neighbour, refusal
+from tests.server.external.neighbours.test_pcp_events import event
+from tests.server.external.neighbours.test_provisioning_certificate_pool import body as chain_body
+from tests.server.http.api.answers import sentences
+from tests.world import AT, Pool, again, b64, new_pcid, start
+
+SECRET = "webhook"
+
+
+@pytest.fixture(scope="module")
+def pki_service() -> Iterator[Fake]:
+    with neighbour() as fake:
+        yield fake
+
+
+@pytest.fixture(scope="module")
+def pcp() -> Iterator[Fake]:
+    with neighbour() as fake:
+        yield fake
+
+
+@pytest.fixture(scope="module")
+def around(pkis: dict[str, PKI], pki_service: Fake, pcp: Fake) -> Iterator[Pool]:
+    options = {
+        "pki_url": pki_service.url + "/opnc/v1/pki",
+        "pcp_url": pcp.url,
+        "pcp_webhook_secret": SECRET,
+        "require_known_vehicle": False,
+        "operator_cas": (pkis["iso2"].emsp_sub2.certificate.fingerprint,),
+    }
+    with start(pkis, **options) as pool:
+        yield pool
+
+
+REVOKE = "/opnc/v1/pki/pki/revokeCertificate"
+
+
+def test_a_delete_revokes_first_with_the_reason_given(around: Pool, pki_service: Fake) -> None:
+    pki_service.answers[REVOKE] = Reply(200)
+    contract = around.publish(around.car())
+    pki_service.calls.clear()
+    answer = around.emsp.delete(f"/signedcontractdata/{contract.emaid}", headers={"X-Revocation-Reason": "superseded"})
+    assert answer.status_code == 200
+    (call,) = pki_service.calls
+    assert json.loads(call.body) == {"certificate": b64(contract.certificate), "revocationReason": "superseded"}
+    assert around.stored(contract.emaid) == 0
+    contract = around.publish(around.car())
+    assert around.emsp.delete(f"/signedcontractdata/{contract.emaid}").status_code == 200
+    assert json.loads(pki_service.calls[-1].body)["revocationReason"] == "cessationOfOperation"
+
+
+def test_a_delete_whose_pki_service_hangs_is_502_after_a_while_and_deletes_nothing(
+    pkis: dict[str, PKI], pki_service: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ccp.server.external.neighbours.REVOKE_SECONDS", 0.3)
+    pki_service.answers[REVOKE] = HANG
+    cas = (pkis["iso2"].emsp_sub2.certificate.fingerprint,)
+    with start(pkis, pki_url=pki_service.url + "/opnc/v1/pki", operator_cas=cas) as pool:
+        contract = pool.publish(pool.car())
+        began = time.monotonic()
+        (said,) = sentences(pool.emsp.delete(f"/signedcontractdata/{contract.emaid}"), 502)
+        assert "does not answer now; nothing was changed" in said
+        assert time.monotonic() - began < 2
+        assert pool.stored(contract.emaid) == 1
+
+
+@pytest.mark.parametrize("reply", [refusal(400, "no"), Reply(500), DROP, Reply(200, b"{")])
+def test_a_delete_whose_revocation_fails_is_502_and_deletes_nothing(
+    around: Pool, pki_service: Fake, reply: Reply
+) -> None:
+    pki_service.answers[REVOKE] = reply
+    contract = around.publish(around.car())
+    sentences(around.emsp.delete(f"/signedcontractdata/{contract.emaid}"), 502)
+    assert around.stored(contract.emaid) == 1
+    skipped = around.emsp.delete(f"/signedcontractdata/{contract.emaid}", headers={"X-Skip-Revocation": "true"})
+    assert skipped.status_code == 200
+
+
+def test_a_contract_of_another_ca_is_deleted_without_revocation(around: Pool, pki_service: Fake) -> None:
+    pki_service.calls.clear()
+    contract = around.publish(around.car(), signer="other_iso2")
+    assert around.emsp.delete(f"/signedcontractdata/{contract.emaid}").status_code == 200
+    assert pki_service.calls == []
+    contract = around.publish(around.car())
+    answer = around.emsp.delete(f"/signedcontractdata/{contract.emaid}", headers={"X-Revocation-Reason": "whatever"})
+    assert "X-Revocation-Reason" in sentences(answer, 400)[0]
+
+
+def knows(pcp: Fake, car: Car) -> str:
+    pcp.answers[f"/provisioningcertificates/{car.pcid}"] = json_answer(chain_body(car.provisioning))
+    return key_fingerprint(car.provisioning.certificate)
+
+
+def test_a_vehicle_whose_sub_ca_only_the_provisioning_pool_knows_is_served(
+    around: Pool, pcp: Fake, pkis: dict[str, PKI]
+) -> None:
+    from ccp.testing.pki import SUB_CA2
+
+    sub2 = pkis["iso2"].oem_sub1.issue("OEM Sub2 CA NEW", SUB_CA2, at=AT)
+    car = Car.build(replace(pkis["iso2"], oem_sub2=sub2), new_pcid(), AT)
+    knows(pcp, car)
+    contract = around.publish(car)
+    assert around.sql("select provisioning_key from contract where emaid = ?", contract.emaid) == [
+        (key_fingerprint(car.provisioning.certificate),)
+    ]
+    assert around.ask(car)[0]["emaid"] == contract.emaid
+
+
+def test_a_vehicle_with_an_old_key_is_refused_and_a_contract_for_an_old_key_is_not_delivered(
+    around: Pool, pcp: Fake, pkis: dict[str, PKI]
+) -> None:
+    car = around.car()
+    knows(pcp, car)
+    contract = around.publish(car)
+    around.ask(car)
+    assert "undeliverable" not in around.emsp.get(f"/contractData/emaid/{contract.emaid}").text
+    renewed = Car.of(pkis["iso2"], again(pkis["iso2"], car), car.pcid)
+    knows(pcp, renewed)
+    item = around.post(renewed).json()["signedContractDataCollection"][0]
+    assert "stale" in item["metaData"]  # The stored contract was encrypted for the old key.
+    data = around.emsp.get(f"/contractData/emaid/{contract.emaid}").json()["contractDataCollection"]
+    assert ["another provisioning key" in entry["undeliverable"] for entry in data] == [True]
+    item = around.post(car).json()["signedContractDataCollection"][0]
+    assert "not the vehicle's current one" in item["metaData"]
+
+
+def test_a_provisioning_pool_that_hangs_costs_a_vehicle_a_second_and_nothing_is_refused_for_it(
+    pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ccp.server.external.neighbours.PUBLISH_SECONDS", 0.2)
+    with neighbour() as silent, start(pkis, pcp_url=silent.url, require_known_vehicle=False) as pool:
+        silent.answers["*"] = HANG
+        car = pool.car()
+        contract = pool.publish(car)
+        began = time.monotonic()
+        assert pool.ask(car)[0]["emaid"] == contract.emaid
+        assert 0.9 < time.monotonic() - began < 2
+        assert len(silent.calls) == 2
+
+
+def test_an_event_of_the_provisioning_pool_removes_contracts(around: Pool, pcp: Fake) -> None:
+    car = around.car()
+    knows(pcp, car)
+    around.publish(car)
+    body = event("emsp.prov.cert.deleted", car.pcid, datetime.now(UTC))
+    signature = hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
+    answer = around.http.post(PATH, content=body, headers={"X-Operator-Signature": "sha256=" + signature})
+    assert answer.status_code == 200, answer.text
+    assert around.listed(car) == []
+
+
+def test_the_description_names_the_path_of_these_events(around: Pool) -> None:
+    described = around.http.get("/openapi.json").json()
+    operation = described["paths"][PATH]["post"]
+    assert operation["operationId"] == "TakeProvisioningEvent"
+    assert {each["name"] for each in operation["parameters"]} == {
+        "X-Operator-Signature",
+        "payload-signature",
+        "X-Hubject-Signature",
+    }
+    assert {"200", "400", "403", "404", "503"} <= set(operation["responses"])
+
+
+def test_the_schedule_takes_over_roots(pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ccp.server.trust.anchors._FIRST_SECONDS", 0.01)
+    with neighbour() as rcp:
+        entries = [
+            {"caCertificate": b64(certificate.der), "rootTypeList": [role.value.upper()]}
+            for role, certificate in trust_list(pkis["stranger"])
+        ]
+        rcp.answers["/rootcertificates"] = json_answer({"rootCertificateCollection": entries})
+        with start(pkis, rcp_url=rcp.url) as pool:
+            contract = pool.contract(pool.car(), signer="stranger")
+            deadline = time.monotonic() + 30
+            while (answer := pool.cps.put("/signedcontractdata", json=contract.body)).status_code != 201:
+                assert time.monotonic() < deadline, answer.text
+                time.sleep(0.1)
+            assert len(pool.change(anchors.every())) == len(pool.world.pkis) * 5 - 5 + 3

@@ -1,0 +1,209 @@
+"""The guarded client: what it refuses to call, and what it does not let a server do to it."""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from ccp.server.external import resolver
+from ccp.server.external.outbound import Answer, Outbound, OutboundError
+from ccp.server.external.public_addresses import may_connect
+from tests.server.trust.revocation.servers import Reply, Server, http_server
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with http_server() as running:
+        running.says("/", b"hello")
+        yield running
+
+
+def ask(url: str, *, allow: tuple[str, ...] = (), guarded: bool = True, method: str = "GET", **options: Any) -> Answer:
+    async def whole() -> Answer:
+        outbound = Outbound(allow)
+        try:
+            async with asyncio.timeout(10):
+                return await outbound.request(method, url, guarded=guarded, **options)
+        finally:
+            await outbound.close()
+
+    return asyncio.run(whole())
+
+
+def test_a_configured_address_may_be_private_and_a_guarded_one_only_if_allowed(server: Server) -> None:
+    assert ask(server.url + "/", guarded=False).body == b"hello"
+    assert ask(server.url + "/", allow=("127.0.0.0/8",)).body == b"hello"
+    before = len(server.seen)
+    for allow in ((), ("10.0.0.0/8",)):
+        with pytest.raises(OutboundError, match="cannot be reached"):
+            ask(server.url + "/", allow=allow)
+    assert len(server.seen) == before
+
+
+def test_a_request_arrives_as_it_was_meant(server: Server) -> None:
+    server.says("/echo", Reply(b"x", 418, {"ETag": "1"}))
+    answer = ask(server.url + "/echo", guarded=False, method="POST", content=b"body", headers={"X-One": "1"})
+    assert (answer.status, answer.headers["etag"], answer.body) == (418, "1", b"x")
+    seen = server.seen[-1]
+    assert (seen.method, seen.body, seen.headers["x-one"]) == ("POST", b"body", "1")
+    assert seen.headers["host"] == server.url.removeprefix("http://")
+
+
+def test_one_host_header_is_sent() -> None:
+    """Two of them, once sent by this client, are refused by careful servers."""
+
+    async def whole() -> bytes:
+        received: list[bytes] = []
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            received.append(await reader.readuntil(b"\r\n\r\n"))
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            writer.close()
+
+        async with await asyncio.start_server(serve, "127.0.0.1", 0) as listening:
+            port = listening.sockets[0].getsockname()[1]
+            outbound = Outbound()
+            await outbound.request("GET", f"http://127.0.0.1:{port}/", guarded=False)
+            await outbound.close()
+        return received[0]
+
+    assert asyncio.run(whole()).lower().count(b"\r\nhost:") == 1
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "ftp://example.org/x",
+        "file:///etc/passwd",
+        "ldap://example.org",
+        "http://",
+        "http:///x",
+        "http://user@example.org/",
+        "http://user:secret@127.0.0.1/",
+        "http://example.org:99999/",
+        "http://exa mple.org/",
+        "http://example.org/\r\nX: 1",
+        "http://example.org\\@127.0.0.1/",
+        "http://exämple.org/",
+        "http://" + "a" * 64 + ".example/",
+        "http://a..example/",
+        "http://" + "x" * 3000,
+        "http://[::1/",
+    ],
+)
+def test_what_is_no_address_is_refused_with_the_one_error(url: str) -> None:
+    for guarded in (True, False):
+        with pytest.raises(OutboundError):
+            ask(url, guarded=guarded)
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1", "10.1.2.3", "192.168.0.1", "172.16.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1",
+        "255.255.255.255", "198.18.0.1", "[::1]", "[::]", "[fe80::1]", "[fc00::1]", "[fec0::1]", "[ff02::1]",
+        "[::ffff:127.0.0.1]", "[::ffff:10.0.0.1]", "[64:ff9b::7f00:1]", "[64:ff9b::a9fe:a9fe]", "[2002:7f00:1::]",
+        "[::7f00:1]", "2130706433", "0x7f.1", "127.1",
+    ],
+)  # fmt: skip
+def test_addresses_that_are_not_public_are_refused_in_every_spelling(host: str) -> None:
+    began = time.monotonic()
+    with pytest.raises(OutboundError, match="cannot be reached"):
+        ask(f"http://{host}:9/")
+    assert time.monotonic() - began < 2
+
+
+@pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1", "64:ff9b::808:808", "::ffff:8.8.8.8"])
+def test_public_addresses_are_let_through(address: str) -> None:
+    assert may_connect(ipaddress.ip_address(address), ())
+
+
+def test_a_name_that_resolves_to_loopback_is_refused(server: Server) -> None:
+    port = server.url.rpartition(":")[2]
+    with pytest.raises(OutboundError, match="localhost cannot be reached"):
+        ask(f"http://localhost:{port}/")
+    assert ask(f"http://localhost:{port}/", allow=("127.0.0.0/8", "::1/128")).body == b"hello"
+
+
+def test_a_name_with_one_private_address_among_public_ones_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The resolver is not ours to control, so here it is the one thing that is not real."""
+
+    monkeypatch.setattr(resolver, "system_lookup", lambda host: ["8.8.8.8", "10.0.0.1"])
+    with pytest.raises(OutboundError, match="cannot be reached"):
+        ask("http://mixed.example/")
+
+
+def test_the_address_is_judged_when_connecting_and_not_before(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that is public for one connection and private for the next gets no second one."""
+    answers = iter(["127.0.0.1", "10.0.0.1"])
+
+    port = server.url.rpartition(":")[2]
+    server.says("/close", Reply(b"x", headers={"Connection": "close"}))
+
+    async def whole() -> None:
+        outbound = Outbound(("127.0.0.0/8",))
+        monkeypatch.setattr(resolver, "system_lookup", lambda host: [next(answers)])
+        try:
+            url = f"http://rebinding.example:{port}/close"
+            assert (await outbound.request("GET", url, guarded=True)).body == b"x"
+            with pytest.raises(OutboundError, match="cannot be reached"):
+                await outbound.request("GET", url, guarded=True)
+        finally:
+            await outbound.close()
+
+    asyncio.run(whole())
+
+
+def test_a_redirect_is_an_answer(server: Server) -> None:
+    server.says("/away", Reply(status=302, headers={"Location": server.url + "/"}))
+    before = server.count("/")
+    assert ask(server.url + "/away", guarded=False).status == 302
+    assert server.count("/") == before
+
+
+def test_a_body_is_read_up_to_the_cap(server: Server) -> None:
+    server.says("/big", bytes(1000))
+    server.says("/endless", Reply(endless=True))
+    assert len(ask(server.url + "/big", guarded=False, octets=1000).body) == 1000
+    for path, octets in (("/big", 999), ("/endless", 1_000_000)):
+        with pytest.raises(OutboundError, match=f"more than {octets} octets"):
+            ask(server.url + path, guarded=False, octets=octets)
+
+
+@pytest.mark.parametrize("reply", [Reply(b"x" * 1000, drip=0.05), Reply(delay=5)], ids=["drip", "hanging"])
+def test_the_deadline_is_for_the_whole_exchange(server: Server, reply: Reply) -> None:
+    server.says("/slow", reply)
+    began = time.monotonic()
+    with pytest.raises(OutboundError, match=r"did not answer within 0\.4 s"):
+        ask(server.url + "/slow", guarded=False, seconds=0.4)
+    assert time.monotonic() - began < 1.5
+
+
+def test_nobody_there_and_no_http_are_told_alike() -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        with pytest.raises(OutboundError, match="cannot be reached"):
+            ask(f"http://127.0.0.1:{closed.getsockname()[1]}/", guarded=False)
+
+    async def whole() -> None:
+        async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"220 mail.example ESMTP\r\n")
+            writer.close()
+
+        async with await asyncio.start_server(babble, "127.0.0.1", 0) as listening:
+            port = listening.sockets[0].getsockname()[1]
+            outbound = Outbound()
+            try:
+                with pytest.raises(OutboundError, match="cannot be reached"):
+                    await outbound.request("GET", f"http://127.0.0.1:{port}/", guarded=False)
+            finally:
+                await outbound.close()
+
+    asyncio.run(whole())

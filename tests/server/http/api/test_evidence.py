@@ -1,0 +1,250 @@
+"""What responders and lists can say when a contract is published, over HTTP, for every kind of key."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from ccp.testing.pki import (
+    CONTRACT,
+    OCSP_RESPONDER,
+    PKI,
+    Addresses,
+    Credential,
+    algorithm_of,
+    answer_ocsp,
+    build_pki,
+    build_root,
+    sign_crl,
+)
+from ccp.x509.certificates import Certificate
+from tests.server.http.api.answers import sentences
+from tests.server.http.api.test_trust import LOOPBACK, naming, path_of, put
+from tests.server.trust.revocation.made import serve_crl
+from tests.server.trust.revocation.servers import Reply, Request, Server, http_server
+from tests.world import AT, Contract, Pool, start
+
+DAY, HOUR, MINUTE = timedelta(days=1), timedelta(hours=1), timedelta(minutes=1)
+EDITIONS = ["iso2", "iso20", "ed448"]
+ALGORITHM = {"iso2": "P-256", "iso20": "P-521", "ed448": "Ed448"}
+SUB1, SUB2 = "eMSP Sub1 CA SIM", "eMSP Sub2 CA SIM"
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+# --- OCSP ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """reply: what the responder says about a certificate of this issuer. words: what the publisher is told."""
+
+    reply: Callable[[Certificate, Credential], Reply]
+    status: int
+    words: str = ""
+
+
+def says(**more: Any) -> Callable[[Certificate, Credential], Reply]:
+    """A response of now that holds for an hour, unless `more` says otherwise. Functions are given the issuer."""
+
+    def reply(certificate: Certificate, issuer: Credential) -> Reply:
+        values = {name: value(issuer) if callable(value) else value for name, value in more.items()}
+        times = {"this_update": now() - MINUTE, "next_update": now() + HOUR}
+        return Reply(answer_ocsp(certificate, issuer, **{**times, **values}))
+
+    return reply
+
+
+def stranger(issuer: Credential) -> Credential:
+    return build_pki(AT, algorithm=algorithm_of(issuer.key)).emsp_sub2
+
+
+def in_its_name(issuer: Credential) -> Credential:
+    """Somebody who has the issuer's name and a key of their own."""
+    return build_root(issuer.certificate.subject_cn, at=AT, algorithm=algorithm_of(issuer.key))
+
+
+def about_another(certificate: Certificate, issuer: Credential) -> Reply:
+    return says()(issuer.issue("another", CONTRACT, at=AT).certificate, issuer)
+
+
+CASES = {
+    "good": Case(says(), 201),
+    "revoked": Case(says(revoked_at=AT - DAY), 400, "was revoked at"),
+    "unknown": Case(says(unknown=True), 503, "Its OCSP responder does not know it."),
+    "stale": Case(says(this_update=now() - DAY, next_update=now() - HOUR), 503, "The OCSP response is stale since"),
+    "from the future": Case(says(this_update=now() + HOUR, next_update=now() + DAY), 503, "is from the future"),
+    "forged": Case(says(responder=in_its_name), 503, "The signature of the OCSP response does not hold."),
+    "wrong serial": Case(about_another, 503, "The OCSP response is about another certificate."),
+    "delegated": Case(says(responder=lambda issuer: issuer.issue("OCSP", OCSP_RESPONDER, at=AT)), 201),
+    "not for OCSP": Case(says(responder=lambda issuer: issuer.issue("x", CONTRACT, at=AT)), 503, "is not authorised"),
+    "of another CA": Case(
+        says(responder=lambda issuer: stranger(issuer).issue("OCSP", OCSP_RESPONDER, at=AT)), 503, "is not authorised"
+    ),
+    "oversized": Case(lambda certificate, issuer: Reply(bytes(131_073)), 503, "sent more than 131072 octets"),
+    "redirect": Case(
+        lambda certificate, issuer: Reply(status=302, headers={"Location": "/elsewhere"}), 503, "the HTTP status 302"
+    ),
+    "hanging": Case(lambda certificate, issuer: Reply(delay=30), 503, "did not answer within 2 s"),
+}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with http_server() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def responders() -> Iterator[dict[str, Server]]:
+    """One for each kind of key: a host that fails several times in a row is left alone."""
+    with ExitStack() as stack:
+        yield {edition: stack.enter_context(http_server()) for edition in EDITIONS}
+
+
+@pytest.fixture(scope="module")
+def asking(responders: dict[str, Server]) -> Iterator[Pool]:
+    """Of each kind of key a PKI whose contracts name a responder, and one whose Sub-CA 2 does."""
+    pkis = {}
+    for edition, responder in responders.items():
+        algorithm: Any = ALGORITHM[edition]
+        pkis[edition] = naming(responder.url, SUB2, algorithm=algorithm)
+        pkis[f"{edition} sub"] = naming(responder.url, SUB1, algorithm=algorithm)
+    with start(pkis, outbound_allow=LOOPBACK) as pool:
+        yield pool
+
+
+def published(pool: Pool, contract: Contract, status: int, words: str) -> None:
+    """Publish it: the status, the one sentence, and that it is stored or not."""
+    answer = put(pool, contract)
+    assert answer.status_code == status, answer.text
+    if words:
+        (said,) = sentences(answer, status)
+        assert words in said
+    assert ("Retry-After" in answer.headers) is (status == 503)
+    assert pool.stored(contract.emaid) == (status == 201)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("edition", EDITIONS)
+def test_a_publisher_is_told_what_the_responder_says(
+    asking: Pool, responders: dict[str, Server], edition: str, name: str
+) -> None:
+    case, issuer, responder = CASES[name], asking.pki(edition).emsp_sub2, responders[edition]
+    contract = asking.contract(asking.car(edition))
+    responder.says(path_of(SUB2), case.reply(Certificate.load(contract.certificate), issuer))
+    began = time.monotonic()
+    published(asking, contract, case.status, case.words)
+    assert time.monotonic() - began < 4
+    assert responder.count("/elsewhere") == 0
+
+
+@pytest.mark.parametrize("edition", EDITIONS)
+def test_a_publisher_is_told_of_a_revoked_sub_ca(asking: Pool, responders: dict[str, Server], edition: str) -> None:
+    pki = asking.pki(f"{edition} sub")
+    responders[edition].says(path_of(SUB1), says(revoked_at=AT - DAY)(pki.emsp_sub2.certificate, pki.emsp_sub1))
+    contract = asking.contract(asking.car(edition), signer=f"{edition} sub")
+    published(asking, contract, 400, f'Certificate "{SUB2}" was revoked at')
+
+
+def test_an_address_that_is_not_public_is_not_called(server: Server) -> None:
+    pki = naming(server.url + "/private")
+    with start({"iso2": pki}) as pool:
+        answer = put(pool, pool.contract(pool.car()))
+        said = sentences(answer, 503)
+    assert len(said) == 6
+    assert all("127.0.0.1 cannot be reached." in sentence for sentence in said)
+    assert not [request for request in server.seen if request.path.startswith("/private")]
+
+
+# --- Lists -----------------------------------------------------------------------------------------------------------
+
+
+def times(since: timedelta = MINUTE, until: timedelta = DAY) -> dict[str, Any]:
+    return {"this_update": now() - since, "next_update": now() + until}
+
+
+LISTS: dict[str, tuple[Callable[[Credential, Certificate], bytes], int, str]] = {
+    "good": (lambda issuer, leaf: sign_crl(issuer, {7: AT - DAY}, **times()), 201, ""),
+    "revoked": (lambda issuer, leaf: sign_crl(issuer, {leaf.serial_number: AT - DAY}, **times()), 400, "was revoked"),
+    "stale": (lambda issuer, leaf: sign_crl(issuer, {}, **times(DAY, -HOUR)), 503, "The CRL is stale since"),
+    "forged": (lambda issuer, leaf: sign_crl(in_its_name(issuer), {}, **times()), 503, "is not signed by"),
+    "of another CA": (lambda issuer, leaf: sign_crl(in_its_own(issuer), {}, **times()), 503, "The CRL is not of"),
+    "no list": (lambda issuer, leaf: b"<html>", 503, "The CRL cannot be read."),
+}
+
+
+def in_its_own(issuer: Credential) -> Credential:
+    return build_pki(AT, algorithm=algorithm_of(issuer.key)).oem_sub2
+
+
+@pytest.fixture(scope="module")
+def listing(server: Server, pkis: dict[str, PKI]) -> Iterator[Pool]:
+    """Of each kind of key one PKI for each case: what a list said once is not asked for again."""
+    made = {edition: pkis[edition] for edition in EDITIONS}
+    for edition in EDITIONS:
+        for name in (*LISTS, "sub", "numbers"):
+            below = SUB1 if name == "sub" else SUB2
+            made[f"{edition} {name}"] = build_pki(
+                AT,
+                algorithm=ALGORITHM[edition],  # type: ignore[arg-type]
+                addresses=lambda ca, below=below, url=list_path(edition, name): (
+                    Addresses(crl=server.url + url) if ca == below else Addresses()
+                ),
+            )
+    with start(made, outbound_allow=LOOPBACK) as pool:
+        yield pool
+
+
+def list_path(edition: str, name: str) -> str:
+    return f"/{edition}-{name.replace(' ', '-')}.crl"
+
+
+@pytest.mark.parametrize("edition", EDITIONS)
+@pytest.mark.parametrize("name", LISTS)
+def test_a_publisher_is_told_what_the_list_says(listing: Pool, server: Server, edition: str, name: str) -> None:
+    make, status, words = LISTS[name]
+    contract = listing.contract(listing.car(edition), signer=f"{edition} {name}")
+    issuer = listing.pki(f"{edition} {name}").emsp_sub2
+    server.says(list_path(edition, name), make(issuer, Certificate.load(contract.certificate)))
+    published(listing, contract, status, words)
+
+
+@pytest.mark.parametrize("edition", EDITIONS)
+def test_a_publisher_is_told_of_a_sub_ca_on_a_list(listing: Pool, server: Server, edition: str) -> None:
+    pki = listing.pki(f"{edition} sub")
+    revoked = {pki.emsp_sub2.certificate.serial_number: AT - DAY}
+    server.says(list_path(edition, "sub"), sign_crl(pki.emsp_sub1, revoked, **times()))
+    contract = listing.contract(listing.car(edition), signer=f"{edition} sub")
+    published(listing, contract, 400, f'Certificate "{SUB2}" was revoked at')
+
+
+def test_a_list_is_asked_for_conditionally_and_its_number_may_not_fall(listing: Pool, server: Server) -> None:
+    name, path = "iso2 numbers", list_path("iso2", "numbers")
+    issuer = listing.pki(name).emsp_sub2
+
+    def contract() -> Contract:
+        return listing.contract(listing.car(), signer=name)
+
+    until, made = timedelta(seconds=4), time.monotonic()
+    serve_crl(server, path, sign_crl(issuer, {}, number=5, **times(until=until)), etag='"5"')
+    published(listing, contract(), 201, "")
+    published(listing, contract(), 201, "")
+    assert server.count(path) == 1
+    time.sleep(max(0.0, made + 5 - time.monotonic()))
+    # The same list, which has run out meanwhile: its server says that it has no newer one.
+    published(listing, contract(), 503, "The CRL is stale, and its server has no newer one.")
+    last: Request = [request for request in server.seen if request.path == path][-1]
+    assert last.headers["if-none-match"] == '"5"'
+    serve_crl(server, path, sign_crl(issuer, {}, number=4, **times()), etag='"4"')
+    published(listing, contract(), 503, "The CRL has the number 4, the one before it had 5.")
+    serve_crl(server, path, sign_crl(issuer, {}, number=6, **times()), etag='"6"')
+    published(listing, contract(), 201, "")

@@ -1,0 +1,326 @@
+"""What the pool tells of itself at /metrics: who may read it, and whether the numbers are right."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from ccp.server.domain.parties import Role
+from ccp.server.events import dispatcher
+from ccp.server.metrics import Metrics
+from ccp.server.storage.queries import events, peers
+from ccp.server.storage.queries.peers import Peer
+from ccp.testing.pki import PKI
+from tests.cli.run import good
+from tests.cli.test_serving import Sandbox, ask, free_port, serving
+from tests.client.servers import DROP, error, scripted
+from tests.server.events.receiver import receiving, webhook
+from tests.server.http.api.answers import sentences
+from tests.server.pool.peers.test_peers import PATH, deliver, to, until_known
+from tests.world import AT, Pool, party, start
+
+DELIVER = "GetSignedContractDataByCertificateInstallationReq"
+Numbers = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+def numbers(text: str) -> Numbers:
+    families = text_string_to_metric_families(text)
+    return {(one.name, frozenset(one.labels.items())): one.value for family in families for one in family.samples}
+
+
+def read(url: str) -> Numbers:
+    """By a connection of its own, so that any worker may answer."""
+    answer = httpx.get(f"{url}/metrics", timeout=10)
+    assert answer.status_code == 200, answer.text
+    return numbers(answer.text)
+
+
+def value(found: Numbers, name: str, **labels: str) -> float:
+    return found.get((name, frozenset(labels.items())), 0)
+
+
+def total(found: Numbers, name: str, **labels: str) -> float:
+    """Over all labels that are not named."""
+    wanted = set(labels.items())
+    return sum(number for (one, said), number in found.items() if one == name and wanted <= said)
+
+
+# --- Who may read them -----------------------------------------------------------------------------------------------
+
+ADMIN = [party("watcher", Role.ADMIN)]
+
+
+def test_callers_on_this_machine_need_no_token(pool: Pool) -> None:
+    pool.http.get("/health")
+    answer = pool.http.get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+    assert value(numbers(answer.text), "ccp_requests_total", operation="none", status="200", outcome="ok") >= 1
+    newer = pool.http.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+    assert newer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    assert newer.text.endswith("# EOF\n")
+    assert pool.http.post("/metrics").status_code == 405
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"X-Forwarded-For": "127.0.0.1"},
+        {"X-Forwarded-For": "203.0.113.7"},
+        {"Forwarded": "for=127.0.0.1"},
+        {"X-Real-IP": "127.0.0.1"},
+        {"Via": "1.1 proxy"},
+        {"X-Forwarded-Proto": "https"},
+    ],
+)
+def test_who_comes_through_a_proxy_needs_the_token_of_an_administrator(
+    pkis: dict[str, PKI], header: dict[str, str]
+) -> None:
+    with start(pkis, ADMIN) as pool:
+        assert sentences(pool.http.get("/metrics", headers=header), 401) == ["A bearer token is needed."]
+        cpo = {"Authorization": f"Bearer {pool.token('cpo')}"}
+        assert sentences(pool.http.get("/metrics", headers=header | cpo), 403) == ["GetMetrics is for the role admin."]
+        watcher = {"Authorization": f"Bearer {pool.token('watcher')}"}
+        assert pool.http.get("/metrics", headers=header | watcher).status_code == 200
+
+
+def test_a_setting_leaves_them_to_administrators_or_to_nobody(pkis: dict[str, PKI]) -> None:
+    with start(pkis, ADMIN, metrics="admin") as pool:
+        assert sentences(pool.http.get("/metrics"), 401)
+        watcher = {"Authorization": f"Bearer {pool.token('watcher')}"}
+        assert pool.http.get("/metrics", headers=watcher).status_code == 200
+    with start(pkis, ADMIN, metrics="off") as pool:
+        watcher = {"Authorization": f"Bearer {pool.token('watcher')}"}
+        for headers in ({}, watcher):
+            assert sentences(pool.http.get("/metrics", headers=headers), 404) == ["There is nothing at this path."]
+
+
+# --- Whether they are right ------------------------------------------------------------------------------------------
+
+
+def test_requests_are_counted_by_operation_status_and_outcome_and_name_nobody(pkis: dict[str, PKI]) -> None:
+    with start(pkis) as pool:
+        car, stranger = pool.car(), pool.car()
+        contract = pool.publish(car)
+        for _ in range(3):
+            pool.ask(car)
+        assert pool.post(stranger).status_code == 200
+        assert pool.post(stranger, headers={"alwaysReturnEXI": "false"}).status_code == 404
+        assert pool.cpo.post("/signedcontractdata", content=b"{").status_code == 400
+        assert pool.oem.delete(f"/signedcontractdata/{contract.emaid}").status_code == 403
+        assert pool.client(None).get(f"/contractData/pcid/{car.pcid}").status_code == 401
+        assert pool.http.get("/elsewhere").status_code == 404
+        text = pool.http.get("/metrics").text
+    found = numbers(text)
+    for operation, status, outcome, count in (
+        (DELIVER, "200", "ok", 3),
+        (DELIVER, "200", "no_contract", 1),
+        (DELIVER, "404", "not_found", 1),
+        (DELIVER, "400", "field", 1),
+        ("AddSignedContractData", "201", "ok", 1),
+        ("DeleteSignedContractDataByEmaid", "403", "not_authorised", 1),
+        ("GetContractDataByPcid", "401", "not_authenticated", 1),
+        ("none", "404", "refused", 1),
+    ):
+        assert value(found, "ccp_requests_total", operation=operation, status=status, outcome=outcome) == count, outcome
+    assert value(found, "ccp_request_seconds_count", operation=DELIVER) == 6
+    assert value(found, "ccp_request_seconds_bucket", operation=DELIVER, le="+Inf") == 6
+    assert 0 < value(found, "ccp_request_seconds_sum", operation=DELIVER) < 6
+    for secret in (car.pcid, stranger.pcid, contract.emaid, "WEX", "DEEXA", "127.0.0.1", *map(repr, ("cpo", "oem"))):
+        assert str(secret) not in text
+    assert "_created" not in text
+    names = {label for _, labels in found for label, _ in labels}
+    assert names <= {"operation", "status", "outcome", "limit", "peer", "task", "le", "class"}
+
+
+def test_what_limits_turn_away_is_counted_by_limit(pkis: dict[str, PKI]) -> None:
+    limits = {"rate_party": 1, "rate_failures": 1, "login_failures": 1, "max_connections_address": 3}
+    with start(pkis, trusted_proxies=(), **limits) as pool:
+        answers = [pool.oem.get("/contractData/pcid/WEX00000000000000").status_code for _ in range(4)]
+        assert answers.count(429) >= 1
+        wrong = {"grant_type": "client_credentials", "client_id": "cpo", "client_secret": "wrong"}
+        logins = [pool.http.post("/oauth/token", data=wrong).status_code for _ in range(3)]
+        forged = {"Authorization": "Bearer x"}
+        strangers = [pool.http.get("/opnc/v1/ccp/contractData/pcid/A", headers=forged).status_code for _ in range(40)]
+        found = numbers(pool.http.get("/metrics").text)
+        assert value(found, "ccp_limited_total", limit="party") == answers.count(429)
+        assert value(found, "ccp_limited_total", limit="login") == logins.count(429) >= 1
+        assert value(found, "ccp_limited_total", limit="failures") == strangers.count(429) >= 1
+        clients = [httpx.Client(base_url=pool.base_url) for _ in range(3)]
+        turned_away = [client.get("/health").status_code for client in clients].count(429)
+        found = numbers(pool.http.get("/metrics").text)
+        assert value(found, "ccp_limited_total", limit="connections_address") == turned_away >= 1
+        for client in clients:
+            client.close()
+
+
+def test_what_the_server_refuses_before_it_is_a_request_is_counted(pkis: dict[str, PKI]) -> None:
+    with start(pkis) as pool:
+        answer = pool.http.get("/health", headers={"X-Long": "a" * 40_000})
+        assert answer.status_code == 431
+        found = numbers(pool.http.get("/metrics").text)
+        assert value(found, "ccp_requests_total", operation="none", status="431", outcome="refused") == 1
+
+
+def test_peers_are_counted_by_outcome_and_it_is_told_that_one_is_left_alone(pkis: dict[str, PKI]) -> None:
+    with scripted() as bad, start(pkis, pool_id="pool-b") as there:
+        bad.on(PATH, error(404), DROP)
+        with start(pkis, pool_id="pool-a", peer_seconds=1, peer_negative_ttl=0) as here:
+            secret = there.world.member("peer").secret
+            here.change(peers.add(Peer("pool-b", there.base_url, "opnc", "peer", secret), AT))
+            here.change(peers.add(Peer("bad", bad.url, token="t"), AT))
+            until_known(here, "bad")
+            car = there.car()
+            deliver(here, car)
+            for _ in range(3):
+                deliver(here, here.car())
+            there.publish(car)
+            deliver(here, car)
+            headers = to("pool-b")
+            sentences(here.oem.get(f"/contractData/pcid/{car.pcid}", headers=headers), 403)
+            found = read(here.base_url)
+            for peer, operation, outcome, count in (
+                ("pool-b", DELIVER, "nothing", 4),
+                ("pool-b", DELIVER, "found", 1),
+                ("pool-b", "GetContractDataByPcid", "not_authorised", 1),
+                ("bad", DELIVER, "not_found", 1),
+                ("bad", DELIVER, "no_answer", 3),
+            ):
+                labels = {"peer": peer, "operation": operation, "outcome": outcome}
+                assert value(found, "ccp_peer_requests_total", **labels) == count, labels
+            assert value(found, "ccp_peer_request_seconds_count", peer="pool-b") == 6
+            assert value(found, "ccp_peer_request_seconds_count", peer="bad") == 4
+            assert value(found, "ccp_peer_resting", peer="pool-b") == 0
+            assert value(found, "ccp_peer_resting", peer="bad") == 1
+            # Whom we do not call any more we do not leave alone either.
+            here.change(peers.disable("bad"))
+            until(lambda: value(read(here.base_url), "ccp_peer_resting", peer="bad") == 0)
+
+
+def test_the_document_names_what_there_is_and_all_of_it() -> None:
+    document = (Path(__file__).resolve().parents[3] / "docs" / "operations.md").read_text("utf-8")
+    document = document.partition("## Metrics")[2].partition("\n## ")[0]
+    named = {re.sub("_bucket$", "", name) for name in re.findall(r"\bccp_[a-z_]+", document)}
+    metrics = Metrics()
+    metrics.request("Any", 200, "ok", 0.1)
+    metrics.limited("any")
+    metrics.peer_asked("any", "Any", "ok", 0.1)
+    metrics.peer_resting("any", True)
+    metrics.broadcast("any")
+    metrics.event_tried("any")
+    metrics.requests_shed("any", "any", 1)
+    metrics.requests_admitted("any", 1, 2, 3.0)
+    metrics.events_left(1, 2, 3, 4.0)
+    metrics.task_failed("any")
+    there = {re.sub("_(bucket|count|sum)$", "", name) for name, _ in numbers(metrics.shown("")[0].decode())}
+    assert named == there
+
+
+def test_events_are_counted_by_what_came_of_them_and_by_what_they_wait_for(
+    pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dispatcher, "_COUNT_SECONDS", 0.1)
+    more = {"event_dispatch": True, "event_http": True, "event_retries": 1, "event_retry_seconds": 0.2}
+    with receiving() as receiver, start(pkis, outbound_allow=("127.0.0.0/8",), **more) as pool:
+        receiver.says("/maker", 500, 200, 409, 500)
+        pool.change(events.put_webhook(webhook(f"{receiver.url}/maker", "oem")))
+        for _ in range(3):
+            pool.publish(pool.car())
+        for outcome, count in (("delivered", 1), ("rejected", 1), ("given_up", 1), ("failed", 1)):
+            until(
+                lambda: value(read(pool.base_url), "ccp_event_attempts_total", outcome=outcome) == count,  # noqa: B023
+            )
+        until(lambda: value(read(pool.base_url), "ccp_events", state="dead") == 2)
+        found = read(pool.base_url)
+        assert value(found, "ccp_events", state="outbox") == value(found, "ccp_events", state="waiting") == 0
+        assert value(found, "ccp_events_oldest_seconds") == 0
+
+
+# --- Several workers -------------------------------------------------------------------------------------------------
+
+
+def test_whichever_worker_is_asked_answers_for_all_also_for_those_that_died(tmp_path: Path) -> None:
+    (tmp_path / "tmp").mkdir()
+    good("sandbox", tmp_path / "DIR", "--port", free_port(), "--store")
+    sandbox = Sandbox(tmp_path / "DIR")
+    config = sandbox.directory / "ccp.toml"
+    good("peer", "add", "gone", "http://127.0.0.1:9", "--config", config, env={"CCP_PEER_SECRET": "t"})
+    serve = serving(sandbox.url, "--config", config, "--workers", 2, log=tmp_path / "log", temporary=tmp_path / "tmp")
+    with serve as http:
+        cpo = sandbox.token(http, "cpo")
+        for _ in range(4):
+            # Connections of their own meet both workers, sooner or later.
+            with httpx.Client(base_url=sandbox.url, timeout=10) as client:
+                ask(client, sandbox, cpo)
+        wanted = 4 * len(sandbox.samples("request"))
+        for _ in range(8):
+            assert total(read(sandbox.url), "ccp_requests_total", operation=DELIVER) == wanted
+        assert value(read(sandbox.url), "ccp_peer_resting", peer="gone") == 0
+
+        # A peer that cannot be reached is left alone, by the workers that met it.
+        nobody = sandbox.directory / "samples" / "iso2"
+        for emaid in nobody.glob("publish_*"):
+            party = "example-emsp-a" if "DEEXA" in emaid.name else "example-emsp-b"
+            token = _token(http, sandbox, party)
+            answer = http.delete(
+                f"/opnc/v1/ccp/signedcontractdata/{emaid.stem.removeprefix('publish_')}", headers=token
+            )
+            assert answer.status_code == 200, answer.text
+        body = sandbox.samples("request")[0]
+        for _ in range(16):
+            httpx.post(f"{sandbox.url}{PATH}", json=body, headers={**cpo, "broadcast": "true"}, timeout=10)
+        before = read(sandbox.url)
+        assert value(before, "ccp_peer_resting", peer="gone") == 1
+
+        (folder,) = (tmp_path / "tmp").glob("opnc-ccp-*/metrics")
+        workers = _workers(folder)
+        assert len(workers) == 2
+        for pid in workers:
+            os.kill(pid, signal.SIGKILL)
+        until(lambda: not any(_runs(pid) for pid in workers), 20)
+        until(lambda: len(_workers(folder) - workers) == 2 and _answers(sandbox.url), 30)
+        after = read(sandbox.url)
+        assert total(after, "ccp_requests_total", operation=DELIVER) == wanted + 16
+        assert value(after, "ccp_peer_resting", peer="gone") == 0
+    assert "Traceback" not in (tmp_path / "log").read_text()
+    assert not list((tmp_path / "tmp").glob("opnc-ccp-*"))
+
+
+def _token(http: httpx.Client, sandbox: Sandbox, client_id: str) -> dict[str, str]:
+    secret = next(one["client_secret"] for one in sandbox.credentials["parties"] if one["client_id"] == client_id)
+    answer = http.post("/oauth/token", data={"grant_type": "client_credentials"}, auth=(client_id, secret))
+    return {"Authorization": f"Bearer {answer.json()['access_token']}"}
+
+
+def _workers(folder: Path) -> set[int]:
+    """The processes that have counted something."""
+    return {int(file.stem.rpartition("_")[2]) for file in folder.glob("*.db")}
+
+
+def _runs(pid: int) -> bool:
+    state = subprocess.run(["ps", "-o", "stat=", "-p", str(pid)], capture_output=True, text=True, check=False).stdout
+    return bool(state) and not state.startswith("Z")
+
+
+def _answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/health", timeout=2).status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def until(holds: Callable[[], Any], seconds: float = 5) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

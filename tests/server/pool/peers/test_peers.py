@@ -1,0 +1,460 @@
+"""Pools that ask each other: real pools on loopback, and some that hang or lie."""
+
+from __future__ import annotations
+
+import base64
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import httpx
+import pytest
+
+from ccp import exi
+from ccp.server.external.circuit_breaker import Breaker
+from ccp.server.pool.peers import HOP_HEADER, PoolPeers
+from ccp.server.pool.service import Pool as Rules
+from ccp.server.storage.queries import peers
+from ccp.server.storage.queries.peers import Peer
+from ccp.testing.partners import Car
+from ccp.testing.pki import PKI
+from tests.cli.run import ccp, good
+from tests.client.servers import DROP, HANG, Reply, error, granted, json_reply, nowhere, scripted
+from tests.server.http.api.answers import sentences
+from tests.world import AT, SESSION, Pool, octets_of, read, start
+
+NAMES = ("pool-a", "pool-b", "pool-c")
+SECONDS = 0.5
+
+
+@contextmanager
+def watched_peers() -> Iterator[Callable[[int], None]]:
+    """Gives what waits until each pool that is started within the block knows so many peers."""
+    made: list[PoolPeers] = []
+
+    class Watched(PoolPeers):
+        def __init__(self, *args: Any, **named: Any) -> None:
+            super().__init__(*args, **named)
+            made.append(self)
+
+    def wait(count: int) -> None:
+        deadline = time.monotonic() + 30
+        while not all(len(each._lines) == count for each in made):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ccp.server.app.PoolPeers", Watched)
+        yield wait
+
+
+@pytest.fixture(scope="module")
+def three(pkis: dict[str, PKI]) -> Iterator[dict[str, Pool]]:
+    """Three pools, each of which knows the other two: one by OPNC, one by OPCP."""
+    with ExitStack() as stack:
+        wait_for_peers = stack.enter_context(watched_peers())
+        pools = {name: stack.enter_context(start(pkis, pool_id=name, peer_seconds=2 * SECONDS)) for name in NAMES}
+        for name, pool in pools.items():
+            for place, (other, there) in enumerate((n, p) for n, p in pools.items() if n != name):
+                secret = there.world.member("peer").secret
+                dialect = ("opnc", "opcp")[place]
+                pool.change(peers.add(Peer(other, there.base_url, dialect, "peer", secret), AT))
+        wait_for_peers(2)
+        yield pools
+
+
+@pytest.fixture
+def deliveries(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """One entry for every request of a vehicle that any of the pools handles; they run in this process."""
+    seen: list[Any] = []
+    really = Rules.deliver
+
+    async def counted(self: Rules, caller: Any, *args: Any, **options: Any) -> Any:
+        seen.append(caller.party.client_id)
+        return await really(self, caller, *args, **options)
+
+    monkeypatch.setattr(Rules, "deliver", counted)
+    return seen
+
+
+ASK = {"broadcast": "true"}
+
+
+def deliver(pool: Pool, car: Car, headers: dict[str, str] | None = None) -> list[dict[str, Any]]:
+    answer = pool.post(car, headers=ASK if headers is None else headers)
+    assert answer.status_code == 200, answer.text
+    items: list[dict[str, Any]] = answer.json()["signedContractDataCollection"]
+    return items
+
+
+@pytest.mark.parametrize("edition", ["iso2", "iso20"])
+@pytest.mark.parametrize("home", NAMES)
+def test_each_car_finds_its_contract_wherever_it_is(
+    three: dict[str, Pool], deliveries: list[Any], edition: str, home: str
+) -> None:
+    car = three[home].car(edition)
+    contract = three[home].publish(car)
+    for asked in NAMES:
+        deliveries.clear()
+        (item,) = deliver(three[asked], car)
+        assert item["emaid"] == contract.emaid
+        assert car.install(octets_of(item), SESSION, AT)[0] == contract.emaid
+        if asked == home:
+            assert deliveries == ["cpo"]
+        else:  # Both others at once, and nobody asks any further.
+            assert deliveries[0] == "cpo"
+            assert set(deliveries[1:]) == {"peer"}
+            # The answer does not wait for the slower of them, but the next round must not count it.
+            deadline = time.monotonic() + 1
+            while len(deliveries) < 3 and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert len(deliveries) <= 3
+
+
+def test_a_car_that_nobody_knows_goes_around_in_no_circle(three: dict[str, Pool], deliveries: list[Any]) -> None:
+    car = three["pool-a"].car()
+    began = time.monotonic()
+    (item,) = deliver(three["pool-a"], car)
+    assert time.monotonic() - began < SECONDS + 1
+    assert item["metaData"] == "No contract is stored for the vehicle."
+    assert sorted(deliveries) == ["cpo", "peer", "peer"]
+
+
+def test_nobody_is_asked_unless_the_caller_allows_it(three: dict[str, Pool], deliveries: list[Any]) -> None:
+    car = three["pool-b"].car()
+    three["pool-b"].publish(car)
+    (item,) = deliver(three["pool-a"], car, {})
+    assert item["emaid"] == "ZZZZZ000000000"
+    assert deliveries == ["cpo"]
+
+
+def test_what_a_pool_has_passed_on_goes_no_further(three: dict[str, Pool], deliveries: list[Any]) -> None:
+    pool, car = three["pool-a"], three["pool-b"].car()
+    three["pool-b"].publish(car)
+    # By its role, and, where a pool is registered as something else, by the header.
+    for caller, headers in (("peer", ASK), ("cpo", {**ASK, HOP_HEADER: "pool-z"})):
+        deliveries.clear()
+        answer = pool.post(car, caller=caller, headers={**headers, "alwaysReturnEXI": "false"})
+        assert answer.status_code == 404
+        assert deliveries == [caller]
+
+
+def test_a_back_end_of_the_older_dialect_reaches_other_pools_without_a_word(three: dict[str, Pool]) -> None:
+    car = three["pool-c"].car("iso20")
+    first = three["pool-c"].publish(car)
+    three["pool-c"].publish(car)
+    body = {
+        "certificateInstallationReq": base64.b64encode(car.request(SESSION, AT)).decode(),
+        "xsdMsgDefNamespace": str(car.namespace),
+    }
+    headers = {"Authorization": f"Bearer {three['pool-a'].token('cpo')}"}
+    answer = three["pool-a"].http.post("/v1/ccp/signedContractData", json=body, headers=headers)
+    (content,) = answer.json()["CCPResponse"]["emaidContent"]
+    item = {**content["messageDef"], "xsdMsgDefNamespace": str(car.namespace)}
+    assert item["emaid"] == first.emaid
+    assert read(item).parsed.message.RemainingContractCertificateChains == 0
+    assert car.install(octets_of(item), SESSION, AT)[0] == first.emaid
+
+
+def test_a_car_of_the_newer_edition_gets_all_that_it_takes(three: dict[str, Pool]) -> None:
+    car = three["pool-b"].car("iso20")
+    contracts = [three["pool-b"].publish(car).emaid for _ in range(3)]
+    items = deliver(three["pool-a"], car)  # By OPNC; the older dialect brings one.
+    assert [item["emaid"] for item in items] == contracts
+    left = [read(item).parsed.message.RemainingContractCertificateChains for item in items]
+    assert left == [2, 1, 0]
+    for item in items:
+        car.install(octets_of(item), SESSION, AT)
+
+
+# --- Addressed -------------------------------------------------------------------------------------------------------
+
+
+def to(pool: str) -> dict[str, str]:
+    return {"OPNC-to-party-type": "ccp", "OPNC-to-party-id": pool}
+
+
+def test_a_request_for_another_pool_is_answered_by_that_one(three: dict[str, Pool], deliveries: list[Any]) -> None:
+    car = three["pool-b"].car()
+    here, there = three["pool-a"].publish(car), three["pool-b"].publish(car)
+    assert deliver(three["pool-a"], car, {})[0]["emaid"] == here.emaid
+    assert deliver(three["pool-a"], car, to("pool-a"))[0]["emaid"] == here.emaid
+    deliveries.clear()
+    assert deliver(three["pool-a"], car, to("pool-b"))[0]["emaid"] == there.emaid
+    assert deliveries == ["cpo", "peer"]
+    (item,) = deliver(three["pool-a"], car, to("pool-c"))
+    assert item["metaData"] == "The pool that the request is for has nothing for the vehicle now."
+
+
+def test_a_request_for_a_pool_that_is_unknown_is_not_found(three: dict[str, Pool]) -> None:
+    pool, car = three["pool-a"], three["pool-a"].car()
+    assert sentences(pool.post(car, headers=to("pool-z")), 404)
+    assert sentences(pool.oem.get(f"/contractData/pcid/{car.pcid}", headers=to("pool-z")), 404)
+    # And pools pass on nothing for pools.
+    assert sentences(pool.post(car, caller="peer", headers=to("pool-b")), 404)
+    assert sentences(pool.oem.get(f"/contractData/pcid/{car.pcid}", headers=to("pool-a")), 404) == [
+        "No contract for the given PCID found."
+    ]
+
+
+# --- Peers that misbehave --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def beside(pkis: dict[str, PKI], **others: str) -> Iterator[Pool]:
+    """A pool with peers at these addresses."""
+    settings = {"pool_id": "pool-x", "peer_seconds": SECONDS, "peer_negative_ttl": 0}  # Each is asked every time.
+    with watched_peers() as wait_for_peers, start(pkis, **settings) as pool:
+        for name, url in others.items():
+            pool.change(peers.add(Peer(name, url, token="t"), AT))
+        wait_for_peers(len(others))
+        yield pool
+
+
+PATH = "/opnc/v1/ccp/signedcontractdata"
+
+
+def lies(honest: Pool, car: Car) -> dict[str, Reply]:
+    """Answers that must not reach the car, made out of ones that are good for something else."""
+    honest.publish(car)
+    other = honest.car()
+    honest.publish(other)
+
+    def answered(response: httpx.Response) -> Any:
+        assert response.status_code == 200
+        return response.json()
+
+    good_one = answered(honest.post(car))
+    (item,) = good_one["signedContractDataCollection"]
+
+    def with_item(**members: Any) -> Reply:
+        return json_reply({"signedContractDataCollection": [{**item, **members}]})
+
+    octets = bytearray(octets_of(item))
+    octets[len(octets) // 2] ^= 1
+    stranger = Car.of(honest.pki("stranger"), car.provisioning, car.pcid)
+    foreign = honest.contract(stranger, signer="stranger").message
+    return {
+        "another session": json_reply(answered(honest.post(car, b"\x09" * 8))),
+        "another vehicle": json_reply(answered(honest.post(other))),
+        "a changed message": with_item(certificateInstallationRes=base64.b64encode(octets).decode()),
+        "another EMAID": with_item(emaid="DEEXAZ99999999"),
+        "roots that nobody trusts": with_item(
+            certificateInstallationRes=base64.b64encode(exi.splice(foreign, session_id=SESSION)).decode()
+        ),
+        "the newer edition": with_item(xsdMsgDefNamespace="urn:iso:15118:20:2020:MsgDef"),
+        "the request itself": with_item(certificateInstallationRes=base64.b64encode(car.request(SESSION, AT)).decode()),
+        "nothing": json_reply({"signedContractDataCollection": []}),
+        "no JSON": Reply(200, b"<html>"),
+        "a negative message": json_reply(answered(honest.post(honest.car()))),
+        "an error": error(500),
+        "no answer": DROP,
+        "a redirect": Reply(302, headers={"Location": "http://127.0.0.1:9/"}),
+        "not found": error(404),
+        "unauthorised": error(401),
+    }
+
+
+def test_peers_that_hang_or_lie_change_nothing(pkis: dict[str, PKI], three: dict[str, Pool]) -> None:
+    honest = three["pool-b"]
+    with scripted() as hung, scripted() as liar:
+        hung.on(PATH, HANG)
+        with beside(pkis, hung=hung.url, liar=liar.url, gone=nowhere()) as pool:
+            token = honest.token("peer")
+            car = honest.car()
+            for what, lie in lies(honest, car).items():
+                liar.on(PATH, lie)
+                before = len(liar.received)
+                (item,) = deliver(pool, car)
+                assert len(liar.received) == before + 1, what
+                assert item.get("metaData") == "No contract is stored for the vehicle.", what
+                assert read(item).response_code == "FAILED_NoCertificateAvailable", what
+                # An answer of a peer that is well, so that none is left alone for what it did before.
+                liar.on(PATH, error(404))
+                deliver(pool, car)
+            # And with an honest one beside them the car gets its contract.
+            liar.on(PATH, json_reply({"signedContractDataCollection": []}))
+            pool.change(peers.add(Peer("pool-b", honest.base_url, token=token), AT))
+            until_known(pool, "pool-b")
+            (item,) = deliver(pool, car)
+            assert car.install(octets_of(item), SESSION, AT)[0] == item["emaid"]
+
+
+def until_known(pool: Pool, name: str) -> None:
+    """What a pool asks is not passed on: that tells a known peer from an unknown one, and asks nobody."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        answer = pool.client("peer").post("/signedcontractdata", headers=to(name))
+        if sentences(answer, 404) == ["A request of another pool is not passed on."]:
+            return
+        time.sleep(0.05)
+    pytest.fail(f"{name} was not taken over")
+
+
+def test_a_peer_that_hangs_is_left_alone_after_a_while(pkis: dict[str, PKI]) -> None:
+    with scripted() as hung:
+        hung.on(PATH, HANG)
+        with beside(pkis, hung=hung.url) as pool:
+            times = []
+            for _ in range(5):
+                began = time.monotonic()
+                deliver(pool, pool.car())
+                times.append(time.monotonic() - began)
+            assert len(hung.asked(PATH)) == 3
+            assert all(SECONDS <= each < SECONDS + 1 for each in times[:3])
+            assert all(each < SECONDS for each in times[3:])
+
+
+def test_a_peer_is_told_who_asks_and_that_it_must_not_pass_on(pkis: dict[str, PKI]) -> None:
+    with scripted() as peer:
+        peer.on(PATH, error(404))
+        with beside(pkis, peer=peer.url) as pool:
+            deliver(pool, pool.car())
+            (received,) = peer.asked(PATH)
+            told = {name: value for name, value in received.headers.items() if name.startswith(("opnc", "x-ccp"))}
+            assert told == {
+                "opnc-from-party-type": "cpo",
+                "opnc-from-party-id": "DEEXC",
+                "opnc-to-party-type": "ccp",
+                "opnc-to-party-id": "peer",
+                "x-ccp-hop": "pool-x",
+            }
+            assert received.headers["broadcast"] == "false"
+            assert received.headers["authorization"] == "Bearer t"
+
+
+def test_a_peer_of_other_roots_is_not_asked(pkis: dict[str, PKI]) -> None:
+    with scripted() as right, scripted() as wrong:
+        for peer in (right, wrong):
+            peer.on(PATH, error(404))
+        with start(pkis, pool_id="pool-x", peer_seconds=SECONDS) as pool:
+            for name, server, pki in (("right", right, "iso2"), ("wrong", wrong, "iso20")):
+                root = pkis[pki].v2g_root.certificate.fingerprint
+                pool.change(peers.add(Peer(name, server.url, token="t", v2g_roots=frozenset({root})), AT))  # type: ignore[arg-type]
+            until_known(pool, "wrong")
+            deliver(pool, pool.car())
+            assert (len(right.received), len(wrong.received)) == (1, 0)
+
+
+def test_peers_are_asked_together_and_the_first_that_has_something_is_not_kept_waiting(
+    pkis: dict[str, PKI], three: dict[str, Pool]
+) -> None:
+    honest = three["pool-b"]
+    both, met = threading.Barrier(2), []
+
+    def meet(handler: Any, ends: threading.Event) -> None:
+        """Answer when the other one is asked as well."""
+        met.append(both.wait(3))
+        handler.send_error(404)
+
+    with scripted() as one, scripted() as another, start(pkis, pool_id="pool-x", peer_seconds=4) as pool:
+        for name, server in (("one", one), ("another", another)):
+            server.on(PATH, Reply(act=meet), HANG)
+            pool.change(peers.add(Peer(name, server.url, token="t"), AT))
+        until_known(pool, "another")
+        deliver(pool, honest.car())
+        assert sorted(met) == [0, 1]
+        # They hang from now on, which does not delay what an honest one has.
+        car = honest.car()
+        contract = honest.publish(car)
+        pool.change(peers.add(Peer("pool-b", honest.base_url, token=honest.token("peer")), AT))
+        until_known(pool, "pool-b")
+        began = time.monotonic()
+        (item,) = deliver(pool, car)
+        assert item["emaid"] == contract.emaid
+        assert time.monotonic() - began < 3.5
+        assert len(one.asked(PATH)) == len(another.asked(PATH)) == 2
+
+
+def test_a_peers_token_is_asked_for_once(pkis: dict[str, PKI]) -> None:
+    with scripted() as peer, start(pkis, pool_id="pool-x") as pool:
+        peer.on("/oauth/token", granted("first"), granted("second"))
+        peer.on(PATH, error(404), error(404), error(401), error(404))
+        pool.change(peers.add(Peer("peer", peer.url, "opnc", "us", "secret"), AT))
+        until_known(pool, "peer")
+        for _ in range(4):
+            deliver(pool, pool.car())
+        assert len(peer.asked("/oauth/token")) == 2
+        # A token that is refused before its time is replaced within the same request.
+        tokens = [one.headers["authorization"] for one in peer.asked(PATH)]
+        assert tokens == ["Bearer first"] * 3 + ["Bearer second"] * 2
+
+
+def test_a_breaker_opens_waits_longer_each_time_and_closes() -> None:
+    now = [0.0]
+    breaker = Breaker(lambda: now[0])
+    for _ in range(2):
+        breaker.failed()
+        assert breaker.lets_through()
+    breaker.failed()
+    assert not breaker.lets_through()
+    for rest in (15.0, 30.0, 60.0, 120.0, 240.0, 300.0, 300.0):
+        now[0] += rest - 0.1
+        assert not breaker.lets_through()
+        now[0] += 0.1
+        assert breaker.lets_through()
+        assert not breaker.lets_through()  # One tries, the others wait for it.
+        breaker.failed()
+    now[0] += 300.0
+    assert breaker.lets_through()
+    breaker.succeeded()
+    assert breaker.lets_through()
+    breaker.failed()
+    assert breaker.lets_through()
+
+
+def test_calls_that_were_under_way_when_the_circuit_opened_change_nothing() -> None:
+    now = [0.0]
+    breaker = Breaker(lambda: now[0])
+    for _ in range(8):
+        assert breaker.lets_through()
+    for _ in range(7):  # A peer that was away for a moment.
+        breaker.failed()
+    breaker.unused()
+    now[0] += 14.9
+    assert not breaker.lets_through()
+    now[0] += 0.1
+    assert breaker.lets_through()
+    breaker.unused()
+    assert breaker.lets_through()
+    breaker.failed()
+    now[0] += 29.9
+    assert not breaker.lets_through()
+
+
+# --- Commands --------------------------------------------------------------------------------------------------------
+
+
+def test_peers_are_registered_tested_listed_and_disabled(
+    three: dict[str, Pool], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = three["pool-b"]
+    monkeypatch.chdir(tmp_path)
+    good("db", "upgrade")
+    secret = pool.world.member("peer").secret
+    env = {"CCP_PEER_SECRET": secret}
+    done = ccp("peer", "add", "pool-b", pool.base_url, "--client-id", "peer", env=env)
+    assert (done.status, done.lines[0]) == (0, "pool-b is a peer. 'ccp peer test pool-b' tells whether it answers.")
+    assert ccp("peer", "add", "pool-b", pool.base_url, env=env).err == "ccp: There is a peer pool-b already.\n"
+    assert good("peer", "test", "pool-b").out == "pool-b answers, and takes requests of vehicles from us.\n"
+    listed = good("peer", "list", "--json").out
+    assert '"base_url": "' + pool.base_url in listed
+    assert secret not in listed + good("peer", "list").out
+    assert ccp("peer", "add", "gone", nowhere(), env=env).status == 0
+    assert ccp("peer", "test", "gone").err == "ccp: 127.0.0.1 cannot be reached.\n"
+    assert ccp("peer", "add", "wrong", pool.base_url, "--client-id", "peer", env={"CCP_PEER_SECRET": "x"}).status == 0
+    assert "No access token" in ccp("peer", "test", "wrong").err
+    # Registered under an id that is not its own, or as somebody who may not ask for vehicles.
+    assert ccp("peer", "add", "pool-d", pool.base_url, "--client-id", "peer", env=env).status == 0
+    assert "No pool with the id in OPNC-to-party-id is known here." in ccp("peer", "test", "pool-d").err
+    emsp = {"CCP_PEER_SECRET": pool.token("emsp")}
+    good("peer", "disable", "pool-b")
+    assert ccp("peer", "test", "nobody").err == "ccp: There is no peer nobody.\n"
+    assert ccp("peer", "add", "as-emsp", pool.base_url, "--dialect", "opcp", env=emsp).status == 0
+    assert ccp("peer", "test", "as-emsp").status == 1
+    assert "address of a pool" in ccp("peer", "add", "bad", "pool.example", env=env).err
+    assert good("peer", "disable", "pool-b").out == "pool-b is disabled.\n"
+    assert ccp("peer", "disable", "nobody").err == "ccp: There is no peer nobody.\n"
+    assert "disabled" in next(line for line in good("peer", "list").lines if line.startswith("pool-b"))

@@ -1,0 +1,201 @@
+"""ccp backup and ccp restore, with servers at work, damaged files and full disks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import stat
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from ccp.ids import EMAID, PCID
+from ccp.server.storage.engine import schema
+from ccp.server.storage.queries import contracts
+from ccp.testing.pki import PKI
+from tests.cli.run import good, told
+from tests.cli.test_serving import free_port, serving
+from tests.durability.disk import small_disk
+from tests.server.bulk.fleet import database
+from tests.server.storage.made import AT, broken_invariants, new_database, sql, variant, write
+from tests.server.storage.test_processes import started
+
+
+def env(url: str) -> dict[str, str]:
+    return {"CCP_DATABASE": url, "CCP_LOG_LEVEL": "error"}
+
+
+@pytest.fixture
+def filled(tmp_path: Path) -> str:
+    url = new_database(tmp_path)
+    for number in range(50):
+        change = contracts.publish(variant(EMAID(f"DEEXAG{number:08d}"), PCID(f"WEX0SAVED{number:08d}")), AT)
+        write(url, change)
+    return url
+
+
+def test_a_backup_taken_while_others_write_is_one_moment_and_whole(tmp_path: Path) -> None:
+    """Another process publishes without end, one event a contract; every copy has as many of one as of the other."""
+    url = new_database(tmp_path)
+    copies = []
+    with started(url, 20_000) as process:
+        assert process.stdout is not None
+        for number in range(4):
+            acknowledged = [process.stdout.readline().strip() for _ in range(100)]
+            copies.append(tmp_path / f"copy {number}.db")
+            good("backup", copies[-1], env=env(url))
+            copy = f"sqlite:///{copies[-1]}"
+            stored = {row[0] for row in sql(copy, "select emaid from contract")}
+            assert set(acknowledged) <= stored, "what was acknowledged before is in it"
+            assert sql(copy, "select count(*) from outbox") == [(len(stored),)]
+            assert broken_invariants(copy) == []
+        process.send_signal(signal.SIGKILL)
+        process.stdout.read()
+    sizes = [sql(f"sqlite:///{copy}", "select count(*) from contract")[0][0] for copy in copies]
+    assert sizes == sorted(set(sizes)), "it went on meanwhile"
+    assert schema.revision(f"sqlite:///{copies[0]}") == schema.head()
+
+
+def test_a_backup_is_for_its_owner_alone_and_leaves_nothing_beside_it(tmp_path: Path, filled: str) -> None:
+    folder = tmp_path / "backups"
+    folder.mkdir()
+    target = folder / "ccp.db"
+    target.write_text("an older one")
+    os.chmod(target, 0o644)
+    before = os.umask(0)
+    try:
+        line = good("backup", target, env=env(filled)).out
+    finally:
+        os.umask(before)
+    assert line.startswith(f"{target}: 50 variants, ")
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    assert os.listdir(folder) == ["ccp.db"]
+    with closing(sqlite3.connect(target)) as connection:
+        assert connection.execute("pragma journal_mode").fetchone() == ("delete",)
+
+
+def test_a_backup_that_fails_leaves_the_older_one(tmp_path: Path, filled: str, tiny: Path) -> None:
+    target = tiny / "ccp.db"
+    target.write_text("an older one")
+    assert told("backup", target, env=env(filled)).startswith(f"The copy to {target} failed: ")
+    assert target.read_text() == "an older one"
+    assert os.listdir(tiny) == ["ccp.db"]
+    assert "There is no database" in told("backup", target, env=env(f"sqlite:///{tmp_path}/none.db"))
+    assert "cannot take the place" in told("backup", schema.sqlite_file(filled), env=env(filled))
+    assert "PostgreSQL has pg_dump" in told("backup", target, env=env("postgresql://127.0.0.1/none"))
+
+
+def damage(file: Path, source: Path) -> None:
+    """A copy in which a page in the middle is overwritten."""
+    octets = bytearray(source.read_bytes())
+    octets[len(octets) // 2 : len(octets) // 2 + 4096] = b"\xa5" * 4096
+    file.write_bytes(octets)
+
+
+def test_a_database_that_is_damaged_is_not_saved_as_if_it_were_good(tmp_path: Path, filled: str) -> None:
+    source, target = schema.sqlite_file(filled), tmp_path / "copy.db"
+    damage(source, source)
+    sentence = told("backup", target, env=env(filled))
+    assert "damaged" in sentence or "malformed" in sentence
+    assert not target.exists()
+
+
+def test_what_was_saved_is_there_again_and_what_was_there_is_kept(tmp_path: Path, filled: str) -> None:
+    copy = tmp_path / "copy.db"
+    good("backup", copy, env=env(filled))
+    saved = sql(filled, "select * from contract")
+    write(filled, contracts.withdraw(EMAID("DEEXAG00000007"), AT))
+    changed = sql(filled, "select * from contract")
+
+    assert "--replace puts it aside" in told("restore", copy, env=env(filled))
+    assert sql(filled, "select * from contract") == changed
+    lines = good("restore", copy, "--replace", env=env(filled)).lines
+    assert sql(filled, "select * from contract") == saved
+    aside = lines[1].removeprefix("The database that was there is ").rstrip(".")
+    assert sql(f"sqlite:///{aside}", "select * from contract") == changed
+    assert stat.S_IMODE(schema.sqlite_file(filled).stat().st_mode) == 0o600
+
+    elsewhere = f"sqlite:///{tmp_path}/new.db"
+    assert len(good("restore", copy, env=env(elsewhere)).lines) == 3
+    assert sql(elsewhere, "select * from contract") == saved
+
+
+def test_what_a_crash_left_in_the_log_goes_with_the_old_database(tmp_path: Path, filled: str) -> None:
+    copy = tmp_path / "copy.db"
+    good("backup", copy, env=env(filled))
+    saved = sql(filled, "select emaid from contract order by 1")
+    with started(filled, 5_000) as process:
+        assert process.stdout is not None
+        acknowledged = [process.stdout.readline().strip() for _ in range(30)]
+        process.send_signal(signal.SIGKILL)
+        process.stdout.read()
+    assert Path(f"{schema.sqlite_file(filled)}-wal").stat().st_size
+    lines = good("restore", copy, "--replace", env=env(filled)).lines
+    assert sql(filled, "select emaid from contract order by 1") == saved
+    aside = lines[1].removeprefix("The database that was there is ").rstrip(".")
+    assert set(acknowledged) <= {row[0] for row in sql(f"sqlite:///{aside}", "select emaid from contract")}
+
+
+def test_nothing_is_restored_under_a_server_that_runs(tmp_path: Path, pkis: dict[str, PKI]) -> None:
+    target = database(tmp_path / "pool", pkis)
+    copy = tmp_path / "copy.db"
+    good("backup", copy, env=target.env)
+    config = tmp_path / "ccp.toml"
+    port = free_port()
+    config.write_text(f'database = "{target.url}"\nport = {port}\nlog_level = "error"\n')
+    with serving(f"http://127.0.0.1:{port}", "--config", config) as http:
+        # It has been idle for a moment, and holds no lock of a transaction.
+        sentence = told("restore", copy, "--replace", "--config", config)
+        assert sentence == f"A process has the database {target.folder}/ccp.db open; stop the pool first."
+        # Not even when the file is beyond reading.
+        file = schema.sqlite_file(target.url)
+        head = file.read_bytes()[:100]
+        with file.open("r+b") as raw:
+            raw.write(b"x" * 100)
+        assert "stop the pool first" in told("restore", copy, "--replace", "--config", config)
+        with file.open("r+b") as raw:
+            raw.write(head)
+        assert http.get("/health").status_code == 200
+    good("restore", copy, "--replace", "--config", config)
+
+
+def test_a_database_beyond_reading_is_put_aside_and_replaced(tmp_path: Path, filled: str) -> None:
+    copy, file = tmp_path / "copy.db", schema.sqlite_file(filled)
+    good("backup", copy, env=env(filled))
+    saved = sql(filled, "select * from contract")
+    file.write_bytes(b"not a database at all" * 1000)
+    good("restore", copy, "--replace", env=env(filled))
+    assert sql(filled, "select * from contract") == saved
+
+
+def test_what_is_no_good_backup_is_not_restored(tmp_path: Path, filled: str) -> None:
+    copy, bad = tmp_path / "copy.db", tmp_path / "bad.db"
+    good("backup", copy, env=env(filled))
+    before = sql(filled, "select * from contract")
+    damage(bad, copy)
+    assert "damaged" in told("restore", bad, "--replace", env=env(filled))
+    bad.write_bytes(copy.read_bytes()[:-8192])  # What SQLite notices as soon as it looks at the file.
+    assert "not a database of ours" in told("restore", bad, "--replace", env=env(filled))
+    bad.write_text("something else")
+    assert "not a database of ours" in told("restore", bad, "--replace", env=env(filled))
+    bad.write_bytes(copy.read_bytes())
+    sql(f"sqlite:///{bad}", "update alembic_version set version_num = '9999'")
+    assert "newer than this release's" in told("restore", bad, "--replace", env=env(filled))
+    assert "not a database of ours" in told("restore", tmp_path / "none.db", "--replace", env=env(filled))
+    sql(f"sqlite:///{bad}", "update alembic_version set version_num = '0001'")
+    assert "unlike the schema 0001" in told("restore", bad, "--replace", env=env(filled))
+    assert sql(filled, "select * from contract") == before
+    bad.write_bytes(copy.read_bytes())
+    schema.downgrade(f"sqlite:///{bad}", "0001")
+    assert good("restore", bad, "--replace", env=env(filled)).lines[-1].endswith("run 'ccp db upgrade' next.")
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", 128) as folder:
+        if folder is None:
+            pytest.skip("may not mount a file system here")
+        yield folder

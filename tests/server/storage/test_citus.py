@@ -1,0 +1,189 @@
+"""The same store on a Citus cluster of a coordinator and a worker, where the extension is there."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections import Counter
+from collections.abc import Iterator
+from datetime import timedelta
+from multiprocessing.queues import Queue
+
+import pytest
+
+from ccp.errors import ConfigurationError
+from ccp.server.storage.engine import citus, schema
+from ccp.server.storage.queries import contracts, revocation
+from ccp.server.storage.queries.contracts import Published
+from ccp.server.storage.queries.vehicles import withdraw_vehicle
+from ccp.x509.revocation_policy import Evidence, Key, RevocationList, Rules, Status
+from tests.databases import Server, has_citus, sql
+from tests.server.storage.made import (
+    AT,
+    CAR,
+    DAY,
+    FIRST,
+    OTHER_CAR,
+    SECOND_CONTRACT,
+    THIRD,
+    broken_invariants,
+    candidates,
+    new_database,
+    read,
+    variant,
+    write,
+)
+from tests.server.storage.test_model import check
+from tests.server.storage.test_processes import _hammer
+
+SPAWN = multiprocessing.get_context("spawn")
+ISSUER = "ab" * 32
+SETTINGS = {
+    "shared_preload_libraries": "citus",
+    "max_prepared_transactions": "100",
+    "citus.node_conninfo": "sslmode=disable",
+}
+needs_citus = pytest.mark.skipif(not has_citus(), reason="the PostgreSQL of this machine has no extension citus")
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[list[Server]]:
+    """A coordinator and a worker."""
+    servers: list[Server] = []
+    try:
+        for _ in range(2):
+            servers.append(Server(**SETTINGS))
+            servers[-1].start()
+        yield servers
+    finally:
+        for server in servers:
+            server.close()
+
+
+@pytest.fixture(scope="module")
+def distributed(cluster: list[Server]) -> str:
+    """The URL of a database that is distributed over the cluster."""
+    coordinator, worker = cluster
+    for server in cluster:
+        sql(server.url("postgres"), "create database spread template template0")
+        sql(server.url("spread"), "create extension citus")
+    url = coordinator.url("spread")
+    sql(url, "select citus_set_coordinator_host('127.0.0.1', ?)", coordinator.port)
+    sql(url, "select citus_add_node('127.0.0.1', ?)", worker.port)
+    # Shards on both, so that a vehicle's are elsewhere than the coordinator's own tables as often as not.
+    sql(url, "select citus_set_node_property('127.0.0.1', ?, 'shouldhaveshards', true)", coordinator.port)
+    schema.upgrade(url)
+    assert citus.distribute(url) == [
+        ("vehicle", "distributed by pcid"),
+        ("contract", "distributed by pcid"),
+        ("outbox", "distributed by pcid"),
+        ("delivery", "distributed by pcid"),
+        ("emaid_claim", "distributed by emaid"),
+        ("evidence", "on every node"),
+    ]
+    return url
+
+
+@pytest.fixture
+def url(distributed: str) -> str:
+    empty(distributed)
+    return distributed
+
+
+def empty(url: str) -> None:
+    for table in ("vehicle", "contract", "outbox", "delivery", "emaid_claim", "evidence", "crl", "watched_certificate"):
+        sql(url, f"delete from {table}")
+
+
+@needs_citus
+def test_distributing_again_changes_nothing(url: str) -> None:
+    assert {how for _, how in citus.distribute(url)} == {"distributed already", "on every node already"}
+    places = sql(url, "select logicalrelid::text, partmethod::text from pg_dist_partition order by 1")
+    assert places == [
+        ("contract", "h"), ("delivery", "h"), ("emaid_claim", "h"), ("evidence", "n"), ("outbox", "h"),
+        ("vehicle", "h"),
+    ]  # fmt: skip
+    nodes = sql(url, "select count(distinct nodeport) from citus_shards where table_name = 'contract'::regclass")
+    assert nodes == [(2,)]
+
+
+@needs_citus
+def test_contracts_come_move_and_go_on_a_cluster(url: str) -> None:
+    assert write(url, contracts.publish(variant(), AT)) == Published(True, None)
+    write(url, contracts.publish(variant(SECOND_CONTRACT), AT), contracts.publish(variant(THIRD, OTHER_CAR), AT))
+    assert write(url, contracts.publish(variant(FIRST, OTHER_CAR), AT)).moved_from == CAR
+    write(url, contracts.set_default(FIRST, OTHER_CAR, AT))
+    assert [(c.pcid, c.is_default) for c in read(url, contracts.by_emaid(FIRST))] == [(OTHER_CAR, True)]
+    assert write(url, withdraw_vehicle(OTHER_CAR, AT)) == [FIRST, THIRD]
+    assert write(url, contracts.withdraw(SECOND_CONTRACT, AT)).pcid == CAR
+    assert sql(url, "select count(*) from emaid_claim") == [(0,)]
+
+
+@needs_citus
+def test_revoked_and_expired_contracts_are_found_and_removed_on_a_cluster(url: str) -> None:
+    keys = (Key(ISSUER, 7, ()),)
+    write(url, contracts.publish(variant()._replace(certificates=keys), AT))
+    write(url, contracts.publish(variant(SECOND_CONTRACT, valid_to=AT - DAY), AT))
+    write(url, contracts.publish(variant(THIRD, OTHER_CAR), AT))
+    revoked = RevocationList(ISSUER, None, AT, AT + DAY, dict.fromkeys(range(500), AT))
+    loaded = revocation.load_crl(
+        revoked, url="http://crl.example", issuer_certificate=b"der", etag=None, last_modified=None, at=AT,
+        refresh_at=AT + DAY,
+    )  # fmt: skip
+    assert write(url, loaded) is True
+    assert write(url, revocation.learn(Evidence(ISSUER, 9, Status.GOOD, AT, AT + DAY, None, "OCSP"))) is False
+    known = read(url, revocation.known(keys, Rules()))
+    assert known.evidence[ISSUER, 7].status is Status.REVOKED
+    assert set(candidates(url, AT)) == {FIRST, SECOND_CONTRACT}
+    assert read(url, contracts.spent(FIRST, AT)) == (CAR, "revoked")
+    assert write(url, contracts.cleanse(FIRST, AT, AT)).reason == "revoked"
+    assert write(url, contracts.cleanse(SECOND_CONTRACT, AT, AT)).reason == "expired"
+    assert write(url, contracts.cleanse(THIRD, AT, AT + timedelta(1))) is None
+    assert write(url, revocation.due_crls(AT + 2 * DAY, AT + 3 * DAY, 10)) != []
+
+
+@needs_citus
+def test_a_cluster_does_what_a_model_does_for_any_sequence_of_changes(url: str) -> None:
+    def new() -> str:
+        empty(url)
+        return url
+
+    check(new, 3, invariants=False)
+
+
+@needs_citus
+def test_processes_that_change_the_same_vehicles_break_nothing_on_a_cluster(url: str) -> None:
+    outcomes: Queue[Counter[str]] = SPAWN.Queue()
+    processes = [SPAWN.Process(target=_hammer, args=(url, seed, 3.0, outcomes)) for seed in range(2)]
+    for process in processes:
+        process.start()
+    counted = [outcomes.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join(30)
+    together = sum(counted, Counter())
+    assert set(together) <= {"publish", "withdraw", "set_default", "NotFound"}, together
+    # Joins by other columns are not for a cluster: the rows are looked at elsewhere.
+    copy = Looked(url)
+    assert broken_invariants(copy.url) == []
+    assert copy.events >= together["publish"] + together["withdraw"]
+
+
+class Looked:
+    """The rows of a cluster's tables as they are, copied into tables of one node."""
+
+    def __init__(self, url: str) -> None:
+        for table in ("vehicle", "contract", "outbox", "delivery", "webhook", "emaid_claim"):
+            sql(url, "create schema if not exists looked")
+            sql(url, f"drop table if exists looked.{table}")
+            sql(url, f"create table looked.{table} as select * from public.{table}")
+        self.url = url + "?search_path=looked"
+        self.events: int = sql(self.url, "select count(*) from outbox")[0][0]
+
+
+def test_a_database_without_the_extension_is_not_distributed(postgres: Server) -> None:
+    with pytest.raises(ConfigurationError, match="has no extension citus; a superuser makes it with"):
+        citus.distribute(postgres.database())
+
+
+def test_a_file_is_not_distributed(tmp_path) -> None:  # type: ignore[no-untyped-def]
+    with pytest.raises(ConfigurationError, match="Only a PostgreSQL database with the extension citus"):
+        citus.distribute(new_database(tmp_path))

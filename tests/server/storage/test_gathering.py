@@ -1,0 +1,183 @@
+"""Lookups of concurrent requests go to a database together, and each asker notices nothing of it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from ccp.errors import NotFound, Unavailable
+from ccp.ids import EMAID, PCID, Namespace
+from ccp.server.domain.contracts import SignedContract
+from ccp.server.storage import Store
+from ccp.server.storage.engine.query import Row, Steps, gathered
+from ccp.server.storage.engine.query_batching import Gathering
+from ccp.server.storage.queries import contracts, revocation
+from ccp.x509.revocation_policy import Key, Rules
+from tests.server.storage.made import AT, opened, statements, variant, with_store, write
+from tests.server.storage.proxy import between
+
+CARS = [PCID(f"WEX0GATHER{number:07d}") for number in range(100)]
+
+
+def contract_of(car: PCID, edition: Namespace = Namespace.ISO2) -> SignedContract:
+    return variant(EMAID(f"DEEXAG{car[-8:]}"), car, namespace=edition, response=f"{edition} for {car}".encode())
+
+
+@pytest.fixture
+def filled(url: str) -> str:
+    """Every second car has a contract, every fourth one for either edition."""
+    changes = [contracts.publish(contract_of(car), AT) for car in CARS[::2]]
+    changes += [contracts.publish(contract_of(car, Namespace.ISO20), AT) for car in CARS[::4]]
+    write(url, *changes)
+    return url
+
+
+def test_each_asker_gets_its_own_rows(filled: str) -> None:
+    async def ask(store: Store) -> None:
+        questions = [contracts.by_vehicle(car) for car in CARS]
+        for car, found in zip(CARS, await asyncio.gather(*map(store.read, questions)), strict=True):
+            place = CARS.index(car)
+            editions = [Namespace.ISO2, Namespace.ISO20][: 0 if place % 2 else 1 if place % 4 else 2]
+            assert {(each.pcid, each.namespace) for each in found} == {(car, edition) for edition in editions}
+
+    with_store(filled, ask)
+
+
+def test_what_is_found_together_is_what_is_found_alone(filled: str) -> None:
+    async def ask(store: Store) -> None:
+        for question in (
+            lambda car: contracts.by_vehicle(car),
+            lambda car: contracts.waiting(car, Namespace.ISO20),
+            lambda car: contracts.by_emaid(contract_of(car).emaid),
+            lambda car: contracts.by_vehicle_and_emaid(car, contract_of(car).emaid),
+            lambda car: revocation.known([Key("issuer", CARS.index(car), ("http://crl.example",))], Rules()),
+        ):
+            together = await asyncio.gather(*(store.read(question(car)) for car in CARS))
+            alone = [await store.read(question(car)) for car in CARS]
+            order = lambda found: sorted(found, key=lambda c: c.namespace) if isinstance(found, list) else found  # noqa: E731
+            assert [order(each) for each in together] == [order(each) for each in alone]
+
+    with_store(filled, ask)
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_many_lookups_are_few_exchanges(filled: str) -> None:
+    async def ask() -> None:
+        async with between(filled) as proxy, opened(proxy.url) as store:
+            await asyncio.gather(*(store.read(contracts.by_vehicle(car)) for car in CARS))  # Statements are prepared.
+            before = proxy.trips
+            await asyncio.gather(*(store.read(contracts.by_vehicle(car)) for car in CARS))
+            assert proxy.trips - before < 20
+
+    asyncio.run(ask())
+
+
+def test_an_asker_that_goes_disturbs_nobody(filled: str) -> None:
+    async def ask(store: Store) -> None:
+        tasks = [asyncio.create_task(store.read(contracts.by_vehicle(car))) for car in CARS]
+        await asyncio.sleep(0)
+        for task in tasks[1::2]:
+            task.cancel()
+        answers = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(answer, asyncio.CancelledError) for answer in answers[1::2])
+        assert [answer[0].pcid for answer in answers[::2] if isinstance(answer, list)] == CARS[::2]
+
+    with_store(filled, ask)
+
+
+def test_what_was_committed_before_asking_is_seen(filled: str) -> None:
+    async def ask(store: Store) -> None:
+        async def change_and_look(car: PCID) -> None:
+            await store.write(contracts.publish(contract_of(car), AT))
+            assert len(await store.read(contracts.by_vehicle(car))) == 1
+            await store.write(contracts.withdraw(contract_of(car).emaid, AT))
+            assert await store.read(contracts.by_vehicle(car)) == []
+
+        await asyncio.gather(*map(change_and_look, CARS[1::2]))
+
+    with_store(filled, ask)
+
+
+def test_a_question_that_fails_disturbs_no_other(filled: str) -> None:
+    @gathered
+    def broken() -> Steps[list[Row]]:
+        return (yield "select nothing from nowhere", ())
+
+    @gathered
+    def wrong() -> Steps[list[Row]]:
+        yield "select pcid from contract", ()
+        raise NotFound("as a question may")
+
+    async def ask(store: Store) -> None:
+        questions: list[Steps[Any]] = [broken(), *(contracts.by_vehicle(car) for car in CARS[:10:2]), wrong()]
+        first, *found, last = await asyncio.gather(*map(store.read, questions), return_exceptions=True)
+        assert isinstance(first, Exception)
+        assert [answer[0].pcid for answer in found if isinstance(answer, list)] == CARS[:10:2]
+        assert isinstance(last, NotFound)
+
+    with_store(filled, ask)
+
+
+@pytest.mark.parametrize("url", ["sqlite"], indirect=True)
+def test_who_asks_when_the_store_is_closed_is_answered(filled: str) -> None:
+    async def ask() -> None:
+        async with opened(filled) as store:
+            asking = asyncio.create_task(store.read(contracts.by_vehicle(CARS[2])))
+            await asyncio.sleep(0)
+        assert [each.pcid for each in await asyncio.wait_for(asking, 5)] == [CARS[2]]
+
+    asyncio.run(ask())
+
+
+@pytest.mark.parametrize("url", ["postgresql"], indirect=True)
+def test_a_server_that_is_gone_is_told_to_every_asker_and_found_again(filled: str) -> None:
+    async def ask(store: Store) -> None:
+        assert await store.read(contracts.by_vehicle(CARS[0]))
+        # As at a restart: every connection of the pool is closed by the server, and the next one is a fresh one.
+        await store.write(
+            statements(
+                (
+                    "select pg_terminate_backend(pid) from pg_stat_activity where application_name = 'opnc-ccp' "
+                    "and datname = current_database() and pid <> pg_backend_pid()",
+                    (),
+                )
+            )
+        )
+        answers = await asyncio.gather(*(store.read(contracts.by_vehicle(car)) for car in CARS), return_exceptions=True)
+        assert all(isinstance(answer, list | Unavailable) for answer in answers)
+        assert (await store.read(contracts.by_vehicle(CARS[0])))[0].pcid == CARS[0]
+
+    with_store(filled, ask)
+
+
+def test_lookups_that_waited_too_long_hold_up_none_that_come_later() -> None:
+    async def run() -> list[Row]:
+        answers = asyncio.Event()
+
+        async def fetch(statement: str, parameters: Row) -> list[Row]:
+            if not answers.is_set():
+                await asyncio.sleep(0.4)  # Longer than the lookups may wait.
+                raise Unavailable("silent")
+            arrays = isinstance(parameters[0], list)
+            return [(n + 1, each) for n, each in enumerate(parameters[0])] if arrays else [(parameters[0],)]
+
+        @gathered
+        def lookup(text: str) -> Steps[list[Row]]:
+            rows = yield "select $1", (text,)
+            return rows
+
+        gathering = Gathering(fetch, 0.2)
+        asked = [asyncio.ensure_future(gathering.answer(iter(lookup("early")))) for _ in range(2)]
+        await asyncio.sleep(0.02)
+        # Far more than are sent together: they wait for those two, and have gone when it is their turn.
+        asked += [asyncio.ensure_future(gathering.answer(iter(lookup(str(number))))) for number in range(300)]
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        assert all(isinstance(outcome, Unavailable) for outcome in outcomes)
+        answers.set()
+        await gathering.close()
+        late: list[Row] = await gathering.answer(iter(lookup("late")))
+        return late
+
+    assert asyncio.run(run()) == [("late",)]

@@ -1,0 +1,150 @@
+"""How much is read does not depend on how many parties and webhooks there are."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+import pytest
+
+from ccp.errors import CCPError
+from ccp.server.access.authorization_server import Authority
+from ccp.server.access.party_registry import Actor, Register
+from ccp.server.domain.parties import Party, Role
+from ccp.server.domain.subscriptions import EventKind
+from ccp.server.events import Subscribers
+from ccp.server.storage.engine import sqlite_connection
+from ccp.server.storage.engine.query import Row, Steps
+from ccp.server.storage.queries import contracts, events
+from ccp.server.storage.queries import parties as questions
+from tests.databases import sql
+from tests.server.events.receiver import webhook
+from tests.server.storage.counting import CountingStore
+from tests.server.storage.made import AT, FIRST, opened, variant, write
+from tests.world import party
+
+BY = Actor("cli:test")
+
+
+def oem(number: int) -> Party:
+    digits = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+    return party(f"oem-{number}", Role.OEM, wmis=f"X{digits[number // 36]}{digits[number % 36]}")
+
+
+def filled(url: str, more: int) -> None:
+    """A maker and a provider with a webhook each, and so many others."""
+
+    def first() -> Steps[None]:
+        yield from questions.add(party("maker", Role.OEM, wmis="WEX"), "hash", AT)
+        yield from questions.add(party("emsp", Role.EMSP, providers="DEEXA"), "hash", AT)
+        yield from events.put_webhook(webhook("http://maker.example/", "maker"))
+        yield from events.put_webhook(webhook("http://emsp.example/", "emsp", EventKind.HANDED_OUT.value))
+
+    def other(number: int) -> Steps[None]:
+        yield from questions.add(oem(number), "hash", AT)
+        yield from events.put_webhook(webhook(f"http://{number}.example/", f"oem-{number}"))
+
+    write(url, first(), *map(other, range(more)))
+
+
+async def used(store: CountingStore) -> list[list[tuple[str, int]]]:
+    """What is read by each thing that happens to a pool which is up to date."""
+    register = Register(store)
+    authority = Authority(store, issuer="https://pool.example", lifetime=60)
+    subscribers = Subscribers(store)
+    await authority.refresh_parties()
+    await subscribers.refresh()
+    store.taken()
+    store.all.clear()
+    found = []
+
+    async def note() -> None:
+        await authority.refresh_parties()
+        await subscribers.refresh()
+        found.append(store.taken())
+
+    await register.edit("maker", lambda p: replace(p, name="Maker Ltd"), BY, AT)
+    await note()
+    await register.add(party("added", Role.CPO), BY, AT, "secret")
+    await note()
+    with pytest.raises(CCPError):
+        await register.add(replace(party("another", Role.CPO), name="ADDED"), BY, AT, "secret")
+    await note()
+    assert (await register.named("maker ltd")).client_id == "maker"
+    await register.disable("emsp", BY, AT)
+    await note()
+    assert not subscribers.wants(EventKind.HANDED_OUT, FIRST)
+    await register.enable("emsp", BY, AT)
+    await note()
+    assert subscribers.wants(EventKind.HANDED_OUT, FIRST)
+    await store.write(contracts.publish(variant(), AT))
+    store.taken()
+    assert await store.write(events.fan_out(AT)) == 1
+    await note()
+    await store.write(events.put_webhook(webhook("http://new.example/", "maker")))
+    await note()
+    return found
+
+
+def test_edits_refreshes_and_fan_outs_read_as_much_among_many_parties_as_among_few(url: str) -> None:
+    async def run() -> tuple[list[list[tuple[str, int]]], list[tuple[str, Row]]]:
+        async with opened(url) as inner:
+            store = CountingStore(inner)
+            return await used(store), store.all
+
+    filled(url, 2)
+    few, _ = asyncio.run(run())
+    emptied(url)
+    filled(url, 120)
+    many, statements = asyncio.run(run())
+    assert many == few
+    assert max(rows for step in many for _, rows in step) <= 5
+    assert sql(url, "select count(*) from delivery") == [(1,)]
+    if url.startswith("sqlite:"):
+        plans = {
+            statement: sql(url, f"explain query plan {sqlite_connection._dialect(statement)}", *parameters)
+            for statement, parameters in statements
+        }
+        small = ("change_count", "CONSTANT", "USING INDEX party_not_folded", "USING INDEX outbox_created_at")
+        scans = [
+            (statement, step[-1])
+            for statement, plan in plans.items()
+            for step in plan
+            if step[-1].startswith("SCAN") and not step[-1].endswith(small)
+        ]
+        assert scans == [], "each row is found by an index"
+
+
+def test_a_long_list_of_parties_is_read_in_portions_and_gives_the_event_loop_back_between_them(url: str) -> None:
+    filled(url, 120)
+
+    async def run() -> None:
+        async with opened(url) as inner:
+            store = CountingStore(inner)
+            turns = 0
+            reading = asyncio.ensure_future(Register(store).page("oem-1", 105))
+            while not reading.done():
+                await asyncio.sleep(0)
+                turns += 1
+            found, more = await reading
+            assert (len(found), more) == (105, True)
+            ids = [each.client_id for each in found]
+            assert ids == sorted(ids)
+            assert ids[0] == "oem-10"
+            assert max(rows for _, rows in store.taken()) <= 100
+            assert turns >= 2
+            last, more = await Register(store).page(ids[-1], 105)
+            assert not more
+            assert len({*ids, *(each.client_id for each in last)}) == 118, "all but emsp, maker, oem-0 and oem-1"
+            assert len(await Register(store).every()) == 122
+
+    asyncio.run(run())
+
+
+def emptied(url: str) -> None:
+    for table in (
+        "party", "party_owns", "party_secret", "webhook", "delivery", "outbox", "contract", "emaid_claim", "vehicle",
+        "change_log",
+    ):  # fmt: skip
+        sql(url, f"delete from {table}")
+    sql(url, "update change_count set number = 0")

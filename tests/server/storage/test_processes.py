@@ -1,0 +1,298 @@
+"""Several processes on one database, and processes that die."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from multiprocessing.queues import Queue
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ccp.errors import NotFound, Unavailable
+from ccp.ids import EMAID, PCID, Namespace
+from ccp.server.storage import Store
+from ccp.server.storage.engine import schema
+from ccp.server.storage.queries import contracts, signing_keys
+from tests.databases import sql
+from tests.server.storage.made import (
+    AT,
+    CAR,
+    NO_LIMITS,
+    OTHER_CAR,
+    broken_invariants,
+    new_database,
+    opened,
+    variant,
+    with_store,
+    write,
+)
+
+SPAWN = multiprocessing.get_context("spawn")
+EMAIDS = [EMAID(f"DEEXAP0000000{number}") for number in range(6)]
+
+
+def check_integrity(url: str) -> None:
+    if not schema.is_postgres(url):
+        assert sql(url, "pragma integrity_check") == [("ok",)]
+
+
+def _hammer(url: str, seed: int, seconds: float, outcomes: Queue[Counter[str]]) -> None:
+    """Change the same two vehicles as fast as possible, from four callers at a time."""
+    chance = random.Random(seed)
+    counted: Counter[str] = Counter()
+
+    async def caller(store: Store, end: float) -> None:
+        while time.monotonic() < end:
+            emaid, pcid = chance.choice(EMAIDS), chance.choices([CAR, OTHER_CAR], [4, 1])[0]
+            change: Any = chance.choice(
+                [
+                    contracts.publish(variant(emaid, pcid, namespace=chance.choice(list(Namespace))), AT, NO_LIMITS),
+                    contracts.withdraw(emaid, AT),
+                    contracts.set_default(emaid, pcid, AT),
+                ]
+            )
+            try:
+                await store.write(change)
+                counted[change.__name__] += 1
+            except (NotFound, Unavailable) as exc:
+                counted[type(exc).__name__] += 1
+            except Exception as exc:
+                counted[repr(exc)] += 1
+
+    async def run() -> None:
+        async with opened(url) as store:
+            end = time.monotonic() + seconds
+            await asyncio.gather(*(caller(store, end) for _ in range(4)))
+
+    asyncio.run(run())
+    outcomes.put(counted)
+
+
+def test_processes_that_change_the_same_vehicles_get_in_no_ones_way_and_break_nothing(url: str) -> None:
+    outcomes: Queue[Counter[str]] = SPAWN.Queue()
+    processes = [SPAWN.Process(target=_hammer, args=(url, seed, 2.0, outcomes)) for seed in range(3)]
+    for process in processes:
+        process.start()
+    counted = [outcomes.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join(30)
+    together = sum(counted, Counter())
+    assert set(together) <= {"publish", "withdraw", "set_default", "NotFound", "Unavailable"}, together
+    assert all(each["publish"] for each in counted), counted
+    assert broken_invariants(url) == []
+    if schema.is_postgres(url):
+        assert not together["Unavailable"], together  # Locks are taken in one order: nobody deadlocks.
+    # Every change that was acknowledged told its event, moves told two, and no vehicle has a revision twice.
+    (told,) = sql(url, "select count(*) from outbox")[0]
+    assert told >= together["publish"] + together["withdraw"]
+    check_integrity(url)
+
+
+def _first_contract(url: str, number: int, barrier: Any) -> None:
+    async def run() -> None:
+        async with opened(url) as store:
+            for vehicle in range(25):
+                barrier.wait(20)
+                emaid = EMAID(f"DEEXAQ{number:04d}{vehicle:04d}")
+                await store.write(contracts.publish(variant(emaid, PCID(f"WEX0RACE{vehicle:09d}")), AT))
+
+    asyncio.run(run())
+
+
+def test_of_first_contracts_that_come_at_the_same_time_exactly_one_is_the_default(url: str) -> None:
+    barrier = SPAWN.Barrier(3)
+    processes = [SPAWN.Process(target=_first_contract, args=(url, number, barrier)) for number in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    defaults = sql(url, "select pcid, count(case when is_default then 1 end), count(*) from contract group by pcid")
+    assert {row[1:] for row in defaults} == {(1, 3)}
+    assert len(defaults) == 25
+    assert broken_invariants(url) == []
+
+
+def _ensure_key(url: str, kid: str, barrier: Any) -> None:
+    async def run() -> None:
+        async with opened(url) as store:
+            barrier.wait(20)
+            await store.write(signing_keys.ensure(signing_keys.TokenKey(kid, "private", AT)))
+
+    asyncio.run(run())
+
+
+def test_of_workers_that_start_together_the_key_of_the_first_stays(url: str) -> None:
+    barrier = SPAWN.Barrier(3)
+    processes = [SPAWN.Process(target=_ensure_key, args=(url, f"key {number}", barrier)) for number in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert sql(url, "select count(*) from token_key") == [(1,)]
+
+
+def _move_for_ever(url: str, ready: Any, stop: Any) -> None:
+    async def run() -> None:
+        async with opened(url) as store:
+            ready.set()
+            count = 0
+            while not stop.is_set():
+                count += 1
+                await store.write(contracts.publish(variant(EMAIDS[0], [CAR, OTHER_CAR][count % 2]), AT))
+
+    asyncio.run(run())
+
+
+def test_a_contract_that_moves_to_and_fro_is_always_found_in_exactly_one_place(url: str) -> None:
+    write(url, contracts.publish(variant(EMAIDS[0], CAR), AT))
+    ready, stop = SPAWN.Event(), SPAWN.Event()
+    mover = SPAWN.Process(target=_move_for_ever, args=(url, ready, stop))
+    mover.start()
+
+    async def look(store: Store) -> Counter[str]:
+        seen: Counter[str] = Counter()
+        end = time.monotonic() + 2
+        while time.monotonic() < end or len(seen) < 2:
+            found = await store.read(contracts.by_emaid(EMAIDS[0]))
+            assert len(found) == 1
+            seen[found[0].pcid] += 1
+        return seen
+
+    try:
+        assert ready.wait(20)
+        assert set(with_store(url, look)) == {CAR, OTHER_CAR}
+    finally:
+        stop.set()
+        mover.join(20)
+    assert mover.exitcode == 0
+    assert broken_invariants(url) == []
+
+
+def _withdraw_or_set_default(url: str, withdrawing: bool, barrier: Any, outcomes: Queue[list[str]]) -> None:
+    async def run() -> None:
+        told = []
+        async with opened(url) as store:
+            for vehicle in range(40):
+                barrier.wait(20)
+                emaid, pcid = EMAID(f"DEEXAR{vehicle:08d}"), PCID(f"WEX0DUEL{vehicle:09d}")
+                change: Any = contracts.withdraw(emaid, AT) if withdrawing else contracts.set_default(emaid, pcid, AT)
+                try:
+                    await store.write(change)
+                    told.append("done")
+                except NotFound:
+                    told.append("not found")
+        outcomes.put(told)
+
+    asyncio.run(run())
+
+
+def test_of_a_deletion_and_a_default_at_the_same_time_no_vehicle_keeps_a_default_that_is_gone(url: str) -> None:
+    for vehicle in range(40):
+        pcid = PCID(f"WEX0DUEL{vehicle:09d}")
+        other = variant(EMAID(f"DEEXAS{vehicle:08d}"), pcid)
+        write(url, contracts.publish(other, AT), contracts.publish(variant(EMAID(f"DEEXAR{vehicle:08d}"), pcid), AT))
+    barrier = SPAWN.Barrier(2)
+    outcomes: Queue[list[str]] = SPAWN.Queue()
+    processes = [
+        SPAWN.Process(target=_withdraw_or_set_default, args=(url, withdrawing, barrier, outcomes))
+        for withdrawing in (True, False)
+    ]
+    for process in processes:
+        process.start()
+    told = [outcomes.get(timeout=60) for _ in processes]
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert ["done"] * 40 in told, "every deletion is made"
+    assert broken_invariants(url) == []
+    # Where the default came first it is gone with the contract; where it came late the other one stays default.
+    late = next(each for each in told if each != ["done"] * 40) if told[0] != told[1] else ["done"] * 40
+    defaults = sql(url, "select default_emaid from vehicle order by pcid")
+    assert [default is None for (default,) in defaults] == [each == "done" for each in late]
+
+
+# --- Processes that die ----------------------------------------------------------------------------------------------
+
+
+def write_forever(url: str, size: int) -> None:
+    """Run in a process of its own: publish without end, and print each EMAID once it is acknowledged."""
+
+    async def caller(store: Store, number: int) -> None:
+        count = 0
+        while True:
+            emaid = EMAID(f"DEEXAK{number:02d}{count:06d}")
+            try:
+                await store.write(contracts.publish(variant(emaid, response=bytes(size)), AT, NO_LIMITS))
+            except Unavailable as exc:
+                print(f"unavailable {exc.__cause__}", flush=True)
+                return
+            print(emaid, flush=True)
+            count += 1
+
+    async def run() -> None:
+        async with opened(url) as store:
+            await asyncio.gather(*(caller(store, number) for number in range(8)))
+
+    asyncio.run(run())
+
+
+def started(url: str, size: int, limit: int | None = None) -> subprocess.Popen[str]:
+    """limit: how large a file the process may write, octets."""
+
+    def restrict() -> None:
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    command = f"from {__name__} import write_forever; write_forever({url!r}, {size})"
+    return subprocess.Popen(
+        [sys.executable, "-c", command],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[3],
+        preexec_fn=restrict,
+    )
+
+
+@pytest.mark.parametrize("acknowledged_before", [1, 50, 400])
+def test_after_a_kill_every_acknowledged_change_is_there(url: str, acknowledged_before: int) -> None:
+    with started(url, 5_000) as process:
+        assert process.stdout is not None
+        acknowledged = [process.stdout.readline().strip() for _ in range(acknowledged_before)]
+        process.send_signal(signal.SIGKILL)
+        rest = process.stdout.read().split("\n")
+    # The last line may have been cut.
+    acknowledged += rest[:-1]
+    assert process.returncode == -signal.SIGKILL
+    stored = {row[0] for row in sql(url, "select emaid from contract")}
+    assert set(acknowledged) <= stored
+    assert len(acknowledged) >= acknowledged_before
+    check_integrity(url)
+    assert broken_invariants(url) == []
+    assert schema.revision(url) == schema.head()
+
+
+def test_where_the_file_cannot_grow_callers_are_told_and_what_was_acknowledged_is_there(tmp_path: Path) -> None:
+    """The limit of the process stands for a full disk: the system refuses to write, whatever SQLite thinks of it."""
+    url = new_database(tmp_path)
+    with started(url, 20_000, limit=2_000_000) as process:
+        assert process.stdout is not None
+        lines = process.stdout.read().split("\n")[:-1]
+    assert process.returncode == 0
+    refused = [line for line in lines if line.startswith("unavailable")]
+    assert len(refused) == 8, "every caller was told"
+    acknowledged = set(lines) - set(refused)
+    assert len(acknowledged) > 20
+    assert {row[0] for row in sql(url, "select emaid from contract")} == acknowledged
+    assert sql(url, "pragma integrity_check") == [("ok",)]
+    assert broken_invariants(url) == []

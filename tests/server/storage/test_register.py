@@ -1,0 +1,259 @@
+"""Parties, trusted certificates and keys, and the numbers by which workers notice that these changed."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from ccp.errors import Conflict, NotFound
+from ccp.ids import WMI, OperatorId, ProviderId
+from ccp.server.domain.parties import Party, Role
+from ccp.server.storage.queries import anchors, change_counters, parties, signing_keys
+from ccp.server.storage.queries.anchors import TrustedCertificate
+from ccp.server.storage.queries.parties import Life, Secret
+from ccp.server.storage.queries.signing_keys import TokenKey
+from tests.server.storage.made import AT, SECOND, read, sql, write
+
+
+def party(name: str, *roles: Role, providers: str = "", wmis: str = "", operators: str = "") -> Party:
+    return Party(
+        f"client-{name}",
+        name,
+        frozenset(roles),
+        frozenset(map(ProviderId.parse, providers.split())),
+        False,
+        frozenset(map(WMI.parse, wmis.split())),
+        frozenset(map(OperatorId.parse, operators.split())),
+    )
+
+
+def add(url: str, *added: Party) -> None:
+    for each in added:
+        write(url, parties.add(each, f"hash of {each.name}", AT))
+
+
+# --- Parties ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_party_comes_back_as_it_was_added_and_the_list_is_in_order_of_names(url: str) -> None:
+    everything = Party(
+        "c2", "B, with every röle", frozenset(Role), frozenset({ProviderId("DEEXA"), ProviderId("NLEXB")}), True,
+        frozenset({WMI("WEX")}), frozenset({OperatorId("DEEXC")}),
+    )  # fmt: skip
+    nothing = Party("c1", "A, without any", frozenset())
+    add(url, everything, nothing)
+    assert read(url, parties.every()) == [nothing, everything]
+    assert read(url, parties.secrets_of("c2", AT)) == [Secret("c2", "hash of B, with every röle")]
+
+
+def test_a_name_and_a_client_id_belong_to_one_party(url: str) -> None:
+    add(url, party("first", Role.CPO))
+    for other, sentence in {
+        ("another", "first"): "There is a party named first already.",
+        ("another", "FIRST"): "There is a party named FIRST already.",
+        ("another", "Client-First"): "There is a party named Client-First already.",
+        ("client-first", "another"): "The client id client-first is taken already.",
+        ("CLIENT-FIRST", "another"): "The client id CLIENT-FIRST is taken already.",
+        ("first", "another"): "The client id first is taken already.",
+    }.items():
+        with pytest.raises(Conflict) as caught:
+            add(url, Party(*other, frozenset()))
+        assert str(caught.value) == sentence
+    assert len(read(url, parties.every())) == 1
+
+
+@pytest.mark.parametrize("said", ["client-first", "first", "FIRST", "Client-First", "\uff26irst"])
+def test_a_party_is_meant_by_its_name_or_client_id_without_regard_to_case(url: str, said: str) -> None:
+    add(url, party("first", Role.CPO), party("second", Role.CPO))
+    assert read(url, parties.find_named(said)).client_id == "client-first"
+
+
+def test_where_an_older_release_left_names_that_differ_in_case_only_the_exact_one_is_meant(url: str) -> None:
+    add(url, party("first", Role.CPO), party("second", Role.CPO))
+    sql(url, "update party set name = 'FIRST' where name = 'second'")
+    assert read(url, parties.find_named("first")).client_id == "client-first"
+    assert read(url, parties.find_named("FIRST")).client_id == "client-second"
+    with pytest.raises(NotFound):
+        read(url, parties.find_named("First"))
+
+
+def test_the_table_of_owners_decides_even_against_what_the_parties_themselves_say(url: str) -> None:
+    add(url, party("A", Role.OEM, wmis="WEX"))
+    sql(url, "update party set wmis = '[]'")
+    with pytest.raises(Conflict, match="The WMI WEX belongs to A already"):
+        add(url, party("B", Role.OEM, wmis="WEX"))
+    sql(url, "delete from party where name = 'A'")
+    with pytest.raises(Conflict, match="The WMI WEX belongs to another party already"):
+        add(url, party("B", Role.OEM, wmis="WEX"))
+    assert read(url, parties.every()) == []
+
+
+def test_pages_follow_each_other_without_gap_or_repetition(url: str) -> None:
+    add(url, *(party(name, Role.CPO) for name in "dbeac"))
+    assert [p.name for p in read(url, parties.page("", 2))] == ["a", "b"]
+    assert [p.name for p in read(url, parties.page("client-b", 2))] == ["c", "d"]
+    assert [p.name for p in read(url, parties.page("client-d", 2))] == ["e"]
+    assert read(url, parties.page("client-e", 2)) == []
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "sentence"),
+    [
+        (
+            party("A", Role.EMSP, providers="DEEXA DEEXB"),
+            party("B", Role.EMSP, providers="NLEXC DEEXB"),
+            "The provider id DEEXB belongs to A already.",
+        ),
+        (party("A", Role.OEM, wmis="WEX"), party("B", Role.OEM, wmis="WEX"), "The WMI WEX belongs to A already."),
+        (
+            party("A", Role.EMSP, providers="DEEXA"),
+            party("B", Role.EMSP, Role.CPS, providers="DEEXA"),
+            "The provider id DEEXA belongs to A already.",
+        ),
+    ],
+)
+def test_an_id_that_another_party_owns_is_a_conflict_and_nothing_is_stored(
+    url: str, first: Party, second: Party, sentence: str
+) -> None:
+    add(url, first)
+    before = [sql(url, f"select * from {table}") for table in ("party", "party_owns", "party_secret", "change_count")]
+    with pytest.raises(Conflict) as caught:
+        add(url, second)
+    assert str(caught.value) == sentence
+    after = [sql(url, f"select * from {table}") for table in ("party", "party_owns", "party_secret", "change_count")]
+    assert after == before
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (party("A", Role.EMSP, providers="DEEXA"), party("B", Role.CPS, providers="DEEXA")),
+        (party("A", Role.CPS, providers="DEEXA"), party("B", Role.CPS, providers="DEEXA")),
+        (party("A", Role.CPS, providers="DEEXA"), party("B", Role.EMSP, providers="DEEXA")),
+        (party("A", Role.CPO, operators="DEEXA"), party("B", Role.EMSP, providers="DEEXA")),
+        (party("A", Role.OEM, wmis="WEX"), party("B", Role.EMSP, providers="DEWEX")),
+    ],
+)
+def test_ids_that_are_served_but_not_owned_may_be_shared(url: str, first: Party, second: Party) -> None:
+    add(url, first, second)
+    assert len(read(url, parties.every())) == 2
+
+
+@pytest.mark.parametrize("named_by", ["A", "client-A"])
+def test_a_disabled_party_stays_in_the_list_and_has_no_secrets(url: str, named_by: str) -> None:
+    add(url, party("A", Role.CPO), party("B", Role.CPO))
+    assert write(url, parties.disable(named_by)) == "client-A"
+    assert [(p.name, p.enabled) for p in read(url, parties.every())] == [("A", False), ("B", True)]
+    assert read(url, parties.secrets_of("client-A", AT)) == []
+    assert len(read(url, parties.secrets_of("client-B", AT))) == 1
+
+
+def test_disabling_twice_is_no_error_and_an_unknown_party_is_not_found(url: str) -> None:
+    add(url, party("A", Role.CPO))
+    for _ in range(2):
+        write(url, parties.disable("A"))
+    with pytest.raises(NotFound, match="There is no party named nobody"):
+        write(url, parties.disable("nobody"))
+
+
+def test_an_unknown_client_has_no_secrets(url: str) -> None:
+    assert read(url, parties.secrets_of("nobody", AT)) == []
+
+
+def test_secrets_are_told_newest_first(url: str) -> None:
+    add(url, party("A", Role.CPO))
+    insert = (
+        "insert into party_secret (client_id, created_at, hash) select client_id, created_at + 1, ? from party_secret"
+    )
+    sql(url, insert, "newer")
+    assert [secret.hash for secret in read(url, parties.secrets_of("client-A", AT))] == ["newer", "hash of A"]
+
+
+def test_a_secret_is_live_until_it_expires_and_not_at_that_moment(url: str) -> None:
+    add(url, party("A", Role.CPO))
+    life = read(url, parties.lives("client-A", AT))[0]
+    assert life == Life(AT, None)
+    write(url, parties.renew("client-A", "newer", AT + SECOND, life, AT + 5 * SECOND))
+    at_four, at_five = AT + 5 * SECOND - timedelta(microseconds=1), AT + 5 * SECOND
+    assert [each.hash for each in read(url, parties.secrets_of("client-A", at_four))] == ["newer", "hash of A"]
+    assert read(url, parties.lives("client-A", at_four)) == [Life(AT + SECOND, None), Life(AT, at_five)]
+    assert [each.hash for each in read(url, parties.secrets_of("client-A", at_five))] == ["newer"]
+    assert read(url, parties.lives("client-A", at_five)) == [Life(AT + SECOND, None)]
+
+
+def test_a_new_secret_is_the_newest_even_where_the_clock_was_set_back(url: str) -> None:
+    add(url, party("A", Role.CPO))
+    (life,) = read(url, parties.lives("client-A", AT))
+    write(url, parties.renew("client-A", "newer", AT - 60 * SECOND, life, AT + SECOND))
+    assert [each.hash for each in read(url, parties.secrets_of("client-A", AT))] == ["newer", "hash of A"]
+
+
+# --- Trusted certificates --------------------------------------------------------------------------------------------
+
+
+def trusted(role: str, fingerprint: str = "ab" * 32, label: str = "Root", is_root: bool = True) -> TrustedCertificate:
+    return TrustedCertificate(role, fingerprint, is_root, b"der", label, "root.pem", AT)
+
+
+def test_a_trusted_certificate_comes_back_as_it_was_added(url: str) -> None:
+    added = [trusted("oem", is_root=False), trusted("v2g", label="B"), trusted("v2g", "cd" * 32, label="A")]
+    assert write(url, *map(anchors.add, added)) is True
+    assert read(url, anchors.every()) == [added[0], added[2], added[1]]
+
+
+def test_adding_what_is_trusted_already_changes_nothing(url: str) -> None:
+    write(url, anchors.add(trusted("v2g")))
+    before = read(url, change_counters.numbers())
+    assert write(url, anchors.add(trusted("v2g", label="renamed"))) is False
+    assert read(url, anchors.every()) == [trusted("v2g")]
+    assert read(url, change_counters.numbers()) == before
+
+
+def test_a_certificate_is_removed_for_one_role_or_for_all(url: str) -> None:
+    write(url, *(anchors.add(trusted(role)) for role in ("v2g", "emsp", "oem")), anchors.add(trusted("v2g", "cd" * 32)))
+    assert write(url, anchors.remove("ab" * 32, "oem")) == ["oem"]
+    assert write(url, anchors.remove("ab" * 32)) == ["emsp", "v2g"]
+    assert [entry.fingerprint for entry in read(url, anchors.every())] == ["cd" * 32]
+
+
+@pytest.mark.parametrize(("fingerprint", "role"), [("cd" * 32, None), ("ab" * 32, "oem")])
+def test_removing_what_is_not_trusted_is_not_found_and_changes_nothing(
+    url: str, fingerprint: str, role: str | None
+) -> None:
+    write(url, anchors.add(trusted("v2g")))
+    before = read(url, change_counters.numbers())
+    with pytest.raises(NotFound, match=f"No certificate with the fingerprint {fingerprint} is trusted"):
+        write(url, anchors.remove(fingerprint, role))
+    assert read(url, change_counters.numbers()) == before
+    assert len(read(url, anchors.every())) == 1
+
+
+# --- Keys ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_first_key_stays_whoever_comes_later(url: str) -> None:
+    first = TokenKey("first", "private", AT)
+    write(url, signing_keys.ensure(first), signing_keys.ensure(TokenKey("second", "other", AT + SECOND)))
+    assert read(url, signing_keys.every()) == [first]
+
+
+def test_the_newest_key_is_told_first(url: str) -> None:
+    write(url, signing_keys.ensure(TokenKey("old", "private", AT)))
+    sql(
+        url,
+        "insert into token_key (kid, private_key, created_at) select 'new', private_key, created_at + 1 from token_key",
+    )
+    assert [key.kid for key in read(url, signing_keys.every())] == ["new", "old"]
+    assert read(url, signing_keys.every())[0].created_at == AT + timedelta(microseconds=1)
+
+
+# --- Change counts ---------------------------------------------------------------------------------------------------
+
+
+def test_every_change_is_counted_under_its_topic_and_nothing_else_is(url: str) -> None:
+    assert read(url, change_counters.numbers()) == {"webhooks": 0}
+    add(url, party("A", Role.CPO))
+    write(url, parties.disable("A"), anchors.add(trusted("v2g")), signing_keys.ensure(TokenKey("k", "p", AT)))
+    write(url, anchors.remove("ab" * 32), signing_keys.ensure(TokenKey("other", "p", AT)))
+    assert read(url, change_counters.numbers()) == {"parties": 2, "anchors": 2, "token_keys": 1, "webhooks": 0}

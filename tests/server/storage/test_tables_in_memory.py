@@ -1,0 +1,130 @@
+"""What a worker has in memory of webhooks and parties after changes of them, and after reading everything."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import replace
+
+import pytest
+
+from ccp.ids import EMAID, WMI, ProviderId
+from ccp.server.access import party_cache
+from ccp.server.access.party_cache import KnownParties
+from ccp.server.domain.parties import Party, Role
+from ccp.server.domain.subscriptions import EventKind, Webhook
+from ccp.server.events import Subscribers
+from ccp.server.events import subscribers as module
+from ccp.server.storage import Store, change_feed
+from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.queries import events, parties
+from tests.server.events.receiver import webhook
+from tests.server.storage.made import AT, opened, statements
+from tests.world import party
+
+KINDS = [kind for kind in EventKind if kind.role is Role.EMSP]
+PROVIDERS = ["DEEXA", "DEEXB", "NLEXC"]
+NAMES = [f"p{number}" for number in range(4)]
+
+
+def a_change(chance: random.Random, hooks: dict[str, Webhook], known: dict[str, Party]) -> Steps[object]:
+    """Some change of a party or of a webhook, with what is there noted."""
+    name = chance.choice(NAMES)
+    match chance.randrange(4):
+        case 0 if name not in known:
+            known[name] = party(name, Role.OEM, wmis=f"WX{name[1]}")
+            return parties.add(known[name], "hash", AT)
+        case 0 | 1 if name in known:
+            before = known[name]
+            free = [p for p in PROVIDERS if not any(p in k.provider_ids for k in known.values() if k is not before)]
+            own = frozenset(ProviderId(p) for p in free if chance.random() < 0.7)
+            known[name] = replace(
+                before, enabled=chance.random() < 0.8, provider_ids=own, wmis=frozenset({WMI(f"WX{name[1]}")}),
+                roles=frozenset({Role.OEM, Role.EMSP} if own else {Role.OEM}),
+            )  # fmt: skip
+            return parties.update(before, known[name])
+        case 2 if hooks:
+            return events.drop_webhook(hooks.pop(chance.choice(sorted(hooks))).id)
+        case _ if name in known:
+            made = webhook("http://a.example/", name, *chance.sample(KINDS, 2), id=f"{chance.getrandbits(64):x}")
+            if hooks and chance.random() < 0.5:  # One that is there, of another party perhaps.
+                made = replace(made, id=chance.choice(sorted(hooks)), enabled=chance.random() < 0.7)
+            hooks[made.id] = replace(made, provider_ids=(ProviderId("DEEXA"),) if chance.random() < 0.3 else ())
+            return events.put_webhook(hooks[made.id])
+    return statements()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_after_any_changes_memory_is_what_reading_everything_gives(
+    url: str, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(change_feed, "PORTION", 3)
+    chance = random.Random(seed)
+    hooks: dict[str, Webhook] = {}
+    known: dict[str, Party] = {}
+    ever: set[str] = set()
+
+    def state(subscribers: Subscribers, parties: KnownParties) -> object:
+        wanted = {
+            (kind, provider)
+            for kind in KINDS
+            for provider in PROVIDERS
+            if subscribers.wants(kind, EMAID(f"{provider}C00000001"))
+        }
+        return {id: subscribers.active(id) for id in ever}, wanted, {name: parties.get(name) for name in NAMES}
+
+    async def fresh(store: Store) -> object:
+        subscribers, parties = Subscribers(store), KnownParties(store, lambda: None)
+        await subscribers.refresh()
+        await parties.refresh()
+        return state(subscribers, parties)
+
+    async def run() -> None:
+        async with opened(url) as store:
+            subscribers, kept = Subscribers(store), KnownParties(store, lambda: None)
+            for _ in range(40):
+                for _ in range(chance.randrange(4)):
+                    await store.write(a_change(chance, hooks, known))
+                    ever.update(hooks)
+                await subscribers.refresh()
+                await kept.refresh()
+                expected = {name: found if (found := known.get(name)) and found.enabled else None for name in NAMES}
+                assert state(subscribers, kept) == await fresh(store)
+                assert {name: kept.get(name) for name in NAMES} == expected
+            # As a release without the log changes things, until everything is read.
+            await store.write(statements(("delete from webhook", ()), ("delete from party", ()),
+                                         ("update change_count set number = number + 1", ())))  # fmt: skip
+            await subscribers.refresh()
+            await kept.refresh()
+            assert state(subscribers, kept) == (dict.fromkeys(ever), set(), dict.fromkeys(NAMES))
+            assert not subscribers._webhooks._of_party
+            assert not any(subscribers._webhooks.wanted.values())
+
+    asyncio.run(run())
+    assert len(ever) > 1
+
+
+def test_reading_everything_gives_the_event_loop_back_between_portions(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for each in (module, party_cache):
+        monkeypatch.setattr(each, "PORTION", 2)
+
+    def many() -> Steps[None]:
+        for number in range(10):
+            yield from parties.add(party(f"cpo-{number}", Role.CPO), "hash", AT)
+            yield from events.put_webhook(webhook("http://a.example/", f"cpo-{number}"))
+
+    async def run() -> None:
+        async with opened(url) as store:
+            await store.write(many())
+            for followed in (Subscribers(store), KnownParties(store, lambda: None)):
+                turns = 0
+                reading = asyncio.ensure_future(followed.refresh())
+                while not reading.done():
+                    await asyncio.sleep(0)
+                    turns += 1
+                await reading
+                assert turns > 5
+
+    asyncio.run(run())

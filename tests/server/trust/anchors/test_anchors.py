@@ -1,0 +1,99 @@
+"""Which certificates can be anchors, where they stand in their time, and how they are written out."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from ccp.errors import ChainError, ConfigurationError
+from ccp.server.trust.anchors import Expiry, expiry_warning, expiry_warnings, export, from_directory, trusted
+from ccp.testing.pki import PKI
+from ccp.x509.path_validation import Role, TrustAnchors, check_root
+from tests.server.trust.anchors.files import damaged, leaf_that_names_itself, root, rsa_root, signed_by_another
+from tests.world import AT
+
+
+@pytest.mark.parametrize("edition", ["iso2", "iso20", "ed448"])
+def test_the_roots_of_every_edition_can_be_anchors(pkis: dict[str, PKI], edition: str) -> None:
+    for credential in (pkis[edition].v2g_root, pkis[edition].emsp_root, pkis[edition].oem_root):
+        check_root(credential.certificate)
+
+
+def test_a_root_whose_own_signature_does_not_hold_is_refused() -> None:
+    for certificate in (damaged(root()), signed_by_another()):
+        with pytest.raises(ChainError, match="its own signature does not hold"):
+            check_root(certificate)
+
+
+def test_a_root_that_no_chain_could_end_in_is_refused() -> None:
+    with pytest.raises(ChainError, match="not of a kind"):
+        check_root(rsa_root())
+    with pytest.raises(ChainError, match="not a CA certificate"):
+        check_root(leaf_that_names_itself())
+
+
+@pytest.mark.parametrize(
+    ("begins", "ends", "expiry", "said"),
+    [
+        (-10, 200, Expiry.VALID, None),
+        (-10, 90, Expiry.VALID, None),
+        (-10, 89, Expiry.SOON, "expires on"),
+        (-10, 0, Expiry.SOON, "expires on"),
+        (-10, -1, Expiry.EXPIRED, "expired on"),
+        (1, 200, Expiry.NOT_YET, "is not valid before"),
+    ],
+)
+def test_a_certificate_is_valid_expires_soon_or_has_expired(
+    begins: int, ends: int, expiry: Expiry, said: str | None
+) -> None:
+    certificate = root("Root", (AT + timedelta(days=begins), AT + timedelta(days=ends)))
+    assert Expiry.of(certificate, AT) is expiry
+    warning = expiry_warning(certificate, AT)
+    assert warning is None if said is None else said in str(warning)
+
+
+def test_the_last_second_of_a_certificate_counts_as_a_whole_and_the_last_year_can_be_compared() -> None:
+    certificate = root("Root", (AT - timedelta(days=1), AT))
+    assert Expiry.of(certificate, AT.replace(microsecond=999_999)) is Expiry.SOON
+    assert Expiry.of(certificate, AT + timedelta(seconds=1)) is Expiry.EXPIRED
+    forever = root("Root", (datetime(1970, 1, 1, tzinfo=UTC), datetime(9999, 12, 31, 23, 59, 59, tzinfo=UTC)))
+    assert Expiry.of(forever, AT) is Expiry.VALID
+
+
+def test_each_anchor_that_ends_is_told_once_whatever_it_is_trusted_for() -> None:
+    soon = root("Soon", (AT, AT + timedelta(days=30)))
+    snapshot = TrustAnchors.build([(Role.V2G, soon), (Role.OEM, soon), (Role.V2G, root("Later"))])
+    assert expiry_warnings(snapshot, AT) == [f'Certificate "Soon" expires on {soon.not_after:%Y-%m-%d}.']
+
+
+def test_what_is_exported_is_read_back_the_same(pkis: dict[str, PKI], tmp_path: Path) -> None:
+    pki = pkis["iso2"]
+    twins = [root("Twin"), root("Twin"), root("../../etc/passwd"), root("*")]
+    entries = [
+        trusted(pki.v2g_root.certificate, Role.V2G, "a", AT),
+        trusted(pki.v2g_root.certificate, Role.EMSP, "a", AT),
+        trusted(pki.oem_root.certificate, Role.OEM, "a", AT),
+        trusted(pki.oem_sub1.certificate, Role.OEM, "a", AT),
+        *(trusted(certificate, Role.EMSP, "a", AT) for certificate in twins),
+    ]
+    folder = tmp_path / "out"
+    written = export(entries, folder)
+    assert len(set(written)) == len(entries)
+    assert all(path.resolve().is_relative_to(folder.resolve()) for path in written)
+    found = from_directory(folder)
+    assert found.of(Role.V2G) == (pki.v2g_root.certificate,)
+    assert set(found.of(Role.EMSP)) == {pki.v2g_root.certificate, *twins}
+    assert found.of(Role.OEM) == (pki.oem_root.certificate,)
+    anchor = found.find(pki.v2g_root.certificate.fingerprint)
+    assert anchor is not None
+    assert anchor.roles == {Role.V2G, Role.EMSP}
+
+
+def test_nothing_is_exported_among_other_files(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+    with pytest.raises(ConfigurationError, match="not an empty directory"):
+        export([trusted(root(), Role.V2G, "a", AT)], tmp_path)
+    with pytest.raises(ConfigurationError, match="not an empty directory"):
+        export([trusted(root(), Role.V2G, "a", AT)], tmp_path / "notes.txt")

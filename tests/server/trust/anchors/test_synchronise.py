@@ -1,0 +1,216 @@
+"""Taking over what a Root Certificate Pool lists: additions, removals, and what is not to be trusted."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ccp.errors import UpstreamError
+from ccp.server.external.neighbours import RootCertificatePool
+from ccp.server.external.outbound import Outbound
+from ccp.server.runtime.background import BackgroundTasks
+from ccp.server.storage import connect
+from ccp.server.storage.engine import schema
+from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.queries import anchors, change_counters
+from ccp.server.trust.anchors import Synchronised, synchronise, synchronising, trusted
+from ccp.testing.pki import PKI
+from ccp.x509.certificates import Certificate
+from ccp.x509.path_validation import Role
+from tests.server.external.neighbours.fakes import Call, Fake, Reply, json_answer, neighbour
+from tests.server.trust.anchors.files import damaged, leaf_that_names_itself, root, rsa_root, signed_by_another
+from tests.world import AT, b64
+
+
+class World:
+    """A store, and a Root Certificate Pool that lists what `lists` holds."""
+
+    def __init__(self, database: Path, fake: Fake) -> None:
+        self.url = f"sqlite:///{database}"
+        self.fake = fake
+        self.lists: list[dict[str, Any]] = []
+        fake.answers["/rcp/rootcertificates"] = self._answer
+        schema.upgrade(self.url)
+
+    def _answer(self, call: Call) -> Reply:
+        return json_answer({"rootCertificateCollection": self.lists})
+
+    def list(self, certificate: Certificate, *types: str) -> None:
+        self.lists.append({"caCertificate": b64(certificate.der), "rootTypeList": list(types)})
+
+    def sync(self, *, prune: bool = False, path: str = "/rcp/") -> Synchronised:
+        async def run() -> Synchronised:
+            store, outbound = connect(self.url), Outbound()
+            await store.open()
+            try:
+                rcp = RootCertificatePool(outbound, self.fake.url + path)
+                return await synchronise(store, rcp, AT, prune=prune)
+            finally:
+                await outbound.close()
+                await store.close()
+
+        return asyncio.run(run())
+
+    def write(self, change: Steps[Any]) -> Any:
+        async def run() -> Any:
+            store = connect(self.url)
+            await store.open()
+            try:
+                return await store.write(change)
+            finally:
+                await store.close()
+
+        return asyncio.run(run())
+
+    def held(self) -> dict[tuple[str, str], str]:
+        """Source by role and fingerprint."""
+        return {(entry.role, entry.fingerprint): entry.source for entry in self.write(anchors.every())}
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    with neighbour() as fake:
+        yield World(tmp_path / "ccp.db", fake)
+
+
+def test_additions_are_taken_over_for_the_roles_that_were_said_and_the_workers_are_told(world: World) -> None:
+    one, two = root("One"), root("Two")
+    world.list(one, "V2G")
+    world.list(two, "eMSP", "OEM")
+    done = world.sync()
+    expected = {("v2g", one.fingerprint), ("emsp", two.fingerprint), ("oem", two.fingerprint)}
+    assert set(world.held()) == expected
+    assert {(entry.role, entry.fingerprint) for entry in done.added} == expected
+    assert set(world.held().values()) == {world.fake.url + "/rcp"}
+    assert (done.gone, done.unusable, done.pruned) == ((), (), False)
+    assert world.write(change_counters.numbers())[change_counters.Topic.ANCHORS] == 3
+    again = world.sync()
+    assert (again.added, again.gone) == ((), ())
+    assert world.write(change_counters.numbers())[change_counters.Topic.ANCHORS] == 3
+
+
+def test_what_is_gone_is_told_and_stays_until_it_is_pruned(world: World) -> None:
+    one, two = root("One"), root("Two")
+    world.list(one, "V2G", "OEM")
+    world.list(two, "V2G")
+    world.sync()
+    world.lists = []
+    world.list(one, "V2G")
+    for _ in range(2):
+        done = world.sync()
+        assert {(entry.role, entry.label) for entry in done.gone} == {("v2g", "Two"), ("oem", "One")}
+        assert not done.pruned
+        assert len(world.held()) == 3
+    done = world.sync(prune=True)
+    assert done.pruned
+    assert len(done.gone) == 2
+    assert set(world.held()) == {("v2g", one.fingerprint)}
+
+
+def test_what_was_added_by_hand_or_came_from_elsewhere_is_never_gone(world: World) -> None:
+    hand, other, pinned, plain = root("Hand"), root("Other"), root("Pinned"), root("Plain")
+    world.list(pinned, "V2G")
+    world.list(plain, "V2G")
+    world.sync()
+    world.write(anchors.add(trusted(hand, Role.V2G, "hand.pem", AT)))
+    world.write(anchors.add(trusted(other, Role.V2G, "http://other/rcp", AT)))
+    assert world.write(anchors.keep(trusted(pinned, Role.V2G, "pinned.pem", AT, "mine"))) is False
+    world.lists = []
+    world.list(plain, "V2G")
+    done = world.sync(prune=True)
+    assert done.gone == ()
+    assert {fingerprint for _, fingerprint in world.held()} == {c.fingerprint for c in (hand, other, pinned, plain)}
+
+
+def test_what_is_known_from_elsewhere_keeps_its_source(world: World) -> None:
+    hand = root("Hand")
+    world.write(anchors.add(trusted(hand, Role.V2G, "hand.pem", AT)))
+    world.list(hand, "V2G")
+    assert world.sync().added == ()
+    assert set(world.held().values()) == {"hand.pem"}
+
+
+def test_certificates_that_cannot_be_anchors_are_told_and_the_others_are_taken(
+    world: World, pkis: dict[str, PKI]
+) -> None:
+    good = root("Good")
+    ended = root("Ended", (AT - timedelta(days=9), AT - timedelta(days=1)))
+    bad = [
+        damaged(root("Damaged")), signed_by_another(), rsa_root(), leaf_that_names_itself(), ended,
+        pkis["iso2"].emsp_sub1.certificate,
+    ]  # fmt: skip
+    for certificate in (*bad, good):
+        world.list(certificate, "V2G")
+    done = world.sync()
+    assert set(world.held()) == {("v2g", good.fingerprint)}
+    assert len(done.unusable) == len(bad)
+    for certificate in bad:
+        assert any(certificate.label in sentence for sentence in done.unusable), certificate.label
+
+
+def test_an_anchor_that_has_expired_meanwhile_is_not_gone(world: World) -> None:
+    ended = root("Ended", (AT - timedelta(days=9), AT - timedelta(days=1)))
+    world.write(anchors.add(trusted(ended, Role.V2G, world.fake.url + "/rcp", AT)))
+    world.list(ended, "V2G")
+    assert world.sync(prune=True).gone == ()
+
+
+def test_a_list_that_cannot_be_read_as_a_whole_prunes_nothing(world: World) -> None:
+    one, two = root("One"), root("Two")
+    world.list(one, "V2G")
+    world.list(two, "V2G")
+    world.sync()
+    world.lists[1]["caCertificate"] = "garbled"
+    done = world.sync(prune=True)
+    assert [entry.label for entry in done.gone] == ["Two"]
+    assert not done.pruned
+    assert "Nothing was removed" in done.unusable[-1]
+    assert len(world.held()) == 2
+
+
+@pytest.mark.parametrize("path", ["/rcp/", "/wrong/"])
+def test_a_list_of_nothing_and_a_wrong_address_remove_nothing(world: World, path: str) -> None:
+    world.list(root(), "V2G")
+    world.sync()
+    world.lists = []
+    with pytest.raises(UpstreamError, match="no root certificate at all"):
+        world.sync(prune=True, path=path)
+    assert len(world.held()) == 1
+
+
+def test_the_schedule_adds_and_never_prunes_and_goes_on_after_failures(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ccp.server.trust.anchors._FIRST_SECONDS", 0.01)
+    monkeypatch.setattr("ccp.server.trust.anchors._RETRY_SECONDS", 0.05)
+    one, two, gone = root("One"), root("Two"), root("Gone")
+    world.write(anchors.add(trusted(gone, Role.V2G, world.fake.url + "/rcp", AT)))
+
+    async def run() -> None:
+        store, outbound = connect(world.url), Outbound()
+        await store.open()
+        world.fake.answers["/rcp/rootcertificates"] = Reply(503)
+        rcp = RootCertificatePool(outbound, world.fake.url + "/rcp")
+        background = BackgroundTasks()
+        background.add(synchronising(store, rcp, 0.05, lambda: datetime.now(UTC)))
+        try:
+            async with asyncio.timeout(8):
+                while len(world.fake.calls) < 2:  # noqa: ASYNC110  it counts in another thread
+                    await asyncio.sleep(0.01)
+                world.fake.answers["/rcp/rootcertificates"] = world._answer
+                for number, certificate in enumerate((one, two), start=2):
+                    world.list(certificate, "V2G")
+                    while len(await store.read(anchors.every())) < number:  # noqa: ASYNC110
+                        await asyncio.sleep(0.01)
+        finally:
+            await background.close()
+            await outbound.close()
+            await store.close()
+
+    asyncio.run(run())
+    assert {fingerprint for _, fingerprint in world.held()} == {c.fingerprint for c in (one, two, gone)}

@@ -1,0 +1,160 @@
+"""PKIs whose certificates name addresses, chains through them, and a service over a real store and real HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import tempfile
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import ocsp
+
+from ccp.server.external.outbound import Outbound
+from ccp.server.settings import Settings
+from ccp.server.storage import Store, connect
+from ccp.server.storage.engine import schema
+from ccp.server.trust.revocation import RevocationService
+from ccp.testing.pki import PKI, Addresses, Algorithm, Credential, answer_ocsp, build_pki, sign_crl
+from ccp.x509.certificates import Certificate
+from ccp.x509.path_validation import Profile, Usage, VerifiedChain
+from tests.databases import fresh
+from tests.server.trust.revocation.servers import Reply, Server
+
+ALGORITHMS: tuple[Algorithm, ...] = ("P-256", "P-521", "Ed448")
+AT = datetime.now(UTC).replace(microsecond=0)
+HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+LOOPBACK = ("127.0.0.0/8",)
+_NUMBERS = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Branch:
+    """The eMSP's part of a PKI: what a contract's chain goes through."""
+
+    pki: PKI
+    root: Credential
+    sub1: Credential
+    sub2: Credential
+
+    def contract(self) -> Credential:
+        return self.pki.contract(f"DESIMC{next(_NUMBERS):08d}", at=AT)
+
+    def chain(self, contract: Certificate, at: datetime = AT) -> VerifiedChain:
+        offered = [self.sub2.certificate, self.sub1.certificate]
+        return self.pki.anchors().verify(contract, offered, usage=Usage.CONTRACT, at=at, profile=Profile.ISO20)
+
+
+def branch(algorithm: Algorithm = "P-256", addresses: Mapping[str, Addresses] | None = None) -> Branch:
+    """addresses: by the issuing CA, "root", "sub1" or "sub2"."""
+    names = {"eMSP Root CA SIM": "root", "eMSP Sub1 CA SIM": "sub1", "eMSP Sub2 CA SIM": "sub2"}
+    pki = build_pki(
+        AT, algorithm=algorithm, addresses=lambda name: (addresses or {}).get(names.get(name, ""), Addresses())
+    )
+    return Branch(pki, pki.emsp_root, pki.emsp_sub1, pki.emsp_sub2)
+
+
+def without_addresses(credential: Credential) -> Credential:
+    return replace(credential, addresses=Addresses())
+
+
+def answer(certificate: Certificate, issuer: Credential, **more: Any) -> bytes:
+    """A response that was made a minute ago and holds for an hour."""
+    times = {"this_update": AT - timedelta(minutes=1), "next_update": AT + HOUR}
+    return answer_ocsp(certificate, issuer, **{**times, **more})
+
+
+def ocsp_response(
+    issuer: Credential,
+    leaf: Certificate,
+    signer: Any,
+    certificates: list[x509.Certificate],
+    *,
+    by_key: bool = False,
+    responder: x509.Certificate,
+) -> bytes:
+    """A good answer for a leaf of an issuer, with these certificates in it. by_key: names the responder by its key."""
+    builder = ocsp.OCSPResponseBuilder().add_response(
+        leaf.x509, issuer.certificate.x509, hashes.SHA1(), ocsp.OCSPCertStatus.GOOD, AT, AT + HOUR, None, None
+    )
+    kind = ocsp.OCSPResponderEncoding.HASH if by_key else ocsp.OCSPResponderEncoding.NAME
+    builder = builder.responder_id(kind, responder).certificates(certificates)
+    return builder.sign(signer, hashes.SHA256()).public_bytes(Encoding.DER)
+
+
+def unused(octets: bytes, signature: bytes) -> bytes:
+    """Claim one unused bit for a signature whose last bit is zero."""
+    at = octets.index(signature) - 1
+    return octets[:at] + b"\1" + octets[at + 1 :]
+
+
+def crl(issuer: Credential, *revoked: Certificate, **more: Any) -> bytes:
+    """A list that was made a minute ago and holds for a day."""
+    times = {"this_update": AT - timedelta(minutes=1), "next_update": AT + DAY}
+    return sign_crl(issuer, {one.serial_number: AT - DAY for one in revoked}, **{**times, **more})
+
+
+def serve_crl(server: Server, path: str, octets: bytes, etag: str = '"1"') -> str:
+    """A server that knows conditional requests."""
+
+    def answering(request: Any) -> Reply:
+        if request.headers.get("if-none-match") == etag:
+            return Reply(status=304, headers={"ETag": etag})
+        return Reply(octets, headers={"ETag": etag})
+
+    server.answers[path] = answering
+    return server.url + path
+
+
+@dataclass
+class Bench:
+    service: RevocationService
+    store: Store
+
+
+@asynccontextmanager
+async def opened(**options: Any) -> AsyncIterator[Bench]:
+    """A service with a new database. options: settings; loopback may be called unless they say otherwise."""
+    with tempfile.TemporaryDirectory(prefix="ccp-test-") as folder:
+        values = {"database": fresh(Path(folder)), "outbound_allow": LOOPBACK, **options}
+        settings = Settings(**values)
+        schema.upgrade(settings.database)
+        store = connect(settings.database)
+        await store.open()
+        outbound = Outbound(settings.outbound_allow)
+        service = RevocationService(store, outbound, settings, lambda: AT, jitter=lambda: 0.5)
+        try:
+            yield Bench(service, store)
+        finally:
+            await service.close()
+            await outbound.close()
+            await store.close()
+
+
+@asynccontextmanager
+async def beside(bench: Bench, chance: float = 0.5, **options: Any) -> AsyncIterator[RevocationService]:
+    """Another service on the same database, as after a restart with other settings. chance: what spreads its times."""
+    outbound = Outbound(options.get("outbound_allow", ()))
+    service = RevocationService(bench.store, outbound, Settings(**options), lambda: AT, jitter=lambda: chance)
+    try:
+        yield service
+    finally:
+        await service.close()
+        await outbound.close()
+
+
+def run(test: Callable[[Bench], Coroutine[Any, Any, None]], **options: Any) -> None:
+    """Run a test with a service of its own, bounded."""
+
+    async def whole() -> None:
+        async with asyncio.timeout(20), opened(**options) as bench:
+            await test(bench)
+
+    asyncio.run(whole())

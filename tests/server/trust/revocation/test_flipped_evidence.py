@@ -1,0 +1,77 @@
+"""OCSP responses and CRLs with one bit turned over, or of the end of time: refused, with an error of ours."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+
+import pytest
+from cryptography import x509
+
+from ccp.testing.pki import OCSP_RESPONDER, Algorithm
+from ccp.x509.crl_ocsp import is_ocsp_response, read_crl, read_ocsp
+from ccp.x509.revocation_policy import EvidenceError
+from tests.server.trust.revocation.made import ALGORITHMS, AT, answer, branch, crl
+
+COUNT = int(os.environ.get("CCP_BIT_FLIPS", "1500"))
+URL = "http://pki.example/a.crl"
+END_OF_TIME = datetime(9999, 12, 31, 23, 59, tzinfo=UTC)
+
+
+def flips(octets: bytes) -> Iterator[bytes]:
+    """As many as are wanted, spread evenly; an odd step meets every bit of a byte."""
+    step = 1 if not COUNT else max(1, 8 * len(octets) // COUNT) | 1
+    for bit in range(0, 8 * len(octets), step):
+        changed = bytearray(octets)
+        changed[bit // 8] ^= 0x80 >> bit % 8
+        yield bytes(changed)
+
+
+def refused(read: Callable[[bytes], object], octets: bytes) -> None:
+    """Every flip raises EvidenceError, since all bits are signed or say how to read what is."""
+    read(octets)
+    for changed in flips(octets):
+        with pytest.raises(EvidenceError):
+            read(changed)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_flipped_bit_of_an_ocsp_response_is_refused(algorithm: Algorithm) -> None:
+    made = branch(algorithm)
+    leaf, issuer = made.contract().certificate, made.sub2
+    responder = issuer.issue("OCSP", OCSP_RESPONDER, at=AT)
+    for octets in (
+        answer(leaf, issuer),
+        answer(leaf, issuer, responder=responder),
+        answer(leaf, issuer, revoked_at=AT),
+    ):
+        refused(lambda changed: read_ocsp(changed, leaf, issuer.certificate, AT, URL), octets)
+        for changed in flips(octets):
+            assert isinstance(is_ocsp_response(changed), bool)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_every_flipped_bit_of_a_list_is_refused(algorithm: Algorithm) -> None:
+    made = branch(algorithm)
+    leaf, issuer = made.contract().certificate, made.sub2
+    place = [x509.UniformResourceIdentifier(URL), x509.DirectoryName(issuer.certificate.x509.subject)]
+    point = x509.IssuingDistributionPoint(place, None, False, False, None, False, False)
+    key = x509.AuthorityKeyIdentifier(issuer.certificate.key_identifier, None, None)
+    for octets in (crl(issuer, leaf), crl(issuer, leaf, extra=((point, True), (key, False)))):
+        refused(lambda changed: read_crl(changed, issuer.certificate, AT, url=URL), octets)
+
+
+def test_statements_of_the_end_of_time_are_unreadable() -> None:
+    """No hours can be added to it: the first one has to be answered like the others."""
+    made = branch()
+    leaf, issuer = made.contract().certificate, made.sub2
+    octets = answer(leaf, issuer, this_update=END_OF_TIME, next_update=None)
+    with pytest.raises(EvidenceError):
+        read_ocsp(octets, leaf, issuer.certificate, AT, URL)
+    octets = answer(leaf, issuer, next_update=END_OF_TIME)
+    assert read_ocsp(octets, leaf, issuer.certificate, AT, URL).next_update == END_OF_TIME
+    with pytest.raises(EvidenceError):
+        read_ocsp(octets, leaf, issuer.certificate, END_OF_TIME.replace(second=59), URL)
+    with pytest.raises(EvidenceError):
+        read_crl(crl(issuer, this_update=END_OF_TIME, next_update=END_OF_TIME), issuer.certificate, AT)

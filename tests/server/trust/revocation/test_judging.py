@@ -1,0 +1,315 @@
+"""What stored evidence means for a chain and for a contract's keys, and what the store lets replace what."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+
+import pytest
+
+from ccp.errors import CCPError, RevokedError, Unavailable, VerificationError
+from ccp.server.storage.queries import revocation as questions
+from ccp.testing.pki import Addresses
+from ccp.x509.revocation_policy import (
+    AskedLater,
+    Evidence,
+    Key,
+    Known,
+    LoadedCRL,
+    RevocationList,
+    Rules,
+    Status,
+    StoredEvidence,
+    Unchecked,
+    check_keys,
+    dump_keys,
+    key_of,
+    keys_of,
+    load_keys,
+)
+from tests.databases import knows_sqlite
+from tests.server.trust.revocation.made import AT, DAY, HOUR, Bench, Branch, branch, run
+
+CRL = "http://crl.example/2.crl"
+
+
+@pytest.fixture(scope="module")
+def made() -> Branch:
+    """Contracts name a responder and a CRL, Sub-CA 2 a responder, Sub-CA 1 nothing."""
+    return branch(addresses={"sub1": Addresses(ocsp="http://1"), "sub2": Addresses("http://2", CRL)})
+
+
+def evidence(key: Key, status: Status = Status.GOOD, *, since: datetime = AT, until: datetime = AT + HOUR) -> Evidence:
+    when = AT - DAY if status is Status.REVOKED else None
+    return Evidence(key.issuer, key.serial, status, since, until, when, "OCSP test")
+
+
+def known(*found: Evidence, crls: Iterable[LoadedCRL] = ()) -> Known:
+    return Known({(one.issuer, one.serial): one for one in found}, {one.issuer: [one] for one in crls})
+
+
+def outcome(judge: StoredEvidence, chain: object, at: datetime = AT) -> CCPError | str:
+    try:
+        return judge.check(chain, at)  # type: ignore[arg-type]
+    except CCPError as exc:
+        return exc
+
+
+def test_a_chain_is_judged_by_each_of_its_certificates(made: Branch) -> None:
+    chain = made.chain(made.contract().certificate)
+    rules = Rules()
+    leaf, sub2, sub1 = keys_of((chain,))
+    assert (leaf.crls, sub2.crls, sub1.crls) == ((CRL,), (), None)
+    good = [evidence(leaf), evidence(sub2)]
+    judge = StoredEvidence(known(*good), rules)
+    said = outcome(judge, chain)
+    assert isinstance(said, str)
+    assert said.count("is not revoked (OCSP test, 0 minutes old)") == 2
+    assert judge.warnings == [
+        'Certificate "eMSP Sub1 CA SIM" names no OCSP or CRL address; its revocation is not known.'
+    ]
+    # Whichever is revoked, the chain is, also one that needs no evidence.
+    for key in (leaf, sub2, sub1):
+        judged = outcome(StoredEvidence(known(*good, evidence(key, Status.REVOKED)), rules), chain)
+        assert isinstance(judged, RevokedError)
+    # Whichever is missing is named, with its issuer.
+    for place, key in ((0, leaf), (1, sub2)):
+        for replaced in ((), (evidence(key, Status.UNKNOWN),), (evidence(key, until=AT - HOUR),)):
+            judge = StoredEvidence(known(*(one for one in good if one.serial != key.serial), *replaced), rules)
+            judged = outcome(judge, chain)
+            assert isinstance(judged, Unavailable)
+            assert judge.missing == [(chain.certificates[place], chain.certificates[place + 1])]
+            assert chain.certificates[place].label in str(judged)
+    # Revoked does not run out.
+    old = evidence(leaf, Status.REVOKED, since=AT - 9 * DAY, until=AT - 8 * DAY)
+    assert isinstance(outcome(StoredEvidence(known(old), rules), chain), RevokedError)
+
+
+def test_a_fresh_crl_is_good_evidence_for_what_it_does_not_list(made: Branch) -> None:
+    chain = made.chain(made.contract().certificate)
+    rules = Rules()
+    leaf, sub2, _ = keys_of((chain,))
+
+    def with_crl(url: str, until: datetime, issuer: str = leaf.issuer) -> CCPError | str:
+        return outcome(
+            StoredEvidence(known(evidence(sub2), crls=[LoadedCRL(issuer, url, 1, AT - HOUR, until)]), rules), chain
+        )
+
+    assert f"(CRL {CRL}, 60 minutes old)" in str(with_crl(CRL, AT))
+    assert isinstance(with_crl(CRL, AT - timedelta(seconds=1)), Unavailable)
+    # A list from elsewhere may be for other certificates of the issuer, one of another issuer is.
+    assert isinstance(with_crl("http://crl.example/other.crl", AT + HOUR), Unavailable)
+    assert isinstance(with_crl(CRL, AT + HOUR, issuer=sub2.issuer), Unavailable)
+
+
+def test_a_configured_crl_makes_evidence_needed(made: Branch) -> None:
+    chain = made.chain(made.contract().certificate)
+    root = made.root.certificate
+    for name in (root.subject_cn, root.fingerprint):
+        rules = Rules(crl_urls={name: "http://10.0.0.1/arl"})
+        assert rules.lists(key_of(made.sub1.certificate, root)) == ("http://10.0.0.1/arl",)
+        judge = StoredEvidence(known(), rules)
+        assert isinstance(outcome(judge, chain), Unavailable)
+        assert (made.sub1.certificate, root) in judge.missing
+
+
+def test_required_refuses_what_names_nothing_for_good(made: Branch) -> None:
+    chain = made.chain(made.contract().certificate)
+    refused = outcome(StoredEvidence(known(), Rules(required=True)), chain)
+    assert type(refused) is VerificationError
+    assert "Sub1" in str(refused)
+
+
+def test_keys_are_judged_as_chains_are_but_with_grace(made: Branch) -> None:
+    rules = Rules(stale_grace=HOUR)
+    needs, warned = Key("a" * 64, 1, ()), Key("b" * 64, 2, None)
+    both = (needs, warned)
+    check_keys(both, known(evidence(needs)), rules, AT + 2 * HOUR)
+    with pytest.raises(Unavailable):
+        check_keys(both, known(evidence(needs)), rules, AT + 2 * HOUR + timedelta(seconds=1))
+    with pytest.raises(Unavailable):
+        check_keys(both, known(), rules, AT)
+    for key in both:
+        with pytest.raises(RevokedError):
+            check_keys(both, known(evidence(needs), evidence(key, Status.REVOKED)), rules, AT)
+    # The operator's policy now is what counts, not the one at the time of publishing.
+    check_keys(both, known(), Rules(checked=False), AT)
+    with pytest.raises(Unavailable):
+        check_keys(both, known(evidence(needs)), Rules(required=True), AT)
+    check_keys((), known(), rules, AT)
+
+
+def test_keys_go_into_a_row_and_come_back() -> None:
+    keys = (
+        Key("a" * 64, 2**159 - 1, ("http://x", "http://y"), ("f" * 64, 'A "CA"')),
+        Key("b" * 64, 1, ()),
+        Key("c" * 64, 2, None),
+    )
+    assert load_keys(dump_keys((*keys, *keys))) == keys
+
+
+def test_keys_of_older_rows_name_no_issuer() -> None:
+    assert load_keys('[["aa","1f",["http://x"]],["bb","2",null]]') == (
+        Key("aa", 31, ("http://x",)),
+        Key("bb", 2, None),
+    )
+
+
+@pytest.mark.parametrize("crls", [None, ()])
+def test_a_crl_that_is_configured_later_counts_for_what_was_published_before(crls: tuple[str, ...] | None) -> None:
+    url, names = "http://10.0.0.1/crl", ("f" * 64, "Sub2")
+    key = Key("a" * 64, 1, crls, names)
+    for name in names:
+        rules = Rules(crl_urls={name: url})
+
+        def judged(*found: Evidence, until: datetime | None = None, rules: Rules = rules) -> bool:
+            lists = [] if until is None else [LoadedCRL(key.issuer, url, 1, AT - HOUR, until)]
+            try:
+                check_keys((key,), known(*found, crls=lists), rules, AT)
+            except Unavailable:
+                return False
+            return True
+
+        # Until its first list is there, things stand as they did.
+        assert judged() is (crls is None)
+        assert judged(evidence(key))
+        # Then the list answers, and what it does not answer any more is not known.
+        assert judged(until=AT)
+        assert not judged(until=AT - HOUR)
+        assert judged(evidence(key), until=AT - HOUR)
+    assert not Rules(crl_urls={"Sub1": url}).lists(key)
+
+
+def test_the_two_that_do_not_judge_say_so(made: Branch) -> None:
+    chain = made.chain(made.contract().certificate)
+    assert "not checked" in Unchecked().check(chain, AT)
+    later = AskedLater()
+    later.check(chain, AT)
+    assert later.chains == [chain]
+
+
+# --- What the store lets replace what ---
+
+
+def test_evidence_is_replaced_by_newer_evidence_only_and_revoked_by_nothing() -> None:
+    key = Key("a" * 64, 0x1F, ())
+    first = evidence(key, since=AT)
+    steps = [
+        (first, True),
+        (evidence(key, since=AT - HOUR), False),
+        (evidence(key, Status.UNKNOWN, since=AT - HOUR), False),
+        (evidence(key, since=AT), True),
+        (evidence(key, Status.UNKNOWN, since=AT + HOUR), True),
+        (evidence(key, since=AT + 2 * HOUR), True),
+        # Whoever says that it is revoked may be behind with everything else.
+        (evidence(key, Status.REVOKED, since=AT - DAY), True),
+        (evidence(key, since=AT + DAY), False),
+        (evidence(key, Status.UNKNOWN, since=AT + DAY), False),
+        (evidence(key, Status.REVOKED, since=AT + DAY), False),
+    ]
+
+    async def test(bench: Bench) -> None:
+        kept = None
+        for said, taken in steps:
+            assert await bench.store.write(questions.learn(said)) is taken, said
+            kept = said if taken else kept
+            assert (await bench.store.read(questions.known([key], Rules()))).evidence == {
+                (key.issuer, key.serial): kept
+            }
+
+    run(test)
+
+
+def test_many_keys_are_found_and_none_that_was_not_asked_for() -> None:
+    keys = [Key(f"{number % 3:064x}", number, ()) for number in range(1, 40)]
+
+    async def test(bench: Bench) -> None:
+        for key in keys:
+            await bench.store.write(questions.learn(evidence(key)))
+        for count in (0, 1, 5, 6, 7, 12, 39):
+            found = (await bench.store.read(questions.known(iter(keys[:count]), Rules()))).evidence
+            assert set(found) == {(key.issuer, key.serial) for key in keys[:count]}
+
+    run(test)
+
+
+@knows_sqlite
+def test_a_list_is_taken_whole_or_not_at_all_and_never_an_older_one(made: Branch) -> None:
+    issuer = made.sub2.certificate
+    name = issuer.issuer_id
+
+    def load(number: int | None, serials: Iterable[int], since: datetime = AT) -> object:
+        read = RevocationList(name, number, since, since + DAY, dict.fromkeys(serials, AT - DAY))
+        options = {"etag": None, "last_modified": None, "at": AT, "refresh_at": AT + HOUR}
+        return questions.load_crl(read, url=CRL, issuer_certificate=issuer.der, **options)  # type: ignore[arg-type]
+
+    async def test(bench: Bench) -> None:
+        async def write(*arguments: object) -> object:
+            return await bench.store.write(load(*arguments))  # type: ignore[arg-type]
+
+        key = Key(name, 5, (CRL,))
+        await bench.store.write(questions.learn(evidence(key, since=AT + HOUR)))
+        assert await write(3, range(1, 1000))
+        found = await bench.store.read(questions.known([key, key._replace(serial=1000)], Rules()))
+        # On the list is revoked, whatever a responder said and how lately.
+        assert {serial: one.status for (_, serial), one in found.evidence.items()} == {5: Status.REVOKED}
+        assert [crl.number for crl in found.crls[name]] == [3]
+        assert not await write(2, [2000])
+        assert not await write(None, [2000])
+        assert not await write(4, [2000], AT - HOUR)
+        assert not (await bench.store.read(questions.known([key._replace(serial=2000)], Rules()))).evidence
+        # What fails in the middle leaves nothing behind.
+        read = RevocationList(name, 5, AT, AT + DAY, dict.fromkeys(range(3000, 4000), AT))
+        options = {"etag": None, "last_modified": None, "at": AT, "refresh_at": AT + HOUR}
+        with pytest.raises(sqlite3.IntegrityError):  # The list's own row comes last, and here it is not complete.
+            await bench.store.write(
+                questions.load_crl(read, url=CRL, issuer_certificate=None, **options)  # type: ignore[arg-type]
+            )
+        assert not (await bench.store.read(questions.known([key._replace(serial=3000)], Rules()))).evidence
+        assert await write(3, [4000])
+
+    run(test)
+
+
+@knows_sqlite
+def test_evidence_is_looked_up_by_index() -> None:
+    """SQLite reads the whole table for some ways of asking, which shows only when it is large."""
+    keys = [Key("a" * 64, number, ("x",)) for number in range(7)]
+
+    async def test(bench: Bench) -> None:
+        plans = []
+
+        def explained():  # type: ignore[no-untyped-def]
+            for question in (
+                questions.known(keys, Rules()),
+                questions.due_crls(AT, AT, 5),
+                questions.due_certificates(AT, AT, 5),
+                questions.unwatch(("a", 1)),
+            ):
+                statement, parameters = next(question)
+                rows = yield f"explain query plan {statement}", parameters
+                plans.append(" ".join(str(row[-1]) for row in rows))
+
+        await bench.store.read(explained())
+        assert all("SEARCH" in plan and "SCAN" not in plan for plan in plans), plans
+
+    run(test)
+
+
+def test_asking_twice_in_a_row_finds_nothing_due(made: Branch) -> None:
+    leaf = made.contract().certificate
+    key = made.sub2.certificate.issuer_id, leaf.serial_number
+
+    async def test(bench: Bench) -> None:
+        watch = questions.watch(key, leaf.der, made.sub2.certificate.der, leaf.not_after, AT)
+        await bench.store.write(watch)
+        retry = AT + timedelta(minutes=2)
+        both = await asyncio.gather(*(bench.store.write(questions.due_certificates(AT, retry, 10)) for _ in range(2)))
+        assert sorted(len(one) for one in both) == [0, 1]
+        assert len(await bench.store.write(questions.due_certificates(retry, retry, 10))) == 1
+        await bench.store.write(questions.unwatch(key))
+        assert not await bench.store.write(questions.due_certificates(AT + DAY, AT + DAY, 10))
+
+    run(test)

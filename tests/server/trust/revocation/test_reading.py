@@ -1,0 +1,299 @@
+"""OCSP responses and CRLs that are read by themselves: who may say what about which certificate, and when."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from ccp.testing.pki import (
+    CONTRACT,
+    EXPLICIT_FALSE,
+    OCSP_RESPONDER,
+    SUB_CA2,
+    Addresses,
+    Algorithm,
+    Template,
+    build_root,
+)
+from ccp.x509.certificates import Certificate
+from ccp.x509.crl_ocsp import CLOCK_SKEW, WITHOUT_NEXT_UPDATE, build_ocsp_request, read_crl, read_ocsp
+from ccp.x509.revocation_policy import EvidenceError, Status
+from tests.server.trust.revocation.made import ALGORITHMS, AT, DAY, HOUR, Branch, answer, branch, crl
+from tests.x509.made import forge, tampered
+
+MINUTE = timedelta(minutes=1)
+URL = "http://ocsp.example"
+
+
+@pytest.fixture(scope="module")
+def branches() -> dict[Algorithm, Branch]:
+    return {algorithm: branch(algorithm) for algorithm in ALGORITHMS}
+
+
+@pytest.fixture(params=ALGORITHMS)
+def made(request: pytest.FixtureRequest, branches: dict[Algorithm, Branch]) -> Branch:
+    """A PKI of each algorithm."""
+    return branches[request.param]
+
+
+@pytest.fixture
+def p256(branches: dict[Algorithm, Branch]) -> Branch:
+    return branches["P-256"]
+
+
+def test_a_good_response_is_evidence(made: Branch) -> None:
+    leaf = made.contract().certificate
+    evidence = read_ocsp(answer(leaf, made.sub2), leaf, made.sub2.certificate, AT, URL)
+    assert evidence.status is Status.GOOD
+    assert evidence.serial == leaf.serial_number
+    assert evidence.issuer == made.sub2.certificate.issuer_id
+    assert (evidence.this_update, evidence.next_update) == (AT - MINUTE, AT + HOUR)
+    assert evidence.source == f"OCSP {URL}"
+
+
+@pytest.mark.parametrize("sha256", [False, True])
+def test_a_revoked_leaf_and_a_revoked_sub_ca_are_told_with_the_time(made: Branch, sha256: bool) -> None:
+    for certificate, issuer in ((made.contract().certificate, made.sub2), (made.sub2.certificate, made.sub1)):
+        octets = answer(certificate, issuer, revoked_at=AT - DAY, sha256=sha256)
+        evidence = read_ocsp(octets, certificate, issuer.certificate, AT, URL)
+        assert (evidence.status, evidence.revoked_at) == (Status.REVOKED, AT - DAY)
+
+
+def test_unknown_is_read_as_unknown(made: Branch) -> None:
+    leaf = made.contract().certificate
+    evidence = read_ocsp(answer(leaf, made.sub2, unknown=True), leaf, made.sub2.certificate, AT, URL)
+    assert evidence.status is Status.UNKNOWN
+
+
+def test_a_delegated_responder_may_answer(made: Branch) -> None:
+    leaf = made.contract().certificate
+    responder = made.sub2.issue("OCSP", OCSP_RESPONDER, at=AT)
+    octets = answer(leaf, made.sub2, responder=responder)
+    assert read_ocsp(octets, leaf, made.sub2.certificate, AT, URL).status is Status.GOOD
+
+
+def test_a_delegated_responder_with_the_field_s_explicit_false_may_answer(p256: Branch) -> None:
+    leaf = p256.contract().certificate
+    template = Template(DAY, extra=(*OCSP_RESPONDER.extra, (EXPLICIT_FALSE, False)))
+    octets = answer(leaf, p256.sub2, responder=p256.sub2.issue("OCSP", template, at=AT))
+    assert read_ocsp(octets, leaf, p256.sub2.certificate, AT, URL).status is Status.GOOD
+
+
+def test_unauthorised_responders_are_refused(made: Branch) -> None:
+    leaf = made.contract().certificate
+    no_purpose = Template(DAY, key_usage=frozenset({"digital_signature"}))
+    cases = {
+        "of another CA of the same chain": made.sub1.issue("OCSP", OCSP_RESPONDER, at=AT),
+        "of another root": build_root("Other", at=AT).issue("OCSP", OCSP_RESPONDER, at=AT),
+        "without OCSPSigning": made.sub2.issue("OCSP", no_purpose, at=AT),
+        "another leaf of the issuer": made.sub2.issue("DESIMC00000000", CONTRACT, at=AT),
+        "expired": made.sub2.issue("OCSP", OCSP_RESPONDER, at=AT, valid=(AT - 2 * DAY, AT - DAY)),
+        "not valid yet": made.sub2.issue("OCSP", OCSP_RESPONDER, at=AT, valid=(AT + HOUR, AT + DAY)),
+        "one level below": made.sub2.issue("Sub3", SUB_CA2, at=AT).issue("OCSP", OCSP_RESPONDER, at=AT),
+    }
+    for name, responder in cases.items():
+        octets = answer(leaf, made.sub2, responder=responder)
+        with pytest.raises(EvidenceError, match="not authorised"):
+            raise AssertionError(name, read_ocsp(octets, leaf, made.sub2.certificate, AT, URL))
+
+
+def test_a_responder_certificate_that_is_forged_is_refused(p256: Branch) -> None:
+    leaf = p256.contract().certificate
+    real = p256.sub2.issue("OCSP", OCSP_RESPONDER, at=AT)
+    by_itself = forge(real.certificate, real.key)  # in the issuer's name, signed by the responder
+    for certificate in (by_itself, tampered(real.certificate)):
+        octets = answer(leaf, p256.sub2, responder=replace(real, certificate=certificate))
+        with pytest.raises(EvidenceError, match="not authorised"):
+            read_ocsp(octets, leaf, p256.sub2.certificate, AT, URL)
+
+
+def test_a_response_in_the_issuer_s_name_with_another_key_is_refused(made: Branch) -> None:
+    leaf = made.contract().certificate
+    thief = build_root("eMSP Sub2 CA SIM", at=AT)
+    assert thief.certificate.subject_name == made.sub2.certificate.subject_name
+    with pytest.raises(EvidenceError, match="signature of the OCSP response"):
+        read_ocsp(answer(leaf, made.sub2, responder=thief), leaf, made.sub2.certificate, AT, URL)
+
+
+def test_every_changed_octet_is_refused(p256: Branch) -> None:
+    """Changed anywhere, a response is refused, or it still says that the certificate is good."""
+    leaf = p256.contract().certificate
+    octets = answer(leaf, p256.sub2)
+    harmless = 0
+    for place in range(len(octets)):
+        changed = octets[:place] + bytes((octets[place] ^ 1,)) + octets[place + 1 :]
+        try:
+            assert read_ocsp(changed, leaf, p256.sub2.certificate, AT, URL).status is Status.GOOD
+            harmless += 1
+        except EvidenceError:
+            pass
+    assert harmless <= 4  # such as the unused NULL beside the hash algorithm, which nothing is read from
+
+
+def test_truncated_and_other_octets_are_no_evidence(p256: Branch) -> None:
+    leaf = p256.contract().certificate
+    octets = answer(leaf, p256.sub2)
+    for bad in (*(octets[:end] for end in range(len(octets))), octets + b"\0", b"<html>", bytes.fromhex("30030a0103")):
+        with pytest.raises(EvidenceError):
+            read_ocsp(bad, leaf, p256.sub2.certificate, AT, URL)
+
+
+def test_a_response_for_another_serial_number_or_issuer_is_refused(made: Branch) -> None:
+    leaf, other = made.contract().certificate, made.contract().certificate
+    with pytest.raises(EvidenceError, match="another certificate"):
+        read_ocsp(answer(other, made.sub2), leaf, made.sub2.certificate, AT, URL)
+    # The same serial number and issuer's name, but the issuer has another key.
+    twin = branch(ALGORITHMS[0]).sub2
+    with pytest.raises(EvidenceError):
+        read_ocsp(answer(leaf, twin), leaf, made.sub2.certificate, AT, URL)
+
+
+def test_time_is_checked(p256: Branch) -> None:
+    leaf, issuer = p256.contract().certificate, p256.sub2.certificate
+    octets = answer(leaf, p256.sub2)
+    read_ocsp(octets, leaf, issuer, AT + HOUR, URL)
+    with pytest.raises(EvidenceError, match="stale"):
+        read_ocsp(octets, leaf, issuer, AT + HOUR + timedelta(seconds=1), URL)
+    read_ocsp(octets, leaf, issuer, AT - MINUTE - CLOCK_SKEW, URL)
+    with pytest.raises(EvidenceError, match="future"):
+        read_ocsp(octets, leaf, issuer, AT - MINUTE - CLOCK_SKEW - timedelta(seconds=1), URL)
+
+
+def test_without_next_update_a_response_holds_for_some_hours(p256: Branch) -> None:
+    leaf, issuer = p256.contract().certificate, p256.sub2.certificate
+    evidence = read_ocsp(answer(leaf, p256.sub2, next_update=None), leaf, issuer, AT, URL)
+    assert evidence.next_update == AT - MINUTE + WITHOUT_NEXT_UPDATE
+    with pytest.raises(EvidenceError, match="stale"):
+        read_ocsp(answer(leaf, p256.sub2, next_update=None), leaf, issuer, AT + WITHOUT_NEXT_UPDATE, URL)
+
+
+def test_a_request_has_no_nonce_and_the_hash_that_was_asked_for(p256: Branch) -> None:
+    leaf = p256.contract().certificate
+    for sha256, name in ((False, "sha1"), (True, "sha256")):
+        request = x509.ocsp.load_der_ocsp_request(build_ocsp_request(leaf, p256.sub2.certificate, sha256))
+        assert request.hash_algorithm.name == name
+        assert not list(request.extensions)
+
+
+def test_a_ca_certificate_issued_again_for_the_same_key_is_the_same_issuer(p256: Branch) -> None:
+    again = forge(p256.sub2.certificate, p256.sub1.key, lambda tbs: setattr(tbs, "serial_number", 77))
+    assert again != p256.sub2.certificate
+    assert again.issuer_id == p256.sub2.certificate.issuer_id
+    assert p256.sub1.certificate.issuer_id != p256.sub2.certificate.issuer_id
+
+
+# --- CRLs ---
+
+
+def test_a_list_names_what_is_revoked(made: Branch) -> None:
+    leaf = made.contract().certificate
+    read = read_crl(crl(made.sub2, leaf, number=5), made.sub2.certificate, AT, 4)
+    assert read.revoked == {leaf.serial_number: AT - DAY}
+    assert (read.number, read.issuer) == (5, made.sub2.certificate.issuer_id)
+    assert not read_crl(crl(made.sub1), made.sub1.certificate, AT).revoked
+
+
+def test_a_list_in_pem_is_read(p256: Branch) -> None:
+    pem = x509.load_der_x509_crl(crl(p256.sub2)).public_bytes(Encoding.PEM)
+    assert read_crl(pem, p256.sub2.certificate, AT).number == 1
+
+
+def test_lists_that_are_no_evidence_are_refused(made: Branch) -> None:
+    issuer = made.sub2.certificate
+    cases = {
+        "not of": crl(made.sub1),
+        "not signed by": crl(replace(made.sub2, key=made.sub1.key)),
+        "stale": crl(made.sub2, this_update=AT - 2 * DAY, next_update=AT - DAY),
+        "future": crl(made.sub2, this_update=AT + DAY, next_update=AT + 2 * DAY),
+        "the one before": crl(made.sub2, number=3),
+        "has no number, the one before it had 4": crl(made.sub2, number=None),
+        "cannot be read": crl(made.sub2)[:-1],
+    }
+    for words, octets in cases.items():
+        with pytest.raises(EvidenceError, match=words):
+            read_crl(octets, issuer, AT, 4)
+    octets = crl(made.sub2, number=4)
+    for place in range(len(octets)):
+        with pytest.raises(EvidenceError):
+            read_crl(octets[:place] + bytes((octets[place] ^ 1,)) + octets[place + 1 :], issuer, AT, 4)
+    assert read_crl(crl(made.sub2, number=4), issuer, AT, 4).number == 4
+
+
+def test_delta_partial_and_indirect_lists_are_refused(p256: Branch) -> None:
+    def point(**flags: object) -> x509.IssuingDistributionPoint:
+        values = dict.fromkeys(
+            ("only_contains_user_certs", "only_contains_ca_certs", "indirect_crl", "only_contains_attribute_certs"),
+            False,
+        )
+        return x509.IssuingDistributionPoint(
+            **{"full_name": None, "relative_name": None, "only_some_reasons": None, **values, **flags}
+        )
+
+    issuer = p256.sub1.certificate
+    name = [x509.UniformResourceIdentifier("http://crl.example/part1")]
+    partial = (
+        (x509.DeltaCRLIndicator(1), True),
+        (point(only_contains_user_certs=True), True),
+        (point(only_contains_ca_certs=True), True),
+        (point(indirect_crl=True), True),
+        (point(only_some_reasons=frozenset({x509.ReasonFlags.key_compromise})), True),
+        (x509.UnrecognizedExtension(x509.ObjectIdentifier("1.2.3"), b"\x05\0"), True),
+    )
+    for extra in partial:
+        with pytest.raises(EvidenceError):
+            raise AssertionError(extra, read_crl(crl(p256.sub1, extra=(extra,)), issuer, AT))
+    named = crl(p256.sub1, extra=((point(full_name=name), True),))
+    with pytest.raises(EvidenceError, match="part"):
+        read_crl(named, issuer, AT, url="http://crl.example/part2")
+    assert read_crl(named, issuer, AT, url="http://crl.example/part1").number == 1
+    assert read_crl(named, issuer, AT).number == 1
+
+
+def test_an_issuer_without_crl_sign_signs_no_lists(p256: Branch) -> None:
+    template = Template(DAY, ca=True, key_usage=frozenset({"key_cert_sign"}))
+    issuer = p256.sub1.issue("No lists", template, at=AT)
+    with pytest.raises(EvidenceError, match="may not sign CRLs"):
+        read_crl(crl(issuer), issuer.certificate, AT)
+
+
+# --- Addresses ---
+
+
+def test_addresses_are_read_and_few() -> None:
+    assert branch().contract().certificate.addresses.named is False
+    made = branch(addresses={"sub2": Addresses("http://ocsp.example:8080/x", "http://crl.example/1.crl")})
+    found = made.contract().certificate.addresses
+    assert (found.ocsp, found.crl) == (("http://ocsp.example:8080/x",), ("http://crl.example/1.crl",))
+    assert found.named
+
+
+def test_a_certificate_that_names_only_a_directory_still_names_an_address(p256: Branch) -> None:
+    ldap = x509.DistributionPoint([x509.UniformResourceIdentifier("ldap://x/cn=y")], None, None, None)
+    many = [
+        x509.AccessDescription(
+            x509.oid.AuthorityInformationAccessOID.OCSP, x509.UniformResourceIdentifier(f"http://{number}.example")
+        )
+        for number in range(50)
+    ]
+    template = Template(DAY, extra=((x509.CRLDistributionPoints([ldap]), False),))
+    found = p256.sub2.issue("x", template, at=AT).certificate.addresses
+    assert (found.ocsp, found.crl, found.named) == ((), (), True)
+    template = Template(DAY, extra=((x509.AuthorityInformationAccess(many), False),))
+    assert len(p256.sub2.issue("x", template, at=AT).certificate.addresses.ocsp) == 3
+    only_issuers = x509.AccessDescription(
+        x509.oid.AuthorityInformationAccessOID.CA_ISSUERS, x509.UniformResourceIdentifier("http://ca.example")
+    )
+    template = Template(DAY, extra=((x509.AuthorityInformationAccess([only_issuers]), False),))
+    assert p256.sub2.issue("x", template, at=AT).certificate.addresses.named is False
+
+
+def test_addresses_of_a_leaf_that_is_not_der_are_read(p256: Branch) -> None:
+    access = Addresses("http://ocsp.example").extensions()
+    leaf = p256.sub2.issue("x", Template(DAY, extra=((EXPLICIT_FALSE, False), *access)), at=AT).certificate
+    assert isinstance(leaf, Certificate)
+    assert leaf.addresses.ocsp == ("http://ocsp.example",)
+    assert read_ocsp(answer(leaf, p256.sub2), leaf, p256.sub2.certificate, AT, URL).status is Status.GOOD

@@ -1,0 +1,182 @@
+"""OCSP responses and CRLs as other software makes them: names by value, unused bits, responders, points, PEM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import rsa
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import ocsp
+
+from ccp.testing.pki import CONTRACT, OCSP_RESPONDER, Template, build_root, subject_name
+from ccp.x509.certificates import Certificate
+from ccp.x509.crl_ocsp import read_crl, read_ocsp
+from ccp.x509.distribution_points import names_for
+from ccp.x509.revocation_policy import EvidenceError, Status
+from tests.server.trust.revocation.made import AT, DAY, Branch, answer, branch, crl, ocsp_response, unused
+from tests.x509.made import content, forge, respelled, tlv
+
+URL = "http://ocsp.example"
+
+
+@pytest.fixture(scope="module")
+def made() -> Branch:
+    return branch()
+
+
+# --- OCSP ---
+
+
+def test_the_responder_certificate_may_stand_anywhere(made: Branch) -> None:
+    leaf = made.contract().certificate
+    responder = made.sub2.issue("OCSP", OCSP_RESPONDER, at=AT)
+    others = [made.sub1.issue(f"Other {number}", CONTRACT, at=AT).certificate.x509 for number in range(9)]
+    for by_key in (False, True):
+        octets = ocsp_response(
+            made.sub2,
+            leaf,
+            responder.key,
+            [*others, responder.certificate.x509],
+            by_key=by_key,
+            responder=responder.certificate.x509,
+        )
+        assert read_ocsp(octets, leaf, made.sub2.certificate, AT, URL).status is Status.GOOD
+
+
+def test_certificates_that_bear_its_name_are_tried_up_to_a_limit(made: Branch) -> None:
+    leaf = made.contract().certificate
+    responder = made.sub2.issue("OCSP", OCSP_RESPONDER, at=AT)
+    decoys = [build_root("x", at=AT).issue("OCSP", OCSP_RESPONDER, at=AT).certificate.x509 for _ in range(8)]
+    near = ocsp_response(
+        made.sub2, leaf, responder.key, [*decoys[:7], responder.certificate.x509], responder=responder.certificate.x509
+    )
+    assert read_ocsp(near, leaf, made.sub2.certificate, AT, URL).status is Status.GOOD
+    far = ocsp_response(
+        made.sub2, leaf, responder.key, [*decoys, responder.certificate.x509], responder=responder.certificate.x509
+    )
+    with pytest.raises(EvidenceError, match="not authorised"):
+        read_ocsp(far, leaf, made.sub2.certificate, AT, URL)
+
+
+@pytest.mark.parametrize("by_key", [False, True])
+def test_an_rsa_responder_s_key_type_is_named(made: Branch, by_key: bool) -> None:
+    leaf = made.contract().certificate
+    key = rsa.generate_private_key(65537, 2048)
+    builder = x509.CertificateBuilder(
+        made.sub2.certificate.x509.subject, subject_name("RSA OCSP"), key.public_key(), 77, AT - DAY, AT + DAY
+    ).add_extension(x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.OCSP_SIGNING]), False)
+    certificate = builder.sign(made.sub2.key, hashes.SHA256())
+    octets = ocsp_response(made.sub2, leaf, key, [certificate], by_key=by_key, responder=certificate)
+    with pytest.raises(EvidenceError, match=r'The key type of certificate "RSA OCSP" is not supported \(RSA\)'):
+        read_ocsp(octets, leaf, made.sub2.certificate, AT, URL)
+
+
+def test_a_responder_is_named_by_value(made: Branch) -> None:
+    leaf = made.contract().certificate
+    real = made.sub2.issue("OCSP", OCSP_RESPONDER, at=AT)
+
+    def respell(tbs: Any) -> None:
+        tbs.subject = tlv(0x30, respelled(content(tbs.subject)))
+
+    sent = forge(real.certificate, made.sub2.key, respell)
+    octets = ocsp_response(made.sub2, leaf, real.key, [sent.x509], responder=real.certificate.x509)
+    assert read_ocsp(octets, leaf, made.sub2.certificate, AT, URL).status is Status.GOOD
+
+
+def test_an_ocsp_signature_that_claims_unused_bits_is_refused(made: Branch) -> None:
+    leaf = made.contract().certificate
+    responder = made.sub2.issue("OCSP", OCSP_RESPONDER, at=AT)
+    for signer in (None, responder):
+        octets, signature = b"", b"\1"
+        while signature[-1] & 1:
+            octets = answer(leaf, made.sub2, responder=signer)
+            signature = ocsp.load_der_ocsp_response(octets).signature
+        assert read_ocsp(octets, leaf, made.sub2.certificate, AT, URL).status is Status.GOOD
+        with pytest.raises(EvidenceError, match="The signature of the OCSP response claims unused bits"):
+            read_ocsp(unused(octets, signature), leaf, made.sub2.certificate, AT, URL)
+
+
+# --- CRLs ---
+
+
+def test_a_crl_signature_that_claims_unused_bits_is_refused(made: Branch) -> None:
+    octets, signature = b"", b"\1"
+    while signature[-1] & 1:
+        octets = crl(made.sub2)
+        signature = x509.load_der_x509_crl(octets).signature
+    assert read_crl(octets, made.sub2.certificate, AT).number == 1
+    with pytest.raises(EvidenceError, match="The signature of the CRL claims unused bits"):
+        read_crl(unused(octets, signature), made.sub2.certificate, AT)
+
+
+def test_the_issuer_of_a_crl_is_compared_by_value(made: Branch) -> None:
+    def respell(tbs: Any) -> None:
+        tbs.subject = tlv(0x30, respelled(content(tbs.subject)))
+
+    renamed = forge(made.sub2.certificate, made.sub1.key, respell)
+    assert read_crl(crl(made.sub2), renamed, AT).issuer == renamed.issuer_id
+    with pytest.raises(EvidenceError, match="not of"):
+        read_crl(crl(made.sub2), made.sub1.certificate, AT)
+
+
+@pytest.mark.parametrize(
+    "before",
+    [b"\xef\xbb\xbf", b"\n\n", b"\r\n \r\n", b"Issuer: eMSP Sub2\nNumber 0\n", b"0\n"],
+    ids=["byte order mark", "blank lines", "blanks", "text", "text that begins like DER"],
+)
+def test_pem_behind_other_text_is_read(made: Branch, before: bytes) -> None:
+    pem = x509.load_der_x509_crl(crl(made.sub2)).public_bytes(Encoding.PEM)
+    assert read_crl(before + pem, made.sub2.certificate, AT).number == 1
+    assert read_crl(before + pem.replace(b"\n", b"\r\n") + b"\nmore\n", made.sub2.certificate, AT).number == 1
+
+
+def test_what_only_looks_like_pem_is_no_list(made: Branch) -> None:
+    for octets in (b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----", b"-----BEGIN X509 CRL-----", b""):
+        with pytest.raises(EvidenceError, match="cannot be read"):
+            read_crl(octets, made.sub2.certificate, AT)
+
+
+def point(**values: object) -> x509.IssuingDistributionPoint:
+    flags = ("only_contains_user_certs", "only_contains_ca_certs", "indirect_crl", "only_contains_attribute_certs")
+    given = {"full_name": None, "relative_name": None, "only_some_reasons": None, **dict.fromkeys(flags, False)}
+    return x509.IssuingDistributionPoint(**{**given, **values})
+
+
+def uri(text: str) -> x509.UniformResourceIdentifier:
+    return x509.UniformResourceIdentifier(text)
+
+
+def leaf_at(made: Branch, *points: list[x509.GeneralName]) -> Certificate:
+    listed = x509.CRLDistributionPoints([x509.DistributionPoint(names, None, None, None) for names in points])
+    template = Template(DAY, key_usage=CONTRACT.key_usage, extra=((listed, False),))
+    return made.sub2.issue("DESIMC00000099", template, at=AT).certificate
+
+
+def test_a_list_is_that_of_a_point_when_any_name_is_common(made: Branch) -> None:
+    directory = x509.DirectoryName(subject_name("CRL"))
+    here = "http://crl.example/a"
+    leaf = leaf_at(made, [uri("ldap://crl.example/cn=a"), uri(here), directory], [uri("http://crl.example/b")])
+    names = names_for(leaf, here)
+    for idp in (
+        [uri("LDAP://CRL.example/cn=a")],
+        [uri("http://other.example/"), uri("HTTP://Crl.Example/a")],
+        [directory],
+    ):
+        octets = crl(made.sub2, extra=((point(full_name=idp), True),))
+        assert read_crl(octets, made.sub2.certificate, AT, url=here, names=names).number == 1
+    for idp in ([uri("http://crl.example/b")], [uri("http://crl.example/A")], [x509.DNSName("crl.example")]):
+        octets = crl(made.sub2, extra=((point(full_name=idp), True),))
+        with pytest.raises(EvidenceError, match="only a part"):
+            read_crl(octets, made.sub2.certificate, AT, url=here, names=names)
+
+
+def test_a_list_of_users_is_whole_for_a_ca_that_issues_no_cas(made: Branch) -> None:
+    only_users = ((point(only_contains_user_certs=True), True),)
+    assert made.sub2.certificate.extension(x509.BasicConstraints).path_length == 0  # type: ignore[union-attr]
+    leaf = made.contract().certificate
+    assert leaf.serial_number in read_crl(crl(made.sub2, leaf, extra=only_users), made.sub2.certificate, AT).revoked
+    with pytest.raises(EvidenceError, match="only a part"):
+        read_crl(crl(made.sub1, extra=only_users), made.sub1.certificate, AT)

@@ -1,0 +1,104 @@
+"""What is known of CAs is read once a second for all deliveries; of leaves, and after learning, at once."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from ccp.server.storage.queries import revocation as questions
+from ccp.server.storage.queries.revocation import Recent
+from ccp.x509.revocation_policy import Evidence, Key, Known, RevocationList, Rules, Status
+from tests.server.storage.conftest import url
+from tests.server.storage.made import read, write
+from tests.server.trust.revocation.made import AT, HOUR
+
+__all__ = ["url"]
+URL = "http://crl.example/sub.crl"
+LEAF, CA = Key("sub ca", 1, ()), Key("root", 2, ())
+LISTED = Key("root", 3, (URL,))
+
+
+def said(key: Key, status: Status = Status.GOOD) -> Evidence:
+    return Evidence(key.issuer, key.serial, status, AT, AT + HOUR, AT if status is Status.REVOKED else None, "OCSP")
+
+
+class Watch:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def watch() -> Watch:
+    return Watch()
+
+
+@pytest.fixture
+def recent(watch: Watch) -> Recent:
+    return Recent(watch)
+
+
+def found(url: str, recent: Recent, *shared: Key) -> Known:
+    return read(url, questions.known_lately((LEAF,), shared, Rules(), recent))
+
+
+def test_a_ca_is_looked_at_once_a_second_and_a_leaf_each_time(url: str, recent: Recent, watch: Watch) -> None:
+    write(url, questions.learn(said(LEAF)), questions.learn(said(CA)))
+    assert found(url, recent, CA).evidence == {("sub ca", 1): said(LEAF), ("root", 2): said(CA)}
+    revoked = [said(key, Status.REVOKED) for key in (LEAF, CA)]
+    write(url, *(questions.learn(each) for each in revoked))
+    watch.now += 0.9
+    known = found(url, recent, CA)
+    assert known.revocation(LEAF) == revoked[0]
+    assert known.revocation(CA) is None
+    watch.now += 0.2
+    assert found(url, recent, CA).revocation(CA) == revoked[1]
+
+
+def test_that_nothing_is_known_is_remembered_as_long(url: str, recent: Recent, watch: Watch) -> None:
+    assert found(url, recent, CA).evidence == {}
+    write(url, questions.learn(said(CA)))
+    assert found(url, recent, CA).evidence == {}
+    watch.now += 1.0
+    assert found(url, recent, CA).evidence == {("root", 2): said(CA)}
+
+
+def test_what_was_learnt_here_counts_at_once(url: str, recent: Recent) -> None:
+    found(url, recent, CA)
+    write(url, questions.learn(said(CA, Status.REVOKED)))
+    recent.forget()
+    assert found(url, recent, CA).revocation(CA) is not None
+
+
+def test_lists_are_looked_at_once_a_second_too(url: str, recent: Recent, watch: Watch) -> None:
+    assert found(url, recent, LISTED).good(LISTED, Rules(), AT) is None
+    load = questions.load_crl(
+        RevocationList("root", 1, AT, AT + HOUR, {}), url=URL, issuer_certificate=b"", etag=None, last_modified=None,
+        at=AT, refresh_at=AT + timedelta(minutes=30),
+    )  # fmt: skip
+    write(url, load)
+    assert found(url, recent, LISTED).good(LISTED, Rules(), AT) is None
+    watch.now += 1.0
+    for _ in range(2):
+        assert found(url, recent, LISTED).good(LISTED, Rules(), AT) is not None
+
+
+def test_a_request_that_began_before_something_was_learnt_leaves_nothing_behind(url: str, recent: Recent) -> None:
+    """Its answer may be on its way while another worker's news is written here."""
+    steps = questions.known_lately((LEAF,), (CA,), Rules(), recent)
+    next(steps)
+    recent.forget()
+    with pytest.raises(StopIteration):
+        steps.send([])
+    assert recent.evidence == {}
+
+
+def test_a_second_request_asks_for_its_own_leaf_alone(recent: Recent) -> None:
+    for expected in ({("sub ca", "1"), ("root", "2")}, {("sub ca", "1")}):
+        steps = questions.known_lately((LEAF,), (CA,), Rules(), recent)
+        _, parameters = next(steps)
+        assert set(zip(parameters[::2], parameters[1::2], strict=True)) == expected
+        with pytest.raises(StopIteration):
+            steps.send([])

@@ -1,0 +1,716 @@
+"""The service over a real database and real HTTP on loopback: publishing, delivering, sweeping."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+from cryptography.x509 import ocsp
+
+from ccp.errors import RevokedError, Unavailable, VerificationError
+from ccp.server.runtime.background import BackgroundTasks
+from ccp.server.storage.queries import revocation as questions
+from ccp.server.storage.queries.anchors import add
+from ccp.server.trust import revocation
+from ccp.server.trust.anchors import Role, trusted
+from ccp.testing.pki import OCSP_RESPONDER, Addresses, Algorithm, build_pki, sign_crl
+from ccp.x509.path_validation import Profile, Usage
+from ccp.x509.revocation_policy import Key, Status, check_keys, dump_keys, key_of, keys_of, load_keys
+from tests.server.trust.revocation.made import (
+    ALGORITHMS,
+    AT,
+    DAY,
+    HOUR,
+    LOOPBACK,
+    Bench,
+    Branch,
+    answer,
+    beside,
+    branch,
+    crl,
+    run,
+    serve_crl,
+)
+from tests.server.trust.revocation.servers import Reply, Request, Server, free_port, http_server, openssl_responder
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    with http_server() as running:
+        yield running
+
+
+@pytest.fixture
+def made(server: Server) -> Branch:
+    """Sub-CA 1 and contracts name an OCSP responder, Sub-CA 2 a CRL that lists nothing."""
+    made = branch(
+        addresses={
+            "root": Addresses(ocsp=server.url + "/root"),
+            "sub1": Addresses(crl=server.url + "/sub1.crl"),
+            "sub2": Addresses(ocsp=server.url + "/sub2"),
+        }
+    )
+    server.says("/root", answer(made.sub1.certificate, made.root))
+    serve_crl(server, "/sub1.crl", crl(made.sub1))
+    return made
+
+
+async def known(bench: Bench, *keys: Key) -> Status | None:
+    found = (await bench.store.read(questions.known(keys, bench.service.rules))).evidence
+    return found[keys[0].issuer, keys[0].serial].status if found else None
+
+
+# --- Against OpenSSL's responder ---
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("delegated", [False, True])
+def test_openssl_says_good_revoked_and_unknown(algorithm: Algorithm, delegated: bool, tmp_path: Path) -> None:
+    """A real responder, once signing with the issuer's key and once with one that the issuer delegated."""
+    port = free_port()
+    made = branch(algorithm, {"sub2": Addresses(ocsp=f"http://127.0.0.1:{port}")})
+    good, revoked, unknown = (made.contract().certificate for _ in range(3))
+    responder = made.sub2.issue("OCSP", OCSP_RESPONDER, at=AT) if delegated else None
+    statuses = {good.serial_number: None, revoked.serial_number: AT - DAY}
+
+    async def test(bench: Bench) -> None:
+        cleared = await bench.service.require([made.chain(good)], AT)
+        assert "OCSP http://127.0.0.1" in cleared.sentences[0]
+        assert len(cleared.warnings) == 2  # The sub-CAs name nothing here.
+        with pytest.raises(RevokedError, match=f"{revoked.subject_cn}.* was revoked at {AT - DAY:%Y-%m-%d}"):
+            await bench.service.require([made.chain(revoked)], AT)
+        with pytest.raises(Unavailable, match="does not know it"):
+            await bench.service.require([made.chain(unknown)], AT)
+
+    with openssl_responder(tmp_path, made.sub2, statuses, responder=responder, port=port):
+        run(test, ocsp_sha256=("eMSP Sub2 CA SIM",) if delegated else ())
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_openssl_says_that_a_sub_ca_is_revoked(algorithm: Algorithm, tmp_path: Path) -> None:
+    port = free_port()
+    made = branch(algorithm, {"sub1": Addresses(ocsp=f"http://127.0.0.1:{port}")})
+
+    async def test(bench: Bench) -> None:
+        with pytest.raises(RevokedError, match="eMSP Sub2 CA SIM"):
+            await bench.service.require([made.chain(made.contract().certificate)], AT)
+
+    with openssl_responder(tmp_path, made.sub1, {made.sub2.certificate.serial_number: AT - HOUR}, port=port):
+        run(test)
+
+
+# --- CRLs ---
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_crl_by_distribution_point_answers_for_every_certificate(algorithm: Algorithm, server: Server) -> None:
+    made = branch(algorithm, {"sub2": Addresses(crl=server.url + "/2.crl")})
+    good, also_good, revoked = (made.contract().certificate for _ in range(3))
+    serve_crl(server, "/2.crl", crl(made.sub2, revoked))
+
+    async def test(bench: Bench) -> None:
+        cleared = await bench.service.require([made.chain(good)], AT)
+        assert f"CRL {server.url}/2.crl" in cleared.sentences[0]
+        await bench.service.require([made.chain(also_good)], AT)
+        with pytest.raises(RevokedError):
+            await bench.service.require([made.chain(revoked)], AT)
+        assert server.count("/2.crl") == 1
+
+    run(test)
+
+
+def test_a_revoked_sub_ca_on_a_configured_crl_is_refused(server: Server) -> None:
+    """None of the certificates names an address; the operator's own list is what is asked. It may be private."""
+    made = branch()
+    serve_crl(server, "/arl.crl", crl(made.root, made.sub1.certificate))
+
+    async def test(bench: Bench) -> None:
+        with pytest.raises(RevokedError, match="eMSP Sub1 CA SIM"):
+            await bench.service.require([made.chain(made.contract().certificate)], AT)
+
+    for name in ("eMSP Root CA SIM", made.root.certificate.fingerprint):
+        run(test, crl_urls={name: server.url + "/arl.crl"}, outbound_allow=())
+
+
+def test_a_crl_is_fetched_conditionally_and_may_not_go_back(server: Server) -> None:
+    made = branch(addresses={"sub2": Addresses(crl=server.url + "/2.crl")})
+    held, other = made.contract().certificate, made.contract().certificate
+    serve_crl(server, "/2.crl", crl(made.sub2, held, number=7))
+
+    async def test(bench: Bench) -> None:
+        key = key_of(held, made.sub2.certificate)
+        await bench.service.require([made.chain(other)], AT)
+        later = AT + timedelta(hours=13)  # past the half-life of a day
+        assert (await bench.service.sweep(AT)).refreshed == 0
+        assert (await bench.service.sweep(later)).refreshed == 1
+        assert server.seen[-1].headers["if-none-match"] == '"1"'
+        # A list with a lower number, whatever its dates say, changes nothing.
+        at = later + 20 * HOUR
+        fresh = {"this_update": at, "next_update": at + DAY}
+        serve_crl(server, "/2.crl", crl(made.sub2, other, number=6, **fresh), '"2"')
+        assert (await bench.service.sweep(at)).failed == 1
+        with pytest.raises(Unavailable, match="the number 6, the one before it had 7"):
+            await bench.service.require([made.chain(other, at)], at)
+        # A newer one is taken, and what it no longer lists stays revoked.
+        serve_crl(server, "/2.crl", crl(made.sub2, number=8, **fresh), '"3"')
+        await bench.service.require([made.chain(other, at)], at)
+        assert await known(bench, key) is Status.REVOKED
+
+    run(test)
+
+
+def test_ten_thousand_serial_numbers_are_loaded_in_one_transaction(server: Server) -> None:
+    made = branch(addresses={"sub2": Addresses(crl=server.url + "/2.crl")})
+    leaf = made.contract().certificate
+    revoked = dict.fromkeys((leaf.serial_number, *range(1, 10_038)), AT - DAY)
+    octets = sign_crl(made.sub2, revoked, this_update=AT, next_update=AT + DAY)
+    serve_crl(server, "/2.crl", octets)
+
+    async def test(bench: Bench) -> None:
+        with pytest.raises(RevokedError):
+            await bench.service.require([made.chain(leaf)], AT)
+        key = key_of(leaf, made.sub2.certificate)
+        for serial in (1, 400, 401, 9_999, 10_037):
+            assert await known(bench, key._replace(serial=serial)) is Status.REVOKED
+        assert await known(bench, key._replace(serial=10_038)) is None
+
+    run(test)
+
+
+def test_where_the_list_cannot_be_had_the_responder_is_asked(server: Server) -> None:
+    made = branch(addresses={"sub2": Addresses(server.url + "/2", server.url + "/2.crl")})
+    leaf = made.contract().certificate
+    server.says("/2", answer(leaf, made.sub2))
+
+    async def test(bench: Bench) -> None:
+        cleared = await bench.service.require([made.chain(leaf)], AT)
+        assert "OCSP" in cleared.sentences[0]
+        assert server.count("/2.crl") == 1
+
+    run(test)
+
+
+def test_lists_that_are_configured_for_trusted_cas_are_loaded_before_anybody_asks(server: Server) -> None:
+    made = branch()
+    serve_crl(server, "/oem.crl", crl(made.pki.oem_sub2))
+
+    async def test(bench: Bench) -> None:
+        await bench.store.write(add(trusted(made.pki.oem_sub2.certificate, Role.OEM, "test", AT)))
+        assert (await bench.service.sweep(AT)).refreshed == 1
+        assert (await bench.service.sweep(AT)).refreshed == 0
+        found = await bench.store.read(questions.crl(made.pki.oem_sub2.certificate.issuer_id, server.url + "/oem.crl"))
+        assert found is not None
+
+    run(test, crl_urls={"OEM Sub2 CA SIM": server.url + "/oem.crl"})
+
+
+# --- Publishing ---
+
+
+def test_what_was_fetched_once_is_not_fetched_again_while_it_is_fresh(server: Server, made: Branch) -> None:
+    leaf = made.contract().certificate
+    server.says("/sub2", answer(leaf, made.sub2))
+
+    async def test(bench: Bench) -> None:
+        first = await bench.service.require([made.chain(leaf)], AT)
+        assert (len(server.seen), first.warnings) == (3, ())
+        assert load_keys(dump_keys(first.keys)) == first.keys
+        assert await bench.service.require([made.chain(leaf)], AT) == first
+        assert len(server.seen) == 3
+
+    run(test)
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        (Reply(b"<html>"), "cannot be read"),
+        (Reply(status=404), "HTTP status 404"),
+        (Reply(status=302, headers={"Location": "http://127.0.0.1/elsewhere"}), "HTTP status 302"),
+        (Reply(bytes(131_073)), "more than 131072 octets"),
+        (Reply(endless=True), "more than 131072 octets"),
+        (Reply(b"x" * 100, drip=0.3), "did not answer within 2 s"),
+        (Reply(delay=30), "did not answer within 2 s"),
+    ],
+    ids=["html", "404", "redirect", "oversized", "endless", "drip", "hanging"],
+)
+def test_without_evidence_the_status_is_unavailable_soon(
+    server: Server, made: Branch, reply: Reply, words: str
+) -> None:
+    leaf = made.contract().certificate
+    server.says("/sub2", reply)
+
+    async def test(bench: Bench) -> None:
+        began = time.monotonic()
+        with pytest.raises(Unavailable, match=words) as raised:
+            await bench.service.require([made.chain(leaf)], AT)
+        assert leaf.subject_cn in str(raised.value)
+        assert time.monotonic() - began < revocation.PUBLISH_SECONDS + 1
+        # As soon as the responder answers, so does the pool.
+        server.says("/sub2", answer(leaf, made.sub2))
+        await bench.service.require([made.chain(leaf)], AT)
+
+    run(test)
+
+
+def test_revoked_is_told_at_once_even_where_something_else_is_missing(server: Server, made: Branch) -> None:
+    serve_crl(server, "/sub1.crl", crl(made.sub1, made.sub2.certificate))
+    server.says("/sub2", Reply(status=500))
+
+    async def test(bench: Bench) -> None:
+        chain = made.chain(made.contract().certificate)
+        with pytest.raises(RevokedError):
+            await bench.service.require([chain], AT)
+        asked = len(server.seen)
+        with pytest.raises(RevokedError):
+            await bench.service.require([chain], AT)
+        assert len(server.seen) == asked
+
+    run(test)
+
+
+def test_callers_at_the_same_time_share_one_request(server: Server, made: Branch) -> None:
+    leaf = made.contract().certificate
+    octets = answer(leaf, made.sub2)
+    server.says("/sub2", Reply(octets, delay=0.2))
+
+    async def test(bench: Bench) -> None:
+        chain = made.chain(leaf)
+        await asyncio.gather(*(bench.service.require([chain], AT) for _ in range(50)))
+        assert len(server.seen) == 3
+
+    run(test)
+
+
+def test_a_caller_that_gives_up_does_not_stop_the_others(server: Server, made: Branch) -> None:
+    leaf = made.contract().certificate
+    server.says("/sub2", Reply(answer(leaf, made.sub2), delay=1.0))
+
+    async def test(bench: Bench) -> None:
+        impatient = asyncio.create_task(bench.service.require([made.chain(leaf)], AT))
+        patient = asyncio.create_task(bench.service.require([made.chain(leaf)], AT))
+        while not server.count("/sub2"):  # noqa: ASYNC110  the server is a thread
+            await asyncio.sleep(0.01)
+        impatient.cancel()
+        assert (await patient).keys
+        assert server.count("/sub2") == 1
+
+    run(test)
+
+
+def test_a_host_that_fails_is_left_alone_and_answers_for_itself_quickly(server: Server) -> None:
+    made = branch(addresses={"sub2": Addresses(ocsp=server.url + "/2")})
+    server.says("/2", Reply(status=503))
+
+    async def test(bench: Bench) -> None:
+        for _ in range(5):
+            with pytest.raises(Unavailable):
+                await bench.service.require([made.chain(made.contract().certificate)], AT)
+        assert len(server.seen) == 3
+        with pytest.raises(Unavailable, match="not called for a while") as caught:
+            await bench.service.require([made.chain(made.contract().certificate)], AT)
+        assert caught.value.retry_after is not None
+        assert 25 < caught.value.retry_after <= 30
+
+    run(test)
+
+
+def test_one_host_is_not_called_more_often_than_the_limit(server: Server) -> None:
+    made = branch(addresses={"sub2": Addresses(ocsp=server.url + "/2")})
+    server.says("/2", Reply(b"x"))
+
+    async def test(bench: Bench) -> None:
+        pairs = [(made.contract().certificate, made.sub2.certificate) for _ in range(35)]
+        began = time.monotonic()
+        await bench.service.gather(pairs, AT)
+        # Twenty at once, the others at twenty a second.
+        assert len(server.seen) == 35
+        assert time.monotonic() - began > 0.6
+
+    run(test)
+
+
+# --- The guard ---
+
+
+def test_loopback_addresses_out_of_certificates_are_not_called(server: Server, made: Branch) -> None:
+    async def test(bench: Bench) -> None:
+        with pytest.raises(Unavailable, match="cannot be reached"):
+            await bench.service.require([made.chain(made.contract().certificate)], AT)
+        assert not server.seen
+
+    run(test, outbound_allow=())
+
+
+def test_a_name_that_resolves_to_loopback_is_not_called(server: Server) -> None:
+    port = server.url.rpartition(":")[2]
+    made = branch(addresses={"sub2": Addresses(f"http://localhost:{port}/2", f"http://localhost:{port}/2.crl")})
+
+    async def test(bench: Bench) -> None:
+        with pytest.raises(Unavailable, match="localhost cannot be reached"):
+            await bench.service.require([made.chain(made.contract().certificate)], AT)
+        assert not server.seen
+
+    run(test, outbound_allow=())
+
+
+def test_a_redirect_to_another_address_is_not_followed(server: Server, made: Branch) -> None:
+    leaf = made.contract().certificate
+    server.says("/real", answer(leaf, made.sub2))
+    server.says("/sub2", Reply(status=307, headers={"Location": server.url + "/real"}))
+
+    async def test(bench: Bench) -> None:
+        with pytest.raises(Unavailable, match="HTTP status 307"):
+            await bench.service.require([made.chain(leaf)], AT)
+        assert server.count("/real") == 0
+
+    run(test)
+
+
+# --- Policy ---
+
+
+def test_the_policy_decides_about_certificates_that_name_nothing() -> None:
+    made = branch()
+    chain = made.chain(made.contract().certificate)
+
+    async def when_named(bench: Bench) -> None:
+        cleared = await bench.service.require([chain], AT)
+        assert len(cleared.warnings) == 3
+        assert all(key.crls is None for key in cleared.keys)
+        check_keys(
+            cleared.keys,
+            await bench.store.read(questions.known(cleared.keys, bench.service.rules)),
+            bench.service.rules,
+            AT,
+        )
+
+    async def require(bench: Bench) -> None:
+        with pytest.raises(VerificationError, match="names no OCSP or CRL address"):
+            await bench.service.require([chain], AT)
+
+    async def off(bench: Bench) -> None:
+        cleared = await bench.service.require([chain], AT)
+        assert cleared.keys == keys_of((chain,))
+        assert (await bench.service.sweep(AT)).refreshed == 0
+
+    run(when_named)
+    run(require, revocation="require")
+    run(off, revocation="off")
+
+
+def test_what_is_published_while_nobody_is_asked_counts_when_the_policy_is_switched_on(
+    server: Server, made: Branch
+) -> None:
+    """The sweep asks for it then; until it has, its standing is not known."""
+    good, revoked = made.contract().certificate, made.contract().certificate
+
+    def answering(request: Request) -> Reply:
+        if ocsp.load_der_ocsp_request(request.body).serial_number == good.serial_number:
+            return Reply(answer(good, made.sub2))
+        return Reply(answer(revoked, made.sub2, revoked_at=AT - DAY))
+
+    async def test(bench: Bench) -> None:
+        keys = [(await bench.service.require([made.chain(leaf)], AT)).keys for leaf in (good, revoked)]
+        assert not (await bench.service.sweep(AT)).refreshed
+        assert not server.seen
+        server.answers["/sub2"] = answering
+        async with beside(bench, outbound_allow=LOOPBACK) as service:
+            for each in keys:
+                with pytest.raises(Unavailable):
+                    check_keys(each, await bench.store.read(questions.known(each, service.rules)), service.rules, AT)
+            assert (await service.sweep(AT)).failed == 0
+            check_keys(keys[0], await bench.store.read(questions.known(keys[0], service.rules)), service.rules, AT)
+            with pytest.raises(RevokedError):
+                check_keys(keys[1], await bench.store.read(questions.known(keys[1], service.rules)), service.rules, AT)
+
+    run(test, revocation="off")
+
+
+def test_a_list_that_is_configured_later_revokes_what_was_published_before(server: Server) -> None:
+    made = branch()
+    good, revoked, next_one = (made.contract().certificate for _ in range(3))
+
+    async def test(bench: Bench) -> None:
+        keys = [(await bench.service.require([made.chain(leaf)], AT)).keys for leaf in (good, revoked)]
+        url = serve_crl(server, "/later.crl", crl(made.sub2, revoked))
+        async with beside(bench, crl_urls={made.sub2.certificate.subject_cn: url}) as service:
+
+            async def judge(each: tuple[Key, ...], at: datetime = AT) -> None:
+                check_keys(each, await bench.store.read(questions.known(each, service.rules)), service.rules, at)
+
+            await judge(keys[0])
+            await judge(keys[1])
+            await service.require([made.chain(next_one)], AT)
+            await judge(keys[0])
+            with pytest.raises(RevokedError):
+                await judge(keys[1])
+            # From now on the list has to be there.
+            with pytest.raises(Unavailable):
+                await judge(keys[0], AT + 2 * DAY)
+
+    run(test)
+
+
+def test_off_asks_nobody(server: Server, made: Branch) -> None:
+    async def test(bench: Bench) -> None:
+        await bench.service.require([made.chain(made.contract().certificate)], AT)
+        await bench.service.check_vehicle(made.chain(made.contract().certificate), AT)
+        assert not server.seen
+
+    run(test, revocation="off")
+
+
+# --- Delivering ---
+
+
+def test_delivery_reads_evidence_until_it_runs_out_and_for_the_grace_after(server: Server, made: Branch) -> None:
+    leaf = made.contract().certificate
+    server.says("/sub2", answer(leaf, made.sub2))
+
+    async def test(bench: Bench) -> None:
+        keys = (await bench.service.require([made.chain(leaf)], AT)).keys
+        found = await bench.store.read(questions.known(keys, bench.service.rules))
+        grace = bench.service.rules.stale_grace
+        check_keys(keys, found, bench.service.rules, AT + HOUR + grace)
+        with pytest.raises(Unavailable, match="not known now"):
+            check_keys(keys, found, bench.service.rules, AT + HOUR + grace + timedelta(seconds=1))
+
+    run(test)
+    run(test, stale_grace=7200)
+
+
+async def _deliveries(bench: Bench, keys: tuple[Key, ...], seconds: float) -> list[float]:
+    """What a delivery does about revocation, again and again. Returns how long it took, in seconds, sorted."""
+    took = []
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        began = time.perf_counter()
+        check_keys(keys, await bench.store.read(questions.known(keys, bench.service.rules)), bench.service.rules, AT)
+        took.append(time.perf_counter() - began)
+        await asyncio.sleep(0.001)
+    return sorted(took)
+
+
+def _assert_quick(took: list[float]) -> None:
+    """Nobody waited for a responder, which takes two seconds; the rest is what else the machine does."""
+    assert len(took) > 100
+    assert took[len(took) * 95 // 100] < 0.02
+    assert took[-1] < 1.0
+
+
+def test_a_responder_killed_under_load_does_not_slow_delivery(tmp_path: Path) -> None:
+    """OpenSSL's responder is killed while publishers, the sweep and deliveries are under way."""
+    port = free_port()
+    made = branch(addresses={"sub2": Addresses(ocsp=f"http://127.0.0.1:{port}")})
+    leaf, *others = (made.contract().certificate for _ in range(30))
+    statuses = dict.fromkeys(one.serial_number for one in (leaf, *others))
+
+    async def test(bench: Bench) -> None:
+        with openssl_responder(tmp_path, made.sub2, statuses, port=port):
+            keys = (await bench.service.require([made.chain(leaf)], AT)).keys
+            chains = [made.chain(one) for one in others]
+            publishers = [asyncio.create_task(bench.service.require([chain], AT)) for chain in chains]
+            sweeping = asyncio.create_task(bench.service.sweep(AT + timedelta(minutes=50)))
+            await _deliveries(bench, keys, 0.2)
+        took = await _deliveries(bench, keys, 1.0)
+        outcomes = await asyncio.gather(*publishers, return_exceptions=True)
+        await sweeping
+        assert all(isinstance(each, Unavailable | revocation.Cleared) for each in outcomes)
+        with pytest.raises(Unavailable):
+            await bench.service.require([made.chain(made.contract().certificate)], AT)
+        _assert_quick(took)
+
+    run(test)
+
+
+def test_a_responder_that_hangs_does_not_slow_delivery(server: Server, made: Branch) -> None:
+    leaf = made.contract().certificate
+    server.says("/sub2", answer(leaf, made.sub2))
+
+    async def test(bench: Bench) -> None:
+        keys = (await bench.service.require([made.chain(leaf)], AT)).keys
+        server.says("/sub2", Reply(delay=30))
+        publishers = [
+            asyncio.create_task(bench.service.require([made.chain(made.contract().certificate)], AT)) for _ in range(10)
+        ]
+        took = await _deliveries(bench, keys, 1.0)
+        outcomes = await asyncio.gather(*publishers, return_exceptions=True)
+        assert all(isinstance(outcome, Unavailable) for outcome in outcomes)
+        _assert_quick(took)
+
+    run(test)
+
+
+def test_a_contract_whose_certificate_is_revoked_later_is_not_delivered(server: Server, made: Branch) -> None:
+    leaf = made.contract().certificate
+    server.says("/sub2", answer(leaf, made.sub2))
+
+    async def test(bench: Bench) -> None:
+        keys = (await bench.service.require([made.chain(leaf)], AT)).keys
+        at = AT + timedelta(minutes=40)
+        server.says("/sub2", answer(leaf, made.sub2, this_update=at, next_update=at + HOUR, revoked_at=at))
+        server.says("/root", answer(made.sub1.certificate, made.root, this_update=at, next_update=at + HOUR))
+        swept = await bench.service.sweep(at)
+        assert (swept.refreshed, swept.failed) == (2, 0)
+        with pytest.raises(RevokedError):
+            check_keys(
+                keys, await bench.store.read(questions.known(keys, bench.service.rules)), bench.service.rules, at
+            )
+        # Revoked is final: an older and a newer "good" change nothing, and nobody is asked again.
+        server.says("/sub2", answer(leaf, made.sub2, this_update=at + HOUR, next_update=at + DAY))
+        before = server.count("/sub2")
+        await bench.service.sweep(at + 40 * timedelta(minutes=1))
+        assert server.count("/sub2") == before
+        with pytest.raises(RevokedError):
+            await bench.service.require([made.chain(leaf)], at + HOUR)
+
+    run(test)
+
+
+def test_vehicles_wait_for_no_responder_but_a_revoked_one_is_refused_the_next_time(server: Server) -> None:
+    pki = build_pki(
+        AT, addresses=lambda name: Addresses(ocsp=server.url + "/oem") if "OEM Sub2" in name else Addresses()
+    )
+    car = pki.vehicle("WEX0TEST000000001", at=AT).certificate
+    chain = pki.anchors().verify(car, [], usage=Usage.OEM_PROVISIONING, at=AT, profile=Profile.ISO2)
+    server.says("/oem", Reply(answer(car, pki.oem_sub2, revoked_at=AT - DAY), delay=1.5))
+
+    async def test(bench: Bench) -> None:
+        began = time.monotonic()
+        await bench.service.check_vehicle(chain, AT)
+        await bench.service.check_vehicle(chain, AT)
+        assert time.monotonic() - began < 1.4, "the answer was not waited for"
+        with pytest.raises(RevokedError):  # noqa: PT012
+            while time.monotonic() < began + 30:
+                await bench.service.check_vehicle(chain, AT)
+                await asyncio.sleep(0.05)
+        assert len(server.seen) == 1
+
+    run(test)
+
+
+# --- Sweeping ---
+
+
+def test_the_sweep_asks_again_at_half_life_and_not_before(server: Server, made: Branch) -> None:
+    leaf = made.contract().certificate
+    server.says("/sub2", answer(leaf, made.sub2))
+
+    async def test(bench: Bench) -> None:
+        await bench.service.require([made.chain(leaf)], AT)
+        assert (await bench.service.sweep(AT + timedelta(minutes=29))).refreshed == 0
+        asked = server.count("/sub2")
+        assert (await bench.service.sweep(AT + timedelta(minutes=31))).refreshed == 2
+        assert server.count("/sub2") == asked + 1
+        # Nothing is due right after, here or in another worker.
+        assert (await bench.service.sweep(AT + timedelta(minutes=32))).refreshed == 0
+
+    run(test)
+
+
+@pytest.mark.parametrize(("chance", "share"), [(0.0, 0.4), (0.5, 0.5), (1.0, 0.6)])
+def test_evidence_is_asked_for_again_at_half_life_give_or_take_by_chance(
+    server: Server, made: Branch, chance: float, share: float
+) -> None:
+    leaf = made.contract().certificate
+    server.says("/sub2", answer(leaf, made.sub2, next_update=AT + 10 * HOUR))
+
+    async def test(bench: Bench) -> None:
+        async with beside(bench, chance=chance, outbound_allow=LOOPBACK) as service:
+            await service.require([made.chain(leaf)], AT)
+            due = AT + 10 * HOUR * share
+            for at, found in ((due - timedelta(seconds=1), 0), (due, 1)):
+                watched = await bench.store.write(questions.due_certificates(at, AT + 10 * HOUR, 10))
+                assert [one.certificate for one in watched].count(leaf.der) == found
+
+    run(test)
+
+
+def test_the_sweep_never_goes_back_to_an_older_statement(server: Server, made: Branch) -> None:
+    leaf = made.contract().certificate
+    server.says("/sub2", answer(leaf, made.sub2))
+
+    async def test(bench: Bench) -> None:
+        keys = (await bench.service.require([made.chain(leaf)], AT)).keys
+        identity = keys[0].issuer, keys[0].serial
+        before = (await bench.store.read(questions.known(keys, bench.service.rules))).evidence[identity]
+        at = AT + timedelta(minutes=31)
+        server.says("/sub2", answer(leaf, made.sub2, this_update=AT - DAY, next_update=AT + 2 * DAY))
+        await bench.service.sweep(at)
+        assert (await bench.store.read(questions.known(keys, bench.service.rules))).evidence[identity] == before
+
+    run(test)
+
+
+def test_the_sweep_outlives_every_failure(server: Server, made: Branch) -> None:
+    leaf = made.contract().certificate
+    server.says("/sub2", answer(leaf, made.sub2))
+
+    async def test(bench: Bench) -> None:
+        keys = (await bench.service.require([made.chain(leaf)], AT)).keys
+        server.answers.clear()
+        at = AT + timedelta(minutes=31)
+        swept = await bench.service.sweep(at)
+        assert (swept.refreshed, swept.failed) == (0, 2)
+        check_keys(keys, await bench.store.read(questions.known(keys, bench.service.rules)), bench.service.rules, at)
+        # Tried again some minutes later, not in every round.
+        assert (await bench.service.sweep(at + timedelta(seconds=30))).failed == 0
+        assert (await bench.service.sweep(at + timedelta(minutes=3))).failed == 2
+        await bench.store.close()
+        with pytest.raises(AssertionError):  # For the supervision of background tasks, which counts and tries again.
+            await bench.service.sweep(at + HOUR)
+
+    run(test)
+
+
+def test_certificates_that_have_expired_are_forgotten(server: Server, made: Branch) -> None:
+    leaf = made.contract().certificate
+    server.says("/sub2", answer(leaf, made.sub2))
+
+    async def test(bench: Bench) -> None:
+        keys = (await bench.service.require([made.chain(leaf)], AT)).keys
+        assert await known(bench, keys[0]) is Status.GOOD
+        asked = len(server.seen)
+        await bench.service.sweep(leaf.not_after + timedelta(seconds=1))
+        assert await known(bench, keys[0]) is None
+        assert server.count("/sub2") == 1
+        assert len(server.seen) > asked  # the sub-CA and the list live on
+
+    run(test)
+
+
+def test_a_list_that_takes_long_does_not_keep_the_responder_from_answering(server: Server) -> None:
+    made = branch(addresses={"sub2": Addresses(server.url + "/2", server.url + "/2.crl")})
+    leaf = made.contract().certificate
+    server.says("/2", answer(leaf, made.sub2))
+    server.says("/2.crl", Reply(crl(made.sub2), delay=2.4))
+
+    async def test(bench: Bench) -> None:
+        cleared = await bench.service.require([made.chain(leaf)], AT)
+        assert "OCSP" in cleared.sentences[0]
+        await asyncio.sleep(1)
+        # The list came in the end, and now answers for the next one.
+        assert "CRL" in (await bench.service.require([made.chain(made.contract().certificate)], AT)).sentences[0]
+        assert (server.count("/2"), server.count("/2.crl")) == (1, 1)
+
+    run(test)
+
+
+def test_the_background_task_sweeps_until_it_is_closed(server: Server) -> None:
+    made = branch()
+    serve_crl(server, "/oem.crl", crl(made.pki.oem_sub2))
+
+    async def test(bench: Bench) -> None:
+        await bench.store.write(add(trusted(made.pki.oem_sub2.certificate, Role.OEM, "test", AT)))
+        background = BackgroundTasks()
+        background.add(bench.service.sweeping())
+        while not server.seen:  # noqa: ASYNC110  the server is a thread
+            await asyncio.sleep(0.01)
+        await background.close()
+
+    run(test, crl_urls={"OEM Sub2 CA SIM": server.url + "/oem.crl"})

@@ -1,0 +1,114 @@
+"""Trust anchors: from files, through the store, to the snapshot of a request."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ccp.errors import ChainError, ConfigurationError
+from ccp.server.storage import Store
+from ccp.server.storage.queries import anchors
+from ccp.server.trust.anchors import Trust, from_directory, is_self_issued, read_files, trusted
+from ccp.testing.pki import PKI
+from ccp.x509.path_validation import Profile, Role, TrustAnchors, Usage
+from tests.server.storage.made import new_database, with_store
+from tests.world import AT
+
+
+@pytest.fixture
+def pki(pkis: dict[str, PKI]) -> PKI:
+    return pkis["iso2"]
+
+
+def verify_car(snapshot: TrustAnchors, pki: PKI) -> None:
+    car = pki.vehicle("WEX0TRUST00000001", at=AT)
+    snapshot.verify(car.certificate, (), usage=Usage.OEM_PROVISIONING, at=AT, profile=Profile.ISO2)
+
+
+def test_a_snapshot_never_changes_and_a_refresh_makes_a_new_one(tmp_path: Path, pki: PKI) -> None:
+    async def use(store: Store) -> None:
+        trust = Trust(store)
+        before = trust.anchors
+        for credential in (pki.oem_root, pki.oem_sub1, pki.oem_sub2):
+            await store.write(anchors.add(trusted(credential.certificate, Role.OEM, "file.pem", AT)))
+        await trust.refresh()
+        after = trust.anchors
+        verify_car(after, pki)
+        with pytest.raises(ChainError):
+            verify_car(before, pki)
+        assert after.version == before.version + 1
+        assert after.of(Role.OEM) == (pki.oem_root.certificate,)
+        await store.write(anchors.remove(pki.oem_root.certificate.fingerprint))
+        await trust.refresh()
+        with pytest.raises(ChainError):
+            verify_car(trust.anchors, pki)
+        verify_car(after, pki)
+
+    with_store(new_database(tmp_path), use)
+
+
+def test_one_certificate_is_trusted_for_the_roles_it_was_added_for_only(tmp_path: Path, pki: PKI) -> None:
+    async def use(store: Store) -> TrustAnchors:
+        for role in (Role.V2G, Role.EMSP):
+            await store.write(anchors.add(trusted(pki.v2g_root.certificate, role, "", AT)))
+        trust = Trust(store)
+        await trust.refresh()
+        return trust.anchors
+
+    snapshot = with_store(new_database(tmp_path), use)
+    assert [len(snapshot.of(role)) for role in (Role.V2G, Role.EMSP, Role.OEM)] == [1, 1, 0]
+
+
+def test_a_certificate_is_kept_with_its_kind_and_name(pki: PKI) -> None:
+    root, sub = pki.oem_root.certificate, pki.oem_sub1.certificate
+    assert (is_self_issued(root), is_self_issued(sub)) == (True, False)
+    kept = trusted(sub, Role.OEM, "file.pem", AT)
+    assert (kept.role, kept.is_root, kept.label, kept.certificate) == ("oem", False, "OEM Sub1 CA SIM", sub.der)
+    assert kept.fingerprint == sub.fingerprint
+
+
+def test_files_are_read_as_pem_with_several_certificates_or_as_der(tmp_path: Path, pki: PKI) -> None:
+    root, sub = pki.oem_root.certificate, pki.oem_sub1.certificate
+    (tmp_path / "a.pem").write_bytes(b"Some words before.\n" + root.pem() + b"\nand between\n" + sub.pem())
+    (tmp_path / "b.der").write_bytes(root.der)
+    (tmp_path / "c.CER").write_bytes(sub.der)
+    (tmp_path / "d.txt").write_bytes(b"passed over")
+    (tmp_path / "below.pem").mkdir()
+    assert [(file.name, found) for file, found in read_files(tmp_path)] == [
+        ("a.pem", root), ("a.pem", sub), ("b.der", root), ("c.CER", sub),
+    ]  # fmt: skip
+    # A file that is named is read whatever its name.
+    (tmp_path / "root").write_bytes(root.der)
+    assert [found for _, found in read_files(tmp_path / "root")] == [root]
+
+
+@pytest.mark.parametrize("octets", [b"", b"text", b"-----BEGIN CERTIFICATE-----\n", b"\x30\x03\x02\x01\x01"])
+def test_a_file_in_a_directory_that_is_no_certificate_is_told_by_name(tmp_path: Path, octets: bytes) -> None:
+    (tmp_path / "odd.pem").write_bytes(octets)
+    with pytest.raises(ConfigurationError, match=r"odd\.pem holds no certificate"):
+        list(read_files(tmp_path))
+
+
+def test_what_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="There is no file or directory"):
+        list(read_files(tmp_path / "none"))
+    with pytest.raises(ConfigurationError, match="There is no directory"):
+        from_directory(tmp_path / "none")
+
+
+def test_a_directory_is_a_snapshot_by_its_folders(tmp_path: Path, pki: PKI) -> None:
+    assert from_directory(tmp_path).anchors == ()
+    (tmp_path / "everything.pem").write_bytes(pki.v2g_root.certificate.pem())
+    (tmp_path / "oem").mkdir()
+    for name in ("oem_root", "oem_sub1", "oem_sub2"):
+        (tmp_path / "oem" / f"{name}.pem").write_bytes(getattr(pki, name).certificate.pem())
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "emsp.pem").write_bytes(pki.emsp_root.certificate.pem())
+    snapshot = from_directory(tmp_path)
+    assert {role: {c.subject_cn for c in snapshot.of(role)} for role in Role} == {
+        Role.V2G: {"V2G Root CA SIM"},
+        Role.EMSP: {"V2G Root CA SIM"},
+        Role.OEM: {"V2G Root CA SIM", "OEM Root CA SIM"},
+    }
+    verify_car(snapshot, pki)

@@ -1,0 +1,184 @@
+"""Certificates with one bit turned over: whatever is read of them is a value or an error of ours, nothing else.
+
+CCP_BIT_FLIPS: how many of the bits are tried (0: all), as in test_bit_flips.py.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from cryptography import x509
+
+from ccp.errors import CCPError, ChainError, NotAuthenticated
+from ccp.exi.iso2 import X509IssuerSerial
+from ccp.ids import PCID
+from ccp.schemas.wire import b64
+from ccp.server.external.neighbours import RootCertificatePool, _provisioning_chain, key_fingerprint
+from ccp.server.http.client_certificate import SCOPE_KEY, ClientCertificates
+from ccp.server.trust.anchors import _usable, is_self_issued, trusted
+from ccp.testing.pki import CONTRACT, PKI, build_pki
+from ccp.verify import InstallationRequest, lint
+from ccp.x509 import crl_ocsp
+from ccp.x509.certificates import Certificate
+from ccp.x509.distribution_points import names_for
+from ccp.x509.path_validation import Profile, Role, TrustAnchors, Usage, check_root
+from tests.x509.made import AT, der, forge, replaced, tlv
+from tests.x509.rich import rich_extensions, rich_pki
+
+COUNT = int(os.environ.get("CCP_BIT_FLIPS", "500"))
+URL = "http://pki.example/a.crl"
+
+
+def flipped(octets: bytes, bit: int) -> bytes:
+    changed = bytearray(octets)
+    changed[bit // 8] ^= 0x80 >> bit % 8
+    return bytes(changed)
+
+
+def readings(certificate: Certificate, issuer: Certificate) -> Iterator[Callable[[], Any]]:
+    """Everything that any part of the pool reads of a certificate."""
+    names = (
+        "subject_cn label dn issuer_text public_key extensions listed_extensions addresses key_identifier issuer_id "
+        "authority_key_identifier canonical_issuer canonical_subject is_self_issued identity self_signature_failure"
+    )
+    for name in names.split():
+        yield lambda name=name: getattr(certificate, name)
+    yield from (certificate.pem, certificate.domain_components, certificate.check_subject)
+    yield lambda: certificate.extension(x509.KeyUsage)
+    yield lambda: certificate.authority_mismatch(issuer)
+    yield lambda: certificate.check_signature(issuer)
+    yield lambda: issuer.check_signature(certificate)
+    yield lambda: certificate.subject_matches("CN=Sub2")
+    yield lambda: key_fingerprint(certificate)
+    yield lambda: names_for(certificate, URL)
+    yield lambda: check_root(certificate)
+    yield lambda: crl_ocsp.build_ocsp_request(certificate, issuer)
+    yield lambda: crl_ocsp.build_ocsp_request(issuer, certificate, sha256=True)
+    yield lambda: crl_ocsp.read_crl(b"0", certificate, AT)
+    for usage in Usage:
+        yield lambda usage=usage: TrustAnchors.build([(Role.V2G, issuer)]).verify(
+            certificate, (certificate,), usage=usage, at=AT, profile=Profile.ISO20
+        )
+
+
+def read_all(octets: bytes, issuer: Certificate) -> bool:
+    """Read what there is to read. Raises whatever is no error of ours. Returns whether it is a certificate."""
+    try:
+        certificate = Certificate.load(octets)
+    except CCPError:
+        return False
+    for read in readings(certificate, issuer):
+        with contextlib.suppress(CCPError):
+            read()
+    return True
+
+
+@pytest.fixture(autouse=True)
+def quiet() -> Iterator[None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+PKIS: dict[str, Callable[[], PKI]] = {
+    "P-256": lambda: rich_pki(AT),
+    "P-521": lambda: rich_pki(AT, "P-521", full=True),
+    "Ed448": lambda: rich_pki(AT, "Ed448", full=True),
+}
+
+
+@pytest.mark.parametrize("name", PKIS)
+def test_a_flipped_bit_of_a_chain_is_a_certificate_or_an_error_of_ours(name: str) -> None:
+    pki = PKIS[name]()
+    leaf = pki.vehicle("WEX0TEST000000001", at=AT)
+    chain = (leaf.certificate, *leaf.sub_cas, pki.oem_root.certificate, pki.cps.certificate)
+    bits = [(each, bit) for each in chain for bit in range(8 * len(each.der))]
+    # An odd step meets every bit of a byte.
+    step = 1 if not COUNT else max(1, len(bits) // COUNT - 1) | 1
+    read = sum(read_all(flipped(each.der, bit), pki.oem_sub2.certificate) for each, bit in bits[::step])
+    assert read > 0
+
+
+def test_a_flipped_bit_of_any_known_extension_is_an_error_of_ours() -> None:
+    pki = build_pki(AT)
+    leaf = pki.emsp_sub2.issue("DEABCC00000001", replace(CONTRACT, extra=rich_extensions(full=True)), at=AT)
+    issuer = pki.emsp_sub2.certificate
+    first, _, last = leaf.certificate._extensions_at or (0, 0, 0)
+    assert last - first > 500
+    for bit in range(8 * first, 8 * last, 5 if COUNT else 1):
+        read_all(flipped(leaf.certificate.der, bit), issuer)
+
+
+@pytest.mark.parametrize("tag", [0x02, 0x03, 0x04, 0x0A, 0x17, 0x30], ids=hex)
+def test_an_anchor_whose_name_cannot_be_read_matches_no_root_of_a_vehicle(tag: int) -> None:
+    root = build_pki(AT).v2g_root
+    odd = der(0x31, der(0x30, bytes.fromhex("0603550403") + der(tag, der(0x0C, b"x") if tag == 0x30 else b"\0CPS")))
+    forged = forge(root.certificate, root.key, lambda tbs: setattr(tbs, "subject", tlv(0x30, odd)))
+    assert not forged.subject_matches("CN=V2G Root CA SIM")
+    request = InstallationRequest(
+        None,
+        None,
+        b"",
+        b"",
+        (),
+        (X509IssuerSerial("CN=V2G Root CA SIM", forged.serial_number),),
+        (),
+        1,  # type: ignore[arg-type]
+    )
+    warnings_of = lint.on_request(request, TrustAnchors.build([(Role.V2G, forged)]))
+    assert len(warnings_of) == 1
+    assert "is not known here" in warnings_of[0]
+    child = forge(root.certificate, root.key, lambda tbs: setattr(tbs, "issuer", tlv(0x30, odd)))
+    with contextlib.suppress(ChainError):  # Some types cryptography reads.
+        assert child.issuer_text
+    assert trusted(forged, Role.V2G, "test", AT).is_root == is_self_issued(forged)
+
+
+def test_a_feature_that_no_list_has_is_an_unreadable_extension() -> None:
+    """For an unknown TLS feature `cryptography` raises KeyError."""
+    pki = build_pki(AT)
+    leaf = pki.emsp_sub2.issue("DEABCC00000001", replace(CONTRACT, extra=rich_extensions(full=True)), at=AT)
+    feature = x509.TLSFeature.oid
+    forged = forge(leaf.certificate, pki.emsp_sub2.key, lambda tbs: replaced(tbs, feature, bytes.fromhex("3003020107")))
+    with pytest.raises(KeyError):
+        forged.x509.extensions  # noqa: B018
+    with pytest.raises(ChainError, match=r"The extensions of certificate .* cannot be read"):
+        forged.addresses  # noqa: B018
+
+
+def test_a_flipped_answer_of_a_provisioning_certificate_pool_is_an_error_of_ours() -> None:
+    pki = rich_pki(AT, "P-521", full=True)
+    pcid = PCID.parse("WEX0TEST000000001")
+    whole = pki.vehicle(pcid, at=AT).certificate.der
+    for bit in range(0, 8 * len(whole), 5):
+        for sent in (
+            {"certificate": b64(flipped(whole, bit))},
+            {"certificate": flipped(b64(whole).encode(), bit // 8 * 8).decode("latin-1")},
+        ):
+            with contextlib.suppress(CCPError):
+                _provisioning_chain({"provisioningCertificateChain": sent}, pcid)
+
+
+def test_a_flipped_list_of_a_root_pool_is_an_error_of_ours_or_a_certificate() -> None:
+    root = rich_pki(AT, "P-521", full=True).v2g_root.certificate.der
+    step = 17 if COUNT else 1
+    entries = [{"caCertificate": b64(flipped(root, bit)), "rootType": "V2G"} for bit in range(0, 8 * len(root), step)]
+    found = RootCertificatePool._listed(SimpleNamespace(url="x"), {Role.V2G: entries})  # type: ignore[arg-type]
+    usable, unusable = _usable(found, AT)
+    assert usable == []
+    assert len(unusable) > 0
+
+
+def test_a_flipped_client_certificate_is_refused_or_bound() -> None:
+    whole = rich_pki(AT, "P-521", full=True).vehicle("WEX0TEST000000001", at=AT).certificate.der
+    certificates = ClientCertificates()
+    for bit in range(0, 8 * len(whole), 5 if COUNT else 1):
+        with contextlib.suppress(NotAuthenticated):
+            assert certificates.to_bind({SCOPE_KEY: flipped(whole, bit)})
