@@ -37,14 +37,14 @@ from ccp.server.app import assemble
 from ccp.server.bulk import exporter, importer
 from ccp.server.bulk import import_worker as work
 from ccp.server.bulk.lines import Source
-from ccp.server.domain.parties import Caller, Party, Role
+from ccp.server.domain.parties import Caller, Party, PartyRole
 from ccp.server.sandbox.setup import create, publish_body
 from ccp.server.settings import Settings
 from ccp.testing.partners import Car
 from request import free_port, token_of
 
 console = Console(width=110)
-CALLER = Caller(Party("bench", "bench", frozenset({Role.CPS}), all_providers=True))
+CALLER = Caller(Party("bench", "bench", frozenset({PartyRole.CPS}), all_providers=True))
 
 
 def make(folder: Path, count: int) -> tuple[Settings, Path]:

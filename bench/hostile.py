@@ -36,7 +36,7 @@ from tests.server.events.receiver import webhook
 from ccp.ids import EMAID, PCID
 from ccp.server import logging, settings
 from ccp.server.app import assemble
-from ccp.server.domain.parties import Role
+from ccp.server.domain.parties import PartyRole
 from ccp.server.sandbox.setup import publish_body
 from ccp.server.storage.engine import schema
 from ccp.server.storage.queries import events
@@ -87,14 +87,14 @@ class Pool:
         server = stack.enter_context(processes.serving(config, self.database, 1, folder / "server.log"))
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{server.port}", timeout=30)
         self.tokens = {}
-        for role in (Role.CPO, Role.CPS):
+        for role in (PartyRole.CPO, PartyRole.CPS):
             member = self.world.members[role, "A"]
             url = f"{self.http.base_url}/oauth/token"
             self.tokens[role] = token_of(url, member.party.client_id, member.secret)
 
     def webhooks(self, urls: list[str]) -> None:
         """The webhooks of the car maker that all published contracts are told to."""
-        maker = self.world.members[Role.OEM, "A"].party.client_id
+        maker = self.world.members[PartyRole.OEM, "A"].party.client_id
 
         async def change() -> None:
             built = assemble(self.settings)
@@ -110,13 +110,13 @@ class Pool:
 
     def publish(self, body: bytes) -> int:
         with httpx.Client(base_url=self.http.base_url, timeout=30) as http:
-            headers = {"Authorization": f"Bearer {self.tokens[Role.CPS]}"}
+            headers = {"Authorization": f"Bearer {self.tokens[PartyRole.CPS]}"}
             return http.put(f"{world.PATH}/signedcontractdata", content=body, headers=headers).status_code
 
     def waits(self, seconds: float, work: Callable[[], None]) -> list[float]:
         """How long a probe and another car wait, in milliseconds, while threads do the work again and again."""
         ends = time.monotonic() + seconds
-        headers = {"Authorization": f"Bearer {self.tokens[Role.CPO]}"}
+        headers = {"Authorization": f"Bearer {self.tokens[PartyRole.CPO]}"}
         car = next(contract for contract in self.world.fleets["iso2"].contracts if contract.letter == "B").request
 
         def again() -> None:

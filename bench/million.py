@@ -36,7 +36,7 @@ from ccp.server import logging, settings
 from ccp.server.audit.trail import command_actor
 from ccp.server.bulk import importer
 from ccp.server.bulk.lines import Source
-from ccp.server.domain.parties import Role
+from ccp.server.domain.parties import PartyRole
 from ccp.server.sandbox import setup
 from ccp.server.settings import Settings
 from ccp.server.storage import connect
@@ -142,9 +142,9 @@ def over_http(database: Database, server: Server, tokens: world.Tokens, chance: 
         for _ in range(READS):
             made = Made.of(chance.randrange(TEMPLATES, database.size))
             role, path = (
-                (Role.OEM, f"/contractData/pcid/{made.pcid}")
+                (PartyRole.OEM, f"/contractData/pcid/{made.pcid}")
                 if kind.endswith("PCID")
-                else (Role.EMSP, f"/contractData/emaid/{made.emaid}")
+                else (PartyRole.EMSP, f"/contractData/emaid/{made.emaid}")
             )
             messages.append(world.message_of("GET", world.PATH + path, tokens[role, made.letter]))
             expected.append(made.emaid.encode())

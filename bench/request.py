@@ -39,7 +39,7 @@ from ccp import verify as installation
 from ccp.ids import Namespace
 from ccp.server import settings
 from ccp.server.app import assemble
-from ccp.server.domain.parties import Caller, Party, Role
+from ccp.server.domain.parties import Caller, Party, PartyRole
 from ccp.server.pool.service import Pool
 from ccp.server.sandbox.setup import create
 from ccp.server.storage.queries import contracts as questions
@@ -70,7 +70,7 @@ async def parts(folder: Path) -> None:
     built = assemble(config)
     await built.open()
     store, trust, pool = built.store, built.trust, built.pool
-    caller = Party("bench", "bench", frozenset({Role.CPO, Role.CPS}), all_providers=True)
+    caller = Party("bench", "bench", frozenset({PartyRole.CPO, PartyRole.CPS}), all_providers=True)
     table = Table("part", "ISO 15118-2 µs", "ISO 15118-20 µs", "× unavoidable (-2)", box=None, header_style="bold")
     columns: list[dict[str, float]] = []
     for edition in ("iso2", "iso20"):
@@ -212,7 +212,7 @@ def serving(config: Path) -> Iterator[None]:
     """A real `ccp serve`, ended with the block."""
     server = subprocess.Popen(
         [sys.executable, "-c", "from ccp.cli import main; main()", "serve", "--config", str(config)],
-        env={**os.environ, "CCP_LOG_LEVEL": "error", "CCP_RATE_PARTY": "0"},  # One party asks for all of it.
+        env={**os.environ, "CCP_LOG_LEVEL": "error", "CCP_RATE_LIMIT_PER_PARTY": "0"},  # One party asks for all of it.
         stderr=subprocess.DEVNULL,
     )
     try:

@@ -35,8 +35,7 @@ from rich.table import Table
 from ccp import verify
 from ccp.ids import EMAID, PCID, Fingerprint
 from ccp.server.app import assemble
-from ccp.server.domain.parties import Caller, Party
-from ccp.server.domain.parties import Role as PartyRole
+from ccp.server.domain.parties import Caller, Party, PartyRole
 from ccp.server.settings import Settings
 from ccp.server.storage import Store
 from ccp.server.storage.engine import schema

@@ -28,7 +28,7 @@ import httpx
 from ccp import verify
 from ccp.ids import EMAID, PCID, WMI, Namespace, OperatorId, ProviderId
 from ccp.server.access.authorization_server import new_secret
-from ccp.server.domain.parties import Party, Role
+from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.http.routes.opnc import BASE
 from ccp.server.sandbox.local_pool import loopback, running
 from ccp.server.sandbox.setup import Member, World, register
@@ -54,7 +54,7 @@ def build_pkis() -> dict[str, PKI]:
     return {name: build_pki(AT, algorithm=algorithm) for name, algorithm in algorithms.items()}  # type: ignore[arg-type]
 
 
-def party(name: str, *roles: Role, providers: str = "", wmis: str = "", operators: str = "", **more: Any) -> Party:
+def party(name: str, *roles: PartyRole, providers: str = "", wmis: str = "", operators: str = "", **more: Any) -> Party:
     return Party(
         client_id=name,
         name=name,
@@ -69,15 +69,15 @@ def party(name: str, *roles: Role, providers: str = "", wmis: str = "", operator
 def parties() -> list[Party]:
     """The parties of the test world. The names are what `Pool.client` takes."""
     return [
-        party("emsp", Role.EMSP, providers="DEEXA"),
-        party("other_emsp", Role.EMSP, providers="NLEXB"),
-        party("cpo", Role.CPO, operators="DEEXC"),
-        party("oem", Role.OEM, wmis="WEX"),
-        party("other_oem", Role.OEM, wmis="WXB"),
-        party("cps", Role.CPS, all_providers=True),
-        party("small_cps", Role.CPS, providers="DEEXA"),
-        party("peer", Role.CCP),
-        party("everything", *Role, providers="DEALL", wmis="ALL", operators="DEALL", all_providers=True),
+        party("emsp", PartyRole.EMSP, providers="DEEXA"),
+        party("other_emsp", PartyRole.EMSP, providers="NLEXB"),
+        party("cpo", PartyRole.CPO, operators="DEEXC"),
+        party("oem", PartyRole.OEM, wmis="WEX"),
+        party("other_oem", PartyRole.OEM, wmis="WXB"),
+        party("cps", PartyRole.CPS, all_providers=True),
+        party("small_cps", PartyRole.CPS, providers="DEEXA"),
+        party("peer", PartyRole.CCP),
+        party("everything", *PartyRole, providers="DEALL", wmis="ALL", operators="DEALL", all_providers=True),
     ]
 
 

@@ -21,7 +21,7 @@ from ccp.ids import EMAID, PCID
 from ccp.schemas import wire
 from ccp.server import logging, settings
 from ccp.server.app import assemble
-from ccp.server.domain.parties import Role
+from ccp.server.domain.parties import PartyRole
 from ccp.server.storage.engine import schema
 from ccp.server.storage.queries import peers as registry
 from ccp.testing.partners import Car, make_contract, sign_contract
@@ -56,7 +56,7 @@ class _Plan:
 
 _LONG: Final = _Plan(PEERS, 20.0, 60.0, 256, 32, 60.0, 1.0, 1.5)
 # So little that a busy machine can do it; the limit is lower in its place, so that it counts.
-_SHORT: Final = _Plan(6, 5.0, 10.0, 64, 4, 20.0, 0.75, None, "peer_seconds = 3\nbroadcast_rate = 40\n")
+_SHORT: Final = _Plan(6, 5.0, 10.0, 64, 4, 20.0, 0.75, None, "peer_delivery_timeout = 3\nbroadcast_rate = 40\n")
 
 
 def run(short: bool, folder: Path) -> Iterator[Row]:
@@ -97,7 +97,7 @@ def run(short: bool, folder: Path) -> Iterator[Row]:
         tokens = {
             letter: token_of(f"http://127.0.0.1:{server.port}/oauth/token", member.party.client_id, member.secret)
             for (role, letter), member in built.members.items()
-            if role is Role.CPO
+            if role is PartyRole.CPO
         }
         yield from _flood(plan, server, built, peers, tokens, unknown, list(far), at)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from ccp.server.domain.parties import Role
+from ccp.server.domain.parties import PartyRole
 from figures import token_of
 from rig import postgres
 from rig.postgres import databases
@@ -120,7 +120,7 @@ def _publish(
     tokens = {
         letter: token_of(base, member.party.client_id, member.secret)
         for (role, letter), member in pool.world.members.items()
-        if role is Role.CPS
+        if role is PartyRole.CPS
     }
     connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=15)
     for contract in contracts:

@@ -33,7 +33,7 @@ from ccp.ids import EMAID, PCID
 from ccp.schemas import wire
 from ccp.server import logging, settings
 from ccp.server.app import assemble
-from ccp.server.domain.parties import Role
+from ccp.server.domain.parties import PartyRole
 from ccp.server.sandbox import setup
 from ccp.server.storage.engine import schema
 from ccp.server.trust.anchors import is_self_issued
@@ -101,11 +101,11 @@ def _note(pki: PKI, car: Credential, contract: Credential) -> None:
 class Pool:
     """A real pool, and callers of it. statuses: of all answers, by what was flipped."""
 
-    def __init__(self, port: int, tokens: dict[Role, str]) -> None:
+    def __init__(self, port: int, tokens: dict[PartyRole, str]) -> None:
         self._port, self._tokens = port, tokens
         self._local = threading.local()
 
-    def send(self, method: str, path: str, body: dict[str, Any], role: Role) -> tuple[int, dict[str, Any]]:
+    def send(self, method: str, path: str, body: dict[str, Any], role: PartyRole) -> tuple[int, dict[str, Any]]:
         connection: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
         if connection is None:
             connection = self._local.connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
@@ -123,12 +123,12 @@ class Pool:
             "pcid": profile.car.pcid,
             "xsdMsgDefNamespace": profile.car.namespace,
         }
-        status, said = self.send("PUT", _TARGET + ("?dryRun=true" if dry else ""), body, Role.CPS)
+        status, said = self.send("PUT", _TARGET + ("?dryRun=true" if dry else ""), body, PartyRole.CPS)
         return status, bool(said.get("passed")) if dry else status == 201
 
     def deliver(self, profile: Profile, message: bytes) -> tuple[int, bool]:
         body = {"certificateInstallationReq": wire.b64(message), "xsdMsgDefNamespace": profile.car.namespace}
-        status, said = self.send("POST", _TARGET, body, Role.CPO)
+        status, said = self.send("POST", _TARGET, body, PartyRole.CPO)
         items = said.get("signedContractDataCollection", [])
         return status, status == 200 and "metaData" not in items[0]
 
@@ -197,14 +197,14 @@ def run(short: bool, folder: Path) -> Iterator[Row]:
     config, database = folder / "ccp.toml", f"sqlite:///{folder / 'ccp.db'}"
     config.write_text(
         f'base_url = "{world.BASE_URL}"\noutbound_allow = ["127.0.0.0/8"]\nlog_level = "error"\n'
-        "rate_party = 0\nrate_address = 0\n"
+        "rate_limit_per_party = 0\nrate_address = 0\n"
     )
     schema.upgrade(database)
     loaded = settings.load(config, database=database)
     logging.configure(loaded)
     warnings.simplefilter("ignore")
     asked = build_pki(at)
-    members = tuple(world._member(role, "A") for role in (Role.CPO, Role.CPS))
+    members = tuple(world._member(role, "A") for role in (PartyRole.CPO, PartyRole.CPS))
     log = folder / "server.log"
     with ExitStack() as stack:
         responder = stack.enter_context(_responder(asked, at))

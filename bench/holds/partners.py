@@ -24,7 +24,7 @@ from typing import Final
 from ccp.ids import WMI, ProviderId
 from ccp.server import logging, settings
 from ccp.server.access.authorization_server import hash_secret, new_secret
-from ccp.server.domain.parties import Party, Role
+from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.domain.subscriptions import Webhook
 from ccp.server.storage import connect
 from ccp.server.storage.engine import schema
@@ -171,7 +171,7 @@ class _Hold:
         asyncio.run(world.fill(config, self._world))
         makers = [f"example-oem-{letter.lower()}" for letter in world.SETS]
         hooks = [_webhook(number, maker, receiver, self._at) for number, maker in enumerate(makers)]
-        admin = Party(ADMIN, "Example admin", frozenset({Role.ADMIN}))
+        admin = Party(ADMIN, "Example admin", frozenset({PartyRole.ADMIN}))
 
         def first() -> Steps[None]:
             yield from parties.add(admin, hash_secret(self._secret), self._at)
@@ -383,10 +383,10 @@ def _parties() -> Iterator[Party]:
         client_id = f"partner-{number:05d}"
         if number % 2:
             own = frozenset({ProviderId.parse(f"NL{a}{b}{c}")})
-            yield Party(client_id, f"Example {client_id}", frozenset({Role.EMSP}), provider_ids=own)
+            yield Party(client_id, f"Example {client_id}", frozenset({PartyRole.EMSP}), provider_ids=own)
         else:
             wmis = frozenset({WMI.parse(f"{a}{b}{c}")})
-            yield Party(client_id, f"Example {client_id}", frozenset({Role.OEM}), wmis=wmis)
+            yield Party(client_id, f"Example {client_id}", frozenset({PartyRole.OEM}), wmis=wmis)
 
 
 def _webhook(number: int, client_id: str, port: int, at: datetime) -> Webhook:

@@ -78,7 +78,7 @@ class Work:
             check_keys(contract.certificates or (), known, self._rules, at)
             return True
 
-        chosen = contracts.choose_one(stored, at, listed=request.trusts_root_of, good=good)
+        chosen = contracts.select_for_iso2(stored, at, root_listed=request.trusts_root_of, deliverable=good)
         item = {
             "certificateInstallationRes": wire.b64(verify.with_session(chosen, request.session_id, at)),
             "emaid": chosen.emaid,

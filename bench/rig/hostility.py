@@ -28,7 +28,7 @@ from typing import Any, Final
 
 from ccp.ids import EMAID, PCID, Namespace
 from ccp.schemas import wire
-from ccp.server.domain.parties import Role
+from ccp.server.domain.parties import PartyRole
 from ccp.testing.partners import Car, make_contract, sign_contract
 from ccp.testing.pki import CONTRACT, PKI, Addresses, answer_ocsp, sign_crl
 from rig import world
@@ -125,7 +125,7 @@ class _Caller:
         message = flipped(contract.message, self.chance.randrange(8 * len(contract.message)))
         body = {**contract.publication, "certificateInstallationRes": wire.b64(message)}
         dry = "?dryRun=true" if self.chance.random() < 0.7 else ""
-        return self._send("PUT", _TARGET + dry, json.dumps(body).encode(), Role.CPS)
+        return self._send("PUT", _TARGET + dry, json.dumps(body).encode(), PartyRole.CPS)
 
     def flipped_request(self) -> int:
         contract = self.chance.choice(self._contracts())
@@ -158,11 +158,13 @@ class _Caller:
             "xsdMsgDefNamespace": str(car.namespace),
         }
         dry = "?dryRun=true" if number % 2 else ""
-        return self._send("PUT", _TARGET + dry, json.dumps(body).encode(), Role.CPS)
+        return self._send("PUT", _TARGET + dry, json.dumps(body).encode(), PartyRole.CPS)
 
     def garbage(self) -> int:
         body = self.chance.choice(_GARBAGE)(self.chance)
-        return self._send(self.chance.choice(("PUT", "POST")), _TARGET, body, self.chance.choice((Role.CPS, Role.CPO)))
+        return self._send(
+            self.chance.choice(("PUT", "POST")), _TARGET, body, self.chance.choice((PartyRole.CPS, PartyRole.CPO))
+        )
 
     def wrong_token(self) -> int:
         token = self.chance.choice(list(self._whole._tokens.values()))
@@ -186,7 +188,7 @@ class _Caller:
         size = self.chance.choice((100_000, 250_000, 262_144, 300_000, 2_000_000))
         filler = self.chance.choice((b"A", b"[1,", b'{"a":', b"\x00", b"\xff")) * size
         body = b'{"certificateInstallationRes": "' + filler[:size] + b'"}'
-        return self._send("PUT", _TARGET, body, Role.CPS)
+        return self._send("PUT", _TARGET, body, PartyRole.CPS)
 
     def strange_path(self) -> int:
         path = "/" + secrets.token_urlsafe(self.chance.choice((10, 100, 3000)))
@@ -198,7 +200,7 @@ class _Caller:
         elif kind == 2:
             path = f"{_TARGET}?{secrets.token_hex(4)}={secrets.token_hex(200)}&dryRun={secrets.token_hex(2)}"
         method = self.chance.choice(("GET", "GET", "DELETE", "PATCH", secrets.token_hex(4).upper()))
-        return self._send(method, path, b"", self.chance.choice((None, Role.EMSP, Role.OEM)))
+        return self._send(method, path, b"", self.chance.choice((None, PartyRole.EMSP, PartyRole.OEM)))
 
     def slow_client(self) -> int:
         """Begin a request that will never be whole, and send a byte of each of those before."""
@@ -222,16 +224,18 @@ class _Caller:
 
     def _post(self, message: bytes, namespace: str) -> int:
         members = {"certificateInstallationReq": wire.b64(message), "xsdMsgDefNamespace": namespace}
-        return self._send("POST", _TARGET, json.dumps(members).encode(), Role.CPO)
+        return self._send("POST", _TARGET, json.dumps(members).encode(), PartyRole.CPO)
 
-    def _send(self, method: str, path: str, body: bytes, who: Role | str | None, kind: str = "application/json") -> int:
+    def _send(
+        self, method: str, path: str, body: bytes, who: PartyRole | str | None, kind: str = "application/json"
+    ) -> int:
         """who: a role, whose token is sent; a token; or None."""
         headers = {
             "Content-Type": kind,
             "X-Forwarded-For": f"198.18.{self.chance.randrange(256)}.{self.chance.randrange(256)}",
         }
         if who is not None:
-            token = self._whole._tokens[who, self.chance.choice(world.SETS)] if isinstance(who, Role) else who
+            token = self._whole._tokens[who, self.chance.choice(world.SETS)] if isinstance(who, PartyRole) else who
             headers["Authorization"] = f"Bearer {token}"
         self._http.request(method, path, body or None, headers)
         answer = self._http.getresponse()

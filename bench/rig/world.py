@@ -20,7 +20,7 @@ from ccp.ids import EMAID, PCID, WMI, ProviderId
 from ccp.schemas import wire
 from ccp.server.access.authorization_server import new_secret
 from ccp.server.app import assemble
-from ccp.server.domain.parties import Caller, Party, Role
+from ccp.server.domain.parties import Caller, Party, PartyRole
 from ccp.server.sandbox import setup
 from ccp.server.settings import Settings
 from ccp.server.storage.queries import revocation
@@ -62,7 +62,7 @@ class Fleet:
 class World:
     at: datetime
     fleets: dict[str, Fleet]
-    members: dict[tuple[Role, str], setup.Member]
+    members: dict[tuple[PartyRole, str], setup.Member]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +89,7 @@ def _responder(name: str) -> Addresses:
     return Addresses(ocsp="http://ocsp.example/")
 
 
-_ROLES: Final = (Role.CPO, Role.CPS, Role.EMSP, Role.OEM)
+_ROLES: Final = (PartyRole.CPO, PartyRole.CPS, PartyRole.EMSP, PartyRole.OEM)
 
 
 def provider(letter: str) -> str:
@@ -100,14 +100,14 @@ def wmi(letter: str) -> str:
     return f"WX{letter}"
 
 
-def _member(role: Role, letter: str) -> setup.Member:
+def _member(role: PartyRole, letter: str) -> setup.Member:
     party = Party(
         f"example-{role.value}-{letter.lower()}",
         f"Example {role.value} {letter}",
         frozenset({role}),
-        provider_ids=frozenset({ProviderId.parse(provider(letter))} if role is Role.EMSP else ()),
-        all_providers=role is Role.CPS,
-        wmis=frozenset({WMI.parse(wmi(letter))} if role is Role.OEM else ()),
+        provider_ids=frozenset({ProviderId.parse(provider(letter))} if role is PartyRole.EMSP else ()),
+        all_providers=role is PartyRole.CPS,
+        wmis=frozenset({WMI.parse(wmi(letter))} if role is PartyRole.OEM else ()),
     )
     return setup.Member(party, new_secret())
 
@@ -179,7 +179,7 @@ def _parts(items: Sequence[Any]) -> list[Sequence[Any]]:
 async def _publish(pool: Any, world: World, contract: Contract) -> None:
     data = wire.SignedContractData.model_validate(contract.publication)
     await pool.publish(
-        Caller(world.members[Role.CPS, contract.letter].party),
+        Caller(world.members[PartyRole.CPS, contract.letter].party),
         emaid=data.emaid,
         pcid=data.pcid,
         namespace=data.xsdMsgDefNamespace,
@@ -192,7 +192,7 @@ async def _publish(pool: Any, world: World, contract: Contract) -> None:
 
 # --- Requests --------------------------------------------------------------------------------------------------------
 
-Tokens = dict[tuple[Role, str], str]
+Tokens = dict[tuple[PartyRole, str], str]
 
 
 def message_of(method: str, path: str, token: str, body: bytes = b"") -> bytes:
@@ -208,7 +208,9 @@ def operations(world: World, tokens: Tokens) -> dict[str, Operation]:
     emaids = tuple(contract.emaid.encode() for contract in two)
     sessions = random.Random(1)
 
-    def made(name: str, role: Role, method: str, path: str, contracts: Sequence[Contract], body: str = "") -> Operation:
+    def made(
+        name: str, role: PartyRole, method: str, path: str, contracts: Sequence[Contract], body: str = ""
+    ) -> Operation:
         messages = tuple(
             message_of(
                 method,
@@ -221,12 +223,12 @@ def operations(world: World, tokens: Tokens) -> dict[str, Operation]:
         return Operation(name, messages, tuple(c.emaid.encode() for c in contracts))
 
     found = {
-        "post": made("POST, ISO 15118-2", Role.CPO, "POST", "/signedcontractdata", two, "request"),
-        "by-emaid": made("GET contractData/emaid", Role.EMSP, "GET", "/contractData/emaid/{emaid}", two),
-        "by-pcid": made("GET contractData/pcid", Role.OEM, "GET", "/contractData/pcid/{pcid}", two),
+        "post": made("POST, ISO 15118-2", PartyRole.CPO, "POST", "/signedcontractdata", two, "request"),
+        "by-emaid": made("GET contractData/emaid", PartyRole.EMSP, "GET", "/contractData/emaid/{emaid}", two),
+        "by-pcid": made("GET contractData/pcid", PartyRole.OEM, "GET", "/contractData/pcid/{pcid}", two),
         "signed": made(
             "GET signedcontractdata/{emaid}/{pcid}",
-            Role.OEM,
+            PartyRole.OEM,
             "GET",
             "/signedcontractdata/{emaid}/{pcid}?sessionID={session}",
             two,
@@ -234,10 +236,10 @@ def operations(world: World, tokens: Tokens) -> dict[str, Operation]:
     }
     if "iso20" in world.fleets:
         twenty = world.fleets["iso20"].contracts
-        found["post-20"] = made("POST, ISO 15118-20", Role.CPO, "POST", "/signedcontractdata", twenty, "request")
+        found["post-20"] = made("POST, ISO 15118-20", PartyRole.CPO, "POST", "/signedcontractdata", twenty, "request")
     again = slice(0, AGAIN)
     found["post-again"] = Operation("POST, the same cars", found["post"].messages[again], found["post"].expected[again])
-    put = made("PUT, ISO 15118-2", Role.CPS, "PUT", "/signedcontractdata", two, "publication")
+    put = made("PUT, ISO 15118-2", PartyRole.CPS, "PUT", "/signedcontractdata", two, "publication")
     found["put"] = Operation(put.name, put.messages, (b"",) * len(emaids), 201)
     found["live"] = Operation("GET /health/live", (message_of("GET", "/health/live", "none"),), (b"alive",))
     return found

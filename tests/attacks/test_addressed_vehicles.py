@@ -25,8 +25,8 @@ NOTHING = "The pool that the request is for has nothing for the vehicle now."
 
 
 @contextmanager
-def beside(pkis: dict[str, PKI], peer_seconds: float = 0.4) -> Iterator[tuple[Pool, Scripted]]:
-    with scripted() as peer, start(pkis, pool_id="pool-x", peer_seconds=peer_seconds) as pool:
+def beside(pkis: dict[str, PKI], peer_delivery_timeout: float = 0.4) -> Iterator[tuple[Pool, Scripted]]:
+    with scripted() as peer, start(pkis, pool_id="pool-x", peer_delivery_timeout=peer_delivery_timeout) as pool:
         pool.change(peers.add(Peer("other", peer.url, token="t"), AT))
         until_known(pool, "other")
         yield pool, peer
@@ -76,7 +76,7 @@ def test_a_peer_that_times_out_or_whose_circuit_is_open_is_temporary(pkis: dict[
 
 
 def test_what_a_peer_answers_decides_whether_it_is_temporary(pkis: dict[str, PKI]) -> None:
-    with beside(pkis, peer_seconds=4) as (pool, peer):  # Each answers at once, as fast as the machine is.
+    with beside(pkis, peer_delivery_timeout=4) as (pool, peer):  # Each answers at once, as fast as the machine is.
         for reply, after in (
             (error(503, "Not now.", Retry_After="7"), 7),
             (error(429, "Too often.", Retry_After="9"), 9),
@@ -104,7 +104,7 @@ def test_a_caller_whose_share_of_a_peer_is_used_up_is_told_so(
         arrived.set()
         released.wait(20)
 
-    with scripted() as peer, start(pkis, pool_id="pool-x", peer_seconds=4) as pool:
+    with scripted() as peer, start(pkis, pool_id="pool-x", peer_delivery_timeout=4) as pool:
         pool.change(peers.add(Peer("other", peer.url, token="t"), AT))
         until_known(pool, "other")
         peer.on(PATH, Reply(act=wait), json_reply({"signedContractDataCollection": []}))

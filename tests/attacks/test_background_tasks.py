@@ -147,7 +147,7 @@ def test_a_table_that_cannot_be_read_turns_readiness_red_with_a_reason_until_it_
 
 
 def test_an_event_of_a_kind_that_is_not_known_is_kept_and_keeps_no_other(pkis: dict[str, PKI]) -> None:
-    allowed = {"outbound_allow": ("127.0.0.0/8",), "event_dispatch": True, "event_http": True}
+    allowed = {"egress_allow_networks": ("127.0.0.0/8",), "event_dispatch": True, "event_allow_http": True}
     with receiving() as receiver, start(pkis, **allowed) as pool:
         car = pool.car()
         pool.sql("insert into outbox (pcid, rev, kind, emaid, payload, created_at, lease_until, attempts) "

@@ -54,7 +54,7 @@ def jumping(pkis: dict[str, PKI], **options: Any) -> Iterator[tuple[Pool, Clock]
     clock = Clock()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ccp.server.app.now", clock)
-        with start({"iso2": pkis["iso2"]}, rate_failures=0, **options) as running:
+        with start({"iso2": pkis["iso2"]}, rate_limit_unauthenticated=0, **options) as running:
             yield running, clock
 
 
@@ -88,8 +88,9 @@ def test_nothing_is_purged_while_the_clock_is_ahead_and_everything_goes_on_after
     pkis: dict[str, PKI], database: dict[str, Any]
 ) -> None:
     options: dict[str, Any] = {
-        "cleanse_interval": 1, "event_dispatch": True, "event_http": True, "outbound_allow": ("127.0.0.0/8",),
-        "event_retry_seconds": 2, "event_retries": 100, "event_keep": 1, **database,  # Sweeps are as frequent.
+        "purge_interval": 1, "event_dispatch": True, "event_allow_http": True,
+        "egress_allow_networks": ("127.0.0.0/8",),
+        "event_retry_delay": 2, "event_retries": 100, "event_retention": 1, **database,  # Sweeps are as frequent.
     }  # fmt: skip
     with receiving() as receiver, jumping(pkis, **options) as (pool, clock):
         pool.change(put_webhook(webhook(receiver.url + "/up")))
@@ -165,7 +166,7 @@ def test_a_token_from_the_future_is_refused_by_a_worker_that_never_saw_it(pkis: 
 def test_a_foreign_token_from_the_future_is_not_good_for_being_remembered(pkis: dict[str, PKI]) -> None:
     with fake_issuer() as fake:
         issuers = (fake.entry(),)
-        with jumping(pkis, issuers=issuers, outbound_allow=("127.0.0.0/8",)) as (pool, clock):
+        with jumping(pkis, issuers=issuers, egress_allow_networks=("127.0.0.0/8",)) as (pool, clock):
             days = JUMP.total_seconds()
             future = fake.token(iat=lambda now: now + days, exp=lambda now: now + days + 3600)
             assert sentences(post(pool, future), 401) == [NOT_VALID]
@@ -389,7 +390,7 @@ def test_a_worker_that_begins_while_the_clock_is_ahead_purges_nothing(
     monkeypatch.setenv(clock._BEGAN, "")
     clock.hand_over(datetime.now(UTC))
     monkeypatch.setattr("ccp.server.app.now", lambda: datetime.now(UTC) + JUMP)
-    with start({"iso2": pkis["iso2"]}, rate_failures=0, cleanse_interval=1) as pool:
+    with start({"iso2": pkis["iso2"]}, rate_limit_unauthenticated=0, purge_interval=1) as pool:
         until(lambda: failures(pool, "cleansing") > 0)
         assert ready(pool) == [AHEAD]
 

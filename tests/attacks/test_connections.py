@@ -90,7 +90,7 @@ def counted(pool: Pool, calls: list[CapturedCall], event: str, least: int) -> in
 @pytest.fixture(scope="module")
 def small(pkis: dict[str, PKI]) -> Iterator[Pool]:
     """A pool that takes twenty connections, eight of an address; loopback addresses are strangers."""
-    limits = {"max_connections": 20, "max_connections_address": 8, "trusted_proxies": ()}
+    limits = {"max_connections": 20, "max_connections_per_address": 8, "trusted_proxies": ()}
     with start({"iso2": pkis["iso2"]}, **limits) as running:
         running.http.close()
         yield running
@@ -244,7 +244,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def secure(pkis: dict[str, PKI], files: tuple[Path, Path]) -> Iterator[Pool]:
-    limits = {"max_connections": 60, "max_connections_address": 40, "trusted_proxies": ()}
+    limits = {"max_connections": 60, "max_connections_per_address": 40, "trusted_proxies": ()}
     with start({"iso2": pkis["iso2"]}, tls_cert=files[0], tls_key=files[1], **limits) as running:
         yield running
 

@@ -13,7 +13,7 @@ import pytest
 
 from ccp.errors import Unavailable
 from ccp.server.access.authorization_server import new_secret
-from ccp.server.domain.parties import Role
+from ccp.server.domain.parties import PartyRole
 from ccp.server.sandbox.local_pool import loopback, running
 from ccp.server.sandbox.setup import Member, World, register
 from ccp.server.storage import connect
@@ -124,7 +124,7 @@ def test_a_pool_behind_a_pooler_publishes_and_delivers_for_many_at_once(
         settings = like.settings.model_copy(update={"database": url, "base_url": base_url, "database_connections": 10})
         world = World(
             {name: pki for name, pki in pkis.items() if name != "stranger"},
-            tuple(Member(each, new_secret()) for each in (*parties(), party("late", Role.CPO, operators="DEEXL"))),
+            tuple(Member(each, new_secret()) for each in (*parties(), party("late", PartyRole.CPO, operators="DEEXL"))),
         )
 
         async def fill() -> None:

@@ -63,7 +63,7 @@ def test_what_a_car_gets_beside_an_expired_default_is_the_same_before_and_after_
 @pytest.fixture(scope="module")
 def around(pkis: dict[str, PKI]) -> Iterator[Pool]:
     """A pool that sends events."""
-    with start(pkis, event_dispatch=True, event_http=True, outbound_allow=("127.0.0.0/8",)) as pool:
+    with start(pkis, event_dispatch=True, event_allow_http=True, egress_allow_networks=("127.0.0.0/8",)) as pool:
         yield pool
 
 

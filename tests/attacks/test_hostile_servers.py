@@ -272,7 +272,12 @@ def test_webhooks_that_answer_without_an_end_keep_no_car_waiting(
     pkis: dict[str, object], hostile: str, kind: str
 ) -> None:
     """Twenty webhooks of one party. Before, one car waited for ten seconds."""
-    options = {"event_dispatch": True, "event_http": True, "outbound_allow": LOOPBACK, "event_timeout": 2.0}
+    options = {
+        "event_dispatch": True,
+        "event_allow_http": True,
+        "egress_allow_networks": LOOPBACK,
+        "event_timeout": 2.0,
+    }
     with start(pkis, **options) as pool:  # type: ignore[arg-type]
         hooks = [webhook(f"{hostile}/{kind}/{number}") for number in range(20)]
         for hook in hooks:
@@ -297,7 +302,7 @@ def test_responders_and_lists_that_answer_without_an_end_keep_no_car_waiting(hos
     """Six PUTs whose certificates name such a server. Before, one car waited for almost six seconds."""
     addresses = Addresses(ocsp=f"{hostile}/{kind}", crl=f"{hostile}/{kind}")
     evil = build_pki(AT, addresses=lambda ca: addresses if ca == "eMSP Sub2 CA SIM" else Addresses())
-    with start({"iso2": build_pki(AT), "evil": evil}, outbound_allow=LOOPBACK) as pool:
+    with start({"iso2": build_pki(AT), "evil": evil}, egress_allow_networks=LOOPBACK) as pool:
         contracts = [pool.contract(pool.car(), signer="evil") for _ in range(6)]
         car = served(pool)
         with ThreadPoolExecutor(6) as threads:

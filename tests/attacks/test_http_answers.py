@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from ccp.server.domain.authorization import role_table
-from ccp.server.domain.parties import Role
+from ccp.server.domain.parties import PartyRole
 from ccp.server.http.routes import oauth
 from ccp.server.http.routes.opnc import BASE
 from ccp.testing.pki import PKI
@@ -188,7 +188,7 @@ def test_the_description_says_where_the_pool_is_and_how_to_authenticate(served: 
     assert schemes["bearer"]["type"] == "http"
     assert schemes["bearer"]["scheme"] == "bearer"
     flow = schemes["oauth2"]["flows"]["clientCredentials"]
-    assert set(flow["scopes"]) == {role.value for role in Role}
+    assert set(flow["scopes"]) == {role.value for role in PartyRole}
     # What it says works: a token from there, with the scope that an operation names, at the server and path.
     member = served.world.member("oem")
     form = {"grant_type": "client_credentials", "client_id": "oem", "client_secret": member.secret, "scope": "oem"}

@@ -110,7 +110,7 @@ def test_the_log_has_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused.kwargs == {
         "host": "127.0.0.1",
         "owner": "emsp",
-        "reason": "127.0.0.1 is not at a public address, which outbound_allow does not permit.",
+        "reason": "127.0.0.1 is not at a public address, which egress_allow_networks does not permit.",
     }
     assert (failed.method_name, failed.args) == ("info", ("outbound request failed",))
     assert "hooks.example was not resolved" in failed.kwargs["reason"]

@@ -186,7 +186,7 @@ def test_what_is_remembered_is_bounded_and_neither_secret_nor_alike_in_two_proce
 
 def test_invented_client_addresses_get_no_more_guesses_at_a_client_id(pkis: dict[str, PKI]) -> None:
     """A proxy with `proxy_pass` alone passes on the X-Forwarded-For that its client has invented."""
-    with start({"iso2": pkis["iso2"]}, login_failures=2) as pool:
+    with start({"iso2": pkis["iso2"]}, login_failures_per_minute=2) as pool:
         form = {"grant_type": "client_credentials", "client_id": "cpo", "client_secret": "guess"}
         seen = [
             pool.http.post("/oauth/token", data=form, headers={"X-Forwarded-For": f"203.0.113.{number}"}).status_code
@@ -212,7 +212,7 @@ def test_every_worker_recognises_a_secret_that_one_of_them_has_verified(tmp_path
 
 def test_a_recognised_secret_is_forgotten_by_all_workers_when_it_fails(tmp_path: Path) -> None:
     Meter.prepare(tmp_path / "limits")
-    one, other = (Limits(Settings(login_failures=2, limits_file=tmp_path / "limits")) for _ in range(2))
+    one, other = (Limits(Settings(login_failures_per_minute=2, rate_limit_file=tmp_path / "limits")) for _ in range(2))
     client = Client(None, None)
     with one.login(client, "cpo", "secret"):
         pass

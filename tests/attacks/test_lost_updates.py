@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ccp.server.domain.parties import Role
+from ccp.server.domain.parties import PartyRole
 from ccp.server.http.routes.admin import BASE
 from ccp.testing.pki import PKI
 from tests.cli.run import COMMAND, environment
@@ -19,7 +19,7 @@ from tests.databases import Server
 from tests.server.http.api.answers import sentences
 from tests.world import Pool, party, start
 
-ADMINS = [party("admin", Role.ADMIN), party("second_admin", Role.ADMIN)]
+ADMINS = [party("admin", PartyRole.ADMIN), party("second_admin", PartyRole.ADMIN)]
 NOT_AS_READ = ["The party is not as If-Match says; read it again."]
 MALFORMED = ["If-Match : must be * or entity tags in quotation marks, as ETag has them"]
 _NUMBERS = itertools.count(1)

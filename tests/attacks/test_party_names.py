@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ccp.errors import FieldError
-from ccp.server.domain.parties import Role, parse_name
+from ccp.server.domain.parties import PartyRole, parse_name
 from ccp.server.http.routes.admin import BASE
 from ccp.testing.pki import PKI
 from tests.cli.run import good, told
@@ -41,7 +41,7 @@ ALLOWED = [
 
 @pytest.fixture(scope="module")
 def place(pkis: dict[str, PKI]) -> Iterator[Pool]:
-    with start({"iso2": pkis["iso2"]}, [party("admin", Role.ADMIN)]) as running:
+    with start({"iso2": pkis["iso2"]}, [party("admin", PartyRole.ADMIN)]) as running:
         yield running
 
 

@@ -16,7 +16,7 @@ from ccp import exi
 from ccp.client.untrusted_text import plain, sentences
 from ccp.errors import Unavailable
 from ccp.ids import ProviderId
-from ccp.server.domain.parties import Role
+from ccp.server.domain.parties import PartyRole
 from ccp.server.pool import peer_limits
 from ccp.server.pool.peer_limits import Circuits, Shares
 from ccp.server.storage.queries import peers
@@ -63,11 +63,14 @@ def opcp(contract: Contract) -> Reply:
 
 # --- Shares ----------------------------------------------------------------------------------------------------------
 
-FAR = [party("far_oem", Role.OEM, wmis="WFX"), party("other_far_oem", Role.OEM, wmis="WFY")]
+FAR = [party("far_oem", PartyRole.OEM, wmis="WFX"), party("other_far_oem", PartyRole.OEM, wmis="WFY")]
 
 
 def test_a_flood_of_one_partner_keeps_neither_cars_nor_others_from_a_slow_peer(pkis: dict[str, PKI]) -> None:
-    with scripted() as peer, start(pkis, FAR, pool_id="pool-x", peer_seconds=4, peer_call_seconds=60) as pool:
+    with (
+        scripted() as peer,
+        start(pkis, FAR, pool_id="pool-x", peer_delivery_timeout=4, peer_request_timeout=60) as pool,
+    ):
         pool.change(peers.add(Peer("slow", peer.url, token="t"), AT))
         until_known(pool, "slow")
         flooded, quiet = f"{BASE}/contractData/pcid/WFX0TEST000000001", f"{BASE}/contractData/pcid/WFY0TEST000000001"
@@ -159,7 +162,7 @@ def test_circuits_of_callers_are_apart_and_bounded(monkeypatch: pytest.MonkeyPat
 
 
 def test_a_car_whose_contract_does_not_hold_here_keeps_no_other_from_the_peer(pkis: dict[str, PKI]) -> None:
-    with scripted() as peer, start(pkis, pool_id="pool-x", peer_seconds=3) as pool:
+    with scripted() as peer, start(pkis, pool_id="pool-x", peer_delivery_timeout=3) as pool:
         pool.change(peers.add(Peer("far", peer.url, token="t"), AT))
         until_known(pool, "far")
         car = pool.car()
@@ -183,7 +186,7 @@ def test_a_car_whose_contract_does_not_hold_here_keeps_no_other_from_the_peer(pk
 
 
 def test_one_contract_that_does_not_hold_here_keeps_no_other_of_the_car_from_it(pkis: dict[str, PKI]) -> None:
-    with scripted() as peer, start(pkis, pool_id="pool-x", peer_seconds=3) as pool:
+    with scripted() as peer, start(pkis, pool_id="pool-x", peer_delivery_timeout=3) as pool:
         pool.change(peers.add(Peer("far", peer.url, token="t"), AT))
         until_known(pool, "far")
         car = pool.car("iso20")
@@ -211,7 +214,7 @@ def race(
 
     Returns the EMAID that the car got, the true one and the foreign one.
     """
-    with scripted() as first, scripted() as second, start(pkis, pool_id="pool-x", peer_seconds=3) as pool:
+    with scripted() as first, scripted() as second, start(pkis, pool_id="pool-x", peer_delivery_timeout=3) as pool:
         car, stranger = pool.car(), pool.car()
         foreign = pool.publish(stranger) if known_here else pool.contract(stranger)
         true = pool.contract(car)
@@ -265,7 +268,7 @@ def hostile() -> str:
 
 
 def with_peer(pkis: dict[str, PKI], use: Callable[[Pool, Scripted], None]) -> None:
-    with scripted() as peer, start(pkis, FAR, pool_id="pool-x", peer_seconds=3) as pool:
+    with scripted() as peer, start(pkis, FAR, pool_id="pool-x", peer_delivery_timeout=3) as pool:
         pool.change(peers.add(Peer("rude", peer.url, token="t"), AT))
         until_known(pool, "rude")
         use(pool, peer)

@@ -93,8 +93,8 @@ def test_a_factory_reset_can_be_subscribed_to_by_either_of_its_names(around: Poo
 
 
 def test_each_provider_that_loses_a_contract_by_an_event_is_told_and_no_other(pkis: dict[str, PKI]) -> None:
-    options = {"pcp_webhook_secret": SECRET, "event_dispatch": True, "event_http": True}
-    with start(pkis, outbound_allow=("127.0.0.0/8",), **options) as pool, receiving() as receiver:
+    options = {"pcp_webhook_secret": SECRET, "event_dispatch": True, "event_allow_http": True}
+    with start(pkis, egress_allow_networks=("127.0.0.0/8",), **options) as pool, receiving() as receiver:
         names = {"emsp": "mo.prov.cert.updated.factory.reset", "other_emsp": "emsp.prov.cert.factory.reset"}
         for party, name in names.items():
             headers = {"Authorization": f"Bearer {pool.token(party)}"}

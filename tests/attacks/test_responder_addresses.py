@@ -67,7 +67,7 @@ def pool(server: Server) -> Iterator[Pool]:
     bad = ("ldap://ca.example/x", "http://user:secret@ca.example/", "not an address", "ftp://x")
     pkis = {name: naming(url) for name, url in addresses.items()}
     pkis["mixed"] = naming(*bad, f" {server.url}/mixed ")
-    with start(pkis, outbound_allow=LOOPBACK) as running:
+    with start(pkis, egress_allow_networks=LOOPBACK) as running:
         yield running
 
 

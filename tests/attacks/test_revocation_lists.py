@@ -36,7 +36,7 @@ def pki(server: Server) -> PKI:
 
 @pytest.fixture(scope="module")
 def pool(pki: PKI) -> Iterator[Pool]:
-    with start({"iso2": pki}, outbound_allow=("127.0.0.0/8",)) as running:
+    with start({"iso2": pki}, egress_allow_networks=("127.0.0.0/8",)) as running:
         yield running
 
 

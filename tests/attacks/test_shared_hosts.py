@@ -62,7 +62,7 @@ def pool(server: Server, names: None) -> Iterator[Pool]:
         "named": naming(f"http://ocsp.good.test:{port}/victim-named"),
         **{f"silent {n}": naming(f"http://ocsp.d{n // 2}.silent:{port}/{n}") for n in range(6)},
     }
-    with start(pkis, outbound_allow=LOOPBACK) as running:
+    with start(pkis, egress_allow_networks=LOOPBACK) as running:
         server.answers["/victim"] = lambda request: Reply(good(running.pki().emsp_sub2, request.body))
         server.answers["/victim-named"] = lambda request: Reply(good(running.pki("named").emsp_sub2, request.body))
         server.answers["/failing"] = lambda request: Reply(status=500)

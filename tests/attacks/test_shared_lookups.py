@@ -54,7 +54,7 @@ def test_a_host_is_resolved_while_another_ca_waits_for_the_same_host(server: Ser
     victim, attacker = naming(build_pki(AT), f"{host}/victim"), build_pki(AT)
     server.answers["/victim"] = lambda request: Reply(good(victim.emsp_sub2, request.body))
     urls = [*(f"http://ocsp.d{n}.silent:{port}/" for n in range(4)), *[f"{host}/attacker"] * 4]
-    with start({"iso2": victim, "attacker": attacker}, outbound_allow=LOOPBACK) as pool:
+    with start({"iso2": victim, "attacker": attacker}, egress_allow_networks=LOOPBACK) as pool:
         contracts = [pool.contract(pool.car(), signer=naming(attacker, url)) for url in urls]
         pool.token("cps")
         with ThreadPoolExecutor(len(urls)) as threads:
@@ -74,7 +74,7 @@ def test_a_list_that_one_party_cannot_fetch_is_fetched_for_another(server: Serve
     sub2 = replace(shared.emsp_sub2, addresses=Addresses(crl=f"http://crl.shared.test:{port}/list"))
     shared = replace(shared, emsp_sub2=sub2)
     server.says("/list", crl(sub2))
-    with start({"iso2": shared, "attacker": attacker}, outbound_allow=LOOPBACK) as pool:
+    with start({"iso2": shared, "attacker": attacker}, egress_allow_networks=LOOPBACK) as pool:
         fill_lookups(pool, attacker, port)
         theirs, ours = pool.contract(pool.car()), pool.contract(pool.car())
         pool.token("small_cps")
@@ -110,7 +110,7 @@ def test_a_party_that_names_many_issuers_leaves_lookups_to_another_party(
     port = server.url.rpartition(":")[2]
     victim, attacker = naming(build_pki(AT), f"http://ocsp.victim.test:{port}/victim"), build_pki(AT)
     server.answers["/victim"] = lambda request: Reply(good(victim.emsp_sub2, request.body))
-    with start({"iso2": victim, "attacker": attacker}, outbound_allow=LOOPBACK) as pool:
+    with start({"iso2": victim, "attacker": attacker}, egress_allow_networks=LOOPBACK) as pool:
         fill_lookups(pool, attacker, port)
         assert lookups() == 12  # They are silent still.
         contract = pool.contract(pool.car())

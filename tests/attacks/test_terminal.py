@@ -21,7 +21,7 @@ from cryptography.x509.oid import NameOID
 from ccp import cli
 from ccp.server import logging
 from ccp.server.audit.trail import command_actor
-from ccp.server.domain.parties import Party, Role
+from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.runtime.terminal_text import is_visible, printable, printable_json
 from ccp.server.settings import Settings
 from ccp.server.storage.queries import audit as questions
@@ -61,7 +61,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
     folder = tmp_path_factory.mktemp("hostile")
     url = new_database(folder)
     (folder / "ccp.toml").write_text(f'database = "{url}"\nlog_level = "error"\n')
-    party = Party("hostile", HOSTILE, frozenset({Role.CPO}))
+    party = Party("hostile", HOSTILE, frozenset({PartyRole.CPO}))
     peer = Peer(HOSTILE, "https://peer.example", "opnc", HOSTILE, "secret", None, HOSTILE, None, frozenset())
     entry = Entry(AT, HOSTILE, Action.ACCESS_REFUSED, {"claimed": HOSTILE, "cause": [HOSTILE]}, HOSTILE, HOSTILE)
     write(

@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from ccp.server.access import authorization_server
-from ccp.server.domain.parties import NOT_VALID, Role
+from ccp.server.domain.parties import NOT_VALID, PartyRole
 from ccp.server.http.routes.opnc import BASE
 from ccp.server.storage.engine.query import Steps
 from ccp.server.storage.queries import parties, signing_keys
@@ -40,7 +40,7 @@ def pool(request: pytest.FixtureRequest, pkis: dict[str, PKI]) -> Iterator[Pool]
     options: dict[str, Any] = {}
     if request.param == "postgresql":
         options["database"] = request.getfixturevalue("postgres").database()
-    with start({"iso2": pkis["iso2"]}, rate_failures=0, **options) as running:
+    with start({"iso2": pkis["iso2"]}, rate_limit_unauthenticated=0, **options) as running:
         yield running
 
 
@@ -86,7 +86,7 @@ def someone(pool: Pool, *, admin: bool = False) -> Someone:
     """An eMSP, OEM and CPO with ids of its own, known to the server."""
     number = next(_NUMBERS)
     client_id = f"someone-{number}"
-    roles = (Role.EMSP, Role.OEM, Role.CPO, *([Role.ADMIN] if admin else []))
+    roles = (PartyRole.EMSP, PartyRole.OEM, PartyRole.CPO, *([PartyRole.ADMIN] if admin else []))
     made = party(client_id, *roles, providers=f"DE{number:03d}", wmis=f"W{number:02d}")
     secret = authorization_server.new_secret()
     pool.change(parties.add(made, authorization_server.hash_secret(secret), AT))
@@ -213,7 +213,7 @@ def test_a_party_that_loses_its_roles_while_its_body_comes_is_refused(pool: Pool
             name: Dripping(pool, *asked[:2], by.token, asked[2], stack) for name, asked in bodies(pool, by).items()
         }
         reached(pool, by.token)
-        by.loses(roles=frozenset({Role.CPS}), wmis=frozenset(), all_providers=True, provider_ids=frozenset())
+        by.loses(roles=frozenset({PartyRole.CPS}), wmis=frozenset(), all_providers=True, provider_ids=frozenset())
         by.knows_of(403)
         before = everything(pool)
         for name, request in begun.items():
@@ -223,7 +223,7 @@ def test_a_party_that_loses_its_roles_while_its_body_comes_is_refused(pool: Pool
 
 
 def test_a_token_whose_key_is_revoked_while_the_body_comes_is_refused(pkis: dict[str, PKI]) -> None:
-    with start({"iso2": pkis["iso2"]}, rate_failures=0) as running, ExitStack() as stack:
+    with start({"iso2": pkis["iso2"]}, rate_limit_unauthenticated=0) as running, ExitStack() as stack:
         by = someone(running, admin=True)
         begun = {
             name: Dripping(running, *asked[:2], by.token, asked[2], stack)
@@ -243,8 +243,11 @@ def test_a_foreign_caller_whose_token_or_key_ends_while_its_body_comes_is_refuse
     pkis: dict[str, PKI],
 ) -> None:
     with fake_issuer() as fake, ExitStack() as stack:
-        options: dict[str, Any] = {"issuers": (fake.entry(refresh=1),), "outbound_allow": ("127.0.0.0/8",)}
-        running = stack.enter_context(start({"iso2": pkis["iso2"]}, rate_failures=0, **options))
+        options: dict[str, Any] = {
+            "issuers": (fake.entry(jwks_refresh_interval=1),),
+            "egress_allow_networks": ("127.0.0.0/8",),
+        }
+        running = stack.enter_context(start({"iso2": pkis["iso2"]}, rate_limit_unauthenticated=0, **options))
         car = running.car()
         body = running.contract(car).body
         roles = {"roles": ["emsp", "cpo"], "providers": ["DEEXA"]}

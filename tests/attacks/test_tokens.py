@@ -49,12 +49,12 @@ WITHOUT_KEYS = {
 
 def trusting(pkis: dict[str, PKI], fake: FakeIssuer, **options: Any) -> Any:
     issuers = (fake.entry(**options),)
-    return start({"iso2": pkis["iso2"]}, issuers=issuers, outbound_allow=("127.0.0.0/8",))
+    return start({"iso2": pkis["iso2"]}, issuers=issuers, egress_allow_networks=("127.0.0.0/8",))
 
 
 @pytest.mark.parametrize("name", WITHOUT_KEYS)
 def test_keys_that_an_issuer_withdraws_end_after_one_refresh_interval(pkis: dict[str, PKI], name: str) -> None:
-    with fake_issuer() as fake, trusting(pkis, fake, refresh=2, pause=0.1) as running:
+    with fake_issuer() as fake, trusting(pkis, fake, jwks_refresh_interval=2, jwks_refresh_cooldown=0.1) as running:
         cached, fresh = fake.token(), fake.token(sub="never seen before")
         assert post(running, cached).status_code == 400, "let in, and told that the body is empty"
         asked = fake.asked
@@ -71,7 +71,7 @@ def test_keys_that_an_issuer_withdraws_end_after_one_refresh_interval(pkis: dict
 
 
 def test_keys_end_in_time_also_when_the_issuer_goes_down_after_it_withdrew_them(pkis: dict[str, PKI]) -> None:
-    with fake_issuer() as fake, trusting(pkis, fake, refresh=2, pause=0.1) as running:
+    with fake_issuer() as fake, trusting(pkis, fake, jwks_refresh_interval=2, jwks_refresh_cooldown=0.1) as running:
         token = fake.token()
         assert post(running, token).status_code == 400
         asked = fake.asked
@@ -82,7 +82,7 @@ def test_keys_end_in_time_also_when_the_issuer_goes_down_after_it_withdrew_them(
 
 
 def test_keys_stay_when_the_issuer_publishes_them_again_within_the_interval(pkis: dict[str, PKI]) -> None:
-    with fake_issuer() as fake, trusting(pkis, fake, refresh=3, pause=0.1) as running:
+    with fake_issuer() as fake, trusting(pkis, fake, jwks_refresh_interval=3, jwks_refresh_cooldown=0.1) as running:
         token = fake.token()
         assert post(running, token).status_code == 400
         asked = fake.asked
@@ -194,7 +194,7 @@ def test_a_token_request_with_two_authorization_headers_is_400(pool: Pool) -> No
 @pytest.fixture(scope="module")
 def binding(pkis: dict[str, PKI]) -> Iterator[Pool]:
     """A pool whose proxy is the test."""
-    with start({"iso2": pkis["iso2"]}, client_certificate_header=HEADER, bind_tokens=True) as running:
+    with start({"iso2": pkis["iso2"]}, client_certificate_header=HEADER, certificate_bound_tokens=True) as running:
         yield running
 
 
@@ -249,7 +249,7 @@ def test_a_missing_certificate_says_nothing_of_the_secret_and_counts_as_no_login
 
 
 def test_a_certificate_header_from_elsewhere_binds_nothing_and_gets_no_token(pkis: dict[str, PKI]) -> None:
-    options: dict[str, Any] = {"client_certificate_header": HEADER, "bind_tokens": True}
+    options: dict[str, Any] = {"client_certificate_header": HEADER, "certificate_bound_tokens": True}
     with start({"iso2": pkis["iso2"]}, trusted_proxies=("10.0.0.0/8",), **options) as running:
         answer = asked_for(running, OURS.escaped)
         assert answer.status_code == 401

@@ -187,7 +187,7 @@ def test_sha256_requests_go_by_the_issuer_too(server: Server) -> None:
 
     server.answers["/ocsp"] = answering
     fingerprint = addressed.cps_sub2.certificate.fingerprint
-    with start({"iso2": addressed}, ocsp_sha256=(fingerprint,), outbound_allow=("127.0.0.0/8",)) as pool:
+    with start({"iso2": addressed}, ocsp_sha256=(fingerprint,), egress_allow_networks=("127.0.0.0/8",)) as pool:
         known_ca(pool, addressed.cps_sub2.certificate)
         sha256 = bytes.fromhex("0609608648016503040201")
         _until(

@@ -27,7 +27,7 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 @pytest.fixture(scope="module")
 def shared(pkis: dict[str, PKI]) -> Iterator[Pool]:
-    with start(pkis, cleanse_interval=0) as pool:
+    with start(pkis, purge_interval=0) as pool:
         yield pool
 
 
@@ -108,7 +108,7 @@ def test_a_contract_with_one_variant_that_is_still_valid_stays(around: Pool) -> 
 def test_a_contract_that_expired_within_the_grace_period_stays(around: Pool, tmp_path: Path) -> None:
     contract = around.publish(around.car())
     around.expire(contract.emaid)
-    configure(tmp_path, around, cleanse_grace=3600)
+    configure(tmp_path, around, purge_grace=3600)
     assert cleansed() == {}
     assert around.stored(contract.emaid) == 1
     around.sql("update contract set valid_to = valid_to - 3600")
@@ -118,7 +118,7 @@ def test_a_contract_that_expired_within_the_grace_period_stays(around: Pool, tmp
 def test_a_revoked_contract_is_not_kept_for_a_grace_period(around: Pool) -> None:
     contract = around.publish(around.car())
     revoke(around, contract)
-    assert cleansed(env={"CCP_CLEANSE_GRACE": "3600"}) == {contract.emaid: "revoked"}
+    assert cleansed(env={"CCP_PURGE_GRACE": "3600"}) == {contract.emaid: "revoked"}
 
 
 def test_cleansing_tells_programs_nothing_but_json(around: Pool) -> None:
@@ -131,7 +131,7 @@ def test_cleansing_tells_programs_nothing_but_json(around: Pool) -> None:
 
 
 def test_a_pool_cleanses_by_itself(pkis: dict[str, PKI]) -> None:
-    with start(pkis, cleanse_interval=1) as pool:
+    with start(pkis, purge_interval=1) as pool:
         contract, fine = pool.publish(pool.car()), pool.publish(pool.car())
         pool.expire(contract.emaid)
         deadline = time.monotonic() + 30

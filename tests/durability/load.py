@@ -59,7 +59,7 @@ class Served:
             "CCP_MAX_CONTRACTS_PER_VEHICLE": str(self.settings.max_contracts_per_vehicle),
             "CCP_MAX_CONTRACTS_PER_VEHICLE_AND_PROVIDER": str(self.settings.max_contracts_per_vehicle_and_provider),
             "CCP_EVENT_DISPATCH": str(self.settings.event_dispatch),
-            "CCP_OUTBOUND_ALLOW": json.dumps(self.settings.outbound_allow),
+            "CCP_EGRESS_ALLOW_NETWORKS": json.dumps(self.settings.egress_allow_networks),
         }
         command = [sys.executable, "-c", "from ccp.cli import main; main()", "serve"]
         with (self.folder / "server.log").open("ab") as log:
@@ -176,7 +176,7 @@ def serving(
         database=database,
         base_url=base_url.rsplit(":", 1)[0] + f":{port}",
         event_dispatch=dispatch,
-        outbound_allow=("127.0.0.0/8",),
+        egress_allow_networks=("127.0.0.0/8",),
         max_contracts_per_vehicle=100_000,
         max_contracts_per_vehicle_and_provider=100_000,
     )

@@ -170,7 +170,7 @@ def sandbox() -> Iterator[Sandbox]:
         folder = Path(name) / ".sandbox"
         world = create(folder, base_url, AT, store_samples=True)
         # Partners' servers of this test are on loopback and without TLS.
-        lax = {"log_level": "error", "event_http": True, "outbound_allow": ("127.0.0.0/8",)}
+        lax = {"log_level": "error", "event_allow_http": True, "egress_allow_networks": ("127.0.0.0/8",)}
         with running(settings.load(folder / "ccp.toml", **lax), listening), scripted() as partners:
             yield Sandbox(base_url, world, folder, partners)
 

@@ -19,7 +19,7 @@ from ccp.errors import ConfigurationError
 from ccp.ids import WMI, Namespace, ProviderId
 from ccp.server import settings
 from ccp.server.audit.trail import command_actor
-from ccp.server.domain.parties import Caller, Party, Role
+from ccp.server.domain.parties import Caller, Party, PartyRole
 from ccp.server.storage import Store
 from ccp.server.storage.queries import parties
 
@@ -86,7 +86,7 @@ def _publisher(config: Path | None, client_id: str | None) -> Party:
     """The party that publishes: a registered one, or the operator, who may for all providers."""
     if client_id is None:
         name = command_actor()
-        return Party(name, name, frozenset({Role.CPS}), all_providers=True)
+        return Party(name, name, frozenset({PartyRole.CPS}), all_providers=True)
 
     async def find(store: Store) -> Party | None:
         return await store.read(parties.by_client_id(client_id))

@@ -14,7 +14,7 @@ from ccp.cli.output import ConfigOption, JsonOption, print_json, print_table, sa
 from ccp.errors import ConfigurationError, MismatchError
 from ccp.server.access.party_registry import DEFAULT_OVERLAP, Actor, End, Register, Shown
 from ccp.server.audit.trail import command_actor
-from ccp.server.domain.parties import Party, Role, made, parsed
+from ccp.server.domain.parties import Party, PartyRole, made, parsed
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -27,7 +27,7 @@ _SETS = ("roles", "provider_ids", "wmis", "operator_ids")
 @app.command()
 def add(
     name: Annotated[str, typer.Argument(help="The organisation's name.")],
-    role: Annotated[list[Role], typer.Option(help="Role; may be given several times.")],
+    role: Annotated[list[PartyRole], typer.Option(help="PartyRole; may be given several times.")],
     provider_id: Annotated[Texts, typer.Option(help="Provider id of an eMSP, or one that a CPS signs for.")] = [],  # noqa: B006
     all_providers: Annotated[
         bool, typer.Option("--all-providers", help="A CPS that signs for every provider.")
@@ -92,9 +92,9 @@ def show(name: Named, config: ConfigOption = None, as_json: JsonOption = False) 
 def edit(
     name: Named,
     new_name: Annotated[str | None, typer.Option("--name", help="New name.")] = None,
-    add_role: Annotated[list[Role], typer.Option(help="Give a role.")] = [],  # noqa: B006
+    add_role: Annotated[list[PartyRole], typer.Option(help="Give a role.")] = [],  # noqa: B006
     remove_role: Annotated[
-        list[Role], typer.Option(help="Take a role, and with it the ids that no other role of the party uses.")
+        list[PartyRole], typer.Option(help="Take a role, and with it the ids that no other role of the party uses.")
     ] = [],  # noqa: B006
     add_provider_id: Annotated[Texts, typer.Option(help="Add a provider id.")] = [],  # noqa: B006
     remove_provider_id: Annotated[Texts, typer.Option(help="Take a provider id.")] = [],  # noqa: B006

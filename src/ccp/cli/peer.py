@@ -98,7 +98,7 @@ def call(party_id: Annotated[str, typer.Argument(help="The pool's party id.")], 
     if peer is None:
         raise NotFound(f"There is no peer {party_id}.")
     routing = Routing(to_type="ccp", to_id=party_id)
-    seconds = settings.load(config).peer_seconds
+    seconds = settings.load(config).peer_delivery_timeout
     with Client(**client_options(peer, seconds)) as client:  # type: ignore[arg-type]
         try:
             client.deliver(b"\0", Namespace.ISO2, routing=routing, seconds=seconds)

@@ -130,12 +130,12 @@ def _shared(effective: Settings, given: dict[str, Any]) -> Iterator[None]:
 
     Rates are kept in another place where the settings name one.
     """
-    file = effective.limits_file
+    file = effective.rate_limit_file
     with ExitStack() as stack:
         if effective.workers > 1:
             folder = Path(stack.enter_context(TemporaryDirectory(prefix="opnc-ccp-")))
             if file is None:
-                given["limits_file"] = file = folder / "limits"
+                given["rate_limit_file"] = file = folder / "limits"
             if effective.metrics is not MetricsAccess.OFF:
                 (folder / "metrics").mkdir()
                 os.environ[_METRICS_FOLDER] = str(folder / "metrics")

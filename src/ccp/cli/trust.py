@@ -155,7 +155,7 @@ def sync(
         raise ConfigurationError("There is no Root Certificate Pool: rcp_url is not set.")
 
     async def run(store: Store) -> Synchronised:
-        outbound = Outbound(effective.outbound_allow)
+        outbound = Outbound(effective.egress_allow_networks)
         try:
             rcp = Neighbours.of(effective, outbound).roots
             assert rcp is not None, "rcp_url is set"

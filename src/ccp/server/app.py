@@ -197,7 +197,7 @@ def assemble(
     trust = Trust(store)
     budget = LoopBudget()
     loop_lag = LoopLag(numbers.loop_lagged)
-    outbound = Outbound(config.outbound_allow, budget=budget)
+    outbound = Outbound(config.egress_allow_networks, budget=budget)
     neighbours = Neighbours.of(config, outbound)
     guard = ClockGuard(clock, store.time)
     revocation = RevocationService(store, outbound, config, clock, background=background, checked_now=guard.checked)
@@ -309,7 +309,7 @@ def create(config: Settings | None = None) -> FastAPI:
     )
 
     pseudonyms, refusals = Pseudonyms(config), Refusals(store)
-    health = Health(store, config.drain_seconds, trust.reasons, background.reasons, guard.reasons)
+    health = Health(store, config.drain_period, trust.reasons, background.reasons, guard.reasons)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
@@ -330,8 +330,8 @@ def create(config: Settings | None = None) -> FastAPI:
             background.add(issuer.refreshing())
         if neighbours.roots is not None:
             background.add(anchors.synchronising(store, neighbours.roots, config.rcp_interval, clock))
-        if config.cleanse_interval:
-            background.add(cleansing(pool, config.cleanse_interval, guard.checked))
+        if config.purge_interval:
+            background.add(cleansing(pool, config.purge_interval, guard.checked))
         if config.event_dispatch:
             dispatcher.open()
         refusals.open(background)
@@ -363,11 +363,11 @@ def create(config: Settings | None = None) -> FastAPI:
         redirect_slashes=False,
     )
     changed = built.subscribers.refresh
-    webhooks = Webhooks(store, http=config.event_http, changed=changed, outbound=built.outbound)
+    webhooks = Webhooks(store, http=config.event_allow_http, changed=changed, outbound=built.outbound)
     # Before everything else: Starlette goes through routes in order, and these carry the load.
     app.router.routes[:0] = [
         *opnc.router(pool, edge).routes,
-        *oauth.routes(authority, edge, issuer=config.public_url, bind=config.bind_tokens),
+        *oauth.routes(authority, edge, issuer=config.public_url, bind=config.certificate_bound_tokens),
         pcp_webhook.pcp_route(edge, pool, config.pcp_webhook_secret),
         *events.router(webhooks, edge).routes,
         *admin.router(Register(store), edge).routes,
@@ -375,7 +375,7 @@ def create(config: Settings | None = None) -> FastAPI:
         *metrics.routes(numbers, edge, config.metrics),
     ]
     if config.opcp:
-        app.router.routes[1:1] = opcp.router(pool, edge, config.opcp_negative).routes
+        app.router.routes[1:1] = opcp.router(pool, edge, config.opcp_no_contract_response).routes
     shortcut = Shortcut(app.framework, app.router.routes)
     app.front = Tracing(Gate(shortcut, limits), pseudonyms, refusals, numbers)
     app.add_exception_handler(Exception, errors.crashed)

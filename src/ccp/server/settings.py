@@ -28,7 +28,7 @@ from ccp.errors import ConfigurationError, FieldError
 from ccp.ids import WMI, OperatorId, ProviderId
 from ccp.server.domain.contracts import NoDefaultPolicy, RootMatch
 from ccp.server.domain.default_contracts import AutomaticDefault
-from ccp.server.domain.parties import Role
+from ccp.server.domain.parties import PartyRole
 from ccp.server.domain.token_algorithms import ALGORITHMS
 from ccp.server.runtime.redacted_urls import hide_credentials, hide_in_text
 from ccp.x509.issuer_map import parse_issuer
@@ -43,7 +43,7 @@ class VehicleTrust(StrEnum):
     SIGNATURE = "signature"
 
 
-class RevocationPolicy(StrEnum):
+class RevocationMode(StrEnum):
     """Which certificates need evidence that they are not revoked."""
 
     WHEN_NAMED = "when-named"
@@ -51,7 +51,7 @@ class RevocationPolicy(StrEnum):
     OFF = "off"
 
 
-class LogIds(StrEnum):
+class LogIdentifiers(StrEnum):
     """What the log says of EMAIDs and PCIDs: a keyed hash of each, no more than their owners, or the ids themselves."""
 
     PSEUDONYM = "pseudonym"
@@ -89,20 +89,26 @@ class IssuerSettings(BaseModel):
         None, description="What callers' names begin with, before a colon; the whole issuer if not given."
     )
     client_claim: str = Field("sub", description="Claim with the caller's name.")
-    denied: tuple[str, ...] = Field((), description="Callers that are refused, by that claim.")
-    roles: tuple[Role, ...] = Field((), description="Roles that every caller has.")
+    denied_clients: tuple[str, ...] = Field((), description="Callers that are refused, by that claim.")
+    roles: tuple[PartyRole, ...] = Field((), description="Roles that every caller has.")
     role_claim: str | None = Field(None, description="Claim with a caller's roles.")
-    role_map: dict[str, Role] = Field({}, description="Role by value of role_claim; empty: its values are our roles.")
+    role_map: dict[str, PartyRole] = Field(
+        {}, description="Role by value of role_claim; empty: its values are our roles."
+    )
     provider_claim: str | None = Field(None, description="Claim with provider ids.")
     wmi_claim: str | None = Field(None, description="Claim with WMIs.")
     operator_claim: str | None = Field(None, description="Claim with operator ids.")
     all_providers: bool = Field(False, description="Its CPSs sign for every provider.")
-    only_roles: tuple[Role, ...] | None = Field(None, description="Roles it may vouch for; all but admin if not given.")
-    only_provider_ids: tuple[str, ...] | None = Field(None, description="Provider ids it may vouch for; else any.")
-    only_wmis: tuple[str, ...] | None = Field(None, description="WMIs it may vouch for; else any.")
-    only_operator_ids: tuple[str, ...] | None = Field(None, description="Operator ids it may vouch for; else any.")
-    refresh: Annotated[int, Field(ge=1)] = Field(300, description="Seconds between two looks at its keys.")
-    pause: Annotated[float, Field(ge=0.1)] = Field(
+    allowed_roles: tuple[PartyRole, ...] | None = Field(
+        None, description="Roles it may vouch for; all but admin if not given."
+    )
+    allowed_provider_ids: tuple[str, ...] | None = Field(None, description="Provider ids it may vouch for; else any.")
+    allowed_wmis: tuple[str, ...] | None = Field(None, description="WMIs it may vouch for; else any.")
+    allowed_operator_ids: tuple[str, ...] | None = Field(None, description="Operator ids it may vouch for; else any.")
+    jwks_refresh_interval: Annotated[int, Field(ge=1)] = Field(
+        300, description="Seconds between two looks at its keys."
+    )
+    jwks_refresh_cooldown: Annotated[float, Field(ge=0.1)] = Field(
         10, description="Least seconds between two looks that unknown keys bring about."
     )
     leeway: Annotated[int, Field(ge=0, le=300)] = Field(30, description="Seconds that its clock may be ahead of ours.")
@@ -124,10 +130,14 @@ class IssuerSettings(BaseModel):
             raise ValueError("cli is what the audit trail calls commands")
         return value
 
-    @field_validator("only_provider_ids", "only_wmis", "only_operator_ids")
+    @field_validator("allowed_provider_ids", "allowed_wmis", "allowed_operator_ids")
     @classmethod
     def _are_ids(cls, value: tuple[str, ...] | None, info: ValidationInfo) -> tuple[str, ...] | None:
-        kinds = {"only_provider_ids": ProviderId.parse, "only_wmis": WMI.parse, "only_operator_ids": OperatorId.parse}
+        kinds = {
+            "allowed_provider_ids": ProviderId.parse,
+            "allowed_wmis": WMI.parse,
+            "allowed_operator_ids": OperatorId.parse,
+        }
         parse = kinds[info.field_name or ""]
         try:
             return None if value is None else tuple(parse(text) for text in value)
@@ -143,10 +153,10 @@ class IssuerSettings(BaseModel):
         if not self.roles and self.role_claim is None:
             raise ValueError("roles or role_claim is needed: callers without a role may do nothing")
         given = set(self.roles) | set(self.role_map.values())
-        if not given <= self.allowed_roles:
-            raise ValueError(f"{', '.join(sorted(given - self.allowed_roles))} has to be in only_roles")
-        if self.all_providers and self.only_provider_ids is not None:
-            raise ValueError("all_providers and only_provider_ids contradict each other")
+        if not given <= self.permitted_roles:
+            raise ValueError(f"{', '.join(sorted(given - self.permitted_roles))} has to be in allowed_roles")
+        if self.all_providers and self.allowed_provider_ids is not None:
+            raise ValueError("all_providers and allowed_provider_ids contradict each other")
         return self
 
     @property
@@ -155,17 +165,17 @@ class IssuerSettings(BaseModel):
         return self.prefix or self.issuer
 
     @property
-    def allowed_roles(self) -> frozenset[Role]:
-        return frozenset(Role) - {Role.ADMIN} if self.only_roles is None else frozenset(self.only_roles)
+    def permitted_roles(self) -> frozenset[PartyRole]:
+        return frozenset(PartyRole) - {PartyRole.ADMIN} if self.allowed_roles is None else frozenset(self.allowed_roles)
 
-    def role_of(self, word: str) -> Role | None:
+    def role_of(self, word: str) -> PartyRole | None:
         """What a value of role_claim stands for."""
         if self.role_map:
             return self.role_map.get(word)
-        return Role(word) if word in set(Role) else None
+        return PartyRole(word) if word in set(PartyRole) else None
 
 
-class OPCPNegative(StrEnum):
+class OPCPNoContractResponse(StrEnum):
     """How OPCP answers when there is nothing for a car: with the message that says so, or with an HTTP error.
 
     Clients hand nothing but the 200 on to the charging station.
@@ -215,7 +225,7 @@ class Settings(BaseSettings):
     token_key_lifetime: Annotated[int, Field(ge=0)] = Field(
         2_592_000, description="Age at which a key that signs access tokens is replaced, seconds; 0: by command alone."
     )
-    bind_tokens: bool = Field(
+    certificate_bound_tokens: bool = Field(
         False, description="Bind a token to the client certificate that it was requested with (RFC 8705)."
     )
     issuers: tuple[IssuerSettings, ...] = Field(
@@ -242,12 +252,12 @@ class Settings(BaseSettings):
         RootMatch.LENIENT,
         description="The vehicle lists none of our V2G roots. lenient: newest variant. strict: nothing.",
     )
-    revocation: RevocationPolicy = Field(
-        RevocationPolicy.WHEN_NAMED,
+    revocation: RevocationMode = Field(
+        RevocationMode.WHEN_NAMED,
         description="when-named: certificates that name a CRL or OCSP address, or whose issuer has one in crl_urls, "
         "need fresh evidence. require: all do. off: laboratories only.",
     )
-    stale_grace: Annotated[int, Field(ge=0)] = Field(
+    revocation_grace: Annotated[int, Field(ge=0)] = Field(
         0, description="How long evidence may be past its nextUpdate and still serve a delivery, seconds."
     )
     crl_urls: dict[str, str] = Field(
@@ -258,7 +268,7 @@ class Settings(BaseSettings):
     ocsp_sha256: tuple[str, ...] = Field(
         (), description="Issuers (as in crl_urls) whose OCSP responders are asked with SHA-256 CertIDs."
     )
-    outbound_allow: tuple[str, ...] = Field(
+    egress_allow_networks: tuple[str, ...] = Field(
         (),
         description="Networks (CIDR) that are not public but may be called for CRLs, OCSP and partners all the same.",
     )
@@ -283,14 +293,14 @@ class Settings(BaseSettings):
     operator_cas: tuple[str, ...] = Field(
         (), description="Fingerprints of the contract CAs whose certificates are revoked through pki_url on DELETE."
     )
-    cleanse_interval: Annotated[int, Field(ge=0)] = Field(
+    purge_interval: Annotated[int, Field(ge=0)] = Field(
         3600, description="Seconds between two runs that remove expired and revoked contracts; 0 for none."
     )
-    cleanse_grace: Annotated[int, Field(ge=0)] = Field(0, description="How long an expired contract is kept, seconds.")
+    purge_grace: Annotated[int, Field(ge=0)] = Field(0, description="How long an expired contract is kept, seconds.")
     pool_id: Annotated[str, Field(pattern=r"^[!-~]{1,64}$")] | None = Field(
         None, description="This pool's own party id, as others write it in OPNC-to-party-id."
     )
-    peer_seconds: Annotated[float, Field(gt=0, le=4)] = Field(
+    peer_delivery_timeout: Annotated[float, Field(gt=0, le=4)] = Field(
         1.5, description="How long other pools may take to answer for a car, seconds. The car waits five in all."
     )
     peer_negative_ttl: Annotated[float, Field(ge=0, le=3600)] = Field(
@@ -301,15 +311,15 @@ class Settings(BaseSettings):
         200,
         description="Requests to other pools a second that one party's broadcasts may cause in a worker. 0: no limit.",
     )
-    peer_call_seconds: Annotated[float, Field(gt=0, le=60)] = Field(
+    peer_request_timeout: Annotated[float, Field(gt=0, le=60)] = Field(
         10, description="How long another pool may take for a request that is addressed to it and no car's, seconds."
     )
     opcp: bool = Field(True, description="Speak OPCP, the predecessor of OPNC, under /v1 too.")
-    opcp_negative: OPCPNegative = Field(
-        OPCPNegative.DELIVER,
+    opcp_no_contract_response: OPCPNoContractResponse = Field(
+        OPCPNoContractResponse.DELIVER,
         description="No contract for a car, asked in OPCP. deliver: 200 with the negative message. 404: an error.",
     )
-    event_http: bool = Field(
+    event_allow_http: bool = Field(
         False, description="Take webhooks without TLS (http://) too; for laboratories, since events name contracts."
     )
     event_dispatch: bool = Field(
@@ -324,11 +334,11 @@ class Settings(BaseSettings):
     event_retries: Annotated[int, Field(ge=0, le=100)] = Field(
         3, description="How often an event is sent again that a webhook did not take."
     )
-    event_retry_seconds: Annotated[float, Field(gt=0)] = Field(3600, description="Seconds between two of these tries.")
-    event_give_up: Annotated[float, Field(gt=0)] = Field(
+    event_retry_delay: Annotated[float, Field(gt=0)] = Field(3600, description="Seconds between two of these tries.")
+    event_max_age: Annotated[float, Field(gt=0)] = Field(
         259_200, description="How long an event waits for a webhook at most, whatever keeps it, seconds."
     )
-    event_keep: Annotated[float, Field(ge=0)] = Field(
+    event_retention: Annotated[float, Field(ge=0)] = Field(
         604_800, description="How long it can be seen that an event was delivered, seconds."
     )
     max_body: Annotated[int, Field(ge=4096)] = Field(262_144, description="Largest request body, octets.")
@@ -338,39 +348,39 @@ class Settings(BaseSettings):
     max_connections: Annotated[int, Field(ge=1)] = Field(
         1000, description="Open connections of one worker, with those in a TLS handshake."
     )
-    max_connections_address: Annotated[int, Field(ge=1)] = Field(
+    max_connections_per_address: Annotated[int, Field(ge=1)] = Field(
         200, description="Open connections of one worker from one address, unless that is a trusted proxy."
     )
-    rate_address: Annotated[int, Field(ge=0)] = Field(
+    rate_limit_per_address: Annotated[int, Field(ge=0)] = Field(
         1000, description="Requests a second from one address, twice as many at once; 0: no limit."
     )
-    rate_party: Annotated[int, Field(ge=0)] = Field(
+    rate_limit_per_party: Annotated[int, Field(ge=0)] = Field(
         500, description="Requests a second of one party, twice as many at once; 0: no limit."
     )
-    rate_failures: Annotated[int, Field(ge=0)] = Field(
+    rate_limit_unauthenticated: Annotated[int, Field(ge=0)] = Field(
         5, description="Requests a second without a valid token from one address, 20 times as many at once; 0: any."
     )
-    login_failures: Annotated[int, Field(ge=0)] = Field(
+    login_failures_per_minute: Annotated[int, Field(ge=0)] = Field(
         10,
         description="Failed token requests a minute for one client id from one address (or where none is known), and "
         "five times as many for all client ids from one address, and for one client id from all; 0: no limit.",
     )
-    limits_file: Path | None = Field(
+    rate_limit_file: Path | None = Field(
         None, description="File in which processes of one machine share their rates; `ccp serve` makes one for workers."
     )
     metrics: MetricsAccess = Field(
         MetricsAccess.LOOPBACK,
         description="Who gets /metrics. loopback: this machine, and the role admin. admin: that role alone. off.",
     )
-    drain_seconds: Annotated[float, Field(ge=0, le=300)] = Field(
+    drain_period: Annotated[float, Field(ge=0, le=300)] = Field(
         0, description="How long the pool goes on after SIGTERM, no longer ready, until it closes its port, seconds."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
-    log_ids: LogIds = Field(
-        LogIds.PSEUDONYM,
+    log_identifiers: LogIdentifiers = Field(
+        LogIdentifiers.PSEUDONYM,
         description="EMAIDs and PCIDs in the log. pseudonym: a keyed hash. owner: provider id or WMI alone. clear.",
     )
-    log_key: Annotated[SecretStr, Field(min_length=16)] | None = Field(
+    log_pseudonym_key: Annotated[SecretStr, Field(min_length=16)] | None = Field(
         None, description="Key of these hashes; without it the pool makes one and keeps it in its database."
     )
     log_format: Literal["json", "console"] = Field("json", description="json for machines, console for people.")
@@ -467,8 +477,12 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
         raise ConfigurationError("tls_cert and tls_key belong together.")
     if settings.tls_client_ca is not None and settings.tls_cert is None:
         raise ConfigurationError("tls_client_ca needs tls_cert and tls_key.")
-    if settings.bind_tokens and settings.tls_client_ca is None and settings.client_certificate_header is None:
-        raise ConfigurationError("bind_tokens needs tls_client_ca or client_certificate_header.")
+    if (
+        settings.certificate_bound_tokens
+        and settings.tls_client_ca is None
+        and settings.client_certificate_header is None
+    ):
+        raise ConfigurationError("certificate_bound_tokens needs tls_client_ca or client_certificate_header.")
     issuers = [entry.issuer for entry in settings.issuers]
     if len({*issuers, settings.public_url}) <= len(issuers):
         raise ConfigurationError("issuers: each has to have a name of its own, other than base_url.")
@@ -494,7 +508,7 @@ def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
     for entry in values["issuers"] if isinstance(values.get("issuers"), list) else []:
         if isinstance(entry, dict) and isinstance(entry.get("jwks_file"), str):
             entry["jwks_file"] = folder / entry["jwks_file"]
-    for name in ("tls_cert", "tls_key", "tls_client_ca", "limits_file"):
+    for name in ("tls_cert", "tls_key", "tls_client_ca", "rate_limit_file"):
         if isinstance(values.get(name), str):
             values[name] = folder / values[name]
     database = values.get("database")

@@ -21,7 +21,7 @@ from joserfc import jwt
 from joserfc.jwk import ECKey
 
 from ccp import exi
-from ccp.server.domain.parties import Party, Role
+from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.http.routes.opnc import BASE
 from ccp.server.storage.queries import parties, signing_keys
 from ccp.testing.partners import Car
@@ -109,9 +109,9 @@ def _segment(members: dict[str, Any]) -> str:
 def _members() -> list[Party]:
     ids = {"emsp": {"providers": "DEMXA"}, "oem": {"wmis": "MXA"}, "cpo": {"operators": "DEMXC"}, "cps": {}}
     cps = {"providers": "DEMXA"}
-    only = [party(f"only_{role}", Role(role), **(cps if role == "cps" else ids.get(role, {}))) for role in ROLES]
+    only = [party(f"only_{role}", PartyRole(role), **(cps if role == "cps" else ids.get(role, {}))) for role in ROLES]
     gone_ids = {"emsp": {"providers": "DEGON"}, "oem": {"wmis": "GON"}, "cps": {"providers": "DEMXA"}}
-    return only + [party(f"gone_{role}", Role(role), **gone_ids.get(role, {})) for role in ROLES]
+    return only + [party(f"gone_{role}", PartyRole(role), **gone_ids.get(role, {})) for role in ROLES]
 
 
 @pytest.fixture(scope="module")
@@ -377,4 +377,4 @@ def test_a_role_that_the_operation_is_for_gets_what_is_its_own(
 def test_the_tables_leave_nothing_out() -> None:
     assert set(OUTCOMES) == set(MAY) == set(OPERATIONS)
     assert all(set(outcomes) == set(IDS) for outcomes in OUTCOMES.values())
-    assert set(ROLES) == set(Role)
+    assert set(ROLES) == set(PartyRole)

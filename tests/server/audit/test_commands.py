@@ -251,7 +251,7 @@ def test_the_pseudonym_of_an_id_is_its_keyed_hash_in_whatever_form_it_is_written
     assert good("audit", "pseudonym", pcid.lower(), *config).lines == [
         hmac.new(key.encode(), pcid.encode(), hashlib.sha256).hexdigest()[:16]
     ]
-    given = {"CCP_LOG_KEY": "a key of the operator"}
+    given = {"CCP_LOG_PSEUDONYM_KEY": "a key of the operator"}
     assert good("audit", "pseudonym", pcid, *config, env=given).lines == [
         hmac.new(b"a key of the operator", pcid.encode(), hashlib.sha256).hexdigest()[:16]
     ]
@@ -259,8 +259,11 @@ def test_the_pseudonym_of_an_id_is_its_keyed_hash_in_whatever_form_it_is_written
 
 
 def test_a_key_for_the_log_that_is_short_is_refused_and_none_is_ever_printed(config: tuple[object, ...]) -> None:
-    assert "log_key" in told("config", *config, env={"CCP_LOG_KEY": "short"})
-    assert "a key of the operator" not in good("config", *config, env={"CCP_LOG_KEY": "a key of the operator"}).out
+    assert "log_pseudonym_key" in told("config", *config, env={"CCP_LOG_PSEUDONYM_KEY": "short"})
+    assert (
+        "a key of the operator"
+        not in good("config", *config, env={"CCP_LOG_PSEUDONYM_KEY": "a key of the operator"}).out
+    )
 
 
 def test_times_of_rows_are_kept_to_the_microsecond(url: str, config: tuple[object, ...]) -> None:

@@ -23,7 +23,7 @@ from tests.world import ISO2, Pool, new_emaid, new_pcid, start
 
 @pytest.fixture(scope="module")
 def pool(pkis: dict[str, PKI]) -> Iterator[Pool]:
-    with start(pkis, rate_party=0, rate_address=0) as running:
+    with start(pkis, rate_limit_per_party=0, rate_limit_per_address=0) as running:
         yield running
 
 

@@ -247,7 +247,7 @@ def test_a_cleansing_by_command_leaves_a_row_of_who_gave_it_and_a_dry_run_none(p
 
 
 def test_a_cleansing_on_schedule_is_the_pools_own(pkis: dict[str, PKI], tmp_path: Path) -> None:
-    with start(pkis, cleanse_interval=1) as pool:
+    with start(pkis, purge_interval=1) as pool:
         emaid = pool.publish(pool.car()).emaid
         pool.expire(emaid)
         deadline = time.monotonic() + 30

@@ -38,7 +38,7 @@ def test_evidence_is_fetched_once_for_each_issuer_and_a_revoked_contract_is_refu
         target = database(tmp_path / "pool", {**pkis, "iso2": pki})
         file, report = tmp_path / "fleet.jsonl", tmp_path / "refused.jsonl"
         file.write_bytes(jsonl(*bodies))
-        done = imported(target, file, "--refused", report, status=1, more={"CCP_OUTBOUND_ALLOW": LOOPBACK})
+        done = imported(target, file, "--refused", report, status=1, more={"CCP_EGRESS_ALLOW_NETWORKS": LOOPBACK})
         assert counts(done) == {"created": 130, "refused": 1}
         (refused,) = reports(report)
         assert (refused["line"], refused["emaid"]) == (101, revoked)
@@ -59,7 +59,7 @@ def test_the_key_of_each_vehicle_is_asked_for_and_kept_as_put_does(tmp_path: Pat
         target = database(tmp_path / "pool", pkis)
         file = tmp_path / "fleet.jsonl"
         file.write_bytes(jsonl(body(pki, pcid=known), body(pki, pcid=unknown)))
-        more = {"CCP_OUTBOUND_ALLOW": LOOPBACK, "CCP_PCP_URL": pcp.url, "CCP_REQUIRE_KNOWN_VEHICLE": "false"}
+        more = {"CCP_EGRESS_ALLOW_NETWORKS": LOOPBACK, "CCP_PCP_URL": pcp.url, "CCP_REQUIRE_KNOWN_VEHICLE": "false"}
         imported(target, file, more=more)
         kept = dict(sql(target.url, "select pcid, provisioning_key from contract"))
         assert kept == {known: key_fingerprint(car.provisioning.certificate), unknown: None}

@@ -7,13 +7,13 @@ import pytest
 from ccp.errors import NotAuthorised
 from ccp.ids import EMAID, PCID, WMI, OperatorId, ProviderId
 from ccp.server.domain.authorization import ROLE_TABLE, Operation, Subject, authorise, authorise_sender
-from ccp.server.domain.parties import Party, Role
+from ccp.server.domain.parties import Party, PartyRole
 
 OWN_EMAID, OTHER_EMAID = EMAID("DEEXAA00000001"), EMAID("DEEXBA00000001")
 OWN_PCID, OTHER_PCID = PCID("WEX0AUTH000000001"), PCID("WXB0AUTH000000001")
 
 
-def party(*roles: Role, everyone: bool = False) -> Party:
+def party(*roles: PartyRole, everyone: bool = False) -> Party:
     """A party that owns DEEXA, DEEXC and WEX, whatever its roles."""
     return Party(
         "client", "Party", frozenset(roles), frozenset({ProviderId("DEEXA")}), everyone, frozenset({WMI("WEX")}),
@@ -23,13 +23,13 @@ def party(*roles: Role, everyone: bool = False) -> Party:
 
 # Who may do what with an own id; whatever is not here is refused. The domain rules, written down a second time.
 ALLOWED = {
-    Operation.GET_CONTRACT_DATA_BY_EMAID: {Role.EMSP},
-    Operation.GET_CONTRACT_DATA_BY_PCID: {Role.OEM},
-    Operation.DELIVER: {Role.CPO, Role.CCP},
-    Operation.PUBLISH: {Role.EMSP, Role.CPS},
-    Operation.WITHDRAW: {Role.EMSP},
-    Operation.GET_SIGNED_CONTRACT_DATA: {Role.OEM},
-    Operation.SET_DEFAULT: {Role.OEM},
+    Operation.GET_CONTRACT_DATA_BY_EMAID: {PartyRole.EMSP},
+    Operation.GET_CONTRACT_DATA_BY_PCID: {PartyRole.OEM},
+    Operation.DELIVER: {PartyRole.CPO, PartyRole.CCP},
+    Operation.PUBLISH: {PartyRole.EMSP, PartyRole.CPS},
+    Operation.WITHDRAW: {PartyRole.EMSP},
+    Operation.GET_SIGNED_CONTRACT_DATA: {PartyRole.OEM},
+    Operation.SET_DEFAULT: {PartyRole.OEM},
 }
 BY_PCID = {Operation.GET_CONTRACT_DATA_BY_PCID, Operation.GET_SIGNED_CONTRACT_DATA, Operation.SET_DEFAULT}
 
@@ -47,8 +47,8 @@ def test_every_operation_is_in_the_table() -> None:
 
 
 @pytest.mark.parametrize("operation", Operation)
-@pytest.mark.parametrize("role", Role)
-def test_a_role_may_do_what_is_its_own_and_nothing_else(operation: Operation, role: Role) -> None:
+@pytest.mark.parametrize("role", PartyRole)
+def test_a_role_may_do_what_is_its_own_and_nothing_else(operation: Operation, role: PartyRole) -> None:
     if role in ALLOWED[operation]:
         authorise(party(role), operation, subject_of(operation))
     else:
@@ -57,21 +57,21 @@ def test_a_role_may_do_what_is_its_own_and_nothing_else(operation: Operation, ro
 
 
 @pytest.mark.parametrize("operation", [operation for operation in Operation if operation is not Operation.DELIVER])
-@pytest.mark.parametrize("role", Role)
-def test_an_id_of_someone_else_is_refused_to_every_role(operation: Operation, role: Role) -> None:
+@pytest.mark.parametrize("role", PartyRole)
+def test_an_id_of_someone_else_is_refused_to_every_role(operation: Operation, role: PartyRole) -> None:
     with pytest.raises(NotAuthorised):
         authorise(party(role), operation, subject_of(operation, own=False))
 
 
 def test_the_owner_of_an_id_is_what_the_refusal_names() -> None:
     with pytest.raises(NotAuthorised, match="The provider id of DEEXBA00000001 is not registered for the caller"):
-        authorise(party(Role.EMSP), Operation.WITHDRAW, OTHER_EMAID)
+        authorise(party(PartyRole.EMSP), Operation.WITHDRAW, OTHER_EMAID)
     with pytest.raises(NotAuthorised, match="The WMI of WXB0AUTH000000001 is not registered for the caller"):
-        authorise(party(Role.OEM), Operation.SET_DEFAULT, OTHER_PCID)
+        authorise(party(PartyRole.OEM), Operation.SET_DEFAULT, OTHER_PCID)
 
 
 def test_a_provisioning_service_for_all_providers_may_publish_for_any_and_do_nothing_more() -> None:
-    cps = party(Role.CPS, everyone=True)
+    cps = party(PartyRole.CPS, everyone=True)
     authorise(cps, Operation.PUBLISH, OTHER_EMAID)
     with pytest.raises(NotAuthorised):
         authorise(cps, Operation.WITHDRAW, OTHER_EMAID)
@@ -79,11 +79,11 @@ def test_a_provisioning_service_for_all_providers_may_publish_for_any_and_do_not
 
 def test_all_providers_help_an_emsp_in_nothing() -> None:
     with pytest.raises(NotAuthorised):
-        authorise(party(Role.EMSP, everyone=True), Operation.PUBLISH, OTHER_EMAID)
+        authorise(party(PartyRole.EMSP, everyone=True), Operation.PUBLISH, OTHER_EMAID)
 
 
 def test_the_roles_of_a_party_add_up_but_each_with_its_own_ids() -> None:
-    both = party(Role.EMSP, Role.OEM)
+    both = party(PartyRole.EMSP, PartyRole.OEM)
     for operation in Operation:
         if operation is not Operation.DELIVER:
             authorise(both, operation, subject_of(operation))
@@ -100,7 +100,7 @@ def test_a_party_without_roles_may_do_nothing() -> None:
 def test_an_operation_on_an_id_is_refused_when_it_names_none() -> None:
     for operation in set(Operation) - {Operation.DELIVER}:
         with pytest.raises(NotAuthorised):
-            authorise(party(*Role), operation, None)
+            authorise(party(*PartyRole), operation, None)
 
 
 # --- From whom a request says it is ----------------------------------------------------------------------------------
@@ -109,40 +109,42 @@ def test_an_operation_on_an_id_is_refused_when_it_names_none() -> None:
 @pytest.mark.parametrize(
     ("roles", "party_type", "party_id"),
     [
-        ([Role.EMSP], None, None),
-        ([Role.EMSP], "emsp", None),
-        ([Role.EMSP], "emsp", "DE-EXA"),
-        ([Role.EMSP], "emsp", "deexa"),
-        ([Role.CPO], "cpo", "DE*EXC"),
-        ([Role.OEM], "oem", "WEX"),
-        ([Role.OEM], None, "WEX"),
-        ([Role.CPS], "cps", "whatever it is called"),
-        ([Role.CCP], "emsp", "someone else's"),
-        ([Role.CCP], None, "someone else's"),
+        ([PartyRole.EMSP], None, None),
+        ([PartyRole.EMSP], "emsp", None),
+        ([PartyRole.EMSP], "emsp", "DE-EXA"),
+        ([PartyRole.EMSP], "emsp", "deexa"),
+        ([PartyRole.CPO], "cpo", "DE*EXC"),
+        ([PartyRole.OEM], "oem", "WEX"),
+        ([PartyRole.OEM], None, "WEX"),
+        ([PartyRole.CPS], "cps", "whatever it is called"),
+        ([PartyRole.CCP], "emsp", "someone else's"),
+        ([PartyRole.CCP], None, "someone else's"),
     ],
 )
-def test_a_sender_that_fits_the_token_passes(roles: list[Role], party_type: str | None, party_id: str | None) -> None:
+def test_a_sender_that_fits_the_token_passes(
+    roles: list[PartyRole], party_type: str | None, party_id: str | None
+) -> None:
     authorise_sender(party(*roles), party_type, party_id)
 
 
 @pytest.mark.parametrize(
     ("roles", "party_type", "party_id"),
     [
-        ([Role.EMSP], "cpo", None),
-        ([Role.EMSP], "cpo", "DEEXC"),
-        ([Role.EMSP], "emsp", "DEEXB"),
-        ([Role.EMSP], "emsp", "DEEXC"),
-        ([Role.CPO], "cpo", "DEEXA"),
-        ([Role.OEM], "oem", "WXB"),
-        ([Role.EMSP], None, "DEEXB"),
-        ([Role.EMSP], "ccp", None),
-        ([Role.EMSP], "pki", "any"),
-        ([Role.EMSP], "", "DEEXA"),
+        ([PartyRole.EMSP], "cpo", None),
+        ([PartyRole.EMSP], "cpo", "DEEXC"),
+        ([PartyRole.EMSP], "emsp", "DEEXB"),
+        ([PartyRole.EMSP], "emsp", "DEEXC"),
+        ([PartyRole.CPO], "cpo", "DEEXA"),
+        ([PartyRole.OEM], "oem", "WXB"),
+        ([PartyRole.EMSP], None, "DEEXB"),
+        ([PartyRole.EMSP], "ccp", None),
+        ([PartyRole.EMSP], "pki", "any"),
+        ([PartyRole.EMSP], "", "DEEXA"),
         ([], "emsp", None),
     ],
 )
 def test_a_sender_that_does_not_fit_the_token_is_refused(
-    roles: list[Role], party_type: str | None, party_id: str | None
+    roles: list[PartyRole], party_type: str | None, party_id: str | None
 ) -> None:
     with pytest.raises(NotAuthorised, match="OPNC-from-party"):
         authorise_sender(party(*roles), party_type, party_id)

@@ -11,7 +11,7 @@ import pytest
 
 from ccp.errors import NoContract, NotFound, NothingDeliverable
 from ccp.ids import EMAID, Namespace
-from ccp.server.domain.contracts import NoDefaultPolicy, RootMatch, SignedContract, choose_many, choose_one
+from ccp.server.domain.contracts import NoDefaultPolicy, RootMatch, SignedContract, select_for_iso2, select_for_iso20
 from tests.server.storage.made import OTHER_ROOT, ROOT, variant
 
 AT = datetime(2026, 6, 1, tzinfo=UTC)
@@ -126,8 +126,13 @@ ONE = [
 def test_an_iso2_vehicle_gets_its_default_contract_or_is_told_why_not(case: One, turned: bool) -> None:
     def choose() -> SignedContract:
         stored = list(reversed(case.stored)) if turned else list(case.stored)
-        return choose_one(
-            stored, AT, listed=case.listed, good=case.good, no_default=case.no_default, root_match=case.root_match
+        return select_for_iso2(
+            stored,
+            AT,
+            root_listed=case.listed,
+            deliverable=case.good,
+            no_default=case.no_default,
+            root_match=case.root_match,
         )
 
     if len(case.expected) == 1:
@@ -167,7 +172,7 @@ def test_of_a_contracts_variants_the_newest_valid_one_that_the_vehicle_lists_is_
 ) -> None:
     stored = [OLD_ROOT, NEW_OTHER, NEWEST_EXPIRED]
     stored = stored[::-1] if turned else stored
-    assert choose_one(stored, AT, listed=listed, root_match=root_match).response.decode() == expected
+    assert select_for_iso2(stored, AT, root_listed=listed, root_match=root_match).response.decode() == expected
 
 
 # --- ISO 15118-20 ----------------------------------------------------------------------------------------------------
@@ -228,12 +233,12 @@ MANY = [
 @pytest.mark.parametrize("turned", [False, True], ids=["", "turned"])
 def test_an_iso20_vehicle_gets_its_contracts_in_order_with_the_number_left(case: Many, turned: bool) -> None:
     def choose() -> list[tuple[SignedContract, int]]:
-        return choose_many(
+        return select_for_iso20(
             list(reversed(case.stored)) if turned else list(case.stored),
             AT,
-            listed=case.listed,
-            prioritised=map(emaid, case.prioritised),
-            maximum=case.maximum,
+            root_listed=case.listed,
+            prioritized_emaids=map(emaid, case.prioritised),
+            max_chains=case.maximum,
             root_match=case.root_match,
         )
 
@@ -254,17 +259,17 @@ def test_each_contract_is_delivered_once_in_its_best_variant() -> None:
         with_response(OLD, "b", **updated(2), **OTHER),
         with_response(MIDDLE, "c", **updated(1)),
     ]
-    chosen = choose_many(stored, AT, listed=lists(ROOT), maximum=9)
+    chosen = select_for_iso20(stored, AT, root_listed=lists(ROOT), max_chains=9)
     assert [contract.response for contract, _ in chosen] == [b"a", b"c"]
-    chosen = choose_many(stored, AT, listed=lists(), maximum=9)
+    chosen = select_for_iso20(stored, AT, root_listed=lists(), max_chains=9)
     assert [contract.response for contract, _ in chosen] == [b"b", b"c"]
 
 
 def test_choosing_changes_nothing_of_what_is_stored() -> None:
     stored = [*THREE_WITH_DEFAULT, DEFAULT_A]
     before = list(stored)
-    choose_many(stored, AT, listed=lists(), prioritised=[emaid("B")], maximum=2)
-    choose_one(stored, AT, listed=lists())
+    select_for_iso20(stored, AT, root_listed=lists(), prioritized_emaids=[emaid("B")], max_chains=2)
+    select_for_iso2(stored, AT, root_listed=lists())
     assert stored == before
 
 
@@ -274,5 +279,5 @@ def test_a_contract_is_as_old_as_its_first_variant_whichever_is_delivered() -> N
         with_response(OLD, "a", **created(9)),
         with_response(MIDDLE, "b", **created(5)),
     ]
-    chosen = choose_many(stored, AT, listed=lists(ROOT), maximum=9)
+    chosen = select_for_iso20(stored, AT, root_listed=lists(ROOT), max_chains=9)
     assert [contract.response for contract, _ in chosen] == [b"a", b"b"]

@@ -29,7 +29,7 @@ WHY = "hooks.example cannot be reached."
 
 @pytest.fixture(scope="module")
 def pool(pkis: dict[str, PKI]) -> Iterator[Pool]:
-    with start({"iso2": pkis["iso2"]}, event_http=True, outbound_allow=("127.0.0.0/8",)) as running:
+    with start({"iso2": pkis["iso2"]}, event_allow_http=True, egress_allow_networks=("127.0.0.0/8",)) as running:
         yield running
 
 
@@ -234,7 +234,9 @@ def test_a_process_of_its_own_sends_events_until_it_is_told_to_stop(pool: Pool, 
         maker.on("/hook", Reply(204))
         made = subscribe(pool, "oem", CREATED, url=f"{maker.url}/hook")
         env = environment(
-            CCP_DATABASE=pool.settings.database, CCP_EVENT_HTTP="true", CCP_OUTBOUND_ALLOW='["127.0.0.0/8"]'
+            CCP_DATABASE=pool.settings.database,
+            CCP_EVENT_ALLOW_HTTP="true",
+            CCP_EGRESS_ALLOW_NETWORKS='["127.0.0.0/8"]',
         )
         process = subprocess.Popen([*COMMAND, "events", "dispatch"], stdout=log, stderr=log, env=env)
         try:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ccp.ids import EMAID, PCID, Namespace
-from ccp.server.domain.parties import Party, Role
+from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.domain.subscriptions import EventKind, Webhook
 from ccp.server.storage.queries import contracts, erasure, events, parties
 from ccp.server.storage.queries.events import Delivery, Outcome, State
@@ -33,8 +33,8 @@ from tests.server.storage.made import (
 )
 from tests.world import party
 
-OEM = party("oem", Role.OEM, wmis="WEX")
-EMSP = party("emsp", Role.EMSP, providers="DEEXA NLEXB")
+OEM = party("oem", PartyRole.OEM, wmis="WEX")
+EMSP = party("emsp", PartyRole.EMSP, providers="DEEXA NLEXB")
 HOUR = timedelta(hours=1)
 ONE = "http://one.example/"
 
@@ -90,7 +90,7 @@ def test_an_event_that_nobody_wants_leaves_the_outbox_and_nothing_is_kept(url: s
         (replace(OEM, wmis=frozenset({"WXB"})), {}, False),
         (replace(OEM, wmis=frozenset({"WXB"})), {"wmis": ("WEX",)}, False),
         (replace(OEM, enabled=False), {}, False),
-        (replace(OEM, roles=frozenset({Role.CPO})), {}, False),
+        (replace(OEM, roles=frozenset({PartyRole.CPO})), {}, False),
         (OEM, {"enabled": False}, False),
         (OEM, {"events": ("oem.contract.deleted",)}, False),
         (EMSP, {}, False),

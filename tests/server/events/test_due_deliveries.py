@@ -13,7 +13,7 @@ import pytest
 
 from ccp.errors import Unavailable
 from ccp.ids import EMAID, PCID
-from ccp.server.domain.parties import Role
+from ccp.server.domain.parties import PartyRole
 from ccp.server.domain.subscriptions import Webhook
 from ccp.server.events import Dispatcher, Subscribers, dispatcher
 from ccp.server.settings import Settings
@@ -35,7 +35,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A database with a car maker."""
     server: Server | None = None if request.param == "sqlite" else request.getfixturevalue("postgres")
     made = new_database(tmp_path) if server is None else server.emptied()
-    write(made, parties.add(party("oem", Role.OEM, wmis="WEX"), "hash", AT))
+    write(made, parties.add(party("oem", PartyRole.OEM, wmis="WEX"), "hash", AT))
     return made
 
 
@@ -113,7 +113,7 @@ def with_dispatcher(
             store = CountingStore(inner)
             subscribers = Subscribers(store)
             await subscribers.refresh()
-            config = Settings(outbound_allow=("127.0.0.0/8",), event_http=True, event_timeout=5)
+            config = Settings(egress_allow_networks=("127.0.0.0/8",), event_allow_http=True, event_timeout=5)
             made = Dispatcher(store, subscribers, config, lambda: datetime.now(UTC))
             await made.once()
             store.taken()

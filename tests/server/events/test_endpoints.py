@@ -16,7 +16,7 @@ import pytest
 
 from ccp.errors import NotAuthorised
 from ccp.schemas.event_types import EMSP, KNOWN, audience, published
-from ccp.server.domain.parties import Caller, Role
+from ccp.server.domain.parties import Caller, PartyRole
 from ccp.server.domain.subscriptions import EventKind
 from ccp.server.events.webhooks import MOST, Wanted, Webhooks
 from ccp.server.storage.engine.query import Steps
@@ -48,9 +48,9 @@ NOT_FOUND = ["There is no endpoint with this id."]
 def pool(pkis: dict[str, PKI]) -> Iterator[Pool]:
     """A pool in which nobody sends events. Tests make webhooks of their own."""
     too = [
-        party("admin", Role.ADMIN),
-        party("fresh_oem", Role.OEM, wmis="WFA WFB"),
-        party("full", Role.OEM, wmis="FUL"),
+        party("admin", PartyRole.ADMIN),
+        party("fresh_oem", PartyRole.OEM, wmis="WFA WFB"),
+        party("full", PartyRole.OEM, wmis="FUL"),
     ]
     with start({"iso2": pkis["iso2"]}, too, event_dispatch=False) as running:
         yield running
@@ -237,7 +237,7 @@ def test_the_longest_address_is_taken(pool: Pool) -> None:
 
 
 def test_addresses_without_tls_are_taken_where_the_operator_says_so(pkis: dict[str, PKI]) -> None:
-    with start({}, event_dispatch=False, event_http=True, outbound_allow=("127.0.0.0/8",)) as lax:
+    with start({}, event_dispatch=False, event_allow_http=True, egress_allow_networks=("127.0.0.0/8",)) as lax:
         made = subscribe(lax, url="http://127.0.0.1:9/x")
         assert made["url"] == "http://127.0.0.1:9/x"
         body = {"url": "http://user@127.0.0.1:9/x", "enabledEvents": [CREATED]}
@@ -359,7 +359,7 @@ def test_anothers_webhook_is_not_found_just_as_one_that_never_was(pool: Pool, op
 
 def test_a_caller_whom_another_issuer_vouches_for_cannot_subscribe(pool: Pool) -> None:
     """Who may be told what is judged from the register, where such a caller is not."""
-    stranger = party("idp.example:maker", Role.OEM, wmis="WEX")
+    stranger = party("idp.example:maker", PartyRole.OEM, wmis="WEX")
 
     async def run() -> None:
         async with opened(pool.settings) as store:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from ccp.server.domain.parties import Role
+from ccp.server.domain.parties import PartyRole
 from ccp.testing.pki import PKI
 from tests.databases import Server
 from tests.server.events.test_endpoints import (
@@ -27,7 +27,7 @@ from tests.world import Pool, party, start
 
 @pytest.fixture(scope="module")
 def pool(pkis: dict[str, PKI], postgres: Server) -> Iterator[Pool]:
-    too = [party("fresh_oem", Role.OEM, wmis="WFA WFB"), party("full", Role.OEM, wmis="FUL")]
+    too = [party("fresh_oem", PartyRole.OEM, wmis="WFA WFB"), party("full", PartyRole.OEM, wmis="FUL")]
     with start({"iso2": pkis["iso2"]}, too, event_dispatch=False, database=postgres.database()) as running:
         yield running
 

@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import CapturingLogger
 
 from ccp.errors import Unavailable
-from ccp.server.domain.parties import Role
+from ccp.server.domain.parties import PartyRole
 from ccp.server.events import HandedOut, Subscribers, delivery_notices
 from ccp.server.storage import connect
 from ccp.server.storage.queries import contracts, events, parties
@@ -25,7 +25,7 @@ def url(tmp_path: Path) -> str:
     made = new_database(tmp_path)
     write(
         made,
-        parties.add(party("emsp", Role.EMSP, providers="DEEXA"), "hash", AT),
+        parties.add(party("emsp", PartyRole.EMSP, providers="DEEXA"), "hash", AT),
         events.put_webhook(webhook("http://one.example/", "emsp", "emsp.contract.delivered.to.oem")),
         contracts.publish(variant(), AT),
         contracts.publish(variant(SECOND_CONTRACT), AT),

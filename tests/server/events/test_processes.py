@@ -16,7 +16,7 @@ import pytest
 
 from ccp.ids import EMAID, PCID
 from ccp.server import app, logging
-from ccp.server.domain.parties import Role
+from ccp.server.domain.parties import PartyRole
 from ccp.server.settings import Settings
 from ccp.server.storage.queries import contracts, events, parties
 from tests.databases import Server, sql
@@ -49,7 +49,7 @@ class Senders:
     def __init__(self, url: str, folder: Path) -> None:
         # Long enough to answer on a machine with much to do, and what was killed is free again soon: 2 * 1.2 + 2 s.
         self.values = {
-            "database": url, "outbound_allow": ("127.0.0.0/8",), "event_timeout": 1.2, "event_retry_seconds": 0.5,
+            "database": url, "egress_allow_networks": ("127.0.0.0/8",), "event_timeout": 1.2, "event_retry_delay": 0.5,
         }  # fmt: skip
         self.folder = folder
         self.numbers = itertools.count()
@@ -116,7 +116,7 @@ def in_order(arrived: list[tuple[str, str]]) -> None:
 def test_several_processes_send_in_order_nothing_twice_and_lose_nothing_when_they_are_killed(
     url: str, receiver: Receiver, tmp_path: Path
 ) -> None:
-    write(url, parties.add(party("oem", Role.OEM, wmis="WEX"), "hash", AT))
+    write(url, parties.add(party("oem", PartyRole.OEM, wmis="WEX"), "hash", AT))
     for path in HOOKS:
         write(url, events.put_webhook(webhook(receiver.url + path)))
     senders = Senders(url, tmp_path)

@@ -28,11 +28,11 @@ from tests.world import ISO20, Contract, Pool, start
 
 QUICK: dict[str, Any] = {
     "event_dispatch": True,
-    "event_http": True,
-    "outbound_allow": ("127.0.0.0/8",),
+    "event_allow_http": True,
+    "egress_allow_networks": ("127.0.0.0/8",),
     "event_timeout": 1.5,
     "event_retries": 2,
-    "event_retry_seconds": 0.3,
+    "event_retry_delay": 0.3,
 }
 CREATED, UPDATED, DELETED = (f"oem.contract.{what}" for what in ("created", "updated", "deleted"))
 EMSP = tuple(
@@ -259,7 +259,7 @@ def test_webhooks_that_hang_are_down_or_fail_delay_no_other_and_not_the_end_of_t
     The server that ends writes what it has gathered, and gives back what is on its way.
     """
     url = f"sqlite:///{tmp_path / 'ccp.db'}"
-    options = {**QUICK, "event_timeout": 60, "event_retry_seconds": 3600, "database": url}
+    options = {**QUICK, "event_timeout": 60, "event_retry_delay": 3600, "database": url}
     with receiving() as receiver, socket.socket() as closed, pytest.MonkeyPatch.context() as patch:
         patch.setattr(app, "_REFRESH_SECONDS", 0.1)
         closed.bind(("127.0.0.1", 0))
@@ -302,7 +302,7 @@ def test_a_webhook_at_an_address_that_is_not_public_is_never_called_and_what_wai
     pkis: dict[str, PKI],
 ) -> None:
     options = {
-        **QUICK, "outbound_allow": (), "event_concurrency": 1, "event_retry_seconds": 600, "event_give_up": 0.7,
+        **QUICK, "egress_allow_networks": (), "event_concurrency": 1, "event_retry_delay": 600, "event_max_age": 0.7,
     }  # fmt: skip
     with start(pkis, **options) as pool, receiving() as receiver:
         port = receiver.url.rpartition(":")[2]

@@ -138,7 +138,7 @@ def test_readiness_goes_first_then_the_port_and_what_is_asked_meanwhile_is_answe
 ) -> None:
     headers = {"Authorization": f"Bearer {pool.token('cps')}"}
     contract = pool.contract(pool.car())
-    with process(tmp_path, pool, workers=workers, drain_seconds=5) as (server, url):
+    with process(tmp_path, pool, workers=workers, drain_period=5) as (server, url):
         server.send_signal(signal.SIGTERM)
         told = time.monotonic()
         # The parent of several workers looks for signals every half a second.
@@ -184,7 +184,7 @@ def test_a_request_under_way_is_answered_before_the_server_ends(
 
 
 def test_an_interrupt_from_a_terminal_waits_for_nobody(tmp_path: Path, pool: Pool) -> None:
-    with process(tmp_path, pool, drain_seconds=200) as (server, url):
+    with process(tmp_path, pool, drain_period=200) as (server, url):
         server.send_signal(signal.SIGTERM)
         stopping(url)
         server.send_signal(signal.SIGINT)

@@ -15,7 +15,7 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from ccp.server.domain.parties import Role
+from ccp.server.domain.parties import PartyRole
 from ccp.server.events import dispatcher
 from ccp.server.metrics import Metrics
 from ccp.server.storage.queries import events, peers
@@ -57,7 +57,7 @@ def total(found: Numbers, name: str, **labels: str) -> float:
 
 # --- Who may read them -----------------------------------------------------------------------------------------------
 
-ADMIN = [party("watcher", Role.ADMIN)]
+ADMIN = [party("watcher", PartyRole.ADMIN)]
 
 
 def test_callers_on_this_machine_need_no_token(pool: Pool) -> None:
@@ -144,7 +144,12 @@ def test_requests_are_counted_by_operation_status_and_outcome_and_name_nobody(pk
 
 
 def test_what_limits_turn_away_is_counted_by_limit(pkis: dict[str, PKI]) -> None:
-    limits = {"rate_party": 1, "rate_failures": 1, "login_failures": 1, "max_connections_address": 3}
+    limits = {
+        "rate_limit_per_party": 1,
+        "rate_limit_unauthenticated": 1,
+        "login_failures_per_minute": 1,
+        "max_connections_per_address": 3,
+    }
     with start(pkis, trusted_proxies=(), **limits) as pool:
         answers = [pool.oem.get("/contractData/pcid/WEX00000000000000").status_code for _ in range(4)]
         assert answers.count(429) >= 1
@@ -175,7 +180,7 @@ def test_what_the_server_refuses_before_it_is_a_request_is_counted(pkis: dict[st
 def test_peers_are_counted_by_outcome_and_it_is_told_that_one_is_left_alone(pkis: dict[str, PKI]) -> None:
     with scripted() as bad, start(pkis, pool_id="pool-b") as there:
         bad.on(PATH, error(404), DROP)
-        with start(pkis, pool_id="pool-a", peer_seconds=1, peer_negative_ttl=0) as here:
+        with start(pkis, pool_id="pool-a", peer_delivery_timeout=1, peer_negative_ttl=0) as here:
             secret = there.world.member("peer").secret
             here.change(peers.add(Peer("pool-b", there.base_url, "opnc", "peer", secret), AT))
             here.change(peers.add(Peer("bad", bad.url, token="t"), AT))
@@ -230,8 +235,8 @@ def test_events_are_counted_by_what_came_of_them_and_by_what_they_wait_for(
     pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(dispatcher, "_COUNT_SECONDS", 0.1)
-    more = {"event_dispatch": True, "event_http": True, "event_retries": 1, "event_retry_seconds": 0.2}
-    with receiving() as receiver, start(pkis, outbound_allow=("127.0.0.0/8",), **more) as pool:
+    more = {"event_dispatch": True, "event_allow_http": True, "event_retries": 1, "event_retry_delay": 0.2}
+    with receiving() as receiver, start(pkis, egress_allow_networks=("127.0.0.0/8",), **more) as pool:
         receiver.says("/maker", 500, 200, 409, 500)
         pool.change(events.put_webhook(webhook(f"{receiver.url}/maker", "oem")))
         for _ in range(3):

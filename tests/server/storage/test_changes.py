@@ -11,7 +11,7 @@ import pytest
 from alembic import command
 
 from ccp.errors import Conflict
-from ccp.server.domain.parties import Party, Role
+from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.storage import Store, change_feed
 from ccp.server.storage.change_feed import ChangeFeed
 from ccp.server.storage.engine import schema
@@ -57,16 +57,16 @@ def test_the_log_has_each_change_under_its_number_and_keeps_the_latest(
 
 
 def test_a_change_that_is_taken_back_leaves_its_number_to_the_next_one(url: str) -> None:
-    first = party("one", Role.CPO)
+    first = party("one", PartyRole.CPO)
 
     def failing() -> Steps[None]:
-        yield from parties.add(party("other", Role.CPO), "hash", AT)
+        yield from parties.add(party("other", PartyRole.CPO), "hash", AT)
         yield from parties.add(replace(first, client_id="another"), "hash", AT)
 
     write(url, parties.add(first, "hash", AT))
     with pytest.raises(Conflict):
         write(url, failing())
-    write(url, parties.add(party("two", Role.CPO), "hash", AT))
+    write(url, parties.add(party("two", PartyRole.CPO), "hash", AT))
     assert read(url, change_counters.entries(Topic.PARTIES, 0, 10)) == [(1, "one"), (2, "two")]
 
 
@@ -231,8 +231,12 @@ def added_by_the_release_before(wanted: Party) -> Steps[list[tuple[object, ...]]
 
 
 def test_names_that_the_release_before_has_given_are_still_unique_and_found(url: str) -> None:
-    write(url, added_by_the_release_before(party("OLD", Role.CPO)), parties.add(party("new", Role.CPO), "hash", AT))
-    for wanted in (party("old", Role.CPO), replace(party("fresh", Role.CPO), name="oLd")):
+    write(
+        url,
+        added_by_the_release_before(party("OLD", PartyRole.CPO)),
+        parties.add(party("new", PartyRole.CPO), "hash", AT),
+    )
+    for wanted in (party("old", PartyRole.CPO), replace(party("fresh", PartyRole.CPO), name="oLd")):
         with pytest.raises(Conflict):
             write(url, parties.add(wanted, "hash", AT))
     assert read(url, parties.find_named("ｏｌｄ")).client_id == "OLD"
@@ -240,8 +244,8 @@ def test_names_that_the_release_before_has_given_are_still_unique_and_found(url:
     sql(url, "update party set name = 'ELSE' where client_id = 'new'")
     assert read(url, parties.find_named("else")).client_id == "new"
     with pytest.raises(Conflict):
-        write(url, parties.add(replace(party("fresh", Role.CPO), name="Else"), "hash", AT))
-    write(url, parties.add(party("fresh", Role.CPO), "hash", AT))
+        write(url, parties.add(replace(party("fresh", PartyRole.CPO), name="Else"), "hash", AT))
+    write(url, parties.add(party("fresh", PartyRole.CPO), "hash", AT))
     rows = sql(url, "select client_id, folded_id, folded_name, folded_of from party order by client_id")
     assert sorted(rows) == [("OLD", "old", "old", "OLD"), ("fresh",) * 4, ("new", "new", "else", "ELSE")]
 

@@ -10,7 +10,7 @@ import pytest
 from ccp.errors import CCPError
 from ccp.server.access.authorization_server import Authority
 from ccp.server.access.party_registry import Actor, Register
-from ccp.server.domain.parties import Party, Role
+from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.domain.subscriptions import EventKind
 from ccp.server.events import Subscribers
 from ccp.server.storage.engine import sqlite_connection
@@ -28,15 +28,15 @@ BY = Actor("cli:test")
 
 def oem(number: int) -> Party:
     digits = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-    return party(f"oem-{number}", Role.OEM, wmis=f"X{digits[number // 36]}{digits[number % 36]}")
+    return party(f"oem-{number}", PartyRole.OEM, wmis=f"X{digits[number // 36]}{digits[number % 36]}")
 
 
 def filled(url: str, more: int) -> None:
     """A maker and a provider with a webhook each, and so many others."""
 
     def first() -> Steps[None]:
-        yield from questions.add(party("maker", Role.OEM, wmis="WEX"), "hash", AT)
-        yield from questions.add(party("emsp", Role.EMSP, providers="DEEXA"), "hash", AT)
+        yield from questions.add(party("maker", PartyRole.OEM, wmis="WEX"), "hash", AT)
+        yield from questions.add(party("emsp", PartyRole.EMSP, providers="DEEXA"), "hash", AT)
         yield from events.put_webhook(webhook("http://maker.example/", "maker"))
         yield from events.put_webhook(webhook("http://emsp.example/", "emsp", EventKind.HANDED_OUT.value))
 
@@ -65,10 +65,10 @@ async def used(store: CountingStore) -> list[list[tuple[str, int]]]:
 
     await register.edit("maker", lambda p: replace(p, name="Maker Ltd"), BY, AT)
     await note()
-    await register.add(party("added", Role.CPO), BY, AT, "secret")
+    await register.add(party("added", PartyRole.CPO), BY, AT, "secret")
     await note()
     with pytest.raises(CCPError):
-        await register.add(replace(party("another", Role.CPO), name="ADDED"), BY, AT, "secret")
+        await register.add(replace(party("another", PartyRole.CPO), name="ADDED"), BY, AT, "secret")
     await note()
     assert (await register.named("maker ltd")).client_id == "maker"
     await register.disable("emsp", BY, AT)

@@ -8,7 +8,7 @@ import pytest
 
 from ccp.errors import Conflict, NotFound
 from ccp.ids import WMI, OperatorId, ProviderId
-from ccp.server.domain.parties import Party, Role
+from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.storage.queries import anchors, change_counters, parties, signing_keys
 from ccp.server.storage.queries.anchors import TrustedCertificate
 from ccp.server.storage.queries.parties import Life, Secret
@@ -16,7 +16,7 @@ from ccp.server.storage.queries.signing_keys import TokenKey
 from tests.server.storage.made import AT, SECOND, read, sql, write
 
 
-def party(name: str, *roles: Role, providers: str = "", wmis: str = "", operators: str = "") -> Party:
+def party(name: str, *roles: PartyRole, providers: str = "", wmis: str = "", operators: str = "") -> Party:
     return Party(
         f"client-{name}",
         name,
@@ -38,7 +38,7 @@ def add(url: str, *added: Party) -> None:
 
 def test_a_party_comes_back_as_it_was_added_and_the_list_is_in_order_of_names(url: str) -> None:
     everything = Party(
-        "c2", "B, with every röle", frozenset(Role), frozenset({ProviderId("DEEXA"), ProviderId("NLEXB")}), True,
+        "c2", "B, with every röle", frozenset(PartyRole), frozenset({ProviderId("DEEXA"), ProviderId("NLEXB")}), True,
         frozenset({WMI("WEX")}), frozenset({OperatorId("DEEXC")}),
     )  # fmt: skip
     nothing = Party("c1", "A, without any", frozenset())
@@ -48,7 +48,7 @@ def test_a_party_comes_back_as_it_was_added_and_the_list_is_in_order_of_names(ur
 
 
 def test_a_name_and_a_client_id_belong_to_one_party(url: str) -> None:
-    add(url, party("first", Role.CPO))
+    add(url, party("first", PartyRole.CPO))
     for other, sentence in {
         ("another", "first"): "There is a party named first already.",
         ("another", "FIRST"): "There is a party named FIRST already.",
@@ -65,12 +65,12 @@ def test_a_name_and_a_client_id_belong_to_one_party(url: str) -> None:
 
 @pytest.mark.parametrize("said", ["client-first", "first", "FIRST", "Client-First", "\uff26irst"])
 def test_a_party_is_meant_by_its_name_or_client_id_without_regard_to_case(url: str, said: str) -> None:
-    add(url, party("first", Role.CPO), party("second", Role.CPO))
+    add(url, party("first", PartyRole.CPO), party("second", PartyRole.CPO))
     assert read(url, parties.find_named(said)).client_id == "client-first"
 
 
 def test_where_an_older_release_left_names_that_differ_in_case_only_the_exact_one_is_meant(url: str) -> None:
-    add(url, party("first", Role.CPO), party("second", Role.CPO))
+    add(url, party("first", PartyRole.CPO), party("second", PartyRole.CPO))
     sql(url, "update party set name = 'FIRST' where name = 'second'")
     assert read(url, parties.find_named("first")).client_id == "client-first"
     assert read(url, parties.find_named("FIRST")).client_id == "client-second"
@@ -79,18 +79,18 @@ def test_where_an_older_release_left_names_that_differ_in_case_only_the_exact_on
 
 
 def test_the_table_of_owners_decides_even_against_what_the_parties_themselves_say(url: str) -> None:
-    add(url, party("A", Role.OEM, wmis="WEX"))
+    add(url, party("A", PartyRole.OEM, wmis="WEX"))
     sql(url, "update party set wmis = '[]'")
     with pytest.raises(Conflict, match="The WMI WEX belongs to A already"):
-        add(url, party("B", Role.OEM, wmis="WEX"))
+        add(url, party("B", PartyRole.OEM, wmis="WEX"))
     sql(url, "delete from party where name = 'A'")
     with pytest.raises(Conflict, match="The WMI WEX belongs to another party already"):
-        add(url, party("B", Role.OEM, wmis="WEX"))
+        add(url, party("B", PartyRole.OEM, wmis="WEX"))
     assert read(url, parties.every()) == []
 
 
 def test_pages_follow_each_other_without_gap_or_repetition(url: str) -> None:
-    add(url, *(party(name, Role.CPO) for name in "dbeac"))
+    add(url, *(party(name, PartyRole.CPO) for name in "dbeac"))
     assert [p.name for p in read(url, parties.page("", 2))] == ["a", "b"]
     assert [p.name for p in read(url, parties.page("client-b", 2))] == ["c", "d"]
     assert [p.name for p in read(url, parties.page("client-d", 2))] == ["e"]
@@ -101,14 +101,18 @@ def test_pages_follow_each_other_without_gap_or_repetition(url: str) -> None:
     ("first", "second", "sentence"),
     [
         (
-            party("A", Role.EMSP, providers="DEEXA DEEXB"),
-            party("B", Role.EMSP, providers="NLEXC DEEXB"),
+            party("A", PartyRole.EMSP, providers="DEEXA DEEXB"),
+            party("B", PartyRole.EMSP, providers="NLEXC DEEXB"),
             "The provider id DEEXB belongs to A already.",
         ),
-        (party("A", Role.OEM, wmis="WEX"), party("B", Role.OEM, wmis="WEX"), "The WMI WEX belongs to A already."),
         (
-            party("A", Role.EMSP, providers="DEEXA"),
-            party("B", Role.EMSP, Role.CPS, providers="DEEXA"),
+            party("A", PartyRole.OEM, wmis="WEX"),
+            party("B", PartyRole.OEM, wmis="WEX"),
+            "The WMI WEX belongs to A already.",
+        ),
+        (
+            party("A", PartyRole.EMSP, providers="DEEXA"),
+            party("B", PartyRole.EMSP, PartyRole.CPS, providers="DEEXA"),
             "The provider id DEEXA belongs to A already.",
         ),
     ],
@@ -128,11 +132,11 @@ def test_an_id_that_another_party_owns_is_a_conflict_and_nothing_is_stored(
 @pytest.mark.parametrize(
     ("first", "second"),
     [
-        (party("A", Role.EMSP, providers="DEEXA"), party("B", Role.CPS, providers="DEEXA")),
-        (party("A", Role.CPS, providers="DEEXA"), party("B", Role.CPS, providers="DEEXA")),
-        (party("A", Role.CPS, providers="DEEXA"), party("B", Role.EMSP, providers="DEEXA")),
-        (party("A", Role.CPO, operators="DEEXA"), party("B", Role.EMSP, providers="DEEXA")),
-        (party("A", Role.OEM, wmis="WEX"), party("B", Role.EMSP, providers="DEWEX")),
+        (party("A", PartyRole.EMSP, providers="DEEXA"), party("B", PartyRole.CPS, providers="DEEXA")),
+        (party("A", PartyRole.CPS, providers="DEEXA"), party("B", PartyRole.CPS, providers="DEEXA")),
+        (party("A", PartyRole.CPS, providers="DEEXA"), party("B", PartyRole.EMSP, providers="DEEXA")),
+        (party("A", PartyRole.CPO, operators="DEEXA"), party("B", PartyRole.EMSP, providers="DEEXA")),
+        (party("A", PartyRole.OEM, wmis="WEX"), party("B", PartyRole.EMSP, providers="DEWEX")),
     ],
 )
 def test_ids_that_are_served_but_not_owned_may_be_shared(url: str, first: Party, second: Party) -> None:
@@ -142,7 +146,7 @@ def test_ids_that_are_served_but_not_owned_may_be_shared(url: str, first: Party,
 
 @pytest.mark.parametrize("named_by", ["A", "client-A"])
 def test_a_disabled_party_stays_in_the_list_and_has_no_secrets(url: str, named_by: str) -> None:
-    add(url, party("A", Role.CPO), party("B", Role.CPO))
+    add(url, party("A", PartyRole.CPO), party("B", PartyRole.CPO))
     assert write(url, parties.disable(named_by)) == "client-A"
     assert [(p.name, p.enabled) for p in read(url, parties.every())] == [("A", False), ("B", True)]
     assert read(url, parties.secrets_of("client-A", AT)) == []
@@ -150,7 +154,7 @@ def test_a_disabled_party_stays_in_the_list_and_has_no_secrets(url: str, named_b
 
 
 def test_disabling_twice_is_no_error_and_an_unknown_party_is_not_found(url: str) -> None:
-    add(url, party("A", Role.CPO))
+    add(url, party("A", PartyRole.CPO))
     for _ in range(2):
         write(url, parties.disable("A"))
     with pytest.raises(NotFound, match="There is no party named nobody"):
@@ -162,7 +166,7 @@ def test_an_unknown_client_has_no_secrets(url: str) -> None:
 
 
 def test_secrets_are_told_newest_first(url: str) -> None:
-    add(url, party("A", Role.CPO))
+    add(url, party("A", PartyRole.CPO))
     insert = (
         "insert into party_secret (client_id, created_at, hash) select client_id, created_at + 1, ? from party_secret"
     )
@@ -171,7 +175,7 @@ def test_secrets_are_told_newest_first(url: str) -> None:
 
 
 def test_a_secret_is_live_until_it_expires_and_not_at_that_moment(url: str) -> None:
-    add(url, party("A", Role.CPO))
+    add(url, party("A", PartyRole.CPO))
     life = read(url, parties.lives("client-A", AT))[0]
     assert life == Life(AT, None)
     write(url, parties.renew("client-A", "newer", AT + SECOND, life, AT + 5 * SECOND))
@@ -183,7 +187,7 @@ def test_a_secret_is_live_until_it_expires_and_not_at_that_moment(url: str) -> N
 
 
 def test_a_new_secret_is_the_newest_even_where_the_clock_was_set_back(url: str) -> None:
-    add(url, party("A", Role.CPO))
+    add(url, party("A", PartyRole.CPO))
     (life,) = read(url, parties.lives("client-A", AT))
     write(url, parties.renew("client-A", "newer", AT - 60 * SECOND, life, AT + SECOND))
     assert [each.hash for each in read(url, parties.secrets_of("client-A", AT))] == ["newer", "hash of A"]
@@ -253,7 +257,7 @@ def test_the_newest_key_is_told_first(url: str) -> None:
 
 def test_every_change_is_counted_under_its_topic_and_nothing_else_is(url: str) -> None:
     assert read(url, change_counters.numbers()) == {"webhooks": 0}
-    add(url, party("A", Role.CPO))
+    add(url, party("A", PartyRole.CPO))
     write(url, parties.disable("A"), anchors.add(trusted("v2g")), signing_keys.ensure(TokenKey("k", "p", AT)))
     write(url, anchors.remove("ab" * 32), signing_keys.ensure(TokenKey("other", "p", AT)))
     assert read(url, change_counters.numbers()) == {"parties": 2, "anchors": 2, "token_keys": 1, "webhooks": 0}

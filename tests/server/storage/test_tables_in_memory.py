@@ -11,7 +11,7 @@ import pytest
 from ccp.ids import EMAID, WMI, ProviderId
 from ccp.server.access import party_cache
 from ccp.server.access.party_cache import KnownParties
-from ccp.server.domain.parties import Party, Role
+from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.domain.subscriptions import EventKind, Webhook
 from ccp.server.events import Subscribers
 from ccp.server.events import subscribers as module
@@ -22,7 +22,7 @@ from tests.server.events.receiver import webhook
 from tests.server.storage.made import AT, opened, statements
 from tests.world import party
 
-KINDS = [kind for kind in EventKind if kind.role is Role.EMSP]
+KINDS = [kind for kind in EventKind if kind.role is PartyRole.EMSP]
 PROVIDERS = ["DEEXA", "DEEXB", "NLEXC"]
 NAMES = [f"p{number}" for number in range(4)]
 
@@ -32,7 +32,7 @@ def a_change(chance: random.Random, hooks: dict[str, Webhook], known: dict[str, 
     name = chance.choice(NAMES)
     match chance.randrange(4):
         case 0 if name not in known:
-            known[name] = party(name, Role.OEM, wmis=f"WX{name[1]}")
+            known[name] = party(name, PartyRole.OEM, wmis=f"WX{name[1]}")
             return parties.add(known[name], "hash", AT)
         case 0 | 1 if name in known:
             before = known[name]
@@ -40,7 +40,7 @@ def a_change(chance: random.Random, hooks: dict[str, Webhook], known: dict[str, 
             own = frozenset(ProviderId(p) for p in free if chance.random() < 0.7)
             known[name] = replace(
                 before, enabled=chance.random() < 0.8, provider_ids=own, wmis=frozenset({WMI(f"WX{name[1]}")}),
-                roles=frozenset({Role.OEM, Role.EMSP} if own else {Role.OEM}),
+                roles=frozenset({PartyRole.OEM, PartyRole.EMSP} if own else {PartyRole.OEM}),
             )  # fmt: skip
             return parties.update(before, known[name])
         case 2 if hooks:
@@ -112,7 +112,7 @@ def test_reading_everything_gives_the_event_loop_back_between_portions(
 
     def many() -> Steps[None]:
         for number in range(10):
-            yield from parties.add(party(f"cpo-{number}", Role.CPO), "hash", AT)
+            yield from parties.add(party(f"cpo-{number}", PartyRole.CPO), "hash", AT)
             yield from events.put_webhook(webhook("http://a.example/", f"cpo-{number}"))
 
     async def run() -> None:

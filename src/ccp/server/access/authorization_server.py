@@ -40,7 +40,7 @@ from ccp.server.access.jose import (
 from ccp.server.access.party_cache import KnownParties
 from ccp.server.access.secret_cache import KnownSecrets
 from ccp.server.access.trusted_issuers import Issuers
-from ccp.server.domain.parties import Party, Role
+from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.runtime.background import PeriodicTask
 from ccp.server.runtime.blocking_calls import BlockingCalls
 from ccp.server.settings import GREATEST_TOKEN_LIFETIME
@@ -81,7 +81,7 @@ class Grant(NamedTuple):
 
     access_token: str
     lifetime: int
-    roles: frozenset[Role]
+    roles: frozenset[PartyRole]
 
 
 def new_secret() -> str:
@@ -147,7 +147,7 @@ class _Recognised:
     client_id: str
     starts: float
     expires: float
-    roles: frozenset[Role] | None
+    roles: frozenset[PartyRole] | None
     certificate: str | None
     kid: str | None = None
     vouched: Party | None = None
@@ -301,7 +301,9 @@ class Authority:
             self._signed(client_id, at, None if roles is None else granted, certificate), self._lifetime, granted
         )
 
-    def _signed(self, client_id: str, at: datetime, roles: Collection[Role] | None, certificate: str | None) -> str:
+    def _signed(
+        self, client_id: str, at: datetime, roles: Collection[PartyRole] | None, certificate: str | None
+    ) -> str:
         stored = signing_keys.signing((key.stored for key in self._keys), at)
         if stored is None:
             raise Unavailable("There is no key to sign access tokens with.")
@@ -412,7 +414,7 @@ class Authority:
         issued, expires = _whole(claims.get("iat")), _whole(claims.get("exp"))
         if not isinstance(client_id, str) or not isinstance(scope, str | None):
             raise WrongClaim
-        roles = None if scope is None else frozenset(role for role in Role if role in scope.split())
+        roles = None if scope is None else frozenset(role for role in PartyRole if role in scope.split())
         retired = next(key.stored.retired_at for key in self._keys if key.kid == token.kid)
         latest = expires if retired is None else min(expires, retired.timestamp())
         return _Recognised(client_id, issued - _LEEWAY, latest, roles, _certificate_of(claims), token.kid)

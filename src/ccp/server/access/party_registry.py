@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 
 from ccp.errors import Conflict, FieldError, NotAuthenticated, NotAuthorised
 from ccp.server.access.authorization_server import hash_secret, new_secret
-from ccp.server.domain.parties import NOT_VALID, Party, Role, check
+from ccp.server.domain.parties import NOT_VALID, Party, PartyRole, check
 from ccp.server.runtime.blocking_calls import BlockingCalls
 from ccp.server.storage import Store
 from ccp.server.storage.engine.query import Steps
@@ -250,7 +250,7 @@ def _begin(by: Actor) -> Steps[None]:
     """
     yield from parties.lock()
     actor = yield from parties.by_client_id(by.name)
-    if actor is not None and not (actor.enabled and Role.ADMIN in actor.roles):
+    if actor is not None and not (actor.enabled and PartyRole.ADMIN in actor.roles):
         raise NotAuthorised("The caller is not an admin any more.")
     if by.kid is not None and (actor is None or not (yield from signing_keys.is_there(by.kid))):
         raise NotAuthenticated(NOT_VALID)
@@ -260,7 +260,7 @@ def _spare_itself(before: Party, after: Party) -> None:
     """An admin cannot lock itself out; somebody else, or the command line, can."""
     if before.enabled and not after.enabled:
         raise Conflict("An admin cannot disable itself.")
-    if Role.ADMIN not in after.roles:
+    if PartyRole.ADMIN not in after.roles:
         raise Conflict("An admin cannot give up its own role admin.")
 
 

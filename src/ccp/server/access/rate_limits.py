@@ -265,12 +265,12 @@ class Limits:
             self.proxies, self._meter = Proxies(()), Meter.private()
             return
         self.proxies = Proxies(config.trusted_proxies)
-        self._meter = Meter.shared(config.limits_file) if config.limits_file else Meter.private()
-        self._address = Rate.of(config.rate_address, 2 * config.rate_address)
-        self._party = Rate.of(config.rate_party, 2 * config.rate_party)
-        self._failures = Rate.of(config.rate_failures, 20 * config.rate_failures)
-        self._login = Rate.of(config.login_failures / 60, config.login_failures)
-        self._login_more = Rate.of(config.login_failures / 12, 5 * config.login_failures)
+        self._meter = Meter.shared(config.rate_limit_file) if config.rate_limit_file else Meter.private()
+        self._address = Rate.of(config.rate_limit_per_address, 2 * config.rate_limit_per_address)
+        self._party = Rate.of(config.rate_limit_per_party, 2 * config.rate_limit_per_party)
+        self._failures = Rate.of(config.rate_limit_unauthenticated, 20 * config.rate_limit_unauthenticated)
+        self._login = Rate.of(config.login_failures_per_minute / 60, config.login_failures_per_minute)
+        self._login_more = Rate.of(config.login_failures_per_minute / 12, 5 * config.login_failures_per_minute)
 
     def request(self, client: Client) -> None:
         """Any request at all, before anything of it is looked at."""

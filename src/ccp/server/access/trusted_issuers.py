@@ -36,7 +36,7 @@ from ccp.server.access.jose import (
     read_keys,
     verify,
 )
-from ccp.server.domain.parties import Party, Role
+from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.external.outbound import Outbound
 from ccp.server.runtime.background import PeriodicTask
 from ccp.server.runtime.blocking_calls import BlockingCalls
@@ -114,17 +114,17 @@ class Issuer:
 
     def _pause(self) -> float:
         """Seconds until the next look at the keys; not beyond the end of keys that were withdrawn."""
-        pause = self._entry.refresh * (0.75 + random.random() / 2)  # noqa: S311  spreads load
+        pause = self._entry.jwks_refresh_interval * (0.75 + random.random() / 2)  # noqa: S311  spreads load
         if self._withdrawn_at is None or not self._keys:
             return pause
-        return max(0.0, min(pause, self._withdrawn_at + self._entry.refresh - time.monotonic()))
+        return max(0.0, min(pause, self._withdrawn_at + self._entry.jwks_refresh_interval - time.monotonic()))
 
     def _may_know(self, kid: str | None) -> bool:
         return bool(self._keys) if kid is None else any(key.kid == kid for key in self._keys)
 
     async def _ask_out_of_turn(self) -> None:
         waiting = self._attempt is not None and not self._attempt.done()
-        if waiting or time.monotonic() - self._attempted >= self._entry.pause:
+        if waiting or time.monotonic() - self._attempted >= self._entry.jwks_refresh_cooldown:
             await self.refresh()
 
     async def _fetch(self) -> None:
@@ -151,7 +151,7 @@ class Issuer:
         """The issuer publishes a key set and no key in it that could have signed."""
         if self._withdrawn_at is None:
             self._withdrawn_at = time.monotonic()
-        left = max(0.0, self._withdrawn_at + self._entry.refresh - time.monotonic())
+        left = max(0.0, self._withdrawn_at + self._entry.jwks_refresh_interval - time.monotonic())
         ending = f"its {len(self._keys)} earlier keys end in {left:.0f} seconds" if self._keys else "there are none"
         _log.warning("issuer without usable key", issuer=self._entry.issuer, reason=f"{_why_none(unusable)}; {ending}.")
 
@@ -159,7 +159,7 @@ class Issuer:
         """End trust in keys that the issuer withdrew one refresh interval ago."""
         if self._withdrawn_at is None or not self._keys:
             return
-        if time.monotonic() - self._withdrawn_at >= self._entry.refresh:
+        if time.monotonic() - self._withdrawn_at >= self._entry.jwks_refresh_interval:
             _log.warning("issuer keys withdrawn", issuer=self._entry.issuer, keys=len(self._keys))
             self._keys = ()
             self._changed()
@@ -265,7 +265,7 @@ def party_of(entry: IssuerSettings, claims: Mapping[str, Any]) -> Party:
     name = find(claims, entry.client_claim)
     if not isinstance(name, str) or not name or not name.isprintable() or len(name) > _NAME_LENGTH:
         raise WrongClaim
-    if name in entry.denied:
+    if name in entry.denied_clients:
         raise UnknownCaller
     client_id = f"{entry.caller_prefix}:{name}"
     roles = set(entry.roles)
@@ -273,15 +273,15 @@ def party_of(entry: IssuerSettings, claims: Mapping[str, Any]) -> Party:
         words = _words(claims, entry.role_claim)
         # Tokens carry roles for other services too; those that mean nothing here are no mistake.
         roles |= {role for word in words if (role := entry.role_of(word)) is not None}
-    roles &= entry.allowed_roles
+    roles &= entry.permitted_roles
     return Party(
         client_id,
         client_id,
         frozenset(roles),
-        _ids(claims, entry.provider_claim, ProviderId, entry.only_provider_ids),
-        entry.all_providers and Role.CPS in roles,
-        _ids(claims, entry.wmi_claim, WMI, entry.only_wmis),
-        _ids(claims, entry.operator_claim, OperatorId, entry.only_operator_ids),
+        _ids(claims, entry.provider_claim, ProviderId, entry.allowed_provider_ids),
+        entry.all_providers and PartyRole.CPS in roles,
+        _ids(claims, entry.wmi_claim, WMI, entry.allowed_wmis),
+        _ids(claims, entry.operator_claim, OperatorId, entry.allowed_operator_ids),
     )
 
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from ccp.errors import FieldError
 from ccp.ids import EMAID, PCID, masked
-from ccp.server.settings import LogIds, Settings
+from ccp.server.settings import LogIdentifiers, Settings
 from ccp.server.storage import Store
 from ccp.server.storage.queries import secrets as questions
 
@@ -21,8 +21,10 @@ class Pseudonyms:
     """All workers have the same key: the setting, or else one that the first of them makes and the database keeps."""
 
     def __init__(self, config: Settings) -> None:
-        self.mode: LogIds = config.log_ids
-        self._keyed = _keyed(config.log_key.get_secret_value()) if config.log_key is not None else None
+        self.mode: LogIdentifiers = config.log_identifiers
+        self._keyed = (
+            _keyed(config.log_pseudonym_key.get_secret_value()) if config.log_pseudonym_key is not None else None
+        )
 
     async def open(self, store: Store) -> None:
         """Raises Unavailable, ConfigurationError."""
@@ -42,9 +44,9 @@ class Pseudonyms:
 
     def shown(self, canonical: EMAID | PCID | None) -> str | None:
         """What a log event says of an id; None where the settings leave it out."""
-        if canonical is None or self.mode is LogIds.OWNER:
+        if canonical is None or self.mode is LogIdentifiers.OWNER:
             return None
-        return str(canonical) if self.mode is LogIds.CLEAR else self.of(canonical)
+        return str(canonical) if self.mode is LogIdentifiers.CLEAR else self.of(canonical)
 
     def hide_ids(self, text: str) -> str:
         """A text from outside, with every id in it replaced by its pseudonym, in whatever way it is written there.
@@ -55,9 +57,9 @@ class Pseudonyms:
 
     def shown_text(self, text: str | None) -> str | None:
         """What a log event says of a text from outside that may be or hold an id, such as an unknown client id."""
-        if text is None or self.mode is LogIds.CLEAR:
+        if text is None or self.mode is LogIdentifiers.CLEAR:
             return text
-        return _replace_ids(text, _owner) if self.mode is LogIds.OWNER else self.hide_ids(text)
+        return _replace_ids(text, _owner) if self.mode is LogIdentifiers.OWNER else self.hide_ids(text)
 
 
 def _owner(canonical: EMAID | PCID) -> str:

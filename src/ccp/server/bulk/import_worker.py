@@ -216,7 +216,7 @@ async def _work(end: socket.socket, order: Order) -> None:
     channel = await Channel.over(end)
     store = connect(config.database, limits=COMMANDS)
     trust = Trust(store)
-    outbound = Outbound(config.outbound_allow)
+    outbound = Outbound(config.egress_allow_networks)
     revocation = _FetchedElsewhere(store, outbound, config, now)
     revocation.over(channel)
     pool = Pool(store, trust, revocation, NoPeers(), Neighbours.of(config, outbound), config)

@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 
 from ccp.errors import NotAuthorised
 from ccp.ids import EMAID, PCID, WMI, OperatorId, ProviderId
-from ccp.server.domain.parties import Party, Role
+from ccp.server.domain.parties import Party, PartyRole
 
 
 class Operation(StrEnum):
@@ -38,13 +38,13 @@ class AdminOperation(StrEnum):
     GET_ROLES = "GetRoles"
 
 
-class WatchOperation(StrEnum):
+class MonitoringOperation(StrEnum):
     """What those may do who watch over the pool."""
 
     GET_METRICS = "GetMetrics"
 
 
-class RootOperation(StrEnum):
+class PublicRootOperation(StrEnum):
     """What every party may do: certificates of roots are public, and every role needs some of them."""
 
     GET_ROOT_CERTIFICATES = "GetRootCertificates"
@@ -66,10 +66,10 @@ Subject: TypeAlias = EMAID | PCID | None
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """When a role's holder may do something. words: the same as `holds` says, for people."""
+    """When a role's holder may do something. description: the same as `allows` decides, in words."""
 
-    words: str
-    holds: Callable[[Party, Subject], bool]
+    description: str
+    allows: Callable[[Party, Subject], bool]
 
 
 def _has_own_provider(party: Party, subject: Subject) -> bool:
@@ -90,47 +90,55 @@ _numbers: Final = Rule("what the pool counts", lambda party, subject: True)
 _own_webhooks: Final = Rule("webhooks of its own, for events of its own ids", lambda party, subject: True)
 _anything: Final = Rule("the whole register", lambda party, subject: True)
 
-ROLE_TABLE: Final[Mapping[Operation, Mapping[Role, Rule]]] = {
-    Operation.GET_CONTRACT_DATA_BY_EMAID: {Role.EMSP: _own_provider},
-    Operation.GET_CONTRACT_DATA_BY_PCID: {Role.OEM: _own_wmi},
-    Operation.DELIVER: {Role.CPO: _any_vehicle, Role.CCP: _any_vehicle},
-    Operation.PUBLISH: {Role.EMSP: _own_provider, Role.CPS: _served_provider},
-    Operation.WITHDRAW: {Role.EMSP: _own_provider},
-    Operation.GET_SIGNED_CONTRACT_DATA: {Role.OEM: _own_wmi},
-    Operation.SET_DEFAULT: {Role.OEM: _own_wmi},
+ROLE_TABLE: Final[Mapping[Operation, Mapping[PartyRole, Rule]]] = {
+    Operation.GET_CONTRACT_DATA_BY_EMAID: {PartyRole.EMSP: _own_provider},
+    Operation.GET_CONTRACT_DATA_BY_PCID: {PartyRole.OEM: _own_wmi},
+    Operation.DELIVER: {PartyRole.CPO: _any_vehicle, PartyRole.CCP: _any_vehicle},
+    Operation.PUBLISH: {PartyRole.EMSP: _own_provider, PartyRole.CPS: _served_provider},
+    Operation.WITHDRAW: {PartyRole.EMSP: _own_provider},
+    Operation.GET_SIGNED_CONTRACT_DATA: {PartyRole.OEM: _own_wmi},
+    Operation.SET_DEFAULT: {PartyRole.OEM: _own_wmi},
 }
 """Who may do what, and for which ids. Whatever is not here is refused."""
 
-ADMIN_TABLE: Final[Mapping[AdminOperation, Mapping[Role, Rule]]] = {
-    operation: {Role.ADMIN: _anything} for operation in AdminOperation
+ADMIN_TABLE: Final[Mapping[AdminOperation, Mapping[PartyRole, Rule]]] = {
+    operation: {PartyRole.ADMIN: _anything} for operation in AdminOperation
 }
 """The same for the admin API."""
 
-WATCH_TABLE: Final[Mapping[WatchOperation, Mapping[Role, Rule]]] = {WatchOperation.GET_METRICS: {Role.ADMIN: _numbers}}
+MONITORING_TABLE: Final[Mapping[MonitoringOperation, Mapping[PartyRole, Rule]]] = {
+    MonitoringOperation.GET_METRICS: {PartyRole.ADMIN: _numbers}
+}
 """The same for watching."""
 
-ROOT_TABLE: Final[Mapping[RootOperation, Mapping[Role, Rule]]] = {
-    operation: dict.fromkeys(Role, _trusted_roots) for operation in RootOperation
+PUBLIC_ROOT_TABLE: Final[Mapping[PublicRootOperation, Mapping[PartyRole, Rule]]] = {
+    operation: dict.fromkeys(PartyRole, _trusted_roots) for operation in PublicRootOperation
 }
 """The same for what every party may ask for."""
 
-EVENT_TABLE: Final[Mapping[EventOperation, Mapping[Role, Rule]]] = {
-    operation: {Role.EMSP: _own_webhooks, Role.OEM: _own_webhooks} for operation in EventOperation
+EVENT_TABLE: Final[Mapping[EventOperation, Mapping[PartyRole, Rule]]] = {
+    operation: {PartyRole.EMSP: _own_webhooks, PartyRole.OEM: _own_webhooks} for operation in EventOperation
 }
 """The same for the event service. Whose a webhook is decides `ccp.server.events.webhooks`."""
 
-AnyOperation: TypeAlias = Operation | AdminOperation | WatchOperation | RootOperation | EventOperation
+AnyOperation: TypeAlias = Operation | AdminOperation | MonitoringOperation | PublicRootOperation | EventOperation
 
-_TABLES: Final = dict[AnyOperation, Mapping[Role, Rule]](
-    (*ROLE_TABLE.items(), *EVENT_TABLE.items(), *ADMIN_TABLE.items(), *WATCH_TABLE.items(), *ROOT_TABLE.items())
+_TABLES: Final = dict[AnyOperation, Mapping[PartyRole, Rule]](
+    (
+        *ROLE_TABLE.items(),
+        *EVENT_TABLE.items(),
+        *ADMIN_TABLE.items(),
+        *MONITORING_TABLE.items(),
+        *PUBLIC_ROOT_TABLE.items(),
+    )
 )
 
 
-def role_table() -> Iterator[tuple[AnyOperation, Role, str]]:
+def role_table() -> Iterator[tuple[AnyOperation, PartyRole, str]]:
     """Everything that is allowed: the operation, the role, and the condition in words."""
     for operation, rules in _TABLES.items():
         for role, rule in rules.items():
-            yield operation, role, rule.words
+            yield operation, role, rule.description
 
 
 def authorise_role(caller: Party, operation: AnyOperation) -> None:
@@ -147,7 +155,7 @@ def authorise(caller: Party, operation: Operation, subject: Subject = None) -> N
     """
     authorise_role(caller, operation)
     rules = ROLE_TABLE[operation]
-    if not any(rules[role].holds(caller, subject) for role in caller.roles if role in rules):
+    if not any(rules[role].allows(caller, subject) for role in caller.roles if role in rules):
         kind = "WMI" if isinstance(subject, PCID) else "provider id"
         raise NotAuthorised(f"The {kind} of {subject} is not registered for the caller.")
 
@@ -158,17 +166,21 @@ def authorise_sender(caller: Party, party_type: str | None, party_id: str | None
     party_id: a provider id, an operator id or a WMI by type; the pool cannot tell a PKI's or a CPS's. Raises
     NotAuthorised.
     """
-    if Role.CCP in caller.roles or (party_type is None and party_id is None):
+    if PartyRole.CCP in caller.roles or (party_type is None and party_id is None):
         return
     if party_type is not None and party_type not in caller.roles:
         raise NotAuthorised(f"OPNC-from-party-type is {party_type}, which the caller is not registered as.")
-    if party_id is None or party_type in ("cps", "pki", "pcp") or (party_type is None and Role.CPS in caller.roles):
+    if (
+        party_id is None
+        or party_type in ("cps", "pki", "pcp")
+        or (party_type is None and PartyRole.CPS in caller.roles)
+    ):
         return
     name = party_id.replace("-", "").replace("*", "").upper()
     own: dict[str, frozenset[ProviderId] | frozenset[OperatorId] | frozenset[WMI]] = {
-        Role.EMSP: caller.provider_ids,
-        Role.CPO: caller.operator_ids,
-        Role.OEM: caller.wmis,
+        PartyRole.EMSP: caller.provider_ids,
+        PartyRole.CPO: caller.operator_ids,
+        PartyRole.OEM: caller.wmis,
     }
     ids = own.get(party_type, frozenset()) if party_type else caller.provider_ids | caller.operator_ids | caller.wmis
     if name not in ids:

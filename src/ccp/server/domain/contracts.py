@@ -99,18 +99,18 @@ class RootMatch(StrEnum):
     STRICT = "strict"
 
 
-Listed = Callable[[SignedContract], bool]
+RootListed = Callable[[SignedContract], bool]
 """Says whether the vehicle lists the variant's V2G root."""
-Good = Callable[[SignedContract], bool]
+IsDeliverable = Callable[[SignedContract], bool]
 """Says whether nothing is held against a variant: revocation, or a key that the vehicle has no more."""
 
 
-def choose_one(
+def select_for_iso2(
     stored: Sequence[SignedContract],
     at: datetime,
     *,
-    listed: Listed,
-    good: Good = lambda contract: True,
+    root_listed: RootListed,
+    deliverable: IsDeliverable = lambda contract: True,
     no_default: NoDefaultPolicy = NoDefaultPolicy.SOLE,
     root_match: RootMatch = RootMatch.LENIENT,
 ) -> SignedContract:
@@ -119,7 +119,7 @@ def choose_one(
     Where no deliverable contract is the default, `no_default` decides. stored: every variant of the vehicle, of either
     namespace. Raises NoContract, NothingDeliverable.
     """
-    contracts = _deliverable(stored, Namespace.ISO2, at, listed, good, root_match)
+    contracts = _deliverable(stored, Namespace.ISO2, at, root_listed, deliverable, root_match)
     default = next((variant for variant in contracts if variant.is_default), None)
     if default is not None:
         return default
@@ -131,12 +131,12 @@ def choose_one(
     raise NothingDeliverable("None of the vehicle's contracts is its default.")
 
 
-def passed_over(
+def not_selected_reason(
     contract: SignedContract,
     stored: Sequence[SignedContract],
     at: datetime,
     *,
-    good: Good = lambda contract: True,
+    deliverable: IsDeliverable = lambda contract: True,
     no_default: NoDefaultPolicy = NoDefaultPolicy.SOLE,
 ) -> str | None:
     """Why an ISO 15118-2 vehicle does not get a contract that nothing else is held against: it is not the default.
@@ -147,7 +147,12 @@ def passed_over(
     if contract.namespace is not Namespace.ISO2 or contract.is_default:
         return None
     try:
-        if choose_one(stored, at, listed=lambda each: True, good=good, no_default=no_default).emaid == contract.emaid:
+        if (
+            select_for_iso2(
+                stored, at, root_listed=lambda each: True, deliverable=deliverable, no_default=no_default
+            ).emaid
+            == contract.emaid
+        ):
             return None
     except NotFound:
         pass
@@ -157,31 +162,35 @@ def passed_over(
     )
 
 
-def choose_many(
+def select_for_iso20(
     stored: Sequence[SignedContract],
     at: datetime,
     *,
-    listed: Listed,
-    good: Good = lambda contract: True,
-    prioritised: Iterable[EMAID] = (),
-    maximum: int,
+    root_listed: RootListed,
+    deliverable: IsDeliverable = lambda contract: True,
+    prioritized_emaids: Iterable[EMAID] = (),
+    max_chains: int,
     root_match: RootMatch = RootMatch.LENIENT,
 ) -> list[tuple[SignedContract, int]]:
     """The contracts that an ISO 15118-20 vehicle gets, each with the number of those left after it.
 
-    First the EMAIDs that the vehicle prioritises, in its order, then the default, then the oldest. At most `maximum`
+    First the EMAIDs that the vehicle prioritises, in its order, then the default, then the oldest. At most `max_chains`
     items; the vehicle repeats its request while the number left is above zero, and the station hands them out in turn.
     stored: every variant of the vehicle, of either namespace.
     Raises NoContract, NothingDeliverable. Source: ISO 15118-20 [V2G20-1579].
     """
-    rank = {emaid: place for place, emaid in enumerate(dict.fromkeys(prioritised))}
-    contracts = _deliverable(stored, Namespace.ISO20, at, listed, good, root_match)
+    rank = {emaid: place for place, emaid in enumerate(dict.fromkeys(prioritized_emaids))}
+    contracts = _deliverable(stored, Namespace.ISO20, at, root_listed, deliverable, root_match)
     # A contract is as old as its first variant, whichever of them the vehicle gets.
-    born: dict[EMAID, datetime] = {}
+    created_at_by_emaid: dict[EMAID, datetime] = {}
     for variant in stored:
-        born[variant.emaid] = min(born.get(variant.emaid, variant.created_at), variant.created_at)
-    contracts.sort(key=lambda c: (rank.get(c.emaid, len(rank)), not c.is_default, born[c.emaid], c.emaid))
-    chosen = contracts[:maximum]
+        created_at_by_emaid[variant.emaid] = min(
+            created_at_by_emaid.get(variant.emaid, variant.created_at), variant.created_at
+        )
+    contracts.sort(
+        key=lambda c: (rank.get(c.emaid, len(rank)), not c.is_default, created_at_by_emaid[c.emaid], c.emaid)
+    )
+    chosen = contracts[:max_chains]
     if not chosen:
         raise NothingDeliverable("The vehicle asks for no contract certificate chain.")
     return [(contract, len(chosen) - place) for place, contract in enumerate(chosen, start=1)]
@@ -191,8 +200,8 @@ def _deliverable(
     stored: Sequence[SignedContract],
     namespace: Namespace,
     at: datetime,
-    listed: Listed,
-    good: Good,
+    root_listed: RootListed,
+    deliverable: IsDeliverable,
     root_match: RootMatch,
 ) -> list[SignedContract]:
     """One variant of every contract that may be handed out now. Raises NoContract, NothingDeliverable."""
@@ -205,14 +214,14 @@ def _deliverable(
     if not valid:
         raise NothingDeliverable("No contract of the vehicle is valid now.")
     variants: dict[EMAID, list[SignedContract]] = {}
-    for variant in filter(good, valid):
+    for variant in filter(deliverable, valid):
         variants.setdefault(variant.emaid, []).append(variant)
     if not variants:
         raise NothingDeliverable("Every valid contract of the vehicle is stale, revoked, or of unknown standing.")
     best = []
     for candidates in variants.values():
         candidates.sort(key=lambda variant: variant.updated_at, reverse=True)
-        match = next(filter(listed, candidates), None)
+        match = next(filter(root_listed, candidates), None)
         if match is None and root_match is RootMatch.LENIENT:
             match = candidates[0]
         if match is not None:

@@ -22,7 +22,7 @@ NAME_LENGTH: Final = 100
 _CLIENT_ID: Final = re.compile(CLIENT_ID_PATTERN[1:-1])
 
 
-class Role(StrEnum):
+class PartyRole(StrEnum):
     """What a party is to the pool. One organisation may hold several."""
 
     EMSP = "emsp"
@@ -42,7 +42,7 @@ class Party:
 
     client_id: str
     name: str
-    roles: frozenset[Role]
+    roles: frozenset[PartyRole]
     provider_ids: frozenset[ProviderId] = frozenset()
     all_providers: bool = False
     wmis: frozenset[WMI] = frozenset()
@@ -62,7 +62,7 @@ class Party:
             "enabled": self.enabled,
         }
 
-    def without_roles(self, roles: Iterable[Role]) -> Party:
+    def without_roles(self, roles: Iterable[PartyRole]) -> Party:
         """Without the roles, and without the ids that no other role of it uses."""
         left = replace(self, roles=self.roles - set(roles))
         unused = {field: type(getattr(left, field))() for field, _ in _stray(left)}
@@ -232,22 +232,22 @@ def _lacking(party: Party) -> list[str]:
     problems: list[str] = []
     if not party.roles:
         problems.append("A party needs a role.")
-    if Role.EMSP in party.roles and not party.provider_ids:
+    if PartyRole.EMSP in party.roles and not party.provider_ids:
         problems.append("An eMSP needs a provider id.")
-    if Role.OEM in party.roles and not party.wmis:
+    if PartyRole.OEM in party.roles and not party.wmis:
         problems.append("An OEM needs a WMI.")
-    if Role.CPS in party.roles and not (party.provider_ids or party.all_providers):
+    if PartyRole.CPS in party.roles and not (party.provider_ids or party.all_providers):
         problems.append("A CPS needs the provider ids that it signs for, or all providers.")
     return problems
 
 
 def _stray(party: Party) -> list[tuple[str, str]]:
     """Fields that no role of the party uses, and what to say of each."""
-    users: tuple[tuple[str, set[Role], str], ...] = (
-        ("provider_ids", {Role.EMSP, Role.CPS}, "Provider ids are for an eMSP or a CPS."),
-        ("all_providers", {Role.CPS}, "All providers are for a CPS."),
-        ("wmis", {Role.OEM}, "WMIs are for an OEM."),
-        ("operator_ids", {Role.CPO}, "Operator ids are for a CPO."),
+    users: tuple[tuple[str, set[PartyRole], str], ...] = (
+        ("provider_ids", {PartyRole.EMSP, PartyRole.CPS}, "Provider ids are for an eMSP or a CPS."),
+        ("all_providers", {PartyRole.CPS}, "All providers are for a CPS."),
+        ("wmis", {PartyRole.OEM}, "WMIs are for an OEM."),
+        ("operator_ids", {PartyRole.CPO}, "Operator ids are for a CPO."),
     )
     return [(field, said) for field, roles, said in users if getattr(party, field) and not roles & party.roles]
 
@@ -263,9 +263,9 @@ OWNED_WMI: Final = "WMI"
 def owned(party: Party) -> list[tuple[str, str]]:
     """The ids that are the party's alone, by kind, in order. A CPS works for providers without owning them."""
     found: list[tuple[str, str]] = []
-    if Role.EMSP in party.roles:
+    if PartyRole.EMSP in party.roles:
         found += [(OWNED_PROVIDER, value) for value in sorted(party.provider_ids)]
-    if Role.OEM in party.roles:
+    if PartyRole.OEM in party.roles:
         found += [(OWNED_WMI, value) for value in sorted(party.wmis)]
     return sorted(found)
 

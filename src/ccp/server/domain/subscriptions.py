@@ -10,7 +10,7 @@ from typing import Any
 
 from ccp.ids import EMAID, PCID, WMI, ProviderId
 from ccp.schemas.event_types import published
-from ccp.server.domain.parties import OWNED_PROVIDER, OWNED_WMI, Party, Role
+from ccp.server.domain.parties import OWNED_PROVIDER, OWNED_WMI, Party, PartyRole
 
 
 class EventKind(StrEnum):
@@ -30,9 +30,9 @@ class EventKind(StrEnum):
     FACTORY_RESET = "emsp.prov.cert.factory.reset"
 
     @property
-    def role(self) -> Role:
+    def role(self) -> PartyRole:
         """Who is told."""
-        return Role.OEM if self.startswith("oem.") else Role.EMSP
+        return PartyRole.OEM if self.startswith("oem.") else PartyRole.EMSP
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ class Subscriber:
 
 def owner_key(kind: EventKind, emaid: EMAID, pcid: PCID) -> tuple[str, str]:
     """The id whose owner is told of an event, with its kind as `ccp.server.domain.parties.owned` has it."""
-    return (OWNED_WMI, pcid.wmi) if kind.role is Role.OEM else (OWNED_PROVIDER, emaid.provider)
+    return (OWNED_WMI, pcid.wmi) if kind.role is PartyRole.OEM else (OWNED_PROVIDER, emaid.provider)
 
 
 def name_for(webhook: Webhook, party: Party, kind: EventKind, emaid: EMAID, pcid: PCID) -> str | None:
@@ -82,7 +82,7 @@ def name_for(webhook: Webhook, party: Party, kind: EventKind, emaid: EMAID, pcid
     """
     if not (webhook.enabled and party.enabled and kind.role in party.roles):
         return None
-    if kind.role is Role.OEM:
+    if kind.role is PartyRole.OEM:
         theirs = pcid.wmi in party.wmis and (not webhook.wmis or pcid.wmi in webhook.wmis)
     else:
         owner = emaid.provider

@@ -108,15 +108,15 @@ class Dispatcher:
         self._seconds = config.event_timeout
         self._places = config.event_concurrency
         self._retries = config.event_retries
-        self._pause = timedelta(seconds=config.event_retry_seconds)
-        self._give_up = timedelta(seconds=config.event_give_up)
-        self._keep = timedelta(seconds=config.event_keep)
+        self._pause = timedelta(seconds=config.event_retry_delay)
+        self._give_up = timedelta(seconds=config.event_max_age)
+        self._keep = timedelta(seconds=config.event_retention)
         # Longer than an attempt and what is written before and after it, the database being slow.
         self._lease = timedelta(seconds=2 * config.event_timeout + 2)
-        self._rests = (min(FIRST_REST, config.event_retry_seconds), min(LONGEST_REST, config.event_retry_seconds))
-        self._sweep_every = min(_SWEEP_SECONDS, config.event_give_up, config.event_keep or _SWEEP_SECONDS)
+        self._rests = (min(FIRST_REST, config.event_retry_delay), min(LONGEST_REST, config.event_retry_delay))
+        self._sweep_every = min(_SWEEP_SECONDS, config.event_max_age, config.event_retention or _SWEEP_SECONDS)
         # Lines limit themselves: with a limit on all of them those that hang would keep the others waiting.
-        self._outbound = Outbound(config.outbound_allow, max_per_owner=None, budget=budget)
+        self._outbound = Outbound(config.egress_allow_networks, max_per_owner=None, budget=budget)
         self._group = _GROUP
         self._lines: dict[str, _Line] = {}
         self._sending: set[asyncio.Task[None]] = set()

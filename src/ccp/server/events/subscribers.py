@@ -8,7 +8,7 @@ from collections.abc import Collection
 from typing import NamedTuple
 
 from ccp.ids import EMAID, ProviderId
-from ccp.server.domain.parties import Party, Role
+from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.domain.subscriptions import EventKind, Subscriber, Webhook
 from ccp.server.storage import Store
 from ccp.server.storage.change_feed import PORTION, ChangeFeed
@@ -111,7 +111,9 @@ class _Webhooks:
 
 def _wanted(webhook: Webhook, party: Party) -> dict[EventKind, frozenset[ProviderId]]:
     """Providers of whose contracts' events a webhook is told, by the events of an eMSP that it subscribed to."""
-    if Role.EMSP not in party.roles:
+    if PartyRole.EMSP not in party.roles:
         return {}
     own = party.provider_ids & set(webhook.provider_ids) if webhook.provider_ids else party.provider_ids
-    return {kind: own for kind in EventKind if own and kind.role is Role.EMSP and webhook.name_of(kind) is not None}
+    return {
+        kind: own for kind in EventKind if own and kind.role is PartyRole.EMSP and webhook.name_of(kind) is not None
+    }

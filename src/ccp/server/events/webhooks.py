@@ -17,7 +17,7 @@ from ccp.errors import CCPError, Conflict, FieldError, NotAuthorised, NotFound
 from ccp.ids import WMI, ProviderId
 from ccp.schemas.event_types import audience
 from ccp.server.domain.authorization import EventOperation, authorise_role
-from ccp.server.domain.parties import Caller, Party, Role
+from ccp.server.domain.parties import Caller, Party, PartyRole
 from ccp.server.domain.subscriptions import Webhook
 from ccp.server.external.outbound import Outbound, OutboundError, host_of
 from ccp.server.storage import Store
@@ -61,12 +61,12 @@ class Owned:
     party: Party
 
     @property
-    def role(self) -> Role:
+    def role(self) -> PartyRole:
         """What the party is to the pool where this webhook is concerned."""
-        for role in (Role.EMSP, Role.OEM):
+        for role in (PartyRole.EMSP, PartyRole.OEM):
             if role in {audience(name) for name in self.webhook.events}:
                 return role
-        return Role.EMSP if Role.EMSP in self.party.roles else Role.OEM
+        return PartyRole.EMSP if PartyRole.EMSP in self.party.roles else PartyRole.OEM
 
     @property
     def wmis(self) -> list[WMI]:
@@ -76,7 +76,7 @@ class Owned:
     @property
     def provider_ids(self) -> list[ProviderId]:
         """Those that it is told of."""
-        own = self.party.provider_ids if Role.EMSP in self.party.roles else ()
+        own = self.party.provider_ids if PartyRole.EMSP in self.party.roles else ()
         return sorted(self.webhook.provider_ids or own)
 
 
@@ -259,8 +259,10 @@ class Webhooks:
         """What a webhook of the party cannot be. Raises FieldError, NotAuthorised."""
         check_url(wanted.url, http=self._http)
         _check_events(party, wanted.events or ())
-        _check_ids("WMI", wanted.wmis or (), party.wmis if Role.OEM in party.roles else ())
-        _check_ids("provider id", wanted.provider_ids or (), party.provider_ids if Role.EMSP in party.roles else ())
+        _check_ids("WMI", wanted.wmis or (), party.wmis if PartyRole.OEM in party.roles else ())
+        _check_ids(
+            "provider id", wanted.provider_ids or (), party.provider_ids if PartyRole.EMSP in party.roles else ()
+        )
 
 
 def check_url(url: str, *, http: bool) -> None:

@@ -102,7 +102,9 @@ class EgressBackend(httpcore.AsyncNetworkBackend):
         errand.asked = True
         # One forbidden address refuses the name: mixing both kinds is a sign of DNS rebinding.
         if self._allowed is not None and not all(may_connect(each, self._allowed) for each in addresses):
-            raise RefusedAddressError(f"{host} is not at a public address, which outbound_allow does not permit.")
+            raise RefusedAddressError(
+                f"{host} is not at a public address, which egress_allow_networks does not permit."
+            )
         return [str(each) for each in addresses[:_MAX_ATTEMPTS]]
 
     async def connect_tcp(

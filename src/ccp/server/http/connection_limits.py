@@ -79,7 +79,7 @@ class Connections:
         self.max_body = config.max_body
         self.seconds = float(config.read_timeout)
         self._most = config.max_connections
-        self._most_of_one = config.max_connections_address
+        self._most_of_one = config.max_connections_per_address
         self._proxies = proxies
         self.metrics = metrics or Metrics()
         self._open: set[LimitedConnection] = set()

@@ -6,19 +6,19 @@ from collections import defaultdict
 from typing import Any, Final
 
 from ccp.server.domain.authorization import role_table
-from ccp.server.domain.parties import Role
+from ccp.server.domain.parties import PartyRole
 from ccp.server.http.routes import oauth
 
 OAUTH2: Final = "oauth2"
 BEARER: Final = "bearer"
 
 _ROLES: Final = {
-    Role.EMSP: "contracts of one's own provider ids",
-    Role.CPO: "requests of vehicles",
-    Role.OEM: "vehicles of one's own WMIs",
-    Role.CPS: "publishing for the providers that one signs for",
-    Role.CCP: "requests that another pool passes on",
-    Role.ADMIN: "the register of parties, and what the pool counts",
+    PartyRole.EMSP: "contracts of one's own provider ids",
+    PartyRole.CPO: "requests of vehicles",
+    PartyRole.OEM: "vehicles of one's own WMIs",
+    PartyRole.CPS: "publishing for the providers that one signs for",
+    PartyRole.CCP: "requests that another pool passes on",
+    PartyRole.ADMIN: "the register of parties, and what the pool counts",
 }
 
 

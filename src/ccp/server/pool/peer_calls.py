@@ -22,7 +22,7 @@ from ccp.client import (
     TooManyRequestsError,
 )
 from ccp.errors import CCPError, InputError, Unavailable, VerificationError
-from ccp.server.domain.parties import Caller, Role
+from ccp.server.domain.parties import Caller, PartyRole
 from ccp.server.external.egress import running
 from ccp.server.metrics import Metrics, Stopwatch
 from ccp.server.pool.negative_cache import NegativeCache, vehicle_of
@@ -177,7 +177,7 @@ class VehicleCalls:
     def _routing(self, peer: Peer, caller: Caller) -> Routing:
         """Who asked us, and whom we ask."""
         operators = sorted(caller.party.operator_ids)
-        if Role.CPO in caller.party.roles and operators:
+        if PartyRole.CPO in caller.party.roles and operators:
             return routing(peer, "cpo", operators[0], self._own_id)
         return routing(peer, None, None, self._own_id)
 

@@ -25,7 +25,7 @@ from ccp.client import TLS, AsyncClient, ClientError, PartyType, Routing, Signed
 from ccp.errors import CCPError, EXIError, MismatchError, NotFound, VerificationError
 from ccp.ids import PCID, Fingerprint, Namespace
 from ccp.server.domain.contracts import SignedContract
-from ccp.server.domain.parties import Caller, Role
+from ccp.server.domain.parties import Caller, PartyRole
 from ccp.server.external.egress import running, tls_context
 from ccp.server.metrics import Metrics
 from ccp.server.pool.broadcast_limits import BroadcastLimits
@@ -161,7 +161,7 @@ class PoolPeers:
         self._anchors = anchors
         self._metrics = metrics
         self._own_id = settings.pool_id
-        self._call_seconds = settings.peer_call_seconds
+        self._call_seconds = settings.peer_request_timeout
         self._lag = lag or LoopLag()
         self._all_calls = Shares(*_ALL_CALLS)
         self._lines: dict[str, PeerLink] = {}
@@ -175,7 +175,7 @@ class PoolPeers:
             metrics,
             self._lag,
             own_id=settings.pool_id,
-            seconds=settings.peer_seconds,
+            seconds=settings.peer_delivery_timeout,
         )
         limits = BroadcastLimits(settings.broadcast_rate, lambda: self._lag.recent_max)
         self._broadcasts = Broadcasts(self._calls, limits, self._negatives, ranking, metrics)
@@ -235,7 +235,7 @@ class PoolPeers:
     async def ask(
         self, request: VerifiedInstallationRequest, caller: Caller, at: datetime, to: str | None = None
     ) -> list[tuple[SignedContract, bytes]]:
-        if Role.CCP in caller.party.roles:
+        if PartyRole.CCP in caller.party.roles:
             return []
         attempt = Attempt(request, caller, at)
         if to is not None:

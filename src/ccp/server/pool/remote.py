@@ -45,7 +45,7 @@ from ccp.exi.base64_text import message_bytes
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.server.domain.authorization import ROLE_TABLE, Operation, Subject, authorise
 from ccp.server.domain.contracts import SignedContract
-from ccp.server.domain.parties import Caller, Party, Role
+from ccp.server.domain.parties import Caller, Party, PartyRole
 from ccp.server.external.neighbours import RevocationReason
 from ccp.server.pool.peer_limits import whole_seconds
 from ccp.server.pool.peers import From, Peers
@@ -232,11 +232,11 @@ class RemotePool:
 def _sender(party: Party, operation: Operation, subject: Subject, said: From) -> From:
     """Who a request is from: as its sender says it, completed by the role and the id that allow the request."""
     rules = ROLE_TABLE[operation]
-    role = next(role for role in rules if role in party.roles and rules[role].holds(party, subject))
+    role = next(role for role in rules if role in party.roles and rules[role].allows(party, subject))
     kind, name = said
-    if name is None and role is Role.EMSP and isinstance(subject, EMAID):
+    if name is None and role is PartyRole.EMSP and isinstance(subject, EMAID):
         name = subject.provider
-    elif name is None and role is Role.OEM and isinstance(subject, PCID):
+    elif name is None and role is PartyRole.OEM and isinstance(subject, PCID):
         name = subject.wmi
     return kind or _PARTY_TYPES.get(role), name
 

@@ -140,7 +140,7 @@ class Pool:
         self._no_default: NoDefaultPolicy = settings.no_default_policy
         self._root_match: RootMatch = settings.root_match
         self._known_vehicles_only: bool = settings.require_known_vehicle is not False
-        self._cleanse_grace = timedelta(seconds=settings.cleanse_grace)
+        self._cleanse_grace = timedelta(seconds=settings.purge_grace)
 
     @property
     def anchors(self) -> TrustAnchors:
@@ -290,27 +290,27 @@ class Pool:
         request: InstallationRequest,
         stored: list[SignedContract],
         at: datetime,
-        good: contracts.Good,
+        good: contracts.IsDeliverable,
         single: bool,
     ) -> Sequence[tuple[SignedContract, int | None]]:
         """The contracts that a vehicle gets, each with what remains after it (-20). Raises NotFound."""
         if request.namespace is Namespace.ISO2:
-            contract = contracts.choose_one(
+            contract = contracts.select_for_iso2(
                 stored,
                 at,
-                listed=request.trusts_root_of,
-                good=good,
+                root_listed=request.trusts_root_of,
+                deliverable=good,
                 no_default=self._no_default,
                 root_match=self._root_match,
             )
             return [(contract, None)]
-        return contracts.choose_many(
+        return contracts.select_for_iso20(
             stored,
             at,
-            listed=request.trusts_root_of,
-            good=good,
-            prioritised=request.prioritised,
-            maximum=min(request.maximum, 1) if single else request.maximum,
+            root_listed=request.trusts_root_of,
+            deliverable=good,
+            prioritized_emaids=request.prioritised,
+            max_chains=min(request.maximum, 1) if single else request.maximum,
             root_match=self._root_match,
         )
 
@@ -555,7 +555,7 @@ class Pool:
             found = self._problem(contract, known, key, at)
             if found is not None:
                 return str(found)
-            return contracts.passed_over(contract, vehicle, at, good=good, no_default=self._no_default)
+            return contracts.not_selected_reason(contract, vehicle, at, deliverable=good, no_default=self._no_default)
 
         return [(contract, problem(contract)) for contract in found]
 

@@ -18,7 +18,7 @@ from ccp.server.access.authorization_server import new_secret
 from ccp.server.access.party_registry import Actor, Register
 from ccp.server.app import assemble
 from ccp.server.audit.trail import command_actor
-from ccp.server.domain.parties import Caller, Party, Role
+from ccp.server.domain.parties import Caller, Party, PartyRole
 from ccp.server.http.routes.oauth import PATH as TOKEN_PATH
 from ccp.server.runtime.private_files import create_private
 from ccp.server.settings import Settings
@@ -37,12 +37,12 @@ OEM_WMI: Final = WMI.parse("WEX")
 OPERATOR: Final = OperatorId.parse("DEEXC")
 
 # name, role, provider ids, WMIs, operator ids; the CPS signs for every provider.
-_PARTIES: Final[tuple[tuple[str, Role, set[ProviderId], set[WMI], set[OperatorId]], ...]] = (
-    ("Example eMSP A", Role.EMSP, {EMSP_A}, set(), set()),
-    ("Example eMSP B", Role.EMSP, {EMSP_B}, set(), set()),
-    ("Example CPO", Role.CPO, set(), set(), {OPERATOR}),
-    ("Example OEM", Role.OEM, set(), {OEM_WMI}, set()),
-    ("Example CPS", Role.CPS, set(), set(), set()),
+_PARTIES: Final[tuple[tuple[str, PartyRole, set[ProviderId], set[WMI], set[OperatorId]], ...]] = (
+    ("Example eMSP A", PartyRole.EMSP, {EMSP_A}, set(), set()),
+    ("Example eMSP B", PartyRole.EMSP, {EMSP_B}, set(), set()),
+    ("Example CPO", PartyRole.CPO, set(), set(), {OPERATOR}),
+    ("Example OEM", PartyRole.OEM, set(), {OEM_WMI}, set()),
+    ("Example CPS", PartyRole.CPS, set(), set(), set()),
 )
 _CARS: Final = 2
 
@@ -79,7 +79,7 @@ def build_world(at: datetime) -> World:
                 name=name,
                 roles=frozenset({role}),
                 provider_ids=frozenset(provider_ids),
-                all_providers=role is Role.CPS,
+                all_providers=role is PartyRole.CPS,
                 wmis=frozenset(wmis),
                 operator_ids=frozenset(operator_ids),
             ),

@@ -29,7 +29,7 @@ from ccp.server.external.host_limits import KeyedSlots
 from ccp.server.external.outbound import Outbound, OutboundError
 from ccp.server.runtime.background import BackgroundTasks, PeriodicTask
 from ccp.server.runtime.blocking_calls import BlockingCalls
-from ccp.server.settings import RevocationPolicy, Settings
+from ccp.server.settings import RevocationMode, Settings
 from ccp.server.storage import Store
 from ccp.server.storage.engine.query import Steps
 from ccp.server.storage.queries import anchors
@@ -113,10 +113,10 @@ class RevocationService:
         """
         self._tasks: Final = background or BackgroundTasks()
         self.rules: Final = Rules(
-            checked=settings.revocation is not RevocationPolicy.OFF,
-            required=settings.revocation is RevocationPolicy.REQUIRE,
+            checked=settings.revocation is not RevocationMode.OFF,
+            required=settings.revocation is RevocationMode.REQUIRE,
             crl_urls=settings.crl_urls,
-            stale_grace=timedelta(seconds=settings.stale_grace),
+            stale_grace=timedelta(seconds=settings.revocation_grace),
         )
         self.recent: Final = questions.Recent()
         self._sha256: Final = IssuerMap(dict.fromkeys(settings.ocsp_sha256, True))

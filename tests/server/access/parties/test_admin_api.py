@@ -17,7 +17,7 @@ from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import events
 
 from ccp.server.domain.authorization import ADMIN_TABLE, AdminOperation
-from ccp.server.domain.parties import Role
+from ccp.server.domain.parties import PartyRole
 from ccp.server.http.routes.admin import BASE, NewParty
 from ccp.testing.pki import PKI
 from tests.cli.run import good
@@ -25,7 +25,7 @@ from tests.server.http.api.answers import sentences
 from tests.server.http.api.test_description import TOO_LONG
 from tests.world import Pool, new_emaid, party, start
 
-ADMINS = [party("admin", Role.ADMIN), party("second_admin", Role.ADMIN)]
+ADMINS = [party("admin", PartyRole.ADMIN), party("second_admin", PartyRole.ADMIN)]
 NOT_FOUND = ["There is no party with this client id."]
 _NUMBERS = itertools.count(1)
 
@@ -98,7 +98,7 @@ def test_an_operation_is_for_admins_and_everybody_else_changes_and_learns_nothin
     place: Pool, operation: AdminOperation
 ) -> None:
     method, path, body, status = CALLS[operation]
-    assert set(ADMIN_TABLE[operation]) == {Role.ADMIN}
+    assert set(ADMIN_TABLE[operation]) == {PartyRole.ADMIN}
     before = register_of(place)
     assert sentences(call(place, method, path, None, json=body), 401) == ["A bearer token is needed."]
     for other in OTHERS:

@@ -12,7 +12,7 @@ from typing import Any
 from ccp.errors import CCPError
 from ccp.ids import WMI
 from ccp.server.access.party_registry import Actor, Register
-from ccp.server.domain.parties import Party, Role
+from ccp.server.domain.parties import Party, PartyRole
 from tests.server.storage.made import AT, new_database, opened, sql, with_store
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -21,7 +21,7 @@ BY = Actor("cli:test")
 
 
 def oem(name: str, wmi: str) -> Party:
-    return Party(name.lower(), name, frozenset({Role.OEM}), wmis=frozenset({WMI.parse(wmi)}))
+    return Party(name.lower(), name, frozenset({PartyRole.OEM}), wmis=frozenset({WMI.parse(wmi)}))
 
 
 def compete(url: str, number: int, barrier: Any, outcomes: Queue[tuple[int, int, str]]) -> None:

@@ -16,7 +16,7 @@ from ccp.ids import WMI, OperatorId, ProviderId
 from ccp.server.domain.parties import (
     NAME_LENGTH,
     Party,
-    Role,
+    PartyRole,
     check,
     client_id_of,
     folded,
@@ -31,7 +31,7 @@ PARTIES = st.builds(
     Party,
     st.just("client"),
     st.just("Party"),
-    st.frozensets(st.sampled_from(Role)),
+    st.frozensets(st.sampled_from(PartyRole)),
     st.frozensets(st.just(ProviderId("DEEXA"))),
     st.booleans(),
     st.frozensets(st.just(WMI("WEX"))),
@@ -161,8 +161,8 @@ def test_ids_are_taken_in_any_way_they_are_written_and_once() -> None:
 
 
 def test_a_party_is_made_of_texts() -> None:
-    party = made({"name": " Example ", "roles": [Role.OEM], "wmis": ["wex"]})
-    assert party == Party("example", "Example", frozenset({Role.OEM}), wmis=frozenset({WMI("WEX")}))
+    party = made({"name": " Example ", "roles": [PartyRole.OEM], "wmis": ["wex"]})
+    assert party == Party("example", "Example", frozenset({PartyRole.OEM}), wmis=frozenset({WMI("WEX")}))
 
 
 # --- Roles and ids ---------------------------------------------------------------------------------------------------
@@ -173,13 +173,14 @@ def test_a_party_that_passes_can_use_every_id_it_has_and_has_the_ids_its_roles_n
     """The rules, written down a second time."""
     roles = party.roles
     needs = [
-        (Role.EMSP, bool(party.provider_ids)),
-        (Role.OEM, bool(party.wmis)),
-        (Role.CPS, bool(party.provider_ids) or party.all_providers),
+        (PartyRole.EMSP, bool(party.provider_ids)),
+        (PartyRole.OEM, bool(party.wmis)),
+        (PartyRole.CPS, bool(party.provider_ids) or party.all_providers),
     ]
     uses = [
-        (party.provider_ids, {Role.EMSP, Role.CPS}), (party.all_providers, {Role.CPS}), (party.wmis, {Role.OEM}),
-        (party.operator_ids, {Role.CPO}),
+        (party.provider_ids, {PartyRole.EMSP, PartyRole.CPS}), (party.all_providers, {PartyRole.CPS}),
+        (party.wmis, {PartyRole.OEM}),
+        (party.operator_ids, {PartyRole.CPO}),
     ]  # fmt: skip
     good = all(roles & users for ids, users in uses if ids)
     if party.enabled:
@@ -191,14 +192,16 @@ def test_a_party_that_passes_can_use_every_id_it_has_and_has_the_ids_its_roles_n
             check(party)
 
 
-@given(PARTIES, st.frozensets(st.sampled_from(Role)))
-def test_with_a_role_go_the_ids_that_no_other_role_uses_and_no_others(party: Party, taken: frozenset[Role]) -> None:
+@given(PARTIES, st.frozensets(st.sampled_from(PartyRole)))
+def test_with_a_role_go_the_ids_that_no_other_role_uses_and_no_others(
+    party: Party, taken: frozenset[PartyRole]
+) -> None:
     left = party.without_roles(taken)
     assert left.roles == party.roles - taken
     check(replace(left, enabled=False))
     for field, users in {
-        "provider_ids": {Role.EMSP, Role.CPS}, "all_providers": {Role.CPS}, "wmis": {Role.OEM},
-        "operator_ids": {Role.CPO},
+        "provider_ids": {PartyRole.EMSP, PartyRole.CPS}, "all_providers": {PartyRole.CPS}, "wmis": {PartyRole.OEM},
+        "operator_ids": {PartyRole.CPO},
     }.items():  # fmt: skip
         if left.roles & users:
             assert getattr(left, field) == getattr(party, field)

@@ -27,7 +27,7 @@ from joserfc.jwk import ECKey
 
 from ccp.ids import ProviderId
 from ccp.server.access.authorization_server import hash_secret
-from ccp.server.domain.parties import Party, Role
+from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.http.client_certificate import read_header
 from ccp.server.http.routes.opnc import BASE
 from ccp.server.storage.engine import schema
@@ -120,7 +120,7 @@ def test_what_is_no_certificate_is_none(value: bytes) -> None:
 @pytest.fixture(scope="module")
 def behind(pkis: dict[str, PKI]) -> Iterator[Pool]:
     """A pool whose proxy is the test."""
-    with start({"iso2": pkis["iso2"]}, client_certificate_header=HEADER, bind_tokens=True) as running:
+    with start({"iso2": pkis["iso2"]}, client_certificate_header=HEADER, certificate_bound_tokens=True) as running:
         yield running
 
 
@@ -185,7 +185,7 @@ def test_a_token_that_is_bound_in_a_way_that_nobody_here_can_check_is_refused(be
 
 
 def test_a_header_from_an_address_that_is_no_trusted_proxy_is_ignored(pkis: dict[str, PKI]) -> None:
-    options: dict[str, Any] = {"client_certificate_header": HEADER, "bind_tokens": True}
+    options: dict[str, Any] = {"client_certificate_header": HEADER, "certificate_bound_tokens": True}
     with start({"iso2": pkis["iso2"]}, trusted_proxies=("10.0.0.0/8", "fd00::/8"), **options) as running:
         forwarded = {HEADER: OURS.escaped, "X-Forwarded-For": "10.0.0.1", "Forwarded": "for=10.0.0.1"}
         bound = minted(running, cnf={"x5t#S256": OURS.thumbprint})
@@ -247,7 +247,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         holder.save(folder, name)
     url = f"sqlite:///{folder}/ccp.db"
     schema.upgrade(url)
-    emsp = Party("emsp", "emsp", frozenset({Role.EMSP}), frozenset({ProviderId("DEEXA")}))
+    emsp = Party("emsp", "emsp", frozenset({PartyRole.EMSP}), frozenset({ProviderId("DEEXA")}))
     write(url, parties.add(emsp, hash_secret(SECRET), NOW))
     port = free_port()
     (folder / "ccp.toml").write_text(

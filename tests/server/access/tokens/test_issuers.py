@@ -44,7 +44,7 @@ ALL = ("ES256", "ES384", "ES512", "EdDSA", "Ed25519", "RS256", "PS256")
 
 @contextmanager
 def pool_with(pkis: dict[str, PKI], *issuers: IssuerSettings, **options: Any) -> Iterator[Pool]:
-    with start({"iso2": pkis["iso2"]}, issuers=issuers, outbound_allow=("127.0.0.0/8",), **options) as running:
+    with start({"iso2": pkis["iso2"]}, issuers=issuers, egress_allow_networks=("127.0.0.0/8",), **options) as running:
         yield running
 
 
@@ -132,7 +132,7 @@ def test_a_token_without_kid_is_verified_with_the_only_key_that_there_is(trustin
 def test_keys_may_lie_in_a_file(pkis: dict[str, PKI], tmp_path: Path) -> None:
     with fake_issuer() as fake:
         (tmp_path / "keys.json").write_bytes(key_set(*fake.keys))
-        entry = fake.entry(jwks_url=None, jwks_file=tmp_path / "keys.json", refresh=1)
+        entry = fake.entry(jwks_url=None, jwks_file=tmp_path / "keys.json", jwks_refresh_interval=1)
         with pool_with(pkis, entry) as running:
             assert post(running, fake.token()).status_code == 400
             fresh = key()
@@ -357,7 +357,7 @@ def test_the_pools_own_key_signs_for_no_issuer(trusting: Pool, issuer: FakeIssue
 
 
 def test_a_new_key_is_fetched_when_a_token_names_it(pkis: dict[str, PKI]) -> None:
-    with fake_issuer() as fake, pool_with(pkis, fake.entry(pause=0.2)) as running:
+    with fake_issuer() as fake, pool_with(pkis, fake.entry(jwks_refresh_cooldown=0.2)) as running:
         assert post(running, fake.token()).status_code == 400
         asked = fake.asked
         fake.keys.insert(0, key())
@@ -370,7 +370,7 @@ def test_a_new_key_is_fetched_when_a_token_names_it(pkis: dict[str, PKI]) -> Non
 def test_a_key_that_is_withdrawn_ends_its_tokens_at_the_next_look_even_those_that_are_cached(
     pkis: dict[str, PKI],
 ) -> None:
-    with fake_issuer() as fake, pool_with(pkis, fake.entry(refresh=1)) as running:
+    with fake_issuer() as fake, pool_with(pkis, fake.entry(jwks_refresh_interval=1)) as running:
         token = fake.token()
         assert post(running, token).status_code == 400
         fake.keys[:] = [key()]
@@ -381,7 +381,7 @@ def test_a_key_that_is_withdrawn_ends_its_tokens_at_the_next_look_even_those_tha
 
 
 def test_a_flood_of_unknown_keys_asks_the_issuer_no_more_often_than_the_limit_says(pkis: dict[str, PKI]) -> None:
-    with fake_issuer() as fake, pool_with(pkis, fake.entry(pause=1)) as running:
+    with fake_issuer() as fake, pool_with(pkis, fake.entry(jwks_refresh_cooldown=1)) as running:
         good = fake.token()
         assert post(running, good).status_code == 400
         before = fake.asked
@@ -419,7 +419,7 @@ NONSENSE = [
 
 
 def test_keys_of_before_stay_while_the_issuer_answers_nonsense(pkis: dict[str, PKI]) -> None:
-    with fake_issuer() as fake, pool_with(pkis, fake.entry(pause=0.2)) as running:
+    with fake_issuer() as fake, pool_with(pkis, fake.entry(jwks_refresh_cooldown=0.2)) as running:
         assert post(running, fake.token()).status_code == 400
         moved = key(kid="new")
         fake.server.says(KEYS + "/moved", Reply(key_set(moved)))
@@ -434,7 +434,7 @@ def test_keys_of_before_stay_while_the_issuer_answers_nonsense(pkis: dict[str, P
 
 
 def test_an_issuer_that_hangs_holds_a_request_up_for_two_seconds_at_most_and_nobody_else(pkis: dict[str, PKI]) -> None:
-    with fake_issuer() as fake, pool_with(pkis, fake.entry(pause=0.2)) as running:
+    with fake_issuer() as fake, pool_with(pkis, fake.entry(jwks_refresh_cooldown=0.2)) as running:
         assert post(running, fake.token()).status_code == 400
         fake.says(Reply(key_set(key()), delay=30))
         time.sleep(0.25)
@@ -460,7 +460,7 @@ def test_an_issuer_that_hangs_holds_a_request_up_for_two_seconds_at_most_and_nob
 def test_while_an_issuers_keys_were_never_had_its_tokens_are_neither_good_nor_bad(pkis: dict[str, PKI]) -> None:
     with fake_issuer() as fake:
         fake.says(Reply(status=503))
-        with pool_with(pkis, fake.entry(pause=0.2)) as running:
+        with pool_with(pkis, fake.entry(jwks_refresh_cooldown=0.2)) as running:
             answer = post(running, fake.token())
             assert sentences(answer, 503) == ["The keys of the token's issuer cannot be had now."]
             assert answer.headers["retry-after"]

@@ -21,7 +21,7 @@ from ccp.ids import ProviderId
 from ccp.server import settings
 from ccp.server.access import authorization_server
 from ccp.server.access.authorization_server import Authority, hash_secret
-from ccp.server.domain.parties import Party, Role
+from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.http.routes.opnc import BASE
 from ccp.server.settings import GREATEST_TOKEN_LIFETIME
 from ccp.server.storage import Store, connect
@@ -194,7 +194,7 @@ async def workers(url: str, number: int) -> list[Worker]:
 
 @pytest.fixture
 def registered(url: str) -> str:
-    emsp = Party("emsp", "emsp", frozenset({Role.EMSP}), frozenset({ProviderId("DEEXA")}))
+    emsp = Party("emsp", "emsp", frozenset({PartyRole.EMSP}), frozenset({ProviderId("DEEXA")}))
     write(url, parties.add(emsp, hash_secret(SECRET), AT))
     return url
 
@@ -290,7 +290,7 @@ def test_a_change_of_a_party_forgets_no_token_and_of_no_other_party_anything(reg
         await worker.authority.refresh_keys(AT)
         token = await worker.token(AT)
         assert await worker.takes(token, AT)
-        await worker.store.write(parties.add(Party("cpo", "cpo", frozenset({Role.CPO})), "hash", AT))
+        await worker.store.write(parties.add(Party("cpo", "cpo", frozenset({PartyRole.CPO})), "hash", AT))
         before = worker.authority._parties.get("emsp")
         await worker.authority.refresh_parties()
         assert worker.authority.is_registered("cpo")
@@ -332,7 +332,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (directory / "ccp.toml").write_text(f'database = "sqlite:///ccp.db"\nport = {free_port()}\nworkers = 2\n')
     url = settings.load(directory / "ccp.toml").database
     schema.upgrade(url)
-    emsp = Party("emsp", "emsp", frozenset({Role.EMSP}), frozenset({ProviderId("DEEXA")}))
+    emsp = Party("emsp", "emsp", frozenset({PartyRole.EMSP}), frozenset({ProviderId("DEEXA")}))
     write(url, parties.add(emsp, hash_secret(SECRET), AT))
     return directory
 

@@ -13,7 +13,7 @@ from ccp.errors import ConfigurationError
 from ccp.server import settings
 from ccp.server.access.jose import UnknownCaller, WrongClaim
 from ccp.server.access.trusted_issuers import Issuers, check_files, find, party_of
-from ccp.server.domain.parties import CLIENT_ID_PATTERN, Role
+from ccp.server.domain.parties import CLIENT_ID_PATTERN, PartyRole
 from ccp.server.external.outbound import Outbound
 from ccp.server.settings import IssuerSettings
 from tests.cli.run import told
@@ -46,7 +46,7 @@ def entry(**options: Any) -> IssuerSettings:
 def test_claims_become_a_party_with_the_pools_own_ids() -> None:
     party = party_of(entry(), CLAIMS)
     assert party.client_id == party.name == "https://idp.example.com/realms/pnc:service-7"
-    assert party.roles == {Role.EMSP, Role.OEM}
+    assert party.roles == {PartyRole.EMSP, PartyRole.OEM}
     assert party.provider_ids == {"DEEXA", "NLEXB"}
     assert party.wmis == {"WEX", "WXB"}
     assert party.operator_ids == {"DEEXC"}
@@ -70,31 +70,34 @@ def test_the_callers_name_may_be_another_claim() -> None:
 
 
 def test_roles_may_be_fixed_and_claims_add_to_them() -> None:
-    assert party_of(entry(roles=["cpo"], role_claim=None), CLAIMS).roles == {Role.CPO}
-    assert party_of(entry(roles=["cpo"]), CLAIMS).roles == {Role.CPO, Role.EMSP, Role.OEM}
+    assert party_of(entry(roles=["cpo"], role_claim=None), CLAIMS).roles == {PartyRole.CPO}
+    assert party_of(entry(roles=["cpo"]), CLAIMS).roles == {PartyRole.CPO, PartyRole.EMSP, PartyRole.OEM}
 
 
 def test_values_of_the_role_claim_are_the_pools_own_names_where_nothing_is_mapped() -> None:
     plain = entry(role_map={}, role_claim="roles")
-    assert party_of(plain, {**CLAIMS, "roles": ["emsp", "CPO", "oem ", "admin", "x"]}).roles == {Role.EMSP}
-    assert party_of(plain, {**CLAIMS, "roles": "emsp cpo"}).roles == {Role.EMSP, Role.CPO}
+    assert party_of(plain, {**CLAIMS, "roles": ["emsp", "CPO", "oem ", "admin", "x"]}).roles == {PartyRole.EMSP}
+    assert party_of(plain, {**CLAIMS, "roles": "emsp cpo"}).roles == {PartyRole.EMSP, PartyRole.CPO}
     assert party_of(plain, CLAIMS).roles == frozenset()
 
 
 def test_an_issuer_vouches_for_no_admin_unless_the_operator_says_so() -> None:
     claims = {"sub": "a", "roles": ["admin", "cpo"]}
-    assert party_of(entry(role_map={}, role_claim="roles"), claims).roles == {Role.CPO}
-    listed = entry(role_map={}, role_claim="roles", only_roles=["admin", "cpo"])
-    assert party_of(listed, claims).roles == {Role.ADMIN, Role.CPO}
+    assert party_of(entry(role_map={}, role_claim="roles"), claims).roles == {PartyRole.CPO}
+    listed = entry(role_map={}, role_claim="roles", allowed_roles=["admin", "cpo"])
+    assert party_of(listed, claims).roles == {PartyRole.ADMIN, PartyRole.CPO}
 
 
 def test_what_an_issuer_may_not_vouch_for_is_left_out() -> None:
     limited = entry(
-        only_roles=["emsp", "oem"], only_provider_ids=["de-exa", "FRXYZ"], only_wmis=["WXB"], only_operator_ids=[]
+        allowed_roles=["emsp", "oem"],
+        allowed_provider_ids=["de-exa", "FRXYZ"],
+        allowed_wmis=["WXB"],
+        allowed_operator_ids=[],
     )
     party = party_of(limited, CLAIMS)
     assert (party.provider_ids, party.wmis, party.operator_ids) == ({"DEEXA"}, {"WXB"}, frozenset())
-    assert party_of(entry(role_map={"pnc-mo": "emsp"}, only_roles=["emsp"]), CLAIMS).roles == {Role.EMSP}
+    assert party_of(entry(role_map={"pnc-mo": "emsp"}, allowed_roles=["emsp"]), CLAIMS).roles == {PartyRole.EMSP}
 
 
 def test_a_provisioning_service_signs_for_every_provider_only_where_that_is_said_and_it_has_the_role() -> None:
@@ -102,14 +105,14 @@ def test_a_provisioning_service_signs_for_every_provider_only_where_that_is_said
     assert party_of(anyone, {"sub": "a", "roles": ["cps"]}).all_providers
     assert not party_of(anyone, {"sub": "a", "roles": ["emsp"]}).all_providers
     assert not party_of(entry(role_claim="roles", role_map={}), {"sub": "a", "roles": ["cps"]}).all_providers
-    no_cps = entry(all_providers=True, role_claim="roles", role_map={}, only_roles=["emsp"])
+    no_cps = entry(all_providers=True, role_claim="roles", role_map={}, allowed_roles=["emsp"])
     assert not party_of(no_cps, {"sub": "a", "roles": ["cps"]}).all_providers
 
 
 def test_a_caller_that_the_operator_denies_is_unknown() -> None:
     with pytest.raises(UnknownCaller):
-        party_of(entry(denied=["service-7"]), CLAIMS)
-    party_of(entry(denied=["service-8"]), CLAIMS)
+        party_of(entry(denied_clients=["service-7"]), CLAIMS)
+    party_of(entry(denied_clients=["service-8"]), CLAIMS)
 
 
 @pytest.mark.parametrize(
@@ -160,13 +163,13 @@ def test_a_claim_of_ids_that_is_missing_or_empty_gives_none() -> None:
         ({"jwks_url": "file:///etc/keys"}, "https address"),
         ({"jwks_url": "file:///etc/keys", "allow_http": True}, "https address"),
         ({"role_claim": None}, "roles or role_claim is needed"),
-        ({"roles": ["admin"]}, "admin has to be in only_roles"),
-        ({"role_map": ROLES}, "admin has to be in only_roles"),
-        ({"roles": ["cpo"], "only_roles": ["emsp", "oem"]}, "cpo has to be in only_roles"),
+        ({"roles": ["admin"]}, "admin has to be in allowed_roles"),
+        ({"role_map": ROLES}, "admin has to be in allowed_roles"),
+        ({"roles": ["cpo"], "allowed_roles": ["emsp", "oem"]}, "cpo has to be in allowed_roles"),
         ({"roles": ["king"]}, "roles"),
-        ({"all_providers": True, "only_provider_ids": ["DEEXA"]}, "contradict"),
-        ({"only_provider_ids": ["DEEX"]}, "providerId"),
-        ({"only_wmis": ["WE"]}, "wmi"),
+        ({"all_providers": True, "allowed_provider_ids": ["DEEXA"]}, "contradict"),
+        ({"allowed_provider_ids": ["DEEX"]}, "providerId"),
+        ({"allowed_wmis": ["WE"]}, "wmi"),
         ({"prefix": ""}, "prefix"),
         ({"prefix": "a:b"}, "prefix"),
         ({"prefix": "cli"}, "prefix"),
@@ -221,7 +224,7 @@ def test_issuers_are_tables_of_the_file_and_their_files_lie_beside_it(file: Path
     first, second = settings.load(written(file)).issuers
     assert first.jwks_file == file.parent / "keys.json"
     assert first.algorithms == ("ES256", "RS256")
-    assert second.role_map == {"pnc-mo": Role.EMSP}
+    assert second.role_map == {"pnc-mo": PartyRole.EMSP}
     with pytest.raises(ConfigurationError, match=r"keys.json cannot be used"):
         check_files([first, second])
     (file.parent / "keys.json").write_bytes(key_set(key()))
@@ -258,7 +261,7 @@ def test_issuers_may_come_from_the_environment_as_json(monkeypatch: pytest.Monke
 
 
 def test_binding_tokens_needs_a_way_to_know_the_certificate() -> None:
-    with pytest.raises(ConfigurationError, match="bind_tokens needs"):
-        settings.load(bind_tokens=True)
+    with pytest.raises(ConfigurationError, match="certificate_bound_tokens needs"):
+        settings.load(certificate_bound_tokens=True)
     with pytest.raises(ConfigurationError, match="tls_client_ca needs tls_cert"):
         settings.load(tls_client_ca="ca.pem")

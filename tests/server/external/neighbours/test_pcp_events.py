@@ -40,7 +40,7 @@ from ccp.server.http.routes.pcp_webhook import PATH, pcp_route
 from ccp.server.metrics import Metrics
 from ccp.server.pool.peers import NoPeers
 from ccp.server.sandbox.local_pool import loopback
-from ccp.server.settings import LogIds, Settings
+from ccp.server.settings import LogIdentifiers, Settings
 from ccp.server.storage import Store, connect
 from ccp.server.storage.engine import schema
 from ccp.server.storage.queries import contracts as questions
@@ -158,7 +158,7 @@ def receiving(database: Path, pcp_url: str | None, secret: str | None) -> Iterat
 
     route = pcp_route(edge, built.pool, SecretStr(secret) if secret is not None else None)
     app = Starlette(routes=[route], lifespan=lifespan)
-    pseudonyms = Pseudonyms(Settings(log_ids=LogIds.OWNER))
+    pseudonyms = Pseudonyms(Settings(log_identifiers=LogIdentifiers.OWNER))
     app.add_middleware(Tracing, pseudonyms=pseudonyms, refusals=Refusals(store), metrics=Metrics())
     app.add_exception_handler(CCPError, errors.deliberate)
     app.add_exception_handler(HTTPException, errors.unrouted)

@@ -118,7 +118,7 @@ def asking(responders: dict[str, Server]) -> Iterator[Pool]:
         algorithm: Any = ALGORITHM[edition]
         pkis[edition] = naming(responder.url, SUB2, algorithm=algorithm)
         pkis[f"{edition} sub"] = naming(responder.url, SUB1, algorithm=algorithm)
-    with start(pkis, outbound_allow=LOOPBACK) as pool:
+    with start(pkis, egress_allow_networks=LOOPBACK) as pool:
         yield pool
 
 
@@ -200,7 +200,7 @@ def listing(server: Server, pkis: dict[str, PKI]) -> Iterator[Pool]:
                     Addresses(crl=server.url + url) if ca == below else Addresses()
                 ),
             )
-    with start(made, outbound_allow=LOOPBACK) as pool:
+    with start(made, egress_allow_networks=LOOPBACK) as pool:
         yield pool
 
 

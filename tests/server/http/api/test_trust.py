@@ -108,7 +108,7 @@ def named(responder: Responder) -> dict[str, PKI]:
 def around(named: dict[str, PKI], pkis: dict[str, PKI]) -> Iterator[Pool]:
     """A pool whose certificates name responders, except for those of the PKIs `plain` and `ed448`."""
     worlds = {**named, "plain": pkis["iso2"], "ed448": pkis["ed448"], "stranger": pkis["stranger"]}
-    with start(worlds, outbound_allow=LOOPBACK) as pool:
+    with start(worlds, egress_allow_networks=LOOPBACK) as pool:
         yield pool
 
 
@@ -167,7 +167,7 @@ def test_a_revoked_sub_ca_is_refused_by_name(responder: Responder) -> None:
     pki = naming(responder.server.url + "/sub")
     responder.speaks_for(*cas(pki), under="/sub")
     responder.revoked |= {pki.emsp_sub2.certificate.serial_number, pki.cps_sub1.certificate.serial_number}
-    with start({"iso2": pki}, outbound_allow=LOOPBACK) as pool:
+    with start({"iso2": pki}, egress_allow_networks=LOOPBACK) as pool:
         contract = pool.contract(pool.car())
         said = " ".join(sentences(put(pool, contract), 400))
         assert "eMSP Sub2 CA SIM" in said
@@ -178,7 +178,7 @@ def test_a_revoked_sub_ca_is_refused_by_name(responder: Responder) -> None:
 def test_a_responder_that_is_down_means_503_and_when_it_is_back_the_same_put_is_stored(tmp_path: Path) -> None:
     port = free_port()
     pki = naming(f"http://127.0.0.1:{port}", "eMSP Sub2 CA SIM")
-    with start({"iso2": pki}, outbound_allow=LOOPBACK) as pool:
+    with start({"iso2": pki}, egress_allow_networks=LOOPBACK) as pool:
         contract = pool.contract(pool.car())
         answer = put(pool, contract)
         (said,) = sentences(answer, 503)
@@ -218,7 +218,7 @@ def test_certificates_that_name_nothing_are_stored_unless_evidence_is_required(
 
 def test_with_revocation_off_nobody_is_asked(named: dict[str, PKI], responder: Responder) -> None:
     asked = len(responder.server.seen)
-    with start(named, outbound_allow=LOOPBACK, revocation="off") as pool:
+    with start(named, egress_allow_networks=LOOPBACK, revocation="off") as pool:
         car = pool.car()
         contract = pool.contract(car)
         responder.revoked.add(serial(contract))
@@ -321,7 +321,7 @@ def run_out(pool: Pool, contract: Contract) -> None:
 def test_within_the_grace_of_the_operator_evidence_that_has_run_out_still_serves_a_delivery(
     named: dict[str, PKI],
 ) -> None:
-    with start(named, outbound_allow=LOOPBACK, stale_grace=3600) as pool:
+    with start(named, egress_allow_networks=LOOPBACK, revocation_grace=3600) as pool:
         car = pool.car()
         contract = pool.publish(car)
         run_out(pool, contract)
@@ -359,7 +359,7 @@ def test_a_delivery_does_not_wait_for_a_responder_that_hangs(responder: Responde
     pki = naming(responder.server.url + "/hanging", "OEM Sub2 CA SIM")
     path = "/hanging" + path_of("OEM Sub2 CA SIM")
     responder.server.says(path, Reply(delay=30))
-    with start({"iso2": pki}, outbound_allow=LOOPBACK) as pool:
+    with start({"iso2": pki}, egress_allow_networks=LOOPBACK) as pool:
         car = pool.car()
         pool.publish(car)
         for _ in range(10):
@@ -469,7 +469,7 @@ def test_a_revoked_contract_is_told_by_a_dry_run_as_by_the_real_put(around: Pool
 
 def test_evidence_that_cannot_be_had_is_a_failed_check_of_a_dry_run_and_no_503() -> None:
     pki = naming(f"http://127.0.0.1:{free_port()}", "eMSP Sub2 CA SIM")
-    with start({"iso2": pki}, outbound_allow=LOOPBACK) as pool:
+    with start({"iso2": pki}, egress_allow_networks=LOOPBACK) as pool:
         contract = pool.contract(pool.car())
         report = dry(pool, contract)
         (failed,) = failures(report)
@@ -542,7 +542,7 @@ def test_a_dry_run_asks_nobody_about_a_contract_chain_that_does_not_hold(around:
 
 def test_a_publisher_is_told_how_long_a_responder_that_is_down_is_left_alone() -> None:
     pki = naming(f"http://127.0.0.1:{free_port()}", "eMSP Sub2 CA SIM")
-    with start({"iso2": pki}, outbound_allow=LOOPBACK) as pool:
+    with start({"iso2": pki}, egress_allow_networks=LOOPBACK) as pool:
         contract = pool.contract(pool.car())
         answers = [put(pool, contract) for _ in range(4)]
         assert [answer.status_code for answer in answers] == [503] * 4

@@ -43,7 +43,7 @@ PIECES = (
 
 @pytest.fixture(scope="module")
 def target(pkis: dict[str, PKI]) -> Iterator[Pool]:
-    with start({name: pkis[name] for name in ("iso2", "iso20")}, rate_party=0, read_timeout=1) as running:
+    with start({name: pkis[name] for name in ("iso2", "iso20")}, rate_limit_per_party=0, read_timeout=1) as running:
         yield running
 
 

@@ -202,7 +202,7 @@ def test_only_so_many_secrets_wait_to_be_checked() -> None:
 
 
 def test_only_a_wrong_secret_counts_as_one() -> None:
-    limits, client = Limits(Settings(login_failures=2)), Client("203.0.113.7", b"1")
+    limits, client = Limits(Settings(login_failures_per_minute=2)), Client("203.0.113.7", b"1")
     for error in (NotAuthenticated("no"), Unavailable("not now"), ValueError(), NotAuthenticated("no")):
         with pytest.raises(type(error)), limits.login(client, "party", "secret"):
             raise error
@@ -217,7 +217,13 @@ def test_only_a_wrong_secret_counts_as_one() -> None:
 @pytest.fixture(scope="module")
 def small(pkis: dict[str, PKI]) -> Iterator[Pool]:
     """A pool with small limits, behind a proxy on loopback that tests play."""
-    with start({"iso2": pkis["iso2"]}, rate_address=20, rate_party=10, rate_failures=1, login_failures=5) as running:
+    with start(
+        {"iso2": pkis["iso2"]},
+        rate_limit_per_address=20,
+        rate_limit_per_party=10,
+        rate_limit_unauthenticated=1,
+        login_failures_per_minute=5,
+    ) as running:
         yield running
 
 
@@ -340,7 +346,7 @@ def test_a_proxy_that_is_not_trusted_is_not_believed_and_the_operator_is_told_on
 ) -> None:
     logger = CapturingLogger()
     monkeypatch.setattr(client_address, "_log", logger)
-    with start({"iso2": pkis["iso2"]}, rate_address=5, trusted_proxies=("10.0.0.0/8",)) as pool:
+    with start({"iso2": pkis["iso2"]}, rate_limit_per_address=5, trusted_proxies=("10.0.0.0/8",)) as pool:
         seen = [pool.http.get("/health", headers=of(next(ADDRESSES))).status_code for _ in range(15)]
     assert 429 in seen
     (call,) = logger.calls
@@ -364,7 +370,7 @@ def test_a_refusal_says_in_the_audit_trail_where_it_came_from(small: Pool) -> No
 def test_workers_count_together_and_leave_nothing_behind(tmp_path: Path) -> None:
     port = free_port()
     (tmp_path / "tmp").mkdir()
-    (tmp_path / "ccp.toml").write_text("rate_address = 10\n")
+    (tmp_path / "ccp.toml").write_text("rate_limit_per_address = 10\n")
     url = f"http://127.0.0.1:{port}"
     with serving(url, "--port", port, "--workers", 2, cwd=tmp_path, log=tmp_path / "log", temporary=tmp_path / "tmp"):
         (folder,) = (tmp_path / "tmp").glob("opnc-ccp-*")

@@ -29,7 +29,7 @@ HEALTH = "GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
 def strict(pkis: dict[str, PKI]) -> Iterator[Pool]:
     """A pool that waits for one second, and counts loopback addresses like any other."""
     with start(
-        {"iso2": pkis["iso2"]}, read_timeout=1, max_connections=12, max_connections_address=8, trusted_proxies=()
+        {"iso2": pkis["iso2"]}, read_timeout=1, max_connections=12, max_connections_per_address=8, trusted_proxies=()
     ) as running:
         yield running
 
@@ -208,7 +208,7 @@ def test_a_worker_has_only_so_many_connections_whoever_opens_them(
     monkeypatch.setattr(connection_limits, "_STALLED_AFTER", 60.0)
     form = b"grant_type=nothing"
     head = f"POST /oauth/token HTTP/1.1\r\nHost: x\r\nContent-Length: {len(form)}\r\n\r\n"
-    with start({"iso2": pkis["iso2"]}, max_connections=5, max_connections_address=2) as pool, ExitStack() as stack:
+    with start({"iso2": pkis["iso2"]}, max_connections=5, max_connections_per_address=2) as pool, ExitStack() as stack:
         busy = [stack.enter_context(connected(pool.base_url)) for _ in range(5)]
         for raw in busy:
             raw.send(f"{HEALTH}{head}")

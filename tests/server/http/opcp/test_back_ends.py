@@ -142,7 +142,7 @@ def test_every_request_is_answered_on_its_connection(pool: Pool) -> None:
 
 @pytest.fixture(scope="module")
 def strict(pkis: dict[str, PKI]) -> Iterator[Pool]:
-    with start(pkis, opcp_negative="404") as running:
+    with start(pkis, opcp_no_contract_response="404") as running:
         yield running
 
 

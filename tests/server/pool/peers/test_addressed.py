@@ -14,7 +14,7 @@ import pytest
 
 from ccp import exi
 from ccp.ids import EMAID, PCID
-from ccp.server.domain.parties import Role
+from ccp.server.domain.parties import PartyRole
 from ccp.server.storage.queries import peers
 from ccp.server.storage.queries.peers import Peer
 from ccp.testing.partners import Car
@@ -37,11 +37,11 @@ FROM |= {"fetch": FROM["by pcid"], "set default": FROM["by pcid"], "withdraw": F
 
 # Partners of pool-a, and pool-a as the others have registered it: for these partners it may act.
 FAR = [
-    party("far_emsp", Role.EMSP, providers="NLEXF"),
-    party("far_cps", Role.CPS, providers="NLEXF"),
-    party("far_oem", Role.OEM, wmis="WFX"),
+    party("far_emsp", PartyRole.EMSP, providers="NLEXF"),
+    party("far_cps", PartyRole.CPS, providers="NLEXF"),
+    party("far_oem", PartyRole.OEM, wmis="WFX"),
 ]
-GATEWAY = party("gateway", Role.CCP, Role.EMSP, Role.OEM, providers="NLEXF", wmis="WFX")
+GATEWAY = party("gateway", PartyRole.CCP, PartyRole.EMSP, PartyRole.OEM, providers="NLEXF", wmis="WFX")
 
 
 @dataclass(frozen=True)
@@ -269,14 +269,14 @@ class Other:
 def other(pkis: dict[str, PKI]) -> Iterator[Other]:
     with (
         scripted() as peer,
-        start(pkis, [*FAR, GATEWAY_HERE], pool_id="pool-x", peer_call_seconds=SECONDS) as pool,
+        start(pkis, [*FAR, GATEWAY_HERE], pool_id="pool-x", peer_request_timeout=SECONDS) as pool,
     ):
         pool.change(peers.add(Peer("other", peer.url, token="t"), AT))
         until_known(pool, "other")
         yield Other(pool, peer)
 
 
-GATEWAY_HERE = party("gateway", Role.CCP, Role.EMSP, Role.OEM, providers="NLEXG", wmis="WGX")
+GATEWAY_HERE = party("gateway", PartyRole.CCP, PartyRole.EMSP, PartyRole.OEM, providers="NLEXG", wmis="WGX")
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

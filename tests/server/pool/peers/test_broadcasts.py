@@ -15,7 +15,7 @@ import pytest
 from ccp import verify
 from ccp.errors import CCPError, NoContract, Unavailable
 from ccp.ids import PCID, ProviderId
-from ccp.server.domain.parties import Role
+from ccp.server.domain.parties import PartyRole
 from ccp.server.runtime.loop_budget import LoopBudget
 from ccp.server.runtime.loop_lag import LoopLag
 from ccp.server.storage.queries import peers
@@ -31,13 +31,13 @@ from tests.world import AT, SESSION, Pool, again, b64, party, start
 
 NOT_ASKED = "Other pools were not asked, because too many such requests are under way."
 NOTHING = "No contract is stored for the vehicle."
-OTHER_CPO = party("other_cpo", Role.CPO, operators="NLEXC")
+OTHER_CPO = party("other_cpo", PartyRole.CPO, operators="NLEXC")
 
 
 @contextmanager
 def beside(pkis: dict[str, PKI], *others: Scripted, **settings: Any) -> Iterator[Pool]:
     """A pool with a peer at each server: peer-0, peer-1, …"""
-    options = {"pool_id": "pool-x", "peer_seconds": 3, **settings}
+    options = {"pool_id": "pool-x", "peer_delivery_timeout": 3, **settings}
     with start(pkis, [OTHER_CPO], **options) as pool:
         for number, server in enumerate(others):
             pool.change(peers.add(Peer(f"peer-{number}", server.url, token="t"), AT))
@@ -118,7 +118,7 @@ def test_a_party_beyond_its_rate_of_requests_to_peers_is_answered_from_here_alon
 
 
 def test_one_peer_gets_few_connections_and_further_cars_wait_for_one(pkis: dict[str, PKI]) -> None:
-    with scripted() as peer, beside(pkis, peer, peer_seconds=4) as pool:
+    with scripted() as peer, beside(pkis, peer, peer_delivery_timeout=4) as pool:
         cars = [pool.car() for _ in range(12)]
         peer.on(PATH, Reply(**{**vars(error(404)), "delay": 0.15}))
         pool.client("cpo")  # Before the threads share it.
@@ -176,7 +176,7 @@ def test_a_contract_that_appears_at_a_peer_is_found_when_the_time_is_over(pkis: 
 
 
 def test_failures_and_temporary_answers_are_never_taken_for_nothing(pkis: dict[str, PKI]) -> None:
-    with scripted() as peer, beside(pkis, peer, peer_seconds=1) as pool:
+    with scripted() as peer, beside(pkis, peer, peer_delivery_timeout=1) as pool:
         car = pool.car()
         busy = negative(car, Unavailable("Not now."), "temporary: Not now.")
         proxied = Reply(404, b"<html>")
@@ -218,7 +218,7 @@ def test_a_peer_that_had_a_contract_for_the_same_maker_is_asked_first(pkis: dict
 
 
 def test_the_next_peers_are_asked_when_the_first_ones_hang(pkis: dict[str, PKI]) -> None:
-    with servers(9) as nine, beside(pkis, *nine, peer_seconds=4) as pool:
+    with servers(9) as nine, beside(pkis, *nine, peer_delivery_timeout=4) as pool:
         cars = [pool.car() for _ in range(3)]
         for server in nine:
             server.on(PATH, HANG)
@@ -267,7 +267,10 @@ def test_no_peer_is_judged_while_the_event_loop_is_late(pkis: dict[str, PKI], mo
     late = [True]
     monkeypatch.setattr(LoopLag, "lost", property(lambda self: time.monotonic() if late[0] else 0.0))
     path = "/contractData/pcid/WEX0TEST000000001"
-    with scripted() as peer, beside(pkis, peer, peer_seconds=0.2, peer_call_seconds=0.2, peer_negative_ttl=0) as pool:
+    with (
+        scripted() as peer,
+        beside(pkis, peer, peer_delivery_timeout=0.2, peer_request_timeout=0.2, peer_negative_ttl=0) as pool,
+    ):
         peer.on(PATH, HANG)
         peer.on(BASE + path, HANG)
         for _ in range(5):

@@ -55,7 +55,9 @@ def three(pkis: dict[str, PKI]) -> Iterator[dict[str, Pool]]:
     """Three pools, each of which knows the other two: one by OPNC, one by OPCP."""
     with ExitStack() as stack:
         wait_for_peers = stack.enter_context(watched_peers())
-        pools = {name: stack.enter_context(start(pkis, pool_id=name, peer_seconds=2 * SECONDS)) for name in NAMES}
+        pools = {
+            name: stack.enter_context(start(pkis, pool_id=name, peer_delivery_timeout=2 * SECONDS)) for name in NAMES
+        }
         for name, pool in pools.items():
             for place, (other, there) in enumerate((n, p) for n, p in pools.items() if n != name):
                 secret = there.world.member("peer").secret
@@ -205,7 +207,11 @@ def test_a_request_for_a_pool_that_is_unknown_is_not_found(three: dict[str, Pool
 @contextmanager
 def beside(pkis: dict[str, PKI], **others: str) -> Iterator[Pool]:
     """A pool with peers at these addresses."""
-    settings = {"pool_id": "pool-x", "peer_seconds": SECONDS, "peer_negative_ttl": 0}  # Each is asked every time.
+    settings = {
+        "pool_id": "pool-x",
+        "peer_delivery_timeout": SECONDS,
+        "peer_negative_ttl": 0,
+    }  # Each is asked every time.
     with watched_peers() as wait_for_peers, start(pkis, **settings) as pool:
         for name, url in others.items():
             pool.change(peers.add(Peer(name, url, token="t"), AT))
@@ -329,7 +335,7 @@ def test_a_peer_of_other_roots_is_not_asked(pkis: dict[str, PKI]) -> None:
     with scripted() as right, scripted() as wrong:
         for peer in (right, wrong):
             peer.on(PATH, error(404))
-        with start(pkis, pool_id="pool-x", peer_seconds=SECONDS) as pool:
+        with start(pkis, pool_id="pool-x", peer_delivery_timeout=SECONDS) as pool:
             for name, server, pki in (("right", right, "iso2"), ("wrong", wrong, "iso20")):
                 root = pkis[pki].v2g_root.certificate.fingerprint
                 pool.change(peers.add(Peer(name, server.url, token="t", v2g_roots=frozenset({root})), AT))  # type: ignore[arg-type]
@@ -349,7 +355,7 @@ def test_peers_are_asked_together_and_the_first_that_has_something_is_not_kept_w
         met.append(both.wait(3))
         handler.send_error(404)
 
-    with scripted() as one, scripted() as another, start(pkis, pool_id="pool-x", peer_seconds=4) as pool:
+    with scripted() as one, scripted() as another, start(pkis, pool_id="pool-x", peer_delivery_timeout=4) as pool:
         for name, server in (("one", one), ("another", another)):
             server.on(PATH, Reply(act=meet), HANG)
             pool.change(peers.add(Peer(name, server.url, token="t"), AT))

@@ -123,12 +123,12 @@ class Bench:
 async def opened(**options: Any) -> AsyncIterator[Bench]:
     """A service with a new database. options: settings; loopback may be called unless they say otherwise."""
     with tempfile.TemporaryDirectory(prefix="ccp-test-") as folder:
-        values = {"database": fresh(Path(folder)), "outbound_allow": LOOPBACK, **options}
+        values = {"database": fresh(Path(folder)), "egress_allow_networks": LOOPBACK, **options}
         settings = Settings(**values)
         schema.upgrade(settings.database)
         store = connect(settings.database)
         await store.open()
-        outbound = Outbound(settings.outbound_allow)
+        outbound = Outbound(settings.egress_allow_networks)
         service = RevocationService(store, outbound, settings, lambda: AT, jitter=lambda: 0.5)
         try:
             yield Bench(service, store)
@@ -141,7 +141,7 @@ async def opened(**options: Any) -> AsyncIterator[Bench]:
 @asynccontextmanager
 async def beside(bench: Bench, chance: float = 0.5, **options: Any) -> AsyncIterator[RevocationService]:
     """Another service on the same database, as after a restart with other settings. chance: what spreads its times."""
-    outbound = Outbound(options.get("outbound_allow", ()))
+    outbound = Outbound(options.get("egress_allow_networks", ()))
     service = RevocationService(bench.store, outbound, Settings(**options), lambda: AT, jitter=lambda: chance)
     try:
         yield service

@@ -133,7 +133,7 @@ def test_a_revoked_sub_ca_on_a_configured_crl_is_refused(server: Server) -> None
             await bench.service.require([made.chain(made.contract().certificate)], AT)
 
     for name in ("eMSP Root CA SIM", made.root.certificate.fingerprint):
-        run(test, crl_urls={name: server.url + "/arl.crl"}, outbound_allow=())
+        run(test, crl_urls={name: server.url + "/arl.crl"}, egress_allow_networks=())
 
 
 def test_a_crl_is_fetched_conditionally_and_may_not_go_back(server: Server) -> None:
@@ -343,7 +343,7 @@ def test_loopback_addresses_out_of_certificates_are_not_called(server: Server, m
             await bench.service.require([made.chain(made.contract().certificate)], AT)
         assert not server.seen
 
-    run(test, outbound_allow=())
+    run(test, egress_allow_networks=())
 
 
 def test_a_name_that_resolves_to_loopback_is_not_called(server: Server) -> None:
@@ -355,7 +355,7 @@ def test_a_name_that_resolves_to_loopback_is_not_called(server: Server) -> None:
             await bench.service.require([made.chain(made.contract().certificate)], AT)
         assert not server.seen
 
-    run(test, outbound_allow=())
+    run(test, egress_allow_networks=())
 
 
 def test_a_redirect_to_another_address_is_not_followed(server: Server, made: Branch) -> None:
@@ -419,7 +419,7 @@ def test_what_is_published_while_nobody_is_asked_counts_when_the_policy_is_switc
         assert not (await bench.service.sweep(AT)).refreshed
         assert not server.seen
         server.answers["/sub2"] = answering
-        async with beside(bench, outbound_allow=LOOPBACK) as service:
+        async with beside(bench, egress_allow_networks=LOOPBACK) as service:
             for each in keys:
                 with pytest.raises(Unavailable):
                     check_keys(each, await bench.store.read(questions.known(each, service.rules)), service.rules, AT)
@@ -481,7 +481,7 @@ def test_delivery_reads_evidence_until_it_runs_out_and_for_the_grace_after(serve
             check_keys(keys, found, bench.service.rules, AT + HOUR + grace + timedelta(seconds=1))
 
     run(test)
-    run(test, stale_grace=7200)
+    run(test, revocation_grace=7200)
 
 
 async def _deliveries(bench: Bench, keys: tuple[Key, ...], seconds: float) -> list[float]:
@@ -621,7 +621,7 @@ def test_evidence_is_asked_for_again_at_half_life_give_or_take_by_chance(
     server.says("/sub2", answer(leaf, made.sub2, next_update=AT + 10 * HOUR))
 
     async def test(bench: Bench) -> None:
-        async with beside(bench, chance=chance, outbound_allow=LOOPBACK) as service:
+        async with beside(bench, chance=chance, egress_allow_networks=LOOPBACK) as service:
             await service.require([made.chain(leaf)], AT)
             due = AT + 10 * HOUR * share
             for at, found in ((due - timedelta(seconds=1), 0), (due, 1)):

@@ -20,7 +20,7 @@ from ccp.ids import WMI, OperatorId, ProviderId
 from ccp.schemas import wire
 from ccp.server.access.party_registry import DEFAULT_OVERLAP, LONGEST_OVERLAP, Actor, End, Precondition, Register
 from ccp.server.domain.authorization import AdminOperation, role_table
-from ccp.server.domain.parties import CLIENT_ID_PATTERN, NAME_LENGTH, Caller, Party, Role, made, parsed
+from ccp.server.domain.parties import CLIENT_ID_PATTERN, NAME_LENGTH, Caller, Party, PartyRole, made, parsed
 from ccp.server.http import preconditions
 from ccp.server.http.routes.opnc import Edge, Handler
 
@@ -50,7 +50,7 @@ class NewParty(_Given):
     """A party to register. Without client_id one is made from the name."""
 
     name: _Name
-    roles: list[Role]
+    roles: list[PartyRole]
     client_id: _ClientId = Field(default_factory=str)
     provider_ids: list[_ProviderId] = Field(default_factory=list)
     all_providers: StrictBool = Field(default_factory=bool)
@@ -62,7 +62,7 @@ class PartyChange(_Given):
     """Members that shall be other than they are. A list takes the place of the one before."""
 
     name: _Name = Field(default_factory=str)
-    roles: list[Role] = Field(default_factory=list)
+    roles: list[PartyRole] = Field(default_factory=list)
     provider_ids: list[_ProviderId] = Field(default_factory=list)
     all_providers: StrictBool = Field(default_factory=bool)
     wmis: list[_WMI] = Field(default_factory=list)
@@ -81,7 +81,7 @@ class Rotation(_Given):
 class PartyShown(BaseModel):
     client_id: str
     name: str
-    roles: list[Role]
+    roles: list[PartyRole]
     provider_ids: list[str]
     all_providers: bool
     wmis: list[str]
@@ -115,7 +115,7 @@ class PartyPage(BaseModel):
 
 class RoleRow(BaseModel):
     operation: str
-    role: Role
+    role: PartyRole
     condition: str
 
 

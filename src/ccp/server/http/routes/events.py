@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from ccp.schemas import wire
 from ccp.server.domain.authorization import EventOperation
-from ccp.server.domain.parties import Caller, Role
+from ccp.server.domain.parties import Caller, PartyRole
 from ccp.server.events.webhooks import Owned, Wanted, Webhooks
 from ccp.server.http.routes.opnc import Edge, Handler, Routing
 from ccp.server.storage.queries.contracts import instant, microseconds
@@ -164,14 +164,14 @@ def _endpoint(owned: Owned, *, secret: bool = False) -> wire.Members:
         "metadata": webhook.metadata,
         "status": "enabled" if webhook.enabled else "disabled",
         "url": webhook.url,
-        "userRole": "eMSP" if owned.role is Role.EMSP else "OEM",
+        "userRole": "eMSP" if owned.role is PartyRole.EMSP else "OEM",
         "userName": party.name,
     }
     if secret:
         members["secret"] = webhook.secret
-    if Role.OEM in party.roles:
+    if PartyRole.OEM in party.roles:
         members["wmis"] = owned.wmis
-    if Role.EMSP in party.roles:
+    if PartyRole.EMSP in party.roles:
         members["providerIds"] = owned.provider_ids
     return members
 

@@ -7,7 +7,7 @@ run.
 
 Other parts add reasons of their own: `health.add(check)`, where check returns a sentence for each problem it sees now.
 
-When SIGTERM comes, readiness goes at once and everything else goes on for `drain_seconds`, so that a load balancer has
+When SIGTERM comes, readiness goes at once and everything else goes on for `drain_period`, so that a load balancer has
 noticed before connections are refused. Then the server closes in order: requests under way are answered first.
 """
 
@@ -43,10 +43,10 @@ Check: TypeAlias = Callable[[], Iterable[str]]
 class Health:
     """One for each worker. checks: see `add`."""
 
-    def __init__(self, store: Store, drain_seconds: float, *checks: Check) -> None:
+    def __init__(self, store: Store, drain_period: float, *checks: Check) -> None:
         self._store = store
         self._checks = list(checks)
-        self._drain_seconds = drain_seconds
+        self._drain_period = drain_period
         self.stopping = False
 
     def add(self, check: Check) -> None:
@@ -118,8 +118,8 @@ class Health:
             signal.signal(signal.SIGTERM, before)
 
     def _drain(self, stop: Callable[[], Any]) -> None:
-        _log.info("stopping", drain_seconds=self._drain_seconds)
-        asyncio.get_running_loop().call_later(self._drain_seconds, stop)
+        _log.info("stopping", drain_period=self._drain_period)
+        asyncio.get_running_loop().call_later(self._drain_period, stop)
 
 
 def _revision() -> Steps[str | None]:

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Scope
 
-from ccp.server.domain.authorization import WatchOperation
+from ccp.server.domain.authorization import MonitoringOperation
 from ccp.server.http.middleware.tracing import trace_of
 from ccp.server.http.routes.opnc import Edge
 from ccp.server.metrics import Metrics
@@ -28,9 +28,9 @@ def routes(metrics: Metrics, edge: Edge, access: MetricsAccess) -> list[Route]:
     """One route, or none where the setting says so."""
 
     async def show(request: Request) -> Response:
-        trace_of(request.scope).operation = WatchOperation.GET_METRICS.value
+        trace_of(request.scope).operation = MonitoringOperation.GET_METRICS.value
         if access is MetricsAccess.ADMIN or not _is_local(request.scope):
-            await edge.caller(request.scope, request.headers, WatchOperation.GET_METRICS)
+            await edge.caller(request.scope, request.headers, MonitoringOperation.GET_METRICS)
         content, media_type = metrics.shown(request.headers.get("accept", ""))
         return Response(content, headers={"Content-Type": media_type})
 

@@ -21,7 +21,7 @@ from starlette.types import Scope
 from ccp.errors import FieldError, NotAuthenticated, TooManyRequests
 from ccp.schemas import json_input
 from ccp.server.access.authorization_server import PUBLISHED_BEFORE, Authority, InvalidScope
-from ccp.server.domain.parties import Role
+from ccp.server.domain.parties import PartyRole
 from ccp.server.http.middleware.client_address import client_of
 from ccp.server.http.middleware.tracing import trace_of
 from ccp.server.http.routes.opnc import TWICE, Edge
@@ -116,7 +116,7 @@ def routes(authority: Authority, edge: Edge, *, issuer: str, bind: bool) -> list
         "grant_types_supported": ["client_credentials"],
         "response_types_supported": [],
         "token_endpoint_auth_methods_supported": ["client_secret_basic", "client_secret_post"],
-        "scopes_supported": sorted(Role),
+        "scopes_supported": sorted(PartyRole),
         "tls_client_certificate_bound_access_tokens": bind,
     }
     return [

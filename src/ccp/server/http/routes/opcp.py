@@ -4,7 +4,7 @@ Back ends of charging stations that are in production speak it. There is no publ
 the shapes are those that these clients read. What differs from OPNC, besides names and casing:
 
 - A vehicle gets exactly one item: some clients hand on the first, some the last, and none repeats its request for more.
-- Whatever is not 200 never reaches the vehicle, so a refusal is 200 with the negative message (`opcp_negative`).
+- Only a 200 reaches the vehicle, so a refusal is 200 with the negative message (`opcp_no_contract_response`).
 - `broadcast: true` forbids to ask other pools; OPNC's allows it.
 """
 
@@ -23,7 +23,7 @@ from starlette.types import Receive, Scope
 from ccp.errors import FieldError, NotFound
 from ccp.ids import EMAID, Namespace
 from ccp.schemas import wire
-from ccp.server.domain.authorization import Operation, RootOperation
+from ccp.server.domain.authorization import Operation, PublicRootOperation
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.domain.parties import Caller
 from ccp.server.external.neighbours import REASON_HEADER, RevocationReason
@@ -47,7 +47,7 @@ from ccp.server.http.routes.opnc import (
 )
 from ccp.server.pool.remote import RemoteContract
 from ccp.server.pool.service import Pool, Refusal
-from ccp.server.settings import OPCPNegative
+from ccp.server.settings import OPCPNoContractResponse
 from ccp.x509.certificates import Certificate
 from ccp.x509.names import parse_dn
 from ccp.x509.path_validation import Role
@@ -77,14 +77,16 @@ class DeliverHeaders(Routing):
 class OPCPSignedContractDataEndpoint(SignedContractDataEndpoint):
     """POST and PUT /v1/ccp/signedContractData. PUT is that of OPNC."""
 
-    def __init__(self, pool: Pool, edge: Edge, negative: OPCPNegative) -> None:
+    def __init__(self, pool: Pool, edge: Edge, negative: OPCPNoContractResponse) -> None:
         super().__init__(pool, edge)
         self._negative = negative
 
     async def _deliver(self, scope: Scope, receive: Receive) -> Response:
         options, namespace, outcome = await self._delivered(scope, receive, DeliverHeaders, single=True)
         if isinstance(outcome, Refusal):
-            always = self._negative is OPCPNegative.DELIVER if options.always_exi is None else options.always_exi
+            always = (
+                self._negative is OPCPNoContractResponse.DELIVER if options.always_exi is None else options.always_exi
+            )
             told, again = beside_negative(outcome.reason, always)
             # Not empty, though it stands for nothing: clients take an item without an EMAID for no answer.
             emaid, response = wire.PLACEHOLDER_EMAID, outcome.response
@@ -98,12 +100,12 @@ class OPCPSignedContractDataEndpoint(SignedContractDataEndpoint):
         )
 
 
-def router(pool: Pool, edge: Edge, negative: OPCPNegative) -> APIRouter:
+def router(pool: Pool, edge: Edge, negative: OPCPNoContractResponse) -> APIRouter:
     api = APIRouter(
         routes=[Route(f"{BASE}/signedContractData", OPCPSignedContractDataEndpoint(pool, edge, negative))], tags=[TAG]
     )
 
-    def calling(operation: Operation | RootOperation) -> Any:
+    def calling(operation: Operation | PublicRootOperation) -> Any:
         # As every operation of OPNC: nobody is told what is wrong with a request before it is known whose it is.
         async def authenticated(request: Request) -> Caller:
             return await edge.caller(request.scope, request.headers, operation)
@@ -116,12 +118,12 @@ def router(pool: Pool, edge: Edge, negative: OPCPNegative) -> APIRouter:
         return Depends(asked)
 
     def add(
-        method: str, path: str, operation: Operation | RootOperation, model: type[BaseModel] | None = None
+        method: str, path: str, operation: Operation | PublicRootOperation, model: type[BaseModel] | None = None
     ) -> Callable[[Handler], Handler]:
         responses: dict[int | str, dict[str, Any]] = {
             status: {"model": wire.Error}
             for status in (400, 401, 403, 404, 500, 503)
-            if status != 404 or operation not in (*WITHOUT_404, RootOperation.GET_ROOT_CERTIFICATES)
+            if status != 404 or operation not in (*WITHOUT_404, PublicRootOperation.GET_ROOT_CERTIFICATES)
         }
         if model is not None:
             responses[200] = {"model": model}
@@ -214,9 +216,9 @@ def router(pool: Pool, edge: Edge, negative: OPCPNegative) -> APIRouter:
         await asked.pool.set_default(asked.caller, emaid, pcid, edge.clock())
         return Response(status_code=200)
 
-    @add("GET", ROOTS, RootOperation.GET_ROOT_CERTIFICATES, wire.RootCertificateCollection)
+    @add("GET", ROOTS, PublicRootOperation.GET_ROOT_CERTIFICATES, wire.RootCertificateCollection)
     async def root_certificates(
-        asked: Asked = calling(RootOperation.GET_ROOT_CERTIFICATES),
+        asked: Asked = calling(PublicRootOperation.GET_ROOT_CERTIFICATES),
         root_type: Annotated[str | None, Query(alias="rootType", description="V2G, MO or OEM.")] = None,
     ) -> Response:
         """The roots that the pool trusts, for every party; those past their validity are left out."""

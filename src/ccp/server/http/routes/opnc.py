@@ -30,7 +30,7 @@ from ccp.server.access.authorization_server import Authority
 from ccp.server.access.rate_limits import Limits
 from ccp.server.domain.authorization import AnyOperation, Operation, authorise_role, authorise_sender
 from ccp.server.domain.contracts import SignedContract
-from ccp.server.domain.parties import Caller, Role
+from ccp.server.domain.parties import Caller, PartyRole
 from ccp.server.external.neighbours import REASON_HEADER, RevocationReason
 from ccp.server.http import body_headers, paths, query_parameters
 from ccp.server.http.admission import IDENTIFIED, UNVERIFIED, WAITED
@@ -170,7 +170,7 @@ class Edge:
         """
         authorise_sender(caller.party, routing.from_type, routing.from_id)
         to = self._peers.route(routing.to_id) if routing.to_type == "ccp" and routing.to_id is not None else None
-        if to is not None and (routing.hop is not None or Role.CCP in caller.party.roles):
+        if to is not None and (routing.hop is not None or PartyRole.CCP in caller.party.roles):
             raise NotFound("A request of another pool is not passed on.")
         return to
 

@@ -15,7 +15,7 @@ from typing import Final
 
 from ccp.errors import NotAuthenticated
 from ccp.ids import WMI, OperatorId, ProviderId
-from ccp.server.domain.parties import NOT_VALID, Party, Role, Standing
+from ccp.server.domain.parties import NOT_VALID, Party, PartyRole, Standing
 from ccp.server.storage.engine.query import Steps, newest
 
 _FIELDS: Final = ("name", "roles", "provider_ids", "all_providers", "wmis", "operator_ids", "enabled")
@@ -55,7 +55,7 @@ def _party(client_id: str, found: str) -> Party:
     return Party(
         client_id,
         name,
-        frozenset(role for role in Role if role in json.loads(roles)),
+        frozenset(role for role in PartyRole if role in json.loads(roles)),
         frozenset(map(ProviderId, json.loads(provider_ids))),
         _is_true(all_providers),
         frozenset(map(WMI, json.loads(wmis))),

@@ -16,14 +16,14 @@ from datetime import datetime
 
 from ccp.errors import Conflict, NotFound
 from ccp.ids import WMI, OperatorId, ProviderId
-from ccp.server.domain.parties import Party, Role, folded, named, owned
+from ccp.server.domain.parties import Party, PartyRole, folded, named, owned
 from ccp.server.storage.engine.query import Row, Steps, long_running, newest
 from ccp.server.storage.queries import change_counters
 from ccp.server.storage.queries.change_counters import CHANGED, Topic
 from ccp.server.storage.queries.contracts import instant, microseconds
 from ccp.server.storage.queries.unknown_values import all_known
 
-_KNOWN_ROLES = frozenset(role.value for role in Role)
+_KNOWN_ROLES = frozenset(role.value for role in PartyRole)
 COLUMNS = "client_id, name, roles, provider_ids, all_providers, wmis, operator_ids, enabled"
 """What `party_of` reads."""
 
@@ -257,7 +257,7 @@ def party_of(row: Row) -> Party:
     return Party(
         client_id,
         name,
-        frozenset(all_known(Role, json.loads(roles), "party.roles", client_id)),
+        frozenset(all_known(PartyRole, json.loads(roles), "party.roles", client_id)),
         frozenset(map(ProviderId, json.loads(provider_ids))),
         bool(all_providers),
         frozenset(map(WMI, json.loads(wmis))),
