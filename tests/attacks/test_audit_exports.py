@@ -12,7 +12,7 @@ import pytest
 from ccp.server.storage.engine.query import Steps
 from ccp.server.storage.queries import audit as questions
 from ccp.server.storage.queries.audit import Action, Entry, Recorded
-from tests.cli.run import ccp, good, told
+from tests.cli.run import ccp, ccp_error, ccp_ok
 from tests.server.audit.made import entry, fill, vehicle_of
 from tests.server.storage.made import AT, new_database, sql, write
 
@@ -31,7 +31,7 @@ class Trail:
         write(self.url, *(questions.record(entry(CAR, f"DEEXAA0000000{number}")) for number in range(2, 6)))
         write(self.url, questions.record(entry(CAR, action=Action.ANCHOR_ADDED, actor="cli:mallory", subject=ANCHOR)))
         self.kept = folder / "kept.jsonl"
-        good("audit", "export", self.kept, *self.config)
+        ccp_ok("audit", "export", self.kept, *self.config)
 
     def rows(self, condition: str) -> list[Recorded]:
         columns = ", ".join(Recorded.__slots__)
@@ -86,7 +86,7 @@ def test_a_row_blanked_under_an_invented_erasure_is_listed_against_an_export(tra
 def test_the_sentences_say_what_was_blanked_by_which_erasure_and_what_cannot_be_known(trail: Trail) -> None:
     (victim,) = trail.rows("subject like '%DEEXAA00000003%'")
     trail.blank([victim], *invented([victim]))
-    assert good("audit", "verify", *trail.config).lines[-1] == (
+    assert ccp_ok("audit", "verify", *trail.config).lines[-1] == (
         "The trail is whole. Only an earlier export can show whether its erasures were carried out by `ccp erase` "
         "(--against)."
     )
@@ -102,11 +102,11 @@ def test_the_sentences_say_what_was_blanked_by_which_erasure_and_what_cannot_be_
 
 
 def test_erasing_for_real_is_listed_too_and_nothing_is_listed_twice(trail: Trail, tmp_path: Path) -> None:
-    good("erase", "--emaid", "DEEXAA00000004", *trail.config)
+    ccp_ok("erase", "--emaid", "DEEXAA00000004", *trail.config)
     status, verdict = trail.against()
     assert (status, len(verdict["blanked"])) == (3, 1)
     later = tmp_path / "later.jsonl"
-    good("audit", "export", later, *trail.config)
+    ccp_ok("audit", "export", later, *trail.config)
     assert trail.verify("--against", later)[0] == 0, "since that export nothing was blanked"
     assert ccp("audit", "verify", later, "--against", trail.kept, *trail.config).status == 3
 
@@ -171,5 +171,5 @@ def test_an_audit_export_is_for_its_owner_alone_and_follows_no_link(trail: Trail
     assert stat.S_IMODE(trail.kept.stat().st_mode) == 0o600
     link, target = tmp_path / "link.jsonl", tmp_path / "target"
     link.symlink_to(target)
-    assert told("audit", "export", link, *trail.config) == f"{link} is there already."
+    assert ccp_error("audit", "export", link, *trail.config) == f"{link} is there already."
     assert not target.exists()

@@ -16,7 +16,7 @@ from pydantic import BaseModel, SecretStr
 from ccp.server import logging
 from ccp.server.runtime.redacted_urls import hide_credentials, hide_in_text
 from ccp.server.settings import IssuerSettings, Settings
-from tests.cli.run import ccp, good
+from tests.cli.run import ccp, ccp_ok
 
 SECRET = "hunter2"
 URLS = [
@@ -141,7 +141,7 @@ algorithms = ["ES256"]
 roles = ["cpo"]
 """
     )
-    out = good("config", *form, "--config", config).out
+    out = ccp_ok("config", *form, "--config", config).out
     assert SECRET not in out
     for host in ("db", "rcp", "pcp", "pki", "crl", "issuer"):
         assert f"{host}.example" in out

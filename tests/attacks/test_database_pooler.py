@@ -24,7 +24,7 @@ from ccp.server.storage.engine.time_limits import TimeLimits
 from ccp.server.storage.queries import contracts
 from ccp.server.storage.queries import parties as questions
 from ccp.testing.pki import PKI
-from tests.cli.run import ccp, good, told
+from tests.cli.run import ccp, ccp_error, ccp_ok
 from tests.databases import Server, sql
 from tests.pgbouncer import needs_pgbouncer, pgbouncer
 from tests.server.storage.made import CAR
@@ -77,9 +77,9 @@ def test_every_command_works_behind_a_pooler_and_leaves_nothing_on_its_sessions(
     roots.mkdir()
     (roots / "v2g.pem").write_bytes(pkis["iso2"].v2g_root.certificate.pem())
     assert ccp("db", "status", env=env).out == f"found none, needed {HEAD}\n"
-    assert good("db", "upgrade", env=env).out == f"The schema was absent and is now {HEAD}.\n"
-    assert good("db", "upgrade", env=env).out == f"The schema is {HEAD}.\n"
-    assert good("db", "status", env=env).out == f"found {HEAD}, needed {HEAD}\n"
+    assert ccp_ok("db", "upgrade", env=env).out == f"The schema was absent and is now {HEAD}.\n"
+    assert ccp_ok("db", "upgrade", env=env).out == f"The schema is {HEAD}.\n"
+    assert ccp_ok("db", "status", env=env).out == f"found {HEAD}, needed {HEAD}\n"
     left_behind(url)
     for command in (
         ("party", "add", "Example", "--role", "emsp", "--provider-id", "DEEXA"),
@@ -90,15 +90,15 @@ def test_every_command_works_behind_a_pooler_and_leaves_nothing_on_its_sessions(
         ("keys", "list"),
         ("keys", "rotate"),
         ("events", "list"),
-        ("events", "endpoints"),
-        ("cleanse",),
+        ("webhook", "list"),
+        ("purge",),
         ("audit", "verify"),
         ("audit", "export", tmp_path / "audit.jsonl"),
         ("export", tmp_path / "out.jsonl"),
         ("import", tmp_path / "out.jsonl"),
         ("erase", "--emaid", "DEEXAT00000001", "--yes"),
         ("backup", tmp_path / "copy.db"),
-        ("db", "distribute"),
+        ("db", "citus-distribute"),
         ("db", "downgrade", "base"),
         ("party", "disable", "Example"),
     ):
@@ -108,11 +108,11 @@ def test_every_command_works_behind_a_pooler_and_leaves_nothing_on_its_sessions(
         assert "refuses what was asked" not in done.err, (command, done.err)
         if command[0] not in ("backup", "db", "audit", "keys", "erase"):
             assert done.status == 0, (command, done.err)
-    assert "SQLite" in told("backup", tmp_path / "copy.db", env=env)
+    assert "SQLite" in ccp_error("backup", tmp_path / "copy.db", env=env)
     left_behind(url)
     assert sql(direct, "select enabled from party where name = 'Example'") == [(False,)]
-    assert good("db", "downgrade", "base", "--yes", env=env).out == f"The schema was {HEAD} and is now absent.\n"
-    good("db", "upgrade", env=env)
+    assert ccp_ok("db", "downgrade", "base", "--yes", env=env).out == f"The schema was {HEAD} and is now absent.\n"
+    ccp_ok("db", "upgrade", env=env)
 
 
 def test_a_pool_behind_a_pooler_publishes_and_delivers_for_many_at_once(

@@ -21,7 +21,7 @@ from ccp.errors import ConfigurationError
 from ccp.server.storage import connect
 from ccp.server.storage.engine import schema
 from ccp.server.storage.engine.schema_version import HEAD
-from tests.cli.run import ccp, good
+from tests.cli.run import ccp, ccp_ok
 from tests.databases import NOT_HERE, Server, binaries
 
 
@@ -129,7 +129,7 @@ def test_without_a_file_of_cas_those_of_the_system_count(
     monkeypatch.setenv("SSL_CERT_FILE", str(secured.ca))  # By which OpenSSL knows the CAs of the system.
     used(f"{secured.url}?{query}")
     env = {"CCP_DATABASE": f"{secured.url}?{query}"}
-    assert good("db", "status", env=env).out == f"found {HEAD}, needed {HEAD}\n"
+    assert ccp_ok("db", "status", env=env).out == f"found {HEAD}, needed {HEAD}\n"
 
 
 @pytest.mark.parametrize("mode", ["verify-full", "verify-ca"])

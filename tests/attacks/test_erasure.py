@@ -22,7 +22,7 @@ from ccp.server.storage.engine.scrubbing import Scrubbed, scrub
 from ccp.server.storage.queries import audit as questions
 from ccp.server.storage.queries.audit import Filter
 from ccp.testing.pki import PKI
-from tests.cli.run import ccp, good
+from tests.cli.run import ccp, ccp_ok
 from tests.cli.test_serving import free_port, serving
 from tests.world import Pool, new_emaid, new_pcid, start
 
@@ -59,11 +59,11 @@ def test_no_file_of_a_running_server_holds_an_erased_contract_or_vehicle(pool: P
     pool.publish(car, contract.emaid)  # Replaced.
     assert holding(pool, contract.emaid), "or the test shows nothing"
     assert holding(pool, car.pcid)
-    done = json.loads(good("erase", "--emaid", contract.emaid, "--tell-nobody", "--json", "--config", config).out)
+    done = json.loads(ccp_ok("erase", "--emaid", contract.emaid, "--tell-nobody", "--json", "--config", config).out)
     assert done["files"] == {"cleared": True, "rebuilt": False}
     assert holding(pool, contract.emaid) == []
     assert [item["emaid"] for item in pool.ask(car)] == [moved.emaid], "the server goes on"
-    lines = good("erase", "--pcid", car.pcid, "--tell-nobody", "--config", config).lines
+    lines = ccp_ok("erase", "--pcid", car.pcid, "--tell-nobody", "--config", config).lines
     assert lines[-1] == "The database's files do not hold it any more."
     assert holding(pool, car.pcid) == []
     pool.publish(other)
@@ -72,11 +72,11 @@ def test_no_file_of_a_running_server_holds_an_erased_contract_or_vehicle(pool: P
 
 def test_files_are_not_said_to_be_clear_while_an_event_still_names_the_contract(pool: Pool, config: Path) -> None:
     contract = pool.publish(pool.car())
-    done = json.loads(good("erase", "--emaid", contract.emaid, "--json", "--config", config).out)
+    done = json.loads(ccp_ok("erase", "--emaid", contract.emaid, "--json", "--config", config).out)
     assert (done["events_waiting"], done["files"]) == (1, None)
     assert holding(pool, contract.emaid)
     pool.sql("delete from outbox where emaid = ?", str(contract.emaid))
-    done = json.loads(good("erase", "--emaid", contract.emaid, "--json", "--config", config).out)
+    done = json.loads(ccp_ok("erase", "--emaid", contract.emaid, "--json", "--config", config).out)
     assert done["files"]["cleared"] is True
     assert holding(pool, contract.emaid) == []
 
@@ -96,7 +96,7 @@ def test_a_reader_of_an_older_state_is_waited_for_and_then_named(
         assert pool.stored(contract.emaid) == 0, "the rows are erased all the same"
         assert holding(pool, contract.emaid)
         reader.execute("rollback")
-    assert good("erase", *options).lines[-1] == "The database's files do not hold it any more."
+    assert ccp_ok("erase", *options).lines[-1] == "The database's files do not hold it any more."
     assert holding(pool, contract.emaid) == []
 
 
@@ -185,7 +185,7 @@ def test_ids_typed_as_client_ids_are_pseudonymised_in_log_and_trail(pkis: dict[s
             time.sleep(0.05)
         other = f"{emaid}X"  # With a wrong check digit it is an id of its own.
         pseudonyms = {
-            named: good("audit", "pseudonym", named, "--config", config).lines[0] for named in (emaid, pcid, other)
+            named: ccp_ok("audit", "pseudonym", named, "--config", config).lines[0] for named in (emaid, pcid, other)
         }
     requests = [json.loads(line) for line in log.read_text().splitlines() if '"operation":"token"' in line]
     # What a caller claims and a registered party is called is no id; what looks like none is left as it is.

@@ -16,7 +16,7 @@ from ccp.server.bulk.checkpoint import Checkpoint, default_path
 from ccp.server.bulk.lines import Mark, Source
 from ccp.server.storage.engine.write_lock import Turns
 from ccp.testing.pki import PKI
-from tests.cli.run import ccp, good, told
+from tests.cli.run import ccp, ccp_error, ccp_ok
 from tests.server.bulk.fleet import Database, body, database, jsonl, line
 from tests.server.storage.made import sql
 
@@ -62,7 +62,7 @@ def test_a_checkpoint_is_written_beside_the_database_and_through_no_link(
     file = broken_off(drop, pkis)
     for ending in (".checkpoint", ".checkpoint.new", ".checkpoint.part"):
         file.with_name(file.name + ending).symlink_to(victim)
-    assert "cannot be read behind line" in told("import", file, env=target.env)
+    assert "cannot be read behind line" in ccp_error("import", file, env=target.env)
     checkpoint = default_path(str(file), target.url)
     assert checkpoint.parent == target.folder
     assert mode(checkpoint) == 0o600
@@ -76,12 +76,12 @@ def test_a_link_that_the_command_line_names_is_refused(
 ) -> None:
     file, link = broken_off(drop, pkis), drop / "link"
     link.symlink_to(victim)
-    assert told("import", file, f"--{linked}", link, env=target.env) == (
+    assert ccp_error("import", file, f"--{linked}", link, env=target.env) == (
         f"{link} cannot be used: it is a symbolic link."
     )
     link.unlink()
     link.hardlink_to(victim)
-    assert told("import", file, f"--{linked}", link, env=target.env) == (
+    assert ccp_error("import", file, f"--{linked}", link, env=target.env) == (
         f"{link} cannot be used: it has a second name (hard link)."
     )
     assert victim.read_bytes() == VICTIM
@@ -103,10 +103,10 @@ def test_a_folder_s_links_lead_to_its_own_files_only(target: Database, drop: Pat
     outside.write_bytes(jsonl(body(pkis["iso2"])))
     (drop / "1.jsonl").write_bytes(jsonl(body(pkis["iso2"])))
     (drop / "2.jsonl").symlink_to("1.jsonl")
-    good("import", drop, env=target.env)
+    ccp_ok("import", drop, env=target.env)
     before = target.emaids()
     (drop / "3.jsonl").symlink_to(outside)
-    assert told("import", drop, env=target.env) == (
+    assert ccp_error("import", drop, env=target.env) == (
         f"{drop / '3.jsonl'} is a link to a file outside of {drop}; links out of a folder are not followed."
     )
     assert target.emaids() == before
@@ -116,7 +116,7 @@ def test_an_export_replaces_a_link_and_leaves_what_it_points_to(target: Database
     file = drop / "fleet.jsonl"
     for name in ("fleet.jsonl", "fleet.jsonl.part"):
         (drop / name).symlink_to(victim)
-    good("export", file, env=target.env)
+    ccp_ok("export", file, env=target.env)
     assert not file.is_symlink()
     assert mode(file) == 0o600
     assert victim.read_bytes() == VICTIM
@@ -143,15 +143,15 @@ CHANGED = "or it was changed. Delete it to start from"
 
 def test_a_checkpoint_whose_numbers_were_changed_is_refused(target: Database, drop: Path, pkis: dict[str, PKI]) -> None:
     file = broken_off(drop, pkis)
-    told("import", file, env=target.env)
+    ccp_error("import", file, env=target.env)
     checkpoint = default_path(str(file), target.url)
     found = json.loads(checkpoint.read_bytes())
     checkpoint.write_text(json.dumps({**found, "counts": {"created": 1_000_000}}))
-    assert CHANGED in told("import", file, env=target.env)
+    assert CHANGED in ccp_error("import", file, env=target.env)
     checkpoint.write_text(json.dumps({**found, "report": "/etc/passwd", "report_bytes": 0}))
-    assert CHANGED in told("import", file, env=target.env)
+    assert CHANGED in ccp_error("import", file, env=target.env)
     checkpoint.write_text(json.dumps(found))
-    assert "cannot be read behind line" in told("import", file, env=target.env)
+    assert "cannot be read behind line" in ccp_error("import", file, env=target.env)
 
 
 def true_mark(file: Path) -> Mark:
@@ -166,9 +166,9 @@ def test_a_checkpoint_that_was_made_up_skips_no_line(target: Database, drop: Pat
     contract = body(pkis["iso2"])
     file.write_bytes(jsonl(contract))
     Checkpoint(true_mark(file), {"created": 1_000_000}, None, 0).save(made, b"a guess")
-    assert CHANGED in told("import", file, "--checkpoint", made, env=target.env)
+    assert CHANGED in ccp_error("import", file, "--checkpoint", made, env=target.env)
     made.unlink()
-    good("import", file, "--checkpoint", made, env=target.env)
+    ccp_ok("import", file, "--checkpoint", made, env=target.env)
     assert target.emaids() == {contract["emaid"]}
 
 
@@ -176,14 +176,14 @@ def test_numbers_that_do_not_fit_the_input_are_refused(target: Database, drop: P
     file, empty = drop / "fleet.jsonl", drop / "empty.jsonl"
     file.write_bytes(b"\n" + jsonl(body(pkis["iso2"])))
     empty.write_bytes(b"")
-    good("import", empty, env=target.env)  # Makes the key.
+    ccp_ok("import", empty, env=target.env)  # Makes the key.
     (key,) = sql(target.url, "select value from pool_secret where name = 'import_checkpoint_key'")[0]
     checkpoint = default_path(str(file), target.url)
     for counts in ({"created": 1_000_000}, {"created": 2}, {}):
         Checkpoint(true_mark(file), counts, None, 0).save(checkpoint, bytes.fromhex(key))
-        assert told("import", file, env=target.env).startswith("The checkpoint is of another input than ")
+        assert ccp_error("import", file, env=target.env).startswith("The checkpoint is of another input than ")
     Checkpoint(true_mark(file), {"created": 1}, None, 0).save(checkpoint, bytes.fromhex(key))
-    assert json.loads(good("import", file, "--json", env=target.env).out)["lines"] == 1
+    assert json.loads(ccp_ok("import", file, "--json", env=target.env).out)["lines"] == 1
 
 
 def test_a_checkpoint_of_another_database_skips_no_line(
@@ -194,18 +194,18 @@ def test_a_checkpoint_of_another_database_skips_no_line(
     assert default_path(str(file), target.url) != default_path(str(file), other.url)
     for each in (target, other):  # The first one notes that 32 lines are done; the second must not believe it.
         assert ccp("import", file, "--checkpoint", checkpoint, env=each.env).status == 1
-    assert CHANGED in told("import", file, "--checkpoint", checkpoint, env=other.env)
+    assert CHANGED in ccp_error("import", file, "--checkpoint", checkpoint, env=other.env)
     assert (len(target.emaids()), len(other.emaids())) == (32, 0)
 
 
 def test_a_checkpoint_of_before_a_restore_skips_no_line(target: Database, drop: Path, pkis: dict[str, PKI]) -> None:
     empty, file, checkpoint = drop / "empty.jsonl", broken_off(drop, pkis), drop / "checkpoint"
     empty.write_bytes(b"")
-    good("import", empty, env=target.env)  # Makes the key.
-    good("backup", drop / "backup.db", env=target.env)
+    ccp_ok("import", empty, env=target.env)  # Makes the key.
+    ccp_ok("backup", drop / "backup.db", env=target.env)
     assert ccp("import", file, "--checkpoint", checkpoint, env=target.env).status == 1
-    good("restore", drop / "backup.db", "--replace", env=target.env)
-    assert CHANGED in told("import", file, "--checkpoint", checkpoint, env=target.env)
+    ccp_ok("restore", drop / "backup.db", "--replace", env=target.env)
+    assert CHANGED in ccp_error("import", file, "--checkpoint", checkpoint, env=target.env)
     assert target.emaids() == set()
 
 
@@ -236,12 +236,12 @@ def test_an_archive_of_sixty_million_empty_lines_is_left_after_a_thousand(
     file, contract = drop / "fleet.jsonl.gz", body(pkis["iso2"])
     many = b"\n" * 1_000_000
     file.write_bytes(packed(jsonl(*[contract] * 32), many, times=60))
-    assert told("import", file, env=target.env) == (
+    assert ccp_error("import", file, env=target.env) == (
         f"{file} cannot be read behind line 1353: too many lines without content."
     )
     assert target.emaids() == {contract["emaid"]}, "what came before is stored"
     (drop / "plain.jsonl").write_bytes(many)
-    assert "too many lines without content" in told("import", drop / "plain.jsonl", env=target.env)
+    assert "too many lines without content" in ccp_error("import", drop / "plain.jsonl", env=target.env)
 
 
 def test_lines_that_are_too_short_for_a_contract_count_as_lines_without_content(
@@ -249,7 +249,7 @@ def test_lines_that_are_too_short_for_a_contract_count_as_lines_without_content(
 ) -> None:
     file, report, contract = drop / "fleet.jsonl.gz", drop / "refused.jsonl", body(pkis["iso2"])
     file.write_bytes(packed(jsonl(contract), b"0\n" * 1_000_000, times=30))
-    assert told("import", file, "--refused", report, env=target.env) == (
+    assert ccp_error("import", file, "--refused", report, env=target.env) == (
         f"{file} cannot be read behind line 1012: too many lines without content."
     )
     assert target.emaids() == {contract["emaid"]}
@@ -259,18 +259,20 @@ def test_lines_that_are_too_short_for_a_contract_count_as_lines_without_content(
 def test_lines_of_white_space_do_not_expand_without_end(target: Database, drop: Path) -> None:
     file = drop / "fleet.jsonl.gz"
     file.write_bytes(packed(b" " * (1 << 20), times=128))
-    assert told("import", file, env=target.env).endswith("it expands to more than 100 times its size.")
+    assert ccp_error("import", file, env=target.env).endswith("it expands to more than 100 times its size.")
     file.write_bytes(packed((b" " * 200_000 + b"\n") * 5, times=500))
-    assert told("import", file, env=target.env).endswith("behind line 603: it expands to more than 100 times its size.")
+    assert ccp_error("import", file, env=target.env).endswith(
+        "behind line 603: it expands to more than 100 times its size."
+    )
     body_file = drop / "one.json"
     body_file.write_bytes(packed(b" " * (1 << 20), times=128))
-    assert told("import", body_file, env=target.env).endswith("it expands to more than 100 times its size.")
+    assert ccp_error("import", body_file, env=target.env).endswith("it expands to more than 100 times its size.")
 
 
 def test_an_archive_of_empty_archives_is_left_after_a_megabyte(target: Database, drop: Path) -> None:
     file = drop / "fleet.jsonl.gz"
     file.write_bytes(gzip.compress(b"") * 100_000)
-    assert told("import", file, env=target.env).endswith("compressed bytes without content.")
+    assert ccp_error("import", file, env=target.env).endswith("compressed bytes without content.")
 
 
 def test_empty_lines_between_lines_and_a_fleet_of_equal_lines_are_no_attack(
@@ -278,5 +280,5 @@ def test_empty_lines_between_lines_and_a_fleet_of_equal_lines_are_no_attack(
 ) -> None:
     file, contract = drop / "fleet.jsonl.gz", body(pkis["iso2"])
     file.write_bytes(gzip.compress(b"\n" * 900 + (line(contract) + b"\n \n") * 200))
-    summary = json.loads(good("import", file, "--json", env=target.env).out)
+    summary = json.loads(ccp_ok("import", file, "--json", env=target.env).out)
     assert (summary["created"], summary["unchanged"]) == (1, 199)

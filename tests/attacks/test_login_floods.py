@@ -27,7 +27,7 @@ from ccp.server.http.middleware import client_address
 from ccp.server.settings import Settings
 from ccp.server.storage.engine import schema
 from ccp.testing.pki import PKI
-from tests.cli.run import good
+from tests.cli.run import ccp_ok
 from tests.cli.test_serving import free_port, serving
 from tests.world import Pool, opened, start
 
@@ -200,7 +200,7 @@ def test_invented_client_addresses_get_no_more_guesses_at_a_client_id(pkis: dict
 def test_every_worker_recognises_a_secret_that_one_of_them_has_verified(tmp_path: Path) -> None:
     url, port = f"sqlite:///{tmp_path}/ccp.db", free_port()
     schema.upgrade(url)
-    added = good("party", "add", "honest", "--role", "cpo", "--json", env={"CCP_DATABASE": url})
+    added = ccp_ok("party", "add", "honest", "--role", "cpo", "--json", env={"CCP_DATABASE": url})
     secret = json.loads(added.out)["client_secret"]
     (tmp_path / "ccp.toml").write_text(f'database = "{url}"\nport = {port}\nworkers = 2\n')
     address = f"http://127.0.0.1:{port}"

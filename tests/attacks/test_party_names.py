@@ -12,7 +12,7 @@ from ccp.errors import FieldError
 from ccp.server.domain.parties import PartyRole, parse_name
 from ccp.server.http.routes.admin import BASE
 from ccp.testing.pki import PKI
-from tests.cli.run import good, told
+from tests.cli.run import ccp_error, ccp_ok
 from tests.server.storage.made import new_database, sql
 from tests.world import Pool, party, start
 
@@ -74,11 +74,11 @@ def test_a_name_that_an_earlier_release_took_is_listed_and_can_be_changed(tmp_pa
     url = new_database(tmp_path)
     config = ("--config", tmp_path / "ccp.toml")
     (tmp_path / "ccp.toml").write_text(f'database = "{url}"\n')
-    assert "mixes letters of several scripts" in told("party", "add", f"{CYRILLIC_A}cme", "--role", "cpo", *config)
-    good("party", "add", "Acme", "--role", "cpo", *config)
+    assert "mixes letters of several scripts" in ccp_error("party", "add", f"{CYRILLIC_A}cme", "--role", "cpo", *config)
+    ccp_ok("party", "add", "Acme", "--role", "cpo", *config)
     sql(url, "update party set name = ?", f"{CYRILLIC_A}cme")
-    assert json.loads(good("party", "list", "--json", *config).out)[0]["name"] == f"{CYRILLIC_A}cme"
-    good("party", "edit", "acme", "--add-operator-id", "DEEXC", *config)
-    good("party", "disable", f"{CYRILLIC_A}cme", *config)
-    good("party", "edit", "acme", "--name", "Acme", *config)
-    assert json.loads(good("party", "show", "acme", "--json", *config).out)["name"] == "Acme"
+    assert json.loads(ccp_ok("party", "list", "--json", *config).out)[0]["name"] == f"{CYRILLIC_A}cme"
+    ccp_ok("party", "edit", "acme", "--add-operator-id", "DEEXC", *config)
+    ccp_ok("party", "disable", f"{CYRILLIC_A}cme", *config)
+    ccp_ok("party", "edit", "acme", "--name", "Acme", *config)
+    assert json.loads(ccp_ok("party", "show", "acme", "--json", *config).out)["name"] == "Acme"

@@ -20,7 +20,7 @@ from ccp.server.http.routes.opnc import BASE
 from ccp.server.storage.engine import inspection, schema
 from ccp.server.storage.engine.schema_version import HEAD
 from ccp.server.storage.queries import contracts
-from tests.cli.run import good, told
+from tests.cli.run import ccp_error, ccp_ok
 from tests.cli.test_serving import free_port, serving
 from tests.server.storage.made import AT, new_database, sql, variant, write
 
@@ -51,11 +51,11 @@ class Place:
             yield http
 
     def run(self, *arguments: object) -> list[str]:
-        return good(*arguments, env=self.env).lines
+        return ccp_ok(*arguments, env=self.env).lines
 
     def party(self, client_id: str) -> str:
         """A new CPO. Returns its secret."""
-        added = json.loads(good("party", "add", client_id, "--role", "cpo", "--json", env=self.env).out)
+        added = json.loads(ccp_ok("party", "add", client_id, "--role", "cpo", "--json", env=self.env).out)
         secret: str = added["client_secret"]
         return secret
 
@@ -181,7 +181,7 @@ def test_without_either_it_says_that_it_does_not_know(after: After) -> None:
 
 def test_a_database_beyond_reading_tells_nothing_and_that_is_said(after: After) -> None:
     schema.sqlite_file(after.place.url).write_bytes(b"not a database at all" * 1000)
-    done = good("restore", after.copy, "--replace", env=after.place.env)
+    done = ccp_ok("restore", after.copy, "--replace", env=after.place.env)
     assert "cannot be read" in done.err
     assert "is not known" in done.out
     assert "nothing was disabled" not in done.out
@@ -203,7 +203,7 @@ def test_an_export_of_another_pool_is_said_to_be_none_of_this_one(after: After, 
         other.party(name)
     export = tmp_path / "other.jsonl"
     other.run("audit", "export", export)
-    done = good("restore", after.copy, "--replace", "--audit-export", export, env=after.place.env)
+    done = ccp_ok("restore", after.copy, "--replace", "--audit-export", export, env=after.place.env)
     assert "does not continue that of the backup" in done.err
 
 
@@ -219,13 +219,15 @@ def test_an_export_cannot_write_to_the_terminal_and_a_broken_one_restores_nothin
         hostile.append(json.dumps(row))
     export.write_text("\n".join(hostile) + "\n")
     before = sql(place.url, "select * from party")
-    out = good("restore", after.copy, "--replace", "--audit-export", export, env=place.env).out
+    out = ccp_ok("restore", after.copy, "--replace", "--audit-export", export, env=place.env).out
     assert "\\u001b[2J\\u202egood" in out
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u202e]", out)
     export.write_text(lines[0] + "\nnonsense\n")
     again = sql(place.url, "select * from party")
     assert again != before
-    assert told("restore", after.copy, "--replace", "--audit-export", export, env=place.env).startswith("Line 2 is not")
+    assert ccp_error("restore", after.copy, "--replace", "--audit-export", export, env=place.env).startswith(
+        "Line 2 is not"
+    )
     assert sql(place.url, "select * from party") == again
 
 
@@ -328,7 +330,7 @@ def test_a_file_with_anything_in_its_schema_that_ours_has_not_is_refused(
     change, sentence = HOSTILE[name]
     change(bad)
     before = schema.sqlite_file(place.url).read_bytes()
-    assert sentence in told("restore", bad, "--replace", env=place.env)
+    assert sentence in ccp_error("restore", bad, "--replace", env=place.env)
     assert schema.sqlite_file(place.url).read_bytes() == before
     assert not list(tmp_path.glob("*.part*"))
     assert not list(tmp_path.glob("ccp.db.*")), "nothing was put aside"
@@ -338,7 +340,7 @@ def test_a_name_in_a_hostile_file_cannot_write_to_the_terminal(place: Place, tmp
     bad = tmp_path / "bad.db"
     place.run("backup", bad)
     statements('create table "\x1b[2J\u202e" (x)')(bad)
-    assert r"it has the table \x1b[2J\u202e, unlike" in told("restore", bad, "--replace", env=place.env)
+    assert r"it has the table \x1b[2J\u202e, unlike" in ccp_error("restore", bad, "--replace", env=place.env)
 
 
 def test_a_log_beside_a_backup_is_not_looked_at_and_refuses_it(place: Place, tmp_path: Path) -> None:
@@ -353,7 +355,7 @@ def test_a_log_beside_a_backup_is_not_looked_at_and_refuses_it(place: Place, tmp
     shutil.move(tmp_path / "kept", copy)
     shutil.move(tmp_path / "kept-wal", f"{copy}-wal")
     assert inspection.inspect(copy) == HEAD
-    assert "lies copy.db-wal with changes that belong to it" in told("restore", copy, "--replace", env=place.env)
+    assert "lies copy.db-wal with changes that belong to it" in ccp_error("restore", copy, "--replace", env=place.env)
 
 
 def test_every_revision_can_be_restored_as_it_was_made_or_after_going_there_and_back(tmp_path: Path) -> None:
@@ -365,7 +367,7 @@ def test_every_revision_can_be_restored_as_it_was_made_or_after_going_there_and_
         assert inspection.inspect(file) == revision
         target = Place(tmp_path / revision, free_port())
         target.folder.mkdir()
-        lines = good("restore", file, env=target.env).lines
+        lines = ccp_ok("restore", file, env=target.env).lines
         assert lines[-1].endswith("run 'ccp db upgrade' next.")
         target.run("db", "upgrade")
         assert inspection.inspect(schema.sqlite_file(target.url)) == HEAD
@@ -376,7 +378,7 @@ def test_every_revision_can_be_restored_as_it_was_made_or_after_going_there_and_
 
 def test_a_backup_that_a_restore_would_refuse_says_so(place: Place, tmp_path: Path) -> None:
     sql(place.url, "create index more on party (name)")
-    done = good("backup", tmp_path / "copy.db", env=place.env)
+    done = ccp_ok("backup", tmp_path / "copy.db", env=place.env)
     assert "it has the index more" in done.err
     assert "`ccp restore` will refuse it." in done.err
 
@@ -392,12 +394,12 @@ def test_a_backup_that_a_restore_would_refuse_says_so(place: Place, tmp_path: Pa
 )
 def test_a_file_with_values_of_another_type_is_refused(place: Place, tmp_path: Path, change: str, column: str) -> None:
     place.party("stays")
-    good("keys", "rotate", env=place.env)
+    ccp_ok("keys", "rotate", env=place.env)
     bad = tmp_path / "bad.db"
     place.run("backup", bad)
     statements(change)(bad)
     before = sql(place.url, "select * from party")
-    answer = told("restore", bad, "--replace", env=place.env)
+    answer = ccp_error("restore", bad, "--replace", env=place.env)
     assert answer.endswith(f"is damaged: {column} has a value of another type.")
     assert sql(place.url, "select * from party") == before
 
@@ -414,11 +416,11 @@ def test_a_copied_database_whose_log_lies_beside_it_is_refused(place: Place, tmp
         connection.execute("update party set enabled = 0")
         shutil.copy(live, bad)
         shutil.copy(f"{live}-wal", f"{bad}-wal")
-    assert "lies copied.db-wal with changes that belong to it" in told("restore", bad, "--replace", env=place.env)
+    assert "lies copied.db-wal with changes that belong to it" in ccp_error("restore", bad, "--replace", env=place.env)
     assert sql(place.url, "select enabled from party") == [(1,)]
 
 
 def test_a_pipe_is_no_backup(place: Place, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    answer = told("restore", tmp_path / "pipe", "--replace", env=place.env)
+    answer = ccp_error("restore", tmp_path / "pipe", "--replace", env=place.env)
     assert answer.endswith("is not a database of ours.")

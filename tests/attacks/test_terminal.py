@@ -31,7 +31,7 @@ from ccp.server.storage.queries.peers import Peer
 from ccp.server.trust.anchors import add_anchor, trusted
 from ccp.x509.certificates import Certificate
 from ccp.x509.path_validation import Role as TrustRole
-from tests.cli.run import Done, ccp
+from tests.cli.run import CommandResult, ccp
 from tests.server.storage.made import AT, new_database, sql, write
 
 # Clear screen by C0 and by C1, DEL, overrides and isolates, marks, zero width, separators, selectors, fillers, markup.
@@ -85,7 +85,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
 
 LISTINGS = [
     ("audit", "list"), ("audit", "verify"), ("party", "list"), ("party", "show", "hostile"), ("peer", "list"),
-    ("trust", "list"), ("events", "endpoints"), ("events", "list"), ("keys", "list"), ("party", "show", HOSTILE + "?"),
+    ("trust", "list"), ("webhook", "list"), ("events", "list"), ("keys", "list"), ("party", "show", HOSTILE + "?"),
     ("events", "show", HOSTILE), ("trust", "remove", HOSTILE), ("peer", "test", HOSTILE + "?"),
     ("audit", "list", "--since", HOSTILE), ("verify", "--at", HOSTILE, "-"), ("import", "/" + HOSTILE),
     ("events", "replay", "--endpoint", HOSTILE), ("keys", "revoke", HOSTILE), ("exi", "decode", "/" + HOSTILE),
@@ -99,13 +99,13 @@ def test_no_command_lets_a_name_write_to_the_terminal(
 ) -> None:
     if command[0] == "exi":
         hostile = ()
-    done: Done = ccp(*command, *form, *hostile)
+    done: CommandResult = ccp(*command, *form, *hostile)
     assert shows_itself(done.out), done.out
     assert shows_itself(done.err.replace("│", "")), done.err
     assert "Traceback" not in done.err
 
 
-NAMING = [("audit", "list"), ("party", "list"), ("peer", "list"), ("trust", "list"), ("events", "endpoints")]
+NAMING = [("audit", "list"), ("party", "list"), ("peer", "list"), ("trust", "list"), ("webhook", "list")]
 
 
 @pytest.mark.parametrize("command", [*NAMING, ("party", "show", "hostile")], ids=lambda command: " ".join(command[:2]))

@@ -18,7 +18,7 @@ from ccp.server.access.trusted_issuers import party_of
 from ccp.server.http.routes.opnc import BASE
 from ccp.server.settings import IssuerSettings
 from ccp.testing.pki import PKI
-from tests.cli.run import told
+from tests.cli.run import ccp_error
 from tests.server.access.tokens.issuer import FakeIssuer, bearer, encoded, fake_issuer, key, key_set, look, post
 from tests.server.access.tokens.test_binding import HEADER, OTHER, OURS
 from tests.server.http.api.answers import sentences
@@ -149,7 +149,7 @@ def test_serving_with_issuers_that_collide_is_refused_in_one_sentence(tmp_path: 
         for name in "ab"
     )
     (tmp_path / "ccp.toml").write_text('base_url = "https://ccp.example.com"\n' + tables)
-    sentence = told("serve", "--config", tmp_path / "ccp.toml")
+    sentence = ccp_error("serve", "--config", tmp_path / "ccp.toml")
     assert sentence.startswith("issuers: client ids of https://a.example and https://b.example collide")
 
 

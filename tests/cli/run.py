@@ -1,4 +1,4 @@
-"""The command line, called as from a shell."""
+"""Runs `ccp` commands for tests, in this process or as a process of their own."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ COMMAND = [sys.executable, "-c", "from ccp.cli import main; main()"]
 
 
 @dataclass
-class Done:
-    """What a command left behind."""
+class CommandResult:
+    """Exit status and output of a command. out_bytes: standard output as written."""
 
     status: int
-    octets: bytes
+    out_bytes: bytes
     err: str
 
     @property
     def out(self) -> str:
-        return self.octets.decode()
+        return self.out_bytes.decode()
 
     @property
     def lines(self) -> list[str]:
@@ -37,12 +37,12 @@ class Done:
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """The environment without any setting of ours, and these."""
+    """The environment without settings of the pool, plus `changes`."""
     return {name: value for name, value in os.environ.items() if not name.startswith("CCP_")} | changes
 
 
-def ccp(*arguments: object, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> Done:
-    """Run a command within this process, which saves a second of imports each time."""
+def ccp(*arguments: object, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> CommandResult:
+    """Run a command in this process, which saves a second of imports."""
     out, err = io.TextIOWrapper(io.BytesIO(), "utf-8"), io.TextIOWrapper(io.BytesIO(), "utf-8")
     given = io.TextIOWrapper(io.BytesIO(stdin), "utf-8")
     status: Any = 0
@@ -59,27 +59,27 @@ def ccp(*arguments: object, stdin: bytes = b"", env: Mapping[str, str] | None = 
             status = exc.code or 0
     for stream in (out, err):
         stream.flush()
-    return Done(status, out.buffer.getvalue(), err.buffer.getvalue().decode())  # type: ignore[attr-defined]
+    return CommandResult(status, out.buffer.getvalue(), err.buffer.getvalue().decode())  # type: ignore[attr-defined]
 
 
-def good(*arguments: object, **how: Any) -> Done:
-    """Run a command that has to succeed."""
-    done = ccp(*arguments, **how)
-    assert done.status == 0, done.err
-    return done
+def ccp_ok(*arguments: object, **how: Any) -> CommandResult:
+    """Run a command that must succeed."""
+    result = ccp(*arguments, **how)
+    assert result.status == 0, result.err
+    return result
 
 
-def told(*arguments: object, **how: Any) -> str:
-    """The one sentence of a command that has to fail: on standard error, without traceback, status 1."""
-    done = ccp(*arguments, **how)
-    assert done.status == 1, done
-    assert done.octets == b""
-    (line,) = done.err.splitlines()
+def ccp_error(*arguments: object, **how: Any) -> str:
+    """Run a command that must fail with one sentence on standard error and exit status 1; return the sentence."""
+    result = ccp(*arguments, **how)
+    assert result.status == 1, result
+    assert result.out_bytes == b""
+    (line,) = result.err.splitlines()
     assert line.startswith("ccp: ")
     return line.removeprefix("ccp: ")
 
 
-def shell(*arguments: object, **how: Any) -> subprocess.CompletedProcess[str]:
+def ccp_process(*arguments: object, **how: Any) -> subprocess.CompletedProcess[str]:
     """Run a command as a process of its own."""
     how = {"env": environment(), "capture_output": True, "text": True, "timeout": 120, **how}
     return subprocess.run([*COMMAND, *map(str, arguments)], check=False, **how)

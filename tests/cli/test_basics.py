@@ -13,7 +13,7 @@ from ccp.cli.output import print_table
 from ccp.server.settings import Settings
 from ccp.server.storage.engine import schema
 from ccp.testing.pki import PKI
-from tests.cli.run import ccp, good, shell, told
+from tests.cli.run import ccp, ccp_error, ccp_ok, ccp_process
 from tests.server.storage.made import sql
 
 
@@ -26,7 +26,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def database(folder: Path) -> str:
-    good("db", "upgrade")
+    ccp_ok("db", "upgrade")
     return f"sqlite:///{folder / 'ccp.db'}"
 
 
@@ -34,18 +34,18 @@ def database(folder: Path) -> str:
 
 
 def test_the_version_is_printed() -> None:
-    assert good("--version").out == f"{__version__}\n"
+    assert ccp_ok("--version").out == f"{__version__}\n"
 
 
 COMMANDS = ["", "serve", "config", "demo", "sandbox", "verify", "party", "party add", "party list", "party disable",
-            "party show", "party edit", "party enable", "party rotate-secret", "roles",
+            "party show", "party edit", "party enable", "party rotate-secret", "party roles",
             "trust", "trust add", "trust list", "trust remove", "exi", "exi decode", "exi encode", "db", "db upgrade",
             "db status"]  # fmt: skip
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str) -> None:
-    done = good(*command.split(), "--help")
+    done = ccp_ok(*command.split(), "--help")
     assert "Usage: ccp" in done.out
     assert done.err == ""
 
@@ -59,14 +59,14 @@ def test_a_command_that_is_unknown_or_wrongly_used_is_refused_with_usage() -> No
 
 
 def test_a_deliberate_error_of_the_installed_command_is_a_sentence_and_status_1(folder: Path) -> None:
-    done = shell("party", "list", cwd=folder)
+    done = ccp_process("party", "list", cwd=folder)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "ccp: There is no database at ccp.db; 'ccp db upgrade' makes one.\n"
 
 
 def test_a_file_that_cannot_be_used_is_a_sentence_and_not_a_traceback(folder: Path) -> None:
     (folder / "file").write_text("")
-    assert told("sandbox", folder / "file" / "below").endswith("Not a directory.")
+    assert ccp_error("sandbox", folder / "file" / "below").endswith("Not a directory.")
 
 
 def test_a_table_shows_names_as_they_are_and_cuts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
@@ -81,9 +81,9 @@ def test_a_table_shows_names_as_they_are_and_cuts_nothing(capsys: pytest.Capture
 def test_the_schema_is_made_told_and_left_alone(folder: Path) -> None:
     absent = ccp("db", "status")
     assert (absent.status, absent.out) == (1, f"found none, needed {schema.HEAD}\n")
-    assert good("db", "upgrade").out == f"The schema was absent and is now {schema.HEAD}.\n"
-    assert good("db", "upgrade").out == f"The schema is {schema.HEAD}.\n"
-    assert good("db", "status").out == f"found {schema.HEAD}, needed {schema.HEAD}\n"
+    assert ccp_ok("db", "upgrade").out == f"The schema was absent and is now {schema.HEAD}.\n"
+    assert ccp_ok("db", "upgrade").out == f"The schema is {schema.HEAD}.\n"
+    assert ccp_ok("db", "status").out == f"found {schema.HEAD}, needed {schema.HEAD}\n"
     assert schema.revision(f"sqlite:///{folder / 'ccp.db'}") == schema.HEAD
 
 
@@ -91,18 +91,21 @@ def test_an_older_schema_is_told_by_every_command_that_needs_the_database(databa
     sql(database, "update alembic_version set version_num = '0000'")
     assert ccp("db", "status").status == 1
     for command in (["party", "list"], ["trust", "list"], ["serve"]):
-        assert told(*command) == f"The database schema is 0000, this release needs {schema.HEAD}; run 'ccp db upgrade'."
+        assert (
+            ccp_error(*command)
+            == f"The database schema is 0000, this release needs {schema.HEAD}; run 'ccp db upgrade'."
+        )
 
 
 def test_a_newer_schema_is_good_enough_but_cannot_be_upgraded(database: str) -> None:
     sql(database, "update alembic_version set version_num = '9999'")
-    assert good("db", "status").out == f"found 9999, needed {schema.HEAD}\n"
-    assert told("db", "upgrade") == f"The database schema is 9999, newer than this release's {schema.HEAD}."
+    assert ccp_ok("db", "status").out == f"found 9999, needed {schema.HEAD}\n"
+    assert ccp_error("db", "upgrade") == f"The database schema is 9999, newer than this release's {schema.HEAD}."
 
 
 @pytest.mark.parametrize("command", [["db", "upgrade"], ["db", "status"], ["party", "list"], ["serve"]])
 def test_another_database_engine_is_refused_by_every_command(command: list[str]) -> None:
-    sentence = told(*command, env={"CCP_DATABASE": "mysql://ccp:secret@localhost/ccp"})
+    sentence = ccp_error(*command, env={"CCP_DATABASE": "mysql://ccp:secret@localhost/ccp"})
     assert (
         sentence
         == "No storage engine for the database URL mysql:… (known: sqlite:///FILE, postgresql://USER@HOST/NAME)."
@@ -112,32 +115,32 @@ def test_another_database_engine_is_refused_by_every_command(command: list[str])
 def test_a_file_that_is_no_database_is_told(folder: Path) -> None:
     (folder / "ccp.db").write_bytes(b"not a database" * 100)
     for command in (["db", "upgrade"], ["db", "status"], ["party", "list"], ["serve"]):
-        assert told(*command) == "ccp.db is not a database of ours."
+        assert ccp_error(*command) == "ccp.db is not a database of ours."
 
 
 # --- Settings --------------------------------------------------------------------------------------------------------
 
 
 def test_the_effective_settings_are_shown_as_a_table_and_as_json() -> None:
-    table = {line.split()[0]: line.split()[1:] for line in good("config").lines}
+    table = {line.split()[0]: line.split()[1:] for line in ccp_ok("config").lines}
     assert table["port"] == ["8020"]
     assert table["base_url"] == []
     assert set(table) == {"setting", *Settings.model_fields}
-    shown = json.loads(good("config", "--json").out)
+    shown = json.loads(ccp_ok("config", "--json").out)
     assert (shown["port"], shown["base_url"], shown["vehicle_trust"]) == (8020, None, "chain")
     assert list(shown) == list(Settings.model_fields)
 
 
 def test_settings_come_from_a_file_and_the_environment_overrides_it(folder: Path) -> None:
     (folder / "own.toml").write_text('port = 9000\nhost = "10.0.0.1"\n')
-    shown = json.loads(good("config", "--json", "--config", "own.toml", env={"CCP_PORT": "9001"}).out)
+    shown = json.loads(ccp_ok("config", "--json", "--config", "own.toml", env={"CCP_PORT": "9001"}).out)
     assert (shown["port"], shown["host"]) == (9001, "10.0.0.1")
-    shown = json.loads(good("config", "--json", env={"CCP_CONFIG": "own.toml"}).out)
+    shown = json.loads(ccp_ok("config", "--json", env={"CCP_CONFIG": "own.toml"}).out)
     assert shown["port"] == 9000
 
 
 def test_every_setting_is_explained() -> None:
-    explained = good("config", "--explain").lines
+    explained = ccp_ok("config", "--explain").lines
     assert len(explained) == len(Settings.model_fields) + 1
     assert all(line.endswith(".") for line in explained[1:])
 
@@ -153,7 +156,7 @@ def test_every_setting_is_explained() -> None:
 )
 def test_no_secret_is_shown(url: str) -> None:
     for arguments in (["config"], ["config", "--json"]):
-        shown = good(*arguments, env={"CCP_DATABASE": url}).out
+        shown = ccp_ok(*arguments, env={"CCP_DATABASE": url}).out
         assert "postgresql://" in shown
         for part in ("topsecret", "psecret", "top@", "@secret"):
             assert part not in shown
@@ -161,14 +164,14 @@ def test_no_secret_is_shown(url: str) -> None:
 
 def test_a_bad_setting_is_told_with_its_name(folder: Path) -> None:
     (folder / "ccp.toml").write_text("port = 99999\n")
-    assert told("config").startswith("port: Input should be less than or equal to 65535")
+    assert ccp_error("config").startswith("port: Input should be less than or equal to 65535")
 
 
 # --- Parties ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_party_is_added_listed_and_disabled(database: str) -> None:
-    added = good(
+    added = ccp_ok(
         "party", "add", "Example eMSP [DE]", "--role", "emsp", "--provider-id", "de-exa", "--provider-id", "DEEXB"
     )
     client_id, secret, last = added.lines
@@ -178,18 +181,18 @@ def test_a_party_is_added_listed_and_disabled(database: str) -> None:
     assert last == "The secret is not shown again."
     stored = sql(database, "select hash from party_secret")[0][0]
     assert stored.startswith("$argon2id$")
-    assert secret.split()[1] not in good("party", "list", "--json").out
-    header, row = good("party", "list").lines
+    assert secret.split()[1] not in ccp_ok("party", "list", "--json").out
+    header, row = ccp_ok("party", "list").lines
     assert header.split("  ")[0] == "name"
     assert "Example eMSP [DE]  example-emsp-de  emsp   DEEXA DEEXB" in row
     assert row.endswith("enabled")
-    assert good("party", "disable", "Example eMSP [DE]").out == "example-emsp-de is disabled.\n"
-    assert good("party", "list").lines[1].endswith("disabled")
+    assert ccp_ok("party", "disable", "Example eMSP [DE]").out == "example-emsp-de is disabled.\n"
+    assert ccp_ok("party", "list").lines[1].endswith("disabled")
 
 
 def test_a_party_is_added_and_listed_as_json(database: str) -> None:
     added = json.loads(
-        good("party", "add", "All", "--role", "cps", "--role", "oem", "--all-providers", "--wmi", "wex", "--json",
+        ccp_ok("party", "add", "All", "--role", "cps", "--role", "oem", "--all-providers", "--wmi", "wex", "--json",
              "--client-id", "own").out
     )  # fmt: skip
     assert len(added.pop("client_secret")) >= 43
@@ -197,7 +200,7 @@ def test_a_party_is_added_and_listed_as_json(database: str) -> None:
         "client_id": "own", "name": "All", "roles": ["cps", "oem"], "provider_ids": [], "all_providers": True,
         "wmis": ["WEX"], "operator_ids": [], "enabled": True,
     }  # fmt: skip
-    assert json.loads(good("party", "list", "--json").out) == [added]
+    assert json.loads(ccp_ok("party", "list", "--json").out) == [added]
 
 
 @pytest.mark.parametrize(
@@ -235,13 +238,13 @@ def test_a_party_is_added_and_listed_as_json(database: str) -> None:
     ],
 )
 def test_a_party_that_makes_no_sense_is_refused(database: str, arguments: list[str], sentence: str) -> None:
-    good("party", "add", "Taken", "--role", "emsp", "--provider-id", "DEOWN")
-    assert told("party", "add", *arguments) == sentence
-    assert len(json.loads(good("party", "list", "--json").out)) == 1
+    ccp_ok("party", "add", "Taken", "--role", "emsp", "--provider-id", "DEOWN")
+    assert ccp_error("party", "add", *arguments) == sentence
+    assert len(json.loads(ccp_ok("party", "list", "--json").out)) == 1
 
 
 def test_disabling_an_unknown_party_is_told(database: str) -> None:
-    assert told("party", "disable", "nobody") == "There is no party named nobody."
+    assert ccp_error("party", "disable", "nobody") == "There is no party named nobody."
 
 
 # --- Trust -----------------------------------------------------------------------------------------------------------
@@ -252,12 +255,12 @@ def test_certificates_are_added_listed_and_removed(database: str, folder: Path, 
     (folder / "chain.pem").write_bytes(pki.oem_sub2.certificate.pem() + pki.oem_sub1.certificate.pem())
     (folder / "root.der").write_bytes(pki.oem_root.certificate.der)
     for file in ("chain.pem", "root.der"):
-        good("trust", "add", file, "--role", "oem")
-    assert good("trust", "add", "root.der", "--role", "oem", "--role", "v2g").lines == [
+        ccp_ok("trust", "add", file, "--role", "oem")
+    assert ccp_ok("trust", "add", "root.der", "--role", "oem", "--role", "v2g").lines == [
         "known  oem  root  OEM Root CA SIM",
         "added  v2g  root  OEM Root CA SIM",
     ]
-    listed = json.loads(good("trust", "list", "--json").out)
+    listed = json.loads(ccp_ok("trust", "list", "--json").out)
     assert [(entry["role"], entry["kind"], entry["label"], entry["source"]) for entry in listed] == [
         ("oem", "root", "OEM Root CA SIM", "root.der"),
         ("oem", "intermediate", "OEM Sub1 CA SIM", "chain.pem"),
@@ -266,10 +269,10 @@ def test_certificates_are_added_listed_and_removed(database: str, folder: Path, 
     ]
     fingerprint = pki.oem_root.certificate.fingerprint
     # The fingerprint of the table is what the removal takes, so it has to be there as a whole.
-    assert sum(fingerprint in line for line in good("trust", "list").lines) == 2
-    assert good("trust", "remove", fingerprint.upper(), "--role", "v2g").out == "removed for 1 role(s)\n"
-    assert good("trust", "remove", fingerprint).out == "removed for 1 role(s)\n"
-    assert told("trust", "remove", fingerprint) == f"No certificate with the fingerprint {fingerprint} is trusted."
+    assert sum(fingerprint in line for line in ccp_ok("trust", "list").lines) == 2
+    assert ccp_ok("trust", "remove", fingerprint.upper(), "--role", "v2g").out == "removed for 1 role(s)\n"
+    assert ccp_ok("trust", "remove", fingerprint).out == "removed for 1 role(s)\n"
+    assert ccp_error("trust", "remove", fingerprint) == f"No certificate with the fingerprint {fingerprint} is trusted."
 
 
 def test_a_directory_of_certificates_is_added_as_a_whole(database: str, folder: Path, pkis: dict[str, PKI]) -> None:
@@ -278,7 +281,7 @@ def test_a_directory_of_certificates_is_added_as_a_whole(database: str, folder: 
         certificate = getattr(pkis["iso2"], name).certificate
         (folder / "roots" / f"{name}.CRT").write_bytes(certificate.pem())
     (folder / "roots" / "README.txt").write_text("no certificate, and no matter")
-    assert len(good("trust", "add", "roots", "--role", "v2g").lines) == 2
+    assert len(ccp_ok("trust", "add", "roots", "--role", "v2g").lines) == 2
 
 
 @pytest.mark.parametrize(
@@ -293,20 +296,20 @@ def test_a_directory_of_certificates_is_added_as_a_whole(database: str, folder: 
 def test_a_file_without_certificate_is_told(database: str, folder: Path, octets: bytes | None, sentence: str) -> None:
     if octets is not None:
         (folder / "file.pem").write_bytes(octets)
-    assert told("trust", "add", "file.pem", "--role", "v2g").startswith(sentence)
+    assert ccp_error("trust", "add", "file.pem", "--role", "v2g").startswith(sentence)
 
 
 def test_an_empty_directory_is_told_and_not_passed_over(database: str, folder: Path) -> None:
     (folder / "empty").mkdir()
-    assert told("trust", "add", "empty", "--role", "v2g") == "There are no certificates in empty."
+    assert ccp_error("trust", "add", "empty", "--role", "v2g") == "There are no certificates in empty."
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
 def test_a_file_that_may_not_be_read_is_told(database: str, folder: Path) -> None:
     (folder / "file.pem").write_bytes(b"")
     (folder / "file.pem").chmod(0)
-    assert "Permission denied" in told("trust", "add", "file.pem", "--role", "v2g")
+    assert "Permission denied" in ccp_error("trust", "add", "file.pem", "--role", "v2g")
 
 
 def test_a_fingerprint_that_is_none_is_told(database: str) -> None:
-    assert told("trust", "remove", "abc") == 'fingerprint : must match "^[0-9a-fA-F]{64}$"'
+    assert ccp_error("trust", "remove", "abc") == 'fingerprint : must match "^[0-9a-fA-F]{64}$"'

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from ccp.server.storage.engine import schema
-from tests.cli.run import good, told
+from tests.cli.run import ccp_error, ccp_ok
 from tests.databases import Server
 from tests.server.storage.made import new_database
 
@@ -22,27 +22,29 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def test_a_downgrade_says_what_is_lost_and_does_nothing_until_it_is_confirmed(url: str) -> None:
     env = {"CCP_DATABASE": url}
-    assert "deletes the tables and columns that came after" in told("db", "downgrade", "0001", env=env)
+    assert "deletes the tables and columns that came after" in ccp_error("db", "downgrade", "0001", env=env)
     assert schema.revision(url) == schema.HEAD
-    done = good("db", "downgrade", "0001", "--yes", env=env)
+    done = ccp_ok("db", "downgrade", "0001", "--yes", env=env)
     assert done.out == f"The schema was {schema.HEAD} and is now 0001.\n"
-    assert good("db", "upgrade", env=env).out == f"The schema was 0001 and is now {schema.HEAD}.\n"
-    assert good("db", "downgrade", "base", "--yes", env=env).out == f"The schema was {schema.HEAD} and is now absent.\n"
+    assert ccp_ok("db", "upgrade", env=env).out == f"The schema was 0001 and is now {schema.HEAD}.\n"
+    assert (
+        ccp_ok("db", "downgrade", "base", "--yes", env=env).out == f"The schema was {schema.HEAD} and is now absent.\n"
+    )
 
 
 @pytest.mark.parametrize("to", ["9999", "0004x", "head", "-1"])
 def test_a_downgrade_goes_to_an_older_revision_only(url: str, to: str) -> None:
-    sentence = told("db", "downgrade", "--yes", "--", to, env={"CCP_DATABASE": url})
+    sentence = ccp_error("db", "downgrade", "--yes", "--", to, env={"CCP_DATABASE": url})
     assert sentence.startswith(f"The database schema is {schema.HEAD}; it can be taken back to: base, 0001, 0002")
     assert schema.revision(url) == schema.HEAD
 
 
 def test_a_server_makes_no_schema_in_a_postgresql_database_and_says_what_does(postgres: Server) -> None:
     empty = postgres.database(empty=True)
-    sentence = told("serve", env={"CCP_DATABASE": empty})
+    sentence = ccp_error("serve", env={"CCP_DATABASE": empty})
     assert sentence == f"The database schema is absent, this release needs {schema.HEAD}; run 'ccp db upgrade'."
     assert schema.revision(empty) is None
 
 
 def test_only_a_cluster_is_distributed(url: str) -> None:
-    assert "extension citus" in told("db", "distribute", env={"CCP_DATABASE": url})
+    assert "extension citus" in ccp_error("db", "citus-distribute", env={"CCP_DATABASE": url})

@@ -33,8 +33,6 @@ ALLOWED: dict[tuple[str, ...], set[str]] = {
     ("exi", "encode", "-"): PLAIN,
     ("verify", "--trust", str(MESSAGE.parent), str(MESSAGE)): PLAIN | CERTIFICATES | {"orjson"},
     ("verify", "--json", "--trust", str(MESSAGE.parent), str(MESSAGE)): PLAIN | CERTIFICATES | {"orjson"},
-    ("roles",): PLAIN | {"rich"},
-    ("roles", "--json"): PLAIN,
 }
 """Packages beside the standard library, by command."""
 HEAVY = {"asyncio", "concurrent", "http", "multiprocessing", "sqlite3", "ssl"}

@@ -16,7 +16,7 @@ from ccp.ids import EMAID, PCID
 from ccp.server.storage.engine import schema
 from ccp.testing.partners import Car, make_contract, sign_contract
 from ccp.testing.pki import PKI
-from tests.cli.run import ccp, good, told
+from tests.cli.run import ccp, ccp_error, ccp_ok
 from tests.world import AT, SESSION
 from tests.x509.published import public_root
 
@@ -74,8 +74,8 @@ def test_a_message_is_read_in_whatever_form_it_is_written_down(
     octets = messages[kind]
     (folder / "message").write_bytes(FORMS[form](octets))
     expected = exi.to_json(exi.decode(octets))
-    assert json.loads(good("exi", "decode", "message", "--full").out) == expected
-    assert json.loads(good("exi", "decode", "-", "--full", stdin=FORMS[form](octets)).out) == expected
+    assert json.loads(ccp_ok("exi", "decode", "message", "--full").out) == expected
+    assert json.loads(ccp_ok("exi", "decode", "-", "--full", stdin=FORMS[form](octets)).out) == expected
 
 
 @pytest.mark.parametrize("kind", ["iso2 response", "iso2 request", "iso20 response", "iso20 request", "ed448 response"])
@@ -83,28 +83,28 @@ def test_what_is_decoded_in_full_is_encoded_to_the_same_octets(
     messages: dict[str, bytes], folder: Path, kind: str
 ) -> None:
     octets = messages[kind]
-    (folder / "message.json").write_bytes(good("exi", "decode", "-", "--full", stdin=octets).octets)
-    assert good("exi", "encode", "message.json", "--to", "binary").octets == octets
-    assert good("exi", "encode", "message.json").out == b64(octets).decode() + "\n"
-    assert good("exi", "encode", "message.json", "--to", "hex").out == octets.hex() + "\n"
+    (folder / "message.json").write_bytes(ccp_ok("exi", "decode", "-", "--full", stdin=octets).out_bytes)
+    assert ccp_ok("exi", "encode", "message.json", "--to", "binary").out_bytes == octets
+    assert ccp_ok("exi", "encode", "message.json").out == b64(octets).decode() + "\n"
+    assert ccp_ok("exi", "encode", "message.json", "--to", "hex").out == octets.hex() + "\n"
 
 
 def test_the_published_example_makes_the_round_trip() -> None:
-    full = good("exi", "decode", EXAMPLE, "--full").octets
-    assert good("exi", "encode", "-", stdin=full).out.strip() == "".join(EXAMPLE.read_text().split())
+    full = ccp_ok("exi", "decode", EXAMPLE, "--full").out_bytes
+    assert ccp_ok("exi", "encode", "-", stdin=full).out.strip() == "".join(EXAMPLE.read_text().split())
 
 
 def test_certificates_are_summarised_and_a_summary_cannot_be_written_back(
     messages: dict[str, bytes], pkis: dict[str, PKI]
 ) -> None:
     for kind in ("iso2 response", "iso2 request", "iso20 response", "iso20 request"):
-        shown = good("exi", "decode", "-", stdin=messages[kind]).out
+        shown = ccp_ok("exi", "decode", "-", stdin=messages[kind]).out
         assert '"fingerprint"' in shown
         assert b64(pkis["iso2"].cps.certificate.der).decode() not in shown
-        assert told("exi", "encode", "-", stdin=shown.encode()) == (
+        assert ccp_error("exi", "encode", "-", stdin=shown.encode()) == (
             "summarised certificates, which cannot be written back; print the message with --full"
         )
-    response = json.loads(good("exi", "decode", "-", stdin=messages["iso2 response"]).out)
+    response = json.loads(ccp_ok("exi", "decode", "-", stdin=messages["iso2 response"]).out)
     chain = response["V2G_Message"]["Body"]["CertificateInstallationRes"]["SAProvisioningCertificateChain"]
     assert chain["Certificate"]["fingerprint"] == pkis["iso2"].cps.certificate.fingerprint
     assert chain["Certificate"]["subject"].startswith("CN=CPS SIM")
@@ -132,19 +132,19 @@ def test_certificates_are_summarised_and_a_summary_cannot_be_written_back(
     ],
 )
 def test_garbage_is_told_in_one_sentence(garbage: bytes, sentence: str) -> None:
-    assert sentence in told("exi", "decode", "-", stdin=garbage)
+    assert sentence in ccp_error("exi", "decode", "-", stdin=garbage)
 
 
 @pytest.mark.parametrize(
     "garbage", [b"", b"{", b"[]", b"5", b'{"V2G_Message": {}}', b'{"Nothing": {}}', b"\xff\xfe", b"[" * 100_000]
 )
 def test_json_that_is_no_message_cannot_be_encoded(garbage: bytes) -> None:
-    assert told("exi", "encode", "-", stdin=garbage)
+    assert ccp_error("exi", "encode", "-", stdin=garbage)
 
 
 def test_a_file_that_is_not_there_is_told() -> None:
     for command in ("decode", "encode"):
-        assert told("exi", command, "none.exi") == "none.exi cannot be read: No such file or directory."
+        assert ccp_error("exi", command, "none.exi") == "none.exi cannot be read: No such file or directory."
 
 
 # --- Verifying -------------------------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def test_the_published_example_verifies_under_the_published_root(folder: Path) -
 def test_the_walk_is_told_to_people_with_its_verdict(
     messages: dict[str, bytes], trust: Path, pkis: dict[str, PKI]
 ) -> None:
-    lines = good("verify", "-", "--trust", trust, stdin=messages["iso2 response"]).lines
+    lines = ccp_ok("verify", "-", "--trust", trust, stdin=messages["iso2 response"]).lines
     assert lines[-1] == "verified"
     assert any(pkis["iso2"].v2g_root.certificate.fingerprint in line for line in lines)
     done = ccp("verify", "-", "--trust", trust, "--at", "2001-01-01T00:00:00Z", stdin=messages["iso2 response"])
@@ -227,7 +227,7 @@ def test_the_time_of_the_check_decides_and_is_told_in_universal_time(messages: d
 
 @pytest.mark.parametrize("at", ["yesterday", "2025-13-01T00:00:00Z", "2025-01-01", "2025-01-01T00:00:00", ""])
 def test_a_time_that_is_none_is_told(messages: dict[str, bytes], trust: Path, at: str) -> None:
-    assert told("verify", "-", "--trust", trust, "--at", at, stdin=messages["iso2 response"]).startswith("--at ")
+    assert ccp_error("verify", "-", "--trust", trust, "--at", at, stdin=messages["iso2 response"]).startswith("--at ")
 
 
 def test_anchors_count_for_the_role_of_their_folder_and_for_all_when_they_lie_above(
@@ -261,11 +261,11 @@ def test_without_a_directory_the_pools_own_anchors_are_asked(
 ) -> None:
     schema.upgrade(f"sqlite:///{folder / 'ccp.db'}")
     report(messages["iso20 request"], status=1)
-    good("trust", "add", trust / "oem", "--role", "oem")
+    ccp_ok("trust", "add", trust / "oem", "--role", "oem")
     report(messages["iso20 request"])
     report(messages["iso2 request"])
 
 
 def test_a_directory_that_is_not_there_is_told(messages: dict[str, bytes]) -> None:
-    assert told("verify", "-", "--trust", "none", stdin=messages["iso2 request"]) == "There is no directory none."
-    assert told("verify", "none.exi", "--trust", ".") == "none.exi cannot be read: No such file or directory."
+    assert ccp_error("verify", "-", "--trust", "none", stdin=messages["iso2 request"]) == "There is no directory none."
+    assert ccp_error("verify", "none.exi", "--trust", ".") == "none.exi cannot be read: No such file or directory."

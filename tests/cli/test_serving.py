@@ -30,7 +30,7 @@ from ccp.server import settings
 from ccp.server.storage.engine import schema
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI, Credential
-from tests.cli.run import COMMAND, ccp, environment, good, shell, told
+from tests.cli.run import COMMAND, ccp, ccp_error, ccp_ok, ccp_process, environment
 from tests.server.storage.made import broken_invariants, sql
 from tests.world import octets_of
 
@@ -133,7 +133,7 @@ def ask(http: httpx.Client, sandbox: Sandbox, cpo: dict[str, str]) -> list[dict[
 def laid_out(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
     """A sandbox that nobody changes."""
     directory = tmp_path_factory.mktemp("sandbox") / "DIR"
-    assert f"{directory}/ccp.toml" in good("sandbox", directory, "--port", 8123).out
+    assert f"{directory}/ccp.toml" in ccp_ok("sandbox", directory, "--port", 8123).out
     return Sandbox(directory)
 
 
@@ -163,8 +163,8 @@ def test_the_credentials_of_a_sandbox_are_complete(laid_out: Sandbox) -> None:
     for party in credentials["parties"]:
         assert list(party) == ["name", "role", "client_id", "client_secret", "provider_ids", "wmis"]
         assert len(party["client_secret"]) >= 43
-    told = {party["name"]: (party["role"], party["provider_ids"], party["wmis"]) for party in credentials["parties"]}
-    assert told == {
+    parties = {party["name"]: (party["role"], party["provider_ids"], party["wmis"]) for party in credentials["parties"]}
+    assert parties == {
         "Example eMSP A": ("emsp", ["DEEXA"], []),
         "Example eMSP B": ("emsp", ["NLEXB"], []),
         "Example CPO": ("cpo", [], []),
@@ -209,7 +209,7 @@ def test_the_keys_and_certificates_of_a_sandbox_can_be_used(laid_out: Sandbox) -
 
 def test_the_messages_of_a_sandbox_verify_under_its_own_trust_directory(laid_out: Sandbox) -> None:
     for path in sorted(laid_out.directory.glob("samples/*/*1.json")):
-        good("verify", path, "--trust", laid_out.directory / "trust")
+        ccp_ok("verify", path, "--trust", laid_out.directory / "trust")
 
 
 @pytest.mark.parametrize("there", ["file", "directory", "hidden"])
@@ -221,15 +221,15 @@ def test_a_sandbox_is_not_made_where_something_is(tmp_path: Path, there: str) ->
         directory.mkdir()
         (directory / (".hidden" if there == "hidden" else "mine")).write_text("mine")
     before = sorted(path.name for path in tmp_path.rglob("*"))
-    assert told("sandbox", directory) == f"{directory} is not an empty directory; a sandbox needs one of its own."
+    assert ccp_error("sandbox", directory) == f"{directory} is not an empty directory; a sandbox needs one of its own."
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 
 def test_a_sandbox_touches_no_other_database_whatever_the_environment_says(tmp_path: Path) -> None:
     """Its roots are nobody's, and must not become trusted in a pool that is in use."""
     (tmp_path / "own").mkdir()
-    good("db", "upgrade", env={"CCP_DATABASE": f"sqlite:///{tmp_path}/own/ccp.db"})
-    good("sandbox", tmp_path / "DIR", env={"CCP_DATABASE": f"sqlite:///{tmp_path}/own/ccp.db"})
+    ccp_ok("db", "upgrade", env={"CCP_DATABASE": f"sqlite:///{tmp_path}/own/ccp.db"})
+    ccp_ok("sandbox", tmp_path / "DIR", env={"CCP_DATABASE": f"sqlite:///{tmp_path}/own/ccp.db"})
     assert sql(f"sqlite:///{tmp_path}/own/ccp.db", "select count(*) from trust_anchor") == [(0,)]
     assert sql(f"sqlite:///{tmp_path}/DIR/ccp.db", "select count(*) > 0 from trust_anchor") == [(1,)]
 
@@ -239,7 +239,7 @@ def test_a_sandbox_touches_no_other_database_whatever_the_environment_says(tmp_p
 
 def test_the_sandboxs_server_takes_every_sample_and_answers_every_request(tmp_path: Path) -> None:
     port = free_port()
-    done = shell("sandbox", tmp_path / "DIR", "--port", port)
+    done = ccp_process("sandbox", tmp_path / "DIR", "--port", port)
     assert done.returncode == 0, done.stderr
     sandbox = Sandbox(tmp_path / "DIR")
     # From another directory: what the file names lies beside the file.
@@ -259,7 +259,7 @@ def test_the_sandboxs_server_takes_every_sample_and_answers_every_request(tmp_pa
 
 def test_a_sandbox_can_come_with_its_samples_stored_and_be_served_by_several_workers(tmp_path: Path) -> None:
     port = free_port()
-    good("sandbox", tmp_path / "DIR", "--port", port, "--store")
+    ccp_ok("sandbox", tmp_path / "DIR", "--port", port, "--store")
     sandbox = Sandbox(tmp_path / "DIR")
     with serving(sandbox.url, "--config", sandbox.directory / "ccp.toml", "--workers", 2, log=tmp_path / "log") as http:
         cpo = sandbox.token(http, "cpo")
@@ -329,7 +329,7 @@ def test_tls_files_that_cannot_be_used_are_told_before_anything_starts(tmp_path:
         ((certificate, other_key), "mismatch"),
     ):
         env = {"CCP_DATABASE": f"sqlite:///{tmp_path}/ccp.db"}
-        sentence = told("serve", "--port", free_port(), "--tls-cert", pair[0], "--tls-key", pair[1], env=env)
+        sentence = ccp_error("serve", "--port", free_port(), "--tls-cert", pair[0], "--tls-key", pair[1], env=env)
         assert sentence.startswith(f"The TLS certificate {pair[0]} and key {pair[1]} cannot be used: ")
         assert reason in sentence.lower() or reason in sentence
 
@@ -338,7 +338,7 @@ def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        done = shell("serve", "--port", taken.getsockname()[1], cwd=tmp_path)
+        done = ccp_process("serve", "--port", taken.getsockname()[1], cwd=tmp_path)
     assert done.returncode > 0
     assert "address already in use" in done.stderr
     assert "Traceback" not in done.stderr
@@ -348,7 +348,7 @@ def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
 
 
 def test_the_demo_tells_the_whole_story_for_both_editions(tmp_path: Path) -> None:
-    done = shell("demo", cwd=tmp_path)
+    done = ccp_process("demo", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     for edition in ("ISO 15118-2 ", "ISO 15118-20 "):

@@ -1,4 +1,4 @@
-"""ccp cleanse, and ccp verify on what a pool holds: with a running pool's own database."""
+"""ccp purge, and ccp verify on what a pool holds: with a running pool's own database."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ccp.testing.pki import PKI, Addresses, build_pki
 from ccp.x509.certificates import Certificate
 from ccp.x509.path_validation import Role
 from ccp.x509.revocation_policy import Evidence, Status
-from tests.cli.run import Done, ccp, environment, good, shell, told
+from tests.cli.run import CommandResult, ccp, ccp_error, ccp_ok, ccp_process, environment
 from tests.world import AT, SESSION, Contract, Pool, new_emaid, new_pcid, start
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
@@ -61,7 +61,7 @@ def deleted(pool: Pool) -> list[str]:
 
 def cleansed(*arguments: str, **how: Any) -> dict[str, str]:
     """What is removed, with the reason."""
-    return {each["emaid"]: each["reason"] for each in json.loads(good("cleanse", "--json", *arguments, **how).out)}
+    return {each["emaid"]: each["reason"] for each in json.loads(ccp_ok("purge", "--json", *arguments, **how).out)}
 
 
 # --- Cleansing -------------------------------------------------------------------------------------------------------
@@ -75,16 +75,16 @@ def test_expired_and_revoked_contracts_are_removed_and_told_of_and_good_ones_sta
     revoke(around, revoked, edition)
     spent = {expired.emaid: "expired", revoked.emaid: "revoked"}
     assert cleansed("--dry-run") == spent
-    assert good("cleanse", "--dry-run").lines[-1] == "2 contract(s) would be removed."
+    assert ccp_ok("purge", "--dry-run").lines[-1] == "2 contract(s) would be removed."
     assert [around.stored(one.emaid) for one in (expired, revoked, fine)] == [1, 1, 1]
     assert deleted(around) == []
-    lines = good("cleanse").lines
+    lines = ccp_ok("purge").lines
     assert lines[-1] == "2 contract(s) removed."
     assert any(line.split() == [expired.emaid, str(cars[0].pcid), "expired"] for line in lines)
     assert [around.stored(one.emaid) for one in (expired, revoked, fine)] == [0, 0, 1]
     assert sorted(deleted(around)) == sorted(spent)
     assert cleansed() == {}
-    assert good("cleanse").lines[-1] == "0 contract(s) removed."
+    assert ccp_ok("purge").lines[-1] == "0 contract(s) removed."
     assert sorted(deleted(around)) == sorted(spent)
     assert around.ask(cars[2])[0]["emaid"] == fine.emaid
     assert around.sql("select count(*) from emaid_claim") == [(1,)]  # the EMAIDs are free again
@@ -124,7 +124,7 @@ def test_a_revoked_contract_is_not_kept_for_a_grace_period(around: Pool) -> None
 def test_cleansing_tells_programs_nothing_but_json(around: Pool) -> None:
     contract = around.publish(around.car())
     around.expire(contract.emaid)
-    done = shell("cleanse", "--json", env=environment())
+    done = ccp_process("purge", "--json", env=environment())
     assert done.returncode == 0, done.stderr
     (each,) = json.loads(done.stdout)
     assert each == {"emaid": contract.emaid, "pcid": contract.body["pcid"], "reason": "expired"}
@@ -161,7 +161,7 @@ def test_what_is_held_of_a_contract_or_a_vehicle_is_verified(around: Pool, editi
     found = reports("--pcid", car.pcid)
     assert {one["message"].split()[0] for one in found} == {first.emaid, second.emaid}
     assert all(one["passed"] for one in found)
-    lines = good("verify", "--pcid", car.pcid).lines
+    lines = ccp_ok("verify", "--pcid", car.pcid).lines
     assert lines.count("verified") == 2
     assert any("names no OCSP or CRL address" in line for line in lines)
 
@@ -190,25 +190,25 @@ def test_every_variant_of_a_contract_is_verified(around: Pool) -> None:
 
 
 def test_what_is_not_held_is_told_in_a_sentence(around: Pool) -> None:
-    assert told("verify", "--emaid", new_emaid()) == "The pool holds nothing of it."
-    assert told("verify", "--pcid", new_pcid(), "--json") == "The pool holds nothing of it."
-    assert told("verify", "--emaid", "nonsense")
-    assert told("verify", "--pcid", "nonsense")
+    assert ccp_error("verify", "--emaid", new_emaid()) == "The pool holds nothing of it."
+    assert ccp_error("verify", "--pcid", new_pcid(), "--json") == "The pool holds nothing of it."
+    assert ccp_error("verify", "--emaid", "nonsense")
+    assert ccp_error("verify", "--pcid", "nonsense")
 
 
 def test_one_thing_is_verified_at_a_time(around: Pool) -> None:
     one = "Give a file, or --emaid, or --pcid: one of them."
-    assert told("verify") == one
-    assert told("verify", "message", "--emaid", new_emaid()) == one
-    assert told("verify", "message", "--pcid", new_pcid()) == one
-    assert told("verify", "--emaid", new_emaid(), "--pcid", new_pcid()) == one
-    assert "--trust is for files" in told("verify", "--emaid", new_emaid(), "--trust", ".")
+    assert ccp_error("verify") == one
+    assert ccp_error("verify", "message", "--emaid", new_emaid()) == one
+    assert ccp_error("verify", "message", "--pcid", new_pcid()) == one
+    assert ccp_error("verify", "--emaid", new_emaid(), "--pcid", new_pcid()) == one
+    assert "--trust is for files" in ccp_error("verify", "--emaid", new_emaid(), "--trust", ".")
 
 
 # --- Verifying a file against the pool -------------------------------------------------------------------------------
 
 
-def verified(octets: bytes, *arguments: object) -> Done:
+def verified(octets: bytes, *arguments: object) -> CommandResult:
     return ccp("verify", "-", "--json", *arguments, stdin=octets)
 
 

@@ -18,7 +18,7 @@ from urllib.request import urlopen
 import pytest
 
 from ccp.cli.supervisor import RestartDelay
-from tests.cli.run import SOURCE, environment, good
+from tests.cli.run import SOURCE, ccp_ok, environment
 from tests.cli.test_serving import Sandbox, free_port
 from tests.cli.test_serving import serving as pool
 
@@ -209,7 +209,7 @@ def test_workers_that_end_again_and_again_are_started_with_growing_delays(tmp_pa
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_workers_of_the_pool_are_forked_from_a_parent_that_has_opened_nothing(tmp_path: Path) -> None:
-    good("sandbox", tmp_path / "DIR", "--port", free_port(), "--store")
+    ccp_ok("sandbox", tmp_path / "DIR", "--port", free_port(), "--store")
     sandbox = Sandbox(tmp_path / "DIR")
     config = sandbox.directory / "ccp.toml"
     with pool(sandbox.url, "--config", config, "--workers", 2, log=tmp_path / "log"):

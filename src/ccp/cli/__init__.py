@@ -9,7 +9,7 @@ import typer
 
 from ccp import __version__
 from ccp.cli.commands import LazyCommands
-from ccp.cli.output import say
+from ccp.cli.output import print_line
 from ccp.errors import CCPError
 
 app = typer.Typer(
@@ -24,7 +24,7 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def root(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
     if version:
-        say(__version__)
+        print_line(__version__)
         raise typer.Exit
 
 
@@ -34,15 +34,15 @@ def main() -> None:
         app(prog_name="ccp")
     except CCPError as exc:
         for message in exc.messages:
-            say(f"ccp: {message}", err=True)
+            print_line(f"ccp: {message}", err=True)
         sys.exit(1)
     except OSError as exc:  # A file or directory that the command line names.
-        say(f"ccp: {exc.filename or 'input or output'}: {exc.strerror or exc}.", err=True)
+        print_line(f"ccp: {exc.filename or 'input or output'}: {exc.strerror or exc}.", err=True)
         sys.exit(1)
     except Exception as exc:
         if (said := _said_by_database(exc)) is None:
             raise
-        say(f"ccp: The database refuses what was asked of it: {said}.", err=True)
+        print_line(f"ccp: The database refuses what was asked of it: {said}.", err=True)
         sys.exit(1)
 
 

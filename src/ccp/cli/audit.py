@@ -13,7 +13,7 @@ from typing import IO, Annotated, Any
 
 import typer
 
-from ccp.cli.output import ConfigOption, JsonOption, print_json, print_table, say, with_store
+from ccp.cli.output import ConfigOption, JsonOption, print_json, print_line, print_table, with_store
 from ccp.errors import CCPError, ConfigurationError, FieldError
 from ccp.ids import EMAID, PCID
 from ccp.server import settings
@@ -136,7 +136,7 @@ def export(
             raise
     # What is broken is exported as it is: whoever gets the file has to see it too.
     for broken in verdict.broken:
-        say(f"warning: lane {broken.lane}, row {broken.number}: {broken.why}.", err=True)
+        print_line(f"warning: lane {broken.lane}, row {broken.number}: {broken.why}.", err=True)
 
 
 @app.command()
@@ -156,7 +156,7 @@ def pseudonym(
             await store.close()
         return pseudonyms.of(_id(named))
 
-    say(asyncio.run(run()))
+    print_line(asyncio.run(run()))
 
 
 def _id(text: str) -> EMAID | PCID:
@@ -184,12 +184,12 @@ def _tell(verdict: Verdict, blanked: list[BlankedRow] | None, *, as_json: bool) 
         print_json(shown)
     else:
         erased = f", {verdict.erased} of them erased" if verdict.erased else ""
-        say(f"{verdict.rows} row(s){erased}.")
+        print_line(f"{verdict.rows} row(s){erased}.")
         for each in verdict.broken:
-            say(f"lane {each.lane}, row {each.number}: {each.why}.")
+            print_line(f"lane {each.lane}, row {each.number}: {each.why}.")
         for row in blanked or ():
-            say(_blanked_line(row))
-        say(_conclusion(verdict, blanked))
+            print_line(_blanked_line(row))
+        print_line(_conclusion(verdict, blanked))
     if verdict.broken:
         raise typer.Exit(1)
     if blanked:

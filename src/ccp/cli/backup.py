@@ -11,7 +11,7 @@ from typing import Annotated, Final
 
 import typer
 
-from ccp.cli.output import ConfigOption, say
+from ccp.cli.output import ConfigOption, print_line
 from ccp.errors import ConfigurationError
 from ccp.server import settings
 from ccp.server.access import authorization_server
@@ -38,11 +38,11 @@ def backup(
     Keys that sign tokens and hashes of secrets are in it: it is readable by its owner alone, and has to stay so.
     """
     done = copies.backup(settings.load(config).database, file)
-    say(f"{file}: {done.contracts:,} variants, {done.octets:,} octets, schema {done.revision}, checked.")
+    print_line(f"{file}: {done.contracts:,} variants, {done.octets:,} octets, schema {done.revision}, checked.")
     try:
         inspect(file)
     except ConfigurationError as exc:
-        say(f"warning: {exc} `ccp restore` will refuse it.", err=True)
+        print_line(f"warning: {exc} `ccp restore` will refuse it.", err=True)
 
 
 def restore(
@@ -74,41 +74,43 @@ def restore(
             export = (part for part in read_export(lines) if isinstance(part, Recorded))
         done = copies.restore(url, file, at, entry=entry, key=key, replace=replace, export=export)
     checked = done.checked
-    say(f"{schema.sqlite_file(url)}: {checked.contracts:,} variants, schema {checked.revision}, checked.")
+    print_line(f"{schema.sqlite_file(url)}: {checked.contracts:,} variants, schema {checked.revision}, checked.")
     if done.aside is not None:
-        say(f"The database that was there is {done.aside}.")
+        print_line(f"The database that was there is {done.aside}.")
     if done.keys is None:
-        say("The keys that sign access tokens are those of the backup; revoke again what was revoked since.")
+        print_line("The keys that sign access tokens are those of the backup; revoke again what was revoked since.")
     else:
-        say(f"Keys that signed access tokens are revoked ({len(done.keys)}): callers need new tokens.")
+        print_line(f"Keys that signed access tokens are revoked ({len(done.keys)}): callers need new tokens.")
     _tell(done)
     if not schema_version.is_enough(checked.revision):
-        say(f"This release needs schema {schema.head()}: run 'ccp db upgrade' next.")
+        print_line(f"This release needs schema {schema.head()}: run 'ccp db upgrade' next.")
 
 
 def _tell(done: copies.Restored) -> None:
     """Print what has to be repeated."""
     if done.problem is not None:
-        say(f"warning: {done.problem}.", err=True)
+        print_line(f"warning: {done.problem}.", err=True)
     undone = done.undone
     if undone is None:
-        say(
+        print_line(
             "What was disabled, rotated or revoked after the backup is not known: "
             "only a replaced database or --audit-export shows it."
         )
         return
     if undone.diverged:
-        say("warning: this trail does not continue that of the backup; compare both by hand.", err=True)
+        print_line("warning: this trail does not continue that of the backup; compare both by hand.", err=True)
     if not undone.rows:
-        say("As far as the trail shows, nothing was disabled, rotated or revoked after the backup.")
+        print_line("As far as the trail shows, nothing was disabled, rotated or revoked after the backup.")
     else:
-        say(f"Done after the backup and undone by it ({len(undone.rows)}); repeat what still applies:")
+        print_line(f"Done after the backup and undone by it ({len(undone.rows)}); repeat what still applies:")
         for row in sorted(undone.rows, key=lambda row: (row.at, row.lane, row.number))[:_LISTED]:
-            say(f"  {_line(row)}")
+            print_line(f"  {_line(row)}")
         if len(undone.rows) > _LISTED:
-            say(f"  and {len(undone.rows) - _LISTED} more")
+            print_line(f"  and {len(undone.rows) - _LISTED} more")
     if undone.counted:
-        say(f"Besides: {', '.join(f'{number:,} {action}' for action, number in sorted(undone.counted.items()))}.")
+        print_line(
+            f"Besides: {', '.join(f'{number:,} {action}' for action, number in sorted(undone.counted.items()))}."
+        )
 
 
 def _line(row: Recorded) -> str:

@@ -14,7 +14,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from ccp.cli.output import ConfigOption, JsonOption, print_json, say, with_store
+from ccp.cli.output import ConfigOption, JsonOption, print_json, print_line, with_store
 from ccp.errors import ConfigurationError
 from ccp.ids import WMI, Namespace, ProviderId
 from ccp.server import settings
@@ -137,14 +137,14 @@ def _tell(state: State, seconds: float, checkpoint: Path | None, as_json: bool) 
         print_json(shown)
         return
     if state.resumed_behind:
-        say(f"Went on behind line {state.resumed_behind:,}, where an earlier run had stopped.")
+        print_line(f"Went on behind line {state.resumed_behind:,}, where an earlier run had stopped.")
     parts = ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items())
-    say(f"{sum(counts.values()):,} lines: {parts}. {rate:,.0f} lines a second in {seconds:,.1f} s.")
+    print_line(f"{sum(counts.values()):,} lines: {parts}. {rate:,.0f} lines a second in {seconds:,.1f} s.")
     for sentence, count in state.warnings.most_common():
-        say(f"Warning ({count:,} times): {sentence}")
+        print_line(f"Warning ({count:,} times): {sentence}")
     if state.interrupted:
         on = "the same command goes on from here" if checkpoint else "lines that are stored will be left as they are"
-        say(f"Interrupted; everything counted is stored or refused for good, {on}.")
+        print_line(f"Interrupted; everything counted is stored or refused for good, {on}.")
 
 
 def export_contracts(
@@ -171,4 +171,4 @@ def export_contracts(
         return await exporter.export(store, target, wanted)
 
     count = with_store(config, run)
-    say(f"{count:,} lines.", err=True)
+    print_line(f"{count:,} lines.", err=True)

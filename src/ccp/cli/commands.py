@@ -45,11 +45,7 @@ COMMANDS: Final[Mapping[str, Entry]] = {
         "verify",
         "Walk every check on a CertificateInstallationRes or -Req and say what came of it. Exit status 0 or 1.",
     ),
-    "roles": Entry(
-        "roles",
-        "Print the role table: what each role may do, and on which condition. Whatever is not in it is refused.",
-    ),
-    "cleanse": Entry(
+    "purge": Entry(
         "purge",
         "Remove contracts that have expired or are revoked; car makers are told as of every other removal.",
     ),
@@ -71,7 +67,8 @@ COMMANDS: Final[Mapping[str, Entry]] = {
     "trust": Entry("trust", "Look after the trusted certificates."),
     "crl": Entry("crl", "Show certificate revocation lists, and accept one with a lower number."),
     "audit": Entry("audit", "Look into the audit trail."),
-    "events": Entry("events", "Look after events to partners' webhooks."),
+    "webhook": Entry("webhook", "Manage partners' webhooks."),
+    "events": Entry("events", "Manage events to partners' webhooks."),
     "keys": Entry("keys", "Look after the keys that sign access tokens."),
     "exi": Entry("exi", "Read and write CertificateInstallation messages."),
     "db": Entry("db", "Look after the database schema."),

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ccp.cli.output import ConfigOption, JsonOption, print_json, print_table, say, with_store
+from ccp.cli.output import ConfigOption, JsonOption, print_json, print_line, print_table, with_store
 from ccp.errors import ChainError, NotFound
 from ccp.server.audit.trail import command_actor
 from ccp.server.storage import Store
@@ -76,7 +76,7 @@ def accept(
         print_json({"accepted": accepted})
         return
     for one in accepted:
-        say(f"accepted  {one['issuer']}  {one['url']}  (the number was {_dash(one['number'])})")
+        print_line(f"accepted  {one['issuer']}  {one['url']}  (the number was {_dash(one['number'])})")
 
 
 def _shown(held: HeldCRL) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ccp.cli.output import ConfigOption, say
+from ccp.cli.output import ConfigOption, print_line
 from ccp.errors import ConfigurationError
 from ccp.server import settings
 from ccp.server.storage.engine import citus, schema, schema_version
@@ -18,14 +18,16 @@ app = typer.Typer(no_args_is_help=True)
 def upgrade(config: ConfigOption = None) -> None:
     """Bring the database to the schema of this release, creating it if there is none."""
     before, after = schema.upgrade(settings.load(config).database)
-    say(f"The schema is {after}." if before == after else f"The schema was {before or 'absent'} and is now {after}.")
+    print_line(
+        f"The schema is {after}." if before == after else f"The schema was {before or 'absent'} and is now {after}."
+    )
 
 
 @app.command()
 def status(config: ConfigOption = None) -> None:
     """Print the schema's revision and the one that this release needs."""
     found = schema.revision(settings.load(config).database)
-    say(f"found {found or 'none'}, needed {schema.head()}")
+    print_line(f"found {found or 'none'}, needed {schema.head()}")
     if not schema_version.is_enough(found):
         raise typer.Exit(1)
 
@@ -46,11 +48,11 @@ def downgrade(
             "and say --yes."
         )
     before, after = schema.downgrade(database, to)
-    say(f"The schema was {before} and is now {after or 'absent'}.")
+    print_line(f"The schema was {before} and is now {after or 'absent'}.")
 
 
-@app.command()
-def distribute(config: ConfigOption = None) -> None:
+@app.command("citus-distribute")
+def citus_distribute(config: ConfigOption = None) -> None:
     """Spread the tables over the nodes of a Citus cluster. The database has to have its schema already."""
     for table, how in citus.distribute(settings.load(config).database):
-        say(f"{table}: {how}")
+        print_line(f"{table}: {how}")

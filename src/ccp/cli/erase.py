@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ccp.cli.output import ConfigOption, JsonOption, print_json, say, with_pool
+from ccp.cli.output import ConfigOption, JsonOption, print_json, print_line, with_pool
 from ccp.errors import ConfigurationError
 from ccp.ids import EMAID, PCID
 from ccp.server import settings
@@ -75,9 +75,11 @@ def erase(
     else:
         _print(erased, counts, dry_run)
         if scrubbed is not None and problem is None:
-            say("The database's files do not hold it any more.")
+            print_line("The database's files do not hold it any more.")
         elif not sqlite and not dry_run:
-            say("PostgreSQL keeps removed rows in its files until they are vacuumed, and in its write-ahead log.")
+            print_line(
+                "PostgreSQL keeps removed rows in its files until they are vacuumed, and in its write-ahead log."
+            )
     if problem is not None:
         raise ConfigurationError(problem)
 
@@ -86,11 +88,11 @@ def _print(erased: Erased, counts: dict[str, int], dry_run: bool) -> None:
     would = "would be erased" if dry_run else "erased"
     words = ("contract(s)", "signed response(s)", "unsent event(s)", "entries of revocation evidence")
     for count, word in zip(counts.values(), words, strict=False):
-        say(f"{count:>4}  {word} {would}")
-    say(f"{erased.audit_rows:>4}  audit row(s) {'would lose' if dry_run else 'lost'} what they are about")
-    say(f"{counts['vehicle']:>4}  vehicle(s) {would}")
+        print_line(f"{count:>4}  {word} {would}")
+    print_line(f"{erased.audit_rows:>4}  audit row(s) {'would lose' if dry_run else 'lost'} what they are about")
+    print_line(f"{counts['vehicle']:>4}  vehicle(s) {would}")
     if erased.waiting:
-        say(
+        print_line(
             f"{erased.waiting} event(s) to the car maker still name it until they are sent, and keep a vehicle's row "
             "that long; run this again then, or now with --tell-nobody."
         )

@@ -11,14 +11,14 @@ from typing import Annotated, Any
 
 import typer
 
-from ccp.cli.output import ConfigOption, JsonOption, print_json, print_table, say, with_store
+from ccp.cli.output import ConfigOption, JsonOption, format_time, print_json, print_line, print_table, with_store
 from ccp.errors import ConfigurationError, NotFound
 from ccp.server import settings
 from ccp.server.audit.trail import command_actor
-from ccp.server.domain.subscriptions import Subscriber, Webhook
+from ccp.server.domain.subscriptions import Webhook
 from ccp.server.storage import Store
 from ccp.server.storage.engine.query import Steps, long_change
-from ccp.server.storage.queries import events, subscribers
+from ccp.server.storage.queries import events
 from ccp.server.storage.queries.audit import Action, Entry, record
 from ccp.server.storage.queries.events import Backlog, Delivery, State
 
@@ -63,62 +63,15 @@ def list_deliveries(
         ["event id", "at", "event", "EMAID", "PCID", "party", "state", "tries", "last answer", "next try"],
         [
             [
-                *(each.event_id, _time(each.created_at), each.kind, each.emaid, each.pcid),
+                *(each.event_id, format_time(each.created_at), each.kind, each.emaid, each.pcid),
                 *(_party(each, webhooks), each.state.value, str(each.attempts), _last(each)),
-                _time(each.due_at) if each.state is State.WAITING else "",
+                format_time(each.due_at) if each.state is State.WAITING else "",
             ]
             for each in found
         ],
     )
-    oldest = f", the oldest since {_time(backlog.oldest)}" if backlog.oldest is not None else ""
-    say(f"{backlog.outbox} not looked at yet, {backlog.waiting} waiting{oldest}, {backlog.dead} dead.")
-
-
-@app.command()
-def endpoints(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """List the webhooks of all parties, and what waits for each; secrets are left out."""
-
-    def question() -> Steps[list[tuple[Webhook, bool, Backlog | None]]]:
-        backlogs = yield from events.backlogs()
-        registered: list[Subscriber] = []
-        while page := (yield from subscribers.page(registered[-1].webhook.id if registered else "", 1000)):
-            registered += page
-        registered.sort(key=lambda each: (each.webhook.created_at, each.webhook.id))
-        return [(each.webhook, each.party.enabled, backlogs.get(each.webhook.id)) for each in registered]
-
-    found = _read(config, question)
-    if as_json:
-        print_json(
-            [
-                {
-                    "id": webhook.id,
-                    "party": webhook.client_id,
-                    "url": webhook.url,
-                    "events": list(webhook.events),
-                    "wmis": list(webhook.wmis),
-                    "provider_ids": list(webhook.provider_ids),
-                    "enabled": webhook.enabled,
-                    "party_enabled": able,
-                    "waiting": backlog.waiting if backlog else 0,
-                    "dead": backlog.dead if backlog else 0,
-                    "oldest": _time(backlog.oldest) if backlog and backlog.oldest else None,
-                }
-                for webhook, able, backlog in found
-            ]
-        )
-        return
-    print_table(
-        ["endpoint", "party", "address", "state", "waiting", "since", "dead"],
-        [
-            [
-                *(webhook.id, webhook.client_id, webhook.url, _standing(webhook, able)),
-                str(backlog.waiting) if backlog else "0",
-                _time(backlog.oldest) if backlog and backlog.oldest else "",
-                str(backlog.dead) if backlog else "0",
-            ]
-            for webhook, able, backlog in found
-        ],
-    )
+    oldest = f", the oldest since {format_time(backlog.oldest)}" if backlog.oldest is not None else ""
+    print_line(f"{backlog.outbox} not looked at yet, {backlog.waiting} waiting{oldest}, {backlog.dead} dead.")
 
 
 @app.command()
@@ -156,7 +109,7 @@ def replay(
     count = _change(
         config, Action.EVENTS_REPLAYED, at, event_ids, endpoint, every, lambda **which: events.replay(at, **which)
     )
-    say(f"{count} {'delivery waits' if count == 1 else 'deliveries wait'} again.")
+    print_line(f"{count} {'delivery waits' if count == 1 else 'deliveries wait'} again.")
 
 
 @app.command()
@@ -168,7 +121,7 @@ def drop(
 ) -> None:
     """Forget dead deliveries; nobody is told of these events any more."""
     count = _change(config, Action.EVENTS_DROPPED, datetime.now(UTC), event_ids, endpoint, every, events.drop)
-    say(f"{count} {'delivery' if count == 1 else 'deliveries'} dropped.")
+    print_line(f"{count} {'delivery' if count == 1 else 'deliveries'} dropped.")
 
 
 @app.command()
@@ -179,7 +132,7 @@ def dispatch(config: ConfigOption = None) -> None:
 
     effective = settings.load(config)
     logging.configure(effective)
-    say(f"opnc-ccp sends events (database {effective.shown()['database']})", err=True)
+    print_line(f"opnc-ccp sends events (database {effective.shown()['database']})", err=True)
     asyncio.run(_until_told_to_stop(pool.dispatch(effective)))
 
 
@@ -261,7 +214,7 @@ def _read(config: ConfigOption, question: Callable[[], Steps[Any]]) -> Any:
 
 
 def _backlog(backlog: Backlog) -> dict[str, Any]:
-    oldest = None if backlog.oldest is None else _time(backlog.oldest)
+    oldest = None if backlog.oldest is None else format_time(backlog.oldest)
     return {"outbox": backlog.outbox, "waiting": backlog.waiting, "dead": backlog.dead, "oldest": oldest}
 
 
@@ -271,7 +224,7 @@ def _delivery(delivery: Delivery, webhooks: dict[str, Webhook]) -> dict[str, Any
     return {
         "event_id": delivery.event_id,
         "event": delivery.kind,
-        "at": _time(delivery.created_at),
+        "at": format_time(delivery.created_at),
         "emaid": delivery.emaid,
         "pcid": delivery.pcid,
         "namespace": delivery.namespace,
@@ -280,10 +233,10 @@ def _delivery(delivery: Delivery, webhooks: dict[str, Webhook]) -> dict[str, Any
         "url": None if webhook is None else webhook.url,
         "state": delivery.state.value,
         "attempts": delivery.attempts,
-        "next_attempt": _time(delivery.due_at) if waits else None,
+        "next_attempt": format_time(delivery.due_at) if waits else None,
         "last_status": delivery.last_status,
         "last_error": delivery.last_error,
-        "finished_at": None if delivery.finished_at is None else _time(delivery.finished_at),
+        "finished_at": None if delivery.finished_at is None else format_time(delivery.finished_at),
     }
 
 
@@ -292,18 +245,8 @@ def _party(delivery: Delivery, webhooks: dict[str, Webhook]) -> str:
     return "" if webhook is None else webhook.client_id
 
 
-def _standing(webhook: Webhook, able: bool) -> str:
-    if not able:
-        return "party disabled"
-    return "enabled" if webhook.enabled else "disabled"
-
-
 def _last(delivery: Delivery) -> str:
     return " ".join(str(each) for each in (delivery.last_status, delivery.last_error) if each is not None)
-
-
-def _time(at: datetime) -> str:
-    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _short(text: str) -> str:

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from ccp import exi
-from ccp.cli.inputs import message_octets, read_input
-from ccp.cli.output import print_json, say
+from ccp.cli.inputs import exi_bytes, read_input
+from ccp.cli.output import print_json, print_line
 from ccp.errors import ChainError, EXIError
 
 app = typer.Typer(no_args_is_help=True)
@@ -34,7 +34,7 @@ def decode(
     ] = False,
 ) -> None:
     """Print a message as JSON. Certificates are summarised unless --full is given."""
-    shown = exi.to_json(exi.decode(message_octets(read_input(file))))
+    shown = exi.to_json(exi.decode(exi_bytes(read_input(file))))
     print_json(shown if full else _summarised(shown))
 
 
@@ -55,9 +55,9 @@ def encode(
     if form is Form.BINARY:
         sys.stdout.buffer.write(octets)
     elif form is Form.HEX:
-        say(octets.hex())
+        print_line(octets.hex())
     else:
-        say(base64.b64encode(octets).decode())
+        print_line(base64.b64encode(octets).decode())
 
 
 def _summarised(value: Any, name: str = "") -> Any:

@@ -25,7 +25,7 @@ def read_input(file: str) -> bytes:
         raise ConfigurationError(f"{file} cannot be read: {exc.strerror}.") from exc
 
 
-def message_octets(content: bytes) -> bytes:
+def exi_bytes(content: bytes) -> bytes:
     """The EXI stream in a file's content, however it is written down. Raises EXIError."""
     if content[:1] == bytes((_EXI_START,)):
         return content

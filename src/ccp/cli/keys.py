@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ccp.cli.output import ConfigOption, JsonOption, print_json, print_table, say, with_assembly, with_store
+from ccp.cli.output import (
+    ConfigOption,
+    JsonOption,
+    format_time,
+    print_json,
+    print_line,
+    print_table,
+    with_services,
+    with_store,
+)
 from ccp.server.access import authorization_server
 from ccp.server.audit.trail import command_actor
 from ccp.server.storage import Store
@@ -56,11 +65,11 @@ def rotate(
         at = await built.guard.checked()
         return await authorization_server.rotate(built.store, command_actor(), at, timedelta(seconds=signs_in))
 
-    made = with_assembly(config, change)
+    made = with_services(config, change)
     if as_json:
         print_json({"kid": made.kid, **_times(made)})
     else:
-        say(f"{made.kid} signs from {_told(made.starts_at)}.")
+        print_line(f"{made.kid} signs from {format_time(made.starts_at, 'seconds')}.")
 
 
 @app.command()
@@ -78,9 +87,9 @@ def revoke(
     if as_json:
         print_json({"revoked": kid, "made": made.kid if made else None})
         return
-    say(f"{kid} is revoked.")
+    print_line(f"{kid} is revoked.")
     if made is not None:
-        say(f"{made.kid} signs in its place.")
+        print_line(f"{made.kid} signs in its place.")
 
 
 def _state(key: TokenKey, signing: TokenKey | None, at: datetime) -> str:
@@ -93,11 +102,7 @@ def _state(key: TokenKey, signing: TokenKey | None, at: datetime) -> str:
 
 def _times(key: TokenKey) -> dict[str, str | None]:
     return {
-        "created_at": _told(key.created_at),
-        "signs_from": _told(key.starts_at),
-        "retired_at": _told(key.retired_at) if key.retired_at else None,
+        "created_at": format_time(key.created_at, "seconds"),
+        "signs_from": format_time(key.starts_at, "seconds"),
+        "retired_at": format_time(key.retired_at, "seconds") if key.retired_at else None,
     }
-
-
-def _told(at: datetime) -> str:
-    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

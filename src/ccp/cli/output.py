@@ -11,6 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, TypeVar
 
@@ -44,14 +45,19 @@ def console() -> Console:
     return Console()
 
 
-def clean(text: str) -> str:
+def printable_line(text: str) -> str:
     """A text as one line for people."""
     return printable(hide_in_text(text))
 
 
-def say(text: str, *, err: bool = False) -> None:
+def format_time(at: datetime, timespec: str = "milliseconds") -> str:
+    """A time as RFC 3339 in UTC. timespec: as `datetime.isoformat` takes it."""
+    return at.astimezone(UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
+
+
+def print_line(text: str, *, err: bool = False) -> None:
     """Print one line. err: to standard error."""
-    typer.echo(clean(text), err=err)
+    typer.echo(printable_line(text), err=err)
 
 
 def print_exactly(text: str) -> None:
@@ -62,11 +68,11 @@ def print_exactly(text: str) -> None:
 def print_styled(*parts: tuple[str, str]) -> None:
     """Print one line of texts, each with a style of rich's ("" for none). A style is no part of the text."""
     if not (sys.stdout.isatty() or "FORCE_COLOR" in os.environ):
-        typer.echo("".join(clean(text) for text, _ in parts))
+        typer.echo("".join(printable_line(text) for text, _ in parts))
         return
     from rich.text import Text
 
-    console().print(Text.assemble(*((clean(text), style) for text, style in parts)), soft_wrap=True)
+    console().print(Text.assemble(*((printable_line(text), style) for text, style in parts)), soft_wrap=True)
 
 
 def print_json(value: object) -> None:
@@ -96,7 +102,9 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     headers = (Column(column, overflow="fold") for column in columns)
     table = Table(*headers, box=None, pad_edge=False, header_style="bold")
     for row in rows:
-        table.add_row(*(Text(clean(cell)) for cell in row))  # As it is: rich would read a name in brackets as markup.
+        table.add_row(
+            *(Text(printable_line(cell)) for cell in row)
+        )  # As it is: rich would read a name in brackets as markup.
     if console().is_terminal:
         console().print(table)
     else:  # One line for each row, however long: this goes to a file or another program.
@@ -105,10 +113,10 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 def with_pool(config: Path | None, use: Callable[[Pool], Coroutine[Any, Any, T]]) -> T:
     """Build the configured pool, use it, close it."""
-    return with_assembly(config, lambda built: use(built.pool))
+    return with_services(config, lambda built: use(built.pool))
 
 
-def with_assembly(config: Path | None, use: Callable[[Assembly], Coroutine[Any, Any, T]]) -> T:
+def with_services(config: Path | None, use: Callable[[Assembly], Coroutine[Any, Any, T]]) -> T:
     """As `with_pool`, for a command that also needs the parts that the pool is built from."""
     import asyncio
 

@@ -10,10 +10,11 @@ from typing import Annotated, Any, TypeVar
 
 import typer
 
-from ccp.cli.output import ConfigOption, JsonOption, print_json, print_table, say, with_store
+from ccp.cli.output import ConfigOption, JsonOption, print_json, print_line, print_table, with_store
 from ccp.errors import ConfigurationError, MismatchError
 from ccp.server.access.party_registry import DEFAULT_OVERLAP, Actor, End, Register, Shown
 from ccp.server.audit.trail import command_actor
+from ccp.server.domain.authorization import role_table
 from ccp.server.domain.parties import Party, PartyRole, made, parsed
 
 app = typer.Typer(no_args_is_help=True)
@@ -85,7 +86,7 @@ def show(name: Named, config: ConfigOption = None, as_json: JsonOption = False) 
         for secret in shown.members()["secrets"]
     ]
     for label, value in rows:
-        say(f"{label:<12}  {value}".rstrip())
+        print_line(f"{label:<12}  {value}".rstrip())
 
 
 @app.command()
@@ -138,7 +139,17 @@ def edit(
     if as_json:
         print_json(party.members())
     else:
-        say(f"{party.client_id} is changed.")
+        print_line(f"{party.client_id} is changed.")
+
+
+@app.command()
+def roles(as_json: JsonOption = False) -> None:
+    """Print what each role may do and under which condition. Everything else is refused."""
+    rows = list(role_table())
+    if as_json:
+        print_json([dict(zip(("operation", "role", "condition"), row, strict=True)) for row in rows])
+        return
+    print_table(["operation", "role", "for"], rows)
 
 
 @app.command()
@@ -148,7 +159,7 @@ def disable(name: Named, config: ConfigOption = None) -> None:
     async def write(register: Register, at: datetime) -> Party:
         return (await register.disable((await register.named(name)).client_id, _command(), at)).party
 
-    say(f"{_with_register(config, write).client_id} is disabled.")
+    print_line(f"{_with_register(config, write).client_id} is disabled.")
 
 
 @app.command()
@@ -158,7 +169,7 @@ def enable(name: Named, config: ConfigOption = None) -> None:
     async def write(register: Register, at: datetime) -> Party:
         return (await register.enable((await register.named(name)).client_id, _command(), at)).party
 
-    say(f"{_with_register(config, write).client_id} is enabled.")
+    print_line(f"{_with_register(config, write).client_id} is enabled.")
 
 
 @app.command("rotate-secret")
@@ -192,7 +203,9 @@ def rotate_secret(
         return
     _print_secret(shown.party, secret)
     older = shown.members()["secrets"][1:]
-    say(f"The one before is good until {older[0]['expires_at']}." if older else "No older secret is good any more.")
+    print_line(
+        f"The one before is good until {older[0]['expires_at']}." if older else "No older secret is good any more."
+    )
 
 
 def _with_register(config: Path | None, use: Callable[[Register, datetime], Coroutine[Any, Any, T]]) -> T:
@@ -204,9 +217,9 @@ def _command() -> Actor:
 
 
 def _print_secret(party: Party, secret: str) -> None:
-    say(f"client_id      {party.client_id}")
-    say(f"client_secret  {secret}")
-    say("The secret is not shown again.")
+    print_line(f"client_id      {party.client_id}")
+    print_line(f"client_secret  {secret}")
+    print_line("The secret is not shown again.")
 
 
 def _columns(party: Party) -> list[str]:

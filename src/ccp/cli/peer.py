@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from ccp.cli.output import ConfigOption, JsonOption, print_json, print_table, say, with_store
+from ccp.cli.output import ConfigOption, JsonOption, print_json, print_line, print_table, with_store
 from ccp.client import BadRequestError, Client, Dialect, Routing
 from ccp.errors import ConfigurationError, NotFound
 from ccp.ids import Fingerprint, Namespace, ProviderId
@@ -64,7 +64,7 @@ def add(
         await store.write(told(peers.add(peer, at), lambda _: [entry]))
 
     with_store(config, register)
-    say(f"{party_id} is a peer. 'ccp peer test {party_id}' tells whether it answers.")
+    print_line(f"{party_id} is a peer. 'ccp peer test {party_id}' tells whether it answers.")
 
 
 @app.command("list")
@@ -103,7 +103,7 @@ def call(party_id: Annotated[str, typer.Argument(help="The pool's party id.")], 
         try:
             client.deliver(b"\0", Namespace.ISO2, routing=routing, seconds=seconds)
         except BadRequestError:
-            say(f"{party_id} answers, and takes requests of vehicles from us.")
+            print_line(f"{party_id} answers, and takes requests of vehicles from us.")
         else:
             raise ConfigurationError(f"{party_id} answers to what is no request of a vehicle; is it a pool?")
 
@@ -117,7 +117,7 @@ def disable(party_id: Annotated[str, typer.Argument(help="The pool's party id.")
         await store.write(told(peers.disable(party_id), lambda _: [entry]))
 
     with_store(config, change)
-    say(f"{party_id} is disabled.")
+    print_line(f"{party_id} is disabled.")
 
 
 def _every(config: ConfigOption) -> list[Peer]:

@@ -1,4 +1,4 @@
-"""ccp cleanse: contracts that are of no use any more."""
+"""ccp purge: contracts that are of no use any more."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ccp.cli.output import ConfigOption, JsonOption, print_json, print_table, say, with_assembly
+from ccp.cli.output import ConfigOption, JsonOption, print_json, print_line, print_table, with_services
 from ccp.server.audit.trail import command_actor
 
 if TYPE_CHECKING:
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def register(app: typer.Typer) -> None:
-    app.command()(cleanse)
+    app.command()(purge)
 
 
-def cleanse(
+def purge(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be removed.")] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
@@ -31,9 +31,9 @@ def cleanse(
         at = datetime.now(UTC) if dry_run else await built.guard.checked()
         return await built.pool.cleanse(at, actor=command_actor(), dry_run=dry_run)
 
-    found = with_assembly(config, run)
+    found = with_services(config, run)
     if as_json:
         print_json([{"emaid": each.emaid, "pcid": each.pcid, "reason": each.reason} for each in found])
         return
     print_table(["EMAID", "PCID", "reason"], [[each.emaid, each.pcid, each.reason] for each in found])
-    say(f"{len(found)} contract(s) {'would be removed' if dry_run else 'removed'}.")
+    print_line(f"{len(found)} contract(s) {'would be removed' if dry_run else 'removed'}.")

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from ccp.cli.output import console, print_styled, say
+from ccp.cli.output import console, print_line, print_styled
 
 
 def register(app: typer.Typer) -> None:
@@ -26,7 +26,7 @@ def demo() -> None:
 
     began = time.perf_counter()
     story = run(tell)
-    say("")
+    print_line("")
     print_styled(
         (f"{story.steps} steps in {time.perf_counter() - began:.1f} s.", "bold"),
         (f" Installed: {', '.join(story.installed)}.", ""),
@@ -54,4 +54,4 @@ Client ids and secrets are in {directory}/credentials.json. A token, and a car's
     -d client_secret=SECRET | python3 -c 'import json,sys; print(json.load(sys.stdin)["access_token"])')
   curl -s {base_url}/opnc/v1/ccp/signedcontractdata -H "Authorization: Bearer $TOKEN" \\
     -H 'Content-Type: application/json' -d @{directory}/samples/iso2/request_WEX0SANDBOX000001.json""".split("\n"):
-        say(line)
+        print_line(line)

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from ccp.cli.output import ConfigOption, JsonOption, print_json, print_table, say
+from ccp.cli.output import ConfigOption, JsonOption, print_json, print_line, print_table
 from ccp.errors import ConfigurationError
 from ccp.server import settings
 from ccp.server.settings import MetricsAccess, Settings
@@ -65,7 +65,7 @@ def _check(effective: Settings) -> None:
         schema.upgrade(effective.database)
     schema.check(effective.database)
     for warning in schema.warnings(effective.database):
-        say(f"warning: {warning}", err=True)
+        print_line(f"warning: {warning}", err=True)
     if effective.tls_cert is not None:
         _check_tls(effective.tls_cert, effective.tls_key, effective.tls_client_ca)
     if effective.issuers:
@@ -83,7 +83,7 @@ def _raise_descriptor_limit(effective: Settings, given: dict[str, Any]) -> int |
         limit is not None
         and (possible := descriptors.connections_possible(effective, limit)) < effective.max_connections
     ):
-        say(
+        print_line(
             f"warning: {limit} file descriptors are too few for max_connections = {effective.max_connections}; "
             f"a worker takes {possible} connections. Raise the hard limit (ulimit -Hn, LimitNOFILE) to "
             f"{descriptors.needed(effective)}.",
@@ -100,7 +100,7 @@ def _run(effective: Settings, limit: int | None) -> None:
     from ccp.server.storage.engine import schema
 
     allowed = "any number of" if limit is None else limit
-    say(
+    print_line(
         f"opnc-ccp on {effective.public_url} (database {effective.shown()['database']}, {allowed} file descriptors "
         "a worker)",
         err=True,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ccp.cli.output import ConfigOption, JsonOption, print_exactly, print_json, print_table, say, with_store
+from ccp.cli.output import ConfigOption, JsonOption, print_exactly, print_json, print_line, print_table, with_store
 from ccp.errors import ChainError, ConfigurationError
 from ccp.ids import Fingerprint
 from ccp.server import settings
@@ -63,11 +63,11 @@ def add(
         return told(anchors.keep(certificate), tell)
 
     for entry, is_new in zip(found, with_store(config, change), strict=True):
-        say(f"{'added' if is_new else 'known'}  {_line(entry)}")
+        print_line(f"{'added' if is_new else 'known'}  {_line(entry)}")
     for entry in {entry.fingerprint: entry for entry in found}.values():
         warning = trust.expiry_warning(Certificate.load(entry.certificate), at)
         if warning:
-            say(f"warning: {warning}", err=True)
+            print_line(f"warning: {warning}", err=True)
 
 
 def _refusal(file: Path, certificate: Certificate) -> str | None:
@@ -98,7 +98,7 @@ def list_trusted(
     for state in (Expiry.EXPIRED, Expiry.SOON, Expiry.NOT_YET):
         count = sum(entry["state"] == state for entry in found)
         if count:
-            say(f"warning: {count} of them: {state}.", err=True)
+            print_line(f"warning: {count} of them: {state}.", err=True)
 
 
 @app.command()
@@ -116,7 +116,7 @@ def remove(
 
         return await store.write(told(anchors.remove(named, role.value if role else None), tell))
 
-    say(f"removed for {len(with_store(config, change))} role(s)")
+    print_line(f"removed for {len(with_store(config, change))} role(s)")
 
 
 @app.command()
@@ -137,7 +137,7 @@ def export(
         for entry in found:
             print_exactly(Certificate.load(entry.certificate).pem().decode("ascii"))
         return
-    say(f"wrote {len(trust.export(found, directory))} file(s) to {directory}")
+    print_line(f"wrote {len(trust.export(found, directory))} file(s) to {directory}")
 
 
 @app.command()
@@ -176,14 +176,14 @@ def sync(
         )
         return
     for entry in done.added:
-        say(f"added  {_line(entry)}  {entry.fingerprint}")
+        print_line(f"added  {_line(entry)}  {entry.fingerprint}")
     for entry in done.gone:
         kept = "removed" if done.pruned else "gone from the pool, still trusted (--prune removes it)"
-        say(f"{kept}  {_line(entry)}  {entry.fingerprint}")
+        print_line(f"{kept}  {_line(entry)}  {entry.fingerprint}")
     for sentence in done.unusable:
-        say(f"not used: {sentence}", err=True)
+        print_line(f"not used: {sentence}", err=True)
     if not done.added and not done.gone:
-        say("nothing new")
+        print_line("nothing new")
 
 
 def _read(role: Role | None) -> Callable[[Store], Coroutine[Any, Any, list[TrustedCertificate]]]:

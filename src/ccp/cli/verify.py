@@ -11,7 +11,7 @@ import typer
 
 from ccp import exi
 from ccp import verify as installation
-from ccp.cli.inputs import message_octets, read_input
+from ccp.cli.inputs import exi_bytes, read_input
 from ccp.cli.output import ConfigOption, JsonOption, print_json, print_styled, with_pool
 from ccp.errors import ConfigurationError, NotFound, VerificationError
 from ccp.exi import iso2, iso20
@@ -67,7 +67,7 @@ def verify(
             raise ConfigurationError("What the pool holds is checked against the pool's anchors; --trust is for files.")
         told = _held(emaid, pcid, moment, config)
     else:
-        octets = message_octets(read_input(file))
+        octets = exi_bytes(read_input(file))
         told = [_given(octets, from_directory(trust), moment) if trust else _known(octets, moment, config)]
     if as_json:
         reports = [one.checks.told(one.title, moment, one.warnings) for one in told]

@@ -13,7 +13,7 @@ import pytest
 from ccp.server.audit.trail import Verifier, read_export
 from ccp.server.storage.queries import audit as questions
 from ccp.server.storage.queries.audit import LANES, Action, Recorded
-from tests.cli.run import ccp, good, told
+from tests.cli.run import ccp, ccp_error, ccp_ok
 from tests.server.audit.made import CONTRACT, entry, fill, vehicle_of
 from tests.server.storage.made import AT, new_database, sql, write
 
@@ -32,12 +32,12 @@ def config(url: str, tmp_path: Path) -> tuple[object, ...]:
 
 
 def exported(config: tuple[object, ...]) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in good("audit", "export", *config).lines]
+    return [json.loads(line) for line in ccp_ok("audit", "export", *config).lines]
 
 
 def test_a_whole_trail_is_said_to_be_whole(url: str, config: tuple[object, ...]) -> None:
-    assert good("audit", "verify", *config).lines == ["32 row(s).", "The trail is whole."]
-    assert json.loads(good("audit", "verify", "--json", *config).out) == {"rows": 32, "erased": 0, "broken": []}
+    assert ccp_ok("audit", "verify", *config).lines == ["32 row(s).", "The trail is whole."]
+    assert json.loads(ccp_ok("audit", "verify", "--json", *config).out) == {"rows": 32, "erased": 0, "broken": []}
 
 
 def test_a_broken_trail_is_status_1_and_the_first_broken_row_of_each_lane_is_told(
@@ -82,7 +82,7 @@ def test_an_export_is_verified_without_the_database(
     url: str, config: tuple[object, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "trail.jsonl"
-    good("audit", "export", file, *config)
+    ccp_ok("audit", "export", file, *config)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "ccp.db").unlink()
     (tmp_path / "ccp.toml").unlink()
@@ -94,7 +94,7 @@ def test_an_export_is_verified_without_the_database(
     [('"actor": "cps"', '"actor": "emsp"'), ('"at": 1', '"at": 2'), ("DEEXA", "NLEXB"), ('"trace-', '"trace+')],
 )
 def test_a_changed_export_is_noticed(url: str, config: tuple[object, ...], tmp_path: Path, old: str, new: str) -> None:
-    lines = good("audit", "export", *config).lines
+    lines = ccp_ok("audit", "export", *config).lines
     file = tmp_path / "trail.jsonl"
     assert old in lines[4]
     file.write_text("\n".join([*lines[:4], lines[4].replace(old, new), *lines[5:]]))
@@ -103,7 +103,7 @@ def test_a_changed_export_is_noticed(url: str, config: tuple[object, ...], tmp_p
 
 
 def test_an_export_that_was_cut_anywhere_is_noticed(url: str, config: tuple[object, ...], tmp_path: Path) -> None:
-    lines = good("audit", "export", *config).lines
+    lines = ccp_ok("audit", "export", *config).lines
     file = tmp_path / "trail.jsonl"
     file.write_text("\n".join(lines[:-1]))
     assert verified(file) == [(LANES - 1, 3)]
@@ -138,7 +138,7 @@ def test_an_export_that_was_cut_anywhere_is_noticed(url: str, config: tuple[obje
 def test_a_file_that_is_no_export_is_refused(tmp_path: Path, content: str) -> None:
     file = tmp_path / "trail.jsonl"
     file.write_bytes(content.encode("latin-1"))
-    assert told("audit", "verify", file).startswith(f"{file}")
+    assert ccp_error("audit", "verify", file).startswith(f"{file}")
 
 
 @pytest.mark.parametrize(
@@ -151,29 +151,29 @@ def test_a_line_with_a_member_of_the_wrong_kind_is_refused_with_its_number(
     lines[1][name] = value
     file = tmp_path / "trail.jsonl"
     file.write_text("\n".join(map(json.dumps, lines)))
-    assert told("audit", "verify", file) == f"{file}: Line 2 is not one of an audit export."
+    assert ccp_error("audit", "verify", file) == f"{file}: Line 2 is not one of an audit export."
 
 
 def test_a_trail_is_held_against_an_export_that_was_kept_elsewhere(
     url: str, config: tuple[object, ...], tmp_path: Path
 ) -> None:
     kept = tmp_path / "kept.jsonl"
-    good("audit", "export", kept, *config)
+    ccp_ok("audit", "export", kept, *config)
     write(url, questions.record(entry(vehicle_of(3), at=9)))
-    good("audit", "verify", "--against", kept, *config)
+    ccp_ok("audit", "verify", "--against", kept, *config)
     # Somebody with the database cuts a lane's end and mends its head.
     sql(url, "delete from audit where lane = 4 and number = 2")
     sql(url, "update audit_head set number = 1, hash = (select hash from audit where lane = 4) where lane = 4")
-    good("audit", "verify", *config)
+    ccp_ok("audit", "verify", *config)
     done = ccp("audit", "verify", "--against", kept, *config)
     assert done.status == 1
     assert "lane 4, row 2: the earlier export has rows up to 2." in done.lines
     later = tmp_path / "later.jsonl"
-    good("audit", "export", later, *config)
+    ccp_ok("audit", "export", later, *config)
     assert ccp("audit", "verify", later).status == 0
     assert ccp("audit", "verify", later, "--against", kept).status == 1
     kept.write_text(kept.read_text().replace("DEEXA", "NLEXB", 1))
-    assert "is broken itself" in told("audit", "verify", "--against", kept, *config)
+    assert "is broken itself" in ccp_error("audit", "verify", "--against", kept, *config)
 
 
 def test_an_export_of_a_broken_trail_says_so_and_is_as_broken(
@@ -181,7 +181,7 @@ def test_an_export_of_a_broken_trail_says_so_and_is_as_broken(
 ) -> None:
     sql(url, "update audit set actor = 'x' where lane = 2 and number = 1")
     file = tmp_path / "trail.jsonl"
-    done = good("audit", "export", file, *config)
+    done = ccp_ok("audit", "export", file, *config)
     assert done.err.startswith("warning: lane 2, row 1: ")
     assert verified(file) == [(2, 1)]
 
@@ -189,20 +189,20 @@ def test_an_export_of_a_broken_trail_says_so_and_is_as_broken(
 def test_an_export_overwrites_nothing(config: tuple[object, ...], tmp_path: Path) -> None:
     file = tmp_path / "trail.jsonl"
     file.write_text("something else")
-    assert told("audit", "export", file, *config) == f"{file} is there already."
+    assert ccp_error("audit", "export", file, *config) == f"{file} is there already."
     assert file.read_text() == "something else"
 
 
 def test_rows_are_listed_as_a_table_or_json(url: str, config: tuple[object, ...]) -> None:
     write(url, questions.record(entry(vehicle_of(3), at=60, action=Action.CONTRACT_DEFAULT, actor="oem")))
-    lines = good("audit", "list", "--limit", "3", *config).lines
+    lines = ccp_ok("audit", "list", "--limit", "3", *config).lines
     assert len(lines) == 4
     assert lines[0].split() == ["at", "actor", "action", "outcome", "subject", "trace", "id"]
     assert lines[1].split() == [
         "2026-03-01T12:01:00.250Z", "oem", "contract.default", "ok",
         f"emaid={CONTRACT}", f"pcid={vehicle_of(3)}", "trace-60",
     ]  # fmt: skip
-    (row,) = json.loads(good("audit", "list", "--actor", "oem", "--json", *config).out)
+    (row,) = json.loads(ccp_ok("audit", "list", "--actor", "oem", "--json", *config).out)
     assert row == {
         "at": "2026-03-01T12:01:00.250Z", "actor": "oem", "action": "contract.default", "outcome": "ok",
         "subject": {"emaid": CONTRACT, "pcid": vehicle_of(3)}, "trace_id": "trace-60", "lane": 3, "number": 3,
@@ -223,18 +223,20 @@ def test_rows_are_listed_as_a_table_or_json(url: str, config: tuple[object, ...]
     ],
 )
 def test_rows_are_filtered(config: tuple[object, ...], options: tuple[str, ...], count: int) -> None:
-    assert len(json.loads(good("audit", "list", *options, "--json", *config).out)) == count
+    assert len(json.loads(ccp_ok("audit", "list", *options, "--json", *config).out)) == count
 
 
 def test_a_time_that_is_none_and_an_id_that_is_none_are_refused(config: tuple[object, ...]) -> None:
-    assert told("audit", "list", "--since", "yesterday", *config).startswith("--since is a date or a time, such as")
-    assert told("audit", "list", "--emaid", "x", *config).startswith("emaid : must match")
+    assert ccp_error("audit", "list", "--since", "yesterday", *config).startswith(
+        "--since is a date or a time, such as"
+    )
+    assert ccp_error("audit", "list", "--emaid", "x", *config).startswith("emaid : must match")
 
 
 def test_what_a_caller_claimed_to_be_cannot_write_to_the_terminal(url: str, config: tuple[object, ...]) -> None:
     claimed = "\x1b[2J\nadmin"
     write(url, questions.record(entry(vehicle_of(3), at=99, subject={"claimed": claimed})))
-    out = good("audit", "list", "--limit", "1", *config).out
+    out = ccp_ok("audit", "list", "--limit", "1", *config).out
     assert "\x1b" not in out
     assert r"claimed=\x1b[2J\nadmin" in out
 
@@ -242,27 +244,27 @@ def test_what_a_caller_claimed_to_be_cannot_write_to_the_terminal(url: str, conf
 def test_the_pseudonym_of_an_id_is_its_keyed_hash_in_whatever_form_it_is_written(
     url: str, config: tuple[object, ...], tmp_path: Path
 ) -> None:
-    (first,) = good("audit", "pseudonym", "de-exa-a00000001", *config).lines
+    (first,) = ccp_ok("audit", "pseudonym", "de-exa-a00000001", *config).lines
     (key,) = sql(url, "select value from pool_secret where name = 'log_key'")[0]
     assert len(key) == 64
     assert first == hmac.new(key.encode(), CONTRACT.encode(), hashlib.sha256).hexdigest()[:16]
-    assert good("audit", "pseudonym", CONTRACT, *config).lines == [first]
+    assert ccp_ok("audit", "pseudonym", CONTRACT, *config).lines == [first]
     pcid = vehicle_of(1)
-    assert good("audit", "pseudonym", pcid.lower(), *config).lines == [
+    assert ccp_ok("audit", "pseudonym", pcid.lower(), *config).lines == [
         hmac.new(key.encode(), pcid.encode(), hashlib.sha256).hexdigest()[:16]
     ]
     given = {"CCP_LOG_PSEUDONYM_KEY": "a key of the operator"}
-    assert good("audit", "pseudonym", pcid, *config, env=given).lines == [
+    assert ccp_ok("audit", "pseudonym", pcid, *config, env=given).lines == [
         hmac.new(b"a key of the operator", pcid.encode(), hashlib.sha256).hexdigest()[:16]
     ]
-    assert told("audit", "pseudonym", "nonsense", *config).startswith("ID : must match")
+    assert ccp_error("audit", "pseudonym", "nonsense", *config).startswith("ID : must match")
 
 
 def test_a_key_for_the_log_that_is_short_is_refused_and_none_is_ever_printed(config: tuple[object, ...]) -> None:
-    assert "log_pseudonym_key" in told("config", *config, env={"CCP_LOG_PSEUDONYM_KEY": "short"})
+    assert "log_pseudonym_key" in ccp_error("config", *config, env={"CCP_LOG_PSEUDONYM_KEY": "short"})
     assert (
         "a key of the operator"
-        not in good("config", *config, env={"CCP_LOG_PSEUDONYM_KEY": "a key of the operator"}).out
+        not in ccp_ok("config", *config, env={"CCP_LOG_PSEUDONYM_KEY": "a key of the operator"}).out
     )
 
 

@@ -17,7 +17,7 @@ from ccp.server.storage.queries.audit import Filter
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
 from ccp.x509.certificates import Certificate
-from tests.cli.run import good, told
+from tests.cli.run import ccp_error, ccp_ok
 from tests.databases import tables
 from tests.server.audit.made import entry, vehicle_of
 from tests.server.storage.made import broken_invariants, new_database, sql, write
@@ -89,12 +89,12 @@ def rows_naming(pool: Pool, named: str, at_least: int) -> int:
 
 
 def erased(config: Path, *options: str) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads(good("erase", *options, "--json", "--config", config).out)
-    return told
+    report: dict[str, Any] = json.loads(ccp_ok("erase", *options, "--json", "--config", config).out)
+    return report
 
 
 def whole(config: Path) -> dict[str, Any]:
-    verdict: dict[str, Any] = json.loads(good("audit", "verify", "--json", "--config", config).out)
+    verdict: dict[str, Any] = json.loads(ccp_ok("audit", "verify", "--json", "--config", config).out)
     assert verdict["broken"] == []
     return verdict
 
@@ -103,8 +103,8 @@ def test_a_contract_is_erased_everywhere_and_the_car_maker_is_told(pool: Pool, c
     car, contract, other = lived(pool)
     count = rows_naming(pool, contract.emaid, 3)
     before = whole(config)["erased"]
-    told = erased(config, "--emaid", contract.emaid)
-    assert told == {
+    report = erased(config, "--emaid", contract.emaid)
+    assert report == {
         "dry_run": False,
         "erased": {
             "contracts": 1, "variants": 2, "events": 2, "evidence": 2, "audit_rows": count, "vehicle": 0,
@@ -132,9 +132,9 @@ def test_a_contract_is_erased_everywhere_when_nobody_is_to_be_told(pool: Pool, c
 def test_a_vehicle_is_erased_everywhere_with_its_contracts(pool: Pool, config: Path) -> None:
     car, contract, other = lived(pool)
     count = rows_naming(pool, car.pcid, 5)
-    told = erased(config, "--pcid", car.pcid, "--tell-nobody")
-    assert (told["erased"]["contracts"], told["erased"]["variants"], told["erased"]["vehicle"]) == (2, 3, 1)
-    assert (told["erased"]["evidence"], told["erased"]["audit_rows"]) == (6, count)
+    report = erased(config, "--pcid", car.pcid, "--tell-nobody")
+    assert (report["erased"]["contracts"], report["erased"]["variants"], report["erased"]["vehicle"]) == (2, 3, 1)
+    assert (report["erased"]["evidence"], report["erased"]["audit_rows"]) == (6, count)
     assert naming(pool, car.pcid) == {}
     assert pool.listed(car) == []
     assert pool.stored(contract.emaid) == pool.stored(other.emaid) == 0
@@ -146,8 +146,8 @@ def test_a_vehicle_is_erased_everywhere_with_its_contracts(pool: Pool, config: P
 
 def test_a_vehicle_whose_maker_is_told_is_gone_once_the_events_are_sent(pool: Pool, config: Path) -> None:
     car, *_ = lived(pool)
-    told = erased(config, "--pcid", car.pcid)
-    assert (told["erased"]["vehicle"], told["events_waiting"]) == (0, 2)
+    report = erased(config, "--pcid", car.pcid)
+    assert (report["erased"]["vehicle"], report["events_waiting"]) == (0, 2)
     assert naming(pool, car.pcid) == {"outbox": 2, "vehicle": 1}
     assert {kind for (kind,) in pool.sql("select kind from outbox where pcid = ?", str(car.pcid))} == {
         "oem.contract.deleted"
@@ -209,8 +209,8 @@ def test_the_row_of_an_erasure_says_who_and_how_much_and_names_no_id(pool: Pool,
 def test_an_id_that_nothing_is_known_of_is_erased_all_the_same_and_that_is_recorded(pool: Pool, config: Path) -> None:
     for option, named in (("--emaid", new_emaid()), ("--pcid", new_pcid())):
         before = len(pool.change(questions.found(Filter(action="data.erased"), 1000)))
-        told = erased(config, option, named)
-        assert set(told["erased"].values()) == {0}
+        report = erased(config, option, named)
+        assert set(report["erased"].values()) == {0}
         assert len(pool.change(questions.found(Filter(action="data.erased"), 1000))) == before + 1
     whole(config)
 
@@ -220,8 +220,8 @@ def test_another_contract_whose_id_begins_the_same_is_left_alone(pool: Pool, con
     longer = next(each for each in map(EMAID.parse, (f"{emaid}0", f"{emaid}1")) if each != emaid)  # No check digit.
     pool.publish(car, emaid)
     watch(pool, Certificate.load(pool.publish(car, longer).certificate), ISSUER, f"c{car.pcid[-8:]}")
-    told = erased(config, "--emaid", emaid)["erased"]
-    assert (told["contracts"], told["evidence"], told["audit_rows"]) == (1, 0, 1)
+    report = erased(config, "--emaid", emaid)["erased"]
+    assert (report["contracts"], report["evidence"], report["audit_rows"]) == (1, 0, 1)
     assert pool.stored(longer) == 1
     assert naming(pool, longer)["watched_certificate"] == 1
 
@@ -241,19 +241,22 @@ def test_an_id_is_read_in_every_form_and_exactly_one_is_asked_for(pool: Pool, co
     emaid = pool.publish(pool.car()).emaid
     hyphens = f"{emaid[:2]}-{emaid[2:5]}-{emaid[5:]}".lower()
     assert erased(config, "--emaid", hyphens)["erased"]["contracts"] == 1
-    assert told("erase", "--config", config) == "Give either --emaid or --pcid."
-    assert told("erase", "--emaid", emaid, "--pcid", new_pcid(), "--config", config) == "Give either --emaid or --pcid."
-    assert "pcid : must match" in told("erase", "--pcid", "short", "--config", config)
+    assert ccp_error("erase", "--config", config) == "Give either --emaid or --pcid."
+    assert (
+        ccp_error("erase", "--emaid", emaid, "--pcid", new_pcid(), "--config", config)
+        == "Give either --emaid or --pcid."
+    )
+    assert "pcid : must match" in ccp_error("erase", "--pcid", "short", "--config", config)
 
 
 def test_what_went_is_printed(pool: Pool, config: Path) -> None:
     contract = pool.publish(pool.car())
-    assert good("erase", "--emaid", contract.emaid, "--dry-run", "--config", config).lines[:3] == [
+    assert ccp_ok("erase", "--emaid", contract.emaid, "--dry-run", "--config", config).lines[:3] == [
         "   1  contract(s) would be erased",
         "   1  signed response(s) would be erased",
         "   1  unsent event(s) would be erased",
     ]
-    done = good("erase", "--emaid", contract.emaid, "--config", config).lines
+    done = ccp_ok("erase", "--emaid", contract.emaid, "--config", config).lines
     assert done[-3:-1] == ["   1  audit row(s) lost what they are about", "   0  vehicle(s) erased"]
     assert done[-1].startswith("1 event(s) to the car maker still name it until they are sent")
 
@@ -265,8 +268,8 @@ def test_an_erased_row_is_found_by_its_actor_and_no_more_by_its_id(tmp_path: Pat
     config = tmp_path / "ccp.toml"
     config.write_text(f'database = "{url}"\nlog_level = "error"\n')
     erased(config, "--pcid", car)
-    assert json.loads(good("audit", "list", "--pcid", car, "--json", "--config", config).out) == []
-    (row,) = json.loads(good("audit", "list", "--actor", "cps", "--json", "--config", config).out)
+    assert json.loads(ccp_ok("audit", "list", "--pcid", car, "--json", "--config", config).out) == []
+    (row,) = json.loads(ccp_ok("audit", "list", "--actor", "cps", "--json", "--config", config).out)
     assert (row["subject"], row["trace_id"]) == (None, "trace-0")
-    assert "(erased)" in good("audit", "list", "--config", config).out
+    assert "(erased)" in ccp_ok("audit", "list", "--config", config).out
     assert sql(url, "select subject, salt from audit where actor = 'cps'") == [(None, None)]

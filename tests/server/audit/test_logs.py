@@ -17,7 +17,7 @@ from ccp.ids import EMAID, PCID
 from ccp.server.logging import mask_exception
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
-from tests.cli.run import good
+from tests.cli.run import ccp_ok
 from tests.cli.test_serving import BASE, free_port, serving
 from tests.server.storage.made import sql
 from tests.world import AT, Pool, new_emaid, new_pcid, post_body, start
@@ -137,7 +137,7 @@ def test_no_word_in_the_log_is_as_long_as_an_id_but_for_hashes_and_names(told: T
 
 def test_one_vehicle_and_one_contract_can_be_followed_by_their_pseudonyms(told: Told) -> None:
     for kind, named in (("emaid", told.emaid), ("pcid", told.car.pcid)):
-        (pseudonym,) = good("audit", "pseudonym", named, "--config", told.config).lines
+        (pseudonym,) = ccp_ok("audit", "pseudonym", named, "--config", told.config).lines
         assert re.fullmatch(r"[0-9a-f]{16}", pseudonym)
         found = {event["operation"] for event in told.events if event.get(kind) == pseudonym}
         assert {"AddSignedContractData", "GetSignedContractDataByCertificateInstallationReq"} <= found

@@ -19,7 +19,7 @@ from ccp.server.audit.trail import command_actor
 from ccp.server.storage.queries import audit as questions
 from ccp.server.storage.queries.audit import Filter, Recorded
 from ccp.testing.pki import PKI
-from tests.cli.run import good
+from tests.cli.run import ccp_ok
 from tests.server.audit.made import verified
 from tests.world import Pool, edition_of, new_emaid, new_pcid, opened, put_body, start
 
@@ -238,9 +238,9 @@ def test_a_cleansing_by_command_leaves_a_row_of_who_gave_it_and_a_dry_run_none(p
     config = config_of(pool, tmp_path)
     emaid = pool.publish(pool.car()).emaid
     pool.expire(emaid)
-    good("cleanse", "--dry-run", "--config", config)
+    ccp_ok("purge", "--dry-run", "--config", config)
     assert [row.action for row in rows(pool, emaid)] == ["contract.published"]
-    good("cleanse", "--config", config)
+    ccp_ok("purge", "--config", config)
     row = rows(pool, emaid)[-1]
     assert (row.actor, row.action, subject(row)["reason"]) == (command_actor(), "contract.cleansed", "expired")
     assert row.trace_id is None
@@ -263,9 +263,9 @@ def test_anchors_that_come_and_go_by_command_leave_rows(pool: Pool, pkis: dict[s
     config, root = config_of(pool, tmp_path), pkis["stranger"].emsp_root.certificate
     file = tmp_path / "root.pem"
     file.write_bytes(root.pem())
-    good("trust", "add", file, "--role", "emsp", "--config", config)
-    good("trust", "add", file, "--role", "emsp", "--label", "again", "--config", config)
-    good("trust", "remove", root.fingerprint, "--config", config)
+    ccp_ok("trust", "add", file, "--role", "emsp", "--config", config)
+    ccp_ok("trust", "add", file, "--role", "emsp", "--label", "again", "--config", config)
+    ccp_ok("trust", "remove", root.fingerprint, "--config", config)
     told = rows(pool, root.fingerprint)
     assert [(row.actor, row.action) for row in told] == [
         (command_actor(), action) for action in ("anchor.added", "anchor.added", "anchor.removed")
@@ -276,10 +276,10 @@ def test_anchors_that_come_and_go_by_command_leave_rows(pool: Pool, pkis: dict[s
 
 def test_parties_and_their_secrets_leave_rows_without_the_secrets(pool: Pool, tmp_path: Path) -> None:
     config = config_of(pool, tmp_path)
-    secret = json.loads(good("party", "add", "Audited", "--role", "cpo", "--json", "--config", config).out)[
+    secret = json.loads(ccp_ok("party", "add", "Audited", "--role", "cpo", "--json", "--config", config).out)[
         "client_secret"
     ]
-    good("party", "disable", "Audited", "--config", config)
+    ccp_ok("party", "disable", "Audited", "--config", config)
     told = rows(pool, "audited")
     assert [(row.actor, row.action) for row in told] == [
         (command_actor(), "party.added"),

@@ -19,7 +19,7 @@ from ccp.server.storage import Store
 from ccp.server.storage.engine.query import Steps
 from ccp.server.storage.queries import bulk, contracts
 from ccp.testing.pki import PKI
-from tests.cli.run import ccp, good, told
+from tests.cli.run import ccp, ccp_error, ccp_ok
 from tests.durability.disk import small_disk
 from tests.server.bulk.fleet import Database, body, database, jsonl, new_emaid, new_pcid
 from tests.server.bulk.test_import import counts, imported
@@ -67,7 +67,7 @@ def filled(tmp_path_factory: pytest.TempPathFactory, pkis: dict[str, PKI]) -> Da
 
 
 def exported(source: Database, *options: object) -> list[dict[str, Any]]:
-    return [json.loads(each) for each in good("export", "-", *options, env=source.env).octets.splitlines()]
+    return [json.loads(each) for each in ccp_ok("export", "-", *options, env=source.env).out_bytes.splitlines()]
 
 
 @pytest.mark.parametrize("name", ["fleet.jsonl", "fleet.jsonl.gz"])
@@ -75,7 +75,7 @@ def test_what_is_exported_and_imported_into_an_empty_pool_is_the_same_again(
     tmp_path: Path, filled: Database, pkis: dict[str, PKI], name: str
 ) -> None:
     file = tmp_path / name
-    good("export", file, env=filled.env)
+    ccp_ok("export", file, env=filled.env)
     assert (file.read_bytes()[:2] == b"\x1f\x8b") == name.endswith(".gz")
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
     target = database(tmp_path / "pool", pkis)
@@ -115,7 +115,7 @@ def test_filters_leave_out_and_several_of_a_kind_let_more_pass(filled: Database)
     both = exported(filled, "--namespace", iso20, "--provider-id", "NLEXB")
     assert both == these(xsdMsgDefNamespace=("urn:iso:15118:20:",), emaid=("NLEXB",)) != []
     assert exported(filled, "--wmi", "XXX") == []
-    assert "wmi" in told("export", "-", "--wmi", "too long", env=filled.env)
+    assert "wmi" in ccp_error("export", "-", "--wmi", "too long", env=filled.env)
 
 
 def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:

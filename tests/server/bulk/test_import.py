@@ -21,7 +21,7 @@ import pytest
 from ccp.server.bulk.checkpoint import default_path
 from ccp.server.storage.engine import schema
 from ccp.testing.pki import PKI, Addresses, build_pki
-from tests.cli.run import COMMAND, Done, ccp, environment, told
+from tests.cli.run import COMMAND, CommandResult, ccp, ccp_error, environment
 from tests.server.bulk.fleet import Database, body, database, expired, jsonl, line, new_emaid, new_pcid
 from tests.server.storage.made import broken_invariants, sql
 from tests.world import AT, Pool
@@ -36,7 +36,7 @@ def imported(
     target: Database, source: Path, *options: object, status: int = 0, more: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
     """What `ccp import --json` says of its work. more: settings in the environment."""
-    done: Done = ccp("import", source, "--json", "--workers", 2, *options, env={**target.env, **(more or {})})
+    done: CommandResult = ccp("import", source, "--json", "--workers", 2, *options, env={**target.env, **(more or {})})
     assert done.status == status, done.err
     summary: dict[str, Any] = json.loads(done.out)
     return summary
@@ -147,7 +147,7 @@ def test_a_party_may_import_what_it_may_publish_and_no_more(
     (refused,) = reports(report)
     assert refused["emaid"] == foreign["emaid"]
     assert imported(empty, file, "--as", "cpo", status=1)["refused"] == 2
-    assert "nobody" in told("import", file, "--as", "nobody", env=empty.env)
+    assert "nobody" in ccp_error("import", file, "--as", "nobody", env=empty.env)
 
 
 def test_revocation_evidence_that_cannot_be_had_refuses_a_line_for_now(tmp_path: Path, pkis: dict[str, PKI]) -> None:
@@ -205,9 +205,9 @@ def test_input_that_breaks_off_is_told_and_what_came_before_is_stored(
 ) -> None:
     file = tmp_path / "fleet.jsonl.gz"
     file.write_bytes(gzip.compress(jsonl(*(body(pkis["iso2"]) for _ in range(40))))[:-500])
-    assert told("import", file, env=empty.env).startswith(f"{file} cannot be read behind line ")
+    assert ccp_error("import", file, env=empty.env).startswith(f"{file} cannot be read behind line ")
     assert len(empty.emaids()) == 32
-    assert "There is no file or directory" in told("import", tmp_path / "none", env=empty.env)
+    assert "There is no file or directory" in ccp_error("import", tmp_path / "none", env=empty.env)
 
 
 def test_memory_is_bounded_by_the_limit_of_a_line(tmp_path: Path, empty: Database, pkis: dict[str, PKI]) -> None:
@@ -386,9 +386,9 @@ def test_a_checkpoint_of_another_input_is_not_gone_on_from(tmp_path: Path, empty
     stopped(empty, file, report, signal.SIGINT, 30)
     before = empty.emaids()
     file.write_bytes(b"".join(fleet[1:]))
-    assert told("import", file, env=empty.env).startswith(f"The checkpoint is of another input than {file}: ")
+    assert ccp_error("import", file, env=empty.env).startswith(f"The checkpoint is of another input than {file}: ")
     default_path(str(file), empty.url).write_text("{}")
-    assert "is no checkpoint" in told("import", file, env=empty.env)
+    assert "is no checkpoint" in ccp_error("import", file, env=empty.env)
     assert empty.emaids() == before
 
 

@@ -19,7 +19,7 @@ from ccp.server.storage.engine.time_limits import TimeLimits
 from ccp.server.storage.queries import parties
 from ccp.server.storage.queries.events import Outcome
 from ccp.testing.pki import PKI
-from tests.cli.run import COMMAND, Done, environment, good, told
+from tests.cli.run import COMMAND, CommandResult, ccp_error, ccp_ok, environment
 from tests.client.servers import Reply, scripted
 from tests.server.events.told import CREATED, DELETED, call, copied, fanned_out, subscribe, tried
 from tests.world import Contract, Pool, start
@@ -40,12 +40,16 @@ def forget(pool: Pool) -> Iterator[None]:
         pool.sql(f"delete from {table}")
 
 
-def run(pool: Pool, *arguments: object) -> Done:
-    return good("events", *arguments, env={"CCP_DATABASE": pool.settings.database})
+def run(pool: Pool, *arguments: object) -> CommandResult:
+    return ccp_ok("events", *arguments, env={"CCP_DATABASE": pool.settings.database})
+
+
+def webhook(pool: Pool, *arguments: object) -> CommandResult:
+    return ccp_ok("webhook", *arguments, env={"CCP_DATABASE": pool.settings.database})
 
 
 def refused(pool: Pool, *arguments: object) -> str:
-    return told("events", *arguments, env={"CCP_DATABASE": pool.settings.database})
+    return ccp_error("events", *arguments, env={"CCP_DATABASE": pool.settings.database})
 
 
 def listed(pool: Pool, *arguments: object) -> list[dict[str, Any]]:
@@ -67,7 +71,7 @@ def test_nothing_is_listed_where_there_is_nothing(pool: Pool) -> None:
         "backlog": {"outbox": 0, "waiting": 0, "dead": 0, "oldest": None},
         "deliveries": [],
     }
-    assert json.loads(run(pool, "endpoints", "--json").out) == []
+    assert json.loads(webhook(pool, "list", "--json").out) == []
 
 
 def test_what_was_given_up_is_listed_first_of_all(pool: Pool) -> None:
@@ -115,7 +119,7 @@ def test_endpoints_are_listed_with_what_waits_for_each_and_without_secrets(pool:
     idle = subscribe(pool, "other_oem", status="disabled")
     dead(pool, busy, 2)
     fanned_out(pool, pool.publish(pool.car()))
-    done = run(pool, "endpoints", "--json")
+    done = webhook(pool, "list", "--json")
     shown = {each["id"]: each for each in json.loads(done.out)}
     assert [shown[each["id"]]["party"] for each in (busy, calm, idle)] == ["oem", "emsp", "other_oem"]
     assert [(shown[each["id"]]["waiting"], shown[each["id"]]["dead"]) for each in (busy, calm)] == [(1, 2), (0, 0)]
@@ -125,20 +129,20 @@ def test_endpoints_are_listed_with_what_waits_for_each_and_without_secrets(pool:
     )
     assert (shown[busy["id"]]["enabled"], shown[idle["id"]]["enabled"]) == (True, False)
     assert (shown[busy["id"]]["oldest"] is None, shown[calm["id"]]["oldest"]) == (False, None)
-    lines = {line.split()[0]: line for line in run(pool, "endpoints").lines[1:]}
+    lines = {line.split()[0]: line for line in webhook(pool, "list").lines[1:]}
     assert set(lines) == set(shown)
     assert lines[busy["id"]].endswith("2")
     assert " disabled " in lines[idle["id"]]
     for made in (busy, calm, idle):
-        for text in (done.out, run(pool, "endpoints").out, run(pool, "list", "--state", "all", "--json").out):
+        for text in (done.out, webhook(pool, "list").out, run(pool, "list", "--state", "all", "--json").out):
             assert made["secret"] not in text
 
 
 def test_an_endpoint_of_a_disabled_party_says_so(pool: Pool) -> None:
     subscribe(pool, "other_emsp", "root.cert.added")
     pool.change(parties.disable("other_emsp"))
-    assert "party disabled" in run(pool, "endpoints").out
-    assert json.loads(run(pool, "endpoints", "--json").out)[0]["party_enabled"] is False
+    assert "party disabled" in webhook(pool, "list").out
+    assert json.loads(webhook(pool, "list", "--json").out)[0]["party_enabled"] is False
 
 
 def test_one_event_is_shown_with_what_is_sent(pool: Pool) -> None:
@@ -226,7 +230,7 @@ def test_what_an_operator_does_is_in_the_audit_trail(pool: Pool) -> None:
         ("events.replayed", {"endpoint": made["id"], "deliveries": 0}),
         ("events.dropped", {"endpoint": "all", "deliveries": 0}),
     ]
-    assert good("audit", "verify", env={"CCP_DATABASE": pool.settings.database}).status == 0
+    assert ccp_ok("audit", "verify", env={"CCP_DATABASE": pool.settings.database}).status == 0
 
 
 def test_a_process_of_its_own_sends_events_until_it_is_told_to_stop(pool: Pool, tmp_path: Path) -> None:
@@ -242,7 +246,7 @@ def test_a_process_of_its_own_sends_events_until_it_is_told_to_stop(pool: Pool, 
         try:
             contract = pool.publish(pool.car())
             deadline = time.monotonic() + 60
-            while not (told := call(pool, "oem", "GET", f"/{made['id']}/deliveries?state=delivered").json())[
+            while not (page := call(pool, "oem", "GET", f"/{made['id']}/deliveries?state=delivered").json())[
                 "deliveries"
             ]:
                 assert process.poll() is None, (tmp_path / "log").read_text()
@@ -257,7 +261,7 @@ def test_a_process_of_its_own_sends_events_until_it_is_told_to_stop(pool: Pool, 
     (sent,) = maker.asked("/hook")
     event = json.loads(sent.body)
     assert (event["eventType"], event["payload"]["emaid"]) == (CREATED, contract.emaid)
-    assert event["eventId"] == told["deliveries"][0]["eventId"]
+    assert event["eventId"] == page["deliveries"][0]["eventId"]
     signature = hmac.new(made["secret"].encode(), sent.body, hashlib.sha256).hexdigest()
     assert sent.headers["x-operator-signature"] == f"sha256={signature}"
     output = (tmp_path / "log").read_text()

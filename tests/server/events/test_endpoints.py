@@ -23,7 +23,7 @@ from ccp.server.storage.engine.query import Steps
 from ccp.server.storage.queries import events as store_events
 from ccp.server.storage.queries.events import Outcome
 from ccp.testing.pki import PKI
-from tests.cli.run import good
+from tests.cli.run import ccp_ok
 from tests.server.events.told import (
     BASE,
     CREATED,
@@ -481,7 +481,7 @@ def test_each_change_is_in_the_audit_trail_without_secret_and_address(pool: Pool
     whole = str(pool.sql("select subject from audit"))
     assert made["secret"] not in whole
     assert "in-the-address" not in whole
-    assert good("audit", "verify", env={"CCP_DATABASE": pool.settings.database}).status == 0
+    assert ccp_ok("audit", "verify", env={"CCP_DATABASE": pool.settings.database}).status == 0
 
 
 def test_a_removed_webhook_is_gone_with_what_waits_for_it(pool: Pool) -> None:

@@ -19,7 +19,7 @@ import pytest
 from ccp.server.storage.engine.time_limits import NOT_WRITTEN
 from ccp.server.storage.engine.write_lock import Turns
 from ccp.testing.pki import PKI
-from tests.cli.run import COMMAND, environment, shell
+from tests.cli.run import COMMAND, ccp_process, environment
 from tests.cli.test_serving import free_port
 from tests.databases import knows_sqlite
 from tests.server.bulk.fleet import body, database, line
@@ -197,5 +197,5 @@ def test_a_server_whose_workers_cannot_start_does_not_end_as_if_all_were_well(
 ) -> None:
     target = database(tmp_path / "pool", pkis)
     sql(target.url, "drop table peer")
-    done = shell("serve", "--port", free_port(), "--workers", workers, env=environment(**target.env))
+    done = ccp_process("serve", "--port", free_port(), "--workers", workers, env=environment(**target.env))
     assert done.returncode == 3

@@ -21,7 +21,7 @@ from ccp.server.metrics import Metrics
 from ccp.server.storage.queries import events, peers
 from ccp.server.storage.queries.peers import Peer
 from ccp.testing.pki import PKI
-from tests.cli.run import good
+from tests.cli.run import ccp_ok
 from tests.cli.test_serving import Sandbox, ask, free_port, serving
 from tests.client.servers import DROP, error, scripted
 from tests.server.events.receiver import receiving, webhook
@@ -256,10 +256,10 @@ def test_events_are_counted_by_what_came_of_them_and_by_what_they_wait_for(
 
 def test_whichever_worker_is_asked_answers_for_all_also_for_those_that_died(tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
-    good("sandbox", tmp_path / "DIR", "--port", free_port(), "--store")
+    ccp_ok("sandbox", tmp_path / "DIR", "--port", free_port(), "--store")
     sandbox = Sandbox(tmp_path / "DIR")
     config = sandbox.directory / "ccp.toml"
-    good("peer", "add", "gone", "http://127.0.0.1:9", "--config", config, env={"CCP_PEER_SECRET": "t"})
+    ccp_ok("peer", "add", "gone", "http://127.0.0.1:9", "--config", config, env={"CCP_PEER_SECRET": "t"})
     serve = serving(sandbox.url, "--config", config, "--workers", 2, log=tmp_path / "log", temporary=tmp_path / "tmp")
     with serve as http:
         cpo = sandbox.token(http, "cpo")

@@ -16,7 +16,7 @@ from ccp.ids import EMAID, PCID
 from ccp.server.storage.engine import schema
 from ccp.server.storage.queries import contracts
 from ccp.testing.pki import PKI
-from tests.cli.run import good, told
+from tests.cli.run import ccp_error, ccp_ok
 from tests.cli.test_serving import free_port, serving
 from tests.durability.disk import small_disk
 from tests.server.bulk.fleet import database
@@ -46,7 +46,7 @@ def test_a_backup_taken_while_others_write_is_one_moment_and_whole(tmp_path: Pat
         for number in range(4):
             acknowledged = [process.stdout.readline().strip() for _ in range(100)]
             copies.append(tmp_path / f"copy {number}.db")
-            good("backup", copies[-1], env=env(url))
+            ccp_ok("backup", copies[-1], env=env(url))
             copy = f"sqlite:///{copies[-1]}"
             stored = {row[0] for row in sql(copy, "select emaid from contract")}
             assert set(acknowledged) <= stored, "what was acknowledged before is in it"
@@ -67,7 +67,7 @@ def test_a_backup_is_for_its_owner_alone_and_leaves_nothing_beside_it(tmp_path: 
     os.chmod(target, 0o644)
     before = os.umask(0)
     try:
-        line = good("backup", target, env=env(filled)).out
+        line = ccp_ok("backup", target, env=env(filled)).out
     finally:
         os.umask(before)
     assert line.startswith(f"{target}: 50 variants, ")
@@ -80,12 +80,12 @@ def test_a_backup_is_for_its_owner_alone_and_leaves_nothing_beside_it(tmp_path: 
 def test_a_backup_that_fails_leaves_the_older_one(tmp_path: Path, filled: str, tiny: Path) -> None:
     target = tiny / "ccp.db"
     target.write_text("an older one")
-    assert told("backup", target, env=env(filled)).startswith(f"The copy to {target} failed: ")
+    assert ccp_error("backup", target, env=env(filled)).startswith(f"The copy to {target} failed: ")
     assert target.read_text() == "an older one"
     assert os.listdir(tiny) == ["ccp.db"]
-    assert "There is no database" in told("backup", target, env=env(f"sqlite:///{tmp_path}/none.db"))
-    assert "cannot take the place" in told("backup", schema.sqlite_file(filled), env=env(filled))
-    assert "PostgreSQL has pg_dump" in told("backup", target, env=env("postgresql://127.0.0.1/none"))
+    assert "There is no database" in ccp_error("backup", target, env=env(f"sqlite:///{tmp_path}/none.db"))
+    assert "cannot take the place" in ccp_error("backup", schema.sqlite_file(filled), env=env(filled))
+    assert "PostgreSQL has pg_dump" in ccp_error("backup", target, env=env("postgresql://127.0.0.1/none"))
 
 
 def damage(file: Path, source: Path) -> None:
@@ -98,34 +98,34 @@ def damage(file: Path, source: Path) -> None:
 def test_a_database_that_is_damaged_is_not_saved_as_if_it_were_good(tmp_path: Path, filled: str) -> None:
     source, target = schema.sqlite_file(filled), tmp_path / "copy.db"
     damage(source, source)
-    sentence = told("backup", target, env=env(filled))
+    sentence = ccp_error("backup", target, env=env(filled))
     assert "damaged" in sentence or "malformed" in sentence
     assert not target.exists()
 
 
 def test_what_was_saved_is_there_again_and_what_was_there_is_kept(tmp_path: Path, filled: str) -> None:
     copy = tmp_path / "copy.db"
-    good("backup", copy, env=env(filled))
+    ccp_ok("backup", copy, env=env(filled))
     saved = sql(filled, "select * from contract")
     write(filled, contracts.withdraw(EMAID("DEEXAG00000007"), AT))
     changed = sql(filled, "select * from contract")
 
-    assert "--replace puts it aside" in told("restore", copy, env=env(filled))
+    assert "--replace puts it aside" in ccp_error("restore", copy, env=env(filled))
     assert sql(filled, "select * from contract") == changed
-    lines = good("restore", copy, "--replace", env=env(filled)).lines
+    lines = ccp_ok("restore", copy, "--replace", env=env(filled)).lines
     assert sql(filled, "select * from contract") == saved
     aside = lines[1].removeprefix("The database that was there is ").rstrip(".")
     assert sql(f"sqlite:///{aside}", "select * from contract") == changed
     assert stat.S_IMODE(schema.sqlite_file(filled).stat().st_mode) == 0o600
 
     elsewhere = f"sqlite:///{tmp_path}/new.db"
-    assert len(good("restore", copy, env=env(elsewhere)).lines) == 3
+    assert len(ccp_ok("restore", copy, env=env(elsewhere)).lines) == 3
     assert sql(elsewhere, "select * from contract") == saved
 
 
 def test_what_a_crash_left_in_the_log_goes_with_the_old_database(tmp_path: Path, filled: str) -> None:
     copy = tmp_path / "copy.db"
-    good("backup", copy, env=env(filled))
+    ccp_ok("backup", copy, env=env(filled))
     saved = sql(filled, "select emaid from contract order by 1")
     with started(filled, 5_000) as process:
         assert process.stdout is not None
@@ -133,7 +133,7 @@ def test_what_a_crash_left_in_the_log_goes_with_the_old_database(tmp_path: Path,
         process.send_signal(signal.SIGKILL)
         process.stdout.read()
     assert Path(f"{schema.sqlite_file(filled)}-wal").stat().st_size
-    lines = good("restore", copy, "--replace", env=env(filled)).lines
+    lines = ccp_ok("restore", copy, "--replace", env=env(filled)).lines
     assert sql(filled, "select emaid from contract order by 1") == saved
     aside = lines[1].removeprefix("The database that was there is ").rstrip(".")
     assert set(acknowledged) <= {row[0] for row in sql(f"sqlite:///{aside}", "select emaid from contract")}
@@ -142,55 +142,55 @@ def test_what_a_crash_left_in_the_log_goes_with_the_old_database(tmp_path: Path,
 def test_nothing_is_restored_under_a_server_that_runs(tmp_path: Path, pkis: dict[str, PKI]) -> None:
     target = database(tmp_path / "pool", pkis)
     copy = tmp_path / "copy.db"
-    good("backup", copy, env=target.env)
+    ccp_ok("backup", copy, env=target.env)
     config = tmp_path / "ccp.toml"
     port = free_port()
     config.write_text(f'database = "{target.url}"\nport = {port}\nlog_level = "error"\n')
     with serving(f"http://127.0.0.1:{port}", "--config", config) as http:
         # It has been idle for a moment, and holds no lock of a transaction.
-        sentence = told("restore", copy, "--replace", "--config", config)
+        sentence = ccp_error("restore", copy, "--replace", "--config", config)
         assert sentence == f"A process has the database {target.folder}/ccp.db open; stop the pool first."
         # Not even when the file is beyond reading.
         file = schema.sqlite_file(target.url)
         head = file.read_bytes()[:100]
         with file.open("r+b") as raw:
             raw.write(b"x" * 100)
-        assert "stop the pool first" in told("restore", copy, "--replace", "--config", config)
+        assert "stop the pool first" in ccp_error("restore", copy, "--replace", "--config", config)
         with file.open("r+b") as raw:
             raw.write(head)
         assert http.get("/health").status_code == 200
-    good("restore", copy, "--replace", "--config", config)
+    ccp_ok("restore", copy, "--replace", "--config", config)
 
 
 def test_a_database_beyond_reading_is_put_aside_and_replaced(tmp_path: Path, filled: str) -> None:
     copy, file = tmp_path / "copy.db", schema.sqlite_file(filled)
-    good("backup", copy, env=env(filled))
+    ccp_ok("backup", copy, env=env(filled))
     saved = sql(filled, "select * from contract")
     file.write_bytes(b"not a database at all" * 1000)
-    good("restore", copy, "--replace", env=env(filled))
+    ccp_ok("restore", copy, "--replace", env=env(filled))
     assert sql(filled, "select * from contract") == saved
 
 
 def test_what_is_no_good_backup_is_not_restored(tmp_path: Path, filled: str) -> None:
     copy, bad = tmp_path / "copy.db", tmp_path / "bad.db"
-    good("backup", copy, env=env(filled))
+    ccp_ok("backup", copy, env=env(filled))
     before = sql(filled, "select * from contract")
     damage(bad, copy)
-    assert "damaged" in told("restore", bad, "--replace", env=env(filled))
+    assert "damaged" in ccp_error("restore", bad, "--replace", env=env(filled))
     bad.write_bytes(copy.read_bytes()[:-8192])  # What SQLite notices as soon as it looks at the file.
-    assert "not a database of ours" in told("restore", bad, "--replace", env=env(filled))
+    assert "not a database of ours" in ccp_error("restore", bad, "--replace", env=env(filled))
     bad.write_text("something else")
-    assert "not a database of ours" in told("restore", bad, "--replace", env=env(filled))
+    assert "not a database of ours" in ccp_error("restore", bad, "--replace", env=env(filled))
     bad.write_bytes(copy.read_bytes())
     sql(f"sqlite:///{bad}", "update alembic_version set version_num = '9999'")
-    assert "newer than this release's" in told("restore", bad, "--replace", env=env(filled))
-    assert "not a database of ours" in told("restore", tmp_path / "none.db", "--replace", env=env(filled))
+    assert "newer than this release's" in ccp_error("restore", bad, "--replace", env=env(filled))
+    assert "not a database of ours" in ccp_error("restore", tmp_path / "none.db", "--replace", env=env(filled))
     sql(f"sqlite:///{bad}", "update alembic_version set version_num = '0001'")
-    assert "unlike the schema 0001" in told("restore", bad, "--replace", env=env(filled))
+    assert "unlike the schema 0001" in ccp_error("restore", bad, "--replace", env=env(filled))
     assert sql(filled, "select * from contract") == before
     bad.write_bytes(copy.read_bytes())
     schema.downgrade(f"sqlite:///{bad}", "0001")
-    assert good("restore", bad, "--replace", env=env(filled)).lines[-1].endswith("run 'ccp db upgrade' next.")
+    assert ccp_ok("restore", bad, "--replace", env=env(filled)).lines[-1].endswith("run 'ccp db upgrade' next.")
 
 
 @pytest.fixture

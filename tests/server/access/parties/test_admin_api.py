@@ -20,7 +20,7 @@ from ccp.server.domain.authorization import ADMIN_TABLE, AdminOperation
 from ccp.server.domain.parties import PartyRole
 from ccp.server.http.routes.admin import BASE, NewParty
 from ccp.testing.pki import PKI
-from tests.cli.run import good
+from tests.cli.run import ccp_ok
 from tests.server.http.api.answers import sentences
 from tests.server.http.api.test_description import TOO_LONG
 from tests.world import Pool, new_emaid, party, start
@@ -168,7 +168,7 @@ def test_a_party_is_added_and_can_call_with_the_secret_that_is_told_once(place: 
     token = place.http.post("/oauth/token", data=form).json()["access_token"]
     path = f"/opnc/v1/ccp/contractData/emaid/{new_emaid(provider)}"
     within_five_seconds(lambda: place.http.get(path, headers={"Authorization": f"Bearer {token}"}).status_code == 404)
-    assert told in json.loads(good("party", "list", "--json", env={"CCP_DATABASE": place.settings.database}).out)
+    assert told in json.loads(ccp_ok("party", "list", "--json", env={"CCP_DATABASE": place.settings.database}).out)
 
 
 GOOD = {"name": "Refused", "roles": ["cpo"]}
@@ -363,9 +363,9 @@ def test_an_admin_cannot_lock_itself_out_but_another_admin_and_the_command_line_
     ok(call(place, "POST", "/parties/admin/enable", "second_admin"))
     within_five_seconds(lambda: call(place, "GET", "/roles").status_code == 200)
     database = {"CCP_DATABASE": place.settings.database}
-    good("party", "disable", "second_admin", env=database)
+    ccp_ok("party", "disable", "second_admin", env=database)
     within_five_seconds(lambda: call(place, "GET", "/roles", "second_admin").status_code == 401)
-    good("party", "enable", "second_admin", env=database)
+    ccp_ok("party", "enable", "second_admin", env=database)
     within_five_seconds(lambda: call(place, "GET", "/roles", "second_admin").status_code == 200)
 
 
@@ -470,7 +470,7 @@ def test_a_change_is_in_the_audit_trail_with_the_admin_and_the_request_that_made
 
 
 def test_the_role_table_is_the_one_that_the_command_prints(place: Pool) -> None:
-    assert ok(call(place, "GET", "/roles")) == {"roles": json.loads(good("roles", "--json").out)}
+    assert ok(call(place, "GET", "/roles")) == {"roles": json.loads(ccp_ok("party", "roles", "--json").out)}
 
 
 # --- The description -------------------------------------------------------------------------------------------------
@@ -546,4 +546,4 @@ def test_requests_made_from_the_description_are_answered_as_it_says(pkis: dict[s
         assert not failures, "\n\n".join(f"{title}\n{text}" for title, text in failures.items())
         for operation, (_, _, _, status) in CALLS.items():
             assert answers[operations[operation], status], (operation, answers)
-        assert good("audit", "verify", env={"CCP_DATABASE": pool.settings.database}).status == 0
+        assert ccp_ok("audit", "verify", env={"CCP_DATABASE": pool.settings.database}).status == 0

@@ -1,4 +1,4 @@
-"""ccp party and ccp roles, as an operator uses them."""
+"""ccp party and ccp party roles, as an operator uses them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from ccp.server.domain.authorization import ADMIN_TABLE, EVENT_TABLE, MONITORING_TABLE, PUBLIC_ROOT_TABLE, ROLE_TABLE
-from tests.cli.run import ccp, good, told
+from tests.cli.run import ccp, ccp_error, ccp_ok
 from tests.server.storage.made import sql
 
 
@@ -18,23 +18,23 @@ from tests.server.storage.made import sql
 def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A new database in an empty directory, where commands look for it."""
     monkeypatch.chdir(tmp_path)
-    good("db", "upgrade")
+    ccp_ok("db", "upgrade")
     return f"sqlite:///{tmp_path / 'ccp.db'}"
 
 
 def add(name: str, *options: str) -> dict[str, Any]:
     """Returns what was told, client_secret and all."""
-    added: dict[str, Any] = json.loads(good("party", "add", name, *options, "--json").out)
+    added: dict[str, Any] = json.loads(ccp_ok("party", "add", name, *options, "--json").out)
     return added
 
 
 def shown(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(good("party", "show", name, "--json").out)
+    found: dict[str, Any] = json.loads(ccp_ok("party", "show", name, "--json").out)
     return found
 
 
 def rotated(*arguments: str) -> dict[str, Any]:
-    made: dict[str, Any] = json.loads(good("party", "rotate-secret", *arguments, "--json").out)
+    made: dict[str, Any] = json.loads(ccp_ok("party", "rotate-secret", *arguments, "--json").out)
     return made
 
 
@@ -48,51 +48,53 @@ def test_name_roles_and_ids_of_a_party_are_changed_and_its_client_id_is_not(data
         *("--remove-wmi", "wxb"),
         *("--add-wmi", "wxc"), *("--add-role", "cps"), "--all-providers",
     ]  # fmt: skip
-    changed = json.loads(good("party", "edit", "example motors", *options, "--json").out)
+    changed = json.loads(ccp_ok("party", "edit", "example motors", *options, "--json").out)
     assert changed == {
         "client_id": "example-motors", "name": "Example Group", "roles": ["cpo", "cps", "oem"], "provider_ids": [],
         "all_providers": True, "wmis": ["WEX", "WXC"], "operator_ids": ["DEEXC"], "enabled": True,
     }  # fmt: skip
-    assert json.loads(good("party", "list", "--json").out) == [changed]
-    assert good("party", "edit", "Example Group", "--no-all-providers", "--add-provider-id", "DEEXA").out == (
+    assert json.loads(ccp_ok("party", "list", "--json").out) == [changed]
+    assert ccp_ok("party", "edit", "Example Group", "--no-all-providers", "--add-provider-id", "DEEXA").out == (
         "example-motors is changed.\n"
     )
     assert shown("Example Group")["provider_ids"] == ["DEEXA"]
-    assert told("party", "show", "Example Motors") == "There is no party named Example Motors."
+    assert ccp_error("party", "show", "Example Motors") == "There is no party named Example Motors."
 
 
 def test_with_a_role_go_its_ids_and_they_are_free_for_another(database: str) -> None:
     add("A", "--role", "oem", "--wmi", "WEX", "--role", "cpo", "--operator-id", "DEEXC")
     add("B", "--role", "oem", "--wmi", "WXB")
     taken = "The WMI WEX belongs to A already."
-    assert told("party", "edit", "B", "--add-wmi", "WEX") == taken
-    good("party", "edit", "A", "--remove-role", "oem")
+    assert ccp_error("party", "edit", "B", "--add-wmi", "WEX") == taken
+    ccp_ok("party", "edit", "A", "--remove-role", "oem")
     assert shown("A")["wmis"] == []
-    good("party", "edit", "B", "--add-wmi", "WEX")
-    assert told("party", "edit", "A", "--add-role", "oem", "--add-wmi", "WEX") == taken.replace("to A", "to B")
+    ccp_ok("party", "edit", "B", "--add-wmi", "WEX")
+    assert ccp_error("party", "edit", "A", "--add-role", "oem", "--add-wmi", "WEX") == taken.replace("to A", "to B")
     assert shown("A")["roles"] == ["cpo"]
 
 
 def test_a_party_that_only_served_a_provider_cannot_come_to_own_it_by_an_edit(database: str) -> None:
     add("Owner", "--role", "emsp", "--provider-id", "DEEXA")
     add("Server", "--role", "cps", "--provider-id", "DEEXA")
-    assert told("party", "edit", "Server", "--add-role", "emsp") == "The provider id DEEXA belongs to Owner already."
-    good("party", "edit", "Owner", "--remove-role", "emsp", "--add-role", "cpo")
-    good("party", "edit", "Server", "--add-role", "emsp")
+    assert (
+        ccp_error("party", "edit", "Server", "--add-role", "emsp") == "The provider id DEEXA belongs to Owner already."
+    )
+    ccp_ok("party", "edit", "Owner", "--remove-role", "emsp", "--add-role", "cpo")
+    ccp_ok("party", "edit", "Server", "--add-role", "emsp")
     assert sql(database, "select kind, id, client_id from party_owns") == [("provider id", "DEEXA", "server")]
 
 
 def test_ids_of_a_disabled_party_stay_its_own_until_they_are_taken_from_it(database: str) -> None:
     add("Old", "--role", "oem", "--wmi", "WEX")
     add("New", "--role", "oem", "--wmi", "WXB")
-    assert told("party", "edit", "Old", "--remove-wmi", "WEX") == "An OEM needs a WMI."
-    good("party", "disable", "Old")
-    assert told("party", "edit", "New", "--add-wmi", "WEX") == "The WMI WEX belongs to Old already."
-    good("party", "edit", "Old", "--remove-wmi", "WEX")
-    good("party", "edit", "New", "--add-wmi", "WEX")
-    assert told("party", "enable", "Old") == "An OEM needs a WMI."
-    good("party", "edit", "Old", "--add-wmi", "WXC")
-    assert good("party", "enable", "Old").out == "old is enabled.\n"
+    assert ccp_error("party", "edit", "Old", "--remove-wmi", "WEX") == "An OEM needs a WMI."
+    ccp_ok("party", "disable", "Old")
+    assert ccp_error("party", "edit", "New", "--add-wmi", "WEX") == "The WMI WEX belongs to Old already."
+    ccp_ok("party", "edit", "Old", "--remove-wmi", "WEX")
+    ccp_ok("party", "edit", "New", "--add-wmi", "WEX")
+    assert ccp_error("party", "enable", "Old") == "An OEM needs a WMI."
+    ccp_ok("party", "edit", "Old", "--add-wmi", "WXC")
+    assert ccp_ok("party", "enable", "Old").out == "old is enabled.\n"
     assert shown("Old")["enabled"] is True
 
 
@@ -139,7 +141,7 @@ def test_a_party_is_shown_with_its_secrets_lives_and_never_with_their_hashes(dat
     assert (
         timedelta(0) <= datetime.fromisoformat(older["expires_at"]) - began - timedelta(hours=1) < timedelta(minutes=1)
     )
-    lines = good("party", "show", "Example CPO").lines
+    lines = ccp_ok("party", "show", "Example CPO").lines
     assert lines[:3] == ["name          Example CPO", "client id     example-cpo", "roles         cpo"]
     assert lines[-2:] == [
         f"secret        made {newer['created_at']}, good until it is replaced",
@@ -148,7 +150,11 @@ def test_a_party_is_shown_with_its_secrets_lives_and_never_with_their_hashes(dat
     hashes = [row[0] for row in sql(database, "select hash from party_secret")]
     assert len(hashes) == 2
     for command in (["show", "Example CPO"], ["list"]):
-        for output in (good("party", *command).out, good("party", *command, "--json").out, good("audit", "list").out):
+        for output in (
+            ccp_ok("party", *command).out,
+            ccp_ok("party", *command, "--json").out,
+            ccp_ok("audit", "list").out,
+        ):
             assert "argon2" not in output
             assert not [each for each in (*secrets, *hashes) if each in output]
 
@@ -157,7 +163,7 @@ def test_at_most_two_secrets_are_good_and_the_operator_says_which_one_ends(datab
     first = add("A", "--role", "cpo")
     assert len(rotated("A")["secrets"]) == 2
     before = sql(database, "select * from party_secret")
-    assert told("party", "rotate-secret", "A") == (
+    assert ccp_error("party", "rotate-secret", "A") == (
         "A has two live secrets already. Say which one ends at once, the older or the newer, or end both."
     )
     assert sql(database, "select * from party_secret") == before
@@ -187,13 +193,13 @@ def test_a_secret_whose_time_is_over_counts_no_more_and_is_gone_with_the_next_ro
 
 def test_the_words_for_people_say_how_long_the_secret_before_is_good(database: str) -> None:
     add("A", "--role", "cpo")
-    client_id, secret, last, older = good("party", "rotate-secret", "A").lines
+    client_id, secret, last, older = ccp_ok("party", "rotate-secret", "A").lines
     assert client_id.split() == ["client_id", "a"]
     assert len(secret.split()[1]) >= 43
     assert last == "The secret is not shown again."
     until = datetime.fromisoformat(older.removeprefix("The one before is good until ").rstrip("."))
     assert timedelta(days=7) - timedelta(minutes=1) < until - datetime.now(UTC) <= timedelta(days=7)
-    assert good("party", "rotate-secret", "A", "--now").lines[-1] == "No older secret is good any more."
+    assert ccp_ok("party", "rotate-secret", "A", "--now").lines[-1] == "No older secret is good any more."
 
 
 @pytest.mark.parametrize(
@@ -208,7 +214,7 @@ def test_the_words_for_people_say_how_long_the_secret_before_is_good(database: s
 )
 def test_a_rotation_that_makes_no_sense_is_refused(database: str, options: list[str], sentence: str) -> None:
     add("A", "--role", "cpo")
-    assert told("party", "rotate-secret", "A", *options) == sentence
+    assert ccp_error("party", "rotate-secret", "A", *options) == sentence
     assert len(hashes(database)) == 1
 
 
@@ -218,16 +224,16 @@ def test_a_rotation_that_makes_no_sense_is_refused(database: str, options: list[
 @pytest.mark.parametrize("command", ["show", "edit --name B", "disable", "enable", "rotate-secret"])
 def test_an_unknown_party_is_told(database: str, command: str) -> None:
     name, *options = command.split()
-    assert told("party", name, "nobody", *options) == "There is no party named nobody."
+    assert ccp_error("party", name, "nobody", *options) == "There is no party named nobody."
 
 
 def test_every_change_is_in_the_audit_trail_with_who_made_it_and_no_secret(database: str) -> None:
     secret = add("A", "--role", "oem", "--wmi", "WEX")["client_secret"]
-    good("party", "edit", "A", "--add-wmi", "WXB")
-    good("party", "edit", "A", "--add-wmi", "WXB")  # Nothing that was not so before.
-    good("party", "disable", "A")
-    good("party", "disable", "A")
-    good("party", "enable", "A")
+    ccp_ok("party", "edit", "A", "--add-wmi", "WXB")
+    ccp_ok("party", "edit", "A", "--add-wmi", "WXB")  # Nothing that was not so before.
+    ccp_ok("party", "disable", "A")
+    ccp_ok("party", "disable", "A")
+    ccp_ok("party", "enable", "A")
     secret += rotated("A")["client_secret"]
     rows = sql(database, "select actor, action, outcome, subject from audit order by at")
     assert [row[1] for row in rows] == [
@@ -241,18 +247,18 @@ def test_every_change_is_in_the_audit_trail_with_who_made_it_and_no_secret(datab
     assert (subjects[1]["before"], subjects[1]["after"]) == ({"wmis": ["WEX"]}, {"wmis": ["WEX", "WXB"]})
     assert (subjects[2]["before"], subjects[2]["after"]) == ({"enabled": True}, {"enabled": False})
     assert "argon2" not in str(rows)
-    assert good("audit", "verify").status == 0
+    assert ccp_ok("audit", "verify").status == 0
 
 
 def test_the_role_table_is_printed_whole(database: str) -> None:
-    rows = json.loads(good("roles", "--json").out)
+    rows = json.loads(ccp_ok("party", "roles", "--json").out)
     assert {(row["operation"], row["role"]) for row in rows} == {
         (operation.value, role.value)
         for table in (ROLE_TABLE, EVENT_TABLE, ADMIN_TABLE, MONITORING_TABLE, PUBLIC_ROOT_TABLE)
         for operation, rules in table.items()
         for role in rules
     }
-    header, *lines = good("roles").lines
+    header, *lines = ccp_ok("party", "roles").lines
     assert header.split() == ["operation", "role", "for"]
     assert [line.split(maxsplit=2) for line in lines] == [
         [row["operation"], row["role"], row["condition"]] for row in rows

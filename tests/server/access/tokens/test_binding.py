@@ -33,7 +33,7 @@ from ccp.server.http.routes.opnc import BASE
 from ccp.server.storage.engine import schema
 from ccp.server.storage.queries import parties
 from ccp.testing.pki import PKI
-from tests.cli.run import told
+from tests.cli.run import ccp_error
 from tests.cli.test_serving import free_port, serving
 from tests.server.access.tokens.issuer import fake_issuer, look, post, signed
 from tests.server.http.api.answers import sentences
@@ -286,7 +286,7 @@ def test_the_ca_may_be_given_on_the_command_line_and_is_looked_at_before_anythin
     certificate, key = credential("server").save(tmp_path, "server")
     (tmp_path / "garbage.pem").write_text("no certificate")
     for name in ("none.pem", "garbage.pem"):
-        sentence = told(
+        sentence = ccp_error(
             "serve", "--tls-cert", certificate, "--tls-key", key, "--tls-client-ca", tmp_path / name,
             env={"CCP_DATABASE": f"sqlite:///{tmp_path}/ccp.db"},
         )  # fmt: skip

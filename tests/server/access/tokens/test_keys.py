@@ -30,7 +30,7 @@ from ccp.server.storage.engine.query import Steps
 from ccp.server.storage.queries import audit, parties, signing_keys
 from ccp.server.storage.queries.signing_keys import TokenKey, signing
 from tests.cli.run import ccp as run
-from tests.cli.run import good, told
+from tests.cli.run import ccp_error, ccp_ok
 from tests.cli.test_serving import free_port, serving
 from tests.server.storage.made import AT, new_database, read, sql, write
 
@@ -240,7 +240,7 @@ def test_a_token_of_a_key_that_a_worker_does_not_know_yet_is_looked_up_but_not_f
         for worker in (first, second):
             await worker.authority.refresh_parties()
             await worker.authority.refresh_keys(AT)
-        good = await second.token(AT)
+        accepted = await second.token(AT)
         await authorization_server.rotate(first.store, "cli:test", AT + SECOND, timedelta(0))
         await first.authority.refresh_keys(AT)
         newest = await first.token(AT + SECOND)
@@ -248,7 +248,7 @@ def test_a_token_of_a_key_that_a_worker_does_not_know_yet_is_looked_up_but_not_f
         assert not await second.takes(newest, AT), "within a second of its last look it does not look again"
         second.authority._loaded -= 1
         assert await second.takes(newest, AT)
-        assert await second.takes(good, AT)
+        assert await second.takes(accepted, AT)
         for worker in (first, second):
             await worker.store.close()
 
@@ -362,7 +362,7 @@ class Served:
         return [{key["kid"] for key in httpx.get(path, timeout=10).json()["keys"]} for _ in range(times)]
 
     def listed(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = json.loads(good("keys", "list", "--json", "--config", self.config).out)
+        found: list[dict[str, Any]] = json.loads(ccp_ok("keys", "list", "--json", "--config", self.config).out)
         return found
 
 
@@ -378,7 +378,7 @@ def kid_of(token: str) -> str:
     return kid
 
 
-def settles_within_five_seconds(good: Callable[[], bool]) -> None:
+def settles_within_five_seconds(is_settled: Callable[[], bool]) -> None:
     """Twelve answers in a row are as they should be, and none that is not comes later than five seconds from now.
 
     Each is asked for over a connection of its own, so both workers have given some of the twelve.
@@ -386,7 +386,7 @@ def settles_within_five_seconds(good: Callable[[], bool]) -> None:
     began = time.monotonic()
     in_a_row = 0
     while in_a_row < 12:
-        in_a_row = in_a_row + 1 if good() else 0
+        in_a_row = in_a_row + 1 if is_settled() else 0
         assert in_a_row or time.monotonic() - began < 5
         time.sleep(0 if in_a_row else 0.05)
 
@@ -394,7 +394,7 @@ def settles_within_five_seconds(good: Callable[[], bool]) -> None:
 def test_a_rotation_refuses_no_token_and_publishes_the_new_key_before_it_signs(served: Served) -> None:
     (before,) = served.listed()
     held = [served.token()]
-    made = json.loads(good("keys", "rotate", "--signs-in", 3, "--json", "--config", served.config).out)
+    made = json.loads(ccp_ok("keys", "rotate", "--signs-in", 3, "--json", "--config", served.config).out)
     assert [key["state"] for key in served.listed()] == ["published", "signs"]
     seen_published = False
     began = time.monotonic()
@@ -416,7 +416,7 @@ def test_a_revoked_key_ends_its_tokens_in_all_workers_within_five_seconds_and_an
     held = served.token()
     assert served.statuses(held) == {404}
     signing_kid = kid_of(held)
-    assert f"{signing_kid} is revoked." in good("keys", "revoke", signing_kid, "--config", served.config).lines
+    assert f"{signing_kid} is revoked." in ccp_ok("keys", "revoke", signing_kid, "--config", served.config).lines
     settles_within_five_seconds(lambda: served.statuses(held, 1) == {401})
     assert all(signing_kid not in each for each in served.published())
     fresh = served.token()
@@ -427,7 +427,7 @@ def test_a_revoked_key_ends_its_tokens_in_all_workers_within_five_seconds_and_an
 def test_a_disabled_party_is_refused_by_all_workers_within_five_seconds(served: Served) -> None:
     held = served.token()
     assert served.statuses(held) == {404}
-    good("party", "disable", "emsp", "--config", served.config)
+    ccp_ok("party", "disable", "emsp", "--config", served.config)
     settles_within_five_seconds(lambda: served.statuses(held, 1) == {401})
     form = {"grant_type": "client_credentials", "client_id": "emsp", "client_secret": SECRET}
     assert httpx.post(f"{served.url}/oauth/token", data=form, timeout=10).status_code == 401
@@ -442,18 +442,18 @@ def environment(url: str) -> dict[str, str]:
 
 
 def test_keys_are_listed_rotated_and_revoked_by_command(url: str, environment: dict[str, str]) -> None:
-    assert good("keys", "list", env=environment).lines == ["key  state  made  signs from  verifies until"]
+    assert ccp_ok("keys", "list", env=environment).lines == ["key  state  made  signs from  verifies until"]
     write(url, signing_keys.ensure(authorization_server.new_key(AT)))
     (old,) = kids(url)
-    out = good("keys", "rotate", env=environment).out
+    out = ccp_ok("keys", "rotate", env=environment).out
     new = next(kid for kid in kids(url) if kid != old)
     assert out.startswith(f"{new} signs from ")
-    lines = good("keys", "list", env=environment).lines
+    lines = ccp_ok("keys", "list", env=environment).lines
     assert [line.split()[:2] for line in lines[1:]] == [[new, "published"], [old, "signs"]]
-    assert good("keys", "revoke", old, env=environment).lines == [f"{old} is revoked."]
-    revoked = json.loads(good("keys", "revoke", new, "--json", env=environment).out)
+    assert ccp_ok("keys", "revoke", old, env=environment).lines == [f"{old} is revoked."]
+    revoked = json.loads(ccp_ok("keys", "revoke", new, "--json", env=environment).out)
     assert revoked == {"revoked": new, "made": kids(url)[0]}
-    listed = json.loads(good("keys", "list", "--json", env=environment).out)
+    listed = json.loads(ccp_ok("keys", "list", "--json", env=environment).out)
     assert [key["state"] for key in listed] == ["signs"]
     assert all("private" not in json.dumps(key).lower() for key in listed)
     told_of = sql(url, "select action, subject from audit where action like 'key.%' order by at, lane, number")
@@ -468,11 +468,11 @@ def test_no_new_key_is_named_like_an_option() -> None:
 
 def test_a_key_that_is_named_like_an_option_can_be_revoked(url: str, environment: dict[str, str]) -> None:
     write(url, signing_keys.ensure(replace(authorization_server.new_key(AT), kid="-E")))
-    assert good("keys", "revoke", "--", "-E", env=environment).lines[0] == "-E is revoked."
+    assert ccp_ok("keys", "revoke", "--", "-E", env=environment).lines[0] == "-E is revoked."
 
 
 def test_a_key_that_is_not_there_cannot_be_revoked(url: str, environment: dict[str, str]) -> None:
-    assert told("keys", "revoke", "nothing", env=environment) == "There is no key nothing."
+    assert ccp_error("keys", "revoke", "nothing", env=environment) == "There is no key nothing."
 
 
 def test_a_key_cannot_sign_before_workers_have_had_time_to_know_it(environment: dict[str, str]) -> None:

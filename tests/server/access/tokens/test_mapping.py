@@ -16,7 +16,7 @@ from ccp.server.access.trusted_issuers import Issuers, check_files, find, party_
 from ccp.server.domain.parties import CLIENT_ID_PATTERN, PartyRole
 from ccp.server.external.outbound import Outbound
 from ccp.server.settings import IssuerSettings
-from tests.cli.run import told
+from tests.cli.run import ccp_error
 from tests.server.access.tokens.issuer import key, key_set
 
 CLAIMS = {
@@ -239,12 +239,12 @@ def test_two_issuers_of_one_name_and_the_pools_own_are_refused(file: Path, issue
 
 
 def test_serving_with_an_issuer_that_may_sign_with_anything_is_refused_in_one_sentence(file: Path) -> None:
-    sentence = told("serve", "--config", written(file, algorithm="none"))
+    sentence = ccp_error("serve", "--config", written(file, algorithm="none"))
     assert sentence.startswith("issuers.1.algorithms: Value error, none cannot be allowed, only ES256")
 
 
 def test_serving_without_the_file_of_an_issuers_keys_is_refused_in_one_sentence(file: Path) -> None:
-    sentence = told("serve", "--config", written(file), "--database", f"sqlite:///{file.parent / 'ccp.db'}")
+    sentence = ccp_error("serve", "--config", written(file), "--database", f"sqlite:///{file.parent / 'ccp.db'}")
     assert sentence.startswith("The keys of https://a.example.com in ")
 
 

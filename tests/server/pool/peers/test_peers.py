@@ -20,7 +20,7 @@ from ccp.server.storage.queries import peers
 from ccp.server.storage.queries.peers import Peer
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
-from tests.cli.run import ccp, good
+from tests.cli.run import ccp, ccp_ok
 from tests.client.servers import DROP, HANG, Reply, error, granted, json_reply, nowhere, scripted
 from tests.server.http.api.answers import sentences
 from tests.world import AT, SESSION, Pool, octets_of, read, start
@@ -438,16 +438,16 @@ def test_peers_are_registered_tested_listed_and_disabled(
 ) -> None:
     pool = three["pool-b"]
     monkeypatch.chdir(tmp_path)
-    good("db", "upgrade")
+    ccp_ok("db", "upgrade")
     secret = pool.world.member("peer").secret
     env = {"CCP_PEER_SECRET": secret}
     done = ccp("peer", "add", "pool-b", pool.base_url, "--client-id", "peer", env=env)
     assert (done.status, done.lines[0]) == (0, "pool-b is a peer. 'ccp peer test pool-b' tells whether it answers.")
     assert ccp("peer", "add", "pool-b", pool.base_url, env=env).err == "ccp: There is a peer pool-b already.\n"
-    assert good("peer", "test", "pool-b").out == "pool-b answers, and takes requests of vehicles from us.\n"
-    listed = good("peer", "list", "--json").out
+    assert ccp_ok("peer", "test", "pool-b").out == "pool-b answers, and takes requests of vehicles from us.\n"
+    listed = ccp_ok("peer", "list", "--json").out
     assert '"base_url": "' + pool.base_url in listed
-    assert secret not in listed + good("peer", "list").out
+    assert secret not in listed + ccp_ok("peer", "list").out
     assert ccp("peer", "add", "gone", nowhere(), env=env).status == 0
     assert ccp("peer", "test", "gone").err == "ccp: 127.0.0.1 cannot be reached.\n"
     assert ccp("peer", "add", "wrong", pool.base_url, "--client-id", "peer", env={"CCP_PEER_SECRET": "x"}).status == 0
@@ -456,11 +456,11 @@ def test_peers_are_registered_tested_listed_and_disabled(
     assert ccp("peer", "add", "pool-d", pool.base_url, "--client-id", "peer", env=env).status == 0
     assert "No pool with the id in OPNC-to-party-id is known here." in ccp("peer", "test", "pool-d").err
     emsp = {"CCP_PEER_SECRET": pool.token("emsp")}
-    good("peer", "disable", "pool-b")
+    ccp_ok("peer", "disable", "pool-b")
     assert ccp("peer", "test", "nobody").err == "ccp: There is no peer nobody.\n"
     assert ccp("peer", "add", "as-emsp", pool.base_url, "--dialect", "opcp", env=emsp).status == 0
     assert ccp("peer", "test", "as-emsp").status == 1
     assert "address of a pool" in ccp("peer", "add", "bad", "pool.example", env=env).err
-    assert good("peer", "disable", "pool-b").out == "pool-b is disabled.\n"
+    assert ccp_ok("peer", "disable", "pool-b").out == "pool-b is disabled.\n"
     assert ccp("peer", "disable", "nobody").err == "ccp: There is no peer nobody.\n"
-    assert "disabled" in next(line for line in good("peer", "list").lines if line.startswith("pool-b"))
+    assert "disabled" in next(line for line in ccp_ok("peer", "list").lines if line.startswith("pool-b"))
