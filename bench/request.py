@@ -145,9 +145,9 @@ async def deliver(pool: Pool, caller: Party, namespace: Namespace, message: str)
 
 
 async def put(pool: Pool, caller: Party, publish: dict[str, str]) -> None:
-    from ccp.schemas import wire
+    from ccp.schemas.opnc import SignedContractData
 
-    data = wire.SignedContractData.model_validate(publish)
+    data = SignedContractData.model_validate(publish)
     await pool.publish(
         Caller(caller),
         emaid=data.emaid,

@@ -29,7 +29,7 @@ from rich.table import Table
 from ccp import exi
 from ccp.exi import iso2
 from ccp.ids import EMAID, PCID
-from ccp.schemas import wire
+from ccp.schemas.opnc import SignedContractData
 from ccp.server import settings
 from ccp.server.app import assemble
 from ccp.server.domain.parties import Caller
@@ -89,7 +89,7 @@ async def furnish(config: settings.Settings, world: setup.World, bodies: list[di
         await setup.register(built.store, world, at)
         await built.trust.refresh()
         for body in bodies:
-            data = wire.SignedContractData.model_validate(body)
+            data = SignedContractData.model_validate(body)
             await built.pool.publish(
                 Caller(world.member("Example CPS").party),
                 emaid=data.emaid,

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ccp import exi, verify
 from ccp.errors import NoContract
 from ccp.ids import EMAID, PCID
-from ccp.schemas import wire
+from ccp.schemas.common import PLACEHOLDER_EMAID, PLACEHOLDER_PCID, encode_base64
 from ccp.server import logging, settings
 from ccp.server.app import assemble
 from ccp.server.domain.parties import PartyRole
@@ -73,17 +73,17 @@ def run(short: bool, folder: Path) -> Iterator[Row]:
         emaid = EMAID(f"DEEXCF{number:08d}")
         message = sign_contract(pki, make_contract(pki, emaid, car.pcid, car.provisioning.certificate, at), at)
         item = {
-            "certificateInstallationRes": wire.b64(exi.splice(message, session_id=_SESSION)),
+            "certificateInstallationRes": encode_base64(exi.splice(message, session_id=_SESSION)),
             "emaid": emaid,
             "pcid": car.pcid,
             "xsdMsgDefNamespace": car.namespace,
         }
-        far[wire.b64(car.request(_SESSION, at))] = _collection(item), car
+        far[encode_base64(car.request(_SESSION, at))] = _collection(item), car
     nothing = NoContract("No contract is stored for the vehicle.")
     negative = {
-        "certificateInstallationRes": wire.b64(verify.refuse(unknown[0].namespace, _SESSION, nothing, at)),
-        "emaid": wire.PLACEHOLDER_EMAID,
-        "pcid": wire.PLACEHOLDER_PCID,
+        "certificateInstallationRes": encode_base64(verify.refuse(unknown[0].namespace, _SESSION, nothing, at)),
+        "emaid": PLACEHOLDER_EMAID,
+        "pcid": PLACEHOLDER_PCID,
         "xsdMsgDefNamespace": unknown[0].namespace,
         "metaData": str(nothing),
     }
@@ -118,7 +118,9 @@ def _flood(
         json.dumps({"certificateInstallationReq": text, "xsdMsgDefNamespace": namespace}).encode() for text in far
     ]
     flood = [
-        json.dumps({"certificateInstallationReq": wire.b64(car.request(_SESSION, at)), "xsdMsgDefNamespace": namespace})
+        json.dumps(
+            {"certificateInstallationReq": encode_base64(car.request(_SESSION, at)), "xsdMsgDefNamespace": namespace}
+        )
         for car in unknown
     ]
     begins, ends = _WARM_UP + plan.seconds, _WARM_UP + 2 * plan.seconds

@@ -30,7 +30,7 @@ from tests.x509.rich import rich_pki
 from ccp import exi
 from ccp.cli import app as commands
 from ccp.ids import EMAID, PCID
-from ccp.schemas import wire
+from ccp.schemas.common import encode_base64
 from ccp.server import logging, settings
 from ccp.server.app import assemble
 from ccp.server.domain.parties import PartyRole
@@ -118,7 +118,7 @@ class Pool:
     def publish(self, profile: Profile, message: bytes, dry: bool) -> tuple[int, bool]:
         """The status, and whether it was accepted."""
         body = {
-            "certificateInstallationRes": wire.b64(message),
+            "certificateInstallationRes": encode_base64(message),
             "emaid": profile.emaid,
             "pcid": profile.car.pcid,
             "xsdMsgDefNamespace": profile.car.namespace,
@@ -127,7 +127,7 @@ class Pool:
         return status, bool(said.get("passed")) if dry else status == 201
 
     def deliver(self, profile: Profile, message: bytes) -> tuple[int, bool]:
-        body = {"certificateInstallationReq": wire.b64(message), "xsdMsgDefNamespace": profile.car.namespace}
+        body = {"certificateInstallationReq": encode_base64(message), "xsdMsgDefNamespace": profile.car.namespace}
         status, said = self.send("POST", _TARGET, body, PartyRole.CPO)
         items = said.get("signedContractDataCollection", [])
         return status, status == 200 and "metaData" not in items[0]

@@ -24,7 +24,8 @@ import uvloop
 
 from ccp import verify
 from ccp.ids import Namespace
-from ccp.schemas import wire
+from ccp.schemas.common import encode_base64
+from ccp.schemas.opnc import distinguished_name
 from ccp.server import settings
 from ccp.server.app import assemble
 from ccp.server.domain import contracts
@@ -80,13 +81,13 @@ class Work:
 
         chosen = contracts.select_for_iso2(stored, at, root_listed=request.trusts_root_of, deliverable=good)
         item = {
-            "certificateInstallationRes": wire.b64(verify.with_session(chosen, request.session_id, at)),
+            "certificateInstallationRes": encode_base64(verify.with_session(chosen, request.session_id, at)),
             "emaid": chosen.emaid,
             "pcid": chosen.pcid,
             "xsdMsgDefNamespace": chosen.namespace,
             "cpsV2GRootCertificateFingerprint": chosen.root_fingerprint,
         }
-        if name := wire.distinguished_name(chosen.root_dn):
+        if name := distinguished_name(chosen.root_dn):
             item["cpsRootDistinguishedName"] = name
         return orjson.dumps({"signedContractDataCollection": [item]})
 

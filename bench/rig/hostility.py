@@ -27,7 +27,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Final
 
 from ccp.ids import EMAID, PCID, Namespace
-from ccp.schemas import wire
+from ccp.schemas.common import encode_base64
 from ccp.server.domain.parties import PartyRole
 from ccp.testing.partners import Car, make_contract, sign_contract
 from ccp.testing.pki import CONTRACT, PKI, Addresses, answer_ocsp, sign_crl
@@ -123,7 +123,7 @@ class _Caller:
     def flipped_publication(self) -> int:
         contract = self.chance.choice(self._contracts())
         message = flipped(contract.message, self.chance.randrange(8 * len(contract.message)))
-        body = {**contract.publication, "certificateInstallationRes": wire.b64(message)}
+        body = {**contract.publication, "certificateInstallationRes": encode_base64(message)}
         dry = "?dryRun=true" if self.chance.random() < 0.7 else ""
         return self._send("PUT", _TARGET + dry, json.dumps(body).encode(), PartyRole.CPS)
 
@@ -152,7 +152,7 @@ class _Caller:
         car = Car.of(pki, pki.vehicle(pcid, at=self._at), pcid)
         message = sign_contract(pki, make_contract(pki, emaid, pcid, car.provisioning.certificate, self._at), self._at)
         body = {
-            "certificateInstallationRes": wire.b64(message),
+            "certificateInstallationRes": encode_base64(message),
             "emaid": emaid,
             "pcid": pcid,
             "xsdMsgDefNamespace": str(car.namespace),
@@ -175,7 +175,7 @@ class _Caller:
             head, body, signature = token.split(".")
             token = f"{head}.{body}.{secrets.token_urlsafe(64)[: len(signature)]}"
         else:
-            head = wire.b64(json.dumps({"alg": "ES256", "kid": secrets.token_hex(8)}).encode()).rstrip("=")
+            head = encode_base64(json.dumps({"alg": "ES256", "kid": secrets.token_hex(8)}).encode()).rstrip("=")
             token = ".".join((head, *token.split(".")[1:]))
         return self._send("POST", _TARGET, b"{}", token)
 
@@ -223,7 +223,7 @@ class _Caller:
         return self.chance.choice([fleet.contracts for fleet in self._whole._world.fleets.values()])
 
     def _post(self, message: bytes, namespace: str) -> int:
-        members = {"certificateInstallationReq": wire.b64(message), "xsdMsgDefNamespace": namespace}
+        members = {"certificateInstallationReq": encode_base64(message), "xsdMsgDefNamespace": namespace}
         return self._send("POST", _TARGET, json.dumps(members).encode(), PartyRole.CPO)
 
     def _send(
@@ -250,7 +250,7 @@ _GARBAGE: Final[tuple[Callable[[random.Random], bytes], ...]] = (
     lambda chance: json.dumps({secrets.token_hex(8): "x" for _ in range(200)}).encode(),
     lambda chance: json.dumps({"certificateInstallationRes": chance.randbytes(900).hex(), "emaid": "x"}).encode(),
     lambda chance: json.dumps(
-        {"certificateInstallationReq": wire.b64(chance.randbytes(900)), "xsdMsgDefNamespace": Namespace.ISO2}
+        {"certificateInstallationReq": encode_base64(chance.randbytes(900)), "xsdMsgDefNamespace": Namespace.ISO2}
     ).encode(),
     lambda chance: b'{"emaid": 1e999, "emaid": "\\ud800", "pcid": ' + b"9" * 4000 + b"}",
     lambda chance: b"",

@@ -17,7 +17,8 @@ from datetime import datetime, timedelta
 from typing import Any, Final
 
 from ccp.ids import EMAID, PCID, WMI, ProviderId
-from ccp.schemas import wire
+from ccp.schemas.common import encode_base64
+from ccp.schemas.opnc import SignedContractData
 from ccp.server.access.authorization_server import new_secret
 from ccp.server.app import assemble
 from ccp.server.domain.parties import Caller, Party, PartyRole
@@ -130,7 +131,7 @@ def _fleet(pki: PKI, edition: str, count: int, at: datetime) -> Fleet:
         bundle = make_contract(pki, emaid, pcid, car.provisioning.certificate, at)
         message = sign_contract(pki, bundle, at)
         publication = {
-            "certificateInstallationRes": wire.b64(message),
+            "certificateInstallationRes": encode_base64(message),
             "emaid": emaid,
             "pcid": pcid,
             "xsdMsgDefNamespace": car.namespace,
@@ -177,7 +178,7 @@ def _parts(items: Sequence[Any]) -> list[Sequence[Any]]:
 
 
 async def _publish(pool: Any, world: World, contract: Contract) -> None:
-    data = wire.SignedContractData.model_validate(contract.publication)
+    data = SignedContractData.model_validate(contract.publication)
     await pool.publish(
         Caller(world.members[PartyRole.CPS, contract.letter].party),
         emaid=data.emaid,

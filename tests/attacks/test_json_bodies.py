@@ -15,7 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ccp.errors import FieldError
-from ccp.schemas import json_input, wire
+from ccp.schemas import json_input
+from ccp.schemas.json_bodies import read_body
+from ccp.schemas.opnc import GetSignedContractDataReq
 from ccp.server.http.routes.admin import BASE as ADMIN
 from ccp.server.http.routes.events import BASE as EVENTS
 from ccp.server.http.routes.opnc import BASE
@@ -249,7 +251,7 @@ def test_a_body_without_repeated_members_is_read_whatever_else_it_has(
     more: dict[str, Any], escaped: bool, indent: int | None
 ) -> None:
     content = json.dumps({**more, **MEMBERS}, ensure_ascii=escaped, indent=indent).encode()
-    assert wire.read_body(wire.GetSignedContractDataReq, content).certificateInstallationReq == "gA=="
+    assert read_body(GetSignedContractDataReq, content).certificateInstallationReq == "gA=="
 
 
 @settings(max_examples=300)
@@ -267,14 +269,14 @@ def test_a_name_that_is_there_twice_is_found_wherever_it_is(more: list[tuple[str
     repeated = len({name for name, _ in members}) < len(members)
     if repeated:
         with pytest.raises(FieldError, match="is given more than once"):
-            wire.read_body(wire.GetSignedContractDataReq, content.encode())
+            read_body(GetSignedContractDataReq, content.encode())
     else:
-        wire.read_body(wire.GetSignedContractDataReq, content.encode())
+        read_body(GetSignedContractDataReq, content.encode())
 
 
 @given(st.binary(max_size=60))
 def test_any_bytes_give_a_value_or_a_sentence(octets: bytes) -> None:
-    for read in (json_input.load, lambda given: wire.read_body(wire.GetSignedContractDataReq, given)):
+    for read in (json_input.load, lambda given: read_body(GetSignedContractDataReq, given)):
         with contextlib.suppress(FieldError):
             read(octets)
             continue

@@ -11,9 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
+from ccp.schemas.opnc import PublishQuery
 from ccp.server.http import query_parameters
 from ccp.server.http.routes import oauth
-from ccp.server.http.routes.opnc import BASE, PublishQuery
+from ccp.server.http.routes.opnc import BASE
 from ccp.testing.pki import PKI
 from tests.server.http.api.answers import sentences
 from tests.world import Pool, new_emaid, start

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from ccp.client import Credentials, Limits, NoAnswerError
-from ccp.client.model import Routing
 from ccp.client.operations import Answer, OPNCCalls
 from ccp.client.session import Authorise, Conversation, Exchange, Pause
+from ccp.schemas.common import Routing
 
 NOTHING = Answer(200, {}, b'{"contractDataCollection": []}')
 

@@ -172,7 +172,7 @@ def test_wrong_credentials_and_wrong_tokens_are_told_apart(pool: Pool, kind: str
 
 
 def test_a_request_says_whom_it_is_from_and_for(pool: Pool, kind: str) -> None:
-    own, foreign = Routing("emsp", "DEEXA"), Routing("emsp", "FRXXX")
+    own, foreign = Routing(from_type="emsp", from_id="DEEXA"), Routing(from_type="emsp", from_id="FRXXX")
     elsewhere = Routing(to_type="ccp", to_id="elsewhere")
     with face(kind, pool.base_url, credentials=credentials(pool, "emsp"), routing=own) as emsp:
         contract = pool.publish(pool.car())
@@ -195,7 +195,7 @@ def test_what_is_no_id_is_refused_before_anything_is_sent(kind: str) -> None:
             with pytest.raises(FieldError):
                 wrong()
     with pytest.raises(FieldError):
-        Routing(from_id="DEEXA\r\nX-Other: 1")
+        Routing(from_id="DEEXA\r\nX-Other: 1").headers()
 
 
 def test_a_client_that_cannot_work_is_not_made(kind: str) -> None:

@@ -23,7 +23,7 @@ import httpx
 import pytest
 
 from ccp.ids import EMAID, PCID, Namespace
-from ccp.schemas import wire
+from ccp.schemas.common import encode_base64
 from ccp.server import settings
 from ccp.server.sandbox.local_pool import loopback, running
 from ccp.server.sandbox.setup import World, create, publish_body
@@ -180,10 +180,10 @@ def walk(box: Sandbox) -> dict[str, str]:
     token = {"grant_type": "client_credentials", "client_id": "example-cpo", "client_secret": box.secret("example-cpo")}
     box.show("token", None, "POST", "/oauth/token", form=token)
     ask = {
-        "certificateInstallationReq": wire.b64(box.car(PCID_1).request(SESSION, AT)),
+        "certificateInstallationReq": encode_base64(box.car(PCID_1).request(SESSION, AT)),
         "xsdMsgDefNamespace": str(Namespace.ISO2),
     }
-    nobody = {**ask, "certificateInstallationReq": wire.b64(box.car(STRANGER).request(SESSION, AT))}
+    nobody = {**ask, "certificateInstallationReq": encode_base64(box.car(STRANGER).request(SESSION, AT))}
     opnc, opcp = "/opnc/v1/ccp", "/v1/ccp"
     headers = {"alwaysReturnEXI": "true", "broadcast": "true"}
     box.show("deliver", "example-cpo", "POST", f"{opnc}/signedcontractdata", body=ask, headers=headers)

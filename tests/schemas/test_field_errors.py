@@ -11,7 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, ValidationError
 from pydantic_core import PydanticKnownError, core_schema
 
 from ccp.errors import FieldError
-from ccp.schemas import field_errors, wire
+from ccp.schemas import field_errors
+from ccp.schemas.events import PostEndpointReq, PutEndpointUpdateReq
+from ccp.schemas.field_errors import field_error
+from ccp.schemas.json_bodies import read_body
+from ccp.schemas.opnc import GetSignedContractDataReq, SignedContractData
 from ccp.server.http.routes import admin
 
 
@@ -91,7 +95,7 @@ class Everything(BaseModel):
 )
 def test_each_kind_of_value_is_refused_in_words_of_our_own(members: dict[str, Any], said: str) -> None:
     with pytest.raises(FieldError) as caught:
-        wire.read_body(Everything, json.dumps(members).encode())
+        read_body(Everything, json.dumps(members).encode())
     assert caught.value.messages == (said,)
 
 
@@ -113,7 +117,7 @@ def test_every_error_that_pydantic_knows_has_a_sentence_without_its_own_words() 
 
 
 MODELS = (
-    *(wire.SignedContractData, wire.GetSignedContractDataReq, wire.PostEndpointReq, wire.PutEndpointUpdateReq),
+    *(SignedContractData, GetSignedContractDataReq, PostEndpointReq, PutEndpointUpdateReq),
     *admin.BODIES,
 )
 VALUES: tuple[Any, ...] = (
@@ -141,7 +145,7 @@ def test_no_member_of_any_body_is_refused_in_words_of_the_validator(model: type[
     for name in model.model_fields:
         for value in VALUES:
             try:
-                wire.read_body(model, json.dumps({name: value}).encode())
+                read_body(model, json.dumps({name: value}).encode())
             except FieldError as exc:
                 refused += 1
                 for said in exc.messages:
@@ -154,4 +158,4 @@ def test_no_member_of_any_body_is_refused_in_words_of_the_validator(model: type[
 def test_a_sentence_names_a_problem_of_the_whole_body_too() -> None:
     with pytest.raises(ValidationError) as caught:
         Everything.model_validate_json(b"[]")
-    assert wire.field_error(caught.value.errors()).messages == ("The body is not a JSON object.",)
+    assert field_error(caught.value.errors()).messages == ("The body is not a JSON object.",)

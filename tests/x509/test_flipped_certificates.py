@@ -19,7 +19,7 @@ from cryptography import x509
 from ccp.errors import CCPError, ChainError, NotAuthenticated
 from ccp.exi.iso2 import X509IssuerSerial
 from ccp.ids import PCID
-from ccp.schemas.wire import b64
+from ccp.schemas.common import encode_base64
 from ccp.server.external.neighbours import RootCertificatePool, _provisioning_chain, key_fingerprint
 from ccp.server.http.client_certificate import SCOPE_KEY, ClientCertificates
 from ccp.server.trust.anchors import _usable, is_self_issued, trusted
@@ -159,8 +159,8 @@ def test_a_flipped_answer_of_a_provisioning_certificate_pool_is_an_error_of_ours
     whole = pki.vehicle(pcid, at=AT).certificate.der
     for bit in range(0, 8 * len(whole), 5):
         for sent in (
-            {"certificate": b64(flipped(whole, bit))},
-            {"certificate": flipped(b64(whole).encode(), bit // 8 * 8).decode("latin-1")},
+            {"certificate": encode_base64(flipped(whole, bit))},
+            {"certificate": flipped(encode_base64(whole).encode(), bit // 8 * 8).decode("latin-1")},
         ):
             with contextlib.suppress(CCPError):
                 _provisioning_chain({"provisioningCertificateChain": sent}, pcid)
@@ -169,7 +169,9 @@ def test_a_flipped_answer_of_a_provisioning_certificate_pool_is_an_error_of_ours
 def test_a_flipped_list_of_a_root_pool_is_an_error_of_ours_or_a_certificate() -> None:
     root = rich_pki(AT, "P-521", full=True).v2g_root.certificate.der
     step = 17 if COUNT else 1
-    entries = [{"caCertificate": b64(flipped(root, bit)), "rootType": "V2G"} for bit in range(0, 8 * len(root), step)]
+    entries = [
+        {"caCertificate": encode_base64(flipped(root, bit)), "rootType": "V2G"} for bit in range(0, 8 * len(root), step)
+    ]
     found = RootCertificatePool._listed(SimpleNamespace(url="x"), {Role.V2G: entries})  # type: ignore[arg-type]
     usable, unusable = _usable(found, AT)
     assert usable == []

@@ -16,6 +16,7 @@ import typer
 from ccp.cli.output import ConfigOption, JsonOption, print_json, print_line, print_table, with_store
 from ccp.errors import CCPError, ConfigurationError, FieldError
 from ccp.ids import EMAID, PCID
+from ccp.schemas.timestamps import rfc3339
 from ccp.server import settings
 from ccp.server.audit import comparison, trail
 from ccp.server.audit.comparison import BlankedRow
@@ -276,7 +277,7 @@ def _at(row: Recorded) -> str:
 
 def _instant(at: int) -> str:
     """at: microseconds since 1970."""
-    return instant(at).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return rfc3339(instant(at), "milliseconds")
 
 
 def _about(row: Recorded) -> str:

@@ -14,6 +14,7 @@ from ccp import exi
 from ccp.cli.inputs import exi_bytes, read_input
 from ccp.cli.output import print_json, print_line
 from ccp.errors import ChainError, EXIError
+from ccp.schemas.timestamps import rfc3339
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -87,7 +88,7 @@ def _summary(text: str) -> Any:
     return {
         "subject": certificate.dn,
         "issuer": issuer,
-        "notBefore": certificate.not_before.strftime("%Y-%m-%dT%H:%M:%SZ"),
-        "notAfter": certificate.not_after.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "notBefore": rfc3339(certificate.not_before),
+        "notAfter": rfc3339(certificate.not_after),
         "fingerprint": certificate.fingerprint,
     }

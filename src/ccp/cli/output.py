@@ -11,12 +11,13 @@ import json
 import os
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, TypeVar
 
 import typer
 
+from ccp.schemas.timestamps import rfc3339
 from ccp.server.runtime.redacted_urls import hide_in_text
 from ccp.server.runtime.terminal_text import printable, printable_json
 
@@ -52,7 +53,7 @@ def printable_line(text: str) -> str:
 
 def format_time(at: datetime, timespec: str = "milliseconds") -> str:
     """A time as RFC 3339 in UTC. timespec: as `datetime.isoformat` takes it."""
-    return at.astimezone(UTC).isoformat(timespec=timespec).replace("+00:00", "Z")
+    return rfc3339(at, timespec)
 
 
 def print_line(text: str, *, err: bool = False) -> None:

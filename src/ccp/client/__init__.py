@@ -37,15 +37,14 @@ from ccp.client.model import (
     Credentials,
     Delivered,
     Limits,
-    PartyType,
     Refused,
     Report,
-    Routing,
     SignedResponse,
     Withdrawn,
 )
 from ccp.client.operations import Dialect
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
+from ccp.schemas.common import PartyType, Routing
 
 __all__ = [
     "EMAID",

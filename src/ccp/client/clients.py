@@ -19,10 +19,11 @@ from urllib.parse import urlsplit
 import httpcore
 
 from ccp.client.errors import ClientError, MalformedAnswerError, NoAnswerError
-from ccp.client.model import Credentials, Limits, Routing
+from ccp.client.model import Credentials, Limits
 from ccp.client.operations import CALLS, Answer, Call, Calls, Dialect
 from ccp.client.session import Authorise, Conversation, Exchange, Pause, Step, Steps
 from ccp.errors import ConfigurationError
+from ccp.schemas.common import Routing
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -106,6 +107,7 @@ class _Face:
             raise ConfigurationError("A client needs either credentials or a token.")
         if isinstance(access, str) and not (access.isascii() and access.isprintable() and access and " " not in access):
             raise ConfigurationError("The token is not one that can be sent.")
+        routing.headers()  # Raises FieldError at once.
         self._calls = CALLS[dialect](routing)
         self._limits = limits
         self._conversation = Conversation(

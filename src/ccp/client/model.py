@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import base64
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
-from ccp.errors import FieldError
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
-
-PartyType: TypeAlias = Literal["emsp", "cpo", "oem", "pki", "cps", "pcp", "ccp"]
+from ccp.schemas.common import encode_base64
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,34 +22,6 @@ class Credentials:
     token_url: str | None = None
     audience: str | None = None
     scope: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Routing:
-    """Who a request is from, originally, and whom it is for: the OPNC-from and OPNC-to headers.
-
-    extra: further headers of a call, for pools among themselves.
-    """
-
-    from_type: PartyType | None = None
-    from_id: str | None = None
-    to_type: PartyType | None = None
-    to_id: str | None = None
-    extra: tuple[tuple[str, str], ...] = ()
-
-    def __post_init__(self) -> None:
-        for name, value in self.headers().items():
-            if not (value.isascii() and value.isprintable()):
-                raise FieldError(f"{name} : must be printable ASCII")
-
-    def headers(self) -> dict[str, str]:
-        said = {
-            "OPNC-from-party-type": self.from_type,
-            "OPNC-from-party-id": self.from_id,
-            "OPNC-to-party-type": self.to_type,
-            "OPNC-to-party-id": self.to_id,
-        }
-        return {**{name: value for name, value in said.items() if value is not None}, **dict(self.extra)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +40,6 @@ class Limits:
     pause: float = 0.2
     octets: int = 4_194_304
     connections: int = 100
-
-
-def _base64(message: bytes) -> str:
-    return base64.b64encode(message).decode("ascii")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +61,7 @@ class SignedResponse:
     @property
     def base64(self) -> str:
         """The message in Base64."""
-        return _base64(self.message)
+        return encode_base64(self.message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +79,7 @@ class Delivered:
     @property
     def base64(self) -> str:
         """The same in Base64, as OCPP wants it."""
-        return _base64(self.message)
+        return encode_base64(self.message)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +99,7 @@ class Refused:
     @property
     def base64(self) -> str:
         """The message in Base64, as OCPP wants it."""
-        return _base64(self.message)
+        return encode_base64(self.message)
 
 
 @dataclass(frozen=True, slots=True)

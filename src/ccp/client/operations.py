@@ -12,11 +12,11 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, ClassVar, Final, Generic, TypeVar
+from typing import ClassVar, Final, Generic, TypeVar
 from urllib.parse import quote, urlencode
 
 import orjson
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ValidationError
 
 from ccp import verify
 from ccp.client.errors import MalformedAnswerError
@@ -26,7 +26,6 @@ from ccp.client.model import (
     Delivered,
     Refused,
     Report,
-    Routing,
     SignedResponse,
     Withdrawn,
 )
@@ -34,7 +33,8 @@ from ccp.client.untrusted_text import MAX_METADATA, MAX_SENTENCE, plain
 from ccp.errors import ChainError, EXIError, FieldError
 from ccp.exi.base64_text import message_bytes
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
-from ccp.schemas import wire
+from ccp.schemas import opcp, opnc
+from ccp.schemas.common import Routing, encode_base64
 from ccp.x509.certificates import Certificate
 
 T = TypeVar("T")
@@ -255,7 +255,7 @@ class OPNCCalls(Calls):
         edition = Namespace.parse(namespace)
 
         def read(answer: Answer) -> Delivered | Refused:
-            items = _shape(_SignedCollection, answer).signedContractDataCollection
+            items = _shape(opnc.ReceivedSignedContractDataCollection, answer).signedContractDataCollection
             if any(item.xsdMsgDefNamespace is not edition for item in items):
                 raise _malformed(f"The answer is not of the edition {edition}.", answer)
             return _outcome([(_signed(item, answer), item.metaData) for item in items], edition, answer)
@@ -332,7 +332,7 @@ class OPNCCalls(Calls):
         seconds: float | None = None,
     ) -> Call[tuple[SignedResponse, ...]]:
         def read(answer: Answer) -> tuple[SignedResponse, ...]:
-            items = _shape(_SignedCollection, answer).signedContractDataCollection
+            items = _shape(opnc.ReceivedSignedContractDataCollection, answer).signedContractDataCollection
             return tuple(_signed(item, answer) for item in items)
 
         path = f"/signedcontractdata/{quote(EMAID.parse(emaid))}/{PCID.parse(pcid)}"
@@ -388,7 +388,7 @@ class OPCPCalls(OPNCCalls):
         edition = Namespace.parse(namespace)
 
         def read(answer: Answer) -> Delivered | Refused:
-            items = _shape(_OPCPSignedContractData, answer).CCPResponse.emaidContent
+            items = _shape(opcp.ReceivedOPCPSignedContractData, answer).CCPResponse.emaidContent
             found = []
             for item in items:
                 said = item.messageDef
@@ -443,7 +443,7 @@ class OPCPCalls(OPNCCalls):
         contract, vehicle = EMAID.parse(emaid), PCID.parse(pcid)
 
         def read(answer: Answer) -> tuple[SignedResponse, ...]:
-            item = _shape(wire.ProvidedSignedContractData, answer)
+            item = _shape(opcp.ProvidedSignedContractData, answer)
             octets = _octets(item.certificateInstallationRes, answer)
             return (SignedResponse(contract, vehicle, item.xsdMsgDefNamespace, octets),)
 
@@ -472,47 +472,11 @@ CALLS: Final[Mapping[Dialect, type[Calls]]] = {Dialect.OPNC: OPNCCalls, Dialect.
 # --- From and to the wire --------------------------------------------------------------------------------------------
 
 
-class _SignedItem(wire.SignedContractData):
-    """Informative members of another pool may be longer or spelled otherwise than a request's may."""
-
-    metaData: str | None = None
-    cpsRootDistinguishedName: str | None = None
-
-
-# Reading goes on after a wrong item unless it is told not to: a megabyte of them takes seconds.
-_MAX_ITEMS: Final = 256  # More contracts than any vehicle, or variants than any contract, has.
-_LIST: Final = Field(max_length=_MAX_ITEMS, fail_fast=True)
-
-
-class _Collection(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-
-class _SignedCollection(_Collection):
-    signedContractDataCollection: Annotated[list[_SignedItem], _LIST]
-
-
-class _ContractDataCollection(_Collection):
-    contractDataCollection: Annotated[list[wire.ContractData], _LIST]
-
-
-class _EmaidContents(_Collection):
-    emaidContent: Annotated[list[wire.EmaidContent], _LIST]
-
-
-class _OPCPSignedContractData(_Collection):
-    CCPResponse: _EmaidContents
-
-
-class _XMLContracts(_Collection):
-    XMLContracts: Annotated[list[wire.XMLContract], _LIST]
-
-
 def _shape(model: type[Shape], answer: Answer) -> Shape:
     try:
         return model.model_validate_json(answer.body)
     except ValidationError as exc:
-        raise _malformed(f"The answer is not a {model.__name__.strip('_')}.", answer) from exc
+        raise _malformed(f"The answer is not a {model.__name__.removeprefix('Received')}.", answer) from exc
 
 
 def _malformed(message: str, answer: Answer) -> MalformedAnswerError:
@@ -531,7 +495,7 @@ def _octets(text: str, answer: Answer) -> bytes:
         raise _malformed("Something in the answer is not Base64.", answer) from exc
 
 
-def _signed(item: _SignedItem, answer: Answer) -> SignedResponse:
+def _signed(item: opnc.ReceivedSignedContractData, answer: Answer) -> SignedResponse:
     return SignedResponse(
         item.emaid,
         item.pcid,
@@ -579,7 +543,7 @@ def _states(answer: Answer) -> tuple[ContractState, ...]:
             _plain(item.cpsV2GRootDistinguishedName, _MAX_DN),
             _plain(item.undeliverable, MAX_SENTENCE),
         )
-        for item in _shape(_ContractDataCollection, answer).contractDataCollection
+        for item in _shape(opnc.ReceivedContractDataCollection, answer).contractDataCollection
     )
 
 
@@ -594,7 +558,7 @@ def _xml_contracts(answer: Answer) -> tuple[ContractState, ...]:
             _instant(item.certValidFrom, answer),
             _instant(item.certValidTo, answer),
         )
-        for item in _shape(_XMLContracts, answer).XMLContracts
+        for item in _shape(opcp.ReceivedXMLContracts, answer).XMLContracts
     )
 
 
@@ -654,9 +618,9 @@ def _publication(
 def _base64(message: bytes | str) -> str:
     """A message as it travels. Raises FieldError for a text that is not Base64; its ASCII white space is left out."""
     if isinstance(message, bytes):
-        return wire.b64(message)
+        return encode_base64(message)
     try:
-        return wire.b64(message_bytes(message))
+        return encode_base64(message_bytes(message))
     except EXIError as exc:
         raise FieldError(f"message : must be EXI, or Base64 as text: {exc}") from exc
 

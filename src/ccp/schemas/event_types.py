@@ -13,6 +13,9 @@ from typing import Final
 
 from ccp.errors import FieldError
 
+API_VERSION: Final = "v1"
+"""The only format of events."""
+
 OEM: Final = ("oem.contract.created", "oem.contract.updated", "oem.contract.deleted")
 EMSP: Final = (
     "emsp.contract.delivered.to.oem",

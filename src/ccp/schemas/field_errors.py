@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
 
 from pydantic_core import ErrorDetails
 
+from ccp.errors import FieldError
 from ccp.schemas import suggestions
 
 OWN: Final = frozenset({"field", "boolean"})
@@ -56,6 +57,11 @@ def sentence(problem: ErrorDetails) -> str:
     if not place:
         return "The body is not a JSON object."
     return f"{place} : {_text(problem)}"
+
+
+def field_error(problems: Iterable[ErrorDetails]) -> FieldError:
+    """Convert the errors of pydantic into one error with a sentence for each."""
+    return FieldError(*dict.fromkeys(map(sentence, problems)))
 
 
 def place_of(problem: ErrorDetails) -> str:

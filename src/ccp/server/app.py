@@ -22,7 +22,14 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ccp import __version__
 from ccp.errors import CCPError
-from ccp.schemas import wire
+from ccp.schemas.common import RoutingHeaders
+from ccp.schemas.opnc import (
+    DeliverHeaders,
+    GetSignedContractDataReq,
+    PublishQuery,
+    SignedContractData,
+    SignedContractDataCollection,
+)
 from ccp.server import logging, settings
 from ccp.server.access.authorization_server import Authority
 from ccp.server.access.party_registry import Register
@@ -398,9 +405,9 @@ def _described(app: FastAPI, public_url: str) -> dict[str, Any]:
         for name in ("HTTPValidationError", "ValidationError"):
             schemas.pop(name, None)
         for model in (
-            wire.SignedContractData,
-            wire.GetSignedContractDataReq,
-            wire.SignedContractDataCollection,
+            SignedContractData,
+            GetSignedContractDataReq,
+            SignedContractDataCollection,
             *events.BODIES,
             *admin.BODIES,
         ):
@@ -413,9 +420,9 @@ def _described(app: FastAPI, public_url: str) -> dict[str, Any]:
                 "GetSignedContractDataReq",
                 "200",
                 "SignedContractDataCollection",
-                opnc.DeliverHeaders,
+                DeliverHeaders,
             ),
-            "put": _operation(Operation.PUBLISH, "SignedContractData", "201", None, opnc.Routing, opnc.PublishQuery),
+            "put": _operation(Operation.PUBLISH, "SignedContractData", "201", None, RoutingHeaders, PublishQuery),
         }
         described["paths"][pcp_webhook.PATH] = {"post": pcp_webhook.description()}
         if any(getattr(route, "path", None) == opcp.ROOTS for route in app.routes):
@@ -430,7 +437,7 @@ def _operation(
     body: str,
     status: str,
     answer: str | None,
-    headers: type[opnc.Routing],
+    headers: type[RoutingHeaders],
     query: type[BaseModel] | None = None,
 ) -> dict[str, Any]:
     def content(name: str) -> dict[str, Any]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Final, TypeAlias
 
 from ccp.errors import Conflict, FieldError, NotAuthenticated, NotAuthorised
+from ccp.schemas.timestamps import rfc3339
 from ccp.server.access.authorization_server import hash_secret, new_secret
 from ccp.server.domain.parties import NOT_VALID, Party, PartyRole, check
 from ccp.server.runtime.blocking_calls import BlockingCalls
@@ -67,7 +68,7 @@ class Shown:
         return {
             **self.party.members(),
             "secrets": [
-                {"created_at": _time(life.created_at), "expires_at": life.expires_at and _time(life.expires_at)}
+                {"created_at": rfc3339(life.created_at), "expires_at": life.expires_at and rfc3339(life.expires_at)}
                 for life in self.secrets
             ],
         }
@@ -210,7 +211,7 @@ class Register:
             precondition(Shown(party, live))
             older = _kept(party, live, overlap, end)
             yield from parties.renew(client_id, hashed, at, older, until)
-            told = _time(until) if older else None
+            told = rfc3339(until) if older else None
             yield from _record(by, at, Action.SECRET_ROTATED, client_id, older_until=told)
             return Shown(party, (yield from parties.lives(client_id, at)))
 
@@ -285,7 +286,3 @@ def _told(party: Party) -> dict[str, Any]:
 
 def _record(by: Actor, at: datetime, action: Action, client_id: str, **more: Any) -> Steps[None]:
     yield from audit.record(audit.Entry(at, by.name, action, {"party": client_id, **more}, trace_id=by.trace_id))
-
-
-def _time(at: datetime) -> str:
-    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -14,7 +14,8 @@ from typing import IO, Any, Final
 import orjson
 
 from ccp.ids import PCID, WMI, Namespace, ProviderId
-from ccp.schemas import wire
+from ccp.schemas.common import encode_base64
+from ccp.schemas.opnc import distinguished_name
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.runtime.private_files import replace_private
 from ccp.server.runtime.terminal_text import printable_json_bytes
@@ -92,12 +93,12 @@ def members(contract: SignedContract) -> dict[str, Any]:
         "xsdMsgDefNamespace": contract.namespace.value,
         "cpsV2GRootCertificateFingerprint": str(contract.root_fingerprint),
     }
-    if (name := wire.distinguished_name(contract.root_dn)) is not None:
+    if (name := distinguished_name(contract.root_dn)) is not None:
         found["cpsRootDistinguishedName"] = name
     if contract.metadata is not None:
         found["metaData"] = contract.metadata
     found["defaultContract"] = contract.is_default
-    found["certificateInstallationRes"] = wire.b64(contract.response)
+    found["certificateInstallationRes"] = encode_base64(contract.response)
     return found
 
 

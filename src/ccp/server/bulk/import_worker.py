@@ -26,7 +26,8 @@ from pydantic import StrictBool
 
 from ccp.errors import CCPError, Unavailable
 from ccp.ids import EMAID
-from ccp.schemas import wire
+from ccp.schemas.json_bodies import read_body
+from ccp.schemas.opnc import SignedContractData
 from ccp.server import logging
 from ccp.server.app import Follower, Refresher, now
 from ccp.server.domain.contracts import SignedContract
@@ -48,7 +49,7 @@ from ccp.x509.certificates import Certificate
 _log = structlog.get_logger("ccp.server.bulk")
 
 
-class ImportedLine(wire.SignedContractData):
+class ImportedLine(SignedContractData):
     """A body of PUT, and what an export says besides."""
 
     defaultContract: StrictBool | None = None
@@ -264,7 +265,7 @@ async def check_line(
     if octets is None:
         return Refused(None, (f"The body is larger than {longest} octets.",), False)
     try:
-        body = wire.read_body(ImportedLine, octets)
+        body = read_body(ImportedLine, octets)
         ready = await pool.prepare(
             caller,
             emaid=body.emaid,

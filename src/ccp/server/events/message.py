@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hmac
-from datetime import UTC, datetime
 
 import orjson
 
+from ccp.schemas.timestamps import rfc3339
 from ccp.server.storage.queries.events import Delivery
 
 
@@ -18,7 +18,7 @@ def body_of(delivery: Delivery) -> bytes:
     """
     return orjson.dumps(
         {
-            "timestamp": _rfc3339(delivery.created_at),
+            "timestamp": rfc3339(delivery.created_at, "milliseconds"),
             "eventId": delivery.event_id,
             "eventType": delivery.kind,
             "xsdMsgDefNamespace": delivery.namespace,
@@ -36,7 +36,3 @@ def headers_of(body: bytes, secret: str) -> dict[str, str]:
         "payload-signature": signature,
         "X-Hubject-Signature": signature,
     }
-
-
-def _rfc3339(at: datetime) -> str:
-    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{at.microsecond // 1000:03d}Z"

@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from ccp.errors import CCPError, Conflict, FieldError, NotAuthorised, NotFound
 from ccp.ids import WMI, ProviderId
-from ccp.schemas.event_types import audience
+from ccp.schemas.event_types import API_VERSION, audience
 from ccp.server.domain.authorization import EventOperation, authorise_role
 from ccp.server.domain.parties import Caller, Party, PartyRole
 from ccp.server.domain.subscriptions import Webhook
@@ -29,8 +29,6 @@ from ccp.server.storage.queries.events import Delivery, Mark, State
 
 MOST: Final = 50
 """Webhooks of one party. Each that is not answered costs the dispatcher a task and the database its deliveries."""
-API_VERSION: Final = "v1"
-"""The one form that events have."""
 _SECRET_OCTETS: Final = 32  # As many as the HMAC's hash has.
 
 _PORTION: Final = 1000  # Deliveries that one transaction removes.

@@ -28,7 +28,7 @@ from pydantic import SecretStr
 from ccp import verify
 from ccp.errors import ChainError, ConfigurationError, FieldError, Unavailable, UpstreamError
 from ccp.ids import PCID, Fingerprint, Namespace
-from ccp.schemas import wire
+from ccp.schemas.common import encode_base64
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.external.outbound import Answer, Outbound, OutboundError
 from ccp.server.runtime.blocking_calls import BlockingCalls
@@ -483,7 +483,7 @@ class PKIService(_Neighbour):
 
         certificate: DER. Raises UpstreamError unless the service said that it is revoked.
         """
-        body = orjson.dumps({"certificate": wire.b64(certificate), "revocationReason": reason.value})
+        body = orjson.dumps({"certificate": encode_base64(certificate), "revocationReason": reason.value})
         answer = await self._call(
             "POST", "/pki/revokeCertificate", seconds=self._seconds, octets=_REVOKE_OCTETS, body=body
         )

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ccp import errors
-from ccp.schemas import wire
+from ccp.schemas.field_errors import field_error
 from ccp.server.domain.authorization import Operation
 from ccp.server.http import paths
 from ccp.server.http.middleware.tracing import CRASHED, trace_of
@@ -99,7 +99,7 @@ def _challenge(request: Request) -> str:
 async def invalid(request: Request, error: Exception) -> Response:
     """Answer what FastAPI found wrong with parameters: always 400 here."""
     assert isinstance(error, RequestValidationError), "registered for these only"
-    return await deliberate(request, wire.field_error(error.errors()))
+    return await deliberate(request, field_error(error.errors()))
 
 
 async def crashed(request: Request, error: Exception) -> Response:

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ValidationError
 from starlette.types import Scope
 
 from ccp.errors import FieldError
-from ccp.schemas import suggestions, wire
+from ccp.schemas import suggestions
+from ccp.schemas.field_errors import field_error
 
 READS: Final = frozenset({"GET", "HEAD"})
 
@@ -76,7 +77,7 @@ def read(model: type[Model], query: bytes, *, changes: bool) -> Model:
     try:
         return model.model_validate(found)
     except ValidationError as exc:
-        raise wire.field_error(exc.errors()) from exc
+        raise field_error(exc.errors()) from exc
 
 
 def names_of(model: type[BaseModel]) -> frozenset[str]:

@@ -35,9 +35,6 @@ from ccp.verify import VerifiedInstallationRequest
 
 _log = structlog.get_logger("ccp.server.pool.peers")
 
-HOP_HEADER: Final = "X-CCP-Hop"
-"""Says that a request came from a pool already; such a one is not passed on. Its value is that pool's id."""
-
 DELIVER: Final = "GetSignedContractDataByCertificateInstallationReq"
 _NOTHING: Final = frozenset(
     {
@@ -183,4 +180,4 @@ class VehicleCalls:
 
 
 def routing(peer: Peer, from_type: PartyType | None, from_id: str | None, own_id: str | None) -> Routing:
-    return Routing(from_type, from_id, "ccp", peer.party_id, ((HOP_HEADER, own_id or "unnamed"),))
+    return Routing(from_type=from_type, from_id=from_id, to_type="ccp", to_id=peer.party_id, hop=own_id or "unnamed")

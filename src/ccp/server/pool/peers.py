@@ -32,7 +32,7 @@ from ccp.server.pool.broadcast_limits import BroadcastLimits
 from ccp.server.pool.broadcasts import Broadcasts
 from ccp.server.pool.negative_cache import NegativeCache
 from ccp.server.pool.peer_answers import Found, PeerAnswers
-from ccp.server.pool.peer_calls import DELIVER, HOP_HEADER, Attempt, VehicleCalls, routing
+from ccp.server.pool.peer_calls import DELIVER, Attempt, VehicleCalls, routing
 from ccp.server.pool.peer_limits import Shares, circuit_open, share_used_up
 from ccp.server.pool.peer_links import CallTiming, PeerLink, open_link, says_of_peer, silent
 from ccp.server.pool.peer_ranking import PeerRanking
@@ -46,7 +46,7 @@ from ccp.server.storage.queries.peers import Peer
 from ccp.verify import VerifiedInstallationRequest
 from ccp.x509.path_validation import TrustAnchors, VerifiedChain
 
-__all__ = ["HOP_HEADER", "From", "NoPeers", "Peers", "PoolPeers"]
+__all__ = ["From", "NoPeers", "Peers", "PoolPeers"]
 
 _log = structlog.get_logger("ccp.server.pool.peers")
 

@@ -12,7 +12,8 @@ from typing import Any, Final
 
 from ccp.errors import ConfigurationError
 from ccp.ids import EMAID, PCID, WMI, OperatorId, ProviderId
-from ccp.schemas import wire
+from ccp.schemas.common import encode_base64
+from ccp.schemas.opnc import SignedContractData
 from ccp.server import logging, settings
 from ccp.server.access.authorization_server import new_secret
 from ccp.server.access.party_registry import Actor, Register
@@ -116,7 +117,7 @@ def publish_body(pki: PKI, emaid: EMAID, car: Car, at: datetime) -> dict[str, An
     octets = sign_contract(pki, make_contract(pki, emaid, car.pcid, car.provisioning.certificate, at), at)
     root = pki.v2g_root.certificate
     return {
-        "certificateInstallationRes": wire.b64(octets),
+        "certificateInstallationRes": encode_base64(octets),
         "emaid": emaid,
         "pcid": car.pcid,
         "xsdMsgDefNamespace": car.namespace,
@@ -128,7 +129,7 @@ def publish_body(pki: PKI, emaid: EMAID, car: Car, at: datetime) -> dict[str, An
 def request_body(car: Car, at: datetime) -> dict[str, Any]:
     """A complete body for POST /signedcontractdata, with a session of its own."""
     return {
-        "certificateInstallationReq": wire.b64(car.request(new_session_id(), at)),
+        "certificateInstallationReq": encode_base64(car.request(new_session_id(), at)),
         "xsdMsgDefNamespace": car.namespace,
     }
 
@@ -182,7 +183,7 @@ async def _fill(config: Settings, world: World, bodies: list[dict[str, Any]], at
         await register(built.store, world, at)
         await built.trust.refresh()
         for body in bodies:
-            data = wire.SignedContractData.model_validate(body)
+            data = SignedContractData.model_validate(body)
             await built.pool.publish(
                 Caller(world.member("Example CPS").party),
                 emaid=data.emaid,

@@ -13,8 +13,9 @@ import httpx
 import pytest
 
 from ccp import exi
+from ccp.schemas.common import HOP_HEADER
 from ccp.server.external.circuit_breaker import Breaker
-from ccp.server.pool.peers import HOP_HEADER, PoolPeers
+from ccp.server.pool.peers import PoolPeers
 from ccp.server.pool.service import Pool as Rules
 from ccp.server.storage.queries import peers
 from ccp.server.storage.queries.peers import Peer

@@ -17,7 +17,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, WithJsonSchema
 from starlette.responses import Response
 
 from ccp.ids import WMI, OperatorId, ProviderId
-from ccp.schemas import wire
+from ccp.schemas.common import Error
+from ccp.schemas.json_bodies import Body, read_body
 from ccp.server.access.party_registry import DEFAULT_OVERLAP, LONGEST_OVERLAP, Actor, End, Precondition, Register
 from ccp.server.domain.authorization import AdminOperation, role_table
 from ccp.server.domain.parties import CLIENT_ID_PATTERN, NAME_LENGTH, Caller, Party, PartyRole, made, parsed
@@ -184,7 +185,7 @@ def router(register: Register, edge: Edge) -> APIRouter:
             status_code=status,
             responses={
                 status: {"model": answer, **({"headers": _ETAG} if operation in _TAGGED else {})},
-                **{code: {"model": wire.Error} for code in sorted(failures)},
+                **{code: {"model": Error} for code in sorted(failures)},
             },
             openapi_extra={"requestBody": _described(body, required=body is not Rotation)} if body else None,
         )
@@ -279,10 +280,10 @@ def router(register: Register, edge: Edge) -> APIRouter:
         rows = [{"operation": operation, "role": role, "condition": words} for operation, role, words in role_table()]
         return _json({"roles": rows})
 
-    async def read(request: Request, caller: Caller, model: type[wire.Body], *, optional: bool = False) -> wire.Body:
+    async def read(request: Request, caller: Caller, model: type[Body], *, optional: bool = False) -> Body:
         octets = await edge.body(request.receive, request.headers)
         await edge.again(request.scope, request.headers, caller)
-        return wire.read_body(model, b"{}" if optional and not octets else octets)
+        return read_body(model, b"{}" if optional and not octets else octets)
 
     return api
 

@@ -6,7 +6,6 @@ The published operations, and one of ours: the deliveries of a webhook. The rule
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Literal, TypeAlias
 
 import orjson
@@ -14,11 +13,14 @@ from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from pydantic import BaseModel
 from starlette.responses import Response
 
-from ccp.schemas import wire
+from ccp.schemas.common import Error, JSONObject, RoutingHeaders
+from ccp.schemas.events import Endpoint, EndpointDeliveries, PostEndpointReq, PutEndpointUpdateReq
+from ccp.schemas.json_bodies import Body, read_body
+from ccp.schemas.timestamps import rfc3339
 from ccp.server.domain.authorization import EventOperation
 from ccp.server.domain.parties import Caller, PartyRole
 from ccp.server.events.webhooks import Owned, Wanted, Webhooks
-from ccp.server.http.routes.opnc import Edge, Handler, Routing
+from ccp.server.http.routes.opnc import Edge, Handler
 from ccp.server.storage.queries.contracts import instant, microseconds
 from ccp.server.storage.queries.events import Delivery, Mark, State
 
@@ -26,7 +28,7 @@ BASE: Final = "/opnc/v1/event/endpoints"
 _PAGE: Final = 100  # Deliveries on a page if nothing is said.
 _LARGEST_PAGE: Final = 1000  # A delivery is some 400 octets.
 
-BODIES: Final = (wire.PostEndpointReq, wire.PutEndpointUpdateReq)
+BODIES: Final = (PostEndpointReq, PutEndpointUpdateReq)
 """What the OpenAPI description has to be told of, since bodies are read outside of the framework's machinery."""
 
 IdPath: TypeAlias = Annotated[str, Path(description="Endpoint id.")]
@@ -48,7 +50,9 @@ def router(webhooks: Webhooks, edge: Edge) -> APIRouter:
         async def authenticated(request: Request) -> Caller:
             return await edge.caller(request.scope, request.headers, operation)
 
-        async def caller(routing: Annotated[Routing, Header()], known: Caller = Depends(authenticated)) -> Caller:
+        async def caller(
+            routing: Annotated[RoutingHeaders, Header()], known: Caller = Depends(authenticated)
+        ) -> Caller:
             edge.route(known, routing)
             return known
 
@@ -63,7 +67,7 @@ def router(webhooks: Webhooks, edge: Edge) -> APIRouter:
         status: int = 200,
     ) -> Callable[[Handler], Handler]:
         failures = (400, 401, 403, 404, 413, 415, 500, 503) if body else (400, 401, 403, 404, 500, 503)
-        responses: dict[int | str, dict[str, Any]] = {code: {"model": wire.Error} for code in failures}
+        responses: dict[int | str, dict[str, Any]] = {code: {"model": Error} for code in failures}
         if answer is not None:
             responses[status] = {"model": answer}
         return api.api_route(
@@ -78,20 +82,20 @@ def router(webhooks: Webhooks, edge: Edge) -> APIRouter:
             openapi_extra={"requestBody": _described(body)} if body else None,
         )
 
-    @add("POST", "", EventOperation.POST_ENDPOINT, wire.Endpoint, wire.PostEndpointReq, 201)
+    @add("POST", "", EventOperation.POST_ENDPOINT, Endpoint, PostEndpointReq, 201)
     async def post_endpoint(request: Request, caller: Caller = calling(EventOperation.POST_ENDPOINT)) -> Response:
         """Subscribe to events of one's own ids. The answer has the secret that they are signed with."""
-        wanted = _wanted(await read(request, caller, wire.PostEndpointReq))
+        wanted = _wanted(await read(request, caller, PostEndpointReq))
         owned = await webhooks.add(caller, wanted, edge.clock())
         headers = {"Location": f"{BASE}/{owned.webhook.id}"}
         return _json(_endpoint(owned, secret=True), 201, headers)
 
-    @add("GET", "", EventOperation.GET_ENDPOINTS, list[wire.Endpoint])
+    @add("GET", "", EventOperation.GET_ENDPOINTS, list[Endpoint])
     async def get_endpoints(caller: Caller = calling(EventOperation.GET_ENDPOINTS)) -> Response:
         """One's own webhooks, the oldest first, without their secrets."""
         return _json([_endpoint(owned) for owned in await webhooks.every(caller)])
 
-    @add("GET", "/{id}", EventOperation.GET_ENDPOINT, wire.Endpoint)
+    @add("GET", "/{id}", EventOperation.GET_ENDPOINT, Endpoint)
     async def get_endpoint_by_id(
         id: IdPath,
         caller: Caller = calling(EventOperation.GET_ENDPOINT),
@@ -99,14 +103,14 @@ def router(webhooks: Webhooks, edge: Edge) -> APIRouter:
         """A webhook, with its secret."""
         return _json(_endpoint(await webhooks.one(caller, id), secret=True))
 
-    @add("PUT", "/{id}", EventOperation.UPDATE_ENDPOINT, wire.Endpoint, wire.PutEndpointUpdateReq)
+    @add("PUT", "/{id}", EventOperation.UPDATE_ENDPOINT, Endpoint, PutEndpointUpdateReq)
     async def update_endpoint_by_id(
         request: Request,
         id: IdPath,
         caller: Caller = calling(EventOperation.UPDATE_ENDPOINT),
     ) -> Response:
         """Change what is given of a webhook. Disabled it is told nothing new, and what waits goes on waiting."""
-        wanted = _wanted(await read(request, caller, wire.PutEndpointUpdateReq))
+        wanted = _wanted(await read(request, caller, PutEndpointUpdateReq))
         return _json(_endpoint(await webhooks.edit(caller, id, wanted, edge.clock())))
 
     @add("DELETE", "/{id}", EventOperation.DELETE_ENDPOINT)
@@ -118,7 +122,7 @@ def router(webhooks: Webhooks, edge: Edge) -> APIRouter:
         await webhooks.remove(caller, id, edge.clock())
         return Response(status_code=200)
 
-    @add("GET", "/{id}/deliveries", EventOperation.GET_DELIVERIES, wire.EndpointDeliveries)
+    @add("GET", "/{id}/deliveries", EventOperation.GET_DELIVERIES, EndpointDeliveries)
     async def get_endpoint_deliveries(
         id: IdPath,
         caller: Caller = calling(EventOperation.GET_DELIVERIES),
@@ -132,15 +136,15 @@ def router(webhooks: Webhooks, edge: Edge) -> APIRouter:
         next_cursor = _cursor(found[-1].place) if more else None
         return _json({"deliveries": [_delivery(each) for each in found], "nextCursor": next_cursor})
 
-    async def read(request: Request, caller: Caller, model: type[wire.Body]) -> wire.Body:
+    async def read(request: Request, caller: Caller, model: type[Body]) -> Body:
         octets = await edge.body(request.receive, request.headers)
         await edge.again(request.scope, request.headers, caller)
-        return wire.read_body(model, octets)
+        return read_body(model, octets)
 
     return api
 
 
-def _wanted(body: wire.PostEndpointReq | wire.PutEndpointUpdateReq) -> Wanted:
+def _wanted(body: PostEndpointReq | PutEndpointUpdateReq) -> Wanted:
     return Wanted(
         url=body.url,
         events=body.subscribed,
@@ -152,7 +156,7 @@ def _wanted(body: wire.PostEndpointReq | wire.PutEndpointUpdateReq) -> Wanted:
     )
 
 
-def _endpoint(owned: Owned, *, secret: bool = False) -> wire.Members:
+def _endpoint(owned: Owned, *, secret: bool = False) -> JSONObject:
     webhook, party = owned.webhook, owned.party
     members = {
         "id": webhook.id,
@@ -185,7 +189,7 @@ def _mark(cursor: str) -> Mark:
     return instant(int(at)), event_id
 
 
-def _delivery(delivery: Delivery) -> wire.Members:
+def _delivery(delivery: Delivery) -> JSONObject:
     waits = delivery.state is State.WAITING
     return {
         "eventId": delivery.event_id,
@@ -193,18 +197,14 @@ def _delivery(delivery: Delivery) -> wire.Members:
         "pcid": delivery.pcid,
         "emaid": delivery.emaid,
         "xsdMsgDefNamespace": delivery.namespace,
-        "timestamp": _rfc3339(delivery.created_at),
+        "timestamp": rfc3339(delivery.created_at, "milliseconds"),
         "state": delivery.state.value,
         "attempts": delivery.attempts,
-        "nextAttempt": _rfc3339(delivery.due_at) if waits else None,
+        "nextAttempt": rfc3339(delivery.due_at, "milliseconds") if waits else None,
         "lastStatus": delivery.last_status,
         "lastError": delivery.last_error,
-        "finishedAt": None if delivery.finished_at is None else _rfc3339(delivery.finished_at),
+        "finishedAt": None if delivery.finished_at is None else rfc3339(delivery.finished_at, "milliseconds"),
     }
-
-
-def _rfc3339(at: datetime) -> str:
-    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def _described(body: type[BaseModel]) -> dict[str, Any]:

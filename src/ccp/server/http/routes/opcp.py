@@ -15,14 +15,32 @@ from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Final
 
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope
 
 from ccp.errors import FieldError, NotFound
 from ccp.ids import EMAID, Namespace
-from ccp.schemas import wire
+from ccp.schemas.common import (
+    PLACEHOLDER_EMAID,
+    Boolean,
+    EMAIDField,
+    Error,
+    JSONObject,
+    PCIDField,
+    RoutingHeaders,
+    encode_base64,
+)
+from ccp.schemas.opcp import (
+    DeliverHeaders,
+    OPCPSignedContractData,
+    ProvidedSignedContractData,
+    RootCertificateCollection,
+    XMLContracts,
+)
+from ccp.schemas.opnc import PublishQuery
+from ccp.schemas.timestamps import rfc3339
 from ccp.server.domain.authorization import Operation, PublicRootOperation
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.domain.parties import Caller
@@ -32,18 +50,14 @@ from ccp.server.http.errors import WITHOUT_404, beside_negative
 from ccp.server.http.routes.opnc import (
     _JSON,
     Asked,
-    Boolean,
     Edge,
     EmaidPath,
     Handler,
     NamespaceQuery,
     PcidPath,
-    PublishQuery,
     RootQuery,
-    Routing,
     SessionQuery,
     SignedContractDataEndpoint,
-    _rfc3339,
 )
 from ccp.server.pool.remote import RemoteContract
 from ccp.server.pool.service import Pool, Refusal
@@ -57,21 +71,10 @@ ROOTS: Final = "/v1/root/rootCerts"
 TAG: Final = "OPCP"
 
 # Path parameters of one place, whose ids are told apart by the method, have one name in a description.
-_EmaidId: Any = Annotated[wire.EMAIDField, Path(alias="id", description="The contract, by its EMAID.")]
-_PcidId: Any = Annotated[wire.PCIDField, Path(alias="id", description="The vehicle, by its PCID.")]
+_EmaidId: Any = Annotated[EMAIDField, Path(alias="id", description="The contract, by its EMAID.")]
+_PcidId: Any = Annotated[PCIDField, Path(alias="id", description="The vehicle, by its PCID.")]
 _NAMESPACE: Final = Namespace.ISO2
 _ROOT_TYPES: Final = {Role.V2G: "V2G", Role.EMSP: "MO", Role.OEM: "OEM"}
-
-
-class DeliverHeaders(Routing):
-    """Those that OPCP knows. always_exi: None where the caller leaves it to the pool's setting."""
-
-    always_exi: Boolean | None = Field(None, alias="alwaysReturnEXI")
-    keep: Boolean = Field(False, alias="broadcast", description="true: do not ask other pools.")
-
-    @property
-    def may_ask_peers(self) -> bool:
-        return not self.keep and self.hop is None
 
 
 class OPCPSignedContractDataEndpoint(SignedContractDataEndpoint):
@@ -89,11 +92,11 @@ class OPCPSignedContractDataEndpoint(SignedContractDataEndpoint):
             )
             told, again = beside_negative(outcome.reason, always)
             # Not empty, though it stands for nothing: clients take an item without an EMAID for no answer.
-            emaid, response = wire.PLACEHOLDER_EMAID, outcome.response
+            emaid, response = PLACEHOLDER_EMAID, outcome.response
         else:
             contract, response = outcome[0].contract, outcome[0].response
             emaid, told, again = contract.emaid, contract.metadata or "", {}
-        item = {"certificateInstallationRes": wire.b64(response), "emaid": emaid, "metaData": told}
+        item = {"certificateInstallationRes": encode_base64(response), "emaid": emaid, "metaData": told}
         return _JSON(
             {"CCPResponse": {"emaidContent": [{"messageDef": item}]}, "xsdMsgDefNamespace": namespace},
             headers=again,
@@ -111,7 +114,7 @@ def router(pool: Pool, edge: Edge, negative: OPCPNoContractResponse) -> APIRoute
             return await edge.caller(request.scope, request.headers, operation)
 
         async def asked(
-            request: Request, routing: Annotated[Routing, Header()], known: Caller = Depends(authenticated)
+            request: Request, routing: Annotated[RoutingHeaders, Header()], known: Caller = Depends(authenticated)
         ) -> Asked:
             return Asked(known, edge.there(pool, known, routing), not paths.is_head(request.scope))
 
@@ -121,7 +124,7 @@ def router(pool: Pool, edge: Edge, negative: OPCPNoContractResponse) -> APIRoute
         method: str, path: str, operation: Operation | PublicRootOperation, model: type[BaseModel] | None = None
     ) -> Callable[[Handler], Handler]:
         responses: dict[int | str, dict[str, Any]] = {
-            status: {"model": wire.Error}
+            status: {"model": Error}
             for status in (400, 401, 403, 404, 500, 503)
             if status != 404 or operation not in (*WITHOUT_404, PublicRootOperation.GET_ROOT_CERTIFICATES)
         }
@@ -137,7 +140,7 @@ def router(pool: Pool, edge: Edge, negative: OPCPNoContractResponse) -> APIRoute
             responses=responses,
         )
 
-    @add("GET", f"{BASE}/signedContractData/{{id}}", Operation.GET_CONTRACT_DATA_BY_PCID, wire.XMLContracts)
+    @add("GET", f"{BASE}/signedContractData/{{id}}", Operation.GET_CONTRACT_DATA_BY_PCID, XMLContracts)
     async def contracts_of_vehicle(
         pcid: _PcidId,
         asked: Asked = calling(Operation.GET_CONTRACT_DATA_BY_PCID),
@@ -152,7 +155,7 @@ def router(pool: Pool, edge: Edge, negative: OPCPNoContractResponse) -> APIRoute
             raise NotFound("No contract for the given PCID found.")
         return _JSON({"XMLContracts": [_xml_contract(contract, ranks[contract.emaid]) for contract in named]})
 
-    @add("GET", f"{BASE}/lookupContract/{{emaid}}", Operation.GET_CONTRACT_DATA_BY_EMAID, wire.XMLContracts)
+    @add("GET", f"{BASE}/lookupContract/{{emaid}}", Operation.GET_CONTRACT_DATA_BY_EMAID, XMLContracts)
     async def look_up_contract(
         emaid: EmaidPath,
         asked: Asked = calling(Operation.GET_CONTRACT_DATA_BY_EMAID),
@@ -169,7 +172,7 @@ def router(pool: Pool, edge: Edge, negative: OPCPNoContractResponse) -> APIRoute
         "GET",
         f"{BASE}/provideSignedContractData/{{emaid}}/{{pcid}}",
         Operation.GET_SIGNED_CONTRACT_DATA,
-        wire.ProvidedSignedContractData,
+        ProvidedSignedContractData,
     )
     async def provide_signed_contract_data(
         emaid: EmaidPath,
@@ -193,7 +196,7 @@ def router(pool: Pool, edge: Edge, negative: OPCPNoContractResponse) -> APIRoute
         newest = found[0]
         return _JSON(
             {
-                "certificateInstallationRes": wire.b64(newest.response),
+                "certificateInstallationRes": encode_base64(newest.response),
                 "xsdMsgDefNamespace": newest.contract.namespace,
             }
         )
@@ -216,7 +219,7 @@ def router(pool: Pool, edge: Edge, negative: OPCPNoContractResponse) -> APIRoute
         await asked.pool.set_default(asked.caller, emaid, pcid, edge.clock())
         return Response(status_code=200)
 
-    @add("GET", ROOTS, PublicRootOperation.GET_ROOT_CERTIFICATES, wire.RootCertificateCollection)
+    @add("GET", ROOTS, PublicRootOperation.GET_ROOT_CERTIFICATES, RootCertificateCollection)
     async def root_certificates(
         asked: Asked = calling(PublicRootOperation.GET_ROOT_CERTIFICATES),
         root_type: Annotated[str | None, Query(alias="rootType", description="V2G, MO or OEM.")] = None,
@@ -242,14 +245,14 @@ def describe(described: dict[str, Any], operation: Callable[..., dict[str, Any]]
 
     operation: makes one out of its kind, the names of its body's and its answer's schema, its headers and its query.
     """
-    schema = wire.OPCPSignedContractData.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema = OPCPSignedContractData.model_json_schema(ref_template="#/components/schemas/{model}")
     described["components"]["schemas"].update(schema.pop("$defs", {}))
-    described["components"]["schemas"][wire.OPCPSignedContractData.__name__] = schema
+    described["components"]["schemas"][OPCPSignedContractData.__name__] = schema
     item = {
         "post": operation(
-            Operation.DELIVER, "GetSignedContractDataReq", "200", wire.OPCPSignedContractData.__name__, DeliverHeaders
+            Operation.DELIVER, "GetSignedContractDataReq", "200", OPCPSignedContractData.__name__, DeliverHeaders
         ),
-        "put": operation(Operation.PUBLISH, "SignedContractData", "201", None, Routing, PublishQuery),
+        "put": operation(Operation.PUBLISH, "SignedContractData", "201", None, RoutingHeaders, PublishQuery),
     }
     for each in item.values():
         each.update(operationId=f"{TAG}{each['operationId']}", tags=[TAG])
@@ -266,15 +269,15 @@ def _ranks(contracts: Iterable[SignedContract | RemoteContract]) -> dict[EMAID, 
     return rank
 
 
-def _xml_contract(contract: SignedContract | RemoteContract, priority: int) -> wire.Members:
+def _xml_contract(contract: SignedContract | RemoteContract, priority: int) -> JSONObject:
     return {
         "pcid": contract.pcid,
         "emaid": contract.emaid,
         "xsdMsgDefNamespace": contract.namespace,
-        "contractCertificate": wire.b64(contract.certificate),
+        "contractCertificate": encode_base64(contract.certificate),
         "priority": priority,
-        "certValidFrom": _rfc3339(contract.valid_from),
-        "certValidTo": _rfc3339(contract.valid_to),
+        "certValidFrom": rfc3339(contract.valid_from),
+        "certValidTo": rfc3339(contract.valid_to),
     }
 
 
@@ -290,19 +293,19 @@ def _roles(root_type: str | None) -> frozenset[Role]:
     return found
 
 
-def _root(certificate: Certificate, role: Role) -> wire.Members:
+def _root(certificate: Certificate, role: Role) -> JSONObject:
     """Source: the Root Certificate Pool's schema in OPNC 1.0, whose older sibling this is."""
     root_type = _ROOT_TYPES[role]
     identifier = certificate.authority_key_identifier or certificate.key_identifier or b""
     return {
         "rootCertificateId": str(uuid.uuid5(uuid.NAMESPACE_URL, f"sha256:{certificate.fingerprint}:{root_type}")),
         "distinguishedName": certificate.dn,
-        "caCertificate": wire.b64(certificate.der),
+        "caCertificate": encode_base64(certificate.der),
         "commonName": certificate.subject_cn,
-        "rootAuthorityKeyIdentifier": wire.b64(identifier),
+        "rootAuthorityKeyIdentifier": encode_base64(identifier),
         "rootIssuerSerialNumber": f"{certificate.serial_number:x}",
-        "validFrom": _rfc3339(certificate.not_before),
-        "validTo": _rfc3339(certificate.not_after),
+        "validFrom": rfc3339(certificate.not_before),
+        "validTo": rfc3339(certificate.not_after),
         "organizationName": dict(parse_dn(certificate.dn)).get("O", ""),
         "rootType": root_type,
         "fingerprint": certificate.fingerprint,

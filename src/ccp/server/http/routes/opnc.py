@@ -9,14 +9,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import datetime
 from functools import cache
-from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
+from typing import Annotated, Any, Final, TypeAlias, TypeVar
 
 import orjson
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
@@ -25,7 +24,33 @@ from starlette.types import Receive, Scope, Send
 
 from ccp.errors import FieldError, NotAuthenticated, NotAuthorised, NotFound
 from ccp.ids import Namespace
-from ccp.schemas import wire
+from ccp.schemas.common import (
+    PLACEHOLDER_EMAID,
+    PLACEHOLDER_PCID,
+    Boolean,
+    EMAIDField,
+    Error,
+    FingerprintField,
+    JSONObject,
+    NamespaceField,
+    PCIDField,
+    Routing,
+    RoutingHeaders,
+    SessionIDField,
+    encode_base64,
+)
+from ccp.schemas.field_errors import field_error
+from ccp.schemas.json_bodies import read_body
+from ccp.schemas.opnc import (
+    ContractDataCollection,
+    DeliverHeaders,
+    GetSignedContractDataReq,
+    PublishQuery,
+    SignedContractData,
+    SignedContractDataCollection,
+    distinguished_name,
+)
+from ccp.schemas.timestamps import rfc3339
 from ccp.server.access.authorization_server import Authority
 from ccp.server.access.rate_limits import Limits
 from ccp.server.domain.authorization import AnyOperation, Operation, authorise_role, authorise_sender
@@ -38,59 +63,13 @@ from ccp.server.http.client_certificate import ClientCertificates
 from ccp.server.http.errors import WITHOUT_404, beside_negative
 from ccp.server.http.middleware.client_address import client_of
 from ccp.server.http.middleware.tracing import trace_of
-from ccp.server.pool.peers import HOP_HEADER, Peers
+from ccp.server.pool.peers import Peers
 from ccp.server.pool.remote import RemoteContract, RemotePool
 from ccp.server.pool.service import DELIVERY_TIMEOUT, Answer, Pool, Refusal
 
 BASE: Final = "/opnc/v1/ccp"
 Clock: TypeAlias = Callable[[], datetime]
 Handler = TypeVar("Handler", bound=Callable[..., Any])
-
-PartyType: TypeAlias = Literal["emsp", "cpo", "oem", "pki", "cps", "pcp", "ccp"]
-
-
-def _boolean(value: object) -> object:
-    """The API's booleans are the words true and false, nothing else that could be taken for one."""
-    if isinstance(value, str) and value.lower() in ("true", "false"):
-        return value.lower() == "true"
-    if isinstance(value, bool):
-        return value
-    raise PydanticCustomError("boolean", "must be true or false")
-
-
-Boolean: TypeAlias = Annotated[bool, BeforeValidator(_boolean)]
-
-
-class Routing(BaseModel):
-    """The headers that say who a request is from, originally, and whom it is for."""
-
-    model_config = ConfigDict(frozen=True, extra="ignore")
-
-    from_type: PartyType | None = Field(None, alias="OPNC-from-party-type")
-    from_id: str | None = Field(None, alias="OPNC-from-party-id")
-    to_type: PartyType | None = Field(None, alias="OPNC-to-party-type")
-    to_id: str | None = Field(None, alias="OPNC-to-party-id")
-    hop: str | None = Field(
-        None, alias=HOP_HEADER, description="The pool that passed the request on; it goes no further."
-    )
-
-
-class DeliverHeaders(Routing):
-    always_exi: Boolean = Field(True, alias="alwaysReturnEXI")
-    broadcast: Boolean = False
-
-    @property
-    def may_ask_peers(self) -> bool:
-        return self.broadcast and self.hop is None
-
-
-class PublishQuery(BaseModel):
-    """The query parameters of PUT."""
-
-    model_config = ConfigDict(frozen=True)
-
-    dry_run: Boolean = Field(False, alias="dryRun", description="true: run every check, store nothing, and report.")
-
 
 _IDENTITY: Final = "ccp.identity"
 
@@ -236,16 +215,16 @@ class SignedContractDataEndpoint:
             return _JSON({"signedContractDataCollection": [_signed_contract(answer) for answer in outcome]})
         told, again = beside_negative(outcome.reason, options.always_exi)
         item = {
-            "certificateInstallationRes": wire.b64(outcome.response),
-            "emaid": wire.PLACEHOLDER_EMAID,
-            "pcid": outcome.pcid or wire.PLACEHOLDER_PCID,
+            "certificateInstallationRes": encode_base64(outcome.response),
+            "emaid": PLACEHOLDER_EMAID,
+            "pcid": outcome.pcid or PLACEHOLDER_PCID,
             "xsdMsgDefNamespace": namespace,
             "metaData": told,
         }
         return _JSON({"signedContractDataCollection": [item]}, headers=again)
 
     async def _delivered(
-        self, scope: Scope, receive: Receive, model: type[Routing], *, single: bool = False
+        self, scope: Scope, receive: Receive, model: type[RoutingHeaders], *, single: bool = False
     ) -> tuple[Any, Namespace, list[Answer] | Refusal]:
         """Read a vehicle's request and ask the pool: the headers as `model` has them, the edition, and what it says.
 
@@ -262,7 +241,7 @@ class SignedContractDataEndpoint:
         # The body is followed by a wait for a turn, as the head may have been: that is the pool's time.
         deadline += loop.time() - began - scope.get(WAITED, 0.0)
         caller = await self._edge.again(scope, headers, caller)
-        body = wire.read_body(wire.GetSignedContractDataReq, octets)
+        body = read_body(GetSignedContractDataReq, octets)
         outcome = await self._pool.deliver(
             caller,
             body.xsdMsgDefNamespace,
@@ -285,10 +264,10 @@ class SignedContractDataEndpoint:
         headers = Headers(scope=scope)
         caller = await self._edge.caller(scope, headers, Operation.PUBLISH)
         dry_run = query_parameters.read(PublishQuery, scope["query_string"], changes=True).dry_run
-        there = self._edge.there(self._pool, caller, _read_headers(Routing, headers))
+        there = self._edge.there(self._pool, caller, _read_headers(RoutingHeaders, headers))
         octets = await self._edge.body(receive, headers)
         caller = await self._edge.again(scope, headers, caller)
-        body = wire.read_body(wire.SignedContractData, octets)
+        body = read_body(SignedContractData, octets)
         trace = trace_of(scope)
         trace.emaid, trace.pcid = body.emaid, body.pcid
         at = self._edge.clock()
@@ -316,7 +295,7 @@ def _read_headers(model: type[BaseModel], headers: Headers) -> Any:
     try:
         return model.model_validate(said)
     except ValidationError as exc:
-        raise wire.field_error(exc.errors()) from exc
+        raise field_error(exc.errors()) from exc
 
 
 @cache
@@ -326,17 +305,17 @@ def _wanted(model: type[BaseModel]) -> tuple[dict[bytes, str], Any]:
     return {name.lower().encode(): name for name in names}, model.model_validate({})
 
 
-EmaidPath: TypeAlias = Annotated[wire.EMAIDField, Path(description="The contract.")]
-PcidPath: TypeAlias = Annotated[wire.PCIDField, Path(description="The vehicle.")]
+EmaidPath: TypeAlias = Annotated[EMAIDField, Path(description="The contract.")]
+PcidPath: TypeAlias = Annotated[PCIDField, Path(description="The vehicle.")]
 NamespaceQuery: TypeAlias = Annotated[
-    wire.NamespaceField, Query(alias="xsdMsgDefNamespace", description="The version of ISO 15118.")
+    NamespaceField, Query(alias="xsdMsgDefNamespace", description="The version of ISO 15118.")
 ]
 RootQuery: TypeAlias = Annotated[
-    wire.FingerprintField | None,
+    FingerprintField | None,
     Query(alias="cpsV2GRootCertificateFingerprint", description="SHA-256 of the V2G root that it is signed under."),
 ]
 SessionQuery: TypeAlias = Annotated[
-    wire.SessionIDField,
+    SessionIDField,
     Query(alias="sessionID", description="Hexadecimal, at most eight octets; put into the message."),
 ]
 _NAMESPACE: Final = Namespace.ISO2
@@ -361,7 +340,7 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
             return await edge.caller(request.scope, request.headers, operation)
 
         async def asked(
-            request: Request, routing: Annotated[Routing, Header()], known: Caller = Depends(authenticated)
+            request: Request, routing: Annotated[RoutingHeaders, Header()], known: Caller = Depends(authenticated)
         ) -> Asked:
             return Asked(known, edge.there(pool, known, routing), not paths.is_head(request.scope))
 
@@ -371,7 +350,7 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
         method: str, path: str, operation: Operation, model: type[BaseModel] | None = None
     ) -> Callable[[Handler], Handler]:
         responses: dict[int | str, dict[str, Any]] = {
-            status: {"model": wire.Error}
+            status: {"model": Error}
             for status in (400, 401, 403, 404, 500, 503)
             if status != 404 or operation not in WITHOUT_404
         }
@@ -387,7 +366,7 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
             responses=responses,
         )
 
-    @add("GET", "/contractData/emaid/{emaid}", Operation.GET_CONTRACT_DATA_BY_EMAID, wire.ContractDataCollection)
+    @add("GET", "/contractData/emaid/{emaid}", Operation.GET_CONTRACT_DATA_BY_EMAID, ContractDataCollection)
     async def get_contract_data_by_emaid(
         emaid: EmaidPath,
         asked: Asked = calling(Operation.GET_CONTRACT_DATA_BY_EMAID),
@@ -398,7 +377,7 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
         found = await asked.pool.contract_data_by_emaid(asked.caller, emaid, namespace, root, edge.clock())
         return _JSON({"contractDataCollection": [_contract_data(contract, problem) for contract, problem in found]})
 
-    @add("GET", "/contractData/pcid/{pcid}", Operation.GET_CONTRACT_DATA_BY_PCID, wire.ContractDataCollection)
+    @add("GET", "/contractData/pcid/{pcid}", Operation.GET_CONTRACT_DATA_BY_PCID, ContractDataCollection)
     async def get_contract_data_by_pcid(
         pcid: PcidPath,
         asked: Asked = calling(Operation.GET_CONTRACT_DATA_BY_PCID),
@@ -424,7 +403,7 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
         "GET",
         "/signedcontractdata/{emaid}/{pcid}",
         Operation.GET_SIGNED_CONTRACT_DATA,
-        wire.SignedContractDataCollection,
+        SignedContractDataCollection,
     )
     async def get_signed_contract_data_by_emaid_and_pcid(
         emaid: EmaidPath,
@@ -461,7 +440,7 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
 class _JSON(Response):
     """An answer whose head is always the same but for its length, so that nothing has to be worked out for it."""
 
-    def __init__(self, members: wire.Members, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(self, members: JSONObject, headers: Mapping[str, str] | None = None) -> None:
         self.body = orjson.dumps(members)
         self.status_code = 200
         self.background = None
@@ -473,10 +452,10 @@ class _JSON(Response):
             self.raw_headers += [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
 
-def _signed_contract(answer: Answer) -> wire.Members:
+def _signed_contract(answer: Answer) -> JSONObject:
     contract = answer.contract
     members = {
-        "certificateInstallationRes": wire.b64(answer.response),
+        "certificateInstallationRes": encode_base64(answer.response),
         "emaid": contract.emaid,
         "pcid": contract.pcid,
         "xsdMsgDefNamespace": contract.namespace,
@@ -484,29 +463,25 @@ def _signed_contract(answer: Answer) -> wire.Members:
     }
     if contract.metadata is not None:
         members["metaData"] = contract.metadata
-    if name := wire.distinguished_name(contract.root_dn):
+    if name := distinguished_name(contract.root_dn):
         members["cpsRootDistinguishedName"] = name
     return members
 
 
-def _contract_data(contract: SignedContract | RemoteContract, problem: str | None = None) -> wire.Members:
-    members: wire.Members = {
+def _contract_data(contract: SignedContract | RemoteContract, problem: str | None = None) -> JSONObject:
+    members: JSONObject = {
         "pcid": contract.pcid,
         "emaid": contract.emaid,
         "xsdMsgDefNamespace": contract.namespace,
-        "contractCertificate": wire.b64(contract.certificate),
+        "contractCertificate": encode_base64(contract.certificate),
         "defaultContract": contract.is_default,
-        "certValidFrom": _rfc3339(contract.valid_from),
-        "certValidTo": _rfc3339(contract.valid_to),
+        "certValidFrom": rfc3339(contract.valid_from),
+        "certValidTo": rfc3339(contract.valid_to),
     }
     if contract.root_fingerprint is not None:
         members["cpsV2GRootCertificateFingerprint"] = contract.root_fingerprint
-    if name := wire.distinguished_name(contract.root_dn):
+    if name := distinguished_name(contract.root_dn):
         members["cpsV2GRootDistinguishedName"] = name
     if problem is not None:
         members["undeliverable"] = problem
     return members
-
-
-def _rfc3339(at: datetime) -> str:
-    return at.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -28,7 +28,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ccp.errors import FieldError, NotAuthorised
-from ccp.schemas import wire
+from ccp.schemas.common import NamespaceField, PCIDField
+from ccp.schemas.json_bodies import read_body
 from ccp.server.http import query_parameters
 from ccp.server.http.middleware.tracing import trace_of
 from ccp.server.http.routes.opnc import BASE, Edge
@@ -80,7 +81,7 @@ def check_signature(key: bytes, headers: Headers, body: bytes) -> None:
 class _Vehicle(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
-    pcid: wire.PCIDField
+    pcid: PCIDField
 
 
 def _instant(value: object) -> datetime:
@@ -101,7 +102,7 @@ class _Event(BaseModel):
     eventType: str
     timestamp: Annotated[datetime, BeforeValidator(_instant)]
     payload: _Vehicle
-    xsdMsgDefNamespace: wire.NamespaceField | None = None
+    xsdMsgDefNamespace: NamespaceField | None = None
 
 
 class _AnyEvent(BaseModel):
@@ -112,7 +113,7 @@ class _AnyEvent(BaseModel):
 
 def read_event(body: bytes, at: datetime) -> VehicleEvent | None:
     """The event of a body; None if it is one that does not concern vehicles' certificates. Raises FieldError."""
-    name = wire.read_body(_AnyEvent, body).eventType
+    name = read_body(_AnyEvent, body).eventType
     try:
         change = change_of(name)
     except FieldError:
@@ -120,7 +121,7 @@ def read_event(body: bytes, at: datetime) -> VehicleEvent | None:
         raise
     if change is None:
         return None
-    event = wire.read_body(_Event, body)
+    event = read_body(_Event, body)
     if event.timestamp > at + _CLOCKS_DIFFER:
         raise FieldError("timestamp : must not be in the future")
     return VehicleEvent(change, event.payload.pcid, event.timestamp, event.xsdMsgDefNamespace)

@@ -1,0 +1,176 @@
+"""The JSON of the event service: webhooks and their deliveries.
+
+Source: OPNC API 1.0, the webhook paths; docs/spec-divergences.md lists the differences.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Final, Literal, Self, TypeAlias
+
+import orjson
+from pydantic import ConfigDict, Field, PlainValidator, WithJsonSchema, model_validator
+from pydantic_core import PydanticCustomError
+
+from ccp.errors import FieldError
+from ccp.ids import WMI, ProviderId
+from ccp.schemas import event_types
+from ccp.schemas.common import APIModel, EMAIDField, JSONObject, NamespaceField, PCIDField, TimestampField, string_field
+from ccp.schemas.event_types import API_VERSION
+
+_API_VERSION: Final = r"^[vV]?1(\.0)?$"
+_MOST_METADATA: Final = 4_096  # Octets. It is the subscriber's own notebook, told again in every answer.
+_MOST_IDS: Final = 1_000  # More than any car maker or eMSP has.
+
+
+def _parse_api_version(text: str) -> str:
+    if not re.fullmatch(_API_VERSION[1:-1], text):
+        raise FieldError(f"apiVersion : must be {API_VERSION}, since events have no other form")
+    return API_VERSION
+
+
+def _events(value: object) -> tuple[str, ...]:
+    """The published description has a list in one place and a single name in the other."""
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise PydanticCustomError("field", "enabledEvents : must be a list of events' names")
+    try:
+        return event_types.parse(names)
+    except FieldError as exc:
+        raise PydanticCustomError("field", "{sentence}", {"sentence": str(exc)}) from exc
+
+
+def _metadata(value: object) -> JSONObject:
+    """An object that can be written as it was read: no numbers beyond 64 bits, nothing but JSON."""
+    if not isinstance(value, dict):
+        raise PydanticCustomError("field", "metadata : must be an object")
+    try:
+        octets = orjson.dumps(value)
+    except TypeError as exc:
+        raise PydanticCustomError("field", "metadata : has a number or a text that JSON cannot carry") from exc
+    if len(octets) > _MOST_METADATA:
+        raise PydanticCustomError("field", f"metadata : must be at most {_MOST_METADATA} octets of JSON")
+    read: JSONObject = orjson.loads(octets)
+    if read != value:  # A number beyond any that has 64 bits, such as 1e999, was written as null.
+        raise PydanticCustomError("field", "metadata : has a number or a text that JSON cannot carry")
+    return read
+
+
+_ONE_EVENT: Final = {"type": "string", "enum": list(event_types.KNOWN)}
+EventsField: TypeAlias = Annotated[
+    Any,
+    PlainValidator(_events),
+    WithJsonSchema({"anyOf": [{"type": "array", "items": _ONE_EVENT, "minItems": 1}, _ONE_EVENT]}),
+]
+MetadataField: TypeAlias = Annotated[
+    Any,
+    PlainValidator(_metadata),
+    WithJsonSchema({"type": "object", "description": f"At most {_MOST_METADATA} octets as JSON."}),
+]
+APIVersionField: Any = string_field(_parse_api_version, "apiVersion", {"pattern": _API_VERSION})
+WMIField: Any = string_field(WMI.parse, "wmi", {"pattern": WMI.pattern})
+ProviderIdField: Any = string_field(ProviderId.parse, "providerIds", {"pattern": ProviderId.pattern})
+WMIs: TypeAlias = Annotated[list[WMIField], Field(max_length=_MOST_IDS)]
+ProviderIds: TypeAlias = Annotated[list[ProviderIdField], Field(max_length=_MOST_IDS)]
+
+
+class _EndpointReq(APIModel):
+    """A webhook as its subscriber wants it. What stands under two names may be given under either."""
+
+    url: Annotated[str, Field(description="https; no credentials in it.", max_length=2_048)]
+    enabledEvents: EventsField | None = None
+    events: Annotated[EventsField | None, Field(description="The same as enabledEvents.")] = None
+    wmi: Annotated[WMIs | None, Field(description="WMIs that it is told of; empty or absent: all own ones.")] = None
+    wmis: Annotated[WMIs | None, Field(description="The same as wmi.")] = None
+    providerIds: Annotated[
+        ProviderIds | None, Field(description="Provider ids that it is told of; empty or absent: all own ones.")
+    ] = None
+    description: Annotated[str, Field(max_length=1_000, pattern="^[^\\x00]*$")] | None = None
+    metadata: MetadataField | None = None
+    apiVersion: APIVersionField | None = None
+    status: Literal["enabled", "disabled"] | None = None
+
+    @model_validator(mode="after")
+    def _agrees(self) -> Self:
+        for one, other in (("enabledEvents", "events"), ("wmi", "wmis")):
+            given = [getattr(self, name) for name in (one, other) if getattr(self, name) is not None]
+            if len(given) == 2 and set(given[0]) != set(given[1]):
+                raise PydanticCustomError("field", f"{one} and {other} : must be the same where both are given")
+        return self
+
+    @property
+    def subscribed(self) -> tuple[str, ...] | None:
+        """The events, None where nothing is said of them."""
+        return self.events if self.enabledEvents is None else self.enabledEvents
+
+    @property
+    def own_wmis(self) -> list[WMI] | None:
+        return self.wmis if self.wmi is None else self.wmi
+
+
+class PostEndpointReq(_EndpointReq):
+    """A webhook to be made. One of enabledEvents and events is needed."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"anyOf": [{"required": ["enabledEvents"]}, {"required": ["events"]}]},
+    )
+
+    @model_validator(mode="after")
+    def _has_events(self) -> Self:
+        if self.subscribed is None:
+            given = not self.model_fields_set.isdisjoint(("enabledEvents", "events"))
+            raise PydanticCustomError("field", f"enabledEvents : {'must not be null' if given else 'is missing'}")
+        return self
+
+
+class PutEndpointUpdateReq(_EndpointReq):
+    """JSONObject of a webhook that shall be other than they are. A list takes the place of the one before."""
+
+
+class Endpoint(APIModel):
+    """A webhook. created: seconds since 1970. wmis, providerIds: those that it is told of."""
+
+    id: str
+    apiVersion: str
+    created: int
+    description: str
+    enabledEvents: list[str]
+    events: Annotated[list[str], Field(description="The same as enabledEvents.")]
+    metadata: JSONObject
+    status: Literal["enabled", "disabled"]
+    url: str
+    secret: Annotated[
+        str | None,
+        Field(description="Key of the HMAC over each event's body; told on creation, and when it is asked for alone."),
+    ] = None
+    wmis: Annotated[list[str] | None, Field(description="For an OEM.")] = None
+    providerIds: Annotated[list[str] | None, Field(description="For an eMSP.")] = None
+    userRole: Literal["OEM", "eMSP"]
+    userName: str
+
+
+class EndpointDelivery(APIModel):
+    """An event on its way to a webhook. Times: RFC 3339, UTC.
+
+    eventType: as the webhook is told. attempts: since it was made or replayed. nextAttempt: for one that waits.
+    """
+
+    eventId: str
+    eventType: str
+    pcid: PCIDField
+    emaid: EMAIDField
+    xsdMsgDefNamespace: NamespaceField
+    timestamp: TimestampField
+    state: Literal["waiting", "delivered", "dead"]
+    attempts: int
+    nextAttempt: TimestampField | None
+    lastStatus: Annotated[int | None, Field(description="HTTP status of the last answer.")]
+    lastError: Annotated[str | None, Field(description="Why the last attempt failed.")]
+    finishedAt: TimestampField | None
+
+
+class EndpointDeliveries(APIModel):
+    """nextCursor: asks for older ones, null where there are none."""
+
+    deliveries: list[EndpointDelivery]
+    nextCursor: str | None
