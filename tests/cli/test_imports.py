@@ -91,3 +91,45 @@ def _is_of_the_environment(name: str) -> bool:
 def test_the_list_of_commands_says_what_the_command_itself_says(name: str) -> None:
     help_text = inspect.cleandoc(load(name).help)
     assert help_text.partition("\n\n")[0].replace("\n", " ") == COMMANDS[name].help
+
+
+SERVER_LIBRARIES = (
+    "alembic", "argon2", "asyncpg", "fastapi", "httpcore", "joserfc", "prometheus_client", "pydantic",
+    "pydantic_settings", "sqlalchemy", "starlette", "structlog", "uvicorn",
+)  # fmt: skip
+
+
+def without(libraries: tuple[str, ...], *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run a command in an installation that lacks these libraries."""
+    program = f"import sys; sys.modules.update(dict.fromkeys({libraries!r})); from ccp.cli import main; main()"
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize(
+    "command", [("serve",), ("party", "list"), ("db", "status"), ("verify", str(MESSAGE)), ("import", "-"), ("demo",)]
+)
+def test_a_command_without_the_servers_libraries_names_the_extra(command: tuple[str, ...]) -> None:
+    done = without(SERVER_LIBRARIES, *command)
+    assert done.stderr == f"ccp: ccp {command[0]} needs the server's libraries; install opnc-ccp[server].\n"
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+@pytest.mark.parametrize(
+    "command", [("exi", "decode", str(MESSAGE)), ("verify", "--trust", str(MESSAGE.parent), str(MESSAGE))]
+)
+def test_commands_on_messages_need_no_library_of_the_server(command: tuple[str, ...]) -> None:
+    done = without(SERVER_LIBRARIES, *command)
+    assert done.stderr == ""
+    assert done.stdout
+
+
+def test_the_command_line_without_its_own_libraries_names_the_extra() -> None:
+    done = without(("typer",), "--version")
+    assert done.stderr == "ccp: The command line needs typer and rich; install opnc-ccp[cli].\n"
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_a_missing_module_of_the_project_is_a_defect_and_keeps_its_traceback() -> None:
+    done = without(("ccp.server.settings",), "config")
+    assert "Traceback" in done.stderr

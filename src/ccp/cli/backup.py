@@ -33,7 +33,7 @@ def backup(
     file: Annotated[Path, typer.Argument(help="Where the copy goes; a file that is there is replaced in the end.")],
     config: ConfigOption = None,
 ) -> None:
-    """Copy the database as it is at this moment, while the pool runs. The copy is checked and on disk afterwards.
+    """Copy the SQLite database while the pool runs. The copy is checked and flushed to disk.
 
     Keys that sign tokens and hashes of secrets are in it: it is readable by its owner alone, and has to stay so.
     """
@@ -56,7 +56,7 @@ def restore(
     ] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Make a backup the database. The pool has to be stopped; the database that was there is kept beside it.
+    """Restore the SQLite database from a backup. The pool must be stopped; the old database is kept.
 
     Every key that signs access tokens is replaced. Prints what was disabled, rotated or revoked after the backup.
     """

@@ -54,7 +54,7 @@ def import_contracts(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Publish many signed contracts, each checked exactly as PUT does.
+    """Publish signed contracts in bulk, with the same checks as PUT.
 
     Interrupted or killed, the same command goes on where it was. Lines that are stored already just as they are change
     nothing. Exit status: 0, 1 when a line was refused, 130 when it was interrupted.
@@ -154,7 +154,7 @@ def export_contracts(
     namespace: Annotated[list[str], typer.Option(help="Only messages of this namespace; repeatable.")] = [],  # noqa: B006
     config: ConfigOption = None,
 ) -> None:
-    """Write every variant of every contract as JSON Lines that PUT and `ccp import` take.
+    """Write every variant of every contract as JSON Lines that PUT and `ccp import` accept.
 
     Each vehicle is seen as it is at one moment, the whole file is not: for a copy of one moment restore a backup and
     export that.

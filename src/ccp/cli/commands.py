@@ -1,7 +1,7 @@
-"""The table of commands: each with its help line and the module that is imported when it is called.
+"""Table of commands: each with its help line and the module that is imported when it is called.
 
-Most commands need libraries of the server, which take a second to import. So `ccp --help` reads this table, and
-`ccp exi decode` imports what reads messages and nothing else.
+Most commands need the server's libraries, which take a second to import. `ccp --help` therefore reads this table, and
+`ccp exi decode` imports only the codec. A command whose libraries are not installed names the extra to install.
 """
 
 from __future__ import annotations
@@ -16,11 +16,15 @@ from typer import Typer
 from typer.core import TyperCommand, TyperGroup
 from typer.main import get_group
 
+from ccp.cli.extras import is_missing_library
+from ccp.errors import ConfigurationError
+
 
 class Entry(NamedTuple):
-    """module: has either a group of commands (`app`), or a function that adds this one (`register`).
+    """Where a command is defined.
 
-    help: what the list of commands says of it. A group has it from here, a command also has it as its docstring.
+    module: defines either a group of commands (`app`), or a function that adds this command (`register`).
+    help: the line in the list of commands. A group takes its help from here, a command also has it as its docstring.
     """
 
     module: str
@@ -30,56 +34,52 @@ class Entry(NamedTuple):
 COMMANDS: Final[Mapping[str, Entry]] = {
     "serve": Entry(
         "serve",
-        "Run the pool. A new SQLite database is created; every other schema is made and upgraded with "
-        "`ccp db upgrade`.",
+        "Run the pool. Creates a new SQLite database; create and upgrade any other schema with `ccp db upgrade`.",
     ),
     "config": Entry("serve", "Print the effective settings, without secrets."),
     "demo": Entry(
         "sandbox",
-        "Run the whole story over real HTTP: a simulated car gets, verifies and decrypts a contract, in both editions.",
+        "Run the complete flow over HTTP: a simulated vehicle gets, verifies and decrypts a contract, in both "
+        "editions.",
     ),
     "sandbox": Entry(
-        "sandbox", "Create a test PKI, parties with credentials, sample cars and contracts, and a pool's configuration."
+        "sandbox", "Create a test PKI, parties with credentials, sample vehicles and contracts, and a configuration."
     ),
     "verify": Entry(
-        "verify",
-        "Walk every check on a CertificateInstallationRes or -Req and say what came of it. Exit status 0 or 1.",
+        "verify", "Verify a CertificateInstallationRes or -Req and report every check. Exit status 0 or 1."
     ),
     "purge": Entry(
-        "purge",
-        "Remove contracts that have expired or are revoked; car makers are told as of every other removal.",
+        "purge", "Remove contracts that have expired or are revoked; car makers are notified as of any removal."
     ),
-    "erase": Entry(
-        "erase", "Erase everything that is kept about a contract or a vehicle; the audit trail stays verifiable."
-    ),
-    "import": Entry("bulk", "Publish many signed contracts, each checked exactly as PUT does."),
-    "export": Entry("bulk", "Write every variant of every contract as JSON Lines that PUT and `ccp import` take."),
-    "backup": Entry(
-        "backup",
-        "Copy the database as it is at this moment, while the pool runs. The copy is checked and on disk afterwards.",
-    ),
+    "erase": Entry("erase", "Erase all data about a contract or a vehicle; the audit trail stays verifiable."),
+    "import": Entry("bulk", "Publish signed contracts in bulk, with the same checks as PUT."),
+    "export": Entry("bulk", "Write every variant of every contract as JSON Lines that PUT and `ccp import` accept."),
+    "backup": Entry("backup", "Copy the SQLite database while the pool runs. The copy is checked and flushed to disk."),
     "restore": Entry(
-        "backup",
-        "Make a backup the database. The pool has to be stopped; the database that was there is kept beside it.",
+        "backup", "Restore the SQLite database from a backup. The pool must be stopped; the old database is kept."
     ),
-    "party": Entry("party", "Register the parties that may call."),
-    "peer": Entry("peer", "Register other pools, to be asked when nothing is found here."),
-    "trust": Entry("trust", "Look after the trusted certificates."),
-    "crl": Entry("crl", "Show certificate revocation lists, and accept one with a lower number."),
-    "audit": Entry("audit", "Look into the audit trail."),
+    "party": Entry("party", "Manage the parties that may call the pool."),
+    "peer": Entry("peer", "Manage the other pools that this pool asks when it has no contract."),
+    "trust": Entry("trust", "Manage trusted certificates."),
+    "crl": Entry("crl", "List certificate revocation lists, and accept one with a lower number."),
+    "audit": Entry("audit", "Query, verify and export the audit trail."),
     "webhook": Entry("webhook", "Manage partners' webhooks."),
-    "events": Entry("events", "Manage events to partners' webhooks."),
-    "keys": Entry("keys", "Look after the keys that sign access tokens."),
-    "exi": Entry("exi", "Read and write CertificateInstallation messages."),
-    "db": Entry("db", "Look after the database schema."),
+    "events": Entry("events", "List, replay and drop events to partners' webhooks."),
+    "keys": Entry("keys", "Manage the keys that sign access tokens."),
+    "exi": Entry("exi", "Decode and encode CertificateInstallation messages."),
+    "db": Entry("db", "Manage the database schema."),
 }
 
 
-class _AsGiven:
-    """Takes the value of a parameter as it is where typer's coercion would not change it.
+_CALLED: Final = "ccp.cli.command"
+"""Key of the called command's name in the context."""
 
-    typer coerces even a text by an adapter of pydantic: 70 ms and 13 MiB, more than all else that a small command
-    needs. Drop this when typer does not.
+
+class _LazyCoercion:
+    """Passes a parameter's value through where typer's coercion would not change it.
+
+    typer coerces even strings with an adapter of pydantic, which costs 70 ms and 13 MiB: more than everything else a
+    small command needs. Drop this when typer no longer does.
     """
 
     def __init__(self, kind: object) -> None:
@@ -90,33 +90,33 @@ class _AsGiven:
             return value
         if self._kind is Path and type(value) is str and not param.type_descriptor.parameter_info.exists:
             return Path(value)
-        param._runtime_param = None  # As typer has it until it is asked for one.
+        param._runtime_param = None  # The state before first use, in which typer builds its own coercion.
         return param.get_runtime_param().coerce(value, param=param, ctx=ctx)
 
 
-def _light(params: list[Any]) -> list[Any]:
+def _with_lazy_coercion(params: list[Any]) -> list[Any]:
     for param in params:
         if param._runtime_param is None and param.nargs == 1 and not param.multiple:
-            param._runtime_param = _AsGiven(param.type_descriptor.annotation)
+            param._runtime_param = _LazyCoercion(param.type_descriptor.annotation)
     return params
 
 
 class Command(TyperCommand):
-    """A command whose parameters are coerced only where they have to be."""
+    """A command whose parameters are coerced only where necessary."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        return _light(super().get_params(ctx))
+        return _with_lazy_coercion(super().get_params(ctx))
 
 
 class Group(TyperGroup):
     """A group of such commands."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        return _light(super().get_params(ctx))
+        return _with_lazy_coercion(super().get_params(ctx))
 
 
 class LazyCommands(Group):
-    """Lists the commands of the table without importing them; imports the one that is called."""
+    """Lists the commands of the table without importing them, and imports the one that is called."""
 
     def __init__(self, **attributes: Any) -> None:
         super().__init__(**attributes)
@@ -126,12 +126,24 @@ class LazyCommands(Group):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         name, command, rest = super().resolve_command(ctx, args)
         if name is not None and command is not None:
+            ctx.meta[_CALLED] = name
             command = load(name)
         return name, command, rest
 
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command. Modules import some libraries only when a command runs, so both steps can lack one."""
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as exc:
+            if not is_missing_library(exc) or _CALLED not in ctx.meta:
+                raise
+            raise ConfigurationError(
+                f"ccp {ctx.meta[_CALLED]} needs the server's libraries; install opnc-ccp[server]."
+            ) from exc
+
 
 def load(name: str) -> Any:
-    """A command of the table, from its module: a `Command` or a `Group`."""
+    """Import a command of the table: a `Command` or a `Group`."""
     entry = COMMANDS[name]
     module = import_module(f"ccp.cli.{entry.module}")
     app = getattr(module, "app", None) or Typer()

@@ -41,7 +41,7 @@ def erase(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Erase everything that is kept about a contract or a vehicle; the audit trail stays verifiable.
+    """Erase all data about a contract or a vehicle; the audit trail stays verifiable.
 
     Certificates are not revoked by this: the eMSP's DELETE does that. With SQLite the database's files are cleared too,
     while the pool runs. Exit status 1: the rows are erased, and a file still has to be cleared.

@@ -24,7 +24,7 @@ def purge(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove contracts that have expired or are revoked; car makers are told as of every other removal."""
+    """Remove contracts that have expired or are revoked; car makers are notified as of any removal."""
 
     async def run(built: Assembly) -> list[Cleansed]:
         # Raises if the clock is implausible.

@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
 
 
 def demo() -> None:
-    """Run the whole story over real HTTP: a simulated car gets, verifies and decrypts a contract, in both editions."""
+    """Run the complete flow over HTTP: a simulated vehicle gets, verifies and decrypts a contract, in both editions."""
     from ccp.server.sandbox.demo import run
 
     def tell(edition: str, text: str, result: str, seconds: float) -> None:
@@ -38,7 +38,7 @@ def sandbox(
     port: Annotated[int, typer.Option(help="Port that the sandbox's pool will listen on.")] = 8020,
     store: Annotated[bool, typer.Option("--store", help="Also publish the sample contracts.")] = False,
 ) -> None:
-    """Create a test PKI, parties with credentials, sample cars and contracts, and a pool's configuration."""
+    """Create a test PKI, parties with credentials, sample vehicles and contracts, and a configuration."""
     from ccp.server.sandbox.setup import create
 
     base_url = f"http://127.0.0.1:{port}"

@@ -39,7 +39,7 @@ def serve(
         Path | None, typer.Option(help="CAs of client certificates, PEM; every client then needs one.")
     ] = None,
 ) -> None:
-    """Run the pool. A new SQLite database is created; every other schema is made and upgraded with `ccp db upgrade`."""
+    """Run the pool. Creates a new SQLite database; create and upgrade any other schema with `ccp db upgrade`."""
     given: dict[str, Any] = {
         name: value
         for name, value in (

@@ -55,7 +55,7 @@ def verify(
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Walk every check on a CertificateInstallationRes or -Req and say what came of it. Exit status 0 or 1.
+    """Verify a CertificateInstallationRes or -Req and report every check. Exit status 0 or 1.
 
     With the pool's own anchors, its policy and its revocation evidence count too; nothing is fetched.
     """
