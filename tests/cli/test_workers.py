@@ -150,7 +150,7 @@ def test_a_worker_that_hangs_is_killed_and_replaced(tmp_path: Path) -> None:
         before = served.answering()
         os.kill(min(before), signal.SIGSTOP)
         until(lambda: len(set(served.workers()) - before) == 1 and gone(min(before)))
-        assert "worker does not respond" in served.log
+        assert "worker unresponsive" in served.log
 
 
 def test_workers_end_when_their_parent_was_killed(tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_workers_that_cannot_start_do_not_replace_those_that_serve(tmp_path: Pat
         before = served.answering()
         (tmp_path / "broken").touch()
         served.process.send_signal(signal.SIGHUP)
-        until(lambda: "workers not replaced" in served.log)
+        until(lambda: "worker replacement failed" in served.log)
         assert served.answering() == before
         # And one that ends is tried again until it can start.
         os.kill(min(before), signal.SIGKILL)
@@ -236,10 +236,10 @@ def command_of(pid: int) -> bytes:
 @pytest.mark.parametrize("ready", [True, False])
 def test_the_delay_before_a_restart_doubles_up_to_a_limit(ready: bool) -> None:
     delay = RestartDelay()
-    delays = [delay.after_end(ready=ready, age=0.1) for _ in range(10)]
+    delays = [delay.next(ready=ready, age=0.1) for _ in range(10)]
     assert delays == [min(2.0 if ready else 30.0, 0.5 * 2**number) for number in range(10)]
-    assert delay.after_end(ready=True, age=60.0) == 0.0
-    assert delay.after_end(ready=ready, age=0.1) == 0.5
+    assert delay.next(ready=True, age=60.0) == 0.0
+    assert delay.next(ready=ready, age=0.1) == 0.5
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it never is")

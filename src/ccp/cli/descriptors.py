@@ -1,4 +1,4 @@
-"""File descriptors of a worker: one for each connection, and some for everything else."""
+"""File descriptors of a worker: one per connection, and a reserve for everything else."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ from typing import Final
 from ccp.server.http.connection_limits import MAX_REFUSED
 from ccp.server.settings import Settings
 
-_OTHERS: Final = 256
-"""For files, pipes, listening sockets and calls to other servers."""
+_RESERVE: Final = 256
+"""For files, pipes, listening sockets and outbound connections."""
 
 
 def needed(config: Settings) -> int:
-    """How many descriptors a worker may need at a time."""
-    return config.max_connections + _besides(config)
+    """Number of descriptors that a worker may need at a time."""
+    return config.max_connections + _needed_beside_connections(config)
 
 
 def connections_possible(config: Settings, limit: int) -> int:
-    """How many connections a limit of descriptors allows, `max_connections` at most."""
-    return min(config.max_connections, max(limit - _besides(config), limit // 2))
+    """Number of connections that a limit on descriptors allows, at most `max_connections`."""
+    return min(config.max_connections, max(limit - _needed_beside_connections(config), limit // 2))
 
 
 def raise_limit(wanted: int) -> int | None:
-    """Raise the soft limit of this process, which its workers inherit, as far as the hard limit lets.
+    """Raise the soft limit of this process, which its workers inherit, as far as the hard limit allows.
 
-    Returns the soft limit afterwards; None where there is none.
+    Returns the resulting soft limit; None if there is no limit.
     """
     if sys.platform == "win32":
         return None
@@ -40,5 +40,5 @@ def raise_limit(wanted: int) -> int | None:
     return soft
 
 
-def _besides(config: Settings) -> int:
-    return MAX_REFUSED + config.database_connections + _OTHERS
+def _needed_beside_connections(config: Settings) -> int:
+    return MAX_REFUSED + config.database_connections + _RESERVE

@@ -1,18 +1,18 @@
-"""Supervisor of worker processes on one port: starts them, replaces those that end or hang, stops them all.
+"""Supervisor of worker processes on one port: starts them, replaces those that exit or hang, and stops them.
 
-The parent imports the application and opens nothing; workers are forked from it, so that each of them is ready after
-what it alone has to do, and they share the memory of the imported modules (docs/decisions/0020). Where fork is not
-safe (not on Linux, or the parent has threads) they are spawned, and each imports everything itself.
+The parent imports the application and opens nothing. It forks the workers, which share the memory of the imported
+modules and become ready after their own initialisation (docs/decisions/0020). Where fork is not safe (not on Linux, or
+the parent has threads) the workers are spawned, and each imports everything itself.
 
-- The parent binds the port, and each worker listens and accepts when its application has started. So a client
-  cannot connect before the first worker is ready, and no client waits for the others.
-- The first worker starts alone, then the others, one less than there are processors at a time.
-- A worker that ends is replaced at once. Workers that end again and again are replaced after a delay, which doubles up
-  to 30 seconds.
-- A worker tells that it lives once a second, by a thread. One that has not for `timeout_worker_healthcheck` seconds is
-  killed and replaced.
-- A worker whose parent has gone stops as at SIGTERM, and lets go of the port.
-- SIGTERM and SIGINT stop the workers. SIGHUP replaces all of them, each when its successor is ready. SIGTTIN starts one
+- The parent binds the port. Each worker listens and accepts when its application has started: a client cannot connect
+  before the first worker is ready, and no client waits for the other workers.
+- The first worker starts alone, then the others, one fewer than there are processors at a time.
+- A worker that exits is replaced at once. After repeated exits the replacement is delayed; the delay doubles up to 30
+  seconds.
+- A thread of each worker sends a heartbeat once a second. A worker without a heartbeat for
+  `timeout_worker_healthcheck` seconds is killed and replaced.
+- A worker whose parent has exited stops as at SIGTERM, and releases the port.
+- SIGTERM and SIGINT stop the workers. SIGHUP replaces each of them when its successor is ready. SIGTTIN starts one
   more, SIGTTOU stops one.
 """
 
@@ -38,14 +38,15 @@ from uvicorn.config import STARTUP_FAILURE
 
 _log = structlog.get_logger("ccp.workers")
 
-_HEARTBEAT_SECONDS: Final = 1.0
-_ROUND_SECONDS: Final = 0.5
-_START_SECONDS: Final = 60.0
-"""Until the first heartbeat of a new process. A spawned one imports the application before it."""
-_STABLE_SECONDS: Final = 5.0
+_HEARTBEAT_INTERVAL: Final = 1.0
+_POLL_INTERVAL: Final = 0.5
+_START_TIMEOUT: Final = 60.0
+"""Seconds until the first heartbeat of a new process. A spawned process imports the application before it."""
+_STABLE_AGE: Final = 5.0
+"""A ready worker of this age, in seconds, is replaced without delay."""
 _FIRST_DELAY: Final = 0.5
 _MAX_DELAY: Final = 30.0
-_MAX_DELAY_OF_READY: Final = 2.0
+_MAX_DELAY_IF_READY: Final = 2.0
 
 _STOPPING: Final = ("SIGINT", "SIGTERM", "SIGBREAK")
 _IGNORED: Final = ("SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGWINCH")
@@ -55,35 +56,35 @@ _SIGNALS: Final = tuple(
 
 
 class RestartDelay:
-    """How long to wait until a worker that has ended is replaced.
+    """Delay before the replacement of a worker that has exited.
 
-    Not at all where it has served for some seconds. Else the delay doubles each time: a start costs processor time that
-    the other workers need, and one that has failed will fail again. Where workers become ready and then end soon, it
-    stays short, since they serve meanwhile.
+    There is no delay if the worker served for some seconds. Otherwise the delay doubles each time: a start costs
+    processor time that the other workers need, and a start that failed is likely to fail again. The delay stays short
+    if workers become ready and then exit, because they serve in between.
     """
 
     def __init__(self) -> None:
         self._count = 0
 
-    def after_end(self, *, ready: bool, age: float) -> float:
-        """Seconds to wait. ready: whether the worker ever was. age: seconds since its start."""
-        if ready and age >= _STABLE_SECONDS:
+    def next(self, *, ready: bool, age: float) -> float:
+        """Seconds to wait. ready: whether the worker ever became ready. age: seconds since its start."""
+        if ready and age >= _STABLE_AGE:
             self._count = 0
             return 0.0
         self._count = min(self._count + 1, 16)
         delay: float = _FIRST_DELAY * 2 ** (self._count - 1)
-        return min(_MAX_DELAY_OF_READY if ready else _MAX_DELAY, delay)
+        return min(_MAX_DELAY_IF_READY if ready else _MAX_DELAY, delay)
 
 
 class Worker:
-    """A worker process, seen from its parent. Times are of the monotonic clock."""
+    """A worker process as the parent sees it. Times are of the monotonic clock."""
 
     def __init__(self, config: Config, sockets: list[socket.socket]) -> None:
-        """Start one. Raises OSError."""
+        """Start the process. Raises OSError."""
         context: Any = multiprocessing.get_context("fork" if fork_is_safe() else "spawn")
         self.heartbeats: Connection
         self.heartbeats, sending = context.Pipe(duplex=False)
-        self.process = context.Process(target=_work, args=(config, sockets, sending, os.getpid()), name="worker")
+        self.process = context.Process(target=_run_worker, args=(config, sockets, sending, os.getpid()), name="worker")
         try:
             with _signals_blocked():
                 self.process.start()
@@ -93,40 +94,43 @@ class Worker:
         finally:
             sending.close()
         self.started_at = time.monotonic()
-        self.heard_at = self.started_at + _START_SECONDS
+        self.last_heartbeat = self.started_at + _START_TIMEOUT
         self.ready = False
         self.outdated = False
-        """To be replaced."""
+        """Whether it is to be replaced."""
         self.stopping = False
 
     @property
     def pid(self) -> int:
+        """Process id."""
         pid: int = self.process.pid
         return pid
 
-    def events(self) -> tuple[Any, Any]:
-        """What becomes readable when it has ended, or told something."""
+    def waitables(self) -> tuple[Any, Any]:
+        """Objects for `multiprocessing.connection.wait`: ready when the process has exited or sent a heartbeat."""
         return self.process.sentinel, self.heartbeats
 
-    def listen(self) -> None:
-        """Take the heartbeats that have come."""
+    def receive_heartbeats(self) -> None:
+        """Read the heartbeats received so far."""
         with contextlib.suppress(EOFError, OSError):
             while self.heartbeats.poll():
                 self.ready = self.heartbeats.recv_bytes() == _READY or self.ready
-                self.heard_at = time.monotonic()
+                self.last_heartbeat = time.monotonic()
 
     def stop(self) -> None:
+        """Send SIGTERM."""
         self.stopping = True
         if self.process.exitcode is None:
             self.process.terminate()
 
-    def forget(self) -> None:
+    def close(self) -> None:
+        """Reap the process and close its pipe."""
         self.process.join()
         self.heartbeats.close()
 
 
 class Supervisor:
-    """Runs workers until a signal comes."""
+    """Runs workers until it receives a signal to stop."""
 
     def __init__(
         self,
@@ -134,15 +138,15 @@ class Supervisor:
         sockets: list[socket.socket],
         *,
         prepare: Callable[[], None] = lambda: None,
-        ended: Callable[[int], None] = lambda pid: None,
+        on_worker_exit: Callable[[int], None] = lambda pid: None,
     ) -> None:
-        """sockets: bound and not listening. prepare: imports what workers share. ended: told the process id of each
-        worker that has ended.
+        """sockets: bound and not listening. prepare: imports the modules that workers share. on_worker_exit: gets the
+        process id of each worker that has exited.
         """
         self._config = config
         self._sockets = sockets
         self._prepare = prepare
-        self._ended = ended
+        self._on_worker_exit = on_worker_exit
         self._count = config.workers
         self._timeout = float(config.timeout_worker_healthcheck)
         self._workers: list[Worker] = []
@@ -151,115 +155,118 @@ class Supervisor:
         self._served = False
         self._signals: list[int] = []
         self._status: int | None = None
-        """The exit status, when this process is to stop."""
-        self._round_ended = time.monotonic()
+        """The exit status, set when this process has to stop."""
+        self._last_poll = time.monotonic()
 
     def run(self) -> int:
-        """Returns the exit status: that of a failed start where the first worker could not start, else 0."""
-        with self._waking() as woken:
+        """Return the exit status: 0, or uvicorn's status of a failed start if the first worker could not start."""
+        with self._signal_wakeup() as woken:
             try:
                 if fork_is_safe():
                     self._prepare()
                     gc.collect()
-                    gc.freeze()  # So that a worker's collector does not write to what it shares with the others.
-                self._obey()
+                    gc.freeze()  # Keeps a worker's garbage collector from writing to shared pages.
+                self._handle_signals()
                 while self._status is None:
                     self._start_missing(time.monotonic())
-                    self._hand_over()
-                    self._round(woken)
+                    self._stop_outdated()
+                    self._poll(woken)
             finally:
-                self._let_go()
+                self._stop_workers()
                 while self._workers:
-                    self._round(woken)
+                    self._poll(woken)
         return self._status
 
-    def _round(self, woken: socket.socket) -> None:
-        """Wait until something happens, half a second at most, and take it over."""
+    def _poll(self, woken: socket.socket) -> None:
+        """Wait for an event for at most half a second, and handle it."""
         until_start = self._not_before - time.monotonic()
-        timeout = min(_ROUND_SECONDS, until_start) if until_start > 0 else _ROUND_SECONDS
-        wait([woken, *(each for worker in self._workers for each in worker.events())], timeout)
+        timeout = min(_POLL_INTERVAL, until_start) if until_start > 0 else _POLL_INTERVAL
+        wait([woken, *(item for worker in self._workers for item in worker.waitables())], timeout)
         _drain(woken)
-        self._excuse()
+        self._extend_deadlines()
         for worker in self._workers:
             was_ready = worker.ready
-            worker.listen()
+            worker.receive_heartbeats()
             if worker.ready and not was_ready:
                 self._served = True
-                _log.info("worker ready", pid=worker.pid, after_seconds=round(worker.heard_at - worker.started_at, 2))
+                _log.info(
+                    "worker ready", pid=worker.pid, after_seconds=round(worker.last_heartbeat - worker.started_at, 2)
+                )
         self._remove_ended()
         self._kill_hung()
-        self._obey()
+        self._handle_signals()
 
-    # Starting, replacing.
+    # Starting and replacing.
 
     def _start_missing(self, now: float) -> None:
-        while now >= self._not_before and self._wanted():
+        while now >= self._not_before and self._worker_missing():
             try:
                 self._workers.append(Worker(self._config, self._sockets))
             except OSError as exc:
-                delay = self._delay.after_end(ready=False, age=0.0)
+                delay = self._delay.next(ready=False, age=0.0)
                 self._not_before = now + delay
-                _log.error("worker not started", reason=exc.strerror or str(exc), retry_after_seconds=delay)
+                _log.error("worker start failed", reason=exc.strerror or str(exc), retry_after_seconds=delay)
 
-    def _wanted(self) -> bool:
+    def _worker_missing(self) -> bool:
+        """Whether one more worker has to be started, and may be started now."""
         starting = sum(not worker.ready for worker in self._workers if not worker.stopping)
         at_once = max(1, (os.cpu_count() or 1) - 1) if self._served else 1
         return sum(not worker.outdated for worker in self._workers) < self._count and starting < at_once
 
-    def _hand_over(self) -> None:
-        """Stop workers that are outdated or too many, as far as enough others are ready."""
+    def _stop_outdated(self) -> None:
+        """Stop outdated workers, as far as enough others are ready."""
         outdated = [worker for worker in self._workers if worker.outdated and not worker.stopping]
         ready = sum(worker.ready for worker in self._workers if not worker.outdated)
         for worker in outdated[: max(0, ready + len(outdated) - self._count)]:
             worker.stop()
 
     def _remove_ended(self) -> None:
-        for worker in [each for each in self._workers if each.process.exitcode is not None]:
+        for worker in [worker for worker in self._workers if worker.process.exitcode is not None]:
             self._workers.remove(worker)
-            worker.forget()
-            self._ended(worker.pid)
+            worker.close()
+            self._on_worker_exit(worker.pid)
             if not worker.stopping:
-                self._unexpected(worker)
+                self._replace(worker)
 
-    def _unexpected(self, worker: Worker) -> None:
-        """A worker that was not stopped has ended."""
+    def _replace(self, worker: Worker) -> None:
+        """Handle the exit of a worker that was not stopped."""
         status: int = worker.process.exitcode
         if status > 0 and not self._served:
-            self._status = STARTUP_FAILURE  # It would fail in the same way again: settings, certificate, schema.
+            self._status = STARTUP_FAILURE  # It would fail again: settings, certificate, schema.
             return
         now = time.monotonic()
         age = now - worker.started_at
-        delay = self._delay.after_end(ready=worker.ready, age=age)
+        delay = self._delay.next(ready=worker.ready, age=age)
         self._not_before = now + delay
         _log.error(
-            "worker ended", pid=worker.pid, exit_status=status, age_seconds=round(age, 1), replaced_after_seconds=delay
+            "worker exited", pid=worker.pid, exit_status=status, age_seconds=round(age, 1), replaced_after_seconds=delay
         )
-        outdated = [each for each in self._workers if each.outdated and not each.stopping]
+        outdated = [other for other in self._workers if other.outdated and not other.stopping]
         if outdated and not worker.ready and not worker.outdated:
-            for each in outdated:
-                each.outdated = False
-            _log.error("workers not replaced", reason="The first of the new workers did not start.")
+            for other in outdated:
+                other.outdated = False
+            _log.error("worker replacement failed", reason="The first of the new workers did not start.")
 
-    def _excuse(self) -> None:
-        """Where this process itself was held up, for instance by a suspended machine, its workers were too."""
+    def _extend_deadlines(self) -> None:
+        """Extend the heartbeat deadlines if this process was suspended, because its workers were then suspended too."""
         now = time.monotonic()
-        late = now - self._round_ended - _HEARTBEAT_SECONDS
+        late = now - self._last_poll - _HEARTBEAT_INTERVAL
         if late > 0:
             for worker in self._workers:
-                worker.heard_at += late
-        self._round_ended = now
+                worker.last_heartbeat += late
+        self._last_poll = now
 
     def _kill_hung(self) -> None:
         now = time.monotonic()
         for worker in self._workers:
-            if (silent := now - worker.heard_at) > self._timeout:
-                _log.error("worker does not respond", pid=worker.pid, seconds=round(silent, 1))
+            if (silent := now - worker.last_heartbeat) > self._timeout:
+                _log.error("worker unresponsive", pid=worker.pid, seconds=round(silent, 1))
                 worker.process.kill()
-                worker.heard_at = now
+                worker.last_heartbeat = now
 
     # Signals.
 
-    def _obey(self) -> None:
+    def _handle_signals(self) -> None:
         while self._signals:
             name = signal.Signals(self._signals.pop(0)).name
             if name in _STOPPING:
@@ -277,14 +284,15 @@ class Supervisor:
                     fresh[-1].stop()
 
     @contextmanager
-    def _waking(self) -> Iterator[socket.socket]:
-        """A socket that can be read from when a signal has come. Restores what was there before."""
+    def _signal_wakeup(self) -> Iterator[socket.socket]:
+        """Install signal handlers and yield a socket that becomes readable on a signal; restore the old handlers."""
         woken, waking = socket.socketpair()
         with woken, waking:
             woken.setblocking(False)
             waking.setblocking(False)
             before = {
-                each: signal.signal(each, lambda number, frame: self._signals.append(number)) for each in _SIGNALS
+                number: signal.signal(number, lambda received, frame: self._signals.append(received))
+                for number in _SIGNALS
             }
             descriptor = signal.set_wakeup_fd(waking.fileno(), warn_on_full_buffer=False)
             try:
@@ -294,11 +302,11 @@ class Supervisor:
                 for number, handler in before.items():
                     signal.signal(number, handler)
 
-    def _let_go(self) -> None:
-        """Stop the workers, and close the listening sockets.
+    def _stop_workers(self) -> None:
+        """Stop the workers and close the listening sockets.
 
-        Each worker closes its own copy when it has drained. The parent's copy would outlive them, and the kernel would
-        accept connections on it that no worker ever answers.
+        Each worker closes its own copy when it has drained. The parent's copy would outlive the workers, and the kernel
+        would accept connections on it that no worker answers.
         """
         for worker in self._workers:
             worker.stop()
@@ -307,7 +315,7 @@ class Supervisor:
 
 
 def fork_is_safe() -> bool:
-    """Whether a child may be forked: locks that another thread holds would stay locked in it for ever."""
+    """Whether a child may be forked: a lock held by another thread would stay locked in the child for ever."""
     if sys.platform != "linux":
         return False
     return threading.active_count() == 1 and len(os.listdir("/proc/self/task")) == 1
@@ -315,7 +323,7 @@ def fork_is_safe() -> bool:
 
 @contextmanager
 def _signals_blocked() -> Iterator[None]:
-    """A signal that comes before a new process has its own handlers waits until then."""
+    """Block signals while a process starts, so that the child receives them after it has installed its handlers."""
     if sys.platform == "win32":
         yield
         return
@@ -339,7 +347,7 @@ _READY: Final = b"1"
 
 
 class _Server(Server):
-    """uvicorn's server, which says when it accepts connections."""
+    """uvicorn's server, which reports when it accepts connections."""
 
     def __init__(self, config: Config, heartbeats: Connection) -> None:
         super().__init__(config)
@@ -347,35 +355,35 @@ class _Server(Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
-        self.beat()
+        self.send_heartbeat()
 
-    def beat(self) -> None:
+    def send_heartbeat(self) -> None:
         with contextlib.suppress(OSError):
             self._heartbeats.send_bytes(_READY if self.started else _STARTING)
 
 
-def _work(config: Config, sockets: list[socket.socket], heartbeats: Connection, parent: int) -> None:
-    _default_signals()
+def _run_worker(config: Config, sockets: list[socket.socket], heartbeats: Connection, parent: int) -> None:
+    _reset_signals()
     config.configure_logging()
     server = _Server(config, heartbeats)
-    threading.Thread(target=_live, args=(server, parent), name="heartbeat", daemon=True).start()
+    threading.Thread(target=_send_heartbeats, args=(server, parent), name="heartbeat", daemon=True).start()
     server.run(sockets)
 
 
-def _live(server: _Server, parent: int) -> None:
-    """Tell once a second that this process lives, and end it when its parent has gone."""
+def _send_heartbeats(server: _Server, parent: int) -> None:
+    """Send a heartbeat once a second, and stop this process when its parent has exited."""
     while sys.platform == "win32" or os.getppid() == parent:
-        server.beat()
-        time.sleep(_HEARTBEAT_SECONDS)
+        server.send_heartbeat()
+        time.sleep(_HEARTBEAT_INTERVAL)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _default_signals() -> None:
-    """Handlers of the parent are not for a worker; uvicorn sets its own when it runs."""
+def _reset_signals() -> None:
+    """Remove the handlers inherited from the parent; uvicorn installs its own."""
     signal.set_wakeup_fd(-1)
-    for each in _SIGNALS:
-        signal.signal(each, signal.SIG_DFL)
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
     if hasattr(signal, "SIGHUP"):
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # It is the parent that replaces workers.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # The parent replaces the workers.
     if sys.platform != "win32":
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)

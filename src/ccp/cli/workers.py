@@ -1,4 +1,4 @@
-"""Serving with one process or with several."""
+"""Runs the server in one process or in several."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ccp.server.metrics import worker_ended
 
 
 def run(app: str, *, preload: Iterable[str] = (), **options: Any) -> None:
-    """Serve until a signal comes.
+    """Serve until a signal stops the process.
 
-    app: "module:function", which makes the application. preload: modules that the workers share beside that one.
-    options: as `uvicorn.run` takes them.
+    app: "module:function" that builds the application. preload: further modules that the workers share. options: as for
+    `uvicorn.run`.
     """
     config = uvicorn.Config(app, **options)
     if config.workers > 1:
@@ -26,7 +26,7 @@ def run(app: str, *, preload: Iterable[str] = (), **options: Any) -> None:
             for name in (app.partition(":")[0], *preload):
                 import_module(name)
 
-        if status := Supervisor(config, [config.bind_socket()], prepare=prepare, ended=worker_ended).run():
-            sys.exit(status)  # Otherwise a service manager takes it for a regular end.
+        if status := Supervisor(config, [config.bind_socket()], prepare=prepare, on_worker_exit=worker_ended).run():
+            sys.exit(status)  # Otherwise a service manager would regard it as a regular exit.
     else:
         uvicorn.run(app, **options)
