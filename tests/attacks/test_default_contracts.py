@@ -16,8 +16,8 @@ from ccp.server.storage.queries import contracts
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
 from tests.server.events.receiver import Receiver, receiving
-from tests.server.external.neighbours.fakes import DROP, Reply, json_answer, neighbour
-from tests.server.external.neighbours.test_provisioning_certificate_pool import body as chain_body
+from tests.server.external.scripted_server import DROP, Reply, json_answer, scripted_server
+from tests.server.external.test_provisioning_pool import body as chain_body
 from tests.server.http.api.answers import sentences
 from tests.world import AT, Contract, Pool, new_emaid, start
 
@@ -213,7 +213,7 @@ def test_one_provider_keeps_four_contracts_for_one_vehicle(pool: Pool) -> None:
 
 
 def test_with_a_provisioning_pool_only_known_vehicles_get_contracts(pkis: dict[str, PKI]) -> None:
-    with neighbour() as pcp, start(pkis, pcp_url=pcp.url) as pool:
+    with scripted_server() as pcp, start(pkis, pcp_url=pcp.url) as pool:
         known, unknown = pool.car(), pool.car()
         pcp.answers[f"/provisioningcertificates/{known.pcid}"] = json_answer(chain_body(known.provisioning))
         pool.publish(known)
@@ -229,7 +229,7 @@ def test_with_a_provisioning_pool_only_known_vehicles_get_contracts(pkis: dict[s
             ]
             assert int(answer.headers["Retry-After"]) > 0
         assert pool.sql("select pcid from contract") == [(str(known.pcid),)]
-    with neighbour() as pcp, start(pkis, pcp_url=pcp.url, require_known_vehicle=False) as pool:
+    with scripted_server() as pcp, start(pkis, pcp_url=pcp.url, require_known_vehicle=False) as pool:
         pcp.answers["*"] = Reply(404)
         pool.publish(pool.car())
 

@@ -8,8 +8,8 @@ import pytest
 
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
-from tests.server.external.neighbours.fakes import DROP, Reply, json_answer, neighbour
-from tests.server.external.neighbours.test_provisioning_certificate_pool import body as chain_body
+from tests.server.external.scripted_server import DROP, Reply, json_answer, scripted_server
+from tests.server.external.test_provisioning_pool import body as chain_body
 from tests.server.http.api.answers import sentences
 from tests.world import Contract, Pool, new_emaid, start
 
@@ -92,7 +92,7 @@ def test_a_dry_run_says_whether_the_contract_is_new_or_there_already(pool: Pool)
 
 
 def test_a_dry_run_tells_of_a_vehicle_that_is_not_known(pkis: dict[str, PKI]) -> None:
-    with neighbour() as pcp, start(pkis, pcp_url=pcp.url) as pool:
+    with scripted_server() as pcp, start(pkis, pcp_url=pcp.url) as pool:
         known, unknown = pool.car(), pool.car()
         pcp.answers[f"/provisioningcertificates/{known.pcid}"] = json_answer(chain_body(known.provisioning))
         contract = pool.contract(known)
@@ -107,7 +107,7 @@ def test_a_dry_run_tells_of_a_vehicle_that_is_not_known(pkis: dict[str, PKI]) ->
         told = checks(pool, stranger)
         assert {told[name]["reason"] for name in (KNOWN, CONTRACTS)} == {UNSIGNED}
         assert len(pcp.calls) == asked
-    with neighbour() as pcp, start(pkis, pcp_url=pcp.url, require_known_vehicle=False) as pool:
+    with scripted_server() as pcp, start(pkis, pcp_url=pcp.url, require_known_vehicle=False) as pool:
         pcp.answers["*"] = Reply(404)
         contract = pool.contract(pool.car())
         assert KNOWN not in checks(pool, contract)

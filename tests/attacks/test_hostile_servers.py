@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from ccp.client import AsyncClient, MalformedAnswerError, NoAnswerError
-from ccp.server.external.outbound import Outbound, OutboundError
+from ccp.server.external.outbound import OutboundClient, OutboundError
 from ccp.server.runtime.loop_budget import LoopBudget
 from ccp.server.storage.queries import events
 from ccp.testing.partners import Car
@@ -36,7 +36,7 @@ ENDLESS = {
     "headers": "sends more header",
     "header": "sends more header bytes than are accepted",
     "folded": "sends more header bytes than are accepted",
-    "body": "sent more than 131072 octets",
+    "body": "sent more than 131072 bytes",
     "drip": "did not answer within 1 s",
 }
 """What is said of each; "bytes" depends on how they arrive."""
@@ -58,12 +58,12 @@ async def _longest_turn(stop: asyncio.Event) -> float:
     return longest
 
 
-def during(calls: Callable[[Outbound], list[asyncio.Task[str]]]) -> tuple[list[str], float]:
+def during(calls: Callable[[OutboundClient], list[asyncio.Task[str]]]) -> tuple[list[str], float]:
     """What calls end with, and the longest turn of the event loop meanwhile."""
 
     async def whole() -> tuple[list[str], float]:
         async with asyncio.timeout(30):
-            outbound = Outbound()
+            outbound = OutboundClient()
             # What is imported and loaded once is not what is measured.
             await asyncio.gather(*calls(outbound))
             stop = asyncio.Event()
@@ -81,10 +81,16 @@ def during(calls: Callable[[Outbound], list[asyncio.Task[str]]]) -> tuple[list[s
 def test_no_answer_holds_the_event_loop(hostile: str, kind: str, cut: bool) -> None:
     """Eight at a time. Before, a turn took 100 ms for interim answers and 300 ms for chunks of one byte."""
 
-    async def call(outbound: Outbound) -> str:
+    async def call(outbound: OutboundClient) -> str:
         try:
             answer = await outbound.request(
-                "POST", f"{hostile}/{kind}", guarded=False, content=b"x", seconds=1, octets=131_072, cut=cut
+                "POST",
+                f"{hostile}/{kind}",
+                block_private=False,
+                content=b"x",
+                timeout=1,
+                max_bytes=131_072,
+                truncate=cut,
             )
         except OutboundError as exc:
             return str(exc)
@@ -100,7 +106,7 @@ def test_no_answer_holds_the_event_loop(hostile: str, kind: str, cut: bool) -> N
 @pytest.mark.parametrize("kind", ["interim", "chunks", "headers", "trailers", "drip"])
 def test_a_peer_is_read_within_the_same_limits(hostile: str, kind: str) -> None:
     async def test() -> float:
-        outbound = Outbound()
+        outbound = OutboundClient()
         client = AsyncClient(f"{hostile}/{kind}", token="x", network_backend=outbound.configured_backend)
         stop = asyncio.Event()
         watching = asyncio.create_task(_longest_turn(stop))
@@ -168,12 +174,12 @@ def test_a_server_cannot_demand_costly_key_exchange(
         monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
 
         async def test() -> float:
-            outbound = Outbound(LOOPBACK)
+            outbound = OutboundClient(LOOPBACK)
             stop = asyncio.Event()
             watching = asyncio.create_task(_longest_turn(stop))
             said = "200"
             try:
-                assert (await outbound.request("GET", url, guarded=True)).status == 200
+                assert (await outbound.request("GET", url, block_private=True)).status == 200
             except OutboundError as exc:
                 said = str(exc)
             stop.set()
@@ -211,9 +217,11 @@ def test_ordinary_answers_of_every_framing_are_read(hostile: str) -> None:
 
         async with await asyncio.start_server(serve, "127.0.0.1", 0) as listening:
             port = listening.sockets[0].getsockname()[1]
-            outbound = Outbound()
+            outbound = OutboundClient()
             for name in heads:
-                answer = await outbound.request("GET", f"http://127.0.0.1:{port}/{name}", guarded=False, seconds=20)
+                answer = await outbound.request(
+                    "GET", f"http://127.0.0.1:{port}/{name}", block_private=False, timeout=20
+                )
                 assert (name, answer.status, answer.body == body) == (name, 200, True)
             await outbound.close()
 
@@ -234,9 +242,9 @@ def test_an_answer_to_nothing_is_not_taken_for_that_of_the_next_request() -> Non
 
         async with await asyncio.start_server(serve, "127.0.0.1", 0) as listening:
             url = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}/"
-            outbound = Outbound()
+            outbound = OutboundClient()
             for _ in range(3):
-                assert (await outbound.request("GET", url, guarded=False, seconds=2)).body == b"one"
+                assert (await outbound.request("GET", url, block_private=False, timeout=2)).body == b"one"
             await outbound.close()
 
     asyncio.run(test())

@@ -12,7 +12,7 @@ from structlog.testing import CapturingLogger
 
 from ccp.server.external import outbound as module
 from ccp.server.external import resolver
-from ccp.server.external.outbound import Outbound, OutboundError
+from ccp.server.external.outbound import OutboundClient, OutboundError
 from ccp.testing.pki import Addresses, build_pki
 from tests.server.events.told import call
 from tests.server.http.api.answers import sentences
@@ -97,10 +97,10 @@ def test_the_log_has_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_log", log)
 
     async def test() -> None:
-        outbound = Outbound()
+        outbound = OutboundClient()
         for host in ("127.0.0.1", "hooks.example"):
             with pytest.raises(OutboundError) as caught:
-                await outbound.request("GET", f"http://{host}/", guarded=True, owner="emsp")
+                await outbound.request("GET", f"http://{host}/", block_private=True, owner="emsp")
             assert str(caught.value) == f"{host} cannot be reached."
         await outbound.close()
 

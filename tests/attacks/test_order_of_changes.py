@@ -19,8 +19,8 @@ import pytest
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
 from tests.attacks.test_provisioning_events import SECRET, tell
-from tests.server.external.neighbours.fakes import Call, Fake, Reply, json_answer, neighbour
-from tests.server.external.neighbours.test_provisioning_certificate_pool import body as chain_body
+from tests.server.external.scripted_server import Call, Fake, Reply, json_answer, scripted_server
+from tests.server.external.test_provisioning_pool import body as chain_body
 from tests.server.http.api.answers import sentences
 from tests.world import Contract, Pool, new_emaid, start
 
@@ -32,7 +32,7 @@ CHANGED = (
 
 @pytest.fixture(scope="module")
 def pcp() -> Iterator[Fake]:
-    with neighbour() as fake:
+    with scripted_server() as fake:
         yield fake
 
 

@@ -150,14 +150,14 @@ def test_circuits_of_callers_are_apart_and_bounded(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(peer_limits, "_MAX_CIRCUITS", 10)
     circuits = Circuits(lambda: 0.0)
     for _ in range(3):
-        circuits.failed("a")
+        circuits.record_failure("a")
     with pytest.raises(Unavailable):
         circuits.check("a", "peer")
     circuits.check("b", "peer")
     for number in range(100):
-        circuits.failed(str(number))
+        circuits.record_failure(str(number))
     assert len(circuits._failing) == 10
-    circuits.succeeded("99")
+    circuits.record_success("99")
     assert len(circuits._failing) == 9
 
 

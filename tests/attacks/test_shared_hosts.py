@@ -12,7 +12,7 @@ import pytest
 from cryptography.x509 import ocsp
 
 from ccp.server.external import resolver
-from ccp.server.external.outbound import Outbound, OutboundError
+from ccp.server.external.outbound import OutboundClient, OutboundError
 from ccp.server.trust.revocation_fetcher import RevocationFetcher
 from ccp.testing.pki import PKI, Addresses, build_pki
 from ccp.x509.certificates import Certificate
@@ -135,7 +135,7 @@ def test_what_never_reached_a_host_is_not_held_against_it(server: Server, names:
     """A name that does not resolve, and an address that may not be called: said each time, and nothing counted."""
 
     async def test() -> None:
-        outbound = Outbound()
+        outbound = OutboundClient()
         fetcher = RevocationFetcher(outbound)
         try:
             for _ in range(5):

@@ -26,7 +26,7 @@ from ccp.server.storage.queries import parties, signing_keys
 from ccp.server.storage.queries.parties import disable, find, lock, update
 from ccp.testing.pki import PKI
 from tests.server.access.tokens.issuer import fake_issuer, key
-from tests.server.external.neighbours.fakes import Reply, neighbour
+from tests.server.external.scripted_server import Reply, scripted_server
 from tests.server.http.api.answers import sentences
 from tests.server.http.guards.raw import Answer, connected
 from tests.world import AT, Pool, new_emaid, party, post_body, start
@@ -362,7 +362,7 @@ def test_a_key_that_was_revoked_meanwhile_is_found_when_the_change_is_made(pool:
 
 
 def test_nothing_is_revoked_at_the_pki_for_a_party_that_was_disabled_meanwhile(pkis: dict[str, PKI]) -> None:
-    with neighbour() as fake:
+    with scripted_server() as fake:
         options: dict[str, Any] = {
             "pki_url": fake.url + "/opnc/v1/pki",
             "pki_token": "a token of the tests",

@@ -24,8 +24,8 @@ from ccp.server.trust.anchors import trusted
 from ccp.testing.pki import PKI, SUB_CA2, Addresses, build_certificate, build_pki
 from ccp.x509.certificates import Certificate
 from ccp.x509.path_validation import Role
-from tests.server.external.neighbours.fakes import Fake, neighbour
-from tests.server.external.neighbours.fakes import Reply as Answer
+from tests.server.external.scripted_server import Fake, scripted_server
+from tests.server.external.scripted_server import Reply as Answer
 from tests.server.trust.revocation.made import crl, serve_crl
 from tests.server.trust.revocation.servers import Reply, Server, http_server
 from tests.world import AT, Pool, new_emaid, start
@@ -200,7 +200,7 @@ def test_sha256_requests_go_by_the_issuer_too(server: Server) -> None:
 
 @pytest.fixture
 def pki_service() -> Iterator[Fake]:
-    with neighbour() as fake:
+    with scripted_server() as fake:
         fake.answers["/pki/revokeCertificate"] = Answer(200)
         yield fake
 

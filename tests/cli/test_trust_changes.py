@@ -16,7 +16,7 @@ from ccp.server.trust.anchors import from_directory
 from ccp.testing.pki import PKI
 from ccp.x509.certificates import Certificate
 from ccp.x509.path_validation import Role
-from tests.server.external.neighbours.fakes import Call, Fake, Reply, json_answer, neighbour
+from tests.server.external.scripted_server import Call, Fake, Reply, json_answer, scripted_server
 from tests.server.trust.anchors.files import damaged, root, rsa_root, signed_by_another
 from tests.world import AT, b64
 
@@ -199,7 +199,7 @@ def test_one_role_is_exported_to_standard_output_as_one_pem(run: Run, tmp_path: 
 
 @pytest.fixture
 def rcp() -> Iterator[Fake]:
-    with neighbour() as fake:
+    with scripted_server() as fake:
         yield fake
 
 

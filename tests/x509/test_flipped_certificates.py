@@ -20,7 +20,8 @@ from ccp.errors import CCPError, ChainError, NotAuthenticated
 from ccp.exi.iso2 import X509IssuerSerial
 from ccp.ids import PCID
 from ccp.schemas.common import encode_base64
-from ccp.server.external.neighbours import RootCertificatePool, _provisioning_chain, key_fingerprint
+from ccp.server.external.provisioning_pool import _parse_chain, key_fingerprint
+from ccp.server.external.root_pool import RootCertificatePool
 from ccp.server.http.client_certificate import SCOPE_KEY, ClientCertificates
 from ccp.server.trust.anchors import _usable, is_self_issued, trusted
 from ccp.testing.pki import CONTRACT, PKI, build_pki
@@ -163,7 +164,7 @@ def test_a_flipped_answer_of_a_provisioning_certificate_pool_is_an_error_of_ours
             {"certificate": flipped(encode_base64(whole).encode(), bit // 8 * 8).decode("latin-1")},
         ):
             with contextlib.suppress(CCPError):
-                _provisioning_chain({"provisioningCertificateChain": sent}, pcid)
+                _parse_chain({"provisioningCertificateChain": sent}, pcid)
 
 
 def test_a_flipped_list_of_a_root_pool_is_an_error_of_ours_or_a_certificate() -> None:
@@ -172,7 +173,7 @@ def test_a_flipped_list_of_a_root_pool_is_an_error_of_ours_or_a_certificate() ->
     entries = [
         {"caCertificate": encode_base64(flipped(root, bit)), "rootType": "V2G"} for bit in range(0, 8 * len(root), step)
     ]
-    found = RootCertificatePool._listed(SimpleNamespace(url="x"), {Role.V2G: entries})  # type: ignore[arg-type]
+    found = RootCertificatePool._parse(SimpleNamespace(url="x"), {Role.V2G: entries})  # type: ignore[arg-type]
     usable, unusable = _usable(found, AT)
     assert usable == []
     assert len(unusable) > 0

@@ -14,8 +14,8 @@ from ccp.errors import ChainError, ConfigurationError
 from ccp.ids import Fingerprint
 from ccp.server import settings
 from ccp.server.audit.trail import command_actor
-from ccp.server.external.neighbours import Neighbours
-from ccp.server.external.outbound import Outbound
+from ccp.server.external.outbound import OutboundClient
+from ccp.server.external.services import ExternalServices
 from ccp.server.storage import Store
 from ccp.server.storage.engine.query import Steps
 from ccp.server.storage.queries import anchors
@@ -155,9 +155,9 @@ def sync(
         raise ConfigurationError("There is no Root Certificate Pool: rcp_url is not set.")
 
     async def run(store: Store) -> Synchronised:
-        outbound = Outbound(effective.egress_allow_networks)
+        outbound = OutboundClient(effective.egress_allow_networks)
         try:
-            rcp = Neighbours.of(effective, outbound).roots
+            rcp = ExternalServices.from_settings(effective, outbound).root_pool
             assert rcp is not None, "rcp_url is set"
             return await trust.synchronise(store, rcp, datetime.now(UTC), prune=prune, actor=command_actor())
         finally:

@@ -40,8 +40,8 @@ from ccp.server.audit.trail import Refusals
 from ccp.server.domain.authorization import Operation
 from ccp.server.events import Dispatcher, HandedOut, Subscribers
 from ccp.server.events.webhooks import Webhooks
-from ccp.server.external.neighbours import Neighbours
-from ccp.server.external.outbound import Outbound
+from ccp.server.external.outbound import OutboundClient
+from ccp.server.external.services import ExternalServices
 from ccp.server.http import errors, openapi_security, query_parameters
 from ccp.server.http.client_certificate import ClientCertificates
 from ccp.server.http.connection_limits import Connections
@@ -167,8 +167,8 @@ class Assembly:
     store: Store
     trust: Trust
     budget: LoopBudget
-    outbound: Outbound
-    neighbours: Neighbours
+    outbound: OutboundClient
+    external: ExternalServices
     revocation: RevocationService
     peers: PoolPeers
     subscribers: Subscribers
@@ -204,12 +204,12 @@ def assemble(
     trust = Trust(store)
     budget = LoopBudget()
     loop_lag = LoopLag(numbers.loop_lagged)
-    outbound = Outbound(config.egress_allow_networks, budget=budget)
-    neighbours = Neighbours.of(config, outbound)
+    outbound = OutboundClient(config.egress_allow_networks, budget=budget)
+    external = ExternalServices.from_settings(config, outbound)
     guard = ClockGuard(clock, store.time)
     revocation = RevocationService(store, outbound, config, clock, background=background, checked_now=guard.checked)
-    if neighbours.pki is not None:
-        revocation.issuers.add("operator_cas", neighbours.pki.operator_cas)
+    if external.pki_service is not None:
+        revocation.issuers.add("operator_cas", external.pki_service.operator_cas)
     peers = PoolPeers(
         store,
         lambda: trust.anchors,
@@ -222,9 +222,9 @@ def assemble(
     )
     subscribers = Subscribers(store)
     handed_out = HandedOut(store, subscribers)
-    pool = Pool(store, trust, revocation, peers, neighbours, config, handed_out, clock=clock, metrics=numbers)
+    pool = Pool(store, trust, revocation, peers, external, config, handed_out, clock=clock, metrics=numbers)
     return Assembly(
-        store, trust, budget, outbound, neighbours, revocation, peers, subscribers, handed_out, pool, background, guard,
+        store, trust, budget, outbound, external, revocation, peers, subscribers, handed_out, pool, background, guard,
         loop_lag,
     )  # fmt: skip
 
@@ -279,7 +279,7 @@ def create(config: Settings | None = None) -> FastAPI:
     logging.configure(config)
     numbers = Metrics()
     built = assemble(config, clock, numbers, REQUESTS)
-    store, trust, neighbours, pool = built.store, built.trust, built.neighbours, built.pool
+    store, trust, external, pool = built.store, built.trust, built.external, built.pool
     background, guard = built.background, built.guard
     others = Issuers(config.issuers, built.outbound, audience=config.public_url, changed=lambda: authority.forget())
     authority = Authority(store, issuer=config.public_url, lifetime=config.token_lifetime, others=others)
@@ -335,8 +335,8 @@ def create(config: Settings | None = None) -> FastAPI:
         background.add(authority.rotating_keys(config.token_key_lifetime, guard.checked))
         for issuer in others:
             background.add(issuer.refreshing())
-        if neighbours.roots is not None:
-            background.add(anchors.synchronising(store, neighbours.roots, config.rcp_interval, clock))
+        if external.root_pool is not None:
+            background.add(anchors.synchronising(store, external.root_pool, config.rcp_interval, clock))
         if config.purge_interval:
             background.add(cleansing(pool, config.purge_interval, guard.checked))
         if config.event_dispatch:

@@ -6,14 +6,14 @@ import json
 from datetime import timedelta
 from pathlib import Path
 
-from ccp.server.external.neighbours import key_fingerprint
+from ccp.server.external.provisioning_pool import key_fingerprint
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI, Addresses, build_pki, sign_crl
 from ccp.x509.certificates import Certificate
 from tests.server.bulk.fleet import body, database, jsonl, new_emaid, new_pcid
 from tests.server.bulk.test_import import counts, imported, reports
-from tests.server.external.neighbours.fakes import Reply, neighbour
-from tests.server.external.neighbours.test_wired import knows
+from tests.server.external.scripted_server import Reply, scripted_server
+from tests.server.external.test_services import knows
 from tests.server.storage.made import sql
 from tests.server.trust.revocation.servers import http_server
 from tests.world import AT, read
@@ -50,7 +50,7 @@ def test_evidence_is_fetched_once_for_each_issuer_and_a_revoked_contract_is_refu
 
 
 def test_the_key_of_each_vehicle_is_asked_for_and_kept_as_put_does(tmp_path: Path, pkis: dict[str, PKI]) -> None:
-    with neighbour() as pcp:
+    with scripted_server() as pcp:
         pki = pkis["iso2"]
         known, unknown = new_pcid(), new_pcid()
         car = Car.build(pki, known, AT)

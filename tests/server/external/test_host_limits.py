@@ -23,7 +23,7 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 async def fail(throttle: HostThrottle, key: HostKey, times: int) -> None:
     for _ in range(times):
-        (await throttle.acquire(key)).failure()
+        (await throttle.acquire(key)).record_failure()
 
 
 def test_three_failures_open_the_circuit_of_this_scheme_host_port_and_issuer_alone() -> None:
@@ -37,7 +37,7 @@ def test_three_failures_open_the_circuit_of_this_scheme_host_port_and_issuer_alo
             HOST._replace(issuer="another"), HOST._replace(scheme="https"), HOST._replace(port=8080),
             HOST._replace(host="crl.example"),
         ):  # fmt: skip
-            (await throttle.acquire(other)).success()
+            (await throttle.acquire(other)).record_success()
 
     run(test)
 
@@ -46,7 +46,7 @@ def test_requests_under_way_when_the_circuit_opens_do_not_lengthen_its_pause() -
     async def test() -> None:
         throttle = HostThrottle()
         permits = [await throttle.acquire(HOST) for _ in range(10)]
-        assert [permit.failure() for permit in permits] == [None, None, *[30] * 8]
+        assert [permit.record_failure() for permit in permits] == [None, None, *[30] * 8]
 
     run(test)
 
@@ -56,8 +56,8 @@ def test_what_never_reached_the_host_counts_for_nothing() -> None:
         throttle = HostThrottle()
         await fail(throttle, HOST, 2)
         for _ in range(10):
-            (await throttle.acquire(HOST)).unused()
-        (await throttle.acquire(HOST)).success()
+            (await throttle.acquire(HOST)).release()
+        (await throttle.acquire(HOST)).record_success()
         await fail(throttle, HOST, 2)
         await throttle.acquire(HOST)
 
@@ -129,7 +129,7 @@ def test_hosts_that_were_not_called_for_a_long_time_are_forgotten(monkeypatch: p
         for number in range(100):
             await throttle.acquire(HOST._replace(port=number))
         assert len(throttle) == 100
-        monkeypatch.setattr("ccp.server.external.host_limits._FORGOTTEN_AFTER", 0.0)
+        monkeypatch.setattr("ccp.server.external.host_limits._MAX_IDLE", 0.0)
         for number in range(100, 140):
             await throttle.acquire(HOST._replace(port=number))
         assert len(throttle) <= 4

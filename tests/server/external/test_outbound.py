@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ccp.server.external import resolver
-from ccp.server.external.outbound import Answer, Outbound, OutboundError
+from ccp.server.external.outbound import HttpResponse, OutboundClient, OutboundError
 from ccp.server.external.public_addresses import may_connect
 from tests.server.trust.revocation.servers import Reply, Server, http_server
 
@@ -24,12 +24,14 @@ def server() -> Iterator[Server]:
         yield running
 
 
-def ask(url: str, *, allow: tuple[str, ...] = (), guarded: bool = True, method: str = "GET", **options: Any) -> Answer:
-    async def whole() -> Answer:
-        outbound = Outbound(allow)
+def ask(
+    url: str, *, allow: tuple[str, ...] = (), block_private: bool = True, method: str = "GET", **options: Any
+) -> HttpResponse:
+    async def whole() -> HttpResponse:
+        outbound = OutboundClient(allow)
         try:
             async with asyncio.timeout(10):
-                return await outbound.request(method, url, guarded=guarded, **options)
+                return await outbound.request(method, url, block_private=block_private, **options)
         finally:
             await outbound.close()
 
@@ -37,7 +39,7 @@ def ask(url: str, *, allow: tuple[str, ...] = (), guarded: bool = True, method: 
 
 
 def test_a_configured_address_may_be_private_and_a_guarded_one_only_if_allowed(server: Server) -> None:
-    assert ask(server.url + "/", guarded=False).body == b"hello"
+    assert ask(server.url + "/", block_private=False).body == b"hello"
     assert ask(server.url + "/", allow=("127.0.0.0/8",)).body == b"hello"
     before = len(server.seen)
     for allow in ((), ("10.0.0.0/8",)):
@@ -48,7 +50,7 @@ def test_a_configured_address_may_be_private_and_a_guarded_one_only_if_allowed(s
 
 def test_a_request_arrives_as_it_was_meant(server: Server) -> None:
     server.says("/echo", Reply(b"x", 418, {"ETag": "1"}))
-    answer = ask(server.url + "/echo", guarded=False, method="POST", content=b"body", headers={"X-One": "1"})
+    answer = ask(server.url + "/echo", block_private=False, method="POST", content=b"body", headers={"X-One": "1"})
     assert (answer.status, answer.headers["etag"], answer.body) == (418, "1", b"x")
     seen = server.seen[-1]
     assert (seen.method, seen.body, seen.headers["x-one"]) == ("POST", b"body", "1")
@@ -68,8 +70,8 @@ def test_one_host_header_is_sent() -> None:
 
         async with await asyncio.start_server(serve, "127.0.0.1", 0) as listening:
             port = listening.sockets[0].getsockname()[1]
-            outbound = Outbound()
-            await outbound.request("GET", f"http://127.0.0.1:{port}/", guarded=False)
+            outbound = OutboundClient()
+            await outbound.request("GET", f"http://127.0.0.1:{port}/", block_private=False)
             await outbound.close()
         return received[0]
 
@@ -99,9 +101,9 @@ def test_one_host_header_is_sent() -> None:
     ],
 )
 def test_what_is_no_address_is_refused_with_the_one_error(url: str) -> None:
-    for guarded in (True, False):
+    for block_private in (True, False):
         with pytest.raises(OutboundError):
-            ask(url, guarded=guarded)
+            ask(url, block_private=block_private)
 
 
 @pytest.mark.parametrize(
@@ -148,13 +150,13 @@ def test_the_address_is_judged_when_connecting_and_not_before(server: Server, mo
     server.says("/close", Reply(b"x", headers={"Connection": "close"}))
 
     async def whole() -> None:
-        outbound = Outbound(("127.0.0.0/8",))
+        outbound = OutboundClient(("127.0.0.0/8",))
         monkeypatch.setattr(resolver, "system_lookup", lambda host: [next(answers)])
         try:
             url = f"http://rebinding.example:{port}/close"
-            assert (await outbound.request("GET", url, guarded=True)).body == b"x"
+            assert (await outbound.request("GET", url, block_private=True)).body == b"x"
             with pytest.raises(OutboundError, match="cannot be reached"):
-                await outbound.request("GET", url, guarded=True)
+                await outbound.request("GET", url, block_private=True)
         finally:
             await outbound.close()
 
@@ -164,17 +166,17 @@ def test_the_address_is_judged_when_connecting_and_not_before(server: Server, mo
 def test_a_redirect_is_an_answer(server: Server) -> None:
     server.says("/away", Reply(status=302, headers={"Location": server.url + "/"}))
     before = server.count("/")
-    assert ask(server.url + "/away", guarded=False).status == 302
+    assert ask(server.url + "/away", block_private=False).status == 302
     assert server.count("/") == before
 
 
 def test_a_body_is_read_up_to_the_cap(server: Server) -> None:
     server.says("/big", bytes(1000))
     server.says("/endless", Reply(endless=True))
-    assert len(ask(server.url + "/big", guarded=False, octets=1000).body) == 1000
-    for path, octets in (("/big", 999), ("/endless", 1_000_000)):
-        with pytest.raises(OutboundError, match=f"more than {octets} octets"):
-            ask(server.url + path, guarded=False, octets=octets)
+    assert len(ask(server.url + "/big", block_private=False, max_bytes=1000).body) == 1000
+    for path, max_bytes in (("/big", 999), ("/endless", 1_000_000)):
+        with pytest.raises(OutboundError, match=f"more than {max_bytes} bytes"):
+            ask(server.url + path, block_private=False, max_bytes=max_bytes)
 
 
 @pytest.mark.parametrize("reply", [Reply(b"x" * 1000, drip=0.05), Reply(delay=5)], ids=["drip", "hanging"])
@@ -182,7 +184,7 @@ def test_the_deadline_is_for_the_whole_exchange(server: Server, reply: Reply) ->
     server.says("/slow", reply)
     began = time.monotonic()
     with pytest.raises(OutboundError, match=r"did not answer within 0\.4 s"):
-        ask(server.url + "/slow", guarded=False, seconds=0.4)
+        ask(server.url + "/slow", block_private=False, timeout=0.4)
     assert time.monotonic() - began < 1.5
 
 
@@ -190,7 +192,7 @@ def test_nobody_there_and_no_http_are_told_alike() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         with pytest.raises(OutboundError, match="cannot be reached"):
-            ask(f"http://127.0.0.1:{closed.getsockname()[1]}/", guarded=False)
+            ask(f"http://127.0.0.1:{closed.getsockname()[1]}/", block_private=False)
 
     async def whole() -> None:
         async def babble(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -199,10 +201,10 @@ def test_nobody_there_and_no_http_are_told_alike() -> None:
 
         async with await asyncio.start_server(babble, "127.0.0.1", 0) as listening:
             port = listening.sockets[0].getsockname()[1]
-            outbound = Outbound()
+            outbound = OutboundClient()
             try:
                 with pytest.raises(OutboundError, match="cannot be reached"):
-                    await outbound.request("GET", f"http://127.0.0.1:{port}/", guarded=False)
+                    await outbound.request("GET", f"http://127.0.0.1:{port}/", block_private=False)
             finally:
                 await outbound.close()
 

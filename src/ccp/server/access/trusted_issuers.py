@@ -37,7 +37,7 @@ from ccp.server.access.jose import (
     verify,
 )
 from ccp.server.domain.parties import Party, PartyRole
-from ccp.server.external.outbound import Outbound
+from ccp.server.external.outbound import OutboundClient
 from ccp.server.runtime.background import PeriodicTask
 from ccp.server.runtime.blocking_calls import BlockingCalls
 from ccp.server.settings import IssuerSettings
@@ -65,7 +65,12 @@ class Issuer:
     """One of them. `changed` is called when its keys are others than before."""
 
     def __init__(
-        self, entry: IssuerSettings, outbound: Outbound, *, audience: str, changed: Callable[[], None] = lambda: None
+        self,
+        entry: IssuerSettings,
+        outbound: OutboundClient,
+        *,
+        audience: str,
+        changed: Callable[[], None] = lambda: None,
     ) -> None:
         """audience: ours, where the settings name none for it. Raises ConfigurationError for a file without keys."""
         self._entry = entry
@@ -171,10 +176,10 @@ class Issuer:
         answer = await self._outbound.request(
             "GET",
             self._entry.jwks_url,
-            guarded=False,  # The operator's own words, like every address of the settings.
+            block_private=False,  # The operator's own words, like every address of the settings.
             headers={"Accept": "application/jwk-set+json, application/json"},
-            seconds=_SECONDS,
-            octets=_OCTETS,
+            timeout=_SECONDS,
+            max_bytes=_OCTETS,
         )
         if answer.status != 200:
             raise ValueError(f"status {answer.status}")
@@ -201,7 +206,7 @@ class Issuers:
     def __init__(
         self,
         entries: Iterable[IssuerSettings],
-        outbound: Outbound,
+        outbound: OutboundClient,
         *,
         audience: str,
         changed: Callable[[], None] = lambda: None,

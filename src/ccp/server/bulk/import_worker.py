@@ -32,8 +32,8 @@ from ccp.server import logging
 from ccp.server.app import Follower, Refresher, now
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.domain.parties import Caller
-from ccp.server.external.neighbours import Neighbours
-from ccp.server.external.outbound import Outbound
+from ccp.server.external.outbound import OutboundClient
+from ccp.server.external.services import ExternalServices
 from ccp.server.http.errors import sentences_of
 from ccp.server.pool.peers import NoPeers
 from ccp.server.pool.service import Pool
@@ -217,10 +217,10 @@ async def _work(end: socket.socket, order: Order) -> None:
     channel = await Channel.over(end)
     store = connect(config.database, limits=COMMANDS)
     trust = Trust(store)
-    outbound = Outbound(config.egress_allow_networks)
+    outbound = OutboundClient(config.egress_allow_networks)
     revocation = _FetchedElsewhere(store, outbound, config, now)
     revocation.over(channel)
-    pool = Pool(store, trust, revocation, NoPeers(), Neighbours.of(config, outbound), config)
+    pool = Pool(store, trust, revocation, NoPeers(), ExternalServices.from_settings(config, outbound), config)
 
     async def refresh_anchors() -> None:
         await trust.refresh()

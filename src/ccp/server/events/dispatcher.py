@@ -23,8 +23,8 @@ from ccp.server.domain.subscriptions import EventKind, Webhook
 from ccp.server.events.message import body_of, headers_of
 from ccp.server.events.subscribers import Subscribers
 from ccp.server.events.turn_taking import TurnTaking
-from ccp.server.external.circuit_breaker import FIRST_REST, LONGEST_REST, Breaker
-from ccp.server.external.outbound import Outbound, OutboundError, host_of
+from ccp.server.external.circuit_breaker import MAX_RESET_TIMEOUT, RESET_TIMEOUT, CircuitBreaker
+from ccp.server.external.outbound import OutboundClient, OutboundError, host_of
 from ccp.server.metrics import Metrics
 from ccp.server.runtime.background import BackgroundTasks, PeriodicTask, Supervised
 from ccp.server.runtime.clock import TOLERANCE, ClockGuard
@@ -45,7 +45,7 @@ _LOOK_AT_ALL_SECONDS: Final = 10.0  # Where so much is due that `due_deliveries.
 _IDLE_SECONDS: Final = 60.0  # After which a line ends for which nothing was due.
 _LONGEST_DELAY: Final = 10.0  # Of the next claim for a webhook, after claims that found nothing.
 _GROUP: Final = 100  # Events that leave the outbox in one transaction.
-_OCTETS: Final = 16_384  # Of an answer, of which the status alone is of interest; read so that the line can be kept.
+_MAX_RESPONSE_BYTES: Final = 16_384  # Only the status matters; the body is read so that the connection can be reused.
 
 _REJECTED: Final = (400, 409)
 _SENT: Final = {
@@ -65,7 +65,7 @@ class _Line:
     """
 
     webhook_id: str
-    breaker: Breaker
+    breaker: CircuitBreaker
     free: int
     used: float
     due: int | None = None
@@ -105,7 +105,7 @@ class Dispatcher:
         self._store = store
         self._subscribers = subscribers
         self._clock = clock
-        self._seconds = config.event_timeout
+        self._timeout = config.event_timeout
         self._places = config.event_concurrency
         self._retries = config.event_retries
         self._pause = timedelta(seconds=config.event_retry_delay)
@@ -113,10 +113,12 @@ class Dispatcher:
         self._keep = timedelta(seconds=config.event_retention)
         # Longer than an attempt and what is written before and after it, the database being slow.
         self._lease = timedelta(seconds=2 * config.event_timeout + 2)
-        self._rests = (min(FIRST_REST, config.event_retry_delay), min(LONGEST_REST, config.event_retry_delay))
+        # With short retry delays, as in tests, a circuit stays open no longer than one of them.
+        self._reset_timeout = min(RESET_TIMEOUT, config.event_retry_delay)
+        self._max_reset_timeout = min(MAX_RESET_TIMEOUT, config.event_retry_delay)
         self._sweep_every = min(_SWEEP_SECONDS, config.event_max_age, config.event_retention or _SWEEP_SECONDS)
         # Lines limit themselves: with a limit on all of them those that hang would keep the others waiting.
-        self._outbound = Outbound(config.egress_allow_networks, max_per_owner=None, budget=budget)
+        self._outbound = OutboundClient(config.egress_allow_networks, max_per_owner=None, budget=budget)
         self._group = _GROUP
         self._lines: dict[str, _Line] = {}
         self._sending: set[asyncio.Task[None]] = set()
@@ -189,7 +191,7 @@ class Dispatcher:
         line, now = self._line(webhook_id), time.monotonic()
         line.used, line.due = now, due
         is_blocked = due is not None and due == line.blocked and now < line.next_claim
-        if not (is_blocked or line.breaker.rests):
+        if not (is_blocked or line.breaker.is_open):
             line.wake.set()
 
     async def _end_idle(self) -> None:
@@ -197,7 +199,7 @@ class Dispatcher:
         now = time.monotonic()
         for line in list(self._lines.values()):
             # What is known of a webhook that does not answer is kept.
-            idle = now - line.used > _IDLE_SECONDS and not line.breaker.is_open
+            idle = now - line.used > _IDLE_SECONDS and line.breaker.is_closed
             if (
                 (idle or self._subscribers.active(line.webhook_id) is None)
                 and line.free == self._places
@@ -232,7 +234,8 @@ class Dispatcher:
     def _line(self, webhook_id: str) -> _Line:
         line = self._lines.get(webhook_id)
         if line is None:
-            line = _Line(webhook_id, Breaker(time.monotonic, *self._rests), self._places, time.monotonic())
+            breaker = CircuitBreaker(time.monotonic, self._reset_timeout, self._max_reset_timeout)
+            line = _Line(webhook_id, breaker, self._places, time.monotonic())
             # What it is claiming when the process ends it still begins to send: until the lease ends no other could.
             task = PeriodicTask(
                 "event_claim",
@@ -253,7 +256,7 @@ class Dispatcher:
         if webhook is None or self._closing or not self._turns.may_begin(line.webhook_id, line.wake):
             return False
         tries = 0
-        while tries < line.free and line.breaker.lets_through():
+        while tries < line.free and line.breaker.allow():
             tries += 1
         if not tries:
             return False
@@ -263,7 +266,7 @@ class Dispatcher:
             claimed = await self._store.write(events.claim(line.webhook_id, at, at + self._lease, tries))
         finally:
             if not claimed:
-                line.breaker.unused()
+                line.breaker.release()
         if claimed:
             line.blocked, line.delay = None, 0.0
         else:
@@ -284,7 +287,7 @@ class Dispatcher:
             outcome = self._judge(status, delivery)
             self._metrics.event_tried(outcome.value.replace(" ", "_"))
             well = outcome in (Outcome.DELIVERED, Outcome.REJECTED)
-            (line.breaker.succeeded if well else line.breaker.failed)()
+            (line.breaker.record_success if well else line.breaker.record_failure)()
             await self._complete(delivery, outcome, status, error)
         except asyncio.CancelledError:
             await self._release(delivery)
@@ -302,12 +305,12 @@ class Dispatcher:
             answer = await self._outbound.request(
                 "POST",
                 webhook.url,
-                guarded=True,
+                block_private=True,
                 headers=headers_of(body, webhook.secret),
                 content=body,
-                seconds=self._seconds,
-                octets=_OCTETS,
-                cut=True,
+                timeout=self._timeout,
+                max_bytes=_MAX_RESPONSE_BYTES,
+                truncate=True,
                 owner=webhook.client_id,
             )
             status = answer.status

@@ -19,7 +19,7 @@ from ccp.schemas.event_types import API_VERSION, audience
 from ccp.server.domain.authorization import EventOperation, authorise_role
 from ccp.server.domain.parties import Caller, Party, PartyRole
 from ccp.server.domain.subscriptions import Webhook
-from ccp.server.external.outbound import Outbound, OutboundError, host_of
+from ccp.server.external.outbound import OutboundClient, OutboundError, host_of
 from ccp.server.storage import Store
 from ccp.server.storage.engine.query import Steps, long_running
 from ccp.server.storage.queries import audit, events, parties
@@ -87,7 +87,7 @@ class Webhooks:
         *,
         http: bool,
         changed: Callable[[], Awaitable[None]] | None = None,
-        outbound: Outbound | None = None,
+        outbound: OutboundClient | None = None,
     ) -> None:
         """http: whether webhooks may have an address without TLS. changed: takes over what is subscribed to now.
         outbound: judges where a webhook's host is; None: this is judged when events are sent only.

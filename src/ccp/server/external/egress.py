@@ -1,9 +1,9 @@
-"""Connections to remote servers: resolved by our resolver, checked by address, and read in portions.
+"""Network backend for httpcore: own name resolution, address filter, and paced reads.
 
-    backend = EgressBackend(Resolver(), LoopBudget(), allowed=())       # addresses from certificates and partners
+    backend = EgressBackend(Resolver(), LoopBudget(), allowed=())       # URLs from certificates and partners
     httpcore.AsyncConnectionPool(network_backend=backend)
 
-`allowed` None permits every address: for URLs that the operator configured. Everything else applies to both.
+With `allowed=None` every address is permitted: for URLs that the operator configured.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ccp.server.external.resolver import ResolutionError, Resolver
 from ccp.server.external.response_limits import ResponseFraming, ResponseLimitError, portion_cost
 from ccp.server.runtime.loop_budget import LoopBudget
 
-# Estimated microseconds.
+# Estimated cost in microseconds of event loop time.
 _CONNECT_COST: Final = 400
 _WRITE_COST: Final = 150
 _HANDSHAKE_COST: Final = 1_000
@@ -37,45 +37,46 @@ _TLS_READ_COST: Final = 300
 _READ_COST: Final = 40  # One wake-up, or one TLS record.
 _TLS_READ_BYTES: Final = 16_384
 _MAX_UNSENT: Final = 65_536
-_MAX_ATTEMPTS: Final = 4  # Addresses of a name that are tried, one after another.
+_MAX_ATTEMPTS: Final = 4  # Addresses of a name to try, one after another.
 
 
 class RefusedAddressError(Exception):
-    """A host is at an address that may not be called. For the log; partners read that it cannot be reached."""
+    """The host has an address that may not be called. For the log only; partners get "cannot be reached"."""
 
 
 @dataclass(slots=True)
-class Errand:
-    """What one request is about: whose lookups it makes, for which party, and whether the host is asked by now.
+class OutboundCall:
+    """State of one outbound request, shared between the caller and the connections that it uses.
 
-    asked: False while the request waits for something of ours, or for the resolver; a timeout then is no fault of the
-    host. waited: seconds that the request has waited for its share of the event loop, which is none of it either.
+    owner: key for the limits of name resolution, see `Resolver.resolve`. party: the party that causes the request.
+    contacted: False while the request waits for local resources or for the resolver; a timeout then is not the host's
+    fault. loop_wait: seconds that the request waited for its share of the event loop, also not the host's fault.
     """
 
     owner: str = ""
     party: str = ""
-    asked: bool = False
-    waited: float = 0.0
+    contacted: bool = False
+    loop_wait: float = 0.0
 
 
-_errand: ContextVar[Errand | None] = ContextVar("errand", default=None)
+_current_call: ContextVar[OutboundCall | None] = ContextVar("outbound_call", default=None)
 
 
 @contextlib.contextmanager
-def running(errand: Errand) -> Iterator[None]:
-    """Connections that are made within belong to this errand."""
-    token = _errand.set(errand)
+def track_call(call: OutboundCall) -> Iterator[None]:
+    """Attribute the connections and waits within the block to a call."""
+    token = _current_call.set(call)
     try:
         yield
     finally:
-        _errand.reset(token)
+        _current_call.reset(token)
 
 
-def tls_context() -> ssl.SSLContext:
-    """For servers of others: the system's CAs, and key exchange over P-256 alone.
+def client_tls_context() -> ssl.SSLContext:
+    """TLS client context for untrusted servers: the CAs of the system, key exchange over P-256 only.
 
-    OpenSSL's defaults offer finite-field groups up to 8,192 bits, and a server that insists on one costs this side
-    114 ms of computing for each handshake; over P-256, which every server of TLS 1.3 has to know, it is 0.7 ms.
+    OpenSSL's defaults offer finite-field groups up to 8,192 bits, and a server that insists on one costs the client
+    114 ms of computation per handshake. Over P-256, which every TLS 1.3 server must support, it is 0.7 ms.
     Source: RFC 8446 clause 9.1.
     """
     context = ssl.create_default_context()
@@ -85,36 +86,39 @@ def tls_context() -> ssl.SSLContext:
 
 
 class EgressBackend(httpcore.AsyncNetworkBackend):
+    """Opens connections to addresses that may be called."""
+
     def __init__(self, resolver: Resolver, budget: LoopBudget, allowed: tuple[Network, ...] | None) -> None:
-        """allowed: networks that may be called besides public addresses; None: all may be called."""
+        """allowed: networks that may be called besides public addresses; None: every address may be called."""
         self._resolver = resolver
         self._budget = budget
         self._allowed = allowed
 
     async def check(self, host: str) -> None:
-        """Resolve a host and judge its addresses, as connecting would. Raises ResolutionError, RefusedAddressError."""
+        """Resolve a host and check its addresses without connecting. Raises ResolutionError, RefusedAddressError."""
         await self._addresses_of(host)
 
     async def _addresses_of(self, host: str) -> list[str]:
-        errand = _errand.get() or Errand()
-        errand.asked = False
-        addresses = await self._resolver.resolve(host, errand.owner or host, errand.party)
-        errand.asked = True
-        # One forbidden address refuses the name: mixing both kinds is a sign of DNS rebinding.
-        if self._allowed is not None and not all(may_connect(each, self._allowed) for each in addresses):
+        call = _current_call.get() or OutboundCall()
+        call.contacted = False
+        addresses = await self._resolver.resolve(host, call.owner or host, call.party)
+        call.contacted = True
+        # One forbidden address refuses the name: a mix of both kinds is a sign of DNS rebinding.
+        if self._allowed is not None and not all(may_connect(address, self._allowed) for address in addresses):
             raise RefusedAddressError(
                 f"{host} is not at a public address, which egress_allow_networks does not permit."
             )
-        return [str(each) for each in addresses[:_MAX_ATTEMPTS]]
+        return [str(address) for address in addresses[:_MAX_ATTEMPTS]]
 
     async def connect_tcp(
         self,
         host: str,
         port: int,
-        timeout: float | None = None,  # noqa: ASYNC109  the interface's own
+        timeout: float | None = None,  # noqa: ASYNC109  httpcore's interface
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
+        """Connect to the first address that accepts. Raises RefusedAddressError besides httpcore's errors."""
         await _spend(self._budget, _CONNECT_COST)
         try:
             async with asyncio.timeout(timeout):
@@ -132,12 +136,12 @@ class EgressBackend(httpcore.AsyncNetworkBackend):
         self,
         address: str,
         port: int,
-        seconds: float | None,
+        timeout: float | None,  # noqa: ASYNC109
         local_address: str | None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None,
     ) -> httpcore.AsyncNetworkStream:
-        with _translated(httpcore.ConnectTimeout, httpcore.ConnectError):
-            async with asyncio.timeout(seconds):
+        with _translate_errors(httpcore.ConnectTimeout, httpcore.ConnectError):
+            async with asyncio.timeout(timeout):
                 transport = await anyio.connect_tcp(address, port, local_host=local_address)
         for option in socket_options or ():
             transport.extra(SocketAttribute.raw_socket).setsockopt(*option)  # noqa: S610  anyio's, not Django's
@@ -149,14 +153,16 @@ class EgressBackend(httpcore.AsyncNetworkBackend):
         timeout: float | None = None,  # noqa: ASYNC109
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.AsyncNetworkStream:
-        raise RefusedAddressError("Sockets of this machine are not called.")
+        """Raises RefusedAddressError."""
+        raise RefusedAddressError("Unix domain sockets are not called.")
 
     async def sleep(self, seconds: float) -> None:
+        """As httpcore asks for. seconds: httpcore's parameter name."""
         await asyncio.sleep(seconds)
 
 
 class EgressStream(httpcore.AsyncNetworkStream):
-    """A connection whose responses reach the parser in portions, within limits and within the loop's budget."""
+    """A connection that hands its response to the parser in portions, within size limits and the event loop budget."""
 
     def __init__(self, transport: anyio.abc.ByteStream, budget: LoopBudget) -> None:
         self._transport = transport
@@ -167,15 +173,15 @@ class EgressStream(httpcore.AsyncNetworkStream):
         self._ended = False
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:  # noqa: ASYNC109
-        """The next portion; empty at the end. Raises ResponseLimitError besides what httpcore's streams raise."""
+        """Read the next portion; empty at the end of the stream. Raises ResponseLimitError and httpcore's errors."""
         if self._unsent:
-            with contextlib.suppress(httpcore.WriteError):  # A server may close early, and have answered before.
+            with contextlib.suppress(httpcore.WriteError):  # The server may answer before it has read everything.
                 await self._flush(timeout)
         while True:
             if self._received:
                 length, cost = self._framing.next_portion(self._received)
                 if length or self._ended:
-                    # At the end of the stream the parser gets what is incomplete, and says so.
+                    # At the end of the stream the parser gets the incomplete rest and reports it.
                     length = length or len(self._received)
                     await _spend(self._budget, cost)
                     portion = bytes(memoryview(self._received)[:length])
@@ -184,7 +190,7 @@ class EgressStream(httpcore.AsyncNetworkStream):
             if self._ended:
                 return b""
             try:
-                with _translated(httpcore.ReadTimeout, httpcore.ReadError):
+                with _translate_errors(httpcore.ReadTimeout, httpcore.ReadError):
                     async with asyncio.timeout(timeout):
                         data = await self._transport.receive(max_bytes)
             except anyio.EndOfStream:
@@ -198,25 +204,26 @@ class EgressStream(httpcore.AsyncNetworkStream):
             self._received += data
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:  # noqa: ASYNC109
-        """Head and body of a request come one after the other; they are sent together, when the answer is read."""
+        """Buffer the bytes; they are sent when the response is read, so that head and body leave in one write."""
         if not buffer:
             return
         if self._received:
-            # No request is under way: it would be taken for the answer to this one.
-            raise ResponseLimitError("has sent more than its answer")
+            # Received before this request was sent: the parser would take it for the response to this one.
+            raise ResponseLimitError("sent more than one response")
         self._framing.begin()
         self._unsent += buffer
         if len(self._unsent) > _MAX_UNSENT:
             await self._flush(timeout)
 
-    async def _flush(self, seconds: float | None) -> None:
+    async def _flush(self, timeout: float | None) -> None:  # noqa: ASYNC109
         unsent, self._unsent = bytes(self._unsent), bytearray()
         await _spend(self._budget, _WRITE_COST)
-        with _translated(httpcore.WriteTimeout, httpcore.WriteError):
-            async with asyncio.timeout(seconds):
+        with _translate_errors(httpcore.WriteTimeout, httpcore.WriteError):
+            async with asyncio.timeout(timeout):
                 await self._transport.send(unsent)
 
     async def aclose(self) -> None:
+        """Close the connection."""
         await self._transport.aclose()
 
     async def start_tls(
@@ -225,9 +232,10 @@ class EgressStream(httpcore.AsyncNetworkStream):
         server_hostname: str | None = None,
         timeout: float | None = None,  # noqa: ASYNC109
     ) -> httpcore.AsyncNetworkStream:
+        """Perform the TLS handshake; its reads are paced too. Raises httpcore.ConnectError, ConnectTimeout."""
         await _spend(self._budget, _HANDSHAKE_COST)
         try:
-            with _translated(httpcore.ConnectTimeout, httpcore.ConnectError):
+            with _translate_errors(httpcore.ConnectTimeout, httpcore.ConnectError):
                 async with asyncio.timeout(timeout):
                     secured = await TLSStream.wrap(
                         _PacedTransport(self._transport, self._budget),
@@ -244,6 +252,7 @@ class EgressStream(httpcore.AsyncNetworkStream):
         return EgressStream(secured, self._budget)
 
     def get_extra_info(self, info: str) -> Any:
+        """ "ssl_object" and "is_readable", which httpcore's connection pool asks for; None for anything else."""
         match info:
             case "ssl_object":
                 return self._transport.extra(TLSAttribute.ssl_object, None)  # noqa: S610
@@ -253,14 +262,14 @@ class EgressStream(httpcore.AsyncNetworkStream):
 
 
 async def _spend(budget: LoopBudget, cost: int) -> None:
-    """Wait for a share of the event loop, and note in the errand how long that took."""
+    """Wait for a share of the event loop and add the wait to the current call."""
     waited = await budget.spend(cost)
-    if waited and (errand := _errand.get()) is not None:
-        errand.waited += waited
+    if waited and (call := _current_call.get()) is not None:
+        call.loop_wait += waited
 
 
 class _PacedTransport(anyio.abc.ByteStream):
-    """What TLS reads from: little at a time, and paid for, since records and handshake messages are work too."""
+    """Transport below TLS with small, budgeted reads: records and handshake messages cost event loop time too."""
 
     def __init__(self, inner: anyio.abc.ByteStream, budget: LoopBudget) -> None:
         self._inner = inner
@@ -286,18 +295,18 @@ class _PacedTransport(anyio.abc.ByteStream):
 
 
 @contextlib.contextmanager
-def _translated(late: type[Exception], failed: type[Exception]) -> Iterator[None]:
-    """What a stream raises, as an exception of httpcore's; the end of a stream stays what it is."""
+def _translate_errors(timeout_error: type[Exception], io_error: type[Exception]) -> Iterator[None]:
+    """Raise anyio's and the system's errors as httpcore's. The end of a stream (anyio.EndOfStream) passes unchanged."""
     try:
         yield
     except TimeoutError as exc:
-        raise late(str(exc)) from exc
+        raise timeout_error(str(exc)) from exc
     except (anyio.BrokenResourceError, anyio.ClosedResourceError, ssl.SSLError, OSError) as exc:
-        raise failed(str(exc)) from exc
+        raise io_error(str(exc)) from exc
 
 
 def _is_readable(connection: socket.socket | None) -> bool:
-    """Whether an idle connection has something to read: its end, or what was not asked for."""
+    """Whether an idle connection has something to read: its end, or an unsolicited response."""
     if connection is None or connection.fileno() < 0:
         return True
     poll = select.poll()

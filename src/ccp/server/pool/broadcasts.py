@@ -96,8 +96,8 @@ class Broadcasts:
     async def call(self, link: PeerLink, race: _Race) -> Found | None:
         """Ask one peer within a race. Raises Unavailable where it cannot be asked, or does not answer."""
         party = race.attempt.caller.party.client_id
-        if link.breaker.rests:
-            raise circuit_open(link.name, link.breaker.seconds_left())
+        if link.breaker.is_open:
+            raise circuit_open(link.name, link.breaker.retry_after())
         try:
             async with asyncio.timeout(max(0.0, race.seconds_left)):
                 await link.cars.acquire(party)
@@ -105,8 +105,8 @@ class Broadcasts:
             self._metrics.peer_asked(link.name, DELIVER, "limited", 0.0)
             raise share_used_up(link.name) from None
         try:
-            if race.is_over or not link.breaker.lets_through():
-                raise circuit_open(link.name, link.breaker.seconds_left())
+            if race.is_over or not link.breaker.allow():
+                raise circuit_open(link.name, link.breaker.retry_after())
             race.sent(asyncio.current_task())
             self._limits.count(party)
             return await self._calls.ask(link, race.attempt, race.seconds_left, lambda: race.is_over)

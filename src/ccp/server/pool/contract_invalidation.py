@@ -16,7 +16,7 @@ from typing import Final
 from ccp.errors import FieldError
 from ccp.ids import PCID, Namespace
 from ccp.server.domain.subscriptions import EventKind
-from ccp.server.external.neighbours import ProvisioningChain
+from ccp.server.external.provisioning_pool import ProvisioningChain
 from ccp.server.storage.queries.vehicles import Binding
 
 

@@ -23,7 +23,7 @@ from ccp.client import (
 )
 from ccp.errors import CCPError, InputError, Unavailable, VerificationError
 from ccp.server.domain.parties import Caller, PartyRole
-from ccp.server.external.egress import running
+from ccp.server.external.egress import track_call
 from ccp.server.metrics import Metrics, Stopwatch
 from ccp.server.pool.negative_cache import NegativeCache, vehicle_of
 from ccp.server.pool.peer_answers import Found, PeerAnswers, Standing
@@ -94,7 +94,7 @@ class VehicleCalls:
         count = self._metrics.stopwatch(link.name, DELIVER)
         timing = CallTiming(seconds, self._lag)
         try:
-            with running(timing.errand):
+            with track_call(timing.call):
                 answer = await link.client.deliver(
                     request.request.parsed.octets,
                     request.request.namespace,
@@ -106,7 +106,7 @@ class VehicleCalls:
                 self._refused(answer, link, attempt, count)
                 return None
             if is_decided():
-                link.breaker.succeeded()
+                link.breaker.record_success()
                 count("overtaken")
                 return None
             found = await self._answers.check(answer, request, at, link.peer)
@@ -115,11 +115,11 @@ class VehicleCalls:
             # One that cannot be read came in time; it may be the message of this vehicle alone.
             verdict = None if isinstance(exc, MalformedAnswerError) else says_of_peer(exc)
             if verdict is True:
-                link.breaker.succeeded()
+                link.breaker.record_success()
             elif verdict is False and not timing.failed_here(_LEAST_SHARE * self.seconds):
-                link.breaker.failed()
+                link.breaker.record_failure()
             else:
-                link.breaker.unused()
+                link.breaker.release()
             count(exc.code)
             _log.info("peer asked", outcome=exc.code, status=exc.status, reason=" ".join(exc.messages), **about)
             if isinstance(exc, TooManyRequestsError) or says_of_peer(exc) is not True:
@@ -130,26 +130,26 @@ class VehicleCalls:
         except (InputError, VerificationError) as exc:
             # It came in time, so the peer costs no vehicle anything. What is wrong with the contract of one vehicle
             # must not keep the others from the peer: a caller can repeat the request of that one.
-            link.breaker.succeeded()
+            link.breaker.record_success()
             count(exc.code)
             _log.warning("peer's answer not taken", outcome=exc.code, reason=str(exc), **about)
             return None
         except CCPError as exc:  # Of ours: the database does not answer, say.
-            link.breaker.unused()
+            link.breaker.release()
             count(exc.code)
             _log.warning("peer's answer not taken", outcome=exc.code, reason=str(exc), **about)
             if isinstance(exc, Unavailable):
                 raise
             return None
         except BaseException as exc:
-            link.breaker.unused()
+            link.breaker.release()
             if not isinstance(exc, Exception):  # The pool is closing, or there is no time left.
                 count("overtaken")
                 raise
             count("crashed")  # A defect of ours; the answers of other peers are not affected.
             _log.exception("peer's answer not taken", outcome="crashed", **about)
             return None
-        link.breaker.succeeded()
+        link.breaker.record_success()
         passed = count("found")
         self._negatives.discard(vehicle_of(request), link.name)
         if found.standing > Standing.CONTRADICTED:
@@ -163,10 +163,10 @@ class VehicleCalls:
         """A negative message. Raises Unavailable where it says that it is temporary."""
         request = attempt.request
         if answer.code == "FAILED" and (answer.reason or "").startswith(_TEMPORARY):
-            link.breaker.unused()
+            link.breaker.release()
             count("unavailable")
             raise silent(link.name)
-        link.breaker.succeeded()
+        link.breaker.record_success()
         count("nothing")
         if answer.code in _NOTHING:
             self._negatives.add(vehicle_of(request), link.name)

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from ccp.errors import Unavailable
-from ccp.server.external.circuit_breaker import Breaker
+from ccp.server.external.circuit_breaker import CircuitBreaker
 
 _MAX_CIRCUITS: Final = 1000
 
@@ -102,26 +102,26 @@ class Circuits:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._failing: dict[str, Breaker] = {}
+        self._failing: dict[str, CircuitBreaker] = {}
 
     def check(self, caller: str, peer: str) -> None:
         """Raises Unavailable while the caller's circuit is open."""
         breaker = self._failing.get(caller)
-        if breaker is not None and not breaker.lets_through():
-            raise circuit_open(peer, breaker.seconds_left())
+        if breaker is not None and not breaker.allow():
+            raise circuit_open(peer, breaker.retry_after())
 
-    def succeeded(self, caller: str) -> None:
+    def record_success(self, caller: str) -> None:
         self._failing.pop(caller, None)
 
-    def failed(self, caller: str) -> None:
-        breaker = self._failing.pop(caller, None) or Breaker(self._clock)
+    def record_failure(self, caller: str) -> None:
+        breaker = self._failing.pop(caller, None) or CircuitBreaker(self._clock)
         while len(self._failing) >= _MAX_CIRCUITS:
             del self._failing[next(iter(self._failing))]  # The one whose last failure is the oldest.
         self._failing[caller] = breaker
-        breaker.failed()
+        breaker.record_failure()
 
-    def unused(self, caller: str) -> None:
+    def release(self, caller: str) -> None:
         """Release a permit whose request says nothing about the peer; the next request may try."""
         breaker = self._failing.get(caller)
         if breaker is not None:
-            breaker.unused()
+            breaker.release()

@@ -26,8 +26,8 @@ from ccp.client import (
     NoAnswerError,
 )
 from ccp.errors import ConfigurationError, Unavailable
-from ccp.server.external.circuit_breaker import Breaker
-from ccp.server.external.egress import Errand
+from ccp.server.external.circuit_breaker import CircuitBreaker
+from ccp.server.external.egress import OutboundCall
 from ccp.server.metrics import Metrics
 from ccp.server.pool.peer_limits import Circuits, Shares, whole_seconds
 from ccp.server.runtime.loop_lag import LoopLag
@@ -54,7 +54,7 @@ class PeerLink:
     peer: Peer
     client: AsyncClient
     addressed: AsyncClient
-    breaker: Breaker
+    breaker: CircuitBreaker
     circuits: Circuits
     cars: Shares
     calls: Shares
@@ -89,16 +89,16 @@ def open_link(
         )
         for most in (CARS[0], CALLS[0])
     )
-    breaker = Breaker(time.monotonic, tell=partial(metrics.peer_resting, peer.party_id))
+    breaker = CircuitBreaker(time.monotonic, on_state_change=partial(metrics.peer_resting, peer.party_id))
     return PeerLink(peer, client, addressed, breaker, Circuits(time.monotonic), Shares(*CARS), Shares(*CALLS))
 
 
 class CallTiming:
-    """How much of the time for a call the peer really had. Whatever the call sends is sent within `running(errand)`."""
+    """How much of the time for a call the peer really had. What the call sends is sent within `track_call(call)`."""
 
     def __init__(self, seconds: float, lag: LoopLag) -> None:
         """seconds: for the whole call."""
-        self.errand: Final = Errand(asked=True)
+        self.call: Final = OutboundCall(contacted=True)
         self._seconds = seconds
         self._lag = lag
         self._lost_before = lag.lost
@@ -111,9 +111,9 @@ class CallTiming:
         less than `least` seconds of it: the rest was spent on waiting here.
         """
         took = time.monotonic() - self._began
-        too_little = took >= 0.98 * self._seconds and self._seconds - self.errand.waited < least
+        too_little = took >= 0.98 * self._seconds and self._seconds - self.call.loop_wait < least
         loop_late = self._lag.lost - self._lost_before >= max(_LOST, _LOST_SHARE * took)
-        return not self.errand.asked or too_little or loop_late
+        return not self.call.contacted or too_little or loop_late
 
 
 def client_options(peer: Peer, seconds: float, max_connections: int = 1) -> dict[str, object]:

@@ -26,7 +26,7 @@ from ccp.errors import CCPError, EXIError, MismatchError, NotFound, Verification
 from ccp.ids import PCID, Fingerprint, Namespace
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.domain.parties import Caller, PartyRole
-from ccp.server.external.egress import running, tls_context
+from ccp.server.external.egress import client_tls_context, track_call
 from ccp.server.metrics import Metrics
 from ccp.server.pool.broadcast_limits import BroadcastLimits
 from ccp.server.pool.broadcasts import Broadcasts
@@ -184,7 +184,7 @@ class PoolPeers:
         """One context for all peers, made when the first of them is called over TLS: loading the CAs takes a while."""
         if not any((url or "").lower().startswith("https://") for url in (peer.base_url, peer.token_url)):
             return TLS()
-        self._tls = self._tls or tls_context()
+        self._tls = self._tls or client_tls_context()
         return self._tls
 
     async def refresh(self) -> None:
@@ -253,8 +253,8 @@ class PoolPeers:
         if not link.cars.has_room(party):
             self._metrics.peer_asked(to, DELIVER, "limited", 0.0)
             raise share_used_up(to)
-        if not link.breaker.lets_through():
-            raise circuit_open(to, link.breaker.seconds_left())
+        if not link.breaker.allow():
+            raise circuit_open(to, link.breaker.retry_after())
         with link.cars.taken(party):
             try:
                 async with asyncio.timeout(self._calls.seconds + 0.1):  # It ends by itself; this is for what does not.
@@ -304,37 +304,37 @@ class PoolPeers:
         count = self._metrics.stopwatch(to, operation)
         timing = CallTiming(self._call_seconds, self._lag)
         try:
-            with line.calls.taken(name), self._all_calls.taken(name), running(timing.errand):
+            with line.calls.taken(name), self._all_calls.taken(name), track_call(timing.call):
                 answer = await send(line.addressed, routing(line.peer, *sender, self._own_id))
         except ClientError as exc:
             verdict = says_of_peer(exc)
             if verdict is True:
-                line.circuits.succeeded(name)
+                line.circuits.record_success(name)
             elif verdict is False and not timing.failed_here(self._call_seconds / 2):
-                line.circuits.failed(name)
+                line.circuits.record_failure(name)
             else:
-                line.circuits.unused(name)
+                line.circuits.release(name)
             count(exc.code)
             _log.info("request passed on", outcome=exc.code, status=exc.status, there=exc.trace_id, **told)
             raise
         except (MismatchError, EXIError) as exc:
-            line.circuits.failed(name)
+            line.circuits.record_failure(name)
             count(exc.code)
             _log.warning("peer's answer not taken", outcome=exc.code, reason=str(exc), **told)
             raise
         except VerificationError as exc:
             # It may trust roots that we do not, or show what has expired, and be well.
-            line.circuits.succeeded(name)
+            line.circuits.record_success(name)
             count(exc.code)
             _log.warning("peer's answer not taken", outcome=exc.code, reason=str(exc), **told)
             raise
         except CCPError as exc:  # Of ours: the database does not answer, say.
-            line.circuits.unused(name)
+            line.circuits.release(name)
             count(exc.code)
             raise
         except BaseException:  # The caller has gone, or a defect of ours.
-            line.circuits.unused(name)
+            line.circuits.release(name)
             raise
-        line.circuits.succeeded(name)
+        line.circuits.record_success(name)
         _log.info("request passed on", outcome="ok", ms=round(count("ok") * 1000, 2), **told)
         return answer

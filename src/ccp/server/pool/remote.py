@@ -46,7 +46,7 @@ from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.server.domain.authorization import ROLE_TABLE, Operation, Subject, authorise
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.domain.parties import Caller, Party, PartyRole
-from ccp.server.external.neighbours import RevocationReason
+from ccp.server.external.pki_service import RevocationReason
 from ccp.server.pool.peer_limits import whole_seconds
 from ccp.server.pool.peers import From, Peers
 from ccp.server.pool.service import Answer

@@ -32,7 +32,9 @@ from ccp.server.domain.authorization import Operation, authorise
 from ccp.server.domain.contracts import NoDefaultPolicy, RootMatch, SignedContract, signed_contract
 from ccp.server.domain.parties import Caller, Standing
 from ccp.server.events import Nobody, Outlet
-from ccp.server.external.neighbours import Neighbours, RevocationReason, key_fingerprint
+from ccp.server.external.pki_service import RevocationReason
+from ccp.server.external.provisioning_pool import key_fingerprint
+from ccp.server.external.services import ExternalServices
 from ccp.server.metrics import Metrics
 from ccp.server.pool import purging
 from ccp.server.pool.contract_invalidation import TOLD_AS, Change, VehicleEvent, made_stale
@@ -119,7 +121,7 @@ class Pool:
         trust: Trust,
         revocation: RevocationService,
         peers: Peers,
-        neighbours: Neighbours,
+        external: ExternalServices,
         settings: Settings,
         outlet: Outlet | None = None,
         *,
@@ -134,8 +136,8 @@ class Pool:
         self._trust = trust
         self._revocation = revocation
         self._peers = peers
-        self._pcp = neighbours.provisioning
-        self._pki = neighbours.pki
+        self._pcp = external.provisioning_pool
+        self._pki = external.pki_service
         self._vehicle_trust: VehicleTrust = settings.vehicle_trust
         self._no_default: NoDefaultPolicy = settings.no_default_policy
         self._root_match: RootMatch = settings.root_match
@@ -211,7 +213,7 @@ class Pool:
             said = None if request.sub_certificates or self._pcp is None else verify.pcid_said(request)
             if self._pcp is None or said is None or isinstance(exc, ExpiredError):
                 raise
-            known = await self._pcp.chain_of(said)
+            known = await self._pcp.get_chain(said)
             if known is None:
                 raise
             completed = replace(request, sub_certificates=tuple(one.der for one in known.sub_cas))
@@ -223,7 +225,7 @@ class Pool:
             return
         used, namespace = key_fingerprint(verified.leaf), verified.request.namespace
         for fresh in (False, True):  # What is remembered may be older than the car's certificate.
-            current = await self._pcp.chain_of(verified.pcid, fresh=fresh)
+            current = await self._pcp.get_chain(verified.pcid, fresh=fresh)
             if current is None or current.key_for(namespace) in (None, used):
                 return
         raise ChainError("The provisioning certificate is not the vehicle's current one.")
@@ -376,7 +378,7 @@ class Pool:
         )
         key = None
         if self._pcp is not None:
-            chain = await self._pcp.chain_to_publish_for(pcid, required=self._known_vehicles_only)
+            chain = await self._pcp.chain_for_publication(pcid, required=self._known_vehicles_only)
             key = None if chain is None else chain.key_for(namespace)
         contract = signed_contract(
             verified, pcid, metadata, began or at, certificates=cleared.keys, provisioning_key=key
@@ -409,7 +411,7 @@ class Pool:
         )
         trusted = bool(asked.chains)
         if self._pcp is not None and self._known_vehicles_only:
-            known = partial(self._pcp.chain_to_publish_for, pcid, required=True)
+            known = partial(self._pcp.chain_for_publication, pcid, required=True)
             await checks.ask(
                 "vehicle known to the Provisioning Certificate Pool", known, when=trusted, without=_UNSIGNED
             )
@@ -501,12 +503,12 @@ class Pool:
         Raises Unavailable: send the event again.
         """
         if self._pcp is not None:
-            self._pcp.forget(event.pcid)
+            self._pcp.invalidate(event.pcid)
         current = None
         bound = await self._store.read(vehicles.bindings(event.pcid))
         if event.change is Change.UPDATED and bound:
             try:
-                current = await self._pcp.ask(event.pcid) if self._pcp is not None else None
+                current = await self._pcp.fetch_chain(event.pcid) if self._pcp is not None else None
             except UpstreamError as exc:
                 sentence = "The Provisioning Certificate Pool cannot be asked for the vehicle's key now."
                 raise Unavailable(sentence) from exc
@@ -545,7 +547,7 @@ class Pool:
         known = await self._store.read(evidence.known(keys, self._revocation.rules))
         key = None
         if self._pcp is not None and any(contract.provisioning_key for contract in found):
-            current = await self._pcp.chain_of(found[0].pcid)
+            current = await self._pcp.get_chain(found[0].pcid)
             key = None if current is None else current.key_for(namespace)
 
         def good(contract: SignedContract) -> bool:

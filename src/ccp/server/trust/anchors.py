@@ -14,7 +14,7 @@ from typing import Final
 import structlog
 
 from ccp.errors import ChainError, ConfigurationError
-from ccp.server.external.neighbours import RootCertificatePool, RootList
+from ccp.server.external.root_pool import RootCertificatePool, RootList
 from ccp.server.runtime.background import PeriodicTask
 from ccp.server.storage import Store
 from ccp.server.storage.engine.query import Steps
@@ -158,7 +158,7 @@ async def synchronise(
     added by hand is never touched. A list with entries that cannot be read prunes nothing: what seems to be gone may be
     one of them. actor: who has it done, for the audit trail. Raises UpstreamError, Unavailable.
     """
-    offered = await rcp.roots()
+    offered = await rcp.list_roots()
     known = await store.read(anchors.every())
     usable, unusable = _usable(offered, at)
     present = {(entry.role, entry.fingerprint) for entry in known}

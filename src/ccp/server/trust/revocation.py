@@ -26,7 +26,7 @@ import structlog
 
 from ccp.errors import CCPError, RevokedError, Unavailable, VerificationError, without_frames
 from ccp.server.external.host_limits import KeyedSlots
-from ccp.server.external.outbound import Outbound, OutboundError
+from ccp.server.external.outbound import OutboundClient, OutboundError
 from ccp.server.runtime.background import BackgroundTasks, PeriodicTask
 from ccp.server.runtime.blocking_calls import BlockingCalls
 from ccp.server.settings import RevocationMode, Settings
@@ -37,7 +37,7 @@ from ccp.server.storage.queries import revocation as questions
 from ccp.server.trust.clearance import Cleared, judge
 from ccp.server.trust.configured_issuers import ConfiguredIssuers
 from ccp.server.trust.crl_reader import CRLReader
-from ccp.server.trust.revocation_fetcher import OCSP_SECONDS, RevocationFetcher, host_label
+from ccp.server.trust.revocation_fetcher import OCSP_TIMEOUT, RevocationFetcher, host_label
 from ccp.server.trust.revocation_refresh import refresh_in_order, stored_certificate
 from ccp.x509.certificates import Certificate
 from ccp.x509.crl_ocsp import build_ocsp_request, read_ocsp
@@ -99,7 +99,7 @@ class RevocationService:
     def __init__(
         self,
         store: Store,
-        outbound: Outbound,
+        outbound: OutboundClient,
         settings: Settings,
         now: Callable[[], datetime],
         jitter: Callable[[], float] = random.random,
@@ -385,7 +385,7 @@ class RevocationService:
             try:
                 # A list may take long; while it does, a responder can be asked, if there is one.
                 fetching = self._list(issuer, url, at, names, caller)
-                await asyncio.wait_for(fetching, OCSP_SECONDS if responders else None)
+                await asyncio.wait_for(fetching, OCSP_TIMEOUT if responders else None)
             except TimeoutError:
                 failures.append(EvidenceError("The CRL takes longer than a request can wait."))
             except Unavailable as exc:
@@ -443,7 +443,7 @@ class RevocationService:
             try:
                 return await asyncio.shield(flight)
             except OutboundError as exc:
-                if exc.blame:
+                if exc.host_failed:
                     raise
             flight = self._flight((issuer.issuer_id, url), start, caller)
         await asyncio.shield(flight)
@@ -467,7 +467,7 @@ class RevocationService:
             headers["If-None-Match"] = kept.etag
         if kept and kept.last_modified:
             headers["If-Modified-Since"] = kept.last_modified
-        answer = await self._fetcher.crl(url, issuer=name, caller=caller, guarded=not configured, headers=headers)
+        answer = await self._fetcher.crl(url, issuer=name, caller=caller, block_private=not configured, headers=headers)
         if answer.status == 304:
             if kept is None:
                 raise EvidenceError("The CRL's server says that nothing has changed, but there was no list before.")

@@ -11,15 +11,15 @@ from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
 from ccp.server.external.host_limits import HostKey, HostThrottle, Permit
-from ccp.server.external.outbound import Answer, Outbound, OutboundError
+from ccp.server.external.outbound import HttpResponse, OutboundClient, OutboundError
 from ccp.x509.crl_ocsp import is_ocsp_response
 from ccp.x509.http_urls import origin_of
 from ccp.x509.revocation_policy import EvidenceError
 
-OCSP_OCTETS: Final = 131_072  # A response with a responder's chain takes some 5,000.
-CRL_OCTETS: Final = 16_777_216  # Some 400,000 entries; a CA with more has to split its list or to offer OCSP.
-OCSP_SECONDS: Final = 2.0
-CRL_SECONDS: Final = 30.0  # The largest list at half a megabyte a second; a publisher does not wait for it.
+OCSP_MAX_BYTES: Final = 131_072  # A response with a responder's chain takes some 5,000.
+CRL_MAX_BYTES: Final = 16_777_216  # Some 400,000 entries; a CA with more has to split its list or to offer OCSP.
+OCSP_TIMEOUT: Final = 2.0
+CRL_TIMEOUT: Final = 30.0  # The largest list at half a megabyte a second; a publisher does not wait for it.
 
 _MAX_GET_ONLY: Final = 1_024
 _POST_REFUSED: Final = frozenset({405, 501})
@@ -29,7 +29,7 @@ _LISTS: Final = "<lists>"  # Caller of CRLs: one fetch serves all publishers, so
 class RevocationFetcher:
     """Belongs to one event loop."""
 
-    def __init__(self, outbound: Outbound) -> None:
+    def __init__(self, outbound: OutboundClient) -> None:
         self._outbound = outbound
         self._hosts = HostThrottle()
         self._get_only: OrderedDict[tuple[str, str], None] = OrderedDict()
@@ -61,17 +61,19 @@ class RevocationFetcher:
                 self._get_only.popitem(last=False)
         return body
 
-    async def _get(self, url: str, request: bytes, issuer: str, caller: str) -> Answer:
+    async def _get(self, url: str, request: bytes, issuer: str, caller: str) -> HttpResponse:
         return await self._ocsp("GET", _get_url(url, request), issuer, caller, {}, b"")
 
-    async def crl(self, url: str, *, issuer: str, guarded: bool, headers: dict[str, str], caller: str = "") -> Answer:
+    async def crl(
+        self, url: str, *, issuer: str, block_private: bool, headers: dict[str, str], caller: str = ""
+    ) -> HttpResponse:
         """The answer with a list, or 304. headers: conditions. caller: for whom the name is resolved.
 
         Raises Unavailable for any other status.
         """
         answer = await self._call(
-            "GET", url, issuer, _LISTS, party=caller, guarded=guarded, headers=headers,
-            seconds=CRL_SECONDS, octets=CRL_OCTETS,
+            "GET", url, issuer, _LISTS, party=caller, block_private=block_private, headers=headers,
+            timeout=CRL_TIMEOUT, max_bytes=CRL_MAX_BYTES,
         )  # fmt: skip
         if answer.status not in (200, 304):
             raise _status_error(url, answer.status)
@@ -79,44 +81,44 @@ class RevocationFetcher:
 
     async def _ocsp(
         self, method: str, url: str, issuer: str, caller: str, headers: dict[str, str], content: bytes
-    ) -> Answer:
+    ) -> HttpResponse:
         return await self._call(
             method,
             url,
             issuer,
             caller,
             party=caller,
-            guarded=True,
+            block_private=True,
             headers={"Accept": "application/ocsp-response", **headers},
             content=content,
-            seconds=OCSP_SECONDS,
-            octets=OCSP_OCTETS,
+            timeout=OCSP_TIMEOUT,
+            max_bytes=OCSP_MAX_BYTES,
         )
 
-    async def _call(self, method: str, url: str, issuer: str, caller: str, **options: Any) -> Answer:
+    async def _call(self, method: str, url: str, issuer: str, caller: str, **options: Any) -> HttpResponse:
         """One exchange. Raises Unavailable, also for statuses that mean that the host is failing."""
         permit = await self._permit(url, issuer, caller)
         try:
             answer = await self._outbound.request(method, url, owner=issuer, **options)
         except OutboundError as exc:
-            if exc.blame:
-                exc.retry_after = permit.failure()
+            if exc.host_failed:
+                exc.retry_after = permit.record_failure()
             else:
-                permit.unused()
+                permit.release()
             raise
         except BaseException:
-            permit.unused()
+            permit.release()
             raise
         if answer.status == 429 or (answer.status >= 500 and answer.status != 501):
-            raise _status_error(url, answer.status, permit.failure())
-        permit.success()
+            raise _status_error(url, answer.status, permit.record_failure())
+        permit.record_success()
         return answer
 
     async def _permit(self, url: str, issuer: str, caller: str) -> Permit:
         try:
             scheme, host, port = origin_of(url)
         except ValueError as exc:
-            raise OutboundError(str(exc), blame=False) from exc
+            raise OutboundError(str(exc), host_failed=False) from exc
         return await self._hosts.acquire(HostKey(scheme, host, port, issuer), caller)
 
 
@@ -135,7 +137,7 @@ def _get_url(url: str, request: bytes) -> str:
     return parts._replace(path=path, fragment="").geturl()
 
 
-def _body(answer: Answer, url: str) -> bytes:
+def _body(answer: HttpResponse, url: str) -> bytes:
     if answer.status != 200:
         raise _status_error(url, answer.status)
     return answer.body

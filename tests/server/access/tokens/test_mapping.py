@@ -14,7 +14,7 @@ from ccp.server import settings
 from ccp.server.access.jose import UnknownCaller, WrongClaim
 from ccp.server.access.trusted_issuers import Issuers, check_files, find, party_of
 from ccp.server.domain.parties import CLIENT_ID_PATTERN, PartyRole
-from ccp.server.external.outbound import Outbound
+from ccp.server.external.outbound import OutboundClient
 from ccp.server.settings import IssuerSettings
 from tests.cli.run import ccp_error
 from tests.server.access.tokens.issuer import key, key_set
@@ -229,7 +229,7 @@ def test_issuers_are_tables_of_the_file_and_their_files_lie_beside_it(file: Path
         check_files([first, second])
     (file.parent / "keys.json").write_bytes(key_set(key()))
     check_files([first, second])
-    assert len(list(Issuers([first, second], Outbound(), audience="x"))) == 2
+    assert len(list(Issuers([first, second], OutboundClient(), audience="x"))) == 2
 
 
 @pytest.mark.parametrize("issuer", ["https://b.example.com", "https://ccp.example.com"])

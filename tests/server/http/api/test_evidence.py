@@ -89,7 +89,7 @@ CASES = {
     "of another CA": Case(
         says(responder=lambda issuer: stranger(issuer).issue("OCSP", OCSP_RESPONDER, at=AT)), 503, "is not authorised"
     ),
-    "oversized": Case(lambda certificate, issuer: Reply(bytes(131_073)), 503, "sent more than 131072 octets"),
+    "oversized": Case(lambda certificate, issuer: Reply(bytes(131_073)), 503, "sent more than 131072 bytes"),
     "redirect": Case(
         lambda certificate, issuer: Reply(status=302, headers={"Location": "/elsewhere"}), 503, "the HTTP status 302"
     ),

@@ -6,7 +6,7 @@ import asyncio
 from contextlib import suppress
 
 from ccp.ids import PCID, WMI, Namespace, ProviderId
-from ccp.server.external.egress import Errand
+from ccp.server.external.egress import OutboundCall
 from ccp.server.pool.broadcast_limits import BroadcastLimits
 from ccp.server.pool.negative_cache import NegativeCache
 from ccp.server.pool.peer_limits import Shares
@@ -234,10 +234,10 @@ def test_a_failure_counts_unless_it_may_be_of_what_went_on_here() -> None:
     assert not CallTiming(1.5, lag).failed_here(0.75)  # What was before does not count.
 
     resolving = CallTiming(1.5, lag)
-    resolving.errand.asked = False
+    resolving.call.contacted = False
     assert resolving.failed_here(0.75)
 
     short = CallTiming(0.0, lag)  # It ran out of time at once.
     assert short.failed_here(0.75)
     assert not CallTiming(0.0, lag).failed_here(0.0)
-    assert Errand().waited == 0
+    assert OutboundCall().loop_wait == 0

@@ -14,7 +14,7 @@ import pytest
 
 from ccp import exi
 from ccp.schemas.common import HOP_HEADER
-from ccp.server.external.circuit_breaker import Breaker
+from ccp.server.external.circuit_breaker import CircuitBreaker
 from ccp.server.pool.peers import PoolPeers
 from ccp.server.pool.service import Pool as Rules
 from ccp.server.storage.queries import peers
@@ -391,44 +391,44 @@ def test_a_peers_token_is_asked_for_once(pkis: dict[str, PKI]) -> None:
 
 def test_a_breaker_opens_waits_longer_each_time_and_closes() -> None:
     now = [0.0]
-    breaker = Breaker(lambda: now[0])
+    breaker = CircuitBreaker(lambda: now[0])
     for _ in range(2):
-        breaker.failed()
-        assert breaker.lets_through()
-    breaker.failed()
-    assert not breaker.lets_through()
+        breaker.record_failure()
+        assert breaker.allow()
+    breaker.record_failure()
+    assert not breaker.allow()
     for rest in (15.0, 30.0, 60.0, 120.0, 240.0, 300.0, 300.0):
         now[0] += rest - 0.1
-        assert not breaker.lets_through()
+        assert not breaker.allow()
         now[0] += 0.1
-        assert breaker.lets_through()
-        assert not breaker.lets_through()  # One tries, the others wait for it.
-        breaker.failed()
+        assert breaker.allow()
+        assert not breaker.allow()  # One tries, the others wait for it.
+        breaker.record_failure()
     now[0] += 300.0
-    assert breaker.lets_through()
-    breaker.succeeded()
-    assert breaker.lets_through()
-    breaker.failed()
-    assert breaker.lets_through()
+    assert breaker.allow()
+    breaker.record_success()
+    assert breaker.allow()
+    breaker.record_failure()
+    assert breaker.allow()
 
 
 def test_calls_that_were_under_way_when_the_circuit_opened_change_nothing() -> None:
     now = [0.0]
-    breaker = Breaker(lambda: now[0])
+    breaker = CircuitBreaker(lambda: now[0])
     for _ in range(8):
-        assert breaker.lets_through()
+        assert breaker.allow()
     for _ in range(7):  # A peer that was away for a moment.
-        breaker.failed()
-    breaker.unused()
+        breaker.record_failure()
+    breaker.release()
     now[0] += 14.9
-    assert not breaker.lets_through()
+    assert not breaker.allow()
     now[0] += 0.1
-    assert breaker.lets_through()
-    breaker.unused()
-    assert breaker.lets_through()
-    breaker.failed()
+    assert breaker.allow()
+    breaker.release()
+    assert breaker.allow()
+    breaker.record_failure()
     now[0] += 29.9
-    assert not breaker.lets_through()
+    assert not breaker.allow()
 
 
 # --- Commands --------------------------------------------------------------------------------------------------------

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from ccp.errors import UpstreamError
-from ccp.server.external.neighbours import RootCertificatePool
-from ccp.server.external.outbound import Outbound
+from ccp.server.external.outbound import OutboundClient
+from ccp.server.external.root_pool import RootCertificatePool
 from ccp.server.runtime.background import BackgroundTasks
 from ccp.server.storage import connect
 from ccp.server.storage.engine import schema
@@ -22,7 +22,7 @@ from ccp.server.trust.anchors import Synchronised, synchronise, synchronising, t
 from ccp.testing.pki import PKI
 from ccp.x509.certificates import Certificate
 from ccp.x509.path_validation import Role
-from tests.server.external.neighbours.fakes import Call, Fake, Reply, json_answer, neighbour
+from tests.server.external.scripted_server import Call, Fake, Reply, json_answer, scripted_server
 from tests.server.trust.anchors.files import damaged, leaf_that_names_itself, root, rsa_root, signed_by_another
 from tests.world import AT, b64
 
@@ -45,7 +45,7 @@ class World:
 
     def sync(self, *, prune: bool = False, path: str = "/rcp/") -> Synchronised:
         async def run() -> Synchronised:
-            store, outbound = connect(self.url), Outbound()
+            store, outbound = connect(self.url), OutboundClient()
             await store.open()
             try:
                 rcp = RootCertificatePool(outbound, self.fake.url + path)
@@ -74,7 +74,7 @@ class World:
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[World]:
-    with neighbour() as fake:
+    with scripted_server() as fake:
         yield World(tmp_path / "ccp.db", fake)
 
 
@@ -192,7 +192,7 @@ def test_the_schedule_adds_and_never_prunes_and_goes_on_after_failures(
     world.write(anchors.add(trusted(gone, Role.V2G, world.fake.url + "/rcp", AT)))
 
     async def run() -> None:
-        store, outbound = connect(world.url), Outbound()
+        store, outbound = connect(world.url), OutboundClient()
         await store.open()
         world.fake.answers["/rcp/rootcertificates"] = Reply(503)
         rcp = RootCertificatePool(outbound, world.fake.url + "/rcp")

@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 
-from ccp.server.external.outbound import Outbound
+from ccp.server.external.outbound import OutboundClient
 from ccp.server.settings import Settings
 from ccp.server.storage import Store, connect
 from ccp.server.storage.engine import schema
@@ -128,7 +128,7 @@ async def opened(**options: Any) -> AsyncIterator[Bench]:
         schema.upgrade(settings.database)
         store = connect(settings.database)
         await store.open()
-        outbound = Outbound(settings.egress_allow_networks)
+        outbound = OutboundClient(settings.egress_allow_networks)
         service = RevocationService(store, outbound, settings, lambda: AT, jitter=lambda: 0.5)
         try:
             yield Bench(service, store)
@@ -141,7 +141,7 @@ async def opened(**options: Any) -> AsyncIterator[Bench]:
 @asynccontextmanager
 async def beside(bench: Bench, chance: float = 0.5, **options: Any) -> AsyncIterator[RevocationService]:
     """Another service on the same database, as after a restart with other settings. chance: what spreads its times."""
-    outbound = Outbound(options.get("egress_allow_networks", ()))
+    outbound = OutboundClient(options.get("egress_allow_networks", ()))
     service = RevocationService(bench.store, outbound, Settings(**options), lambda: AT, jitter=lambda: chance)
     try:
         yield service

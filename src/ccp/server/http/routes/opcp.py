@@ -44,7 +44,7 @@ from ccp.schemas.timestamps import rfc3339
 from ccp.server.domain.authorization import Operation, PublicRootOperation
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.domain.parties import Caller
-from ccp.server.external.neighbours import REASON_HEADER, RevocationReason
+from ccp.server.external.pki_service import REASON_HEADER, RevocationReason
 from ccp.server.http import paths
 from ccp.server.http.errors import WITHOUT_404, beside_negative
 from ccp.server.http.routes.opnc import (

@@ -56,7 +56,7 @@ from ccp.server.access.rate_limits import Limits
 from ccp.server.domain.authorization import AnyOperation, Operation, authorise_role, authorise_sender
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.domain.parties import Caller, PartyRole
-from ccp.server.external.neighbours import REASON_HEADER, RevocationReason
+from ccp.server.external.pki_service import REASON_HEADER, RevocationReason
 from ccp.server.http import body_headers, paths, query_parameters
 from ccp.server.http.admission import IDENTIFIED, UNVERIFIED, WAITED
 from ccp.server.http.client_certificate import ClientCertificates

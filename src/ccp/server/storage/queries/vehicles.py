@@ -20,8 +20,9 @@ from ccp.server.storage.queries.vehicle_lock import Now, instant, lock_vehicle, 
 class Binding:
     """What ties one variant of a contract to a vehicle.
 
-    provisioning_key: `ccp.server.external.neighbours.key_fingerprint` of the key that the contract was encrypted for;
-    None where the Provisioning Certificate Pool did not know it. published_at: when its publication began.
+    provisioning_key: `ccp.server.external.provisioning_pool.key_fingerprint` of the key that the contract was
+    encrypted for; None where the Provisioning Certificate Pool did not know it. published_at: when its publication
+    began.
     """
 
     emaid: EMAID

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.server.external.neighbours.fakes import Fake, neighbour
+from tests.server.external.scripted_server import Fake, scripted_server
 
 
 @pytest.fixture
 def fake() -> Iterator[Fake]:
-    with neighbour() as running:
+    with scripted_server() as running:
         yield running

@@ -14,15 +14,16 @@ from ccp import verify
 from ccp.errors import ConfigurationError, FieldError, Unavailable, UpstreamError
 from ccp.ids import PCID, Namespace
 from ccp.server.domain.contracts import SignedContract, signed_contract
-from ccp.server.external.neighbours import Neighbours, PKIService, RevocationReason, is_operators
-from ccp.server.external.outbound import Outbound
+from ccp.server.external.outbound import OutboundClient
+from ccp.server.external.pki_service import PKIService, RevocationReason, is_issued_by_operator
+from ccp.server.external.services import ExternalServices
 from ccp.server.settings import Settings
 from ccp.testing.partners import Car, make_contract, sign_contract
 from ccp.testing.pki import CONTRACT, PKI
 from ccp.x509.certificates import Certificate
 from ccp.x509.issuer_map import IssuerMap
 from ccp.x509.revocation_policy import Unchecked
-from tests.server.external.neighbours.fakes import (
+from tests.server.external.scripted_server import (
     DROP,
     HANG,
     NOT_HTTP,
@@ -41,8 +42,8 @@ REASON = RevocationReason.CESSATION_OF_OPERATION
 
 
 def revoked(fake: Fake, certificate: bytes = b"certificate", seconds: float = 5.0) -> None:
-    async def revoke(out: Outbound) -> None:
-        await PKIService(out, fake.url + "/opnc/v1/pki", SecretStr("token"), seconds=seconds).revoke(
+    async def revoke(out: OutboundClient) -> None:
+        await PKIService(out, fake.url + "/opnc/v1/pki", SecretStr("token"), timeout=seconds).revoke(
             certificate, RevocationReason.KEY_COMPROMISE
         )
 
@@ -126,18 +127,18 @@ def test_a_contract_is_the_operators_when_its_issuer_is(pkis: dict[str, PKI], ed
     pki = pkis[edition]
     contract = stored(pki)
     cas = [getattr(pki, name).certificate for name in ("emsp_sub2", "emsp_sub1", "emsp_root", "cps_sub2")]
-    assert is_operators(contract, known(cas[0]))
-    assert is_operators(contract, known(*cas))
-    assert not is_operators(contract, known(*cas[1:]))
-    assert not is_operators(contract, known())
+    assert is_issued_by_operator(contract, known(cas[0]))
+    assert is_issued_by_operator(contract, known(*cas))
+    assert not is_issued_by_operator(contract, known(*cas[1:]))
+    assert not is_issued_by_operator(contract, known())
 
 
 @pytest.mark.parametrize("edition", ["iso2", "iso20"])
 def test_a_contract_under_a_twin_of_the_operators_ca_is_the_operators(pkis: dict[str, PKI], edition: str) -> None:
     pki = pkis[edition]
     sub2 = pki.emsp_sub2.certificate
-    assert is_operators(stored(pki), known(twin(sub2)))
-    assert not is_operators(stored(pki), known(twin(pki.emsp_sub1.certificate)))
+    assert is_issued_by_operator(stored(pki), known(twin(sub2)))
+    assert not is_issued_by_operator(stored(pki), known(twin(pki.emsp_sub1.certificate)))
 
 
 def test_a_sub_ca_that_came_along_but_did_not_sign_is_not_the_issuer(pkis: dict[str, PKI]) -> None:
@@ -149,8 +150,8 @@ def test_a_sub_ca_that_came_along_but_did_not_sign_is_not_the_issuer(pkis: dict[
     bundle = make_contract(theirs, new_emaid(), car.pcid, car.provisioning.certificate, AT)
     message = sign_contract(theirs, replace(bundle, contract=dressed), AT)
     signed = stored(theirs)._replace(response=message, certificate=contract.certificate.der)
-    assert is_operators(signed, known(theirs.emsp_sub2.certificate))
-    assert not is_operators(signed, known(ours.emsp_sub2.certificate))
+    assert is_issued_by_operator(signed, known(theirs.emsp_sub2.certificate))
+    assert not is_issued_by_operator(signed, known(ours.emsp_sub2.certificate))
 
 
 def test_only_the_operators_certificates_are_revoked_and_each_once(fake: Fake, pkis: dict[str, PKI]) -> None:
@@ -159,7 +160,7 @@ def test_only_the_operators_certificates_are_revoked_and_each_once(fake: Fake, p
     variants = [ours, theirs, ours._replace(updated_at=AT + timedelta(days=1))]
     fingerprint = pkis["iso2"].emsp_sub2.certificate.fingerprint.upper()
 
-    async def revoke(out: Outbound) -> list[bytes]:
+    async def revoke(out: OutboundClient) -> list[bytes]:
         service = PKIService(out, fake.url + "/opnc/v1/pki", operator_cas=[fingerprint])
         # Until the CA behind the fingerprint is known, a contract of another may be one of its twin's.
         with pytest.raises(Unavailable, match="does not know yet which CA"):
@@ -178,7 +179,7 @@ def test_a_failure_ends_it(fake: Fake, pkis: dict[str, PKI]) -> None:
     fingerprint = pkis["iso2"].emsp_sub2.certificate.fingerprint
     variants = [stored(pkis["iso2"]), stored(pkis["iso2"])]
 
-    async def revoke(out: Outbound) -> None:
+    async def revoke(out: OutboundClient) -> None:
         await PKIService(out, fake.url + "/opnc/v1/pki", operator_cas=[fingerprint]).revoke_issued(variants, REASON)
 
     with pytest.raises(UpstreamError):
@@ -197,16 +198,18 @@ def test_a_reason_is_one_of_the_published_or_none() -> None:
             RevocationReason.parse(text)
 
 
-def test_neighbours_are_those_that_are_configured() -> None:
-    async def build(out: Outbound) -> None:
-        assert Neighbours.of(Settings(), out) == Neighbours(None, None, None)
-        some = Neighbours.of(Settings(rcp_url="http://a/rcp", pcp_url="http://a/pcp", pki_url="http://a/pki"), out)
-        assert some.roots
-        assert some.provisioning
-        assert some.pki
+def test_external_services_are_those_that_are_configured() -> None:
+    async def build(out: OutboundClient) -> None:
+        assert ExternalServices.from_settings(Settings(), out) == ExternalServices(None, None, None)
+        some = ExternalServices.from_settings(
+            Settings(rcp_url="http://a/rcp", pcp_url="http://a/pcp", pki_url="http://a/pki"), out
+        )
+        assert some.root_pool
+        assert some.provisioning_pool
+        assert some.pki_service
         with pytest.raises(ConfigurationError, match="pki_url"):
-            Neighbours.of(Settings(operator_cas=("ab" * 32,)), out)
+            ExternalServices.from_settings(Settings(operator_cas=("ab" * 32,)), out)
         with pytest.raises(ConfigurationError, match="operator_cas"):
-            Neighbours.of(Settings(operator_cas=("nonsense",), pki_url="http://a/pki"), out)
+            ExternalServices.from_settings(Settings(operator_cas=("nonsense",), pki_url="http://a/pki"), out)
 
     asked(build)

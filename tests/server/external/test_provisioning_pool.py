@@ -10,10 +10,11 @@ from pydantic import SecretStr
 
 from ccp.errors import UpstreamError
 from ccp.ids import Namespace
-from ccp.server.external.neighbours import _FAILURES, _VEHICLES, ProvisioningCertificatePool, key_fingerprint
-from ccp.server.external.outbound import Outbound
+from ccp.server.external.circuit_breaker import _FAILURES
+from ccp.server.external.outbound import OutboundClient
+from ccp.server.external.provisioning_pool import _MAX_CACHED, ProvisioningCertificatePool, key_fingerprint
 from ccp.testing.pki import PKI, Credential
-from tests.server.external.neighbours.fakes import DROP, HANG, NOT_HTTP, Fake, Reply, asked, json_answer, refusal
+from tests.server.external.scripted_server import DROP, HANG, NOT_HTTP, Fake, Reply, asked, json_answer, refusal
 from tests.world import AT, b64, new_pcid
 
 
@@ -24,7 +25,7 @@ class Clock:
         return self.now
 
 
-def pcp(out: Outbound, fake: Fake, clock: Clock | None = None) -> ProvisioningCertificatePool:
+def pcp(out: OutboundClient, fake: Fake, clock: Clock | None = None) -> ProvisioningCertificatePool:
     url = fake.url + "/opnc/v1/pcp"
     return ProvisioningCertificatePool(out, url, SecretStr("token"), clock or time.monotonic)
 
@@ -43,7 +44,7 @@ def test_the_chain_of_a_vehicle_is_asked_for_by_its_pcid(fake: Fake, pkis: dict[
     pcid = new_pcid()
     vehicle = pkis["iso2"].vehicle(pcid, at=AT)
     fake.answers[f"/opnc/v1/pcp/provisioningcertificates/{pcid}"] = json_answer(body(vehicle))
-    chain = asked(lambda out: pcp(out, fake).chain_of(pcid))
+    chain = asked(lambda out: pcp(out, fake).get_chain(pcid))
     assert chain is not None
     assert chain.certificate == vehicle.certificate
     assert chain.sub_cas == vehicle.sub_cas
@@ -62,7 +63,7 @@ def test_wrappers_and_casing_do_not_matter(fake: Fake, pkis: dict[str, PKI], sha
     published = {name.replace("CA", "Ca"): text for name, text in chain.items()}
     shapes = [inner, chain, {"provisioningCertificate": {"provisioningCertificateChain": published}}, published]
     fake.answers["*"] = json_answer(shapes[shape])
-    found = asked(lambda out: pcp(out, fake).chain_of(pcid))
+    found = asked(lambda out: pcp(out, fake).get_chain(pcid))
     assert found is not None
     assert found.sub_cas == vehicle.sub_cas
 
@@ -71,7 +72,7 @@ def test_a_chain_without_sub_cas_is_a_chain(fake: Fake, pkis: dict[str, PKI]) ->
     pcid = new_pcid()
     vehicle = pkis["iso2"].vehicle(pcid, at=AT)
     fake.answers["*"] = json_answer({"certificate": b64(vehicle.certificate.der)})
-    found = asked(lambda out: pcp(out, fake).chain_of(pcid))
+    found = asked(lambda out: pcp(out, fake).get_chain(pcid))
     assert found is not None
     assert found.sub_cas == ()
 
@@ -81,7 +82,7 @@ def test_the_edition_is_what_the_pool_says_else_what_the_key_can_do(fake: Fake, 
 
     def edition(name: str, **more: Any) -> Namespace:
         fake.answers["*"] = json_answer(body(pkis[name].vehicle(pcid, at=AT), **more))
-        chain = asked(lambda out: pcp(out, fake).chain_of(pcid))
+        chain = asked(lambda out: pcp(out, fake).get_chain(pcid))
         assert chain is not None
         return chain.namespace
 
@@ -99,19 +100,19 @@ def test_a_vehicle_is_remembered_for_a_while_and_asked_for_again_when_that_is_wa
     old, new = (pkis["iso2"].vehicle(pcid, at=AT) for _ in range(2))
     fake.answers["*"] = json_answer(body(old))
 
-    async def visit(out: Outbound) -> list[Any]:
+    async def visit(out: OutboundClient) -> list[Any]:
         clock = Clock()
         pool = pcp(out, fake, clock)
-        seen = [await pool.chain_of(pcid)]
+        seen = [await pool.get_chain(pcid)]
         fake.answers["*"] = json_answer(body(new))
-        seen.append(await pool.chain_of(pcid))
-        seen.append(await pool.chain_of(pcid, fresh=True))
+        seen.append(await pool.get_chain(pcid))
+        seen.append(await pool.get_chain(pcid, fresh=True))
         fake.answers["*"] = json_answer(body(old))
-        pool.forget(pcid)
-        seen.append(await pool.chain_of(pcid))
+        pool.invalidate(pcid)
+        seen.append(await pool.get_chain(pcid))
         fake.answers["*"] = json_answer(body(new))
         clock.now += 60
-        seen.append(await pool.chain_of(pcid))
+        seen.append(await pool.get_chain(pcid))
         return [chain.certificate for chain in seen]
 
     assert asked(visit) == [one.certificate for one in (old, old, new, old, new)]
@@ -123,28 +124,28 @@ def test_a_vehicle_that_is_not_known_is_not_known_for_a_moment(fake: Fake, pkis:
     pcid = new_pcid()
     fake.answers["*"] = refusal(status, "The OEM provisioning certificate with given PCID is not found.")
 
-    async def visit(out: Outbound) -> bool:
+    async def visit(out: OutboundClient) -> bool:
         clock = Clock()
         pool = pcp(out, fake, clock)
-        assert await pool.chain_of(pcid) is None
+        assert await pool.get_chain(pcid) is None
         fake.answers["*"] = json_answer(body(pkis["iso2"].vehicle(pcid, at=AT)))
-        assert await pool.chain_of(pcid) is None
+        assert await pool.get_chain(pcid) is None
         clock.now += 10
-        return await pool.chain_of(pcid) is not None
+        return await pool.get_chain(pcid) is not None
 
     assert asked(visit)
     assert len(fake.calls) == 2
 
 
 def test_what_is_remembered_is_bounded(fake: Fake) -> None:
-    async def visit(out: Outbound) -> int:
+    async def visit(out: OutboundClient) -> int:
         pool = pcp(out, fake, Clock())
-        for number in range(_VEHICLES + 5):
-            pool._remember(new_pcid(), None)
-            assert len(pool._known) == min(number + 1, _VEHICLES)
-        return len(pool._known)
+        for number in range(_MAX_CACHED + 5):
+            pool._store(new_pcid(), None)
+            assert len(pool._cache) == min(number + 1, _MAX_CACHED)
+        return len(pool._cache)
 
-    assert asked(visit) == _VEHICLES
+    assert asked(visit) == _MAX_CACHED
 
 
 def _broken(pki: PKI) -> dict[str, Reply]:
@@ -171,26 +172,26 @@ def test_a_failure_is_unknown_on_delivery_and_an_error_for_who_has_to_know(
 ) -> None:
     fake.answers["*"] = list(_broken(pkis["iso2"]).values())[how]
     pcid = new_pcid()
-    assert asked(lambda out: pcp(out, fake).chain_of(pcid)) is None
+    assert asked(lambda out: pcp(out, fake).get_chain(pcid)) is None
     with pytest.raises(UpstreamError):
-        asked(lambda out: pcp(out, fake).ask(pcid))
+        asked(lambda out: pcp(out, fake).fetch_chain(pcid))
 
 
 def test_a_pool_that_hangs_costs_a_delivery_one_second_and_then_nothing(fake: Fake, pkis: dict[str, PKI]) -> None:
     fake.answers["*"] = HANG
     pcid = new_pcid()
 
-    async def visit(out: Outbound) -> list[float]:
+    async def visit(out: OutboundClient) -> list[float]:
         clock = Clock()
         pool = pcp(out, fake, clock)
         times = []
         for attempt in range(_FAILURES + 1):
             began = time.monotonic()
-            assert await pool.chain_of(pcid, seconds=1.0 if attempt == 0 else 0.1) is None
+            assert await pool.get_chain(pcid, timeout=1.0 if attempt == 0 else 0.1) is None
             times.append(time.monotonic() - began)
         fake.answers["*"] = json_answer(body(pkis["iso2"].vehicle(pcid, at=AT)))
         clock.now += 10
-        assert await pool.chain_of(pcid) is not None
+        assert await pool.get_chain(pcid) is not None
         return times
 
     times = asked(visit)

@@ -1,6 +1,6 @@
 """Neighbours of the pool that really listen on loopback, and do what they are told: answer, refuse, hang, drop.
 
-with neighbour() as fake:
+with scripted_server() as fake:
     fake.answers["/rootcertificates"] = json_answer({...})   # by path, without the query; or "*"
     …
     assert fake.calls[0].headers["authorization"] == "Bearer …"
@@ -19,7 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
-from ccp.server.external.outbound import Outbound
+from ccp.server.external.outbound import OutboundClient
 
 T = TypeVar("T")
 
@@ -73,7 +73,7 @@ class Fake:
 
 
 @contextmanager
-def neighbour() -> Iterator[Fake]:
+def scripted_server() -> Iterator[Fake]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -122,11 +122,11 @@ def neighbour() -> Iterator[Fake]:
         thread.join(5)
 
 
-def asked(question: Callable[[Outbound], Awaitable[T]]) -> T:
+def asked(question: Callable[[OutboundClient], Awaitable[T]]) -> T:
     """Run a question with an outbound client of its own, within ten seconds."""
 
     async def run() -> T:
-        outbound = Outbound()
+        outbound = OutboundClient()
         try:
             async with asyncio.timeout(10):
                 return await question(outbound)

@@ -12,15 +12,15 @@ from datetime import UTC, datetime
 
 import pytest
 
-from ccp.server.external.neighbours import key_fingerprint
+from ccp.server.external.provisioning_pool import key_fingerprint
 from ccp.server.http.routes.pcp_webhook import PATH
 from ccp.server.sandbox.setup import trust_list
 from ccp.server.storage.queries import anchors
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
-from tests.server.external.neighbours.fakes import DROP, HANG, Fake, Reply, json_answer, neighbour, refusal
-from tests.server.external.neighbours.test_pcp_events import event
-from tests.server.external.neighbours.test_provisioning_certificate_pool import body as chain_body
+from tests.server.external.scripted_server import DROP, HANG, Fake, Reply, json_answer, refusal, scripted_server
+from tests.server.external.test_pcp_events import event
+from tests.server.external.test_provisioning_pool import body as chain_body
 from tests.server.http.api.answers import sentences
 from tests.world import AT, Pool, again, b64, new_pcid, start
 
@@ -29,13 +29,13 @@ SECRET = "webhook"
 
 @pytest.fixture(scope="module")
 def pki_service() -> Iterator[Fake]:
-    with neighbour() as fake:
+    with scripted_server() as fake:
         yield fake
 
 
 @pytest.fixture(scope="module")
 def pcp() -> Iterator[Fake]:
-    with neighbour() as fake:
+    with scripted_server() as fake:
         yield fake
 
 
@@ -72,7 +72,7 @@ def test_a_delete_revokes_first_with_the_reason_given(around: Pool, pki_service:
 def test_a_delete_whose_pki_service_hangs_is_502_after_a_while_and_deletes_nothing(
     pkis: dict[str, PKI], pki_service: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ccp.server.external.neighbours.REVOKE_SECONDS", 0.3)
+    monkeypatch.setattr("ccp.server.external.pki_service.REVOKE_TIMEOUT", 0.3)
     pki_service.answers[REVOKE] = HANG
     cas = (pkis["iso2"].emsp_sub2.certificate.fingerprint,)
     with start(pkis, pki_url=pki_service.url + "/opnc/v1/pki", operator_cas=cas) as pool:
@@ -147,8 +147,8 @@ def test_a_vehicle_with_an_old_key_is_refused_and_a_contract_for_an_old_key_is_n
 def test_a_provisioning_pool_that_hangs_costs_a_vehicle_a_second_and_nothing_is_refused_for_it(
     pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ccp.server.external.neighbours.PUBLISH_SECONDS", 0.2)
-    with neighbour() as silent, start(pkis, pcp_url=silent.url, require_known_vehicle=False) as pool:
+    monkeypatch.setattr("ccp.server.external.provisioning_pool.PUBLICATION_TIMEOUT", 0.2)
+    with scripted_server() as silent, start(pkis, pcp_url=silent.url, require_known_vehicle=False) as pool:
         silent.answers["*"] = HANG
         car = pool.car()
         contract = pool.publish(car)
@@ -183,7 +183,7 @@ def test_the_description_names_the_path_of_these_events(around: Pool) -> None:
 
 def test_the_schedule_takes_over_roots(pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ccp.server.trust.anchors._FIRST_SECONDS", 0.01)
-    with neighbour() as rcp:
+    with scripted_server() as rcp:
         entries = [
             {"caCertificate": b64(certificate.der), "rootTypeList": [role.value.upper()]}
             for role, certificate in trust_list(pkis["stranger"])

@@ -17,7 +17,7 @@ from ccp.server.storage.queries import contracts as questions
 from ccp.server.storage.queries.vehicles import bindings, withdraw_vehicle
 from ccp.testing.pki import PKI
 from tests.databases import fresh
-from tests.server.external.neighbours.test_pki_service import stored
+from tests.server.external.test_pki_service import stored
 from tests.world import AT, new_emaid, new_pcid
 
 MANY = VehicleRules(max_contracts=20, max_contracts_of_provider=20)

@@ -10,11 +10,11 @@ import pytest
 from pydantic import SecretStr
 
 from ccp.errors import UpstreamError
-from ccp.server.external.neighbours import RootCertificatePool, RootList
+from ccp.server.external.root_pool import RootCertificatePool, RootList
 from ccp.testing.pki import PKI
 from ccp.x509.certificates import Certificate
 from ccp.x509.path_validation import Role
-from tests.server.external.neighbours.fakes import (
+from tests.server.external.scripted_server import (
     DROP,
     NOT_HTTP,
     Answers,
@@ -33,7 +33,7 @@ PATH = "/opnc/v1/rcp/rootcertificates"
 
 def roots(fake: Fake, answers: Answers) -> RootList:
     fake.answers[PATH] = answers
-    return asked(lambda out: RootCertificatePool(out, fake.url + "/opnc/v1/rcp/", SecretStr("token")).roots())
+    return asked(lambda out: RootCertificatePool(out, fake.url + "/opnc/v1/rcp/", SecretStr("token")).list_roots())
 
 
 def by_type(**entries: list[Any]) -> Callable[[Call], Reply]:
@@ -160,4 +160,4 @@ def test_one_role_that_fails_fails_the_whole_list(fake: Fake, pkis: dict[str, PK
 
 def test_a_pool_that_is_not_there_is_an_error() -> None:
     with pytest.raises(UpstreamError, match="does not answer"):
-        asked(lambda out: RootCertificatePool(out, nowhere()).roots())
+        asked(lambda out: RootCertificatePool(out, nowhere()).list_roots())

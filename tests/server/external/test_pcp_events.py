@@ -32,7 +32,7 @@ from ccp.server.app import assemble
 from ccp.server.audit.pseudonyms import Pseudonyms
 from ccp.server.audit.trail import Refusals
 from ccp.server.domain.contracts import SignedContract
-from ccp.server.external.neighbours import key_fingerprint
+from ccp.server.external.provisioning_pool import key_fingerprint
 from ccp.server.http import errors
 from ccp.server.http.middleware.tracing import Tracing
 from ccp.server.http.routes.opnc import Edge
@@ -45,9 +45,9 @@ from ccp.server.storage import Store, connect
 from ccp.server.storage.engine import schema
 from ccp.server.storage.queries import contracts as questions
 from ccp.testing.pki import PKI, Credential
-from tests.server.external.neighbours.fakes import DROP, Fake, Reply, json_answer, neighbour, refusal
-from tests.server.external.neighbours.test_pki_service import stored
-from tests.server.external.neighbours.test_provisioning_certificate_pool import body as chain_body
+from tests.server.external.scripted_server import DROP, Fake, Reply, json_answer, refusal, scripted_server
+from tests.server.external.test_pki_service import stored
+from tests.server.external.test_provisioning_pool import body as chain_body
 from tests.server.http.api.answers import sentences
 from tests.world import AT, ISO2, ISO20, new_emaid, new_pcid
 
@@ -179,7 +179,7 @@ def receiving(database: Path, pcp_url: str | None, secret: str | None) -> Iterat
 @pytest.fixture(scope="module")
 def receiver(pkis: dict[str, PKI]) -> Iterator[Receiver]:
     templates = {edition: stored(pkis[edition]) for edition in ("iso2", "iso20")}
-    with tempfile.TemporaryDirectory(prefix="ccp-test-") as folder, neighbour() as pcp:
+    with tempfile.TemporaryDirectory(prefix="ccp-test-") as folder, scripted_server() as pcp:
         database = Path(folder) / "ccp.db"
         schema.upgrade(f"sqlite:///{database}")
         with receiving(database, pcp.url, SECRET) as url, httpx.Client(timeout=10) as http:
