@@ -33,7 +33,7 @@ from rich.table import Table
 
 from ccp.ids import EMAID, PCID
 from ccp.server import logging, settings
-from ccp.server.app import assemble
+from ccp.server.app import build_services
 from ccp.server.bulk import exporter, importer
 from ccp.server.bulk import import_worker as work
 from ccp.server.bulk.lines import Source
@@ -65,7 +65,7 @@ def make(folder: Path, count: int) -> tuple[Settings, Path]:
 
 async def alone(config: Settings, lines: list[bytes]) -> tuple[float, float]:
     """CPU seconds of one line's checks, and of storing it by itself."""
-    built = assemble(config)
+    built = build_services(config)
     await built.open()
     at = datetime.now(UTC)
     checking = storing = 0.0
@@ -187,7 +187,7 @@ def main() -> None:
 
 
 async def exported(config: Settings, target: Path) -> None:
-    built = assemble(config)
+    built = build_services(config)
     await built.open()
     await exporter.export(built.store, str(target), exporter.Filter())
     await built.close()

@@ -35,7 +35,7 @@ from tests.server.events.receiver import webhook
 
 from ccp.ids import EMAID, PCID
 from ccp.server import logging, settings
-from ccp.server.app import assemble
+from ccp.server.app import build_services
 from ccp.server.domain.parties import PartyRole
 from ccp.server.sandbox.setup import publish_body
 from ccp.server.storage.engine import schema
@@ -97,7 +97,7 @@ class Pool:
         maker = self.world.members[PartyRole.OEM, "A"].party.client_id
 
         async def change() -> None:
-            built = assemble(self.settings)
+            built = build_services(self.settings)
             await built.open()
             for hook in await built.store.read(events.webhooks(maker)):
                 await built.store.write(events.drop_webhook(hook.id))

@@ -38,7 +38,7 @@ from ccp import exi
 from ccp import verify as installation
 from ccp.ids import Namespace
 from ccp.server import settings
-from ccp.server.app import assemble
+from ccp.server.app import build_services
 from ccp.server.domain.parties import Caller, Party, PartyRole
 from ccp.server.pool.service import Pool
 from ccp.server.sandbox.setup import create
@@ -67,7 +67,7 @@ def best(work: Callable[[], object], *, rounds: int = 7, seconds: float = 0.05) 
 async def parts(folder: Path) -> None:
     """The cost of each part of a POST, and of a whole one without HTTP."""
     config = settings.load(folder / "ccp.toml")
-    built = assemble(config)
+    built = build_services(config)
     await built.open()
     store, trust, pool = built.store, built.trust, built.pool
     caller = Party("bench", "bench", frozenset({PartyRole.CPO, PartyRole.CPS}), all_providers=True)

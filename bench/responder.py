@@ -31,7 +31,7 @@ from ccp.exi import iso2
 from ccp.ids import EMAID, PCID
 from ccp.schemas.opnc import SignedContractData
 from ccp.server import settings
-from ccp.server.app import assemble
+from ccp.server.app import build_services
 from ccp.server.domain.parties import Caller
 from ccp.server.sandbox import setup
 from ccp.server.storage.engine import schema
@@ -83,7 +83,7 @@ def respond(port: int, issued: Issued) -> None:
 
 async def furnish(config: settings.Settings, world: setup.World, bodies: list[dict[str, str]], at: datetime) -> None:
     """Publish the contracts through all checks, the responder's answers included."""
-    built = assemble(config)
+    built = build_services(config)
     await built.open()
     try:
         await setup.register(built.store, world, at)

@@ -34,7 +34,7 @@ from rich.table import Table
 
 from ccp import verify
 from ccp.ids import EMAID, PCID, Fingerprint
-from ccp.server.app import assemble
+from ccp.server.app import build_services
 from ccp.server.domain.parties import Caller, Party, PartyRole
 from ccp.server.settings import Settings
 from ccp.server.storage import Store
@@ -164,7 +164,7 @@ async def stored(pki: PKI, unit: float) -> Table:
     with tempfile.TemporaryDirectory(prefix="ccp-bench-") as folder:
         settings = Settings(database=f"sqlite:///{Path(folder) / 'ccp.db'}", log_level="error")
         schema.upgrade(settings.database)
-        built = assemble(settings, lambda: AT)
+        built = build_services(settings, lambda: AT)
         store, service = built.store, built.revocation
         await store.open()
         try:

@@ -20,7 +20,7 @@ from ccp.errors import NoContract
 from ccp.ids import EMAID, PCID
 from ccp.schemas.common import PLACEHOLDER_EMAID, PLACEHOLDER_PCID, encode_base64
 from ccp.server import logging, settings
-from ccp.server.app import assemble
+from ccp.server.app import build_services
 from ccp.server.domain.parties import PartyRole
 from ccp.server.storage.engine import schema
 from ccp.server.storage.queries import peers as registry
@@ -227,7 +227,7 @@ def _serving(folder: Path, built: world.World, ports: tuple[int, ...], more: str
 
     async def fill() -> None:
         await world.fill(loaded, built)
-        assembled = assemble(loaded)
+        assembled = build_services(loaded)
         await assembled.open()
         try:
             for number, port in enumerate(ports):

@@ -32,7 +32,7 @@ from ccp.cli import app as commands
 from ccp.ids import EMAID, PCID
 from ccp.schemas.common import encode_base64
 from ccp.server import logging, settings
-from ccp.server.app import assemble
+from ccp.server.app import build_services
 from ccp.server.domain.parties import PartyRole
 from ccp.server.sandbox import setup
 from ccp.server.storage.engine import schema
@@ -223,7 +223,7 @@ def run(short: bool, folder: Path) -> Iterator[Row]:
 
 
 async def _register(loaded: settings.Settings, known: setup.World, at: datetime) -> None:
-    built = assemble(loaded)
+    built = build_services(loaded)
     await built.open()
     try:
         await setup.register(built.store, known, at)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from ccp.server import logging, settings
-from ccp.server.app import assemble
+from ccp.server.app import build_services
 from ccp.server.sandbox import setup
 from ccp.server.settings import Settings
 from ccp.server.storage.engine import schema
@@ -166,7 +166,7 @@ def _judged(
 
 
 async def _trust(loaded: Settings, pki: PKI, at: datetime) -> None:
-    built = assemble(loaded)
+    built = build_services(loaded)
     await built.open()
     try:
         await setup.register(built.store, setup.World({"evil": pki}, ()), at)

@@ -27,7 +27,7 @@ from ccp.ids import Namespace
 from ccp.schemas.common import encode_base64
 from ccp.schemas.opnc import distinguished_name
 from ccp.server import settings
-from ccp.server.app import assemble
+from ccp.server.app import build_services
 from ccp.server.domain import contracts
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.storage.engine.query import Steps, T
@@ -119,7 +119,7 @@ class Bare(asyncio.Protocol):
 
 async def serve() -> None:
     config, database, port = sys.argv[1:]
-    built = assemble(settings.load(Path(config), database=database))
+    built = build_services(settings.load(Path(config), database=database))
     await built.open()
     work = Work(database, built.trust.anchors, built.revocation.rules)
     loop = asyncio.get_running_loop()

@@ -12,7 +12,7 @@ from typing import Any
 
 from ccp.cli import workers
 from ccp.server.access.rate_limits import Proxies
-from ccp.server.http.connection_limits import Connections
+from ccp.server.http.connection_limits import ConnectionRegistry
 from ccp.server.http.protocol import STATE, options
 from ccp.server.settings import Settings
 
@@ -25,7 +25,7 @@ def create() -> Any:
     async def application(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
             await receive()
-            scope["state"][STATE] = Connections(config, Proxies(config.trusted_proxies))
+            scope["state"][STATE] = ConnectionRegistry(config, Proxies(config.trusted_proxies))
             await send({"type": "lifespan.startup.complete"})
             await receive()
             await send({"type": "lifespan.shutdown.complete"})

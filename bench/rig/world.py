@@ -20,7 +20,7 @@ from ccp.ids import EMAID, PCID, WMI, ProviderId
 from ccp.schemas.common import encode_base64
 from ccp.schemas.opnc import SignedContractData
 from ccp.server.access.authorization_server import new_secret
-from ccp.server.app import assemble
+from ccp.server.app import build_services
 from ccp.server.domain.parties import Caller, Party, PartyRole
 from ccp.server.sandbox import setup
 from ccp.server.settings import Settings
@@ -150,7 +150,7 @@ def _numbered(prefix: str, number: int, length: int) -> str:
 
 async def fill(config: Settings, world: World) -> None:
     """Roots, parties, evidence and every contract, each published through all checks. The schema is there."""
-    built = assemble(config)
+    built = build_services(config)
     await built.open()
     try:
         known = setup.World(

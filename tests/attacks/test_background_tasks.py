@@ -116,7 +116,7 @@ def test_anchors_keys_and_peers_of_a_newer_release_do_not_stop_others(pkis: dict
         until(refused, 5)
         assert [ready(url)[0] for url in urls] == [200, 200]
         found = read(urls[0])
-        for task in ("look_for_changes", "refresh_anchors", "refresh_token_keys", "refresh_peers"):
+        for task in ("poll_changes", "refresh_anchors", "refresh_token_keys", "refresh_peers"):
             assert value(found, "ccp_task_failures_total", task=task) == 0, task
 
 

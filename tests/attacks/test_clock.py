@@ -53,7 +53,7 @@ class Clock:
 def jumping(pkis: dict[str, PKI], **options: Any) -> Iterator[tuple[Pool, Clock]]:
     clock = Clock()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ccp.server.app.now", clock)
+        patch.setattr("ccp.server.app.utc_now", clock)
         with start({"iso2": pkis["iso2"]}, rate_limit_unauthenticated=0, **options) as running:
             yield running, clock
 
@@ -113,8 +113,8 @@ def test_nothing_is_purged_while_the_clock_is_ahead_and_everything_goes_on_after
         }
         future = pool.http.post("/oauth/token", data=form).json()["access_token"]
         assert post(pool, future).status_code == 400, "valid as long as the clock stands so: let in, the body is empty"
-        tried = failures(pool, "cleansing")
-        until(lambda: failures(pool, "cleansing") >= tried + 2, 60)
+        tried = failures(pool, "purge")
+        until(lambda: failures(pool, "purge") >= tried + 2, 60)
         late = pool.car()
         receiver.says("/up", 503)
         pool.cps.headers["Authorization"] = f"Bearer {fresh_token(pool, 'cps')}"
@@ -308,9 +308,7 @@ def test_a_server_whose_machine_jumps_ahead_keeps_its_contracts_and_says_so(tmp_
         until(
             lambda: any("nothing is purged" in reason for reason in http.get("/health/ready").json().get("reasons", []))
         )
-        until(
-            lambda: log.read_text().count('"task":"cleansing"') + log.read_text().count('"task": "cleansing"') >= 2, 30
-        )
+        until(lambda: log.read_text().count('"task":"purge"') + log.read_text().count('"task": "purge"') >= 2, 30)
         said.write_text("+0d\n")
         until(lambda: "clock plausible again" in log.read_text())
     assert '"clock implausible"' in log.read_text()
@@ -389,9 +387,9 @@ def test_a_worker_that_begins_while_the_clock_is_ahead_purges_nothing(
 ) -> None:
     monkeypatch.setenv(clock._BEGAN, "")
     clock.hand_over(datetime.now(UTC))
-    monkeypatch.setattr("ccp.server.app.now", lambda: datetime.now(UTC) + JUMP)
+    monkeypatch.setattr("ccp.server.app.utc_now", lambda: datetime.now(UTC) + JUMP)
     with start({"iso2": pkis["iso2"]}, rate_limit_unauthenticated=0, purge_interval=1) as pool:
-        until(lambda: failures(pool, "cleansing") > 0)
+        until(lambda: failures(pool, "purge") > 0)
         assert ready(pool) == [AHEAD]
 
 

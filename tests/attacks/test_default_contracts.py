@@ -10,7 +10,7 @@ from structlog.testing import CapturingLogger
 
 from ccp.errors import ConfigurationError
 from ccp.ids import EMAID
-from ccp.server.app import assemble
+from ccp.server.app import build_services
 from ccp.server.settings import Settings
 from ccp.server.storage.queries import contracts
 from ccp.testing.partners import Car
@@ -236,4 +236,4 @@ def test_with_a_provisioning_pool_only_known_vehicles_get_contracts(pkis: dict[s
 
 def test_known_vehicles_cannot_be_required_without_a_provisioning_pool() -> None:
     with pytest.raises(ConfigurationError, match="require_known_vehicle needs pcp_url"):
-        assemble(Settings(require_known_vehicle=True))
+        build_services(Settings(require_known_vehicle=True))

@@ -184,4 +184,4 @@ def test_a_flipped_client_certificate_is_refused_or_bound() -> None:
     certificates = ClientCertificates()
     for bit in range(0, 8 * len(whole), 5 if COUNT else 1):
         with contextlib.suppress(NotAuthenticated):
-            assert certificates.to_bind({SCOPE_KEY: flipped(whole, bit)})
+            assert certificates.thumbprint_to_bind({SCOPE_KEY: flipped(whole, bit)})

@@ -24,7 +24,7 @@ from ccp.server.storage.queries import signing_keys
 from ccp.server.storage.queries.signing_keys import TokenKey
 
 if TYPE_CHECKING:
-    from ccp.server.app import Assembly
+    from ccp.server.app import Services
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -61,7 +61,7 @@ def rotate(
     Keys whose tokens have all expired are removed, so the clock must agree with the database server's.
     """
 
-    async def change(built: Assembly) -> TokenKey:
+    async def change(built: Services) -> TokenKey:
         at = await built.guard.checked()
         return await authorization_server.rotate(built.store, command_actor(), at, timedelta(seconds=signs_in))
 

@@ -25,7 +25,7 @@ from ccp.server.runtime.terminal_text import printable, printable_json
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from ccp.server.app import Assembly
+    from ccp.server.app import Services
     from ccp.server.pool.service import Pool
     from ccp.server.storage import Store
 
@@ -117,17 +117,17 @@ def with_pool(config: Path | None, use: Callable[[Pool], Coroutine[Any, Any, T]]
     return with_services(config, lambda built: use(built.pool))
 
 
-def with_services(config: Path | None, use: Callable[[Assembly], Coroutine[Any, Any, T]]) -> T:
+def with_services(config: Path | None, use: Callable[[Services], Coroutine[Any, Any, T]]) -> T:
     """As `with_pool`, for a command that also needs the parts that the pool is built from."""
     import asyncio
 
     from ccp.server import logging, settings
-    from ccp.server.app import assemble
+    from ccp.server.app import build_services
 
     async def run() -> T:
         effective = settings.load(config)
         logging.configure(effective)
-        built = assemble(effective)
+        built = build_services(effective)
         await built.open()
         try:
             return await use(built)

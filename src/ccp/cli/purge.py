@@ -11,7 +11,7 @@ from ccp.cli.output import ConfigOption, JsonOption, print_json, print_line, pri
 from ccp.server.audit.trail import command_actor
 
 if TYPE_CHECKING:
-    from ccp.server.app import Assembly
+    from ccp.server.app import Services
     from ccp.server.pool.service import Cleansed
 
 
@@ -26,7 +26,7 @@ def purge(
 ) -> None:
     """Remove contracts that have expired or are revoked; car makers are notified as of any removal."""
 
-    async def run(built: Assembly) -> list[Cleansed]:
+    async def run(built: Services) -> list[Cleansed]:
         # Raises if the clock is implausible.
         at = datetime.now(UTC) if dry_run else await built.guard.checked()
         return await built.pool.cleanse(at, actor=command_actor(), dry_run=dry_run)

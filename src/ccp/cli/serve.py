@@ -109,7 +109,7 @@ def _run(effective: Settings, limit: int | None) -> None:
         logging.configure(effective)
         assert metrics.are_shared() or effective.metrics is MetricsAccess.OFF
     workers.run(
-        "ccp.server.app:create",
+        "ccp.server.app:create_app",
         preload=(
             "ccp.server.storage.engine.postgres"
             if schema.is_postgres(effective.database)

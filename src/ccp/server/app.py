@@ -1,4 +1,4 @@
-"""Where objects are built: the application with its store, snapshots and routes."""
+"""Where objects are services: the application with its store, snapshots and routes."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import warnings
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import partial
+from datetime import datetime
 from typing import Any, Final
 
 import structlog
@@ -44,10 +43,10 @@ from ccp.server.external.outbound import OutboundClient
 from ccp.server.external.services import ExternalServices
 from ccp.server.http import errors, openapi_security, query_parameters
 from ccp.server.http.client_certificate import ClientCertificates
-from ccp.server.http.connection_limits import Connections
-from ccp.server.http.middleware.client_address import Gate
-from ccp.server.http.middleware.fast_path import Shortcut
-from ccp.server.http.middleware.tracing import Tracing
+from ccp.server.http.connection_limits import ConnectionRegistry
+from ccp.server.http.middleware.client_address import ClientAddressMiddleware
+from ccp.server.http.middleware.fast_path import FastPathMiddleware
+from ccp.server.http.middleware.tracing import TraceMiddleware
 from ccp.server.http.protocol import STATE as CONNECTIONS
 from ccp.server.http.routes import admin, events, metrics, oauth, opcp, opnc, pcp_webhook
 from ccp.server.http.routes.health import Health
@@ -56,112 +55,37 @@ from ccp.server.pool.peers import PoolPeers
 from ccp.server.pool.service import Pool
 from ccp.server.runtime import allocator
 from ccp.server.runtime.background import BackgroundTasks, PeriodicTask
-from ccp.server.runtime.clock import ClockGuard
+from ccp.server.runtime.clock import Clock, ClockGuard, utc_now
 from ccp.server.runtime.loop_budget import LoopBudget
 from ccp.server.runtime.loop_lag import LoopLag
 from ccp.server.settings import Settings
 from ccp.server.storage import Store, connect
 from ccp.server.storage.engine.time_limits import COMMANDS, REQUESTS, TimeLimits
-from ccp.server.storage.queries import change_counters
 from ccp.server.storage.queries.change_counters import Topic
+from ccp.server.storage.snapshot_refresh import Snapshot, SnapshotRefresher
 from ccp.server.trust import anchors
 from ccp.server.trust.anchors import Trust
 from ccp.server.trust.revocation import RevocationService
 
 _log = structlog.get_logger("ccp.server.app")
-_REFRESH_SECONDS: Final = 1.0
-_REFRESH_TIMEOUT: Final = 10.0  # A small table is read in milliseconds; a round that hangs has to fail to be seen.
 _RELOAD_TIMEOUT: Final = 60.0  # For tables that partners fill, which are sometimes read as a whole, in portions.
 
 
-def now() -> datetime:
-    return datetime.now(UTC)
-
-
-@dataclass(frozen=True, slots=True)
-class Follower:
-    """Something that a worker holds in memory of tables that other processes change.
-
-    topics: those whose changes `refresh` takes over. critical: access or trust depends on it. timeout: for one refresh,
-    seconds.
-    """
-
-    name: str
-    topics: tuple[Topic, ...]
-    refresh: Callable[[], Awaitable[None]]
-    critical: bool = True
-    timeout: float = _REFRESH_TIMEOUT
-
-
-class Refresher:
-    """Takes over changes of parties, anchors and keys that other processes made, within a second or so.
-
-    Each follower is a background task of its own: one that fails does not keep the others from being refreshed.
-    """
-
-    def __init__(self, store: Store, *followers: Follower) -> None:
-        self._store = store
-        self._followers = followers
-        self._numbers: dict[str, int] = {}
-        self._seen: dict[str, list[int]] = {}
-        self._changed = {follower.name: asyncio.Event() for follower in followers}
-
-    async def once(self) -> None:
-        """Take over everything. Raises what goes wrong."""
-        await self._look()
-        for follower in self._followers:
-            await self._follow(follower)
-
-    def supervise(self, background: BackgroundTasks) -> None:
-        """Start the background tasks that keep this up to date."""
-
-        def add(name: str, run: Callable[[], Awaitable[None]], timeout: float = _REFRESH_TIMEOUT, **more: Any) -> None:
-            retry = {"retry_delay": _REFRESH_SECONDS, "max_retry_delay": _REFRESH_SECONDS}
-            background.add(
-                PeriodicTask(name, run, _REFRESH_SECONDS, timeout=timeout, **retry, **more)  # type: ignore[arg-type]
-            )
-
-        add("look_for_changes", self._look, critical=any(follower.critical for follower in self._followers))
-        for follower in self._followers:
-            add(
-                f"refresh_{follower.name}",
-                partial(self._follow, follower),
-                timeout=follower.timeout,
-                critical=follower.critical,
-                wake=self._changed[follower.name],
-            )
-
-    async def _look(self) -> None:
-        self._numbers = await self._store.read(change_counters.numbers())
-        for follower in self._followers:
-            if self._numbers_of(follower) != self._seen.get(follower.name):
-                self._changed[follower.name].set()
-
-    async def _follow(self, follower: Follower) -> None:
-        numbers = self._numbers_of(follower)
-        if numbers != self._seen.get(follower.name):
-            await follower.refresh()
-            self._seen[follower.name] = numbers
-
-    def _numbers_of(self, follower: Follower) -> list[int]:
-        return [self._numbers.get(topic, 0) for topic in follower.topics]
-
-
-def cleansing(pool: Pool, interval: int, clock: Callable[[], Awaitable[datetime]]) -> PeriodicTask:
+def purge_task(pool: Pool, interval: int, clock: Callable[[], Awaitable[datetime]]) -> PeriodicTask:
     """Purge expired and revoked contracts. Every worker does it at its own time; the first one finds something.
 
     clock: raises Unavailable where it is implausible.
     """
 
-    async def cleanse() -> None:
+    async def purge() -> None:
         async for _ in pool.purge(await clock()):
             pass
 
-    return PeriodicTask("cleansing", cleanse, interval, jitter=0.25)
+    return PeriodicTask("purge", purge, interval, jitter=0.25)
 
 
 @dataclass(frozen=True, slots=True)
-class Assembly:
+class Services:
     """A pool and what it rests on."""
 
     store: Store
@@ -194,9 +118,9 @@ class Assembly:
         await self.store.close()
 
 
-def assemble(
-    config: Settings, clock: opnc.Clock = now, numbers: Metrics | None = None, limits: TimeLimits = COMMANDS
-) -> Assembly:
+def build_services(
+    config: Settings, clock: Clock = utc_now, numbers: Metrics | None = None, limits: TimeLimits = COMMANDS
+) -> Services:
     """Build a pool, for a server or for a command. Nothing is opened yet. limits: for the answers of the database."""
     numbers = numbers or Metrics()
     background = BackgroundTasks(numbers.task_failed)
@@ -223,24 +147,26 @@ def assemble(
     subscribers = Subscribers(store)
     handed_out = HandedOut(store, subscribers)
     pool = Pool(store, trust, revocation, peers, external, config, handed_out, clock=clock, metrics=numbers)
-    return Assembly(
+    return Services(
         store, trust, budget, outbound, external, revocation, peers, subscribers, handed_out, pool, background, guard,
         loop_lag,
     )  # fmt: skip
 
 
-async def dispatch(config: Settings, clock: opnc.Clock = now) -> None:
+async def run_dispatcher(config: Settings, clock: Clock = utc_now) -> None:
     """Send events and do nothing else, until cancelled. Raises ConfigurationError, Unavailable at the start."""
     store = connect(config.database, config.database_connections)
     subscribers = Subscribers(store)
     followed = (Topic.PARTIES, Topic.WEBHOOKS)
-    refresher = Refresher(store, Follower("subscribers", followed, subscribers.refresh, timeout=_RELOAD_TIMEOUT))
+    refresher = SnapshotRefresher(
+        store, Snapshot("subscribers", followed, subscribers.refresh, timeout=_RELOAD_TIMEOUT)
+    )
     background = BackgroundTasks()
     guard = ClockGuard(clock, store.time)
     dispatcher = Dispatcher(store, subscribers, config, clock, background=background, guard=guard)
     await store.open()
     try:
-        await refresher.once()
+        await refresher.refresh_all()
         refresher.supervise(background)
         background.add(guard.watching())
         dispatcher.open()
@@ -266,7 +192,7 @@ class Application(FastAPI):
         await super().__call__(scope, receive, send)
 
 
-def create(config: Settings | None = None) -> FastAPI:
+def create_app(config: Settings | None = None) -> FastAPI:
     """The application of one worker. Without settings they are read as `ccp serve` handed them over."""
     served = config is None  # This process serves and does nothing else.
     if served:
@@ -275,41 +201,41 @@ def create(config: Settings | None = None) -> FastAPI:
         # new sentence would be kept for ever.
         warnings.filterwarnings("ignore", module=r"ccp\.pki\.")
     config = config or settings.load()
-    clock = now
+    clock = utc_now
     logging.configure(config)
     numbers = Metrics()
-    built = assemble(config, clock, numbers, REQUESTS)
-    store, trust, external, pool = built.store, built.trust, built.external, built.pool
-    background, guard = built.background, built.guard
-    others = Issuers(config.issuers, built.outbound, audience=config.public_url, changed=lambda: authority.forget())
+    services = build_services(config, clock, numbers, REQUESTS)
+    store, trust, external, pool = services.store, services.trust, services.external, services.pool
+    background, guard = services.background, services.guard
+    others = Issuers(config.issuers, services.outbound, audience=config.public_url, changed=lambda: authority.forget())
     authority = Authority(store, issuer=config.public_url, lifetime=config.token_lifetime, others=others)
     limits = Limits(config, numbers.limited)
-    connections = Connections(config, limits.proxies, numbers)
+    connections = ConnectionRegistry(config, limits.proxies, numbers)
     certificates = ClientCertificates(config.client_certificate_header, limits.proxies)
-    edge = opnc.Edge(authority, built.peers, clock, config.max_body, certificates, limits)
+    edge = opnc.Edge(authority, services.peers, clock, config.max_body, certificates, limits)
     dispatcher = Dispatcher(
         store,
-        built.subscribers,
+        services.subscribers,
         config,
         clock,
-        built.handed_out.news,
+        services.handed_out.news,
         numbers,
         background,
         guard,
-        built.budget,
+        services.budget,
         connections.admission.has_time,
     )
 
-    refresher = Refresher(
+    refresher = SnapshotRefresher(
         store,
-        Follower("parties", (Topic.PARTIES,), authority.refresh_parties, timeout=_RELOAD_TIMEOUT),
-        Follower("token_keys", (Topic.TOKEN_KEYS,), lambda: authority.refresh_keys(clock())),
-        Follower("anchors", (Topic.ANCHORS,), built.refresh_anchors),
-        Follower("peers", (Topic.PEERS,), built.peers.refresh),
-        Follower(
+        Snapshot("parties", (Topic.PARTIES,), authority.refresh_parties, timeout=_RELOAD_TIMEOUT),
+        Snapshot("token_keys", (Topic.TOKEN_KEYS,), lambda: authority.refresh_keys(clock())),
+        Snapshot("anchors", (Topic.ANCHORS,), services.refresh_anchors),
+        Snapshot("peers", (Topic.PEERS,), services.peers.refresh),
+        Snapshot(
             "subscribers",
             (Topic.PARTIES, Topic.WEBHOOKS),
-            built.subscribers.refresh,
+            services.subscribers.refresh,
             critical=False,
             timeout=_RELOAD_TIMEOUT,
         ),
@@ -320,25 +246,25 @@ def create(config: Settings | None = None) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[dict[str, Any]]:
-        await built.open()
+        await services.open()
         await pseudonyms.open(store)
-        await refresher.once()
+        await refresher.refresh_all()
         for warning in anchors.expiry_warnings(trust.anchors, clock()):
-            _log.warning("anchor", warning=warning)
+            _log.warning("anchor expiring", warning=warning)
         refresher.supervise(background)
         background.add(guard.watching())
-        background.add(built.loop_lag.probing())
-        background.add(built.peers.closing_expired())
+        background.add(services.loop_lag.probing())
+        background.add(services.peers.closing_expired())
         background.add(connections.watching())
-        background.add(built.revocation.sweeping())
-        background.add(built.handed_out.flushing())
+        background.add(services.revocation.sweeping())
+        background.add(services.handed_out.flushing())
         background.add(authority.rotating_keys(config.token_key_lifetime, guard.checked))
         for issuer in others:
             background.add(issuer.refreshing())
         if external.root_pool is not None:
             background.add(anchors.synchronising(store, external.root_pool, config.rcp_interval, clock))
         if config.purge_interval:
-            background.add(cleansing(pool, config.purge_interval, guard.checked))
+            background.add(purge_task(pool, config.purge_interval, guard.checked))
         if config.event_dispatch:
             dispatcher.open()
         refusals.open(background)
@@ -351,14 +277,14 @@ def create(config: Settings | None = None) -> FastAPI:
             # refused ones neither. What libraries leave is found once in a hundred rounds.
             gc.set_threshold(700, 10, 100)
         try:
-            with health.told_to_stop():
+            with health.drain_on_sigterm():
                 yield {CONNECTIONS: connections}
         finally:
             await dispatcher.close()
             await refusals.close()
             await background.close()
-            await built.handed_out.close()
-            await built.close()
+            await services.handed_out.close()
+            await services.close()
 
     # No page to read the description on: it would run scripts of a third party beside the token endpoint.
     app = Application(
@@ -369,8 +295,8 @@ def create(config: Settings | None = None) -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    changed = built.subscribers.refresh
-    webhooks = Webhooks(store, http=config.event_allow_http, changed=changed, outbound=built.outbound)
+    changed = services.subscribers.refresh
+    webhooks = Webhooks(store, http=config.event_allow_http, changed=changed, outbound=services.outbound)
     # Before everything else: Starlette goes through routes in order, and these carry the load.
     app.router.routes[:0] = [
         *opnc.router(pool, edge).routes,
@@ -383,12 +309,12 @@ def create(config: Settings | None = None) -> FastAPI:
     ]
     if config.opcp:
         app.router.routes[1:1] = opcp.router(pool, edge, config.opcp_no_contract_response).routes
-    shortcut = Shortcut(app.framework, app.router.routes)
-    app.front = Tracing(Gate(shortcut, limits), pseudonyms, refusals, numbers)
-    app.add_exception_handler(Exception, errors.crashed)
-    app.add_exception_handler(CCPError, errors.deliberate)
-    app.add_exception_handler(RequestValidationError, errors.invalid)
-    app.add_exception_handler(HTTPException, errors.unrouted)
+    shortcut = FastPathMiddleware(app.framework, app.router.routes)
+    app.front = TraceMiddleware(ClientAddressMiddleware(shortcut, limits), pseudonyms, refusals, numbers)
+    app.add_exception_handler(Exception, errors.handle_crash)
+    app.add_exception_handler(CCPError, errors.handle_ccp_error)
+    app.add_exception_handler(RequestValidationError, errors.handle_validation_error)
+    app.add_exception_handler(HTTPException, errors.handle_http_exception)
     app.openapi = lambda: _described(app, config.public_url)  # type: ignore[method-assign]
     return app
 

@@ -122,7 +122,7 @@ def told(pkis: dict[str, PKI], tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def test_no_id_stands_in_the_log_in_any_form_whatever_was_asked(told: Told) -> None:
-    assert len([event for event in told.events if event["event"] == "request"]) > told.requests
+    assert len([event for event in told.events if event["event"] == "request handled"]) > told.requests
     text = told.text.upper().replace("-", "")
     for named in told.ids:
         assert named not in text

@@ -83,7 +83,7 @@ def _send(values: dict[str, Any], log: Path) -> None:
     os.dup2(descriptor, 2)
     config = Settings(**values)
     logging.configure(config)
-    asyncio.run(app.dispatch(config))
+    asyncio.run(app.run_dispatcher(config))
 
 
 def publish(url: str, rounds: range) -> list[tuple[str, str]]:

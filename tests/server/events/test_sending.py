@@ -16,7 +16,6 @@ from typing import Any
 
 import pytest
 
-from ccp.server import app
 from ccp.server.domain.subscriptions import Webhook
 from ccp.server.storage.queries import events
 from ccp.server.storage.queries.contracts import microseconds
@@ -48,7 +47,7 @@ EMSP = tuple(
 def sending(pkis: dict[str, PKI]) -> Iterator[Pool]:
     """A pool that sends events, tries again soon, and looks often for what other processes changed."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(app, "_REFRESH_SECONDS", 0.1)
+        patch.setattr("ccp.server.storage.snapshot_refresh._INTERVAL", 0.1)
         with start(pkis, **QUICK) as running:
             yield running
 
@@ -261,7 +260,7 @@ def test_webhooks_that_hang_are_down_or_fail_delay_no_other_and_not_the_end_of_t
     url = f"sqlite:///{tmp_path / 'ccp.db'}"
     options = {**QUICK, "event_timeout": 60, "event_retry_delay": 3600, "database": url}
     with receiving() as receiver, socket.socket() as closed, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(app, "_REFRESH_SECONDS", 0.1)
+        patch.setattr("ccp.server.storage.snapshot_refresh._INTERVAL", 0.1)
         closed.bind(("127.0.0.1", 0))
         hanging = [webhook(f"{receiver.url}/hang-{number}") for number in range(30)]
         for number in range(30):

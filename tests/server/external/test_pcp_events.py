@@ -28,13 +28,13 @@ from starlette.exceptions import HTTPException
 from ccp.errors import CCPError
 from ccp.ids import EMAID, PCID, Namespace
 from ccp.server.access.authorization_server import Authority
-from ccp.server.app import assemble
+from ccp.server.app import build_services
 from ccp.server.audit.pseudonyms import Pseudonyms
 from ccp.server.audit.trail import Refusals
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.external.provisioning_pool import key_fingerprint
 from ccp.server.http import errors
-from ccp.server.http.middleware.tracing import Tracing
+from ccp.server.http.middleware.tracing import TraceMiddleware
 from ccp.server.http.routes.opnc import Edge
 from ccp.server.http.routes.pcp_webhook import PATH, pcp_route
 from ccp.server.metrics import Metrics
@@ -146,7 +146,7 @@ async def opened(database: Path) -> AsyncIterator[Store]:
 @contextmanager
 def receiving(database: Path, pcp_url: str | None, secret: str | None) -> Iterator[str]:
     """Serve the webhook. Returns the server's address."""
-    built = assemble(Settings(database=f"sqlite:///{database}", pcp_url=pcp_url))
+    built = build_services(Settings(database=f"sqlite:///{database}", pcp_url=pcp_url))
     store = built.store
     edge = Edge(Authority(store, issuer="http://pool", lifetime=60), NoPeers(), lambda: datetime.now(UTC), 65_536)
 
@@ -159,9 +159,9 @@ def receiving(database: Path, pcp_url: str | None, secret: str | None) -> Iterat
     route = pcp_route(edge, built.pool, SecretStr(secret) if secret is not None else None)
     app = Starlette(routes=[route], lifespan=lifespan)
     pseudonyms = Pseudonyms(Settings(log_identifiers=LogIdentifiers.OWNER))
-    app.add_middleware(Tracing, pseudonyms=pseudonyms, refusals=Refusals(store), metrics=Metrics())
-    app.add_exception_handler(CCPError, errors.deliberate)
-    app.add_exception_handler(HTTPException, errors.unrouted)
+    app.add_middleware(TraceMiddleware, pseudonyms=pseudonyms, refusals=Refusals(store), metrics=Metrics())
+    app.add_exception_handler(CCPError, errors.handle_ccp_error)
+    app.add_exception_handler(HTTPException, errors.handle_http_exception)
     with loopback() as (listening, url):
         server = uvicorn.Server(uvicorn.Config(app, log_level="error", access_log=False))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

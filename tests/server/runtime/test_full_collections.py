@@ -23,7 +23,7 @@ def seen():
     return [sum(isinstance(each, kind) for each in gc.get_objects()) for kind in (Party, Webhook)]
 
 async def run():
-    served = app.create()
+    served = app.create_app()
     async with served.router.lifespan_context(served):
         found = [seen()]
         subscribers = next(each for each in kept if isinstance(each, Subscribers))

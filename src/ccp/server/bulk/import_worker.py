@@ -28,20 +28,21 @@ from ccp.errors import CCPError, Unavailable
 from ccp.ids import EMAID
 from ccp.schemas.json_bodies import read_body
 from ccp.schemas.opnc import SignedContractData
+from ccp.schemas.error_messages import error_messages
 from ccp.server import logging
-from ccp.server.app import Follower, Refresher, now
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.domain.parties import Caller
 from ccp.server.external.outbound import OutboundClient
 from ccp.server.external.services import ExternalServices
-from ccp.server.http.errors import sentences_of
 from ccp.server.pool.peers import NoPeers
 from ccp.server.pool.service import Pool
 from ccp.server.runtime.background import BackgroundTasks
+from ccp.server.runtime.clock import utc_now
 from ccp.server.settings import Settings
 from ccp.server.storage import connect
 from ccp.server.storage.engine.time_limits import COMMANDS
 from ccp.server.storage.queries.change_counters import Topic
+from ccp.server.storage.snapshot_refresh import Snapshot, SnapshotRefresher
 from ccp.server.trust.anchors import Trust
 from ccp.server.trust.revocation import Pair, RevocationService
 from ccp.x509.certificates import Certificate
@@ -218,7 +219,7 @@ async def _work(end: socket.socket, order: Order) -> None:
     store = connect(config.database, limits=COMMANDS)
     trust = Trust(store)
     outbound = OutboundClient(config.egress_allow_networks)
-    revocation = _FetchedElsewhere(store, outbound, config, now)
+    revocation = _FetchedElsewhere(store, outbound, config, utc_now)
     revocation.over(channel)
     pool = Pool(store, trust, revocation, NoPeers(), ExternalServices.from_settings(config, outbound), config)
 
@@ -226,11 +227,11 @@ async def _work(end: socket.socket, order: Order) -> None:
         await trust.refresh()
         await revocation.issuers.refresh()
 
-    refresher = Refresher(store, Follower("anchors", (Topic.ANCHORS,), refresh_anchors))
+    refresher = SnapshotRefresher(store, Snapshot("anchors", (Topic.ANCHORS,), refresh_anchors))
     background = BackgroundTasks()
     await store.open()
     try:
-        await refresher.once()
+        await refresher.refresh_all()
         refresher.supervise(background)
         # A chunk that comes to no result ends the worker, and that ends the import: else it would wait for ever.
         async with asyncio.TaskGroup() as group:
@@ -277,7 +278,7 @@ async def check_line(
             at=at,
         )
     except CCPError as exc:
-        return Refused(_emaid_said(octets), sentences_of(exc), isinstance(exc, Unavailable))
+        return Refused(_emaid_said(octets), error_messages(exc), isinstance(exc, Unavailable))
     except Exception:
         # A mistake of ours; PUT would answer 500, and the other lines are no worse for it.
         _log.exception("line not checked")

@@ -31,13 +31,14 @@ import orjson
 import structlog
 
 from ccp.errors import CCPError, ConfigurationError, LimitExceeded, MismatchError, Unavailable
-from ccp.server.app import Assembly, assemble, now
+from ccp.schemas.error_messages import error_messages
+from ccp.server.app import Services, build_services
 from ccp.server.bulk import import_worker
 from ccp.server.bulk.checkpoint import Checkpoint, key_of
 from ccp.server.bulk.import_worker import Accepted, Channel, Done, Had, Order, Refused, Wanted, Work
 from ccp.server.bulk.lines import Chunk, Mark, Source
 from ccp.server.domain.parties import Caller
-from ccp.server.http.errors import sentences_of
+from ccp.server.runtime.clock import utc_now
 from ccp.server.runtime.private_files import create_private, reopen_private
 from ccp.server.runtime.terminal_text import printable_json_bytes
 from ccp.server.settings import Settings
@@ -95,7 +96,7 @@ async def run(config: Settings, plan: Plan) -> State:
     Raises ConfigurationError (what cannot be read, another input than the checkpoint's), Unavailable (the database
     cannot write). The checkpoint then says how far it came.
     """
-    built = assemble(config)
+    built = build_services(config)
     await built.open()
     try:
         return await _Import(config, plan, built).run()
@@ -104,7 +105,7 @@ async def run(config: Settings, plan: Plan) -> State:
 
 
 class _Import:
-    def __init__(self, config: Settings, plan: Plan, built: Assembly) -> None:
+    def __init__(self, config: Settings, plan: Plan, built: Services) -> None:
         self._config = config
         self._plan = plan
         self._built = built
@@ -113,7 +114,7 @@ class _Import:
         self._room = asyncio.Semaphore(_WRITES)
         self._under_way: dict[str, asyncio.Task[str | Refused]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._last_at = now()
+        self._last_at = utc_now()
         self._unreadable: ConfigurationError | None = None
         self._reached: Mark | None = None
         self._saved: Mark | None = None
@@ -197,7 +198,7 @@ class _Import:
                     break
                 if chunk is None or self._stop.is_set():
                     break
-                at = self._last_at = max(now(), self._last_at + timedelta(milliseconds=1))
+                at = self._last_at = max(utc_now(), self._last_at + timedelta(milliseconds=1))
                 checked.put_nowait((chunk, self._spawn(crew.check(chunk, at))))
         finally:
             stopped.cancel()
@@ -258,7 +259,7 @@ class _Import:
                         raise
                     await asyncio.sleep(0.5 * 2**attempt)
                 except (LimitExceeded, MismatchError) as exc:  # What PUT answers with 400 at this point.
-                    return Refused(contract.emaid, sentences_of(exc), again=False)
+                    return Refused(contract.emaid, error_messages(exc), again=False)
         if done is None:
             return UNCHANGED
         publications.note(self._plan.caller, contract, done)
@@ -423,7 +424,7 @@ class _Crew:
     in an exception group. So no chunk waits for a result that does not come.
     """
 
-    def __init__(self, built: Assembly) -> None:
+    def __init__(self, built: Services) -> None:
         self._built = built
         self._processes: list[Any] = []
         self._channels: list[Channel] = []

@@ -8,7 +8,7 @@ from starlette.exceptions import HTTPException
 from ccp.schemas import suggestions
 
 
-def check_coding(headers: Headers) -> None:
+def check_content_encoding(headers: Headers) -> None:
     """Refuse a compressed body. Source: RFC 9110 clauses 8.4 and 15.5.16. Raises HTTPException."""
     for name, value in headers.raw:
         if name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):

@@ -42,7 +42,7 @@ class ClientCertificates:
         der = self._certificate(scope)
         return None if der is None else _base64url(hashlib.sha256(der).digest())
 
-    def to_bind(self, scope: Scope) -> str:
+    def thumbprint_to_bind(self, scope: Scope) -> str:
         """The same for a token that is to be bound to the certificate.
 
         Raises NotAuthenticated unless there is exactly one readable certificate: a token must not be issued unbound,
@@ -52,7 +52,7 @@ class ClientCertificates:
             values = self._values(scope)
             if len(values) > 1:
                 raise NotAuthenticated(f"The proxy passed on {len(values)} client certificates; exactly one is needed.")
-            der = read_header(values[0]) if values else None
+            der = parse_certificate_header(values[0]) if values else None
             if der is None and values and values[0].strip():
                 raise NotAuthenticated(_UNREADABLE)
         else:
@@ -68,7 +68,7 @@ class ClientCertificates:
             found: bytes | None = scope.get(SCOPE_KEY)
             return found
         values = self._values(scope)
-        return read_header(values[0]) if len(values) == 1 else None
+        return parse_certificate_header(values[0]) if len(values) == 1 else None
 
     def _told_by_proxy(self, scope: Scope) -> bool:
         peer = scope["client"][0] if scope.get("client") else None
@@ -78,7 +78,7 @@ class ClientCertificates:
         return [value for name, value in scope["headers"] if name == self._header]
 
 
-def read_header(value: bytes) -> bytes | None:
+def parse_certificate_header(value: bytes) -> bytes | None:
     """The certificate in a proxy's header, DER; None for what is no certificate.
 
     value: PEM, URL-encoded (nginx: $ssl_client_escaped_cert), or DER in Base64 between colons (RFC 9440 clause 2).

@@ -22,8 +22,8 @@ import structlog
 
 from ccp.server.access.rate_limits import Proxies
 from ccp.server.http.admission import Admission
-from ccp.server.http.overload import Overload
-from ccp.server.http.write_batching import Writing
+from ccp.server.http.overload import LoadShedder
+from ccp.server.http.write_batching import WriteBatcher
 from ccp.server.metrics import Metrics
 from ccp.server.runtime.background import PeriodicTask
 from ccp.server.settings import Settings
@@ -72,7 +72,7 @@ def shortened(timeout: float, shortest: float, pressure: float) -> float:
     return timeout - max(0.0, timeout - shortest) * pressure
 
 
-class Connections:
+class ConnectionRegistry:
     """The connections of one worker."""
 
     def __init__(self, config: Settings, proxies: Proxies, metrics: Metrics | None = None) -> None:
@@ -89,9 +89,9 @@ class Connections:
         self._candidates_until = 0.0
         self._turned_away: Counter[str] = Counter()
         self._gave_way = 0
-        self.writing = Writing()
+        self.writing = WriteBatcher()
         self.admission = Admission()
-        self.overload = Overload(self.admission, self.metrics)
+        self.overload = LoadShedder(self.admission, self.metrics)
 
     @property
     def pressure(self) -> float:
@@ -195,7 +195,7 @@ class Connections:
 
     def watching(self) -> PeriodicTask:
         """Closes what is overdue. Critical: without it no limit on time holds."""
-        return PeriodicTask("connection_watch", self.watch, _CHECK_INTERVAL, critical=True, max_retry_delay=1.0)
+        return PeriodicTask("connection_reaper", self.watch, _CHECK_INTERVAL, critical=True, max_retry_delay=1.0)
 
     async def watch(self) -> None:
         """One round: close what is overdue; log what was refused since the last one.

@@ -13,9 +13,10 @@ from starlette.responses import Response
 
 from ccp import errors
 from ccp.schemas.field_errors import field_error
+from ccp.schemas.error_messages import error_messages
 from ccp.server.domain.authorization import Operation
 from ccp.server.http import paths
-from ccp.server.http.middleware.tracing import CRASHED, trace_of
+from ccp.server.http.middleware.tracing import INTERNAL_ERROR, trace_of
 
 STATUS: Final[tuple[tuple[type[errors.CCPError], int], ...]] = (
     (errors.NotAuthenticated, 401),
@@ -43,20 +44,13 @@ def status_of(error: errors.CCPError) -> int:
     return next(status for kind, status in STATUS if isinstance(error, kind))
 
 
-def sentences_of(error: errors.CCPError) -> tuple[str, ...]:
-    """What a partner is told. A message that cannot be read is told in the API's own words, then where and why."""
-    if isinstance(error, errors.EXIError):
-        return ("EXI format is invalid!", f"{str(error)[0].upper()}{str(error)[1:]}.")
-    return error.messages
-
-
 def answer(request: Request, status: int, messages: Iterable[str], headers: dict[str, str] | None = None) -> Response:
     """An error in the API's shape."""
     body = {"errorMessages": list(dict.fromkeys(messages)), "traceId": trace_of(request.scope).id}
     return Response(orjson.dumps(body), status, headers, media_type="application/json")
 
 
-async def deliberate(request: Request, error: Exception) -> Response:
+async def handle_ccp_error(request: Request, error: Exception) -> Response:
     """Answer one of our errors."""
     assert isinstance(error, errors.CCPError), "registered for these only"
     status = status_of(error)
@@ -67,7 +61,7 @@ async def deliberate(request: Request, error: Exception) -> Response:
     headers = retry_after(error)
     if status == 401:
         headers["WWW-Authenticate"] = _challenge(request)
-    return answer(request, status, sentences_of(error), headers)
+    return answer(request, status, error_messages(error), headers)
 
 
 def retry_after(error: errors.CCPError) -> dict[str, str]:
@@ -77,7 +71,7 @@ def retry_after(error: errors.CCPError) -> dict[str, str]:
     return {"Retry-After": str(getattr(error, "retry_after", None) or _RETRY_AFTER)}
 
 
-def beside_negative(error: errors.CCPError, always_exi: bool) -> tuple[str, dict[str, str]]:
+def negative_metadata(error: errors.CCPError, always_exi: bool) -> tuple[str, dict[str, str]]:
     """`metaData` and headers that go with a vehicle's negative message.
 
     Without `always_exi` raises the error that is answered in its place.
@@ -87,7 +81,7 @@ def beside_negative(error: errors.CCPError, always_exi: bool) -> tuple[str, dict
         return f"temporary: {error}" if again else str(error), again
     if again:
         raise error
-    raise errors.NotFound(*sentences_of(error)) from error
+    raise errors.NotFound(*error_messages(error)) from error
 
 
 def _challenge(request: Request) -> str:
@@ -96,27 +90,27 @@ def _challenge(request: Request) -> str:
     return 'Bearer error="invalid_token"' if scheme.lower() == "bearer" and token.strip() else "Bearer"
 
 
-async def invalid(request: Request, error: Exception) -> Response:
+async def handle_validation_error(request: Request, error: Exception) -> Response:
     """Answer what FastAPI found wrong with parameters: always 400 here."""
     assert isinstance(error, RequestValidationError), "registered for these only"
-    return await deliberate(request, field_error(error.errors()))
+    return await handle_ccp_error(request, field_error(error.errors()))
 
 
-async def crashed(request: Request, error: Exception) -> Response:
+async def handle_crash(request: Request, error: Exception) -> Response:
     """Answer a mistake of ours. The trace tells it."""
-    return answer(request, 500, (CRASHED,))
+    return answer(request, 500, (INTERNAL_ERROR,))
 
 
-async def unrouted(request: Request, error: Exception) -> Response:
+async def handle_http_exception(request: Request, error: Exception) -> Response:
     """Answer what the router refuses: unknown paths and methods, bodies that are too large."""
     assert isinstance(error, HTTPException), "registered for these only"
     headers, sentence = dict(error.headers or {}), error.detail
     if error.status_code == 404:
-        right = paths.without_slash(request.scope)
+        right = paths.known_path_without_slash(request.scope)
         sentence = _NOTHING if right is None else f"There is nothing at this path; the right path is {right}."
     elif error.status_code == 405:
         sentence = "This path does not know the method."
-        headers["Allow"] = ", ".join(paths.allowed(request.scope) or headers["Allow"].split(", "))
+        headers["Allow"] = ", ".join(paths.allowed_methods(request.scope) or headers["Allow"].split(", "))
     return answer(request, error.status_code, (sentence,), headers)
 
 

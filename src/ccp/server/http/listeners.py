@@ -17,7 +17,7 @@ LISTENERS: Final = 16
 """Connections accepted in a turn: not more, so that the loop gets to do something else, and workers share a burst."""
 
 
-class Listeners:
+class ListenerGroup:
     """The part of `asyncio.Server` that uvicorn uses, for several."""
 
     def __init__(self, servers: list[asyncio.Server]) -> None:
@@ -36,9 +36,9 @@ class Listeners:
             await server.wait_closed()
 
 
-async def multiplied(
+async def open_listeners(
     first: asyncio.Server, listen: Callable[[socket.socket], Awaitable[asyncio.Server]], count: int = LISTENERS
-) -> Listeners:
+) -> ListenerGroup:
     """Let a server's sockets be accepted from so many times in a turn. listen: makes a server of a listening socket."""
     copies = [socket.socket(fileno=os.dup(each.fileno())) for each in first.sockets for _ in range(count - 1)]
-    return Listeners([first, *[await listen(copy) for copy in copies]])
+    return ListenerGroup([first, *[await listen(copy) for copy in copies]])

@@ -74,7 +74,7 @@ def read_head(head: bytes) -> Head | None:
 _FRAMING: Final = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"trailer", b"te"})
 
 
-class Overload:
+class LoadShedder:
     """The answer to shed requests, and what is told of them. One for each worker."""
 
     def __init__(self, admission: Admission, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:

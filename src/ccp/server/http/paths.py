@@ -12,7 +12,7 @@ from starlette.types import Scope
 _HEAD: Final = "ccp.head"
 
 
-def as_get(scope: Scope) -> Scope:
+def head_as_get(scope: Scope) -> Scope:
     """A HEAD as the GET that it is answered like; anything else as it is."""
     is_one = scope["type"] == "http" and scope["method"] == "HEAD"
     return {**scope, "method": "GET", _HEAD: True} if is_one else scope
@@ -22,7 +22,7 @@ def is_head(scope: Scope) -> bool:
     return _HEAD in scope
 
 
-def without_slash(scope: Scope) -> str | None:
+def known_path_without_slash(scope: Scope) -> str | None:
     """The path without slashes at its end, percent-encoded, if that is one that the pool knows."""
     path = scope["path"].rstrip("/")
     if path == scope["path"] or next(_routes(scope, path), None) is None:
@@ -30,7 +30,7 @@ def without_slash(scope: Scope) -> str | None:
     return quote(path, safe="/:@!$&'()*+,;=%")
 
 
-def allowed(scope: Scope) -> list[str]:
+def allowed_methods(scope: Scope) -> list[str]:
     """The methods that any route knows at the path; GET brings HEAD with it (RFC 9110 clause 9.3.2)."""
     known = {method for route in _routes(scope, scope["path"]) if isinstance(route, Route) for method in _of(route)}
     return sorted(known | ({"HEAD"} if "GET" in known else set()))

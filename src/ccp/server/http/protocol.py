@@ -32,10 +32,10 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from ccp.server.http import tls
 from ccp.server.http.admission import IDENTIFIED
-from ccp.server.http.connection_limits import Connections, shortened
+from ccp.server.http.connection_limits import ConnectionRegistry, shortened
 from ccp.server.http.overload import VEHICLE_REQUEST
-from ccp.server.http.request_cycle import Cycle, error_body, parser_message
-from ccp.server.http.write_batching import Outgoing
+from ccp.server.http.request_cycle import RequestCycle, error_body, parser_message
+from ccp.server.http.write_batching import BufferedTransport
 from ccp.server.settings import Settings
 
 _log = structlog.get_logger("ccp.request")
@@ -76,17 +76,17 @@ class Connection(HttpToolsProtocol):
     Source: RFC 9112; where it leaves a choice, the stricter one is made.
     """
 
-    cycle: Cycle
-    _outgoing: Outgoing
+    cycle: RequestCycle
+    _outgoing: BufferedTransport
     """What `transport` is."""
 
     def __init__(self, config: Config, server_state: Any, app_state: dict[str, Any], _loop: Any = None) -> None:
         super().__init__(config, server_state, {}, _loop)
-        self._connections: Connections = app_state[STATE]
+        self._connections: ConnectionRegistry = app_state[STATE]
         self._admission = self._connections.admission
         self._identified = self._admission.identified
-        self._offered: Cycle | None = None
-        self._head: Cycle | None = None
+        self._offered: RequestCycle | None = None
+        self._head: RequestCycle | None = None
         self._epoch = -1
         self._address: str | None = None
         self._certificate: bytes | None = None
@@ -125,7 +125,7 @@ class Connection(HttpToolsProtocol):
         self._refusal = self._connections.enter(self, address)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._outgoing = Outgoing(transport, self._connections.writing)
+        self._outgoing = BufferedTransport(transport, self._connections.writing)
         super().connection_made(self._outgoing)  # type: ignore[arg-type]
         if self._in_handshake is None:
             self._enter(self.client[0] if self.client else None)
@@ -229,7 +229,7 @@ class Connection(HttpToolsProtocol):
 
     @property
     def _answered(self) -> bool:
-        cycle: Cycle | None = self.cycle
+        cycle: RequestCycle | None = self.cycle
         return cycle is None or (cycle.response_complete and not self.pipeline)
 
     @property
@@ -380,8 +380,8 @@ class Connection(HttpToolsProtocol):
         return expects, length
 
     def _accept(self, length: int, *, expects: bool, keep_alive: bool) -> None:
-        before: Cycle | None = self.cycle
-        self.cycle = Cycle(
+        before: RequestCycle | None = self.cycle
+        self.cycle = RequestCycle(
             scope=self.scope,
             transport=self.transport,
             flow=self.flow,
@@ -456,14 +456,14 @@ class Connection(HttpToolsProtocol):
             self._epoch = admission.epoch
             admission.asking += 1
 
-    def run(self, cycle: Cycle) -> None:
+    def run(self, cycle: RequestCycle) -> None:
         self._start_asgi_task(cycle, self.app)
 
-    def shed(self, cycle: Cycle) -> None:
+    def shed(self, cycle: RequestCycle) -> None:
         """Answer 503 to a request that was not started. What is left of its body is read and dropped."""
         cycle.response_started = cycle.response_complete = True
         if cycle.waiting_for_100_continue and cycle.more_body:
-            cycle.last = True  # See `Cycle.send`.
+            cycle.last = True  # See `RequestCycle.send`.
         closes = cycle.last or not cycle.keep_alive
         answer = self._connections.overload.answer(
             self.server_state.default_headers, secured=self.scheme == "https", close=closes
@@ -474,7 +474,7 @@ class Connection(HttpToolsProtocol):
         cycle.last = closes
         self.on_response_complete()
 
-    def counted_address(self, cycle: Cycle) -> Hashable:
+    def counted_address(self, cycle: RequestCycle) -> Hashable:
         return self._connections.counted_address(self._address, cycle.scope["headers"])
 
     def _sheds_unread(self, data: bytes) -> bool:
@@ -530,7 +530,7 @@ class Connection(HttpToolsProtocol):
             seconds = time.monotonic() - self._began
             self._connections.metrics.request(None, status, "refused", seconds)
             _log.info(
-                "request",
+                "request handled",
                 trace_id=trace_id,
                 address=self._address,
                 status=status,

@@ -29,17 +29,17 @@ _MAX_SENTENCES: Final = 10
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def known_of(route: APIRoute) -> frozenset[str]:
+def declared_names(route: APIRoute) -> frozenset[str]:
     """The query parameters that a route declares, in its own signature and in its dependencies."""
     declared = get_flat_params(route.dependant)
     return frozenset(field.alias for field in declared if isinstance(field.field_info, params.Query))
 
 
-def check_declared(scope: Scope) -> None:
+def check_routed(scope: Scope) -> None:
     """Check the query of a request that the framework routed; others check their own. Raises FieldError."""
     route = scope.get("route")
     if scope["query_string"] and isinstance(route, APIRoute):
-        check(scope["query_string"], known_of(route), changes=scope["method"] not in READS)
+        check(scope["query_string"], declared_names(route), changes=scope["method"] not in READS)
 
 
 def check(query: bytes, known: Collection[str], *, changes: bool) -> dict[str, str]:

@@ -23,17 +23,17 @@ _log = structlog.get_logger("ccp.request")
 class Carrier(Protocol):
     """The connection of a request, as the request needs it."""
 
-    def run(self, cycle: Cycle) -> None:
+    def run(self, cycle: RequestCycle) -> None:
         """Give the request to the application."""
 
-    def shed(self, cycle: Cycle) -> None:
+    def shed(self, cycle: RequestCycle) -> None:
         """Answer that there is no time for it."""
 
-    def counted_address(self, cycle: Cycle) -> Hashable:
+    def counted_address(self, cycle: RequestCycle) -> Hashable:
         """What its client counts as while no token says who it is."""
 
 
-class Cycle(RequestResponseCycle):
+class RequestCycle(RequestResponseCycle):
     """A request and its answer, where the request may prove invalid while it is being answered.
 
     It waits for its turn (`ccp.server.http.admission`) before it is given to the application; and once more when its
@@ -149,7 +149,7 @@ class Cycle(RequestResponseCycle):
 
     async def send_500_response(self) -> None:
         trace_id = str(uuid.uuid4())
-        _log.error("request", trace_id=trace_id, status=500, outcome="crashed")
+        _log.error("request handled", trace_id=trace_id, status=500, outcome="crashed")
         body = error_body("Something went wrong here; the trace id finds it in the log.", trace_id)
         headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
         await self.send(

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 import structlog
 from uvicorn import Config
 
-from ccp.server.http.listeners import multiplied
+from ccp.server.http.listeners import open_listeners
 
 if TYPE_CHECKING or sys.platform == "win32":
     from asyncio import SelectorEventLoop as BaseLoop
@@ -54,7 +54,7 @@ class Loop(BaseLoop):
             first = await create(protocol_factory, *args, **options)
             if sys.platform == "win32":
                 return first
-            return await multiplied(first, lambda copy: create(protocol_factory, sock=copy, backlog=backlog))
+            return await open_listeners(first, lambda copy: create(protocol_factory, sock=copy, backlog=backlog))
         given: socket.socket | None = options.get("sock")
         if given is not None:
             listening = [given]

@@ -13,13 +13,13 @@ from typing import Any, Final
 _MOST: Final = 65_536  # Octets that one connection gathers; uvicorn's own limit for what a client has not taken.
 
 
-class Writing:
+class WriteBatcher:
     """The connections of a worker that have something to write in this turn."""
 
     def __init__(self) -> None:
-        self._waiting: list[Outgoing] = []
+        self._waiting: list[BufferedTransport] = []
 
-    def soon(self, outgoing: Outgoing) -> None:
+    def soon(self, outgoing: BufferedTransport) -> None:
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self._flush)
         self._waiting.append(outgoing)
@@ -32,10 +32,10 @@ class Writing:
                 outgoing.flush()
 
 
-class Outgoing:
+class BufferedTransport:
     """A connection's transport, whose writes wait for the end of the turn. Its end waits for them."""
 
-    def __init__(self, transport: asyncio.Transport, writing: Writing) -> None:
+    def __init__(self, transport: asyncio.Transport, writing: WriteBatcher) -> None:
         self._transport: Final = transport
         self._writing: Final = writing
         self._waiting: Final[list[bytes]] = []

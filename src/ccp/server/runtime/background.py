@@ -1,7 +1,7 @@
 """Supervised background tasks: logged, counted and restarted; readiness depends on the critical ones.
 
     background = BackgroundTasks(metrics.task_failed)
-    background.add(PeriodicTask("cleansing", cleanse, interval=3600, jitter=0.25))
+    background.add(PeriodicTask("purge", purge, interval=3600, jitter=0.25))
     background.add(PeriodicTask("refresh_parties", refresh, interval=1, critical=True))
     background.spawn("vehicle_evidence", fetch())        # runs once
     background.reasons()                                 # why the worker is not ready

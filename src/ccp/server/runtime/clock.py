@@ -16,8 +16,8 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Awaitable, Callable
-from datetime import datetime, timedelta
-from typing import Final
+from datetime import UTC, datetime, timedelta
+from typing import Final, TypeAlias
 
 import structlog
 
@@ -31,6 +31,15 @@ TOLERANCE: Final = timedelta(minutes=5)
 _WATCH_SECONDS: Final = 2.0
 _BEGAN: Final = "OPNC_CCP_CLOCK_BEGAN"
 """Environment variable: the wall clock when the uptime clock was zero, as the parent of the workers saw it."""
+
+
+Clock: TypeAlias = Callable[[], datetime]
+"""Returns the current time, an aware datetime in UTC."""
+
+
+def utc_now() -> datetime:
+    """Return the current time in UTC."""
+    return datetime.now(UTC)
 
 
 def uptime() -> float:

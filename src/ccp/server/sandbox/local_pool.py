@@ -32,7 +32,7 @@ def loopback() -> Iterator[tuple[socket.socket, str]]:
 @contextmanager
 def running(settings: Settings, listening: socket.socket) -> Iterator[None]:
     """Serve until the block ends. Raises Unavailable when the server does not start."""
-    server = uvicorn.Server(uvicorn.Config(app.create(settings), log_level="error", **options(settings)))
+    server = uvicorn.Server(uvicorn.Config(app.create_app(settings), log_level="error", **options(settings)))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="pool", daemon=True)
     thread.start()
     try:

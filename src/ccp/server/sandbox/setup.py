@@ -17,7 +17,7 @@ from ccp.schemas.opnc import SignedContractData
 from ccp.server import logging, settings
 from ccp.server.access.authorization_server import new_secret
 from ccp.server.access.party_registry import Actor, Register
-from ccp.server.app import assemble
+from ccp.server.app import build_services
 from ccp.server.audit.trail import command_actor
 from ccp.server.domain.parties import Caller, Party, PartyRole
 from ccp.server.http.routes.oauth import PATH as TOKEN_PATH
@@ -177,7 +177,7 @@ def create(directory: Path, base_url: str, at: datetime, *, store_samples: bool)
 async def _fill(config: Settings, world: World, bodies: list[dict[str, Any]], at: datetime) -> None:
     """Register the world, and publish what shall be stored, through the pool's own checks."""
     logging.configure(config.model_copy(update={"log_level": "error"}))
-    built = assemble(config, lambda: at)
+    built = build_services(config, lambda: at)
     await built.open()
     try:
         await register(built.store, world, at)

@@ -28,7 +28,7 @@ from joserfc.jwk import ECKey
 from ccp.ids import ProviderId
 from ccp.server.access.authorization_server import hash_secret
 from ccp.server.domain.parties import Party, PartyRole
-from ccp.server.http.client_certificate import read_header
+from ccp.server.http.client_certificate import parse_certificate_header
 from ccp.server.http.routes.opnc import BASE
 from ccp.server.storage.engine import schema
 from ccp.server.storage.queries import parties
@@ -95,10 +95,10 @@ OURS, OTHER = credential("emsp", CA), credential("other", CA)
 
 
 def test_a_certificate_is_read_as_nginx_writes_it_and_as_rfc_9440_says() -> None:
-    assert read_header(OURS.escaped.encode()) == OURS.der
-    assert read_header(OURS.pem.replace(b"\n", b" ")) == OURS.der, "as older proxies fold it"
-    assert read_header(b":" + base64.b64encode(OURS.der) + b":") == OURS.der
-    assert read_header(b"  :" + base64.b64encode(OURS.der) + b": ") == OURS.der
+    assert parse_certificate_header(OURS.escaped.encode()) == OURS.der
+    assert parse_certificate_header(OURS.pem.replace(b"\n", b" ")) == OURS.der, "as older proxies fold it"
+    assert parse_certificate_header(b":" + base64.b64encode(OURS.der) + b":") == OURS.der
+    assert parse_certificate_header(b"  :" + base64.b64encode(OURS.der) + b": ") == OURS.der
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_a_certificate_is_read_as_nginx_writes_it_and_as_rfc_9440_says() -> None
     ],
 )  # fmt: skip
 def test_what_is_no_certificate_is_none(value: bytes) -> None:
-    assert read_header(value) is None
+    assert parse_certificate_header(value) is None
 
 
 # --- Behind a proxy --------------------------------------------------------------------------------------------------

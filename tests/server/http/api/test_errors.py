@@ -243,7 +243,7 @@ def test_a_panic_of_a_library_is_a_500_with_a_line_in_the_log(log: list[Captured
         sent.append(message)
 
     settings = Settings(base_url="http://pool.example")
-    tracing = trace.Tracing(panics, Pseudonyms(settings), Refusals(connect(settings.database)), Metrics())
+    tracing = trace.TraceMiddleware(panics, Pseudonyms(settings), Refusals(connect(settings.database)), Metrics())
     asyncio.run(tracing({"type": "http", "method": "GET", "path": "/x", "headers": []}, receive, send))
     assert sent[0]["status"] == 500
     (line,) = (call.kwargs for call in log if call.kwargs.get("outcome") == "crashed")

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, cast
 
-from ccp.server.http.write_batching import Outgoing, Writing
+from ccp.server.http.write_batching import BufferedTransport, WriteBatcher
 
 LARGE = b"x" * 70_000
 
@@ -35,13 +35,13 @@ class Wire:
         return f"the {name}"
 
 
-def in_a_turn(work: Callable[[Outgoing, Outgoing], None]) -> tuple[list[Any], list[Any], list[Any]]:
+def in_a_turn(work: Callable[[BufferedTransport, BufferedTransport], None]) -> tuple[list[Any], list[Any], list[Any]]:
     """What two connections' transports were told within the turn, and when it had ended."""
-    writing = Writing()
+    writing = WriteBatcher()
     one, other = Wire(), Wire()
 
     async def test() -> list[Any]:
-        work(*(Outgoing(cast(asyncio.Transport, wire), writing) for wire in (one, other)))
+        work(*(BufferedTransport(cast(asyncio.Transport, wire), writing) for wire in (one, other)))
         within = [*one.told, *other.told]
         await asyncio.sleep(0)
         await asyncio.sleep(0)
@@ -51,7 +51,7 @@ def in_a_turn(work: Callable[[Outgoing, Outgoing], None]) -> tuple[list[Any], li
 
 
 def test_head_and_body_and_the_next_answer_are_one_write_behind_the_turn() -> None:
-    def work(one: Outgoing, other: Outgoing) -> None:
+    def work(one: BufferedTransport, other: BufferedTransport) -> None:
         for octets in (b"head", b"body", b"next"):
             one.write(octets)
         other.write(b"other")
@@ -60,7 +60,7 @@ def test_head_and_body_and_the_next_answer_are_one_write_behind_the_turn() -> No
 
 
 def test_an_end_comes_behind_what_was_written_before_it() -> None:
-    def work(one: Outgoing, other: Outgoing) -> None:
+    def work(one: BufferedTransport, other: BufferedTransport) -> None:
         one.write(b"answer")
         one.close()
         other.write(b"answer")
@@ -71,7 +71,7 @@ def test_an_end_comes_behind_what_was_written_before_it() -> None:
 
 
 def test_much_is_written_at_once_so_that_the_transport_can_say_stop() -> None:
-    def work(one: Outgoing, other: Outgoing) -> None:
+    def work(one: BufferedTransport, other: BufferedTransport) -> None:
         one.write(b"head")
         one.write(LARGE)
         one.write(b"rest")
@@ -80,7 +80,7 @@ def test_much_is_written_at_once_so_that_the_transport_can_say_stop() -> None:
 
 
 def test_nothing_is_written_to_a_client_that_has_gone() -> None:
-    def work(one: Outgoing, other: Outgoing) -> None:
+    def work(one: BufferedTransport, other: BufferedTransport) -> None:
         one.write(b"answer")
         cast(Wire, one._transport).closing = True
 
@@ -88,7 +88,7 @@ def test_nothing_is_written_to_a_client_that_has_gone() -> None:
 
 
 def test_everything_else_is_asked_of_the_transport() -> None:
-    def work(one: Outgoing, other: Outgoing) -> None:
+    def work(one: BufferedTransport, other: BufferedTransport) -> None:
         assert one.get_extra_info("peername") == "the peername"
         assert not one.is_closing()
 

@@ -186,6 +186,6 @@ def test_what_uvicorn_is_told_can_be_handed_to_new_processes(files: tuple[Path, 
     import pickle
 
     config = Settings(tls_cert=files[0], tls_key=files[1])
-    told = uvicorn.Config("ccp.server.app:create", factory=True, **protocol.options(config))
+    told = uvicorn.Config("ccp.server.app:create_app", factory=True, **protocol.options(config))
     assert pickle.loads(pickle.dumps(told)).http == "ccp.server.http.protocol:Connection"
     assert not told.proxy_headers

@@ -11,7 +11,7 @@ import pytest
 from uvicorn.protocols.http.flow_control import FlowControl
 
 from ccp.server.http.admission import MAX_STARTS, Admission, Lane, Reason
-from ccp.server.http.request_cycle import Cycle
+from ccp.server.http.request_cycle import RequestCycle
 
 VEHICLE = "POST", "/opnc/v1/ccp/signedcontractdata"
 BULK = "PUT", "/opnc/v1/ccp/signedcontractdata"
@@ -452,7 +452,7 @@ async def test_an_answer_that_its_client_does_not_take_keeps_no_other_request_wa
     flow = FlowControl(asyncio.Transport())
     flow.pause_writing()
     admission = Admission()
-    cycle = Cycle.__new__(Cycle)
+    cycle = RequestCycle.__new__(RequestCycle)
     cycle.flow, cycle.admission, cycle.disconnected, cycle.keep_alive = flow, admission, False, True
     cycle.waiting_for_100_continue = cycle.more_body = False
     admission.vehicles.started(cycle)

@@ -7,7 +7,7 @@ import socket
 import time
 
 from ccp.server.access.rate_limits import Proxies
-from ccp.server.http.connection_limits import Connections
+from ccp.server.http.connection_limits import ConnectionRegistry
 from ccp.server.http.tls import Loop
 from ccp.server.settings import Settings
 
@@ -37,8 +37,8 @@ class Idle:
         self.closed = True
 
 
-def full(seconds: float) -> tuple[Connections, list[Idle]]:
-    connections = Connections(Settings(max_connections=3), Proxies(()))
+def full(seconds: float) -> tuple[ConnectionRegistry, list[Idle]]:
+    connections = ConnectionRegistry(Settings(max_connections=3), Proxies(()))
     found = [Idle(seconds) for _ in range(3)]
     for number, each in enumerate(found):
         assert connections.enter(each, f"192.0.2.{number}") is None

@@ -28,7 +28,7 @@ def client_of(scope: Scope) -> Client:
     return Client(peer[0] if peer else None, None)
 
 
-class Gate:
+class ClientAddressMiddleware:
     """ASGI middleware, inside of the trace."""
 
     def __init__(self, app: ASGIApp, limits: Limits) -> None:
@@ -53,7 +53,7 @@ class Gate:
         try:
             self._limits.request(client)
         except TooManyRequests as exc:
-            response = await errors.deliberate(Request(scope), exc)
+            response = await errors.handle_ccp_error(Request(scope), exc)
             await response(scope, receive, send)
             return
         await self._app(scope, receive, send)

@@ -15,7 +15,7 @@ from ccp.server.http import errors, paths
 from ccp.server.http.routes.opnc import SignedContractDataEndpoint
 
 
-class Shortcut:
+class FastPathMiddleware:
     """ASGI middleware, the innermost: routes of bare endpoints are answered here, everything else by the framework.
 
     A POST has no use for the framework's middleware and router. The routes stay where they are, for the description
@@ -35,13 +35,13 @@ class Shortcut:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         endpoint = self._endpoints.get(scope["path"]) if scope["type"] == "http" else None
         if endpoint is None:
-            await self._app(paths.as_get(scope), receive, send)
+            await self._app(paths.head_as_get(scope), receive, send)
             return
         try:
             await endpoint(scope, receive, send)
             return
         except CCPError as exc:
-            refusal = await errors.deliberate(Request(scope), exc)
+            refusal = await errors.handle_ccp_error(Request(scope), exc)
         except HTTPException as exc:
-            refusal = await errors.unrouted(Request(scope), exc)
+            refusal = await errors.handle_http_exception(Request(scope), exc)
         await refusal(scope, receive, send)

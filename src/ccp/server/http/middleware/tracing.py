@@ -29,7 +29,7 @@ from ccp.x509.parse_errors import is_panic
 
 _log = structlog.get_logger("ccp.request")
 _KEY: Final = "ccp.trace"
-CRASHED: Final = "Something went wrong here; the trace id finds it in the log."
+INTERNAL_ERROR: Final = "Something went wrong here; the trace id finds it in the log."
 
 # Fixed segments of the API's paths, matched without regard to case: partners write them in both ways.
 _SEGMENTS: Final = {
@@ -90,7 +90,7 @@ def trace_of(scope: Scope) -> Trace:
     return trace
 
 
-class Tracing:
+class TraceMiddleware:
     """ASGI middleware, the outermost of ours."""
 
     def __init__(self, app: ASGIApp, pseudonyms: Pseudonyms, refusals: Refusals, metrics: Metrics) -> None:
@@ -155,14 +155,14 @@ class Tracing:
             "ms": round(seconds * 1000, 2),
         }
         if crash is not None:
-            _log.error("request", **event, exc_info=crash)
+            _log.error("request handled", **event, exc_info=crash)
         elif trace.failure is not None:
             cause = trace.failure.__cause__
             # Of the cause the kind alone: a validator's own words quote the body.
             told = {"reason": str(trace.failure), "cause": type(cause).__name__ if cause else None}
-            _log.info("request", **event, **told)
+            _log.info("request handled", **event, **told)
         else:
-            _log.info("request", **event)
+            _log.info("request handled", **event)
 
     def _ids(self, trace: Trace) -> dict[str, str]:
         named = {"emaid": self._pseudonyms.shown(trace.emaid), "pcid": self._pseudonyms.shown(trace.pcid)}
@@ -285,7 +285,7 @@ def _read(kind: type[Id], text: str) -> Id | None:
 
 
 async def _answer_crash(trace: Trace, send: Send) -> None:
-    body = orjson.dumps({"errorMessages": [CRASHED], "traceId": trace.id})
+    body = orjson.dumps({"errorMessages": [INTERNAL_ERROR], "traceId": trace.id})
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 500, "headers": headers})
     await send({"type": "http.response.body", "body": body})

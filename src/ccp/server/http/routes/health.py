@@ -93,7 +93,7 @@ class Health:
         return _answer(200, {"status": "ready"})
 
     @contextmanager
-    def told_to_stop(self) -> Iterator[None]:
+    def drain_on_sigterm(self) -> Iterator[None]:
         """Put the delay in front of what the server does at SIGTERM. SIGINT stops it at once, as it always does.
 
         Signals are the main thread's business; a server that runs in another one is not told by them.
@@ -118,7 +118,7 @@ class Health:
             signal.signal(signal.SIGTERM, before)
 
     def _drain(self, stop: Callable[[], Any]) -> None:
-        _log.info("stopping", drain_period=self._drain_period)
+        _log.info("shutdown started", drain_period=self._drain_period)
         asyncio.get_running_loop().call_later(self._drain_period, stop)
 
 

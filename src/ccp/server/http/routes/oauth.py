@@ -51,7 +51,7 @@ def routes(authority: Authority, edge: Edge, *, issuer: str, bind: bool) -> list
 
     def _certificate(scope: Scope) -> str:
         try:
-            return edge.certificates.to_bind(scope)
+            return edge.certificates.thumbprint_to_bind(scope)
         except NotAuthenticated as exc:
             trace_of(scope).failure = exc
             raise _Refused(401, "invalid_client", str(exc)) from exc

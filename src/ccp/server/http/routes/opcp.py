@@ -46,7 +46,7 @@ from ccp.server.domain.contracts import SignedContract
 from ccp.server.domain.parties import Caller
 from ccp.server.external.pki_service import REASON_HEADER, RevocationReason
 from ccp.server.http import paths
-from ccp.server.http.errors import WITHOUT_404, beside_negative
+from ccp.server.http.errors import WITHOUT_404, negative_metadata
 from ccp.server.http.routes.opnc import (
     _JSON,
     Asked,
@@ -90,7 +90,7 @@ class OPCPSignedContractDataEndpoint(SignedContractDataEndpoint):
             always = (
                 self._negative is OPCPNoContractResponse.DELIVER if options.always_exi is None else options.always_exi
             )
-            told, again = beside_negative(outcome.reason, always)
+            told, again = negative_metadata(outcome.reason, always)
             # Not empty, though it stands for nothing: clients take an item without an EMAID for no answer.
             emaid, response = PLACEHOLDER_EMAID, outcome.response
         else:

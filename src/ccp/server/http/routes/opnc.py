@@ -60,7 +60,7 @@ from ccp.server.external.pki_service import REASON_HEADER, RevocationReason
 from ccp.server.http import body_headers, paths, query_parameters
 from ccp.server.http.admission import IDENTIFIED, UNVERIFIED, WAITED
 from ccp.server.http.client_certificate import ClientCertificates
-from ccp.server.http.errors import WITHOUT_404, beside_negative
+from ccp.server.http.errors import WITHOUT_404, negative_metadata
 from ccp.server.http.middleware.client_address import client_of
 from ccp.server.http.middleware.tracing import trace_of
 from ccp.server.pool.peers import Peers
@@ -123,7 +123,7 @@ class Edge:
             if operation is Operation.DELIVER:  # Vehicles are served before all others: not a place for its requests.
                 _identified(scope, authorization, None)
             raise
-        query_parameters.check_declared(scope)
+        query_parameters.check_routed(scope)
         scope[_IDENTITY] = identity, operation
         return Caller(party, trace.id, client.address, identity.kid)
 
@@ -160,7 +160,7 @@ class Edge:
 
     async def body(self, receive: Receive, headers: Headers, most: int | None = None) -> bytes:
         """The whole body, within the limit. most: octets, where it has to be less than any body may be."""
-        body_headers.check_coding(headers)
+        body_headers.check_content_encoding(headers)
         most = self._max_body if most is None else min(most, self._max_body)
         length = headers.get("content-length")
         if length is not None and length.isascii() and length.isdigit() and int(length) > most:
@@ -213,7 +213,7 @@ class SignedContractDataEndpoint:
         options, namespace, outcome = await self._delivered(scope, receive, DeliverHeaders)
         if not isinstance(outcome, Refusal):
             return _JSON({"signedContractDataCollection": [_signed_contract(answer) for answer in outcome]})
-        told, again = beside_negative(outcome.reason, options.always_exi)
+        told, again = negative_metadata(outcome.reason, options.always_exi)
         item = {
             "certificateInstallationRes": encode_base64(outcome.response),
             "emaid": PLACEHOLDER_EMAID,
