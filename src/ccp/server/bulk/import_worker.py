@@ -26,9 +26,9 @@ from pydantic import StrictBool
 
 from ccp.errors import CCPError, Unavailable
 from ccp.ids import EMAID
+from ccp.schemas.error_messages import error_messages
 from ccp.schemas.json_bodies import read_body
 from ccp.schemas.opnc import SignedContractData
-from ccp.schemas.error_messages import error_messages
 from ccp.server import logging
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.domain.parties import Caller

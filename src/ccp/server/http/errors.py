@@ -12,8 +12,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 
 from ccp import errors
-from ccp.schemas.field_errors import field_error
 from ccp.schemas.error_messages import error_messages
+from ccp.schemas.field_errors import field_error
 from ccp.server.domain.authorization import Operation
 from ccp.server.http import paths
 from ccp.server.http.middleware.tracing import INTERNAL_ERROR, trace_of
