@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ccp.cli import workers
-from ccp.server.access.rate_limits import Proxies
+from ccp.server.access.client_address import TrustedProxies
 from ccp.server.http.connection_limits import ConnectionRegistry
 from ccp.server.http.protocol import STATE, options
 from ccp.server.settings import Settings
@@ -25,7 +25,7 @@ def create() -> Any:
     async def application(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
             await receive()
-            scope["state"][STATE] = ConnectionRegistry(config, Proxies(config.trusted_proxies))
+            scope["state"][STATE] = ConnectionRegistry(config, TrustedProxies(config.trusted_proxies))
             await send({"type": "lifespan.startup.complete"})
             await receive()
             await send({"type": "lifespan.shutdown.complete"})

@@ -212,8 +212,8 @@ def test_keys_are_neither_rotated_nor_removed_by_an_implausible_clock(tmp_path: 
             clocks = Clock()
             guard = ClockGuard(clocks)
             clocks.ahead = ahead
-            authority = authorization_server.Authority(store, issuer="https://ccp.example.com", lifetime=3600)
-            await authority.rotating_keys(30 * 86_400, guard.checked).run()
+            authority = authorization_server.AuthorizationServer(store, issuer="https://ccp.example.com", lifetime=3600)
+            await authority.key_rotation_task(30 * 86_400, guard.checked).run()
 
     with pytest.raises(Unavailable, match="nothing is purged"):
         asyncio.run(run(JUMP))

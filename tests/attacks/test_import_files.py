@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from ccp.errors import ConfigurationError
-from ccp.server.access.rate_limits import Meter
+from ccp.server.access.token_bucket import SharedTokenBucket
 from ccp.server.bulk.checkpoint import Checkpoint, default_path
 from ccp.server.bulk.lines import Mark, Source
 from ccp.server.storage.engine.write_lock import Turns
@@ -126,7 +126,7 @@ def test_files_that_processes_share_are_used_through_no_link(tmp_path: Path, vic
     link, absent = tmp_path / "limits", tmp_path / "absent"
     link.symlink_to(victim)
     with pytest.raises(ConfigurationError, match="it is a symbolic link"):
-        Meter.prepare(link)
+        SharedTokenBucket.prepare(link)
     (tmp_path / "ccp.db-turns").symlink_to(absent)
     turns = Turns(tmp_path / "ccp.db", 0.1)
     with turns.mine():

@@ -20,9 +20,11 @@ from structlog.testing import CapturedCall, CapturingLogger
 
 from ccp.errors import NotAuthenticated, TooManyRequests
 from ccp.server.access import authorization_server
-from ccp.server.access.party_registry import Actor, Register
-from ccp.server.access.rate_limits import Client, Limits, Meter
-from ccp.server.access.secret_cache import KnownSecrets
+from ccp.server.access.client_address import RemoteAddress
+from ccp.server.access.party_registry import Actor, PartyRegistry
+from ccp.server.access.rate_limits import RateLimits
+from ccp.server.access.secret_cache import SecretCache
+from ccp.server.access.token_bucket import SharedTokenBucket
 from ccp.server.http.middleware import client_address
 from ccp.server.settings import Settings
 from ccp.server.storage.engine import schema
@@ -63,12 +65,12 @@ def guesses(count: int) -> list[str]:
     return [f"guess {number}" for number in range(count)]
 
 
-def in_register(pool: Pool, change: Callable[[Register], Awaitable[T]]) -> T:
+def in_register(pool: Pool, change: Callable[[PartyRegistry], Awaitable[T]]) -> T:
     """What an operator does at the command line meanwhile."""
 
     async def run() -> T:
         async with opened(pool.settings) as store:
-            return await change(Register(store))
+            return await change(PartyRegistry(store))
 
     return asyncio.run(run())
 
@@ -171,7 +173,7 @@ def test_what_is_remembered_is_bounded_and_neither_secret_nor_alike_in_two_proce
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("ccp.server.access.secret_cache._MAX_CLIENTS", 3)
-    one, other = KnownSecrets(), KnownSecrets()
+    one, other = SecretCache(), SecretCache()
     for number in range(10):
         for known in (one, other):
             known.remember(f"party-{number}", "the secret", f"hash {number}")
@@ -211,17 +213,19 @@ def test_every_worker_recognises_a_secret_that_one_of_them_has_verified(tmp_path
 
 
 def test_a_recognised_secret_is_forgotten_by_all_workers_when_it_fails(tmp_path: Path) -> None:
-    Meter.prepare(tmp_path / "limits")
-    one, other = (Limits(Settings(login_failures_per_minute=2, rate_limit_file=tmp_path / "limits")) for _ in range(2))
-    client = Client(None, None)
-    with one.login(client, "cpo", "secret"):
+    SharedTokenBucket.prepare(tmp_path / "limits")
+    one, other = (
+        RateLimits(Settings(login_failures_per_minute=2, rate_limit_file=tmp_path / "limits")) for _ in range(2)
+    )
+    client = RemoteAddress(None, None)
+    with one.login_attempt(client, "cpo", "secret"):
         pass
     for limits in (other, one):  # The party is disabled by now.
-        with pytest.raises(NotAuthenticated), limits.login(client, "cpo", "secret"):
+        with pytest.raises(NotAuthenticated), limits.login_attempt(client, "cpo", "secret"):
             raise NotAuthenticated("no")
     for limits in (one, other):
         with pytest.raises(TooManyRequests):
-            limits.login(client, "cpo", "secret")
+            limits.login_attempt(client, "cpo", "secret")
 
 
 # --- The warning -----------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 
 from ccp.errors import ConfigurationError
 from ccp.server import settings
-from ccp.server.access.trusted_issuers import party_of
+from ccp.server.access.trusted_issuers import party_from_claims
 from ccp.server.http.routes.opnc import BASE
 from ccp.server.settings import IssuerSettings
 from ccp.testing.pki import PKI
@@ -97,7 +97,7 @@ def test_keys_stay_when_the_issuer_publishes_them_again_within_the_interval(pkis
         assert fake.asked > asked
 
 
-# --- Issuers whose callers would have the same client ids ------------------------------------------------------------
+# --- Issuers whose callers would have the same client ids -----------------------------------------------------------
 
 
 def entry(issuer: str, **options: Any) -> IssuerSettings:
@@ -112,7 +112,7 @@ def loaded(*entries: IssuerSettings) -> None:
 def test_realms_of_one_host_name_their_callers_apart() -> None:
     realms = [entry(f"https://kc.example/realms/{name}") for name in "ab"]
     loaded(*realms)
-    ids = [party_of(realm, {"sub": "service"}).client_id for realm in realms]
+    ids = [party_from_claims(realm, {"sub": "service"}).client_id for realm in realms]
     assert ids == ["https://kc.example/realms/a:service", "https://kc.example/realms/b:service"]
 
 

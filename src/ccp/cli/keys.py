@@ -52,7 +52,7 @@ def list_keys(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 def rotate(
     signs_in: Annotated[
         int, typer.Option(min=3, help="Seconds until it signs; published at once, so that everybody knows it by then.")
-    ] = int(authorization_server.PUBLISHED_BEFORE.total_seconds()),
+    ] = int(authorization_server.KEY_ACTIVATION_DELAY.total_seconds()),
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -12,7 +12,7 @@ import typer
 
 from ccp.cli.output import ConfigOption, JsonOption, print_json, print_line, print_table, with_store
 from ccp.errors import ConfigurationError, MismatchError
-from ccp.server.access.party_registry import DEFAULT_OVERLAP, Actor, End, Register, Shown
+from ccp.server.access.party_registry import DEFAULT_OVERLAP, Actor, PartyRegistry, PartyView, SecretToRevoke
 from ccp.server.audit.trail import command_actor
 from ccp.server.domain.authorization import role_table
 from ccp.server.domain.parties import Party, PartyRole, made, parsed
@@ -58,7 +58,7 @@ def add(
 @app.command("list")
 def list_parties(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """List the parties."""
-    found = _with_register(config, lambda register, at: register.every())
+    found = _with_register(config, lambda register, at: register.list_all())
     if as_json:
         print_json([party.members() for party in found])
         return
@@ -72,8 +72,8 @@ def list_parties(config: ConfigOption = None, as_json: JsonOption = False) -> No
 def show(name: Named, config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Show a party, and from when until when its secrets are good."""
 
-    async def read(register: Register, at: datetime) -> Shown:
-        return await register.show((await register.named(name)).client_id, at)
+    async def read(register: PartyRegistry, at: datetime) -> PartyView:
+        return await register.show((await register.get_by_name(name)).client_id, at)
 
     shown = _with_register(config, read)
     if as_json:
@@ -132,8 +132,8 @@ def edit(
         sets = {field: (getattr(left, field) - taken[field]) | added[field] for field in _SETS}
         return replace(left, **sets, **values)
 
-    async def write(register: Register, at: datetime) -> Party:
-        return (await register.edit((await register.named(name)).client_id, change, _command(), at)).party
+    async def write(register: PartyRegistry, at: datetime) -> Party:
+        return (await register.edit((await register.get_by_name(name)).client_id, change, _command(), at)).party
 
     party = _with_register(config, write)
     if as_json:
@@ -156,8 +156,8 @@ def roles(as_json: JsonOption = False) -> None:
 def disable(name: Named, config: ConfigOption = None) -> None:
     """Disable a party. Running workers refuse its tokens within seconds. Its ids stay its own."""
 
-    async def write(register: Register, at: datetime) -> Party:
-        return (await register.disable((await register.named(name)).client_id, _command(), at)).party
+    async def write(register: PartyRegistry, at: datetime) -> Party:
+        return (await register.disable((await register.get_by_name(name)).client_id, _command(), at)).party
 
     print_line(f"{_with_register(config, write).client_id} is disabled.")
 
@@ -166,8 +166,8 @@ def disable(name: Named, config: ConfigOption = None) -> None:
 def enable(name: Named, config: ConfigOption = None) -> None:
     """Enable a party again. Its secrets are what they were, and so are tokens that have not expired."""
 
-    async def write(register: Register, at: datetime) -> Party:
-        return (await register.enable((await register.named(name)).client_id, _command(), at)).party
+    async def write(register: PartyRegistry, at: datetime) -> Party:
+        return (await register.enable((await register.get_by_name(name)).client_id, _command(), at)).party
 
     print_line(f"{_with_register(config, write).client_id} is enabled.")
 
@@ -180,7 +180,9 @@ def rotate_secret(
         typer.Option(help="Seconds for which the secret before stays good; 7 days if not given, at most 90."),
     ] = None,
     now: Annotated[bool, typer.Option("--now", help="End every older secret at once.")] = False,
-    end: Annotated[End | None, typer.Option(help="Where two secrets are good already: which one ends at once.")] = None,
+    end: Annotated[
+        SecretToRevoke | None, typer.Option(help="Where two secrets are good already: which one ends at once.")
+    ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -193,8 +195,8 @@ def rotate_secret(
         raise ConfigurationError("--now ends every older secret; it goes with neither --overlap nor --end.")
     seconds = 0 if now else DEFAULT_OVERLAP if overlap is None else overlap
 
-    async def write(register: Register, at: datetime) -> tuple[str, Shown]:
-        client_id = (await register.named(name)).client_id
+    async def write(register: PartyRegistry, at: datetime) -> tuple[str, PartyView]:
+        client_id = (await register.get_by_name(name)).client_id
         return await register.rotate_secret(client_id, _command(), at, seconds, end)
 
     secret, shown = _with_register(config, write)
@@ -208,8 +210,8 @@ def rotate_secret(
     )
 
 
-def _with_register(config: Path | None, use: Callable[[Register, datetime], Coroutine[Any, Any, T]]) -> T:
-    return with_store(config, lambda store: use(Register(store), datetime.now(UTC)))
+def _with_register(config: Path | None, use: Callable[[PartyRegistry, datetime], Coroutine[Any, Any, T]]) -> T:
+    return with_store(config, lambda store: use(PartyRegistry(store), datetime.now(UTC)))
 
 
 def _command() -> Actor:

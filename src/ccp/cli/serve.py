@@ -69,9 +69,9 @@ def _check(effective: Settings) -> None:
     if effective.tls_cert is not None:
         _check_tls(effective.tls_cert, effective.tls_key, effective.tls_client_ca)
     if effective.issuers:
-        from ccp.server.access.trusted_issuers import check_files
+        from ccp.server.access.trusted_issuers import check_key_files
 
-        check_files(effective.issuers)
+        check_key_files(effective.issuers)
 
 
 def _raise_descriptor_limit(effective: Settings, given: dict[str, Any]) -> int | None:
@@ -141,9 +141,9 @@ def _shared(effective: Settings, given: dict[str, Any]) -> Iterator[None]:
                 os.environ[_METRICS_FOLDER] = str(folder / "metrics")
                 stack.callback(os.environ.pop, _METRICS_FOLDER)
         if file is not None:
-            from ccp.server.access.rate_limits import Meter
+            from ccp.server.access.token_bucket import SharedTokenBucket
 
-            Meter.prepare(file)
+            SharedTokenBucket.prepare(file)
         yield
 
 

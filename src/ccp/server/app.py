@@ -30,10 +30,10 @@ from ccp.schemas.opnc import (
     SignedContractDataCollection,
 )
 from ccp.server import logging, settings
-from ccp.server.access.authorization_server import Authority
-from ccp.server.access.party_registry import Register
-from ccp.server.access.rate_limits import Limits
-from ccp.server.access.trusted_issuers import Issuers
+from ccp.server.access.authorization_server import AuthorizationServer
+from ccp.server.access.party_registry import PartyRegistry
+from ccp.server.access.rate_limits import RateLimits
+from ccp.server.access.trusted_issuers import TrustedIssuers
 from ccp.server.audit.pseudonyms import Pseudonyms
 from ccp.server.audit.trail import Refusals
 from ccp.server.domain.authorization import Operation
@@ -207,9 +207,11 @@ def create_app(config: Settings | None = None) -> FastAPI:
     services = build_services(config, clock, numbers, REQUESTS)
     store, trust, external, pool = services.store, services.trust, services.external, services.pool
     background, guard = services.background, services.guard
-    others = Issuers(config.issuers, services.outbound, audience=config.public_url, changed=lambda: authority.forget())
-    authority = Authority(store, issuer=config.public_url, lifetime=config.token_lifetime, others=others)
-    limits = Limits(config, numbers.limited)
+    others = TrustedIssuers(
+        config.issuers, services.outbound, audience=config.public_url, changed=lambda: authority.clear_token_cache()
+    )
+    authority = AuthorizationServer(store, issuer=config.public_url, lifetime=config.token_lifetime, others=others)
+    limits = RateLimits(config, numbers.limited)
     connections = ConnectionRegistry(config, limits.proxies, numbers)
     certificates = ClientCertificates(config.client_certificate_header, limits.proxies)
     edge = opnc.Edge(authority, services.peers, clock, config.max_body, certificates, limits)
@@ -258,7 +260,7 @@ def create_app(config: Settings | None = None) -> FastAPI:
         background.add(connections.watching())
         background.add(services.revocation.sweeping())
         background.add(services.handed_out.flushing())
-        background.add(authority.rotating_keys(config.token_key_lifetime, guard.checked))
+        background.add(authority.key_rotation_task(config.token_key_lifetime, guard.checked))
         for issuer in others:
             background.add(issuer.refreshing())
         if external.root_pool is not None:
@@ -303,7 +305,7 @@ def create_app(config: Settings | None = None) -> FastAPI:
         *oauth.routes(authority, edge, issuer=config.public_url, bind=config.certificate_bound_tokens),
         pcp_webhook.pcp_route(edge, pool, config.pcp_webhook_secret),
         *events.router(webhooks, edge).routes,
-        *admin.router(Register(store), edge).routes,
+        *admin.router(PartyRegistry(store), edge).routes,
         *health.routes(),
         *metrics.routes(numbers, edge, config.metrics),
     ]

@@ -27,7 +27,7 @@ from starlette.exceptions import HTTPException
 
 from ccp.errors import CCPError
 from ccp.ids import EMAID, PCID, Namespace
-from ccp.server.access.authorization_server import Authority
+from ccp.server.access.authorization_server import AuthorizationServer
 from ccp.server.app import build_services
 from ccp.server.audit.pseudonyms import Pseudonyms
 from ccp.server.audit.trail import Refusals
@@ -148,7 +148,9 @@ def receiving(database: Path, pcp_url: str | None, secret: str | None) -> Iterat
     """Serve the webhook. Returns the server's address."""
     built = build_services(Settings(database=f"sqlite:///{database}", pcp_url=pcp_url))
     store = built.store
-    edge = Edge(Authority(store, issuer="http://pool", lifetime=60), NoPeers(), lambda: datetime.now(UTC), 65_536)
+    edge = Edge(
+        AuthorizationServer(store, issuer="http://pool", lifetime=60), NoPeers(), lambda: datetime.now(UTC), 65_536
+    )
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:

@@ -59,7 +59,7 @@ QUESTIONS: dict[str, Any] = {
     "parties.changed": parties.changed(1, 2),
     "parties.find_named": parties.find_named("Example"),
     "parties.secrets_of": parties.secrets_of("example", AT),
-    "party_registry question": parties.lives("example", AT),
+    "party_registry query": parties.lives("example", AT),
     "webhooks question": events.webhooks("example"),
     "events.webhook": events.webhook("example"),
     "owned": events.webhook("example"),

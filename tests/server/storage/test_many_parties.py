@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from ccp.errors import CCPError
-from ccp.server.access.authorization_server import Authority
-from ccp.server.access.party_registry import Actor, Register
+from ccp.server.access.authorization_server import AuthorizationServer
+from ccp.server.access.party_registry import Actor, PartyRegistry
 from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.domain.subscriptions import EventKind
 from ccp.server.events import Subscribers
@@ -49,8 +49,8 @@ def filled(url: str, more: int) -> None:
 
 async def used(store: CountingStore) -> list[list[tuple[str, int]]]:
     """What is read by each thing that happens to a pool which is up to date."""
-    register = Register(store)
-    authority = Authority(store, issuer="https://pool.example", lifetime=60)
+    register = PartyRegistry(store)
+    authority = AuthorizationServer(store, issuer="https://pool.example", lifetime=60)
     subscribers = Subscribers(store)
     await authority.refresh_parties()
     await subscribers.refresh()
@@ -70,7 +70,7 @@ async def used(store: CountingStore) -> list[list[tuple[str, int]]]:
     with pytest.raises(CCPError):
         await register.add(replace(party("another", PartyRole.CPO), name="ADDED"), BY, AT, "secret")
     await note()
-    assert (await register.named("maker ltd")).client_id == "maker"
+    assert (await register.get_by_name("maker ltd")).client_id == "maker"
     await register.disable("emsp", BY, AT)
     await note()
     assert not subscribers.wants(EventKind.HANDED_OUT, FIRST)
@@ -122,7 +122,7 @@ def test_a_long_list_of_parties_is_read_in_portions_and_gives_the_event_loop_bac
         async with opened(url) as inner:
             store = CountingStore(inner)
             turns = 0
-            reading = asyncio.ensure_future(Register(store).page("oem-1", 105))
+            reading = asyncio.ensure_future(PartyRegistry(store).list_page("oem-1", 105))
             while not reading.done():
                 await asyncio.sleep(0)
                 turns += 1
@@ -133,10 +133,10 @@ def test_a_long_list_of_parties_is_read_in_portions_and_gives_the_event_loop_bac
             assert ids[0] == "oem-10"
             assert max(rows for _, rows in store.taken()) <= 100
             assert turns >= 2
-            last, more = await Register(store).page(ids[-1], 105)
+            last, more = await PartyRegistry(store).list_page(ids[-1], 105)
             assert not more
             assert len({*ids, *(each.client_id for each in last)}) == 118, "all but emsp, maker, oem-0 and oem-1"
-            assert len(await Register(store).every()) == 122
+            assert len(await PartyRegistry(store).list_all()) == 122
 
     asyncio.run(run())
 

@@ -11,7 +11,7 @@ from ccp.ids import WMI, OperatorId, ProviderId
 from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.storage.queries import anchors, change_counters, parties, signing_keys
 from ccp.server.storage.queries.anchors import TrustedCertificate
-from ccp.server.storage.queries.parties import Life, Secret
+from ccp.server.storage.queries.parties import Secret, SecretValidity
 from ccp.server.storage.queries.signing_keys import TokenKey
 from tests.server.storage.made import AT, SECOND, read, sql, write
 
@@ -177,13 +177,16 @@ def test_secrets_are_told_newest_first(url: str) -> None:
 def test_a_secret_is_live_until_it_expires_and_not_at_that_moment(url: str) -> None:
     add(url, party("A", PartyRole.CPO))
     life = read(url, parties.lives("client-A", AT))[0]
-    assert life == Life(AT, None)
+    assert life == SecretValidity(AT, None)
     write(url, parties.renew("client-A", "newer", AT + SECOND, life, AT + 5 * SECOND))
     at_four, at_five = AT + 5 * SECOND - timedelta(microseconds=1), AT + 5 * SECOND
     assert [each.hash for each in read(url, parties.secrets_of("client-A", at_four))] == ["newer", "hash of A"]
-    assert read(url, parties.lives("client-A", at_four)) == [Life(AT + SECOND, None), Life(AT, at_five)]
+    assert read(url, parties.lives("client-A", at_four)) == [
+        SecretValidity(AT + SECOND, None),
+        SecretValidity(AT, at_five),
+    ]
     assert [each.hash for each in read(url, parties.secrets_of("client-A", at_five))] == ["newer"]
-    assert read(url, parties.lives("client-A", at_five)) == [Life(AT + SECOND, None)]
+    assert read(url, parties.lives("client-A", at_five)) == [SecretValidity(AT + SECOND, None)]
 
 
 def test_a_new_secret_is_the_newest_even_where_the_clock_was_set_back(url: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from ccp.ids import EMAID, WMI, ProviderId
 from ccp.server.access import party_cache
-from ccp.server.access.party_cache import KnownParties
+from ccp.server.access.party_cache import PartyCache
 from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.domain.subscriptions import EventKind, Webhook
 from ccp.server.events import Subscribers
@@ -64,7 +64,7 @@ def test_after_any_changes_memory_is_what_reading_everything_gives(
     known: dict[str, Party] = {}
     ever: set[str] = set()
 
-    def state(subscribers: Subscribers, parties: KnownParties) -> object:
+    def state(subscribers: Subscribers, parties: PartyCache) -> object:
         wanted = {
             (kind, provider)
             for kind in KINDS
@@ -74,14 +74,14 @@ def test_after_any_changes_memory_is_what_reading_everything_gives(
         return {id: subscribers.active(id) for id in ever}, wanted, {name: parties.get(name) for name in NAMES}
 
     async def fresh(store: Store) -> object:
-        subscribers, parties = Subscribers(store), KnownParties(store, lambda: None)
+        subscribers, parties = Subscribers(store), PartyCache(store, lambda: None)
         await subscribers.refresh()
         await parties.refresh()
         return state(subscribers, parties)
 
     async def run() -> None:
         async with opened(url) as store:
-            subscribers, kept = Subscribers(store), KnownParties(store, lambda: None)
+            subscribers, kept = Subscribers(store), PartyCache(store, lambda: None)
             for _ in range(40):
                 for _ in range(chance.randrange(4)):
                     await store.write(a_change(chance, hooks, known))
@@ -118,7 +118,7 @@ def test_reading_everything_gives_the_event_loop_back_between_portions(
     async def run() -> None:
         async with opened(url) as store:
             await store.write(many())
-            for followed in (Subscribers(store), KnownParties(store, lambda: None)):
+            for followed in (Subscribers(store), PartyCache(store, lambda: None)):
                 turns = 0
                 reading = asyncio.ensure_future(followed.refresh())
                 while not reading.done():

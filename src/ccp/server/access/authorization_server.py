@@ -25,21 +25,21 @@ from joserfc.jwk import ECKey
 
 from ccp.errors import InputError, NotAuthenticated, Unavailable
 from ccp.server.access.jose import (
+    CertificateMismatch,
+    InvalidAudience,
+    InvalidClaim,
+    InvalidTime,
     TokenError,
     UnknownCaller,
     UnknownIssuer,
     UnverifiedToken,
     VerifiedToken,
-    WrongAudience,
-    WrongCertificate,
-    WrongClaim,
-    WrongTime,
-    read,
+    parse_compact,
     verify,
 )
-from ccp.server.access.party_cache import KnownParties
-from ccp.server.access.secret_cache import KnownSecrets
-from ccp.server.access.trusted_issuers import Issuers
+from ccp.server.access.party_cache import PartyCache
+from ccp.server.access.secret_cache import SecretCache
+from ccp.server.access.trusted_issuers import TrustedIssuers
 from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.runtime.background import PeriodicTask
 from ccp.server.runtime.blocking_calls import BlockingCalls
@@ -56,12 +56,12 @@ _log = structlog.get_logger("ccp.server.access.authorization_server")
 _HASHER: Final = PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
 # Looks like the hash of a secret and is that of none: to compare with it takes as long. Made of zeros instead of a
 # random secret, since that would cost every start 40 ms and 19 MiB.
-_NOBODY: Final = f"$argon2id$v=19$m={_HASHER.memory_cost},t={_HASHER.time_cost},p=1${'A' * 22}${'A' * 43}"
+DUMMY_HASH: Final = f"$argon2id$v=19$m={_HASHER.memory_cost},t={_HASHER.time_cost},p=1${'A' * 22}${'A' * 43}"
 _SECRETS: Final = 2  # that a party may have at the same time, while it changes from one to the other
 _CACHED_TOKENS: Final = 32_768  # Some 500 bytes each: two or three tokens of each of 10,000 parties.
 _NOT_VALID: Final = "The access token is not valid (any more)."
 
-PUBLISHED_BEFORE: Final = timedelta(seconds=30)
+KEY_ACTIVATION_DELAY: Final = timedelta(seconds=30)
 """How long a new key is published before it signs: workers look every second, others may cache the key set as long."""
 _RETIRED_AFTER: Final = timedelta(seconds=GREATEST_TOKEN_LIFETIME + 60)
 _LOOKED_AFTER_SECONDS: Final = 600  # Whether a key is old enough to be rotated, or retired, matters to nobody sooner.
@@ -76,7 +76,7 @@ class InvalidScope(InputError):
     code = "scope"
 
 
-class Grant(NamedTuple):
+class TokenResponse(NamedTuple):
     """lifetime: seconds."""
 
     access_token: str
@@ -101,7 +101,7 @@ def new_key(at: datetime, *, after: timedelta = timedelta(0)) -> TokenKey:
     return TokenKey(str(key.kid), key.as_pem(private=True).decode(), at, at + after)
 
 
-async def rotate(store: Store, actor: str, at: datetime, after: timedelta = PUBLISHED_BEFORE) -> TokenKey:
+async def rotate(store: Store, actor: str, at: datetime, after: timedelta = KEY_ACTIVATION_DELAY) -> TokenKey:
     """Add a key that signs after a time; the others verify for as long as tokens of theirs may be about.
 
     actor: as the audit trail has it.
@@ -131,14 +131,14 @@ def _rotated(key: TokenKey, actor: str, at: datetime) -> Entry:
 
 
 @dataclass(frozen=True, slots=True)
-class _Key:
+class SigningKey:
     kid: str
     jwk: ECKey
     stored: TokenKey
 
 
 @dataclass(frozen=True, slots=True)
-class _Recognised:
+class TokenIdentity:
     """What a verified token says. starts, expires: seconds since 1970; not earlier than it was issued, less what clocks
     may differ, and not later than its key is retired. roles: None for all that the party has. certificate: what the
     token is bound to. kid: of our own key. vouched: the party, if another issuer describes it.
@@ -153,10 +153,10 @@ class _Recognised:
     vouched: Party | None = None
 
 
-class Identity(NamedTuple):
+class CallerIdentity(NamedTuple):
     """The caller that a token names. kid: of the pool's own key that signed it, None for another issuer's.
 
-    revision: of what the authority knew when it said so, see `Authority.still_knows`. starts, expires: of the token,
+    revision: see `AuthorizationServer.is_still_valid`. starts, expires: of the token,
     seconds since 1970.
     """
 
@@ -171,25 +171,25 @@ def _no_certificate() -> str | None:
     return None
 
 
-class Authority:
+class AuthorizationServer:
     """Issues access tokens to registered parties and recognises them, and those of other issuers.
 
     A token says who calls; what a registered party may do is read from the register at every call, so disabling it ends
     its tokens as soon as the register is refreshed.
     """
 
-    def __init__(self, store: Store, *, issuer: str, lifetime: int, others: Issuers | None = None) -> None:
+    def __init__(self, store: Store, *, issuer: str, lifetime: int, others: TrustedIssuers | None = None) -> None:
         """issuer: the pool's own address. lifetime: of tokens, seconds."""
         self._store = store
         self._issuer = issuer
         self._lifetime = lifetime
         self._others = others
-        self._parties = KnownParties(store, self._count_change)
+        self._parties = PartyCache(store, self._count_change)
         self._stored: list[TokenKey] = []
-        self._keys: tuple[_Key, ...] = ()
-        self._known: dict[bytes, _Recognised] = {}
+        self._keys: tuple[SigningKey, ...] = ()
+        self._known: dict[bytes, TokenIdentity] = {}
         self._hashing = BlockingCalls("check of secrets", max_threads=2, timeout=10.0)
-        self._secrets = KnownSecrets()
+        self._secrets = SecretCache()
         self._loading = asyncio.Lock()
         self._loaded = 0.0
         self._revision = 0  # Counts what may end a token that is recognised: changes of parties and of keys.
@@ -216,14 +216,14 @@ class Authority:
                 stored = await self._store.read(signing_keys.every())
             if stored != self._stored:
                 self._stored, self._keys = stored, tuple(_readable(stored))
-                self.forget()
+                self.clear_token_cache()
 
-    def forget(self) -> None:
+    def clear_token_cache(self) -> None:
         """Verify every token anew: keys have changed."""
         self._known.clear()
         self._revision += 1
 
-    def rotating_keys(self, lifetime: int, clock: Callable[[], Awaitable[datetime]]) -> PeriodicTask:
+    def key_rotation_task(self, lifetime: int, clock: Callable[[], Awaitable[datetime]]) -> PeriodicTask:
         """Rotate keys that are older than the lifetime (seconds; 0 for never), remove those that are retired. Every
         worker runs it; the first one finds something to do. clock: raises Unavailable where it is implausible.
         """
@@ -239,7 +239,7 @@ class Authority:
     async def replace_old_keys(self, lifetime: int, at: datetime) -> None:
         """Raises Unavailable."""
         if lifetime:
-            candidate = new_key(at, after=PUBLISHED_BEFORE)
+            candidate = new_key(at, after=KEY_ACTIVATION_DELAY)
             retire_at = candidate.starts_at + _RETIRED_AFTER
             change = signing_keys.rotate_old(candidate, at - timedelta(seconds=lifetime), retire_at, at)
             done = await self._store.write(
@@ -259,14 +259,14 @@ class Authority:
 
     # Tokens of our own.
 
-    def is_for_us(self, audience: str) -> bool:
+    def is_own_audience(self, audience: str) -> bool:
         """Whether an audience that a client asks for is this pool: an address under the origin of our own."""
         origin = _origin(audience)
         return origin is not None and origin == _origin(self._issuer)
 
-    def recognises(self, client_id: str, secret: str) -> bool:
+    def secret_is_cached(self, client_id: str, secret: str) -> bool:
         """Whether a client got its last token from this process with this secret, as far as memory tells."""
-        return self._secrets.recognises(client_id, secret)
+        return self._secrets.contains(client_id, secret)
 
     async def issue(
         self,
@@ -276,7 +276,7 @@ class Authority:
         *,
         roles: Collection[str] | None = None,
         certificate: str | None = None,
-    ) -> Grant:
+    ) -> TokenResponse:
         """A token for a party. Raises NotAuthenticated, InvalidScope.
 
         roles: those that it shall be good for; None for all. certificate: x5t#S256 of the one to bind it to.
@@ -297,7 +297,7 @@ class Authority:
         if roles is not None and not set(roles) <= set(held):
             raise InvalidScope("scope has to name roles of the client.")
         granted = party.roles if roles is None else frozenset(held[name] for name in roles)
-        return Grant(
+        return TokenResponse(
             self._signed(client_id, at, None if roles is None else granted, certificate), self._lifetime, granted
         )
 
@@ -326,7 +326,7 @@ class Authority:
 
     # Tokens of callers.
 
-    def knows(self, authorization: str | None) -> bool:
+    def is_cached(self, authorization: str | None) -> bool:
         """Whether the header's token was recognised here before, so that it costs next to nothing to look at."""
         return _digest((authorization or "").partition(" ")[2].strip(" \t")) in self._known
 
@@ -336,13 +336,13 @@ class Authority:
         """As `identify`, for those who want the party alone."""
         return (await self.identify(authorization, at, certificate)).party
 
-    def still_knows(self, identity: Identity, at: datetime) -> bool:
+    def is_still_valid(self, identity: CallerIdentity, at: datetime) -> bool:
         """Whether nothing has changed since that could end the token or what its party may do. Next to no work."""
         return identity.revision == self._revision and identity.starts <= at.timestamp() < identity.expires
 
     async def identify(
         self, authorization: str | None, at: datetime, certificate: Callable[[], str | None] = _no_certificate
-    ) -> Identity:
+    ) -> CallerIdentity:
         """The caller that an Authorization header names. Raises NotAuthenticated, Unavailable.
 
         certificate: tells the x5t#S256 of the client certificate that came with this request; asked for bound tokens.
@@ -356,22 +356,22 @@ class Authority:
         known = self._known.get(digest)
         try:
             if known is None:
-                known = await self._recognise(read(token), at)
+                known = await self._recognise(parse_compact(token), at)
                 self._remember(digest, known)
             if not known.starts <= now < known.expires:
-                raise WrongTime  # A token from the future was issued under a wrong clock and would be valid too long.
+                raise InvalidTime  # A token from the future was issued under a wrong clock and would be valid too long.
             if known.certificate is not None and known.certificate != certificate():
-                raise WrongCertificate
-            return Identity(self._party(known), known.kid, self._revision, known.starts, known.expires)
+                raise CertificateMismatch
+            return CallerIdentity(self._party(known), known.kid, self._revision, known.starts, known.expires)
         except TokenError as exc:
             raise NotAuthenticated(_NOT_VALID) from exc
 
-    def _remember(self, digest: bytes, known: _Recognised) -> None:
+    def _remember(self, digest: bytes, known: TokenIdentity) -> None:
         if len(self._known) >= _CACHED_TOKENS:
             del self._known[next(iter(self._known))]  # The oldest: tokens of a pool live equally long.
         self._known[digest] = known
 
-    def _party(self, known: _Recognised) -> Party:
+    def _party(self, known: TokenIdentity) -> Party:
         if known.vouched is not None:
             return known.vouched
         party = self._parties.get(known.client_id)
@@ -379,7 +379,7 @@ class Authority:
             raise UnknownCaller
         return party if known.roles is None else replace(party, roles=party.roles & known.roles)
 
-    async def _recognise(self, token: UnverifiedToken, at: datetime) -> _Recognised:
+    async def _recognise(self, token: UnverifiedToken, at: datetime) -> TokenIdentity:
         """Raises TokenError, Unavailable."""
         if token.issuer == self._issuer:
             if all(key.kid != token.kid for key in self._keys):
@@ -388,7 +388,7 @@ class Authority:
         if self._others is None:
             raise UnknownIssuer
         vouched = await self._others.recognise(token, at)
-        return _Recognised(
+        return TokenIdentity(
             vouched.party.client_id,
             vouched.starts,
             vouched.expires,
@@ -405,19 +405,19 @@ class Authority:
         if time.monotonic() - self._loaded >= _RELOADED_SECONDS:
             await self.refresh_keys(at)
 
-    def _own(self, token: VerifiedToken, at: datetime) -> _Recognised:
-        """What a token says that we signed for ourselves. Raises WrongAudience, WrongClaim, WrongTime."""
+    def _own(self, token: VerifiedToken, at: datetime) -> TokenIdentity:
+        """What a token says that we signed for ourselves. Raises InvalidAudience, InvalidClaim, InvalidTime."""
         claims = token.claims
         if claims.get("aud") != self._issuer:
-            raise WrongAudience
+            raise InvalidAudience
         client_id, scope = claims.get("sub"), claims.get("scope")
         issued, expires = _whole(claims.get("iat")), _whole(claims.get("exp"))
         if not isinstance(client_id, str) or not isinstance(scope, str | None):
-            raise WrongClaim
+            raise InvalidClaim
         roles = None if scope is None else frozenset(role for role in PartyRole if role in scope.split())
         retired = next(key.stored.retired_at for key in self._keys if key.kid == token.kid)
         latest = expires if retired is None else min(expires, retired.timestamp())
-        return _Recognised(client_id, issued - _LEEWAY, latest, roles, _certificate_of(claims), token.kid)
+        return TokenIdentity(client_id, issued - _LEEWAY, latest, roles, _certificate_of(claims), token.kid)
 
 
 def _digest(token: str) -> bytes:
@@ -425,17 +425,17 @@ def _digest(token: str) -> bytes:
 
 
 def _whole(value: Any) -> int:
-    """A time as we write it. Raises WrongTime."""
+    """A time as we write it. Raises InvalidTime."""
     if not isinstance(value, int) or isinstance(value, bool):
-        raise WrongTime
+        raise InvalidTime
     return value
 
 
-def _readable(stored: list[TokenKey]) -> Iterator[_Key]:
+def _readable(stored: list[TokenKey]) -> Iterator[SigningKey]:
     """The keys that this release can use. What another release has stored neither signs nor verifies here."""
     for key in stored:
         try:
-            yield _Key(key.kid, ECKey.import_key(key.private_key, {"kid": key.kid}), key)
+            yield SigningKey(key.kid, ECKey.import_key(key.private_key, {"kid": key.kid}), key)
         except ValueError as exc:  # Every error of the library about a key is one.
             unknown_values.warn("token_key.private_key", type(exc).__name__, key.kid)
 
@@ -443,14 +443,14 @@ def _readable(stored: list[TokenKey]) -> Iterator[_Key]:
 def _certificate_of(claims: Any) -> str | None:
     """x5t#S256 of the certificate that a token is bound to, None for a bearer token (RFC 8705 clause 3.1).
 
-    Raises WrongCertificate for what is bound to anything else (RFC 7800): nobody here could check that.
+    Raises CertificateMismatch for what is bound to anything else (RFC 7800): nobody here could check that.
     """
     if "cnf" not in claims:
         return None
     match claims["cnf"]:
         case {"x5t#S256": str(thumbprint), **others} if not others:
             return thumbprint
-    raise WrongCertificate
+    raise CertificateMismatch
 
 
 def _origin(address: str) -> tuple[str, str, int | None] | None:
@@ -475,7 +475,7 @@ def _matching_hash(hashes: list[str], secret: str) -> str | None:
         if _matches(entry, secret):
             return entry
     for _ in range(_SECRETS - len(hashes)):
-        _matches(_NOBODY, secret)
+        _matches(DUMMY_HASH, secret)
     return None
 
 

@@ -32,7 +32,7 @@ class TokenError(Exception):
     """A token that is not good. The class says why; the log names it."""
 
 
-class Malformed(TokenError): ...
+class MalformedToken(TokenError): ...
 
 
 class UnknownIssuer(TokenError): ...
@@ -44,22 +44,22 @@ class UnknownKey(TokenError): ...
 class UnknownCaller(TokenError): ...
 
 
-class WrongAlgorithm(TokenError): ...
+class InvalidAlgorithm(TokenError): ...
 
 
-class WrongSignature(TokenError): ...
+class InvalidSignature(TokenError): ...
 
 
-class WrongAudience(TokenError): ...
+class InvalidAudience(TokenError): ...
 
 
-class WrongTime(TokenError): ...
+class InvalidTime(TokenError): ...
 
 
-class WrongClaim(TokenError): ...
+class InvalidClaim(TokenError): ...
 
 
-class WrongCertificate(TokenError): ...
+class CertificateMismatch(TokenError): ...
 
 
 class _Registry(JWSRegistry):
@@ -105,8 +105,8 @@ class VerifiedToken:
     claims: Mapping[str, Any]
 
 
-def read(token: str) -> UnverifiedToken:
-    """Read a token in compact form. Raises Malformed.
+def parse_compact(token: str) -> UnverifiedToken:
+    """Read a token in compact form. Raises MalformedToken.
 
     Where its header brings keys or says where some are (`jwk`, `jku`, `x5c`, `x5u`), nobody looks.
     """
@@ -117,27 +117,27 @@ def read(token: str) -> UnverifiedToken:
     except BaseException as exc:
         if not is_parse_error(exc):
             raise
-        raise Malformed from exc
+        raise MalformedToken from exc
     if not isinstance(header, dict) or not isinstance(claims, dict):
-        raise Malformed
+        raise MalformedToken
     # No critical extension is known here, and payloads that are not encoded are not for JWTs (RFC 7797 clause 7).
     if "crit" in header or "b64" in header:
-        raise Malformed
+        raise MalformedToken
     algorithm, kid, kind = header.get("alg"), header.get("kid"), header.get("typ", "JWT")
     if not isinstance(algorithm, str) or not isinstance(kid, str | None) or not isinstance(kind, str):
-        raise Malformed
+        raise MalformedToken
     if kind.lower() not in _TYPES:
-        raise Malformed
+        raise MalformedToken
     return UnverifiedToken(algorithm, kid, claims, signed)
 
 
 def verify(token: UnverifiedToken, keys: Iterable[PublicKey], algorithms: Collection[str]) -> VerifiedToken:
     """Check the signature with the key that the token names, or with the only one that could be meant if it names none.
 
-    keys: of the token's issuer, and of nobody else. Raises WrongAlgorithm, UnknownKey, WrongSignature.
+    keys: of the token's issuer, and of nobody else. Raises InvalidAlgorithm, UnknownKey, InvalidSignature.
     """
     if token.algorithm not in algorithms or token.algorithm not in ALGORITHMS:
-        raise WrongAlgorithm
+        raise InvalidAlgorithm
     fitting = [key for key in keys if token.kid in (None, key.kid) and _fits(key, token.algorithm)]
     if not fitting or (token.kid is None and len(fitting) > 1):
         raise UnknownKey
@@ -147,9 +147,9 @@ def verify(token: UnverifiedToken, keys: Iterable[PublicKey], algorithms: Collec
     except BaseException as exc:
         if not is_parse_error(exc):
             raise
-        raise WrongSignature from exc
+        raise InvalidSignature from exc
     if not good:
-        raise WrongSignature
+        raise InvalidSignature
     return VerifiedToken(fitting[0].kid, token.claims)
 
 
@@ -165,7 +165,7 @@ def _fits(key: PublicKey, algorithm: str) -> bool:
     return True
 
 
-def read_keys(document: bytes) -> tuple[tuple[PublicKey, ...], list[str]]:
+def parse_jwk_set(document: bytes) -> tuple[tuple[PublicKey, ...], list[str]]:
     """The keys of a JWK set that can verify signatures, and why the others cannot.
 
     An unusable key does not invalidate the set (RFC 7517 clause 5). Other JSON than a set holds no keys. Raises
@@ -180,13 +180,13 @@ def read_keys(document: bytes) -> tuple[tuple[PublicKey, ...], list[str]]:
     unusable: list[str] = []
     for number, member in enumerate(found["keys"], 1):
         try:
-            keys.append(_read_key(member))
+            keys.append(_parse_jwk(member))
         except ValueError as exc:
             unusable.append(f"key {number}: {exc}")
     return tuple(keys), unusable
 
 
-def _read_key(member: Any) -> PublicKey:
+def _parse_jwk(member: Any) -> PublicKey:
     """Raises ValueError that says why the key cannot be used."""
     if not isinstance(member, dict) or member.get("kty") not in ("EC", "OKP", "RSA"):
         raise ValueError("not a public key of a type that is known")

@@ -12,7 +12,7 @@ from ccp.server.storage.queries import parties
 from ccp.server.storage.queries.change_counters import Topic
 
 
-class KnownParties:
+class PartyCache:
     """changed: called after each change of what is known."""
 
     def __init__(self, store: Store, changed: Callable[[], None]) -> None:

@@ -1,7 +1,7 @@
-"""The register's rules: one method for each change of a party, the same for the command line and the admin API.
+"""Party registry: one method for each change of a party, used by the command line and by the admin API.
 
-The only owner of these transactions. Each change is audited in its own, and refused when its actor may not make it
-(any more) at that moment.
+Only this module writes parties. Each change is audited in its own transaction, which also checks that the actor is
+still authorised to make it.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ from ccp.server.storage import Store
 from ccp.server.storage.engine.query import Steps
 from ccp.server.storage.queries import audit, parties, signing_keys
 from ccp.server.storage.queries.audit import Action
-from ccp.server.storage.queries.parties import Life
+from ccp.server.storage.queries.parties import SecretValidity
 
 DEFAULT_OVERLAP: Final = 7 * 86_400
 """Seconds."""
 LONGEST_OVERLAP: Final = 90 * 86_400
-"""Seconds. A rotation that is not done with by then has been forgotten."""
+"""Seconds. A rotation that is still open after that was forgotten."""
 
-_PORTION: Final = 100  # Parties that are read at a time: a few milliseconds.
+_BATCH: Final = 100  # Parties in one query: a few milliseconds.
 _PAGE: Final = 1000
 
-Change: TypeAlias = Callable[[Party], Party]
-"""From a party as it is to the party as it shall be. It keeps the client id, and may raise."""
+PartyUpdate: TypeAlias = Callable[[Party], Party]
+"""Maps the stored party to the party to store. It keeps the client id, and may raise."""
 
 
-class End(StrEnum):
-    """Which of two live secrets ends at once when a third one is made."""
+class SecretToRevoke(StrEnum):
+    """Which of two valid secrets is revoked when a third one is created."""
 
     OLDER = "older"
     NEWER = "newer"
@@ -45,10 +45,11 @@ class End(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who changes the register.
+    """The admin or the operating system user that changes the registry.
 
-    name: as the audit trail has it, the client id of an admin or `cli:` and a user. trace_id: of the request, empty
-    for a command. kid: of the pool's own key that signed the admin's token, see `ccp.server.domain.parties.Caller`.
+    name: the actor in the audit trail, the client id of an admin or `cli:` and a user name. trace_id: of the request,
+    empty for a command. kid: of the pool's own key that signed the admin's token, see
+    `ccp.server.domain.parties.Caller`.
     """
 
     name: str
@@ -57,80 +58,87 @@ class Actor:
 
 
 @dataclass(frozen=True, slots=True)
-class Shown:
-    """A party and how long its live secrets are good, newest first."""
+class PartyView:
+    """A party and the validity of its current secrets, newest first."""
 
     party: Party
-    secrets: list[Life]
+    secrets: list[SecretValidity]
 
     def members(self) -> dict[str, Any]:
-        """As the command line and the admin API show it. Times: RFC 3339, UTC."""
+        """The JSON of the command line and of the admin API. Times: RFC 3339, UTC."""
         return {
             **self.party.members(),
             "secrets": [
-                {"created_at": rfc3339(life.created_at), "expires_at": life.expires_at and rfc3339(life.expires_at)}
-                for life in self.secrets
+                {
+                    "created_at": rfc3339(secret.created_at),
+                    "expires_at": secret.expires_at and rfc3339(secret.expires_at),
+                }
+                for secret in self.secrets
             ],
         }
 
 
-Precondition: TypeAlias = Callable[[Shown], None]
-"""Called with a party as it is, under the lock and before it is changed. Raises PreconditionFailed."""
+Precondition: TypeAlias = Callable[[PartyView], None]
+"""Called with the stored party, under the lock and before the change. Raises PreconditionFailed."""
 
 
-def any_state(shown: Shown) -> None:
+def any_state(view: PartyView) -> None:
     """The precondition that always holds."""
 
 
-class Register:
-    """`at` is the time of the request or command, taken once at the edge."""
+class PartyRegistry:
+    """The parties, their ids and their client secrets.
+
+    `at` is the time of the request or command, taken once at the edge.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._hashing = BlockingCalls("hashing of secrets", max_threads=2, timeout=10.0)
 
-    async def every(self) -> list[Party]:
-        """In order of their names. For commands."""
+    async def list_all(self) -> list[Party]:
+        """All parties, ordered by name. For commands."""
         found: list[Party] = []
         while True:
-            page, more = await self.page(found[-1].client_id if found else "", _PAGE)
+            page, more = await self.list_page(found[-1].client_id if found else "", _PAGE)
             found += page
             if not more:
                 return sorted(found, key=lambda party: party.name)
 
-    async def page(self, after: str, limit: int) -> tuple[list[Party], bool]:
-        """So many parties in order of their client ids, from the one after that, and whether there are more.
+    async def list_page(self, after: str, limit: int) -> tuple[list[Party], bool]:
+        """A page of parties, ordered by client id, and whether there are more.
 
-        Read in portions, so that other work of the event loop gets its turn between them.
+        after: client id of the last party of the page before, empty for the first page. The page is read in batches,
+        so that the event loop can run other work between them.
         """
         found: list[Party] = []
-        while (wanted := limit + 1 - len(found)) > 0:
-            portion = await self._store.read(parties.page(after, min(wanted, _PORTION)))
-            found += portion
-            if len(portion) < min(wanted, _PORTION):
+        while (missing := limit + 1 - len(found)) > 0:
+            batch = await self._store.read(parties.page(after, min(missing, _BATCH)))
+            found += batch
+            if len(batch) < min(missing, _BATCH):
                 break
-            after = portion[-1].client_id
+            after = batch[-1].client_id
             await asyncio.sleep(0)
         return found[:limit], len(found) > limit
 
-    async def named(self, name_or_client_id: str) -> Party:
-        """Raises NotFound."""
+    async def get_by_name(self, name_or_client_id: str) -> Party:
+        """The party with a name or client id. Raises NotFound."""
         return await self._store.read(parties.find_named(name_or_client_id))
 
-    async def show(self, client_id: str, at: datetime) -> Shown:
-        """Raises NotFound."""
+    async def show(self, client_id: str, at: datetime) -> PartyView:
+        """The party with a client id, and its secrets. Raises NotFound."""
 
-        def question() -> Steps[Shown]:
+        def query() -> Steps[PartyView]:
             party = yield from parties.find(client_id)
-            return Shown(party, (yield from parties.lives(client_id, at)))
+            return PartyView(party, (yield from parties.lives(client_id, at)))
 
-        return await self._store.read(question())
+        return await self._store.read(query())
 
     async def add(self, party: Party, by: Actor, at: datetime, secret: str | None = None) -> str:
-        """Register a party. Returns its secret, which nobody can read again.
+        """Register a party. Returns its client secret, of which only a hash is stored.
 
-        party: as `ccp.server.domain.parties.made` makes it. secret: for a sandbox, which knows it before. Raises
-        MismatchError, Conflict, NotAuthorised.
+        party: from `ccp.server.domain.parties.create_party`. secret: for a sandbox, which chooses it; None generates
+        one. Raises MismatchError, Conflict, NotAuthorised.
         """
         check(party)
         secret = secret or new_secret()
@@ -139,15 +147,15 @@ class Register:
         def change() -> Steps[None]:
             yield from _begin(by)
             yield from parties.insert(party, hashed, at)
-            yield from _record(by, at, Action.PARTY_ADDED, party.client_id, **_told(party))
+            yield from _record(by, at, Action.PARTY_ADDED, party.client_id, **_audited_members(party))
 
         await self._store.write(change())
         return secret
 
     async def edit(
-        self, client_id: str, change: Change, by: Actor, at: datetime, precondition: Precondition = any_state
-    ) -> Shown:
-        """Change a party. Returns it as it is then.
+        self, client_id: str, change: PartyUpdate, by: Actor, at: datetime, precondition: Precondition = any_state
+    ) -> PartyView:
+        """Change a party. Returns the changed party.
 
         Raises NotFound, PreconditionFailed, Conflict, MismatchError, NotAuthorised.
         """
@@ -157,10 +165,12 @@ class Register:
             check(after)
             return after
 
-        return await self._store.write(_changed(client_id, checked, by, at, Action.PARTY_EDITED, precondition))
+        return await self._store.write(_update(client_id, checked, by, at, Action.PARTY_EDITED, precondition))
 
-    async def enable(self, client_id: str, by: Actor, at: datetime, precondition: Precondition = any_state) -> Shown:
-        """Let a party call again; its ids have stayed its own.
+    async def enable(
+        self, client_id: str, by: Actor, at: datetime, precondition: Precondition = any_state
+    ) -> PartyView:
+        """Enable a party. Its ids were reserved while it was disabled.
 
         Raises NotFound, PreconditionFailed, MismatchError, NotAuthorised.
         """
@@ -170,10 +180,12 @@ class Register:
             check(after)
             return after
 
-        return await self._store.write(_changed(client_id, checked, by, at, Action.PARTY_ENABLED, precondition))
+        return await self._store.write(_update(client_id, checked, by, at, Action.PARTY_ENABLED, precondition))
 
-    async def disable(self, client_id: str, by: Actor, at: datetime, precondition: Precondition = any_state) -> Shown:
-        """Let a party call no longer, whatever tokens it holds.
+    async def disable(
+        self, client_id: str, by: Actor, at: datetime, precondition: Precondition = any_state
+    ) -> PartyView:
+        """Disable a party: its tokens and its secrets are refused.
 
         Raises NotFound, PreconditionFailed, Conflict, NotAuthorised.
         """
@@ -181,7 +193,7 @@ class Register:
         def disabled(before: Party) -> Party:
             return replace(before, enabled=False)
 
-        return await self._store.write(_changed(client_id, disabled, by, at, Action.PARTY_DISABLED, precondition))
+        return await self._store.write(_update(client_id, disabled, by, at, Action.PARTY_DISABLED, precondition))
 
     async def rotate_secret(
         self,
@@ -189,14 +201,14 @@ class Register:
         by: Actor,
         at: datetime,
         overlap: int = DEFAULT_OVERLAP,
-        end: End | None = None,
+        revoke: SecretToRevoke | None = None,
         precondition: Precondition = any_state,
-    ) -> tuple[str, Shown]:
-        """Give a party a new secret. Returns it, and the secrets that are live then: two at most.
+    ) -> tuple[str, PartyView]:
+        """Create a new secret for a party. Returns it, and the party with its valid secrets, two at most.
 
-        overlap: seconds that the one before stays live; with 0 every older one ends at once. end: which one ends at
-        once where two are live; only the operator knows whether the newer one ever reached the party. Tokens that were
-        issued stay good. Raises NotFound, PreconditionFailed, FieldError, Conflict, NotAuthorised.
+        overlap: seconds for which the previous secret stays valid; 0 revokes every older one. revoke: the secret to
+        revoke at once when two are valid; only the operator knows whether the party ever received the newer one.
+        Tokens that were issued stay valid. Raises NotFound, PreconditionFailed, FieldError, Conflict, NotAuthorised.
         """
         if not 0 <= overlap <= LONGEST_OVERLAP:
             raise FieldError(f"overlap : must be 0 to {LONGEST_OVERLAP} seconds")
@@ -204,34 +216,34 @@ class Register:
         secret = new_secret()
         hashed = await self._hashing.run(hash_secret, secret)
 
-        def change() -> Steps[Shown]:
+        def change() -> Steps[PartyView]:
             yield from _begin(by)
             party = yield from parties.find(client_id)
             live = yield from parties.lives(client_id, at)
-            precondition(Shown(party, live))
-            older = _kept(party, live, overlap, end)
+            precondition(PartyView(party, live))
+            older = _secret_to_keep(party, live, overlap, revoke)
             yield from parties.renew(client_id, hashed, at, older, until)
-            told = rfc3339(until) if older else None
-            yield from _record(by, at, Action.SECRET_ROTATED, client_id, older_until=told)
-            return Shown(party, (yield from parties.lives(client_id, at)))
+            older_until = rfc3339(until) if older else None
+            yield from _record(by, at, Action.SECRET_ROTATED, client_id, older_until=older_until)
+            return PartyView(party, (yield from parties.lives(client_id, at)))
 
         return secret, await self._store.write(change())
 
 
-def _changed(
-    client_id: str, change: Change, by: Actor, at: datetime, action: Action, precondition: Precondition
-) -> Steps[Shown]:
+def _update(
+    client_id: str, change: PartyUpdate, by: Actor, at: datetime, action: Action, precondition: Precondition
+) -> Steps[PartyView]:
     yield from _begin(by)
     before = yield from parties.find(client_id)
     live = yield from parties.lives(client_id, at)
-    precondition(Shown(before, live))
+    precondition(PartyView(before, live))
     after = change(before)
     if after == before:
-        return Shown(before, live)
+        return PartyView(before, live)
     if by.name == client_id:
-        _spare_itself(before, after)
+        _refuse_lockout(before, after)
     yield from parties.update(before, after)
-    were, are = _told(before), _told(after)
+    were, are = _audited_members(before), _audited_members(after)
     members = sorted(name for name in are if are[name] != were[name])
     yield from _record(
         by,
@@ -241,13 +253,14 @@ def _changed(
         before={name: were[name] for name in members},
         after={name: are[name] for name in members},
     )
-    return Shown(after, live)
+    return PartyView(after, live)
 
 
 def _begin(by: Actor) -> Steps[None]:
-    """Lock, and look whether a registered actor is an admin now and its token's key still there.
+    """Lock the registry and check again that a registered actor is an admin and that its token's key is valid.
 
-    What the edge knows of both may be a second old, and what it knew when the request began is older.
+    The caches of the worker may be a second old, and the request was authorised even before that. Raises
+    NotAuthorised, NotAuthenticated.
     """
     yield from parties.lock()
     actor = yield from parties.by_client_id(by.name)
@@ -257,30 +270,35 @@ def _begin(by: Actor) -> Steps[None]:
         raise NotAuthenticated(NOT_VALID)
 
 
-def _spare_itself(before: Party, after: Party) -> None:
-    """An admin cannot lock itself out; somebody else, or the command line, can."""
+def _refuse_lockout(before: Party, after: Party) -> None:
+    """Refuse a change by which an admin locks itself out. Another admin, or the command line, may make it.
+
+    Raises Conflict.
+    """
     if before.enabled and not after.enabled:
         raise Conflict("An admin cannot disable itself.")
     if PartyRole.ADMIN not in after.roles:
         raise Conflict("An admin cannot give up its own role admin.")
 
 
-def _kept(party: Party, live: list[Life], overlap: int, end: End | None) -> Life | None:
-    """The secret that stays beside a new one."""
+def _secret_to_keep(
+    party: Party, live: list[SecretValidity], overlap: int, revoke: SecretToRevoke | None
+) -> SecretValidity | None:
+    """The secret that stays valid beside a new one. Raises Conflict."""
     if not live or not overlap:
         return None
     if len(live) == 1:
         return live[0]
-    if end is None:
+    if revoke is None:
         raise Conflict(
-            f"{party.name} has two live secrets already. "
-            "Say which one ends at once, the older or the newer, or end both."
+            f"{party.name} has two valid secrets already. "
+            "Choose which one to revoke, the older or the newer, or revoke both."
         )
     newer, older = live[:2]
-    return newer if end is End.OLDER else older
+    return newer if revoke is SecretToRevoke.OLDER else older
 
 
-def _told(party: Party) -> dict[str, Any]:
+def _audited_members(party: Party) -> dict[str, Any]:
     return {name: value for name, value in party.members().items() if name != "client_id"}
 
 

@@ -16,7 +16,7 @@ from typing import Final
 _MAX_CLIENTS: Final = 10_000
 
 
-class KnownSecrets:
+class SecretCache:
     """By client id, for each argon2 hash in the register the keyed hash of the secret that matched it.
 
     An entry counts only while the register still has that argon2 hash as valid, so a secret that was replaced, has
@@ -27,7 +27,7 @@ class KnownSecrets:
         self._key: Final = secrets.token_bytes(32)
         self._known: dict[str, dict[str, bytes]] = {}
 
-    def recognises(self, client_id: str, secret: str) -> bool:
+    def contains(self, client_id: str, secret: str) -> bool:
         """Whether the secret was valid when it was verified last; `still_valid` says whether it is now."""
         return self._matching(client_id, secret) is not None
 

@@ -24,16 +24,16 @@ import structlog
 from ccp.errors import ConfigurationError, FieldError, Unavailable, UpstreamError
 from ccp.ids import WMI, OperatorId, ProviderId
 from ccp.server.access.jose import (
+    InvalidAudience,
+    InvalidClaim,
+    InvalidTime,
     PublicKey,
     UnknownCaller,
     UnknownIssuer,
     UnknownKey,
     UnverifiedToken,
     VerifiedToken,
-    WrongAudience,
-    WrongClaim,
-    WrongTime,
-    read_keys,
+    parse_jwk_set,
     verify,
 )
 from ccp.server.domain.parties import Party, PartyRole
@@ -52,7 +52,7 @@ Id = TypeVar("Id", ProviderId, WMI, OperatorId)
 
 
 @dataclass(frozen=True, slots=True)
-class Vouched:
+class ExternalIdentity:
     """A caller as an issuer's token makes it. starts, expires: seconds since 1970; the leeway is taken off starts."""
 
     party: Party
@@ -61,7 +61,7 @@ class Vouched:
     claims: Mapping[str, Any]
 
 
-class Issuer:
+class TrustedIssuer:
     """One of them. `changed` is called when its keys are others than before."""
 
     def __init__(
@@ -86,7 +86,7 @@ class Issuer:
         if entry.jwks_file is not None:
             self._keys = _file_keys(entry.issuer, entry.jwks_file)
 
-    async def recognise(self, token: UnverifiedToken, at: datetime) -> Vouched:
+    async def recognise(self, token: UnverifiedToken, at: datetime) -> ExternalIdentity:
         """The caller that a token of this issuer names. Raises TokenError; Unavailable while there are no keys."""
         if not self._may_know(token.kid):
             await self._ask_out_of_turn()
@@ -97,7 +97,7 @@ class Issuer:
             raise Unavailable("The keys of the token's issuer cannot be had now.")
         found = verify(token, self._keys, self._entry.algorithms)
         starts, expires = self._check(found, at)
-        return Vouched(party_of(self._entry, found.claims), starts, expires, found.claims)
+        return ExternalIdentity(party_from_claims(self._entry, found.claims), starts, expires, found.claims)
 
     async def refresh(self) -> None:
         """Take over the issuer's keys as they are now. What goes wrong is logged and changes nothing."""
@@ -134,7 +134,7 @@ class Issuer:
 
     async def _fetch(self) -> None:
         try:
-            keys, unusable = read_keys(await self._document())
+            keys, unusable = parse_jwk_set(await self._document())
         except (OSError, ValueError, Unavailable) as exc:
             kept = f"{len(self._keys)} keys of before stay" if self._keys else "there are none of before"
             self._problem = f"No new keys: {exc}; {kept}."
@@ -186,21 +186,21 @@ class Issuer:
         return answer.body
 
     def _check(self, token: VerifiedToken, at: datetime) -> tuple[float, float]:
-        """From when and until when the token is valid. Raises WrongAudience, WrongTime, WrongClaim."""
+        """From when and until when the token is valid. Raises InvalidAudience, InvalidTime, InvalidClaim."""
         claims, now = token.claims, at.timestamp()
         audience = claims.get("aud")
         if self._audience not in (audience if isinstance(audience, list) else [audience]):
-            raise WrongAudience
+            raise InvalidAudience
         expires = _time(claims.get("exp"))
         starts = max((_time(claims[name]) for name in ("nbf", "iat") if name in claims), default=0.0)
         starts -= self._entry.leeway
         # Without leeway: a token that its issuer calls expired is never good here.
         if not starts <= now < expires:
-            raise WrongTime
+            raise InvalidTime
         return starts, expires
 
 
-class Issuers:
+class TrustedIssuers:
     """All of them, by the name that their tokens carry."""
 
     def __init__(
@@ -212,20 +212,22 @@ class Issuers:
         changed: Callable[[], None] = lambda: None,
     ) -> None:
         """Raises ConfigurationError."""
-        self._issuers = {entry.issuer: Issuer(entry, outbound, audience=audience, changed=changed) for entry in entries}
+        self._issuers = {
+            entry.issuer: TrustedIssuer(entry, outbound, audience=audience, changed=changed) for entry in entries
+        }
 
-    def __iter__(self) -> Iterator[Issuer]:
+    def __iter__(self) -> Iterator[TrustedIssuer]:
         return iter(self._issuers.values())
 
-    async def recognise(self, token: UnverifiedToken, at: datetime) -> Vouched:
-        """See `Issuer.recognise`. Raises UnknownIssuer too."""
+    async def recognise(self, token: UnverifiedToken, at: datetime) -> ExternalIdentity:
+        """See `TrustedIssuer.recognise`. Raises UnknownIssuer too."""
         issuer = self._issuers.get(token.issuer or "")
         if issuer is None:
             raise UnknownIssuer
         return await issuer.recognise(token, at)
 
 
-def check_files(entries: Iterable[IssuerSettings]) -> None:
+def check_key_files(entries: Iterable[IssuerSettings]) -> None:
     """Raises ConfigurationError for a file of keys that cannot be used."""
     for entry in entries:
         if entry.jwks_file is not None:
@@ -242,7 +244,7 @@ def _file_keys(issuer: str, file: Path) -> tuple[PublicKey, ...]:
 
 def _usable(document: bytes) -> tuple[tuple[PublicKey, ...], list[str]]:
     """Raises ValueError where there is no key that can be used."""
-    keys, unusable = read_keys(document)
+    keys, unusable = parse_jwk_set(document)
     if not keys:
         raise ValueError(_why_none(unusable))
     return keys, unusable
@@ -253,23 +255,23 @@ def _why_none(unusable: list[str]) -> str:
 
 
 def _time(value: Any) -> float:
-    """A NumericDate (RFC 7519 clause 2). Raises WrongTime."""
+    """A NumericDate (RFC 7519 clause 2). Raises InvalidTime."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**53:
-        raise WrongTime
+        raise InvalidTime
     return float(value)
 
 
 # --- From claims to a party ------------------------------------------------------------------------------------------
 
 
-def party_of(entry: IssuerSettings, claims: Mapping[str, Any]) -> Party:
+def party_from_claims(entry: IssuerSettings, claims: Mapping[str, Any]) -> Party:
     """The party that an issuer's claims describe, within what the issuer may vouch for.
 
-    Its client id holds a colon, which no registered party's does: the two never meet. Raises WrongClaim.
+    Its client id holds a colon, which no registered party's does: the two never meet. Raises InvalidClaim.
     """
-    name = find(claims, entry.client_claim)
+    name = find_claim(claims, entry.client_claim)
     if not isinstance(name, str) or not name or not name.isprintable() or len(name) > _NAME_LENGTH:
-        raise WrongClaim
+        raise InvalidClaim
     if name in entry.denied_clients:
         raise UnknownCaller
     client_id = f"{entry.caller_prefix}:{name}"
@@ -290,7 +292,7 @@ def party_of(entry: IssuerSettings, claims: Mapping[str, Any]) -> Party:
     )
 
 
-def find(claims: Mapping[str, Any], path: str) -> Any:
+def find_claim(claims: Mapping[str, Any], path: str) -> Any:
     """The value of a claim, None where there is none. A dot in the path goes into an object, unless a claim's name has
     it: "resource_access.ccp.roles", "https://example.com/roles".
     """
@@ -298,29 +300,29 @@ def find(claims: Mapping[str, Any], path: str) -> Any:
         return claims[path]
     for place, character in enumerate(path):
         inner = claims.get(path[:place]) if character == "." else None
-        if isinstance(inner, Mapping) and (value := find(inner, path[place + 1 :])) is not None:
+        if isinstance(inner, Mapping) and (value := find_claim(inner, path[place + 1 :])) is not None:
             return value
     return None
 
 
 def _words(claims: Mapping[str, Any], path: str) -> list[str]:
-    """A claim's words: a list of them, or a text with blanks between. Raises WrongClaim for anything else."""
-    value = find(claims, path)
+    """A claim's words: a list of them, or a text with blanks between. Raises InvalidClaim for anything else."""
+    value = find_claim(claims, path)
     if value is None:
         return []
     if isinstance(value, str):
         return value.split()
     if isinstance(value, list) and all(isinstance(word, str) for word in value):
         return value
-    raise WrongClaim
+    raise InvalidClaim
 
 
 def _ids(claims: Mapping[str, Any], path: str | None, kind: type[Id], only: tuple[str, ...] | None) -> frozenset[Id]:
-    """The ids of a claim, those that the issuer may vouch for. Raises WrongClaim for what is no id."""
+    """The ids of a claim, those that the issuer may vouch for. Raises InvalidClaim for what is no id."""
     if path is None:
         return frozenset()
     try:
         found = frozenset(kind.parse(word) for word in _words(claims, path))
     except FieldError as exc:
-        raise WrongClaim from exc
+        raise InvalidClaim from exc
     return found if only is None else found & frozenset(map(kind.parse, only))

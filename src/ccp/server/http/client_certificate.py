@@ -18,7 +18,7 @@ from cryptography.x509 import load_der_x509_certificate
 from starlette.types import Scope
 
 from ccp.errors import NotAuthenticated
-from ccp.server.access.rate_limits import Proxies
+from ccp.server.access.client_address import TrustedProxies
 from ccp.x509.parse_errors import parse_errors_as
 
 SCOPE_KEY: Final = "ccp.client_certificate"
@@ -32,10 +32,10 @@ _PEM: Final = re.compile(rb"\s*-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]+)---
 class ClientCertificates:
     """Where to look for them."""
 
-    def __init__(self, header: str | None = None, proxies: Proxies | None = None) -> None:
+    def __init__(self, header: str | None = None, proxies: TrustedProxies | None = None) -> None:
         """header: in which the proxies tell; None if they do not."""
         self._header = header.lower().encode("latin-1") if header else None
-        self._proxies = proxies or Proxies(())
+        self._proxies = proxies or TrustedProxies(())
 
     def thumbprint(self, scope: Scope) -> str | None:
         """x5t#S256 of the client's certificate, None without one. Source: RFC 8705 clause 3.1."""
@@ -72,7 +72,7 @@ class ClientCertificates:
 
     def _told_by_proxy(self, scope: Scope) -> bool:
         peer = scope["client"][0] if scope.get("client") else None
-        return self._header is not None and self._proxies.trusts(peer)
+        return self._header is not None and self._proxies.contains(peer)
 
     def _values(self, scope: Scope) -> list[bytes]:
         return [value for name, value in scope["headers"] if name == self._header]

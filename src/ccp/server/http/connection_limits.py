@@ -20,7 +20,7 @@ from typing import Final, Protocol
 
 import structlog
 
-from ccp.server.access.rate_limits import Proxies
+from ccp.server.access.client_address import TrustedProxies
 from ccp.server.http.admission import Admission
 from ccp.server.http.overload import LoadShedder
 from ccp.server.http.write_batching import WriteBatcher
@@ -75,7 +75,7 @@ def shortened(timeout: float, shortest: float, pressure: float) -> float:
 class ConnectionRegistry:
     """The connections of one worker."""
 
-    def __init__(self, config: Settings, proxies: Proxies, metrics: Metrics | None = None) -> None:
+    def __init__(self, config: Settings, proxies: TrustedProxies, metrics: Metrics | None = None) -> None:
         self.max_body = config.max_body
         self.seconds = float(config.read_timeout)
         self._most = config.max_connections
@@ -101,11 +101,11 @@ class ConnectionRegistry:
     def counted_address(self, address: str | None, headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
         """What the client of a request counts as: its own address where a trusted proxy tells it."""
         lines = [value for name, value in headers if name == b"x-forwarded-for"]
-        return self._proxies.client(address, b",".join(lines)[-_FORWARDED:].decode("latin-1")).counted
+        return self._proxies.resolve(address, b",".join(lines)[-_FORWARDED:].decode("latin-1")).rate_limit_key
 
     def enter(self, connection: LimitedConnection, address: str | None) -> tuple[int, str] | None:
         """Count a connection. Returns None, or the status and the sentence with which it is refused."""
-        connection.counted = counted = self._proxies.client(address, "").counted
+        connection.counted = counted = self._proxies.resolve(address, "").rate_limit_key
         if counted is not None and self._by_address[counted] >= self._most_of_one:
             return self._refuse(connection, 429, _TOO_MANY_OF_ADDRESS, "connections_address")
         if len(self._open) >= self._most and not self.make_room():

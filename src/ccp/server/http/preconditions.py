@@ -13,13 +13,13 @@ from typing import Final
 import orjson
 
 from ccp.errors import FieldError, PreconditionFailed
-from ccp.server.access.party_registry import Precondition, Shown, any_state
+from ccp.server.access.party_registry import PartyView, Precondition, any_state
 
 _TAG: Final = re.compile(r'(?:W/)?"[\x21\x23-\x7e]*"', re.ASCII)
 _TAGS: Final = re.compile(rf"[ \t,]*{_TAG.pattern}(?:[ \t]*,[ \t,]*{_TAG.pattern})*[ \t,]*", re.ASCII)
 
 
-def etag(shown: Shown) -> str:
+def etag(shown: PartyView) -> str:
     """The strong entity tag of a party as GET shows it: equal tags, equal members."""
     members = orjson.dumps(shown.members(), option=orjson.OPT_SORT_KEYS)
     return f'"{hashlib.sha256(members).hexdigest()[:32]}"'
@@ -36,7 +36,7 @@ def if_match(values: Iterable[str]) -> Precondition:
     # A weak tag stays in the list and equals none of ours: the comparison is the strong one.
     tags = frozenset(_TAG.findall(text))
 
-    def precondition(shown: Shown) -> None:
+    def precondition(shown: PartyView) -> None:
         if etag(shown) not in tags:
             raise PreconditionFailed("The party is not as If-Match says; read it again.")
 

@@ -25,7 +25,7 @@ _LAG: Final = (
 
 
 class BroadcastLimits:
-    """Rates are kept as theoretical arrival times, as in `ccp.server.access.rate_limits`: when the next request would
+    """Rates are kept as theoretical arrival times, as in `ccp.server.access.token_bucket`: when the next request would
     be due if requests came exactly at their rate. What a broadcast causes is counted as it happens; further broadcasts
     of a party that is beyond its rate are refused until the time has caught up.
     """

@@ -16,7 +16,7 @@ from ccp.schemas.common import encode_base64
 from ccp.schemas.opnc import SignedContractData
 from ccp.server import logging, settings
 from ccp.server.access.authorization_server import new_secret
-from ccp.server.access.party_registry import Actor, Register
+from ccp.server.access.party_registry import Actor, PartyRegistry
 from ccp.server.app import build_services
 from ccp.server.audit.trail import command_actor
 from ccp.server.domain.parties import Caller, Party, PartyRole
@@ -99,7 +99,7 @@ async def register(store: Store, world: World, at: datetime) -> None:
             await store.write(add_anchor(entry, command_actor(), at))
     actor = Actor(command_actor())
     for member in world.members:
-        await Register(store).add(member.party, actor, at, member.secret)
+        await PartyRegistry(store).add(member.party, actor, at, member.secret)
 
 
 def trust_list(pki: PKI) -> list[tuple[TrustRole, Certificate]]:

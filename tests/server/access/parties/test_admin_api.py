@@ -390,7 +390,7 @@ def test_two_secrets_are_the_most_and_one_that_is_ended_ends_at_once(place: Pool
     made = fresh(place)
     client_id, path = made["client_id"], f"/parties/{made['client_id']}/rotate-secret"
     first, second = made["client_secret"], ok(call(place, "POST", path))["client_secret"]
-    assert sentences(call(place, "POST", path), 400)[0].startswith(f"{made['name']} has two live secrets already.")
+    assert sentences(call(place, "POST", path), 400)[0].startswith(f"{made['name']} has two valid secrets already.")
     third = ok(call(place, "POST", path, json={"end": "newer"}))["client_secret"]
     assert [token_status(place, client_id, each) for each in (first, second, third)] == [200, 401, 200]
     fourth = ok(call(place, "POST", path, json={"end": "older", "overlap": 60}))["client_secret"]

@@ -164,7 +164,7 @@ def test_at_most_two_secrets_are_good_and_the_operator_says_which_one_ends(datab
     assert len(rotated("A")["secrets"]) == 2
     before = sql(database, "select * from party_secret")
     assert ccp_error("party", "rotate-secret", "A") == (
-        "A has two live secrets already. Say which one ends at once, the older or the newer, or end both."
+        "A has two valid secrets already. Choose which one to revoke, the older or the newer, or revoke both."
     )
     assert sql(database, "select * from party_secret") == before
     (_, older) = hashes(database)

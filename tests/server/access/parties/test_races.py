@@ -11,7 +11,7 @@ from typing import Any
 
 from ccp.errors import CCPError
 from ccp.ids import WMI
-from ccp.server.access.party_registry import Actor, Register
+from ccp.server.access.party_registry import Actor, PartyRegistry
 from ccp.server.domain.parties import Party, PartyRole
 from tests.server.storage.made import AT, new_database, opened, sql, with_store
 
@@ -29,7 +29,7 @@ def compete(url: str, number: int, barrier: Any, outcomes: Queue[tuple[int, int,
 
     async def run() -> None:
         async with opened(url) as store:
-            register = Register(store)
+            register = PartyRegistry(store)
             for turn in range(ROUNDS):
                 wanted = WMI.parse(f"W{turn:02d}")
                 barrier.wait(30)
@@ -49,7 +49,7 @@ def test_of_processes_that_want_the_same_wmi_exactly_one_gets_it_and_the_others_
     tmp_path: Path,
 ) -> None:
     url = new_database(tmp_path)
-    with_store(url, lambda store: Register(store).add(oem("keeper", "KEP"), BY, AT))
+    with_store(url, lambda store: PartyRegistry(store).add(oem("keeper", "KEP"), BY, AT))
     barrier, outcomes = SPAWN.Barrier(3), SPAWN.Queue()
     processes = [SPAWN.Process(target=compete, args=(url, number, barrier, outcomes)) for number in range(3)]
     for process in processes:

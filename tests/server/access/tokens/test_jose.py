@@ -1,4 +1,4 @@
-"""Reading tokens: whatever comes, it is a token or it is Malformed."""
+"""Reading tokens: whatever comes, it is a token or it is MalformedToken."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ccp.server.access.jose import Malformed, TokenError, UnknownKey, read, read_keys, verify
+from ccp.server.access.jose import MalformedToken, TokenError, UnknownKey, parse_compact, parse_jwk_set, verify
 from tests.server.access.tokens.issuer import encoded, key, key_set, signed
 
 HEADER = encoded(b'{"alg":"ES256","kid":"1"}')
@@ -39,15 +39,15 @@ HEADER = encoded(b'{"alg":"ES256","kid":"1"}')
 )  # fmt: skip
 def test_what_is_no_token_is_malformed(token: str) -> None:
     began = time.monotonic()
-    with pytest.raises(Malformed):
-        read(token)
+    with pytest.raises(MalformedToken):
+        parse_compact(token)
     assert time.monotonic() - began < 0.5
 
 
 @given(st.text() | st.binary().map(encoded).map(lambda part: f"{HEADER}.{part}.AA"))
 def test_any_text_is_a_token_or_malformed(text: str) -> None:
-    with suppress(Malformed):
-        read(text)
+    with suppress(MalformedToken):
+        parse_compact(text)
 
 
 @given(st.dictionaries(st.sampled_from(["alg", "kid", "typ", "crit", "b64", "jwk", "x"]), st.none() | st.booleans()
@@ -55,39 +55,39 @@ def test_any_text_is_a_token_or_malformed(text: str) -> None:
 def test_any_header_is_refused_in_order_where_the_key_is_not_known(header: dict[str, object]) -> None:
     token = f"{encoded(json.dumps(header).encode())}.e30.AA"
     with pytest.raises(TokenError):
-        verify(read(token), [], ("ES256",))
+        verify(parse_compact(token), [], ("ES256",))
 
 
 def test_a_token_without_kid_is_not_guessed_at_where_several_keys_fit() -> None:
     one, two, other = key(), key(), key("RS256")
-    token = read(signed({}, one, kid=None))
-    keys, _ = read_keys(key_set(one, other))
+    token = parse_compact(signed({}, one, kid=None))
+    keys, _ = parse_jwk_set(key_set(one, other))
     verify(token, keys, ("ES256",))
-    keys, _ = read_keys(key_set(one, two))
+    keys, _ = parse_jwk_set(key_set(one, two))
     with pytest.raises(UnknownKey):
         verify(token, keys, ("ES256",))
 
 
 def test_keys_of_one_name_are_all_tried_since_sets_may_hold_such() -> None:
     one, two = key(kid="same"), key(kid="same")
-    keys, unusable = read_keys(key_set(one, two))
+    keys, unusable = parse_jwk_set(key_set(one, two))
     assert unusable == []
     for signer in (one, two):
-        assert verify(read(signed({"a": 1}, signer)), keys, ("ES256",)).claims == {"a": 1}
+        assert verify(parse_compact(signed({"a": 1}, signer)), keys, ("ES256",)).claims == {"a": 1}
 
 
 def test_nothing_is_allowed_by_an_empty_list() -> None:
     one = key()
-    keys, _ = read_keys(key_set(one))
+    keys, _ = parse_jwk_set(key_set(one))
     with pytest.raises(TokenError):
-        verify(read(signed({}, one)), keys, ())
+        verify(parse_compact(signed({}, one)), keys, ())
 
 
 def test_why_a_key_cannot_be_used_is_told() -> None:
     document = {
         "keys": [{"kty": "oct", "k": "AA"}, {"kty": "RSA", "n": "AA", "e": "AQAB"}, {"kty": "EC", "use": "enc"}]
     }
-    keys, unusable = read_keys(json.dumps(document).encode())
+    keys, unusable = parse_jwk_set(json.dumps(document).encode())
     assert keys == ()
     assert unusable == [
         "key 1: not a public key of a type that is known",
@@ -108,18 +108,18 @@ def test_a_key_set_with_a_flipped_bit_is_read_or_no_json(algorithm: str) -> None
     whole = key_set(key(algorithm))
     for changed in flips(whole):
         with suppress(ValueError):
-            read_keys(changed)
+            parse_jwk_set(changed)
 
 
 def test_a_token_with_a_flipped_bit_is_refused() -> None:
     one = key()
-    keys, _ = read_keys(key_set(one))
+    keys, _ = parse_jwk_set(key_set(one))
     token = signed({"a": 1}, one)
     same = 0
     for changed in flips(token.encode()):
         text = changed.decode("latin-1")
         try:
-            verify(read(text), keys, ("ES256",))
+            verify(parse_compact(text), keys, ("ES256",))
         except TokenError:
             continue
         same += 1

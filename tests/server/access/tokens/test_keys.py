@@ -20,7 +20,7 @@ from ccp.errors import NotAuthenticated, NotFound
 from ccp.ids import ProviderId
 from ccp.server import settings
 from ccp.server.access import authorization_server
-from ccp.server.access.authorization_server import Authority, hash_secret
+from ccp.server.access.authorization_server import AuthorizationServer, hash_secret
 from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.http.routes.opnc import BASE
 from ccp.server.settings import GREATEST_TOKEN_LIFETIME
@@ -168,7 +168,7 @@ class Worker:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self.authority = Authority(store, issuer=ISSUER, lifetime=3600)
+        self.authority = AuthorizationServer(store, issuer=ISSUER, lifetime=3600)
 
     async def keys(self) -> list[TokenKey]:
         return await self.store.read(signing_keys.every())
@@ -211,7 +211,7 @@ def test_of_many_workers_that_find_the_key_too_old_one_rotates_and_tells_the_aud
 
     asyncio.run(all_at_once())
     new, old = read(registered, signing_keys.every())
-    assert new.starts_at == AT + 31 * DAY + authorization_server.PUBLISHED_BEFORE
+    assert new.starts_at == AT + 31 * DAY + authorization_server.KEY_ACTIVATION_DELAY
     assert old.retired_at is not None
     assert old.retired_at >= new.starts_at + timedelta(seconds=GREATEST_TOKEN_LIFETIME)
     rows = sql(registered, "select actor, subject from audit where action = 'key.rotated'")
@@ -276,7 +276,7 @@ def test_where_too_many_tokens_are_cached_the_oldest_is_forgotten_and_no_other(
         issued = [await worker.token(AT) for _ in range(4)]
         for token in issued:
             assert await worker.takes(token, AT)
-        assert [worker.authority.knows(f"Bearer {token}") for token in issued] == [False, True, True, True]
+        assert [worker.authority.is_cached(f"Bearer {token}") for token in issued] == [False, True, True, True]
         assert await worker.takes(issued[0], AT), "it is verified anew"
         await worker.store.close()
 
@@ -294,7 +294,7 @@ def test_a_change_of_a_party_forgets_no_token_and_of_no_other_party_anything(reg
         before = worker.authority._parties.get("emsp")
         await worker.authority.refresh_parties()
         assert worker.authority.is_registered("cpo")
-        assert worker.authority.knows(f"Bearer {token}")
+        assert worker.authority.is_cached(f"Bearer {token}")
         assert worker.authority._parties.get("emsp") is before
         await worker.store.close()
 
@@ -315,7 +315,7 @@ def test_a_cached_token_ends_with_its_key_even_if_it_claims_to_last_longer(regis
         (retired_at,) = [key.retired_at for key in await worker.keys() if key.retired_at is not None]
         assert await worker.takes(forged, retired_at - SECOND)
         assert not await worker.takes(forged, retired_at)
-        worker.authority.forget()
+        worker.authority.clear_token_cache()
         assert not await worker.takes(forged, retired_at)
         await worker.store.close()
 
@@ -488,7 +488,7 @@ def test_a_token_is_one_however_many_spaces_stand_before_it(registered: str) -> 
         token = await worker.token(AT)
         for spaces in range(1, 20):
             assert await worker.takes(" " * spaces + token + " " * spaces, AT)
-        assert worker.authority.knows(f"Bearer   {token}")
+        assert worker.authority.is_cached(f"Bearer   {token}")
         assert len(worker.authority._known) == 1
         await worker.store.close()
 

@@ -11,8 +11,8 @@ from pydantic import ValidationError
 
 from ccp.errors import ConfigurationError
 from ccp.server import settings
-from ccp.server.access.jose import UnknownCaller, WrongClaim
-from ccp.server.access.trusted_issuers import Issuers, check_files, find, party_of
+from ccp.server.access.jose import InvalidClaim, UnknownCaller
+from ccp.server.access.trusted_issuers import TrustedIssuers, check_key_files, find_claim, party_from_claims
 from ccp.server.domain.parties import CLIENT_ID_PATTERN, PartyRole
 from ccp.server.external.outbound import OutboundClient
 from ccp.server.settings import IssuerSettings
@@ -44,7 +44,7 @@ def entry(**options: Any) -> IssuerSettings:
 
 
 def test_claims_become_a_party_with_the_pools_own_ids() -> None:
-    party = party_of(entry(), CLAIMS)
+    party = party_from_claims(entry(), CLAIMS)
     assert party.client_id == party.name == "https://idp.example.com/realms/pnc:service-7"
     assert party.roles == {PartyRole.EMSP, PartyRole.OEM}
     assert party.provider_ids == {"DEEXA", "NLEXB"}
@@ -59,33 +59,37 @@ def test_a_caller_of_an_issuer_never_has_the_name_of_a_registered_party() -> Non
     registered = re.compile(CLIENT_ID_PATTERN)
     for prefix in (None, "partner", "x"):
         for name in ("emsp", "cpo", "-", "emsp:emsp"):
-            client_id = party_of(entry(prefix=prefix, role_claim=None, roles=["cpo"]), {"sub": name}).client_id
+            client_id = party_from_claims(entry(prefix=prefix, role_claim=None, roles=["cpo"]), {"sub": name}).client_id
             assert not registered.fullmatch(client_id)
-    assert party_of(entry(prefix="partner"), CLAIMS).client_id == "partner:service-7"
-    assert party_of(entry(issuer="urn:example:idp"), CLAIMS).client_id == "urn:example:idp:service-7"
+    assert party_from_claims(entry(prefix="partner"), CLAIMS).client_id == "partner:service-7"
+    assert party_from_claims(entry(issuer="urn:example:idp"), CLAIMS).client_id == "urn:example:idp:service-7"
 
 
 def test_the_callers_name_may_be_another_claim() -> None:
-    assert party_of(entry(client_claim="azp"), CLAIMS).client_id == "https://idp.example.com/realms/pnc:backend"
+    assert (
+        party_from_claims(entry(client_claim="azp"), CLAIMS).client_id == "https://idp.example.com/realms/pnc:backend"
+    )
 
 
 def test_roles_may_be_fixed_and_claims_add_to_them() -> None:
-    assert party_of(entry(roles=["cpo"], role_claim=None), CLAIMS).roles == {PartyRole.CPO}
-    assert party_of(entry(roles=["cpo"]), CLAIMS).roles == {PartyRole.CPO, PartyRole.EMSP, PartyRole.OEM}
+    assert party_from_claims(entry(roles=["cpo"], role_claim=None), CLAIMS).roles == {PartyRole.CPO}
+    assert party_from_claims(entry(roles=["cpo"]), CLAIMS).roles == {PartyRole.CPO, PartyRole.EMSP, PartyRole.OEM}
 
 
 def test_values_of_the_role_claim_are_the_pools_own_names_where_nothing_is_mapped() -> None:
     plain = entry(role_map={}, role_claim="roles")
-    assert party_of(plain, {**CLAIMS, "roles": ["emsp", "CPO", "oem ", "admin", "x"]}).roles == {PartyRole.EMSP}
-    assert party_of(plain, {**CLAIMS, "roles": "emsp cpo"}).roles == {PartyRole.EMSP, PartyRole.CPO}
-    assert party_of(plain, CLAIMS).roles == frozenset()
+    assert party_from_claims(plain, {**CLAIMS, "roles": ["emsp", "CPO", "oem ", "admin", "x"]}).roles == {
+        PartyRole.EMSP
+    }
+    assert party_from_claims(plain, {**CLAIMS, "roles": "emsp cpo"}).roles == {PartyRole.EMSP, PartyRole.CPO}
+    assert party_from_claims(plain, CLAIMS).roles == frozenset()
 
 
 def test_an_issuer_vouches_for_no_admin_unless_the_operator_says_so() -> None:
     claims = {"sub": "a", "roles": ["admin", "cpo"]}
-    assert party_of(entry(role_map={}, role_claim="roles"), claims).roles == {PartyRole.CPO}
+    assert party_from_claims(entry(role_map={}, role_claim="roles"), claims).roles == {PartyRole.CPO}
     listed = entry(role_map={}, role_claim="roles", allowed_roles=["admin", "cpo"])
-    assert party_of(listed, claims).roles == {PartyRole.ADMIN, PartyRole.CPO}
+    assert party_from_claims(listed, claims).roles == {PartyRole.ADMIN, PartyRole.CPO}
 
 
 def test_what_an_issuer_may_not_vouch_for_is_left_out() -> None:
@@ -95,24 +99,26 @@ def test_what_an_issuer_may_not_vouch_for_is_left_out() -> None:
         allowed_wmis=["WXB"],
         allowed_operator_ids=[],
     )
-    party = party_of(limited, CLAIMS)
+    party = party_from_claims(limited, CLAIMS)
     assert (party.provider_ids, party.wmis, party.operator_ids) == ({"DEEXA"}, {"WXB"}, frozenset())
-    assert party_of(entry(role_map={"pnc-mo": "emsp"}, allowed_roles=["emsp"]), CLAIMS).roles == {PartyRole.EMSP}
+    assert party_from_claims(entry(role_map={"pnc-mo": "emsp"}, allowed_roles=["emsp"]), CLAIMS).roles == {
+        PartyRole.EMSP
+    }
 
 
 def test_a_provisioning_service_signs_for_every_provider_only_where_that_is_said_and_it_has_the_role() -> None:
     anyone = entry(all_providers=True, role_claim="roles", role_map={})
-    assert party_of(anyone, {"sub": "a", "roles": ["cps"]}).all_providers
-    assert not party_of(anyone, {"sub": "a", "roles": ["emsp"]}).all_providers
-    assert not party_of(entry(role_claim="roles", role_map={}), {"sub": "a", "roles": ["cps"]}).all_providers
+    assert party_from_claims(anyone, {"sub": "a", "roles": ["cps"]}).all_providers
+    assert not party_from_claims(anyone, {"sub": "a", "roles": ["emsp"]}).all_providers
+    assert not party_from_claims(entry(role_claim="roles", role_map={}), {"sub": "a", "roles": ["cps"]}).all_providers
     no_cps = entry(all_providers=True, role_claim="roles", role_map={}, allowed_roles=["emsp"])
-    assert not party_of(no_cps, {"sub": "a", "roles": ["cps"]}).all_providers
+    assert not party_from_claims(no_cps, {"sub": "a", "roles": ["cps"]}).all_providers
 
 
 def test_a_caller_that_the_operator_denies_is_unknown() -> None:
     with pytest.raises(UnknownCaller):
-        party_of(entry(denied_clients=["service-7"]), CLAIMS)
-    party_of(entry(denied_clients=["service-8"]), CLAIMS)
+        party_from_claims(entry(denied_clients=["service-7"]), CLAIMS)
+    party_from_claims(entry(denied_clients=["service-8"]), CLAIMS)
 
 
 @pytest.mark.parametrize(
@@ -131,18 +137,18 @@ def test_a_caller_that_the_operator_denies_is_unknown() -> None:
     ],
 )
 def test_a_path_goes_through_objects_and_knows_names_with_dots(path: str, value: Any) -> None:
-    assert find(CLAIMS, path) == value
+    assert find_claim(CLAIMS, path) == value
 
 
 @pytest.mark.parametrize("value", [5, True, {"DEEXA": 1}, ["DEEXA", 5], ["DEEXA", None], ["DEEX"], ["ſEEXA"], "DEEXA,"])
 def test_a_claim_of_ids_that_is_malformed_refuses_the_token(value: Any) -> None:
-    with pytest.raises(WrongClaim):
-        party_of(entry(provider_claim="providers"), {**CLAIMS, "providers": value})
+    with pytest.raises(InvalidClaim):
+        party_from_claims(entry(provider_claim="providers"), {**CLAIMS, "providers": value})
 
 
 def test_a_claim_of_ids_that_is_missing_or_empty_gives_none() -> None:
     for claims in ({}, {"providers": None}, {"providers": []}, {"providers": " "}):
-        assert party_of(entry(provider_claim="providers"), {**CLAIMS, **claims}).provider_ids == frozenset()
+        assert party_from_claims(entry(provider_claim="providers"), {**CLAIMS, **claims}).provider_ids == frozenset()
 
 
 # --- Settings --------------------------------------------------------------------------------------------------------
@@ -226,10 +232,10 @@ def test_issuers_are_tables_of_the_file_and_their_files_lie_beside_it(file: Path
     assert first.algorithms == ("ES256", "RS256")
     assert second.role_map == {"pnc-mo": PartyRole.EMSP}
     with pytest.raises(ConfigurationError, match=r"keys.json cannot be used"):
-        check_files([first, second])
+        check_key_files([first, second])
     (file.parent / "keys.json").write_bytes(key_set(key()))
-    check_files([first, second])
-    assert len(list(Issuers([first, second], OutboundClient(), audience="x"))) == 2
+    check_key_files([first, second])
+    assert len(list(TrustedIssuers([first, second], OutboundClient(), audience="x"))) == 2
 
 
 @pytest.mark.parametrize("issuer", ["https://b.example.com", "https://ccp.example.com"])

@@ -16,7 +16,7 @@ import pytest
 from joserfc import jwt
 from joserfc.jwk import ECKey
 
-from ccp.server.access.authorization_server import Authority
+from ccp.server.access.authorization_server import AuthorizationServer
 from ccp.server.http.routes.opnc import BASE
 from ccp.server.sandbox.setup import trust_list
 from ccp.server.storage.queries import anchors, parties
@@ -183,7 +183,7 @@ def test_a_token_under_the_public_key_as_a_shared_secret_is_refused(pool: Pool, 
 def test_an_issued_token_ends_with_its_lifetime(pool: Pool) -> None:
     async def issue(at: datetime) -> str:
         async with opened(pool.settings) as store:
-            authority = Authority(store, issuer=pool.base_url, lifetime=3600)
+            authority = AuthorizationServer(store, issuer=pool.base_url, lifetime=3600)
             await authority.refresh_keys(at)
             return (await authority.issue("emsp", pool.world.member("emsp").secret, at))[0]
 

@@ -19,7 +19,9 @@ from hypothesis import strategies as some
 from structlog.testing import CapturingLogger
 
 from ccp.errors import ConfigurationError, NotAuthenticated, TooManyRequests, Unavailable
-from ccp.server.access.rate_limits import Client, Limits, Meter, Proxies, Rate
+from ccp.server.access.client_address import RemoteAddress, TrustedProxies
+from ccp.server.access.rate_limits import RateLimits
+from ccp.server.access.token_bucket import Rate, SharedTokenBucket
 from ccp.server.http.middleware import client_address
 from ccp.server.http.routes.opnc import BASE
 from ccp.server.settings import Settings
@@ -46,15 +48,15 @@ class Clock:
 
 def test_a_burst_is_let_through_and_then_one_at_a_time() -> None:
     clock = Clock()
-    meter, rate = Meter.private(clock), Rate(SECOND // 10, 5)
-    assert [meter.take(b"a", rate) for _ in range(6)] == [0, 0, 0, 0, 0, 0.1]
-    assert meter.take(b"b", rate) == 0, "others are not concerned"
+    bucket, rate = SharedTokenBucket.private(clock), Rate(SECOND // 10, 5)
+    assert [bucket.acquire(b"a", rate) for _ in range(6)] == [0, 0, 0, 0, 0, 0.1]
+    assert bucket.acquire(b"b", rate) == 0, "others are not concerned"
     clock.now += SECOND // 20
-    assert meter.take(b"a", rate) == pytest.approx(0.05)
+    assert bucket.acquire(b"a", rate) == pytest.approx(0.05)
     clock.now += SECOND // 20
-    assert [meter.take(b"a", rate) for _ in range(2)] == [0, 0.1]
+    assert [bucket.acquire(b"a", rate) for _ in range(2)] == [0, 0.1]
     clock.now += 100 * SECOND
-    assert [meter.take(b"a", rate) for _ in range(6)] == [0, 0, 0, 0, 0, 0.1], "rest is not saved beyond the burst"
+    assert [bucket.acquire(b"a", rate) for _ in range(6)] == [0, 0, 0, 0, 0, 0.1], "rest is not saved beyond the burst"
 
 
 @given(
@@ -64,56 +66,56 @@ def test_a_burst_is_let_through_and_then_one_at_a_time() -> None:
 )
 def test_never_more_than_the_burst_and_the_rate(per_second: int, burst: int, pauses: list[int]) -> None:
     clock = Clock()
-    meter, rate = Meter.private(clock), Rate(SECOND // per_second, burst)
+    bucket, rate = SharedTokenBucket.private(clock), Rate(SECOND // per_second, burst)
     began, let = clock.now, 0
     for pause in pauses:
         clock.now += pause
-        expected = meter.wait(b"a", rate)
-        wait = meter.take(b"a", rate)
+        expected = bucket.peek(b"a", rate)
+        wait = bucket.acquire(b"a", rate)
         assert wait == expected
         let += wait == 0
         assert let <= burst + (clock.now - began) / rate.interval + 1e-6
         if wait:
             before = clock.now
             clock.now += math.ceil(wait * 1e9)
-            assert meter.wait(b"a", rate) == 0, "what was told is true"
+            assert bucket.peek(b"a", rate) == 0, "what was told is true"
             clock.now = before
 
 
 def test_what_has_happened_is_charged_and_paid_for_but_no_more_than_a_second_burst() -> None:
     clock = Clock()
-    meter, rate = Meter.private(clock), Rate(SECOND, 10)
+    bucket, rate = SharedTokenBucket.private(clock), Rate(SECOND, 10)
     for _ in range(9):
-        meter.charge(b"a", rate)
-    assert meter.wait(b"a", rate) == 0
-    meter.charge(b"a", rate)
-    assert meter.wait(b"a", rate) == 1
+        bucket.debit(b"a", rate)
+    assert bucket.peek(b"a", rate) == 0
+    bucket.debit(b"a", rate)
+    assert bucket.peek(b"a", rate) == 1
     for _ in range(1000):
-        meter.charge(b"a", rate)
-    assert meter.wait(b"a", rate) == 11
+        bucket.debit(b"a", rate)
+    assert bucket.peek(b"a", rate) == 11
 
 
 def test_a_full_table_forgets_and_never_refuses_the_wrong_one() -> None:
     clock = Clock()
-    meter, rate = Meter.private(clock), Rate(SECOND, 2)
+    bucket, rate = SharedTokenBucket.private(clock), Rate(SECOND, 2)
     for number in range(200_000):
-        assert meter.take(number.to_bytes(8, "big"), rate) == 0
+        assert bucket.acquire(number.to_bytes(8, "big"), rate) == 0
     # A key that was counted last of all is still known.
-    assert meter.take((199_999).to_bytes(8, "big"), rate) == 0
-    assert meter.take((199_999).to_bytes(8, "big"), rate) > 0
+    assert bucket.acquire((199_999).to_bytes(8, "big"), rate) == 0
+    assert bucket.acquire((199_999).to_bytes(8, "big"), rate) > 0
 
 
 TAKE_MANY = """
-import sys; from pathlib import Path; from ccp.server.access.rate_limits import Meter, Rate
-meter, rate = Meter.shared(Path(sys.argv[1])), Rate(3600 * 10**9, 1000)
+import sys; from pathlib import Path; from ccp.server.access.token_bucket import SharedTokenBucket, Rate
+bucket, rate = SharedTokenBucket.shared(Path(sys.argv[1])), Rate(3600 * 10**9, 1000)
 input()
-print(sum(meter.take(b"a", rate) == 0 for _ in range(5000)))
+print(sum(bucket.acquire(b"a", rate) == 0 for _ in range(5000)))
 """
 
 
 def test_processes_count_in_one_table(tmp_path: Path) -> None:
     file = tmp_path / "limits"
-    Meter.prepare(file)
+    SharedTokenBucket.prepare(file)
     assert file.stat().st_mode & 0o777 == 0o600
     command = [sys.executable, "-c", TAKE_MANY, str(file)]
     workers = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
@@ -129,29 +131,29 @@ def test_processes_count_in_one_table(tmp_path: Path) -> None:
 
 def test_a_table_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError):
-        Meter.shared(tmp_path / "none")
+        SharedTokenBucket.shared(tmp_path / "none")
     (tmp_path / "short").write_bytes(b"x")
     with pytest.raises(ConfigurationError):
-        Meter.shared(tmp_path / "short")
+        SharedTokenBucket.shared(tmp_path / "short")
     for name in ("short", "none/limits"):
         with pytest.raises(ConfigurationError):
-            Meter.prepare(tmp_path / name)
+            SharedTokenBucket.prepare(tmp_path / name)
 
 
 def test_a_table_is_kept_unless_it_is_from_before_the_machine_started(tmp_path: Path) -> None:
     file, rate = tmp_path / "limits", Rate(3600 * SECOND, 1)
-    Meter.prepare(file)
-    assert Meter.shared(file).take(b"a", rate) == 0
-    Meter.prepare(file)
-    assert Meter.shared(file).take(b"a", rate) > 0
+    SharedTokenBucket.prepare(file)
+    assert SharedTokenBucket.shared(file).acquire(b"a", rate) == 0
+    SharedTokenBucket.prepare(file)
+    assert SharedTokenBucket.shared(file).acquire(b"a", rate) > 0
     os.utime(file, (0, 0))
-    Meter.prepare(file)
-    assert Meter.shared(file).take(b"a", rate) == 0
+    SharedTokenBucket.prepare(file)
+    assert SharedTokenBucket.shared(file).acquire(b"a", rate) == 0
 
 
 # --- Whom they are counted for ---------------------------------------------------------------------------------------
 
-PROXIES = Proxies(("127.0.0.0/8", "10.0.0.0/8", "2001:db8:1::/48"))
+PROXIES = TrustedProxies(("127.0.0.0/8", "10.0.0.0/8", "2001:db8:1::/48"))
 
 
 @pytest.mark.parametrize(
@@ -179,35 +181,35 @@ def test_the_client_is_the_last_hop_that_a_trusted_proxy_vouches_for(
     peer: str | None, forwarded: str, address: str | None, counted: bool
 ) -> None:
     client = PROXIES.client(peer, forwarded)
-    assert (client.address, client.counted is not None) == (address, counted)
+    assert (client.address, client.rate_limit_key is not None) == (address, counted)
 
 
 def test_an_ipv6_client_is_counted_by_its_network() -> None:
     one, other = (PROXIES.client(f"2001:db8:7::{host}", "") for host in ("1", "ffff:1"))
     elsewhere = PROXIES.client("2001:db8:7:1::1", "")
-    assert one.counted == other.counted != elsewhere.counted
+    assert one.rate_limit_key == other.rate_limit_key != elsewhere.rate_limit_key
 
 
 def test_only_so_many_secrets_wait_to_be_checked() -> None:
-    limits, client = Limits(None), Client("203.0.113.7", b"1")
-    waiting = [limits.login(client, f"party-{number}", "secret") for number in range(40)]
+    limits, client = RateLimits(None), RemoteAddress("203.0.113.7", b"1")
+    waiting = [limits.login_attempt(client, f"party-{number}", "secret") for number in range(40)]
     with pytest.raises(Unavailable):  # noqa: PT012
         for each in waiting:
             each.__enter__()
-        limits.login(client, "one-more", "secret")
+        limits.login_attempt(client, "one-more", "secret")
     for each in waiting:
         each.__exit__(None, None, None)
-    with limits.login(client, "one-more", "secret"):
+    with limits.login_attempt(client, "one-more", "secret"):
         pass
 
 
 def test_only_a_wrong_secret_counts_as_one() -> None:
-    limits, client = Limits(Settings(login_failures_per_minute=2)), Client("203.0.113.7", b"1")
+    limits, client = RateLimits(Settings(login_failures_per_minute=2)), RemoteAddress("203.0.113.7", b"1")
     for error in (NotAuthenticated("no"), Unavailable("not now"), ValueError(), NotAuthenticated("no")):
-        with pytest.raises(type(error)), limits.login(client, "party", "secret"):
+        with pytest.raises(type(error)), limits.login_attempt(client, "party", "secret"):
             raise error
     with pytest.raises(TooManyRequests) as told:
-        limits.login(client, "party", "secret")
+        limits.login_attempt(client, "party", "secret")
     assert 0 < told.value.retry_after <= 60
 
 

@@ -6,7 +6,7 @@ import asyncio
 import socket
 import time
 
-from ccp.server.access.rate_limits import Proxies
+from ccp.server.access.client_address import TrustedProxies
 from ccp.server.http.connection_limits import ConnectionRegistry
 from ccp.server.http.tls import Loop
 from ccp.server.settings import Settings
@@ -38,7 +38,7 @@ class Idle:
 
 
 def full(seconds: float) -> tuple[ConnectionRegistry, list[Idle]]:
-    connections = ConnectionRegistry(Settings(max_connections=3), Proxies(()))
+    connections = ConnectionRegistry(Settings(max_connections=3), TrustedProxies(()))
     found = [Idle(seconds) for _ in range(3)]
     for number, each in enumerate(found):
         assert connections.enter(each, f"192.0.2.{number}") is None

@@ -9,7 +9,8 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ccp.errors import TooManyRequests
-from ccp.server.access.rate_limits import Client, Limits
+from ccp.server.access.client_address import RemoteAddress
+from ccp.server.access.rate_limits import RateLimits
 from ccp.server.http import errors
 from ccp.server.http.middleware.tracing import trace_of
 
@@ -19,19 +20,19 @@ _FORWARDED: Final = 256
 _PROBED: Final = frozenset({"/metrics"})
 
 
-def client_of(scope: Scope) -> Client:
+def client_of(scope: Scope) -> RemoteAddress:
     """The client of a request that went through the gate; where it did not, the peer of its connection."""
-    known: Client | None = scope.get(_KEY)
+    known: RemoteAddress | None = scope.get(_KEY)
     if known is not None:
         return known
     peer = scope.get("client")
-    return Client(peer[0] if peer else None, None)
+    return RemoteAddress(peer[0] if peer else None, None)
 
 
 class ClientAddressMiddleware:
     """ASGI middleware, inside of the trace."""
 
-    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+    def __init__(self, app: ASGIApp, limits: RateLimits) -> None:
         self._app = app
         self._limits = limits
         self._told = False
@@ -43,15 +44,15 @@ class ClientAddressMiddleware:
             return
         peer = scope["client"][0] if scope.get("client") else None
         proxies, forwarded = self._limits.proxies, _forwarded(scope)
-        if forwarded and not proxies.trusts(peer):
+        if forwarded and not proxies.contains(peer):
             self._tell_once(peer)
             forwarded = ""
-        scope[_KEY] = client = proxies.client(peer, forwarded)
-        if client.counted is None and not self._warned:
+        scope[_KEY] = client = proxies.resolve(peer, forwarded)
+        if client.rate_limit_key is None and not self._warned:
             self._warn_once(scope, peer)
         trace_of(scope).address = client.address
         try:
-            self._limits.request(client)
+            self._limits.check_address(client)
         except TooManyRequests as exc:
             response = await errors.handle_ccp_error(Request(scope), exc)
             await response(scope, receive, send)
@@ -68,7 +69,7 @@ class ClientAddressMiddleware:
     def _warn_once(self, scope: Scope, peer: str | None) -> None:
         """Warn of a trusted proxy that sends no client address. Probes of this machine do not count."""
         if (
-            self._limits.proxies.trusts(peer)
+            self._limits.proxies.contains(peer)
             and scope["path"] not in _PROBED
             and not scope["path"].startswith("/health")
         ):

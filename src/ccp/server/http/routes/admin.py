@@ -19,7 +19,14 @@ from starlette.responses import Response
 from ccp.ids import WMI, OperatorId, ProviderId
 from ccp.schemas.common import Error
 from ccp.schemas.json_bodies import Body, read_body
-from ccp.server.access.party_registry import DEFAULT_OVERLAP, LONGEST_OVERLAP, Actor, End, Precondition, Register
+from ccp.server.access.party_registry import (
+    DEFAULT_OVERLAP,
+    LONGEST_OVERLAP,
+    Actor,
+    PartyRegistry,
+    Precondition,
+    SecretToRevoke,
+)
 from ccp.server.domain.authorization import AdminOperation, role_table
 from ccp.server.domain.parties import CLIENT_ID_PATTERN, NAME_LENGTH, Caller, Party, PartyRole, made, parsed
 from ccp.server.http import preconditions
@@ -76,7 +83,7 @@ class Rotation(_Given):
     overlap: Annotated[
         int, Field(strict=True), WithJsonSchema({"type": "integer", "minimum": 0, "maximum": LONGEST_OVERLAP})
     ] = Field(DEFAULT_OVERLAP)
-    end: End = Field(default_factory=lambda: End.OLDER)
+    end: SecretToRevoke = Field(default_factory=lambda: SecretToRevoke.OLDER)
 
 
 class PartyShown(BaseModel):
@@ -152,7 +159,7 @@ _IF_MATCH: Final = Depends(_precondition)
 """After the caller in a signature, so that who calls is known before anything is judged."""
 
 
-def router(register: Register, edge: Edge) -> APIRouter:
+def router(register: PartyRegistry, edge: Edge) -> APIRouter:
     api = APIRouter(tags=["admin"])
 
     def calling(operation: AdminOperation) -> Any:
@@ -195,7 +202,7 @@ def router(register: Register, edge: Edge) -> APIRouter:
         caller: Caller = calling(AdminOperation.LIST_PARTIES), limit: LimitQuery = _PAGE, cursor: CursorQuery = ""
     ) -> Response:
         """The parties, in order of their client ids."""
-        found, more = await register.page(cursor, limit)
+        found, more = await register.list_page(cursor, limit)
         next_cursor = found[-1].client_id if more else None
         members: list[dict[str, Any]] = []
         for start in range(0, len(found), _PAGE):

@@ -20,7 +20,7 @@ from starlette.types import Scope
 
 from ccp.errors import FieldError, NotAuthenticated, TooManyRequests
 from ccp.schemas import json_input
-from ccp.server.access.authorization_server import PUBLISHED_BEFORE, Authority, InvalidScope
+from ccp.server.access.authorization_server import KEY_ACTIVATION_DELAY, AuthorizationServer, InvalidScope
 from ccp.server.domain.parties import PartyRole
 from ccp.server.http.middleware.client_address import client_of
 from ccp.server.http.middleware.tracing import trace_of
@@ -33,7 +33,7 @@ METADATA_PATH: Final = "/.well-known/oauth-authorization-server"
 _MOST: Final = 16_384  # Octets of a token request; the longest that makes sense has a few hundred.
 
 # Nothing secret, and the same for everybody; not longer than a new key is published before it signs.
-_CACHEABLE: Final = {"Cache-Control": f"public, max-age={int(PUBLISHED_BEFORE.total_seconds())}"}
+_CACHEABLE: Final = {"Cache-Control": f"public, max-age={int(KEY_ACTIVATION_DELAY.total_seconds())}"}
 
 
 class _Refused(Exception):
@@ -44,7 +44,7 @@ class _Refused(Exception):
         self.status, self.error, self.description = status, error, description
 
 
-def routes(authority: Authority, edge: Edge, *, issuer: str, bind: bool) -> list[Route]:
+def routes(authority: AuthorizationServer, edge: Edge, *, issuer: str, bind: bool) -> list[Route]:
     """Everything that the authorisation server answers. issuer: our own address. bind: tokens to client certificates;
     a request without exactly one readable certificate gets no token.
     """
@@ -68,12 +68,12 @@ def routes(authority: Authority, edge: Edge, *, issuer: str, bind: bool) -> list
                 known = "grant_type" in members
                 error = "unsupported_grant_type" if known else "invalid_request"
                 raise _Refused(400, error, "grant_type must be client_credentials")
-            if "audience" in members and not authority.is_for_us(members["audience"]):
+            if "audience" in members and not authority.is_own_audience(members["audience"]):
                 raise _Refused(400, "invalid_target", "audience must be the address of this pool")
             # Before the secret: a request that gets no token anyway says nothing about it, and is no failed login.
             certificate = _certificate(request.scope) if bind else None
-            recognised = authority.recognises(client_id, secret)
-            with edge.limits.login(client_of(request.scope), client_id, secret, recognised=recognised):
+            recognised = authority.secret_is_cached(client_id, secret)
+            with edge.limits.login_attempt(client_of(request.scope), client_id, secret, recognised=recognised):
                 grant = await authority.issue(
                     client_id,
                     secret,

@@ -51,8 +51,8 @@ from ccp.schemas.opnc import (
     distinguished_name,
 )
 from ccp.schemas.timestamps import rfc3339
-from ccp.server.access.authorization_server import Authority
-from ccp.server.access.rate_limits import Limits
+from ccp.server.access.authorization_server import AuthorizationServer
+from ccp.server.access.rate_limits import RateLimits
 from ccp.server.domain.authorization import AnyOperation, Operation, authorise_role, authorise_sender
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.domain.parties import Caller, PartyRole
@@ -79,19 +79,19 @@ class Edge:
 
     def __init__(
         self,
-        authority: Authority,
+        authority: AuthorizationServer,
         peers: Peers,
         clock: Clock,
         max_body: int,
         certificates: ClientCertificates = ClientCertificates(),
-        limits: Limits | None = None,
+        limits: RateLimits | None = None,
     ) -> None:
         self._authority = authority
         self._peers = peers
         self.clock = clock
         self._max_body = max_body
         self.certificates = certificates
-        self.limits = limits or Limits(None)
+        self.limits = limits or RateLimits(None)
 
     async def caller(self, scope: Scope, headers: Headers, operation: AnyOperation) -> Caller:
         """The caller of a request whose query parameters are in order.
@@ -101,22 +101,22 @@ class Edge:
         trace, client = trace_of(scope), client_of(scope)
         trace.operation = operation.value
         authorization = _authorization(headers)
-        unverified = not self._authority.knows(authorization)
+        unverified = not self._authority.is_cached(authorization)
         if unverified:
-            self.limits.stranger(client)
+            self.limits.check_unauthenticated(client)
         try:
             identity = await self._authority.identify(
                 authorization, self.clock(), lambda: self.certificates.thumbprint(scope)
             )
         except NotAuthenticated:
-            self.limits.stranger_failed(client)
+            self.limits.record_auth_failure(client)
             _identified(scope, authorization, None)
             raise
         party = identity.party
         if unverified or UNVERIFIED in scope:
             _identified(scope, authorization, party.client_id)
         trace.caller, trace.authenticated = party.client_id, True
-        self.limits.party(party.client_id)
+        self.limits.check_party(party.client_id)
         try:
             authorise_role(party, operation)
         except NotAuthorised:
@@ -134,7 +134,7 @@ class Edge:
         revoked. Raises as `caller` does.
         """
         before, operation = scope[_IDENTITY]
-        if self._authority.still_knows(before, self.clock()):
+        if self._authority.is_still_valid(before, self.clock()):
             return caller
         identity = await self._authority.identify(
             _authorization(headers), self.clock(), lambda: self.certificates.thumbprint(scope)

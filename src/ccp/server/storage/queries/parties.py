@@ -37,7 +37,7 @@ class Secret:
 
 
 @dataclass(frozen=True, slots=True)
-class Life:
+class SecretValidity:
     """From when and until when a client secret is good; expires_at: None, until it is replaced."""
 
     created_at: datetime
@@ -214,17 +214,17 @@ def secrets_of(client_id: str, at: datetime) -> Steps[list[Secret]]:
 
 
 @newest
-def lives(client_id: str, at: datetime) -> Steps[list[Life]]:
+def lives(client_id: str, at: datetime) -> Steps[list[SecretValidity]]:
     """The secrets that are live, newest first, whether the party is enabled or not."""
     select = """
     select created_at, expires_at from party_secret where client_id = $1 and (expires_at is null or expires_at > $2)
     order by created_at desc
     """
     rows = yield select, (client_id, microseconds(at))
-    return [Life(instant(made), None if until is None else instant(until)) for made, until in rows]
+    return [SecretValidity(instant(made), None if until is None else instant(until)) for made, until in rows]
 
 
-def renew(client_id: str, secret_hash: str, at: datetime, older: Life | None, until: datetime) -> Steps[None]:
+def renew(client_id: str, secret_hash: str, at: datetime, older: SecretValidity | None, until: datetime) -> Steps[None]:
     """Give a party a new secret. Of its others only `older` stays, until that time."""
     kept = microseconds(older.created_at) if older else -1
     yield "delete from party_secret where client_id = $1 and created_at != $2", (client_id, kept)
