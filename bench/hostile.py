@@ -99,8 +99,8 @@ class Pool:
         async def change() -> None:
             built = build_services(self.settings)
             await built.open()
-            for hook in await built.store.read(events.webhooks(maker)):
-                await built.store.write(events.drop_webhook(hook.id))
+            for hook in await built.store.read(events.list_webhooks(maker)):
+                await built.store.write(events.remove_webhook(hook.id))
             for url in urls:
                 await built.store.write(events.put_webhook(webhook(url, maker)))
             await built.close()

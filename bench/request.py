@@ -42,7 +42,7 @@ from ccp.server.app import build_services
 from ccp.server.domain.parties import Caller, Party, PartyRole
 from ccp.server.pool.service import Pool
 from ccp.server.sandbox.setup import create
-from ccp.server.storage.queries import contracts as questions
+from ccp.server.storage.queries import contracts as queries
 from ccp.x509.certificates import Certificate
 from ccp.x509.revocation_policy import Unchecked
 
@@ -95,7 +95,7 @@ async def _parts_of(pool, store, trust, caller, body, publish) -> dict[str, floa
     pcid = installation.pcid_of(certificate)
     signature = request.parsed.message.Header.Signature.SignatureValue.value
     signed = exi.signed_info_fragment(request.parsed)
-    stored = await store.read(questions.by_vehicle(pcid))
+    stored = await store.read(queries.by_vehicle(pcid))
     contract = next(c for c in stored if c.namespace is namespace)
 
     def raw() -> None:
@@ -116,7 +116,7 @@ async def _parts_of(pool, store, trust, caller, body, publish) -> dict[str, floa
             fastest = min(fastest, (time.perf_counter() - began) / count)
         return fastest * 1e6
 
-    lookup = await timed(lambda: store.read(questions.by_vehicle(pcid)), 500)
+    lookup = await timed(lambda: store.read(queries.by_vehicle(pcid)), 500)
     verify = {"anchors": trust.anchors, "revocation": Unchecked(), "at": now}
     read = installation.read_response(response, namespace)
     return {

@@ -39,9 +39,9 @@ from ccp.server.domain.parties import Caller, Party, PartyRole
 from ccp.server.settings import Settings
 from ccp.server.storage import Store
 from ccp.server.storage.engine import schema
-from ccp.server.storage.queries import contracts as contract_questions
-from ccp.server.storage.queries import revocation as questions
-from ccp.server.storage.queries.anchors import keep
+from ccp.server.storage.queries import contracts as contract_queries
+from ccp.server.storage.queries import revocation as queries
+from ccp.server.storage.queries.anchors import add_by_operator
 from ccp.server.trust.anchors import trusted
 from ccp.testing.partners import Car, make_contract, namespace_of, sign_contract
 from ccp.testing.pki import OCSP_RESPONDER, PKI, Addresses, Credential, answer_ocsp, build_pki, sign_crl
@@ -200,10 +200,10 @@ async def stored(pki: PKI, unit: float) -> Table:
                     good = Evidence(
                         above.issuer_id, certificate.serial_number, Status.GOOD, AT, AT + HOUR, None, "OCSP bench"
                     )
-                    await store.write(questions.learn(good))
+                    await store.write(queries.store_evidence(good))
             keys: tuple[Key, ...] = (await service.require(later.chains, AT)).keys
             for role, root_ca in ((Role.V2G, pki.v2g_root), (Role.EMSP, pki.emsp_root)):
-                await store.write(keep(trusted(root_ca.certificate, role, "bench", AT)))
+                await store.write(add_by_operator(trusted(root_ca.certificate, role, "bench", AT)))
             await built.trust.refresh()
             caller = Caller(Party("bench", "bench", frozenset({PartyRole.CPS}), all_providers=True))
             message = base64.b64encode(octets).decode()
@@ -213,12 +213,12 @@ async def stored(pki: PKI, unit: float) -> Table:
                 await built.pool.publish(caller, message=message, at=AT, **said)
 
             await publish()
-            read = await timed(lambda: store.read(questions.known(keys, service.rules)), 300)
+            read = await timed(lambda: store.read(queries.load(keys, service.rules)), 300)
             row("look up the evidence of both chains (6 certificates)", read)
-            known = await store.read(questions.known(keys, service.rules))
+            known = await store.read(queries.load(keys, service.rules))
             judged = best(lambda: check_keys(keys, known, service.rules, AT))
             row("judge it for a delivery", judged)
-            look = await timed(lambda: store.read(contract_questions.by_vehicle(car.pcid)), 300)
+            look = await timed(lambda: store.read(contract_queries.by_vehicle(car.pcid)), 300)
             row("for comparison: look up a vehicle's contracts", look)
 
             row("read and verify a PUT, issuers cached, no revocation", best(lambda: verified(Unchecked())))
@@ -230,7 +230,7 @@ async def stored(pki: PKI, unit: float) -> Table:
 
 async def load(store: Store, revoked: RevocationList, issuer: Certificate) -> None:
     loaded = await store.write(
-        questions.load_crl(
+        queries.store_crl(
             revoked,
             url="http://crl.example",
             issuer_certificate=issuer.der,

@@ -35,7 +35,7 @@ from ccp.server.sandbox.setup import Member, World, register
 from ccp.server.settings import Settings
 from ccp.server.storage import Store, connect
 from ccp.server.storage.engine import schema
-from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.engine.query import Query
 from ccp.testing.partners import Car, make_contract, sign_contract
 from ccp.testing.pki import PKI, Credential, build_pki
 from ccp.verify import InstallationResponse
@@ -218,7 +218,7 @@ class Pool:
 
     # Behind the server's back.
 
-    def change(self, steps: Steps[Any]) -> Any:
+    def change(self, steps: Query[Any]) -> Any:
         """Change the store as another process would."""
 
         async def write() -> Any:

@@ -28,7 +28,7 @@ from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.domain.subscriptions import Webhook
 from ccp.server.storage import connect
 from ccp.server.storage.engine import schema
-from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import events, parties
 from request import token_of
 from rig import processes, world
@@ -173,7 +173,7 @@ class _Hold:
         hooks = [_webhook(number, maker, receiver, self._at) for number, maker in enumerate(makers)]
         admin = Party(ADMIN, "Example admin", frozenset({PartyRole.ADMIN}))
 
-        def first() -> Steps[None]:
+        def first() -> Query[None]:
             yield from parties.add(admin, hash_secret(self._secret), self._at)
             for hook in hooks:
                 yield from events.put_webhook(hook)
@@ -185,7 +185,7 @@ class _Hold:
         others = list(itertools.islice(_parties(), self._plan.parties - len(self._world.members) - 1))
         self._others = [party.client_id for party in others]
 
-        def more(part: Sequence[tuple[int, Party]]) -> Steps[None]:
+        def more(part: Sequence[tuple[int, Party]]) -> Query[None]:
             for number, party in part:
                 yield from parties.add(party, "", self._at)
                 if number < self._plan.webhooks:
@@ -398,7 +398,7 @@ def _webhook(number: int, client_id: str, port: int, at: datetime) -> Webhook:
     )  # fmt: skip
 
 
-def _write(url: str, *changes: Steps[None]) -> None:
+def _write(url: str, *changes: Query[None]) -> None:
     async def write() -> None:
         store = connect(url)
         await store.open()

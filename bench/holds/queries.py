@@ -99,7 +99,7 @@ async def _search(plan: Plan, store: Store) -> Row:
     times = []
     for _ in range(plan.rounds):
         began = time.perf_counter()
-        found = await store.read(audit.found(audit.Filter(ids=(emaid,)), 100))
+        found = await store.read(audit.search(audit.Filter(ids=(emaid,)), 100))
         times.append(time.perf_counter() - began)
     lag.cancel()
     taken = statistics.median(times)
@@ -124,16 +124,16 @@ async def _erase(plan: Plan, store: Store) -> Row:
     """As `Pool.erase`: the trail is looked through before the transaction."""
     emaid = Made.of(TEMPLATES + plan.rows // 3).emaid
     began = time.perf_counter()
-    ends = await store.read(audit.ends())
+    ends = await store.read(audit.shard_lengths())
     found: list[Any] = []
     for lane, last in ends.items():
         for after in range(0, last, rules.AUDIT_PORTION):
             until = min(after + rules.AUDIT_PORTION, last)
-            found += await store.read(audit.naming_in_lane(emaid, lane, after, until))
+            found += await store.read(audit.rows_naming_in_shard(emaid, lane, after, until))
     looked = time.perf_counter() - began
     rows = erasure.AuditRows(tuple(found), ends)
     began = time.perf_counter()
-    erased = await store.write(erasure.erase(emaid, (), datetime.now(UTC), "cli:bench", tell=True, rows=rows))
+    erased = await store.write(erasure.erase(emaid, (), datetime.now(UTC), "cli:bench", notify=True, rows=rows))
     held = time.perf_counter() - began
     return Row(
         f"ccp erase with {plan.rows:,} rows of the audit trail: changes wait for",

@@ -58,16 +58,16 @@ TEMPLATES: Final = 32
 # Runs in every interpreter that is started with this folder in PYTHONPATH, before the pool.
 _HOOK: Final = """
 import os
-from ccp.server.storage.engine import write_lock as turns
+from ccp.server.storage.engine.write_lock import WriteLock
 
-_mine = turns.Turns.mine
+_hold = WriteLock.hold
 
-def mine(self):
+def hold(self):
     if os.path.exists({file!r}):
         raise OSError(5, "Input/output error")
-    return _mine(self)
+    return _hold(self)
 
-turns.Turns.mine = mine
+WriteLock.hold = hold
 """
 
 
@@ -208,7 +208,7 @@ def _purge(plan: Plan, pool: PoolOn, url: str) -> Iterator[Row]:
     found: dict[int, Outcome] = {}
     left = expired
     for interval in (0, 1):
-        pool.config.write_text(f"{settings}purge_interval = {interval}\n")
+        pool.config.write_text(f"{settings}cleanse_interval = {interval}\n")
         with pool.serving(url) as server:
             stream = Stream("vehicles", pool.operations["post"].messages, plan.vehicles, plan.purging, 100)
             with running(server.port, [stream]) as load:

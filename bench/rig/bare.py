@@ -30,9 +30,9 @@ from ccp.server import settings
 from ccp.server.app import build_services
 from ccp.server.domain import contracts
 from ccp.server.domain.contracts import SignedContract
-from ccp.server.storage.engine.query import Steps, T
+from ccp.server.storage.engine.query import Query, T
 from ccp.server.storage.engine.schema import sqlite_file
-from ccp.server.storage.queries import contracts as questions
+from ccp.server.storage.queries import contracts as queries
 from ccp.server.storage.queries import revocation
 from ccp.x509.path_validation import TrustAnchors
 from ccp.x509.revocation_policy import AskedLater, check_keys, keys_of
@@ -48,7 +48,7 @@ class Work:
         self._rules = rules
         self._statements: dict[str, str] = {}
 
-    def _ask(self, question: Steps[T]) -> T:
+    def _ask(self, question: Query[T]) -> T:
         steps = iter(question)
         try:
             statement, parameters = next(steps)
@@ -70,9 +70,9 @@ class Work:
         if verified.chain is None:
             raise RuntimeError("There are OEM roots.")
         keys = keys_of((verified.chain,))
-        stored = self._ask(questions.by_vehicle(verified.pcid))
+        stored = self._ask(queries.by_vehicle(verified.pcid))
         theirs = [key for contract in stored for key in contract.certificates or ()]
-        known = self._ask(revocation.known((*keys, *theirs), self._rules))
+        known = self._ask(revocation.load((*keys, *theirs), self._rules))
         check_keys(keys, known, self._rules, at)
 
         def good(contract: SignedContract) -> bool:

@@ -27,7 +27,7 @@ from ccp import exi
 from ccp import verify as installation
 from ccp.ids import Namespace
 from ccp.server.storage.engine.schema import sqlite_file
-from ccp.server.storage.queries import contracts as questions
+from ccp.server.storage.queries import contracts as queries
 
 SHA256 = ec.ECDSA(hashes.SHA256())
 
@@ -65,7 +65,7 @@ def _load(file: Path) -> list[Item]:
 
 def statement(pcid: Any) -> str:
     """The pool's own question about a vehicle's contracts."""
-    text, _ = next(iter(questions.by_vehicle(pcid)))
+    text, _ = next(iter(queries.by_vehicle(pcid)))
     return text
 
 

@@ -166,7 +166,7 @@ async def fill(config: Settings, world: World) -> None:
             for certificate, issuer in fleet.certificates
         ]
         for part in _parts(said):
-            await asyncio.gather(*(built.store.write(revocation.learn(each)) for each in part))
+            await asyncio.gather(*(built.store.write(revocation.store_evidence(each)) for each in part))
         for part in _parts([each for fleet in world.fleets.values() for each in fleet.contracts]):
             await asyncio.gather(*(_publish(built.pool, world, each) for each in part))
     finally:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from ccp.server.storage.engine.query import Steps
-from ccp.server.storage.queries import audit as questions
-from ccp.server.storage.queries.audit import Action, Entry, Recorded
+from ccp.server.storage.engine.query import Query
+from ccp.server.storage.queries import audit as queries
+from ccp.server.storage.queries.audit import Action, AuditRow, Entry
 from tests.cli.run import ccp, ccp_error, ccp_ok
 from tests.server.audit.made import entry, fill, vehicle_of
 from tests.server.storage.made import AT, new_database, sql, write
@@ -28,22 +28,22 @@ class Trail:
         (folder / "ccp.toml").write_text(f'database = "{self.url}"\nlog_level = "error"\n')
         self.config = ("--config", folder / "ccp.toml")
         fill(self.url, rows=1)
-        write(self.url, *(questions.record(entry(CAR, f"DEEXAA0000000{number}")) for number in range(2, 6)))
-        write(self.url, questions.record(entry(CAR, action=Action.ANCHOR_ADDED, actor="cli:mallory", subject=ANCHOR)))
+        write(self.url, *(queries.record(entry(CAR, f"DEEXAA0000000{number}")) for number in range(2, 6)))
+        write(self.url, queries.record(entry(CAR, action=Action.ANCHOR_ADDED, actor="cli:mallory", subject=ANCHOR)))
         self.kept = folder / "kept.jsonl"
         ccp_ok("audit", "export", self.kept, *self.config)
 
-    def rows(self, condition: str) -> list[Recorded]:
-        columns = ", ".join(Recorded.__slots__)
-        return [Recorded(*row) for row in sql(self.url, f"select {columns} from audit where {condition}")]
+    def rows(self, condition: str) -> list[AuditRow]:
+        columns = ", ".join(AuditRow.__slots__)
+        return [AuditRow(*row) for row in sql(self.url, f"select {columns} from audit where {condition}")]
 
-    def blank(self, rows: list[Recorded], *listed: Entry) -> None:
+    def blank(self, rows: list[AuditRow], *listed: Entry) -> None:
         """Blank rows, under erasures of the attacker's own."""
 
-        def change() -> Steps[None]:
-            yield from questions.forget(rows)
+        def change() -> Query[None]:
+            yield from queries.erase_subjects(rows)
             if listed:
-                yield from questions.record(*listed)
+                yield from queries.record(*listed)
 
         write(self.url, change())
 
@@ -63,8 +63,8 @@ def trail(tmp_path: Path) -> Trail:
     return Trail(tmp_path)
 
 
-def invented(rows: list[Recorded], actor: str = "cli:root", **what: Any) -> list[Entry]:
-    return questions.erased(rows, AT, actor, {"kind": "emaid", **what})
+def invented(rows: list[AuditRow], actor: str = "cli:root", **what: Any) -> list[Entry]:
+    return queries.erasure_entries(rows, AT, actor, {"kind": "emaid", **what})
 
 
 def test_a_row_blanked_under_an_invented_erasure_is_listed_against_an_export(trail: Trail) -> None:
@@ -161,8 +161,8 @@ def test_an_erasure_covers_no_row_that_came_after_it(trail: Trail) -> None:
 
     last = sql(trail.url, f"select max(number) from audit where lane = {LANE}")[0][0]
     subject = {"kind": "emaid", "rows": [[LANE, last + 2]]}
-    write(trail.url, questions.record(Made(AT, "cli:root", Action.DATA_ERASED, subject)))
-    write(trail.url, questions.record(entry(CAR, "DEEXAA00000009")))
+    write(trail.url, queries.record(Made(AT, "cli:root", Action.DATA_ERASED, subject)))
+    write(trail.url, queries.record(entry(CAR, "DEEXAA00000009")))
     trail.blank(trail.rows("subject like '%DEEXAA00000009%'"))
     assert trail.verify()[0] == 1
 

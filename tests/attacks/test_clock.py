@@ -20,7 +20,7 @@ from ccp.server.runtime import clock
 from ccp.server.runtime.clock import ClockGuard
 from ccp.server.storage import connect
 from ccp.server.storage.engine import schema
-from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import revocation, signing_keys
 from ccp.server.storage.queries.contracts import microseconds, publish
 from ccp.server.storage.queries.events import put_webhook
@@ -193,7 +193,7 @@ def test_a_key_of_the_future_does_not_keep_keys_from_being_rotated(tmp_path: Pat
         write(url, signing_keys.rotate_old(authorization_server.new_key(AT), after, AT + timedelta(days=1), AT))
         is False
     )
-    assert signing_keys.signing(read(url, signing_keys.every()), AT + timedelta(minutes=1)) == made
+    assert signing_keys.current_key(read(url, signing_keys.list_all()), AT + timedelta(minutes=1)) == made
 
 
 def test_keys_are_neither_rotated_nor_removed_by_an_implausible_clock(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_keys_are_neither_rotated_nor_removed_by_an_implausible_clock(tmp_path: 
             authorization_server.new_key(AT - timedelta(days=31)), AT + timedelta(days=1), AT - timedelta(days=31)
         ),
     )
-    before = read(url, signing_keys.every())
+    before = read(url, signing_keys.list_all())
 
     async def run(ahead: timedelta) -> None:
         async with opened(url) as store:
@@ -217,9 +217,9 @@ def test_keys_are_neither_rotated_nor_removed_by_an_implausible_clock(tmp_path: 
 
     with pytest.raises(Unavailable, match="nothing is purged"):
         asyncio.run(run(JUMP))
-    assert read(url, signing_keys.every()) == before
+    assert read(url, signing_keys.list_all()) == before
     asyncio.run(run(timedelta(0)))
-    assert len(read(url, signing_keys.every())) == len(before) + 1
+    assert len(read(url, signing_keys.list_all())) == len(before) + 1
 
 
 def test_lists_and_certificates_that_a_clock_put_off_for_years_are_due_now(
@@ -315,7 +315,7 @@ def test_a_server_whose_machine_jumps_ahead_keeps_its_contracts_and_says_so(tmp_
     assert sql(url, "select count(*) from contract") == [(5,)]
 
 
-def publishing(number: int) -> Steps[Any]:
+def publishing(number: int) -> Query[Any]:
     now = datetime.now(UTC).replace(microsecond=0)
     contract = variant(
         EMAID(f"DEEXAC{number:08d}"), PCID(f"WEX0TEST{number:09d}"),

@@ -22,7 +22,7 @@ from ccp.server.storage.engine.postgres import PostgresStore
 from ccp.server.storage.engine.schema_version import HEAD
 from ccp.server.storage.engine.time_limits import TimeLimits
 from ccp.server.storage.queries import contracts
-from ccp.server.storage.queries import parties as questions
+from ccp.server.storage.queries import parties as queries
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp, ccp_error, ccp_ok
 from tests.databases import Server, sql
@@ -185,7 +185,7 @@ def test_a_pooler_that_hides_itself_is_found_by_the_servers_answers(
             # Which session of the server a statement meets is chance: until each has met one that does not know it.
             async with asyncio.timeout(60):
                 while not all(isinstance(store, PostgresStore) and store._pool.pooled for store in stores):
-                    asked = (store.read(questions.every()) for store in stores for _ in range(4))
+                    asked = (store.read(queries.list_all()) for store in stores for _ in range(4))
                     assert len({str(found) for found in await asyncio.gather(*asked)}) == 1
         finally:
             for store in stores:

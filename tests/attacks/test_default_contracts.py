@@ -29,7 +29,7 @@ def emaids(pool: Pool, car: Car) -> list[str]:
 def purge(pool: Pool, contract: Contract) -> None:
     """What the scheduled task does with a contract that has expired."""
     now = datetime.now(UTC)
-    assert pool.change(contracts.cleanse(contract.emaid, now, now)) is not None
+    assert pool.change(contracts.purge(contract.emaid, now, now)) is not None
 
 
 # --- A default that cannot be delivered ------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from ccp.ids import EMAID
 from ccp.server.audit.pseudonyms import Pseudonyms
 from ccp.server.settings import Settings
 from ccp.server.storage.engine.scrubbing import Scrubbed, scrub
-from ccp.server.storage.queries import audit as questions
+from ccp.server.storage.queries import audit as queries
 from ccp.server.storage.queries.audit import Filter
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp, ccp_ok
@@ -44,7 +44,9 @@ def config(pool: Pool, tmp_path: Path) -> Path:
 
 def holding(pool: Pool, named: str) -> list[str]:
     """The database's files that hold an id, in either case."""
-    files = [pool.database.with_name(pool.database.name + end) for end in ("", "-wal", "-shm", "-journal", "-turns")]
+    files = [
+        pool.database.with_name(pool.database.name + end) for end in ("", "-wal", "-shm", "-journal", "-writelock")
+    ]
     return [file.name for file in files if file.exists() and named.encode() in file.read_bytes().upper()]
 
 
@@ -178,7 +180,7 @@ def test_ids_typed_as_client_ids_are_pseudonymised_in_log_and_trail(pkis: dict[s
                 login(http, client_id)
         claims = []
         for _ in range(100):
-            rows = pool.change(questions.found(Filter(action="access.refused"), 100))
+            rows = pool.change(queries.search(Filter(action="access.refused"), 100))
             claims = [json.loads(row.subject)["claimed"] for row in rows]
             if len(claims) == 10:
                 break

@@ -14,7 +14,7 @@ from ccp.errors import ConfigurationError
 from ccp.server.access.token_bucket import SharedTokenBucket
 from ccp.server.bulk.checkpoint import Checkpoint, default_path
 from ccp.server.bulk.lines import Mark, Source
-from ccp.server.storage.engine.write_lock import Turns
+from ccp.server.storage.engine.write_lock import WriteLock
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp, ccp_error, ccp_ok
 from tests.server.bulk.fleet import Database, body, database, jsonl, line
@@ -127,11 +127,11 @@ def test_files_that_processes_share_are_used_through_no_link(tmp_path: Path, vic
     link.symlink_to(victim)
     with pytest.raises(ConfigurationError, match="it is a symbolic link"):
         SharedTokenBucket.prepare(link)
-    (tmp_path / "ccp.db-turns").symlink_to(absent)
-    turns = Turns(tmp_path / "ccp.db", 0.1)
-    with turns.mine():
+    (tmp_path / "ccp.db-writelock").symlink_to(absent)
+    write_lock = WriteLock(tmp_path / "ccp.db", 0.1)
+    with write_lock.hold():
         pass
-    turns.close()
+    write_lock.close()
     assert not absent.exists()
     assert victim.read_bytes() == VICTIM
 

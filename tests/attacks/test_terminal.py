@@ -24,7 +24,7 @@ from ccp.server.audit.trail import command_actor
 from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.runtime.terminal_text import is_visible, printable, printable_json
 from ccp.server.settings import Settings
-from ccp.server.storage.queries import audit as questions
+from ccp.server.storage.queries import audit as queries
 from ccp.server.storage.queries import parties, peers
 from ccp.server.storage.queries.audit import Action, Entry
 from ccp.server.storage.queries.peers import Peer
@@ -69,7 +69,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
         parties.insert(party, "hash", AT),
         add_anchor(trusted(certificate_named(HOSTILE), TrustRole.V2G, HOSTILE, AT), command_actor(), AT),
         peers.add(peer, AT),
-        questions.record(entry),
+        queries.record(entry),
     )
     webhook = ["w" + HOSTILE, "hostile", "https://hooks.example/?a=" + HOSTILE]
     columns = [row[1] for row in sql(url, "select * from pragma_table_info('webhook')")]

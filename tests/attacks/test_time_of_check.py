@@ -21,9 +21,9 @@ import pytest
 from ccp.server.access import authorization_server
 from ccp.server.domain.parties import NOT_VALID, PartyRole
 from ccp.server.http.routes.opnc import BASE
-from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import parties, signing_keys
-from ccp.server.storage.queries.parties import disable, find, lock, update
+from ccp.server.storage.queries.parties import disable, get, lock, update
 from ccp.testing.pki import PKI
 from tests.server.access.tokens.issuer import fake_issuer, key
 from tests.server.external.scripted_server import Reply, scripted_server
@@ -64,9 +64,9 @@ class Someone:
     def loses(self, **fields: Any) -> None:
         """The party is changed by another process, which tells of it: the server hears of it within a second or so."""
 
-        def change() -> Steps[None]:
+        def change() -> Query[None]:
             yield from lock()
-            before = yield from find(self.client_id)
+            before = yield from get(self.client_id)
             yield from update(before, replace(before, **fields))
 
         self.pool.change(change())

@@ -140,7 +140,7 @@ def laid_out(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
 def test_a_sandbox_has_exactly_the_files_that_are_documented(laid_out: Sandbox) -> None:
     directory = laid_out.directory
     assert {path.name for path in directory.iterdir()} == {
-        "ccp.toml", "ccp.db", "ccp.db-turns", "credentials.json", "pki", "samples", "trust", "vehicles",
+        "ccp.toml", "ccp.db", "ccp.db-writelock", "credentials.json", "pki", "samples", "trust", "vehicles",
     }  # fmt: skip
     for number, edition in enumerate(EDITIONS):
         cars = [f"WEX0SANDBOX{2 * number + place:06d}" for place in (1, 2)]

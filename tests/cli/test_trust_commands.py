@@ -51,7 +51,7 @@ def revoke(pool: Pool, contract: Contract, edition: str = "iso2") -> None:
     issuer = pool.pki(edition).emsp_sub2.certificate.issuer_id
     number = Certificate.load(contract.certificate).serial_number
     said = Evidence(issuer, number, Status.REVOKED, AT, AT + HOUR, AT - DAY, "OCSP test")
-    assert pool.change(revocation.learn(said)) is True
+    assert pool.change(revocation.store_evidence(said)) is True
 
 
 def deleted(pool: Pool) -> list[str]:
@@ -289,7 +289,7 @@ def test_a_request_is_verified_under_the_policy_of_a_delivery_with_the_evidence_
         said = Evidence(
             pki.oem_sub2.certificate.issuer_id, leaf.serial_number, status, since, since + HOUR, revoked_at, "OCSP test"
         )
-        assert around.change(revocation.learn(said)) is True
+        assert around.change(revocation.store_evidence(said)) is True
 
     learn(Status.GOOD)
     check, warnings = vehicle_revocation(octets, passed=True)

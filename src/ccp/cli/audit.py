@@ -25,8 +25,8 @@ from ccp.server.audit.trail import Verdict, Verifier
 from ccp.server.runtime.private_files import create_private
 from ccp.server.storage import Store, connect
 from ccp.server.storage.engine.time_limits import COMMANDS
-from ccp.server.storage.queries import audit as questions
-from ccp.server.storage.queries.audit import Filter, Head, Recorded
+from ccp.server.storage.queries import audit as queries
+from ccp.server.storage.queries.audit import AuditRow, ChainHead, Filter
 from ccp.server.storage.queries.contracts import instant
 
 app = typer.Typer(no_args_is_help=True)
@@ -53,8 +53,8 @@ def list_rows(
         ids.append(PCID.parse(pcid))
     wanted = Filter(_time(since, "since"), _time(until, "until"), actor, action, outcome, tuple(ids))
 
-    async def read(store: Store) -> list[Recorded]:
-        return await store.read(questions.found(wanted, limit))
+    async def read(store: Store) -> list[AuditRow]:
+        return await store.read(queries.search(wanted, limit))
 
     found = with_store(config, read)
     if as_json:
@@ -85,7 +85,7 @@ def verify(
     if file is not None:
         with _open(file) as lines:
             for part in trail.read_export(lines):
-                if isinstance(part, Recorded):
+                if isinstance(part, AuditRow):
                     verifier.take(part)
                 else:
                     verifier.end(part)
@@ -243,13 +243,13 @@ def _open(file: Path) -> Iterator[Iterator[str]]:
         raise ConfigurationError(*(f"{file}: {message}" for message in exc.messages)) from exc
 
 
-def _ends(file: Path) -> dict[int, Head]:
+def _ends(file: Path) -> dict[int, ChainHead]:
     """Where an earlier export ends; it has to be whole itself. Raises ConfigurationError."""
     verifier = Verifier()
-    ends: dict[int, Head] = {}
+    ends: dict[int, ChainHead] = {}
     with _open(file) as lines:
         for part in trail.read_export(lines):
-            if isinstance(part, Recorded):
+            if isinstance(part, AuditRow):
                 verifier.take(part)
             else:
                 verifier.end(part)
@@ -271,7 +271,7 @@ def _time(text: str | None, option: str) -> datetime | None:
         raise ConfigurationError(f"--{option} is a date or a time, such as 2026-03-01 or 2026-03-01T12:00Z.") from exc
 
 
-def _at(row: Recorded) -> str:
+def _at(row: AuditRow) -> str:
     return _instant(row.at)
 
 
@@ -280,7 +280,7 @@ def _instant(at: int) -> str:
     return rfc3339(instant(at), "milliseconds")
 
 
-def _about(row: Recorded) -> str:
+def _about(row: AuditRow) -> str:
     if row.subject is None:
         return "(erased)"
     subject = _subject(row)
@@ -289,7 +289,7 @@ def _about(row: Recorded) -> str:
     return " ".join(f"{name}={_value(value)}" for name, value in subject.items())
 
 
-def _subject(row: Recorded) -> Any:
+def _subject(row: AuditRow) -> Any:
     """The subject as JSON; as a text where it is none, which no writer of ours leaves there."""
     try:
         return None if row.subject is None else json.loads(row.subject)
@@ -301,7 +301,7 @@ def _value(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _shown(row: Recorded) -> dict[str, Any]:
+def _shown(row: AuditRow) -> dict[str, Any]:
     return {
         "at": _at(row),
         "actor": row.actor,

@@ -19,7 +19,7 @@ from ccp.server.audit.trail import command_actor, read_export
 from ccp.server.storage import backup as copies
 from ccp.server.storage.engine import schema, schema_version
 from ccp.server.storage.engine.inspection import inspect
-from ccp.server.storage.queries.audit import Action, Entry, Recorded
+from ccp.server.storage.queries.audit import Action, AuditRow, Entry
 
 _LISTED: Final = 1000  # Rows; more than an operator repeats by hand.
 
@@ -68,10 +68,10 @@ def restore(
         return Entry(at, command_actor(), Action.DATABASE_RESTORED, {"file": file.name, **keys})
 
     with ExitStack() as stack:
-        export: Iterator[Recorded] | None = None
+        export: Iterator[AuditRow] | None = None
         if audit_export is not None:
             lines = stack.enter_context(audit_export.open(encoding="utf-8", errors="surrogateescape"))
-            export = (part for part in read_export(lines) if isinstance(part, Recorded))
+            export = (part for part in read_export(lines) if isinstance(part, AuditRow))
         done = copies.restore(url, file, at, entry=entry, key=key, replace=replace, export=export)
     checked = done.checked
     print_line(f"{schema.sqlite_file(url)}: {checked.contracts:,} variants, schema {checked.revision}, checked.")
@@ -113,7 +113,7 @@ def _tell(done: copies.Restored) -> None:
         )
 
 
-def _line(row: Recorded) -> str:
+def _line(row: AuditRow) -> str:
     """A row in one line, with everything escaped that a terminal could take for more than text."""
     subject = row.subject if row.subject is not None else "erased"
     texts = (row.action, subject, f"by {row.actor}")

@@ -89,7 +89,7 @@ def _publisher(config: Path | None, client_id: str | None) -> Party:
         return Party(name, name, frozenset({PartyRole.CPS}), all_providers=True)
 
     async def find(store: Store) -> Party | None:
-        return await store.read(parties.by_client_id(client_id))
+        return await store.read(parties.find(client_id))
 
     party = with_store(config, find)
     if party is None or not party.enabled:

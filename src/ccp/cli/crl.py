@@ -12,8 +12,8 @@ from ccp.errors import ChainError, NotFound
 from ccp.server.audit.trail import command_actor
 from ccp.server.storage import Store
 from ccp.server.storage.queries import crls
-from ccp.server.storage.queries.audit import told
-from ccp.server.storage.queries.crls import HeldCRL
+from ccp.server.storage.queries.audit import with_audit
+from ccp.server.storage.queries.crls import CRLRecord
 from ccp.x509.certificates import Certificate
 
 app = typer.Typer(no_args_is_help=True)
@@ -23,8 +23,8 @@ app = typer.Typer(no_args_is_help=True)
 def list_held(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """List the CRLs in the database, each with its number and its times."""
 
-    async def read(store: Store) -> list[HeldCRL]:
-        return await store.read(crls.every())
+    async def read(store: Store) -> list[CRLRecord]:
+        return await store.read(crls.list_all())
 
     found = [_shown(one) for one in with_store(config, read)]
     if as_json:
@@ -48,8 +48,8 @@ def accept(
     CA first. A list with an older thisUpdate is still refused, and what is revoked stays revoked.
     """
 
-    async def read(store: Store) -> list[HeldCRL]:
-        return [one for one in await store.read(crls.every(url)) if issuer in (None, _label(one))]
+    async def read(store: Store) -> list[CRLRecord]:
+        return [one for one in await store.read(crls.list_all(url)) if issuer in (None, _label(one))]
 
     found = with_store(config, read)
     if not found:
@@ -58,12 +58,12 @@ def accept(
         lists = ", ".join(f"{_label(one)} (number {_dash(one.number)})" for one in found)
         typer.confirm(f"Accept the next CRL from {url} with any number: {lists}?", abort=True)
 
-    async def change(store: Store) -> list[HeldCRL]:
+    async def change(store: Store) -> list[CRLRecord]:
         now = datetime.now(UTC)
         done = []
         for one in found:
             accepted = await store.write(
-                told(
+                with_audit(
                     crls.accept_any_number(one.issuer, one.url),
                     lambda was: [crls.accepted_entry(was, _label(was), command_actor(), now)] if was else [],
                 )
@@ -79,7 +79,7 @@ def accept(
         print_line(f"accepted  {one['issuer']}  {one['url']}  (the number was {_dash(one['number'])})")
 
 
-def _shown(held: HeldCRL) -> dict[str, Any]:
+def _shown(held: CRLRecord) -> dict[str, Any]:
     return {
         "issuer": _label(held),
         "number": held.number,
@@ -90,7 +90,7 @@ def _shown(held: HeldCRL) -> dict[str, Any]:
     }
 
 
-def _label(held: HeldCRL) -> str:
+def _label(held: CRLRecord) -> str:
     """The issuer's common name, fit for a terminal."""
     try:
         name = Certificate.load(held.issuer_certificate).subject_cn

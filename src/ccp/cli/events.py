@@ -17,10 +17,10 @@ from ccp.server import settings
 from ccp.server.audit.trail import command_actor
 from ccp.server.domain.subscriptions import Webhook
 from ccp.server.storage import Store
-from ccp.server.storage.engine.query import Steps, long_change
+from ccp.server.storage.engine.query import Query, long_write
 from ccp.server.storage.queries import events
 from ccp.server.storage.queries.audit import Action, Entry, record
-from ccp.server.storage.queries.events import Backlog, Delivery, State
+from ccp.server.storage.queries.events import Backlog, Delivery, DeliveryState
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -48,14 +48,14 @@ def list_deliveries(
     as_json: JsonOption = False,
 ) -> None:
     """Print deliveries, the newest first: those that were given up, unless told otherwise."""
-    wanted = None if state is Which.ALL else State(state.value)
+    wanted = None if state is Which.ALL else DeliveryState(state.value)
 
-    def question() -> Steps[tuple[Backlog, list[Delivery], dict[str, Webhook]]]:
+    def query() -> Query[tuple[Backlog, list[Delivery], dict[str, Webhook]]]:
         backlog = yield from events.backlog()
-        found = yield from events.deliveries(endpoint, wanted, None, limit)
+        found = yield from events.list_deliveries(endpoint, wanted, None, limit)
         return backlog, found, (yield from _webhooks_of(found))
 
-    backlog, found, webhooks = _read(config, question)
+    backlog, found, webhooks = _read(config, query)
     if as_json:
         print_json({"backlog": _backlog(backlog), "deliveries": [_delivery(each, webhooks) for each in found]})
         return
@@ -65,7 +65,7 @@ def list_deliveries(
             [
                 *(each.event_id, format_time(each.created_at), each.kind, each.emaid, each.pcid),
                 *(_party(each, webhooks), each.state.value, str(each.attempts), _last(each)),
-                format_time(each.due_at) if each.state is State.WAITING else "",
+                format_time(each.due_at) if each.state is DeliveryState.WAITING else "",
             ]
             for each in found
         ],
@@ -82,11 +82,11 @@ def show(
 ) -> None:
     """Print everything that is known of an event's delivery."""
 
-    def question() -> Steps[tuple[list[Delivery], dict[str, Webhook]]]:
-        found = yield from events.find(event_id)
+    def query() -> Query[tuple[list[Delivery], dict[str, Webhook]]]:
+        found = yield from events.find_delivery(event_id)
         return found, (yield from _webhooks_of(found))
 
-    found, webhooks = _read(config, question)
+    found, webhooks = _read(config, query)
     if not found:
         raise NotFound(f"There is no delivery of an event {_short(event_id)}.")
     members = {**_delivery(found[0], webhooks), "payload": found[0].payload}
@@ -107,7 +107,7 @@ def replay(
     """Let dead deliveries be tried again, under the ids that they had; a receiver that has them already can tell."""
     at = datetime.now(UTC)
     count = _change(
-        config, Action.EVENTS_REPLAYED, at, event_ids, endpoint, every, lambda **which: events.replay(at, **which)
+        config, Action.EVENTS_REPLAYED, at, event_ids, endpoint, every, lambda **which: events.replay_dead(at, **which)
     )
     print_line(f"{count} {'delivery waits' if count == 1 else 'deliveries wait'} again.")
 
@@ -120,7 +120,7 @@ def drop(
     config: ConfigOption = None,
 ) -> None:
     """Forget dead deliveries; nobody is told of these events any more."""
-    count = _change(config, Action.EVENTS_DROPPED, datetime.now(UTC), event_ids, endpoint, every, events.drop)
+    count = _change(config, Action.EVENTS_DROPPED, datetime.now(UTC), event_ids, endpoint, every, events.drop_dead)
     print_line(f"{count} {'delivery' if count == 1 else 'deliveries'} dropped.")
 
 
@@ -153,14 +153,14 @@ def _change(
     event_ids: list[str] | None,
     endpoint: str | None,
     every: bool,
-    do: Callable[..., Steps[int]],
+    do: Callable[..., Query[int]],
 ) -> int:
     """Replay or drop, and record it, in one transaction. Returns how many. Raises ConfigurationError, NotFound."""
     if bool(event_ids) + (endpoint is not None) + every != 1:
         raise ConfigurationError("Give event ids, or --endpoint, or --all.")
 
-    @long_change
-    def change() -> Steps[int]:
+    @long_write
+    def change() -> Query[int]:
         if event_ids:
             named = yield from _dead(event_ids)
             total = 0
@@ -168,7 +168,7 @@ def _change(
                 total += yield from do(event_id=delivery.event_id)
             about: dict[str, Any] = {"events": [delivery.event_id for delivery in named]}
         elif endpoint is not None:
-            if (yield from events.webhook(endpoint)) is None:
+            if (yield from events.find_webhook(endpoint)) is None:
                 raise NotFound(f"There is no endpoint {_short(endpoint)}.")
             total = yield from do(webhook_id=endpoint)
             about = {"endpoint": endpoint}
@@ -184,31 +184,31 @@ def _change(
     return with_store(config, write)
 
 
-def _dead(event_ids: Iterable[str]) -> Steps[list[Delivery]]:
+def _dead(event_ids: Iterable[str]) -> Query[list[Delivery]]:
     """The deliveries that are meant, in the order in which they are locked. Raises NotFound."""
     named = []
     for event_id in dict.fromkeys(event_ids):
-        found = yield from events.find(event_id)
-        if not found or found[0].state is not State.DEAD:
+        found = yield from events.find_delivery(event_id)
+        if not found or found[0].state is not DeliveryState.DEAD:
             standing = f"is {found[0].state.value}" if found else "is not known"
             raise NotFound(f"The event {_short(event_id)} {standing}; only dead ones are replayed or dropped.")
         named.append(found[0])
     return sorted(named, key=lambda each: each.key)
 
 
-def _webhooks_of(found: Iterable[Delivery]) -> Steps[dict[str, Webhook]]:
+def _webhooks_of(found: Iterable[Delivery]) -> Query[dict[str, Webhook]]:
     """The webhooks of deliveries, as far as they are still there, by their ids."""
     known = {}
     for webhook_id in {delivery.webhook_id for delivery in found}:
-        webhook = yield from events.webhook(webhook_id)
+        webhook = yield from events.find_webhook(webhook_id)
         if webhook is not None:
             known[webhook_id] = webhook
     return known
 
 
-def _read(config: ConfigOption, question: Callable[[], Steps[Any]]) -> Any:
+def _read(config: ConfigOption, query: Callable[[], Query[Any]]) -> Any:
     async def read(store: Store) -> Any:
-        return await store.read(question())
+        return await store.read(query())
 
     return with_store(config, read)
 
@@ -220,7 +220,7 @@ def _backlog(backlog: Backlog) -> dict[str, Any]:
 
 def _delivery(delivery: Delivery, webhooks: dict[str, Webhook]) -> dict[str, Any]:
     webhook = webhooks.get(delivery.webhook_id)
-    waits = delivery.state is State.WAITING
+    waits = delivery.state is DeliveryState.WAITING
     return {
         "event_id": delivery.event_id,
         "event": delivery.kind,

@@ -35,10 +35,10 @@ def list_keys(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     at = datetime.now(UTC)
 
     async def read(store: Store) -> list[TokenKey]:
-        return await store.read(signing_keys.every())
+        return await store.read(signing_keys.list_all())
 
     found = with_store(config, read)
-    signing = signing_keys.signing(found, at)
+    signing = signing_keys.current_key(found, at)
     if as_json:
         print_json([{"kid": key.kid, "state": _state(key, signing, at), **_times(key)} for key in found])
         return

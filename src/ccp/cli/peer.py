@@ -17,7 +17,7 @@ from ccp.server.audit.trail import command_actor
 from ccp.server.pool.peer_links import client_options
 from ccp.server.storage import Store
 from ccp.server.storage.queries import peers
-from ccp.server.storage.queries.audit import Action, Entry, told
+from ccp.server.storage.queries.audit import Action, Entry, with_audit
 from ccp.server.storage.queries.peers import Peer
 
 app = typer.Typer(no_args_is_help=True)
@@ -61,7 +61,7 @@ def add(
     async def register(store: Store) -> None:
         at = datetime.now(UTC)
         entry = Entry(at, command_actor(), Action.PEER_ADDED, {"peer": party_id, "base_url": base_url})
-        await store.write(told(peers.add(peer, at), lambda _: [entry]))
+        await store.write(with_audit(peers.add(peer, at), lambda _: [entry]))
 
     with_store(config, register)
     print_line(f"{party_id} is a peer. 'ccp peer test {party_id}' tells whether it answers.")
@@ -114,7 +114,7 @@ def disable(party_id: Annotated[str, typer.Argument(help="The pool's party id.")
 
     async def change(store: Store) -> None:
         entry = Entry(datetime.now(UTC), command_actor(), Action.PEER_DISABLED, {"peer": party_id})
-        await store.write(told(peers.disable(party_id), lambda _: [entry]))
+        await store.write(with_audit(peers.disable(party_id), lambda _: [entry]))
 
     with_store(config, change)
     print_line(f"{party_id} is disabled.")
@@ -122,7 +122,7 @@ def disable(party_id: Annotated[str, typer.Argument(help="The pool's party id.")
 
 def _every(config: ConfigOption) -> list[Peer]:
     async def read(store: Store) -> list[Peer]:
-        return await store.read(peers.every())
+        return await store.read(peers.list_all())
 
     return with_store(config, read)
 

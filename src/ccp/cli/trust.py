@@ -17,10 +17,10 @@ from ccp.server.audit.trail import command_actor
 from ccp.server.external.outbound import OutboundClient
 from ccp.server.external.services import ExternalServices
 from ccp.server.storage import Store
-from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import anchors
 from ccp.server.storage.queries.anchors import TrustedCertificate
-from ccp.server.storage.queries.audit import Entry, told
+from ccp.server.storage.queries.audit import Entry, with_audit
 from ccp.server.trust import anchors as trust
 from ccp.server.trust.anchors import Expiry, Synchronised, read_files, trusted
 from ccp.x509.certificates import Certificate
@@ -56,11 +56,11 @@ def add(
     async def change(store: Store) -> list[bool]:
         return [await store.write(keep(certificate)) for certificate in found]
 
-    def keep(certificate: TrustedCertificate) -> Steps[bool]:
+    def keep(certificate: TrustedCertificate) -> Query[bool]:
         def tell(new: bool) -> list[Entry]:
             return [anchors.added_entry(certificate, command_actor(), at, new=new)]
 
-        return told(anchors.keep(certificate), tell)
+        return with_audit(anchors.add_by_operator(certificate), tell)
 
     for entry, is_new in zip(found, with_store(config, change), strict=True):
         print_line(f"{'added' if is_new else 'known'}  {_line(entry)}")
@@ -114,7 +114,7 @@ def remove(
         def tell(roles: list[str]) -> list[Entry]:
             return [anchors.removed_entry(named, roles, command_actor(), datetime.now(UTC))]
 
-        return await store.write(told(anchors.remove(named, role.value if role else None), tell))
+        return await store.write(with_audit(anchors.remove(named, role.value if role else None), tell))
 
     print_line(f"removed for {len(with_store(config, change))} role(s)")
 
@@ -188,7 +188,7 @@ def sync(
 
 def _read(role: Role | None) -> Callable[[Store], Coroutine[Any, Any, list[TrustedCertificate]]]:
     async def read(store: Store) -> list[TrustedCertificate]:
-        return [entry for entry in await store.read(anchors.every()) if role is None or entry.role == role.value]
+        return [entry for entry in await store.read(anchors.list_all()) if role is None or entry.role == role.value]
 
     return read
 

@@ -7,7 +7,7 @@ import typer
 from ccp.cli.output import ConfigOption, JsonOption, format_time, print_json, print_table, with_store
 from ccp.server.domain.subscriptions import Subscriber, Webhook
 from ccp.server.storage import Store
-from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import events, subscribers
 from ccp.server.storage.queries.events import Backlog
 
@@ -18,16 +18,16 @@ app = typer.Typer(no_args_is_help=True)
 def list_webhooks(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """List the webhooks of all parties, and what waits for each; secrets are left out."""
 
-    def question() -> Steps[list[tuple[Webhook, bool, Backlog | None]]]:
-        backlogs = yield from events.backlogs()
+    def query() -> Query[list[tuple[Webhook, bool, Backlog | None]]]:
+        backlogs = yield from events.backlog_by_webhook()
         registered: list[Subscriber] = []
-        while page := (yield from subscribers.page(registered[-1].webhook.id if registered else "", 1000)):
+        while page := (yield from subscribers.list_page(registered[-1].webhook.id if registered else "", 1000)):
             registered += page
         registered.sort(key=lambda each: (each.webhook.created_at, each.webhook.id))
         return [(each.webhook, each.party.enabled, backlogs.get(each.webhook.id)) for each in registered]
 
     async def read(store: Store) -> list[tuple[Webhook, bool, Backlog | None]]:
-        return await store.read(question())
+        return await store.read(query())
 
     found = with_store(config, read)
     if as_json:

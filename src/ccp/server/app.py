@@ -61,7 +61,7 @@ from ccp.server.runtime.loop_lag import LoopLag
 from ccp.server.settings import Settings
 from ccp.server.storage import Store, connect
 from ccp.server.storage.engine.time_limits import COMMANDS, REQUESTS, TimeLimits
-from ccp.server.storage.queries.change_counters import Topic
+from ccp.server.storage.queries.change_counters import ChangeCounter
 from ccp.server.storage.snapshot_refresh import Snapshot, SnapshotRefresher
 from ccp.server.trust import anchors
 from ccp.server.trust.anchors import Trust
@@ -157,7 +157,7 @@ async def run_dispatcher(config: Settings, clock: Clock = utc_now) -> None:
     """Send events and do nothing else, until cancelled. Raises ConfigurationError, Unavailable at the start."""
     store = connect(config.database, config.database_connections)
     subscribers = Subscribers(store)
-    followed = (Topic.PARTIES, Topic.WEBHOOKS)
+    followed = (ChangeCounter.PARTIES, ChangeCounter.WEBHOOKS)
     refresher = SnapshotRefresher(
         store, Snapshot("subscribers", followed, subscribers.refresh, timeout=_RELOAD_TIMEOUT)
     )
@@ -230,13 +230,13 @@ def create_app(config: Settings | None = None) -> FastAPI:
 
     refresher = SnapshotRefresher(
         store,
-        Snapshot("parties", (Topic.PARTIES,), authority.refresh_parties, timeout=_RELOAD_TIMEOUT),
-        Snapshot("token_keys", (Topic.TOKEN_KEYS,), lambda: authority.refresh_keys(clock())),
-        Snapshot("anchors", (Topic.ANCHORS,), services.refresh_anchors),
-        Snapshot("peers", (Topic.PEERS,), services.peers.refresh),
+        Snapshot("parties", (ChangeCounter.PARTIES,), authority.refresh_parties, timeout=_RELOAD_TIMEOUT),
+        Snapshot("token_keys", (ChangeCounter.TOKEN_KEYS,), lambda: authority.refresh_keys(clock())),
+        Snapshot("anchors", (ChangeCounter.ANCHORS,), services.refresh_anchors),
+        Snapshot("peers", (ChangeCounter.PEERS,), services.peers.refresh),
         Snapshot(
             "subscribers",
-            (Topic.PARTIES, Topic.WEBHOOKS),
+            (ChangeCounter.PARTIES, ChangeCounter.WEBHOOKS),
             services.subscribers.refresh,
             critical=False,
             timeout=_RELOAD_TIMEOUT,

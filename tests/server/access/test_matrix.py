@@ -123,7 +123,7 @@ def place(pkis: dict[str, PKI]) -> Iterator[Place]:
 
         async def signing() -> signing_keys.TokenKey:
             async with opened(pool.settings) as store:
-                return (await store.read(signing_keys.every()))[0]
+                return (await store.read(signing_keys.list_all()))[0]
 
         stored = asyncio.run(signing())
         mine = pool.car(wmi="MXA")

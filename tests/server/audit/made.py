@@ -9,8 +9,8 @@ from ccp.ids import EMAID, PCID
 from ccp.server.audit import trail
 from ccp.server.audit.trail import Verdict, Verifier
 from ccp.server.storage import Store
-from ccp.server.storage.queries import audit as questions
-from ccp.server.storage.queries.audit import LANES, Action, Entry, Head
+from ccp.server.storage.queries import audit as queries
+from ccp.server.storage.queries.audit import SHARDS, Action, ChainHead, Entry
 from tests.server.storage.made import AT, SECOND, opened, write
 
 ACTOR = "cps"
@@ -36,12 +36,12 @@ def entry(pcid: PCID, emaid: str = "DEEXAA00000001", at: int = 0, **changes: Any
 _VEHICLES = [PCID(f"WEX0AUDIT{number:08d}") for number in range(400)]
 
 
-def fill(url: str, lanes: tuple[int, ...] = tuple(range(LANES)), rows: int = 5) -> None:
+def fill(url: str, lanes: tuple[int, ...] = tuple(range(SHARDS)), rows: int = 5) -> None:
     """So many rows in each of the lanes."""
-    write(url, *(questions.record(entry(vehicle_of(lane), at=at)) for at in range(rows) for lane in lanes))
+    write(url, *(queries.record(entry(vehicle_of(lane), at=at)) for at in range(rows) for lane in lanes))
 
 
-def verify(url: str, earlier: dict[int, Head] | None = None) -> Verdict:
+def verify(url: str, earlier: dict[int, ChainHead] | None = None) -> Verdict:
     async def run() -> Verdict:
         async with opened(url) as store:
             return await verified(store, earlier)
@@ -49,14 +49,14 @@ def verify(url: str, earlier: dict[int, Head] | None = None) -> Verdict:
     return asyncio.run(run())
 
 
-async def verified(store: Store, earlier: dict[int, Head] | None = None) -> Verdict:
+async def verified(store: Store, earlier: dict[int, ChainHead] | None = None) -> Verdict:
     verifier = Verifier(earlier)
     async for _ in trail.walk(store, verifier):
         pass
     return verifier.verdict()
 
 
-def broken(url: str, earlier: dict[int, Head] | None = None) -> list[tuple[int, int]]:
+def broken(url: str, earlier: dict[int, ChainHead] | None = None) -> list[tuple[int, int]]:
     """Lane and number of the first broken row of each broken lane."""
     return [(each.lane, each.number) for each in verify(url, earlier).broken]
 

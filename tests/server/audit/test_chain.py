@@ -13,9 +13,9 @@ import pytest
 
 from ccp.errors import ConfigurationError
 from ccp.ids import EMAID, PCID
-from ccp.server.storage.engine.query import Steps
-from ccp.server.storage.queries import audit as questions
-from ccp.server.storage.queries.audit import LANES, START, Action, Filter, Recorded
+from ccp.server.storage.engine.query import Query
+from ccp.server.storage.queries import audit as queries
+from ccp.server.storage.queries.audit import GENESIS_HASH, SHARDS, Action, AuditRow, Filter
 from tests.server.audit.made import ACTOR, CONTRACT, broken, entry, fill, vehicle_of, verify
 from tests.server.storage.made import AT, SECOND, new_database, read, sql, write
 
@@ -39,7 +39,7 @@ def column(url: str, name: str, number: int) -> Any:
 
 def test_a_row_says_what_its_entry_said(url: str) -> None:
     pcid = vehicle_of(LANE)
-    (row,) = read(url, questions.page(LANE, 2, 3))
+    (row,) = read(url, queries.page(LANE, 2, 3))
     assert (row.lane, row.number, row.actor, row.action, row.outcome) == (LANE, 3, ACTOR, "contract.published", "ok")
     assert (row.when, row.trace_id) == (AT + 2 * SECOND, "trace-2")
     assert json.loads(row.subject or "") == {"emaid": CONTRACT, "pcid": pcid}
@@ -47,7 +47,7 @@ def test_a_row_says_what_its_entry_said(url: str) -> None:
 
 def test_hashes_are_what_the_description_says_written_anew_here(url: str) -> None:
     before = "0" * 64
-    for row in read(url, questions.page(LANE, 0, 100)):
+    for row in read(url, queries.page(LANE, 0, 100)):
         assert row.subject is not None
         assert row.salt is not None
         assert row.commitment == hashlib.sha256(bytes.fromhex(row.salt) + row.subject.encode()).hexdigest()
@@ -59,7 +59,7 @@ def test_hashes_are_what_the_description_says_written_anew_here(url: str) -> Non
 
 
 def test_neighbouring_members_cannot_be_shifted_into_one_another() -> None:
-    row = Recorded(0, 1, 2, "ab", "c", "ok", None, None, None, "d", "")
+    row = AuditRow(0, 1, 2, "ab", "c", "ok", None, None, None, "d", "")
     others = [
         replace(row, actor="a", action="bc"),
         replace(row, actor="ab1:c", action=""),
@@ -68,26 +68,26 @@ def test_neighbouring_members_cannot_be_shifted_into_one_another() -> None:
         replace(row, number=11, at=2),
         replace(row, number=1, at=12),
     ]
-    hashes = {questions.hash_of(START, each) for each in (row, *others)}
+    hashes = {queries.hash_of(GENESIS_HASH, each) for each in (row, *others)}
     assert len(hashes) == len(others) + 1
 
 
 def test_the_same_entry_has_another_commitment_each_time(url: str) -> None:
-    write(url, questions.record(entry(vehicle_of(LANE)), entry(vehicle_of(LANE))))
+    write(url, queries.record(entry(vehicle_of(LANE)), entry(vehicle_of(LANE))))
     assert column(url, "subject", 6) == column(url, "subject", 7)
     assert column(url, "commitment", 6) != column(url, "commitment", 7)
 
 
 def test_entries_of_one_change_may_stand_in_several_lanes(tmp_path: Path) -> None:
     url = new_database(tmp_path)
-    write(url, questions.record(*(entry(vehicle_of(lane)) for lane in (9, 2, 9, 15, 2))))
+    write(url, queries.record(*(entry(vehicle_of(lane)) for lane in (9, 2, 9, 15, 2))))
     assert sql(url, "select lane, count(*) from audit group by lane") == [(2, 2), (9, 2), (15, 1)]
     assert verify(url).broken == ()
 
 
 def test_a_change_that_is_taken_back_leaves_no_row(url: str) -> None:
-    def change() -> Steps[None]:
-        yield from questions.record(entry(vehicle_of(LANE)))
+    def change() -> Query[None]:
+        yield from queries.record(entry(vehicle_of(LANE)))
         raise ConfigurationError("no")
 
     heads = sql(url, "select * from audit_head")
@@ -100,9 +100,9 @@ def test_a_change_that_is_taken_back_leaves_no_row(url: str) -> None:
 def test_text_of_any_kind_is_recorded_and_verifies(tmp_path: Path) -> None:
     url = new_database(tmp_path)
     subjects = [{"claimed": text} for text in ("röle", "\x00\n", "\ud800", "a" * 5000, '"}', "🚗")]
-    write(url, questions.record(*(entry(vehicle_of(0), subject=subject) for subject in subjects)))
+    write(url, queries.record(*(entry(vehicle_of(0), subject=subject) for subject in subjects)))
     assert verify(url).broken == ()
-    found = read(url, questions.found(Filter(), 10))
+    found = read(url, queries.search(Filter(), 10))
     assert sorted(str(json.loads(row.subject or "")) for row in found) == sorted(map(str, subjects))
 
 
@@ -221,10 +221,10 @@ def test_the_end_of_a_lane_that_is_still_empty_is_missed_too(url: str) -> None:
 
 
 @pytest.mark.parametrize("table", ["audit", "audit_head"])
-@pytest.mark.parametrize("lane", [LANES, -1])
+@pytest.mark.parametrize("lane", [SHARDS, -1])
 def test_rows_in_a_lane_that_there_is_not_are_noticed(url: str, lane: int, table: str) -> None:
     sql(url, f"update {table} set lane = ? where lane = ?", lane, LANE)
-    assert LANES in dict(broken(url))
+    assert SHARDS in dict(broken(url))
 
 
 def test_a_subject_that_is_gone_without_an_erasure_is_noticed(url: str) -> None:
@@ -246,16 +246,16 @@ def test_the_first_broken_row_of_each_broken_lane_is_told_with_the_reason(url: s
 def test_a_lane_whose_end_was_taken_away_takes_no_changes_and_says_why(url: str) -> None:
     sql(url, "delete from audit_head where lane = ?", LANE)
     with pytest.raises(ConfigurationError, match=f"lost the end of lane {LANE}; see ccp audit verify"):
-        write(url, questions.record(entry(vehicle_of(LANE))))
-    write(url, questions.record(entry(vehicle_of(OTHER))))
+        write(url, queries.record(entry(vehicle_of(LANE))))
+    write(url, queries.record(entry(vehicle_of(OTHER))))
 
 
 def rewritten(url: str) -> None:
     """All of a lane written anew, as somebody could who has the database: hashes and head fit again."""
-    before, rows = START, read(url, questions.page(LANE, 0, 100))
+    before, rows = GENESIS_HASH, read(url, queries.page(LANE, 0, 100))
     for row in rows:
         changed = replace(row, actor="somebody else" if row.number == 2 else row.actor)
-        before = questions.hash_of(before, changed)
+        before = queries.hash_of(before, changed)
         sql(
             url,
             "update audit set actor = ?, hash = ? where lane = ? and number = ?",
@@ -272,8 +272,8 @@ def cut(url: str) -> None:
 
 @pytest.mark.parametrize(("tamper", "first"), [(rewritten, 5), (cut, 4)])
 def test_what_the_chain_alone_cannot_show_the_ends_of_an_earlier_export_do(url: str, tamper: Any, first: int) -> None:
-    earlier = {lane: read(url, questions.end_of(lane))[0] for lane in range(LANES)}
-    write(url, questions.record(entry(vehicle_of(OTHER))))
+    earlier = {lane: read(url, queries.chain_head(lane))[0] for lane in range(SHARDS)}
+    write(url, queries.record(entry(vehicle_of(OTHER))))
     assert broken(url, {lane: head for lane, head in earlier.items() if head}) == []
     tamper(url)
     assert broken(url) == []
@@ -283,13 +283,13 @@ def test_what_the_chain_alone_cannot_show_the_ends_of_an_earlier_export_do(url: 
 # --- Erasing ---------------------------------------------------------------------------------------------------------
 
 
-def erase(url: str, emaid: str, listed: bool = True) -> list[Recorded]:
-    rows = read(url, questions.naming(EMAID(emaid)))
+def erase(url: str, emaid: str, listed: bool = True) -> list[AuditRow]:
+    rows = read(url, queries.rows_naming(EMAID(emaid)))
 
-    def change() -> Steps[None]:
-        yield from questions.forget(rows)
+    def change() -> Query[None]:
+        yield from queries.erase_subjects(rows)
         if listed:
-            yield from questions.record(*questions.erased(rows, AT, "cli:operator", {"kind": "emaid"}))
+            yield from queries.record(*queries.erasure_entries(rows, AT, "cli:operator", {"kind": "emaid"}))
 
     write(url, change())
     return rows
@@ -305,9 +305,9 @@ def test_an_erased_subject_is_good_where_an_erasure_lists_its_row(url: str) -> N
 
 def test_an_erasure_of_many_rows_is_told_in_several(tmp_path: Path) -> None:
     url = new_database(tmp_path)
-    write(url, questions.record(*(entry(vehicle_of(7)) for _ in range(1201))))
+    write(url, queries.record(*(entry(vehicle_of(7)) for _ in range(1201))))
     erase(url, CONTRACT)
-    assert len(read(url, questions.found(Filter(action=Action.DATA_ERASED), 10))) == 3
+    assert len(read(url, queries.search(Filter(action=Action.DATA_ERASED), 10))) == 3
     assert (verify(url).erased, verify(url).broken) == (1201, ())
 
 
@@ -339,7 +339,7 @@ def test_rows_are_found_by_everything_that_is_asked_for_newest_first(tmp_path: P
     car, other = vehicle_of(1), vehicle_of(2)
     write(
         url,
-        questions.record(
+        queries.record(
             entry(car, at=0),
             entry(other, "DEEXAA00000002", at=1),
             entry(car, "DEEXAA00000002", at=2, actor="oem", action=Action.CONTRACT_DEFAULT),
@@ -348,7 +348,7 @@ def test_rows_are_found_by_everything_that_is_asked_for_newest_first(tmp_path: P
     )
 
     def found(limit: int = 10, **wanted: Any) -> list[int]:
-        return [round((row.when - AT) / SECOND) for row in read(url, questions.found(Filter(**wanted), limit))]
+        return [round((row.when - AT) / SECOND) for row in read(url, queries.search(Filter(**wanted), limit))]
 
     assert found() == [3, 2, 1, 0]
     assert found(2) == [3, 2]
@@ -379,12 +379,12 @@ def test_a_row_names_an_id_where_it_stands_as_a_word_of_its_own(
     tmp_path: Path, named: str, subject: dict[str, str], does: bool
 ) -> None:
     url = new_database(tmp_path)
-    write(url, questions.record(entry(vehicle_of(0), subject=subject)))
-    assert bool(read(url, questions.naming(named))) is does
-    assert bool(read(url, questions.found(Filter(ids=(named,)), 5))) is does
+    write(url, queries.record(entry(vehicle_of(0), subject=subject)))
+    assert bool(read(url, queries.rows_naming(named))) is does
+    assert bool(read(url, queries.search(Filter(ids=(named,)), 5))) is does
 
 
 def test_vehicles_are_spread_evenly_over_the_lanes() -> None:
     counted = Counter(entry(PCID(f"WEX0SPREAD{number:07d}")).lane for number in range(1600))
-    assert set(counted) == set(range(LANES))
+    assert set(counted) == set(range(SHARDS))
     assert max(counted.values()) < 200

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from ccp.server.audit.trail import Verifier, read_export
-from ccp.server.storage.queries import audit as questions
-from ccp.server.storage.queries.audit import LANES, Action, Recorded
+from ccp.server.storage.queries import audit as queries
+from ccp.server.storage.queries.audit import SHARDS, Action, AuditRow
 from tests.cli.run import ccp, ccp_error, ccp_ok
 from tests.server.audit.made import CONTRACT, entry, fill, vehicle_of
 from tests.server.storage.made import AT, new_database, sql, write
@@ -62,10 +62,10 @@ def test_an_export_has_every_row_with_its_hashes_and_the_ends_of_all_lanes(
     url: str, config: tuple[object, ...]
 ) -> None:
     first, *rest = exported(config)
-    assert (first["format"], first["lanes"]) == ("opnc-ccp audit 1", LANES)
+    assert (first["format"], first["lanes"]) == ("opnc-ccp audit 1", SHARDS)
     rows, ends = [line for line in rest if "at" in line], [line for line in rest if "end_of" in line]
     assert len(rows) == 32
-    assert [end["end_of"] for end in ends] == list(range(LANES))
+    assert [end["end_of"] for end in ends] == list(range(SHARDS))
     stored = sql(url, "select lane, number, actor, subject, salt, commitment, hash from audit order by lane, number")
     names = ("lane", "number", "actor", "subject", "salt", "commitment", "hash")
     assert [tuple(row[name] for name in names) for row in rows] == stored
@@ -106,12 +106,12 @@ def test_an_export_that_was_cut_anywhere_is_noticed(url: str, config: tuple[obje
     lines = ccp_ok("audit", "export", *config).lines
     file = tmp_path / "trail.jsonl"
     file.write_text("\n".join(lines[:-1]))
-    assert verified(file) == [(LANES - 1, 3)]
+    assert verified(file) == [(SHARDS - 1, 3)]
 
     def broken(cut: list[str]) -> int:
         verifier = Verifier()
         for part in read_export(cut):
-            if isinstance(part, Recorded):
+            if isinstance(part, AuditRow):
                 verifier.take(part)
             else:
                 verifier.end(part)
@@ -159,7 +159,7 @@ def test_a_trail_is_held_against_an_export_that_was_kept_elsewhere(
 ) -> None:
     kept = tmp_path / "kept.jsonl"
     ccp_ok("audit", "export", kept, *config)
-    write(url, questions.record(entry(vehicle_of(3), at=9)))
+    write(url, queries.record(entry(vehicle_of(3), at=9)))
     ccp_ok("audit", "verify", "--against", kept, *config)
     # Somebody with the database cuts a lane's end and mends its head.
     sql(url, "delete from audit where lane = 4 and number = 2")
@@ -194,7 +194,7 @@ def test_an_export_overwrites_nothing(config: tuple[object, ...], tmp_path: Path
 
 
 def test_rows_are_listed_as_a_table_or_json(url: str, config: tuple[object, ...]) -> None:
-    write(url, questions.record(entry(vehicle_of(3), at=60, action=Action.CONTRACT_DEFAULT, actor="oem")))
+    write(url, queries.record(entry(vehicle_of(3), at=60, action=Action.CONTRACT_DEFAULT, actor="oem")))
     lines = ccp_ok("audit", "list", "--limit", "3", *config).lines
     assert len(lines) == 4
     assert lines[0].split() == ["at", "actor", "action", "outcome", "subject", "trace", "id"]
@@ -235,7 +235,7 @@ def test_a_time_that_is_none_and_an_id_that_is_none_are_refused(config: tuple[ob
 
 def test_what_a_caller_claimed_to_be_cannot_write_to_the_terminal(url: str, config: tuple[object, ...]) -> None:
     claimed = "\x1b[2J\nadmin"
-    write(url, questions.record(entry(vehicle_of(3), at=99, subject={"claimed": claimed})))
+    write(url, queries.record(entry(vehicle_of(3), at=99, subject={"claimed": claimed})))
     out = ccp_ok("audit", "list", "--limit", "1", *config).out
     assert "\x1b" not in out
     assert r"claimed=\x1b[2J\nadmin" in out

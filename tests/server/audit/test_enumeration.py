@@ -15,7 +15,7 @@ import pytest
 
 from ccp.ids import EMAID, PCID
 from ccp.server.storage.engine import sqlite, sqlite_writer
-from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.engine.query import Query
 from ccp.testing.pki import PKI
 from tests.databases import knows_sqlite
 from tests.world import ISO2, Pool, new_emaid, new_pcid, start
@@ -182,10 +182,10 @@ def asked() -> Iterator[list[str]]:
     done: list[str] = []
     run = sqlite.run
 
-    def spy(connection: Connection, steps: Steps[Any]) -> Any:
+    def spy(connection: Connection, steps: Query[Any]) -> Any:
         return run(connection, listened(steps))
 
-    def listened(steps: Steps[Any]) -> Steps[Any]:
+    def listened(steps: Query[Any]) -> Query[Any]:
         try:
             statement, parameters = next(steps)
             while True:

@@ -12,7 +12,7 @@ import pytest
 
 from ccp.ids import EMAID
 from ccp.server.audit.trail import command_actor
-from ccp.server.storage.queries import audit as questions
+from ccp.server.storage.queries import audit as queries
 from ccp.server.storage.queries.audit import Filter
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
@@ -81,7 +81,7 @@ def lived(pool: Pool) -> tuple[Car, Contract, Contract]:
 def rows_naming(pool: Pool, named: str, at_least: int) -> int:
     """Refused access is written a moment later."""
     for _ in range(50):
-        count = len(pool.change(questions.naming(named)))
+        count = len(pool.change(queries.rows_naming(named)))
         if count >= at_least:
             return count
         time.sleep(0.05)
@@ -198,7 +198,7 @@ def test_a_dry_run_says_the_same_and_changes_nothing(pool: Pool, config: Path) -
 def test_the_row_of_an_erasure_says_who_and_how_much_and_names_no_id(pool: Pool, config: Path) -> None:
     car, contract, other = lived(pool)
     erased(config, "--emaid", contract.emaid, "--tell-nobody")
-    (row, *_) = pool.change(questions.found(Filter(action="data.erased"), 1))
+    (row, *_) = pool.change(queries.search(Filter(action="data.erased"), 1))
     assert row.actor == command_actor()
     subject = json.loads(row.subject)
     assert (subject["kind"], subject["contracts"]) == ("emaid", 1)
@@ -208,10 +208,10 @@ def test_the_row_of_an_erasure_says_who_and_how_much_and_names_no_id(pool: Pool,
 
 def test_an_id_that_nothing_is_known_of_is_erased_all_the_same_and_that_is_recorded(pool: Pool, config: Path) -> None:
     for option, named in (("--emaid", new_emaid()), ("--pcid", new_pcid())):
-        before = len(pool.change(questions.found(Filter(action="data.erased"), 1000)))
+        before = len(pool.change(queries.search(Filter(action="data.erased"), 1000)))
         report = erased(config, option, named)
         assert set(report["erased"].values()) == {0}
-        assert len(pool.change(questions.found(Filter(action="data.erased"), 1000))) == before + 1
+        assert len(pool.change(queries.search(Filter(action="data.erased"), 1000))) == before + 1
     whole(config)
 
 
@@ -264,7 +264,7 @@ def test_what_went_is_printed(pool: Pool, config: Path) -> None:
 def test_an_erased_row_is_found_by_its_actor_and_no_more_by_its_id(tmp_path: Path) -> None:
     url = new_database(tmp_path)
     car = vehicle_of(1)
-    write(url, questions.record(entry(car)))
+    write(url, queries.record(entry(car)))
     config = tmp_path / "ccp.toml"
     config.write_text(f'database = "{url}"\nlog_level = "error"\n')
     erased(config, "--pcid", car)

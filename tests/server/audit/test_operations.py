@@ -16,8 +16,8 @@ import httpx
 import pytest
 
 from ccp.server.audit.trail import command_actor
-from ccp.server.storage.queries import audit as questions
-from ccp.server.storage.queries.audit import Filter, Recorded
+from ccp.server.storage.queries import audit as queries
+from ccp.server.storage.queries.audit import AuditRow, Filter
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp_ok
 from tests.server.audit.made import verified
@@ -41,20 +41,20 @@ def verdict(pool: Pool) -> Any:
     return asyncio.run(run())
 
 
-def rows(pool: Pool, *ids: str, **wanted: Any) -> list[Recorded]:
+def rows(pool: Pool, *ids: str, **wanted: Any) -> list[AuditRow]:
     """The rows that name the ids, oldest first."""
-    found: list[Recorded] = pool.change(questions.found(Filter(ids=ids, **wanted), 1000))
+    found: list[AuditRow] = pool.change(queries.search(Filter(ids=ids, **wanted), 1000))
     return found[::-1]
 
 
-def only(pool: Pool, answer: httpx.Response, *ids: str) -> Recorded:
+def only(pool: Pool, answer: httpx.Response, *ids: str) -> AuditRow:
     """The one row of a request."""
     trace_id = answer.headers["x-trace-id"]
     (row,) = [row for row in rows(pool, *ids) if row.trace_id == trace_id]
     return row
 
 
-def soon(pool: Pool, answer: httpx.Response) -> Recorded:
+def soon(pool: Pool, answer: httpx.Response) -> AuditRow:
     """The one row of a refused request, which is written a moment after its answer."""
     deadline = time.monotonic() + 30
     while True:
@@ -65,7 +65,7 @@ def soon(pool: Pool, answer: httpx.Response) -> Recorded:
         time.sleep(0.05)
 
 
-def subject(row: Recorded) -> dict[str, Any]:
+def subject(row: AuditRow) -> dict[str, Any]:
     assert row.subject is not None
     told: dict[str, Any] = json.loads(row.subject)
     return told

@@ -14,9 +14,9 @@ import pytest
 from ccp.errors import Unavailable
 from ccp.server.audit.trail import Refusals
 from ccp.server.storage import Store
-from ccp.server.storage.engine.query import Steps, T
-from ccp.server.storage.queries import audit as questions
-from ccp.server.storage.queries.audit import UNKNOWN, Action, Entry, Filter, Recorded
+from ccp.server.storage.engine.query import Query, T
+from ccp.server.storage.queries import audit as queries
+from ccp.server.storage.queries.audit import UNKNOWN, Action, AuditRow, Entry, Filter
 from tests.server.audit.made import verify
 from tests.server.storage.made import AT, new_database, opened, read, sql
 
@@ -52,8 +52,8 @@ async def until(url: str, question: str, expected: list[tuple[Any, ...]]) -> Non
         await asyncio.sleep(0.05)
 
 
-def rows(url: str) -> list[Recorded]:
-    return read(url, questions.found(Filter(), 10_000))
+def rows(url: str) -> list[AuditRow]:
+    return read(url, queries.search(Filter(), 10_000))
 
 
 def counted(url: str) -> int:
@@ -138,7 +138,7 @@ class Ailing:
         self._store = store
         self.well = False
 
-    async def write(self, change: Steps[T]) -> T:
+    async def write(self, change: Query[T]) -> T:
         if not self.well:
             raise Unavailable("The database does not answer now; try again.")
         return await self._store.write(change)

@@ -14,9 +14,9 @@ from typing import Any
 from ccp.errors import Unavailable
 from ccp.ids import EMAID, PCID
 from ccp.server.storage import Store
-from ccp.server.storage.queries import audit as questions
+from ccp.server.storage.queries import audit as queries
 from ccp.server.storage.queries import contracts
-from ccp.server.storage.queries.audit import LANES, Action, Entry
+from ccp.server.storage.queries.audit import SHARDS, Action, Entry
 from tests.server.audit.made import entry, vehicle_of, verified, verify
 from tests.server.storage.made import AT, new_database, opened, sql, variant
 
@@ -24,7 +24,7 @@ SPAWN = multiprocessing.get_context("spawn")
 
 
 def _publish(pcid: PCID) -> Any:
-    return questions.told(
+    return queries.with_audit(
         contracts.publish(variant(EMAID(f"DEEXAW{pcid[-8:]}"), pcid), AT),  # type: ignore[arg-type]
         lambda _: [entry(pcid)],
     )
@@ -41,7 +41,7 @@ def _hammer(url: str, seed: int, seconds: float, outcomes: Queue[Counter[str]]) 
             batch = [Entry(AT, str(chance.random()), Action.ACCESS_REFUSED, {}) for _ in range(chance.randrange(1, 30))]
             single = chance.random() < 0.8
             try:
-                await store.write(_publish(chance.choice(vehicles)) if single else questions.record(*batch))
+                await store.write(_publish(chance.choice(vehicles)) if single else queries.record(*batch))
                 counted["rows"] += 1 if single else len(batch)
             except Unavailable:
                 counted["unavailable"] += 1
@@ -67,7 +67,7 @@ def test_lanes_that_several_processes_write_to_are_whole_and_hold_every_acknowle
     assert together["rows"] > 200, together
     verdict = verify(url)
     assert (verdict.rows, verdict.broken) == (together["rows"], ())
-    assert sql(url, "select count(distinct lane) from audit") == [(LANES,)]
+    assert sql(url, "select count(distinct lane) from audit") == [(SHARDS,)]
 
 
 def test_a_trail_that_grows_while_it_is_verified_is_whole_and_an_erasure_meanwhile_is_no_break(tmp_path: Path) -> None:
@@ -76,18 +76,18 @@ def test_a_trail_that_grows_while_it_is_verified_is_whole_and_an_erasure_meanwhi
 
     async def run() -> None:
         async with opened(url) as store, opened(url) as other:
-            for lane in range(LANES):
-                await store.write(questions.record(*(entry(vehicle_of(lane), at=at) for at in range(20))))
+            for lane in range(SHARDS):
+                await store.write(queries.record(*(entry(vehicle_of(lane), at=at) for at in range(20))))
 
             async def disturb() -> None:
                 for number in range(40):
-                    vehicle = vehicle_of(number % LANES)
-                    rows = await other.read(questions.naming(vehicle))
+                    vehicle = vehicle_of(number % SHARDS)
+                    rows = await other.read(queries.rows_naming(vehicle))
 
                     def change(rows: Any = rows, vehicle: PCID = vehicle) -> Any:
-                        yield from questions.forget(rows)
-                        listed = questions.erased(rows, AT, f"cli:{vehicle}"[:8], {"kind": "pcid"})
-                        yield from questions.record(entry(vehicle), *listed)
+                        yield from queries.erase_subjects(rows)
+                        listed = queries.erasure_entries(rows, AT, f"cli:{vehicle}"[:8], {"kind": "pcid"})
+                        yield from queries.record(entry(vehicle), *listed)
 
                     await other.write(change())
                     await asyncio.sleep(0.002)

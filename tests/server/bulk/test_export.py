@@ -16,7 +16,7 @@ from ccp.ids import EMAID, PCID, WMI, ProviderId
 from ccp.server.bulk import exporter
 from ccp.server.bulk.exporter import Filter
 from ccp.server.storage import Store
-from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import bulk, contracts
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp, ccp_error, ccp_ok
@@ -172,7 +172,7 @@ def test_an_export_of_a_provider_or_a_maker_reads_its_vehicles_alone(
     with_store(url, use)
 
 
-def constant(value: bool) -> Steps[bool]:
+def constant(value: bool) -> Query[bool]:
     yield "select 1", ()
     return value
 

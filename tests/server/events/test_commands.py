@@ -17,7 +17,7 @@ import pytest
 
 from ccp.server.storage.engine.time_limits import TimeLimits
 from ccp.server.storage.queries import parties
-from ccp.server.storage.queries.events import Outcome
+from ccp.server.storage.queries.events import AttemptOutcome
 from ccp.testing.pki import PKI
 from tests.cli.run import COMMAND, CommandResult, ccp_error, ccp_ok, environment
 from tests.client.servers import Reply, scripted
@@ -61,7 +61,7 @@ def dead(pool: Pool, webhook: dict[str, Any], count: int = 1) -> list[Contract]:
     """So many events that the webhook has not taken, and will not be sent again."""
     contracts = [pool.publish(pool.car()) for _ in range(count)]
     fanned_out(pool, *contracts)
-    assert tried(pool, webhook["id"], Outcome.GIVEN_UP, error=WHY) == count
+    assert tried(pool, webhook["id"], AttemptOutcome.GIVEN_UP, error=WHY) == count
     return contracts
 
 
@@ -166,9 +166,9 @@ def test_a_dead_delivery_is_tried_again_under_its_own_id(pool: Pool) -> None:
     assert [each["event_id"] for each in listed(pool)] == [second["event_id"]]
     (again,) = listed(pool, "--state", "waiting")
     assert (again["event_id"], again["attempts"]) == (first["event_id"], 0)
-    assert tried(pool, made["id"], Outcome.DELIVERED, 200) == 1
+    assert tried(pool, made["id"], AttemptOutcome.DELIVERED, 200) == 1
     assert run(pool, "replay", "--endpoint", made["id"]).lines == ["1 delivery waits again."]
-    assert tried(pool, made["id"], Outcome.GIVEN_UP, error=WHY) == 1
+    assert tried(pool, made["id"], AttemptOutcome.GIVEN_UP, error=WHY) == 1
     assert run(pool, "replay", "--all").lines == ["1 delivery waits again."]
     assert run(pool, "replay", "--all").lines == ["0 deliveries wait again."]
 
@@ -178,7 +178,7 @@ def test_what_is_dropped_is_gone(pool: Pool) -> None:
     contracts = [pool.publish(pool.car()) for _ in range(3)]
     fanned_out(pool, *contracts)
     for each in (made, other):
-        assert tried(pool, each["id"], Outcome.REJECTED, 400, "hooks.example answered 400.") == 3
+        assert tried(pool, each["id"], AttemptOutcome.REJECTED, 400, "hooks.example answered 400.") == 3
     ids = [each["event_id"] for each in listed(pool, "--endpoint", made["id"])]
     assert run(pool, "drop", ids[0], ids[1], ids[0]).lines == ["2 deliveries dropped."]
     assert [each["event_id"] for each in listed(pool, "--endpoint", made["id"])] == ids[2:]

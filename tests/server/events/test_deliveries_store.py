@@ -13,7 +13,7 @@ from ccp.ids import EMAID, PCID, Namespace
 from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.domain.subscriptions import EventKind, Webhook
 from ccp.server.storage.queries import contracts, erasure, events, parties
-from ccp.server.storage.queries.events import Delivery, Outcome, State
+from ccp.server.storage.queries.events import AttemptOutcome, Delivery, DeliveryState
 from tests.databases import Server, sql
 from tests.server.events.receiver import webhook
 from tests.server.storage.made import (
@@ -63,11 +63,11 @@ def publish(url: str, emaid: EMAID = FIRST, pcid: PCID = CAR, at: datetime = AT,
 
 def waiting(url: str, hook: Webhook) -> list[Delivery]:
     """What waits for a webhook, the oldest first."""
-    return list(reversed(read(url, events.deliveries(hook.id, State.WAITING))))
+    return list(reversed(read(url, events.list_deliveries(hook.id, DeliveryState.WAITING))))
 
 
 def claim(url: str, hook: Webhook, at: datetime = AT, limit: int = 10) -> list[Delivery]:
-    found: list[Delivery] = write(url, events.claim(hook.id, at, at + 20 * SECOND, limit))
+    found: list[Delivery] = write(url, events.lease(hook.id, at, at + 20 * SECOND, limit))
     return found
 
 
@@ -118,7 +118,7 @@ def test_a_provider_is_told_under_the_names_that_it_subscribed_to(url: str) -> N
     other = subscribed(url, "emsp", "mo.contract.delivered.to.oem", provider_ids=("NLEXB",))
     publish(url)
     told = [(EventKind.HANDED_OUT, FIRST, CAR, Namespace.ISO20, AT + SECOND)]
-    write(url, events.tell_providers(told), events.fan_out(AT))
+    write(url, events.store_events(told), events.fan_out(AT))
     assert [each.kind for each in waiting(url, new)] == ["emsp.contract.delivered.to.oem"]
     (delivery,) = waiting(url, old)
     assert (delivery.kind, delivery.namespace) == ("mo.contract.delivered.to.oem", Namespace.ISO20)
@@ -182,7 +182,7 @@ def test_a_vehicles_events_are_claimed_one_after_another_and_vehicles_beside_eac
         assert [(each.pcid, each.rev) for each in claimed] == [(CAR, rev), (OTHER_CAR, rev)]
         assert claim(url, hook) == []
         for each in claimed:
-            assert write(url, events.complete(each, Outcome.DELIVERED, AT, status=200))
+            assert write(url, events.ack(each, AttemptOutcome.DELIVERED, AT, status=200))
     assert [(each.pcid, each.rev) for each in claim(url, hook)] == [(CAR, 4)]
 
 
@@ -206,7 +206,7 @@ def test_what_is_tried_again_later_keeps_its_vehicle_waiting_and_no_other(url: s
     publish(url, THIRD, OTHER_CAR)
     write(url, events.fan_out(AT))
     first, _ = claim(url, hook)
-    assert write(url, events.complete(first, Outcome.FAILED, AT, status=500, error="Oh.", again=AT + HOUR))
+    assert write(url, events.ack(first, AttemptOutcome.FAILED, AT, status=500, error="Oh.", retry_at=AT + HOUR))
     assert claim(url, hook, AT + 10 * SECOND) == []
     assert [(each.pcid, each.rev) for each in claim(url, other_hook)] == [(CAR, 1), (OTHER_CAR, 1)]
     (again,) = [each for each in claim(url, hook, AT + HOUR) if each.pcid == CAR]
@@ -222,10 +222,10 @@ def test_a_lease_that_ran_out_is_somebody_elses_and_the_late_answer_changes_noth
     assert claim(url, hook, AT + 19 * SECOND) == []
     (now,) = claim(url, hook, AT + 20 * SECOND)
     assert (now.event_id, now.attempts) == (late.event_id, 2)
-    assert not write(url, events.complete(late, Outcome.REJECTED, AT + 21 * SECOND, status=400))
-    assert [each.state for each in read(url, events.find(now.event_id))] == [State.WAITING]
-    assert write(url, events.complete(now, Outcome.DELIVERED, AT + 21 * SECOND, status=204))
-    assert not write(url, events.complete(now, Outcome.DELIVERED, AT + 21 * SECOND, status=204)), "once"
+    assert not write(url, events.ack(late, AttemptOutcome.REJECTED, AT + 21 * SECOND, status=400))
+    assert [each.state for each in read(url, events.find_delivery(now.event_id))] == [DeliveryState.WAITING]
+    assert write(url, events.ack(now, AttemptOutcome.DELIVERED, AT + 21 * SECOND, status=204))
+    assert not write(url, events.ack(now, AttemptOutcome.DELIVERED, AT + 21 * SECOND, status=204)), "once"
 
 
 def test_a_lease_that_is_given_back_costs_no_attempt(url: str) -> None:
@@ -233,7 +233,7 @@ def test_a_lease_that_is_given_back_costs_no_attempt(url: str) -> None:
     publish(url)
     write(url, events.fan_out(AT))
     (claimed,) = claim(url, hook)
-    write(url, events.release(claimed, AT + SECOND))
+    write(url, events.nack(claimed, AT + SECOND))
     assert [each.attempts for each in claim(url, hook, AT + SECOND)] == [1]
 
 
@@ -243,10 +243,10 @@ def test_nothing_is_claimed_for_a_webhook_that_is_disabled_and_nothing_is_left_o
     write(url, events.fan_out(AT), events.put_webhook(replace(hook, enabled=False)))
     assert claim(url, hook) == []
     assert len(waiting(url, hook)) == 1
-    assert write(url, events.drop_webhook(hook.id)) is True
+    assert write(url, events.remove_webhook(hook.id)) is True
     assert sql(url, "select count(*) from delivery") == [(0,)]
     assert claim(url, hook) == []
-    assert write(url, events.drop_webhook(hook.id)) is False
+    assert write(url, events.remove_webhook(hook.id)) is False
 
 
 # --- The end ---------------------------------------------------------------------------------------------------------
@@ -261,16 +261,16 @@ def test_dead_ones_are_replayed_as_they_were_or_dropped(url: str) -> None:
     for _ in range(2):
         (each,) = claim(url, hook)
         ids.append(each.event_id)
-        assert write(url, events.complete(each, Outcome.REJECTED, AT, status=409, error="no"))
-    assert read(url, events.dead(10, other.id)) == []
-    assert [each.event_id for each in reversed(read(url, events.dead(10, hook.id)))] == ids
-    assert write(url, events.replay(AT + DAY, webhook_id=other.id)) == 0
-    assert write(url, events.replay(AT + DAY, event_id=ids[1])) == 1
+        assert write(url, events.ack(each, AttemptOutcome.REJECTED, AT, status=409, error="no"))
+    assert read(url, events.list_dead(10, other.id)) == []
+    assert [each.event_id for each in reversed(read(url, events.list_dead(10, hook.id)))] == ids
+    assert write(url, events.replay_dead(AT + DAY, webhook_id=other.id)) == 0
+    assert write(url, events.replay_dead(AT + DAY, event_id=ids[1])) == 1
     (again,) = claim(url, hook, AT + DAY)
     assert (again.event_id, again.attempts, again.created_at) == (ids[1], 1, AT)
-    assert write(url, events.drop(event_id=ids[1])) == 0, "it waits"
-    assert write(url, events.drop(webhook_id=hook.id)) == 1
-    assert [each.event_id for each in read(url, events.deliveries(hook.id))] == [ids[1]]
+    assert write(url, events.drop_dead(event_id=ids[1])) == 0, "it waits"
+    assert write(url, events.drop_dead(webhook_id=hook.id)) == 1
+    assert [each.event_id for each in read(url, events.list_deliveries(hook.id))] == [ids[1]]
 
 
 def test_what_waits_for_too_long_is_given_up_and_what_was_delivered_is_forgotten_in_time(url: str) -> None:
@@ -279,17 +279,17 @@ def test_what_waits_for_too_long_is_given_up_and_what_was_delivered_is_forgotten
     publish(url, THIRD, OTHER_CAR)
     write(url, events.fan_out(AT))
     done = claim(url, hook, limit=1)[0]
-    write(url, events.complete(done, Outcome.DELIVERED, AT, status=200))
-    assert write(url, events.give_up(AT, AT, "Too long.")) == 0
-    assert write(url, events.give_up(AT + SECOND, AT + DAY, "Too long.")) == 1
-    (dead,) = read(url, events.dead(10))
+    write(url, events.ack(done, AttemptOutcome.DELIVERED, AT, status=200))
+    assert write(url, events.expire(AT, AT, "Too long.")) == 0
+    assert write(url, events.expire(AT + SECOND, AT + DAY, "Too long.")) == 1
+    (dead,) = read(url, events.list_dead(10))
     assert (dead.last_error, dead.last_status, dead.finished_at) == ("Too long.", None, AT + DAY)
     # Of one that was replayed the time begins anew.
-    write(url, events.replay(AT + DAY, event_id=dead.event_id))
-    assert write(url, events.give_up(AT + DAY, AT + DAY, "Too long.")) == 0
+    write(url, events.replay_dead(AT + DAY, event_id=dead.event_id))
+    assert write(url, events.expire(AT + DAY, AT + DAY, "Too long.")) == 0
     assert write(url, events.purge(AT)) == 0
     assert write(url, events.purge(AT + SECOND)) == 1
-    assert [each.event_id for each in read(url, events.deliveries(hook.id))] == [dead.event_id]
+    assert [each.event_id for each in read(url, events.list_deliveries(hook.id))] == [dead.event_id]
 
 
 def test_the_backlog_counts_what_is_where(url: str) -> None:
@@ -299,7 +299,7 @@ def test_the_backlog_counts_what_is_where(url: str) -> None:
     write(url, events.fan_out(AT, limit=1))
     (each,) = claim(url, hook)
     assert read(url, events.backlog()) == events.Backlog(1, 1, 0, AT)
-    write(url, events.complete(each, Outcome.GIVEN_UP, AT, error="no"))
+    write(url, events.ack(each, AttemptOutcome.GIVEN_UP, AT, error="no"))
     assert read(url, events.backlog()) == events.Backlog(1, 0, 1, None)
 
 
@@ -312,7 +312,7 @@ def test_a_success_is_told_to_the_provider_once_whichever_webhook_of_the_maker_h
     write(url, events.fan_out(AT))
     for hook in hooks:
         (each,) = claim(url, hook)
-        done = events.complete(each, Outcome.DELIVERED, AT + SECOND, status=200, tell=EventKind.CREATED_SENT)
+        done = events.ack(each, AttemptOutcome.DELIVERED, AT + SECOND, status=200, notify=EventKind.CREATED_SENT)
         assert write(url, done)
     rows = sql(url, "select rev, kind, emaid, payload, created_at from outbox")
     payload = json.dumps({"emaid": FIRST, "pcid": CAR, "namespaces": [Namespace.ISO2]})
@@ -326,7 +326,7 @@ def test_a_late_answer_tells_the_provider_nothing(url: str) -> None:
     write(url, events.fan_out(AT))
     (late,) = claim(url, hook)
     claim(url, hook, AT + HOUR)
-    assert not write(url, events.complete(late, Outcome.REJECTED, AT + HOUR, status=400, tell=EventKind.REJECTED))
+    assert not write(url, events.ack(late, AttemptOutcome.REJECTED, AT + HOUR, status=400, notify=EventKind.REJECTED))
     assert sql(url, "select count(*) from outbox") == [(0,)]
     assert sql(url, "select rev from vehicle where pcid = ?", CAR) == [(1,)]
 
@@ -340,13 +340,13 @@ def test_erasing_takes_events_on_their_way_too_but_for_those_that_tell_the_maker
     publish(url, SECOND_CONTRACT, OTHER_CAR)
     write(url, events.fan_out(AT))
     for each in claim(url, hook):
-        write(url, events.complete(each, Outcome.DELIVERED, AT, status=200))
+        write(url, events.ack(each, AttemptOutcome.DELIVERED, AT, status=200))
     publish(url)
     write(url, contracts.withdraw(FIRST, AT), events.fan_out(AT))
-    erased = write(url, erasure.erase(CAR, (), AT, "cli:test", tell=True))
+    erased = write(url, erasure.erase(CAR, (), AT, "cli:test", notify=True))
     assert (erased.events, erased.waiting, erased.vehicle) == (2, 1, False)
     assert [each.kind for each in waiting(url, hook)] == ["oem.contract.deleted"]
-    erased = write(url, erasure.erase(CAR, (), AT, "cli:test", tell=False))
+    erased = write(url, erasure.erase(CAR, (), AT, "cli:test", notify=False))
     assert (erased.events, erased.waiting, erased.vehicle) == (1, 0, True)
     assert sql(url, "select distinct pcid from delivery") == [(OTHER_CAR,)]
 
@@ -356,9 +356,9 @@ def test_a_vehicle_that_is_gone_is_not_made_again_by_what_is_told_of_it(url: str
     publish(url)
     write(url, events.fan_out(AT))
     (each,) = claim(url, hook)
-    write(url, erasure.erase(CAR, (), AT, "cli:test", tell=False))
-    assert not write(url, events.complete(each, Outcome.DELIVERED, AT, status=200, tell=EventKind.CREATED_SENT))
-    write(url, events.tell_providers([(EventKind.HANDED_OUT, FIRST, CAR, Namespace.ISO2, AT)]))
+    write(url, erasure.erase(CAR, (), AT, "cli:test", notify=False))
+    assert not write(url, events.ack(each, AttemptOutcome.DELIVERED, AT, status=200, notify=EventKind.CREATED_SENT))
+    write(url, events.store_events([(EventKind.HANDED_OUT, FIRST, CAR, Namespace.ISO2, AT)]))
     assert sql(url, "select count(*) from vehicle") == sql(url, "select count(*) from outbox") == [(0,)]
 
 
@@ -367,7 +367,7 @@ def test_a_vehicle_whose_numbers_begin_anew_has_its_events_told(url: str) -> Non
     publish(url)
     write(url, events.fan_out(AT))
     (each,) = claim(url, hook)
-    write(url, events.complete(each, Outcome.DELIVERED, AT, status=200))
+    write(url, events.ack(each, AttemptOutcome.DELIVERED, AT, status=200))
     # As after a restore of an older backup: the history is there, the vehicle's number is not.
     sql(url, "update vehicle set rev = 0")
     publish(url)

@@ -18,7 +18,7 @@ from ccp.server.domain.subscriptions import Webhook
 from ccp.server.events import Dispatcher, Subscribers, dispatcher
 from ccp.server.settings import Settings
 from ccp.server.storage.engine import sqlite_connection
-from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import contracts, due_deliveries, events, parties
 from ccp.server.storage.queries.due_deliveries import Due
 from tests.databases import Server, sql
@@ -43,7 +43,7 @@ def hooks(count: int, address: str = "http://127.0.0.1:9/") -> list[Webhook]:
     return [replace(webhook(address), id=f"hook-{number:04d}") for number in range(count)]
 
 
-def queued(hook: Webhook, *due_at: datetime, car: int = 0) -> Steps[None]:
+def queued(hook: Webhook, *due_at: datetime, car: int = 0) -> Query[None]:
     """Deliveries of a webhook, each of a vehicle of its own unless one is named."""
     for number, at in enumerate(due_at):
         pcid = PCID(f"WEX0DUE00{hook.id[-4:]}{car or number:04d}")
@@ -55,7 +55,7 @@ def queued(hook: Webhook, *due_at: datetime, car: int = 0) -> Steps[None]:
         yield events._INSERT, values
 
 
-def all_of(*steps: Steps[None]) -> Steps[None]:
+def all_of(*steps: Query[None]) -> Query[None]:
     for each in steps:
         yield from each
 
@@ -63,8 +63,8 @@ def all_of(*steps: Steps[None]) -> Steps[None]:
 def test_what_is_put_off_is_not_looked_at_and_what_is_due_is_counted(url: str) -> None:
     late, now, both = hooks(3)
     write(url, all_of(queued(late, AT + HOUR), queued(now, AT, AT - SECOND), queued(both, AT + SECOND, AT)))
-    assert read(url, due_deliveries.look(AT)) == Due({now.id: 2, both.id: 1}, complete=True)
-    assert read(url, due_deliveries.look(AT - HOUR)) == Due({}, complete=True)
+    assert read(url, due_deliveries.due_webhooks(AT)) == Due({now.id: 2, both.id: 1}, complete=True)
+    assert read(url, due_deliveries.due_webhooks(AT - HOUR)) == Due({}, complete=True)
 
 
 def test_a_long_queue_hides_neither_what_waits_longest_nor_what_has_just_come(
@@ -77,13 +77,13 @@ def test_a_long_queue_hides_neither_what_waits_longest_nor_what_has_just_come(
         queued(oldest, AT - HOUR), queued(silent, *(AT - 60 * SECOND * n for n in range(1, 11))),
         queued(between, AT - 330 * SECOND), queued(newest, AT), queued(late, AT + HOUR),
     ))  # fmt: skip
-    found = read(url, due_deliveries.look(AT))
+    found = read(url, due_deliveries.due_webhooks(AT))
     assert (set(found.webhooks), found.complete) == ({oldest.id, silent.id, newest.id}, False)
-    first, after = read(url, due_deliveries.page(AT, ""))
+    first, after = read(url, due_deliveries.due_webhooks_page(AT, ""))
     assert (first, after) == ({oldest.id, silent.id}, silent.id)
-    second, after = read(url, due_deliveries.page(AT, silent.id))
+    second, after = read(url, due_deliveries.due_webhooks_page(AT, silent.id))
     assert (second, after) == ({between.id, newest.id}, newest.id)
-    assert read(url, due_deliveries.page(AT, newest.id)) == (set(), None)
+    assert read(url, due_deliveries.due_webhooks_page(AT, newest.id)) == (set(), None)
 
 
 def test_each_look_goes_through_an_index_of_what_is_due(tmp_path: Path) -> None:
@@ -101,7 +101,7 @@ def test_each_look_goes_through_an_index_of_what_is_due(tmp_path: Path) -> None:
 def with_dispatcher(
     url: str,
     registered: list[Webhook],
-    change: Steps[None],
+    change: Query[None],
     use: Callable[[Dispatcher, CountingStore], Awaitable[None]],
 ) -> None:
     for hook in registered:
@@ -142,7 +142,7 @@ def test_events_that_are_too_many_for_the_time_of_one_change_are_taken_in_smalle
 ) -> None:
     whole, groups = events.fan_out, list[int]()
 
-    def in_time(at: datetime, limit: int) -> Steps[int]:
+    def in_time(at: datetime, limit: int) -> Query[int]:
         groups.append(limit)
         if limit > 10:
             raise Unavailable("The database cannot write now; nothing was changed, try again.")
@@ -155,7 +155,7 @@ def test_events_that_are_too_many_for_the_time_of_one_change_are_taken_in_smalle
         for _ in range(20):
             with contextlib.suppress(Unavailable):
                 await made.once()
-        assert not await store.read(events.are_new())
+        assert not await store.read(events.has_new_events())
         assert [limit for limit in groups if limit <= 10], groups
 
     with_dispatcher(url, hooks(1), all_of(), use)

@@ -19,9 +19,9 @@ from ccp.schemas.event_types import EMSP, KNOWN, audience, published
 from ccp.server.domain.parties import Caller, PartyRole
 from ccp.server.domain.subscriptions import EventKind
 from ccp.server.events.webhooks import MOST, Wanted, Webhooks
-from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import events as store_events
-from ccp.server.storage.queries.events import Outcome
+from ccp.server.storage.queries.events import AttemptOutcome
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp_ok
 from tests.server.events.told import (
@@ -437,9 +437,9 @@ def test_a_webhook_is_removed_with_all_its_deliveries_but_not_with_many_in_one_t
     fanned_out(pool, pool.publish(pool.car()))
     copied(pool, 2500)
     before: list[int] = []
-    whole = store_events.drop_webhook
+    whole = store_events.remove_webhook
 
-    def measured(id: str) -> Steps[bool]:
+    def measured(id: str) -> Query[bool]:
         before.append((yield "select count(*) from delivery where webhook_id = $1", (id,))[0][0])
         return (yield from whole(id))
 
@@ -555,7 +555,7 @@ def test_what_became_of_each_event_is_told_its_subscriber(pool: Pool) -> None:
     }
     assert item == waiting
 
-    assert tried(pool, made["id"], Outcome.FAILED, error="hooks.example cannot be reached.") == 1
+    assert tried(pool, made["id"], AttemptOutcome.FAILED, error="hooks.example cannot be reached.") == 1
     (item,) = deliveries(pool, made)["deliveries"]
     again = datetime.fromisoformat(item.pop("nextAttempt")) - datetime.now(UTC)
     assert timedelta(minutes=59) < again <= timedelta(hours=1)
@@ -563,7 +563,7 @@ def test_what_became_of_each_event_is_told_its_subscriber(pool: Pool) -> None:
     assert item == {name: value for name, value in failed.items() if name != "nextAttempt"}
 
     pool.sql("update delivery set lease_until = 0 where event_id = ?", item["eventId"])
-    assert tried(pool, made["id"], Outcome.REJECTED, 409, "It answered 409.") == 1
+    assert tried(pool, made["id"], AttemptOutcome.REJECTED, 409, "It answered 409.") == 1
     (item,) = deliveries(pool, made)["deliveries"]
     assert datetime.now(UTC) - datetime.fromisoformat(item["finishedAt"]) < timedelta(seconds=30)
     assert (item["state"], item["attempts"], item["nextAttempt"]) == ("dead", 2, None)
@@ -574,12 +574,12 @@ def test_deliveries_are_told_page_by_page_the_newest_first_and_by_state(pool: Po
     made = subscribe(pool, "oem", CREATED, DELETED)
     published = [pool.publish(pool.car(), new_emaid()) for _ in range(3)]
     fanned_out(pool, *published)
-    assert tried(pool, made["id"], Outcome.DELIVERED, 200) == 3
+    assert tried(pool, made["id"], AttemptOutcome.DELIVERED, 200) == 3
     for contract in published[:2]:
         assert pool.emsp.delete(f"/signedcontractdata/{contract.emaid}").status_code == 200
     fanned_out(pool)
     published.append(pool.publish(pool.car()))
-    assert tried(pool, made["id"], Outcome.REJECTED, 400, "It answered 400.") == 2
+    assert tried(pool, made["id"], AttemptOutcome.REJECTED, 400, "It answered 400.") == 2
     fanned_out(pool)
 
     whole = deliveries(pool, made)

@@ -66,7 +66,7 @@ def told(pool: Pool, url: str, client_id: str = "oem", *names: str, **more: obje
     try:
         yield made
     finally:
-        pool.change(events.drop_webhook(made.id))
+        pool.change(events.remove_webhook(made.id))
 
 
 def withdraw(pool: Pool, contract: Contract) -> None:
@@ -152,7 +152,7 @@ def test_what_fails_too_often_is_dead_the_next_goes_out_and_the_dead_can_be_repl
         receiver.wait("/dead", 4)
         until(lambda: states(sending.settings.database, hook.id) == [("dead", 3, 500), ("delivered", 1, 200)])
         never_more(receiver, "/dead", 4)
-        assert sending.change(events.replay(datetime.now(UTC), webhook_id=hook.id)) == 1
+        assert sending.change(events.replay_dead(datetime.now(UTC), webhook_id=hook.id)) == 1
         sent = receiver.wait("/dead", 5)
         until(lambda: states(sending.settings.database, hook.id) == [("delivered", 1, 200), ("delivered", 1, 200)])
     assert [each.kind for each in sent] == [CREATED, CREATED, CREATED, DELETED, CREATED]
@@ -345,7 +345,7 @@ def test_what_waits_for_a_disabled_webhook_or_party_waits_and_nothing_is_added(
         sending.change(events.put_webhook(made))
         receiver.wait("/paused", 2)
     finally:
-        sending.change(events.drop_webhook(made.id))
+        sending.change(events.remove_webhook(made.id))
 
 
 def test_a_webhook_that_answers_with_more_than_anybody_reads_has_been_told_all_the_same(

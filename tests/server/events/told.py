@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 
 from ccp.server.storage.queries import events
-from ccp.server.storage.queries.events import Delivery, Outcome
+from ccp.server.storage.queries.events import AttemptOutcome, Delivery
 from tests.world import Contract, Pool
 
 BASE = "/opnc/v1/event/endpoints"
@@ -52,11 +52,13 @@ def copied(pool: Pool, count: int) -> None:
     )
 
 
-def tried(pool: Pool, webhook_id: str, outcome: Outcome, status: int | None = None, error: str | None = None) -> int:
+def tried(
+    pool: Pool, webhook_id: str, outcome: AttemptOutcome, status: int | None = None, error: str | None = None
+) -> int:
     """Let everything that is due for a webhook come to this. Returns how many deliveries it was."""
     at = datetime.now(UTC)
-    claimed: list[Delivery] = pool.change(events.claim(webhook_id, at, at + timedelta(seconds=60), 1000))
+    claimed: list[Delivery] = pool.change(events.lease(webhook_id, at, at + timedelta(seconds=60), 1000))
     for each in claimed:
-        done = events.complete(each, outcome, at, status=status, error=error, again=at + timedelta(hours=1))
+        done = events.ack(each, outcome, at, status=status, error=error, retry_at=at + timedelta(hours=1))
         assert pool.change(done)
     return len(claimed)

@@ -43,7 +43,7 @@ from ccp.server.sandbox.local_pool import loopback
 from ccp.server.settings import LogIdentifiers, Settings
 from ccp.server.storage import Store, connect
 from ccp.server.storage.engine import schema
-from ccp.server.storage.queries import contracts as questions
+from ccp.server.storage.queries import contracts as queries
 from ccp.testing.pki import PKI, Credential
 from tests.server.external.scripted_server import DROP, Fake, Reply, json_answer, refusal, scripted_server
 from tests.server.external.test_pki_service import stored
@@ -88,7 +88,7 @@ class Receiver:
 
         async def write() -> None:
             async with opened(self.database) as store:
-                await store.write(questions.publish(contract, at))
+                await store.write(queries.publish(contract, at))
 
         asyncio.run(write())
         if key is not None:

@@ -195,4 +195,4 @@ def test_the_schedule_takes_over_roots(pkis: dict[str, PKI], monkeypatch: pytest
             while (answer := pool.cps.put("/signedcontractdata", json=contract.body)).status_code != 201:
                 assert time.monotonic() < deadline, answer.text
                 time.sleep(0.1)
-            assert len(pool.change(anchors.every())) == len(pool.world.pkis) * 5 - 5 + 3
+            assert len(pool.change(anchors.list_all())) == len(pool.world.pkis) * 5 - 5 + 3

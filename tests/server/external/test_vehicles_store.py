@@ -12,9 +12,9 @@ from ccp.server.domain.contracts import SignedContract
 from ccp.server.domain.default_contracts import VehicleRules
 from ccp.server.storage import connect
 from ccp.server.storage.engine import schema
-from ccp.server.storage.engine.query import Steps
-from ccp.server.storage.queries import contracts as questions
-from ccp.server.storage.queries.vehicles import bindings, withdraw_vehicle
+from ccp.server.storage.engine.query import Query
+from ccp.server.storage.queries import contracts as queries
+from ccp.server.storage.queries.vehicles import invalidate, list_bindings
 from ccp.testing.pki import PKI
 from tests.databases import fresh
 from tests.server.external.test_pki_service import stored
@@ -41,23 +41,23 @@ def test_events_of_a_vehicle_have_revisions_of_their_own_and_claims_go_with_cont
         for store in stores:
             await store.open()
         for index in range(20):
-            await stores[0].write(questions.publish(contract(index), AT, MANY))
+            await stores[0].write(queries.publish(contract(index), AT, MANY))
 
         async def withdraw(index: int) -> None:
             try:
-                await stores[1].write(questions.withdraw(emaids[index], AT))
+                await stores[1].write(queries.withdraw(emaids[index], AT))
             except NotFound:
                 return
 
         await asyncio.gather(
-            *(store.write(withdraw_vehicle(pcid, AT)) for store in stores),
+            *(store.write(invalidate(pcid, AT)) for store in stores),
             *(withdraw(index) for index in range(5)),
-            *(stores[2].write(questions.publish(contract(index, other), AT, MANY)) for index in range(5, 10)),
-            *(stores[0].write(questions.publish(contract(index), AT, MANY)) for index in range(10, 15)),
+            *(stores[2].write(queries.publish(contract(index, other), AT, MANY)) for index in range(5, 10)),
+            *(stores[0].write(queries.publish(contract(index), AT, MANY)) for index in range(10, 15)),
         )
-        await stores[0].write(withdraw_vehicle(pcid, AT))
-        assert await stores[0].read(bindings(pcid)) == []
-        assert {binding.emaid for binding in await stores[0].read(bindings(other))} == set(emaids[5:10])
+        await stores[0].write(invalidate(pcid, AT))
+        assert await stores[0].read(list_bindings(pcid)) == []
+        assert {binding.emaid for binding in await stores[0].read(list_bindings(other))} == set(emaids[5:10])
         told = await stores[0].read(_events(pcid))
         assert len({rev for rev, _, _ in told}) == len(told)
         balance = Counter[str]()
@@ -82,22 +82,22 @@ def test_only_what_is_stale_goes(tmp_path: Path, pkis: dict[str, PKI]) -> None:
     async def everything() -> None:
         store = connect(url)
         await store.open()
-        await store.write(questions.publish(old, AT - timedelta(hours=1)))
-        await store.write(questions.publish(new, AT))
-        assert await store.write(withdraw_vehicle(pcid, AT, lambda binding: binding.published_at < AT)) == [old.emaid]
-        assert [binding.emaid for binding in await store.read(bindings(pcid))] == [new.emaid]
-        assert await store.write(withdraw_vehicle(pcid, AT, lambda binding: False)) == []
-        assert await store.write(withdraw_vehicle(new_pcid(), AT)) == []
+        await store.write(queries.publish(old, AT - timedelta(hours=1)))
+        await store.write(queries.publish(new, AT))
+        assert await store.write(invalidate(pcid, AT, lambda binding: binding.published_at < AT)) == [old.emaid]
+        assert [binding.emaid for binding in await store.read(list_bindings(pcid))] == [new.emaid]
+        assert await store.write(invalidate(pcid, AT, lambda binding: False)) == []
+        assert await store.write(invalidate(new_pcid(), AT)) == []
         await store.close()
 
     asyncio.run(everything())
 
 
-def _events(pcid: str) -> Steps[list[tuple[int, str, str]]]:
+def _events(pcid: str) -> Query[list[tuple[int, str, str]]]:
     rows = yield "select rev, kind, emaid from outbox where pcid = $1", (pcid,)
     return [(rev, kind, emaid) for rev, kind, emaid in rows]
 
 
-def _claims() -> Steps[set[tuple[str, str]]]:
+def _claims() -> Query[set[tuple[str, str]]]:
     rows = yield "select emaid, pcid from emaid_claim", ()
     return {(emaid, pcid) for emaid, pcid in rows}

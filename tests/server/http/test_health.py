@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from ccp.server.storage.engine.time_limits import NOT_WRITTEN
-from ccp.server.storage.engine.write_lock import Turns
+from ccp.server.storage.engine.write_lock import WriteLock
 from ccp.testing.pki import PKI
 from tests.cli.run import COMMAND, ccp_process, environment
 from tests.cli.test_serving import free_port
@@ -61,7 +61,7 @@ def test_a_pool_whose_writer_dies_answers_everything_and_is_ready_when_the_write
     pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @contextmanager
-    def broken(turns: Turns) -> Iterator[None]:
+    def broken(write_lock: WriteLock) -> Iterator[None]:
         raise OSError(errno.EIO, "Input/output error")
         yield
 
@@ -69,7 +69,7 @@ def test_a_pool_whose_writer_dies_answers_everything_and_is_ready_when_the_write
         car = pool.car()
         contract = pool.publish(car)
         with monkeypatch.context() as patch:
-            patch.setattr(Turns, "mine", broken)
+            patch.setattr(WriteLock, "hold", broken)
             for _ in range(3):
                 answer = pool.client("cps").put("/signedcontractdata", json=contract.body)
                 assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2")

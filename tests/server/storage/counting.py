@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from ccp.server.storage import Store
-from ccp.server.storage.engine.query import Row, Statement, Steps, T
+from ccp.server.storage.engine.query import Query, Row, Statement, T
 
 
 @dataclass
@@ -24,13 +24,13 @@ class CountingStore:
     async def time(self) -> datetime | None:
         return await self.inner.time()
 
-    async def read(self, question: Steps[T]) -> T:
-        return await self.inner.read(self._counted(question))
+    async def read(self, query: Query[T]) -> T:
+        return await self.inner.read(self._counted(query))
 
-    async def write(self, change: Steps[T]) -> T:
+    async def write(self, change: Query[T]) -> T:
         return await self.inner.write(self._counted(change))
 
-    def _counted(self, steps: Steps[T]) -> Steps[T]:
+    def _counted(self, steps: Query[T]) -> Query[T]:
         steps = iter(steps)  # type: ignore[assignment]
         try:
             statement: Statement = next(steps)

@@ -16,7 +16,7 @@ from ccp.server.domain.default_contracts import VehicleRules
 from ccp.server.pool import purging
 from ccp.server.storage import Store, connect
 from ccp.server.storage.engine import schema
-from ccp.server.storage.engine.query import Row, Statement, Steps
+from ccp.server.storage.engine.query import Query, Row, Statement
 from ccp.server.storage.queries import contracts
 from tests.databases import sql
 
@@ -33,7 +33,7 @@ T = TypeVar("T")
 NO_LIMITS = VehicleRules(max_contracts=1_000_000, max_contracts_of_provider=1_000_000)
 
 
-def published_by_the_release_before(contract: SignedContract, at: datetime) -> Steps[None]:
+def published_by_the_release_before(contract: SignedContract, at: datetime) -> Query[None]:
     """The statements with which the release before migration 0008 stores the first contract of a vehicle."""
     now, key = contracts.microseconds(at), (contract.emaid, contract.pcid)
     yield (
@@ -101,7 +101,7 @@ def with_store(url: str, use: Callable[[Store], Awaitable[T]]) -> T:
     return asyncio.run(run())
 
 
-def write(url: str, *changes: Steps[Any]) -> Any:
+def write(url: str, *changes: Query[Any]) -> Any:
     """Make changes one after another. Returns what the last one returned."""
 
     async def use(store: Store) -> Any:
@@ -110,11 +110,11 @@ def write(url: str, *changes: Steps[Any]) -> Any:
     return with_store(url, use)
 
 
-def read(url: str, question: Steps[T]) -> T:
-    return with_store(url, lambda store: store.read(question))
+def read(url: str, query: Query[T]) -> T:
+    return with_store(url, lambda store: store.read(query))
 
 
-def statements(*wanted: Statement) -> Steps[list[Row]]:
+def statements(*wanted: Statement) -> Query[list[Row]]:
     """A change or question of these statements. Its answer is the rows of the last one."""
     rows: list[Row] = []
     for statement in wanted:

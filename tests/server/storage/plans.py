@@ -7,17 +7,17 @@ from contextlib import closing
 from typing import Any, TypeVar
 
 from ccp.server.storage.engine import schema
-from ccp.server.storage.engine.query import Row, Steps
+from ccp.server.storage.engine.query import Query, Row
 from ccp.server.storage.engine.sqlite_connection import _dialect
 from tests.databases import aside, sql
 
 T = TypeVar("T")
 
 
-def asked(url: str, question: Steps[Any]) -> list[tuple[str, Row]]:
+def asked(url: str, query: Query[Any]) -> list[tuple[str, Row]]:
     """The statements that a question yields on a database, with their parameters."""
     seen: list[tuple[str, Row]] = []
-    steps = iter(question)
+    steps = iter(query)
     try:
         statement, parameters = next(steps)
         while True:
@@ -43,8 +43,8 @@ def plan(url: str, statement: str, parameters: Row) -> str:
         return "\n".join(row[3] for row in rows)
 
 
-def plans(url: str, question: Steps[Any]) -> str:
-    return "\n".join(plan(url, statement, parameters) for statement, parameters in asked(url, question))
+def plans(url: str, query: Query[Any]) -> str:
+    return "\n".join(plan(url, statement, parameters) for statement, parameters in asked(url, query))
 
 
 def as_if_large(url: str) -> None:

@@ -15,9 +15,9 @@ from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.storage import Store, change_feed
 from ccp.server.storage.change_feed import ChangeFeed
 from ccp.server.storage.engine import schema
-from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import change_counters, parties
-from ccp.server.storage.queries.change_counters import Topic
+from ccp.server.storage.queries.change_counters import ChangeCounter
 from tests.databases import sql
 from tests.server.storage.made import AT, opened, read, statements, write
 from tests.world import party
@@ -32,7 +32,7 @@ class Seen:
     async def reload(self) -> None:
         self.calls.append("all")
 
-    async def apply(self, topic: Topic, after: int, last: int, keys: Collection[str]) -> None:
+    async def apply(self, topic: ChangeCounter, after: int, last: int, keys: Collection[str]) -> None:
         self.calls.append(set(keys))
 
     def taken(self) -> list[set[str] | str]:
@@ -40,26 +40,26 @@ class Seen:
         return calls
 
 
-def recorded(*keys: str, topic: Topic = Topic.WEBHOOKS) -> Steps[None]:
+def recorded(*keys: str, topic: ChangeCounter = ChangeCounter.WEBHOOKS) -> Query[None]:
     for key in keys:
-        yield from change_counters.record(topic, key)
+        yield from change_counters.bump_and_log(topic, key)
 
 
 def test_the_log_has_each_change_under_its_number_and_keeps_the_latest(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(change_counters, "KEPT", 3)
-    write(url, recorded("a", "b"), recorded("c", topic=Topic.PARTIES), recorded("d", "e"))
-    assert read(url, change_counters.entries(Topic.WEBHOOKS, 0, 10)) == [(2, "b"), (3, "d"), (4, "e")]
-    assert read(url, change_counters.entries(Topic.WEBHOOKS, 2, 1)) == [(3, "d")]
-    assert read(url, change_counters.entries(Topic.PARTIES, 0, 10)) == [(1, "c")]
-    assert read(url, change_counters.numbers()) == {"webhooks": 4, "parties": 1}
+    write(url, recorded("a", "b"), recorded("c", topic=ChangeCounter.PARTIES), recorded("d", "e"))
+    assert read(url, change_counters.log_entries(ChangeCounter.WEBHOOKS, 0, 10)) == [(2, "b"), (3, "d"), (4, "e")]
+    assert read(url, change_counters.log_entries(ChangeCounter.WEBHOOKS, 2, 1)) == [(3, "d")]
+    assert read(url, change_counters.log_entries(ChangeCounter.PARTIES, 0, 10)) == [(1, "c")]
+    assert read(url, change_counters.read_all()) == {"webhooks": 4, "parties": 1}
 
 
 def test_a_change_that_is_taken_back_leaves_its_number_to_the_next_one(url: str) -> None:
     first = party("one", PartyRole.CPO)
 
-    def failing() -> Steps[None]:
+    def failing() -> Query[None]:
         yield from parties.add(party("other", PartyRole.CPO), "hash", AT)
         yield from parties.add(replace(first, client_id="another"), "hash", AT)
 
@@ -67,14 +67,14 @@ def test_a_change_that_is_taken_back_leaves_its_number_to_the_next_one(url: str)
     with pytest.raises(Conflict):
         write(url, failing())
     write(url, parties.add(party("two", PartyRole.CPO), "hash", AT))
-    assert read(url, change_counters.entries(Topic.PARTIES, 0, 10)) == [(1, "one"), (2, "two")]
+    assert read(url, change_counters.log_entries(ChangeCounter.PARTIES, 0, 10)) == [(1, "one"), (2, "two")]
 
 
 def test_no_number_is_seen_before_a_smaller_one_however_long_its_change_takes(postgres: object) -> None:
     url: str = postgres.emptied()  # type: ignore[attr-defined]
 
-    def slow(key: str, seconds: float) -> Steps[None]:
-        yield from change_counters.record(Topic.WEBHOOKS, key)
+    def slow(key: str, seconds: float) -> Query[None]:
+        yield from change_counters.bump_and_log(ChangeCounter.WEBHOOKS, key)
         yield f"select pg_sleep({seconds})", ()
 
     async def run() -> None:
@@ -82,7 +82,10 @@ def test_no_number_is_seen_before_a_smaller_one_however_long_its_change_takes(po
             writing = asyncio.gather(*(store.write(slow(str(n), 0.02 * (n % 3))) for n in range(30)))
             seen: list[int] = []
             while not writing.done():
-                found = [number for number, _ in await store.read(change_counters.entries(Topic.WEBHOOKS, 0, 100))]
+                found = [
+                    number
+                    for number, _ in await store.read(change_counters.log_entries(ChangeCounter.WEBHOOKS, 0, 100))
+                ]
                 assert found == list(range(1, len(found) + 1)), "a gap would be taken for a change without an entry"
                 seen.append(len(found))
             await writing
@@ -91,7 +94,7 @@ def test_no_number_is_seen_before_a_smaller_one_however_long_its_change_takes(po
     asyncio.run(run())
 
 
-def with_feed(url: str, use: object, topics: tuple[Topic, ...] = (Topic.WEBHOOKS,)) -> None:
+def with_feed(url: str, use: object, topics: tuple[ChangeCounter, ...] = (ChangeCounter.WEBHOOKS,)) -> None:
     async def run() -> None:
         async with opened(url) as store:
             seen = Seen()
@@ -108,14 +111,14 @@ def test_a_feed_reads_everything_once_and_then_what_has_changed(url: str) -> Non
         await feed.refresh()
         assert seen.taken() == []
         await store.write(recorded("a", "b", "a"))
-        await store.write(recorded("c", topic=Topic.PARTIES))
-        await store.write(recorded("unrelated", topic=Topic.PEERS))
+        await store.write(recorded("c", topic=ChangeCounter.PARTIES))
+        await store.write(recorded("unrelated", topic=ChangeCounter.PEERS))
         await feed.refresh()
         assert seen.taken() == [{"c"}, {"a", "b"}]
         await feed.refresh()
         assert seen.taken() == []
 
-    with_feed(url, use, (Topic.PARTIES, Topic.WEBHOOKS))
+    with_feed(url, use, (ChangeCounter.PARTIES, ChangeCounter.WEBHOOKS))
 
 
 def test_many_changes_are_taken_over_in_portions(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +217,7 @@ def test_what_could_not_be_taken_over_is_taken_over_the_next_time(url: str) -> N
 # --- Beside the release before ---------------------------------------------------------------------------------------
 
 
-def added_by_the_release_before(wanted: Party) -> Steps[list[tuple[object, ...]]]:
+def added_by_the_release_before(wanted: Party) -> Query[list[tuple[object, ...]]]:
     """The statements with which the release before migration 0009 registers a party without ids."""
     return statements(
         (
@@ -239,10 +242,10 @@ def test_names_that_the_release_before_has_given_are_still_unique_and_found(url:
     for wanted in (party("old", PartyRole.CPO), replace(party("fresh", PartyRole.CPO), name="oLd")):
         with pytest.raises(Conflict):
             write(url, parties.add(wanted, "hash", AT))
-    assert read(url, parties.find_named("ｏｌｄ")).client_id == "OLD"
+    assert read(url, parties.get_by_name("ｏｌｄ")).client_id == "OLD"
     # It renames what this release has added, and leaves the form of the name as it was.
     sql(url, "update party set name = 'ELSE' where client_id = 'new'")
-    assert read(url, parties.find_named("else")).client_id == "new"
+    assert read(url, parties.get_by_name("else")).client_id == "new"
     with pytest.raises(Conflict):
         write(url, parties.add(replace(party("fresh", PartyRole.CPO), name="Else"), "hash", AT))
     write(url, parties.add(party("fresh", PartyRole.CPO), "hash", AT))
@@ -269,7 +272,7 @@ def test_an_upgrade_stores_the_forms_of_the_names_that_are_there(empty: str) -> 
     query = "select folded_id, folded_name, folded_of from party order by folded_id"
     stored = sql(empty, query)
     assert stored == [("a", "strasse gmbh", "Straße GmbH"), ("b", "example", "Example")]
-    assert read(empty, parties.find_named("STRASSE GMBH")).client_id == "A"
+    assert read(empty, parties.get_by_name("STRASSE GMBH")).client_id == "A"
     schema.downgrade(empty, "0008")
     schema.upgrade(empty)
     assert sql(empty, query) == stored

@@ -14,7 +14,7 @@ from ccp.errors import ConfigurationError
 from ccp.server.storage.engine import citus, schema
 from ccp.server.storage.queries import contracts, revocation
 from ccp.server.storage.queries.contracts import Published
-from ccp.server.storage.queries.vehicles import withdraw_vehicle
+from ccp.server.storage.queries.vehicles import invalidate
 from ccp.x509.revocation_policy import Evidence, Key, RevocationList, Rules, Status
 from tests.databases import Server, has_citus, sql
 from tests.server.storage.made import (
@@ -113,7 +113,7 @@ def test_contracts_come_move_and_go_on_a_cluster(url: str) -> None:
     assert write(url, contracts.publish(variant(FIRST, OTHER_CAR), AT)).moved_from == CAR
     write(url, contracts.set_default(FIRST, OTHER_CAR, AT))
     assert [(c.pcid, c.is_default) for c in read(url, contracts.by_emaid(FIRST))] == [(OTHER_CAR, True)]
-    assert write(url, withdraw_vehicle(OTHER_CAR, AT)) == [FIRST, THIRD]
+    assert write(url, invalidate(OTHER_CAR, AT)) == [FIRST, THIRD]
     assert write(url, contracts.withdraw(SECOND_CONTRACT, AT)).pcid == CAR
     assert sql(url, "select count(*) from emaid_claim") == [(0,)]
 
@@ -125,19 +125,19 @@ def test_revoked_and_expired_contracts_are_found_and_removed_on_a_cluster(url: s
     write(url, contracts.publish(variant(SECOND_CONTRACT, valid_to=AT - DAY), AT))
     write(url, contracts.publish(variant(THIRD, OTHER_CAR), AT))
     revoked = RevocationList(ISSUER, None, AT, AT + DAY, dict.fromkeys(range(500), AT))
-    loaded = revocation.load_crl(
-        revoked, url="http://crl.example", issuer_certificate=b"der", etag=None, last_modified=None, at=AT,
+    loaded = revocation.store_crl(
+        revoked, url="http://crl.example", issuer_certificate=b"der", etag=None, last_modified=None, now=AT,
         refresh_at=AT + DAY,
     )  # fmt: skip
     assert write(url, loaded) is True
-    assert write(url, revocation.learn(Evidence(ISSUER, 9, Status.GOOD, AT, AT + DAY, None, "OCSP"))) is False
-    known = read(url, revocation.known(keys, Rules()))
+    assert write(url, revocation.store_evidence(Evidence(ISSUER, 9, Status.GOOD, AT, AT + DAY, None, "OCSP"))) is False
+    known = read(url, revocation.load(keys, Rules()))
     assert known.evidence[ISSUER, 7].status is Status.REVOKED
     assert set(candidates(url, AT)) == {FIRST, SECOND_CONTRACT}
-    assert read(url, contracts.spent(FIRST, AT)) == (CAR, "revoked")
-    assert write(url, contracts.cleanse(FIRST, AT, AT)).reason == "revoked"
-    assert write(url, contracts.cleanse(SECOND_CONTRACT, AT, AT)).reason == "expired"
-    assert write(url, contracts.cleanse(THIRD, AT, AT + timedelta(1))) is None
+    assert read(url, contracts.purge_reason(FIRST, AT)) == (CAR, "revoked")
+    assert write(url, contracts.purge(FIRST, AT, AT)).reason == "revoked"
+    assert write(url, contracts.purge(SECOND_CONTRACT, AT, AT)).reason == "expired"
+    assert write(url, contracts.purge(THIRD, AT, AT + timedelta(1))) is None
     assert write(url, revocation.due_crls(AT + 2 * DAY, AT + 3 * DAY, 10)) != []
 
 

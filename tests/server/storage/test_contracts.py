@@ -13,7 +13,7 @@ from ccp.ids import EMAID, PCID, Namespace
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.domain.default_contracts import VehicleRules
 from ccp.server.pool import purging
-from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import contracts, vehicles
 from ccp.server.storage.queries.contracts import Published, instant, microseconds
 from tests.server.storage.made import (
@@ -239,12 +239,12 @@ def test_a_contract_is_spent_when_all_its_variants_have_expired_and_only_then_it
     publish(url, variant(valid_to=AT - SECOND), variant(namespace=Namespace.ISO20, valid_to=AT + SECOND))
     publish(url, variant(SECOND_CONTRACT, valid_to=AT - SECOND))
     assert set(candidates(url, AT)) == {FIRST, SECOND_CONTRACT}
-    assert read(url, contracts.spent(FIRST, AT)) is None
-    assert write(url, contracts.cleanse(FIRST, AT, AT)) is None
-    assert read(url, contracts.spent(SECOND_CONTRACT, AT)) == (CAR, "expired")
-    gone = write(url, contracts.cleanse(SECOND_CONTRACT, AT, AT))
+    assert read(url, contracts.purge_reason(FIRST, AT)) is None
+    assert write(url, contracts.purge(FIRST, AT, AT)) is None
+    assert read(url, contracts.purge_reason(SECOND_CONTRACT, AT)) == (CAR, "expired")
+    gone = write(url, contracts.purge(SECOND_CONTRACT, AT, AT))
     assert (gone.pcid, gone.reason) == (CAR, "expired")
-    assert read(url, contracts.spent(UNKNOWN, AT)) is None
+    assert read(url, contracts.purge_reason(UNKNOWN, AT)) is None
     assert [contract.emaid for contract in read(url, contracts.by_vehicle(CAR))] == [FIRST] * 2
     assert events(url)[-1] == ("deleted", SECOND_CONTRACT)
 
@@ -414,7 +414,7 @@ def test_an_expired_default_is_taken_over_as_if_it_had_been_purged(url: str) -> 
         )
         publish(url, variant(old, pcid, valid_to=AT - SECOND), variant(foreign, pcid))
         if purged:
-            write(url, contracts.cleanse(old, AT, AT))
+            write(url, contracts.purge(old, AT, AT))
         publish(url, variant(new, pcid))
         assert default_of(url, pcid) == new, purged
 
@@ -441,7 +441,7 @@ def test_a_second_provider_contests_an_automatic_default_and_the_event_says_so(u
 def test_a_publication_that_began_before_a_provisioning_event_is_not_stored(url: str, known: bool) -> None:
     if known:
         publish(url, variant(SECOND_CONTRACT), at=AT - SECOND)
-    write(url, vehicles.withdraw_vehicle(CAR, AT))
+    write(url, vehicles.invalidate(CAR, AT))
     for began in (AT - SECOND, AT):
         with pytest.raises(MismatchError, match="provisioning certificate changed while"):
             write(url, contracts.publish(variant(created_at=began), AT + SECOND))
@@ -452,7 +452,7 @@ def test_a_publication_that_began_before_a_provisioning_event_is_not_stored(url:
 
 
 def test_a_provisioning_event_of_a_clock_that_was_far_ahead_does_not_block_a_vehicle(url: str) -> None:
-    write(url, vehicles.withdraw_vehicle(CAR, AT + timedelta(hours=10)))
+    write(url, vehicles.invalidate(CAR, AT + timedelta(hours=10)))
     publish(url, variant(), at=AT)
     assert default_of(url) == FIRST
 
@@ -466,7 +466,7 @@ def purge_idle(url: str, before: datetime) -> int:
 
 
 def test_rows_of_vehicles_without_contracts_that_only_had_an_event_are_purged(url: str) -> None:
-    write(url, vehicles.withdraw_vehicle(CAR, AT), vehicles.withdraw_vehicle(OTHER_CAR, AT))
+    write(url, vehicles.invalidate(CAR, AT), vehicles.invalidate(OTHER_CAR, AT))
     publish(url, variant(created_at=AT + SECOND), at=AT + SECOND)
     assert purge_idle(url, AT) == 0
     assert purge_idle(url, AT + SECOND) == 1
@@ -478,7 +478,7 @@ def test_rows_of_vehicles_without_contracts_that_only_had_an_event_are_purged(ur
 # --- Locks -----------------------------------------------------------------------------------------------------------
 
 
-def recorded(change: Steps[Any], seen: list[tuple[str, str]]) -> Steps[Any]:
+def recorded(change: Query[Any], seen: list[tuple[str, str]]) -> Query[Any]:
     """The change, with the first words of each statement and its first parameter written down."""
     statement = next(change)
     try:

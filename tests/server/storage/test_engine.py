@@ -17,7 +17,7 @@ from ccp.ids import EMAID, PCID
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.storage import Store
 from ccp.server.storage.engine import schema, sqlite_writer
-from ccp.server.storage.engine.query import Row, Steps
+from ccp.server.storage.engine.query import Query, Row
 from ccp.server.storage.queries import contracts
 from tests.server.storage.made import (
     AT,
@@ -51,7 +51,7 @@ def stored(url: str) -> set[str]:
     return {row[0] for row in sql(url, "select emaid from contract")}
 
 
-def failing_after(change: Steps[Any], error: Exception) -> Steps[None]:
+def failing_after(change: Query[Any], error: Exception) -> Query[None]:
     """Make the whole change, then raise."""
     yield from change
     raise error
@@ -62,7 +62,7 @@ def writer_busy(store: Store) -> Iterator[list[asyncio.Future[Any]]]:
     """Hold the writer in a change until the block ends, so that all changes given in the block become one group."""
     started, go_on = threading.Event(), threading.Event()
 
-    def wait() -> Steps[None]:
+    def wait() -> Query[None]:
         yield "select 1", ()
         started.set()
         go_on.wait(10)
@@ -97,7 +97,7 @@ def test_all_statements_of_a_question_see_one_state(url: str) -> None:
     """Otherwise a contract that moves between the two statements of by_emaid would seem to be nowhere."""
     write(url, contracts.publish(variant(FIRST, CAR), AT))
 
-    def by_emaid_while_it_moves() -> Steps[list[SignedContract]]:
+    def by_emaid_while_it_moves() -> Query[list[SignedContract]]:
         question = contracts.by_emaid(FIRST)
         rows = yield next(question)
         # Another process moves the contract between the two statements.
@@ -119,7 +119,7 @@ def test_all_statements_of_a_question_see_one_state(url: str) -> None:
 
 
 def test_a_question_sees_the_newest_state_even_after_one_that_failed(url: str) -> None:
-    def failing() -> Steps[None]:
+    def failing() -> Query[None]:
         yield "select * from vehicle", ()
         raise NotFound("for the test")
 
@@ -274,7 +274,7 @@ def test_a_caller_that_goes_during_its_change_does_not_stop_it_and_the_writer_go
     async def use(store: Store) -> None:
         started, go_on = threading.Event(), threading.Event()
 
-        def slow() -> Steps[None]:
+        def slow() -> Query[None]:
             yield from contracts.publish(variant(FIRST), AT)
             started.set()
             go_on.wait(10)
@@ -319,7 +319,7 @@ def test_a_change_that_comes_while_the_store_closes_is_refused_and_does_not_wait
 # --- When the database cannot write ----------------------------------------------------------------------------------
 
 
-def fill(url: str, store_pages: int) -> Steps[list[Row]]:
+def fill(url: str, store_pages: int) -> Query[list[Row]]:
     """Let the file grow by no more than some pages, as far as the connection that writes is concerned."""
     (pages,) = sql(url, "pragma page_count")[0]
     return statements((f"pragma max_page_count = {pages + store_pages}", ()))

@@ -1,6 +1,6 @@
 """What the SQLite engine reads in the event loop is bounded: each question finds its rows by an index, or is long.
 
-Requests wait for what is read there. A question that the server asks anywhere stands in `QUESTIONS` with an example of
+Requests wait for what is read there. A question that the server asks anywhere stands in `QUERIES` with an example of
 it; a new one has to be added.
 """
 
@@ -16,7 +16,7 @@ import pytest
 from ccp.ids import EMAID, PCID, Namespace
 from ccp.server.domain.default_contracts import VehicleRules
 from ccp.server.domain.parties import Party
-from ccp.server.storage.engine.query import Question, Steps
+from ccp.server.storage.engine.query import MarkedQuery, Query
 from ccp.server.storage.queries import (
     audit,
     change_counters,
@@ -31,7 +31,7 @@ from ccp.server.storage.queries import (
     subscribers,
     vehicles,
 )
-from ccp.server.storage.queries.change_counters import Topic
+from ccp.server.storage.queries.change_counters import ChangeCounter
 from ccp.x509.revocation_policy import Key, Rules
 from tests.server.storage.made import AT, new_database, variant, write
 from tests.server.storage.plans import asked, plan
@@ -45,60 +45,60 @@ E, P = EMAID("DEEXAE00000001"), PCID("WEX0LOOP000000001")
 LONG = "long"
 SMALL = "of a table that the operator fills, or of one row"
 
-QUESTIONS: dict[str, Any] = {
+QUERIES: dict[str, Any] = {
     "_revision": SMALL,
-    "anchors.every": SMALL,
-    "signing_keys.every": SMALL,
-    "peers questions.every": SMALL,
-    "issuer_certificates.every": SMALL,
-    "change_counters.numbers": SMALL,
-    "change_counters.entries": change_counters.entries(Topic.PARTIES, 1, 200),
-    "questions.changed": subscribers.changed(Topic.PARTIES, 1, 2),
-    "questions.page": subscribers.page("", 200),
-    "parties.page": parties.page("", 200),
-    "parties.changed": parties.changed(1, 2),
-    "parties.find_named": parties.find_named("Example"),
-    "parties.secrets_of": parties.secrets_of("example", AT),
-    "party_registry query": parties.lives("example", AT),
-    "webhooks question": events.webhooks("example"),
-    "events.webhook": events.webhook("example"),
-    "owned": events.webhook("example"),
-    "events.are_new": "the first row that it meets",
-    "due_deliveries.look": due_deliveries.look(AT),
-    "due_deliveries.page": due_deliveries.page(AT, ""),
+    "anchors.list_all": SMALL,
+    "signing_keys.list_all": SMALL,
+    "peers queries.list_all": SMALL,
+    "issuer_certificates.list_all": SMALL,
+    "change_counters.read_all": SMALL,
+    "change_counters.log_entries": change_counters.log_entries(ChangeCounter.PARTIES, 1, 200),
+    "queries.list_changed": subscribers.list_changed(ChangeCounter.PARTIES, 1, 2),
+    "queries.list_page": subscribers.list_page("", 200),
+    "parties.list_page": parties.list_page("", 200),
+    "parties.list_changed": parties.list_changed(1, 2),
+    "parties.get_by_name": parties.get_by_name("Example"),
+    "parties.list_secret_hashes": parties.list_secret_hashes("example", AT),
+    "party_registry query": parties.list_secrets("example", AT),
+    "webhooks query": events.list_webhooks("example"),
+    "events.find_webhook": events.find_webhook("example"),
+    "owned": events.find_webhook("example"),
+    "events.has_new_events": "the first row that it meets",
+    "due_deliveries.due_webhooks": due_deliveries.due_webhooks(AT),
+    "due_deliveries.due_webhooks_page": due_deliveries.due_webhooks_page(AT, ""),
     "events.backlog": LONG,
-    "events.beyond": LONG,
-    "holder": contracts.holder(E),
-    "waiting": contracts.waiting(P, Namespace.ISO2),
-    "vehicles.bindings": vehicles.bindings(P),
-    "questions.by_emaid": contracts.by_emaid(E),
-    "questions.by_vehicle": contracts.by_vehicle(P),
-    "questions.by_vehicle_and_emaid": contracts.by_vehicle_and_emaid(P, E),
-    "questions.spent": contracts.spent(E, AT),
+    "events.scheduled_beyond": LONG,
+    "find_vehicle": contracts.find_vehicle(E),
+    "waiting": contracts.for_delivery(P, Namespace.ISO2),
+    "vehicles.list_bindings": vehicles.list_bindings(P),
+    "queries.by_emaid": contracts.by_emaid(E),
+    "queries.by_vehicle": contracts.by_vehicle(P),
+    "queries.by_vehicle_and_emaid": contracts.by_vehicle_and_emaid(P, E),
+    "queries.purge_reason": contracts.purge_reason(E, AT),
     "contracts.check_publication": contracts.check_publication(E, P, AT, AT, VehicleRules()),
-    "evidence.known": revocation.known([Key("issuer", 1, None)], Rules()),
-    "questions.known": revocation.known([Key("issuer", 1, ("http://crl.example/",))], Rules()),
-    "questions.crl": revocation.crl("issuer", "http://crl.example/"),
-    "still": SMALL,
-    "questions.find": secrets.find("example"),
-    "erasure.watched": LONG,
-    "audit.naming_in_lane": LONG,
-    "audit.ends": SMALL,
+    "evidence.load": revocation.load([Key("issuer", 1, None)], Rules()),
+    "queries.load": revocation.load([Key("issuer", 1, ("http://crl.example/",))], Rules()),
+    "queries.find_crl": revocation.find_crl("issuer", "http://crl.example/"),
+    "check_standing": SMALL,
+    "queries.find": secrets.find("example"),
+    "erasure.list_watched": LONG,
+    "audit.rows_naming_in_shard": LONG,
+    "audit.shard_lengths": SMALL,
     "queries.expired": LONG,
     "queries.revoked": LONG,
     "queries.idle_vehicles": LONG,
 }
 LONG_ONES = (
     events.backlog(),
-    events.backlogs(),
-    events.beyond(AT),
-    events.deliveries("example"),
-    audit.naming_in_lane(E, 1, 0, 1),
-    erasure.watched(("", "")),
+    events.backlog_by_webhook(),
+    events.scheduled_beyond(AT),
+    events.list_deliveries("example"),
+    audit.rows_naming_in_shard(E, 1, 0, 1),
+    erasure.list_watched(("", "")),
     purging.expired(AT),
     purging.revoked(),
     purging.idle_vehicles(AT),
-    audit.found(audit.Filter(ids=(E,)), 100),
+    audit.search(audit.Filter(ids=(E,)), 100),
 )
 LARGE = (
     "contract", "vehicle", "emaid_claim", "evidence", "watched_certificate", "outbox", "delivery", "audit", "party",
@@ -119,15 +119,15 @@ def reads() -> dict[str, str]:
             if "store" in ast.unparse(node.func.value):
                 asks = node.args[0]
                 name = ast.unparse(asks.func if isinstance(asks, ast.Call) else asks)
-                alone = name in ("question", "questions.every")
+                alone = name in ("query", "queries.list_all")
                 found[f"{place.stem} {name}" if alone else name] = f"{place}:{node.lineno}"
     return found
 
 
 def test_every_question_of_the_server_is_known_to_be_bounded_or_long() -> None:
     found = reads()
-    assert {name: where for name, where in found.items() if name not in QUESTIONS} == {}
-    assert {name for name in QUESTIONS if name not in found} == set()
+    assert {name: where for name, where in found.items() if name not in QUERIES} == {}
+    assert {name for name in QUERIES if name not in found} == set()
 
 
 @pytest.fixture(scope="module")
@@ -137,16 +137,16 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
     return made
 
 
-@pytest.mark.parametrize("name", [name for name, each in QUESTIONS.items() if not isinstance(each, str)])
+@pytest.mark.parametrize("name", [name for name, each in QUERIES.items() if not isinstance(each, str)])
 def test_a_question_of_the_event_loop_finds_its_rows_by_an_index(url: str, name: str) -> None:
-    for statement, parameters in asked(url, QUESTIONS[name]):
+    for statement, parameters in asked(url, QUERIES[name]):
         told = plan(url, statement, parameters)
         read_whole = re.findall(rf"SCAN (?:{'|'.join(LARGE)})\b.*", told)
         # A partial index of rows that a release before has written, of which there are few.
         assert [line for line in read_whole if "party_not_folded" not in line] == [], statement
 
 
-@pytest.mark.parametrize("question", LONG_ONES, ids=lambda question: question.__name__)
-def test_a_question_that_may_read_much_is_marked_as_long(question: Steps[Any]) -> None:
-    assert isinstance(question, Question)
-    assert question.long
+@pytest.mark.parametrize("query", LONG_ONES, ids=lambda query: query.__name__)
+def test_a_question_that_may_read_much_is_marked_as_long(query: Query[Any]) -> None:
+    assert isinstance(query, MarkedQuery)
+    assert query.long_running

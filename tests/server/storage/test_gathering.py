@@ -11,8 +11,8 @@ from ccp.errors import NotFound, Unavailable
 from ccp.ids import EMAID, PCID, Namespace
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.storage import Store
-from ccp.server.storage.engine.query import Row, Steps, gathered
-from ccp.server.storage.engine.query_batching import Gathering
+from ccp.server.storage.engine.query import Query, Row, batchable
+from ccp.server.storage.engine.query_batching import QueryBatcher
 from ccp.server.storage.queries import contracts, revocation
 from ccp.x509.revocation_policy import Key, Rules
 from tests.server.storage.made import AT, opened, statements, variant, with_store, write
@@ -49,10 +49,10 @@ def test_what_is_found_together_is_what_is_found_alone(filled: str) -> None:
     async def ask(store: Store) -> None:
         for question in (
             lambda car: contracts.by_vehicle(car),
-            lambda car: contracts.waiting(car, Namespace.ISO20),
+            lambda car: contracts.for_delivery(car, Namespace.ISO20),
             lambda car: contracts.by_emaid(contract_of(car).emaid),
             lambda car: contracts.by_vehicle_and_emaid(car, contract_of(car).emaid),
-            lambda car: revocation.known([Key("issuer", CARS.index(car), ("http://crl.example",))], Rules()),
+            lambda car: revocation.load([Key("issuer", CARS.index(car), ("http://crl.example",))], Rules()),
         ):
             together = await asyncio.gather(*(store.read(question(car)) for car in CARS))
             alone = [await store.read(question(car)) for car in CARS]
@@ -101,17 +101,17 @@ def test_what_was_committed_before_asking_is_seen(filled: str) -> None:
 
 
 def test_a_question_that_fails_disturbs_no_other(filled: str) -> None:
-    @gathered
-    def broken() -> Steps[list[Row]]:
+    @batchable
+    def broken() -> Query[list[Row]]:
         return (yield "select nothing from nowhere", ())
 
-    @gathered
-    def wrong() -> Steps[list[Row]]:
+    @batchable
+    def wrong() -> Query[list[Row]]:
         yield "select pcid from contract", ()
         raise NotFound("as a question may")
 
     async def ask(store: Store) -> None:
-        questions: list[Steps[Any]] = [broken(), *(contracts.by_vehicle(car) for car in CARS[:10:2]), wrong()]
+        questions: list[Query[Any]] = [broken(), *(contracts.by_vehicle(car) for car in CARS[:10:2]), wrong()]
         first, *found, last = await asyncio.gather(*map(store.read, questions), return_exceptions=True)
         assert isinstance(first, Exception)
         assert [answer[0].pcid for answer in found if isinstance(answer, list)] == CARS[:10:2]
@@ -163,12 +163,12 @@ def test_lookups_that_waited_too_long_hold_up_none_that_come_later() -> None:
             arrays = isinstance(parameters[0], list)
             return [(n + 1, each) for n, each in enumerate(parameters[0])] if arrays else [(parameters[0],)]
 
-        @gathered
-        def lookup(text: str) -> Steps[list[Row]]:
+        @batchable
+        def lookup(text: str) -> Query[list[Row]]:
             rows = yield "select $1", (text,)
             return rows
 
-        gathering = Gathering(fetch, 0.2)
+        gathering = QueryBatcher(fetch, 0.2)
         asked = [asyncio.ensure_future(gathering.answer(iter(lookup("early")))) for _ in range(2)]
         await asyncio.sleep(0.02)
         # Far more than are sent together: they wait for those two, and have gone when it is their turn.

@@ -14,9 +14,9 @@ from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.domain.subscriptions import EventKind
 from ccp.server.events import Subscribers
 from ccp.server.storage.engine import sqlite_connection
-from ccp.server.storage.engine.query import Row, Steps
+from ccp.server.storage.engine.query import Query, Row
 from ccp.server.storage.queries import contracts, events
-from ccp.server.storage.queries import parties as questions
+from ccp.server.storage.queries import parties as queries
 from tests.databases import sql
 from tests.server.events.receiver import webhook
 from tests.server.storage.counting import CountingStore
@@ -34,14 +34,14 @@ def oem(number: int) -> Party:
 def filled(url: str, more: int) -> None:
     """A maker and a provider with a webhook each, and so many others."""
 
-    def first() -> Steps[None]:
-        yield from questions.add(party("maker", PartyRole.OEM, wmis="WEX"), "hash", AT)
-        yield from questions.add(party("emsp", PartyRole.EMSP, providers="DEEXA"), "hash", AT)
+    def first() -> Query[None]:
+        yield from queries.add(party("maker", PartyRole.OEM, wmis="WEX"), "hash", AT)
+        yield from queries.add(party("emsp", PartyRole.EMSP, providers="DEEXA"), "hash", AT)
         yield from events.put_webhook(webhook("http://maker.example/", "maker"))
         yield from events.put_webhook(webhook("http://emsp.example/", "emsp", EventKind.HANDED_OUT.value))
 
-    def other(number: int) -> Steps[None]:
-        yield from questions.add(oem(number), "hash", AT)
+    def other(number: int) -> Query[None]:
+        yield from queries.add(oem(number), "hash", AT)
         yield from events.put_webhook(webhook(f"http://{number}.example/", f"oem-{number}"))
 
     write(url, first(), *map(other, range(more)))

@@ -18,7 +18,7 @@ from ccp.errors import NotFound
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.server.domain.default_contracts import Default, after_publication
 from ccp.server.storage import connect
-from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import contracts
 from ccp.server.storage.queries.contracts import Published
 from tests.databases import Server
@@ -52,7 +52,7 @@ class Changes(RuleBasedStateMachine):
             self.loop.run(self.store.close())
             self.loop.close()
 
-    def write(self, change: Steps[Any]) -> Any:
+    def write(self, change: Query[Any]) -> Any:
         return self.loop.run(self.store.write(change))
 
     def place(self, emaid: EMAID) -> PCID | None:
@@ -147,7 +147,7 @@ class Changes(RuleBasedStateMachine):
             found = {pcid: (provider, bool(chosen)) for pcid, provider, chosen in rows}
             assert found == {pcid: remembered.get(pcid, (None, False)) for pcid in found}
 
-    def shown(self, question: Steps[Any]) -> set[tuple[Any, ...]]:
+    def shown(self, question: Query[Any]) -> set[tuple[Any, ...]]:
         found = self.loop.run(self.store.read(question))
         rows = {(c.emaid, c.namespace, c.root_fingerprint, c.response, c.is_default) for c in found}
         assert len(rows) == len(found)

@@ -14,7 +14,7 @@ from ccp.ids import EMAID, PCID
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.storage import Store, connect
 from ccp.server.storage.engine import postgres
-from ccp.server.storage.engine.query import Steps, newest, repeatable
+from ccp.server.storage.engine.query import Query, read_committed, retryable
 from ccp.server.storage.engine.time_limits import REQUESTS, TimeLimits
 from ccp.server.storage.queries import contracts
 from tests.databases import Server, sql
@@ -108,7 +108,7 @@ def test_a_session_that_stops_within_a_change_does_not_keep_its_locks_for_ever(u
 
 
 def test_all_statements_of_a_question_see_one_state_unless_it_is_marked(url: str) -> None:
-    def twice() -> Steps[tuple[int, int]]:
+    def twice() -> Query[tuple[int, int]]:
         (before,) = (yield "select count(*) from contract", ())[0]
         write_aside()
         (after,) = (yield "select count(*) from contract", ())[0]
@@ -123,7 +123,7 @@ def test_all_statements_of_a_question_see_one_state_unless_it_is_marked(url: str
     write(url, contracts.publish(variant(), AT))
     assert read(url, twice()) == (1, 1)
     sql(url, "delete from contract where emaid = 'DEEXA-ASIDE'")
-    assert read(url, newest(twice)()) == (1, 2)
+    assert read(url, read_committed(twice)()) == (1, 2)
 
 
 def test_a_question_cannot_change_anything_but_within_a_snapshot_is_refused(url: str) -> None:
@@ -153,7 +153,7 @@ def test_a_marked_question_costs_one_round_trip_for_each_statement_and_a_snapsho
 
 
 def test_a_question_sees_the_newest_state_even_after_one_that_failed(url: str) -> None:
-    def failing() -> Steps[None]:
+    def failing() -> Query[None]:
         yield "select * from vehicle", ()
         raise NotFound("for the test")
 
@@ -189,7 +189,7 @@ def test_a_caller_that_goes_while_it_reads_leaves_a_store_that_works(url: str) -
     "error", [NotFound("for the test"), ValueError("a mistake of ours"), asyncpg.UniqueViolationError("a rule")]
 )
 def test_a_change_that_raises_leaves_nothing(url: str, error: Exception) -> None:
-    def failing() -> Steps[None]:
+    def failing() -> Query[None]:
         yield from contracts.publish(variant(), AT)
         raise error
 
@@ -218,7 +218,7 @@ def test_a_result_is_there_only_after_the_commit(url: str) -> None:
 
 def test_a_caller_that_goes_during_its_change_does_not_stop_it_and_the_store_goes_on(url: str) -> None:
     async def use(store: Store) -> None:
-        def slow() -> Steps[None]:
+        def slow() -> Query[None]:
             yield from contracts.publish(variant(FIRST), AT)
             yield "select pg_sleep(0.3)", ()
 
@@ -254,7 +254,7 @@ def _opposite(first: str, second: str, met: asyncio.Barrier) -> Any:
     """A change that locks two rows, and has the first when the other change has its first."""
     tries = []
 
-    def change() -> Steps[int]:
+    def change() -> Query[int]:
         tries.append(first)
         yield "update vehicle set rev = rev + 1 where pcid = $1", (first,)
         if len(tries) == 1:
@@ -268,7 +268,7 @@ def _opposite(first: str, second: str, met: asyncio.Barrier) -> Any:
 def test_of_two_changes_that_deadlock_one_is_begun_anew_and_both_are_made(url: str) -> None:
     async def use(store: Store) -> list[Any]:
         met = asyncio.Barrier(2)
-        changes = [repeatable(_opposite("A", "B", met))(), repeatable(_opposite("B", "A", met))()]
+        changes = [retryable(_opposite("A", "B", met))(), retryable(_opposite("B", "A", met))()]
         return await asyncio.gather(*map(store.write, changes))
 
     sql(url, "insert into vehicle (pcid, rev) values ('A', 0), ('B', 0)")
@@ -292,8 +292,8 @@ def test_a_change_that_cannot_be_begun_anew_is_unavailable_after_a_deadlock(url:
 def test_a_change_that_is_always_in_somebodys_way_is_given_up_after_some_tries(url: str) -> None:
     tries = []
 
-    @repeatable
-    def unlucky() -> Steps[None]:
+    @retryable
+    def unlucky() -> Query[None]:
         tries.append(1)
         yield "do $$ begin raise exception using errcode = '40001'; end $$", ()
 
@@ -363,7 +363,7 @@ def test_connections_that_ended_while_nobody_used_them_are_noticed_by_nobody(url
 
 
 def test_a_connection_that_ends_during_a_change_is_unavailable_and_nothing_is_left(url: str) -> None:
-    def ended() -> Steps[None]:
+    def ended() -> Query[None]:
         yield from contracts.publish(variant(), AT)
         yield "select pg_terminate_backend(pg_backend_pid())", ()
 
@@ -420,7 +420,7 @@ def test_a_commit_that_nobody_confirmed_is_never_told_as_a_success_nor_as_undone
 def test_what_passes_by_is_unavailable_and_leaves_nothing(url: str, code: str) -> None:
     """Disk full, out of memory, shutting down, read-only and so on, as the server says them."""
 
-    def failing() -> Steps[None]:
+    def failing() -> Query[None]:
         yield from contracts.publish(variant(), AT)
         yield f"do $$ begin raise exception using errcode = '{code}'; end $$", ()
 

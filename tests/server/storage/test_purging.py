@@ -35,7 +35,7 @@ def contract(number: int, valid_to: datetime, began: datetime = AT) -> Any:
 
 def stated(number: int, status: Status) -> Any:
     revoked_at = AT - DAY if status is Status.REVOKED else None
-    return revocation.learn(Evidence(ISSUER, number, status, AT - DAY, AT + DAY, revoked_at, "OCSP"))
+    return revocation.store_evidence(Evidence(ISSUER, number, status, AT - DAY, AT + DAY, revoked_at, "OCSP"))
 
 
 @pytest.fixture
@@ -87,7 +87,7 @@ def test_no_portion_looks_at_more_than_its_limit(filled: str) -> None:
 def test_vehicles_that_only_had_an_event_are_found_in_portions(url: str) -> None:
     async def use(store: Store) -> None:
         for number in range(MANY):
-            await store.write(vehicles.withdraw_vehicle(pcid(number), AT + timedelta(seconds=number // 3)))
+            await store.write(vehicles.invalidate(pcid(number), AT + timedelta(seconds=number // 3)))
         await store.write(contracts.publish(contract(3, AT + DAY, AT + DAY), AT + DAY, NO_LIMITS))
         found, after = [], queries.FIRST_VEHICLE
         while after is not None:
@@ -102,7 +102,7 @@ def test_vehicles_that_only_had_an_event_are_found_in_portions(url: str) -> None
 
 def test_a_vehicle_that_got_a_contract_after_it_was_found_stays(url: str) -> None:
     async def use(store: Store) -> None:
-        await store.write(vehicles.withdraw_vehicle(pcid(1), AT))
+        await store.write(vehicles.invalidate(pcid(1), AT))
         portion = await store.read(queries.idle_vehicles(AT + SECOND))
         await store.write(contracts.publish(contract(1, AT + DAY, AT + DAY), AT + DAY, NO_LIMITS))
         assert await store.write(queries.remove_vehicles(portion.vehicles)) == 0

@@ -43,8 +43,8 @@ def test_a_party_comes_back_as_it_was_added_and_the_list_is_in_order_of_names(ur
     )  # fmt: skip
     nothing = Party("c1", "A, without any", frozenset())
     add(url, everything, nothing)
-    assert read(url, parties.every()) == [nothing, everything]
-    assert read(url, parties.secrets_of("c2", AT)) == [Secret("c2", "hash of B, with every röle")]
+    assert read(url, parties.list_all()) == [nothing, everything]
+    assert read(url, parties.list_secret_hashes("c2", AT)) == [Secret("c2", "hash of B, with every röle")]
 
 
 def test_a_name_and_a_client_id_belong_to_one_party(url: str) -> None:
@@ -60,22 +60,22 @@ def test_a_name_and_a_client_id_belong_to_one_party(url: str) -> None:
         with pytest.raises(Conflict) as caught:
             add(url, Party(*other, frozenset()))
         assert str(caught.value) == sentence
-    assert len(read(url, parties.every())) == 1
+    assert len(read(url, parties.list_all())) == 1
 
 
 @pytest.mark.parametrize("said", ["client-first", "first", "FIRST", "Client-First", "\uff26irst"])
 def test_a_party_is_meant_by_its_name_or_client_id_without_regard_to_case(url: str, said: str) -> None:
     add(url, party("first", PartyRole.CPO), party("second", PartyRole.CPO))
-    assert read(url, parties.find_named(said)).client_id == "client-first"
+    assert read(url, parties.get_by_name(said)).client_id == "client-first"
 
 
 def test_where_an_older_release_left_names_that_differ_in_case_only_the_exact_one_is_meant(url: str) -> None:
     add(url, party("first", PartyRole.CPO), party("second", PartyRole.CPO))
     sql(url, "update party set name = 'FIRST' where name = 'second'")
-    assert read(url, parties.find_named("first")).client_id == "client-first"
-    assert read(url, parties.find_named("FIRST")).client_id == "client-second"
+    assert read(url, parties.get_by_name("first")).client_id == "client-first"
+    assert read(url, parties.get_by_name("FIRST")).client_id == "client-second"
     with pytest.raises(NotFound):
-        read(url, parties.find_named("First"))
+        read(url, parties.get_by_name("First"))
 
 
 def test_the_table_of_owners_decides_even_against_what_the_parties_themselves_say(url: str) -> None:
@@ -86,15 +86,15 @@ def test_the_table_of_owners_decides_even_against_what_the_parties_themselves_sa
     sql(url, "delete from party where name = 'A'")
     with pytest.raises(Conflict, match="The WMI WEX belongs to another party already"):
         add(url, party("B", PartyRole.OEM, wmis="WEX"))
-    assert read(url, parties.every()) == []
+    assert read(url, parties.list_all()) == []
 
 
 def test_pages_follow_each_other_without_gap_or_repetition(url: str) -> None:
     add(url, *(party(name, PartyRole.CPO) for name in "dbeac"))
-    assert [p.name for p in read(url, parties.page("", 2))] == ["a", "b"]
-    assert [p.name for p in read(url, parties.page("client-b", 2))] == ["c", "d"]
-    assert [p.name for p in read(url, parties.page("client-d", 2))] == ["e"]
-    assert read(url, parties.page("client-e", 2)) == []
+    assert [p.name for p in read(url, parties.list_page("", 2))] == ["a", "b"]
+    assert [p.name for p in read(url, parties.list_page("client-b", 2))] == ["c", "d"]
+    assert [p.name for p in read(url, parties.list_page("client-d", 2))] == ["e"]
+    assert read(url, parties.list_page("client-e", 2)) == []
 
 
 @pytest.mark.parametrize(
@@ -141,16 +141,16 @@ def test_an_id_that_another_party_owns_is_a_conflict_and_nothing_is_stored(
 )
 def test_ids_that_are_served_but_not_owned_may_be_shared(url: str, first: Party, second: Party) -> None:
     add(url, first, second)
-    assert len(read(url, parties.every())) == 2
+    assert len(read(url, parties.list_all())) == 2
 
 
 @pytest.mark.parametrize("named_by", ["A", "client-A"])
 def test_a_disabled_party_stays_in_the_list_and_has_no_secrets(url: str, named_by: str) -> None:
     add(url, party("A", PartyRole.CPO), party("B", PartyRole.CPO))
     assert write(url, parties.disable(named_by)) == "client-A"
-    assert [(p.name, p.enabled) for p in read(url, parties.every())] == [("A", False), ("B", True)]
-    assert read(url, parties.secrets_of("client-A", AT)) == []
-    assert len(read(url, parties.secrets_of("client-B", AT))) == 1
+    assert [(p.name, p.enabled) for p in read(url, parties.list_all())] == [("A", False), ("B", True)]
+    assert read(url, parties.list_secret_hashes("client-A", AT)) == []
+    assert len(read(url, parties.list_secret_hashes("client-B", AT))) == 1
 
 
 def test_disabling_twice_is_no_error_and_an_unknown_party_is_not_found(url: str) -> None:
@@ -162,7 +162,7 @@ def test_disabling_twice_is_no_error_and_an_unknown_party_is_not_found(url: str)
 
 
 def test_an_unknown_client_has_no_secrets(url: str) -> None:
-    assert read(url, parties.secrets_of("nobody", AT)) == []
+    assert read(url, parties.list_secret_hashes("nobody", AT)) == []
 
 
 def test_secrets_are_told_newest_first(url: str) -> None:
@@ -171,29 +171,29 @@ def test_secrets_are_told_newest_first(url: str) -> None:
         "insert into party_secret (client_id, created_at, hash) select client_id, created_at + 1, ? from party_secret"
     )
     sql(url, insert, "newer")
-    assert [secret.hash for secret in read(url, parties.secrets_of("client-A", AT))] == ["newer", "hash of A"]
+    assert [secret.hash for secret in read(url, parties.list_secret_hashes("client-A", AT))] == ["newer", "hash of A"]
 
 
 def test_a_secret_is_live_until_it_expires_and_not_at_that_moment(url: str) -> None:
     add(url, party("A", PartyRole.CPO))
-    life = read(url, parties.lives("client-A", AT))[0]
+    life = read(url, parties.list_secrets("client-A", AT))[0]
     assert life == SecretValidity(AT, None)
-    write(url, parties.renew("client-A", "newer", AT + SECOND, life, AT + 5 * SECOND))
+    write(url, parties.rotate_secret("client-A", "newer", AT + SECOND, life, AT + 5 * SECOND))
     at_four, at_five = AT + 5 * SECOND - timedelta(microseconds=1), AT + 5 * SECOND
-    assert [each.hash for each in read(url, parties.secrets_of("client-A", at_four))] == ["newer", "hash of A"]
-    assert read(url, parties.lives("client-A", at_four)) == [
+    assert [each.hash for each in read(url, parties.list_secret_hashes("client-A", at_four))] == ["newer", "hash of A"]
+    assert read(url, parties.list_secrets("client-A", at_four)) == [
         SecretValidity(AT + SECOND, None),
         SecretValidity(AT, at_five),
     ]
-    assert [each.hash for each in read(url, parties.secrets_of("client-A", at_five))] == ["newer"]
-    assert read(url, parties.lives("client-A", at_five)) == [SecretValidity(AT + SECOND, None)]
+    assert [each.hash for each in read(url, parties.list_secret_hashes("client-A", at_five))] == ["newer"]
+    assert read(url, parties.list_secrets("client-A", at_five)) == [SecretValidity(AT + SECOND, None)]
 
 
 def test_a_new_secret_is_the_newest_even_where_the_clock_was_set_back(url: str) -> None:
     add(url, party("A", PartyRole.CPO))
-    (life,) = read(url, parties.lives("client-A", AT))
-    write(url, parties.renew("client-A", "newer", AT - 60 * SECOND, life, AT + SECOND))
-    assert [each.hash for each in read(url, parties.secrets_of("client-A", AT))] == ["newer", "hash of A"]
+    (life,) = read(url, parties.list_secrets("client-A", AT))
+    write(url, parties.rotate_secret("client-A", "newer", AT - 60 * SECOND, life, AT + SECOND))
+    assert [each.hash for each in read(url, parties.list_secret_hashes("client-A", AT))] == ["newer", "hash of A"]
 
 
 # --- Trusted certificates --------------------------------------------------------------------------------------------
@@ -206,22 +206,22 @@ def trusted(role: str, fingerprint: str = "ab" * 32, label: str = "Root", is_roo
 def test_a_trusted_certificate_comes_back_as_it_was_added(url: str) -> None:
     added = [trusted("oem", is_root=False), trusted("v2g", label="B"), trusted("v2g", "cd" * 32, label="A")]
     assert write(url, *map(anchors.add, added)) is True
-    assert read(url, anchors.every()) == [added[0], added[2], added[1]]
+    assert read(url, anchors.list_all()) == [added[0], added[2], added[1]]
 
 
 def test_adding_what_is_trusted_already_changes_nothing(url: str) -> None:
     write(url, anchors.add(trusted("v2g")))
-    before = read(url, change_counters.numbers())
+    before = read(url, change_counters.read_all())
     assert write(url, anchors.add(trusted("v2g", label="renamed"))) is False
-    assert read(url, anchors.every()) == [trusted("v2g")]
-    assert read(url, change_counters.numbers()) == before
+    assert read(url, anchors.list_all()) == [trusted("v2g")]
+    assert read(url, change_counters.read_all()) == before
 
 
 def test_a_certificate_is_removed_for_one_role_or_for_all(url: str) -> None:
     write(url, *(anchors.add(trusted(role)) for role in ("v2g", "emsp", "oem")), anchors.add(trusted("v2g", "cd" * 32)))
     assert write(url, anchors.remove("ab" * 32, "oem")) == ["oem"]
     assert write(url, anchors.remove("ab" * 32)) == ["emsp", "v2g"]
-    assert [entry.fingerprint for entry in read(url, anchors.every())] == ["cd" * 32]
+    assert [entry.fingerprint for entry in read(url, anchors.list_all())] == ["cd" * 32]
 
 
 @pytest.mark.parametrize(("fingerprint", "role"), [("cd" * 32, None), ("ab" * 32, "oem")])
@@ -229,11 +229,11 @@ def test_removing_what_is_not_trusted_is_not_found_and_changes_nothing(
     url: str, fingerprint: str, role: str | None
 ) -> None:
     write(url, anchors.add(trusted("v2g")))
-    before = read(url, change_counters.numbers())
+    before = read(url, change_counters.read_all())
     with pytest.raises(NotFound, match=f"No certificate with the fingerprint {fingerprint} is trusted"):
         write(url, anchors.remove(fingerprint, role))
-    assert read(url, change_counters.numbers()) == before
-    assert len(read(url, anchors.every())) == 1
+    assert read(url, change_counters.read_all()) == before
+    assert len(read(url, anchors.list_all())) == 1
 
 
 # --- Keys ------------------------------------------------------------------------------------------------------------
@@ -242,7 +242,7 @@ def test_removing_what_is_not_trusted_is_not_found_and_changes_nothing(
 def test_the_first_key_stays_whoever_comes_later(url: str) -> None:
     first = TokenKey("first", "private", AT)
     write(url, signing_keys.ensure(first), signing_keys.ensure(TokenKey("second", "other", AT + SECOND)))
-    assert read(url, signing_keys.every()) == [first]
+    assert read(url, signing_keys.list_all()) == [first]
 
 
 def test_the_newest_key_is_told_first(url: str) -> None:
@@ -251,16 +251,16 @@ def test_the_newest_key_is_told_first(url: str) -> None:
         url,
         "insert into token_key (kid, private_key, created_at) select 'new', private_key, created_at + 1 from token_key",
     )
-    assert [key.kid for key in read(url, signing_keys.every())] == ["new", "old"]
-    assert read(url, signing_keys.every())[0].created_at == AT + timedelta(microseconds=1)
+    assert [key.kid for key in read(url, signing_keys.list_all())] == ["new", "old"]
+    assert read(url, signing_keys.list_all())[0].created_at == AT + timedelta(microseconds=1)
 
 
 # --- Change counts ---------------------------------------------------------------------------------------------------
 
 
 def test_every_change_is_counted_under_its_topic_and_nothing_else_is(url: str) -> None:
-    assert read(url, change_counters.numbers()) == {"webhooks": 0}
+    assert read(url, change_counters.read_all()) == {"webhooks": 0}
     add(url, party("A", PartyRole.CPO))
     write(url, parties.disable("A"), anchors.add(trusted("v2g")), signing_keys.ensure(TokenKey("k", "p", AT)))
     write(url, anchors.remove("ab" * 32), signing_keys.ensure(TokenKey("other", "p", AT)))
-    assert read(url, change_counters.numbers()) == {"parties": 2, "anchors": 2, "token_keys": 1, "webhooks": 0}
+    assert read(url, change_counters.read_all()) == {"parties": 2, "anchors": 2, "token_keys": 1, "webhooks": 0}

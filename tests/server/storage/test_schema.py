@@ -66,7 +66,7 @@ def test_the_database_is_readable_for_its_owner_alone_because_it_holds_the_keys_
 
     modes: dict[str, int] = {}
     with_store(url, hold)
-    assert modes == dict.fromkeys(("ccp.db", "ccp.db-wal", "ccp.db-shm", "ccp.db-turns"), 0o600)
+    assert modes == dict.fromkeys(("ccp.db", "ccp.db-wal", "ccp.db-shm", "ccp.db-writelock"), 0o600)
 
 
 def test_the_store_refuses_to_open_where_there_is_no_database(tmp_path: Path) -> None:
@@ -215,5 +215,5 @@ def test_the_upgrade_leaves_no_files_open(tmp_path: Path) -> None:
     # The last connection takes the log with it; what writers stand in line by stays, and has nothing in it.
     assert {file.name: file.stat().st_size > 0 for file in tmp_path.iterdir()} == {
         "ccp.db": True,
-        "ccp.db-turns": False,
+        "ccp.db-writelock": False,
     }

@@ -15,7 +15,7 @@ from ccp.errors import Unavailable
 from ccp.server.storage import Store, connect
 from ccp.server.storage.engine import time_limits
 from ccp.server.storage.engine.postgres import PostgresStore
-from ccp.server.storage.engine.query import Overtaken, gathered, long_running, repeatable
+from ccp.server.storage.engine.query import SerializationConflict, batchable, long_read, retryable
 from ccp.server.storage.engine.time_limits import TimeLimits
 from ccp.server.storage.queries import contracts
 from tests.databases import Server, sql
@@ -70,7 +70,7 @@ async def until_served(store: Store, seconds: float = 10.0) -> float:
             return time.monotonic() - began
 
 
-@gathered
+@batchable
 def lookup() -> Any:
     rows = yield "select $1", ("x",)
     return rows
@@ -148,7 +148,7 @@ def test_a_slow_statement_is_cut_alone_while_others_are_answered(url: str) -> No
 
 
 def test_a_read_that_is_marked_has_more_time_than_a_request(url: str) -> None:
-    @long_running
+    @long_read
     def slow() -> Any:
         rows = yield "select pg_sleep(1), current_setting('statement_timeout')", ()
         return rows[0][1]
@@ -280,13 +280,13 @@ def test_a_change_is_not_begun_again_when_its_time_is_over(url: str, monkeypatch
     )  # The pause outlasts the time limit.
     tries = 0
 
-    @repeatable
+    @retryable
     def change() -> Any:
         nonlocal tries
         tries += 1
         yield "select 1", ()
         if tries == 1:
-            raise Overtaken("Another change was in the way.")
+            raise SerializationConflict("Another change was in the way.")
         yield "select pg_sleep(30)", ()
 
     async def run() -> None:
@@ -300,7 +300,7 @@ def test_a_change_is_not_begun_again_when_its_time_is_over(url: str, monkeypatch
 
 
 def test_long_reads_leave_connections_to_the_lookups_of_requests(url: str) -> None:
-    @long_running
+    @long_read
     def slow() -> Any:
         yield "select pg_sleep(3)", ()
 
@@ -323,7 +323,7 @@ def test_long_reads_leave_connections_to_the_lookups_of_requests(url: str) -> No
 def test_a_long_read_behind_a_pooler_has_the_time_of_its_kind(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ccp.server.storage.engine.postgres_hosts.COMMAND_TIMEOUT", 0.5)
 
-    @long_running
+    @long_read
     def slow() -> Any:
         rows = yield "select pg_sleep(1.5), 'found'", ()
         return rows[0][1]

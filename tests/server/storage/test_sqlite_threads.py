@@ -23,9 +23,9 @@ from ccp.server.domain.contracts import SignedContract
 from ccp.server.runtime import threads
 from ccp.server.storage import Store, connect
 from ccp.server.storage.engine import sqlite_writer
-from ccp.server.storage.engine.query import Steps, long_change, long_running
+from ccp.server.storage.engine.query import Query, long_read, long_write
 from ccp.server.storage.engine.time_limits import NOT_CONFIRMED, NOT_READ, NOT_WRITTEN, REQUESTS, TimeLimits
-from ccp.server.storage.engine.write_lock import Turns
+from ccp.server.storage.engine.write_lock import WriteLock
 from ccp.server.storage.queries import contracts
 from tests.server.storage.made import AT, CAR, FIRST, NO_LIMITS, new_database, sql, variant, with_store
 
@@ -81,13 +81,13 @@ def failing_lock(error: BaseException) -> Iterator[list[int]]:
     count: list[int] = []
 
     @contextmanager
-    def mine(self: Turns) -> Iterator[None]:
+    def mine(self: WriteLock) -> Iterator[None]:
         count.append(1)
         raise error
         yield
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Turns, "mine", mine)
+        patch.setattr(WriteLock, "hold", mine)
         yield count
 
 
@@ -124,7 +124,7 @@ def test_what_was_committed_before_the_writer_died_is_acknowledged_and_nothing_e
     real = sqlite_writer.run
     count = 0
 
-    def dying(connection: sqlite3.Connection, steps: Steps[Any]) -> Any:
+    def dying(connection: sqlite3.Connection, steps: Query[Any]) -> Any:
         nonlocal count
         count += 1
         if count % 37 == 0:
@@ -176,7 +176,7 @@ def test_callers_of_a_writer_that_hangs_are_answered_in_time_and_told_what_is_kn
     async def use(store: Store) -> None:
         started, go_on = threading.Event(), threading.Event()
 
-        def hanging() -> Steps[None]:
+        def hanging() -> Query[None]:
             yield from contracts.publish(numbered(0), AT, NO_LIMITS)
             started.set()
             go_on.wait(30)
@@ -204,12 +204,12 @@ def test_callers_of_a_writer_that_hangs_are_answered_in_time_and_told_what_is_kn
 
 
 def test_a_long_question_is_ended_when_its_time_is_up_and_holds_up_no_lookup(url: str) -> None:
-    @long_running
-    def endless() -> Steps[None]:
+    @long_read
+    def endless() -> Query[None]:
         yield "with recursive n(x) as (select 1 union all select x + 1 from n) select count(*) from n", ()
 
-    @long_running
-    def short() -> Steps[int]:
+    @long_read
+    def short() -> Query[int]:
         rows = yield "select count(*) from vehicle", ()
         count: int = rows[0][0]
         return count
@@ -229,8 +229,8 @@ def test_a_long_question_is_ended_when_its_time_is_up_and_holds_up_no_lookup(url
 
 
 def test_a_question_cannot_change_anything_in_the_thread_either(url: str) -> None:
-    @long_running
-    def changing() -> Steps[None]:
+    @long_read
+    def changing() -> Query[None]:
         yield "insert into vehicle (pcid, rev) values ('x', 1)", ()
 
     async def use(store: Store) -> None:
@@ -300,8 +300,8 @@ def test_a_reader_does_not_wait_for_a_busy_file_for_long(url: str) -> None:
 def test_a_change_that_may_take_long_is_not_taken_for_one_that_hangs(url: str) -> None:
     go_on = threading.Event()
 
-    @long_change
-    def large() -> Steps[None]:
+    @long_write
+    def large() -> Query[None]:
         yield "select 1", ()
         go_on.wait(30)
 

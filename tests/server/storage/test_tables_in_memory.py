@@ -16,7 +16,7 @@ from ccp.server.domain.subscriptions import EventKind, Webhook
 from ccp.server.events import Subscribers
 from ccp.server.events import subscribers as module
 from ccp.server.storage import Store, change_feed
-from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import events, parties
 from tests.server.events.receiver import webhook
 from tests.server.storage.made import AT, opened, statements
@@ -27,7 +27,7 @@ PROVIDERS = ["DEEXA", "DEEXB", "NLEXC"]
 NAMES = [f"p{number}" for number in range(4)]
 
 
-def a_change(chance: random.Random, hooks: dict[str, Webhook], known: dict[str, Party]) -> Steps[object]:
+def a_change(chance: random.Random, hooks: dict[str, Webhook], known: dict[str, Party]) -> Query[object]:
     """Some change of a party or of a webhook, with what is there noted."""
     name = chance.choice(NAMES)
     match chance.randrange(4):
@@ -44,7 +44,7 @@ def a_change(chance: random.Random, hooks: dict[str, Webhook], known: dict[str, 
             )  # fmt: skip
             return parties.update(before, known[name])
         case 2 if hooks:
-            return events.drop_webhook(hooks.pop(chance.choice(sorted(hooks))).id)
+            return events.remove_webhook(hooks.pop(chance.choice(sorted(hooks))).id)
         case _ if name in known:
             made = webhook("http://a.example/", name, *chance.sample(KINDS, 2), id=f"{chance.getrandbits(64):x}")
             if hooks and chance.random() < 0.5:  # One that is there, of another party perhaps.
@@ -110,7 +110,7 @@ def test_reading_everything_gives_the_event_loop_back_between_portions(
     for each in (module, party_cache):
         monkeypatch.setattr(each, "PORTION", 2)
 
-    def many() -> Steps[None]:
+    def many() -> Query[None]:
         for number in range(10):
             yield from parties.add(party(f"cpo-{number}", PartyRole.CPO), "hash", AT)
             yield from events.put_webhook(webhook("http://a.example/", f"cpo-{number}"))

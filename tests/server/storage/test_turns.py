@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 
-from ccp.server.storage.engine.write_lock import Turns
+from ccp.server.storage.engine.write_lock import WriteLock
 
 SPAWN = multiprocessing.get_context("spawn")
 LONG = 30.0
@@ -17,9 +17,9 @@ LONG = 30.0
 
 def _hold(database: Path, told: Connection) -> None:
     """Take a turn whenever told so, and give it back when told again."""
-    turns = Turns(database, LONG)
+    write_lock = WriteLock(database, LONG)
     while told.recv() == "take":
-        with turns.mine():
+        with write_lock.hold():
             told.send("taken")
             told.recv()
         told.send("given")
@@ -68,7 +68,7 @@ def test_the_turn_of_a_process_that_was_killed_is_over(tmp_path: Path) -> None:
         process.kill()
         process.join()
         began = time.monotonic()
-        with Turns(database, LONG).mine():
+        with WriteLock(database, LONG).hold():
             assert time.monotonic() - began < LONG / 2
 
 
@@ -76,10 +76,10 @@ def test_a_turn_that_does_not_come_is_not_waited_for_for_ever(tmp_path: Path) ->
     database = tmp_path / "ccp.db"
     with another(database) as (other, _):
         ask(other, "take", "taken")
-        with Turns(database, 0.2).mine():
+        with WriteLock(database, 0.2).hold():
             assert not other.poll(), "the other one has its turn still"
 
 
 def test_where_no_file_can_be_made_there_are_no_turns_and_writing_goes_on(tmp_path: Path) -> None:
-    with Turns(tmp_path / "missing" / "ccp.db", LONG).mine():
+    with WriteLock(tmp_path / "missing" / "ccp.db", LONG).hold():
         pass

@@ -46,7 +46,7 @@ from ccp.server.runtime.blocking_calls import BlockingCalls
 from ccp.server.settings import GREATEST_TOKEN_LIFETIME
 from ccp.server.storage import Store
 from ccp.server.storage.queries import parties, signing_keys, unknown_values
-from ccp.server.storage.queries.audit import POOL, Action, Entry, told
+from ccp.server.storage.queries.audit import POOL, Action, Entry, with_audit
 from ccp.server.storage.queries.signing_keys import TokenKey
 
 _log = structlog.get_logger("ccp.server.access.authorization_server")
@@ -108,7 +108,7 @@ async def rotate(store: Store, actor: str, at: datetime, after: timedelta = KEY_
     """
     candidate = new_key(at, after=after)
     change = signing_keys.rotate(candidate, candidate.starts_at + _RETIRED_AFTER, at)
-    await store.write(told(change, lambda _: [_rotated(candidate, actor, at)]))
+    await store.write(with_audit(change, lambda _: [_rotated(candidate, actor, at)]))
     return candidate
 
 
@@ -123,7 +123,7 @@ async def revoke(store: Store, kid: str, actor: str, at: datetime) -> TokenKey |
         entry = Entry(at, actor, Action.KEY_REVOKED, {"kid": kid})
         return [entry, _rotated(candidate, actor, at)] if replaced else [entry]
 
-    return candidate if await store.write(told(signing_keys.revoke(kid, candidate), tell)) else None
+    return candidate if await store.write(with_audit(signing_keys.revoke(kid, candidate), tell)) else None
 
 
 def _rotated(key: TokenKey, actor: str, at: datetime) -> Entry:
@@ -210,10 +210,10 @@ class AuthorizationServer:
     async def refresh_keys(self, at: datetime) -> None:
         self._loaded = time.monotonic()
         async with self._loading:  # What was read earlier must not replace what was read later.
-            stored = await self._store.read(signing_keys.every())
+            stored = await self._store.read(signing_keys.list_all())
             if not stored:
                 await self._store.write(signing_keys.ensure(new_key(at)))
-                stored = await self._store.read(signing_keys.every())
+                stored = await self._store.read(signing_keys.list_all())
             if stored != self._stored:
                 self._stored, self._keys = stored, tuple(_readable(stored))
                 self.clear_token_cache()
@@ -243,7 +243,7 @@ class AuthorizationServer:
             retire_at = candidate.starts_at + _RETIRED_AFTER
             change = signing_keys.rotate_old(candidate, at - timedelta(seconds=lifetime), retire_at, at)
             done = await self._store.write(
-                told(change, lambda rotated: [_rotated(candidate, POOL, at)] if rotated else [])
+                with_audit(change, lambda rotated: [_rotated(candidate, POOL, at)] if rotated else [])
             )
             if done:
                 _log.info("token key rotated", kid=candidate.kid, signs_from=candidate.starts_at)
@@ -281,7 +281,7 @@ class AuthorizationServer:
 
         roles: those that it shall be good for; None for all. certificate: x5t#S256 of the one to bind it to.
         """
-        stored = await self._store.read(parties.secrets_of(client_id, at))
+        stored = await self._store.read(parties.list_secret_hashes(client_id, at))
         hashes = [entry.hash for entry in stored]
         if not self._secrets.still_valid(client_id, secret, hashes):
             matching = await self._hashing.run(_matching_hash, hashes, secret)
@@ -304,7 +304,7 @@ class AuthorizationServer:
     def _signed(
         self, client_id: str, at: datetime, roles: Collection[PartyRole] | None, certificate: str | None
     ) -> str:
-        stored = signing_keys.signing((key.stored for key in self._keys), at)
+        stored = signing_keys.current_key((key.stored for key in self._keys), at)
         if stored is None:
             raise Unavailable("There is no key to sign access tokens with.")
         now = int(at.timestamp())

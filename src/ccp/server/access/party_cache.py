@@ -9,7 +9,7 @@ from ccp.server.domain.parties import Party
 from ccp.server.storage import Store
 from ccp.server.storage.change_feed import PORTION, ChangeFeed
 from ccp.server.storage.queries import parties
-from ccp.server.storage.queries.change_counters import Topic
+from ccp.server.storage.queries.change_counters import ChangeCounter
 
 
 class PartyCache:
@@ -19,7 +19,7 @@ class PartyCache:
         self._store = store
         self._changed = changed
         self._by_id: dict[str, Party] = {}
-        self._feed = ChangeFeed(store, (Topic.PARTIES,), self)
+        self._feed = ChangeFeed(store, (ChangeCounter.PARTIES,), self)
 
     def __contains__(self, client_id: str) -> bool:
         return client_id in self._by_id
@@ -34,7 +34,7 @@ class PartyCache:
     async def reload(self) -> None:
         """See `ccp.server.storage.change_feed.Followed`."""
         gone, after = set(self._by_id), ""
-        while found := await self._store.read(parties.page(after, PORTION)):
+        while found := await self._store.read(parties.list_page(after, PORTION)):
             for party in found:
                 after = party.client_id
                 gone.discard(after)
@@ -43,9 +43,9 @@ class PartyCache:
         for client_id in gone:
             self._put(client_id, None)
 
-    async def apply(self, topic: Topic, after: int, last: int, keys: Collection[str]) -> None:
+    async def apply(self, topic: ChangeCounter, after: int, last: int, keys: Collection[str]) -> None:
         """See `ccp.server.storage.change_feed.Followed`."""
-        found = {party.client_id: party for party in await self._store.read(parties.changed(after, last))}
+        found = {party.client_id: party for party in await self._store.read(parties.list_changed(after, last))}
         for client_id in keys:
             self._put(client_id, found.get(client_id))
 

@@ -19,7 +19,7 @@ from ccp.server.access.authorization_server import hash_secret, new_secret
 from ccp.server.domain.parties import NOT_VALID, Party, PartyRole, check
 from ccp.server.runtime.blocking_calls import BlockingCalls
 from ccp.server.storage import Store
-from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import audit, parties, signing_keys
 from ccp.server.storage.queries.audit import Action
 from ccp.server.storage.queries.parties import SecretValidity
@@ -113,7 +113,7 @@ class PartyRegistry:
         """
         found: list[Party] = []
         while (missing := limit + 1 - len(found)) > 0:
-            batch = await self._store.read(parties.page(after, min(missing, _BATCH)))
+            batch = await self._store.read(parties.list_page(after, min(missing, _BATCH)))
             found += batch
             if len(batch) < min(missing, _BATCH):
                 break
@@ -123,14 +123,14 @@ class PartyRegistry:
 
     async def get_by_name(self, name_or_client_id: str) -> Party:
         """The party with a name or client id. Raises NotFound."""
-        return await self._store.read(parties.find_named(name_or_client_id))
+        return await self._store.read(parties.get_by_name(name_or_client_id))
 
     async def show(self, client_id: str, at: datetime) -> PartyView:
         """The party with a client id, and its secrets. Raises NotFound."""
 
-        def query() -> Steps[PartyView]:
-            party = yield from parties.find(client_id)
-            return PartyView(party, (yield from parties.lives(client_id, at)))
+        def query() -> Query[PartyView]:
+            party = yield from parties.get(client_id)
+            return PartyView(party, (yield from parties.list_secrets(client_id, at)))
 
         return await self._store.read(query())
 
@@ -144,7 +144,7 @@ class PartyRegistry:
         secret = secret or new_secret()
         hashed = await self._hashing.run(hash_secret, secret)
 
-        def change() -> Steps[None]:
+        def change() -> Query[None]:
             yield from _begin(by)
             yield from parties.insert(party, hashed, at)
             yield from _record(by, at, Action.PARTY_ADDED, party.client_id, **_audited_members(party))
@@ -216,26 +216,26 @@ class PartyRegistry:
         secret = new_secret()
         hashed = await self._hashing.run(hash_secret, secret)
 
-        def change() -> Steps[PartyView]:
+        def change() -> Query[PartyView]:
             yield from _begin(by)
-            party = yield from parties.find(client_id)
-            live = yield from parties.lives(client_id, at)
+            party = yield from parties.get(client_id)
+            live = yield from parties.list_secrets(client_id, at)
             precondition(PartyView(party, live))
             older = _secret_to_keep(party, live, overlap, revoke)
-            yield from parties.renew(client_id, hashed, at, older, until)
+            yield from parties.rotate_secret(client_id, hashed, at, older, until)
             older_until = rfc3339(until) if older else None
             yield from _record(by, at, Action.SECRET_ROTATED, client_id, older_until=older_until)
-            return PartyView(party, (yield from parties.lives(client_id, at)))
+            return PartyView(party, (yield from parties.list_secrets(client_id, at)))
 
         return secret, await self._store.write(change())
 
 
 def _update(
     client_id: str, change: PartyUpdate, by: Actor, at: datetime, action: Action, precondition: Precondition
-) -> Steps[PartyView]:
+) -> Query[PartyView]:
     yield from _begin(by)
-    before = yield from parties.find(client_id)
-    live = yield from parties.lives(client_id, at)
+    before = yield from parties.get(client_id)
+    live = yield from parties.list_secrets(client_id, at)
     precondition(PartyView(before, live))
     after = change(before)
     if after == before:
@@ -256,17 +256,17 @@ def _update(
     return PartyView(after, live)
 
 
-def _begin(by: Actor) -> Steps[None]:
+def _begin(by: Actor) -> Query[None]:
     """Lock the registry and check again that a registered actor is an admin and that its token's key is valid.
 
     The caches of the worker may be a second old, and the request was authorised even before that. Raises
     NotAuthorised, NotAuthenticated.
     """
     yield from parties.lock()
-    actor = yield from parties.by_client_id(by.name)
+    actor = yield from parties.find(by.name)
     if actor is not None and not (actor.enabled and PartyRole.ADMIN in actor.roles):
         raise NotAuthorised("The caller is not an admin any more.")
-    if by.kid is not None and (actor is None or not (yield from signing_keys.is_there(by.kid))):
+    if by.kid is not None and (actor is None or not (yield from signing_keys.exists(by.kid))):
         raise NotAuthenticated(NOT_VALID)
 
 
@@ -302,5 +302,5 @@ def _audited_members(party: Party) -> dict[str, Any]:
     return {name: value for name, value in party.members().items() if name != "client_id"}
 
 
-def _record(by: Actor, at: datetime, action: Action, client_id: str, **more: Any) -> Steps[None]:
+def _record(by: Actor, at: datetime, action: Action, client_id: str, **more: Any) -> Query[None]:
     yield from audit.record(audit.Entry(at, by.name, action, {"party": client_id, **more}, trace_id=by.trace_id))

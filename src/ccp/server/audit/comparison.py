@@ -15,30 +15,30 @@ from typing import Final
 from ccp.errors import FieldError
 from ccp.ids import EMAID, PCID
 from ccp.server.audit.trail import Broken, End, Erasure, Verifier
-from ccp.server.storage.queries.audit import Recorded
+from ccp.server.storage.queries.audit import AuditRow
 
 
 @dataclass(frozen=True, slots=True)
 class BlankedRow:
     """earlier: the row as the export has it, with its subject. erasure: what lists it; None where nothing does."""
 
-    earlier: Recorded
+    earlier: AuditRow
     erasure: Erasure | None
 
 
-def blanked_since(export: Iterable[Recorded | End], verifier: Verifier) -> list[BlankedRow]:
+def blanked_since(export: Iterable[AuditRow | End], verifier: Verifier) -> list[BlankedRow]:
     """The rows that have their subject in an export, and none in the trail that the verifier has seen."""
     blanked = verifier.blanked
     return [
         BlankedRow(part, blanked[part.lane, part.number])
         for part in export
-        if isinstance(part, Recorded) and part.subject is not None and (part.lane, part.number) in blanked
+        if isinstance(part, AuditRow) and part.subject is not None and (part.lane, part.number) in blanked
     ]
 
 
 def contradictions(rows: Iterable[BlankedRow]) -> list[Broken]:
     """Rows that no `ccp erase` can have blanked: all rows of one erasure name the same contract or vehicle."""
-    by_erasure: dict[Erasure, list[Recorded]] = {}
+    by_erasure: dict[Erasure, list[AuditRow]] = {}
     for row in rows:
         if row.erasure is not None:  # Without one the verifier says so.
             by_erasure.setdefault(row.erasure, []).append(row.earlier)

@@ -12,7 +12,7 @@ from ccp.errors import FieldError
 from ccp.ids import EMAID, PCID, masked
 from ccp.server.settings import LogIdentifiers, Settings
 from ccp.server.storage import Store
-from ccp.server.storage.queries import secrets as questions
+from ccp.server.storage.queries import secrets as queries
 
 _NAME: Final = "log_key"
 
@@ -29,9 +29,9 @@ class Pseudonyms:
     async def open(self, store: Store) -> None:
         """Raises Unavailable, ConfigurationError."""
         if self._keyed is None:
-            kept = await store.read(questions.find(_NAME))
+            kept = await store.read(queries.find(_NAME))
             if kept is None:
-                kept = await store.write(questions.ensure(_NAME, secrets.token_hex(32)))
+                kept = await store.write(queries.ensure(_NAME, secrets.token_hex(32)))
             self._keyed = _keyed(kept)
 
     def of(self, canonical: EMAID | PCID) -> str:

@@ -16,15 +16,15 @@ import structlog
 from ccp.errors import CCPError, ConfigurationError
 from ccp.server.runtime.background import BackgroundTasks, PeriodicTask, Supervised
 from ccp.server.storage import Store
-from ccp.server.storage.queries import audit as questions
+from ccp.server.storage.queries import audit as queries
 from ccp.server.storage.queries.audit import (
-    LANES,
-    START,
+    GENESIS_HASH,
+    SHARDS,
     UNKNOWN,
     Action,
+    AuditRow,
+    ChainHead,
     Entry,
-    Head,
-    Recorded,
     commitment_of,
     hash_of,
 )
@@ -51,7 +51,7 @@ class End:
     """Where a lane ends. head: None where it is missing. outside: rows of the lane that the head does not cover."""
 
     lane: int
-    head: Head | None
+    head: ChainHead | None
     outside: int = 0
 
 
@@ -103,10 +103,10 @@ class Verifier:
     rows came, a lane may be ended again.
     """
 
-    def __init__(self, earlier: Mapping[int, Head] | None = None) -> None:
+    def __init__(self, earlier: Mapping[int, ChainHead] | None = None) -> None:
         """earlier: the ends of an export that was kept elsewhere; the trail has to be its continuation."""
         self._earlier = dict(earlier or {})
-        self._reached = {lane: Head(0, START) for lane in range(LANES)}
+        self._reached = {lane: ChainHead(0, GENESIS_HASH) for lane in range(SHARDS)}
         self._ended: set[int] = set()
         self._broken: dict[int, Broken] = {}
         self._without: set[tuple[int, int]] = set()
@@ -123,7 +123,7 @@ class Verifier:
         """Lane and number of rows without subject, each with the erasure that lists it."""
         return {place: self._listed.get(place) for place in self._without}
 
-    def take(self, row: Recorded) -> None:
+    def take(self, row: AuditRow) -> None:
         self._rows += 1
         before = self._reached.get(row.lane)
         if before is None:
@@ -141,7 +141,7 @@ class Verifier:
                     self._listed.setdefault(place, erasure)
         if row.subject is None:
             self._without.add((row.lane, row.number))
-        self._reached[row.lane] = Head(row.number, row.hash)
+        self._reached[row.lane] = ChainHead(row.number, row.hash)
 
     def end(self, end: End) -> None:
         self._ended.add(end.lane)
@@ -164,7 +164,7 @@ class Verifier:
 
     def verdict(self) -> Verdict:
         """What has been found, after everything was taken. A lane that was not ended is broken."""
-        for lane in set(range(LANES)) - self._ended:
+        for lane in set(range(SHARDS)) - self._ended:
             self._break(
                 lane, self._reached[lane].number + 1, "the lane's end is missing: nothing tells whether rows are"
             )
@@ -179,7 +179,7 @@ class Verifier:
             self._broken[lane] = Broken(lane, number, why)
 
 
-def _problem(row: Recorded, before: Head) -> str | None:
+def _problem(row: AuditRow, before: ChainHead) -> str | None:
     """What is wrong with a row, its place in the chain first."""
     if row.number > before.number + 1:
         return f"rows {before.number + 1} to {row.number - 1} before it are missing"
@@ -197,7 +197,7 @@ def _problem(row: Recorded, before: Head) -> str | None:
     return None
 
 
-def _erasure(row: Recorded) -> Erasure | None:
+def _erasure(row: AuditRow) -> Erasure | None:
     """What an intact row says of an erasure; None for a row that `ccp erase` cannot have written."""
     if row.action != Action.DATA_ERASED or row.outcome != "ok" or not row.actor.startswith("cli:"):
         return None
@@ -212,21 +212,21 @@ def _erasure(row: Recorded) -> Erasure | None:
 _ALL: Final = 2**62  # More than there can be.
 
 
-async def walk(store: Store, verifier: Verifier) -> AsyncIterator[Recorded | End]:
+async def walk(store: Store, verifier: Verifier) -> AsyncIterator[AuditRow | End]:
     """Every row, lane by lane, and each lane's end after its rows; the verifier sees them first.
 
     The trail may grow meanwhile. What a row says of an erasure can stand in a lane that was passed already, so where
     one is wanting, the rows that have come since are gone through too.
     """
-    reached = dict.fromkeys(range(LANES), 0)
-    strangers = await store.read(questions.elsewhere())
+    reached = dict.fromkeys(range(SHARDS), 0)
+    strangers = await store.read(queries.count_outside_shards())
     if strangers:
-        verifier.end(End(LANES, None, strangers))
+        verifier.end(End(SHARDS, None, strangers))
     for _ in range(2):
-        for lane in range(LANES):
-            head, outside = await store.read(questions.end_of(lane))
+        for lane in range(SHARDS):
+            head, outside = await store.read(queries.chain_head(lane))
             until = head.number if head is not None else _ALL
-            while rows := await store.read(questions.page(lane, reached[lane], until)):
+            while rows := await store.read(queries.page(lane, reached[lane], until)):
                 reached[lane] = rows[-1].number
                 for row in rows:
                     verifier.take(row)
@@ -245,28 +245,28 @@ Line: TypeAlias = dict[str, Any]
 
 
 def first_line(at: datetime) -> Line:
-    return {"format": FORMAT, "lanes": LANES, "exported_at": at.isoformat()}
+    return {"format": FORMAT, "lanes": SHARDS, "exported_at": at.isoformat()}
 
 
-def line_of(part: Recorded | End) -> Line | None:
+def line_of(part: AuditRow | End) -> Line | None:
     """A row or an end as a line of an export; None for an end that is missing, as there is nothing to say."""
-    if isinstance(part, Recorded):
+    if isinstance(part, AuditRow):
         return part.members()
     return None if part.head is None else {"end_of": part.lane, "number": part.head.number, "hash": part.head.hash}
 
 
-def read_export(lines: Iterable[str]) -> Iterator[Recorded | End]:
+def read_export(lines: Iterable[str]) -> Iterator[AuditRow | End]:
     """The rows and ends of an export. Raises ConfigurationError where it is none."""
     first = True
     for place, text in enumerate(lines, 1):
         try:
             line = json.loads(text)
             if first:
-                if line["format"] != FORMAT or line["lanes"] != LANES:
+                if line["format"] != FORMAT or line["lanes"] != SHARDS:
                     raise ValueError("format")
                 first = False
             elif "end_of" in line:
-                yield End(_whole(line["end_of"]), Head(_whole(line["number"]), _text(line["hash"])))
+                yield End(_whole(line["end_of"]), ChainHead(_whole(line["number"]), _text(line["hash"])))
             else:
                 yield _row(line)
         except (ValueError, KeyError, TypeError, RecursionError) as exc:
@@ -275,8 +275,8 @@ def read_export(lines: Iterable[str]) -> Iterator[Recorded | End]:
         raise ConfigurationError("The file is empty; an audit export has a first line that says so.")
 
 
-def _row(line: Line) -> Recorded:
-    return Recorded(
+def _row(line: Line) -> AuditRow:
+    return AuditRow(
         _whole(line["lane"]),
         _whole(line["number"]),
         _whole(line["at"]),
@@ -421,6 +421,6 @@ class Refusals:
         """Write the waiting rows. Raises what a write raises; rows that were not written stay queued."""
         while self._waiting:
             batch = [self._waiting[place] for place in range(min(_BATCH, len(self._waiting)))]
-            await self._store.write(questions.record(*batch))
+            await self._store.write(queries.record(*batch))
             for _ in batch:
                 self._waiting.popleft()

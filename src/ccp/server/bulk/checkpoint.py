@@ -23,7 +23,7 @@ from ccp.server.bulk.lines import Mark
 from ccp.server.runtime.private_files import read_private, replace_private
 from ccp.server.storage import Store
 from ccp.server.storage.engine.schema import is_postgres, sqlite_file
-from ccp.server.storage.queries import secrets as questions
+from ccp.server.storage.queries import secrets as queries
 
 _KIND: Final = "opnc-ccp import 2"
 
@@ -52,9 +52,9 @@ def default_path(source: str, database: str) -> Path:
 
 async def key_of(store: Store) -> bytes:
     """The key that authenticates checkpoints of imports; the first import makes it. Raises Unavailable."""
-    kept = await store.read(questions.find(questions.IMPORT_CHECKPOINT_KEY))
+    kept = await store.read(queries.find(queries.IMPORT_CHECKPOINT_KEY))
     if kept is None:
-        kept = await store.write(questions.ensure(questions.IMPORT_CHECKPOINT_KEY, secrets.token_hex(32)))
+        kept = await store.write(queries.ensure(queries.IMPORT_CHECKPOINT_KEY, secrets.token_hex(32)))
     return bytes.fromhex(kept)
 
 

@@ -20,8 +20,8 @@ from ccp.server.domain.contracts import SignedContract
 from ccp.server.runtime.private_files import replace_private
 from ccp.server.runtime.terminal_text import printable_json_bytes
 from ccp.server.storage import Store
-from ccp.server.storage.engine.query import Steps
-from ccp.server.storage.queries.bulk import Page, page, page_of_provider, sorts_by_character
+from ccp.server.storage.engine.query import Query
+from ccp.server.storage.queries.bulk import Page, list_page, list_page_of_provider, sorts_by_character
 
 _VEHICLES: Final = 100
 """Of one snapshot; a handful of contracts each."""
@@ -69,14 +69,14 @@ async def _contracts(store: Store, wanted: Filter) -> AsyncIterator[SignedContra
 
 async def _portions(store: Store, wanted: Filter, wmis: frozenset[str]) -> AsyncIterator[list[SignedContract]]:
     """Contracts of vehicles that may be wanted, by an index as far as there is one."""
-    queries: list[Callable[[str], Steps[Page]]]
+    queries: list[Callable[[str], Query[Page]]]
     if not (wanted.providers or wmis) or not await store.read(sorts_by_character()):
-        queries = [partial(page, limit=_VEHICLES, wmis=wmis)]
+        queries = [partial(list_page, limit=_VEHICLES, wmis=wmis)]
     elif wanted.providers:
         providers = sorted(wanted.providers)
-        queries = [partial(page_of_provider, provider, limit=_VEHICLES, wmis=wmis) for provider in providers]
+        queries = [partial(list_page_of_provider, provider, limit=_VEHICLES, wmis=wmis) for provider in providers]
     else:
-        queries = [partial(page, limit=_VEHICLES, wmis=wmis, prefix=wmi) for wmi in sorted(wmis)]
+        queries = [partial(list_page, limit=_VEHICLES, wmis=wmis, prefix=wmi) for wmi in sorted(wmis)]
     for query in queries:
         after: str | None = ""
         while after is not None:

@@ -41,7 +41,7 @@ from ccp.server.runtime.clock import utc_now
 from ccp.server.settings import Settings
 from ccp.server.storage import connect
 from ccp.server.storage.engine.time_limits import COMMANDS
-from ccp.server.storage.queries.change_counters import Topic
+from ccp.server.storage.queries.change_counters import ChangeCounter
 from ccp.server.storage.snapshot_refresh import Snapshot, SnapshotRefresher
 from ccp.server.trust.anchors import Trust
 from ccp.server.trust.revocation import Pair, RevocationService
@@ -227,7 +227,7 @@ async def _work(end: socket.socket, order: Order) -> None:
         await trust.refresh()
         await revocation.issuers.refresh()
 
-    refresher = SnapshotRefresher(store, Snapshot("anchors", (Topic.ANCHORS,), refresh_anchors))
+    refresher = SnapshotRefresher(store, Snapshot("anchors", (ChangeCounter.ANCHORS,), refresh_anchors))
     background = BackgroundTasks()
     await store.open()
     try:

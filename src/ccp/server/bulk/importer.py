@@ -42,7 +42,7 @@ from ccp.server.runtime.clock import utc_now
 from ccp.server.runtime.private_files import create_private, reopen_private
 from ccp.server.runtime.terminal_text import printable_json_bytes
 from ccp.server.settings import Settings
-from ccp.server.storage.queries.bulk import take_over
+from ccp.server.storage.queries.bulk import import_contract
 
 _log = structlog.get_logger("ccp.server.bulk")
 
@@ -252,7 +252,7 @@ class _Import:
         async with self._room:
             for attempt in range(_RETRIES):
                 try:
-                    done = await self._built.store.write(take_over(contract, change))
+                    done = await self._built.store.write(import_contract(contract, change))
                     break
                 except Unavailable:
                     if attempt == _RETRIES - 1:

@@ -85,7 +85,7 @@ class HandedOut:
             # Taken out first: what the database refuses for good must not stand before all others for ever.
             del self._gathered[:_GROUP]
             try:
-                await self._store.write(events.tell_providers(told))
+                await self._store.write(events.store_events(told))
             except CCPError:
                 self._gathered[:0] = group  # Where nobody knows whether it has them they are told twice, not never.
                 raise

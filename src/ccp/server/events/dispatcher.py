@@ -32,7 +32,7 @@ from ccp.server.runtime.loop_budget import LoopBudget
 from ccp.server.settings import Settings
 from ccp.server.storage import Store
 from ccp.server.storage.queries import due_deliveries, events
-from ccp.server.storage.queries.events import Delivery, Outcome
+from ccp.server.storage.queries.events import AttemptOutcome, Delivery
 
 _log = structlog.get_logger("ccp.server.events")
 
@@ -41,7 +41,7 @@ _GATHER_SECONDS: Final = 0.05  # Changes come in flocks, and each fan-out is a t
 _SWEEP_SECONDS: Final = 600.0
 _LAST_SECONDS: Final = 2.0  # For what is on its way when the process ends.
 _COUNT_SECONDS: Final = 10.0
-_LOOK_AT_ALL_SECONDS: Final = 10.0  # Where so much is due that `due_deliveries.look` does not see all of it.
+_LOOK_AT_ALL_SECONDS: Final = 10.0  # Where so much is due that `due_deliveries.due_webhooks` does not see all of it.
 _IDLE_SECONDS: Final = 60.0  # After which a line ends for which nothing was due.
 _LONGEST_DELAY: Final = 10.0  # Of the next claim for a webhook, after claims that found nothing.
 _GROUP: Final = 100  # Events that leave the outbox in one transaction.
@@ -139,7 +139,7 @@ class Dispatcher:
         """Put new events to webhooks, and wake the lines for which something is due. Returns whether there is more."""
         at = self._clock()
         more = False
-        if await self._store.read(events.are_new()):
+        if await self._store.read(events.has_new_events()):
             more = await self._fan_out()
         await self._wake_due()
         if time.monotonic() - self._swept >= self._sweep_every:
@@ -171,7 +171,7 @@ class Dispatcher:
 
     async def _wake_due(self) -> None:
         """Wake the lines of webhooks for which something is due."""
-        due = await self._store.read(due_deliveries.look(self._clock()))
+        due = await self._store.read(due_deliveries.due_webhooks(self._clock()))
         for webhook_id, count in due.webhooks.items():
             self._wake(webhook_id, count)
         if due.complete or time.monotonic() - self._looked_at_all < _LOOK_AT_ALL_SECONDS:
@@ -179,7 +179,7 @@ class Dispatcher:
         self._looked_at_all = time.monotonic()
         after: str | None = ""
         while after is not None:
-            found, after = await self._store.read(due_deliveries.page(self._clock(), after))
+            found, after = await self._store.read(due_deliveries.due_webhooks_page(self._clock(), after))
             for webhook_id in found - due.webhooks.keys():
                 self._wake(webhook_id, None)
             await asyncio.sleep(0)
@@ -216,8 +216,8 @@ class Dispatcher:
         except Unavailable:
             return  # The guard has logged it.
         horizon = at + max(self._lease, self._pause) + TOLERANCE
-        while keys := await self._store.read(events.beyond(horizon)):
-            brought = await self._store.write(events.bring_back(keys, horizon, at))
+        while keys := await self._store.read(events.scheduled_beyond(horizon)):
+            brought = await self._store.write(events.reschedule(keys, horizon, at))
             _log.warning("deliveries from the future are due now", events=brought)
             self._news.set()
 
@@ -226,7 +226,7 @@ class Dispatcher:
             at = await self._guard.checked()
         except Unavailable:
             return  # The guard has logged it.
-        while given_up := await self._store.write(events.give_up(at - self._give_up, at, "It waited for too long.")):
+        while given_up := await self._store.write(events.expire(at - self._give_up, at, "It waited for too long.")):
             _log.warning("events given up that waited for too long", events=given_up)
         while await self._store.write(events.purge(at - self._keep)):
             pass
@@ -263,7 +263,7 @@ class Dispatcher:
         claimed: list[Delivery] = []
         try:
             at = self._clock()
-            claimed = await self._store.write(events.claim(line.webhook_id, at, at + self._lease, tries))
+            claimed = await self._store.write(events.lease(line.webhook_id, at, at + self._lease, tries))
         finally:
             if not claimed:
                 line.breaker.release()
@@ -286,7 +286,7 @@ class Dispatcher:
             status, error = await self._attempt(webhook, delivery)
             outcome = self._judge(status, delivery)
             self._metrics.event_tried(outcome.value.replace(" ", "_"))
-            well = outcome in (Outcome.DELIVERED, Outcome.REJECTED)
+            well = outcome in (AttemptOutcome.DELIVERED, AttemptOutcome.REJECTED)
             (line.breaker.record_success if well else line.breaker.record_failure)()
             await self._complete(delivery, outcome, status, error)
         except asyncio.CancelledError:
@@ -331,21 +331,23 @@ class Dispatcher:
         )
         return status, error
 
-    def _judge(self, status: int | None, delivery: Delivery) -> Outcome:
+    def _judge(self, status: int | None, delivery: Delivery) -> AttemptOutcome:
         if status is not None and 200 <= status < 300:
-            return Outcome.DELIVERED
+            return AttemptOutcome.DELIVERED
         if status in _REJECTED:
-            return Outcome.REJECTED
-        return Outcome.FAILED if delivery.attempts <= self._retries else Outcome.GIVEN_UP
+            return AttemptOutcome.REJECTED
+        return AttemptOutcome.FAILED if delivery.attempts <= self._retries else AttemptOutcome.GIVEN_UP
 
-    async def _complete(self, delivery: Delivery, outcome: Outcome, status: int | None, error: str | None) -> None:
+    async def _complete(
+        self, delivery: Delivery, outcome: AttemptOutcome, status: int | None, error: str | None
+    ) -> None:
         tell = self._told_of(delivery, outcome)
         if tell is not None and not self._subscribers.wants(tell, delivery.emaid):
             tell = None
         for last in (False, False, True):
             at = self._clock()
-            change = events.complete(
-                delivery, outcome, at, status=status, error=error, again=at + self._pause, tell=tell
+            change = events.ack(
+                delivery, outcome, at, status=status, error=error, retry_at=at + self._pause, notify=tell
             )
             try:
                 done = await self._store.write(change)
@@ -361,19 +363,19 @@ class Dispatcher:
                     self._news.set()
                 return
 
-    def _told_of(self, delivery: Delivery, outcome: Outcome) -> EventKind | None:
+    def _told_of(self, delivery: Delivery, outcome: AttemptOutcome) -> EventKind | None:
         """What the contract's provider is told of an attempt to tell the vehicle's maker."""
         sent = _SENT.get(EventKind(delivery.kind)) if delivery.kind in _SENT else None
         if sent is None:
             return None
-        first = outcome is Outcome.FAILED and delivery.last_error is None
-        return {Outcome.DELIVERED: sent, Outcome.REJECTED: EventKind.REJECTED}.get(
+        first = outcome is AttemptOutcome.FAILED and delivery.last_error is None
+        return {AttemptOutcome.DELIVERED: sent, AttemptOutcome.REJECTED: EventKind.REJECTED}.get(
             outcome, EventKind.QUEUED if first else None
         )
 
     async def _release(self, delivery: Delivery) -> None:
         try:
-            await self._store.write(events.release(delivery, self._clock()))
+            await self._store.write(events.nack(delivery, self._clock()))
         except CCPError as exc:
             _log.warning("event not released", event_id=delivery.event_id, reason=str(exc))
 

@@ -12,8 +12,8 @@ from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.domain.subscriptions import EventKind, Subscriber, Webhook
 from ccp.server.storage import Store
 from ccp.server.storage.change_feed import PORTION, ChangeFeed
-from ccp.server.storage.queries import subscribers as questions
-from ccp.server.storage.queries.change_counters import Topic
+from ccp.server.storage.queries import subscribers as queries
+from ccp.server.storage.queries.change_counters import ChangeCounter
 
 
 class Subscribers:
@@ -21,7 +21,7 @@ class Subscribers:
 
     def __init__(self, store: Store) -> None:
         self._webhooks = _Webhooks(store)
-        self._feed = ChangeFeed(store, (Topic.PARTIES, Topic.WEBHOOKS), self._webhooks)
+        self._feed = ChangeFeed(store, (ChangeCounter.PARTIES, ChangeCounter.WEBHOOKS), self._webhooks)
 
     async def refresh(self) -> None:
         """Raises Unavailable."""
@@ -60,7 +60,7 @@ class _Webhooks:
 
     async def reload(self) -> None:
         gone, after = set(self.known), ""
-        while found := await self._store.read(questions.page(after, PORTION)):
+        while found := await self._store.read(queries.list_page(after, PORTION)):
             for subscriber in found:
                 after = subscriber.webhook.id
                 gone.discard(after)
@@ -69,9 +69,9 @@ class _Webhooks:
         for webhook_id in gone:
             self._drop(webhook_id)
 
-    async def apply(self, topic: Topic, after: int, last: int, keys: Collection[str]) -> None:
-        found = await self._store.read(questions.changed(topic, after, last))
-        if topic is Topic.PARTIES:
+    async def apply(self, topic: ChangeCounter, after: int, last: int, keys: Collection[str]) -> None:
+        found = await self._store.read(queries.list_changed(topic, after, last))
+        if topic is ChangeCounter.PARTIES:
             known = {webhook_id for client_id in keys for webhook_id in self._of_party.get(client_id, ())}
         else:
             known = {webhook_id for webhook_id in keys if webhook_id in self.known}

@@ -21,11 +21,11 @@ from ccp.server.domain.parties import Caller, Party, PartyRole
 from ccp.server.domain.subscriptions import Webhook
 from ccp.server.external.outbound import OutboundClient, OutboundError, host_of
 from ccp.server.storage import Store
-from ccp.server.storage.engine.query import Steps, long_running
+from ccp.server.storage.engine.query import Query, long_read
 from ccp.server.storage.queries import audit, events, parties
 from ccp.server.storage.queries.audit import Action, Entry
-from ccp.server.storage.queries.caller_standing import still
-from ccp.server.storage.queries.events import Delivery, Mark, State
+from ccp.server.storage.queries.caller_standing import check_standing
+from ccp.server.storage.queries.events import Delivery, DeliveryCursor, DeliveryState
 
 MOST: Final = 50
 """Webhooks of one party. Each that is not answered costs the dispatcher a task and the database its deliveries."""
@@ -119,10 +119,10 @@ class Webhooks:
             updated_at=at,
         )
 
-        def change() -> Steps[Owned]:
+        def change() -> Query[Owned]:
             party = yield from _begin(caller, EventOperation.POST_ENDPOINT)
             self._check(_within_token(party, caller), wanted)
-            if len((yield from events.webhooks(party.client_id))) >= MOST:
+            if len((yield from events.list_webhooks(party.client_id))) >= MOST:
                 raise Conflict(f"A party has at most {MOST} webhooks.")
             yield from events.put_webhook(made)
             yield from _record(caller, at, Action.WEBHOOK_ADDED, made.id, **_told(made))
@@ -133,30 +133,30 @@ class Webhooks:
     async def every(self, caller: Caller) -> list[Owned]:
         """The caller's webhooks, the oldest first."""
 
-        def question() -> Steps[list[Owned]]:
+        def query() -> Query[list[Owned]]:
             party = yield from _registered(caller)
-            return [Owned(webhook, party) for webhook in (yield from events.webhooks(party.client_id))]
+            return [Owned(webhook, party) for webhook in (yield from events.list_webhooks(party.client_id))]
 
-        return await self._store.read(question())
+        return await self._store.read(query())
 
     async def one(self, caller: Caller, webhook_id: str) -> Owned:
         """Raises NotFound."""
 
-        def question() -> Steps[Owned]:
+        def query() -> Query[Owned]:
             party = yield from _registered(caller)
             return Owned((yield from _find(party, webhook_id)), party)
 
-        return await self._store.read(question())
+        return await self._store.read(query())
 
     async def edit(self, caller: Caller, webhook_id: str, wanted: Wanted, at: datetime) -> Owned:
         """Change what is given; the secret stays. Raises NotFound, FieldError, NotAuthorised."""
-        stored = await self._store.read(events.webhook(webhook_id))
+        stored = await self._store.read(events.find_webhook(webhook_id))
         # One whose host has vanished can still be disabled. The network is asked before the transaction, never in it.
         if stored is not None and stored.client_id == caller.party.client_id and stored.url != wanted.url:
             check_url(wanted.url, http=self._http)
             await self._check_reachable(caller, wanted.url)
 
-        def change() -> Steps[Owned]:
+        def change() -> Query[Owned]:
             party = yield from _begin(caller, EventOperation.UPDATE_ENDPOINT)
             before = yield from _find(party, webhook_id)
             owned = Owned(before, party)
@@ -207,35 +207,35 @@ class Webhooks:
         long. Where that fails half-way the webhook stays, without those that went.
         """
 
-        def owned() -> Steps[None]:
+        def owned() -> Query[None]:
             yield from _find((yield from _party_now(caller, EventOperation.DELETE_ENDPOINT)), webhook_id)
 
         await self._store.read(owned())
-        while await self._store.write(events.drop_deliveries(webhook_id, _PORTION)) == _PORTION:
+        while await self._store.write(events.remove_deliveries(webhook_id, _PORTION)) == _PORTION:
             pass
 
-        def change() -> Steps[None]:
+        def change() -> Query[None]:
             party = yield from _begin(caller, EventOperation.DELETE_ENDPOINT)
             webhook = yield from _find(party, webhook_id)
-            yield from events.drop_webhook(webhook.id)
+            yield from events.remove_webhook(webhook.id)
             yield from _record(caller, at, Action.WEBHOOK_REMOVED, webhook.id, **_told(webhook))
 
         await self._write(change())
 
     async def deliveries(
-        self, caller: Caller, webhook_id: str, state: State | None, before: Mark | None, limit: int
+        self, caller: Caller, webhook_id: str, state: DeliveryState | None, before: DeliveryCursor | None, limit: int
     ) -> tuple[list[Delivery], bool]:
         """So many deliveries to a webhook, the newest first, and whether there are older ones. Raises NotFound."""
 
-        @long_running
-        def question() -> Steps[tuple[list[Delivery], bool]]:
+        @long_read
+        def query() -> Query[tuple[list[Delivery], bool]]:
             webhook = yield from _find((yield from _registered(caller)), webhook_id)
-            found = yield from events.deliveries(webhook.id, state, before, limit + 1)
+            found = yield from events.list_deliveries(webhook.id, state, before, limit + 1)
             return found[:limit], len(found) > limit
 
-        return await self._store.read(question())
+        return await self._store.read(query())
 
-    async def _write(self, change: Steps[T]) -> T:
+    async def _write(self, change: Query[T]) -> T:
         result = await self._store.write(change)
         if self._changed is not None:
             with contextlib.suppress(CCPError):  # It is tried again within a second anyway.
@@ -288,7 +288,7 @@ def _check_ids(kind: str, wanted: Iterable[str], own: Iterable[str]) -> None:
         raise NotAuthorised(*(f"The {kind} {each} is not registered for the caller." for each in foreign))
 
 
-def _begin(caller: Caller, operation: EventOperation) -> Steps[Party]:
+def _begin(caller: Caller, operation: EventOperation) -> Query[Party]:
     """From here to the end of the transaction no webhook changes but by it: the limit on their number rests on it.
 
     Returns the caller's party as it is registered now. Raises NotAuthenticated, NotAuthorised.
@@ -297,10 +297,10 @@ def _begin(caller: Caller, operation: EventOperation) -> Steps[Party]:
     return (yield from _party_now(caller, operation))
 
 
-def _party_now(caller: Caller, operation: EventOperation) -> Steps[Party]:
+def _party_now(caller: Caller, operation: EventOperation) -> Query[Party]:
     """The caller's party as it is registered now. Raises NotAuthenticated, NotAuthorised."""
     standing = caller.standing(lambda party: authorise_role(party, operation))
-    return (yield from (_registered(caller) if standing is None else still(standing)))
+    return (yield from (_registered(caller) if standing is None else check_standing(standing)))
 
 
 def _within_token(party: Party, caller: Caller) -> Party:
@@ -308,16 +308,16 @@ def _within_token(party: Party, caller: Caller) -> Party:
     return replace(party, roles=party.roles & caller.party.roles)
 
 
-def _registered(caller: Caller) -> Steps[Party]:
+def _registered(caller: Caller) -> Query[Party]:
     """The caller's party. A caller whom another issuer vouches for is registered nowhere, and would be told nothing."""
-    party = yield from parties.by_client_id(caller.party.client_id)
+    party = yield from parties.find(caller.party.client_id)
     if party is None:
         raise NotAuthorised("Webhooks are for parties that are registered at this pool.")
     return party
 
 
-def _find(party: Party, webhook_id: str) -> Steps[Webhook]:
-    webhook = yield from events.webhook(webhook_id)
+def _find(party: Party, webhook_id: str) -> Query[Webhook]:
+    webhook = yield from events.find_webhook(webhook_id)
     if webhook is None or webhook.client_id != party.client_id:
         raise NotFound("There is no endpoint with this id.")
     return webhook
@@ -339,6 +339,6 @@ def _told(webhook: Webhook) -> dict[str, Any]:
     }
 
 
-def _record(caller: Caller, at: datetime, action: Action, webhook_id: str, **more: Any) -> Steps[None]:
+def _record(caller: Caller, at: datetime, action: Action, webhook_id: str, **more: Any) -> Query[None]:
     subject = {"endpoint": webhook_id, "party": caller.party.client_id, **more}
     yield from audit.record(Entry(at, caller.party.client_id, action, subject, trace_id=caller.trace_id))

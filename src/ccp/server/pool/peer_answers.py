@@ -23,7 +23,7 @@ from ccp.ids import PCID, Fingerprint, Namespace
 from ccp.server.domain.contracts import SignedContract, signed_contract
 from ccp.server.runtime.loop_budget import LoopBudget
 from ccp.server.storage import Store
-from ccp.server.storage.queries.contracts import holder
+from ccp.server.storage.queries.contracts import find_vehicle
 from ccp.server.storage.queries.peers import Peer
 from ccp.verify import VerifiedInstallationRequest
 from ccp.x509.path_validation import TrustAnchors, VerifiedChain
@@ -122,7 +122,7 @@ class PeerAnswers:
     async def _standing(self, contracts: Sequence[SignedContract], peer: Peer, *, named: bool) -> Standing:
         """named: the answer names the vehicle with each contract."""
         for contract in contracts:
-            if await self._store.read(holder(contract.emaid)) not in (None, contract.pcid):
+            if await self._store.read(find_vehicle(contract.emaid)) not in (None, contract.pcid):
                 return Standing.CONTRADICTED
         if peer.provider_ids:
             held = all(contract.emaid.provider in peer.provider_ids for contract in contracts)

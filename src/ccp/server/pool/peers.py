@@ -41,7 +41,7 @@ from ccp.server.runtime.loop_budget import LoopBudget
 from ccp.server.runtime.loop_lag import LoopLag
 from ccp.server.settings import Settings
 from ccp.server.storage import Store
-from ccp.server.storage.queries import peers as questions
+from ccp.server.storage.queries import peers as queries
 from ccp.server.storage.queries.peers import Peer
 from ccp.verify import VerifiedInstallationRequest
 from ccp.x509.path_validation import TrustAnchors, VerifiedChain
@@ -188,7 +188,7 @@ class PoolPeers:
         return self._tls
 
     async def refresh(self) -> None:
-        registered = {peer.party_id: peer for peer in await self._store.read(questions.every()) if peer.enabled}
+        registered = {peer.party_id: peer for peer in await self._store.read(queries.list_all()) if peer.enabled}
         dropped = [line for name, line in self._lines.items() if registered.get(name) != line.peer]
         kept = {name: line for name, line in self._lines.items() if registered.get(name) == line.peer}
         for name, peer in registered.items():

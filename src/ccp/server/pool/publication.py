@@ -15,7 +15,7 @@ from ccp.server.domain.parties import Caller
 from ccp.server.metrics import Metrics
 from ccp.server.settings import Settings
 from ccp.server.storage import Store
-from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import audit, contracts
 from ccp.server.storage.queries.audit import Action, Entry
 from ccp.server.storage.queries.contracts import Published
@@ -51,9 +51,9 @@ class Publications:
         """
         return await self._store.read(contracts.check_publication(emaid, pcid, began, self._clock(), self._rules))
 
-    def change(self, caller: Caller, contract: SignedContract, *, wanted: bool | None = None) -> Steps[Published]:
+    def change(self, caller: Caller, contract: SignedContract, *, wanted: bool | None = None) -> Query[Published]:
         """The transaction. wanted: see `ccp.server.domain.default_contracts.after_publication`; for an import."""
-        return audit.told(
+        return audit.with_audit(
             contracts.publish(contract, self._clock, self._rules, wanted=wanted),
             lambda done: [_published(caller, contract, done)],
             caller.standing(lambda party: authorise(party, Operation.PUBLISH, contract.emaid)),

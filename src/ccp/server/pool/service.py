@@ -42,15 +42,15 @@ from ccp.server.pool.peers import Peers
 from ccp.server.pool.publication import Publications, utc_now
 from ccp.server.settings import Settings, VehicleTrust
 from ccp.server.storage import Store
-from ccp.server.storage.engine.query import Steps, gathered
+from ccp.server.storage.engine.query import Query, batchable
 from ccp.server.storage.queries import audit, erasure, vehicles
-from ccp.server.storage.queries import contracts as questions
+from ccp.server.storage.queries import contracts as queries
 from ccp.server.storage.queries import revocation as evidence
-from ccp.server.storage.queries.audit import Action, Entry, Recorded
-from ccp.server.storage.queries.caller_standing import still
+from ccp.server.storage.queries.audit import Action, AuditRow, Entry
+from ccp.server.storage.queries.caller_standing import check_standing
 from ccp.server.storage.queries.contracts import Removed
-from ccp.server.storage.queries.erasure import Erased, Rehearsed
-from ccp.server.storage.queries.revocation import Recent
+from ccp.server.storage.queries.erasure import DryRun, Erased
+from ccp.server.storage.queries.revocation import RevocationCache
 from ccp.server.trust.anchors import Trust
 from ccp.server.trust.revocation import RevocationService
 from ccp.verify import InstallationRequest, InstallationResponse, VerifiedInstallationRequest, lint
@@ -466,8 +466,8 @@ class Pool:
     async def held(self, emaid: EMAID | None, pcid: PCID | None) -> list[SignedContract]:
         """Every variant of a contract, or of a vehicle's contracts: for the operator, not for callers."""
         if emaid is not None:
-            return await self._store.read(questions.by_emaid(emaid))
-        return [] if pcid is None else await self._store.read(questions.by_vehicle(pcid))
+            return await self._store.read(queries.by_emaid(emaid))
+        return [] if pcid is None else await self._store.read(queries.by_vehicle(pcid))
 
     async def withdraw(
         self,
@@ -486,11 +486,11 @@ class Pool:
         standing = _standing(caller, Operation.WITHDRAW, emaid)
         if revoke and self._pki is not None:
             if standing is not None:
-                await self._store.read(still(standing))  # What a PKI has revoked stays revoked.
-            await self._pki.revoke_issued(await self._store.read(questions.by_emaid(emaid)), reason)
+                await self._store.read(check_standing(standing))  # What a PKI has revoked stays revoked.
+            await self._pki.revoke_issued(await self._store.read(queries.by_emaid(emaid)), reason)
         await self._store.write(
-            audit.told(
-                questions.withdraw(emaid, self._clock),
+            audit.with_audit(
+                queries.withdraw(emaid, self._clock),
                 lambda gone: [_entry(caller, Action.CONTRACT_WITHDRAWN, gone.at, emaid=emaid, pcid=gone.pcid)],
                 standing,
             )
@@ -505,7 +505,7 @@ class Pool:
         if self._pcp is not None:
             self._pcp.invalidate(event.pcid)
         current = None
-        bound = await self._store.read(vehicles.bindings(event.pcid))
+        bound = await self._store.read(vehicles.list_bindings(event.pcid))
         if event.change is Change.UPDATED and bound:
             try:
                 current = await self._pcp.fetch_chain(event.pcid) if self._pcp is not None else None
@@ -514,7 +514,7 @@ class Pool:
                 raise Unavailable(sentence) from exc
         why, stale = event.change.value, made_stale(event, current, at)
         return await self._store.write(
-            vehicles.forget_vehicle(
+            vehicles.invalidate_with_audit(
                 event.pcid, self._clock, stale, actor=audit.PCP, why=why, trace_id=trace_id, kind=TOLD_AS[event.change]
             )
         )
@@ -523,8 +523,8 @@ class Pool:
         """Make a contract the vehicle's default. Raises NotAuthorised, NotFound, Unavailable."""
         authorise(caller.party, Operation.SET_DEFAULT, pcid)
         await self._store.write(
-            audit.told(
-                questions.set_default(emaid, pcid, self._clock),
+            audit.with_audit(
+                queries.set_default(emaid, pcid, self._clock),
                 lambda set_at: (
                     [_entry(caller, Action.CONTRACT_DEFAULT, set_at, emaid=emaid, pcid=pcid)] if set_at else []
                 ),
@@ -540,11 +540,11 @@ class Pool:
         Raises NotAuthorised, NotFound.
         """
         authorise(caller.party, Operation.GET_CONTRACT_DATA_BY_EMAID, emaid)
-        stored = await self._store.read(questions.by_emaid(emaid))
+        stored = await self._store.read(queries.by_emaid(emaid))
         found = _matching(stored, namespace, root, "The contract for the given EMAID not found.")
-        vehicle = await self._store.read(questions.by_vehicle(found[0].pcid))
+        vehicle = await self._store.read(queries.by_vehicle(found[0].pcid))
         keys = [key for contract in (*found, *vehicle) for key in contract.certificates or ()]
-        known = await self._store.read(evidence.known(keys, self._revocation.rules))
+        known = await self._store.read(evidence.load(keys, self._revocation.rules))
         key = None
         if self._pcp is not None and any(contract.provisioning_key for contract in found):
             current = await self._pcp.get_chain(found[0].pcid)
@@ -564,7 +564,7 @@ class Pool:
     async def contract_data_by_pcid(self, caller: Caller, pcid: PCID, namespace: Namespace) -> list[SignedContract]:
         """The variants of a vehicle's contracts, newest first. Raises NotAuthorised, NotFound."""
         authorise(caller.party, Operation.GET_CONTRACT_DATA_BY_PCID, pcid)
-        stored = await self._store.read(questions.by_vehicle(pcid))
+        stored = await self._store.read(queries.by_vehicle(pcid))
         return _matching(stored, namespace, None, "No contract for the given PCID found.")
 
     async def signed_contract_data(
@@ -585,7 +585,7 @@ class Pool:
         them, which is an event. Raises NotAuthorised, NotFound.
         """
         authorise(caller.party, Operation.GET_SIGNED_CONTRACT_DATA, pcid)
-        stored = await self._store.read(questions.by_vehicle_and_emaid(pcid, emaid))
+        stored = await self._store.read(queries.by_vehicle_and_emaid(pcid, emaid))
         found = _matching(stored, namespace, root, "The contract for the given EMAID not found.")
         if handed_out:
             self._outlet.handed_out(found, at)
@@ -605,7 +605,7 @@ class Pool:
         before = at - self._cleanse_grace
         async for emaid in purging.candidates(self._store, before):
             if dry_run:
-                found = await self._store.read(questions.spent(emaid, before))
+                found = await self._store.read(queries.purge_reason(emaid, before))
             else:
                 gone = await self._store.write(_cleanse(emaid, before, self._clock, actor))
                 found = (gone.pcid, gone.reason or "") if gone is not None else None
@@ -624,20 +624,20 @@ class Pool:
         """
         keys = await self._certificates_of(named)
         rows = await self._audit_rows_naming(named)
-        change = erasure.erase(named, keys, at, actor, tell=tell, rehearse=dry_run, rows=rows)
+        change = erasure.erase(named, keys, at, actor, notify=tell, dry_run=dry_run, rows=rows)
         try:
             return await self._store.write(change)
-        except Rehearsed as rehearsed:
+        except DryRun as rehearsed:
             return rehearsed.erased
 
     async def _audit_rows_naming(self, named: EMAID | PCID) -> erasure.AuditRows:
         """Look through the audit trail in portions, before the transaction that blanks rows of it."""
-        found: list[Recorded] = []
-        ends = await self._store.read(audit.ends())
+        found: list[AuditRow] = []
+        ends = await self._store.read(audit.shard_lengths())
         for lane, last in ends.items():
             for after in range(0, last, AUDIT_PORTION):
                 until = min(after + AUDIT_PORTION, last)
-                found += await self._store.read(audit.naming_in_lane(named, lane, after, until))
+                found += await self._store.read(audit.rows_naming_in_shard(named, lane, after, until))
         return erasure.AuditRows(tuple(found), ends)
 
     async def _certificates_of(self, named: EMAID | PCID) -> set[erasure.Key]:
@@ -647,10 +647,10 @@ class Pool:
         """
         names: list[EMAID | PCID] = [named]
         if isinstance(named, PCID):
-            names += {contract.emaid for contract in await self._store.read(questions.by_vehicle(named))}
+            names += {contract.emaid for contract in await self._store.read(queries.by_vehicle(named))}
         found: set[erasure.Key] = set()
         after = ("", "")
-        while part := await self._store.read(erasure.watched(after)):
+        while part := await self._store.read(erasure.list_watched(after)):
             found |= {(each[0], each[1]) for each in part if any(_made_out_to(each[2], name) for name in names)}
             after = part[-1][:2]
         return found
@@ -666,14 +666,14 @@ def _made_out_to(der: bytes, named: EMAID | PCID) -> bool:
         return False
 
 
-def _cleanse(emaid: EMAID, before: datetime, clock: Callable[[], datetime], actor: str) -> Steps[Removed | None]:
+def _cleanse(emaid: EMAID, before: datetime, clock: Callable[[], datetime], actor: str) -> Query[Removed | None]:
     def tell(gone: Removed | None) -> list[Entry]:
         if gone is None:
             return []
         subject = {"emaid": emaid, "pcid": gone.pcid, "reason": gone.reason}
         return [Entry(gone.at, actor, Action.CONTRACT_CLEANSED, subject)]
 
-    return audit.told(questions.cleanse(emaid, before, clock), tell)
+    return audit.with_audit(queries.purge(emaid, before, clock), tell)
 
 
 def _entry(caller: Caller, action: Action, at: datetime, **subject: str) -> Entry:
@@ -696,17 +696,17 @@ def _tell_request(checks: Checks, request: InstallationRequest, **against: Any) 
         verify.verify_request(request, checks=checks, **against)
 
 
-@gathered
+@batchable
 def _waiting(
-    pcid: PCID, namespace: Namespace, vehicle: tuple[Key, ...], rules: Rules, recent: Recent
-) -> Steps[tuple[list[SignedContract], Known]]:
-    """A vehicle's contracts as `questions.waiting` has them, and what is known of its certificates and of theirs."""
-    stored = yield from questions.waiting(pcid, namespace)
+    pcid: PCID, namespace: Namespace, vehicle: tuple[Key, ...], rules: Rules, recent: RevocationCache
+) -> Query[tuple[list[SignedContract], Known]]:
+    """A vehicle's contracts as `queries.waiting` has them, and what is known of its certificates and of theirs."""
+    stored = yield from queries.for_delivery(pcid, namespace)
     chains = (vehicle, *(each.certificates or () for each in stored))
     # Each begins with a leaf that nobody else has.
     own = [key for chain in chains for key in chain[:1]]
     shared = [key for chain in chains for key in chain[1:]]
-    known = yield from evidence.known_lately(own, shared, rules, recent)
+    known = yield from evidence.load_cached(own, shared, rules, recent)
     return stored, known
 
 

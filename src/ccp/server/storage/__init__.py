@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Protocol
 
-from ccp.server.storage.engine.query import Steps, T
+from ccp.server.storage.engine.query import Query, T
 from ccp.server.storage.engine.schema import is_postgres, sqlite_file
 from ccp.server.storage.engine.time_limits import REQUESTS, TimeLimits
 
@@ -21,14 +21,14 @@ class Store(Protocol):
 
     async def close(self) -> None: ...
 
-    async def read(self, question: Steps[T]) -> T:
+    async def read(self, query: Query[T]) -> T:
         """Ask a question. It sees the newest committed state, and all its statements see the same one.
 
         Where a question is marked `newest`, each of its statements may see a newer state than the one before. Raises
         Unavailable, at the latest when the time for a question of its kind is over (`time_limits`).
         """
 
-    async def write(self, change: Steps[T]) -> T:
+    async def write(self, change: Query[T]) -> T:
         """Run the change and commit it; nothing of it stays when it raises.
 
         Raises Unavailable when it cannot within the time for a change of its kind, or when it is not known whether it

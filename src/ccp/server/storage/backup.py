@@ -20,7 +20,7 @@ from ccp.server.storage import restore as restoring
 from ccp.server.storage.engine import schema
 from ccp.server.storage.engine.inspection import inspect, misfit
 from ccp.server.storage.engine.query import T
-from ccp.server.storage.queries.audit import Entry, Recorded
+from ccp.server.storage.queries.audit import AuditRow, Entry
 from ccp.server.storage.queries.signing_keys import TokenKey
 from ccp.server.storage.restore import Undone
 
@@ -117,7 +117,7 @@ def restore(
     entry: Callable[[Sequence[str]], Entry],
     key: TokenKey | None = None,
     replace: bool = False,
-    export: Iterable[Recorded] | None = None,
+    export: Iterable[AuditRow] | None = None,
 ) -> Restored:
     """Make a backup the database. Its keys are replaced and its trail gets a row before anything uses it.
 

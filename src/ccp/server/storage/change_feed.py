@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 from ccp.server.storage import Store
 from ccp.server.storage.queries import change_counters
-from ccp.server.storage.queries.change_counters import Topic
+from ccp.server.storage.queries.change_counters import ChangeCounter
 
 PORTION: Final = 200
 """Rows that are read at a time: some milliseconds of the event loop."""
@@ -28,7 +28,7 @@ class Followed(Protocol):
     async def reload(self) -> None:
         """Take over all rows, in portions of `PORTION`, and forget those that are gone."""
 
-    async def apply(self, topic: Topic, after: int, last: int, keys: Collection[str]) -> None:
+    async def apply(self, topic: ChangeCounter, after: int, last: int, keys: Collection[str]) -> None:
         """Take over the rows that the changes from the number behind `after` to `last` were about; see
         `changes.CHANGED`. keys: of these rows; one that is not found any more is gone.
         """
@@ -37,11 +37,11 @@ class Followed(Protocol):
 class ChangeFeed:
     """Follows the tables of some topics."""
 
-    def __init__(self, store: Store, topics: Collection[Topic], followed: Followed) -> None:
+    def __init__(self, store: Store, topics: Collection[ChangeCounter], followed: Followed) -> None:
         self._store = store
         self._topics = tuple(topics)
         self._followed = followed
-        self._numbers: dict[Topic, int] | None = None
+        self._numbers: dict[ChangeCounter, int] | None = None
         self._refreshing = asyncio.Lock()  # What was read earlier must not replace what was read later.
 
     async def refresh(self) -> None:
@@ -51,20 +51,20 @@ class ChangeFeed:
             if not (self._is_near(current) and await self._follow(current)):
                 await self._reload()
 
-    async def _read_numbers(self) -> dict[Topic, int]:
-        numbers = await self._store.read(change_counters.numbers())
+    async def _read_numbers(self) -> dict[ChangeCounter, int]:
+        numbers = await self._store.read(change_counters.read_all())
         return {topic: numbers.get(topic, 0) for topic in self._topics}
 
-    def _is_near(self, current: dict[Topic, int]) -> bool:
+    def _is_near(self, current: dict[ChangeCounter, int]) -> bool:
         known = self._numbers
         return known is not None and all(0 <= current[topic] - known[topic] <= MAX_BEHIND for topic in self._topics)
 
-    async def _follow(self, current: dict[Topic, int]) -> bool:
+    async def _follow(self, current: dict[ChangeCounter, int]) -> bool:
         """Take over the changes up to these numbers. Returns False where the log does not have all of them."""
         assert self._numbers is not None
         for topic in self._topics:
             while (after := self._numbers[topic]) < current[topic]:
-                found = await self._store.read(change_counters.entries(topic, after, PORTION))
+                found = await self._store.read(change_counters.log_entries(topic, after, PORTION))
                 if not found or [number for number, _ in found] != list(range(after + 1, after + 1 + len(found))):
                     return False
                 last = found[-1][0]

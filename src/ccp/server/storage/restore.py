@@ -14,10 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.engine.query import Query
 from ccp.server.storage.engine.sqlite import run
 from ccp.server.storage.queries import audit, secrets, signing_keys
-from ccp.server.storage.queries.audit import LANES, Entry, Head, Recorded
+from ccp.server.storage.queries.audit import SHARDS, AuditRow, ChainHead, Entry
 from ccp.server.storage.queries.signing_keys import TokenKey
 
 TRAIL_SINCE: Final = "0003"
@@ -35,15 +35,15 @@ class Undone:
     by action. diverged: the trail is not the backup's, or was written anew.
     """
 
-    rows: list[Recorded] = field(default_factory=list)
+    rows: list[AuditRow] = field(default_factory=list)
     counted: Counter[str] = field(default_factory=Counter)
     diverged: bool = False
 
-    def take(self, found: Iterable[Recorded], ends: Mapping[int, Head]) -> None:
+    def take(self, found: Iterable[AuditRow], ends: Mapping[int, ChainHead]) -> None:
         """ends: of the backup's lanes."""
         known = {(row.lane, row.number, row.hash) for row in self.rows}
         for row in found:
-            end = ends.get(row.lane, Head(0, audit.START))
+            end = ends.get(row.lane, ChainHead(0, audit.GENESIS_HASH))
             if row.number == end.number and row.hash != end.hash:
                 self.diverged = True
             if row.number <= end.number or (row.lane, row.number, row.hash) in known:
@@ -54,26 +54,26 @@ class Undone:
                 self.rows.append(row)
 
 
-def ends(connection: sqlite3.Connection) -> dict[int, Head]:
+def ends(connection: sqlite3.Connection) -> dict[int, ChainHead]:
     """Where each lane of the trail ends."""
     rows = connection.execute("select lane, number, hash from audit_head").fetchall()
-    return {lane: Head(number, hash) for lane, number, hash in rows}
+    return {lane: ChainHead(number, hash) for lane, number, hash in rows}
 
 
-def trail(connection: sqlite3.Connection, since: Mapping[int, Head]) -> Iterator[Recorded]:
+def trail(connection: sqlite3.Connection, since: Mapping[int, ChainHead]) -> Iterator[AuditRow]:
     """A database's trail from these ends on, their own rows included."""
-    for lane in range(LANES):
-        first = since.get(lane, Head(0, audit.START)).number
+    for lane in range(SHARDS):
+        first = since.get(lane, ChainHead(0, audit.GENESIS_HASH)).number
         for row in connection.execute(
             f"select {audit.COLUMNS} from audit where lane = ? and number >= ? order by number",  # noqa: S608  ours
             (lane, first),
         ):
-            yield Recorded(*row)
+            yield AuditRow(*row)
 
 
 def prepare(
     file: Path, revision: str, key: TokenKey | None, entry: Callable[[Sequence[str]], Entry]
-) -> tuple[list[str], dict[int, Head]]:
+) -> tuple[list[str], dict[int, ChainHead]]:
     """Prepare a copy of a backup to become the database, before anything uses it.
 
     key: takes the place of every key that signs tokens; None keeps them. entry: what the trail says of the restore,
@@ -88,11 +88,11 @@ def prepare(
     return gone, before
 
 
-def _prepared(revision: str, key: TokenKey | None, entry: Callable[[Sequence[str]], Entry]) -> Steps[list[str]]:
+def _prepared(revision: str, key: TokenKey | None, entry: Callable[[Sequence[str]], Entry]) -> Query[list[str]]:
     gone: list[str] = []
     if key is not None:
         # A release that knows no times for keys makes a key itself where there is none.
-        gone = yield from signing_keys.remove_every()
+        gone = yield from signing_keys.remove_all()
         if revision >= TRAIL_SINCE:
             yield from signing_keys.ensure(key)
     if revision >= TRAIL_SINCE:

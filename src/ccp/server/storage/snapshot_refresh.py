@@ -15,7 +15,7 @@ from typing import Any, Final
 from ccp.server.runtime.background import BackgroundTasks, PeriodicTask
 from ccp.server.storage import Store
 from ccp.server.storage.queries import change_counters
-from ccp.server.storage.queries.change_counters import Topic
+from ccp.server.storage.queries.change_counters import ChangeCounter
 
 _INTERVAL: Final = 1.0
 _TIMEOUT: Final = 10.0  # A small table is read in milliseconds; a refresh that hangs must fail to be noticed.
@@ -30,7 +30,7 @@ class Snapshot:
     """
 
     name: str
-    topics: tuple[Topic, ...]
+    topics: tuple[ChangeCounter, ...]
     refresh: Callable[[], Awaitable[None]]
     critical: bool = True
     timeout: float = _TIMEOUT
@@ -75,7 +75,7 @@ class SnapshotRefresher:
             )
 
     async def _poll(self) -> None:
-        self._counters = await self._store.read(change_counters.numbers())
+        self._counters = await self._store.read(change_counters.read_all())
         for snapshot in self._snapshots:
             if self._counters_of(snapshot) != self._seen.get(snapshot.name):
                 self._changed[snapshot.name].set()

@@ -17,7 +17,7 @@ from ccp.errors import ChainError, ConfigurationError
 from ccp.server.external.root_pool import RootCertificatePool, RootList
 from ccp.server.runtime.background import PeriodicTask
 from ccp.server.storage import Store
-from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import anchors, audit, unknown_values
 from ccp.server.storage.queries.anchors import TrustedCertificate
 from ccp.verify.trust_folder import from_directory, is_self_issued, read_files
@@ -46,7 +46,7 @@ class Trust:
         """Take over what the store holds now. A row that this release cannot read is not trusted."""
         roots: list[tuple[Role, Certificate]] = []
         intermediates: list[tuple[Role, Certificate]] = []
-        for trusted in await self._store.read(anchors.every()):
+        for trusted in await self._store.read(anchors.list_all()):
             row = f"{trusted.role} {trusted.fingerprint}"
             role = unknown_values.known(Role, trusted.role, "trust_anchor.role", row)
             if role is None:
@@ -159,7 +159,7 @@ async def synchronise(
     one of them. actor: who has it done, for the audit trail. Raises UpstreamError, Unavailable.
     """
     offered = await rcp.list_roots()
-    known = await store.read(anchors.every())
+    known = await store.read(anchors.list_all())
     usable, unusable = _usable(offered, at)
     present = {(entry.role, entry.fingerprint) for entry in known}
     new = [entry for entry in usable if (entry.role, entry.fingerprint) not in present]
@@ -177,15 +177,15 @@ async def synchronise(
     return Synchronised(tuple(added), tuple(gone), pruned, tuple(unusable))
 
 
-def add_anchor(entry: TrustedCertificate, actor: str, at: datetime) -> Steps[bool]:
+def add_anchor(entry: TrustedCertificate, actor: str, at: datetime) -> Query[bool]:
     """Trust a certificate, with a row in the audit trail if it was not known. Returns whether it was not."""
-    return audit.told(anchors.add(entry), lambda new: [anchors.added_entry(entry, actor, at)] * new)
+    return audit.with_audit(anchors.add(entry), lambda new: [anchors.added_entry(entry, actor, at)] * new)
 
 
-def remove_anchor(entry: TrustedCertificate, actor: str, at: datetime) -> Steps[bool]:
+def remove_anchor(entry: TrustedCertificate, actor: str, at: datetime) -> Query[bool]:
     """Trust a certificate no longer that came from this source, with a row in the audit trail."""
-    return audit.told(
-        anchors.remove_from(entry.source, entry.role, entry.fingerprint),
+    return audit.with_audit(
+        anchors.remove_synced(entry.source, entry.role, entry.fingerprint),
         lambda was: [anchors.removed_entry(entry.fingerprint, [entry.role], actor, at)] * was,
     )
 

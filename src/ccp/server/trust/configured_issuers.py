@@ -41,7 +41,7 @@ class ConfiguredIssuers:
     async def refresh(self) -> None:
         """Look for what is unresolved in the store, and warn of what is not there. Raises Unavailable."""
         if self.unresolved:
-            for encoded in await self._store.read(issuer_certificates.every()):
+            for encoded in await self._store.read(issuer_certificates.list_all()):
                 try:
                     self._resolve(Certificate.load(encoded))
                 except ChainError:  # Reported when anchors are read; no setting can name it.
@@ -64,7 +64,7 @@ class ConfiguredIssuers:
             return
         found = {one for chain in chains for one in chain.certificates if one.fingerprint in unresolved}
         for certificate in found:
-            await self._store.write(issuer_certificates.remember(certificate.fingerprint, certificate.der, self._now()))
+            await self._store.write(issuer_certificates.add(certificate.fingerprint, certificate.der, self._now()))
             self._resolve(certificate)
             _log.info("configured issuer found", fingerprint=certificate.fingerprint, certificate=certificate.label)
 

@@ -31,9 +31,9 @@ from ccp.server.runtime.background import BackgroundTasks, PeriodicTask
 from ccp.server.runtime.blocking_calls import BlockingCalls
 from ccp.server.settings import RevocationMode, Settings
 from ccp.server.storage import Store
-from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import anchors
-from ccp.server.storage.queries import revocation as questions
+from ccp.server.storage.queries import revocation as queries
 from ccp.server.trust.clearance import Cleared, judge
 from ccp.server.trust.configured_issuers import ConfiguredIssuers
 from ccp.server.trust.crl_reader import CRLReader
@@ -68,7 +68,7 @@ Pair = tuple[Certificate, Certificate]
 PUBLISH_SECONDS: Final = 3.0  # What a publisher waits in all. What is under way then goes on without it.
 
 _SHORTEST_REST: Final = timedelta(minutes=1)
-_LONGEST_REST: Final = questions.MAX_REFRESH  # So that a revocation is seen within a day whatever nextUpdate says.
+_LONGEST_REST: Final = queries.MAX_REFRESH  # So that a revocation is seen within a day whatever nextUpdate says.
 _RETRY: Final = timedelta(minutes=2)  # After a refresh that failed; the breaker spares hosts that are down.
 _RETRY_UNKNOWN: Final = timedelta(minutes=10)  # Responders learn of new certificates late, not never.
 _ROUND_SECONDS: Final = 15.0
@@ -118,7 +118,7 @@ class RevocationService:
             crl_urls=settings.crl_urls,
             stale_grace=timedelta(seconds=settings.revocation_grace),
         )
-        self.recent: Final = questions.Recent()
+        self.recent: Final = queries.RevocationCache()
         self._sha256: Final = IssuerMap(dict.fromkeys(settings.ocsp_sha256, True))
         self.issuers: Final = ConfiguredIssuers(store, now)
         self.issuers.add("crl_urls", self.rules.issuers)
@@ -178,16 +178,16 @@ class RevocationService:
     ) -> StoredEvidence:
         """A judge over what is known now of these chains. It fetches nothing."""
         keys = keys_of(chains) if self.rules.checked else ()
-        return StoredEvidence(await self._store.read(questions.known(keys, self.rules)), self.rules, failures or {})
+        return StoredEvidence(await self._store.read(queries.load(keys, self.rules)), self.rules, failures or {})
 
-    def _watched_from_now(self, chains: Iterable[VerifiedChain], at: datetime) -> Steps[None]:
+    def _watched_from_now(self, chains: Iterable[VerifiedChain], at: datetime) -> Query[None]:
         """Have evidence fetched as soon as the policy is not `off` any more: contracts that are published now need it
         then.
         """
         for certificate, issuer in dict.fromkeys(pair for chain in chains for pair in below_root(chain)):
             if certificate.addresses.named:
                 key = issuer.issuer_id, certificate.serial_number
-                yield from questions.watch(key, certificate.der, issuer.der, certificate.not_after, at)
+                yield from queries.watch(key, certificate.der, issuer.der, certificate.not_after, at)
 
     async def gather(
         self,
@@ -242,7 +242,7 @@ class RevocationService:
         held against it only where the policy is `require`. Raises RevokedError, Unavailable, VerificationError.
         """
         keys = self.keys_of(chain)
-        self.judge_vehicle(chain, keys, await self._store.read(questions.known(keys, self.rules)), at)
+        self.judge_vehicle(chain, keys, await self._store.read(queries.load(keys, self.rules)), at)
 
     def keys_of(self, chain: VerifiedChain | None) -> tuple[Key, ...]:
         """What has to be known to judge a vehicle; nothing where that is switched off."""
@@ -285,7 +285,7 @@ class RevocationService:
     async def stored_for_vehicle(self, chains: Sequence[VerifiedChain]) -> StoredEvidence:
         """The judge of a delivery, over what is known now. It fetches nothing."""
         keys = keys_of(chains) if self.rules.checked else ()
-        known = await self._store.read(questions.known(keys, self.rules))
+        known = await self._store.read(queries.load(keys, self.rules))
         return ForVehicles(known, self.rules, grace=self.rules.stale_grace)
 
     async def _gather_quietly(self, missing: Sequence[Pair], at: datetime) -> None:
@@ -311,8 +311,8 @@ class RevocationService:
         if not self.rules.checked:
             return Swept(0, 0, False)
         by_host: dict[tuple[str, str], list[Callable[[], asyncio.Task[None]]]] = {}
-        lists = await self._store.write(questions.due_crls(at, at + _RETRY, _BATCH))
-        certificates = await self._store.write(questions.due_certificates(at, at + _RETRY, _BATCH))
+        lists = await self._store.write(queries.due_crls(at, at + _RETRY, _BATCH))
+        certificates = await self._store.write(queries.due_certificates(at, at + _RETRY, _BATCH))
         crls = [
             (issuer, due.url, due.names)
             for due in lists
@@ -343,10 +343,10 @@ class RevocationService:
         if not self.rules.crl_urls:
             return []
         found = {}
-        for trusted in await self._store.read(anchors.every()):
+        for trusted in await self._store.read(anchors.list_all()):
             issuer = stored_certificate(trusted.certificate, "trust_anchor")
             url = self.rules.crl_of(issuer) if issuer is not None else None
-            if issuer is not None and url and not await self._store.read(questions.crl(issuer.issuer_id, url)):
+            if issuer is not None and url and not await self._store.read(queries.find_crl(issuer.issuer_id, url)):
                 found[issuer.issuer_id, url] = issuer, url, frozenset[str]()
         return list(found.values())
 
@@ -402,25 +402,25 @@ class RevocationService:
             except Unavailable as exc:
                 failures.append(without_frames(exc))
                 continue
-            await self._store.write(questions.learn(evidence))
-            self.recent.forget()
+            await self._store.write(queries.store_evidence(evidence))
+            self.recent.invalidate()
             if evidence.status is Status.REVOKED:
                 _log.warning("certificate revoked", certificate=certificate.fingerprint, source=evidence.source)
-                await self._store.write(questions.unwatch(identity))
+                await self._store.write(queries.unwatch(identity))
             elif watch:
                 rest = self._rest(evidence.next_update, at) if evidence.status is Status.GOOD else _RETRY_UNKNOWN
                 await self._store.write(
-                    questions.watch(identity, certificate.der, issuer.der, certificate.not_after, at + rest)
+                    queries.watch(identity, certificate.der, issuer.der, certificate.not_after, at + rest)
                 )
             return
         raise failures.pop() if failures else EvidenceError("It names no address that can be asked.")
 
     async def _is_listed(self, key: Key, at: datetime) -> bool:
         """Whether a CRL answers for a certificate now. Then its own responder need not be asked again."""
-        known = await self._store.read(questions.known([key], self.rules))
+        known = await self._store.read(queries.load([key], self.rules))
         if not isinstance(known.good(key, self.rules, at), LoadedCRL):
             return False
-        await self._store.write(questions.unwatch((key.issuer, key.serial)))
+        await self._store.write(queries.unwatch((key.issuer, key.serial)))
         return True
 
     async def _ocsp(
@@ -461,7 +461,7 @@ class RevocationService:
     ) -> None:
         name = issuer.issuer_id
         configured = url == self.rules.crl_of(issuer)
-        kept = await self._store.read(questions.crl(name, url))
+        kept = await self._store.read(queries.find_crl(name, url))
         headers = {}
         if kept and kept.etag:
             headers["If-None-Match"] = kept.etag
@@ -473,23 +473,23 @@ class RevocationService:
                 raise EvidenceError("The CRL's server says that nothing has changed, but there was no list before.")
             if at > kept.next_update:
                 raise EvidenceError("The CRL is stale, and its server has no newer one.")
-            await self._store.write(questions.crl_unchanged(name, url, at, at + self._rest(kept.next_update, at)))
+            await self._store.write(queries.keep_crl(name, url, at, at + self._rest(kept.next_update, at)))
             return
         number = kept.number if kept else None
         read = await self._reader.read(answer.body, issuer, at, number, None if configured else url, names)
         loaded = await self._store.write(
-            questions.load_crl(
+            queries.store_crl(
                 read,
                 url=url,
                 issuer_certificate=issuer.der,
                 etag=answer.headers.get("etag"),
                 last_modified=answer.headers.get("last-modified"),
-                at=at,
+                now=at,
                 refresh_at=at + self._rest(read.next_update, at),
                 names=names,
             )
         )
-        self.recent.forget()
+        self.recent.invalidate()
         if not loaded:
             raise EvidenceError("The CRL is older than the one before.")
         _log.info("CRL loaded", issuer=issuer.fingerprint, url=url, number=read.number, revoked=len(read.revoked))

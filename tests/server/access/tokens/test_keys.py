@@ -26,9 +26,9 @@ from ccp.server.http.routes.opnc import BASE
 from ccp.server.settings import GREATEST_TOKEN_LIFETIME
 from ccp.server.storage import Store, connect
 from ccp.server.storage.engine import schema
-from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import audit, parties, signing_keys
-from ccp.server.storage.queries.signing_keys import TokenKey, signing
+from ccp.server.storage.queries.signing_keys import TokenKey, current_key
 from tests.cli.run import ccp as run
 from tests.cli.run import ccp_error, ccp_ok
 from tests.cli.test_serving import free_port, serving
@@ -46,25 +46,25 @@ def stored(kid: str, created: datetime = AT, starts: datetime | None = None, end
 
 def test_the_newest_key_that_has_started_signs() -> None:
     old, new = stored("old", ends=AT + DAY), stored("new", AT + HOUR, AT + HOUR + 30 * SECOND)
-    assert signing([new, old], AT + HOUR) == old
-    assert signing([old, new], AT + HOUR + 29 * SECOND) == old
-    assert signing([old, new], AT + HOUR + 30 * SECOND) == new
+    assert current_key([new, old], AT + HOUR) == old
+    assert current_key([old, new], AT + HOUR + 29 * SECOND) == old
+    assert current_key([old, new], AT + HOUR + 30 * SECOND) == new
 
 
 def test_a_key_of_an_older_release_signs_from_its_making() -> None:
-    assert signing([stored("a"), stored("b", AT + HOUR)], AT + HOUR) == stored("b", AT + HOUR)
+    assert current_key([stored("a"), stored("b", AT + HOUR)], AT + HOUR) == stored("b", AT + HOUR)
 
 
 def test_where_no_key_has_started_the_first_that_will_signs_already() -> None:
     soon, later = stored("soon", starts=AT + SECOND), stored("later", starts=AT + HOUR)
-    assert signing([later, soon], AT) == soon
+    assert current_key([later, soon], AT) == soon
 
 
 def test_a_retired_key_neither_signs_nor_verifies() -> None:
     retired = stored("retired", ends=AT + HOUR)
     assert retired.verifies(AT + HOUR - SECOND)
     assert not retired.verifies(AT + HOUR)
-    assert signing([retired], AT + HOUR) is None
+    assert current_key([retired], AT + HOUR) is None
 
 
 # --- Questions -------------------------------------------------------------------------------------------------------
@@ -76,13 +76,13 @@ def url(tmp_path: Path) -> str:
 
 
 def kids(url: str) -> list[str]:
-    return [key.kid for key in read(url, signing_keys.every())]
+    return [key.kid for key in read(url, signing_keys.list_all())]
 
 
 def test_rotating_retires_the_others_and_keeps_them_until_then(url: str) -> None:
     new = stored("new", AT + HOUR, AT + HOUR + 30 * SECOND)
     write(url, signing_keys.ensure(stored("old")), signing_keys.rotate(new, AT + 2 * DAY, AT + HOUR))
-    assert read(url, signing_keys.every()) == [new, stored("old", ends=AT + 2 * DAY)]
+    assert read(url, signing_keys.list_all()) == [new, stored("old", ends=AT + 2 * DAY)]
 
 
 def test_rotating_again_leaves_an_earlier_end_as_it_is_and_removes_what_is_past_it(url: str) -> None:
@@ -92,7 +92,7 @@ def test_rotating_again_leaves_an_earlier_end_as_it_is_and_removes_what_is_past_
         signing_keys.rotate(stored("second", AT + HOUR), AT + DAY, AT + HOUR),
         signing_keys.rotate(stored("third", AT + 2 * HOUR), AT + 2 * DAY, AT + 2 * HOUR),
     )
-    ends = {key.kid: key.retired_at for key in read(url, signing_keys.every())}
+    ends = {key.kid: key.retired_at for key in read(url, signing_keys.list_all())}
     assert ends == {"third": None, "second": AT + 2 * DAY, "first": AT + DAY}
     write(url, signing_keys.rotate(stored("fourth", AT + DAY), AT + 3 * DAY, AT + DAY))
     assert kids(url) == ["fourth", "third", "second"]
@@ -139,7 +139,7 @@ def test_retired_keys_are_removed_and_nothing_is_counted_where_there_are_none(ur
     assert sql(url, "select * from change_count") != before
 
 
-def driven(steps: Steps[Any], *answers: list[Any]) -> list[str]:
+def driven(steps: Query[Any], *answers: list[Any]) -> list[str]:
     """The statements of a question, with what an engine would have answered to each."""
     statements = [next(steps)[0]]
     for rows in answers:
@@ -171,7 +171,7 @@ class Worker:
         self.authority = AuthorizationServer(store, issuer=ISSUER, lifetime=3600)
 
     async def keys(self) -> list[TokenKey]:
-        return await self.store.read(signing_keys.every())
+        return await self.store.read(signing_keys.list_all())
 
     async def token(self, at: datetime) -> str:
         return (await self.authority.issue("emsp", SECRET, at)).access_token
@@ -210,7 +210,7 @@ def test_of_many_workers_that_find_the_key_too_old_one_rotates_and_tells_the_aud
             await worker.store.close()
 
     asyncio.run(all_at_once())
-    new, old = read(registered, signing_keys.every())
+    new, old = read(registered, signing_keys.list_all())
     assert new.starts_at == AT + 31 * DAY + authorization_server.KEY_ACTIVATION_DELAY
     assert old.retired_at is not None
     assert old.retired_at >= new.starts_at + timedelta(seconds=GREATEST_TOKEN_LIFETIME)

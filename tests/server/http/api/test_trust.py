@@ -125,7 +125,7 @@ def revoke(pool: Pool, certificate: Certificate, issuer: Credential) -> None:
     said = Evidence(
         issuer.certificate.issuer_id, certificate.serial_number, Status.REVOKED, AT, AT + HOUR, AT - DAY, "OCSP test"
     )
-    assert pool.change(evidence.learn(said)) is True
+    assert pool.change(evidence.store_evidence(said)) is True
 
 
 def negative(pool: Pool, car: Car) -> tuple[str, str]:

@@ -16,7 +16,7 @@ from ccp.server.external.root_pool import RootCertificatePool
 from ccp.server.runtime.background import BackgroundTasks
 from ccp.server.storage import connect
 from ccp.server.storage.engine import schema
-from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import anchors, change_counters
 from ccp.server.trust.anchors import Synchronised, synchronise, synchronising, trusted
 from ccp.testing.pki import PKI
@@ -56,7 +56,7 @@ class World:
 
         return asyncio.run(run())
 
-    def write(self, change: Steps[Any]) -> Any:
+    def write(self, change: Query[Any]) -> Any:
         async def run() -> Any:
             store = connect(self.url)
             await store.open()
@@ -69,7 +69,7 @@ class World:
 
     def held(self) -> dict[tuple[str, str], str]:
         """Source by role and fingerprint."""
-        return {(entry.role, entry.fingerprint): entry.source for entry in self.write(anchors.every())}
+        return {(entry.role, entry.fingerprint): entry.source for entry in self.write(anchors.list_all())}
 
 
 @pytest.fixture
@@ -88,10 +88,10 @@ def test_additions_are_taken_over_for_the_roles_that_were_said_and_the_workers_a
     assert {(entry.role, entry.fingerprint) for entry in done.added} == expected
     assert set(world.held().values()) == {world.fake.url + "/rcp"}
     assert (done.gone, done.unusable, done.pruned) == ((), (), False)
-    assert world.write(change_counters.numbers())[change_counters.Topic.ANCHORS] == 3
+    assert world.write(change_counters.read_all())[change_counters.ChangeCounter.ANCHORS] == 3
     again = world.sync()
     assert (again.added, again.gone) == ((), ())
-    assert world.write(change_counters.numbers())[change_counters.Topic.ANCHORS] == 3
+    assert world.write(change_counters.read_all())[change_counters.ChangeCounter.ANCHORS] == 3
 
 
 def test_what_is_gone_is_told_and_stays_until_it_is_pruned(world: World) -> None:
@@ -119,7 +119,7 @@ def test_what_was_added_by_hand_or_came_from_elsewhere_is_never_gone(world: Worl
     world.sync()
     world.write(anchors.add(trusted(hand, Role.V2G, "hand.pem", AT)))
     world.write(anchors.add(trusted(other, Role.V2G, "http://other/rcp", AT)))
-    assert world.write(anchors.keep(trusted(pinned, Role.V2G, "pinned.pem", AT, "mine"))) is False
+    assert world.write(anchors.add_by_operator(trusted(pinned, Role.V2G, "pinned.pem", AT, "mine"))) is False
     world.lists = []
     world.list(plain, "V2G")
     done = world.sync(prune=True)
@@ -205,7 +205,7 @@ def test_the_schedule_adds_and_never_prunes_and_goes_on_after_failures(
                 world.fake.answers["/rcp/rootcertificates"] = world._answer
                 for number, certificate in enumerate((one, two), start=2):
                     world.list(certificate, "V2G")
-                    while len(await store.read(anchors.every())) < number:  # noqa: ASYNC110
+                    while len(await store.read(anchors.list_all())) < number:  # noqa: ASYNC110
                         await asyncio.sleep(0.01)
         finally:
             await background.close()

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 import pytest
 
 from ccp.errors import CCPError, RevokedError, Unavailable, VerificationError
-from ccp.server.storage.queries import revocation as questions
+from ccp.server.storage.queries import revocation as queries
 from ccp.testing.pki import Addresses
 from ccp.x509.revocation_policy import (
     AskedLater,
@@ -213,11 +213,9 @@ def test_evidence_is_replaced_by_newer_evidence_only_and_revoked_by_nothing() ->
     async def test(bench: Bench) -> None:
         kept = None
         for said, taken in steps:
-            assert await bench.store.write(questions.learn(said)) is taken, said
+            assert await bench.store.write(queries.store_evidence(said)) is taken, said
             kept = said if taken else kept
-            assert (await bench.store.read(questions.known([key], Rules()))).evidence == {
-                (key.issuer, key.serial): kept
-            }
+            assert (await bench.store.read(queries.load([key], Rules()))).evidence == {(key.issuer, key.serial): kept}
 
     run(test)
 
@@ -227,9 +225,9 @@ def test_many_keys_are_found_and_none_that_was_not_asked_for() -> None:
 
     async def test(bench: Bench) -> None:
         for key in keys:
-            await bench.store.write(questions.learn(evidence(key)))
+            await bench.store.write(queries.store_evidence(evidence(key)))
         for count in (0, 1, 5, 6, 7, 12, 39):
-            found = (await bench.store.read(questions.known(iter(keys[:count]), Rules()))).evidence
+            found = (await bench.store.read(queries.load(iter(keys[:count]), Rules()))).evidence
             assert set(found) == {(key.issuer, key.serial) for key in keys[:count]}
 
     run(test)
@@ -243,31 +241,31 @@ def test_a_list_is_taken_whole_or_not_at_all_and_never_an_older_one(made: Branch
     def load(number: int | None, serials: Iterable[int], since: datetime = AT) -> object:
         read = RevocationList(name, number, since, since + DAY, dict.fromkeys(serials, AT - DAY))
         options = {"etag": None, "last_modified": None, "at": AT, "refresh_at": AT + HOUR}
-        return questions.load_crl(read, url=CRL, issuer_certificate=issuer.der, **options)  # type: ignore[arg-type]
+        return queries.store_crl(read, url=CRL, issuer_certificate=issuer.der, **options)  # type: ignore[arg-type]
 
     async def test(bench: Bench) -> None:
         async def write(*arguments: object) -> object:
             return await bench.store.write(load(*arguments))  # type: ignore[arg-type]
 
         key = Key(name, 5, (CRL,))
-        await bench.store.write(questions.learn(evidence(key, since=AT + HOUR)))
+        await bench.store.write(queries.store_evidence(evidence(key, since=AT + HOUR)))
         assert await write(3, range(1, 1000))
-        found = await bench.store.read(questions.known([key, key._replace(serial=1000)], Rules()))
+        found = await bench.store.read(queries.load([key, key._replace(serial=1000)], Rules()))
         # On the list is revoked, whatever a responder said and how lately.
         assert {serial: one.status for (_, serial), one in found.evidence.items()} == {5: Status.REVOKED}
         assert [crl.number for crl in found.crls[name]] == [3]
         assert not await write(2, [2000])
         assert not await write(None, [2000])
         assert not await write(4, [2000], AT - HOUR)
-        assert not (await bench.store.read(questions.known([key._replace(serial=2000)], Rules()))).evidence
+        assert not (await bench.store.read(queries.load([key._replace(serial=2000)], Rules()))).evidence
         # What fails in the middle leaves nothing behind.
         read = RevocationList(name, 5, AT, AT + DAY, dict.fromkeys(range(3000, 4000), AT))
         options = {"etag": None, "last_modified": None, "at": AT, "refresh_at": AT + HOUR}
         with pytest.raises(sqlite3.IntegrityError):  # The list's own row comes last, and here it is not complete.
             await bench.store.write(
-                questions.load_crl(read, url=CRL, issuer_certificate=None, **options)  # type: ignore[arg-type]
+                queries.store_crl(read, url=CRL, issuer_certificate=None, **options)  # type: ignore[arg-type]
             )
-        assert not (await bench.store.read(questions.known([key._replace(serial=3000)], Rules()))).evidence
+        assert not (await bench.store.read(queries.load([key._replace(serial=3000)], Rules()))).evidence
         assert await write(3, [4000])
 
     run(test)
@@ -283,10 +281,10 @@ def test_evidence_is_looked_up_by_index() -> None:
 
         def explained():  # type: ignore[no-untyped-def]
             for question in (
-                questions.known(keys, Rules()),
-                questions.due_crls(AT, AT, 5),
-                questions.due_certificates(AT, AT, 5),
-                questions.unwatch(("a", 1)),
+                queries.load(keys, Rules()),
+                queries.due_crls(AT, AT, 5),
+                queries.due_certificates(AT, AT, 5),
+                queries.unwatch(("a", 1)),
             ):
                 statement, parameters = next(question)
                 rows = yield f"explain query plan {statement}", parameters
@@ -303,13 +301,13 @@ def test_asking_twice_in_a_row_finds_nothing_due(made: Branch) -> None:
     key = made.sub2.certificate.issuer_id, leaf.serial_number
 
     async def test(bench: Bench) -> None:
-        watch = questions.watch(key, leaf.der, made.sub2.certificate.der, leaf.not_after, AT)
+        watch = queries.watch(key, leaf.der, made.sub2.certificate.der, leaf.not_after, AT)
         await bench.store.write(watch)
         retry = AT + timedelta(minutes=2)
-        both = await asyncio.gather(*(bench.store.write(questions.due_certificates(AT, retry, 10)) for _ in range(2)))
+        both = await asyncio.gather(*(bench.store.write(queries.due_certificates(AT, retry, 10)) for _ in range(2)))
         assert sorted(len(one) for one in both) == [0, 1]
-        assert len(await bench.store.write(questions.due_certificates(retry, retry, 10))) == 1
-        await bench.store.write(questions.unwatch(key))
-        assert not await bench.store.write(questions.due_certificates(AT + DAY, AT + DAY, 10))
+        assert len(await bench.store.write(queries.due_certificates(retry, retry, 10))) == 1
+        await bench.store.write(queries.unwatch(key))
+        assert not await bench.store.write(queries.due_certificates(AT + DAY, AT + DAY, 10))
 
     run(test)

@@ -6,8 +6,8 @@ from datetime import timedelta
 
 import pytest
 
-from ccp.server.storage.queries import revocation as questions
-from ccp.server.storage.queries.revocation import Recent
+from ccp.server.storage.queries import revocation as queries
+from ccp.server.storage.queries.revocation import RevocationCache
 from ccp.x509.revocation_policy import Evidence, Key, Known, RevocationList, Rules, Status
 from tests.server.storage.conftest import url
 from tests.server.storage.made import read, write
@@ -36,19 +36,19 @@ def watch() -> Watch:
 
 
 @pytest.fixture
-def recent(watch: Watch) -> Recent:
-    return Recent(watch)
+def recent(watch: Watch) -> RevocationCache:
+    return RevocationCache(watch)
 
 
-def found(url: str, recent: Recent, *shared: Key) -> Known:
-    return read(url, questions.known_lately((LEAF,), shared, Rules(), recent))
+def found(url: str, recent: RevocationCache, *shared: Key) -> Known:
+    return read(url, queries.load_cached((LEAF,), shared, Rules(), recent))
 
 
-def test_a_ca_is_looked_at_once_a_second_and_a_leaf_each_time(url: str, recent: Recent, watch: Watch) -> None:
-    write(url, questions.learn(said(LEAF)), questions.learn(said(CA)))
+def test_a_ca_is_looked_at_once_a_second_and_a_leaf_each_time(url: str, recent: RevocationCache, watch: Watch) -> None:
+    write(url, queries.store_evidence(said(LEAF)), queries.store_evidence(said(CA)))
     assert found(url, recent, CA).evidence == {("sub ca", 1): said(LEAF), ("root", 2): said(CA)}
     revoked = [said(key, Status.REVOKED) for key in (LEAF, CA)]
-    write(url, *(questions.learn(each) for each in revoked))
+    write(url, *(queries.store_evidence(each) for each in revoked))
     watch.now += 0.9
     known = found(url, recent, CA)
     assert known.revocation(LEAF) == revoked[0]
@@ -57,26 +57,26 @@ def test_a_ca_is_looked_at_once_a_second_and_a_leaf_each_time(url: str, recent: 
     assert found(url, recent, CA).revocation(CA) == revoked[1]
 
 
-def test_that_nothing_is_known_is_remembered_as_long(url: str, recent: Recent, watch: Watch) -> None:
+def test_that_nothing_is_known_is_remembered_as_long(url: str, recent: RevocationCache, watch: Watch) -> None:
     assert found(url, recent, CA).evidence == {}
-    write(url, questions.learn(said(CA)))
+    write(url, queries.store_evidence(said(CA)))
     assert found(url, recent, CA).evidence == {}
     watch.now += 1.0
     assert found(url, recent, CA).evidence == {("root", 2): said(CA)}
 
 
-def test_what_was_learnt_here_counts_at_once(url: str, recent: Recent) -> None:
+def test_what_was_learnt_here_counts_at_once(url: str, recent: RevocationCache) -> None:
     found(url, recent, CA)
-    write(url, questions.learn(said(CA, Status.REVOKED)))
-    recent.forget()
+    write(url, queries.store_evidence(said(CA, Status.REVOKED)))
+    recent.invalidate()
     assert found(url, recent, CA).revocation(CA) is not None
 
 
-def test_lists_are_looked_at_once_a_second_too(url: str, recent: Recent, watch: Watch) -> None:
+def test_lists_are_looked_at_once_a_second_too(url: str, recent: RevocationCache, watch: Watch) -> None:
     assert found(url, recent, LISTED).good(LISTED, Rules(), AT) is None
-    load = questions.load_crl(
+    load = queries.store_crl(
         RevocationList("root", 1, AT, AT + HOUR, {}), url=URL, issuer_certificate=b"", etag=None, last_modified=None,
-        at=AT, refresh_at=AT + timedelta(minutes=30),
+        now=AT, refresh_at=AT + timedelta(minutes=30),
     )  # fmt: skip
     write(url, load)
     assert found(url, recent, LISTED).good(LISTED, Rules(), AT) is None
@@ -85,19 +85,21 @@ def test_lists_are_looked_at_once_a_second_too(url: str, recent: Recent, watch: 
         assert found(url, recent, LISTED).good(LISTED, Rules(), AT) is not None
 
 
-def test_a_request_that_began_before_something_was_learnt_leaves_nothing_behind(url: str, recent: Recent) -> None:
+def test_a_request_that_began_before_something_was_learnt_leaves_nothing_behind(
+    url: str, recent: RevocationCache
+) -> None:
     """Its answer may be on its way while another worker's news is written here."""
-    steps = questions.known_lately((LEAF,), (CA,), Rules(), recent)
+    steps = queries.load_cached((LEAF,), (CA,), Rules(), recent)
     next(steps)
-    recent.forget()
+    recent.invalidate()
     with pytest.raises(StopIteration):
         steps.send([])
     assert recent.evidence == {}
 
 
-def test_a_second_request_asks_for_its_own_leaf_alone(recent: Recent) -> None:
+def test_a_second_request_asks_for_its_own_leaf_alone(recent: RevocationCache) -> None:
     for expected in ({("sub ca", "1"), ("root", "2")}, {("sub ca", "1")}):
-        steps = questions.known_lately((LEAF,), (CA,), Rules(), recent)
+        steps = queries.load_cached((LEAF,), (CA,), Rules(), recent)
         _, parameters = next(steps)
         assert set(zip(parameters[::2], parameters[1::2], strict=True)) == expected
         with pytest.raises(StopIteration):

@@ -13,7 +13,7 @@ from cryptography.x509 import ocsp
 
 from ccp.errors import RevokedError, Unavailable, VerificationError
 from ccp.server.runtime.background import BackgroundTasks
-from ccp.server.storage.queries import revocation as questions
+from ccp.server.storage.queries import revocation as queries
 from ccp.server.storage.queries.anchors import add
 from ccp.server.trust import revocation
 from ccp.server.trust.anchors import Role, trusted
@@ -60,7 +60,7 @@ def made(server: Server) -> Branch:
 
 
 async def known(bench: Bench, *keys: Key) -> Status | None:
-    found = (await bench.store.read(questions.known(keys, bench.service.rules))).evidence
+    found = (await bench.store.read(queries.load(keys, bench.service.rules))).evidence
     return found[keys[0].issuer, keys[0].serial].status if found else None
 
 
@@ -202,7 +202,9 @@ def test_lists_that_are_configured_for_trusted_cas_are_loaded_before_anybody_ask
         await bench.store.write(add(trusted(made.pki.oem_sub2.certificate, Role.OEM, "test", AT)))
         assert (await bench.service.sweep(AT)).refreshed == 1
         assert (await bench.service.sweep(AT)).refreshed == 0
-        found = await bench.store.read(questions.crl(made.pki.oem_sub2.certificate.issuer_id, server.url + "/oem.crl"))
+        found = await bench.store.read(
+            queries.find_crl(made.pki.oem_sub2.certificate.issuer_id, server.url + "/oem.crl")
+        )
         assert found is not None
 
     run(test, crl_urls={"OEM Sub2 CA SIM": server.url + "/oem.crl"})
@@ -384,7 +386,7 @@ def test_the_policy_decides_about_certificates_that_name_nothing() -> None:
         assert all(key.crls is None for key in cleared.keys)
         check_keys(
             cleared.keys,
-            await bench.store.read(questions.known(cleared.keys, bench.service.rules)),
+            await bench.store.read(queries.load(cleared.keys, bench.service.rules)),
             bench.service.rules,
             AT,
         )
@@ -422,11 +424,11 @@ def test_what_is_published_while_nobody_is_asked_counts_when_the_policy_is_switc
         async with beside(bench, egress_allow_networks=LOOPBACK) as service:
             for each in keys:
                 with pytest.raises(Unavailable):
-                    check_keys(each, await bench.store.read(questions.known(each, service.rules)), service.rules, AT)
+                    check_keys(each, await bench.store.read(queries.load(each, service.rules)), service.rules, AT)
             assert (await service.sweep(AT)).failed == 0
-            check_keys(keys[0], await bench.store.read(questions.known(keys[0], service.rules)), service.rules, AT)
+            check_keys(keys[0], await bench.store.read(queries.load(keys[0], service.rules)), service.rules, AT)
             with pytest.raises(RevokedError):
-                check_keys(keys[1], await bench.store.read(questions.known(keys[1], service.rules)), service.rules, AT)
+                check_keys(keys[1], await bench.store.read(queries.load(keys[1], service.rules)), service.rules, AT)
 
     run(test, revocation="off")
 
@@ -441,7 +443,7 @@ def test_a_list_that_is_configured_later_revokes_what_was_published_before(serve
         async with beside(bench, crl_urls={made.sub2.certificate.subject_cn: url}) as service:
 
             async def judge(each: tuple[Key, ...], at: datetime = AT) -> None:
-                check_keys(each, await bench.store.read(questions.known(each, service.rules)), service.rules, at)
+                check_keys(each, await bench.store.read(queries.load(each, service.rules)), service.rules, at)
 
             await judge(keys[0])
             await judge(keys[1])
@@ -474,7 +476,7 @@ def test_delivery_reads_evidence_until_it_runs_out_and_for_the_grace_after(serve
 
     async def test(bench: Bench) -> None:
         keys = (await bench.service.require([made.chain(leaf)], AT)).keys
-        found = await bench.store.read(questions.known(keys, bench.service.rules))
+        found = await bench.store.read(queries.load(keys, bench.service.rules))
         grace = bench.service.rules.stale_grace
         check_keys(keys, found, bench.service.rules, AT + HOUR + grace)
         with pytest.raises(Unavailable, match="not known now"):
@@ -490,7 +492,7 @@ async def _deliveries(bench: Bench, keys: tuple[Key, ...], seconds: float) -> li
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         began = time.perf_counter()
-        check_keys(keys, await bench.store.read(questions.known(keys, bench.service.rules)), bench.service.rules, AT)
+        check_keys(keys, await bench.store.read(queries.load(keys, bench.service.rules)), bench.service.rules, AT)
         took.append(time.perf_counter() - began)
         await asyncio.sleep(0.001)
     return sorted(took)
@@ -558,9 +560,7 @@ def test_a_contract_whose_certificate_is_revoked_later_is_not_delivered(server: 
         swept = await bench.service.sweep(at)
         assert (swept.refreshed, swept.failed) == (2, 0)
         with pytest.raises(RevokedError):
-            check_keys(
-                keys, await bench.store.read(questions.known(keys, bench.service.rules)), bench.service.rules, at
-            )
+            check_keys(keys, await bench.store.read(queries.load(keys, bench.service.rules)), bench.service.rules, at)
         # Revoked is final: an older and a newer "good" change nothing, and nobody is asked again.
         server.says("/sub2", answer(leaf, made.sub2, this_update=at + HOUR, next_update=at + DAY))
         before = server.count("/sub2")
@@ -625,7 +625,7 @@ def test_evidence_is_asked_for_again_at_half_life_give_or_take_by_chance(
             await service.require([made.chain(leaf)], AT)
             due = AT + 10 * HOUR * share
             for at, found in ((due - timedelta(seconds=1), 0), (due, 1)):
-                watched = await bench.store.write(questions.due_certificates(at, AT + 10 * HOUR, 10))
+                watched = await bench.store.write(queries.due_certificates(at, AT + 10 * HOUR, 10))
                 assert [one.certificate for one in watched].count(leaf.der) == found
 
     run(test)
@@ -638,11 +638,11 @@ def test_the_sweep_never_goes_back_to_an_older_statement(server: Server, made: B
     async def test(bench: Bench) -> None:
         keys = (await bench.service.require([made.chain(leaf)], AT)).keys
         identity = keys[0].issuer, keys[0].serial
-        before = (await bench.store.read(questions.known(keys, bench.service.rules))).evidence[identity]
+        before = (await bench.store.read(queries.load(keys, bench.service.rules))).evidence[identity]
         at = AT + timedelta(minutes=31)
         server.says("/sub2", answer(leaf, made.sub2, this_update=AT - DAY, next_update=AT + 2 * DAY))
         await bench.service.sweep(at)
-        assert (await bench.store.read(questions.known(keys, bench.service.rules))).evidence[identity] == before
+        assert (await bench.store.read(queries.load(keys, bench.service.rules))).evidence[identity] == before
 
     run(test)
 
@@ -657,7 +657,7 @@ def test_the_sweep_outlives_every_failure(server: Server, made: Branch) -> None:
         at = AT + timedelta(minutes=31)
         swept = await bench.service.sweep(at)
         assert (swept.refreshed, swept.failed) == (0, 2)
-        check_keys(keys, await bench.store.read(questions.known(keys, bench.service.rules)), bench.service.rules, at)
+        check_keys(keys, await bench.store.read(queries.load(keys, bench.service.rules)), bench.service.rules, at)
         # Tried again some minutes later, not in every round.
         assert (await bench.service.sweep(at + timedelta(seconds=30))).failed == 0
         assert (await bench.service.sweep(at + timedelta(minutes=3))).failed == 2

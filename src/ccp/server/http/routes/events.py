@@ -22,7 +22,7 @@ from ccp.server.domain.parties import Caller, PartyRole
 from ccp.server.events.webhooks import Owned, Wanted, Webhooks
 from ccp.server.http.routes.opnc import Edge, Handler
 from ccp.server.storage.queries.contracts import instant, microseconds
-from ccp.server.storage.queries.events import Delivery, Mark, State
+from ccp.server.storage.queries.events import Delivery, DeliveryCursor, DeliveryState
 
 BASE: Final = "/opnc/v1/event/endpoints"
 _PAGE: Final = 100  # Deliveries on a page if nothing is said.
@@ -132,8 +132,8 @@ def router(webhooks: Webhooks, edge: Edge) -> APIRouter:
     ) -> Response:
         """What became of the events for a webhook, the newest first."""
         before = None if cursor is None else _mark(cursor)
-        found, more = await webhooks.deliveries(caller, id, state and State(state), before, limit)
-        next_cursor = _cursor(found[-1].place) if more else None
+        found, more = await webhooks.deliveries(caller, id, state and DeliveryState(state), before, limit)
+        next_cursor = _cursor(found[-1].cursor) if more else None
         return _json({"deliveries": [_delivery(each) for each in found], "nextCursor": next_cursor})
 
     async def read(request: Request, caller: Caller, model: type[Body]) -> Body:
@@ -180,17 +180,17 @@ def _endpoint(owned: Owned, *, secret: bool = False) -> JSONObject:
     return members
 
 
-def _cursor(place: Mark) -> str:
+def _cursor(place: DeliveryCursor) -> str:
     return f"{microseconds(place[0])}.{place[1]}"
 
 
-def _mark(cursor: str) -> Mark:
+def _mark(cursor: str) -> DeliveryCursor:
     at, _, event_id = cursor.partition(".")
     return instant(int(at)), event_id
 
 
 def _delivery(delivery: Delivery) -> JSONObject:
-    waits = delivery.state is State.WAITING
+    waits = delivery.state is DeliveryState.WAITING
     return {
         "eventId": delivery.event_id,
         "eventType": delivery.kind,

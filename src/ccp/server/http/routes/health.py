@@ -29,7 +29,7 @@ from starlette.routing import Route
 from ccp.errors import Unavailable
 from ccp.server.storage import Store
 from ccp.server.storage.engine import schema_version
-from ccp.server.storage.engine.query import Steps
+from ccp.server.storage.engine.query import Query
 
 _log = structlog.get_logger("ccp.health")
 
@@ -122,7 +122,7 @@ class Health:
         asyncio.get_running_loop().call_later(self._drain_period, stop)
 
 
-def _revision() -> Steps[str | None]:
+def _revision() -> Query[str | None]:
     rows = yield "select version_num from alembic_version", ()
     return rows[0][0] if rows else None
 

@@ -1,8 +1,8 @@
 """The engine for many workers and machines: a PostgreSQL server, with or without Citus.
 
-A change is one transaction at READ COMMITTED: questions lock the rows that they decide by, in one order, and look at
-what these guard only afterwards. A question that is marked `newest` costs one round trip for each of its statements;
-every other one sees one snapshot.
+A write is one transaction at READ COMMITTED: it locks the rows that it decides by, in one order, and reads what they
+guard only afterwards. A read that is marked `read_committed` costs one round trip for each of its statements; every
+other read sees one snapshot.
 
 Each worker keeps a few connections (`ccp.server.storage.engine.postgres_pool`), some of which only reads may use.
 Statements are prepared once on each connection; behind a pooler each time, and every question has a transaction (see
@@ -27,8 +27,8 @@ from ccp.errors import CCPError, ConfigurationError, FieldError, Unavailable
 from ccp.server.storage.engine import postgres_pooler, postgres_tls, schema_version, synchronous_standby
 from ccp.server.storage.engine.postgres_hosts import COMMAND_TIMEOUT, Connection, Hosts
 from ccp.server.storage.engine.postgres_pool import LOST, ConnectionPool, Expiry, acquire
-from ccp.server.storage.engine.query import Overtaken, Question, Row, Steps, T
-from ccp.server.storage.engine.query_batching import Gathering
+from ccp.server.storage.engine.query import MarkedQuery, Query, Row, SerializationConflict, T
+from ccp.server.storage.engine.query_batching import QueryBatcher
 from ccp.server.storage.engine.synchronous_standby import StandbyWatch, Write
 from ccp.server.storage.engine.time_limits import NOT_CONFIRMED, NOT_READ, NOT_WRITTEN, REQUESTS, TimeLimits
 
@@ -70,7 +70,7 @@ _IN_THE_WAY: Final = (
     asyncpg.SerializationError,
     asyncpg.DeadlockDetectedError,
     asyncpg.InvalidCachedStatementError,
-    Overtaken,
+    SerializationConflict,
 )
 """Another transaction was in the way, or a migration: the same change may well succeed at once."""
 _UNAVAILABLE: Final = (
@@ -110,7 +110,7 @@ class PostgresStore:
         self._long_reading = asyncio.Semaphore(self._long_readers)
         self._work: set[asyncio.Task[Any]] = set()
         self._reading: set[Connection] = set()
-        self._gathering: Gathering | None = None
+        self._gathering: QueryBatcher | None = None
         self._settings: dict[str, str] = {}
         self._open = False
 
@@ -131,7 +131,7 @@ class PostgresStore:
                 self._settings = {name: value for name, value in known}  # noqa: C416  records are no tuples
                 # A cluster plans each statement anew and sends only those of one table straight to where the rows are.
                 if await connection.fetchval("select 1 from pg_extension where extname = 'citus'") is None:
-                    self._gathering = Gathering(self._fetch, self._limits.read)
+                    self._gathering = QueryBatcher(self._fetch, self._limits.read)
             await connection.close(timeout=_CONNECT_TIMEOUT)
         except LOST as exc:
             raise ConfigurationError(
@@ -179,28 +179,29 @@ class PostgresStore:
 
     # --- Reading ---
 
-    async def read(self, question: Steps[T]) -> T:
+    async def read(self, query: Query[T]) -> T:
         assert self._open, "the store is open"
-        if isinstance(question, Question) and question.together and self._gathering is not None:
+        if isinstance(query, MarkedQuery) and query.batchable and self._gathering is not None:
             self._pool.refuse_while_silent(NOT_READ)
-            return await self._gathering.answer(iter(question))
-        if isinstance(question, Question) and question.long:
+            return await self._gathering.answer(iter(query))
+        if isinstance(query, MarkedQuery) and query.long_running:
             self._pool.refuse_while_silent(NOT_READ)
             deadline = asyncio.get_running_loop().time() + self._limits.long_read
             await acquire(self._long_reading, deadline, NOT_READ)
             try:
-                return await self._read(question, deadline)
+                return await self._read(query, deadline)
             finally:
                 self._long_reading.release()
-        return await self._read(question)
+        return await self._read(query)
 
     async def _fetch(self, statement: str, parameters: Row) -> Sequence[Row]:
-        return await self._read(Question(partial(_asked, statement, parameters), "fetch", newest=True))
+        return await self._read(MarkedQuery(partial(_asked, statement, parameters), "fetch", read_committed=True))
 
-    async def _read(self, question: Steps[T], deadline: float | None = None) -> T:
-        again = isinstance(question, Question)
-        newest = isinstance(question, Question) and question.newest
-        timeout = self._limits.long_read if isinstance(question, Question) and question.long else self._limits.read
+    async def _read(self, query: Query[T], deadline: float | None = None) -> T:
+        again = isinstance(query, MarkedQuery)
+        read_committed = isinstance(query, MarkedQuery) and query.read_committed
+        long_running = isinstance(query, MarkedQuery) and query.long_running
+        timeout = self._limits.long_read if long_running else self._limits.read
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout if deadline is None else deadline
         tries = 0
@@ -211,11 +212,11 @@ class PostgresStore:
             tries += 1
             self._reading.add(connection)
             try:
-                if newest and not self._pool.pooled and timeout <= self._limits.read:
-                    return await _run(connection, iter(question))
-                level = "read committed" if newest else "repeatable read"
+                if read_committed and not self._pool.pooled and timeout <= self._limits.read:
+                    return await _run(connection, iter(query))
+                level = "read committed" if read_committed else "repeatable read"
                 await connection.execute(self._begin(f"isolation level {level} read only", timeout))
-                answer = await _run(connection, iter(question))
+                answer = await _run(connection, iter(query))
                 await connection.execute("commit")
                 return answer
             except asyncio.CancelledError:
@@ -260,9 +261,9 @@ class PostgresStore:
 
     # --- Changes ---
 
-    async def write(self, change: Steps[T]) -> T:
+    async def write(self, change: Query[T]) -> T:
         assert self._open, "the store is open"
-        long = isinstance(change, Question) and change.long
+        long = isinstance(change, MarkedQuery) and change.long_running
         write = self._standby.begin(self._limits.long_write if long else self._limits.write)
         # In a task of its own: when the caller goes, the change is still made as a whole, and the connection is good.
         self._start(self._write(change, write)).add_done_callback(write.ended)
@@ -280,7 +281,7 @@ class PostgresStore:
         if not task.cancelled():
             task.exception()  # Where the caller has gone nobody else looks at it.
 
-    async def _write(self, change: Steps[T], write: Write) -> T:
+    async def _write(self, change: Query[T], write: Write) -> T:
         self._standby.refuse_while_waiting()  # Held commits may have taken every place.
         try:
             await acquire(self._writing, write.deadline, NOT_WRITTEN)
@@ -294,7 +295,7 @@ class PostgresStore:
         finally:
             self._writing.release()
 
-    async def _change(self, change: Steps[T], write: Write) -> T:
+    async def _change(self, change: Query[T], write: Write) -> T:
         loop = asyncio.get_running_loop()
         tries = 0
         while True:
@@ -324,7 +325,7 @@ class PostgresStore:
                 if isinstance(exc, asyncpg.ReadOnlySQLTransactionError):
                     self._pool.drop_idle()  # They lead to the same server; a new one may find the primary of now.
                     passes = not fresh
-                if not (passes and in_time and isinstance(change, Question) and tries < _TRIES):
+                if not (passes and in_time and isinstance(change, MarkedQuery) and tries < _TRIES):
                     told = _told(exc, NOT_WRITTEN, lost)
                     raise told from told.__cause__
             finally:
@@ -356,12 +357,12 @@ class _Unconfirmed(Exception):
     """The connection was lost between the request to commit and the answer."""
 
 
-def _asked(statement: str, parameters: Row) -> Steps[list[Row]]:
+def _asked(statement: str, parameters: Row) -> Query[list[Row]]:
     rows = yield statement, parameters
     return rows
 
 
-async def _run(connection: Connection, steps: Steps[T]) -> T:
+async def _run(connection: Connection, steps: Query[T]) -> T:
     try:
         statement, parameters = next(steps)
         while True:

@@ -1,8 +1,17 @@
-"""Questions to the store, written once for every engine.
+"""Queries as generators: written once, run by every storage engine (sans-I/O).
 
-A question is a generator: it yields a statement with its parameters, is sent the rows, and returns its answer. It does
-no I/O and knows no engine; an engine drives it inside one transaction. Statements use `$1`, `$2`, …, as PostgreSQL
-does.
+A query yields a statement with its parameters, receives the rows, and returns its result. It does no I/O and depends on
+no engine; an engine drives it inside one transaction. Statements use PostgreSQL's placeholders `$1`, `$2`, …
+
+A decorator marks how an engine may run a query; without a mark it gets one snapshot (a read) or one attempt (a write):
+
+| mark | kind | meaning |
+|---|---|---|
+| `read_committed` | read | needs no snapshot across its statements |
+| `batchable` | read | `read_committed`, and may share a statement with concurrent calls |
+| `long_read` | read | `read_committed`, with the time limit of a long read |
+| `retryable` | write | may be run again after a serialization conflict |
+| `long_write` | write | `retryable`, with the time limit of a long write |
 """
 
 from __future__ import annotations
@@ -18,108 +27,123 @@ T = TypeVar("T")
 P = ParamSpec("P")
 Row: TypeAlias = tuple[Any, ...]
 Statement: TypeAlias = tuple[str, Row]
-Steps: TypeAlias = Generator[Statement, list[Row], T]
+Query: TypeAlias = Generator[Statement, list[Row], T]
 
 
-class Overtaken(Unavailable):
-    """Another transaction changed what this one had looked at before its locks. An engine repeats it if it may."""
+class SerializationConflict(Unavailable):
+    """Another transaction changed rows between a first look and the locks. An engine retries a `retryable` write."""
 
 
-class Question(Generator[Statement, list[Row], T], Generic[T]):
-    """A question that can be put again: each `iter` begins it anew, and so does each `yield from`.
+class MarkedQuery(Generator[Statement, list[Row], T], Generic[T]):
+    """A query that can be run again: each `iter` starts it from the beginning, and so does each `yield from`.
 
-    newest, together, long: see the decorators `newest`, `gathered`, `long_running` and `long_change`.
+    read_committed, batchable, long_running: see the decorators of this module.
     """
 
     def __init__(
-        self, begin: Callable[[], Steps[T]], name: str, *, newest: bool, together: bool = False, long: bool = False
+        self,
+        begin: Callable[[], Query[T]],
+        name: str,
+        *,
+        read_committed: bool,
+        batchable: bool = False,
+        long_running: bool = False,
     ) -> None:
         self._begin = begin
-        self._steps: Steps[T] | None = None
+        self._running: Query[T] | None = None
         self.__name__ = name
-        self.newest = newest
-        self.together = together
-        self.long = long
+        self.read_committed = read_committed
+        self.batchable = batchable
+        self.long_running = long_running
 
-    def __iter__(self) -> Steps[T]:
+    def __iter__(self) -> Query[T]:
         return self._begin()
 
     def send(self, rows: list[Row] | None) -> Statement:
-        self._steps = self._steps or self._begin()
-        return next(self._steps) if rows is None else self._steps.send(rows)
+        """Start the query (None), or give it the rows of its last statement. Returns the next statement."""
+        self._running = self._running or self._begin()
+        return next(self._running) if rows is None else self._running.send(rows)
 
     def throw(self, kind: Any, value: Any = None, traceback: TracebackType | None = None, /) -> Statement:
-        self._steps = self._steps or self._begin()
-        return self._steps.throw(kind if value is None else value)
+        """Raise an exception inside the query. Returns the next statement."""
+        self._running = self._running or self._begin()
+        return self._running.throw(kind if value is None else value)
 
 
-def repeatable(function: Callable[P, Steps[T]]) -> Callable[P, Steps[T]]:
-    """Mark a change that an engine may begin anew where another transaction was in its way.
+def retryable(function: Callable[P, Query[T]]) -> Callable[P, Query[T]]:
+    """Mark a write that an engine may run again after a conflict with another transaction.
 
-    Its parameters must be such that a second run does the same: no generators among them but those that are marked
-    themselves.
+    A second run with the same arguments must do the same. An argument that is a generator must be marked itself.
     """
 
     @wraps(function)
-    def put(*args: P.args, **kwargs: P.kwargs) -> Steps[T]:
-        return Question(partial(function, *args, **kwargs), function.__name__, newest=False)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Query[T]:
+        return MarkedQuery(partial(function, *args, **kwargs), function.__name__, read_committed=False)
 
-    return put
+    return call
 
 
-def alike(within: Steps[Any], begin: Callable[[], Steps[T]]) -> Steps[T]:
-    """A change around another one: it can be begun anew where that one can. begin: asks it with `yield from`."""
-    if not isinstance(within, Question):
+def preserve_retryable(within: Query[Any], begin: Callable[[], Query[T]]) -> Query[T]:
+    """Wrap a write so that the wrapper is retryable exactly when the wrapped write is.
+
+    begin: starts the wrapper, which runs `within` with `yield from`.
+    """
+    if not isinstance(within, MarkedQuery):
         return begin()
-    return Question(begin, within.__name__, newest=False, long=within.long)
+    return MarkedQuery(begin, within.__name__, read_committed=False, long_running=within.long_running)
 
 
-def newest(function: Callable[P, Steps[T]]) -> Callable[P, Steps[T]]:
-    """Mark a question each of whose statements sees the newest state, which another may have changed since the last.
+def read_committed(function: Callable[P, Query[T]]) -> Callable[P, Query[T]]:
+    """Mark a read that needs no snapshot: each of its statements may see a newer committed state than the one before.
 
-    For a question of one statement, or one that is right even when others write between its statements. Every other
-    question is given one snapshot; where a server has to be asked for it, that is two more round trips.
+    For a query of one statement, or one whose result is correct even if others write between its statements. A snapshot
+    costs two more round trips to a database server.
     """
 
     @wraps(function)
-    def put(*args: P.args, **kwargs: P.kwargs) -> Steps[T]:
-        return Question(partial(function, *args, **kwargs), function.__name__, newest=True)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Query[T]:
+        return MarkedQuery(partial(function, *args, **kwargs), function.__name__, read_committed=True)
 
-    return put
+    return call
 
 
-def gathered(function: Callable[P, Steps[T]]) -> Callable[P, Steps[T]]:
-    """Mark a question that is asked by every request: as `newest`, and an engine may ask it together with others.
+def batchable(function: Callable[P, Query[T]]) -> Callable[P, Query[T]]:
+    """Mark a read of the request path: it needs no snapshot, and an engine may combine concurrent calls into one
+    statement.
 
     All parameters of its statements are texts, and the order of the rows does not matter.
     """
 
     @wraps(function)
-    def put(*args: P.args, **kwargs: P.kwargs) -> Steps[T]:
-        return Question(partial(function, *args, **kwargs), function.__name__, newest=True, together=True)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Query[T]:
+        return MarkedQuery(partial(function, *args, **kwargs), function.__name__, read_committed=True, batchable=True)
 
-    return put
+    return call
 
 
-def long_running(function: Callable[P, Steps[T]]) -> Callable[P, Steps[T]]:
-    """Mark a read that may look at more rows than a request may wait for: lists, counts, whatever grows with the pool.
+def long_read(function: Callable[P, Query[T]]) -> Callable[P, Query[T]]:
+    """Mark a read whose cost grows with the pool, such as a list or a count; no request of a vehicle waits for it.
 
-    An engine gives it more time, and keeps it from holding up the lookups of requests. As `newest` in everything else.
-    A question that needs a snapshot is not marked but asked in portions, each of which is short.
+    An engine gives it more time and keeps it from delaying the lookups of requests. It is `read_committed` otherwise. A
+    query that needs a snapshot is not marked: split it into short portions.
     """
 
     @wraps(function)
-    def put(*args: P.args, **kwargs: P.kwargs) -> Steps[T]:
-        return Question(partial(function, *args, **kwargs), function.__name__, newest=True, long=True)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Query[T]:
+        return MarkedQuery(
+            partial(function, *args, **kwargs), function.__name__, read_committed=True, long_running=True
+        )
 
-    return put
+    return call
 
 
-def long_change(function: Callable[P, Steps[T]]) -> Callable[P, Steps[T]]:
-    """Mark a change whose work grows with its input, such as a revocation list: as `repeatable`, with more time."""
+def long_write(function: Callable[P, Query[T]]) -> Callable[P, Query[T]]:
+    """Mark a write whose cost grows with its input, such as a revocation list: `retryable`, with more time."""
 
     @wraps(function)
-    def put(*args: P.args, **kwargs: P.kwargs) -> Steps[T]:
-        return Question(partial(function, *args, **kwargs), function.__name__, newest=False, long=True)
+    def call(*args: P.args, **kwargs: P.kwargs) -> Query[T]:
+        return MarkedQuery(
+            partial(function, *args, **kwargs), function.__name__, read_committed=False, long_running=True
+        )
 
-    return put
+    return call

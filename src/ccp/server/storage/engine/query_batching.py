@@ -14,7 +14,7 @@ from functools import cache
 from typing import Any, Final, TypeAlias
 
 from ccp.errors import Unavailable
-from ccp.server.storage.engine.query import Row, Steps, T
+from ccp.server.storage.engine.query import Query, Row, T
 from ccp.server.storage.engine.time_limits import NOT_READ, READ_TIMEOUT
 
 Fetch: TypeAlias = Callable[[str, Row], Awaitable[Sequence[Any]]]
@@ -24,7 +24,7 @@ _ON_THEIR_WAY: Final = 2  # So that a server with a free core is given something
 _PARAMETER: Final = re.compile(r"\$(\d+)")
 
 
-class Gathering:
+class QueryBatcher:
     """fetch: asks one statement of the server; what it raises, each of the askers is told. timeout: seconds for all of
     a question, with the wait for its turn.
     """
@@ -38,7 +38,7 @@ class Gathering:
         self._deadlines: dict[asyncio.Future[list[Row]], float] = {}
         self._expiry: asyncio.TimerHandle | None = None
 
-    async def answer(self, steps: Steps[T]) -> T:
+    async def answer(self, steps: Query[T]) -> T:
         """Ask a question whose parameters are all texts, each of its statements together with those of others.
 
         Raises Unavailable where its time is over, and what `fetch` raises.

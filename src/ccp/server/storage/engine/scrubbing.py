@@ -21,7 +21,7 @@ from typing import Final
 
 from ccp.errors import Unavailable
 from ccp.ids import EMAID, PCID
-from ccp.server.storage.engine.write_lock import Turns
+from ccp.server.storage.engine.write_lock import WriteLock
 
 _BUSY_TIMEOUT: Final = 1.0
 """Seconds that an attempt may hold up writers while it waits for readers, who may be a backup."""
@@ -53,14 +53,14 @@ def scrub(file: Path, named: EMAID | PCID, *, vacuum: bool, timeout: float = 10.
             emptied = _empty_log(connection, timeout)
             if not emptied or not (found := _holds(file, named)) or not vacuum:
                 return Scrubbed(emptied, emptied and found)
-            turns = Turns(file, _VACUUM_TIMEOUT)
+            write_lock = WriteLock(file, _VACUUM_TIMEOUT)
             try:
-                with turns.mine():  # Other processes wait for their turn instead of trying until they give up.
+                with write_lock.hold():  # Other processes wait for their turn instead of trying until they give up.
                     connection.execute(f"pragma busy_timeout = {int(_VACUUM_TIMEOUT * 1000)}")
                     connection.execute("vacuum")
                     connection.execute(f"pragma busy_timeout = {int(_BUSY_TIMEOUT * 1000)}")
             finally:
-                turns.close()
+                write_lock.close()
             emptied = _empty_log(connection, timeout)
             return Scrubbed(emptied, emptied and _holds(file, named), vacuumed=True)
     except (sqlite3.Error, OSError) as exc:

@@ -19,7 +19,7 @@ from typing import Any, Final
 from ccp.errors import ConfigurationError, Unavailable
 from ccp.server.runtime.threads import Inbox, Job, JobThread, Outcome
 from ccp.server.storage.engine import schema, sqlite_writer
-from ccp.server.storage.engine.query import Question, Steps, T
+from ccp.server.storage.engine.query import MarkedQuery, Query, T
 from ccp.server.storage.engine.sqlite_connection import connected, is_busy, is_outage
 from ccp.server.storage.engine.sqlite_connection import run as run
 from ccp.server.storage.engine.time_limits import NOT_CONFIRMED, NOT_READ, NOT_WRITTEN, REQUESTS, TimeLimits
@@ -35,7 +35,7 @@ class SQLiteStore:
         self._limits = limits
         self._reader: sqlite3.Connection | None = None
         self._long_connection: sqlite3.Connection | None = None
-        self._asked: list[tuple[Steps[Any], asyncio.Future[Any]]] = []
+        self._asked: list[tuple[Query[Any], asyncio.Future[Any]]] = []
         self._writer: JobThread | None = None
         self._long_reader: JobThread | None = None
 
@@ -80,17 +80,17 @@ class SQLiteStore:
         threads = (thread for thread in (self._writer, self._long_reader) if thread is not None)
         return [reason for thread in threads for reason in thread.reasons()]
 
-    async def read(self, question: Steps[T]) -> T:
-        if not isinstance(question, Question):
-            return self._read(question)
-        if question.long:
+    async def read(self, query: Query[T]) -> T:
+        if not isinstance(query, MarkedQuery):
+            return self._read(query)
+        if query.long_running:
             assert self._long_reader is not None, "the store is open"
-            found: T = await self._long_reader.run(question, self._limits.long_read)
+            found: T = await self._long_reader.run(query, self._limits.long_read)
             return found
         deadline = None
         while True:
             try:
-                return await self._ask_together(question) if question.together else self._read(question)
+                return await self._ask_together(query) if query.batchable else self._read(query)
             except Unavailable as exc:
                 # A process that was killed in the middle of a write leaves an index of the log that has to be rebuilt;
                 # the next one that reads does it, and for some milliseconds the others find it locked.
@@ -101,12 +101,12 @@ class SQLiteStore:
                     raise
                 await asyncio.sleep(_RETRY_DELAY)
 
-    def _ask_together(self, question: Steps[T]) -> asyncio.Future[T]:
+    def _ask_together(self, query: Query[T]) -> asyncio.Future[T]:
         loop = asyncio.get_running_loop()
         asked: asyncio.Future[T] = loop.create_future()
         if not self._asked:
             loop.call_soon(self._answer)
-        self._asked.append((question, asked))
+        self._asked.append((query, asked))
         return asked
 
     def _answer(self) -> None:
@@ -116,18 +116,18 @@ class SQLiteStore:
         after another finds in its caches what it needs for it.
         """
         waiting, self._asked = self._asked, []
-        for question, asked in waiting:
+        for query, asked in waiting:
             if not asked.done():  # Else whoever asked has gone.
                 try:
-                    asked.set_result(self._read(question))
+                    asked.set_result(self._read(query))
                 except Exception as exc:
                     asked.set_exception(exc)
 
-    def _read(self, question: Steps[T]) -> T:
+    def _read(self, query: Query[T]) -> T:
         assert self._reader is not None, "the store is open"
-        steps = _begun(question)
+        steps = _begun(query)
         try:
-            if isinstance(question, Question) and question.newest:
+            if isinstance(query, MarkedQuery) and query.read_committed:
                 return run(self._reader, steps)
             self._reader.execute("begin")  # A snapshot.
             try:
@@ -139,9 +139,9 @@ class SQLiteStore:
                 raise  # A mistake of ours.
             raise Unavailable(NOT_READ) from exc
 
-    async def write(self, change: Steps[T]) -> T:
+    async def write(self, change: Query[T]) -> T:
         assert self._writer is not None, "the store is open"
-        long = isinstance(change, Question) and change.long
+        long = isinstance(change, MarkedQuery) and change.long_running
         made: T = await self._writer.run(change, self._limits.long_write if long else self._limits.write)
         return made
 
@@ -164,16 +164,16 @@ class SQLiteStore:
             connection.close()
 
     def _interrupt_long(self) -> None:
-        """End the question that is under way: its caller has given up."""
+        """End the query that is under way: its caller has given up."""
         connection = self._long_connection
         if connection is not None:
             with contextlib.suppress(sqlite3.Error):  # It was closed meanwhile.
                 connection.interrupt()
 
 
-def _begun(question: Steps[T]) -> Steps[T]:
-    """The steps of a question, from the beginning where it can be put again."""
-    return iter(question) if isinstance(question, Question) else question
+def _begun(query: Query[T]) -> Query[T]:
+    """The steps of a query, from the beginning where it can be put again."""
+    return iter(query) if isinstance(query, MarkedQuery) else query
 
 
 def _answered(connection: sqlite3.Connection, job: Job) -> Outcome:

@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
-from ccp.server.storage.engine.query import Steps, T
+from ccp.server.storage.engine.query import Query, T
 
 _OPEN_TIMEOUT: Final = 5.0  # Others that open the file at the same time keep it busy for moments.
 
@@ -49,7 +49,7 @@ def _dialect(statement: str) -> str:
     return statement.replace("$", "?").replace(" for update skip locked", "").replace(" for update", "")
 
 
-def run(connection: sqlite3.Connection, steps: Steps[T]) -> T:
+def run(connection: sqlite3.Connection, steps: Query[T]) -> T:
     """Drive a question or a change on a connection, within a transaction of the caller's or none."""
     rows: list[tuple[Any, ...]] | None = None
     try:

@@ -18,7 +18,7 @@ from ccp.errors import CCPError, Unavailable
 from ccp.server.runtime.threads import Inbox, Job, Outcome
 from ccp.server.storage.engine.sqlite_connection import connected, is_outage, run
 from ccp.server.storage.engine.time_limits import NOT_CONFIRMED, NOT_WRITTEN
-from ccp.server.storage.engine.write_lock import Turns
+from ccp.server.storage.engine.write_lock import WriteLock
 
 _GROUP: Final = 64  # Changes in one commit: a longer group gains little and lets the first one wait longer.
 
@@ -28,24 +28,24 @@ def serve(path: Path, busy_timeout: float) -> Callable[[Inbox], None]:
 
     def loop(inbox: Inbox) -> None:
         connection = connected(path, busy_timeout)
-        turns = Turns(path, busy_timeout)
+        write_lock = WriteLock(path, busy_timeout)
         try:
             if inbox.restarted:
-                _try_lock(connection, turns)
+                _try_lock(connection, write_lock)
             inbox.ready()
             while group := inbox.take(_GROUP):
-                with turns.mine():
+                with write_lock.hold():
                     _commit_group(connection, group, inbox)
         finally:
-            turns.close()
+            write_lock.close()
             connection.close()
 
     return loop
 
 
-def _try_lock(connection: sqlite3.Connection, turns: Turns) -> None:
+def _try_lock(connection: sqlite3.Connection, write_lock: WriteLock) -> None:
     """Take all locks of a transaction, so that a thread that would fail at once does not say that it is ready."""
-    with turns.mine():
+    with write_lock.hold():
         connection.execute("begin immediate")
         connection.execute("rollback")
 

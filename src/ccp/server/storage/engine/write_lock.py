@@ -26,16 +26,16 @@ _WRITER: Final = 1
 _PAUSE: Final = 0.0005
 
 
-class Turns:
+class WriteLock:
     """The line of processes before a database, as locks on two octets of a file beside it."""
 
-    def __init__(self, database: Path, seconds: float) -> None:
+    def __init__(self, database: Path, timeout: float) -> None:
         """seconds: the longest that a turn is waited for."""
         self._file: int | None = None
-        self._seconds = seconds
+        self._timeout = timeout
         with contextlib.suppress(OSError):
             flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-            self._file = os.open(f"{database}-turns", flags, 0o600)
+            self._file = os.open(f"{database}-writelock", flags, 0o600)
 
     def close(self) -> None:
         file, self._file = self._file, None
@@ -43,9 +43,9 @@ class Turns:
             os.close(file)
 
     @contextmanager
-    def mine(self) -> Iterator[None]:
+    def hold(self) -> Iterator[None]:
         """Within it this process writes. It is also entered when the turn does not come in time."""
-        until = time.monotonic() + self._seconds
+        until = time.monotonic() + self._timeout
         head = writer = False
         try:
             head = self._take(_HEAD, until)

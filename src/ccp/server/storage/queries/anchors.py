@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from ccp.errors import NotFound
-from ccp.server.storage.engine.query import Steps, newest, repeatable
+from ccp.server.storage.engine.query import Query, read_committed, retryable
 from ccp.server.storage.queries.audit import Action, Entry
-from ccp.server.storage.queries.change_counters import Topic, count
+from ccp.server.storage.queries.change_counters import ChangeCounter, bump
 from ccp.server.storage.queries.contracts import instant, microseconds
 
 
@@ -26,8 +26,8 @@ class TrustedCertificate:
     added_at: datetime
 
 
-@newest
-def every() -> Steps[list[TrustedCertificate]]:
+@read_committed
+def list_all() -> Query[list[TrustedCertificate]]:
     select = """
     select role, fingerprint, is_root, certificate, label, source, added_at from trust_anchor
     order by role, label, fingerprint
@@ -39,8 +39,8 @@ def every() -> Steps[list[TrustedCertificate]]:
     ]
 
 
-@repeatable
-def add(trusted: TrustedCertificate) -> Steps[bool]:
+@retryable
+def add(trusted: TrustedCertificate) -> Query[bool]:
     """Trust a certificate for a role. Returns whether it was new."""
     insert = """
     insert into trust_anchor (role, fingerprint, is_root, certificate, label, source, added_at)
@@ -59,12 +59,12 @@ def add(trusted: TrustedCertificate) -> Steps[bool]:
         ),
     )
     if added:
-        yield count(Topic.ANCHORS)
+        yield bump(ChangeCounter.ANCHORS)
     return bool(added)
 
 
-@repeatable
-def keep(trusted: TrustedCertificate) -> Steps[bool]:
+@retryable
+def add_by_operator(trusted: TrustedCertificate) -> Query[bool]:
     """Trust a certificate because an operator says so. Returns whether it was new.
 
     One that is known already is from now on the operator's: it gets the new label, source and time, and a pool that it
@@ -80,20 +80,20 @@ def keep(trusted: TrustedCertificate) -> Steps[bool]:
     return False
 
 
-@repeatable
-def remove_from(source: str, role: str, fingerprint: str) -> Steps[bool]:
+@retryable
+def remove_synced(source: str, role: str, fingerprint: str) -> Query[bool]:
     """Trust a certificate no longer for a role, if it (still) came from that source. Returns whether it did."""
     rows = yield (
         "delete from trust_anchor where role = $1 and fingerprint = $2 and source = $3 returning role",
         (role, fingerprint, source),
     )
     if rows:
-        yield count(Topic.ANCHORS)
+        yield bump(ChangeCounter.ANCHORS)
     return bool(rows)
 
 
-@repeatable
-def remove(fingerprint: str, role: str | None = None) -> Steps[list[str]]:
+@retryable
+def remove(fingerprint: str, role: str | None = None) -> Query[list[str]]:
     """Trust a certificate no longer, for one role or for any. Returns for which. Raises NotFound."""
     rows = yield (
         "delete from trust_anchor where fingerprint = $1 and (role = $2 or $2 is null) returning role",
@@ -101,11 +101,11 @@ def remove(fingerprint: str, role: str | None = None) -> Steps[list[str]]:
     )
     if not rows:
         raise NotFound(f"No certificate with the fingerprint {fingerprint} is trusted.")
-    yield count(Topic.ANCHORS)
+    yield bump(ChangeCounter.ANCHORS)
     return sorted(found for (found,) in rows)
 
 
-def added_entry(trusted: TrustedCertificate, actor: str, at: datetime, *, new: bool = True) -> Entry:
+def added_entry(trusted: TrustedCertificate, actor: str, now: datetime, *, new: bool = True) -> Entry:
     """What the audit trail says of a certificate that is trusted from now on. new: it was not known before."""
     subject = {
         "role": trusted.role,
@@ -114,9 +114,9 @@ def added_entry(trusted: TrustedCertificate, actor: str, at: datetime, *, new: b
         "source": trusted.source,
         "new": new,
     }
-    return Entry(at, actor, Action.ANCHOR_ADDED, subject)
+    return Entry(now, actor, Action.ANCHOR_ADDED, subject)
 
 
-def removed_entry(fingerprint: str, roles: Iterable[str], actor: str, at: datetime) -> Entry:
+def removed_entry(fingerprint: str, roles: Iterable[str], actor: str, now: datetime) -> Entry:
     """What the audit trail says of a certificate that is trusted no longer."""
-    return Entry(at, actor, Action.ANCHOR_REMOVED, {"roles": list(roles), "fingerprint": fingerprint})
+    return Entry(now, actor, Action.ANCHOR_REMOVED, {"roles": list(roles), "fingerprint": fingerprint})

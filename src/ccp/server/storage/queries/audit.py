@@ -36,17 +36,17 @@ from typing import Any, Final
 
 from ccp.errors import ConfigurationError
 from ccp.server.domain.parties import Standing
-from ccp.server.storage.engine.query import Row, Steps, T, alike, long_running, newest
-from ccp.server.storage.queries.caller_standing import LOOK_UP, judge, still
+from ccp.server.storage.engine.query import Query, Row, T, long_read, preserve_retryable, read_committed
+from ccp.server.storage.queries.caller_standing import STANDING_EXPRESSION, check_row, check_standing
 from ccp.server.storage.queries.contracts import instant, microseconds
 
-LANES: Final = 16
-START: Final = "0" * 64
+SHARDS: Final = 16
+GENESIS_HASH: Final = "0" * 64
 """What stands in place of the hash before the first row."""
 
 _COLUMNS: Final = "lane, number, at, actor, action, outcome, trace_id, subject, salt, commitment, hash"
 COLUMNS: Final = _COLUMNS
-"""Those of a `Recorded`, in order."""
+"""Those of a `AuditRow`, in order."""
 
 # Actors that are no party. A command's is `cli:` and the operating system's user, see
 # `ccp.server.audit.trail.command_actor`.
@@ -108,11 +108,11 @@ class Entry:
     def lane(self) -> int:
         """Always the same for the same vehicle, contract or whatever it is about."""
         about = next((self.subject[kind] for kind in ("pcid", "emaid") if self.subject.get(kind)), self.actor)
-        return zlib.crc32(str(about).encode()) % LANES
+        return zlib.crc32(str(about).encode()) % SHARDS
 
 
 @dataclass(frozen=True, slots=True)
-class Recorded:
+class AuditRow:
     """A row. at: microseconds since 1970. subject, salt: None where they were erased; salt in hexadecimal."""
 
     lane: int
@@ -143,7 +143,7 @@ class Recorded:
 
 
 @dataclass(frozen=True, slots=True)
-class Head:
+class ChainHead:
     """The end of a lane: its last row's number and hash; 0 and START where there is none yet."""
 
     number: int
@@ -170,7 +170,7 @@ def commitment_of(salt: bytes, subject: str) -> str:
     return hashlib.sha256(salt + subject.encode()).hexdigest()
 
 
-def hash_of(before: str, row: Recorded) -> str:
+def hash_of(before: str, row: AuditRow) -> str:
     """A row's hash from its clear columns and its commitment. before: hash of the row before it."""
     told = (row.lane, row.number, row.at, row.actor, row.action, row.outcome, row.trace_id, row.commitment)
     return _chained(before, told)
@@ -190,16 +190,16 @@ def _framed(value: str | int | None) -> bytes:
 _LABELLED: Final = _framed("opnc-ccp audit 1")
 
 
-def record(*entries: Entry, standing: Standing | None = None) -> Steps[None]:
+def record(*entries: Entry, standing: Standing | None = None) -> Query[None]:
     """Part of the change that the entries tell of, and its last part: from then on it holds the lanes' ends.
 
     Call it once in a transaction. Lanes are taken in order of their numbers, so writers cannot deadlock. standing: of
     the caller whose change it is; looked up here, behind every lock that the change waited for. Raises
     ConfigurationError where somebody has taken the end of a lane away, and what
-    `ccp.server.storage.queries.caller_standing.still` raises.
+    `ccp.server.storage.queries.caller_standing.check_standing` raises.
     """
     if standing is not None and not entries:
-        yield from still(standing)
+        yield from check_standing(standing)
     placed = [(entry.lane, entry) for entry in entries]
     for lane in sorted({lane for lane, _ in placed}):
         if standing is None:
@@ -209,7 +209,7 @@ def record(*entries: Entry, standing: Standing | None = None) -> Steps[None]:
         if not rows:
             raise ConfigurationError(f"The audit trail has lost the end of lane {lane}; see ccp audit verify.")
         if standing is not None:
-            judge(standing, rows[0][2])
+            check_row(standing, rows[0][2])
             standing = None
         number, before = rows[0][:2]
         for place, entry in placed:
@@ -223,20 +223,20 @@ def record(*entries: Entry, standing: Standing | None = None) -> Steps[None]:
 
 _LOCK_HEAD: Final = "select number, hash from audit_head where lane = $1 for update"
 _LOCK_HEAD_AND_LOOK: Final = (
-    f"select number, hash, {LOOK_UP.format(client_id='$2', kid='$3')} "  # noqa: S608  names are ours
+    f"select number, hash, {STANDING_EXPRESSION.format(client_id='$2', kid='$3')} "  # noqa: S608  names are ours
     "from audit_head where lane = $1 for update"
 )
 
 
-def told(change: Steps[T], tell: Callable[[T], Iterable[Entry]], standing: Standing | None = None) -> Steps[T]:
+def with_audit(change: Query[T], tell: Callable[[T], Iterable[Entry]], standing: Standing | None = None) -> Query[T]:
     """A change together with what is to be recorded of it. tell: the entries, from what the change returned.
 
     standing: of the caller whose change it is, see `record`.
     """
-    return alike(change, lambda: _told(change, tell, standing))
+    return preserve_retryable(change, lambda: _with_audit(change, tell, standing))
 
 
-def _told(change: Steps[T], tell: Callable[[T], Iterable[Entry]], standing: Standing | None) -> Steps[T]:
+def _with_audit(change: Query[T], tell: Callable[[T], Iterable[Entry]], standing: Standing | None) -> Query[T]:
     result = yield from change
     yield from record(*tell(result), standing=standing)
     return result
@@ -264,10 +264,10 @@ def _values(entry: Entry, lane: int, number: int, before: str) -> Row:
 # --- Reading ---------------------------------------------------------------------------------------------------------
 
 
-def end_of(lane: int) -> Steps[tuple[Head | None, int]]:
+def chain_head(lane: int) -> Query[tuple[ChainHead | None, int]]:
     """A lane's head, and how many rows lie outside of what it covers; both as of one moment."""
     heads = yield "select number, hash from audit_head where lane = $1", (lane,)
-    head = Head(*heads[0]) if heads else None
+    head = ChainHead(*heads[0]) if heads else None
     covered = head.number if head else 0
     rows = yield (
         "select count(*) from audit where lane = $1 and (number < 1 or number > $2)",
@@ -276,24 +276,24 @@ def end_of(lane: int) -> Steps[tuple[Head | None, int]]:
     return head, rows[0][0]
 
 
-@newest
-def page(lane: int, after: int, until: int, limit: int = 500) -> Steps[list[Recorded]]:
+@read_committed
+def page(lane: int, after: int, until: int, limit: int = 500) -> Query[list[AuditRow]]:
     """A lane's rows in order: those with a number above `after`, up to `until`."""
     select = f"select {_COLUMNS} from audit where lane = $1 and number > $2 and number <= $3 order by number limit $4"  # noqa: S608
     rows = yield select, (lane, after, until, limit)
-    return [Recorded(*row) for row in rows]
+    return [AuditRow(*row) for row in rows]
 
 
-def elsewhere() -> Steps[int]:
+def count_outside_shards() -> Query[int]:
     """How many rows and heads stand in lanes that there are not."""
-    rows = yield "select count(*) from audit where lane < 0 or lane >= $1", (LANES,)
-    heads = yield "select count(*) from audit_head where lane < 0 or lane >= $1", (LANES,)
+    rows = yield "select count(*) from audit where lane < 0 or lane >= $1", (SHARDS,)
+    heads = yield "select count(*) from audit_head where lane < 0 or lane >= $1", (SHARDS,)
     count: int = rows[0][0] + heads[0][0]
     return count
 
 
-@long_running
-def found(wanted: Filter, limit: int) -> Steps[list[Recorded]]:
+@long_read
+def search(wanted: Filter, limit: int) -> Query[list[AuditRow]]:
     """The newest rows that fit, newest first."""
     conditions: list[str] = []
     parameters: list[Any] = []
@@ -322,7 +322,7 @@ def found(wanted: Filter, limit: int) -> Steps[list[Recorded]]:
         f"select {_COLUMNS} from audit {where}order by at desc, lane, number desc limit ${len(parameters)}",  # noqa: S608
         tuple(parameters),
     )
-    return [row for row in (Recorded(*row) for row in rows) if all(row.names(each) for each in wanted.ids)]
+    return [row for row in (AuditRow(*row) for row in rows) if all(row.names(each) for each in wanted.ids)]
 
 
 _NAMES: Final = "lower(subject) like ? escape '!'"
@@ -336,23 +336,23 @@ def _pattern(canonical: str) -> str:
 # --- Erasing ---------------------------------------------------------------------------------------------------------
 
 
-@newest
-def ends() -> Steps[dict[int, int]]:
+@read_committed
+def shard_lengths() -> Query[dict[int, int]]:
     """The number of each lane's last row."""
     rows = yield "select lane, number from audit_head", ()
     return dict(rows)
 
 
-def naming(canonical: str, after: Mapping[int, int] = MappingProxyType({})) -> Steps[list[Recorded]]:
+def rows_naming(canonical: str, after: Mapping[int, int] = MappingProxyType({})) -> Query[list[AuditRow]]:
     """Every row that names an EMAID or a PCID. after: by lane, up to which number rows do not count."""
     found = []
-    for lane in range(LANES):
-        found += yield from naming_in_lane(canonical, lane, after.get(lane, 0), 2**62)  # More than there can be.
+    for lane in range(SHARDS):
+        found += yield from rows_naming_in_shard(canonical, lane, after.get(lane, 0), 2**62)  # More than there can be.
     return found
 
 
-@long_running
-def naming_in_lane(canonical: str, lane: int, after: int, until: int) -> Steps[list[Recorded]]:
+@long_read
+def rows_naming_in_shard(canonical: str, lane: int, after: int, until: int) -> Query[list[AuditRow]]:
     """Rows of a lane that name an EMAID or a PCID: of those with a number above `after`, up to `until`.
 
     There is no index for this (docs/decisions/0022), so each of them is read.
@@ -362,11 +362,11 @@ def naming_in_lane(canonical: str, lane: int, after: int, until: int) -> Steps[l
         f"and {_NAMES.replace('?', '$4')}",
         (lane, after, until, _pattern(canonical)),
     )
-    return [row for row in (Recorded(*row) for row in rows) if row.names(canonical)]
+    return [row for row in (AuditRow(*row) for row in rows) if row.names(canonical)]
 
 
-def forget(rows: Iterable[Recorded]) -> Steps[None]:
-    """Erase what rows are about. Whoever does this records a row DATA_ERASED that lists them, see `erased`."""
+def erase_subjects(rows: Iterable[AuditRow]) -> Query[None]:
+    """Erase what rows are about. Whoever does this records a row DATA_ERASED that lists them, see `erasure_entries`."""
     for row in sorted(rows, key=lambda row: (row.lane, row.number)):
         yield "update audit set subject = null, salt = null where lane = $1 and number = $2", (row.lane, row.number)
 
@@ -374,8 +374,8 @@ def forget(rows: Iterable[Recorded]) -> Steps[None]:
 _LISTED: Final = 500  # Rows in one entry, so that no entry grows without bound.
 
 
-def erased(rows: Iterable[Recorded], at: datetime, actor: str, what: Mapping[str, Any]) -> list[Entry]:
+def erasure_entries(rows: Iterable[AuditRow], now: datetime, actor: str, what: Mapping[str, Any]) -> list[Entry]:
     """The entries that say which rows were erased; one even where there were none. what: the rest of the subject."""
     places = sorted([row.lane, row.number] for row in rows)
     parts = [places[start : start + _LISTED] for start in range(0, len(places), _LISTED)] or [[]]
-    return [Entry(at, actor, Action.DATA_ERASED, {**what, "rows": part}) for part in parts]
+    return [Entry(now, actor, Action.DATA_ERASED, {**what, "rows": part}) for part in parts]

@@ -8,12 +8,12 @@ from typing import Final
 
 from ccp.ids import PCID
 from ccp.server.domain.contracts import SignedContract
-from ccp.server.storage.engine.query import Steps, newest
+from ccp.server.storage.engine.query import Query, read_committed
 from ccp.server.storage.queries.contracts import Published, by_vehicle
 from ccp.x509.revocation_policy import dump_keys
 
 
-def take_over(contract: SignedContract, publishing: Steps[Published]) -> Steps[Published | None]:
+def import_contract(contract: SignedContract, publishing: Query[Published]) -> Query[Published | None]:
     """Publish a contract, unless it is there already just like this; then there is no change and no event.
 
     publishing: the change that stores it and locks the EMAID and the vehicle. Returns None where nothing was changed.
@@ -42,7 +42,7 @@ class Page:
     last: str | None
 
 
-def page(after: str, limit: int, wmis: frozenset[str], prefix: str = "") -> Steps[Page]:
+def list_page(after: str, limit: int, wmis: frozenset[str], prefix: str = "") -> Query[Page]:
     """Everything of the next vehicles by PCID, from one snapshot. wmis: of these makers only, of all if there is none.
 
     The older contract of a vehicle comes first, and of a contract the variant that was published first: who publishes
@@ -58,8 +58,8 @@ def page(after: str, limit: int, wmis: frozenset[str], prefix: str = "") -> Step
     return Page(contracts, rows[-1][0] if len(rows) == limit else None)
 
 
-def page_of_provider(prefix: str, after: str, limit: int, wmis: frozenset[str]) -> Steps[Page]:
-    """Everything of the vehicles of a provider's next contracts by EMAID; as `page` for all else.
+def list_page_of_provider(prefix: str, after: str, limit: int, wmis: frozenset[str]) -> Query[Page]:
+    """Everything of the vehicles of a provider's next contracts by EMAID; as `list_page` for all else.
 
     A vehicle comes once for each portion in which it has contracts of the provider.
     """
@@ -73,7 +73,7 @@ def page_of_provider(prefix: str, after: str, limit: int, wmis: frozenset[str]) 
     return Page(contracts, rows[-1][0] if len(rows) == limit else None)
 
 
-def _in_order(pcid: PCID) -> Steps[list[SignedContract]]:
+def _in_order(pcid: PCID) -> Query[list[SignedContract]]:
     variants = yield from by_vehicle(pcid)
     born = {variant.emaid: variant.created_at for variant in variants}
     for variant in variants:
@@ -86,8 +86,8 @@ _CHARACTERS: Final = string.digits + string.ascii_uppercase
 """Of every EMAID and PCID as it is stored, in order."""
 
 
-@newest
-def sorts_by_character() -> Steps[bool]:
+@read_committed
+def sorts_by_character() -> Query[bool]:
     """Whether texts of digits and capitals are in the order of their characters, and so those with one prefix together.
 
     In some languages they are not: a database with a Danish collation has AA behind Z. Tried with each pair.

@@ -16,29 +16,29 @@ from typing import Final
 from ccp.errors import NotAuthenticated
 from ccp.ids import WMI, OperatorId, ProviderId
 from ccp.server.domain.parties import NOT_VALID, Party, PartyRole, Standing
-from ccp.server.storage.engine.query import Steps, newest
+from ccp.server.storage.engine.query import Query, read_committed
 
 _FIELDS: Final = ("name", "roles", "provider_ids", "all_providers", "wmis", "operator_ids", "enabled")
 # One column, a line for each field, as none holds a line break: nearly always it is the text that was parsed last time.
 _TEXT: Final = " || '\n' || ".join(_FIELDS)
-LOOK_UP: Final = (
+STANDING_EXPRESSION: Final = (
     f"(select {_TEXT} from party where client_id = {{client_id}} "  # noqa: S608  names are ours
     "and exists (select 1 from token_key where kid = {kid}))"
 )
-"""An expression for a select list: what `judge` reads. client_id, kid: the parameters' names."""
+"""An expression for a select list: what `check_row` reads. client_id, kid: the parameters' names."""
 
-_STILL: Final = f"select {LOOK_UP.format(client_id='$1', kid='$2')}"
+_SELECT_STANDING: Final = f"select {STANDING_EXPRESSION.format(client_id='$1', kid='$2')}"
 
 
-@newest
-def still(standing: Standing) -> Steps[Party]:
+@read_committed
+def check_standing(standing: Standing) -> Query[Party]:
     """The caller as it is registered now. Raises NotAuthenticated, and what the standing's `check` raises."""
-    rows = yield _STILL, (standing.client_id, standing.kid)
-    return judge(standing, rows[0][0])
+    rows = yield _SELECT_STANDING, (standing.client_id, standing.kid)
+    return check_row(standing, rows[0][0])
 
 
-def judge(standing: Standing, found: str | None) -> Party:
-    """As `still`, from the value of LOOK_UP."""
+def check_row(standing: Standing, found: str | None) -> Party:
+    """As `check_standing`, from the value of LOOK_UP."""
     if found is None:
         raise NotAuthenticated(NOT_VALID)
     party = _party(standing.client_id, found)

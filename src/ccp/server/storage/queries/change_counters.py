@@ -12,13 +12,13 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final
 
-from ccp.server.storage.engine.query import Statement, Steps, newest
+from ccp.server.storage.engine.query import Query, Statement, read_committed
 
-KEPT: Final = 2000
+MAX_LOGGED: Final = 2000
 """Changes of a topic that the log keeps. A process that is further behind reads the whole table."""
 
 
-class Topic(StrEnum):
+class ChangeCounter(StrEnum):
     PARTIES = "parties"
     PEERS = "peers"
     WEBHOOKS = "webhooks"
@@ -32,18 +32,18 @@ on conflict (topic) do update set number = change_count.number + 1
 """
 
 
-@newest
-def numbers() -> Steps[dict[str, int]]:
+@read_committed
+def read_all() -> Query[dict[str, int]]:
     rows = yield "select topic, number from change_count", ()
     return dict(rows)
 
 
-def count(topic: Topic) -> Statement:
+def bump(topic: ChangeCounter) -> Statement:
     """Part of every change to the topic's table."""
     return _NEXT, (topic,)
 
 
-def lock(topic: Topic) -> Statement:
+def lock(topic: ChangeCounter) -> Statement:
     """From here to the end of the transaction nothing of the topic changes but by it."""
     # Not `select … for update`, which would lock nothing where there is no row yet.
     statement = """
@@ -53,8 +53,8 @@ def lock(topic: Topic) -> Statement:
     return statement, (topic,)
 
 
-def record(topic: Topic, key: str) -> Steps[None]:
-    """As `count`, for a topic with a log. Part of every change to a row of the topic's table. key: of the row."""
+def bump_and_log(topic: ChangeCounter, key: str) -> Query[None]:
+    """As `bump`, for a topic with a log. Part of every change to a row of the topic's table. key: of the row."""
     rows = yield f"{_NEXT} returning number", (topic,)
     number = rows[0][0]
     insert = """
@@ -62,11 +62,11 @@ def record(topic: Topic, key: str) -> Steps[None]:
     on conflict (topic, number) do update set key = excluded.key
     """
     yield insert, (topic, number, key)
-    yield "delete from change_log where topic = $1 and number <= $2", (topic, number - KEPT)
+    yield "delete from change_log where topic = $1 and number <= $2", (topic, number - MAX_LOGGED)
 
 
-@newest
-def entries(topic: Topic, after: int, limit: int) -> Steps[list[tuple[int, str]]]:
+@read_committed
+def log_entries(topic: ChangeCounter, after: int, limit: int) -> Query[list[tuple[int, str]]]:
     """Number and key of changes, from the one after that number, in order.
 
     A number that is missing was taken by a release before the log was there, or has been removed.
@@ -76,5 +76,5 @@ def entries(topic: Topic, after: int, limit: int) -> Steps[list[tuple[int, str]]
     return [(number, key) for number, key in rows]
 
 
-CHANGED: Final = "(select key from change_log where topic = $1 and number > $2 and number <= $3)"
+CHANGED_KEYS: Final = "(select key from change_log where topic = $1 and number > $2 and number <= $3)"
 """A set of keys, for `in`: those of the changes from the number after $2 to $3."""

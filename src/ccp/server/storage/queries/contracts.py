@@ -17,7 +17,7 @@ from ccp.ids import EMAID, PCID, Fingerprint, Namespace, ProviderId
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.domain.default_contracts import Default, VehicleRules, after_publication, check_room, rivals
 from ccp.server.domain.subscriptions import EventKind
-from ccp.server.storage.engine.query import Row, Steps, gathered, newest, repeatable
+from ccp.server.storage.engine.query import Query, Row, batchable, read_committed, retryable
 from ccp.server.storage.queries.unknown_values import warn
 from ccp.server.storage.queries.vehicle_lock import (
     LockedVehicle,
@@ -38,17 +38,17 @@ _COLUMNS = (
     "remaining_from_end, metadata, created_at, updated_at, is_default, "
     "certificates, provisioning_key"
 )
-_VARIANTS = f"select {_COLUMNS} from contract where pcid = $1"  # noqa: S608  columns are ours
+_SELECT_VARIANTS = f"select {_COLUMNS} from contract where pcid = $1"  # noqa: S608  columns are ours
 # Of those that the vehicle cannot read neither message nor keys are needed; on a server both lie beside the row.
-_WAITING = _VARIANTS.replace(
+_SELECT_FOR_DELIVERY = _SELECT_VARIANTS.replace(
     _COLUMNS,
     ", ".join(
         f"case when namespace = $2 then {column} end" if column in ("response", "metadata", "certificates") else column
         for column in _COLUMNS.split(", ")
     ),
 )
-_STORED = "select emaid, namespace, root_fingerprint from contract where pcid = $1"
-_ADD_VARIANT = f"""
+_SELECT_KEYS = "select emaid, namespace, root_fingerprint from contract where pcid = $1"
+_UPSERT_VARIANT = f"""
 insert into contract ({_COLUMNS}, certificate_issuer, certificate_serial, rev, waited)
 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21)
 on conflict (pcid, namespace, emaid, root_fingerprint) do update set
@@ -90,52 +90,52 @@ class Removed(NamedTuple):
     reason: str | None = None
 
 
-@gathered
-def by_vehicle(pcid: PCID) -> Steps[list[SignedContract]]:
+@batchable
+def by_vehicle(pcid: PCID) -> Query[list[SignedContract]]:
     """Every variant of every contract of a vehicle."""
-    rows = yield _VARIANTS, (pcid,)
+    rows = yield _SELECT_VARIANTS, (pcid,)
     return _known(rows)
 
 
-@gathered
-def waiting(pcid: PCID, namespace: Namespace) -> Steps[list[SignedContract]]:
+@batchable
+def for_delivery(pcid: PCID, namespace: Namespace) -> Query[list[SignedContract]]:
     """Every variant of a vehicle's contracts; those of another namespace without message, metadata and keys."""
-    rows = yield _WAITING, (pcid, namespace)
+    rows = yield _SELECT_FOR_DELIVERY, (pcid, namespace)
     return _known(rows)
 
 
-@gathered
-def by_vehicle_and_emaid(pcid: PCID, emaid: EMAID) -> Steps[list[SignedContract]]:
+@batchable
+def by_vehicle_and_emaid(pcid: PCID, emaid: EMAID) -> Query[list[SignedContract]]:
     """Every variant of one contract of a vehicle: the same question whether another vehicle has it or nobody."""
-    rows = yield _VARIANTS + " and emaid = $2", (pcid, emaid)
+    rows = yield _SELECT_VARIANTS + " and emaid = $2", (pcid, emaid)
     return _known(rows)
 
 
-@gathered
-def by_emaid(emaid: EMAID) -> Steps[list[SignedContract]]:
+@batchable
+def by_emaid(emaid: EMAID) -> Query[list[SignedContract]]:
     """Every variant of one contract, none if it is unknown."""
     # Nothing is found where the contract moves between the two statements, so it is looked for again.
     for _ in range(10):
         claims = yield "select pcid from emaid_claim where emaid = $1", (emaid,)
         if not claims:
             break
-        rows = yield _VARIANTS + " and emaid = $2", (claims[0][0], emaid)
+        rows = yield _SELECT_VARIANTS + " and emaid = $2", (claims[0][0], emaid)
         if rows:
             return _known(rows)
     return []
 
 
-@newest
-def holder(emaid: EMAID) -> Steps[PCID | None]:
+@read_committed
+def find_vehicle(emaid: EMAID) -> Query[PCID | None]:
     """The vehicle that a contract is bound to here, None where it is unknown."""
     claims = yield "select pcid from emaid_claim where emaid = $1", (emaid,)
     return PCID(claims[0][0]) if claims else None
 
 
-@repeatable
+@retryable
 def publish(
     contract: SignedContract, now: Now, rules: VehicleRules = VehicleRules(), *, wanted: bool | None = None
-) -> Steps[Published]:
+) -> Query[Published]:
     """Store a variant: as a new contract, in place of the same variant, or moved here from another vehicle.
 
     contract: `created_at` says when its publication began; what is stored has the time of the change. wanted: see
@@ -154,7 +154,7 @@ def publish(
         vehicle = yield from lock_vehicle(pcid, now)
     if vehicle.provisioned_at is not None:
         _check_provisioning(vehicle.provisioned_at, contract.created_at, read_clock(now))
-    stored = yield _STORED, (pcid,)
+    stored = yield _SELECT_KEYS, (pcid,)
     others, created = _check_stored(stored, vehicle.default, emaid, rules)
     before = vehicle.default
     if (
@@ -163,7 +163,7 @@ def publish(
         and (created or before.emaid is None or before.emaid.provider == emaid.provider)
     ):
         # What has expired or is revoked counts as gone, so that nothing depends on when it is purged.
-        others &= yield from _living(pcid, vehicle.at)
+        others &= yield from _find_valid(pcid, vehicle.at)
         if before.emaid not in others:
             before = replace(before, emaid=None)
     after = after_publication(
@@ -176,7 +176,7 @@ def publish(
         if stored:
             yield flag_default(pcid, default)
     yield (
-        _ADD_VARIANT,
+        _UPSERT_VARIANT,
         (
             emaid, pcid, contract.namespace, contract.root_fingerprint, f"{contract.root_serial:x}",
             contract.root_dn, int(contract.valid_from.timestamp()), int(contract.valid_to.timestamp()),
@@ -196,7 +196,7 @@ def publish(
     return Published(created, moved_from, replaced, vehicle.at, owner, contesting)
 
 
-def check_publication(emaid: EMAID, pcid: PCID, began: datetime, now: datetime, rules: VehicleRules) -> Steps[str]:
+def check_publication(emaid: EMAID, pcid: PCID, began: datetime, now: datetime, rules: VehicleRules) -> Query[str]:
     """What `publish` would refuse of a contract, by what is stored now: reads only, and locks nothing.
 
     began: when its publication began. Returns what storing it would do, as a sentence that names no other vehicle.
@@ -205,10 +205,10 @@ def check_publication(emaid: EMAID, pcid: PCID, began: datetime, now: datetime, 
     default, provisioned_at = yield from read_vehicle(pcid)
     if provisioned_at is not None:
         _check_provisioning(provisioned_at, began, now)
-    _, created = _check_stored((yield _STORED, (pcid,)), default, emaid, rules)
+    _, created = _check_stored((yield _SELECT_KEYS, (pcid,)), default, emaid, rules)
     if not created:
         return "The vehicle has the contract; the response is added, or replaces the one of its edition and root."
-    if (yield from holder(emaid)) is not None:
+    if (yield from find_vehicle(emaid)) is not None:
         return "The contract moves to this vehicle; the one that has it now loses every response of it."
     return "The contract is new."
 
@@ -216,7 +216,7 @@ def check_publication(emaid: EMAID, pcid: PCID, began: datetime, now: datetime, 
 def _check_stored(stored: list[Row], default: Default, emaid: EMAID, rules: VehicleRules) -> tuple[set[EMAID], bool]:
     """Returns the vehicle's other contracts, and whether this one is new to it. Raises LimitExceeded.
 
-    stored: what the vehicle has, as `_STORED` gives it.
+    stored: what the vehicle has, as `_SELECT_KEYS` gives it.
     """
     others = {EMAID(other) for other, _, _ in stored if other != emaid}
     created = all(other != emaid for other, _, _ in stored)
@@ -237,7 +237,7 @@ def _check_provisioning(provisioned_at: datetime, began: datetime, now: datetime
         )
 
 
-def _living(pcid: PCID, at: datetime) -> Steps[set[EMAID]]:
+def _find_valid(pcid: PCID, at: datetime) -> Query[set[EMAID]]:
     """The vehicle's contracts with a variant that is neither expired nor revoked."""
     rows = yield (
         "select distinct c.emaid from contract c left join evidence e on e.issuer = c.certificate_issuer "
@@ -248,7 +248,7 @@ def _living(pcid: PCID, at: datetime) -> Steps[set[EMAID]]:
     return {EMAID(emaid) for (emaid,) in rows}
 
 
-def spent(emaid: EMAID, before: datetime) -> Steps[tuple[PCID, str] | None]:
+def purge_reason(emaid: EMAID, before: datetime) -> Query[tuple[PCID, str] | None]:
     """The vehicle of a contract none of whose variants is of use any more, and why; None for every other contract."""
     claims = yield "select pcid from emaid_claim where emaid = $1", (emaid,)
     if not claims:
@@ -265,19 +265,19 @@ def spent(emaid: EMAID, before: datetime) -> Steps[tuple[PCID, str] | None]:
     return PCID(claims[0][0]), reason
 
 
-@repeatable
-def cleanse(emaid: EMAID, before: datetime, now: Now) -> Steps[Removed | None]:
+@retryable
+def purge(emaid: EMAID, before: datetime, now: Now) -> Query[Removed | None]:
     """Remove a contract that is spent, judged while it is locked. Returns None where it is not."""
     yield "select pcid from emaid_claim where emaid = $1 for update", (emaid,)
-    found = yield from spent(emaid, before)
+    found = yield from purge_reason(emaid, before)
     if found is None:
         return None
     removed = yield from withdraw(emaid, now)
     return removed._replace(reason=found[1])
 
 
-@repeatable
-def withdraw(emaid: EMAID, now: Now) -> Steps[Removed]:
+@retryable
+def withdraw(emaid: EMAID, now: Now) -> Query[Removed]:
     """Remove a contract with all its variants. Raises NotFound."""
     claims = yield "select pcid from emaid_claim where emaid = $1 for update", (emaid,)
     if not claims:
@@ -289,8 +289,8 @@ def withdraw(emaid: EMAID, now: Now) -> Steps[Removed]:
     return Removed(pcid, vehicle.at)
 
 
-@repeatable
-def set_default(emaid: EMAID, pcid: PCID, now: Now) -> Steps[datetime | None]:
+@retryable
+def set_default(emaid: EMAID, pcid: PCID, now: Now) -> Query[datetime | None]:
     """Make a contract the vehicle's default by its manufacturer's choice, whichever was before.
 
     Returns the time of the change, None where the same choice was made before. Raises NotFound when the vehicle has no
@@ -309,7 +309,7 @@ def set_default(emaid: EMAID, pcid: PCID, now: Now) -> Steps[datetime | None]:
     return vehicle.at
 
 
-def _claim(emaid: EMAID, pcid: PCID) -> Steps[PCID]:
+def _claim(emaid: EMAID, pcid: PCID) -> Query[PCID]:
     """Lock the EMAID. Returns the vehicle it is bound to, which is `pcid` when it was free."""
     # An update that changes nothing: it locks the row that is there, and of a deletion it never sees half.
     insert = """
@@ -320,7 +320,7 @@ def _claim(emaid: EMAID, pcid: PCID) -> Steps[PCID]:
     return PCID(claims[0][0])
 
 
-def remove(emaid: EMAID, pcid: PCID, vehicle: LockedVehicle) -> Steps[None]:
+def remove(emaid: EMAID, pcid: PCID, vehicle: LockedVehicle) -> Query[None]:
     """Take a contract from a vehicle that is locked, and tell its maker. No other becomes default.
 
     The claim on the EMAID is the caller's to change.

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 
-from ccp.server.storage.engine.query import Steps, long_running, repeatable
+from ccp.server.storage.engine.query import Query, long_read, retryable
 from ccp.server.storage.queries.audit import Action, Entry
 from ccp.server.storage.queries.contracts import instant
 
 
 @dataclass(frozen=True, slots=True)
-class HeldCRL:
+class CRLRecord:
     """The newest list of an issuer from one address. issuer: its `Certificate.issuer_id`. number: None without one."""
 
     issuer: str
@@ -23,15 +23,15 @@ class HeldCRL:
     fetched_at: datetime
 
 
-@long_running
-def every(url: str | None = None) -> Steps[list[HeldCRL]]:
+@long_read
+def list_all(url: str | None = None) -> Query[list[CRLRecord]]:
     """All lists, or those from one address."""
     select = """
     select issuer, url, issuer_certificate, number, this_update, next_update, fetched_at from crl
     where url = $1 or $1 is null order by url, issuer
     """
     return [
-        HeldCRL(
+        CRLRecord(
             issuer,
             place,
             bytes(certificate),
@@ -44,10 +44,10 @@ def every(url: str | None = None) -> Steps[list[HeldCRL]]:
     ]
 
 
-@repeatable
-def accept_any_number(issuer: str, url: str) -> Steps[HeldCRL | None]:
+@retryable
+def accept_any_number(issuer: str, url: str) -> Query[CRLRecord | None]:
     """Accept the next list with any number, and fetch it soon. Returns the list as it was; None without one."""
-    held = next((one for one in (yield from every(url)) if one.issuer == issuer), None)
+    held = next((one for one in (yield from list_all(url)) if one.issuer == issuer), None)
     if held is not None:
         # Without the validators, or the server would only say that its list has not changed.
         yield (
@@ -58,7 +58,7 @@ def accept_any_number(issuer: str, url: str) -> Steps[HeldCRL | None]:
     return held
 
 
-def accepted_entry(held: HeldCRL, label: str, actor: str, now: datetime) -> Entry:
+def accepted_entry(held: CRLRecord, label: str, actor: str, now: datetime) -> Entry:
     """The row in the audit trail."""
     subject = {"issuer": held.issuer, "label": label, "url": held.url, "number": held.number}
     return Entry(now, actor, Action.CRL_NUMBER_ACCEPTED, subject)

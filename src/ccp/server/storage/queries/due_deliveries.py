@@ -1,4 +1,4 @@
-"""Questions about which webhooks have deliveries that are due. What goes before a delivery, `events.claim` looks at.
+"""Questions about which webhooks have deliveries that are due. What goes before a delivery, `events.lease` looks at.
 
 Dispatchers ask several times a second. So none of these reads more rows than a fixed number, however many webhooks
 there are and however many deliveries wait for them.
@@ -9,13 +9,13 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Final, NamedTuple
 
-from ccp.server.storage.engine.query import Steps, newest
+from ccp.server.storage.engine.query import Query, read_committed
 from ccp.server.storage.queries.contracts import microseconds
 
-MOST: Final = 1000
+MAX_EXAMINED: Final = 1000
 """Deliveries from either end that are looked at where more are due."""
-STEPS: Final = 100
-"""Webhooks that `page` looks at."""
+PAGE_SIZE: Final = 100
+"""Webhooks that `due_webhooks_page` looks at."""
 
 _DUE: Final = """
 select webhook_id, count(*) from (
@@ -27,28 +27,28 @@ _OLDEST, _NEWEST = _DUE.format("asc"), _DUE.format("desc")
 
 class Due(NamedTuple):
     """webhooks: how many deliveries are due for each, by its id. complete: whether these are all; else the others have
-    waited neither longest nor shortest, and `page` finds them.
+    waited neither longest nor shortest, and `due_webhooks_page` finds them.
     """
 
     webhooks: dict[str, int]
     complete: bool
 
 
-@newest
-def look(at: datetime) -> Steps[Due]:
+@read_committed
+def due_webhooks(now: datetime) -> Query[Due]:
     """Webhooks for which something is due."""
-    rows = yield _OLDEST, (microseconds(at), MOST)
+    rows = yield _OLDEST, (microseconds(now), MAX_EXAMINED)
     found = {webhook_id: count for webhook_id, count in rows}  # noqa: C416  records are no tuples
-    if sum(found.values()) < MOST:
+    if sum(found.values()) < MAX_EXAMINED:
         return Due(found, complete=True)
     # A webhook that is not answered may have a long queue; what has come to the others meanwhile is at the other end.
-    rows = yield _NEWEST, (microseconds(at), MOST)
+    rows = yield _NEWEST, (microseconds(now), MAX_EXAMINED)
     return Due(found | {webhook_id: count + found.get(webhook_id, 0) for webhook_id, count in rows}, complete=False)
 
 
-@newest
-def page(at: datetime, after: str) -> Steps[tuple[set[str], str | None]]:
-    """Webhooks for which something is due, of the next `STEPS` ones after that id for which something waits.
+@read_committed
+def due_webhooks_page(now: datetime, after: str) -> Query[tuple[set[str], str | None]]:
+    """Webhooks for which something is due, of the next `PAGE_SIZE` ones after that id for which something waits.
 
     One step in the index for each, however much waits for it. Returns the last id too; None where there are no more.
     """
@@ -57,11 +57,11 @@ def page(at: datetime, after: str) -> Steps[tuple[set[str], str | None]]:
     select webhook_id, lease_until from delivery where state = 'waiting' and webhook_id > $1
     order by webhook_id, lease_until limit 1
     """
-    for _ in range(STEPS):
+    for _ in range(PAGE_SIZE):
         rows = yield select, (after,)
         if not rows:
             return found, None
         after, lease_until = rows[0]
-        if lease_until <= microseconds(at):
+        if lease_until <= microseconds(now):
             found.add(after)
     return found, after

@@ -9,9 +9,9 @@ from datetime import datetime
 from ccp.errors import Unavailable
 from ccp.ids import EMAID, PCID
 from ccp.server.domain.subscriptions import EventKind
-from ccp.server.storage.engine.query import Steps, long_running
+from ccp.server.storage.engine.query import Query, long_read
 from ccp.server.storage.queries import audit
-from ccp.server.storage.queries.audit import Recorded
+from ccp.server.storage.queries.audit import AuditRow
 from ccp.server.storage.queries.contracts import remove
 from ccp.server.storage.queries.events import hold_outbox
 from ccp.server.storage.queries.vehicle_lock import LockedVehicle, lock_vehicle
@@ -38,7 +38,7 @@ class Erased:
     keys: set[Key] = field(default_factory=set)
 
 
-class Rehearsed(Exception):
+class DryRun(Exception):
     """Ends a rehearsal, so that nothing of it stays."""
 
     def __init__(self, erased: Erased) -> None:
@@ -46,8 +46,8 @@ class Rehearsed(Exception):
         self.erased = erased
 
 
-@long_running
-def watched(after: Key, limit: int = 500) -> Steps[list[tuple[str, str, bytes]]]:
+@long_read
+def list_watched(after: Key, limit: int = 500) -> Query[list[tuple[str, str, bytes]]]:
     """Issuer, serial number and DER of certificates whose state is asked for, in order, from the one after that."""
     select = """
     select issuer, serial, certificate from watched_certificate
@@ -61,39 +61,39 @@ def watched(after: Key, limit: int = 500) -> Steps[list[tuple[str, str, bytes]]]
 class AuditRows:
     """Rows of the audit trail that name an id, as far as it was looked through: by lane up to which number."""
 
-    found: tuple[Recorded, ...] = ()
+    found: tuple[AuditRow, ...] = ()
     looked: Mapping[int, int] = field(default_factory=dict)
 
 
 def erase(
     named: EMAID | PCID,
     keys: Iterable[Key],
-    at: datetime,
+    now: datetime,
     actor: str,
     *,
-    tell: bool,
-    rehearse: bool = False,
+    notify: bool,
+    dry_run: bool = False,
     rows: AuditRows = AuditRows(),
-) -> Steps[Erased]:
+) -> Query[Erased]:
     """Remove what is kept about a contract or a vehicle, and blank the audit trail where it names it.
 
-    keys: certificates that name it, beside those of the contracts themselves. tell: the vehicle's maker is told of each
-    contract that goes, as of every other removal; without that no event stays that names it. rehearse: raise Rehearsed
-    instead of changing anything. rows: of the audit trail, looked through before; here the rest of it is, while every
-    other change waits. Raises Unavailable.
+    keys: certificates that name it, besides those of the contracts themselves. notify: the vehicle's OEM gets an event
+    for each contract that is removed, as for every other removal; without it no event that names the id stays. dry_run:
+    raise DryRun instead of committing. rows: rows of the audit trail that were searched before; the rest is searched
+    here, while every other write waits. Raises Unavailable.
     """
     erased = Erased(keys=set(keys))
     if isinstance(named, EMAID):
-        yield from _erase_contract(named, at, erased)
+        yield from _erase_contract(named, now, erased)
     else:
-        yield from _erase_vehicle(named, at, erased)
-    yield from _erase_events(named, erased, tell=tell)
+        yield from _erase_vehicle(named, now, erased)
+    yield from _erase_events(named, erased, notify=notify)
     if isinstance(named, PCID) and not erased.waiting:
         erased.vehicle = bool((yield "delete from vehicle where pcid = $1 returning pcid", (named,)))
     for key in sorted(erased.keys):
         yield from _erase_evidence(key, erased)
-    found = [*rows.found, *(yield from audit.naming(named, rows.looked))]
-    yield from audit.forget(found)
+    found = [*rows.found, *(yield from audit.rows_naming(named, rows.looked))]
+    yield from audit.erase_subjects(found)
     erased.audit_rows = len(found)
     what = {
         "kind": "emaid" if isinstance(named, EMAID) else "pcid",
@@ -103,21 +103,21 @@ def erase(
         "evidence": erased.evidence + erased.watched,
         "vehicle": erased.vehicle,
     }
-    yield from audit.record(*audit.erased(found, at, actor, what))
-    if rehearse:
-        raise Rehearsed(erased)
+    yield from audit.record(*audit.erasure_entries(found, now, actor, what))
+    if dry_run:
+        raise DryRun(erased)
     return erased
 
 
-def _erase_contract(emaid: EMAID, at: datetime, erased: Erased) -> Steps[None]:
+def _erase_contract(emaid: EMAID, now: datetime, erased: Erased) -> Query[None]:
     claims = yield "select pcid from emaid_claim where emaid = $1 for update", (emaid,)
     if claims:
         pcid = PCID(claims[0][0])
-        vehicle = yield from lock_vehicle(pcid, at)
+        vehicle = yield from lock_vehicle(pcid, now)
         yield from _remove(emaid, pcid, vehicle, erased)
 
 
-def _erase_vehicle(pcid: PCID, at: datetime, erased: Erased) -> Steps[None]:
+def _erase_vehicle(pcid: PCID, now: datetime, erased: Erased) -> Query[None]:
     select = "select distinct emaid from contract where pcid = $1 order by emaid"
     found = yield select, (pcid,)
     for (emaid,) in found:
@@ -128,11 +128,11 @@ def _erase_vehicle(pcid: PCID, at: datetime, erased: Erased) -> Steps[None]:
     if (yield select, (pcid,)) != found:
         raise Unavailable("The vehicle's contracts changed meanwhile; nothing was erased, try again.")
     for (emaid,) in found:
-        vehicle = yield from lock_vehicle(pcid, at)  # Each event has a revision of its own.
+        vehicle = yield from lock_vehicle(pcid, now)  # Each event has a revision of its own.
         yield from _remove(EMAID(emaid), pcid, vehicle, erased)
 
 
-def _remove(emaid: EMAID, pcid: PCID, vehicle: LockedVehicle, erased: Erased) -> Steps[None]:
+def _remove(emaid: EMAID, pcid: PCID, vehicle: LockedVehicle, erased: Erased) -> Query[None]:
     rows = yield (
         "select certificate_issuer, certificate_serial from contract where pcid = $1 and emaid = $2",
         (pcid, emaid),
@@ -144,19 +144,19 @@ def _remove(emaid: EMAID, pcid: PCID, vehicle: LockedVehicle, erased: Erased) ->
     yield "delete from emaid_claim where emaid = $1", (emaid,)
 
 
-def _erase_events(named: EMAID | PCID, erased: Erased, *, tell: bool) -> Steps[None]:
+def _erase_events(named: EMAID | PCID, erased: Erased, *, notify: bool) -> Query[None]:
     """Events, sent or not. That a contract has gone is told all the same: its maker has to forget it too."""
     of = "emaid = $1" if isinstance(named, EMAID) else "pcid = $1"
     # Nothing leaves the outbox meanwhile: what is not there is among the deliveries then, or was told.
     yield from hold_outbox()
     delete = f"delete from outbox where {of} and ($2 = 0 or kind <> $3) returning rev"  # noqa: S608  words are ours
-    rows = yield delete, (named, int(tell), EventKind.DELETED.value)
+    rows = yield delete, (named, int(notify), EventKind.DELETED.value)
     erased.events = len(rows)
     # One after another in the order in which everybody locks them.
     found = yield (
         f"select pcid, rev, part, webhook_id from delivery where {of} "  # noqa: S608
         "and ($2 = 0 or kind <> $3 or state <> 'waiting') order by pcid, rev, part, webhook_id",
-        (named, int(tell), EventKind.DELETED.value),
+        (named, int(notify), EventKind.DELETED.value),
     )
     for key in found:
         yield "delete from delivery where pcid = $1 and rev = $2 and part = $3 and webhook_id = $4", tuple(key)
@@ -166,7 +166,7 @@ def _erase_events(named: EMAID | PCID, erased: Erased, *, tell: bool) -> Steps[N
     erased.waiting = left[0][0] + waiting[0][0]
 
 
-def _erase_evidence(key: Key, erased: Erased) -> Steps[None]:
+def _erase_evidence(key: Key, erased: Erased) -> Query[None]:
     """What is known of a certificate, but for its revocation: without that it would pass for a good one."""
     rows = yield "delete from watched_certificate where issuer = $1 and serial = $2 returning serial", key
     erased.watched += len(rows)

@@ -1,7 +1,7 @@
 """Questions about subscriptions, and about the events on their way to them.
 
 An event begins as a row of the outbox, written with the change it tells of (`contracts.event`). `fan_out` makes a
-delivery of it for each webhook that is to be told, `claim` leases deliveries to whoever sends them, `complete` says
+delivery of it for each webhook that is to be told, `lease` leases deliveries to whoever sends them, `ack` says
 what came of one. Any number of processes may do this at the same time.
 
 Locks are taken in one order: vehicles sorted by PCID, the number of webhooks' changes, a webhook, deliveries by key.
@@ -20,16 +20,16 @@ from uuid import uuid4
 
 from ccp.ids import EMAID, PCID, Namespace
 from ccp.server.domain.subscriptions import EventKind, Subscriber, Webhook, owner_key, wanted
-from ccp.server.storage.engine.query import Row, Steps, long_running, newest, repeatable
+from ccp.server.storage.engine.query import Query, Row, long_read, read_committed, retryable
 from ccp.server.storage.queries import change_counters, subscribers, unknown_values
-from ccp.server.storage.queries.change_counters import Topic
+from ccp.server.storage.queries.change_counters import ChangeCounter
 from ccp.server.storage.queries.contracts import event_at, instant, microseconds
-from ccp.server.storage.queries.subscribers import WEBHOOK, webhook_of
+from ccp.server.storage.queries.subscribers import WEBHOOK_COLUMNS, webhook_of
 from ccp.server.storage.queries.vehicle_lock import STAMP
 from ccp.x509.names import parse_dn
 
 
-class State(StrEnum):
+class DeliveryState(StrEnum):
     """What became of a delivery. dead: rejected or given up; it can be replayed."""
 
     WAITING = "waiting"
@@ -59,7 +59,7 @@ class Delivery:
     queued_at: datetime
     due_at: datetime
     attempts: int
-    state: State
+    state: DeliveryState
     last_status: int | None
     last_error: str | None
     finished_at: datetime | None
@@ -69,12 +69,12 @@ class Delivery:
         return self.pcid, self.rev, self.part, self.webhook_id
 
     @property
-    def place(self) -> Mark:
+    def cursor(self) -> DeliveryCursor:
         """Where it stands in a list that is newest first, for the next page."""
         return self.created_at, self.event_id
 
 
-Mark: TypeAlias = tuple[datetime, str]
+DeliveryCursor: TypeAlias = tuple[datetime, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,37 +90,37 @@ class Backlog:
 # --- Webhooks --------------------------------------------------------------------------------------------------------
 
 
-@newest
-def webhooks(client_id: str) -> Steps[list[Webhook]]:
+@read_committed
+def list_webhooks(client_id: str) -> Query[list[Webhook]]:
     """Those of one party, oldest first."""
-    select = f"select {WEBHOOK} from webhook where client_id = $1 order by created_at, id"  # noqa: S608  ours
+    select = f"select {WEBHOOK_COLUMNS} from webhook where client_id = $1 order by created_at, id"  # noqa: S608  ours
     rows = yield select, (client_id,)
     return [webhook_of(row) for row in rows]
 
 
-@newest
-def webhook(id: str) -> Steps[Webhook | None]:
+@read_committed
+def find_webhook(id: str) -> Query[Webhook | None]:
     if not id.isprintable():
         return None  # It cannot be one, and an engine may refuse it as a text.
-    rows = yield f"select {WEBHOOK} from webhook where id = $1", (id,)  # noqa: S608  columns are ours
+    rows = yield f"select {WEBHOOK_COLUMNS} from webhook where id = $1", (id,)  # noqa: S608  columns are ours
     return webhook_of(rows[0]) if rows else None
 
 
-def lock_webhooks() -> Steps[None]:
+def lock_webhooks() -> Query[None]:
     """From here to the end of the transaction no webhook changes but by it, and no event leaves the outbox."""
-    yield change_counters.lock(Topic.WEBHOOKS)
+    yield change_counters.lock(ChangeCounter.WEBHOOKS)
 
 
-def hold_outbox() -> Steps[None]:
+def hold_outbox() -> Query[None]:
     """From here to the end of the transaction no event leaves the outbox by `fan_out`."""
-    yield "select number from change_count where topic = $1 for update", (Topic.WEBHOOKS.value,)
+    yield "select number from change_count where topic = $1 for update", (ChangeCounter.WEBHOOKS.value,)
 
 
-def put_webhook(webhook: Webhook) -> Steps[None]:
+def put_webhook(webhook: Webhook) -> Query[None]:
     """Store a webhook, new or in place of the one with its id."""
     yield from lock_webhooks()
     yield (
-        f"insert into webhook ({WEBHOOK}) "  # noqa: S608  columns are ours
+        f"insert into webhook ({WEBHOOK_COLUMNS}) "  # noqa: S608  columns are ours
         "values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) "
         "on conflict (id) do update set client_id = excluded.client_id, url = excluded.url, "
         "description = excluded.description, events = excluded.events, wmis = excluded.wmis, "
@@ -133,21 +133,21 @@ def put_webhook(webhook: Webhook) -> Steps[None]:
             microseconds(webhook.updated_at),
         ),
     )  # fmt: skip
-    yield from change_counters.record(Topic.WEBHOOKS, webhook.id)
+    yield from change_counters.bump_and_log(ChangeCounter.WEBHOOKS, webhook.id)
 
 
-def drop_webhook(id: str) -> Steps[bool]:
+def remove_webhook(id: str) -> Query[bool]:
     """Remove a webhook with all its deliveries, those that wait too. Returns whether there was one."""
     yield from lock_webhooks()
     rows = yield "delete from webhook where id = $1 returning id", (id,)
     yield "delete from delivery where webhook_id = $1", (id,)
     if rows:
-        yield from change_counters.record(Topic.WEBHOOKS, id)
+        yield from change_counters.bump_and_log(ChangeCounter.WEBHOOKS, id)
     return bool(rows)
 
 
-@repeatable
-def drop_deliveries(webhook_id: str, limit: int) -> Steps[int]:
+@retryable
+def remove_deliveries(webhook_id: str, limit: int) -> Query[int]:
     """Remove deliveries to a webhook, the oldest first, whatever their state. Returns how many."""
     rows = yield (
         "delete from delivery where (pcid, rev, part, webhook_id) in (select pcid, rev, part, webhook_id from delivery "
@@ -167,11 +167,11 @@ _DELIVERY: Final = (
 _BY_KEY: Final = "pcid = $1 and rev = $2 and part = $3 and webhook_id = $4"
 
 
-@long_running
-def deliveries(
-    webhook_id: str | None, state: State | None = None, before: Mark | None = None, limit: int = 100
-) -> Steps[list[Delivery]]:
-    """A webhook's deliveries, or everybody's, newest first, from the one after `before` (see `Delivery.place`)."""
+@long_read
+def list_deliveries(
+    webhook_id: str | None, state: DeliveryState | None = None, before: DeliveryCursor | None = None, limit: int = 100
+) -> Query[list[Delivery]]:
+    """A webhook's deliveries, or everybody's, newest first, from the one after `before` (see `Delivery.cursor`)."""
     conditions, parameters = ["1 = 1"], []
 
     def add(condition: str, *values: Any) -> None:
@@ -196,22 +196,22 @@ def deliveries(
     return list(_known(rows))
 
 
-@newest
-def find(event_id: str) -> Steps[list[Delivery]]:
+@read_committed
+def find_delivery(event_id: str) -> Query[list[Delivery]]:
     """The delivery with an event id: one or none."""
     if not event_id.isprintable():
-        return []  # As `webhook`.
+        return []  # As `find_webhook`.
     rows = yield f"select {_DELIVERY} from delivery where event_id = $1", (event_id,)  # noqa: S608  columns are ours
     return list(_known(rows))
 
 
-def dead(limit: int, webhook_id: str | None = None) -> Steps[list[Delivery]]:
+def list_dead(limit: int, webhook_id: str | None = None) -> Query[list[Delivery]]:
     """Deliveries that were rejected or given up, newest first."""
-    return deliveries(webhook_id, State.DEAD, limit=limit)
+    return list_deliveries(webhook_id, DeliveryState.DEAD, limit=limit)
 
 
-@long_running
-def backlog() -> Steps[Backlog]:
+@long_read
+def backlog() -> Query[Backlog]:
     outbox = yield "select kind, count(*) from outbox group by kind", ()
     for kind, _ in outbox:
         unknown_values.known(EventKind, kind, "outbox.kind")
@@ -223,8 +223,8 @@ def backlog() -> Steps[Backlog]:
     )
 
 
-@long_running
-def backlogs() -> Steps[dict[str, Backlog]]:
+@long_read
+def backlog_by_webhook() -> Query[dict[str, Backlog]]:
     """The same by webhook, without the outbox; webhooks for which nothing waits and nothing is dead are left out."""
     rows = yield (
         "select webhook_id, sum(case when state = 'waiting' then 1 else 0 end), "
@@ -233,20 +233,20 @@ def backlogs() -> Steps[dict[str, Backlog]]:
         (),
     )
     return {
-        webhook_id: Backlog(0, int(waiting), int(dead), None if oldest is None else instant(oldest))
-        for webhook_id, waiting, dead, oldest in rows
+        webhook_id: Backlog(0, int(waiting), int(list_dead), None if oldest is None else instant(oldest))
+        for webhook_id, waiting, list_dead, oldest in rows
     }
 
 
 def _known(rows: Iterable[Row]) -> Iterator[Delivery]:
     """Deliveries, without those in a state that only a newer release knows."""
     for row in rows:
-        state = unknown_values.known(State, row[13], "delivery.state", row[4])
+        state = unknown_values.known(DeliveryState, row[13], "delivery.state", row[4])
         if state is not None:
             yield _delivery(row, state)
 
 
-def _delivery(row: Row, state: State) -> Delivery:
+def _delivery(row: Row, state: DeliveryState) -> Delivery:
     (pcid, rev, part, webhook_id, event_id, kind, emaid, namespace, payload, created_at, queued_at, lease_until,
      attempts, _, last_status, last_error, finished_at) = row  # fmt: skip
     return Delivery(
@@ -273,7 +273,7 @@ def _delivery(row: Row, state: State) -> Delivery:
 # --- What an operator does with dead ones ----------------------------------------------------------------------------
 
 
-def replay(at: datetime, *, event_id: str | None = None, webhook_id: str | None = None) -> Steps[int]:
+def replay_dead(now: datetime, *, event_id: str | None = None, webhook_id: str | None = None) -> Query[int]:
     """Let dead deliveries wait again as if they had never been tried: one, those of a webhook, or all.
 
     Returns how many. The event id stays: a receiver that has it already can tell.
@@ -284,11 +284,11 @@ def replay(at: datetime, *, event_id: str | None = None, webhook_id: str | None 
     """
     total = 0
     for key in (yield from _dead_keys(event_id, webhook_id)):
-        total += len((yield statement.format(_BY_KEY), (*key, microseconds(at))))
+        total += len((yield statement.format(_BY_KEY), (*key, microseconds(now))))
     return total
 
 
-def drop(*, event_id: str | None = None, webhook_id: str | None = None) -> Steps[int]:
+def drop_dead(*, event_id: str | None = None, webhook_id: str | None = None) -> Query[int]:
     """Forget dead deliveries: one, those of a webhook, or all. Returns how many."""
     total = 0
     for key in (yield from _dead_keys(event_id, webhook_id)):
@@ -296,7 +296,7 @@ def drop(*, event_id: str | None = None, webhook_id: str | None = None) -> Steps
     return total
 
 
-def _dead_keys(event_id: str | None, webhook_id: str | None) -> Steps[list[Row]]:
+def _dead_keys(event_id: str | None, webhook_id: str | None) -> Query[list[Row]]:
     """Keys of dead deliveries in the order in which they are locked."""
     rows = yield (
         "select pcid, rev, part, webhook_id from delivery where state = 'dead' "
@@ -309,8 +309,8 @@ def _dead_keys(event_id: str | None, webhook_id: str | None) -> Steps[list[Row]]
 # --- On the way ------------------------------------------------------------------------------------------------------
 
 
-@repeatable
-def fan_out(at: datetime, limit: int = 200) -> Steps[int]:
+@retryable
+def fan_out(now: datetime, limit: int = 200) -> Query[int]:
     """Take events out of the outbox, oldest first, and put them to the webhooks that are to be told.
 
     Events of a kind that only a newer release knows are left to its processes.
@@ -318,7 +318,9 @@ def fan_out(at: datetime, limit: int = 200) -> Steps[int]:
     the same just now.
     """
     # One at a time, so that none waits for another's rows; a change of webhooks goes before or after.
-    if not (yield "select number from change_count where topic = $1 for update skip locked", (Topic.WEBHOOKS.value,)):
+    if not (
+        yield "select number from change_count where topic = $1 for update skip locked", (ChangeCounter.WEBHOOKS.value,)
+    ):
         return 0
     rows = yield (
         "delete from outbox where (pcid, rev) in "  # noqa: S608  kinds are ours
@@ -333,12 +335,12 @@ def fan_out(at: datetime, limit: int = 200) -> Steps[int]:
         _, _, kind, emaid, *_ = row
         owner = owner_key(EventKind(kind), EMAID(emaid), PCID(row[0]))
         if owner not in owned:
-            owned[owner] = yield from subscribers.of_owner(*owner)
-        yield from _put(row, owned[owner], at)
+            owned[owner] = yield from subscribers.list_by_owner(*owner)
+        yield from _put(row, owned[owner], now)
     return len(rows)
 
 
-def _put(row: Row, subscribed: Sequence[Subscriber], at: datetime) -> Steps[None]:
+def _put(row: Row, subscribed: Sequence[Subscriber], now: datetime) -> Query[None]:
     pcid, rev, kind, emaid, text, created_at = row
     told = json.loads(text)
     listeners = wanted(subscribed, EventKind(kind), EMAID(emaid), PCID(pcid))
@@ -354,7 +356,7 @@ def _put(row: Row, subscribed: Sequence[Subscriber], at: datetime) -> Steps[None
         for listener, name in listeners:
             values = (
                 pcid, rev, part, listener.id, str(uuid4()), name, emaid, namespace, json.dumps(payload), created_at,
-                microseconds(at), microseconds(at), 0, State.WAITING.value, None, None, None,
+                microseconds(now), microseconds(now), 0, DeliveryState.WAITING.value, None, None, None,
             )  # fmt: skip
             yield _INSERT, values
 
@@ -370,7 +372,7 @@ on conflict (pcid, rev, part, webhook_id) do update set event_id = excluded.even
 """  # noqa: S608  columns are ours
 
 
-def _contract(pcid: str, emaid: str, namespace: str) -> Steps[dict[str, str]]:
+def _contract(pcid: str, emaid: str, namespace: str) -> Query[dict[str, str]]:
     """What is told of a contract beside its ids, as far as it is still there."""
     rows = yield (
         "select certificate, root_dn from contract where pcid = $1 and namespace = $2 and emaid = $3 "
@@ -384,15 +386,15 @@ def _contract(pcid: str, emaid: str, namespace: str) -> Steps[dict[str, str]]:
     return {**said, "cpsSignerRootCommonName": names[0]} if names else said
 
 
-@newest
-def are_new() -> Steps[bool]:
+@read_committed
+def has_new_events() -> Query[bool]:
     """Whether there is something in the outbox for `fan_out`."""
     rows = yield f"select 1 from outbox where kind in {_KINDS} limit 1", ()  # noqa: S608  kinds are ours
     return bool(rows)
 
 
-@long_running
-def beyond(horizon: datetime, limit: int = 500) -> Steps[list[Row]]:
+@long_read
+def scheduled_beyond(horizon: datetime, limit: int = 500) -> Query[list[Row]]:
     """Keys of deliveries that wait for a time later than that, in the order in which they are locked."""
     rows = yield (
         "select pcid, rev, part, webhook_id from delivery where state = 'waiting' and lease_until > $1 "
@@ -402,11 +404,11 @@ def beyond(horizon: datetime, limit: int = 500) -> Steps[list[Row]]:
     return [tuple(row) for row in rows]
 
 
-@repeatable
-def bring_back(keys: Sequence[Row], horizon: datetime, at: datetime) -> Steps[int]:
+@retryable
+def reschedule(keys: Sequence[Row], horizon: datetime, now: datetime) -> Query[int]:
     """Let deliveries be due that wait for longer than any lease or pause lasts: a clock had jumped ahead.
 
-    keys: as `beyond` has them. Returns how many.
+    keys: as `scheduled_beyond` has them. Returns how many.
     """
     statement = f"""
     update delivery set lease_until = $5, queued_at = case when queued_at > $5 then $5 else queued_at end
@@ -414,7 +416,7 @@ def bring_back(keys: Sequence[Row], horizon: datetime, at: datetime) -> Steps[in
     """  # noqa: S608  words are ours
     total = 0
     for key in keys:
-        total += len((yield statement, (*key, microseconds(at), microseconds(horizon))))
+        total += len((yield statement, (*key, microseconds(now), microseconds(horizon))))
     return total
 
 
@@ -434,8 +436,8 @@ where {_BY_KEY} and state = 'waiting' and lease_until <= $6 returning {_DELIVERY
 """  # noqa: S608  columns are ours
 
 
-@repeatable
-def claim(webhook_id: str, at: datetime, until: datetime, limit: int) -> Steps[list[Delivery]]:
+@retryable
+def lease(webhook_id: str, now: datetime, until: datetime, limit: int) -> Query[list[Delivery]]:
     """Lease what is due for a webhook: at most one delivery of each vehicle, and none before its turn.
 
     A vehicle's turn is with what came first, be it that this still waits for this webhook, is leased, or has not left
@@ -445,15 +447,15 @@ def claim(webhook_id: str, at: datetime, until: datetime, limit: int) -> Steps[l
     rows = yield "select enabled from webhook where id = $1 for update skip locked", (webhook_id,)
     if not rows or not rows[0][0]:
         return []
-    found = yield _CANDIDATES, (webhook_id, microseconds(at), limit)
+    found = yield _CANDIDATES, (webhook_id, microseconds(now), limit)
     claimed: list[Delivery] = []
     for pcid, rev, part in sorted(map(tuple, found)):
-        leased = yield _LEASE, (pcid, rev, part, webhook_id, microseconds(until), microseconds(at))
+        leased = yield _LEASE, (pcid, rev, part, webhook_id, microseconds(until), microseconds(now))
         claimed += _known(leased)
     return claimed
 
 
-class Outcome(StrEnum):
+class AttemptOutcome(StrEnum):
     """What an attempt came to. failed: it is tried again; given up: it was, often enough."""
 
     DELIVERED = "delivered"
@@ -468,42 +470,42 @@ where {_BY_KEY} and attempts = $10 and lease_until = $11 returning rev
 """  # noqa: S608  words are ours
 
 
-@repeatable
-def complete(
+@retryable
+def ack(
     delivery: Delivery,
-    outcome: Outcome,
-    at: datetime,
+    outcome: AttemptOutcome,
+    now: datetime,
     *,
     status: int | None = None,
     error: str | None = None,
-    again: datetime | None = None,
-    tell: EventKind | None = None,
-) -> Steps[bool]:
+    retry_at: datetime | None = None,
+    notify: EventKind | None = None,
+) -> Query[bool]:
     """Say what an attempt came to, and to the contract's provider if it is to be told, in one transaction.
 
-    delivery: as it was claimed. again: when it is tried next, of one that failed. tell: the event for the provider; a
+    delivery: as it was leased. retry_at: when a failed one is tried again. notify: the event for the provider; a
     success is told once, whichever of the maker's webhooks had it first. Returns False, and changes nothing, where the
     lease had run out and another process has it, or where it is gone.
     """
-    if tell is not None:
+    if notify is not None:
         # As every event of a vehicle: its row is locked first. A vehicle that was erased is not made again.
         yield "select rev from vehicle where pcid = $1 for update", (delivery.pcid,)
-    states = {Outcome.DELIVERED: State.DELIVERED, Outcome.FAILED: State.WAITING}
-    state = states.get(outcome, State.DEAD)
-    due_at = again if state is State.WAITING and again is not None else at
-    finished = None if state is State.WAITING else microseconds(at)
+    states = {AttemptOutcome.DELIVERED: DeliveryState.DELIVERED, AttemptOutcome.FAILED: DeliveryState.WAITING}
+    state = states.get(outcome, DeliveryState.DEAD)
+    due_at = retry_at if state is DeliveryState.WAITING and retry_at is not None else now
+    finished = None if state is DeliveryState.WAITING else microseconds(now)
     done = yield _COMPLETE, (
         *delivery.key, state.value, microseconds(due_at), status, error, finished,
         delivery.attempts, microseconds(delivery.due_at),
     )  # fmt: skip
     if not done:
         return False
-    if tell is not None and not (outcome is Outcome.DELIVERED and (yield from _had_by_another(delivery))):
-        yield from tell_provider([(tell, delivery.emaid, delivery.pcid, delivery.namespace, at)])
+    if notify is not None and not (outcome is AttemptOutcome.DELIVERED and (yield from _had_by_another(delivery))):
+        yield from add_events([(notify, delivery.emaid, delivery.pcid, delivery.namespace, now)])
     return True
 
 
-def _had_by_another(delivery: Delivery) -> Steps[bool]:
+def _had_by_another(delivery: Delivery) -> Query[bool]:
     rows = yield (
         "select 1 from delivery where pcid = $1 and rev = $2 and part = $3 and webhook_id <> $4 "
         "and state = 'delivered' limit 1",
@@ -512,13 +514,13 @@ def _had_by_another(delivery: Delivery) -> Steps[bool]:
     return bool(rows)
 
 
-Told: TypeAlias = tuple[EventKind, EMAID, PCID, str, datetime]
+ProviderEvent: TypeAlias = tuple[EventKind, EMAID, PCID, str, datetime]
 
 
-@repeatable
-def tell_providers(told: Sequence[Told]) -> Steps[None]:
+@retryable
+def store_events(told: Sequence[ProviderEvent]) -> Query[None]:
     """Events of nobody's change: kind, contract, vehicle, namespace and time of each."""
-    yield from tell_provider(told)
+    yield from add_events(told)
 
 
 _NEXT: Final = f"""
@@ -526,7 +528,7 @@ update vehicle set rev = rev + 1, stamped_at = {STAMP.format(now="$2")} where pc
 """  # noqa: S608  words are ours
 
 
-def tell_provider(told: Iterable[Told]) -> Steps[None]:
+def add_events(told: Iterable[ProviderEvent]) -> Query[None]:
     """Part of a transaction that holds no vehicle yet, or just this one. A vehicle that was erased is passed over."""
     for kind, emaid, pcid, namespace, at in sorted(told, key=lambda each: each[2]):
         rows = yield _NEXT, (pcid, microseconds(at))
@@ -534,18 +536,18 @@ def tell_provider(told: Iterable[Told]) -> Steps[None]:
             yield event_at(kind, emaid, pcid, rows[0][0], instant(rows[0][1]), [namespace])
 
 
-@repeatable
-def release(delivery: Delivery, at: datetime) -> Steps[None]:
+@retryable
+def nack(delivery: Delivery, now: datetime) -> Query[None]:
     """Give a lease back that came to no attempt."""
     statement = f"""
     update delivery set lease_until = $5, attempts = attempts - 1
     where {_BY_KEY} and state = 'waiting' and attempts = $6 and lease_until = $7
     """  # noqa: S608  words are ours
-    yield statement, (*delivery.key, microseconds(at), delivery.attempts, microseconds(delivery.due_at))
+    yield statement, (*delivery.key, microseconds(now), delivery.attempts, microseconds(delivery.due_at))
 
 
-@repeatable
-def give_up(before: datetime, at: datetime, error: str, limit: int = 500) -> Steps[int]:
+@retryable
+def expire(before: datetime, now: datetime, error: str, limit: int = 500) -> Query[int]:
     """Let deliveries be dead that have waited since before then. Returns how many.
 
     error: said of those that were never tried. One that is on its way just now is still completed if it gets there.
@@ -561,12 +563,12 @@ def give_up(before: datetime, at: datetime, error: str, limit: int = 500) -> Ste
     """  # noqa: S608  words are ours
     total = 0
     for row in rows:
-        total += len((yield statement, (*row, error, microseconds(at), microseconds(before))))
+        total += len((yield statement, (*row, error, microseconds(now), microseconds(before))))
     return total
 
 
-@repeatable
-def purge(before: datetime, limit: int = 1000) -> Steps[int]:
+@retryable
+def purge(before: datetime, limit: int = 1000) -> Query[int]:
     """Forget what was delivered before then. Dead ones stay until somebody replays or drops them."""
     rows = yield (
         "delete from delivery where (pcid, rev, part, webhook_id) in (select pcid, rev, part, webhook_id from delivery "

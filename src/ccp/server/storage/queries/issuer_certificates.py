@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from datetime import datetime
 
-from ccp.server.storage.engine.query import Steps, newest, repeatable
-from ccp.server.storage.queries.change_counters import Topic, count
+from ccp.server.storage.engine.query import Query, read_committed, retryable
+from ccp.server.storage.queries.change_counters import ChangeCounter, bump
 from ccp.server.storage.queries.contracts import microseconds
 
 
-@newest
-def every() -> Steps[list[bytes]]:
+@read_committed
+def list_all() -> Query[list[bytes]]:
     """Certificates (DER) in which a configured fingerprint may be found: those that were remembered for it, trusted
     ones, and issuers of CRLs that were loaded, which an earlier release noted.
     """
@@ -24,8 +24,8 @@ def every() -> Steps[list[bytes]]:
     return list(dict.fromkeys(found))
 
 
-@repeatable
-def remember(fingerprint: str, certificate: bytes, now: datetime) -> Steps[bool]:
+@retryable
+def add(fingerprint: str, certificate: bytes, now: datetime) -> Query[bool]:
     """Keep a certificate whose fingerprint is configured. Returns whether it was new; then every worker looks anew."""
     insert = """
     insert into issuer_certificate (fingerprint, certificate, seen_at) values ($1, $2, $3)
@@ -33,5 +33,5 @@ def remember(fingerprint: str, certificate: bytes, now: datetime) -> Steps[bool]
     """
     added = yield insert, (fingerprint, certificate, microseconds(now))
     if added:
-        yield count(Topic.ANCHORS)
+        yield bump(ChangeCounter.ANCHORS)
     return bool(added)

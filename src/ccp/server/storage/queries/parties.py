@@ -3,7 +3,7 @@
 Every change begins with `lock`: the row of the register's number is locked first, so that changes of parties happen
 one after another on every engine, and what one sees of the others is settled. They are rare.
 
-No question but `page` reads more rows than it is asked for. Names are compared in the form that `folded` gives them,
+No query but `list_all` reads more rows than it is asked for. Names are compared in the form that `folded` gives them,
 which is stored beside them with the name that it was made of: a release before migration 0009 changes the name alone.
 """
 
@@ -17,9 +17,9 @@ from datetime import datetime
 from ccp.errors import Conflict, NotFound
 from ccp.ids import WMI, OperatorId, ProviderId
 from ccp.server.domain.parties import Party, PartyRole, folded, named, owned
-from ccp.server.storage.engine.query import Row, Steps, long_running, newest
+from ccp.server.storage.engine.query import Query, Row, long_read, read_committed
 from ccp.server.storage.queries import change_counters
-from ccp.server.storage.queries.change_counters import CHANGED, Topic
+from ccp.server.storage.queries.change_counters import CHANGED_KEYS, ChangeCounter
 from ccp.server.storage.queries.contracts import instant, microseconds
 from ccp.server.storage.queries.unknown_values import all_known
 
@@ -44,86 +44,86 @@ class SecretValidity:
     expires_at: datetime | None
 
 
-@long_running
-def every() -> Steps[list[Party]]:
+@long_read
+def list_all() -> Query[list[Party]]:
     """All at once, in order of their names. For tests and small registers; everything else reads in pages."""
     rows = yield f"select {COLUMNS} from party order by name", ()  # noqa: S608  columns are ours
     return [party_of(row) for row in rows]
 
 
-@newest
-def page(after: str, limit: int) -> Steps[list[Party]]:
+@read_committed
+def list_page(after: str, limit: int) -> Query[list[Party]]:
     """Parties in order of their client ids, from the one after that."""
     select = f"select {COLUMNS} from party where client_id > $1 order by client_id limit $2"  # noqa: S608  as above
     rows = yield select, (after, limit)
     return [party_of(row) for row in rows]
 
 
-@newest
-def changed(after: int, last: int) -> Steps[list[Party]]:
+@read_committed
+def list_changed(after: int, last: int) -> Query[list[Party]]:
     """Parties that the changes from the number behind `after` to `last` were about, as they are now."""
-    select = f"select {COLUMNS} from party where client_id in {CHANGED}"  # noqa: S608  columns are ours
-    rows = yield select, (Topic.PARTIES.value, after, last)
+    select = f"select {COLUMNS} from party where client_id in {CHANGED_KEYS}"  # noqa: S608  columns are ours
+    rows = yield select, (ChangeCounter.PARTIES.value, after, last)
     return [party_of(row) for row in rows]
 
 
-@newest
-def by_client_id(client_id: str) -> Steps[Party | None]:
+@read_committed
+def find(client_id: str) -> Query[Party | None]:
     if not client_id.isprintable():
         return None  # It cannot be one, and an engine may refuse it as a text.
     rows = yield f"select {COLUMNS} from party where client_id = $1", (client_id,)  # noqa: S608  columns are ours
     return party_of(rows[0]) if rows else None
 
 
-def find(client_id: str) -> Steps[Party]:
+def get(client_id: str) -> Query[Party]:
     """Raises NotFound."""
-    party = yield from by_client_id(client_id)
+    party = yield from find(client_id)
     if party is None:
         raise NotFound("There is no party with this client id.")
     return party
 
 
-def find_named(name_or_client_id: str) -> Steps[Party]:
+def get_by_name(name_or_client_id: str) -> Query[Party]:
     """Raises NotFound."""
-    party = named((yield from _alike(name_or_client_id)), name_or_client_id)
+    party = named((yield from _find_similar(name_or_client_id)), name_or_client_id)
     if party is None:
         raise NotFound(f"There is no party named {name_or_client_id}.")
     return party
 
 
-def lock() -> Steps[None]:
+def lock() -> Query[None]:
     """From here to the end of the transaction no party changes but by it. The first part of every change."""
-    yield change_counters.lock(Topic.PARTIES)
+    yield change_counters.lock(ChangeCounter.PARTIES)
 
 
-def add(party: Party, secret_hash: str, at: datetime) -> Steps[None]:
+def add(party: Party, secret_hash: str, now: datetime) -> Query[None]:
     """Register a party with its first secret. Raises Conflict when its name is taken or another owns one of its ids."""
     yield from lock()
-    yield from insert(party, secret_hash, at)
+    yield from insert(party, secret_hash, now)
 
 
-def disable(name_or_client_id: str) -> Steps[str]:
+def disable(name_or_client_id: str) -> Query[str]:
     """Disable a party. Returns its client id. Raises NotFound."""
     yield from lock()
-    party = yield from find_named(name_or_client_id)
+    party = yield from get_by_name(name_or_client_id)
     yield from update(party, replace(party, enabled=False))
     return party.client_id
 
 
-def insert(party: Party, secret_hash: str, at: datetime) -> Steps[None]:
+def insert(party: Party, secret_hash: str, now: datetime) -> Query[None]:
     """After `lock`. Raises Conflict."""
     yield from _check_names(party)
     yield from _claim(owned(party), party.client_id)
     yield (
         f"insert into party ({COLUMNS}, created_at, folded_id, folded_name, folded_of) "  # noqa: S608  columns are ours
         "values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
-        (*_values(party), microseconds(at), folded(party.client_id), folded(party.name), party.name),
+        (*_values(party), microseconds(now), folded(party.client_id), folded(party.name), party.name),
     )
-    yield from change_counters.record(Topic.PARTIES, party.client_id)
-    yield _INSERT_SECRET, (party.client_id, microseconds(at), secret_hash)
+    yield from change_counters.bump_and_log(ChangeCounter.PARTIES, party.client_id)
+    yield _INSERT_SECRET, (party.client_id, microseconds(now), secret_hash)
 
 
-def update(before: Party, after: Party) -> Steps[None]:
+def update(before: Party, after: Party) -> Query[None]:
     """Put a party in the place of what it was, after `lock`. Ids that it gives up are free at once. Raises Conflict."""
     if after.name != before.name:
         yield from _check_names(after, without=before.client_id)
@@ -143,39 +143,39 @@ def update(before: Party, after: Party) -> Steps[None]:
     client_id, name, _, *others = _values(after)
     forms = folded(client_id), folded(name), name
     yield statement, (client_id, name, _json({*after.roles, *kept}), *others, *forms)
-    yield from change_counters.record(Topic.PARTIES, client_id)
+    yield from change_counters.bump_and_log(ChangeCounter.PARTIES, client_id)
 
 
-def _alike(*names: str) -> Steps[list[Party]]:
+def _find_similar(*names: str) -> Query[list[Party]]:
     """Parties whose name or client id may be one of these, however it is written."""
     found: dict[str, Party] = {}
     for form in dict.fromkeys(map(folded, names)):
         if not form.isprintable():
-            continue  # As `by_client_id`.
+            continue  # As `find`.
         for column in ("folded_name", "folded_id"):
             rows = yield f"select {COLUMNS} from party where {column} = $1", (form,)  # noqa: S608  columns are ours
             found.update((row[0], party_of(row)) for row in rows)
     # Of rows that a release before migration 0009 has written nothing more is known.
-    rows = yield f"select {COLUMNS} from party where {_NOT_FOLDED}", ()  # noqa: S608  columns are ours
+    rows = yield f"select {COLUMNS} from party where {_WITHOUT_FOLDED}", ()  # noqa: S608  columns are ours
     found.update((row[0], party_of(row)) for row in rows)
     return list(found.values())
 
 
-_NOT_FOLDED = "coalesce(folded_of, '') <> name"
+_WITHOUT_FOLDED = "coalesce(folded_of, '') <> name"
 
 
-def _fold_rest() -> Steps[None]:
+def _fold_rest() -> Query[None]:
     """After `lock`: store the forms of names that a release before migration 0009 has written."""
-    rows = yield f"select client_id, name from party where {_NOT_FOLDED}", ()  # noqa: S608  words are ours
+    rows = yield f"select client_id, name from party where {_WITHOUT_FOLDED}", ()  # noqa: S608  words are ours
     statement = "update party set folded_id = $2, folded_name = $3, folded_of = $4 where client_id = $1"
     for client_id, name in rows:
         yield statement, (client_id, folded(client_id), folded(name), name)
 
 
-def _check_names(party: Party, without: str | None = None) -> Steps[None]:
+def _check_names(party: Party, without: str | None = None) -> Query[None]:
     """Names and client ids are one space, since commands take either. without: whose do not count. Raises Conflict."""
     yield from _fold_rest()
-    others = [other for other in (yield from _alike(party.name, party.client_id)) if other.client_id != without]
+    others = [other for other in (yield from _find_similar(party.name, party.client_id)) if other.client_id != without]
     taken = {folded(each) for other in others for each in (other.name, other.client_id)}
     if folded(party.name) in taken:
         raise Conflict(f"There is a party named {party.name} already.")
@@ -183,7 +183,7 @@ def _check_names(party: Party, without: str | None = None) -> Steps[None]:
         raise Conflict(f"The client id {party.client_id} is taken already.")
 
 
-def _claim(ids: Iterable[tuple[str, str]], client_id: str) -> Steps[None]:
+def _claim(ids: Iterable[tuple[str, str]], client_id: str) -> Query[None]:
     """Take ids for a party. The table's key decides, whatever anybody looked at before. Raises Conflict."""
     insert = """
     insert into party_owns (kind, id, client_id) values ($1, $2, $3) on conflict (kind, id) do nothing returning id
@@ -200,31 +200,33 @@ def _claim(ids: Iterable[tuple[str, str]], client_id: str) -> Steps[None]:
 _INSERT_SECRET = "insert into party_secret (client_id, created_at, hash) values ($1, $2, $3)"  # noqa: S105  a statement
 
 
-@newest
-def secrets_of(client_id: str, at: datetime) -> Steps[list[Secret]]:
+@read_committed
+def list_secret_hashes(client_id: str, now: datetime) -> Query[list[Secret]]:
     """The secrets of an enabled party that are live, newest first; none when there is no such party."""
     if not client_id.isprintable():
-        return []  # As `by_client_id`.
+        return []  # As `find`.
     select = """
     select s.client_id, s.hash from party_secret s join party p on p.client_id = s.client_id
     where s.client_id = $1 and p.enabled and (s.expires_at is null or s.expires_at > $2) order by s.created_at desc
     """
-    rows = yield select, (client_id, microseconds(at))
+    rows = yield select, (client_id, microseconds(now))
     return [Secret(*row) for row in rows]
 
 
-@newest
-def lives(client_id: str, at: datetime) -> Steps[list[SecretValidity]]:
+@read_committed
+def list_secrets(client_id: str, now: datetime) -> Query[list[SecretValidity]]:
     """The secrets that are live, newest first, whether the party is enabled or not."""
     select = """
     select created_at, expires_at from party_secret where client_id = $1 and (expires_at is null or expires_at > $2)
     order by created_at desc
     """
-    rows = yield select, (client_id, microseconds(at))
+    rows = yield select, (client_id, microseconds(now))
     return [SecretValidity(instant(made), None if until is None else instant(until)) for made, until in rows]
 
 
-def renew(client_id: str, secret_hash: str, at: datetime, older: SecretValidity | None, until: datetime) -> Steps[None]:
+def rotate_secret(
+    client_id: str, secret_hash: str, now: datetime, older: SecretValidity | None, until: datetime
+) -> Query[None]:
     """Give a party a new secret. Of its others only `older` stays, until that time."""
     kept = microseconds(older.created_at) if older else -1
     yield "delete from party_secret where client_id = $1 and created_at != $2", (client_id, kept)
@@ -232,7 +234,7 @@ def renew(client_id: str, secret_hash: str, at: datetime, older: SecretValidity 
         statement = "update party_secret set expires_at = $3 where client_id = $1 and created_at = $2"
         yield statement, (client_id, kept, microseconds(until))
     # Where the clock was set back the new secret is the newest all the same.
-    yield _INSERT_SECRET, (client_id, max(microseconds(at), kept + 1), secret_hash)
+    yield _INSERT_SECRET, (client_id, max(microseconds(now), kept + 1), secret_hash)
 
 
 def _values(party: Party) -> Row:

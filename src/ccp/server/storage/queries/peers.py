@@ -8,8 +8,8 @@ from datetime import datetime
 
 from ccp.errors import Conflict, NotFound
 from ccp.ids import Fingerprint, ProviderId
-from ccp.server.storage.engine.query import Row, Steps
-from ccp.server.storage.queries.change_counters import Topic, count
+from ccp.server.storage.engine.query import Query, Row
+from ccp.server.storage.queries.change_counters import ChangeCounter, bump
 from ccp.server.storage.queries.contracts import microseconds
 
 _COLUMNS = (
@@ -39,12 +39,12 @@ class Peer:
     provider_ids: frozenset[ProviderId] = frozenset()
 
 
-def every() -> Steps[list[Peer]]:
+def list_all() -> Query[list[Peer]]:
     rows = yield f"select {_COLUMNS} from peer order by party_id", ()  # noqa: S608  columns are ours
     return [_peer(row) for row in rows]
 
 
-def add(peer: Peer, at: datetime) -> Steps[None]:
+def add(peer: Peer, now: datetime) -> Query[None]:
     """Raises Conflict when its party id is taken."""
     taken = yield "select party_id from peer where party_id = $1", (peer.party_id,)
     if taken:
@@ -63,18 +63,18 @@ def add(peer: Peer, at: datetime) -> Steps[None]:
             json.dumps(sorted(peer.v2g_roots)),
             peer.enabled,
             json.dumps(sorted(peer.provider_ids)),
-            microseconds(at),
+            microseconds(now),
         ),
     )
-    yield count(Topic.PEERS)
+    yield bump(ChangeCounter.PEERS)
 
 
-def disable(party_id: str) -> Steps[None]:
+def disable(party_id: str) -> Query[None]:
     """Raises NotFound."""
     rows = yield "update peer set enabled = $1 where party_id = $2 returning party_id", (False, party_id)
     if not rows:
         raise NotFound(f"There is no peer {party_id}.")
-    yield count(Topic.PEERS)
+    yield bump(ChangeCounter.PEERS)
 
 
 def _peer(row: Row) -> Peer:

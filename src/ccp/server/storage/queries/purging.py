@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Final, NamedTuple, TypeAlias
 
 from ccp.ids import EMAID
-from ccp.server.storage.engine.query import Row, Steps, long_running, repeatable
+from ccp.server.storage.engine.query import Query, Row, long_read, retryable
 from ccp.server.storage.queries.contracts import microseconds
 
 PORTION: Final = 500
@@ -31,8 +31,8 @@ class Portion(NamedTuple):
     following: Cursor | None
 
 
-@long_running
-def expired(before: datetime, after: Cursor = FIRST_CONTRACT, limit: int = PORTION) -> Steps[Portion]:
+@long_read
+def expired(before: datetime, after: Cursor = FIRST_CONTRACT, limit: int = PORTION) -> Query[Portion]:
     """Contracts with a variant that had expired by then."""
     rows = yield (
         "select valid_to, emaid from contract where valid_to < $1 and (valid_to, emaid) > ($2, $3) "
@@ -42,8 +42,8 @@ def expired(before: datetime, after: Cursor = FIRST_CONTRACT, limit: int = PORTI
     return Portion(_each(row[1] for row in rows), _last(rows, limit))
 
 
-@long_running
-def revoked(after: Cursor = FIRST_CERTIFICATE, limit: int = PORTION) -> Steps[Portion]:
+@long_read
+def revoked(after: Cursor = FIRST_CERTIFICATE, limit: int = PORTION) -> Query[Portion]:
     """Contracts whose certificate is revoked. The portion is one of revoked certificates, of which few are ours."""
     rows = yield (
         "select issuer, serial from evidence where status = 'revoked' and (issuer, serial) > ($1, $2) "
@@ -68,8 +68,8 @@ class IdleVehicles(NamedTuple):
     following: Cursor | None
 
 
-@long_running
-def idle_vehicles(before: datetime, after: Cursor = FIRST_VEHICLE, limit: int = PORTION) -> Steps[IdleVehicles]:
+@long_read
+def idle_vehicles(before: datetime, after: Cursor = FIRST_VEHICLE, limit: int = PORTION) -> Query[IdleVehicles]:
     """Rows that only say that a provisioning event came, before then, for a vehicle without contracts."""
     rows = yield (
         "select provisioned_at, pcid from vehicle where provisioned_at < $1 and (provisioned_at, pcid) > ($2, $3) "
@@ -89,8 +89,8 @@ def idle_vehicles(before: datetime, after: Cursor = FIRST_VEHICLE, limit: int = 
     return IdleVehicles([(pcid, rev) for pcid, rev in found], _last(rows, limit))
 
 
-@repeatable
-def remove_vehicles(vehicles: Sequence[tuple[str, int]]) -> Steps[int]:
+@retryable
+def remove_vehicles(vehicles: Sequence[tuple[str, int]]) -> Query[int]:
     """Remove rows as `idle_vehicles` has found them. Returns how many.
 
     Whatever made one of them useful since then, a publication or an event, has counted its revision.

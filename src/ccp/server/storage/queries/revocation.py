@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from itertools import chain
 from typing import Any, Final
 
-from ccp.server.storage.engine.query import Steps, T, gathered, long_change, newest, repeatable
+from ccp.server.storage.engine.query import Query, T, batchable, long_write, read_committed, retryable
 from ccp.server.storage.queries import unknown_values
 from ccp.server.storage.queries.contracts import instant, microseconds
 from ccp.x509.revocation_policy import Evidence, Key, Known, LoadedCRL, RevocationList, Rules, Status
@@ -23,23 +23,23 @@ from ccp.x509.revocation_policy import Evidence, Key, Known, LoadedCRL, Revocati
 _EVIDENCE = "issuer, serial, status, this_update, next_update, revoked_at, source"
 # Statements are kept prepared, so there are few different ones: places in a statement are filled up.
 _KEYS = (2, 6, 12)  # The leaves of a vehicle and its contract; all of a contract's; all of both.
-_RECENT_SECONDS = 1.0
+_CACHE_SECONDS = 1.0
 _STATUS = {status.value: status for status in Status}
 _ENTRIES = (400, 20, 1)
 
 # Not `(issuer, serial) in (values …)`, for which SQLite reads the whole table.
-_KNOWN = {
+_SELECT_EVIDENCE = {
     size: f"select {_EVIDENCE} from evidence where "  # noqa: S608  columns are ours
     + " or ".join(f"(issuer = ${2 * n + 1} and serial = ${2 * n + 2})" for n in range(size))
     for size in _KEYS
 }
-_LISTS = {
+_SELECT_CRLS = {
     size: "select issuer, url, number, this_update, next_update from crl "  # noqa: S608
     f"where issuer in ({', '.join(f'${n + 1}' for n in range(size))})"
     for size in _KEYS
 }
 
-_LEARN = f"""
+_STORE_EVIDENCE = f"""
 insert into evidence ({_EVIDENCE}) values ($1, $2, $3, $4, $5, $6, $7)
 on conflict (issuer, serial) do update set
     status = excluded.status, this_update = excluded.this_update, next_update = excluded.next_update,
@@ -50,7 +50,7 @@ returning status
 
 
 @dataclass(frozen=True, slots=True)
-class Watched:
+class WatchedCertificate:
     """A certificate that is asked about again, with its issuer's; DER."""
 
     certificate: bytes
@@ -58,7 +58,7 @@ class Watched:
 
 
 @dataclass(frozen=True, slots=True)
-class KeptCRL:
+class StoredCRL:
     """What a conditional request and a check against the list before need. number: None where that one had none."""
 
     number: int | None
@@ -77,7 +77,7 @@ class DueCRL:
     names: frozenset[str]
 
 
-class Recent:
+class RevocationCache:
     """What was read within the last second of certificates that many requests have in common.
 
     Those of CAs and provisioning services are the same for all vehicles of a maker and all contracts of a provider. One
@@ -87,33 +87,33 @@ class Recent:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._until = 0.0
-        self.forget()
+        self.invalidate()
 
-    def forget(self) -> None:
+    def invalidate(self) -> None:
         """Something was learnt here. A question that is under way notes what it finds where nobody looks any more."""
         self.evidence: dict[tuple[str, int], Evidence | None] = {}
         self.crls: dict[str, Sequence[LoadedCRL]] = {}
 
-    def forget_older(self) -> None:
+    def expire(self) -> None:
         now = self._clock()
         if now >= self._until:
-            self._until = now + _RECENT_SECONDS
-            self.forget()
+            self._until = now + _CACHE_SECONDS
+            self.invalidate()
 
 
-def known(keys: Iterable[Key], rules: Rules) -> Steps[Known]:
+def load(keys: Iterable[Key], rules: Rules) -> Query[Known]:
     """What there is about these certificates."""
-    return _known(*_sought(keys, rules))
+    return _load(*_sought(keys, rules))
 
 
-def known_lately(own: Iterable[Key], shared: Sequence[Key], rules: Rules, recent: Recent) -> Steps[Known]:
+def load_cached(own: Iterable[Key], shared: Sequence[Key], rules: Rules, recent: RevocationCache) -> Query[Known]:
     """What there is about certificates. shared: those of which what was read within the last second will do."""
-    recent.forget_older()
+    recent.expire()
     held, held_crls = recent.evidence, recent.crls
     missing = [key for key in shared if (key.issuer, key.serial) not in held]
     asked, listed = _sought((*own, *missing), rules)
     unlisted = tuple([issuer for issuer in listed if issuer not in held_crls])
-    found = yield from _known(asked, unlisted)
+    found = yield from _load(asked, unlisted)
     for issuer in unlisted:
         held_crls[issuer] = found.crls.get(issuer, ())
     for key in missing:
@@ -136,29 +136,29 @@ def _sought(keys: Iterable[Key], rules: Rules) -> tuple[tuple[tuple[str, str], .
     return tuple(asked), tuple(sorted(listed))
 
 
-@gathered
-def _known(asked: Sequence[tuple[str, str]], listed: Sequence[str]) -> Steps[Known]:
+@batchable
+def _load(asked: Sequence[tuple[str, str]], listed: Sequence[str]) -> Query[Known]:
     # Lists first: with the next one, which is taken over in between, the evidence on a certificate may come that the
     # list before did not revoke. The other way round it would pass for good.
     crls: dict[str, list[LoadedCRL]] = {}
     for issuers in _parts(listed, _KEYS):
-        for issuer, url, number, this_update, next_update in (yield _LISTS[len(issuers)], tuple(issuers)):
+        for issuer, url, number, this_update, next_update in (yield _SELECT_CRLS[len(issuers)], tuple(issuers)):
             crls.setdefault(issuer, []).append(
                 LoadedCRL(issuer, url, _number(number), instant(this_update), instant(next_update))
             )
     evidence: dict[tuple[str, int], Evidence] = {}
     for part in _parts(asked, _KEYS):
-        for row in (yield _KNOWN[len(part)], _flat(part)):
+        for row in (yield _SELECT_EVIDENCE[len(part)], _flat(part)):
             found = _evidence(row)
             evidence[found.issuer, found.serial] = found
     return Known(evidence, crls)
 
 
-@repeatable
-def learn(evidence: Evidence) -> Steps[bool]:
+@retryable
+def store_evidence(evidence: Evidence) -> Query[bool]:
     """Keep what was said of a certificate. Returns False where something final or newer stands already."""
     rows = yield (
-        _LEARN,
+        _STORE_EVIDENCE,
         (
             evidence.issuer, f"{evidence.serial:x}", evidence.status, microseconds(evidence.this_update),
             microseconds(evidence.next_update), evidence.revoked_at and microseconds(evidence.revoked_at),
@@ -170,7 +170,7 @@ def learn(evidence: Evidence) -> Steps[bool]:
 
 def watch(
     key: tuple[str, int], certificate: bytes, issuer_certificate: bytes, not_after: datetime, refresh_at: datetime
-) -> Steps[None]:
+) -> Query[None]:
     """Ask about a certificate again at that time. certificate, issuer_certificate: DER."""
     insert = """
     insert into watched_certificate (issuer, serial, certificate, issuer_certificate, not_after, refresh_at)
@@ -182,12 +182,12 @@ def watch(
     yield insert, (*parameters, microseconds(refresh_at))
 
 
-def unwatch(key: tuple[str, int]) -> Steps[None]:
+def unwatch(key: tuple[str, int]) -> Query[None]:
     yield "delete from watched_certificate where issuer = $1 and serial = $2", (key[0], f"{key[1]:x}")
 
 
-@newest
-def crl(issuer: str, url: str) -> Steps[KeptCRL | None]:
+@read_committed
+def find_crl(issuer: str, url: str) -> Query[StoredCRL | None]:
     """The last list of an issuer from an address."""
     rows = yield (
         "select number, this_update, next_update, etag, last_modified from crl where issuer = $1 and url = $2",
@@ -196,21 +196,21 @@ def crl(issuer: str, url: str) -> Steps[KeptCRL | None]:
     if not rows:
         return None
     number, this_update, next_update, etag, last_modified = rows[0]
-    return KeptCRL(_number(number), instant(this_update), instant(next_update), etag, last_modified)
+    return StoredCRL(_number(number), instant(this_update), instant(next_update), etag, last_modified)
 
 
-@long_change
-def load_crl(
+@long_write
+def store_crl(
     revocations: RevocationList,
     *,
     url: str,
     issuer_certificate: bytes,
     etag: str | None,
     last_modified: str | None,
-    at: datetime,
+    now: datetime,
     refresh_at: datetime,
     names: Iterable[str] = (),
-) -> Steps[bool]:
+) -> Query[bool]:
     """Take over a whole list at once. Returns False where a newer one stands already.
 
     names: of the place that it comes from, for `DueCRL`.
@@ -219,7 +219,7 @@ def load_crl(
     stay revoked. Those that are known to be revoked are not written again.
     """
     issuer = revocations.issuer
-    kept = yield from crl(issuer, url)
+    kept = yield from find_crl(issuer, url)
     if kept is not None and (
         kept.this_update > revocations.this_update
         or (kept.number is not None and (revocations.number is None or revocations.number < kept.number))
@@ -252,7 +252,7 @@ def load_crl(
         insert,
         (
             issuer, url, issuer_certificate, number, this_update, next_update, etag, last_modified,
-            microseconds(at), microseconds(refresh_at), json.dumps(sorted(names)),
+            microseconds(now), microseconds(refresh_at), json.dumps(sorted(names)),
         ),
     )  # fmt: skip
     return True
@@ -272,11 +272,11 @@ def _revoke(size: int) -> str:
     """  # noqa: S608  `where true` tells SQLite that the conflict clause is none of the select's
 
 
-def crl_unchanged(issuer: str, url: str, at: datetime, refresh_at: datetime) -> Steps[None]:
+def keep_crl(issuer: str, url: str, now: datetime, refresh_at: datetime) -> Query[None]:
     """The server says that the list is still the same. Its validity stays what it was."""
     yield (
         "update crl set fetched_at = $1, refresh_at = $2 where issuer = $3 and url = $4",
-        (microseconds(at), microseconds(refresh_at), issuer, url),
+        (microseconds(now), microseconds(refresh_at), issuer, url),
     )
 
 
@@ -287,45 +287,45 @@ MAX_REFRESH: Final = timedelta(days=1)
 _BEYOND: Final = "select {} from {} where refresh_at > $1 order by refresh_at desc limit $2 for update skip locked"
 
 
-def _horizon(at: datetime) -> int:
-    return microseconds(at + MAX_REFRESH + timedelta(hours=1))
+def _horizon(now: datetime) -> int:
+    return microseconds(now + MAX_REFRESH + timedelta(hours=1))
 
 
-@repeatable
-def due_crls(at: datetime, retry_at: datetime, limit: int) -> Steps[list[DueCRL]]:
+@retryable
+def due_crls(now: datetime, retry_at: datetime, limit: int) -> Query[list[DueCRL]]:
     """Lists to fetch again. They are not due again before `retry_at`, so several workers do not fetch the same one."""
     select = """
     select issuer, url, issuer_certificate, names from crl where refresh_at <= $1 order by refresh_at limit $2
     for update skip locked
     """
-    rows = yield select, (microseconds(at), limit)
+    rows = yield select, (microseconds(now), limit)
     if len(rows) < limit:
-        rows = [*rows, *(yield _BEYOND.format("issuer, url, issuer_certificate, names", "crl"), (_horizon(at), limit))]
+        rows = [*rows, *(yield _BEYOND.format("issuer, url, issuer_certificate, names", "crl"), (_horizon(now), limit))]
     for issuer, url, _, _ in rows:
         yield "update crl set refresh_at = $1 where issuer = $2 and url = $3", (microseconds(retry_at), issuer, url)
     return [DueCRL(url, certificate, frozenset(json.loads(names or "[]"))) for _, url, certificate, names in rows]
 
 
-@repeatable
-def due_certificates(at: datetime, retry_at: datetime, limit: int) -> Steps[list[Watched]]:
+@retryable
+def due_certificates(now: datetime, retry_at: datetime, limit: int) -> Query[list[WatchedCertificate]]:
     """Certificates to ask about again; see `due_crls`. Those that have expired meanwhile are forgotten."""
     select = """
     select issuer, serial, certificate, issuer_certificate, not_after from watched_certificate
     where refresh_at <= $1 order by refresh_at limit $2 for update skip locked
     """
     due = []
-    rows = yield select, (microseconds(at), limit)
+    rows = yield select, (microseconds(now), limit)
     if len(rows) < limit:
         columns = "issuer, serial, certificate, issuer_certificate, not_after"
-        rows = [*rows, *(yield _BEYOND.format(columns, "watched_certificate"), (_horizon(at), limit))]
+        rows = [*rows, *(yield _BEYOND.format(columns, "watched_certificate"), (_horizon(now), limit))]
     for issuer, serial, certificate, issuer_certificate, not_after in rows:
-        if not_after >= int(at.timestamp()):
+        if not_after >= int(now.timestamp()):
             # Not one statement with a subquery for all, for which SQLite reads the whole table.
             yield (
                 "update watched_certificate set refresh_at = $1 where issuer = $2 and serial = $3",
                 (microseconds(retry_at), issuer, serial),
             )
-            due.append(Watched(certificate, issuer_certificate))
+            due.append(WatchedCertificate(certificate, issuer_certificate))
         else:
             yield from unwatch((issuer, int(serial, 16)))
             yield "delete from evidence where issuer = $1 and serial = $2 and status <> 'revoked'", (issuer, serial)

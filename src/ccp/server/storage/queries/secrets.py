@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from typing import Final
 
-from ccp.server.storage.engine.query import Steps, newest
+from ccp.server.storage.engine.query import Query, read_committed
 
 IMPORT_CHECKPOINT_KEY: Final = "import_checkpoint_key"
 """Authenticates checkpoints of `ccp import`. Without it none of them is valid for this database."""
 
 
-@newest
-def find(name: str) -> Steps[str | None]:
+@read_committed
+def find(name: str) -> Query[str | None]:
     rows = yield "select value from pool_secret where name = $1", (name,)
     return rows[0][0] if rows else None
 
 
-def ensure(name: str, candidate: str) -> Steps[str]:
+def ensure(name: str, candidate: str) -> Query[str]:
     """Keep the candidate if there is none yet; of several workers that start together the first one's stays."""
     yield "insert into pool_secret (name, value) values ($1, $2) on conflict (name) do nothing", (name, candidate)
     rows = yield "select value from pool_secret where name = $1", (name,)
@@ -24,5 +24,5 @@ def ensure(name: str, candidate: str) -> Steps[str]:
     return value
 
 
-def remove(name: str) -> Steps[None]:
+def remove(name: str) -> Query[None]:
     yield "delete from pool_secret where name = $1", (name,)

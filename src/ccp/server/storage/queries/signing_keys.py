@@ -13,8 +13,8 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from ccp.errors import NotFound
-from ccp.server.storage.engine.query import Steps, newest
-from ccp.server.storage.queries.change_counters import Topic, count
+from ccp.server.storage.engine.query import Query, read_committed
+from ccp.server.storage.queries.change_counters import ChangeCounter, bump
 from ccp.server.storage.queries.contracts import instant, microseconds
 
 _CLOCKS_DIFFER: Final = timedelta(minutes=5)
@@ -34,19 +34,19 @@ class TokenKey:
     def starts_at(self) -> datetime:
         return self.signs_from or self.created_at
 
-    def verifies(self, at: datetime) -> bool:
-        return self.retired_at is None or at < self.retired_at
+    def verifies(self, now: datetime) -> bool:
+        return self.retired_at is None or now < self.retired_at
 
 
-def signing(known: Iterable[TokenKey], at: datetime) -> TokenKey | None:
+def current_key(known: Iterable[TokenKey], now: datetime) -> TokenKey | None:
     """The key that signs at that time: of those that have started the newest. Where none has, the first that will."""
-    live = sorted((key for key in known if key.verifies(at)), key=lambda key: (key.starts_at, key.created_at, key.kid))
-    started = [key for key in live if key.starts_at <= at]
+    live = sorted((key for key in known if key.verifies(now)), key=lambda key: (key.starts_at, key.created_at, key.kid))
+    started = [key for key in live if key.starts_at <= now]
     return started[-1] if started else next(iter(live), None)
 
 
-@newest
-def every() -> Steps[list[TokenKey]]:
+@read_committed
+def list_all() -> Query[list[TokenKey]]:
     """All keys, newest first."""
     rows = yield (
         "select kid, private_key, created_at, signs_from, retired_at from token_key order by created_at desc, kid",
@@ -58,46 +58,46 @@ def every() -> Steps[list[TokenKey]]:
     ]
 
 
-@newest
-def is_there(kid: str) -> Steps[bool]:
+@read_committed
+def exists(kid: str) -> Query[bool]:
     """Whether a key verifies tokens: it is neither revoked nor retired and removed."""
     rows = yield "select 1 from token_key where kid = $1", (kid,)
     return bool(rows)
 
 
-def ensure(candidate: TokenKey) -> Steps[None]:
+def ensure(candidate: TokenKey) -> Query[None]:
     """Keep the key if there is none yet; of several workers that start together the first one's stays."""
-    if (yield from every()):
+    if (yield from list_all()):
         return
-    yield count(Topic.TOKEN_KEYS)
-    if not (yield from every()):
+    yield bump(ChangeCounter.TOKEN_KEYS)
+    if not (yield from list_all()):
         yield from _insert(candidate)
 
 
-def rotate(candidate: TokenKey, retire_at: datetime, at: datetime) -> Steps[None]:
+def rotate(candidate: TokenKey, retire_at: datetime, now: datetime) -> Query[None]:
     """Add a key, which takes over when it starts. retire_at: when the last token of the others has expired."""
-    yield count(Topic.TOKEN_KEYS)
-    yield from _replace(candidate, retire_at, at)
+    yield bump(ChangeCounter.TOKEN_KEYS)
+    yield from _replace(candidate, retire_at, now)
 
 
-def rotate_old(candidate: TokenKey, older_than: datetime, retire_at: datetime, at: datetime) -> Steps[bool]:
+def rotate_old(candidate: TokenKey, older_than: datetime, retire_at: datetime, now: datetime) -> Query[bool]:
     """Rotate if no key is newer than that. Returns whether it was this caller who did."""
-    if not _all_older((yield from every()), older_than, at):
+    if not _all_older((yield from list_all()), older_than, now):
         return False
-    yield count(Topic.TOKEN_KEYS)
-    if not _all_older((yield from every()), older_than, at):
+    yield bump(ChangeCounter.TOKEN_KEYS)
+    if not _all_older((yield from list_all()), older_than, now):
         return False
-    yield from _replace(candidate, retire_at, at)
+    yield from _replace(candidate, retire_at, now)
     return True
 
 
-def revoke(kid: str, candidate: TokenKey) -> Steps[bool]:
+def revoke(kid: str, candidate: TokenKey) -> Query[bool]:
     """Remove a key at once. Where no other is left to go on signing, the candidate takes its place.
 
     Returns whether it did. Raises NotFound.
     """
-    yield count(Topic.TOKEN_KEYS)
-    known = yield from every()
+    yield bump(ChangeCounter.TOKEN_KEYS)
+    known = yield from list_all()
     if kid not in {key.kid for key in known}:
         raise NotFound(f"There is no key {kid}.")
     yield "delete from token_key where kid = $1", (kid,)
@@ -107,33 +107,33 @@ def revoke(kid: str, candidate: TokenKey) -> Steps[bool]:
     return True
 
 
-def remove_every() -> Steps[list[str]]:
+def remove_all() -> Query[list[str]]:
     """Remove all keys, and end every token with them. Returns their kids."""
-    yield count(Topic.TOKEN_KEYS)
+    yield bump(ChangeCounter.TOKEN_KEYS)
     rows = yield "delete from token_key returning kid", ()
     return sorted(row[0] for row in rows)
 
 
-def remove_retired(at: datetime) -> Steps[int]:
+def remove_retired(now: datetime) -> Query[int]:
     """Remove the keys whose tokens have all expired. Returns how many there were."""
-    if all(key.verifies(at) for key in (yield from every())):
+    if all(key.verifies(now) for key in (yield from list_all())):
         return 0
-    yield count(Topic.TOKEN_KEYS)
-    return (yield from _remove_retired(at))
+    yield bump(ChangeCounter.TOKEN_KEYS)
+    return (yield from _remove_retired(now))
 
 
-def _replace(candidate: TokenKey, retire_at: datetime, at: datetime) -> Steps[None]:
-    yield from _remove_retired(at)
+def _replace(candidate: TokenKey, retire_at: datetime, now: datetime) -> Query[None]:
+    yield from _remove_retired(now)
     yield "update token_key set retired_at = $1 where retired_at is null", (microseconds(retire_at),)
     yield from _insert(candidate)
 
 
-def _remove_retired(at: datetime) -> Steps[int]:
-    rows = yield "delete from token_key where retired_at <= $1 returning kid", (microseconds(at),)
+def _remove_retired(now: datetime) -> Query[int]:
+    rows = yield "delete from token_key where retired_at <= $1 returning kid", (microseconds(now),)
     return len(rows)
 
 
-def _insert(key: TokenKey) -> Steps[None]:
+def _insert(key: TokenKey) -> Query[None]:
     insert = """
     insert into token_key (kid, private_key, created_at, signs_from, retired_at) values ($1, $2, $3, $4, $5)
     """
@@ -141,9 +141,9 @@ def _insert(key: TokenKey) -> Steps[None]:
     yield insert, (key.kid, key.private_key, microseconds(key.created_at), *times)
 
 
-def _all_older(known: Iterable[TokenKey], than: datetime, at: datetime) -> bool:
+def _all_older(known: Iterable[TokenKey], than: datetime, now: datetime) -> bool:
     """Whether none is newer. A key from the future was made under a wrong clock and does not count."""
-    return all(key.created_at <= than or key.created_at > at + _CLOCKS_DIFFER for key in known)
+    return all(key.created_at <= than or key.created_at > now + _CLOCKS_DIFFER for key in known)
 
 
 def _maybe(time: int | None) -> datetime | None:

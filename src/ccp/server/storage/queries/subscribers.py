@@ -10,31 +10,31 @@ from typing import Final
 
 from ccp.ids import WMI, ProviderId
 from ccp.server.domain.subscriptions import Subscriber, Webhook
-from ccp.server.storage.engine.query import Row, Steps, newest
-from ccp.server.storage.queries.change_counters import CHANGED, Topic
+from ccp.server.storage.engine.query import Query, Row, read_committed
+from ccp.server.storage.queries.change_counters import CHANGED_KEYS, ChangeCounter
 from ccp.server.storage.queries.contracts import instant
-from ccp.server.storage.queries.parties import COLUMNS as PARTY
+from ccp.server.storage.queries.parties import COLUMNS as PARTY_COLUMNS
 from ccp.server.storage.queries.parties import party_of
 
-_WEBHOOK_COLUMNS: Final = (
+_WEBHOOK_COLUMN_NAMES: Final = (
     "id", "client_id", "url", "description", "events", "wmis", "provider_ids", "metadata", "api_version", "enabled",
     "secret", "created_at", "updated_at",
 )  # fmt: skip
-WEBHOOK: Final = ", ".join(_WEBHOOK_COLUMNS)
+WEBHOOK_COLUMNS: Final = ", ".join(_WEBHOOK_COLUMN_NAMES)
 """What `webhook_of` reads."""
 
-_BOTH: Final = ", ".join(
-    [*(f"w.{column}" for column in _WEBHOOK_COLUMNS), *(f"p.{column}" for column in PARTY.split(", "))]
+_COLUMNS: Final = ", ".join(
+    [*(f"w.{column}" for column in _WEBHOOK_COLUMN_NAMES), *(f"p.{column}" for column in PARTY_COLUMNS.split(", "))]
 )
-_JOINED: Final = f"select {_BOTH} from webhook w join party p on p.client_id = w.client_id"  # noqa: S608  ours
+_JOINED: Final = f"select {_COLUMNS} from webhook w join party p on p.client_id = w.client_id"  # noqa: S608  ours
 
 
-@newest
-def of_owner(kind: str, id: str) -> Steps[list[Subscriber]]:
+@read_committed
+def list_by_owner(kind: str, id: str) -> Query[list[Subscriber]]:
     """Webhooks of the party that owns a provider id or WMI, oldest first. kind: see
     `ccp.server.domain.parties.owned`."""
     select = f"""
-    select {_BOTH} from party_owns o
+    select {_COLUMNS} from party_owns o
     join party p on p.client_id = o.client_id join webhook w on w.client_id = o.client_id
     where o.kind = $1 and o.id = $2 order by w.created_at, w.id
     """  # noqa: S608  columns are ours
@@ -42,20 +42,20 @@ def of_owner(kind: str, id: str) -> Steps[list[Subscriber]]:
     return [_subscriber(row) for row in rows]
 
 
-@newest
-def page(after: str, limit: int) -> Steps[list[Subscriber]]:
+@read_committed
+def list_page(after: str, limit: int) -> Query[list[Subscriber]]:
     """Webhooks in order of their ids, from the one after that."""
     rows = yield f"{_JOINED} where w.id > $1 order by w.id limit $2", (after, limit)
     return [_subscriber(row) for row in rows]
 
 
-@newest
-def changed(topic: Topic, after: int, last: int) -> Steps[list[Subscriber]]:
+@read_committed
+def list_changed(topic: ChangeCounter, after: int, last: int) -> Query[list[Subscriber]]:
     """Webhooks that the changes from the number behind `after` to `last` were about, or those of the parties that they
     were about, as they are now.
     """
-    column = "w.id" if topic is Topic.WEBHOOKS else "w.client_id"
-    rows = yield f"{_JOINED} where {column} in {CHANGED}", (topic.value, after, last)
+    column = "w.id" if topic is ChangeCounter.WEBHOOKS else "w.client_id"
+    rows = yield f"{_JOINED} where {column} in {CHANGED_KEYS}", (topic.value, after, last)
     return [_subscriber(row) for row in rows]
 
 
@@ -81,4 +81,4 @@ def webhook_of(row: Row) -> Webhook:
 
 def _subscriber(row: Row) -> Subscriber:
     row = tuple(row)
-    return Subscriber(webhook_of(row[: len(_WEBHOOK_COLUMNS)]), party_of(row[len(_WEBHOOK_COLUMNS) :]))
+    return Subscriber(webhook_of(row[: len(_WEBHOOK_COLUMN_NAMES)]), party_of(row[len(_WEBHOOK_COLUMN_NAMES) :]))

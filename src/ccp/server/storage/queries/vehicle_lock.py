@@ -13,7 +13,7 @@ from typing import Final, NamedTuple, TypeAlias
 
 from ccp.ids import EMAID, PCID, ProviderId
 from ccp.server.domain.default_contracts import Default
-from ccp.server.storage.engine.query import Row, Steps
+from ccp.server.storage.engine.query import Query, Row
 
 Now: TypeAlias = datetime | Callable[[], datetime]
 """The time, or a clock that is read under the lock."""
@@ -60,7 +60,7 @@ returning rev, stamped_at, default_emaid, default_provider, default_chosen, prov
 """  # noqa: S608  words are ours
 
 
-def lock_vehicles(pcids: Iterable[PCID], now: Now) -> Steps[dict[PCID, LockedVehicle]]:
+def lock_vehicles(pcids: Iterable[PCID], now: Now) -> Query[dict[PCID, LockedVehicle]]:
     """Lock vehicles in order, each made where it is not there yet."""
     vehicles = {}
     for pcid in sorted(pcids):
@@ -68,7 +68,7 @@ def lock_vehicles(pcids: Iterable[PCID], now: Now) -> Steps[dict[PCID, LockedVeh
     return vehicles
 
 
-def lock_vehicle(pcid: PCID, now: Now) -> Steps[LockedVehicle]:
+def lock_vehicle(pcid: PCID, now: Now) -> Query[LockedVehicle]:
     """Lock one vehicle. A change with several events locks it once for each: every event has a revision of its own."""
     asked = microseconds(read_clock(now))
     rows = yield _LOCK, (pcid, asked)
@@ -80,7 +80,7 @@ def lock_vehicle(pcid: PCID, now: Now) -> Steps[LockedVehicle]:
     return LockedVehicle(rev, instant(stamp), default, None if provisioned is None else instant(provisioned))
 
 
-def read_vehicle(pcid: PCID) -> Steps[tuple[Default, datetime | None]]:
+def read_vehicle(pcid: PCID) -> Query[tuple[Default, datetime | None]]:
     """The default and `provisioned_at` of a vehicle that is not locked; also of one that has no row yet."""
     rows = yield (
         "select default_emaid, default_provider, default_chosen, provisioned_at from vehicle where pcid = $1",

@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 from ccp.ids import EMAID, PCID
 from ccp.server.domain.subscriptions import EventKind
-from ccp.server.storage.engine.query import Overtaken, Steps, newest, repeatable
+from ccp.server.storage.engine.query import Query, SerializationConflict, read_committed, retryable
 from ccp.server.storage.queries import audit
 from ccp.server.storage.queries.audit import Action, Entry
 from ccp.server.storage.queries.contracts import event, remove
@@ -39,19 +39,19 @@ order by emaid, namespace, root_fingerprint
 """
 
 
-@newest
-def bindings(pcid: PCID) -> Steps[list[Binding]]:
+@read_committed
+def list_bindings(pcid: PCID) -> Query[list[Binding]]:
     """Every variant of every contract of a vehicle."""
     rows = yield _BINDINGS, (pcid,)
     return [Binding(EMAID(emaid), namespace, root, key, instant(began)) for emaid, namespace, root, key, began in rows]
 
 
-def _every(binding: Binding) -> bool:
+def _all(binding: Binding) -> bool:
     return True
 
 
-@repeatable
-def forget_vehicle(
+@retryable
+def invalidate_with_audit(
     pcid: PCID,
     now: Now,
     stale: Callable[[Binding], bool],
@@ -60,12 +60,12 @@ def forget_vehicle(
     why: str,
     trace_id: str,
     kind: EventKind | None = None,
-) -> Steps[list[EMAID]]:
-    """What `withdraw_vehicle` does, with a row in the audit trail for each contract that changed.
+) -> Query[list[EMAID]]:
+    """What `invalidate` does, with a row in the audit trail for each contract that changed.
 
     why: the event. kind: the event that each eMSP gets that lost a contract, or variants of one, by it.
     """
-    removed, reduced = yield from _withdraw(pcid, now, stale, kind)
+    removed, reduced = yield from _invalidate(pcid, now, stale, kind)
     yield from audit.record(
         *(
             Entry(
@@ -81,8 +81,8 @@ def forget_vehicle(
     return list(removed)
 
 
-@repeatable
-def withdraw_vehicle(pcid: PCID, now: Now, stale: Callable[[Binding], bool] = _every) -> Steps[list[EMAID]]:
+@retryable
+def invalidate(pcid: PCID, now: Now, stale: Callable[[Binding], bool] = _all) -> Query[list[EMAID]]:
     """Remove the variants of a vehicle's contracts that are stale. Returns the contracts of which none is left.
 
     A contract without variants goes as if its eMSP had withdrawn it, with a deleted event; one that keeps some gets an
@@ -90,7 +90,7 @@ def withdraw_vehicle(pcid: PCID, now: Now, stale: Callable[[Binding], bool] = _e
     about to be stored (`contracts.publish`), also where the vehicle had no row before. stale: pure; asked while the
     vehicle is locked.
     """
-    removed, _ = yield from _withdraw(pcid, now, stale)
+    removed, _ = yield from _invalidate(pcid, now, stale)
     return list(removed)
 
 
@@ -98,11 +98,11 @@ Changed: TypeAlias = dict[EMAID, datetime]
 """Contracts, each with the time of its change."""
 
 
-def _withdraw(
+def _invalidate(
     pcid: PCID, now: Now, stale: Callable[[Binding], bool], kind: EventKind | None = None
-) -> Steps[tuple[Changed, Changed]]:
+) -> Query[tuple[Changed, Changed]]:
     """Returns the contracts of which none is left, and those of which some variants are."""
-    found = yield from bindings(pcid)
+    found = yield from list_bindings(pcid)
     claimed = set()
     for emaid in sorted({binding.emaid for binding in found if stale(binding)}):
         rows = yield "select pcid from emaid_claim where emaid = $1 for update", (emaid,)
@@ -110,11 +110,11 @@ def _withdraw(
             claimed.add(emaid)
     vehicle = yield from lock_vehicle(pcid, now)
     yield "update vehicle set provisioned_at = $1 where pcid = $2", (microseconds(vehicle.at), pcid)
-    found = yield from bindings(pcid)
+    found = yield from list_bindings(pcid)
     if any(binding.emaid not in claimed and stale(binding) for binding in found):
         # A publication committed between the first look and the lock. To take its claim now would break the order of
         # locks, so everything begins anew.
-        raise Overtaken("The vehicle's contracts changed meanwhile; nothing was changed, try again.")
+        raise SerializationConflict("The vehicle's contracts changed meanwhile; nothing was changed, try again.")
     removed: Changed = {}
     reduced: Changed = {}
     for emaid in sorted(claimed):
