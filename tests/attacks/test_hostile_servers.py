@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from ccp.client import AsyncClient, MalformedAnswerError, NoAnswerError
+from ccp.client import AsyncClient, MalformedResponseError, NoResponseError
 from ccp.server.external.outbound import OutboundClient, OutboundError
 from ccp.server.runtime.loop_budget import LoopBudget
 from ccp.server.storage.queries import events
@@ -111,8 +111,8 @@ def test_a_peer_is_read_within_the_same_limits(hostile: str, kind: str) -> None:
         stop = asyncio.Event()
         watching = asyncio.create_task(_longest_turn(stop))
         try:
-            with pytest.raises(NoAnswerError):
-                await client.contracts_of_pcid("WEX0TEST000000001", seconds=1)
+            with pytest.raises(NoResponseError):
+                await client.contracts_of_pcid("WEX0TEST000000001", timeout=1)
         finally:
             stop.set()
             await client.close()
@@ -133,7 +133,7 @@ def test_a_peers_list_of_wrong_items_is_given_up_at_the_first(item: bytes) -> No
         stop = asyncio.Event()
         watching = asyncio.create_task(_longest_turn(stop))
         try:
-            with pytest.raises(MalformedAnswerError):
+            with pytest.raises(MalformedResponseError):
                 await client.contracts_of_pcid("WEX0TEST000000001")
         finally:
             stop.set()

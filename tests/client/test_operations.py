@@ -13,22 +13,23 @@ from ccp.client import (
     Client,
     Delivered,
     Dialect,
+    NoContractResponse,
     NotAuthenticatedError,
     NotAuthorisedError,
     NotFoundError,
-    Refused,
     Routing,
     TokenRefusedError,
     TooLargeError,
     Withdrawn,
 )
-from ccp.client.operations import CALLS, Calls
+from ccp.client.clients import OPERATIONS
+from ccp.client.operations import Operations
 from ccp.errors import ConfigurationError, FieldError
 from ccp.server.http.routes import opcp, opnc
-from tests.client.faces import FACES, Face, credentials, face
+from tests.client.either import KINDS, EitherClient, connect, credentials
 from tests.world import AT, SESSION, Pool, b64, new_emaid, new_pcid
 
-pytestmark = pytest.mark.parametrize("kind", FACES)
+pytestmark = pytest.mark.parametrize("kind", KINDS)
 
 DIALECTS = list(Dialect)
 
@@ -41,12 +42,12 @@ def test_all_operations_do_what_they_are_for(pool: Pool, kind: str, dialect: Dia
     named = {"emaid": contract.emaid, "pcid": car.pcid, "namespace": car.namespace}
     edition_of = {"namespace": car.namespace}
 
-    def client(party: str) -> Face:
-        return Face(kind, pool.base_url, credentials=credentials(pool, party), dialect=dialect)
+    def client(party: str) -> EitherClient:
+        return EitherClient(kind, pool.base_url, credentials=credentials(pool, party), dialect=dialect)
 
     cps, emsp, oem, cpo = map(client, ("cps", "emsp", "oem", "cpo"))
     try:
-        report = cps.examine(contract.message, **named)
+        report = cps.dry_run(contract.message, **named)
         assert report.passed
         assert all(check.verdict == "passed" for check in report.checks)
         assert pool.stored(contract.emaid) == 0
@@ -83,7 +84,7 @@ def test_all_operations_do_what_they_are_for(pool: Pool, kind: str, dialect: Dia
 
         assert emsp.withdraw(contract.emaid) == Withdrawn()
         assert pool.stored(contract.emaid) == 0
-        assert emsp.withdraw(other.emaid, revoke=False, reason="superseded") == Withdrawn(certain=True)
+        assert emsp.withdraw(other.emaid, revoke=False, reason="superseded") == Withdrawn(confirmed=True)
     finally:
         for one in (cps, emsp, oem, cpo):
             one.close()
@@ -95,9 +96,9 @@ def test_a_negative_message_is_of_another_type_than_a_contract(
     pool: Pool, kind: str, dialect: Dialect, edition: str
 ) -> None:
     car = pool.car(edition)
-    with face(kind, pool.base_url, credentials=credentials(pool, "cpo"), dialect=dialect) as cpo:
+    with connect(kind, pool.base_url, credentials=credentials(pool, "cpo"), dialect=dialect) as cpo:
         refused = cpo.deliver(car.request(SESSION, AT), car.namespace)
-        assert isinstance(refused, Refused)
+        assert isinstance(refused, NoContractResponse)
         assert refused.code in ("FAILED_NoCertificateAvailable", "WARNING_NoContractMatchingPCIDFound")
         assert refused.reason == "No contract is stored for the vehicle."
         assert refused.namespace is car.namespace
@@ -111,37 +112,37 @@ def test_a_negative_message_is_of_another_type_than_a_contract(
 def test_messages_may_be_base64_as_ocpp_has_them(pool: Pool, kind: str) -> None:
     car = pool.car()
     contract = pool.contract(car)
-    with face(kind, pool.base_url, credentials=credentials(pool, "cps")) as cps:
+    with connect(kind, pool.base_url, credentials=credentials(pool, "cps")) as cps:
         named = {"emaid": contract.emaid, "pcid": car.pcid, "namespace": car.namespace}
         assert cps.publish(b64(contract.message), **named) is None
         with pytest.raises(FieldError, match="Base64"):
             cps.publish("no Base64!", **named)
-    with face(kind, pool.base_url, credentials=credentials(pool, "cpo")) as cpo:
+    with connect(kind, pool.base_url, credentials=credentials(pool, "cpo")) as cpo:
         delivered = cpo.deliver(b64(car.request(SESSION, AT)), car.namespace)
         assert delivered.message == delivered.contracts[0].message
         assert delivered.base64 == delivered.contracts[0].base64 == b64(delivered.message)
         assert car.install(delivered.message, SESSION, AT)[0] == contract.emaid
         refused = cpo.deliver(b64(pool.car().request(SESSION, AT)), car.namespace)
-        assert isinstance(refused, Refused)
+        assert isinstance(refused, NoContractResponse)
         assert refused.base64 == b64(refused.message)
 
 
 def test_a_dry_run_tells_what_is_wrong(pool: Pool, kind: str) -> None:
     car = pool.car()
     contract = pool.contract(car, signer="stranger")
-    with face(kind, pool.base_url, credentials=credentials(pool, "cps")) as cps:
-        report = cps.examine(contract.message, emaid=contract.emaid, pcid=car.pcid, namespace=car.namespace)
+    with connect(kind, pool.base_url, credentials=credentials(pool, "cps")) as cps:
+        report = cps.dry_run(contract.message, emaid=contract.emaid, pcid=car.pcid, namespace=car.namespace)
     assert not report.passed
     assert any(check.verdict == "failed" and check.reason for check in report.checks)
-    assert report.said["message"] == "CertificateInstallationRes"
+    assert report.raw["message"] == "CertificateInstallationRes"
 
 
 def test_errors_have_a_type_the_pools_sentences_and_its_trace_id(pool: Pool, kind: str) -> None:
     car = pool.car()
     with (
-        face(kind, pool.base_url, credentials=credentials(pool, "cps")) as cps,
-        face(kind, pool.base_url, credentials=credentials(pool, "emsp")) as emsp,
-        face(kind, pool.base_url, credentials=credentials(pool, "oem")) as oem,
+        connect(kind, pool.base_url, credentials=credentials(pool, "cps")) as cps,
+        connect(kind, pool.base_url, credentials=credentials(pool, "emsp")) as emsp,
+        connect(kind, pool.base_url, credentials=credentials(pool, "oem")) as oem,
     ):
         with pytest.raises(BadRequestError) as caught:
             cps.publish(b"not EXI", emaid=new_emaid(), pcid=car.pcid, namespace=car.namespace)
@@ -162,19 +163,19 @@ def test_errors_have_a_type_the_pools_sentences_and_its_trace_id(pool: Pool, kin
 def test_wrong_credentials_and_wrong_tokens_are_told_apart(pool: Pool, kind: str) -> None:
     wrong = credentials(pool, "cpo")
     wrong = type(wrong)(wrong.client_id, "not the secret")
-    with face(kind, pool.base_url, credentials=wrong) as client, pytest.raises(TokenRefusedError) as caught:
+    with connect(kind, pool.base_url, credentials=wrong) as client, pytest.raises(TokenRefusedError) as caught:
         client.contracts_of_emaid(new_emaid())
     assert caught.value.error == "invalid_client"
-    with face(kind, pool.base_url, token="not-a-token") as client, pytest.raises(NotAuthenticatedError):
+    with connect(kind, pool.base_url, token="not-a-token") as client, pytest.raises(NotAuthenticatedError):
         client.contracts_of_emaid(new_emaid())
-    with face(kind, pool.base_url, token=pool.token("emsp")) as client, pytest.raises(NotFoundError):
+    with connect(kind, pool.base_url, token=pool.token("emsp")) as client, pytest.raises(NotFoundError):
         client.contracts_of_emaid(new_emaid())
 
 
 def test_a_request_says_whom_it_is_from_and_for(pool: Pool, kind: str) -> None:
     own, foreign = Routing(from_type="emsp", from_id="DEEXA"), Routing(from_type="emsp", from_id="FRXXX")
     elsewhere = Routing(to_type="ccp", to_id="elsewhere")
-    with face(kind, pool.base_url, credentials=credentials(pool, "emsp"), routing=own) as emsp:
+    with connect(kind, pool.base_url, credentials=credentials(pool, "emsp"), routing=own) as emsp:
         contract = pool.publish(pool.car())
         assert len(emsp.contracts_of_emaid(contract.emaid)) == 1
         with pytest.raises(NotAuthorisedError, match="OPNC-from-party-id"):
@@ -184,7 +185,7 @@ def test_a_request_says_whom_it_is_from_and_for(pool: Pool, kind: str) -> None:
 
 
 def test_what_is_no_id_is_refused_before_anything_is_sent(kind: str) -> None:
-    with face(kind, "http://127.0.0.1:9", token="unused") as client:
+    with connect(kind, "http://127.0.0.1:9", token="unused") as client:
         for wrong in (
             lambda: client.withdraw("DE"),
             lambda: client.contracts_of_pcid("short"),
@@ -209,17 +210,22 @@ def test_a_client_that_cannot_work_is_not_made(kind: str) -> None:
         {"base_url": "https://ccp.example", "token": "a\nb"},
     ):
         with pytest.raises(ConfigurationError):
-            Face(kind, **wrong)
+            EitherClient(kind, **wrong)
 
 
 def test_both_faces_have_the_same_methods_and_the_servers_paths(kind: str) -> None:
-    operations = {name for name, value in inspect.getmembers(Calls) if not name.startswith("_") and callable(value)}
+    operations = {
+        name for name, value in inspect.getmembers(Operations) if not name.startswith("_") and callable(value)
+    }
     assert len(operations) == 8  # The seven, and publishing as a dry run.
-    client = {"blocking": Client, "awaited": AsyncClient}[kind]
+    client = {"sync": Client, "async": AsyncClient}[kind]
     for name in operations:
-        assert inspect.signature(getattr(client, name)).parameters == inspect.signature(getattr(Calls, name)).parameters
-        assert getattr(client, name).__doc__ == getattr(Calls, name).__doc__
-    assert {dialect: calls.base for dialect, calls in CALLS.items()} == {
+        assert (
+            inspect.signature(getattr(client, name)).parameters
+            == inspect.signature(getattr(Operations, name)).parameters
+        )
+        assert getattr(client, name).__doc__ == getattr(Operations, name).__doc__
+    assert {dialect: calls.base for dialect, calls in OPERATIONS.items()} == {
         Dialect.OPNC: opnc.BASE,
         Dialect.OPCP: opcp.BASE,
     }

@@ -13,14 +13,14 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from ccp.client import TLS, NoAnswerError
+from ccp.client import TLS, NoResponseError
 from ccp.errors import ConfigurationError
-from tests.client.faces import FACES, face
+from tests.client.either import KINDS, connect
 from tests.client.servers import json_reply, scripted
 from tests.world import AT
 
 EMAID = "DEEXAC00000001"
-pytestmark = pytest.mark.parametrize("kind", FACES)
+pytestmark = pytest.mark.parametrize("kind", KINDS)
 
 
 def make(folder: Path, name: str) -> tuple[Path, Path]:
@@ -54,10 +54,10 @@ def test_a_pool_is_believed_by_its_ca_only(tmp_path: Path, kind: str) -> None:
     with scripted(context) as server:
         server.on(f"/opnc/v1/ccp/contractData/emaid/{EMAID}", json_reply({"contractDataCollection": []}))
         for tls in (TLS(ca_file=certificate), TLS(verify=False), TLS(ca_file=certificate).context()):
-            with face(kind, server.url, token="t", tls=tls) as client:
+            with connect(kind, server.url, token="t", tls=tls) as client:
                 assert client.contracts_of_emaid(EMAID) == ()
         heard = len(server.received)
-        with face(kind, server.url, token="t") as client, pytest.raises(NoAnswerError) as caught:
+        with connect(kind, server.url, token="t") as client, pytest.raises(NoResponseError) as caught:
             client.contracts_of_emaid(EMAID)
         assert not caught.value.outcome_unknown
         assert len(server.received) == heard
@@ -72,14 +72,14 @@ def test_a_client_shows_its_certificate(tmp_path: Path, kind: str) -> None:
     context.verify_mode = ssl.CERT_REQUIRED
     with scripted(context) as server:
         server.on(f"/opnc/v1/ccp/contractData/emaid/{EMAID}", json_reply({"contractDataCollection": []}))
-        with face(kind, server.url, token="t", tls=TLS(certificate, own, own_key)) as client:
+        with connect(kind, server.url, token="t", tls=TLS(certificate, own, own_key)) as client:
             assert client.contracts_of_emaid(EMAID) == ()
-        with face(kind, server.url, token="t", tls=TLS(certificate)) as client, pytest.raises(NoAnswerError):
+        with connect(kind, server.url, token="t", tls=TLS(certificate)) as client, pytest.raises(NoResponseError):
             client.contracts_of_emaid(EMAID)
 
 
 def test_certificates_that_cannot_be_used_are_told_at_once(tmp_path: Path, kind: str) -> None:
     certificate, _ = make(tmp_path, "pool")
     for tls in (TLS(tmp_path / "nothing.pem"), TLS(certificate, certificate, certificate)):
-        with pytest.raises(ConfigurationError, match="TLS"), face(kind, "https://127.0.0.1:9", token="t", tls=tls):
+        with pytest.raises(ConfigurationError, match="TLS"), connect(kind, "https://127.0.0.1:9", token="t", tls=tls):
             pass

@@ -12,23 +12,24 @@ from typing import Any
 import pytest
 
 from ccp.client import (
-    AnsweredError,
     AsyncClient,
     Client,
     Credentials,
-    Limits,
-    MalformedAnswerError,
+    MalformedResponseError,
     Namespace,
-    NoAnswerError,
+    NoResponseError,
     NotAuthenticatedError,
     NotFoundError,
+    RetryPolicy,
+    StatusError,
+    Timeouts,
     TokenRefusedError,
     TooManyRequestsError,
     UnavailableError,
     UpstreamFailedError,
     Withdrawn,
 )
-from tests.client.faces import FACES, Face, face
+from tests.client.either import KINDS, EitherClient, connect
 from tests.client.servers import (
     DROP,
     ENDLESS,
@@ -55,12 +56,13 @@ WITHDRAW = f"{DELIVER}/{EMAID}"
 NOTHING = json_reply({"contractDataCollection": []})
 SECRET = Credentials("example-emsp", "a-secret")
 
-SOON = Limits(pause=0.02)
+SOON = RetryPolicy(backoff=0.02)
+ONE_RETRY = RetryPolicy(max_retries=1, backoff=0.02)
 
-pytestmark = pytest.mark.parametrize("kind", FACES)
+pytestmark = pytest.mark.parametrize("kind", KINDS)
 
 
-def read(client: Face) -> Any:
+def read(client: EitherClient) -> Any:
     return client.contracts_of_emaid(EMAID)
 
 
@@ -69,7 +71,7 @@ def read(client: Face) -> Any:
 )
 @pytest.mark.parametrize("operation", ["read", "deliver", "publish", "default", "withdraw"])
 def test_every_operation_is_tried_again_after_a_passing_fault(kind: str, failure: Reply, operation: str) -> None:
-    calls: dict[str, tuple[str, Reply, Callable[[Face], Any]]] = {
+    calls: dict[str, tuple[str, Reply, Callable[[EitherClient], Any]]] = {
         "read": (CONTRACTS, NOTHING, read),
         "deliver": (DELIVER, error(404), lambda c: c.deliver(b"", Namespace.ISO2)),
         "publish": (DELIVER, Reply(201), lambda c: c.publish(b"", emaid=EMAID, pcid=PCID, namespace=Namespace.ISO2)),
@@ -77,7 +79,7 @@ def test_every_operation_is_tried_again_after_a_passing_fault(kind: str, failure
         "withdraw": (WITHDRAW, Reply(200), lambda c: c.withdraw(EMAID)),
     }
     path, good, call = calls[operation]
-    with scripted() as server, face(kind, server.url, token="t", limits=SOON) as client:
+    with scripted() as server, connect(kind, server.url, token="t", retry=SOON) as client:
         server.on(path, failure, failure, good)
         if operation == "deliver":
             with pytest.raises(NotFoundError):
@@ -89,7 +91,10 @@ def test_every_operation_is_tried_again_after_a_passing_fault(kind: str, failure
 
 
 def test_retries_end(kind: str) -> None:
-    with scripted() as server, face(kind, server.url, token="t", limits=Limits(retries=1, pause=0.02)) as client:
+    with (
+        scripted() as server,
+        connect(kind, server.url, token="t", retry=ONE_RETRY) as client,
+    ):
         server.on(CONTRACTS, error(503, "Later."))
         with pytest.raises(UnavailableError, match=r"Later\.") as caught:
             read(client)
@@ -99,26 +104,26 @@ def test_retries_end(kind: str) -> None:
 
 @pytest.mark.parametrize("status", [400, 403, 404, 405, 409, 413, 500, 504])
 def test_what_another_attempt_would_not_change_is_not_tried_again(kind: str, status: int) -> None:
-    with scripted() as server, face(kind, server.url, token="t") as client:
+    with scripted() as server, connect(kind, server.url, token="t") as client:
         server.on(CONTRACTS, error(status, "Because."))
-        with pytest.raises(AnsweredError, match="Because") as caught:
+        with pytest.raises(StatusError, match="Because") as caught:
             read(client)
         assert caught.value.status == status
         assert len(server.asked(CONTRACTS)) == 1
 
 
 def test_an_error_that_is_not_the_apis_is_told_by_its_status(kind: str) -> None:
-    with scripted() as server, face(kind, server.url, token="t") as client:
+    with scripted() as server, connect(kind, server.url, token="t") as client:
         for body in (b"<html>Bad gateway</html>", b"", b'["x"]', b'{"errorMessages": "x", "traceId": 1}'):
             server.on(CONTRACTS, Reply(418, body))
-            with pytest.raises(AnsweredError, match="418") as caught:
+            with pytest.raises(StatusError, match="418") as caught:
                 read(client)
             assert caught.value.trace_id is None
 
 
 def test_the_pause_that_the_pool_asks_for_is_kept(kind: str) -> None:
     for asked, least in (("1", 1.0), ("a date", 0.9), ("garbage", 0.1)):
-        with scripted() as server, face(kind, server.url, token="t") as client:
+        with scripted() as server, connect(kind, server.url, token="t") as client:
             after = formatdate(time.time() + 2, usegmt=True) if asked == "a date" else asked
             server.on(CONTRACTS, error(429, Retry_After=after), NOTHING)
             began = time.monotonic()
@@ -127,7 +132,7 @@ def test_the_pause_that_the_pool_asks_for_is_kept(kind: str) -> None:
 
 
 def test_a_pause_beyond_the_time_there_is_is_not_begun(kind: str) -> None:
-    with scripted() as server, face(kind, server.url, token="t", limits=Limits(total=5)) as client:
+    with scripted() as server, connect(kind, server.url, token="t", timeouts=Timeouts(total=5)) as client:
         server.on(CONTRACTS, error(429, Retry_After="60"), NOTHING)
         began = time.monotonic()
         with pytest.raises(TooManyRequestsError) as caught:
@@ -141,11 +146,11 @@ def test_a_pause_beyond_the_time_there_is_is_not_begun(kind: str) -> None:
 def test_a_slow_server_holds_nobody_up(kind: str, reply: Reply) -> None:
     with (
         scripted() as server,
-        face(kind, server.url, token="t", limits=Limits(exchange=0.3, retries=1, pause=0.02)) as client,
+        connect(kind, server.url, token="t", timeouts=Timeouts(request=0.3), retry=ONE_RETRY) as client,
     ):
         server.on(CONTRACTS, reply)
         began = time.monotonic()
-        with pytest.raises(NoAnswerError, match="in time") as caught:
+        with pytest.raises(NoResponseError, match="in time") as caught:
             read(client)
         assert 0.6 < time.monotonic() - began < 2.0
         assert caught.value.outcome_unknown
@@ -156,22 +161,25 @@ def test_a_slow_server_holds_nobody_up(kind: str, reply: Reply) -> None:
 
 
 def test_a_call_has_a_time_limit_of_its_own(kind: str) -> None:
-    with scripted() as server, face(kind, server.url, token="t") as client:
+    with scripted() as server, connect(kind, server.url, token="t") as client:
         server.on(DELIVER, HANG)
         began = time.monotonic()
-        with pytest.raises(NoAnswerError):
-            client.deliver(b"", Namespace.ISO2, seconds=0.3)
+        with pytest.raises(NoResponseError):
+            client.deliver(b"", Namespace.ISO2, timeout=0.3)
         assert time.monotonic() - began < 1.5
         # The token is part of it.
-        with face(kind, server.url, credentials=SECRET) as other:
+        with connect(kind, server.url, credentials=SECRET) as other:
             server.on("/oauth/token", HANG)
-            with pytest.raises(NoAnswerError):
-                other.deliver(b"", Namespace.ISO2, seconds=0.3)
+            with pytest.raises(NoResponseError):
+                other.deliver(b"", Namespace.ISO2, timeout=0.3)
             assert time.monotonic() - began < 3
 
 
 def test_a_server_that_is_not_there_surely_did_nothing(kind: str) -> None:
-    with face(kind, nowhere(), token="t") as client, pytest.raises(NoAnswerError, match="cannot be reached") as caught:
+    with (
+        connect(kind, nowhere(), token="t") as client,
+        pytest.raises(NoResponseError, match="cannot be reached") as caught,
+    ):
         read(client)
     assert not caught.value.outcome_unknown
 
@@ -190,9 +198,9 @@ def test_a_server_that_is_not_there_surely_did_nothing(kind: str) -> None:
     ],
 )
 def test_an_answer_that_is_not_the_apis_is_refused(kind: str, reply: Reply, match: str) -> None:
-    with scripted() as server, face(kind, server.url, token="t", limits=Limits(octets=4096)) as client:
+    with scripted() as server, connect(kind, server.url, token="t", max_response_bytes=4096) as client:
         server.on(CONTRACTS, reply)
-        with pytest.raises(MalformedAnswerError, match=match):
+        with pytest.raises(MalformedResponseError, match=match):
             read(client)
         assert len(server.asked(CONTRACTS)) == 1
 
@@ -208,16 +216,16 @@ def test_an_answer_that_is_not_the_apis_is_refused(kind: str, reply: Reply, matc
 )
 def test_a_message_that_cannot_be_read_is_not_handed_on(kind: str, items: list[dict[str, str]]) -> None:
     complete = {"emaid": EMAID, "pcid": PCID, "xsdMsgDefNamespace": str(Namespace.ISO2)}
-    with scripted() as server, face(kind, server.url, token="t") as client:
+    with scripted() as server, connect(kind, server.url, token="t") as client:
         server.on(DELIVER, json_reply({"signedContractDataCollection": [{**complete, **item} for item in items]}))
-        with pytest.raises(MalformedAnswerError):
+        with pytest.raises(MalformedResponseError):
             client.deliver(b"", Namespace.ISO2)
 
 
 def test_a_redirect_is_not_followed(kind: str) -> None:
-    with scripted() as server, scripted() as other, face(kind, server.url, token="t") as client:
+    with scripted() as server, scripted() as other, connect(kind, server.url, token="t") as client:
         server.on(CONTRACTS, Reply(307, headers={"Location": other.url + CONTRACTS}))
-        with pytest.raises(AnsweredError, match="307"):
+        with pytest.raises(StatusError, match="307"):
             read(client)
         assert not other.received
 
@@ -229,13 +237,13 @@ def test_a_redirect_is_not_followed(kind: str) -> None:
 def test_a_contract_that_is_gone_after_a_lost_answer_counts_as_withdrawn_but_not_for_certain(
     kind: str, lost: Reply
 ) -> None:
-    with scripted() as server, face(kind, server.url, token="t") as client:
+    with scripted() as server, connect(kind, server.url, token="t") as client:
         server.on(WITHDRAW, lost, error(404))
-        assert client.withdraw(EMAID) == Withdrawn(certain=False)
+        assert client.withdraw(EMAID) == Withdrawn(confirmed=False)
 
 
 def test_a_contract_that_was_never_there_is_not_found(kind: str) -> None:
-    with scripted() as server, face(kind, server.url, token="t") as client:
+    with scripted() as server, connect(kind, server.url, token="t") as client:
         server.on(WITHDRAW, error(429), error(404))
         with pytest.raises(NotFoundError):
             client.withdraw(EMAID)
@@ -248,7 +256,7 @@ def test_a_contract_that_was_never_there_is_not_found(kind: str) -> None:
 
 
 def test_a_token_is_fetched_once_and_kept(kind: str) -> None:
-    with scripted() as server, face(kind, server.url, credentials=SECRET) as client:
+    with scripted() as server, connect(kind, server.url, credentials=SECRET) as client:
         server.on("/oauth/token", granted("the-token"))
         server.on(CONTRACTS, NOTHING)
         for _ in range(5):
@@ -262,7 +270,7 @@ def test_a_token_is_fetched_once_and_kept(kind: str) -> None:
 def test_a_token_may_come_from_another_issuer(kind: str) -> None:
     with scripted() as server, scripted() as issuer:
         access = Credentials("id", "s&cret", f"{issuer.url}/token", audience="https://ccp.example", scope="a b")
-        with face(kind, server.url, credentials=access) as client:
+        with connect(kind, server.url, credentials=access) as client:
             issuer.on("/token", granted())
             server.on(CONTRACTS, NOTHING)
             read(client)
@@ -271,7 +279,7 @@ def test_a_token_may_come_from_another_issuer(kind: str) -> None:
 
 
 def test_a_token_that_is_refused_is_replaced_once(kind: str) -> None:
-    with scripted() as server, face(kind, server.url, credentials=SECRET) as client:
+    with scripted() as server, connect(kind, server.url, credentials=SECRET) as client:
         server.on("/oauth/token", granted("first"), granted("second"), granted("third"))
         server.on(CONTRACTS, NOTHING, error(401), NOTHING)
         read(client)
@@ -286,7 +294,7 @@ def test_a_token_that_is_refused_is_replaced_once(kind: str) -> None:
 
 
 def test_a_token_from_elsewhere_is_not_replaced(kind: str) -> None:
-    with scripted() as server, face(kind, server.url, token="static") as client:
+    with scripted() as server, connect(kind, server.url, token="static") as client:
         server.on(CONTRACTS, error(401))
         with pytest.raises(NotAuthenticatedError):
             read(client)
@@ -294,10 +302,10 @@ def test_a_token_from_elsewhere_is_not_replaced(kind: str) -> None:
 
 
 def test_a_refusal_of_rights_is_no_reason_for_another_token(kind: str) -> None:
-    with scripted() as server, face(kind, server.url, credentials=SECRET) as client:
+    with scripted() as server, connect(kind, server.url, credentials=SECRET) as client:
         server.on("/oauth/token", granted())
         server.on(CONTRACTS, error(403))
-        with pytest.raises(AnsweredError):
+        with pytest.raises(StatusError):
             read(client)
         assert len(server.asked("/oauth/token")) == 1
 
@@ -306,7 +314,7 @@ def test_callers_at_the_same_time_ask_for_one_token(kind: str) -> None:
     with scripted() as server:
         server.on("/oauth/token", granted())
         server.on(CONTRACTS, NOTHING)
-        if kind == "blocking":
+        if kind == "sync":
             with Client(server.url, credentials=SECRET) as client, ThreadPoolExecutor(20) as threads:
                 list(threads.map(client.contracts_of_emaid, [EMAID] * 20))
         else:
@@ -321,7 +329,7 @@ def test_callers_at_the_same_time_ask_for_one_token(kind: str) -> None:
 
 
 def test_a_token_request_is_tried_again_as_well(kind: str) -> None:
-    with scripted() as server, face(kind, server.url, credentials=SECRET) as client:
+    with scripted() as server, connect(kind, server.url, credentials=SECRET) as client:
         server.on("/oauth/token", DROP, error(503), granted())
         server.on(CONTRACTS, NOTHING)
         assert read(client) == ()
@@ -342,15 +350,15 @@ def test_a_token_request_is_tried_again_as_well(kind: str) -> None:
     ],
 )
 def test_a_token_that_cannot_be_one_is_refused(kind: str, reply: Reply) -> None:
-    with scripted() as server, face(kind, server.url, credentials=SECRET) as client:
+    with scripted() as server, connect(kind, server.url, credentials=SECRET) as client:
         server.on("/oauth/token", reply)
-        with pytest.raises(MalformedAnswerError):
+        with pytest.raises(MalformedResponseError):
             read(client)
         assert not server.asked(CONTRACTS)
 
 
 def test_credentials_that_are_refused_are_not_tried_again(kind: str) -> None:
-    with scripted() as server, face(kind, server.url, credentials=SECRET) as client:
+    with scripted() as server, connect(kind, server.url, credentials=SECRET) as client:
         server.on("/oauth/token", json_reply({"error": "invalid_client", "error_description": "Who?"}, 401))
         with pytest.raises(TokenRefusedError, match="Who") as caught:
             read(client)
@@ -360,13 +368,13 @@ def test_credentials_that_are_refused_are_not_tried_again(kind: str) -> None:
 
 def test_secrets_are_not_shown(kind: str) -> None:
     assert "a-secret" not in repr(SECRET)
-    with face(kind, nowhere(), credentials=SECRET) as client, pytest.raises(NoAnswerError) as caught:
+    with connect(kind, nowhere(), credentials=SECRET) as client, pytest.raises(NoResponseError) as caught:
         read(client)
     assert "a-secret" not in repr(caught.value) + str(caught.value)
 
 
 def test_a_call_that_is_given_up_leaves_the_client_usable(kind: str) -> None:
-    if kind == "blocking":
+    if kind == "sync":
         pytest.skip("nobody can cancel a thread")
 
     async def story(server: Scripted) -> None:

@@ -355,7 +355,7 @@ def test_the_program_of_an_emsp_publishes_and_withdraws(
     assert capsys.readouterr().out == f"{emaid} waits for {pcid}\n"
     with pytest.raises(ValueError, match="certificate"):
         scope["publish"](message, "DEEXAC00000889", pcid)
-    assert scope["ccp"].withdraw(emaid).certain
+    assert scope["ccp"].withdraw(emaid).confirmed
     scope["ccp"].close()
     assert os.environ["CCP_SECRET"] not in DOCUMENT.read_text("utf-8")
 

@@ -101,7 +101,7 @@ def call(party_id: Annotated[str, typer.Argument(help="The pool's party id.")], 
     seconds = settings.load(config).peer_delivery_timeout
     with Client(**client_options(peer, seconds)) as client:  # type: ignore[arg-type]
         try:
-            client.deliver(b"\0", Namespace.ISO2, routing=routing, seconds=seconds)
+            client.deliver(b"\0", Namespace.ISO2, routing=routing, timeout=seconds)
         except BadRequestError:
             print_line(f"{party_id} answers, and takes requests of vehicles from us.")
         else:

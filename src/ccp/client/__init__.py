@@ -1,30 +1,32 @@
-"""Client library: call a pool from a charging back end, an eMSP, an OEM, or another pool.
+"""Client library for a Contract Certificate Pool: for charging back ends, eMSPs, OEMs and other pools.
 
-    from ccp.client import Client, Credentials, Namespace
+    from ccp.client import Client, Credentials, Delivered, Namespace
 
-    with Client("https://ccp.example", credentials=Credentials("example-cpo", secret)) as ccp:
-        answer = ccp.deliver(exi_request, Namespace.ISO2)
-        answer_to_station = answer.message     # for the vehicle in any case; if it is Delivered, with a contract
+    with Client("https://pool.example", credentials=Credentials("example-cpo", secret)) as pool:
+        result = pool.deliver(request, Namespace.ISO2)      # request: EXI, as the vehicle sent it
+        send_to_vehicle(result.message)                     # positive or negative, both go to the vehicle
+        if isinstance(result, Delivered):
+            print(result.contracts[0].emaid)
 
-`AsyncClient` has the same methods to be awaited. Messages are EXI octets (or, as OCPP has them, Base64 as text); JSON,
-tokens, retries and time limits are the library's business. Every failure is one of the exceptions in
-`ccp.client.errors`; a `FieldError` says that an argument is no id.
+`AsyncClient` has the same methods as coroutines. Messages are EXI, or their Base64 as text, as OCPP carries them. The
+library handles JSON, access tokens, retries and timeouts. Every failure of a call is a `ClientError`; see
+`ccp.client.errors` for the classes. An argument that is not a valid id raises `ccp.errors.FieldError`.
 
-How it is made: `calls` turns a method's arguments into a `Call` and an answer into a value, in either dialect;
-`conversation` says in which order to send, wait and ask for tokens, as a generator; `faces` drives that generator
-over sockets, blocking or not. Only the last one does I/O.
+The library is sans-IO, as h11 is: `operations` turns arguments into a request and a response into a result, with the
+two dialects in `opnc` and `opcp`; `session` decides as a generator when to send, wait, retry and fetch a token;
+`clients` runs that generator over sockets, blocking or asynchronous. Only `clients` does I/O.
 """
 
 from ccp.client.clients import TLS, AsyncClient, Client
 from ccp.client.errors import (
-    AnsweredError,
     BadRequestError,
     ClientError,
-    MalformedAnswerError,
-    NoAnswerError,
+    MalformedResponseError,
+    NoResponseError,
     NotAuthenticatedError,
     NotAuthorisedError,
     NotFoundError,
+    StatusError,
     TokenRefusedError,
     TooLargeError,
     TooManyRequestsError,
@@ -32,14 +34,15 @@ from ccp.client.errors import (
     UpstreamFailedError,
 )
 from ccp.client.model import (
-    Check,
+    CheckResult,
     ContractState,
     Credentials,
     Delivered,
-    Limits,
-    Refused,
-    Report,
+    DryRunReport,
+    NoContractResponse,
+    RetryPolicy,
     SignedResponse,
+    Timeouts,
     Withdrawn,
 )
 from ccp.client.operations import Dialect
@@ -50,29 +53,30 @@ __all__ = [
     "EMAID",
     "PCID",
     "TLS",
-    "AnsweredError",
     "AsyncClient",
     "BadRequestError",
-    "Check",
+    "CheckResult",
     "Client",
     "ClientError",
     "ContractState",
     "Credentials",
     "Delivered",
     "Dialect",
+    "DryRunReport",
     "Fingerprint",
-    "Limits",
-    "MalformedAnswerError",
+    "MalformedResponseError",
     "Namespace",
-    "NoAnswerError",
+    "NoContractResponse",
+    "NoResponseError",
     "NotAuthenticatedError",
     "NotAuthorisedError",
     "NotFoundError",
     "PartyType",
-    "Refused",
-    "Report",
+    "RetryPolicy",
     "Routing",
     "SignedResponse",
+    "StatusError",
+    "Timeouts",
     "TokenRefusedError",
     "TooLargeError",
     "TooManyRequestsError",

@@ -1,4 +1,4 @@
-"""The two faces of the client: blocking and not. They do the I/O of a conversation and nothing else."""
+"""The clients: synchronous and asynchronous drivers of a `Session`, which do its I/O over httpcore."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import random
 import ssl
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -18,24 +18,31 @@ from urllib.parse import urlsplit
 
 import httpcore
 
-from ccp.client.errors import ClientError, MalformedAnswerError, NoAnswerError
-from ccp.client.model import Credentials, Limits
-from ccp.client.operations import CALLS, Answer, Call, Calls, Dialect
-from ccp.client.session import Authorise, Conversation, Exchange, Pause, Step, Steps
+from ccp.client.errors import ClientError, MalformedResponseError, NoResponseError
+from ccp.client.model import Credentials, RetryPolicy, Timeouts
+from ccp.client.opcp import OPCPOperations
+from ccp.client.operations import Call, Dialect, Operations
+from ccp.client.opnc import OPNCOperations
+from ccp.client.responses import HttpResponse
+from ccp.client.session import Action, Authorize, Exchange, ProtocolFlow, Session, Sleep
 from ccp.errors import ConfigurationError
 from ccp.schemas.common import Routing
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_KEEPALIVE: Final = 15.0
+OPERATIONS: Final[Mapping[Dialect, type[Operations]]] = {Dialect.OPNC: OPNCOperations, Dialect.OPCP: OPCPOperations}
+
+_KEEPALIVE: Final = 15.0  # Seconds.
+_MAX_RESPONSE_BYTES: Final = 4_194_304
 
 
 @dataclass(frozen=True, slots=True)
 class TLS:
-    """ca_file: CAs of the pool's certificate, PEM; the system's if not given. certificate, key: the client's own, PEM.
+    """Certificates of the connection, as PEM files.
 
-    verify: False takes any certificate: laboratories only.
+    ca_file: CAs that the pool's certificate is verified against; the system's by default. certificate, key, password:
+    for mutual TLS. verify: False accepts any certificate, for test environments only.
     """
 
     ca_file: Path | str | None = None
@@ -45,7 +52,7 @@ class TLS:
     verify: bool = True
 
     def context(self) -> ssl.SSLContext:
-        """Raises ConfigurationError."""
+        """Build the context. Raises ConfigurationError."""
         try:
             context = ssl.create_default_context(cafile=None if self.ca_file is None else str(self.ca_file))
             if self.certificate is not None:
@@ -59,32 +66,34 @@ class TLS:
 
 
 def _blocking(
-    build: Callable[Concatenate[Calls, P], Call[T]],
+    build: Callable[Concatenate[Operations, P], Call[T]],
 ) -> Callable[Concatenate[Client, P], T]:
-    """A method of the blocking face: what the operation of that name is for."""
+    """Turn a request builder into a method of `Client`."""
 
     def method(self: Client, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        call: Call[T] = getattr(self._calls, build.__name__)(*args, **kwargs)
-        return self._run(self._conversation.call(call))
+        call: Call[T] = getattr(self._operations, build.__name__)(*args, **kwargs)
+        return self._run(self._session.call(call))
 
     functools.update_wrapper(method, build)
     return method
 
 
 def _awaitable(
-    build: Callable[Concatenate[Calls, P], Call[T]],
+    build: Callable[Concatenate[Operations, P], Call[T]],
 ) -> Callable[Concatenate[AsyncClient, P], Coroutine[Any, Any, T]]:
-    """The same to be awaited."""
+    """Turn a request builder into a method of `AsyncClient`."""
 
     async def method(self: AsyncClient, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        call: Call[T] = getattr(self._calls, build.__name__)(*args, **kwargs)
-        return await self._run(self._conversation.call(call))
+        call: Call[T] = getattr(self._operations, build.__name__)(*args, **kwargs)
+        return await self._run(self._session.call(call))
 
     functools.update_wrapper(method, build)
     return method
 
 
-class _Face:
+class BaseClient:
+    """What both clients share: the configuration."""
+
     def __init__(
         self,
         base_url: str,
@@ -93,31 +102,34 @@ class _Face:
         token: str | None = None,
         dialect: Dialect = Dialect.OPNC,
         routing: Routing = Routing(),
-        limits: Limits = Limits(),
+        timeouts: Timeouts = Timeouts(),
+        retry: RetryPolicy = RetryPolicy(),
+        max_response_bytes: int = _MAX_RESPONSE_BYTES,
+        max_connections: int = 100,
         tls: TLS | ssl.SSLContext = TLS(),
         proxy: str | None = None,
     ) -> None:
-        """base_url: what comes before `/opnc/v1/ccp` or `/v1/ccp`.
+        """Raises ConfigurationError.
 
-        credentials: to get access tokens with; or token: one that somebody else renews. proxy: address of an HTTP
-        proxy. Raises ConfigurationError.
+        base_url: what precedes `/opnc/v1/ccp` or `/v1/ccp`. credentials: for access tokens, which the client fetches
+        and renews; or token: an access token that the application renews. max_connections: open at a time; further
+        requests wait for one. proxy: URL of an HTTP proxy.
         """
         access = credentials if credentials is not None else token
         if access is None or (credentials is not None and token is not None):
             raise ConfigurationError("A client needs either credentials or a token.")
         if isinstance(access, str) and not (access.isascii() and access.isprintable() and access and " " not in access):
-            raise ConfigurationError("The token is not one that can be sent.")
-        routing.headers()  # Raises FieldError at once.
-        self._calls = CALLS[dialect](routing)
-        self._limits = limits
-        self._conversation = Conversation(
-            base_url, access, limits, clock=time.monotonic, wall_clock=time.time, chance=random.random
+            raise ConfigurationError("The token contains characters that a header cannot carry.")
+        self._operations = OPERATIONS[dialect](routing)
+        self._max_response_bytes = max_response_bytes
+        self._session = Session(
+            base_url, access, timeouts, retry, clock=time.monotonic, wall_clock=time.time, random=random.random
         )
         urls = (base_url, proxy, None if credentials is None else credentials.token_url)
         options: dict[str, Any] = {
-            # Reading the system's CAs takes a while, and who calls over plain HTTP has no use for them.
+            # Loading the system's CAs takes time, which a client of plain HTTP saves.
             "ssl_context": None if tls == TLS() and not _needs_tls(urls) else _context(tls),
-            "max_connections": limits.connections,
+            "max_connections": max_connections,
             "keepalive_expiry": _KEEPALIVE,
             "retries": 0,
         }
@@ -128,60 +140,63 @@ class _Face:
     def _open(self, options: dict[str, Any]) -> None:
         raise NotImplementedError
 
-    def _answer(self, response: httpcore.Response, body: bytes) -> Answer:
+    def _response(self, response: httpcore.Response, body: bytes) -> HttpResponse:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
         if headers.get("content-encoding", "identity").lower() != "identity":
-            raise MalformedAnswerError("The answer is compressed, which was not asked for.", status=response.status)
-        return Answer(response.status, headers, body)
+            raise MalformedResponseError(
+                "The response is compressed, which the request does not allow.", status=response.status
+            )
+        return HttpResponse(response.status, headers, body)
 
-    def _too_large(self, response: httpcore.Response) -> MalformedAnswerError:
-        return MalformedAnswerError(
-            f"The answer is larger than {self._limits.octets} octets.", status=response.status
-        )  # fmt: skip
+    def _too_large(self, response: httpcore.Response) -> MalformedResponseError:
+        return MalformedResponseError(
+            f"The response is larger than {self._max_response_bytes} bytes.", status=response.status
+        )
 
 
-# Before anything was sent; everything else may have come after the pool had the request.
+# Errors before anything is sent. After any other error the pool may have received the request.
 _UNSENT: Final = (httpcore.ConnectError, httpcore.ConnectTimeout, httpcore.PoolTimeout, httpcore.ProxyError)
 
 
 @contextlib.contextmanager
-def _translated(exchange: Exchange) -> Iterator[None]:
-    """What the transport raises, as an error of ours."""
+def _translate_errors(exchange: Exchange) -> Iterator[None]:
+    """Convert the transport's errors into the client's."""
     host = urlsplit(exchange.url).hostname
     try:
         yield
     except (httpcore.LocalProtocolError, httpcore.UnsupportedProtocol, UnicodeError) as exc:
-        raise ConfigurationError(f"A request to {host} cannot be written.") from exc
+        raise ConfigurationError(f"The request to {host} cannot be sent.") from exc
     except httpcore.TimeoutException as exc:
         unknown = not isinstance(exc, _UNSENT)
-        raise NoAnswerError(f"{host} did not answer in time.", outcome_unknown=unknown) from exc
+        raise NoResponseError(f"{host} did not respond in time.", outcome_unknown=unknown) from exc
     except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.ProxyError, ssl.SSLError, OSError) as exc:
         unknown = not isinstance(exc, (*_UNSENT, ssl.SSLCertVerificationError))
-        what = "closed the connection without an answer" if unknown else "cannot be reached"
-        raise NoAnswerError(f"{host} {what}.", outcome_unknown=unknown) from exc
+        problem = "closed the connection without a response" if unknown else "cannot be reached"
+        raise NoResponseError(f"{host} {problem}.", outcome_unknown=unknown) from exc
 
 
-class Client(_Face):
-    """A pool's operations, blocking. One client may be shared by threads; close it when done, or use `with`.
+class Client(BaseClient):
+    """Synchronous client of a pool. Threads may share one client; close it, or use it in a `with` statement.
 
-    Its time limits hold for everything but the look-up of the host's name, which is the system's.
+    The time limits cover everything except the resolution of the host name, which the operating system limits.
     """
 
     def _open(self, options: dict[str, Any]) -> None:
-        self._asking = threading.Lock()
+        self._token_lock = threading.Lock()
         self._timed = _TimedBackend()
         self._pool = httpcore.ConnectionPool(network_backend=self._timed, **options)
 
-    deliver = _blocking(Calls.deliver)
-    publish = _blocking(Calls.publish)
-    examine = _blocking(Calls.examine)
-    contracts_of_emaid = _blocking(Calls.contracts_of_emaid)
-    contracts_of_pcid = _blocking(Calls.contracts_of_pcid)
-    signed_contracts = _blocking(Calls.signed_contracts)
-    withdraw = _blocking(Calls.withdraw)
-    set_default = _blocking(Calls.set_default)
+    deliver = _blocking(Operations.deliver)
+    publish = _blocking(Operations.publish)
+    dry_run = _blocking(Operations.dry_run)
+    contracts_of_emaid = _blocking(Operations.contracts_of_emaid)
+    contracts_of_pcid = _blocking(Operations.contracts_of_pcid)
+    signed_contracts = _blocking(Operations.signed_contracts)
+    withdraw = _blocking(Operations.withdraw)
+    set_default = _blocking(Operations.set_default)
 
     def close(self) -> None:
+        """Close all connections."""
         self._pool.close()
 
     def __enter__(self) -> Self:
@@ -192,40 +207,40 @@ class Client(_Face):
     ) -> None:
         self.close()
 
-    def _run(self, steps: Steps[T]) -> T:
+    def _run(self, flow: ProtocolFlow[T]) -> T:
         try:
-            step = next(steps)
+            action = next(flow)
             while True:
                 try:
-                    outcome = self._do(step)
+                    outcome = self._do(action)
                 except ClientError as exc:
-                    step = steps.throw(exc)
+                    action = flow.throw(exc)
                 else:
-                    step = steps.send(outcome)
+                    action = flow.send(outcome)
         except StopIteration as stop:
             value: T = stop.value
             return value
 
-    def _do(self, step: Step) -> Any:
-        match step:
+    def _do(self, action: Action) -> Any:
+        match action:
             case Exchange():
-                return self._exchange(step)
-            case Pause(seconds):
-                time.sleep(seconds)
+                return self._exchange(action)
+            case Sleep(delay):
+                time.sleep(delay)
                 return None
-            case Authorise(stale, deadline):
-                if not self._asking.acquire(timeout=max(0.0, deadline - time.monotonic())):
-                    raise NoAnswerError("There was no access token in time.", outcome_unknown=False)
+            case Authorize(rejected, deadline):
+                if not self._token_lock.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                    raise NoResponseError("No access token was obtained in time.", outcome_unknown=False)
                 try:
-                    return self._run(self._conversation.token(stale, deadline))
+                    return self._run(self._session.access_token(rejected, deadline))
                 finally:
-                    self._asking.release()
+                    self._token_lock.release()
 
-    def _exchange(self, exchange: Exchange) -> Answer:
+    def _exchange(self, exchange: Exchange) -> HttpResponse:
         left = max(0.0, exchange.deadline - time.monotonic())
         extensions = {"timeout": {"pool": left}}
         with (
-            _translated(exchange),
+            _translate_errors(exchange),
             self._timed.until(exchange.deadline),
             self._pool.stream(
                 exchange.method,
@@ -238,41 +253,42 @@ class Client(_Face):
             body = bytearray()
             for chunk in response.iter_stream():
                 body += chunk
-                if len(body) > self._limits.octets:
+                if len(body) > self._max_response_bytes:
                     raise self._too_large(response)
-            return self._answer(response, bytes(body))
+            return self._response(response, bytes(body))
 
 
-class AsyncClient(_Face):
-    """The same to be awaited. It belongs to the event loop in which it is first used."""
+class AsyncClient(BaseClient):
+    """Asynchronous client of a pool. It belongs to the event loop of its first call."""
 
     def __init__(
         self, base_url: str, *, network_backend: httpcore.AsyncNetworkBackend | None = None, **options: Any
     ) -> None:
-        """network_backend: makes the connections, where the standard one is not enough. options: as of `Client`."""
+        """network_backend: opens the connections instead of httpcore's own. options: as for `Client`."""
         self._network_backend = network_backend
         super().__init__(base_url, **options)
 
     def _open(self, options: dict[str, Any]) -> None:
-        self._asking = asyncio.Lock()
+        self._token_lock = asyncio.Lock()
         self._pool = httpcore.AsyncConnectionPool(network_backend=self._network_backend, **options)
 
-    deliver = _awaitable(Calls.deliver)
-    publish = _awaitable(Calls.publish)
-    examine = _awaitable(Calls.examine)
-    contracts_of_emaid = _awaitable(Calls.contracts_of_emaid)
-    contracts_of_pcid = _awaitable(Calls.contracts_of_pcid)
-    signed_contracts = _awaitable(Calls.signed_contracts)
-    withdraw = _awaitable(Calls.withdraw)
-    set_default = _awaitable(Calls.set_default)
+    deliver = _awaitable(Operations.deliver)
+    publish = _awaitable(Operations.publish)
+    dry_run = _awaitable(Operations.dry_run)
+    contracts_of_emaid = _awaitable(Operations.contracts_of_emaid)
+    contracts_of_pcid = _awaitable(Operations.contracts_of_pcid)
+    signed_contracts = _awaitable(Operations.signed_contracts)
+    withdraw = _awaitable(Operations.withdraw)
+    set_default = _awaitable(Operations.set_default)
 
     async def close(self) -> None:
+        """Close all connections."""
         await self._pool.aclose()
 
     async def close_expired(self) -> None:
         """Close connections that have been idle for too long, or that the server has closed.
 
-        They are closed when the next request is sent, too; this is for a client that sends none for a while.
+        The next request closes them too; call this for a client that sends none for a while.
         """
         for connection in self._pool.connections:
             if connection.is_idle() and connection.has_expired():
@@ -286,65 +302,65 @@ class AsyncClient(_Face):
     ) -> None:
         await self.close()
 
-    async def _run(self, steps: Steps[T]) -> T:
+    async def _run(self, flow: ProtocolFlow[T]) -> T:
         try:
-            step = next(steps)
+            action = next(flow)
             while True:
                 try:
-                    outcome = await self._do(step)
+                    outcome = await self._do(action)
                 except ClientError as exc:
-                    step = steps.throw(exc)
+                    action = flow.throw(exc)
                 else:
-                    step = steps.send(outcome)
+                    action = flow.send(outcome)
         except StopIteration as stop:
             value: T = stop.value
             return value
 
-    async def _do(self, step: Step) -> Any:
-        match step:
+    async def _do(self, action: Action) -> Any:
+        match action:
             case Exchange():
-                return await self._exchange(step)
-            case Pause(seconds):
-                await asyncio.sleep(seconds)
+                return await self._exchange(action)
+            case Sleep(delay):
+                await asyncio.sleep(delay)
                 return None
-            case Authorise(stale, deadline):
+            case Authorize(rejected, deadline):
                 try:
                     async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-                        await self._asking.acquire()
+                        await self._token_lock.acquire()
                 except TimeoutError as exc:
-                    raise NoAnswerError("There was no access token in time.", outcome_unknown=False) from exc
+                    raise NoResponseError("No access token was obtained in time.", outcome_unknown=False) from exc
                 try:
-                    return await self._run(self._conversation.token(stale, deadline))
+                    return await self._run(self._session.access_token(rejected, deadline))
                 finally:
-                    self._asking.release()
+                    self._token_lock.release()
 
-    async def _exchange(self, exchange: Exchange) -> Answer:
+    async def _exchange(self, exchange: Exchange) -> HttpResponse:
         sending = False
 
-        async def note(event: str, info: Any) -> None:
+        async def trace(event: str, info: Any) -> None:
             nonlocal sending
             sending = sending or event.endswith("send_request_headers.started")
 
         try:
-            # The time limit is the outermost: its own error is one of the operating system's kind.
+            # The timeout is outermost: inside, its TimeoutError would be translated as an OSError.
             async with asyncio.timeout(max(0.0, exchange.deadline - time.monotonic())):
-                with _translated(exchange):
+                with _translate_errors(exchange):
                     async with self._pool.stream(
                         exchange.method,
                         exchange.url,
                         headers=_headers(exchange),
                         content=exchange.content,
-                        extensions={"trace": note},
+                        extensions={"trace": trace},
                     ) as response:
                         body = bytearray()
                         async for chunk in response.aiter_stream():
                             body += chunk
-                            if len(body) > self._limits.octets:
+                            if len(body) > self._max_response_bytes:
                                 raise self._too_large(response)
-                        return self._answer(response, bytes(body))
+                        return self._response(response, bytes(body))
         except TimeoutError as exc:
             host = urlsplit(exchange.url).hostname
-            raise NoAnswerError(f"{host} did not answer in time.", outcome_unknown=sending) from exc
+            raise NoResponseError(f"{host} did not respond in time.", outcome_unknown=sending) from exc
 
 
 def _needs_tls(urls: Iterable[str | None]) -> bool:
@@ -363,7 +379,7 @@ def _headers(exchange: Exchange) -> list[tuple[str, str]]:
 
 
 class _TimedBackend(httpcore.NetworkBackend):
-    """Sockets that know until when: a time limit for each read would let a slow server go on for ever."""
+    """Sockets with a deadline for the whole exchange. A timeout per read would not stop a slow server."""
 
     def __init__(self) -> None:
         self._backend = httpcore.SyncBackend()
@@ -371,15 +387,15 @@ class _TimedBackend(httpcore.NetworkBackend):
 
     @contextlib.contextmanager
     def until(self, deadline: float) -> Iterator[None]:
-        """For this thread, while the block lasts. deadline: by the monotonic clock."""
+        """Set the deadline of this thread for a block. deadline: on the monotonic clock."""
         self._local.deadline = deadline
         try:
             yield
         finally:
             del self._local.deadline
 
-    def left(self) -> float | None:
-        """Seconds; None outside of an exchange, where connections are only closed."""
+    def remaining(self) -> float | None:
+        """Return the remaining seconds; None outside of an exchange, where connections are only closed."""
         deadline = getattr(self._local, "deadline", None)
         if deadline is None:
             return None
@@ -394,7 +410,7 @@ class _TimedBackend(httpcore.NetworkBackend):
         local_address: str | None = None,
         socket_options: Iterable[httpcore.SOCKET_OPTION] | None = None,
     ) -> httpcore.NetworkStream:
-        left = self.left()
+        left = self.remaining()
         if left is not None and left <= 0:
             raise httpcore.ConnectTimeout("deadline")
         return _TimedStream(self, self._backend.connect_tcp(host, port, left, local_address, socket_options))
@@ -406,13 +422,13 @@ class _TimedStream(httpcore.NetworkStream):
         self._stream = stream
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        left = self._backend.left()
+        left = self._backend.remaining()
         if left is not None and left <= 0:
             raise httpcore.ReadTimeout("deadline")
         return self._stream.read(max_bytes, left)
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        left = self._backend.left()
+        left = self._backend.remaining()
         if left is not None and left <= 0:
             raise httpcore.WriteTimeout("deadline")
         self._stream.write(buffer, left)
@@ -423,7 +439,7 @@ class _TimedStream(httpcore.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        left = self._backend.left()
+        left = self._backend.remaining()
         if left is not None and left <= 0:
             raise httpcore.ConnectTimeout("deadline")
         return _TimedStream(self._backend, self._stream.start_tls(ssl_context, server_hostname, left))

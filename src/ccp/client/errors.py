@@ -1,10 +1,10 @@
-"""What can go wrong with a call.
+"""The errors of the client library.
 
     ClientError
-    ├── NoAnswerError             nothing came back in time; whether it was done is not known, unless it says so
-    ├── MalformedAnswerError      something came back that is not the API's: not JSON, too large, another message
-    ├── TokenRefusedError         the token endpoint does not accept the credentials
-    └── AnsweredError             an error status, with the pool's own sentences
+    ├── NoResponseError           no response in time; `outcome_unknown` says whether the pool may have acted
+    ├── MalformedResponseError    a response that is not the API's: not JSON, too large, another message
+    ├── TokenRefusedError         the token endpoint rejects the credentials
+    └── StatusError               an error status, with the pool's own sentences
         ├── BadRequestError           400
         ├── NotAuthenticatedError     401, also with a fresh token
         ├── NotAuthorisedError        403
@@ -14,8 +14,8 @@
         ├── UpstreamFailedError       502
         └── UnavailableError          503
 
-Each has the sentences in `messages`, and `status` and `trace_id` where there was an answer. The trace id is what the
-pool's operator needs to find the request in the log.
+Each has its sentences in `messages`, and `status` and `trace_id` if there was a response. With the trace id the pool's
+operator finds the request in the log.
 """
 
 from __future__ import annotations
@@ -26,7 +26,11 @@ from ccp.errors import CCPError
 
 
 class ClientError(CCPError):
-    """status: of the answer, None without one. trace_id: the pool's name for the request, if it gave one."""
+    """Base of every error of a call.
+
+    status: HTTP status of the response, None without a response. trace_id: the pool's id of the request, if it sent
+    one.
+    """
 
     code = "client"
 
@@ -36,12 +40,12 @@ class ClientError(CCPError):
         self.trace_id = trace_id
 
     def __str__(self) -> str:
-        told = super().__str__()
-        return told if self.trace_id is None else f"{told} (trace id {self.trace_id})"
+        text = super().__str__()
+        return text if self.trace_id is None else f"{text} (trace id {self.trace_id})"
 
 
-class NoAnswerError(ClientError):
-    """outcome_unknown: False where the request surely never reached the pool."""
+class NoResponseError(ClientError):
+    """There was no response in time. outcome_unknown: False if the request cannot have reached the pool."""
 
     code = "no_answer"
 
@@ -50,12 +54,17 @@ class NoAnswerError(ClientError):
         self.outcome_unknown = outcome_unknown
 
 
-class MalformedAnswerError(ClientError):
+class MalformedResponseError(ClientError):
+    """The response does not have the API's format, or exceeds the limits of the client."""
+
     code = "malformed_answer"
 
 
 class TokenRefusedError(ClientError):
-    """error: the code of RFC 6749 clause 5.2, such as invalid_client; empty if there was none."""
+    """The token endpoint rejects the credentials.
+
+    error: the code of RFC 6749 clause 5.2, such as invalid_client; empty if the response has none.
+    """
 
     code = "token_refused"
 
@@ -64,8 +73,8 @@ class TokenRefusedError(ClientError):
         self.error = error
 
 
-class AnsweredError(ClientError):
-    """retry_after: seconds that the pool asks to wait, None if it does not say."""
+class StatusError(ClientError):
+    """The pool responded with an error status. retry_after: seconds to wait that the pool asks for, else None."""
 
     code = "answered"
 
@@ -74,39 +83,55 @@ class AnsweredError(ClientError):
         self.retry_after = retry_after
 
 
-class BadRequestError(AnsweredError):
+class BadRequestError(StatusError):
+    """400: the pool rejects the request or its message; `messages` says why."""
+
     code = "bad_request"
 
 
-class NotAuthenticatedError(AnsweredError):
+class NotAuthenticatedError(StatusError):
+    """401: the pool does not accept the access token, not even a fresh one."""
+
     code = "not_authenticated"
 
 
-class NotAuthorisedError(AnsweredError):
+class NotAuthorisedError(StatusError):
+    """403: the caller's roles or ids do not allow the operation."""
+
     code = "not_authorised"
 
 
-class NotFoundError(AnsweredError):
+class NotFoundError(StatusError):
+    """404: the pool has no such contract, or none that the caller may see."""
+
     code = "not_found"
 
 
-class TooLargeError(AnsweredError):
+class TooLargeError(StatusError):
+    """413: the request is larger than the pool accepts."""
+
     code = "too_large"
 
 
-class TooManyRequestsError(AnsweredError):
+class TooManyRequestsError(StatusError):
+    """429: a rate limit is exceeded; the pool did nothing."""
+
     code = "too_many_requests"
 
 
-class UpstreamFailedError(AnsweredError):
+class UpstreamFailedError(StatusError):
+    """502: a service that the pool depends on failed."""
+
     code = "upstream_failed"
 
 
-class UnavailableError(AnsweredError):
+class UnavailableError(StatusError):
+    """503: the pool cannot handle the request now."""
+
     code = "unavailable"
 
 
-BY_STATUS: Final[dict[int, type[AnsweredError]]] = {
+BY_STATUS: Final[dict[int, type[StatusError]]] = {
     400: BadRequestError,
     401: NotAuthenticatedError,
     403: NotAuthorisedError,
@@ -116,4 +141,4 @@ BY_STATUS: Final[dict[int, type[AnsweredError]]] = {
     502: UpstreamFailedError,
     503: UnavailableError,
 }
-"""Every other status is an AnsweredError itself."""
+"""Subclasses by HTTP status. Any other status raises StatusError itself."""

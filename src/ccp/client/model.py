@@ -1,4 +1,4 @@
-"""What goes into a call and what comes out of it."""
+"""Arguments and results of the client's operations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from ccp.schemas.common import encode_base64
 class Credentials:
     """OAuth 2.0 client credentials (RFC 6749 clause 4.4).
 
-    token_url: the pool's own `/oauth/token` if not given. audience, scope: sent if given; some issuers need them.
+    token_url: address of the token endpoint; the pool's own `/oauth/token` by default. audience, scope: sent if given;
+    some authorization servers require them.
     """
 
     client_id: str
@@ -25,29 +26,35 @@ class Credentials:
 
 
 @dataclass(frozen=True, slots=True)
-class Limits:
-    """How long and how often.
+class Timeouts:
+    """Time limits in seconds.
 
-    exchange: seconds for one request and its answer. total: seconds for a call with everything that belongs to it
-    (token, retries, pauses), unless the call says otherwise. retries: after the first attempt. pause: seconds before
-    the first retry; each further one waits twice as long. octets: most that is read of an answer. connections: most
-    that are open at a time; further requests wait for one.
+    request: for one HTTP request and its response. total: for a call with its token requests, retries and backoff. The
+    `timeout` of a call takes the place of `total`.
     """
 
-    exchange: float = 10.0
+    request: float = 10.0
     total: float = 30.0
-    retries: int = 2
-    pause: float = 0.2
-    octets: int = 4_194_304
-    connections: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class RetryPolicy:
+    """Retries of requests that failed temporarily: without a response, or with status 429, 502 or 503.
+
+    max_retries: after the first attempt. backoff: seconds before the first retry; doubles with each further retry, with
+    jitter.
+    """
+
+    max_retries: int = 2
+    backoff: float = 0.2
 
 
 @dataclass(frozen=True, slots=True)
 class SignedResponse:
     """A signed CertificateInstallationRes for a vehicle.
 
-    message: EXI. root: SHA-256 fingerprint of the V2G root that it is signed under. pcid, root and root_dn are None
-    where the dialect does not tell them.
+    message: EXI. root: SHA-256 fingerprint of the V2G root of its signature. pcid, root and root_dn are None where the
+    dialect does not carry them.
     """
 
     emaid: EMAID
@@ -66,7 +73,7 @@ class SignedResponse:
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """What a vehicle gets: at least one contract, in the order in which it is to get them."""
+    """At least one contract for the vehicle, in the order of delivery."""
 
     contracts: tuple[SignedResponse, ...]
     trace_id: str | None = None
@@ -78,16 +85,16 @@ class Delivered:
 
     @property
     def base64(self) -> str:
-        """The same in Base64, as OCPP wants it."""
+        """The first message in Base64, as OCPP carries it."""
         return encode_base64(self.message)
 
 
 @dataclass(frozen=True, slots=True)
-class Refused:
-    """Nothing for the vehicle.
+class NoContractResponse:
+    """The pool has no contract for the vehicle.
 
-    message: the negative CertificateInstallationRes, EXI, to be handed to the vehicle all the same. code: its
-    ResponseCode. reason: in words, for the log.
+    message: the negative CertificateInstallationRes, EXI; it is sent to the vehicle like a positive one. code: its
+    ResponseCode. reason: a sentence for the log.
     """
 
     message: bytes
@@ -98,7 +105,7 @@ class Refused:
 
     @property
     def base64(self) -> str:
-        """The message in Base64, as OCPP wants it."""
+        """The message in Base64, as OCPP carries it."""
         return encode_base64(self.message)
 
 
@@ -106,7 +113,8 @@ class Refused:
 class ContractState:
     """A contract without its message.
 
-    certificate: of the contract, DER. undeliverable: why the vehicle does not get it, if the pool says so.
+    certificate: contract certificate, DER. undeliverable: why the vehicle does not get the contract, if the pool says
+    so.
     """
 
     emaid: EMAID
@@ -123,18 +131,18 @@ class ContractState:
 
 @dataclass(frozen=True, slots=True)
 class Withdrawn:
-    """The contract is not in the pool any more.
+    """The contract is no longer in the pool.
 
-    certain: False when an attempt had been sent whose answer was lost, and the next one was told that there is no such
-    contract. The lost one removed it, most likely; or there had never been one.
+    confirmed: False if the response to one attempt was lost and the next attempt found no such contract. Most likely
+    the lost attempt removed it; but it may never have existed.
     """
 
-    certain: bool = True
+    confirmed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
-    """verdict: "passed", "failed", or what the pool calls a check that it could not run."""
+class CheckResult:
+    """One check of a dry run. verdict: "passed", "failed", or the pool's word for a check that it could not run."""
 
     subject: str
     verdict: str
@@ -143,10 +151,10 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
-    """What a dry run found. said: the report as the pool gave it."""
+class DryRunReport:
+    """The result of a dry run. raw: the report's JSON as the pool sent it."""
 
     passed: bool
-    checks: tuple[Check, ...]
+    checks: tuple[CheckResult, ...]
     warnings: tuple[str, ...]
-    said: dict[str, Any] = field(repr=False)
+    raw: dict[str, Any] = field(repr=False)

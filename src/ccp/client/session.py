@@ -1,6 +1,7 @@
-"""In which order a call sends, waits and asks for a token. Written once, as generators; whoever drives them does I/O.
+"""The protocol of a call as generators (sans-IO): sending, backoff, retries and access tokens.
 
-A step is yielded; what it came to is sent back, or thrown in. Time and chance are arguments.
+A generator yields an action. The driver in `clients` carries it out, sends the result in, or throws the error in. Time
+and randomness are parameters, so tests need neither sockets nor a clock.
 """
 
 from __future__ import annotations
@@ -15,26 +16,28 @@ from urllib.parse import urlencode, urlsplit
 import orjson
 
 from ccp import __version__
-from ccp.client import untrusted_text
-from ccp.client.errors import BY_STATUS, AnsweredError, MalformedAnswerError, NoAnswerError, TokenRefusedError
-from ccp.client.model import Credentials, Limits
-from ccp.client.operations import Answer, Call
+from ccp.client.errors import BY_STATUS, MalformedResponseError, NoResponseError, StatusError, TokenRefusedError
+from ccp.client.model import Credentials, RetryPolicy, Timeouts
+from ccp.client.operations import Call
+from ccp.client.responses import HttpResponse
+from ccp.client.untrusted_text import MAX_SENTENCE, plain, sentences
 from ccp.errors import ConfigurationError
 
 T = TypeVar("T")
 
 _RETRIED: Final = frozenset({429, 502, 503})
-_LONGEST_PAUSE: Final = 5.0
-_TOKEN_MARGIN: Final = 60.0  # Seconds before its end that a token is not used any more: clocks differ, requests travel.
-_TOKEN_LIFETIME: Final = 300.0  # Where the issuer does not say how long, which RFC 6749 clause 5.1 allows.
-_TRACE_ID: Final = 100  # Characters; a UUID has 36.
+_MAX_BACKOFF: Final = 5.0  # Seconds.
+_TOKEN_MARGIN: Final = 60.0
+"""Seconds before its expiry from which a token is not used: clocks differ, and requests take time to arrive."""
+_TOKEN_LIFETIME: Final = 300.0
+"""Seconds, if the token response has no expires_in, which RFC 6749 clause 5.1 allows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """Send a request and bring its answer, whatever status it has. Raises NoAnswerError, MalformedAnswerError.
+    """Action: send a request and return its `HttpResponse` with any status.
 
-    deadline: by the monotonic clock.
+    The driver raises NoResponseError or MalformedResponseError. deadline: on the monotonic clock.
     """
 
     method: str
@@ -45,80 +48,87 @@ class Exchange:
 
 
 @dataclass(frozen=True, slots=True)
-class Pause:
-    """Wait so many seconds."""
+class Sleep:
+    """Action: wait. delay: in seconds."""
 
-    seconds: float
+    delay: float
 
 
 @dataclass(frozen=True, slots=True)
-class Authorise:
-    """Run `Conversation.token`, one call at a time, and bring the token. stale: the one that was refused."""
+class Authorize:
+    """Action: run `Session.access_token`, for one call at a time, and return the token.
 
-    stale: str | None
+    rejected: the token that the pool did not accept.
+    """
+
+    rejected: str | None
     deadline: float
 
 
-Step: TypeAlias = Exchange | Pause | Authorise
-Steps: TypeAlias = Generator[Step, Any, T]
+Action: TypeAlias = Exchange | Sleep | Authorize
+ProtocolFlow: TypeAlias = Generator[Action, Any, T]
 
 
-class Conversation:
-    """What a client keeps between calls: its token."""
+class Session:
+    """The state that a client keeps between calls: its access token."""
 
     def __init__(
         self,
         base_url: str,
         access: Credentials | str,
-        limits: Limits,
+        timeouts: Timeouts,
+        retry: RetryPolicy,
         *,
         clock: Callable[[], float],
         wall_clock: Callable[[], float],
-        chance: Callable[[], float],
+        random: Callable[[], float],
     ) -> None:
-        """access: client credentials, or an access token that somebody else renews.
+        """Raises ConfigurationError.
 
-        clock: monotonic seconds. wall_clock: seconds since 1970. chance: from 0 to 1. Raises ConfigurationError.
+        access: client credentials, or an access token that the application renews. clock: monotonic seconds.
+        wall_clock: seconds since 1970. random: a number from 0 to 1.
         """
-        self._base_url = _checked(base_url)
+        self._base_url = _validated_url(base_url)
         self._access = access
-        self._limits = limits
+        self._timeouts = timeouts
+        self._retry = retry
         self._clock = clock
         self._wall_clock = wall_clock
-        self._chance = chance
+        self._random = random
         self._token = access if isinstance(access, str) else None
-        self._token_ends = float("inf") if isinstance(access, str) else 0.0
+        self._token_expires = float("inf") if isinstance(access, str) else 0.0
         if isinstance(access, Credentials) and access.token_url is not None:
-            _checked(access.token_url)
+            _validated_url(access.token_url)
 
-    def call(self, call: Call[T]) -> Steps[T]:
-        """Send a call until there is an answer that ends it. Raises ClientError."""
-        deadline = self._clock() + (self._limits.total if call.seconds is None else call.seconds)
-        stale, lost = None, False
+    def call(self, call: Call[T]) -> ProtocolFlow[T]:
+        """Send a call, with retries, and return its result. Raises ClientError."""
+        deadline = self._clock() + (self._timeouts.total if call.timeout is None else call.timeout)
+        rejected, outcome_unknown = None, False
         while True:
-            token = self._current()
-            if token is None or token == stale:
-                token = yield Authorise(stale, deadline)
+            token = self._current_token()
+            if token is None or token == rejected:
+                token = yield Authorize(rejected, deadline)
             headers = {**call.headers, "Authorization": f"Bearer {token}"}
-            answer, lost_here = yield from self._send(
+            response, unknown = yield from self._send(
                 call.method, self._base_url + call.path, headers, call.content, deadline
             )
-            lost = lost or lost_here
-            # A token may end before its time: its key was withdrawn, the party was renamed. One fresh one tells.
-            if answer.status != 401 or stale is not None or isinstance(self._access, str):
+            outcome_unknown = outcome_unknown or unknown
+            # A token may become invalid before its expiry: its key was revoked, or the party was renamed. Try one fresh
+            # token.
+            if response.status != 401 or rejected is not None or isinstance(self._access, str):
                 break
-            stale = token
-        if answer.status in call.success:
-            return call.read(answer)
-        if answer.status == 404 and lost and call.gone is not None:
-            return call.gone
-        raise self._error(answer)
+            rejected = token
+        if response.status in call.success:
+            return call.parse(response)
+        if response.status == 404 and outcome_unknown and call.not_found_after_retry is not None:
+            return call.not_found_after_retry
+        raise self._status_error(response)
 
-    def token(self, stale: str | None, deadline: float) -> Steps[str]:
-        """A token other than the stale one: the one that was fetched meanwhile, or a new one. Raises ClientError."""
-        held = self._current()
-        if held is not None and held != stale:
-            return held
+    def access_token(self, rejected: str | None, deadline: float) -> ProtocolFlow[str]:
+        """Return a token other than the rejected one: one fetched by another call, or a new one. Raises ClientError."""
+        current = self._current_token()
+        if current is not None and current != rejected:
+            return current
         if isinstance(self._access, str):
             return self._access
         form = {
@@ -131,31 +141,31 @@ class Conversation:
         content = urlencode({name: value for name, value in form.items() if value is not None}).encode()
         headers = {"Content-Type": "application/x-www-form-urlencoded"}
         url = self._access.token_url or f"{self._base_url}/oauth/token"
-        answer, _ = yield from self._send("POST", url, headers, content, deadline)
-        if answer.status in (400, 401, 403):
-            raise _refused(answer)
-        if answer.status != 200 and answer.status < 500:
-            # What a pool would say with it of a contract or a vehicle is not what was asked here.
-            raise MalformedAnswerError(
-                f"The token endpoint answers with HTTP status {answer.status}; is its address right?",
-                status=answer.status,
-                trace_id=answer.trace_id,
+        response, _ = yield from self._send("POST", url, headers, content, deadline)
+        if response.status in (400, 401, 403):
+            raise _token_refused(response)
+        if response.status != 200 and response.status < 500:
+            # Any other class of error would be read as a statement about a contract or a vehicle.
+            raise MalformedResponseError(
+                f"The token endpoint responds with HTTP status {response.status}; is its address right?",
+                status=response.status,
+                trace_id=response.trace_id,
             )
-        if answer.status != 200:
-            raise self._error(answer)
-        self._token, lifetime = _granted(answer)
-        self._token_ends = self._clock() + lifetime - min(_TOKEN_MARGIN, lifetime / 10)
+        if response.status != 200:
+            raise self._status_error(response)
+        self._token, lifetime = _parse_token(response)
+        self._token_expires = self._clock() + lifetime - min(_TOKEN_MARGIN, lifetime / 10)
         return self._token
 
-    def _current(self) -> str | None:
-        return self._token if self._clock() < self._token_ends else None
+    def _current_token(self) -> str | None:
+        return self._token if self._clock() < self._token_expires else None
 
     def _send(
         self, method: str, url: str, headers: Mapping[str, str], content: bytes, deadline: float
-    ) -> Steps[tuple[Answer, bool]]:
-        """Send a request until it is answered with something that another attempt would not change.
+    ) -> ProtocolFlow[tuple[HttpResponse, bool]]:
+        """Send a request until it gets a response that a retry would not change.
 
-        Returns the answer, and whether an earlier attempt may have been carried out.
+        Returns the response, and whether an earlier attempt may have taken effect.
         """
         sent = {
             "User-Agent": f"opnc-ccp/{__version__}",
@@ -163,45 +173,45 @@ class Conversation:
             "Accept-Encoding": "identity",
             **headers,
         }
-        lost = False
+        outcome_unknown = False
         for attempt in count():
-            until = min(deadline, self._clock() + self._limits.exchange)
-            failure: NoAnswerError | AnsweredError
+            request_deadline = min(deadline, self._clock() + self._timeouts.request)
+            failure: NoResponseError | StatusError
             try:
-                answer: Answer = yield Exchange(method, url, sent, content, until)
-            except NoAnswerError as exc:
+                response: HttpResponse = yield Exchange(method, url, sent, content, request_deadline)
+            except NoResponseError as exc:
                 failure = exc
-                lost = lost or exc.outcome_unknown
+                outcome_unknown = outcome_unknown or exc.outcome_unknown
             else:
-                if answer.status not in _RETRIED:
-                    return answer, lost
-                failure = self._error(answer)
-                # Ours says with it that nothing was done. A proxy's says that it does not know.
-                lost = lost or answer.status != 429
-            pause = self._pause(attempt, failure)
-            if attempt >= self._limits.retries or self._clock() + pause >= deadline:
+                if response.status not in _RETRIED:
+                    return response, outcome_unknown
+                failure = self._status_error(response)
+                # With 429 the pool did nothing. 502 and 503 may come from a proxy, which does not know.
+                outcome_unknown = outcome_unknown or response.status != 429
+            delay = self._backoff(attempt, failure)
+            if attempt >= self._retry.max_retries or self._clock() + delay >= deadline:
                 raise failure
-            yield Pause(pause)
+            yield Sleep(delay)
         raise AssertionError("count() does not end")
 
-    def _pause(self, attempt: int, failure: NoAnswerError | AnsweredError) -> float:
-        """Before the next attempt: twice as long each time, with chance in it, so that callers do not come together."""
-        pause = min(self._limits.pause * 2**attempt, _LONGEST_PAUSE) * (0.5 + self._chance() / 2)
-        asked = failure.retry_after if isinstance(failure, AnsweredError) else None
-        return pause if asked is None else max(asked, 0.0) + self._chance() * self._limits.pause
+    def _backoff(self, attempt: int, failure: NoResponseError | StatusError) -> float:
+        """Return the seconds before the next attempt: exponential, with jitter that spreads callers apart."""
+        delay = min(self._retry.backoff * 2**attempt, _MAX_BACKOFF) * (0.5 + self._random() / 2)
+        retry_after = failure.retry_after if isinstance(failure, StatusError) else None
+        return delay if retry_after is None else max(retry_after, 0.0) + self._random() * self._retry.backoff
 
-    def _error(self, answer: Answer) -> AnsweredError:
-        messages, trace_id = _said(answer)
-        kind = BY_STATUS.get(answer.status, AnsweredError)
+    def _status_error(self, response: HttpResponse) -> StatusError:
+        body = _json_object(response)
+        kind = BY_STATUS.get(response.status, StatusError)
         return kind(
-            *(messages or (f"The pool answered with HTTP status {answer.status}.",)),
-            status=answer.status,
-            trace_id=trace_id or answer.trace_id,
-            retry_after=self._retry_after(answer.headers.get("retry-after")),
+            *(sentences(body.get("errorMessages")) or (f"The pool responded with HTTP status {response.status}.",)),
+            status=response.status,
+            trace_id=response.limited_trace_id(body.get("traceId")) or response.trace_id,
+            retry_after=self._retry_after(response.headers.get("retry-after")),
         )
 
     def _retry_after(self, value: str | None) -> float | None:
-        """Seconds, from a number or a date. Source: RFC 9110 clause 10.2.3."""
+        """Return seconds, from a number or a date. Source: RFC 9110 clause 10.2.3."""
         if value is None:
             return None
         if value.strip().isascii() and value.strip().isdigit():
@@ -212,62 +222,54 @@ class Conversation:
             return None
 
 
-def _checked(url: str) -> str:
-    """An address that may be called, without a slash at its end. Raises ConfigurationError."""
+def _validated_url(url: str) -> str:
+    """Return the URL without a slash at its end. Raises ConfigurationError."""
     try:
         parts = urlsplit(url)
-        good = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+        valid = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
     except ValueError:
-        good = False
-    if not good or not url.isascii() or not url.isprintable() or " " in url or parts.query or parts.fragment:
-        raise ConfigurationError("The address of a pool is http or https, a host, perhaps a port and a path.")
+        valid = False
+    if not valid or not url.isascii() or not url.isprintable() or " " in url or parts.query or parts.fragment:
+        raise ConfigurationError(
+            "The URL of a pool consists of http or https, a host, and optionally a port and a path."
+        )
     if parts.username is not None or parts.password is not None:
-        raise ConfigurationError("The address of a pool has no credentials in it.")
+        raise ConfigurationError("The URL of a pool must not contain credentials.")
     return url.rstrip("/")
 
 
-def _members(answer: Answer) -> dict[str, Any]:
+def _json_object(response: HttpResponse) -> dict[str, Any]:
+    """Return the JSON object of a body; an empty one if the body is anything else."""
     try:
-        said = orjson.loads(answer.body)
+        value = orjson.loads(response.body)
     except orjson.JSONDecodeError:
         return {}
-    return said if isinstance(said, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
-def _said(answer: Answer) -> tuple[tuple[str, ...], str | None]:
-    """The sentences and the trace id of an error answer, as far as it has the API's shape."""
-    said = _members(answer)
-    trace_id = said.get("traceId")
-    return (
-        untrusted_text.sentences(said.get("errorMessages")),
-        untrusted_text.plain(trace_id, _TRACE_ID) if isinstance(trace_id, str) else None,
-    )
+def _token_refused(response: HttpResponse) -> TokenRefusedError:
+    body = _json_object(response)
 
+    def text(name: str) -> str:
+        return plain(body[name], MAX_SENTENCE) if isinstance(body.get(name), str) else ""
 
-def _refused(answer: Answer) -> TokenRefusedError:
-    said = _members(answer)
-    error = (
-        untrusted_text.plain(said["error"], untrusted_text.MAX_SENTENCE) if isinstance(said.get("error"), str) else ""
-    )
-    told = said.get("error_description")
-    described = untrusted_text.plain(told, untrusted_text.MAX_SENTENCE) if isinstance(told, str) else ""
-    message = described or error or f"HTTP status {answer.status}"
+    reason = text("error_description") or text("error") or f"HTTP status {response.status}"
     return TokenRefusedError(
-        f"No access token: {message}", status=answer.status, trace_id=answer.trace_id, error=error
-    )  # fmt: skip
+        f"No access token: {reason}", status=response.status, trace_id=response.trace_id, error=text("error")
+    )
 
 
-def _granted(answer: Answer) -> tuple[str, float]:
-    """An access token and its lifetime in seconds. Source: RFC 6749 clause 5.1."""
-    said = _members(answer)
-    token, kind, lifetime = said.get("access_token"), said.get("token_type", "Bearer"), said.get("expires_in")
+def _parse_token(response: HttpResponse) -> tuple[str, float]:
+    """Return an access token and its lifetime in seconds. Source: RFC 6749 clause 5.1."""
+    body = _json_object(response)
+    token, kind, lifetime = body.get("access_token"), body.get("token_type", "Bearer"), body.get("expires_in")
     if isinstance(lifetime, str) and lifetime.isascii() and lifetime.isdigit():
         lifetime = int(lifetime)
     if lifetime is None:
         lifetime = _TOKEN_LIFETIME
     usable = isinstance(token, str) and token.isascii() and token.isprintable() and " " not in token and token != ""
     if not usable or not isinstance(kind, str) or kind.lower() != "bearer" or not isinstance(lifetime, int | float):
-        raise MalformedAnswerError(
-            "The token endpoint's answer has no bearer token in it.", status=200, trace_id=answer.trace_id
+        raise MalformedResponseError(
+            "The response of the token endpoint contains no bearer token.", status=200, trace_id=response.trace_id
         )
     return str(token), max(0.0, float(lifetime))

@@ -1,4 +1,4 @@
-"""Text from other systems, made fit to be passed on, logged and shown."""
+"""Cleans text from other systems before it is forwarded, logged or displayed."""
 
 from __future__ import annotations
 
@@ -6,21 +6,23 @@ from collections.abc import Iterable
 from typing import Final
 
 MAX_SENTENCES: Final = 10
-MAX_SENTENCE: Final = 500  # Characters. It may come from a proxy and be a whole page.
-MAX_METADATA: Final = 10_000  # Characters, as PUT accepts.
+MAX_SENTENCE: Final = 500
+"""Characters. The text may come from a proxy and be a whole page."""
+MAX_METADATA: Final = 10_000
+"""Characters, as PUT accepts them."""
 
 
 def plain(text: str, max_length: int) -> str:
-    """The text without characters that control a terminal, a log or the direction of writing, and not longer than that.
+    """Truncate a text and replace each character that controls a terminal, a log or the writing direction by a space.
 
-    Each of them (categories Cc, Cf, Cs, Zl, Zp and what is not assigned) becomes a space, so that words stay apart.
+    These are the characters of the categories Cc, Cf, Cs, Zl, Zp and the unassigned ones.
     """
     text = text[:max_length]
-    return text if text.isprintable() else "".join(each if each.isprintable() else " " for each in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else " " for c in text)
 
 
-def sentences(found: object) -> tuple[str, ...]:
-    """The texts of a list that another system sent, few and short; none where it is no list of texts."""
-    texts: Iterable[object] = found[: 10 * MAX_SENTENCES] if isinstance(found, list) else ()
-    usable = [said for each in texts if isinstance(each, str) and (said := plain(each, MAX_SENTENCE).strip())]
+def sentences(value: object) -> tuple[str, ...]:
+    """Return the texts of a JSON list from another system, limited in number and length; empty if it is no list."""
+    items: Iterable[object] = value[: 10 * MAX_SENTENCES] if isinstance(value, list) else ()
+    usable = [text for item in items if isinstance(item, str) and (text := plain(item, MAX_SENTENCE).strip())]
     return tuple(usable[:MAX_SENTENCES])

@@ -14,10 +14,10 @@ import structlog
 
 from ccp.client import (
     ClientError,
-    MalformedAnswerError,
+    MalformedResponseError,
+    NoContractResponse,
     NotFoundError,
     PartyType,
-    Refused,
     Routing,
     TooManyRequestsError,
 )
@@ -100,9 +100,9 @@ class VehicleCalls:
                     request.request.namespace,
                     broadcast=False,
                     routing=self._routing(link.peer, caller),
-                    seconds=seconds,
+                    timeout=seconds,
                 )
-            if isinstance(answer, Refused):
+            if isinstance(answer, NoContractResponse):
                 self._refused(answer, link, attempt, count)
                 return None
             if is_decided():
@@ -113,7 +113,7 @@ class VehicleCalls:
         except ClientError as exc:
             # An answer that refuses is one of a peer that is well; that it knows nothing is even the rule.
             # One that cannot be read came in time; it may be the message of this vehicle alone.
-            verdict = None if isinstance(exc, MalformedAnswerError) else says_of_peer(exc)
+            verdict = None if isinstance(exc, MalformedResponseError) else says_of_peer(exc)
             if verdict is True:
                 link.breaker.record_success()
             elif verdict is False and not timing.failed_here(_LEAST_SHARE * self.seconds):
@@ -159,7 +159,7 @@ class VehicleCalls:
         _log.info("peer asked", outcome="found", standing=standing, ms=round(passed * 1000, 2), **about)
         return found
 
-    def _refused(self, answer: Refused, link: PeerLink, attempt: Attempt, count: Stopwatch) -> None:
+    def _refused(self, answer: NoContractResponse, link: PeerLink, attempt: Attempt, count: Stopwatch) -> None:
         """A negative message. Raises Unavailable where it says that it is temporary."""
         request = attempt.request
         if answer.code == "FAILED" and (answer.reason or "").startswith(_TEMPORARY):

@@ -21,9 +21,10 @@ from ccp.client import (
     ClientError,
     Credentials,
     Dialect,
-    Limits,
-    MalformedAnswerError,
-    NoAnswerError,
+    MalformedResponseError,
+    NoResponseError,
+    RetryPolicy,
+    Timeouts,
 )
 from ccp.errors import ConfigurationError, Unavailable
 from ccp.server.external.circuit_breaker import CircuitBreaker
@@ -41,7 +42,7 @@ _MAX_ANSWER_BYTES: Final = 262_144  # Sixteen contracts of ISO 15118-20 with the
 _LONGEST_CALL: Final = 60.0  # Seconds. The limit of each call is below.
 _LOST: Final = 0.1  # Seconds by which the event loop has to be late in all for a call's failure to be put down to it,
 _LOST_SHARE: Final = 0.2  # and the share of the call's time: a call needs ten turns of the loop or more.
-_FAILED: Final = (NoAnswerError, MalformedAnswerError)
+_FAILED: Final = (NoResponseError, MalformedResponseError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,10 +129,15 @@ def client_options(peer: Peer, seconds: float, max_connections: int = 1) -> dict
         access = {"credentials": Credentials(peer.client_id, peer.secret, peer.token_url, peer.audience)}
     if peer.dialect not in set(Dialect):
         raise ConfigurationError(f"Peer {peer.party_id} speaks {peer.dialect!r}, which this release does not.")
-    limits = Limits(
-        exchange=_LONGEST_CALL, total=seconds, retries=0, octets=_MAX_ANSWER_BYTES, connections=max_connections
-    )
-    return {"base_url": peer.base_url, "dialect": Dialect(peer.dialect), "limits": limits, **access}
+    return {
+        "base_url": peer.base_url,
+        "dialect": Dialect(peer.dialect),
+        "timeouts": Timeouts(request=_LONGEST_CALL, total=seconds),
+        "retry": RetryPolicy(max_retries=0),
+        "max_response_bytes": _MAX_ANSWER_BYTES,
+        "max_connections": max_connections,
+        **access,
+    }
 
 
 def says_of_peer(exc: ClientError) -> bool | None:

@@ -13,16 +13,16 @@ from datetime import UTC, datetime, timedelta
 from typing import Final, TypeVar, get_args
 
 from ccp.client import (
-    AnsweredError,
     AsyncClient,
     ClientError,
     ContractState,
-    NoAnswerError,
+    NoResponseError,
     NotAuthenticatedError,
     NotAuthorisedError,
     NotFoundError,
     PartyType,
     Routing,
+    StatusError,
     TokenRefusedError,
     TooManyRequestsError,
     UnavailableError,
@@ -276,9 +276,9 @@ def _as_ours(exc: ClientError, to: str, changes: bool) -> CCPError:
     """What a request's sender is told of it."""
     unknown = ("Whether it has done what was asked is not known; it may be asked again.",) if changes else ()
     match exc:
-        case NoAnswerError(outcome_unknown=True):
+        case NoResponseError(outcome_unknown=True):
             return Unavailable(f"The pool {to} did not answer.", *unknown)
-        case NoAnswerError():
+        case NoResponseError():
             return Unavailable(f"The pool {to} cannot be reached.")
         case TokenRefusedError() | NotAuthenticatedError():
             return UpstreamError(f"The pool {to} does not take this pool's credentials.")
@@ -293,9 +293,9 @@ def _as_ours(exc: ClientError, to: str, changes: bool) -> CCPError:
             return Unavailable(*exc.messages, retry_after=whole_seconds(after))
         case UpstreamFailedError() if exc.trace_id is not None:
             return UpstreamError(*exc.messages)
-        case AnsweredError(status=409):
+        case StatusError(status=409):
             return Conflict(*exc.messages)
-        case AnsweredError(status=status) if status is not None and 400 <= status < 500:
+        case StatusError(status=status) if status is not None and 400 <= status < 500:
             return InputError(*exc.messages)
         case _:
             return Unavailable(f"The pool {to} failed.", *unknown)

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from ccp.client import Client, Credentials, Delivered, Refused
+from ccp.client import Client, Credentials, Delivered, NoContractResponse
 from ccp.errors import CCPError
 from ccp.ids import EMAID, PCID
 from ccp.server.sandbox.local_pool import loopback, running
@@ -139,6 +139,6 @@ def _tell_edition(story: Story, edition: str, pki: PKI, parties: dict[str, Clien
 def _nothing_for(car: Car, cpo: Client, at: datetime) -> str:
     """The code of the negative message that a car gets. Raises StepFailed when it gets a contract."""
     answer = cpo.deliver(car.request(new_session_id(), at), car.namespace)
-    if not isinstance(answer, Refused):
+    if not isinstance(answer, NoContractResponse):
         raise StepFailed("A car got a contract that is not there.")
     return answer.code

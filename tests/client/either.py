@@ -1,4 +1,4 @@
-"""Both faces of the client, called in the same way, so that every test is run with either."""
+"""The synchronous and the asynchronous client behind one interface, so that each test runs with both."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 from ccp.client import AsyncClient, Client, Credentials
 from tests.world import Pool
 
-FACES = ["blocking", "awaited"]
+KINDS = ["sync", "async"]
 
 
-class Face:
-    """A client of either kind. Its methods block, whichever it is."""
+class EitherClient:
+    """A client of either kind, whose methods block."""
 
     def __init__(self, kind: str, *args: Any, **options: Any) -> None:
-        self._runner = asyncio.Runner() if kind == "awaited" else None
+        self._runner = asyncio.Runner() if kind == "async" else None
         self.client: Client | AsyncClient = (AsyncClient if self._runner else Client)(*args, **options)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
@@ -37,8 +37,9 @@ class Face:
 
 
 @contextmanager
-def face(kind: str, *args: Any, **options: Any) -> Iterator[Face]:
-    client = Face(kind, *args, **options)
+def connect(kind: str, *args: Any, **options: Any) -> Iterator[EitherClient]:
+    """Open a client of this kind for a block."""
+    client = EitherClient(kind, *args, **options)
     try:
         yield client
     finally:
@@ -46,4 +47,5 @@ def face(kind: str, *args: Any, **options: Any) -> Iterator[Face]:
 
 
 def credentials(pool: Pool, party: str, **more: Any) -> Credentials:
+    """The credentials of one of the pool's registered parties."""
     return Credentials(party, pool.world.member(party).secret, **more)

@@ -1,0 +1,67 @@
+"""The operations in OPCP, the predecessor of OPNC. Publishing and withdrawing have the same JSON in both.
+
+Source: the clients and pools that speak it.
+"""
+
+from __future__ import annotations
+
+from urllib.parse import quote
+
+from ccp.client.model import ContractState, Delivered, NoContractResponse, SignedResponse
+from ccp.client.operations import Operations
+from ccp.client.responses import HttpResponse, decode_base64, delivery, limited, parse, parse_certificate, parse_time
+from ccp.client.untrusted_text import MAX_METADATA
+from ccp.ids import EMAID, PCID, Namespace
+from ccp.schemas import opcp
+
+
+class OPCPOperations(Operations):
+    """Requests and responses of OPCP."""
+
+    base = "/v1/ccp"
+    contracts_path = "/signedContractData"
+
+    @staticmethod
+    def _broadcast_header(*, allowed: bool) -> bool:
+        return not allowed  # In OPCP the header forbids to ask other pools.
+
+    def _path_by_emaid(self, emaid: EMAID) -> str:
+        return f"/lookupContract/{quote(emaid)}"
+
+    def _path_by_pcid(self, pcid: PCID) -> str:
+        return f"{self.contracts_path}/{pcid}"
+
+    def _path_of_signed(self, emaid: EMAID, pcid: PCID) -> str:
+        return f"/provideSignedContractData/{quote(emaid)}/{pcid}"
+
+    def _path_of_default(self, emaid: EMAID, pcid: PCID) -> str:
+        return f"{self.contracts_path}/{pcid}/{quote(emaid)}/default"
+
+    def _parse_delivery(self, response: HttpResponse, edition: Namespace) -> Delivered | NoContractResponse:
+        contents = parse(opcp.ReceivedOPCPSignedContractData, response).CCPResponse.emaidContent
+        items = []
+        for content in contents:
+            item = content.messageDef
+            message = decode_base64(item.certificateInstallationRes, response)
+            metadata = limited(item.metaData or None, MAX_METADATA)
+            items.append((SignedResponse(item.emaid, None, edition, message, metadata), item.metaData))
+        return delivery(items, edition, response)
+
+    def _parse_contracts(self, response: HttpResponse) -> tuple[ContractState, ...]:
+        return tuple(
+            ContractState(
+                item.emaid,
+                item.pcid,
+                item.xsdMsgDefNamespace,
+                parse_certificate(item.contractCertificate, response),
+                item.priority == 1,
+                parse_time(item.certValidFrom, response),
+                parse_time(item.certValidTo, response),
+            )
+            for item in parse(opcp.ReceivedXMLContracts, response).XMLContracts
+        )
+
+    def _parse_signed(self, response: HttpResponse, emaid: EMAID, pcid: PCID) -> tuple[SignedResponse, ...]:
+        item = parse(opcp.ProvidedSignedContractData, response)
+        message = decode_base64(item.certificateInstallationRes, response)
+        return (SignedResponse(emaid, pcid, item.xsdMsgDefNamespace, message),)
