@@ -39,7 +39,7 @@ from ccp.server.app import build_services
 from ccp.server.domain.parties import PartyRole
 from ccp.server.sandbox.setup import publish_body
 from ccp.server.storage.engine import schema
-from ccp.server.storage.queries import events
+from ccp.server.storage.queries import webhooks as webhook_queries
 from ccp.testing.partners import Car
 from ccp.testing.pki import Addresses, build_pki
 from request import token_of
@@ -99,10 +99,10 @@ class Pool:
         async def change() -> None:
             built = build_services(self.settings)
             await built.open()
-            for hook in await built.store.read(events.list_webhooks(maker)):
-                await built.store.write(events.remove_webhook(hook.id))
+            for hook in await built.store.read(webhook_queries.list_by_party(maker)):
+                await built.store.write(webhook_queries.remove(hook.id))
             for url in urls:
-                await built.store.write(events.put_webhook(webhook(url, maker)))
+                await built.store.write(webhook_queries.put(webhook(url, maker)))
             await built.close()
 
         asyncio.run(change())

@@ -29,7 +29,8 @@ from ccp.server.domain.subscriptions import Webhook
 from ccp.server.storage import connect
 from ccp.server.storage.engine import schema
 from ccp.server.storage.engine.query import Query
-from ccp.server.storage.queries import events, parties
+from ccp.server.storage.queries import parties
+from ccp.server.storage.queries import webhooks as webhook_queries
 from request import token_of
 from rig import processes, world
 from rig.open_loop import Outcome, Stream, running
@@ -176,7 +177,7 @@ class _Hold:
         def first() -> Query[None]:
             yield from parties.add(admin, hash_secret(self._secret), self._at)
             for hook in hooks:
-                yield from events.put_webhook(hook)
+                yield from webhook_queries.put(hook)
             yield "delete from outbox", ()  # Of the contracts that were there before the webhooks.
 
         _write(url, first())
@@ -189,7 +190,7 @@ class _Hold:
             for number, party in part:
                 yield from parties.add(party, "", self._at)
                 if number < self._plan.webhooks:
-                    yield from events.put_webhook(_webhook(number, party.client_id, receiver, self._at))
+                    yield from webhook_queries.put(_webhook(number, party.client_id, receiver, self._at))
 
         numbered = list(enumerate(others, len(hooks)))
         _write(f"sqlite:///{many}", *(more(numbered[start : start + 100]) for start in range(0, len(numbered), 100)))

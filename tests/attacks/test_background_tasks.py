@@ -16,7 +16,7 @@ from structlog.testing import CapturingLogger
 from ccp.server.http.routes.opnc import BASE
 from ccp.server.runtime import background
 from ccp.server.sandbox.local_pool import loopback, running
-from ccp.server.storage.queries import events, parties, peers, unknown_values
+from ccp.server.storage.queries import parties, peers, unknown_values, webhooks
 from ccp.server.storage.queries.peers import Peer
 from ccp.testing.pki import PKI
 from tests.server.events.receiver import receiving, webhook
@@ -152,7 +152,7 @@ def test_an_event_of_a_kind_that_is_not_known_is_kept_and_keeps_no_other(pkis: d
         car = pool.car()
         pool.sql("insert into outbox (pcid, rev, kind, emaid, payload, created_at, lease_until, attempts) "
                  "values (?, 0, 'oem.contract.future', 'DEEXAT00000000', '{}', 1, 0, 0)", car.pcid)  # fmt: skip
-        pool.change(events.put_webhook(webhook(f"{receiver.url}/maker", "oem")))
+        pool.change(webhooks.put(webhook(f"{receiver.url}/maker", "oem")))
         pool.publish(car)
         until(lambda: receiver.sent)
         assert pool.sql("select kind from outbox") == [("oem.contract.future",)]

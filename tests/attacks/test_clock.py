@@ -23,7 +23,7 @@ from ccp.server.storage.engine import schema
 from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import revocation, signing_keys
 from ccp.server.storage.queries.contracts import microseconds, publish
-from ccp.server.storage.queries.events import put_webhook
+from ccp.server.storage.queries.webhooks import put as put_webhook
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp, ccp_ok
 from tests.cli.test_serving import free_port, serving

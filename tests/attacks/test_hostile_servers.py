@@ -17,7 +17,7 @@ import pytest
 from ccp.client import AsyncClient, MalformedResponseError, NoResponseError
 from ccp.server.external.outbound import OutboundClient, OutboundError
 from ccp.server.runtime.loop_budget import LoopBudget
-from ccp.server.storage.queries import events
+from ccp.server.storage.queries import webhooks
 from ccp.testing.partners import Car
 from ccp.testing.pki import Addresses, build_pki
 from tests.attacks.hostile import BEHAVIOURS, SLOW, hostile_server
@@ -289,7 +289,7 @@ def test_webhooks_that_answer_without_an_end_keep_no_car_waiting(
     with start(pkis, **options) as pool:  # type: ignore[arg-type]
         hooks = [webhook(f"{hostile}/{kind}/{number}") for number in range(20)]
         for hook in hooks:
-            pool.change(events.put_webhook(hook))
+            pool.change(webhooks.put(hook))
         car = served(pool)
         for _ in range(4):
             pool.publish(pool.car())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from ccp.server.storage.queries import events
+from ccp.server.storage.queries import webhooks
 from ccp.testing.pki import PKI
 from tests.databases import NOT_HERE, Server, binaries, sql
 from tests.durability.load import Partner, acknowledged, check_accounts, serving, working
@@ -55,7 +55,7 @@ def test_after_the_pool_was_killed_again_and_again_every_acknowledged_change_is_
     with receiving() as receiver, serving(pkis, tmp_path, url, workers=2, dispatch=True) as (served, pool):
         receiver.says("/ill", 503)
         for path in ("/well", "/ill"):
-            write(url, events.put_webhook(webhook(receiver.url + path)))
+            write(url, webhooks.put(webhook(receiver.url + path)))
         with working(pool, partners=4, contracts=60) as partners:
             for again in (True, True, False):
                 until_more(partners, 25)

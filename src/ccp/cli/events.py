@@ -18,9 +18,10 @@ from ccp.server.audit.trail import command_actor
 from ccp.server.domain.subscriptions import Webhook
 from ccp.server.storage import Store
 from ccp.server.storage.engine.query import Query, long_write
-from ccp.server.storage.queries import events
+from ccp.server.storage.queries import deliveries
+from ccp.server.storage.queries import webhooks as webhook_queries
 from ccp.server.storage.queries.audit import Action, Entry, record
-from ccp.server.storage.queries.events import Backlog, Delivery, DeliveryState
+from ccp.server.storage.queries.deliveries import Backlog, Delivery, DeliveryState
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -51,8 +52,8 @@ def list_deliveries(
     wanted = None if state is Which.ALL else DeliveryState(state.value)
 
     def query() -> Query[tuple[Backlog, list[Delivery], dict[str, Webhook]]]:
-        backlog = yield from events.backlog()
-        found = yield from events.list_deliveries(endpoint, wanted, None, limit)
+        backlog = yield from deliveries.backlog()
+        found = yield from deliveries.list_page(endpoint, wanted, None, limit)
         return backlog, found, (yield from _webhooks_of(found))
 
     backlog, found, webhooks = _read(config, query)
@@ -83,7 +84,7 @@ def show(
     """Print everything that is known of an event's delivery."""
 
     def query() -> Query[tuple[list[Delivery], dict[str, Webhook]]]:
-        found = yield from events.find_delivery(event_id)
+        found = yield from deliveries.find(event_id)
         return found, (yield from _webhooks_of(found))
 
     found, webhooks = _read(config, query)
@@ -107,7 +108,13 @@ def replay(
     """Let dead deliveries be tried again, under the ids that they had; a receiver that has them already can tell."""
     at = datetime.now(UTC)
     count = _change(
-        config, Action.EVENTS_REPLAYED, at, event_ids, endpoint, every, lambda **which: events.replay_dead(at, **which)
+        config,
+        Action.EVENTS_REPLAYED,
+        at,
+        event_ids,
+        endpoint,
+        every,
+        lambda **which: deliveries.replay_dead(at, **which),
     )
     print_line(f"{count} {'delivery waits' if count == 1 else 'deliveries wait'} again.")
 
@@ -120,7 +127,7 @@ def drop(
     config: ConfigOption = None,
 ) -> None:
     """Forget dead deliveries; nobody is told of these events any more."""
-    count = _change(config, Action.EVENTS_DROPPED, datetime.now(UTC), event_ids, endpoint, every, events.drop_dead)
+    count = _change(config, Action.EVENTS_DROPPED, datetime.now(UTC), event_ids, endpoint, every, deliveries.drop_dead)
     print_line(f"{count} {'delivery' if count == 1 else 'deliveries'} dropped.")
 
 
@@ -168,7 +175,7 @@ def _change(
                 total += yield from do(event_id=delivery.event_id)
             about: dict[str, Any] = {"events": [delivery.event_id for delivery in named]}
         elif endpoint is not None:
-            if (yield from events.find_webhook(endpoint)) is None:
+            if (yield from webhook_queries.find(endpoint)) is None:
                 raise NotFound(f"There is no endpoint {_short(endpoint)}.")
             total = yield from do(webhook_id=endpoint)
             about = {"endpoint": endpoint}
@@ -188,7 +195,7 @@ def _dead(event_ids: Iterable[str]) -> Query[list[Delivery]]:
     """The deliveries that are meant, in the order in which they are locked. Raises NotFound."""
     named = []
     for event_id in dict.fromkeys(event_ids):
-        found = yield from events.find_delivery(event_id)
+        found = yield from deliveries.find(event_id)
         if not found or found[0].state is not DeliveryState.DEAD:
             standing = f"is {found[0].state.value}" if found else "is not known"
             raise NotFound(f"The event {_short(event_id)} {standing}; only dead ones are replayed or dropped.")
@@ -200,7 +207,7 @@ def _webhooks_of(found: Iterable[Delivery]) -> Query[dict[str, Webhook]]:
     """The webhooks of deliveries, as far as they are still there, by their ids."""
     known = {}
     for webhook_id in {delivery.webhook_id for delivery in found}:
-        webhook = yield from events.find_webhook(webhook_id)
+        webhook = yield from webhook_queries.find(webhook_id)
         if webhook is not None:
             known[webhook_id] = webhook
     return known

@@ -8,8 +8,8 @@ from ccp.cli.output import ConfigOption, JsonOption, format_time, print_json, pr
 from ccp.server.domain.subscriptions import Subscriber, Webhook
 from ccp.server.storage import Store
 from ccp.server.storage.engine.query import Query
-from ccp.server.storage.queries import events, subscribers
-from ccp.server.storage.queries.events import Backlog
+from ccp.server.storage.queries import deliveries, subscribers
+from ccp.server.storage.queries.deliveries import Backlog
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -19,7 +19,7 @@ def list_webhooks(config: ConfigOption = None, as_json: JsonOption = False) -> N
     """List the webhooks of all parties, and what waits for each; secrets are left out."""
 
     def query() -> Query[list[tuple[Webhook, bool, Backlog | None]]]:
-        backlogs = yield from events.backlog_by_webhook()
+        backlogs = yield from deliveries.backlog_by_webhook()
         registered: list[Subscriber] = []
         while page := (yield from subscribers.list_page(registered[-1].webhook.id if registered else "", 1000)):
             registered += page

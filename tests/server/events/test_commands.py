@@ -17,7 +17,7 @@ import pytest
 
 from ccp.server.storage.engine.time_limits import TimeLimits
 from ccp.server.storage.queries import parties
-from ccp.server.storage.queries.events import AttemptOutcome
+from ccp.server.storage.queries.delivery_queue import AttemptOutcome
 from ccp.testing.pki import PKI
 from tests.cli.run import COMMAND, CommandResult, ccp_error, ccp_ok, environment
 from tests.client.servers import Reply, scripted

@@ -12,8 +12,9 @@ import pytest
 from ccp.ids import EMAID, PCID, Namespace
 from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.domain.subscriptions import EventKind, Webhook
-from ccp.server.storage.queries import contracts, erasure, events, parties
-from ccp.server.storage.queries.events import AttemptOutcome, Delivery, DeliveryState
+from ccp.server.storage.queries import contracts, deliveries, delivery_queue, erasure, outbox, parties, webhooks
+from ccp.server.storage.queries.deliveries import Delivery, DeliveryState
+from ccp.server.storage.queries.delivery_queue import AttemptOutcome
 from tests.databases import Server, sql
 from tests.server.events.receiver import webhook
 from tests.server.storage.made import (
@@ -53,7 +54,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def subscribed(url: str, *args: str, **more: object) -> Webhook:
     made = webhook(ONE, *args, **more)
-    write(url, events.put_webhook(made))
+    write(url, webhooks.put(made))
     return made
 
 
@@ -63,11 +64,11 @@ def publish(url: str, emaid: EMAID = FIRST, pcid: PCID = CAR, at: datetime = AT,
 
 def waiting(url: str, hook: Webhook) -> list[Delivery]:
     """What waits for a webhook, the oldest first."""
-    return list(reversed(read(url, events.list_deliveries(hook.id, DeliveryState.WAITING))))
+    return list(reversed(read(url, deliveries.list_page(hook.id, DeliveryState.WAITING))))
 
 
 def claim(url: str, hook: Webhook, at: datetime = AT, limit: int = 10) -> list[Delivery]:
-    found: list[Delivery] = write(url, events.lease(hook.id, at, at + 20 * SECOND, limit))
+    found: list[Delivery] = write(url, delivery_queue.lease(hook.id, at, at + 20 * SECOND, limit))
     return found
 
 
@@ -76,9 +77,9 @@ def claim(url: str, hook: Webhook, at: datetime = AT, limit: int = 10) -> list[D
 
 def test_an_event_that_nobody_wants_leaves_the_outbox_and_nothing_is_kept(url: str) -> None:
     publish(url)
-    assert write(url, events.fan_out(AT)) == 1
+    assert write(url, outbox.fan_out(AT)) == 1
     assert sql(url, "select count(*) from outbox") == sql(url, "select count(*) from delivery") == [(0,)]
-    assert write(url, events.fan_out(AT)) == 0
+    assert write(url, outbox.fan_out(AT)) == 0
 
 
 @pytest.mark.parametrize(
@@ -108,7 +109,7 @@ def test_a_webhook_is_told_of_what_it_wants_and_its_party_owns_now(
     publish(url)
     if owner != before:
         write(url, parties.update(before, owner))
-    write(url, events.fan_out(AT))
+    write(url, outbox.fan_out(AT))
     assert [each.kind for each in waiting(url, hook)] == ["oem.contract.created"] * told
 
 
@@ -118,7 +119,7 @@ def test_a_provider_is_told_under_the_names_that_it_subscribed_to(url: str) -> N
     other = subscribed(url, "emsp", "mo.contract.delivered.to.oem", provider_ids=("NLEXB",))
     publish(url)
     told = [(EventKind.HANDED_OUT, FIRST, CAR, Namespace.ISO20, AT + SECOND)]
-    write(url, events.store_events(told), events.fan_out(AT))
+    write(url, outbox.store_events(told), outbox.fan_out(AT))
     assert [each.kind for each in waiting(url, new)] == ["emsp.contract.delivered.to.oem"]
     (delivery,) = waiting(url, old)
     assert (delivery.kind, delivery.namespace) == ("mo.contract.delivered.to.oem", Namespace.ISO20)
@@ -129,7 +130,7 @@ def test_a_provider_is_told_under_the_names_that_it_subscribed_to(url: str) -> N
 def test_an_event_says_of_the_contract_what_is_published(url: str) -> None:
     hook = subscribed(url)
     publish(url, root_dn="CN=V2G Root\\, Example, DC=V2G, O=Example, C=DE")
-    write(url, events.fan_out(AT))
+    write(url, outbox.fan_out(AT))
     (delivery,) = waiting(url, hook)
     assert delivery.payload == {
         "emaid": FIRST,
@@ -142,7 +143,7 @@ def test_an_event_says_of_the_contract_what_is_published(url: str) -> None:
 def test_a_contract_that_is_gone_by_then_is_told_of_without_its_certificate(url: str) -> None:
     hook = subscribed(url)
     publish(url)
-    write(url, contracts.withdraw(FIRST, AT + SECOND), events.fan_out(AT))
+    write(url, contracts.withdraw(FIRST, AT + SECOND), outbox.fan_out(AT))
     assert [(each.kind, each.payload) for each in waiting(url, hook)] == [
         ("oem.contract.created", {"emaid": FIRST, "pcid": CAR}),
         ("oem.contract.deleted", {"emaid": FIRST, "pcid": CAR}),
@@ -154,7 +155,7 @@ def test_a_deletion_is_told_once_for_each_namespace_that_the_contract_had(url: s
     publish(url)
     publish(url, root_fingerprint=OTHER_ROOT)
     publish(url, namespace=Namespace.ISO20)
-    write(url, contracts.withdraw(FIRST, AT), events.fan_out(AT))
+    write(url, contracts.withdraw(FIRST, AT), outbox.fan_out(AT))
     found = waiting(url, hook)
     assert sorted((each.part, each.namespace) for each in found) == [(0, Namespace.ISO20), (1, Namespace.ISO2)]
     assert len({each.event_id for each in found}) == 2
@@ -164,7 +165,7 @@ def test_an_event_of_the_release_before_is_taken_for_iso_15118_2(url: str) -> No
     hook = subscribed(url)
     publish(url, namespace=Namespace.ISO20)
     sql(url, "update outbox set payload = ?", json.dumps({"emaid": FIRST, "pcid": CAR}))
-    write(url, events.fan_out(AT))
+    write(url, outbox.fan_out(AT))
     assert [each.namespace for each in waiting(url, hook)] == [Namespace.ISO2]
 
 
@@ -176,13 +177,13 @@ def test_a_vehicles_events_are_claimed_one_after_another_and_vehicles_beside_eac
     for number in range(3):
         publish(url, at=AT + number * SECOND)
         publish(url, SECOND_CONTRACT, OTHER_CAR, at=AT + number * SECOND)
-    write(url, contracts.withdraw(FIRST, AT), events.fan_out(AT))
+    write(url, contracts.withdraw(FIRST, AT), outbox.fan_out(AT))
     for rev in (1, 2, 3):
         claimed = claim(url, hook)
         assert [(each.pcid, each.rev) for each in claimed] == [(CAR, rev), (OTHER_CAR, rev)]
         assert claim(url, hook) == []
         for each in claimed:
-            assert write(url, events.ack(each, AttemptOutcome.DELIVERED, AT, status=200))
+            assert write(url, delivery_queue.ack(each, AttemptOutcome.DELIVERED, AT, status=200))
     assert [(each.pcid, each.rev) for each in claim(url, hook)] == [(CAR, 4)]
 
 
@@ -192,10 +193,10 @@ def test_what_has_not_left_the_outbox_keeps_what_comes_after_it_waiting(url: str
     publish(url)
     publish(url)
     sql(url, "update outbox set created_at = ? where rev = 1", contracts.microseconds(AT + HOUR))
-    write(url, events.fan_out(AT, limit=1))
+    write(url, outbox.fan_out(AT, limit=1))
     assert [each.rev for each in waiting(url, hook)] == [2]
     assert claim(url, hook) == []
-    write(url, events.fan_out(AT, limit=1))
+    write(url, outbox.fan_out(AT, limit=1))
     assert [each.rev for each in claim(url, hook)] == [1]
 
 
@@ -204,9 +205,9 @@ def test_what_is_tried_again_later_keeps_its_vehicle_waiting_and_no_other(url: s
     publish(url)
     publish(url)
     publish(url, THIRD, OTHER_CAR)
-    write(url, events.fan_out(AT))
+    write(url, outbox.fan_out(AT))
     first, _ = claim(url, hook)
-    assert write(url, events.ack(first, AttemptOutcome.FAILED, AT, status=500, error="Oh.", retry_at=AT + HOUR))
+    assert write(url, delivery_queue.ack(first, AttemptOutcome.FAILED, AT, status=500, error="Oh.", retry_at=AT + HOUR))
     assert claim(url, hook, AT + 10 * SECOND) == []
     assert [(each.pcid, each.rev) for each in claim(url, other_hook)] == [(CAR, 1), (OTHER_CAR, 1)]
     (again,) = [each for each in claim(url, hook, AT + HOUR) if each.pcid == CAR]
@@ -217,36 +218,36 @@ def test_what_is_tried_again_later_keeps_its_vehicle_waiting_and_no_other(url: s
 def test_a_lease_that_ran_out_is_somebody_elses_and_the_late_answer_changes_nothing(url: str) -> None:
     hook = subscribed(url)
     publish(url)
-    write(url, events.fan_out(AT))
+    write(url, outbox.fan_out(AT))
     (late,) = claim(url, hook)
     assert claim(url, hook, AT + 19 * SECOND) == []
     (now,) = claim(url, hook, AT + 20 * SECOND)
     assert (now.event_id, now.attempts) == (late.event_id, 2)
-    assert not write(url, events.ack(late, AttemptOutcome.REJECTED, AT + 21 * SECOND, status=400))
-    assert [each.state for each in read(url, events.find_delivery(now.event_id))] == [DeliveryState.WAITING]
-    assert write(url, events.ack(now, AttemptOutcome.DELIVERED, AT + 21 * SECOND, status=204))
-    assert not write(url, events.ack(now, AttemptOutcome.DELIVERED, AT + 21 * SECOND, status=204)), "once"
+    assert not write(url, delivery_queue.ack(late, AttemptOutcome.REJECTED, AT + 21 * SECOND, status=400))
+    assert [each.state for each in read(url, deliveries.find(now.event_id))] == [DeliveryState.WAITING]
+    assert write(url, delivery_queue.ack(now, AttemptOutcome.DELIVERED, AT + 21 * SECOND, status=204))
+    assert not write(url, delivery_queue.ack(now, AttemptOutcome.DELIVERED, AT + 21 * SECOND, status=204)), "once"
 
 
 def test_a_lease_that_is_given_back_costs_no_attempt(url: str) -> None:
     hook = subscribed(url)
     publish(url)
-    write(url, events.fan_out(AT))
+    write(url, outbox.fan_out(AT))
     (claimed,) = claim(url, hook)
-    write(url, events.nack(claimed, AT + SECOND))
+    write(url, delivery_queue.nack(claimed, AT + SECOND))
     assert [each.attempts for each in claim(url, hook, AT + SECOND)] == [1]
 
 
 def test_nothing_is_claimed_for_a_webhook_that_is_disabled_and_nothing_is_left_of_one_that_is_gone(url: str) -> None:
     hook = subscribed(url)
     publish(url)
-    write(url, events.fan_out(AT), events.put_webhook(replace(hook, enabled=False)))
+    write(url, outbox.fan_out(AT), webhooks.put(replace(hook, enabled=False)))
     assert claim(url, hook) == []
     assert len(waiting(url, hook)) == 1
-    assert write(url, events.remove_webhook(hook.id)) is True
+    assert write(url, webhooks.remove(hook.id)) is True
     assert sql(url, "select count(*) from delivery") == [(0,)]
     assert claim(url, hook) == []
-    assert write(url, events.remove_webhook(hook.id)) is False
+    assert write(url, webhooks.remove(hook.id)) is False
 
 
 # --- The end ---------------------------------------------------------------------------------------------------------
@@ -256,51 +257,51 @@ def test_dead_ones_are_replayed_as_they_were_or_dropped(url: str) -> None:
     hook, other = subscribed(url), subscribed(url)
     publish(url, at=AT - SECOND)
     publish(url)
-    write(url, events.fan_out(AT))
+    write(url, outbox.fan_out(AT))
     ids = []
     for _ in range(2):
         (each,) = claim(url, hook)
         ids.append(each.event_id)
-        assert write(url, events.ack(each, AttemptOutcome.REJECTED, AT, status=409, error="no"))
-    assert read(url, events.list_dead(10, other.id)) == []
-    assert [each.event_id for each in reversed(read(url, events.list_dead(10, hook.id)))] == ids
-    assert write(url, events.replay_dead(AT + DAY, webhook_id=other.id)) == 0
-    assert write(url, events.replay_dead(AT + DAY, event_id=ids[1])) == 1
+        assert write(url, delivery_queue.ack(each, AttemptOutcome.REJECTED, AT, status=409, error="no"))
+    assert read(url, deliveries.list_dead(10, other.id)) == []
+    assert [each.event_id for each in reversed(read(url, deliveries.list_dead(10, hook.id)))] == ids
+    assert write(url, deliveries.replay_dead(AT + DAY, webhook_id=other.id)) == 0
+    assert write(url, deliveries.replay_dead(AT + DAY, event_id=ids[1])) == 1
     (again,) = claim(url, hook, AT + DAY)
     assert (again.event_id, again.attempts, again.created_at) == (ids[1], 1, AT)
-    assert write(url, events.drop_dead(event_id=ids[1])) == 0, "it waits"
-    assert write(url, events.drop_dead(webhook_id=hook.id)) == 1
-    assert [each.event_id for each in read(url, events.list_deliveries(hook.id))] == [ids[1]]
+    assert write(url, deliveries.drop_dead(event_id=ids[1])) == 0, "it waits"
+    assert write(url, deliveries.drop_dead(webhook_id=hook.id)) == 1
+    assert [each.event_id for each in read(url, deliveries.list_page(hook.id))] == [ids[1]]
 
 
 def test_what_waits_for_too_long_is_given_up_and_what_was_delivered_is_forgotten_in_time(url: str) -> None:
     hook = subscribed(url)
     publish(url)
     publish(url, THIRD, OTHER_CAR)
-    write(url, events.fan_out(AT))
+    write(url, outbox.fan_out(AT))
     done = claim(url, hook, limit=1)[0]
-    write(url, events.ack(done, AttemptOutcome.DELIVERED, AT, status=200))
-    assert write(url, events.expire(AT, AT, "Too long.")) == 0
-    assert write(url, events.expire(AT + SECOND, AT + DAY, "Too long.")) == 1
-    (dead,) = read(url, events.list_dead(10))
+    write(url, delivery_queue.ack(done, AttemptOutcome.DELIVERED, AT, status=200))
+    assert write(url, delivery_queue.expire(AT, AT, "Too long.")) == 0
+    assert write(url, delivery_queue.expire(AT + SECOND, AT + DAY, "Too long.")) == 1
+    (dead,) = read(url, deliveries.list_dead(10))
     assert (dead.last_error, dead.last_status, dead.finished_at) == ("Too long.", None, AT + DAY)
     # Of one that was replayed the time begins anew.
-    write(url, events.replay_dead(AT + DAY, event_id=dead.event_id))
-    assert write(url, events.expire(AT + DAY, AT + DAY, "Too long.")) == 0
-    assert write(url, events.purge(AT)) == 0
-    assert write(url, events.purge(AT + SECOND)) == 1
-    assert [each.event_id for each in read(url, events.list_deliveries(hook.id))] == [dead.event_id]
+    write(url, deliveries.replay_dead(AT + DAY, event_id=dead.event_id))
+    assert write(url, delivery_queue.expire(AT + DAY, AT + DAY, "Too long.")) == 0
+    assert write(url, deliveries.purge(AT)) == 0
+    assert write(url, deliveries.purge(AT + SECOND)) == 1
+    assert [each.event_id for each in read(url, deliveries.list_page(hook.id))] == [dead.event_id]
 
 
 def test_the_backlog_counts_what_is_where(url: str) -> None:
     hook = subscribed(url)
     publish(url)
     publish(url, THIRD, OTHER_CAR)
-    write(url, events.fan_out(AT, limit=1))
+    write(url, outbox.fan_out(AT, limit=1))
     (each,) = claim(url, hook)
-    assert read(url, events.backlog()) == events.Backlog(1, 1, 0, AT)
-    write(url, events.ack(each, AttemptOutcome.GIVEN_UP, AT, error="no"))
-    assert read(url, events.backlog()) == events.Backlog(1, 0, 1, None)
+    assert read(url, deliveries.backlog()) == deliveries.Backlog(1, 1, 0, AT)
+    write(url, delivery_queue.ack(each, AttemptOutcome.GIVEN_UP, AT, error="no"))
+    assert read(url, deliveries.backlog()) == deliveries.Backlog(1, 0, 1, None)
 
 
 # --- Telling the provider --------------------------------------------------------------------------------------------
@@ -309,10 +310,12 @@ def test_the_backlog_counts_what_is_where(url: str) -> None:
 def test_a_success_is_told_to_the_provider_once_whichever_webhook_of_the_maker_had_it_first(url: str) -> None:
     hooks = [subscribed(url), subscribed(url)]
     publish(url)
-    write(url, events.fan_out(AT))
+    write(url, outbox.fan_out(AT))
     for hook in hooks:
         (each,) = claim(url, hook)
-        done = events.ack(each, AttemptOutcome.DELIVERED, AT + SECOND, status=200, notify=EventKind.CREATED_SENT)
+        done = delivery_queue.ack(
+            each, AttemptOutcome.DELIVERED, AT + SECOND, status=200, notify=EventKind.CREATED_SENT
+        )
         assert write(url, done)
     rows = sql(url, "select rev, kind, emaid, payload, created_at from outbox")
     payload = json.dumps({"emaid": FIRST, "pcid": CAR, "namespaces": [Namespace.ISO2]})
@@ -323,10 +326,12 @@ def test_a_success_is_told_to_the_provider_once_whichever_webhook_of_the_maker_h
 def test_a_late_answer_tells_the_provider_nothing(url: str) -> None:
     hook = subscribed(url)
     publish(url)
-    write(url, events.fan_out(AT))
+    write(url, outbox.fan_out(AT))
     (late,) = claim(url, hook)
     claim(url, hook, AT + HOUR)
-    assert not write(url, events.ack(late, AttemptOutcome.REJECTED, AT + HOUR, status=400, notify=EventKind.REJECTED))
+    assert not write(
+        url, delivery_queue.ack(late, AttemptOutcome.REJECTED, AT + HOUR, status=400, notify=EventKind.REJECTED)
+    )
     assert sql(url, "select count(*) from outbox") == [(0,)]
     assert sql(url, "select rev from vehicle where pcid = ?", CAR) == [(1,)]
 
@@ -338,11 +343,11 @@ def test_erasing_takes_events_on_their_way_too_but_for_those_that_tell_the_maker
     hook = subscribed(url)
     publish(url)
     publish(url, SECOND_CONTRACT, OTHER_CAR)
-    write(url, events.fan_out(AT))
+    write(url, outbox.fan_out(AT))
     for each in claim(url, hook):
-        write(url, events.ack(each, AttemptOutcome.DELIVERED, AT, status=200))
+        write(url, delivery_queue.ack(each, AttemptOutcome.DELIVERED, AT, status=200))
     publish(url)
-    write(url, contracts.withdraw(FIRST, AT), events.fan_out(AT))
+    write(url, contracts.withdraw(FIRST, AT), outbox.fan_out(AT))
     erased = write(url, erasure.erase(CAR, (), AT, "cli:test", notify=True))
     assert (erased.events, erased.waiting, erased.vehicle) == (2, 1, False)
     assert [each.kind for each in waiting(url, hook)] == ["oem.contract.deleted"]
@@ -354,24 +359,26 @@ def test_erasing_takes_events_on_their_way_too_but_for_those_that_tell_the_maker
 def test_a_vehicle_that_is_gone_is_not_made_again_by_what_is_told_of_it(url: str) -> None:
     hook = subscribed(url)
     publish(url)
-    write(url, events.fan_out(AT))
+    write(url, outbox.fan_out(AT))
     (each,) = claim(url, hook)
     write(url, erasure.erase(CAR, (), AT, "cli:test", notify=False))
-    assert not write(url, events.ack(each, AttemptOutcome.DELIVERED, AT, status=200, notify=EventKind.CREATED_SENT))
-    write(url, events.store_events([(EventKind.HANDED_OUT, FIRST, CAR, Namespace.ISO2, AT)]))
+    assert not write(
+        url, delivery_queue.ack(each, AttemptOutcome.DELIVERED, AT, status=200, notify=EventKind.CREATED_SENT)
+    )
+    write(url, outbox.store_events([(EventKind.HANDED_OUT, FIRST, CAR, Namespace.ISO2, AT)]))
     assert sql(url, "select count(*) from vehicle") == sql(url, "select count(*) from outbox") == [(0,)]
 
 
 def test_a_vehicle_whose_numbers_begin_anew_has_its_events_told(url: str) -> None:
     hook = subscribed(url)
     publish(url)
-    write(url, events.fan_out(AT))
+    write(url, outbox.fan_out(AT))
     (each,) = claim(url, hook)
-    write(url, events.ack(each, AttemptOutcome.DELIVERED, AT, status=200))
+    write(url, delivery_queue.ack(each, AttemptOutcome.DELIVERED, AT, status=200))
     # As after a restore of an older backup: the history is there, the vehicle's number is not.
     sql(url, "update vehicle set rev = 0")
     publish(url)
-    write(url, events.fan_out(AT + SECOND))
+    write(url, outbox.fan_out(AT + SECOND))
     (anew,) = claim(url, hook, AT + SECOND)
     assert (anew.rev, anew.attempts, anew.finished_at) == (1, 1, None)
     assert anew.event_id != each.event_id

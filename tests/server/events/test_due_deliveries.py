@@ -19,7 +19,7 @@ from ccp.server.events import Dispatcher, Subscribers, dispatcher
 from ccp.server.settings import Settings
 from ccp.server.storage.engine import sqlite_connection
 from ccp.server.storage.engine.query import Query
-from ccp.server.storage.queries import contracts, due_deliveries, events, parties
+from ccp.server.storage.queries import contracts, due_deliveries, outbox, parties, webhooks
 from ccp.server.storage.queries.due_deliveries import Due
 from tests.databases import Server, sql
 from tests.server.events.receiver import receiving, until, webhook
@@ -49,10 +49,10 @@ def queued(hook: Webhook, *due_at: datetime, car: int = 0) -> Query[None]:
         pcid = PCID(f"WEX0DUE00{hook.id[-4:]}{car or number:04d}")
         values = (
             pcid, number + 1, 0, hook.id, f"{hook.id}/{number}/{car}", "oem.contract.created", "DEEXAS00000001",
-            "urn:iso:15118:2:2013:MsgDef", "{}", events.microseconds(AT), events.microseconds(at),
-            events.microseconds(at), 0, "waiting", None, None, None,
+            "urn:iso:15118:2:2013:MsgDef", "{}", contracts.microseconds(AT), contracts.microseconds(at),
+            contracts.microseconds(at), 0, "waiting", None, None, None,
         )  # fmt: skip
-        yield events._INSERT, values
+        yield outbox._INSERT, values
 
 
 def all_of(*steps: Query[None]) -> Query[None]:
@@ -70,8 +70,8 @@ def test_what_is_put_off_is_not_looked_at_and_what_is_due_is_counted(url: str) -
 def test_a_long_queue_hides_neither_what_waits_longest_nor_what_has_just_come(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(due_deliveries, "MOST", 3)
-    monkeypatch.setattr(due_deliveries, "STEPS", 2)
+    monkeypatch.setattr(due_deliveries, "MAX_EXAMINED", 3)
+    monkeypatch.setattr(due_deliveries, "PAGE_SIZE", 2)
     oldest, silent, between, newest, late = hooks(5)
     write(url, all_of(
         queued(oldest, AT - HOUR), queued(silent, *(AT - 60 * SECOND * n for n in range(1, 11))),
@@ -105,7 +105,7 @@ def with_dispatcher(
     use: Callable[[Dispatcher, CountingStore], Awaitable[None]],
 ) -> None:
     for hook in registered:
-        write(url, events.put_webhook(hook))
+        write(url, webhooks.put(hook))
     write(url, change)
 
     async def run() -> None:
@@ -140,7 +140,7 @@ def test_webhooks_for_which_nothing_is_due_cost_a_dispatcher_nothing(url: str) -
 def test_events_that_are_too_many_for_the_time_of_one_change_are_taken_in_smaller_groups(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, groups = events.fan_out, list[int]()
+    whole, groups = outbox.fan_out, list[int]()
 
     def in_time(at: datetime, limit: int) -> Query[int]:
         groups.append(limit)
@@ -151,11 +151,11 @@ def test_events_that_are_too_many_for_the_time_of_one_change_are_taken_in_smalle
     async def use(made: Dispatcher, store: CountingStore) -> None:
         for number in range(20):
             await store.write(contracts.publish(variant(EMAID(f"DEEXAF{number:08d}")), AT, NO_LIMITS))
-        monkeypatch.setattr(events, "fan_out", in_time)
+        monkeypatch.setattr(outbox, "fan_out", in_time)
         for _ in range(20):
             with contextlib.suppress(Unavailable):
                 await made.once()
-        assert not await store.read(events.has_new_events())
+        assert not await store.read(outbox.has_new_events())
         assert [limit for limit in groups if limit <= 10], groups
 
     with_dispatcher(url, hooks(1), all_of(), use)

@@ -20,8 +20,8 @@ from ccp.server.domain.parties import Caller, PartyRole
 from ccp.server.domain.subscriptions import EventKind
 from ccp.server.events.webhooks import MOST, Wanted, Webhooks
 from ccp.server.storage.engine.query import Query
-from ccp.server.storage.queries import events as store_events
-from ccp.server.storage.queries.events import AttemptOutcome
+from ccp.server.storage.queries import webhooks as webhook_queries
+from ccp.server.storage.queries.delivery_queue import AttemptOutcome
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp_ok
 from tests.server.events.told import (
@@ -437,13 +437,13 @@ def test_a_webhook_is_removed_with_all_its_deliveries_but_not_with_many_in_one_t
     fanned_out(pool, pool.publish(pool.car()))
     copied(pool, 2500)
     before: list[int] = []
-    whole = store_events.remove_webhook
+    whole = webhook_queries.remove
 
     def measured(id: str) -> Query[bool]:
         before.append((yield "select count(*) from delivery where webhook_id = $1", (id,))[0][0])
         return (yield from whole(id))
 
-    monkeypatch.setattr(store_events, "drop_webhook", measured)
+    monkeypatch.setattr(webhook_queries, "remove", measured)
     assert call(pool, "other_oem", "DELETE", f"/{made['id']}").status_code == 404
     assert pool.sql("select count(*) from delivery where webhook_id = ?", made["id"]) == [(2501,)]
     assert call(pool, "oem", "DELETE", f"/{made['id']}").status_code == 200

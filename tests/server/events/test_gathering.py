@@ -12,7 +12,7 @@ from ccp.errors import Unavailable
 from ccp.server.domain.parties import PartyRole
 from ccp.server.events import HandedOut, Subscribers, delivery_notices
 from ccp.server.storage import connect
-from ccp.server.storage.queries import contracts, events, parties
+from ccp.server.storage.queries import contracts, parties, webhooks
 from tests.databases import sql
 from tests.server.events.receiver import webhook
 from tests.server.storage.made import AT, CAR, FIRST, SECOND_CONTRACT, new_database, variant, write
@@ -26,7 +26,7 @@ def url(tmp_path: Path) -> str:
     write(
         made,
         parties.add(party("emsp", PartyRole.EMSP, providers="DEEXA"), "hash", AT),
-        events.put_webhook(webhook("http://one.example/", "emsp", "emsp.contract.delivered.to.oem")),
+        webhooks.put(webhook("http://one.example/", "emsp", "emsp.contract.delivered.to.oem")),
         contracts.publish(variant(), AT),
         contracts.publish(variant(SECOND_CONTRACT), AT),
     )

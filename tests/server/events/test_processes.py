@@ -18,7 +18,7 @@ from ccp.ids import EMAID, PCID
 from ccp.server import app, logging
 from ccp.server.domain.parties import PartyRole
 from ccp.server.settings import Settings
-from ccp.server.storage.queries import contracts, events, parties
+from ccp.server.storage.queries import contracts, parties, webhooks
 from tests.databases import Server, sql
 from tests.server.events.receiver import Receiver, receiving, until, webhook
 from tests.server.storage.made import AT, new_database, variant, with_store, write
@@ -118,7 +118,7 @@ def test_several_processes_send_in_order_nothing_twice_and_lose_nothing_when_the
 ) -> None:
     write(url, parties.add(party("oem", PartyRole.OEM, wmis="WEX"), "hash", AT))
     for path in HOOKS:
-        write(url, events.put_webhook(webhook(receiver.url + path)))
+        write(url, webhooks.put(webhook(receiver.url + path)))
     senders = Senders(url, tmp_path)
     try:
         for _ in range(3):

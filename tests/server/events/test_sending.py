@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from ccp.server.domain.subscriptions import Webhook
-from ccp.server.storage.queries import events
+from ccp.server.storage.queries import deliveries, webhooks
 from ccp.server.storage.queries.contracts import microseconds
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
@@ -62,11 +62,11 @@ def receiver() -> Iterator[Receiver]:
 def told(pool: Pool, url: str, client_id: str = "oem", *names: str, **more: object) -> Iterator[Webhook]:
     """A webhook that the pool knows of, for as long as the block lasts."""
     made = webhook(url, client_id, *names, **more)
-    pool.change(events.put_webhook(made))
+    pool.change(webhooks.put(made))
     try:
         yield made
     finally:
-        pool.change(events.remove_webhook(made.id))
+        pool.change(webhooks.remove(made.id))
 
 
 def withdraw(pool: Pool, contract: Contract) -> None:
@@ -152,7 +152,7 @@ def test_what_fails_too_often_is_dead_the_next_goes_out_and_the_dead_can_be_repl
         receiver.wait("/dead", 4)
         until(lambda: states(sending.settings.database, hook.id) == [("dead", 3, 500), ("delivered", 1, 200)])
         never_more(receiver, "/dead", 4)
-        assert sending.change(events.replay_dead(datetime.now(UTC), webhook_id=hook.id)) == 1
+        assert sending.change(deliveries.replay_dead(datetime.now(UTC), webhook_id=hook.id)) == 1
         sent = receiver.wait("/dead", 5)
         until(lambda: states(sending.settings.database, hook.id) == [("delivered", 1, 200), ("delivered", 1, 200)])
     assert [each.kind for each in sent] == [CREATED, CREATED, CREATED, DELETED, CREATED]
@@ -274,7 +274,7 @@ def test_webhooks_that_hang_are_down_or_fail_delay_no_other_and_not_the_end_of_t
         receiver.says("/ill", 500)
         with start(pkis, **options) as pool:
             for hook in (*hanging, *others):
-                pool.change(events.put_webhook(hook))
+                pool.change(webhooks.put(hook))
             wait_for_refresh()
             cars = [pool.car() for _ in range(6)]
             for car in cars:
@@ -307,7 +307,7 @@ def test_a_webhook_at_an_address_that_is_not_public_is_never_called_and_what_wai
         port = receiver.url.rpartition(":")[2]
         hooks = [webhook(receiver.url + "/private"), webhook(f"http://localhost:{port}/named")]
         for hook in hooks:
-            pool.change(events.put_webhook(hook))
+            pool.change(webhooks.put(hook))
         for _ in range(5):
             pool.publish(pool.car())
         for hook in hooks:
@@ -334,18 +334,18 @@ def test_what_waits_for_a_disabled_webhook_or_party_waits_and_nothing_is_added(
     receiver.says("/paused", 500, 200)
     car = sending.car()
     made = webhook(receiver.url + "/paused")
-    sending.change(events.put_webhook(made))
+    sending.change(webhooks.put(made))
     try:
         sending.publish(car)
         receiver.wait("/paused", 1)
-        sending.change(events.put_webhook(webhook(made.url, id=made.id, enabled=False)))
+        sending.change(webhooks.put(webhook(made.url, id=made.id, enabled=False)))
         sending.publish(sending.car())
         never_more(receiver, "/paused", 1, 1.5)
         assert [state for state, *_ in states(sending.settings.database, made.id)] == ["waiting"]
-        sending.change(events.put_webhook(made))
+        sending.change(webhooks.put(made))
         receiver.wait("/paused", 2)
     finally:
-        sending.change(events.remove_webhook(made.id))
+        sending.change(webhooks.remove(made.id))
 
 
 def test_a_webhook_that_answers_with_more_than_anybody_reads_has_been_told_all_the_same(

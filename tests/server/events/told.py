@@ -7,8 +7,9 @@ from typing import Any
 
 import httpx
 
-from ccp.server.storage.queries import events
-from ccp.server.storage.queries.events import AttemptOutcome, Delivery
+from ccp.server.storage.queries import delivery_queue, outbox
+from ccp.server.storage.queries.deliveries import Delivery
+from ccp.server.storage.queries.delivery_queue import AttemptOutcome
 from tests.world import Contract, Pool
 
 BASE = "/opnc/v1/event/endpoints"
@@ -37,7 +38,7 @@ def subscribe(pool: Pool, party: str = "oem", *events: str, **members: Any) -> d
 
 def fanned_out(pool: Pool, *contracts: Contract) -> None:
     """Let every event leave the outbox. contracts: those whose events it is about, for whoever reads the test."""
-    while pool.change(events.fan_out(datetime.now(UTC))):
+    while pool.change(outbox.fan_out(datetime.now(UTC))):
         pass
 
 
@@ -57,8 +58,8 @@ def tried(
 ) -> int:
     """Let everything that is due for a webhook come to this. Returns how many deliveries it was."""
     at = datetime.now(UTC)
-    claimed: list[Delivery] = pool.change(events.lease(webhook_id, at, at + timedelta(seconds=60), 1000))
+    claimed: list[Delivery] = pool.change(delivery_queue.lease(webhook_id, at, at + timedelta(seconds=60), 1000))
     for each in claimed:
-        done = events.ack(each, outcome, at, status=status, error=error, retry_at=at + timedelta(hours=1))
+        done = delivery_queue.ack(each, outcome, at, status=status, error=error, retry_at=at + timedelta(hours=1))
         assert pool.change(done)
     return len(claimed)

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from ccp.server.domain.parties import PartyRole
 from ccp.server.events import dispatcher
 from ccp.server.metrics import Metrics
-from ccp.server.storage.queries import events, peers
+from ccp.server.storage.queries import peers, webhooks
 from ccp.server.storage.queries.peers import Peer
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp_ok
@@ -238,7 +238,7 @@ def test_events_are_counted_by_what_came_of_them_and_by_what_they_wait_for(
     more = {"event_dispatch": True, "event_allow_http": True, "event_retries": 1, "event_retry_delay": 0.2}
     with receiving() as receiver, start(pkis, egress_allow_networks=("127.0.0.0/8",), **more) as pool:
         receiver.says("/maker", 500, 200, 409, 500)
-        pool.change(events.put_webhook(webhook(f"{receiver.url}/maker", "oem")))
+        pool.change(webhooks.put(webhook(f"{receiver.url}/maker", "oem")))
         for _ in range(3):
             pool.publish(pool.car())
         for outcome, count in (("delivered", 1), ("rejected", 1), ("given_up", 1), ("failed", 1)):

@@ -48,7 +48,7 @@ def recorded(*keys: str, topic: ChangeCounter = ChangeCounter.WEBHOOKS) -> Query
 def test_the_log_has_each_change_under_its_number_and_keeps_the_latest(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(change_counters, "KEPT", 3)
+    monkeypatch.setattr(change_counters, "MAX_LOGGED", 3)
     write(url, recorded("a", "b"), recorded("c", topic=ChangeCounter.PARTIES), recorded("d", "e"))
     assert read(url, change_counters.log_entries(ChangeCounter.WEBHOOKS, 0, 10)) == [(2, "b"), (3, "d"), (4, "e")]
     assert read(url, change_counters.log_entries(ChangeCounter.WEBHOOKS, 2, 1)) == [(3, "d")]

@@ -169,15 +169,15 @@ def test_lookups_that_waited_too_long_hold_up_none_that_come_later() -> None:
             return rows
 
         gathering = QueryBatcher(fetch, 0.2)
-        asked = [asyncio.ensure_future(gathering.answer(iter(lookup("early")))) for _ in range(2)]
+        asked = [asyncio.ensure_future(gathering.run(iter(lookup("early")))) for _ in range(2)]
         await asyncio.sleep(0.02)
         # Far more than are sent together: they wait for those two, and have gone when it is their turn.
-        asked += [asyncio.ensure_future(gathering.answer(iter(lookup(str(number))))) for number in range(300)]
+        asked += [asyncio.ensure_future(gathering.run(iter(lookup(str(number))))) for number in range(300)]
         outcomes = await asyncio.gather(*asked, return_exceptions=True)
         assert all(isinstance(outcome, Unavailable) for outcome in outcomes)
         answers.set()
         await gathering.close()
-        late: list[Row] = await gathering.answer(iter(lookup("late")))
+        late: list[Row] = await gathering.run(iter(lookup("late")))
         return late
 
     assert asyncio.run(run()) == [("late",)]

@@ -15,7 +15,7 @@ from ccp.server.domain.subscriptions import EventKind
 from ccp.server.events import Subscribers
 from ccp.server.storage.engine import sqlite_connection
 from ccp.server.storage.engine.query import Query, Row
-from ccp.server.storage.queries import contracts, events
+from ccp.server.storage.queries import contracts, outbox, webhooks
 from ccp.server.storage.queries import parties as queries
 from tests.databases import sql
 from tests.server.events.receiver import webhook
@@ -37,12 +37,12 @@ def filled(url: str, more: int) -> None:
     def first() -> Query[None]:
         yield from queries.add(party("maker", PartyRole.OEM, wmis="WEX"), "hash", AT)
         yield from queries.add(party("emsp", PartyRole.EMSP, providers="DEEXA"), "hash", AT)
-        yield from events.put_webhook(webhook("http://maker.example/", "maker"))
-        yield from events.put_webhook(webhook("http://emsp.example/", "emsp", EventKind.HANDED_OUT.value))
+        yield from webhooks.put(webhook("http://maker.example/", "maker"))
+        yield from webhooks.put(webhook("http://emsp.example/", "emsp", EventKind.HANDED_OUT.value))
 
     def other(number: int) -> Query[None]:
         yield from queries.add(oem(number), "hash", AT)
-        yield from events.put_webhook(webhook(f"http://{number}.example/", f"oem-{number}"))
+        yield from webhooks.put(webhook(f"http://{number}.example/", f"oem-{number}"))
 
     write(url, first(), *map(other, range(more)))
 
@@ -79,9 +79,9 @@ async def used(store: CountingStore) -> list[list[tuple[str, int]]]:
     assert subscribers.wants(EventKind.HANDED_OUT, FIRST)
     await store.write(contracts.publish(variant(), AT))
     store.taken()
-    assert await store.write(events.fan_out(AT)) == 1
+    assert await store.write(outbox.fan_out(AT)) == 1
     await note()
-    await store.write(events.put_webhook(webhook("http://new.example/", "maker")))
+    await store.write(webhooks.put(webhook("http://new.example/", "maker")))
     await note()
     return found
 

@@ -17,7 +17,7 @@ from ccp.server.events import Subscribers
 from ccp.server.events import subscribers as module
 from ccp.server.storage import Store, change_feed
 from ccp.server.storage.engine.query import Query
-from ccp.server.storage.queries import events, parties
+from ccp.server.storage.queries import parties, webhooks
 from tests.server.events.receiver import webhook
 from tests.server.storage.made import AT, opened, statements
 from tests.world import party
@@ -44,13 +44,13 @@ def a_change(chance: random.Random, hooks: dict[str, Webhook], known: dict[str, 
             )  # fmt: skip
             return parties.update(before, known[name])
         case 2 if hooks:
-            return events.remove_webhook(hooks.pop(chance.choice(sorted(hooks))).id)
+            return webhooks.remove(hooks.pop(chance.choice(sorted(hooks))).id)
         case _ if name in known:
             made = webhook("http://a.example/", name, *chance.sample(KINDS, 2), id=f"{chance.getrandbits(64):x}")
             if hooks and chance.random() < 0.5:  # One that is there, of another party perhaps.
                 made = replace(made, id=chance.choice(sorted(hooks)), enabled=chance.random() < 0.7)
             hooks[made.id] = replace(made, provider_ids=(ProviderId("DEEXA"),) if chance.random() < 0.3 else ())
-            return events.put_webhook(hooks[made.id])
+            return webhooks.put(hooks[made.id])
     return statements()
 
 
@@ -113,7 +113,7 @@ def test_reading_everything_gives_the_event_loop_back_between_portions(
     def many() -> Query[None]:
         for number in range(10):
             yield from parties.add(party(f"cpo-{number}", PartyRole.CPO), "hash", AT)
-            yield from events.put_webhook(webhook("http://a.example/", f"cpo-{number}"))
+            yield from webhooks.put(webhook("http://a.example/", f"cpo-{number}"))
 
     async def run() -> None:
         async with opened(url) as store:

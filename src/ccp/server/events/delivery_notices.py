@@ -16,7 +16,7 @@ from ccp.server.domain.subscriptions import EventKind
 from ccp.server.events.subscribers import Subscribers
 from ccp.server.runtime.background import PeriodicTask
 from ccp.server.storage import Store
-from ccp.server.storage.queries import events
+from ccp.server.storage.queries import outbox
 
 _log = structlog.get_logger("ccp.server.events")
 
@@ -85,7 +85,7 @@ class HandedOut:
             # Taken out first: what the database refuses for good must not stand before all others for ever.
             del self._gathered[:_GROUP]
             try:
-                await self._store.write(events.store_events(told))
+                await self._store.write(outbox.store_events(told))
             except CCPError:
                 self._gathered[:0] = group  # Where nobody knows whether it has them they are told twice, not never.
                 raise

@@ -31,8 +31,9 @@ from ccp.server.runtime.clock import TOLERANCE, ClockGuard
 from ccp.server.runtime.loop_budget import LoopBudget
 from ccp.server.settings import Settings
 from ccp.server.storage import Store
-from ccp.server.storage.queries import due_deliveries, events
-from ccp.server.storage.queries.events import AttemptOutcome, Delivery
+from ccp.server.storage.queries import deliveries, delivery_queue, due_deliveries, outbox
+from ccp.server.storage.queries.deliveries import Delivery
+from ccp.server.storage.queries.delivery_queue import AttemptOutcome
 
 _log = structlog.get_logger("ccp.server.events")
 
@@ -139,7 +140,7 @@ class Dispatcher:
         """Put new events to webhooks, and wake the lines for which something is due. Returns whether there is more."""
         at = self._clock()
         more = False
-        if await self._store.read(events.has_new_events()):
+        if await self._store.read(outbox.has_new_events()):
             more = await self._fan_out()
         await self._wake_due()
         if time.monotonic() - self._swept >= self._sweep_every:
@@ -149,7 +150,7 @@ class Dispatcher:
             self._counted = time.monotonic()
             await self._bring_back()
             await self._end_idle()
-            left = await self._store.read(events.backlog())
+            left = await self._store.read(deliveries.backlog())
             oldest = (at - left.oldest).total_seconds() if left.oldest is not None else 0.0
             self._metrics.events_left(left.outbox, left.waiting, left.dead, max(0.0, oldest))
         return more
@@ -162,7 +163,7 @@ class Dispatcher:
         """
         group = self._group
         try:
-            taken = await self._store.write(events.fan_out(self._clock(), group))
+            taken = await self._store.write(outbox.fan_out(self._clock(), group))
         except Unavailable:
             self._group = max(1, group // 4)
             raise
@@ -216,8 +217,8 @@ class Dispatcher:
         except Unavailable:
             return  # The guard has logged it.
         horizon = at + max(self._lease, self._pause) + TOLERANCE
-        while keys := await self._store.read(events.scheduled_beyond(horizon)):
-            brought = await self._store.write(events.reschedule(keys, horizon, at))
+        while keys := await self._store.read(delivery_queue.scheduled_beyond(horizon)):
+            brought = await self._store.write(delivery_queue.reschedule(keys, horizon, at))
             _log.warning("deliveries from the future are due now", events=brought)
             self._news.set()
 
@@ -226,9 +227,11 @@ class Dispatcher:
             at = await self._guard.checked()
         except Unavailable:
             return  # The guard has logged it.
-        while given_up := await self._store.write(events.expire(at - self._give_up, at, "It waited for too long.")):
+        while given_up := await self._store.write(
+            delivery_queue.expire(at - self._give_up, at, "It waited for too long.")
+        ):
             _log.warning("events given up that waited for too long", events=given_up)
-        while await self._store.write(events.purge(at - self._keep)):
+        while await self._store.write(deliveries.purge(at - self._keep)):
             pass
 
     def _line(self, webhook_id: str) -> _Line:
@@ -263,7 +266,7 @@ class Dispatcher:
         claimed: list[Delivery] = []
         try:
             at = self._clock()
-            claimed = await self._store.write(events.lease(line.webhook_id, at, at + self._lease, tries))
+            claimed = await self._store.write(delivery_queue.lease(line.webhook_id, at, at + self._lease, tries))
         finally:
             if not claimed:
                 line.breaker.release()
@@ -346,7 +349,7 @@ class Dispatcher:
             tell = None
         for last in (False, False, True):
             at = self._clock()
-            change = events.ack(
+            change = delivery_queue.ack(
                 delivery, outcome, at, status=status, error=error, retry_at=at + self._pause, notify=tell
             )
             try:
@@ -375,7 +378,7 @@ class Dispatcher:
 
     async def _release(self, delivery: Delivery) -> None:
         try:
-            await self._store.write(events.nack(delivery, self._clock()))
+            await self._store.write(delivery_queue.nack(delivery, self._clock()))
         except CCPError as exc:
             _log.warning("event not released", event_id=delivery.event_id, reason=str(exc))
 

@@ -7,7 +7,7 @@ import hmac
 import orjson
 
 from ccp.schemas.timestamps import rfc3339
-from ccp.server.storage.queries.events import Delivery
+from ccp.server.storage.queries.deliveries import Delivery
 
 
 def body_of(delivery: Delivery) -> bytes:

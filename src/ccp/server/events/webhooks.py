@@ -22,10 +22,11 @@ from ccp.server.domain.subscriptions import Webhook
 from ccp.server.external.outbound import OutboundClient, OutboundError, host_of
 from ccp.server.storage import Store
 from ccp.server.storage.engine.query import Query, long_read
-from ccp.server.storage.queries import audit, events, parties
+from ccp.server.storage.queries import audit, parties, webhooks
+from ccp.server.storage.queries import deliveries as delivery_queries
 from ccp.server.storage.queries.audit import Action, Entry
 from ccp.server.storage.queries.caller_standing import check_standing
-from ccp.server.storage.queries.events import Delivery, DeliveryCursor, DeliveryState
+from ccp.server.storage.queries.deliveries import Delivery, DeliveryCursor, DeliveryState
 
 MOST: Final = 50
 """Webhooks of one party. Each that is not answered costs the dispatcher a task and the database its deliveries."""
@@ -122,9 +123,9 @@ class Webhooks:
         def change() -> Query[Owned]:
             party = yield from _begin(caller, EventOperation.POST_ENDPOINT)
             self._check(_within_token(party, caller), wanted)
-            if len((yield from events.list_webhooks(party.client_id))) >= MOST:
+            if len((yield from webhooks.list_by_party(party.client_id))) >= MOST:
                 raise Conflict(f"A party has at most {MOST} webhooks.")
-            yield from events.put_webhook(made)
+            yield from webhooks.put(made)
             yield from _record(caller, at, Action.WEBHOOK_ADDED, made.id, **_told(made))
             return Owned(made, party)
 
@@ -135,7 +136,7 @@ class Webhooks:
 
         def query() -> Query[list[Owned]]:
             party = yield from _registered(caller)
-            return [Owned(webhook, party) for webhook in (yield from events.list_webhooks(party.client_id))]
+            return [Owned(webhook, party) for webhook in (yield from webhooks.list_by_party(party.client_id))]
 
         return await self._store.read(query())
 
@@ -150,7 +151,7 @@ class Webhooks:
 
     async def edit(self, caller: Caller, webhook_id: str, wanted: Wanted, at: datetime) -> Owned:
         """Change what is given; the secret stays. Raises NotFound, FieldError, NotAuthorised."""
-        stored = await self._store.read(events.find_webhook(webhook_id))
+        stored = await self._store.read(webhooks.find(webhook_id))
         # One whose host has vanished can still be disabled. The network is asked before the transaction, never in it.
         if stored is not None and stored.client_id == caller.party.client_id and stored.url != wanted.url:
             check_url(wanted.url, http=self._http)
@@ -184,7 +185,7 @@ class Webhooks:
             if after == before:
                 return owned
             after = replace(after, updated_at=at)
-            yield from events.put_webhook(after)
+            yield from webhooks.put(after)
             were, are = _told(before), _told(after)
             members = sorted(name for name in are if are[name] != were[name])
             yield from _record(
@@ -211,13 +212,13 @@ class Webhooks:
             yield from _find((yield from _party_now(caller, EventOperation.DELETE_ENDPOINT)), webhook_id)
 
         await self._store.read(owned())
-        while await self._store.write(events.remove_deliveries(webhook_id, _PORTION)) == _PORTION:
+        while await self._store.write(delivery_queries.remove_by_webhook(webhook_id, _PORTION)) == _PORTION:
             pass
 
         def change() -> Query[None]:
             party = yield from _begin(caller, EventOperation.DELETE_ENDPOINT)
             webhook = yield from _find(party, webhook_id)
-            yield from events.remove_webhook(webhook.id)
+            yield from webhooks.remove(webhook.id)
             yield from _record(caller, at, Action.WEBHOOK_REMOVED, webhook.id, **_told(webhook))
 
         await self._write(change())
@@ -230,7 +231,7 @@ class Webhooks:
         @long_read
         def query() -> Query[tuple[list[Delivery], bool]]:
             webhook = yield from _find((yield from _registered(caller)), webhook_id)
-            found = yield from events.list_deliveries(webhook.id, state, before, limit + 1)
+            found = yield from delivery_queries.list_page(webhook.id, state, before, limit + 1)
             return found[:limit], len(found) > limit
 
         return await self._store.read(query())
@@ -293,7 +294,7 @@ def _begin(caller: Caller, operation: EventOperation) -> Query[Party]:
 
     Returns the caller's party as it is registered now. Raises NotAuthenticated, NotAuthorised.
     """
-    yield from events.lock_webhooks()
+    yield from webhooks.lock()
     return (yield from _party_now(caller, operation))
 
 
@@ -317,7 +318,7 @@ def _registered(caller: Caller) -> Query[Party]:
 
 
 def _find(party: Party, webhook_id: str) -> Query[Webhook]:
-    webhook = yield from events.find_webhook(webhook_id)
+    webhook = yield from webhooks.find(webhook_id)
     if webhook is None or webhook.client_id != party.client_id:
         raise NotFound("There is no endpoint with this id.")
     return webhook

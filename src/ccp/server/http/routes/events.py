@@ -22,7 +22,7 @@ from ccp.server.domain.parties import Caller, PartyRole
 from ccp.server.events.webhooks import Owned, Wanted, Webhooks
 from ccp.server.http.routes.opnc import Edge, Handler
 from ccp.server.storage.queries.contracts import instant, microseconds
-from ccp.server.storage.queries.events import Delivery, DeliveryCursor, DeliveryState
+from ccp.server.storage.queries.deliveries import Delivery, DeliveryCursor, DeliveryState
 
 BASE: Final = "/opnc/v1/event/endpoints"
 _PAGE: Final = 100  # Deliveries on a page if nothing is said.

@@ -110,7 +110,7 @@ class PostgresStore:
         self._long_reading = asyncio.Semaphore(self._long_readers)
         self._work: set[asyncio.Task[Any]] = set()
         self._reading: set[Connection] = set()
-        self._gathering: QueryBatcher | None = None
+        self._batcher: QueryBatcher | None = None
         self._settings: dict[str, str] = {}
         self._open = False
 
@@ -131,7 +131,7 @@ class PostgresStore:
                 self._settings = {name: value for name, value in known}  # noqa: C416  records are no tuples
                 # A cluster plans each statement anew and sends only those of one table straight to where the rows are.
                 if await connection.fetchval("select 1 from pg_extension where extname = 'citus'") is None:
-                    self._gathering = QueryBatcher(self._fetch, self._limits.read)
+                    self._batcher = QueryBatcher(self._fetch, self._limits.read)
             await connection.close(timeout=_CONNECT_TIMEOUT)
         except LOST as exc:
             raise ConfigurationError(
@@ -149,8 +149,8 @@ class PostgresStore:
 
     async def close(self) -> None:
         self._open = False
-        if self._gathering is not None:
-            await self._gathering.close()
+        if self._batcher is not None:
+            await self._batcher.close()
         self._standby.close()
         if self._work:
             await asyncio.wait(self._work)
@@ -181,9 +181,9 @@ class PostgresStore:
 
     async def read(self, query: Query[T]) -> T:
         assert self._open, "the store is open"
-        if isinstance(query, MarkedQuery) and query.batchable and self._gathering is not None:
+        if isinstance(query, MarkedQuery) and query.batchable and self._batcher is not None:
             self._pool.refuse_while_silent(NOT_READ)
-            return await self._gathering.answer(iter(query))
+            return await self._batcher.run(iter(query))
         if isinstance(query, MarkedQuery) and query.long_running:
             self._pool.refuse_while_silent(NOT_READ)
             deadline = asyncio.get_running_loop().time() + self._limits.long_read

@@ -1,8 +1,8 @@
-"""Connection poolers between this process and a PostgreSQL server, such as PgBouncer in transaction mode.
+"""Detection of a connection pooler before a PostgreSQL server, such as PgBouncer in transaction mode.
 
-Such a pooler gives the transactions of one client session to any of its server sessions. Nothing may then outlive a
-transaction: no prepared statement with a name, no setting of the session. asyncpg sends a statement and its execution
-apart, so even an unnamed statement needs a transaction around both.
+Such a pooler runs the transactions of one client session on any of its server sessions. So nothing may outlive a
+transaction: no named prepared statement, no session setting. asyncpg sends a statement and its execution separately, so
+even an unnamed statement needs a transaction around both.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import asyncpg
 Connection: TypeAlias = "asyncpg.Connection[Any]"
 
 SIGNS: Final = (asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)
-"""What a server says of a named statement that another server session holds, or another client has made."""
+"""Errors about a named statement that another server session holds, or that another client has prepared."""
 
 
 async def is_between(connection: Connection) -> bool:
-    """Whether the server session differs from the one that was announced to the connection.
+    """Whether a pooler stands before the server: the server session is not the one announced to the connection.
 
-    A pooler names a process id of its own when it accepts a connection, because it has no server session for it yet. In
-    session mode it does the same; that costs more round trips than it would have to, and works.
+    A pooler announces a process id of its own when it accepts a connection, because it has no server session for it
+    yet. In session mode it does the same; then the pool works, with more round trips than necessary.
     """
     async with connection.transaction():
         pid: int = await connection.fetchval("select pg_backend_pid()")
@@ -30,5 +30,5 @@ async def is_between(connection: Connection) -> bool:
 
 
 def settings_of_transaction(settings: Mapping[str, str]) -> str:
-    """Statements that set what otherwise is set for a session. settings: names and values of ours, not from outside."""
+    """Statements that make settings for one transaction. settings: trusted names and values, no user input."""
     return "; ".join(f"set local {name} = '{value}'" for name, value in settings.items())

@@ -1,8 +1,8 @@
-"""The embedded engine: one SQLite file.
+"""Embedded storage engine: one SQLite file.
 
-Lookups run in the event loop: with WAL they never wait for the writer and take some ten microseconds, less than a
-hand-over to a thread. Those that every request asks are put together, once a turn of the loop. Questions that are
-marked `long_running` go to a thread with a connection of its own. Writes go to one thread, which commits them in groups
+Lookups run in the event loop: in WAL mode they never wait for the writer and take some ten microseconds, less than
+passing them to a thread. Batchable queries are queued and run once an iteration of the loop. Queries marked `long_read`
+run in a thread with its own connection. Writes run in one thread with group commit
 (`ccp.server.storage.engine.sqlite_writer`). Both threads are supervised (`ccp.server.runtime.threads`).
 """
 
@@ -28,26 +28,26 @@ _RETRY_DELAY: Final = 0.01
 
 
 class SQLiteStore:
-    """See `ccp.server.storage.Store`."""
+    """A `ccp.server.storage.Store` on a SQLite file."""
 
     def __init__(self, path: Path, limits: TimeLimits = REQUESTS) -> None:
         self._path = path
         self._limits = limits
         self._reader: sqlite3.Connection | None = None
         self._long_connection: sqlite3.Connection | None = None
-        self._asked: list[tuple[Query[Any], asyncio.Future[Any]]] = []
+        self._batch: list[tuple[Query[Any], asyncio.Future[Any]]] = []
         self._writer: JobThread | None = None
         self._long_reader: JobThread | None = None
 
     async def open(self) -> None:
         schema.check(f"sqlite:///{self._path}")
         try:
-            # The event loop must not sleep for a lock: see `read`.
+            # The event loop must not block on a lock: see `read`.
             self._reader = connected(self._path, busy_timeout=0)
             self._reader.execute("pragma query_only = on")
             self._writer = JobThread(
                 "database writer",
-                # For a turn among the processes that write, and once more for the file's own lock.
+                # Half for the write lock between processes, half for the file's own lock.
                 sqlite_writer.serve(self._path, self._limits.write / 2),
                 not_started=NOT_WRITTEN,
                 unconfirmed=NOT_CONFIRMED,
@@ -72,7 +72,7 @@ class SQLiteStore:
             if thread is not None:
                 await thread.stop()
         if self._reader is not None:
-            self._answer()
+            self._run_batch()
             self._reader.close()
             self._reader = None
 
@@ -90,10 +90,10 @@ class SQLiteStore:
         deadline = None
         while True:
             try:
-                return await self._ask_together(query) if query.batchable else self._read(query)
+                return await self._enqueue(query) if query.batchable else self._read(query)
             except Unavailable as exc:
-                # A process that was killed in the middle of a write leaves an index of the log that has to be rebuilt;
-                # the next one that reads does it, and for some milliseconds the others find it locked.
+                # A process that was killed during a write leaves a WAL index that the next reader rebuilds. For some
+                # milliseconds other readers find it locked.
                 if not is_busy(exc.__cause__):
                     raise
                 deadline = deadline or time.monotonic() + self._limits.read
@@ -101,42 +101,41 @@ class SQLiteStore:
                     raise
                 await asyncio.sleep(_RETRY_DELAY)
 
-    def _ask_together(self, query: Query[T]) -> asyncio.Future[T]:
+    def _enqueue(self, query: Query[T]) -> asyncio.Future[T]:
         loop = asyncio.get_running_loop()
-        asked: asyncio.Future[T] = loop.create_future()
-        if not self._asked:
-            loop.call_soon(self._answer)
-        self._asked.append((query, asked))
-        return asked
+        result: asyncio.Future[T] = loop.create_future()
+        if not self._batch:
+            loop.call_soon(self._run_batch)
+        self._batch.append((query, result))
+        return result
 
-    def _answer(self) -> None:
-        """Put the questions of a turn of the event loop one after another.
+    def _run_batch(self) -> None:
+        """Run the queries that were queued in one iteration of the event loop, back to back.
 
-        It is not they that become faster, but everything around them: a processor that does the same for one request
-        after another finds in its caches what it needs for it.
+        Batching keeps the CPU caches warm: requests run in phases, each phase for all of them.
         """
-        waiting, self._asked = self._asked, []
-        for query, asked in waiting:
-            if not asked.done():  # Else whoever asked has gone.
+        batch, self._batch = self._batch, []
+        for query, result in batch:
+            if not result.done():  # Otherwise its caller was cancelled.
                 try:
-                    asked.set_result(self._read(query))
+                    result.set_result(self._read(query))
                 except Exception as exc:
-                    asked.set_exception(exc)
+                    result.set_exception(exc)
 
     def _read(self, query: Query[T]) -> T:
         assert self._reader is not None, "the store is open"
-        steps = _begun(query)
+        running = _start(query)
         try:
             if isinstance(query, MarkedQuery) and query.read_committed:
-                return run(self._reader, steps)
+                return run(self._reader, running)
             self._reader.execute("begin")  # A snapshot.
             try:
-                return run(self._reader, steps)
+                return run(self._reader, running)
             finally:
                 self._reader.execute("rollback")
         except sqlite3.Error as exc:
             if not is_outage(exc):
-                raise  # A mistake of ours.
+                raise  # A defect.
             raise Unavailable(NOT_READ) from exc
 
     async def write(self, change: Query[T]) -> T:
@@ -149,7 +148,7 @@ class SQLiteStore:
         return None
 
     def _serve_long(self, inbox: Inbox) -> None:
-        """The thread for questions that are marked `long_running`, one after another."""
+        """The thread that runs queries marked `long_read`, one after another."""
         connection = connected(self._path, self._limits.read)
         try:
             connection.execute("pragma query_only = on")
@@ -158,27 +157,27 @@ class SQLiteStore:
             while jobs := inbox.take(1):
                 for job in jobs:
                     if job.claim():
-                        inbox.finish([_answered(connection, job)])
+                        inbox.finish([_run_job(connection, job)])
         finally:
             self._long_connection = None
             connection.close()
 
     def _interrupt_long(self) -> None:
-        """End the query that is under way: its caller has given up."""
+        """Interrupt the running query: its caller has given up."""
         connection = self._long_connection
         if connection is not None:
-            with contextlib.suppress(sqlite3.Error):  # It was closed meanwhile.
+            with contextlib.suppress(sqlite3.Error):  # It was closed in between.
                 connection.interrupt()
 
 
-def _begun(query: Query[T]) -> Query[T]:
-    """The steps of a query, from the beginning where it can be put again."""
+def _start(query: Query[T]) -> Query[T]:
+    """A generator of the query; a marked query starts from the beginning."""
     return iter(query) if isinstance(query, MarkedQuery) else query
 
 
-def _answered(connection: sqlite3.Connection, job: Job) -> Outcome:
+def _run_job(connection: sqlite3.Connection, job: Job) -> Outcome:
     try:
-        return job, run(connection, _begun(job.work)), None
+        return job, run(connection, _start(job.work)), None
     except MemoryError:
         raise
     except Exception as exc:

@@ -1,4 +1,4 @@
-"""Connections to a SQLite file, and questions that run on them."""
+"""Connections to a SQLite file, and queries that run on them."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from typing import Any, Final
 
 from ccp.server.storage.engine.query import Query, T
 
-_OPEN_TIMEOUT: Final = 5.0  # Others that open the file at the same time keep it busy for moments.
+_OPEN_TIMEOUT: Final = 5.0  # Other processes that open the file at the same time keep it busy briefly.
 
 
 def connected(path: Path, busy_timeout: float) -> sqlite3.Connection:
-    """busy_timeout: seconds that a statement waits for locks of others. Raises sqlite3.Error."""
+    """Open a connection in WAL mode. busy_timeout: seconds that a statement waits for locks. Raises sqlite3.Error."""
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=_OPEN_TIMEOUT)
     try:
         _use_wal(connection)
         connection.execute("pragma synchronous = full")
         connection.execute("pragma foreign_keys = on")
-        # Whatever the library's default is: what is removed is overwritten, see `scrubbing`.
+        # Overwrite deleted rows whatever the library's default is, see `scrubbing`.
         connection.execute("pragma secure_delete = on")
         connection.execute(f"pragma busy_timeout = {int(busy_timeout * 1000)}")
     except BaseException:
@@ -30,7 +30,7 @@ def connected(path: Path, busy_timeout: float) -> sqlite3.Connection:
 
 
 def _use_wal(connection: sqlite3.Connection) -> None:
-    """The file remembers it, so this matters once; but then SQLite does not wait for others that open the file too."""
+    """Switch to WAL mode, which the file remembers. Retries, because SQLite does not wait here for other processes."""
     deadline = time.monotonic() + _OPEN_TIMEOUT
     while True:
         try:
@@ -45,28 +45,28 @@ def _use_wal(connection: sqlite3.Connection) -> None:
 
 @cache
 def _dialect(statement: str) -> str:
-    """The statement as SQLite numbers its parameters, without the row lock it has no need of: its writer is alone."""
+    """Translate a statement to SQLite: its placeholders, and no row locks, which a single writer does not need."""
     return statement.replace("$", "?").replace(" for update skip locked", "").replace(" for update", "")
 
 
-def run(connection: sqlite3.Connection, steps: Query[T]) -> T:
-    """Drive a question or a change on a connection, within a transaction of the caller's or none."""
+def run(connection: sqlite3.Connection, query: Query[T]) -> T:
+    """Run a query to its end on a connection, within the caller's transaction or none."""
     rows: list[tuple[Any, ...]] | None = None
     try:
         while True:
-            statement, parameters = next(steps) if rows is None else steps.send(rows)
+            statement, parameters = next(query) if rows is None else query.send(rows)
             rows = connection.execute(_dialect(statement), parameters).fetchall()
     except StopIteration as stop:
-        answer: T = stop.value
-        return answer
+        result: T = stop.value
+        return result
 
 
 def is_outage(exc: Exception) -> bool:
-    """Whether an error comes from the file or the machine, not from a mistake of ours in a statement."""
+    """Whether an error comes from the file or the machine, not from a defect in a statement."""
     return isinstance(exc, sqlite3.OperationalError) or type(exc) is sqlite3.DatabaseError
 
 
 def is_busy(exc: BaseException | None) -> bool:
-    """Whether others held a lock for too long; the same again may succeed."""
+    """Whether others held a lock for too long; a retry may succeed."""
     code: int = getattr(exc, "sqlite_errorcode", 0)
     return code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)

@@ -1,9 +1,9 @@
-"""The thread that writes to a SQLite file: it takes everything that waits and commits it as one transaction.
+"""Writer thread of a SQLite file, with group commit: all waiting writes are committed as one transaction.
 
-Each change runs within its own savepoint. With synchronous = FULL a commit is on disk before it is acknowledged, and
-the group shares the cost. Whatever goes wrong beside a change of its own ends the group, and no change of it is
-acknowledged; what is no matter of the database (a defect, no memory, a lock that fails) ends the thread too, and
-`ccp.server.runtime.threads` starts it again.
+Each write runs in its own savepoint. With synchronous = FULL a commit is on disk before it is acknowledged, and the
+group shares that cost. An error of one write affects that write alone. Any other error ends the group, and none of its
+writes is acknowledged. An error that does not come from the database (a defect, no memory, a lock that fails) ends the
+thread too, and `ccp.server.runtime.threads` starts it again.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ccp.server.storage.engine.sqlite_connection import connected, is_outage, ru
 from ccp.server.storage.engine.time_limits import NOT_CONFIRMED, NOT_WRITTEN
 from ccp.server.storage.engine.write_lock import WriteLock
 
-_GROUP: Final = 64  # Changes in one commit: a longer group gains little and lets the first one wait longer.
+_GROUP: Final = 64  # Writes in one commit. A larger group gains little and delays the first write.
 
 
 def serve(path: Path, busy_timeout: float) -> Callable[[Inbox], None]:
-    """What the thread runs. busy_timeout: seconds to wait for a turn, and once more for the file's own lock."""
+    """The thread's function. busy_timeout: seconds to wait for the write lock, and again for the file's own lock."""
 
     def loop(inbox: Inbox) -> None:
         connection = connected(path, busy_timeout)
@@ -44,24 +44,24 @@ def serve(path: Path, busy_timeout: float) -> Callable[[Inbox], None]:
 
 
 def _try_lock(connection: sqlite3.Connection, write_lock: WriteLock) -> None:
-    """Take all locks of a transaction, so that a thread that would fail at once does not say that it is ready."""
+    """Take all locks of a transaction, so that a thread that would fail at once does not report that it is ready."""
     with write_lock.hold():
         connection.execute("begin immediate")
         connection.execute("rollback")
 
 
 def _commit_group(connection: sqlite3.Connection, group: Sequence[Job], inbox: Inbox) -> None:
-    """Run the changes of a group and commit. Each caller gets its result after the commit, or its own error."""
+    """Run the writes of a group and commit. Each caller gets its result after the commit, or its own error."""
     outcomes: list[Outcome] = []
     committing = False
     try:
         connection.execute("begin immediate")
-        # Where a job is claimed already, its caller has gone before anything was done for it.
+        # A job that cannot be claimed lost its caller before it began.
         outcomes.extend(_change(connection, job) for job in group if job.claim())
         committing = True
         connection.execute("commit")
     except BaseException as exc:
-        # When even that fails, the next group's begin fails too, and rolls back again.
+        # If the rollback fails, the next group's begin fails too and rolls back again.
         with contextlib.suppress(sqlite3.Error):
             connection.rollback()
         inbox.finish(_failed(group, exc, committing=committing))
@@ -72,7 +72,7 @@ def _commit_group(connection: sqlite3.Connection, group: Sequence[Job], inbox: I
 
 
 def _change(connection: sqlite3.Connection, job: Job) -> Outcome:
-    """Run one change. Raises what ends the whole group."""
+    """Run one write. Raises the errors that end the whole group."""
     connection.execute("savepoint change")
     try:
         outcome: Outcome = job, run(connection, job.work), None
@@ -80,7 +80,7 @@ def _change(connection: sqlite3.Connection, job: Job) -> Outcome:
         raise
     except Exception as exc:
         if not connection.in_transaction:
-            raise  # On a full disk SQLite takes back the whole transaction by itself, and with it the group.
+            raise  # On a full disk SQLite itself rolls back the whole transaction, and so the group.
         connection.execute("rollback to change")
         outcome = job, None, _error_of(exc)
     connection.execute("release change")
@@ -88,8 +88,8 @@ def _change(connection: sqlite3.Connection, job: Job) -> Outcome:
 
 
 def _failed(group: Sequence[Job], exc: BaseException, *, committing: bool) -> list[Outcome]:
-    """Outcomes of a group of which nothing is in the database, as far as is known."""
-    # An error of input or output in the middle of a commit: whether its last block reached the disk is not known.
+    """Outcomes of a group that failed: nothing of it is in the database, as far as is known."""
+    # After an I/O error during a commit it is unknown whether the last block reached the disk.
     unknown = committing and (not isinstance(exc, sqlite3.Error) or _code(exc) == sqlite3.SQLITE_IOERR)
     failure = Unavailable(NOT_CONFIRMED if unknown else NOT_WRITTEN)
     failure.__cause__ = exc
@@ -99,12 +99,12 @@ def _failed(group: Sequence[Job], exc: BaseException, *, committing: bool) -> li
 
 
 def _code(exc: sqlite3.Error) -> int:
-    """SQLite's primary result code; 0 for an error of the module's own."""
+    """SQLite's primary result code; 0 for an error of the sqlite3 module itself."""
     return getattr(exc, "sqlite_errorcode", 0) & 0xFF
 
 
 def _error_of(exc: Exception) -> Exception:
-    """Deliberate errors as they are; an engine's as Unavailable, unless it shows a mistake of ours."""
+    """Translate an outage to Unavailable; return domain errors and defects unchanged."""
     if isinstance(exc, CCPError) or not is_outage(exc):
         return exc
     unavailable = Unavailable(NOT_WRITTEN)

@@ -1,9 +1,9 @@
-"""Taking turns at writing to one SQLite file.
+"""Fair write lock between processes that use one SQLite file.
 
-SQLite lets one process write at a time and tells the others to try again. Whoever has just finished is quicker than
-whoever sleeps until the next try, so of two busy processes one may wait for seconds. Here each stands in line: to
-write, a process takes the place at the head of the line first, and keeps it until the one that writes has finished.
-The file's own lock still decides; without turns, or when they take too long, writing goes on as it would anyway.
+SQLite lets one process write at a time and makes the others retry. A process that has just finished retries sooner than
+one that sleeps until its next try, so of two busy processes one may wait for seconds. This lock is a queue: a writer
+takes the head of the queue, waits there until the current writer has finished, and then gives the head to the next one.
+The file's own lock still decides. Without this lock, or when it takes too long, a process writes as it would without.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from typing import Final
 
 try:
     import fcntl
-except ImportError:  # A system without them has no uvloop and no several workers either.
+except ImportError:  # A system without it has no uvloop and no several workers either.
     fcntl = None  # type: ignore[assignment]
 
 _HEAD: Final = 0
 _WRITER: Final = 1
-_PAUSE: Final = 0.0005
+_RETRY_DELAY: Final = 0.0005
 
 
 class WriteLock:
-    """The line of processes before a database, as locks on two octets of a file beside it."""
+    """The queue of writers before a database: POSIX locks on two bytes of a file beside it, `<database>-writelock`."""
 
     def __init__(self, database: Path, timeout: float) -> None:
-        """seconds: the longest that a turn is waited for."""
+        """timeout: seconds to wait for the lock."""
         self._file: int | None = None
         self._timeout = timeout
         with contextlib.suppress(OSError):
@@ -38,42 +38,43 @@ class WriteLock:
             self._file = os.open(f"{database}-writelock", flags, 0o600)
 
     def close(self) -> None:
+        """Close the lock file."""
         file, self._file = self._file, None
         if file is not None:
             os.close(file)
 
     @contextmanager
     def hold(self) -> Iterator[None]:
-        """Within it this process writes. It is also entered when the turn does not come in time."""
-        until = time.monotonic() + self._timeout
+        """Hold the lock. After the timeout the body runs without it."""
+        deadline = time.monotonic() + self._timeout
         head = writer = False
         try:
-            head = self._take(_HEAD, until)
-            writer = head and self._take(_WRITER, until)
+            head = self._acquire(_HEAD, deadline)
+            writer = head and self._acquire(_WRITER, deadline)
             if head:
-                self._give(_HEAD)
+                self._release(_HEAD)
                 head = False
             yield
         finally:
-            for place, held in ((_WRITER, writer), (_HEAD, head)):
+            for offset, held in ((_WRITER, writer), (_HEAD, head)):
                 if held:
-                    self._give(place)
+                    self._release(offset)
 
-    def _take(self, place: int, until: float) -> bool:
+    def _acquire(self, offset: int, deadline: float) -> bool:
         while fcntl is not None and self._file is not None:
             try:
-                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, offset)
             except BlockingIOError:
-                if time.monotonic() > until:
+                if time.monotonic() > deadline:
                     break
-                time.sleep(_PAUSE)
+                time.sleep(_RETRY_DELAY)
             except OSError:
-                break  # A file system without locks.
+                break  # The file system has no locks.
             else:
                 return True
         return False
 
-    def _give(self, place: int) -> None:
+    def _release(self, offset: int) -> None:
         if fcntl is not None and self._file is not None:
             with contextlib.suppress(OSError):
-                fcntl.lockf(self._file, fcntl.LOCK_UN, 1, place)
+                fcntl.lockf(self._file, fcntl.LOCK_UN, 1, offset)

@@ -13,7 +13,7 @@ from ccp.server.storage.engine.query import Query, long_read
 from ccp.server.storage.queries import audit
 from ccp.server.storage.queries.audit import AuditRow
 from ccp.server.storage.queries.contracts import remove
-from ccp.server.storage.queries.events import hold_outbox
+from ccp.server.storage.queries.outbox import hold as hold_outbox
 from ccp.server.storage.queries.vehicle_lock import LockedVehicle, lock_vehicle
 
 Key = tuple[str, str]
