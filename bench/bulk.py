@@ -77,7 +77,7 @@ async def alone(config: Settings, lines: list[bytes]) -> tuple[float, float]:
         began = time.process_time()
         for each in checked:
             assert isinstance(each, work.Accepted), each
-            await built.store.write(built.pool.publications.change(CALLER, each.contract))
+            await built.store.write(built.pool.publication.transaction(CALLER, each.contract))
         storing += (time.process_time() - began) / len(lines)
     await built.close()
     return checking, storing

@@ -40,7 +40,7 @@ from ccp.ids import Namespace
 from ccp.server import settings
 from ccp.server.app import build_services
 from ccp.server.domain.parties import Caller, Party, PartyRole
-from ccp.server.pool.service import Pool
+from ccp.server.pool.operations import Pool
 from ccp.server.sandbox.setup import create
 from ccp.server.storage.queries import contracts as queries
 from ccp.x509.certificates import Certificate
@@ -140,7 +140,7 @@ def encode_dss(r: int, s: int) -> bytes:
 
 
 async def deliver(pool: Pool, caller: Party, namespace: Namespace, message: str) -> None:
-    outcome = await pool.deliver(Caller(caller), namespace, message, broadcast=False, at=datetime.now(UTC))
+    outcome = await pool.deliver(Caller(caller), namespace, message, broadcast=False, now=datetime.now(UTC))
     assert isinstance(outcome, list), outcome
 
 
@@ -156,7 +156,7 @@ async def put(pool: Pool, caller: Party, publish: dict[str, str]) -> None:
         message=data.certificateInstallationRes,
         root=None,
         metadata=None,
-        at=datetime.now(UTC),
+        now=datetime.now(UTC),
     )
 
 

@@ -98,7 +98,7 @@ async def furnish(config: settings.Settings, world: setup.World, bodies: list[di
                 message=data.certificateInstallationRes,
                 root=None,
                 metadata=None,
-                at=at,
+                now=at,
             )
     finally:
         await built.close()

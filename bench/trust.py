@@ -210,7 +210,7 @@ async def stored(pki: PKI, unit: float) -> Table:
 
             async def publish() -> None:
                 said = {"emaid": emaid, "pcid": car.pcid, "namespace": namespace, "root": root, "metadata": None}
-                await built.pool.publish(caller, message=message, at=AT, **said)
+                await built.pool.publish(caller, message=message, now=AT, **said)
 
             await publish()
             read = await timed(lambda: store.read(queries.load(keys, service.rules)), 300)

@@ -16,7 +16,7 @@ from typing import Any, Final
 from ccp.ids import ProviderId
 from ccp.server.bulk import exporter
 from ccp.server.bulk.exporter import Filter
-from ccp.server.pool import service as rules
+from ccp.server.pool import maintenance
 from ccp.server.storage import Store, connect
 from ccp.server.storage.engine import schema
 from ccp.server.storage.queries import audit, erasure
@@ -127,8 +127,8 @@ async def _erase(plan: Plan, store: Store) -> Row:
     ends = await store.read(audit.shard_lengths())
     found: list[Any] = []
     for lane, last in ends.items():
-        for after in range(0, last, rules.AUDIT_PORTION):
-            until = min(after + rules.AUDIT_PORTION, last)
+        for after in range(0, last, maintenance.AUDIT_PORTION):
+            until = min(after + maintenance.AUDIT_PORTION, last)
             found += await store.read(audit.rows_naming_in_shard(emaid, lane, after, until))
     looked = time.perf_counter() - began
     rows = erasure.AuditRows(tuple(found), ends)

@@ -187,7 +187,7 @@ async def _publish(pool: Any, world: World, contract: Contract) -> None:
         message=data.certificateInstallationRes,
         root=data.cpsV2GRootCertificateFingerprint,
         metadata=None,
-        at=world.at,
+        now=world.at,
     )
 
 

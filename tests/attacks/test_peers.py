@@ -143,7 +143,7 @@ def test_a_share_keeps_room_for_callers_with_nothing_under_way() -> None:
     for one in taken:
         one.__exit__(None, None, None)
     assert take("e")
-    assert len(shares._under_way) == 1
+    assert len(shares._in_flight) == 1
 
 
 def test_circuits_of_callers_are_apart_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

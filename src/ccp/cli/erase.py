@@ -16,7 +16,7 @@ from ccp.server.storage.engine import schema
 from ccp.server.storage.engine.scrubbing import Scrubbed, scrub
 
 if TYPE_CHECKING:
-    from ccp.server.pool.service import Pool
+    from ccp.server.pool.operations import Pool
     from ccp.server.storage.queries.erasure import Erased
 
 
@@ -51,7 +51,7 @@ def erase(
     named: EMAID | PCID = PCID.parse(pcid) if pcid is not None else EMAID.parse(emaid or "")
 
     async def run(pool: Pool) -> Erased:
-        return await pool.erase(named, datetime.now(UTC), actor=command_actor(), tell=tell, dry_run=dry_run)
+        return await pool.erase(named, datetime.now(UTC), actor=command_actor(), notify=tell, dry_run=dry_run)
 
     erased = with_pool(config, run)
     # A waiting event to the car maker still holds the id, so the files are cleared after it is sent.

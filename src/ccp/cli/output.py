@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from ccp.server.app import Services
-    from ccp.server.pool.service import Pool
+    from ccp.server.pool.operations import Pool
     from ccp.server.storage import Store
 
 T = TypeVar("T")

@@ -12,7 +12,7 @@ from ccp.server.audit.trail import command_actor
 
 if TYPE_CHECKING:
     from ccp.server.app import Services
-    from ccp.server.pool.service import Cleansed
+    from ccp.server.pool.maintenance import Purged
 
 
 def register(app: typer.Typer) -> None:
@@ -26,10 +26,11 @@ def purge(
 ) -> None:
     """Remove contracts that have expired or are revoked; car makers are notified as of any removal."""
 
-    async def run(built: Services) -> list[Cleansed]:
+    async def run(built: Services) -> list[Purged]:
         # Raises if the clock is implausible.
         at = datetime.now(UTC) if dry_run else await built.guard.checked()
-        return await built.pool.cleanse(at, actor=command_actor(), dry_run=dry_run)
+        purged = built.pool.purge_expired(at, actor=command_actor(), dry_run=dry_run)
+        return list({each.emaid: each async for each in purged}.values())  # A dry run may find a contract twice.
 
     found = with_services(config, run)
     if as_json:

@@ -23,7 +23,7 @@ from ccp.x509.path_validation import TrustAnchors
 from ccp.x509.revocation_policy import Unchecked
 
 if TYPE_CHECKING:
-    from ccp.server.pool.service import Pool
+    from ccp.server.pool.operations import Pool
 
 _MARKS = {Verdict.PASSED: ("✓", "green"), Verdict.FAILED: ("✗", "red"), Verdict.NOT_APPLICABLE: ("–", "dim")}
 
@@ -97,9 +97,9 @@ def _held(emaid: str | None, pcid: str | None, at: datetime, config: Path | None
 
     async def run(pool: Pool) -> list[_Told]:
         told = []
-        for held in await pool.held(contract, vehicle):
+        for held in await pool.stored(contract, vehicle):
             response = installation.read_response(held.response, held.namespace)
-            checks, warnings = await pool.explain(response, emaid=held.emaid, root=None, at=at, fetch=False)
+            checks, warnings = await pool.explain_response(response, emaid=held.emaid, root=None, now=at, fetch=False)
             told.append(_Told(f"{held.emaid} for {held.pcid} ({held.namespace})", checks, warnings))
         return told
 
@@ -121,7 +121,7 @@ def _known(octets: bytes, at: datetime, config: Path | None) -> _Told:
             checks, warnings = await pool.explain_request(installation.read_request(octets, namespace), at)
         else:
             response = installation.read_response(octets, namespace)
-            checks, warnings = await pool.explain(response, emaid=None, root=None, at=at, fetch=False)
+            checks, warnings = await pool.explain_response(response, emaid=None, root=None, now=at, fetch=False)
         return _Told(told.title, checks, warnings)
 
     return with_pool(config, run)

@@ -51,8 +51,8 @@ from ccp.server.http.protocol import STATE as CONNECTIONS
 from ccp.server.http.routes import admin, events, metrics, oauth, opcp, opnc, pcp_webhook
 from ccp.server.http.routes.health import Health
 from ccp.server.metrics import Metrics
-from ccp.server.pool.peers import PoolPeers
-from ccp.server.pool.service import Pool
+from ccp.server.pool.operations import Pool
+from ccp.server.pool.peers import RegisteredPeers
 from ccp.server.runtime import allocator
 from ccp.server.runtime.background import BackgroundTasks, PeriodicTask
 from ccp.server.runtime.clock import Clock, ClockGuard, utc_now
@@ -78,7 +78,7 @@ def purge_task(pool: Pool, interval: int, clock: Callable[[], Awaitable[datetime
     """
 
     async def purge() -> None:
-        async for _ in pool.purge(await clock()):
+        async for _ in pool.purge_expired(await clock()):
             pass
 
     return PeriodicTask("purge", purge, interval, jitter=0.25)
@@ -94,7 +94,7 @@ class Services:
     outbound: OutboundClient
     external: ExternalServices
     revocation: RevocationService
-    peers: PoolPeers
+    peers: RegisteredPeers
     subscribers: Subscribers
     handed_out: HandedOut
     pool: Pool
@@ -134,7 +134,7 @@ def build_services(
     revocation = RevocationService(store, outbound, config, clock, background=background, checked_now=guard.checked)
     if external.pki_service is not None:
         revocation.issuers.add("operator_cas", external.pki_service.operator_cas)
-    peers = PoolPeers(
+    peers = RegisteredPeers(
         store,
         lambda: trust.anchors,
         revocation.check_vehicle,

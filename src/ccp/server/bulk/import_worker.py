@@ -34,8 +34,8 @@ from ccp.server.domain.contracts import SignedContract
 from ccp.server.domain.parties import Caller
 from ccp.server.external.outbound import OutboundClient
 from ccp.server.external.services import ExternalServices
+from ccp.server.pool.operations import Pool
 from ccp.server.pool.peers import NoPeers
-from ccp.server.pool.service import Pool
 from ccp.server.runtime.background import BackgroundTasks
 from ccp.server.runtime.clock import utc_now
 from ccp.server.settings import Settings
@@ -267,7 +267,7 @@ async def check_line(
         return Refused(None, (f"The body is larger than {longest} octets.",), False)
     try:
         body = read_body(ImportedLine, octets)
-        ready = await pool.prepare(
+        ready = await pool.publication.validate(
             caller,
             emaid=body.emaid,
             pcid=body.pcid,
@@ -275,7 +275,7 @@ async def check_line(
             message=body.certificateInstallationRes,
             root=body.cpsV2GRootCertificateFingerprint,
             metadata=body.metaData,
-            at=at,
+            now=at,
         )
     except CCPError as exc:
         return Refused(_emaid_said(octets), error_messages(exc), isinstance(exc, Unavailable))

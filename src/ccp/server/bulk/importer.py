@@ -247,8 +247,8 @@ class _Import:
     async def _write(self, accepted: Accepted, before: set[asyncio.Task[str | Refused]]) -> str | Refused:
         if before:
             await asyncio.wait(before)
-        contract, publications = accepted.contract, self._built.pool.publications
-        change = publications.change(self._plan.caller, contract, wanted=accepted.default)
+        contract, publication = accepted.contract, self._built.pool.publication
+        change = publication.transaction(self._plan.caller, contract, default=accepted.default)
         async with self._room:
             for attempt in range(_RETRIES):
                 try:
@@ -262,7 +262,7 @@ class _Import:
                     return Refused(contract.emaid, error_messages(exc), again=False)
         if done is None:
             return UNCHANGED
-        publications.note(self._plan.caller, contract, done)
+        publication.record(self._plan.caller, contract, done)
         if done.moved_from is not None:
             return MOVED
         return CREATED if done.created else UPDATED

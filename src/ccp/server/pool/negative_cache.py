@@ -1,12 +1,12 @@
-"""Negative cache: which peers had nothing for which vehicle a short while ago.
+"""Negative cache: peers that recently had no contract for a vehicle.
 
     cache = NegativeCache(ttl=30, clock=time.monotonic)
-    cache.add(vehicle, "pool-b")             # it said that it has nothing
-    cache.has(vehicle, "pool-b")             # so for the next 30 seconds it is not asked again
+    cache.add(vehicle, "pool-b")             # the peer answered that it has no contract
+    cache.has(vehicle, "pool-b")             # True for the next 30 seconds
 
-Only an answer that says so gets here; a peer that failed or did not answer may have a contract. An entry ends `ttl`
-seconds after the first peer of it said no, so that no answer counts for longer. A contract that appears at a peer
-meanwhile is found when the entry has ended.
+Only an explicit negative answer is cached: a peer that failed or did not answer may have a contract. An entry expires
+`ttl` seconds after its first negative answer, so no answer counts for longer. A contract that is published at a peer
+meanwhile is found once the entry has expired.
 """
 
 from __future__ import annotations
@@ -21,55 +21,61 @@ Vehicle: TypeAlias = tuple[PCID, Namespace, int]
 """A vehicle, the edition that it speaks, and a hash of its certificate and of the roots that it lists."""
 
 MAX_VEHICLES: Final = 20_000
-"""Some 6 MB. The oldest entry goes first; one party's broadcasts at their limit do not fill this within the time."""
+"""Some 6 MB. If the cache is full, the oldest entry is removed. One party's broadcasts at their limit do not fill it
+within the default time to live.
+"""
 
 
 def vehicle_of(verified: VerifiedInstallationRequest) -> Vehicle:
-    """What a pool's answer depends on: it holds contracts for each edition apart, delivers none under a root that the
-    vehicle does not list, and none that was made for another key of the vehicle.
+    """The cache key of a request: everything that a pool's answer depends on.
+
+    A pool stores contracts for each edition separately, and delivers none under a root that the vehicle does not list,
+    and none that was made for another key of the vehicle.
     """
     request = verified.request
     return verified.pcid, request.namespace, hash((request.certificate, request.roots))
 
 
 class NegativeCache:
-    """One for each worker."""
+    """The negative cache of one worker."""
 
     def __init__(self, ttl: float, clock: Callable[[], float], max_vehicles: int = MAX_VEHICLES) -> None:
-        """ttl: seconds; 0 remembers nothing."""
+        """ttl: seconds; 0 disables the cache. clock: monotonic seconds."""
         self._ttl = ttl
         self._clock = clock
         self._max = max_vehicles
         self._bits: dict[str, int] = {}
-        # By vehicle: when the entry ends, and the bits of the peers. Oldest first, as all live equally long.
+        # By vehicle: when the entry expires, and the bits of the peers. Oldest first, as all have the same lifetime.
         self._entries: dict[Vehicle, tuple[float, int]] = {}
 
     def __len__(self) -> int:
         return len(self._entries)
 
     def has(self, vehicle: Vehicle, peer: str) -> bool:
-        ends, peers = self._entries.get(vehicle, (0.0, 0))
-        return bool(peers & self._bits.get(peer, 0)) and self._clock() < ends
+        """Whether the peer recently had no contract for the vehicle."""
+        expires, peers = self._entries.get(vehicle, (0.0, 0))
+        return bool(peers & self._bits.get(peer, 0)) and self._clock() < expires
 
     def add(self, vehicle: Vehicle, peer: str) -> None:
+        """Record that the peer has no contract for the vehicle."""
         if not self._ttl:
             return
         now = self._clock()
-        ends, peers = self._entries.get(vehicle, (0.0, 0))
-        if ends <= now:
+        expires, peers = self._entries.get(vehicle, (0.0, 0))
+        if expires <= now:
             self._entries.pop(vehicle, None)
             self._make_room(now)
-            ends, peers = now + self._ttl, 0
-        self._entries[vehicle] = ends, peers | self._bits.setdefault(peer, 1 << len(self._bits))
+            expires, peers = now + self._ttl, 0
+        self._entries[vehicle] = expires, peers | self._bits.setdefault(peer, 1 << len(self._bits))
 
     def discard(self, vehicle: Vehicle, peer: str) -> None:
-        """The peer has something for the vehicle."""
+        """Record that the peer has a contract for the vehicle."""
         if self.has(vehicle, peer):
-            ends, peers = self._entries[vehicle]
-            self._entries[vehicle] = ends, peers & ~self._bits[peer]
+            expires, peers = self._entries[vehicle]
+            self._entries[vehicle] = expires, peers & ~self._bits[peer]
 
     def clear(self) -> None:
-        """Forget everything, because peers changed."""
+        """Remove everything, because the registered peers changed."""
         self._entries.clear()
         self._bits.clear()
 

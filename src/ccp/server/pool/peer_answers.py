@@ -1,10 +1,10 @@
-"""Whether what another pool answers holds here, and how well it is known to be for the vehicle.
+"""Verification of other pools' answers, and their rank.
 
-An answer counts only when it is good for this vehicle as far as anybody but the vehicle can tell: a positive message,
-of this session, with the provisioning service's signature and both chains to roots that are trusted here.
+An answer counts only if it verifies here: a positive message of this session, with the provisioning service's signature
+and both chains up to roots that this pool trusts.
 
 No part of a message proves which vehicle its contract is for: the signature covers EMAID, contract chain and keys, and
-only the vehicle can tell whether it is able to decrypt. So answers have a `Standing` by what else is known.
+only the vehicle can tell whether it is able to decrypt. So an answer has an `AnswerRank` by what else is known.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from ccp.x509.revocation_policy import AskedLater
 
 _log = structlog.get_logger("ccp.server.pool.peers")
 
-_MAX_ITEMS: Final = 16  # Contracts of an answer that are verified.
+_MAX_VERIFIED: Final = 16  # Contracts of one answer.
 _VERIFY_COST: Final = 1_500
-"""Estimated microseconds for one contract: an answer with many contracts takes a turn of the event loop for each."""
+"""Estimated microseconds for one contract, so that an answer with many contracts does not block the event loop."""
 
 
-class Standing(IntEnum):
-    """How well it is known that an answer's contracts are the vehicle's. The higher one is preferred.
+class AnswerRank(IntEnum):
+    """How well it is known that an answer's contracts are for the vehicle. The highest rank wins.
 
     CONTRADICTED: a contract is bound to another vehicle here. UNNAMED: the answer does not name the vehicle, as always
     in the OPCP dialect, or a contract is of another provider than those that the peer is registered for. NAMED: the
@@ -50,22 +50,22 @@ class Standing(IntEnum):
     REGISTERED = 3
 
 
-def best_of(peer: Peer) -> Standing:
-    """The best that an answer of a peer can be."""
+def best_rank_of(peer: Peer) -> AnswerRank:
+    """The highest rank that an answer of the peer can have."""
     if peer.provider_ids:
-        return Standing.REGISTERED
-    return Standing.NAMED if peer.dialect == Dialect.OPNC else Standing.UNNAMED
+        return AnswerRank.REGISTERED
+    return AnswerRank.NAMED if peer.dialect == Dialect.OPNC else AnswerRank.UNNAMED
 
 
-class Found(NamedTuple):
-    """What a peer holds for a vehicle: contracts, each with its answer."""
+class PeerAnswer(NamedTuple):
+    """A peer's verified answer for a vehicle. items: contracts, each with its response message (EXI)."""
 
-    standing: Standing
+    rank: AnswerRank
     items: list[tuple[SignedContract, bytes]]
 
 
 class PeerAnswers:
-    """Checks answers against what is trusted and stored here."""
+    """Verifies answers against this pool's trust anchors and contracts."""
 
     def __init__(
         self,
@@ -74,84 +74,86 @@ class PeerAnswers:
         refuse_revoked: Callable[[VerifiedChain, datetime], Awaitable[None]],
         budget: LoopBudget,
     ) -> None:
-        """anchors: what is trusted now. refuse_revoked: refuses a chain that is known to be revoked.
+        """anchors: returns the trust anchors. refuse_revoked: raises RevokedError for a chain known to be revoked.
 
-        budget: of the event loop, that verifying is paid from.
+        budget: of the event loop; verifications are debited to it.
         """
         self._store = store
         self._anchors = anchors
         self._refuse_revoked = refuse_revoked
         self._budget = budget
 
-    async def check(self, answer: Delivered, request: VerifiedInstallationRequest, at: datetime, peer: Peer) -> Found:
-        """The items that hold: what is wrong with one contract of a vehicle keeps no other from it.
+    async def check(
+        self, answer: Delivered, request: VerifiedInstallationRequest, now: datetime, peer: Peer
+    ) -> PeerAnswer:
+        """Verify an answer. Contracts that do not verify are left out.
 
-        Where none holds, raises what the first was refused for: MismatchError for another session or vehicle, and what
+        Raises the error of the first contract if none verifies: MismatchError for another session or vehicle, and what
         `verify_response` raises.
         """
         namespace, session_id = request.request.namespace, request.request.session_id
-        maximum = 1 if namespace is Namespace.ISO2 else request.request.maximum
-        taken: list[SignedResponse] = []
-        good: list[SignedContract] = []
-        refused: list[CCPError] = []
-        for item in answer.contracts[:_MAX_ITEMS]:
-            if len(good) >= maximum:
+        max_contracts = 1 if namespace is Namespace.ISO2 else request.request.maximum
+        accepted: list[SignedResponse] = []
+        verified: list[SignedContract] = []
+        errors: list[CCPError] = []
+        for item in answer.contracts[:_MAX_VERIFIED]:
+            if len(verified) >= max_contracts:
                 break
             try:
-                good.append(await self.verified(item, namespace, request.pcid, at, session_id=session_id))
+                verified.append(await self.verify_contract(item, namespace, request.pcid, now, session_id=session_id))
             except (InputError, VerificationError) as exc:
-                refused.append(exc)
+                errors.append(exc)
                 continue
-            taken.append(item)
-        if refused and not good:
-            raise refused[0]
-        for each in refused:
-            _log.warning("peer's answer not taken", outcome=each.code, reason=str(each), peer=peer.party_id)
-        standing = await self._standing(good, peer, named=all(item.pcid is not None for item in taken))
+            accepted.append(item)
+        if errors and not verified:
+            raise errors[0]
+        for error in errors:
+            _log.warning("peer answer rejected", outcome=error.code, reason=str(error), peer=peer.party_id)
+        rank = await self._rank(verified, peer, named=all(item.pcid is not None for item in accepted))
         if namespace is Namespace.ISO2:
-            return Found(standing, [(contract, contract.response) for contract in good])
-        # What is left is counted anew: the peer may have sent more than the vehicle takes.
-        return Found(
-            standing,
+            return PeerAnswer(rank, [(contract, contract.response) for contract in verified])
+        # The number of remaining contracts is set anew: the peer may have sent more than the vehicle takes.
+        return PeerAnswer(
+            rank,
             [
-                (contract, verify.with_session(contract, session_id, at, len(good) - place))
-                for place, contract in enumerate(good, start=1)
+                (contract, verify.with_session(contract, session_id, now, len(verified) - place))
+                for place, contract in enumerate(verified, start=1)
             ],
         )
 
-    async def _standing(self, contracts: Sequence[SignedContract], peer: Peer, *, named: bool) -> Standing:
-        """named: the answer names the vehicle with each contract."""
+    async def _rank(self, contracts: Sequence[SignedContract], peer: Peer, *, named: bool) -> AnswerRank:
+        """named: whether the answer names the vehicle with each contract."""
         for contract in contracts:
             if await self._store.read(find_vehicle(contract.emaid)) not in (None, contract.pcid):
-                return Standing.CONTRADICTED
+                return AnswerRank.CONTRADICTED
         if peer.provider_ids:
-            held = all(contract.emaid.provider in peer.provider_ids for contract in contracts)
-            return Standing.REGISTERED if held else Standing.UNNAMED
-        return Standing.NAMED if named else Standing.UNNAMED
+            registered = all(contract.emaid.provider in peer.provider_ids for contract in contracts)
+            return AnswerRank.REGISTERED if registered else AnswerRank.UNNAMED
+        return AnswerRank.NAMED if named else AnswerRank.UNNAMED
 
-    async def verified(
+    async def verify_contract(
         self,
         item: SignedResponse,
         namespace: Namespace,
         pcid: PCID,
-        at: datetime,
+        now: datetime,
         *,
         session_id: bytes | None,
         root: Fingerprint | None = None,
     ) -> SignedContract:
-        """As `Peers.verified`."""
+        """See `Peers.verify_contract`."""
         if item.pcid not in (None, pcid):
             raise MismatchError("The answer is for another vehicle.")
         await self._budget.spend(_VERIFY_COST)
         response = verify.read_response(item.message, namespace)
         if session_id is not None and response.parsed.message.Header.SessionID != session_id:
             raise MismatchError("The answer is for another session.")
-        asked = AskedLater()
+        deferred = AskedLater()
         verified = verify.verify_response(
-            response, emaid=item.emaid, root=root, anchors=self._anchors(), revocation=asked, at=at
+            response, emaid=item.emaid, root=root, anchors=self._anchors(), revocation=deferred, at=now
         )
-        # As with the vehicle's own chain: what is known to be revoked is not handed on; what is not known is the peer's
-        # to answer for now, and is asked for afterwards.
-        for chain in asked.chains:
-            await self._refuse_revoked(chain, at)
-        return signed_contract(verified, pcid, item.metadata, at)
+        # As with the vehicle's own chain: a certificate known to be revoked is refused. For unknown status the peer is
+        # responsible; the status is fetched afterwards.
+        for chain in deferred.chains:
+            await self._refuse_revoked(chain, now)
+        return signed_contract(verified, pcid, item.metadata, now)

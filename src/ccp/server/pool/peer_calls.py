@@ -1,7 +1,7 @@
-"""A vehicle's request to one other pool: sent, its answer judged and remembered, and what it says of the peer.
+"""A vehicle's request to one other pool: send it, verify the answer, and record the outcome for the peer.
 
-A failure counts against the peer only if it is the peer's: not while this worker's event loop is late
-(`ccp.server.runtime.loop_lag`), and not where a limit of this pool left the peer too little time.
+A failure counts against the peer only if the peer caused it: not while this worker's event loop is late
+(`ccp.server.runtime.loop_lag`), and not if a limit of this pool left the peer too little time.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import structlog
 from ccp.client import (
     ClientError,
     MalformedResponseError,
-    NoContractResponse,
     NotFoundError,
     PartyType,
+    NoContractResponse,
     Routing,
     TooManyRequestsError,
 )
@@ -26,8 +26,8 @@ from ccp.server.domain.parties import Caller, PartyRole
 from ccp.server.external.egress import track_call
 from ccp.server.metrics import Metrics, Stopwatch
 from ccp.server.pool.negative_cache import NegativeCache, vehicle_of
-from ccp.server.pool.peer_answers import Found, PeerAnswers, Standing
-from ccp.server.pool.peer_links import CallTiming, PeerLink, says_of_peer, silent
+from ccp.server.pool.peer_answers import AnswerRank, PeerAnswer, PeerAnswers
+from ccp.server.pool.peer_links import CallTiming, PeerLink, no_answer, peer_works
 from ccp.server.pool.peer_ranking import PeerRanking
 from ccp.server.runtime.loop_lag import LoopLag
 from ccp.server.storage.queries.peers import Peer
@@ -43,18 +43,18 @@ _NOTHING: Final = frozenset(
         "WARNING_NoCertificateAvailable",
     }
 )
-"""Response codes that say that the pool has nothing for the vehicle. Every other one may be of a temporary failure."""
+"""Response codes that say that the pool has nothing for the vehicle. Any other may be due to a temporary failure."""
 _TEMPORARY: Final = "temporary: "
-_LEAST_SHARE: Final = 0.5
-"""Of the time that peers have for a vehicle: one that had less of it, without what went by here, is not blamed."""
+_MIN_TIME_SHARE: Final = 0.5
+"""Share of the time limit that a peer must have had for a timeout to count against it. Waiting here does not count."""
 
 
-class Attempt(NamedTuple):
-    """A vehicle's request, for whichever peer."""
+class VehicleRequest(NamedTuple):
+    """A vehicle's verified request, on behalf of a caller. now: time of the request."""
 
     request: VerifiedInstallationRequest
     caller: Caller
-    at: datetime
+    now: datetime
 
 
 class VehicleCalls:
@@ -69,110 +69,114 @@ class VehicleCalls:
         lag: LoopLag,
         *,
         own_id: str | None,
-        seconds: float,
+        timeout: float,
     ) -> None:
-        """own_id: this pool's party id. seconds: that peers have in all for a vehicle."""
+        """own_id: this pool's party id. timeout: seconds that all peers together have for a vehicle."""
         self._answers = answers
         self._negatives = negatives
         self._ranking = ranking
         self._metrics = metrics
         self._lag = lag
         self._own_id = own_id
-        self.seconds: Final = seconds
+        self.timeout: Final = timeout
 
     async def ask(
-        self, link: PeerLink, attempt: Attempt, seconds: float, is_decided: Callable[[], bool] = lambda: False
-    ) -> Found | None:
-        """What one peer holds. What is wrong with it is told in the log and is nothing to the others.
+        self,
+        link: PeerLink,
+        vehicle_request: VehicleRequest,
+        time_left: float,
+        is_decided: Callable[[], bool] = lambda: False,
+    ) -> PeerAnswer | None:
+        """Ask one peer. Returns None if it has nothing, or if its answer is rejected, which the log explains.
 
-        seconds: until the peer has to have answered. is_decided: whether another answer was taken meanwhile; this one
-        is then not looked at. Raises Unavailable where the peer may hold something and cannot say so now. The circuit
-        must have let the call through.
+        time_left: seconds for the call. is_decided: whether another answer was taken meanwhile; then this one is not
+        verified. The caller must have acquired a permit of the peer's circuit breaker. Raises Unavailable if the peer
+        may have something but cannot answer now.
         """
-        request, caller, at = attempt
-        about = {"peer": link.name, "trace_id": caller.trace_id}
+        request, caller, now = vehicle_request
+        log = _log.bind(peer=link.name, trace_id=caller.trace_id)
         count = self._metrics.stopwatch(link.name, DELIVER)
-        timing = CallTiming(seconds, self._lag)
+        timing = CallTiming(time_left, self._lag)
         try:
             with track_call(timing.call):
-                answer = await link.client.deliver(
+                answer = await link.vehicle_client.deliver(
                     request.request.parsed.octets,
                     request.request.namespace,
                     broadcast=False,
                     routing=self._routing(link.peer, caller),
-                    timeout=seconds,
+                    timeout=time_left,
                 )
             if isinstance(answer, NoContractResponse):
-                self._refused(answer, link, attempt, count)
+                self._record_negative(answer, link, vehicle_request, count)
                 return None
             if is_decided():
                 link.breaker.record_success()
                 count("overtaken")
                 return None
-            found = await self._answers.check(answer, request, at, link.peer)
+            found = await self._answers.check(answer, request, now, link.peer)
         except ClientError as exc:
-            # An answer that refuses is one of a peer that is well; that it knows nothing is even the rule.
-            # One that cannot be read came in time; it may be the message of this vehicle alone.
-            verdict = None if isinstance(exc, MalformedResponseError) else says_of_peer(exc)
-            if verdict is True:
+            # An error response comes from a peer that works; most often it says that the peer has nothing.
+            # A malformed answer came in time, and the cause may be this vehicle's message alone.
+            works = None if isinstance(exc, MalformedResponseError) else peer_works(exc)
+            if works is True:
                 link.breaker.record_success()
-            elif verdict is False and not timing.failed_here(_LEAST_SHARE * self.seconds):
+            elif works is False and not timing.failed_here(_MIN_TIME_SHARE * self.timeout):
                 link.breaker.record_failure()
             else:
                 link.breaker.release()
             count(exc.code)
-            _log.info("peer asked", outcome=exc.code, status=exc.status, reason=" ".join(exc.messages), **about)
-            if isinstance(exc, TooManyRequestsError) or says_of_peer(exc) is not True:
-                raise silent(link.name, getattr(exc, "retry_after", None)) from exc
-            if isinstance(exc, NotFoundError) and exc.trace_id is not None:  # Else it may be a proxy's.
+            log.info("peer asked", outcome=exc.code, status=exc.status, reason=" ".join(exc.messages))
+            if isinstance(exc, TooManyRequestsError) or peer_works(exc) is not True:
+                raise no_answer(link.name, getattr(exc, "retry_after", None)) from exc
+            if isinstance(exc, NotFoundError) and exc.trace_id is not None:  # Otherwise a proxy may have answered.
                 self._negatives.add(vehicle_of(request), link.name)
             return None
         except (InputError, VerificationError) as exc:
-            # It came in time, so the peer costs no vehicle anything. What is wrong with the contract of one vehicle
-            # must not keep the others from the peer: a caller can repeat the request of that one.
+            # The answer came in time, so the peer delays no vehicle. An invalid contract of one vehicle must not open
+            # the circuit for the others: a caller can repeat the request of that vehicle at will.
             link.breaker.record_success()
             count(exc.code)
-            _log.warning("peer's answer not taken", outcome=exc.code, reason=str(exc), **about)
+            log.warning("peer answer rejected", outcome=exc.code, reason=str(exc))
             return None
-        except CCPError as exc:  # Of ours: the database does not answer, say.
+        except CCPError as exc:  # A failure of this pool, for example of its database.
             link.breaker.release()
             count(exc.code)
-            _log.warning("peer's answer not taken", outcome=exc.code, reason=str(exc), **about)
+            log.warning("peer answer rejected", outcome=exc.code, reason=str(exc))
             if isinstance(exc, Unavailable):
                 raise
             return None
         except BaseException as exc:
             link.breaker.release()
-            if not isinstance(exc, Exception):  # The pool is closing, or there is no time left.
+            if not isinstance(exc, Exception):  # Cancelled: the pool is closing, or the time limit was reached.
                 count("overtaken")
                 raise
-            count("crashed")  # A defect of ours; the answers of other peers are not affected.
-            _log.exception("peer's answer not taken", outcome="crashed", **about)
+            count("crashed")  # A defect of this pool; the answers of other peers are not affected.
+            log.exception("peer answer rejected", outcome="crashed")
             return None
         link.breaker.record_success()
-        passed = count("found")
+        elapsed = count("found")
         self._negatives.discard(vehicle_of(request), link.name)
-        if found.standing > Standing.CONTRADICTED:
+        if found.rank > AnswerRank.CONTRADICTED:
             providers = {contract.emaid.provider for contract, _ in found.items}
-            self._ranking.found(link.name, request.pcid.wmi, providers)
-        standing = found.standing.name.lower()
-        _log.info("peer asked", outcome="found", standing=standing, ms=round(passed * 1000, 2), **about)
+            self._ranking.record(link.name, request.pcid.wmi, providers)
+        log.info("peer asked", outcome="found", rank=found.rank.name.lower(), ms=round(elapsed * 1000, 2))
         return found
 
-    def _refused(self, answer: NoContractResponse, link: PeerLink, attempt: Attempt, count: Stopwatch) -> None:
-        """A negative message. Raises Unavailable where it says that it is temporary."""
-        request = attempt.request
+    def _record_negative(
+        self, answer: NoContractResponse, link: PeerLink, vehicle_request: VehicleRequest, count: Stopwatch
+    ) -> None:
+        """Record a negative response message. Raises Unavailable if it says that the failure is temporary."""
         if answer.code == "FAILED" and (answer.reason or "").startswith(_TEMPORARY):
             link.breaker.release()
             count("unavailable")
-            raise silent(link.name)
+            raise no_answer(link.name)
         link.breaker.record_success()
         count("nothing")
         if answer.code in _NOTHING:
-            self._negatives.add(vehicle_of(request), link.name)
+            self._negatives.add(vehicle_of(vehicle_request.request), link.name)
 
     def _routing(self, peer: Peer, caller: Caller) -> Routing:
-        """Who asked us, and whom we ask."""
+        """The OPNC routing headers: the calling CPO, and the peer."""
         operators = sorted(caller.party.operator_ids)
         if PartyRole.CPO in caller.party.roles and operators:
             return routing(peer, "cpo", operators[0], self._own_id)
@@ -180,4 +184,5 @@ class VehicleCalls:
 
 
 def routing(peer: Peer, from_type: PartyType | None, from_id: str | None, own_id: str | None) -> Routing:
+    """The headers of a request to a peer: sender, receiver, and the mark that a pool forwarded it."""
     return Routing(from_type=from_type, from_id=from_id, to_type="ccp", to_id=peer.party_id, hop=own_id or "unnamed")

@@ -1,8 +1,8 @@
 """Limits on what one caller may use of a peer, so that a caller cannot affect others.
 
-Requests of vehicles and requests that callers address to a peer have connections of their own. For addressed requests
-each caller has a circuit breaker of its own too: a caller whose requests time out, by their number or their kind, opens
-it for itself. The circuit for vehicles is one for all callers, since their requests are alike and signed by vehicles.
+Vehicles' requests and requests that callers address to a peer use separate connections. For addressed requests each
+caller has its own circuit breaker too: a caller whose requests time out, because of their number or their kind, opens
+only its own circuit. Vehicles' requests share one circuit for all callers, since they are alike and signed by vehicles.
 """
 
 from __future__ import annotations
@@ -18,41 +18,44 @@ from ccp.errors import Unavailable
 from ccp.server.external.circuit_breaker import CircuitBreaker
 
 _MAX_CIRCUITS: Final = 1000
+_MAX_RETRY_AFTER: Final = 3600
 
 
-def circuit_open(peer: str, seconds: int) -> Unavailable:
-    return Unavailable(f"The pool {peer} has not answered lately; try again later.", retry_after=seconds)
+def circuit_open(peer: str, retry_after: int) -> Unavailable:
+    """The error for a peer whose circuit is open. retry_after: seconds until the next request may try."""
+    return Unavailable(f"The pool {peer} has not answered lately; try again later.", retry_after=retry_after)
 
 
 def share_used_up(peer: str) -> Unavailable:
+    """The error for a caller that has too many requests to a peer in flight."""
     return Unavailable(f"Too many requests to the pool {peer} are under way.", retry_after=1)
 
 
-def whole_seconds(after: float | None) -> int | None:
-    """What another pool asks to wait, in reason."""
-    return None if after is None else min(max(1, math.ceil(after)), 3600)
+def bounded_retry_after(seconds: float | None) -> int | None:
+    """The Retry-After of another pool, in whole seconds from 1 to 3600."""
+    return None if seconds is None else min(max(1, math.ceil(seconds)), _MAX_RETRY_AFTER)
 
 
 class Shares:
-    """Requests under way to one peer, or of one kind, counted by caller."""
+    """Requests in flight to one peer, or of one kind, counted by caller and limited for each and for all."""
 
-    def __init__(self, max_in_all: int, max_per_caller: int) -> None:
-        self._max_in_all = max_in_all
+    def __init__(self, max_total: int, max_per_caller: int) -> None:
+        self._max_total = max_total
         self._max_per_caller = max_per_caller
-        self._under_way: Counter[str] = Counter()
+        self._in_flight: Counter[str] = Counter()
         self._total = 0
         self._waiting: deque[tuple[str, asyncio.Future[None]]] = deque()
 
     def has_room(self, caller: str) -> bool:
-        """Whether the caller may send one more. The last quarter is for callers with nothing under way."""
-        mine = self._under_way[caller]
-        if mine >= self._max_per_caller or self._total >= self._max_in_all:
+        """Whether the caller may send one more request. The last quarter is for callers with none in flight."""
+        count = self._in_flight[caller]
+        if count >= self._max_per_caller or self._total >= self._max_total:
             return False
-        return not mine or self._total < self._max_in_all * 3 // 4
+        return not count or self._total < self._max_total * 3 // 4
 
     @contextmanager
     def taken(self, caller: str) -> Iterator[None]:
-        """While it lasts, one more request of the caller is under way. Ask `has_room` first."""
+        """Count one more request of the caller during the context. Call `has_room` first."""
         self._take(caller)
         try:
             yield
@@ -60,47 +63,50 @@ class Shares:
             self.release(caller)
 
     async def acquire(self, caller: str) -> None:
-        """Wait until the caller may send one more, and count it until `release`.
+        """Wait until the caller may send one more request, and count it until `release`.
 
-        Callers that have used their share wait without keeping others from theirs. Who calls this bounds how many wait.
+        A caller that has used its share does not block others that wait behind it. The number of waiting requests is
+        not limited here.
         """
         if self.has_room(caller):
             self._take(caller)
             return
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((caller, turn))
+        permit: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((caller, permit))
         try:
-            await turn
+            await permit
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
+            if permit.done() and not permit.cancelled():
                 self.release(caller)
             else:
-                self._waiting.remove((caller, turn))
+                self._waiting.remove((caller, permit))
             raise
 
     def release(self, caller: str) -> None:
+        """End one request of the caller, and let those that wait use the room."""
         self._total -= 1
-        self._under_way[caller] -= 1
-        if not self._under_way[caller]:
-            del self._under_way[caller]
+        self._in_flight[caller] -= 1
+        if not self._in_flight[caller]:
+            del self._in_flight[caller]
         for waiting in tuple(self._waiting):
-            if self._total >= self._max_in_all:
+            if self._total >= self._max_total:
                 break
-            name, turn = waiting
-            if not turn.done() and self.has_room(name):
+            name, permit = waiting
+            if not permit.done() and self.has_room(name):
                 self._waiting.remove(waiting)
                 self._take(name)
-                turn.set_result(None)
+                permit.set_result(None)
 
     def _take(self, caller: str) -> None:
-        self._under_way[caller] += 1
+        self._in_flight[caller] += 1
         self._total += 1
 
 
 class Circuits:
-    """A circuit breaker for each caller's addressed requests to one peer. Those that work are not remembered."""
+    """A circuit breaker for each caller's addressed requests to one peer. Closed circuits are not stored."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
+        """clock: monotonic seconds."""
         self._clock = clock
         self._failing: dict[str, CircuitBreaker] = {}
 
@@ -111,9 +117,11 @@ class Circuits:
             raise circuit_open(peer, breaker.retry_after())
 
     def record_success(self, caller: str) -> None:
+        """Close the caller's circuit."""
         self._failing.pop(caller, None)
 
     def record_failure(self, caller: str) -> None:
+        """Count a failure of the caller's circuit."""
         breaker = self._failing.pop(caller, None) or CircuitBreaker(self._clock)
         while len(self._failing) >= _MAX_CIRCUITS:
             del self._failing[next(iter(self._failing))]  # The one whose last failure is the oldest.

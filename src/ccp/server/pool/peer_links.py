@@ -1,8 +1,8 @@
-"""The connections to one peer, and what its failures are held to be.
+"""The connections to one peer, and how its failures are judged.
 
-Connections are kept open and used again. Requests of vehicles have few of them and wait for one that is free, within
-their time; so neither many broadcasts nor a slow peer use up descriptors. An answer that comes too late to win is still
-read to its end, because a request that is cancelled costs its connection.
+Connections are kept alive and reused. Vehicles' requests have few connections and wait for a free one within their time
+limit, so neither many broadcasts nor a slow peer can exhaust file descriptors. A response that arrives too late to be
+used is still read to its end, because cancelling a request costs its connection.
 """
 
 from __future__ import annotations
@@ -30,18 +30,20 @@ from ccp.errors import ConfigurationError, Unavailable
 from ccp.server.external.circuit_breaker import CircuitBreaker
 from ccp.server.external.egress import OutboundCall
 from ccp.server.metrics import Metrics
-from ccp.server.pool.peer_limits import Circuits, Shares, whole_seconds
+from ccp.server.pool.peer_limits import Circuits, Shares, bounded_retry_after
 from ccp.server.runtime.loop_lag import LoopLag
 from ccp.server.storage.queries.peers import Peer
 
-# Requests under way to one peer, of one worker: in all, and of one caller.
-CARS: Final = 8, 6
-CALLS: Final = 32, 16
+# Requests in flight to one peer, of one worker: total, and of one caller.
+VEHICLE_REQUESTS: Final = 8, 6
+ADDRESSED_REQUESTS: Final = 32, 16
 
-_MAX_ANSWER_BYTES: Final = 262_144  # Sixteen contracts of ISO 15118-20 with their certificates have some 200,000.
-_LONGEST_CALL: Final = 60.0  # Seconds. The limit of each call is below.
-_LOST: Final = 0.1  # Seconds by which the event loop has to be late in all for a call's failure to be put down to it,
-_LOST_SHARE: Final = 0.2  # and the share of the call's time: a call needs ten turns of the loop or more.
+_MAX_RESPONSE_BYTES: Final = 262_144  # Sixteen contracts of ISO 15118-20 with their certificates have some 200,000.
+_MAX_EXCHANGE_SECONDS: Final = 60.0  # For one HTTP exchange. Each call has a lower limit.
+# A failed call is attributed to this worker if its event loop was late by so many seconds in total, and by this share
+# of the call's time: a call needs ten iterations of the loop or more.
+_LOOP_LATE_SECONDS: Final = 0.1
+_LOOP_LATE_SHARE: Final = 0.2
 _FAILED: Final = (NoResponseError, MalformedResponseError)
 
 
@@ -49,78 +51,92 @@ _FAILED: Final = (NoResponseError, MalformedResponseError)
 class PeerLink:
     """A peer and the connections to it.
 
-    client, breaker, cars: for vehicles. addressed, circuits, calls: for requests that callers address to it.
+    vehicle_client, breaker, vehicle_shares: for vehicles' requests. addressed_client, circuits, addressed_shares: for
+    requests that callers address to the peer.
     """
 
     peer: Peer
-    client: AsyncClient
-    addressed: AsyncClient
+    vehicle_client: AsyncClient
+    addressed_client: AsyncClient
     breaker: CircuitBreaker
     circuits: Circuits
-    cars: Shares
-    calls: Shares
+    vehicle_shares: Shares
+    addressed_shares: Shares
 
     @property
     def name(self) -> str:
+        """The peer's party id."""
         return self.peer.party_id
 
     async def close_expired(self) -> None:
         """Close connections that have been idle for too long, or that the peer has closed."""
-        await self.client.close_expired()
-        await self.addressed.close_expired()
+        await self.vehicle_client.close_expired()
+        await self.addressed_client.close_expired()
 
     async def close(self) -> None:
-        await self.client.close()
-        await self.addressed.close()
+        """Close all connections."""
+        await self.vehicle_client.close()
+        await self.addressed_client.close()
 
 
 def open_link(
     peer: Peer,
-    call_seconds: float,
+    request_timeout: float,
     tls: TLS | ssl.SSLContext,
     metrics: Metrics,
     network_backend: AsyncNetworkBackend | None,
 ) -> PeerLink:
-    """Nothing is connected yet. call_seconds: for an addressed request. Raises ConfigurationError, ValueError."""
-    client, addressed = (
+    """Build the link to a peer; it connects with the first request.
+
+    request_timeout: seconds for an addressed request. Raises ConfigurationError, ValueError.
+    """
+    vehicle_client, addressed_client = (
         AsyncClient(
             network_backend=network_backend,
             tls=tls,
-            **client_options(peer, call_seconds, most),  # type: ignore[arg-type]
+            **client_options(peer, request_timeout, max_connections),  # type: ignore[arg-type]
         )
-        for most in (CARS[0], CALLS[0])
+        for max_connections in (VEHICLE_REQUESTS[0], ADDRESSED_REQUESTS[0])
     )
-    breaker = CircuitBreaker(time.monotonic, on_state_change=partial(metrics.peer_resting, peer.party_id))
-    return PeerLink(peer, client, addressed, breaker, Circuits(time.monotonic), Shares(*CARS), Shares(*CALLS))
+    return PeerLink(
+        peer,
+        vehicle_client,
+        addressed_client,
+        breaker=CircuitBreaker(time.monotonic, on_state_change=partial(metrics.peer_resting, peer.party_id)),
+        circuits=Circuits(time.monotonic),
+        vehicle_shares=Shares(*VEHICLE_REQUESTS),
+        addressed_shares=Shares(*ADDRESSED_REQUESTS),
+    )
 
 
 class CallTiming:
-    """How much of the time for a call the peer really had. What the call sends is sent within `track_call(call)`."""
+    """How much of a call's time the peer really had. Everything the call sends is sent within `track_call(call)`."""
 
-    def __init__(self, seconds: float, lag: LoopLag) -> None:
-        """seconds: for the whole call."""
+    def __init__(self, timeout: float, lag: LoopLag) -> None:
+        """timeout: seconds for the whole call."""
         self.call: Final = OutboundCall(contacted=True)
-        self._seconds = seconds
+        self._timeout = timeout
         self._lag = lag
         self._lost_before = lag.lost
         self._began = time.monotonic()
 
-    def failed_here(self, least: float) -> bool:
-        """Whether a call that has failed may have failed by what went on here, so that it says nothing of the peer.
+    def failed_here(self, min_time: float) -> bool:
+        """Whether the cause of a failed call may be this worker, so that the failure says nothing about the peer.
 
-        That is so if the event loop was late for a good part of the call, or if the peer did not answer in time and had
-        less than `least` seconds of it: the rest was spent on waiting here.
+        True if the event loop was late for a good part of the call, if nothing was sent yet, or if the call timed out
+        and the peer had less than `min_time` seconds of it because the call waited here.
         """
         took = time.monotonic() - self._began
-        too_little = took >= 0.98 * self._seconds and self._seconds - self.call.loop_wait < least
-        loop_late = self._lag.lost - self._lost_before >= max(_LOST, _LOST_SHARE * took)
+        too_little = took >= 0.98 * self._timeout and self._timeout - self.call.loop_wait < min_time
+        loop_late = self._lag.lost - self._lost_before >= max(_LOOP_LATE_SECONDS, _LOOP_LATE_SHARE * took)
         return not self.call.contacted or too_little or loop_late
 
 
-def client_options(peer: Peer, seconds: float, max_connections: int = 1) -> dict[str, object]:
-    """How a peer is called, as arguments of a client.
+def client_options(peer: Peer, timeout: float, max_connections: int = 1) -> dict[str, object]:
+    """The arguments of a client that calls a peer.
 
-    seconds: for a call with everything that belongs to it, unless the call says otherwise. Nothing is tried again.
+    timeout: seconds for a call including its token request, unless the call sets another. Nothing is retried. Raises
+    ConfigurationError.
     """
     access: dict[str, object] = {"token": peer.token}
     if peer.token is None:
@@ -132,19 +148,19 @@ def client_options(peer: Peer, seconds: float, max_connections: int = 1) -> dict
     return {
         "base_url": peer.base_url,
         "dialect": Dialect(peer.dialect),
-        "timeouts": Timeouts(request=_LONGEST_CALL, total=seconds),
+        "timeouts": Timeouts(request=_MAX_EXCHANGE_SECONDS, total=timeout),
         "retry": RetryPolicy(max_retries=0),
-        "max_response_bytes": _MAX_ANSWER_BYTES,
+        "max_response_bytes": _MAX_RESPONSE_BYTES,
         "max_connections": max_connections,
         **access,
     }
 
 
-def says_of_peer(exc: ClientError) -> bool | None:
-    """Whether an error shows that a peer works (True) or fails (False); None where it shows neither.
+def peer_works(exc: ClientError) -> bool | None:
+    """Whether an error shows that a peer works (True) or fails (False); None if it shows neither.
 
-    An error in the API's own shape may concern this request alone (missing evidence, for instance). It must not open
-    the circuit breaker, or one caller could cut off a peer that others need.
+    A 502 or 503 in the API's own error format may concern this request alone (missing revocation status, for instance).
+    It must not open the circuit breaker, or one caller could cut off a peer that others need.
     """
     if isinstance(exc, _FAILED) or exc.status is None:
         return False
@@ -153,6 +169,8 @@ def says_of_peer(exc: ClientError) -> bool | None:
     return exc.status < 500
 
 
-def silent(peer: str, after: float | None = None) -> Unavailable:
-    """after: seconds that the peer asks to wait."""
-    return Unavailable(f"The pool {peer} does not answer now; try again later.", retry_after=whole_seconds(after))
+def no_answer(peer: str, retry_after: float | None = None) -> Unavailable:
+    """The error for a peer that does not answer. retry_after: seconds, from the peer."""
+    return Unavailable(
+        f"The pool {peer} does not answer now; try again later.", retry_after=bounded_retry_after(retry_after)
+    )

@@ -1,8 +1,8 @@
-"""Which peers are asked first: the likeliest ones, then the others in waves.
+"""The order in which peers are asked: the likeliest first, then the others in waves.
 
 A peer is likely to have a vehicle's contract if it is registered for a provider that the vehicle names (ISO 15118-20,
-PrioritizedEMAIDs), or lately had a contract of that provider, or one for a vehicle of the same manufacturer (WMI).
-This decides the order and nothing else: which answer wins is decided by its standing.
+PrioritizedEMAIDs), or recently had a contract of that provider, or one for a vehicle of the same manufacturer (WMI).
+The ranking affects the order only. Which answer is taken depends on its `AnswerRank`.
 """
 
 from __future__ import annotations
@@ -14,25 +14,26 @@ from typing import Final, TypeVar
 from ccp.ids import WMI, ProviderId
 
 MAX_WAVES: Final = 4
-_MIN_WAVE: Final = 4  # With so few peers waves would only cost time.
+_MIN_WAVE: Final = 4  # With fewer peers in a wave, waves only cost time.
 _MAX_LIKELY: Final = 4
-_LATELY: Final = 86_400.0  # Seconds.
+_RECENT_SECONDS: Final = 86_400.0
 _MAX_KEYS: Final = 4_096
-_MAX_PEERS: Final = 8  # Remembered for one provider or manufacturer.
+_MAX_PEERS: Final = 8  # Stored for one provider or manufacturer.
 
 Peer = TypeVar("Peer")
 
 
 class PeerRanking:
-    """One for each worker. Peers are named by their party ids."""
+    """The ranking of one worker. Peers are named by their party ids."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
+        """clock: monotonic seconds."""
         self._clock = clock
         self._seen: OrderedDict[str, OrderedDict[str, float]] = OrderedDict()
-        self._turn = 0
+        self._rotation = 0
 
-    def found(self, peer: str, wmi: WMI, providers: Iterable[ProviderId]) -> None:
-        """The peer had contracts of these providers for a vehicle of this manufacturer."""
+    def record(self, peer: str, wmi: WMI, providers: Iterable[ProviderId]) -> None:
+        """Record that the peer had contracts of these providers for a vehicle of this manufacturer."""
         now = self._clock()
         for key in (wmi, *providers):
             peers = self._seen.setdefault(key, OrderedDict())
@@ -47,31 +48,35 @@ class PeerRanking:
     def likely(
         self, registered: Mapping[str, frozenset[ProviderId]], wmi: WMI, wanted: Sequence[ProviderId]
     ) -> list[str]:
-        """The likely peers, likeliest first. registered: those that may be asked, with the providers of each."""
+        """The likely peers, likeliest first.
+
+        registered: peers that may be asked, with the providers that each is registered for. wanted: providers that the
+        vehicle names.
+        """
         found: dict[str, None] = {}
         for provider in wanted:
             found |= dict.fromkeys(name for name, providers in registered.items() if provider in providers)
         for key in (*wanted, wmi):
-            found |= dict.fromkeys(name for name in self._lately(key) if name in registered)
+            found |= dict.fromkeys(name for name in self._recent(key) if name in registered)
         return list(found)[:_MAX_LIKELY]
 
     def waves(
         self, registered: Mapping[str, frozenset[ProviderId]], wmi: WMI, wanted: Sequence[ProviderId]
     ) -> list[list[str]]:
-        """All peers in the order in which to ask them: one wave after the other, at most `MAX_WAVES`.
+        """All peers in the order in which to ask them, in at most `MAX_WAVES` waves. Arguments as of `likely`.
 
-        wanted: providers that the vehicle names. Peers of whom nothing is known take turns at being asked early.
+        The order of peers that are not likely rotates with each call.
         """
         first = self.likely(registered, wmi, wanted)
-        rest = [name for name in registered if name not in first]
-        if rest:
-            self._turn = (self._turn + 1) % len(rest)
-            rest = rest[self._turn :] + rest[: self._turn]
+        others = [name for name in registered if name not in first]
+        if others:
+            self._rotation = (self._rotation + 1) % len(others)
+            others = others[self._rotation :] + others[: self._rotation]
         left = MAX_WAVES - bool(first)
-        size = max(_MIN_WAVE, -(-len(rest) // left))
-        return [*([first] if first else []), *(rest[start : start + size] for start in range(0, len(rest), size))]
+        size = max(_MIN_WAVE, -(-len(others) // left))
+        return [*([first] if first else []), *(others[start : start + size] for start in range(0, len(others), size))]
 
-    def _lately(self, key: str) -> list[str]:
-        """Peers with a contract under this key lately, the latest first."""
-        after = self._clock() - _LATELY
+    def _recent(self, key: str) -> list[str]:
+        """Peers that recently had a contract for this provider or manufacturer, the latest first."""
+        after = self._clock() - _RECENT_SECONDS
         return [name for name, at in reversed(self._seen.get(key, {}).items()) if at > after]

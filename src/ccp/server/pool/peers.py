@@ -1,12 +1,10 @@
-"""Other pools: asked together when nothing is found here, or one of them when a request is for it.
+"""Other pools: all of them are asked if nothing is found here, or one of them if a request is addressed to it.
 
-    peers.ask(request, caller, at)           # a vehicle's request, of all of them: `ccp.server.pool.broadcasts`
-    peers.ask(request, caller, at, to)       # the same, of one: `ccp.server.pool.peer_calls`
-    peers.call(to, caller, …)                # every other request, whose sender is told what became of it:
-    `ccp.server.pool.remote`
+    peers.ask(request, caller, now)                 # a vehicle's request, to all: `ccp.server.pool.broadcasts`
+    peers.ask(request, caller, now, target_pool)    # the same, to one: `ccp.server.pool.peer_calls`
+    peers.call(target_pool, caller, …)              # any other request, to one: `ccp.server.pool.remote`
 
-What an answer has to be is in `ccp.server.pool.peer_answers`, what one caller may use of a peer in
-`ccp.server.pool.peer_limits`.
+`ccp.server.pool.peer_answers` verifies answers; `ccp.server.pool.peer_limits` limits what one caller may use of a peer.
 """
 
 from __future__ import annotations
@@ -31,10 +29,10 @@ from ccp.server.metrics import Metrics
 from ccp.server.pool.broadcast_limits import BroadcastLimits
 from ccp.server.pool.broadcasts import Broadcasts
 from ccp.server.pool.negative_cache import NegativeCache
-from ccp.server.pool.peer_answers import Found, PeerAnswers
-from ccp.server.pool.peer_calls import DELIVER, Attempt, VehicleCalls, routing
+from ccp.server.pool.peer_answers import PeerAnswer, PeerAnswers
+from ccp.server.pool.peer_calls import DELIVER, VehicleCalls, VehicleRequest, routing
 from ccp.server.pool.peer_limits import Shares, circuit_open, share_used_up
-from ccp.server.pool.peer_links import CallTiming, PeerLink, open_link, says_of_peer, silent
+from ccp.server.pool.peer_links import CallTiming, PeerLink, no_answer, open_link, peer_works
 from ccp.server.pool.peer_ranking import PeerRanking
 from ccp.server.runtime.background import PeriodicTask
 from ccp.server.runtime.loop_budget import LoopBudget
@@ -46,28 +44,31 @@ from ccp.server.storage.queries.peers import Peer
 from ccp.verify import VerifiedInstallationRequest
 from ccp.x509.path_validation import TrustAnchors, VerifiedChain
 
-__all__ = ["From", "NoPeers", "Peers", "PoolPeers"]
+__all__ = ["NoPeers", "Peers", "RegisteredPeers", "Sender"]
 
 _log = structlog.get_logger("ccp.server.pool.peers")
 
-_ALL_CALLS: Final = 96, 32
-"""Addressed requests under way to all peers, of one worker: in all, and of one caller."""
+_TOTAL_ADDRESSED: Final = 96, 32
+"""Addressed requests in flight to all peers, of one worker: total, and of one caller."""
 _CONNECTION_INTERVAL: Final = 5.0
+_GRACE: Final = 0.1  # Seconds after its time limit in which a call ends by itself; then it is cancelled.
 _UNKNOWN: Final = "No pool with the id in OPNC-to-party-id is known here."
 
 T = TypeVar("T")
-From: TypeAlias = tuple[PartyType | None, str | None]
-"""Who a request is from, originally: the type of the party and its id."""
+Sender: TypeAlias = tuple[PartyType | None, str | None]
+"""The original sender of a request: type and id of the party (OPNC-from-party-type, OPNC-from-party-id)."""
 
 
 class Peers(Protocol):
-    async def ask(
-        self, request: VerifiedInstallationRequest, caller: Caller, at: datetime, to: str | None = None
-    ) -> list[tuple[SignedContract, bytes]]:
-        """What other pools hold for the vehicle, answered for its session and checked; empty when they hold nothing.
+    """The other pools, as seen by this one."""
 
-        to: this one alone. Raises Unavailable where it cannot be asked now, or does not answer; without `to`, where no
-        pool is asked because of a limit on broadcasts.
+    async def ask(
+        self, request: VerifiedInstallationRequest, caller: Caller, now: datetime, target_pool: str | None = None
+    ) -> list[tuple[SignedContract, bytes]]:
+        """What other pools hold for the vehicle: verified contracts, each with its response message for this session.
+
+        target_pool: ask this pool only. Returns an empty list if they hold nothing. Raises Unavailable if the target
+        pool cannot be asked or does not answer; without a target, if a limit on broadcasts forbids asking.
         """
 
     def route(self, party_id: str) -> str | None:
@@ -75,75 +76,82 @@ class Peers(Protocol):
 
     async def call(
         self,
-        to: str,
+        target_pool: str,
         caller: Caller,
-        sender: From,
+        sender: Sender,
         operation: str,
         send: Callable[[AsyncClient, Routing], Awaitable[T]],
     ) -> T:
-        """Carry one request to one pool, once, and bring what comes of it.
+        """Send one request to one pool, once, and return its result.
 
-        send: sends it, and checks the answer: MismatchError and EXIError say that the pool answers something else than
-        it was asked, VerificationError that the contract does not hold here. Raises what `send` does, and Unavailable
-        for a pool that is left alone.
+        send: sends the request and checks the answer. It raises MismatchError or EXIError if the answer does not match
+        the request, VerificationError if a contract does not verify here. Raises what `send` raises, and Unavailable if
+        a circuit is open or a limit is reached.
         """
 
-    async def verified(
+    async def verify_contract(
         self,
         item: SignedResponse,
         namespace: Namespace,
         pcid: PCID,
-        at: datetime,
+        now: datetime,
         *,
         session_id: bytes | None,
         root: Fingerprint | None = None,
     ) -> SignedContract:
-        """A contract that another pool sent, when it is what was asked for and verifies here.
+        """Verify a contract that another pool sent.
 
-        session_id: what the message has to have; None for any. Raises EXIError, MismatchError, VerificationError.
+        session_id: session id that the message must have; None for any. root: fingerprint of the required V2G root;
+        None for any. Raises EXIError, MismatchError, VerificationError.
         """
 
 
 class NoPeers:
+    """Peers of a process that asks no other pool, such as an import worker."""
+
     async def ask(
-        self, request: VerifiedInstallationRequest, caller: Caller, at: datetime, to: str | None = None
+        self, request: VerifiedInstallationRequest, caller: Caller, now: datetime, target_pool: str | None = None
     ) -> list[tuple[SignedContract, bytes]]:
+        """Return an empty list."""
         return []
 
     def route(self, party_id: str) -> str | None:
+        """Raises NotFound."""
         raise NotFound(_UNKNOWN)
 
     async def call(
         self,
-        to: str,
+        target_pool: str,
         caller: Caller,
-        sender: From,
+        sender: Sender,
         operation: str,
         send: Callable[[AsyncClient, Routing], Awaitable[T]],
     ) -> T:
+        """Raises NotFound."""
         raise NotFound(_UNKNOWN)
 
-    async def verified(
+    async def verify_contract(
         self,
         item: SignedResponse,
         namespace: Namespace,
         pcid: PCID,
-        at: datetime,
+        now: datetime,
         *,
         session_id: bytes | None,
         root: Fingerprint | None = None,
     ) -> SignedContract:
+        """Raises NotFound."""
         raise NotFound(_UNKNOWN)
 
 
-class PoolPeers:
-    """The peers of the store. `refresh` takes over what is registered now."""
+class RegisteredPeers:
+    """The peers that are registered in the database. `refresh` loads them."""
 
     def __init__(
         self,
         store: Store,
         anchors: Callable[[], TrustAnchors],
-        check: Callable[[VerifiedChain, datetime], Awaitable[None]],
+        refuse_revoked: Callable[[VerifiedChain, datetime], Awaitable[None]],
         settings: Settings,
         metrics: Metrics,
         network_backend: AsyncNetworkBackend | None = None,
@@ -151,7 +159,7 @@ class PoolPeers:
         budget: LoopBudget | None = None,
         lag: LoopLag | None = None,
     ) -> None:
-        """anchors: what is trusted now. check: refuses a chain that is known to be revoked.
+        """anchors: returns the trust anchors. refuse_revoked: raises RevokedError for a chain known to be revoked.
 
         network_backend: makes the connections to peers; None: httpcore's own. budget, lag: of the event loop.
         """
@@ -161,12 +169,12 @@ class PoolPeers:
         self._anchors = anchors
         self._metrics = metrics
         self._own_id = settings.pool_id
-        self._call_seconds = settings.peer_request_timeout
+        self._request_timeout = settings.peer_request_timeout
         self._lag = lag or LoopLag()
-        self._all_calls = Shares(*_ALL_CALLS)
-        self._lines: dict[str, PeerLink] = {}
+        self._total_addressed = Shares(*_TOTAL_ADDRESSED)
+        self._links: dict[str, PeerLink] = {}
         self._negatives = NegativeCache(settings.peer_negative_ttl, time.monotonic)
-        self._answers = PeerAnswers(store, anchors, check, budget or LoopBudget())
+        self._answers = PeerAnswers(store, anchors, refuse_revoked, budget or LoopBudget())
         ranking = PeerRanking(time.monotonic)
         self._calls = VehicleCalls(
             self._answers,
@@ -175,166 +183,170 @@ class PoolPeers:
             metrics,
             self._lag,
             own_id=settings.pool_id,
-            seconds=settings.peer_delivery_timeout,
+            timeout=settings.peer_delivery_timeout,
         )
         limits = BroadcastLimits(settings.broadcast_rate, lambda: self._lag.recent_max)
         self._broadcasts = Broadcasts(self._calls, limits, self._negatives, ranking, metrics)
 
     def _tls_of(self, peer: Peer) -> TLS | ssl.SSLContext:
-        """One context for all peers, made when the first of them is called over TLS: loading the CAs takes a while."""
+        """The TLS context, shared by all peers. It is built with the first one that uses TLS: loading CAs is slow."""
         if not any((url or "").lower().startswith("https://") for url in (peer.base_url, peer.token_url)):
             return TLS()
         self._tls = self._tls or client_tls_context()
         return self._tls
 
     async def refresh(self) -> None:
+        """Load the registered peers. The links of peers that did not change are kept."""
         registered = {peer.party_id: peer for peer in await self._store.read(queries.list_all()) if peer.enabled}
-        dropped = [line for name, line in self._lines.items() if registered.get(name) != line.peer]
-        kept = {name: line for name, line in self._lines.items() if registered.get(name) == line.peer}
+        dropped = [link for name, link in self._links.items() if registered.get(name) != link.peer]
+        kept = {name: link for name, link in self._links.items() if registered.get(name) == link.peer}
         for name, peer in registered.items():
             if name in kept:
                 continue
             try:
                 kept[name] = open_link(
-                    peer, self._call_seconds, self._tls_of(peer), self._metrics, self._network_backend
+                    peer, self._request_timeout, self._tls_of(peer), self._metrics, self._network_backend
                 )
             except (CCPError, ValueError) as exc:
                 _log.warning("peer not usable", peer=name, reason=str(exc))
                 continue
             self._metrics.peer_resting(name, False)
-        if kept != self._lines:
+        if kept != self._links:
             self._negatives.clear()
-        self._lines = kept
-        for line in dropped:
-            if line.peer.party_id not in kept:
-                self._metrics.peer_resting(line.peer.party_id, False)
-            await line.close()
+        self._links = kept
+        for link in dropped:
+            if link.name not in kept:
+                self._metrics.peer_resting(link.name, False)
+            await link.close()
 
     async def close(self) -> None:
+        """Cancel running calls and close all connections."""
         await self._broadcasts.close()
-        lines, self._lines = self._lines, {}
-        for line in lines.values():
-            await line.close()
+        links, self._links = self._links, {}
+        for link in links.values():
+            await link.close()
 
     def closing_expired(self) -> PeriodicTask:
-        """Closes idle connections in time: the pool of a peer that is not called does not do it by itself."""
+        """The background task that closes idle connections; a connection pool does so only when it is used."""
 
         async def close_expired() -> None:
-            for line in tuple(self._lines.values()):
-                await line.close_expired()
+            for link in tuple(self._links.values()):
+                await link.close_expired()
 
         return PeriodicTask("peer_connections", close_expired, _CONNECTION_INTERVAL)
 
     def route(self, party_id: str) -> str | None:
+        """See `Peers.route`."""
         if party_id == self._own_id:
             return None
-        if party_id not in self._lines:
+        if party_id not in self._links:
             raise NotFound(_UNKNOWN)
         return party_id
 
     async def ask(
-        self, request: VerifiedInstallationRequest, caller: Caller, at: datetime, to: str | None = None
+        self, request: VerifiedInstallationRequest, caller: Caller, now: datetime, target_pool: str | None = None
     ) -> list[tuple[SignedContract, bytes]]:
+        """See `Peers.ask`. A request of another pool is not forwarded."""
         if PartyRole.CCP in caller.party.roles:
             return []
-        attempt = Attempt(request, caller, at)
-        if to is not None:
-            found = await self._ask_addressed(to, attempt)
+        vehicle_request = VehicleRequest(request, caller, now)
+        if target_pool is not None:
+            found = await self._ask_addressed(target_pool, vehicle_request)
         else:
-            links = [link for link in self._lines.values() if self._serves(link.peer, request)]
-            found = await self._broadcasts.ask(links, attempt)
+            links = [link for link in self._links.values() if self._may_serve(link.peer, request)]
+            found = await self._broadcasts.ask(links, vehicle_request)
         return [] if found is None else found.items
 
-    async def _ask_addressed(self, to: str, attempt: Attempt) -> Found | None:
-        """A vehicle's request that is addressed to one peer. What is remembered of that peer does not count here."""
-        link, party = self._lines.get(to), attempt.caller.party.client_id
+    async def _ask_addressed(self, target_pool: str, vehicle_request: VehicleRequest) -> PeerAnswer | None:
+        """Send a vehicle's request that is addressed to one peer. The negative cache is not consulted."""
+        link, party = self._links.get(target_pool), vehicle_request.caller.party.client_id
         if link is None:
             return None
-        if not link.cars.has_room(party):
-            self._metrics.peer_asked(to, DELIVER, "limited", 0.0)
-            raise share_used_up(to)
+        if not link.vehicle_shares.has_room(party):
+            self._metrics.peer_asked(target_pool, DELIVER, "limited", 0.0)
+            raise share_used_up(target_pool)
         if not link.breaker.allow():
-            raise circuit_open(to, link.breaker.retry_after())
-        with link.cars.taken(party):
+            raise circuit_open(target_pool, link.breaker.retry_after())
+        with link.vehicle_shares.taken(party):
             try:
-                async with asyncio.timeout(self._calls.seconds + 0.1):  # It ends by itself; this is for what does not.
-                    return await self._calls.ask(link, attempt, self._calls.seconds)
+                async with asyncio.timeout(self._calls.timeout + _GRACE):
+                    return await self._calls.ask(link, vehicle_request, self._calls.timeout)
             except TimeoutError:
-                raise silent(to) from None
+                raise no_answer(target_pool) from None
 
-    def _serves(self, peer: Peer, request: VerifiedInstallationRequest) -> bool:
-        """Whether a peer may have something for a vehicle: it has contracts under a root that the vehicle lists."""
+    def _may_serve(self, peer: Peer, request: VerifiedInstallationRequest) -> bool:
+        """Whether a peer may have contracts under a root that the vehicle lists. True if this is not known."""
         known = [anchor for name in peer.v2g_roots if (anchor := self._anchors().find(name)) is not None]
         if len(known) < len(peer.v2g_roots) or not known or not request.request.roots:
             return True
         listed = {root.X509SerialNumber for root in request.request.roots}
         return any(anchor.certificate.serial_number in listed for anchor in known)
 
-    async def verified(
+    async def verify_contract(
         self,
         item: SignedResponse,
         namespace: Namespace,
         pcid: PCID,
-        at: datetime,
+        now: datetime,
         *,
         session_id: bytes | None,
         root: Fingerprint | None = None,
     ) -> SignedContract:
-        return await self._answers.verified(item, namespace, pcid, at, session_id=session_id, root=root)
-
-    # --- Addressed -----------------------------------------------------------------------------------------------
+        """See `Peers.verify_contract`."""
+        return await self._answers.verify_contract(item, namespace, pcid, now, session_id=session_id, root=root)
 
     async def call(
         self,
-        to: str,
+        target_pool: str,
         caller: Caller,
-        sender: From,
+        sender: Sender,
         operation: str,
         send: Callable[[AsyncClient, Routing], Awaitable[T]],
     ) -> T:
-        line = self._lines.get(to)
-        if line is None:
+        """See `Peers.call`."""
+        link = self._links.get(target_pool)
+        if link is None:
             raise NotFound(_UNKNOWN)
-        name = caller.party.client_id
-        if not (line.calls.has_room(name) and self._all_calls.has_room(name)):
-            self._metrics.peer_asked(to, operation, "limited", 0.0)
-            raise share_used_up(to)
-        line.circuits.check(name, to)
-        told = {"peer": to, "operation": operation, "trace_id": caller.trace_id}
-        count = self._metrics.stopwatch(to, operation)
-        timing = CallTiming(self._call_seconds, self._lag)
+        party = caller.party.client_id
+        if not (link.addressed_shares.has_room(party) and self._total_addressed.has_room(party)):
+            self._metrics.peer_asked(target_pool, operation, "limited", 0.0)
+            raise share_used_up(target_pool)
+        link.circuits.check(party, target_pool)
+        log = _log.bind(peer=target_pool, operation=operation, trace_id=caller.trace_id)
+        count = self._metrics.stopwatch(target_pool, operation)
+        timing = CallTiming(self._request_timeout, self._lag)
         try:
-            with line.calls.taken(name), self._all_calls.taken(name), track_call(timing.call):
-                answer = await send(line.addressed, routing(line.peer, *sender, self._own_id))
+            with link.addressed_shares.taken(party), self._total_addressed.taken(party), track_call(timing.call):
+                answer = await send(link.addressed_client, routing(link.peer, *sender, self._own_id))
         except ClientError as exc:
-            verdict = says_of_peer(exc)
-            if verdict is True:
-                line.circuits.record_success(name)
-            elif verdict is False and not timing.failed_here(self._call_seconds / 2):
-                line.circuits.record_failure(name)
+            works = peer_works(exc)
+            if works is True:
+                link.circuits.record_success(party)
+            elif works is False and not timing.failed_here(self._request_timeout / 2):
+                link.circuits.record_failure(party)
             else:
-                line.circuits.release(name)
+                link.circuits.release(party)
             count(exc.code)
-            _log.info("request passed on", outcome=exc.code, status=exc.status, there=exc.trace_id, **told)
+            log.info("request forwarded", outcome=exc.code, status=exc.status, peer_trace_id=exc.trace_id)
             raise
         except (MismatchError, EXIError) as exc:
-            line.circuits.record_failure(name)
+            link.circuits.record_failure(party)
             count(exc.code)
-            _log.warning("peer's answer not taken", outcome=exc.code, reason=str(exc), **told)
+            log.warning("peer answer rejected", outcome=exc.code, reason=str(exc))
             raise
         except VerificationError as exc:
-            # It may trust roots that we do not, or show what has expired, and be well.
-            line.circuits.record_success(name)
+            # The peer works: it may trust roots that this pool does not, or return an expired contract.
+            link.circuits.record_success(party)
             count(exc.code)
-            _log.warning("peer's answer not taken", outcome=exc.code, reason=str(exc), **told)
+            log.warning("peer answer rejected", outcome=exc.code, reason=str(exc))
             raise
-        except CCPError as exc:  # Of ours: the database does not answer, say.
-            line.circuits.release(name)
+        except CCPError as exc:  # A failure of this pool, for example of its database.
+            link.circuits.release(party)
             count(exc.code)
             raise
-        except BaseException:  # The caller has gone, or a defect of ours.
-            line.circuits.release(name)
+        except BaseException:  # The caller has disconnected, or a defect of this pool.
+            link.circuits.release(party)
             raise
-        line.circuits.record_success(name)
-        _log.info("request passed on", outcome="ok", ms=round(count("ok") * 1000, 2), **told)
+        link.circuits.record_success(party)
+        log.info("request forwarded", outcome="ok", ms=round(count("ok") * 1000, 2))
         return answer

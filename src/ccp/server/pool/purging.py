@@ -1,5 +1,4 @@
-"""Going through everything that may be purged, portion by portion. The queries are in
-`ccp.server.storage.queries.purging`."""
+"""Find everything that may be purged, portion by portion. The queries are in `ccp.server.storage.queries.purging`."""
 
 from __future__ import annotations
 
@@ -12,10 +11,12 @@ from ccp.server.storage.queries import purging as queries
 
 
 async def candidates(store: Store, before: datetime) -> AsyncIterator[EMAID]:
-    """Contracts with a variant that had expired by then, and those whose certificate is revoked; each at least once in
-    either role. Whether one is to go is judged while it is locked. Raises Unavailable.
+    """Contracts with a variant that expired before that time, and contracts whose certificate is revoked.
+
+    A contract may be yielded more than once. Whether it is purged is decided while it is locked. Raises Unavailable.
     """
-    seen: set[EMAID] = set()  # Of the last portion: a contract's variants mostly expire together.
+    # Variants of a contract mostly expire together, so it is enough to skip those of the portion before.
+    seen: set[EMAID] = set()
     after: queries.Cursor | None = queries.FIRST_CONTRACT
     while after is not None:
         portion = await store.read(queries.expired(before, after))
@@ -32,7 +33,10 @@ async def candidates(store: Store, before: datetime) -> AsyncIterator[EMAID]:
 
 
 async def remove_idle_vehicles(store: Store, before: datetime) -> None:
-    """Remove the rows of vehicles that had nothing but a provisioning event, before then. Raises Unavailable."""
+    """Remove the rows of vehicles that hold nothing but a provisioning event from before that time.
+
+    Raises Unavailable.
+    """
     after: queries.Cursor | None = queries.FIRST_VEHICLE
     while after is not None:
         portion = await store.read(queries.idle_vehicles(before, after))

@@ -1,8 +1,8 @@
-"""Another pool in the place of this one: requests that are addressed to it.
+"""A remote pool: requests that are addressed to another pool are forwarded to it.
 
-A `RemotePool` has the methods of `Pool` that are not a vehicle's, and answers in the same shapes. The caller is
-authorised here exactly as for this pool, and then once more there, as what this pool is registered as; the request is
-sent once, and never passed on a second time.
+A `RemotePool` has the methods of `Pool`, except the vehicle's, and returns the same types. This pool authorises the
+caller exactly as for itself. The other pool then authorises this pool by its registration there. A request is sent
+once, and the receiving pool does not forward it again.
 """
 
 from __future__ import annotations
@@ -47,23 +47,23 @@ from ccp.server.domain.authorization import ROLE_TABLE, Operation, Subject, auth
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.domain.parties import Caller, Party, PartyRole
 from ccp.server.external.pki_service import RevocationReason
-from ccp.server.pool.peer_limits import whole_seconds
-from ccp.server.pool.peers import From, Peers
-from ccp.server.pool.service import Answer
+from ccp.server.pool.delivery import DeliveredContract
+from ccp.server.pool.peer_limits import bounded_retry_after
+from ccp.server.pool.peers import Peers, Sender
 from ccp.verify.report import Checks
 
 T = TypeVar("T")
 
-_NOBODY: Final[From] = (None, None)
-_ORDER: Final = datetime.fromtimestamp(0, UTC)
+_UNNAMED_SENDER: Final[Sender] = (None, None)
+_EPOCH: Final = datetime.fromtimestamp(0, UTC)
 
 
 @dataclass(frozen=True, slots=True)
 class RemoteContract:
-    """What another pool tells of a contract, by the names of `SignedContract`.
+    """Contract data from another pool, with the attribute names of `SignedContract`.
 
-    created_at: is not told; as in the answer, the newest come first, and only that order is meant. root_fingerprint:
-    None, root_dn: empty, where the dialect does not tell them.
+    created_at: an artificial time, since pools do not transmit it; contracts come newest first, and it reflects that
+    order only. root_fingerprint: None, and root_dn: empty, if the dialect does not transmit them.
     """
 
     emaid: EMAID
@@ -79,17 +79,17 @@ class RemoteContract:
 
 
 class RemotePool:
-    """What a caller can ask of another pool.
+    """The operations of another pool, on behalf of a caller.
 
-    Besides what a method names, it raises the other pool's own refusal with its sentences (InputError, NotAuthorised,
-    NotFound, Conflict, UpstreamError, Unavailable); Unavailable for a pool that is silent or broken; UpstreamError for
-    one that does not take our credentials, or whose answer does not hold here.
+    Besides the errors that a method names, it raises the other pool's own error with its sentences (InputError,
+    NotAuthorised, NotFound, Conflict, UpstreamError, Unavailable); Unavailable if the pool does not answer or fails;
+    UpstreamError if the pool rejects this pool's credentials, or if its answer does not verify here.
     """
 
-    def __init__(self, peers: Peers, party_id: str, sender: From = _NOBODY) -> None:
-        """sender: whom the request says it is from, already held against the caller."""
+    def __init__(self, peers: Peers, party_id: str, sender: Sender = _UNNAMED_SENDER) -> None:
+        """sender: from the request's OPNC headers, already checked against the caller."""
         self._peers = peers
-        self._to = party_id
+        self._party_id = party_id
         self._sender = sender
 
     async def publish(
@@ -102,20 +102,23 @@ class RemotePool:
         message: str,
         root: Fingerprint | None,
         metadata: str | None,
-        at: datetime,
+        now: datetime,
         began: datetime | None = None,
     ) -> None:
-        """The other pool makes every check. message: EXI in Base64. Raises NotAuthorised, EXIError."""
-        octets = message_bytes(message)
+        """Forward a publication; the other pool makes every check. message: EXI in Base64.
+
+        Raises NotAuthorised, EXIError.
+        """
+        response = message_bytes(message)
 
         async def send(client: AsyncClient, routing: Routing) -> None:
             await client.publish(
-                octets, emaid=emaid, pcid=pcid, namespace=namespace, root=root, metadata=metadata, routing=routing
+                response, emaid=emaid, pcid=pcid, namespace=namespace, root=root, metadata=metadata, routing=routing
             )
 
         await self._call(caller, Operation.PUBLISH, emaid, send, changes=True)
 
-    async def examine(
+    async def dry_run(
         self,
         caller: Caller,
         *,
@@ -124,10 +127,10 @@ class RemotePool:
         namespace: Namespace,
         message: str,
         root: Fingerprint | None,
-        at: datetime,
+        now: datetime,
         began: datetime | None = None,
     ) -> tuple[Checks, tuple[str, ...]]:
-        """Raises FieldError: a pool that does not know the parameter would store the contract."""
+        """Raises FieldError: a pool that does not know the parameter dryRun would store the contract."""
         authorise(caller.party, Operation.PUBLISH, emaid)
         raise FieldError("dryRun : is for the pool that is called; a dry run is not passed on")
 
@@ -135,20 +138,20 @@ class RemotePool:
         self,
         caller: Caller,
         emaid: EMAID,
-        at: datetime,
+        now: datetime,
         *,
         revoke: bool = True,
         reason: RevocationReason = RevocationReason.CESSATION_OF_OPERATION,
     ) -> None:
-        """Raises NotAuthorised."""
+        """Forward a withdrawal. Raises NotAuthorised."""
 
         async def send(client: AsyncClient, routing: Routing) -> None:
             await client.withdraw(emaid, revoke=revoke, reason=reason.value, routing=routing)
 
         await self._call(caller, Operation.WITHDRAW, emaid, send, changes=True)
 
-    async def set_default(self, caller: Caller, emaid: EMAID, pcid: PCID, at: datetime) -> None:
-        """Raises NotAuthorised."""
+    async def set_default(self, caller: Caller, emaid: EMAID, pcid: PCID, now: datetime) -> None:
+        """Forward the choice of a default contract. Raises NotAuthorised."""
 
         async def send(client: AsyncClient, routing: Routing) -> None:
             await client.set_default(emaid, pcid, routing=routing)
@@ -156,26 +159,30 @@ class RemotePool:
         await self._call(caller, Operation.SET_DEFAULT, pcid, send, changes=True)
 
     async def contract_data_by_emaid(
-        self, caller: Caller, emaid: EMAID, namespace: Namespace, root: Fingerprint | None, at: datetime
+        self, caller: Caller, emaid: EMAID, namespace: Namespace, root: Fingerprint | None, now: datetime
     ) -> list[tuple[RemoteContract, str | None]]:
-        """As `Pool.contract_data_by_emaid`. Raises NotAuthorised."""
+        """The variants of a contract; see `ContractData.by_emaid`. Raises NotAuthorised."""
 
         async def send(client: AsyncClient, routing: Routing) -> list[ContractState]:
             found = await client.contracts_of_emaid(emaid, namespace=namespace, root=root, routing=routing)
-            wanted = (None, root)  # Not every dialect tells it.
-            return _fitting(found, namespace, lambda told: told.emaid == emaid and (not root or told.root in wanted))
+            return _check_answer(
+                found,
+                namespace,
+                # Not every dialect transmits the root.
+                lambda state: state.emaid == emaid and (not root or state.root in (None, root)),
+            )
 
         found = await self._call(caller, Operation.GET_CONTRACT_DATA_BY_EMAID, emaid, send)
-        return list(zip(_remote(found), (told.undeliverable for told in found), strict=True))
+        return list(zip(_remote_contracts(found), (state.undeliverable for state in found), strict=True))
 
     async def contract_data_by_pcid(self, caller: Caller, pcid: PCID, namespace: Namespace) -> list[RemoteContract]:
-        """As `Pool.contract_data_by_pcid`. Raises NotAuthorised."""
+        """The contracts of a vehicle; see `ContractData.by_pcid`. Raises NotAuthorised."""
 
         async def send(client: AsyncClient, routing: Routing) -> list[ContractState]:
             found = await client.contracts_of_pcid(pcid, namespace=namespace, routing=routing)
-            return _fitting(found, namespace, lambda told: told.pcid == pcid)
+            return _check_answer(found, namespace, lambda state: state.pcid == pcid)
 
-        return _remote(await self._call(caller, Operation.GET_CONTRACT_DATA_BY_PCID, pcid, send))
+        return _remote_contracts(await self._call(caller, Operation.GET_CONTRACT_DATA_BY_PCID, pcid, send))
 
     async def signed_contract_data(
         self,
@@ -186,12 +193,12 @@ class RemotePool:
         session_id: bytes,
         namespace: Namespace,
         root: Fingerprint | None,
-        at: datetime,
+        now: datetime,
         handed_out: bool = True,
-    ) -> list[Answer]:
-        """As `Pool.signed_contract_data`, verified here as a delivery of another pool is. Raises NotAuthorised.
+    ) -> list[DeliveredContract]:
+        """Response messages of a contract; see `ContractData.signed`. They are verified here like a delivery.
 
-        handed_out: for the other pool to say, which gets a GET in any case.
+        handed_out: unused; the other pool gets a GET in any case. Raises NotAuthorised.
         """
 
         async def send(client: AsyncClient, routing: Routing) -> list[SignedContract]:
@@ -201,12 +208,12 @@ class RemotePool:
             if not found or any(item.namespace is not namespace or item.emaid != emaid for item in found):
                 raise MismatchError("The answer is not of the contract and edition that were asked for.")
             return [
-                await self._peers.verified(item, namespace, pcid, at, session_id=session_id or None, root=root)
+                await self._peers.verify_contract(item, namespace, pcid, now, session_id=session_id or None, root=root)
                 for item in found
             ]
 
         found = await self._call(caller, Operation.GET_SIGNED_CONTRACT_DATA, pcid, send)
-        return [Answer(contract, contract.response) for contract in found]
+        return [DeliveredContract(contract, contract.response) for contract in found]
 
     async def _call(
         self,
@@ -217,23 +224,24 @@ class RemotePool:
         *,
         changes: bool = False,
     ) -> T:
+        """Authorise the caller, forward a request, and translate errors. changes: whether the request changes data."""
         authorise(caller.party, operation, subject)
-        sender, to = _sender(caller.party, operation, subject, self._sender), self._to
+        sender, to = _complete_sender(caller.party, operation, subject, self._sender), self._party_id
         try:
             return await self._peers.call(to, caller, sender, operation.value, send)
         except ClientError as exc:
-            raise _as_ours(exc, to, changes) from exc
+            raise _translate_error(exc, to, changes) from exc
         except (MismatchError, EXIError) as exc:
             raise Unavailable(f"The pool {to} answered something else than it was asked.") from exc
         except VerificationError as exc:
             raise UpstreamError(f"What the pool {to} has does not hold here.", *exc.messages) from exc
 
 
-def _sender(party: Party, operation: Operation, subject: Subject, said: From) -> From:
-    """Who a request is from: as its sender says it, completed by the role and the id that allow the request."""
+def _complete_sender(party: Party, operation: Operation, subject: Subject, sender: Sender) -> Sender:
+    """Complete the sender of a request by the role and the id that authorise the request."""
     rules = ROLE_TABLE[operation]
     role = next(role for role in rules if role in party.roles and rules[role].allows(party, subject))
-    kind, name = said
+    kind, name = sender
     if name is None and role is PartyRole.EMSP and isinstance(subject, EMAID):
         name = subject.provider
     elif name is None and role is PartyRole.OEM and isinstance(subject, PCID):
@@ -244,36 +252,36 @@ def _sender(party: Party, operation: Operation, subject: Subject, said: From) ->
 _PARTY_TYPES: Final[dict[str, PartyType]] = {kind: kind for kind in get_args(PartyType)}
 
 
-def _fitting(
-    found: Iterable[ContractState], namespace: Namespace, fits: Callable[[ContractState], bool]
+def _check_answer(
+    found: Iterable[ContractState], namespace: Namespace, matches: Callable[[ContractState], bool]
 ) -> list[ContractState]:
-    """What another pool tells, when all of it is what it was asked for. Raises MismatchError."""
-    told = list(found)
-    if not told or not all(each.namespace is namespace and fits(each) for each in told):
+    """Return the contracts of an answer if it has any and all of them match the request. Raises MismatchError."""
+    states = list(found)
+    if not states or not all(state.namespace is namespace and matches(state) for state in states):
         raise MismatchError("The answer is not of the contracts that were asked for.")
-    return told
+    return states
 
 
-def _remote(found: Iterable[ContractState]) -> list[RemoteContract]:
+def _remote_contracts(found: Iterable[ContractState]) -> list[RemoteContract]:
     return [
         RemoteContract(
-            told.emaid,
-            told.pcid,
-            told.namespace,
-            told.certificate,
-            told.is_default,
-            told.valid_from,
-            told.valid_to,
-            _ORDER - timedelta(microseconds=place),
-            told.root,
-            told.root_dn or "",
+            state.emaid,
+            state.pcid,
+            state.namespace,
+            state.certificate,
+            state.is_default,
+            state.valid_from,
+            state.valid_to,
+            _EPOCH - timedelta(microseconds=place),
+            state.root,
+            state.root_dn or "",
         )
-        for place, told in enumerate(found)
+        for place, state in enumerate(found)
     ]
 
 
-def _as_ours(exc: ClientError, to: str, changes: bool) -> CCPError:
-    """What a request's sender is told of it."""
+def _translate_error(exc: ClientError, to: str, changes: bool) -> CCPError:
+    """The error that the caller gets. changes: whether the request changes data, so that its outcome may be unknown."""
     unknown = ("Whether it has done what was asked is not known; it may be asked again.",) if changes else ()
     match exc:
         case NoResponseError(outcome_unknown=True):
@@ -287,10 +295,10 @@ def _as_ours(exc: ClientError, to: str, changes: bool) -> CCPError:
         case NotFoundError():
             return NotFound(*exc.messages)
         case TooManyRequestsError(retry_after=after):
-            # Our rate there, not this caller's rate here.
-            return Unavailable(f"The pool {to} is asked too often just now.", retry_after=whole_seconds(after))
+            # The rate limit of this pool there, not that of the caller here.
+            return Unavailable(f"The pool {to} is asked too often just now.", retry_after=bounded_retry_after(after))
         case UnavailableError(retry_after=after) if exc.trace_id is not None:
-            return Unavailable(*exc.messages, retry_after=whole_seconds(after))
+            return Unavailable(*exc.messages, retry_after=bounded_retry_after(after))
         case UpstreamFailedError() if exc.trace_id is not None:
             return UpstreamError(*exc.messages)
         case StatusError(status=409):

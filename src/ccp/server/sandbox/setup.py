@@ -192,7 +192,7 @@ async def _fill(config: Settings, world: World, bodies: list[dict[str, Any]], at
                 message=data.certificateInstallationRes,
                 root=data.cpsV2GRootCertificateFingerprint,
                 metadata=data.metaData,
-                at=at,
+                now=at,
             )
     finally:
         await built.close()

@@ -12,7 +12,7 @@ import pytest
 from structlog.testing import CapturedCall, CapturingLogger
 
 from ccp.server.http.middleware import tracing
-from ccp.server.pool.service import Pool as Rules
+from ccp.server.pool.delivery import Delivery
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
 from tests.server.http.api.answers import sentences
@@ -114,7 +114,7 @@ def test_a_vehicle_has_its_answer_in_time_whatever_is_slow(
         contract = pool.publish(car)
         monkeypatch.setattr("ccp.server.http.routes.opnc.DELIVERY_TIMEOUT", 0.3)
         with monkeypatch.context() as hanging:
-            hanging.setattr(Rules, "_check_current", slow)
+            hanging.setattr(Delivery, "_check_current_key", slow)
             assert told(ask(pool, dialect, car), car) == f"temporary: {LATE}"
             assert sentences(ask(pool, dialect, car, "false"), 503) == [LATE]
         monkeypatch.setattr("ccp.server.http.routes.opnc.DELIVERY_TIMEOUT", 30)

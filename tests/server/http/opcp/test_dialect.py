@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from ccp.server.domain.contracts import SignedContract
-from ccp.server.pool.peers import PoolPeers
+from ccp.server.pool.peers import RegisteredPeers
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
 from ccp.verify import VerifiedInstallationRequest
@@ -364,7 +364,7 @@ def test_roots_can_be_asked_for_by_their_type(pool: Pool) -> None:
 # --- Other pools -----------------------------------------------------------------------------------------------------
 
 
-class Recording(PoolPeers):
+class Recording(RegisteredPeers):
     asked: list[VerifiedInstallationRequest] = []  # noqa: RUF012  one for the test
 
     async def ask(self, request: VerifiedInstallationRequest, *rest: Any) -> list[tuple[SignedContract, bytes]]:
@@ -374,7 +374,7 @@ class Recording(PoolPeers):
 
 @pytest.fixture
 def recording(pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
-    monkeypatch.setattr("ccp.server.app.PoolPeers", Recording)
+    monkeypatch.setattr("ccp.server.app.RegisteredPeers", Recording)
     Recording.asked.clear()
     with start(pkis) as running:
         yield running

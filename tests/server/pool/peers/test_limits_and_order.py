@@ -51,7 +51,7 @@ def test_a_caller_that_waits_for_its_share_keeps_no_other_from_theirs() -> None:
         assert order == ["a0", "a1", "b0", "a2", "a3"]
         last.set()
         await asyncio.gather(*tasks)
-        assert not shares._under_way
+        assert not shares._in_flight
         assert not shares._waiting
         return order
 
@@ -86,7 +86,7 @@ def test_a_party_beyond_its_rate_waits_until_time_has_caught_up() -> None:
     limits = BroadcastLimits(10, clock=clock)
     for _ in range(25):  # What one broadcast causes may go beyond; the next one waits for it.
         assert limits.admits("a") == (_ < 10)
-        limits.count("a")
+        limits.debit("a")
     clock.now += 1.4
     assert not limits.admits("a")
     clock.now += 0.2
@@ -97,14 +97,14 @@ def test_parties_at_their_rate_leave_room_for_others() -> None:
     clock = Clock()
     limits = BroadcastLimits(10, clock=clock)
     for _ in range(20):
-        limits.count("a")
-        limits.count("b")
+        limits.debit("a")
+        limits.debit("b")
     clock.now += 1.01  # In all they are a second ahead, each of them too.
-    limits.count("b")
+    limits.debit("b")
     assert not limits.admits("b")
     assert limits.admits("c")
     for _ in range(3):
-        limits.count("c")
+        limits.debit("c")
     assert not limits.admits("c")
 
 
@@ -113,19 +113,19 @@ def test_a_request_counts_more_while_the_event_loop_is_late() -> None:
     limits = BroadcastLimits(10, lambda: lag[0], clock)
     for _ in range(3):
         assert limits.admits("a")
-        limits.count("a")
+        limits.debit("a")
     assert not limits.admits("a")
 
 
 def test_no_limit_on_the_rate_and_a_bounded_number_of_parties() -> None:
     limits = BroadcastLimits(0)
     for number in range(10_000):
-        limits.count(str(number))
+        limits.debit(str(number))
     assert limits.admits("0")
     assert len(limits._due) <= 4_096
     limits = BroadcastLimits(1, clock=Clock())
     for number in range(10_000):
-        limits.count(str(number))
+        limits.debit(str(number))
     assert len(limits._due) <= 4_096
 
 
@@ -182,10 +182,10 @@ def test_peers_of_the_provider_and_then_of_the_maker_come_first() -> None:
     clock = Clock()
     ranking = PeerRanking(clock)
     registered = {f"p{number}": providers() for number in range(10)} | {"registered": providers("DEEXA")}
-    ranking.found("p7", WMI("WEX"), [ProviderId("NLEXB")])
+    ranking.record("p7", WMI("WEX"), [ProviderId("NLEXB")])
     clock.now += 1
-    ranking.found("p3", WMI("WEX"), [ProviderId("DEEXA")])
-    ranking.found("gone", WMI("WEX"), [ProviderId("DEEXA")])
+    ranking.record("p3", WMI("WEX"), [ProviderId("DEEXA")])
+    ranking.record("gone", WMI("WEX"), [ProviderId("DEEXA")])
     assert ranking.waves(registered, WMI("WEX"), [])[0] == ["p3", "p7"]
     assert ranking.waves(registered, WMI("WXX"), [ProviderId("DEEXA")])[0] == ["registered", "p3"]
     assert ranking.waves(registered, WMI("WEX"), [ProviderId("NLEXB")])[0] == ["p7", "p3"]
@@ -208,7 +208,7 @@ def test_every_peer_is_in_one_wave_and_few_peers_are_asked_together() -> None:
 def test_what_is_remembered_of_peers_is_bounded() -> None:
     ranking = PeerRanking(Clock())
     for number in range(10_000):
-        ranking.found(f"p{number}", WMI("WEX"), [ProviderId(f"D{number:04d}")])
+        ranking.record(f"p{number}", WMI("WEX"), [ProviderId(f"D{number:04d}")])
     assert len(ranking._seen) <= 4_096
     assert all(len(each) <= 8 for each in ranking._seen.values())
 

@@ -15,8 +15,8 @@ import pytest
 from ccp import exi
 from ccp.schemas.common import HOP_HEADER
 from ccp.server.external.circuit_breaker import CircuitBreaker
-from ccp.server.pool.peers import PoolPeers
-from ccp.server.pool.service import Pool as Rules
+from ccp.server.pool.delivery import Delivery
+from ccp.server.pool.peers import RegisteredPeers
 from ccp.server.storage.queries import peers
 from ccp.server.storage.queries.peers import Peer
 from ccp.testing.partners import Car
@@ -33,21 +33,21 @@ SECONDS = 0.5
 @contextmanager
 def watched_peers() -> Iterator[Callable[[int], None]]:
     """Gives what waits until each pool that is started within the block knows so many peers."""
-    made: list[PoolPeers] = []
+    made: list[RegisteredPeers] = []
 
-    class Watched(PoolPeers):
+    class Watched(RegisteredPeers):
         def __init__(self, *args: Any, **named: Any) -> None:
             super().__init__(*args, **named)
             made.append(self)
 
     def wait(count: int) -> None:
         deadline = time.monotonic() + 30
-        while not all(len(each._lines) == count for each in made):
+        while not all(len(each._links) == count for each in made):
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ccp.server.app.PoolPeers", Watched)
+        patch.setattr("ccp.server.app.RegisteredPeers", Watched)
         yield wait
 
 
@@ -72,13 +72,13 @@ def three(pkis: dict[str, PKI]) -> Iterator[dict[str, Pool]]:
 def deliveries(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """One entry for every request of a vehicle that any of the pools handles; they run in this process."""
     seen: list[Any] = []
-    really = Rules.deliver
+    really = Delivery._find
 
-    async def counted(self: Rules, caller: Any, *args: Any, **options: Any) -> Any:
+    async def counted(self: Delivery, caller: Any, *args: Any, **options: Any) -> Any:
         seen.append(caller.party.client_id)
         return await really(self, caller, *args, **options)
 
-    monkeypatch.setattr(Rules, "deliver", counted)
+    monkeypatch.setattr(Delivery, "_find", counted)
     return seen
 
 

@@ -59,8 +59,9 @@ from ccp.server.http.routes.opnc import (
     SessionQuery,
     SignedContractDataEndpoint,
 )
+from ccp.server.pool.delivery import NegativeResponse
+from ccp.server.pool.operations import Pool
 from ccp.server.pool.remote import RemoteContract
-from ccp.server.pool.service import Pool, Refusal
 from ccp.server.settings import OPCPNoContractResponse
 from ccp.x509.certificates import Certificate
 from ccp.x509.names import parse_dn
@@ -85,8 +86,8 @@ class OPCPSignedContractDataEndpoint(SignedContractDataEndpoint):
         self._negative = negative
 
     async def _deliver(self, scope: Scope, receive: Receive) -> Response:
-        options, namespace, outcome = await self._delivered(scope, receive, DeliverHeaders, single=True)
-        if isinstance(outcome, Refusal):
+        options, namespace, outcome = await self._delivered(scope, receive, DeliverHeaders, max_one=True)
+        if isinstance(outcome, NegativeResponse):
             always = (
                 self._negative is OPCPNoContractResponse.DELIVER if options.always_exi is None else options.always_exi
             )
@@ -190,7 +191,7 @@ def router(pool: Pool, edge: Edge, negative: OPCPNoContractResponse) -> APIRoute
             session_id=session_id,
             namespace=namespace,
             root=root,
-            at=edge.clock(),
+            now=edge.clock(),
             handed_out=asked.for_content,
         )
         newest = found[0]

@@ -63,9 +63,10 @@ from ccp.server.http.client_certificate import ClientCertificates
 from ccp.server.http.errors import WITHOUT_404, negative_metadata
 from ccp.server.http.middleware.client_address import client_of
 from ccp.server.http.middleware.tracing import trace_of
+from ccp.server.pool.delivery import DELIVERY_TIMEOUT, DeliveredContract, NegativeResponse
+from ccp.server.pool.operations import Pool
 from ccp.server.pool.peers import Peers
 from ccp.server.pool.remote import RemoteContract, RemotePool
-from ccp.server.pool.service import DELIVERY_TIMEOUT, Answer, Pool, Refusal
 
 BASE: Final = "/opnc/v1/ccp"
 Clock: TypeAlias = Callable[[], datetime]
@@ -211,7 +212,7 @@ class SignedContractDataEndpoint:
 
     async def _deliver(self, scope: Scope, receive: Receive) -> Response:
         options, namespace, outcome = await self._delivered(scope, receive, DeliverHeaders)
-        if not isinstance(outcome, Refusal):
+        if not isinstance(outcome, NegativeResponse):
             return _JSON({"signedContractDataCollection": [_signed_contract(answer) for answer in outcome]})
         told, again = negative_metadata(outcome.reason, options.always_exi)
         item = {
@@ -224,8 +225,8 @@ class SignedContractDataEndpoint:
         return _JSON({"signedContractDataCollection": [item]}, headers=again)
 
     async def _delivered(
-        self, scope: Scope, receive: Receive, model: type[RoutingHeaders], *, single: bool = False
-    ) -> tuple[Any, Namespace, list[Answer] | Refusal]:
+        self, scope: Scope, receive: Receive, model: type[RoutingHeaders], *, max_one: bool = False
+    ) -> tuple[Any, Namespace, list[DeliveredContract] | NegativeResponse]:
         """Read a vehicle's request and ask the pool: the headers as `model` has them, the edition, and what it says.
 
         The time limit runs from the request's arrival; the time in which the caller sends its body is the caller's.
@@ -247,13 +248,13 @@ class SignedContractDataEndpoint:
             body.xsdMsgDefNamespace,
             body.certificateInstallationReq,
             broadcast=options.may_ask_peers,
-            at=self._edge.clock(),
-            single=single,
-            to=to,
+            now=self._edge.clock(),
+            max_one=max_one,
+            target_pool=to,
             deadline=deadline,
         )
         trace = trace_of(scope)
-        if isinstance(outcome, Refusal):
+        if isinstance(outcome, NegativeResponse):
             trace.pcid, trace.failure = outcome.pcid, outcome.reason
         else:
             trace.emaid, trace.pcid = outcome[0].contract.emaid, outcome[0].contract.pcid
@@ -277,11 +278,11 @@ class SignedContractDataEndpoint:
             "namespace": body.xsdMsgDefNamespace,
             "message": body.certificateInstallationRes,
             "root": body.cpsV2GRootCertificateFingerprint,
-            "at": at,
+            "now": at,
             "began": began,
         }
         if dry_run:
-            checks, warnings = await there.examine(caller, **said)
+            checks, warnings = await there.dry_run(caller, **said)
             return _JSON(checks.told("CertificateInstallationRes", at, warnings))
         await there.publish(caller, metadata=body.metaData, **said)
         return Response(status_code=201)
@@ -421,7 +422,7 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
             session_id=session_id,
             namespace=namespace,
             root=root,
-            at=edge.clock(),
+            now=edge.clock(),
             handed_out=asked.for_content,
         )
         return _JSON({"signedContractDataCollection": [_signed_contract(answer) for answer in found]})
@@ -452,7 +453,7 @@ class _JSON(Response):
             self.raw_headers += [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
 
-def _signed_contract(answer: Answer) -> JSONObject:
+def _signed_contract(answer: DeliveredContract) -> JSONObject:
     contract = answer.contract
     members = {
         "certificateInstallationRes": encode_base64(answer.response),

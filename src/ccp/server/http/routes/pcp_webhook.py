@@ -33,8 +33,8 @@ from ccp.schemas.json_bodies import read_body
 from ccp.server.http import query_parameters
 from ccp.server.http.middleware.tracing import trace_of
 from ccp.server.http.routes.opnc import BASE, Edge
-from ccp.server.pool.contract_invalidation import EVENT_NAMES, VehicleEvent, change_of
-from ccp.server.pool.service import Pool
+from ccp.server.pool.contract_invalidation import EVENT_NAMES, ProvisioningEvent, parse_event_name
+from ccp.server.pool.operations import Pool
 
 _log = structlog.get_logger("ccp.pcp")
 
@@ -63,7 +63,7 @@ def pcp_route(edge: Edge, pool: Pool, secret: SecretStr | None) -> Route:
         event = read_event(body, at)
         if event is not None:
             trace.pcid = event.pcid
-            await pool.forget_vehicle(event, at, trace.id)
+            await pool.invalidate_vehicle(event, at, trace.id)
         return Response(status_code=200)
 
     return Route(PATH, take, methods=["POST"])
@@ -111,11 +111,11 @@ class _AnyEvent(BaseModel):
     eventType: str
 
 
-def read_event(body: bytes, at: datetime) -> VehicleEvent | None:
+def read_event(body: bytes, at: datetime) -> ProvisioningEvent | None:
     """The event of a body; None if it is one that does not concern vehicles' certificates. Raises FieldError."""
     name = read_body(_AnyEvent, body).eventType
     try:
-        change = change_of(name)
+        change = parse_event_name(name)
     except FieldError:
         _log.warning("provisioning event unknown", event_type=name[:_SHOWN])
         raise
@@ -124,7 +124,7 @@ def read_event(body: bytes, at: datetime) -> VehicleEvent | None:
     event = read_body(_Event, body)
     if event.timestamp > at + _CLOCKS_DIFFER:
         raise FieldError("timestamp : must not be in the future")
-    return VehicleEvent(change, event.payload.pcid, event.timestamp, event.xsdMsgDefNamespace)
+    return ProvisioningEvent(change, event.payload.pcid, event.timestamp, event.xsdMsgDefNamespace)
 
 
 def description() -> dict[str, Any]:

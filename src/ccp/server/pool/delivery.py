@@ -1,0 +1,332 @@
+"""Delivery: answer a vehicle's CertificateInstallationReq with its contracts.
+
+    verify the request -> look up contracts and revocation state -> select -> put the session id into the response
+
+The request is verified before anything is looked up. One query returns the vehicle's contracts together with the
+revocation state of its certificates and theirs. `ccp.server.domain.contracts` selects what is delivered. If nothing is
+deliverable here and the caller allows it, other pools are asked (`ccp.server.pool.peers`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Final
+
+import structlog
+
+from ccp import verify
+from ccp.errors import (
+    CCPError,
+    ChainError,
+    ExpiredError,
+    NoContract,
+    NotFound,
+    RevokedError,
+    Unavailable,
+    VerificationError,
+    without_frames,
+)
+from ccp.exi.base64_text import message_bytes
+from ccp.ids import PCID, Namespace
+from ccp.server.domain import contracts
+from ccp.server.domain.authorization import Operation, authorise
+from ccp.server.domain.contracts import NoDefaultPolicy, RootMatch, SignedContract
+from ccp.server.domain.parties import Caller
+from ccp.server.events import Outlet
+from ccp.server.external.provisioning_pool import key_fingerprint
+from ccp.server.external.services import ExternalServices
+from ccp.server.pool.peers import Peers
+from ccp.server.settings import Settings, VehicleTrust
+from ccp.server.storage import Store
+from ccp.server.storage.engine.query import Query, batchable
+from ccp.server.storage.queries import contracts as queries
+from ccp.server.storage.queries import revocation as evidence
+from ccp.server.storage.queries.revocation import RevocationCache
+from ccp.server.trust.anchors import Trust
+from ccp.server.trust.revocation import RevocationService
+from ccp.verify import InstallationRequest, VerifiedInstallationRequest
+from ccp.x509.revocation_policy import AskedLater, Key, Known, Rules, check_keys
+
+_log = structlog.get_logger("ccp.server.pool.delivery")
+
+DELIVERY_TIMEOUT: Final = 3.5
+"""Seconds from the arrival of a request's head to its response, not counting the time in which its body arrives.
+
+A vehicle waits five seconds and its charging station 4.5; writing and transmitting the response take the rest.
+"""
+_TIMED_OUT: Final = "The pool cannot answer in time now; try again."
+_NO_EVIDENCE: Final = "The revocation status of the vehicle's contract is not known now; try again."
+
+
+@dataclass(frozen=True, slots=True)
+class DeliveredContract:
+    """A contract and the response message that delivers it.
+
+    response: EXI of the CertificateInstallationRes, with the session id of the request.
+    """
+
+    contract: SignedContract
+    response: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NegativeResponse:
+    """A request that was decoded but gets no contract, and the negative response message for it.
+
+    pcid: None if the vehicle's certificate names none. response: EXI. reason: Unavailable for a temporary failure.
+    """
+
+    pcid: PCID | None
+    response: bytes
+    reason: CCPError
+
+
+class Delivery:
+    """Answers vehicles' requests."""
+
+    def __init__(
+        self,
+        store: Store,
+        trust: Trust,
+        revocation: RevocationService,
+        peers: Peers,
+        external: ExternalServices,
+        settings: Settings,
+        events: Outlet,
+    ) -> None:
+        """events: is notified of each delivered contract."""
+        self._store = store
+        self._trust = trust
+        self._revocation = revocation
+        self._peers = peers
+        self._provisioning_pool = external.provisioning_pool
+        self._events = events
+        self._vehicle_trust: VehicleTrust = settings.vehicle_trust
+        self._no_default: NoDefaultPolicy = settings.no_default_policy
+        self._root_match: RootMatch = settings.root_match
+
+    async def deliver(
+        self,
+        caller: Caller,
+        namespace: Namespace,
+        message: str,
+        *,
+        broadcast: bool,
+        now: datetime,
+        max_one: bool = False,
+        target_pool: str | None = None,
+        deadline: float | None = None,
+    ) -> list[DeliveredContract] | NegativeResponse:
+        """Answer a vehicle's CertificateInstallationReq.
+
+        message: EXI in Base64. broadcast: whether other pools may be asked. max_one: return one contract at most, even
+        if the vehicle takes more, because the caller can forward only one. target_pool: party id of another pool that
+        the request is addressed to; only that pool is asked. deadline: time limit by the event loop's clock; None:
+        `DELIVERY_TIMEOUT` from now.
+        Raises EXIError, NotAuthorised. A temporary failure is returned as a NegativeResponse, because charging stations
+        forward nothing but a message.
+        """
+        authorise(caller.party, Operation.DELIVER)
+        request = verify.read_request(message_bytes(message), namespace)
+        if deadline is None:
+            deadline = asyncio.get_running_loop().time() + DELIVERY_TIMEOUT
+        try:
+            async with asyncio.timeout_at(deadline) as limit:
+                return await self._find(caller, request, broadcast, now, max_one, target_pool)
+        except TimeoutError as exc:
+            if not limit.expired():
+                raise
+            reason: CCPError = Unavailable(_TIMED_OUT)
+            reason.__cause__ = exc
+        except (VerificationError, NotFound, Unavailable) as exc:
+            reason = exc
+        negative = verify.refuse(namespace, request.session_id, reason, now)
+        return NegativeResponse(verify.pcid_said(request), negative, without_frames(reason))
+
+    async def _find(
+        self,
+        caller: Caller,
+        request: InstallationRequest,
+        broadcast: bool,
+        now: datetime,
+        max_one: bool,
+        target_pool: str | None,
+    ) -> list[DeliveredContract]:
+        """Return what `deliver` returns. Raises VerificationError, NotFound, Unavailable."""
+        # Yield once so that concurrent requests run in phases: all are decoded, then all are verified. This keeps the
+        # CPU caches warm (docs/performance.md).
+        await asyncio.sleep(0)
+        verified = await self._verify(request, now)
+        keys = self._revocation.keys_of(verified.chain)
+        query = _contracts_with_revocation(
+            verified.pcid, request.namespace, keys, self._revocation.rules, self._revocation.recent
+        )
+        stored, known = await self._store.read(query)
+        if verified.chain is not None:
+            self._revocation.judge_vehicle(verified.chain, keys, known, now)
+        await self._check_current_key(verified)
+        if target_pool is None:
+            return await self._select(verified, stored, known, broadcast, now, max_one, caller)
+        if found := await self._ask_peers(verified, caller, now, max_one, target_pool):
+            return found
+        raise NoContract("The pool that the request is for has nothing for the vehicle now.")
+
+    async def _verify(self, request: InstallationRequest, now: datetime) -> VerifiedInstallationRequest:
+        """Verify a vehicle's request.
+
+        A request of ISO 15118-2 carries the vehicle's leaf certificate only. If its intermediates are not known here,
+        the Provisioning Certificate Pool is asked for them.
+        """
+        anchors = self._trust.anchors if self._vehicle_trust is VehicleTrust.CHAIN else None
+        try:
+            return verify.verify_request(request, anchors=anchors, revocation=AskedLater(), at=now)
+        except ChainError as exc:
+            # The signature is verified before the chain, so only a holder of the vehicle's key can cause this lookup.
+            claimed = None if request.sub_certificates or self._provisioning_pool is None else verify.pcid_said(request)
+            if self._provisioning_pool is None or claimed is None or isinstance(exc, ExpiredError):
+                raise
+            known = await self._provisioning_pool.get_chain(claimed)
+            if known is None:
+                raise
+            completed = replace(request, sub_certificates=tuple(one.der for one in known.sub_cas))
+            return verify.verify_request(completed, anchors=anchors, revocation=AskedLater(), at=now)
+
+    async def _check_current_key(self, verified: VerifiedInstallationRequest) -> None:
+        """Refuse a vehicle whose provisioning certificate is known to have been replaced. Raises ChainError."""
+        if self._provisioning_pool is None:
+            return
+        used, namespace = key_fingerprint(verified.leaf), verified.request.namespace
+        for fresh in (False, True):  # A cached chain may be older than the vehicle's certificate.
+            current = await self._provisioning_pool.get_chain(verified.pcid, fresh=fresh)
+            if current is None or current.key_for(namespace) in (None, used):
+                return
+        raise ChainError("The provisioning certificate is not the vehicle's current one.")
+
+    async def _select(
+        self,
+        verified: VerifiedInstallationRequest,
+        stored: list[SignedContract],
+        known: Known,
+        broadcast: bool,
+        now: datetime,
+        max_one: bool,
+        caller: Caller,
+    ) -> list[DeliveredContract]:
+        """Select the contracts to deliver, from this pool or, if it has none, from others."""
+        request = verified.request
+        bound = any(contract.provisioning_key for contract in stored)
+        key = key_fingerprint(verified.leaf) if bound else None
+        rules = self._revocation.rules
+        unknown_status: list[CCPError] = []
+
+        def deliverable(contract: SignedContract) -> bool:
+            reason = undeliverable_reason(contract, known, rules, key, now)
+            if reason is not None:
+                _log.warning("contract not deliverable", owner=contract.emaid.provider, reason=str(reason))
+            if isinstance(reason, Unavailable):
+                unknown_status.append(reason)
+            return reason is None
+
+        def deliverable_if_not_revoked(contract: SignedContract) -> bool:
+            return isinstance(undeliverable_reason(contract, known, rules, key, now), Unavailable | None)
+
+        try:
+            selected = self._selected(request, stored, now, deliverable, max_one)
+        except NotFound as nothing:
+            not_asked: tuple[str, ...] = ()
+            try:
+                if broadcast and (found := await self._ask_peers(verified, caller, now, max_one)):
+                    return found
+            except Unavailable as limited:
+                not_asked = limited.messages
+            if unknown_status:
+                # Raises NotFound if there is nothing to deliver even with good revocation status. Otherwise the
+                # contract may be deliverable soon, so the failure is temporary.
+                self._selected(request, stored, now, deliverable_if_not_revoked, max_one)
+                raise Unavailable(_NO_EVIDENCE) from unknown_status[0]
+            if not_asked:  # The response states that only this pool was searched.
+                raise type(nothing)(*nothing.messages, *not_asked) from nothing
+            raise
+        self._events.handed_out((contract for contract, _ in selected), now)
+        return [
+            DeliveredContract(c, verify.with_session(c, request.session_id, now, remaining))
+            for c, remaining in selected
+        ]
+
+    def _selected(
+        self,
+        request: InstallationRequest,
+        stored: list[SignedContract],
+        now: datetime,
+        deliverable: contracts.IsDeliverable,
+        max_one: bool,
+    ) -> Sequence[tuple[SignedContract, int | None]]:
+        """The contracts to deliver, each with the number that remain after it (ISO 15118-20). Raises NotFound."""
+        if request.namespace is Namespace.ISO2:
+            contract = contracts.select_for_iso2(
+                stored,
+                now,
+                root_listed=request.trusts_root_of,
+                deliverable=deliverable,
+                no_default=self._no_default,
+                root_match=self._root_match,
+            )
+            return [(contract, None)]
+        return contracts.select_for_iso20(
+            stored,
+            now,
+            root_listed=request.trusts_root_of,
+            deliverable=deliverable,
+            prioritized_emaids=request.prioritised,
+            max_chains=min(request.maximum, 1) if max_one else request.maximum,
+            root_match=self._root_match,
+        )
+
+    async def _ask_peers(
+        self,
+        verified: VerifiedInstallationRequest,
+        caller: Caller,
+        now: datetime,
+        max_one: bool,
+        target_pool: str | None = None,
+    ) -> list[DeliveredContract]:
+        """What other pools, or `target_pool` alone, hold for the vehicle. Empty if they hold nothing."""
+        found = await self._peers.ask(verified, caller, now, target_pool)
+        if max_one and found:
+            contract = found[0][0]
+            return [DeliveredContract(contract, verify.with_session(contract, verified.request.session_id, now, 0))]
+        return [DeliveredContract(*item) for item in found]
+
+
+def undeliverable_reason(
+    contract: SignedContract, known: Known, rules: Rules, key: str | None, now: datetime
+) -> CCPError | None:
+    """Why a stored contract cannot be delivered now, from stored revocation state only. None if it can.
+
+    key: fingerprint of the vehicle's current provisioning key, None if it is not known. Returns Unavailable if the
+    policy requires revocation status that is missing.
+    """
+    if key is not None and contract.provisioning_key not in (None, key):
+        return ChainError("The contract was made for another provisioning key than the vehicle's current one.")
+    try:
+        check_keys(contract.certificates or (), known, rules, now)
+    except (RevokedError, Unavailable) as exc:
+        return exc
+    return None
+
+
+@batchable
+def _contracts_with_revocation(
+    pcid: PCID, namespace: Namespace, vehicle: tuple[Key, ...], rules: Rules, recent: RevocationCache
+) -> Query[tuple[list[SignedContract], Known]]:
+    """A vehicle's contracts, and the revocation state of its certificates and of theirs."""
+    stored = yield from queries.for_delivery(pcid, namespace)
+    chains = (vehicle, *(contract.certificates or () for contract in stored))
+    # Leaf certificates belong to one vehicle or contract; issuers are shared and therefore cached.
+    leaves = [key for chain in chains for key in chain[:1]]
+    issuers = [key for chain in chains for key in chain[1:]]
+    known = yield from evidence.load_cached(leaves, issuers, rules, recent)
+    return stored, known

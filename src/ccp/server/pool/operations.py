@@ -1,0 +1,89 @@
+"""The operations of this pool in one object, as routes and commands call them.
+
+    delivery               a vehicle asks for its contracts
+    contract_data          eMSPs, vehicle makers and operators read contracts
+    publication            a provisioning service publishes a contract
+    maintenance            contracts are withdrawn, set as default, invalidated, purged, erased
+    verification_reports   every check on a message, explained
+
+`ccp.server.pool.remote.RemotePool` has those that can be addressed to another pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Final
+
+from ccp.server.events import Nobody, Outlet
+from ccp.server.external.services import ExternalServices
+from ccp.server.metrics import Metrics
+from ccp.server.pool.contract_data import ContractData
+from ccp.server.pool.delivery import Delivery
+from ccp.server.pool.maintenance import Maintenance
+from ccp.server.pool.peers import Peers
+from ccp.server.pool.publication import Publication
+from ccp.server.pool.verification_reports import VerificationReports
+from ccp.server.runtime.clock import utc_now
+from ccp.server.settings import Settings
+from ccp.server.storage import Store
+from ccp.server.trust.anchors import Trust
+from ccp.server.trust.revocation import RevocationService
+from ccp.x509.path_validation import TrustAnchors
+
+
+class Pool:
+    """Operations are attributes: each is a bound method, so its signature and docstring are in one place, and a
+    request costs no further call. `now` is the time of the request, read once when it arrives.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        trust: Trust,
+        revocation: RevocationService,
+        peers: Peers,
+        external: ExternalServices,
+        settings: Settings,
+        events: Outlet | None = None,
+        *,
+        clock: Callable[[], datetime] = utc_now,
+        metrics: Metrics | None = None,
+    ) -> None:
+        """events: is notified of deliveries and changes.
+
+        clock: gives the time of a change, while its vehicle is locked.
+        """
+        events = events or Nobody()
+        self._trust = trust
+
+        delivery = Delivery(store, trust, revocation, peers, external, settings, events)
+        self.deliver: Final = delivery.deliver
+
+        contract_data = ContractData(store, revocation, external, settings, events)
+        self.contract_data_by_emaid: Final = contract_data.by_emaid
+        self.contract_data_by_pcid: Final = contract_data.by_pcid
+        self.signed_contract_data: Final = contract_data.signed
+        self.stored: Final = contract_data.stored
+
+        reports = VerificationReports(trust, revocation, settings)
+        self.explain_response: Final = reports.on_response
+        self.explain_request: Final = reports.on_request
+
+        self.publication: Final = Publication(
+            store, trust, revocation, external, settings, events, reports, clock, metrics or Metrics()
+        )
+        self.publish: Final = self.publication.publish
+        self.dry_run: Final = self.publication.dry_run
+
+        maintenance = Maintenance(store, external, settings, events, clock)
+        self.withdraw: Final = maintenance.withdraw
+        self.set_default: Final = maintenance.set_default
+        self.invalidate_vehicle: Final = maintenance.invalidate_vehicle
+        self.purge_expired: Final = maintenance.purge_expired
+        self.erase: Final = maintenance.erase
+
+    @property
+    def anchors(self) -> TrustAnchors:
+        """The trust anchors now."""
+        return self._trust.anchors

@@ -1,0 +1,83 @@
+"""Verification reports: every check on a message, with its result, as the pool would make it."""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import datetime
+from typing import Any
+
+from ccp import verify
+from ccp.errors import VerificationError
+from ccp.ids import EMAID, Fingerprint
+from ccp.server.settings import Settings, VehicleTrust
+from ccp.server.trust.anchors import Trust
+from ccp.server.trust.revocation import RevocationService
+from ccp.verify import InstallationRequest, InstallationResponse, lint
+from ccp.verify.report import Checks
+from ccp.x509.revocation_policy import AskedLater
+
+
+class VerificationReports:
+    """Reports on responses and requests, by the pool's anchors, policy and revocation state.
+
+    Each message is verified twice: first to learn its chains, then with their revocation state.
+    """
+
+    def __init__(self, trust: Trust, revocation: RevocationService, settings: Settings) -> None:
+        self._trust = trust
+        self._revocation = revocation
+        self._vehicle_trust: VehicleTrust = settings.vehicle_trust
+
+    async def on_response(
+        self,
+        response: InstallationResponse,
+        *,
+        emaid: EMAID | None,
+        root: Fingerprint | None,
+        now: datetime,
+        fetch: bool,
+        caller: str = "",
+        deferred: AskedLater | None = None,
+    ) -> tuple[Checks, tuple[str, ...]]:
+        """Every check on a response, and the warnings.
+
+        emaid, root: what the response has to be for; None if that is not checked. fetch: whether to fetch revocation
+        status that is missing. It is fetched only for chains that are valid, which they are if a trusted provisioning
+        service signed the message, whatever else is wrong with it. caller: client id of the party whose budget pays
+        for fetching. deferred: receives these chains.
+        """
+        deferred = AskedLater() if deferred is None else deferred
+        arguments = {"emaid": emaid, "root": root, "anchors": self._trust.anchors, "at": now}
+        _verify_response(Checks(tell=True), response, revocation=deferred, **arguments)
+        stored = await (
+            self._revocation.gathered(deferred.chains, now, caller=caller)
+            if fetch
+            else self._revocation.stored(deferred.chains)
+        )
+        checks = Checks(tell=True)
+        _verify_response(checks, response, revocation=stored, **arguments)
+        return checks, (*lint.on_response(response, self._trust.anchors, now), *stored.warnings)
+
+    async def on_request(self, request: InstallationRequest, now: datetime) -> tuple[Checks, tuple[str, ...]]:
+        """Every check that a delivery makes on a vehicle's request, and the warnings. Nothing is fetched.
+
+        Unknown revocation status of a vehicle fails no check, unless the policy requires it.
+        """
+        anchors = self._trust.anchors if self._vehicle_trust is VehicleTrust.CHAIN else None
+        deferred = AskedLater()
+        _verify_request(Checks(tell=True), request, anchors=anchors, revocation=deferred, at=now)
+        stored = await self._revocation.stored_for_vehicle(deferred.chains)
+        checks = Checks(tell=True)
+        _verify_request(checks, request, anchors=anchors, revocation=stored, at=now)
+        return checks, (*lint.on_request(request, self._trust.anchors), *stored.warnings)
+
+
+def _verify_response(checks: Checks, response: InstallationResponse, **arguments: Any) -> None:
+    """Run every check on a response; their results are in `checks`."""
+    with contextlib.suppress(VerificationError):
+        verify.verify_response(response, checks=checks, **arguments)
+
+
+def _verify_request(checks: Checks, request: InstallationRequest, **arguments: Any) -> None:
+    with contextlib.suppress(VerificationError):
+        verify.verify_request(request, checks=checks, **arguments)
