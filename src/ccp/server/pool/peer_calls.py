@@ -15,9 +15,9 @@ import structlog
 from ccp.client import (
     ClientError,
     MalformedResponseError,
+    NoContractResponse,
     NotFoundError,
     PartyType,
-    NoContractResponse,
     Routing,
     TooManyRequestsError,
 )
