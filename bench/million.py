@@ -42,7 +42,7 @@ from ccp.server.settings import Settings
 from ccp.server.storage import connect
 from ccp.server.storage.engine import schema
 from ccp.server.storage.queries import contracts
-from ccp.server.trust.anchors import add_anchor, trusted
+from ccp.server.trust.anchors import add_anchor, trusted_certificate
 from ccp.testing.pki import PKI
 from request import token_of
 from rig import load, processes, report, world
@@ -162,7 +162,7 @@ async def trusting(config: Settings, folder: Path, at: datetime) -> None:
     store = connect(config.database, 2)
     await store.open()
     for role, certificate in setup.trust_list(PKI.load(folder / "pki" / "iso2")):
-        await store.write(add_anchor(trusted(certificate, role, "bench", at), command_actor(), at))
+        await store.write(add_anchor(trusted_certificate(certificate, role, "bench", at), command_actor(), at))
     await store.close()
 
 

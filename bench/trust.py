@@ -42,7 +42,7 @@ from ccp.server.storage.engine import schema
 from ccp.server.storage.queries import contracts as contract_queries
 from ccp.server.storage.queries import revocation as queries
 from ccp.server.storage.queries.anchors import add_by_operator
-from ccp.server.trust.anchors import trusted
+from ccp.server.trust.anchors import trusted_certificate
 from ccp.testing.partners import Car, make_contract, namespace_of, sign_contract
 from ccp.testing.pki import OCSP_RESPONDER, PKI, Addresses, Credential, answer_ocsp, build_pki, sign_crl
 from ccp.x509.certificates import Certificate
@@ -201,9 +201,9 @@ async def stored(pki: PKI, unit: float) -> Table:
                         above.issuer_id, certificate.serial_number, Status.GOOD, AT, AT + HOUR, None, "OCSP bench"
                     )
                     await store.write(queries.store_evidence(good))
-            keys: tuple[Key, ...] = (await service.require(later.chains, AT)).keys
+            keys: tuple[Key, ...] = (await service.ensure_good(later.chains, AT)).keys
             for role, root_ca in ((Role.V2G, pki.v2g_root), (Role.EMSP, pki.emsp_root)):
-                await store.write(add_by_operator(trusted(root_ca.certificate, role, "bench", AT)))
+                await store.write(add_by_operator(trusted_certificate(root_ca.certificate, role, "bench", AT)))
             await built.trust.refresh()
             caller = Caller(Party("bench", "bench", frozenset({PartyRole.CPS}), all_providers=True))
             message = base64.b64encode(octets).decode()

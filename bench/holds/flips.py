@@ -36,9 +36,9 @@ from ccp.server.app import build_services
 from ccp.server.domain.parties import PartyRole
 from ccp.server.sandbox import setup
 from ccp.server.storage.engine import schema
-from ccp.server.trust.anchors import is_self_issued
 from ccp.testing.partners import Car, make_contract, sign_contract
 from ccp.testing.pki import OCSP_RESPONDER, PKI, Addresses, Credential, answer_ocsp, build_pki, sign_crl
+from ccp.verify.trust_folder import is_self_issued
 from ccp.x509.certificates import Certificate
 from request import token_of
 from rig import processes, world

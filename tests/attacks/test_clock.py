@@ -30,7 +30,7 @@ from tests.cli.test_serving import free_port, serving
 from tests.databases import Server
 from tests.server.access.tokens.issuer import fake_issuer, post
 from tests.server.events.receiver import Receiver, receiving, until, webhook
-from tests.server.events.told import CREATED, UPDATED
+from tests.server.events.webhook_api import CREATED, UPDATED
 from tests.server.http.api.answers import sentences
 from tests.server.storage.made import new_database, opened, read, sql, variant, write
 from tests.world import AT, Pool, start

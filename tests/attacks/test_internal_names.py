@@ -14,7 +14,7 @@ from ccp.server.external import outbound as module
 from ccp.server.external import resolver
 from ccp.server.external.outbound import OutboundClient, OutboundError
 from ccp.testing.pki import Addresses, build_pki
-from tests.server.events.told import call
+from tests.server.events.webhook_api import call
 from tests.server.http.api.answers import sentences
 from tests.server.http.api.test_trust import put
 from tests.world import AT, Pool, start

@@ -32,7 +32,7 @@ def test_evidence_is_refreshed_while_another_ca_on_the_same_host_is_slow(server:
             leaf: Certificate = one.contract().certificate
             response = answer(leaf, one.sub2)
             server.says(path, response)
-            await bench.service.require([one.chain(leaf)], AT)
+            await bench.service.ensure_good([one.chain(leaf)], AT)
 
             def refreshing(request: Request, path: str = path, response: bytes = response) -> Reply:
                 if path == "/victim":
@@ -42,7 +42,7 @@ def test_evidence_is_refreshed_while_another_ca_on_the_same_host_is_slow(server:
                 return Reply(response)
 
             server.answers[path] = refreshing
-        await bench.service.sweep(AT + timedelta(minutes=31))
+        await bench.service.refresh_due(AT + timedelta(minutes=31))
 
     run(test)
     assert overtaken == [True]

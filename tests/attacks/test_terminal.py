@@ -28,7 +28,7 @@ from ccp.server.storage.queries import audit as queries
 from ccp.server.storage.queries import parties, peers
 from ccp.server.storage.queries.audit import Action, Entry
 from ccp.server.storage.queries.peers import Peer
-from ccp.server.trust.anchors import add_anchor, trusted
+from ccp.server.trust.anchors import add_anchor, trusted_certificate
 from ccp.x509.certificates import Certificate
 from ccp.x509.path_validation import Role as TrustRole
 from tests.cli.run import CommandResult, ccp
@@ -67,7 +67,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
     write(
         url,
         parties.insert(party, "hash", AT),
-        add_anchor(trusted(certificate_named(HOSTILE), TrustRole.V2G, HOSTILE, AT), command_actor(), AT),
+        add_anchor(trusted_certificate(certificate_named(HOSTILE), TrustRole.V2G, HOSTILE, AT), command_actor(), AT),
         peers.add(peer, AT),
         queries.record(entry),
     )

@@ -20,7 +20,7 @@ import pytest
 
 from ccp.server.sandbox.local_pool import loopback, running
 from ccp.server.storage.queries.anchors import add
-from ccp.server.trust.anchors import trusted
+from ccp.server.trust.anchors import trusted_certificate
 from ccp.testing.pki import PKI, SUB_CA2, Addresses, build_certificate, build_pki
 from ccp.x509.certificates import Certificate
 from ccp.x509.path_validation import Role
@@ -76,7 +76,7 @@ def beside(pool: Pool) -> Iterator[Pool]:
 
 
 def known_ca(pool: Pool, certificate: Certificate, role: Role = Role.V2G) -> None:
-    pool.change(add(trusted(certificate, role, "test", AT)))
+    pool.change(add(trusted_certificate(certificate, role, "test", AT)))
 
 
 def test_openssl_accepts_the_twin(pki: PKI, tmp_path: Path) -> None:

@@ -12,12 +12,12 @@ import pytest
 
 from ccp import cli
 from ccp.server.storage.engine import schema
-from ccp.server.trust.anchors import from_directory
 from ccp.testing.pki import PKI
+from ccp.verify.trust_folder import from_directory
 from ccp.x509.certificates import Certificate
 from ccp.x509.path_validation import Role
 from tests.server.external.scripted_server import Call, Fake, Reply, json_answer, scripted_server
-from tests.server.trust.anchors.files import damaged, root, rsa_root, signed_by_another
+from tests.server.trust.root_files import damaged, root, rsa_root, signed_by_another
 from tests.world import AT, b64
 
 Run = Callable[..., tuple[int, str, str]]

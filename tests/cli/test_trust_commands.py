@@ -13,7 +13,7 @@ import pytest
 
 from ccp.exi import iso2
 from ccp.server.storage.queries import anchors, revocation
-from ccp.server.trust.anchors import trusted
+from ccp.server.trust.anchors import trusted_certificate
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI, Addresses, build_pki
 from ccp.x509.certificates import Certificate
@@ -268,7 +268,7 @@ def test_a_request_is_verified_under_the_policy_of_a_delivery_with_the_evidence_
     """Its source and age are told; what is missing is no hindrance unless it is required; nothing is fetched."""
     pki = build_pki(AT, addresses=lambda ca: Addresses(ocsp="http://ocsp.invalid") if "OEM Sub2" in ca else Addresses())
     for credential, root in ((pki.oem_root, True), (pki.oem_sub1, False), (pki.oem_sub2, False)):
-        entry = trusted(credential.certificate, Role.OEM, "test", AT)
+        entry = trusted_certificate(credential.certificate, Role.OEM, "test", AT)
         assert entry.is_root is root
         assert around.change(anchors.add(entry))
     car = Car.build(pki, new_pcid(), AT)

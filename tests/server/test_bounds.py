@@ -70,13 +70,13 @@ def test_a_caller_has_the_pool_ask_about_so_many_certificates_at_a_time() -> Non
     pairs = [(made.contract().certificate, made.sub2.certificate) for _ in range(5)]
 
     async def test(bench: Bench) -> None:
-        failures = await bench.service.gather(pairs, AT_REVOCATION, caller="one", max_asked=3)
+        failures = await bench.service.fetch_missing(pairs, AT_REVOCATION, caller="one", max_asked=3)
         too_many = [str(each) for each in failures.values() if "too many certificates at a time" in str(each)]
         assert len(failures) == 5  # Nothing answers at that address.
         assert len(too_many) == 2
         assert not bench.service._callers
         assert not bench.service._flights
-        failures = await bench.service.gather(pairs[:3], AT_REVOCATION, caller="one", max_asked=3)
+        failures = await bench.service.fetch_missing(pairs[:3], AT_REVOCATION, caller="one", max_asked=3)
         assert not [each for each in failures.values() if "too many" in str(each)]
 
     run(test)

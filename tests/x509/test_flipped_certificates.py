@@ -23,9 +23,11 @@ from ccp.schemas.common import encode_base64
 from ccp.server.external.provisioning_pool import _parse_chain, key_fingerprint
 from ccp.server.external.root_pool import RootCertificatePool
 from ccp.server.http.client_certificate import SCOPE_KEY, ClientCertificates
-from ccp.server.trust.anchors import _usable, is_self_issued, trusted
+from ccp.server.trust.anchors import trusted_certificate
+from ccp.server.trust.root_sync import _select_usable
 from ccp.testing.pki import CONTRACT, PKI, build_pki
 from ccp.verify import InstallationRequest, lint
+from ccp.verify.trust_folder import is_self_issued
 from ccp.x509 import crl_ocsp
 from ccp.x509.certificates import Certificate
 from ccp.x509.distribution_points import names_for
@@ -139,7 +141,7 @@ def test_an_anchor_whose_name_cannot_be_read_matches_no_root_of_a_vehicle(tag: i
     child = forge(root.certificate, root.key, lambda tbs: setattr(tbs, "issuer", tlv(0x30, odd)))
     with contextlib.suppress(ChainError):  # Some types cryptography reads.
         assert child.issuer_text
-    assert trusted(forged, Role.V2G, "test", AT).is_root == is_self_issued(forged)
+    assert trusted_certificate(forged, Role.V2G, "test", AT).is_root == is_self_issued(forged)
 
 
 def test_a_feature_that_no_list_has_is_an_unreadable_extension() -> None:
@@ -174,7 +176,7 @@ def test_a_flipped_list_of_a_root_pool_is_an_error_of_ours_or_a_certificate() ->
         {"caCertificate": encode_base64(flipped(root, bit)), "rootType": "V2G"} for bit in range(0, 8 * len(root), step)
     ]
     found = RootCertificatePool._parse(SimpleNamespace(url="x"), {Role.V2G: entries})  # type: ignore[arg-type]
-    usable, unusable = _usable(found, AT)
+    usable, unusable = _select_usable(found, AT)
     assert usable == []
     assert len(unusable) > 0
 

@@ -11,8 +11,8 @@ import pytest
 from cryptography.x509.oid import ExtensionOID
 
 from ccp.errors import ChainError
-from ccp.server.trust.anchors import is_self_issued
 from ccp.testing.pki import subject_name
+from ccp.verify.trust_folder import is_self_issued
 from ccp.x509 import canonical_names
 from ccp.x509.canonical_names import canonical_name, fold, same_name
 from ccp.x509.certificates import Certificate

@@ -22,7 +22,10 @@ from ccp.server.storage.queries import anchors
 from ccp.server.storage.queries.anchors import TrustedCertificate
 from ccp.server.storage.queries.audit import Entry, with_audit
 from ccp.server.trust import anchors as trust
-from ccp.server.trust.anchors import Expiry, Synchronised, read_files, trusted
+from ccp.server.trust.anchors import Expiry, trusted_certificate
+from ccp.server.trust.root_sync import RootSyncResult, sync_roots
+from ccp.verify import trust_folder
+from ccp.verify.trust_folder import read_files
 from ccp.x509.certificates import Certificate
 from ccp.x509.path_validation import Role, check_root
 
@@ -48,7 +51,7 @@ def add(
     if refused:
         raise ConfigurationError(*refused)
     found = [
-        trusted(certificate, each, file.name, at, label)
+        trusted_certificate(certificate, each, file.name, at, label)
         for certificate, file in {certificate: file for file, certificate in files}.items()
         for each in dict.fromkeys(role)
     ]
@@ -72,7 +75,7 @@ def add(
 
 def _refusal(file: Path, certificate: Certificate) -> str | None:
     """Why a certificate is not taken. Its time is no reason: it may end tomorrow, or begin then."""
-    if not trust.is_self_issued(certificate):
+    if not trust_folder.is_self_issued(certificate):
         return None
     try:
         check_root(certificate)
@@ -137,7 +140,7 @@ def export(
         for entry in found:
             print_exactly(Certificate.load(entry.certificate).pem().decode("ascii"))
         return
-    print_line(f"wrote {len(trust.export(found, directory))} file(s) to {directory}")
+    print_line(f"wrote {len(trust.export_certificates(found, directory))} file(s) to {directory}")
 
 
 @app.command()
@@ -154,12 +157,12 @@ def sync(
     if effective.rcp_url is None:
         raise ConfigurationError("There is no Root Certificate Pool: rcp_url is not set.")
 
-    async def run(store: Store) -> Synchronised:
+    async def run(store: Store) -> RootSyncResult:
         outbound = OutboundClient(effective.egress_allow_networks)
         try:
             rcp = ExternalServices.from_settings(effective, outbound).root_pool
             assert rcp is not None, "rcp_url is set"
-            return await trust.synchronise(store, rcp, datetime.now(UTC), prune=prune, actor=command_actor())
+            return await sync_roots(store, rcp, datetime.now(UTC), prune=prune, actor=command_actor())
         finally:
             await outbound.close()
 
@@ -169,7 +172,7 @@ def sync(
         print_json(
             {
                 "added": [_shown(entry, at) for entry in done.added],
-                "gone": [_shown(entry, at) for entry in done.gone],
+                "gone": [_shown(entry, at) for entry in done.delisted],
                 "pruned": done.pruned,
                 "unusable": list(done.unusable),
             }
@@ -177,12 +180,12 @@ def sync(
         return
     for entry in done.added:
         print_line(f"added  {_line(entry)}  {entry.fingerprint}")
-    for entry in done.gone:
+    for entry in done.delisted:
         kept = "removed" if done.pruned else "gone from the pool, still trusted (--prune removes it)"
         print_line(f"{kept}  {_line(entry)}  {entry.fingerprint}")
     for sentence in done.unusable:
         print_line(f"not used: {sentence}", err=True)
-    if not done.added and not done.gone:
+    if not done.added and not done.delisted:
         print_line("nothing new")
 
 

@@ -37,7 +37,7 @@ from ccp.server.access.trusted_issuers import TrustedIssuers
 from ccp.server.audit.pseudonyms import Pseudonyms
 from ccp.server.audit.trail import Refusals
 from ccp.server.domain.authorization import Operation
-from ccp.server.events import Dispatcher, HandedOut, Subscribers
+from ccp.server.events import BufferedNotifier, Dispatcher, Subscribers
 from ccp.server.events.webhooks import Webhooks
 from ccp.server.external.outbound import OutboundClient
 from ccp.server.external.services import ExternalServices
@@ -64,8 +64,9 @@ from ccp.server.storage.engine.time_limits import COMMANDS, REQUESTS, TimeLimits
 from ccp.server.storage.queries.change_counters import ChangeCounter
 from ccp.server.storage.snapshot_refresh import Snapshot, SnapshotRefresher
 from ccp.server.trust import anchors
-from ccp.server.trust.anchors import Trust
+from ccp.server.trust.anchors import TrustStore
 from ccp.server.trust.revocation import RevocationService
+from ccp.server.trust.root_sync import root_sync_task
 
 _log = structlog.get_logger("ccp.server.app")
 _RELOAD_TIMEOUT: Final = 60.0  # For tables that partners fill, which are sometimes read as a whole, in portions.
@@ -89,14 +90,14 @@ class Services:
     """A pool and what it rests on."""
 
     store: Store
-    trust: Trust
+    trust: TrustStore
     budget: LoopBudget
     outbound: OutboundClient
     external: ExternalServices
     revocation: RevocationService
     peers: RegisteredPeers
     subscribers: Subscribers
-    handed_out: HandedOut
+    notifier: BufferedNotifier
     pool: Pool
     background: BackgroundTasks
     guard: ClockGuard
@@ -125,7 +126,7 @@ def build_services(
     numbers = numbers or Metrics()
     background = BackgroundTasks(numbers.task_failed)
     store = connect(config.database, config.database_connections, limits)
-    trust = Trust(store)
+    trust = TrustStore(store)
     budget = LoopBudget()
     loop_lag = LoopLag(numbers.loop_lagged)
     outbound = OutboundClient(config.egress_allow_networks, budget=budget)
@@ -145,10 +146,10 @@ def build_services(
         lag=loop_lag,
     )
     subscribers = Subscribers(store)
-    handed_out = HandedOut(store, subscribers)
-    pool = Pool(store, trust, revocation, peers, external, config, handed_out, clock=clock, metrics=numbers)
+    notifier = BufferedNotifier(store, subscribers)
+    pool = Pool(store, trust, revocation, peers, external, config, notifier, clock=clock, metrics=numbers)
     return Services(
-        store, trust, budget, outbound, external, revocation, peers, subscribers, handed_out, pool, background, guard,
+        store, trust, budget, outbound, external, revocation, peers, subscribers, notifier, pool, background, guard,
         loop_lag,
     )  # fmt: skip
 
@@ -220,7 +221,7 @@ def create_app(config: Settings | None = None) -> FastAPI:
         services.subscribers,
         config,
         clock,
-        services.handed_out.news,
+        services.notifier.new_events,
         numbers,
         background,
         guard,
@@ -258,13 +259,13 @@ def create_app(config: Settings | None = None) -> FastAPI:
         background.add(services.loop_lag.probing())
         background.add(services.peers.closing_expired())
         background.add(connections.watching())
-        background.add(services.revocation.sweeping())
-        background.add(services.handed_out.flushing())
+        background.add(services.revocation.refresh_task())
+        background.add(services.notifier.flush_task())
         background.add(authority.key_rotation_task(config.token_key_lifetime, guard.checked))
         for issuer in others:
             background.add(issuer.refreshing())
         if external.root_pool is not None:
-            background.add(anchors.synchronising(store, external.root_pool, config.rcp_interval, clock))
+            background.add(root_sync_task(store, external.root_pool, config.rcp_interval, clock))
         if config.purge_interval:
             background.add(purge_task(pool, config.purge_interval, guard.checked))
         if config.event_dispatch:
@@ -285,7 +286,7 @@ def create_app(config: Settings | None = None) -> FastAPI:
             await dispatcher.close()
             await refusals.close()
             await background.close()
-            await services.handed_out.close()
+            await services.notifier.close()
             await services.close()
 
     # No page to read the description on: it would run scripts of a third party beside the token endpoint.
@@ -298,7 +299,7 @@ def create_app(config: Settings | None = None) -> FastAPI:
         redirect_slashes=False,
     )
     changed = services.subscribers.refresh
-    webhooks = Webhooks(store, http=config.event_allow_http, changed=changed, outbound=services.outbound)
+    webhooks = Webhooks(store, allow_http=config.event_allow_http, on_change=changed, outbound=services.outbound)
     # Before everything else: Starlette goes through routes in order, and these carry the load.
     app.router.routes[:0] = [
         *opnc.router(pool, edge).routes,

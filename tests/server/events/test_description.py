@@ -16,7 +16,7 @@ from schemathesis.engine import events
 
 from ccp.server.domain.authorization import EventOperation
 from ccp.testing.pki import PKI
-from tests.server.events.told import BASE, CREATED, URL, fanned_out, subscribe
+from tests.server.events.webhook_api import BASE, CREATED, URL, fanned_out, subscribe
 from tests.server.http.api.test_description import TOO_LONG
 from tests.world import Pool, start
 

@@ -132,7 +132,7 @@ def test_webhooks_for_which_nothing_is_due_cost_a_dispatcher_nothing(url: str) -
     async def use(made: Dispatcher, store: CountingStore) -> None:
         await made.once()
         assert len(store.taken()) == 2, "the outbox and what is due"
-        assert not made._lines
+        assert not made._workers
 
     with_dispatcher(url, registered, all_of(*(queued(hook, later) for hook in registered)), use)
 
@@ -166,7 +166,7 @@ def test_a_disabled_webhook_with_a_queue_has_no_line(url: str) -> None:
 
     async def use(made: Dispatcher, store: CountingStore) -> None:
         await made.once()
-        assert not made._lines
+        assert not made._workers
 
     with_dispatcher(url, [replace(hook, enabled=False)], queued(hook, AT), use)
 
@@ -210,12 +210,14 @@ def test_a_line_ends_when_nothing_was_due_for_a_while_unless_its_circuit_is_open
 
         async def use(made: Dispatcher, store: CountingStore) -> None:
             await asyncio.to_thread(until, lambda: len(receiver.at("/well")) == 1, 10)
-            await asyncio.to_thread(until, lambda: all(line.free == made._places for line in made._lines.values()), 10)
-            assert set(made._lines) == {well.id, silent.id}
+            await asyncio.to_thread(
+                until, lambda: all(worker.free == made._places for worker in made._workers.values()), 10
+            )
+            assert set(made._workers) == {well.id, silent.id}
             monkeypatch.setattr(dispatcher, "_IDLE_SECONDS", 0.0)
             monkeypatch.setattr(dispatcher, "_COUNT_SECONDS", 0.0)
             await made.once()
-            assert set(made._lines) == {silent.id}
+            assert set(made._workers) == {silent.id}
 
         now = datetime.now(UTC)
         with_dispatcher(url, [well, silent], all_of(queued(well, now), queued(silent, *[now] * 5)), use)
@@ -223,5 +225,5 @@ def test_a_line_ends_when_nothing_was_due_for_a_while_unless_its_circuit_is_open
 
 async def settled(made: Dispatcher) -> None:
     """Until the lines have done what they were woken for."""
-    await asyncio.to_thread(until, lambda: not any(line.wake.is_set() for line in made._lines.values()), 10)
+    await asyncio.to_thread(until, lambda: not any(worker.wake.is_set() for worker in made._workers.values()), 10)
     await asyncio.sleep(0.05)

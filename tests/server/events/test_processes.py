@@ -70,7 +70,7 @@ class Senders:
 
     def attempts(self) -> list[int]:
         """How many attempts each process has made."""
-        return [log.read_text().count('"event sent"') for log in sorted(self.folder.glob("*.log"))]
+        return [log.read_text().count('"event delivery attempted"') for log in sorted(self.folder.glob("*.log"))]
 
     def close(self) -> None:
         for process in self.all:

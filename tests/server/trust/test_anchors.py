@@ -9,8 +9,9 @@ import pytest
 from ccp.errors import ChainError, ConfigurationError
 from ccp.server.storage import Store
 from ccp.server.storage.queries import anchors
-from ccp.server.trust.anchors import Trust, from_directory, is_self_issued, read_files, trusted
+from ccp.server.trust.anchors import TrustStore, trusted_certificate
 from ccp.testing.pki import PKI
+from ccp.verify.trust_folder import from_directory, is_self_issued, read_files
 from ccp.x509.path_validation import Profile, Role, TrustAnchors, Usage
 from tests.server.storage.made import new_database, with_store
 from tests.world import AT
@@ -28,10 +29,10 @@ def verify_car(snapshot: TrustAnchors, pki: PKI) -> None:
 
 def test_a_snapshot_never_changes_and_a_refresh_makes_a_new_one(tmp_path: Path, pki: PKI) -> None:
     async def use(store: Store) -> None:
-        trust = Trust(store)
+        trust = TrustStore(store)
         before = trust.anchors
         for credential in (pki.oem_root, pki.oem_sub1, pki.oem_sub2):
-            await store.write(anchors.add(trusted(credential.certificate, Role.OEM, "file.pem", AT)))
+            await store.write(anchors.add(trusted_certificate(credential.certificate, Role.OEM, "file.pem", AT)))
         await trust.refresh()
         after = trust.anchors
         verify_car(after, pki)
@@ -51,8 +52,8 @@ def test_a_snapshot_never_changes_and_a_refresh_makes_a_new_one(tmp_path: Path, 
 def test_one_certificate_is_trusted_for_the_roles_it_was_added_for_only(tmp_path: Path, pki: PKI) -> None:
     async def use(store: Store) -> TrustAnchors:
         for role in (Role.V2G, Role.EMSP):
-            await store.write(anchors.add(trusted(pki.v2g_root.certificate, role, "", AT)))
-        trust = Trust(store)
+            await store.write(anchors.add(trusted_certificate(pki.v2g_root.certificate, role, "", AT)))
+        trust = TrustStore(store)
         await trust.refresh()
         return trust.anchors
 
@@ -63,7 +64,7 @@ def test_one_certificate_is_trusted_for_the_roles_it_was_added_for_only(tmp_path
 def test_a_certificate_is_kept_with_its_kind_and_name(pki: PKI) -> None:
     root, sub = pki.oem_root.certificate, pki.oem_sub1.certificate
     assert (is_self_issued(root), is_self_issued(sub)) == (True, False)
-    kept = trusted(sub, Role.OEM, "file.pem", AT)
+    kept = trusted_certificate(sub, Role.OEM, "file.pem", AT)
     assert (kept.role, kept.is_root, kept.label, kept.certificate) == ("oem", False, "OEM Sub1 CA SIM", sub.der)
     assert kept.fingerprint == sub.fingerprint
 

@@ -43,7 +43,7 @@ from ccp.server.storage import connect
 from ccp.server.storage.engine.time_limits import COMMANDS
 from ccp.server.storage.queries.change_counters import ChangeCounter
 from ccp.server.storage.snapshot_refresh import Snapshot, SnapshotRefresher
-from ccp.server.trust.anchors import Trust
+from ccp.server.trust.anchors import TrustStore
 from ccp.server.trust.revocation import Pair, RevocationService
 from ccp.x509.certificates import Certificate
 
@@ -157,13 +157,13 @@ class _FetchedElsewhere(RevocationService):
         self._channel = channel
         self._asked = {}
 
-    async def gather(
+    async def fetch_missing(
         self,
         missing: Iterable[Pair],
         at: datetime,
         *,
         watch: bool = True,
-        seconds: float = 0.0,
+        timeout: float = 0.0,  # noqa: ASYNC109
         caller: str = "",
         max_asked: int = sys.maxsize,
     ) -> dict[tuple[str, int], Unavailable]:
@@ -217,7 +217,7 @@ async def _work(end: socket.socket, order: Order) -> None:
     logging.configure(config)
     channel = await Channel.over(end)
     store = connect(config.database, limits=COMMANDS)
-    trust = Trust(store)
+    trust = TrustStore(store)
     outbound = OutboundClient(config.egress_allow_networks)
     revocation = _FetchedElsewhere(store, outbound, config, utc_now)
     revocation.over(channel)

@@ -499,8 +499,8 @@ class _Crew:
 
     async def _gather(self, channel: Channel, wanted: Wanted) -> None:
         """Fetch evidence for a worker; who asks for the same at the same time shares it."""
-        failures = await self._built.revocation.gather(
-            import_worker.pairs_of(wanted), wanted.at, seconds=_EVIDENCE_SECONDS, caller=_IMPORT, max_asked=sys.maxsize
+        failures = await self._built.revocation.fetch_missing(
+            import_worker.pairs_of(wanted), wanted.at, timeout=_EVIDENCE_SECONDS, caller=_IMPORT, max_asked=sys.maxsize
         )
         # Causes stay here: what they hold may not travel.
         await _send(channel, Had(wanted.number, {key: type(each)(*each.messages) for key, each in failures.items()}))

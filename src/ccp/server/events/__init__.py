@@ -1,13 +1,14 @@
-"""Telling partners what happened: from the outbox to their webhooks.
+"""Webhook delivery: transactional outbox, fan-out to webhooks, HTTP attempts with retries.
 
-    a change's transaction -> outbox -> fan-out: one delivery for each webhook -> HTTP, until it is taken or given up
+    transaction of a change -> outbox -> fan-out: one delivery per webhook -> HTTP attempts until accepted or given up
 
-`message` is what goes over the line, `Subscribers` what is known of who wants what, `Dispatcher` sends, and `HandedOut`
-gathers what is told of without a change. What is stored and how it is locked: `ccp.server.storage.queries.outbox`.
+`message` builds the HTTP request, `Subscribers` caches who subscribed to what, `Dispatcher` sends, `BufferedNotifier`
+writes events that have no transaction of their own, and `webhooks` manages the webhooks of parties. Tables and locks:
+`ccp.server.storage.queries.outbox`.
 """
 
-from ccp.server.events.delivery_notices import HandedOut, Nobody, Outlet
+from ccp.server.events.delivery_notices import BufferedNotifier, EventSink, NullSink
 from ccp.server.events.dispatcher import Dispatcher
 from ccp.server.events.subscribers import Subscribers
 
-__all__ = ["Dispatcher", "HandedOut", "Nobody", "Outlet", "Subscribers"]
+__all__ = ["BufferedNotifier", "Dispatcher", "EventSink", "NullSink", "Subscribers"]

@@ -1,4 +1,4 @@
-"""Events without a change: that a contract was handed out. The one who asked for it never waits for them."""
+"""Events without a write transaction: a contract was delivered. The request that delivers it never waits for them."""
 
 from __future__ import annotations
 
@@ -20,79 +20,82 @@ from ccp.server.storage.queries import outbox
 
 _log = structlog.get_logger("ccp.server.events")
 
-_EVERY_SECONDS: Final = 0.2
-_GROUP: Final = 50  # Vehicles that one transaction locks.
-_MOST: Final = 10_000  # Some 5 MB. A database that is away for long is not made up for out of memory.
+_FLUSH_INTERVAL: Final = 0.2
+_BATCH: Final = 50  # Vehicles that one transaction locks.
+_MAX_BUFFERED: Final = 10_000  # Some 5 MB. Memory does not make up for a database that is away for long.
 
-_Key = tuple[EMAID, PCID, Namespace]
-
-
-class Outlet(Protocol):
-    """What the pool's rules know of events beside those of its changes. Nothing here waits for anything."""
-
-    def handed_out(self, contracts: Iterable[SignedContract], at: datetime) -> None:
-        """Contracts that a vehicle, or its maker, was given."""
-
-    def changed(self) -> None:
-        """A change was made that has an event."""
+_Notice = tuple[EMAID, PCID, Namespace]
 
 
-class Nobody:
-    """For commands."""
+class EventSink(Protocol):
+    """Accepts what the pool's rules report. The methods return at once."""
 
-    def handed_out(self, contracts: Iterable[SignedContract], at: datetime) -> None:
-        pass
+    def contracts_delivered(self, contracts: Iterable[SignedContract], now: datetime) -> None:
+        """Report contracts that were delivered to a vehicle, or to its OEM."""
 
-    def changed(self) -> None:
-        pass
+    def change_committed(self) -> None:
+        """Report that a transaction with an event was committed."""
 
 
-class HandedOut:
-    """Gathers what was handed out and writes it in groups; a process that is killed loses the last 0.2 seconds."""
+class NullSink:
+    """EventSink that discards everything, for commands."""
+
+    def contracts_delivered(self, contracts: Iterable[SignedContract], now: datetime) -> None:
+        """Discard."""
+
+    def change_committed(self) -> None:
+        """Discard."""
+
+
+class BufferedNotifier:
+    """EventSink that buffers deliveries and writes them in batches. A killed process loses the last 0.2 seconds."""
 
     def __init__(self, store: Store, subscribers: Subscribers) -> None:
         self._store = store
         self._subscribers = subscribers
-        self.news = asyncio.Event()
-        """Set when there is something to send."""
-        self._gathered: list[tuple[_Key, datetime]] = []
+        self.new_events = asyncio.Event()
+        """Set when the outbox has new events."""
+        self._buffer: list[tuple[_Notice, datetime]] = []
         self._dropped = 0
 
-    def handed_out(self, contracts: Iterable[SignedContract], at: datetime) -> None:
+    def contracts_delivered(self, contracts: Iterable[SignedContract], now: datetime) -> None:
+        """Buffer an event for each contract whose provider subscribed to it."""
         wanted = [c for c in contracts if self._subscribers.wants(EventKind.HANDED_OUT, c.emaid)]
-        # The maker may get several variants of one contract with one answer: that is one event for each namespace.
-        for key in sorted({(contract.emaid, contract.pcid, contract.namespace) for contract in wanted}):
-            if len(self._gathered) < _MOST:
-                self._gathered.append((key, at))
+        # An OEM may get several variants of one contract in one response: that is one event per namespace.
+        for notice in sorted({(contract.emaid, contract.pcid, contract.namespace) for contract in wanted}):
+            if len(self._buffer) < _MAX_BUFFERED:
+                self._buffer.append((notice, now))
             else:
                 self._dropped += 1
 
-    def changed(self) -> None:
-        self.news.set()
+    def change_committed(self) -> None:
+        """Wake the dispatcher."""
+        self.new_events.set()
 
-    def flushing(self) -> PeriodicTask:
-        """Writes what was gathered, every moment."""
-        return PeriodicTask("delivered_events", self.flush, _EVERY_SECONDS, interruptible=False)
+    def flush_task(self) -> PeriodicTask:
+        """Background task that writes the buffer every 0.2 seconds."""
+        return PeriodicTask("delivered_events", self.flush, _FLUSH_INTERVAL, interruptible=False)
 
     async def flush(self) -> None:
-        """Write everything that was gathered. Raises Unavailable; what is not written then stays gathered."""
+        """Write the buffer. Raises Unavailable; events that were not written stay in the buffer."""
         if self._dropped:
-            _log.warning("events dropped: too many at a time", kind=EventKind.HANDED_OUT.value, events=self._dropped)
+            _log.warning("events dropped", kind=EventKind.HANDED_OUT.value, events=self._dropped)
             self._dropped = 0
-        while self._gathered:
-            group = self._gathered[:_GROUP]
-            told = [(EventKind.HANDED_OUT, *key, at) for key, at in group]
-            # Taken out first: what the database refuses for good must not stand before all others for ever.
-            del self._gathered[:_GROUP]
+        while self._buffer:
+            batch = self._buffer[:_BATCH]
+            notices = [(EventKind.HANDED_OUT, *notice, now) for notice, now in batch]
+            # Removed before the write: a batch that the database rejects permanently must not block the rest.
+            del self._buffer[:_BATCH]
             try:
-                await self._store.write(outbox.store_events(told))
+                await self._store.write(outbox.store_events(notices))
             except CCPError:
-                self._gathered[:0] = group  # Where nobody knows whether it has them they are told twice, not never.
+                self._buffer[:0] = batch  # If the outcome is unknown, the events are sent twice rather than never.
                 raise
-            self.news.set()
+            self.new_events.set()
 
     async def close(self) -> None:
+        """Write the buffer a last time."""
         try:
             await self.flush()
         except CCPError as exc:
-            _log.warning("events lost", events=len(self._gathered), reason=str(exc))
+            _log.warning("events lost", events=len(self._buffer), reason=str(exc))

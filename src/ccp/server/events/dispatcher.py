@@ -20,9 +20,9 @@ import structlog
 
 from ccp.errors import CCPError, Unavailable
 from ccp.server.domain.subscriptions import EventKind, Webhook
+from ccp.server.events.fair_queue import FairQueue
 from ccp.server.events.message import body_of, headers_of
 from ccp.server.events.subscribers import Subscribers
-from ccp.server.events.turn_taking import TurnTaking
 from ccp.server.external.circuit_breaker import MAX_RESET_TIMEOUT, RESET_TIMEOUT, CircuitBreaker
 from ccp.server.external.outbound import OutboundClient, OutboundError, host_of
 from ccp.server.metrics import Metrics
@@ -57,7 +57,7 @@ _SENT: Final = {
 
 
 @dataclass(slots=True)
-class _Line:
+class WebhookWorker:
     """A webhook that something is due for. free: places of those that may be on their way at a time.
 
     used: when something was due last. due: how many deliveries were, as far as is known. blocked: how many there were
@@ -86,19 +86,19 @@ class Dispatcher:
         subscribers: Subscribers,
         config: Settings,
         clock: Callable[[], datetime],
-        news: asyncio.Event | None = None,
+        new_events: asyncio.Event | None = None,
         metrics: Metrics | None = None,
         background: BackgroundTasks | None = None,
         guard: ClockGuard | None = None,
         budget: LoopBudget | None = None,
-        has_time: Callable[[], bool] = lambda: True,
+        has_capacity: Callable[[], bool] = lambda: True,
     ) -> None:
-        """news: set where it is known that there is something new in the outbox. guard: None for one of its own.
+        """new_events: set where it is known that there is something new in the outbox. guard: None for one of its own.
 
-        budget: shared with the other outbound clients of the event loop. has_time: asked before deliveries are begun;
-        false postpones them to the next look.
+        budget: shared with the other outbound clients of the event loop. has_capacity: asked before deliveries
+        start; False postpones them.
         """
-        self._turns = TurnTaking(has_time)
+        self._queue = FairQueue(has_capacity)
         self._guard = guard or ClockGuard(clock, store.time)
         self._metrics = metrics or Metrics()
         self._background = background or BackgroundTasks(self._metrics.task_failed)
@@ -121,9 +121,9 @@ class Dispatcher:
         # Lines limit themselves: with a limit on all of them those that hang would keep the others waiting.
         self._outbound = OutboundClient(config.egress_allow_networks, max_per_owner=None, budget=budget)
         self._group = _GROUP
-        self._lines: dict[str, _Line] = {}
+        self._workers: dict[str, WebhookWorker] = {}
         self._sending: set[asyncio.Task[None]] = set()
-        self._news = news or asyncio.Event()
+        self._new_events = new_events or asyncio.Event()
         self._counted = self._looked_at_all = float("-inf")
         # Not at once: a clock that is wrong at the start may be found out before the first sweep.
         self._swept = time.monotonic()
@@ -132,7 +132,7 @@ class Dispatcher:
     def open(self) -> None:
         """Begin to send, in the background."""
         task = PeriodicTask(
-            "event_dispatch", self.once, _POLL_SECONDS, first_delay=0.0, wake=self._news, gather=_GATHER_SECONDS
+            "event_dispatch", self.once, _POLL_SECONDS, first_delay=0.0, wake=self._new_events, gather=_GATHER_SECONDS
         )
         self._looking = self._background.add(task)
 
@@ -189,26 +189,26 @@ class Dispatcher:
         """due: how many deliveries; None where that is not known."""
         if self._subscribers.active(webhook_id) is None:
             return  # Disabled, or registered within the last second.
-        line, now = self._line(webhook_id), time.monotonic()
-        line.used, line.due = now, due
-        is_blocked = due is not None and due == line.blocked and now < line.next_claim
-        if not (is_blocked or line.breaker.is_open):
-            line.wake.set()
+        worker, now = self._worker(webhook_id), time.monotonic()
+        worker.used, worker.due = now, due
+        is_blocked = due is not None and due == worker.blocked and now < worker.next_claim
+        if not (is_blocked or worker.breaker.is_open):
+            worker.wake.set()
 
     async def _end_idle(self) -> None:
         """End the lines that nothing was due for, and those of webhooks that are not told of anything any more."""
         now = time.monotonic()
-        for line in list(self._lines.values()):
+        for worker in list(self._workers.values()):
             # What is known of a webhook that does not answer is kept.
-            idle = now - line.used > _IDLE_SECONDS and line.breaker.is_closed
+            idle = now - worker.used > _IDLE_SECONDS and worker.breaker.is_closed
             if (
-                (idle or self._subscribers.active(line.webhook_id) is None)
-                and line.free == self._places
-                and line.task is not None
+                (idle or self._subscribers.active(worker.webhook_id) is None)
+                and worker.free == self._places
+                and worker.task is not None
             ):
-                del self._lines[line.webhook_id]
-                await line.task.stop()
-                self._turns.forget(line.webhook_id)
+                del self._workers[worker.webhook_id]
+                await worker.task.stop()
+                self._queue.remove(worker.webhook_id)
 
     async def _bring_back(self) -> None:
         """Make deliveries due that were put off far into the future by a clock that was ahead."""
@@ -219,8 +219,8 @@ class Dispatcher:
         horizon = at + max(self._lease, self._pause) + TOLERANCE
         while keys := await self._store.read(delivery_queue.scheduled_beyond(horizon)):
             brought = await self._store.write(delivery_queue.reschedule(keys, horizon, at))
-            _log.warning("deliveries from the future are due now", events=brought)
-            self._news.set()
+            _log.warning("future deliveries rescheduled", events=brought)
+            self._new_events.set()
 
     async def _sweep(self) -> None:
         try:
@@ -230,74 +230,74 @@ class Dispatcher:
         while given_up := await self._store.write(
             delivery_queue.expire(at - self._give_up, at, "It waited for too long.")
         ):
-            _log.warning("events given up that waited for too long", events=given_up)
+            _log.warning("events expired", events=given_up)
         while await self._store.write(deliveries.purge(at - self._keep)):
             pass
 
-    def _line(self, webhook_id: str) -> _Line:
-        line = self._lines.get(webhook_id)
-        if line is None:
+    def _worker(self, webhook_id: str) -> WebhookWorker:
+        worker = self._workers.get(webhook_id)
+        if worker is None:
             breaker = CircuitBreaker(time.monotonic, self._reset_timeout, self._max_reset_timeout)
-            line = _Line(webhook_id, breaker, self._places, time.monotonic())
+            worker = WebhookWorker(webhook_id, breaker, self._places, time.monotonic())
             # What it is claiming when the process ends it still begins to send: until the lease ends no other could.
             task = PeriodicTask(
                 "event_claim",
-                partial(self._send_some, line),
+                partial(self._send_some, worker),
                 math.inf,
-                wake=line.wake,
+                wake=worker.wake,
                 max_retry_delay=5.0,
                 interruptible=False,
                 context={"webhook": webhook_id},
             )
-            line.task = self._background.add(task)
-            self._lines[webhook_id] = line
-        return line
+            worker.task = self._background.add(task)
+            self._workers[webhook_id] = worker
+        return worker
 
-    async def _send_some(self, line: _Line) -> bool:
+    async def _send_some(self, worker: WebhookWorker) -> bool:
         """Begin as many attempts as there are places. Returns whether it is worth asking for more at once."""
-        webhook = self._subscribers.active(line.webhook_id)
-        if webhook is None or self._closing or not self._turns.may_begin(line.webhook_id, line.wake):
+        webhook = self._subscribers.active(worker.webhook_id)
+        if webhook is None or self._closing or not self._queue.try_enter(worker.webhook_id, worker.wake):
             return False
         tries = 0
-        while tries < line.free and line.breaker.allow():
+        while tries < worker.free and worker.breaker.allow():
             tries += 1
         if not tries:
             return False
         claimed: list[Delivery] = []
         try:
             at = self._clock()
-            claimed = await self._store.write(delivery_queue.lease(line.webhook_id, at, at + self._lease, tries))
+            claimed = await self._store.write(delivery_queue.lease(worker.webhook_id, at, at + self._lease, tries))
         finally:
             if not claimed:
-                line.breaker.release()
+                worker.breaker.release()
         if claimed:
-            line.blocked, line.delay = None, 0.0
+            worker.blocked, worker.delay = None, 0.0
         else:
-            line.blocked, line.delay = line.due, min(max(2 * line.delay, _POLL_SECONDS), _LONGEST_DELAY)
-            line.next_claim = time.monotonic() + line.delay
-        line.free -= len(claimed)
+            worker.blocked, worker.delay = worker.due, min(max(2 * worker.delay, _POLL_SECONDS), _LONGEST_DELAY)
+            worker.next_claim = time.monotonic() + worker.delay
+        worker.free -= len(claimed)
         for delivery in claimed:
             task = self._background.spawn(
-                "event_delivery", self._send(line, webhook, delivery), webhook=webhook.id, event_id=delivery.event_id
+                "event_delivery", self._send(worker, webhook, delivery), webhook=webhook.id, event_id=delivery.event_id
             )
             self._sending.add(task)
             task.add_done_callback(self._sending.discard)
         return bool(claimed)
 
-    async def _send(self, line: _Line, webhook: Webhook, delivery: Delivery) -> None:
+    async def _send(self, worker: WebhookWorker, webhook: Webhook, delivery: Delivery) -> None:
         try:
             status, error = await self._attempt(webhook, delivery)
             outcome = self._judge(status, delivery)
             self._metrics.event_tried(outcome.value.replace(" ", "_"))
             well = outcome in (AttemptOutcome.DELIVERED, AttemptOutcome.REJECTED)
-            (line.breaker.record_success if well else line.breaker.record_failure)()
+            (worker.breaker.record_success if well else worker.breaker.record_failure)()
             await self._complete(delivery, outcome, status, error)
         except asyncio.CancelledError:
             await self._release(delivery)
             raise
         finally:  # Where something fails the lease runs out, and it is sent again.
-            line.free += 1
-            line.wake.set()
+            worker.free += 1
+            worker.wake.set()
 
     async def _attempt(self, webhook: Webhook, delivery: Delivery) -> tuple[int | None, str | None]:
         """The status that a webhook answered, and what is wrong, as a sentence for its owner."""
@@ -322,7 +322,7 @@ class Dispatcher:
         except OutboundError as exc:
             error = str(exc)
         _log.info(
-            "event sent",
+            "event delivery attempted",
             webhook=webhook.id,
             party=webhook.client_id,
             event_id=delivery.event_id,
@@ -355,15 +355,15 @@ class Dispatcher:
             try:
                 done = await self._store.write(change)
             except CCPError as exc:
-                _log.warning("event not completed", event_id=delivery.event_id, reason=str(exc))
+                _log.warning("delivery outcome not stored", event_id=delivery.event_id, reason=str(exc))
                 if last:
                     return
                 await asyncio.sleep(0.5)
             else:
                 if not done:
-                    _log.warning("event was another's by then", event_id=delivery.event_id)
+                    _log.warning("delivery lease lost", event_id=delivery.event_id)
                 elif tell is not None:
-                    self._news.set()
+                    self._new_events.set()
                 return
 
     def _told_of(self, delivery: Delivery, outcome: AttemptOutcome) -> EventKind | None:
@@ -380,15 +380,17 @@ class Dispatcher:
         try:
             await self._store.write(delivery_queue.nack(delivery, self._clock()))
         except CCPError as exc:
-            _log.warning("event not released", event_id=delivery.event_id, reason=str(exc))
+            _log.warning("delivery lease not released", event_id=delivery.event_id, reason=str(exc))
 
     async def close(self) -> None:
         """Let what is on its way come back, for a moment; what does not is free for other processes at once."""
         self._closing = True
-        self._turns.close()
+        self._queue.close()
         if self._looking is not None:
             await self._looking.stop()
-        await asyncio.gather(*(line.task.stop(_LAST_SECONDS) for line in self._lines.values() if line.task is not None))
+        await asyncio.gather(
+            *(worker.task.stop(_LAST_SECONDS) for worker in self._workers.values() if worker.task is not None)
+        )
         if self._sending:
             await asyncio.wait(self._sending, timeout=_LAST_SECONDS)
         left = list(self._sending)

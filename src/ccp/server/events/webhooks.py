@@ -28,7 +28,7 @@ from ccp.server.storage.queries.audit import Action, Entry
 from ccp.server.storage.queries.caller_standing import check_standing
 from ccp.server.storage.queries.deliveries import Delivery, DeliveryCursor, DeliveryState
 
-MOST: Final = 50
+MAX_WEBHOOKS: Final = 50
 """Webhooks of one party. Each that is not answered costs the dispatcher a task and the database its deliveries."""
 _SECRET_OCTETS: Final = 32  # As many as the HMAC's hash has.
 
@@ -40,7 +40,7 @@ Id = TypeVar("Id", WMI, ProviderId)
 
 
 @dataclass(frozen=True, slots=True)
-class Wanted:
+class WebhookSpec:
     """What a webhook shall be like; None: as it is, or as it is by default. wmis, provider_ids: empty for all own."""
 
     url: str
@@ -53,7 +53,7 @@ class Wanted:
 
 
 @dataclass(frozen=True, slots=True)
-class Owned:
+class WebhookWithOwner:
     """A webhook, and the party whose it is, as it is registered."""
 
     webhook: Webhook
@@ -86,21 +86,21 @@ class Webhooks:
         self,
         store: Store,
         *,
-        http: bool,
-        changed: Callable[[], Awaitable[None]] | None = None,
+        allow_http: bool,
+        on_change: Callable[[], Awaitable[None]] | None = None,
         outbound: OutboundClient | None = None,
     ) -> None:
-        """http: whether webhooks may have an address without TLS. changed: takes over what is subscribed to now.
+        """allow_http: whether webhooks may have an address without TLS. on_change: reloads subscriptions.
         outbound: judges where a webhook's host is; None: this is judged when events are sent only.
 
         Other processes take a change over within about a second.
         """
         self._store = store
-        self._http = http
-        self._changed = changed
+        self._allow_http = allow_http
+        self._on_change = on_change
         self._outbound = outbound
 
-    async def add(self, caller: Caller, wanted: Wanted, at: datetime) -> Owned:
+    async def add(self, caller: Caller, wanted: WebhookSpec, at: datetime) -> WebhookWithOwner:
         """Make a webhook with a secret of its own. Raises FieldError, NotAuthorised, Conflict."""
         self._check(caller.party, wanted)  # Before anything is locked; again with what is registered then.
         await self._check_reachable(caller, wanted.url)
@@ -120,47 +120,49 @@ class Webhooks:
             updated_at=at,
         )
 
-        def change() -> Query[Owned]:
+        def change() -> Query[WebhookWithOwner]:
             party = yield from _begin(caller, EventOperation.POST_ENDPOINT)
             self._check(_within_token(party, caller), wanted)
-            if len((yield from webhooks.list_by_party(party.client_id))) >= MOST:
-                raise Conflict(f"A party has at most {MOST} webhooks.")
+            if len((yield from webhooks.list_by_party(party.client_id))) >= MAX_WEBHOOKS:
+                raise Conflict(f"A party has at most {MAX_WEBHOOKS} webhooks.")
             yield from webhooks.put(made)
             yield from _record(caller, at, Action.WEBHOOK_ADDED, made.id, **_told(made))
-            return Owned(made, party)
+            return WebhookWithOwner(made, party)
 
         return await self._write(change())
 
-    async def every(self, caller: Caller) -> list[Owned]:
+    async def list_all(self, caller: Caller) -> list[WebhookWithOwner]:
         """The caller's webhooks, the oldest first."""
 
-        def query() -> Query[list[Owned]]:
+        def query() -> Query[list[WebhookWithOwner]]:
             party = yield from _registered(caller)
-            return [Owned(webhook, party) for webhook in (yield from webhooks.list_by_party(party.client_id))]
+            return [
+                WebhookWithOwner(webhook, party) for webhook in (yield from webhooks.list_by_party(party.client_id))
+            ]
 
         return await self._store.read(query())
 
-    async def one(self, caller: Caller, webhook_id: str) -> Owned:
+    async def get(self, caller: Caller, webhook_id: str) -> WebhookWithOwner:
         """Raises NotFound."""
 
-        def query() -> Query[Owned]:
+        def query() -> Query[WebhookWithOwner]:
             party = yield from _registered(caller)
-            return Owned((yield from _find(party, webhook_id)), party)
+            return WebhookWithOwner((yield from _find(party, webhook_id)), party)
 
         return await self._store.read(query())
 
-    async def edit(self, caller: Caller, webhook_id: str, wanted: Wanted, at: datetime) -> Owned:
+    async def edit(self, caller: Caller, webhook_id: str, wanted: WebhookSpec, at: datetime) -> WebhookWithOwner:
         """Change what is given; the secret stays. Raises NotFound, FieldError, NotAuthorised."""
         stored = await self._store.read(webhooks.find(webhook_id))
         # One whose host has vanished can still be disabled. The network is asked before the transaction, never in it.
         if stored is not None and stored.client_id == caller.party.client_id and stored.url != wanted.url:
-            check_url(wanted.url, http=self._http)
+            check_webhook_url(wanted.url, allow_http=self._allow_http)
             await self._check_reachable(caller, wanted.url)
 
-        def change() -> Query[Owned]:
+        def change() -> Query[WebhookWithOwner]:
             party = yield from _begin(caller, EventOperation.UPDATE_ENDPOINT)
             before = yield from _find(party, webhook_id)
-            owned = Owned(before, party)
+            owned = WebhookWithOwner(before, party)
             # Who sends back what it was told has not asked for a filter by that.
             same_wmis = wanted.wmis is None or set(wanted.wmis) == set(owned.wmis)
             same_providers = wanted.provider_ids is None or set(wanted.provider_ids) == set(owned.provider_ids)
@@ -197,7 +199,7 @@ class Webhooks:
                 before={name: were[name] for name in members},
                 after={name: are[name] for name in members},
             )
-            return Owned(after, party)
+            return WebhookWithOwner(after, party)
 
         return await self._write(change())
 
@@ -238,9 +240,9 @@ class Webhooks:
 
     async def _write(self, change: Query[T]) -> T:
         result = await self._store.write(change)
-        if self._changed is not None:
+        if self._on_change is not None:
             with contextlib.suppress(CCPError):  # It is tried again within a second anyway.
-                await self._changed()
+                await self._on_change()
         return result
 
     async def _check_reachable(self, caller: Caller, url: str) -> None:
@@ -254,9 +256,9 @@ class Webhooks:
         except OutboundError as exc:
             raise FieldError(f"url : {host_of(url)} cannot be reached from this pool") from exc
 
-    def _check(self, party: Party, wanted: Wanted) -> None:
+    def _check(self, party: Party, wanted: WebhookSpec) -> None:
         """What a webhook of the party cannot be. Raises FieldError, NotAuthorised."""
-        check_url(wanted.url, http=self._http)
+        check_webhook_url(wanted.url, allow_http=self._allow_http)
         _check_events(party, wanted.events or ())
         _check_ids("WMI", wanted.wmis or (), party.wmis if PartyRole.OEM in party.roles else ())
         _check_ids(
@@ -264,14 +266,14 @@ class Webhooks:
         )
 
 
-def check_url(url: str, *, http: bool) -> None:
+def check_webhook_url(url: str, *, allow_http: bool) -> None:
     """Refuse what is no address of a webhook. Where its host is is judged when it is called. Raises FieldError."""
     try:
         host_of(url)
     except OutboundError as exc:
         raise FieldError("url : must be an https address without blanks and credentials") from exc
     parts = urlsplit(url)
-    if parts.scheme != "https" and not http:
+    if parts.scheme != "https" and not allow_http:
         raise FieldError("url : must be an https address")
     if parts.fragment or "#" in url:
         raise FieldError("url : must not have a fragment, which is never sent")

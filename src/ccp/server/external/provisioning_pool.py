@@ -147,7 +147,7 @@ class ProvisioningCertificatePool(ServiceClient):
             self._breaker.record_failure()
             raise
         if response.status not in (200, 404, 410):
-            _log.warning("provisioning certificate pool refuses", status=response.status)
+            _log.warning("provisioning pool refused request", status=response.status)
         self._breaker.record_success()
         self._store(pcid, chain)
         return response.status, chain
@@ -177,7 +177,7 @@ def key_fingerprint(certificate: Certificate) -> str:
 
 
 def _log_failure(exc: UpstreamError) -> None:
-    _log.warning("provisioning certificate pool failed", reason=str(exc), cause=str(exc.__cause__ or ""))
+    _log.warning("provisioning pool request failed", reason=str(exc), cause=str(exc.__cause__ or ""))
 
 
 def _parse_chain(parsed: object, pcid: PCID) -> ProvisioningChain:

@@ -11,7 +11,7 @@ from ccp.server.domain import contracts
 from ccp.server.domain.authorization import Operation, authorise
 from ccp.server.domain.contracts import NoDefaultPolicy, SignedContract
 from ccp.server.domain.parties import Caller
-from ccp.server.events import Outlet
+from ccp.server.events import EventSink
 from ccp.server.external.services import ExternalServices
 from ccp.server.pool.delivery import DeliveredContract, undeliverable_reason
 from ccp.server.settings import Settings
@@ -30,7 +30,7 @@ class ContractData:
         revocation: RevocationService,
         external: ExternalServices,
         settings: Settings,
-        events: Outlet,
+        events: EventSink,
     ) -> None:
         """events: is notified of contracts that `signed_contract_data` returns."""
         self._store = store
@@ -98,7 +98,7 @@ class ContractData:
         stored = await self._store.read(queries.by_vehicle_and_emaid(pcid, emaid))
         found = _matching(stored, namespace, root, "The contract for the given EMAID not found.")
         if handed_out:
-            self._events.handed_out(found, now)
+            self._events.contracts_delivered(found, now)
         return [
             DeliveredContract(c, verify.with_session(c, session_id, now) if session_id else c.response) for c in found
         ]

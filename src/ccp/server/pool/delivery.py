@@ -35,7 +35,7 @@ from ccp.server.domain import contracts
 from ccp.server.domain.authorization import Operation, authorise
 from ccp.server.domain.contracts import NoDefaultPolicy, RootMatch, SignedContract
 from ccp.server.domain.parties import Caller
-from ccp.server.events import Outlet
+from ccp.server.events import EventSink
 from ccp.server.external.provisioning_pool import key_fingerprint
 from ccp.server.external.services import ExternalServices
 from ccp.server.pool.peers import Peers
@@ -45,7 +45,7 @@ from ccp.server.storage.engine.query import Query, batchable
 from ccp.server.storage.queries import contracts as queries
 from ccp.server.storage.queries import revocation as evidence
 from ccp.server.storage.queries.revocation import RevocationCache
-from ccp.server.trust.anchors import Trust
+from ccp.server.trust.anchors import TrustStore
 from ccp.server.trust.revocation import RevocationService
 from ccp.verify import InstallationRequest, VerifiedInstallationRequest
 from ccp.x509.revocation_policy import AskedLater, Key, Known, Rules, check_keys
@@ -90,12 +90,12 @@ class Delivery:
     def __init__(
         self,
         store: Store,
-        trust: Trust,
+        trust: TrustStore,
         revocation: RevocationService,
         peers: Peers,
         external: ExternalServices,
         settings: Settings,
-        events: Outlet,
+        events: EventSink,
     ) -> None:
         """events: is notified of each delivered contract."""
         self._store = store
@@ -160,13 +160,13 @@ class Delivery:
         # CPU caches warm (docs/performance.md).
         await asyncio.sleep(0)
         verified = await self._verify(request, now)
-        keys = self._revocation.keys_of(verified.chain)
+        keys = self._revocation.refs_of(verified.chain)
         query = _contracts_with_revocation(
             verified.pcid, request.namespace, keys, self._revocation.rules, self._revocation.recent
         )
         stored, known = await self._store.read(query)
         if verified.chain is not None:
-            self._revocation.judge_vehicle(verified.chain, keys, known, now)
+            self._revocation.evaluate_vehicle(verified.chain, keys, known, now)
         await self._check_current_key(verified)
         if target_pool is None:
             return await self._select(verified, stored, known, broadcast, now, max_one, caller)
@@ -250,7 +250,7 @@ class Delivery:
             if not_asked:  # The response states that only this pool was searched.
                 raise type(nothing)(*nothing.messages, *not_asked) from nothing
             raise
-        self._events.handed_out((contract for contract, _ in selected), now)
+        self._events.contracts_delivered((contract for contract, _ in selected), now)
         return [
             DeliveredContract(c, verify.with_session(c, request.session_id, now, remaining))
             for c, remaining in selected

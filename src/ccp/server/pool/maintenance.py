@@ -14,7 +14,7 @@ from ccp.errors import CCPError, Unavailable, UpstreamError
 from ccp.ids import EMAID, PCID
 from ccp.server.domain.authorization import Operation, authorise
 from ccp.server.domain.parties import Caller, Standing
-from ccp.server.events import Outlet
+from ccp.server.events import EventSink
 from ccp.server.external.pki_service import RevocationReason
 from ccp.server.external.services import ExternalServices
 from ccp.server.pool import purging
@@ -54,7 +54,7 @@ class Maintenance:
         store: Store,
         external: ExternalServices,
         settings: Settings,
-        events: Outlet,
+        events: EventSink,
         clock: Callable[[], datetime],
     ) -> None:
         """events: is notified of withdrawals. clock: gives the time of a change while its vehicle is locked."""
@@ -93,7 +93,7 @@ class Maintenance:
                 standing,
             )
         )
-        self._events.changed()
+        self._events.change_committed()
 
     async def set_default(self, caller: Caller, emaid: EMAID, pcid: PCID, now: datetime) -> None:
         """Make a contract the vehicle's default. Raises NotAuthorised, NotFound, Unavailable."""

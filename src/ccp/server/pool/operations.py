@@ -15,7 +15,7 @@ from collections.abc import Callable
 from datetime import datetime
 from typing import Final
 
-from ccp.server.events import Nobody, Outlet
+from ccp.server.events import EventSink, NullSink
 from ccp.server.external.services import ExternalServices
 from ccp.server.metrics import Metrics
 from ccp.server.pool.contract_data import ContractData
@@ -27,7 +27,7 @@ from ccp.server.pool.verification_reports import VerificationReports
 from ccp.server.runtime.clock import utc_now
 from ccp.server.settings import Settings
 from ccp.server.storage import Store
-from ccp.server.trust.anchors import Trust
+from ccp.server.trust.anchors import TrustStore
 from ccp.server.trust.revocation import RevocationService
 from ccp.x509.path_validation import TrustAnchors
 
@@ -40,12 +40,12 @@ class Pool:
     def __init__(
         self,
         store: Store,
-        trust: Trust,
+        trust: TrustStore,
         revocation: RevocationService,
         peers: Peers,
         external: ExternalServices,
         settings: Settings,
-        events: Outlet | None = None,
+        events: EventSink | None = None,
         *,
         clock: Callable[[], datetime] = utc_now,
         metrics: Metrics | None = None,
@@ -54,7 +54,7 @@ class Pool:
 
         clock: gives the time of a change, while its vehicle is locked.
         """
-        events = events or Nobody()
+        events = events or NullSink()
         self._trust = trust
 
         delivery = Delivery(store, trust, revocation, peers, external, settings, events)

@@ -23,7 +23,7 @@ from ccp.server.domain.authorization import Operation, authorise
 from ccp.server.domain.contracts import SignedContract, signed_contract
 from ccp.server.domain.default_contracts import VehicleRules
 from ccp.server.domain.parties import Caller
-from ccp.server.events import Outlet
+from ccp.server.events import EventSink
 from ccp.server.external.services import ExternalServices
 from ccp.server.metrics import Metrics
 from ccp.server.pool.verification_reports import VerificationReports
@@ -33,7 +33,7 @@ from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import audit, contracts
 from ccp.server.storage.queries.audit import Action, Entry
 from ccp.server.storage.queries.contracts import Published
-from ccp.server.trust.anchors import Trust
+from ccp.server.trust.anchors import TrustStore
 from ccp.server.trust.revocation import RevocationService
 from ccp.verify import lint
 from ccp.verify.report import Checks
@@ -58,11 +58,11 @@ class Publication:
     def __init__(
         self,
         store: Store,
-        trust: Trust,
+        trust: TrustStore,
         revocation: RevocationService,
         external: ExternalServices,
         settings: Settings,
-        events: Outlet,
+        events: EventSink,
         reports: VerificationReports,
         clock: Callable[[], datetime],
         metrics: Metrics,
@@ -111,7 +111,7 @@ class Publication:
             began=began,
         )  # fmt: skip
         await self.store(caller, validated.contract)
-        self._events.changed()
+        self._events.change_committed()
         if validated.warnings:
             _log.warning("published with warnings", owner=emaid.provider, warnings=validated.warnings)
 
@@ -134,7 +134,7 @@ class Publication:
         verified = verify.verify_response(
             response, emaid=emaid, root=root, anchors=self._trust.anchors, revocation=AskedLater(), at=now
         )
-        cleared = await self._revocation.require(
+        cleared = await self._revocation.ensure_good(
             (verified.contract_chain, verified.cps_chain), now, caller=caller.party.client_id
         )
         key = None

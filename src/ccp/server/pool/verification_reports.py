@@ -10,7 +10,7 @@ from ccp import verify
 from ccp.errors import VerificationError
 from ccp.ids import EMAID, Fingerprint
 from ccp.server.settings import Settings, VehicleTrust
-from ccp.server.trust.anchors import Trust
+from ccp.server.trust.anchors import TrustStore
 from ccp.server.trust.revocation import RevocationService
 from ccp.verify import InstallationRequest, InstallationResponse, lint
 from ccp.verify.report import Checks
@@ -23,7 +23,7 @@ class VerificationReports:
     Each message is verified twice: first to learn its chains, then with their revocation state.
     """
 
-    def __init__(self, trust: Trust, revocation: RevocationService, settings: Settings) -> None:
+    def __init__(self, trust: TrustStore, revocation: RevocationService, settings: Settings) -> None:
         self._trust = trust
         self._revocation = revocation
         self._vehicle_trust: VehicleTrust = settings.vehicle_trust
@@ -50,9 +50,9 @@ class VerificationReports:
         arguments = {"emaid": emaid, "root": root, "anchors": self._trust.anchors, "at": now}
         _verify_response(Checks(tell=True), response, revocation=deferred, **arguments)
         stored = await (
-            self._revocation.gathered(deferred.chains, now, caller=caller)
+            self._revocation.evaluate_with_fetch(deferred.chains, now, caller=caller)
             if fetch
-            else self._revocation.stored(deferred.chains)
+            else self._revocation.evaluate(deferred.chains)
         )
         checks = Checks(tell=True)
         _verify_response(checks, response, revocation=stored, **arguments)
@@ -66,7 +66,7 @@ class VerificationReports:
         anchors = self._trust.anchors if self._vehicle_trust is VehicleTrust.CHAIN else None
         deferred = AskedLater()
         _verify_request(Checks(tell=True), request, anchors=anchors, revocation=deferred, at=now)
-        stored = await self._revocation.stored_for_vehicle(deferred.chains)
+        stored = await self._revocation.evaluate_for_vehicle(deferred.chains)
         checks = Checks(tell=True)
         _verify_request(checks, request, anchors=anchors, revocation=stored, at=now)
         return checks, (*lint.on_request(request, self._trust.anchors), *stored.warnings)

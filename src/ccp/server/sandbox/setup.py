@@ -25,7 +25,7 @@ from ccp.server.runtime.private_files import create_private
 from ccp.server.settings import Settings
 from ccp.server.storage import Store
 from ccp.server.storage.engine import schema
-from ccp.server.trust.anchors import add_anchor, trusted
+from ccp.server.trust.anchors import add_anchor, trusted_certificate
 from ccp.testing import pki as sim_pki
 from ccp.testing.partners import Car, make_contract, new_session_id, sign_contract
 from ccp.testing.pki import PKI
@@ -95,7 +95,7 @@ async def register(store: Store, world: World, at: datetime) -> None:
     """Tell a pool about a world: its roots, the OEM's sub-CAs, which ISO 15118-2 cars do not send, and its parties."""
     for edition, pki in world.pkis.items():
         for role, certificate in trust_list(pki):
-            entry = trusted(certificate, role, f"sandbox {edition}", at)
+            entry = trusted_certificate(certificate, role, f"sandbox {edition}", at)
             await store.write(add_anchor(entry, command_actor(), at))
     actor = Actor(command_actor())
     for member in world.members:

@@ -15,7 +15,7 @@ _BY_GRAVITY: Final[tuple[type[CCPError], ...]] = (RevokedError, VerificationErro
 
 
 @dataclass(frozen=True, slots=True)
-class Cleared:
+class RevocationCleared:
     """Chains that nothing is held against.
 
     keys: for the contract, so that its delivery can ask again. sentences: what each certificate's standing rests on.
@@ -27,7 +27,7 @@ class Cleared:
     warnings: tuple[str, ...]
 
 
-def judge(stored: StoredEvidence, chains: Sequence[VerifiedChain], at: datetime) -> Cleared:
+def clear_chains(stored: StoredEvidence, chains: Sequence[VerifiedChain], at: datetime) -> RevocationCleared:
     """Judge all chains, and tell the gravest kind of problem: what is revoked stays so, what is missing may come."""
     sentences = []
     problems: list[CCPError] = []
@@ -38,7 +38,7 @@ def judge(stored: StoredEvidence, chains: Sequence[VerifiedChain], at: datetime)
             problems.append(without_frames(exc))
     if problems:
         raise _gravest(problems)
-    return Cleared(keys_of(chains), tuple(sentences), tuple(stored.warnings))
+    return RevocationCleared(keys_of(chains), tuple(sentences), tuple(stored.warnings))
 
 
 def _gravest(problems: Sequence[CCPError]) -> CCPError:

@@ -2,7 +2,7 @@
 
     chains = AskedLater()
     verified = installation.verify_response(…, revocation=chains, at=at)    # everything but revocation
-    cleared = await service.require(chains.chains, at)                      # RevokedError, Unavailable
+    cleared = await service.ensure_good(chains.chains, at)                      # RevokedError, Unavailable
 
 Addresses come out of certificates, so nothing is fetched but for a `VerifiedChain`, and always through the guarded
 client; a CRL address that the operator configured may be private. A CRL comes first: one fetch answers for every
@@ -34,7 +34,7 @@ from ccp.server.storage import Store
 from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import anchors
 from ccp.server.storage.queries import revocation as queries
-from ccp.server.trust.clearance import Cleared, judge
+from ccp.server.trust.clearance import RevocationCleared, clear_chains
 from ccp.server.trust.configured_issuers import ConfiguredIssuers
 from ccp.server.trust.crl_reader import CRLReader
 from ccp.server.trust.revocation_fetcher import OCSP_TIMEOUT, RevocationFetcher, host_label
@@ -65,10 +65,10 @@ T = TypeVar("T")
 Pair = tuple[Certificate, Certificate]
 """A certificate and its issuer's."""
 
-PUBLISH_SECONDS: Final = 3.0  # What a publisher waits in all. What is under way then goes on without it.
+PUBLICATION_TIMEOUT: Final = 3.0  # What a publisher waits in all. What is under way then goes on without it.
 
-_SHORTEST_REST: Final = timedelta(minutes=1)
-_LONGEST_REST: Final = queries.MAX_REFRESH  # So that a revocation is seen within a day whatever nextUpdate says.
+_MIN_REFRESH_DELAY: Final = timedelta(minutes=1)
+_MAX_REFRESH_DELAY: Final = queries.MAX_REFRESH  # So that a revocation is seen within a day whatever nextUpdate says.
 _RETRY: Final = timedelta(minutes=2)  # After a refresh that failed; the breaker spares hosts that are down.
 _RETRY_UNKNOWN: Final = timedelta(minutes=10)  # Responders learn of new certificates late, not never.
 _ROUND_SECONDS: Final = 15.0
@@ -85,7 +85,7 @@ _SWEEP: Final = "<sweep>"
 
 
 @dataclass(frozen=True, slots=True)
-class Swept:
+class RefreshStats:
     """What a round did. more: whether it ended before everything that was due was done."""
 
     refreshed: int
@@ -143,7 +143,9 @@ class RevocationService:
 
     # --- Publishing ---
 
-    async def require(self, chains: Sequence[VerifiedChain], at: datetime, *, caller: str = "") -> Cleared:
+    async def ensure_good(
+        self, chains: Sequence[VerifiedChain], at: datetime, *, caller: str = ""
+    ) -> RevocationCleared:
         """Establish that no certificate below the roots is revoked; fetch what is needed and not there.
 
         caller: the party that publishes; parties share each responder's rate in turn.
@@ -153,25 +155,27 @@ class RevocationService:
         await self.issuers.note(chains)
         if not self.rules.checked:
             await self._store.write(self._watched_from_now(chains, at))
-        stored = await self.stored(chains)
+        stored = await self.evaluate(chains)
         try:
-            return judge(stored, chains, at)
+            return clear_chains(stored, chains, at)
         except Unavailable:
-            failures = await self.gather(stored.missing, at, caller=caller)
-        return judge(await self.stored(chains, failures), chains, at)
+            failures = await self.fetch_missing(stored.missing, at, caller=caller)
+        return clear_chains(await self.evaluate(chains, failures), chains, at)
 
-    async def gathered(self, chains: Sequence[VerifiedChain], at: datetime, *, caller: str = "") -> StoredEvidence:
+    async def evaluate_with_fetch(
+        self, chains: Sequence[VerifiedChain], at: datetime, *, caller: str = ""
+    ) -> StoredEvidence:
         """A judge over what is known of these chains, what was missing fetched as far as it can be had. For dry runs:
         nothing is asked about again.
         """
         await self.issuers.note(chains)
-        stored = await self.stored(chains)
+        stored = await self.evaluate(chains)
         with contextlib.suppress(RevokedError, VerificationError, Unavailable):
-            judge(stored, chains, at)
-        failures = await self.gather(stored.missing, at, watch=False, caller=caller)
-        return await self.stored(chains, failures)
+            clear_chains(stored, chains, at)
+        failures = await self.fetch_missing(stored.missing, at, watch=False, caller=caller)
+        return await self.evaluate(chains, failures)
 
-    async def stored(
+    async def evaluate(
         self,
         chains: Iterable[VerifiedChain],
         failures: dict[tuple[str, int], Unavailable] | None = None,
@@ -189,13 +193,13 @@ class RevocationService:
                 key = issuer.issuer_id, certificate.serial_number
                 yield from queries.watch(key, certificate.der, issuer.der, certificate.not_after, at)
 
-    async def gather(
+    async def fetch_missing(
         self,
         missing: Iterable[Pair],
         at: datetime,
         *,
         watch: bool = True,
-        seconds: float = PUBLISH_SECONDS,
+        timeout: float = PUBLICATION_TIMEOUT,  # noqa: ASYNC109  the fetches continue
         caller: str = "",
         max_asked: int = _MAX_ASKED,
     ) -> dict[tuple[str, int], Unavailable]:
@@ -214,14 +218,14 @@ class RevocationService:
             if is_new and self._callers[caller] >= max_asked:
                 failures[key] = EvidenceError("The caller makes the pool ask about too many certificates at a time.")
                 continue
-            task = self._flight((key, caller), partial(self._ask, certificate, issuer, at, watch, caller))
+            task = self._single_flight((key, caller), partial(self._ask, certificate, issuer, at, watch, caller))
             if is_new:
                 self._callers[caller] += 1
                 task.add_done_callback(partial(self._asked_for, caller))
             waiting.setdefault(task, []).append(key)
         if not waiting:
             return failures
-        done, late = await asyncio.wait(waiting, timeout=seconds)
+        done, late = await asyncio.wait(waiting, timeout=timeout)
         for task in late:
             failures.update(dict.fromkeys(waiting[task], EvidenceError("It takes longer than a request can wait.")))
         for task in done:
@@ -241,19 +245,19 @@ class RevocationService:
         A pool meets a vehicle for the first time when that asks, so missing evidence is asked for behind its back and
         held against it only where the policy is `require`. Raises RevokedError, Unavailable, VerificationError.
         """
-        keys = self.keys_of(chain)
-        self.judge_vehicle(chain, keys, await self._store.read(queries.load(keys, self.rules)), at)
+        keys = self.refs_of(chain)
+        self.evaluate_vehicle(chain, keys, await self._store.read(queries.load(keys, self.rules)), at)
 
-    def keys_of(self, chain: VerifiedChain | None) -> tuple[Key, ...]:
+    def refs_of(self, chain: VerifiedChain | None) -> tuple[Key, ...]:
         """What has to be known to judge a vehicle; nothing where that is switched off."""
         return keys_of((chain,)) if chain is not None and self.rules.checked else ()
 
-    def judge_vehicle(self, chain: VerifiedChain, keys: Sequence[Key], known: Known, at: datetime) -> None:
+    def evaluate_vehicle(self, chain: VerifiedChain, keys: Sequence[Key], known: Known, at: datetime) -> None:
         """As `check_vehicle`, by what is known of these keys of its."""
         if not self.rules.checked:
             return
         if self.issuers.concerns(chain):
-            self._in_background("configured_issuers", self._note_quietly(chain))
+            self._run_in_background("configured_issuers", self._learn_run_in_background(chain))
         try:
             return check_keys(keys, known, self.rules, at)
         except (RevokedError, Unavailable):
@@ -265,9 +269,9 @@ class RevocationService:
         finally:
             if stored.missing:
                 # Vehicles live for decades and ask once or twice: not watched.
-                self._in_background("vehicle_evidence", self._gather_quietly(stored.missing, at))
+                self._run_in_background("vehicle_evidence", self._fetch_run_in_background(stored.missing, at))
 
-    def _in_background(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+    def _run_in_background(self, name: str, work: Coroutine[Any, Any, None]) -> None:
         """Do something that no caller waits for, unless there is much of it."""
         if len(self._background) >= _BACKGROUND:
             work.close()
@@ -276,40 +280,40 @@ class RevocationService:
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    async def _note_quietly(self, chain: VerifiedChain) -> None:
+    async def _learn_run_in_background(self, chain: VerifiedChain) -> None:
         try:
             await self.issuers.note((chain,))
         except Unavailable as exc:
-            _log.warning("configured issuer not kept", reason=str(exc))
+            _log.warning("configured issuer not stored", reason=str(exc))
 
-    async def stored_for_vehicle(self, chains: Sequence[VerifiedChain]) -> StoredEvidence:
+    async def evaluate_for_vehicle(self, chains: Sequence[VerifiedChain]) -> StoredEvidence:
         """The judge of a delivery, over what is known now. It fetches nothing."""
         keys = keys_of(chains) if self.rules.checked else ()
         known = await self._store.read(queries.load(keys, self.rules))
         return ForVehicles(known, self.rules, grace=self.rules.stale_grace)
 
-    async def _gather_quietly(self, missing: Sequence[Pair], at: datetime) -> None:
-        failures = await self.gather(missing, at, watch=False, caller=_VEHICLES)
+    async def _fetch_run_in_background(self, missing: Sequence[Pair], at: datetime) -> None:
+        failures = await self.fetch_missing(missing, at, watch=False, caller=_VEHICLES)
         for failure in failures.values():
-            _log.warning("evidence not fetched", reason=str(failure))
+            _log.warning("evidence fetch failed", reason=str(failure))
 
     # --- Refreshing ---
 
-    def sweeping(self) -> PeriodicTask:
+    def refresh_task(self) -> PeriodicTask:
         """Sweeps on a schedule. Not critical: evidence that runs out is noticed by each request that needs it."""
 
         async def run() -> bool:
-            return (await self.sweep(await self._checked_now() if self._checked_now else self._now())).more
+            return (await self.refresh_due(await self._checked_now() if self._checked_now else self._now())).more
 
         return PeriodicTask("revocation_sweep", run, lambda: _ROUND_SECONDS * (0.5 + self._jitter()), first_delay=0.0)
 
-    async def sweep(self, at: datetime) -> Swept:
+    async def refresh_due(self, at: datetime) -> RefreshStats:
         """One round: refresh the lists and the certificates that are due.
 
         What cannot be fetched is logged and asked for again later. Raises Unavailable.
         """
         if not self.rules.checked:
-            return Swept(0, 0, False)
+            return RefreshStats(0, 0, False)
         by_host: dict[tuple[str, str], list[Callable[[], asyncio.Task[None]]]] = {}
         lists = await self._store.write(queries.due_crls(at, at + _RETRY, _BATCH))
         certificates = await self._store.write(queries.due_certificates(at, at + _RETRY, _BATCH))
@@ -319,7 +323,9 @@ class RevocationService:
             if (issuer := stored_certificate(due.issuer_certificate, "crl")) is not None
         ]
         for issuer, url, names in (*crls, *await self._never_loaded()):
-            job = partial(self._flight, (issuer.issuer_id, url), partial(self._crl, issuer, url, at, names, _SWEEP))
+            job = partial(
+                self._single_flight, (issuer.issuer_id, url), partial(self._crl, issuer, url, at, names, _SWEEP)
+            )
             by_host.setdefault((host_label(url), issuer.issuer_id), []).append(job)
         for watched in certificates:
             certificate, its_issuer = (
@@ -329,14 +335,16 @@ class RevocationService:
             if certificate is None or its_issuer is None:
                 continue
             key = its_issuer.issuer_id, certificate.serial_number
-            job = partial(self._flight, (key, _SWEEP), partial(self._ask, certificate, its_issuer, at, True, _SWEEP))
+            job = partial(
+                self._single_flight, (key, _SWEEP), partial(self._ask, certificate, its_issuer, at, True, _SWEEP)
+            )
             host = host_label((*certificate.addresses.ocsp, "")[0])
             by_host.setdefault((host, its_issuer.issuer_id), []).append(job)
         # One after another for each host and issuer: so a publisher that needs the same host is next but one in its
         # queue, and what one CA's certificates name keeps no other CA's evidence waiting.
         outcomes = await asyncio.gather(*(refresh_in_order(host, jobs) for (host, _), jobs in by_host.items()))
         refreshed, failed = sum(done for done, _ in outcomes), sum(not_done for _, not_done in outcomes)
-        return Swept(refreshed, failed, _BATCH in (len(lists), len(certificates)))
+        return RefreshStats(refreshed, failed, _BATCH in (len(lists), len(certificates)))
 
     async def _never_loaded(self) -> list[tuple[Certificate, str, frozenset[str]]]:
         """Configured lists of trusted CAs that are not there yet: waiting for the first publisher would cost it."""
@@ -352,7 +360,9 @@ class RevocationService:
 
     # --- Fetching ---
 
-    def _flight(self, key: object, start: Callable[[], Coroutine[Any, Any, T]], name: str = "") -> asyncio.Task[T]:
+    def _single_flight(
+        self, key: object, start: Callable[[], Coroutine[Any, Any, T]], name: str = ""
+    ) -> asyncio.Task[T]:
         """The task that does this already, or a new one with this name."""
         task = self._flights.get(key)
         if task is None:
@@ -408,9 +418,11 @@ class RevocationService:
                 _log.warning("certificate revoked", certificate=certificate.fingerprint, source=evidence.source)
                 await self._store.write(queries.unwatch(identity))
             elif watch:
-                rest = self._rest(evidence.next_update, at) if evidence.status is Status.GOOD else _RETRY_UNKNOWN
+                delay = (
+                    self._refresh_delay(evidence.next_update, at) if evidence.status is Status.GOOD else _RETRY_UNKNOWN
+                )
                 await self._store.write(
-                    queries.watch(identity, certificate.der, issuer.der, certificate.not_after, at + rest)
+                    queries.watch(identity, certificate.der, issuer.der, certificate.not_after, at + delay)
                 )
             return
         raise failures.pop() if failures else EvidenceError("It names no address that can be asked.")
@@ -438,14 +450,14 @@ class RevocationService:
         Raises Unavailable.
         """
         start = partial(self._crl, issuer, url, at, names, caller)
-        flight = self._flight((issuer.issuer_id, url), start, caller)
+        flight = self._single_flight((issuer.issuer_id, url), start, caller)
         if flight.get_name() != caller:
             try:
                 return await asyncio.shield(flight)
             except OutboundError as exc:
                 if exc.host_failed:
                     raise
-            flight = self._flight((issuer.issuer_id, url), start, caller)
+            flight = self._single_flight((issuer.issuer_id, url), start, caller)
         await asyncio.shield(flight)
 
     async def _crl(self, issuer: Certificate, url: str, at: datetime, names: frozenset[str], caller: str) -> None:
@@ -473,7 +485,7 @@ class RevocationService:
                 raise EvidenceError("The CRL's server says that nothing has changed, but there was no list before.")
             if at > kept.next_update:
                 raise EvidenceError("The CRL is stale, and its server has no newer one.")
-            await self._store.write(queries.keep_crl(name, url, at, at + self._rest(kept.next_update, at)))
+            await self._store.write(queries.keep_crl(name, url, at, at + self._refresh_delay(kept.next_update, at)))
             return
         number = kept.number if kept else None
         read = await self._reader.read(answer.body, issuer, at, number, None if configured else url, names)
@@ -485,7 +497,7 @@ class RevocationService:
                 etag=answer.headers.get("etag"),
                 last_modified=answer.headers.get("last-modified"),
                 now=at,
-                refresh_at=at + self._rest(read.next_update, at),
+                refresh_at=at + self._refresh_delay(read.next_update, at),
                 names=names,
             )
         )
@@ -494,7 +506,7 @@ class RevocationService:
             raise EvidenceError("The CRL is older than the one before.")
         _log.info("CRL loaded", issuer=issuer.fingerprint, url=url, number=read.number, revoked=len(read.revoked))
 
-    def _rest(self, next_update: datetime, at: datetime) -> timedelta:
+    def _refresh_delay(self, next_update: datetime, at: datetime) -> timedelta:
         """How long to leave it at that: half of what is left, give or take a tenth of it."""
         left = (next_update - at) * (0.4 + 0.2 * self._jitter())
-        return min(max(left, _SHORTEST_REST), _LONGEST_REST)
+        return min(max(left, _MIN_REFRESH_DELAY), _MAX_REFRESH_DELAY)

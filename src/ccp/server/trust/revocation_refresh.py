@@ -29,7 +29,7 @@ async def refresh_in_order(host: str, jobs: Sequence[Callable[[], Awaitable[None
     reasons: dict[str, int] = {}
     for job in jobs:
         if asyncio.get_running_loop().time() > ends:
-            _log.warning("evidence not refreshed", host=host, reasons={"The host is slow.": len(jobs) - done - failed})
+            _log.warning("evidence refresh failed", host=host, reasons={"The host is slow.": len(jobs) - done - failed})
             break
         try:
             await job()
@@ -38,7 +38,7 @@ async def refresh_in_order(host: str, jobs: Sequence[Callable[[], Awaitable[None
             failed += 1
             reasons[str(exc)] = reasons.get(str(exc), 0) + 1
     if reasons:
-        _log.warning("evidence not refreshed", host=host, reasons=reasons)
+        _log.warning("evidence refresh failed", host=host, reasons=reasons)
     return done, failed
 
 

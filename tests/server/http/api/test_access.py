@@ -20,7 +20,7 @@ from ccp.server.access.authorization_server import AuthorizationServer
 from ccp.server.http.routes.opnc import BASE
 from ccp.server.sandbox.setup import trust_list
 from ccp.server.storage.queries import anchors, parties
-from ccp.server.trust.anchors import trusted
+from ccp.server.trust.anchors import trusted_certificate
 from ccp.testing.pki import PKI
 from tests.server.http.api.answers import sentences
 from tests.world import AT, ISO2, Pool, new_emaid, new_pcid, opened, post_body, start
@@ -315,7 +315,7 @@ def test_a_root_that_is_added_is_trusted_within_five_seconds(lonely: Pool, pkis:
     contract = lonely.contract(lonely.car(), signer=pkis["other_iso2"])
     assert lonely.cps.put("/signedcontractdata", json=contract.body).status_code == 400
     for role, certificate in trust_list(pkis["other_iso2"]):
-        lonely.change(anchors.add(trusted(certificate, role, "test", AT)))
+        lonely.change(anchors.add(trusted_certificate(certificate, role, "test", AT)))
     began = time.monotonic()
     while lonely.cps.put("/signedcontractdata", json=contract.body).status_code != 201:
         assert time.monotonic() - began < 5

@@ -15,7 +15,7 @@ from ccp.exi import iso2
 from ccp.ids import Namespace
 from ccp.server.sandbox.setup import trust_list
 from ccp.server.storage.queries import anchors
-from ccp.server.trust.anchors import trusted
+from ccp.server.trust.anchors import trusted_certificate
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI, algorithm_of, build_pki
 from tests.server.http.api.answers import sentences
@@ -270,7 +270,7 @@ def test_a_contract_is_as_old_as_its_first_variant(pool: Pool) -> None:
     default, second, third = (pool.publish(car).emaid for _ in range(3))
     other = build_pki(AT, algorithm="P-521")
     for role, certificate in trust_list(other):
-        pool.change(anchors.add(trusted(certificate, role, "test", AT)))
+        pool.change(anchors.add(trusted_certificate(certificate, role, "test", AT)))
     later = pool.contract(car, second, signer=other)
     deadline = time.monotonic() + 30
     while pool.cps.put("/signedcontractdata", json=later.body).status_code != 201:

@@ -16,9 +16,9 @@ from ccp.server.runtime.background import BackgroundTasks
 from ccp.server.storage.queries import revocation as queries
 from ccp.server.storage.queries.anchors import add
 from ccp.server.trust import revocation
-from ccp.server.trust.anchors import Role, trusted
+from ccp.server.trust.anchors import trusted_certificate
 from ccp.testing.pki import OCSP_RESPONDER, Addresses, Algorithm, build_pki, sign_crl
-from ccp.x509.path_validation import Profile, Usage
+from ccp.x509.path_validation import Profile, Role, Usage
 from ccp.x509.revocation_policy import Key, Status, check_keys, dump_keys, key_of, keys_of, load_keys
 from tests.server.trust.revocation.made import (
     ALGORITHMS,
@@ -78,13 +78,13 @@ def test_openssl_says_good_revoked_and_unknown(algorithm: Algorithm, delegated: 
     statuses = {good.serial_number: None, revoked.serial_number: AT - DAY}
 
     async def test(bench: Bench) -> None:
-        cleared = await bench.service.require([made.chain(good)], AT)
+        cleared = await bench.service.ensure_good([made.chain(good)], AT)
         assert "OCSP http://127.0.0.1" in cleared.sentences[0]
         assert len(cleared.warnings) == 2  # The sub-CAs name nothing here.
         with pytest.raises(RevokedError, match=f"{revoked.subject_cn}.* was revoked at {AT - DAY:%Y-%m-%d}"):
-            await bench.service.require([made.chain(revoked)], AT)
+            await bench.service.ensure_good([made.chain(revoked)], AT)
         with pytest.raises(Unavailable, match="does not know it"):
-            await bench.service.require([made.chain(unknown)], AT)
+            await bench.service.ensure_good([made.chain(unknown)], AT)
 
     with openssl_responder(tmp_path, made.sub2, statuses, responder=responder, port=port):
         run(test, ocsp_sha256=("eMSP Sub2 CA SIM",) if delegated else ())
@@ -97,7 +97,7 @@ def test_openssl_says_that_a_sub_ca_is_revoked(algorithm: Algorithm, tmp_path: P
 
     async def test(bench: Bench) -> None:
         with pytest.raises(RevokedError, match="eMSP Sub2 CA SIM"):
-            await bench.service.require([made.chain(made.contract().certificate)], AT)
+            await bench.service.ensure_good([made.chain(made.contract().certificate)], AT)
 
     with openssl_responder(tmp_path, made.sub1, {made.sub2.certificate.serial_number: AT - HOUR}, port=port):
         run(test)
@@ -113,11 +113,11 @@ def test_a_crl_by_distribution_point_answers_for_every_certificate(algorithm: Al
     serve_crl(server, "/2.crl", crl(made.sub2, revoked))
 
     async def test(bench: Bench) -> None:
-        cleared = await bench.service.require([made.chain(good)], AT)
+        cleared = await bench.service.ensure_good([made.chain(good)], AT)
         assert f"CRL {server.url}/2.crl" in cleared.sentences[0]
-        await bench.service.require([made.chain(also_good)], AT)
+        await bench.service.ensure_good([made.chain(also_good)], AT)
         with pytest.raises(RevokedError):
-            await bench.service.require([made.chain(revoked)], AT)
+            await bench.service.ensure_good([made.chain(revoked)], AT)
         assert server.count("/2.crl") == 1
 
     run(test)
@@ -130,7 +130,7 @@ def test_a_revoked_sub_ca_on_a_configured_crl_is_refused(server: Server) -> None
 
     async def test(bench: Bench) -> None:
         with pytest.raises(RevokedError, match="eMSP Sub1 CA SIM"):
-            await bench.service.require([made.chain(made.contract().certificate)], AT)
+            await bench.service.ensure_good([made.chain(made.contract().certificate)], AT)
 
     for name in ("eMSP Root CA SIM", made.root.certificate.fingerprint):
         run(test, crl_urls={name: server.url + "/arl.crl"}, egress_allow_networks=())
@@ -143,21 +143,21 @@ def test_a_crl_is_fetched_conditionally_and_may_not_go_back(server: Server) -> N
 
     async def test(bench: Bench) -> None:
         key = key_of(held, made.sub2.certificate)
-        await bench.service.require([made.chain(other)], AT)
+        await bench.service.ensure_good([made.chain(other)], AT)
         later = AT + timedelta(hours=13)  # past the half-life of a day
-        assert (await bench.service.sweep(AT)).refreshed == 0
-        assert (await bench.service.sweep(later)).refreshed == 1
+        assert (await bench.service.refresh_due(AT)).refreshed == 0
+        assert (await bench.service.refresh_due(later)).refreshed == 1
         assert server.seen[-1].headers["if-none-match"] == '"1"'
         # A list with a lower number, whatever its dates say, changes nothing.
         at = later + 20 * HOUR
         fresh = {"this_update": at, "next_update": at + DAY}
         serve_crl(server, "/2.crl", crl(made.sub2, other, number=6, **fresh), '"2"')
-        assert (await bench.service.sweep(at)).failed == 1
+        assert (await bench.service.refresh_due(at)).failed == 1
         with pytest.raises(Unavailable, match="the number 6, the one before it had 7"):
-            await bench.service.require([made.chain(other, at)], at)
+            await bench.service.ensure_good([made.chain(other, at)], at)
         # A newer one is taken, and what it no longer lists stays revoked.
         serve_crl(server, "/2.crl", crl(made.sub2, number=8, **fresh), '"3"')
-        await bench.service.require([made.chain(other, at)], at)
+        await bench.service.ensure_good([made.chain(other, at)], at)
         assert await known(bench, key) is Status.REVOKED
 
     run(test)
@@ -172,7 +172,7 @@ def test_ten_thousand_serial_numbers_are_loaded_in_one_transaction(server: Serve
 
     async def test(bench: Bench) -> None:
         with pytest.raises(RevokedError):
-            await bench.service.require([made.chain(leaf)], AT)
+            await bench.service.ensure_good([made.chain(leaf)], AT)
         key = key_of(leaf, made.sub2.certificate)
         for serial in (1, 400, 401, 9_999, 10_037):
             assert await known(bench, key._replace(serial=serial)) is Status.REVOKED
@@ -187,7 +187,7 @@ def test_where_the_list_cannot_be_had_the_responder_is_asked(server: Server) -> 
     server.says("/2", answer(leaf, made.sub2))
 
     async def test(bench: Bench) -> None:
-        cleared = await bench.service.require([made.chain(leaf)], AT)
+        cleared = await bench.service.ensure_good([made.chain(leaf)], AT)
         assert "OCSP" in cleared.sentences[0]
         assert server.count("/2.crl") == 1
 
@@ -199,9 +199,9 @@ def test_lists_that_are_configured_for_trusted_cas_are_loaded_before_anybody_ask
     serve_crl(server, "/oem.crl", crl(made.pki.oem_sub2))
 
     async def test(bench: Bench) -> None:
-        await bench.store.write(add(trusted(made.pki.oem_sub2.certificate, Role.OEM, "test", AT)))
-        assert (await bench.service.sweep(AT)).refreshed == 1
-        assert (await bench.service.sweep(AT)).refreshed == 0
+        await bench.store.write(add(trusted_certificate(made.pki.oem_sub2.certificate, Role.OEM, "test", AT)))
+        assert (await bench.service.refresh_due(AT)).refreshed == 1
+        assert (await bench.service.refresh_due(AT)).refreshed == 0
         found = await bench.store.read(
             queries.find_crl(made.pki.oem_sub2.certificate.issuer_id, server.url + "/oem.crl")
         )
@@ -218,10 +218,10 @@ def test_what_was_fetched_once_is_not_fetched_again_while_it_is_fresh(server: Se
     server.says("/sub2", answer(leaf, made.sub2))
 
     async def test(bench: Bench) -> None:
-        first = await bench.service.require([made.chain(leaf)], AT)
+        first = await bench.service.ensure_good([made.chain(leaf)], AT)
         assert (len(server.seen), first.warnings) == (3, ())
         assert load_keys(dump_keys(first.keys)) == first.keys
-        assert await bench.service.require([made.chain(leaf)], AT) == first
+        assert await bench.service.ensure_good([made.chain(leaf)], AT) == first
         assert len(server.seen) == 3
 
     run(test)
@@ -249,12 +249,12 @@ def test_without_evidence_the_status_is_unavailable_soon(
     async def test(bench: Bench) -> None:
         began = time.monotonic()
         with pytest.raises(Unavailable, match=words) as raised:
-            await bench.service.require([made.chain(leaf)], AT)
+            await bench.service.ensure_good([made.chain(leaf)], AT)
         assert leaf.subject_cn in str(raised.value)
-        assert time.monotonic() - began < revocation.PUBLISH_SECONDS + 1
+        assert time.monotonic() - began < revocation.PUBLICATION_TIMEOUT + 1
         # As soon as the responder answers, so does the pool.
         server.says("/sub2", answer(leaf, made.sub2))
-        await bench.service.require([made.chain(leaf)], AT)
+        await bench.service.ensure_good([made.chain(leaf)], AT)
 
     run(test)
 
@@ -266,10 +266,10 @@ def test_revoked_is_told_at_once_even_where_something_else_is_missing(server: Se
     async def test(bench: Bench) -> None:
         chain = made.chain(made.contract().certificate)
         with pytest.raises(RevokedError):
-            await bench.service.require([chain], AT)
+            await bench.service.ensure_good([chain], AT)
         asked = len(server.seen)
         with pytest.raises(RevokedError):
-            await bench.service.require([chain], AT)
+            await bench.service.ensure_good([chain], AT)
         assert len(server.seen) == asked
 
     run(test)
@@ -282,7 +282,7 @@ def test_callers_at_the_same_time_share_one_request(server: Server, made: Branch
 
     async def test(bench: Bench) -> None:
         chain = made.chain(leaf)
-        await asyncio.gather(*(bench.service.require([chain], AT) for _ in range(50)))
+        await asyncio.gather(*(bench.service.ensure_good([chain], AT) for _ in range(50)))
         assert len(server.seen) == 3
 
     run(test)
@@ -293,8 +293,8 @@ def test_a_caller_that_gives_up_does_not_stop_the_others(server: Server, made: B
     server.says("/sub2", Reply(answer(leaf, made.sub2), delay=1.0))
 
     async def test(bench: Bench) -> None:
-        impatient = asyncio.create_task(bench.service.require([made.chain(leaf)], AT))
-        patient = asyncio.create_task(bench.service.require([made.chain(leaf)], AT))
+        impatient = asyncio.create_task(bench.service.ensure_good([made.chain(leaf)], AT))
+        patient = asyncio.create_task(bench.service.ensure_good([made.chain(leaf)], AT))
         while not server.count("/sub2"):  # noqa: ASYNC110  the server is a thread
             await asyncio.sleep(0.01)
         impatient.cancel()
@@ -311,10 +311,10 @@ def test_a_host_that_fails_is_left_alone_and_answers_for_itself_quickly(server: 
     async def test(bench: Bench) -> None:
         for _ in range(5):
             with pytest.raises(Unavailable):
-                await bench.service.require([made.chain(made.contract().certificate)], AT)
+                await bench.service.ensure_good([made.chain(made.contract().certificate)], AT)
         assert len(server.seen) == 3
         with pytest.raises(Unavailable, match="not called for a while") as caught:
-            await bench.service.require([made.chain(made.contract().certificate)], AT)
+            await bench.service.ensure_good([made.chain(made.contract().certificate)], AT)
         assert caught.value.retry_after is not None
         assert 25 < caught.value.retry_after <= 30
 
@@ -328,7 +328,7 @@ def test_one_host_is_not_called_more_often_than_the_limit(server: Server) -> Non
     async def test(bench: Bench) -> None:
         pairs = [(made.contract().certificate, made.sub2.certificate) for _ in range(35)]
         began = time.monotonic()
-        await bench.service.gather(pairs, AT)
+        await bench.service.fetch_missing(pairs, AT)
         # Twenty at once, the others at twenty a second.
         assert len(server.seen) == 35
         assert time.monotonic() - began > 0.6
@@ -342,7 +342,7 @@ def test_one_host_is_not_called_more_often_than_the_limit(server: Server) -> Non
 def test_loopback_addresses_out_of_certificates_are_not_called(server: Server, made: Branch) -> None:
     async def test(bench: Bench) -> None:
         with pytest.raises(Unavailable, match="cannot be reached"):
-            await bench.service.require([made.chain(made.contract().certificate)], AT)
+            await bench.service.ensure_good([made.chain(made.contract().certificate)], AT)
         assert not server.seen
 
     run(test, egress_allow_networks=())
@@ -354,7 +354,7 @@ def test_a_name_that_resolves_to_loopback_is_not_called(server: Server) -> None:
 
     async def test(bench: Bench) -> None:
         with pytest.raises(Unavailable, match="localhost cannot be reached"):
-            await bench.service.require([made.chain(made.contract().certificate)], AT)
+            await bench.service.ensure_good([made.chain(made.contract().certificate)], AT)
         assert not server.seen
 
     run(test, egress_allow_networks=())
@@ -367,7 +367,7 @@ def test_a_redirect_to_another_address_is_not_followed(server: Server, made: Bra
 
     async def test(bench: Bench) -> None:
         with pytest.raises(Unavailable, match="HTTP status 307"):
-            await bench.service.require([made.chain(leaf)], AT)
+            await bench.service.ensure_good([made.chain(leaf)], AT)
         assert server.count("/real") == 0
 
     run(test)
@@ -381,7 +381,7 @@ def test_the_policy_decides_about_certificates_that_name_nothing() -> None:
     chain = made.chain(made.contract().certificate)
 
     async def when_named(bench: Bench) -> None:
-        cleared = await bench.service.require([chain], AT)
+        cleared = await bench.service.ensure_good([chain], AT)
         assert len(cleared.warnings) == 3
         assert all(key.crls is None for key in cleared.keys)
         check_keys(
@@ -393,12 +393,12 @@ def test_the_policy_decides_about_certificates_that_name_nothing() -> None:
 
     async def require(bench: Bench) -> None:
         with pytest.raises(VerificationError, match="names no OCSP or CRL address"):
-            await bench.service.require([chain], AT)
+            await bench.service.ensure_good([chain], AT)
 
     async def off(bench: Bench) -> None:
-        cleared = await bench.service.require([chain], AT)
+        cleared = await bench.service.ensure_good([chain], AT)
         assert cleared.keys == keys_of((chain,))
-        assert (await bench.service.sweep(AT)).refreshed == 0
+        assert (await bench.service.refresh_due(AT)).refreshed == 0
 
     run(when_named)
     run(require, revocation="require")
@@ -417,15 +417,15 @@ def test_what_is_published_while_nobody_is_asked_counts_when_the_policy_is_switc
         return Reply(answer(revoked, made.sub2, revoked_at=AT - DAY))
 
     async def test(bench: Bench) -> None:
-        keys = [(await bench.service.require([made.chain(leaf)], AT)).keys for leaf in (good, revoked)]
-        assert not (await bench.service.sweep(AT)).refreshed
+        keys = [(await bench.service.ensure_good([made.chain(leaf)], AT)).keys for leaf in (good, revoked)]
+        assert not (await bench.service.refresh_due(AT)).refreshed
         assert not server.seen
         server.answers["/sub2"] = answering
         async with beside(bench, egress_allow_networks=LOOPBACK) as service:
             for each in keys:
                 with pytest.raises(Unavailable):
                     check_keys(each, await bench.store.read(queries.load(each, service.rules)), service.rules, AT)
-            assert (await service.sweep(AT)).failed == 0
+            assert (await service.refresh_due(AT)).failed == 0
             check_keys(keys[0], await bench.store.read(queries.load(keys[0], service.rules)), service.rules, AT)
             with pytest.raises(RevokedError):
                 check_keys(keys[1], await bench.store.read(queries.load(keys[1], service.rules)), service.rules, AT)
@@ -438,7 +438,7 @@ def test_a_list_that_is_configured_later_revokes_what_was_published_before(serve
     good, revoked, next_one = (made.contract().certificate for _ in range(3))
 
     async def test(bench: Bench) -> None:
-        keys = [(await bench.service.require([made.chain(leaf)], AT)).keys for leaf in (good, revoked)]
+        keys = [(await bench.service.ensure_good([made.chain(leaf)], AT)).keys for leaf in (good, revoked)]
         url = serve_crl(server, "/later.crl", crl(made.sub2, revoked))
         async with beside(bench, crl_urls={made.sub2.certificate.subject_cn: url}) as service:
 
@@ -447,7 +447,7 @@ def test_a_list_that_is_configured_later_revokes_what_was_published_before(serve
 
             await judge(keys[0])
             await judge(keys[1])
-            await service.require([made.chain(next_one)], AT)
+            await service.ensure_good([made.chain(next_one)], AT)
             await judge(keys[0])
             with pytest.raises(RevokedError):
                 await judge(keys[1])
@@ -460,7 +460,7 @@ def test_a_list_that_is_configured_later_revokes_what_was_published_before(serve
 
 def test_off_asks_nobody(server: Server, made: Branch) -> None:
     async def test(bench: Bench) -> None:
-        await bench.service.require([made.chain(made.contract().certificate)], AT)
+        await bench.service.ensure_good([made.chain(made.contract().certificate)], AT)
         await bench.service.check_vehicle(made.chain(made.contract().certificate), AT)
         assert not server.seen
 
@@ -475,7 +475,7 @@ def test_delivery_reads_evidence_until_it_runs_out_and_for_the_grace_after(serve
     server.says("/sub2", answer(leaf, made.sub2))
 
     async def test(bench: Bench) -> None:
-        keys = (await bench.service.require([made.chain(leaf)], AT)).keys
+        keys = (await bench.service.ensure_good([made.chain(leaf)], AT)).keys
         found = await bench.store.read(queries.load(keys, bench.service.rules))
         grace = bench.service.rules.stale_grace
         check_keys(keys, found, bench.service.rules, AT + HOUR + grace)
@@ -514,17 +514,17 @@ def test_a_responder_killed_under_load_does_not_slow_delivery(tmp_path: Path) ->
 
     async def test(bench: Bench) -> None:
         with openssl_responder(tmp_path, made.sub2, statuses, port=port):
-            keys = (await bench.service.require([made.chain(leaf)], AT)).keys
+            keys = (await bench.service.ensure_good([made.chain(leaf)], AT)).keys
             chains = [made.chain(one) for one in others]
-            publishers = [asyncio.create_task(bench.service.require([chain], AT)) for chain in chains]
-            sweeping = asyncio.create_task(bench.service.sweep(AT + timedelta(minutes=50)))
+            publishers = [asyncio.create_task(bench.service.ensure_good([chain], AT)) for chain in chains]
+            sweeping = asyncio.create_task(bench.service.refresh_due(AT + timedelta(minutes=50)))
             await _deliveries(bench, keys, 0.2)
         took = await _deliveries(bench, keys, 1.0)
         outcomes = await asyncio.gather(*publishers, return_exceptions=True)
         await sweeping
         assert all(isinstance(each, Unavailable | revocation.Cleared) for each in outcomes)
         with pytest.raises(Unavailable):
-            await bench.service.require([made.chain(made.contract().certificate)], AT)
+            await bench.service.ensure_good([made.chain(made.contract().certificate)], AT)
         _assert_quick(took)
 
     run(test)
@@ -535,10 +535,11 @@ def test_a_responder_that_hangs_does_not_slow_delivery(server: Server, made: Bra
     server.says("/sub2", answer(leaf, made.sub2))
 
     async def test(bench: Bench) -> None:
-        keys = (await bench.service.require([made.chain(leaf)], AT)).keys
+        keys = (await bench.service.ensure_good([made.chain(leaf)], AT)).keys
         server.says("/sub2", Reply(delay=30))
         publishers = [
-            asyncio.create_task(bench.service.require([made.chain(made.contract().certificate)], AT)) for _ in range(10)
+            asyncio.create_task(bench.service.ensure_good([made.chain(made.contract().certificate)], AT))
+            for _ in range(10)
         ]
         took = await _deliveries(bench, keys, 1.0)
         outcomes = await asyncio.gather(*publishers, return_exceptions=True)
@@ -553,21 +554,21 @@ def test_a_contract_whose_certificate_is_revoked_later_is_not_delivered(server: 
     server.says("/sub2", answer(leaf, made.sub2))
 
     async def test(bench: Bench) -> None:
-        keys = (await bench.service.require([made.chain(leaf)], AT)).keys
+        keys = (await bench.service.ensure_good([made.chain(leaf)], AT)).keys
         at = AT + timedelta(minutes=40)
         server.says("/sub2", answer(leaf, made.sub2, this_update=at, next_update=at + HOUR, revoked_at=at))
         server.says("/root", answer(made.sub1.certificate, made.root, this_update=at, next_update=at + HOUR))
-        swept = await bench.service.sweep(at)
+        swept = await bench.service.refresh_due(at)
         assert (swept.refreshed, swept.failed) == (2, 0)
         with pytest.raises(RevokedError):
             check_keys(keys, await bench.store.read(queries.load(keys, bench.service.rules)), bench.service.rules, at)
         # Revoked is final: an older and a newer "good" change nothing, and nobody is asked again.
         server.says("/sub2", answer(leaf, made.sub2, this_update=at + HOUR, next_update=at + DAY))
         before = server.count("/sub2")
-        await bench.service.sweep(at + 40 * timedelta(minutes=1))
+        await bench.service.refresh_due(at + 40 * timedelta(minutes=1))
         assert server.count("/sub2") == before
         with pytest.raises(RevokedError):
-            await bench.service.require([made.chain(leaf)], at + HOUR)
+            await bench.service.ensure_good([made.chain(leaf)], at + HOUR)
 
     run(test)
 
@@ -602,13 +603,13 @@ def test_the_sweep_asks_again_at_half_life_and_not_before(server: Server, made: 
     server.says("/sub2", answer(leaf, made.sub2))
 
     async def test(bench: Bench) -> None:
-        await bench.service.require([made.chain(leaf)], AT)
-        assert (await bench.service.sweep(AT + timedelta(minutes=29))).refreshed == 0
+        await bench.service.ensure_good([made.chain(leaf)], AT)
+        assert (await bench.service.refresh_due(AT + timedelta(minutes=29))).refreshed == 0
         asked = server.count("/sub2")
-        assert (await bench.service.sweep(AT + timedelta(minutes=31))).refreshed == 2
+        assert (await bench.service.refresh_due(AT + timedelta(minutes=31))).refreshed == 2
         assert server.count("/sub2") == asked + 1
         # Nothing is due right after, here or in another worker.
-        assert (await bench.service.sweep(AT + timedelta(minutes=32))).refreshed == 0
+        assert (await bench.service.refresh_due(AT + timedelta(minutes=32))).refreshed == 0
 
     run(test)
 
@@ -622,7 +623,7 @@ def test_evidence_is_asked_for_again_at_half_life_give_or_take_by_chance(
 
     async def test(bench: Bench) -> None:
         async with beside(bench, chance=chance, egress_allow_networks=LOOPBACK) as service:
-            await service.require([made.chain(leaf)], AT)
+            await service.ensure_good([made.chain(leaf)], AT)
             due = AT + 10 * HOUR * share
             for at, found in ((due - timedelta(seconds=1), 0), (due, 1)):
                 watched = await bench.store.write(queries.due_certificates(at, AT + 10 * HOUR, 10))
@@ -636,12 +637,12 @@ def test_the_sweep_never_goes_back_to_an_older_statement(server: Server, made: B
     server.says("/sub2", answer(leaf, made.sub2))
 
     async def test(bench: Bench) -> None:
-        keys = (await bench.service.require([made.chain(leaf)], AT)).keys
+        keys = (await bench.service.ensure_good([made.chain(leaf)], AT)).keys
         identity = keys[0].issuer, keys[0].serial
         before = (await bench.store.read(queries.load(keys, bench.service.rules))).evidence[identity]
         at = AT + timedelta(minutes=31)
         server.says("/sub2", answer(leaf, made.sub2, this_update=AT - DAY, next_update=AT + 2 * DAY))
-        await bench.service.sweep(at)
+        await bench.service.refresh_due(at)
         assert (await bench.store.read(queries.load(keys, bench.service.rules))).evidence[identity] == before
 
     run(test)
@@ -652,18 +653,18 @@ def test_the_sweep_outlives_every_failure(server: Server, made: Branch) -> None:
     server.says("/sub2", answer(leaf, made.sub2))
 
     async def test(bench: Bench) -> None:
-        keys = (await bench.service.require([made.chain(leaf)], AT)).keys
+        keys = (await bench.service.ensure_good([made.chain(leaf)], AT)).keys
         server.answers.clear()
         at = AT + timedelta(minutes=31)
-        swept = await bench.service.sweep(at)
+        swept = await bench.service.refresh_due(at)
         assert (swept.refreshed, swept.failed) == (0, 2)
         check_keys(keys, await bench.store.read(queries.load(keys, bench.service.rules)), bench.service.rules, at)
         # Tried again some minutes later, not in every round.
-        assert (await bench.service.sweep(at + timedelta(seconds=30))).failed == 0
-        assert (await bench.service.sweep(at + timedelta(minutes=3))).failed == 2
+        assert (await bench.service.refresh_due(at + timedelta(seconds=30))).failed == 0
+        assert (await bench.service.refresh_due(at + timedelta(minutes=3))).failed == 2
         await bench.store.close()
         with pytest.raises(AssertionError):  # For the supervision of background tasks, which counts and tries again.
-            await bench.service.sweep(at + HOUR)
+            await bench.service.refresh_due(at + HOUR)
 
     run(test)
 
@@ -673,10 +674,10 @@ def test_certificates_that_have_expired_are_forgotten(server: Server, made: Bran
     server.says("/sub2", answer(leaf, made.sub2))
 
     async def test(bench: Bench) -> None:
-        keys = (await bench.service.require([made.chain(leaf)], AT)).keys
+        keys = (await bench.service.ensure_good([made.chain(leaf)], AT)).keys
         assert await known(bench, keys[0]) is Status.GOOD
         asked = len(server.seen)
-        await bench.service.sweep(leaf.not_after + timedelta(seconds=1))
+        await bench.service.refresh_due(leaf.not_after + timedelta(seconds=1))
         assert await known(bench, keys[0]) is None
         assert server.count("/sub2") == 1
         assert len(server.seen) > asked  # the sub-CA and the list live on
@@ -691,11 +692,11 @@ def test_a_list_that_takes_long_does_not_keep_the_responder_from_answering(serve
     server.says("/2.crl", Reply(crl(made.sub2), delay=2.4))
 
     async def test(bench: Bench) -> None:
-        cleared = await bench.service.require([made.chain(leaf)], AT)
+        cleared = await bench.service.ensure_good([made.chain(leaf)], AT)
         assert "OCSP" in cleared.sentences[0]
         await asyncio.sleep(1)
         # The list came in the end, and now answers for the next one.
-        assert "CRL" in (await bench.service.require([made.chain(made.contract().certificate)], AT)).sentences[0]
+        assert "CRL" in (await bench.service.ensure_good([made.chain(made.contract().certificate)], AT)).sentences[0]
         assert (server.count("/2"), server.count("/2.crl")) == (1, 1)
 
     run(test)
@@ -706,9 +707,9 @@ def test_the_background_task_sweeps_until_it_is_closed(server: Server) -> None:
     serve_crl(server, "/oem.crl", crl(made.pki.oem_sub2))
 
     async def test(bench: Bench) -> None:
-        await bench.store.write(add(trusted(made.pki.oem_sub2.certificate, Role.OEM, "test", AT)))
+        await bench.store.write(add(trusted_certificate(made.pki.oem_sub2.certificate, Role.OEM, "test", AT)))
         background = BackgroundTasks()
-        background.add(bench.service.sweeping())
+        background.add(bench.service.refresh_task())
         while not server.seen:  # noqa: ASYNC110  the server is a thread
             await asyncio.sleep(0.01)
         await background.close()

@@ -19,7 +19,7 @@ from ccp.schemas.json_bodies import Body, read_body
 from ccp.schemas.timestamps import rfc3339
 from ccp.server.domain.authorization import EventOperation
 from ccp.server.domain.parties import Caller, PartyRole
-from ccp.server.events.webhooks import Owned, Wanted, Webhooks
+from ccp.server.events.webhooks import Webhooks, WebhookSpec, WebhookWithOwner
 from ccp.server.http.routes.opnc import Edge, Handler
 from ccp.server.storage.queries.contracts import instant, microseconds
 from ccp.server.storage.queries.deliveries import Delivery, DeliveryCursor, DeliveryState
@@ -93,7 +93,7 @@ def router(webhooks: Webhooks, edge: Edge) -> APIRouter:
     @add("GET", "", EventOperation.GET_ENDPOINTS, list[Endpoint])
     async def get_endpoints(caller: Caller = calling(EventOperation.GET_ENDPOINTS)) -> Response:
         """One's own webhooks, the oldest first, without their secrets."""
-        return _json([_endpoint(owned) for owned in await webhooks.every(caller)])
+        return _json([_endpoint(owned) for owned in await webhooks.list_all(caller)])
 
     @add("GET", "/{id}", EventOperation.GET_ENDPOINT, Endpoint)
     async def get_endpoint_by_id(
@@ -101,7 +101,7 @@ def router(webhooks: Webhooks, edge: Edge) -> APIRouter:
         caller: Caller = calling(EventOperation.GET_ENDPOINT),
     ) -> Response:
         """A webhook, with its secret."""
-        return _json(_endpoint(await webhooks.one(caller, id), secret=True))
+        return _json(_endpoint(await webhooks.get(caller, id), secret=True))
 
     @add("PUT", "/{id}", EventOperation.UPDATE_ENDPOINT, Endpoint, PutEndpointUpdateReq)
     async def update_endpoint_by_id(
@@ -144,8 +144,8 @@ def router(webhooks: Webhooks, edge: Edge) -> APIRouter:
     return api
 
 
-def _wanted(body: PostEndpointReq | PutEndpointUpdateReq) -> Wanted:
-    return Wanted(
+def _wanted(body: PostEndpointReq | PutEndpointUpdateReq) -> WebhookSpec:
+    return WebhookSpec(
         url=body.url,
         events=body.subscribed,
         wmis=None if body.own_wmis is None else tuple(body.own_wmis),
@@ -156,7 +156,7 @@ def _wanted(body: PostEndpointReq | PutEndpointUpdateReq) -> Wanted:
     )
 
 
-def _endpoint(owned: Owned, *, secret: bool = False) -> JSONObject:
+def _endpoint(owned: WebhookWithOwner, *, secret: bool = False) -> JSONObject:
     webhook, party = owned.webhook, owned.party
     members = {
         "id": webhook.id,

@@ -18,13 +18,13 @@ from ccp.errors import NotAuthorised
 from ccp.schemas.event_types import EMSP, KNOWN, audience, published
 from ccp.server.domain.parties import Caller, PartyRole
 from ccp.server.domain.subscriptions import EventKind
-from ccp.server.events.webhooks import MOST, Wanted, Webhooks
+from ccp.server.events.webhooks import MAX_WEBHOOKS, Webhooks, WebhookSpec
 from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import webhooks as webhook_queries
 from ccp.server.storage.queries.delivery_queue import AttemptOutcome
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp_ok
-from tests.server.events.told import (
+from tests.server.events.webhook_api import (
     BASE,
     CREATED,
     DELETED,
@@ -302,12 +302,12 @@ def test_a_party_has_at_most_so_many_webhooks_even_if_it_makes_them_all_at_once(
         return call(pool, "full", "POST", json={"url": URL, "events": CREATED}).status_code
 
     with ThreadPoolExecutor(8) as threads:
-        statuses = list(threads.map(one, range(MOST + 8)))
-    assert sorted(statuses) == [201] * MOST + [400] * 8
+        statuses = list(threads.map(one, range(MAX_WEBHOOKS + 8)))
+    assert sorted(statuses) == [201] * MAX_WEBHOOKS + [400] * 8
     body = {"url": URL, "events": CREATED}
-    assert sentences(call(pool, "full", "POST", json=body), 400) == [f"A party has at most {MOST} webhooks."]
+    assert sentences(call(pool, "full", "POST", json=body), 400) == [f"A party has at most {MAX_WEBHOOKS} webhooks."]
     listed = ok(call(pool, "full", "GET"))
-    assert len(listed) == MOST
+    assert len(listed) == MAX_WEBHOOKS
     assert call(pool, "full", "DELETE", f"/{listed[7]['id']}").status_code == 200
     assert one(0) == 201
 
@@ -363,8 +363,8 @@ def test_a_caller_whom_another_issuer_vouches_for_cannot_subscribe(pool: Pool) -
 
     async def run() -> None:
         async with opened(pool.settings) as store:
-            webhooks, caller, at = Webhooks(store, http=False), Caller(stranger), datetime.now(UTC)
-            for attempt in (webhooks.add(caller, Wanted(URL, (CREATED,)), at), webhooks.every(caller)):
+            webhooks, caller, at = Webhooks(store, allow_http=False), Caller(stranger), datetime.now(UTC)
+            for attempt in (webhooks.add(caller, WebhookSpec(URL, (CREATED,)), at), webhooks.list_all(caller)):
                 with pytest.raises(
                     NotAuthorised, match=r"^Webhooks are for parties that are registered at this pool\.$"
                 ):

@@ -18,12 +18,13 @@ from ccp.server.storage import connect
 from ccp.server.storage.engine import schema
 from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import anchors, change_counters
-from ccp.server.trust.anchors import Synchronised, synchronise, synchronising, trusted
+from ccp.server.trust.anchors import trusted_certificate
+from ccp.server.trust.root_sync import RootSyncResult, root_sync_task, sync_roots
 from ccp.testing.pki import PKI
 from ccp.x509.certificates import Certificate
 from ccp.x509.path_validation import Role
 from tests.server.external.scripted_server import Call, Fake, Reply, json_answer, scripted_server
-from tests.server.trust.anchors.files import damaged, leaf_that_names_itself, root, rsa_root, signed_by_another
+from tests.server.trust.root_files import damaged, leaf_that_names_itself, root, rsa_root, signed_by_another
 from tests.world import AT, b64
 
 
@@ -43,13 +44,13 @@ class World:
     def list(self, certificate: Certificate, *types: str) -> None:
         self.lists.append({"caCertificate": b64(certificate.der), "rootTypeList": list(types)})
 
-    def sync(self, *, prune: bool = False, path: str = "/rcp/") -> Synchronised:
-        async def run() -> Synchronised:
+    def sync(self, *, prune: bool = False, path: str = "/rcp/") -> RootSyncResult:
+        async def run() -> RootSyncResult:
             store, outbound = connect(self.url), OutboundClient()
             await store.open()
             try:
                 rcp = RootCertificatePool(outbound, self.fake.url + path)
-                return await synchronise(store, rcp, AT, prune=prune)
+                return await sync_roots(store, rcp, AT, prune=prune)
             finally:
                 await outbound.close()
                 await store.close()
@@ -87,7 +88,7 @@ def test_additions_are_taken_over_for_the_roles_that_were_said_and_the_workers_a
     assert set(world.held()) == expected
     assert {(entry.role, entry.fingerprint) for entry in done.added} == expected
     assert set(world.held().values()) == {world.fake.url + "/rcp"}
-    assert (done.gone, done.unusable, done.pruned) == ((), (), False)
+    assert (done.delisted, done.unusable, done.pruned) == ((), (), False)
     assert world.write(change_counters.read_all())[change_counters.ChangeCounter.ANCHORS] == 3
     again = world.sync()
     assert (again.added, again.gone) == ((), ())
@@ -103,12 +104,12 @@ def test_what_is_gone_is_told_and_stays_until_it_is_pruned(world: World) -> None
     world.list(one, "V2G")
     for _ in range(2):
         done = world.sync()
-        assert {(entry.role, entry.label) for entry in done.gone} == {("v2g", "Two"), ("oem", "One")}
+        assert {(entry.role, entry.label) for entry in done.delisted} == {("v2g", "Two"), ("oem", "One")}
         assert not done.pruned
         assert len(world.held()) == 3
     done = world.sync(prune=True)
     assert done.pruned
-    assert len(done.gone) == 2
+    assert len(done.delisted) == 2
     assert set(world.held()) == {("v2g", one.fingerprint)}
 
 
@@ -117,19 +118,21 @@ def test_what_was_added_by_hand_or_came_from_elsewhere_is_never_gone(world: Worl
     world.list(pinned, "V2G")
     world.list(plain, "V2G")
     world.sync()
-    world.write(anchors.add(trusted(hand, Role.V2G, "hand.pem", AT)))
-    world.write(anchors.add(trusted(other, Role.V2G, "http://other/rcp", AT)))
-    assert world.write(anchors.add_by_operator(trusted(pinned, Role.V2G, "pinned.pem", AT, "mine"))) is False
+    world.write(anchors.add(trusted_certificate(hand, Role.V2G, "hand.pem", AT)))
+    world.write(anchors.add(trusted_certificate(other, Role.V2G, "http://other/rcp", AT)))
+    assert (
+        world.write(anchors.add_by_operator(trusted_certificate(pinned, Role.V2G, "pinned.pem", AT, "mine"))) is False
+    )
     world.lists = []
     world.list(plain, "V2G")
     done = world.sync(prune=True)
-    assert done.gone == ()
+    assert done.delisted == ()
     assert {fingerprint for _, fingerprint in world.held()} == {c.fingerprint for c in (hand, other, pinned, plain)}
 
 
 def test_what_is_known_from_elsewhere_keeps_its_source(world: World) -> None:
     hand = root("Hand")
-    world.write(anchors.add(trusted(hand, Role.V2G, "hand.pem", AT)))
+    world.write(anchors.add(trusted_certificate(hand, Role.V2G, "hand.pem", AT)))
     world.list(hand, "V2G")
     assert world.sync().added == ()
     assert set(world.held().values()) == {"hand.pem"}
@@ -155,9 +158,9 @@ def test_certificates_that_cannot_be_anchors_are_told_and_the_others_are_taken(
 
 def test_an_anchor_that_has_expired_meanwhile_is_not_gone(world: World) -> None:
     ended = root("Ended", (AT - timedelta(days=9), AT - timedelta(days=1)))
-    world.write(anchors.add(trusted(ended, Role.V2G, world.fake.url + "/rcp", AT)))
+    world.write(anchors.add(trusted_certificate(ended, Role.V2G, world.fake.url + "/rcp", AT)))
     world.list(ended, "V2G")
-    assert world.sync(prune=True).gone == ()
+    assert world.sync(prune=True).delisted == ()
 
 
 def test_a_list_that_cannot_be_read_as_a_whole_prunes_nothing(world: World) -> None:
@@ -167,7 +170,7 @@ def test_a_list_that_cannot_be_read_as_a_whole_prunes_nothing(world: World) -> N
     world.sync()
     world.lists[1]["caCertificate"] = "garbled"
     done = world.sync(prune=True)
-    assert [entry.label for entry in done.gone] == ["Two"]
+    assert [entry.label for entry in done.delisted] == ["Two"]
     assert not done.pruned
     assert "Nothing was removed" in done.unusable[-1]
     assert len(world.held()) == 2
@@ -186,10 +189,10 @@ def test_a_list_of_nothing_and_a_wrong_address_remove_nothing(world: World, path
 def test_the_schedule_adds_and_never_prunes_and_goes_on_after_failures(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ccp.server.trust.anchors._FIRST_SECONDS", 0.01)
-    monkeypatch.setattr("ccp.server.trust.anchors._RETRY_SECONDS", 0.05)
+    monkeypatch.setattr("ccp.server.trust.root_sync._MAX_FIRST_DELAY", 0.01)
+    monkeypatch.setattr("ccp.server.trust.root_sync._RETRY_DELAY", 0.05)
     one, two, gone = root("One"), root("Two"), root("Gone")
-    world.write(anchors.add(trusted(gone, Role.V2G, world.fake.url + "/rcp", AT)))
+    world.write(anchors.add(trusted_certificate(gone, Role.V2G, world.fake.url + "/rcp", AT)))
 
     async def run() -> None:
         store, outbound = connect(world.url), OutboundClient()
@@ -197,7 +200,7 @@ def test_the_schedule_adds_and_never_prunes_and_goes_on_after_failures(
         world.fake.answers["/rcp/rootcertificates"] = Reply(503)
         rcp = RootCertificatePool(outbound, world.fake.url + "/rcp")
         background = BackgroundTasks()
-        background.add(synchronising(store, rcp, 0.05, lambda: datetime.now(UTC)))
+        background.add(root_sync_task(store, rcp, 0.05, lambda: datetime.now(UTC)))
         try:
             async with asyncio.timeout(8):
                 while len(world.fake.calls) < 2:  # noqa: ASYNC110  it counts in another thread

@@ -19,7 +19,7 @@ from ccp.server.sandbox import setup
 from ccp.server.sandbox.local_pool import loopback
 from ccp.testing.partners import Car
 from ccp.testing.pki import build_pki
-from tests.server.trust.anchors.files import root
+from tests.server.trust.root_files import root
 
 WORKERS = 2
 # The same code as this process runs, wherever the current directory is.

@@ -10,7 +10,7 @@ from structlog.testing import CapturingLogger
 
 from ccp.errors import Unavailable
 from ccp.server.domain.parties import PartyRole
-from ccp.server.events import HandedOut, Subscribers, delivery_notices
+from ccp.server.events import BufferedNotifier, Subscribers, delivery_notices
 from ccp.server.storage import connect
 from ccp.server.storage.queries import contracts, parties, webhooks
 from tests.databases import sql
@@ -41,8 +41,8 @@ def gathered(url: str) -> list[tuple[int, str]]:
 def test_each_event_has_a_revision_of_its_own_and_too_many_are_dropped_and_counted(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(delivery_notices, "_MOST", 3)
-    monkeypatch.setattr(delivery_notices, "_GROUP", 2)
+    monkeypatch.setattr(delivery_notices, "_MAX_BUFFERED", 3)
+    monkeypatch.setattr(delivery_notices, "_BATCH", 2)
     log = CapturingLogger()
     monkeypatch.setattr(delivery_notices, "_log", log)
 
@@ -52,20 +52,20 @@ def test_each_event_has_a_revision_of_its_own_and_too_many_are_dropped_and_count
         try:
             subscribers = Subscribers(store)
             await subscribers.refresh()
-            handed_out = HandedOut(store, subscribers)
+            notifier = BufferedNotifier(store, subscribers)
             for _ in range(2):
-                handed_out.handed_out([variant(), variant(), variant(SECOND_CONTRACT)], AT)
+                notifier.contracts_delivered([variant(), variant(), variant(SECOND_CONTRACT)], AT)
             assert gathered(url) == [], "nothing is written by who hands out"
-            await handed_out.flush()
-            assert handed_out.news.is_set()
-            handed_out.handed_out([variant()], AT)
-            await handed_out.close()
+            await notifier.flush()
+            assert notifier.new_events.is_set()
+            notifier.contracts_delivered([variant()], AT)
+            await notifier.close()
         finally:
             await store.close()
 
     asyncio.run(whole())
     assert gathered(url) == [(3, FIRST), (4, SECOND_CONTRACT), (5, FIRST), (6, FIRST)]
-    assert [(*call.args, call.kwargs["events"]) for call in log.calls] == [("events dropped: too many at a time", 1)]
+    assert [(*call.args, call.kwargs["events"]) for call in log.calls] == [("events dropped", 1)]
     assert sql(url, "select rev from vehicle where pcid = ?", CAR) == [(6,)]
 
 
@@ -76,13 +76,13 @@ def test_what_cannot_be_written_now_is_written_later(url: str) -> None:
         try:
             subscribers = Subscribers(store)
             await subscribers.refresh()
-            handed_out = HandedOut(store, subscribers)
-            handed_out.handed_out([variant()], AT)
+            notifier = BufferedNotifier(store, subscribers)
+            notifier.contracts_delivered([variant()], AT)
             sql(url, "alter table outbox rename to elsewhere")
             with pytest.raises(Unavailable):
-                await handed_out.flush()
+                await notifier.flush()
             sql(url, "alter table elsewhere rename to outbox")
-            await handed_out.flush()
+            await notifier.flush()
         finally:
             await store.close()
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from ccp.errors import ChainError, ConfigurationError
-from ccp.server.trust.anchors import Expiry, expiry_warning, expiry_warnings, export, from_directory, trusted
+from ccp.server.trust.anchors import Expiry, expiry_warning, expiry_warnings, export_certificates, trusted_certificate
 from ccp.testing.pki import PKI
+from ccp.verify.trust_folder import from_directory
 from ccp.x509.path_validation import Role, TrustAnchors, check_root
-from tests.server.trust.anchors.files import damaged, leaf_that_names_itself, root, rsa_root, signed_by_another
+from tests.server.trust.root_files import damaged, leaf_that_names_itself, root, rsa_root, signed_by_another
 from tests.world import AT
 
 
@@ -72,14 +73,14 @@ def test_what_is_exported_is_read_back_the_same(pkis: dict[str, PKI], tmp_path: 
     pki = pkis["iso2"]
     twins = [root("Twin"), root("Twin"), root("../../etc/passwd"), root("*")]
     entries = [
-        trusted(pki.v2g_root.certificate, Role.V2G, "a", AT),
-        trusted(pki.v2g_root.certificate, Role.EMSP, "a", AT),
-        trusted(pki.oem_root.certificate, Role.OEM, "a", AT),
-        trusted(pki.oem_sub1.certificate, Role.OEM, "a", AT),
-        *(trusted(certificate, Role.EMSP, "a", AT) for certificate in twins),
+        trusted_certificate(pki.v2g_root.certificate, Role.V2G, "a", AT),
+        trusted_certificate(pki.v2g_root.certificate, Role.EMSP, "a", AT),
+        trusted_certificate(pki.oem_root.certificate, Role.OEM, "a", AT),
+        trusted_certificate(pki.oem_sub1.certificate, Role.OEM, "a", AT),
+        *(trusted_certificate(certificate, Role.EMSP, "a", AT) for certificate in twins),
     ]
     folder = tmp_path / "out"
-    written = export(entries, folder)
+    written = export_certificates(entries, folder)
     assert len(set(written)) == len(entries)
     assert all(path.resolve().is_relative_to(folder.resolve()) for path in written)
     found = from_directory(folder)
@@ -94,6 +95,6 @@ def test_what_is_exported_is_read_back_the_same(pkis: dict[str, PKI], tmp_path: 
 def test_nothing_is_exported_among_other_files(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(ConfigurationError, match="not an empty directory"):
-        export([trusted(root(), Role.V2G, "a", AT)], tmp_path)
+        export_certificates([trusted_certificate(root(), Role.V2G, "a", AT)], tmp_path)
     with pytest.raises(ConfigurationError, match="not an empty directory"):
-        export([trusted(root(), Role.V2G, "a", AT)], tmp_path / "notes.txt")
+        export_certificates([trusted_certificate(root(), Role.V2G, "a", AT)], tmp_path / "notes.txt")

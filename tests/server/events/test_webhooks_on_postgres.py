@@ -10,7 +10,7 @@ import pytest
 from ccp.server.domain.parties import PartyRole
 from ccp.testing.pki import PKI
 from tests.databases import Server
-from tests.server.events.test_endpoints import (
+from tests.server.events.test_webhooks import (
     forget,
     test_a_car_maker_subscribes_and_is_told_everything_of_its_webhook_and_the_secret,
     test_a_change_is_of_what_is_given_and_keeps_the_secret,
