@@ -33,7 +33,7 @@ sys.path.insert(1, str(Path(__file__).parents[1]))
 
 import bulk
 from ccp.server import logging, settings
-from ccp.server.audit.trail import command_actor
+from ccp.server.audit.actor import command_actor
 from ccp.server.bulk import importer
 from ccp.server.bulk.lines import Source
 from ccp.server.domain.parties import PartyRole

@@ -152,7 +152,7 @@ def test_a_row_that_the_erase_command_cannot_have_written_covers_nothing(trail: 
     trail.blank(victims, Made(**{**fields, **changes}))
     status, verdict = trail.verify()
     assert status == 1
-    assert verdict["broken"] == [{"lane": LANE, "number": 2, "why": "its subject was removed, and no erasure says so"}]
+    assert verdict["broken"] == [{"lane": LANE, "number": 2, "why": "its subject was removed, and no erasure lists it"}]
 
 
 def test_an_erasure_covers_no_row_that_came_after_it(trail: Trail) -> None:

@@ -15,7 +15,7 @@ from ccp.cli import serve as cli_serve
 from ccp.errors import Unavailable
 from ccp.ids import EMAID, PCID
 from ccp.server.access import authorization_server
-from ccp.server.domain.parties import NOT_VALID
+from ccp.server.domain.parties import TOKEN_NOT_VALID
 from ccp.server.runtime import clock
 from ccp.server.runtime.clock import ClockGuard
 from ccp.server.storage import connect
@@ -128,7 +128,7 @@ def test_nothing_is_purged_while_the_clock_is_ahead_and_everything_goes_on_after
         receiver.says("/up", 200)
         until(lambda: ready(pool) == [], 60)
         for _ in range(2):
-            assert sentences(post(pool, future), 401) == [NOT_VALID], "from the cache"
+            assert sentences(post(pool, future), 401) == [TOKEN_NOT_VALID], "from the cache"
         assert post(pool, honest).status_code == 400
         pool.cps.headers["Authorization"] = f"Bearer {pool.token('cps')}"
         assert pool.stored(contract.emaid) == pool.stored(stays.emaid) == 1
@@ -156,7 +156,7 @@ def test_a_token_from_the_future_is_refused_by_a_worker_that_never_saw_it(pkis: 
         clock.ahead = JUMP
         future = fresh_token(pool, "cpo")
         clock.ahead = timedelta(0)
-        assert sentences(post(pool, future), 401) == [NOT_VALID]
+        assert sentences(post(pool, future), 401) == [TOKEN_NOT_VALID]
         clock.ahead = timedelta(seconds=30)  # As clocks of several machines may differ.
         near = fresh_token(pool, "cpo")
         clock.ahead = timedelta(0)
@@ -169,11 +169,11 @@ def test_a_foreign_token_from_the_future_is_not_good_for_being_remembered(pkis: 
         with jumping(pkis, issuers=issuers, egress_allow_networks=("127.0.0.0/8",)) as (pool, clock):
             days = JUMP.total_seconds()
             future = fake.token(iat=lambda now: now + days, exp=lambda now: now + days + 3600)
-            assert sentences(post(pool, future), 401) == [NOT_VALID]
+            assert sentences(post(pool, future), 401) == [TOKEN_NOT_VALID]
             clock.ahead = JUMP
             assert post(pool, future).status_code == 400
             clock.ahead = timedelta(0)
-            assert sentences(post(pool, future), 401) == [NOT_VALID]
+            assert sentences(post(pool, future), 401) == [TOKEN_NOT_VALID]
 
 
 def test_a_key_of_the_future_does_not_keep_keys_from_being_rotated(tmp_path: Path) -> None:

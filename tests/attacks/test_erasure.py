@@ -208,18 +208,18 @@ def test_ids_typed_as_client_ids_are_pseudonymised_in_log_and_trail(pkis: dict[s
 def test_the_setting_decides_what_the_log_says_of_a_typed_id(mode: str, shown: str) -> None:
     pseudonyms = Pseudonyms(Settings(log_identifiers=mode, log_pseudonym_key="a key of sixteen characters"))
     text = "de-exa-a00000001 for WEX0CAR0000000001"
-    assert pseudonyms.shown_text(text) == shown
-    hidden = pseudonyms.hide_ids(text)
-    assert hidden == f"{pseudonyms.of(EMAID('DEEXAA00000001'))} for {hidden[-16:]}"
+    assert pseudonyms.pseudonymise_text(text) == shown
+    hidden = pseudonyms.replace_ids(text)
+    assert hidden == f"{pseudonyms.pseudonym(EMAID('DEEXAA00000001'))} for {hidden[-16:]}"
 
 
 @pytest.mark.parametrize("separator", ["", "-", "--", "*", " ", "\t", ".", "/", ":", "_", "\u2010", "\u2013", "\u2212"])
 def test_an_id_is_found_with_whatever_stands_between_its_parts(separator: str) -> None:
     pseudonyms = Pseudonyms(Settings(log_pseudonym_key="a key of sixteen characters"))
     text = f"my card: de{separator}exa{separator}a00000001"
-    assert pseudonyms.hide_ids(text) == f"my card: {pseudonyms.of(EMAID('DEEXAA00000001'))}"
+    assert pseudonyms.replace_ids(text) == f"my card: {pseudonyms.pseudonym(EMAID('DEEXAA00000001'))}"
 
 
 @pytest.mark.parametrize("name", ["example-emsp", "acme-charging-2024", "550e8400-e29b-41d4-a716-446655440000", "röle"])
 def test_a_name_that_is_no_id_is_left_as_it_is(name: str) -> None:
-    assert Pseudonyms(Settings(log_pseudonym_key="a key of sixteen characters")).hide_ids(name) == name
+    assert Pseudonyms(Settings(log_pseudonym_key="a key of sixteen characters")).replace_ids(name) == name

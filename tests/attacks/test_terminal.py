@@ -20,7 +20,7 @@ from cryptography.x509.oid import NameOID
 
 from ccp import cli
 from ccp.server import logging
-from ccp.server.audit.trail import command_actor
+from ccp.server.audit.actor import command_actor
 from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.runtime.terminal_text import is_visible, printable, printable_json
 from ccp.server.settings import Settings

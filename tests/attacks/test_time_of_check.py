@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from ccp.server.access import authorization_server
-from ccp.server.domain.parties import NOT_VALID, PartyRole
+from ccp.server.domain.parties import TOKEN_NOT_VALID, PartyRole
 from ccp.server.http.routes.opnc import BASE
 from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import parties, signing_keys
@@ -202,7 +202,7 @@ def test_a_party_disabled_while_its_body_comes_neither_publishes_nor_receives(po
         by.knows_of(401)
         before = everything(pool)
         for name, request in begun.items():
-            assert request.end().refused(401) == NOT_VALID, name
+            assert request.end().refused(401) == TOKEN_NOT_VALID, name
         assert everything(pool) == before
 
 
@@ -235,7 +235,7 @@ def test_a_token_whose_key_is_revoked_while_the_body_comes_is_refused(pkis: dict
         by.knows_of(401)
         before = everything(running)
         for name, request in begun.items():
-            assert request.end().refused(401) == NOT_VALID, name
+            assert request.end().refused(401) == TOKEN_NOT_VALID, name
         assert everything(running) == before
 
 
@@ -262,7 +262,7 @@ def test_a_foreign_caller_whose_token_or_key_ends_while_its_body_comes_is_refuse
         reached(running, short)
         time.sleep(2.1)  # The life of a token is what this test is about.
         for request in begun[:2]:
-            assert request.end().refused(401) == NOT_VALID
+            assert request.end().refused(401) == TOKEN_NOT_VALID
         fake.keys[:] = [key()]
         headers = {"Authorization": f"Bearer {withdrawn}"}
         deadline = time.monotonic() + 10
@@ -270,7 +270,7 @@ def test_a_foreign_caller_whose_token_or_key_ends_while_its_body_comes_is_refuse
             assert time.monotonic() < deadline
             time.sleep(0.05)
         for request in begun[2:]:
-            assert request.end().refused(401) == NOT_VALID
+            assert request.end().refused(401) == TOKEN_NOT_VALID
         assert running.sql("select count(*) from contract") == [(0,)]
 
 
@@ -313,7 +313,7 @@ def test_what_the_server_has_not_heard_of_yet_is_found_when_the_change_is_made(p
     pool.sql("update party set enabled = false where client_id = ?", by.client_id)
     before = everything(pool)
     for name, (method, path, body) in asked.items():
-        assert sentences(by.ask(method, path, body), 401) == [NOT_VALID], name
+        assert sentences(by.ask(method, path, body), 401) == [TOKEN_NOT_VALID], name
     assert everything(pool) == before
     pool.sql("update party set enabled = true, roles = '[\"cps\"]' where client_id = ?", by.client_id)
     between = everything(pool)
@@ -354,7 +354,7 @@ def test_a_key_that_was_revoked_meanwhile_is_found_when_the_change_is_made(pool:
         before = everything(pool)
         for name, (method, path, body) in asked.items():
             caller = admin if "party" in name else by
-            assert sentences(caller.ask(method, path, body), 401) == [NOT_VALID], name
+            assert sentences(caller.ask(method, path, body), 401) == [TOKEN_NOT_VALID], name
         assert everything(pool) == before
     finally:
         insert = "insert into token_key (kid, private_key, created_at) values (?, ?, ?)"
@@ -375,7 +375,7 @@ def test_nothing_is_revoked_at_the_pki_for_a_party_that_was_disabled_meanwhile(p
             assert len(fake.calls) == 1
             running.sql("update party set enabled = false where client_id = 'emsp'")
             answer = running.emsp.delete(f"/signedcontractdata/{contract.emaid}")
-            assert sentences(answer, 401) == [NOT_VALID]
+            assert sentences(answer, 401) == [TOKEN_NOT_VALID]
             assert len(fake.calls) == 1
             assert running.stored(contract.emaid) == 1
 

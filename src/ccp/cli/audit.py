@@ -18,10 +18,11 @@ from ccp.errors import CCPError, ConfigurationError, FieldError
 from ccp.ids import EMAID, PCID
 from ccp.schemas.timestamps import rfc3339
 from ccp.server import settings
-from ccp.server.audit import comparison, trail
-from ccp.server.audit.comparison import BlankedRow
+from ccp.server.audit import export_comparison
+from ccp.server.audit.export import export_header, export_line, read_export
+from ccp.server.audit.export_comparison import BlankedRow
 from ccp.server.audit.pseudonyms import Pseudonyms
-from ccp.server.audit.trail import Verdict, Verifier
+from ccp.server.audit.verification import ChainVerification, ChainVerifier, verify_trail
 from ccp.server.runtime.private_files import create_private
 from ccp.server.storage import Store, connect
 from ccp.server.storage.engine.time_limits import COMMANDS
@@ -81,28 +82,28 @@ def verify(
     --against. It lists every row that has lost its subject since the export, for you to compare with the erasures that
     you have carried out; exit status 3 then, where everything else is intact.
     """
-    verifier = Verifier(_ends(against) if against is not None else None)
+    verifier = ChainVerifier(_ends(against) if against is not None else None)
     if file is not None:
         with _open(file) as lines:
-            for part in trail.read_export(lines):
+            for part in read_export(lines):
                 if isinstance(part, AuditRow):
-                    verifier.take(part)
+                    verifier.feed(part)
                 else:
-                    verifier.end(part)
+                    verifier.feed_head(part)
     else:
 
         async def read(store: Store) -> None:
-            async for _ in trail.walk(store, verifier):
+            async for _ in verify_trail(store, verifier):
                 pass
 
         with_store(config, read)
-    verdict = verifier.verdict()
+    verdict = verifier.result()
     if against is None:
         _tell(verdict, None, as_json=as_json)
         return
     with _open(against) as lines:
-        blanked = comparison.blanked_since(trail.read_export(lines), verifier)
-    _tell(verdict.with_broken(comparison.contradictions(blanked)), blanked, as_json=as_json)
+        blanked = export_comparison.blanked_since(read_export(lines), verifier)
+    _tell(verdict.with_broken(export_comparison.contradictions(blanked)), blanked, as_json=as_json)
 
 
 @app.command()
@@ -112,15 +113,15 @@ def export(
 ) -> None:
     """Write the whole trail as JSON Lines with its hashes, for `ccp audit verify FILE` or anybody's own program."""
 
-    async def write(store: Store, out: IO[bytes]) -> Verdict:
-        verifier = Verifier()
-        out.write(_line(trail.first_line(datetime.now(UTC))))
-        async for part in trail.walk(store, verifier):
-            line = trail.line_of(part)
+    async def write(store: Store, out: IO[bytes]) -> ChainVerification:
+        verifier = ChainVerifier()
+        out.write(_line(export_header(datetime.now(UTC))))
+        async for part in verify_trail(store, verifier):
+            line = export_line(part)
             if line is not None:
                 out.write(_line(line))
         out.flush()
-        return verifier.verdict()
+        return verifier.result()
 
     if file is None:
         verdict = with_store(config, lambda store: write(store, sys.stdout.buffer))
@@ -155,7 +156,7 @@ def pseudonym(
             await pseudonyms.open(store)
         finally:
             await store.close()
-        return pseudonyms.of(_id(named))
+        return pseudonyms.pseudonym(_id(named))
 
     print_line(asyncio.run(run()))
 
@@ -172,7 +173,7 @@ def _line(members: dict[str, Any]) -> bytes:
     return json.dumps(members).encode("ascii") + b"\n"
 
 
-def _tell(verdict: Verdict, blanked: list[BlankedRow] | None, *, as_json: bool) -> None:
+def _tell(verdict: ChainVerification, blanked: list[BlankedRow] | None, *, as_json: bool) -> None:
     """blanked: the rows that lost their subject since an earlier export; None where there is none to compare with."""
     if as_json:
         shown: dict[str, Any] = {
@@ -197,7 +198,7 @@ def _tell(verdict: Verdict, blanked: list[BlankedRow] | None, *, as_json: bool) 
         raise typer.Exit(_BLANKED)
 
 
-def _conclusion(verdict: Verdict, blanked: list[BlankedRow] | None) -> str:
+def _conclusion(verdict: ChainVerification, blanked: list[BlankedRow] | None) -> str:
     if verdict.broken:
         return "The trail is broken."
     if blanked:
@@ -245,17 +246,17 @@ def _open(file: Path) -> Iterator[Iterator[str]]:
 
 def _ends(file: Path) -> dict[int, ChainHead]:
     """Where an earlier export ends; it has to be whole itself. Raises ConfigurationError."""
-    verifier = Verifier()
+    verifier = ChainVerifier()
     ends: dict[int, ChainHead] = {}
     with _open(file) as lines:
-        for part in trail.read_export(lines):
+        for part in read_export(lines):
             if isinstance(part, AuditRow):
-                verifier.take(part)
+                verifier.feed(part)
             else:
-                verifier.end(part)
+                verifier.feed_head(part)
                 if part.head is not None:
                     ends[part.lane] = part.head
-    if verifier.verdict().broken:
+    if verifier.result().broken:
         raise ConfigurationError(f"{file} is broken itself; see ccp audit verify {file}.")
     return ends
 

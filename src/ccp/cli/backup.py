@@ -15,7 +15,8 @@ from ccp.cli.output import ConfigOption, print_line
 from ccp.errors import ConfigurationError
 from ccp.server import settings
 from ccp.server.access import authorization_server
-from ccp.server.audit.trail import command_actor, read_export
+from ccp.server.audit.actor import command_actor
+from ccp.server.audit.export import read_export
 from ccp.server.storage import backup as copies
 from ccp.server.storage.engine import schema, schema_version
 from ccp.server.storage.engine.inspection import inspect

@@ -18,7 +18,7 @@ from ccp.cli.output import ConfigOption, JsonOption, print_json, print_line, wit
 from ccp.errors import ConfigurationError
 from ccp.ids import WMI, Namespace, ProviderId
 from ccp.server import settings
-from ccp.server.audit.trail import command_actor
+from ccp.server.audit.actor import command_actor
 from ccp.server.domain.parties import Caller, Party, PartyRole
 from ccp.server.storage import Store
 from ccp.server.storage.queries import parties

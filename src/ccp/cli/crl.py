@@ -9,7 +9,7 @@ import typer
 
 from ccp.cli.output import ConfigOption, JsonOption, print_json, print_line, print_table, with_store
 from ccp.errors import ChainError, NotFound
-from ccp.server.audit.trail import command_actor
+from ccp.server.audit.actor import command_actor
 from ccp.server.storage import Store
 from ccp.server.storage.queries import crls
 from ccp.server.storage.queries.audit import with_audit

@@ -11,7 +11,7 @@ from ccp.cli.output import ConfigOption, JsonOption, print_json, print_line, wit
 from ccp.errors import ConfigurationError
 from ccp.ids import EMAID, PCID
 from ccp.server import settings
-from ccp.server.audit.trail import command_actor
+from ccp.server.audit.actor import command_actor
 from ccp.server.storage.engine import schema
 from ccp.server.storage.engine.scrubbing import Scrubbed, scrub
 

@@ -14,7 +14,7 @@ import typer
 from ccp.cli.output import ConfigOption, JsonOption, format_time, print_json, print_line, print_table, with_store
 from ccp.errors import ConfigurationError, NotFound
 from ccp.server import settings
-from ccp.server.audit.trail import command_actor
+from ccp.server.audit.actor import command_actor
 from ccp.server.domain.subscriptions import Webhook
 from ccp.server.storage import Store
 from ccp.server.storage.engine.query import Query, long_write

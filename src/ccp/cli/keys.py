@@ -18,7 +18,7 @@ from ccp.cli.output import (
     with_store,
 )
 from ccp.server.access import authorization_server
-from ccp.server.audit.trail import command_actor
+from ccp.server.audit.actor import command_actor
 from ccp.server.storage import Store
 from ccp.server.storage.queries import signing_keys
 from ccp.server.storage.queries.signing_keys import TokenKey

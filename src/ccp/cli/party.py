@@ -13,9 +13,9 @@ import typer
 from ccp.cli.output import ConfigOption, JsonOption, print_json, print_line, print_table, with_store
 from ccp.errors import ConfigurationError, MismatchError
 from ccp.server.access.party_registry import DEFAULT_OVERLAP, Actor, PartyRegistry, PartyView, SecretToRevoke
-from ccp.server.audit.trail import command_actor
+from ccp.server.audit.actor import command_actor
 from ccp.server.domain.authorization import role_table
-from ccp.server.domain.parties import Party, PartyRole, made, parsed
+from ccp.server.domain.parties import Party, PartyRole, create_party, parse_fields
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -47,7 +47,7 @@ def add(
         "name": name, "roles": role, "provider_ids": provider_id, "all_providers": all_providers, "wmis": wmi,
         "operator_ids": operator_id,
     }  # fmt: skip
-    party = made(given if client_id is None else {**given, "client_id": client_id})
+    party = create_party(given if client_id is None else {**given, "client_id": client_id})
     secret = _with_register(config, lambda register, at: register.add(party, _command(), at))
     if as_json:
         print_json({**party.members(), "client_secret": secret})
@@ -116,11 +116,13 @@ def edit(
     To hand an id to another party, take it from the one, then add it to the other.
     A party that would be left without any has to be disabled before.
     """
-    added = parsed(dict(zip(_SETS, (add_role, add_provider_id, add_wmi, add_operator_id), strict=True)))
-    taken = parsed(dict(zip(_SETS, (remove_role, remove_provider_id, remove_wmi, remove_operator_id), strict=True)))
+    added = parse_fields(dict(zip(_SETS, (add_role, add_provider_id, add_wmi, add_operator_id), strict=True)))
+    taken = parse_fields(
+        dict(zip(_SETS, (remove_role, remove_provider_id, remove_wmi, remove_operator_id), strict=True))
+    )
     values: dict[str, Any] = {} if all_providers is None else {"all_providers": all_providers}
     if new_name is not None:
-        values |= parsed({"name": new_name})
+        values |= parse_fields({"name": new_name})
     if not (values or any(added.values()) or any(taken.values())):
         raise ConfigurationError("Nothing is to be changed; see --help.")
 

@@ -13,7 +13,7 @@ from ccp.client import BadRequestError, Client, Dialect, Routing
 from ccp.errors import ConfigurationError, NotFound
 from ccp.ids import Fingerprint, Namespace, ProviderId
 from ccp.server import settings
-from ccp.server.audit.trail import command_actor
+from ccp.server.audit.actor import command_actor
 from ccp.server.pool.peer_links import client_options
 from ccp.server.storage import Store
 from ccp.server.storage.queries import peers

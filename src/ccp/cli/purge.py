@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ccp.cli.output import ConfigOption, JsonOption, print_json, print_line, print_table, with_services
-from ccp.server.audit.trail import command_actor
+from ccp.server.audit.actor import command_actor
 
 if TYPE_CHECKING:
     from ccp.server.app import Services

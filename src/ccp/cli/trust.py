@@ -13,7 +13,7 @@ from ccp.cli.output import ConfigOption, JsonOption, print_exactly, print_json, 
 from ccp.errors import ChainError, ConfigurationError
 from ccp.ids import Fingerprint
 from ccp.server import settings
-from ccp.server.audit.trail import command_actor
+from ccp.server.audit.actor import command_actor
 from ccp.server.external.outbound import OutboundClient
 from ccp.server.external.services import ExternalServices
 from ccp.server.storage import Store

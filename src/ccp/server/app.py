@@ -35,7 +35,7 @@ from ccp.server.access.party_registry import PartyRegistry
 from ccp.server.access.rate_limits import RateLimits
 from ccp.server.access.trusted_issuers import TrustedIssuers
 from ccp.server.audit.pseudonyms import Pseudonyms
-from ccp.server.audit.trail import Refusals
+from ccp.server.audit.refusals import AccessDenialRecorder
 from ccp.server.domain.authorization import Operation
 from ccp.server.events import BufferedNotifier, Dispatcher, Subscribers
 from ccp.server.events.webhooks import Webhooks
@@ -244,7 +244,7 @@ def create_app(config: Settings | None = None) -> FastAPI:
         ),
     )
 
-    pseudonyms, refusals = Pseudonyms(config), Refusals(store)
+    pseudonyms, refusals = Pseudonyms(config), AccessDenialRecorder(store)
     health = Health(store, config.drain_period, trust.reasons, background.reasons, guard.reasons)
 
     @asynccontextmanager

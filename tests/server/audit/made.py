@@ -6,8 +6,7 @@ import asyncio
 from typing import Any
 
 from ccp.ids import EMAID, PCID
-from ccp.server.audit import trail
-from ccp.server.audit.trail import Verdict, Verifier
+from ccp.server.audit.verification import ChainVerification, ChainVerifier, verify_trail
 from ccp.server.storage import Store
 from ccp.server.storage.queries import audit as queries
 from ccp.server.storage.queries.audit import SHARDS, Action, ChainHead, Entry
@@ -41,19 +40,19 @@ def fill(url: str, lanes: tuple[int, ...] = tuple(range(SHARDS)), rows: int = 5)
     write(url, *(queries.record(entry(vehicle_of(lane), at=at)) for at in range(rows) for lane in lanes))
 
 
-def verify(url: str, earlier: dict[int, ChainHead] | None = None) -> Verdict:
-    async def run() -> Verdict:
+def verify(url: str, earlier: dict[int, ChainHead] | None = None) -> ChainVerification:
+    async def run() -> ChainVerification:
         async with opened(url) as store:
             return await verified(store, earlier)
 
     return asyncio.run(run())
 
 
-async def verified(store: Store, earlier: dict[int, ChainHead] | None = None) -> Verdict:
-    verifier = Verifier(earlier)
-    async for _ in trail.walk(store, verifier):
+async def verified(store: Store, earlier: dict[int, ChainHead] | None = None) -> ChainVerification:
+    verifier = ChainVerifier(earlier)
+    async for _ in verify_trail(store, verifier):
         pass
-    return verifier.verdict()
+    return verifier.result()
 
 
 def broken(url: str, earlier: dict[int, ChainHead] | None = None) -> list[tuple[int, int]]:

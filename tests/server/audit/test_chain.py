@@ -230,7 +230,7 @@ def test_rows_in_a_lane_that_there_is_not_are_noticed(url: str, lane: int, table
 def test_a_subject_that_is_gone_without_an_erasure_is_noticed(url: str) -> None:
     sql(url, "update audit set subject = null, salt = null where lane = ? and number = 2", LANE)
     assert [(each.number, each.why) for each in verify(url).broken] == [
-        (2, "its subject was removed, and no erasure says so")
+        (2, "its subject was removed, and no erasure lists it")
     ]
 
 
@@ -239,7 +239,7 @@ def test_the_first_broken_row_of_each_broken_lane_is_told_with_the_reason(url: s
     sql(url, "delete from audit where lane = ? and number = 5", OTHER)
     verdict = verify(url)
     assert [(each.lane, each.number) for each in verdict.broken] == [(LANE, 2), (OTHER, 5)]
-    assert "hash does not fit" in verdict.broken[0].why
+    assert "hash does not match" in verdict.broken[0].why
     assert "missing" in verdict.broken[1].why
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from ccp.server.audit.trail import Verifier, read_export
+from ccp.server.audit.export import read_export
+from ccp.server.audit.verification import ChainVerifier
 from ccp.server.storage.queries import audit as queries
 from ccp.server.storage.queries.audit import SHARDS, Action, AuditRow
 from tests.cli.run import ccp, ccp_error, ccp_ok
@@ -49,7 +50,7 @@ def test_a_broken_trail_is_status_1_and_the_first_broken_row_of_each_lane_is_tol
     assert done.status == 1
     assert done.lines == [
         "31 row(s).",
-        "lane 2, row 1: its hash does not fit: it was changed or moved, or the row before it was.",
+        "lane 2, row 1: its hash does not match: it was changed or moved, or the row before it was.",
         "lane 5, row 2: rows are missing, up to 2.",
         "The trail is broken.",
     ]
@@ -109,13 +110,13 @@ def test_an_export_that_was_cut_anywhere_is_noticed(url: str, config: tuple[obje
     assert verified(file) == [(SHARDS - 1, 3)]
 
     def broken(cut: list[str]) -> int:
-        verifier = Verifier()
+        verifier = ChainVerifier()
         for part in read_export(cut):
             if isinstance(part, AuditRow):
-                verifier.take(part)
+                verifier.feed(part)
             else:
-                verifier.end(part)
-        return len(verifier.verdict().broken)
+                verifier.feed_head(part)
+        return len(verifier.result().broken)
 
     assert broken(lines) == 0
     for place in range(1, len(lines)):
@@ -151,7 +152,7 @@ def test_a_line_with_a_member_of_the_wrong_kind_is_refused_with_its_number(
     lines[1][name] = value
     file = tmp_path / "trail.jsonl"
     file.write_text("\n".join(map(json.dumps, lines)))
-    assert ccp_error("audit", "verify", file) == f"{file}: Line 2 is not one of an audit export."
+    assert ccp_error("audit", "verify", file) == f"{file}: Line 2 is not a line of an audit export."
 
 
 def test_a_trail_is_held_against_an_export_that_was_kept_elsewhere(

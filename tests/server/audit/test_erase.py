@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from ccp.ids import EMAID
-from ccp.server.audit.trail import command_actor
+from ccp.server.audit.actor import command_actor
 from ccp.server.storage.queries import audit as queries
 from ccp.server.storage.queries.audit import Filter
 from ccp.testing.partners import Car

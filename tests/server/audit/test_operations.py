@@ -15,7 +15,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ccp.server.audit.trail import command_actor
+from ccp.server.audit.actor import command_actor
 from ccp.server.storage.queries import audit as queries
 from ccp.server.storage.queries.audit import AuditRow, Filter
 from ccp.testing.pki import PKI

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from ccp.errors import Unavailable
-from ccp.server.audit.trail import Refusals
+from ccp.server.audit.refusals import AccessDenialRecorder
 from ccp.server.storage import Store
 from ccp.server.storage.engine.query import Query, T
 from ccp.server.storage.queries import audit as queries
@@ -33,10 +33,10 @@ def refusal(
     return Entry(AT, actor, Action.ACCESS_REFUSED, subject, outcome, f"trace-{number}")
 
 
-def with_refusals(url: str, use: Callable[[Refusals], Awaitable[None]], window: float = 60.0) -> None:
+def with_refusals(url: str, use: Callable[[AccessDenialRecorder], Awaitable[None]], window: float = 60.0) -> None:
     async def run() -> None:
         async with opened(url) as store:
-            refusals = Refusals(store, window)
+            refusals = AccessDenialRecorder(store, window)
             refusals.open()
             await use(refusals)
             await refusals.close()
@@ -62,17 +62,17 @@ def counted(url: str) -> int:
 
 
 def test_a_refusal_is_written_soon_while_the_server_runs(url: str) -> None:
-    async def use(refusals: Refusals) -> None:
-        refusals.note(refusal(1))
+    async def use(refusals: AccessDenialRecorder) -> None:
+        refusals.record(refusal(1))
         await until(url, "select trace_id, action from audit", [("trace-1", "access.refused")])
 
     with_refusals(url, use)
 
 
 def test_what_waits_is_written_at_the_end(url: str) -> None:
-    async def use(refusals: Refusals) -> None:
+    async def use(refusals: AccessDenialRecorder) -> None:
         for number in range(5):
-            refusals.note(refusal(number))
+            refusals.record(refusal(number))
 
     with_refusals(url, use)
     assert len(rows(url)) == 5
@@ -80,9 +80,9 @@ def test_what_waits_is_written_at_the_end(url: str) -> None:
 
 
 def test_a_flood_from_one_place_leaves_ten_rows_and_one_that_counts_the_rest(url: str) -> None:
-    async def use(refusals: Refusals) -> None:
+    async def use(refusals: AccessDenialRecorder) -> None:
         for number in range(20_000):
-            refusals.note(refusal(number))
+            refusals.record(refusal(number))
 
     with_refusals(url, use)
     assert len(rows(url)) == 11
@@ -93,9 +93,9 @@ def test_a_flood_from_one_place_leaves_ten_rows_and_one_that_counts_the_rest(url
 
 
 def test_a_flood_from_everywhere_leaves_a_bounded_number_of_rows_and_counts_all(url: str) -> None:
-    async def use(refusals: Refusals) -> None:
+    async def use(refusals: AccessDenialRecorder) -> None:
         for number in range(50_000):
-            refusals.note(refusal(number, f"2001:db8::{number:x}"))
+            refusals.record(refusal(number, f"2001:db8::{number:x}"))
             if number % 1000 == 0:
                 await asyncio.sleep(0.01)
         assert len(refusals._waiting) + len(refusals._counts) < 1500
@@ -108,10 +108,10 @@ def test_a_flood_from_everywhere_leaves_a_bounded_number_of_rows_and_counts_all(
 
 
 def test_a_flood_does_not_hide_who_is_refused_now_and_then(url: str) -> None:
-    async def use(refusals: Refusals) -> None:
+    async def use(refusals: AccessDenialRecorder) -> None:
         for number in range(2_000):
-            refusals.note(refusal(number))
-        refusals.note(refusal(7_777, "192.0.2.2", "emsp", "not_authorised 403"))
+            refusals.record(refusal(number))
+        refusals.record(refusal(7_777, "192.0.2.2", "emsp", "not_authorised 403"))
 
     with_refusals(url, use)
     (row,) = [row for row in rows(url) if row.actor == "emsp"]
@@ -119,12 +119,12 @@ def test_a_flood_does_not_hide_who_is_refused_now_and_then(url: str) -> None:
 
 
 def test_counts_are_written_when_their_window_ends_though_nobody_asks_any_more(url: str) -> None:
-    async def use(refusals: Refusals) -> None:
+    async def use(refusals: AccessDenialRecorder) -> None:
         for number in range(25):
-            refusals.note(refusal(number))
+            refusals.record(refusal(number))
         await until(url, "select count(*), max(subject like '%\"count\":15,%') from audit", [(11, 1)])
         for number in range(25):  # Another window has rows of its own.
-            refusals.note(refusal(number))
+            refusals.record(refusal(number))
 
     with_refusals(url, use, window=0.5)
     assert len(rows(url)) == 22
@@ -151,10 +151,10 @@ def test_while_the_database_does_not_answer_refusals_wait_within_bounds_and_are_
     async def run() -> None:
         async with opened(url) as store:
             ailing = Ailing(store)
-            refusals = Refusals(ailing, window=0.01)
+            refusals = AccessDenialRecorder(ailing, window=0.01)
             refusals.open()
             for number in range(30_000):
-                refusals.note(refusal(number, f"2001:db8::{number % 5000:x}"))
+                refusals.record(refusal(number, f"2001:db8::{number % 5000:x}"))
                 if number % 100 == 0:
                     await asyncio.sleep(0.001)
             assert sql(url, "select count(*) from audit") == [(0,)]
@@ -170,11 +170,11 @@ def test_while_the_database_does_not_answer_refusals_wait_within_bounds_and_are_
 def test_noting_a_refusal_takes_microseconds(url: str) -> None:
     """It stands in the path of the request; the bound is some fifty times what it takes here."""
 
-    async def use(refusals: Refusals) -> None:
+    async def use(refusals: AccessDenialRecorder) -> None:
         entries = [refusal(number) for number in range(10_000)]
         began = time.process_time()
         for entry in entries:
-            refusals.note(entry)
+            refusals.record(entry)
         assert (time.process_time() - began) / len(entries) < 100e-6
 
     with_refusals(url, use)

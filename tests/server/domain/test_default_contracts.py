@@ -12,9 +12,9 @@ from ccp.server.domain.default_contracts import (
     AutomaticDefault,
     Default,
     VehicleRules,
-    after_publication,
-    check_room,
-    rivals,
+    check_capacity,
+    contesting_providers,
+    default_after_publication,
 )
 
 A1, A2, B1, B2, C1 = (
@@ -72,7 +72,9 @@ CASES = [
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.title)
 def test_the_default_after_a_publication(case: Case) -> None:
-    after = after_publication(case.before, case.emaid, first=case.first, automatic=case.automatic, wanted=case.wanted)
+    after = default_after_publication(
+        case.before, case.emaid, first=case.first, automatic=case.automatic, wanted=case.wanted
+    )
     assert after == case.after
 
 
@@ -91,18 +93,18 @@ def test_a_vehicle_is_contested_while_its_default_is_automatic(
     default: Default, automatic: bool, contested_by: set[ProviderId]
 ) -> None:
     assert default.automatic is automatic
-    assert rivals(default, [A1, A2, B1, B2]) == contested_by
-    assert rivals(default, [emaid for emaid in (A1, B1) if default.emaid == emaid]) == set()
+    assert contesting_providers(default, [A1, A2, B1, B2]) == contested_by
+    assert contesting_providers(default, [emaid for emaid in (A1, B1) if default.emaid == emaid]) == set()
 
 
 def test_a_vehicle_has_room_up_to_both_limits_and_the_remembered_provider_beyond_the_total() -> None:
     rules = VehicleRules(max_contracts=3, max_contracts_of_provider=2)
-    check_room(NOTHING, A1, [], rules)
-    check_room(NOTHING, A1, [A2, B1], rules)
+    check_capacity(NOTHING, A1, [], rules)
+    check_capacity(NOTHING, A1, [A2, B1], rules)
     with pytest.raises(LimitExceeded, match="has 2 contracts of this provider already"):
-        check_room(NOTHING, EMAID("DEEXAC00000003"), [A1, A2], rules)
+        check_capacity(NOTHING, EMAID("DEEXAC00000003"), [A1, A2], rules)
     with pytest.raises(LimitExceeded, match="as many contracts as this pool keeps for one vehicle"):
-        check_room(VACANT_A, C1, [B1, B2, A2], rules)
-    check_room(VACANT_A, A1, [B1, B2, C1], rules)
+        check_capacity(VACANT_A, C1, [B1, B2, A2], rules)
+    check_capacity(VACANT_A, A1, [B1, B2, C1], rules)
     with pytest.raises(LimitExceeded, match="of this provider"):
-        check_room(VACANT_A, EMAID("DEEXAC00000003"), [B1, A1, A2], rules)
+        check_capacity(VACANT_A, EMAID("DEEXAC00000003"), [B1, A1, A2], rules)

@@ -118,7 +118,7 @@ def test_a_provider_is_told_under_the_names_that_it_subscribed_to(url: str) -> N
     old = subscribed(url, "emsp", "mo.contract.delivered.to.oem", provider_ids=("DEEXA",))
     other = subscribed(url, "emsp", "mo.contract.delivered.to.oem", provider_ids=("NLEXB",))
     publish(url)
-    told = [(EventKind.HANDED_OUT, FIRST, CAR, Namespace.ISO20, AT + SECOND)]
+    told = [(EventKind.DELIVERED, FIRST, CAR, Namespace.ISO20, AT + SECOND)]
     write(url, outbox.store_events(told), outbox.fan_out(AT))
     assert [each.kind for each in waiting(url, new)] == ["emsp.contract.delivered.to.oem"]
     (delivery,) = waiting(url, old)
@@ -365,7 +365,7 @@ def test_a_vehicle_that_is_gone_is_not_made_again_by_what_is_told_of_it(url: str
     assert not write(
         url, delivery_queue.ack(each, AttemptOutcome.DELIVERED, AT, status=200, notify=EventKind.CREATED_SENT)
     )
-    write(url, outbox.store_events([(EventKind.HANDED_OUT, FIRST, CAR, Namespace.ISO2, AT)]))
+    write(url, outbox.store_events([(EventKind.DELIVERED, FIRST, CAR, Namespace.ISO2, AT)]))
     assert sql(url, "select count(*) from vehicle") == sql(url, "select count(*) from outbox") == [(0,)]
 
 

@@ -30,7 +30,7 @@ from ccp.ids import EMAID, PCID, Namespace
 from ccp.server.access.authorization_server import AuthorizationServer
 from ccp.server.app import build_services
 from ccp.server.audit.pseudonyms import Pseudonyms
-from ccp.server.audit.trail import Refusals
+from ccp.server.audit.refusals import AccessDenialRecorder
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.external.provisioning_pool import key_fingerprint
 from ccp.server.http import errors
@@ -161,7 +161,7 @@ def receiving(database: Path, pcp_url: str | None, secret: str | None) -> Iterat
     route = pcp_route(edge, built.pool, SecretStr(secret) if secret is not None else None)
     app = Starlette(routes=[route], lifespan=lifespan)
     pseudonyms = Pseudonyms(Settings(log_identifiers=LogIdentifiers.OWNER))
-    app.add_middleware(TraceMiddleware, pseudonyms=pseudonyms, refusals=Refusals(store), metrics=Metrics())
+    app.add_middleware(TraceMiddleware, pseudonyms=pseudonyms, refusals=AccessDenialRecorder(store), metrics=Metrics())
     app.add_exception_handler(CCPError, errors.handle_ccp_error)
     app.add_exception_handler(HTTPException, errors.handle_http_exception)
     with loopback() as (listening, url):

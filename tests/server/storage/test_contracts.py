@@ -423,13 +423,13 @@ def test_a_choice_of_the_contract_that_is_the_default_already_is_kept_as_a_choic
     publish(url, variant(FIRST))
     assert write(url, contracts.set_default(FIRST, CAR, AT)) is not None
     assert write(url, contracts.set_default(FIRST, CAR, AT)) is None
-    assert publish(url, variant(FOREIGN)).rivals == frozenset()
+    assert publish(url, variant(FOREIGN)).contesting_providers == frozenset()
 
 
 def test_a_second_provider_contests_an_automatic_default_and_the_event_says_so(url: str) -> None:
     publish(url, variant(FIRST), variant(SECOND_CONTRACT))
     done = publish(url, variant(FOREIGN))
-    assert (done.default_provider, done.rivals) == ("DEEXA", {"NLEXB"})
+    assert (done.default_provider, done.contesting_providers) == ("DEEXA", {"NLEXB"})
     told = [json.loads(payload).get("contested") for (payload,) in sql(url, "select payload from outbox order by rev")]
     assert told == [None, None, True]
 

@@ -39,9 +39,8 @@ from tests.server.storage.made import AT, new_database, variant, write
 from tests.server.storage.plans import asked, plan
 
 SOURCES = Path(contracts.__file__).parents[2]
-COMMANDS = ("sandbox", "bulk", "audit/trail.py")
-"""What runs in a process of its own, where no request waits. `ccp.server.audit.trail` walks through the trail for
-commands alone."""
+COMMANDS = ("sandbox", "bulk", "audit/verification.py")
+"""Modules of processes that answer no requests. Only commands verify the trail (`ccp.server.audit.verification`)."""
 
 E, P = EMAID("DEEXAE00000001"), PCID("WEX0LOOP000000001")
 LONG = "long"

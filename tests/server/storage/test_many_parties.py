@@ -38,7 +38,7 @@ def filled(url: str, more: int) -> None:
         yield from queries.add(party("maker", PartyRole.OEM, wmis="WEX"), "hash", AT)
         yield from queries.add(party("emsp", PartyRole.EMSP, providers="DEEXA"), "hash", AT)
         yield from webhooks.put(webhook("http://maker.example/", "maker"))
-        yield from webhooks.put(webhook("http://emsp.example/", "emsp", EventKind.HANDED_OUT.value))
+        yield from webhooks.put(webhook("http://emsp.example/", "emsp", EventKind.DELIVERED.value))
 
     def other(number: int) -> Query[None]:
         yield from queries.add(oem(number), "hash", AT)
@@ -73,10 +73,10 @@ async def used(store: CountingStore) -> list[list[tuple[str, int]]]:
     assert (await register.get_by_name("maker ltd")).client_id == "maker"
     await register.disable("emsp", BY, AT)
     await note()
-    assert not subscribers.wants(EventKind.HANDED_OUT, FIRST)
+    assert not subscribers.wants(EventKind.DELIVERED, FIRST)
     await register.enable("emsp", BY, AT)
     await note()
-    assert subscribers.wants(EventKind.HANDED_OUT, FIRST)
+    assert subscribers.wants(EventKind.DELIVERED, FIRST)
     await store.write(contracts.publish(variant(), AT))
     store.taken()
     assert await store.write(outbox.fan_out(AT)) == 1

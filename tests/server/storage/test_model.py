@@ -16,7 +16,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from ccp.errors import NotFound
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
-from ccp.server.domain.default_contracts import Default, after_publication
+from ccp.server.domain.default_contracts import Default, default_after_publication
 from ccp.server.storage import connect
 from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import contracts
@@ -79,7 +79,7 @@ class Changes(RuleBasedStateMachine):
         created = self.place(emaid) is None
         replaced = (emaid, namespace, root) in self.variants
         others = {other for (other, _, _), (place, _) in self.variants.items() if place == pcid and other != emaid}
-        self.defaults[pcid] = after_publication(self.defaults[pcid], emaid, first=created and not others)
+        self.defaults[pcid] = default_after_publication(self.defaults[pcid], emaid, first=created and not others)
         self.variants[emaid, namespace, root] = (pcid, response)
         self.events[pcid].append(("oem.contract.created" if created else "oem.contract.updated", emaid))
         assert published == Published(created, before if before != pcid else None, replaced)

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 from ccp.errors import Conflict, FieldError, NotAuthenticated, NotAuthorised
 from ccp.schemas.timestamps import rfc3339
 from ccp.server.access.authorization_server import hash_secret, new_secret
-from ccp.server.domain.parties import NOT_VALID, Party, PartyRole, check
+from ccp.server.domain.parties import TOKEN_NOT_VALID, Party, PartyRole, check_party
 from ccp.server.runtime.blocking_calls import BlockingCalls
 from ccp.server.storage import Store
 from ccp.server.storage.engine.query import Query
@@ -140,7 +140,7 @@ class PartyRegistry:
         party: from `ccp.server.domain.parties.create_party`. secret: for a sandbox, which chooses it; None generates
         one. Raises MismatchError, Conflict, NotAuthorised.
         """
-        check(party)
+        check_party(party)
         secret = secret or new_secret()
         hashed = await self._hashing.run(hash_secret, secret)
 
@@ -162,7 +162,7 @@ class PartyRegistry:
 
         def checked(before: Party) -> Party:
             after = change(before)
-            check(after)
+            check_party(after)
             return after
 
         return await self._store.write(_update(client_id, checked, by, at, Action.PARTY_EDITED, precondition))
@@ -177,7 +177,7 @@ class PartyRegistry:
 
         def checked(before: Party) -> Party:
             after = replace(before, enabled=True)
-            check(after)
+            check_party(after)
             return after
 
         return await self._store.write(_update(client_id, checked, by, at, Action.PARTY_ENABLED, precondition))
@@ -267,7 +267,7 @@ def _begin(by: Actor) -> Query[None]:
     if actor is not None and not (actor.enabled and PartyRole.ADMIN in actor.roles):
         raise NotAuthorised("The caller is not an admin any more.")
     if by.kid is not None and (actor is None or not (yield from signing_keys.exists(by.kid))):
-        raise NotAuthenticated(NOT_VALID)
+        raise NotAuthenticated(TOKEN_NOT_VALID)
 
 
 def _refuse_lockout(before: Party, after: Party) -> None:

@@ -1,4 +1,4 @@
-"""Ids in logs: what stands for an EMAID or a PCID, so that one vehicle can be followed and nobody is named."""
+"""Pseudonyms of EMAIDs and PCIDs in logs: keyed hashes, by which one contract or vehicle can be followed."""
 
 from __future__ import annotations
 
@@ -15,51 +15,51 @@ from ccp.server.storage import Store
 from ccp.server.storage.queries import secrets as queries
 
 _NAME: Final = "log_key"
+"""Name of the key in the database's table of secrets."""
 
 
 class Pseudonyms:
-    """All workers have the same key: the setting, or else one that the first of them makes and the database keeps."""
+    """Pseudonyms under one key for all workers: the setting, or a key that the first worker stores in the database."""
 
     def __init__(self, config: Settings) -> None:
         self.mode: LogIdentifiers = config.log_identifiers
-        self._keyed = (
-            _keyed(config.log_pseudonym_key.get_secret_value()) if config.log_pseudonym_key is not None else None
-        )
+        key = config.log_pseudonym_key
+        self._keyed = None if key is None else _keyed(key.get_secret_value())
 
     async def open(self, store: Store) -> None:
-        """Raises Unavailable, ConfigurationError."""
+        """Load the key from the database, or create it there. Raises Unavailable, ConfigurationError."""
         if self._keyed is None:
-            kept = await store.read(queries.find(_NAME))
-            if kept is None:
-                kept = await store.write(queries.ensure(_NAME, secrets.token_hex(32)))
-            self._keyed = _keyed(kept)
+            stored = await store.read(queries.find(_NAME))
+            if stored is None:
+                stored = await store.write(queries.ensure(_NAME, secrets.token_hex(32)))
+            self._keyed = _keyed(stored)
 
-    def of(self, canonical: EMAID | PCID) -> str:
-        """The first sixteen hexadecimal digits of HMAC-SHA256 over the canonical id: 64 bits tell vehicles apart."""
+    def pseudonym(self, canonical: EMAID | PCID) -> str:
+        """The first 16 hexadecimal digits of HMAC-SHA256 over the canonical id; 64 bits distinguish all vehicles."""
         if self._keyed is None:
-            raise RuntimeError("open comes first")
+            raise RuntimeError("Pseudonyms.open has not been called")
         mac = self._keyed.copy()
         mac.update(canonical.encode())
         return mac.hexdigest()[:16]
 
-    def shown(self, canonical: EMAID | PCID | None) -> str | None:
-        """What a log event says of an id; None where the settings leave it out."""
+    def pseudonymise(self, canonical: EMAID | PCID | None) -> str | None:
+        """An id as a log event contains it, by the setting `log_identifiers`; None where it is omitted."""
         if canonical is None or self.mode is LogIdentifiers.OWNER:
             return None
-        return str(canonical) if self.mode is LogIdentifiers.CLEAR else self.of(canonical)
+        return str(canonical) if self.mode is LogIdentifiers.CLEAR else self.pseudonym(canonical)
 
-    def hide_ids(self, text: str) -> str:
-        """A text from outside, with every id in it replaced by its pseudonym, in whatever way it is written there.
+    def replace_ids(self, text: str) -> str:
+        """Replace every id in a text from outside by its pseudonym, in whatever way it is written there.
 
-        For what is stored regardless of the settings. Words that might be ids count as ids.
+        For text that is stored regardless of the settings. Words that may be ids are replaced too.
         """
-        return _replace_ids(text, self.of)
+        return _replace_ids(text, self.pseudonym)
 
-    def shown_text(self, text: str | None) -> str | None:
-        """What a log event says of a text from outside that may be or hold an id, such as an unknown client id."""
+    def pseudonymise_text(self, text: str | None) -> str | None:
+        """A text from outside as a log event contains it, such as an unknown client id, which may contain an id."""
         if text is None or self.mode is LogIdentifiers.CLEAR:
             return text
-        return _replace_ids(text, _owner) if self.mode is LogIdentifiers.OWNER else self.hide_ids(text)
+        return _replace_ids(text, _owner) if self.mode is LogIdentifiers.OWNER else self.replace_ids(text)
 
 
 def _owner(canonical: EMAID | PCID) -> str:
@@ -67,8 +67,7 @@ def _owner(canonical: EMAID | PCID) -> str:
 
 
 _SEPARATOR: Final = r"[-*./:_\s\u2010-\u2015\u2212]"
-"""What people, and the programs they copy from, write between the parts of an EMAID: DIN SPEC 91286 has asterisks,
-word processors dashes of their own."""
+"""Separators in use between the parts of an EMAID: DIN SPEC 91286 has asterisks, word processors insert dashes."""
 _CANDIDATE: Final = re.compile(
     rf"(?<!\w)[A-Za-z]{{2}}{_SEPARATOR}{{0,2}}[A-Za-z0-9]{{3}}{_SEPARATOR}{{0,2}}[A-Za-z0-9]{{9,28}}"
     rf"(?:{_SEPARATOR}{{0,2}}[A-Za-z0-9])?(?!\w)|\w{{14,}}"
@@ -84,11 +83,11 @@ def _replace_ids(text: str, stand_in: Callable[[EMAID | PCID], str]) -> str:
         written = found[0]
         words = _BETWEEN_WORDS.split(written)
         if len(words) > 1 and any(len(word) >= _SHORTEST for word in words):
-            return "".join(_CANDIDATE.sub(replace, word) for word in words)  # An id behind other words.
+            return "".join(_CANDIDATE.sub(replace, word) for word in words)  # An id that follows other words.
         compact = _SEPARATORS.sub("", written)
         if compact != written and not re.search(r"\d", compact):
             return written  # Words of a name.
-        for kind in (PCID, EMAID):  # Where the two overlap their canonical forms are the same.
+        for kind in (PCID, EMAID):  # For a text that is both, the canonical forms are the same.
             try:
                 return stand_in(kind.parse(compact))
             except FieldError:
@@ -99,5 +98,5 @@ def _replace_ids(text: str, stand_in: Callable[[EMAID | PCID], str]) -> str:
 
 
 def _keyed(key: str) -> hmac.HMAC:
-    """To be copied for each id: setting it up takes longer than an id."""
+    """A keyed HMAC to copy for each id: the key set-up takes longer than hashing an id."""
     return hmac.new(key.encode(), digestmod="sha256")

@@ -24,7 +24,7 @@ _COMMON: Final = frozenset({"COMBINING", "MODIFIER", "DIGIT", "KATAKANA-HIRAGANA
 _SCRIPTS: Final = {"CJK": _HAN, "IDEOGRAPHIC": _HAN, "ARABIC-INDIC": "ARABIC", "EXTENDED": "ARABIC"}
 
 
-def confusing(text: str) -> str | None:
+def confusable_reason(text: str) -> str | None:
     """Why a text can be mistaken for another one, as the end of a sentence; None if it cannot."""
     if hidden := [character for character in text if not is_visible(character)]:
         return f"has a character that is not visible (U+{ord(hidden[0]):04X})"

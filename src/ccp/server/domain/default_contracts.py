@@ -51,7 +51,7 @@ class Default:
         return self.emaid is not None and not (self.chosen and self.emaid.provider == self.provider)
 
 
-def after_publication(
+def default_after_publication(
     default: Default,
     emaid: EMAID,
     *,
@@ -83,7 +83,7 @@ def after_publication(
     return default
 
 
-def rivals(default: Default, emaids: Iterable[EMAID]) -> frozenset[ProviderId]:
+def contesting_providers(default: Default, emaids: Iterable[EMAID]) -> frozenset[ProviderId]:
     """Providers that contest a vehicle's automatic default; none where the manufacturer chose it or there is none.
 
     emaids: the vehicle's contracts.
@@ -93,7 +93,7 @@ def rivals(default: Default, emaids: Iterable[EMAID]) -> frozenset[ProviderId]:
     return frozenset(emaid.provider for emaid in emaids) - {default.emaid.provider}
 
 
-def check_room(default: Default, emaid: EMAID, others: Collection[EMAID], rules: VehicleRules) -> None:
+def check_capacity(default: Default, emaid: EMAID, others: Collection[EMAID], rules: VehicleRules) -> None:
     """Check that a vehicle may get one more contract. others: all that are stored for it. Raises LimitExceeded.
 
     The total limit does not apply to the remembered provider: otherwise others could take the place that its contract

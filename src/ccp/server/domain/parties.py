@@ -12,7 +12,7 @@ from typing import Any, Final
 
 from ccp.errors import FieldError, MismatchError
 from ccp.ids import WMI, OperatorId, ProviderId
-from ccp.server.domain.confusable_names import confusing
+from ccp.server.domain.confusable_names import confusable_reason
 
 CLIENT_ID_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 """What stands in a URL and in HTTP Basic as it is; `.` and `..` are no client ids, since clients resolve them."""
@@ -112,27 +112,27 @@ class Standing:
         return self.party.client_id
 
 
-NOT_VALID: Final = "The access token is not valid (any more)."
+TOKEN_NOT_VALID: Final = "The access token is not valid (any more)."  # noqa: S105  a sentence
 """What a caller reads whose token names no enabled party, or was signed by no valid key."""
 
 
 # --- From what is given to a party -----------------------------------------------------------------------------------
 
 
-def made(given: Mapping[str, Any]) -> Party:
+def create_party(given: Mapping[str, Any]) -> Party:
     """A new party from its fields as they are given, see `parsed`.
 
     A client id is made from the name where none is given. Raises FieldError, MismatchError.
     """
-    fields = parsed(given)
+    fields = parse_fields(given)
     if "client_id" not in fields:
-        fields["client_id"] = client_id_of(fields["name"])
+        fields["client_id"] = derive_client_id(fields["name"])
     party = Party(**fields)
-    check(party)
+    check_party(party)
     return party
 
 
-def parsed(given: Mapping[str, Any]) -> dict[str, Any]:
+def parse_fields(given: Mapping[str, Any]) -> dict[str, Any]:
     """Values for the fields of a Party, by their names. What is given: texts, lists of texts for ids.
 
     Raises FieldError naming everything that is wrong.
@@ -156,7 +156,7 @@ def parse_name(text: str) -> str:
     name = " ".join(filter(None, unicodedata.normalize("NFC", text).split(" ")))
     if not name.isprintable() or not any(map(str.isalnum, name)) or len(name) > NAME_LENGTH:
         raise FieldError(f"name : must be at most {NAME_LENGTH} printable characters, and a letter or digit among them")
-    if (problem := confusing(name)) is not None:
+    if (problem := confusable_reason(name)) is not None:
         raise FieldError(f"name : {problem}, so it could be taken for another one")
     return name
 
@@ -173,7 +173,7 @@ def parse_client_id(text: str) -> str:
     return text
 
 
-def client_id_of(name: str) -> str:
+def derive_client_id(name: str) -> str:
     """A client id that tells whose it is. Raises FieldError when nothing of the name can stand in one."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode("ascii").lower()
     text = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:64].rstrip("-")
@@ -215,7 +215,7 @@ _READ: Final[Mapping[str, Callable[[Any], Any]]] = {
 # --- Rules of one party ----------------------------------------------------------------------------------------------
 
 
-def check(party: Party) -> None:
+def check_party(party: Party) -> None:
     """Refuse a party whose roles could do nothing, or could do more than was said.
 
     A disabled party may lack ids: that is how they are freed for another. A CPO needs none, since one may forward for
@@ -260,7 +260,7 @@ OWNED_WMI: Final = "WMI"
 """Kinds of ids that are one party's alone."""
 
 
-def owned(party: Party) -> list[tuple[str, str]]:
+def owned_ids(party: Party) -> list[tuple[str, str]]:
     """The ids that are the party's alone, by kind, in order. A CPS works for providers without owning them."""
     found: list[tuple[str, str]] = []
     if PartyRole.EMSP in party.roles:
@@ -270,19 +270,19 @@ def owned(party: Party) -> list[tuple[str, str]]:
     return sorted(found)
 
 
-def folded(name: str) -> str:
+def fold_name(name: str) -> str:
     """A name or client id as it is compared: without regard to case, width and other ways to write the same."""
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
 
 
-def named(known: Iterable[Party], name_or_client_id: str) -> Party | None:
+def find_by_name(known: Iterable[Party], name_or_client_id: str) -> Party | None:
     """The party that is meant: by its exact client id or name, else without regard to case if that is one party."""
     known = list(known)
-    wanted = folded(name_or_client_id)
+    wanted = fold_name(name_or_client_id)
     for found in (
         [party for party in known if party.client_id == name_or_client_id],
         [party for party in known if party.name == name_or_client_id],
-        [party for party in known if wanted in (folded(party.name), folded(party.client_id))],
+        [party for party in known if wanted in (fold_name(party.name), fold_name(party.client_id))],
     ):
         if len(found) == 1:
             return found[0]

@@ -19,7 +19,7 @@ class EventKind(StrEnum):
     CREATED = "oem.contract.created"
     UPDATED = "oem.contract.updated"
     DELETED = "oem.contract.deleted"
-    HANDED_OUT = "emsp.contract.delivered.to.oem"
+    DELIVERED = "emsp.contract.delivered.to.oem"
     CREATED_SENT = "emsp.contract.created.sent.to.oem"
     UPDATED_SENT = "emsp.contract.updated.sent.to.oem"
     DELETED_SENT = "emsp.contract.deleted.sent.to.oem"
@@ -71,11 +71,11 @@ class Subscriber:
 
 
 def owner_key(kind: EventKind, emaid: EMAID, pcid: PCID) -> tuple[str, str]:
-    """The id whose owner is told of an event, with its kind as `ccp.server.domain.parties.owned` has it."""
+    """The id whose owner is told of an event, with its kind as `ccp.server.domain.parties.owned_ids` has it."""
     return (OWNED_WMI, pcid.wmi) if kind.role is PartyRole.OEM else (OWNED_PROVIDER, emaid.provider)
 
 
-def name_for(webhook: Webhook, party: Party, kind: EventKind, emaid: EMAID, pcid: PCID) -> str | None:
+def event_name_for(webhook: Webhook, party: Party, kind: EventKind, emaid: EMAID, pcid: PCID) -> str | None:
     """The name under which a webhook is told of an event; None where it is not: by subscription, ownership or filter.
 
     party: whose webhook it is, as it is registered now.
@@ -90,10 +90,12 @@ def name_for(webhook: Webhook, party: Party, kind: EventKind, emaid: EMAID, pcid
     return webhook.name_of(kind) if theirs else None
 
 
-def wanted(subscribers: Iterable[Subscriber], kind: EventKind, emaid: EMAID, pcid: PCID) -> list[tuple[Webhook, str]]:
+def matching_webhooks(
+    subscribers: Iterable[Subscriber], kind: EventKind, emaid: EMAID, pcid: PCID
+) -> list[tuple[Webhook, str]]:
     """The webhooks that are to be told of an event, each with the name it knows it by."""
     return [
         (each.webhook, name)
         for each in subscribers
-        if (name := name_for(each.webhook, each.party, kind, emaid, pcid)) is not None
+        if (name := event_name_for(each.webhook, each.party, kind, emaid, pcid)) is not None
     ]

@@ -60,7 +60,7 @@ class BufferedNotifier:
 
     def contracts_delivered(self, contracts: Iterable[SignedContract], now: datetime) -> None:
         """Buffer an event for each contract whose provider subscribed to it."""
-        wanted = [c for c in contracts if self._subscribers.wants(EventKind.HANDED_OUT, c.emaid)]
+        wanted = [c for c in contracts if self._subscribers.wants(EventKind.DELIVERED, c.emaid)]
         # An OEM may get several variants of one contract in one response: that is one event per namespace.
         for notice in sorted({(contract.emaid, contract.pcid, contract.namespace) for contract in wanted}):
             if len(self._buffer) < _MAX_BUFFERED:
@@ -79,11 +79,11 @@ class BufferedNotifier:
     async def flush(self) -> None:
         """Write the buffer. Raises Unavailable; events that were not written stay in the buffer."""
         if self._dropped:
-            _log.warning("events dropped", kind=EventKind.HANDED_OUT.value, events=self._dropped)
+            _log.warning("events dropped", kind=EventKind.DELIVERED.value, events=self._dropped)
             self._dropped = 0
         while self._buffer:
             batch = self._buffer[:_BATCH]
-            notices = [(EventKind.HANDED_OUT, *notice, now) for notice, now in batch]
+            notices = [(EventKind.DELIVERED, *notice, now) for notice, now in batch]
             # Removed before the write: a batch that the database rejects permanently must not block the rest.
             del self._buffer[:_BATCH]
             try:

@@ -155,7 +155,7 @@ class Publication:
         """The transaction that stores a contract, with its audit row.
 
         default: for an import, whether the contract shall be its vehicle's default; see
-        `ccp.server.domain.default_contracts.after_publication`.
+        `ccp.server.domain.default_contracts.default_after_publication`.
         """
         return audit.with_audit(
             contracts.publish(contract, self._clock, self._rules, wanted=default),
@@ -165,14 +165,14 @@ class Publication:
 
     def record(self, caller: Caller, contract: SignedContract, published: Published) -> None:
         """Count and log the outcome of a publication, once it is durable."""
-        if published.rivals and published.created:
+        if published.contesting_providers and published.created:
             self._metrics.vehicle_contested()
             _log.warning(
                 "vehicle contested",
                 trace_id=caller.trace_id,
                 publisher=contract.emaid.provider,
                 default_provider=published.default_provider,
-                other_providers=sorted(published.rivals),
+                other_providers=sorted(published.contesting_providers),
                 wmi=contract.pcid.wmi,
             )
 

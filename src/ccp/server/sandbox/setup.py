@@ -18,7 +18,7 @@ from ccp.server import logging, settings
 from ccp.server.access.authorization_server import new_secret
 from ccp.server.access.party_registry import Actor, PartyRegistry
 from ccp.server.app import build_services
-from ccp.server.audit.trail import command_actor
+from ccp.server.audit.actor import command_actor
 from ccp.server.domain.parties import Caller, Party, PartyRole
 from ccp.server.http.routes.oauth import PATH as TOKEN_PATH
 from ccp.server.runtime.private_files import create_private

@@ -17,13 +17,13 @@ from ccp.server.domain.parties import (
     NAME_LENGTH,
     Party,
     PartyRole,
-    check,
-    client_id_of,
-    folded,
-    made,
+    check_party,
+    create_party,
+    derive_client_id,
+    fold_name,
     parse_client_id,
+    parse_fields,
     parse_name,
-    parsed,
 )
 
 NAMES = st.text(max_size=NAME_LENGTH + 5)
@@ -75,7 +75,7 @@ def test_what_could_be_read_in_two_ways_is_no_client_id(text: str) -> None:
 @example("Unknown")
 def test_a_client_id_made_from_any_name_is_one(name: str) -> None:
     try:
-        made_up = client_id_of(name)
+        made_up = derive_client_id(name)
     except FieldError:
         return
     assert parse_client_id(made_up) == made_up == made_up.lower()
@@ -91,7 +91,7 @@ def test_a_client_id_made_from_any_name_is_one(name: str) -> None:
     ],
 )
 def test_a_client_id_tells_whose_it_is(name: str, client_id: str) -> None:
-    assert client_id_of(name) == client_id
+    assert derive_client_id(name) == client_id
 
 
 # --- Names -----------------------------------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ def test_blanks_of_a_name_do_not_count() -> None:
     [("Example", "EXAMPLE"), ("Straße", "STRASSE"), ("Ｅxample", "example"), ("é", "e\u0301"), ("ﬁrst", "First")],
 )
 def test_names_that_people_take_for_the_same_are_the_same(one: str, other: str) -> None:
-    assert folded(one) == folded(other)
+    assert fold_name(one) == fold_name(other)
 
 
 # --- Fields as they are given ----------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def test_everything_that_is_wrong_with_what_is_given_is_told_at_once() -> None:
         "wmis": ["W"],
     }
     with pytest.raises(FieldError) as caught:
-        parsed(given_fields)
+        parse_fields(given_fields)
     name, client_id, first, second, wmi = caught.value.messages
     assert name.startswith("name : ")
     assert client_id.startswith("client_id : ")
@@ -156,12 +156,12 @@ def test_everything_that_is_wrong_with_what_is_given_is_told_at_once() -> None:
 
 
 def test_ids_are_taken_in_any_way_they_are_written_and_once() -> None:
-    fields = parsed({"provider_ids": ["de-exa", "DEEXA"], "operator_ids": ["de*exc"], "wmis": ["wex"]})
+    fields = parse_fields({"provider_ids": ["de-exa", "DEEXA"], "operator_ids": ["de*exc"], "wmis": ["wex"]})
     assert fields == {"provider_ids": {"DEEXA"}, "operator_ids": {"DEEXC"}, "wmis": {"WEX"}}
 
 
 def test_a_party_is_made_of_texts() -> None:
-    party = made({"name": " Example ", "roles": [PartyRole.OEM], "wmis": ["wex"]})
+    party = create_party({"name": " Example ", "roles": [PartyRole.OEM], "wmis": ["wex"]})
     assert party == Party("example", "Example", frozenset({PartyRole.OEM}), wmis=frozenset({WMI("WEX")}))
 
 
@@ -186,10 +186,10 @@ def test_a_party_that_passes_can_use_every_id_it_has_and_has_the_ids_its_roles_n
     if party.enabled:
         good = good and bool(roles) and all(has for role, has in needs if role in roles)
     if good:
-        check(party)
+        check_party(party)
     else:
         with pytest.raises(MismatchError):
-            check(party)
+            check_party(party)
 
 
 @given(PARTIES, st.frozensets(st.sampled_from(PartyRole)))
@@ -198,7 +198,7 @@ def test_with_a_role_go_the_ids_that_no_other_role_uses_and_no_others(
 ) -> None:
     left = party.without_roles(taken)
     assert left.roles == party.roles - taken
-    check(replace(left, enabled=False))
+    check_party(replace(left, enabled=False))
     for field, users in {
         "provider_ids": {PartyRole.EMSP, PartyRole.CPS}, "all_providers": {PartyRole.CPS}, "wmis": {PartyRole.OEM},
         "operator_ids": {PartyRole.CPO},

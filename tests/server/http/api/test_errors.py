@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 from structlog.testing import CapturedCall, CapturingLogger
 
 from ccp.server.audit.pseudonyms import Pseudonyms
-from ccp.server.audit.trail import Refusals
+from ccp.server.audit.refusals import AccessDenialRecorder
 from ccp.server.http.middleware import tracing as trace
 from ccp.server.http.routes.opnc import BASE
 from ccp.server.metrics import Metrics
@@ -243,7 +243,9 @@ def test_a_panic_of_a_library_is_a_500_with_a_line_in_the_log(log: list[Captured
         sent.append(message)
 
     settings = Settings(base_url="http://pool.example")
-    tracing = trace.TraceMiddleware(panics, Pseudonyms(settings), Refusals(connect(settings.database)), Metrics())
+    tracing = trace.TraceMiddleware(
+        panics, Pseudonyms(settings), AccessDenialRecorder(connect(settings.database)), Metrics()
+    )
     asyncio.run(tracing({"type": "http", "method": "GET", "path": "/x", "headers": []}, receive, send))
     assert sent[0]["status"] == 500
     (line,) = (call.kwargs for call in log if call.kwargs.get("outcome") == "crashed")

@@ -1,6 +1,6 @@
 """Around every request: a trace id, one log event, a count, headers for safety, and an answer whatever happens.
 
-A refused access goes into the audit trail too, see `ccp.server.audit.trail.Refusals`.
+A refused access goes into the audit trail too, see `ccp.server.audit.refusals.AccessDenialRecorder`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from ccp.errors import CCPError, FieldError
 from ccp.ids import EMAID, PCID
 from ccp.server.audit.pseudonyms import Pseudonyms
-from ccp.server.audit.trail import Refusals
+from ccp.server.audit.refusals import AccessDenialRecorder
 from ccp.server.metrics import Metrics
 from ccp.server.storage.queries.audit import UNKNOWN, Action, Entry
 from ccp.x509.parse_errors import is_panic
@@ -93,7 +93,7 @@ def trace_of(scope: Scope) -> Trace:
 class TraceMiddleware:
     """ASGI middleware, the outermost of ours."""
 
-    def __init__(self, app: ASGIApp, pseudonyms: Pseudonyms, refusals: Refusals, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, pseudonyms: Pseudonyms, refusals: AccessDenialRecorder, metrics: Metrics) -> None:
         self._app = app
         self._pseudonyms = pseudonyms
         self._refusals = refusals
@@ -133,7 +133,7 @@ class TraceMiddleware:
                 await _answer_crash(trace, send_traced)
         finally:
             if status in _REFUSED:
-                self._refusals.note(_refusal(trace, status, self._pseudonyms))
+                self._refusals.record(_refusal(trace, status, self._pseudonyms))
             self._tell(scope, trace, status, time.perf_counter() - began, crash)
             # The error's frames hold the scope, which holds this trace: a cycle that the collector would have to find.
             trace.failure = None
@@ -147,7 +147,7 @@ class TraceMiddleware:
             "trace_id": trace.id,
             "method": scope["method"],
             "operation": trace.operation,
-            "caller": trace.caller if _is_client_id(trace) else self._pseudonyms.shown_text(trace.caller),
+            "caller": trace.caller if _is_client_id(trace) else self._pseudonyms.pseudonymise_text(trace.caller),
             "owner": trace.owner,
             **self._ids(trace),
             "status": status,
@@ -165,7 +165,7 @@ class TraceMiddleware:
             _log.info("request handled", **event)
 
     def _ids(self, trace: Trace) -> dict[str, str]:
-        named = {"emaid": self._pseudonyms.shown(trace.emaid), "pcid": self._pseudonyms.shown(trace.pcid)}
+        named = {"emaid": self._pseudonyms.pseudonymise(trace.emaid), "pcid": self._pseudonyms.pseudonymise(trace.pcid)}
         return {kind: shown for kind, shown in named.items() if shown is not None}
 
 
@@ -191,7 +191,7 @@ def _is_client_id(trace: Trace) -> bool:
 def _claimed(trace: Trace, pseudonyms: Pseudonyms) -> str | None:
     if trace.authenticated or trace.caller is None:
         return None
-    return (trace.caller if trace.registered else pseudonyms.hide_ids(trace.caller))[:_CLAIM_LENGTH]
+    return (trace.caller if trace.registered else pseudonyms.replace_ids(trace.caller))[:_CLAIM_LENGTH]
 
 
 def _refusal(trace: Trace, status: int, pseudonyms: Pseudonyms) -> Entry:

@@ -28,7 +28,15 @@ from ccp.server.access.party_registry import (
     SecretToRevoke,
 )
 from ccp.server.domain.authorization import AdminOperation, role_table
-from ccp.server.domain.parties import CLIENT_ID_PATTERN, NAME_LENGTH, Caller, Party, PartyRole, made, parsed
+from ccp.server.domain.parties import (
+    CLIENT_ID_PATTERN,
+    NAME_LENGTH,
+    Caller,
+    Party,
+    PartyRole,
+    create_party,
+    parse_fields,
+)
 from ccp.server.http import preconditions
 from ccp.server.http.routes.opnc import Edge, Handler
 
@@ -214,7 +222,7 @@ def router(register: PartyRegistry, edge: Edge) -> APIRouter:
     async def add_party(request: Request, caller: Caller = calling(AdminOperation.ADD_PARTY)) -> Response:
         """Register a party. A provider id belongs to one eMSP and a WMI to one OEM; names and client ids are unique."""
         body = await read(request, caller, NewParty)
-        party = made(body.fields())
+        party = create_party(body.fields())
         at = edge.clock()
         secret = await register.add(party, _actor(caller), at)
         shown = await register.show(party.client_id, at)
@@ -238,7 +246,7 @@ def router(register: PartyRegistry, edge: Edge) -> APIRouter:
 
         With If-Match: 412 if another operator has changed the party since it was read.
         """
-        fields = parsed((await read(request, caller, PartyChange)).fields())
+        fields = parse_fields((await read(request, caller, PartyChange)).fields())
 
         def change(party: Party) -> Party:
             return replace(party, **fields)

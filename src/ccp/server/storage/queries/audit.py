@@ -17,7 +17,7 @@ that was changed, taken out or moved is noticed, the last one of a lane too. A s
 holds its commitment only; without the salt nobody finds the subject by trying ids.
 
 What a chain without a secret cannot show is that somebody wrote all of it anew, or cut its end and the head with it.
-For that an export has to be kept elsewhere: see `ccp.server.audit.trail.Verifier`.
+For that an export has to be kept elsewhere: see `ccp.server.audit.verification.ChainVerifier`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ COLUMNS: Final = _COLUMNS
 """Those of a `AuditRow`, in order."""
 
 # Actors that are no party. A command's is `cli:` and the operating system's user, see
-# `ccp.server.audit.trail.command_actor`.
+# `ccp.server.audit.actor.command_actor`.
 POOL: Final = "pool"
 PCP: Final = "pcp"
 UNKNOWN: Final = "unknown"

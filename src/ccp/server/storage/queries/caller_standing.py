@@ -15,7 +15,7 @@ from typing import Final
 
 from ccp.errors import NotAuthenticated
 from ccp.ids import WMI, OperatorId, ProviderId
-from ccp.server.domain.parties import NOT_VALID, Party, PartyRole, Standing
+from ccp.server.domain.parties import TOKEN_NOT_VALID, Party, PartyRole, Standing
 from ccp.server.storage.engine.query import Query, read_committed
 
 _FIELDS: Final = ("name", "roles", "provider_ids", "all_providers", "wmis", "operator_ids", "enabled")
@@ -40,11 +40,11 @@ def check_standing(standing: Standing) -> Query[Party]:
 def check_row(standing: Standing, found: str | None) -> Party:
     """As `check_standing`, from the value of LOOK_UP."""
     if found is None:
-        raise NotAuthenticated(NOT_VALID)
+        raise NotAuthenticated(TOKEN_NOT_VALID)
     party = _party(standing.client_id, found)
     if party != standing.party:  # Else it was checked already.
         if not party.enabled:
-            raise NotAuthenticated(NOT_VALID)
+            raise NotAuthenticated(TOKEN_NOT_VALID)
         standing.check(party)
     return party
 

@@ -15,7 +15,13 @@ from typing import NamedTuple
 from ccp.errors import MismatchError, NotFound
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace, ProviderId
 from ccp.server.domain.contracts import SignedContract
-from ccp.server.domain.default_contracts import Default, VehicleRules, after_publication, check_room, rivals
+from ccp.server.domain.default_contracts import (
+    Default,
+    VehicleRules,
+    check_capacity,
+    contesting_providers,
+    default_after_publication,
+)
 from ccp.server.domain.subscriptions import EventKind
 from ccp.server.storage.engine.query import Query, Row, batchable, read_committed, retryable
 from ccp.server.storage.queries.unknown_values import warn
@@ -79,7 +85,7 @@ class Published:
     replaced: bool = False
     at: datetime = field(default=instant(0), compare=False)
     default_provider: ProviderId | None = field(default=None, compare=False)
-    rivals: frozenset[ProviderId] = field(default=frozenset(), compare=False)
+    contesting_providers: frozenset[ProviderId] = field(default=frozenset(), compare=False)
 
 
 class Removed(NamedTuple):
@@ -139,7 +145,7 @@ def publish(
     """Store a variant: as a new contract, in place of the same variant, or moved here from another vehicle.
 
     contract: `created_at` says when its publication began; what is stored has the time of the change. wanted: see
-    `ccp.server.domain.default_contracts.after_publication`, which says whether the contract becomes the default.
+    `ccp.server.domain.default_contracts.default_after_publication`, which decides about the default.
     Raises LimitExceeded, and MismatchError where the vehicle's provisioning certificate changed since the publication
     began.
     """
@@ -166,7 +172,7 @@ def publish(
         others &= yield from _find_valid(pcid, vehicle.at)
         if before.emaid not in others:
             before = replace(before, emaid=None)
-    after = after_publication(
+    after = default_after_publication(
         before, emaid, first=created and not others, automatic=rules.automatic_default, wanted=wanted
     )
     default = vehicle.default
@@ -186,7 +192,7 @@ def publish(
             *_leaf(contract), vehicle.rev, max(0, microseconds(vehicle.at) - microseconds(contract.created_at)),
         ),
     )  # fmt: skip
-    contesting = rivals(default, (*others, emaid))
+    contesting = contesting_providers(default, (*others, emaid))
     kind = EventKind.CREATED if created else EventKind.UPDATED
     yield event(kind, emaid, pcid, vehicle, [contract.namespace], contested=bool(contesting))
     same = (emaid, contract.namespace, contract.root_fingerprint)
@@ -221,7 +227,7 @@ def _check_stored(stored: list[Row], default: Default, emaid: EMAID, rules: Vehi
     others = {EMAID(other) for other, _, _ in stored if other != emaid}
     created = all(other != emaid for other, _, _ in stored)
     if created:
-        check_room(default, emaid, others, rules)
+        check_capacity(default, emaid, others, rules)
     return others, created
 
 

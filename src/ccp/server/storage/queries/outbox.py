@@ -17,7 +17,7 @@ from typing import Any, Final, TypeAlias
 from uuid import uuid4
 
 from ccp.ids import EMAID, PCID, Namespace
-from ccp.server.domain.subscriptions import EventKind, Subscriber, owner_key, wanted
+from ccp.server.domain.subscriptions import EventKind, Subscriber, matching_webhooks, owner_key
 from ccp.server.storage.engine.query import Query, Row, read_committed, retryable
 from ccp.server.storage.queries import subscribers
 from ccp.server.storage.queries.change_counters import ChangeCounter
@@ -67,7 +67,7 @@ def fan_out(now: datetime, limit: int = 200) -> Query[int]:
 def _add_deliveries(row: Row, subscribed: Sequence[Subscriber], now: datetime) -> Query[None]:
     pcid, rev, kind, emaid, text, created_at = row
     event = json.loads(text)
-    listeners = wanted(subscribed, EventKind(kind), EMAID(emaid), PCID(pcid))
+    listeners = matching_webhooks(subscribed, EventKind(kind), EMAID(emaid), PCID(pcid))
     if not listeners:
         return
     # A row of the previous release has no namespaces.

@@ -16,7 +16,7 @@ from datetime import datetime
 
 from ccp.errors import Conflict, NotFound
 from ccp.ids import WMI, OperatorId, ProviderId
-from ccp.server.domain.parties import Party, PartyRole, folded, named, owned
+from ccp.server.domain.parties import Party, PartyRole, find_by_name, fold_name, owned_ids
 from ccp.server.storage.engine.query import Query, Row, long_read, read_committed
 from ccp.server.storage.queries import change_counters
 from ccp.server.storage.queries.change_counters import CHANGED_KEYS, ChangeCounter
@@ -85,7 +85,7 @@ def get(client_id: str) -> Query[Party]:
 
 def get_by_name(name_or_client_id: str) -> Query[Party]:
     """Raises NotFound."""
-    party = named((yield from _find_similar(name_or_client_id)), name_or_client_id)
+    party = find_by_name((yield from _find_similar(name_or_client_id)), name_or_client_id)
     if party is None:
         raise NotFound(f"There is no party named {name_or_client_id}.")
     return party
@@ -113,11 +113,11 @@ def disable(name_or_client_id: str) -> Query[str]:
 def insert(party: Party, secret_hash: str, now: datetime) -> Query[None]:
     """After `lock`. Raises Conflict."""
     yield from _check_names(party)
-    yield from _claim(owned(party), party.client_id)
+    yield from _claim(owned_ids(party), party.client_id)
     yield (
         f"insert into party ({COLUMNS}, created_at, folded_id, folded_name, folded_of) "  # noqa: S608  columns are ours
         "values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
-        (*_values(party), microseconds(now), folded(party.client_id), folded(party.name), party.name),
+        (*_values(party), microseconds(now), fold_name(party.client_id), fold_name(party.name), party.name),
     )
     yield from change_counters.bump_and_log(ChangeCounter.PARTIES, party.client_id)
     yield _INSERT_SECRET, (party.client_id, microseconds(now), secret_hash)
@@ -127,7 +127,7 @@ def update(before: Party, after: Party) -> Query[None]:
     """Put a party in the place of what it was, after `lock`. Ids that it gives up are free at once. Raises Conflict."""
     if after.name != before.name:
         yield from _check_names(after, without=before.client_id)
-    were, are = owned(before), owned(after)
+    were, are = owned_ids(before), owned_ids(after)
     for kind, value in sorted(set(were) - set(are)):
         delete = "delete from party_owns where kind = $1 and id = $2 and client_id = $3"
         yield delete, (kind, value, before.client_id)
@@ -141,7 +141,7 @@ def update(before: Party, after: Party) -> Query[None]:
     where client_id = $1
     """
     client_id, name, _, *others = _values(after)
-    forms = folded(client_id), folded(name), name
+    forms = fold_name(client_id), fold_name(name), name
     yield statement, (client_id, name, _json({*after.roles, *kept}), *others, *forms)
     yield from change_counters.bump_and_log(ChangeCounter.PARTIES, client_id)
 
@@ -149,7 +149,7 @@ def update(before: Party, after: Party) -> Query[None]:
 def _find_similar(*names: str) -> Query[list[Party]]:
     """Parties whose name or client id may be one of these, however it is written."""
     found: dict[str, Party] = {}
-    for form in dict.fromkeys(map(folded, names)):
+    for form in dict.fromkeys(map(fold_name, names)):
         if not form.isprintable():
             continue  # As `find`.
         for column in ("folded_name", "folded_id"):
@@ -169,17 +169,17 @@ def _fold_rest() -> Query[None]:
     rows = yield f"select client_id, name from party where {_WITHOUT_FOLDED}", ()  # noqa: S608  words are ours
     statement = "update party set folded_id = $2, folded_name = $3, folded_of = $4 where client_id = $1"
     for client_id, name in rows:
-        yield statement, (client_id, folded(client_id), folded(name), name)
+        yield statement, (client_id, fold_name(client_id), fold_name(name), name)
 
 
 def _check_names(party: Party, without: str | None = None) -> Query[None]:
     """Names and client ids are one space, since commands take either. without: whose do not count. Raises Conflict."""
     yield from _fold_rest()
     others = [other for other in (yield from _find_similar(party.name, party.client_id)) if other.client_id != without]
-    taken = {folded(each) for other in others for each in (other.name, other.client_id)}
-    if folded(party.name) in taken:
+    taken = {fold_name(each) for other in others for each in (other.name, other.client_id)}
+    if fold_name(party.name) in taken:
         raise Conflict(f"There is a party named {party.name} already.")
-    if folded(party.client_id) in taken:
+    if fold_name(party.client_id) in taken:
         raise Conflict(f"The client id {party.client_id} is taken already.")
 
 

@@ -32,7 +32,7 @@ _JOINED: Final = f"select {_COLUMNS} from webhook w join party p on p.client_id 
 @read_committed
 def list_by_owner(kind: str, id: str) -> Query[list[Subscriber]]:
     """Webhooks of the party that owns a provider id or WMI, oldest first. kind: see
-    `ccp.server.domain.parties.owned`."""
+    `ccp.server.domain.parties.owned_ids`."""
     select = f"""
     select {_COLUMNS} from party_owns o
     join party p on p.client_id = o.client_id join webhook w on w.client_id = o.client_id

@@ -7,7 +7,7 @@ release notice by the numbers; and the name that it gives a party is not the one
 from alembic import op
 from sqlalchemy import text
 
-from ccp.server.domain.parties import folded
+from ccp.server.domain.parties import fold_name
 
 revision = "0009"
 down_revision = "0008"
@@ -38,7 +38,7 @@ def upgrade() -> None:
         op.execute(statement)
     connection = op.get_bind()
     rows = connection.execute(text("select client_id, name from party")).all()
-    forms = [{"id": id, "folded_id": folded(id), "folded_name": folded(name), "name": name} for id, name in rows]
+    forms = [{"id": id, "folded_id": fold_name(id), "folded_name": fold_name(name), "name": name} for id, name in rows]
     statement = "update party set folded_id = :folded_id, folded_name = :folded_name, folded_of = :name"
     if forms:
         connection.execute(text(f"{statement} where client_id = :id"), forms)

@@ -1,7 +1,7 @@
-"""Compare the audit trail with an earlier export of it: which rows lost their subject since, and by which erasure.
+"""Comparison of the audit trail with an earlier export: which rows lost their subject since, and by which erasure.
 
-The chain holds a commitment to each subject, so a row that was blanked verifies as long as an erasure lists it. Write
-access to the database is enough to add such an erasure. The export still has the subjects.
+The chain holds a commitment to each subject, so a blanked row verifies as long as an erasure lists it. Write access to
+the database is enough to add such an erasure. The export still has the subjects.
 """
 
 from __future__ import annotations
@@ -14,20 +14,23 @@ from typing import Final
 
 from ccp.errors import FieldError
 from ccp.ids import EMAID, PCID
-from ccp.server.audit.trail import Broken, End, Erasure, Verifier
+from ccp.server.audit.verification import BrokenRow, ChainVerifier, Erasure, LaneHead
 from ccp.server.storage.queries.audit import AuditRow
 
 
 @dataclass(frozen=True, slots=True)
 class BlankedRow:
-    """earlier: the row as the export has it, with its subject. erasure: what lists it; None where nothing does."""
+    """A row that lost its subject.
+
+    earlier: the row in the export, with its subject. erasure: the erasure that lists it, if there is one.
+    """
 
     earlier: AuditRow
     erasure: Erasure | None
 
 
-def blanked_since(export: Iterable[AuditRow | End], verifier: Verifier) -> list[BlankedRow]:
-    """The rows that have their subject in an export, and none in the trail that the verifier has seen."""
+def blanked_since(export: Iterable[AuditRow | LaneHead], verifier: ChainVerifier) -> list[BlankedRow]:
+    """The rows that have a subject in an export, and none in the trail that the verifier was fed with."""
     blanked = verifier.blanked
     return [
         BlankedRow(part, blanked[part.lane, part.number])
@@ -36,11 +39,11 @@ def blanked_since(export: Iterable[AuditRow | End], verifier: Verifier) -> list[
     ]
 
 
-def contradictions(rows: Iterable[BlankedRow]) -> list[Broken]:
-    """Rows that no `ccp erase` can have blanked: all rows of one erasure name the same contract or vehicle."""
+def contradictions(rows: Iterable[BlankedRow]) -> list[BrokenRow]:
+    """Rows that `ccp erase` cannot have blanked: all rows of one erasure name the same contract or vehicle."""
     by_erasure: dict[Erasure, list[AuditRow]] = {}
     for row in rows:
-        if row.erasure is not None:  # Without one the verifier says so.
+        if row.erasure is not None:  # The verifier reports rows without one.
             by_erasure.setdefault(row.erasure, []).append(row.earlier)
     found = []
     for erasure, earlier in by_erasure.items():
@@ -49,7 +52,7 @@ def contradictions(rows: Iterable[BlankedRow]) -> list[Broken]:
                 f"its subject was removed, and the erasure in lane {erasure.lane}, row {erasure.number}, lists rows "
                 f"that have no {_NAMES[erasure.kind]} in common"
             )
-            found += [Broken(row.lane, row.number, why) for row in earlier]
+            found += [BrokenRow(row.lane, row.number, why) for row in earlier]
     return found
 
 
@@ -58,9 +61,9 @@ _WORD: Final = re.compile(r"(?<!\w)\w{14,36}(?!\w)", re.ASCII)
 
 
 def _ids(subject: str, kind: str) -> set[str]:
-    """The words of a subject that are ids of a kind, in canonical form, as `ccp erase` looks for them.
+    """The words of a subject that are ids of a kind, in canonical form, as `ccp erase` searches for them.
 
-    Many PCIDs look like EMAIDs. So what a subject calls by the other kind's name does not count.
+    Many PCIDs are also valid EMAIDs. The value of the other kind's member is therefore ignored.
     """
     other = "pcid" if kind == "emaid" else "emaid"
     try:
