@@ -20,7 +20,7 @@ from typing import Any
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT / "src"), str(ROOT)]
 
-from ccp.exi import decode, encode, iso2, iso20, parse, signed_info_fragment, splice, to_json, xmldsig  # noqa: E402
+from ccp.exi import decode, encode, iso2, iso20, parse, replace_header_fields, signed_info_fragment, to_json, xmldsig  # noqa: E402
 
 _EXI = "http://www.w3.org/TR/canonical-exi/"
 
@@ -80,7 +80,7 @@ def main() -> None:
             "read": lambda o=octets: decode(o),
             "read with positions, like one before": lambda o=octets: parse(o),
             "write": lambda m=message: encode(m),
-            "splice SessionID": lambda o=octets: splice(o, session_id=b"12345678"),
+            "splice SessionID": lambda o=octets: replace_header_fields(o, session_id=b"12345678"),
             "cut SignedInfo": lambda p=parse(octets): signed_info_fragment(p),
         }
         for what, call in calls.items():

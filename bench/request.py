@@ -44,7 +44,7 @@ from ccp.server.pool.operations import Pool
 from ccp.server.sandbox.setup import create
 from ccp.server.storage.queries import contracts as queries
 from ccp.x509.certificates import Certificate
-from ccp.x509.revocation_policy import Unchecked
+from ccp.x509.revocation_policy import NoRevocationCheck
 
 console = Console(width=110)
 
@@ -117,17 +117,17 @@ async def _parts_of(pool, store, trust, caller, body, publish) -> dict[str, floa
         return fastest * 1e6
 
     lookup = await timed(lambda: store.read(queries.by_vehicle(pcid)), 500)
-    verify = {"anchors": trust.anchors, "revocation": Unchecked(), "at": now}
+    verify = {"anchors": trust.anchors, "revocation": NoRevocationCheck(), "now": now}
     read = installation.read_response(response, namespace)
     return {
         "read the request (EXI)": best(lambda: installation.read_request(octets, namespace)),
-        "verify the vehicle (signature, chain)": best(lambda: installation.verify_request(request, **verify)),
+        "verify the vehicle (signature, chain)": best(lambda: installation.check_request(request, **verify)),
         "look the contracts up (SQLite)": lookup,
         "answer (splice)": best(lambda: installation.with_session(contract, request.session_id, now, 0)),
         "whole POST without HTTP": await timed(lambda: deliver(pool, caller, namespace, message), 200),
         "unavoidable: certificate, key, ECDSA, lookup": best(raw) + lookup,
         "verify a response (PUT, issuers cached)": best(
-            lambda: installation.verify_response(read, emaid=None, root=None, **verify)
+            lambda: installation.check_response(read, emaid=None, root=None, **verify)
         ),
         "whole PUT without HTTP, one after another": await timed(lambda: put(pool, caller, publish), 20),
     }

@@ -47,8 +47,10 @@ from ccp.testing.partners import Car, make_contract, namespace_of, sign_contract
 from ccp.testing.pki import OCSP_RESPONDER, PKI, Addresses, Credential, answer_ocsp, build_pki, sign_crl
 from ccp.x509.certificates import Certificate
 from ccp.x509.crl_ocsp import read_crl, read_ocsp
-from ccp.x509.path_validation import Profile, Role, TrustAnchors, Usage
-from ccp.x509.revocation_policy import AskedLater, Evidence, Key, RevocationList, Status, Unchecked, check_keys
+from ccp.x509.path_validation import TrustAnchors
+from ccp.x509.profiles import AnchorRole, Profile, Usage
+from ccp.x509.revocation_evidence import CertificateRef, Evidence, RevocationList, RevocationStatus
+from ccp.x509.revocation_policy import DeferredRevocation, NoRevocationCheck, check_refs
 from request import best
 
 console = Console(width=120)
@@ -112,7 +114,7 @@ Case = tuple[str, Callable[[], object], float | None]
 
 
 def _of(pki: PKI, credential: Credential, usage: Usage) -> list[Case]:
-    roots = [(Role.V2G, pki.v2g_root), (Role.EMSP, pki.emsp_root), (Role.OEM, pki.oem_root)]
+    roots = [(AnchorRole.V2G, pki.v2g_root), (AnchorRole.EMSP, pki.emsp_root), (AnchorRole.OEM, pki.oem_root)]
     trusted = [(role, root.certificate) for role, root in roots]
     leaf_der = credential.certificate.der
     sub_ders = [one.der for one in credential.sub_cas]
@@ -170,7 +172,7 @@ async def stored(pki: PKI, unit: float) -> Table:
         try:
             issuer = pki.emsp_sub2.certificate
             began = time.perf_counter()
-            revoked = RevocationList(issuer.issuer_id, 1, AT, AT + HOUR, dict.fromkeys(range(1, 100_001), AT))
+            revoked = RevocationList(issuer.issuer_key_id, 1, AT, AT + HOUR, dict.fromkeys(range(1, 100_001), AT))
             await load(store, revoked, issuer)
             row("load a CRL with 100,000 entries, first time", (time.perf_counter() - began) * 1e6)
             began = time.perf_counter()
@@ -182,27 +184,33 @@ async def stored(pki: PKI, unit: float) -> Table:
             octets = sign_contract(pki, make_contract(pki, emaid, car.pcid, car.provisioning.certificate, AT), AT)
             anchors, namespace = pki.anchors(), namespace_of(pki)
             root = Fingerprint(pki.v2g_root.certificate.fingerprint)
-            later = AskedLater()
+            later = DeferredRevocation()
 
-            def verified(revocation: Unchecked | AskedLater) -> verify.VerifiedInstallationResponse:
-                return verify.verify_response(
+            def verified(revocation: NoRevocationCheck | DeferredRevocation) -> verify.VerifiedInstallationResponse:
+                return verify.check_response(
                     verify.read_response(octets, namespace),
                     emaid=emaid,
                     root=root,
                     anchors=anchors,
                     revocation=revocation,
-                    at=AT,
+                    now=AT,
                 )
 
             verified(later)
             for chain in later.chains:
                 for certificate, above in zip(chain.certificates, chain.certificates[1:], strict=False):
                     good = Evidence(
-                        above.issuer_id, certificate.serial_number, Status.GOOD, AT, AT + HOUR, None, "OCSP bench"
+                        above.issuer_key_id,
+                        certificate.serial_number,
+                        RevocationStatus.GOOD,
+                        AT,
+                        AT + HOUR,
+                        None,
+                        "OCSP bench",
                     )
                     await store.write(queries.store_evidence(good))
-            keys: tuple[Key, ...] = (await service.ensure_good(later.chains, AT)).keys
-            for role, root_ca in ((Role.V2G, pki.v2g_root), (Role.EMSP, pki.emsp_root)):
+            keys: tuple[CertificateRef, ...] = (await service.ensure_good(later.chains, AT)).keys
+            for role, root_ca in ((AnchorRole.V2G, pki.v2g_root), (AnchorRole.EMSP, pki.emsp_root)):
                 await store.write(add_by_operator(trusted_certificate(root_ca.certificate, role, "bench", AT)))
             await built.trust.refresh()
             caller = Caller(Party("bench", "bench", frozenset({PartyRole.CPS}), all_providers=True))
@@ -216,12 +224,12 @@ async def stored(pki: PKI, unit: float) -> Table:
             read = await timed(lambda: store.read(queries.load(keys, service.rules)), 300)
             row("look up the evidence of both chains (6 certificates)", read)
             known = await store.read(queries.load(keys, service.rules))
-            judged = best(lambda: check_keys(keys, known, service.rules, AT))
+            judged = best(lambda: check_refs(keys, known, service.rules, AT))
             row("judge it for a delivery", judged)
             look = await timed(lambda: store.read(contract_queries.by_vehicle(car.pcid)), 300)
             row("for comparison: look up a vehicle's contracts", look)
 
-            row("read and verify a PUT, issuers cached, no revocation", best(lambda: verified(Unchecked())))
+            row("read and verify a PUT, issuers cached, no revocation", best(lambda: verified(NoRevocationCheck())))
             row("processor time of a whole PUT without HTTP, evidence stored", await cpu(publish, 200))
         finally:
             await built.close()

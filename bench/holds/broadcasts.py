@@ -73,7 +73,7 @@ def run(short: bool, folder: Path) -> Iterator[Row]:
         emaid = EMAID(f"DEEXCF{number:08d}")
         message = sign_contract(pki, make_contract(pki, emaid, car.pcid, car.provisioning.certificate, at), at)
         item = {
-            "certificateInstallationRes": encode_base64(exi.splice(message, session_id=_SESSION)),
+            "certificateInstallationRes": encode_base64(exi.replace_header_fields(message, session_id=_SESSION)),
             "emaid": emaid,
             "pcid": car.pcid,
             "xsdMsgDefNamespace": car.namespace,
@@ -81,7 +81,9 @@ def run(short: bool, folder: Path) -> Iterator[Row]:
         far[encode_base64(car.request(_SESSION, at))] = _collection(item), car
     nothing = NoContract("No contract is stored for the vehicle.")
     negative = {
-        "certificateInstallationRes": encode_base64(verify.refuse(unknown[0].namespace, _SESSION, nothing, at)),
+        "certificateInstallationRes": encode_base64(
+            verify.negative_response(unknown[0].namespace, _SESSION, nothing, at)
+        ),
         "emaid": PLACEHOLDER_EMAID,
         "pcid": PLACEHOLDER_PCID,
         "xsdMsgDefNamespace": unknown[0].namespace,

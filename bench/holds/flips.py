@@ -384,4 +384,4 @@ def _trust(profiles: Sequence[Profile], folder: Path, short: bool) -> Iterator[R
 def _holds(octets: bytes) -> bool:
     """Whether it is an intermediate by now, or a root with a signature of its own that holds."""
     certificate = Certificate.load(octets)
-    return not is_self_issued(certificate) or certificate.self_signature_failure is None
+    return not is_self_issued(certificate) or certificate.self_signature_error is None

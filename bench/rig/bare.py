@@ -35,7 +35,8 @@ from ccp.server.storage.engine.schema import sqlite_file
 from ccp.server.storage.queries import contracts as queries
 from ccp.server.storage.queries import revocation
 from ccp.x509.path_validation import TrustAnchors
-from ccp.x509.revocation_policy import AskedLater, check_keys, keys_of
+from ccp.x509.revocation_evidence import certificate_refs
+from ccp.x509.revocation_policy import DeferredRevocation, check_refs
 
 
 class Work:
@@ -66,17 +67,17 @@ class Work:
         at = datetime.now(UTC)
         namespace = Namespace(fields["xsdMsgDefNamespace"])
         request = verify.read_request(base64.b64decode(fields["certificateInstallationReq"]), namespace)
-        verified = verify.verify_request(request, anchors=self._anchors, revocation=AskedLater(), at=at)
+        verified = verify.check_request(request, anchors=self._anchors, revocation=DeferredRevocation(), now=at)
         if verified.chain is None:
             raise RuntimeError("There are OEM roots.")
-        keys = keys_of((verified.chain,))
+        keys = certificate_refs((verified.chain,))
         stored = self._ask(queries.by_vehicle(verified.pcid))
         theirs = [key for contract in stored for key in contract.certificates or ()]
         known = self._ask(revocation.load((*keys, *theirs), self._rules))
-        check_keys(keys, known, self._rules, at)
+        check_refs(keys, known, self._rules, at)
 
         def good(contract: SignedContract) -> bool:
-            check_keys(contract.certificates or (), known, self._rules, at)
+            check_refs(contract.certificates or (), known, self._rules, at)
             return True
 
         chosen = contracts.select_for_iso2(stored, at, root_listed=request.trusts_root_of, deliverable=good)

@@ -28,7 +28,7 @@ from ccp.server.storage.queries import revocation
 from ccp.testing.partners import Car, make_contract, sign_contract
 from ccp.testing.pki import PKI, Addresses, Credential, build_pki
 from ccp.x509.certificates import Certificate
-from ccp.x509.revocation_policy import Evidence, Status
+from ccp.x509.revocation_evidence import Evidence, RevocationStatus
 
 SETS: Final = "ABCDEFGHIJKLMNOP"
 BASE_URL: Final = "http://ccp.example"
@@ -120,7 +120,7 @@ def _fleet(pki: PKI, edition: str, count: int, at: datetime) -> Fleet:
     def note(credential: Credential, root: Credential) -> None:
         chain = (credential.certificate, *credential.sub_cas, root.certificate)
         for certificate, issuer in itertools.pairwise(chain):
-            pairs[issuer.issuer_id, certificate.serial_number] = certificate, issuer
+            pairs[issuer.issuer_key_id, certificate.serial_number] = certificate, issuer
 
     note(pki.cps, pki.v2g_root)
     for number in range(count):
@@ -160,7 +160,13 @@ async def fill(config: Settings, world: World) -> None:
         await built.trust.refresh()
         said = [
             Evidence(
-                issuer.issuer_id, certificate.serial_number, Status.GOOD, world.at, world.at + _FRESH, None, "OCSP"
+                issuer.issuer_key_id,
+                certificate.serial_number,
+                RevocationStatus.GOOD,
+                world.at,
+                world.at + _FRESH,
+                None,
+                "OCSP",
             )
             for fleet in world.fleets.values()
             for certificate, issuer in fleet.certificates

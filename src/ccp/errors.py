@@ -172,7 +172,7 @@ class ConfigurationError(CCPError):
 E = TypeVar("E", bound=BaseException)
 
 
-def without_frames(error: E) -> E:
+def strip_tracebacks(error: E) -> E:
     """An error that is to be kept, without the frames that it and its causes went through. Returns the same error.
 
     A frame holds its variables and its caller's frame. An error that is kept in one of these variables is part of a

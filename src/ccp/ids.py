@@ -147,7 +147,7 @@ class Fingerprint(_Id):
         return text.lower()
 
 
-def masked(text: str) -> str:
+def mask_ids(text: str) -> str:
     """The text with every long id cut to its owner's part, so that drivers and vehicles stay out of the log."""
     return _LONG_ID.sub(lambda found: found[0][:5] + "…", text)
 

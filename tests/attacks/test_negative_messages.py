@@ -54,7 +54,7 @@ def judges() -> None:
 @pytest.mark.parametrize("edition", EDITIONS)
 def test_a_negative_message_for_every_reason_is_valid_and_its_code_is_read(edition: str) -> None:
     namespace = EDITIONS[edition]
-    refused = [verify.refuse(namespace, SESSION, reason, AT) for reason, _, _ in REASONS]
+    refused = [verify.negative_response(namespace, SESSION, reason, AT) for reason, _, _ in REASONS]
     for message, (reason, _, _) in zip(refused, REASONS, strict=True):
         assert xml_schema.violations(edition, message) == [], reason
     wanted = [code2 if edition == "iso2" else code20 for _, code2, code20 in REASONS]
@@ -64,7 +64,7 @@ def test_a_negative_message_for_every_reason_is_valid_and_its_code_is_read(editi
 def test_the_judges_find_fault_with_values_that_break_the_schemas() -> None:
     """Else the test above would show nothing."""
     for edition, namespace in EDITIONS.items():
-        message: Any = exi.decode(verify.refuse(namespace, SESSION, ChainError("x"), AT))
+        message: Any = exi.decode(verify.negative_response(namespace, SESSION, ChainError("x"), AT))
         if edition == "iso2":
             broken = message._replace(Body=message.Body._replace(eMAID=message.Body.eMAID._replace(value="0")))
         else:

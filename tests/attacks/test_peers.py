@@ -47,7 +47,7 @@ def later(seconds: float, reply: Reply) -> Reply:
 
 
 def item_of(contract: Contract, **members: Any) -> dict[str, Any]:
-    octets = exi.splice(contract.message, session_id=SESSION)
+    octets = exi.replace_header_fields(contract.message, session_id=SESSION)
     return {**contract.body, "certificateInstallationRes": base64.b64encode(octets).decode(), **members}
 
 

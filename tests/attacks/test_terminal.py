@@ -30,7 +30,7 @@ from ccp.server.storage.queries.audit import Action, Entry
 from ccp.server.storage.queries.peers import Peer
 from ccp.server.trust.anchors import add_anchor, trusted_certificate
 from ccp.x509.certificates import Certificate
-from ccp.x509.path_validation import Role as TrustRole
+from ccp.x509.profiles import AnchorRole as TrustRole
 from tests.cli.run import CommandResult, ccp
 from tests.server.storage.made import AT, new_database, sql, write
 

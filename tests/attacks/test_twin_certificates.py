@@ -23,7 +23,7 @@ from ccp.server.storage.queries.anchors import add
 from ccp.server.trust.anchors import trusted_certificate
 from ccp.testing.pki import PKI, SUB_CA2, Addresses, build_certificate, build_pki
 from ccp.x509.certificates import Certificate
-from ccp.x509.path_validation import Role
+from ccp.x509.profiles import AnchorRole
 from tests.server.external.scripted_server import Fake, scripted_server
 from tests.server.external.scripted_server import Reply as Answer
 from tests.server.trust.revocation.made import crl, serve_crl
@@ -75,7 +75,7 @@ def beside(pool: Pool) -> Iterator[Pool]:
             other.close()
 
 
-def known_ca(pool: Pool, certificate: Certificate, role: Role = Role.V2G) -> None:
+def known_ca(pool: Pool, certificate: Certificate, role: AnchorRole = AnchorRole.V2G) -> None:
     pool.change(add(trusted_certificate(certificate, role, "test", AT)))
 
 
@@ -83,7 +83,7 @@ def test_openssl_accepts_the_twin(pki: PKI, tmp_path: Path) -> None:
     sub2 = pki.cps_sub2.certificate
     other = twin(sub2)
     assert other.fingerprint != sub2.fingerprint
-    assert (other.identity, other.issuer_id) == (sub2.identity, sub2.issuer_id)
+    assert (other.canonical_issuer_key_id, other.issuer_key_id) == (sub2.canonical_issuer_key_id, sub2.issuer_key_id)
     files = {"root": pki.v2g_root.certificate, "sub1": pki.cps_sub1.certificate, "twin": other}
     for name, certificate in files.items():
         (tmp_path / f"{name}.pem").write_bytes(certificate.pem())
@@ -215,7 +215,7 @@ def test_a_contract_under_a_twin_of_an_operator_ca_is_revoked_on_delete(pki: PKI
         assert answer.status_code == 503, answer.text
         assert UNRESOLVED in answer.text
         assert (pool.stored(contract.emaid), pki_service.calls) == (1, [])
-        known_ca(pool, sub2, Role.EMSP)
+        known_ca(pool, sub2, AnchorRole.EMSP)
         _until(lambda: pool.emsp.delete(f"/signedcontractdata/{contract.emaid}"), 200)
         assert pool.stored(contract.emaid) == 0
         assert len(pki_service.calls) == 1

@@ -13,9 +13,9 @@ import pytest
 from ccp import cli
 from ccp.server.storage.engine import schema
 from ccp.testing.pki import PKI
-from ccp.verify.trust_folder import from_directory
+from ccp.verify.trust_folder import load_trust_directory
 from ccp.x509.certificates import Certificate
-from ccp.x509.path_validation import Role
+from ccp.x509.profiles import AnchorRole
 from tests.server.external.scripted_server import Call, Fake, Reply, json_answer, scripted_server
 from tests.server.trust.root_files import damaged, root, rsa_root, signed_by_another
 from tests.world import AT, b64
@@ -176,7 +176,7 @@ def test_an_export_is_what_verify_reads(run: Run, tmp_path: Path, pkis: dict[str
     assert status == 0
     assert "3 file(s)" in out
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["emsp", "oem", "v2g"]
-    assert from_directory(tmp_path / "out").of(Role.V2G) == (v2g,)
+    assert load_trust_directory(tmp_path / "out").by_role(AnchorRole.V2G) == (v2g,)
     assert run("trust", "export", tmp_path / "out")[0] == 1
     status, out, _ = run("trust", "export", tmp_path / "only", "--role", "oem")
     assert status == 0

@@ -17,8 +17,8 @@ from ccp.server.trust.anchors import trusted_certificate
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI, Addresses, build_pki
 from ccp.x509.certificates import Certificate
-from ccp.x509.path_validation import Role
-from ccp.x509.revocation_policy import Evidence, Status
+from ccp.x509.profiles import AnchorRole
+from ccp.x509.revocation_evidence import Evidence, RevocationStatus
 from tests.cli.run import CommandResult, ccp, ccp_error, ccp_ok, ccp_process, environment
 from tests.world import AT, SESSION, Contract, Pool, new_emaid, new_pcid, start
 
@@ -48,9 +48,9 @@ def configure(folder: Path, pool: Pool, **settings: object) -> None:
 
 def revoke(pool: Pool, contract: Contract, edition: str = "iso2") -> None:
     """As if a responder had said so."""
-    issuer = pool.pki(edition).emsp_sub2.certificate.issuer_id
+    issuer = pool.pki(edition).emsp_sub2.certificate.issuer_key_id
     number = Certificate.load(contract.certificate).serial_number
-    said = Evidence(issuer, number, Status.REVOKED, AT, AT + HOUR, AT - DAY, "OCSP test")
+    said = Evidence(issuer, number, RevocationStatus.REVOKED, AT, AT + HOUR, AT - DAY, "OCSP test")
     assert pool.change(revocation.store_evidence(said)) is True
 
 
@@ -237,7 +237,7 @@ def test_a_root_that_a_vehicle_lists_and_the_pool_does_not_know_is_warned_of(aro
     assert not any("V2G root" in warning for warning in json.loads(done.out)["warnings"])
     stranger = around.pki("stranger").v2g_root.certificate
     known = around.pki(edition).v2g_root.certificate
-    roots = tuple(iso2.X509IssuerSerial(root.dn, root.serial_number) for root in (known, stranger))
+    roots = tuple(iso2.X509IssuerSerial(root.subject_dn, root.serial_number) for root in (known, stranger))
     done = verified(car.request(SESSION, AT, roots=roots))
     assert done.status == 0, done
     (warning,) = [each for each in json.loads(done.out)["warnings"] if "V2G root that is not known here" in each]
@@ -268,7 +268,7 @@ def test_a_request_is_verified_under_the_policy_of_a_delivery_with_the_evidence_
     """Its source and age are told; what is missing is no hindrance unless it is required; nothing is fetched."""
     pki = build_pki(AT, addresses=lambda ca: Addresses(ocsp="http://ocsp.invalid") if "OEM Sub2" in ca else Addresses())
     for credential, root in ((pki.oem_root, True), (pki.oem_sub1, False), (pki.oem_sub2, False)):
-        entry = trusted_certificate(credential.certificate, Role.OEM, "test", AT)
+        entry = trusted_certificate(credential.certificate, AnchorRole.OEM, "test", AT)
         assert entry.is_root is root
         assert around.change(anchors.add(entry))
     car = Car.build(pki, new_pcid(), AT)
@@ -283,19 +283,25 @@ def test_a_request_is_verified_under_the_policy_of_a_delivery_with_the_evidence_
     assert "which this pool requires" in check["reason"]
     configure(tmp_path, around)
 
-    def learn(status: Status, revoked_at: datetime | None = None) -> None:
+    def learn(status: RevocationStatus, revoked_at: datetime | None = None) -> None:
         leaf = car.provisioning.certificate
         since = datetime.now(UTC) - timedelta(minutes=5)
         said = Evidence(
-            pki.oem_sub2.certificate.issuer_id, leaf.serial_number, status, since, since + HOUR, revoked_at, "OCSP test"
+            pki.oem_sub2.certificate.issuer_key_id,
+            leaf.serial_number,
+            status,
+            since,
+            since + HOUR,
+            revoked_at,
+            "OCSP test",
         )
         assert around.change(revocation.store_evidence(said)) is True
 
-    learn(Status.GOOD)
+    learn(RevocationStatus.GOOD)
     check, warnings = vehicle_revocation(octets, passed=True)
     assert check["evidence"][0] == f'Certificate "{car.pcid}" is not revoked (OCSP test, 5 minutes old).'
     assert missing not in warnings
-    learn(Status.REVOKED, AT - DAY)
+    learn(RevocationStatus.REVOKED, AT - DAY)
     check, _ = vehicle_revocation(octets, passed=False)
     assert check["reason"] == f'Certificate "{car.pcid}" was revoked at {AT - DAY:%Y-%m-%dT%H:%M:%SZ}.'
     configure(tmp_path, around, revocation="off")

@@ -46,7 +46,7 @@ class Maker:
         return tuple(make() for _ in range(self.rng.choice((1, self.rng.randint(1, most), most))))
 
     def transform(self) -> xmldsig.Transform:
-        xpath = () if self.rng.random() < 0.7 else self.some(lambda: self.text(50), bits.XPATHS)
+        xpath = () if self.rng.random() < 0.7 else self.some(lambda: self.text(50), bits.MAX_XPATHS)
         return xmldsig.Transform(self.rng.choice(_ALGORITHMS), xpath)
 
     def reference(self) -> xmldsig.Reference:
@@ -54,7 +54,7 @@ class Maker:
             self.maybe(self.id),
             self.maybe(lambda: self.text(20)),
             self.maybe(lambda: "#" + self.id(), 0.8),
-            self.maybe(lambda: self.some(self.transform, bits.TRANSFORMS), 0.8),
+            self.maybe(lambda: self.some(self.transform, bits.MAX_TRANSFORMS), 0.8),
             xmldsig.DigestMethod(self.rng.choice(_ALGORITHMS)),
             self.octets(64),
         )

@@ -204,7 +204,7 @@ def test_an_endless_list_end_is_read_and_the_conformant_one_written() -> None:
     message = REQUEST._replace(Body=REQUEST.Body._replace(ListOfRootCertificateIDs=roots))
     octets = encode(message)
     # Behind the last serial: its end, the end of the pair, then the end of the list, of the request, body and message.
-    end = parse(octets).parts[0].end
+    end = parse(octets).elements[0].end
     assert Stream(octets, end + 2).bits[-6:] == "000000"
     other = Stream(octets, end - 2).add("01", "0", "00").octets()
     assert decode(other) == message
@@ -215,7 +215,7 @@ def test_an_endless_end_of_every_other_full_list_is_read() -> None:
     subs = iso2.CertificateChain("ID1", b"leaf", (b"1", b"2", b"3", b"4"))
     message = RESPONSE._replace(Body=RESPONSE.Body._replace(ContractSignatureCertChain=subs))
     octets = encode(message)
-    part = next(p for p in parse(octets).parts if p.name == "ContractSignatureCertChain")
+    part = next(p for p in parse(octets).elements if p.name == "ContractSignatureCertChain")
     rest = Stream(octets, 8 * len(octets)).bits[part.end :]
     assert decode(Stream(octets, part.end - 2).add("01", "0", rest).octets()) == message
 
@@ -237,7 +237,7 @@ def test_an_endless_end_of_every_other_full_list_is_read() -> None:
     chain = iso20.OEMProvisioningCertificateChain("ID1", b"leaf", (b"1", b"2", b"3"))
     request = request._replace(OEMProvisioningCertificateChain=chain)
     octets = encode(request)
-    part = parse(octets).parts[0]
+    part = parse(octets).elements[0]
     rest = Stream(octets, 8 * len(octets)).bits[part.end :]
     assert decode(Stream(octets, part.end - 2).add("01", "0", rest).octets()) == request
 
@@ -295,7 +295,7 @@ def _signed(references: tuple[xmldsig.Reference, ...]) -> iso2.V2G_Message:
 def test_lists_that_the_schema_leaves_open_are_bounded_when_reading() -> None:
     digest = xmldsig.DigestMethod("d")
     reference = xmldsig.Reference(None, None, None, None, digest, b"")
-    message = _signed((reference,) * limits.REFERENCES)
+    message = _signed((reference,) * limits.MAX_REFERENCES)
     octets = encode(message)
     assert decode(octets) == message
     info = parse(octets).signed_info
@@ -306,8 +306,8 @@ def test_lists_that_the_schema_leaves_open_are_bounded_when_reading() -> None:
     assert caught.value.path == "V2G_Message/Header/Signature/SignedInfo"
     assert caught.value.offset == info.end - 2
 
-    transform = xmldsig.Transform("t", ("x",) * limits.XPATHS)
-    message = _signed((reference._replace(Transforms=(transform,) * limits.TRANSFORMS),))
+    transform = xmldsig.Transform("t", ("x",) * limits.MAX_XPATHS)
+    message = _signed((reference._replace(Transforms=(transform,) * limits.MAX_TRANSFORMS),))
     assert decode(encode(message)) == message
     with pytest.raises(EXIError, match="at most 2 items"):
         encode(_signed((reference._replace(Transforms=(transform,) * 3),)))
@@ -321,7 +321,7 @@ def test_an_empty_value_in_the_form_of_exificient_is_read() -> None:
         ("DHpublickey", RESPONSE.Body.DHpublickey, b""),
         ("eMAID", RESPONSE.Body.eMAID, ""),
     ):
-        part = next(p for p in parse(octets).parts if p.name == name)
+        part = next(p for p in parse(octets).elements if p.name == name)
         rest = Stream(octets, 8 * len(octets)).bits[part.end :]
         identifier = Stream(octets, part.start + 1 + 8 + 8 * 3).bits[part.start :]
         other = Stream(octets, part.start).add(identifier, "1000", rest).octets()
@@ -373,7 +373,7 @@ def test_key_info_and_foreign_elements_are_refused_by_name() -> None:
 
 def test_a_string_table_reference_is_refused() -> None:
     octets = encode(REQUEST)
-    start = parse(octets).parts[0].start
+    start = parse(octets).elements[0].start
     for hit in (0, 1):
         with pytest.raises(EXIError, match="string table"):
             decode(Stream(octets, start + 1).add((hit, 8), bytes(90)).octets())
@@ -393,7 +393,7 @@ def test_a_string_table_reference_is_refused() -> None:
 )
 def test_characters_that_xml_does_not_have_are_refused(character: bytes) -> None:
     octets = encode(REQUEST)
-    start = parse(octets).parts[0].start
+    start = parse(octets).elements[0].start
     with pytest.raises(EXIError, match="character") as caught:
         decode(Stream(octets, start + 1).add((3, 8), character, bytes(90)).octets())
     assert caught.value.path == "V2G_Message/Body/CertificateInstallationReq"
@@ -402,7 +402,7 @@ def test_characters_that_xml_does_not_have_are_refused(character: bytes) -> None
 
 def test_a_code_point_with_needless_groups_is_read() -> None:
     octets = encode(REQUEST)
-    part = parse(octets).parts[0]
+    part = parse(octets).elements[0]
     rest = Stream(octets, 8 * len(octets)).bits[part.start + 1 + 8 + 24 :]
     message = decode(Stream(octets, part.start + 1).add((5, 8), b"I\xc4\x80\x001", rest).octets())
     assert message == REQUEST._replace(Body=REQUEST.Body._replace(Id="ID1"))
@@ -410,7 +410,7 @@ def test_a_code_point_with_needless_groups_is_read() -> None:
 
 def test_values_beyond_the_reading_limits_are_refused() -> None:
     octets = encode(REQUEST)
-    start = parse(octets).parts[0].start + 1
+    start = parse(octets).elements[0].start + 1
     with pytest.raises(EXIError, match="1025 characters"):
         decode(Stream(octets, start).add(b"\x83\x08", b"x" * 1025, bytes(50)).octets())
     certificate = start + 8 + 24 + 2
@@ -421,7 +421,7 @@ def test_values_beyond_the_reading_limits_are_refused() -> None:
         decode(Stream(octets, certificate).add(b"\xff" * 3000).octets())
     with pytest.raises(EXIError, match="at most 65536"):
         decode(octets + bytes(65536))
-    serial = Stream(octets, parse(octets).parts[0].end - 2 - 2 - 1 - 16 - 1)
+    serial = Stream(octets, parse(octets).elements[0].end - 2 - 2 - 1 - 16 - 1)
     with pytest.raises(EXIError, match="an integer of more than"):
         decode(serial.add("0", b"\xff" * 60, bytes(9)).octets())
 

@@ -15,8 +15,8 @@ from ccp.exi import (
     ISO2,
     ISO20,
     EXIError,
-    Parsed,
-    Part,
+    ParsedMessage,
+    SignedElement,
     decode,
     decode_fragment,
     emaid_fragment,
@@ -28,26 +28,26 @@ from ccp.exi import (
     iso20,
     namespace_of,
     parse,
+    replace_header_fields,
     signed_info_fragment,
-    splice,
     xmldsig,
 )
 from tests.exi.messages import KINDS, Maker, messages
 from tests.exi.test_codec import EXAMPLE, REQUEST, RESPONSE, shared_vector
 
 
-def _digests(parsed: Parsed) -> dict[str, bytes]:
+def _digests(parsed: ParsedMessage) -> dict[str, bytes]:
     """SHA-256 over the fragment of every part, by URI; eMAID in its relaxed form."""
     body = parsed.message.Body  # type: ignore[union-attr]
     return {
         f"#{part.id}": hashlib.sha256(
             emaid_fragment(body.eMAID) if part.name == "eMAID" else fragment(parsed, part)
         ).digest()
-        for part in parsed.parts
+        for part in parsed.elements
     }
 
 
-def _verify(parsed: Parsed, certificate: bytes) -> None:
+def _verify(parsed: ParsedMessage, certificate: bytes) -> None:
     signature = parsed.message.Header.Signature
     assert signature is not None
     value = signature.SignatureValue.value
@@ -65,7 +65,7 @@ def test_digests_and_signature_of_the_published_response_hold() -> None:
     assert message.Header.Signature is not None
     digests = _digests(parsed)
     references = message.Header.Signature.SignedInfo.Reference
-    assert [part.name for part in parsed.parts] == [
+    assert [part.name for part in parsed.elements] == [
         "ContractSignatureCertChain",
         "ContractSignatureEncryptedPrivateKey",
         "DHpublickey",
@@ -91,7 +91,7 @@ def test_digest_and_signature_of_the_predecessor_protocols_request_hold() -> Non
 def test_the_two_forms_of_an_emaid_differ_and_the_cut_is_the_typed_one() -> None:
     parsed = parse(EXAMPLE)
     emaid = parsed.message.Body.eMAID  # type: ignore[union-attr]
-    cut = fragment(parsed, parsed.parts[3])
+    cut = fragment(parsed, parsed.elements[3])
     assert cut == emaid_fragment(emaid, "typed")
     assert cut != emaid_fragment(emaid) == encode_fragment("eMAID", emaid, ISO2)
     with pytest.raises(EXIError):
@@ -112,7 +112,7 @@ def test_slices_equal_the_fragments_of_the_values(kind: str) -> None:
         parsed = parse(encode(message))
         namespace = namespace_of(message)
         body = message.Body if isinstance(message, iso2.V2G_Message) else message
-        for part in parsed.parts:
+        for part in parsed.elements:
             value = getattr(body, part.name, body)
             assert value.Id == part.id
             if part.name == "SAProvisioningCertificateChain":
@@ -184,8 +184,8 @@ def test_unknown_names_grammars_and_wrong_values_of_fragments_are_refused() -> N
         lambda: encode_signed_info(info._replace(Reference=())),
         lambda: decode_fragment(b"\x80", "other"),
         lambda: signed_info_fragment(parse(EXAMPLE), "other"),
-        lambda: fragment(parse(EXAMPLE), Part("ID1", "eMAID", 31996, 99999)),
-        lambda: fragment(parse(EXAMPLE), Part("ID1", "eMAID", 50, 20)),
+        lambda: fragment(parse(EXAMPLE), SignedElement("ID1", "eMAID", 31996, 99999)),
+        lambda: fragment(parse(EXAMPLE), SignedElement("ID1", "eMAID", 50, 20)),
     ):
         with pytest.raises(EXIError):
             call()
@@ -194,8 +194,8 @@ def test_unknown_names_grammars_and_wrong_values_of_fragments_are_refused() -> N
 def test_an_id_that_is_there_twice_stays_twice() -> None:
     body = RESPONSE.Body._replace(DHpublickey=iso2.DHpublickey("ID1", b"\1"))
     parsed = parse(encode(RESPONSE._replace(Body=body)))
-    assert [part.id for part in parsed.parts] == ["ID1", "ID2", "ID1", "ID4"]
-    assert [part.start for part in parsed.parts] == sorted(part.start for part in parsed.parts)
+    assert [part.id for part in parsed.elements] == ["ID1", "ID2", "ID1", "ID4"]
+    assert [part.start for part in parsed.elements] == sorted(part.start for part in parsed.elements)
 
 
 # --- splices ----------------------------------------------------------------------------------------------------------
@@ -208,12 +208,12 @@ def test_a_spliced_session_id_gives_what_encoding_gives(kind: str) -> None:
         session = rng.randbytes(rng.randint(0, 8))
         octets = encode(message)
         changed = message._replace(Header=message.Header._replace(SessionID=session))  # type: ignore[arg-type]
-        assert splice(octets, session_id=session) == encode(changed)
-        assert splice(octets) == octets
+        assert replace_header_fields(octets, session_id=session) == encode(changed)
+        assert replace_header_fields(octets) == octets
 
 
 def test_a_response_stored_with_a_short_session_grows_by_seven_octets() -> None:
-    spliced = splice(EXAMPLE, session_id=b"12345678")
+    spliced = replace_header_fields(EXAMPLE, session_id=b"12345678")
     assert len(spliced) == len(EXAMPLE) + 7
     message = decode(spliced)
     assert message.Header.SessionID == b"12345678"
@@ -231,18 +231,21 @@ def test_all_that_can_be_spliced_in_iso20_is_spliced_at_once_or_one_by_one() -> 
         session, time, rest = rng.randbytes(rng.randint(0, 8)), rng.getrandbits(rng.randint(1, 64)), rng.randrange(256)
         header = message.Header._replace(SessionID=session, TimeStamp=time)
         expected = encode(message._replace(Header=header, RemainingContractCertificateChains=rest))
-        assert splice(octets, session_id=session, timestamp=time, remaining=rest, remaining_from_end=place) == expected
-        assert splice(octets, session_id=session, timestamp=time, remaining=rest) == expected
-        one = splice(splice(octets, timestamp=time), session_id=session)
+        assert (
+            replace_header_fields(octets, session_id=session, timestamp=time, remaining=rest, remaining_from_end=place)
+            == expected
+        )
+        assert replace_header_fields(octets, session_id=session, timestamp=time, remaining=rest) == expected
+        one = replace_header_fields(replace_header_fields(octets, timestamp=time), session_id=session)
         assert parse(one).remaining_from_end == place
-        assert splice(one, remaining=rest, remaining_from_end=place) == expected
+        assert replace_header_fields(one, remaining=rest, remaining_from_end=place) == expected
 
 
 @pytest.mark.parametrize("zeros", [0, 1, 5])
 def test_the_place_of_the_remaining_chains_counts_trailing_zero_octets(zeros: int) -> None:
     octets = encode(Maker(2).iso20_res()) + bytes(zeros)
     place = parse(octets).remaining_from_end
-    spliced = splice(octets, remaining=77, remaining_from_end=place)
+    spliced = replace_header_fields(octets, remaining=77, remaining_from_end=place)
     message = decode(spliced)
     assert isinstance(message, iso20.CertificateInstallationRes)
     assert message.RemainingContractCertificateChains == 77
@@ -276,9 +279,9 @@ def test_a_splice_that_does_not_fit_is_refused() -> None:
         (b"\x80\x1c\x04\x00\x00\xff" + b"\xff" * 60, {"timestamp": 1}),
     ):
         with pytest.raises(EXIError):
-            splice(octets, **change)  # type: ignore[arg-type]
+            replace_header_fields(octets, **change)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
-        splice("80", session_id=b"")  # type: ignore[arg-type]
+        replace_header_fields("80", session_id=b"")  # type: ignore[arg-type]
 
 
 def test_splices_of_mutated_octets_raise_nothing_else() -> None:
@@ -295,7 +298,7 @@ def test_splices_of_mutated_octets_raise_nothing_else() -> None:
                 {"remaining": 3, "remaining_from_end": 21},
             ):
                 try:
-                    splice(bytes(octets), **change)  # type: ignore[arg-type]
+                    replace_header_fields(bytes(octets), **change)  # type: ignore[arg-type]
                 except EXIError:
                     continue
 
@@ -303,7 +306,7 @@ def test_splices_of_mutated_octets_raise_nothing_else() -> None:
 def test_an_empty_session_in_the_form_of_exificient_is_not_spliced_but_refused() -> None:
     """Its four bits are no whole number of octets; such a message is to be encoded anew."""
     with pytest.raises(EXIError, match="cannot be replaced"):
-        splice(b"\x80\x98\x40" + bytes(50), session_id=b"12345678")
+        replace_header_fields(b"\x80\x98\x40" + bytes(50), session_id=b"12345678")
 
 
 def test_a_signature_without_anything_optional_is_the_smallest() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ccp.exi import ISO2, ISO20, decode, encode, encode_fragment, encode_signed_info, from_json, iso2, iso20, to_json
-from ccp.exi.grammar import Record
+from ccp.exi.grammar import ElementType
 from ccp.exi.json import _show
 from ccp.exi.xmldsig import (
     SIGNED_INFO,
@@ -94,7 +94,7 @@ def _iso2_elements(maker: Maker) -> list[tuple[str, Any]]:
     ]
 
 
-def _text(record: Record, name: str, value: Any) -> str:
+def _text(record: ElementType, name: str, value: Any) -> str:
     return json.dumps({name: _show(record, value)})
 
 

@@ -7,20 +7,20 @@ from typing import Any
 
 import pytest
 
-from ccp.exi import EXIError, Parsed, codec, encode, parse
-from ccp.exi.template_cache import _ALIKE, _LONGEST, _MOST, Outlines
+from ccp.exi import EXIError, ParsedMessage, codec, encode, parse
+from ccp.exi.template_cache import _ALIKE, _LONGEST, _MOST, TemplateCache
 from tests.exi.messages import KINDS, messages
 from tests.exi.test_codec import EXAMPLE, REQUEST
 
 
-def anew(octets: bytes, monkeypatch: pytest.MonkeyPatch) -> Parsed | str:
+def anew(octets: bytes, monkeypatch: pytest.MonkeyPatch) -> ParsedMessage | str:
     """What the loop says, with nothing remembered."""
     with monkeypatch.context() as patch:
-        patch.setattr(codec, "_OUTLINES", Outlines())
+        patch.setattr(codec, "_OUTLINES", TemplateCache())
         return told(octets)
 
 
-def told(octets: bytes) -> Parsed | str:
+def told(octets: bytes) -> ParsedMessage | str:
     try:
         return parse(octets)
     except EXIError as exc:
@@ -38,7 +38,7 @@ def with_other_octets(value: Any, rng: random.Random) -> Any:
 
 @pytest.fixture(autouse=True)
 def nothing_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec, "_OUTLINES", Outlines())
+    monkeypatch.setattr(codec, "_OUTLINES", TemplateCache())
 
 
 @pytest.mark.parametrize("kind", KINDS)

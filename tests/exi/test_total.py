@@ -92,25 +92,25 @@ def test_random_octets_behind_a_valid_start_give_a_message_or_an_error() -> None
 
 
 def _hostile() -> Iterator[tuple[str, bytes]]:
-    full = limits.MESSAGE_OCTETS
+    full = limits.MAX_MESSAGE_BYTES
     yield "zeros behind a message", EXAMPLE + bytes(full - len(EXAMPLE))
     yield "zeros behind a message, then garbage", EXAMPLE + bytes(full - len(EXAMPLE) - 1) + b"\1"
     for fill in (b"\0", b"\xff", b"\x80", b"\x55", b"\xaa", b"\x01", b"\x7f"):
         for start in (b"\x80", b"\x80\x98", b"\x80\x98\x02\x00", b"\x80\x1c", b"\x80\x20", b"\x80\x20\x04\x00"):
             yield f"{start.hex()} and {fill.hex()}", start + fill * (full - len(start))
     # As much as the schema and our bounds allow, with texts that need the slow way.
-    name = "\U0010ffff" * limits.TEXT_CHARACTERS
+    name = "\U0010ffff" * limits.MAX_TEXT_CHARACTERS
     reference = xmldsig.Reference(
         "i" * 800,
         "ä" * 500,
         "#" * 800,
-        (xmldsig.Transform("ü" * 200, ("ö" * 300,) * limits.XPATHS),) * limits.TRANSFORMS,
+        (xmldsig.Transform("ü" * 200, ("ö" * 300,) * limits.MAX_XPATHS),) * limits.MAX_TRANSFORMS,
         xmldsig.DigestMethod("d" * 500),
-        bytes(limits.SIGNATURE_OCTETS),
+        bytes(limits.MAX_SIGNATURE_BYTES),
     )
     info = xmldsig.SignedInfo("x", xmldsig.CanonicalizationMethod("c"), xmldsig.SignatureMethod("s"), (reference,) * 8)
-    signature = xmldsig.Signature("s", info, xmldsig.SignatureValue("v", bytes(limits.SIGNATURE_OCTETS)))
-    serial = -(2 ** (8 * limits.INTEGER_OCTETS)) + 1
+    signature = xmldsig.Signature("s", info, xmldsig.SignatureValue("v", bytes(limits.MAX_SIGNATURE_BYTES)))
+    serial = -(2 ** (8 * limits.MAX_INTEGER_BYTES)) + 1
     header = iso2.Header(bytes(8), iso2.Notification("UnknownError", "x" * 64), signature)
     some = tuple(iso2.X509IssuerSerial("a" * 10, serial) for _ in range(20))
     request = iso2.V2G_Message(header, iso2.CertificateInstallationReq("ID", bytes(800), some))
@@ -136,7 +136,7 @@ def _hostile() -> Iterator[tuple[str, bytes]]:
     )
     yield "everything", encode(everything)
     # Code points that never end, in the place of an Id.
-    start = parse(encode(REQUEST)).parts[0].start + 1
+    start = parse(encode(REQUEST)).elements[0].start + 1
     for filler in (b"\x80", b"\xff", b"\x80\x80\x80\x01"):
         octets = Stream(encode(REQUEST), start).add(b"\x82\x08").octets()
         at = start + 16
@@ -150,7 +150,7 @@ def test_no_octets_take_long() -> None:
     cases += [(kind, encode(max(messages(kind, 50, seed=44), key=lambda m: len(encode(m))))) for kind in KINDS]
     slow = {}
     for name, octets in cases:
-        assert len(octets) <= limits.MESSAGE_OCTETS
+        assert len(octets) <= limits.MAX_MESSAGE_BYTES
         # No step is made yet, as for the first message of a process. The processor's time counts, and a machine that
         # is busy with something else gets more tries: what takes too long by itself never gets below.
         best = SECONDS

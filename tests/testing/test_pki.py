@@ -22,7 +22,7 @@ from ccp.testing.pki import (
     algorithm_of,
     build_pki,
 )
-from ccp.x509.path_validation import Profile, Usage
+from ccp.x509.profiles import Profile, Usage
 from tests.x509.made import AT, added, forge
 
 ALGORITHMS: list[Algorithm] = ["P-256", "P-521", "Ed448"]
@@ -46,13 +46,13 @@ def test_every_leaf_leads_to_its_root(pki: PKI) -> None:
         (contract, Usage.CONTRACT, pki.emsp_root),
         (car, Usage.OEM_PROVISIONING, pki.oem_root),
     ):
-        found = anchors.verify(leaf.certificate, leaf.sub_cas, usage=usage, at=AT, profile=edition(pki))
+        found = anchors.verify(leaf.certificate, leaf.sub_cas, usage=usage, now=AT, profile=edition(pki))
         assert found.certificates == (leaf.certificate, *leaf.sub_cas, root.certificate)
 
 
 def test_a_vehicles_leaf_alone_is_enough_for_a_pool_that_knows_the_oem(pki: PKI) -> None:
     car = pki.vehicle("WP0ABC00000000001", at=AT)
-    pki.anchors().verify(car.certificate, (), usage=Usage.OEM_PROVISIONING, at=AT, profile=edition(pki))
+    pki.anchors().verify(car.certificate, (), usage=Usage.OEM_PROVISIONING, now=AT, profile=edition(pki))
 
 
 def test_the_identifier_is_the_common_name(pki: PKI) -> None:
@@ -126,7 +126,7 @@ def test_a_pki_is_saved_and_loaded(pki: PKI, tmp_path: Path) -> None:
         assert read.sub_cas == saved.sub_cas
         assert read.key.public_key() == saved.key.public_key()
     again = loaded.contract("DEABCC00000002", at=AT)
-    pki.anchors().verify(again.certificate, again.sub_cas, usage=Usage.CONTRACT, at=AT, profile=edition(pki))
+    pki.anchors().verify(again.certificate, again.sub_cas, usage=Usage.CONTRACT, now=AT, profile=edition(pki))
     assert (tmp_path / "v2g" / "root.pem").exists()
     for key in tmp_path.rglob("*.key.pem"):
         assert stat.S_IMODE(key.stat().st_mode) == 0o600
@@ -159,7 +159,7 @@ def test_files_that_are_something_else_are_refused(tmp_path: Path) -> None:
 def test_an_issuer_may_choose_another_algorithm_for_the_new_key() -> None:
     pki = build_pki(AT, algorithm="P-521")
     leaf = pki.emsp_sub2.issue("DEABCC00000001", CONTRACT, at=AT, algorithm="P-256")
-    pki.anchors().verify(leaf.certificate, leaf.sub_cas, usage=Usage.CONTRACT, at=AT, profile=Profile.ISO20)
+    pki.anchors().verify(leaf.certificate, leaf.sub_cas, usage=Usage.CONTRACT, now=AT, profile=Profile.ISO20)
 
 
 def test_an_alternative_key_can_be_given_to_any_certificate() -> None:

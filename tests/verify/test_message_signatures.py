@@ -92,12 +92,12 @@ def sign(
     return xmldsig.Signature(None, signed_info, xmldsig.SignatureValue(None, value))
 
 
-def response(signature: xmldsig.Signature | None, body: iso2.CertificateInstallationRes = BODY) -> exi.Parsed:
+def response(signature: xmldsig.Signature | None, body: iso2.CertificateInstallationRes = BODY) -> exi.ParsedMessage:
     """An ISO 15118-2 response as it is received."""
     return exi.parse(exi.encode(iso2.V2G_Message(iso2.Header(b"\0", None, signature), body)))
 
 
-def response20(signature: xmldsig.Signature | None) -> exi.Parsed:
+def response20(signature: xmldsig.Signature | None) -> exi.ParsedMessage:
     header = iso20.Header(bytes(8), 1, signature)
     chain = iso20.CertificateChain(b"cps")
     return exi.parse(exi.encode(iso20.CertificateInstallationRes(header, "OK", "Finished", chain, DATA, 0)))
@@ -111,14 +111,14 @@ def data_reference(digest: str) -> xmldsig.Reference:
     return reference("id1", exi.encode_fragment("SignedInstallationData", DATA, exi.ISO20), digest)
 
 
-def verify(parsed: exi.Parsed, key: Key = P256) -> message_signatures.SignatureEvidence:
-    return message_signatures.verify(parsed, key.public_key(), MANDATORY)
+def verify(parsed: exi.ParsedMessage, key: Key = P256) -> message_signatures.SignatureEvidence:
+    return message_signatures.verify_signature(parsed, key.public_key(), MANDATORY)
 
 
-def refusal(parsed: exi.Parsed, key: Key = P256, mandatory: tuple[str, ...] = MANDATORY) -> tuple[str, ...]:
+def refusal(parsed: exi.ParsedMessage, key: Key = P256, mandatory: tuple[str, ...] = MANDATORY) -> tuple[str, ...]:
     """The sentences with which it is refused."""
     with pytest.raises(SignatureError) as caught:
-        message_signatures.verify(parsed, key.public_key(), mandatory)
+        message_signatures.verify_signature(parsed, key.public_key(), mandatory)
     return caught.value.messages
 
 
@@ -128,13 +128,13 @@ def refusal(parsed: exi.Parsed, key: Key = P256, mandatory: tuple[str, ...] = MA
 def test_a_signature_over_all_four_parts_tells_what_it_covers() -> None:
     evidence = verify(response(sign(all_four())))
     assert (evidence.method, evidence.grammar) == (ECDSA_SHA256, "xmldsig")
-    assert [(part.id, part.name, part.digest) for part in evidence.parts] == [
+    assert [(part.id, part.name, part.digest) for part in evidence.elements] == [
         (f"id{number}", name, SHA256) for number, name in enumerate(MANDATORY, start=1)
     ]
 
 
 def test_references_may_stand_in_any_order() -> None:
-    assert {part.name for part in verify(response(sign(all_four()[::-1]))).parts} == set(MANDATORY)
+    assert {part.name for part in verify(response(sign(all_four()[::-1]))).elements} == set(MANDATORY)
 
 
 @pytest.mark.parametrize("transforms", [None, (CANONICAL_EXI,), (CANONICAL_EXI.rstrip("/"),), (CANONICAL_EXI,) * 2])
@@ -149,7 +149,9 @@ def test_the_name_of_canonical_exi_is_known_without_its_slash() -> None:
 def test_a_signed_info_under_the_combined_grammar_is_accepted_and_told() -> None:
     assert verify(response(sign(all_four(), grammar="iso2"))).grammar == "combined"
     signature = sign([data_reference(SHA512)], P521, method=ECDSA_SHA512, grammar="iso20")
-    evidence = message_signatures.verify(response20(signature), P521.public_key(), ("SignedInstallationData",))
+    evidence = message_signatures.verify_signature(
+        response20(signature), P521.public_key(), ("SignedInstallationData",)
+    )
     assert evidence.grammar == "combined"
 
 
@@ -177,8 +179,8 @@ def test_a_digest_over_the_typed_form_of_the_emaid_is_accepted_since_one_encoder
 )
 def test_iso20_takes_the_suites_of_its_own_and_that_of_iso2(key: Key, method: str, digest: str) -> None:
     parsed = response20(sign([data_reference(digest)], key, method=method))
-    evidence = message_signatures.verify(parsed, key.public_key(), ("SignedInstallationData",))
-    assert (evidence.method, evidence.parts[0].digest) == (method, digest)
+    evidence = message_signatures.verify_signature(parsed, key.public_key(), ("SignedInstallationData",))
+    assert (evidence.method, evidence.elements[0].digest) == (method, digest)
 
 
 @pytest.mark.parametrize("name", ["iso2", "iso20", "ed448"])
@@ -188,10 +190,12 @@ def test_what_the_simulator_signs_verifies(pkis: dict[str, PKI], name: str) -> N
     contract = make_contract(pki, EMAID("DEEXAC00000001"), car.pcid, car.provisioning.certificate, AT)
     mandatory = MANDATORY if name == "iso2" else ("SignedInstallationData",)
     parsed = exi.parse(sign_contract(pki, contract, AT))
-    assert len(message_signatures.verify(parsed, pki.cps.certificate.public_key, mandatory).parts) == len(mandatory)
+    assert len(message_signatures.verify_signature(parsed, pki.cps.certificate.public_key, mandatory).elements) == len(
+        mandatory
+    )
     signed = "CertificateInstallationReq" if name == "iso2" else "OEMProvisioningCertificateChain"
     parsed = exi.parse(car.request(bytes(8), AT))
-    message_signatures.verify(parsed, car.provisioning.certificate.public_key, (signed,))
+    message_signatures.verify_signature(parsed, car.provisioning.certificate.public_key, (signed,))
 
 
 # --- What is refused -------------------------------------------------------------------------------------------------
@@ -367,7 +371,7 @@ def test_a_key_that_does_not_fit_the_method_is_refused(key: Key) -> None:
 
 def test_a_method_that_nobody_knows_is_refused_by_the_value_check_itself() -> None:
     with pytest.raises(SignatureError, match="The signature method 'urn:none' is unknown"):
-        message_signatures.verify_value(bytes(64), b"", "urn:none", P256.public_key())
+        message_signatures.verify_signature_value(bytes(64), b"", "urn:none", P256.public_key())
 
 
 def test_the_signature_over_one_message_does_not_fit_another() -> None:
@@ -380,4 +384,4 @@ def test_the_signature_over_one_message_does_not_fit_another() -> None:
 
 def test_keys_that_iso_15118_does_not_know_cannot_sign() -> None:
     with pytest.raises(SignatureError, match="Keys on the curve secp384r1 do not sign messages"):
-        message_signatures.create([], ec.generate_private_key(ec.SECP384R1()))
+        message_signatures.create_signature([], ec.generate_private_key(ec.SECP384R1()))

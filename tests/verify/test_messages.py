@@ -36,10 +36,11 @@ from ccp.server.domain.contracts import SignedContract, signed_contract
 from ccp.testing.partners import Car, make_contract, namespace_of, sign_contract
 from ccp.testing.pki import CONTRACT, CPS, OEM_PROVISIONING, PKI, Credential
 from ccp.verify import InstallationRequest, InstallationResponse, VerifiedInstallationResponse, message_signatures
-from ccp.verify.report import Checks, Verdict
+from ccp.verify.report import CheckList, CheckStatus
 from ccp.x509.certificates import Certificate
-from ccp.x509.path_validation import Role, TrustAnchors, VerifiedChain
-from ccp.x509.revocation_policy import Unchecked
+from ccp.x509.path_validation import TrustAnchors, VerifiedChain
+from ccp.x509.profiles import AnchorRole
+from ccp.x509.revocation_policy import NoRevocationCheck
 from tests.world import AT
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,19 +72,19 @@ def verify_response(
     octets: bytes,
     pki: PKI,
     *,
-    at: datetime = AT,
+    now: datetime = AT,
     emaid: EMAID | None = None,
     root: Fingerprint | None = None,
     **how: Any,
 ) -> VerifiedInstallationResponse:
     response = verify.read_response(octets, namespace_of(pki))
-    how = {"anchors": pki.anchors(), "revocation": Unchecked(), **how}
-    return verify.verify_response(response, emaid=emaid, root=root, at=at, **how)
+    how = {"anchors": pki.anchors(), "revocation": NoRevocationCheck(), **how}
+    return verify.check_response(response, emaid=emaid, root=root, now=now, **how)
 
 
-def verify_request(octets: bytes, pki: PKI, *, at: datetime = AT, **how: Any) -> verify.VerifiedInstallationRequest:
-    how = {"anchors": pki.anchors(), "revocation": Unchecked(), **how}
-    return verify.verify_request(verify.read_request(octets, namespace_of(pki)), at=at, **how)
+def verify_request(octets: bytes, pki: PKI, *, now: datetime = AT, **how: Any) -> verify.VerifiedInstallationRequest:
+    how = {"anchors": pki.anchors(), "revocation": NoRevocationCheck(), **how}
+    return verify.check_request(verify.read_request(octets, namespace_of(pki)), now=now, **how)
 
 
 def refusal(check: Callable[[], object]) -> tuple[type[Exception], tuple[str, ...]]:
@@ -99,7 +100,9 @@ def signed2(body: iso2.CertificateInstallationRes, key: Any) -> bytes:
     """An ISO 15118-2 response with these members, signed anew."""
     names = [(name, getattr(body, name)) for name in MANDATORY]
     references = [(part.Id, exi.encode_fragment(name, part, exi.ISO2)) for name, part in names]
-    return exi.encode(iso2.V2G_Message(iso2.Header(b"\0", None, message_signatures.create(references, key)), body))
+    return exi.encode(
+        iso2.V2G_Message(iso2.Header(b"\0", None, message_signatures.create_signature(references, key)), body)
+    )
 
 
 def body_of(octets: bytes) -> iso2.CertificateInstallationRes:
@@ -120,7 +123,7 @@ def signed20(octets: bytes, key: Any, **changes: Any) -> bytes:
     message = message20(octets)
     data = message.SignedInstallationData._replace(**changes)
     reference = (data.Id, exi.encode_fragment("SignedInstallationData", data, exi.ISO20))
-    header = message.Header._replace(Signature=message_signatures.create([reference], key))
+    header = message.Header._replace(Signature=message_signatures.create_signature([reference], key))
     return exi.encode(message._replace(Header=header, SignedInstallationData=data))
 
 
@@ -136,7 +139,7 @@ def test_a_response_verifies_and_tells_what_it_rests_on(pki: PKI) -> None:
     assert verified.cps_chain.leaf == pki.cps.certificate
     assert verified.cps_chain.root == pki.v2g_root.certificate
     assert verified.contract_chain.root == pki.emsp_root.certificate
-    assert len(verified.signature.parts) == (4 if namespace_of(pki) is Namespace.ISO2 else 1)
+    assert len(verified.signature.elements) == (4 if namespace_of(pki) is Namespace.ISO2 else 1)
     contract = signed_contract(verified, THE_PCID, "from a test", AT)
     assert contract == SignedContract(
         THE_EMAID,
@@ -144,7 +147,7 @@ def test_a_response_verifies_and_tells_what_it_rests_on(pki: PKI) -> None:
         namespace_of(pki),
         root,
         pki.v2g_root.certificate.serial_number,
-        pki.v2g_root.certificate.dn,
+        pki.v2g_root.certificate.subject_dn,
         verified.contract_chain.leaf.not_before,
         verified.contract_chain.leaf.not_after,
         verified.contract_chain.leaf.der,
@@ -160,7 +163,7 @@ def test_a_response_verifies_and_tells_what_it_rests_on(pki: PKI) -> None:
 
 def test_a_contract_chain_may_end_in_a_v2g_root(pkis: dict[str, PKI]) -> None:
     pki = pkis["iso2"]
-    anchors = TrustAnchors.build([(Role.V2G, c.certificate) for c in (pki.v2g_root, pki.emsp_root)])
+    anchors = TrustAnchors.build([(AnchorRole.V2G, c.certificate) for c in (pki.v2g_root, pki.emsp_root)])
     assert verify_response(contract_message(pki), pki, anchors=anchors).contract_chain.root == pki.emsp_root.certificate
 
 
@@ -173,7 +176,7 @@ def test_a_request_verifies_and_names_the_vehicle(pki: PKI, with_anchors: bool) 
     assert verified.leaf == car.provisioning.certificate
     assert (verified.chain is not None) == with_anchors
     assert verified.request.session_id == SESSION
-    assert verify.pcid_said(verified.request) == THE_PCID
+    assert verify.claimed_pcid(verified.request) == THE_PCID
 
 
 def test_a_pcid_in_lower_case_is_the_same_vehicle(pkis: dict[str, PKI]) -> None:
@@ -186,8 +189,8 @@ def test_a_vehicles_wishes_are_read(pkis: dict[str, PKI]) -> None:
     car = Car.build(pkis["iso20"], THE_PCID, AT)
     wishes = ("de-exa-i00000002", "no emaid", "DEEXAI00000001")
     request = verify.read_request(car.request(SESSION, AT, prioritised=wishes, maximum=7), Namespace.ISO20)
-    assert (request.prioritised, request.maximum) == ((OTHER_EMAID, THE_EMAID), 7)
-    assert [root.X509SerialNumber for root in request.roots] == [pkis["iso20"].v2g_root.certificate.serial_number]
+    assert (request.prioritized_emaids, request.max_chains) == ((OTHER_EMAID, THE_EMAID), 7)
+    assert [root.X509SerialNumber for root in request.root_ids] == [pkis["iso20"].v2g_root.certificate.serial_number]
 
 
 def test_p256_is_accepted_in_iso20_and_p521_refused_in_iso2(pkis: dict[str, PKI]) -> None:
@@ -202,12 +205,12 @@ def test_p256_is_accepted_in_iso20_and_p521_refused_in_iso2(pkis: dict[str, PKI]
         SECP521_EncryptedPrivateKey=bytes(94),
     )
     reference = (data.Id, exi.encode_fragment("SignedInstallationData", data, exi.ISO20))
-    header = iso20.Header(bytes(8), 1, message_signatures.create([reference], pki.cps.key))
+    header = iso20.Header(bytes(8), 1, message_signatures.create_signature([reference], pki.cps.key))
     chain = iso20.CertificateChain(pki.cps.certificate.der, tuple(c.der for c in pki.cps.sub_cas))
     octets = exi.encode(iso20.CertificateInstallationRes(header, "OK", "Finished", chain, data, 0))
     response = verify.read_response(octets, Namespace.ISO20)
-    verified = verify.verify_response(
-        response, emaid=THE_EMAID, root=None, anchors=pki.anchors(), revocation=Unchecked(), at=AT
+    verified = verify.check_response(
+        response, emaid=THE_EMAID, root=None, anchors=pki.anchors(), revocation=NoRevocationCheck(), now=AT
     )
     assert verified.signature.method.endswith("ecdsa-sha256")
 
@@ -238,7 +241,7 @@ def signed_regions(octets: bytes) -> dict[str, range]:
     start = parsed.signed_info.end
     # The value stands a few bits behind SignedInfo: event codes and its length.
     at = next(at for at in range(start, start + 32) if value == bits(octets, at, 8 * len(value)))
-    regions = {part.name: range(part.start, part.end) for part in parsed.parts}
+    regions = {part.name: range(part.start, part.end) for part in parsed.elements}
     return regions | {
         "SignedInfo": range(parsed.signed_info.start, parsed.signed_info.end),
         "SignatureValue": range(at, at + 8 * len(value)),
@@ -403,8 +406,8 @@ def test_an_expired_contract_is_told_in_the_words_of_the_api(pki: PKI) -> None:
 
 def test_a_contract_is_valid_to_the_end_of_its_last_second(pki: PKI) -> None:
     octets = contract_message(pki, valid=(AT - 2 * DAY, AT + DAY))
-    verify_response(octets, pki, at=AT + DAY + timedelta(microseconds=999_999))
-    assert refusal(lambda: verify_response(octets, pki, at=AT + DAY + timedelta(seconds=1)))[0] is ExpiredError
+    verify_response(octets, pki, now=AT + DAY + timedelta(microseconds=999_999))
+    assert refusal(lambda: verify_response(octets, pki, now=AT + DAY + timedelta(seconds=1)))[0] is ExpiredError
 
 
 def test_a_provisioning_service_of_strangers_is_refused(pkis: dict[str, PKI]) -> None:
@@ -419,9 +422,13 @@ def test_a_provisioning_service_of_strangers_is_refused(pkis: dict[str, PKI]) ->
 
 def test_anchors_of_another_role_do_not_count(pkis: dict[str, PKI]) -> None:
     pki = pkis["iso2"]
-    swapped = TrustAnchors.build([(Role.OEM, pki.v2g_root.certificate), (Role.OEM, pki.emsp_root.certificate)])
+    swapped = TrustAnchors.build(
+        [(AnchorRole.OEM, pki.v2g_root.certificate), (AnchorRole.OEM, pki.emsp_root.certificate)]
+    )
     assert refusal(lambda: verify_response(contract_message(pki), pki, anchors=swapped))[0] is ChainError
-    emsp_only = TrustAnchors.build([(Role.EMSP, pki.v2g_root.certificate), (Role.EMSP, pki.emsp_root.certificate)])
+    emsp_only = TrustAnchors.build(
+        [(AnchorRole.EMSP, pki.v2g_root.certificate), (AnchorRole.EMSP, pki.emsp_root.certificate)]
+    )
     kind, sentences = refusal(lambda: verify_response(contract_message(pki), pki, anchors=emsp_only))
     assert (kind, len(sentences)) == (ChainError, 1)
 
@@ -597,9 +604,9 @@ def test_an_expired_provisioning_certificate_is_refused_with_a_chain_or_without(
 def test_a_provisioning_certificate_is_valid_to_the_end_of_its_last_second(pki: PKI, with_anchors: bool) -> None:
     car = car_of(pki, pki.vehicle(THE_PCID, at=AT, valid=(AT - 2 * DAY, AT)))
     anchors = pki.anchors() if with_anchors else None
-    verify_request(car, pki, anchors=anchors, at=AT + timedelta(microseconds=999_999))
+    verify_request(car, pki, anchors=anchors, now=AT + timedelta(microseconds=999_999))
     late = AT + timedelta(seconds=1)
-    assert refusal(lambda: verify_request(car, pki, anchors=anchors, at=late))[0] is ExpiredError
+    assert refusal(lambda: verify_request(car, pki, anchors=anchors, now=late))[0] is ExpiredError
 
 
 @pytest.mark.parametrize("with_anchors", [True, False])
@@ -620,7 +627,8 @@ def test_roots_of_other_roles_do_not_vouch_for_vehicles(pkis: dict[str, PKI]) ->
     pki = pkis["iso2"]
     oem = (pki.oem_root, pki.oem_sub1, pki.oem_sub2)
     anchors = TrustAnchors.build(
-        [(role, oem[0].certificate) for role in (Role.V2G, Role.EMSP)], [(Role.OEM, c.certificate) for c in oem[1:]]
+        [(role, oem[0].certificate) for role in (AnchorRole.V2G, AnchorRole.EMSP)],
+        [(AnchorRole.OEM, c.certificate) for c in oem[1:]],
     )
     octets = Car.build(pki, THE_PCID, AT).request(SESSION, AT)
     assert refusal(lambda: verify_request(octets, pki, anchors=anchors))[0] is ChainError
@@ -642,7 +650,7 @@ def test_a_common_name_that_is_no_pcid_is_refused(pkis: dict[str, PKI], cn: str)
     assert refusal(lambda: verify_request(octets, pki)) == (
         ChainError, ("The provisioning certificate's common name is no PCID.",),
     )  # fmt: skip
-    assert verify.pcid_said(verify.read_request(octets, Namespace.ISO2)) is None
+    assert verify.claimed_pcid(verify.read_request(octets, Namespace.ISO2)) is None
 
 
 def test_a_provisioning_certificate_that_is_none_is_refused(pkis: dict[str, PKI]) -> None:
@@ -652,7 +660,7 @@ def test_a_provisioning_certificate_that_is_none_is_refused(pkis: dict[str, PKI]
     assert refusal(lambda: verify_request(octets, pkis["iso2"])) == (
         ChainError, ("These 4 octets are not an X.509 certificate.",),
     )  # fmt: skip
-    assert verify.pcid_said(verify.read_request(octets, Namespace.ISO2)) is None
+    assert verify.claimed_pcid(verify.read_request(octets, Namespace.ISO2)) is None
 
 
 def test_a_contract_certificate_cannot_ask_for_a_vehicle(pkis: dict[str, PKI]) -> None:
@@ -673,11 +681,11 @@ def test_a_revoked_vehicle_is_refused(pki: PKI) -> None:
 
 
 def test_a_report_of_a_good_response_names_every_check_with_its_evidence(pki: PKI) -> None:
-    checks = Checks(tell=True)
+    checks = CheckList(collect=True)
     verify_response(contract_message(pki), pki, checks=checks, root=Fingerprint(pki.v2g_root.certificate.fingerprint))
-    assert [check.number for check in checks.report] == list(range(1, 13))[: len(checks.report)]
-    assert {check.verdict for check in checks.report} == {Verdict.PASSED}
-    told = {check.subject: check.evidence for check in checks.report}
+    assert [check.number for check in checks.results] == list(range(1, 13))[: len(checks.results)]
+    assert {check.status for check in checks.results} == {CheckStatus.PASSED}
+    told = {check.subject: check.evidence for check in checks.results}
     assert told["EMAID the same everywhere"] == (THE_EMAID,)
     assert len(told["chain of the provisioning service to a V2G root"]) == 4
     assert pki.v2g_root.certificate.fingerprint in told["chain of the provisioning service to a V2G root"][-1]
@@ -688,24 +696,24 @@ def test_a_report_goes_on_after_a_failure_as_far_as_it_can(pkis: dict[str, PKI])
     body = body_of(contract_message(pki))._replace(
         ResponseCode="FAILED", DHpublickey=iso2.DHpublickey("ID3", bytes(65))
     )
-    checks = Checks(tell=True)
+    checks = CheckList(collect=True)
     octets = signed2(body, pki.cps.key)
-    anchors = TrustAnchors.build([(Role.V2G, pki.v2g_root.certificate)])
+    anchors = TrustAnchors.build([(AnchorRole.V2G, pki.v2g_root.certificate)])
     assert refusal(lambda: verify_response(octets, pki, checks=checks, anchors=anchors)) == (
         ChainError, ("The response does not verify.",),
     )  # fmt: skip
-    verdicts = {check.subject: check.verdict for check in checks.report}
-    assert verdicts["response code"] is Verdict.FAILED
-    assert verdicts["chain of the contract certificate to an eMSP or V2G root"] is Verdict.FAILED
-    assert verdicts["revocation of the contract chain"] is Verdict.NOT_APPLICABLE
-    assert verdicts["signature of the provisioning service"] is Verdict.PASSED
-    assert verdicts["DH public key"] is Verdict.FAILED
-    assert verdicts["encrypted private key"] is Verdict.PASSED
+    verdicts = {check.subject: check.status for check in checks.results}
+    assert verdicts["response code"] is CheckStatus.FAILED
+    assert verdicts["chain of the contract certificate to an eMSP or V2G root"] is CheckStatus.FAILED
+    assert verdicts["revocation of the contract chain"] is CheckStatus.NOT_APPLICABLE
+    assert verdicts["signature of the provisioning service"] is CheckStatus.PASSED
+    assert verdicts["DH public key"] is CheckStatus.FAILED
+    assert verdicts["encrypted private key"] is CheckStatus.PASSED
 
 
 def test_a_report_never_ends_in_a_verified_message_when_anything_failed(pkis: dict[str, PKI]) -> None:
     pki = pkis["iso2"]
-    checks = Checks(tell=True)
+    checks = CheckList(collect=True)
     octets = Car.build(pkis["stranger"], THE_PCID, AT).request(SESSION, AT)
     assert refusal(lambda: verify_request(octets, pki, checks=checks)) == (
         ChainError, ("The request does not verify.",),
@@ -826,7 +834,7 @@ def test_a_refusal_tells_the_vehicle_its_reason_in_the_codes_of_its_edition(
 ) -> None:
     at = datetime(2026, 1, 1, 0, 0, 0, 700_000, tzinfo=UTC)
     assert iso2.RESPONSE_CODES.index(code2) == NUMBERS2[code2]
-    message = exi.decode(verify.refuse(Namespace.ISO2, session, reason, at))
+    message = exi.decode(verify.negative_response(Namespace.ISO2, session, reason, at))
     assert message == iso2.V2G_Message(
         iso2.Header(session, iso2.Notification("UnknownError", str(reason)), None),
         iso2.CertificateInstallationRes(
@@ -838,7 +846,7 @@ def test_a_refusal_tells_the_vehicle_its_reason_in_the_codes_of_its_edition(
             iso2.EMAID("id4", "ZZZZZ000000000"),
         ),
     )
-    message = exi.decode(verify.refuse(Namespace.ISO20, session, reason, at))
+    message = exi.decode(verify.negative_response(Namespace.ISO20, session, reason, at))
     assert message == iso20.CertificateInstallationRes(
         iso20.Header(session, 1_767_225_600, None), code20, "Finished", iso20.CertificateChain(b"\0"),
         iso20.SignedInstallationData(
@@ -860,7 +868,7 @@ def test_a_refusal_tells_the_vehicle_its_reason_in_the_codes_of_its_edition(
     ],
 )
 def test_a_fault_message_has_at_most_64_characters_whatever_the_reason(text: str) -> None:
-    message = exi.decode(verify.refuse(Namespace.ISO2, SESSION, ChainError(text), AT))
+    message = exi.decode(verify.negative_response(Namespace.ISO2, SESSION, ChainError(text), AT))
     assert isinstance(message, iso2.V2G_Message)
     assert message.Header.Notification is not None
     told = message.Header.Notification.FaultMsg
@@ -875,9 +883,9 @@ def test_a_refusal_can_be_written_whatever_is_in_a_foreign_certificate(pkis: dic
     pki = pkis["iso2"]
     issuer = pki.oem_sub2.issue("X", OEM_PROVISIONING, at=AT)
     provisioning = replace(issuer, certificate=issuer.issue(cn, OEM_PROVISIONING, at=AT).certificate)
-    for reason in (ChainError(f"Certificate {provisioning.certificate.label} is odd."), NotFound(cn)):
+    for reason in (ChainError(f"Certificate {provisioning.certificate.display_name} is odd."), NotFound(cn)):
         for namespace in Namespace:
-            exi.decode(verify.refuse(namespace, SESSION, reason, AT))
+            exi.decode(verify.negative_response(namespace, SESSION, reason, AT))
 
 
 # --- The roots that a vehicle lists ----------------------------------------------------------------------------------
@@ -956,9 +964,9 @@ def example() -> bytes:
 def test_the_signature_of_the_published_example_verifies(example: bytes) -> None:
     response = verify.read_response(example, Namespace.ISO2)
     cps = Certificate.load(response.cps_certificate)
-    evidence = message_signatures.verify(response.parsed, cps.public_key, response.mandatory)
+    evidence = message_signatures.verify_signature(response.parsed, cps.public_key, response.mandatory)
     assert evidence.grammar == "xmldsig"
-    assert {part.name for part in evidence.parts} == set(MANDATORY)
+    assert {part.name for part in evidence.elements} == set(MANDATORY)
     assert response.emaid == "DEICECOPNCCERT"
     with pytest.raises(ChainError):
         verify_published(example, TrustAnchors.build([]))
@@ -969,7 +977,7 @@ def published_anchors() -> TrustAnchors:
     if not PUBLISHED_ROOT.exists():
         pytest.skip(f"the API description is not at {PUBLISHED_ROOT}")
     (der,) = set(certificates_in(json.loads(PUBLISHED_ROOT.read_text())))
-    return TrustAnchors.build([(Role.V2G, Certificate.load(der))])
+    return TrustAnchors.build([(AnchorRole.V2G, Certificate.load(der))])
 
 
 def certificates_in(value: Any) -> Iterator[bytes]:
@@ -987,7 +995,9 @@ def certificates_in(value: Any) -> Iterator[bytes]:
 def verify_published(octets: bytes, anchors: TrustAnchors) -> VerifiedInstallationResponse:
     response = verify.read_response(octets, Namespace.ISO2)
     at = datetime(2025, 1, 1, tzinfo=UTC)
-    return verify.verify_response(response, emaid=None, root=None, anchors=anchors, revocation=Unchecked(), at=at)
+    return verify.check_response(
+        response, emaid=None, root=None, anchors=anchors, revocation=NoRevocationCheck(), now=at
+    )
 
 
 def test_everything_of_the_published_example_verifies_under_the_published_root(
@@ -1030,13 +1040,13 @@ def test_a_response_that_is_still_being_processed_is_refused(pkis: dict[str, PKI
     assert isinstance(message, iso20.CertificateInstallationRes)
     ongoing = exi.encode(message._replace(EVSEProcessing="Ongoing"))
     with pytest.raises(MismatchError, match="EVSEProcessing is Ongoing, not Finished"):
-        verify.verify_response(
+        verify.check_response(
             verify.read_response(ongoing, Namespace.ISO20),
             emaid=None,
             root=None,
             anchors=pki.anchors(),
-            revocation=Unchecked(),
-            at=AT,
+            revocation=NoRevocationCheck(),
+            now=AT,
         )
 
 

@@ -27,12 +27,13 @@ from ccp.testing.pki import (
     build_root,
 )
 from ccp.x509.certificates import Certificate, _Extension, _SignedCertificate
-from ccp.x509.path_validation import Profile, Role, TrustAnchors, Usage, VerifiedChain
+from ccp.x509.path_validation import TrustAnchors, VerifiedChain
+from ccp.x509.profiles import AnchorRole, Profile, Usage
 
 AT = datetime(2026, 3, 1, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
 LEAVES = {Usage.CPS: CPS, Usage.CONTRACT: CONTRACT, Usage.OEM_PROVISIONING: OEM_PROVISIONING}
-ROLES = {Usage.CPS: Role.V2G, Usage.CONTRACT: Role.EMSP, Usage.OEM_PROVISIONING: Role.OEM}
+ROLES = {Usage.CPS: AnchorRole.V2G, Usage.CONTRACT: AnchorRole.EMSP, Usage.OEM_PROVISIONING: AnchorRole.OEM}
 
 ECDSA_SHA1 = "06072a8648ce3d0401"
 ECDSA_SHA256 = "06082a8648ce3d040302"
@@ -54,7 +55,7 @@ class Chain:
     usage: Usage
     offered: list[Certificate]
 
-    def anchors(self, known: Sequence[Certificate] = (), role: Role | None = None) -> TrustAnchors:
+    def anchors(self, known: Sequence[Certificate] = (), role: AnchorRole | None = None) -> TrustAnchors:
         role = role or ROLES[self.usage]
         return TrustAnchors.build([(role, self.root.certificate)], [(role, one) for one in known])
 
@@ -62,12 +63,12 @@ class Chain:
         self,
         anchors: TrustAnchors | None = None,
         *,
-        at: datetime = AT,
+        now: datetime = AT,
         profile: Profile = Profile.ISO2,
         usage: Usage | None = None,
     ) -> VerifiedChain:
         return (anchors or self.anchors()).verify(
-            self.leaf, self.offered, usage=usage or self.usage, at=at, profile=profile
+            self.leaf, self.offered, usage=usage or self.usage, now=now, profile=profile
         )
 
 

@@ -13,7 +13,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
 from ccp.testing.pki import ROOT, SUB_CA1, SUB_CA2, Credential, build_root, subject_name
 from ccp.x509.certificates import Certificate
-from ccp.x509.path_validation import TrustAnchors, Usage
+from ccp.x509.path_validation import TrustAnchors
+from ccp.x509.profiles import Usage
 from tests.x509.made import (
     AT,
     DAY,

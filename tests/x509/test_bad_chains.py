@@ -27,7 +27,8 @@ from ccp.testing.pki import (
     subject_name,
 )
 from ccp.x509.certificates import Certificate
-from ccp.x509.path_validation import Profile, Role, TrustAnchors, Usage
+from ccp.x509.path_validation import TrustAnchors
+from ccp.x509.profiles import AnchorRole, Profile, Usage
 from tests.x509.made import (
     AT,
     DAY,
@@ -381,14 +382,14 @@ def test_sha512_with_a_p256_key_is_refused_even_where_both_are_allowed() -> None
 @pytest.mark.parametrize(
     ("usage", "role"),
     [
-        (Usage.CPS, Role.EMSP),
-        (Usage.CPS, Role.OEM),
-        (Usage.CONTRACT, Role.OEM),
-        (Usage.OEM_PROVISIONING, Role.V2G),
-        (Usage.OEM_PROVISIONING, Role.EMSP),
+        (Usage.CPS, AnchorRole.EMSP),
+        (Usage.CPS, AnchorRole.OEM),
+        (Usage.CONTRACT, AnchorRole.OEM),
+        (Usage.OEM_PROVISIONING, AnchorRole.V2G),
+        (Usage.OEM_PROVISIONING, AnchorRole.EMSP),
     ],
 )
-def test_a_root_that_is_trusted_for_something_else_is_an_unknown_root(usage: Usage, role: Role) -> None:
+def test_a_root_that_is_trusted_for_something_else_is_an_unknown_root(usage: Usage, role: AnchorRole) -> None:
     made = chain(usage)
     with pytest.raises(ChainError, match='issuer of certificate "Sub1" is neither'):
         made.verify(made.anchors(role=role))
@@ -397,7 +398,9 @@ def test_a_root_that_is_trusted_for_something_else_is_an_unknown_root(usage: Usa
 def test_a_known_sub_ca_is_not_trusted_by_itself() -> None:
     made = chain()
     made.offered = []
-    anchors = TrustAnchors.build([], [(Role.EMSP, made.sub1.certificate), (Role.EMSP, made.sub2.certificate)])
+    anchors = TrustAnchors.build(
+        [], [(AnchorRole.EMSP, made.sub1.certificate), (AnchorRole.EMSP, made.sub2.certificate)]
+    )
     with pytest.raises(ChainError, match='issuer of certificate "Sub1" is neither'):
         made.verify(anchors)
 
@@ -406,7 +409,7 @@ def test_a_sub_ca_known_for_another_role_is_not_used() -> None:
     made = chain(Usage.OEM_PROVISIONING)
     made.offered = []
     subs = (made.sub1.certificate, made.sub2.certificate)
-    anchors = TrustAnchors.build([(Role.OEM, made.root.certificate)], [(Role.V2G, one) for one in subs])
+    anchors = TrustAnchors.build([(AnchorRole.OEM, made.root.certificate)], [(AnchorRole.V2G, one) for one in subs])
     with pytest.raises(ChainError, match='issuer of certificate "DEABCC00000001" is neither'):
         made.verify(anchors)
 
@@ -437,12 +440,12 @@ def test_a_certificate_with_trailing_octets_or_cut_anywhere_is_not_a_certificate
 
 def test_time_without_a_zone_is_a_mistake_of_the_caller() -> None:
     with pytest.raises(ValueError, match="aware"):
-        chain().verify(at=AT.replace(tzinfo=None))
+        chain().verify(now=AT.replace(tzinfo=None))
 
 
 def test_the_moment_after_the_last_second_is_too_late() -> None:
     made = chain(valid={"leaf": (AT - DAY, AT)})
-    made.verify(at=AT)
-    made.verify(at=AT + timedelta(microseconds=999_999))
+    made.verify(now=AT)
+    made.verify(now=AT + timedelta(microseconds=999_999))
     with pytest.raises(ExpiredError):
-        made.verify(at=AT + timedelta(seconds=1))
+        made.verify(now=AT + timedelta(seconds=1))

@@ -16,7 +16,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from ccp.errors import ChainError
 from ccp.testing.pki import Algorithm
 from ccp.x509.certificates import Certificate
-from ccp.x509.path_validation import Profile, TrustAnchors, Usage
+from ccp.x509.path_validation import TrustAnchors
+from ccp.x509.profiles import Profile, Usage
 from tests.x509.made import AT, ROLES, chain, unused_bit
 
 crypto = pytest.importorskip("OpenSSL.crypto", reason="pyOpenSSL is not installed")
@@ -43,7 +44,7 @@ class Encoded:
         try:
             leaf, *offered, root = map(Certificate.load, self.certificates)
             anchors = TrustAnchors.build([(ROLES[self.usage], root)])
-            anchors.verify(leaf, offered, usage=self.usage, at=AT, profile=PROFILES[self.algorithm])
+            anchors.verify(leaf, offered, usage=self.usage, now=AT, profile=PROFILES[self.algorithm])
         except ChainError:
             return False
         return True

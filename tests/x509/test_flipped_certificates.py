@@ -29,9 +29,11 @@ from ccp.testing.pki import CONTRACT, PKI, build_pki
 from ccp.verify import InstallationRequest, lint
 from ccp.verify.trust_folder import is_self_issued
 from ccp.x509 import crl_ocsp
+from ccp.x509.certificate_checks import validate_root
 from ccp.x509.certificates import Certificate
-from ccp.x509.distribution_points import names_for
-from ccp.x509.path_validation import Profile, Role, TrustAnchors, Usage, check_root
+from ccp.x509.distribution_points import distribution_point_names
+from ccp.x509.path_validation import TrustAnchors
+from ccp.x509.profiles import AnchorRole, Profile, Usage
 from tests.x509.made import AT, der, forge, replaced, tlv
 from tests.x509.rich import rich_extensions, rich_pki
 
@@ -48,26 +50,27 @@ def flipped(octets: bytes, bit: int) -> bytes:
 def readings(certificate: Certificate, issuer: Certificate) -> Iterator[Callable[[], Any]]:
     """Everything that any part of the pool reads of a certificate."""
     names = (
-        "subject_cn label dn issuer_text public_key extensions listed_extensions addresses key_identifier issuer_id "
-        "authority_key_identifier canonical_issuer canonical_subject is_self_issued identity self_signature_failure"
+        "subject_cn display_name subject_dn issuer_dn public_key extensions listed_extensions status_urls "
+        "key_identifier authority_key_identifier canonical_issuer canonical_subject is_self_issued "
+        "self_signature_error issuer_key_id canonical_issuer_key_id"
     )
     for name in names.split():
         yield lambda name=name: getattr(certificate, name)
-    yield from (certificate.pem, certificate.domain_components, certificate.check_subject)
+    yield from (certificate.pem, certificate.domain_components, certificate.validate_subject)
     yield lambda: certificate.extension(x509.KeyUsage)
     yield lambda: certificate.authority_mismatch(issuer)
-    yield lambda: certificate.check_signature(issuer)
-    yield lambda: issuer.check_signature(certificate)
+    yield lambda: certificate.verify_issued_by(issuer)
+    yield lambda: issuer.verify_issued_by(certificate)
     yield lambda: certificate.subject_matches("CN=Sub2")
     yield lambda: key_fingerprint(certificate)
-    yield lambda: names_for(certificate, URL)
-    yield lambda: check_root(certificate)
+    yield lambda: distribution_point_names(certificate, URL)
+    yield lambda: validate_root(certificate)
     yield lambda: crl_ocsp.build_ocsp_request(certificate, issuer)
     yield lambda: crl_ocsp.build_ocsp_request(issuer, certificate, sha256=True)
     yield lambda: crl_ocsp.read_crl(b"0", certificate, AT)
     for usage in Usage:
-        yield lambda usage=usage: TrustAnchors.build([(Role.V2G, issuer)]).verify(
-            certificate, (certificate,), usage=usage, at=AT, profile=Profile.ISO20
+        yield lambda usage=usage: TrustAnchors.build([(AnchorRole.V2G, issuer)]).verify(
+            certificate, (certificate,), usage=usage, now=AT, profile=Profile.ISO20
         )
 
 
@@ -135,13 +138,13 @@ def test_an_anchor_whose_name_cannot_be_read_matches_no_root_of_a_vehicle(tag: i
         (),
         1,  # type: ignore[arg-type]
     )
-    warnings_of = lint.on_request(request, TrustAnchors.build([(Role.V2G, forged)]))
+    warnings_of = lint.lint_request(request, TrustAnchors.build([(AnchorRole.V2G, forged)]))
     assert len(warnings_of) == 1
     assert "is not known here" in warnings_of[0]
     child = forge(root.certificate, root.key, lambda tbs: setattr(tbs, "issuer", tlv(0x30, odd)))
     with contextlib.suppress(ChainError):  # Some types cryptography reads.
-        assert child.issuer_text
-    assert trusted_certificate(forged, Role.V2G, "test", AT).is_root == is_self_issued(forged)
+        assert child.issuer_dn
+    assert trusted_certificate(forged, AnchorRole.V2G, "test", AT).is_root == is_self_issued(forged)
 
 
 def test_a_feature_that_no_list_has_is_an_unreadable_extension() -> None:
@@ -153,7 +156,7 @@ def test_a_feature_that_no_list_has_is_an_unreadable_extension() -> None:
     with pytest.raises(KeyError):
         forged.x509.extensions  # noqa: B018
     with pytest.raises(ChainError, match=r"The extensions of certificate .* cannot be read"):
-        forged.addresses  # noqa: B018
+        forged.status_urls  # noqa: B018
 
 
 def test_a_flipped_answer_of_a_provisioning_certificate_pool_is_an_error_of_ours() -> None:
@@ -175,7 +178,7 @@ def test_a_flipped_list_of_a_root_pool_is_an_error_of_ours_or_a_certificate() ->
     entries = [
         {"caCertificate": encode_base64(flipped(root, bit)), "rootType": "V2G"} for bit in range(0, 8 * len(root), step)
     ]
-    found = RootCertificatePool._parse(SimpleNamespace(url="x"), {Role.V2G: entries})  # type: ignore[arg-type]
+    found = RootCertificatePool._parse(SimpleNamespace(url="x"), {AnchorRole.V2G: entries})  # type: ignore[arg-type]
     usable, unusable = _select_usable(found, AT)
     assert usable == []
     assert len(unusable) > 0

@@ -8,7 +8,8 @@ from ccp.errors import ConfigurationError
 from ccp.server.settings import load
 from ccp.x509.certificates import Certificate
 from ccp.x509.issuer_map import IssuerMap, parse_issuer
-from ccp.x509.revocation_policy import Key, Rules, key_of
+from ccp.x509.revocation_evidence import CertificateRef, certificate_ref
+from ccp.x509.revocation_policy import RevocationPolicy
 from tests.x509.made import chain, content, forge, respelled, tlv, twin
 
 
@@ -44,15 +45,15 @@ def test_contracts_that_were_stored_before_are_matched_by_their_issuer(
     issued: tuple[Certificate, Certificate, Certificate],
 ) -> None:
     leaf, issuer, respell = issued
-    rules = Rules(crl_urls={issuer.fingerprint: "url"})
-    under_a_twin = key_of(leaf, twin(issuer))
+    rules = RevocationPolicy(crl_urls={issuer.fingerprint: "url"})
+    under_a_twin = certificate_ref(leaf, twin(issuer))
     older = under_a_twin._replace(names=under_a_twin.names[:2])
     oldest = under_a_twin._replace(names=())
-    assert [rules.configured(key) for key in (under_a_twin, older, oldest)] == [None] * 3
+    assert [rules.configured_crl(key) for key in (under_a_twin, older, oldest)] == [None] * 3
     rules.issuers.resolve(issuer)
-    assert [rules.configured(key) for key in (under_a_twin, older, oldest)] == ["url"] * 3
-    assert rules.configured(key_of(leaf, respell)) == "url"
-    assert rules.configured(Key("0" * 64, 1, None, ("0" * 64, "Sub2", "1" * 64))) is None
+    assert [rules.configured_crl(key) for key in (under_a_twin, older, oldest)] == ["url"] * 3
+    assert rules.configured_crl(certificate_ref(leaf, respell)) == "url"
+    assert rules.configured_crl(CertificateRef("0" * 64, 1, None, ("0" * 64, "Sub2", "1" * 64))) is None
 
 
 def test_a_common_name_is_compared_by_value(issued: tuple[Certificate, Certificate, Certificate]) -> None:

@@ -17,7 +17,8 @@ from ccp.x509 import canonical_names
 from ccp.x509.canonical_names import canonical_name, fold, same_name
 from ccp.x509.certificates import Certificate
 from ccp.x509.der import DERError
-from ccp.x509.path_validation import Profile, Role, TrustAnchors, Usage
+from ccp.x509.path_validation import TrustAnchors
+from ccp.x509.profiles import AnchorRole, Profile, Usage
 from tests.x509.made import AT, Chain, added, chain, content, der, forge, respelled, tlv, without
 
 util = pytest.importorskip("OpenSSL._util", reason="pyOpenSSL is not installed")
@@ -117,7 +118,7 @@ def test_an_issuer_in_another_string_type_and_letter_case_is_the_same(which: str
     assert whole.verify().leaf == whole.leaf
     # Also where the vehicle sends its leaf alone and the sub-CAs are known.
     known = whole.anchors(known=whole.offered)
-    assert known.verify(whole.leaf, [], usage=whole.usage, at=AT, profile=Profile.ISO2).leaf == whole.leaf
+    assert known.verify(whole.leaf, [], usage=whole.usage, now=AT, profile=Profile.ISO2).leaf == whole.leaf
 
 
 def test_a_trusted_root_is_found_by_value() -> None:
@@ -152,9 +153,11 @@ def test_a_ca_is_one_issuer_however_its_name_is_written() -> None:
     renamed = forge(
         certificate, whole.sub1.key, lambda tbs: setattr(tbs, "subject", tlv(0x30, respelled(content(tbs.subject))))
     )
-    assert renamed.identity == certificate.identity
-    assert renamed.identity != whole.sub1.certificate.identity
-    assert chain().sub2.certificate.identity != certificate.identity  # The same name with another key.
+    assert renamed.canonical_issuer_key_id == certificate.canonical_issuer_key_id
+    assert renamed.canonical_issuer_key_id != whole.sub1.certificate.canonical_issuer_key_id
+    assert (
+        chain().sub2.certificate.canonical_issuer_key_id != certificate.canonical_issuer_key_id
+    )  # The same name with another key.
 
 
 @pytest.mark.parametrize("tag", [0x02, 0x03, 0x04], ids=["INTEGER", "BIT STRING", "OCTET STRING"])
@@ -164,19 +167,19 @@ def test_a_name_with_a_strange_value_is_a_chain_error(tag: int, field: str) -> N
     whole = chain(Usage.CPS)
     name = der(0x31, der(0x30, COMMON_NAME + der(tag, b"\0Sub2")))
     strange = forge(whole.leaf, whole.sub2.key, lambda tbs: setattr(tbs, field, tlv(0x30, name)))
-    assert isinstance(strange.dn + strange.label, str)
+    assert isinstance(strange.subject_dn + strange.display_name, str)
     with pytest.raises(ChainError):
-        whole.anchors().verify(strange, whole.offered, usage=Usage.CPS, at=AT, profile=Profile.ISO2)
+        whole.anchors().verify(strange, whole.offered, usage=Usage.CPS, now=AT, profile=Profile.ISO2)
     sub_ca = forge(whole.offered[0], whole.sub1.key, lambda tbs: setattr(tbs, field, tlv(0x30, name)))
     with pytest.raises(ChainError):
-        whole.anchors().verify(whole.leaf, [sub_ca, whole.offered[1]], usage=Usage.CPS, at=AT, profile=Profile.ISO2)
+        whole.anchors().verify(whole.leaf, [sub_ca, whole.offered[1]], usage=Usage.CPS, now=AT, profile=Profile.ISO2)
 
 
 def test_an_anchor_whose_name_cannot_be_read_does_not_take_the_others_with_it() -> None:
     whole = chain(Usage.CPS)
     name = der(0x31, der(0x30, COMMON_NAME + der(0x02, b"\x07")))
     strange = forge(whole.root.certificate, whole.root.key, lambda tbs: setattr(tbs, "subject", tlv(0x30, name)))
-    anchors = TrustAnchors.build([(Role.V2G, strange), (Role.V2G, whole.root.certificate)])
+    anchors = TrustAnchors.build([(AnchorRole.V2G, strange), (AnchorRole.V2G, whole.root.certificate)])
     assert whole.verify(anchors).root == whole.root.certificate
     assert not is_self_issued(strange)
 
@@ -233,7 +236,7 @@ def test_a_root_that_names_another_certificate_as_its_issuer_is_no_root() -> Non
     root = whole.root.certificate
     value = authority(root.issuer_name, root.serial_number + 1)
     cross = forge(root, whole.root.key, lambda tbs: added(tbs, ExtensionOID.AUTHORITY_KEY_IDENTIFIER, value))
-    anchors = TrustAnchors.build([(Role.V2G, cross)])
+    anchors = TrustAnchors.build([(AnchorRole.V2G, cross)])
     with pytest.raises(ChainError):
         whole.verify(anchors)
 

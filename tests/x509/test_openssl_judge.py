@@ -12,7 +12,7 @@ from collections import Counter
 import pytest
 
 from ccp.errors import ChainError
-from ccp.x509.path_validation import Profile
+from ccp.x509.profiles import Profile
 from tests.x509.random_chains import RandomChain, random_chains
 
 crypto = pytest.importorskip("OpenSSL.crypto", reason="pyOpenSSL is not installed")
@@ -23,7 +23,7 @@ SEED = int(os.environ.get("CCP_RANDOM_SEED", "15118"))
 
 def walk_accepts(one: RandomChain) -> bool:
     try:
-        one.anchors().verify(one.leaf, one.offered, usage=one.usage, at=one.at, profile=Profile.ISO2)
+        one.anchors().verify(one.leaf, one.offered, usage=one.usage, now=one.at, profile=Profile.ISO2)
     except ChainError:
         return False
     return True

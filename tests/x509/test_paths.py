@@ -27,7 +27,8 @@ from ccp.testing.pki import (
 )
 from ccp.x509 import path_validation
 from ccp.x509.certificates import Certificate
-from ccp.x509.path_validation import Profile, Role, TrustAnchors, Usage, VerifiedChain
+from ccp.x509.path_validation import TrustAnchors, VerifiedChain
+from ccp.x509.profiles import AnchorRole, Profile, Usage
 from tests.x509.made import AT, DAY, LEAVES, chain, forge, without
 from tests.x509.published import public_root, response_chains
 
@@ -38,19 +39,19 @@ PUBLISHED_AT = datetime(2025, 1, 1, tzinfo=UTC)
 def test_the_chains_of_the_published_response_lead_to_the_public_test_root(name: str, usage: Usage) -> None:
     root = public_root()
     leaf, *subs = response_chains()[name]
-    anchors = TrustAnchors.build([(Role.V2G, root)])
-    found = anchors.verify(leaf, subs, usage=usage, at=PUBLISHED_AT, profile=Profile.ISO2)
+    anchors = TrustAnchors.build([(AnchorRole.V2G, root)])
+    found = anchors.verify(leaf, subs, usage=usage, now=PUBLISHED_AT, profile=Profile.ISO2)
     assert found.certificates == (leaf, *subs, root)
     assert found.leaf is leaf
     assert found.root.fingerprint == "4e05b8922d43923cdf20b202cdd0d849770b50038c39f104f506d7f1030ff809"
-    assert (found.usage, found.at) == (usage, PUBLISHED_AT)
+    assert (found.usage, found.verified_at) == (usage, PUBLISHED_AT)
 
 
 def test_the_published_contract_is_over_after_its_last_day() -> None:
     leaf, *subs = response_chains()["contract"]
-    anchors = TrustAnchors.build([(Role.V2G, public_root())])
+    anchors = TrustAnchors.build([(AnchorRole.V2G, public_root())])
     with pytest.raises(ExpiredError) as caught:
-        anchors.verify(leaf, subs, usage=Usage.CONTRACT, at=datetime(2026, 7, 2, tzinfo=UTC), profile=Profile.ISO2)
+        anchors.verify(leaf, subs, usage=Usage.CONTRACT, now=datetime(2026, 7, 2, tzinfo=UTC), profile=Profile.ISO2)
     assert str(caught.value) == "The validUntil date of contract certificate is in the past."
 
 
@@ -58,13 +59,13 @@ def test_the_published_contract_is_over_after_its_last_day() -> None:
 def test_one_changed_bit_of_a_published_leaf_is_noticed(name: str) -> None:
     """The extensions are read from a repaired copy; the signature must not be."""
     leaf, *subs = response_chains()[name]
-    anchors = TrustAnchors.build([(Role.V2G, public_root())])
+    anchors = TrustAnchors.build([(AnchorRole.V2G, public_root())])
     usage = Usage.CPS if name == "cps" else Usage.CONTRACT
     defect = leaf.der.index(bytes.fromhex("3003010100"))
     emptied = leaf.der[: defect + 4] + b"\xff" + leaf.der[defect + 5 :]
     for octets in (emptied, leaf.der[:-1] + bytes((leaf.der[-1] ^ 1,))):
         with pytest.raises(ChainError):
-            anchors.verify(Certificate.load(octets), subs, usage=usage, at=PUBLISHED_AT, profile=Profile.ISO2)
+            anchors.verify(Certificate.load(octets), subs, usage=usage, now=PUBLISHED_AT, profile=Profile.ISO2)
 
 
 @pytest.mark.parametrize("algorithm", ["P-256", "P-521", "Ed448"])
@@ -84,21 +85,21 @@ def test_a_p256_leaf_may_stand_under_p521_issuers_in_iso20() -> None:
 
 def test_a_contract_may_lead_to_a_v2g_root() -> None:
     made = chain()
-    made.verify(made.anchors(role=Role.V2G))
+    made.verify(made.anchors(role=AnchorRole.V2G))
 
 
 def test_a_root_may_be_trusted_for_several_roles() -> None:
     made = chain()
     root = made.root.certificate
-    anchors = TrustAnchors.build([(Role.V2G, root), (Role.EMSP, root)], version=3)
+    anchors = TrustAnchors.build([(AnchorRole.V2G, root), (AnchorRole.EMSP, root)], version=3)
     assert made.verify(anchors).root == root
     assert anchors.version == 3
-    found = anchors.find(root.fingerprint)
+    found = anchors.by_fingerprint(root.fingerprint)
     assert found is not None
-    assert found.roles == {Role.V2G, Role.EMSP}
-    assert anchors.of(Role.V2G) == (root,)
-    assert anchors.of(Role.OEM) == ()
-    assert anchors.find("0" * 64) is None
+    assert found.roles == {AnchorRole.V2G, AnchorRole.EMSP}
+    assert anchors.by_role(AnchorRole.V2G) == (root,)
+    assert anchors.by_role(AnchorRole.OEM) == ()
+    assert anchors.by_fingerprint("0" * 64) is None
 
 
 def test_intermediates_may_come_in_any_order_with_the_root_and_with_strangers() -> None:
@@ -120,11 +121,11 @@ def test_a_leaf_alone_is_completed_from_the_known_intermediates() -> None:
 def test_chains_with_one_sub_ca_and_with_none_are_found() -> None:
     root = build_root("Root", at=AT)
     sub = root.issue("Sub", SUB_CA2, at=AT)
-    anchors = TrustAnchors.build([(Role.V2G, root.certificate)])
+    anchors = TrustAnchors.build([(AnchorRole.V2G, root.certificate)])
     for issuer, offered in ((sub, [sub.certificate]), (root, [])):
         leaf = issuer.issue("CPS", CPS, at=AT).certificate
         for _ in range(2):
-            found = anchors.verify(leaf, offered, usage=Usage.CPS, at=AT, profile=Profile.ISO2)
+            found = anchors.verify(leaf, offered, usage=Usage.CPS, now=AT, profile=Profile.ISO2)
             assert found.certificates == (leaf, *offered, root.certificate)
 
 
@@ -180,7 +181,7 @@ def test_a_cross_signed_sub_ca_is_followed_to_the_root_that_is_trusted() -> None
     crossed = _cross_signed(made.sub1, other)
     for offered in ([made.sub2.certificate, made.sub1.certificate, crossed], [made.sub2.certificate, crossed]):
         made.offered = offered
-        anchors = TrustAnchors.build([(Role.EMSP, other.certificate)])
+        anchors = TrustAnchors.build([(AnchorRole.EMSP, other.certificate)])
         assert made.verify(anchors).root == other.certificate
     made.offered = [made.sub2.certificate, crossed, made.sub1.certificate]
     assert made.verify().root == made.root.certificate
@@ -190,7 +191,7 @@ def test_the_root_that_is_found_does_not_depend_on_what_was_asked_before() -> No
     made = chain()
     other = build_root("Root of others", at=AT)
     crossed = _cross_signed(made.sub1, other)
-    anchors = TrustAnchors.build([(Role.EMSP, made.root.certificate), (Role.EMSP, other.certificate)])
+    anchors = TrustAnchors.build([(AnchorRole.EMSP, made.root.certificate), (AnchorRole.EMSP, other.certificate)])
     for _ in range(2):
         made.offered = [made.sub2.certificate, made.sub1.certificate]
         assert made.verify(anchors).root == made.root.certificate
@@ -207,8 +208,8 @@ def test_a_self_issued_certificate_does_not_count_for_the_path_length() -> None:
     old = root.issue("Sub", SUB_CA2, at=AT)
     new = old.issue("Sub", SUB_CA2, at=AT)
     leaf = new.issue("CPS", CPS, at=AT).certificate
-    anchors = TrustAnchors.build([(Role.V2G, root.certificate)])
-    found = anchors.verify(leaf, [old.certificate, new.certificate], usage=Usage.CPS, at=AT, profile=Profile.ISO2)
+    anchors = TrustAnchors.build([(AnchorRole.V2G, root.certificate)])
+    found = anchors.verify(leaf, [old.certificate, new.certificate], usage=Usage.CPS, now=AT, profile=Profile.ISO2)
     assert found.certificates == (leaf, new.certificate, old.certificate, root.certificate)
 
 
@@ -225,7 +226,7 @@ def test_an_expired_twin_of_a_sub_ca_is_passed_over() -> None:
     )
     made.offered = [made.offered[0], expired, renewed]
     assert made.verify().certificates[2] == renewed
-    assert made.verify(at=AT - timedelta(hours=2)).certificates[2] == expired
+    assert made.verify(now=AT - timedelta(hours=2)).certificates[2] == expired
     made.offered = [made.offered[0], expired]
     with pytest.raises(ExpiredError, match='"Sub1" expired'):
         made.verify()
@@ -248,9 +249,9 @@ def test_many_namesakes_end_the_search_and_do_not_explode_it() -> None:
     ]
     leaf = build_root("Same", at=AT).issue("DEABCC00000001", CONTRACT, at=AT).certificate
     leaf = forge(leaf, family[0].key, lambda tbs: without(tbs, ExtensionOID.AUTHORITY_KEY_IDENTIFIER))
-    anchors = TrustAnchors.build([], [(Role.EMSP, one) for one in known])
+    anchors = TrustAnchors.build([], [(AnchorRole.EMSP, one) for one in known])
     with pytest.raises(ChainError):
-        anchors.verify(leaf, [], usage=Usage.CONTRACT, at=AT, profile=Profile.ISO2)
+        anchors.verify(leaf, [], usage=Usage.CONTRACT, now=AT, profile=Profile.ISO2)
 
 
 def test_validity_is_checked_again_for_a_remembered_chain() -> None:
@@ -258,7 +259,7 @@ def test_validity_is_checked_again_for_a_remembered_chain() -> None:
     anchors = made.anchors()
     made.verify(anchors)
     with pytest.raises(ExpiredError, match='"Sub1" expired'):
-        made.verify(anchors, at=AT + 2 * DAY)
+        made.verify(anchors, now=AT + 2 * DAY)
     made.verify(anchors)
 
 
@@ -282,21 +283,21 @@ def test_a_chain_remembered_for_one_usage_or_edition_says_nothing_about_another(
 
 
 def test_the_memory_of_chains_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(path_validation, "_CACHE_SIZE", 3)
+    monkeypatch.setattr(path_validation, "_MAX_CACHED", 3)
     root = build_root("Root", at=AT)
-    anchors = TrustAnchors.build([(Role.EMSP, root.certificate)])
+    anchors = TrustAnchors.build([(AnchorRole.EMSP, root.certificate)])
     for _ in range(8):
         sub = root.issue("Sub", SUB_CA2, at=AT)
         leaf = sub.issue("DEABCC00000001", CONTRACT, at=AT).certificate
-        anchors.verify(leaf, [sub.certificate], usage=Usage.CONTRACT, at=AT, profile=Profile.ISO2)
-        assert len(anchors._chains) <= 3
+        anchors.verify(leaf, [sub.certificate], usage=Usage.CONTRACT, now=AT, profile=Profile.ISO2)
+        assert len(anchors._chain_cache) <= 3
 
 
 def test_a_verified_chain_cannot_be_made_by_anyone_else() -> None:
     made = chain()
     found = made.verify()
     with pytest.raises(TypeError, match="TrustAnchors"):
-        VerifiedChain(found.certificates, found.usage, found.at, object())
+        VerifiedChain(found.certificates, found.usage, found.verified_at, object())
     with pytest.raises((TypeError, ValueError)):
         replace(found, certificates=())
     with pytest.raises(AttributeError):
@@ -306,7 +307,7 @@ def test_a_verified_chain_cannot_be_made_by_anyone_else() -> None:
 def test_every_usage_refuses_every_other_usages_leaf() -> None:
     for made_for, asked_for in permutations(Usage, 2):
         made = chain(made_for, leaf=replace(LEAVES[made_for], domain_component=_DOMAINS[made_for]))
-        anchors = TrustAnchors.build([(role, made.root.certificate) for role in Role])
+        anchors = TrustAnchors.build([(role, made.root.certificate) for role in AnchorRole])
         with pytest.raises(ChainError):
             made.verify(anchors, usage=asked_for)
 

@@ -82,11 +82,11 @@ def _summary(text: str) -> Any:
 
     try:
         certificate = Certificate.load(base64.b64decode(text))
-        issuer = certificate.issuer_text
+        issuer = certificate.issuer_dn
     except ChainError:
         return text
     return {
-        "subject": certificate.dn,
+        "subject": certificate.subject_dn,
         "issuer": issuer,
         "notBefore": rfc3339(certificate.not_before),
         "notAfter": rfc3339(certificate.not_after),

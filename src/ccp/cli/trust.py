@@ -25,9 +25,10 @@ from ccp.server.trust import anchors as trust
 from ccp.server.trust.anchors import Expiry, trusted_certificate
 from ccp.server.trust.root_sync import RootSyncResult, sync_roots
 from ccp.verify import trust_folder
-from ccp.verify.trust_folder import read_files
+from ccp.verify.trust_folder import read_certificate_files
+from ccp.x509.certificate_checks import validate_root
 from ccp.x509.certificates import Certificate
-from ccp.x509.path_validation import Role, check_root
+from ccp.x509.profiles import AnchorRole
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -35,7 +36,7 @@ app = typer.Typer(no_args_is_help=True)
 @app.command()
 def add(
     path: Annotated[Path, typer.Argument(help="PEM or DER file, or a directory of such.")],
-    role: Annotated[list[Role], typer.Option(help="v2g, emsp or oem; may be given several times.")],
+    role: Annotated[list[AnchorRole], typer.Option(help="v2g, emsp or oem; may be given several times.")],
     label: Annotated[str | None, typer.Option(help="A name for people; the common name if not given.")] = None,
     config: ConfigOption = None,
 ) -> None:
@@ -44,7 +45,7 @@ def add(
     All of them or, when one is refused, none.
     """
     at = datetime.now(UTC)
-    files = list(read_files(path))
+    files = list(read_certificate_files(path))
     if not files:
         raise ConfigurationError(f"There are no certificates in {path}.")
     refused = list(filter(None, (_refusal(file, certificate) for file, certificate in files)))
@@ -78,7 +79,7 @@ def _refusal(file: Path, certificate: Certificate) -> str | None:
     if not trust_folder.is_self_issued(certificate):
         return None
     try:
-        check_root(certificate)
+        validate_root(certificate)
     except ChainError as exc:
         return f"{file}: {exc} Nothing was added."
     return None
@@ -86,7 +87,7 @@ def _refusal(file: Path, certificate: Certificate) -> str | None:
 
 @app.command("list")
 def list_trusted(
-    role: Annotated[Role | None, typer.Option(help="Only for this role.")] = None,
+    role: Annotated[AnchorRole | None, typer.Option(help="Only for this role.")] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -107,7 +108,7 @@ def list_trusted(
 @app.command()
 def remove(
     fingerprint: Annotated[str, typer.Argument(help="SHA-256, 64 hexadecimal digits.")],
-    role: Annotated[Role | None, typer.Option(help="Only for this role.")] = None,
+    role: Annotated[AnchorRole | None, typer.Option(help="Only for this role.")] = None,
     config: ConfigOption = None,
 ) -> None:
     """Trust a certificate no longer. Running workers know within seconds."""
@@ -127,7 +128,9 @@ def export(
     directory: Annotated[
         Path | None, typer.Argument(help="New or empty directory; ccp verify --trust reads what is put there.")
     ] = None,
-    role: Annotated[Role | None, typer.Option(help="Only this role; without a directory as one PEM to stdout.")] = None,
+    role: Annotated[
+        AnchorRole | None, typer.Option(help="Only this role; without a directory as one PEM to stdout.")
+    ] = None,
     config: ConfigOption = None,
 ) -> None:
     """Write the trusted certificates as PEM: a file each in v2g/, emsp/ and oem/, or one role's to standard output."""
@@ -189,7 +192,7 @@ def sync(
         print_line("nothing new")
 
 
-def _read(role: Role | None) -> Callable[[Store], Coroutine[Any, Any, list[TrustedCertificate]]]:
+def _read(role: AnchorRole | None) -> Callable[[Store], Coroutine[Any, Any, list[TrustedCertificate]]]:
     async def read(store: Store) -> list[TrustedCertificate]:
         return [entry for entry in await store.read(anchors.list_all()) if role is None or entry.role == role.value]
 

@@ -17,15 +17,19 @@ from ccp.errors import ConfigurationError, NotFound, VerificationError
 from ccp.exi import iso2, iso20
 from ccp.ids import EMAID, PCID, Namespace
 from ccp.verify import lint
-from ccp.verify.report import Checks, Verdict
-from ccp.verify.trust_folder import from_directory
+from ccp.verify.report import CheckList, CheckStatus
+from ccp.verify.trust_folder import load_trust_directory
 from ccp.x509.path_validation import TrustAnchors
-from ccp.x509.revocation_policy import Unchecked
+from ccp.x509.revocation_policy import NoRevocationCheck
 
 if TYPE_CHECKING:
     from ccp.server.pool.operations import Pool
 
-_MARKS = {Verdict.PASSED: ("✓", "green"), Verdict.FAILED: ("✗", "red"), Verdict.NOT_APPLICABLE: ("–", "dim")}
+_MARKS = {
+    CheckStatus.PASSED: ("✓", "green"),
+    CheckStatus.FAILED: ("✗", "red"),
+    CheckStatus.NOT_APPLICABLE: ("–", "dim"),
+}
 
 
 def register(app: typer.Typer) -> None:
@@ -37,7 +41,7 @@ class _Told:
     """What came of the checks on one message."""
 
     title: str
-    checks: Checks
+    checks: CheckList
     warnings: tuple[str, ...] = ()
 
 
@@ -68,9 +72,9 @@ def verify(
         told = _held(emaid, pcid, moment, config)
     else:
         octets = exi_bytes(read_input(file))
-        told = [_given(octets, from_directory(trust), moment) if trust else _known(octets, moment, config)]
+        told = [_given(octets, load_trust_directory(trust), moment) if trust else _known(octets, moment, config)]
     if as_json:
-        reports = [one.checks.told(one.title, moment, one.warnings) for one in told]
+        reports = [one.checks.to_json(one.title, moment, one.warnings) for one in told]
         print_json(reports[0] if file is not None else reports)
     else:
         for one in told:
@@ -81,8 +85,8 @@ def verify(
 
 def _print(told: _Told, at: datetime) -> None:
     print_styled((f"{told.title}, checked at {at:%Y-%m-%dT%H:%M:%SZ}", ""))
-    for check in told.checks.report:
-        print_styled((f"{check.number:2} ", ""), _MARKS[check.verdict], (f" {check.subject}", ""))
+    for check in told.checks.results:
+        print_styled((f"{check.number:2} ", ""), _MARKS[check.status], (f" {check.subject}", ""))
         for line in ((check.reason,) if check.reason else ()) + check.evidence:
             print_styled((f"       {line}", "dim"))
     for warning in told.warnings:
@@ -137,13 +141,13 @@ def _given(octets: bytes, anchors: TrustAnchors, at: datetime) -> _Told:
     try:
         if _is_request(message):
             request = installation.read_request(octets, namespace)
-            warnings = lint.on_request(request, anchors)
-            installation.verify_request(request, anchors=anchors, revocation=Unchecked(), at=at, checks=checks)
+            warnings = lint.lint_request(request, anchors)
+            installation.check_request(request, anchors=anchors, revocation=NoRevocationCheck(), now=at, checks=checks)
         else:
             response = installation.read_response(octets, namespace)
-            warnings = lint.on_response(response, anchors, at)
-            installation.verify_response(
-                response, emaid=None, root=None, anchors=anchors, revocation=Unchecked(), at=at, checks=checks
+            warnings = lint.lint_response(response, anchors, at)
+            installation.check_response(
+                response, emaid=None, root=None, anchors=anchors, revocation=NoRevocationCheck(), now=at, checks=checks
             )
     except VerificationError:
         assert not checks.passed, "only a failed check ends the walk"
@@ -152,7 +156,7 @@ def _given(octets: bytes, anchors: TrustAnchors, at: datetime) -> _Told:
 
 def _decoded(octets: bytes) -> tuple[exi.Message | None, _Told]:
     """The message, and what is told of it by its name; where there is none, that this check failed."""
-    checks = Checks(tell=True)
+    checks = CheckList(collect=True)
     message = checks.run("EXI message", lambda: exi.decode(octets))
     if message is None:
         return None, _Told("no message", checks)

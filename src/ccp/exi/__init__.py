@@ -1,8 +1,8 @@
 """EXI codec of CertificateInstallation messages, ISO 15118-2 and ISO 15118-20. No I/O, no dependency.
 
 `decode` and `encode` are the two ends; `parse` also says where the signed parts stand in the octets, `fragment` and
-its kin give what is digested and signed, `splice` replaces what a pool replaces in stored responses. The messages are
-the immutable classes of `iso2`, `iso20` and `xmldsig`.
+its kin give what is digested and signed, `replace_header_fields` replaces what a pool replaces in stored responses.
+The messages are the immutable classes of `iso2`, `iso20` and `xmldsig`.
 """
 
 from ccp.errors import EXIError
@@ -11,8 +11,8 @@ from ccp.exi.codec import (
     ISO20,
     Fragment,
     Message,
-    Parsed,
-    Part,
+    ParsedMessage,
+    SignedElement,
     decode,
     decode_fragment,
     emaid_fragment,
@@ -22,8 +22,8 @@ from ccp.exi.codec import (
     fragment,
     namespace_of,
     parse,
+    replace_header_fields,
     signed_info_fragment,
-    splice,
 )
 from ccp.exi.json import from_json, to_json
 
@@ -33,8 +33,8 @@ __all__ = [
     "EXIError",
     "Fragment",
     "Message",
-    "Parsed",
-    "Part",
+    "ParsedMessage",
+    "SignedElement",
     "decode",
     "decode_fragment",
     "emaid_fragment",
@@ -45,7 +45,7 @@ __all__ = [
     "from_json",
     "namespace_of",
     "parse",
+    "replace_header_fields",
     "signed_info_fragment",
-    "splice",
     "to_json",
 ]

@@ -5,7 +5,7 @@ A value is read by `read_*(data, at, end, limit) -> (value, at)`: `data` is the 
 be shifted in behind what is already there. Octets in the stream are rarely aligned; taking them through one big
 integer, and not bit by bit, is what makes this fast, and as every octet is taken once it stays linear.
 
-What is wrong is raised as `Flaw`; the loops in `grammar` know place and path and turn it into `EXIError`.
+What is wrong is raised as `CodecError`; the loops in `grammar` know place and path and turn it into `EXIError`.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from typing import Any
 
 # Largest message. A -20 response with eight certificates of their greatest length stays under 16 KiB; four times that
 # leaves room and bounds the work.
-MESSAGE_OCTETS = 65_536
+MAX_MESSAGE_BYTES = 65_536
 # Any text when reading. X.500 names have no length in the schema; 1024 is far above what certificates carry.
-TEXT_CHARACTERS = 1024
+MAX_TEXT_CHARACTERS = 1024
 # Digests and signature values, which have no length in the schema: 132 octets for P-521, 512 for the largest RSA in
 # use.
-SIGNATURE_OCTETS = 1024
+MAX_SIGNATURE_BYTES = 1024
 # Magnitude of xs:integer. RFC 5280 allows serial numbers of 20 octets, some authorities use more.
-INTEGER_OCTETS = 40
+MAX_INTEGER_BYTES = 40
 # Octets of one unsigned integer of 64 bits (7 bits each), and of one code point (21 bits).
-LONG_GROUPS = 10
-CODE_POINT_GROUPS = 3
+MAX_UNSIGNED_LONG_GROUPS = 10
+MAX_CODE_POINT_GROUPS = 3
 # The schema sets no bound on these lists. Real messages have one or four references, each with one transform.
-REFERENCES = 8
-TRANSFORMS = 2
-XPATHS = 2
+MAX_REFERENCES = 8
+MAX_TRANSFORMS = 2
+MAX_XPATHS = 2
 
 # Zero octets behind the stream, so that a look ahead never leaves the buffer.
 PADDING = bytes(4)
@@ -44,7 +44,7 @@ _FORBIDDEN = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 _RUN = re.compile(rb"[\x00-\x7f]+|[\x80-\xff]+[\x00-\x7f]?")
 
 
-class Flaw(Exception):
+class CodecError(Exception):
     """Something wrong with the value at hand. `names` collects the element names outwards while writing."""
 
     def __init__(self, reason: str, names: tuple[str, ...] = (), offset: int | None = None) -> None:
@@ -57,7 +57,7 @@ class Flaw(Exception):
 TRUNCATED = "the stream ends too early"
 
 
-def octets_at(data: bytes, at: int, count: int) -> bytes:
+def bytes_at(data: bytes, at: int, count: int) -> bytes:
     """`count` octets from bit position `at`; there must be that many."""
     first = at >> 3
     shift = at & 7
@@ -71,7 +71,7 @@ def read_unsigned(data: bytes, at: int, end: int, groups: int) -> tuple[int, int
     value = shift = 0
     for _ in range(groups):
         if at + 8 > end:
-            raise Flaw(TRUNCATED)
+            raise CodecError(TRUNCATED)
         index = at >> 3
         octet = (data[index] << 8 | data[index + 1]) >> 8 - (at & 7) & 255
         at += 8
@@ -79,10 +79,10 @@ def read_unsigned(data: bytes, at: int, end: int, groups: int) -> tuple[int, int
         if octet < 128:
             return value, at
         shift += 7
-    raise Flaw(f"an integer of more than {groups} octets")
+    raise CodecError(f"an integer of more than {groups} octets")
 
 
-def unsigned(value: int) -> bytes:
+def encode_unsigned(value: int) -> bytes:
     """The octets of an unsigned integer."""
     groups = bytearray()
     while value > 127:
@@ -98,12 +98,12 @@ def read_binary(data: bytes, at: int, end: int, limit: int) -> tuple[bytes, int]
     if count < 128:
         at += 8
     else:
-        count, at = read_unsigned(data, at, end, LONG_GROUPS)
+        count, at = read_unsigned(data, at, end, MAX_UNSIGNED_LONG_GROUPS)
     if count > limit:
-        raise Flaw(f"{count} octets where at most {limit} are allowed")
+        raise CodecError(f"{count} octets where at most {limit} are allowed")
     after = at + 8 * count
     if after > end:
-        raise Flaw(TRUNCATED)
+        raise CodecError(TRUNCATED)
     first = at >> 3
     shift = at & 7
     if shift:
@@ -113,11 +113,11 @@ def read_binary(data: bytes, at: int, end: int, limit: int) -> tuple[bytes, int]
 
 def pack_binary(value: Any, limit: int) -> tuple[int, int]:
     if type(value) is not bytes:
-        raise Flaw(f"bytes expected, not {type(value).__name__}")
+        raise CodecError(f"bytes expected, not {type(value).__name__}")
     count = len(value)
     if count > limit:
-        raise Flaw(f"{count} octets where at most {limit} are allowed")
-    octets = (bytes((count,)) if count < 128 else unsigned(count)) + value
+        raise CodecError(f"{count} octets where at most {limit} are allowed")
+    octets = (bytes((count,)) if count < 128 else encode_unsigned(count)) + value
     return from_bytes(octets), 8 * len(octets)
 
 
@@ -128,15 +128,15 @@ def read_text(data: bytes, at: int, end: int, limit: int) -> tuple[str, int]:
     if count < 128:
         at += 8
     else:
-        count, at = read_unsigned(data, at, end, LONG_GROUPS)
+        count, at = read_unsigned(data, at, end, MAX_UNSIGNED_LONG_GROUPS)
     count -= 2
     if count < 0:
-        raise Flaw("a reference into the string table, which is not in use")
-    if count > TEXT_CHARACTERS:
-        raise Flaw(f"{count} characters where at most {TEXT_CHARACTERS} are read")
+        raise CodecError("a reference into the string table, which is not in use")
+    if count > MAX_TEXT_CHARACTERS:
+        raise CodecError(f"{count} characters where at most {MAX_TEXT_CHARACTERS} are read")
     after = at + 8 * count
     if after > end:
-        raise Flaw(TRUNCATED)
+        raise CodecError(TRUNCATED)
     first = at >> 3
     shift = at & 7
     if shift:
@@ -146,11 +146,11 @@ def read_text(data: bytes, at: int, end: int, limit: int) -> tuple[str, int]:
     if octets.isascii():
         text = octets.decode("ascii")
     else:
-        room = min(CODE_POINT_GROUPS * count, end - at >> 3)
-        text, used = _wide_text(octets_at(data, at, room), count)
+        room = min(MAX_CODE_POINT_GROUPS * count, end - at >> 3)
+        text, used = _wide_text(bytes_at(data, at, room), count)
         after = at + 8 * used
     if not text.isprintable() and _FORBIDDEN.search(text):
-        raise Flaw("a character that XML does not allow")
+        raise CodecError("a character that XML does not allow")
     return text, after
 
 
@@ -167,43 +167,43 @@ def _wide_text(octets: bytes, count: int) -> tuple[str, int]:
         else:
             if size == 2:
                 value = run[0] & 127 | run[1] << 7
-            elif size == CODE_POINT_GROUPS:
+            elif size == MAX_CODE_POINT_GROUPS:
                 value = run[0] & 127 | (run[1] & 127) << 7 | run[2] << 14
             else:
                 value = -1
-            if run[-1] > 127 and size < CODE_POINT_GROUPS:
-                raise Flaw(TRUNCATED)
+            if run[-1] > 127 and size < MAX_CODE_POINT_GROUPS:
+                raise CodecError(TRUNCATED)
             if not 0 <= value <= 0x10FFFF:
-                raise Flaw("a character outside of Unicode")
+                raise CodecError("a character outside of Unicode")
             pieces.append(chr(value))
             count -= 1
         used += size
         if not count:
             return "".join(pieces), used
-    raise Flaw(TRUNCATED)
+    raise CodecError(TRUNCATED)
 
 
 def pack_text(value: Any, limit: int) -> tuple[int, int]:
     if type(value) is not str:
-        raise Flaw(f"str expected, not {type(value).__name__}")
+        raise CodecError(f"str expected, not {type(value).__name__}")
     count = len(value)
     if count > limit:
-        raise Flaw(f"{count} characters where at most {limit} are allowed")
+        raise CodecError(f"{count} characters where at most {limit} are allowed")
     if not value.isprintable() and _FORBIDDEN.search(value):
-        raise Flaw("a character that XML does not allow")
+        raise CodecError("a character that XML does not allow")
     count += 2
-    octets = bytes((count,)) if count < 128 else unsigned(count)
+    octets = bytes((count,)) if count < 128 else encode_unsigned(count)
     if value.isascii():
         octets += value.encode("ascii")
     else:
-        octets += b"".join([unsigned(ord(character)) for character in value])
+        octets += b"".join([encode_unsigned(ord(character)) for character in value])
     return from_bytes(octets), 8 * len(octets)
 
 
 def pack_name(value: Any, limit: int) -> tuple[int, int]:
     """As `pack_text`, for texts of which there are few, such as the names of algorithms."""
     if type(value) is not str:
-        raise Flaw(f"str expected, not {type(value).__name__}")
+        raise CodecError(f"str expected, not {type(value).__name__}")
     return _packed_name(value, limit)
 
 
@@ -213,70 +213,70 @@ _packed_name = functools.lru_cache(64)(pack_text)
 def read_integer(data: bytes, at: int, end: int, limit: int) -> tuple[int, int]:
     """xs:integer of at most `limit` octets: a sign bit, then the magnitude (of -v-1 when negative)."""
     if at >= end:
-        raise Flaw(TRUNCATED)
+        raise CodecError(TRUNCATED)
     negative = data[at >> 3] >> 7 - (at & 7) & 1
     value, at = read_unsigned(data, at + 1, end, (8 * limit + 6) // 7)
     if value >> 8 * limit:
-        raise Flaw(f"an integer of more than {limit} octets")
+        raise CodecError(f"an integer of more than {limit} octets")
     return (-value - 1 if negative else value), at
 
 
 def pack_integer(value: Any, limit: int) -> tuple[int, int]:
     if type(value) is not int:
-        raise Flaw(f"int expected, not {type(value).__name__}")
+        raise CodecError(f"int expected, not {type(value).__name__}")
     magnitude = -value - 1 if value < 0 else value
     if magnitude >> 8 * limit:
-        raise Flaw(f"an integer of more than {limit} octets")
-    octets = unsigned(magnitude)
+        raise CodecError(f"an integer of more than {limit} octets")
+    octets = encode_unsigned(magnitude)
     return from_bytes(octets) | (value < 0) << 8 * len(octets), 8 * len(octets) + 1
 
 
-def read_long(data: bytes, at: int, end: int, limit: int) -> tuple[int, int]:
+def read_unsigned_long(data: bytes, at: int, end: int, limit: int) -> tuple[int, int]:
     """xs:unsignedLong, at most `limit`."""
-    value, at = read_unsigned(data, at, end, LONG_GROUPS)
+    value, at = read_unsigned(data, at, end, MAX_UNSIGNED_LONG_GROUPS)
     if value > limit:
-        raise Flaw(f"an integer above {limit}")
+        raise CodecError(f"an integer above {limit}")
     return value, at
 
 
-def pack_long(value: Any, limit: int) -> tuple[int, int]:
-    octets = unsigned(_ranged(value, limit))
+def pack_unsigned_long(value: Any, limit: int) -> tuple[int, int]:
+    octets = encode_unsigned(_ranged(value, limit))
     return from_bytes(octets), 8 * len(octets)
 
 
-def read_octet(data: bytes, at: int, end: int, limit: int) -> tuple[int, int]:
+def read_unsigned_byte(data: bytes, at: int, end: int, limit: int) -> tuple[int, int]:
     """xs:unsignedByte, a field of eight bits."""
     if at + 8 > end:
-        raise Flaw(TRUNCATED)
+        raise CodecError(TRUNCATED)
     index = at >> 3
     return (data[index] << 8 | data[index + 1]) >> 8 - (at & 7) & 255, at + 8
 
 
-def pack_octet(value: Any, limit: int) -> tuple[int, int]:
+def pack_unsigned_byte(value: Any, limit: int) -> tuple[int, int]:
     return _ranged(value, limit), 8
 
 
 def _ranged(value: Any, limit: int) -> int:
     if type(value) is not int:
-        raise Flaw(f"int expected, not {type(value).__name__}")
+        raise CodecError(f"int expected, not {type(value).__name__}")
     if not 0 <= value <= limit:
-        raise Flaw(f"a number that is not between 0 and {limit}")
+        raise CodecError(f"a number that is not between 0 and {limit}")
     return value
 
 
-def read_choice(data: bytes, at: int, end: int, names: tuple[str, ...]) -> tuple[str, int]:
+def read_enumeration(data: bytes, at: int, end: int, names: tuple[str, ...]) -> tuple[str, int]:
     """One of the names of an enumeration, by its index (of at most eight bits)."""
     width = (len(names) - 1).bit_length()
     if at + width > end:
-        raise Flaw(TRUNCATED)
+        raise CodecError(TRUNCATED)
     first = at >> 3
     index = (data[first] << 8 | data[first + 1]) >> 16 - width - (at & 7) & (1 << width) - 1
     if index >= len(names):
-        raise Flaw(f"no value {index} in an enumeration of {len(names)}")
+        raise CodecError(f"no value {index} in an enumeration of {len(names)}")
     return names[index], at + width
 
 
-def pack_choice(value: Any, names: tuple[str, ...]) -> tuple[int, int]:
+def pack_enumeration(value: Any, names: tuple[str, ...]) -> tuple[int, int]:
     if type(value) is not str or value not in names:
-        raise Flaw("not one of the values of the enumeration")
+        raise CodecError("not one of the values of the enumeration")
     return names.index(value), (len(names) - 1).bit_length()

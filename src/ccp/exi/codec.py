@@ -11,20 +11,32 @@ from typing import Any, Final, NamedTuple, TypeAlias
 from ccp.errors import EXIError
 from ccp.exi import iso2, iso20, xmldsig
 from ccp.exi.bits import (
-    MESSAGE_OCTETS,
+    MAX_MESSAGE_BYTES,
+    MAX_TEXT_CHARACTERS,
     PADDING,
-    TEXT_CHARACTERS,
     TRUNCATED,
-    Flaw,
-    octets_at,
-    pack_long,
-    pack_octet,
+    CodecError,
+    bytes_at,
     pack_text,
-    read_long,
+    pack_unsigned_byte,
+    pack_unsigned_long,
+    read_unsigned_long,
 )
-from ccp.exi.datatypes import LONG, OCTET, TEXT_VALUE
-from ccp.exi.grammar import Action, Leaf, Mark, Move, Option, Reader, Record, State, finish, read, write
-from ccp.exi.template_cache import Outlines, Span
+from ccp.exi.datatypes import TEXT_VALUE, UNSIGNED_BYTE, UNSIGNED_LONG
+from ccp.exi.grammar import (
+    Action,
+    Alternative,
+    Automaton,
+    DecoderState,
+    ElementPosition,
+    ElementType,
+    SimpleType,
+    Transition,
+    flush,
+    read,
+    write,
+)
+from ccp.exi.template_cache import BinarySpan, TemplateCache
 
 Message: TypeAlias = iso2.V2G_Message | iso20.CertificateInstallationReq | iso20.CertificateInstallationRes
 
@@ -35,7 +47,7 @@ ISO20 = iso20.NAMESPACE
 HEADER = 0x80
 
 
-class Part(NamedTuple):
+class SignedElement(NamedTuple):
     """An element of the body that has an Id. start, end: bits of the stream that hold its content and its end."""
 
     id: str
@@ -44,18 +56,18 @@ class Part(NamedTuple):
     end: int
 
 
-class Parsed(NamedTuple):
+class ParsedMessage(NamedTuple):
     """A message with the positions of what a signature can cover.
 
-    parts: in document order, an Id that is there twice stays twice. remaining_from_end: bits from the
+    elements: in document order, an Id that is there twice stays twice. remaining_from_end: bits from the
     RemainingContractCertificateChains of a -20 response to the end of the octets, which stays true when SessionID or
     TimeStamp are replaced; None in other messages.
     """
 
-    octets: bytes
+    data: bytes
     message: Message
-    parts: tuple[Part, ...]
-    signed_info: Part | None
+    elements: tuple[SignedElement, ...]
+    signed_info: SignedElement | None
     remaining_from_end: int | None
 
 
@@ -64,10 +76,10 @@ class _Schema(NamedTuple):
 
     width: int
     end: int
-    codes: dict[str, tuple[int, Record]]
+    codes: dict[str, tuple[int, ElementType]]
 
 
-_DOCUMENTS: dict[type[Any], tuple[int, int, Record, str, str]] = {
+_DOCUMENTS: dict[type[Any], tuple[int, int, ElementType, str, str]] = {
     record.cls: (HEADER << width | code, 8 + width, record, name, module.NAMESPACE)
     for module in (iso2, iso20)
     for name, (code, width, record) in module.DOCUMENTS.items()
@@ -80,17 +92,17 @@ _SCHEMAS = {
 }
 _GRAMMARS = {"xmldsig": _SCHEMAS["xmldsig"], "iso2": _SCHEMAS[ISO2], "iso20": _SCHEMAS[ISO20]}
 # The root codes of both editions differ in their first six bits, so that one automaton reads both.
-_READER = Reader(
+_READER = Automaton(
     {
-        f"{code:0{width}b}": Option(name, record)
+        f"{code:0{width}b}": Alternative(name, record)
         for module in (iso2, iso20)
         for name, (code, width, record) in module.DOCUMENTS.items()
     }
 )
 _READER.unfold()
-_Places: TypeAlias = tuple[tuple[Part, ...], Part | None, int | None]
-_OUTLINES = Outlines[_Places]()  # What `Parsed` says of messages beside octets and values.
-SESSION_OCTETS = iso2.SESSION_ID.limit
+_Places: TypeAlias = tuple[tuple[SignedElement, ...], SignedElement | None, int | None]
+_OUTLINES = TemplateCache[_Places]()  # What `ParsedMessage` says of messages beside octets and values.
+MAX_SESSION_ID_BYTES = iso2.SESSION_ID.limit
 _REMAINING = "RemainingContractCertificateChains"
 # Bit position of the length of SessionID, by the first two octets of a document. Behind the root's code stand three
 # zero bits.
@@ -100,16 +112,16 @@ _SESSION_ID = {b"\x80\x98": 18, b"\x80\x1c": 17, b"\x80\x20": 17}
 _MAX_ROOTS: Final = 20  # ListOfRootCertificateIDs, in both editions.
 
 
-def _read(octets: bytes, start: State) -> tuple[Any, list[Mark], list[Span]]:
+def _read(octets: bytes, start: DecoderState) -> tuple[Any, list[ElementPosition], list[BinarySpan]]:
     if type(octets) is not bytes:
         raise TypeError(f"bytes expected, not {type(octets).__name__}")
-    if len(octets) > MESSAGE_OCTETS:
-        raise EXIError(f"{len(octets)} octets where at most {MESSAGE_OCTETS} are read", 8 * MESSAGE_OCTETS)
+    if len(octets) > MAX_MESSAGE_BYTES:
+        raise EXIError(f"{len(octets)} octets where at most {MAX_MESSAGE_BYTES} are read", 8 * MAX_MESSAGE_BYTES)
     if not octets or octets[0] != HEADER:
         raise EXIError("not an EXI stream of version 1 without options", 0)
     try:
         value, marks, spans, at = read(octets, start, 8)
-    except Flaw as flaw:
+    except CodecError as flaw:
         raise EXIError(flaw.reason, flaw.offset, flaw.names[0]) from None
     # Padding is less than an octet of zero bits. Whole zero octets behind it occur and carry nothing.
     if int.from_bytes(octets[at >> 3 :]) & (1 << (8 * len(octets) - at)) - 1:
@@ -131,30 +143,30 @@ def decode(octets: bytes) -> Message:
     return message
 
 
-def parse(octets: bytes, *, remember: bool = True) -> Parsed:
+def parse(octets: bytes, *, use_cache: bool = True) -> ParsedMessage:
     """The message in a stream, with the positions of what can be signed. Raises EXIError.
 
-    remember: compare with messages that were read lately, and keep this one for that. It pays for requests, which
+    use_cache: compare with messages that were read lately, and keep this one for that. It pays for requests, which
     differ from each other in binary values alone, and not for responses, each of which has an eMAID of its own.
     """
-    if remember and type(octets) is bytes and (known := _OUTLINES.find(octets)):
+    if use_cache and type(octets) is bytes and (known := _OUTLINES.find(octets)):
         message, places = known
-        return Parsed(octets, message, *places)
+        return ParsedMessage(octets, message, *places)
     message, marks, spans = _read(octets, _READER.start)
     parts = []
     signed_info = remaining = None
     for name, value, start, end in marks:
         if name == "SignedInfo":
-            signed_info = Part(value.Id or "", name, start, end)
+            signed_info = SignedElement(value.Id or "", name, start, end)
         elif name == _REMAINING:
             # One bit for the event CH stands before the value.
             remaining = 8 * len(octets) - start - 1
         elif value.Id is not None:
-            parts.append(Part(value.Id, name, start, end))
+            parts.append(SignedElement(value.Id, name, start, end))
     places = tuple(parts), signed_info, remaining
-    if remember:
+    if use_cache:
         _OUTLINES.keep(octets, message, spans, places)
-    return Parsed(octets, message, *places)
+    return ParsedMessage(octets, message, *places)
 
 
 def namespace_of(message: Message) -> str:
@@ -162,13 +174,15 @@ def namespace_of(message: Message) -> str:
     return ISO2 if isinstance(message, iso2.V2G_Message) else ISO20
 
 
-def _write(prefix: int, width: int, record: Record, value: Any, name: str, suffix: int = 0, more: int = 0) -> bytes:
+def _write(
+    prefix: int, width: int, record: ElementType, value: Any, name: str, suffix: int = 0, more: int = 0
+) -> bytes:
     out: list[bytes] = []
     try:
         bits, width = write(record, value, prefix, width, out)
-    except Flaw as flaw:
+    except CodecError as flaw:
         raise EXIError(flaw.reason, None, "/".join((name, *reversed(flaw.names)))) from None
-    return finish(bits << more | suffix, width + more, out)
+    return flush(bits << more | suffix, width + more, out)
 
 
 def encode(message: Message) -> bytes:
@@ -178,15 +192,15 @@ def encode(message: Message) -> bytes:
     except KeyError:
         raise EXIError(f"a message expected, not {type(message).__name__}") from None
     octets = _write(prefix, width, record, message, name)
-    if len(octets) > MESSAGE_OCTETS:
-        raise EXIError(f"{len(octets)} octets where at most {MESSAGE_OCTETS} are allowed", None, name)
+    if len(octets) > MAX_MESSAGE_BYTES:
+        raise EXIError(f"{len(octets)} octets where at most {MAX_MESSAGE_BYTES} are allowed", None, name)
     return octets
 
 
 # --- fragments --------------------------------------------------------------------------------------------------------
 
 
-def _cut(octets: bytes, part: Part, schema: _Schema) -> bytes:
+def _cut(octets: bytes, part: SignedElement, schema: _Schema) -> bytes:
     entry = schema.codes.get(part.name)
     if entry is None:
         raise EXIError(f"no fragment of {part.name} is defined")
@@ -196,18 +210,18 @@ def _cut(octets: bytes, part: Part, schema: _Schema) -> bytes:
     first, last = part.start >> 3, part.end + 7 >> 3
     content = int.from_bytes(octets[first:last]) >> 8 * last - part.end & (1 << width) - 1
     bits = ((HEADER << schema.width | entry[0]) << width | content) << schema.width | schema.end
-    return finish(bits, 8 + width + 2 * schema.width, [])
+    return flush(bits, 8 + width + 2 * schema.width, [])
 
 
-def fragment(parsed: Parsed, part: Part) -> bytes:
+def fragment(parsed: ParsedMessage, part: SignedElement) -> bytes:
     """The element fragment that a reference covers, cut out of the received bits, so that it is the sender's own form.
 
     The ISO-2 eMAID comes in its typed form, which is not what the standard asks for: see `emaid_fragment`.
     """
-    return _cut(parsed.octets, part, _SCHEMAS[namespace_of(parsed.message)])
+    return _cut(parsed.data, part, _SCHEMAS[namespace_of(parsed.message)])
 
 
-def signed_info_fragment(parsed: Parsed, grammar: str = "xmldsig") -> bytes:
+def signed_info_fragment(parsed: ParsedMessage, grammar: str = "xmldsig") -> bytes:
     """What SignatureValue signs, cut out of the received bits.
 
     grammar: "xmldsig" for the stand-alone schema, as every message seen in the field; "combined" for the message's own.
@@ -218,7 +232,7 @@ def signed_info_fragment(parsed: Parsed, grammar: str = "xmldsig") -> bytes:
     if grammar not in ("xmldsig", "combined"):
         raise EXIError(f"no grammar {grammar!r}")
     return _cut(
-        parsed.octets,
+        parsed.data,
         parsed.signed_info,
         _SCHEMAS["xmldsig" if grammar == "xmldsig" else namespace_of(parsed.message)],
     )
@@ -265,12 +279,12 @@ def emaid_fragment(emaid: iso2.EMAID, form: str = "relaxed") -> bytes:
     field = "Id"
     try:
         for (code, size), field in zip(_RELAXED, emaid._fields, strict=False):
-            packed, more = pack_text(getattr(emaid, field), TEXT_CHARACTERS)
+            packed, more = pack_text(getattr(emaid, field), MAX_TEXT_CHARACTERS)
             bits, width = (bits << size | code) << more | packed, width + size + more
-    except Flaw as flaw:
+    except CodecError as flaw:
         raise EXIError(flaw.reason, None, f"eMAID/{field}") from None
     code, size = _RELAXED[2]
-    return finish((bits << size | code) << schema.width | schema.end, width + size + schema.width, [])
+    return flush((bits << size | code) << schema.width | schema.end, width + size + schema.width, [])
 
 
 class Fragment(NamedTuple):
@@ -278,12 +292,14 @@ class Fragment(NamedTuple):
     value: Any
 
 
-def _relaxed_emaid(ending: State) -> State:
+def _relaxed_emaid(ending: DecoderState) -> DecoderState:
     """The states that read a relaxed eMAID, one for each of its three codes."""
 
-    def state(code: int, width: int, then: State, leaf: Leaf | None = TEXT_VALUE, *actions: Action) -> State:
-        move = Move(f"{code:0{width}b}", actions, leaf, then)
-        return State("eMAID", lambda: iter((move,)))
+    def state(
+        code: int, width: int, then: DecoderState, leaf: SimpleType | None = TEXT_VALUE, *actions: Action
+    ) -> DecoderState:
+        move = Transition(f"{code:0{width}b}", actions, leaf, then)
+        return DecoderState("eMAID", lambda: iter((move,)))
 
     identifier, text, end = _RELAXED
     return state(*identifier, state(*text, state(*end, ending, None, (iso2.EMAID._make, 2))))
@@ -300,15 +316,15 @@ def decode_fragment(octets: bytes, grammar: str) -> Fragment:
     return Fragment(next(name for name, entry in schema.codes.items() if entry[0] == code), value)
 
 
-def _fragment_reader(schema: _Schema) -> Reader:
+def _fragment_reader(schema: _Schema) -> Automaton:
     codes = {name: f"{code:0{schema.width}b}" for name, (code, _) in schema.codes.items()}
     relaxed = codes.pop("eMAID", None)
-    reader = Reader(
-        {code: Option(name, schema.codes[name][1]) for name, code in codes.items()}, schema.end, schema.width
+    reader = Automaton(
+        {code: Alternative(name, schema.codes[name][1]) for name, code in codes.items()}, schema.end, schema.width
     )
     if relaxed is not None and reader.ending is not None:
-        emaid = Move(relaxed, next=_relaxed_emaid(reader.ending))
-        reader.start = State("", lambda: iter((*reader.openings(), emaid)))
+        emaid = Transition(relaxed, next=_relaxed_emaid(reader.ending))
+        reader.start = DecoderState("", lambda: iter((*reader.openings(), emaid)))
     return reader
 
 
@@ -323,7 +339,7 @@ def _replace(octets: bytes, at: int, count: int, new: bytes) -> bytes:
     first = at >> 3
     last = first + count
     if not 0 <= at <= 8 * (len(octets) - count):
-        raise Flaw("a position outside of the octets")
+        raise CodecError("a position outside of the octets")
     shift = 8 - (at & 7)
     if shift == 8:
         return octets[:first] + new + octets[last:]
@@ -332,7 +348,7 @@ def _replace(octets: bytes, at: int, count: int, new: bytes) -> bytes:
     return octets[:first] + bits.to_bytes(size + 1) + octets[last + 1 :]
 
 
-def splice(
+def replace_header_fields(
     octets: bytes,
     *,
     session_id: bytes | None = None,
@@ -343,7 +359,7 @@ def splice(
     """The same message with another SessionID and, in -20, TimeStamp and RemainingContractCertificateChains.
 
     None of these is covered by the signature. Nothing but the head of the message is read, unless `remaining` is given
-    without `remaining_from_end` (see `Parsed`): then the message is read to find its place. Raises EXIError.
+    without `remaining_from_end` (see `ParsedMessage`): then the message is read to find its place. Raises EXIError.
     """
     if type(octets) is not bytes:
         raise TypeError(f"bytes expected, not {type(octets).__name__}")
@@ -354,30 +370,30 @@ def splice(
     try:
         if session_id is not None:
             path = "Header/SessionID"
-            if type(session_id) is not bytes or len(session_id) > SESSION_OCTETS:
-                raise Flaw(f"at most {SESSION_OCTETS} octets expected")
+            if type(session_id) is not bytes or len(session_id) > MAX_SESSION_ID_BYTES:
+                raise CodecError(f"at most {MAX_SESSION_ID_BYTES} octets expected")
             count = _session_end(octets, start) - start >> 3
             octets = _replace(octets, start, count, bytes((len(session_id),)) + session_id)
         if timestamp is not None:
             path = "Header/TimeStamp"
             if start == _SESSION_ID[b"\x80\x98"]:
-                raise Flaw("there is none in ISO 15118-2")
-            new, size = pack_long(timestamp, LONG.limit)
+                raise CodecError("there is none in ISO 15118-2")
+            new, size = pack_unsigned_long(timestamp, UNSIGNED_LONG.limit)
             # End of SessionID, start and text of TimeStamp: one zero bit each.
             at = _session_end(octets, start) + 3
-            if at > 8 * len(octets) or octets_at(octets + PADDING, at - 3, 1)[0] >> 5:
-                raise Flaw("written in a form that cannot be replaced")
-            after = read_long(octets + PADDING, at, 8 * len(octets), LONG.limit)[1]
+            if at > 8 * len(octets) or bytes_at(octets + PADDING, at - 3, 1)[0] >> 5:
+                raise CodecError("written in a form that cannot be replaced")
+            after = read_unsigned_long(octets + PADDING, at, 8 * len(octets), UNSIGNED_LONG.limit)[1]
             octets = _replace(octets, at, after - at >> 3, new.to_bytes(size >> 3))
         if remaining is not None:
             path = _REMAINING
-            new, _ = pack_octet(remaining, OCTET.limit)
+            new, _ = pack_unsigned_byte(remaining, UNSIGNED_BYTE.limit)
             if remaining_from_end is None:
                 remaining_from_end = parse(octets).remaining_from_end
             if octets[:2] != b"\x80\x20" or type(remaining_from_end) is not int:
-                raise Flaw("there is none in this message")
+                raise CodecError("there is none in this message")
             octets = _replace(octets, 8 * len(octets) - remaining_from_end, 1, bytes((new,)))
-    except Flaw as flaw:
+    except CodecError as flaw:
         raise EXIError(flaw.reason, None, path) from None
     return octets
 
@@ -385,8 +401,8 @@ def splice(
 def _session_end(octets: bytes, start: int) -> int:
     """Position behind SessionID, whose length stands at bit `start`, behind nothing but zero bits in this octet."""
     if len(octets) < 4:
-        raise Flaw(TRUNCATED)
+        raise CodecError(TRUNCATED)
     count = (octets[2] << 8 | octets[3]) >> 24 - start
-    if count > SESSION_OCTETS:
-        raise Flaw("written in a form that cannot be replaced")
+    if count > MAX_SESSION_ID_BYTES:
+        raise CodecError("written in a form that cannot be replaced")
     return start + 8 + 8 * count

@@ -8,8 +8,8 @@ from base64 import b64encode
 from typing import Any
 
 from ccp.exi import bits
-from ccp.exi.bits import Flaw
-from ccp.exi.grammar import ATTRIBUTE, ELEMENT, REFUSED, TEXT, Leaf, Option, Particle, Record
+from ccp.exi.bits import CodecError
+from ccp.exi.grammar import ATTRIBUTE, ELEMENT, REFUSED, TEXT, Alternative, ElementType, Particle, SimpleType
 
 _DECIMAL = re.compile(r"-?[0-9]{1,100}", re.ASCII)
 
@@ -20,7 +20,7 @@ def _same(value: Any) -> Any:
 
 def _text(value: Any, limit: int) -> str:
     if type(value) is not str:
-        raise Flaw("a string expected")
+        raise CodecError("a string expected")
     return value
 
 
@@ -29,7 +29,7 @@ def _number(value: Any, limit: int) -> int:
     if type(value) is str and _DECIMAL.fullmatch(value):
         return int(value)
     if type(value) is not int:
-        raise Flaw("an integer expected")
+        raise CodecError("an integer expected")
     return value
 
 
@@ -37,68 +37,72 @@ def _hex(value: Any, limit: int) -> bytes:
     try:
         return binascii.unhexlify(_text(value, 0))
     except ValueError:
-        raise Flaw("hexadecimal digits expected") from None
+        raise CodecError("hexadecimal digits expected") from None
 
 
 def _base64(value: Any, limit: int) -> bytes:
     try:
         return binascii.a2b_base64(_text(value, 0), strict_mode=True)
     except ValueError:
-        raise Flaw("Base64 expected") from None
+        raise CodecError("Base64 expected") from None
 
 
-def binary(limit: int) -> Leaf:
+def binary(limit: int) -> SimpleType:
     """base64Binary of at most `limit` octets. The facets hold when reading too: receivers have buffers of that size."""
-    return Leaf(bits.read_binary, bits.pack_binary, lambda value: b64encode(value).decode("ascii"), _base64, limit, b"")
+    return SimpleType(
+        bits.read_binary, bits.pack_binary, lambda value: b64encode(value).decode("ascii"), _base64, limit, b""
+    )
 
 
-def hexadecimal(limit: int) -> Leaf:
+def hexadecimal(limit: int) -> SimpleType:
     """hexBinary of at most `limit` octets."""
-    return Leaf(bits.read_binary, bits.pack_binary, lambda value: value.hex().upper(), _hex, limit, b"")
+    return SimpleType(bits.read_binary, bits.pack_binary, lambda value: value.hex().upper(), _hex, limit, b"")
 
 
-def text(limit: int = bits.TEXT_CHARACTERS) -> Leaf:
+def text(limit: int = bits.MAX_TEXT_CHARACTERS) -> SimpleType:
     """A string of at most `limit` characters when written. Reading takes more: a long text harms no buffer of ours."""
-    return Leaf(bits.read_text, bits.pack_text, _same, _text, limit, "")
+    return SimpleType(bits.read_text, bits.pack_text, _same, _text, limit, "")
 
 
-def choice(names: tuple[str, ...]) -> Leaf:
-    return Leaf(bits.read_choice, bits.pack_choice, _same, _text, names)
+def enumeration(names: tuple[str, ...]) -> SimpleType:
+    return SimpleType(bits.read_enumeration, bits.pack_enumeration, _same, _text, names)
 
 
 TEXT_VALUE = text()
 NAME = TEXT_VALUE._replace(pack=bits.pack_name)
-INTEGER = Leaf(bits.read_integer, bits.pack_integer, _same, _number, bits.INTEGER_OCTETS)
-LONG = Leaf(bits.read_long, bits.pack_long, _same, _number, 2**64 - 1)
-OCTET = Leaf(bits.read_octet, bits.pack_octet, _same, _number, 255)
+INTEGER = SimpleType(bits.read_integer, bits.pack_integer, _same, _number, bits.MAX_INTEGER_BYTES)
+UNSIGNED_LONG = SimpleType(bits.read_unsigned_long, bits.pack_unsigned_long, _same, _number, 2**64 - 1)
+UNSIGNED_BYTE = SimpleType(bits.read_unsigned_byte, bits.pack_unsigned_byte, _same, _number, 255)
 
 
-def attribute(name: str, *, optional: bool = False, kind: Leaf = TEXT_VALUE) -> Particle:
-    return Particle(ATTRIBUTE, (Option(name, kind),), optional)
+def attribute(name: str, *, optional: bool = False, kind: SimpleType = TEXT_VALUE) -> Particle:
+    return Particle(ATTRIBUTE, (Alternative(name, kind),), optional)
 
 
-def content(leaf: Leaf) -> Particle:
+def content(leaf: SimpleType) -> Particle:
     """The text of an element, in the slot `value`."""
-    return Particle(TEXT, (Option("value", leaf),))
+    return Particle(TEXT, (Alternative("value", leaf),))
 
 
-def one(name: str, kind: Leaf | Record, *, optional: bool = False) -> Particle:
-    return Particle(ELEMENT, (Option(name, kind),), optional)
+def one(name: str, kind: SimpleType | ElementType, *, optional: bool = False) -> Particle:
+    return Particle(ELEMENT, (Alternative(name, kind),), optional)
 
 
-def many(name: str, kind: Leaf | Record, most: int, *, optional: bool = False, ours: bool = False) -> Particle:
-    return Particle(ELEMENT, (Option(name, kind),), optional, most, ours)
+def many(
+    name: str, kind: SimpleType | ElementType, most: int, *, optional: bool = False, ours: bool = False
+) -> Particle:
+    return Particle(ELEMENT, (Alternative(name, kind),), optional, most, ours)
 
 
-def one_of(*options: tuple[str, Leaf | Record | None]) -> Particle:
-    return Particle(ELEMENT, tuple(Option(*option) for option in options))
+def one_of(*options: tuple[str, SimpleType | ElementType | None]) -> Particle:
+    return Particle(ELEMENT, tuple(Alternative(*option) for option in options))
 
 
 def refused(name: str) -> Particle:
     """An optional element that takes a code but is not supported."""
-    return Particle(REFUSED, (Option(name, None),), optional=True)
+    return Particle(REFUSED, (Alternative(name, None),), optional=True)
 
 
-def wrapper(name: str, kind: Leaf | Record, most: int) -> Record:
+def wrapper(name: str, kind: SimpleType | ElementType, most: int) -> ElementType:
     """An element that only holds a list; its value is the tuple of the items."""
-    return Record(None, many(name, kind, most))
+    return ElementType(None, many(name, kind, most))

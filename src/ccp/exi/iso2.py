@@ -15,15 +15,15 @@ from ccp.exi.datatypes import (
     TEXT_VALUE,
     attribute,
     binary,
-    choice,
     content,
+    enumeration,
     hexadecimal,
     one,
     one_of,
     text,
     wrapper,
 )
-from ccp.exi.grammar import Record
+from ccp.exi.grammar import ElementType
 from ccp.exi.xmldsig import SIGNATURE, SIGNED_INFO, Signature
 
 NAMESPACE = "urn:iso:15118:2:2013:MsgDef"
@@ -101,39 +101,39 @@ class V2G_Message(NamedTuple):
 
 SESSION_ID = hexadecimal(8)
 CERTIFICATE = binary(800)
-ROOTS = 20
+MAX_ROOTS = 20
 
-_HEADER = Record(
+_HEADER = ElementType(
     Header,
     one("SessionID", SESSION_ID),
     one(
         "Notification",
-        Record(Notification, one("FaultCode", choice(FAULT_CODES)), one("FaultMsg", text(64), optional=True)),
+        ElementType(Notification, one("FaultCode", enumeration(FAULT_CODES)), one("FaultMsg", text(64), optional=True)),
         optional=True,
     ),
     one("Signature", SIGNATURE, optional=True),
 )
-ISSUER_SERIAL = Record(X509IssuerSerial, one("X509IssuerName", TEXT_VALUE), one("X509SerialNumber", INTEGER))
-_REQ = Record(
+ISSUER_SERIAL = ElementType(X509IssuerSerial, one("X509IssuerName", TEXT_VALUE), one("X509SerialNumber", INTEGER))
+_REQ = ElementType(
     CertificateInstallationReq,
     attribute("Id"),
     one("OEMProvisioningCert", CERTIFICATE),
-    one("ListOfRootCertificateIDs", wrapper("RootCertificateID", ISSUER_SERIAL, ROOTS)),
+    one("ListOfRootCertificateIDs", wrapper("RootCertificateID", ISSUER_SERIAL, MAX_ROOTS)),
     mark=True,
 )
-_CHAIN = Record(
+_CHAIN = ElementType(
     CertificateChain,
     attribute("Id", optional=True),
     one("Certificate", CERTIFICATE),
     one("SubCertificates", wrapper("Certificate", CERTIFICATE, 4), optional=True),
     mark=True,
 )
-_KEY = Record(ContractSignatureEncryptedPrivateKey, attribute("Id"), content(binary(48)), mark=True)
-_DH = Record(DHpublickey, attribute("Id"), content(binary(65)), mark=True)
-_EMAID = Record(EMAID, attribute("Id"), content(text(15)), mark=True)
-_RES = Record(
+_KEY = ElementType(ContractSignatureEncryptedPrivateKey, attribute("Id"), content(binary(48)), mark=True)
+_DH = ElementType(DHpublickey, attribute("Id"), content(binary(65)), mark=True)
+_EMAID = ElementType(EMAID, attribute("Id"), content(text(15)), mark=True)
+_RES = ElementType(
     CertificateInstallationRes,
-    one("ResponseCode", choice(RESPONSE_CODES)),
+    one("ResponseCode", enumeration(RESPONSE_CODES)),
     one("SAProvisioningCertificateChain", _CHAIN),
     one("ContractSignatureCertChain", _CHAIN),
     one("ContractSignatureEncryptedPrivateKey", _KEY),
@@ -141,7 +141,7 @@ _RES = Record(
     one("eMAID", _EMAID),
 )
 # 35 messages may stand in a body, or none, which takes a code as well; two of them are ours.
-_BODY = Record(
+_BODY = ElementType(
     None,
     one_of(
         *[("another message", None)] * 5,
@@ -151,11 +151,11 @@ _BODY = Record(
         ("an empty body", None),
     ),
 )
-MESSAGE = Record(V2G_Message, one("Header", _HEADER), one("Body", _BODY))
+MESSAGE = ElementType(V2G_Message, one("Header", _HEADER), one("Body", _BODY))
 
-DOCUMENTS: dict[str, tuple[int, int, Record]] = {"V2G_Message": (76, 7, MESSAGE)}
+DOCUMENTS: dict[str, tuple[int, int, ElementType]] = {"V2G_Message": (76, 7, MESSAGE)}
 FRAGMENT_WIDTH, FRAGMENT_END = 8, 244
-FRAGMENTS: dict[str, tuple[int, Record]] = {
+FRAGMENTS: dict[str, tuple[int, ElementType]] = {
     "CertificateInstallationReq": (15, _REQ),
     "CertificateInstallationRes": (16, _RES),
     "ContractSignatureCertChain": (33, _CHAIN),

@@ -7,9 +7,20 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ccp.exi.datatypes import LONG, OCTET, attribute, binary, choice, content, one, one_of, text, wrapper
-from ccp.exi.grammar import Record
-from ccp.exi.iso2 import ISSUER_SERIAL, ROOTS, SESSION_ID, X509IssuerSerial
+from ccp.exi.datatypes import (
+    UNSIGNED_BYTE,
+    UNSIGNED_LONG,
+    attribute,
+    binary,
+    content,
+    enumeration,
+    one,
+    one_of,
+    text,
+    wrapper,
+)
+from ccp.exi.grammar import ElementType
+from ccp.exi.iso2 import ISSUER_SERIAL, MAX_ROOTS, SESSION_ID, X509IssuerSerial
 from ccp.exi.xmldsig import SIGNATURE, SIGNED_INFO, Signature
 
 NAMESPACE = "urn:iso:15118:20:2020:MsgDef"
@@ -83,33 +94,35 @@ class CertificateInstallationRes(NamedTuple):
 CERTIFICATE = binary(1600)
 _SUB_CERTIFICATES = wrapper("Certificate", CERTIFICATE, 3)
 
-_HEADER = Record(
-    Header, one("SessionID", SESSION_ID), one("TimeStamp", LONG), one("Signature", SIGNATURE, optional=True)
+_HEADER = ElementType(
+    Header, one("SessionID", SESSION_ID), one("TimeStamp", UNSIGNED_LONG), one("Signature", SIGNATURE, optional=True)
 )
-_OEM_CHAIN = Record(
+_OEM_CHAIN = ElementType(
     OEMProvisioningCertificateChain,
     attribute("Id"),
     one("Certificate", CERTIFICATE),
     one("SubCertificates", _SUB_CERTIFICATES, optional=True),
     mark=True,
 )
-_REQ = Record(
+_REQ = ElementType(
     CertificateInstallationReq,
     one("Header", _HEADER),
     one("OEMProvisioningCertificateChain", _OEM_CHAIN),
-    one("ListOfRootCertificateIDs", wrapper("RootCertificateID", ISSUER_SERIAL, ROOTS)),
-    one("MaximumContractCertificateChains", OCTET),
+    one("ListOfRootCertificateIDs", wrapper("RootCertificateID", ISSUER_SERIAL, MAX_ROOTS)),
+    one("MaximumContractCertificateChains", UNSIGNED_BYTE),
     one("PrioritizedEMAIDs", wrapper("EMAID", text(255), 8), optional=True),
 )
-_CPS_CHAIN = Record(
+_CPS_CHAIN = ElementType(
     CertificateChain, one("Certificate", CERTIFICATE), one("SubCertificates", _SUB_CERTIFICATES, optional=True)
 )
-_CONTRACT_CHAIN = Record(CertificateChain, one("Certificate", CERTIFICATE), one("SubCertificates", _SUB_CERTIFICATES))
-_SIGNED = Record(
+_CONTRACT_CHAIN = ElementType(
+    CertificateChain, one("Certificate", CERTIFICATE), one("SubCertificates", _SUB_CERTIFICATES)
+)
+_SIGNED = ElementType(
     SignedInstallationData,
     attribute("Id"),
     one("ContractCertificateChain", _CONTRACT_CHAIN),
-    one("ECDHCurve", choice(CURVES)),
+    one("ECDHCurve", enumeration(CURVES)),
     one("DHPublicKey", binary(133)),
     one_of(
         ("SECP521_EncryptedPrivateKey", binary(94)),
@@ -118,23 +131,23 @@ _SIGNED = Record(
     ),
     mark=True,
 )
-_RES = Record(
+_RES = ElementType(
     CertificateInstallationRes,
     one("Header", _HEADER),
-    one("ResponseCode", choice(RESPONSE_CODES)),
-    one("EVSEProcessing", choice(PROCESSING)),
+    one("ResponseCode", enumeration(RESPONSE_CODES)),
+    one("EVSEProcessing", enumeration(PROCESSING)),
     one("CPSCertificateChain", _CPS_CHAIN),
     one("SignedInstallationData", _SIGNED),
     # A record of its own and not a plain value: its position is marked, so that it can be replaced in stored octets.
-    one("RemainingContractCertificateChains", Record(None, content(OCTET), mark=True)),
+    one("RemainingContractCertificateChains", ElementType(None, content(UNSIGNED_BYTE), mark=True)),
 )
 
-DOCUMENTS: dict[str, tuple[int, int, Record]] = {
+DOCUMENTS: dict[str, tuple[int, int, ElementType]] = {
     "CertificateInstallationReq": (7, 6, _REQ),
     "CertificateInstallationRes": (8, 6, _RES),
 }
 FRAGMENT_WIDTH, FRAGMENT_END = 9, 282
-FRAGMENTS: dict[str, tuple[int, Record]] = {
+FRAGMENTS: dict[str, tuple[int, ElementType]] = {
     "CertificateInstallationReq": (27, _REQ),
     "CertificateInstallationRes": (28, _RES),
     "OEMProvisioningCertificateChain": (128, _OEM_CHAIN),

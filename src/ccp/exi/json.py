@@ -11,11 +11,13 @@ from typing import Any
 
 from ccp.errors import EXIError
 from ccp.exi import iso2, iso20
-from ccp.exi.bits import Flaw
+from ccp.exi.bits import CodecError
 from ccp.exi.codec import Message, encode
-from ccp.exi.grammar import TEXT, Leaf, Record
+from ccp.exi.grammar import TEXT, ElementType, SimpleType
 
-_ROOTS: dict[str, Record] = {name: entry[2] for module in (iso2, iso20) for name, entry in module.DOCUMENTS.items()}
+_ROOTS: dict[str, ElementType] = {
+    name: entry[2] for module in (iso2, iso20) for name, entry in module.DOCUMENTS.items()
+}
 
 
 def to_json(message: Message) -> dict[str, Any]:
@@ -25,8 +27,8 @@ def to_json(message: Message) -> dict[str, Any]:
     return {name: _show(_ROOTS[name], message)}
 
 
-def _show(kind: Leaf | Record | None, value: Any) -> Any:
-    if isinstance(kind, Leaf):
+def _show(kind: SimpleType | ElementType | None, value: Any) -> Any:
+    if isinstance(kind, SimpleType):
         return kind.show(value)
     assert kind is not None
     if kind.cls is None and kind.particles[0].sort == TEXT:
@@ -47,14 +49,14 @@ def from_json(obj: object) -> Message:
         raise EXIError(f"an object with one member expected: {' or '.join(_ROOTS)}")
     try:
         message: Message = _load(_ROOTS[name], obj[name])
-    except Flaw as flaw:
+    except CodecError as flaw:
         raise EXIError(flaw.reason, None, "/".join((name, *reversed(flaw.names)))) from None
     encode(message)
     return message
 
 
-def _load(kind: Leaf | Record | None, value: Any) -> Any:
-    if isinstance(kind, Leaf):
+def _load(kind: SimpleType | ElementType | None, value: Any) -> Any:
+    if isinstance(kind, SimpleType):
         loaded = kind.load(value, kind.limit)
         kind.pack(loaded, kind.limit)
         return loaded
@@ -62,28 +64,28 @@ def _load(kind: Leaf | Record | None, value: Any) -> Any:
     if kind.cls is None and kind.particles[0].sort == TEXT:
         return _load(kind.slots[0][2].kind, value)
     if type(value) is not dict:
-        raise Flaw("an object expected")
+        raise CodecError("an object expected")
     known = {option.name for _, _, option in kind.slots}
     for name in value:
         if name not in known:
-            raise Flaw("an unknown member" if type(name) is str else "a member whose name is not a string")
+            raise CodecError("an unknown member" if type(name) is str else "a member whose name is not a string")
     slots: list[Any] = []
     for _, particle, option in kind.slots:
         name = option.name
         try:
             if name not in value:
                 if not particle.optional and len(particle.options) == 1:
-                    raise Flaw("a missing member")
+                    raise CodecError("a missing member")
                 slots.append(None if particle.most is None else ())
             elif particle.most is None:
                 slots.append(_load(option.kind, value[name]))
             elif type(value[name]) is not list or not value[name]:
-                raise Flaw("an array of at least one item expected")
+                raise CodecError("an array of at least one item expected")
             elif len(value[name]) > particle.most:
-                raise Flaw(f"{len(value[name])} items where at most {particle.most} are allowed")
+                raise CodecError(f"{len(value[name])} items where at most {particle.most} are allowed")
             else:
                 slots.append(tuple([_load(option.kind, each) for each in value[name]]))
-        except Flaw as flaw:
+        except CodecError as flaw:
             flaw.names.append(name)
             raise
     return kind.join(slots)

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
 
-from ccp.exi.bits import PADDING, octets_at
+from ccp.exi.bits import PADDING, bytes_at
 
-Span: TypeAlias = tuple[int, int]
+BinarySpan: TypeAlias = tuple[int, int]
 """Where a binary value stands: its first bit, and how many octets it has."""
 T = TypeVar("T")
 
@@ -23,12 +23,12 @@ _MOST: Final = 256
 _ALIKE: Final = 8  # Of one length, the newest: each is compared with what comes.
 
 
-class _Form(NamedTuple):
+class _TupleTemplate(NamedTuple):
     """A tuple with binary values in it: what makes it, its items, and which of them are values (by number) or forms."""
 
     make: Callable[[list[Any]], Any]
     items: list[Any]
-    open: list[tuple[int, int | _Form]]
+    open: list[tuple[int, int | _TupleTemplate]]
 
     def fill(self, values: Sequence[bytes]) -> Any:
         items = self.items.copy()
@@ -37,21 +37,21 @@ class _Form(NamedTuple):
         return self.make(items)
 
 
-class _Outline(NamedTuple):
+class _Template(NamedTuple):
     """rest: the message as an integer without its values; told: what else is known of the message."""
 
     mask: int
     rest: int
-    spans: Sequence[Span]
-    form: _Form
+    spans: Sequence[BinarySpan]
+    form: _TupleTemplate
     told: Any
 
 
-class Outlines(Generic[T]):
+class TemplateCache(Generic[T]):
     """The outlines of messages that were read lately. T: what is known of a message beside its values."""
 
     def __init__(self) -> None:
-        self._of_length: dict[int, list[_Outline]] = {}
+        self._of_length: dict[int, list[_Template]] = {}
         self._count = 0
 
     def find(self, octets: bytes) -> tuple[Any, T] | None:
@@ -63,10 +63,10 @@ class Outlines(Generic[T]):
         for mask, rest, spans, form, told in alike:
             if number & mask == rest:
                 data = octets + PADDING
-                return form.fill([octets_at(data, *span) for span in spans]), told
+                return form.fill([bytes_at(data, *span) for span in spans]), told
         return None
 
-    def keep(self, octets: bytes, message: Any, spans: Sequence[Span], told: T) -> None:
+    def keep(self, octets: bytes, message: Any, spans: Sequence[BinarySpan], told: T) -> None:
         """Note a message that was read from these octets. spans: of its binary values, in document order."""
         if len(octets) > _LONGEST:
             return
@@ -81,16 +81,16 @@ class Outlines(Generic[T]):
             self._of_length.clear()
             self._count = 0
         alike = self._of_length.setdefault(len(octets), [])
-        alike.insert(0, _Outline(mask, int.from_bytes(octets) & mask, tuple(spans), form, told))
+        alike.insert(0, _Template(mask, int.from_bytes(octets) & mask, tuple(spans), form, told))
         self._count += 1
         if len(alike) > _ALIKE:
             alike.pop()
             self._count -= 1
 
 
-def _form(value: tuple[Any, ...], first: int) -> tuple[_Form | None, int]:
+def _form(value: tuple[Any, ...], first: int) -> tuple[_TupleTemplate | None, int]:
     """The form of a tuple, None where no binary value is in it, and the number of the next value behind it."""
-    found: list[tuple[int, int | _Form]] = []
+    found: list[tuple[int, int | _TupleTemplate]] = []
     number = first
     for place, item in enumerate(value):
         if type(item) is bytes:
@@ -103,4 +103,4 @@ def _form(value: tuple[Any, ...], first: int) -> tuple[_Form | None, int]:
     if not found:
         return None, number
     cls = type(value)
-    return _Form(tuple if cls is tuple else partial(tuple.__new__, cls), list(value), found), number
+    return _TupleTemplate(tuple if cls is tuple else partial(tuple.__new__, cls), list(value), found), number

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ccp.exi.bits import REFERENCES, SIGNATURE_OCTETS, TRANSFORMS, XPATHS
+from ccp.exi.bits import MAX_REFERENCES, MAX_SIGNATURE_BYTES, MAX_TRANSFORMS, MAX_XPATHS
 from ccp.exi.datatypes import INTEGER, NAME, TEXT_VALUE, attribute, binary, content, many, one, refused
-from ccp.exi.grammar import Record
+from ccp.exi.grammar import ElementType
 
 
 class CanonicalizationMethod(NamedTuple):
@@ -64,37 +64,37 @@ _ALGORITHM = attribute("Algorithm", kind=NAME)
 _ID = attribute("Id", optional=True)
 _ANY = refused("a foreign element")
 
-_TRANSFORM = Record(
-    Transform, _ALGORITHM, many("XPath", TEXT_VALUE, XPATHS, optional=True, ours=True), _ANY, mixed=True
+_TRANSFORM = ElementType(
+    Transform, _ALGORITHM, many("XPath", TEXT_VALUE, MAX_XPATHS, optional=True, ours=True), _ANY, mixed=True
 )
-_REFERENCE = Record(
+_REFERENCE = ElementType(
     Reference,
     _ID,
     attribute("Type", optional=True),
     attribute("URI", optional=True),
-    one("Transforms", Record(None, many("Transform", _TRANSFORM, TRANSFORMS, ours=True)), optional=True),
-    one("DigestMethod", Record(DigestMethod, _ALGORITHM, _ANY, mixed=True)),
-    one("DigestValue", binary(SIGNATURE_OCTETS)),
+    one("Transforms", ElementType(None, many("Transform", _TRANSFORM, MAX_TRANSFORMS, ours=True)), optional=True),
+    one("DigestMethod", ElementType(DigestMethod, _ALGORITHM, _ANY, mixed=True)),
+    one("DigestValue", binary(MAX_SIGNATURE_BYTES)),
 )
-SIGNED_INFO = Record(
+SIGNED_INFO = ElementType(
     SignedInfo,
     _ID,
-    one("CanonicalizationMethod", Record(CanonicalizationMethod, _ALGORITHM, _ANY, mixed=True)),
+    one("CanonicalizationMethod", ElementType(CanonicalizationMethod, _ALGORITHM, _ANY, mixed=True)),
     one(
         "SignatureMethod",
-        Record(SignatureMethod, _ALGORITHM, one("HMACOutputLength", INTEGER, optional=True), _ANY, mixed=True),
+        ElementType(SignatureMethod, _ALGORITHM, one("HMACOutputLength", INTEGER, optional=True), _ANY, mixed=True),
     ),
-    many("Reference", _REFERENCE, REFERENCES, ours=True),
+    many("Reference", _REFERENCE, MAX_REFERENCES, ours=True),
     mark=True,
 )
-SIGNATURE = Record(
+SIGNATURE = ElementType(
     Signature,
     _ID,
     one("SignedInfo", SIGNED_INFO),
-    one("SignatureValue", Record(SignatureValue, _ID, content(binary(SIGNATURE_OCTETS)))),
+    one("SignatureValue", ElementType(SignatureValue, _ID, content(binary(MAX_SIGNATURE_BYTES)))),
     refused("KeyInfo"),
     refused("Object"),
 )
 # Fragments of the stand-alone schema: width, code of the end, and code and type of each element.
 FRAGMENT_WIDTH, FRAGMENT_END = 6, 46
-FRAGMENTS: dict[str, tuple[int, Record]] = {"SignedInfo": (32, SIGNED_INFO), "Signature": (27, SIGNATURE)}
+FRAGMENTS: dict[str, tuple[int, ElementType]] = {"SignedInfo": (32, SIGNED_INFO), "Signature": (27, SIGNATURE)}

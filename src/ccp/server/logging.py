@@ -22,7 +22,7 @@ from typing import Any, Final, TextIO
 import orjson
 import structlog
 
-from ccp.ids import masked
+from ccp.ids import mask_ids
 from ccp.server.runtime.redacted_urls import hide_in_text
 from ccp.server.runtime.terminal_text import printable, printable_json
 from ccp.server.settings import Settings
@@ -109,7 +109,7 @@ def _completed(logger: Any, level: str, event: MutableMapping[str, Any]) -> Muta
 
 def _masked(text: str) -> str:
     """Without credentials and ids: in this order, since the name of a URL's parameter may be as long as an id."""
-    return masked(hide_in_text(text))
+    return mask_ids(hide_in_text(text))
 
 
 def _as_json(logger: Any, level: str, event: MutableMapping[str, Any]) -> str:

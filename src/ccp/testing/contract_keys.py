@@ -172,7 +172,9 @@ def associated_data(pcid: str, contract_certificate: Certificate) -> bytes:
     """What binds an encrypted key to a vehicle and a contract, see the top of this module. Raises KeyMaterialError."""
     identifier = contract_certificate.key_identifier
     if not identifier:
-        raise KeyMaterialError(f"Contract certificate {contract_certificate.label} has no subject key identifier.")
+        raise KeyMaterialError(
+            f"Contract certificate {contract_certificate.display_name} has no subject key identifier."
+        )
     if not (pcid.isascii() and pcid.isalnum()):
         raise KeyMaterialError("The PCID has characters other than letters and digits.")
     return pcid.upper().encode() + identifier.hex().upper().encode()
@@ -212,7 +214,7 @@ def _contract_key(plain: bytes, curve: EllipticCurve, certificate: Certificate) 
         raise KeyMaterialError("The decrypted contract key is not a private key of its curve.") from exc
     expected = certificate.public_key
     if not isinstance(expected, EllipticCurvePublicKey) or expected != key.public_key():
-        raise KeyMaterialError(f"The decrypted key is not that of contract certificate {certificate.label}.")
+        raise KeyMaterialError(f"The decrypted key is not that of contract certificate {certificate.display_name}.")
     return key
 
 
@@ -223,7 +225,7 @@ def _contract_scalar(plain: bytes, certificate: Certificate) -> X448PrivateKey:
     key = X448PrivateKey.from_private_bytes(plain)
     expected = certificate.public_key
     if not isinstance(expected, Ed448PublicKey) or montgomery_u(expected) != key.public_key().public_bytes_raw():
-        raise KeyMaterialError(f"The decrypted key is not that of contract certificate {certificate.label}.")
+        raise KeyMaterialError(f"The decrypted key is not that of contract certificate {certificate.display_name}.")
     return key
 
 

@@ -25,7 +25,7 @@ from ccp.testing.pki import PKI, Credential, agreement_public_key
 from ccp.verify import message_signatures
 from ccp.x509.certificates import Certificate
 from ccp.x509.path_validation import TrustAnchors
-from ccp.x509.revocation_policy import Unchecked
+from ccp.x509.revocation_policy import NoRevocationCheck
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,9 @@ def _sign_iso2(cps: Credential, bundle: ContractBundle) -> bytes:
         ("eMAID", body.eMAID),
     )
     references = [(str(element.Id), exi.encode_fragment(name, element, exi.ISO2)) for name, element in signed]
-    return exi.encode(iso2.V2G_Message(iso2.Header(b"\0", None, message_signatures.create(references, cps.key)), body))
+    return exi.encode(
+        iso2.V2G_Message(iso2.Header(b"\0", None, message_signatures.create_signature(references, cps.key)), body)
+    )
 
 
 def _sign_iso20(cps: Credential, bundle: ContractBundle, at: datetime) -> bytes:
@@ -108,7 +110,7 @@ def _sign_iso20(cps: Credential, bundle: ContractBundle, at: datetime) -> bytes:
         X448_EncryptedPrivateKey=bundle.sent.encrypted if curve == "X448" else None,
     )
     reference = (data.Id, exi.encode_fragment("SignedInstallationData", data, exi.ISO20))
-    header = iso20.Header(bytes(8), int(at.timestamp()), message_signatures.create([reference], cps.key))
+    header = iso20.Header(bytes(8), int(at.timestamp()), message_signatures.create_signature([reference], cps.key))
     chain = iso20.CertificateChain(cps.certificate.der, _ders(cps.sub_cas))
     return exi.encode(iso20.CertificateInstallationRes(header, "OK", "Finished", chain, data, 0))
 
@@ -149,17 +151,21 @@ class Car:
         prioritised, maximum: -20 only. roots: instead of the roots that the car has.
         """
         if roots is None:
-            roots = tuple(iso2.X509IssuerSerial(root.dn, root.serial_number) for root in self.v2g_roots)
+            roots = tuple(iso2.X509IssuerSerial(root.subject_dn, root.serial_number) for root in self.v2g_roots)
         own = self.provisioning
         if self.namespace is Namespace.ISO2:
             body = iso2.CertificateInstallationReq("ID1", own.certificate.der, roots)
             reference = (body.Id, exi.encode_fragment("CertificateInstallationReq", body, exi.ISO2))
             return exi.encode(
-                iso2.V2G_Message(iso2.Header(session_id, None, message_signatures.create([reference], own.key)), body)
+                iso2.V2G_Message(
+                    iso2.Header(session_id, None, message_signatures.create_signature([reference], own.key)), body
+                )
             )
         chain = iso20.OEMProvisioningCertificateChain("ID1", own.certificate.der, _ders(own.sub_cas) or None)
         reference = (chain.Id, exi.encode_fragment("OEMProvisioningCertificateChain", chain, exi.ISO20))
-        header = iso20.Header(session_id, int(at.timestamp()), message_signatures.create([reference], own.key))
+        header = iso20.Header(
+            session_id, int(at.timestamp()), message_signatures.create_signature([reference], own.key)
+        )
         return exi.encode(iso20.CertificateInstallationReq(header, chain, roots, maximum, tuple(prioritised) or None))
 
     def install(
@@ -173,8 +179,8 @@ class Car:
         response = verify.read_response(octets, self.namespace)
         if response.parsed.message.Header.SessionID != session_id:
             raise MismatchError("The response is for another session.")
-        verified = verify.verify_response(
-            response, emaid=None, root=None, anchors=self.anchors, revocation=Unchecked(), at=at
+        verified = verify.check_response(
+            response, emaid=None, root=None, anchors=self.anchors, revocation=NoRevocationCheck(), now=at
         )
         certificate = verified.contract_chain.leaf
         own = self.provisioning

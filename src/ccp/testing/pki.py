@@ -43,7 +43,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ccp.errors import KeyMaterialError
 from ccp.x509.certificates import Certificate
-from ccp.x509.path_validation import Role, TrustAnchors
+from ccp.x509.path_validation import TrustAnchors
+from ccp.x509.profiles import AnchorRole
 
 Algorithm = Literal["P-256", "P-521", "Ed448"]
 SigningKey = EllipticCurvePrivateKey | Ed448PrivateKey
@@ -232,10 +233,10 @@ class PKI:
 
     def anchors(self, version: int = 0) -> TrustAnchors:
         """What a pool would trust. The OEM's sub-CAs are known because an ISO-2 car sends its leaf alone."""
-        roots = ((Role.V2G, self.v2g_root), (Role.EMSP, self.emsp_root), (Role.OEM, self.oem_root))
+        roots = ((AnchorRole.V2G, self.v2g_root), (AnchorRole.EMSP, self.emsp_root), (AnchorRole.OEM, self.oem_root))
         return TrustAnchors.build(
             [(role, root.certificate) for role, root in roots],
-            [(Role.OEM, self.oem_sub1.certificate), (Role.OEM, self.oem_sub2.certificate)],
+            [(AnchorRole.OEM, self.oem_sub1.certificate), (AnchorRole.OEM, self.oem_sub2.certificate)],
             version,
         )
 
@@ -453,9 +454,11 @@ def agreement_public_key(certificate: Certificate) -> EllipticCurvePublicKey | X
         try:
             key = load_der_public_key(cast(x509.UnrecognizedExtension, extension.value).value)
         except ValueError as exc:
-            raise KeyMaterialError(f"The alternative key of certificate {certificate.label} cannot be read.") from exc
+            raise KeyMaterialError(
+                f"The alternative key of certificate {certificate.display_name} cannot be read."
+            ) from exc
     if not isinstance(key, EllipticCurvePublicKey | X448PublicKey):
-        raise KeyMaterialError(f"Certificate {certificate.label} has no key for key agreement.")
+        raise KeyMaterialError(f"Certificate {certificate.display_name} has no key for key agreement.")
     return key
 
 

@@ -7,25 +7,25 @@ checked it. Nothing here does I/O; time, trust anchors and revocation evidence a
 from ccp.verify.request import (
     InstallationRequest,
     VerifiedInstallationRequest,
+    check_request,
+    claimed_pcid,
     pcid_of,
-    pcid_said,
     read_request,
-    verify_request,
 )
-from ccp.verify.response import InstallationResponse, VerifiedInstallationResponse, read_response, verify_response
-from ccp.verify.response_writer import refuse, with_session
+from ccp.verify.response import InstallationResponse, VerifiedInstallationResponse, check_response, read_response
+from ccp.verify.response_writer import negative_response, with_session
 
 __all__ = [
     "InstallationRequest",
     "InstallationResponse",
     "VerifiedInstallationRequest",
     "VerifiedInstallationResponse",
+    "check_request",
+    "check_response",
+    "claimed_pcid",
+    "negative_response",
     "pcid_of",
-    "pcid_said",
     "read_request",
     "read_response",
-    "refuse",
-    "verify_request",
-    "verify_response",
     "with_session",
 ]

@@ -10,52 +10,53 @@ from ccp.errors import EXIError
 from ccp.ids import Namespace
 from ccp.verify.message_signatures import SignatureEvidence
 from ccp.x509.certificates import Certificate
-from ccp.x509.path_validation import Profile, TrustAnchors, VerifiedChain
+from ccp.x509.path_validation import TrustAnchors, VerifiedChain
+from ccp.x509.profiles import Profile
 
-PROFILE: Final = {Namespace.ISO2: Profile.ISO2, Namespace.ISO20: Profile.ISO20}
-VERIFIED: Final = object()
+PROFILES: Final = {Namespace.ISO2: Profile.ISO2, Namespace.ISO20: Profile.ISO20}
+CONSTRUCTION_TOKEN: Final = object()
 T = TypeVar("T")
 
 
-def only_here(token: object) -> None:
-    if token is not VERIFIED:
+def require_token(token: object) -> None:
+    if token is not CONSTRUCTION_TOKEN:
         raise TypeError("Only the verifying functions of this package make verified messages.")
 
 
-def parse(octets: bytes, namespace: Namespace, *, remember: bool) -> exi.Parsed:
-    parsed = exi.parse(octets, remember=remember)
+def parse(data: bytes, namespace: Namespace, *, use_cache: bool) -> exi.ParsedMessage:
+    parsed = exi.parse(data, use_cache=use_cache)
     if exi.namespace_of(parsed.message) != namespace:
         raise EXIError(f"a message of {exi.namespace_of(parsed.message)}, not of {namespace}")
     return parsed
 
 
-def read_all(anchors: TrustAnchors, ders: Collection[bytes]) -> list[Certificate]:
-    return [anchors.read(der) for der in ders]
+def load_intermediates(anchors: TrustAnchors, ders: Collection[bytes]) -> list[Certificate]:
+    return [anchors.load_intermediate(der) for der in ders]
 
 
-def the(result: T | None) -> T:
+def unwrap(result: T | None) -> T:
     assert result is not None, "a check runs only when the results it needs are there"
     return result
 
 
-def described(certificate: Certificate) -> tuple[str, ...]:
-    return (f"{certificate.dn} (SHA-256 {certificate.fingerprint})",)
+def describe_certificate(certificate: Certificate) -> tuple[str, ...]:
+    return (f"{certificate.subject_dn} (SHA-256 {certificate.fingerprint})",)
 
 
-def links(chain: VerifiedChain) -> tuple[str, ...]:
+def describe_chain(chain: VerifiedChain) -> tuple[str, ...]:
     return tuple(
-        f"{certificate.label} valid {certificate.not_before:%Y-%m-%d} to {certificate.not_after:%Y-%m-%d}, "
+        f"{certificate.display_name} valid {certificate.not_before:%Y-%m-%d} to {certificate.not_after:%Y-%m-%d}, "
         f"SHA-256 {certificate.fingerprint}"
         for certificate in chain.certificates
     )
 
 
-def covered(signature: SignatureEvidence) -> tuple[str, ...]:
+def describe_signature(signature: SignatureEvidence) -> tuple[str, ...]:
     return (
         f"{signature.method}, SignedInfo under the {signature.grammar} grammar",
-        *(f"digest of {part.name} (Id {part.id}), {part.digest}" for part in signature.parts),
+        *(f"digest of {part.name} (Id {part.id}), {part.digest}" for part in signature.elements),
     )
 
 
-def said_so(text: str) -> tuple[str, ...]:
+def as_lines(text: str) -> tuple[str, ...]:
     return tuple(str(text).splitlines())

@@ -12,7 +12,8 @@ from cryptography import x509
 from ccp.errors import ChainError
 from ccp.verify import InstallationRequest, InstallationResponse
 from ccp.x509.certificates import Certificate
-from ccp.x509.path_validation import Role, TrustAnchors
+from ccp.x509.path_validation import TrustAnchors
+from ccp.x509.profiles import AnchorRole
 
 _SOON: Final = timedelta(days=30)
 # Characters of Base64 that charging stations can take: OCPP 2.0.1 allows 5,600, back ends are known to cut at 7,500.
@@ -20,21 +21,21 @@ _LENGTHS: Final = (7_500, 5_600)
 _SHA1_OCTETS: Final = 20
 
 
-def on_response(
-    response: InstallationResponse, anchors: TrustAnchors, at: datetime, leaves: Collection[Certificate] = ()
+def lint_response(
+    response: InstallationResponse, anchors: TrustAnchors, now: datetime, leaves: Collection[Certificate] = ()
 ) -> tuple[str, ...]:
     """Warnings about a CertificateInstallationRes. anchors: the snapshot that has read its sub-CAs already.
 
     leaves: of its chains, as far as they were read already. What cannot be read as a certificate fails a check; it
     needs no warning.
     """
-    return tuple(_on_response(response, anchors, at, {leaf.der: leaf for leaf in leaves}))
+    return tuple(_on_response(response, anchors, now, {leaf.der: leaf for leaf in leaves}))
 
 
 def _on_response(
-    response: InstallationResponse, anchors: TrustAnchors, at: datetime, leaves: Mapping[bytes, Certificate]
+    response: InstallationResponse, anchors: TrustAnchors, now: datetime, leaves: Mapping[bytes, Certificate]
 ) -> Iterator[str]:
-    length = (len(response.parsed.octets) + 2) // 3 * 4
+    length = (len(response.parsed.data) + 2) // 3 * 4
     limit = next((limit for limit in _LENGTHS if length > limit), None)
     if limit is not None:
         yield f"The response has {length} characters in Base64; some charging stations take {limit} at most."
@@ -43,28 +44,31 @@ def _on_response(
         (response.cps_certificate, response.cps_sub_certificates),
     ):
         with contextlib.suppress(ChainError):
-            yield from _on_certificate(leaves.get(leaf) or Certificate.load(leaf), at, is_leaf=True)
+            yield from _on_certificate(leaves.get(leaf) or Certificate.load(leaf), now, is_leaf=True)
         for der in sub_cas:
             with contextlib.suppress(ChainError):
-                yield from _on_certificate(anchors.read(der), at, is_leaf=False)
+                yield from _on_certificate(anchors.load_intermediate(der), now, is_leaf=False)
 
 
-def _on_certificate(certificate: Certificate, at: datetime, *, is_leaf: bool) -> Iterator[str]:
-    if at <= certificate.not_after < at + _SOON:
-        yield f"Certificate {certificate.label} expires on {certificate.not_after:%Y-%m-%d}."
+def _on_certificate(certificate: Certificate, now: datetime, *, is_leaf: bool) -> Iterator[str]:
+    if now <= certificate.not_after < now + _SOON:
+        yield f"Certificate {certificate.display_name} expires on {certificate.not_after:%Y-%m-%d}."
     if certificate.key_identifier is not None and len(certificate.key_identifier) == _SHA1_OCTETS:
-        yield f"Certificate {certificate.label} has a key identifier of 20 octets, as SHA-1 makes; the field has eight."
+        yield (
+            f"Certificate {certificate.display_name} has a key identifier of 20 bytes, as SHA-1 makes; "
+            "the field has eight."
+        )
     if is_leaf and certificate.extension(x509.KeyUsage) is None:
-        yield f"Certificate {certificate.label} does not say what its key is for."
+        yield f"Certificate {certificate.display_name} does not say what its key is for."
 
 
-def on_request(request: InstallationRequest, anchors: TrustAnchors) -> tuple[str, ...]:
+def lint_request(request: InstallationRequest, anchors: TrustAnchors) -> tuple[str, ...]:
     """Warnings about a CertificateInstallationReq: V2G roots that the vehicle lists and nobody here knows."""
-    known = anchors.of(Role.V2G)
+    known = anchors.by_role(AnchorRole.V2G)
     return tuple(
         f"The vehicle lists a V2G root that is not known here: {root.X509IssuerName[:100]!a}, "
         f"serial {root.X509SerialNumber:x}."
-        for root in request.roots
+        for root in request.root_ids
         if not any(
             root.X509SerialNumber == anchor.serial_number and anchor.subject_matches(root.X509IssuerName)
             for anchor in known

@@ -54,7 +54,7 @@ _ALLOWED: Final = {
 
 
 @dataclass(frozen=True, slots=True)
-class CoveredPart:
+class CoveredElement:
     """A part whose digest holds. digest: the algorithm's URI."""
 
     id: str
@@ -68,14 +68,16 @@ class SignatureEvidence:
 
     method: str
     grammar: str
-    parts: tuple[CoveredPart, ...]
+    elements: tuple[CoveredElement, ...]
 
 
 def signature_of(message: exi.Message) -> xmldsig.Signature | None:
     return message.Header.Signature
 
 
-def verify(parsed: exi.Parsed, key: CertificatePublicKeyTypes, mandatory: Collection[str]) -> SignatureEvidence:
+def verify_signature(
+    parsed: exi.ParsedMessage, key: CertificatePublicKeyTypes, mandatory: Collection[str]
+) -> SignatureEvidence:
     """Check a message's signature: every reference's digest, then SignatureValue.
 
     mandatory: names of the elements that have to be covered, each of which is in the message once.
@@ -94,24 +96,24 @@ def verify(parsed: exi.Parsed, key: CertificatePublicKeyTypes, mandatory: Collec
         raise SignatureError(f"The signature method {_quoted(method)} is not allowed here.")
     value = signature.SignatureValue.value
     try:
-        verify_value(value, exi.signed_info_fragment(parsed, "xmldsig"), method, key)
+        verify_signature_value(value, exi.signed_info_fragment(parsed, "xmldsig"), method, key)
     except SignatureError:
-        verify_value(value, exi.signed_info_fragment(parsed, "combined"), method, key)
+        verify_signature_value(value, exi.signed_info_fragment(parsed, "combined"), method, key)
         return SignatureEvidence(method, "combined", covered)
     return SignatureEvidence(method, "xmldsig", covered)
 
 
 def _verify_references(
-    parsed: exi.Parsed, signed_info: xmldsig.SignedInfo, allowed: Collection[str]
-) -> tuple[CoveredPart, ...]:
+    parsed: exi.ParsedMessage, signed_info: xmldsig.SignedInfo, allowed: Collection[str]
+) -> tuple[CoveredElement, ...]:
     """The parts whose digests hold. Raises SignatureError naming all that do not."""
     canonical = [signed_info.CanonicalizationMethod.Algorithm]
     canonical += [t.Algorithm for reference in signed_info.Reference for t in reference.Transforms or ()]
     for algorithm in canonical:
         if algorithm.rstrip("/") != _CANONICAL_EXI.rstrip("/"):
             raise SignatureError(f"The canonicalisation {_quoted(algorithm)} is not canonical EXI.")
-    parts: dict[str, list[exi.Part]] = {}
-    for part in parsed.parts:
+    parts: dict[str, list[exi.SignedElement]] = {}
+    for part in parsed.elements:
         parts.setdefault(part.id, []).append(part)
     covered, failures = [], []
     for reference in signed_info.Reference:
@@ -129,13 +131,13 @@ def _verify_references(
         ):
             failures.append(f"The digest of {named[0].name} does not match.")
         else:
-            covered.append(CoveredPart(named[0].id, named[0].name, digest))
+            covered.append(CoveredElement(named[0].id, named[0].name, digest))
     if failures:
         raise SignatureError(*dict.fromkeys(failures))
     return tuple(covered)
 
 
-def _digest_inputs(parsed: exi.Parsed, part: exi.Part) -> Iterable[bytes]:
+def _digest_inputs(parsed: exi.ParsedMessage, part: exi.SignedElement) -> Iterable[bytes]:
     """The octets that a sender may have hashed for a part, the standard's own first."""
     if part.name == "eMAID":
         message = parsed.message
@@ -148,7 +150,7 @@ def _digest_inputs(parsed: exi.Parsed, part: exi.Part) -> Iterable[bytes]:
         raise SignatureError(f"The reference to {part.name} names a part that is not for signing.") from exc
 
 
-def verify_value(value: bytes, signed_info: bytes, method: str, key: CertificatePublicKeyTypes) -> None:
+def verify_signature_value(value: bytes, signed_info: bytes, method: str, key: CertificatePublicKeyTypes) -> None:
     """Check one signature value.
 
     value: raw r‖s, big endian, exactly 64 octets (P-256) or 132 (P-521), not DER; for Ed448 its 114 octets.
@@ -172,7 +174,7 @@ def verify_value(value: bytes, signed_info: bytes, method: str, key: Certificate
             raise SignatureError(f"The signature method {_quoted(method)} is unknown.")
 
 
-def create(references: Iterable[tuple[str, bytes]], key: SigningKey) -> xmldsig.Signature:
+def create_signature(references: Iterable[tuple[str, bytes]], key: SigningKey) -> xmldsig.Signature:
     """Sign parts of a message that is being made.
 
     references: Id and element fragment (`exi.encode_fragment`) of each part. The algorithms follow the key: P-256 with

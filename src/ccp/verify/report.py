@@ -1,7 +1,7 @@
-"""A verification as a list of numbered checks: refused at the first stage that fails, or told in full.
+"""Verification as a list of numbered checks that either refuses a message or reports on it.
 
-The same code serves both: `Checks()` raises at the end of a stage with every failure of that stage,
-`Checks(tell=True)` goes on as far as the results allow and leaves a report behind.
+The same checks serve both purposes: `CheckList()` raises at the end of a stage with every failure of that stage;
+`CheckList(collect=True)` continues as far as the results allow and collects a report.
 """
 
 from __future__ import annotations
@@ -12,35 +12,45 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, TypeVar
 
-from ccp.errors import CCPError, without_frames
+from ccp.errors import CCPError, strip_tracebacks
 
 T = TypeVar("T")
 
 
-class Verdict(StrEnum):
+class CheckStatus(StrEnum):
+    """Outcome of one check."""
+
     PASSED = "passed"
     FAILED = "failed"
     NOT_APPLICABLE = "not applicable"
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
-    """subject: what was checked. reason: why it failed or was left out. evidence: what a pass rests on, a line each."""
+class CheckResult:
+    """Result of one check.
+
+    number: from 1, in the order of the checks. subject: what was checked. reason: why it failed or was skipped.
+    evidence: what a passed check is based on, one line each.
+    """
 
     number: int
     subject: str
-    verdict: Verdict
+    status: CheckStatus
     reason: str = ""
     evidence: tuple[str, ...] = ()
 
 
-class Checks:
-    """Runs checks one after another. report: what became of each, where it is told. passed: whether all of them did."""
+class CheckList:
+    """Runs checks in order.
 
-    def __init__(self, tell: bool = False) -> None:
-        self.report: list[Check] = []
+    results: one for each check; empty unless `collect` is set. passed: whether every check so far has passed.
+    """
+
+    def __init__(self, collect: bool = False) -> None:
+        """collect: report all checks instead of raising at the end of a stage."""
+        self.results: list[CheckResult] = []
         self.passed = True
-        self._tell = tell
+        self._collect = collect
         self._failures: list[CCPError] = []
 
     def run(
@@ -49,57 +59,57 @@ class Checks:
         check: Callable[[], T],
         *,
         needs: tuple[object, ...] = (),
-        without: str = "An earlier check failed.",
+        skip_reason: str = "An earlier check failed.",
         evidence: Callable[[T], tuple[str, ...]] = lambda result: (),
     ) -> T | None:
-        """Run one check. Returns its result, or None when it failed or when one of the results it needs is None.
+        """Run one check. Returns its result; None if it failed or was skipped.
 
-        without: the reason to give where one of them is.
+        needs: results of earlier checks; if one of them is None, the check is skipped with `skip_reason`.
         """
         for need in needs:
             if need is None:
-                self._note(subject, Verdict.NOT_APPLICABLE, without)
+                self._record(subject, CheckStatus.NOT_APPLICABLE, skip_reason)
                 return None
         try:
             result = check()
         except CCPError as exc:
-            self._failures.append(without_frames(exc))
-            self._note(subject, Verdict.FAILED, str(exc))
+            self._failures.append(strip_tracebacks(exc))
+            self._record(subject, CheckStatus.FAILED, str(exc))
             return None
-        if self._tell:
-            self._note(subject, Verdict.PASSED, evidence=evidence(result))
+        if self._collect:
+            self._record(subject, CheckStatus.PASSED, evidence=evidence(result))
         return result
 
-    async def ask(
+    async def run_async(
         self,
         subject: str,
-        question: Callable[[], Awaitable[T]],
+        check: Callable[[], Awaitable[T]],
         *,
-        when: bool,
-        without: str,
+        enabled: bool,
+        skip_reason: str,
         evidence: Callable[[T], tuple[str, ...]] = lambda result: (),
     ) -> T | None:
-        """As `run`, for a check that awaits its result. when: whether it is made; without: the reason if it is not."""
-        if not when:
-            self._note(subject, Verdict.NOT_APPLICABLE, without)
+        """Like `run`, for a check that is awaited. If it is not `enabled`, it is skipped with `skip_reason`."""
+        if not enabled:
+            self._record(subject, CheckStatus.NOT_APPLICABLE, skip_reason)
             return None
         try:
-            result = await question()
+            result = await check()
         except CCPError as exc:
-            self._failures.append(without_frames(exc))
-            self._note(subject, Verdict.FAILED, str(exc))
+            self._failures.append(strip_tracebacks(exc))
+            self._record(subject, CheckStatus.FAILED, str(exc))
             return None
         return self.run(subject, lambda: result, evidence=evidence)
 
-    def _note(self, subject: str, verdict: Verdict, reason: str = "", evidence: tuple[str, ...] = ()) -> None:
-        """A vehicle waits for what is not told: then a check that passes leaves nothing behind."""
-        self.passed = self.passed and verdict is Verdict.PASSED
-        if self._tell:
-            self.report.append(Check(len(self.report) + 1, subject, verdict, reason, evidence))
+    def _record(self, subject: str, status: CheckStatus, reason: str = "", evidence: tuple[str, ...] = ()) -> None:
+        """Without `collect` a vehicle is waiting, so a passed check records nothing."""
+        self.passed = self.passed and status is CheckStatus.PASSED
+        if self._collect:
+            self.results.append(CheckResult(len(self.results) + 1, subject, status, reason, evidence))
 
     def end_stage(self) -> None:
-        """Raise what failed in this stage: the first error's type, with the sentences of all of them."""
-        if self._tell or not self._failures:
+        """Raise what failed in this stage: the type of the first error, with the sentences of all of them."""
+        if self._collect or not self._failures:
             return
         failures, self._failures = self._failures, []
         if len(failures) == 1:
@@ -107,21 +117,25 @@ class Checks:
         messages = dict.fromkeys(message for failure in failures for message in failure.messages)
         raise type(failures[0])(*messages) from failures[0]
 
-    def told(self, message: str, at: datetime, warnings: Sequence[str]) -> dict[str, Any]:
-        """The report for programs: what was checked when, every check, and what does not fail but will be noticed."""
+    def to_json(self, message: str, now: datetime, warnings: Sequence[str]) -> dict[str, Any]:
+        """The report as a JSON object.
+
+        message: title of what was checked. now: the time it was checked for. warnings: what fails no check but needs
+        attention.
+        """
         return {
             "message": message,
-            "at": at.isoformat(),
+            "at": now.isoformat(),
             "passed": self.passed,
             "checks": [
                 {
-                    "number": check.number,
-                    "subject": check.subject,
-                    "verdict": check.verdict.value,
-                    "reason": check.reason,
-                    "evidence": list(check.evidence),
+                    "number": result.number,
+                    "subject": result.subject,
+                    "verdict": result.status.value,
+                    "reason": result.reason,
+                    "evidence": list(result.evidence),
                 }
-                for check in self.report
+                for result in self.results
             ],
             "warnings": list(dict.fromkeys(warnings)),
         }

@@ -12,13 +12,25 @@ from ccp.errors import ChainError, EXIError, ExpiredError, FieldError
 from ccp.exi import iso2, iso20
 from ccp.ids import EMAID, PCID, Namespace
 from ccp.verify import message_signatures
-from ccp.verify._common import PROFILE, VERIFIED, covered, described, links, only_here, parse, read_all, said_so, the
+from ccp.verify._common import (
+    CONSTRUCTION_TOKEN,
+    PROFILES,
+    as_lines,
+    describe_certificate,
+    describe_chain,
+    describe_signature,
+    load_intermediates,
+    parse,
+    require_token,
+    unwrap,
+)
 from ccp.verify.message_signatures import SignatureEvidence
-from ccp.verify.report import Checks
+from ccp.verify.report import CheckList
 from ccp.x509.certificates import Certificate
-from ccp.x509.names import folded
-from ccp.x509.path_validation import TrustAnchors, Usage, VerifiedChain
-from ccp.x509.revocation_policy import Revocation
+from ccp.x509.names import comparable_attributes
+from ccp.x509.path_validation import TrustAnchors, VerifiedChain
+from ccp.x509.profiles import Usage
+from ccp.x509.revocation_policy import RevocationChecker
 
 
 class RootReference(Protocol):
@@ -39,22 +51,22 @@ class InstallationRequest:
     maximum: how many contract certificate chains it takes (always one in ISO-2).
     """
 
-    parsed: exi.Parsed
+    parsed: exi.ParsedMessage
     namespace: Namespace
     session_id: bytes
     certificate: bytes
     sub_certificates: tuple[bytes, ...]
-    roots: tuple[iso2.X509IssuerSerial, ...]
-    prioritised: tuple[EMAID, ...]
-    maximum: int
+    root_ids: tuple[iso2.X509IssuerSerial, ...]
+    prioritized_emaids: tuple[EMAID, ...]
+    max_chains: int
 
     def trusts_root_of(self, contract: RootReference) -> bool:
         """Whether the vehicle lists the contract's V2G root: same serial, no attribute of the name differs."""
-        name = folded(contract.root_dn)
+        name = comparable_attributes(contract.root_dn)
         kinds = {kind for kind, _ in name}
         return any(
-            {pair for pair in folded(root.X509IssuerName) if pair[0] in kinds} <= name
-            for root in self.roots
+            {pair for pair in comparable_attributes(root.X509IssuerName) if pair[0] in kinds} <= name
+            for root in self.root_ids
             if root.X509SerialNumber == contract.root_serial
         )
 
@@ -71,12 +83,12 @@ class VerifiedInstallationRequest:
     token: InitVar[object]
 
     def __post_init__(self, token: object) -> None:
-        only_here(token)
+        require_token(token)
 
 
 def read_request(octets: bytes, namespace: Namespace) -> InstallationRequest:
     """Read a CertificateInstallationReq of that namespace. Raises EXIError."""
-    parsed = parse(octets, namespace, remember=True)
+    parsed = parse(octets, namespace, use_cache=True)
     message = parsed.message
     if isinstance(message, iso2.V2G_Message) and isinstance(message.Body, iso2.CertificateInstallationReq):
         body = message.Body
@@ -113,7 +125,7 @@ def pcid_of(certificate: Certificate) -> PCID:
         raise ChainError("The provisioning certificate's common name is no PCID.") from exc
 
 
-def pcid_said(request: InstallationRequest) -> PCID | None:
+def claimed_pcid(request: InstallationRequest) -> PCID | None:
     """The PCID that an unverified request names, for the answer to it and nothing else."""
     try:
         return pcid_of(Certificate.load(request.certificate))
@@ -121,13 +133,13 @@ def pcid_said(request: InstallationRequest) -> PCID | None:
         return None
 
 
-def verify_request(
+def check_request(
     request: InstallationRequest,
     *,
     anchors: TrustAnchors | None,
-    revocation: Revocation,
-    at: datetime,
-    checks: Checks | None = None,
+    revocation: RevocationChecker,
+    now: datetime,
+    checks: CheckList | None = None,
 ) -> VerifiedInstallationRequest:
     """Check that the vehicle of the provisioning certificate sent the request.
 
@@ -135,56 +147,58 @@ def verify_request(
     Raises ChainError, SignatureError, ExpiredError, RevokedError. Source: ISO 15118-2 [V2G2-771], ISO 15118-20 clause
     7.9.
     """
-    checks = checks or Checks()
-    leaf = checks.run("provisioning certificate", lambda: _leaf(request, anchors), evidence=described)
+    checks = checks or CheckList()
+    leaf = checks.run("provisioning certificate", lambda: _leaf(request, anchors), evidence=describe_certificate)
     checks.end_stage()
     pcid = checks.run(
-        "PCID in the certificate's common name", lambda: pcid_of(the(leaf)), needs=(leaf,), evidence=said_so
+        "PCID in the certificate's common name", lambda: pcid_of(unwrap(leaf)), needs=(leaf,), evidence=as_lines
     )
     checks.end_stage()
     signed = "CertificateInstallationReq" if request.namespace is Namespace.ISO2 else "OEMProvisioningCertificateChain"
     signature = checks.run(
         "signature of the vehicle",
-        lambda: message_signatures.verify(request.parsed, the(leaf).public_key, (signed,)),
+        lambda: message_signatures.verify_signature(request.parsed, unwrap(leaf).public_key, (signed,)),
         needs=(leaf,),
-        evidence=covered,
+        evidence=describe_signature,
     )
     checks.end_stage()
     chain = None
     if anchors is None:
-        checks.run("validity of the provisioning certificate", lambda: _valid(the(leaf), at), needs=(leaf,))
+        checks.run("validity of the provisioning certificate", lambda: _valid(unwrap(leaf), now), needs=(leaf,))
     else:
         chain = checks.run(
             "chain of the provisioning certificate to an OEM root",
             lambda: anchors.verify(
-                the(leaf),
-                read_all(anchors, request.sub_certificates),
+                unwrap(leaf),
+                load_intermediates(anchors, request.sub_certificates),
                 usage=Usage.OEM_PROVISIONING,
-                at=at,
-                profile=PROFILE[request.namespace],
+                now=now,
+                profile=PROFILES[request.namespace],
             ),
             needs=(leaf,),
-            evidence=links,
+            evidence=describe_chain,
         )
         checks.end_stage()
         checks.run(
             "revocation of the provisioning chain",
-            lambda: revocation.check(the(chain), at),
+            lambda: revocation.check(unwrap(chain), now),
             needs=(chain,),
-            evidence=said_so,
+            evidence=as_lines,
         )
     checks.end_stage()
     if not checks.passed:
         raise ChainError("The request does not verify.")
-    return VerifiedInstallationRequest(request, the(leaf), the(pcid), chain, the(signature), VERIFIED)
+    return VerifiedInstallationRequest(
+        request, unwrap(leaf), unwrap(pcid), chain, unwrap(signature), CONSTRUCTION_TOKEN
+    )
 
 
 def _leaf(request: InstallationRequest, anchors: TrustAnchors | None) -> Certificate:
-    return Certificate.load(request.certificate) if anchors is None else anchors.leaf(request.certificate)
+    return Certificate.load(request.certificate) if anchors is None else anchors.load_leaf(request.certificate)
 
 
-def _valid(certificate: Certificate, at: datetime) -> None:
-    if at < certificate.not_before:
-        raise ChainError(f"Certificate {certificate.label} is not valid yet.")
-    if at.replace(microsecond=0) > certificate.not_after:
-        raise ExpiredError(f"Certificate {certificate.label} has expired.")
+def _valid(certificate: Certificate, now: datetime) -> None:
+    if now < certificate.not_before:
+        raise ChainError(f"Certificate {certificate.display_name} is not valid yet.")
+    if now.replace(microsecond=0) > certificate.not_after:
+        raise ExpiredError(f"Certificate {certificate.display_name} has expired.")

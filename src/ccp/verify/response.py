@@ -13,13 +13,25 @@ from ccp.errors import ChainError, EXIError, FieldError, KeyMaterialError, Misma
 from ccp.exi import iso2, iso20
 from ccp.ids import EMAID, Fingerprint, Namespace
 from ccp.verify import message_signatures
-from ccp.verify._common import PROFILE, VERIFIED, covered, described, links, only_here, parse, read_all, said_so, the
+from ccp.verify._common import (
+    CONSTRUCTION_TOKEN,
+    PROFILES,
+    as_lines,
+    describe_certificate,
+    describe_chain,
+    describe_signature,
+    load_intermediates,
+    parse,
+    require_token,
+    unwrap,
+)
 from ccp.verify.message_signatures import SignatureEvidence
-from ccp.verify.report import Checks
+from ccp.verify.report import CheckList
 from ccp.x509.certificates import Certificate
 from ccp.x509.parse_errors import parse_errors_as
-from ccp.x509.path_validation import TrustAnchors, Usage, VerifiedChain
-from ccp.x509.revocation_policy import Revocation
+from ccp.x509.path_validation import TrustAnchors, VerifiedChain
+from ccp.x509.profiles import Usage
+from ccp.x509.revocation_policy import RevocationChecker
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +43,7 @@ class InstallationResponse:
     encrypted_key_of: which of the -20 fields holds the encrypted key.
     """
 
-    parsed: exi.Parsed
+    parsed: exi.ParsedMessage
     namespace: Namespace
     response_code: str
     emaid: str | None
@@ -58,13 +70,13 @@ class VerifiedInstallationResponse:
     token: InitVar[object]
 
     def __post_init__(self, token: object) -> None:
-        only_here(token)
+        require_token(token)
 
 
 def read_response(octets: bytes, namespace: Namespace) -> InstallationResponse:
     """Read a CertificateInstallationRes of that namespace. Raises EXIError, also when no session id could be put in."""
-    parsed = parse(octets, namespace, remember=False)
-    exi.splice(octets, session_id=parsed.message.Header.SessionID)
+    parsed = parse(octets, namespace, use_cache=False)
+    exi.replace_header_fields(octets, session_id=parsed.message.Header.SessionID)
     message = parsed.message
     if isinstance(message, iso2.V2G_Message) and isinstance(message.Body, iso2.CertificateInstallationRes):
         body = message.Body
@@ -98,15 +110,15 @@ _KEY_LENGTHS: Final[dict[str, tuple[int, dict[str, int]]]] = {
 _NOT_ASKED: Final = "It is asked only for messages that a trusted provisioning service signed."
 
 
-def verify_response(
+def check_response(
     response: InstallationResponse,
     *,
     emaid: EMAID | None,
     root: Fingerprint | None,
     anchors: TrustAnchors,
-    revocation: Revocation,
-    at: datetime,
-    checks: Checks | None = None,
+    revocation: RevocationChecker,
+    now: datetime,
+    checks: CheckList | None = None,
 ) -> VerifiedInstallationResponse:
     """Check everything that a vehicle will rely on, stage by stage; all failures of one stage are told together.
 
@@ -115,53 +127,59 @@ def verify_response(
     Raises MismatchError, ChainError, RevokedError, Unavailable, SignatureError, KeyMaterialError.
     Source: ISO 15118-2 clause 7.9.2, [V2G2-884]; ISO 15118-20 clause 7.9.2.
     """
-    checks = checks or Checks()
+    checks = checks or CheckList()
     # 1. What it says of itself.
     checks.run("response code", lambda: _is_ok(response))
     contract = checks.run(
-        "contract certificate", lambda: Certificate.load(response.contract_certificate), evidence=described
+        "contract certificate", lambda: Certificate.load(response.contract_certificate), evidence=describe_certificate
     )
     cps = checks.run(
-        "provisioning service certificate", lambda: anchors.leaf(response.cps_certificate), evidence=described
+        "provisioning service certificate",
+        lambda: anchors.load_leaf(response.cps_certificate),
+        evidence=describe_certificate,
     )
     named = checks.run(
         "EMAID the same everywhere",
-        lambda: _agreed_emaid(response, emaid, the(contract)),
+        lambda: _agreed_emaid(response, emaid, unwrap(contract)),
         needs=(contract,),
-        evidence=said_so,
+        evidence=as_lines,
     )
     checks.end_stage()
     # 2. Chains.
-    profile = PROFILE[response.namespace]
+    profile = PROFILES[response.namespace]
     cps_chain = checks.run(
         "chain of the provisioning service to a V2G root",
         lambda: anchors.verify(
-            the(cps), read_all(anchors, response.cps_sub_certificates), usage=Usage.CPS, at=at, profile=profile
+            unwrap(cps),
+            load_intermediates(anchors, response.cps_sub_certificates),
+            usage=Usage.CPS,
+            now=now,
+            profile=profile,
         ),
         needs=(cps,),
-        evidence=links,
+        evidence=describe_chain,
     )
     contract_chain = checks.run(
         "chain of the contract certificate to an eMSP or V2G root",
         lambda: anchors.verify(
-            the(contract),
-            read_all(anchors, response.contract_sub_certificates),
+            unwrap(contract),
+            load_intermediates(anchors, response.contract_sub_certificates),
             usage=Usage.CONTRACT,
-            at=at,
+            now=now,
             profile=profile,
         ),
         needs=(contract,),
-        evidence=links,
+        evidence=describe_chain,
     )
     if root is not None:
-        checks.run("V2G root as named", lambda: _is_root(the(cps_chain), root), needs=(cps_chain,))
+        checks.run("V2G root as named", lambda: _is_root(unwrap(cps_chain), root), needs=(cps_chain,))
     checks.end_stage()
     # 3. The provisioning service's signature.
     signature = checks.run(
         "signature of the provisioning service",
-        lambda: message_signatures.verify(response.parsed, the(cps).public_key, response.mandatory),
+        lambda: message_signatures.verify_signature(response.parsed, unwrap(cps).public_key, response.mandatory),
         needs=(cps,),
-        evidence=covered,
+        evidence=describe_signature,
     )
     checks.end_stage()
     # 4. Key material.
@@ -173,16 +191,16 @@ def verify_response(
     for name, chain in (("provisioning service", cps_chain), ("contract", contract_chain)):
         checks.run(
             f"revocation of the {name} chain",
-            lambda chain=chain: revocation.check(the(chain), at),  # type: ignore[misc]
+            lambda chain=chain: revocation.check(unwrap(chain), now),  # type: ignore[misc]
             needs=(chain, trusted or None),
-            without="An earlier check failed." if trusted else _NOT_ASKED,
-            evidence=said_so,
+            skip_reason="An earlier check failed." if trusted else _NOT_ASKED,
+            evidence=as_lines,
         )
     checks.end_stage()
     if not checks.passed:
         raise ChainError("The response does not verify.")
     return VerifiedInstallationResponse(
-        response, the(named), the(cps_chain), the(contract_chain), the(signature), VERIFIED
+        response, unwrap(named), unwrap(cps_chain), unwrap(contract_chain), unwrap(signature), CONSTRUCTION_TOKEN
     )
 
 

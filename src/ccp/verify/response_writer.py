@@ -28,17 +28,17 @@ class StoredResponse(Protocol):
     def remaining_from_end(self) -> int | None: ...
 
 
-def with_session(contract: StoredResponse, session_id: bytes, at: datetime, remaining: int | None = None) -> bytes:
+def with_session(contract: StoredResponse, session_id: bytes, now: datetime, remaining: int | None = None) -> bytes:
     """The stored response for a session. Only what the signature does not cover is replaced.
 
     session_id: at most eight octets. remaining: -20, contracts left after this one; None leaves the stored number.
     """
     if contract.namespace is Namespace.ISO2:
-        return exi.splice(contract.response, session_id=session_id)
-    return exi.splice(
+        return exi.replace_header_fields(contract.response, session_id=session_id)
+    return exi.replace_header_fields(
         contract.response,
         session_id=session_id,
-        timestamp=int(at.timestamp()),
+        timestamp=int(now.timestamp()),
         remaining=remaining,
         remaining_from_end=contract.remaining_from_end if remaining is not None else None,
     )
@@ -64,7 +64,7 @@ _NO_KEY_SECP521: Final = bytes(94)
 _NO_DH_KEY_SECP521: Final = bytes(133)
 
 
-def refuse(namespace: Namespace, session_id: bytes, reason: CCPError, at: datetime) -> bytes:
+def negative_response(namespace: Namespace, session_id: bytes, reason: CCPError, now: datetime) -> bytes:
     """The negative response of a session, valid against the schema of its edition and not signed.
 
     Mandatory parts hold zero bytes in the lengths of the schema, Ids `id1`, `id2`, … and the placeholder EMAID.
@@ -88,7 +88,7 @@ def refuse(namespace: Namespace, session_id: bytes, reason: CCPError, at: dateti
         _NO_DH_KEY_SECP521,
         SECP521_EncryptedPrivateKey=_NO_KEY_SECP521,
     )
-    header = iso20.Header(session_id, int(at.timestamp()))
+    header = iso20.Header(session_id, int(now.timestamp()))
     chain20 = iso20.CertificateChain(_NO_CERTIFICATE)
     return exi.encode(iso20.CertificateInstallationRes(header, code20, "Finished", chain20, data, 0))
 

@@ -11,7 +11,8 @@ from typing import Final
 
 from ccp.errors import ChainError, ConfigurationError
 from ccp.x509.certificates import Certificate
-from ccp.x509.path_validation import Role, TrustAnchors
+from ccp.x509.path_validation import TrustAnchors
+from ccp.x509.profiles import AnchorRole
 
 _SUFFIXES: Final = {".pem", ".der", ".crt", ".cer"}
 
@@ -24,7 +25,7 @@ def is_self_issued(certificate: Certificate) -> bool:
         return False
 
 
-def read_files(path: Path) -> Iterator[tuple[Path, Certificate]]:
+def read_certificate_files(path: Path) -> Iterator[tuple[Path, Certificate]]:
     """Every certificate of a file (PEM with one or more, or DER) or of a directory's files.
 
     Raises ConfigurationError.
@@ -45,7 +46,7 @@ def read_files(path: Path) -> Iterator[tuple[Path, Certificate]]:
             yield file, certificate
 
 
-def from_directory(path: Path) -> TrustAnchors:
+def load_trust_directory(path: Path) -> TrustAnchors:
     """A snapshot of a directory: what lies in it directly is trusted for every role, in `v2g`, `emsp`, `oem` for that
     one.
 
@@ -53,9 +54,9 @@ def from_directory(path: Path) -> TrustAnchors:
     """
     if not path.is_dir():
         raise ConfigurationError(f"There is no directory {path}.")
-    entries = [(role, certificate) for _, certificate in read_files(path) for role in Role]
-    for role in Role:
+    entries = [(role, certificate) for _, certificate in read_certificate_files(path) for role in AnchorRole]
+    for role in AnchorRole:
         if (path / role.value).is_dir():
-            entries += [(role, certificate) for _, certificate in read_files(path / role.value)]
+            entries += [(role, certificate) for _, certificate in read_certificate_files(path / role.value)]
     roots = [entry for entry in entries if is_self_issued(entry[1])]
     return TrustAnchors.build(roots, [entry for entry in entries if entry not in roots])

@@ -10,7 +10,7 @@ from ccp.x509 import der
 from ccp.x509.canonical_names import canonical_name
 
 
-class Authority(NamedTuple):
+class AuthorityKeyId(NamedTuple):
     """What an AuthorityKeyIdentifier says, each None where it does not.
 
     key_identifier: opaque. serial_number, issuer: of the issuer certificate; issuer in canonical form. One that was
@@ -22,11 +22,11 @@ class Authority(NamedTuple):
     issuer: bytes | None
 
 
-def read_authority(value: x509.AuthorityKeyIdentifier) -> Authority:
+def read_authority_key_id(value: x509.AuthorityKeyIdentifier) -> AuthorityKeyId:
     """Raises DERError. Of several directory names the first counts, as in OpenSSL."""
     names = [name.value for name in value.authority_cert_issuer or () if isinstance(name, x509.DirectoryName)]
     issuer = None
     if names:
         encoded = names[0].public_bytes()
-        issuer = canonical_name(encoded[der.element(encoded, 0).start :])
-    return Authority(value.key_identifier, value.authority_cert_serial_number, issuer)
+        issuer = canonical_name(encoded[der.read_element(encoded, 0).start :])
+    return AuthorityKeyId(value.key_identifier, value.authority_cert_serial_number, issuer)

@@ -39,7 +39,7 @@ def canonical_name(name: bytes) -> bytes:
     """
     known = _KNOWN.get(name)
     if known is None:
-        known = b"".join(_relative(name, one) for one in der.elements(name))
+        known = b"".join(_relative(name, one) for one in der.read_elements(name))
         if len(name) <= _LONGEST_KNOWN:
             if len(_KNOWN) >= _MAX_KNOWN:
                 _KNOWN.clear()
@@ -66,13 +66,13 @@ def _relative(name: bytes, found: der.Element) -> bytes:
     """One RelativeDistinguishedName; its attributes are a set, so their order does not count."""
     if found.tag != der.SET:
         raise DERError("a name is not a sequence of sets")
-    attributes = sorted(_attribute(name, one) for one in der.parts(name, found))
+    attributes = sorted(_attribute(name, one) for one in der.read_children(name, found))
     content = b"".join(attributes)
-    return der.header(der.SET, len(content)) + content
+    return der.encode_header(der.SET, len(content)) + content
 
 
 def _attribute(name: bytes, found: der.Element) -> bytes:
-    members = der.parts(name, found) if found.tag == der.SEQUENCE else []
+    members = der.read_children(name, found) if found.tag == der.SEQUENCE else []
     if len(members) != 2 or members[0].tag != der.OID:
         raise DERError("an attribute of a name is not a type and a value")
     kind, value = members
@@ -85,13 +85,13 @@ def _attribute(name: bytes, found: der.Element) -> bytes:
             raise DERError("an attribute of a name is not in its own character set") from exc
         if value.tag == 0x1E and any(letter > "\uffff" for letter in text):
             raise DERError("an attribute of a name is not in its own character set")
-        encoded = der.header(0x0C, len(folded)) + folded
+        encoded = der.encode_header(0x0C, len(folded)) + folded
     elif value.tag not in _OTHERS or (
         value.tag == der.BIT_STRING and not _is_bit_string(name[value.start : value.end])
     ):
         raise DERError("an attribute of a name is of a type that names do not have")
     content = name[kind.at : kind.end] + encoded
-    return der.header(der.SEQUENCE, len(content)) + content
+    return der.encode_header(der.SEQUENCE, len(content)) + content
 
 
 def _is_bit_string(content: bytes) -> bool:

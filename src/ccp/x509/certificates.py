@@ -28,12 +28,12 @@ from cryptography.x509.oid import AuthorityInformationAccessOID, ExtensionOID, N
 
 from ccp.errors import ChainError
 from ccp.x509 import der as encoding
-from ccp.x509.authority_key_id import Authority, read_authority
+from ccp.x509.authority_key_id import AuthorityKeyId, read_authority_key_id
 from ccp.x509.canonical_names import canonical_name
 from ccp.x509.http_urls import is_http_url
-from ccp.x509.names import names_match, text_of
+from ccp.x509.names import format_dn, names_match
 from ccp.x509.parse_errors import is_parse_error, parse_errors_as
-from ccp.x509.subjects import usual_values
+from ccp.x509.subjects import simple_subject_values
 
 # An explicit `cA FALSE`. DER forbids to encode a default value (X.690 clause 11.5), so cryptography refuses it; most
 # contract and CPS leaves in the field carry it. Drop this when those issuers have changed their profiles.
@@ -45,8 +45,8 @@ _ECDSA: Final = {
     SignatureAlgorithmOID.ECDSA_WITH_SHA512: ECDSA(hashes.SHA512()),
 }
 # Of each kind, from one certificate; the field has one of one kind. More would let a certificate choose our traffic.
-MAX_ADDRESSES: Final = 3
-_LONGEST_ADDRESS: Final = 512
+MAX_STATUS_URLS: Final = 3
+_MAX_URL_LENGTH: Final = 512
 _EXPLICIT_0: Final = 0xA0  # The tag of the version, which is absent in version 1.
 _EXPLICIT_3: Final = 0xA3  # The tag of the extensions, which come last.
 _KEY_IDENTIFIER: Final = bytes.fromhex("0603551d0e04")  # SubjectKeyIdentifier, not critical, and its OCTET STRING
@@ -55,7 +55,7 @@ _E = TypeVar("_E", bound=x509.ExtensionType)
 _T = TypeVar("_T")
 
 
-class _once(Generic[_T]):
+class cached_property(Generic[_T]):
     """A property that is worked out once. functools.cached_property takes a lock for it until Python 3.12."""
 
     def __init__(self, work: Callable[[Any], _T]) -> None:
@@ -101,19 +101,19 @@ class _SignedCertificate:
 
 
 @dataclass(frozen=True, slots=True)
-class Addresses:
+class StatusURLs:
     """Where a certificate says its status can be asked for: those we can call, in its order.
 
-    named: whether it says so at all, in whatever form. A certificate that names only an LDAP directory still asks its
+    present: whether it says so at all, in whatever form. A certificate that names only an LDAP directory still asks its
     verifier to look.
     """
 
     ocsp: tuple[str, ...]
     crl: tuple[str, ...]
-    named: bool
+    present: bool
 
 
-_NO_ADDRESSES: Final = Addresses((), (), False)
+_NO_STATUS_URLS: Final = StatusURLs((), (), False)
 
 
 class _Extensions(NamedTuple):
@@ -125,8 +125,8 @@ class _Extensions(NamedTuple):
 
     values: Mapping[type[x509.ExtensionType], x509.ExtensionType]
     listed: tuple[tuple[x509.ObjectIdentifier, bool], ...]
-    addresses: Addresses
-    authority: Authority | None
+    status_urls: StatusURLs
+    authority: AuthorityKeyId | None
 
 
 # By their octets without the key identifier: an issuer writes the same into every certificate of a profile, and reading
@@ -177,11 +177,13 @@ class Certificate:
         Raises ChainError.
         """
         with parse_errors_as(
-            lambda: ChainError(f"These {len(der)} octets are {encoding.why_not(der, 'an X.509 certificate')}.")
+            lambda: ChainError(
+                f"These {len(der)} octets are {encoding.explain_rejection(der, 'an X.509 certificate')}."
+            )
         ):
             found = cls(x509.load_der_x509_certificate(der), der)
         if found._unused_bits:
-            raise ChainError(f"The signature or public key of certificate {found.label} claims unused bits.")
+            raise ChainError(f"The signature or public key of certificate {found.display_name} claims unused bits.")
         return found
 
     @classmethod
@@ -215,14 +217,14 @@ class Certificate:
         return hash(self.der)
 
     def __repr__(self) -> str:
-        return f"<Certificate {self.label} {self.fingerprint[:16]}>"
+        return f"<Certificate {self.display_name} {self.fingerprint[:16]}>"
 
-    @_once
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over the octets, 64 lower-case hex digits."""
         return hashlib.sha256(self.der).hexdigest()
 
-    @_once
+    @cached_property
     def subject_cn(self) -> str:
         """The subject's common name as it is written; empty when there is none, several, or none that can be read.
 
@@ -231,22 +233,22 @@ class Certificate:
         values = self._subject_values[0]
         return values[0] if len(values) == 1 else ""
 
-    @_once
-    def label(self) -> str:
+    @cached_property
+    def display_name(self) -> str:
         """How an error message names this certificate: the quoted common name, short and printable."""
         name = "".join(c if c.isprintable() else "?" for c in self.subject_cn[:64])
         return f'"{name}"' if name else f"without a common name (SHA-256 {self.fingerprint[:16]}…)"
 
-    @_once
-    def dn(self) -> str:
+    @cached_property
+    def subject_dn(self) -> str:
         """The subject as `CN=…, DC=…, O=…, OU=…, C=…`, absent parts left out, escaped as in RFC 4514."""
         subject = _subject(self.x509)
-        return text_of(subject) if subject else ""
+        return format_dn(subject) if subject else ""
 
-    @_once
-    def issuer_text(self) -> str:
+    @cached_property
+    def issuer_dn(self) -> str:
         """The issuer as RFC 4514 writes it, for people. Raises ChainError when it cannot be read."""
-        with parse_errors_as(lambda: ChainError(f"The issuer of certificate {self.label} cannot be read.")):
+        with parse_errors_as(lambda: ChainError(f"The issuer of certificate {self.display_name} cannot be read.")):
             return self.x509.issuer.rfc4514_string()
 
     def subject_matches(self, text: str) -> bool:
@@ -254,13 +256,13 @@ class Certificate:
         subject = _subject(self.x509)
         return subject is not None and names_match(text, subject)
 
-    @_once
+    @cached_property
     def public_key(self) -> CertificatePublicKeyTypes:
         """Raises ChainError when the key is malformed or of a kind nobody here can use."""
-        with parse_errors_as(lambda: ChainError(f"The public key of certificate {self.label} cannot be read.")):
+        with parse_errors_as(lambda: ChainError(f"The public key of certificate {self.display_name} cannot be read.")):
             return self.x509.public_key()
 
-    @_once
+    @cached_property
     def extensions(self) -> x509.Extensions:
         """Read with the one tolerance of this module; a signature is always checked over the octets received.
 
@@ -276,7 +278,7 @@ class Certificate:
                 return tolerant.extensions
 
     def _unreadable_extensions(self) -> ChainError:
-        return ChainError(f"The extensions of certificate {self.label} cannot be read.")
+        return ChainError(f"The extensions of certificate {self.display_name} cannot be read.")
 
     @property
     def listed_extensions(self) -> tuple[tuple[x509.ObjectIdentifier, bool], ...]:
@@ -289,9 +291,9 @@ class Certificate:
         return value if type(value) is kind else None
 
     @property
-    def addresses(self) -> Addresses:
+    def status_urls(self) -> StatusURLs:
         """Raises ChainError when the extensions cannot be read, which no certificate of a verified chain does."""
-        return self._extensions.addresses
+        return self._extensions.status_urls
 
     @property
     def key_identifier(self) -> bytes | None:
@@ -324,12 +326,12 @@ class Certificate:
             return "serial number"
         return "issuer" if named is not None and named != issuer.canonical_issuer else None
 
-    @_once
+    @cached_property
     def canonical_issuer(self) -> bytes:
         """The issuer's name for comparison with a subject. Raises ChainError when it cannot be read."""
         return self._canonical(self.issuer_name, "issuer")
 
-    @_once
+    @cached_property
     def canonical_subject(self) -> bytes:
         """The subject's name for comparison with an issuer. Raises ChainError when it cannot be read."""
         return self._canonical(self.subject_name, "subject")
@@ -343,9 +345,9 @@ class Certificate:
         try:
             return canonical_name(name)
         except encoding.DERError as exc:
-            raise ChainError(f"The {which} of certificate {self.label} cannot be read.") from exc
+            raise ChainError(f"The {which} of certificate {self.display_name} cannot be read.") from exc
 
-    @_once
+    @cached_property
     def _extensions(self) -> _Extensions:
         octets, identifier = self._split_extensions
         known = _KNOWN_EXTENSIONS.get(octets)
@@ -353,23 +355,23 @@ class Certificate:
             extensions = self.extensions
             with parse_errors_as(self._unreadable_extensions):
                 values = {type(one.value): one.value for one in extensions}
-                addresses = _addresses(values)
+                status_urls = _status_urls(values)
                 listed = tuple((one.oid, one.critical) for one in extensions)
             with parse_errors_as(
-                lambda: ChainError(f"The authority key identifier of certificate {self.label} cannot be read.")
+                lambda: ChainError(f"The authority key identifier of certificate {self.display_name} cannot be read.")
             ):
                 key = values.get(x509.AuthorityKeyIdentifier)
-                authority = read_authority(key) if isinstance(key, x509.AuthorityKeyIdentifier) else None
+                authority = read_authority_key_id(key) if isinstance(key, x509.AuthorityKeyIdentifier) else None
             if identifier is not None:
                 del values[x509.SubjectKeyIdentifier]
-            known = _Extensions(values, listed, addresses, authority)
+            known = _Extensions(values, listed, status_urls, authority)
             if len(octets) <= _LONGEST_KNOWN:
                 if len(_KNOWN_EXTENSIONS) >= _MOST_KNOWN:
                     _KNOWN_EXTENSIONS.clear()
                 _KNOWN_EXTENSIONS[octets] = known
         return known
 
-    @_once
+    @cached_property
     def _split_extensions(self) -> tuple[bytes, bytes | None]:
         """The octets of all extensions without those of the key identifier, and these, where it has its usual form.
 
@@ -388,29 +390,29 @@ class Certificate:
                 break
         return der[first:last], None
 
-    @_once
-    def issuer_id(self) -> str:
+    @cached_property
+    def issuer_key_id(self) -> str:
         """Who this is as an issuer, however often its certificate is issued again for the same key.
 
         SHA-256 (hex) over the subject's name (DER contents) and the SubjectPublicKeyInfo (DER). Raises ChainError.
         """
         return hashlib.sha256(self.subject_name + self._public_key_info()).hexdigest()
 
-    @_once
-    def identity(self) -> str:
+    @cached_property
+    def canonical_issuer_key_id(self) -> str:
         """Who this is as an issuer, also when its name is written in other string types or letter case.
 
-        SHA-256 (hex) over the canonical subject and the SubjectPublicKeyInfo (DER). Settings go by it; `issuer_id`
+        SHA-256 (hex) over the canonical subject and the SubjectPublicKeyInfo (DER). Settings go by it; `issuer_key_id`
         is what rows of the store have. Raises ChainError.
         """
         return hashlib.sha256(self.canonical_subject + self._public_key_info()).hexdigest()
 
     def _public_key_info(self) -> bytes:
         public, info = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-        with parse_errors_as(lambda: ChainError(f"The public key of certificate {self.label} cannot be read.")):
+        with parse_errors_as(lambda: ChainError(f"The public key of certificate {self.display_name} cannot be read.")):
             return self.public_key.public_bytes(public, info)
 
-    def check_signature(self, issuer: Certificate) -> None:
+    def verify_issued_by(self, issuer: Certificate) -> None:
         """Check that `issuer` signed this certificate: its name and its signature, nothing else.
 
         The steps of cryptography's verify_directly_issued_by, but the issuer's key is not read anew each time, which
@@ -418,7 +420,9 @@ class Certificate:
         Source: RFC 5280 clauses 4.1.1.2 and 6.1.3.
         """
         key = issuer.public_key
-        with parse_errors_as(lambda: ChainError(f"Certificate {self.label} was not signed by {issuer.label}.")):
+        with parse_errors_as(
+            lambda: ChainError(f"Certificate {self.display_name} was not signed by {issuer.display_name}.")
+        ):
             signature, algorithm = self.x509.signature, self.x509.signature_algorithm_oid
             named = self.issuer_name == issuer.subject_name or self.canonical_issuer == issuer.canonical_subject
             if not named or not self._algorithms_agree:
@@ -430,11 +434,11 @@ class Certificate:
             else:
                 raise ValueError("key and signature algorithm differ")
 
-    @_once
-    def self_signature_failure(self) -> str | None:
+    @cached_property
+    def self_signature_error(self) -> str | None:
         """What is wrong with a root's signature over itself. Both ends are these octets, so the answer is kept."""
         try:
-            self.check_signature(self)
+            self.verify_issued_by(self)
         except ChainError as exc:
             return str(exc)
         return None
@@ -443,16 +447,16 @@ class Certificate:
         """The subject's DC values in upper case, such as {"CPS"}."""
         return frozenset(value.upper() for value in self._subject_values[1])
 
-    def check_subject(self) -> None:
+    def validate_subject(self) -> None:
         """Refuse a subject that cannot be compared or whose values cannot be read. Raises ChainError."""
         if self._usual_subject is None and (not self.canonical_subject or _subject(self.x509) is None):
-            raise ChainError(f"The subject of certificate {self.label} cannot be read.")
+            raise ChainError(f"The subject of certificate {self.display_name} cannot be read.")
 
-    @_once
+    @cached_property
     def _usual_subject(self) -> tuple[list[str], list[str]] | None:
-        return usual_values(self.subject_name)
+        return simple_subject_values(self.subject_name)
 
-    @_once
+    @cached_property
     def _subject_values(self) -> tuple[list[str], list[str]]:
         """The values of the subject's CN and of its DC."""
         if self._usual_subject is not None:
@@ -476,22 +480,22 @@ class Certificate:
         return x509.load_der_x509_certificate(asn1.encode_der(copy))
 
 
-def _addresses(extensions: Mapping[type[x509.ExtensionType], Any]) -> Addresses:
+def _status_urls(extensions: Mapping[type[x509.ExtensionType], Any]) -> StatusURLs:
     access = extensions.get(x509.AuthorityInformationAccess, ())
     points = extensions.get(x509.CRLDistributionPoints, ())
     if not access and not points:
-        return _NO_ADDRESSES
+        return _NO_STATUS_URLS
     responders = [one.access_location for one in access if one.access_method == AuthorityInformationAccessOID.OCSP]
     # A list for some reasons only, or signed by someone else, says nothing about the rest (RFC 5280 clause 4.2.1.13).
     lists = [name for one in points if not one.reasons and not one.crl_issuer for name in one.full_name or ()]
-    return Addresses(_callable(responders), _callable(lists), bool(responders) or any(True for _ in points))
+    return StatusURLs(_callable(responders), _callable(lists), bool(responders) or any(True for _ in points))
 
 
 def _callable(names: Iterable[x509.GeneralName]) -> tuple[str, ...]:
     """Those that can be called at all, the first few, each once and without blanks around it."""
     found = (name.value.strip(" \t\r\n") for name in names if isinstance(name, x509.UniformResourceIdentifier))
-    return tuple(dict.fromkeys(url for url in found if len(url) <= _LONGEST_ADDRESS and is_http_url(url)))[
-        :MAX_ADDRESSES
+    return tuple(dict.fromkeys(url for url in found if len(url) <= _MAX_URL_LENGTH and is_http_url(url)))[
+        :MAX_STATUS_URLS
     ]
 
 

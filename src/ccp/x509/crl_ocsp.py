@@ -27,9 +27,9 @@ from ccp.errors import ChainError
 from ccp.x509 import der
 from ccp.x509.canonical_names import canonical_name
 from ccp.x509.certificates import Certificate
-from ccp.x509.distribution_points import address_key, name_keys
+from ccp.x509.distribution_points import general_name_keys, url_key
 from ccp.x509.parse_errors import is_parse_error
-from ccp.x509.revocation_policy import Evidence, EvidenceError, RevocationList, Status
+from ccp.x509.revocation_evidence import Evidence, EvidenceError, RevocationList, RevocationStatus
 
 # Clocks of responders and of this machine differ. Only for thisUpdate: past nextUpdate nothing is fresh.
 CLOCK_SKEW: Final = timedelta(minutes=5)
@@ -126,26 +126,26 @@ def read_ocsp(octets: bytes, certificate: Certificate, issuer: Certificate, at: 
         next_update = single.next_update_utc or this_update + WITHOUT_NEXT_UPDATE
         _check_window("OCSP response", this_update, next_update, at)
         status = _STATUS[single.certificate_status]
-        revoked_at = single.revocation_time_utc if status is Status.REVOKED else None
+        revoked_at = single.revocation_time_utc if status is RevocationStatus.REVOKED else None
     except BaseException as exc:
         if not _is_unreadable(exc):
             raise
         raise EvidenceError("The OCSP response cannot be read.") from exc
     number = certificate.serial_number
-    return Evidence(issuer.issuer_id, number, status, this_update, next_update, revoked_at, f"OCSP {source}")
+    return Evidence(issuer.issuer_key_id, number, status, this_update, next_update, revoked_at, f"OCSP {source}")
 
 
 _STATUS: Final = {
-    ocsp.OCSPCertStatus.GOOD: Status.GOOD,
-    ocsp.OCSPCertStatus.REVOKED: Status.REVOKED,
-    ocsp.OCSPCertStatus.UNKNOWN: Status.UNKNOWN,
+    ocsp.OCSPCertStatus.GOOD: RevocationStatus.GOOD,
+    ocsp.OCSPCertStatus.REVOKED: RevocationStatus.REVOKED,
+    ocsp.OCSPCertStatus.UNKNOWN: RevocationStatus.UNKNOWN,
 }
 
 
 def _basic_response(octets: bytes) -> bytes:
     """The BasicOCSPResponse inside of an OCSPResponse that a parser has accepted. Raises DERError."""
-    inside = der.parts(octets, der.element(octets, 0))[1]
-    kind_and_content = der.parts(octets, der.element(octets, inside.start))
+    inside = der.read_children(octets, der.read_element(octets, 0))[1]
+    kind_and_content = der.read_children(octets, der.read_element(octets, inside.start))
     return octets[kind_and_content[1].start : kind_and_content[1].end]
 
 
@@ -161,9 +161,9 @@ class _ResponderID(NamedTuple):
         if response.responder_key_hash is not None:
             return cls(None, response.responder_key_hash)
         data = response.tbs_response_bytes
-        members = der.parts(data, der.element(data, 0))
+        members = der.read_children(data, der.read_element(data, 0))
         chosen = members[1] if members[0].tag == 0xA0 else members[0]  # The version is rarely there.
-        name = der.element(data, chosen.start, chosen.end)
+        name = der.read_element(data, chosen.start, chosen.end)
         return cls(canonical_name(data[name.start : name.end]), None)
 
     def names(self, certificate: Certificate) -> bool:
@@ -217,21 +217,23 @@ def _check_delegated(responder: Certificate, issuer: Certificate, at: datetime) 
     """
     purposes = responder.extension(x509.ExtendedKeyUsage)
     if purposes is None or ExtendedKeyUsageOID.OCSP_SIGNING not in purposes:
-        raise ChainError(f"Certificate {responder.label} is not for signing OCSP responses.")
+        raise ChainError(f"Certificate {responder.display_name} is not for signing OCSP responses.")
     if not isinstance(responder.public_key, EllipticCurvePublicKey | Ed448PublicKey):
         kind = type(responder.public_key).__name__.removesuffix("PublicKey")
-        raise ChainError(f"The key type of certificate {responder.label} is not supported ({kind}).")
+        raise ChainError(f"The key type of certificate {responder.display_name} is not supported ({kind}).")
     usage = responder.extension(x509.KeyUsage)
     if usage is not None and not (usage.digital_signature or usage.content_commitment):
-        raise ChainError(f"The key usage of certificate {responder.label} does not allow to sign responses.")
+        raise ChainError(f"The key usage of certificate {responder.display_name} does not allow to sign responses.")
     for extension in responder.extensions:
         if extension.critical and extension.oid not in _PROCESSED_OF_RESPONDERS:
-            raise ChainError(f"Certificate {responder.label} has a critical extension that is not known.")
+            raise ChainError(f"Certificate {responder.display_name} has a critical extension that is not known.")
     if not responder.not_before <= at or at.replace(microsecond=0) > responder.not_after:
-        raise ChainError(f"Certificate {responder.label} is not valid at this time.")
+        raise ChainError(f"Certificate {responder.display_name} is not valid at this time.")
     if responder.authority_mismatch(issuer) is not None:
-        raise ChainError(f"Certificate {responder.label} names another issuer certificate than {issuer.label}.")
-    responder.check_signature(issuer)
+        raise ChainError(
+            f"Certificate {responder.display_name} names another issuer certificate than {issuer.display_name}."
+        )
+    responder.verify_issued_by(issuer)
 
 
 def _about(
@@ -276,17 +278,17 @@ def read_crl(
         if der.signature_has_unused_bits(octets):
             raise EvidenceError("The signature of the CRL claims unused bits.")
         if _issuer_of(octets) != issuer.canonical_subject:
-            raise EvidenceError(f"The CRL is not of {issuer.label}.")
-        number = _check_extensions(crl, issuer, None if url is None else {address_key(url), *names})
+            raise EvidenceError(f"The CRL is not of {issuer.display_name}.")
+        number = _check_extensions(crl, issuer, None if url is None else {url_key(url), *names})
         # 2. Signed by it.
         usage = issuer.extension(x509.KeyUsage)
         if usage is not None and not usage.crl_sign:
-            raise EvidenceError(f"Certificate {issuer.label} may not sign CRLs.")
+            raise EvidenceError(f"Certificate {issuer.display_name} may not sign CRLs.")
         key = issuer.public_key
         ec = isinstance(key, EllipticCurvePublicKey) and crl.signature_algorithm_oid in _ECDSA
         ed = isinstance(key, Ed448PublicKey) and crl.signature_algorithm_oid == SignatureAlgorithmOID.ED448
         if not (ec or ed) or not crl.is_signature_valid(key):  # type: ignore[arg-type]
-            raise EvidenceError(f"The CRL is not signed by {issuer.label}.")
+            raise EvidenceError(f"The CRL is not signed by {issuer.display_name}.")
         # 3. Now, and not from before the last one.
         this_update = crl.last_update_utc
         next_update = crl.next_update_utc or this_update + WITHOUT_NEXT_UPDATE
@@ -299,9 +301,9 @@ def read_crl(
     except BaseException as exc:
         if not _is_unreadable(exc):
             raise
-        why = der.why_not(octets, "a CRL").removeprefix("not a CRL").removeprefix(": ")
+        why = der.explain_rejection(octets, "a CRL").removeprefix("not a CRL").removeprefix(": ")
         raise EvidenceError(f"The CRL cannot be read: {why}." if why else "The CRL cannot be read.") from exc
-    return RevocationList(issuer.issuer_id, number, this_update, next_update, MappingProxyType(revoked))
+    return RevocationList(issuer.issuer_key_id, number, this_update, next_update, MappingProxyType(revoked))
 
 
 def _without_armour(octets: bytes) -> bytes:
@@ -313,15 +315,15 @@ def _without_armour(octets: bytes) -> bytes:
 def _is_der(octets: bytes) -> bool:
     """Whether the bytes are one SEQUENCE and nothing else, whatever text may stand in it."""
     try:
-        return octets[:1] == b"\x30" and der.element(octets, 0).end == len(octets)
+        return octets[:1] == b"\x30" and der.read_element(octets, 0).end == len(octets)
     except der.DERError:
         return False
 
 
 def _issuer_of(crl: bytes) -> bytes:
     """The issuer's name of a CRL that a parser has accepted, in canonical form. crl: DER. Raises DERError."""
-    whole = der.element(crl, 0)
-    members = der.parts(crl, der.element(crl, whole.start))
+    whole = der.read_element(crl, 0)
+    members = der.read_children(crl, der.read_element(crl, whole.start))
     name = members[2] if members[0].tag == 0x02 else members[1]  # The version is absent from version 1.
     return canonical_name(crl[name.start : name.end])
 
@@ -341,7 +343,7 @@ def _check_extensions(
         elif isinstance(value, x509.AuthorityKeyIdentifier):
             has = issuer.key_identifier
             if value.key_identifier is not None and has is not None and value.key_identifier != has:
-                raise EvidenceError(f"The CRL is signed with another key than that of {issuer.label}.")
+                raise EvidenceError(f"The CRL is signed with another key than that of {issuer.display_name}.")
         elif isinstance(value, x509.IssuingDistributionPoint):
             partial = (
                 (value.only_contains_user_certs and not _issues_leaves_alone(issuer))
@@ -352,7 +354,7 @@ def _check_extensions(
                 or value.relative_name
             )
             names = value.full_name
-            if partial or (place is not None and names is not None and name_keys(names).isdisjoint(place)):
+            if partial or (place is not None and names is not None and general_name_keys(names).isdisjoint(place)):
                 raise EvidenceError("The CRL is only a part of the issuer's.")
         elif extension.oid == ExtensionOID.DELTA_CRL_INDICATOR:
             raise EvidenceError("The CRL is a delta CRL.")

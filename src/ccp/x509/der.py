@@ -33,7 +33,7 @@ class Element(NamedTuple):
     end: int
 
 
-def element(encoded: bytes, at: int, end: int | None = None) -> Element:
+def read_element(encoded: bytes, at: int, end: int | None = None) -> Element:
     """The element that begins at a place and ends before another one (the end of the bytes). Raises DERError.
 
     Tags of one byte only, definite lengths in their shortest form (X.690 clauses 8.1.2 and 10.1).
@@ -55,23 +55,23 @@ def element(encoded: bytes, at: int, end: int | None = None) -> Element:
     return Element(tag, at, start, start + length)
 
 
-def elements(encoded: bytes, at: int = 0, end: int | None = None) -> list[Element]:
+def read_elements(encoded: bytes, at: int = 0, end: int | None = None) -> list[Element]:
     """All elements between two places. Raises DERError."""
     end = len(encoded) if end is None else end
     found = []
     while at < end:
-        one = element(encoded, at, end)
+        one = read_element(encoded, at, end)
         found.append(one)
         at = one.end
     return found
 
 
-def parts(encoded: bytes, parent: Element) -> list[Element]:
+def read_children(encoded: bytes, parent: Element) -> list[Element]:
     """The elements inside of one. Raises DERError."""
-    return elements(encoded, parent.start, parent.end)
+    return read_elements(encoded, parent.start, parent.end)
 
 
-def header(tag: int, length: int) -> bytes:
+def encode_header(tag: int, length: int) -> bytes:
     """Tag and length of an element, its length in the shortest form."""
     if length < 0x80:
         return bytes((tag, length))
@@ -85,13 +85,13 @@ def signature_has_unused_bits(encoded: bytes) -> bool:
     A signature is whole bytes. A reader that passes over the number of unused bits accepts several encodings of one
     signature, which others refuse. Raises DERError. Source: X.690 clause 11.2; RFC 5280 clauses 4.1.1.3 and 5.1.1.3.
     """
-    members = parts(encoded, element(encoded, 0))
+    members = read_children(encoded, read_element(encoded, 0))
     if len(members) < 3 or members[2].tag != BIT_STRING or members[2].start == members[2].end:
         raise DERError("no signature")
     return encoded[members[2].start] != 0
 
 
-def why_not(encoded: bytes, expected: str) -> str:
+def explain_rejection(encoded: bytes, expected: str) -> str:
     """Why bytes that no parser accepted are refused, as far as it can be seen: what follows "These bytes are".
 
     expected: what they should be, such as "an X.509 certificate". Source: X.690 clauses 10.1 and 11.5.
@@ -99,7 +99,7 @@ def why_not(encoded: bytes, expected: str) -> str:
     if b"-----BEGIN" in encoded:
         return f"not {expected} in DER but PEM"
     try:
-        whole = element(encoded, 0)
+        whole = read_element(encoded, 0)
         if _encodes_critical_false(encoded, whole):
             return "not DER: critical is FALSE explicitly"
     except DERError:  # Not even the outlines of one.
@@ -113,7 +113,7 @@ def _encodes_critical_false(encoded: bytes, whole: Element) -> bool:
     """Whether an extension encodes the default of `critical`. Raises DERError."""
     waiting, left = [whole], _MAX_ELEMENTS
     while waiting and left > 0:
-        members = parts(encoded, waiting.pop())
+        members = read_children(encoded, waiting.pop())
         left -= len(members)
         if [one.tag for one in members] == [OID, BOOLEAN, OCTET_STRING]:
             if encoded[members[1].at : members[1].end] == _FALSE:

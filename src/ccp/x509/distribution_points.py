@@ -17,34 +17,34 @@ from ccp.x509.canonical_names import canonical_name
 from ccp.x509.certificates import Certificate
 
 
-def address_key(url: str) -> str:
+def url_key(url: str) -> str:
     """An address for comparison: scheme and host without regard to case, blanks around it removed."""
     scheme, separator, rest = url.strip().partition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme.lower()}{separator}{host.lower()}{slash}{path}"
 
 
-def names_for(certificate: Certificate, url: str) -> frozenset[str]:
+def distribution_point_names(certificate: Certificate, url: str) -> frozenset[str]:
     """Keys of all names of the distribution points of a certificate that name an address. Raises ChainError."""
-    wanted = address_key(url)
+    wanted = url_key(url)
     found: set[str] = set()
     for point in certificate.extension(x509.CRLDistributionPoints) or ():
-        keys = name_keys(point.full_name or ())
+        keys = general_name_keys(point.full_name or ())
         if wanted in keys and not point.reasons and not point.crl_issuer:
             found |= keys
     return frozenset(found)
 
 
-def name_keys(names: Iterable[x509.GeneralName]) -> set[str]:
+def general_name_keys(names: Iterable[x509.GeneralName]) -> set[str]:
     """Keys of the names that can be compared: addresses and directory names. Raises ChainError."""
     found = set()
     for name in names:
         if isinstance(name, x509.UniformResourceIdentifier):
-            found.add(address_key(name.value))
+            found.add(url_key(name.value))
         elif isinstance(name, x509.DirectoryName):
             encoded = name.value.public_bytes()
             try:
-                canonical = canonical_name(encoded[der.element(encoded, 0).start :])
+                canonical = canonical_name(encoded[der.read_element(encoded, 0).start :])
             except der.DERError as exc:
                 raise ChainError("A name of a CRL distribution point cannot be read.") from exc
             found.add("directory:" + hashlib.sha256(canonical).hexdigest())

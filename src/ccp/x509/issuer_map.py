@@ -49,7 +49,9 @@ class IssuerMap(Generic[T]):
         parsed = {parse_issuer(text): value for text, value in entries.items()}
         self._by_fingerprint = {text: value for text, value in parsed.items() if _FINGERPRINT.fullmatch(text)}
         self._by_name = {fold(text): value for text, value in parsed.items() if text not in self._by_fingerprint}
-        self._by_issuer: dict[str, T] = {}  # By `Certificate.identity` and by `Certificate.issuer_id`.
+        self._by_issuer: dict[
+            str, T
+        ] = {}  # By `Certificate.canonical_issuer_key_id` and by `Certificate.issuer_key_id`.
         self.unresolved = frozenset(self._by_fingerprint)
         """Fingerprints that are not resolved to a CA yet."""
 
@@ -61,14 +63,14 @@ class IssuerMap(Generic[T]):
         if certificate.fingerprint not in self._by_fingerprint:
             return False
         value = self._by_fingerprint[certificate.fingerprint]
-        self._by_issuer.setdefault(certificate.identity, value)
-        self._by_issuer.setdefault(certificate.issuer_id, value)
+        self._by_issuer.setdefault(certificate.canonical_issuer_key_id, value)
+        self._by_issuer.setdefault(certificate.issuer_key_id, value)
         self.unresolved -= {certificate.fingerprint}
         return True
 
     def of(self, issuer: Certificate) -> T | None:
         """The value for an issuer. Raises ChainError."""
-        return self.find(issuer.issuer_id, (issuer.fingerprint, issuer.subject_cn, issuer.identity))
+        return self.find(issuer.issuer_key_id, (issuer.fingerprint, issuer.subject_cn, issuer.canonical_issuer_key_id))
 
     def find(self, issuer_id: str, names: tuple[str, ...]) -> T | None:
         """The same from what a contract's row says of an issuer.

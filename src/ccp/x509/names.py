@@ -73,7 +73,7 @@ def names_match(text: str, name: x509.Name) -> bool:
     Every attribute that was recognised in the text must be in the name, a common name among them if the name has one.
     Case and blanks do not count (RFC 5280 clause 7.1).
     """
-    sent = folded(text)
+    sent = comparable_attributes(text)
     known = _folded(
         (_TYPE_OF_OID[attribute.oid.dotted_string], " ".join(str(attribute.value).split()))
         for attribute in name
@@ -83,7 +83,7 @@ def names_match(text: str, name: x509.Name) -> bool:
     return bool(sent) and needed <= sent <= known
 
 
-def folded(text: str) -> frozenset[tuple[str, str]]:
+def comparable_attributes(text: str) -> frozenset[tuple[str, str]]:
     """What `parse_dn` finds, its values for comparison without regard to case.
 
     Vehicles of one make list the same few roots, and each of our own roots is compared with all of them.
@@ -100,7 +100,7 @@ def _folded(pairs: Iterable[tuple[str, str]]) -> frozenset[tuple[str, str]]:
     return frozenset((kind, value.casefold()) for kind, value in pairs)
 
 
-def text_of(name: x509.Name) -> str:
+def format_dn(name: x509.Name) -> str:
     """`CN=…, DC=…, O=…, OU=…, C=…`, absent parts left out, escaped as in RFC 4514."""
     return ", ".join(
         f"{short}={_escape(str(attribute.value))}"

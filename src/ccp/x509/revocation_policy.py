@@ -1,353 +1,262 @@
-"""Revocation evidence: what it is, and judging a chain by what is known. Nothing here fetches.
+"""Revocation policy: decides from known evidence whether a chain is acceptable. Nothing here fetches evidence.
 
-    StoredEvidence(known, rules).check(chain, at)       # publishing: RevokedError, Unavailable, or a sentence
-    check_keys(keys, known, rules, at)                  # delivery: the same from what was noted on publishing
+    HardFailRevocation(state, policy).check(chain, now)   # publication: RevokedError, Unavailable, or a description
+    check_refs(refs, state, policy, now)                  # delivery: the same, from references kept at publication
 
-A certificate is known by its issuer's name and key together with its serial number, so a CA certificate that is issued
-again for the same key keeps the evidence of everything below it. Evidence is `GOOD`, `REVOKED` (final, whatever comes
-later; a certificateHold counts as revoked) or `UNKNOWN` (no help). A CRL that does not list a certificate is good
-evidence for it. Roots have no issuer and are never asked about.
+Hard fail and soft fail have their usual meaning: whether missing evidence refuses a certificate.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from enum import StrEnum
 from types import MappingProxyType
-from typing import Final, NamedTuple, Protocol
-
-import orjson
+from typing import Final, Protocol
 
 from ccp.errors import RevokedError, Unavailable, VerificationError
 from ccp.x509.certificates import Certificate
 from ccp.x509.issuer_map import IssuerMap
 from ccp.x509.path_validation import VerifiedChain
+from ccp.x509.revocation_evidence import (
+    CertificateRef,
+    Evidence,
+    LoadedCRL,
+    RevocationStatus,
+    certificate_ref,
+    issuer_pairs,
+)
 
 _TIME: Final = "%Y-%m-%dT%H:%M:%SZ"
 
 
-class EvidenceError(Unavailable):
-    """What was received is no evidence: forged, stale, for another certificate, … The status stays what it was."""
-
-    code = "evidence"
-
-
-class Status(StrEnum):
-    GOOD = "good"
-    REVOKED = "revoked"
-    UNKNOWN = "unknown"
-
-
-class Evidence(NamedTuple):
-    """What was said of one certificate. A tuple, since every delivery makes six (decision 0002).
-
-    issuer: its `Certificate.issuer_id`. revoked_at: for REVOKED. source: how and where it was learnt, such as "OCSP http://…".
-    """
-
-    issuer: str
-    serial: int
-    status: Status
-    this_update: datetime
-    next_update: datetime
-    revoked_at: datetime | None
-    source: str
-
-
 @dataclass(frozen=True, slots=True)
-class RevocationList:
-    """A CRL that was verified. number: None where it has none. revoked: serial number to the time of revocation."""
+class RevocationPolicy:
+    """The operator's revocation policy.
 
-    issuer: str
-    number: int | None
-    this_update: datetime
-    next_update: datetime
-    revoked: Mapping[int, datetime]
-
-
-class LoadedCRL(NamedTuple):
-    """The newest CRL of an issuer from one address, whose serial numbers are in the store."""
-
-    issuer: str
-    url: str
-    number: int | None
-    this_update: datetime
-    next_update: datetime
-
-
-class Key(NamedTuple):
-    """What a contract keeps of each certificate below its roots, so that a delivery can ask again.
-
-    crls: addresses of CRLs that the certificate names, perhaps none; None where it names no address of any kind.
-    names: the issuer's fingerprint, common name and `Certificate.identity`, by which an operator configures a CRL; no
-    identity, or none of them, in older rows.
+    enabled: False only in laboratories. required: refuse a certificate that contains no OCSP or CRL address and whose
+    issuer has no configured CRL. crl_urls: CRL URL by the issuer's fingerprint or common name; it applies to every
+    certificate with that issuer's name and key. grace: how long deliveries accept expired evidence.
     """
 
-    issuer: str
-    serial: int
-    crls: tuple[str, ...] | None
-    names: tuple[str, ...] = ()
-
-
-def key_of(certificate: Certificate, issuer: Certificate) -> Key:
-    """Raises ChainError, which no certificate of a verified chain does."""
-    addresses = certificate.addresses
-    return Key(
-        issuer.issuer_id,
-        certificate.serial_number,
-        addresses.crl if addresses.named else None,
-        (issuer.fingerprint, issuer.subject_cn, issuer.identity),
-    )
-
-
-def below_root(chain: VerifiedChain) -> Iterator[tuple[Certificate, Certificate]]:
-    """Every certificate of a chain that has an issuer, leaf first, with that issuer."""
-    return zip(chain.certificates, chain.certificates[1:], strict=False)
-
-
-def keys_of(chains: Iterable[VerifiedChain]) -> tuple[Key, ...]:
-    """Of every certificate below the roots, each once, in the order of the chains."""
-    return tuple(dict.fromkeys(key_of(*pair) for chain in chains for pair in below_root(chain)))
-
-
-def dump_keys(keys: Iterable[Key]) -> str:
-    """Keys as JSON, for a contract's row.
-
-    `[[issuer, serial in hex, [CRL address, …] or null, names of the issuer], …]`, each once.
-    """
-    each = [[key.issuer, f"{key.serial:x}", key.crls, key.names] for key in dict.fromkeys(keys)]
-    return orjson.dumps(each).decode()
-
-
-def load_keys(text: str) -> tuple[Key, ...]:
-    return tuple(
-        [
-            Key(issuer, int(serial, 16), None if crls is None else tuple(crls), tuple(names[0]) if names else ())
-            for issuer, serial, crls, *names in orjson.loads(text)
-        ]
-    )
-
-
-# --- Judging ---------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """The operator's policy.
-
-    checked: False in laboratories only. required: a certificate that names no address, and whose issuer has no
-    configured CRL, is refused. crl_urls: by the issuer's fingerprint or common name, matched on its name and key.
-    stale_grace: how long evidence that has run out still serves a delivery.
-    """
-
-    checked: bool = True
+    enabled: bool = True
     required: bool = False
     crl_urls: Mapping[str, str] = field(default_factory=dict)
-    stale_grace: timedelta = timedelta(0)
+    grace: timedelta = timedelta(0)
     issuers: IssuerMap[str] = field(init=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "issuers", IssuerMap(self.crl_urls))
 
-    def crl_of(self, issuer: Certificate) -> str | None:
-        """The address that the operator configured for the CRL of an issuer."""
+    def configured_crl_of(self, issuer: Certificate) -> str | None:
+        """The CRL URL that the operator configured for an issuer. Raises ChainError."""
         return self.issuers.of(issuer) if self.crl_urls else None
 
-    def configured(self, key: Key) -> str | None:
-        """The same for the issuer of a certificate."""
-        return self.issuers.find(key.issuer, key.names) if self.crl_urls else None
+    def configured_crl(self, ref: CertificateRef) -> str | None:
+        """The CRL URL that the operator configured for the issuer of a certificate."""
+        return self.issuers.find(ref.issuer, ref.names) if self.crl_urls else None
 
-    def lists(self, key: Key) -> tuple[str, ...]:
-        """The addresses of the CRLs that count for a certificate, the operator's first."""
-        configured = self.configured(key)
-        return (key.crls or ()) if configured is None else (configured, *(key.crls or ()))
+    def crls_for(self, ref: CertificateRef) -> tuple[str, ...]:
+        """URLs of the CRLs that count for a certificate, the configured one first."""
+        configured = self.configured_crl(ref)
+        return (ref.crls or ()) if configured is None else (configured, *(ref.crls or ()))
 
 
 @dataclass(frozen=True, slots=True)
-class Known:
-    """What the store knows about some certificates: evidence by issuer and serial number, CRLs by issuer."""
+class RevocationState:
+    """Stored evidence about some certificates: statements by issuer and serial number, CRLs by issuer."""
 
     evidence: Mapping[tuple[str, int], Evidence]
     crls: Mapping[str, Sequence[LoadedCRL]]
 
-    def revocation(self, key: Key) -> Evidence | None:
-        """The evidence that a certificate is revoked; it does not run out."""
-        found = self.evidence.get((key.issuer, key.serial))
-        return found if found is not None and found.status is Status.REVOKED else None
+    def find_revoked(self, ref: CertificateRef) -> Evidence | None:
+        """Evidence that a certificate is revoked; it never expires."""
+        found = self.evidence.get((ref.issuer, ref.serial))
+        return found if found is not None and found.status is RevocationStatus.REVOKED else None
 
-    def good(
-        self, key: Key, rules: Rules, at: datetime, grace: timedelta = timedelta(0)
+    def find_good(
+        self, ref: CertificateRef, policy: RevocationPolicy, now: datetime, grace: timedelta = timedelta(0)
     ) -> Evidence | LoadedCRL | None:
-        """Evidence that a certificate was good and that has not run out for longer than `grace`."""
-        for crl in self.crls.get(key.issuer, ()):
-            if crl.url in rules.lists(key) and at - crl.next_update <= grace:
+        """Evidence that a certificate is good. It is expired for no longer than `grace`."""
+        for crl in self.crls.get(ref.issuer, ()):
+            if crl.url in policy.crls_for(ref) and now - crl.next_update <= grace:
                 return crl
-        found = self.evidence.get((key.issuer, key.serial))
-        if found is not None and found.status is Status.GOOD and at - found.next_update <= grace:
+        found = self.evidence.get((ref.issuer, ref.serial))
+        if found is not None and found.status is RevocationStatus.GOOD and now - found.next_update <= grace:
             return found
         return None
 
-    def has_loaded(self, key: Key, url: str | None) -> bool:
-        """Whether there has ever been a list of a certificate's issuer from an address."""
-        return url is not None and any(crl.url == url for crl in self.crls.get(key.issuer, ()))
+    def has_crl_from(self, ref: CertificateRef, url: str | None) -> bool:
+        """Whether a CRL of a certificate's issuer was ever loaded from a URL."""
+        return url is not None and any(crl.url == url for crl in self.crls.get(ref.issuer, ()))
 
 
-class Revocation(Protocol):
-    def check(self, chain: VerifiedChain, at: datetime) -> str:
-        """What is known about the chain at that time: one sentence for each certificate, in lines.
+class RevocationChecker(Protocol):
+    """Decides whether a verified path is acceptable with respect to revocation."""
 
-        Raises RevokedError for a revoked certificate (final), Unavailable when needed evidence cannot be had.
+    def check(self, chain: VerifiedChain, now: datetime) -> str:
+        """Describe the revocation status of a chain: one line for each certificate below the root.
+
+        Raises RevokedError for a revoked certificate (final), Unavailable when required evidence cannot be had.
         """
 
 
-class Unchecked:
-    """Knows nothing and refuses nothing."""
+class NoRevocationCheck:
+    """Accepts every chain: revocation is not checked."""
 
-    def check(self, chain: VerifiedChain, at: datetime) -> str:
+    def check(self, chain: VerifiedChain, now: datetime) -> str:
+        """Return a fixed sentence."""
         return "Revocation is not checked."
 
 
-class AskedLater:
-    """Notes the chains, for whoever asks about them when everything else in the message is known to be good."""
+class DeferredRevocation:
+    """Accepts and collects chains. The caller checks them after everything else in the message has passed.
+
+    chains: in the order of the checks. See decision 0005.
+    """
 
     def __init__(self) -> None:
         self.chains: list[VerifiedChain] = []
 
-    def check(self, chain: VerifiedChain, at: datetime) -> str:
+    def check(self, chain: VerifiedChain, now: datetime) -> str:
+        """Collect the chain."""
         self.chains.append(chain)
-        return "Asked for when everything else holds."
+        return "Checked after everything else has passed."
 
 
-class StoredEvidence:
-    """Judges chains by what is known. For one request: it remembers what it missed.
+class HardFailRevocation:
+    """Checks chains against stored evidence; missing evidence refuses them. Use one object per request.
 
-    missing: certificates that need evidence and have none that is fresh, with their issuers. warnings: a sentence for
-    each certificate that names no address.
+    missing: certificates without fresh evidence that need it, with their issuers. warnings: a sentence for each
+    certificate that contains no OCSP or CRL address.
     """
 
     def __init__(
         self,
-        known: Known,
-        rules: Rules,
+        state: RevocationState,
+        policy: RevocationPolicy,
         failures: Mapping[tuple[str, int], Unavailable] = MappingProxyType({}),
         grace: timedelta = timedelta(0),
     ) -> None:
-        """failures: why evidence could not be fetched, where that was tried. grace: for evidence that has run out."""
-        self._known = known
-        self._rules = rules
+        """failures: by issuer and serial number, why evidence could not be fetched. grace: for expired evidence."""
+        self._state = state
+        self._policy = policy
         self._failures = failures
         self._grace = grace
         self.missing: list[tuple[Certificate, Certificate]] = []
         self.warnings: list[str] = []
 
-    def check(self, chain: VerifiedChain, at: datetime) -> str:
-        """One sentence for each certificate below the root, with the source and the age of its evidence.
+    def check(self, chain: VerifiedChain, now: datetime) -> str:
+        """Describe each certificate below the root: one line with the source and the age of its evidence.
 
-        Raises RevokedError, Unavailable; VerificationError where a certificate names no address but has to, or none
-        that could ever be called.
+        Raises RevokedError; Unavailable where evidence is missing; VerificationError where a certificate contains no
+        address although the policy requires one, or only addresses that can never be called.
         """
-        if not self._rules.checked:
+        if not self._policy.enabled:
             return "Revocation is not checked, by configuration."
-        said: list[str] = []
+        lines: list[str] = []
         problems: list[str] = []
-        unanswerable: list[str] = []
+        permanent: list[str] = []
         causes: list[Unavailable] = []
-        pairs = [(certificate, issuer, key_of(certificate, issuer)) for certificate, issuer in below_root(chain)]
-        # What is revoked stays revoked, so it is told even if something else is not known now.
-        revoked = [(certificate, found) for certificate, _, key in pairs if (found := self._known.revocation(key))]
+        pairs = [
+            (certificate, issuer, certificate_ref(certificate, issuer)) for certificate, issuer in issuer_pairs(chain)
+        ]
+        # A revocation is final, so it is reported even where the status of other certificates is unknown.
+        revoked = [(certificate, found) for certificate, _, ref in pairs if (found := self._state.find_revoked(ref))]
         if revoked:
-            raise RevokedError(*(_revoked(certificate.label, found) for certificate, found in revoked))
-        for certificate, issuer, key in pairs:
-            configured = self._rules.configured(key)
-            if good := self._known.good(key, self._rules, at, self._grace):
-                said.append(_good(certificate, good, at))
-            elif key.crls is None and configured is None and self._rules.issuers.unresolved:
-                # Its issuer may be the very one that is configured, under another certificate.
+            raise RevokedError(*(_revoked(certificate.display_name, found) for certificate, found in revoked))
+        for certificate, issuer, ref in pairs:
+            configured = self._policy.configured_crl(ref)
+            if good := self._state.find_good(ref, self._policy, now, self._grace):
+                lines.append(_good(certificate, good, now))
+            elif ref.crls is None and configured is None and self._policy.issuers.unresolved:
+                # An unresolved fingerprint in the settings may mean this very issuer, under another certificate.
                 problems.append(
-                    f"The revocation status of certificate {certificate.label} cannot be established now. "
+                    f"The revocation status of certificate {certificate.display_name} cannot be established now. "
                     "The pool does not know yet which CA a fingerprint in its configuration means."
                 )
-            elif key.crls is None and configured is None and not self._rules.required:
-                warning = f"Certificate {certificate.label} names no OCSP or CRL address; its revocation is not known."
+            elif ref.crls is None and configured is None and not self._policy.required:
+                name = certificate.display_name
+                warning = f"Certificate {name} names no OCSP or CRL address; its revocation is not known."
                 self.warnings.append(warning)
-                said.append(warning)
-            elif key.crls is None and configured is None:
-                unanswerable.append(
-                    f"Certificate {certificate.label} names no OCSP or CRL address, which this pool requires."
+                lines.append(warning)
+            elif ref.crls is None and configured is None:
+                permanent.append(
+                    f"Certificate {certificate.display_name} names no OCSP or CRL address, which this pool requires."
                 )
-            elif configured is None and self._can_never_be_asked(certificate):
-                unanswerable.append(
-                    f"Certificate {certificate.label} names only addresses that cannot be called (http and https "
-                    "without credentials can); its revocation can never be checked."
+            elif configured is None and self._can_never_be_checked(certificate):
+                permanent.append(
+                    f"Certificate {certificate.display_name} names only addresses that cannot be called (http and "
+                    "https without credentials can); its revocation can never be checked."
                 )
             else:
                 self.missing.append((certificate, issuer))
-                failure = self._failures.get((key.issuer, key.serial))
-                found = self._known.evidence.get((key.issuer, key.serial))
+                failure = self._failures.get((ref.issuer, ref.serial))
+                found = self._state.evidence.get((ref.issuer, ref.serial))
                 if failure is not None:
                     causes.append(failure)
                     why = f" {failure}"
-                elif found is not None and found.status is Status.UNKNOWN:
+                elif found is not None and found.status is RevocationStatus.UNKNOWN:
                     why = " Its OCSP responder does not know it."
                 else:
                     why = ""
                 problems.append(
-                    f"The revocation status of certificate {certificate.label} cannot be established now.{why}"
+                    f"The revocation status of certificate {certificate.display_name} cannot be established now.{why}"
                 )
-        if unanswerable:
-            raise VerificationError(*unanswerable)
+        if permanent:
+            raise VerificationError(*permanent)
         if problems:
-            raise Unavailable(*problems, retry_after=longest(causes)) from next(iter(causes), None)
-        return "\n".join(said)
+            raise Unavailable(*problems, retry_after=max_retry_after(causes)) from next(iter(causes), None)
+        return "\n".join(lines)
 
-    def _can_never_be_asked(self, certificate: Certificate) -> bool:
-        """Whether trying again cannot help: the certificate is refused permanently."""
-        addresses = certificate.addresses
-        return addresses.named and not addresses.ocsp and not addresses.crl
+    def _can_never_be_checked(self, certificate: Certificate) -> bool:
+        """Whether a retry cannot help, so that the certificate is refused permanently."""
+        urls = certificate.status_urls
+        return urls.present and not urls.ocsp and not urls.crl
 
 
-class ForVehicles(StoredEvidence):
-    """The same for a vehicle that waits: what is not known is told, and held against it only by `require`.
+class SoftFailRevocation(HardFailRevocation):
+    """The same for a vehicle's chain: missing evidence is a warning, and an error only if the policy requires it.
 
-    A pool meets a vehicle for the first time when that asks. What is missing is fetched behind its back.
+    A pool first meets a vehicle when the vehicle asks for a contract, and the vehicle cannot wait. Missing evidence is
+    fetched afterwards.
     """
 
-    def check(self, chain: VerifiedChain, at: datetime) -> str:
-        """As in StoredEvidence, but Unavailable only where the policy requires evidence."""
+    def check(self, chain: VerifiedChain, now: datetime) -> str:
+        """As in HardFailRevocation, but raises Unavailable only where the policy requires evidence."""
         try:
-            return super().check(chain, at)
+            return super().check(chain, now)
         except Unavailable as exc:
-            if self._rules.required:
+            if self._policy.required:
                 raise
             self.warnings += exc.messages
             return "\n".join((*exc.messages, "A delivery does not wait for it."))
 
-    def _can_never_be_asked(self, certificate: Certificate) -> bool:
-        return self._rules.required and super()._can_never_be_asked(certificate)
+    def _can_never_be_checked(self, certificate: Certificate) -> bool:
+        return self._policy.required and super()._can_never_be_checked(certificate)
 
 
-def longest(failures: Iterable[Unavailable]) -> int | None:
-    """Seconds until all of them are worth another try, as far as that is known."""
+def max_retry_after(failures: Iterable[Unavailable]) -> int | None:
+    """Seconds until every failure is worth a retry; None where no failure says so."""
     return max((failure.retry_after for failure in failures if failure.retry_after is not None), default=None)
 
 
-def check_keys(keys: Iterable[Key], known: Known, rules: Rules, at: datetime) -> None:
-    """Whether what was noted on publishing may still be delivered.
+def check_refs(refs: Iterable[CertificateRef], state: RevocationState, policy: RevocationPolicy, now: datetime) -> None:
+    """Check that a contract may be delivered, by the references that were kept at its publication.
 
-    A CRL that was configured later counts from its first loading: until then nobody could have fetched it.
-    Raises RevokedError when a certificate is revoked, Unavailable when evidence that is needed has run out.
+    A CRL that was configured after publication counts from its first download; before that, evidence could not exist.
+    Raises RevokedError when a certificate is revoked, Unavailable when required evidence has expired.
     """
-    if not rules.checked:
+    if not policy.enabled:
         return
     unknown = None
-    for key in keys:
-        if known.evidence and (found := known.revocation(key)):
-            raise RevokedError(_revoked(f"with the serial number {key.serial:x}", found))
-        needed = key.crls is not None or rules.required
-        needed = needed or (bool(rules.crl_urls) and known.has_loaded(key, rules.configured(key)))
-        if needed and unknown is None and not known.good(key, rules, at, rules.stale_grace):
-            unknown = key
+    for ref in refs:
+        if state.evidence and (found := state.find_revoked(ref)):
+            raise RevokedError(_revoked(f"with the serial number {ref.serial:x}", found))
+        needed = ref.crls is not None or policy.required
+        needed = needed or (bool(policy.crl_urls) and state.has_crl_from(ref, policy.configured_crl(ref)))
+        if needed and unknown is None and not state.find_good(ref, policy, now, policy.grace):
+            unknown = ref
     if unknown is not None:
         raise Unavailable(
             f"The revocation status of the certificate with the serial number {unknown.serial:x} is not known now."
@@ -359,8 +268,8 @@ def _revoked(name: str, evidence: Evidence) -> str:
     return f"Certificate {name} was revoked{since}."
 
 
-def _good(certificate: Certificate, evidence: Evidence | LoadedCRL, at: datetime) -> str:
+def _good(certificate: Certificate, evidence: Evidence | LoadedCRL, now: datetime) -> str:
     source = f"CRL {evidence.url}" if isinstance(evidence, LoadedCRL) else evidence.source
-    minutes = max(0, int((at - evidence.this_update).total_seconds() // 60))
+    minutes = max(0, int((now - evidence.this_update).total_seconds() // 60))
     age = f"{minutes} minutes" if minutes < 120 else f"{minutes // 60} hours"
-    return f"Certificate {certificate.label} is not revoked ({source}, {age} old)."
+    return f"Certificate {certificate.display_name} is not revoked ({source}, {age} old)."

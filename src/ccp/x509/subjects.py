@@ -9,7 +9,7 @@ _DC: Final = bytes.fromhex("060a0992268993f22c640119")
 _CHARSETS: Final = {0x0C: "utf-8", 0x13: "ascii", 0x16: "ascii"}  # UTF8String, PrintableString, IA5String
 
 
-def usual_values(name: bytes) -> tuple[list[str], list[str]] | None:
+def simple_subject_values(name: bytes) -> tuple[list[str], list[str]] | None:
     """The values of CN and of DC, or None if the name is unusual and has to be read in another way.
 
     name: the content of a Name that cryptography's parser has accepted as a sequence of sets of attributes.

@@ -22,7 +22,7 @@ from ccp.testing.partners import Car, make_contract, sign_contract
 from ccp.testing.pki import CONTRACT, PKI
 from ccp.x509.certificates import Certificate
 from ccp.x509.issuer_map import IssuerMap
-from ccp.x509.revocation_policy import Unchecked
+from ccp.x509.revocation_policy import NoRevocationCheck
 from tests.server.external.scripted_server import (
     DROP,
     HANG,
@@ -55,13 +55,13 @@ def stored(pki: PKI) -> SignedContract:
     emaid, pcid = new_emaid(), new_pcid()
     car = Car.build(pki, pcid, AT)
     message = sign_contract(pki, make_contract(pki, emaid, pcid, car.provisioning.certificate, AT), AT)
-    verified = verify.verify_response(
+    verified = verify.check_response(
         verify.read_response(message, car.namespace),
         emaid=emaid,
         root=None,
         anchors=pki.anchors(),
-        revocation=Unchecked(),
-        at=AT,
+        revocation=NoRevocationCheck(),
+        now=AT,
     )
     return signed_contract(verified, PCID(pcid), None, AT)
 

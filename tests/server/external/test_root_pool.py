@@ -13,7 +13,7 @@ from ccp.errors import UpstreamError
 from ccp.server.external.root_pool import RootCertificatePool, RootList
 from ccp.testing.pki import PKI
 from ccp.x509.certificates import Certificate
-from ccp.x509.path_validation import Role
+from ccp.x509.profiles import AnchorRole
 from tests.server.external.scripted_server import (
     DROP,
     NOT_HTTP,
@@ -51,7 +51,7 @@ def said(found: RootList) -> dict[str, set[str]]:
 
 def test_each_role_is_asked_for_with_the_token(fake: Fake, pkis: dict[str, PKI]) -> None:
     roots(fake, by_type(v2g=[{"caCertificate": b64(pkis["iso2"].v2g_root.certificate.der)}]))
-    assert [call.query for call in fake.calls] == [{"pkiType": [role.value]} for role in Role]
+    assert [call.query for call in fake.calls] == [{"pkiType": [role.value]} for role in AnchorRole]
     assert {call.headers["authorization"] for call in fake.calls} == {"Bearer token"}
 
 
@@ -92,7 +92,7 @@ def test_a_pool_that_does_not_know_the_filter_gives_no_role_to_an_entry_without_
     entries = [{"caCertificate": b64(plain.der)}, {"caCertificate": b64(typed.der), "rootTypeList": ["OEM"]}]
     found = roots(fake, json_answer({"rootCertificateCollection": entries}))
     assert said(found) == {plain.fingerprint: set(), typed.fingerprint: {"oem"}}
-    assert found.unusable == (f"The pool does not say what certificate {plain.label} is for.",)
+    assert found.unusable == (f"The pool does not say what certificate {plain.display_name} is for.",)
 
 
 def test_a_type_that_is_not_known_gives_no_role_and_is_told(fake: Fake, pkis: dict[str, PKI]) -> None:

@@ -15,7 +15,8 @@ from ccp.server.storage.engine import citus, schema
 from ccp.server.storage.queries import contracts, revocation
 from ccp.server.storage.queries.contracts import Published
 from ccp.server.storage.queries.vehicles import invalidate
-from ccp.x509.revocation_policy import Evidence, Key, RevocationList, Rules, Status
+from ccp.x509.revocation_evidence import CertificateRef, Evidence, RevocationList, RevocationStatus
+from ccp.x509.revocation_policy import RevocationPolicy
 from tests.databases import Server, has_citus, sql
 from tests.server.storage.made import (
     AT,
@@ -120,7 +121,7 @@ def test_contracts_come_move_and_go_on_a_cluster(url: str) -> None:
 
 @needs_citus
 def test_revoked_and_expired_contracts_are_found_and_removed_on_a_cluster(url: str) -> None:
-    keys = (Key(ISSUER, 7, ()),)
+    keys = (CertificateRef(ISSUER, 7, ()),)
     write(url, contracts.publish(variant()._replace(certificates=keys), AT))
     write(url, contracts.publish(variant(SECOND_CONTRACT, valid_to=AT - DAY), AT))
     write(url, contracts.publish(variant(THIRD, OTHER_CAR), AT))
@@ -130,9 +131,12 @@ def test_revoked_and_expired_contracts_are_found_and_removed_on_a_cluster(url: s
         refresh_at=AT + DAY,
     )  # fmt: skip
     assert write(url, loaded) is True
-    assert write(url, revocation.store_evidence(Evidence(ISSUER, 9, Status.GOOD, AT, AT + DAY, None, "OCSP"))) is False
-    known = read(url, revocation.load(keys, Rules()))
-    assert known.evidence[ISSUER, 7].status is Status.REVOKED
+    assert (
+        write(url, revocation.store_evidence(Evidence(ISSUER, 9, RevocationStatus.GOOD, AT, AT + DAY, None, "OCSP")))
+        is False
+    )
+    known = read(url, revocation.load(keys, RevocationPolicy()))
+    assert known.evidence[ISSUER, 7].status is RevocationStatus.REVOKED
     assert set(candidates(url, AT)) == {FIRST, SECOND_CONTRACT}
     assert read(url, contracts.purge_reason(FIRST, AT)) == (CAR, "revoked")
     assert write(url, contracts.purge(FIRST, AT, AT)).reason == "revoked"

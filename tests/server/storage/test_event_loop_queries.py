@@ -34,7 +34,8 @@ from ccp.server.storage.queries import (
     webhooks,
 )
 from ccp.server.storage.queries.change_counters import ChangeCounter
-from ccp.x509.revocation_policy import Key, Rules
+from ccp.x509.revocation_evidence import CertificateRef
+from ccp.x509.revocation_policy import RevocationPolicy
 from tests.server.storage.made import AT, new_database, variant, write
 from tests.server.storage.plans import asked, plan
 
@@ -77,8 +78,8 @@ QUERIES: dict[str, Any] = {
     "queries.by_vehicle_and_emaid": contracts.by_vehicle_and_emaid(P, E),
     "queries.purge_reason": contracts.purge_reason(E, AT),
     "contracts.check_publication": contracts.check_publication(E, P, AT, AT, VehicleRules()),
-    "evidence.load": revocation.load([Key("issuer", 1, None)], Rules()),
-    "queries.load": revocation.load([Key("issuer", 1, ("http://crl.example/",))], Rules()),
+    "evidence.load": revocation.load([CertificateRef("issuer", 1, None)], RevocationPolicy()),
+    "queries.load": revocation.load([CertificateRef("issuer", 1, ("http://crl.example/",))], RevocationPolicy()),
     "queries.find_crl": revocation.find_crl("issuer", "http://crl.example/"),
     "check_standing": SMALL,
     "queries.find": secrets.find("example"),

@@ -14,7 +14,8 @@ from ccp.server.storage import Store
 from ccp.server.storage.engine.query import Query, Row, batchable
 from ccp.server.storage.engine.query_batching import QueryBatcher
 from ccp.server.storage.queries import contracts, revocation
-from ccp.x509.revocation_policy import Key, Rules
+from ccp.x509.revocation_evidence import CertificateRef
+from ccp.x509.revocation_policy import RevocationPolicy
 from tests.server.storage.made import AT, opened, statements, variant, with_store, write
 from tests.server.storage.proxy import between
 
@@ -52,7 +53,9 @@ def test_what_is_found_together_is_what_is_found_alone(filled: str) -> None:
             lambda car: contracts.for_delivery(car, Namespace.ISO20),
             lambda car: contracts.by_emaid(contract_of(car).emaid),
             lambda car: contracts.by_vehicle_and_emaid(car, contract_of(car).emaid),
-            lambda car: revocation.load([Key("issuer", CARS.index(car), ("http://crl.example",))], Rules()),
+            lambda car: revocation.load(
+                [CertificateRef("issuer", CARS.index(car), ("http://crl.example",))], RevocationPolicy()
+            ),
         ):
             together = await asyncio.gather(*(store.read(question(car)) for car in CARS))
             alone = [await store.read(question(car)) for car in CARS]

@@ -12,7 +12,7 @@ from ccp.ids import EMAID, PCID
 from ccp.server.storage import Store
 from ccp.server.storage.queries import contracts, revocation, vehicles
 from ccp.server.storage.queries import purging as queries
-from ccp.x509.revocation_policy import Evidence, Key, Status
+from ccp.x509.revocation_evidence import CertificateRef, Evidence, RevocationStatus
 from tests.server.storage.made import AT, DAY, NO_LIMITS, SECOND, candidates, variant, with_store
 from tests.server.storage.plans import as_if_large, plans
 
@@ -29,12 +29,12 @@ def pcid(number: int) -> PCID:
 
 
 def contract(number: int, valid_to: datetime, began: datetime = AT) -> Any:
-    keys = (Key(ISSUER, number, None),)
+    keys = (CertificateRef(ISSUER, number, None),)
     return variant(emaid(number), pcid(number), valid_to=valid_to, certificates=keys, created_at=began)
 
 
-def stated(number: int, status: Status) -> Any:
-    revoked_at = AT - DAY if status is Status.REVOKED else None
+def stated(number: int, status: RevocationStatus) -> Any:
+    revoked_at = AT - DAY if status is RevocationStatus.REVOKED else None
     return revocation.store_evidence(Evidence(ISSUER, number, status, AT - DAY, AT + DAY, revoked_at, "OCSP"))
 
 
@@ -47,9 +47,9 @@ def filled(url: str) -> str:
             valid_to = AT - SECOND if number < MANY else AT + DAY
             revoked = MANY - 5 <= number < 2 * MANY
             await store.write(contracts.publish(contract(number, valid_to), AT - DAY, NO_LIMITS))
-            await store.write(stated(number, Status.REVOKED if revoked else Status.GOOD))
+            await store.write(stated(number, RevocationStatus.REVOKED if revoked else RevocationStatus.GOOD))
         for number in range(1000, 1000 + MANY):
-            await store.write(stated(number, Status.REVOKED))  # Of certificates that are not here.
+            await store.write(stated(number, RevocationStatus.REVOKED))  # Of certificates that are not here.
 
     with_store(url, fill)
     return url

@@ -10,8 +10,10 @@ import pytest
 from ccp.errors import ChainError, ConfigurationError
 from ccp.server.trust.anchors import Expiry, expiry_warning, expiry_warnings, export_certificates, trusted_certificate
 from ccp.testing.pki import PKI
-from ccp.verify.trust_folder import from_directory
-from ccp.x509.path_validation import Role, TrustAnchors, check_root
+from ccp.verify.trust_folder import load_trust_directory
+from ccp.x509.certificate_checks import validate_root
+from ccp.x509.path_validation import TrustAnchors
+from ccp.x509.profiles import AnchorRole
 from tests.server.trust.root_files import damaged, leaf_that_names_itself, root, rsa_root, signed_by_another
 from tests.world import AT
 
@@ -19,20 +21,20 @@ from tests.world import AT
 @pytest.mark.parametrize("edition", ["iso2", "iso20", "ed448"])
 def test_the_roots_of_every_edition_can_be_anchors(pkis: dict[str, PKI], edition: str) -> None:
     for credential in (pkis[edition].v2g_root, pkis[edition].emsp_root, pkis[edition].oem_root):
-        check_root(credential.certificate)
+        validate_root(credential.certificate)
 
 
 def test_a_root_whose_own_signature_does_not_hold_is_refused() -> None:
     for certificate in (damaged(root()), signed_by_another()):
         with pytest.raises(ChainError, match="its own signature does not hold"):
-            check_root(certificate)
+            validate_root(certificate)
 
 
 def test_a_root_that_no_chain_could_end_in_is_refused() -> None:
     with pytest.raises(ChainError, match="not of a kind"):
-        check_root(rsa_root())
+        validate_root(rsa_root())
     with pytest.raises(ChainError, match="not a CA certificate"):
-        check_root(leaf_that_names_itself())
+        validate_root(leaf_that_names_itself())
 
 
 @pytest.mark.parametrize(
@@ -65,7 +67,7 @@ def test_the_last_second_of_a_certificate_counts_as_a_whole_and_the_last_year_ca
 
 def test_each_anchor_that_ends_is_told_once_whatever_it_is_trusted_for() -> None:
     soon = root("Soon", (AT, AT + timedelta(days=30)))
-    snapshot = TrustAnchors.build([(Role.V2G, soon), (Role.OEM, soon), (Role.V2G, root("Later"))])
+    snapshot = TrustAnchors.build([(AnchorRole.V2G, soon), (AnchorRole.OEM, soon), (AnchorRole.V2G, root("Later"))])
     assert expiry_warnings(snapshot, AT) == [f'Certificate "Soon" expires on {soon.not_after:%Y-%m-%d}.']
 
 
@@ -73,28 +75,28 @@ def test_what_is_exported_is_read_back_the_same(pkis: dict[str, PKI], tmp_path: 
     pki = pkis["iso2"]
     twins = [root("Twin"), root("Twin"), root("../../etc/passwd"), root("*")]
     entries = [
-        trusted_certificate(pki.v2g_root.certificate, Role.V2G, "a", AT),
-        trusted_certificate(pki.v2g_root.certificate, Role.EMSP, "a", AT),
-        trusted_certificate(pki.oem_root.certificate, Role.OEM, "a", AT),
-        trusted_certificate(pki.oem_sub1.certificate, Role.OEM, "a", AT),
-        *(trusted_certificate(certificate, Role.EMSP, "a", AT) for certificate in twins),
+        trusted_certificate(pki.v2g_root.certificate, AnchorRole.V2G, "a", AT),
+        trusted_certificate(pki.v2g_root.certificate, AnchorRole.EMSP, "a", AT),
+        trusted_certificate(pki.oem_root.certificate, AnchorRole.OEM, "a", AT),
+        trusted_certificate(pki.oem_sub1.certificate, AnchorRole.OEM, "a", AT),
+        *(trusted_certificate(certificate, AnchorRole.EMSP, "a", AT) for certificate in twins),
     ]
     folder = tmp_path / "out"
     written = export_certificates(entries, folder)
     assert len(set(written)) == len(entries)
     assert all(path.resolve().is_relative_to(folder.resolve()) for path in written)
-    found = from_directory(folder)
-    assert found.of(Role.V2G) == (pki.v2g_root.certificate,)
-    assert set(found.of(Role.EMSP)) == {pki.v2g_root.certificate, *twins}
-    assert found.of(Role.OEM) == (pki.oem_root.certificate,)
-    anchor = found.find(pki.v2g_root.certificate.fingerprint)
+    found = load_trust_directory(folder)
+    assert found.by_role(AnchorRole.V2G) == (pki.v2g_root.certificate,)
+    assert set(found.by_role(AnchorRole.EMSP)) == {pki.v2g_root.certificate, *twins}
+    assert found.by_role(AnchorRole.OEM) == (pki.oem_root.certificate,)
+    anchor = found.by_fingerprint(pki.v2g_root.certificate.fingerprint)
     assert anchor is not None
-    assert anchor.roles == {Role.V2G, Role.EMSP}
+    assert anchor.roles == {AnchorRole.V2G, AnchorRole.EMSP}
 
 
 def test_nothing_is_exported_among_other_files(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(ConfigurationError, match="not an empty directory"):
-        export_certificates([trusted_certificate(root(), Role.V2G, "a", AT)], tmp_path)
+        export_certificates([trusted_certificate(root(), AnchorRole.V2G, "a", AT)], tmp_path)
     with pytest.raises(ConfigurationError, match="not an empty directory"):
-        export_certificates([trusted_certificate(root(), Role.V2G, "a", AT)], tmp_path / "notes.txt")
+        export_certificates([trusted_certificate(root(), AnchorRole.V2G, "a", AT)], tmp_path / "notes.txt")

@@ -11,8 +11,9 @@ from ccp.server.storage import Store
 from ccp.server.storage.queries import anchors
 from ccp.server.trust.anchors import TrustStore, trusted_certificate
 from ccp.testing.pki import PKI
-from ccp.verify.trust_folder import from_directory, is_self_issued, read_files
-from ccp.x509.path_validation import Profile, Role, TrustAnchors, Usage
+from ccp.verify.trust_folder import is_self_issued, load_trust_directory, read_certificate_files
+from ccp.x509.path_validation import TrustAnchors
+from ccp.x509.profiles import AnchorRole, Profile, Usage
 from tests.server.storage.made import new_database, with_store
 from tests.world import AT
 
@@ -24,7 +25,7 @@ def pki(pkis: dict[str, PKI]) -> PKI:
 
 def verify_car(snapshot: TrustAnchors, pki: PKI) -> None:
     car = pki.vehicle("WEX0TRUST00000001", at=AT)
-    snapshot.verify(car.certificate, (), usage=Usage.OEM_PROVISIONING, at=AT, profile=Profile.ISO2)
+    snapshot.verify(car.certificate, (), usage=Usage.OEM_PROVISIONING, now=AT, profile=Profile.ISO2)
 
 
 def test_a_snapshot_never_changes_and_a_refresh_makes_a_new_one(tmp_path: Path, pki: PKI) -> None:
@@ -32,14 +33,14 @@ def test_a_snapshot_never_changes_and_a_refresh_makes_a_new_one(tmp_path: Path, 
         trust = TrustStore(store)
         before = trust.anchors
         for credential in (pki.oem_root, pki.oem_sub1, pki.oem_sub2):
-            await store.write(anchors.add(trusted_certificate(credential.certificate, Role.OEM, "file.pem", AT)))
+            await store.write(anchors.add(trusted_certificate(credential.certificate, AnchorRole.OEM, "file.pem", AT)))
         await trust.refresh()
         after = trust.anchors
         verify_car(after, pki)
         with pytest.raises(ChainError):
             verify_car(before, pki)
         assert after.version == before.version + 1
-        assert after.of(Role.OEM) == (pki.oem_root.certificate,)
+        assert after.by_role(AnchorRole.OEM) == (pki.oem_root.certificate,)
         await store.write(anchors.remove(pki.oem_root.certificate.fingerprint))
         await trust.refresh()
         with pytest.raises(ChainError):
@@ -51,21 +52,21 @@ def test_a_snapshot_never_changes_and_a_refresh_makes_a_new_one(tmp_path: Path, 
 
 def test_one_certificate_is_trusted_for_the_roles_it_was_added_for_only(tmp_path: Path, pki: PKI) -> None:
     async def use(store: Store) -> TrustAnchors:
-        for role in (Role.V2G, Role.EMSP):
+        for role in (AnchorRole.V2G, AnchorRole.EMSP):
             await store.write(anchors.add(trusted_certificate(pki.v2g_root.certificate, role, "", AT)))
         trust = TrustStore(store)
         await trust.refresh()
         return trust.anchors
 
     snapshot = with_store(new_database(tmp_path), use)
-    assert [len(snapshot.of(role)) for role in (Role.V2G, Role.EMSP, Role.OEM)] == [1, 1, 0]
+    assert [len(snapshot.by_role(role)) for role in (AnchorRole.V2G, AnchorRole.EMSP, AnchorRole.OEM)] == [1, 1, 0]
 
 
 def test_a_certificate_is_kept_with_its_kind_and_name(pki: PKI) -> None:
     root, sub = pki.oem_root.certificate, pki.oem_sub1.certificate
     assert (is_self_issued(root), is_self_issued(sub)) == (True, False)
-    kept = trusted_certificate(sub, Role.OEM, "file.pem", AT)
-    assert (kept.role, kept.is_root, kept.label, kept.certificate) == ("oem", False, "OEM Sub1 CA SIM", sub.der)
+    kept = trusted_certificate(sub, AnchorRole.OEM, "file.pem", AT)
+    assert (kept.role, kept.is_root, kept.display_name, kept.certificate) == ("oem", False, "OEM Sub1 CA SIM", sub.der)
     assert kept.fingerprint == sub.fingerprint
 
 
@@ -76,40 +77,40 @@ def test_files_are_read_as_pem_with_several_certificates_or_as_der(tmp_path: Pat
     (tmp_path / "c.CER").write_bytes(sub.der)
     (tmp_path / "d.txt").write_bytes(b"passed over")
     (tmp_path / "below.pem").mkdir()
-    assert [(file.name, found) for file, found in read_files(tmp_path)] == [
+    assert [(file.name, found) for file, found in read_certificate_files(tmp_path)] == [
         ("a.pem", root), ("a.pem", sub), ("b.der", root), ("c.CER", sub),
     ]  # fmt: skip
     # A file that is named is read whatever its name.
     (tmp_path / "root").write_bytes(root.der)
-    assert [found for _, found in read_files(tmp_path / "root")] == [root]
+    assert [found for _, found in read_certificate_files(tmp_path / "root")] == [root]
 
 
 @pytest.mark.parametrize("octets", [b"", b"text", b"-----BEGIN CERTIFICATE-----\n", b"\x30\x03\x02\x01\x01"])
 def test_a_file_in_a_directory_that_is_no_certificate_is_told_by_name(tmp_path: Path, octets: bytes) -> None:
     (tmp_path / "odd.pem").write_bytes(octets)
     with pytest.raises(ConfigurationError, match=r"odd\.pem holds no certificate"):
-        list(read_files(tmp_path))
+        list(read_certificate_files(tmp_path))
 
 
 def test_what_is_not_there_is_told(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="There is no file or directory"):
-        list(read_files(tmp_path / "none"))
+        list(read_certificate_files(tmp_path / "none"))
     with pytest.raises(ConfigurationError, match="There is no directory"):
-        from_directory(tmp_path / "none")
+        load_trust_directory(tmp_path / "none")
 
 
 def test_a_directory_is_a_snapshot_by_its_folders(tmp_path: Path, pki: PKI) -> None:
-    assert from_directory(tmp_path).anchors == ()
+    assert load_trust_directory(tmp_path).anchors == ()
     (tmp_path / "everything.pem").write_bytes(pki.v2g_root.certificate.pem())
     (tmp_path / "oem").mkdir()
     for name in ("oem_root", "oem_sub1", "oem_sub2"):
         (tmp_path / "oem" / f"{name}.pem").write_bytes(getattr(pki, name).certificate.pem())
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "emsp.pem").write_bytes(pki.emsp_root.certificate.pem())
-    snapshot = from_directory(tmp_path)
-    assert {role: {c.subject_cn for c in snapshot.of(role)} for role in Role} == {
-        Role.V2G: {"V2G Root CA SIM"},
-        Role.EMSP: {"V2G Root CA SIM"},
-        Role.OEM: {"V2G Root CA SIM", "OEM Root CA SIM"},
+    snapshot = load_trust_directory(tmp_path)
+    assert {role: {c.subject_cn for c in snapshot.by_role(role)} for role in AnchorRole} == {
+        AnchorRole.V2G: {"V2G Root CA SIM"},
+        AnchorRole.EMSP: {"V2G Root CA SIM"},
+        AnchorRole.OEM: {"V2G Root CA SIM", "OEM Root CA SIM"},
     }
     verify_car(snapshot, pki)

@@ -22,7 +22,7 @@ from ccp.server.trust.anchors import trusted_certificate
 from ccp.server.trust.root_sync import RootSyncResult, root_sync_task, sync_roots
 from ccp.testing.pki import PKI
 from ccp.x509.certificates import Certificate
-from ccp.x509.path_validation import Role
+from ccp.x509.profiles import AnchorRole
 from tests.server.external.scripted_server import Call, Fake, Reply, json_answer, scripted_server
 from tests.server.trust.root_files import damaged, leaf_that_names_itself, root, rsa_root, signed_by_another
 from tests.world import AT, b64
@@ -118,10 +118,11 @@ def test_what_was_added_by_hand_or_came_from_elsewhere_is_never_gone(world: Worl
     world.list(pinned, "V2G")
     world.list(plain, "V2G")
     world.sync()
-    world.write(anchors.add(trusted_certificate(hand, Role.V2G, "hand.pem", AT)))
-    world.write(anchors.add(trusted_certificate(other, Role.V2G, "http://other/rcp", AT)))
+    world.write(anchors.add(trusted_certificate(hand, AnchorRole.V2G, "hand.pem", AT)))
+    world.write(anchors.add(trusted_certificate(other, AnchorRole.V2G, "http://other/rcp", AT)))
     assert (
-        world.write(anchors.add_by_operator(trusted_certificate(pinned, Role.V2G, "pinned.pem", AT, "mine"))) is False
+        world.write(anchors.add_by_operator(trusted_certificate(pinned, AnchorRole.V2G, "pinned.pem", AT, "mine")))
+        is False
     )
     world.lists = []
     world.list(plain, "V2G")
@@ -132,7 +133,7 @@ def test_what_was_added_by_hand_or_came_from_elsewhere_is_never_gone(world: Worl
 
 def test_what_is_known_from_elsewhere_keeps_its_source(world: World) -> None:
     hand = root("Hand")
-    world.write(anchors.add(trusted_certificate(hand, Role.V2G, "hand.pem", AT)))
+    world.write(anchors.add(trusted_certificate(hand, AnchorRole.V2G, "hand.pem", AT)))
     world.list(hand, "V2G")
     assert world.sync().added == ()
     assert set(world.held().values()) == {"hand.pem"}
@@ -153,12 +154,12 @@ def test_certificates_that_cannot_be_anchors_are_told_and_the_others_are_taken(
     assert set(world.held()) == {("v2g", good.fingerprint)}
     assert len(done.unusable) == len(bad)
     for certificate in bad:
-        assert any(certificate.label in sentence for sentence in done.unusable), certificate.label
+        assert any(certificate.display_name in sentence for sentence in done.unusable), certificate.display_name
 
 
 def test_an_anchor_that_has_expired_meanwhile_is_not_gone(world: World) -> None:
     ended = root("Ended", (AT - timedelta(days=9), AT - timedelta(days=1)))
-    world.write(anchors.add(trusted_certificate(ended, Role.V2G, world.fake.url + "/rcp", AT)))
+    world.write(anchors.add(trusted_certificate(ended, AnchorRole.V2G, world.fake.url + "/rcp", AT)))
     world.list(ended, "V2G")
     assert world.sync(prune=True).delisted == ()
 
@@ -192,7 +193,7 @@ def test_the_schedule_adds_and_never_prunes_and_goes_on_after_failures(
     monkeypatch.setattr("ccp.server.trust.root_sync._MAX_FIRST_DELAY", 0.01)
     monkeypatch.setattr("ccp.server.trust.root_sync._RETRY_DELAY", 0.05)
     one, two, gone = root("One"), root("Two"), root("Gone")
-    world.write(anchors.add(trusted_certificate(gone, Role.V2G, world.fake.url + "/rcp", AT)))
+    world.write(anchors.add(trusted_certificate(gone, AnchorRole.V2G, world.fake.url + "/rcp", AT)))
 
     async def run() -> None:
         store, outbound = connect(world.url), OutboundClient()

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Final
 
 from ccp.errors import FieldError
-from ccp.ids import EMAID, PCID, masked
+from ccp.ids import EMAID, PCID, mask_ids
 from ccp.server.settings import LogIdentifiers, Settings
 from ccp.server.storage import Store
 from ccp.server.storage.queries import secrets as queries
@@ -92,7 +92,7 @@ def _replace_ids(text: str, stand_in: Callable[[EMAID | PCID], str]) -> str:
                 return stand_in(kind.parse(compact))
             except FieldError:
                 continue
-        return masked(written)
+        return mask_ids(written)
 
     return _CANDIDATE.sub(replace, text)
 

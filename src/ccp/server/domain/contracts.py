@@ -14,7 +14,7 @@ from typing import NamedTuple
 from ccp.errors import NoContract, NotFound, NothingDeliverable
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.verify.response import VerifiedInstallationResponse
-from ccp.x509.revocation_policy import Key
+from ccp.x509.revocation_evidence import CertificateRef
 
 
 class SignedContract(NamedTuple):
@@ -42,7 +42,7 @@ class SignedContract(NamedTuple):
     created_at: datetime
     updated_at: datetime
     is_default: bool = False
-    certificates: tuple[Key, ...] | None = None
+    certificates: tuple[CertificateRef, ...] | None = None
     provisioning_key: str | None = None
 
     def valid_at(self, at: datetime) -> bool:
@@ -56,7 +56,7 @@ def signed_contract(
     metadata: str | None,
     at: datetime,
     *,
-    certificates: tuple[Key, ...] | None = None,
+    certificates: tuple[CertificateRef, ...] | None = None,
     provisioning_key: str | None = None,
 ) -> SignedContract:
     """The contract to store for a vehicle. certificates: of both chains, the contract's first."""
@@ -68,11 +68,11 @@ def signed_contract(
         namespace=verified.response.namespace,
         root_fingerprint=Fingerprint(root.fingerprint),
         root_serial=root.serial_number,
-        root_dn=root.dn,
+        root_dn=root.subject_dn,
         valid_from=contract.not_before,
         valid_to=contract.not_after,
         certificate=contract.der,
-        response=parsed.octets,
+        response=parsed.data,
         remaining_from_end=parsed.remaining_from_end,
         metadata=metadata,
         created_at=at,

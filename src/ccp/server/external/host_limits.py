@@ -34,7 +34,7 @@ _MAX_QUEUED: Final = 1_000  # Per caller and host; the rate serves them in 50 se
 
 
 class HostKey(NamedTuple):
-    """A host, separately for each CA whose certificates name it. issuer: `Certificate.issuer_id` of that CA."""
+    """A host, separately for each CA whose certificates name it. issuer: `Certificate.issuer_key_id` of that CA."""
 
     scheme: str
     host: str

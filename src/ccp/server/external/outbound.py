@@ -24,7 +24,7 @@ from urllib.parse import SplitResult
 import httpcore
 import structlog
 
-from ccp.errors import Unavailable, without_frames
+from ccp.errors import Unavailable, strip_tracebacks
 from ccp.server.external.egress import EgressBackend, OutboundCall, RefusedAddressError, client_tls_context, track_call
 from ccp.server.external.host_limits import KeyedSlots
 from ccp.server.external.resolver import ResolutionError, Resolver
@@ -159,18 +159,18 @@ class OutboundClient:
                 _log.info(
                     "outbound request failed", host=host, owner=owner, reason="The host was not contacted in time."
                 )
-                raise OutboundError(f"{host} cannot be reached.", host_failed=False) from without_frames(exc)
-            raise OutboundError(f"{host} did not answer within {timeout:g} s.") from without_frames(exc)
+                raise OutboundError(f"{host} cannot be reached.", host_failed=False) from strip_tracebacks(exc)
+            raise OutboundError(f"{host} did not answer within {timeout:g} s.") from strip_tracebacks(exc)
         except ResponseLimitError as exc:
-            raise OutboundError(f"{host} {exc}.") from without_frames(exc)
+            raise OutboundError(f"{host} {exc}.") from strip_tracebacks(exc)
         except RefusedAddressError as exc:
             _log.warning("outbound address refused", host=host, owner=owner, reason=str(exc))
-            raise OutboundError(f"{host} cannot be reached.", host_failed=False) from without_frames(exc)
+            raise OutboundError(f"{host} cannot be reached.", host_failed=False) from strip_tracebacks(exc)
         except (httpcore.NetworkError, httpcore.ProtocolError, httpcore.TimeoutException, ssl.SSLError, OSError) as exc:
             _log.info("outbound request failed", host=host, owner=owner, reason=str(exc) or type(exc).__name__)
-            raise OutboundError(f"{host} cannot be reached.", host_failed=call.contacted) from without_frames(exc)
+            raise OutboundError(f"{host} cannot be reached.", host_failed=call.contacted) from strip_tracebacks(exc)
         except (UnicodeError, httpcore.UnsupportedProtocol) as exc:  # for example a label that is too long for IDNA
-            raise OutboundError(f"{host} is not a valid host name.", host_failed=False) from without_frames(exc)
+            raise OutboundError(f"{host} is not a valid host name.", host_failed=False) from strip_tracebacks(exc)
         received = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
         return HttpResponse(response.status, received, body)
 

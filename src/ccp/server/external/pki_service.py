@@ -138,7 +138,7 @@ def is_issued_by_operator(contract: SignedContract, operator_cas: IssuerMap[bool
         issuer = Certificate.load(der)
         if operator_cas.of(issuer):
             try:
-                leaf.check_signature(issuer)
+                leaf.verify_issued_by(issuer)
             except ChainError:
                 continue
             return True

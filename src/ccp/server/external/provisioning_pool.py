@@ -168,7 +168,9 @@ def key_fingerprint(certificate: Certificate) -> str:
     A vehicle with an Ed448 key also has an X448 key, which contracts are encrypted for. Then the hash continues over
     the SubjectPublicKeyInfo of that key. Raises ChainError.
     """
-    with parse_errors_as(lambda: ChainError(f"The public key of certificate {certificate.label} cannot be read.")):
+    with parse_errors_as(
+        lambda: ChainError(f"The public key of certificate {certificate.display_name} cannot be read.")
+    ):
         digest = hashlib.sha256(certificate.public_key.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
         for extension in certificate.extensions:
             if extension.oid == _ALTERNATIVE_KEY and isinstance(extension.value, x509.UnrecognizedExtension):

@@ -9,11 +9,11 @@ from typing import Any, Final
 from ccp.errors import ChainError, UpstreamError
 from ccp.server.external.service_client import ServiceClient, get_member, parse_certificate, parse_json
 from ccp.x509.certificates import Certificate
-from ccp.x509.path_validation import Role
+from ccp.x509.profiles import AnchorRole
 
 _TIMEOUT: Final = 30.0  # No request waits for it, and some pools assemble the list on request.
 _MAX_BYTES: Final = 1_048_576  # Some 500 roots; the whole ecosystem has fewer than a hundred.
-_ROLES: Final = {"V2G": Role.V2G, "EMSP": Role.EMSP, "MO": Role.EMSP, "OEM": Role.OEM}
+_ROLES: Final = {"V2G": AnchorRole.V2G, "EMSP": AnchorRole.EMSP, "MO": AnchorRole.EMSP, "OEM": AnchorRole.OEM}
 _IGNORED_TYPES: Final = frozenset({"PE"})  # Private environments: the pool verifies no chain that ends in such a root.
 
 
@@ -22,7 +22,7 @@ class ListedRoot:
     """A certificate that the Root Certificate Pool lists, with the roles that it names for it. Not verified."""
 
     certificate: Certificate
-    roles: frozenset[Role]
+    roles: frozenset[AnchorRole]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,16 +51,16 @@ class RootCertificatePool(ServiceClient):
         pool that ignores the filter returns every root for every query. So an entry without types that is returned for
         all three roles is not used.
         """
-        listed = {role: await self._fetch(role) for role in Role}
+        listed = {role: await self._fetch(role) for role in AnchorRole}
         if not any(listed.values()):
             # A wrong URL answers 404 too. It must not look like a pool that has withdrawn every root.
             raise UpstreamError("The Root Certificate Pool lists no root certificate at all; nothing was changed.")
         # Parsing thousands of certificates takes long: a thread keeps the event loop free.
         return await self._parsing.run(self._parse, listed)
 
-    def _parse(self, listed: Mapping[Role, Sequence[object]]) -> RootList:
-        named_roles: dict[Certificate, set[Role]] = {}
-        queried_roles: dict[Certificate, set[Role]] = {}
+    def _parse(self, listed: Mapping[AnchorRole, Sequence[object]]) -> RootList:
+        named_roles: dict[Certificate, set[AnchorRole]] = {}
+        queried_roles: dict[Certificate, set[AnchorRole]] = {}
         unusable: dict[str, None] = {}
         complete = True
         for role, entries in listed.items():
@@ -75,19 +75,21 @@ class RootCertificatePool(ServiceClient):
                 queried_roles.setdefault(certificate, set()).add(role)
                 for name in types:
                     if name not in _ROLES and name not in _IGNORED_TYPES:
-                        unusable[f"Certificate {certificate.label} is for {name!r}, which is not known here."] = None
+                        unusable[
+                            f"Certificate {certificate.display_name} is for {name!r}, which is not known here."
+                        ] = None
                 if types:
                     named = {_ROLES[name] for name in types if name in _ROLES}
                     named_roles.setdefault(certificate, set()).update(named)
         roots = []
         for certificate, roles in queried_roles.items():
-            if certificate not in named_roles and len(roles) == len(Role):
-                unusable[f"The pool does not say what certificate {certificate.label} is for."] = None
+            if certificate not in named_roles and len(roles) == len(AnchorRole):
+                unusable[f"The pool does not say what certificate {certificate.display_name} is for."] = None
                 roles = set()
             roots.append(ListedRoot(certificate, frozenset(named_roles.get(certificate, roles))))
         return RootList(self.url, tuple(roots), tuple(unusable), complete)
 
-    async def _fetch(self, role: Role) -> Sequence[object]:
+    async def _fetch(self, role: AnchorRole) -> Sequence[object]:
         response = await self._call(
             "GET", f"/rootcertificates?pkiType={role.value}", timeout=_TIMEOUT, max_bytes=_MAX_BYTES
         )

@@ -70,7 +70,7 @@ class Broadcasts:
         if not self._limits.admits(party):
             self._metrics.broadcast("limited")
             raise Unavailable(NOT_ASKED)
-        wanted = list(dict.fromkeys(emaid.provider for emaid in request.request.prioritised))
+        wanted = list(dict.fromkeys(emaid.provider for emaid in request.request.prioritized_emaids))
         registered = {name: link.peer.provider_ids for name, link in asked.items()}
         waves = self._ranking.waves(registered, request.pcid.wmi, wanted)
         race = _Race(self, vehicle_request, [[asked[name] for name in wave] for wave in waves])

@@ -27,7 +27,7 @@ from ccp.errors import (
     RevokedError,
     Unavailable,
     VerificationError,
-    without_frames,
+    strip_tracebacks,
 )
 from ccp.exi.base64_text import message_bytes
 from ccp.ids import PCID, Namespace
@@ -48,7 +48,8 @@ from ccp.server.storage.queries.revocation import RevocationCache
 from ccp.server.trust.anchors import TrustStore
 from ccp.server.trust.revocation import RevocationService
 from ccp.verify import InstallationRequest, VerifiedInstallationRequest
-from ccp.x509.revocation_policy import AskedLater, Key, Known, Rules, check_keys
+from ccp.x509.revocation_evidence import CertificateRef
+from ccp.x509.revocation_policy import DeferredRevocation, RevocationPolicy, RevocationState, check_refs
 
 _log = structlog.get_logger("ccp.server.pool.delivery")
 
@@ -143,8 +144,8 @@ class Delivery:
             reason.__cause__ = exc
         except (VerificationError, NotFound, Unavailable) as exc:
             reason = exc
-        negative = verify.refuse(namespace, request.session_id, reason, now)
-        return NegativeResponse(verify.pcid_said(request), negative, without_frames(reason))
+        negative = verify.negative_response(namespace, request.session_id, reason, now)
+        return NegativeResponse(verify.claimed_pcid(request), negative, strip_tracebacks(reason))
 
     async def _find(
         self,
@@ -182,17 +183,19 @@ class Delivery:
         """
         anchors = self._trust.anchors if self._vehicle_trust is VehicleTrust.CHAIN else None
         try:
-            return verify.verify_request(request, anchors=anchors, revocation=AskedLater(), at=now)
+            return verify.check_request(request, anchors=anchors, revocation=DeferredRevocation(), now=now)
         except ChainError as exc:
             # The signature is verified before the chain, so only a holder of the vehicle's key can cause this lookup.
-            claimed = None if request.sub_certificates or self._provisioning_pool is None else verify.pcid_said(request)
+            claimed = (
+                None if request.sub_certificates or self._provisioning_pool is None else verify.claimed_pcid(request)
+            )
             if self._provisioning_pool is None or claimed is None or isinstance(exc, ExpiredError):
                 raise
             known = await self._provisioning_pool.get_chain(claimed)
             if known is None:
                 raise
             completed = replace(request, sub_certificates=tuple(one.der for one in known.sub_cas))
-            return verify.verify_request(completed, anchors=anchors, revocation=AskedLater(), at=now)
+            return verify.check_request(completed, anchors=anchors, revocation=DeferredRevocation(), now=now)
 
     async def _check_current_key(self, verified: VerifiedInstallationRequest) -> None:
         """Refuse a vehicle whose provisioning certificate is known to have been replaced. Raises ChainError."""
@@ -209,7 +212,7 @@ class Delivery:
         self,
         verified: VerifiedInstallationRequest,
         stored: list[SignedContract],
-        known: Known,
+        known: RevocationState,
         broadcast: bool,
         now: datetime,
         max_one: bool,
@@ -280,8 +283,8 @@ class Delivery:
             now,
             root_listed=request.trusts_root_of,
             deliverable=deliverable,
-            prioritized_emaids=request.prioritised,
-            max_chains=min(request.maximum, 1) if max_one else request.maximum,
+            prioritized_emaids=request.prioritized_emaids,
+            max_chains=min(request.max_chains, 1) if max_one else request.max_chains,
             root_match=self._root_match,
         )
 
@@ -302,7 +305,7 @@ class Delivery:
 
 
 def undeliverable_reason(
-    contract: SignedContract, known: Known, rules: Rules, key: str | None, now: datetime
+    contract: SignedContract, known: RevocationState, rules: RevocationPolicy, key: str | None, now: datetime
 ) -> CCPError | None:
     """Why a stored contract cannot be delivered now, from stored revocation state only. None if it can.
 
@@ -312,7 +315,7 @@ def undeliverable_reason(
     if key is not None and contract.provisioning_key not in (None, key):
         return ChainError("The contract was made for another provisioning key than the vehicle's current one.")
     try:
-        check_keys(contract.certificates or (), known, rules, now)
+        check_refs(contract.certificates or (), known, rules, now)
     except (RevokedError, Unavailable) as exc:
         return exc
     return None
@@ -320,8 +323,12 @@ def undeliverable_reason(
 
 @batchable
 def _contracts_with_revocation(
-    pcid: PCID, namespace: Namespace, vehicle: tuple[Key, ...], rules: Rules, recent: RevocationCache
-) -> Query[tuple[list[SignedContract], Known]]:
+    pcid: PCID,
+    namespace: Namespace,
+    vehicle: tuple[CertificateRef, ...],
+    rules: RevocationPolicy,
+    recent: RevocationCache,
+) -> Query[tuple[list[SignedContract], RevocationState]]:
     """A vehicle's contracts, and the revocation state of its certificates and of theirs."""
     stored = yield from queries.for_delivery(pcid, namespace)
     chains = (vehicle, *(contract.certificates or () for contract in stored))

@@ -33,7 +33,7 @@ def vehicle_of(verified: VerifiedInstallationRequest) -> Vehicle:
     and none that was made for another key of the vehicle.
     """
     request = verified.request
-    return verified.pcid, request.namespace, hash((request.certificate, request.roots))
+    return verified.pcid, request.namespace, hash((request.certificate, request.root_ids))
 
 
 class NegativeCache:

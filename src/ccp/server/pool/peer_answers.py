@@ -27,7 +27,7 @@ from ccp.server.storage.queries.contracts import find_vehicle
 from ccp.server.storage.queries.peers import Peer
 from ccp.verify import VerifiedInstallationRequest
 from ccp.x509.path_validation import TrustAnchors, VerifiedChain
-from ccp.x509.revocation_policy import AskedLater
+from ccp.x509.revocation_policy import DeferredRevocation
 
 _log = structlog.get_logger("ccp.server.pool.peers")
 
@@ -89,10 +89,10 @@ class PeerAnswers:
         """Verify an answer. Contracts that do not verify are left out.
 
         Raises the error of the first contract if none verifies: MismatchError for another session or vehicle, and what
-        `verify_response` raises.
+        `check_response` raises.
         """
         namespace, session_id = request.request.namespace, request.request.session_id
-        max_contracts = 1 if namespace is Namespace.ISO2 else request.request.maximum
+        max_contracts = 1 if namespace is Namespace.ISO2 else request.request.max_chains
         accepted: list[SignedResponse] = []
         verified: list[SignedContract] = []
         errors: list[CCPError] = []
@@ -148,9 +148,9 @@ class PeerAnswers:
         response = verify.read_response(item.message, namespace)
         if session_id is not None and response.parsed.message.Header.SessionID != session_id:
             raise MismatchError("The answer is for another session.")
-        deferred = AskedLater()
-        verified = verify.verify_response(
-            response, emaid=item.emaid, root=root, anchors=self._anchors(), revocation=deferred, at=now
+        deferred = DeferredRevocation()
+        verified = verify.check_response(
+            response, emaid=item.emaid, root=root, anchors=self._anchors(), revocation=deferred, now=now
         )
         # As with the vehicle's own chain: a certificate known to be revoked is refused. For unknown status the peer is
         # responsible; the status is fetched afterwards.

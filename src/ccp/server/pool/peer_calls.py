@@ -100,7 +100,7 @@ class VehicleCalls:
         try:
             with track_call(timing.call):
                 answer = await link.vehicle_client.deliver(
-                    request.request.parsed.octets,
+                    request.request.parsed.data,
                     request.request.namespace,
                     broadcast=False,
                     routing=self._routing(link.peer, caller),

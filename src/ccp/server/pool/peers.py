@@ -276,10 +276,10 @@ class RegisteredPeers:
 
     def _may_serve(self, peer: Peer, request: VerifiedInstallationRequest) -> bool:
         """Whether a peer may have contracts under a root that the vehicle lists. True if this is not known."""
-        known = [anchor for name in peer.v2g_roots if (anchor := self._anchors().find(name)) is not None]
-        if len(known) < len(peer.v2g_roots) or not known or not request.request.roots:
+        known = [anchor for name in peer.v2g_roots if (anchor := self._anchors().by_fingerprint(name)) is not None]
+        if len(known) < len(peer.v2g_roots) or not known or not request.request.root_ids:
             return True
-        listed = {root.X509SerialNumber for root in request.request.roots}
+        listed = {root.X509SerialNumber for root in request.request.root_ids}
         return any(anchor.certificate.serial_number in listed for anchor in known)
 
     async def verify_contract(

@@ -36,8 +36,8 @@ from ccp.server.storage.queries.contracts import Published
 from ccp.server.trust.anchors import TrustStore
 from ccp.server.trust.revocation import RevocationService
 from ccp.verify import lint
-from ccp.verify.report import Checks
-from ccp.x509.revocation_policy import AskedLater
+from ccp.verify.report import CheckList
+from ccp.x509.revocation_policy import DeferredRevocation
 
 _log = structlog.get_logger("ccp.server.pool.publication")
 
@@ -131,8 +131,8 @@ class Publication:
         """Make every check of `publish` that needs no lock. Arguments and errors are those of `publish`."""
         authorise(caller.party, Operation.PUBLISH, emaid)
         response = verify.read_response(message_bytes(message), namespace)
-        verified = verify.verify_response(
-            response, emaid=emaid, root=root, anchors=self._trust.anchors, revocation=AskedLater(), at=now
+        verified = verify.check_response(
+            response, emaid=emaid, root=root, anchors=self._trust.anchors, revocation=DeferredRevocation(), now=now
         )
         cleared = await self._revocation.ensure_good(
             (verified.contract_chain, verified.cps_chain), now, caller=caller.party.client_id
@@ -145,7 +145,7 @@ class Publication:
             verified, pcid, metadata, began or now, certificates=cleared.keys, provisioning_key=key
         )
         leaves = verified.contract_chain.leaf, verified.cps_chain.leaf
-        return ValidatedContract(contract, lint.on_response(response, self._trust.anchors, now, leaves))
+        return ValidatedContract(contract, lint.lint_response(response, self._trust.anchors, now, leaves))
 
     async def store(self, caller: Caller, contract: SignedContract) -> None:
         """Store a validated contract; durable when this returns. Raises LimitExceeded, MismatchError, Unavailable."""
@@ -187,7 +187,7 @@ class Publication:
         root: Fingerprint | None,
         now: datetime,
         began: datetime | None = None,
-    ) -> tuple[Checks, tuple[str, ...]]:
+    ) -> tuple[CheckList, tuple[str, ...]]:
         """Report what `publish` would do: every check, and the warnings. Nothing is stored and no vehicle is locked.
 
         Checks of the vehicle are made only for a message that a trusted provisioning service signed. Otherwise any
@@ -196,21 +196,21 @@ class Publication:
         """
         authorise(caller.party, Operation.PUBLISH, emaid)
         response = verify.read_response(message_bytes(message), namespace)
-        deferred = AskedLater()
+        deferred = DeferredRevocation()
         checks, warnings = await self._reports.on_response(
             response, emaid=emaid, root=root, now=now, fetch=True, caller=caller.party.client_id, deferred=deferred
         )
         trusted = bool(deferred.chains)
         if self._provisioning_pool is not None and self._known_vehicles_only:
             known = partial(self._provisioning_pool.chain_for_publication, pcid, required=True)
-            await checks.ask(
-                "vehicle known to the Provisioning Certificate Pool", known, when=trusted, without=_UNSIGNED
+            await checks.run_async(
+                "vehicle known to the Provisioning Certificate Pool", known, enabled=trusted, skip_reason=_UNSIGNED
             )
-        await checks.ask(
+        await checks.run_async(
             "contracts of the vehicle",
             partial(self._check_vehicle, emaid, pcid, began or now),
-            when=trusted,
-            without=_UNSIGNED,
+            enabled=trusted,
+            skip_reason=_UNSIGNED,
             evidence=lambda sentence: (sentence,),
         )
         return checks, warnings

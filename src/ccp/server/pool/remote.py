@@ -50,7 +50,7 @@ from ccp.server.external.pki_service import RevocationReason
 from ccp.server.pool.delivery import DeliveredContract
 from ccp.server.pool.peer_limits import bounded_retry_after
 from ccp.server.pool.peers import Peers, Sender
-from ccp.verify.report import Checks
+from ccp.verify.report import CheckList
 
 T = TypeVar("T")
 
@@ -129,7 +129,7 @@ class RemotePool:
         root: Fingerprint | None,
         now: datetime,
         began: datetime | None = None,
-    ) -> tuple[Checks, tuple[str, ...]]:
+    ) -> tuple[CheckList, tuple[str, ...]]:
         """Raises FieldError: a pool that does not know the parameter dryRun would store the contract."""
         authorise(caller.party, Operation.PUBLISH, emaid)
         raise FieldError("dryRun : is for the pool that is called; a dry run is not passed on")

@@ -13,8 +13,8 @@ from ccp.server.settings import Settings, VehicleTrust
 from ccp.server.trust.anchors import TrustStore
 from ccp.server.trust.revocation import RevocationService
 from ccp.verify import InstallationRequest, InstallationResponse, lint
-from ccp.verify.report import Checks
-from ccp.x509.revocation_policy import AskedLater
+from ccp.verify.report import CheckList
+from ccp.x509.revocation_policy import DeferredRevocation
 
 
 class VerificationReports:
@@ -37,8 +37,8 @@ class VerificationReports:
         now: datetime,
         fetch: bool,
         caller: str = "",
-        deferred: AskedLater | None = None,
-    ) -> tuple[Checks, tuple[str, ...]]:
+        deferred: DeferredRevocation | None = None,
+    ) -> tuple[CheckList, tuple[str, ...]]:
         """Every check on a response, and the warnings.
 
         emaid, root: what the response has to be for; None if that is not checked. fetch: whether to fetch revocation
@@ -46,38 +46,38 @@ class VerificationReports:
         service signed the message, whatever else is wrong with it. caller: client id of the party whose budget pays
         for fetching. deferred: receives these chains.
         """
-        deferred = AskedLater() if deferred is None else deferred
-        arguments = {"emaid": emaid, "root": root, "anchors": self._trust.anchors, "at": now}
-        _verify_response(Checks(tell=True), response, revocation=deferred, **arguments)
+        deferred = DeferredRevocation() if deferred is None else deferred
+        arguments = {"emaid": emaid, "root": root, "anchors": self._trust.anchors, "now": now}
+        _verify_response(CheckList(collect=True), response, revocation=deferred, **arguments)
         stored = await (
             self._revocation.evaluate_with_fetch(deferred.chains, now, caller=caller)
             if fetch
             else self._revocation.evaluate(deferred.chains)
         )
-        checks = Checks(tell=True)
+        checks = CheckList(collect=True)
         _verify_response(checks, response, revocation=stored, **arguments)
-        return checks, (*lint.on_response(response, self._trust.anchors, now), *stored.warnings)
+        return checks, (*lint.lint_response(response, self._trust.anchors, now), *stored.warnings)
 
-    async def on_request(self, request: InstallationRequest, now: datetime) -> tuple[Checks, tuple[str, ...]]:
+    async def on_request(self, request: InstallationRequest, now: datetime) -> tuple[CheckList, tuple[str, ...]]:
         """Every check that a delivery makes on a vehicle's request, and the warnings. Nothing is fetched.
 
         Unknown revocation status of a vehicle fails no check, unless the policy requires it.
         """
         anchors = self._trust.anchors if self._vehicle_trust is VehicleTrust.CHAIN else None
-        deferred = AskedLater()
-        _verify_request(Checks(tell=True), request, anchors=anchors, revocation=deferred, at=now)
+        deferred = DeferredRevocation()
+        _verify_request(CheckList(collect=True), request, anchors=anchors, revocation=deferred, now=now)
         stored = await self._revocation.evaluate_for_vehicle(deferred.chains)
-        checks = Checks(tell=True)
-        _verify_request(checks, request, anchors=anchors, revocation=stored, at=now)
-        return checks, (*lint.on_request(request, self._trust.anchors), *stored.warnings)
+        checks = CheckList(collect=True)
+        _verify_request(checks, request, anchors=anchors, revocation=stored, now=now)
+        return checks, (*lint.lint_request(request, self._trust.anchors), *stored.warnings)
 
 
-def _verify_response(checks: Checks, response: InstallationResponse, **arguments: Any) -> None:
+def _verify_response(checks: CheckList, response: InstallationResponse, **arguments: Any) -> None:
     """Run every check on a response; their results are in `checks`."""
     with contextlib.suppress(VerificationError):
-        verify.verify_response(response, checks=checks, **arguments)
+        verify.check_response(response, checks=checks, **arguments)
 
 
-def _verify_request(checks: Checks, request: InstallationRequest, **arguments: Any) -> None:
+def _verify_request(checks: CheckList, request: InstallationRequest, **arguments: Any) -> None:
     with contextlib.suppress(VerificationError):
-        verify.verify_request(request, checks=checks, **arguments)
+        verify.check_request(request, checks=checks, **arguments)

@@ -103,7 +103,7 @@ def _tell_edition(story: Story, edition: str, pki: PKI, parties: dict[str, Clien
         with story.step(title, f"{publisher.removeprefix('Example ')} publishes {emaid}"):
             root = pki.v2g_root.certificate
             parties[publisher].publish(
-                message, emaid=emaid, pcid=pcid, namespace=namespace, root=root.fingerprint, root_dn=root.dn
+                message, emaid=emaid, pcid=pcid, namespace=namespace, root=root.fingerprint, root_dn=root.subject_dn
             )
 
     with story.step(title, f"OEM lists the contracts of {car.pcid}") as result:

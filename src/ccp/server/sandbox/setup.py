@@ -30,7 +30,7 @@ from ccp.testing import pki as sim_pki
 from ccp.testing.partners import Car, make_contract, new_session_id, sign_contract
 from ccp.testing.pki import PKI
 from ccp.x509.certificates import Certificate
-from ccp.x509.path_validation import Role as TrustRole
+from ccp.x509.profiles import AnchorRole as TrustRole
 
 EMSP_A: Final = ProviderId.parse("DEEXA")
 EMSP_B: Final = ProviderId.parse("NLEXB")
@@ -122,7 +122,7 @@ def publish_body(pki: PKI, emaid: EMAID, car: Car, at: datetime) -> dict[str, An
         "pcid": car.pcid,
         "xsdMsgDefNamespace": car.namespace,
         "cpsV2GRootCertificateFingerprint": root.fingerprint,
-        "cpsRootDistinguishedName": root.dn,
+        "cpsRootDistinguishedName": root.subject_dn,
     }
 
 

@@ -16,7 +16,8 @@ from ccp.server.storage.queries import anchors, audit, unknown_values
 from ccp.server.storage.queries.anchors import TrustedCertificate
 from ccp.verify.trust_folder import is_self_issued
 from ccp.x509.certificates import Certificate
-from ccp.x509.path_validation import Role, TrustAnchors
+from ccp.x509.path_validation import TrustAnchors
+from ccp.x509.profiles import AnchorRole
 
 EXPIRES_SOON: Final = timedelta(days=90)
 """A successor must reach every pool and vehicle before the root expires; that takes months."""
@@ -31,11 +32,11 @@ class TrustStore:
 
     async def refresh(self) -> None:
         """Replace the snapshot by the contents of the store. A row that this release cannot read is not trusted."""
-        roots: list[tuple[Role, Certificate]] = []
-        intermediates: list[tuple[Role, Certificate]] = []
+        roots: list[tuple[AnchorRole, Certificate]] = []
+        intermediates: list[tuple[AnchorRole, Certificate]] = []
         for trusted in await self._store.read(anchors.list_all()):
             row = f"{trusted.role} {trusted.fingerprint}"
-            role = unknown_values.known(Role, trusted.role, "trust_anchor.role", row)
+            role = unknown_values.known(AnchorRole, trusted.role, "trust_anchor.role", row)
             if role is None:
                 continue
             try:
@@ -52,7 +53,7 @@ class TrustStore:
 
 
 def trusted_certificate(
-    certificate: Certificate, role: Role, source: str, now: datetime, label: str | None = None
+    certificate: Certificate, role: AnchorRole, source: str, now: datetime, label: str | None = None
 ) -> TrustedCertificate:
     """Build the row that the store keeps. label: display name; the common name if it is None."""
     return TrustedCertificate(
@@ -87,7 +88,7 @@ class Expiry(StrEnum):
 
 def expiry_warning(certificate: Certificate, now: datetime) -> str | None:
     """A sentence about a certificate that expires soon, has expired or is not valid yet; otherwise None."""
-    label = certificate.label
+    label = certificate.display_name
     match Expiry.of(certificate, now):
         case Expiry.EXPIRED:
             return f"Certificate {label} expired on {certificate.not_after:%Y-%m-%d}."
@@ -105,7 +106,7 @@ def expiry_warnings(snapshot: TrustAnchors, now: datetime) -> list[str]:
 
 
 def export_certificates(entries: Iterable[TrustedCertificate], directory: Path) -> list[Path]:
-    """Write certificates in the layout that `from_directory` reads: one PEM file each, in `v2g`, `emsp` and `oem`.
+    """Write certificates as `load_trust_directory` reads them: one PEM file each, in `v2g`, `emsp` and `oem`.
 
     directory: new or empty, because any other file in it would be trusted too. Returns the files. Raises
     ConfigurationError.
@@ -114,7 +115,7 @@ def export_certificates(entries: Iterable[TrustedCertificate], directory: Path) 
         raise ConfigurationError(f"{directory} is not an empty directory; everything in it would be trusted.")
     written = []
     for entry in entries:
-        role = unknown_values.known(Role, entry.role, "trust_anchor.role", entry.fingerprint)
+        role = unknown_values.known(AnchorRole, entry.role, "trust_anchor.role", entry.fingerprint)
         if role is None:
             continue
         name = re.sub(r"[^a-z0-9]+", "-", entry.label.lower()).strip("-")[:60] or "certificate"

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-from ccp.errors import CCPError, RevokedError, Unavailable, VerificationError, without_frames
+from ccp.errors import CCPError, RevokedError, Unavailable, VerificationError, strip_tracebacks
 from ccp.x509.path_validation import VerifiedChain
-from ccp.x509.revocation_policy import Key, StoredEvidence, keys_of, longest
+from ccp.x509.revocation_evidence import CertificateRef, certificate_refs
+from ccp.x509.revocation_policy import HardFailRevocation, max_retry_after
 
 _BY_GRAVITY: Final[tuple[type[CCPError], ...]] = (RevokedError, VerificationError, Unavailable)
 
@@ -22,12 +23,12 @@ class RevocationCleared:
     warnings: those of them that rest on nothing.
     """
 
-    keys: tuple[Key, ...]
+    keys: tuple[CertificateRef, ...]
     sentences: tuple[str, ...]
     warnings: tuple[str, ...]
 
 
-def clear_chains(stored: StoredEvidence, chains: Sequence[VerifiedChain], at: datetime) -> RevocationCleared:
+def clear_chains(stored: HardFailRevocation, chains: Sequence[VerifiedChain], at: datetime) -> RevocationCleared:
     """Judge all chains, and tell the gravest kind of problem: what is revoked stays so, what is missing may come."""
     sentences = []
     problems: list[CCPError] = []
@@ -35,10 +36,10 @@ def clear_chains(stored: StoredEvidence, chains: Sequence[VerifiedChain], at: da
         try:
             sentences.append(stored.check(chain, at))
         except (RevokedError, VerificationError, Unavailable) as exc:
-            problems.append(without_frames(exc))
+            problems.append(strip_tracebacks(exc))
     if problems:
         raise _gravest(problems)
-    return RevocationCleared(keys_of(chains), tuple(sentences), tuple(stored.warnings))
+    return RevocationCleared(certificate_refs(chains), tuple(sentences), tuple(stored.warnings))
 
 
 def _gravest(problems: Sequence[CCPError]) -> CCPError:
@@ -47,6 +48,6 @@ def _gravest(problems: Sequence[CCPError]) -> CCPError:
     of_kind = [problem for problem in problems if isinstance(problem, kind)]
     error = kind(*dict.fromkeys(message for problem in of_kind for message in problem.messages))
     if isinstance(error, Unavailable):
-        error.retry_after = longest(problem for problem in of_kind if isinstance(problem, Unavailable))
+        error.retry_after = max_retry_after(problem for problem in of_kind if isinstance(problem, Unavailable))
     error.__cause__ = of_kind[0].__cause__
     return error

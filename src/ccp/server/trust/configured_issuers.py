@@ -66,7 +66,9 @@ class ConfiguredIssuers:
         for certificate in found:
             await self._store.write(issuer_certificates.add(certificate.fingerprint, certificate.der, self._now()))
             self._resolve(certificate)
-            _log.info("configured issuer found", fingerprint=certificate.fingerprint, certificate=certificate.label)
+            _log.info(
+                "configured issuer found", fingerprint=certificate.fingerprint, certificate=certificate.display_name
+            )
 
     def _resolve(self, certificate: Certificate) -> None:
         for entries in self._maps.values():

@@ -25,7 +25,7 @@ from ccp.errors import Unavailable
 from ccp.server.runtime.blocking_calls import BlockingCalls
 from ccp.x509.certificates import Certificate
 from ccp.x509.crl_ocsp import read_crl
-from ccp.x509.revocation_policy import EvidenceError, RevocationList
+from ccp.x509.revocation_evidence import EvidenceError, RevocationList
 
 SHORT_LIST: Final = 65_536
 """Bytes that are read in a thread: 2 ms under the interpreter lock."""

@@ -1,7 +1,7 @@
 """Revocation evidence: fetched when a contract is published, refreshed in the background, only read for a delivery.
 
-    chains = AskedLater()
-    verified = installation.verify_response(…, revocation=chains, at=at)    # everything but revocation
+    chains = DeferredRevocation()
+    verified = verify.check_response(…, revocation=chains, now=at)    # everything but revocation
     cleared = await service.ensure_good(chains.chains, at)                      # RevokedError, Unavailable
 
 Addresses come out of certificates, so nothing is fetched but for a `VerifiedChain`, and always through the guarded
@@ -24,7 +24,7 @@ from typing import Any, Final, TypeVar
 
 import structlog
 
-from ccp.errors import CCPError, RevokedError, Unavailable, VerificationError, without_frames
+from ccp.errors import CCPError, RevokedError, Unavailable, VerificationError, strip_tracebacks
 from ccp.server.external.host_limits import KeyedSlots
 from ccp.server.external.outbound import OutboundClient, OutboundError
 from ccp.server.runtime.background import BackgroundTasks, PeriodicTask
@@ -41,23 +41,25 @@ from ccp.server.trust.revocation_fetcher import OCSP_TIMEOUT, RevocationFetcher,
 from ccp.server.trust.revocation_refresh import refresh_in_order, stored_certificate
 from ccp.x509.certificates import Certificate
 from ccp.x509.crl_ocsp import build_ocsp_request, read_ocsp
-from ccp.x509.distribution_points import names_for
+from ccp.x509.distribution_points import distribution_point_names
 from ccp.x509.issuer_map import IssuerMap
 from ccp.x509.path_validation import VerifiedChain
-from ccp.x509.revocation_policy import (
+from ccp.x509.revocation_evidence import (
+    CertificateRef,
     Evidence,
     EvidenceError,
-    ForVehicles,
-    Key,
-    Known,
     LoadedCRL,
-    Rules,
-    Status,
-    StoredEvidence,
-    below_root,
-    check_keys,
-    key_of,
-    keys_of,
+    RevocationStatus,
+    certificate_ref,
+    certificate_refs,
+    issuer_pairs,
+)
+from ccp.x509.revocation_policy import (
+    HardFailRevocation,
+    RevocationPolicy,
+    RevocationState,
+    SoftFailRevocation,
+    check_refs,
 )
 
 _log = structlog.get_logger("ccp.server.trust.revocation")
@@ -112,11 +114,11 @@ class RevocationService:
         remove what is past; raises Unavailable where the clock is implausible; None for `now`.
         """
         self._tasks: Final = background or BackgroundTasks()
-        self.rules: Final = Rules(
-            checked=settings.revocation is not RevocationMode.OFF,
+        self.rules: Final = RevocationPolicy(
+            enabled=settings.revocation is not RevocationMode.OFF,
             required=settings.revocation is RevocationMode.REQUIRE,
             crl_urls=settings.crl_urls,
-            stale_grace=timedelta(seconds=settings.revocation_grace),
+            grace=timedelta(seconds=settings.revocation_grace),
         )
         self.recent: Final = queries.RevocationCache()
         self._sha256: Final = IssuerMap(dict.fromkeys(settings.ocsp_sha256, True))
@@ -153,7 +155,7 @@ class RevocationService:
         be called; Unavailable when the status of a certificate cannot be established now.
         """
         await self.issuers.note(chains)
-        if not self.rules.checked:
+        if not self.rules.enabled:
             await self._store.write(self._watched_from_now(chains, at))
         stored = await self.evaluate(chains)
         try:
@@ -164,7 +166,7 @@ class RevocationService:
 
     async def evaluate_with_fetch(
         self, chains: Sequence[VerifiedChain], at: datetime, *, caller: str = ""
-    ) -> StoredEvidence:
+    ) -> HardFailRevocation:
         """A judge over what is known of these chains, what was missing fetched as far as it can be had. For dry runs:
         nothing is asked about again.
         """
@@ -179,18 +181,18 @@ class RevocationService:
         self,
         chains: Iterable[VerifiedChain],
         failures: dict[tuple[str, int], Unavailable] | None = None,
-    ) -> StoredEvidence:
+    ) -> HardFailRevocation:
         """A judge over what is known now of these chains. It fetches nothing."""
-        keys = keys_of(chains) if self.rules.checked else ()
-        return StoredEvidence(await self._store.read(queries.load(keys, self.rules)), self.rules, failures or {})
+        keys = certificate_refs(chains) if self.rules.enabled else ()
+        return HardFailRevocation(await self._store.read(queries.load(keys, self.rules)), self.rules, failures or {})
 
     def _watched_from_now(self, chains: Iterable[VerifiedChain], at: datetime) -> Query[None]:
         """Have evidence fetched as soon as the policy is not `off` any more: contracts that are published now need it
         then.
         """
-        for certificate, issuer in dict.fromkeys(pair for chain in chains for pair in below_root(chain)):
-            if certificate.addresses.named:
-                key = issuer.issuer_id, certificate.serial_number
+        for certificate, issuer in dict.fromkeys(pair for chain in chains for pair in issuer_pairs(chain)):
+            if certificate.status_urls.present:
+                key = issuer.issuer_key_id, certificate.serial_number
                 yield from queries.watch(key, certificate.der, issuer.der, certificate.not_after, at)
 
     async def fetch_missing(
@@ -213,7 +215,7 @@ class RevocationService:
         waiting: dict[asyncio.Task[None], list[tuple[str, int]]] = {}
         failures: dict[tuple[str, int], Unavailable] = {}
         for certificate, issuer in missing:
-            key = issuer.issuer_id, certificate.serial_number
+            key = issuer.issuer_key_id, certificate.serial_number
             is_new = (key, caller) not in self._flights
             if is_new and self._callers[caller] >= max_asked:
                 failures[key] = EvidenceError("The caller makes the pool ask about too many certificates at a time.")
@@ -234,7 +236,7 @@ class RevocationService:
             elif exc := task.exception():
                 if not isinstance(exc, Unavailable):
                     raise exc
-                failures.update(dict.fromkeys(waiting[task], without_frames(exc)))
+                failures.update(dict.fromkeys(waiting[task], strip_tracebacks(exc)))
         return failures
 
     # --- Delivering ---
@@ -248,22 +250,24 @@ class RevocationService:
         keys = self.refs_of(chain)
         self.evaluate_vehicle(chain, keys, await self._store.read(queries.load(keys, self.rules)), at)
 
-    def refs_of(self, chain: VerifiedChain | None) -> tuple[Key, ...]:
+    def refs_of(self, chain: VerifiedChain | None) -> tuple[CertificateRef, ...]:
         """What has to be known to judge a vehicle; nothing where that is switched off."""
-        return keys_of((chain,)) if chain is not None and self.rules.checked else ()
+        return certificate_refs((chain,)) if chain is not None and self.rules.enabled else ()
 
-    def evaluate_vehicle(self, chain: VerifiedChain, keys: Sequence[Key], known: Known, at: datetime) -> None:
+    def evaluate_vehicle(
+        self, chain: VerifiedChain, keys: Sequence[CertificateRef], known: RevocationState, at: datetime
+    ) -> None:
         """As `check_vehicle`, by what is known of these keys of its."""
-        if not self.rules.checked:
+        if not self.rules.enabled:
             return
         if self.issuers.concerns(chain):
             self._run_in_background("configured_issuers", self._learn_run_in_background(chain))
         try:
-            return check_keys(keys, known, self.rules, at)
+            return check_refs(keys, known, self.rules, at)
         except (RevokedError, Unavailable):
             pass
         # Only a vehicle that something is held against, or not known of, needs the sentences.
-        stored = ForVehicles(known, self.rules, grace=self.rules.stale_grace)
+        stored = SoftFailRevocation(known, self.rules, grace=self.rules.grace)
         try:
             stored.check(chain, at)
         finally:
@@ -286,11 +290,11 @@ class RevocationService:
         except Unavailable as exc:
             _log.warning("configured issuer not stored", reason=str(exc))
 
-    async def evaluate_for_vehicle(self, chains: Sequence[VerifiedChain]) -> StoredEvidence:
+    async def evaluate_for_vehicle(self, chains: Sequence[VerifiedChain]) -> HardFailRevocation:
         """The judge of a delivery, over what is known now. It fetches nothing."""
-        keys = keys_of(chains) if self.rules.checked else ()
+        keys = certificate_refs(chains) if self.rules.enabled else ()
         known = await self._store.read(queries.load(keys, self.rules))
-        return ForVehicles(known, self.rules, grace=self.rules.stale_grace)
+        return SoftFailRevocation(known, self.rules, grace=self.rules.grace)
 
     async def _fetch_run_in_background(self, missing: Sequence[Pair], at: datetime) -> None:
         failures = await self.fetch_missing(missing, at, watch=False, caller=_VEHICLES)
@@ -312,7 +316,7 @@ class RevocationService:
 
         What cannot be fetched is logged and asked for again later. Raises Unavailable.
         """
-        if not self.rules.checked:
+        if not self.rules.enabled:
             return RefreshStats(0, 0, False)
         by_host: dict[tuple[str, str], list[Callable[[], asyncio.Task[None]]]] = {}
         lists = await self._store.write(queries.due_crls(at, at + _RETRY, _BATCH))
@@ -324,9 +328,9 @@ class RevocationService:
         ]
         for issuer, url, names in (*crls, *await self._never_loaded()):
             job = partial(
-                self._single_flight, (issuer.issuer_id, url), partial(self._crl, issuer, url, at, names, _SWEEP)
+                self._single_flight, (issuer.issuer_key_id, url), partial(self._crl, issuer, url, at, names, _SWEEP)
             )
-            by_host.setdefault((host_label(url), issuer.issuer_id), []).append(job)
+            by_host.setdefault((host_label(url), issuer.issuer_key_id), []).append(job)
         for watched in certificates:
             certificate, its_issuer = (
                 stored_certificate(watched.certificate, "watched_certificate"),
@@ -334,12 +338,12 @@ class RevocationService:
             )
             if certificate is None or its_issuer is None:
                 continue
-            key = its_issuer.issuer_id, certificate.serial_number
+            key = its_issuer.issuer_key_id, certificate.serial_number
             job = partial(
                 self._single_flight, (key, _SWEEP), partial(self._ask, certificate, its_issuer, at, True, _SWEEP)
             )
-            host = host_label((*certificate.addresses.ocsp, "")[0])
-            by_host.setdefault((host, its_issuer.issuer_id), []).append(job)
+            host = host_label((*certificate.status_urls.ocsp, "")[0])
+            by_host.setdefault((host, its_issuer.issuer_key_id), []).append(job)
         # One after another for each host and issuer: so a publisher that needs the same host is next but one in its
         # queue, and what one CA's certificates name keeps no other CA's evidence waiting.
         outcomes = await asyncio.gather(*(refresh_in_order(host, jobs) for (host, _), jobs in by_host.items()))
@@ -353,9 +357,9 @@ class RevocationService:
         found = {}
         for trusted in await self._store.read(anchors.list_all()):
             issuer = stored_certificate(trusted.certificate, "trust_anchor")
-            url = self.rules.crl_of(issuer) if issuer is not None else None
-            if issuer is not None and url and not await self._store.read(queries.find_crl(issuer.issuer_id, url)):
-                found[issuer.issuer_id, url] = issuer, url, frozenset[str]()
+            url = self.rules.configured_crl_of(issuer) if issuer is not None else None
+            if issuer is not None and url and not await self._store.read(queries.find_crl(issuer.issuer_key_id, url)):
+                found[issuer.issuer_key_id, url] = issuer, url, frozenset[str]()
         return list(found.values())
 
     # --- Fetching ---
@@ -385,13 +389,13 @@ class RevocationService:
 
     async def _ask(self, certificate: Certificate, issuer: Certificate, at: datetime, watch: bool, caller: str) -> None:
         """Get and keep evidence for one certificate: from a CRL if there is one, else by OCSP. Raises Unavailable."""
-        key = key_of(certificate, issuer)
-        identity, lists, responders = (key.issuer, key.serial), self.rules.lists(key), certificate.addresses.ocsp
+        key = certificate_ref(certificate, issuer)
+        identity, lists, responders = (key.issuer, key.serial), self.rules.crls_for(key), certificate.status_urls.ocsp
         failures: list[Unavailable] = []
         if lists and await self._is_listed(key, at):
             return
         for url in lists:
-            names = names_for(certificate, url)
+            names = distribution_point_names(certificate, url)
             try:
                 # A list may take long; while it does, a responder can be asked, if there is one.
                 fetching = self._list(issuer, url, at, names, caller)
@@ -399,10 +403,12 @@ class RevocationService:
             except TimeoutError:
                 failures.append(EvidenceError("The CRL takes longer than a request can wait."))
             except Unavailable as exc:
-                if url == self.rules.configured(key):  # An address of the operator's, which is no partner's business.
+                if url == self.rules.configured_crl(
+                    key
+                ):  # An address of the operator's, which is no partner's business.
                     _log.warning("configured CRL not fetched", url=url, reason=str(exc))
                     exc = EvidenceError("The pool cannot get its issuer's CRL.")
-                failures.append(without_frames(exc))
+                failures.append(strip_tracebacks(exc))
             else:
                 await self._is_listed(key, at)
                 return
@@ -410,16 +416,18 @@ class RevocationService:
             try:
                 evidence = await self._ocsp(certificate, issuer, url, at, caller)
             except Unavailable as exc:
-                failures.append(without_frames(exc))
+                failures.append(strip_tracebacks(exc))
                 continue
             await self._store.write(queries.store_evidence(evidence))
             self.recent.invalidate()
-            if evidence.status is Status.REVOKED:
+            if evidence.status is RevocationStatus.REVOKED:
                 _log.warning("certificate revoked", certificate=certificate.fingerprint, source=evidence.source)
                 await self._store.write(queries.unwatch(identity))
             elif watch:
                 delay = (
-                    self._refresh_delay(evidence.next_update, at) if evidence.status is Status.GOOD else _RETRY_UNKNOWN
+                    self._refresh_delay(evidence.next_update, at)
+                    if evidence.status is RevocationStatus.GOOD
+                    else _RETRY_UNKNOWN
                 )
                 await self._store.write(
                     queries.watch(identity, certificate.der, issuer.der, certificate.not_after, at + delay)
@@ -427,10 +435,10 @@ class RevocationService:
             return
         raise failures.pop() if failures else EvidenceError("It names no address that can be asked.")
 
-    async def _is_listed(self, key: Key, at: datetime) -> bool:
+    async def _is_listed(self, key: CertificateRef, at: datetime) -> bool:
         """Whether a CRL answers for a certificate now. Then its own responder need not be asked again."""
         known = await self._store.read(queries.load([key], self.rules))
-        if not isinstance(known.good(key, self.rules, at), LoadedCRL):
+        if not isinstance(known.find_good(key, self.rules, at), LoadedCRL):
             return False
         await self._store.write(queries.unwatch((key.issuer, key.serial)))
         return True
@@ -439,7 +447,7 @@ class RevocationService:
         self, certificate: Certificate, issuer: Certificate, url: str, at: datetime, caller: str
     ) -> Evidence:
         request = build_ocsp_request(certificate, issuer, bool(self._sha256.of(issuer)))
-        body = await self._fetcher.ocsp(url, request, issuer=issuer.issuer_id, caller=caller)
+        body = await self._fetcher.ocsp(url, request, issuer=issuer.issuer_key_id, caller=caller)
         if len(body) > _LONG_RESPONSE:
             return await self._reading.run(read_ocsp, body, certificate, issuer, at, url)
         return read_ocsp(body, certificate, issuer, at, url)
@@ -450,14 +458,14 @@ class RevocationService:
         Raises Unavailable.
         """
         start = partial(self._crl, issuer, url, at, names, caller)
-        flight = self._single_flight((issuer.issuer_id, url), start, caller)
+        flight = self._single_flight((issuer.issuer_key_id, url), start, caller)
         if flight.get_name() != caller:
             try:
                 return await asyncio.shield(flight)
             except OutboundError as exc:
                 if exc.host_failed:
                     raise
-            flight = self._single_flight((issuer.issuer_id, url), start, caller)
+            flight = self._single_flight((issuer.issuer_key_id, url), start, caller)
         await asyncio.shield(flight)
 
     async def _crl(self, issuer: Certificate, url: str, at: datetime, names: frozenset[str], caller: str) -> None:
@@ -465,14 +473,14 @@ class RevocationService:
 
         names: keys of the other names that a certificate has for the place. caller: who asks first.
         """
-        async with self._lists.hold(issuer.issuer_id):
+        async with self._lists.hold(issuer.issuer_key_id):
             await self._refresh_crl(issuer, url, at, names, caller)
 
     async def _refresh_crl(
         self, issuer: Certificate, url: str, at: datetime, names: frozenset[str], caller: str
     ) -> None:
-        name = issuer.issuer_id
-        configured = url == self.rules.crl_of(issuer)
+        name = issuer.issuer_key_id
+        configured = url == self.rules.configured_crl_of(issuer)
         kept = await self._store.read(queries.find_crl(name, url))
         headers = {}
         if kept and kept.etag:

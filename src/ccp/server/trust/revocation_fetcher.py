@@ -14,7 +14,7 @@ from ccp.server.external.host_limits import HostKey, HostThrottle, Permit
 from ccp.server.external.outbound import HttpResponse, OutboundClient, OutboundError
 from ccp.x509.crl_ocsp import is_ocsp_response
 from ccp.x509.http_urls import origin_of
-from ccp.x509.revocation_policy import EvidenceError
+from ccp.x509.revocation_evidence import EvidenceError
 
 OCSP_MAX_BYTES: Final = 131_072  # A response with a responder's chain takes some 5,000.
 CRL_MAX_BYTES: Final = 16_777_216  # Some 400,000 entries; a CA with more has to split its list or to offer OCSP.
@@ -39,7 +39,7 @@ class RevocationFetcher:
 
         POST first; GET where the responder refuses POST (405, 501, or 400 without an OCSP response), and from then on
         until GET is refused.
-        request: OCSPRequest, DER. issuer: `Certificate.issuer_id`. caller: who shares the host's rate in turn.
+        request: OCSPRequest, DER. issuer: `Certificate.issuer_key_id`. caller: who shares the host's rate in turn.
         Raises Unavailable.
         """
         known = (url, issuer)

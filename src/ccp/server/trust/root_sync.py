@@ -18,7 +18,8 @@ from ccp.server.storage.queries import anchors, audit
 from ccp.server.storage.queries.anchors import TrustedCertificate
 from ccp.server.trust.anchors import Expiry, add_anchor, remove_anchor, trusted_certificate
 from ccp.verify.trust_folder import is_self_issued
-from ccp.x509.path_validation import Role, check_root
+from ccp.x509.certificate_checks import validate_root
+from ccp.x509.profiles import AnchorRole
 
 _log = structlog.get_logger("ccp.server.trust.root_sync")
 
@@ -100,15 +101,17 @@ def _select_usable(root_list: RootList, now: datetime) -> tuple[list[TrustedCert
         certificate = root.certificate
         try:
             if not is_self_issued(certificate):
-                raise ChainError(f"Certificate {certificate.label} is not a root certificate.")
-            check_root(certificate)
+                raise ChainError(f"Certificate {certificate.display_name} is not a root certificate.")
+            validate_root(certificate)
         except ChainError as exc:
             unusable.extend(exc.messages)
             continue
         if root.roles and Expiry.of(certificate, now) is Expiry.EXPIRED:
-            unusable.append(f"Certificate {certificate.label} expired on {certificate.not_after:%Y-%m-%d}.")
+            unusable.append(f"Certificate {certificate.display_name} expired on {certificate.not_after:%Y-%m-%d}.")
             continue
-        usable += [trusted_certificate(certificate, role, root_list.source, now) for role in Role if role in root.roles]
+        usable += [
+            trusted_certificate(certificate, role, root_list.source, now) for role in AnchorRole if role in root.roles
+        ]
     return usable, unusable
 
 

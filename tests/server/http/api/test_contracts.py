@@ -44,7 +44,7 @@ def test_contract_data_says_what_is_known_of_a_contract(pool: Pool, edition: str
         "emaid": contract.emaid,
         "xsdMsgDefNamespace": str(car.namespace),
         "defaultContract": True,
-        "cpsV2GRootDistinguishedName": root.dn,
+        "cpsV2GRootDistinguishedName": root.subject_dn,
         "cpsV2GRootCertificateFingerprint": root.fingerprint,
     }
     assert pool.oem.get(f"/contractData/pcid/{car.pcid}", params=query).json() == answer.json()
@@ -225,7 +225,7 @@ def test_the_maker_of_a_car_gets_its_signed_contract(pool: Pool, edition: str) -
                 "pcid": car.pcid,
                 "xsdMsgDefNamespace": str(car.namespace),
                 "cpsV2GRootCertificateFingerprint": root.fingerprint,
-                "cpsRootDistinguishedName": root.dn,
+                "cpsRootDistinguishedName": root.subject_dn,
             }
         ]
     }

@@ -85,7 +85,7 @@ def test_a_car_gets_its_contract_and_can_install_it(pool: Pool, edition: str) ->
     assert (item["emaid"], item["pcid"]) == (contract.emaid, car.pcid)
     assert item["xsdMsgDefNamespace"] == str(car.namespace)
     assert item["cpsV2GRootCertificateFingerprint"] == root.fingerprint
-    assert item["cpsRootDistinguishedName"] == root.dn
+    assert item["cpsRootDistinguishedName"] == root.subject_dn
     assert car.install(octets_of(item), SESSION, datetime.now(UTC))[0] == contract.emaid
 
 
@@ -122,7 +122,7 @@ def test_a_car_gets_the_variant_under_the_v2g_root_that_it_lists(pool: Pool) -> 
     pool.publish(car, contract.emaid, signer="other_iso2")
     for name in ("iso2", "other_iso2", "iso2"):
         root = pool.pki(name).v2g_root.certificate
-        (item,) = pool.ask(car, roots=(iso2.X509IssuerSerial(root.dn, root.serial_number),))
+        (item,) = pool.ask(car, roots=(iso2.X509IssuerSerial(root.subject_dn, root.serial_number),))
         assert item["cpsV2GRootCertificateFingerprint"] == root.fingerprint
 
 
@@ -153,7 +153,7 @@ def test_a_root_with_another_name_or_serial_number_is_not_the_listed_one(
     contract = pool.publish(car)
     pool.publish(car, contract.emaid, signer="other_iso2")
     root = pool.pki().v2g_root.certificate
-    (item,) = pool.ask(car, roots=(iso2.X509IssuerSerial(name or root.dn, root.serial_number + more),))
+    (item,) = pool.ask(car, roots=(iso2.X509IssuerSerial(name or root.subject_dn, root.serial_number + more),))
     newest = pool.pki("other_iso2").v2g_root.certificate
     assert item["cpsV2GRootCertificateFingerprint"] == newest.fingerprint
 
@@ -277,7 +277,7 @@ def test_a_contract_is_as_old_as_its_first_variant(pool: Pool) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.05)
     roots = tuple(
-        iso2.X509IssuerSerial(root.dn, root.serial_number)
+        iso2.X509IssuerSerial(root.subject_dn, root.serial_number)
         for root in (other.v2g_root.certificate, pool.pki("iso20").v2g_root.certificate)
     )
     assert [item["emaid"] for item in pool.ask(car, roots=roots)] == [default, second, third]
@@ -541,7 +541,7 @@ def test_where_the_signature_alone_is_asked_for_a_car_under_an_unknown_root_gets
     car = Car.of(pkis["stranger"], pkis["stranger"].vehicle(pcid := new_pcid(), at=AT), pcid)
     strict.publish(car, signer="iso2")
     root = strict.pki().v2g_root.certificate
-    listed = (iso2.X509IssuerSerial(root.dn, root.serial_number),)
+    listed = (iso2.X509IssuerSerial(root.subject_dn, root.serial_number),)
     assert len(strict.ask(car, roots=listed)) == 1
 
 

@@ -460,7 +460,7 @@ def test_a_signature_that_leaves_out_a_mandatory_part_is_refused(pool: Pool, par
         for name in PARTS
         if name != part
     ]
-    header = message.Header._replace(Signature=message_signatures.create(references, pool.pki().cps.key))
+    header = message.Header._replace(Signature=message_signatures.create_signature(references, pool.pki().cps.key))
     (sentence,) = refused(pool, tampered(contract, message._replace(Header=header)))
     assert part in sentence
 
@@ -548,7 +548,7 @@ def test_an_encrypted_key_that_does_not_go_with_the_curve_is_refused(pool: Pool)
     message = exi.decode(contract.message)
     data = message.SignedInstallationData._replace(SECP521_EncryptedPrivateKey=None, X448_EncryptedPrivateKey=bytes(84))
     reference = (data.Id, exi.encode_fragment("SignedInstallationData", data, exi.ISO20))
-    header = iso20.Header(bytes(8), 0, message_signatures.create([reference], pki.cps.key))
+    header = iso20.Header(bytes(8), 0, message_signatures.create_signature([reference], pki.cps.key))
     (sentence,) = refused(pool, tampered(contract, message._replace(Header=header, SignedInstallationData=data)))
     assert "does not go with the curve" in sentence
 

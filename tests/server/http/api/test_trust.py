@@ -22,7 +22,7 @@ from ccp.server.storage.queries import revocation as evidence
 from ccp.testing.partners import Car, make_contract, sign_contract
 from ccp.testing.pki import CPS, PKI, Addresses, Algorithm, Credential, algorithm_of, build_pki
 from ccp.x509.certificates import Certificate
-from ccp.x509.revocation_policy import Evidence, Status
+from ccp.x509.revocation_evidence import Evidence, RevocationStatus
 from tests.server.http.api.answers import sentences
 from tests.server.trust.revocation.made import crl
 from tests.server.trust.revocation.servers import Reply, Request, Server, free_port, http_server, openssl_responder
@@ -123,7 +123,13 @@ def put(pool: Pool, contract: Contract, caller: str = "cps", **query: str) -> An
 def revoke(pool: Pool, certificate: Certificate, issuer: Credential) -> None:
     """As if a responder had said so."""
     said = Evidence(
-        issuer.certificate.issuer_id, certificate.serial_number, Status.REVOKED, AT, AT + HOUR, AT - DAY, "OCSP test"
+        issuer.certificate.issuer_key_id,
+        certificate.serial_number,
+        RevocationStatus.REVOKED,
+        AT,
+        AT + HOUR,
+        AT - DAY,
+        "OCSP test",
     )
     assert pool.change(evidence.store_evidence(said)) is True
 
@@ -623,7 +629,7 @@ def test_a_key_identifier_of_twenty_octets_is_warned_of(around: Pool) -> None:
     pki = replace(pki, cps=with_sha1_identifier(pki.cps, pki.cps_sub2))
     contract = around.contract(around.car(), signer=pki)
     said = warnings(around, contract)
-    assert "has a key identifier of 20 octets, as SHA-1 makes; the field has eight." in said
+    assert "has a key identifier of 20 bytes, as SHA-1 makes; the field has eight." in said
     assert "CPS SIM" in said
 
 

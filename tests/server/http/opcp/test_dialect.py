@@ -346,7 +346,7 @@ def test_every_party_gets_the_roots_that_the_pool_trusts(pool: Pool) -> None:
             continue
         certificate = Certificate.load(base64.b64decode(item["caCertificate"], validate=True))
         assert item["commonName"] == certificate.subject_cn
-        assert item["distinguishedName"] == certificate.dn
+        assert item["distinguishedName"] == certificate.subject_dn
         assert int(item["rootIssuerSerialNumber"], 16) == certificate.serial_number
         assert base64.b64decode(item["rootAuthorityKeyIdentifier"]) == certificate.key_identifier
         assert item["organizationName"] == "opnc-ccp simulator"

@@ -402,7 +402,7 @@ def test_nobody_is_asked_for_a_pool(other: Other, operation: str) -> None:
 def test_a_contract_of_another_pool_is_handed_on_only_if_it_is_what_was_asked_for(other: Other) -> None:
     pool, car, contract = other.pool, other.car, other.contract
     another = contract_of(pool, car)
-    message = exi.splice(contract.message, session_id=SESSION)
+    message = exi.replace_header_fields(contract.message, session_id=SESSION)
 
     def item(octets: bytes = message, **members: Any) -> Reply:
         told = {**contract.body, "certificateInstallationRes": base64.b64encode(octets).decode(), **members}
@@ -414,15 +414,15 @@ def test_a_contract_of_another_pool_is_handed_on_only_if_it_is_what_was_asked_fo
     lies = {
         "nothing": json_reply({"signedContractDataCollection": []}),
         "another session": item(contract.message),
-        "another contract": item(exi.splice(another.message, session_id=SESSION), emaid=another.emaid),
-        "another contract under the name": item(exi.splice(another.message, session_id=SESSION)),
+        "another contract": item(exi.replace_header_fields(another.message, session_id=SESSION), emaid=another.emaid),
+        "another contract under the name": item(exi.replace_header_fields(another.message, session_id=SESSION)),
         "another vehicle": item(pcid=str(new_pcid("WFX"))),
         "another edition": item(xsdMsgDefNamespace="urn:iso:15118:20:2020:MsgDef"),
         "no message": item(b"\x80\x98\0"),
         "a vehicle's request": item(car.request(SESSION, AT)),
     }
     distrusted = {
-        "roots that nobody trusts": item(exi.splice(stranger.message, session_id=SESSION)),
+        "roots that nobody trusts": item(exi.replace_header_fields(stranger.message, session_id=SESSION)),
     }
     for what, reply in {**lies, **distrusted}.items():
         other.recover()

@@ -54,7 +54,7 @@ def servers(count: int) -> Iterator[list[Scripted]]:
 def negative(car: Car, reason: CCPError = NoContract(NOTHING), told: str | None = None) -> Reply:
     """What a pool answers that has nothing, or cannot now."""
     item = {
-        "certificateInstallationRes": b64(verify.refuse(car.namespace, SESSION, reason, AT)),
+        "certificateInstallationRes": b64(verify.negative_response(car.namespace, SESSION, reason, AT)),
         "emaid": "ZZZZZ000000000",
         "pcid": car.pcid,
         "xsdMsgDefNamespace": car.namespace,

@@ -249,7 +249,7 @@ def lies(honest: Pool, car: Car) -> dict[str, Reply]:
         "a changed message": with_item(certificateInstallationRes=base64.b64encode(octets).decode()),
         "another EMAID": with_item(emaid="DEEXAZ99999999"),
         "roots that nobody trusts": with_item(
-            certificateInstallationRes=base64.b64encode(exi.splice(foreign, session_id=SESSION)).decode()
+            certificateInstallationRes=base64.b64encode(exi.replace_header_fields(foreign, session_id=SESSION)).decode()
         ),
         "the newer edition": with_item(xsdMsgDefNamespace="urn:iso:15118:20:2020:MsgDef"),
         "the request itself": with_item(certificateInstallationRes=base64.b64encode(car.request(SESSION, AT)).decode()),

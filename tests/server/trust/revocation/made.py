@@ -24,7 +24,8 @@ from ccp.server.storage.engine import schema
 from ccp.server.trust.revocation import RevocationService
 from ccp.testing.pki import PKI, Addresses, Algorithm, Credential, answer_ocsp, build_pki, sign_crl
 from ccp.x509.certificates import Certificate
-from ccp.x509.path_validation import Profile, Usage, VerifiedChain
+from ccp.x509.path_validation import VerifiedChain
+from ccp.x509.profiles import Profile, Usage
 from tests.databases import fresh
 from tests.server.trust.revocation.servers import Reply, Server
 
@@ -49,7 +50,7 @@ class Branch:
 
     def chain(self, contract: Certificate, at: datetime = AT) -> VerifiedChain:
         offered = [self.sub2.certificate, self.sub1.certificate]
-        return self.pki.anchors().verify(contract, offered, usage=Usage.CONTRACT, at=at, profile=Profile.ISO20)
+        return self.pki.anchors().verify(contract, offered, usage=Usage.CONTRACT, now=at, profile=Profile.ISO20)
 
 
 def branch(algorithm: Algorithm = "P-256", addresses: Mapping[str, Addresses] | None = None) -> Branch:

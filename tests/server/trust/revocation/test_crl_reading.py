@@ -10,7 +10,7 @@ import pytest
 from ccp.server.trust.crl_reader import SHORT_LIST, CRLReader
 from ccp.testing.pki import sign_crl
 from ccp.x509.crl_ocsp import read_crl
-from ccp.x509.revocation_policy import EvidenceError
+from ccp.x509.revocation_evidence import EvidenceError
 from tests.server.trust.revocation.made import AT, DAY, branch
 
 LATER = AT + timedelta(hours=1)

@@ -11,7 +11,7 @@ from cryptography import x509
 
 from ccp.testing.pki import OCSP_RESPONDER, Algorithm
 from ccp.x509.crl_ocsp import is_ocsp_response, read_crl, read_ocsp
-from ccp.x509.revocation_policy import EvidenceError
+from ccp.x509.revocation_evidence import EvidenceError
 from tests.server.trust.revocation.made import ALGORITHMS, AT, answer, branch, crl
 
 COUNT = int(os.environ.get("CCP_BIT_FLIPS", "1500"))

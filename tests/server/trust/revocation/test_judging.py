@@ -11,23 +11,24 @@ import pytest
 
 from ccp.errors import CCPError, RevokedError, Unavailable, VerificationError
 from ccp.server.storage.queries import revocation as queries
+from ccp.server.storage.queries.certificate_refs import dump_refs, load_refs
 from ccp.testing.pki import Addresses
-from ccp.x509.revocation_policy import (
-    AskedLater,
+from ccp.x509.revocation_evidence import (
+    CertificateRef,
     Evidence,
-    Key,
-    Known,
     LoadedCRL,
     RevocationList,
-    Rules,
-    Status,
-    StoredEvidence,
-    Unchecked,
-    check_keys,
-    dump_keys,
-    key_of,
-    keys_of,
-    load_keys,
+    RevocationStatus,
+    certificate_ref,
+    certificate_refs,
+)
+from ccp.x509.revocation_policy import (
+    DeferredRevocation,
+    HardFailRevocation,
+    NoRevocationCheck,
+    RevocationPolicy,
+    RevocationState,
+    check_refs,
 )
 from tests.databases import knows_sqlite
 from tests.server.trust.revocation.made import AT, DAY, HOUR, Bench, Branch, branch, run
@@ -41,16 +42,22 @@ def made() -> Branch:
     return branch(addresses={"sub1": Addresses(ocsp="http://1"), "sub2": Addresses("http://2", CRL)})
 
 
-def evidence(key: Key, status: Status = Status.GOOD, *, since: datetime = AT, until: datetime = AT + HOUR) -> Evidence:
-    when = AT - DAY if status is Status.REVOKED else None
+def evidence(
+    key: CertificateRef,
+    status: RevocationStatus = RevocationStatus.GOOD,
+    *,
+    since: datetime = AT,
+    until: datetime = AT + HOUR,
+) -> Evidence:
+    when = AT - DAY if status is RevocationStatus.REVOKED else None
     return Evidence(key.issuer, key.serial, status, since, until, when, "OCSP test")
 
 
-def known(*found: Evidence, crls: Iterable[LoadedCRL] = ()) -> Known:
-    return Known({(one.issuer, one.serial): one for one in found}, {one.issuer: [one] for one in crls})
+def known(*found: Evidence, crls: Iterable[LoadedCRL] = ()) -> RevocationState:
+    return RevocationState({(one.issuer, one.serial): one for one in found}, {one.issuer: [one] for one in crls})
 
 
-def outcome(judge: StoredEvidence, chain: object, at: datetime = AT) -> CCPError | str:
+def outcome(judge: HardFailRevocation, chain: object, at: datetime = AT) -> CCPError | str:
     try:
         return judge.check(chain, at)  # type: ignore[arg-type]
     except CCPError as exc:
@@ -59,11 +66,11 @@ def outcome(judge: StoredEvidence, chain: object, at: datetime = AT) -> CCPError
 
 def test_a_chain_is_judged_by_each_of_its_certificates(made: Branch) -> None:
     chain = made.chain(made.contract().certificate)
-    rules = Rules()
-    leaf, sub2, sub1 = keys_of((chain,))
+    rules = RevocationPolicy()
+    leaf, sub2, sub1 = certificate_refs((chain,))
     assert (leaf.crls, sub2.crls, sub1.crls) == ((CRL,), (), None)
     good = [evidence(leaf), evidence(sub2)]
-    judge = StoredEvidence(known(*good), rules)
+    judge = HardFailRevocation(known(*good), rules)
     said = outcome(judge, chain)
     assert isinstance(said, str)
     assert said.count("is not revoked (OCSP test, 0 minutes old)") == 2
@@ -72,29 +79,29 @@ def test_a_chain_is_judged_by_each_of_its_certificates(made: Branch) -> None:
     ]
     # Whichever is revoked, the chain is, also one that needs no evidence.
     for key in (leaf, sub2, sub1):
-        judged = outcome(StoredEvidence(known(*good, evidence(key, Status.REVOKED)), rules), chain)
+        judged = outcome(HardFailRevocation(known(*good, evidence(key, RevocationStatus.REVOKED)), rules), chain)
         assert isinstance(judged, RevokedError)
     # Whichever is missing is named, with its issuer.
     for place, key in ((0, leaf), (1, sub2)):
-        for replaced in ((), (evidence(key, Status.UNKNOWN),), (evidence(key, until=AT - HOUR),)):
-            judge = StoredEvidence(known(*(one for one in good if one.serial != key.serial), *replaced), rules)
+        for replaced in ((), (evidence(key, RevocationStatus.UNKNOWN),), (evidence(key, until=AT - HOUR),)):
+            judge = HardFailRevocation(known(*(one for one in good if one.serial != key.serial), *replaced), rules)
             judged = outcome(judge, chain)
             assert isinstance(judged, Unavailable)
             assert judge.missing == [(chain.certificates[place], chain.certificates[place + 1])]
-            assert chain.certificates[place].label in str(judged)
+            assert chain.certificates[place].display_name in str(judged)
     # Revoked does not run out.
-    old = evidence(leaf, Status.REVOKED, since=AT - 9 * DAY, until=AT - 8 * DAY)
-    assert isinstance(outcome(StoredEvidence(known(old), rules), chain), RevokedError)
+    old = evidence(leaf, RevocationStatus.REVOKED, since=AT - 9 * DAY, until=AT - 8 * DAY)
+    assert isinstance(outcome(HardFailRevocation(known(old), rules), chain), RevokedError)
 
 
 def test_a_fresh_crl_is_good_evidence_for_what_it_does_not_list(made: Branch) -> None:
     chain = made.chain(made.contract().certificate)
-    rules = Rules()
-    leaf, sub2, _ = keys_of((chain,))
+    rules = RevocationPolicy()
+    leaf, sub2, _ = certificate_refs((chain,))
 
     def with_crl(url: str, until: datetime, issuer: str = leaf.issuer) -> CCPError | str:
         return outcome(
-            StoredEvidence(known(evidence(sub2), crls=[LoadedCRL(issuer, url, 1, AT - HOUR, until)]), rules), chain
+            HardFailRevocation(known(evidence(sub2), crls=[LoadedCRL(issuer, url, 1, AT - HOUR, until)]), rules), chain
         )
 
     assert f"(CRL {CRL}, 60 minutes old)" in str(with_crl(CRL, AT))
@@ -108,66 +115,66 @@ def test_a_configured_crl_makes_evidence_needed(made: Branch) -> None:
     chain = made.chain(made.contract().certificate)
     root = made.root.certificate
     for name in (root.subject_cn, root.fingerprint):
-        rules = Rules(crl_urls={name: "http://10.0.0.1/arl"})
-        assert rules.lists(key_of(made.sub1.certificate, root)) == ("http://10.0.0.1/arl",)
-        judge = StoredEvidence(known(), rules)
+        rules = RevocationPolicy(crl_urls={name: "http://10.0.0.1/arl"})
+        assert rules.crls_for(certificate_ref(made.sub1.certificate, root)) == ("http://10.0.0.1/arl",)
+        judge = HardFailRevocation(known(), rules)
         assert isinstance(outcome(judge, chain), Unavailable)
         assert (made.sub1.certificate, root) in judge.missing
 
 
 def test_required_refuses_what_names_nothing_for_good(made: Branch) -> None:
     chain = made.chain(made.contract().certificate)
-    refused = outcome(StoredEvidence(known(), Rules(required=True)), chain)
+    refused = outcome(HardFailRevocation(known(), RevocationPolicy(required=True)), chain)
     assert type(refused) is VerificationError
     assert "Sub1" in str(refused)
 
 
 def test_keys_are_judged_as_chains_are_but_with_grace(made: Branch) -> None:
-    rules = Rules(stale_grace=HOUR)
-    needs, warned = Key("a" * 64, 1, ()), Key("b" * 64, 2, None)
+    rules = RevocationPolicy(grace=HOUR)
+    needs, warned = CertificateRef("a" * 64, 1, ()), CertificateRef("b" * 64, 2, None)
     both = (needs, warned)
-    check_keys(both, known(evidence(needs)), rules, AT + 2 * HOUR)
+    check_refs(both, known(evidence(needs)), rules, AT + 2 * HOUR)
     with pytest.raises(Unavailable):
-        check_keys(both, known(evidence(needs)), rules, AT + 2 * HOUR + timedelta(seconds=1))
+        check_refs(both, known(evidence(needs)), rules, AT + 2 * HOUR + timedelta(seconds=1))
     with pytest.raises(Unavailable):
-        check_keys(both, known(), rules, AT)
+        check_refs(both, known(), rules, AT)
     for key in both:
         with pytest.raises(RevokedError):
-            check_keys(both, known(evidence(needs), evidence(key, Status.REVOKED)), rules, AT)
+            check_refs(both, known(evidence(needs), evidence(key, RevocationStatus.REVOKED)), rules, AT)
     # The operator's policy now is what counts, not the one at the time of publishing.
-    check_keys(both, known(), Rules(checked=False), AT)
+    check_refs(both, known(), RevocationPolicy(enabled=False), AT)
     with pytest.raises(Unavailable):
-        check_keys(both, known(evidence(needs)), Rules(required=True), AT)
-    check_keys((), known(), rules, AT)
+        check_refs(both, known(evidence(needs)), RevocationPolicy(required=True), AT)
+    check_refs((), known(), rules, AT)
 
 
 def test_keys_go_into_a_row_and_come_back() -> None:
     keys = (
-        Key("a" * 64, 2**159 - 1, ("http://x", "http://y"), ("f" * 64, 'A "CA"')),
-        Key("b" * 64, 1, ()),
-        Key("c" * 64, 2, None),
+        CertificateRef("a" * 64, 2**159 - 1, ("http://x", "http://y"), ("f" * 64, 'A "CA"')),
+        CertificateRef("b" * 64, 1, ()),
+        CertificateRef("c" * 64, 2, None),
     )
-    assert load_keys(dump_keys((*keys, *keys))) == keys
+    assert load_refs(dump_refs((*keys, *keys))) == keys
 
 
 def test_keys_of_older_rows_name_no_issuer() -> None:
-    assert load_keys('[["aa","1f",["http://x"]],["bb","2",null]]') == (
-        Key("aa", 31, ("http://x",)),
-        Key("bb", 2, None),
+    assert load_refs('[["aa","1f",["http://x"]],["bb","2",null]]') == (
+        CertificateRef("aa", 31, ("http://x",)),
+        CertificateRef("bb", 2, None),
     )
 
 
 @pytest.mark.parametrize("crls", [None, ()])
 def test_a_crl_that_is_configured_later_counts_for_what_was_published_before(crls: tuple[str, ...] | None) -> None:
     url, names = "http://10.0.0.1/crl", ("f" * 64, "Sub2")
-    key = Key("a" * 64, 1, crls, names)
+    key = CertificateRef("a" * 64, 1, crls, names)
     for name in names:
-        rules = Rules(crl_urls={name: url})
+        rules = RevocationPolicy(crl_urls={name: url})
 
-        def judged(*found: Evidence, until: datetime | None = None, rules: Rules = rules) -> bool:
+        def judged(*found: Evidence, until: datetime | None = None, rules: RevocationPolicy = rules) -> bool:
             lists = [] if until is None else [LoadedCRL(key.issuer, url, 1, AT - HOUR, until)]
             try:
-                check_keys((key,), known(*found, crls=lists), rules, AT)
+                check_refs((key,), known(*found, crls=lists), rules, AT)
             except Unavailable:
                 return False
             return True
@@ -179,13 +186,13 @@ def test_a_crl_that_is_configured_later_counts_for_what_was_published_before(crl
         assert judged(until=AT)
         assert not judged(until=AT - HOUR)
         assert judged(evidence(key), until=AT - HOUR)
-    assert not Rules(crl_urls={"Sub1": url}).lists(key)
+    assert not RevocationPolicy(crl_urls={"Sub1": url}).crls_for(key)
 
 
 def test_the_two_that_do_not_judge_say_so(made: Branch) -> None:
     chain = made.chain(made.contract().certificate)
-    assert "not checked" in Unchecked().check(chain, AT)
-    later = AskedLater()
+    assert "not checked" in NoRevocationCheck().check(chain, AT)
+    later = DeferredRevocation()
     later.check(chain, AT)
     assert later.chains == [chain]
 
@@ -194,20 +201,20 @@ def test_the_two_that_do_not_judge_say_so(made: Branch) -> None:
 
 
 def test_evidence_is_replaced_by_newer_evidence_only_and_revoked_by_nothing() -> None:
-    key = Key("a" * 64, 0x1F, ())
+    key = CertificateRef("a" * 64, 0x1F, ())
     first = evidence(key, since=AT)
     steps = [
         (first, True),
         (evidence(key, since=AT - HOUR), False),
-        (evidence(key, Status.UNKNOWN, since=AT - HOUR), False),
+        (evidence(key, RevocationStatus.UNKNOWN, since=AT - HOUR), False),
         (evidence(key, since=AT), True),
-        (evidence(key, Status.UNKNOWN, since=AT + HOUR), True),
+        (evidence(key, RevocationStatus.UNKNOWN, since=AT + HOUR), True),
         (evidence(key, since=AT + 2 * HOUR), True),
         # Whoever says that it is revoked may be behind with everything else.
-        (evidence(key, Status.REVOKED, since=AT - DAY), True),
+        (evidence(key, RevocationStatus.REVOKED, since=AT - DAY), True),
         (evidence(key, since=AT + DAY), False),
-        (evidence(key, Status.UNKNOWN, since=AT + DAY), False),
-        (evidence(key, Status.REVOKED, since=AT + DAY), False),
+        (evidence(key, RevocationStatus.UNKNOWN, since=AT + DAY), False),
+        (evidence(key, RevocationStatus.REVOKED, since=AT + DAY), False),
     ]
 
     async def test(bench: Bench) -> None:
@@ -215,19 +222,21 @@ def test_evidence_is_replaced_by_newer_evidence_only_and_revoked_by_nothing() ->
         for said, taken in steps:
             assert await bench.store.write(queries.store_evidence(said)) is taken, said
             kept = said if taken else kept
-            assert (await bench.store.read(queries.load([key], Rules()))).evidence == {(key.issuer, key.serial): kept}
+            assert (await bench.store.read(queries.load([key], RevocationPolicy()))).evidence == {
+                (key.issuer, key.serial): kept
+            }
 
     run(test)
 
 
 def test_many_keys_are_found_and_none_that_was_not_asked_for() -> None:
-    keys = [Key(f"{number % 3:064x}", number, ()) for number in range(1, 40)]
+    keys = [CertificateRef(f"{number % 3:064x}", number, ()) for number in range(1, 40)]
 
     async def test(bench: Bench) -> None:
         for key in keys:
             await bench.store.write(queries.store_evidence(evidence(key)))
         for count in (0, 1, 5, 6, 7, 12, 39):
-            found = (await bench.store.read(queries.load(iter(keys[:count]), Rules()))).evidence
+            found = (await bench.store.read(queries.load(iter(keys[:count]), RevocationPolicy()))).evidence
             assert set(found) == {(key.issuer, key.serial) for key in keys[:count]}
 
     run(test)
@@ -236,7 +245,7 @@ def test_many_keys_are_found_and_none_that_was_not_asked_for() -> None:
 @knows_sqlite
 def test_a_list_is_taken_whole_or_not_at_all_and_never_an_older_one(made: Branch) -> None:
     issuer = made.sub2.certificate
-    name = issuer.issuer_id
+    name = issuer.issuer_key_id
 
     def load(number: int | None, serials: Iterable[int], since: datetime = AT) -> object:
         read = RevocationList(name, number, since, since + DAY, dict.fromkeys(serials, AT - DAY))
@@ -247,17 +256,17 @@ def test_a_list_is_taken_whole_or_not_at_all_and_never_an_older_one(made: Branch
         async def write(*arguments: object) -> object:
             return await bench.store.write(load(*arguments))  # type: ignore[arg-type]
 
-        key = Key(name, 5, (CRL,))
+        key = CertificateRef(name, 5, (CRL,))
         await bench.store.write(queries.store_evidence(evidence(key, since=AT + HOUR)))
         assert await write(3, range(1, 1000))
-        found = await bench.store.read(queries.load([key, key._replace(serial=1000)], Rules()))
+        found = await bench.store.read(queries.load([key, key._replace(serial=1000)], RevocationPolicy()))
         # On the list is revoked, whatever a responder said and how lately.
-        assert {serial: one.status for (_, serial), one in found.evidence.items()} == {5: Status.REVOKED}
+        assert {serial: one.status for (_, serial), one in found.evidence.items()} == {5: RevocationStatus.REVOKED}
         assert [crl.number for crl in found.crls[name]] == [3]
         assert not await write(2, [2000])
         assert not await write(None, [2000])
         assert not await write(4, [2000], AT - HOUR)
-        assert not (await bench.store.read(queries.load([key._replace(serial=2000)], Rules()))).evidence
+        assert not (await bench.store.read(queries.load([key._replace(serial=2000)], RevocationPolicy()))).evidence
         # What fails in the middle leaves nothing behind.
         read = RevocationList(name, 5, AT, AT + DAY, dict.fromkeys(range(3000, 4000), AT))
         options = {"etag": None, "last_modified": None, "at": AT, "refresh_at": AT + HOUR}
@@ -265,7 +274,7 @@ def test_a_list_is_taken_whole_or_not_at_all_and_never_an_older_one(made: Branch
             await bench.store.write(
                 queries.store_crl(read, url=CRL, issuer_certificate=None, **options)  # type: ignore[arg-type]
             )
-        assert not (await bench.store.read(queries.load([key._replace(serial=3000)], Rules()))).evidence
+        assert not (await bench.store.read(queries.load([key._replace(serial=3000)], RevocationPolicy()))).evidence
         assert await write(3, [4000])
 
     run(test)
@@ -274,14 +283,14 @@ def test_a_list_is_taken_whole_or_not_at_all_and_never_an_older_one(made: Branch
 @knows_sqlite
 def test_evidence_is_looked_up_by_index() -> None:
     """SQLite reads the whole table for some ways of asking, which shows only when it is large."""
-    keys = [Key("a" * 64, number, ("x",)) for number in range(7)]
+    keys = [CertificateRef("a" * 64, number, ("x",)) for number in range(7)]
 
     async def test(bench: Bench) -> None:
         plans = []
 
         def explained():  # type: ignore[no-untyped-def]
             for question in (
-                queries.load(keys, Rules()),
+                queries.load(keys, RevocationPolicy()),
                 queries.due_crls(AT, AT, 5),
                 queries.due_certificates(AT, AT, 5),
                 queries.unwatch(("a", 1)),
@@ -298,7 +307,7 @@ def test_evidence_is_looked_up_by_index() -> None:
 
 def test_asking_twice_in_a_row_finds_nothing_due(made: Branch) -> None:
     leaf = made.contract().certificate
-    key = made.sub2.certificate.issuer_id, leaf.serial_number
+    key = made.sub2.certificate.issuer_key_id, leaf.serial_number
 
     async def test(bench: Bench) -> None:
         watch = queries.watch(key, leaf.der, made.sub2.certificate.der, leaf.not_after, AT)

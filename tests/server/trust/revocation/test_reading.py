@@ -21,7 +21,7 @@ from ccp.testing.pki import (
 )
 from ccp.x509.certificates import Certificate
 from ccp.x509.crl_ocsp import CLOCK_SKEW, WITHOUT_NEXT_UPDATE, build_ocsp_request, read_crl, read_ocsp
-from ccp.x509.revocation_policy import EvidenceError, Status
+from ccp.x509.revocation_evidence import EvidenceError, RevocationStatus
 from tests.server.trust.revocation.made import ALGORITHMS, AT, DAY, HOUR, Branch, answer, branch, crl
 from tests.x509.made import forge, tampered
 
@@ -48,9 +48,9 @@ def p256(branches: dict[Algorithm, Branch]) -> Branch:
 def test_a_good_response_is_evidence(made: Branch) -> None:
     leaf = made.contract().certificate
     evidence = read_ocsp(answer(leaf, made.sub2), leaf, made.sub2.certificate, AT, URL)
-    assert evidence.status is Status.GOOD
+    assert evidence.status is RevocationStatus.GOOD
     assert evidence.serial == leaf.serial_number
-    assert evidence.issuer == made.sub2.certificate.issuer_id
+    assert evidence.issuer == made.sub2.certificate.issuer_key_id
     assert (evidence.this_update, evidence.next_update) == (AT - MINUTE, AT + HOUR)
     assert evidence.source == f"OCSP {URL}"
 
@@ -60,27 +60,27 @@ def test_a_revoked_leaf_and_a_revoked_sub_ca_are_told_with_the_time(made: Branch
     for certificate, issuer in ((made.contract().certificate, made.sub2), (made.sub2.certificate, made.sub1)):
         octets = answer(certificate, issuer, revoked_at=AT - DAY, sha256=sha256)
         evidence = read_ocsp(octets, certificate, issuer.certificate, AT, URL)
-        assert (evidence.status, evidence.revoked_at) == (Status.REVOKED, AT - DAY)
+        assert (evidence.status, evidence.revoked_at) == (RevocationStatus.REVOKED, AT - DAY)
 
 
 def test_unknown_is_read_as_unknown(made: Branch) -> None:
     leaf = made.contract().certificate
     evidence = read_ocsp(answer(leaf, made.sub2, unknown=True), leaf, made.sub2.certificate, AT, URL)
-    assert evidence.status is Status.UNKNOWN
+    assert evidence.status is RevocationStatus.UNKNOWN
 
 
 def test_a_delegated_responder_may_answer(made: Branch) -> None:
     leaf = made.contract().certificate
     responder = made.sub2.issue("OCSP", OCSP_RESPONDER, at=AT)
     octets = answer(leaf, made.sub2, responder=responder)
-    assert read_ocsp(octets, leaf, made.sub2.certificate, AT, URL).status is Status.GOOD
+    assert read_ocsp(octets, leaf, made.sub2.certificate, AT, URL).status is RevocationStatus.GOOD
 
 
 def test_a_delegated_responder_with_the_field_s_explicit_false_may_answer(p256: Branch) -> None:
     leaf = p256.contract().certificate
     template = Template(DAY, extra=(*OCSP_RESPONDER.extra, (EXPLICIT_FALSE, False)))
     octets = answer(leaf, p256.sub2, responder=p256.sub2.issue("OCSP", template, at=AT))
-    assert read_ocsp(octets, leaf, p256.sub2.certificate, AT, URL).status is Status.GOOD
+    assert read_ocsp(octets, leaf, p256.sub2.certificate, AT, URL).status is RevocationStatus.GOOD
 
 
 def test_unauthorised_responders_are_refused(made: Branch) -> None:
@@ -127,7 +127,7 @@ def test_every_changed_octet_is_refused(p256: Branch) -> None:
     for place in range(len(octets)):
         changed = octets[:place] + bytes((octets[place] ^ 1,)) + octets[place + 1 :]
         try:
-            assert read_ocsp(changed, leaf, p256.sub2.certificate, AT, URL).status is Status.GOOD
+            assert read_ocsp(changed, leaf, p256.sub2.certificate, AT, URL).status is RevocationStatus.GOOD
             harmless += 1
         except EvidenceError:
             pass
@@ -182,8 +182,8 @@ def test_a_request_has_no_nonce_and_the_hash_that_was_asked_for(p256: Branch) ->
 def test_a_ca_certificate_issued_again_for_the_same_key_is_the_same_issuer(p256: Branch) -> None:
     again = forge(p256.sub2.certificate, p256.sub1.key, lambda tbs: setattr(tbs, "serial_number", 77))
     assert again != p256.sub2.certificate
-    assert again.issuer_id == p256.sub2.certificate.issuer_id
-    assert p256.sub1.certificate.issuer_id != p256.sub2.certificate.issuer_id
+    assert again.issuer_key_id == p256.sub2.certificate.issuer_key_id
+    assert p256.sub1.certificate.issuer_key_id != p256.sub2.certificate.issuer_key_id
 
 
 # --- CRLs ---
@@ -193,7 +193,7 @@ def test_a_list_names_what_is_revoked(made: Branch) -> None:
     leaf = made.contract().certificate
     read = read_crl(crl(made.sub2, leaf, number=5), made.sub2.certificate, AT, 4)
     assert read.revoked == {leaf.serial_number: AT - DAY}
-    assert (read.number, read.issuer) == (5, made.sub2.certificate.issuer_id)
+    assert (read.number, read.issuer) == (5, made.sub2.certificate.issuer_key_id)
     assert not read_crl(crl(made.sub1), made.sub1.certificate, AT).revoked
 
 
@@ -264,11 +264,11 @@ def test_an_issuer_without_crl_sign_signs_no_lists(p256: Branch) -> None:
 
 
 def test_addresses_are_read_and_few() -> None:
-    assert branch().contract().certificate.addresses.named is False
+    assert branch().contract().certificate.status_urls.present is False
     made = branch(addresses={"sub2": Addresses("http://ocsp.example:8080/x", "http://crl.example/1.crl")})
-    found = made.contract().certificate.addresses
+    found = made.contract().certificate.status_urls
     assert (found.ocsp, found.crl) == (("http://ocsp.example:8080/x",), ("http://crl.example/1.crl",))
-    assert found.named
+    assert found.present
 
 
 def test_a_certificate_that_names_only_a_directory_still_names_an_address(p256: Branch) -> None:
@@ -280,20 +280,20 @@ def test_a_certificate_that_names_only_a_directory_still_names_an_address(p256: 
         for number in range(50)
     ]
     template = Template(DAY, extra=((x509.CRLDistributionPoints([ldap]), False),))
-    found = p256.sub2.issue("x", template, at=AT).certificate.addresses
-    assert (found.ocsp, found.crl, found.named) == ((), (), True)
+    found = p256.sub2.issue("x", template, at=AT).certificate.status_urls
+    assert (found.ocsp, found.crl, found.present) == ((), (), True)
     template = Template(DAY, extra=((x509.AuthorityInformationAccess(many), False),))
-    assert len(p256.sub2.issue("x", template, at=AT).certificate.addresses.ocsp) == 3
+    assert len(p256.sub2.issue("x", template, at=AT).certificate.status_urls.ocsp) == 3
     only_issuers = x509.AccessDescription(
         x509.oid.AuthorityInformationAccessOID.CA_ISSUERS, x509.UniformResourceIdentifier("http://ca.example")
     )
     template = Template(DAY, extra=((x509.AuthorityInformationAccess([only_issuers]), False),))
-    assert p256.sub2.issue("x", template, at=AT).certificate.addresses.named is False
+    assert p256.sub2.issue("x", template, at=AT).certificate.status_urls.present is False
 
 
 def test_addresses_of_a_leaf_that_is_not_der_are_read(p256: Branch) -> None:
     access = Addresses("http://ocsp.example").extensions()
     leaf = p256.sub2.issue("x", Template(DAY, extra=((EXPLICIT_FALSE, False), *access)), at=AT).certificate
     assert isinstance(leaf, Certificate)
-    assert leaf.addresses.ocsp == ("http://ocsp.example",)
-    assert read_ocsp(answer(leaf, p256.sub2), leaf, p256.sub2.certificate, AT, URL).status is Status.GOOD
+    assert leaf.status_urls.ocsp == ("http://ocsp.example",)
+    assert read_ocsp(answer(leaf, p256.sub2), leaf, p256.sub2.certificate, AT, URL).status is RevocationStatus.GOOD

@@ -14,8 +14,8 @@ from cryptography.x509 import ocsp
 from ccp.testing.pki import CONTRACT, OCSP_RESPONDER, Template, build_root, subject_name
 from ccp.x509.certificates import Certificate
 from ccp.x509.crl_ocsp import read_crl, read_ocsp
-from ccp.x509.distribution_points import names_for
-from ccp.x509.revocation_policy import EvidenceError, Status
+from ccp.x509.distribution_points import distribution_point_names
+from ccp.x509.revocation_evidence import EvidenceError, RevocationStatus
 from tests.server.trust.revocation.made import AT, DAY, Branch, answer, branch, crl, ocsp_response, unused
 from tests.x509.made import content, forge, respelled, tlv
 
@@ -43,7 +43,7 @@ def test_the_responder_certificate_may_stand_anywhere(made: Branch) -> None:
             by_key=by_key,
             responder=responder.certificate.x509,
         )
-        assert read_ocsp(octets, leaf, made.sub2.certificate, AT, URL).status is Status.GOOD
+        assert read_ocsp(octets, leaf, made.sub2.certificate, AT, URL).status is RevocationStatus.GOOD
 
 
 def test_certificates_that_bear_its_name_are_tried_up_to_a_limit(made: Branch) -> None:
@@ -53,7 +53,7 @@ def test_certificates_that_bear_its_name_are_tried_up_to_a_limit(made: Branch) -
     near = ocsp_response(
         made.sub2, leaf, responder.key, [*decoys[:7], responder.certificate.x509], responder=responder.certificate.x509
     )
-    assert read_ocsp(near, leaf, made.sub2.certificate, AT, URL).status is Status.GOOD
+    assert read_ocsp(near, leaf, made.sub2.certificate, AT, URL).status is RevocationStatus.GOOD
     far = ocsp_response(
         made.sub2, leaf, responder.key, [*decoys, responder.certificate.x509], responder=responder.certificate.x509
     )
@@ -83,7 +83,7 @@ def test_a_responder_is_named_by_value(made: Branch) -> None:
 
     sent = forge(real.certificate, made.sub2.key, respell)
     octets = ocsp_response(made.sub2, leaf, real.key, [sent.x509], responder=real.certificate.x509)
-    assert read_ocsp(octets, leaf, made.sub2.certificate, AT, URL).status is Status.GOOD
+    assert read_ocsp(octets, leaf, made.sub2.certificate, AT, URL).status is RevocationStatus.GOOD
 
 
 def test_an_ocsp_signature_that_claims_unused_bits_is_refused(made: Branch) -> None:
@@ -94,7 +94,7 @@ def test_an_ocsp_signature_that_claims_unused_bits_is_refused(made: Branch) -> N
         while signature[-1] & 1:
             octets = answer(leaf, made.sub2, responder=signer)
             signature = ocsp.load_der_ocsp_response(octets).signature
-        assert read_ocsp(octets, leaf, made.sub2.certificate, AT, URL).status is Status.GOOD
+        assert read_ocsp(octets, leaf, made.sub2.certificate, AT, URL).status is RevocationStatus.GOOD
         with pytest.raises(EvidenceError, match="The signature of the OCSP response claims unused bits"):
             read_ocsp(unused(octets, signature), leaf, made.sub2.certificate, AT, URL)
 
@@ -117,7 +117,7 @@ def test_the_issuer_of_a_crl_is_compared_by_value(made: Branch) -> None:
         tbs.subject = tlv(0x30, respelled(content(tbs.subject)))
 
     renamed = forge(made.sub2.certificate, made.sub1.key, respell)
-    assert read_crl(crl(made.sub2), renamed, AT).issuer == renamed.issuer_id
+    assert read_crl(crl(made.sub2), renamed, AT).issuer == renamed.issuer_key_id
     with pytest.raises(EvidenceError, match="not of"):
         read_crl(crl(made.sub2), made.sub1.certificate, AT)
 
@@ -159,7 +159,7 @@ def test_a_list_is_that_of_a_point_when_any_name_is_common(made: Branch) -> None
     directory = x509.DirectoryName(subject_name("CRL"))
     here = "http://crl.example/a"
     leaf = leaf_at(made, [uri("ldap://crl.example/cn=a"), uri(here), directory], [uri("http://crl.example/b")])
-    names = names_for(leaf, here)
+    names = distribution_point_names(leaf, here)
     for idp in (
         [uri("LDAP://CRL.example/cn=a")],
         [uri("http://other.example/"), uri("HTTP://Crl.Example/a")],

@@ -8,19 +8,22 @@ import pytest
 
 from ccp.server.storage.queries import revocation as queries
 from ccp.server.storage.queries.revocation import RevocationCache
-from ccp.x509.revocation_policy import Evidence, Key, Known, RevocationList, Rules, Status
+from ccp.x509.revocation_evidence import CertificateRef, Evidence, RevocationList, RevocationStatus
+from ccp.x509.revocation_policy import RevocationPolicy, RevocationState
 from tests.server.storage.conftest import url
 from tests.server.storage.made import read, write
 from tests.server.trust.revocation.made import AT, HOUR
 
 __all__ = ["url"]
 URL = "http://crl.example/sub.crl"
-LEAF, CA = Key("sub ca", 1, ()), Key("root", 2, ())
-LISTED = Key("root", 3, (URL,))
+LEAF, CA = CertificateRef("sub ca", 1, ()), CertificateRef("root", 2, ())
+LISTED = CertificateRef("root", 3, (URL,))
 
 
-def said(key: Key, status: Status = Status.GOOD) -> Evidence:
-    return Evidence(key.issuer, key.serial, status, AT, AT + HOUR, AT if status is Status.REVOKED else None, "OCSP")
+def said(key: CertificateRef, status: RevocationStatus = RevocationStatus.GOOD) -> Evidence:
+    return Evidence(
+        key.issuer, key.serial, status, AT, AT + HOUR, AT if status is RevocationStatus.REVOKED else None, "OCSP"
+    )
 
 
 class Watch:
@@ -40,21 +43,21 @@ def recent(watch: Watch) -> RevocationCache:
     return RevocationCache(watch)
 
 
-def found(url: str, recent: RevocationCache, *shared: Key) -> Known:
-    return read(url, queries.load_cached((LEAF,), shared, Rules(), recent))
+def found(url: str, recent: RevocationCache, *shared: CertificateRef) -> RevocationState:
+    return read(url, queries.load_cached((LEAF,), shared, RevocationPolicy(), recent))
 
 
 def test_a_ca_is_looked_at_once_a_second_and_a_leaf_each_time(url: str, recent: RevocationCache, watch: Watch) -> None:
     write(url, queries.store_evidence(said(LEAF)), queries.store_evidence(said(CA)))
     assert found(url, recent, CA).evidence == {("sub ca", 1): said(LEAF), ("root", 2): said(CA)}
-    revoked = [said(key, Status.REVOKED) for key in (LEAF, CA)]
+    revoked = [said(key, RevocationStatus.REVOKED) for key in (LEAF, CA)]
     write(url, *(queries.store_evidence(each) for each in revoked))
     watch.now += 0.9
     known = found(url, recent, CA)
-    assert known.revocation(LEAF) == revoked[0]
-    assert known.revocation(CA) is None
+    assert known.find_revoked(LEAF) == revoked[0]
+    assert known.find_revoked(CA) is None
     watch.now += 0.2
-    assert found(url, recent, CA).revocation(CA) == revoked[1]
+    assert found(url, recent, CA).find_revoked(CA) == revoked[1]
 
 
 def test_that_nothing_is_known_is_remembered_as_long(url: str, recent: RevocationCache, watch: Watch) -> None:
@@ -67,29 +70,29 @@ def test_that_nothing_is_known_is_remembered_as_long(url: str, recent: Revocatio
 
 def test_what_was_learnt_here_counts_at_once(url: str, recent: RevocationCache) -> None:
     found(url, recent, CA)
-    write(url, queries.store_evidence(said(CA, Status.REVOKED)))
+    write(url, queries.store_evidence(said(CA, RevocationStatus.REVOKED)))
     recent.invalidate()
-    assert found(url, recent, CA).revocation(CA) is not None
+    assert found(url, recent, CA).find_revoked(CA) is not None
 
 
 def test_lists_are_looked_at_once_a_second_too(url: str, recent: RevocationCache, watch: Watch) -> None:
-    assert found(url, recent, LISTED).good(LISTED, Rules(), AT) is None
+    assert found(url, recent, LISTED).find_good(LISTED, RevocationPolicy(), AT) is None
     load = queries.store_crl(
         RevocationList("root", 1, AT, AT + HOUR, {}), url=URL, issuer_certificate=b"", etag=None, last_modified=None,
         now=AT, refresh_at=AT + timedelta(minutes=30),
     )  # fmt: skip
     write(url, load)
-    assert found(url, recent, LISTED).good(LISTED, Rules(), AT) is None
+    assert found(url, recent, LISTED).find_good(LISTED, RevocationPolicy(), AT) is None
     watch.now += 1.0
     for _ in range(2):
-        assert found(url, recent, LISTED).good(LISTED, Rules(), AT) is not None
+        assert found(url, recent, LISTED).find_good(LISTED, RevocationPolicy(), AT) is not None
 
 
 def test_a_request_that_began_before_something_was_learnt_leaves_nothing_behind(
     url: str, recent: RevocationCache
 ) -> None:
     """Its answer may be on its way while another worker's news is written here."""
-    steps = queries.load_cached((LEAF,), (CA,), Rules(), recent)
+    steps = queries.load_cached((LEAF,), (CA,), RevocationPolicy(), recent)
     next(steps)
     recent.invalidate()
     with pytest.raises(StopIteration):
@@ -99,7 +102,7 @@ def test_a_request_that_began_before_something_was_learnt_leaves_nothing_behind(
 
 def test_a_second_request_asks_for_its_own_leaf_alone(recent: RevocationCache) -> None:
     for expected in ({("sub ca", "1"), ("root", "2")}, {("sub ca", "1")}):
-        steps = queries.load_cached((LEAF,), (CA,), Rules(), recent)
+        steps = queries.load_cached((LEAF,), (CA,), RevocationPolicy(), recent)
         _, parameters = next(steps)
         assert set(zip(parameters[::2], parameters[1::2], strict=True)) == expected
         with pytest.raises(StopIteration):

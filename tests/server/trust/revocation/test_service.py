@@ -15,11 +15,13 @@ from ccp.errors import RevokedError, Unavailable, VerificationError
 from ccp.server.runtime.background import BackgroundTasks
 from ccp.server.storage.queries import revocation as queries
 from ccp.server.storage.queries.anchors import add
+from ccp.server.storage.queries.certificate_refs import dump_refs, load_refs
 from ccp.server.trust import revocation
 from ccp.server.trust.anchors import trusted_certificate
 from ccp.testing.pki import OCSP_RESPONDER, Addresses, Algorithm, build_pki, sign_crl
-from ccp.x509.path_validation import Profile, Role, Usage
-from ccp.x509.revocation_policy import Key, Status, check_keys, dump_keys, key_of, keys_of, load_keys
+from ccp.x509.profiles import AnchorRole, Profile, Usage
+from ccp.x509.revocation_evidence import CertificateRef, RevocationStatus, certificate_ref, certificate_refs
+from ccp.x509.revocation_policy import check_refs
 from tests.server.trust.revocation.made import (
     ALGORITHMS,
     AT,
@@ -59,7 +61,7 @@ def made(server: Server) -> Branch:
     return made
 
 
-async def known(bench: Bench, *keys: Key) -> Status | None:
+async def known(bench: Bench, *keys: CertificateRef) -> RevocationStatus | None:
     found = (await bench.store.read(queries.load(keys, bench.service.rules))).evidence
     return found[keys[0].issuer, keys[0].serial].status if found else None
 
@@ -142,7 +144,7 @@ def test_a_crl_is_fetched_conditionally_and_may_not_go_back(server: Server) -> N
     serve_crl(server, "/2.crl", crl(made.sub2, held, number=7))
 
     async def test(bench: Bench) -> None:
-        key = key_of(held, made.sub2.certificate)
+        key = certificate_ref(held, made.sub2.certificate)
         await bench.service.ensure_good([made.chain(other)], AT)
         later = AT + timedelta(hours=13)  # past the half-life of a day
         assert (await bench.service.refresh_due(AT)).refreshed == 0
@@ -158,7 +160,7 @@ def test_a_crl_is_fetched_conditionally_and_may_not_go_back(server: Server) -> N
         # A newer one is taken, and what it no longer lists stays revoked.
         serve_crl(server, "/2.crl", crl(made.sub2, number=8, **fresh), '"3"')
         await bench.service.ensure_good([made.chain(other, at)], at)
-        assert await known(bench, key) is Status.REVOKED
+        assert await known(bench, key) is RevocationStatus.REVOKED
 
     run(test)
 
@@ -173,9 +175,9 @@ def test_ten_thousand_serial_numbers_are_loaded_in_one_transaction(server: Serve
     async def test(bench: Bench) -> None:
         with pytest.raises(RevokedError):
             await bench.service.ensure_good([made.chain(leaf)], AT)
-        key = key_of(leaf, made.sub2.certificate)
+        key = certificate_ref(leaf, made.sub2.certificate)
         for serial in (1, 400, 401, 9_999, 10_037):
-            assert await known(bench, key._replace(serial=serial)) is Status.REVOKED
+            assert await known(bench, key._replace(serial=serial)) is RevocationStatus.REVOKED
         assert await known(bench, key._replace(serial=10_038)) is None
 
     run(test)
@@ -199,11 +201,11 @@ def test_lists_that_are_configured_for_trusted_cas_are_loaded_before_anybody_ask
     serve_crl(server, "/oem.crl", crl(made.pki.oem_sub2))
 
     async def test(bench: Bench) -> None:
-        await bench.store.write(add(trusted_certificate(made.pki.oem_sub2.certificate, Role.OEM, "test", AT)))
+        await bench.store.write(add(trusted_certificate(made.pki.oem_sub2.certificate, AnchorRole.OEM, "test", AT)))
         assert (await bench.service.refresh_due(AT)).refreshed == 1
         assert (await bench.service.refresh_due(AT)).refreshed == 0
         found = await bench.store.read(
-            queries.find_crl(made.pki.oem_sub2.certificate.issuer_id, server.url + "/oem.crl")
+            queries.find_crl(made.pki.oem_sub2.certificate.issuer_key_id, server.url + "/oem.crl")
         )
         assert found is not None
 
@@ -220,7 +222,7 @@ def test_what_was_fetched_once_is_not_fetched_again_while_it_is_fresh(server: Se
     async def test(bench: Bench) -> None:
         first = await bench.service.ensure_good([made.chain(leaf)], AT)
         assert (len(server.seen), first.warnings) == (3, ())
-        assert load_keys(dump_keys(first.keys)) == first.keys
+        assert load_refs(dump_refs(first.keys)) == first.keys
         assert await bench.service.ensure_good([made.chain(leaf)], AT) == first
         assert len(server.seen) == 3
 
@@ -384,7 +386,7 @@ def test_the_policy_decides_about_certificates_that_name_nothing() -> None:
         cleared = await bench.service.ensure_good([chain], AT)
         assert len(cleared.warnings) == 3
         assert all(key.crls is None for key in cleared.keys)
-        check_keys(
+        check_refs(
             cleared.keys,
             await bench.store.read(queries.load(cleared.keys, bench.service.rules)),
             bench.service.rules,
@@ -397,7 +399,7 @@ def test_the_policy_decides_about_certificates_that_name_nothing() -> None:
 
     async def off(bench: Bench) -> None:
         cleared = await bench.service.ensure_good([chain], AT)
-        assert cleared.keys == keys_of((chain,))
+        assert cleared.keys == certificate_refs((chain,))
         assert (await bench.service.refresh_due(AT)).refreshed == 0
 
     run(when_named)
@@ -424,11 +426,11 @@ def test_what_is_published_while_nobody_is_asked_counts_when_the_policy_is_switc
         async with beside(bench, egress_allow_networks=LOOPBACK) as service:
             for each in keys:
                 with pytest.raises(Unavailable):
-                    check_keys(each, await bench.store.read(queries.load(each, service.rules)), service.rules, AT)
+                    check_refs(each, await bench.store.read(queries.load(each, service.rules)), service.rules, AT)
             assert (await service.refresh_due(AT)).failed == 0
-            check_keys(keys[0], await bench.store.read(queries.load(keys[0], service.rules)), service.rules, AT)
+            check_refs(keys[0], await bench.store.read(queries.load(keys[0], service.rules)), service.rules, AT)
             with pytest.raises(RevokedError):
-                check_keys(keys[1], await bench.store.read(queries.load(keys[1], service.rules)), service.rules, AT)
+                check_refs(keys[1], await bench.store.read(queries.load(keys[1], service.rules)), service.rules, AT)
 
     run(test, revocation="off")
 
@@ -442,8 +444,8 @@ def test_a_list_that_is_configured_later_revokes_what_was_published_before(serve
         url = serve_crl(server, "/later.crl", crl(made.sub2, revoked))
         async with beside(bench, crl_urls={made.sub2.certificate.subject_cn: url}) as service:
 
-            async def judge(each: tuple[Key, ...], at: datetime = AT) -> None:
-                check_keys(each, await bench.store.read(queries.load(each, service.rules)), service.rules, at)
+            async def judge(each: tuple[CertificateRef, ...], at: datetime = AT) -> None:
+                check_refs(each, await bench.store.read(queries.load(each, service.rules)), service.rules, at)
 
             await judge(keys[0])
             await judge(keys[1])
@@ -477,22 +479,22 @@ def test_delivery_reads_evidence_until_it_runs_out_and_for_the_grace_after(serve
     async def test(bench: Bench) -> None:
         keys = (await bench.service.ensure_good([made.chain(leaf)], AT)).keys
         found = await bench.store.read(queries.load(keys, bench.service.rules))
-        grace = bench.service.rules.stale_grace
-        check_keys(keys, found, bench.service.rules, AT + HOUR + grace)
+        grace = bench.service.rules.grace
+        check_refs(keys, found, bench.service.rules, AT + HOUR + grace)
         with pytest.raises(Unavailable, match="not known now"):
-            check_keys(keys, found, bench.service.rules, AT + HOUR + grace + timedelta(seconds=1))
+            check_refs(keys, found, bench.service.rules, AT + HOUR + grace + timedelta(seconds=1))
 
     run(test)
     run(test, revocation_grace=7200)
 
 
-async def _deliveries(bench: Bench, keys: tuple[Key, ...], seconds: float) -> list[float]:
+async def _deliveries(bench: Bench, keys: tuple[CertificateRef, ...], seconds: float) -> list[float]:
     """What a delivery does about revocation, again and again. Returns how long it took, in seconds, sorted."""
     took = []
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         began = time.perf_counter()
-        check_keys(keys, await bench.store.read(queries.load(keys, bench.service.rules)), bench.service.rules, AT)
+        check_refs(keys, await bench.store.read(queries.load(keys, bench.service.rules)), bench.service.rules, AT)
         took.append(time.perf_counter() - began)
         await asyncio.sleep(0.001)
     return sorted(took)
@@ -561,7 +563,7 @@ def test_a_contract_whose_certificate_is_revoked_later_is_not_delivered(server: 
         swept = await bench.service.refresh_due(at)
         assert (swept.refreshed, swept.failed) == (2, 0)
         with pytest.raises(RevokedError):
-            check_keys(keys, await bench.store.read(queries.load(keys, bench.service.rules)), bench.service.rules, at)
+            check_refs(keys, await bench.store.read(queries.load(keys, bench.service.rules)), bench.service.rules, at)
         # Revoked is final: an older and a newer "good" change nothing, and nobody is asked again.
         server.says("/sub2", answer(leaf, made.sub2, this_update=at + HOUR, next_update=at + DAY))
         before = server.count("/sub2")
@@ -578,7 +580,7 @@ def test_vehicles_wait_for_no_responder_but_a_revoked_one_is_refused_the_next_ti
         AT, addresses=lambda name: Addresses(ocsp=server.url + "/oem") if "OEM Sub2" in name else Addresses()
     )
     car = pki.vehicle("WEX0TEST000000001", at=AT).certificate
-    chain = pki.anchors().verify(car, [], usage=Usage.OEM_PROVISIONING, at=AT, profile=Profile.ISO2)
+    chain = pki.anchors().verify(car, [], usage=Usage.OEM_PROVISIONING, now=AT, profile=Profile.ISO2)
     server.says("/oem", Reply(answer(car, pki.oem_sub2, revoked_at=AT - DAY), delay=1.5))
 
     async def test(bench: Bench) -> None:
@@ -658,7 +660,7 @@ def test_the_sweep_outlives_every_failure(server: Server, made: Branch) -> None:
         at = AT + timedelta(minutes=31)
         swept = await bench.service.refresh_due(at)
         assert (swept.refreshed, swept.failed) == (0, 2)
-        check_keys(keys, await bench.store.read(queries.load(keys, bench.service.rules)), bench.service.rules, at)
+        check_refs(keys, await bench.store.read(queries.load(keys, bench.service.rules)), bench.service.rules, at)
         # Tried again some minutes later, not in every round.
         assert (await bench.service.refresh_due(at + timedelta(seconds=30))).failed == 0
         assert (await bench.service.refresh_due(at + timedelta(minutes=3))).failed == 2
@@ -675,7 +677,7 @@ def test_certificates_that_have_expired_are_forgotten(server: Server, made: Bran
 
     async def test(bench: Bench) -> None:
         keys = (await bench.service.ensure_good([made.chain(leaf)], AT)).keys
-        assert await known(bench, keys[0]) is Status.GOOD
+        assert await known(bench, keys[0]) is RevocationStatus.GOOD
         asked = len(server.seen)
         await bench.service.refresh_due(leaf.not_after + timedelta(seconds=1))
         assert await known(bench, keys[0]) is None
@@ -707,7 +709,7 @@ def test_the_background_task_sweeps_until_it_is_closed(server: Server) -> None:
     serve_crl(server, "/oem.crl", crl(made.pki.oem_sub2))
 
     async def test(bench: Bench) -> None:
-        await bench.store.write(add(trusted_certificate(made.pki.oem_sub2.certificate, Role.OEM, "test", AT)))
+        await bench.store.write(add(trusted_certificate(made.pki.oem_sub2.certificate, AnchorRole.OEM, "test", AT)))
         background = BackgroundTasks()
         background.add(bench.service.refresh_task())
         while not server.seen:  # noqa: ASYNC110  the server is a thread

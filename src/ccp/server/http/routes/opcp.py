@@ -65,7 +65,7 @@ from ccp.server.pool.remote import RemoteContract
 from ccp.server.settings import OPCPNoContractResponse
 from ccp.x509.certificates import Certificate
 from ccp.x509.names import parse_dn
-from ccp.x509.path_validation import Role
+from ccp.x509.profiles import AnchorRole
 
 BASE: Final = "/v1/ccp"
 ROOTS: Final = "/v1/root/rootCerts"
@@ -75,7 +75,7 @@ TAG: Final = "OPCP"
 _EmaidId: Any = Annotated[EMAIDField, Path(alias="id", description="The contract, by its EMAID.")]
 _PcidId: Any = Annotated[PCIDField, Path(alias="id", description="The vehicle, by its PCID.")]
 _NAMESPACE: Final = Namespace.ISO2
-_ROOT_TYPES: Final = {Role.V2G: "V2G", Role.EMSP: "MO", Role.OEM: "OEM"}
+_ROOT_TYPES: Final = {AnchorRole.V2G: "V2G", AnchorRole.EMSP: "MO", AnchorRole.OEM: "OEM"}
 
 
 class OPCPSignedContractDataEndpoint(SignedContractDataEndpoint):
@@ -233,7 +233,7 @@ def router(pool: Pool, edge: Edge, negative: OPCPNoContractResponse) -> APIRoute
         items = [
             _root(anchor.certificate, role)
             for anchor in pool.anchors.anchors
-            for role in Role
+            for role in AnchorRole
             if role in anchor.roles and role in wanted and at.replace(microsecond=0) <= anchor.certificate.not_after
         ]
         return _JSON({"RootCertificateCollection": {"rootCertificates": items}})
@@ -282,32 +282,32 @@ def _xml_contract(contract: SignedContract | RemoteContract, priority: int) -> J
     }
 
 
-def _roles(root_type: str | None) -> frozenset[Role]:
+def _roles(root_type: str | None) -> frozenset[AnchorRole]:
     """Whose roots are asked for. Raises FieldError."""
     if root_type is None:
-        return frozenset(Role)
-    known = {**{name: frozenset({role}) for role, name in _ROOT_TYPES.items()}, "EMSP": frozenset({Role.EMSP})}
+        return frozenset(AnchorRole)
+    known = {**{name: frozenset({role}) for role, name in _ROOT_TYPES.items()}, "EMSP": frozenset({AnchorRole.EMSP})}
     # Roots of private environments are a kind of their own, of which the pool has none.
-    found = {**known, "PE": frozenset[Role]()}.get(root_type.upper())
+    found = {**known, "PE": frozenset[AnchorRole]()}.get(root_type.upper())
     if found is None:
         raise FieldError(f"rootType : must be one of {', '.join(_ROOT_TYPES.values())}")
     return found
 
 
-def _root(certificate: Certificate, role: Role) -> JSONObject:
+def _root(certificate: Certificate, role: AnchorRole) -> JSONObject:
     """Source: the Root Certificate Pool's schema in OPNC 1.0, whose older sibling this is."""
     root_type = _ROOT_TYPES[role]
     identifier = certificate.authority_key_identifier or certificate.key_identifier or b""
     return {
         "rootCertificateId": str(uuid.uuid5(uuid.NAMESPACE_URL, f"sha256:{certificate.fingerprint}:{root_type}")),
-        "distinguishedName": certificate.dn,
+        "distinguishedName": certificate.subject_dn,
         "caCertificate": encode_base64(certificate.der),
         "commonName": certificate.subject_cn,
         "rootAuthorityKeyIdentifier": encode_base64(identifier),
         "rootIssuerSerialNumber": f"{certificate.serial_number:x}",
         "validFrom": rfc3339(certificate.not_before),
         "validTo": rfc3339(certificate.not_after),
-        "organizationName": dict(parse_dn(certificate.dn)).get("O", ""),
+        "organizationName": dict(parse_dn(certificate.subject_dn)).get("O", ""),
         "rootType": root_type,
         "fingerprint": certificate.fingerprint,
     }

@@ -283,7 +283,7 @@ class SignedContractDataEndpoint:
         }
         if dry_run:
             checks, warnings = await there.dry_run(caller, **said)
-            return _JSON(checks.told("CertificateInstallationRes", at, warnings))
+            return _JSON(checks.to_json("CertificateInstallationRes", at, warnings))
         await there.publish(caller, metadata=body.metaData, **said)
         return Response(status_code=201)
 

@@ -9,8 +9,8 @@ from typing import Final
 from ccp.ids import PCID
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.storage.engine.query import Query, read_committed
+from ccp.server.storage.queries.certificate_refs import dump_refs
 from ccp.server.storage.queries.contracts import Published, by_vehicle
-from ccp.x509.revocation_policy import dump_keys
 
 
 def import_contract(contract: SignedContract, publishing: Query[Published]) -> Query[Published | None]:
@@ -30,7 +30,7 @@ def import_contract(contract: SignedContract, publishing: Query[Published]) -> Q
 
 
 def _kept_of(contract: SignedContract) -> tuple[bytes, str | None, str | None, str | None]:
-    certificates = None if contract.certificates is None else dump_keys(contract.certificates)
+    certificates = None if contract.certificates is None else dump_refs(contract.certificates)
     return contract.response, contract.metadata, certificates, contract.provisioning_key
 
 

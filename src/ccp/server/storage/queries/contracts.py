@@ -24,6 +24,7 @@ from ccp.server.domain.default_contracts import (
 )
 from ccp.server.domain.subscriptions import EventKind
 from ccp.server.storage.engine.query import Query, Row, batchable, read_committed, retryable
+from ccp.server.storage.queries.certificate_refs import dump_refs, load_refs
 from ccp.server.storage.queries.unknown_values import warn
 from ccp.server.storage.queries.vehicle_lock import (
     LockedVehicle,
@@ -37,7 +38,6 @@ from ccp.server.storage.queries.vehicle_lock import (
 )
 from ccp.server.storage.queries.vehicle_lock import instant as instant
 from ccp.server.storage.queries.vehicle_lock import microseconds as microseconds
-from ccp.x509.revocation_policy import dump_keys, load_keys
 
 _COLUMNS = (
     "emaid, pcid, namespace, root_fingerprint, root_serial, root_dn, valid_from, valid_to, certificate, response, "
@@ -188,7 +188,7 @@ def publish(
             contract.root_dn, int(contract.valid_from.timestamp()), int(contract.valid_to.timestamp()),
             contract.certificate, contract.response, contract.remaining_from_end, contract.metadata,
             microseconds(vehicle.at), microseconds(vehicle.at), default.emaid == emaid,
-            None if contract.certificates is None else dump_keys(contract.certificates), contract.provisioning_key,
+            None if contract.certificates is None else dump_refs(contract.certificates), contract.provisioning_key,
             *_leaf(contract), vehicle.rev, max(0, microseconds(vehicle.at) - microseconds(contract.created_at)),
         ),
     )  # fmt: skip
@@ -407,6 +407,6 @@ def _contract(row: Row) -> SignedContract:
         instant(created_at),
         instant(updated_at),
         bool(is_default),
-        None if certificates is None else load_keys(certificates),
+        None if certificates is None else load_refs(certificates),
         provisioning_key,
     )

@@ -12,7 +12,7 @@ from ccp.server.storage.queries.contracts import instant
 
 @dataclass(frozen=True, slots=True)
 class CRLRecord:
-    """The newest list of an issuer from one address. issuer: its `Certificate.issuer_id`. number: None without one."""
+    """The newest CRL of an issuer from one URL. issuer: its `Certificate.issuer_key_id`. number: None without one."""
 
     issuer: str
     url: str

@@ -18,13 +18,14 @@ from typing import Any, Final
 from ccp.server.storage.engine.query import Query, T, batchable, long_write, read_committed, retryable
 from ccp.server.storage.queries import unknown_values
 from ccp.server.storage.queries.contracts import instant, microseconds
-from ccp.x509.revocation_policy import Evidence, Key, Known, LoadedCRL, RevocationList, Rules, Status
+from ccp.x509.revocation_evidence import CertificateRef, Evidence, LoadedCRL, RevocationList, RevocationStatus
+from ccp.x509.revocation_policy import RevocationPolicy, RevocationState
 
 _EVIDENCE = "issuer, serial, status, this_update, next_update, revoked_at, source"
 # Statements are kept prepared, so there are few different ones: places in a statement are filled up.
 _KEYS = (2, 6, 12)  # The leaves of a vehicle and its contract; all of a contract's; all of both.
 _CACHE_SECONDS = 1.0
-_STATUS = {status.value: status for status in Status}
+_STATUS = {status.value: status for status in RevocationStatus}
 _ENTRIES = (400, 20, 1)
 
 # Not `(issuer, serial) in (values …)`, for which SQLite reads the whole table.
@@ -101,12 +102,14 @@ class RevocationCache:
             self.invalidate()
 
 
-def load(keys: Iterable[Key], rules: Rules) -> Query[Known]:
+def load(keys: Iterable[CertificateRef], rules: RevocationPolicy) -> Query[RevocationState]:
     """What there is about these certificates."""
     return _load(*_sought(keys, rules))
 
 
-def load_cached(own: Iterable[Key], shared: Sequence[Key], rules: Rules, recent: RevocationCache) -> Query[Known]:
+def load_cached(
+    own: Iterable[CertificateRef], shared: Sequence[CertificateRef], rules: RevocationPolicy, recent: RevocationCache
+) -> Query[RevocationState]:
     """What there is about certificates. shared: those of which what was read within the last second will do."""
     recent.expire()
     held, held_crls = recent.evidence, recent.crls
@@ -122,22 +125,24 @@ def load_cached(own: Iterable[Key], shared: Sequence[Key], rules: Rules, recent:
     for key in shared:
         if (each := held[key.issuer, key.serial]) is not None:
             evidence[key.issuer, key.serial] = each
-    return Known(evidence, held_crls)
+    return RevocationState(evidence, held_crls)
 
 
-def _sought(keys: Iterable[Key], rules: Rules) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
+def _sought(
+    keys: Iterable[CertificateRef], rules: RevocationPolicy
+) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
     """Issuer and serial number of each, as they are stored, and the issuers whose lists count."""
     asked: dict[tuple[str, str], None] = {}
     listed: dict[str, None] = {}
     for key in keys:
         asked[key.issuer, f"{key.serial:x}"] = None
-        if key.crls or (rules.crl_urls and rules.configured(key)):
+        if key.crls or (rules.crl_urls and rules.configured_crl(key)):
             listed[key.issuer] = None
     return tuple(asked), tuple(sorted(listed))
 
 
 @batchable
-def _load(asked: Sequence[tuple[str, str]], listed: Sequence[str]) -> Query[Known]:
+def _load(asked: Sequence[tuple[str, str]], listed: Sequence[str]) -> Query[RevocationState]:
     # Lists first: with the next one, which is taken over in between, the evidence on a certificate may come that the
     # list before did not revoke. The other way round it would pass for good.
     crls: dict[str, list[LoadedCRL]] = {}
@@ -151,7 +156,7 @@ def _load(asked: Sequence[tuple[str, str]], listed: Sequence[str]) -> Query[Know
         for row in (yield _SELECT_EVIDENCE[len(part)], _flat(part)):
             found = _evidence(row)
             evidence[found.issuer, found.serial] = found
-    return Known(evidence, crls)
+    return RevocationState(evidence, crls)
 
 
 @retryable
@@ -348,12 +353,12 @@ def _number(text: str | None) -> int | None:
     return None if text is None else int(text)
 
 
-def _unknown(status: str) -> Status:
+def _unknown(status: str) -> RevocationStatus:
     """What a status is taken for that this release does not know: it says neither that a certificate is good nor that
     it is revoked.
     """
     unknown_values.warn("evidence.status", status)
-    return Status.UNKNOWN
+    return RevocationStatus.UNKNOWN
 
 
 def _evidence(row: tuple[Any, ...]) -> Evidence:
