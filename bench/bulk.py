@@ -34,9 +34,8 @@ from rich.table import Table
 from ccp.ids import EMAID, PCID
 from ccp.server import logging, settings
 from ccp.server.app import build_services
-from ccp.server.bulk import exporter, importer
-from ccp.server.bulk import import_worker as work
-from ccp.server.bulk.lines import Source
+from ccp.server.bulk import exporter, import_worker, importer, messages
+from ccp.server.bulk.lines import InputSource
 from ccp.server.domain.parties import Caller, Party, PartyRole
 from ccp.server.sandbox.setup import create, publish_body
 from ccp.server.settings import Settings
@@ -72,11 +71,11 @@ async def alone(config: Settings, lines: list[bytes]) -> tuple[float, float]:
     for start in range(0, len(lines), 250):
         part = lines[start : start + 250]
         began = time.process_time()
-        checked = [await work.check_line(built.pool, CALLER, config.max_body, line, at) for line in part]
+        checked = [await import_worker.check_line(built.pool, CALLER, config.max_body, line, at) for line in part]
         checking += (time.process_time() - began) / len(lines)
         began = time.process_time()
         for each in checked:
-            assert isinstance(each, work.Accepted), each
+            assert isinstance(each, messages.AcceptedLine), each
             await built.store.write(built.pool.publication.transaction(CALLER, each.contract))
         storing += (time.process_time() - began) / len(lines)
     await built.close()
@@ -136,16 +135,18 @@ async def imported(config: Settings, fleet: Path, workers: int) -> tuple[float, 
     """
     seen: list[tuple[float, int, float]] = []
 
-    def told(state: importer.State) -> None:
-        seen.append((time.perf_counter(), state.now, cpu()))
+    def told(state: importer.ImportProgress) -> None:
+        seen.append((time.perf_counter(), state.lines_done, cpu()))
 
     began = time.perf_counter()
-    plan = importer.Plan(Source.of(str(fleet)), CALLER, workers, fleet.with_suffix(".checkpoint"), None, told)
+    plan = importer.ImportPlan(
+        InputSource.of(str(fleet)), CALLER, workers, fleet.with_suffix(".checkpoint"), None, told
+    )
     state = await importer.run(config, plan)
     ended = time.perf_counter()
     assert not state.counts[importer.REFUSED], state.counts
     (t0, n0, c0), (t1, n1, c1) = seen[workers * 4], seen[-workers * 4]
-    return (n1 - n0) / (t1 - t0), state.now / (ended - began), (c1 - c0) / (n1 - n0)
+    return (n1 - n0) / (t1 - t0), state.lines_done / (ended - began), (c1 - c0) / (n1 - n0)
 
 
 def main() -> None:
@@ -189,7 +190,7 @@ def main() -> None:
 async def exported(config: Settings, target: Path) -> None:
     built = build_services(config)
     await built.open()
-    await exporter.export(built.store, str(target), exporter.Filter())
+    await exporter.export(built.store, str(target), exporter.ExportFilter())
     await built.close()
 
 

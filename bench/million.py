@@ -35,7 +35,7 @@ import bulk
 from ccp.server import logging, settings
 from ccp.server.audit.actor import command_actor
 from ccp.server.bulk import importer
-from ccp.server.bulk.lines import Source
+from ccp.server.bulk.lines import InputSource
 from ccp.server.domain.parties import PartyRole
 from ccp.server.sandbox import setup
 from ccp.server.settings import Settings
@@ -168,12 +168,12 @@ async def trusting(config: Settings, folder: Path, at: datetime) -> None:
 
 async def import_into(config: Settings, fleet: Path, checkpoint: Path) -> float:
     """Lines a second, start and end included."""
-    plan = importer.Plan(Source.of(str(fleet)), bulk.CALLER, report.CORES, checkpoint, None, lambda _: None)
+    plan = importer.ImportPlan(InputSource.of(str(fleet)), bulk.CALLER, report.CORES, checkpoint, None, lambda _: None)
     began = time.perf_counter()
     state = await importer.run(config, plan)
     if state.counts[importer.REFUSED]:
         raise RuntimeError(f"Lines were refused: {state.counts}")
-    return state.now / (time.perf_counter() - began)
+    return state.lines_done / (time.perf_counter() - began)
 
 
 # --- The run ---------------------------------------------------------------------------------------------------------

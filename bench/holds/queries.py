@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from ccp.ids import ProviderId
 from ccp.server.bulk import exporter
-from ccp.server.bulk.exporter import Filter
+from ccp.server.bulk.exporter import ExportFilter
 from ccp.server.pool import maintenance
 from ccp.server.storage import Store, connect
 from ccp.server.storage.engine import schema
@@ -73,11 +73,11 @@ async def _measured(plan: Plan, url: str) -> list[Row]:
 
 async def _export(plan: Plan, store: Store) -> Row:
     """In turns, the median of the rounds. The lines are made and not written anywhere."""
-    provider = Filter(providers=frozenset({ProviderId(world.provider(world.SETS[0]))}))
+    provider = ExportFilter(providers=frozenset({ProviderId(world.provider(world.SETS[0]))}))
     times: dict[str, list[float]] = {"all": [], "one": []}
     counts = dict.fromkeys(times, 0)
     for _ in range(plan.rounds):
-        for name, wanted in (("all", Filter()), ("one", provider)):
+        for name, wanted in (("all", ExportFilter()), ("one", provider)):
             began = time.perf_counter()
             counts[name] = 0
             async for _line in exporter.lines(store, wanted):

@@ -13,7 +13,7 @@ import pytest
 from ccp.errors import ConfigurationError
 from ccp.server.access.token_bucket import SharedTokenBucket
 from ccp.server.bulk.checkpoint import Checkpoint, default_path
-from ccp.server.bulk.lines import Mark, Source
+from ccp.server.bulk.lines import InputOffset, InputSource
 from ccp.server.storage.engine.write_lock import WriteLock
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp, ccp_error, ccp_ok
@@ -154,9 +154,9 @@ def test_a_checkpoint_whose_numbers_were_changed_is_refused(target: Database, dr
     assert "cannot be read behind line" in ccp_error("import", file, env=target.env)
 
 
-def true_mark(file: Path) -> Mark:
+def end_offset(file: Path) -> InputOffset:
     """The end of an input, which everybody can compute who has it."""
-    *_, last = Source.of(str(file)).chunks(262_144)
+    *_, last = InputSource.of(str(file)).chunks(262_144)
     return last.after
 
 
@@ -165,7 +165,7 @@ def test_a_checkpoint_that_was_made_up_skips_no_line(target: Database, drop: Pat
     file, made = drop / "fleet.jsonl", drop / "made"
     contract = body(pkis["iso2"])
     file.write_bytes(jsonl(contract))
-    Checkpoint(true_mark(file), {"created": 1_000_000}, None, 0).save(made, b"a guess")
+    Checkpoint(end_offset(file), {"created": 1_000_000}, None, 0).save(made, b"a guess")
     assert CHANGED in ccp_error("import", file, "--checkpoint", made, env=target.env)
     made.unlink()
     ccp_ok("import", file, "--checkpoint", made, env=target.env)
@@ -180,9 +180,9 @@ def test_numbers_that_do_not_fit_the_input_are_refused(target: Database, drop: P
     (key,) = sql(target.url, "select value from pool_secret where name = 'import_checkpoint_key'")[0]
     checkpoint = default_path(str(file), target.url)
     for counts in ({"created": 1_000_000}, {"created": 2}, {}):
-        Checkpoint(true_mark(file), counts, None, 0).save(checkpoint, bytes.fromhex(key))
+        Checkpoint(end_offset(file), counts, None, 0).save(checkpoint, bytes.fromhex(key))
         assert ccp_error("import", file, env=target.env).startswith("The checkpoint is of another input than ")
-    Checkpoint(true_mark(file), {"created": 1}, None, 0).save(checkpoint, bytes.fromhex(key))
+    Checkpoint(end_offset(file), {"created": 1}, None, 0).save(checkpoint, bytes.fromhex(key))
     assert json.loads(ccp_ok("import", file, "--json", env=target.env).out)["lines"] == 1
 
 

@@ -27,19 +27,19 @@ if os.environ.get("CCP_DATABASE"):
     def defect(*args):
         raise RuntimeError("an injected defect")
 
-    async def check_all(pool, caller, longest, task, channel):
+    async def check_batch(pool, caller, max_bytes, batch, channel):
         {what}
 
-    work._check_all = check_all
+    work._check_batch = check_batch
     work.pairs_of = defect
 """
 DEFECTS = {
     "a chunk cannot be checked": ("defect()", WORKER),
     "a worker exits": ("os._exit(0)", WORKER),
-    "a worker answers what it was not asked": ("await channel.send(work.Done(99, ()))", EXCHANGE),
-    "an answer cannot be sent": ("await channel.send(work.Done(task.number, (lambda: 1,)))", WORKER),
+    "a worker answers what it was not asked": ("await channel.send(work.BatchResult(99, ()))", EXCHANGE),
+    "an answer cannot be sent": ("await channel.send(work.BatchResult(batch.number, (lambda: 1,)))", WORKER),
     "an answer cannot be read": ("channel._writer.write(bytes(3) + bytes([1, 1]))", EXCHANGE),
-    "evidence cannot be fetched": ("await channel.send(work.Wanted(0, task.at, ()))", EXCHANGE),
+    "evidence cannot be fetched": ("await channel.send(work.EvidenceRequest(0, batch.now, ()))", EXCHANGE),
 }
 
 

@@ -26,7 +26,7 @@ from ccp.server.storage.queries import parties
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ccp.server.bulk.importer import State
+    from ccp.server.bulk.importer import ImportProgress
 
 _LEAST_LEVEL = "error"  # Of the log while a bar is drawn and lines are refused by the thousand.
 
@@ -62,18 +62,18 @@ def import_contracts(
     from ccp.server import logging  # Here: most commands can do without the server's libraries.
     from ccp.server.bulk import importer
     from ccp.server.bulk.checkpoint import default_path
-    from ccp.server.bulk.lines import Source
+    from ccp.server.bulk.lines import InputSource
 
     effective = settings.load(config)
     effective = effective.model_copy(update={"log_level": _LEAST_LEVEL})
     logging.configure(effective)
     if checkpoint is None and source != "-":
         checkpoint = default_path(source, effective.database)
-    found = Source.of(source, without=refused)
+    found = InputSource.of(source, without=refused)
     caller = Caller(_publisher(config, publisher))
     began = time.monotonic()
-    with _bar(found.octets) as told:
-        plan = importer.Plan(found, caller, workers or _cores(), checkpoint, refused, told)
+    with _bar(found.size) as told:
+        plan = importer.ImportPlan(found, caller, workers or _cores(), checkpoint, refused, told)
         state = asyncio.run(importer.run(effective, plan))
     _tell(state, time.monotonic() - began, checkpoint, as_json)
     if state.interrupted:
@@ -102,7 +102,7 @@ def _cores() -> int:
 
 
 @contextmanager
-def _bar(octets: int | None) -> Iterator[Callable[[State], None]]:
+def _bar(octets: int | None) -> Iterator[Callable[[ImportProgress], None]]:
     """A progress bar on standard error, nothing where that is no terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -116,19 +116,19 @@ def _bar(octets: int | None) -> Iterator[Callable[[State], None]]:
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task("import", total=octets, told="")
 
-        def told(state: State) -> None:
-            rate = state.now / max(time.monotonic() - began, 1e-3)
+        def told(state: ImportProgress) -> None:
+            rate = state.lines_done / max(time.monotonic() - began, 1e-3)
             sentence = f"{sum(state.counts.values()):,} lines, {state.counts['refused']:,} refused, {rate:,.0f}/s"
             progress.update(task, completed=state.position, told=sentence)
 
         yield told
 
 
-def _tell(state: State, seconds: float, checkpoint: Path | None, as_json: bool) -> None:
+def _tell(state: ImportProgress, seconds: float, checkpoint: Path | None, as_json: bool) -> None:
     from ccp.server.bulk.importer import OUTCOMES
 
     counts = {outcome: state.counts[outcome] for outcome in OUTCOMES}
-    rate = state.now / max(seconds, 1e-3)
+    rate = state.lines_done / max(seconds, 1e-3)
     if as_json:
         shown: dict[str, Any] = {
             "lines": sum(counts.values()), **counts, "warnings": dict(state.warnings),
@@ -136,8 +136,8 @@ def _tell(state: State, seconds: float, checkpoint: Path | None, as_json: bool) 
         }  # fmt: skip
         print_json(shown)
         return
-    if state.resumed_behind:
-        print_line(f"Went on behind line {state.resumed_behind:,}, where an earlier run had stopped.")
+    if state.resumed_after:
+        print_line(f"Went on behind line {state.resumed_after:,}, where an earlier run had stopped.")
     parts = ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items())
     print_line(f"{sum(counts.values()):,} lines: {parts}. {rate:,.0f} lines a second in {seconds:,.1f} s.")
     for sentence, count in state.warnings.most_common():
@@ -161,7 +161,7 @@ def export_contracts(
     """
     from ccp.server.bulk import exporter
 
-    wanted = exporter.Filter(
+    wanted = exporter.ExportFilter(
         frozenset(map(ProviderId.parse, provider_id)),
         frozenset(map(WMI.parse, wmi)),
         frozenset(map(Namespace.parse, namespace)),

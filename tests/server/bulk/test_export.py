@@ -14,7 +14,7 @@ import pytest
 
 from ccp.ids import EMAID, PCID, WMI, ProviderId
 from ccp.server.bulk import exporter
-from ccp.server.bulk.exporter import Filter
+from ccp.server.bulk.exporter import ExportFilter
 from ccp.server.storage import Store
 from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries import bulk, contracts
@@ -145,12 +145,12 @@ def test_an_export_of_a_provider_or_a_maker_reads_its_vehicles_alone(
 
     async def use(store: Store) -> None:
         for wanted in (
-            Filter(providers=frozenset({ProviderId("DEEXA")})),
-            Filter(providers=frozenset({ProviderId("DEEXZ"), ProviderId("DEEX9")})),
-            Filter(wmis=frozenset({WMI("WEX")})),
-            Filter(wmis=frozenset({WMI("ZZZ"), WMI("WEZ")})),
-            Filter(frozenset({ProviderId("DEEXZ")}), frozenset({WMI("WEX")})),
-            Filter(wmis=frozenset({WMI("AAA")})),
+            ExportFilter(providers=frozenset({ProviderId("DEEXA")})),
+            ExportFilter(providers=frozenset({ProviderId("DEEXZ"), ProviderId("DEEX9")})),
+            ExportFilter(wmis=frozenset({WMI("WEX")})),
+            ExportFilter(wmis=frozenset({WMI("ZZZ"), WMI("WEZ")})),
+            ExportFilter(frozenset({ProviderId("DEEXZ")}), frozenset({WMI("WEX")})),
+            ExportFilter(wmis=frozenset({WMI("AAA")})),
         ):
             expected = {
                 (emaid, pcid)

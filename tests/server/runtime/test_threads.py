@@ -28,7 +28,8 @@ PLACES = {
         "a time limit for callers; a function that does not return keeps a thread of its kind alone"
     ),
     "server/external/resolver.py": "a time limit for callers; whatever ends a lookup frees its place",
-    "server/bulk/importer.py": "ccp import: an error of the reader ends the import; joins have a time limit",
+    "server/bulk/input_reader.py": "ccp import: an error of the reader ends the import",
+    "server/bulk/worker_pool.py": "ccp import: joins of worker processes have a time limit",
     "server/bulk/import_worker.py": "ccp import: a worker process that ends, ends the import with a sentence",
     "cli/supervisor.py": "worker processes are watched by heartbeats, killed when these end, and replaced",
     "server/storage/engine/schema.py": (

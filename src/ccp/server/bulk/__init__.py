@@ -1,8 +1,12 @@
-"""Many contracts at a time: `ccp import` and `ccp export`, over JSON Lines of what PUT takes.
+"""Bulk import and export: `ccp import` and `ccp export`, with JSON Lines in the format of a PUT body.
 
-lines       reading files, folders and standard input in chunks; writing an export
-checkpoint  how far an import has come, on disk
-work        a worker process: checks chunks of lines as PUT does
-importing   the process that reads, hands out, writes and reports
-exporting   contracts as lines
+lines           read files, folders and standard input in chunks
+importer        the import: reads chunks, has them checked by workers, writes contracts, saves its progress
+input_reader    the thread that reads ahead
+worker_pool     the worker processes, as the import sees them
+import_worker   a worker process: checks lines as a PUT does
+messages        what an import and its workers send each other
+report          the file of rejected lines
+checkpoint      the progress of an import, on disk
+exporter        writes contracts as lines
 """

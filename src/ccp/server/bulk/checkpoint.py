@@ -1,8 +1,7 @@
-"""How far an import has come: a small file that is replaced as a whole and authenticated.
+"""The checkpoint of an import: its progress, in a small authenticated file that is replaced atomically.
 
-A forged checkpoint would make an import skip lines, or report what never happened. So the file carries an HMAC under a
-key that the database keeps. That also ties it to this database: lines that are stored in one are not skipped for
-another.
+A forged checkpoint could make an import skip lines or report false results. So the file has an HMAC under a key from
+the database. The key also ties the checkpoint to this database: an import into another one does not skip lines.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ from typing import Any, Final
 import orjson
 
 from ccp.errors import ConfigurationError
-from ccp.server.bulk.lines import Mark
+from ccp.server.bulk.lines import InputOffset
 from ccp.server.runtime.private_files import read_private, replace_private
 from ccp.server.storage import Store
 from ccp.server.storage.engine.schema import is_postgres, sqlite_file
@@ -29,10 +28,10 @@ _KIND: Final = "opnc-ccp import 2"
 
 
 def default_path(source: str, database: str) -> Path:
-    """Where the checkpoint of an input lies: not beside the input, which others may write to.
+    """The path of an input's checkpoint. It is not beside the input, where other users may be able to write.
 
-    With SQLite beside the database; else in the user's state directory (XDG Base Directory Specification), which is
-    made. source: file or directory. database: URL. Raises ConfigurationError.
+    With SQLite it is beside the database; otherwise in the user's state directory (XDG Base Directory Specification),
+    which is created. source: file or directory. database: URL. Raises ConfigurationError.
     """
     resolved = Path(source).resolve()
     digest = hashlib.sha256(f"{database}\n{resolved}".encode(errors="surrogateescape")).hexdigest()[:12]
@@ -50,8 +49,8 @@ def default_path(source: str, database: str) -> Path:
     return directory / name
 
 
-async def key_of(store: Store) -> bytes:
-    """The key that authenticates checkpoints of imports; the first import makes it. Raises Unavailable."""
+async def load_key(store: Store) -> bytes:
+    """The key that authenticates checkpoints, from the database. The first import creates it. Raises Unavailable."""
     kept = await store.read(queries.find(queries.IMPORT_CHECKPOINT_KEY))
     if kept is None:
         kept = await store.write(queries.ensure(queries.IMPORT_CHECKPOINT_KEY, secrets.token_hex(32)))
@@ -60,32 +59,32 @@ async def key_of(store: Store) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Everything before `mark` is stored or refused, and durably so.
+    """Everything before `offset` was stored or refused, durably.
 
-    counts: what became of it. report: the file of refused lines, resolved; None without one. report_bytes: its length
-    at that time.
+    counts: lines by outcome. report: absolute path of the file of rejected lines, None without one. report_bytes: its
+    length at that time.
     """
 
-    mark: Mark
+    offset: InputOffset
     counts: dict[str, int]
     report: str | None
     report_bytes: int
 
     def save(self, path: Path, key: bytes) -> None:
-        """Raises OSError."""
+        """Write the file atomically. Raises OSError."""
         members = {"kind": _KIND, **asdict(self)}
         with replace_private(path) as file:
             file.write(orjson.dumps({**members, "mac": _mac(members, key)}, option=orjson.OPT_INDENT_2))
 
     @classmethod
     def load(cls, path: Path, key: bytes) -> Checkpoint | None:
-        """None where there is no file. Raises ConfigurationError for one that is not ours, or was changed."""
+        """Read the file. Returns None if there is none. Raises ConfigurationError if it does not authenticate."""
         try:
             found: Any = orjson.loads(read_private(path))
             mac = found.pop("mac")
             if found.pop("kind") != _KIND or not hmac.compare_digest(mac, _mac({"kind": _KIND, **found}, key)):
                 raise ValueError("mac")
-            return cls(Mark(**found.pop("mark")), **found)
+            return cls(InputOffset(**found.pop("offset")), **found)
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError, AttributeError) as exc:

@@ -1,4 +1,4 @@
-"""Contracts as lines, in the shape that PUT and an import take."""
+"""Export contracts as JSON Lines, in the format of a PUT body, which an import reads."""
 
 from __future__ import annotations
 
@@ -24,42 +24,43 @@ from ccp.server.storage.engine.query import Query
 from ccp.server.storage.queries.bulk import Page, list_page, list_page_of_provider, sorts_by_character
 
 _VEHICLES: Final = 100
-"""Of one snapshot; a handful of contracts each."""
+"""Vehicles that one query reads; each has a handful of contracts."""
 
 
 @dataclass(frozen=True, slots=True)
-class Filter:
-    """Each kind that is empty lets everything pass."""
+class ExportFilter:
+    """Selects contracts. An empty set matches everything."""
 
     providers: frozenset[ProviderId] = field(default_factory=frozenset)
     wmis: frozenset[WMI] = field(default_factory=frozenset)
     namespaces: frozenset[Namespace] = field(default_factory=frozenset)
 
-    def passes(self, contract: SignedContract) -> bool:
+    def matches(self, contract: SignedContract) -> bool:
+        """Whether provider and namespace of a contract match. WMIs are matched by the query."""
         return (not self.providers or contract.emaid.provider in self.providers) and (
             not self.namespaces or contract.namespace in self.namespaces
         )
 
 
-async def lines(store: Store, wanted: Filter) -> AsyncIterator[bytes]:
-    """A line for each variant, vehicles in the order of their PCIDs. Each vehicle is seen as it is at one moment.
+async def lines(store: Store, wanted: ExportFilter) -> AsyncIterator[bytes]:
+    """One line for each variant, ordered by PCID. Each vehicle is read in one snapshot.
 
-    Where providers are wanted, in the order of their EMAIDs, and a vehicle with the first contract of it: so an index
-    finds them, and the others are not read.
+    If the filter has providers, lines are ordered by EMAID, and a vehicle comes with the first of its contracts: this
+    order allows an index, so contracts of other providers are not read.
     """
     async for contract in _contracts(store, wanted):
-        if wanted.passes(contract):
+        if wanted.matches(contract):
             yield printable_json_bytes(orjson.dumps(members(contract), option=orjson.OPT_APPEND_NEWLINE))
 
 
-async def _contracts(store: Store, wanted: Filter) -> AsyncIterator[SignedContract]:
-    """All that are wanted, and some more."""
+async def _contracts(store: Store, wanted: ExportFilter) -> AsyncIterator[SignedContract]:
+    """Contracts of vehicles that may match, each once. Some of them do not match."""
     wmis = frozenset(map(str, wanted.wmis))
-    several: set[PCID] = set()  # Vehicles with several contracts that are wanted: each of these finds them.
+    several: set[PCID] = set()  # Vehicles with several matching contracts: the index finds them more than once.
     async for contracts in _portions(store, wanted, wmis):
         for pcid, group in groupby(contracts, lambda contract: contract.pcid):
             found = list(group)
-            if wanted.providers and len({contract.emaid for contract in found if wanted.passes(contract)}) > 1:
+            if wanted.providers and len({contract.emaid for contract in found if wanted.matches(contract)}) > 1:
                 if pcid in several:
                     continue
                 several.add(pcid)
@@ -67,8 +68,8 @@ async def _contracts(store: Store, wanted: Filter) -> AsyncIterator[SignedContra
                 yield contract
 
 
-async def _portions(store: Store, wanted: Filter, wmis: frozenset[str]) -> AsyncIterator[list[SignedContract]]:
-    """Contracts of vehicles that may be wanted, by an index as far as there is one."""
+async def _portions(store: Store, wanted: ExportFilter, wmis: frozenset[str]) -> AsyncIterator[list[SignedContract]]:
+    """Contracts of vehicles that may match, by an index if one supports the filter."""
     queries: list[Callable[[str], Query[Page]]]
     if not (wanted.providers or wmis) or not await store.read(sorts_by_character()):
         queries = [partial(list_page, limit=_VEHICLES, wmis=wmis)]
@@ -86,7 +87,7 @@ async def _portions(store: Store, wanted: Filter, wmis: frozenset[str]) -> Async
 
 
 def members(contract: SignedContract) -> dict[str, Any]:
-    """A body of PUT, and whether the contract is its vehicle's default, which PUT passes over and an import heeds."""
+    """A PUT body, and `defaultContract`, which an import uses and PUT ignores."""
     found: dict[str, Any] = {
         "emaid": str(contract.emaid),
         "pcid": str(contract.pcid),
@@ -102,11 +103,11 @@ def members(contract: SignedContract) -> dict[str, Any]:
     return found
 
 
-async def export(store: Store, target: str, wanted: Filter) -> int:
-    """Write everything that is wanted to a file (compressed where its name ends in .gz), or to standard output for "-".
+async def export(store: Store, target: str, wanted: ExportFilter) -> int:
+    """Write the matching contracts to a file (gzip if its name ends in .gz), or to standard output for "-".
 
-    A file is there, with its whole content and on disk, when this returns, and not before. Its mode is 0600, and a link
-    of that name is replaced, not followed. Returns the lines written.
+    The file appears complete and durable when this returns, not before. Its mode is 0600; a symbolic link of that name
+    is replaced, not followed. Returns the number of lines.
     """
     if target == "-":
         return await _write(sys.stdout.buffer, store, wanted)
@@ -118,7 +119,7 @@ async def export(store: Store, target: str, wanted: Filter) -> int:
         return await _write(file, store, wanted)
 
 
-async def _write(file: IO[bytes] | gzip.GzipFile, store: Store, wanted: Filter) -> int:
+async def _write(file: IO[bytes] | gzip.GzipFile, store: Store, wanted: ExportFilter) -> int:
     count = 0
     async for line in lines(store, wanted):
         file.write(line)

@@ -1,8 +1,8 @@
-"""A worker process of an import: it checks lines as PUT does, and writes nothing.
+"""A worker process of an import: it checks lines as a PUT does, and writes nothing.
 
-It has a whole pool of its own: settings, trust anchors (taken over anew every second, as a server does), evidence from
-the database, issuers that it has seen before. Only evidence that is missing is not fetched here: the process that
-started it does that for all workers, so nobody is asked twice.
+It has a pool of its own: settings, trust anchors (refreshed every second, as in a server), revocation status from the
+database, and a cache of issuers. Missing revocation status is fetched by the process that started the worker, for all
+workers together, so no responder is queried twice.
 """
 
 from __future__ import annotations
@@ -10,15 +10,13 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import os
-import pickle
 import signal
 import socket
 import sys
 from collections.abc import Iterable
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, Final
 
 import orjson
 import structlog
@@ -30,7 +28,16 @@ from ccp.schemas.error_messages import error_messages
 from ccp.schemas.json_bodies import read_body
 from ccp.schemas.opnc import SignedContractData
 from ccp.server import logging
-from ccp.server.domain.contracts import SignedContract
+from ccp.server.bulk.messages import (
+    AcceptedLine,
+    Batch,
+    BatchResult,
+    Channel,
+    EvidenceRequest,
+    EvidenceResult,
+    RejectedLine,
+    WorkerConfig,
+)
 from ccp.server.domain.parties import Caller
 from ccp.server.external.outbound import OutboundClient
 from ccp.server.external.services import ExternalServices
@@ -49,113 +56,25 @@ from ccp.x509.certificates import Certificate
 
 _log = structlog.get_logger("ccp.server.bulk")
 
+_NICENESS: Final = 10  # On a machine that also serves, checks of an import use what vehicles' requests leave.
+
 
 class ImportedLine(SignedContractData):
-    """A body of PUT, and what an export says besides."""
+    """A line of an import: a body of PUT, and a member that an export adds."""
 
     defaultContract: StrictBool | None = None
 
 
-# --- What the processes tell each other ------------------------------------------------------------------------------
-
-
-class Work(NamedTuple):
-    """Lines to check. at: when; each line is a microsecond later than the one before, so that their order is kept.
-
-    lines: None for one that is longer than a body may be.
-    """
-
-    number: int
-    at: datetime
-    lines: tuple[bytes | None, ...]
-
-
-class Accepted(NamedTuple):
-    """default: what the line says of it, None where it says nothing."""
-
-    contract: SignedContract
-    default: bool | None
-    warnings: tuple[str, ...]
-
-
-class Refused(NamedTuple):
-    """emaid: as far as it is known. messages: as PUT tells them. again: it may be accepted another time."""
-
-    emaid: str | None
-    messages: tuple[str, ...]
-    again: bool
-
-
-class Done(NamedTuple):
-    """What came of each line of a Work."""
-
-    number: int
-    outcomes: tuple[Accepted | Refused, ...]
-
-
-class Wanted(NamedTuple):
-    """Evidence for certificates: DER, each with its issuer's."""
-
-    number: int
-    at: datetime
-    pairs: tuple[tuple[bytes, bytes], ...]
-
-
-class Had(NamedTuple):
-    """What could not be had, and why."""
-
-    number: int
-    failures: dict[tuple[str, int], Unavailable]
-
-
-class Channel:
-    """Messages between two processes of ours: four octets of length, then a pickle."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._reader = reader
-        self._writer = writer
-
-    @classmethod
-    async def over(cls, end: socket.socket) -> Channel:
-        return cls(*await asyncio.open_connection(sock=end))
-
-    async def send(self, message: object) -> None:
-        octets = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
-        self._writer.write(len(octets).to_bytes(4, "big") + octets)
-        await self._writer.drain()
-
-    async def receive(self) -> Any:
-        """The next message, None when the other side has ended."""
-        try:
-            length = int.from_bytes(await self._reader.readexactly(4), "big")
-            return pickle.loads(await self._reader.readexactly(length))  # noqa: S301  from a process of ours
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return None
-
-    def close(self) -> None:
-        self._writer.close()
-
-
-# --- The worker ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """What a worker is started with. settings: the effective values by name."""
-
-    settings: dict[str, Any]
-    caller: Caller
-
-
-class _FetchedElsewhere(RevocationService):
-    """Judges by what is stored; what is missing is asked for by the process that started this one."""
+class RemoteEvidence(RevocationService):
+    """Evaluates stored revocation status; missing status is fetched by the process that started this one."""
 
     _channel: Channel
-    _asked: dict[int, asyncio.Future[dict[tuple[str, int], Unavailable]]]
+    _requests: dict[int, asyncio.Future[dict[tuple[str, int], Unavailable]]]
 
-    def over(self, channel: Channel) -> None:
+    def connect(self, channel: Channel) -> None:
+        """Use this channel for requests. Call it before anything else."""
         self._channel = channel
-        self._asked = {}
+        self._requests = {}
 
     async def fetch_missing(
         self,
@@ -167,42 +86,43 @@ class _FetchedElsewhere(RevocationService):
         caller: str = "",
         max_asked: int = sys.maxsize,
     ) -> dict[tuple[str, int], Unavailable]:
-        number = len(self._asked)
-        answer: asyncio.Future[dict[tuple[str, int], Unavailable]] = asyncio.get_running_loop().create_future()
-        self._asked[number] = answer
+        """Have the status of certificates fetched. Returns the failures."""
+        number = len(self._requests)
+        result: asyncio.Future[dict[tuple[str, int], Unavailable]] = asyncio.get_running_loop().create_future()
+        self._requests[number] = result
         pairs = tuple((certificate.der, issuer.der) for certificate, issuer in missing)
-        await self._channel.send(Wanted(number, at, pairs))
-        return await answer
+        await self._channel.send(EvidenceRequest(number, at, pairs))
+        return await result
 
-    def had(self, answer: Had) -> None:
-        self._asked[answer.number].set_result(answer.failures)
-
-
-def pairs_of(wanted: Wanted) -> list[Pair]:
-    return [(Certificate.load(certificate), Certificate.load(issuer)) for certificate, issuer in wanted.pairs]
+    def complete(self, result: EvidenceResult) -> None:
+        """Take the result of a request from the channel."""
+        self._requests[result.number].set_result(result.failures)
 
 
-def start(order: Order) -> tuple[Any, socket.socket]:
-    """A worker process, and our end of the line to it."""
+def pairs_of(request: EvidenceRequest) -> list[Pair]:
+    """The certificates of a request, each with its issuer's."""
+    return [(Certificate.load(certificate), Certificate.load(issuer)) for certificate, issuer in request.pairs]
+
+
+def start(config: WorkerConfig) -> tuple[Any, socket.socket]:
+    """Start a worker process. Returns the process and this side's end of its socket pair."""
     ours, its = socket.socketpair()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # What takes a second to import is imported once for all workers.
-    process = context.Process(target=_run, args=(its, order), daemon=True)
+    context.set_forkserver_preload([__name__])  # Imports take a second; the fork server makes them once.
+    process = context.Process(target=_run, args=(its, config), daemon=True)
     process.start()
     its.close()
     return process, ours
 
 
-_NICENESS = 10  # Checks of an import take what vehicles' requests leave, where both run on one machine.
-
-
-def _run(end: socket.socket, order: Order) -> None:
+def _run(end: socket.socket, config: WorkerConfig) -> None:
     if sys.platform != "win32":
         os.nice(_NICENESS)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # The terminal tells all processes; ours is told by the other one.
+    # The terminal sends SIGINT to all processes; this one is stopped by the process that started it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     failed = False
     try:
-        asyncio.run(_work(end, order))
+        asyncio.run(_work(end, config))
     except* (KeyboardInterrupt, ConnectionError):
         pass  # The process that started this one has ended.
     except* Exception:
@@ -212,15 +132,16 @@ def _run(end: socket.socket, order: Order) -> None:
         sys.exit(1)
 
 
-async def _work(end: socket.socket, order: Order) -> None:
-    config = Settings(**order.settings)
+async def _work(end: socket.socket, worker: WorkerConfig) -> None:
+    """Check batches until the channel is closed."""
+    config = Settings(**worker.settings)
     logging.configure(config)
     channel = await Channel.over(end)
     store = connect(config.database, limits=COMMANDS)
     trust = TrustStore(store)
     outbound = OutboundClient(config.egress_allow_networks)
-    revocation = _FetchedElsewhere(store, outbound, config, utc_now)
-    revocation.over(channel)
+    revocation = RemoteEvidence(store, outbound, config, utc_now)
+    revocation.connect(channel)
     pool = Pool(store, trust, revocation, NoPeers(), ExternalServices.from_settings(config, outbound), config)
 
     async def refresh_anchors() -> None:
@@ -233,14 +154,14 @@ async def _work(end: socket.socket, order: Order) -> None:
     try:
         await refresher.refresh_all()
         refresher.supervise(background)
-        # A chunk that comes to no result ends the worker, and that ends the import: else it would wait for ever.
+        # A batch without a result ends the worker, and that ends the import. Otherwise the import would wait for ever.
         async with asyncio.TaskGroup() as group:
             tasks: set[asyncio.Task[None]] = set()
             while (message := await channel.receive()) is not None:
-                if isinstance(message, Had):
-                    revocation.had(message)
+                if isinstance(message, EvidenceResult):
+                    revocation.complete(message)
                 else:
-                    task = group.create_task(_check_all(pool, order.caller, config.max_body, message, channel))
+                    task = group.create_task(_check_batch(pool, worker.caller, config.max_body, message, channel))
                     tasks.add(task)
                     task.add_done_callback(tasks.discard)
             for task in tasks:
@@ -252,22 +173,23 @@ async def _work(end: socket.socket, order: Order) -> None:
         await store.close()
 
 
-async def _check_all(pool: Pool, caller: Caller, longest: int, work: Work, channel: Channel) -> None:
-    check = partial(check_line, pool, caller, longest)
-    at = (work.at + timedelta(microseconds=place) for place in range(len(work.lines)))
-    outcomes = await asyncio.gather(*map(check, work.lines, at))
-    await channel.send(Done(work.number, tuple(outcomes)))
+async def _check_batch(pool: Pool, caller: Caller, max_bytes: int, batch: Batch, channel: Channel) -> None:
+    """Check the lines of a batch concurrently and send the result."""
+    check = partial(check_line, pool, caller, max_bytes)
+    times = (batch.now + timedelta(microseconds=place) for place in range(len(batch.lines)))
+    outcomes = await asyncio.gather(*map(check, batch.lines, times))
+    await channel.send(BatchResult(batch.number, tuple(outcomes)))
 
 
 async def check_line(
-    pool: Pool, caller: Caller, longest: int, octets: bytes | None, at: datetime
-) -> Accepted | Refused:
-    """Check one line as a PUT with this body would be. longest: octets that a body may have."""
-    if octets is None:
-        return Refused(None, (f"The body is larger than {longest} octets.",), False)
+    pool: Pool, caller: Caller, max_bytes: int, line: bytes | None, now: datetime
+) -> AcceptedLine | RejectedLine:
+    """Check one line as a PUT with this body would. line: JSON; None if it is longer than `max_bytes`."""
+    if line is None:
+        return RejectedLine(None, (f"The body is larger than {max_bytes} bytes.",), False)
     try:
-        body = read_body(ImportedLine, octets)
-        ready = await pool.publication.validate(
+        body = read_body(ImportedLine, line)
+        validated = await pool.publication.validate(
             caller,
             emaid=body.emaid,
             pcid=body.pcid,
@@ -275,21 +197,20 @@ async def check_line(
             message=body.certificateInstallationRes,
             root=body.cpsV2GRootCertificateFingerprint,
             metadata=body.metaData,
-            now=at,
+            now=now,
         )
     except CCPError as exc:
-        return Refused(_emaid_said(octets), error_messages(exc), isinstance(exc, Unavailable))
+        return RejectedLine(_claimed_emaid(line), error_messages(exc), isinstance(exc, Unavailable))
     except Exception:
-        # A mistake of ours; PUT would answer 500, and the other lines are no worse for it.
+        # A defect of the pool. PUT would answer 500; the other lines are not affected.
         _log.exception("line not checked")
-        return Refused(_emaid_said(octets), ("Something went wrong here; the log says what.",), False)
-    return Accepted(ready.contract, body.defaultContract, ready.warnings)
+        return RejectedLine(_claimed_emaid(line), ("Something went wrong here; the log says what.",), False)
+    return AcceptedLine(validated.contract, body.defaultContract, validated.warnings)
 
 
-def _emaid_said(octets: bytes) -> str | None:
-    """The EMAID of a line that was refused, if it names one: for the report, so that it finds its owner."""
+def _claimed_emaid(line: bytes) -> str | None:
+    """The EMAID that a rejected line names, for the report; None if it names no valid one."""
     try:
-        said = orjson.loads(octets)["emaid"]
-        return EMAID.parse(said)
+        return EMAID.parse(orjson.loads(line)["emaid"])
     except (ValueError, KeyError, TypeError, CCPError):
         return None
