@@ -39,7 +39,7 @@ def backup(
     Keys that sign tokens and hashes of secrets are in it: it is readable by its owner alone, and has to stay so.
     """
     done = copies.backup(settings.load(config).database, file)
-    print_line(f"{file}: {done.contracts:,} variants, {done.octets:,} octets, schema {done.revision}, checked.")
+    print_line(f"{file}: {done.contracts:,} variants, {done.size:,} bytes, schema {done.revision}, checked.")
     try:
         inspect(file)
     except ConfigurationError as exc:

@@ -245,7 +245,7 @@ def test_the_first_broken_row_of_each_broken_lane_is_told_with_the_reason(url: s
 
 def test_a_lane_whose_end_was_taken_away_takes_no_changes_and_says_why(url: str) -> None:
     sql(url, "delete from audit_head where lane = ?", LANE)
-    with pytest.raises(ConfigurationError, match=f"lost the end of lane {LANE}; see ccp audit verify"):
+    with pytest.raises(ConfigurationError, match=f"lost the head of lane {LANE}; see ccp audit verify"):
         write(url, queries.record(entry(vehicle_of(LANE))))
     write(url, queries.record(entry(vehicle_of(OTHER))))
 

@@ -32,7 +32,7 @@ class Seen:
     async def reload(self) -> None:
         self.calls.append("all")
 
-    async def apply(self, topic: ChangeCounter, after: int, last: int, keys: Collection[str]) -> None:
+    async def apply(self, counter: ChangeCounter, after: int, last: int, keys: Collection[str]) -> None:
         self.calls.append(set(keys))
 
     def taken(self) -> list[set[str] | str]:
@@ -40,16 +40,16 @@ class Seen:
         return calls
 
 
-def recorded(*keys: str, topic: ChangeCounter = ChangeCounter.WEBHOOKS) -> Query[None]:
+def recorded(*keys: str, counter: ChangeCounter = ChangeCounter.WEBHOOKS) -> Query[None]:
     for key in keys:
-        yield from change_counters.bump_and_log(topic, key)
+        yield from change_counters.bump_and_log(counter, key)
 
 
 def test_the_log_has_each_change_under_its_number_and_keeps_the_latest(
     url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(change_counters, "MAX_LOGGED", 3)
-    write(url, recorded("a", "b"), recorded("c", topic=ChangeCounter.PARTIES), recorded("d", "e"))
+    write(url, recorded("a", "b"), recorded("c", counter=ChangeCounter.PARTIES), recorded("d", "e"))
     assert read(url, change_counters.log_entries(ChangeCounter.WEBHOOKS, 0, 10)) == [(2, "b"), (3, "d"), (4, "e")]
     assert read(url, change_counters.log_entries(ChangeCounter.WEBHOOKS, 2, 1)) == [(3, "d")]
     assert read(url, change_counters.log_entries(ChangeCounter.PARTIES, 0, 10)) == [(1, "c")]
@@ -111,8 +111,8 @@ def test_a_feed_reads_everything_once_and_then_what_has_changed(url: str) -> Non
         await feed.refresh()
         assert seen.taken() == []
         await store.write(recorded("a", "b", "a"))
-        await store.write(recorded("c", topic=ChangeCounter.PARTIES))
-        await store.write(recorded("unrelated", topic=ChangeCounter.PEERS))
+        await store.write(recorded("c", counter=ChangeCounter.PARTIES))
+        await store.write(recorded("unrelated", counter=ChangeCounter.PEERS))
         await feed.refresh()
         assert seen.taken() == [{"c"}, {"a", "b"}]
         await feed.refresh()

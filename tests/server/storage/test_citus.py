@@ -184,7 +184,7 @@ class Looked:
 
 
 def test_a_database_without_the_extension_is_not_distributed(postgres: Server) -> None:
-    with pytest.raises(ConfigurationError, match="has no extension citus; a superuser makes it with"):
+    with pytest.raises(ConfigurationError, match="lacks the extension citus; a superuser adds it with"):
         citus.distribute(postgres.database())
 
 

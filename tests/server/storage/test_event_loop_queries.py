@@ -71,7 +71,7 @@ QUERIES: dict[str, Any] = {
     "deliveries.backlog": LONG,
     "delivery_queue.scheduled_beyond": LONG,
     "find_vehicle": contracts.find_vehicle(E),
-    "waiting": contracts.for_delivery(P, Namespace.ISO2),
+    "delivery query": contracts.for_delivery(P, Namespace.ISO2),
     "vehicles.list_bindings": vehicles.list_bindings(P),
     "queries.by_emaid": contracts.by_emaid(E),
     "queries.by_vehicle": contracts.by_vehicle(P),

@@ -13,7 +13,7 @@ import pytest
 from ccp.errors import ConfigurationError
 from ccp.server.storage import connect
 from ccp.server.storage.engine import schema
-from ccp.server.storage.engine.postgres import connect as connect_for_commands
+from ccp.server.storage.engine.postgres_commands import connect as connect_for_commands
 from ccp.server.storage.engine.schema import HEAD
 from ccp.server.storage.queries import contracts
 from tests.databases import Server, sql

@@ -32,7 +32,7 @@ class PartyCache:
         await self._feed.refresh()
 
     async def reload(self) -> None:
-        """See `ccp.server.storage.change_feed.Followed`."""
+        """See `ccp.server.storage.change_feed.TableCopy`."""
         gone, after = set(self._by_id), ""
         while found := await self._store.read(parties.list_page(after, PORTION)):
             for party in found:
@@ -43,8 +43,8 @@ class PartyCache:
         for client_id in gone:
             self._put(client_id, None)
 
-    async def apply(self, topic: ChangeCounter, after: int, last: int, keys: Collection[str]) -> None:
-        """See `ccp.server.storage.change_feed.Followed`."""
+    async def apply(self, counter: ChangeCounter, after: int, last: int, keys: Collection[str]) -> None:
+        """See `ccp.server.storage.change_feed.TableCopy`."""
         found = {party.client_id: party for party in await self._store.read(parties.list_changed(after, last))}
         for client_id in keys:
             self._put(client_id, found.get(client_id))

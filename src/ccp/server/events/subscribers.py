@@ -49,7 +49,7 @@ class _Known(NamedTuple):
 
 
 class _Webhooks:
-    """See `ccp.server.storage.change_feed.Followed`. wanted: how many webhooks are told of such events of a provider's
+    """See `ccp.server.storage.change_feed.TableCopy`. wanted: how many webhooks are told of such events of a provider's
     contracts."""
 
     def __init__(self, store: Store) -> None:
@@ -69,9 +69,9 @@ class _Webhooks:
         for webhook_id in gone:
             self._drop(webhook_id)
 
-    async def apply(self, topic: ChangeCounter, after: int, last: int, keys: Collection[str]) -> None:
-        found = await self._store.read(queries.list_changed(topic, after, last))
-        if topic is ChangeCounter.PARTIES:
+    async def apply(self, counter: ChangeCounter, after: int, last: int, keys: Collection[str]) -> None:
+        found = await self._store.read(queries.list_changed(counter, after, last))
+        if counter is ChangeCounter.PARTIES:
             known = {webhook_id for client_id in keys for webhook_id in self._of_party.get(client_id, ())}
         else:
             known = {webhook_id for webhook_id in keys if webhook_id in self.known}

@@ -37,7 +37,7 @@ def replace_private(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
-        sync_directory(path.parent)
+        fsync_path(path.parent)
     finally:
         part.unlink(missing_ok=True)
 
@@ -87,9 +87,9 @@ def _refusal(found: os.stat_result) -> str | None:
     return None
 
 
-def sync_directory(directory: Path) -> None:
-    """Bring the names in a directory to the disk: a new name is on disk when its directory is."""
-    descriptor = os.open(directory, os.O_RDONLY)
+def fsync_path(path: Path) -> None:
+    """Flush a file or a directory to disk. A new or renamed file is durable once its directory is flushed too."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -1,6 +1,7 @@
-"""Where contracts, parties, anchors and events are kept.
+"""Storage: contracts, parties, trust anchors, revocation data, events and the audit trail.
 
-`contracts`, `parties`, `anchors` and `keys` hold one function per question (see `steps`); an engine runs them.
+`queries` holds one function per query, one module per subject; an engine (`engine`) runs them. `migrations` holds the
+schema.
 """
 
 from __future__ import annotations
@@ -14,36 +15,37 @@ from ccp.server.storage.engine.time_limits import REQUESTS, TimeLimits
 
 
 class Store(Protocol):
-    """An engine. `read` sees one snapshot; `write` is one transaction and returns when it is durable."""
+    """A storage engine. `read` sees one snapshot; `write` is one transaction and returns when it is durable."""
 
     async def open(self) -> None:
-        """Connect and check that the schema is the one this release needs. Raises ConfigurationError."""
+        """Connect, and check the schema revision. Raises ConfigurationError."""
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Finish what is running, and disconnect."""
 
     async def read(self, query: Query[T]) -> T:
-        """Ask a question. It sees the newest committed state, and all its statements see the same one.
+        """Run a query. It sees the latest committed state, and all its statements see the same snapshot.
 
-        Where a question is marked `newest`, each of its statements may see a newer state than the one before. Raises
-        Unavailable, at the latest when the time for a question of its kind is over (`time_limits`).
+        If it is marked `read_committed`, each statement may see a newer state than the one before. Raises Unavailable,
+        at the latest when the time limit of its kind has passed (`time_limits`).
         """
 
-    async def write(self, change: Query[T]) -> T:
-        """Run the change and commit it; nothing of it stays when it raises.
+    async def write(self, query: Query[T]) -> T:
+        """Run a query and commit it. It is rolled back if it raises.
 
-        Raises Unavailable when it cannot within the time for a change of its kind, or when it is not known whether it
-        did: then it says so.
+        Raises Unavailable if it cannot finish within the time limit of its kind, or if it is unknown whether it was
+        committed; the message says which.
         """
 
     def reasons(self) -> list[str]:
-        """A sentence for each part of the engine that does not work now, for readiness. Waits for nothing."""
+        """A sentence for each part of the engine that is failing, for readiness. Does not block."""
 
     async def time(self) -> datetime | None:
-        """The database server's clock; None where the engine has none but this machine's. Raises Unavailable."""
+        """The database server's clock; None if the engine runs on this machine. Raises Unavailable."""
 
 
 def connect(url: str, connections: int = 4, limits: TimeLimits = REQUESTS) -> Store:
-    """The engine that a database URL names. connections: the most to a server. limits: for its answers.
+    """The engine for a database URL. connections: maximum to a server. limits: time limits of queries.
 
     Raises ConfigurationError.
     """

@@ -1,6 +1,6 @@
-"""Copies of a SQLite database: taken while it is in use, checked, put back.
+"""Backup and restore of a SQLite database. A backup is taken online, and checked.
 
-For PostgreSQL this is the work of its own tools, see docs/operations.md.
+PostgreSQL has its own tools, see docs/operations.md.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 
 from ccp.errors import ConfigurationError
+from ccp.server.runtime.private_files import fsync_path
 from ccp.server.storage import restore as restoring
 from ccp.server.storage.engine import schema
 from ccp.server.storage.engine.inspection import inspect, misfit
@@ -24,29 +25,30 @@ from ccp.server.storage.queries.audit import AuditRow, Entry
 from ccp.server.storage.queries.signing_keys import TokenKey
 from ccp.server.storage.restore import Undone
 
-_BUSY_SECONDS: Final = 10.0
-_BESIDE: Final = ("-wal", "-shm", "-journal")
+_BUSY_TIMEOUT: Final = 10.0
+_SUFFIXES: Final = ("-wal", "-shm", "-journal")
+"""Files that SQLite keeps beside a database."""
 _LOCKS: Final = (0x4000_0002, 510)
-"""Octets of a database file on which every open connection in WAL mode holds a shared lock.
+"""Offset and length of the bytes of a database file on which every connection in WAL mode holds a shared lock.
 
 Source: https://www.sqlite.org/fileformat2.html, "The Lock-Byte Page".
 """
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
-    """A database whose every page was read and found good. octets: of the file."""
+class CheckedDatabase:
+    """A database whose every page was read without an error. size: of the file, in bytes."""
 
     revision: str
     contracts: int
-    octets: int
+    size: int
 
 
-def backup(url: str, target: Path) -> Checked:
-    """Copy the database as it is at one moment to a file, while servers go on writing.
+def backup(url: str, target: Path) -> CheckedDatabase:
+    """Write a consistent copy of the database to a file, while servers keep writing.
 
-    The file is there when it is complete, checked and on disk, for its owner alone; one that was there before is
-    replaced then. Raises ConfigurationError.
+    The file appears, or replaces an older one, when it is complete, checked and on disk. Only its owner may read it.
+    Raises ConfigurationError.
     """
     source = _sqlite_file(url)
     if schema.revision(url) is None:
@@ -54,27 +56,27 @@ def backup(url: str, target: Path) -> Checked:
     if target.exists() and target.resolve() == source.resolve():
         raise ConfigurationError("A backup cannot take the place of the database.")
     part = target.with_name(target.name + ".part")
-    with _told(target), _removed(part):
+    with _translate_errors(target), _cleanup(part):
         _create(part)
         with (
-            closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True, timeout=_BUSY_SECONDS)) as live,
+            closing(sqlite3.connect(f"{source.absolute().as_uri()}?mode=ro", uri=True, timeout=_BUSY_TIMEOUT)) as live,
             closing(sqlite3.connect(part, isolation_level=None)) as copy,
         ):
-            # Held until the end: so the copy is of this moment, and is not begun anew whenever somebody writes.
+            # A read transaction during the whole copy: the copy shows one moment, and no write restarts it.
             live.execute("begin")
             live.execute("select count(*) from alembic_version").fetchone()
             live.backup(copy)
             live.execute("rollback")
-            copy.execute("pragma journal_mode = delete")  # One file, with nothing beside it.
+            copy.execute("pragma journal_mode = delete")  # One file, without a WAL beside it.
         checked = check(part)
-        _sync(part)
+        fsync_path(part)
         part.replace(target)
-        _sync(target.parent)
+        fsync_path(target.parent)
     return checked
 
 
-def check(file: Path) -> Checked:
-    """Read every page of a database that nobody uses. Raises ConfigurationError where it is damaged or not ours."""
+def check(file: Path) -> CheckedDatabase:
+    """Read every page of a database that is not in use. Raises ConfigurationError if it is damaged or not ours."""
     url = f"sqlite:///{file}"
     found = schema.revision(url)
     if found is None:
@@ -91,18 +93,19 @@ def check(file: Path) -> Checked:
             contracts = connection.execute("select count(*) from contract").fetchone()[0]
     except sqlite3.DatabaseError as exc:
         raise ConfigurationError(f"{file} is damaged: {exc}.") from exc
-    return Checked(found, contracts, file.stat().st_size)
+    return CheckedDatabase(found, contracts, file.stat().st_size)
 
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """aside: where the database that was there lies now. keys: kids of those that are gone; None where they were kept.
+    """Result of a restore.
 
-    undone: what was done after the backup, as far as the replaced database and the export tell; None where neither
-    does. problem: why the replaced database tells nothing.
+    aside: the new name of the replaced database. keys: kids of the removed signing keys; None if they were kept.
+    undone: what was done after the backup, known from the replaced database and the export; None without either.
+    problem: why the replaced database could not be read.
     """
 
-    checked: Checked
+    checked: CheckedDatabase
     aside: Path | None
     keys: list[str] | None
     undone: Undone | None
@@ -112,19 +115,19 @@ class Restored:
 def restore(
     url: str,
     source: Path,
-    at: datetime,
+    now: datetime,
     *,
     entry: Callable[[Sequence[str]], Entry],
     key: TokenKey | None = None,
     replace: bool = False,
     export: Iterable[AuditRow] | None = None,
 ) -> Restored:
-    """Make a backup the database. Its keys are replaced and its trail gets a row before anything uses it.
+    """Make a backup the database. Its signing keys are replaced and its audit trail gets a row before its first use.
 
-    key: takes the place of every key that signs tokens; None keeps them. entry: see `restoring.prepare`. replace: a
-    database that is there may be put aside; it is kept under its name with the time behind it. export: rows of a later
-    state of the audit trail. Raises ConfigurationError where a process has that database open, where the backup is
-    damaged, of a newer release, or has anything in its schema that ours has not.
+    now: part of the name of the replaced database. key: replaces every token signing key; None keeps them. entry: see
+    `restoring.prepare`. replace: allow replacing an existing database, which is renamed with the time. export: rows of
+    a later state of the audit trail. Raises ConfigurationError if a process has the database open, or if the backup is
+    damaged, of a newer release, or its schema differs from ours.
     """
     target = _sqlite_file(url)
     _check_complete(source)
@@ -134,54 +137,56 @@ def restore(
     if target.exists() and not replace:
         raise ConfigurationError(f"There is a database at {target}; --replace puts it aside.")
     part = target.with_name(target.name + ".part")
-    with _told(target), _removed(part):
+    with _translate_errors(target), _cleanup(part):
         _create(part)
         with source.open("rb") as given, part.open("r+b") as file:
-            while octets := given.read(1 << 20):
-                file.write(octets)
+            while chunk := given.read(1 << 20):
+                file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
-        # The copy is inspected, not the backup: no other process can change it.
-        revision = _told_of(source, part, inspect)
-        checked = _told_of(source, part, check)
-        gone, ends = restoring.prepare(part, revision, key, entry)
-        _sync(part)
+        # The copy is inspected instead of the backup, because no other process can change it.
+        revision = _examine(source, part, inspect)
+        checked = _examine(source, part, check)
+        removed_keys, heads = restoring.prepare(part, revision, key, entry)
+        fsync_path(part)
         undone = Undone() if export is not None else None
         if undone is not None:
-            undone.take(export or (), ends)
+            undone.add(export or (), heads)
         problem = None
-        aside = target.with_name(f"{target.name}.{at:%Y%m%dT%H%M%SZ}")
+        aside = target.with_name(f"{target.name}.{now:%Y%m%dT%H%M%SZ}")
         if aside.exists():
             raise ConfigurationError(f"There is a file {aside} already.")
-        with _alone_with(target) if target.exists() else nullcontext() as old:
+        with _exclusive(target) if target.exists() else nullcontext() as old:
             if old is not None:
                 known = undone or Undone()
                 try:
-                    known.take(restoring.trail(old, ends), ends)
+                    known.add(restoring.trail(old, heads), heads)
                     undone = known
                 except sqlite3.Error as exc:
                     problem = f"the database that was there cannot be read ({exc})"
             elif target.exists():
                 problem = "the database that was there cannot be read"
-            # What a crash left in a log beside the database belongs to the one that is put aside, and would be written
-            # into the new one. So it goes first.
-            for ending in _BESIDE:
+            # A log that a crash left belongs to the replaced database, and SQLite would apply it to the new one. So it
+            # is moved first.
+            for suffix in _SUFFIXES:
                 with suppress(FileNotFoundError):
-                    target.with_name(target.name + ending).rename(aside.with_name(aside.name + ending))
+                    target.with_name(target.name + suffix).rename(aside.with_name(aside.name + suffix))
             if target.exists():
                 os.link(target, aside)
-            # From one database to the other in one step; a crash leaves one of the two.
+            # Atomic: after a crash one of the two databases is in place.
             part.replace(target)
-            _sync(target.parent)
-    return Restored(checked, aside if aside.exists() else None, gone if key is not None else None, undone, problem)
+            fsync_path(target.parent)
+    return Restored(
+        checked, aside if aside.exists() else None, removed_keys if key is not None else None, undone, problem
+    )
 
 
 def _check_complete(source: Path) -> None:
-    """Refuse a copy of a database that was in use: its last changes lie beside it. Raises ConfigurationError."""
+    """Refuse a plain copy of a database in use: its last changes are in a file beside it. Raises ConfigurationError."""
     if not source.is_file():
         raise ConfigurationError(f"{source} is not a database of ours.")
-    for ending in ("-wal", "-journal"):
-        beside = source.with_name(source.name + ending)
+    for suffix in ("-wal", "-journal"):
+        beside = source.with_name(source.name + suffix)
         if beside.exists() and beside.stat().st_size:
             raise ConfigurationError(
                 f"Beside {source} lies {beside.name} with changes that belong to it: it is a copy of a database in "
@@ -189,23 +194,23 @@ def _check_complete(source: Path) -> None:
             )
 
 
-def _told_of(source: Path, part: Path, look: Callable[[Path], T]) -> T:
-    """Inspect the copy; errors name the backup."""
+def _examine(source: Path, part: Path, check: Callable[[Path], T]) -> T:
+    """Run a check on the copy; its errors name the backup."""
     try:
-        return look(part)
+        return check(part)
     except ConfigurationError as exc:
         raise ConfigurationError(*(message.replace(str(part), str(source)) for message in exc.messages)) from exc
 
 
 @contextmanager
-def _alone_with(file: Path) -> Iterator[sqlite3.Connection | None]:
+def _exclusive(file: Path) -> Iterator[sqlite3.Connection | None]:
     """Lock the database against every other process. Raises ConfigurationError if a process has it open.
 
-    Gives a connection to read it with, None where it is too damaged for that.
+    Yields a connection for reading, None if the database is too damaged.
     """
     try:
         with closing(sqlite3.connect(file, isolation_level=None, timeout=1)) as connection:
-            # Only who is alone may leave WAL; its log is written into the database by that, and gone.
+            # Leaving WAL mode needs the only connection. It moves the log into the database and removes it.
             connection.execute("pragma journal_mode = delete")
             connection.execute("begin exclusive")
             yield connection
@@ -213,7 +218,7 @@ def _alone_with(file: Path) -> Iterator[sqlite3.Connection | None]:
     except sqlite3.DatabaseError as exc:
         if exc.sqlite_errorcode & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise ConfigurationError(f"A process has the database {file} open; stop the pool first.") from exc
-    # Too damaged for SQLite, which is what backups are for. Somebody may have it open all the same.
+    # Too damaged for SQLite, which is what backups are for. Another process may still have it open.
     with file.open("r+b") as locked:
         try:
             fcntl.lockf(locked, fcntl.LOCK_EX | fcntl.LOCK_NB, _LOCKS[1], _LOCKS[0])
@@ -231,32 +236,25 @@ def _sqlite_file(url: str) -> Path:
 
 
 def _create(file: Path) -> None:
-    """For the owner alone: the keys that sign tokens are in it."""
+    """Create an empty file that only its owner may read, because the database contains the token signing keys."""
     file.unlink(missing_ok=True)
     os.close(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 @contextmanager
-def _removed(part: Path) -> Iterator[None]:
-    """Whatever happens, nothing unfinished stays."""
+def _cleanup(part: Path) -> Iterator[None]:
+    """Remove the unfinished file and the files beside it, also after an error."""
     try:
         yield
     finally:
-        for ending in ("", *_BESIDE):
+        for suffix in ("", *_SUFFIXES):
             with suppress(OSError):
-                part.with_name(part.name + ending).unlink(missing_ok=True)
+                part.with_name(part.name + suffix).unlink(missing_ok=True)
 
 
 @contextmanager
-def _told(target: Path) -> Iterator[None]:
+def _translate_errors(target: Path) -> Iterator[None]:
+    """Raise ConfigurationError for errors of SQLite and the file system."""
     try:
         yield
     except sqlite3.Error as exc:

@@ -1,7 +1,7 @@
-"""What a restored database brings back: keys and parties that were ended after the backup. Known from the audit trail.
+"""Preparation of a backup for a restore, and a list of what the restore undoes.
 
-The backup's trail ends somewhere; what a later state of the same trail (the database that is replaced, an export) has
-beyond that, the restored database has undone.
+A restore brings back keys and parties that were revoked or disabled after the backup. The rows that a later state of
+the same audit trail (the replaced database, an export) has beyond the end of the backup's trail say what is undone.
 """
 
 from __future__ import annotations
@@ -21,32 +21,32 @@ from ccp.server.storage.queries.audit import SHARDS, AuditRow, ChainHead, Entry
 from ccp.server.storage.queries.signing_keys import TokenKey
 
 TRAIL_SINCE: Final = "0003"
-"""The revision that brought the audit trail, and times from and until which keys are valid."""
+"""The revision that added the audit trail and the validity times of keys."""
 
-# Everyday rows, which are only counted: publishing and cleansing repeat by themselves.
+# Routine rows, which are only counted: publishing and purging repeat by themselves.
 _COUNTED: Final = ("contract.", "vehicle.", "access.", "events.")
 
 
 @dataclass(slots=True)
 class Undone:
-    """What a trail has beyond the backup's end.
+    """Rows of a later audit trail beyond the end of the backup's.
 
-    rows: that gave or took access or trust, or erased data: an operator has to look at each. counted: of the others,
-    by action. diverged: the trail is not the backup's, or was written anew.
+    rows: those that granted or revoked access or trust, or erased data; an operator has to examine each. counted: the
+    number of the others, by action. diverged: the trail does not continue the backup's.
     """
 
     rows: list[AuditRow] = field(default_factory=list)
     counted: Counter[str] = field(default_factory=Counter)
     diverged: bool = False
 
-    def take(self, found: Iterable[AuditRow], ends: Mapping[int, ChainHead]) -> None:
-        """ends: of the backup's lanes."""
+    def add(self, found: Iterable[AuditRow], heads: Mapping[int, ChainHead]) -> None:
+        """Add rows of a trail. heads: chain heads of the backup, by shard."""
         known = {(row.lane, row.number, row.hash) for row in self.rows}
         for row in found:
-            end = ends.get(row.lane, ChainHead(0, audit.GENESIS_HASH))
-            if row.number == end.number and row.hash != end.hash:
+            head = heads.get(row.lane, ChainHead(0, audit.GENESIS_HASH))
+            if row.number == head.number and row.hash != head.hash:
                 self.diverged = True
-            if row.number <= end.number or (row.lane, row.number, row.hash) in known:
+            if row.number <= head.number or (row.lane, row.number, row.hash) in known:
                 continue
             if row.action.startswith(_COUNTED):
                 self.counted[row.action] += 1
@@ -54,19 +54,19 @@ class Undone:
                 self.rows.append(row)
 
 
-def ends(connection: sqlite3.Connection) -> dict[int, ChainHead]:
-    """Where each lane of the trail ends."""
+def chain_heads(connection: sqlite3.Connection) -> dict[int, ChainHead]:
+    """The chain head of each shard of the trail."""
     rows = connection.execute("select lane, number, hash from audit_head").fetchall()
     return {lane: ChainHead(number, hash) for lane, number, hash in rows}
 
 
 def trail(connection: sqlite3.Connection, since: Mapping[int, ChainHead]) -> Iterator[AuditRow]:
-    """A database's trail from these ends on, their own rows included."""
-    for lane in range(SHARDS):
-        first = since.get(lane, ChainHead(0, audit.GENESIS_HASH)).number
+    """The rows of a trail beginning with those of the given chain heads."""
+    for shard in range(SHARDS):
+        first = since.get(shard, ChainHead(0, audit.GENESIS_HASH)).number
         for row in connection.execute(
             f"select {audit.COLUMNS} from audit where lane = ? and number >= ? order by number",  # noqa: S608  ours
-            (lane, first),
+            (shard, first),
         ):
             yield AuditRow(*row)
 
@@ -76,27 +76,27 @@ def prepare(
 ) -> tuple[list[str], dict[int, ChainHead]]:
     """Prepare a copy of a backup to become the database, before anything uses it.
 
-    key: takes the place of every key that signs tokens; None keeps them. entry: what the trail says of the restore,
-    from the kids of the keys that are gone. Returns these, and the ends of the backup's trail. Raises sqlite3.Error.
+    key: replaces every token signing key; None keeps them. entry: makes the trail's entry for the restore from the kids
+    of the removed keys. Returns these kids, and the chain heads of the backup's trail. Raises sqlite3.Error.
     """
     with closing(sqlite3.connect(file, isolation_level=None)) as connection:
         connection.execute("pragma trusted_schema = off")
-        before = ends(connection) if revision >= TRAIL_SINCE else {}
+        before = chain_heads(connection) if revision >= TRAIL_SINCE else {}
         connection.execute("begin immediate")
-        gone = run(connection, _prepared(revision, key, entry))
+        removed = run(connection, _prepare(revision, key, entry))
         connection.execute("commit")
-    return gone, before
+    return removed, before
 
 
-def _prepared(revision: str, key: TokenKey | None, entry: Callable[[Sequence[str]], Entry]) -> Query[list[str]]:
-    gone: list[str] = []
+def _prepare(revision: str, key: TokenKey | None, entry: Callable[[Sequence[str]], Entry]) -> Query[list[str]]:
+    removed: list[str] = []
     if key is not None:
-        # A release that knows no times for keys makes a key itself where there is none.
-        gone = yield from signing_keys.remove_all()
+        # A release without validity times creates a key itself if there is none.
+        removed = yield from signing_keys.remove_all()
         if revision >= TRAIL_SINCE:
             yield from signing_keys.ensure(key)
     if revision >= TRAIL_SINCE:
-        # Checkpoints count lines as stored that the older database does not have.
+        # Import checkpoints count lines as stored that the backup does not have.
         yield from secrets.remove(secrets.IMPORT_CHECKPOINT_KEY)
-        yield from audit.record(entry(gone))
-    return gone
+        yield from audit.record(entry(removed))
+    return removed

@@ -1,9 +1,8 @@
-"""Spreading the tables over a Citus cluster, with the same schema and the same questions.
+"""Distribution of the tables over a Citus cluster, with the same schema and the same queries.
 
-A vehicle and what belongs to it lie on one node: vehicle, contract, outbox and delivery are distributed by PCID and
-co-located.
-An EMAID's claim is distributed by EMAID. evidence is on every node, because contracts are joined with it. Everything
-else is small or asked for one row at a time, and stays on the coordinator, which is the node that the URL names.
+A vehicle and its rows are on one node: vehicle, contract, outbox and delivery are distributed by PCID and co-located.
+emaid_claim is distributed by EMAID. evidence is a reference table on every node, because contracts are joined with it.
+All other tables are small or read one row at a time, and stay on the coordinator, the node that the URL names.
 """
 
 from __future__ import annotations
@@ -13,9 +12,9 @@ from typing import Final
 import asyncpg
 
 from ccp.errors import ConfigurationError
-from ccp.server.storage.engine import postgres, schema, schema_version
+from ccp.server.storage.engine import postgres_commands, schema, schema_version
 
-# In this order: the later ones of a group lie beside the first. The column, and the table to lie beside.
+# Table: distribution column, and the table to co-locate with. In this order, as a table must exist to co-locate with.
 DISTRIBUTED: Final = {
     "vehicle": ("pcid", "none"),
     "contract": ("pcid", "vehicle"),
@@ -23,39 +22,42 @@ DISTRIBUTED: Final = {
     "delivery": ("pcid", "vehicle"),
     "emaid_claim": ("emaid", "none"),
 }
-EVERYWHERE: Final = ("evidence",)
+REFERENCE_TABLES: Final = ("evidence",)
 
 
 def distribute(url: str) -> list[tuple[str, str]]:
-    """Distribute what is not distributed yet. Returns each table with what became of it. Raises ConfigurationError."""
+    """Distribute the tables that are not distributed yet. Returns each table with its state.
+
+    Raises ConfigurationError.
+    """
     if not schema.is_postgres(url):
         raise ConfigurationError("Only a PostgreSQL database with the extension citus can be distributed.")
     return schema.finish(_distribute(url))
 
 
 async def _distribute(url: str) -> list[tuple[str, str]]:
-    connection = await postgres.connect(url, statement_timeout=None)
+    connection = await postgres_commands.connect(url, statement_timeout=None)
     try:
         async with connection.transaction():
-            schema_version.check_revision(await postgres.revision(connection))
+            schema_version.check_revision(await postgres_commands.revision(connection))
             if await connection.fetchval("select 1 from pg_extension where extname = 'citus'") is None:
                 raise ConfigurationError(
-                    "The database has no extension citus; a superuser makes it with 'create extension citus'."
+                    "The database lacks the extension citus; a superuser adds it with 'create extension citus'."
                 )
             done = {row[0] for row in await connection.fetch("select logicalrelid::text from pg_dist_partition")}
-            told = []
-            for table, (column, beside) in DISTRIBUTED.items():
+            result = []
+            for table, (column, colocate_with) in DISTRIBUTED.items():
                 if table not in done:
                     await connection.execute(
                         "select create_distributed_table($1::text::regclass, $2, colocate_with => $3)",
-                        table, column, beside,
+                        table, column, colocate_with,
                     )  # fmt: skip
-                told.append((table, "distributed already" if table in done else f"distributed by {column}"))
-            for table in EVERYWHERE:
+                result.append((table, "distributed already" if table in done else f"distributed by {column}"))
+            for table in REFERENCE_TABLES:
                 if table not in done:
                     await connection.execute("select create_reference_table($1::text::regclass)", table)
-                told.append((table, "on every node already" if table in done else "on every node"))
-        return told
+                result.append((table, "on every node already" if table in done else "on every node"))
+        return result
     except asyncpg.PostgresError as exc:
         raise ConfigurationError(f"The database cannot be distributed: {exc}.") from exc
     finally:

@@ -1,9 +1,9 @@
-"""Is a SQLite file a database of ours, down to the last object of its schema? Asked before anything queries it.
+"""Inspection of an untrusted SQLite file before its first query: does its schema match ours, object by object?
 
-A file from elsewhere can hold code: triggers that run on a change, views and virtual tables that run on a query,
-expressions in indexes, columns and checks. So a file that is to become the database is opened read-only, with nothing
-of its schema trusted, and its schema is compared with what our migrations create for its revision. Any difference
-refuses it. Source: https://www.sqlite.org/security.html.
+A foreign file can contain code: triggers, views, virtual tables, and expressions in indexes, columns and checks. So a
+file that is to become the database is opened read-only, with an untrusted schema, and its schema is compared with the
+one that our migrations create for its revision. Any difference rejects the file.
+Source: https://www.sqlite.org/security.html.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from ccp.server.storage.engine.schema_version import only_revision
 
 _MAGIC: Final = b"SQLite format 3\0"
 
-# Objects by type, name and table, with the statement that made them; None where SQLite made them by itself.
+# Objects by type, name and table, with the statement that created them; None if SQLite created them.
 Objects: TypeAlias = dict[tuple[str, str, str], str | None]
 
-# Statistics of the query planner, which an operator's `analyze` leaves behind.
+# Statistics of the query planner, created by an operator's `analyze`.
 _STATISTICS: Final[Objects] = {
     ("table", "sqlite_stat1", "sqlite_stat1"): "create table sqlite_stat1(tbl,idx,stat)",
     ("table", "sqlite_stat4", "sqlite_stat4"): "create table sqlite_stat4(tbl,idx,neq,nlt,ndlt,sample)",
 }
 _STORED: Final = (("varchar|text", "text"), ("bytea|blob", "blob"))
-"""How values are stored, by the declared type of their column; integers in all others."""
+"""Storage class by the declared type of a column; integer for all others."""
 _REVISION: Final = ("table", "alembic_version", "alembic_version")
 _REVISION_SQL: Final = (
     "create table alembic_version(version_num varchar(32)not null,"
@@ -40,7 +40,7 @@ _REVISION_SQL: Final = (
 
 
 def careful(file: Path) -> sqlite3.Connection:
-    """A read-only connection that trusts nothing in the file, and does not look at a log beside it."""
+    """Open a file read-only, with an untrusted schema and without a log beside it."""
     connection = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
     connection.execute("pragma trusted_schema = off")
     connection.execute("pragma cell_size_check = on")
@@ -48,7 +48,7 @@ def careful(file: Path) -> sqlite3.Connection:
 
 
 def inspect(file: Path) -> str:
-    """The revision of a database of ours. Raises ConfigurationError for every other file."""
+    """The revision of a database of ours. Raises ConfigurationError for any other file."""
     not_ours = ConfigurationError(f"{file} is not a database of ours.")
     try:
         with file.open("rb") as opened:
@@ -78,7 +78,7 @@ def inspect(file: Path) -> str:
 
 
 def misfit(connection: sqlite3.Connection) -> str | None:
-    """The first column ("table.column") that holds a value of another type than its own, which SQLite lets pass."""
+    """The first column ("table.column") with a value of a wrong storage class, which SQLite permits."""
     tables = connection.execute(
         "select name from sqlite_master where type = 'table' and name not like 'sqlite~_%' escape '~'"
     )
@@ -93,7 +93,7 @@ def misfit(connection: sqlite3.Connection) -> str | None:
 
 @cache
 def expected(revision: str) -> Objects:
-    """What the migrations up to a revision create. Raises ConfigurationError for a revision that there is not."""
+    """The objects that the migrations up to a revision create. Raises ConfigurationError for an unknown revision."""
     from alembic import command
     from alembic.util import CommandError
 
@@ -113,14 +113,14 @@ def _objects(connection: sqlite3.Connection) -> Objects:
 
 
 def _normal(sql: str | None) -> str | None:
-    """A statement without regard to white space and letter case; our own have neither in quotes."""
+    """A statement with normalised white space and letter case; our schema has neither in quotes."""
     if sql is None:
         return None
     return re.sub(r"\s*([(),])\s*", r"\1", " ".join(str(sql).split())).lower()
 
 
 def _executable(found: Objects) -> str | None:
-    """The first object that could run code, and what it is."""
+    """A description of the first object that could run code."""
     for (kind, name, _), sql in sorted(found.items()):
         if kind not in ("table", "index"):
             return f"the {_printable(kind)} {_printable(name)}"
@@ -130,7 +130,7 @@ def _executable(found: Objects) -> str | None:
 
 
 def _difference(found: Objects, wanted: Objects) -> str | None:
-    """The first difference, in words."""
+    """A description of the first difference."""
     for key in sorted(found.keys() - wanted.keys()):
         if found[key] != _STATISTICS.get(key, ""):
             return f"it has the {key[0]} {_printable(key[1])}"

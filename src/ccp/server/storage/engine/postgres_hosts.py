@@ -1,11 +1,11 @@
-"""Connecting to a PostgreSQL server: every host of the URL is tried, each within a time limit of its own.
+"""Connecting to the hosts of a PostgreSQL URL, with a time limit for each host.
 
-A URL may name several hosts, of which one is the primary now: `postgresql://USER@HOST1:PORT1,HOST2:PORT2/NAME`. They
-are tried one after the other with a short head start each, as RFC 8305 does with addresses, so that a silent host
-delays a connection by the head start and no more. The host that was the right one is tried first the next time.
+A URL may name several hosts, one of which is the current primary: `postgresql://USER@HOST1:PORT1,HOST2:PORT2/NAME`.
+Attempts start one after the other with a short delay, as in RFC 8305 (Happy Eyeballs), so a silent host delays a
+connection by no more than that delay. The host that accepted is tried first the next time.
 
-With several hosts only a server that accepts writes will do (`target_session_attrs=read-write`), unless the URL says
-otherwise: neither a standby nor a primary that was demoted or made read-only.
+With several hosts the default is `target_session_attrs=read-write`: a standby, and a primary that was demoted or made
+read-only, are not used.
 """
 
 from __future__ import annotations
@@ -28,39 +28,39 @@ else:
     _Base = asyncpg.Connection
 
 HEAD_START: Final = 0.25
-"""Seconds that a host has before the next one is tried too: more than a server in reach takes to answer."""
+"""Seconds before the next host is tried too: more than a reachable server takes to answer."""
 COMMAND_TIMEOUT: Final = 65.0
-"""Seconds for a statement of a command that looks at the server or the schema."""
+"""Seconds for a statement with which a command inspects the server or the schema."""
 _DEFAULT_PORT: Final = 5432
 _READ_WRITE: Final = "read-write"
 
-# A host that has gone silently is noticed after 15 seconds (keepalives), or when it has not acknowledged sent data for
-# 5 seconds. The kernel acknowledges data, so a busy server keeps its connections.
+# A dead host is detected after 15 seconds by keepalives, or after 5 seconds without an acknowledgement of sent data.
+# The kernel acknowledges data, so a busy server keeps its connections.
 _KEEPALIVE: Final = (("TCP_KEEPIDLE", 6), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 5000))
 
 Host: TypeAlias = tuple[str, int]
 
 
 class Connection(_Base):
-    """A connection whose socket notices a peer that is gone, and which keeps the server's last warning.
+    """A connection with TCP keepalives, which keeps the server's last warning.
 
-    warning: what the server warned of since this was last set to None.
+    warning: the last warning since it was set to None.
     """
 
     def __init__(self, protocol: Any, transport: Any, *more: Any) -> None:
         super().__init__(protocol, transport, *more)
         self.warning: str | None = None
         self.add_log_listener(_keep_warning)
-        made = transport.get_extra_info("socket")
-        if made is not None and made.family != socket.AF_UNIX:
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        raw_socket = transport.get_extra_info("socket")
+        if raw_socket is not None and raw_socket.family != socket.AF_UNIX:
+            raw_socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             for name, value in _KEEPALIVE:
                 if hasattr(socket, name):
-                    made.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+                    raw_socket.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
     @property
     def read_only(self) -> bool:
-        """Whether the server takes no writes by default, or is a standby, as it said with its last answer."""
+        """Whether the server is a standby or read-only by default, by its last answer."""
         settings = self.get_settings()
         return "on" in (
             getattr(settings, "default_transaction_read_only", "off"),
@@ -85,16 +85,16 @@ class Hosts:
 
     @property
     def writable_only(self) -> bool:
-        """Whether a server that has become read-only is no more use."""
+        """Whether a server that has become read-only must not be used."""
         return (self._attributes or _option(self._url, "target_session_attrs", "PGTARGETSESSIONATTRS")) == _READ_WRITE
 
     async def connect(
         self, host_timeout: float, *, prepare: bool, statement_timeout: float | None = None
     ) -> Connection:
-        """A new connection to the first host that will do. host_timeout: seconds for each.
+        """Connect to the first suitable host. host_timeout: seconds for each host.
 
-        prepare: keep statements prepared on the connection, under names. statement_timeout: seconds; None where the
-        caller has a deadline of its own. Raises what asyncpg does; TimeoutError.
+        prepare: keep named prepared statements on the connection. statement_timeout: seconds; None if the caller has
+        its own deadline. Raises asyncpg's errors and TimeoutError.
         """
         connect = partial(self._connect, host_timeout=host_timeout, prepare=prepare, command_timeout=statement_timeout)
         if len(self._hosts) == 1:
@@ -114,7 +114,7 @@ class Hosts:
                     exc = task.exception()
                     if exc is None:
                         host = tasks.pop(task)
-                        self._hosts.sort(key=lambda each: each != host)
+                        self._hosts.sort(key=lambda other: other != host)
                         return task.result()
                     del tasks[task]
                     failures.append(exc)
@@ -132,7 +132,7 @@ class Hosts:
             more |= {"host": host[0], "port": host[1]}
         if self._attributes is not None:
             more |= {"target_session_attrs": self._attributes}
-        made: Connection = await asyncpg.connect(
+        connection: Connection = await asyncpg.connect(
             self._url,
             timeout=host_timeout,
             command_timeout=command_timeout,
@@ -142,11 +142,11 @@ class Hosts:
             connection_class=Connection,
             **more,
         )
-        return made
+        return connection
 
 
 def _rank(failure: BaseException) -> int:
-    """What says most about why no host will do."""
+    """Rank of a failure, lowest for the most informative one."""
     if isinstance(failure, asyncpg.TargetServerAttributeNotMatched):
         return 1
     if isinstance(failure, asyncpg.PostgresError | asyncpg.InterfaceError | ValueError):
@@ -165,7 +165,7 @@ def _option(url: str, parameter: str, variable: str) -> str | None:
 
 
 def _several_hosts(url: str) -> Sequence[Host]:
-    """The hosts that a URL or the environment names, where these are several."""
+    """The hosts that a URL or the environment names, if there are several."""
     named = urlsplit(url).netloc.rpartition("@")[2] or _option(url, "host", "PGHOST") or ""
     if "," not in named:
         return ()

@@ -30,25 +30,24 @@ from ccp.server.storage.engine.time_limits import REQUESTS, TimeLimits
 
 _log = structlog.get_logger("ccp.server.storage")
 
-# The outcome of the last statement is unknown, and the connection cannot be used any more. The driver raises its own
-# error where a server announces its shutdown in the middle of another message.
+# The outcome of the last statement is unknown, and the connection can no longer be used. The driver raises
+# InternalClientError if a server announces its shutdown within another message.
 LOST: Final = (asyncpg.PostgresConnectionError, asyncpg.InternalClientError, OSError, TimeoutError)
 
-_MAX_IDLE: Final = 300.0  # Networks forget connections on which nothing was said for a while.
-_TRUSTED: Final = 2.0  # A connection that answered within these seconds is used without a question.
+_MAX_IDLE: Final = 300.0  # Networks drop connections that were idle for long.
+_TRUSTED: Final = 2.0  # A connection that answered within these seconds is used without a check.
 _CHECK_TIMEOUT: Final = 0.5
 _RECENT: Final = 1.0
 _PROBE_INTERVAL: Final = 0.5
-_PROBE_TIMEOUT: Final = 2.0  # Longer than the interval: a server that is slow to connect is found all the same.
+_PROBE_TIMEOUT: Final = 2.0  # Longer than the interval, so that a server that is slow to connect is found too.
 _MAX_PROBES: Final = 4
 _CLOSE_TIMEOUT: Final = 5.0
 
 
 class Expiry:
-    """Calls something at a deadline, unless it is cancelled before.
+    """A timer that calls a function at a deadline.
 
-    The event loop looks for what has arrived once more before: a loop that is late must not take its own lateness for
-    a server's.
+    The event loop reads its sockets once more before the call, so that a loop that is late does not blame the server.
     """
 
     __slots__ = ("_act", "_handle", "_loop")
@@ -65,20 +64,20 @@ class Expiry:
         self._handle.cancel()
 
 
-async def acquire(places: asyncio.Semaphore, deadline: float, sentence: str) -> None:
-    """Take a place. deadline: in the loop's time. Raises Unavailable with the sentence where none is free by then."""
-    if places.locked():
+async def acquire(semaphore: asyncio.Semaphore, deadline: float, sentence: str) -> None:
+    """Acquire a semaphore. deadline: in the loop's time. Raises Unavailable with the sentence after it."""
+    if semaphore.locked():
         try:
             async with asyncio.timeout_at(deadline):
-                await places.acquire()
+                await semaphore.acquire()
         except TimeoutError as exc:
             raise Unavailable(sentence) from exc
     else:
-        await places.acquire()
+        await semaphore.acquire()
 
 
 class ConnectionPool:
-    """size: the most connections at a time. when_silent: called when the circuit opens."""
+    """A pool of up to `size` connections. when_silent: called when the circuit opens."""
 
     def __init__(
         self, hosts: Hosts, size: int, limits: TimeLimits = REQUESTS, when_silent: Callable[[], None] = lambda: None
@@ -89,26 +88,26 @@ class ConnectionPool:
         self._when_silent = when_silent
         self._room = asyncio.Semaphore(size)
         self._used = 0
-        # The one that was used last is used next: its statements are prepared, and the others may go.
+        # Last in, first out: the connection used last has its statements prepared, and the others may time out.
         self._idle: list[tuple[Connection, float]] | None = None
         self._settings: Mapping[str, str] = {}
         self._preparing: WeakSet[Connection] = WeakSet()
         self._answered = 0.0  # When a connection was last given back after an answer.
-        self._distrusted = 0.0  # Connections that were idle since before are asked before they are used.
+        self._distrusted = 0.0  # Connections idle since before this time are checked before use.
         self._search: asyncio.Task[None] | None = None
         self.pooled = False
-        """A connection pooler stands before the server: nothing is prepared, nothing is set for a session."""
+        """A connection pooler stands before the server: no prepared statements, no session settings."""
         self.silent = False
         """The circuit is open: the server does not answer."""
 
     def open(self, settings: Mapping[str, str], *, pooled: bool) -> None:
-        """settings: for every session, where no pooler gives it to others."""
+        """Start the pool. settings: for every session, unless there is a pooler."""
         self._settings, self.pooled = settings, pooled
         self._room = asyncio.Semaphore(self._size)
         self._idle = []
 
     async def close(self) -> None:
-        """Close what is idle; what is in use is closed when it is given back."""
+        """Close the idle connections; a connection in use is closed when it is given back."""
         idle, self._idle = self._idle, None
         if self._search is not None:
             self._search.cancel()
@@ -123,15 +122,14 @@ class ConnectionPool:
             await connection.close(timeout=_CLOSE_TIMEOUT)
 
     def refuse_while_silent(self, sentence: str) -> None:
-        """Raises Unavailable while the circuit is open."""
+        """Raise Unavailable while the circuit is open."""
         if self.silent:
             raise Unavailable(sentence)
 
     async def take(self, deadline: float, sentence: str) -> tuple[Connection, bool]:
-        """A connection that nothing else uses, and whether it was made just now. deadline: in the loop's time.
+        """Take a connection for exclusive use. Returns it, and whether it is new. deadline: in the loop's time.
 
-        Raises Unavailable with the sentence where there is none by then, and what asyncpg raises for a server that
-        refuses to be connected to.
+        Raises Unavailable with the sentence after the deadline, and asyncpg's errors if the server refuses.
         """
         self.refuse_while_silent(sentence)
         await acquire(self._room, deadline, sentence)
@@ -140,17 +138,17 @@ class ConnectionPool:
             self.refuse_while_silent(sentence)
             while self._idle:
                 connection, since = self._idle.pop()
-                if await self._is_good(connection, since, deadline):
+                if await self._is_usable(connection, since, deadline):
                     return connection, False
                 connection.terminate()
-            return await self._new(deadline), True
+            return await self._connect(deadline), True
         except BaseException:
             self._used -= 1
             self._room.release()
             raise
 
     def give_back(self, connection: Connection, *, answered: bool = True) -> None:
-        """answered: whether the server answered what it was asked last."""
+        """Return a connection to the pool. answered: whether the server answered its last statement."""
         self._used -= 1
         if self._idle is None or (self.pooled and connection in self._preparing):
             connection.terminate()
@@ -162,23 +160,24 @@ class ConnectionPool:
         self._room.release()
 
     def time_out(self, connection: Connection) -> None:
-        """Cut a connection that did not answer by its deadline. Who uses it gets an error, and gives it back."""
+        """Cut a connection that missed its deadline. Its user gets an error and gives it back."""
         connection.terminate()
         self._suspect()
 
     def found_pooler(self) -> None:
+        """Use no prepared statements and no session settings from now on."""
         self.pooled = True
         self.drop_idle()
 
     def drop_idle(self) -> None:
-        """Use none of the connections that are idle now."""
+        """Close the idle connections."""
         if self._idle is not None:
             idle, self._idle = self._idle, []
             for connection, _ in idle:
                 connection.terminate()
 
-    async def _is_good(self, connection: Connection, since: float, deadline: float) -> bool:
-        """Whether a connection may be used that is idle since then."""
+    async def _is_usable(self, connection: Connection, since: float, deadline: float) -> bool:
+        """Whether a connection may be used that has been idle since a time. It may be checked with a query."""
         if connection.is_closed() or (self._hosts.writable_only and connection.read_only):
             return False
         loop = asyncio.get_running_loop()
@@ -194,15 +193,15 @@ class ConnectionPool:
             if loop.time() >= now + _CHECK_TIMEOUT:
                 self._suspect()
             return False
-        except BaseException:  # The caller has gone, and with it the only reference to the connection.
+        except BaseException:  # The caller was cancelled, and held the only reference to the connection.
             connection.terminate()
             raise
         finally:
             expiry.cancel()
         return not (self._hosts.writable_only and connection.read_only)
 
-    async def _new(self, deadline: float) -> Connection:
-        """A new connection, with the settings of a session. Raises what asyncpg does; TimeoutError."""
+    async def _connect(self, deadline: float) -> Connection:
+        """A new connection, with the session settings. Raises asyncpg's errors and TimeoutError."""
         prepare = not self.pooled
         try:
             async with asyncio.timeout_at(deadline):
@@ -222,41 +221,41 @@ class ConnectionPool:
     # --- Whether the server answers ---
 
     def _suspect(self) -> None:
-        """Find out whether the server answers, unless it did a moment ago: then one statement was slow."""
+        """Start probing the server, unless it answered within the last second: then only one statement was slow."""
         now = asyncio.get_running_loop().time()
         self._distrusted = now - _RECENT
         if not self._limits.refuse_while_silent:
             return
         if self._search is None and self._idle is not None and self._answered < now - _RECENT:
-            self._search = asyncio.create_task(self._find())
-            self._search.add_done_callback(self._found)
+            self._search = asyncio.create_task(self._probe())
+            self._search.add_done_callback(self._probe_ended)
 
-    def _found(self, search: asyncio.Task[None]) -> None:
+    def _probe_ended(self, search: asyncio.Task[None]) -> None:
         self._search = None
         if not search.cancelled() and (exc := search.exception()) is not None:
-            self.silent = False  # A defect of ours must not keep requests out for ever.
+            self.silent = False  # A defect must not keep the circuit open forever.
             _log.error("database probe failed", exc_info=exc)
 
-    async def _find(self) -> None:
-        """Try to connect until the server answers, and open the circuit meanwhile."""
+    async def _probe(self) -> None:
+        """Try to connect until the server answers, and open the circuit until then."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         attempts: dict[asyncio.Task[Connection], float] = {}
         try:
             while True:
                 if len(attempts) < _MAX_PROBES:
-                    attempts[asyncio.create_task(self._new_in_search())] = loop.time()
-                turn = loop.time() + _PROBE_INTERVAL
-                while attempts and (left := turn - loop.time()) > 0:
+                    attempts[asyncio.create_task(self._connect_for_probe())] = loop.time()
+                next_probe = loop.time() + _PROBE_INTERVAL
+                while attempts and (left := next_probe - loop.time()) > 0:
                     done, _ = await asyncio.wait(attempts, timeout=left, return_when=asyncio.FIRST_COMPLETED)
                     for task in done:
                         started = attempts.pop(task)
-                        # A refusal at once costs no request any time, and says that something is there.
+                        # An immediate refusal delays no request, and shows that the host is up.
                         quick = loop.time() - started < _PROBE_INTERVAL
                         if task.exception() is None or quick:
                             self._close_circuit(loop.time() - began, None if task.exception() else task.result())
                             return
-                await asyncio.sleep(max(0.0, turn - loop.time()))
+                await asyncio.sleep(max(0.0, next_probe - loop.time()))
                 if not self.silent:
                     self.silent = True
                     self.drop_idle()
@@ -267,11 +266,11 @@ class ConnectionPool:
                 task.cancel()
                 task.add_done_callback(_discard)
 
-    async def _new_in_search(self) -> Connection:
+    async def _connect_for_probe(self) -> Connection:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _PROBE_TIMEOUT
-        connection = await self._new(deadline)
-        if self.pooled:  # It accepts connections without a server.
+        connection = await self._connect(deadline)
+        if self.pooled:  # A pooler accepts connections without a server.
             expiry = Expiry(loop, deadline, connection.terminate)
             try:
                 await connection.execute("select 1")
@@ -282,10 +281,10 @@ class ConnectionPool:
                 expiry.cancel()
         return connection
 
-    def _close_circuit(self, seconds: float, connection: Connection | None) -> None:
+    def _close_circuit(self, duration: float, connection: Connection | None) -> None:
         if self.silent:
             self.silent = False
-            _log.info("database answers again", seconds=round(seconds, 2))
+            _log.info("database answers again", seconds=round(duration, 2))
         now = asyncio.get_running_loop().time()
         if connection is not None:
             self._answered = now
@@ -301,5 +300,5 @@ def _discard(task: asyncio.Task[Any]) -> None:
 
 
 def _session(settings: Mapping[str, str]) -> str:
-    """Statements that set these for the session. Values are ours."""
+    """Statements that make settings for the session. settings: trusted values, no user input."""
     return "; ".join(f"set {name} = '{value}'" for name, value in settings.items())

@@ -1,7 +1,7 @@
-"""TLS to a PostgreSQL server: which CAs vouch for its certificate.
+"""TLS to a PostgreSQL server: the CAs that its certificate is verified against.
 
-`sslmode=verify-full` without `sslrootcert` takes the CAs of the system, as `sslrootcert=system` does. libpq and asyncpg
-demand a file there, which does not help where the server has a certificate of a public CA.
+`sslmode=verify-full` without `sslrootcert` uses the CAs of the system, as `sslrootcert=system` does. libpq and asyncpg
+require a file, which does not fit a server with a certificate of a public CA.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MODES: Final = ("disable", "allow", "prefer", "require", "verify-ca", "verify-f
 
 
 def options(url: str) -> dict[str, Any]:
-    """More arguments for `asyncpg.connect`: a TLS context where the CAs of the system count, else none.
+    """Arguments for `asyncpg.connect`: a TLS context if the CAs of the system are used, otherwise none.
 
     Raises ConfigurationError.
     """
@@ -29,13 +29,13 @@ def options(url: str) -> dict[str, Any]:
 
 def uses_system_cas(url: str) -> bool:
     """Whether the server's certificate is verified against the CAs of the system. Raises ConfigurationError."""
-    mode = _said(url, "sslmode", "PGSSLMODE")
-    root = _said(url, "sslrootcert", "PGSSLROOTCERT")
+    mode = _option(url, "sslmode", "PGSSLMODE")
+    root = _option(url, "sslrootcert", "PGSSLROOTCERT")
     if root == _SYSTEM:
         if mode not in (None, "verify-full"):
             raise ConfigurationError("sslrootcert=system goes with sslmode=verify-full.")
         return True
-    mode = mode and mode.replace("_", "-")  # The driver takes either.
+    mode = mode and mode.replace("_", "-")  # The driver accepts both.
     if mode and mode not in _MODES:
         raise ConfigurationError(f"sslmode is one of {', '.join(_MODES)}.")
     if mode not in ("verify-ca", "verify-full"):
@@ -47,7 +47,7 @@ def uses_system_cas(url: str) -> bool:
     if Path(_DEFAULT_FILE).expanduser().exists():
         return False
     if mode == "verify-ca":
-        # Any server with a certificate of any public CA would do.
+        # It would accept any server with a certificate of any public CA.
         raise ConfigurationError(
             "sslmode=verify-ca needs sslrootcert=FILE; with the CAs of the system only sslmode=verify-full is safe."
         )
@@ -56,16 +56,16 @@ def uses_system_cas(url: str) -> bool:
 
 def _context(url: str) -> ssl.SSLContext:
     context = ssl.create_default_context()
-    certificate = _said(url, "sslcert", "PGSSLCERT")
+    certificate = _option(url, "sslcert", "PGSSLCERT")
     if certificate is not None:
-        key, password = _said(url, "sslkey", "PGSSLKEY"), _said(url, "sslpassword", "PGSSLPASSWORD")
+        key, password = _option(url, "sslkey", "PGSSLKEY"), _option(url, "sslpassword", "PGSSLPASSWORD")
         try:
             context.load_cert_chain(certificate, key, password)
-        except OSError as exc:  # An SSLError is one.
+        except OSError as exc:  # SSLError is a subclass.
             raise ConfigurationError(f"The client certificate {certificate} for the database cannot be used.") from exc
     return context
 
 
-def _said(url: str, parameter: str, variable: str) -> str | None:
+def _option(url: str, parameter: str, variable: str) -> str | None:
     values = parse_qs(urlsplit(url).query).get(parameter)
     return values[-1] if values else os.environ.get(variable)

@@ -1,6 +1,6 @@
-"""The schema's revision: reading it, bringing a database to it. Alembic runs the migrations, which are plain SQL.
+"""Schema revision of a database: read, check, upgrade, downgrade. Alembic runs the migrations, which are plain SQL.
 
-These functions are for commands and for a server's start: an event loop that calls them waits.
+These functions are for commands and the start of a server: they block, also when called within an event loop.
 """
 
 from __future__ import annotations
@@ -24,24 +24,26 @@ if TYPE_CHECKING:
     from sqlalchemy.exc import DBAPIError
 
 BASE = "base"
-"""What a downgrade to nothing is called."""
+"""The revision before the first migration."""
 
 
 def finish(work: Coroutine[Any, Any, T]) -> T:
-    """Run to the end, whether the caller is within an event loop or not."""
+    """Run a coroutine to its end, within an event loop or outside of one."""
     try:
         asyncio.get_running_loop()
     except RuntimeError:
         return asyncio.run(work)
-    with ThreadPoolExecutor(1) as aside:
-        return aside.submit(asyncio.run, work).result()
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(asyncio.run, work).result()
 
 
 def head() -> str:
+    """The revision that this release needs."""
     return HEAD
 
 
 def is_postgres(url: str) -> bool:
+    """Whether a database URL names a PostgreSQL server."""
     return url.startswith(("postgresql://", "postgres://"))
 
 
@@ -56,17 +58,17 @@ def sqlite_file(url: str) -> Path:
 
 
 def _scheme(url: str) -> str:
-    """A URL's scheme with its colon; empty for any other text, which may be a connection string with a password."""
+    """The scheme of a URL with its colon; empty for any other text, because it may contain a password."""
     found = re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", url)
     return "" if found is None else found[0]
 
 
 def revision(url: str) -> str | None:
-    """The revision of the database, or None where there is no schema yet. Raises ConfigurationError."""
+    """The schema revision of a database; None without a schema. Raises ConfigurationError."""
     if is_postgres(url):
-        from ccp.server.storage.engine import postgres
+        from ccp.server.storage.engine import postgres_commands
 
-        return finish(postgres.revision_of(url))
+        return finish(postgres_commands.revision_of(url))
     path = sqlite_file(url)
     if not path.exists():
         return None
@@ -83,23 +85,23 @@ def revision(url: str) -> str | None:
 
 
 def warnings(url: str) -> tuple[str, ...]:
-    """What an operator should know of a database that works all the same. Raises ConfigurationError."""
+    """Warnings about the configuration of a working database. Raises ConfigurationError."""
     if not is_postgres(url):
         return ()
-    from ccp.server.storage.engine import postgres
+    from ccp.server.storage.engine import postgres_commands
 
-    return finish(postgres.warnings_of(url))
+    return finish(postgres_commands.warnings_of(url))
 
 
 def check(url: str) -> None:
-    """As `check_revision`, for a database. Raises ConfigurationError."""
+    """Check that a database exists and its schema is recent enough. Raises ConfigurationError."""
     if not is_postgres(url) and not (path := sqlite_file(url)).exists():
         raise ConfigurationError(f"There is no database at {path}; 'ccp db upgrade' makes one.")
     check_revision(revision(url))
 
 
 def upgrade(url: str) -> tuple[str | None, str]:
-    """Run the migrations that are missing. Returns the revisions before and after. Raises ConfigurationError."""
+    """Run the pending migrations. Returns the revisions before and after. Raises ConfigurationError."""
     from alembic import command
 
     before = revision(url)
@@ -108,7 +110,8 @@ def upgrade(url: str) -> tuple[str | None, str]:
     if not is_postgres(url):
         path = sqlite_file(url)
         try:
-            # For the owner alone: the keys that sign tokens are in it. SQLite gives the files beside it the same mode.
+            # Readable by the owner only, because it contains the token signing keys. SQLite creates the files beside it
+            # with the same mode.
             os.close(os.open(path, os.O_WRONLY | os.O_CREAT, 0o600))
         except OSError as exc:
             raise ConfigurationError(f"The database {path} cannot be created: {exc.strerror}.") from exc
@@ -119,7 +122,7 @@ def upgrade(url: str) -> tuple[str | None, str]:
 
 
 def downgrade(url: str, to: str) -> tuple[str, str | None]:
-    """Take migrations back, and what is in their tables and columns with them.
+    """Revert migrations. The contents of their tables and columns are lost.
 
     to: a revision, or BASE. Returns the revisions before and after. Raises ConfigurationError.
     """
@@ -133,7 +136,7 @@ def downgrade(url: str, to: str) -> tuple[str, str | None]:
     if before not in known:
         raise ConfigurationError(f"The database schema is {before}, which this release does not know how to take back.")
     if to != BASE and (to not in known or to > before):
-        older = ", ".join((BASE, *(each for each in known if each < before)))
+        older = ", ".join((BASE, *(revision for revision in known if revision < before)))
         raise ConfigurationError(f"The database schema is {before}; it can be taken back to: {older}.")
     _run(url, "downgraded", lambda config: command.downgrade(config, to))
     return before, revision(url)
@@ -150,13 +153,13 @@ def _run(url: str, what: str, command: Callable[[Config], None]) -> None:
 
 
 def _reason(exc: DBAPIError) -> str:
-    """What the database said, without the driver's names around it."""
+    """The database's own message, without the driver's names."""
     cause = exc.orig.__cause__ if exc.orig is not None and exc.orig.__cause__ is not None else exc.orig
     return str(cause)
 
 
 def migrations(url: str) -> Config:
-    """Alembic's configuration for a database."""
+    """Alembic's configuration for a database URL."""
     from alembic.config import Config
 
     config = Config()

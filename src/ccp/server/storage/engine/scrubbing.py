@@ -1,11 +1,11 @@
-"""Physical removal after an erasure: no file of a SQLite database holds the id any more, also while servers use it.
+"""Physical removal after an erasure: no file of a SQLite database holds the id any more, even while servers use it.
 
 A committed DELETE leaves bytes in three places:
 
-1. free space of database pages. Every connection of ours sets `secure_delete`, which overwrites what is removed;
+1. free space of database pages. Every connection sets `secure_delete`, which overwrites deleted content;
 2. older page images in the write-ahead log. `wal_checkpoint(TRUNCATE)` moves the log into the database and empties it;
-3. copies of rows that moved to another page when a B-tree was balanced: these SQLite never overwrites by itself. They
-   are rare (measured: 3 of 4,000 erased contracts), found by reading the file, and removed by VACUUM.
+3. copies of rows that moved to another page when a B-tree was balanced. SQLite never overwrites these. They are rare
+   (measured: 3 of 4,000 erased contracts); a scan of the file finds them, and VACUUM removes them.
 
 Source: https://www.sqlite.org/pragma.html (secure_delete, wal_checkpoint), https://www.sqlite.org/lang_vacuum.html.
 """
@@ -24,7 +24,7 @@ from ccp.ids import EMAID, PCID
 from ccp.server.storage.engine.write_lock import WriteLock
 
 _BUSY_TIMEOUT: Final = 1.0
-"""Seconds that an attempt may hold up writers while it waits for readers, who may be a backup."""
+"""Seconds that an attempt may block writers while it waits for readers, such as a backup."""
 _VACUUM_TIMEOUT: Final = 30.0
 _RETRY_DELAY: Final = 0.25
 _CHUNK: Final = 1 << 20
@@ -32,9 +32,10 @@ _CHUNK: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Scrubbed:
-    """log_emptied: whether the write-ahead log was. found: whether the id stands in the database file after that.
+    """Result of a scrub.
 
-    vacuumed: whether the file was rebuilt. found is true afterwards only for rows that are kept.
+    log_emptied: the write-ahead log is empty. found: the database file still contains the id. vacuumed: the file was
+    rebuilt; then `found` is true only because of rows that are kept.
     """
 
     log_emptied: bool
@@ -43,9 +44,9 @@ class Scrubbed:
 
 
 def scrub(file: Path, named: EMAID | PCID, *, vacuum: bool, timeout: float = 10.0) -> Scrubbed:
-    """Remove what is left of erased rows from a database's files. timeout: seconds to wait for readers of the log.
+    """Remove the remains of erased rows from a database's files. timeout: seconds to wait for readers of the log.
 
-    vacuum: rebuild the file where the id is still in it. Writers wait meanwhile. Raises Unavailable.
+    vacuum: rebuild the file if it still contains the id; writers wait meanwhile. Raises Unavailable.
     """
     try:
         with closing(sqlite3.connect(file, isolation_level=None, timeout=_BUSY_TIMEOUT)) as connection:
@@ -55,7 +56,7 @@ def scrub(file: Path, named: EMAID | PCID, *, vacuum: bool, timeout: float = 10.
                 return Scrubbed(emptied, emptied and found)
             write_lock = WriteLock(file, _VACUUM_TIMEOUT)
             try:
-                with write_lock.hold():  # Other processes wait for their turn instead of trying until they give up.
+                with write_lock.hold():  # Other processes queue instead of retrying until they fail.
                     connection.execute(f"pragma busy_timeout = {int(_VACUUM_TIMEOUT * 1000)}")
                     connection.execute("vacuum")
                     connection.execute(f"pragma busy_timeout = {int(_BUSY_TIMEOUT * 1000)}")
@@ -72,7 +73,7 @@ def _empty_log(connection: sqlite3.Connection, timeout: float) -> bool:
     while True:
         try:
             busy, *_ = connection.execute("pragma wal_checkpoint(truncate)").fetchone()
-        except sqlite3.OperationalError:  # Another checkpoint is under way.
+        except sqlite3.OperationalError:  # Another checkpoint is running.
             busy = 1
         if not busy:
             return True
@@ -82,9 +83,9 @@ def _empty_log(connection: sqlite3.Connection, timeout: float) -> bool:
 
 
 def _holds(file: Path, named: EMAID | PCID) -> bool:
-    """Whether the id stands anywhere in a file, in either case, with hyphens or without.
+    """Whether a file contains the id, in any letter case, with or without hyphens.
 
-    Columns follow each other without a separator, so a longer id that begins the same counts too.
+    SQLite stores columns without a separator, so a longer id with this prefix matches too.
     """
     forms = _forms(named)
     longest = max(map(len, forms))
@@ -103,4 +104,4 @@ def _forms(named: EMAID | PCID) -> tuple[bytes, ...]:
         return (named.encode(),)
     country, provider, rest = named[:2], named[2:5], named[5:]
     written = (f"{country}{a}{provider}{b}{rest}" for a in ("", "-") for b in ("", "-"))
-    return tuple(each.encode() for each in written)
+    return tuple(form.encode() for form in written)

@@ -1,9 +1,9 @@
-"""Changes under way on a PostgreSQL server, and a primary that waits for its synchronous standby.
+"""Writes in progress on a PostgreSQL server, and a primary that waits for its synchronous standby.
 
 With synchronous replication a commit is made on the primary and then waits for the standby. If the standby hangs, the
-commit has no answer, although the server answers everything else. The server does not notice that the connection of
-such a commit is cut: sessions that wait would fill it one after the other. So the connection is kept until the commit
-is answered, and as long as there is one, no change is begun. Its answer tells that the standby is back.
+commit gets no answer, although the server answers everything else. The server does not notice that the connection of
+such a commit was cut, so waiting sessions would use up its connections. Therefore the connection of such a commit is
+held until the commit is answered, and while one is held no write begins. Its answer shows that the standby is back.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ WAITING: Final = """
 select 1 from pg_stat_activity
 where wait_event = 'SyncRep' and datname = current_database() and usename = current_user limit 1
 """
-"""Has a row while a commit of this user waits."""
+"""Returns a row while a commit of this user waits."""
 
 NOT_WRITTEN: Final = "The database waits for its synchronous standby; nothing was changed, try again."
 NOT_CONFIRMED: Final = (
@@ -34,14 +34,13 @@ NOT_CONFIRMED: Final = (
     "try again."
 )
 _EXAMINE: Final = 1.0
-"""Seconds before its deadline at which a commit that has no answer is looked into."""
+"""Seconds before its deadline at which a commit without an answer is examined."""
 
 
 class Write:
-    """A change under way. timeout: seconds for all of it. connection: that it uses now.
+    """A write in progress. timeout: seconds for all of it. connection: the one in use.
 
-    outcome: what its caller waits for, which may end before the change does. committing: the server was asked to
-    commit.
+    outcome: awaited by the caller; it may be set before the write ends. committing: the commit request was sent.
     """
 
     __slots__ = ("_expiry", "_watch", "committing", "connection", "deadline", "examined", "late", "outcome", "timeout")
@@ -58,11 +57,12 @@ class Write:
         self._expiry: Expiry | asyncio.TimerHandle = loop.call_at(self.deadline - _EXAMINE, self._nearly_due)
 
     def fail(self, sentence: str) -> None:
-        """Tell the caller, before the change has ended."""
+        """Raise Unavailable in the caller, before the write has ended."""
         if not self.outcome.done():
             self.outcome.set_exception(Unavailable(sentence))
 
     def ended(self, task: asyncio.Task[Any]) -> None:
+        """Pass the result of the finished task to the caller."""
         self._expiry.cancel()
         self._watch.release(self)
         if self.outcome.done():
@@ -84,64 +84,66 @@ class Write:
 
 
 class StandbyWatch:
-    """Ends changes that are late, but for commits that wait for a standby: these are held.
+    """Ends writes that miss their deadline, except commits that wait for a standby, which are held.
 
-    ask: whether a commit waits for a standby, see `WAITING`; raises CCPError where that cannot be known now. cut: ends
-    a connection whose server did not answer in time.
+    is_waiting: whether a commit waits for a standby, see `WAITING`; raises CCPError if that cannot be determined. cut:
+    ends a connection whose server did not answer in time.
     """
 
-    def __init__(self, ask: Callable[[], Awaitable[bool]], cut: Callable[[Connection], None]) -> None:
-        self._ask = ask
+    def __init__(self, is_waiting: Callable[[], Awaitable[bool]], cut: Callable[[Connection], None]) -> None:
+        self._is_waiting = is_waiting
         self._cut = cut
         self._held: set[Write] = set()
-        self._asking: set[asyncio.Task[None]] = set()
+        self._examining: set[asyncio.Task[None]] = set()
         self._closing = False
 
     def begin(self, timeout: float) -> Write:
-        """A change that is to end within so many seconds."""
+        """Start a write. timeout: seconds."""
         return Write(self, timeout)
 
     def refuse_while_waiting(self) -> None:
-        """Raises Unavailable as long as a commit is held."""
+        """Raise Unavailable while a commit is held."""
         if self._held:
             raise Unavailable(NOT_WRITTEN)
 
     async def explain(self, failure: Unavailable) -> Unavailable:
-        """What to tell of a change that was not made. A commit that waits keeps its locks, of a vehicle for instance:
-        other changes fail because of them, in this process and in others.
+        """The error of a write that failed. A held commit keeps its locks, of a vehicle for instance, so writes of this
+        and other processes fail on them.
         """
         cause = failure.__cause__
-        if not (isinstance(cause, asyncpg.LockNotAvailableError) and (self._held or await self._is_waited_for())):
+        if not (
+            isinstance(cause, asyncpg.LockNotAvailableError) and (self._held or await self._standby_is_waited_for())
+        ):
             return failure
         explained = Unavailable(NOT_WRITTEN)
         explained.__cause__ = cause
         return explained
 
     def examine(self, write: Write) -> None:
-        """Find out why a commit has no answer yet, in the background."""
+        """Find out in the background why a commit has no answer yet."""
         if write.committing and not write.examined:
             write.examined = True
             task = asyncio.create_task(self._examine(write))
-            self._asking.add(task)
-            task.add_done_callback(self._asking.discard)
+            self._examining.add(task)
+            task.add_done_callback(self._examining.discard)
 
     async def _examine(self, write: Write) -> None:
-        waiting = await self._is_waited_for()
+        waiting = await self._standby_is_waited_for()
         if waiting and write.committing and not self._closing:
             self.hold(write)
         elif write.late:
             self._end(write)
         else:
-            write.examined = False  # Its last second has begun; it is looked into once more at its end.
+            write.examined = False  # It is examined again at its deadline.
 
-    async def _is_waited_for(self) -> bool:
+    async def _standby_is_waited_for(self) -> bool:
         try:
-            return await self._ask()
+            return await self._is_waiting()
         except CCPError:
             return False
 
     def decide(self, write: Write) -> None:
-        """A change has reached its deadline."""
+        """End or hold a write that has reached its deadline."""
         if write in self._held:
             write.fail(NOT_CONFIRMED)
         elif write.committing and not self._closing:
@@ -149,28 +151,30 @@ class StandbyWatch:
             self.examine(write)
         else:
             if self._held and write.connection is not None:
-                write.fail(NOT_WRITTEN)  # It waited for a lock. Without its connection it is not made any more.
+                write.fail(NOT_WRITTEN)  # It waited for a lock. Cutting the connection aborts it.
             self._end(write)
 
     def hold(self, write: Write) -> None:
+        """Keep the connection of a commit that waits for the standby."""
         if not self._held:
             _log.warning("synchronous standby does not answer")
         self._held.add(write)
 
     def release(self, write: Write) -> None:
-        """The change has ended, whether it was answered or not."""
+        """A write has ended. The last held commit ends the wait for the standby."""
         if write in self._held:
             self._held.discard(write)
             if not self._held:
                 _log.info("synchronous standby answers again")
 
     def end_held(self) -> None:
-        """Hold no commit any longer: the server itself is silent, or the store is being closed."""
+        """Release the held commits: the server itself is silent, or the store is closing."""
         for write in tuple(self._held):
             write.fail(NOT_CONFIRMED)
             self._end(write)
 
     def close(self) -> None:
+        """Hold no commit from now on."""
         self._closing = True
         self.end_held()
 

@@ -10,7 +10,7 @@ from alembic import context
 from sqlalchemy import URL, Connection, create_engine, event, pool
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from ccp.server.storage.engine import postgres, schema
+from ccp.server.storage.engine import postgres_commands, schema
 
 # Any number will do that nothing else in the same database takes; it is not written anywhere else.
 UPGRADING = 0x6F706E6363637001
@@ -43,7 +43,7 @@ def on_sqlite(url: str) -> None:
 
 async def on_postgres(url: str) -> None:
     # The URL is asyncpg's to read, as it is for the pool itself: what one understands, the other does too.
-    connection = await postgres.connect(url, statement_timeout=None)
+    connection = await postgres_commands.connect(url, statement_timeout=None)
     try:
         # One transaction around everything, what SQLAlchemy asks when it connects included, and no statement with a
         # name: a pooler then gives all of it to one session of the server, and nothing stays there.

@@ -1,4 +1,4 @@
-"""Questions about trusted certificates: anchors and known intermediates, by the role they are trusted for."""
+"""Queries for trusted certificates: trust anchors and known intermediates, by the role they are trusted for."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ from ccp.server.storage.queries.contracts import instant, microseconds
 
 @dataclass(frozen=True, slots=True)
 class TrustedCertificate:
-    """role: "v2g", "emsp" or "oem". certificate: DER. source: where it came from, a file name or a pool's address."""
+    """A certificate that is trusted for a role.
+
+    role: "v2g", "emsp" or "oem". certificate: DER. source: the file name or the address of the pool it came from.
+    """
 
     role: str
     fingerprint: str
@@ -28,6 +31,7 @@ class TrustedCertificate:
 
 @read_committed
 def list_all() -> Query[list[TrustedCertificate]]:
+    """All trusted certificates."""
     select = """
     select role, fingerprint, is_root, certificate, label, source, added_at from trust_anchor
     order by role, label, fingerprint
@@ -65,10 +69,10 @@ def add(trusted: TrustedCertificate) -> Query[bool]:
 
 @retryable
 def add_by_operator(trusted: TrustedCertificate) -> Query[bool]:
-    """Trust a certificate because an operator says so. Returns whether it was new.
+    """Trust a certificate on an operator's decision. Returns whether it was new.
 
-    One that is known already is from now on the operator's: it gets the new label, source and time, and a pool that it
-    came from takes it away no more.
+    A certificate that was trusted before gets the new label, source and time, so that synchronisation with the pool it
+    came from no longer removes it.
     """
     if (yield from add(trusted)):
         return True
@@ -82,7 +86,7 @@ def add_by_operator(trusted: TrustedCertificate) -> Query[bool]:
 
 @retryable
 def remove_synced(source: str, role: str, fingerprint: str) -> Query[bool]:
-    """Trust a certificate no longer for a role, if it (still) came from that source. Returns whether it did."""
+    """Stop trusting a certificate for a role if its source is still this one. Returns whether it was."""
     rows = yield (
         "delete from trust_anchor where role = $1 and fingerprint = $2 and source = $3 returning role",
         (role, fingerprint, source),
@@ -94,7 +98,7 @@ def remove_synced(source: str, role: str, fingerprint: str) -> Query[bool]:
 
 @retryable
 def remove(fingerprint: str, role: str | None = None) -> Query[list[str]]:
-    """Trust a certificate no longer, for one role or for any. Returns for which. Raises NotFound."""
+    """Stop trusting a certificate for one role or for all. Returns the roles. Raises NotFound."""
     rows = yield (
         "delete from trust_anchor where fingerprint = $1 and (role = $2 or $2 is null) returning role",
         (fingerprint, role),
@@ -106,7 +110,7 @@ def remove(fingerprint: str, role: str | None = None) -> Query[list[str]]:
 
 
 def added_entry(trusted: TrustedCertificate, actor: str, now: datetime, *, new: bool = True) -> Entry:
-    """What the audit trail says of a certificate that is trusted from now on. new: it was not known before."""
+    """The audit entry for a certificate that was added. new: it was not trusted before."""
     subject = {
         "role": trusted.role,
         "fingerprint": trusted.fingerprint,
@@ -118,5 +122,5 @@ def added_entry(trusted: TrustedCertificate, actor: str, now: datetime, *, new: 
 
 
 def removed_entry(fingerprint: str, roles: Iterable[str], actor: str, now: datetime) -> Entry:
-    """What the audit trail says of a certificate that is trusted no longer."""
+    """The audit entry for a certificate that was removed."""
     return Entry(now, actor, Action.ANCHOR_REMOVED, {"roles": list(roles), "fingerprint": fingerprint})

@@ -1,23 +1,24 @@
-"""The audit trail: who did what to which ids, when, and what came of it.
+"""Audit trail: who did what to which ids, when, and with which outcome; sharded and hash-chained.
 
-A change of state tells of itself in its own transaction, last:
+A change of state records itself in its own transaction, as the last part:
 
-    def change(…) -> Steps[None]:
+    def change(…) -> Query[None]:
         yield from parties.disable(…)
-        yield from audit.record(Entry(at, actor, Action.PARTY_DISABLED, {"party": client_id}))
+        yield from audit.record(Entry(now, actor, Action.PARTY_DISABLED, {"party": client_id}))
 
-Rows stand in sixteen lanes, so that writers seldom wait for each other; a lane is a chain. Each row has
+Rows are in sixteen shards (column `lane`), so that writers rarely wait for each other; each shard is a hash chain. Each
+row has
 
-    commitment = SHA-256(salt || subject)                       salt: 16 random octets; subject: JSON, UTF-8
-    hash = SHA-256(label, hash before, lane, number, at, actor, action, outcome, trace_id, commitment)
+    commitment = SHA-256(salt || subject)                       salt: 16 random bytes; subject: JSON, UTF-8
+    hash = SHA-256(label, previous hash, lane, number, at, actor, action, outcome, trace_id, commitment)
 
-where the members of the second are framed one after another as `length:text` (length of the UTF-8 text in octets,
-decimal) or `-` for null. The hash before the first row is 64 zeros, and `audit_head` holds the last row's. So a row
-that was changed, taken out or moved is noticed, the last one of a lane too. A subject can be erased, because the chain
-holds its commitment only; without the salt nobody finds the subject by trying ids.
+where the members of the second hash are framed one after another as `length:text` (length of the UTF-8 text in bytes,
+decimal) or `-` for null. The hash before the first row is 64 zeros, and `audit_head` holds the chain head: number and
+hash of the last row. So a changed, removed or moved row is detected, also the last one of a shard. A subject can be
+erased, because the chain contains only its commitment; without the salt it cannot be found by guessing ids.
 
-What a chain without a secret cannot show is that somebody wrote all of it anew, or cut its end and the head with it.
-For that an export has to be kept elsewhere: see `ccp.server.audit.verification.ChainVerifier`.
+A chain without a secret cannot prove that it was not rewritten as a whole, or cut together with its head. For that,
+keep an export elsewhere: see `ccp.server.audit.verification.ChainVerifier`.
 """
 
 from __future__ import annotations
@@ -42,13 +43,13 @@ from ccp.server.storage.queries.contracts import instant, microseconds
 
 SHARDS: Final = 16
 GENESIS_HASH: Final = "0" * 64
-"""What stands in place of the hash before the first row."""
+"""The previous hash of the first row."""
 
 _COLUMNS: Final = "lane, number, at, actor, action, outcome, trace_id, subject, salt, commitment, hash"
 COLUMNS: Final = _COLUMNS
-"""Those of a `AuditRow`, in order."""
+"""The columns of an `AuditRow`, in order."""
 
-# Actors that are no party. A command's is `cli:` and the operating system's user, see
+# Actors that are not parties. The actor of a command is `cli:` and the operating system's user, see
 # `ccp.server.audit.actor.command_actor`.
 POOL: Final = "pool"
 PCP: Final = "pcp"
@@ -56,7 +57,7 @@ UNKNOWN: Final = "unknown"
 
 
 class Action(StrEnum):
-    """What is recorded. The names are stable."""
+    """What is recorded. The values are stable."""
 
     CONTRACT_PUBLISHED = "contract.published"
     CONTRACT_REPLACED = "contract.replaced"
@@ -89,11 +90,11 @@ class Action(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What a row is to say.
+    """A row to record.
 
     actor: a client id, POOL, PCP, UNKNOWN, or `cli:` and a user. subject: ids by kind (emaid, pcid, party, kid,
-    fingerprint, role, …) and what else belongs to the story, for JSON; never a secret. outcome: "ok", or an error's
-    code and the HTTP status. trace_id: of the request, None or empty for what was not one.
+    fingerprint, role, …) and related details, for JSON; never a secret. outcome: "ok", or an error code and the HTTP
+    status. trace_id: of the request, None or empty without one.
     """
 
     at: datetime
@@ -106,14 +107,17 @@ class Entry:
 
     @property
     def lane(self) -> int:
-        """Always the same for the same vehicle, contract or whatever it is about."""
+        """Number of the shard, constant for the same vehicle, contract or actor."""
         about = next((self.subject[kind] for kind in ("pcid", "emaid") if self.subject.get(kind)), self.actor)
         return zlib.crc32(str(about).encode()) % SHARDS
 
 
 @dataclass(frozen=True, slots=True)
 class AuditRow:
-    """A row. at: microseconds since 1970. subject, salt: None where they were erased; salt in hexadecimal."""
+    """A stored row.
+
+    lane: number of its shard. at: microseconds since 1970. subject, salt: None if erased; salt in hexadecimal.
+    """
 
     lane: int
     number: int
@@ -129,10 +133,11 @@ class AuditRow:
 
     @property
     def when(self) -> datetime:
+        """The time of the row."""
         return instant(self.at)
 
     def names(self, canonical: str) -> bool:
-        """Whether the subject names an id, in its canonical form or in lower case, as a word of its own."""
+        """Whether the subject contains an id as a whole word, in its canonical form or in lower case."""
         if self.subject is None:
             return False
         return re.search(rf"(?<!\w){re.escape(canonical)}(?!\w)", self.subject, re.ASCII | re.IGNORECASE) is not None
@@ -144,7 +149,7 @@ class AuditRow:
 
 @dataclass(frozen=True, slots=True)
 class ChainHead:
-    """The end of a lane: its last row's number and hash; 0 and START where there is none yet."""
+    """Number and hash of the last row of a shard; 0 and GENESIS_HASH without rows."""
 
     number: int
     hash: str
@@ -152,9 +157,9 @@ class ChainHead:
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """Which rows are asked for: those that fit everything that is given. since: from then on; until: before then.
+    """Conditions of a search; a row matches all that are given. since: inclusive. until: exclusive.
 
-    outcome: "ok", "refused" for everything else, or exactly what the row says. ids: canonical, each named by the row.
+    outcome: "ok", "refused" for anything else, or an exact outcome. ids: canonical; the row names each of them.
     """
 
     since: datetime | None = None
@@ -166,37 +171,37 @@ class Filter:
 
 
 def commitment_of(salt: bytes, subject: str) -> str:
-    """salt: 16 octets. Hexadecimal, as every hash here."""
+    """salt: 16 bytes. Returns hexadecimal, as every hash here."""
     return hashlib.sha256(salt + subject.encode()).hexdigest()
 
 
 def hash_of(before: str, row: AuditRow) -> str:
-    """A row's hash from its clear columns and its commitment. before: hash of the row before it."""
-    told = (row.lane, row.number, row.at, row.actor, row.action, row.outcome, row.trace_id, row.commitment)
-    return _chained(before, told)
+    """The hash of a row from its clear columns and its commitment. before: hash of the previous row."""
+    columns = (row.lane, row.number, row.at, row.actor, row.action, row.outcome, row.trace_id, row.commitment)
+    return _chain(before, columns)
 
 
-def _chained(before: str, told: Iterable[str | int | None]) -> str:
-    return hashlib.sha256(_LABELLED + b"".join(map(_framed, (before, *told)))).hexdigest()
+def _chain(before: str, columns: Iterable[str | int | None]) -> str:
+    return hashlib.sha256(_LABEL + b"".join(map(_frame, (before, *columns)))).hexdigest()
 
 
-def _framed(value: str | int | None) -> bytes:
+def _frame(value: str | int | None) -> bytes:
     if value is None:
         return b"-"
-    octets = str(value).encode()
-    return b"%d:%s" % (len(octets), octets)
+    text = str(value).encode()
+    return b"%d:%s" % (len(text), text)
 
 
-_LABELLED: Final = _framed("opnc-ccp audit 1")
+_LABEL: Final = _frame("opnc-ccp audit 1")
 
 
 def record(*entries: Entry, standing: Standing | None = None) -> Query[None]:
-    """Part of the change that the entries tell of, and its last part: from then on it holds the lanes' ends.
+    """Record entries, as the last part of a change: it locks the chain heads until the end of the transaction.
 
-    Call it once in a transaction. Lanes are taken in order of their numbers, so writers cannot deadlock. standing: of
-    the caller whose change it is; looked up here, behind every lock that the change waited for. Raises
-    ConfigurationError where somebody has taken the end of a lane away, and what
-    `ccp.server.storage.queries.caller_standing.check_standing` raises.
+    Call it once in a transaction. Chain heads are locked in order of their shards, so writers cannot deadlock.
+    standing: of the caller who makes the change; checked here, after every lock that the change waited for. Raises
+    ConfigurationError if a chain head is missing, and the errors of
+    `ccp.server.storage.queries.caller_standing.check_standing`.
     """
     if standing is not None and not entries:
         yield from check_standing(standing)
@@ -207,13 +212,13 @@ def record(*entries: Entry, standing: Standing | None = None) -> Query[None]:
         else:
             rows = yield _LOCK_HEAD_AND_LOOK, (lane, standing.client_id, standing.kid)
         if not rows:
-            raise ConfigurationError(f"The audit trail has lost the end of lane {lane}; see ccp audit verify.")
+            raise ConfigurationError(f"The audit trail has lost the head of lane {lane}; see ccp audit verify.")
         if standing is not None:
             check_row(standing, rows[0][2])
             standing = None
         number, before = rows[0][:2]
-        for place, entry in placed:
-            if place == lane:
+        for shard, entry in placed:
+            if shard == lane:
                 number += 1
                 values = _values(entry, lane, number, before)
                 yield _INSERT, values
@@ -228,17 +233,17 @@ _LOCK_HEAD_AND_LOOK: Final = (
 )
 
 
-def with_audit(change: Query[T], tell: Callable[[T], Iterable[Entry]], standing: Standing | None = None) -> Query[T]:
-    """A change together with what is to be recorded of it. tell: the entries, from what the change returned.
+def with_audit(change: Query[T], entries: Callable[[T], Iterable[Entry]], standing: Standing | None = None) -> Query[T]:
+    """Wrap a change with its audit entries. entries: makes them from the result of the change.
 
-    standing: of the caller whose change it is, see `record`.
+    standing: of the caller who makes the change, see `record`.
     """
-    return preserve_retryable(change, lambda: _with_audit(change, tell, standing))
+    return preserve_retryable(change, lambda: _with_audit(change, entries, standing))
 
 
-def _with_audit(change: Query[T], tell: Callable[[T], Iterable[Entry]], standing: Standing | None) -> Query[T]:
+def _with_audit(change: Query[T], entries: Callable[[T], Iterable[Entry]], standing: Standing | None) -> Query[T]:
     result = yield from change
-    yield from record(*tell(result), standing=standing)
+    yield from record(*entries(result), standing=standing)
     return result
 
 
@@ -252,20 +257,20 @@ _SUBJECT: Final = json.JSONEncoder(sort_keys=True, separators=(",", ":"))
 
 
 def _values(entry: Entry, lane: int, number: int, before: str) -> Row:
-    """The columns of an entry's row. Every change pays for this, so nothing is built on the way."""
+    """The columns of an entry's row. Every change calls this, so it builds no intermediate objects."""
     subject = _SUBJECT.encode(entry.subject)
     commitment = commitment_of(entry.salt, subject)
-    told = (
+    columns = (
         lane, number, microseconds(entry.at), entry.actor, entry.action.value, entry.outcome, entry.trace_id or None,
     )  # fmt: skip
-    return (*told, subject, entry.salt.hex(), commitment, _chained(before, (*told, commitment)))
+    return (*columns, subject, entry.salt.hex(), commitment, _chain(before, (*columns, commitment)))
 
 
 # --- Reading ---------------------------------------------------------------------------------------------------------
 
 
 def chain_head(lane: int) -> Query[tuple[ChainHead | None, int]]:
-    """A lane's head, and how many rows lie outside of what it covers; both as of one moment."""
+    """The chain head of a shard, and the number of rows outside of its range; both from one snapshot."""
     heads = yield "select number, hash from audit_head where lane = $1", (lane,)
     head = ChainHead(*heads[0]) if heads else None
     covered = head.number if head else 0
@@ -278,14 +283,14 @@ def chain_head(lane: int) -> Query[tuple[ChainHead | None, int]]:
 
 @read_committed
 def page(lane: int, after: int, until: int, limit: int = 500) -> Query[list[AuditRow]]:
-    """A lane's rows in order: those with a number above `after`, up to `until`."""
+    """Rows of a shard in order, with numbers above `after`, up to `until`."""
     select = f"select {_COLUMNS} from audit where lane = $1 and number > $2 and number <= $3 order by number limit $4"  # noqa: S608
     rows = yield select, (lane, after, until, limit)
     return [AuditRow(*row) for row in rows]
 
 
 def count_outside_shards() -> Query[int]:
-    """How many rows and heads stand in lanes that there are not."""
+    """Number of rows and chain heads with a shard number out of range."""
     rows = yield "select count(*) from audit where lane < 0 or lane >= $1", (SHARDS,)
     heads = yield "select count(*) from audit_head where lane < 0 or lane >= $1", (SHARDS,)
     count: int = rows[0][0] + heads[0][0]
@@ -294,7 +299,7 @@ def count_outside_shards() -> Query[int]:
 
 @long_read
 def search(wanted: Filter, limit: int) -> Query[list[AuditRow]]:
-    """The newest rows that fit, newest first."""
+    """The matching rows, newest first."""
     conditions: list[str] = []
     parameters: list[Any] = []
 
@@ -314,22 +319,22 @@ def search(wanted: Filter, limit: int) -> Query[list[AuditRow]]:
         add("outcome <> ?", "ok")
     elif wanted.outcome is not None:
         add("outcome = ?", wanted.outcome)
-    for each in wanted.ids:
-        add(_NAMES, _pattern(each))
+    for canonical in wanted.ids:
+        add(_NAMES, _pattern(canonical))
     where = f"where {' and '.join(conditions)} " if conditions else ""
     parameters.append(limit)
     rows = yield (
         f"select {_COLUMNS} from audit {where}order by at desc, lane, number desc limit ${len(parameters)}",  # noqa: S608
         tuple(parameters),
     )
-    return [row for row in (AuditRow(*row) for row in rows) if all(row.names(each) for each in wanted.ids)]
+    return [row for row in (AuditRow(*row) for row in rows) if all(row.names(canonical) for canonical in wanted.ids)]
 
 
 _NAMES: Final = "lower(subject) like ? escape '!'"
 
 
 def _pattern(canonical: str) -> str:
-    """What is alike to every subject that names an id, and to some more: `Recorded.names` decides."""
+    """A LIKE pattern for subjects that name an id. It matches some others too; `AuditRow.names` decides."""
     return f"%{canonical.lower().replace('_', '!_')}%"
 
 
@@ -338,24 +343,24 @@ def _pattern(canonical: str) -> str:
 
 @read_committed
 def shard_lengths() -> Query[dict[int, int]]:
-    """The number of each lane's last row."""
+    """The number of the last row of each shard."""
     rows = yield "select lane, number from audit_head", ()
     return dict(rows)
 
 
 def rows_naming(canonical: str, after: Mapping[int, int] = MappingProxyType({})) -> Query[list[AuditRow]]:
-    """Every row that names an EMAID or a PCID. after: by lane, up to which number rows do not count."""
+    """Every row that names an EMAID or a PCID. after: by shard, rows up to this number are skipped."""
     found = []
     for lane in range(SHARDS):
-        found += yield from rows_naming_in_shard(canonical, lane, after.get(lane, 0), 2**62)  # More than there can be.
+        found += yield from rows_naming_in_shard(canonical, lane, after.get(lane, 0), 2**62)  # Above any number.
     return found
 
 
 @long_read
 def rows_naming_in_shard(canonical: str, lane: int, after: int, until: int) -> Query[list[AuditRow]]:
-    """Rows of a lane that name an EMAID or a PCID: of those with a number above `after`, up to `until`.
+    """Rows of a shard that name an EMAID or a PCID, with numbers above `after`, up to `until`.
 
-    There is no index for this (docs/decisions/0022), so each of them is read.
+    There is no index for this (docs/decisions/0022), so each row is read.
     """
     rows = yield (
         f"select {_COLUMNS} from audit where lane = $1 and number > $2 and number <= $3 "  # noqa: S608  columns are ours
@@ -366,16 +371,16 @@ def rows_naming_in_shard(canonical: str, lane: int, after: int, until: int) -> Q
 
 
 def erase_subjects(rows: Iterable[AuditRow]) -> Query[None]:
-    """Erase what rows are about. Whoever does this records a row DATA_ERASED that lists them, see `erasure_entries`."""
+    """Blank the subjects of rows. The caller records DATA_ERASED entries that list them, see `erasure_entries`."""
     for row in sorted(rows, key=lambda row: (row.lane, row.number)):
         yield "update audit set subject = null, salt = null where lane = $1 and number = $2", (row.lane, row.number)
 
 
-_LISTED: Final = 500  # Rows in one entry, so that no entry grows without bound.
+_MAX_LISTED: Final = 500  # Rows in one entry.
 
 
 def erasure_entries(rows: Iterable[AuditRow], now: datetime, actor: str, what: Mapping[str, Any]) -> list[Entry]:
-    """The entries that say which rows were erased; one even where there were none. what: the rest of the subject."""
+    """Entries that list the erased rows; at least one, also without rows. what: the rest of the subject."""
     places = sorted([row.lane, row.number] for row in rows)
-    parts = [places[start : start + _LISTED] for start in range(0, len(places), _LISTED)] or [[]]
+    parts = [places[start : start + _MAX_LISTED] for start in range(0, len(places), _MAX_LISTED)] or [[]]
     return [Entry(now, actor, Action.DATA_ERASED, {**what, "rows": part}) for part in parts]

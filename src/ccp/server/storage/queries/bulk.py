@@ -1,4 +1,4 @@
-"""Questions of import and export."""
+"""Queries for bulk import and export."""
 
 from __future__ import annotations
 
@@ -14,39 +14,39 @@ from ccp.server.storage.queries.contracts import Published, by_vehicle
 
 
 def import_contract(contract: SignedContract, publishing: Query[Published]) -> Query[Published | None]:
-    """Publish a contract, unless it is there already just like this; then there is no change and no event.
+    """Publish a contract, unless an identical one is stored; then nothing changes and there is no event.
 
-    publishing: the change that stores it and locks the EMAID and the vehicle. Returns None where nothing was changed.
+    publishing: the query that stores it, with the locks. Returns None if nothing was changed.
     """
     rows = yield (
         "select response, metadata, certificates, provisioning_key from contract "
         "where pcid = $1 and namespace = $2 and emaid = $3 and root_fingerprint = $4",
         (contract.pcid, contract.namespace, contract.emaid, contract.root_fingerprint),
     )
-    if rows and rows[0] == _kept_of(contract):
+    if rows and rows[0] == _stored_columns(contract):
         publishing.close()
         return None
     return (yield from publishing)
 
 
-def _kept_of(contract: SignedContract) -> tuple[bytes, str | None, str | None, str | None]:
+def _stored_columns(contract: SignedContract) -> tuple[bytes, str | None, str | None, str | None]:
     certificates = None if contract.certificates is None else dump_refs(contract.certificates)
     return contract.response, contract.metadata, certificates, contract.provisioning_key
 
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """The contracts of some vehicles, and the last id that was looked at; None after the last of all."""
+    """Contracts of some vehicles. last: the last id that was examined; None after the last page."""
 
     contracts: list[SignedContract]
     last: str | None
 
 
 def list_page(after: str, limit: int, wmis: frozenset[str], prefix: str = "") -> Query[Page]:
-    """Everything of the next vehicles by PCID, from one snapshot. wmis: of these makers only, of all if there is none.
+    """All contracts of the next vehicles by PCID, from one snapshot. wmis: only of these manufacturers; empty: of all.
 
-    The older contract of a vehicle comes first, and of a contract the variant that was published first: who publishes
-    them in this order gets the same order again. prefix: PCIDs that begin with it alone, by their index; only where
+    A vehicle's contracts are in order of age, and a contract's variants in order of publication, so that publishing
+    them in this order reproduces it. prefix: only PCIDs that begin with it, by an index range; requires that
     `sorts_by_character` is true.
     """
     condition, parameters = _beginning("pcid", prefix, after)
@@ -59,9 +59,9 @@ def list_page(after: str, limit: int, wmis: frozenset[str], prefix: str = "") ->
 
 
 def list_page_of_provider(prefix: str, after: str, limit: int, wmis: frozenset[str]) -> Query[Page]:
-    """Everything of the vehicles of a provider's next contracts by EMAID; as `list_page` for all else.
+    """As `list_page`, for the vehicles of a provider's next contracts by EMAID.
 
-    A vehicle comes once for each portion in which it has contracts of the provider.
+    A vehicle is repeated on each page on which it has contracts of the provider.
     """
     condition, parameters = _beginning("emaid", prefix, after)
     select = f"select emaid, pcid from emaid_claim where {condition} order by emaid limit $3"  # noqa: S608
@@ -75,22 +75,22 @@ def list_page_of_provider(prefix: str, after: str, limit: int, wmis: frozenset[s
 
 def _in_order(pcid: PCID) -> Query[list[SignedContract]]:
     variants = yield from by_vehicle(pcid)
-    born = {variant.emaid: variant.created_at for variant in variants}
+    created = {variant.emaid: variant.created_at for variant in variants}
     for variant in variants:
-        born[variant.emaid] = min(born[variant.emaid], variant.created_at)
-    variants.sort(key=lambda v: (born[v.emaid], v.emaid, v.updated_at, v.namespace, v.root_fingerprint))
+        created[variant.emaid] = min(created[variant.emaid], variant.created_at)
+    variants.sort(key=lambda v: (created[v.emaid], v.emaid, v.updated_at, v.namespace, v.root_fingerprint))
     return variants
 
 
 _CHARACTERS: Final = string.digits + string.ascii_uppercase
-"""Of every EMAID and PCID as it is stored, in order."""
+"""The characters of stored EMAIDs and PCIDs, in order."""
 
 
 @read_committed
 def sorts_by_character() -> Query[bool]:
-    """Whether texts of digits and capitals are in the order of their characters, and so those with one prefix together.
+    """Whether the database sorts texts of digits and capitals by character, so that one prefix is one index range.
 
-    In some languages they are not: a database with a Danish collation has AA behind Z. Tried with each pair.
+    Some collations do not: a Danish one sorts AA behind Z. Every pair of characters is tested.
     """
     pairs = [first + second for first in _CHARACTERS for second in _CHARACTERS]
     values = ", ".join(f"('{pair}')" for pair in pairs)
@@ -99,8 +99,8 @@ def sorts_by_character() -> Query[bool]:
 
 
 def _beginning(column: str, prefix: str, after: str) -> tuple[str, tuple[str, str]]:
-    """A condition for ids behind `after` that begin with a prefix, as a range of an index; parameters $1 and $2."""
-    start = max(after, prefix)  # No id is as short as a prefix, so none is left out.
+    """A condition for ids above `after` that begin with a prefix, as an index range; parameters $1 and $2."""
+    start = max(after, prefix)  # Every id is longer than a prefix, so none is skipped.
     end = _following(prefix)
     if end is None:
         return f"{column} > $1 and $2 = ''", (start, "")
@@ -108,6 +108,6 @@ def _beginning(column: str, prefix: str, after: str) -> tuple[str, tuple[str, st
 
 
 def _following(prefix: str) -> str | None:
-    """The least text that is greater than all that begin with the prefix; None where there is none."""
+    """The smallest text above all texts with the prefix; None if there is none."""
     stem = prefix.rstrip(_CHARACTERS[-1])
     return stem[:-1] + _CHARACTERS[_CHARACTERS.index(stem[-1]) + 1] if stem else None

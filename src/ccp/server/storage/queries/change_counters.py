@@ -1,10 +1,10 @@
-"""How often a table that every worker holds in memory has changed, and which rows the latest changes were about.
+"""Change counters for cache invalidation: how often each table that workers hold in memory has changed.
 
-Workers compare the numbers of the topics (`change_count`) every second. For parties and webhooks `change_log` has the
-key of the row that each change was about, so that a worker reads these rows alone (`ccp.server.storage.change_feed`).
+Workers read the counters (table `change_count`) every second. For parties and webhooks the table `change_log` holds the
+key of the row of each change, so that a worker reloads these rows only (`ccp.server.storage.change_feed`).
 
-A transaction that takes a number locks the row of its topic until it ends. So numbers are committed in their order: a
-process that sees a number sees everything that was changed under it and under all numbers before it.
+A transaction that takes a number locks the row of its counter until it ends. So numbers commit in order: a process that
+sees a number sees the change with this number and all changes before it.
 """
 
 from __future__ import annotations
@@ -15,10 +15,12 @@ from typing import Final
 from ccp.server.storage.engine.query import Query, Statement, read_committed
 
 MAX_LOGGED: Final = 2000
-"""Changes of a topic that the log keeps. A process that is further behind reads the whole table."""
+"""Changes of a counter that the log keeps. A process that is further behind reads the whole table."""
 
 
 class ChangeCounter(StrEnum):
+    """The counters; column `topic`."""
+
     PARTIES = "parties"
     PEERS = "peers"
     WEBHOOKS = "webhooks"
@@ -34,47 +36,48 @@ on conflict (topic) do update set number = change_count.number + 1
 
 @read_committed
 def read_all() -> Query[dict[str, int]]:
+    """All counters."""
     rows = yield "select topic, number from change_count", ()
     return dict(rows)
 
 
-def bump(topic: ChangeCounter) -> Statement:
-    """Part of every change to the topic's table."""
-    return _NEXT, (topic,)
+def bump(counter: ChangeCounter) -> Statement:
+    """Increment a counter. Part of every change of its table."""
+    return _NEXT, (counter,)
 
 
-def lock(topic: ChangeCounter) -> Statement:
-    """From here to the end of the transaction nothing of the topic changes but by it."""
-    # Not `select … for update`, which would lock nothing where there is no row yet.
+def lock(counter: ChangeCounter) -> Statement:
+    """Lock a counter, and so its table against other writers, until the end of the transaction."""
+    # Not `select … for update`, which would lock nothing if the row is missing.
     statement = """
     insert into change_count (topic, number) values ($1, 0)
     on conflict (topic) do update set number = change_count.number
     """
-    return statement, (topic,)
+    return statement, (counter,)
 
 
-def bump_and_log(topic: ChangeCounter, key: str) -> Query[None]:
-    """As `bump`, for a topic with a log. Part of every change to a row of the topic's table. key: of the row."""
-    rows = yield f"{_NEXT} returning number", (topic,)
+def bump_and_log(counter: ChangeCounter, key: str) -> Query[None]:
+    """Increment a counter that has a log, and log the key of the changed row. Part of every change of a row."""
+    rows = yield f"{_NEXT} returning number", (counter,)
     number = rows[0][0]
     insert = """
     insert into change_log (topic, number, key) values ($1, $2, $3)
     on conflict (topic, number) do update set key = excluded.key
     """
-    yield insert, (topic, number, key)
-    yield "delete from change_log where topic = $1 and number <= $2", (topic, number - MAX_LOGGED)
+    yield insert, (counter, number, key)
+    yield "delete from change_log where topic = $1 and number <= $2", (counter, number - MAX_LOGGED)
 
 
 @read_committed
-def log_entries(topic: ChangeCounter, after: int, limit: int) -> Query[list[tuple[int, str]]]:
-    """Number and key of changes, from the one after that number, in order.
+def log_entries(counter: ChangeCounter, after: int, limit: int) -> Query[list[tuple[int, str]]]:
+    """Number and key of the changes after a number, in order.
 
-    A number that is missing was taken by a release before the log was there, or has been removed.
+    A missing number was taken by a release without the log, or has been removed from the log.
     """
     select = "select number, key from change_log where topic = $1 and number > $2 order by number limit $3"
-    rows = yield select, (topic, after, limit)
+    rows = yield select, (counter, after, limit)
     return [(number, key) for number, key in rows]
 
 
 CHANGED_KEYS: Final = "(select key from change_log where topic = $1 and number > $2 and number <= $3)"
-"""A set of keys, for `in`: those of the changes from the number after $2 to $3."""
+"""Subquery for `in`: keys of the changes with numbers above $2, up to $3."""

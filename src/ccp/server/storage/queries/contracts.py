@@ -1,7 +1,7 @@
-"""Questions about vehicles and their contracts.
+"""Queries for vehicles and their contracts.
 
-Writers take their locks in one order (the EMAID's claim, then the vehicles sorted by PCID, then everything else), so
-they cannot deadlock, and look at a vehicle only after they hold it.
+Writers take their locks in one order (the claim on the EMAID, the vehicles sorted by PCID, then everything else), so
+they cannot deadlock, and they read a vehicle only after they hold its lock.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ _COLUMNS = (
     "certificates, provisioning_key"
 )
 _SELECT_VARIANTS = f"select {_COLUMNS} from contract where pcid = $1"  # noqa: S608  columns are ours
-# Of those that the vehicle cannot read neither message nor keys are needed; on a server both lie beside the row.
+# The vehicle cannot read other namespaces, so their messages and keys are not loaded; PostgreSQL stores both out of
+# line.
 _SELECT_FOR_DELIVERY = _SELECT_VARIANTS.replace(
     _COLUMNS,
     ", ".join(
@@ -68,16 +69,16 @@ on conflict (pcid, namespace, emaid, root_fingerprint) do update set
 """  # noqa: S608
 _NAMESPACES = {namespace.value: namespace for namespace in Namespace}
 _SKEW = timedelta(minutes=5)
-"""The most that clocks of the pool's machines are apart; later times are of a clock that was wrong."""
+"""Maximum difference between the clocks of the pool's machines; a later time comes from a wrong clock."""
 
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What became of a contract: whether its vehicle has it anew, or this very variant had been there before; and
-    which other vehicle had it until now.
+    """Result of a publication.
 
-    at: the time of the change, as the event and the contract have it. default_provider, rivals: where the vehicle is
-    contested (`ccp.server.domain.default_contracts`), the provider of its default and the others.
+    created: the contract is new to the vehicle. moved_from: the vehicle that it was bound to before. replaced: the same
+    variant existed. at: the time of the change, as in the event and the contract. default_provider, rivals: if the
+    vehicle is contested (`ccp.server.domain.default_contracts`), the provider of its default and the other providers.
     """
 
     created: bool
@@ -89,7 +90,7 @@ class Published:
 
 
 class Removed(NamedTuple):
-    """A contract that went from its vehicle. at: the time of the change. reason: of a purge, "expired" or "revoked"."""
+    """A removed contract. at: the time of the change. reason: of a purge, "expired" or "revoked"."""
 
     pcid: PCID
     at: datetime
@@ -105,22 +106,22 @@ def by_vehicle(pcid: PCID) -> Query[list[SignedContract]]:
 
 @batchable
 def for_delivery(pcid: PCID, namespace: Namespace) -> Query[list[SignedContract]]:
-    """Every variant of a vehicle's contracts; those of another namespace without message, metadata and keys."""
+    """Every variant of a vehicle's contracts; those of other namespaces without response, metadata and certificates."""
     rows = yield _SELECT_FOR_DELIVERY, (pcid, namespace)
     return _known(rows)
 
 
 @batchable
 def by_vehicle_and_emaid(pcid: PCID, emaid: EMAID) -> Query[list[SignedContract]]:
-    """Every variant of one contract of a vehicle: the same question whether another vehicle has it or nobody."""
+    """Every variant of one contract of a vehicle; none if it is unknown or bound to another vehicle."""
     rows = yield _SELECT_VARIANTS + " and emaid = $2", (pcid, emaid)
     return _known(rows)
 
 
 @batchable
 def by_emaid(emaid: EMAID) -> Query[list[SignedContract]]:
-    """Every variant of one contract, none if it is unknown."""
-    # Nothing is found where the contract moves between the two statements, so it is looked for again.
+    """Every variant of one contract; none if it is unknown."""
+    # The contract may move between the two statements, so the search is repeated.
     for _ in range(10):
         claims = yield "select pcid from emaid_claim where emaid = $1", (emaid,)
         if not claims:
@@ -133,7 +134,7 @@ def by_emaid(emaid: EMAID) -> Query[list[SignedContract]]:
 
 @read_committed
 def find_vehicle(emaid: EMAID) -> Query[PCID | None]:
-    """The vehicle that a contract is bound to here, None where it is unknown."""
+    """The vehicle that a contract is bound to; None if it is unknown."""
     claims = yield "select pcid from emaid_claim where emaid = $1", (emaid,)
     return PCID(claims[0][0]) if claims else None
 
@@ -144,10 +145,10 @@ def publish(
 ) -> Query[Published]:
     """Store a variant: as a new contract, in place of the same variant, or moved here from another vehicle.
 
-    contract: `created_at` says when its publication began; what is stored has the time of the change. wanted: see
-    `ccp.server.domain.default_contracts.default_after_publication`, which decides about the default.
-    Raises LimitExceeded, and MismatchError where the vehicle's provisioning certificate changed since the publication
-    began.
+    contract: `created_at` is the start of its publication; the time of the change is stored. wanted: see
+    `ccp.server.domain.default_contracts.default_after_publication`, which decides whether the contract becomes the
+    default. Raises LimitExceeded, and MismatchError if the vehicle's provisioning certificate changed after the start
+    of the publication.
     """
     emaid, pcid = contract.emaid, contract.pcid
     holder = yield from _claim(emaid, pcid)
@@ -168,7 +169,7 @@ def publish(
         and before.emaid != emaid
         and (created or before.emaid is None or before.emaid.provider == emaid.provider)
     ):
-        # What has expired or is revoked counts as gone, so that nothing depends on when it is purged.
+        # Expired and revoked contracts do not count, so that the result does not depend on the time of a purge.
         others &= yield from _find_valid(pcid, vehicle.at)
         if before.emaid not in others:
             before = replace(before, emaid=None)
@@ -203,9 +204,9 @@ def publish(
 
 
 def check_publication(emaid: EMAID, pcid: PCID, began: datetime, now: datetime, rules: VehicleRules) -> Query[str]:
-    """What `publish` would refuse of a contract, by what is stored now: reads only, and locks nothing.
+    """Check what `publish` would refuse, by the stored state; reads only, without locks.
 
-    began: when its publication began. Returns what storing it would do, as a sentence that names no other vehicle.
+    began: start of the publication. Returns a sentence on what storing it would do, which names no other vehicle.
     Raises LimitExceeded, MismatchError.
     """
     default, provisioned_at = yield from read_vehicle(pcid)
@@ -220,9 +221,9 @@ def check_publication(emaid: EMAID, pcid: PCID, began: datetime, now: datetime, 
 
 
 def _check_stored(stored: list[Row], default: Default, emaid: EMAID, rules: VehicleRules) -> tuple[set[EMAID], bool]:
-    """Returns the vehicle's other contracts, and whether this one is new to it. Raises LimitExceeded.
+    """The vehicle's other contracts, and whether this one is new to it. Raises LimitExceeded.
 
-    stored: what the vehicle has, as `_SELECT_KEYS` gives it.
+    stored: rows of `_SELECT_KEYS`.
     """
     others = {EMAID(other) for other, _, _ in stored if other != emaid}
     created = all(other != emaid for other, _, _ in stored)
@@ -232,9 +233,9 @@ def _check_stored(stored: list[Row], default: Default, emaid: EMAID, rules: Vehi
 
 
 def _check_provisioning(provisioned_at: datetime, began: datetime, now: datetime) -> None:
-    """Refuse a contract that may be for a provisioning certificate that is no more. Raises MismatchError.
+    """Refuse a contract that may be encrypted for a replaced provisioning certificate. Raises MismatchError.
 
-    began: when its publication began.
+    began: start of the publication.
     """
     if began <= provisioned_at < now + _SKEW:
         raise MismatchError(
@@ -244,7 +245,7 @@ def _check_provisioning(provisioned_at: datetime, began: datetime, now: datetime
 
 
 def _find_valid(pcid: PCID, at: datetime) -> Query[set[EMAID]]:
-    """The vehicle's contracts with a variant that is neither expired nor revoked."""
+    """The vehicle's contracts that have a variant neither expired nor revoked."""
     rows = yield (
         "select distinct c.emaid from contract c left join evidence e on e.issuer = c.certificate_issuer "
         "and e.serial = c.certificate_serial and e.status = 'revoked' "
@@ -255,7 +256,7 @@ def _find_valid(pcid: PCID, at: datetime) -> Query[set[EMAID]]:
 
 
 def purge_reason(emaid: EMAID, before: datetime) -> Query[tuple[PCID, str] | None]:
-    """The vehicle of a contract none of whose variants is of use any more, and why; None for every other contract."""
+    """The vehicle of a contract whose variants are all expired or revoked, and why; None for any other contract."""
     claims = yield "select pcid from emaid_claim where emaid = $1", (emaid,)
     if not claims:
         return None
@@ -273,7 +274,7 @@ def purge_reason(emaid: EMAID, before: datetime) -> Query[tuple[PCID, str] | Non
 
 @retryable
 def purge(emaid: EMAID, before: datetime, now: Now) -> Query[Removed | None]:
-    """Remove a contract that is spent, judged while it is locked. Returns None where it is not."""
+    """Remove a contract whose variants are all expired or revoked, checked under its lock. Returns None otherwise."""
     yield "select pcid from emaid_claim where emaid = $1 for update", (emaid,)
     found = yield from purge_reason(emaid, before)
     if found is None:
@@ -297,10 +298,10 @@ def withdraw(emaid: EMAID, now: Now) -> Query[Removed]:
 
 @retryable
 def set_default(emaid: EMAID, pcid: PCID, now: Now) -> Query[datetime | None]:
-    """Make a contract the vehicle's default by its manufacturer's choice, whichever was before.
+    """Make a contract the vehicle's default by its OEM's choice.
 
-    Returns the time of the change, None where the same choice was made before. Raises NotFound when the vehicle has no
-    such contract.
+    Returns the time of the change, None if the same choice was made before. Raises NotFound if the vehicle has no such
+    contract.
     """
     claims = yield "select pcid from emaid_claim where emaid = $1 for update", (emaid,)
     if not claims or claims[0][0] != pcid:
@@ -316,8 +317,8 @@ def set_default(emaid: EMAID, pcid: PCID, now: Now) -> Query[datetime | None]:
 
 
 def _claim(emaid: EMAID, pcid: PCID) -> Query[PCID]:
-    """Lock the EMAID. Returns the vehicle it is bound to, which is `pcid` when it was free."""
-    # An update that changes nothing: it locks the row that is there, and of a deletion it never sees half.
+    """Lock the EMAID. Returns the vehicle that it is bound to, which is `pcid` if it was free."""
+    # An update without a change: it locks the existing row, and never sees a half-finished deletion.
     insert = """
     insert into emaid_claim (emaid, pcid) values ($1, $2)
     on conflict (emaid) do update set pcid = emaid_claim.pcid returning pcid
@@ -327,9 +328,9 @@ def _claim(emaid: EMAID, pcid: PCID) -> Query[PCID]:
 
 
 def remove(emaid: EMAID, pcid: PCID, vehicle: LockedVehicle) -> Query[None]:
-    """Take a contract from a vehicle that is locked, and tell its maker. No other becomes default.
+    """Remove a contract from a locked vehicle, with an event for its OEM. No other contract becomes the default.
 
-    The claim on the EMAID is the caller's to change.
+    The caller changes the claim on the EMAID.
     """
     gone = yield "delete from contract where pcid = $1 and emaid = $2 returning namespace", (pcid, emaid)
     if vehicle.default.emaid == emaid:
@@ -346,7 +347,7 @@ def event(
     *,
     contested: bool = False,
 ) -> tuple[str, Row]:
-    """Part of every change to a contract. vehicle: locked for this event alone. namespaces: of its variants."""
+    """The event of a change of a contract. vehicle: locked for this event only. namespaces: of the changed variants."""
     return event_at(kind, emaid, pcid, vehicle.rev, vehicle.at, namespaces, contested=contested)
 
 
@@ -372,14 +373,14 @@ def event_at(
 
 
 def _leaf(contract: SignedContract) -> tuple[str | None, str | None]:
-    """The contract certificate's own key, by which a revoked contract is found. It comes first among the keys."""
+    """Issuer and serial number of the contract certificate, which is first, to find revoked contracts."""
     if not contract.certificates:
         return None, None
     return contract.certificates[0].issuer, f"{contract.certificates[0].serial:x}"
 
 
 def _known(rows: Iterable[Row]) -> list[SignedContract]:
-    """Variants, without those of an edition that only a newer release knows."""
+    """Variants from rows. Rows of an edition that only a newer release knows are skipped."""
     return [_contract(row) for row in rows if row[2] in _NAMESPACES or _ignore(row[2])]
 
 

@@ -12,7 +12,10 @@ from ccp.server.storage.queries.contracts import instant
 
 @dataclass(frozen=True, slots=True)
 class CRLRecord:
-    """The newest CRL of an issuer from one URL. issuer: its `Certificate.issuer_key_id`. number: None without one."""
+    """The latest list of an issuer from one URL.
+
+    issuer: its `Certificate.issuer_key_id`. number: None without a CRL number.
+    """
 
     issuer: str
     url: str
@@ -46,10 +49,10 @@ def list_all(url: str | None = None) -> Query[list[CRLRecord]]:
 
 @retryable
 def accept_any_number(issuer: str, url: str) -> Query[CRLRecord | None]:
-    """Accept the next list with any number, and fetch it soon. Returns the list as it was; None without one."""
-    held = next((one for one in (yield from list_all(url)) if one.issuer == issuer), None)
+    """Accept the next list with any CRL number, and fetch it soon. Returns the list as it was; None without one."""
+    held = next((record for record in (yield from list_all(url)) if record.issuer == issuer), None)
     if held is not None:
-        # Without the validators, or the server would only say that its list has not changed.
+        # Validators are cleared too, or the server would answer that the list is unchanged.
         yield (
             "update crl set number = null, etag = null, last_modified = null, refresh_at = 0 "
             "where issuer = $1 and url = $2",
@@ -59,6 +62,6 @@ def accept_any_number(issuer: str, url: str) -> Query[CRLRecord | None]:
 
 
 def accepted_entry(held: CRLRecord, label: str, actor: str, now: datetime) -> Entry:
-    """The row in the audit trail."""
+    """The audit entry."""
     subject = {"issuer": held.issuer, "label": label, "url": held.url, "number": held.number}
     return Entry(now, actor, Action.CRL_NUMBER_ACCEPTED, subject)

@@ -1,7 +1,7 @@
-"""Questions about which webhooks have deliveries that are due. What goes before a delivery, `events.lease` looks at.
+"""Queries for the webhooks that have deliveries due. `delivery_queue.lease` enforces the order of deliveries.
 
-Dispatchers ask several times a second. So none of these reads more rows than a fixed number, however many webhooks
-there are and however many deliveries wait for them.
+Dispatchers run them several times a second. So each reads at most a fixed number of rows, independent of the number of
+webhooks and waiting deliveries.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from ccp.server.storage.engine.query import Query, read_committed
 from ccp.server.storage.queries.contracts import microseconds
 
 MAX_EXAMINED: Final = 1000
-"""Deliveries from either end that are looked at where more are due."""
+"""Due deliveries that are examined from either end of the queue."""
 PAGE_SIZE: Final = 100
-"""Webhooks that `due_webhooks_page` looks at."""
+"""Webhooks that `due_webhooks_page` examines."""
 
 _DUE: Final = """
 select webhook_id, count(*) from (
@@ -26,8 +26,8 @@ _OLDEST, _NEWEST = _DUE.format("asc"), _DUE.format("desc")
 
 
 class Due(NamedTuple):
-    """webhooks: how many deliveries are due for each, by its id. complete: whether these are all; else the others have
-    waited neither longest nor shortest, and `due_webhooks_page` finds them.
+    """webhooks: number of due deliveries, by webhook id. complete: these are all webhooks; otherwise the deliveries of
+    the others are in the middle of the queue, and `due_webhooks_page` finds them.
     """
 
     webhooks: dict[str, int]
@@ -36,21 +36,21 @@ class Due(NamedTuple):
 
 @read_committed
 def due_webhooks(now: datetime) -> Query[Due]:
-    """Webhooks for which something is due."""
+    """The webhooks that have deliveries due."""
     rows = yield _OLDEST, (microseconds(now), MAX_EXAMINED)
     found = {webhook_id: count for webhook_id, count in rows}  # noqa: C416  records are no tuples
     if sum(found.values()) < MAX_EXAMINED:
         return Due(found, complete=True)
-    # A webhook that is not answered may have a long queue; what has come to the others meanwhile is at the other end.
+    # A failing webhook may have a long queue; newer deliveries of other webhooks are at the other end.
     rows = yield _NEWEST, (microseconds(now), MAX_EXAMINED)
     return Due(found | {webhook_id: count + found.get(webhook_id, 0) for webhook_id, count in rows}, complete=False)
 
 
 @read_committed
 def due_webhooks_page(now: datetime, after: str) -> Query[tuple[set[str], str | None]]:
-    """Webhooks for which something is due, of the next `PAGE_SIZE` ones after that id for which something waits.
+    """Of the next `PAGE_SIZE` webhooks after an id that have deliveries waiting, those that have deliveries due.
 
-    One step in the index for each, however much waits for it. Returns the last id too; None where there are no more.
+    Each costs one step in the index, independent of its queue. Returns the last id too; None after the last page.
     """
     found: set[str] = set()
     select = """

@@ -1,4 +1,4 @@
-"""Questions for data protection: everything that the pool keeps about one contract or one vehicle goes."""
+"""Queries for erasure (data protection): remove everything that is stored about one contract or one vehicle."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from ccp.server.storage.queries.outbox import hold as hold_outbox
 from ccp.server.storage.queries.vehicle_lock import LockedVehicle, lock_vehicle
 
 Key = tuple[str, str]
-"""Issuer and serial number of a certificate, as `evidence` and `watched_certificate` have them."""
+"""Issuer and serial number of a certificate, as stored in `evidence` and `watched_certificate`."""
 
 
 @dataclass(slots=True)
 class Erased:
-    """What went, in rows. waiting: events that still have to tell the vehicle's maker; they go some time after that.
+    """Numbers of removed rows. waiting: events for the vehicle's OEM that are still to be delivered.
 
-    vehicle: whether the vehicle's own row went; it stays as long as an event waits.
+    vehicle: the vehicle's own row was removed; it stays while an event waits. keys: certificates of the contracts.
     """
 
     contracts: int = 0
@@ -39,7 +39,7 @@ class Erased:
 
 
 class DryRun(Exception):
-    """Ends a rehearsal, so that nothing of it stays."""
+    """Raised at the end of a dry run, to roll it back."""
 
     def __init__(self, erased: Erased) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class DryRun(Exception):
 
 @long_read
 def list_watched(after: Key, limit: int = 500) -> Query[list[tuple[str, str, bytes]]]:
-    """Issuer, serial number and DER of certificates whose state is asked for, in order, from the one after that."""
+    """Issuer, serial number and DER of watched certificates, in order, beginning after a key."""
     select = """
     select issuer, serial, certificate from watched_certificate
     where issuer > $1 or (issuer = $1 and serial > $2) order by issuer, serial limit $3
@@ -59,7 +59,7 @@ def list_watched(after: Key, limit: int = 500) -> Query[list[tuple[str, str, byt
 
 @dataclass(frozen=True, slots=True)
 class AuditRows:
-    """Rows of the audit trail that name an id, as far as it was looked through: by lane up to which number."""
+    """Rows of the audit trail that name an id. looked: the last number that was searched, by shard."""
 
     found: tuple[AuditRow, ...] = ()
     looked: Mapping[int, int] = field(default_factory=dict)
@@ -75,7 +75,7 @@ def erase(
     dry_run: bool = False,
     rows: AuditRows = AuditRows(),
 ) -> Query[Erased]:
-    """Remove what is kept about a contract or a vehicle, and blank the audit trail where it names it.
+    """Remove everything stored about a contract or a vehicle, and blank the audit rows that name it.
 
     keys: certificates that name it, besides those of the contracts themselves. notify: the vehicle's OEM gets an event
     for each contract that is removed, as for every other removal; without it no event that names the id stays. dry_run:
@@ -128,7 +128,7 @@ def _erase_vehicle(pcid: PCID, now: datetime, erased: Erased) -> Query[None]:
     if (yield select, (pcid,)) != found:
         raise Unavailable("The vehicle's contracts changed meanwhile; nothing was erased, try again.")
     for (emaid,) in found:
-        vehicle = yield from lock_vehicle(pcid, now)  # Each event has a revision of its own.
+        vehicle = yield from lock_vehicle(pcid, now)  # Each event has its own revision.
         yield from _remove(EMAID(emaid), pcid, vehicle, erased)
 
 
@@ -145,14 +145,14 @@ def _remove(emaid: EMAID, pcid: PCID, vehicle: LockedVehicle, erased: Erased) ->
 
 
 def _erase_events(named: EMAID | PCID, erased: Erased, *, notify: bool) -> Query[None]:
-    """Events, sent or not. That a contract has gone is told all the same: its maker has to forget it too."""
+    """Remove events, sent or not, except the removal events for the OEM, which has to delete its data too."""
     of = "emaid = $1" if isinstance(named, EMAID) else "pcid = $1"
-    # Nothing leaves the outbox meanwhile: what is not there is among the deliveries then, or was told.
+    # Nothing leaves the outbox meanwhile, so every event is in the outbox or among the deliveries.
     yield from hold_outbox()
     delete = f"delete from outbox where {of} and ($2 = 0 or kind <> $3) returning rev"  # noqa: S608  words are ours
     rows = yield delete, (named, int(notify), EventKind.DELETED.value)
     erased.events = len(rows)
-    # One after another in the order in which everybody locks them.
+    # One by one, in lock order.
     found = yield (
         f"select pcid, rev, part, webhook_id from delivery where {of} "  # noqa: S608
         "and ($2 = 0 or kind <> $3 or state <> 'waiting') order by pcid, rev, part, webhook_id",
@@ -167,7 +167,7 @@ def _erase_events(named: EMAID | PCID, erased: Erased, *, notify: bool) -> Query
 
 
 def _erase_evidence(key: Key, erased: Erased) -> Query[None]:
-    """What is known of a certificate, but for its revocation: without that it would pass for a good one."""
+    """Remove revocation data of a certificate. A revocation stays, or the certificate would be accepted again."""
     rows = yield "delete from watched_certificate where issuer = $1 and serial = $2 returning serial", key
     erased.watched += len(rows)
     rows = yield (

@@ -1,4 +1,4 @@
-"""Queries for the certificates that fingerprints in the configuration stand for."""
+"""Queries for the certificates that the fingerprints in the configuration refer to."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ccp.server.storage.queries.contracts import microseconds
 
 @read_committed
 def list_all() -> Query[list[bytes]]:
-    """Certificates (DER) in which a configured fingerprint may be found: those that were remembered for it, trusted
-    ones, and issuers of CRLs that were loaded, which an earlier release noted.
+    """Candidates (DER) for a configured fingerprint: stored issuer certificates, trusted certificates, and issuers of
+    CRLs, which an earlier release stored.
     """
     found = []
     for select in (
@@ -26,7 +26,7 @@ def list_all() -> Query[list[bytes]]:
 
 @retryable
 def add(fingerprint: str, certificate: bytes, now: datetime) -> Query[bool]:
-    """Keep a certificate whose fingerprint is configured. Returns whether it was new; then every worker looks anew."""
+    """Store a certificate whose fingerprint is configured. Returns whether it was new; then every worker reloads."""
     insert = """
     insert into issuer_certificate (fingerprint, certificate, seen_at) values ($1, $2, $3)
     on conflict (fingerprint) do nothing returning fingerprint

@@ -1,10 +1,10 @@
-"""Questions about parties and their secrets (hashes only).
+"""Queries for parties and their secrets (hashes only).
 
-Every change begins with `lock`: the row of the register's number is locked first, so that changes of parties happen
-one after another on every engine, and what one sees of the others is settled. They are rare.
+Every write begins with `lock`: it locks the change counter of parties first, so that writes are serialised on every
+engine and read a settled state. They are rare.
 
-No query but `list_all` reads more rows than it is asked for. Names are compared in the form that `folded` gives them,
-which is stored beside them with the name that it was made of: a release before migration 0009 changes the name alone.
+Only `list_all` reads the whole table. Names are compared in their folded form (`folded`), which is stored beside the
+name together with the name it was made from, because a release before migration 0009 changes the name alone.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from ccp.server.storage.queries.unknown_values import all_known
 
 _KNOWN_ROLES = frozenset(role.value for role in PartyRole)
 COLUMNS = "client_id, name, roles, provider_ids, all_providers, wmis, operator_ids, enabled"
-"""What `party_of` reads."""
+"""The columns that `party_of` reads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Secret:
-    """A client secret as it is kept: its argon2 hash."""
+    """The argon2 hash of a client secret."""
 
     client_id: str
     hash: str
@@ -46,14 +46,14 @@ class SecretValidity:
 
 @long_read
 def list_all() -> Query[list[Party]]:
-    """All at once, in order of their names. For tests and small registers; everything else reads in pages."""
+    """All parties by name. For tests and small registers; use `list_page` otherwise."""
     rows = yield f"select {COLUMNS} from party order by name", ()  # noqa: S608  columns are ours
     return [party_of(row) for row in rows]
 
 
 @read_committed
 def list_page(after: str, limit: int) -> Query[list[Party]]:
-    """Parties in order of their client ids, from the one after that."""
+    """Parties by client id, beginning after one."""
     select = f"select {COLUMNS} from party where client_id > $1 order by client_id limit $2"  # noqa: S608  as above
     rows = yield select, (after, limit)
     return [party_of(row) for row in rows]
@@ -61,7 +61,7 @@ def list_page(after: str, limit: int) -> Query[list[Party]]:
 
 @read_committed
 def list_changed(after: int, last: int) -> Query[list[Party]]:
-    """Parties that the changes from the number behind `after` to `last` were about, as they are now."""
+    """Parties of the changes with numbers above `after`, up to `last`, as they are now."""
     select = f"select {COLUMNS} from party where client_id in {CHANGED_KEYS}"  # noqa: S608  columns are ours
     rows = yield select, (ChangeCounter.PARTIES.value, after, last)
     return [party_of(row) for row in rows]
@@ -69,14 +69,15 @@ def list_changed(after: int, last: int) -> Query[list[Party]]:
 
 @read_committed
 def find(client_id: str) -> Query[Party | None]:
+    """The party with a client id."""
     if not client_id.isprintable():
-        return None  # It cannot be one, and an engine may refuse it as a text.
+        return None  # No client id contains such a character, and an engine may refuse it in a text.
     rows = yield f"select {COLUMNS} from party where client_id = $1", (client_id,)  # noqa: S608  columns are ours
     return party_of(rows[0]) if rows else None
 
 
 def get(client_id: str) -> Query[Party]:
-    """Raises NotFound."""
+    """The party with a client id. Raises NotFound."""
     party = yield from find(client_id)
     if party is None:
         raise NotFound("There is no party with this client id.")
@@ -84,7 +85,7 @@ def get(client_id: str) -> Query[Party]:
 
 
 def get_by_name(name_or_client_id: str) -> Query[Party]:
-    """Raises NotFound."""
+    """The party with a name or a client id. Raises NotFound."""
     party = find_by_name((yield from _find_similar(name_or_client_id)), name_or_client_id)
     if party is None:
         raise NotFound(f"There is no party named {name_or_client_id}.")
@@ -92,12 +93,12 @@ def get_by_name(name_or_client_id: str) -> Query[Party]:
 
 
 def lock() -> Query[None]:
-    """From here to the end of the transaction no party changes but by it. The first part of every change."""
+    """Lock all parties against other writers until the end of the transaction. The first part of every write."""
     yield change_counters.lock(ChangeCounter.PARTIES)
 
 
 def add(party: Party, secret_hash: str, now: datetime) -> Query[None]:
-    """Register a party with its first secret. Raises Conflict when its name is taken or another owns one of its ids."""
+    """Register a party with its first secret. Raises Conflict if its name or one of its ids is taken."""
     yield from lock()
     yield from insert(party, secret_hash, now)
 
@@ -111,7 +112,7 @@ def disable(name_or_client_id: str) -> Query[str]:
 
 
 def insert(party: Party, secret_hash: str, now: datetime) -> Query[None]:
-    """After `lock`. Raises Conflict."""
+    """As `add`, after `lock`. Raises Conflict."""
     yield from _check_names(party)
     yield from _claim(owned_ids(party), party.client_id)
     yield (
@@ -124,7 +125,7 @@ def insert(party: Party, secret_hash: str, now: datetime) -> Query[None]:
 
 
 def update(before: Party, after: Party) -> Query[None]:
-    """Put a party in the place of what it was, after `lock`. Ids that it gives up are free at once. Raises Conflict."""
+    """Replace a party, after `lock`. Ids that it gives up are free at once. Raises Conflict."""
     if after.name != before.name:
         yield from _check_names(after, without=before.client_id)
     were, are = owned_ids(before), owned_ids(after)
@@ -133,7 +134,7 @@ def update(before: Party, after: Party) -> Query[None]:
         yield delete, (kind, value, before.client_id)
     yield from _claim(sorted(set(are) - set(were)), after.client_id)
     stored = yield "select roles from party where client_id = $1", (after.client_id,)
-    # A newer release may have given it roles that are not known here: they are not this change's to take away.
+    # Keep roles that only a newer release knows.
     kept = {role for (roles,) in stored for role in json.loads(roles) if role not in _KNOWN_ROLES}
     statement = """
     update party set name = $2, roles = $3, provider_ids = $4, all_providers = $5, wmis = $6, operator_ids = $7,
@@ -147,7 +148,7 @@ def update(before: Party, after: Party) -> Query[None]:
 
 
 def _find_similar(*names: str) -> Query[list[Party]]:
-    """Parties whose name or client id may be one of these, however it is written."""
+    """Parties whose name or client id may equal one of these in folded form."""
     found: dict[str, Party] = {}
     for form in dict.fromkeys(map(fold_name, names)):
         if not form.isprintable():
@@ -155,7 +156,7 @@ def _find_similar(*names: str) -> Query[list[Party]]:
         for column in ("folded_name", "folded_id"):
             rows = yield f"select {COLUMNS} from party where {column} = $1", (form,)  # noqa: S608  columns are ours
             found.update((row[0], party_of(row)) for row in rows)
-    # Of rows that a release before migration 0009 has written nothing more is known.
+    # Rows written by a release before migration 0009 have no folded form.
     rows = yield f"select {COLUMNS} from party where {_WITHOUT_FOLDED}", ()  # noqa: S608  columns are ours
     found.update((row[0], party_of(row)) for row in rows)
     return list(found.values())
@@ -165,7 +166,7 @@ _WITHOUT_FOLDED = "coalesce(folded_of, '') <> name"
 
 
 def _fold_rest() -> Query[None]:
-    """After `lock`: store the forms of names that a release before migration 0009 has written."""
+    """Store the folded forms of names that a release before migration 0009 has written. After `lock`."""
     rows = yield f"select client_id, name from party where {_WITHOUT_FOLDED}", ()  # noqa: S608  words are ours
     statement = "update party set folded_id = $2, folded_name = $3, folded_of = $4 where client_id = $1"
     for client_id, name in rows:
@@ -173,10 +174,13 @@ def _fold_rest() -> Query[None]:
 
 
 def _check_names(party: Party, without: str | None = None) -> Query[None]:
-    """Names and client ids are one space, since commands take either. without: whose do not count. Raises Conflict."""
+    """Check that a name and a client id are free. They share one name space, since commands take either.
+
+    without: client id of a party to ignore. Raises Conflict.
+    """
     yield from _fold_rest()
     others = [other for other in (yield from _find_similar(party.name, party.client_id)) if other.client_id != without]
-    taken = {fold_name(each) for other in others for each in (other.name, other.client_id)}
+    taken = {fold_name(name) for other in others for name in (other.name, other.client_id)}
     if fold_name(party.name) in taken:
         raise Conflict(f"There is a party named {party.name} already.")
     if fold_name(party.client_id) in taken:
@@ -184,7 +188,7 @@ def _check_names(party: Party, without: str | None = None) -> Query[None]:
 
 
 def _claim(ids: Iterable[tuple[str, str]], client_id: str) -> Query[None]:
-    """Take ids for a party. The table's key decides, whatever anybody looked at before. Raises Conflict."""
+    """Assign ids to a party. The primary key of the table decides. Raises Conflict."""
     insert = """
     insert into party_owns (kind, id, client_id) values ($1, $2, $3) on conflict (kind, id) do nothing returning id
     """
@@ -202,7 +206,7 @@ _INSERT_SECRET = "insert into party_secret (client_id, created_at, hash) values 
 
 @read_committed
 def list_secret_hashes(client_id: str, now: datetime) -> Query[list[Secret]]:
-    """The secrets of an enabled party that are live, newest first; none when there is no such party."""
+    """Hashes of the valid secrets of an enabled party, newest first; none for an unknown party."""
     if not client_id.isprintable():
         return []  # As `find`.
     select = """
@@ -215,7 +219,7 @@ def list_secret_hashes(client_id: str, now: datetime) -> Query[list[Secret]]:
 
 @read_committed
 def list_secrets(client_id: str, now: datetime) -> Query[list[SecretValidity]]:
-    """The secrets that are live, newest first, whether the party is enabled or not."""
+    """The valid secrets of a party, enabled or not, newest first."""
     select = """
     select created_at, expires_at from party_secret where client_id = $1 and (expires_at is null or expires_at > $2)
     order by created_at desc
@@ -227,13 +231,13 @@ def list_secrets(client_id: str, now: datetime) -> Query[list[SecretValidity]]:
 def rotate_secret(
     client_id: str, secret_hash: str, now: datetime, older: SecretValidity | None, until: datetime
 ) -> Query[None]:
-    """Give a party a new secret. Of its others only `older` stays, until that time."""
+    """Give a party a new secret. Of its other secrets only `older` stays, until a time."""
     kept = microseconds(older.created_at) if older else -1
     yield "delete from party_secret where client_id = $1 and created_at != $2", (client_id, kept)
     if older is not None:
         statement = "update party_secret set expires_at = $3 where client_id = $1 and created_at = $2"
         yield statement, (client_id, kept, microseconds(until))
-    # Where the clock was set back the new secret is the newest all the same.
+    # The new secret is the newest even after the clock was set back.
     yield _INSERT_SECRET, (client_id, max(microseconds(now), kept + 1), secret_hash)
 
 
@@ -255,6 +259,7 @@ def _json(values: Iterable[str]) -> str:
 
 
 def party_of(row: Row) -> Party:
+    """A party from a row of `COLUMNS`."""
     client_id, name, roles, provider_ids, all_providers, wmis, operator_ids, enabled = row
     return Party(
         client_id,

@@ -1,4 +1,4 @@
-"""Questions about other pools."""
+"""Queries for peers (other pools)."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ _COLUMNS = (
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Another pool, and how it is called: with client credentials, or with a token that its operator gave.
+    """Another pool, and its credentials: client credentials, or a token from its operator.
 
-    dialect: "opnc" or "opcp". v2g_roots: those whose contracts it has; empty: it is asked for every vehicle.
-    provider_ids: those whose contracts it holds, as the operator knows from the pool's own operator; its answers with
-    such contracts are preferred. Empty: nothing is known of that.
+    dialect: "opnc" or "opcp". v2g_roots: roots of the contracts that it holds; empty: it is asked for every vehicle.
+    provider_ids: providers whose contracts it holds, as agreed with its operator; its answers with these contracts are
+    preferred. Empty: unknown.
     """
 
     party_id: str
@@ -40,12 +40,13 @@ class Peer:
 
 
 def list_all() -> Query[list[Peer]]:
+    """All peers, by party id."""
     rows = yield f"select {_COLUMNS} from peer order by party_id", ()  # noqa: S608  columns are ours
     return [_peer(row) for row in rows]
 
 
 def add(peer: Peer, now: datetime) -> Query[None]:
-    """Raises Conflict when its party id is taken."""
+    """Register a peer. Raises Conflict if its party id is taken."""
     taken = yield "select party_id from peer where party_id = $1", (peer.party_id,)
     if taken:
         raise Conflict(f"There is a peer {peer.party_id} already.")
@@ -70,7 +71,7 @@ def add(peer: Peer, now: datetime) -> Query[None]:
 
 
 def disable(party_id: str) -> Query[None]:
-    """Raises NotFound."""
+    """Disable a peer. Raises NotFound."""
     rows = yield "update peer set enabled = $1 where party_id = $2 returning party_id", (False, party_id)
     if not rows:
         raise NotFound(f"There is no peer {party_id}.")
@@ -80,5 +81,5 @@ def disable(party_id: str) -> Query[None]:
 def _peer(row: Row) -> Peer:
     party_id, base_url, dialect, client_id, secret, token_url, audience, token, roots, enabled, providers = row
     served = frozenset(map(Fingerprint, json.loads(roots)))
-    held = frozenset(map(ProviderId, json.loads(providers or "[]")))  # NULL where an older release registered it.
+    held = frozenset(map(ProviderId, json.loads(providers or "[]")))  # NULL if an older release registered it.
     return Peer(party_id, base_url, dialect, client_id, secret, token_url, audience, token, served, bool(enabled), held)

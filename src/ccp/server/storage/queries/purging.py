@@ -1,7 +1,7 @@
-"""Queries that find what is to be purged, in bounded portions.
+"""Queries that find what can be purged, in bounded portions.
 
-Each portion looks at no more than `limit` rows of the index that it follows, whatever it finds there, and says where
-the next one begins. So none of them takes long, however many contracts there are.
+Each portion examines at most `limit` rows of an index and returns the cursor of the next portion, so its time does not
+depend on the number of contracts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from ccp.server.storage.queries.contracts import microseconds
 PORTION: Final = 500
 
 Cursor: TypeAlias = Row
-"""The key of the last row that a portion looked at."""
+"""The key of the last row that a portion examined."""
 
 FIRST_CONTRACT: Final[Cursor] = (-1, "")
 FIRST_CERTIFICATE: Final[Cursor] = ("", "")
@@ -25,7 +25,7 @@ FIRST_VEHICLE: Final[Cursor] = (-1, "")
 
 
 class Portion(NamedTuple):
-    """Contracts to look at, and where the next portion begins; None after the last one."""
+    """Candidates. following: cursor of the next portion; None after the last one."""
 
     emaids: list[EMAID]
     following: Cursor | None
@@ -33,7 +33,7 @@ class Portion(NamedTuple):
 
 @long_read
 def expired(before: datetime, after: Cursor = FIRST_CONTRACT, limit: int = PORTION) -> Query[Portion]:
-    """Contracts with a variant that had expired by then."""
+    """Contracts with a variant that expired before a time."""
     rows = yield (
         "select valid_to, emaid from contract where valid_to < $1 and (valid_to, emaid) > ($2, $3) "
         "order by valid_to, emaid limit $4",
@@ -44,7 +44,7 @@ def expired(before: datetime, after: Cursor = FIRST_CONTRACT, limit: int = PORTI
 
 @long_read
 def revoked(after: Cursor = FIRST_CERTIFICATE, limit: int = PORTION) -> Query[Portion]:
-    """Contracts whose certificate is revoked. The portion is one of revoked certificates, of which few are ours."""
+    """Contracts whose certificate is revoked. A portion counts revoked certificates, few of which are of contracts."""
     rows = yield (
         "select issuer, serial from evidence where status = 'revoked' and (issuer, serial) > ($1, $2) "
         "order by issuer, serial limit $3",
@@ -62,7 +62,7 @@ def revoked(after: Cursor = FIRST_CERTIFICATE, limit: int = PORTION) -> Query[Po
 
 
 class IdleVehicles(NamedTuple):
-    """PCID and revision of each, and where the next portion begins."""
+    """PCID and revision of vehicles. following: cursor of the next portion."""
 
     vehicles: list[tuple[str, int]]
     following: Cursor | None
@@ -70,7 +70,7 @@ class IdleVehicles(NamedTuple):
 
 @long_read
 def idle_vehicles(before: datetime, after: Cursor = FIRST_VEHICLE, limit: int = PORTION) -> Query[IdleVehicles]:
-    """Rows that only say that a provisioning event came, before then, for a vehicle without contracts."""
+    """Vehicle rows without contracts and events, which only record a provisioning event before a time."""
     rows = yield (
         "select provisioned_at, pcid from vehicle where provisioned_at < $1 and (provisioned_at, pcid) > ($2, $3) "
         "order by provisioned_at, pcid limit $4",
@@ -91,9 +91,9 @@ def idle_vehicles(before: datetime, after: Cursor = FIRST_VEHICLE, limit: int = 
 
 @retryable
 def remove_vehicles(vehicles: Sequence[tuple[str, int]]) -> Query[int]:
-    """Remove rows as `idle_vehicles` has found them. Returns how many.
+    """Delete the vehicles that `idle_vehicles` found. Returns how many.
 
-    Whatever made one of them useful since then, a publication or an event, has counted its revision.
+    A publication or an event since then has incremented the revision, and the row stays.
     """
     count = 0
     for pcid, rev in sorted(vehicles):

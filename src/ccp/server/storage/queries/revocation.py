@@ -1,7 +1,7 @@
-"""Questions about revocation evidence: what is known, what was learnt, and what to ask about again.
+"""Queries for revocation data: evidence, CRLs, and certificates to check again.
 
-Two rules are held here, inside the transaction: a revocation is never taken back, and nothing is replaced by a
-statement with an older thisUpdate. Rows of revoked certificates stay; those of a certificate that was only watched go
+Two rules are enforced within the transaction: a revocation is never undone, and no evidence is replaced by evidence
+with an older thisUpdate. Rows of revoked certificates stay; those of a certificate that was only watched are deleted
 when it has expired.
 """
 
@@ -22,13 +22,13 @@ from ccp.x509.revocation_evidence import CertificateRef, Evidence, LoadedCRL, Re
 from ccp.x509.revocation_policy import RevocationPolicy, RevocationState
 
 _EVIDENCE = "issuer, serial, status, this_update, next_update, revoked_at, source"
-# Statements are kept prepared, so there are few different ones: places in a statement are filled up.
-_KEYS = (2, 6, 12)  # The leaves of a vehicle and its contract; all of a contract's; all of both.
+# Statements stay prepared, so there are only a few sizes; shorter lists are padded.
+_KEYS = (2, 6, 12)  # Leaves of a vehicle and its contract; all certificates of a contract; of both.
 _CACHE_SECONDS = 1.0
 _STATUS = {status.value: status for status in RevocationStatus}
 _ENTRIES = (400, 20, 1)
 
-# Not `(issuer, serial) in (values …)`, for which SQLite reads the whole table.
+# Not `(issuer, serial) in (values …)`, for which SQLite scans the whole table.
 _SELECT_EVIDENCE = {
     size: f"select {_EVIDENCE} from evidence where "  # noqa: S608  columns are ours
     + " or ".join(f"(issuer = ${2 * n + 1} and serial = ${2 * n + 2})" for n in range(size))
@@ -52,7 +52,7 @@ returning status
 
 @dataclass(frozen=True, slots=True)
 class WatchedCertificate:
-    """A certificate that is asked about again, with its issuer's; DER."""
+    """A certificate that is checked again periodically, with its issuer's; DER."""
 
     certificate: bytes
     issuer_certificate: bytes
@@ -60,7 +60,7 @@ class WatchedCertificate:
 
 @dataclass(frozen=True, slots=True)
 class StoredCRL:
-    """What a conditional request and a check against the list before need. number: None where that one had none."""
+    """Data for a conditional request and the comparison with the next list. number: None without a CRL number."""
 
     number: int | None
     this_update: datetime
@@ -71,7 +71,7 @@ class StoredCRL:
 
 @dataclass(frozen=True, slots=True)
 class DueCRL:
-    """names: keys (`ccp.x509.distribution_points`) of other names of the place that the list comes from."""
+    """names: keys (`ccp.x509.distribution_points`) of the other names of the list's distribution point."""
 
     url: str
     issuer_certificate: bytes
@@ -79,10 +79,10 @@ class DueCRL:
 
 
 class RevocationCache:
-    """What was read within the last second of certificates that many requests have in common.
+    """Cache for one second of revocation data that many requests share.
 
-    Those of CAs and provisioning services are the same for all vehicles of a maker and all contracts of a provider. One
-    for each worker; what another learns counts here a second later.
+    Certificates of CAs and provisioning services are the same for all vehicles of an OEM and all contracts of a
+    provider. Each worker has one cache, so evidence that another worker stores takes effect here a second later.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -91,11 +91,12 @@ class RevocationCache:
         self.invalidate()
 
     def invalidate(self) -> None:
-        """Something was learnt here. A question that is under way notes what it finds where nobody looks any more."""
+        """Invalidate. Queries in progress keep filling the old dicts, which are no longer referenced."""
         self.evidence: dict[tuple[str, int], Evidence | None] = {}
         self.crls: dict[str, Sequence[LoadedCRL]] = {}
 
     def expire(self) -> None:
+        """Invalidate the cache if it is older than a second."""
         now = self._clock()
         if now >= self._until:
             self._until = now + _CACHE_SECONDS
@@ -103,14 +104,14 @@ class RevocationCache:
 
 
 def load(keys: Iterable[CertificateRef], rules: RevocationPolicy) -> Query[RevocationState]:
-    """What there is about these certificates."""
+    """The stored revocation data of certificates."""
     return _load(*_sought(keys, rules))
 
 
 def load_cached(
     own: Iterable[CertificateRef], shared: Sequence[CertificateRef], rules: RevocationPolicy, recent: RevocationCache
 ) -> Query[RevocationState]:
-    """What there is about certificates. shared: those of which what was read within the last second will do."""
+    """As `load`. shared: certificates for which cached data is accepted."""
     recent.expire()
     held, held_crls = recent.evidence, recent.crls
     missing = [key for key in shared if (key.issuer, key.serial) not in held]
@@ -131,7 +132,7 @@ def load_cached(
 def _sought(
     keys: Iterable[CertificateRef], rules: RevocationPolicy
 ) -> tuple[tuple[tuple[str, str], ...], tuple[str, ...]]:
-    """Issuer and serial number of each, as they are stored, and the issuers whose lists count."""
+    """Issuer and serial number of each certificate as stored, and the issuers whose CRLs are needed."""
     asked: dict[tuple[str, str], None] = {}
     listed: dict[str, None] = {}
     for key in keys:
@@ -143,8 +144,8 @@ def _sought(
 
 @batchable
 def _load(asked: Sequence[tuple[str, str]], listed: Sequence[str]) -> Query[RevocationState]:
-    # Lists first: with the next one, which is taken over in between, the evidence on a certificate may come that the
-    # list before did not revoke. The other way round it would pass for good.
+    # Lists first. If a new list is stored in between, its revocations are read all the same. In the other order the new
+    # list would be read without its revocations, and a revoked certificate would pass as good.
     crls: dict[str, list[LoadedCRL]] = {}
     for issuers in _parts(listed, _KEYS):
         for issuer, url, number, this_update, next_update in (yield _SELECT_CRLS[len(issuers)], tuple(issuers)):
@@ -161,7 +162,7 @@ def _load(asked: Sequence[tuple[str, str]], listed: Sequence[str]) -> Query[Revo
 
 @retryable
 def store_evidence(evidence: Evidence) -> Query[bool]:
-    """Keep what was said of a certificate. Returns False where something final or newer stands already."""
+    """Store evidence on a certificate. Returns False if a revocation or newer evidence is stored already."""
     rows = yield (
         _STORE_EVIDENCE,
         (
@@ -176,7 +177,7 @@ def store_evidence(evidence: Evidence) -> Query[bool]:
 def watch(
     key: tuple[str, int], certificate: bytes, issuer_certificate: bytes, not_after: datetime, refresh_at: datetime
 ) -> Query[None]:
-    """Ask about a certificate again at that time. certificate, issuer_certificate: DER."""
+    """Check a certificate again at a time. certificate, issuer_certificate: DER."""
     insert = """
     insert into watched_certificate (issuer, serial, certificate, issuer_certificate, not_after, refresh_at)
     values ($1, $2, $3, $4, $5, $6)
@@ -188,12 +189,13 @@ def watch(
 
 
 def unwatch(key: tuple[str, int]) -> Query[None]:
+    """Stop checking a certificate."""
     yield "delete from watched_certificate where issuer = $1 and serial = $2", (key[0], f"{key[1]:x}")
 
 
 @read_committed
 def find_crl(issuer: str, url: str) -> Query[StoredCRL | None]:
-    """The last list of an issuer from an address."""
+    """The stored list of an issuer from an address."""
     rows = yield (
         "select number, this_update, next_update, etag, last_modified from crl where issuer = $1 and url = $2",
         (issuer, url),
@@ -216,12 +218,10 @@ def store_crl(
     refresh_at: datetime,
     names: Iterable[str] = (),
 ) -> Query[bool]:
-    """Take over a whole list at once. Returns False where a newer one stands already.
+    """Store a whole list. Returns False if a newer one is stored already.
 
-    names: of the place that it comes from, for `DueCRL`.
-
-    Serial numbers that the list before had and this one has not (certificates that expired, holds that were released)
-    stay revoked. Those that are known to be revoked are not written again.
+    names: of its distribution point, for `DueCRL`. Serial numbers that the previous list had and this one lacks
+    (expired certificates, released holds) stay revoked. Known revocations are not written again.
     """
     issuer = revocations.issuer
     kept = yield from find_crl(issuer, url)
@@ -231,15 +231,15 @@ def store_crl(
     ):
         return False
     this_update, next_update = microseconds(revocations.this_update), microseconds(revocations.next_update)
-    # In one order, so that two that take over lists of the same issuer wait for each other and do not deadlock.
+    # In one order, so that two writers of lists of the same issuer cannot deadlock.
     entries = sorted((f"{serial:x}", microseconds(when)) for serial, when in revocations.revoked.items())
     shared = (issuer, this_update, next_update, f"CRL {url}")
-    at_place = 0
+    offset = 0
     for size in _ENTRIES:
-        while len(entries) - at_place >= size:
-            part = entries[at_place : at_place + size]
+        while len(entries) - offset >= size:
+            part = entries[offset : offset + size]
             yield _revoke(size), (*shared, *_flat(part))
-            at_place += size
+            offset += size
     insert = """
     insert into crl (
         issuer, url, issuer_certificate, number, this_update, next_update, etag, last_modified, fetched_at, refresh_at,
@@ -264,7 +264,10 @@ def store_crl(
 
 
 def _revoke(size: int) -> str:
-    """Parameters: issuer, thisUpdate, nextUpdate, source, then a serial number and a time for each certificate."""
+    """A statement for `size` revocations.
+
+    Parameters: issuer, thisUpdate, nextUpdate, source, then serial number and time of each.
+    """
     rows = ", ".join(f"(${2 * n + 5}, cast(${2 * n + 6} as bigint))" for n in range(size))
     return f"""
     insert into evidence ({_EVIDENCE})
@@ -274,11 +277,11 @@ def _revoke(size: int) -> str:
         status = excluded.status, this_update = excluded.this_update, next_update = excluded.next_update,
         revoked_at = excluded.revoked_at, source = excluded.source
     where evidence.status <> 'revoked'
-    """  # noqa: S608  `where true` tells SQLite that the conflict clause is none of the select's
+    """  # noqa: S608  `where true` keeps SQLite from parsing `on conflict` as a join
 
 
 def keep_crl(issuer: str, url: str, now: datetime, refresh_at: datetime) -> Query[None]:
-    """The server says that the list is still the same. Its validity stays what it was."""
+    """Record that the server answered that a list is unchanged. Its validity stays the same."""
     yield (
         "update crl set fetched_at = $1, refresh_at = $2 where issuer = $3 and url = $4",
         (microseconds(now), microseconds(refresh_at), issuer, url),
@@ -286,9 +289,9 @@ def keep_crl(issuer: str, url: str, now: datetime, refresh_at: datetime) -> Quer
 
 
 MAX_REFRESH: Final = timedelta(days=1)
-"""The longest time from one look at a list or a certificate to the next."""
+"""Maximum time between two checks of a list or a certificate."""
 
-# What was to be looked at again later than that was written by a clock that had jumped ahead; it is due now.
+# A later refresh time was written by a clock that had jumped ahead; the row is due now.
 _BEYOND: Final = "select {} from {} where refresh_at > $1 order by refresh_at desc limit $2 for update skip locked"
 
 
@@ -298,7 +301,7 @@ def _horizon(now: datetime) -> int:
 
 @retryable
 def due_crls(now: datetime, retry_at: datetime, limit: int) -> Query[list[DueCRL]]:
-    """Lists to fetch again. They are not due again before `retry_at`, so several workers do not fetch the same one."""
+    """Lists to fetch again. They are due again after `retry_at`, so that only one worker fetches each."""
     select = """
     select issuer, url, issuer_certificate, names from crl where refresh_at <= $1 order by refresh_at limit $2
     for update skip locked
@@ -313,7 +316,7 @@ def due_crls(now: datetime, retry_at: datetime, limit: int) -> Query[list[DueCRL
 
 @retryable
 def due_certificates(now: datetime, retry_at: datetime, limit: int) -> Query[list[WatchedCertificate]]:
-    """Certificates to ask about again; see `due_crls`. Those that have expired meanwhile are forgotten."""
+    """Certificates to check again, see `due_crls`. Expired ones are deleted."""
     select = """
     select issuer, serial, certificate, issuer_certificate, not_after from watched_certificate
     where refresh_at <= $1 order by refresh_at limit $2 for update skip locked
@@ -325,7 +328,7 @@ def due_certificates(now: datetime, retry_at: datetime, limit: int) -> Query[lis
         rows = [*rows, *(yield _BEYOND.format(columns, "watched_certificate"), (_horizon(now), limit))]
     for issuer, serial, certificate, issuer_certificate, not_after in rows:
         if not_after >= int(now.timestamp()):
-            # Not one statement with a subquery for all, for which SQLite reads the whole table.
+            # Not one statement with a subquery, for which SQLite scans the whole table.
             yield (
                 "update watched_certificate set refresh_at = $1 where issuer = $2 and serial = $3",
                 (microseconds(retry_at), issuer, serial),
@@ -338,7 +341,7 @@ def due_certificates(now: datetime, retry_at: datetime, limit: int) -> Query[lis
 
 
 def _parts(items: Sequence[T], sizes: Sequence[int]) -> Iterator[list[T]]:
-    """The items by so many; the last part is filled up with its last item. sizes: ascending."""
+    """Split items into parts of the given sizes (ascending); the last part is padded with its last item."""
     for start in range(0, len(items), sizes[-1]):
         part = list(items[start : start + sizes[-1]])
         size = next(size for size in sizes if size >= len(part))
@@ -354,9 +357,7 @@ def _number(text: str | None) -> int | None:
 
 
 def _unknown(status: str) -> RevocationStatus:
-    """What a status is taken for that this release does not know: it says neither that a certificate is good nor that
-    it is revoked.
-    """
+    """The status for a value that this release does not know: neither good nor revoked."""
     unknown_values.warn("evidence.status", status)
     return RevocationStatus.UNKNOWN
 

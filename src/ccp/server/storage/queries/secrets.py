@@ -1,4 +1,4 @@
-"""Questions about what the pool makes for itself once and all workers share."""
+"""Queries for secrets that the pool generates once and all workers share."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ from typing import Final
 from ccp.server.storage.engine.query import Query, read_committed
 
 IMPORT_CHECKPOINT_KEY: Final = "import_checkpoint_key"
-"""Authenticates checkpoints of `ccp import`. Without it none of them is valid for this database."""
+"""Authenticates checkpoints of `ccp import`. After its removal no checkpoint is valid for this database."""
 
 
 @read_committed
 def find(name: str) -> Query[str | None]:
+    """The secret with a name."""
     rows = yield "select value from pool_secret where name = $1", (name,)
     return rows[0][0] if rows else None
 
 
 def ensure(name: str, candidate: str) -> Query[str]:
-    """Keep the candidate if there is none yet; of several workers that start together the first one's stays."""
+    """Return the stored secret; store the candidate if there is none. Among concurrent workers the first wins."""
     yield "insert into pool_secret (name, value) values ($1, $2) on conflict (name) do nothing", (name, candidate)
     rows = yield "select value from pool_secret where name = $1", (name,)
     value: str = rows[0][0]
@@ -25,4 +26,5 @@ def ensure(name: str, candidate: str) -> Query[str]:
 
 
 def remove(name: str) -> Query[None]:
+    """Delete a secret."""
     yield "delete from pool_secret where name = $1", (name,)

@@ -1,8 +1,8 @@
-"""Questions about the keys that sign access tokens.
+"""Queries for the keys that sign access tokens.
 
-A key is published as soon as it is here, signs from a time on, and verifies until it is retired; then it is removed.
-Changes begin with the number of the topic: its row is locked until the transaction ends, so that changes of keys happen
-one after another on every engine, and of several workers that find a key too old one rotates.
+A key is published as soon as it is stored, signs from its activation on, and verifies until it is retired; then it is
+removed. Every write increments the change counter first, whose row stays locked until the end of the transaction. So
+writes are serialised on every engine, and of several workers that find a key too old only one rotates it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ _CLOCKS_DIFFER: Final = timedelta(minutes=5)
 
 @dataclass(frozen=True, slots=True)
 class TokenKey:
-    """private_key: PKCS #8, PEM. signs_from: None, since it was made. retired_at: None, it verifies until replaced."""
+    """A signing key. private_key: PKCS #8, PEM.
+
+    signs_from: None means since `created_at`. retired_at: None while it is active.
+    """
 
     kid: str
     private_key: str
@@ -32,14 +35,16 @@ class TokenKey:
 
     @property
     def starts_at(self) -> datetime:
+        """The time from which the key signs."""
         return self.signs_from or self.created_at
 
     def verifies(self, now: datetime) -> bool:
+        """Whether the key verifies tokens at a time."""
         return self.retired_at is None or now < self.retired_at
 
 
 def current_key(known: Iterable[TokenKey], now: datetime) -> TokenKey | None:
-    """The key that signs at that time: of those that have started the newest. Where none has, the first that will."""
+    """The key that signs at a time: the newest active one; if none is active yet, the next one."""
     live = sorted((key for key in known if key.verifies(now)), key=lambda key: (key.starts_at, key.created_at, key.kid))
     started = [key for key in live if key.starts_at <= now]
     return started[-1] if started else next(iter(live), None)
@@ -60,13 +65,13 @@ def list_all() -> Query[list[TokenKey]]:
 
 @read_committed
 def exists(kid: str) -> Query[bool]:
-    """Whether a key verifies tokens: it is neither revoked nor retired and removed."""
+    """Whether a key is stored, that is, neither revoked nor retired and removed."""
     rows = yield "select 1 from token_key where kid = $1", (kid,)
     return bool(rows)
 
 
 def ensure(candidate: TokenKey) -> Query[None]:
-    """Keep the key if there is none yet; of several workers that start together the first one's stays."""
+    """Store a key if there is none. Among workers that start concurrently the first wins."""
     if (yield from list_all()):
         return
     yield bump(ChangeCounter.TOKEN_KEYS)
@@ -75,13 +80,13 @@ def ensure(candidate: TokenKey) -> Query[None]:
 
 
 def rotate(candidate: TokenKey, retire_at: datetime, now: datetime) -> Query[None]:
-    """Add a key, which takes over when it starts. retire_at: when the last token of the others has expired."""
+    """Add a key that takes over at its activation. retire_at: when the last token of the other keys expires."""
     yield bump(ChangeCounter.TOKEN_KEYS)
     yield from _replace(candidate, retire_at, now)
 
 
 def rotate_old(candidate: TokenKey, older_than: datetime, retire_at: datetime, now: datetime) -> Query[bool]:
-    """Rotate if no key is newer than that. Returns whether it was this caller who did."""
+    """Rotate if no key is newer than a time. Returns whether this call rotated."""
     if not _all_older((yield from list_all()), older_than, now):
         return False
     yield bump(ChangeCounter.TOKEN_KEYS)
@@ -92,7 +97,7 @@ def rotate_old(candidate: TokenKey, older_than: datetime, retire_at: datetime, n
 
 
 def revoke(kid: str, candidate: TokenKey) -> Query[bool]:
-    """Remove a key at once. Where no other is left to go on signing, the candidate takes its place.
+    """Remove a key at once. If no other key can sign, the candidate replaces it.
 
     Returns whether it did. Raises NotFound.
     """
@@ -108,14 +113,14 @@ def revoke(kid: str, candidate: TokenKey) -> Query[bool]:
 
 
 def remove_all() -> Query[list[str]]:
-    """Remove all keys, and end every token with them. Returns their kids."""
+    """Remove all keys, which invalidates every token. Returns their kids."""
     yield bump(ChangeCounter.TOKEN_KEYS)
     rows = yield "delete from token_key returning kid", ()
     return sorted(row[0] for row in rows)
 
 
 def remove_retired(now: datetime) -> Query[int]:
-    """Remove the keys whose tokens have all expired. Returns how many there were."""
+    """Remove the keys whose tokens have all expired. Returns how many."""
     if all(key.verifies(now) for key in (yield from list_all())):
         return 0
     yield bump(ChangeCounter.TOKEN_KEYS)
@@ -142,7 +147,7 @@ def _insert(key: TokenKey) -> Query[None]:
 
 
 def _all_older(known: Iterable[TokenKey], than: datetime, now: datetime) -> bool:
-    """Whether none is newer. A key from the future was made under a wrong clock and does not count."""
+    """Whether no key is newer. A key from the future was created under a wrong clock and is ignored."""
     return all(key.created_at <= than or key.created_at > now + _CLOCKS_DIFFER for key in known)
 
 

@@ -21,7 +21,7 @@ _WEBHOOK_COLUMN_NAMES: Final = (
     "secret", "created_at", "updated_at",
 )  # fmt: skip
 WEBHOOK_COLUMNS: Final = ", ".join(_WEBHOOK_COLUMN_NAMES)
-"""What `webhook_of` reads."""
+"""The columns that `webhook_of` reads."""
 
 _COLUMNS: Final = ", ".join(
     [*(f"w.{column}" for column in _WEBHOOK_COLUMN_NAMES), *(f"p.{column}" for column in PARTY_COLUMNS.split(", "))]
@@ -31,8 +31,10 @@ _JOINED: Final = f"select {_COLUMNS} from webhook w join party p on p.client_id 
 
 @read_committed
 def list_by_owner(kind: str, id: str) -> Query[list[Subscriber]]:
-    """Webhooks of the party that owns a provider id or WMI, oldest first. kind: see
-    `ccp.server.domain.parties.owned_ids`."""
+    """Webhooks of the party that owns a provider id or WMI, oldest first.
+
+    kind: see `ccp.server.domain.parties.owned_ids`.
+    """
     select = f"""
     select {_COLUMNS} from party_owns o
     join party p on p.client_id = o.client_id join webhook w on w.client_id = o.client_id
@@ -44,22 +46,24 @@ def list_by_owner(kind: str, id: str) -> Query[list[Subscriber]]:
 
 @read_committed
 def list_page(after: str, limit: int) -> Query[list[Subscriber]]:
-    """Webhooks in order of their ids, from the one after that."""
+    """Webhooks by id, beginning after one."""
     rows = yield f"{_JOINED} where w.id > $1 order by w.id limit $2", (after, limit)
     return [_subscriber(row) for row in rows]
 
 
 @read_committed
-def list_changed(topic: ChangeCounter, after: int, last: int) -> Query[list[Subscriber]]:
-    """Webhooks that the changes from the number behind `after` to `last` were about, or those of the parties that they
-    were about, as they are now.
+def list_changed(counter: ChangeCounter, after: int, last: int) -> Query[list[Subscriber]]:
+    """Webhooks of the changes with numbers above `after`, up to `last`, as they are now.
+
+    For the counter of parties: the webhooks of the changed parties.
     """
-    column = "w.id" if topic is ChangeCounter.WEBHOOKS else "w.client_id"
-    rows = yield f"{_JOINED} where {column} in {CHANGED_KEYS}", (topic.value, after, last)
+    column = "w.id" if counter is ChangeCounter.WEBHOOKS else "w.client_id"
+    rows = yield f"{_JOINED} where {column} in {CHANGED_KEYS}", (counter.value, after, last)
     return [_subscriber(row) for row in rows]
 
 
 def webhook_of(row: Row) -> Webhook:
+    """A webhook from a row of `WEBHOOK_COLUMNS`."""
     (id, client_id, url, description, events, wmis, provider_ids, metadata, api_version, enabled, secret,
      created_at, updated_at) = row  # fmt: skip
     return Webhook(

@@ -1,7 +1,6 @@
-"""Values of rows that this release does not know, as a newer one may write them during a rolling upgrade.
+"""Unknown enum values in rows, which a newer release may write during a rolling upgrade.
 
-Unknown values are ignored: they grant nothing, and other rows are still read. The log names each value once per
-process.
+Unknown values are ignored: they grant nothing, and other rows are still read. Each value is logged once per process.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ E = TypeVar("E", bound=Enum)
 
 
 def known(kind: type[E], value: str, column: str, row: str = "") -> E | None:
-    """The member with this value, None with a warning for a value that is not known.
+    """The enum member with a value; None and a warning for an unknown value.
 
-    column: table and column. row: which row it is, by its key; it must name no vehicle and no contract.
+    column: table and column. row: key of the row; it must not name a vehicle or a contract.
     """
     try:
         return kind(value)
@@ -31,13 +30,13 @@ def known(kind: type[E], value: str, column: str, row: str = "") -> E | None:
 
 
 def all_known(kind: type[E], values: Iterable[str], column: str, row: str = "") -> Iterator[E]:
-    """Those of the values that are known."""
+    """The enum members of the known values."""
     for value in values:
         if (member := known(kind, value, column, row)) is not None:
             yield member
 
 
-@lru_cache(1024)  # Said once; where there are more different ones than this, perhaps again.
+@lru_cache(1024)  # Once per value; with more values than this some are logged again.
 def warn(column: str, value: object, row: str = "") -> None:
-    """Say that a value of a row is ignored."""
+    """Log that a value of a row is ignored."""
     _log.warning("unknown value ignored", column=column, value=str(value)[:100], row=row)

@@ -1,8 +1,8 @@
-"""The lock on a vehicle's row, and the time that a change gets under it.
+"""Lock on a vehicle's row, and the time stamp of a change under it.
 
-Every change of a vehicle's contracts locks the vehicle first. The lock counts the vehicle's revision and stamps the
-change: the stamp is the clock's time, and later than every stamp that the vehicle has had. So events of one vehicle
-have times in the order of their revisions, whichever request arrived first and on whichever machine.
+Every change of a vehicle's contracts locks the vehicle first. The lock increments the vehicle's revision and stamps the
+change: the stamp is the current time, and later than every earlier stamp of the vehicle. So the events of a vehicle
+have times in the order of their revisions, on whichever machine and in whichever order the requests arrived.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ccp.server.domain.default_contracts import Default
 from ccp.server.storage.engine.query import Query, Row
 
 Now: TypeAlias = datetime | Callable[[], datetime]
-"""The time, or a clock that is read under the lock."""
+"""The current time, or a clock that is read under the lock."""
 
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND: Final = timedelta(microseconds=1)
@@ -25,23 +25,25 @@ _WAITED: Final = (
 )
 
 
-def microseconds(at: datetime) -> int:
-    """An instant as it is stored where order matters: microseconds since 1970."""
-    return (at - _EPOCH) // _MICROSECOND
+def microseconds(time: datetime) -> int:
+    """A time as it is stored: microseconds since 1970."""
+    return (time - _EPOCH) // _MICROSECOND
 
 
 def instant(stored: int) -> datetime:
+    """The time of a stored value."""
     return _EPOCH + stored * _MICROSECOND
 
 
 def read_clock(now: Now) -> datetime:
+    """The current time."""
     return now() if callable(now) else now
 
 
 class LockedVehicle(NamedTuple):
-    """A vehicle that this transaction holds. rev: of the change and its event. at: its stamp.
+    """A vehicle whose lock this transaction holds. rev: revision of the change and its event. at: its stamp.
 
-    provisioned_at: stamp of the last event that made contracts of the vehicle worthless; None before the first.
+    provisioned_at: stamp of the last provisioning event that invalidated contracts of the vehicle; None without one.
     """
 
     rev: int
@@ -50,7 +52,7 @@ class LockedVehicle(NamedTuple):
     provisioned_at: datetime | None
 
 
-# A stamp more than a day ahead came from a wrong clock, so it is ignored.
+# A stamp more than a day ahead comes from a wrong clock and is ignored.
 STAMP: Final = "case when stamped_at >= {now} and stamped_at < {now} + 86400000000 then stamped_at + 1 else {now} end"
 _LOCK: Final = f"""
 insert into vehicle (pcid, rev, default_emaid, stamped_at) values ($1, 1, null, $2)
@@ -61,7 +63,7 @@ returning rev, stamped_at, default_emaid, default_provider, default_chosen, prov
 
 
 def lock_vehicles(pcids: Iterable[PCID], now: Now) -> Query[dict[PCID, LockedVehicle]]:
-    """Lock vehicles in order, each made where it is not there yet."""
+    """Lock vehicles in order of their PCIDs; missing rows are created."""
     vehicles = {}
     for pcid in sorted(pcids):
         vehicles[pcid] = yield from lock_vehicle(pcid, now)
@@ -69,7 +71,7 @@ def lock_vehicles(pcids: Iterable[PCID], now: Now) -> Query[dict[PCID, LockedVeh
 
 
 def lock_vehicle(pcid: PCID, now: Now) -> Query[LockedVehicle]:
-    """Lock one vehicle. A change with several events locks it once for each: every event has a revision of its own."""
+    """Lock a vehicle. A change with several events locks it once for each, since every event has its own revision."""
     asked = microseconds(read_clock(now))
     rows = yield _LOCK, (pcid, asked)
     rev, stamp, emaid, provider, chosen, provisioned = rows[0]
@@ -81,7 +83,7 @@ def lock_vehicle(pcid: PCID, now: Now) -> Query[LockedVehicle]:
 
 
 def read_vehicle(pcid: PCID) -> Query[tuple[Default, datetime | None]]:
-    """The default and `provisioned_at` of a vehicle that is not locked; also of one that has no row yet."""
+    """The default and `provisioned_at` of a vehicle, without a lock. The vehicle may have no row."""
     rows = yield (
         "select default_emaid, default_provider, default_chosen, provisioned_at from vehicle where pcid = $1",
         (pcid,),
@@ -99,17 +101,17 @@ def _default(emaid: str | None, provider: str | None, chosen: object) -> Default
         bool(chosen),
     )
     if default.emaid is not None and default.provider is None:
-        default = Default(default.emaid, default.emaid.provider)  # Written by the release before.
+        default = Default(default.emaid, default.emaid.provider)  # Written by the previous release.
     return default
 
 
 def put_default(pcid: PCID, default: Default) -> tuple[str, Row]:
-    """Part of a change that holds the vehicle. Contracts repeat whether they are the default: see `flag_default`."""
+    """Store the default of a locked vehicle. Contract rows repeat it: see `flag_default`."""
     update = "update vehicle set default_emaid = $1, default_provider = $2, default_chosen = $3 where pcid = $4"
     return update, (default.emaid, default.provider, default.chosen, pcid)
 
 
 def flag_default(pcid: PCID, default: Default) -> tuple[str, Row]:
-    """Make the vehicle's contracts say which of them is the default."""
+    """Update the default flag of the vehicle's contracts."""
     update = "update contract set is_default = (emaid = $1) where pcid = $2"
     return update, (default.emaid or "", pcid)

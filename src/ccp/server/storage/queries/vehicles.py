@@ -1,4 +1,4 @@
-"""Questions about a vehicle whose provisioning certificate has changed."""
+"""Queries for vehicles whose provisioning certificate has changed: contract invalidation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ccp.server.storage.queries.vehicle_lock import Now, instant, lock_vehicle, 
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """What ties one variant of a contract to a vehicle.
+    """The binding of a contract variant to a vehicle.
 
     provisioning_key: `ccp.server.external.provisioning_pool.key_fingerprint` of the key that the contract was
     encrypted for; None where the Provisioning Certificate Pool did not know it. published_at: when its publication
@@ -26,7 +26,7 @@ class Binding:
     """
 
     emaid: EMAID
-    namespace: str  # Perhaps one that only a newer release knows: what made a vehicle's contracts stale made it stale.
+    namespace: str  # May be one that only a newer release knows; its variants become stale too.
     root_fingerprint: str
     provisioning_key: str | None
     published_at: datetime
@@ -61,9 +61,9 @@ def invalidate_with_audit(
     trace_id: str,
     kind: EventKind | None = None,
 ) -> Query[list[EMAID]]:
-    """What `invalidate` does, with a row in the audit trail for each contract that changed.
+    """As `invalidate`, with an audit row for each changed contract.
 
-    why: the event. kind: the event that each eMSP gets that lost a contract, or variants of one, by it.
+    why: the provisioning event. kind: the event for each eMSP that lost a contract or variants of one.
     """
     removed, reduced = yield from _invalidate(pcid, now, stale, kind)
     yield from audit.record(
@@ -83,25 +83,24 @@ def invalidate_with_audit(
 
 @retryable
 def invalidate(pcid: PCID, now: Now, stale: Callable[[Binding], bool] = _all) -> Query[list[EMAID]]:
-    """Remove the variants of a vehicle's contracts that are stale. Returns the contracts of which none is left.
+    """Remove the stale variants of a vehicle's contracts. Returns the contracts without a remaining variant.
 
-    A contract without variants goes as if its eMSP had withdrawn it, with a deleted event; one that keeps some gets an
-    updated event. A vehicle without contracts is no mistake. A publication that is under way is refused when it is
-    about to be stored (`contracts.publish`), also where the vehicle had no row before. stale: pure; asked while the
-    vehicle is locked.
+    Such a contract is removed as if its eMSP had withdrawn it, with a deleted event; a contract that keeps variants
+    gets an updated event. A vehicle without contracts is not an error. A publication in progress is refused when it is
+    stored (`contracts.publish`), even if the vehicle had no row before. stale: a pure function, called under the lock.
     """
     removed, _ = yield from _invalidate(pcid, now, stale)
     return list(removed)
 
 
 Changed: TypeAlias = dict[EMAID, datetime]
-"""Contracts, each with the time of its change."""
+"""Changed contracts, with the time of the change."""
 
 
 def _invalidate(
     pcid: PCID, now: Now, stale: Callable[[Binding], bool], kind: EventKind | None = None
 ) -> Query[tuple[Changed, Changed]]:
-    """Returns the contracts of which none is left, and those of which some variants are."""
+    """Returns the contracts without a remaining variant, and those that keep some."""
     found = yield from list_bindings(pcid)
     claimed = set()
     for emaid in sorted({binding.emaid for binding in found if stale(binding)}):
@@ -112,8 +111,8 @@ def _invalidate(
     yield "update vehicle set provisioned_at = $1 where pcid = $2", (microseconds(vehicle.at), pcid)
     found = yield from list_bindings(pcid)
     if any(binding.emaid not in claimed and stale(binding) for binding in found):
-        # A publication committed between the first look and the lock. To take its claim now would break the order of
-        # locks, so everything begins anew.
+        # A publication committed between the first read and the lock. Locking its claim now would violate the lock
+        # order, so the write is retried.
         raise SerializationConflict("The vehicle's contracts changed meanwhile; nothing was changed, try again.")
     removed: Changed = {}
     reduced: Changed = {}
@@ -122,7 +121,7 @@ def _invalidate(
         going = [binding for binding in variants if stale(binding)]
         if not going:
             continue
-        vehicle = yield from lock_vehicle(pcid, now)  # Each event has a revision of its own.
+        vehicle = yield from lock_vehicle(pcid, now)  # Each event has its own revision.
         if len(going) == len(variants):
             yield from remove(emaid, pcid, vehicle)
             yield "delete from emaid_claim where emaid = $1", (emaid,)
