@@ -63,7 +63,7 @@ $(VENV)/pip:
 	@touch $@
 
 $(VENV)/run: pyproject.toml | $(VENV)/pip
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install --quiet --editable '.[all]'
 	@touch $@
 
 $(VENV)/dev: pyproject.toml | $(VENV)/pip
