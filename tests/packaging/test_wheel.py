@@ -58,7 +58,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("wheel")
     done = run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", made, ROOT)
     if done.returncode:
-        pytest.skip(f"The wheel cannot be built, probably because the package index does not answer: {done.stderr[-300:]}")
+        pytest.skip(
+            f"The wheel cannot be built, probably because the package index does not answer: {done.stderr[-300:]}"
+        )
     return made
 
 
@@ -94,5 +96,7 @@ def test_wheel_brings_to_each_extra_what_its_packages_need(folder: Path) -> None
     assert not installed.packages() & {"fastapi", "uvicorn", "sqlalchemy", "httpx", "structlog"}
 
     installed.install("[testing]")
-    done = installed.python("from ccp.testing.pki import build_pki; import ccp.testing.partners; print(build_pki.__name__)")
+    done = installed.python(
+        "from ccp.testing.pki import build_pki; import ccp.testing.partners; print(build_pki.__name__)"
+    )
     assert (done.returncode, done.stdout) == (0, "build_pki\n"), done.stderr
