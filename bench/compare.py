@@ -2,9 +2,9 @@
 
     python bench/compare.py REVISION [--rounds 7] [--seconds 3] [--contracts 1600] [--only post put import]
 
-Both revisions run with the packages of this environment: each has a process of its own that imports its own `src` and
-`bench/rig`, publishes its own contracts into its own SQLite file, and serves them with one worker. They take turns
-within each round, and each round tells one ratio, so a machine whose speed drifts does not matter. The table shows CPU
+Both revisions run with the packages of this environment. Each has a process that runs its own copy of this file with its
+own `src` and `bench/rig`, publishes contracts into its own SQLite file, and serves them with one worker. They take turns
+within each round, and each round yields one ratio, so a machine whose speed drifts does not matter. The table shows CPU
 of the server for each request (median of the rounds), the median of the ratios, and the ratio of the lowest values,
 which a busy machine disturbs least. Exit status 1 when a median ratio is above --limit.
 """
@@ -36,7 +36,7 @@ class Side:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tree / "src"), str(tree / "bench")))}
         self._process = stack.enter_context(
             subprocess.Popen(
-                [sys.executable, str(Path(__file__)), "--side", str(tree), "--contracts", str(contracts)],
+                [sys.executable, str(tree / "bench" / "compare.py"), "--side", str(tree), "--contracts", str(contracts)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import re
 import socket
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -11,6 +15,40 @@ from ccp.server.external import resolver
 from ccp.testing.pki import PKI
 from tests.databases import NOT_HERE, Server, binaries
 from tests.world import Pool, build_pkis, start
+
+
+_SLOW: Final = ("durability", "end_to_end", "hold", "packaging")
+_USES_SERVERS: Final = re.compile(
+    r"local_pool|scripted_server|tests\.world import .*\bstart\b|http\.server|import subprocess|tests\.cli\.run|create_server"
+)
+_USES_POSTGRES: Final = re.compile(r"replicated\(|databases import .*\bServer\b|pgbouncer")
+_COMPARES: Final = re.compile(r"judge|openssl")
+
+
+@functools.cache
+def _source(path: Path) -> str:
+    return path.read_text("utf-8")
+
+
+def _needs(item: pytest.Item) -> Iterator[str]:
+    """The markers of a test, by its fixtures, its parameters and what its module imports."""
+    fixtures = set(getattr(item, "fixturenames", ()))
+    parameters = getattr(getattr(item, "callspec", None), "params", {}).values()
+    if set(item.path.parts) & set(_SLOW):
+        yield "slow"
+    if "pool" in fixtures or _USES_SERVERS.search(_source(item.path)):
+        yield "server"
+    if "postgres" in fixtures or any(each == "postgresql" for each in parameters if isinstance(each, str)) or _USES_POSTGRES.search(_source(item.path)):
+        yield "postgres"
+    if _COMPARES.search(item.path.stem):
+        yield "judge"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by what they need, so that `make test-fast` can leave out what is slow."""
+    for item in items:
+        for name in _needs(item):
+            item.add_marker(name)
 
 
 @pytest.fixture(scope="session", autouse=True)
