@@ -36,7 +36,14 @@ class Side:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tree / "src"), str(tree / "bench")))}
         self._process = stack.enter_context(
             subprocess.Popen(
-                [sys.executable, str(tree / "bench" / "compare.py"), "--side", str(tree), "--contracts", str(contracts)],
+                [
+                    sys.executable,
+                    str(tree / "bench" / "compare.py"),
+                    "--side",
+                    str(tree),
+                    "--contracts",
+                    str(contracts),
+                ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,

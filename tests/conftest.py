@@ -16,7 +16,6 @@ from ccp.testing.pki import PKI
 from tests.databases import NOT_HERE, Server, binaries
 from tests.world import Pool, build_pkis, start
 
-
 _SLOW: Final = ("durability", "end_to_end", "hold", "packaging")
 _USES_SERVERS: Final = re.compile(
     r"local_pool|scripted_server|tests\.world import .*\bstart\b|http\.server|import subprocess|tests\.cli\.run|create_server"
@@ -38,7 +37,11 @@ def _needs(item: pytest.Item) -> Iterator[str]:
         yield "slow"
     if "pool" in fixtures or _USES_SERVERS.search(_source(item.path)):
         yield "server"
-    if "postgres" in fixtures or any(each == "postgresql" for each in parameters if isinstance(each, str)) or _USES_POSTGRES.search(_source(item.path)):
+    if (
+        "postgres" in fixtures
+        or any(each == "postgresql" for each in parameters if isinstance(each, str))
+        or _USES_POSTGRES.search(_source(item.path))
+    ):
         yield "postgres"
     if _COMPARES.search(item.path.stem):
         yield "judge"
