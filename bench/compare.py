@@ -2,10 +2,10 @@
 
     python bench/compare.py REVISION [--rounds 7] [--seconds 3] [--contracts 1600] [--only post put import]
 
-Both revisions run with the packages of this environment. Each has a process that runs its own copy of this file with its
-own `src` and `bench/rig`, publishes contracts into its own SQLite file, and serves them with one worker. They take turns
-within each round, and each round yields one ratio, so a machine whose speed drifts does not matter. The table shows CPU
-of the server for each request (median of the rounds), the median of the ratios, and the ratio of the lowest values,
+Both revisions run with the packages of this environment. Each has a process that runs its own copy of this file with
+its own `src` and `bench/rig`, publishes contracts into its own SQLite file, and serves them with one worker. They take
+turns within each round, and each round yields one ratio, so a machine whose speed drifts does not matter. The table has
+CPU of the server for each request (median of the rounds), the median of the ratios, and the ratio of the lowest values,
 which a busy machine disturbs least. Exit status 1 when a median ratio is above --limit.
 """
 
@@ -33,17 +33,11 @@ class Side:
     """A revision that is measured: a child process that runs `serve_side` and obeys one command a line."""
 
     def __init__(self, tree: Path, contracts: int, stack: ExitStack) -> None:
+        command = [sys.executable, str(tree / "bench" / "compare.py"), "--side", str(tree)]
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(tree / "src"), str(tree / "bench")))}
         self._process = stack.enter_context(
             subprocess.Popen(
-                [
-                    sys.executable,
-                    str(tree / "bench" / "compare.py"),
-                    "--side",
-                    str(tree),
-                    "--contracts",
-                    str(contracts),
-                ],
+                [*command, "--contracts", str(contracts)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
