@@ -32,7 +32,7 @@ def logged() -> Iterator[str]:
     for text in SOURCES.values():
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
-                of_logger = ast.unparse(node.func.value) == "_log" or ast.unparse(node.func) == "say"
+                of_logger = ast.unparse(node.func.value) in ("_log", "log")
                 name = node.args[0] if node.args else None
                 if of_logger and isinstance(name, ast.Constant) and isinstance(name.value, str):
                     yield name.value
