@@ -47,7 +47,7 @@ def temporary(answer: httpx.Response) -> tuple[str, int]:
 
 
 @pytest.mark.parametrize("edition", ["iso2", "iso20"])
-def test_a_peer_that_times_out_or_whose_circuit_is_open_is_temporary(pkis: dict[str, PKI], edition: str) -> None:
+def test_addressed_vehicle_request_peer_timeout_is_temporary(pkis: dict[str, PKI], edition: str) -> None:
     with beside(pkis) as (pool, peer):
         peer.on(PATH, HANG)
         told = [temporary(ask(pool, edition)) for _ in range(3)]
@@ -75,7 +75,7 @@ def test_a_peer_that_times_out_or_whose_circuit_is_open_is_temporary(pkis: dict[
         assert any('outcome="unavailable"' in line for line in text.splitlines() if "GetSignedContractDataBy" in line)
 
 
-def test_what_a_peer_answers_decides_whether_it_is_temporary(pkis: dict[str, PKI]) -> None:
+def test_addressed_vehicle_request_peer_errors_are_classified(pkis: dict[str, PKI]) -> None:
     with beside(pkis, peer_delivery_timeout=4) as (pool, peer):  # Each answers at once, as fast as the machine is.
         for reply, after in (
             (error(503, "Not now.", Retry_After="7"), 7),
@@ -94,7 +94,7 @@ def test_what_a_peer_answers_decides_whether_it_is_temporary(pkis: dict[str, PKI
             assert sentences(ask(pool, always="false"), 404) == [NOTHING]
 
 
-def test_a_caller_whose_share_of_a_peer_is_used_up_is_told_so(
+def test_addressed_vehicle_request_beyond_the_share_is_refused(
     pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ccp.server.pool.peer_links.CARS", (4, 1))

@@ -64,7 +64,7 @@ def log_of(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> CapturingLogg
     return log
 
 
-def test_a_role_of_a_newer_release_keeps_no_disabled_party_in(
+def test_refresh_with_an_unknown_role_still_disables_parties(
     pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     unknown_values.warn.cache_clear()
@@ -93,7 +93,7 @@ def test_a_role_of_a_newer_release_keeps_no_disabled_party_in(
     ], "one warning for each, not one a second"
 
 
-def test_anchors_keys_and_peers_of_a_newer_release_do_not_stop_others(pkis: dict[str, PKI]) -> None:
+def test_refresh_skips_rows_of_a_newer_release(pkis: dict[str, PKI]) -> None:
     with workers(pkis, pool_id="pool-a") as (pool, urls):
         count = "update change_count set number = number + 1"
         pool.sql("insert into trust_anchor select 'future', fingerprint, is_root, certificate, label, source, added_at "
@@ -120,9 +120,7 @@ def test_anchors_keys_and_peers_of_a_newer_release_do_not_stop_others(pkis: dict
             assert value(found, "ccp_task_failures_total", task=task) == 0, task
 
 
-def test_a_table_that_cannot_be_read_turns_readiness_red_with_a_reason_until_it_can(
-    pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_unreadable_table_fails_readiness_with_a_reason(pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(background, "MAX_SILENCE", 2.0)
     log = log_of(background, monkeypatch)
     with workers(pkis) as (pool, urls):
@@ -146,7 +144,7 @@ def test_a_table_that_cannot_be_read_turns_readiness_red_with_a_reason_until_it_
     assert {each["failures"] for each in failed} >= {1, 2}
 
 
-def test_an_event_of_a_kind_that_is_not_known_is_kept_and_keeps_no_other(pkis: dict[str, PKI]) -> None:
+def test_event_of_an_unknown_kind_does_not_block_others(pkis: dict[str, PKI]) -> None:
     allowed = {"egress_allow_networks": ("127.0.0.0/8",), "event_dispatch": True, "event_allow_http": True}
     with receiving() as receiver, start(pkis, **allowed) as pool:
         car = pool.car()
@@ -159,7 +157,7 @@ def test_an_event_of_a_kind_that_is_not_known_is_kept_and_keeps_no_other(pkis: d
         assert value(read(pool.base_url), "ccp_task_failures_total", task="event_dispatch") == 0
 
 
-def test_a_variant_of_an_edition_that_is_not_known_keeps_no_other_from_its_car(pkis: dict[str, PKI]) -> None:
+def test_variant_of_an_unknown_edition_does_not_block_others(pkis: dict[str, PKI]) -> None:
     with start(pkis) as pool:
         car = pool.car()
         contract = pool.publish(car)

@@ -35,7 +35,7 @@ def purge(pool: Pool, contract: Contract) -> None:
 # --- A default that cannot be delivered ------------------------------------------------------------------------------
 
 
-def test_a_default_in_the_other_edition_does_not_block_the_sole_contract(pool: Pool) -> None:
+def test_default_of_the_other_edition_does_not_block_delivery(pool: Pool) -> None:
     """A car with both editions has one PCID; its default is signed for ISO 15118-20 alone."""
     car = pool.car("iso2")
     twenty = Car.build(pool.pki("iso20"), car.pcid, AT)
@@ -46,9 +46,7 @@ def test_a_default_in_the_other_edition_does_not_block_the_sole_contract(pool: P
 
 
 @pytest.mark.parametrize("edition", ["iso2", "iso20"])
-def test_what_a_car_gets_beside_an_expired_default_is_the_same_before_and_after_a_purge(
-    pool: Pool, edition: str
-) -> None:
+def test_expired_default_has_no_effect_before_or_after_a_purge(pool: Pool, edition: str) -> None:
     car = pool.car(edition)
     default, other = pool.publish(car), pool.publish(car, new_emaid("NLEXB"))
     pool.expire(default.emaid)
@@ -79,7 +77,7 @@ def squatter() -> EMAID:
 
 
 @pytest.mark.parametrize("edition", ["iso2", "iso20"])
-def test_a_provider_that_renews_by_delete_and_put_keeps_its_car(pool: Pool, edition: str) -> None:
+def test_default_survives_renewal_by_delete_and_put(pool: Pool, edition: str) -> None:
     car = pool.car(edition)
     mine = pool.publish(car)
     pool.publish(car, squatter())
@@ -89,7 +87,7 @@ def test_a_provider_that_renews_by_delete_and_put_keeps_its_car(pool: Pool, edit
     assert emaids(pool, car)[0] == renewed.emaid
 
 
-def test_what_is_published_again_after_the_default_went_becomes_the_default(pool: Pool) -> None:
+def test_default_is_the_next_publication_of_its_provider(pool: Pool) -> None:
     car = pool.car()
     old, _, new = pool.publish(car), pool.publish(car, squatter()), pool.publish(car)
     assert pool.emsp.delete(f"/signedcontractdata/{old.emaid}").status_code == 200
@@ -98,7 +96,7 @@ def test_what_is_published_again_after_the_default_went_becomes_the_default(pool
     assert emaids(pool, car) == [new.emaid]
 
 
-def test_a_provider_that_takes_the_gap_loses_it_again_but_not_what_the_maker_chose(pool: Pool) -> None:
+def test_default_of_a_squatter_ends_unless_the_oem_chose_it(pool: Pool) -> None:
     car = pool.car()
     mine = pool.publish(car)
     assert pool.emsp.delete(f"/signedcontractdata/{mine.emaid}").status_code == 200
@@ -112,7 +110,7 @@ def test_a_provider_that_takes_the_gap_loses_it_again_but_not_what_the_maker_cho
     assert emaids(pool, car) == [other.emaid]
 
 
-def test_a_contested_vehicle_is_counted_logged_and_told_to_its_maker(
+def test_contested_vehicle_causes_metric_log_and_event(
     around: Pool, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = CapturingLogger()
@@ -146,7 +144,7 @@ def counted(pool: Pool) -> float:
     return sum(float(line.split()[1]) for line in text.splitlines() if line.startswith("ccp_contested_vehicles_total"))
 
 
-def test_an_owner_is_told_that_its_contract_is_not_the_default_and_not_whose_is(pool: Pool) -> None:
+def test_undeliverable_reason_does_not_name_the_other_provider(pool: Pool) -> None:
     car = pool.car()
     default = pool.publish(car, squatter())
     mine = pool.publish(car)
@@ -166,7 +164,7 @@ def test_an_owner_is_told_that_its_contract_is_not_the_default_and_not_whose_is(
     assert emaids(pool, car) == [mine.emaid]
 
 
-def test_without_automatic_defaults_only_the_maker_makes_one(pkis: dict[str, PKI]) -> None:
+def test_automatic_default_none_leaves_the_choice_to_the_oem(pkis: dict[str, PKI]) -> None:
     with start(pkis, automatic_default="none") as pool:
         car = pool.car()
         first, second = pool.publish(car, squatter()), pool.publish(car)
@@ -181,7 +179,7 @@ def test_without_automatic_defaults_only_the_maker_makes_one(pkis: dict[str, PKI
 # --- How many --------------------------------------------------------------------------------------------------------
 
 
-def test_contracts_of_one_vehicle_are_limited_and_the_true_provider_can_still_renew(pool: Pool) -> None:
+def test_contract_limit_does_not_block_the_default_provider(pool: Pool) -> None:
     car = pool.car()
     mine = pool.publish(car)
     providers = ["NLEXB", "NLEXC", "NLEXD", "NLEXE", "NLEXF"]
@@ -200,7 +198,7 @@ def test_contracts_of_one_vehicle_are_limited_and_the_true_provider_can_still_re
     assert pool.stored(elsewhere.emaid) == 1
 
 
-def test_one_provider_keeps_four_contracts_for_one_vehicle(pool: Pool) -> None:
+def test_contract_limit_per_provider_is_four(pool: Pool) -> None:
     car = pool.car()
     mine = [pool.publish(car) for _ in range(4)]
     refused = pool.cps.put("/signedcontractdata", json=pool.contract(car).body)
@@ -212,7 +210,7 @@ def test_one_provider_keeps_four_contracts_for_one_vehicle(pool: Pool) -> None:
 # --- Vehicles that are not known -------------------------------------------------------------------------------------
 
 
-def test_with_a_provisioning_pool_only_known_vehicles_get_contracts(pkis: dict[str, PKI]) -> None:
+def test_publication_requires_a_vehicle_known_to_the_pcp(pkis: dict[str, PKI]) -> None:
     with scripted_server() as pcp, start(pkis, pcp_url=pcp.url) as pool:
         known, unknown = pool.car(), pool.car()
         pcp.answers[f"/provisioningcertificates/{known.pcid}"] = json_answer(chain_body(known.provisioning))
@@ -234,6 +232,6 @@ def test_with_a_provisioning_pool_only_known_vehicles_get_contracts(pkis: dict[s
         pool.publish(pool.car())
 
 
-def test_known_vehicles_cannot_be_required_without_a_provisioning_pool() -> None:
+def test_require_known_vehicle_without_a_pcp_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="require_known_vehicle needs pcp_url"):
         build_services(Settings(require_known_vehicle=True))

@@ -50,7 +50,7 @@ def full(pool: Pool, car: Car) -> Contract:
     return [pool.publish(car, new_emaid(provider)) for provider in providers for _ in range(4)][-1]
 
 
-def test_a_dry_run_tells_of_a_vehicle_that_has_as_many_contracts_as_are_kept(pool: Pool) -> None:
+def test_dry_run_reports_the_limit_per_vehicle(pool: Pool) -> None:
     car = pool.car()
     last = full(pool, car)
     another = pool.contract(car, new_emaid("NLEXG"))
@@ -61,7 +61,7 @@ def test_a_dry_run_tells_of_a_vehicle_that_has_as_many_contracts_as_are_kept(poo
     }
 
 
-def test_a_dry_run_tells_of_a_provider_that_has_as_many_contracts_as_it_may(pool: Pool) -> None:
+def test_dry_run_reports_the_limit_per_provider(pool: Pool) -> None:
     car = pool.car("iso20")
     for _ in range(4):
         pool.publish(car)
@@ -69,7 +69,7 @@ def test_a_dry_run_tells_of_a_provider_that_has_as_many_contracts_as_it_may(pool
     assert failed(pool, fifth) == {CONTRACTS: refused(pool, fifth)}
 
 
-def test_a_dry_run_tells_of_a_move_and_of_one_that_would_be_refused(pool: Pool) -> None:
+def test_dry_run_reports_a_move_and_a_refused_move(pool: Pool) -> None:
     crowded, home, free = pool.car(), pool.car(), pool.car()
     full(pool, crowded)
     contract = pool.publish(home, new_emaid("NLEXG"))
@@ -83,7 +83,7 @@ def test_a_dry_run_tells_of_a_move_and_of_one_that_would_be_refused(pool: Pool) 
     assert [item["emaid"] for item in pool.listed(home)] == [contract.emaid]
 
 
-def test_a_dry_run_says_whether_the_contract_is_new_or_there_already(pool: Pool) -> None:
+def test_dry_run_reports_new_and_existing_contracts(pool: Pool) -> None:
     car = pool.car()
     contract = pool.contract(car)
     assert checks(pool, contract)[CONTRACTS]["evidence"] == ["The contract is new."]
@@ -91,7 +91,7 @@ def test_a_dry_run_says_whether_the_contract_is_new_or_there_already(pool: Pool)
     assert "has the contract" in checks(pool, contract)[CONTRACTS]["evidence"][0]
 
 
-def test_a_dry_run_tells_of_a_vehicle_that_is_not_known(pkis: dict[str, PKI]) -> None:
+def test_dry_run_reports_an_unknown_vehicle(pkis: dict[str, PKI]) -> None:
     with scripted_server() as pcp, start(pkis, pcp_url=pcp.url) as pool:
         known, unknown = pool.car(), pool.car()
         pcp.answers[f"/provisioningcertificates/{known.pcid}"] = json_answer(chain_body(known.provisioning))
@@ -115,7 +115,7 @@ def test_a_dry_run_tells_of_a_vehicle_that_is_not_known(pkis: dict[str, PKI]) ->
 
 
 @pytest.mark.parametrize("limits", [{"max_contracts_per_vehicle": 1}, {"max_contracts_per_vehicle_and_provider": 1}])
-def test_a_dry_run_keeps_to_the_limits_of_the_settings(pkis: dict[str, PKI], limits: dict[str, int]) -> None:
+def test_dry_run_uses_the_limits_of_the_settings(pkis: dict[str, PKI], limits: dict[str, int]) -> None:
     with start({"iso2": pkis["iso2"]}, **limits) as pool:
         car = pool.car()
         pool.publish(car, new_emaid("NLEXB"))

@@ -53,7 +53,7 @@ def holding(pool: Pool, named: str) -> list[str]:
 # --- Files -----------------------------------------------------------------------------------------------------------
 
 
-def test_no_file_of_a_running_server_holds_an_erased_contract_or_vehicle(pool: Pool, config: Path) -> None:
+def test_erasure_leaves_nothing_in_the_files_of_a_running_server(pool: Pool, config: Path) -> None:
     car, other = pool.car(), pool.car()
     contract = pool.publish(car)
     moved = pool.publish(other)
@@ -72,7 +72,7 @@ def test_no_file_of_a_running_server_holds_an_erased_contract_or_vehicle(pool: P
     assert holding(pool, car.pcid) == holding(pool, contract.emaid) == []
 
 
-def test_files_are_not_said_to_be_clear_while_an_event_still_names_the_contract(pool: Pool, config: Path) -> None:
+def test_erasure_reports_events_that_still_name_the_contract(pool: Pool, config: Path) -> None:
     contract = pool.publish(pool.car())
     done = json.loads(ccp_ok("erase", "--emaid", contract.emaid, "--json", "--config", config).out)
     assert (done["events_waiting"], done["files"]) == (1, None)
@@ -83,7 +83,7 @@ def test_files_are_not_said_to_be_clear_while_an_event_still_names_the_contract(
     assert holding(pool, contract.emaid) == []
 
 
-def test_a_reader_of_an_older_state_is_waited_for_and_then_named(
+def test_erasure_waits_for_readers_of_an_older_snapshot(
     pool: Pool, config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(command, "scrub", partial(scrub, timeout=0.2))
@@ -114,7 +114,7 @@ def residue(file: Path, named: EMAID) -> None:
         connection.execute("pragma wal_checkpoint(truncate)")
 
 
-def test_bytes_in_free_space_of_the_file_are_found_and_removed_while_a_server_runs(tmp_path: Path) -> None:
+def test_erasure_removes_bytes_in_free_space_of_the_file(tmp_path: Path) -> None:
     file, named = tmp_path / "ccp.db", EMAID("DEEXAA00000001")
     with closing(sqlite3.connect(file, isolation_level=None)) as server:
         server.execute("pragma journal_mode = wal")
@@ -128,7 +128,7 @@ def test_bytes_in_free_space_of_the_file_are_found_and_removed_while_a_server_ru
         server.execute("insert into kept values (1)")
 
 
-def test_every_connection_of_ours_overwrites_what_is_removed(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secure_delete_is_set_on_every_connection(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     from ccp.server.storage.engine import sqlite_connection
 
     real = sqlite3.connect
@@ -167,7 +167,7 @@ def login(http: httpx.Client, client_id: str) -> None:
     assert http.post("/oauth/token", data=form).status_code == 401
 
 
-def test_ids_typed_as_client_ids_are_pseudonymised_in_log_and_trail(pkis: dict[str, PKI], tmp_path: Path) -> None:
+def test_ids_used_as_client_ids_are_pseudonymised(pkis: dict[str, PKI], tmp_path: Path) -> None:
     emaid, pcid = new_emaid(), new_pcid()
     with start(pkis) as pool:
         config, log, port = tmp_path / "ccp.toml", tmp_path / "log", free_port()
@@ -205,7 +205,7 @@ def test_ids_typed_as_client_ids_are_pseudonymised_in_log_and_trail(pkis: dict[s
     ("mode", "shown"),
     [("clear", "de-exa-a00000001 for WEX0CAR0000000001"), ("owner", "DEEXA… for WEX…")],
 )
-def test_the_setting_decides_what_the_log_says_of_a_typed_id(mode: str, shown: str) -> None:
+def test_log_identifiers_applies_to_ids_used_as_client_ids(mode: str, shown: str) -> None:
     pseudonyms = Pseudonyms(Settings(log_identifiers=mode, log_pseudonym_key="a key of sixteen characters"))
     text = "de-exa-a00000001 for WEX0CAR0000000001"
     assert pseudonyms.pseudonymise_text(text) == shown
@@ -214,12 +214,12 @@ def test_the_setting_decides_what_the_log_says_of_a_typed_id(mode: str, shown: s
 
 
 @pytest.mark.parametrize("separator", ["", "-", "--", "*", " ", "\t", ".", "/", ":", "_", "\u2010", "\u2013", "\u2212"])
-def test_an_id_is_found_with_whatever_stands_between_its_parts(separator: str) -> None:
+def test_pseudonymisation_finds_ids_with_any_separator(separator: str) -> None:
     pseudonyms = Pseudonyms(Settings(log_pseudonym_key="a key of sixteen characters"))
     text = f"my card: de{separator}exa{separator}a00000001"
     assert pseudonyms.replace_ids(text) == f"my card: {pseudonyms.pseudonym(EMAID('DEEXAA00000001'))}"
 
 
 @pytest.mark.parametrize("name", ["example-emsp", "acme-charging-2024", "550e8400-e29b-41d4-a716-446655440000", "röle"])
-def test_a_name_that_is_no_id_is_left_as_it_is(name: str) -> None:
+def test_pseudonymisation_keeps_names_that_are_no_ids(name: str) -> None:
     assert Pseudonyms(Settings(log_pseudonym_key="a key of sixteen characters")).replace_ids(name) == name

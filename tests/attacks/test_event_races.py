@@ -23,9 +23,7 @@ def waiting_for_locks(url: str, number: int) -> None:
         time.sleep(0.01)
 
 
-def test_a_publication_that_commits_while_an_event_waits_for_it_does_not_survive(
-    pkis: dict[str, PKI], postgres: Server
-) -> None:
+def test_provisioning_event_removes_a_concurrent_publication(pkis: dict[str, PKI], postgres: Server) -> None:
     url = postgres.database()
     with start({"iso2": pkis["iso2"]}, database=url, pcp_webhook_secret=SECRET) as pool:
         asyncio.run(_race(pool, url))

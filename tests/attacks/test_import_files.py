@@ -56,7 +56,7 @@ def mode(file: Path) -> int:
 # --- Links -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_checkpoint_is_written_beside_the_database_and_through_no_link(
+def test_checkpoint_is_beside_the_database_and_follows_no_link(
     target: Database, drop: Path, victim: Path, pkis: dict[str, PKI]
 ) -> None:
     file = broken_off(drop, pkis)
@@ -71,7 +71,7 @@ def test_a_checkpoint_is_written_beside_the_database_and_through_no_link(
 
 
 @pytest.mark.parametrize("linked", ["checkpoint", "refused"])
-def test_a_link_that_the_command_line_names_is_refused(
+def test_import_refuses_a_link_on_the_command_line(
     target: Database, drop: Path, victim: Path, pkis: dict[str, PKI], linked: str
 ) -> None:
     file, link = broken_off(drop, pkis), drop / "link"
@@ -88,7 +88,7 @@ def test_a_link_that_the_command_line_names_is_refused(
     assert target.emaids() == set()
 
 
-def test_the_report_of_refused_lines_is_for_its_owner_alone_whatever_it_was(target: Database, drop: Path) -> None:
+def test_report_of_rejected_lines_has_mode_0600(target: Database, drop: Path) -> None:
     file, report = drop / "fleet.jsonl", drop / "refused.jsonl"
     file.write_bytes(b"{}\n")
     report.write_bytes(b"older\n")
@@ -98,7 +98,7 @@ def test_the_report_of_refused_lines_is_for_its_owner_alone_whatever_it_was(targ
     assert [json.loads(each)["line"] for each in report.read_text().splitlines()] == [1]
 
 
-def test_a_folder_s_links_lead_to_its_own_files_only(target: Database, drop: Path, pkis: dict[str, PKI]) -> None:
+def test_import_folder_refuses_links_out_of_it(target: Database, drop: Path, pkis: dict[str, PKI]) -> None:
     outside = drop.parent / "outside.jsonl"
     outside.write_bytes(jsonl(body(pkis["iso2"])))
     (drop / "1.jsonl").write_bytes(jsonl(body(pkis["iso2"])))
@@ -112,7 +112,7 @@ def test_a_folder_s_links_lead_to_its_own_files_only(target: Database, drop: Pat
     assert target.emaids() == before
 
 
-def test_an_export_replaces_a_link_and_leaves_what_it_points_to(target: Database, drop: Path, victim: Path) -> None:
+def test_export_replaces_a_link_and_not_its_target(target: Database, drop: Path, victim: Path) -> None:
     file = drop / "fleet.jsonl"
     for name in ("fleet.jsonl", "fleet.jsonl.part"):
         (drop / name).symlink_to(victim)
@@ -122,7 +122,7 @@ def test_an_export_replaces_a_link_and_leaves_what_it_points_to(target: Database
     assert victim.read_bytes() == VICTIM
 
 
-def test_files_that_processes_share_are_used_through_no_link(tmp_path: Path, victim: Path) -> None:
+def test_shared_files_are_not_opened_through_links(tmp_path: Path, victim: Path) -> None:
     link, absent = tmp_path / "limits", tmp_path / "absent"
     link.symlink_to(victim)
     with pytest.raises(ConfigurationError, match="it is a symbolic link"):
@@ -141,7 +141,7 @@ def test_files_that_processes_share_are_used_through_no_link(tmp_path: Path, vic
 CHANGED = "or it was changed. Delete it to start from"
 
 
-def test_a_checkpoint_whose_numbers_were_changed_is_refused(target: Database, drop: Path, pkis: dict[str, PKI]) -> None:
+def test_checkpoint_with_changed_numbers_is_refused(target: Database, drop: Path, pkis: dict[str, PKI]) -> None:
     file = broken_off(drop, pkis)
     ccp_error("import", file, env=target.env)
     checkpoint = default_path(str(file), target.url)
@@ -160,7 +160,7 @@ def end_offset(file: Path) -> InputOffset:
     return last.after
 
 
-def test_a_checkpoint_that_was_made_up_skips_no_line(target: Database, drop: Path, pkis: dict[str, PKI]) -> None:
+def test_forged_checkpoint_skips_no_line(target: Database, drop: Path, pkis: dict[str, PKI]) -> None:
     """The attacker has the input and the source of this program, and not the database."""
     file, made = drop / "fleet.jsonl", drop / "made"
     contract = body(pkis["iso2"])
@@ -172,7 +172,7 @@ def test_a_checkpoint_that_was_made_up_skips_no_line(target: Database, drop: Pat
     assert target.emaids() == {contract["emaid"]}
 
 
-def test_numbers_that_do_not_fit_the_input_are_refused(target: Database, drop: Path, pkis: dict[str, PKI]) -> None:
+def test_checkpoint_that_does_not_fit_the_input_is_refused(target: Database, drop: Path, pkis: dict[str, PKI]) -> None:
     file, empty = drop / "fleet.jsonl", drop / "empty.jsonl"
     file.write_bytes(b"\n" + jsonl(body(pkis["iso2"])))
     empty.write_bytes(b"")
@@ -186,7 +186,7 @@ def test_numbers_that_do_not_fit_the_input_are_refused(target: Database, drop: P
     assert json.loads(ccp_ok("import", file, "--json", env=target.env).out)["lines"] == 1
 
 
-def test_a_checkpoint_of_another_database_skips_no_line(
+def test_checkpoint_of_another_database_skips_no_line(
     target: Database, drop: Path, tmp_path: Path, pkis: dict[str, PKI]
 ) -> None:
     other = database(tmp_path / "other", pkis)
@@ -198,7 +198,7 @@ def test_a_checkpoint_of_another_database_skips_no_line(
     assert (len(target.emaids()), len(other.emaids())) == (32, 0)
 
 
-def test_a_checkpoint_of_before_a_restore_skips_no_line(target: Database, drop: Path, pkis: dict[str, PKI]) -> None:
+def test_checkpoint_from_before_a_restore_skips_no_line(target: Database, drop: Path, pkis: dict[str, PKI]) -> None:
     empty, file, checkpoint = drop / "empty.jsonl", broken_off(drop, pkis), drop / "checkpoint"
     empty.write_bytes(b"")
     ccp_ok("import", empty, env=target.env)  # Makes the key.
@@ -209,9 +209,7 @@ def test_a_checkpoint_of_before_a_restore_skips_no_line(target: Database, drop: 
     assert target.emaids() == set()
 
 
-def test_without_a_file_of_its_own_a_database_s_checkpoints_lie_in_the_user_s_state_directory(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checkpoint_for_postgresql_is_in_the_state_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     first, second = (default_path("fleet.jsonl", f"postgresql://ccp@db.example/{name}") for name in ("one", "two"))
     assert first.parent == second.parent == tmp_path / "state" / "opnc-ccp"
@@ -230,9 +228,7 @@ def packed(*parts: bytes, times: int = 1) -> bytes:
     return octets + packer.flush()
 
 
-def test_an_archive_of_sixty_million_empty_lines_is_left_after_a_thousand(
-    target: Database, drop: Path, pkis: dict[str, PKI]
-) -> None:
+def test_import_stops_after_a_thousand_empty_lines(target: Database, drop: Path, pkis: dict[str, PKI]) -> None:
     file, contract = drop / "fleet.jsonl.gz", body(pkis["iso2"])
     many = b"\n" * 1_000_000
     file.write_bytes(packed(jsonl(*[contract] * 32), many, times=60))
@@ -244,9 +240,7 @@ def test_an_archive_of_sixty_million_empty_lines_is_left_after_a_thousand(
     assert "too many lines without content" in ccp_error("import", drop / "plain.jsonl", env=target.env)
 
 
-def test_lines_that_are_too_short_for_a_contract_count_as_lines_without_content(
-    target: Database, drop: Path, pkis: dict[str, PKI]
-) -> None:
+def test_import_counts_short_lines_as_lines_without_content(target: Database, drop: Path, pkis: dict[str, PKI]) -> None:
     file, report, contract = drop / "fleet.jsonl.gz", drop / "refused.jsonl", body(pkis["iso2"])
     file.write_bytes(packed(jsonl(contract), b"0\n" * 1_000_000, times=30))
     assert ccp_error("import", file, "--refused", report, env=target.env) == (
@@ -256,7 +250,7 @@ def test_lines_that_are_too_short_for_a_contract_count_as_lines_without_content(
     assert report.stat().st_size < 1_000_000
 
 
-def test_lines_of_white_space_do_not_expand_without_end(target: Database, drop: Path) -> None:
+def test_import_limits_the_expansion_of_white_space(target: Database, drop: Path) -> None:
     file = drop / "fleet.jsonl.gz"
     file.write_bytes(packed(b" " * (1 << 20), times=128))
     assert ccp_error("import", file, env=target.env).endswith("it expands to more than 100 times its size.")
@@ -269,15 +263,13 @@ def test_lines_of_white_space_do_not_expand_without_end(target: Database, drop: 
     assert ccp_error("import", body_file, env=target.env).endswith("it expands to more than 100 times its size.")
 
 
-def test_an_archive_of_empty_archives_is_left_after_a_megabyte(target: Database, drop: Path) -> None:
+def test_import_stops_after_a_megabyte_of_empty_gzip_members(target: Database, drop: Path) -> None:
     file = drop / "fleet.jsonl.gz"
     file.write_bytes(gzip.compress(b"") * 100_000)
     assert ccp_error("import", file, env=target.env).endswith("compressed bytes without content.")
 
 
-def test_empty_lines_between_lines_and_a_fleet_of_equal_lines_are_no_attack(
-    target: Database, drop: Path, pkis: dict[str, PKI]
-) -> None:
+def test_import_accepts_empty_lines_and_equal_lines(target: Database, drop: Path, pkis: dict[str, PKI]) -> None:
     file, contract = drop / "fleet.jsonl.gz", body(pkis["iso2"])
     file.write_bytes(gzip.compress(b"\n" * 900 + (line(contract) + b"\n \n") * 200))
     summary = json.loads(ccp_ok("import", file, "--json", env=target.env).out)

@@ -44,9 +44,7 @@ DEFECTS = {
 
 
 @pytest.mark.parametrize("name", DEFECTS)
-def test_a_defect_in_a_worker_or_the_exchange_with_it_ends_the_import(
-    tmp_path: Path, pkis: dict[str, PKI], name: str
-) -> None:
+def test_import_ends_on_a_defect_in_a_worker_or_its_channel(tmp_path: Path, pkis: dict[str, PKI], name: str) -> None:
     what, sentence = DEFECTS[name]
     empty = database(tmp_path / "pool", pkis)
     (tmp_path / "sitecustomize.py").write_text(DEFECT.format(what=what))
@@ -66,7 +64,7 @@ def test_a_defect_in_a_worker_or_the_exchange_with_it_ends_the_import(
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
-def test_a_killed_worker_or_an_interrupt_ends_an_import_that_waits_for_input(
+def test_import_waiting_for_input_ends_on_a_signal_or_dead_worker(
     tmp_path: Path, pkis: dict[str, PKI], interrupted: bool
 ) -> None:
     empty = database(tmp_path / "pool", pkis)

@@ -54,7 +54,7 @@ def subscribe(pool: Pool, host: str) -> Any:
     return call(pool, "oem", "POST", json={"url": f"https://{host}/x", "enabledEvents": ["oem.contract.created"]})
 
 
-def test_a_name_inside_and_one_that_does_not_exist_are_told_alike_to_publishers(pool: Pool) -> None:
+def test_publisher_cannot_distinguish_internal_and_unknown_hosts(pool: Pool) -> None:
     said = {}
     for kind, host in (("there", "inside.corp.test"), ("nowhere", "nothing.corp.test")):
         contract = pool.contract(pool.car(), signer=kind)
@@ -65,13 +65,13 @@ def test_a_name_inside_and_one_that_does_not_exist_are_told_alike_to_publishers(
 
 
 @pytest.mark.parametrize("host", [*SPECIAL, *KNOWN, "nothing.corp.test"])
-def test_a_webhook_that_can_never_be_reached_is_refused_in_one_sentence(pool: Pool, host: str) -> None:
+def test_webhook_at_an_internal_host_is_refused(pool: Pool, host: str) -> None:
     answer = subscribe(pool, host)
     assert sentences(answer, 400) == [f"url : {host.strip('[]')} cannot be reached from this pool"]
     assert pool.sql("select count(*) from webhook") == [(0,)]
 
 
-def test_a_webhook_may_not_move_to_such_a_host_but_may_be_disabled_there(pool: Pool) -> None:
+def test_webhook_may_not_move_to_an_internal_host(pool: Pool) -> None:
     made = subscribe(pool, "public.test")
     assert made.status_code == 201, made.text
     path = f"/{made.json()['id']}"
@@ -86,13 +86,13 @@ def test_a_webhook_may_not_move_to_such_a_host_but_may_be_disabled_there(pool: P
         call(pool, "oem", "DELETE", path)
 
 
-def test_a_name_that_cannot_be_resolved_now_may_be_a_webhook(pool: Pool) -> None:
+def test_webhook_at_an_unresolved_host_is_accepted(pool: Pool) -> None:
     made = subscribe(pool, "hooks.example")
     assert made.status_code == 201
     call(pool, "oem", "DELETE", f"/{made.json()['id']}")
 
 
-def test_the_log_has_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_internal_host_reason_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     log = CapturingLogger()
     monkeypatch.setattr(module, "_log", log)
 

@@ -62,7 +62,7 @@ def patch(pool: Pool, path: str, tag: str | None, caller: str = "admin", **membe
     return call(pool, "PATCH", path, caller, json=members, headers=headers)
 
 
-def test_a_change_of_a_party_that_another_operator_has_changed_is_412(place: Pool) -> None:
+def test_party_change_with_a_stale_etag_is_412(place: Pool) -> None:
     path, first = fresh(place)
     done = patch(place, path, first, operator_ids=["DEAAA", "DEBBB"])
     assert done.status_code == 200
@@ -75,7 +75,7 @@ def test_a_change_of_a_party_that_another_operator_has_changed_is_412(place: Poo
     assert call(place, "GET", path).json()["operator_ids"] == ["DEAAA", "DEBBB", "DECCC"]
 
 
-def test_without_if_match_or_with_a_star_a_party_is_changed_however_it_is(place: Pool) -> None:
+def test_party_change_without_if_match_or_with_star_succeeds(place: Pool) -> None:
     path, _ = fresh(place)
     for value in (None, "*"):
         name = f"However {next(_NUMBERS)}"
@@ -83,7 +83,7 @@ def test_without_if_match_or_with_a_star_a_party_is_changed_however_it_is(place:
         assert call(place, "GET", path).json()["name"] == name
 
 
-def test_a_list_of_tags_matches_where_one_of_them_does(place: Pool) -> None:
+def test_if_match_list_matches_any_etag(place: Pool) -> None:
     path, current = fresh(place)
     assert sentences(patch(place, path, '"one", "two"', name="Neither"), 412) == NOT_AS_READ
     lines = [("If-Match", '"one"'), ("If-Match", f'"two" ,, {current}')]
@@ -92,7 +92,7 @@ def test_a_list_of_tags_matches_where_one_of_them_does(place: Pool) -> None:
     assert answer.status_code == 200, answer.text
 
 
-def test_a_weak_tag_matches_nothing_and_a_malformed_one_is_400(place: Pool) -> None:
+def test_if_match_weak_etag_never_matches(place: Pool) -> None:
     path, current = fresh(place)
     assert sentences(patch(place, path, f"W/{current}", name="Weak"), 412) == NOT_AS_READ
     for wrong in (current.strip('"'), current[:-1], "", "*, " + current, f"{current} {current}", "w/" + current):
@@ -100,7 +100,7 @@ def test_a_weak_tag_matches_nothing_and_a_malformed_one_is_400(place: Pool) -> N
     assert tag(place, path) == current
 
 
-def test_every_write_of_a_party_heeds_if_match(place: Pool) -> None:
+def test_if_match_applies_to_every_write_of_a_party(place: Pool) -> None:
     path, stale = fresh(place)
     assert patch(place, path, stale, name=f"Heeded {next(_NUMBERS)}").status_code == 200
     before = place.sql("select * from party_secret order by 1, 2")
@@ -114,7 +114,7 @@ def test_every_write_of_a_party_heeds_if_match(place: Pool) -> None:
         assert call(place, "POST", f"{path}/{action}", headers=headers).status_code == 200, action
 
 
-def test_a_tag_changes_with_whatever_get_shows(place: Pool) -> None:
+def test_etag_changes_with_every_member_of_the_party(place: Pool) -> None:
     path, first = fresh(place)
     tags = [first]
     for action in ("disable", "enable", "rotate-secret"):
@@ -126,7 +126,7 @@ def test_a_tag_changes_with_whatever_get_shows(place: Pool) -> None:
     assert patch(place, path, tags[-1], operator_ids=["de*aaa"]).headers["etag"] == tags[-1]
 
 
-def test_who_calls_is_known_before_if_match_is_judged(place: Pool) -> None:
+def test_if_match_is_evaluated_after_authentication(place: Pool) -> None:
     path, _ = fresh(place)
     assert place.http.patch(BASE + path, json={}, headers={"If-Match": "x"}).status_code == 401
     assert sentences(patch(place, path, "x", "cpo", name="x"), 403)
@@ -150,17 +150,17 @@ def compete(pool: Pool) -> None:
     assert call(pool, "GET", path).json()["name"] == won
 
 
-def test_of_changes_at_once_with_the_same_tag_one_is_made(place: Pool) -> None:
+def test_concurrent_changes_with_one_etag_succeed_once(place: Pool) -> None:
     for _ in range(3):
         compete(place)
 
 
-def test_of_changes_at_once_on_postgresql_one_is_made(pkis: dict[str, PKI], postgres: Server) -> None:
+def test_concurrent_changes_with_one_etag_succeed_once_on_postgresql(pkis: dict[str, PKI], postgres: Server) -> None:
     with start({}, ADMINS, database=postgres.database(empty=True)) as pool:
         compete(pool)
 
 
-def test_changes_on_the_command_line_add_up_and_change_the_tag(place: Pool) -> None:
+def test_command_line_changes_add_up_and_change_the_etag(place: Pool) -> None:
     """An edit there names what is added and taken, in one transaction, so that none undoes another's."""
     path, first = fresh(place)
     env = environment(CCP_DATABASE=place.settings.database, CCP_LOG_LEVEL="error")
@@ -172,7 +172,7 @@ def test_changes_on_the_command_line_add_up_and_change_the_tag(place: Pool) -> N
     assert sentences(patch(place, path, first, operator_ids=["DEAAA"]), 412) == NOT_AS_READ
 
 
-def test_the_description_has_the_tag_the_header_and_the_answer(place: Pool) -> None:
+def test_openapi_describes_etag_and_if_match(place: Pool) -> None:
     paths = place.http.get("/openapi.json").json()["paths"]
     one = paths[f"{BASE}/parties/{{client_id}}"]
     assert one["get"]["responses"]["200"]["headers"]["ETag"]

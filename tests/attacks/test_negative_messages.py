@@ -52,7 +52,7 @@ def judges() -> None:
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_a_negative_message_for_every_reason_is_valid_and_its_code_is_read(edition: str) -> None:
+def test_negative_message_for_every_reason_is_valid(edition: str) -> None:
     namespace = EDITIONS[edition]
     refused = [verify.negative_response(namespace, SESSION, reason, AT) for reason, _, _ in REASONS]
     for message, (reason, _, _) in zip(refused, REASONS, strict=True):
@@ -61,7 +61,7 @@ def test_a_negative_message_for_every_reason_is_valid_and_its_code_is_read(editi
     assert ev_stack.response_codes((edition, message) for message in refused) == wanted
 
 
-def test_the_judges_find_fault_with_values_that_break_the_schemas() -> None:
+def test_schema_validators_reject_invalid_values() -> None:
     """Else the test above would show nothing."""
     for edition, namespace in EDITIONS.items():
         message: Any = exi.decode(verify.negative_response(namespace, SESSION, ChainError("x"), AT))
@@ -116,7 +116,7 @@ def refused_cars(pool: Pool, edition: str) -> Iterator[tuple[Car, bytes, str, st
 
 @pytest.mark.parametrize("ask", [opnc, opcp])
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_an_ev_that_validates_first_reads_why_it_gets_nothing(
+def test_negative_message_is_readable_for_a_validating_ev(
     pool: Pool, pkis: dict[str, PKI], edition: str, ask: Callable[[Pool, Car, bytes], bytes]
 ) -> None:
     messages, wanted = [], []

@@ -76,7 +76,7 @@ def audited(pool: Pool, car: Car) -> list[tuple[str, int]]:
     return [(action, at) for action, at, subject in rows if json.loads(subject).get("pcid") == car.pcid]
 
 
-def test_an_event_has_the_time_of_the_change_and_not_of_the_requests_arrival(around: Pool, pcp: Fake) -> None:
+def test_event_time_is_the_time_of_the_change(around: Pool, pcp: Fake) -> None:
     car = around.car()
     pcp.answers[f"/provisioningcertificates/{car.pcid}"] = json_answer(chain_body(car.provisioning))
     first = around.publish(car)
@@ -93,7 +93,7 @@ def test_an_event_has_the_time_of_the_change_and_not_of_the_requests_arrival(aro
     assert stored == (times[2], times[2])
 
 
-def test_times_of_a_car_never_decrease_while_many_change_it_at_once(pool: Pool) -> None:
+def test_change_times_of_a_vehicle_never_decrease(pool: Pool) -> None:
     car = pool.car()
     contracts = [pool.contract(car, new_emaid(provider)) for provider in ("DEEXA", "NLEXB", "NLEXC", "NLEXD")]
     pool.token("cps"), pool.token("emsp")
@@ -123,7 +123,7 @@ def test_times_of_a_car_never_decrease_while_many_change_it_at_once(pool: Pool) 
 @pytest.mark.parametrize(
     "event_type", ["mo.prov.cert.factory.reset", "emsp.prov.cert.deleted", "emsp.prov.cert.updated"]
 )
-def test_a_publication_under_way_does_not_survive_a_provisioning_event(
+def test_publication_in_progress_is_refused_after_a_provisioning_event(
     around: Pool, pcp: Fake, event_type: str, known: bool
 ) -> None:
     car = around.car()
@@ -141,7 +141,7 @@ def test_a_publication_under_way_does_not_survive_a_provisioning_event(
     assert len(around.listed(car)) == 1
 
 
-def test_an_event_that_comes_late_removes_what_was_under_way_when_it_happened(around: Pool, pcp: Fake) -> None:
+def test_late_provisioning_event_removes_earlier_publications(around: Pool, pcp: Fake) -> None:
     """The event's time is before the contract was stored, and after its publication began."""
     car = around.car()
     with under_way(around, pcp, car, around.contract(car)) as late:
@@ -151,7 +151,7 @@ def test_an_event_that_comes_late_removes_what_was_under_way_when_it_happened(ar
     assert around.listed(car) == []
 
 
-def test_an_old_event_does_not_remove_what_was_published_after_it(around: Pool, pcp: Fake) -> None:
+def test_old_provisioning_event_keeps_later_publications(around: Pool, pcp: Fake) -> None:
     car = around.car()
     pcp.answers[f"/provisioningcertificates/{car.pcid}"] = json_answer(chain_body(car.provisioning))
     before = datetime.now(UTC) - timedelta(seconds=5)
@@ -160,7 +160,7 @@ def test_an_old_event_does_not_remove_what_was_published_after_it(around: Pool, 
     assert len(around.listed(car)) == 1
 
 
-def test_a_body_that_takes_its_time_began_when_its_head_arrived(around: Pool, pcp: Fake) -> None:
+def test_publication_begins_with_the_head_of_its_request(around: Pool, pcp: Fake) -> None:
     car = around.car()
     pcp.answers[f"/provisioningcertificates/{car.pcid}"] = json_answer(chain_body(car.provisioning))
     body = json.dumps(around.contract(car).body).encode()

@@ -46,7 +46,7 @@ def place(pkis: dict[str, PKI]) -> Iterator[Pool]:
 
 
 @pytest.mark.parametrize(("name", "why"), CONFUSING.items(), ids=map(ascii, CONFUSING))
-def test_a_name_that_could_be_taken_for_another_is_refused(place: Pool, name: str, why: str) -> None:
+def test_party_name_that_is_confusable_is_refused(place: Pool, name: str, why: str) -> None:
     sentence = f"name : {why}, so it could be taken for another one"
     headers = {"Authorization": f"Bearer {place.token('admin')}"}
     new = {"name": name, "client_id": "confusing", "roles": ["cpo"]}
@@ -60,17 +60,17 @@ def test_a_name_that_could_be_taken_for_another_is_refused(place: Pool, name: st
 
 
 @pytest.mark.parametrize("character", ["\u202e", "\u200b", "\u2066", "\u00ad", "\x1b", "\x9b", "\u2028"])
-def test_a_name_with_a_control_or_format_character_is_refused(character: str) -> None:
+def test_party_name_with_a_control_character_is_refused(character: str) -> None:
     with pytest.raises(FieldError, match="printable characters"):
         parse_name(f"Ac{character}me")
 
 
 @pytest.mark.parametrize("name", ALLOWED)
-def test_a_name_of_one_script_or_of_scripts_that_belong_together_is_taken(name: str) -> None:
+def test_party_name_of_compatible_scripts_is_accepted(name: str) -> None:
     assert parse_name(name)
 
 
-def test_a_name_that_an_earlier_release_took_is_listed_and_can_be_changed(tmp_path: Path) -> None:
+def test_party_name_of_an_earlier_release_can_be_changed(tmp_path: Path) -> None:
     url = new_database(tmp_path)
     config = ("--config", tmp_path / "ccp.toml")
     (tmp_path / "ccp.toml").write_text(f'database = "{url}"\n')

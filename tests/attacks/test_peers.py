@@ -66,7 +66,7 @@ def opcp(contract: Contract) -> Reply:
 FAR = [party("far_oem", PartyRole.OEM, wmis="WFX"), party("other_far_oem", PartyRole.OEM, wmis="WFY")]
 
 
-def test_a_flood_of_one_partner_keeps_neither_cars_nor_others_from_a_slow_peer(pkis: dict[str, PKI]) -> None:
+def test_flood_of_one_partner_does_not_block_others_at_a_slow_peer(pkis: dict[str, PKI]) -> None:
     with (
         scripted() as peer,
         start(pkis, FAR, pool_id="pool-x", peer_delivery_timeout=4, peer_request_timeout=60) as pool,
@@ -123,7 +123,7 @@ def test_a_flood_of_one_partner_keeps_neither_cars_nor_others_from_a_slow_peer(p
         assert value(found, "ccp_peer_requests_total", **labels) == 150 - 16
 
 
-def test_a_share_keeps_room_for_callers_with_nothing_under_way() -> None:
+def test_shares_reserve_a_quarter_for_callers_with_none_in_flight() -> None:
     shares = Shares(8, 5)
     taken = []
 
@@ -146,7 +146,7 @@ def test_a_share_keeps_room_for_callers_with_nothing_under_way() -> None:
     assert len(shares._in_flight) == 1
 
 
-def test_circuits_of_callers_are_apart_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_circuits_of_callers_are_separate_and_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(peer_limits, "_MAX_CIRCUITS", 10)
     circuits = Circuits(lambda: 0.0)
     for _ in range(3):
@@ -161,7 +161,7 @@ def test_circuits_of_callers_are_apart_and_bounded(monkeypatch: pytest.MonkeyPat
     assert len(circuits._failing) == 9
 
 
-def test_a_car_whose_contract_does_not_hold_here_keeps_no_other_from_the_peer(pkis: dict[str, PKI]) -> None:
+def test_invalid_contract_of_a_peer_keeps_the_circuit_closed(pkis: dict[str, PKI]) -> None:
     with scripted() as peer, start(pkis, pool_id="pool-x", peer_delivery_timeout=3) as pool:
         pool.change(peers.add(Peer("far", peer.url, token="t"), AT))
         until_known(pool, "far")
@@ -185,7 +185,7 @@ def test_a_car_whose_contract_does_not_hold_here_keeps_no_other_from_the_peer(pk
         assert value(read(pool.base_url), "ccp_peer_resting", peer="far") == 0
 
 
-def test_one_contract_that_does_not_hold_here_keeps_no_other_of_the_car_from_it(pkis: dict[str, PKI]) -> None:
+def test_peer_answer_drops_only_invalid_contracts(pkis: dict[str, PKI]) -> None:
     with scripted() as peer, start(pkis, pool_id="pool-x", peer_delivery_timeout=3) as pool:
         pool.change(peers.add(Peer("far", peer.url, token="t"), AT))
         until_known(pool, "far")
@@ -235,24 +235,24 @@ def relabelled(pool: Pool, foreign: Contract) -> Reply:
     return opnc(foreign, pcid=f"{str(foreign.body['pcid'])[:-9]}{number - 1:09d}")
 
 
-def test_a_contract_of_no_vehicle_does_not_displace_one_that_names_the_vehicle(pkis: dict[str, PKI]) -> None:
+def test_answer_without_pcid_does_not_displace_one_with_pcid(pkis: dict[str, PKI]) -> None:
     given, true, _ = race(pkis, lambda pool, foreign: opcp(foreign), liar_speaks="opcp")
     assert given == true
 
 
-def test_a_relabelled_contract_does_not_displace_that_of_a_peer_registered_for_the_provider(
+def test_relabelled_contract_does_not_displace_a_registered_peers(
     pkis: dict[str, PKI],
 ) -> None:
     given, true, _ = race(pkis, relabelled, true_provider="DEEXA")
     assert given == true
 
 
-def test_a_relabelled_contract_that_is_anothers_here_does_not_displace_the_true_one(pkis: dict[str, PKI]) -> None:
+def test_contradicted_contract_does_not_displace_a_correct_one(pkis: dict[str, PKI]) -> None:
     given, true, _ = race(pkis, relabelled, known_here=True)
     assert given == true
 
 
-def test_what_nothing_speaks_against_is_still_given_where_nothing_better_comes(pkis: dict[str, PKI]) -> None:
+def test_unnamed_answer_is_delivered_if_there_is_no_better(pkis: dict[str, PKI]) -> None:
     given, _, foreign = race(pkis, lambda pool, foreign: opcp(foreign), liar_speaks="opcp", delay=20)
     assert given == foreign
 
@@ -274,7 +274,7 @@ def with_peer(pkis: dict[str, PKI], use: Callable[[Pool, Scripted], None]) -> No
         use(pool, peer)
 
 
-def test_the_words_of_a_peer_obey_our_limits(pkis: dict[str, PKI], hostile: str) -> None:
+def test_peer_text_is_limited(pkis: dict[str, PKI], hostile: str) -> None:
     def use(pool: Pool, peer: Scripted) -> None:
         car = pool.car()
         contract = pool.contract(car)
@@ -294,7 +294,7 @@ def test_the_words_of_a_peer_obey_our_limits(pkis: dict[str, PKI], hostile: str)
     with_peer(pkis, use)
 
 
-def test_text_keeps_what_can_be_printed() -> None:
+def test_peer_text_keeps_printable_characters() -> None:
     assert plain("Zürich, 東京 – 5 €", 100) == "Zürich, 東京 – 5 €"
     assert plain("a\nb\x1b[1mc\u202e", 5) == "a b [1"[:5]
     assert sentences([" First. ", 7, None, "", "\x00", "Second."]) == ("First.", "Second.")

@@ -44,7 +44,7 @@ def tell(pool: Pool, event_type: str, pcid: str, at: datetime | None = None) -> 
 
 
 @pytest.mark.parametrize("event_type", RESETS)
-def test_a_factory_reset_removes_the_contracts_by_either_of_its_names(around: Pool, event_type: str) -> None:
+def test_factory_reset_invalidates_contracts_under_both_names(around: Pool, event_type: str) -> None:
     car = around.car()
     around.publish(car)
     assert tell(around, event_type, car.pcid).status_code == 200
@@ -58,7 +58,7 @@ def test_a_factory_reset_removes_the_contracts_by_either_of_its_names(around: Po
      "mo.prov.cert.factoryReset", "mo.prov.cert.factory.reset ", "mo.prov.cert.", "mo.provcert.deleted",
      "mo.factory.reset"],
 )  # fmt: skip
-def test_an_unknown_event_about_provisioning_certificates_is_refused_and_logged(
+def test_provisioning_event_with_an_unknown_name_is_refused(
     around: Pool, event_type: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     car = around.car()
@@ -78,7 +78,7 @@ def test_an_unknown_event_about_provisioning_certificates_is_refused_and_logged(
 
 
 @pytest.mark.parametrize("event_type", RESETS)
-def test_a_factory_reset_can_be_subscribed_to_by_either_of_its_names(around: Pool, event_type: str) -> None:
+def test_factory_reset_subscription_works_under_both_names(around: Pool, event_type: str) -> None:
     headers = {"Authorization": f"Bearer {around.token('emsp')}"}
     body = {"url": "https://provider.example/events", "enabledEvents": [event_type]}
     made = around.http.post("/opnc/v1/event/endpoints", headers=headers, json=body)
@@ -92,7 +92,7 @@ def test_a_factory_reset_can_be_subscribed_to_by_either_of_its_names(around: Poo
     ]
 
 
-def test_each_provider_that_loses_a_contract_by_an_event_is_told_and_no_other(pkis: dict[str, PKI]) -> None:
+def test_provisioning_event_notifies_affected_providers_only(pkis: dict[str, PKI]) -> None:
     options = {"pcp_webhook_secret": SECRET, "event_dispatch": True, "event_allow_http": True}
     with start(pkis, egress_allow_networks=("127.0.0.0/8",), **options) as pool, receiving() as receiver:
         names = {"emsp": "mo.prov.cert.updated.factory.reset", "other_emsp": "emsp.prov.cert.factory.reset"}

@@ -117,7 +117,7 @@ def after(place: Place, tmp_path: Path) -> After:
     return After(place, copy, secrets, leaked, revoked)
 
 
-def test_a_restore_ends_tokens_of_revoked_keys_and_says_what_to_do_again(after: After) -> None:
+def test_restore_revokes_keys_again_and_lists_what_to_repeat(after: After) -> None:
     place = after.place
     lines = place.run("restore", after.copy, "--replace")
     assert "Keys that signed access tokens are revoked (1): callers need new tokens." in lines
@@ -145,7 +145,7 @@ def test_a_restore_ends_tokens_of_revoked_keys_and_says_what_to_do_again(after: 
         assert token(http, "disabled", after.secrets["disabled"]).status_code == 200
 
 
-def test_keys_are_kept_only_on_request_and_the_trail_says_so(after: After) -> None:
+def test_restore_keeps_token_keys_only_on_request(after: After) -> None:
     place = after.place
     lines = place.run("restore", after.copy, "--replace", "--keep-keys")
     assert any("revoke again what was revoked since" in line for line in lines)
@@ -157,7 +157,7 @@ def test_keys_are_kept_only_on_request_and_the_trail_says_so(after: After) -> No
         place.run("keys", "revoke", "--", after.revoked)
 
 
-def test_an_export_of_the_trail_tells_it_where_the_database_is_lost(after: After, tmp_path: Path) -> None:
+def test_restore_uses_an_audit_export_if_the_database_is_lost(after: After, tmp_path: Path) -> None:
     place, export = after.place, tmp_path / "trail.jsonl"
     place.run("audit", "export", export)
     os.remove(schema.sqlite_file(place.url))
@@ -166,20 +166,20 @@ def test_an_export_of_the_trail_tells_it_where_the_database_is_lost(after: After
     assert sum(after.revoked in line for line in lines) == 1
 
 
-def test_what_both_tell_is_told_once(after: After, tmp_path: Path) -> None:
+def test_restore_merges_database_and_audit_export(after: After, tmp_path: Path) -> None:
     place, export = after.place, tmp_path / "trail.jsonl"
     place.run("audit", "export", export)
     lines = place.run("restore", after.copy, "--replace", "--audit-export", export)
     assert "Done after the backup and undone by it (4); repeat what still applies:" in lines
 
 
-def test_without_either_it_says_that_it_does_not_know(after: After) -> None:
+def test_restore_without_database_and_export_reports_unknown(after: After) -> None:
     os.remove(schema.sqlite_file(after.place.url))
     lines = after.place.run("restore", after.copy)
     assert any(line.startswith("What was disabled, rotated or revoked after the backup is not known") for line in lines)
 
 
-def test_a_database_beyond_reading_tells_nothing_and_that_is_said(after: After) -> None:
+def test_restore_reports_an_unreadable_database(after: After) -> None:
     schema.sqlite_file(after.place.url).write_bytes(b"not a database at all" * 1000)
     done = ccp_ok("restore", after.copy, "--replace", env=after.place.env)
     assert "cannot be read" in done.err
@@ -187,7 +187,7 @@ def test_a_database_beyond_reading_tells_nothing_and_that_is_said(after: After) 
     assert "nothing was disabled" not in done.out
 
 
-def test_where_nothing_was_ended_since_it_says_that(place: Place, tmp_path: Path) -> None:
+def test_restore_reports_that_nothing_was_revoked_since(place: Place, tmp_path: Path) -> None:
     place.party("stays")
     place.run("backup", tmp_path / "copy.db")
     write(place.url, contracts.publish(variant(), AT))
@@ -195,7 +195,7 @@ def test_where_nothing_was_ended_since_it_says_that(place: Place, tmp_path: Path
     assert "As far as the trail shows, nothing was disabled, rotated or revoked after the backup." in lines
 
 
-def test_an_export_of_another_pool_is_said_to_be_none_of_this_one(after: After, tmp_path: Path) -> None:
+def test_restore_rejects_an_audit_export_of_another_pool(after: After, tmp_path: Path) -> None:
     other = Place(tmp_path / "other", free_port())
     other.folder.mkdir()
     schema.upgrade(other.url)
@@ -207,7 +207,7 @@ def test_an_export_of_another_pool_is_said_to_be_none_of_this_one(after: After, 
     assert "does not continue that of the backup" in done.err
 
 
-def test_an_export_cannot_write_to_the_terminal_and_a_broken_one_restores_nothing(after: After, tmp_path: Path) -> None:
+def test_restore_escapes_and_validates_the_audit_export(after: After, tmp_path: Path) -> None:
     place, export = after.place, tmp_path / "trail.jsonl"
     place.run("audit", "export", export)
     lines = export.read_text().splitlines()
@@ -321,9 +321,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_file_with_anything_in_its_schema_that_ours_has_not_is_refused(
-    place: Place, tmp_path: Path, name: str
-) -> None:
+def test_restore_refuses_a_file_with_a_foreign_schema(place: Place, tmp_path: Path, name: str) -> None:
     place.party("stays")
     bad = tmp_path / "bad.db"
     place.run("backup", bad)
@@ -336,14 +334,14 @@ def test_a_file_with_anything_in_its_schema_that_ours_has_not_is_refused(
     assert not list(tmp_path.glob("ccp.db.*")), "nothing was put aside"
 
 
-def test_a_name_in_a_hostile_file_cannot_write_to_the_terminal(place: Place, tmp_path: Path) -> None:
+def test_restore_escapes_names_of_a_hostile_file(place: Place, tmp_path: Path) -> None:
     bad = tmp_path / "bad.db"
     place.run("backup", bad)
     statements('create table "\x1b[2J\u202e" (x)')(bad)
     assert r"it has the table \x1b[2J\u202e, unlike" in ccp_error("restore", bad, "--replace", env=place.env)
 
 
-def test_a_log_beside_a_backup_is_not_looked_at_and_refuses_it(place: Place, tmp_path: Path) -> None:
+def test_restore_refuses_a_backup_with_a_log_beside_it(place: Place, tmp_path: Path) -> None:
     """It could bring what the file itself has not, and only the file would be copied."""
     copy = tmp_path / "copy.db"
     place.run("backup", copy)
@@ -358,7 +356,7 @@ def test_a_log_beside_a_backup_is_not_looked_at_and_refuses_it(place: Place, tmp
     assert "lies copy.db-wal with changes that belong to it" in ccp_error("restore", copy, "--replace", env=place.env)
 
 
-def test_every_revision_can_be_restored_as_it_was_made_or_after_going_there_and_back(tmp_path: Path) -> None:
+def test_restore_accepts_every_schema_revision(tmp_path: Path) -> None:
     url = new_database(tmp_path)
     file = schema.sqlite_file(url)
     known = sorted(path.name[:4] for path in (Path(schema.__file__).parents[1] / "migrations/versions").glob("0*.py"))
@@ -376,7 +374,7 @@ def test_every_revision_can_be_restored_as_it_was_made_or_after_going_there_and_
     assert inspection.inspect(file) == HEAD
 
 
-def test_a_backup_that_a_restore_would_refuse_says_so(place: Place, tmp_path: Path) -> None:
+def test_backup_reports_that_a_restore_would_refuse_it(place: Place, tmp_path: Path) -> None:
     sql(place.url, "create index more on party (name)")
     done = ccp_ok("backup", tmp_path / "copy.db", env=place.env)
     assert "it has the index more" in done.err
@@ -392,7 +390,7 @@ def test_a_backup_that_a_restore_would_refuse_says_so(place: Place, tmp_path: Pa
         ("update party set enabled = 'yes'", "party.enabled"),
     ],
 )
-def test_a_file_with_values_of_another_type_is_refused(place: Place, tmp_path: Path, change: str, column: str) -> None:
+def test_restore_refuses_values_of_another_type(place: Place, tmp_path: Path, change: str, column: str) -> None:
     place.party("stays")
     ccp_ok("keys", "rotate", env=place.env)
     bad = tmp_path / "bad.db"
@@ -404,7 +402,7 @@ def test_a_file_with_values_of_another_type_is_refused(place: Place, tmp_path: P
     assert sql(place.url, "select * from party") == before
 
 
-def test_a_copied_database_whose_log_lies_beside_it_is_refused(place: Place, tmp_path: Path) -> None:
+def test_restore_refuses_a_copied_database_with_a_log(place: Place, tmp_path: Path) -> None:
     """Its last changes, here that a party was disabled, are in the log alone."""
     place.party("disabled")
     bad = tmp_path / "copied.db"
@@ -420,7 +418,7 @@ def test_a_copied_database_whose_log_lies_beside_it_is_refused(place: Place, tmp
     assert sql(place.url, "select enabled from party") == [(1,)]
 
 
-def test_a_pipe_is_no_backup(place: Place, tmp_path: Path) -> None:
+def test_restore_refuses_a_pipe(place: Place, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     answer = ccp_error("restore", tmp_path / "pipe", "--replace", env=place.env)
     assert answer.endswith("is not a database of ours.")

@@ -94,7 +94,7 @@ LISTINGS = [
 
 @pytest.mark.parametrize("form", [(), ("--json",)])
 @pytest.mark.parametrize("command", LISTINGS, ids=lambda command: " ".join(command[:2]))
-def test_no_command_lets_a_name_write_to_the_terminal(
+def test_commands_escape_names_for_the_terminal(
     hostile: tuple[object, ...], command: tuple[str, ...], form: tuple[str, ...]
 ) -> None:
     if command[0] == "exi":
@@ -109,7 +109,7 @@ NAMING = [("audit", "list"), ("party", "list"), ("peer", "list"), ("trust", "lis
 
 
 @pytest.mark.parametrize("command", [*NAMING, ("party", "show", "hostile")], ids=lambda command: " ".join(command[:2]))
-def test_names_are_shown_escaped_and_whole(hostile: tuple[object, ...], command: tuple[str, ...]) -> None:
+def test_escaped_names_are_complete(hostile: tuple[object, ...], command: tuple[str, ...]) -> None:
     done = ccp(*command, *hostile)
     assert done.status == 0, done.err
     assert r"x\x1b[2J\x9b31m\x7f\u202egnp.exe\u2066\u2069\u200e\u200f\u061c\u200b" in done.out
@@ -118,7 +118,7 @@ def test_names_are_shown_escaped_and_whole(hostile: tuple[object, ...], command:
     assert json.dumps(HOSTILE)[1:-1] in found, "programs get the name as it is"
 
 
-def test_every_command_writes_through_the_one_module_that_escapes() -> None:
+def test_commands_print_only_through_the_escaping_module() -> None:
     """`print`, `typer.echo` and a console of its own would go around it. Progress bars hold numbers only."""
     allowed = {
         ("output.py", "typer.echo"),
@@ -154,7 +154,7 @@ def logged(log_format: str, monkeypatch: pytest.MonkeyPatch, **members: Any) -> 
 
 
 @pytest.mark.parametrize("log_format", ["json", "console"])
-def test_no_log_line_writes_to_the_terminal_or_looks_like_two(log_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_events_escape_control_characters(log_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
     members = {"peer": HOSTILE, "reasons": {HOSTILE: 1}, "said": [HOSTILE, f"a\n{HOSTILE}"], "address": "\ud800"}
     text = logged(log_format, monkeypatch, **members)
     if log_format == "json":
@@ -168,7 +168,7 @@ def test_no_log_line_writes_to_the_terminal_or_looks_like_two(log_format: str, m
         assert shows_itself(text.removesuffix("\n")), text
 
 
-def test_a_traceback_keeps_its_lines_and_none_looks_like_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_log_traceback_lines_are_never_events(monkeypatch: pytest.MonkeyPatch) -> None:
     try:
         raise ValueError(f"bad\n2026-03-01 [info] all is well {HOSTILE}")
     except ValueError as exc:
@@ -181,7 +181,7 @@ def test_a_traceback_keeps_its_lines_and_none_looks_like_an_event(monkeypatch: p
 # --- Characters ------------------------------------------------------------------------------------------------------
 
 
-def test_every_character_that_changes_what_is_around_it_is_escaped() -> None:
+def test_escaping_covers_every_invisible_character() -> None:
     invisible = [
         *range(0x20), 0x7F, *range(0x80, 0xA0), 0xAD, 0x34F, 0x61C, 0x115F, 0x1160, 0x17B4, 0x180E,
         *range(0x200B, 0x2010),

@@ -182,7 +182,7 @@ OPERATIONS = (
 # --- While the body comes --------------------------------------------------------------------------------------------
 
 
-def test_the_operations_of_these_tests_are_answered_when_nothing_is_lost(pool: Pool) -> None:
+def test_operations_succeed_without_a_concurrent_change(pool: Pool) -> None:
     by = someone(pool, admin=True)
     for name, (method, path, body) in bodies(pool, by).items():
         with ExitStack() as stack:
@@ -190,7 +190,7 @@ def test_the_operations_of_these_tests_are_answered_when_nothing_is_lost(pool: P
             assert answer.status in (200, 201), (name, answer.body)
 
 
-def test_a_party_disabled_while_its_body_comes_neither_publishes_nor_receives(pool: Pool) -> None:
+def test_party_disabled_during_its_body_is_refused(pool: Pool) -> None:
     by = someone(pool, admin=True)
     with ExitStack() as stack:
         begun = {
@@ -206,7 +206,7 @@ def test_a_party_disabled_while_its_body_comes_neither_publishes_nor_receives(po
         assert everything(pool) == before
 
 
-def test_a_party_that_loses_its_roles_while_its_body_comes_is_refused(pool: Pool) -> None:
+def test_party_losing_its_roles_during_its_body_is_refused(pool: Pool) -> None:
     by = someone(pool, admin=True)
     with ExitStack() as stack:
         begun = {
@@ -222,7 +222,7 @@ def test_a_party_that_loses_its_roles_while_its_body_comes_is_refused(pool: Pool
         assert everything(pool) == before
 
 
-def test_a_token_whose_key_is_revoked_while_the_body_comes_is_refused(pkis: dict[str, PKI]) -> None:
+def test_token_key_revoked_during_the_body_is_refused(pkis: dict[str, PKI]) -> None:
     with start({"iso2": pkis["iso2"]}, rate_limit_unauthenticated=0) as running, ExitStack() as stack:
         by = someone(running, admin=True)
         begun = {
@@ -239,7 +239,7 @@ def test_a_token_whose_key_is_revoked_while_the_body_comes_is_refused(pkis: dict
         assert everything(running) == before
 
 
-def test_a_foreign_caller_whose_token_or_key_ends_while_its_body_comes_is_refused(
+def test_external_token_expiring_during_the_body_is_refused(
     pkis: dict[str, PKI],
 ) -> None:
     with fake_issuer() as fake, ExitStack() as stack:
@@ -305,7 +305,7 @@ def settled(by: Someone) -> None:
     time.sleep(1.5)  # Its look once a second.
 
 
-def test_what_the_server_has_not_heard_of_yet_is_found_when_the_change_is_made(pool: Pool) -> None:
+def test_change_checks_the_party_in_its_transaction(pool: Pool) -> None:
     by = someone(pool)
     asked = changes(pool, by)
     settled(by)
@@ -326,7 +326,7 @@ def test_what_the_server_has_not_heard_of_yet_is_found_when_the_change_is_made(p
             assert by.ask(method, path, body).status_code in (200, 201), name
 
 
-def test_an_id_that_was_given_up_meanwhile_is_found_when_the_change_is_made(pool: Pool) -> None:
+def test_change_checks_owned_ids_in_its_transaction(pool: Pool) -> None:
     by = someone(pool)
     asked = changes(pool, by)
     settled(by)
@@ -340,7 +340,7 @@ def test_an_id_that_was_given_up_meanwhile_is_found_when_the_change_is_made(pool
     assert everything(pool) == before
 
 
-def test_a_key_that_was_revoked_meanwhile_is_found_when_the_change_is_made(pool: Pool) -> None:
+def test_change_checks_the_token_key_in_its_transaction(pool: Pool) -> None:
     by, admin = someone(pool), someone(pool, admin=True)
     asked = {
         **changes(pool, by),
@@ -361,7 +361,7 @@ def test_a_key_that_was_revoked_meanwhile_is_found_when_the_change_is_made(pool:
         pool.sql(insert, kid, pem, created_at)
 
 
-def test_nothing_is_revoked_at_the_pki_for_a_party_that_was_disabled_meanwhile(pkis: dict[str, PKI]) -> None:
+def test_pki_revocation_checks_the_party_again(pkis: dict[str, PKI]) -> None:
     with scripted_server() as fake:
         options: dict[str, Any] = {
             "pki_url": fake.url + "/opnc/v1/pki",
@@ -383,7 +383,7 @@ def test_nothing_is_revoked_at_the_pki_for_a_party_that_was_disabled_meanwhile(p
 # --- Races -----------------------------------------------------------------------------------------------------------
 
 
-def test_after_a_party_was_disabled_nothing_of_its_requests_under_way_is_stored(pool: Pool) -> None:
+def test_disabled_party_stores_nothing_in_flight(pool: Pool) -> None:
     by = someone(pool)
     ready = [pool.contract(pool.car(wmi=wmi_of(by)), emaid_of(by)).body for _ in range(40)]
     settled(by)

@@ -5,5 +5,5 @@ from __future__ import annotations
 from tests.hold.short import held
 
 
-def test_other_cars_hardly_notice_a_flood_of_broadcasts() -> None:
+def test_broadcast_flood_hardly_delays_other_vehicles() -> None:
     held("broadcasts")

@@ -5,5 +5,5 @@ from __future__ import annotations
 from tests.hold.short import held
 
 
-def test_a_silent_database_leaves_no_vehicle_without_an_answer() -> None:
+def test_silent_database_leaves_no_vehicle_without_response() -> None:
     held("database")

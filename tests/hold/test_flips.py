@@ -3,5 +3,5 @@
 from tests.hold.short import held
 
 
-def test_flipped_bits_crash_nothing_and_pass_nowhere() -> None:
+def test_flipped_bits_cause_no_crash_and_are_never_accepted() -> None:
     held("flips")

@@ -60,7 +60,7 @@ def stream(**changes: object) -> Stream:
     return Stream("s", (MESSAGE,), **{**given, **changes})  # type: ignore[arg-type]
 
 
-def test_answers_are_counted_with_status_and_label() -> None:
+def test_open_loop_counts_responses_by_status_and_label() -> None:
     with server(lambda count: ANSWER % (503 if count % 2 else 200, b"")) as port, running(port, [stream()]) as run:
         outcome = run.result()["s"]
     assert len(outcome.answers) > 40
@@ -70,7 +70,7 @@ def test_answers_are_counted_with_status_and_label() -> None:
     assert outcome.share(within=60) == 1
 
 
-def test_latency_counts_from_when_a_request_was_due() -> None:
+def test_open_loop_latency_starts_at_the_due_time() -> None:
     def slow(count: int) -> bytes:
         time.sleep(0.1)
         return ANSWER % (200, b"")
@@ -82,7 +82,7 @@ def test_latency_counts_from_when_a_request_was_due() -> None:
     assert outcome.percentile(0.01) >= 0.1
 
 
-def test_clients_give_up_and_come_back_over_new_connections() -> None:
+def test_open_loop_clients_reconnect_after_giving_up() -> None:
     silent = threading.Event()
 
     def answer(count: int) -> bytes:
@@ -101,14 +101,14 @@ def test_clients_give_up_and_come_back_over_new_connections() -> None:
 
 
 @pytest.mark.parametrize("says", [b"", ANSWER % (200, b"Connection: close\r\n")])
-def test_connections_that_a_server_closes_are_opened_anew(says: bytes) -> None:
+def test_open_loop_reopens_closed_connections(says: bytes) -> None:
     with server(lambda count: says) as port, running(port, [stream(open_first=False)]) as run:
         outcome = run.result()["s"]
     assert len(outcome.answers) > 40
     assert set(outcome.statuses()) == {200 if says else UNANSWERED}
 
 
-def test_a_server_that_is_gone_refuses_every_request() -> None:
+def test_open_loop_counts_refused_connections() -> None:
     with server(lambda count: b"") as port:
         pass
     with running(port, [stream(seconds=0.5, open_first=False)]) as run:

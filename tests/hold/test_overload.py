@@ -5,5 +5,5 @@ from __future__ import annotations
 from tests.hold.short import held
 
 
-def test_an_overloaded_pool_answers_what_it_can_and_refuses_the_rest() -> None:
+def test_overload_is_shed_with_503() -> None:
     held("overload")

@@ -5,5 +5,5 @@ from __future__ import annotations
 from tests.hold.short import held
 
 
-def test_requests_do_not_feel_how_many_partners_there_are() -> None:
+def test_latency_is_independent_of_the_number_of_partners() -> None:
     held("partners")

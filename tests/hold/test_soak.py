@@ -3,5 +3,5 @@
 from tests.hold.short import held
 
 
-def test_containers_keep_their_bounds_under_hostile_load() -> None:
+def test_soak_containers_stay_within_their_bounds() -> None:
     held("soak")

@@ -5,5 +5,5 @@ from __future__ import annotations
 from tests.hold.short import held
 
 
-def test_small_commands_and_starts_of_workers_cost_little() -> None:
+def test_startup_of_commands_and_workers_is_cheap() -> None:
     held("startup")

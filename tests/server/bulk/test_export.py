@@ -71,7 +71,7 @@ def exported(source: Database, *options: object) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("name", ["fleet.jsonl", "fleet.jsonl.gz"])
-def test_what_is_exported_and_imported_into_an_empty_pool_is_the_same_again(
+def test_export_and_import_into_an_empty_pool_round_trips(
     tmp_path: Path, filled: Database, pkis: dict[str, PKI], name: str
 ) -> None:
     file = tmp_path / name
@@ -92,14 +92,14 @@ def test_what_is_exported_and_imported_into_an_empty_pool_is_the_same_again(
     assert exported(target) == exported(filled)
 
 
-def test_a_line_of_an_export_is_a_body_that_put_takes(filled: Database, pool: Pool) -> None:
+def test_export_line_is_a_valid_put_body(filled: Database, pool: Pool) -> None:
     lines = exported(filled)
     assert len(lines) == sql(filled.url, "select count(*) from contract")[0][0]
     for each in lines[:8]:
         assert pool.cps.put("/signedcontractdata", json=each).status_code == 201
 
 
-def test_filters_leave_out_and_several_of_a_kind_let_more_pass(filled: Database) -> None:
+def test_export_filters_combine(filled: Database) -> None:
     lines = exported(filled)
     pcids = [each["pcid"] for each in lines]
     assert pcids == sorted(pcids)
@@ -132,7 +132,7 @@ def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["sqlite", "postgresql"])
-def test_an_export_of_a_provider_or_a_maker_reads_its_vehicles_alone(
+def test_export_of_a_provider_or_wmi_uses_an_index(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     url = new_database(tmp_path) if name == "sqlite" else request.getfixturevalue("postgres").emptied()
@@ -177,7 +177,7 @@ def constant(value: bool) -> Query[bool]:
     return value
 
 
-def test_how_a_database_sorts_is_noticed(tmp_path: Path) -> None:
+def test_sorts_by_character_detects_the_collation(tmp_path: Path) -> None:
     assert read(new_database(tmp_path), bulk.sorts_by_character())
     steps = iter(bulk.sorts_by_character())
     statement, _ = next(steps)
@@ -190,11 +190,11 @@ def test_how_a_database_sorts_is_noticed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("prefix", "following"), [("WEX", "WEY"), ("WEZ", "WF"), ("WZZ", "X"), ("ZZZ", None), ("WE9", "WEA")]
 )
-def test_a_range_of_ids_ends_before_the_next_prefix(prefix: str, following: str | None) -> None:
+def test_export_range_of_ids_ends_before_the_next_prefix(prefix: str, following: str | None) -> None:
     assert bulk._following(prefix) == following
 
 
-def test_a_file_is_whole_or_as_it_was(tmp_path: Path, filled: Database) -> None:
+def test_export_replaces_the_file_atomically(tmp_path: Path, filled: Database) -> None:
     with small_disk(tmp_path / "disk", 256) as disk:
         if disk is None:
             pytest.skip("may not mount a file system here")

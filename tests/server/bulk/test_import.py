@@ -54,7 +54,7 @@ def reports(path: Path) -> list[dict[str, Any]]:
 # --- The same as PUT -------------------------------------------------------------------------------------------------
 
 
-def test_an_import_leaves_the_same_rows_and_events_as_a_put_of_each_line(
+def test_import_leaves_the_same_rows_and_events_as_put(
     tmp_path: Path, pool: Pool, empty: Database, pkis: dict[str, PKI]
 ) -> None:
     """New contracts, a second variant, a replaced variant, a second contract of a vehicle, and one that moves."""
@@ -108,7 +108,7 @@ def _other(character: str) -> str:
     return "B" if character == "A" else "A"
 
 
-def test_what_put_refuses_is_refused_with_the_same_sentences(
+def test_import_refuses_with_the_same_messages_as_put(
     tmp_path: Path, pool: Pool, empty: Database, pkis: dict[str, PKI]
 ) -> None:
     lines = refusals(pkis)
@@ -136,9 +136,7 @@ def test_what_put_refuses_is_refused_with_the_same_sentences(
     assert empty.emaids() == {good["emaid"]}
 
 
-def test_a_party_may_import_what_it_may_publish_and_no_more(
-    tmp_path: Path, empty: Database, pkis: dict[str, PKI]
-) -> None:
+def test_import_as_a_party_has_its_authorization(tmp_path: Path, empty: Database, pkis: dict[str, PKI]) -> None:
     own, foreign = body(pkis["iso2"]), body(pkis["iso2"], new_emaid("NLEXB"))
     file, report = tmp_path / "fleet.jsonl", tmp_path / "refused.jsonl"
     file.write_bytes(jsonl(own, foreign))
@@ -150,7 +148,7 @@ def test_a_party_may_import_what_it_may_publish_and_no_more(
     assert "nobody" in ccp_error("import", file, "--as", "nobody", env=empty.env)
 
 
-def test_revocation_evidence_that_cannot_be_had_refuses_a_line_for_now(tmp_path: Path, pkis: dict[str, PKI]) -> None:
+def test_import_line_with_unknown_status_is_retryable(tmp_path: Path, pkis: dict[str, PKI]) -> None:
     """The address is of this machine and not allowed, so nobody is called; PUT answers 503 for the same."""
     pki = build_pki(AT, algorithm="P-256", addresses=lambda name: Addresses(crl="http://127.0.0.1:9/crl"))
     target = database(tmp_path / "pool", {**pkis, "iso2": pki})
@@ -165,7 +163,7 @@ def test_revocation_evidence_that_cannot_be_had_refuses_a_line_for_now(tmp_path:
 # --- Where lines come from -------------------------------------------------------------------------------------------
 
 
-def test_a_folder_is_read_in_the_order_of_its_names_plain_compressed_and_as_single_bodies(
+def test_import_reads_a_folder_in_the_order_of_file_names(
     tmp_path: Path, empty: Database, pkis: dict[str, PKI]
 ) -> None:
     folder = tmp_path / "fleet"
@@ -185,7 +183,7 @@ def test_a_folder_is_read_in_the_order_of_its_names_plain_compressed_and_as_sing
 
 
 @pytest.mark.parametrize("packed", [False, True])
-def test_standard_input_is_read_compressed_or_not(
+def test_import_reads_standard_input_plain_or_gzip(
     tmp_path: Path, empty: Database, pkis: dict[str, PKI], packed: bool
 ) -> None:
     octets = jsonl(body(pkis["iso2"]), body(pkis["iso20"]))
@@ -200,7 +198,7 @@ def test_standard_input_is_read_compressed_or_not(
     assert len(empty.emaids()) == 2
 
 
-def test_input_that_breaks_off_is_told_and_what_came_before_is_stored(
+def test_import_of_truncated_input_stores_the_lines_before(
     tmp_path: Path, empty: Database, pkis: dict[str, PKI]
 ) -> None:
     file = tmp_path / "fleet.jsonl.gz"
@@ -210,7 +208,7 @@ def test_input_that_breaks_off_is_told_and_what_came_before_is_stored(
     assert "There is no file or directory" in ccp_error("import", tmp_path / "none", env=empty.env)
 
 
-def test_memory_is_bounded_by_the_limit_of_a_line(tmp_path: Path, empty: Database, pkis: dict[str, PKI]) -> None:
+def test_import_memory_is_bounded_by_the_line_limit(tmp_path: Path, empty: Database, pkis: dict[str, PKI]) -> None:
     """A line of 60 MB without an end is passed over in pieces."""
     file = tmp_path / "fleet.jsonl"
     with file.open("wb") as stream:
@@ -239,9 +237,7 @@ def test_memory_is_bounded_by_the_limit_of_a_line(tmp_path: Path, empty: Databas
 # --- Again, and defaults ---------------------------------------------------------------------------------------------
 
 
-def test_what_is_there_just_as_it_is_changes_nothing_and_tells_nobody(
-    tmp_path: Path, empty: Database, pkis: dict[str, PKI]
-) -> None:
+def test_import_of_unchanged_contracts_causes_no_event(tmp_path: Path, empty: Database, pkis: dict[str, PKI]) -> None:
     bodies = [body(pkis["iso2"], metaData="m"), body(pkis["iso20"])]
     file = tmp_path / "fleet.jsonl"
     file.write_bytes(jsonl(*bodies))
@@ -253,7 +249,7 @@ def test_what_is_there_just_as_it_is_changes_nothing_and_tells_nobody(
     assert counts(imported(empty, file)) == {"updated": 1, "unchanged": 1}
 
 
-def test_the_default_of_an_export_counts_where_the_vehicle_has_none(
+def test_import_uses_the_exported_default_if_there_is_none(
     tmp_path: Path, empty: Database, pkis: dict[str, PKI]
 ) -> None:
     def default_of(car: str) -> Any:
@@ -291,7 +287,7 @@ def test_the_default_of_an_export_counts_where_the_vehicle_has_none(
     assert reports(report)[0]["errorMessages"] == ["defaultContract : must be true or false"]
 
 
-def test_the_order_of_lines_holds_for_an_emaid_and_for_a_vehicle(
+def test_import_keeps_the_order_for_an_emaid_and_a_vehicle(
     tmp_path: Path, empty: Database, pkis: dict[str, PKI]
 ) -> None:
     """The last line of an EMAID wins, the first of a vehicle is its default, whichever worker checks them."""
@@ -355,7 +351,7 @@ def fleet(pkis: dict[str, PKI]) -> list[bytes]:
 @pytest.mark.parametrize(
     "ways", [((signal.SIGINT, 1), (signal.SIGTERM, 1)), ((signal.SIGKILL, 1), (signal.SIGKILL, 200))]
 )
-def test_stopped_at_any_time_a_second_run_goes_on_and_does_nothing_twice(
+def test_import_resumes_after_being_stopped_at_any_time(
     tmp_path: Path, empty: Database, fleet: list[bytes], ways: tuple[tuple[signal.Signals, int], ...]
 ) -> None:
     file, report = tmp_path / "fleet.jsonl", tmp_path / "refused.jsonl"
@@ -380,7 +376,7 @@ def test_stopped_at_any_time_a_second_run_goes_on_and_does_nothing_twice(
     assert broken_invariants(empty.url) == []
 
 
-def test_a_checkpoint_of_another_input_is_not_gone_on_from(tmp_path: Path, empty: Database, fleet: list[bytes]) -> None:
+def test_import_refuses_a_checkpoint_of_another_input(tmp_path: Path, empty: Database, fleet: list[bytes]) -> None:
     file, report = tmp_path / "fleet.jsonl", tmp_path / "refused.jsonl"
     file.write_bytes(b"".join(fleet))
     stopped(empty, file, report, signal.SIGINT, 30)
@@ -392,9 +388,7 @@ def test_a_checkpoint_of_another_input_is_not_gone_on_from(tmp_path: Path, empty
     assert empty.emaids() == before
 
 
-def test_a_worker_that_is_killed_ends_the_import_with_a_sentence(
-    tmp_path: Path, empty: Database, fleet: list[bytes]
-) -> None:
+def test_import_ends_with_an_error_if_a_worker_is_killed(tmp_path: Path, empty: Database, fleet: list[bytes]) -> None:
     file = tmp_path / "fleet.jsonl"
     file.write_bytes(b"".join(fleet))
     process = subprocess.Popen(
@@ -419,7 +413,7 @@ def test_a_worker_that_is_killed_ends_the_import_with_a_sentence(
     assert len(empty.events()) == len(empty.emaids()) == len(fleet) - len(fleet) // 50
 
 
-def test_no_process_outlives_an_import_that_was_killed(tmp_path: Path, empty: Database, fleet: list[bytes]) -> None:
+def test_import_workers_end_when_the_import_is_killed(tmp_path: Path, empty: Database, fleet: list[bytes]) -> None:
     file, report = tmp_path / "fleet.jsonl", tmp_path / "refused.jsonl"
     file.write_bytes(b"".join(fleet))
     stopped(empty, file, report, signal.SIGKILL, 1)

@@ -21,9 +21,7 @@ from tests.world import AT, read
 LOOPBACK = json.dumps(["127.0.0.0/8"])
 
 
-def test_evidence_is_fetched_once_for_each_issuer_and_a_revoked_contract_is_refused(
-    tmp_path: Path, pkis: dict[str, PKI]
-) -> None:
+def test_import_fetches_status_once_per_issuer_and_refuses_revoked(tmp_path: Path, pkis: dict[str, PKI]) -> None:
     with http_server() as server:
         pki = build_pki(AT, addresses=lambda name: Addresses(crl=f"{server.url}/{name.replace(' ', '-')}"))
         bodies = [body(pki) for _ in range(130)]
@@ -49,7 +47,7 @@ def test_evidence_is_fetched_once_for_each_issuer_and_a_revoked_contract_is_refu
         }
 
 
-def test_the_key_of_each_vehicle_is_asked_for_and_kept_as_put_does(tmp_path: Path, pkis: dict[str, PKI]) -> None:
+def test_import_stores_provisioning_keys_as_put_does(tmp_path: Path, pkis: dict[str, PKI]) -> None:
     with scripted_server() as pcp:
         pki = pkis["iso2"]
         known, unknown = new_pcid(), new_pcid()

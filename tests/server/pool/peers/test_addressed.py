@@ -101,7 +101,7 @@ def pools(pkis: dict[str, PKI]) -> Iterator[dict[str, Pool]]:
 
 
 @pytest.mark.parametrize("name", ["pool-b", "pool-c"])
-def test_every_operation_is_carried_out_by_the_pool_that_it_is_for(pools: dict[str, Pool], name: str) -> None:
+def test_addressed_request_is_executed_by_the_target_pool(pools: dict[str, Pool], name: str) -> None:
     here, there = pools["pool-a"], pools[name]
     car = car_of(here)
     first, second = contract_of(here, car), contract_of(here, car)
@@ -140,9 +140,7 @@ def test_every_operation_is_carried_out_by_the_pool_that_it_is_for(pools: dict[s
 
 
 @pytest.mark.parametrize("name", ["pool-b", "pool-c"])
-def test_a_contract_of_the_newer_edition_is_fetched_from_the_pool_that_has_it(
-    pools: dict[str, Pool], name: str
-) -> None:
+def test_addressed_fetch_returns_an_iso20_contract(pools: dict[str, Pool], name: str) -> None:
     here, there = pools["pool-a"], pools[name]
     car = here.car("iso20", wmi="WFX")
     contract = there.publish(car, new_emaid("NLEXF"))
@@ -154,7 +152,7 @@ def test_a_contract_of_the_newer_edition_is_fetched_from_the_pool_that_has_it(
 
 
 @pytest.mark.parametrize("name", ["pool-b", "pool-c"])
-def test_callers_of_the_older_dialect_reach_the_other_pool_as_well(pools: dict[str, Pool], name: str) -> None:
+def test_addressed_request_in_the_opcp_dialect_is_forwarded(pools: dict[str, Pool], name: str) -> None:
     here, there = pools["pool-a"], pools[name]
     car = car_of(here)
     first, second = contract_of(here, car), contract_of(here, car)
@@ -180,7 +178,7 @@ def test_callers_of_the_older_dialect_reach_the_other_pool_as_well(pools: dict[s
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_a_pool_that_is_registered_as_nothing_else_may_only_deliver(pools: dict[str, Pool], operation: str) -> None:
+def test_peer_with_the_pool_role_alone_may_only_deliver(pools: dict[str, Pool], operation: str) -> None:
     here, there = pools["pool-a"], pools["pool-d"]
     car = car_of(here)
     contract = contract_of(here, car)
@@ -191,7 +189,7 @@ def test_a_pool_that_is_registered_as_nothing_else_may_only_deliver(pools: dict[
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_a_pool_that_acts_for_others_has_no_more_rights_than_they(pools: dict[str, Pool], operation: str) -> None:
+def test_peer_acting_for_a_party_has_only_its_rights(pools: dict[str, Pool], operation: str) -> None:
     here, there = pools["pool-a"], pools["pool-b"]
     car = there.car()
     contract = there.publish(car)
@@ -204,7 +202,7 @@ def test_a_pool_that_acts_for_others_has_no_more_rights_than_they(pools: dict[st
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_what_a_pool_sends_is_not_passed_on_again(pools: dict[str, Pool], operation: str) -> None:
+def test_addressed_request_of_a_pool_is_not_forwarded_again(pools: dict[str, Pool], operation: str) -> None:
     pool, car = pools["pool-b"], car_of(pools["pool-b"])
     contract = contract_of(pool, car)
     asked = request(operation, contract.emaid, car.pcid, contract.body)
@@ -212,7 +210,7 @@ def test_what_a_pool_sends_is_not_passed_on_again(pools: dict[str, Pool], operat
     assert told == ["A request of another pool is not passed on."]
 
 
-def test_a_dry_run_is_not_passed_on(pools: dict[str, Pool]) -> None:
+def test_dry_run_is_not_forwarded(pools: dict[str, Pool]) -> None:
     here, there = pools["pool-a"], pools["pool-b"]
     contract = contract_of(here, car_of(here))
     answer = here.client("far_cps").put(
@@ -222,7 +220,7 @@ def test_a_dry_run_is_not_passed_on(pools: dict[str, Pool]) -> None:
     assert there.stored(contract.emaid) == 0
 
 
-def test_what_is_wrong_with_a_message_is_told_in_the_words_of_the_pool_that_found_it(pools: dict[str, Pool]) -> None:
+def test_addressed_publication_error_has_the_target_pools_messages(pools: dict[str, Pool]) -> None:
     here = pools["pool-a"]
     car = car_of(here)
     contract = contract_of(here, car)
@@ -233,7 +231,7 @@ def test_what_is_wrong_with_a_message_is_told_in_the_words_of_the_pool_that_foun
     assert sentences(unreadable.send(here, **to("pool-b")), 400) == sentences(unreadable.send(here), 400)
 
 
-def test_roots_are_asked_for_where_they_are_trusted(pools: dict[str, Pool]) -> None:
+def test_addressed_request_for_roots_is_refused(pools: dict[str, Pool]) -> None:
     here = pools["pool-a"]
     headers = {"Authorization": f"Bearer {here.token('cpo')}"}
     assert here.http.get("/v1/root/rootCerts", headers=headers | to("pool-a")).status_code == 200
@@ -280,7 +278,7 @@ GATEWAY_HERE = party("gateway", PartyRole.CCP, PartyRole.EMSP, PartyRole.OEM, pr
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_a_peer_is_told_for_whom_the_request_is_and_that_it_goes_no_further(other: Other, operation: str) -> None:
+def test_addressed_request_has_routing_and_hop_headers(other: Other, operation: str) -> None:
     sentences(other.ask(operation, error(403)), 403)
     (received,) = other.peer.received
     told = {name: value for name, value in received.headers.items() if name.startswith(("opnc", "x-ccp"))}
@@ -295,7 +293,7 @@ def test_a_peer_is_told_for_whom_the_request_is_and_that_it_goes_no_further(othe
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 @pytest.mark.parametrize("status", [400, 403, 404, 409, 413, 422])
-def test_the_refusal_of_a_peer_comes_back_in_its_words(other: Other, operation: str, status: int) -> None:
+def test_addressed_request_error_keeps_the_peers_messages(other: Other, operation: str, status: int) -> None:
     answer = other.ask(operation, error(status, "First.", "Second."))
     here = status if status in (403, 404) else 400
     assert sentences(answer, 400 if (operation, here) == ("set default", 404) else here) == ["First.", "Second."]
@@ -314,7 +312,7 @@ def test_the_refusal_of_a_peer_comes_back_in_its_words(other: Other, operation: 
         (error(401), 502, "The pool other does not take this pool's credentials.", None),
     ],
 )
-def test_what_is_no_fault_of_the_request_is_told_as_such(
+def test_addressed_request_peer_failures_are_translated(
     other: Other, operation: str, reply: Reply, status: int, sentence: str, after: str | None
 ) -> None:
     answer = other.ask(operation, reply)
@@ -329,7 +327,7 @@ def test_what_is_no_fault_of_the_request_is_told_as_such(
     [HANG, DROP, error(500), Reply(503, b"<html>"), Reply(302, headers={"Location": "http://127.0.0.1:9/"})],
     ids=["hangs", "drops", "500", "a proxy's 503", "redirects"],
 )
-def test_a_peer_that_is_silent_or_broken_is_503_and_asked_once(other: Other, operation: str, reply: Reply) -> None:
+def test_addressed_request_to_a_failing_peer_is_503_without_retry(other: Other, operation: str, reply: Reply) -> None:
     other.recover()
     began = time.monotonic()
     answer = other.ask(operation, reply)
@@ -342,13 +340,13 @@ def test_a_peer_that_is_silent_or_broken_is_503_and_asked_once(other: Other, ope
 
 @pytest.mark.parametrize("operation", [one for one in OPERATIONS if one not in CHANGING])
 @pytest.mark.parametrize("reply", [Reply(200, b"<html>"), json_reply({}), json_reply([])])
-def test_an_answer_of_another_shape_is_503(other: Other, operation: str, reply: Reply) -> None:
+def test_addressed_request_malformed_answer_is_503(other: Other, operation: str, reply: Reply) -> None:
     other.recover()
     sentences(other.ask(operation, reply), 503)
 
 
 @pytest.mark.parametrize("operation", ["publish", "fetch"])
-def test_a_peer_that_failed_again_and_again_is_left_alone(other: Other, operation: str) -> None:
+def test_addressed_request_repeated_failures_open_the_circuit(other: Other, operation: str) -> None:
     other.recover()
     for _ in range(3):
         sentences(other.ask(operation, DROP), 503)
@@ -365,7 +363,7 @@ def test_a_peer_that_failed_again_and_again_is_left_alone(other: Other, operatio
     until_known(other.pool, "other")
 
 
-def test_what_one_request_meets_does_not_have_a_peer_left_alone(other: Other) -> None:
+def test_addressed_request_client_errors_keep_the_circuit_closed(other: Other) -> None:
     other.recover()
     for _ in range(5):
         sentences(other.ask("publish", error(503, "Evidence cannot be had now.")), 503)
@@ -373,7 +371,7 @@ def test_what_one_request_meets_does_not_have_a_peer_left_alone(other: Other) ->
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_nobody_is_asked_for_who_may_not_do_it_here(other: Other, operation: str) -> None:
+def test_addressed_request_without_local_authorization_is_not_sent(other: Other, operation: str) -> None:
     other.recover()
     stranger = {"far_cps": "small_cps", "far_emsp": "emsp", "far_oem": "oem"}
     asked = request(operation, other.contract.emaid, other.car.pcid)
@@ -386,7 +384,7 @@ def test_nobody_is_asked_for_who_may_not_do_it_here(other: Other, operation: str
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_nobody_is_asked_for_a_pool(other: Other, operation: str) -> None:
+def test_addressed_request_of_a_pool_is_not_sent(other: Other, operation: str) -> None:
     other.recover()
     status = 400 if operation == "set default" else 404
     # By its role, and, where a pool is registered as something else, by the header.
@@ -399,7 +397,7 @@ def test_nobody_is_asked_for_a_pool(other: Other, operation: str) -> None:
 # --- What is handed on -----------------------------------------------------------------------------------------------
 
 
-def test_a_contract_of_another_pool_is_handed_on_only_if_it_is_what_was_asked_for(other: Other) -> None:
+def test_addressed_fetch_answer_must_match_the_request(other: Other) -> None:
     pool, car, contract = other.pool, other.car, other.contract
     another = contract_of(pool, car)
     message = exi.replace_header_fields(contract.message, session_id=SESSION)
@@ -435,7 +433,7 @@ def test_a_contract_of_another_pool_is_handed_on_only_if_it_is_what_was_asked_fo
     assert car.install(octets_of(handed), SESSION, AT)[0] == contract.emaid
 
 
-def test_what_is_told_of_other_contracts_is_not_handed_on(other: Other) -> None:
+def test_addressed_query_answer_must_match_the_request(other: Other) -> None:
     told = {
         "pcid": str(other.car.pcid),
         "emaid": str(other.contract.emaid),
@@ -460,7 +458,7 @@ def test_what_is_told_of_other_contracts_is_not_handed_on(other: Other) -> None:
         assert answer.json() == {"contractDataCollection": [shown]}
 
 
-def test_a_token_endpoint_at_a_wrong_address_does_not_pass_for_an_answer(pkis: dict[str, PKI]) -> None:
+def test_peer_token_endpoint_at_a_wrong_address_is_an_error(pkis: dict[str, PKI]) -> None:
     with scripted() as peer, start(pkis, FAR, pool_id="pool-x") as pool:
         peer.on("/oauth/token", error(404, "No contract for the given PCID found."))
         pool.change(peers.add(Peer("other", peer.url, "opnc", "us", "secret"), AT))

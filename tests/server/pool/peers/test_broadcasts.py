@@ -70,7 +70,7 @@ def asked(server: Scripted) -> int:
 # --- Limits ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_broadcast_beyond_its_partys_limit_is_answered_from_here_alone(
+def test_broadcast_beyond_the_partys_limit_is_answered_locally(
     pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ccp.server.pool.broadcast_limits.IN_FLIGHT", (8, 2))
@@ -105,7 +105,7 @@ def test_a_broadcast_beyond_its_partys_limit_is_answered_from_here_alone(
         assert asked(peer) == 4
 
 
-def test_a_party_beyond_its_rate_of_requests_to_peers_is_answered_from_here_alone(pkis: dict[str, PKI]) -> None:
+def test_broadcast_beyond_the_partys_rate_is_answered_locally(pkis: dict[str, PKI]) -> None:
     with servers(3) as three:
         for server in three:
             server.on(PATH, error(404))
@@ -117,7 +117,7 @@ def test_a_party_beyond_its_rate_of_requests_to_peers_is_answered_from_here_alon
             assert [asked(server) for server in three] == [2, 2, 2]
 
 
-def test_one_peer_gets_few_connections_and_further_cars_wait_for_one(pkis: dict[str, PKI]) -> None:
+def test_broadcast_connections_to_one_peer_are_limited(pkis: dict[str, PKI]) -> None:
     with scripted() as peer, beside(pkis, peer, peer_delivery_timeout=4) as pool:
         cars = [pool.car() for _ in range(12)]
         peer.on(PATH, Reply(**{**vars(error(404)), "delay": 0.15}))
@@ -134,7 +134,7 @@ def test_one_peer_gets_few_connections_and_further_cars_wait_for_one(pkis: dict[
 
 
 @pytest.mark.parametrize("edition", ["iso2", "iso20"])
-def test_a_peer_that_had_nothing_for_a_car_is_not_asked_for_it_again(pkis: dict[str, PKI], edition: str) -> None:
+def test_broadcast_skips_a_peer_that_had_nothing(pkis: dict[str, PKI], edition: str) -> None:
     with scripted() as peer, scripted() as gone, beside(pkis, peer, gone) as pool:
         car = pool.car(edition)
         peer.on(PATH, negative(car))
@@ -150,7 +150,7 @@ def test_a_peer_that_had_nothing_for_a_car_is_not_asked_for_it_again(pkis: dict[
         assert (asked(peer), asked(gone)) == (3, 2)
 
 
-def test_a_car_with_other_roots_or_another_key_is_another_question(pkis: dict[str, PKI]) -> None:
+def test_negative_cache_distinguishes_roots_and_keys(pkis: dict[str, PKI]) -> None:
     """A contract under a root that the car did not list before, or for its new key, may have been there already."""
     with scripted() as peer, beside(pkis, peer) as pool:
         car = pool.car()
@@ -162,7 +162,7 @@ def test_a_car_with_other_roots_or_another_key_is_another_question(pkis: dict[st
         assert asked(peer) == 3
 
 
-def test_a_contract_that_appears_at_a_peer_is_found_when_the_time_is_over(pkis: dict[str, PKI]) -> None:
+def test_negative_cache_entry_expires(pkis: dict[str, PKI]) -> None:
     with scripted() as peer, beside(pkis, peer, peer_negative_ttl=0.5) as pool:
         car = pool.car()
         contract = pool.contract(car)
@@ -175,7 +175,7 @@ def test_a_contract_that_appears_at_a_peer_is_found_when_the_time_is_over(pkis: 
         assert asked(peer) == 2
 
 
-def test_failures_and_temporary_answers_are_never_taken_for_nothing(pkis: dict[str, PKI]) -> None:
+def test_negative_cache_ignores_failures_and_temporary_answers(pkis: dict[str, PKI]) -> None:
     with scripted() as peer, beside(pkis, peer, peer_delivery_timeout=1) as pool:
         car = pool.car()
         busy = negative(car, Unavailable("Not now."), "temporary: Not now.")
@@ -192,7 +192,7 @@ def test_failures_and_temporary_answers_are_never_taken_for_nothing(pkis: dict[s
         assert deliver(pool, car)[0]["emaid"] == contract.emaid
 
 
-def test_an_addressed_pool_that_says_temporary_is_told_as_temporary(pkis: dict[str, PKI]) -> None:
+def test_addressed_vehicle_request_forwards_a_temporary_failure(pkis: dict[str, PKI]) -> None:
     with scripted() as peer, beside(pkis, peer) as pool:
         car = pool.car()
         peer.on(PATH, negative(car, Unavailable("Not now."), "temporary: Not now."))
@@ -203,7 +203,7 @@ def test_an_addressed_pool_that_says_temporary_is_told_as_temporary(pkis: dict[s
 # --- Order -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_peer_that_had_a_contract_for_the_same_maker_is_asked_first(pkis: dict[str, PKI]) -> None:
+def test_broadcast_asks_a_peer_of_the_same_manufacturer_first(pkis: dict[str, PKI]) -> None:
     with servers(7) as seven, beside(pkis, *seven) as pool:
         first, second, third = pool.car(), pool.car(), pool.car(wmi="WXB")
         for server in seven:
@@ -217,7 +217,7 @@ def test_a_peer_that_had_a_contract_for_the_same_maker_is_asked_first(pkis: dict
             assert (sum(new) == 1) == (car is second)
 
 
-def test_the_next_peers_are_asked_when_the_first_ones_hang(pkis: dict[str, PKI]) -> None:
+def test_broadcast_next_wave_starts_while_the_first_hangs(pkis: dict[str, PKI]) -> None:
     with servers(9) as nine, beside(pkis, *nine, peer_delivery_timeout=4) as pool:
         cars = [pool.car() for _ in range(3)]
         for server in nine:
@@ -229,7 +229,7 @@ def test_the_next_peers_are_asked_when_the_first_ones_hang(pkis: dict[str, PKI])
             assert time.monotonic() - began < 3.5
 
 
-def test_a_registered_peer_wins_over_a_likelier_one_that_answers_first(pkis: dict[str, PKI]) -> None:
+def test_broadcast_registered_peer_wins_over_a_faster_one(pkis: dict[str, PKI]) -> None:
     with scripted() as likely, scripted() as registered, beside(pkis, likely) as pool:
         provider = frozenset({ProviderId.parse("DEEXA")})
         likely.on(PATH, opnc(pool.contract(first := pool.car())))
@@ -246,7 +246,7 @@ def test_a_registered_peer_wins_over_a_likelier_one_that_answers_first(pkis: dic
 # --- Connections and circuits ----------------------------------------------------------------------------------------
 
 
-def test_an_answer_that_comes_too_late_to_win_costs_no_connection(pkis: dict[str, PKI]) -> None:
+def test_broadcast_late_answer_keeps_its_connection(pkis: dict[str, PKI]) -> None:
     with scripted() as fast, scripted() as slow, beside(pkis, fast, slow) as pool:
         for wmi in ("WEX", "WXB", "WXC"):  # Else the one that had something for the maker is asked alone.
             car = pool.car(wmi=wmi)
@@ -263,7 +263,9 @@ def test_an_answer_that_comes_too_late_to_win_costs_no_connection(pkis: dict[str
         assert value(found, "ccp_peer_resting", peer="peer-1") == 0
 
 
-def test_no_peer_is_judged_while_the_event_loop_is_late(pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_circuit_stays_closed_while_the_event_loop_is_late(
+    pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
+) -> None:
     late = [True]
     monkeypatch.setattr(LoopLag, "lost", property(lambda self: time.monotonic() if late[0] else 0.0))
     path = "/contractData/pcid/WEX0TEST000000001"
@@ -285,7 +287,7 @@ def test_no_peer_is_judged_while_the_event_loop_is_late(pkis: dict[str, PKI], mo
         assert value(read(pool.base_url), "ccp_peer_resting", peer="peer-0") == 1
 
 
-def test_contracts_of_an_answer_are_verified_one_in_a_turn(
+def test_peer_answer_verification_yields_to_the_event_loop(
     pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     costs: list[int] = []

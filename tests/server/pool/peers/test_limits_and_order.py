@@ -29,7 +29,7 @@ class Clock:
 # --- Shares ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_caller_that_waits_for_its_share_keeps_no_other_from_theirs() -> None:
+def test_shares_a_waiting_caller_does_not_block_others() -> None:
     async def run() -> list[str]:
         shares, order = Shares(4, 2), list[str]()
 
@@ -58,7 +58,7 @@ def test_a_caller_that_waits_for_its_share_keeps_no_other_from_theirs() -> None:
     assert len(asyncio.run(run())) == 5
 
 
-def test_one_that_is_cancelled_while_it_waits_keeps_no_place() -> None:
+def test_shares_a_cancelled_waiter_frees_its_place() -> None:
     async def run() -> None:
         shares = Shares(1, 1)
         await shares.acquire("a")
@@ -81,7 +81,7 @@ def test_one_that_is_cancelled_while_it_waits_keeps_no_place() -> None:
 # --- Rates -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_party_beyond_its_rate_waits_until_time_has_caught_up() -> None:
+def test_broadcast_limits_refuse_a_party_beyond_its_rate() -> None:
     clock = Clock()
     limits = BroadcastLimits(10, clock=clock)
     for _ in range(25):  # What one broadcast causes may go beyond; the next one waits for it.
@@ -93,7 +93,7 @@ def test_a_party_beyond_its_rate_waits_until_time_has_caught_up() -> None:
     assert limits.admits("a")
 
 
-def test_parties_at_their_rate_leave_room_for_others() -> None:
+def test_broadcast_limits_leave_room_for_other_parties() -> None:
     clock = Clock()
     limits = BroadcastLimits(10, clock=clock)
     for _ in range(20):
@@ -108,7 +108,7 @@ def test_parties_at_their_rate_leave_room_for_others() -> None:
     assert not limits.admits("c")
 
 
-def test_a_request_counts_more_while_the_event_loop_is_late() -> None:
+def test_broadcast_limits_count_more_while_the_event_loop_is_late() -> None:
     clock, lag = Clock(), [0.15]
     limits = BroadcastLimits(10, lambda: lag[0], clock)
     for _ in range(3):
@@ -117,7 +117,7 @@ def test_a_request_counts_more_while_the_event_loop_is_late() -> None:
     assert not limits.admits("a")
 
 
-def test_no_limit_on_the_rate_and_a_bounded_number_of_parties() -> None:
+def test_broadcast_limits_bound_the_number_of_parties() -> None:
     limits = BroadcastLimits(0)
     for number in range(10_000):
         limits.debit(str(number))
@@ -132,7 +132,7 @@ def test_no_limit_on_the_rate_and_a_bounded_number_of_parties() -> None:
 # --- What is remembered ----------------------------------------------------------------------------------------------
 
 
-def test_what_a_peer_had_not_is_remembered_by_car_edition_and_peer_for_its_time() -> None:
+def test_negative_cache_key_is_vehicle_edition_and_peer() -> None:
     clock = Clock()
     cache = NegativeCache(30, clock)
     cache.add(CAR, "b")
@@ -153,7 +153,7 @@ def test_what_a_peer_had_not_is_remembered_by_car_edition_and_peer_for_its_time(
     assert not cache.has(CAR, "c")
 
 
-def test_the_memory_is_bounded_and_forgets_the_oldest_first() -> None:
+def test_negative_cache_is_bounded_and_evicts_the_oldest() -> None:
     clock = Clock()
     cache = NegativeCache(30, clock, max_vehicles=3)
     cars = [(PCID(f"WEX0TEST{number:09d}"), Namespace.ISO2, 1) for number in range(5)]
@@ -178,7 +178,7 @@ def providers(*names: str) -> frozenset[ProviderId]:
     return frozenset(map(ProviderId, names))
 
 
-def test_peers_of_the_provider_and_then_of_the_maker_come_first() -> None:
+def test_peer_ranking_prefers_provider_then_manufacturer() -> None:
     clock = Clock()
     ranking = PeerRanking(clock)
     registered = {f"p{number}": providers() for number in range(10)} | {"registered": providers("DEEXA")}
@@ -193,7 +193,7 @@ def test_peers_of_the_provider_and_then_of_the_maker_come_first() -> None:
     assert len(ranking.waves(registered, WMI("WEX"), [])[0]) == 4  # Nothing of late.
 
 
-def test_every_peer_is_in_one_wave_and_few_peers_are_asked_together() -> None:
+def test_peer_ranking_waves_contain_every_peer_once() -> None:
     ranking = PeerRanking(Clock())
     for count in (0, 1, 4, 5, 20, 100):
         registered = {f"p{number}": providers() for number in range(count)}
@@ -205,7 +205,7 @@ def test_every_peer_is_in_one_wave_and_few_peers_are_asked_together() -> None:
     assert len(first) > 50  # They take turns.
 
 
-def test_what_is_remembered_of_peers_is_bounded() -> None:
+def test_peer_ranking_memory_is_bounded() -> None:
     ranking = PeerRanking(Clock())
     for number in range(10_000):
         ranking.record(f"p{number}", WMI("WEX"), [ProviderId(f"D{number:04d}")])
@@ -224,7 +224,7 @@ class Lag(LoopLag):
         return self.total
 
 
-def test_a_failure_counts_unless_it_may_be_of_what_went_on_here() -> None:
+def test_call_timing_attributes_local_failures_to_this_worker() -> None:
     lag = Lag()
     assert not CallTiming(1.5, lag).failed_here(0.75)
 

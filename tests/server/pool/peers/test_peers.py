@@ -94,7 +94,7 @@ def deliver(pool: Pool, car: Car, headers: dict[str, str] | None = None) -> list
 
 @pytest.mark.parametrize("edition", ["iso2", "iso20"])
 @pytest.mark.parametrize("home", NAMES)
-def test_each_car_finds_its_contract_wherever_it_is(
+def test_broadcast_finds_a_contract_at_any_pool(
     three: dict[str, Pool], deliveries: list[Any], edition: str, home: str
 ) -> None:
     car = three[home].car(edition)
@@ -116,7 +116,7 @@ def test_each_car_finds_its_contract_wherever_it_is(
             assert len(deliveries) <= 3
 
 
-def test_a_car_that_nobody_knows_goes_around_in_no_circle(three: dict[str, Pool], deliveries: list[Any]) -> None:
+def test_broadcast_of_an_unknown_vehicle_does_not_loop(three: dict[str, Pool], deliveries: list[Any]) -> None:
     car = three["pool-a"].car()
     began = time.monotonic()
     (item,) = deliver(three["pool-a"], car)
@@ -125,7 +125,7 @@ def test_a_car_that_nobody_knows_goes_around_in_no_circle(three: dict[str, Pool]
     assert sorted(deliveries) == ["cpo", "peer", "peer"]
 
 
-def test_nobody_is_asked_unless_the_caller_allows_it(three: dict[str, Pool], deliveries: list[Any]) -> None:
+def test_broadcast_requires_the_callers_permission(three: dict[str, Pool], deliveries: list[Any]) -> None:
     car = three["pool-b"].car()
     three["pool-b"].publish(car)
     (item,) = deliver(three["pool-a"], car, {})
@@ -133,7 +133,7 @@ def test_nobody_is_asked_unless_the_caller_allows_it(three: dict[str, Pool], del
     assert deliveries == ["cpo"]
 
 
-def test_what_a_pool_has_passed_on_goes_no_further(three: dict[str, Pool], deliveries: list[Any]) -> None:
+def test_broadcast_of_a_forwarded_request_is_not_sent(three: dict[str, Pool], deliveries: list[Any]) -> None:
     pool, car = three["pool-a"], three["pool-b"].car()
     three["pool-b"].publish(car)
     # By its role, and, where a pool is registered as something else, by the header.
@@ -144,7 +144,7 @@ def test_what_a_pool_has_passed_on_goes_no_further(three: dict[str, Pool], deliv
         assert deliveries == [caller]
 
 
-def test_a_back_end_of_the_older_dialect_reaches_other_pools_without_a_word(three: dict[str, Pool]) -> None:
+def test_broadcast_in_the_opcp_dialect_is_the_default(three: dict[str, Pool]) -> None:
     car = three["pool-c"].car("iso20")
     first = three["pool-c"].publish(car)
     three["pool-c"].publish(car)
@@ -161,7 +161,7 @@ def test_a_back_end_of_the_older_dialect_reaches_other_pools_without_a_word(thre
     assert car.install(octets_of(item), SESSION, AT)[0] == first.emaid
 
 
-def test_a_car_of_the_newer_edition_gets_all_that_it_takes(three: dict[str, Pool]) -> None:
+def test_broadcast_returns_all_iso20_contracts_of_a_peer(three: dict[str, Pool]) -> None:
     car = three["pool-b"].car("iso20")
     contracts = [three["pool-b"].publish(car).emaid for _ in range(3)]
     items = deliver(three["pool-a"], car)  # By OPNC; the older dialect brings one.
@@ -179,7 +179,9 @@ def to(pool: str) -> dict[str, str]:
     return {"OPNC-to-party-type": "ccp", "OPNC-to-party-id": pool}
 
 
-def test_a_request_for_another_pool_is_answered_by_that_one(three: dict[str, Pool], deliveries: list[Any]) -> None:
+def test_addressed_vehicle_request_is_answered_by_the_target_pool(
+    three: dict[str, Pool], deliveries: list[Any]
+) -> None:
     car = three["pool-b"].car()
     here, there = three["pool-a"].publish(car), three["pool-b"].publish(car)
     assert deliver(three["pool-a"], car, {})[0]["emaid"] == here.emaid
@@ -191,7 +193,7 @@ def test_a_request_for_another_pool_is_answered_by_that_one(three: dict[str, Poo
     assert item["metaData"] == "The pool that the request is for has nothing for the vehicle now."
 
 
-def test_a_request_for_a_pool_that_is_unknown_is_not_found(three: dict[str, Pool]) -> None:
+def test_addressed_vehicle_request_to_an_unknown_pool_is_404(three: dict[str, Pool]) -> None:
     pool, car = three["pool-a"], three["pool-a"].car()
     assert sentences(pool.post(car, headers=to("pool-z")), 404)
     assert sentences(pool.oem.get(f"/contractData/pcid/{car.pcid}", headers=to("pool-z")), 404)
@@ -264,7 +266,7 @@ def lies(honest: Pool, car: Car) -> dict[str, Reply]:
     }
 
 
-def test_peers_that_hang_or_lie_change_nothing(pkis: dict[str, PKI], three: dict[str, Pool]) -> None:
+def test_broadcast_ignores_hanging_and_malicious_peers(pkis: dict[str, PKI], three: dict[str, Pool]) -> None:
     honest = three["pool-b"]
     with scripted() as hung, scripted() as liar:
         hung.on(PATH, HANG)
@@ -300,7 +302,7 @@ def until_known(pool: Pool, name: str) -> None:
     pytest.fail(f"{name} was not taken over")
 
 
-def test_a_peer_that_hangs_is_left_alone_after_a_while(pkis: dict[str, PKI]) -> None:
+def test_broadcast_skips_a_peer_with_an_open_circuit(pkis: dict[str, PKI]) -> None:
     with scripted() as hung:
         hung.on(PATH, HANG)
         with beside(pkis, hung=hung.url) as pool:
@@ -314,7 +316,7 @@ def test_a_peer_that_hangs_is_left_alone_after_a_while(pkis: dict[str, PKI]) -> 
             assert all(each < SECONDS for each in times[3:])
 
 
-def test_a_peer_is_told_who_asks_and_that_it_must_not_pass_on(pkis: dict[str, PKI]) -> None:
+def test_broadcast_request_has_routing_and_hop_headers(pkis: dict[str, PKI]) -> None:
     with scripted() as peer:
         peer.on(PATH, error(404))
         with beside(pkis, peer=peer.url) as pool:
@@ -332,7 +334,7 @@ def test_a_peer_is_told_who_asks_and_that_it_must_not_pass_on(pkis: dict[str, PK
             assert received.headers["authorization"] == "Bearer t"
 
 
-def test_a_peer_of_other_roots_is_not_asked(pkis: dict[str, PKI]) -> None:
+def test_broadcast_skips_a_peer_with_other_roots(pkis: dict[str, PKI]) -> None:
     with scripted() as right, scripted() as wrong:
         for peer in (right, wrong):
             peer.on(PATH, error(404))
@@ -345,9 +347,7 @@ def test_a_peer_of_other_roots_is_not_asked(pkis: dict[str, PKI]) -> None:
             assert (len(right.received), len(wrong.received)) == (1, 0)
 
 
-def test_peers_are_asked_together_and_the_first_that_has_something_is_not_kept_waiting(
-    pkis: dict[str, PKI], three: dict[str, Pool]
-) -> None:
+def test_broadcast_returns_the_first_answer_without_waiting(pkis: dict[str, PKI], three: dict[str, Pool]) -> None:
     honest = three["pool-b"]
     both, met = threading.Barrier(2), []
 
@@ -375,7 +375,7 @@ def test_peers_are_asked_together_and_the_first_that_has_something_is_not_kept_w
         assert len(one.asked(PATH)) == len(another.asked(PATH)) == 2
 
 
-def test_a_peers_token_is_asked_for_once(pkis: dict[str, PKI]) -> None:
+def test_peer_token_is_requested_once(pkis: dict[str, PKI]) -> None:
     with scripted() as peer, start(pkis, pool_id="pool-x") as pool:
         peer.on("/oauth/token", granted("first"), granted("second"))
         peer.on(PATH, error(404), error(404), error(401), error(404))
@@ -389,7 +389,7 @@ def test_a_peers_token_is_asked_for_once(pkis: dict[str, PKI]) -> None:
         assert tokens == ["Bearer first"] * 3 + ["Bearer second"] * 2
 
 
-def test_a_breaker_opens_waits_longer_each_time_and_closes() -> None:
+def test_circuit_breaker_delay_doubles_until_it_closes() -> None:
     now = [0.0]
     breaker = CircuitBreaker(lambda: now[0])
     for _ in range(2):
@@ -412,7 +412,7 @@ def test_a_breaker_opens_waits_longer_each_time_and_closes() -> None:
     assert breaker.allow()
 
 
-def test_calls_that_were_under_way_when_the_circuit_opened_change_nothing() -> None:
+def test_circuit_breaker_ignores_calls_begun_before_it_opened() -> None:
     now = [0.0]
     breaker = CircuitBreaker(lambda: now[0])
     for _ in range(8):
@@ -434,7 +434,7 @@ def test_calls_that_were_under_way_when_the_circuit_opened_change_nothing() -> N
 # --- Commands --------------------------------------------------------------------------------------------------------
 
 
-def test_peers_are_registered_tested_listed_and_disabled(
+def test_peer_commands_register_test_list_and_disable(
     three: dict[str, Pool], tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pool = three["pool-b"]
