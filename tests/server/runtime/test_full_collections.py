@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from tests.server.storage.made import new_database
-from tests.server.storage.test_many_parties import filled
+from tests.server.storage.party_data import add_parties
 
 SERVED = """
 import asyncio, gc, json
@@ -39,7 +39,7 @@ asyncio.run(run())
 
 def test_full_collections_do_not_go_through_partners(tmp_path: Path) -> None:
     url = new_database(tmp_path)
-    filled(url, 30)
+    add_parties(url, 30)
     (tmp_path / "ccp.toml").write_text(
         f'database = "{url}"\nbase_url = "https://ccp.example.com"\nevent_dispatch = false\n'
     )

@@ -20,8 +20,8 @@ from tests.cli.run import ccp_error, ccp_ok
 from tests.cli.test_serving import free_port, serving
 from tests.durability.disk import small_disk
 from tests.server.bulk.fleet import database
+from tests.server.storage.concurrent_writes import started
 from tests.server.storage.made import AT, broken_invariants, new_database, sql, variant, write
-from tests.server.storage.test_processes import started
 
 
 def env(url: str) -> dict[str, str]:
@@ -37,7 +37,7 @@ def filled(tmp_path: Path) -> str:
     return url
 
 
-def test_a_backup_taken_while_others_write_is_one_moment_and_whole(tmp_path: Path) -> None:
+def test_backup_during_writes_is_consistent_and_complete(tmp_path: Path) -> None:
     """Another process publishes without end, one event a contract; every copy has as many of one as of the other."""
     url = new_database(tmp_path)
     copies = []
@@ -59,7 +59,7 @@ def test_a_backup_taken_while_others_write_is_one_moment_and_whole(tmp_path: Pat
     assert schema.revision(f"sqlite:///{copies[0]}") == schema.head()
 
 
-def test_a_backup_is_for_its_owner_alone_and_leaves_nothing_beside_it(tmp_path: Path, filled: str) -> None:
+def test_backup_is_private_and_leaves_no_other_file(tmp_path: Path, filled: str) -> None:
     folder = tmp_path / "backups"
     folder.mkdir()
     target = folder / "ccp.db"
@@ -77,7 +77,7 @@ def test_a_backup_is_for_its_owner_alone_and_leaves_nothing_beside_it(tmp_path: 
         assert connection.execute("pragma journal_mode").fetchone() == ("delete",)
 
 
-def test_a_backup_that_fails_leaves_the_older_one(tmp_path: Path, filled: str, tiny: Path) -> None:
+def test_backup_that_fails_keeps_the_older_one(tmp_path: Path, filled: str, tiny: Path) -> None:
     target = tiny / "ccp.db"
     target.write_text("an older one")
     assert ccp_error("backup", target, env=env(filled)).startswith(f"The copy to {target} failed: ")
@@ -95,7 +95,7 @@ def damage(file: Path, source: Path) -> None:
     file.write_bytes(octets)
 
 
-def test_a_database_that_is_damaged_is_not_saved_as_if_it_were_good(tmp_path: Path, filled: str) -> None:
+def test_backup_refuses_a_damaged_database(tmp_path: Path, filled: str) -> None:
     source, target = schema.sqlite_file(filled), tmp_path / "copy.db"
     damage(source, source)
     sentence = ccp_error("backup", target, env=env(filled))
@@ -103,7 +103,7 @@ def test_a_database_that_is_damaged_is_not_saved_as_if_it_were_good(tmp_path: Pa
     assert not target.exists()
 
 
-def test_what_was_saved_is_there_again_and_what_was_there_is_kept(tmp_path: Path, filled: str) -> None:
+def test_restore_brings_the_backup_back_and_keeps_the_replaced_database(tmp_path: Path, filled: str) -> None:
     copy = tmp_path / "copy.db"
     ccp_ok("backup", copy, env=env(filled))
     saved = sql(filled, "select * from contract")
@@ -123,7 +123,7 @@ def test_what_was_saved_is_there_again_and_what_was_there_is_kept(tmp_path: Path
     assert sql(elsewhere, "select * from contract") == saved
 
 
-def test_what_a_crash_left_in_the_log_goes_with_the_old_database(tmp_path: Path, filled: str) -> None:
+def test_restore_moves_a_leftover_log_with_the_old_database(tmp_path: Path, filled: str) -> None:
     copy = tmp_path / "copy.db"
     ccp_ok("backup", copy, env=env(filled))
     saved = sql(filled, "select emaid from contract order by 1")
@@ -139,7 +139,7 @@ def test_what_a_crash_left_in_the_log_goes_with_the_old_database(tmp_path: Path,
     assert set(acknowledged) <= {row[0] for row in sql(f"sqlite:///{aside}", "select emaid from contract")}
 
 
-def test_nothing_is_restored_under_a_server_that_runs(tmp_path: Path, pkis: dict[str, PKI]) -> None:
+def test_restore_is_refused_while_a_server_runs(tmp_path: Path, pkis: dict[str, PKI]) -> None:
     target = database(tmp_path / "pool", pkis)
     copy = tmp_path / "copy.db"
     ccp_ok("backup", copy, env=target.env)
@@ -162,7 +162,7 @@ def test_nothing_is_restored_under_a_server_that_runs(tmp_path: Path, pkis: dict
     ccp_ok("restore", copy, "--replace", "--config", config)
 
 
-def test_a_database_beyond_reading_is_put_aside_and_replaced(tmp_path: Path, filled: str) -> None:
+def test_restore_replaces_an_unreadable_database(tmp_path: Path, filled: str) -> None:
     copy, file = tmp_path / "copy.db", schema.sqlite_file(filled)
     ccp_ok("backup", copy, env=env(filled))
     saved = sql(filled, "select * from contract")
@@ -171,7 +171,7 @@ def test_a_database_beyond_reading_is_put_aside_and_replaced(tmp_path: Path, fil
     assert sql(filled, "select * from contract") == saved
 
 
-def test_what_is_no_good_backup_is_not_restored(tmp_path: Path, filled: str) -> None:
+def test_restore_refuses_an_invalid_backup(tmp_path: Path, filled: str) -> None:
     copy, bad = tmp_path / "copy.db", tmp_path / "bad.db"
     ccp_ok("backup", copy, env=env(filled))
     before = sql(filled, "select * from contract")

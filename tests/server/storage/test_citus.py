@@ -18,6 +18,8 @@ from ccp.server.storage.queries.vehicles import invalidate
 from ccp.x509.revocation_evidence import CertificateRef, Evidence, RevocationList, RevocationStatus
 from ccp.x509.revocation_policy import RevocationPolicy
 from tests.databases import Server, has_citus, sql
+from tests.server.storage.concurrent_writes import hammer
+from tests.server.storage.contract_model import check_against_model
 from tests.server.storage.made import (
     AT,
     CAR,
@@ -33,8 +35,6 @@ from tests.server.storage.made import (
     variant,
     write,
 )
-from tests.server.storage.test_model import check
-from tests.server.storage.test_processes import _hammer
 
 SPAWN = multiprocessing.get_context("spawn")
 ISSUER = "ab" * 32
@@ -96,7 +96,7 @@ def empty(url: str) -> None:
 
 
 @needs_citus
-def test_distributing_again_changes_nothing(url: str) -> None:
+def test_citus_distribution_is_idempotent(url: str) -> None:
     assert {how for _, how in citus.distribute(url)} == {"distributed already", "on every node already"}
     places = sql(url, "select logicalrelid::text, partmethod::text from pg_dist_partition order by 1")
     assert places == [
@@ -108,7 +108,7 @@ def test_distributing_again_changes_nothing(url: str) -> None:
 
 
 @needs_citus
-def test_contracts_come_move_and_go_on_a_cluster(url: str) -> None:
+def test_citus_stores_moves_and_removes_contracts(url: str) -> None:
     assert write(url, contracts.publish(variant(), AT)) == Published(True, None)
     write(url, contracts.publish(variant(SECOND_CONTRACT), AT), contracts.publish(variant(THIRD, OTHER_CAR), AT))
     assert write(url, contracts.publish(variant(FIRST, OTHER_CAR), AT)).moved_from == CAR
@@ -120,7 +120,7 @@ def test_contracts_come_move_and_go_on_a_cluster(url: str) -> None:
 
 
 @needs_citus
-def test_revoked_and_expired_contracts_are_found_and_removed_on_a_cluster(url: str) -> None:
+def test_citus_purges_revoked_and_expired_contracts(url: str) -> None:
     keys = (CertificateRef(ISSUER, 7, ()),)
     write(url, contracts.publish(variant()._replace(certificates=keys), AT))
     write(url, contracts.publish(variant(SECOND_CONTRACT, valid_to=AT - DAY), AT))
@@ -146,18 +146,18 @@ def test_revoked_and_expired_contracts_are_found_and_removed_on_a_cluster(url: s
 
 
 @needs_citus
-def test_a_cluster_does_what_a_model_does_for_any_sequence_of_changes(url: str) -> None:
+def test_citus_agrees_with_the_model(url: str) -> None:
     def new() -> str:
         empty(url)
         return url
 
-    check(new, 3, invariants=False)
+    check_against_model(new, 3, invariants=False)
 
 
 @needs_citus
-def test_processes_that_change_the_same_vehicles_break_nothing_on_a_cluster(url: str) -> None:
+def test_citus_keeps_invariants_under_concurrent_writes(url: str) -> None:
     outcomes: Queue[Counter[str]] = SPAWN.Queue()
-    processes = [SPAWN.Process(target=_hammer, args=(url, seed, 3.0, outcomes)) for seed in range(2)]
+    processes = [SPAWN.Process(target=hammer, args=(url, seed, 3.0, outcomes)) for seed in range(2)]
     for process in processes:
         process.start()
     counted = [outcomes.get(timeout=60) for _ in processes]
@@ -183,11 +183,11 @@ class Looked:
         self.events: int = sql(self.url, "select count(*) from outbox")[0][0]
 
 
-def test_a_database_without_the_extension_is_not_distributed(postgres: Server) -> None:
+def test_citus_distribution_needs_the_extension(postgres: Server) -> None:
     with pytest.raises(ConfigurationError, match="lacks the extension citus; a superuser adds it with"):
         citus.distribute(postgres.database())
 
 
-def test_a_file_is_not_distributed(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_citus_distribution_refuses_sqlite(tmp_path) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(ConfigurationError, match="Only a PostgreSQL database with the extension citus"):
         citus.distribute(new_database(tmp_path))

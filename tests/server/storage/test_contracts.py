@@ -77,26 +77,26 @@ def events(url: str, pcid: PCID = CAR) -> list[tuple[str, str]]:
         variant(EMAID("NLEXB" + "Z" * 28), PCID("WEX0STORE000000001"), root_serial=2**159 - 1),
     ],
 )
-def test_a_contract_comes_back_as_it_was_published(url: str, contract: SignedContract) -> None:
+def test_by_vehicle_returns_a_contract_as_published(url: str, contract: SignedContract) -> None:
     assert publish(url, contract) == Published(created=True, moved_from=None)
     stored = [contract._replace(is_default=True)]
     assert read(url, contracts.by_vehicle(contract.pcid)) == stored
     assert read(url, contracts.by_emaid(contract.emaid)) == stored
 
 
-def test_an_unknown_vehicle_or_emaid_has_no_contracts(url: str) -> None:
+def test_by_vehicle_and_by_emaid_return_nothing_for_unknown_ids(url: str) -> None:
     assert read(url, contracts.by_vehicle(CAR)) == []
     assert read(url, contracts.by_emaid(FIRST)) == []
 
 
-def test_the_first_contract_of_a_vehicle_is_its_default_and_the_second_is_not(url: str) -> None:
+def test_publish_makes_the_first_contract_the_default_not_the_second(url: str) -> None:
     publish(url, variant(FIRST))
     publish(url, variant(SECOND_CONTRACT))
     assert default_of(url) == FIRST
     assert events(url) == [("created", FIRST), ("created", SECOND_CONTRACT)]
 
 
-def test_a_variant_that_exists_is_replaced_and_keeps_the_time_of_its_making(url: str) -> None:
+def test_publish_replaces_a_variant_and_keeps_its_creation_time(url: str) -> None:
     publish(url, variant())
     later = AT + SECOND
     newer = variant(
@@ -117,7 +117,7 @@ def test_a_variant_that_exists_is_replaced_and_keeps_the_time_of_its_making(url:
 
 
 @pytest.mark.parametrize("other", [{"namespace": Namespace.ISO20}, {"root_fingerprint": OTHER_ROOT}])
-def test_another_variant_stands_beside_the_first_and_shares_its_default_flag(url: str, other: dict[str, str]) -> None:
+def test_publish_adds_a_variant_that_shares_the_default_flag(url: str, other: dict[str, str]) -> None:
     publish(url, variant())
     publish(url, variant(SECOND_CONTRACT))
     assert publish(url, variant(**other)) == Published(created=False, moved_from=None)
@@ -128,14 +128,14 @@ def test_another_variant_stands_beside_the_first_and_shares_its_default_flag(url
     assert [kind for kind, _ in events(url)] == ["created", "created", "updated", "updated"]
 
 
-def test_replacing_a_contract_of_another_provider_does_not_make_it_the_default(url: str) -> None:
+def test_publish_of_a_replacement_does_not_change_the_default(url: str) -> None:
     publish(url, variant(FIRST), variant(FOREIGN))
     write(url, contracts.withdraw(FIRST, AT))
     publish(url, variant(FOREIGN, response=b"newer"))
     assert default_of(url) is None
 
 
-def test_whatever_the_remembered_provider_publishes_next_takes_a_vacant_default(url: str) -> None:
+def test_publish_by_the_remembered_provider_fills_a_vacant_default(url: str) -> None:
     publish(url, variant(FIRST), variant(SECOND_CONTRACT), variant(FOREIGN))
     write(url, contracts.withdraw(FIRST, AT))
     assert default_of(url) is None
@@ -143,7 +143,7 @@ def test_whatever_the_remembered_provider_publishes_next_takes_a_vacant_default(
     assert default_of(url) == SECOND_CONTRACT
 
 
-def test_the_first_contract_after_a_vehicle_lost_all_is_its_default_again(url: str) -> None:
+def test_publish_after_the_loss_of_all_contracts_sets_the_default(url: str) -> None:
     publish(url, variant(FIRST))
     write(url, contracts.withdraw(FIRST, AT))
     publish(url, variant(SECOND_CONTRACT))
@@ -153,7 +153,7 @@ def test_the_first_contract_after_a_vehicle_lost_all_is_its_default_again(url: s
 # --- Moving ----------------------------------------------------------------------------------------------------------
 
 
-def test_an_emaid_that_is_published_for_another_vehicle_moves_there_with_nothing_left_behind(url: str) -> None:
+def test_publish_for_another_vehicle_moves_the_contract(url: str) -> None:
     publish(url, variant(), variant(namespace=Namespace.ISO20), variant(root_fingerprint=OTHER_ROOT))
     moved = variant(pcid=OTHER_CAR, response=b"moved")
     assert publish(url, moved) == Published(created=True, moved_from=CAR)
@@ -164,36 +164,34 @@ def test_an_emaid_that_is_published_for_another_vehicle_moves_there_with_nothing
 
 
 @pytest.mark.parametrize(("old", "new"), [(CAR, OTHER_CAR), (OTHER_CAR, CAR)])
-def test_a_move_is_a_deletion_for_the_old_vehicle_and_a_creation_for_the_new_one(
-    url: str, old: PCID, new: PCID
-) -> None:
+def test_move_writes_a_deleted_and_a_created_event(url: str, old: PCID, new: PCID) -> None:
     publish(url, variant(pcid=old))
     publish(url, variant(pcid=new))
     assert events(url, old) == [("created", FIRST), ("deleted", FIRST)]
     assert events(url, new) == [("created", FIRST)]
 
 
-def test_a_contract_that_moves_to_a_vehicle_with_contracts_is_not_its_default(url: str) -> None:
+def test_move_to_a_vehicle_with_contracts_keeps_its_default(url: str) -> None:
     publish(url, variant(FIRST, CAR), variant(SECOND_CONTRACT, CAR), variant(THIRD, OTHER_CAR))
     publish(url, variant(FIRST, OTHER_CAR))
     assert default_of(url, CAR) is None
     assert default_of(url, OTHER_CAR) == THIRD
 
 
-def test_a_contract_that_is_not_the_default_moves_and_leaves_the_default_alone(url: str) -> None:
+def test_move_of_a_contract_that_is_not_the_default_keeps_the_default(url: str) -> None:
     publish(url, variant(FIRST, CAR), variant(SECOND_CONTRACT, CAR))
     publish(url, variant(SECOND_CONTRACT, OTHER_CAR))
     assert default_of(url, CAR) == FIRST
     assert default_of(url, OTHER_CAR) == SECOND_CONTRACT
 
 
-def test_a_contract_that_moves_there_and_back_is_told_to_both_in_order(url: str) -> None:
+def test_move_there_and_back_writes_events_in_order(url: str) -> None:
     publish(url, variant(FIRST, CAR), variant(FIRST, OTHER_CAR), variant(FIRST, CAR))
     assert events(url, CAR) == [("created", FIRST), ("deleted", FIRST), ("created", FIRST)]
     assert events(url, OTHER_CAR) == [("created", FIRST), ("deleted", FIRST)]
 
 
-def test_the_seventeen_and_the_eighteen_characters_of_a_pcid_are_different_vehicles(url: str) -> None:
+def test_pcids_of_17_and_18_characters_are_different_vehicles(url: str) -> None:
     longer = PCID(CAR + "0")
     publish(url, variant(FIRST, CAR), variant(SECOND_CONTRACT, longer))
     assert default_of(url, CAR) == FIRST
@@ -203,7 +201,7 @@ def test_the_seventeen_and_the_eighteen_characters_of_a_pcid_are_different_vehic
 # --- Withdrawing -----------------------------------------------------------------------------------------------------
 
 
-def test_a_contract_is_withdrawn_with_all_its_variants_and_no_other_becomes_default(url: str) -> None:
+def test_withdraw_removes_all_variants_and_sets_no_other_default(url: str) -> None:
     publish(url, variant(), variant(namespace=Namespace.ISO20), variant(SECOND_CONTRACT))
     assert write(url, contracts.withdraw(FIRST, AT)).pcid == CAR
     assert [contract.emaid for contract in read(url, contracts.by_vehicle(CAR))] == [SECOND_CONTRACT]
@@ -212,13 +210,13 @@ def test_a_contract_is_withdrawn_with_all_its_variants_and_no_other_becomes_defa
     assert events(url)[-1] == ("deleted", FIRST)
 
 
-def test_withdrawing_another_contract_leaves_the_default(url: str) -> None:
+def test_withdraw_of_another_contract_keeps_the_default(url: str) -> None:
     publish(url, variant(FIRST), variant(SECOND_CONTRACT))
     write(url, contracts.withdraw(SECOND_CONTRACT, AT))
     assert default_of(url) == FIRST
 
 
-def test_withdrawing_what_is_unknown_or_gone_is_not_found_and_changes_nothing(url: str) -> None:
+def test_withdraw_of_an_unknown_contract_raises_not_found(url: str) -> None:
     publish(url, variant())
     write(url, contracts.withdraw(FIRST, AT))
     before = sql(url, "select * from vehicle"), events(url)
@@ -228,14 +226,14 @@ def test_withdrawing_what_is_unknown_or_gone_is_not_found_and_changes_nothing(ur
     assert (sql(url, "select * from vehicle"), events(url)) == before
 
 
-def test_a_withdrawn_emaid_may_be_published_again_for_any_vehicle(url: str) -> None:
+def test_withdraw_frees_the_emaid_for_any_vehicle(url: str) -> None:
     publish(url, variant(FIRST, CAR))
     write(url, contracts.withdraw(FIRST, AT))
     assert publish(url, variant(FIRST, OTHER_CAR)) == Published(created=True, moved_from=None)
     assert default_of(url, OTHER_CAR) == FIRST
 
 
-def test_a_contract_is_spent_when_all_its_variants_have_expired_and_only_then_it_is_removed(url: str) -> None:
+def test_purge_removes_a_contract_when_all_variants_have_expired(url: str) -> None:
     publish(url, variant(valid_to=AT - SECOND), variant(namespace=Namespace.ISO20, valid_to=AT + SECOND))
     publish(url, variant(SECOND_CONTRACT, valid_to=AT - SECOND))
     assert set(candidates(url, AT)) == {FIRST, SECOND_CONTRACT}
@@ -252,14 +250,14 @@ def test_a_contract_is_spent_when_all_its_variants_have_expired_and_only_then_it
 # --- Defaults --------------------------------------------------------------------------------------------------------
 
 
-def test_the_default_passes_from_one_contract_to_the_other_with_all_variants(url: str) -> None:
+def test_set_default_moves_the_flag_with_all_variants(url: str) -> None:
     publish(url, variant(FIRST), variant(SECOND_CONTRACT), variant(SECOND_CONTRACT, namespace=Namespace.ISO20))
     write(url, contracts.set_default(SECOND_CONTRACT, CAR, AT))
     assert default_of(url) == SECOND_CONTRACT
     assert [c.is_default for c in read(url, contracts.by_emaid(SECOND_CONTRACT))] == [True, True]
 
 
-def test_setting_a_default_is_idempotent_and_tells_no_event(url: str) -> None:
+def test_set_default_is_idempotent_and_writes_no_event(url: str) -> None:
     publish(url, variant(FIRST), variant(SECOND_CONTRACT))
     before = events(url)
     for _ in range(2):
@@ -268,14 +266,14 @@ def test_setting_a_default_is_idempotent_and_tells_no_event(url: str) -> None:
     assert events(url) == before
 
 
-def test_a_vehicle_without_default_can_be_given_one(url: str) -> None:
+def test_set_default_works_for_a_vehicle_without_one(url: str) -> None:
     publish(url, variant(FIRST), variant(SECOND_CONTRACT), variant(THIRD))
     write(url, contracts.withdraw(FIRST, AT), contracts.set_default(THIRD, CAR, AT))
     assert default_of(url) == THIRD
 
 
 @pytest.mark.parametrize(("emaid", "pcid"), [(UNKNOWN, CAR), (FIRST, OTHER_CAR), (THIRD, CAR), (FIRST, PCID("X" * 17))])
-def test_only_a_contract_of_that_very_vehicle_can_be_its_default(url: str, emaid: EMAID, pcid: PCID) -> None:
+def test_set_default_needs_a_contract_of_the_vehicle(url: str, emaid: EMAID, pcid: PCID) -> None:
     publish(url, variant(FIRST, CAR), variant(SECOND_CONTRACT, CAR), variant(THIRD, OTHER_CAR))
     with pytest.raises(NotFound, match="The contract for the given EMAID and PCID not found"):
         write(url, contracts.set_default(emaid, pcid, AT))
@@ -283,7 +281,7 @@ def test_only_a_contract_of_that_very_vehicle_can_be_its_default(url: str, emaid
     assert sql(url, "select count(*) from vehicle") == [(2,)]
 
 
-def test_a_default_stays_when_its_contract_is_replaced_or_gets_another_variant(url: str) -> None:
+def test_publish_of_the_default_contract_keeps_the_default(url: str) -> None:
     publish(url, variant(FIRST), variant(SECOND_CONTRACT))
     write(url, contracts.set_default(SECOND_CONTRACT, CAR, AT))
     publish(url, variant(SECOND_CONTRACT), variant(SECOND_CONTRACT, root_fingerprint=OTHER_ROOT))
@@ -293,12 +291,12 @@ def test_a_default_stays_when_its_contract_is_replaced_or_gets_another_variant(u
 # --- Events and times ------------------------------------------------------------------------------------------------
 
 
-def test_an_event_is_stored_with_the_time_of_its_change_and_free_to_be_sent(url: str) -> None:
+def test_event_has_the_time_of_its_change_and_is_due(url: str) -> None:
     publish(url, variant())
     assert sql(url, "select created_at, lease_until, attempts from outbox") == [(microseconds(AT), 0, 0)]
 
 
-def test_times_that_are_ordered_keep_their_microseconds() -> None:
+def test_instant_keeps_microseconds() -> None:
     for at in (
         AT,
         AT + timedelta(microseconds=1),
@@ -315,7 +313,7 @@ def stamps(url: str, pcid: PCID = CAR) -> list[int]:
     return [at for (at,) in sql(url, "select created_at from outbox where pcid = ? order by rev", pcid)]
 
 
-def test_times_of_a_vehicle_only_grow_whatever_its_clocks_say(url: str) -> None:
+def test_stamps_of_a_vehicle_only_increase(url: str) -> None:
     publish(url, variant(FIRST), at=AT)
     publish(url, variant(SECOND_CONTRACT), at=AT - SECOND)
     gone = write(url, contracts.withdraw(FIRST, AT - timedelta(hours=23)))
@@ -329,13 +327,13 @@ def test_times_of_a_vehicle_only_grow_whatever_its_clocks_say(url: str) -> None:
     assert broken_invariants(url) == []
 
 
-def test_a_time_of_more_than_a_day_ahead_was_a_wrong_clock_and_is_not_followed(url: str) -> None:
+def test_stamp_more_than_a_day_ahead_is_ignored(url: str) -> None:
     publish(url, variant(FIRST), at=AT + timedelta(days=400))
     publish(url, variant(SECOND_CONTRACT), at=AT)
     assert stamps(url)[1] == microseconds(AT)
 
 
-def test_the_clock_is_read_anew_when_the_lock_was_waited_for(url: str) -> None:
+def test_stamp_is_read_again_after_a_wait_for_the_lock(url: str) -> None:
     times = [AT, AT + SECOND, AT + SECOND]
     publish(url, variant())
     write(url, contracts.withdraw(FIRST, lambda: times.pop(0)))
@@ -343,7 +341,7 @@ def test_the_clock_is_read_anew_when_the_lock_was_waited_for(url: str) -> None:
     assert sql(url, "select stamped_at from vehicle") == [(microseconds(AT + SECOND),)]
 
 
-def test_a_moved_contract_has_a_later_time_at_either_vehicle(url: str) -> None:
+def test_move_has_a_later_stamp_at_both_vehicles(url: str) -> None:
     publish(url, variant(FIRST, CAR), at=AT + SECOND)
     publish(url, variant(SECOND_CONTRACT, OTHER_CAR), at=AT + 2 * SECOND)
     moved = publish(url, variant(FIRST, OTHER_CAR), at=AT)
@@ -356,7 +354,7 @@ def test_a_moved_contract_has_a_later_time_at_either_vehicle(url: str) -> None:
 RULES = VehicleRules(max_contracts=3, max_contracts_of_provider=2)
 
 
-def test_a_vehicle_at_its_limit_takes_replacements_and_no_more_contracts(url: str) -> None:
+def test_publish_at_the_limit_accepts_replacements_only(url: str) -> None:
     for emaid in (FIRST, SECOND_CONTRACT, FOREIGN):
         write(url, contracts.publish(variant(emaid), AT, RULES))
     write(url, contracts.publish(variant(THIRD, OTHER_CAR), AT, RULES))
@@ -376,7 +374,7 @@ def test_a_vehicle_at_its_limit_takes_replacements_and_no_more_contracts(url: st
 # --- Defaults that are remembered ------------------------------------------------------------------------------------
 
 
-def test_a_provider_that_renews_by_delete_and_put_gets_the_default_back(url: str) -> None:
+def test_default_returns_to_a_provider_that_deletes_and_puts(url: str) -> None:
     publish(url, variant(FIRST), variant(FOREIGN))
     write(url, contracts.withdraw(FIRST, AT))
     publish(url, variant(FOREIGN_TOO))
@@ -385,7 +383,7 @@ def test_a_provider_that_renews_by_delete_and_put_gets_the_default_back(url: str
     assert default_of(url) == SECOND_CONTRACT
 
 
-def test_a_default_that_the_manufacturer_chose_meanwhile_stays(url: str) -> None:
+def test_default_chosen_by_the_oem_stays(url: str) -> None:
     publish(url, variant(FIRST), variant(FOREIGN))
     write(url, contracts.withdraw(FIRST, AT), contracts.set_default(FOREIGN, CAR, AT))
     publish(url, variant(FIRST))
@@ -397,7 +395,7 @@ def test_a_default_that_the_manufacturer_chose_meanwhile_stays(url: str) -> None
     assert default_of(url) == FOREIGN
 
 
-def test_a_default_of_the_release_before_is_remembered_too(url: str) -> None:
+def test_default_of_the_previous_release_is_remembered(url: str) -> None:
     write(url, published_by_the_release_before(variant(FIRST), AT - SECOND))
     publish(url, variant(FOREIGN))
     assert default_of(url) == FIRST
@@ -406,7 +404,7 @@ def test_a_default_of_the_release_before_is_remembered_too(url: str) -> None:
     assert default_of(url) == SECOND_CONTRACT
 
 
-def test_an_expired_default_is_taken_over_as_if_it_had_been_purged(url: str) -> None:
+def test_default_that_expired_is_replaced_as_after_a_purge(url: str) -> None:
     for purged in (False, True):
         pcid = PCID(f"WEX0STORE0000010{purged:d}")
         old, new, foreign = (
@@ -419,14 +417,14 @@ def test_an_expired_default_is_taken_over_as_if_it_had_been_purged(url: str) -> 
         assert default_of(url, pcid) == new, purged
 
 
-def test_a_choice_of_the_contract_that_is_the_default_already_is_kept_as_a_choice(url: str) -> None:
+def test_set_default_of_the_default_records_the_choice(url: str) -> None:
     publish(url, variant(FIRST))
     assert write(url, contracts.set_default(FIRST, CAR, AT)) is not None
     assert write(url, contracts.set_default(FIRST, CAR, AT)) is None
     assert publish(url, variant(FOREIGN)).contesting_providers == frozenset()
 
 
-def test_a_second_provider_contests_an_automatic_default_and_the_event_says_so(url: str) -> None:
+def test_publish_by_a_second_provider_marks_the_event_as_contested(url: str) -> None:
     publish(url, variant(FIRST), variant(SECOND_CONTRACT))
     done = publish(url, variant(FOREIGN))
     assert (done.default_provider, done.contesting_providers) == ("DEEXA", {"NLEXB"})
@@ -438,7 +436,7 @@ def test_a_second_provider_contests_an_automatic_default_and_the_event_says_so(u
 
 
 @pytest.mark.parametrize("known", [True, False])
-def test_a_publication_that_began_before_a_provisioning_event_is_not_stored(url: str, known: bool) -> None:
+def test_publish_begun_before_a_provisioning_event_is_refused(url: str, known: bool) -> None:
     if known:
         publish(url, variant(SECOND_CONTRACT), at=AT - SECOND)
     write(url, vehicles.invalidate(CAR, AT))
@@ -451,7 +449,7 @@ def test_a_publication_that_began_before_a_provisioning_event_is_not_stored(url:
     assert default_of(url) == FIRST
 
 
-def test_a_provisioning_event_of_a_clock_that_was_far_ahead_does_not_block_a_vehicle(url: str) -> None:
+def test_publish_ignores_a_provisioning_event_far_in_the_future(url: str) -> None:
     write(url, vehicles.invalidate(CAR, AT + timedelta(hours=10)))
     publish(url, variant(), at=AT)
     assert default_of(url) == FIRST
@@ -465,7 +463,7 @@ def purge_idle(url: str, before: datetime) -> int:
     return int(had) - int(left)
 
 
-def test_rows_of_vehicles_without_contracts_that_only_had_an_event_are_purged(url: str) -> None:
+def test_idle_vehicles_are_purged(url: str) -> None:
     write(url, vehicles.invalidate(CAR, AT), vehicles.invalidate(OTHER_CAR, AT))
     publish(url, variant(created_at=AT + SECOND), at=AT + SECOND)
     assert purge_idle(url, AT) == 0
@@ -490,9 +488,7 @@ def recorded(change: Query[Any], seen: list[tuple[str, str]]) -> Query[Any]:
 
 
 @pytest.mark.parametrize(("old", "new"), [(CAR, OTHER_CAR), (OTHER_CAR, CAR)])
-def test_a_move_locks_the_emaid_and_then_both_vehicles_in_order_before_it_looks_at_them(
-    url: str, old: PCID, new: PCID
-) -> None:
+def test_move_locks_the_emaid_then_both_vehicles_in_order(url: str, old: PCID, new: PCID) -> None:
     """SQLite has one writer and does not care; where rows are locked another order is a deadlock some day."""
     publish(url, variant(pcid=old))
     seen: list[tuple[str, str]] = []
@@ -503,7 +499,7 @@ def test_a_move_locks_the_emaid_and_then_both_vehicles_in_order_before_it_looks_
 
 
 @pytest.mark.parametrize(("change", "parameters"), [(contracts.withdraw, ()), (contracts.set_default, (CAR,))])
-def test_every_other_change_takes_its_locks_in_the_same_order(url: str, change: Any, parameters: tuple[PCID]) -> None:
+def test_writes_take_their_locks_in_one_order(url: str, change: Any, parameters: tuple[PCID]) -> None:
     publish(url, variant())
     seen: list[tuple[str, str]] = []
     write(url, recorded(change(FIRST, *parameters, AT), seen))

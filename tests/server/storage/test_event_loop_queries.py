@@ -126,7 +126,7 @@ def reads() -> dict[str, str]:
     return found
 
 
-def test_every_question_of_the_server_is_known_to_be_bounded_or_long() -> None:
+def test_event_loop_queries_are_all_listed() -> None:
     found = reads()
     assert {name: where for name, where in found.items() if name not in QUERIES} == {}
     assert {name for name in QUERIES if name not in found} == set()
@@ -140,7 +140,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.parametrize("name", [name for name, each in QUERIES.items() if not isinstance(each, str)])
-def test_a_question_of_the_event_loop_finds_its_rows_by_an_index(url: str, name: str) -> None:
+def test_event_loop_query_uses_an_index(url: str, name: str) -> None:
     for statement, parameters in asked(url, QUERIES[name]):
         told = plan(url, statement, parameters)
         read_whole = re.findall(rf"SCAN (?:{'|'.join(LARGE)})\b.*", told)
@@ -149,6 +149,6 @@ def test_a_question_of_the_event_loop_finds_its_rows_by_an_index(url: str, name:
 
 
 @pytest.mark.parametrize("query", LONG_ONES, ids=lambda query: query.__name__)
-def test_a_question_that_may_read_much_is_marked_as_long(query: Query[Any]) -> None:
+def test_long_queries_are_marked(query: Query[Any]) -> None:
     assert isinstance(query, MarkedQuery)
     assert query.long_running

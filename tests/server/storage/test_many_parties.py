@@ -10,41 +10,20 @@ import pytest
 from ccp.errors import CCPError
 from ccp.server.access.authorization_server import AuthorizationServer
 from ccp.server.access.party_registry import Actor, PartyRegistry
-from ccp.server.domain.parties import Party, PartyRole
+from ccp.server.domain.parties import PartyRole
 from ccp.server.domain.subscriptions import EventKind
 from ccp.server.events import Subscribers
 from ccp.server.storage.engine import sqlite_connection
-from ccp.server.storage.engine.query import Query, Row
+from ccp.server.storage.engine.query import Row
 from ccp.server.storage.queries import contracts, outbox, webhooks
-from ccp.server.storage.queries import parties as queries
 from tests.databases import sql
 from tests.server.events.receiver import webhook
 from tests.server.storage.counting import CountingStore
-from tests.server.storage.made import AT, FIRST, opened, variant, write
+from tests.server.storage.made import AT, FIRST, opened, variant
+from tests.server.storage.party_data import add_parties
 from tests.world import party
 
 BY = Actor("cli:test")
-
-
-def oem(number: int) -> Party:
-    digits = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-    return party(f"oem-{number}", PartyRole.OEM, wmis=f"X{digits[number // 36]}{digits[number % 36]}")
-
-
-def filled(url: str, more: int) -> None:
-    """A maker and a provider with a webhook each, and so many others."""
-
-    def first() -> Query[None]:
-        yield from queries.add(party("maker", PartyRole.OEM, wmis="WEX"), "hash", AT)
-        yield from queries.add(party("emsp", PartyRole.EMSP, providers="DEEXA"), "hash", AT)
-        yield from webhooks.put(webhook("http://maker.example/", "maker"))
-        yield from webhooks.put(webhook("http://emsp.example/", "emsp", EventKind.DELIVERED.value))
-
-    def other(number: int) -> Query[None]:
-        yield from queries.add(oem(number), "hash", AT)
-        yield from webhooks.put(webhook(f"http://{number}.example/", f"oem-{number}"))
-
-    write(url, first(), *map(other, range(more)))
 
 
 async def used(store: CountingStore) -> list[list[tuple[str, int]]]:
@@ -86,16 +65,16 @@ async def used(store: CountingStore) -> list[list[tuple[str, int]]]:
     return found
 
 
-def test_edits_refreshes_and_fan_outs_read_as_much_among_many_parties_as_among_few(url: str) -> None:
+def test_reads_do_not_depend_on_the_number_of_parties(url: str) -> None:
     async def run() -> tuple[list[list[tuple[str, int]]], list[tuple[str, Row]]]:
         async with opened(url) as inner:
             store = CountingStore(inner)
             return await used(store), store.all
 
-    filled(url, 2)
+    add_parties(url, 2)
     few, _ = asyncio.run(run())
     emptied(url)
-    filled(url, 120)
+    add_parties(url, 120)
     many, statements = asyncio.run(run())
     assert many == few
     assert max(rows for step in many for _, rows in step) <= 5
@@ -115,8 +94,8 @@ def test_edits_refreshes_and_fan_outs_read_as_much_among_many_parties_as_among_f
         assert scans == [], "each row is found by an index"
 
 
-def test_a_long_list_of_parties_is_read_in_portions_and_gives_the_event_loop_back_between_them(url: str) -> None:
-    filled(url, 120)
+def test_party_reload_yields_to_the_event_loop_between_portions(url: str) -> None:
+    add_parties(url, 120)
 
     async def run() -> None:
         async with opened(url) as inner:

@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from ccp.errors import FieldError, NotFound, Unavailable
-from ccp.ids import EMAID, PCID
+from ccp.ids import PCID
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.storage import Store, connect
 from ccp.server.storage.engine import postgres
@@ -32,6 +32,7 @@ from tests.server.storage.made import (
     with_store,
     write,
 )
+from tests.server.storage.postgres_stores import numbered, sessions, stored
 from tests.server.storage.proxy import Cut, between
 
 NOT_WRITTEN = "The database cannot write now; nothing was changed, try again"
@@ -40,23 +41,6 @@ NOT_WRITTEN = "The database cannot write now; nothing was changed, try again"
 @pytest.fixture
 def url(postgres: Server) -> str:
     return postgres.emptied()
-
-
-def numbered(number: int, pcid: PCID = CAR) -> SignedContract:
-    return variant(EMAID(f"DEEXAE{number:08d}"), pcid)
-
-
-def stored(url: str) -> set[str]:
-    return {row[0] for row in sql(url, "select emaid from contract")}
-
-
-def sessions(url: str) -> list[int]:
-    """The server's processes for this release's connections to a database."""
-    rows = sql(
-        url,
-        "select pid from pg_stat_activity where application_name = 'opnc-ccp' and datname = current_database()",
-    )
-    return [pid for (pid,) in rows]
 
 
 def end_sessions(url: str) -> None:
@@ -83,15 +67,13 @@ def with_few(url: str, connections: int, use: Callable[[Store], Awaitable[Any]],
 
 
 @pytest.mark.parametrize(("default", "used"), [("off", "on"), ("on", "on"), ("remote_apply", "remote_apply")])
-def test_a_commit_is_on_disk_before_it_is_acknowledged_and_no_less_than_the_operator_asks(
-    postgres: Server, default: str, used: str
-) -> None:
+def test_postgres_commit_is_synchronous_at_least_as_configured(postgres: Server, default: str, used: str) -> None:
     url = postgres.database()
     sql(url, f"alter database {url.rsplit('/', 1)[1]} set synchronous_commit = {default}")
     assert write(url, statements(("show synchronous_commit", ()))) == [(used,)]
 
 
-def test_a_contract_is_compressed_with_lz4_where_the_server_knows_it(url: str) -> None:
+def test_postgres_compresses_contracts_with_lz4(url: str) -> None:
     known = "select 'lz4' = any (enumvals) from pg_settings where name = 'default_toast_compression'"
     if not sql(url, known)[0][0]:
         pytest.skip("this server was built without lz4")
@@ -99,7 +81,7 @@ def test_a_contract_is_compressed_with_lz4_where_the_server_knows_it(url: str) -
     assert sql(url, "select pg_column_compression(response) from contract") == [("lz4",)]
 
 
-def test_a_session_that_stops_within_a_change_does_not_keep_its_locks_for_ever(url: str) -> None:
+def test_postgres_releases_the_locks_of_a_stopped_session(url: str) -> None:
     for setting, value in (("lock_timeout", "4s"), ("idle_in_transaction_session_timeout", "6s"), ("jit", "off")):
         assert write(url, statements((f"show {setting}", ()))) == [(value,)]
 
@@ -107,7 +89,7 @@ def test_a_session_that_stops_within_a_change_does_not_keep_its_locks_for_ever(u
 # --- Reading ---------------------------------------------------------------------------------------------------------
 
 
-def test_all_statements_of_a_question_see_one_state_unless_it_is_marked(url: str) -> None:
+def test_postgres_read_sees_one_snapshot_unless_marked(url: str) -> None:
     def twice() -> Query[tuple[int, int]]:
         (before,) = (yield "select count(*) from contract", ())[0]
         write_aside()
@@ -126,14 +108,14 @@ def test_all_statements_of_a_question_see_one_state_unless_it_is_marked(url: str
     assert read(url, read_committed(twice)()) == (1, 2)
 
 
-def test_a_question_cannot_change_anything_but_within_a_snapshot_is_refused(url: str) -> None:
+def test_postgres_read_in_a_snapshot_cannot_write(url: str) -> None:
     with pytest.raises(Unavailable) as caught:
         read(url, statements(("insert into vehicle (pcid, rev) values ('x', 1)", ())))
     assert isinstance(caught.value.__cause__, asyncpg.ReadOnlySQLTransactionError)
     assert sql(url, "select * from vehicle") == []
 
 
-def test_a_marked_question_costs_one_round_trip_for_each_statement_and_a_snapshot_two_more(url: str) -> None:
+def test_postgres_snapshot_costs_two_more_round_trips(url: str) -> None:
     async def run() -> list[int]:
         async with between(url) as proxy, opened(proxy.url) as store:
             costs = []
@@ -152,7 +134,7 @@ def test_a_marked_question_costs_one_round_trip_for_each_statement_and_a_snapsho
     assert asyncio.run(run()) == [1, 2, 3]
 
 
-def test_a_question_sees_the_newest_state_even_after_one_that_failed(url: str) -> None:
+def test_postgres_read_sees_the_latest_state_after_a_failed_read(url: str) -> None:
     def failing() -> Query[None]:
         yield "select * from vehicle", ()
         raise NotFound("for the test")
@@ -168,7 +150,7 @@ def test_a_question_sees_the_newest_state_even_after_one_that_failed(url: str) -
     assert len(with_few(url, 1, use)) == 1
 
 
-def test_a_caller_that_goes_while_it_reads_leaves_a_store_that_works(url: str) -> None:
+def test_postgres_read_that_is_cancelled_leaves_a_working_store(url: str) -> None:
     async def use(store: Store) -> None:
         going = asyncio.ensure_future(store.read(statements(("select pg_sleep(30)", ()))))
         await asyncio.sleep(0.1)
@@ -188,7 +170,7 @@ def test_a_caller_that_goes_while_it_reads_leaves_a_store_that_works(url: str) -
 @pytest.mark.parametrize(
     "error", [NotFound("for the test"), ValueError("a mistake of ours"), asyncpg.UniqueViolationError("a rule")]
 )
-def test_a_change_that_raises_leaves_nothing(url: str, error: Exception) -> None:
+def test_postgres_write_that_raises_leaves_nothing(url: str, error: Exception) -> None:
     def failing() -> Query[None]:
         yield from contracts.publish(variant(), AT)
         raise error
@@ -204,7 +186,7 @@ def test_a_change_that_raises_leaves_nothing(url: str, error: Exception) -> None
     assert broken_invariants(url) == []
 
 
-def test_a_result_is_there_only_after_the_commit(url: str) -> None:
+def test_postgres_write_returns_only_after_the_commit(url: str) -> None:
     async def one(store: Store, number: int) -> None:
         await store.write(contracts.publish(numbered(number), AT, NO_LIMITS))
         assert numbered(number).emaid in await asyncio.to_thread(stored, url)
@@ -216,7 +198,7 @@ def test_a_result_is_there_only_after_the_commit(url: str) -> None:
     assert broken_invariants(url) == []
 
 
-def test_a_caller_that_goes_during_its_change_does_not_stop_it_and_the_store_goes_on(url: str) -> None:
+def test_postgres_write_that_is_cancelled_is_completed(url: str) -> None:
     async def use(store: Store) -> None:
         def slow() -> Query[None]:
             yield from contracts.publish(variant(FIRST), AT)
@@ -233,7 +215,7 @@ def test_a_caller_that_goes_during_its_change_does_not_stop_it_and_the_store_goe
     assert stored(url) == {FIRST, SECOND_CONTRACT}
 
 
-def test_closing_waits_for_every_change_that_was_given_before_and_refuses_later_ones(url: str) -> None:
+def test_postgres_close_waits_for_writes_and_refuses_later_ones(url: str) -> None:
     async def use(store: Store) -> None:
         waiting = [asyncio.ensure_future(store.write(contracts.publish(numbered(n), AT, NO_LIMITS))) for n in range(30)]
         await asyncio.sleep(0.02)
@@ -265,7 +247,7 @@ def _opposite(first: str, second: str, met: asyncio.Barrier) -> Any:
     return change
 
 
-def test_of_two_changes_that_deadlock_one_is_begun_anew_and_both_are_made(url: str) -> None:
+def test_postgres_retries_a_write_after_a_deadlock(url: str) -> None:
     async def use(store: Store) -> list[Any]:
         met = asyncio.Barrier(2)
         changes = [retryable(_opposite("A", "B", met))(), retryable(_opposite("B", "A", met))()]
@@ -276,7 +258,7 @@ def test_of_two_changes_that_deadlock_one_is_begun_anew_and_both_are_made(url: s
     assert sql(url, "select rev from vehicle") == [(2,), (2,)]
 
 
-def test_a_change_that_cannot_be_begun_anew_is_unavailable_after_a_deadlock(url: str) -> None:
+def test_postgres_write_without_retry_is_unavailable_after_a_deadlock(url: str) -> None:
     async def use(store: Store) -> list[Any]:
         met = asyncio.Barrier(2)
         changes = [_opposite("A", "B", met)(), _opposite("B", "A", met)()]
@@ -289,7 +271,7 @@ def test_a_change_that_cannot_be_begun_anew_is_unavailable_after_a_deadlock(url:
     assert sql(url, "select rev from vehicle") == [(1,), (1,)]
 
 
-def test_a_change_that_is_always_in_somebodys_way_is_given_up_after_some_tries(url: str) -> None:
+def test_postgres_gives_up_after_repeated_conflicts(url: str) -> None:
     tries = []
 
     @retryable
@@ -305,7 +287,7 @@ def test_a_change_that_is_always_in_somebodys_way_is_given_up_after_some_tries(u
 # --- Connections -----------------------------------------------------------------------------------------------------
 
 
-def test_many_callers_share_a_few_connections(url: str) -> None:
+def test_postgres_callers_share_few_connections(url: str) -> None:
     async def use(store: Store) -> list[int]:
         work = [
             store.write(contracts.publish(numbered(n, PCID(f"WEX0MANY{n:09d}")), AT, NO_LIMITS)) for n in range(100)
@@ -318,7 +300,7 @@ def test_many_callers_share_a_few_connections(url: str) -> None:
     assert len(stored(url)) == 100
 
 
-def test_who_waits_too_long_for_a_connection_is_told_so(url: str) -> None:
+def test_postgres_wait_for_a_connection_times_out(url: str) -> None:
     async def use(store: Store) -> None:
         slow = asyncio.ensure_future(store.write(statements(("select pg_sleep(1)", ()))))
         await asyncio.sleep(0.05)
@@ -330,7 +312,7 @@ def test_who_waits_too_long_for_a_connection_is_told_so(url: str) -> None:
     with_few(url, 1, use, TimeLimits(read=0.4))
 
 
-def test_a_row_that_another_holds_too_long_is_unavailable(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_postgres_locked_row_is_unavailable(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(postgres._SETTINGS, "lock_timeout", "200ms")
     write(url, contracts.publish(variant(), AT))
 
@@ -348,7 +330,7 @@ def test_a_row_that_another_holds_too_long_is_unavailable(url: str, monkeypatch:
     assert stored(url) == set()
 
 
-def test_connections_that_ended_while_nobody_used_them_are_noticed_by_nobody(url: str) -> None:
+def test_postgres_replaces_dead_idle_connections(url: str) -> None:
     async def use(store: Store) -> None:
         for _ in range(2):
             await asyncio.gather(*(store.read(statements(("select pg_sleep(0.05)", ()))) for _ in range(3)))
@@ -362,7 +344,7 @@ def test_connections_that_ended_while_nobody_used_them_are_noticed_by_nobody(url
     assert stored(url) == {FIRST}
 
 
-def test_a_connection_that_ends_during_a_change_is_unavailable_and_nothing_is_left(url: str) -> None:
+def test_postgres_connection_lost_during_a_write_leaves_nothing(url: str) -> None:
     def ended() -> Query[None]:
         yield from contracts.publish(variant(), AT)
         yield "select pg_terminate_backend(pg_backend_pid())", ()
@@ -378,9 +360,7 @@ def test_a_connection_that_ends_during_a_change_is_unavailable_and_nothing_is_le
 
 
 @pytest.mark.parametrize(("cut", "left"), [(Cut.BEFORE_COMMIT, set()), (Cut.AFTER_COMMIT, {str(FIRST)})])
-def test_a_commit_that_nobody_confirmed_is_never_told_as_a_success_nor_as_undone(
-    url: str, cut: Cut, left: set[str]
-) -> None:
+def test_postgres_unconfirmed_commit_is_reported_as_unknown(url: str, cut: Cut, left: set[str]) -> None:
     async def run() -> None:
         async with between(url) as proxy, opened(proxy.url) as store:
             proxy.cut = cut
@@ -417,7 +397,7 @@ def test_a_commit_that_nobody_confirmed_is_never_told_as_a_success_nor_as_undone
         "42P01",
     ],
 )
-def test_what_passes_by_is_unavailable_and_leaves_nothing(url: str, code: str) -> None:
+def test_postgres_outage_is_unavailable_and_leaves_nothing(url: str, code: str) -> None:
     """Disk full, out of memory, shutting down, read-only and so on, as the server says them."""
 
     def failing() -> Query[None]:
@@ -438,14 +418,14 @@ def test_what_passes_by_is_unavailable_and_leaves_nothing(url: str, code: str) -
 
 
 @pytest.mark.parametrize("code", ["23505", "42601", "22003", "XX000"])
-def test_a_mistake_of_ours_is_told_as_it_is(url: str, code: str) -> None:
+def test_postgres_defect_is_raised_unchanged(url: str, code: str) -> None:
     failing = statements((f"do $$ begin raise exception using errcode = '{code}'; end $$", ()))
     with pytest.raises(asyncpg.PostgresError) as caught:
         write(url, failing)
     assert caught.value.sqlstate == code
 
 
-def test_a_database_that_became_read_only_is_unavailable_for_changes_and_then_works_again(postgres: Server) -> None:
+def test_postgres_read_only_database_is_unavailable_then_works_again(postgres: Server) -> None:
     url = postgres.database()
     name = url.rsplit("/", 1)[1]
     write(url, contracts.publish(variant(), AT))
@@ -466,7 +446,7 @@ def test_a_database_that_became_read_only_is_unavailable_for_changes_and_then_wo
     assert stored(url) == set()
 
 
-def test_too_many_connections_are_unavailable_and_then_it_works_again(postgres: Server, url: str) -> None:
+def test_postgres_too_many_connections_is_unavailable_then_works_again(postgres: Server, url: str) -> None:
     sql(url, "grant select on all tables in schema public to careful")
     as_careful = url.replace("//ccp@", f"//careful:{Server.PASSWORD}@")
 
@@ -484,7 +464,7 @@ def test_too_many_connections_are_unavailable_and_then_it_works_again(postgres: 
     with_few(as_careful, 2, use)
 
 
-def test_a_text_that_cannot_be_stored_is_the_senders_mistake(url: str) -> None:
+def test_postgres_text_with_nul_is_a_field_error(url: str) -> None:
     with pytest.raises(FieldError, match=r"a character that cannot be stored \(U\+0000\)"):
         write(url, contracts.publish(variant(metadata="a\0b"), AT))
     assert stored(url) == set()

@@ -17,8 +17,8 @@ from ccp.server.storage.engine.postgres_hosts import Hosts
 from ccp.server.storage.queries import contracts
 from tests.databases import Server, replicated, sql
 from tests.server.storage.made import AT, CAR, FIRST, variant
+from tests.server.storage.postgres_stores import LIMITS, SPARE, opened, timed, until_served
 from tests.server.storage.proxy import between
-from tests.server.storage.test_silent_database import LIMITS, SPARE, opened, timed, until_served
 
 
 def both(*ports: int, name: str, more: str = "") -> str:
@@ -56,9 +56,7 @@ def until_read_only(url: str) -> None:
         ("postgresql:///x?host=a,b&port=7", [("a", 7), ("b", 7)]),
     ],
 )
-def test_the_hosts_of_a_url_are_read_as_libpq_reads_them(
-    url: str, hosts: list[Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_hosts_are_parsed_as_by_libpq(url: str, hosts: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in ("PGHOST", "PGPORT", "PGTARGETSESSIONATTRS"):
         monkeypatch.delenv(variable, raising=False)
     assert list(postgres_hosts._several_hosts(url)) == hosts
@@ -66,7 +64,7 @@ def test_the_hosts_of_a_url_are_read_as_libpq_reads_them(
     assert not Hosts(f"{url}{'&' if '?' in url else '?'}target_session_attrs=any").writable_only
 
 
-def test_a_silent_first_host_costs_a_connection_next_to_nothing(pair: tuple[Server, Server, str], silent: int) -> None:
+def test_hosts_a_silent_first_host_delays_little(pair: tuple[Server, Server, str], silent: int) -> None:
     primary, _, name = pair
 
     async def run() -> None:
@@ -82,7 +80,7 @@ def test_a_silent_first_host_costs_a_connection_next_to_nothing(pair: tuple[Serv
     asyncio.run(run())
 
 
-def test_of_several_hosts_only_one_that_accepts_writes_is_used(pair: tuple[Server, Server, str]) -> None:
+def test_hosts_only_a_writable_one_is_used(pair: tuple[Server, Server, str]) -> None:
     primary, standby, name = pair
 
     async def port(url: str) -> int:
@@ -100,7 +98,7 @@ def test_of_several_hosts_only_one_that_accepts_writes_is_used(pair: tuple[Serve
         asyncio.run(port(both(standby.port, standby.port, name=name)))
 
 
-def test_a_pool_of_standbys_alone_does_not_start(pair: tuple[Server, Server, str]) -> None:
+def test_hosts_without_a_primary_refuse_to_start(pair: tuple[Server, Server, str]) -> None:
     _, standby, name = pair
 
     async def run() -> None:
@@ -111,7 +109,7 @@ def test_a_pool_of_standbys_alone_does_not_start(pair: tuple[Server, Server, str
         asyncio.run(run())
 
 
-def test_a_server_that_becomes_read_only_while_connections_are_idle_gets_no_change(
+def test_hosts_a_server_that_becomes_read_only_gets_no_write(
     pair: tuple[Server, Server, str],
 ) -> None:
     primary, _, name = pair
@@ -146,7 +144,7 @@ def test_a_server_that_becomes_read_only_while_connections_are_idle_gets_no_chan
     sql(plain, "delete from contract")
 
 
-def test_a_promoted_standby_is_found_behind_a_primary_that_is_silent_for_good() -> None:
+def test_hosts_a_promoted_standby_is_found() -> None:
     with replicated() as (primary, standby, name):
 
         async def run() -> None:

@@ -60,7 +60,7 @@ def empty(postgres: Server) -> str:
 # --- Migrations ------------------------------------------------------------------------------------------------------
 
 
-def test_a_new_database_gets_the_schema_and_a_second_upgrade_changes_nothing(empty: str) -> None:
+def test_upgrade_creates_the_schema_and_is_idempotent(empty: str) -> None:
     assert schema.revision(empty) is None
     assert schema.upgrade(empty) == (None, HEAD)
     write(empty, contracts.publish(variant(), AT))
@@ -70,7 +70,7 @@ def test_a_new_database_gets_the_schema_and_a_second_upgrade_changes_nothing(emp
     assert [found.emaid for found in read(empty, contracts.by_vehicle(CAR))] == [variant().emaid]
 
 
-def test_a_downgrade_leaves_nothing_and_an_upgrade_after_it_everything(postgres: Server) -> None:
+def test_downgrade_to_base_and_upgrade_round_trip(postgres: Server) -> None:
     url = postgres.database()
     before = described(url)
     assert schema.downgrade(url, schema.BASE) == (HEAD, None)
@@ -80,9 +80,7 @@ def test_a_downgrade_leaves_nothing_and_an_upgrade_after_it_everything(postgres:
     assert described(url) == before
 
 
-def test_a_migration_may_take_longer_than_other_statements_of_commands(
-    postgres: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_migration_has_no_statement_timeout(postgres: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     url = postgres.database()
     schema.downgrade(url, "0010")
     monkeypatch.setattr("ccp.server.storage.engine.postgres_hosts.COMMAND_TIMEOUT", 1.0)
@@ -103,7 +101,7 @@ def test_a_migration_may_take_longer_than_other_statements_of_commands(
     asyncio.run(run())
 
 
-def test_a_downgrade_by_one_step_is_taken_up_again_by_an_upgrade(postgres: Server) -> None:
+def test_downgrade_by_one_revision_and_upgrade_round_trip(postgres: Server) -> None:
     url = postgres.database()
     before = described(url)
     assert schema.downgrade(url, "0002") == (HEAD, "0002")
@@ -112,7 +110,7 @@ def test_a_downgrade_by_one_step_is_taken_up_again_by_an_upgrade(postgres: Serve
     assert described(url) == before
 
 
-def test_both_engines_have_the_same_tables_and_columns(postgres: Server, tmp_path: Path) -> None:
+def test_schema_is_the_same_on_both_engines(postgres: Server, tmp_path: Path) -> None:
     file, url = new_database(tmp_path), postgres.database()
     theirs = {
         (table, column)
@@ -122,7 +120,7 @@ def test_both_engines_have_the_same_tables_and_columns(postgres: Server, tmp_pat
     assert {row[:2] for row in described(url)[0]} == theirs
 
 
-def test_an_upgrade_that_fails_in_its_middle_leaves_nothing_half_done(empty: str) -> None:
+def test_upgrade_that_fails_leaves_nothing(empty: str) -> None:
     sql(empty, "create table change_count (x int)")
     with pytest.raises(ConfigurationError, match='cannot be upgraded: relation "change_count" already exists'):
         schema.upgrade(empty)
@@ -138,7 +136,7 @@ def _upgrade_and_open(url: str, barrier: Barrier) -> None:
     open_and_close(url)
 
 
-def test_processes_that_upgrade_and_open_a_new_database_at_the_same_time_all_succeed(empty: str) -> None:
+def test_upgrade_by_concurrent_processes_succeeds(empty: str) -> None:
     barrier = SPAWN.Barrier(3)
     processes = [SPAWN.Process(target=_upgrade_and_open, args=(empty, barrier)) for _ in range(3)]
     for process in processes:
@@ -149,7 +147,7 @@ def test_processes_that_upgrade_and_open_a_new_database_at_the_same_time_all_suc
     assert schema.revision(empty) == HEAD
 
 
-def test_an_upgrade_while_others_read_and_write_disturbs_none_of_them(postgres: Server) -> None:
+def test_upgrade_does_not_disturb_readers_and_writers(postgres: Server) -> None:
     """The older release goes on while the schema is expanded under it."""
     url = postgres.database()
     schema.downgrade(url, "0002")
@@ -174,11 +172,11 @@ def test_an_upgrade_while_others_read_and_write_disturbs_none_of_them(postgres: 
 # --- What is refused -------------------------------------------------------------------------------------------------
 
 
-def test_the_store_refuses_a_database_without_schema_and_an_older_one(empty: str) -> None:
+def test_store_refuses_a_missing_or_older_schema(empty: str) -> None:
     assert sentence(empty) == f"The database schema is absent, this release needs {HEAD}; run 'ccp db upgrade'."
 
 
-def test_the_store_opens_a_newer_schema_but_does_not_upgrade_or_downgrade_it(postgres: Server) -> None:
+def test_store_opens_a_newer_schema_without_migrating_it(postgres: Server) -> None:
     url = postgres.database()
     sql(url, "update alembic_version set version_num = '9999'")
     open_and_close(url)
@@ -188,20 +186,20 @@ def test_the_store_opens_a_newer_schema_but_does_not_upgrade_or_downgrade_it(pos
 
 
 @pytest.mark.parametrize("foreign", ["1a2b3c4d5e6f", "head"])
-def test_a_database_of_another_program_is_left_alone(empty: str, foreign: str) -> None:
+def test_foreign_database_is_refused(empty: str, foreign: str) -> None:
     sql(empty, "create table alembic_version (version_num text)")
     sql(empty, f"insert into alembic_version values ('{foreign}')")
     for use in (open_and_close, schema.upgrade, schema.revision, schema.check):
         assert sentence(empty, use) == f"The database is not a database of ours: its schema is {foreign}."
 
 
-def test_a_database_that_cannot_hold_every_text_is_refused(postgres: Server) -> None:
+def test_database_without_utf8_is_refused(postgres: Server) -> None:
     sql(postgres.url("postgres"), "create database latin encoding 'LATIN1' template template0")
     told = sentence(postgres.url("latin"), schema.upgrade)
     assert told == "The database's encoding is LATIN1; it has to be UTF8."
 
 
-def test_a_user_who_may_not_make_tables_is_told_so(postgres: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_upgrade_without_privileges_explains_the_failure(postgres: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     empty = postgres.database(empty=True)
     sql(empty, "revoke create on schema public from public")
     monkeypatch.setenv("PGPASSWORD", Server.PASSWORD)
@@ -209,9 +207,7 @@ def test_a_user_who_may_not_make_tables_is_told_so(postgres: Server, monkeypatch
     assert told == "The database cannot be upgraded: permission denied for schema public."
 
 
-def test_the_password_may_come_from_the_url_or_from_the_environment(
-    postgres: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_password_is_read_from_the_url_or_the_environment(postgres: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     url = postgres.url(postgres.database().rsplit("/", 1)[1], "careful")
     sql(url.replace("careful", "ccp"), "grant select on all tables in schema public to careful")
     monkeypatch.setenv("PGPASSWORD", "not-the-secret")
@@ -224,7 +220,7 @@ def test_the_password_may_come_from_the_url_or_from_the_environment(
     assert schema.revision(url.replace("postgresql:", "postgres:")) == HEAD
 
 
-def test_what_keeps_a_command_from_the_server_is_told_in_a_sentence(postgres: Server) -> None:
+def test_connect_explains_why_it_fails(postgres: Server) -> None:
     refused = "The database server refuses the connection: "
     unreachable = "The database server cannot be reached: "
     for url, told in {

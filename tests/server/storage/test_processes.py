@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import multiprocessing
-import random
-import resource
 import signal
-import subprocess
-import sys
 import time
 from collections import Counter
 from multiprocessing.queues import Queue
@@ -17,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from ccp.errors import NotFound, Unavailable
-from ccp.ids import EMAID, PCID, Namespace
+from ccp.errors import NotFound
+from ccp.ids import EMAID, PCID
 from ccp.server.storage import Store
 from ccp.server.storage.engine import schema
 from ccp.server.storage.queries import contracts, signing_keys
 from tests.databases import sql
+from tests.server.storage.concurrent_writes import EMAIDS, SPAWN, hammer, started
 from tests.server.storage.made import (
     AT,
     CAR,
-    NO_LIMITS,
     OTHER_CAR,
     broken_invariants,
     new_database,
@@ -36,50 +31,15 @@ from tests.server.storage.made import (
     write,
 )
 
-SPAWN = multiprocessing.get_context("spawn")
-EMAIDS = [EMAID(f"DEEXAP0000000{number}") for number in range(6)]
-
 
 def check_integrity(url: str) -> None:
     if not schema.is_postgres(url):
         assert sql(url, "pragma integrity_check") == [("ok",)]
 
 
-def _hammer(url: str, seed: int, seconds: float, outcomes: Queue[Counter[str]]) -> None:
-    """Change the same two vehicles as fast as possible, from four callers at a time."""
-    chance = random.Random(seed)
-    counted: Counter[str] = Counter()
-
-    async def caller(store: Store, end: float) -> None:
-        while time.monotonic() < end:
-            emaid, pcid = chance.choice(EMAIDS), chance.choices([CAR, OTHER_CAR], [4, 1])[0]
-            change: Any = chance.choice(
-                [
-                    contracts.publish(variant(emaid, pcid, namespace=chance.choice(list(Namespace))), AT, NO_LIMITS),
-                    contracts.withdraw(emaid, AT),
-                    contracts.set_default(emaid, pcid, AT),
-                ]
-            )
-            try:
-                await store.write(change)
-                counted[change.__name__] += 1
-            except (NotFound, Unavailable) as exc:
-                counted[type(exc).__name__] += 1
-            except Exception as exc:
-                counted[repr(exc)] += 1
-
-    async def run() -> None:
-        async with opened(url) as store:
-            end = time.monotonic() + seconds
-            await asyncio.gather(*(caller(store, end) for _ in range(4)))
-
-    asyncio.run(run())
-    outcomes.put(counted)
-
-
-def test_processes_that_change_the_same_vehicles_get_in_no_ones_way_and_break_nothing(url: str) -> None:
+def test_concurrent_writes_keep_the_invariants(url: str) -> None:
     outcomes: Queue[Counter[str]] = SPAWN.Queue()
-    processes = [SPAWN.Process(target=_hammer, args=(url, seed, 2.0, outcomes)) for seed in range(3)]
+    processes = [SPAWN.Process(target=hammer, args=(url, seed, 2.0, outcomes)) for seed in range(3)]
     for process in processes:
         process.start()
     counted = [outcomes.get(timeout=60) for _ in processes]
@@ -108,7 +68,7 @@ def _first_contract(url: str, number: int, barrier: Any) -> None:
     asyncio.run(run())
 
 
-def test_of_first_contracts_that_come_at_the_same_time_exactly_one_is_the_default(url: str) -> None:
+def test_concurrent_first_contracts_have_one_default(url: str) -> None:
     barrier = SPAWN.Barrier(3)
     processes = [SPAWN.Process(target=_first_contract, args=(url, number, barrier)) for number in range(3)]
     for process in processes:
@@ -131,7 +91,7 @@ def _ensure_key(url: str, kid: str, barrier: Any) -> None:
     asyncio.run(run())
 
 
-def test_of_workers_that_start_together_the_key_of_the_first_stays(url: str) -> None:
+def test_concurrent_workers_keep_the_first_signing_key(url: str) -> None:
     barrier = SPAWN.Barrier(3)
     processes = [SPAWN.Process(target=_ensure_key, args=(url, f"key {number}", barrier)) for number in range(3)]
     for process in processes:
@@ -154,7 +114,7 @@ def _move_for_ever(url: str, ready: Any, stop: Any) -> None:
     asyncio.run(run())
 
 
-def test_a_contract_that_moves_to_and_fro_is_always_found_in_exactly_one_place(url: str) -> None:
+def test_concurrent_moves_keep_a_contract_at_one_vehicle(url: str) -> None:
     write(url, contracts.publish(variant(EMAIDS[0], CAR), AT))
     ready, stop = SPAWN.Event(), SPAWN.Event()
     mover = SPAWN.Process(target=_move_for_ever, args=(url, ready, stop))
@@ -197,7 +157,7 @@ def _withdraw_or_set_default(url: str, withdrawing: bool, barrier: Any, outcomes
     asyncio.run(run())
 
 
-def test_of_a_deletion_and_a_default_at_the_same_time_no_vehicle_keeps_a_default_that_is_gone(url: str) -> None:
+def test_concurrent_withdraw_and_set_default_leave_no_stale_default(url: str) -> None:
     for vehicle in range(40):
         pcid = PCID(f"WEX0DUEL{vehicle:09d}")
         other = variant(EMAID(f"DEEXAS{vehicle:08d}"), pcid)
@@ -225,47 +185,8 @@ def test_of_a_deletion_and_a_default_at_the_same_time_no_vehicle_keeps_a_default
 # --- Processes that die ----------------------------------------------------------------------------------------------
 
 
-def write_forever(url: str, size: int) -> None:
-    """Run in a process of its own: publish without end, and print each EMAID once it is acknowledged."""
-
-    async def caller(store: Store, number: int) -> None:
-        count = 0
-        while True:
-            emaid = EMAID(f"DEEXAK{number:02d}{count:06d}")
-            try:
-                await store.write(contracts.publish(variant(emaid, response=bytes(size)), AT, NO_LIMITS))
-            except Unavailable as exc:
-                print(f"unavailable {exc.__cause__}", flush=True)
-                return
-            print(emaid, flush=True)
-            count += 1
-
-    async def run() -> None:
-        async with opened(url) as store:
-            await asyncio.gather(*(caller(store, number) for number in range(8)))
-
-    asyncio.run(run())
-
-
-def started(url: str, size: int, limit: int | None = None) -> subprocess.Popen[str]:
-    """limit: how large a file the process may write, octets."""
-
-    def restrict() -> None:
-        if limit is not None:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    command = f"from {__name__} import write_forever; write_forever({url!r}, {size})"
-    return subprocess.Popen(
-        [sys.executable, "-c", command],
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[3],
-        preexec_fn=restrict,
-    )
-
-
 @pytest.mark.parametrize("acknowledged_before", [1, 50, 400])
-def test_after_a_kill_every_acknowledged_change_is_there(url: str, acknowledged_before: int) -> None:
+def test_killed_process_loses_no_acknowledged_write(url: str, acknowledged_before: int) -> None:
     with started(url, 5_000) as process:
         assert process.stdout is not None
         acknowledged = [process.stdout.readline().strip() for _ in range(acknowledged_before)]
@@ -282,7 +203,7 @@ def test_after_a_kill_every_acknowledged_change_is_there(url: str, acknowledged_
     assert schema.revision(url) == schema.head()
 
 
-def test_where_the_file_cannot_grow_callers_are_told_and_what_was_acknowledged_is_there(tmp_path: Path) -> None:
+def test_file_size_limit_fails_writes_and_loses_nothing(tmp_path: Path) -> None:
     """The limit of the process stands for a full disk: the system refuses to write, whatever SQLite thinks of it."""
     url = new_database(tmp_path)
     with started(url, 20_000, limit=2_000_000) as process:

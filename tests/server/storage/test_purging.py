@@ -56,9 +56,7 @@ def filled(url: str) -> str:
 
 
 @pytest.mark.parametrize("limit", [1, 7, MANY, 1000])
-def test_every_contract_that_may_be_purged_is_found_whatever_the_size_of_a_portion(
-    filled: str, monkeypatch: pytest.MonkeyPatch, limit: int
-) -> None:
+def test_candidates_are_complete_for_any_portion_size(filled: str, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     for query in ("expired", "revoked"):
         real = getattr(queries, query)
         monkeypatch.setattr(queries, query, lambda *given, real=real: real(*given, limit=limit))
@@ -67,7 +65,7 @@ def test_every_contract_that_may_be_purged_is_found_whatever_the_size_of_a_porti
     assert len(found) == 2 * MANY + 5, "those that are both are found in both ways"
 
 
-def test_no_portion_looks_at_more_than_its_limit(filled: str) -> None:
+def test_portion_examines_at_most_its_limit(filled: str) -> None:
     async def use(store: Store) -> None:
         portion = await store.read(queries.expired(AT, limit=7))
         assert len(portion.emaids) == 7
@@ -84,7 +82,7 @@ def test_no_portion_looks_at_more_than_its_limit(filled: str) -> None:
     with_store(filled, use)
 
 
-def test_vehicles_that_only_had_an_event_are_found_in_portions(url: str) -> None:
+def test_idle_vehicles_are_found_in_portions(url: str) -> None:
     async def use(store: Store) -> None:
         for number in range(MANY):
             await store.write(vehicles.invalidate(pcid(number), AT + timedelta(seconds=number // 3)))
@@ -100,7 +98,7 @@ def test_vehicles_that_only_had_an_event_are_found_in_portions(url: str) -> None
     with_store(url, use)
 
 
-def test_a_vehicle_that_got_a_contract_after_it_was_found_stays(url: str) -> None:
+def test_idle_vehicle_with_a_new_contract_stays(url: str) -> None:
     async def use(store: Store) -> None:
         await store.write(vehicles.invalidate(pcid(1), AT))
         portion = await store.read(queries.idle_vehicles(AT + SECOND))
@@ -111,7 +109,7 @@ def test_a_vehicle_that_got_a_contract_after_it_was_found_stays(url: str) -> Non
     with_store(url, use)
 
 
-def test_indexes_find_what_is_to_be_purged(filled: str) -> None:
+def test_purge_queries_use_indexes(filled: str) -> None:
     """Without them a purge reads every row of evidence, one for each certificate that was ever seen."""
     as_if_large(filled)
     assert "evidence_revoked" in plans(filled, queries.revoked())

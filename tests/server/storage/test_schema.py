@@ -31,12 +31,12 @@ def open_and_close(url: str) -> None:
     with_store(url, lambda store: store.read(contracts.by_vehicle(CAR)))
 
 
-def test_the_revision_of_this_release_is_the_head_of_the_migrations() -> None:
+def test_head_is_the_last_migration() -> None:
     script = ScriptDirectory.from_config(schema.migrations("sqlite:///unused.db"))
     assert script.get_heads() == [schema.head()]
 
 
-def test_a_new_database_gets_the_schema_and_a_second_upgrade_changes_nothing(tmp_path: Path) -> None:
+def test_upgrade_creates_the_schema_and_is_idempotent(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'ccp.db'}"
     assert schema.revision(url) is None
     assert schema.upgrade(url) == (None, schema.head())
@@ -47,7 +47,7 @@ def test_a_new_database_gets_the_schema_and_a_second_upgrade_changes_nothing(tmp
     assert [found.emaid for found in read(url, contracts.by_vehicle(CAR))] == [variant().emaid]
 
 
-def test_a_downgrade_leaves_nothing_and_an_upgrade_after_it_everything(tmp_path: Path) -> None:
+def test_downgrade_to_base_and_upgrade_round_trip(tmp_path: Path) -> None:
     url = new_database(tmp_path)
     before = described(url)
     command.downgrade(schema.migrations(url), "base")
@@ -58,7 +58,7 @@ def test_a_downgrade_leaves_nothing_and_an_upgrade_after_it_everything(tmp_path:
     open_and_close(url)
 
 
-def test_the_database_is_readable_for_its_owner_alone_because_it_holds_the_keys_of_tokens(tmp_path: Path) -> None:
+def test_database_is_readable_by_its_owner_only(tmp_path: Path) -> None:
     url = new_database(tmp_path)
 
     async def hold(store: object) -> None:
@@ -69,13 +69,13 @@ def test_the_database_is_readable_for_its_owner_alone_because_it_holds_the_keys_
     assert modes == dict.fromkeys(("ccp.db", "ccp.db-wal", "ccp.db-shm", "ccp.db-writelock"), 0o600)
 
 
-def test_the_store_refuses_to_open_where_there_is_no_database(tmp_path: Path) -> None:
+def test_store_refuses_a_missing_database(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"There is no database at .*none\.db; 'ccp db upgrade' makes one\."):
         open_and_close(f"sqlite:///{tmp_path / 'none.db'}")
     assert not any(tmp_path.iterdir())
 
 
-def test_the_store_refuses_a_database_without_schema(tmp_path: Path) -> None:
+def test_store_refuses_a_database_without_schema(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "ccp.db")) as connection:
         connection.execute("create table other (x)")
     told = f"The database schema is absent, this release needs {schema.HEAD}; run 'ccp db upgrade'"
@@ -83,27 +83,27 @@ def test_the_store_refuses_a_database_without_schema(tmp_path: Path) -> None:
         open_and_close(f"sqlite:///{tmp_path / 'ccp.db'}")
 
 
-def test_the_store_refuses_an_older_schema_and_names_both_revisions(tmp_path: Path) -> None:
+def test_store_refuses_an_older_schema_and_names_both_revisions(tmp_path: Path) -> None:
     url = new_database(tmp_path)
     sql(url, "update alembic_version set version_num = '0000'")
     with pytest.raises(ConfigurationError, match=f"schema is 0000, this release needs {schema.HEAD}"):
         open_and_close(url)
 
 
-def test_the_store_opens_a_newer_schema_since_both_releases_run_during_an_upgrade(tmp_path: Path) -> None:
+def test_store_opens_a_newer_schema(tmp_path: Path) -> None:
     url = new_database(tmp_path)
     sql(url, "update alembic_version set version_num = '9999'")
     open_and_close(url)
 
 
-def test_an_upgrade_to_an_older_schema_is_refused(tmp_path: Path) -> None:
+def test_upgrade_refuses_a_newer_schema(tmp_path: Path) -> None:
     url = new_database(tmp_path)
     sql(url, "update alembic_version set version_num = '9999'")
     with pytest.raises(ConfigurationError, match=f"schema is 9999, newer than this release's {schema.HEAD}"):
         schema.upgrade(url)
 
 
-def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+def test_foreign_file_is_refused_and_unchanged(tmp_path: Path) -> None:
     file = tmp_path / "ccp.db"
     file.write_bytes(b"no database at all, but longer than the header of one" * 30)
     octets = file.read_bytes()
@@ -113,19 +113,19 @@ def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(tmp_path: Path)
     assert file.read_bytes() == octets
 
 
-def test_a_directory_is_no_database(tmp_path: Path) -> None:
+def test_directory_is_refused(tmp_path: Path) -> None:
     for use in (open_and_close, schema.upgrade):
         with pytest.raises(ConfigurationError, match=r"The database .* cannot be read"):
             use(f"sqlite:///{tmp_path}")
 
 
-def test_a_database_in_a_directory_that_is_not_there_cannot_be_made(tmp_path: Path) -> None:
+def test_upgrade_needs_an_existing_directory(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"cannot be created: No such file or directory\."):
         schema.upgrade(f"sqlite:///{tmp_path / 'none' / 'ccp.db'}")
 
 
 @pytest.mark.parametrize("url", ["mysql://ccp:secret@localhost/ccp", "sqlite://ccp.db", "ccp.db", ""])
-def test_another_engine_is_refused_without_showing_the_password(url: str) -> None:
+def test_unknown_engine_is_refused_without_the_password(url: str) -> None:
     for use in (connect, schema.revision, schema.upgrade):
         with pytest.raises(ConfigurationError, match="No storage engine for the database URL") as caught:
             use(url)
@@ -133,7 +133,7 @@ def test_another_engine_is_refused_without_showing_the_password(url: str) -> Non
 
 
 @pytest.mark.parametrize("name", ["a b", "100%", "what?", "sharp#1", "ключ", "semi;colon&x=1"])
-def test_a_database_may_lie_under_any_name(tmp_path: Path, name: str) -> None:
+def test_database_may_have_any_name(tmp_path: Path, name: str) -> None:
     folder = tmp_path / name
     folder.mkdir()
     url = new_database(folder)
@@ -143,7 +143,7 @@ def test_a_database_may_lie_under_any_name(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize("table", ["change_count", "delivery"])
-def test_an_upgrade_that_fails_in_its_middle_leaves_nothing_half_done(tmp_path: Path, table: str) -> None:
+def test_upgrade_that_fails_leaves_nothing(tmp_path: Path, table: str) -> None:
     url = f"sqlite:///{tmp_path / 'ccp.db'}"
     # A table that the first migration, or the last one, makes is there already, so it fails in its middle.
     with closing(sqlite3.connect(tmp_path / "ccp.db")) as connection:
@@ -162,7 +162,7 @@ def _upgrade_and_open(url: str, barrier: Barrier) -> None:
     open_and_close(url)
 
 
-def test_processes_that_upgrade_and_open_a_new_database_at_the_same_time_all_succeed(tmp_path: Path) -> None:
+def test_upgrade_by_concurrent_processes_succeeds(tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'ccp.db'}"
     barrier = SPAWN.Barrier(3)
     processes = [SPAWN.Process(target=_upgrade_and_open, args=(url, barrier)) for _ in range(3)]
@@ -174,9 +174,7 @@ def test_processes_that_upgrade_and_open_a_new_database_at_the_same_time_all_suc
     assert schema.revision(url) == schema.head()
 
 
-def test_a_database_that_others_hold_is_refused_after_a_while_and_nothing_hangs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_locked_database_is_refused_after_a_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     url = new_database(tmp_path)
     with closing(sqlite3.connect(tmp_path / "ccp.db")) as connection:
         connection.execute("pragma journal_mode = delete")
@@ -190,7 +188,7 @@ def test_a_database_that_others_hold_is_refused_after_a_while_and_nothing_hangs(
     open_and_close(url)
 
 
-def test_opening_again_after_closing_works(tmp_path: Path) -> None:
+def test_store_opens_again_after_close(tmp_path: Path) -> None:
     url = new_database(tmp_path)
 
     async def twice() -> None:
@@ -204,7 +202,7 @@ def test_opening_again_after_closing_works(tmp_path: Path) -> None:
     asyncio.run(twice())
 
 
-def test_the_upgrade_leaves_no_files_open(tmp_path: Path) -> None:
+def test_upgrade_leaves_no_open_files(tmp_path: Path) -> None:
     url = new_database(tmp_path)
 
     async def use() -> None:

@@ -5,26 +5,21 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from ccp.errors import Unavailable
-from ccp.server.storage import Store, connect
 from ccp.server.storage.engine import time_limits
-from ccp.server.storage.engine.postgres import PostgresStore
 from ccp.server.storage.engine.query import SerializationConflict, batchable, long_read, retryable
 from ccp.server.storage.engine.time_limits import TimeLimits
 from ccp.server.storage.queries import contracts
 from tests.databases import Server, sql
 from tests.server.storage.made import AT, CAR, FIRST, NO_LIMITS, statements, variant
+from tests.server.storage.postgres_stores import LIMITS, SPARE, numbered, opened, sessions, stored, timed, until_served
 from tests.server.storage.proxy import Proxy, between
-from tests.server.storage.test_postgres import numbered, sessions, stored
 
-LIMITS = TimeLimits(read=0.6, write=1.5)
-SPARE = 2.0  # What a busy machine may add to a time limit; a request without one would wait for ever.
 SILENCES: dict[str, tuple[Callable[[Proxy], None], Callable[[Proxy], None]]] = {
     "held": (Proxy.hold, Proxy.let_go),
     "swallowed": (lambda proxy: setattr(proxy, "swallow", True), lambda proxy: setattr(proxy, "swallow", False)),
@@ -36,40 +31,6 @@ def url(postgres: Server) -> str:
     return postgres.emptied()
 
 
-@asynccontextmanager
-async def opened(url: str, connections: int = 3, limits: TimeLimits = LIMITS) -> AsyncIterator[PostgresStore]:
-    store = connect(url, connections, limits)
-    assert isinstance(store, PostgresStore)
-    await store.open()
-    try:
-        yield store
-    finally:
-        await store.close()
-
-
-async def timed(work: Awaitable[Any]) -> tuple[Any, float]:
-    """What came of it, an error too, and how long it took."""
-    began = time.monotonic()
-    try:
-        result = await work
-    except Unavailable as exc:
-        result = exc
-    return result, time.monotonic() - began
-
-
-async def until_served(store: Store, seconds: float = 10.0) -> float:
-    """How long it takes until a read is answered."""
-    began = time.monotonic()
-    while True:
-        try:
-            await store.read(contracts.by_vehicle(CAR))
-        except Unavailable:
-            assert time.monotonic() - began < seconds, "it does not come back"
-            await asyncio.sleep(0.02)
-        else:
-            return time.monotonic() - began
-
-
 @batchable
 def lookup() -> Any:
     rows = yield "select $1", ("x",)
@@ -77,7 +38,7 @@ def lookup() -> Any:
 
 
 @pytest.mark.parametrize("silence", SILENCES)
-def test_every_read_and_change_ends_in_time_while_the_server_is_silent(url: str, silence: str) -> None:
+def test_silent_server_ends_every_query_in_time(url: str, silence: str) -> None:
     begin, end = SILENCES[silence]
 
     async def run() -> None:
@@ -103,7 +64,7 @@ def test_every_read_and_change_ends_in_time_while_the_server_is_silent(url: str,
 
 
 @pytest.mark.parametrize("silence", SILENCES)
-def test_a_silent_server_costs_later_requests_no_time_and_few_connections(url: str, silence: str) -> None:
+def test_silent_server_opens_the_circuit(url: str, silence: str) -> None:
     begin, end = SILENCES[silence]
 
     async def run() -> None:
@@ -127,7 +88,7 @@ def test_a_silent_server_costs_later_requests_no_time_and_few_connections(url: s
     assert stored(url) == set()
 
 
-def test_a_slow_statement_is_cut_alone_while_others_are_answered(url: str) -> None:
+def test_slow_statement_does_not_open_the_circuit(url: str) -> None:
     async def run() -> None:
         async with opened(url) as store:
             await store.read(contracts.by_vehicle(CAR))
@@ -147,7 +108,7 @@ def test_a_slow_statement_is_cut_alone_while_others_are_answered(url: str) -> No
     asyncio.run(run())
 
 
-def test_a_read_that_is_marked_has_more_time_than_a_request(url: str) -> None:
+def test_long_read_has_more_time(url: str) -> None:
     @long_read
     def slow() -> Any:
         rows = yield "select pg_sleep(1), current_setting('statement_timeout')", ()
@@ -161,7 +122,7 @@ def test_a_read_that_is_marked_has_more_time_than_a_request(url: str) -> None:
     assert asyncio.run(run()) == "30s"
 
 
-def test_a_connection_that_was_idle_is_asked_before_it_is_used(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_connection_is_checked_before_use(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ccp.server.storage.engine.postgres_pool._TRUSTED", 0.0)
 
     async def run() -> None:
@@ -180,7 +141,7 @@ def test_a_connection_that_was_idle_is_asked_before_it_is_used(url: str, monkeyp
     asyncio.run(run())
 
 
-def test_a_commit_without_an_answer_is_told_as_not_confirmed(url: str) -> None:
+def test_commit_without_an_answer_is_not_confirmed(url: str) -> None:
     async def run() -> None:
         async with between(url) as proxy, opened(proxy.url) as store:
             await store.write(contracts.publish(variant(), AT))
@@ -196,7 +157,7 @@ def test_a_commit_without_an_answer_is_told_as_not_confirmed(url: str) -> None:
     asyncio.run(run())
 
 
-def test_a_command_is_not_refused_while_the_server_is_silent_but_waits_for_it(url: str) -> None:
+def test_command_waits_for_a_silent_server(url: str) -> None:
     limits = TimeLimits(read=20, write=20, connect=2, refuse_while_silent=False)
 
     async def run() -> None:
@@ -215,7 +176,7 @@ def test_a_command_is_not_refused_while_the_server_is_silent_but_waits_for_it(ur
     assert len(stored(url)) == 2
 
 
-def test_a_caller_that_goes_from_a_silent_server_leaves_no_place_taken(url: str) -> None:
+def test_cancelled_caller_of_a_silent_server_frees_its_connection(url: str) -> None:
     async def run() -> None:
         async with between(url) as proxy, opened(proxy.url, connections=1, limits=TimeLimits(read=5)) as store:
             await store.read(contracts.by_vehicle(CAR))
@@ -231,9 +192,7 @@ def test_a_caller_that_goes_from_a_silent_server_leaves_no_place_taken(url: str)
     asyncio.run(run())
 
 
-def test_a_connection_whose_caller_went_while_it_was_checked_is_closed(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_connection_of_a_caller_cancelled_during_the_check_is_closed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ccp.server.storage.engine.postgres_pool._TRUSTED", 0.0)
 
     async def run() -> None:
@@ -247,7 +206,7 @@ def test_a_connection_whose_caller_went_while_it_was_checked_is_closed(
     asyncio.run(run())
 
 
-def test_a_connection_whose_caller_went_during_a_rollback_is_closed(url: str) -> None:
+def test_connection_of_a_caller_cancelled_during_a_rollback_is_closed(url: str) -> None:
     async def run() -> None:
         async with between(url) as proxy, opened(proxy.url, connections=1, limits=TimeLimits(read=5)) as store:
 
@@ -274,7 +233,7 @@ async def gone(work: Awaitable[Any]) -> bool:
     return (await asyncio.wait([going]))[0] == {going} and going.cancelled()
 
 
-def test_a_change_is_not_begun_again_when_its_time_is_over(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_is_not_retried_after_its_deadline(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "ccp.server.storage.engine.postgres.random.uniform", lambda *_: 100
     )  # The pause outlasts the time limit.
@@ -299,7 +258,7 @@ def test_a_change_is_not_begun_again_when_its_time_is_over(url: str, monkeypatch
     asyncio.run(run())
 
 
-def test_long_reads_leave_connections_to_the_lookups_of_requests(url: str) -> None:
+def test_long_reads_leave_connections_to_lookups(url: str) -> None:
     @long_read
     def slow() -> Any:
         yield "select pg_sleep(3)", ()
@@ -320,7 +279,7 @@ def test_long_reads_leave_connections_to_the_lookups_of_requests(url: str) -> No
     asyncio.run(run())
 
 
-def test_a_long_read_behind_a_pooler_has_the_time_of_its_kind(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_read_behind_a_pooler_has_its_own_timeout(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ccp.server.storage.engine.postgres_hosts.COMMAND_TIMEOUT", 0.5)
 
     @long_read
@@ -337,7 +296,7 @@ def test_a_long_read_behind_a_pooler_has_the_time_of_its_kind(url: str, monkeypa
     assert asyncio.run(run()) == "found"
 
 
-def test_sockets_notice_a_peer_that_is_gone(url: str) -> None:
+def test_sockets_have_keepalives(url: str) -> None:
     async def run() -> None:
         async with opened(url) as store:
             await store.read(contracts.by_vehicle(CAR))
@@ -350,7 +309,7 @@ def test_sockets_notice_a_peer_that_is_gone(url: str) -> None:
     asyncio.run(run())
 
 
-def test_a_stopped_server_is_used_again_as_soon_as_it_goes_on(postgres: Server) -> None:
+def test_stopped_server_is_used_again_when_it_continues(postgres: Server) -> None:
     server = Server()
     try:
         server.start()

@@ -92,9 +92,7 @@ def failing_lock(error: BaseException) -> Iterator[list[int]]:
 
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), MemoryError(), ValueError("a defect"), Ends()])
-def test_a_writer_that_dies_answers_everything_that_waits_or_comes_and_is_started_again(
-    url: str, error: BaseException
-) -> None:
+def test_writer_that_dies_answers_its_callers_and_is_restarted(url: str, error: BaseException) -> None:
     async def use(store: Store) -> None:
         await publish(store, 0)
         with failing_lock(error) as count:
@@ -117,9 +115,7 @@ def test_a_writer_that_dies_answers_everything_that_waits_or_comes_and_is_starte
     assert len(stored(url)) == 19
 
 
-def test_what_was_committed_before_the_writer_died_is_acknowledged_and_nothing_else_is(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_writer_that_dies_acknowledges_exactly_what_was_committed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It dies after some groups, in every phase of a group: none is told that it was stored without being there."""
     real = sqlite_writer.run
     count = 0
@@ -150,7 +146,7 @@ def test_what_was_committed_before_the_writer_died_is_acknowledged_and_nothing_e
     with_store(url, use)
 
 
-def test_a_damaged_file_is_told_as_unavailable_to_writers_and_readers(url: str) -> None:
+def test_damaged_file_is_unavailable_to_writers_and_readers(url: str) -> None:
     """SQLite says DatabaseError here, which no statement of ours causes."""
 
     def damage() -> None:
@@ -172,7 +168,7 @@ def test_a_damaged_file_is_told_as_unavailable_to_writers_and_readers(url: str) 
 # --- A thread that hangs ---------------------------------------------------------------------------------------------
 
 
-def test_callers_of_a_writer_that_hangs_are_answered_in_time_and_told_what_is_known(url: str) -> None:
+def test_writer_that_hangs_fails_its_callers_in_time(url: str) -> None:
     async def use(store: Store) -> None:
         started, go_on = threading.Event(), threading.Event()
 
@@ -203,7 +199,7 @@ def test_callers_of_a_writer_that_hangs_are_answered_in_time_and_told_what_is_kn
     assert stored(url) == {numbered(0).emaid, numbered(7).emaid}
 
 
-def test_a_long_question_is_ended_when_its_time_is_up_and_holds_up_no_lookup(url: str) -> None:
+def test_long_read_is_interrupted_and_delays_no_lookup(url: str) -> None:
     @long_read
     def endless() -> Query[None]:
         yield "with recursive n(x) as (select 1 union all select x + 1 from n) select count(*) from n", ()
@@ -228,7 +224,7 @@ def test_a_long_question_is_ended_when_its_time_is_up_and_holds_up_no_lookup(url
     with_limits(url, use, replace(REQUESTS, long_read=2.0))
 
 
-def test_a_question_cannot_change_anything_in_the_thread_either(url: str) -> None:
+def test_long_read_cannot_write(url: str) -> None:
     @long_read
     def changing() -> Query[None]:
         yield "insert into vehicle (pcid, rev) values ('x', 1)", ()
@@ -273,7 +269,7 @@ def busy(url: str) -> Iterator[Callable[[], None]]:
         process.stdout.close()
 
 
-def test_a_reader_waits_for_a_busy_file_without_holding_up_the_event_loop(url: str) -> None:
+def test_reader_waits_for_a_busy_file_without_blocking_the_loop(url: str) -> None:
     async def use(store: Store) -> None:
         await publish(store, 0)
         with busy(url) as end:
@@ -287,7 +283,7 @@ def test_a_reader_waits_for_a_busy_file_without_holding_up_the_event_loop(url: s
     with_limits(url, use, replace(REQUESTS, read=30.0))
 
 
-def test_a_reader_does_not_wait_for_a_busy_file_for_long(url: str) -> None:
+def test_reader_gives_up_on_a_busy_file(url: str) -> None:
     async def use(store: Store) -> None:
         await publish(store, 0)
         with busy(url), pytest.raises(Unavailable, match=NOT_READ):
@@ -297,7 +293,7 @@ def test_a_reader_does_not_wait_for_a_busy_file_for_long(url: str) -> None:
     with_limits(url, use, replace(REQUESTS, read=0.3))
 
 
-def test_a_change_that_may_take_long_is_not_taken_for_one_that_hangs(url: str) -> None:
+def test_long_write_is_not_taken_for_a_hanging_one(url: str) -> None:
     go_on = threading.Event()
 
     @long_write
@@ -318,7 +314,7 @@ def test_a_change_that_may_take_long_is_not_taken_for_one_that_hangs(url: str) -
     with_limits(url, use, replace(REQUESTS, write=0.1))
 
 
-def test_a_store_closes_while_its_writer_is_being_started_again(url: str) -> None:
+def test_store_closes_while_its_writer_restarts(url: str) -> None:
     async def use(store: Store) -> None:
         with failing_lock(OSError("for the test")), contextlib.suppress(Unavailable):
             await publish(store, 0)

@@ -18,8 +18,7 @@ from ccp.server.storage.engine.time_limits import TimeLimits
 from ccp.server.storage.queries import contracts
 from tests.databases import Server, replicated, sql, wait_for_standby
 from tests.server.storage.made import AT, CAR, NO_LIMITS, variant
-from tests.server.storage.test_postgres import numbered, sessions, stored
-from tests.server.storage.test_silent_database import SPARE, opened, timed
+from tests.server.storage.postgres_stores import SPARE, numbered, opened, sessions, stored, timed
 
 LIMITS = TimeLimits(read=2, write=2)
 WAITING = (synchronous_standby.NOT_CONFIRMED, time_limits.NOT_CONFIRMED)
@@ -50,7 +49,7 @@ async def until_written(store: Store, emaid: EMAID) -> None:
         await asyncio.sleep(0.05)
 
 
-def test_a_hanging_standby_is_told_as_what_it_is_and_reads_go_on(
+def test_hanging_standby_is_reported_and_reads_go_on(
     hanging: tuple[Server, Server, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, standby, url = hanging
@@ -90,7 +89,7 @@ def test_a_hanging_standby_is_told_as_what_it_is_and_reads_go_on(
     asyncio.run(run())
 
 
-def test_a_change_that_waits_for_a_lock_of_another_workers_commit_says_why_it_is_not_made(
+def test_write_blocked_by_a_held_commit_explains_the_failure(
     hanging: tuple[Server, Server, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, standby, url = hanging
@@ -111,7 +110,7 @@ def test_a_change_that_waits_for_a_lock_of_another_workers_commit_says_why_it_is
     asyncio.run(run())
 
 
-def test_commits_that_take_every_place_keep_no_other_change_waiting(hanging: tuple[Server, Server, str]) -> None:
+def test_held_commits_keep_no_other_write_waiting(hanging: tuple[Server, Server, str]) -> None:
     _, standby, url = hanging
 
     def change(number: int) -> Any:
@@ -145,7 +144,7 @@ def waiting_session(url: str) -> int:
     return int(pids[0][0])
 
 
-def test_a_standby_that_is_taken_out_lets_changes_go_on(hanging: tuple[Server, Server, str]) -> None:
+def test_removed_standby_lets_writes_go_on(hanging: tuple[Server, Server, str]) -> None:
     primary, standby, url = hanging
 
     def configure(names: str) -> None:
@@ -168,7 +167,7 @@ def test_a_standby_that_is_taken_out_lets_changes_go_on(hanging: tuple[Server, S
         configure("standby")
 
 
-def test_a_commit_whose_wait_is_cancelled_is_not_told_as_a_success(hanging: tuple[Server, Server, str]) -> None:
+def test_commit_with_a_cancelled_wait_is_not_confirmed(hanging: tuple[Server, Server, str]) -> None:
     _, standby, url = hanging
 
     def cancel() -> None:
@@ -186,7 +185,7 @@ def test_a_commit_whose_wait_is_cancelled_is_not_told_as_a_success(hanging: tupl
     asyncio.run(run())
 
 
-def test_a_store_that_is_closed_does_not_wait_for_a_standby(hanging: tuple[Server, Server, str]) -> None:
+def test_close_does_not_wait_for_a_standby(hanging: tuple[Server, Server, str]) -> None:
     _, standby, url = hanging
 
     async def run() -> None:

@@ -77,13 +77,13 @@ def writer_busy(store: Store) -> Iterator[list[asyncio.Future[Any]]]:
 # --- Settings of the connections -------------------------------------------------------------------------------------
 
 
-def test_a_commit_is_on_disk_before_it_is_acknowledged(url: str) -> None:
+def test_sqlite_commit_is_on_disk_before_it_is_acknowledged(url: str) -> None:
     """synchronous = 2 is FULL: the log is synced at every commit. Asked on the connection that writes."""
     for pragma, value in (("synchronous", 2), ("journal_mode", "wal"), ("foreign_keys", 1)):
         assert write(url, statements((f"pragma {pragma}", ()))) == [(value,)]
 
 
-def test_a_question_cannot_change_anything(url: str) -> None:
+def test_sqlite_read_cannot_write(url: str) -> None:
     with pytest.raises(Unavailable) as caught:
         read(url, statements(("insert into vehicle (pcid, rev) values ('x', 1)", ())))
     assert "readonly" in str(caught.value.__cause__)
@@ -93,7 +93,7 @@ def test_a_question_cannot_change_anything(url: str) -> None:
 # --- Reading ---------------------------------------------------------------------------------------------------------
 
 
-def test_all_statements_of_a_question_see_one_state(url: str) -> None:
+def test_sqlite_read_sees_one_snapshot(url: str) -> None:
     """Otherwise a contract that moves between the two statements of by_emaid would seem to be nowhere."""
     write(url, contracts.publish(variant(FIRST, CAR), AT))
 
@@ -118,7 +118,7 @@ def test_all_statements_of_a_question_see_one_state(url: str) -> None:
     assert with_store(url, use) == [CAR, OTHER_CAR]
 
 
-def test_a_question_sees_the_newest_state_even_after_one_that_failed(url: str) -> None:
+def test_sqlite_read_sees_the_latest_state_after_a_failed_read(url: str) -> None:
     def failing() -> Query[None]:
         yield "select * from vehicle", ()
         raise NotFound("for the test")
@@ -134,7 +134,7 @@ def test_a_question_sees_the_newest_state_even_after_one_that_failed(url: str) -
     assert len(with_store(url, use)) == 1
 
 
-def test_readers_do_not_wait_for_a_writer(url: str) -> None:
+def test_sqlite_readers_do_not_wait_for_a_writer(url: str) -> None:
     write(url, contracts.publish(variant(), AT))
 
     async def use(store: Store) -> int:
@@ -150,7 +150,7 @@ def test_readers_do_not_wait_for_a_writer(url: str) -> None:
 # --- Groups ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_result_is_there_only_after_the_commit(url: str) -> None:
+def test_sqlite_write_returns_only_after_the_commit(url: str) -> None:
     """Whoever has the answer finds the change on any other connection."""
 
     async def one(store: Store, number: int) -> None:
@@ -164,7 +164,7 @@ def test_a_result_is_there_only_after_the_commit(url: str) -> None:
     assert len(stored(url)) == 40
 
 
-def test_changes_that_wait_share_one_commit_and_none_is_answered_before_it(url: str) -> None:
+def test_sqlite_group_commit_acknowledges_after_the_shared_commit(url: str) -> None:
     async def use(store: Store) -> None:
         with writer_busy(store) as waiting:
             waiting += [
@@ -181,7 +181,7 @@ def test_changes_that_wait_share_one_commit_and_none_is_answered_before_it(url: 
     with_store(url, use)
 
 
-def test_a_group_is_bounded_and_more_changes_than_one_group_takes_all_happen(url: str) -> None:
+def test_sqlite_group_commit_is_bounded(url: str) -> None:
     async def use(store: Store) -> None:
         with writer_busy(store) as waiting:
             waiting += [
@@ -199,7 +199,7 @@ def test_a_group_is_bounded_and_more_changes_than_one_group_takes_all_happen(url
     "error",
     [NotFound("for the test"), ValueError("a mistake of ours"), sqlite3.IntegrityError("a rule of the database")],
 )
-def test_a_change_that_raises_leaves_nothing_and_does_not_disturb_its_group(url: str, error: Exception) -> None:
+def test_sqlite_write_that_raises_does_not_affect_its_group(url: str, error: Exception) -> None:
     async def use(store: Store) -> list[Any]:
         with writer_busy(store) as waiting:
             waiting += [
@@ -225,13 +225,13 @@ def test_a_change_that_raises_leaves_nothing_and_does_not_disturb_its_group(url:
     assert broken_invariants(url) == []
 
 
-def test_a_broken_statement_is_told_as_unavailable_and_keeps_its_cause_for_the_log(url: str) -> None:
+def test_sqlite_broken_statement_is_unavailable_with_its_cause(url: str) -> None:
     with pytest.raises(Unavailable, match="The database cannot write now; nothing was changed, try again") as caught:
         write(url, statements(("insert into nowhere values (1)", ())))
     assert isinstance(caught.value.__cause__, sqlite3.OperationalError)
 
 
-def test_a_later_change_of_a_group_sees_the_earlier_ones(url: str) -> None:
+def test_sqlite_write_sees_earlier_writes_of_its_group(url: str) -> None:
     async def use(store: Store) -> list[Any]:
         with writer_busy(store) as waiting:
             waiting += [
@@ -254,7 +254,7 @@ def test_a_later_change_of_a_group_sees_the_earlier_ones(url: str) -> None:
 # --- Callers that go -------------------------------------------------------------------------------------------------
 
 
-def test_a_caller_that_goes_before_its_turn_leaves_nothing_and_the_others_go_on(url: str) -> None:
+def test_sqlite_write_cancelled_before_it_begins_leaves_nothing(url: str) -> None:
     async def use(store: Store) -> None:
         with writer_busy(store) as waiting:
             going = asyncio.ensure_future(store.write(contracts.publish(variant(FIRST), AT)))
@@ -270,7 +270,7 @@ def test_a_caller_that_goes_before_its_turn_leaves_nothing_and_the_others_go_on(
     assert stored(url) == {SECOND_CONTRACT}
 
 
-def test_a_caller_that_goes_during_its_change_does_not_stop_it_and_the_writer_goes_on(url: str) -> None:
+def test_sqlite_write_cancelled_while_it_runs_is_completed(url: str) -> None:
     async def use(store: Store) -> None:
         started, go_on = threading.Event(), threading.Event()
 
@@ -291,7 +291,7 @@ def test_a_caller_that_goes_during_its_change_does_not_stop_it_and_the_writer_go
     assert stored(url) == {FIRST, SECOND_CONTRACT}
 
 
-def test_closing_waits_for_every_change_that_was_given_before(url: str) -> None:
+def test_sqlite_close_waits_for_accepted_writes(url: str) -> None:
     async def use(store: Store) -> list[asyncio.Future[Any]]:
         waiting: list[asyncio.Future[Any]] = [
             asyncio.ensure_future(store.write(contracts.publish(numbered(n), AT, NO_LIMITS))) for n in range(100)
@@ -305,7 +305,7 @@ def test_closing_waits_for_every_change_that_was_given_before(url: str) -> None:
     assert len(stored(url)) == 100
 
 
-def test_a_change_that_comes_while_the_store_closes_is_refused_and_does_not_wait_for_ever(url: str) -> None:
+def test_sqlite_write_during_close_is_refused(url: str) -> None:
     async def use(store: Store) -> None:
         closing_store = asyncio.ensure_future(store.close())
         await asyncio.sleep(0)
@@ -325,7 +325,7 @@ def fill(url: str, store_pages: int) -> Query[list[Row]]:
     return statements((f"pragma max_page_count = {pages + store_pages}", ()))
 
 
-def test_a_full_disk_is_told_as_unavailable_and_nothing_that_was_acknowledged_is_lost(url: str) -> None:
+def test_sqlite_full_disk_is_unavailable_and_loses_nothing(url: str) -> None:
     async def use(store: Store) -> set[str]:
         await store.write(contracts.publish(variant(FIRST), AT))
         await store.write(fill(url, 40))
@@ -353,7 +353,7 @@ def test_a_full_disk_is_told_as_unavailable_and_nothing_that_was_acknowledged_is
     assert sql(url, "pragma integrity_check") == [("ok",)]
 
 
-def test_in_a_group_that_meets_a_full_disk_what_is_acknowledged_is_there_and_nothing_else(url: str) -> None:
+def test_sqlite_full_disk_within_a_group_keeps_exactly_the_acknowledged(url: str) -> None:
     async def use(store: Store) -> set[str]:
         await store.write(fill(url, 30))
         large = [variant(numbered(number).emaid, response=bytes(20_000)) for number in range(12)]
@@ -371,9 +371,7 @@ def test_in_a_group_that_meets_a_full_disk_what_is_acknowledged_is_there_and_not
     assert broken_invariants(url) == []
 
 
-def test_a_database_that_another_process_holds_too_long_is_unavailable_and_then_works_again(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sqlite_locked_database_is_unavailable_then_works_again(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real = sqlite_writer.serve
     monkeypatch.setattr(sqlite_writer, "serve", lambda path, busy_timeout: real(path, 0.2))
 

@@ -43,7 +43,7 @@ def ask(other: Connection, what: str, answer: str) -> None:
     assert other.recv() == answer
 
 
-def test_whoever_has_written_does_not_write_again_before_the_one_who_waits(tmp_path: Path) -> None:
+def test_write_lock_is_fair(tmp_path: Path) -> None:
     database = tmp_path / "ccp.db"
     with another(database) as (first, _), another(database) as (second, _):
         ask(first, "take", "taken")
@@ -61,7 +61,7 @@ def test_whoever_has_written_does_not_write_again_before_the_one_who_waits(tmp_p
         assert first.recv() == "taken"
 
 
-def test_the_turn_of_a_process_that_was_killed_is_over(tmp_path: Path) -> None:
+def test_write_lock_of_a_killed_process_is_released(tmp_path: Path) -> None:
     database = tmp_path / "ccp.db"
     with another(database) as (other, process):
         ask(other, "take", "taken")
@@ -72,7 +72,7 @@ def test_the_turn_of_a_process_that_was_killed_is_over(tmp_path: Path) -> None:
             assert time.monotonic() - began < LONG / 2
 
 
-def test_a_turn_that_does_not_come_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+def test_write_lock_wait_times_out(tmp_path: Path) -> None:
     database = tmp_path / "ccp.db"
     with another(database) as (other, _):
         ask(other, "take", "taken")
@@ -80,6 +80,6 @@ def test_a_turn_that_does_not_come_is_not_waited_for_for_ever(tmp_path: Path) ->
             assert not other.poll(), "the other one has its turn still"
 
 
-def test_where_no_file_can_be_made_there_are_no_turns_and_writing_goes_on(tmp_path: Path) -> None:
+def test_write_lock_without_a_file_does_not_block(tmp_path: Path) -> None:
     with WriteLock(tmp_path / "missing" / "ccp.db", LONG).hold():
         pass

@@ -45,9 +45,7 @@ def recorded(*keys: str, counter: ChangeCounter = ChangeCounter.WEBHOOKS) -> Que
         yield from change_counters.bump_and_log(counter, key)
 
 
-def test_the_log_has_each_change_under_its_number_and_keeps_the_latest(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_change_log_numbers_each_change_and_keeps_the_latest(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(change_counters, "MAX_LOGGED", 3)
     write(url, recorded("a", "b"), recorded("c", counter=ChangeCounter.PARTIES), recorded("d", "e"))
     assert read(url, change_counters.log_entries(ChangeCounter.WEBHOOKS, 0, 10)) == [(2, "b"), (3, "d"), (4, "e")]
@@ -56,7 +54,7 @@ def test_the_log_has_each_change_under_its_number_and_keeps_the_latest(
     assert read(url, change_counters.read_all()) == {"webhooks": 4, "parties": 1}
 
 
-def test_a_change_that_is_taken_back_leaves_its_number_to_the_next_one(url: str) -> None:
+def test_change_log_reuses_the_number_of_a_rolled_back_change(url: str) -> None:
     first = party("one", PartyRole.CPO)
 
     def failing() -> Query[None]:
@@ -70,7 +68,7 @@ def test_a_change_that_is_taken_back_leaves_its_number_to_the_next_one(url: str)
     assert read(url, change_counters.log_entries(ChangeCounter.PARTIES, 0, 10)) == [(1, "one"), (2, "two")]
 
 
-def test_no_number_is_seen_before_a_smaller_one_however_long_its_change_takes(postgres: object) -> None:
+def test_change_log_numbers_commit_in_order(postgres: object) -> None:
     url: str = postgres.emptied()  # type: ignore[attr-defined]
 
     def slow(key: str, seconds: float) -> Query[None]:
@@ -103,7 +101,7 @@ def with_feed(url: str, use: object, topics: tuple[ChangeCounter, ...] = (Change
     asyncio.run(run())
 
 
-def test_a_feed_reads_everything_once_and_then_what_has_changed(url: str) -> None:
+def test_change_feed_reads_the_table_once_and_then_changes_only(url: str) -> None:
     async def use(store: Store, feed: ChangeFeed, seen: Seen) -> None:
         await store.write(recorded("before"))
         await feed.refresh()
@@ -121,7 +119,7 @@ def test_a_feed_reads_everything_once_and_then_what_has_changed(url: str) -> Non
     with_feed(url, use, (ChangeCounter.PARTIES, ChangeCounter.WEBHOOKS))
 
 
-def test_many_changes_are_taken_over_in_portions(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_change_feed_applies_many_changes_in_portions(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(change_feed, "PORTION", 2)
 
     async def use(store: Store, feed: ChangeFeed, seen: Seen) -> None:
@@ -146,9 +144,7 @@ def test_many_changes_are_taken_over_in_portions(url: str, monkeypatch: pytest.M
     ],
     ids=["a release without the log", "one in between", "a restored database", "removed from the log"],
 )
-def test_everything_is_read_where_the_log_does_not_have_all_changes(
-    url: str, change: list[tuple[str, tuple[str, ...]]]
-) -> None:
+def test_change_feed_reloads_if_the_log_lacks_a_change(url: str, change: list[tuple[str, tuple[str, ...]]]) -> None:
     async def use(store: Store, feed: ChangeFeed, seen: Seen) -> None:
         await store.write(recorded("a"))
         await feed.refresh()
@@ -164,7 +160,7 @@ def test_everything_is_read_where_the_log_does_not_have_all_changes(
     with_feed(url, use)
 
 
-def test_everything_is_read_by_who_is_too_far_behind(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_change_feed_reloads_if_it_is_too_far_behind(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(change_feed, "MAX_BEHIND", 3)
 
     async def use(store: Store, feed: ChangeFeed, seen: Seen) -> None:
@@ -178,7 +174,7 @@ def test_everything_is_read_by_who_is_too_far_behind(url: str, monkeypatch: pyte
     with_feed(url, use)
 
 
-def test_what_is_changed_while_everything_is_read_is_taken_over_once_more(url: str) -> None:
+def test_change_feed_applies_changes_made_during_a_reload(url: str) -> None:
     async def use(store: Store, feed: ChangeFeed, seen: Seen) -> None:
         reload = seen.reload
 
@@ -195,7 +191,7 @@ def test_what_is_changed_while_everything_is_read_is_taken_over_once_more(url: s
     with_feed(url, use)
 
 
-def test_what_could_not_be_taken_over_is_taken_over_the_next_time(url: str) -> None:
+def test_change_feed_retries_after_a_failure(url: str) -> None:
     async def use(store: Store, feed: ChangeFeed, seen: Seen) -> None:
         await feed.refresh()
         await store.write(recorded("a"))
@@ -233,7 +229,7 @@ def added_by_the_release_before(wanted: Party) -> Query[list[tuple[object, ...]]
     )
 
 
-def test_names_that_the_release_before_has_given_are_still_unique_and_found(url: str) -> None:
+def test_folded_names_of_the_previous_release_are_unique_and_found(url: str) -> None:
     write(
         url,
         added_by_the_release_before(party("OLD", PartyRole.CPO)),
@@ -262,7 +258,7 @@ def empty(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return made
 
 
-def test_an_upgrade_stores_the_forms_of_the_names_that_are_there(empty: str) -> None:
+def test_folded_names_are_stored_by_an_upgrade(empty: str) -> None:
     command.upgrade(schema.migrations(empty), "0008")
     for client_id, name in (("A", "Straße GmbH"), ("b", "Example")):
         sql(empty, "insert into party (client_id, name, roles, provider_ids, all_providers, wmis, operator_ids, "

@@ -55,7 +55,7 @@ def a_change(chance: random.Random, hooks: dict[str, Webhook], known: dict[str, 
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_after_any_changes_memory_is_what_reading_everything_gives(
+def test_table_copies_equal_a_full_reload_after_any_changes(
     url: str, seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(change_feed, "PORTION", 3)
@@ -104,9 +104,7 @@ def test_after_any_changes_memory_is_what_reading_everything_gives(
     assert len(ever) > 1
 
 
-def test_reading_everything_gives_the_event_loop_back_between_portions(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reload_yields_to_the_event_loop_between_portions(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for each in (module, party_cache):
         monkeypatch.setattr(each, "PORTION", 2)
 

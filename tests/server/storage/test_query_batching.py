@@ -35,7 +35,7 @@ def filled(url: str) -> str:
     return url
 
 
-def test_each_asker_gets_its_own_rows(filled: str) -> None:
+def test_batch_returns_each_caller_its_own_rows(filled: str) -> None:
     async def ask(store: Store) -> None:
         questions = [contracts.by_vehicle(car) for car in CARS]
         for car, found in zip(CARS, await asyncio.gather(*map(store.read, questions)), strict=True):
@@ -46,7 +46,7 @@ def test_each_asker_gets_its_own_rows(filled: str) -> None:
     with_store(filled, ask)
 
 
-def test_what_is_found_together_is_what_is_found_alone(filled: str) -> None:
+def test_batch_returns_the_same_as_single_queries(filled: str) -> None:
     async def ask(store: Store) -> None:
         for question in (
             lambda car: contracts.by_vehicle(car),
@@ -66,7 +66,7 @@ def test_what_is_found_together_is_what_is_found_alone(filled: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
-def test_many_lookups_are_few_exchanges(filled: str) -> None:
+def test_batch_needs_few_round_trips(filled: str) -> None:
     async def ask() -> None:
         async with between(filled) as proxy, opened(proxy.url) as store:
             await asyncio.gather(*(store.read(contracts.by_vehicle(car)) for car in CARS))  # Statements are prepared.
@@ -77,7 +77,7 @@ def test_many_lookups_are_few_exchanges(filled: str) -> None:
     asyncio.run(ask())
 
 
-def test_an_asker_that_goes_disturbs_nobody(filled: str) -> None:
+def test_batch_survives_a_cancelled_caller(filled: str) -> None:
     async def ask(store: Store) -> None:
         tasks = [asyncio.create_task(store.read(contracts.by_vehicle(car))) for car in CARS]
         await asyncio.sleep(0)
@@ -90,7 +90,7 @@ def test_an_asker_that_goes_disturbs_nobody(filled: str) -> None:
     with_store(filled, ask)
 
 
-def test_what_was_committed_before_asking_is_seen(filled: str) -> None:
+def test_batch_sees_what_was_committed_before(filled: str) -> None:
     async def ask(store: Store) -> None:
         async def change_and_look(car: PCID) -> None:
             await store.write(contracts.publish(contract_of(car), AT))
@@ -103,7 +103,7 @@ def test_what_was_committed_before_asking_is_seen(filled: str) -> None:
     with_store(filled, ask)
 
 
-def test_a_question_that_fails_disturbs_no_other(filled: str) -> None:
+def test_batch_isolates_a_failing_query(filled: str) -> None:
     @batchable
     def broken() -> Query[list[Row]]:
         return (yield "select nothing from nowhere", ())
@@ -124,7 +124,7 @@ def test_a_question_that_fails_disturbs_no_other(filled: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["sqlite"], indirect=True)
-def test_who_asks_when_the_store_is_closed_is_answered(filled: str) -> None:
+def test_batch_completes_while_the_store_closes(filled: str) -> None:
     async def ask() -> None:
         async with opened(filled) as store:
             asking = asyncio.create_task(store.read(contracts.by_vehicle(CARS[2])))
@@ -135,7 +135,7 @@ def test_who_asks_when_the_store_is_closed_is_answered(filled: str) -> None:
 
 
 @pytest.mark.parametrize("url", ["postgresql"], indirect=True)
-def test_a_server_that_is_gone_is_told_to_every_asker_and_found_again(filled: str) -> None:
+def test_batch_reports_a_lost_server_to_every_caller_and_recovers(filled: str) -> None:
     async def ask(store: Store) -> None:
         assert await store.read(contracts.by_vehicle(CARS[0]))
         # As at a restart: every connection of the pool is closed by the server, and the next one is a fresh one.
@@ -155,7 +155,7 @@ def test_a_server_that_is_gone_is_told_to_every_asker_and_found_again(filled: st
     with_store(filled, ask)
 
 
-def test_lookups_that_waited_too_long_hold_up_none_that_come_later() -> None:
+def test_batch_skips_expired_calls() -> None:
     async def run() -> list[Row]:
         answers = asyncio.Event()
 

@@ -36,7 +36,7 @@ def add(url: str, *added: Party) -> None:
 # --- Parties ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_party_comes_back_as_it_was_added_and_the_list_is_in_order_of_names(url: str) -> None:
+def test_party_is_returned_as_added_and_listed_by_name(url: str) -> None:
     everything = Party(
         "c2", "B, with every röle", frozenset(PartyRole), frozenset({ProviderId("DEEXA"), ProviderId("NLEXB")}), True,
         frozenset({WMI("WEX")}), frozenset({OperatorId("DEEXC")}),
@@ -47,7 +47,7 @@ def test_a_party_comes_back_as_it_was_added_and_the_list_is_in_order_of_names(ur
     assert read(url, parties.list_secret_hashes("c2", AT)) == [Secret("c2", "hash of B, with every röle")]
 
 
-def test_a_name_and_a_client_id_belong_to_one_party(url: str) -> None:
+def test_party_name_and_client_id_are_unique(url: str) -> None:
     add(url, party("first", PartyRole.CPO))
     for other, sentence in {
         ("another", "first"): "There is a party named first already.",
@@ -64,12 +64,12 @@ def test_a_name_and_a_client_id_belong_to_one_party(url: str) -> None:
 
 
 @pytest.mark.parametrize("said", ["client-first", "first", "FIRST", "Client-First", "\uff26irst"])
-def test_a_party_is_meant_by_its_name_or_client_id_without_regard_to_case(url: str, said: str) -> None:
+def test_party_is_found_by_name_or_client_id_in_any_case(url: str, said: str) -> None:
     add(url, party("first", PartyRole.CPO), party("second", PartyRole.CPO))
     assert read(url, parties.get_by_name(said)).client_id == "client-first"
 
 
-def test_where_an_older_release_left_names_that_differ_in_case_only_the_exact_one_is_meant(url: str) -> None:
+def test_party_names_of_an_older_release_match_exactly(url: str) -> None:
     add(url, party("first", PartyRole.CPO), party("second", PartyRole.CPO))
     sql(url, "update party set name = 'FIRST' where name = 'second'")
     assert read(url, parties.get_by_name("first")).client_id == "client-first"
@@ -78,7 +78,7 @@ def test_where_an_older_release_left_names_that_differ_in_case_only_the_exact_on
         read(url, parties.get_by_name("First"))
 
 
-def test_the_table_of_owners_decides_even_against_what_the_parties_themselves_say(url: str) -> None:
+def test_party_owns_decides_who_owns_an_id(url: str) -> None:
     add(url, party("A", PartyRole.OEM, wmis="WEX"))
     sql(url, "update party set wmis = '[]'")
     with pytest.raises(Conflict, match="The WMI WEX belongs to A already"):
@@ -89,7 +89,7 @@ def test_the_table_of_owners_decides_even_against_what_the_parties_themselves_sa
     assert read(url, parties.list_all()) == []
 
 
-def test_pages_follow_each_other_without_gap_or_repetition(url: str) -> None:
+def test_party_pages_have_no_gap_and_no_repetition(url: str) -> None:
     add(url, *(party(name, PartyRole.CPO) for name in "dbeac"))
     assert [p.name for p in read(url, parties.list_page("", 2))] == ["a", "b"]
     assert [p.name for p in read(url, parties.list_page("client-b", 2))] == ["c", "d"]
@@ -117,9 +117,7 @@ def test_pages_follow_each_other_without_gap_or_repetition(url: str) -> None:
         ),
     ],
 )
-def test_an_id_that_another_party_owns_is_a_conflict_and_nothing_is_stored(
-    url: str, first: Party, second: Party, sentence: str
-) -> None:
+def test_party_with_an_owned_id_is_a_conflict(url: str, first: Party, second: Party, sentence: str) -> None:
     add(url, first)
     before = [sql(url, f"select * from {table}") for table in ("party", "party_owns", "party_secret", "change_count")]
     with pytest.raises(Conflict) as caught:
@@ -139,13 +137,13 @@ def test_an_id_that_another_party_owns_is_a_conflict_and_nothing_is_stored(
         (party("A", PartyRole.OEM, wmis="WEX"), party("B", PartyRole.EMSP, providers="DEWEX")),
     ],
 )
-def test_ids_that_are_served_but_not_owned_may_be_shared(url: str, first: Party, second: Party) -> None:
+def test_party_may_share_ids_that_are_not_owned(url: str, first: Party, second: Party) -> None:
     add(url, first, second)
     assert len(read(url, parties.list_all())) == 2
 
 
 @pytest.mark.parametrize("named_by", ["A", "client-A"])
-def test_a_disabled_party_stays_in_the_list_and_has_no_secrets(url: str, named_by: str) -> None:
+def test_disabled_party_is_listed_and_has_no_valid_secret(url: str, named_by: str) -> None:
     add(url, party("A", PartyRole.CPO), party("B", PartyRole.CPO))
     assert write(url, parties.disable(named_by)) == "client-A"
     assert [(p.name, p.enabled) for p in read(url, parties.list_all())] == [("A", False), ("B", True)]
@@ -153,7 +151,7 @@ def test_a_disabled_party_stays_in_the_list_and_has_no_secrets(url: str, named_b
     assert len(read(url, parties.list_secret_hashes("client-B", AT))) == 1
 
 
-def test_disabling_twice_is_no_error_and_an_unknown_party_is_not_found(url: str) -> None:
+def test_disable_is_idempotent_and_needs_a_known_party(url: str) -> None:
     add(url, party("A", PartyRole.CPO))
     for _ in range(2):
         write(url, parties.disable("A"))
@@ -161,11 +159,11 @@ def test_disabling_twice_is_no_error_and_an_unknown_party_is_not_found(url: str)
         write(url, parties.disable("nobody"))
 
 
-def test_an_unknown_client_has_no_secrets(url: str) -> None:
+def test_unknown_client_has_no_secrets(url: str) -> None:
     assert read(url, parties.list_secret_hashes("nobody", AT)) == []
 
 
-def test_secrets_are_told_newest_first(url: str) -> None:
+def test_secrets_are_listed_newest_first(url: str) -> None:
     add(url, party("A", PartyRole.CPO))
     insert = (
         "insert into party_secret (client_id, created_at, hash) select client_id, created_at + 1, ? from party_secret"
@@ -174,7 +172,7 @@ def test_secrets_are_told_newest_first(url: str) -> None:
     assert [secret.hash for secret in read(url, parties.list_secret_hashes("client-A", AT))] == ["newer", "hash of A"]
 
 
-def test_a_secret_is_live_until_it_expires_and_not_at_that_moment(url: str) -> None:
+def test_secret_is_valid_until_its_expiry_exclusive(url: str) -> None:
     add(url, party("A", PartyRole.CPO))
     life = read(url, parties.list_secrets("client-A", AT))[0]
     assert life == SecretValidity(AT, None)
@@ -189,7 +187,7 @@ def test_a_secret_is_live_until_it_expires_and_not_at_that_moment(url: str) -> N
     assert read(url, parties.list_secrets("client-A", at_five)) == [SecretValidity(AT + SECOND, None)]
 
 
-def test_a_new_secret_is_the_newest_even_where_the_clock_was_set_back(url: str) -> None:
+def test_secret_rotated_after_a_clock_step_back_is_the_newest(url: str) -> None:
     add(url, party("A", PartyRole.CPO))
     (life,) = read(url, parties.list_secrets("client-A", AT))
     write(url, parties.rotate_secret("client-A", "newer", AT - 60 * SECOND, life, AT + SECOND))
@@ -203,13 +201,13 @@ def trusted(role: str, fingerprint: str = "ab" * 32, label: str = "Root", is_roo
     return TrustedCertificate(role, fingerprint, is_root, b"der", label, "root.pem", AT)
 
 
-def test_a_trusted_certificate_comes_back_as_it_was_added(url: str) -> None:
+def test_anchor_is_returned_as_added(url: str) -> None:
     added = [trusted("oem", is_root=False), trusted("v2g", label="B"), trusted("v2g", "cd" * 32, label="A")]
     assert write(url, *map(anchors.add, added)) is True
     assert read(url, anchors.list_all()) == [added[0], added[2], added[1]]
 
 
-def test_adding_what_is_trusted_already_changes_nothing(url: str) -> None:
+def test_anchor_added_twice_changes_nothing(url: str) -> None:
     write(url, anchors.add(trusted("v2g")))
     before = read(url, change_counters.read_all())
     assert write(url, anchors.add(trusted("v2g", label="renamed"))) is False
@@ -217,7 +215,7 @@ def test_adding_what_is_trusted_already_changes_nothing(url: str) -> None:
     assert read(url, change_counters.read_all()) == before
 
 
-def test_a_certificate_is_removed_for_one_role_or_for_all(url: str) -> None:
+def test_anchor_is_removed_for_one_role_or_all(url: str) -> None:
     write(url, *(anchors.add(trusted(role)) for role in ("v2g", "emsp", "oem")), anchors.add(trusted("v2g", "cd" * 32)))
     assert write(url, anchors.remove("ab" * 32, "oem")) == ["oem"]
     assert write(url, anchors.remove("ab" * 32)) == ["emsp", "v2g"]
@@ -225,9 +223,7 @@ def test_a_certificate_is_removed_for_one_role_or_for_all(url: str) -> None:
 
 
 @pytest.mark.parametrize(("fingerprint", "role"), [("cd" * 32, None), ("ab" * 32, "oem")])
-def test_removing_what_is_not_trusted_is_not_found_and_changes_nothing(
-    url: str, fingerprint: str, role: str | None
-) -> None:
+def test_anchor_that_is_not_trusted_cannot_be_removed(url: str, fingerprint: str, role: str | None) -> None:
     write(url, anchors.add(trusted("v2g")))
     before = read(url, change_counters.read_all())
     with pytest.raises(NotFound, match=f"No certificate with the fingerprint {fingerprint} is trusted"):
@@ -239,13 +235,13 @@ def test_removing_what_is_not_trusted_is_not_found_and_changes_nothing(
 # --- Keys ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_first_key_stays_whoever_comes_later(url: str) -> None:
+def test_signing_key_that_was_stored_first_stays(url: str) -> None:
     first = TokenKey("first", "private", AT)
     write(url, signing_keys.ensure(first), signing_keys.ensure(TokenKey("second", "other", AT + SECOND)))
     assert read(url, signing_keys.list_all()) == [first]
 
 
-def test_the_newest_key_is_told_first(url: str) -> None:
+def test_signing_keys_are_listed_newest_first(url: str) -> None:
     write(url, signing_keys.ensure(TokenKey("old", "private", AT)))
     sql(
         url,
@@ -258,7 +254,7 @@ def test_the_newest_key_is_told_first(url: str) -> None:
 # --- Change counts ---------------------------------------------------------------------------------------------------
 
 
-def test_every_change_is_counted_under_its_topic_and_nothing_else_is(url: str) -> None:
+def test_change_counters_count_the_changes_of_their_table_only(url: str) -> None:
     assert read(url, change_counters.read_all()) == {"webhooks": 0}
     add(url, party("A", PartyRole.CPO))
     write(url, parties.disable("A"), anchors.add(trusted("v2g")), signing_keys.ensure(TokenKey("k", "p", AT)))
