@@ -135,12 +135,12 @@ async def imported(config: Settings, fleet: Path, workers: int) -> tuple[float, 
     """
     seen: list[tuple[float, int, float]] = []
 
-    def told(state: importer.ImportProgress) -> None:
+    def on_progress(state: importer.ImportProgress) -> None:
         seen.append((time.perf_counter(), state.lines_done, cpu()))
 
     began = time.perf_counter()
     plan = importer.ImportPlan(
-        InputSource.of(str(fleet)), CALLER, workers, fleet.with_suffix(".checkpoint"), None, told
+        InputSource.of(str(fleet)), CALLER, workers, fleet.with_suffix(".checkpoint"), None, on_progress
     )
     state = await importer.run(config, plan)
     ended = time.perf_counter()

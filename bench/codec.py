@@ -1,7 +1,7 @@
 """Speed of the codec: `python bench/codec.py`.
 
 Best of many runs, in microseconds a call, and as ratios to work of known size in the same run: ten times SHA-256 over
-the same octets, and EXIficient through py4j where it is at hand (`make judge`). Ratios travel between machines,
+the same bytes, and EXIficient through py4j where it is at hand (`make judge`). Ratios travel between machines,
 microseconds do not.
 """
 
@@ -26,7 +26,7 @@ _EXI = "http://www.w3.org/TR/canonical-exi/"
 
 
 def request() -> iso2.V2G_Message:
-    """A signed ISO-2 request of about 953 octets, like the published one, with random octets for a certificate."""
+    """A signed ISO-2 request of about 953 bytes, like the published one, with random bytes for a certificate."""
     rng = random.Random(953)
     digest = xmldsig.DigestMethod("http://www.w3.org/2001/04/xmlenc#sha256")
     reference = xmldsig.Reference(None, None, "#ID1", (xmldsig.Transform(_EXI),), digest, rng.randbytes(32))
@@ -64,28 +64,28 @@ def exificient() -> Any:
 def main() -> None:
     response = decode(base64.b64decode((ROOT / "tests/vectors/installation_res_iso2_opnc_example.b64").read_text()))
     judge = exificient()
-    print(f"{'':34}{'octets':>7}{'µs':>9}{'/ 10 SHA-256':>14}{'EXIficient µs':>16}{'of it':>8}")
+    print(f"{'':34}{'bytes':>7}{'µs':>9}{'/ 10 SHA-256':>14}{'EXIficient µs':>16}{'of it':>8}")
     for name, message in (("ISO-2 request", request()), ("ISO-2 response", response), ("-20 response", response20())):
-        octets = encode(message)
-        measure = 10 * best(lambda octets=octets: hashlib.sha256(octets).digest(), 2000, 20)
+        data = encode(message)
+        measure = 10 * best(lambda data=data: hashlib.sha256(data).digest(), 2000, 20)
         theirs: dict[str, float] = {}
         if judge is not None:
             from tests.exi import judge as judging
 
             namespace = judging.ISO2 if isinstance(message, iso2.V2G_Message) else judging.ISO20
             text = json.dumps(to_json(message))
-            theirs["read"] = best(lambda o=octets, n=namespace: judge.plain_decode(o, n), 1, 40)
+            theirs["read"] = best(lambda o=data, n=namespace: judge.plain_decode(o, n), 1, 40)
             theirs["write"] = best(lambda t=text, n=namespace: judge.plain_encode(t, n), 1, 40)
         calls: dict[str, Callable[[], Any]] = {
-            "read": lambda o=octets: decode(o),
-            "read with positions, like one before": lambda o=octets: parse(o),
+            "read": lambda o=data: decode(o),
+            "read with positions, like one before": lambda o=data: parse(o),
             "write": lambda m=message: encode(m),
-            "splice SessionID": lambda o=octets: replace_header_fields(o, session_id=b"12345678"),
-            "cut SignedInfo": lambda p=parse(octets): signed_info_fragment(p),
+            "splice SessionID": lambda o=data: replace_header_fields(o, session_id=b"12345678"),
+            "cut SignedInfo": lambda p=parse(data): signed_info_fragment(p),
         }
         for what, call in calls.items():
             ours = best(call, 200, 40)
-            line = f"{name + ', ' + what:34}{len(octets):7}{ours:9.1f}{ours / measure:14.2f}"
+            line = f"{name + ', ' + what:34}{len(data):7}{ours:9.1f}{ours / measure:14.2f}"
             if what in theirs:
                 line += f"{theirs[what]:16.0f}{ours / theirs[what]:8.4f}"
             print(line)

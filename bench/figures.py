@@ -3,7 +3,7 @@
     python bench/figures.py [--quick] [--only NAME …] [--write]
 
 NAME: sqlite, postgresql (loads), ceilings, pace, memory, import. --write puts the tables into docs/performance.md.
-Rounds take turns: each round measures every row once, and what is told is the median of the rounds. The exit status is
+Rounds take turns: each round measures every row once, and the result is the median of the rounds. The exit status is
 1 where an aim is missed.
 """
 

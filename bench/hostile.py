@@ -93,7 +93,7 @@ class Pool:
             self.tokens[role] = token_of(url, member.party.client_id, member.secret)
 
     def webhooks(self, urls: list[str]) -> None:
-        """The webhooks of the car maker that all published contracts are told to."""
+        """The webhooks of the car maker that get the events of all published contracts."""
         maker = self.world.members[PartyRole.OEM, "A"].party.client_id
 
         async def change() -> None:

@@ -2,10 +2,10 @@
 
     python bench/million.py [--sizes 10000 100000 1000000] [--engines sqlite postgresql] [--imported 20000] [--write]
 
-Rows are made from contracts that were really signed and published: message, certificate and evidence keep their octets,
+Rows are made from contracts that were really signed and published: message, certificate and evidence keep their bytes,
 ids and serial numbers are new and in no order. They are loaded into the real schema with all its indexes, counted, and
 read back in samples. The databases of all sizes stand side by side while lookups are measured, and rounds take turns.
-What is told is the median of the rounds. The exit status is 1 where an aim is missed.
+The result is the median of the rounds. The exit status is 1 where an aim is missed.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Database:
     size: int
     url: str
     seconds: float = 0.0
-    octets: int = 0
+    size_bytes: int = 0
     seen: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
 
     def latency(self, kind: str, place: int) -> float:
@@ -78,7 +78,7 @@ class Database:
 
 
 async def verified(database: Database, templates: Templates) -> int:
-    """Count, and read some back through the store. Returns the size in octets."""
+    """Count, and read some back through the store. Returns the size in bytes."""
     store = connect(database.url, 2)
     await store.open()
     try:
@@ -98,15 +98,15 @@ async def verified(database: Database, templates: Templates) -> int:
     if database.engine == "sqlite":
         with closing(sqlite3.connect(schema.sqlite_file(database.url))) as connection:
             counts = [connection.execute(f"select count(*) from {n}").fetchone()[0] for n in ("contract", "vehicle")]
-        octets = sum(path.stat().st_size for path in schema.sqlite_file(database.url).parent.glob("ccp.db*"))
+        size = sum(path.stat().st_size for path in schema.sqlite_file(database.url).parent.glob("ccp.db*"))
     else:
         connected = await asyncpg.connect(database.url)
         counts = [await connected.fetchval(f"select count(*) from {n}") for n in ("contract", "vehicle")]
-        octets = await connected.fetchval("select pg_database_size(current_database())")
+        size = await connected.fetchval("select pg_database_size(current_database())")
         await connected.close()
     if counts != [database.size, database.size]:
         raise RuntimeError(f"{database.size} contracts and vehicles should be there; there are {counts}.")
-    return octets
+    return size
 
 
 # --- Lookups ---------------------------------------------------------------------------------------------------------
@@ -119,14 +119,14 @@ async def through_store(database: Database, chance: random.Random) -> None:
     try:
         for kind in KINDS[:2]:
             ids = [Made.of(chance.randrange(TEMPLATES, database.size)) for _ in range(READS + WARMING)]
-            asked: list[Any] = [
+            queries: list[Any] = [
                 contracts.by_vehicle(each.pcid) if kind.endswith("PCID") else contracts.by_emaid(each.emaid)
                 for each in ids
             ]
             taken = []
-            for question in asked:
+            for query in queries:
                 began = time.perf_counter()
-                if not await store.read(question):
+                if not await store.read(query):
                     raise RuntimeError("A contract is missing.")
                 taken.append((time.perf_counter() - began) * 1e3)
             taken = sorted(taken[WARMING:])
@@ -227,10 +227,11 @@ class Run:
             else:
                 uvloop.run(fill_postgres(database.url, templates, database.size))
             database.seconds = time.perf_counter() - began
-            database.octets = uvloop.run(verified(database, templates))
+            database.size_bytes = uvloop.run(verified(database, templates))
             rate = (database.size - TEMPLATES) / database.seconds
             say(
-                f"{engine}: {database.size} contracts, {database.octets >> 20} MiB, {rate:.0f} rows/s, counted and read"
+                f"{engine}: {database.size} contracts, {database.size_bytes >> 20} MiB, {rate:.0f} rows/s, "
+                "counted and read"
             )
         for database in found:
             log = self.folder / "servers.log"
@@ -279,27 +280,27 @@ def aims(found: list[Database]) -> list[Aim]:
 
 def tables(run: Run, found: list[Database], judged: list[Aim], lines: int) -> str:
     head = ("aim", "limit", "measured", "judged")
-    told = ["### Aims", "", report.table(head, (aim.row() for aim in judged)), "", "### Lookups", ""]
+    parts = ["### Aims", "", report.table(head, (aim.row() for aim in judged)), "", "### Lookups", ""]
     rows = []
     for each in found:
         cells = [f"{each.latency(kind, 0):.3f} / {each.latency(kind, 1):.3f}" for kind in KINDS]
         rows.append([f"{NAMES[each.engine]}, {each.size:,}", *cells])
-    told += [report.table(("engine, contracts", *(f"{kind}: p50 / p99 ms" for kind in KINDS)), rows), ""]
-    told += ["### Size and loading", ""]
+    parts += [report.table(("engine, contracts", *(f"{kind}: p50 / p99 ms" for kind in KINDS)), rows), ""]
+    parts += ["### Size and loading", ""]
     rows = []
     for each in found:
         rate = f"{(each.size - TEMPLATES) / each.seconds:,.0f}"
-        rows.append([f"{NAMES[each.engine]}, {each.size:,}", f"{each.octets / 2**20:,.0f}", _per(each), rate])
-    told += [report.table(("engine, contracts", "MiB on disk", "octets a contract", "rows/s loaded"), rows), ""]
+        rows.append([f"{NAMES[each.engine]}, {each.size:,}", f"{each.size_bytes / 2**20:,.0f}", _per(each), rate])
+    parts += [report.table(("engine, contracts", "MiB on disk", "bytes per contract", "rows/s loaded"), rows), ""]
     if run.imports:
         rows = [[f"{NAMES[engine]}, {found[-1].size:,}", f"{rate:.0f}"] for engine, rate in run.imports.items()]
         head = ("into a database of", f"lines/s of {lines:,} signed lines, start and end included")
-        told += ["### `ccp import` on top", "", report.table(head, rows), ""]
-    return "\n".join([*told, *run.notes]).strip()
+        parts += ["### `ccp import` on top", "", report.table(head, rows), ""]
+    return "\n".join([*parts, *run.notes]).strip()
 
 
 def _per(database: Database) -> str:
-    return f"{database.octets / database.size:,.0f}"
+    return f"{database.size_bytes / database.size:,.0f}"
 
 
 def main() -> int:

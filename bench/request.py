@@ -87,10 +87,10 @@ async def parts(folder: Path) -> None:
 async def _parts_of(pool, store, trust, caller, body, publish) -> dict[str, float]:  # type: ignore[no-untyped-def]
     namespace = Namespace(body["xsdMsgDefNamespace"])
     message = body["certificateInstallationReq"]
-    octets = base64.b64decode(message)
+    request_data = base64.b64decode(message)
     response = base64.b64decode(publish["certificateInstallationRes"])
     now = datetime.now(UTC)
-    request = installation.read_request(octets, namespace)
+    request = installation.read_request(request_data, namespace)
     certificate = Certificate.load(request.certificate)
     pcid = installation.pcid_of(certificate)
     signature = request.parsed.message.Header.Signature.SignatureValue.value
@@ -120,7 +120,7 @@ async def _parts_of(pool, store, trust, caller, body, publish) -> dict[str, floa
     verify = {"anchors": trust.anchors, "revocation": NoRevocationCheck(), "now": now}
     read = installation.read_response(response, namespace)
     return {
-        "read the request (EXI)": best(lambda: installation.read_request(octets, namespace)),
+        "read the request (EXI)": best(lambda: installation.read_request(request_data, namespace)),
         "verify the vehicle (signature, chain)": best(lambda: installation.check_request(request, **verify)),
         "look the contracts up (SQLite)": lookup,
         "answer (splice)": best(lambda: installation.with_session(contract, request.session_id, now, 0)),

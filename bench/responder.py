@@ -2,8 +2,8 @@
 
     python bench/responder.py [--seconds 4] [--connections 8]
 
-Every certificate of the cars and contracts names the responder. The p99 with the responder killed is told as a ratio to
-the p99 with it, in the same run; the aim is at most 1.5.
+Every certificate of the cars and contracts names the responder. The p99 with the responder killed is given as a ratio
+to the p99 with it, in the same run; the aim is at most 1.5.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ Chains of a leaf and two sub-CAs are measured in four ways, each a row of its ow
 - cold: the snapshot of anchors is new and has seen no issuer. Making it, which happens when anchors change, is not part
   of the figure.
 - cached: the snapshot has seen the issuers before; the leaf is new to it.
-- reading included: from the octets of a message. Cold reads three certificates, cached one leaf; the two sub-CAs are
-  recognised by their octets. This is what a request pays, and what the aims are for.
+- reading included: from the bytes of a message. Cold reads three certificates, cached one leaf; the two sub-CAs are
+  recognised by their bytes. This is what a request pays, and what the aims are for.
 - certificates read: the same without reading, for comparison.
 
 The path of a PUT is measured in this process, with evidence in the store.
@@ -146,13 +146,13 @@ def reading(pki: PKI, unit: float) -> Table:
     times = {"this_update": AT, "next_update": AT + HOUR}
     direct = answer_ocsp(leaf, issuer, **times)
     delegated = answer_ocsp(leaf, issuer, responder=issuer.issue("OCSP", OCSP_RESPONDER, at=AT), **times)
-    for name, octets in (("OCSP response of the issuer", direct), ("OCSP response, delegated", delegated)):
-        cost = best(lambda o=octets: read_ocsp(o, leaf, issuer.certificate, AT, ""))  # type: ignore[misc]
+    for name, data in (("OCSP response of the issuer", direct), ("OCSP response, delegated", delegated)):
+        cost = best(lambda o=data: read_ocsp(o, leaf, issuer.certificate, AT, ""))  # type: ignore[misc]
         table.add_row(name, f"{cost:.0f}", f"{cost / unit:.2f}")
     for count in (1_000, 20_000):
-        octets = sign_crl(issuer, dict.fromkeys(range(1, count + 1), AT), **times)
-        cost = best(lambda o=octets: read_crl(o, issuer.certificate, AT), rounds=3)  # type: ignore[misc]
-        table.add_row(f"CRL with {count} entries, {len(octets) >> 10} KiB", f"{cost:.0f}", f"{cost / unit:.0f}")
+        data = sign_crl(issuer, dict.fromkeys(range(1, count + 1), AT), **times)
+        cost = best(lambda o=data: read_crl(o, issuer.certificate, AT), rounds=3)  # type: ignore[misc]
+        table.add_row(f"CRL with {count} entries, {len(data) >> 10} KiB", f"{cost:.0f}", f"{cost / unit:.0f}")
     return table
 
 
@@ -181,14 +181,14 @@ async def stored(pki: PKI, unit: float) -> Table:
 
             car = Car.build(pki, PCID.parse("WEX0BENCH00000002"), AT)
             emaid = EMAID.parse("DESIMC00000002")
-            octets = sign_contract(pki, make_contract(pki, emaid, car.pcid, car.provisioning.certificate, AT), AT)
+            data = sign_contract(pki, make_contract(pki, emaid, car.pcid, car.provisioning.certificate, AT), AT)
             anchors, namespace = pki.anchors(), namespace_of(pki)
             root = Fingerprint(pki.v2g_root.certificate.fingerprint)
             later = DeferredRevocation()
 
             def verified(revocation: NoRevocationCheck | DeferredRevocation) -> verify.VerifiedInstallationResponse:
                 return verify.check_response(
-                    verify.read_response(octets, namespace),
+                    verify.read_response(data, namespace),
                     emaid=emaid,
                     root=root,
                     anchors=anchors,
@@ -214,11 +214,11 @@ async def stored(pki: PKI, unit: float) -> Table:
                 await store.write(add_by_operator(trusted_certificate(root_ca.certificate, role, "bench", AT)))
             await built.trust.refresh()
             caller = Caller(Party("bench", "bench", frozenset({PartyRole.CPS}), all_providers=True))
-            message = base64.b64encode(octets).decode()
+            message = base64.b64encode(data).decode()
 
             async def publish() -> None:
-                said = {"emaid": emaid, "pcid": car.pcid, "namespace": namespace, "root": root, "metadata": None}
-                await built.pool.publish(caller, message=message, now=AT, **said)
+                arguments = {"emaid": emaid, "pcid": car.pcid, "namespace": namespace, "root": root, "metadata": None}
+                await built.pool.publish(caller, message=message, now=AT, **arguments)
 
             await publish()
             read = await timed(lambda: store.read(queries.load(keys, service.rules)), 300)

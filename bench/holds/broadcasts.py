@@ -167,11 +167,11 @@ def _flood(
     ratio = p50_flood / p50
     yield Row(
         f"other cars' p50, with {plan.peers} peers and the flood",
-        f"≤ {plan.limit:g} times that without" if plan.limit else "told",
+        f"≤ {plan.limit:g} times that without" if plan.limit else "reported",
         f"{1000 * p50_flood:.1f} ms, {1000 * p50:.1f} ms without: {ratio:.2f}",
         ratio <= plan.limit if plan.limit else None,
     )
-    yield Row("their p99", "told", f"{1000 * p99_flood:.1f} ms, {1000 * p99:.1f} ms without", None)
+    yield Row("their p99", "reported", f"{1000 * p99_flood:.1f} ms, {1000 * p99:.1f} ms without", None)
     due = cars.due(**during)
     share = "all" if plan.share == 1 else f"≥ {plan.share:.0%}"
     yield Row(
@@ -203,7 +203,10 @@ def _flood(
     calls = ", ".join(f"{count:.0f} {outcome}" for outcome, count in sorted(total.items()))
     yield Row("circuits of healthy peers that are open at the end", "0", f"{judged:.0f}; calls: {calls}", judged == 0)
     yield Row(
-        "connections that peers accepted", "told", f"{sum(peers.connections())} for {sum(peers.asked())} requests", None
+        "connections that peers accepted",
+        "reported",
+        f"{sum(peers.connections())} for {sum(peers.asked())} requests",
+        None,
     )
 
 

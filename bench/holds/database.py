@@ -144,13 +144,13 @@ class Rig:
             served >= self.plan.share * len(vehicles.answers),
         )
         refused = [answer for answer in publishers.due(began + 0.5, over - PUT_IN_TIME) if answer.status == 503]
-        told = sum(answer.label == "standby" for answer in refused)
+        labelled = sum(answer.label == "standby" for answer in refused)
         if refused:
             yield Row(
                 f"{what}: publishers that learn that the database waits for it",
                 "all",
-                f"{told} of {len(refused)}",
-                told == len(refused),
+                f"{labelled} of {len(refused)}",
+                labelled == len(refused),
             )
         ends = [_end(a) - over for a in publishers.answers if a.status == 201 and _end(a) >= over]
         first = min(ends, default=float("nan"))

@@ -24,8 +24,8 @@ from rig.world import PATH, Contract
 AIMS = (
     "In each round contracts are published one after another over a few connections, the primary is killed (SIGKILL), "
     "and the synchronous standby, the second host in the URL, is promoted. No contract whose publication was "
-    "acknowledged may be missing, no more may be stored than was acknowledged or told as not confirmed, and the first "
-    "contract has to be stored within a second of the promotion."
+    "acknowledged may be missing, no more may be stored than was acknowledged or reported as unconfirmed, and the "
+    "first contract has to be stored within a second of the promotion."
 )
 
 ROUNDS: Final = 20

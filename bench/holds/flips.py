@@ -112,8 +112,8 @@ class Pool:
         headers = {"Authorization": f"Bearer {self._tokens[role]}", "Content-Type": "application/json"}
         connection.request(method, path, json.dumps(body), headers)
         answer = connection.getresponse()
-        said = answer.read()
-        return answer.status, json.loads(said) if said else {}
+        content = answer.read()
+        return answer.status, json.loads(content) if content else {}
 
     def publish(self, profile: Profile, message: bytes, dry: bool) -> tuple[int, bool]:
         """The status, and whether it was accepted."""
@@ -123,13 +123,13 @@ class Pool:
             "pcid": profile.car.pcid,
             "xsdMsgDefNamespace": profile.car.namespace,
         }
-        status, said = self.send("PUT", _TARGET + ("?dryRun=true" if dry else ""), body, PartyRole.CPS)
-        return status, bool(said.get("passed")) if dry else status == 201
+        status, answer = self.send("PUT", _TARGET + ("?dryRun=true" if dry else ""), body, PartyRole.CPS)
+        return status, bool(answer.get("passed")) if dry else status == 201
 
     def deliver(self, profile: Profile, message: bytes) -> tuple[int, bool]:
         body = {"certificateInstallationReq": encode_base64(message), "xsdMsgDefNamespace": profile.car.namespace}
-        status, said = self.send("POST", _TARGET, body, PartyRole.CPO)
-        items = said.get("signedContractDataCollection", [])
+        status, answer = self.send("POST", _TARGET, body, PartyRole.CPO)
+        items = answer.get("signedContractDataCollection", [])
         return status, status == 200 and "metaData" not in items[0]
 
 
@@ -146,21 +146,21 @@ class Tally:
 
 
 def _each_bit(
-    octets: bytes, short: bool, act: Callable[[bytes], tuple[int, bool]], may_pass: Callable[[bytes], bool]
+    data: bytes, short: bool, act: Callable[[bytes], tuple[int, bool]], may_pass: Callable[[bytes], bool]
 ) -> Tally:
     """Flip every bit (short: some, spread evenly; an odd step meets every bit of a byte)."""
     tally = Tally(Counter())
-    step = max(1, 8 * len(octets) // _SHORT) | 1 if short else 1
+    step = max(1, 8 * len(data) // _SHORT) | 1 if short else 1
 
     def one(bit: int) -> tuple[int, tuple[int, bool]]:
-        return bit, act(flipped(octets, bit))
+        return bit, act(flipped(data, bit))
 
     with ThreadPoolExecutor(_THREADS) as threads:
-        for bit, (status, accepted) in threads.map(one, range(0, 8 * len(octets), step)):
+        for bit, (status, accepted) in threads.map(one, range(0, 8 * len(data), step)):
             tally.statuses[status] += 1
             if accepted:
                 tally.accepted += 1
-                if not may_pass(flipped(octets, bit)):
+                if not may_pass(flipped(data, bit)):
                     tally.wrong.append(bit)
     return tally
 
@@ -186,9 +186,9 @@ def _signed_parts(message: bytes) -> object:
 
 
 def _row(what: str, tally: Tally) -> Row:
-    said = ", ".join(f"{status}: {count:,}" for status, count in sorted(tally.statuses.items()))
+    summary = ", ".join(f"{status}: {count:,}" for status, count in sorted(tally.statuses.items()))
     bad = tally.statuses[500]
-    figure = f"{bad} and {len(tally.wrong)} of {sum(tally.statuses.values()):,} ({said}; accepted {tally.accepted})"
+    figure = f"{bad} and {len(tally.wrong)} of {sum(tally.statuses.values()):,} ({summary}; accepted {tally.accepted})"
     return Row(what, "no 500, nothing wrong accepted", figure, not bad and not tally.wrong)
 
 
@@ -239,11 +239,11 @@ def _messages(pool: Pool, profiles: Sequence[Profile], short: bool) -> Iterator[
         same = _same_but_header(profile.response)
         for dry in (True, False):
             tally = _each_bit(
-                profile.response, short, lambda octets, p=profile, dry=dry: pool.publish(p, octets, dry), same
+                profile.response, short, lambda data, p=profile, dry=dry: pool.publish(p, data, dry), same
             )
             yield _row(f"PUT{' as dry run' if dry else ''}, {profile.name}", tally)
         same = _same_but_header(profile.request)
-        tally = _each_bit(profile.request, short, lambda octets, p=profile: pool.deliver(p, octets), same)
+        tally = _each_bit(profile.request, short, lambda data, p=profile: pool.deliver(p, data), same)
         yield _row(f"POST, {profile.name}", tally)
 
 
@@ -252,7 +252,7 @@ def _messages(pool: Pool, profiles: Sequence[Profile], short: bool) -> Iterator[
 
 @contextmanager
 def _responder(pki: PKI, at: datetime) -> Iterator[int]:
-    """Answers about any certificate that it is good, with the bit turned over that the path names."""
+    """An OCSP responder that answers "good" for any certificate, with the bit flipped that the path names."""
     issuer = pki.emsp_sub2
     times = {"this_update": at - timedelta(minutes=1), "next_update": at + timedelta(hours=8)}
     signer = issuer.issue("OCSP", OCSP_RESPONDER, at=at)
@@ -273,14 +273,14 @@ def _responder(pki: PKI, at: datetime) -> Iterator[int]:
         def do_GET(self) -> None:
             self._say(crl, 404 if self.path.endswith(".crl") else 200)  # The rich profiles' own list is not there.
 
-        def _say(self, octets: bytes, status: int = 200) -> None:
+        def _say(self, data: bytes, status: int = 200) -> None:
             bit = re.search(r"/b(\d+)", self.path)
             if bit is not None:
-                octets = flipped(octets, int(bit[1]) % (8 * len(octets)))
+                data = flipped(data, int(bit[1]) % (8 * len(data)))
             self.send_response(status)
-            self.send_header("Content-Length", str(len(octets)))
+            self.send_header("Content-Length", str(len(data)))
             self.end_headers()
-            self.wfile.write(octets)
+            self.wfile.write(data)
 
     server = ThreadingHTTPServer(("", 0), Handler)
     server.daemon_threads = True
@@ -352,11 +352,11 @@ def _trust(profiles: Sequence[Profile], folder: Path, short: bool) -> Iterator[R
             bits = 8 * len(certificate.der)
             for bit in range(0, bits, max(1, bits // _SHORT) | 1 if short else 1):
                 for pem in (False, True) if bit % 8 == 0 else (False,):
-                    octets = flipped(certificate.der, bit)
+                    data = flipped(certificate.der, bit)
                     if pem:
-                        text = base64.encodebytes(octets)
-                        octets = b"-----BEGIN CERTIFICATE-----\n" + text + b"-----END CERTIFICATE-----\n"
-                    file.write_bytes(octets)
+                        text = base64.encodebytes(data)
+                        data = b"-----BEGIN CERTIFICATE-----\n" + text + b"-----END CERTIFICATE-----\n"
+                    file.write_bytes(data)
                     done = runner.invoke(
                         commands, ["trust", "add", str(file), "--role", "v2g", "--config", str(config)]
                     )
@@ -372,16 +372,16 @@ def _trust(profiles: Sequence[Profile], folder: Path, short: bool) -> Iterator[R
                         and certificate is profile.pki.v2g_root.certificate
                         and not _holds(flipped(certificate.der, bit))
                     )
-        said = ", ".join(f"{name} {count:,}" for name, count in sorted(statuses.items()))
+        summary = ", ".join(f"{name} {count:,}" for name, count in sorted(statuses.items()))
         yield Row(
             f"trust add, root and sub-CA, {profile.name}",
             "no crash, no root whose signature does not hold",
-            f"{crashed} and {wrong} of {sum(statuses.values()):,} ({said})",
+            f"{crashed} and {wrong} of {sum(statuses.values()):,} ({summary})",
             not crashed and not wrong,
         )
 
 
-def _holds(octets: bytes) -> bool:
+def _holds(data: bytes) -> bool:
     """Whether it is an intermediate by now, or a root with a signature of its own that holds."""
-    certificate = Certificate.load(octets)
+    certificate = Certificate.load(data)
     return not is_self_issued(certificate) or certificate.self_signature_error is None

@@ -48,8 +48,8 @@ _ALPHABET: Final = string.ascii_uppercase + string.digits
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """rate_post, rate_put: requests a second. Aims, as ratios to the small pool: post_p99, put_p50 (None: told and not
-    judged) and cpu, of the servers under load.
+    """rate_post, rate_put: requests a second. Aims, as ratios to the small pool: post_p99, put_p50 (None: reported and
+    not judged) and cpu, of the servers under load.
 
     lag: aim for how much longer the event loop's longest stop is than in the small pool, seconds.
     start: aim for the CPU seconds that a start costs more. answered: aim for the share of requests and edits with the

@@ -141,11 +141,11 @@ def _judged(
 ) -> Iterator[Row]:
     total = sum(sum(statuses.values()) for statuses in hostile.values())
     failed = sum(statuses[500] for statuses in hostile.values())
-    said = "; ".join(
+    summary = "; ".join(
         f"{name} " + ", ".join(f"{status or 'no answer'}: {count}" for status, count in sorted(statuses.items()))
         for name, statuses in hostile.items()
     )
-    yield Row("hostile requests that got a 500", "0", f"{failed} of {total}", failed == 0, said)
+    yield Row("hostile requests that got a 500", "0", f"{failed} of {total}", failed == 0, summary)
     idle = [name for name, statuses in hostile.items() if not statuses]
     yield Row("kinds of hostile callers that were active", f"{len(hostile)}", f"{len(hostile) - len(idle)}", not idle)
     mistakes = sum(log.read_text("utf-8", "replace").count(word) for word in _MISTAKES)
@@ -159,7 +159,7 @@ def _judged(
     }
     yield Row("honest requests with a wrong answer", "0", f"{wrong or 0} of {sum(answers.values())}", not wrong)
     share = sum(right.values()) / max(1, sum(answers.values()))
-    yield Row("honest requests answered as they should", "told", f"{100 * share:.2f} %", None)
+    yield Row("honest requests answered as they should", "reported", f"{100 * share:.2f} %", None)
     over = bounds.exceeded(longest)
     watched = sum(name in bounds.stated() for name in longest)
     yield Row(f"containers beyond their bound, of {watched}", "0", f"{len(over)}", not over, "; ".join(over))

@@ -166,7 +166,7 @@ def _hooked(folder: Path, fault: Path) -> Iterator[None]:
 
 @contextmanager
 def _readiness(port: int) -> Iterator[list[tuple[float, bool]]]:
-    """Ask ten times a second whether a server is ready. Gives the times (monotonic) and what it said."""
+    """Ask ten times a second whether a server is ready. Gives the times (monotonic) and its answers."""
     seen: list[tuple[float, bool]] = []
     over = threading.Event()
 
@@ -188,7 +188,7 @@ def _readiness(port: int) -> Iterator[list[tuple[float, bool]]]:
 
 
 def _recorded(url: str) -> int:
-    """Rows of the audit trail that tell of a publication."""
+    """Rows of the audit trail that record a publication."""
     with closing(sqlite3.connect(schema.sqlite_file(url))) as connection:
         count = "select count(*) from audit where action in ('contract.published', 'contract.replaced')"
         return int(connection.execute(count).fetchone()[0])

@@ -136,7 +136,7 @@ def _pool(folder: Path) -> Path:
 
 @dataclass(slots=True)
 class Started:
-    """A running `ccp serve`. log: what it has said so far, an event a line."""
+    """A running `ccp serve`. log: its output so far, one event per line."""
 
     process: subprocess.Popen[bytes]
     port: int
@@ -170,7 +170,7 @@ def _started(config: Path, folder: Path, workers: int) -> Iterator[Started]:
     port = processes.free_port()
     log = folder / "log"
     command = [*_CCP, "serve", "--config", str(config), "--port", str(port), "--workers", str(workers)]
-    with log.open("wb") as told, processes.running(command, told) as process:
+    with log.open("wb") as output, processes.running(command, output) as process:
         yield Started(process, port, log, time.perf_counter())
 
 
@@ -208,11 +208,11 @@ def _starts(config: Path, folder: Path, rounds: int, short: bool) -> Iterator[Ro
         first = statistics.median(found)
         what = f"from the command to the first answer, {'one worker' if workers == 1 else 'two workers'}"
         if short:
-            yield Row(what, "told", f"{first:.1f} s", None)
+            yield Row(what, "reported", f"{first:.1f} s", None)
         else:
             yield Row(what, f"≤ {_MAX_FIRST_ANSWER} s", f"{first:.2f} s", first <= _MAX_FIRST_ANSWER, note)
     yield Row(
-        "two workers and their parent at rest: memory (PSS), processor time of the parent", "told",
+        "two workers and their parent at rest: memory (PSS), processor time of the parent", "reported",
         f"{statistics.median(shares):.0f} MiB, {statistics.median(parents):.2f} s", None, note,
     )  # fmt: skip
 

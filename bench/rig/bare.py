@@ -49,8 +49,8 @@ class Work:
         self._rules = rules
         self._statements: dict[str, str] = {}
 
-    def _ask(self, question: Query[T]) -> T:
-        steps = iter(question)
+    def _ask(self, query: Query[T]) -> T:
+        steps = iter(query)
         try:
             statement, parameters = next(steps)
             while True:

@@ -41,8 +41,8 @@ def create() -> Any:
 def main() -> None:
     file, port, count = sys.argv[1:]
     os.environ["CCP_BENCH_ANSWER"] = file
-    told = options(Settings()) | {"host": "127.0.0.1", "port": int(port), "workers": int(count)}
-    workers.run("constant:create", factory=True, log_level="warning", **told)
+    arguments = options(Settings()) | {"host": "127.0.0.1", "port": int(port), "workers": int(count)}
+    workers.run("constant:create", factory=True, log_level="warning", **arguments)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Callers that mean no good, each in a thread of its own: what they send is new each time, made with real cryptography.
+"""Hostile callers, each in its own thread. Every message that they send is new, made with real cryptography.
 
     with Hostility(port, world, rate=1.0) as hostile:      # rate: a factor on every caller's own rate
         ...
@@ -39,9 +39,9 @@ _MAX_SLOW: Final = 100
 _NO_ANSWER: Final = (OSError, http.client.HTTPException)
 
 
-def flipped(octets: bytes, bit: int) -> bytes:
+def flipped(data: bytes, bit: int) -> bytes:
     """One bit turned over. bit: counted from the first byte's highest."""
-    changed = bytearray(octets)
+    changed = bytearray(data)
     changed[bit // 8] ^= 0x80 >> bit % 8
     return bytes(changed)
 
@@ -129,8 +129,8 @@ class _Caller:
 
     def flipped_request(self) -> int:
         contract = self.chance.choice(self._contracts())
-        octets = base64.b64decode(json.loads(contract.request)["certificateInstallationReq"])
-        changed = flipped(octets, self.chance.randrange(8 * len(octets)))
+        data = base64.b64decode(json.loads(contract.request)["certificateInstallationReq"])
+        changed = flipped(data, self.chance.randrange(8 * len(data)))
         return self._post(changed, str(contract.car.namespace))
 
     def unknown_car(self) -> int:
@@ -280,17 +280,17 @@ def _responder(evil: PKI) -> Iterator[int]:
         def do_GET(self) -> None:
             self._say(crl if self.path.endswith(".crl") else response, "application/pkix-crl")
 
-        def _say(self, octets: bytes, kind: str) -> None:
+        def _say(self, data: bytes, kind: str) -> None:
             what = chance.randrange(5)
             if what == 0:
-                octets = chance.randbytes(chance.randrange(2000))
+                data = chance.randbytes(chance.randrange(2000))
             elif what < 4:
-                octets = flipped(octets, chance.randrange(8 * len(octets)))
+                data = flipped(data, chance.randrange(8 * len(data)))
             self.send_response(chance.choice((200, 200, 200, 200, 404, 500)))
             self.send_header("Content-Type", kind)
-            self.send_header("Content-Length", str(len(octets)))
+            self.send_header("Content-Length", str(len(data)))
             self.end_headers()
-            self.wfile.write(octets)
+            self.wfile.write(data)
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True

@@ -47,7 +47,7 @@ end
 done = function(summary, latency, requests)
   local e = summary.errors
   io.write(string.format(
-    '\\n{"requests":%%d,"us":%%d,"octets":%%d,"errors":[%%d,%%d,%%d,%%d,%%d],"p50":%%d,"p95":%%d,"p99":%%d}\\n',
+    '\\n{"requests":%%d,"us":%%d,"bytes":%%d,"errors":[%%d,%%d,%%d,%%d,%%d],"p50":%%d,"p95":%%d,"p99":%%d}\\n',
     summary.requests, summary.duration, summary.bytes, e.connect, e.read, e.write, e.status, e.timeout,
     latency:percentile(50), latency:percentile(95), latency:percentile(99)))
 end
@@ -86,8 +86,8 @@ class Loads:
     def generator(self) -> str:
         if self._wrk is None:
             return "a generator of our own in Python (wrk is not installed)"
-        told = subprocess.run([self._wrk, "--version"], capture_output=True, text=True, check=False).stdout
-        return " ".join(told.split()[:2])
+        version = subprocess.run([self._wrk, "--version"], capture_output=True, text=True, check=False).stdout
+        return " ".join(version.split()[:2])
 
     def closed(self, operation: Operation, port: int, connections: int, seconds: float) -> Load:
         length = check(operation, port)
@@ -101,15 +101,16 @@ class Loads:
         ended = subprocess.run(command, capture_output=True, text=True, timeout=seconds + 30, check=False)
         if ended.returncode != 0:
             raise LoadError(f"{operation.name}: wrk failed: {ended.stderr or ended.stdout}")
-        told = json.loads(ended.stdout.strip().rpartition("\n")[2])
-        if any(told["errors"]):
-            raise LoadError(f"{operation.name}: connect, read, write, status, timeout errors: {told['errors']}")
-        if told["octets"] / told["requests"] < 0.95 * length:
-            found = told["octets"] / told["requests"]
-            raise LoadError(f"{operation.name}: answers have {found:.0f} octets, not {length:.0f}")
+        result = json.loads(ended.stdout.strip().rpartition("\n")[2])
+        if any(result["errors"]):
+            raise LoadError(f"{operation.name}: connect, read, write, status, timeout errors: {result['errors']}")
+        if result["bytes"] / result["requests"] < 0.95 * length:
+            found = result["bytes"] / result["requests"]
+            raise LoadError(f"{operation.name}: answers have {found:.0f} bytes, not {length:.0f}")
         check(operation, port)
-        self._sent(operation, port, told["requests"] + connections)
-        return Load(told["requests"], told["us"] / 1e6, told["p50"] / 1e3, told["p95"] / 1e3, told["p99"] / 1e3)
+        self._sent(operation, port, result["requests"] + connections)
+        p50, p95, p99 = (result[name] / 1e3 for name in ("p50", "p95", "p99"))
+        return Load(result["requests"], result["us"] / 1e6, p50, p95, p99)
 
     def paced(self, operation: Operation, port: int, connections: int, seconds: float, rate: float) -> Load:
         """See `drive`."""
@@ -140,34 +141,34 @@ class _Connection:
         self.socket = socket.create_connection(("127.0.0.1", port))
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._begins = b"HTTP/1.1 %d " % status
-        self._octets = bytearray()
+        self._data = bytearray()
         self._needed = 0
         self.began = 0.0
 
     def send(self, message: bytes, began: float) -> None:
         self.began = began
-        self._octets.clear()
+        self._data.clear()
         self._needed = 0
         self.socket.sendall(message)
 
     def read(self) -> bytes | None:
         """The whole answer when it is there."""
-        octets = self.socket.recv(16_384)  # Room for an answer; for much more memory would be mapped anew each time.
-        if not octets:
+        data = self.socket.recv(16_384)  # Room for an answer; for much more memory would be mapped anew each time.
+        if not data:
             raise LoadError("The server closed a connection.")
-        self._octets += octets
+        self._data += data
         if not self._needed:
-            end = self._octets.find(b"\r\n\r\n")
+            end = self._data.find(b"\r\n\r\n")
             if end < 0:
                 return None
-            head = bytes(self._octets[:end]).lower()
+            head = bytes(self._data[:end]).lower()
             length = head.partition(b"content-length:")[2].partition(b"\r\n")[0]
             self._needed = end + 4 + int(length or 0)
-        if len(self._octets) < self._needed:
+        if len(self._data) < self._needed:
             return None
-        if not self._octets.startswith(self._begins):
-            raise LoadError(f"Not {self._begins.decode()}: {bytes(self._octets[:600])!r}")
-        return bytes(self._octets)
+        if not self._data.startswith(self._begins):
+            raise LoadError(f"Not {self._begins.decode()}: {bytes(self._data[:600])!r}")
+        return bytes(self._data)
 
 
 def check(operation: Operation, port: int) -> float:

@@ -124,10 +124,10 @@ class Run:
     def result(self) -> dict[str, Outcome]:
         """Wait for the end. Raises RuntimeError where the generator failed."""
         assert self._process.stdout is not None
-        told = self._process.stdout.read()
+        output = self._process.stdout.read()
         if self._process.wait(30) != 0:
             raise RuntimeError("The load generator failed; its own message stands above.")
-        found: dict[str, list[Answer]] = pickle.loads(told)
+        found: dict[str, list[Answer]] = pickle.loads(output)
         return {stream.name: Outcome(stream, tuple(found[stream.name])) for stream in self._streams}
 
 

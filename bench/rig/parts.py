@@ -34,7 +34,7 @@ SHA256 = ec.ECDSA(hashes.SHA256())
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """Of one car: its certificate (DER), signature (DER) over these octets, its PCID."""
+    """Of one car: its certificate (DER), signature (DER) over these bytes, its PCID."""
 
     certificate: bytes
     signature: bytes
@@ -45,8 +45,8 @@ class Item:
 def items_of(requests: Iterable[tuple[bytes, str]]) -> list[Item]:
     """requests: ISO 15118-2 messages (EXI) with their cars' PCIDs."""
     found = []
-    for octets, pcid in requests:
-        request = installation.read_request(octets, Namespace.ISO2)
+    for data, pcid in requests:
+        request = installation.read_request(data, Namespace.ISO2)
         raw = request.parsed.message.Header.Signature.SignatureValue.value  # type: ignore[union-attr]
         half = len(raw) // 2
         signature = encode_dss_signature(int.from_bytes(raw[:half], "big"), int.from_bytes(raw[half:], "big"))
@@ -64,7 +64,7 @@ def _load(file: Path) -> list[Item]:
 
 
 def statement(pcid: Any) -> str:
-    """The pool's own question about a vehicle's contracts."""
+    """The pool's own query for a vehicle's contracts."""
     text, _ = next(iter(queries.by_vehicle(pcid)))
     return text
 
@@ -139,9 +139,9 @@ def loops(file: Path, database: str, processes: int, seconds: float) -> tuple[fl
     begin = time.monotonic() + 1.5
     command = [sys.executable, __file__, str(file), database, str(begin), str(seconds)]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(processes)]
-    told = [json.loads(process.communicate(timeout=seconds + 30)[0]) for process in started]
-    rounds = sum(each["rounds"] for each in told)
-    return sum(each["rounds"] / each["seconds"] for each in told), sum(each["cpu"] for each in told) / rounds
+    results = [json.loads(process.communicate(timeout=seconds + 30)[0]) for process in started]
+    rounds = sum(each["rounds"] for each in results)
+    return sum(each["rounds"] / each["seconds"] for each in results), sum(each["cpu"] for each in results) / rounds
 
 
 def main() -> None:

@@ -51,16 +51,16 @@ def serving(config: Path, database: str, workers: int, log: Path) -> Iterator[Se
     """A real `ccp serve`; it logs as users have it, into a file."""
     port = free_port()
     options = ["--config", str(config), "--port", str(port), "--workers", str(workers), "--database", database]
-    with log.open("ab") as told, running([*_COMMAND, "serve", *options], told) as process:
+    with log.open("ab") as output, running([*_COMMAND, "serve", *options], output) as process:
         yield _ready(port, (process,), "/health/ready", log, workers)
 
 
 @contextmanager
 def constant(answer: Path, workers: int, log: Path) -> Iterator[Server]:
-    """An application that answers every request with the octets of a file, under the same uvicorn as the pool."""
+    """An application that answers every request with the content of a file, under the same uvicorn as the pool."""
     port = free_port()
     command = [sys.executable, str(HERE / "constant.py"), str(answer), str(port), str(workers)]
-    with log.open("ab") as told, running(command, told) as process:
+    with log.open("ab") as output, running(command, output) as process:
         yield _ready(port, (process,), "/", log, workers)
 
 
@@ -69,8 +69,8 @@ def bare(config: Path, database: str, processes: int, log: Path) -> Iterator[Ser
     """The bare protocol: so many processes on one port."""
     port = free_port()
     command = [sys.executable, str(HERE / "bare.py"), str(config), database, str(port)]
-    with log.open("ab") as told, contextlib.ExitStack() as stack:
-        started = tuple(stack.enter_context(running(command, told)) for _ in range(processes))
+    with log.open("ab") as output, contextlib.ExitStack() as stack:
+        started = tuple(stack.enter_context(running(command, output)) for _ in range(processes))
         yield _ready(port, started, "/", log, 1)
 
 
@@ -103,7 +103,7 @@ def _ready(port: int, processes: tuple[subprocess.Popen[bytes], ...], path: str,
 
 
 def _settle(server: Server, deadline: float) -> None:
-    """Wait until the others are up too: nobody uses the processor any more."""
+    """Wait until the other workers are up too: until no process uses the CPU any more."""
     before, quiet = server.cpu(), 0
     while quiet < 3 and time.monotonic() < deadline:
         time.sleep(0.25)
@@ -113,7 +113,7 @@ def _settle(server: Server, deadline: float) -> None:
 
 
 def end_in_order() -> None:
-    """At SIGTERM leave every `with`, so that what was started is ended. Whoever ends a group may tell it twice."""
+    """At SIGTERM leave every `with`, so that all started processes end. A second SIGTERM is ignored."""
 
     def end(number: int, frame: object) -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -157,8 +157,8 @@ def _command(pid: int) -> bytes:
 
 def memory(pid: int) -> tuple[float, float]:
     """MiB that a process has in memory: all of it, and with what it shares divided among those that share it."""
-    told = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    sizes = {name: int(kib) / 1024 for name, kib in re.findall(r"^(Rss|Pss):\s+(\d+) kB", told, re.M)}
+    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    sizes = {name: int(kib) / 1024 for name, kib in re.findall(r"^(Rss|Pss):\s+(\d+) kB", rollup, re.M)}
     return sizes["Rss"], sizes["Pss"]
 
 

@@ -42,13 +42,13 @@ class Aim:
         limit = f"{sign} {self.limit:g}{self.unit}"
         if self.wish is not None:
             limit += f" (wish {self.wish:g}{self.unit})"
-        told = {True: "pass", False: "**missed**", None: "not measured"}[self.met]
-        return [self.what, limit, "" if self.measured is None else f"{self.measured:.3g}{self.unit}", told]
+        verdict = {True: "pass", False: "**missed**", None: "not measured"}[self.met]
+        return [self.what, limit, "" if self.measured is None else f"{self.measured:.3g}{self.unit}", verdict]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of `bench/hold.py`. holds: None where a figure is told and not judged. note: stands below the table."""
+    """A row of `bench/hold.py`. holds: None where a figure is reported and not judged. note: stands below the table."""
 
     what: str
     aim: str
@@ -76,7 +76,7 @@ def machine(busy: Busy, *more: tuple[str, str]) -> str:
         ("SQLite", sqlite3.sqlite_version),
         ("OpenSSL (of cryptography)", backend.openssl_version_text()),
         *more,
-        ("quiet?", busy.told),
+        ("quiet?", busy.summary),
     ]
     return "| run | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows)
 
@@ -85,7 +85,7 @@ def short_machine(busy: Busy) -> str:
     """The same in one sentence."""
     return (
         f"Measured {datetime.now(UTC):%Y-%m-%d %H:%M} UTC at commit {busy.commit} on {_processor()}, {CORES} cores, "
-        f"Python {platform.python_version()}; {busy.told}."
+        f"Python {platform.python_version()}; {busy.summary}."
     )
 
 
@@ -101,12 +101,12 @@ def commit() -> str:
 
 
 def _git(*words: str) -> str:
-    told = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
-    return told.stdout.strip()
+    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
 
 
 class Busy:
-    """Made at a run's start: what is measured, and how much of the machine others use until it is told.
+    """Made at a run's start: what is measured, and how much of the machine others use until `summary` is read.
 
     By then everything that the run has started has ended.
     """
@@ -126,7 +126,7 @@ class Busy:
         return sum(os.times()[:4])
 
     @property
-    def told(self) -> str:
+    def summary(self) -> str:
         spent = [now - before for now, before in zip(self._times(), self._began, strict=True)]
         total = max(1, sum(spent))
         busy = (total - spent[3] - spent[4] - spent[7]) / os.sysconf("SC_CLK_TCK")

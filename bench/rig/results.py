@@ -106,7 +106,7 @@ def aims(results: Results) -> list[Aim]:
 
 
 def tables(results: Results, judged: list[Aim]) -> str:
-    told = ["### Aims", "", report.table(("aim", "limit", "measured", "judged"), (aim.row() for aim in judged)), ""]
+    parts = ["### Aims", "", report.table(("aim", "limit", "measured", "judged"), (aim.row() for aim in judged)), ""]
     rows = []
     for (engine, workers, name), cell in sorted(results.cells.items(), key=_place):
         if engine == "ceiling":
@@ -117,7 +117,7 @@ def tables(results: Results, judged: list[Aim]) -> str:
             f"{statistics.median(cell.database) * 1e3:.2f}" if engine == "postgresql" else "",
         ])  # fmt: skip
     head = ("requests/s", "p50 ms", "p95 ms", "p99 ms", "CPU ms, server", "CPU ms, database server")
-    told += ["### Real servers", "", report.table(("engine, workers", "operation", *head), rows), ""]
+    parts += ["### Real servers", "", report.table(("engine, workers", "operation", *head), rows), ""]
     rows = []
     post = {workers: results.cells.get(("sqlite", workers, "post")) for workers in (1, CORES)}
     for (engine, workers, name), cell in sorted(results.cells.items(), key=_place):
@@ -129,13 +129,13 @@ def tables(results: Results, judged: list[Aim]) -> str:
             rows.append([TITLES[name], str(workers), *numbers, f"{statistics.median(cell.cpu) * 1e6:.0f}", share])
     if rows:
         head = ("processes", "a second", "p50 ms", "p95 ms", "p99 ms", "CPU µs each", "POST (SQLite) reaches of it")
-        told += ["### Ceilings", "", report.table(("what", *head), rows), ""]
+        parts += ["### Ceilings", "", report.table(("what", *head), rows), ""]
     if results.parts:
         rows = [[name, f"{statistics.median(each):.0f}"] for name, each in results.parts.items()]
         for engine, lookup in (("SQLite", LOOK), ("PostgreSQL", FETCH)):
             if cost := unavoidable(results, lookup):
                 rows.append([f"**unavoidable parts of a POST, {engine}**", f"**{statistics.median(cost):.0f}**"])
-        told += ["### Unavoidable parts", "", report.table(("part", "CPU µs"), rows), ""]
+        parts += ["### Unavoidable parts", "", report.table(("part", "CPU µs"), rows), ""]
     if results.paced:
         rows = [
             [f"{NAMES[engine]}, {workers}", f"{rate:.0f}", *(
@@ -144,10 +144,10 @@ def tables(results: Results, judged: list[Aim]) -> str:
             for (engine, workers), (rate, seen) in results.paced.items()
         ]  # fmt: skip
         head = ("engine, workers", "requests/s", "p50 ms", "p95 ms", "p99 ms")
-        told += ["### POST at 70 % of its peak", "", report.table(head, rows), ""]
+        parts += ["### POST at 70 % of its peak", "", report.table(head, rows), ""]
     if results.memory:
         rows = [[f"{NAMES[e]}, {w}", f"{rss:.0f}", f"{pss:.0f}"] for (e, w), (rss, pss) in results.memory.items()]
-        told += ["### Memory of an idle worker", "", report.table(("engine, workers", "RSS MiB", "PSS MiB"), rows), ""]
+        parts += ["### Memory of an idle worker", "", report.table(("engine, workers", "RSS MiB", "PSS MiB"), rows), ""]
     if found := results.imported:
         rows = [
             ["one PUT over HTTP, CPU ms", f"{found['put'] * 1e3:.2f}"],
@@ -155,8 +155,8 @@ def tables(results: Results, judged: list[Aim]) -> str:
             ["import, lines/s with start and end", f"{found['overall']:.0f}"],
             ["import, CPU ms of a line", f"{found['cost'] * 1e3:.2f}"],
         ]
-        told += ["### Import", "", report.table(("SQLite, all cores", ""), rows), ""]
-    return "\n".join([*told, *results.notes]).strip()
+        parts += ["### Import", "", report.table(("SQLite, all cores", ""), rows), ""]
+    return "\n".join([*parts, *results.notes]).strip()
 
 
 def _place(item: tuple[Key, Cell]) -> tuple[int, int, int]:

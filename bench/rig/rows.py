@@ -70,8 +70,8 @@ class Templates:
             yield tables
 
     def expected(self, number: int) -> bytes:
-        octets: bytes = self.rows[number % len(self.rows)]["response"]
-        return octets
+        data: bytes = self.rows[number % len(self.rows)]["response"]
+        return data
 
 
 def fill_sqlite(url: str, templates: Templates, size: int) -> None:

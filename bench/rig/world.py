@@ -1,8 +1,8 @@
 """Cars, contracts and callers made with real cryptography before anything is measured.
 
-Certificates name an OCSP responder, which nobody asks: what it would say of each of them is stored beforehand, as it is
-in a pool that has been running for a while. Callers come in sixteen sets, so that the load is many partners' load and
-the rate limits stay as users have them.
+Certificates name an OCSP responder, which is never queried: the status of each certificate is stored beforehand, as in
+a pool that has been running for a while. Callers come in sixteen sets, so the load is that of many partners, and the
+rate limits keep their defaults.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ async def fill(config: Settings, world: World) -> None:
         )
         await setup.register(built.store, known, world.at)
         await built.trust.refresh()
-        said = [
+        evidence = [
             Evidence(
                 issuer.issuer_key_id,
                 certificate.serial_number,
@@ -171,7 +171,7 @@ async def fill(config: Settings, world: World) -> None:
             for fleet in world.fleets.values()
             for certificate, issuer in fleet.certificates
         ]
-        for part in _parts(said):
+        for part in _parts(evidence):
             await asyncio.gather(*(built.store.write(revocation.store_evidence(each)) for each in part))
         for part in _parts([each for fleet in world.fleets.values() for each in fleet.contracts]):
             await asyncio.gather(*(_publish(built.pool, world, each) for each in part))
