@@ -115,7 +115,7 @@ def with_dispatcher(
             await subscribers.refresh()
             config = Settings(egress_allow_networks=("127.0.0.0/8",), event_allow_http=True, event_timeout=5)
             made = Dispatcher(store, subscribers, config, lambda: datetime.now(UTC))
-            await made.once()
+            await made.run_once()
             store.taken()
             try:
                 await use(made, store)
@@ -130,7 +130,7 @@ def test_webhooks_for_which_nothing_is_due_cost_a_dispatcher_nothing(url: str) -
     later = datetime.now(UTC) + HOUR
 
     async def use(made: Dispatcher, store: CountingStore) -> None:
-        await made.once()
+        await made.run_once()
         assert len(store.taken()) == 2, "the outbox and what is due"
         assert not made._workers
 
@@ -154,7 +154,7 @@ def test_events_that_are_too_many_for_the_time_of_one_change_are_taken_in_smalle
         monkeypatch.setattr(outbox, "fan_out", in_time)
         for _ in range(20):
             with contextlib.suppress(Unavailable):
-                await made.once()
+                await made.run_once()
         assert not await store.read(outbox.has_new_events())
         assert [limit for limit in groups if limit <= 10], groups
 
@@ -165,7 +165,7 @@ def test_a_disabled_webhook_with_a_queue_has_no_line(url: str) -> None:
     (hook,) = hooks(1)
 
     async def use(made: Dispatcher, store: CountingStore) -> None:
-        await made.once()
+        await made.run_once()
         assert not made._workers
 
     with_dispatcher(url, [replace(hook, enabled=False)], queued(hook, AT), use)
@@ -180,7 +180,7 @@ def test_nothing_is_claimed_for_a_webhook_again_and_again_while_its_deliveries_w
         await settled(made)
         store.taken()
         for _ in range(5):
-            await made.once()
+            await made.run_once()
             await settled(made)
         assert [statement for statement, _ in store.taken() if "from webhook" in statement] == []
 
@@ -195,7 +195,7 @@ def test_a_new_event_is_sent_at_once_to_a_webhook_whose_other_deliveries_wait(ur
         async def use(made: Dispatcher, store: CountingStore) -> None:
             await settled(made)
             await store.write(queued(hook, now - SECOND, car=9))
-            await made.once()
+            await made.run_once()
             await asyncio.to_thread(until, lambda: len(receiver.at("/one")) == 1, 10)
 
         with_dispatcher(url, [hook], queued(hook, now + HOUR, now - SECOND, car=7), use)
@@ -211,12 +211,12 @@ def test_a_line_ends_when_nothing_was_due_for_a_while_unless_its_circuit_is_open
         async def use(made: Dispatcher, store: CountingStore) -> None:
             await asyncio.to_thread(until, lambda: len(receiver.at("/well")) == 1, 10)
             await asyncio.to_thread(
-                until, lambda: all(worker.free == made._places for worker in made._workers.values()), 10
+                until, lambda: all(worker.free_slots == made._slots for worker in made._workers.values()), 10
             )
             assert set(made._workers) == {well.id, silent.id}
-            monkeypatch.setattr(dispatcher, "_IDLE_SECONDS", 0.0)
-            monkeypatch.setattr(dispatcher, "_COUNT_SECONDS", 0.0)
-            await made.once()
+            monkeypatch.setattr(dispatcher, "_IDLE_TIMEOUT", 0.0)
+            monkeypatch.setattr(dispatcher, "_METRICS_INTERVAL", 0.0)
+            await made.run_once()
             assert set(made._workers) == {silent.id}
 
         now = datetime.now(UTC)

@@ -1,8 +1,8 @@
 """Dispatcher of webhook deliveries. Any number of processes may run one.
 
-Each webhook with due deliveries has a task, a circuit breaker and a few concurrent attempts of its own, so a receiver
-that does not answer delays no other one. One poll for all webhooks looks for due deliveries every half second, and at
-once when this process has written an event. A webhook without due deliveries costs nothing.
+Each webhook with due deliveries has its own worker: a task, a circuit breaker and a few concurrent attempts. So a
+receiver that does not answer delays no other receiver. One poll finds the due deliveries of all webhooks, every half
+second and at once when this process has written an event. A webhook without due deliveries costs nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import structlog
 from ccp.errors import CCPError, Unavailable
 from ccp.server.domain.subscriptions import EventKind, Webhook
 from ccp.server.events.fair_queue import FairQueue
-from ccp.server.events.message import body_of, headers_of
+from ccp.server.events.message import build_headers, encode_body
 from ccp.server.events.subscribers import Subscribers
 from ccp.server.external.circuit_breaker import MAX_RESET_TIMEOUT, RESET_TIMEOUT, CircuitBreaker
 from ccp.server.external.outbound import OutboundClient, OutboundError, host_of
@@ -37,15 +37,15 @@ from ccp.server.storage.queries.delivery_queue import AttemptOutcome
 
 _log = structlog.get_logger("ccp.server.events")
 
-_POLL_SECONDS: Final = 0.5
-_GATHER_SECONDS: Final = 0.05  # Changes come in flocks, and each fan-out is a transaction on the writers' disk.
-_SWEEP_SECONDS: Final = 600.0
-_LAST_SECONDS: Final = 2.0  # For what is on its way when the process ends.
-_COUNT_SECONDS: Final = 10.0
-_LOOK_AT_ALL_SECONDS: Final = 10.0  # Where so much is due that `due_deliveries.due_webhooks` does not see all of it.
-_IDLE_SECONDS: Final = 60.0  # After which a line ends for which nothing was due.
-_LONGEST_DELAY: Final = 10.0  # Of the next claim for a webhook, after claims that found nothing.
-_GROUP: Final = 100  # Events that leave the outbox in one transaction.
+_POLL_INTERVAL: Final = 0.5
+_FAN_OUT_DELAY: Final = 0.05  # Batches the events of concurrent changes: each fan-out is a transaction of its own.
+_PURGE_INTERVAL: Final = 600.0
+_CLOSE_TIMEOUT: Final = 2.0  # For attempts that are under way at shutdown.
+_METRICS_INTERVAL: Final = 10.0
+_FULL_SCAN_INTERVAL: Final = 10.0  # If more is due than `due_deliveries.due_webhooks` covers.
+_IDLE_TIMEOUT: Final = 60.0  # A worker ends when nothing was due for this time.
+_MAX_LEASE_DELAY: Final = 10.0  # Until the next attempt to lease deliveries, after attempts that got none.
+_MAX_FAN_OUT: Final = 100  # Events that one transaction takes out of the outbox.
 _MAX_RESPONSE_BYTES: Final = 16_384  # Only the status matters; the body is read so that the connection can be reused.
 
 _REJECTED: Final = (400, 409)
@@ -58,27 +58,28 @@ _SENT: Final = {
 
 @dataclass(slots=True)
 class WebhookWorker:
-    """A webhook that something is due for. free: places of those that may be on their way at a time.
+    """State of a webhook with due deliveries.
 
-    used: when something was due last. due: how many deliveries were, as far as is known. blocked: how many there were
-    when none could be claimed, because each waits behind another one of its vehicle; no other claim is tried until that
-    number changes or `next_claim` has come. Times are seconds of the monotonic clock.
+    free_slots: concurrent attempts that may still start. last_due: when a delivery was last due. due: number of due
+    deliveries; None if unknown. blocked: that number when none could be leased, because each waits behind another
+    delivery of its vehicle; no lease is tried until the number changes or `next_lease` has come. delay: seconds until
+    then, doubled each time. Times are seconds of the monotonic clock.
     """
 
     webhook_id: str
     breaker: CircuitBreaker
-    free: int
-    used: float
+    free_slots: int
+    last_due: float
     due: int | None = None
     blocked: int | None = None
-    next_claim: float = 0.0
+    next_lease: float = 0.0
     delay: float = 0.0
     wake: asyncio.Event = field(default_factory=asyncio.Event)
     task: Supervised | None = None
 
 
 class Dispatcher:
-    """`open` begins to send; `close` it afterwards."""
+    """Sends webhook deliveries in the background, from `open` until `close`."""
 
     def __init__(
         self,
@@ -93,91 +94,96 @@ class Dispatcher:
         budget: LoopBudget | None = None,
         has_capacity: Callable[[], bool] = lambda: True,
     ) -> None:
-        """new_events: set where it is known that there is something new in the outbox. guard: None for one of its own.
+        """new_events: set when the outbox has new events. guard: None for a separate one.
 
-        budget: shared with the other outbound clients of the event loop. has_capacity: asked before deliveries
-        start; False postpones them.
+        budget: shared with the other outbound clients of the event loop. has_capacity: asked before deliveries start;
+        False postpones them.
         """
         self._queue = FairQueue(has_capacity)
         self._guard = guard or ClockGuard(clock, store.time)
         self._metrics = metrics or Metrics()
         self._background = background or BackgroundTasks(self._metrics.task_failed)
-        self._looking: Supervised | None = None
+        self._poll_task: Supervised | None = None
         self._store = store
         self._subscribers = subscribers
         self._clock = clock
         self._timeout = config.event_timeout
-        self._places = config.event_concurrency
+        self._slots = config.event_concurrency
         self._retries = config.event_retries
-        self._pause = timedelta(seconds=config.event_retry_delay)
-        self._give_up = timedelta(seconds=config.event_max_age)
-        self._keep = timedelta(seconds=config.event_retention)
-        # Longer than an attempt and what is written before and after it, the database being slow.
+        self._retry_delay = timedelta(seconds=config.event_retry_delay)
+        self._max_age = timedelta(seconds=config.event_max_age)
+        self._retention = timedelta(seconds=config.event_retention)
+        # Longer than an attempt with the writes before and after it, even if the database is slow.
         self._lease = timedelta(seconds=2 * config.event_timeout + 2)
         # With short retry delays, as in tests, a circuit stays open no longer than one of them.
         self._reset_timeout = min(RESET_TIMEOUT, config.event_retry_delay)
         self._max_reset_timeout = min(MAX_RESET_TIMEOUT, config.event_retry_delay)
-        self._sweep_every = min(_SWEEP_SECONDS, config.event_max_age, config.event_retention or _SWEEP_SECONDS)
-        # Lines limit themselves: with a limit on all of them those that hang would keep the others waiting.
+        self._purge_interval = min(_PURGE_INTERVAL, config.event_max_age, config.event_retention or _PURGE_INTERVAL)
+        # Each worker limits its own attempts. A common limit would let receivers that hang delay the others.
         self._outbound = OutboundClient(config.egress_allow_networks, max_per_owner=None, budget=budget)
-        self._group = _GROUP
+        self._fan_out_size = _MAX_FAN_OUT
         self._workers: dict[str, WebhookWorker] = {}
         self._sending: set[asyncio.Task[None]] = set()
         self._new_events = new_events or asyncio.Event()
-        self._counted = self._looked_at_all = float("-inf")
-        # Not at once: a clock that is wrong at the start may be found out before the first sweep.
-        self._swept = time.monotonic()
+        self._last_metrics = self._last_full_scan = float("-inf")
+        # Not at once: a clock that is wrong at start-up may be detected before the first purge.
+        self._last_purge = time.monotonic()
         self._closing = False
 
     def open(self) -> None:
-        """Begin to send, in the background."""
+        """Start the background task."""
         task = PeriodicTask(
-            "event_dispatch", self.once, _POLL_SECONDS, first_delay=0.0, wake=self._new_events, gather=_GATHER_SECONDS
+            "event_dispatch",
+            self.run_once,
+            _POLL_INTERVAL,
+            first_delay=0.0,
+            wake=self._new_events,
+            gather=_FAN_OUT_DELAY,
         )
-        self._looking = self._background.add(task)
+        self._poll_task = self._background.add(task)
 
-    async def once(self) -> bool:
-        """Put new events to webhooks, and wake the lines for which something is due. Returns whether there is more."""
-        at = self._clock()
+    async def run_once(self) -> bool:
+        """Fan out new events and wake the workers of webhooks with due deliveries. Returns whether there is more."""
+        now = self._clock()
         more = False
         if await self._store.read(outbox.has_new_events()):
             more = await self._fan_out()
         await self._wake_due()
-        if time.monotonic() - self._swept >= self._sweep_every:
-            self._swept = time.monotonic()
-            await self._sweep()
-        if time.monotonic() - self._counted >= _COUNT_SECONDS:
-            self._counted = time.monotonic()
-            await self._bring_back()
-            await self._end_idle()
+        if time.monotonic() - self._last_purge >= self._purge_interval:
+            self._last_purge = time.monotonic()
+            await self._purge()
+        if time.monotonic() - self._last_metrics >= _METRICS_INTERVAL:
+            self._last_metrics = time.monotonic()
+            await self._reschedule_future()
+            await self._stop_idle_workers()
             left = await self._store.read(deliveries.backlog())
-            oldest = (at - left.oldest).total_seconds() if left.oldest is not None else 0.0
+            oldest = (now - left.oldest).total_seconds() if left.oldest is not None else 0.0
             self._metrics.events_left(left.outbox, left.waiting, left.dead, max(0.0, oldest))
         return more
 
     async def _fan_out(self) -> bool:
-        """Put a group of events to webhooks. Returns whether there may be more. Raises Unavailable.
+        """Fan out a batch of events. Returns whether there may be more. Raises Unavailable.
 
-        An event may have many webhooks and the database be far away. A group that is not done within the time for a
-        change would fail each time, so the next one is smaller.
+        An event may have many webhooks, and the database may be far away. A batch that exceeds the time limit of a
+        transaction would fail again each time, so the next one is smaller.
         """
-        group = self._group
+        size = self._fan_out_size
         try:
-            taken = await self._store.write(outbox.fan_out(self._clock(), group))
+            taken = await self._store.write(outbox.fan_out(self._clock(), size))
         except Unavailable:
-            self._group = max(1, group // 4)
+            self._fan_out_size = max(1, size // 4)
             raise
-        self._group = min(2 * group, _GROUP)
-        return taken == group
+        self._fan_out_size = min(2 * size, _MAX_FAN_OUT)
+        return taken == size
 
     async def _wake_due(self) -> None:
-        """Wake the lines of webhooks for which something is due."""
+        """Wake the workers of webhooks with due deliveries."""
         due = await self._store.read(due_deliveries.due_webhooks(self._clock()))
         for webhook_id, count in due.webhooks.items():
             self._wake(webhook_id, count)
-        if due.complete or time.monotonic() - self._looked_at_all < _LOOK_AT_ALL_SECONDS:
+        if due.complete or time.monotonic() - self._last_full_scan < _FULL_SCAN_INTERVAL:
             return
-        self._looked_at_all = time.monotonic()
+        self._last_full_scan = time.monotonic()
         after: str | None = ""
         while after is not None:
             found, after = await self._store.read(due_deliveries.due_webhooks_page(self._clock(), after))
@@ -186,63 +192,65 @@ class Dispatcher:
             await asyncio.sleep(0)
 
     def _wake(self, webhook_id: str, due: int | None) -> None:
-        """due: how many deliveries; None where that is not known."""
+        """due: number of due deliveries; None if unknown."""
         if self._subscribers.active(webhook_id) is None:
-            return  # Disabled, or registered within the last second.
+            return  # Disabled, or added within the last second.
         worker, now = self._worker(webhook_id), time.monotonic()
-        worker.used, worker.due = now, due
-        is_blocked = due is not None and due == worker.blocked and now < worker.next_claim
+        worker.last_due, worker.due = now, due
+        is_blocked = due is not None and due == worker.blocked and now < worker.next_lease
         if not (is_blocked or worker.breaker.is_open):
             worker.wake.set()
 
-    async def _end_idle(self) -> None:
-        """End the lines that nothing was due for, and those of webhooks that are not told of anything any more."""
+    async def _stop_idle_workers(self) -> None:
+        """Stop workers without due deliveries, and those of webhooks that are no longer active."""
         now = time.monotonic()
         for worker in list(self._workers.values()):
-            # What is known of a webhook that does not answer is kept.
-            idle = now - worker.used > _IDLE_SECONDS and worker.breaker.is_closed
+            # The state of an open circuit is kept.
+            idle = now - worker.last_due > _IDLE_TIMEOUT and worker.breaker.is_closed
             if (
                 (idle or self._subscribers.active(worker.webhook_id) is None)
-                and worker.free == self._places
+                and worker.free_slots == self._slots
                 and worker.task is not None
             ):
                 del self._workers[worker.webhook_id]
                 await worker.task.stop()
                 self._queue.remove(worker.webhook_id)
 
-    async def _bring_back(self) -> None:
-        """Make deliveries due that were put off far into the future by a clock that was ahead."""
+    async def _reschedule_future(self) -> None:
+        """Make deliveries due now whose next attempt is too far in the future, because a clock was ahead."""
         try:
-            at = await self._guard.checked()
+            now = await self._guard.checked()
         except Unavailable:
             return  # The guard has logged it.
-        horizon = at + max(self._lease, self._pause) + TOLERANCE
+        horizon = now + max(self._lease, self._retry_delay) + TOLERANCE
         while keys := await self._store.read(delivery_queue.scheduled_beyond(horizon)):
-            brought = await self._store.write(delivery_queue.reschedule(keys, horizon, at))
-            _log.warning("future deliveries rescheduled", events=brought)
+            rescheduled = await self._store.write(delivery_queue.reschedule(keys, horizon, now))
+            _log.warning("future deliveries rescheduled", events=rescheduled)
             self._new_events.set()
 
-    async def _sweep(self) -> None:
+    async def _purge(self) -> None:
+        """Give up deliveries that are too old, and remove those whose retention time is over."""
         try:
-            at = await self._guard.checked()
+            now = await self._guard.checked()
         except Unavailable:
             return  # The guard has logged it.
-        while given_up := await self._store.write(
-            delivery_queue.expire(at - self._give_up, at, "It waited for too long.")
+        while expired := await self._store.write(
+            delivery_queue.expire(now - self._max_age, now, "It waited for too long.")
         ):
-            _log.warning("events expired", events=given_up)
-        while await self._store.write(deliveries.purge(at - self._keep)):
+            _log.warning("events expired", events=expired)
+        while await self._store.write(deliveries.purge(now - self._retention)):
             pass
 
     def _worker(self, webhook_id: str) -> WebhookWorker:
         worker = self._workers.get(webhook_id)
         if worker is None:
             breaker = CircuitBreaker(time.monotonic, self._reset_timeout, self._max_reset_timeout)
-            worker = WebhookWorker(webhook_id, breaker, self._places, time.monotonic())
-            # What it is claiming when the process ends it still begins to send: until the lease ends no other could.
+            worker = WebhookWorker(webhook_id, breaker, self._slots, time.monotonic())
+            # Not interruptible: deliveries leased at shutdown are still sent; no other process could send them until
+            # the lease expires.
             task = PeriodicTask(
                 "event_claim",
-                partial(self._send_some, worker),
+                partial(self._start_attempts, worker),
                 math.inf,
                 wake=worker.wake,
                 max_retry_delay=5.0,
@@ -253,70 +261,73 @@ class Dispatcher:
             self._workers[webhook_id] = worker
         return worker
 
-    async def _send_some(self, worker: WebhookWorker) -> bool:
-        """Begin as many attempts as there are places. Returns whether it is worth asking for more at once."""
+    async def _start_attempts(self, worker: WebhookWorker) -> bool:
+        """Lease deliveries and start an attempt for each, up to the free slots. Returns whether there may be more."""
         webhook = self._subscribers.active(worker.webhook_id)
         if webhook is None or self._closing or not self._queue.try_enter(worker.webhook_id, worker.wake):
             return False
-        tries = 0
-        while tries < worker.free and worker.breaker.allow():
-            tries += 1
-        if not tries:
+        count = 0
+        while count < worker.free_slots and worker.breaker.allow():
+            count += 1
+        if not count:
             return False
-        claimed: list[Delivery] = []
+        leased: list[Delivery] = []
         try:
-            at = self._clock()
-            claimed = await self._store.write(delivery_queue.lease(worker.webhook_id, at, at + self._lease, tries))
+            now = self._clock()
+            leased = await self._store.write(delivery_queue.lease(worker.webhook_id, now, now + self._lease, count))
         finally:
-            if not claimed:
+            if not leased:
                 worker.breaker.release()
-        if claimed:
+        if leased:
             worker.blocked, worker.delay = None, 0.0
         else:
-            worker.blocked, worker.delay = worker.due, min(max(2 * worker.delay, _POLL_SECONDS), _LONGEST_DELAY)
-            worker.next_claim = time.monotonic() + worker.delay
-        worker.free -= len(claimed)
-        for delivery in claimed:
+            worker.blocked, worker.delay = worker.due, min(max(2 * worker.delay, _POLL_INTERVAL), _MAX_LEASE_DELAY)
+            worker.next_lease = time.monotonic() + worker.delay
+        worker.free_slots -= len(leased)
+        for delivery in leased:
             task = self._background.spawn(
                 "event_delivery", self._send(worker, webhook, delivery), webhook=webhook.id, event_id=delivery.event_id
             )
             self._sending.add(task)
             task.add_done_callback(self._sending.discard)
-        return bool(claimed)
+        return bool(leased)
 
     async def _send(self, worker: WebhookWorker, webhook: Webhook, delivery: Delivery) -> None:
+        """Make one attempt and store its outcome."""
         try:
             status, error = await self._attempt(webhook, delivery)
-            outcome = self._judge(status, delivery)
+            outcome = self._outcome(status, delivery)
             self._metrics.event_tried(outcome.value.replace(" ", "_"))
-            well = outcome in (AttemptOutcome.DELIVERED, AttemptOutcome.REJECTED)
-            (worker.breaker.record_success if well else worker.breaker.record_failure)()
-            await self._complete(delivery, outcome, status, error)
+            if outcome in (AttemptOutcome.DELIVERED, AttemptOutcome.REJECTED):
+                worker.breaker.record_success()
+            else:
+                worker.breaker.record_failure()
+            await self._store_outcome(delivery, outcome, status, error)
         except asyncio.CancelledError:
-            await self._release(delivery)
+            await self._release_lease(delivery)
             raise
-        finally:  # Where something fails the lease runs out, and it is sent again.
-            worker.free += 1
+        finally:  # After an error the lease expires, and the delivery is attempted again.
+            worker.free_slots += 1
             worker.wake.set()
 
     async def _attempt(self, webhook: Webhook, delivery: Delivery) -> tuple[int | None, str | None]:
-        """The status that a webhook answered, and what is wrong, as a sentence for its owner."""
-        body = body_of(delivery)
-        began = time.monotonic()
+        """Send a delivery. Returns the HTTP status and, unless it is 2xx, a sentence about the error for the owner."""
+        body = encode_body(delivery)
+        started = time.monotonic()
         status, error = None, None
         try:
-            answer = await self._outbound.request(
+            response = await self._outbound.request(
                 "POST",
                 webhook.url,
                 block_private=True,
-                headers=headers_of(body, webhook.secret),
+                headers=build_headers(body, webhook.secret),
                 content=body,
                 timeout=self._timeout,
                 max_bytes=_MAX_RESPONSE_BYTES,
                 truncate=True,
                 owner=webhook.client_id,
             )
-            status = answer.status
+            status = response.status
             if not 200 <= status < 300:
                 error = f"{host_of(webhook.url)} answered {status}."
         except OutboundError as exc:
@@ -330,71 +341,72 @@ class Dispatcher:
             attempt=delivery.attempts,
             status=status,
             reason=error,
-            ms=round((time.monotonic() - began) * 1000, 2),
+            ms=round((time.monotonic() - started) * 1000, 2),
         )
         return status, error
 
-    def _judge(self, status: int | None, delivery: Delivery) -> AttemptOutcome:
+    def _outcome(self, status: int | None, delivery: Delivery) -> AttemptOutcome:
         if status is not None and 200 <= status < 300:
             return AttemptOutcome.DELIVERED
         if status in _REJECTED:
             return AttemptOutcome.REJECTED
         return AttemptOutcome.FAILED if delivery.attempts <= self._retries else AttemptOutcome.GIVEN_UP
 
-    async def _complete(
+    async def _store_outcome(
         self, delivery: Delivery, outcome: AttemptOutcome, status: int | None, error: str | None
     ) -> None:
-        tell = self._told_of(delivery, outcome)
-        if tell is not None and not self._subscribers.wants(tell, delivery.emaid):
-            tell = None
+        """Store the outcome, with up to three tries, and an event for the contract's provider if it wants one."""
+        notify = self._provider_event(delivery, outcome)
+        if notify is not None and not self._subscribers.wants(notify, delivery.emaid):
+            notify = None
         for last in (False, False, True):
-            at = self._clock()
+            now = self._clock()
             change = delivery_queue.ack(
-                delivery, outcome, at, status=status, error=error, retry_at=at + self._pause, notify=tell
+                delivery, outcome, now, status=status, error=error, retry_at=now + self._retry_delay, notify=notify
             )
             try:
-                done = await self._store.write(change)
+                had_lease = await self._store.write(change)
             except CCPError as exc:
                 _log.warning("delivery outcome not stored", event_id=delivery.event_id, reason=str(exc))
                 if last:
                     return
                 await asyncio.sleep(0.5)
             else:
-                if not done:
+                if not had_lease:
                     _log.warning("delivery lease lost", event_id=delivery.event_id)
-                elif tell is not None:
+                elif notify is not None:
                     self._new_events.set()
                 return
 
-    def _told_of(self, delivery: Delivery, outcome: AttemptOutcome) -> EventKind | None:
-        """What the contract's provider is told of an attempt to tell the vehicle's maker."""
+    def _provider_event(self, delivery: Delivery, outcome: AttemptOutcome) -> EventKind | None:
+        """The event for the contract's provider about an attempt to notify the OEM; None if there is none."""
         sent = _SENT.get(EventKind(delivery.kind)) if delivery.kind in _SENT else None
         if sent is None:
             return None
-        first = outcome is AttemptOutcome.FAILED and delivery.last_error is None
+        is_first_failure = outcome is AttemptOutcome.FAILED and delivery.last_error is None
         return {AttemptOutcome.DELIVERED: sent, AttemptOutcome.REJECTED: EventKind.REJECTED}.get(
-            outcome, EventKind.QUEUED if first else None
+            outcome, EventKind.QUEUED if is_first_failure else None
         )
 
-    async def _release(self, delivery: Delivery) -> None:
+    async def _release_lease(self, delivery: Delivery) -> None:
         try:
             await self._store.write(delivery_queue.nack(delivery, self._clock()))
         except CCPError as exc:
             _log.warning("delivery lease not released", event_id=delivery.event_id, reason=str(exc))
 
     async def close(self) -> None:
-        """Let what is on its way come back, for a moment; what does not is free for other processes at once."""
+        """Wait for attempts under way, for at most two seconds each; release the leases of the others."""
         self._closing = True
         self._queue.close()
-        if self._looking is not None:
-            await self._looking.stop()
+        if self._poll_task is not None:
+            await self._poll_task.stop()
         await asyncio.gather(
-            *(worker.task.stop(_LAST_SECONDS) for worker in self._workers.values() if worker.task is not None)
+            *(worker.task.stop(_CLOSE_TIMEOUT) for worker in self._workers.values() if worker.task is not None)
         )
         if self._sending:
-            await asyncio.wait(self._sending, timeout=_LAST_SECONDS)
-        left = list(self._sending)
-        for task in left:
+            await asyncio.wait(self._sending, timeout=_CLOSE_TIMEOUT)
+        unfinished = list(self._sending)
+        for task in unfinished:
             task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
+        await asyncio.gather(*unfinished, return_exceptions=True)
         await self._outbound.close()

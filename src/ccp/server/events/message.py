@@ -1,4 +1,4 @@
-"""What is sent to a webhook. Pure."""
+"""Body and signature headers of a webhook request. Pure."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from ccp.schemas.timestamps import rfc3339
 from ccp.server.storage.queries.deliveries import Delivery
 
 
-def body_of(delivery: Delivery) -> bytes:
-    """The JSON of an event, octet for octet the same at each try.
+def encode_body(delivery: Delivery) -> bytes:
+    """Encode an event as JSON. The bytes are the same at each attempt.
 
-    timestamp: when what it tells of happened; with eventId it is what a receiver knows a repetition by.
+    timestamp: when the reported change happened. Receivers detect repeated deliveries by timestamp and eventId.
     Source: OPNC webhook.payload.
     """
     return orjson.dumps(
@@ -27,8 +27,8 @@ def body_of(delivery: Delivery) -> bytes:
     )
 
 
-def headers_of(body: bytes, secret: str) -> dict[str, str]:
-    """Its signature in each published form: HMAC-SHA256 over the octets, the key being the secret in UTF-8."""
+def build_headers(body: bytes, secret: str) -> dict[str, str]:
+    """Headers with the signature in every published form: HMAC-SHA256 over the body, keyed with the secret in UTF-8."""
     signature = hmac.digest(secret.encode(), body, "sha256").hex()
     return {
         "Content-Type": "application/json",

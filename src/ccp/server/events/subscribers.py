@@ -1,4 +1,4 @@
-"""Who wants to be told what, as each worker has it in memory."""
+"""Subscriptions of webhooks, cached in each worker."""
 
 from __future__ import annotations
 
@@ -17,48 +17,48 @@ from ccp.server.storage.queries.change_counters import ChangeCounter
 
 
 class Subscribers:
-    """The webhooks of the store. `refresh` takes over what was registered or changed since the last time."""
+    """The webhooks of the store. `refresh` loads those that were added or changed since the last time."""
 
     def __init__(self, store: Store) -> None:
-        self._webhooks = _Webhooks(store)
-        self._feed = ChangeFeed(store, (ChangeCounter.PARTIES, ChangeCounter.WEBHOOKS), self._webhooks)
+        self._cache = _WebhookCache(store)
+        self._feed = ChangeFeed(store, (ChangeCounter.PARTIES, ChangeCounter.WEBHOOKS), self._cache)
 
     async def refresh(self) -> None:
-        """Raises Unavailable."""
+        """Load changes. Raises Unavailable."""
         await self._feed.refresh()
 
     def active(self, webhook_id: str) -> Webhook | None:
-        """A webhook that is told of things now; None for one that is disabled, or whose party is, or that is gone."""
-        known = self._webhooks.known.get(webhook_id)
+        """An active webhook; None if it or its party is disabled, or if it does not exist."""
+        known = self._cache.known.get(webhook_id)
         return known.webhook if known is not None and known.active else None
 
     def wants(self, kind: EventKind, emaid: EMAID) -> bool:
-        """Whether some eMSP is to be told of such an event of a contract: who is not causes no event."""
-        owners = self._webhooks.wanted.get(kind)
+        """Whether any eMSP webhook wants this event of a contract; otherwise the event is not created."""
+        owners = self._cache.wanted.get(kind)
         if not owners:
-            return False  # Every delivery to a vehicle comes here, mostly for nobody.
+            return False  # Every delivery to a vehicle comes here, mostly without a subscription.
         return emaid.provider in owners
 
 
-class _Known(NamedTuple):
-    """active: webhook and party are enabled. wanted: of which providers' contracts it is told of which events."""
+class _CachedWebhook(NamedTuple):
+    """active: webhook and party are enabled. wanted: per event, the providers whose contracts count."""
 
     webhook: Webhook
     active: bool
     wanted: dict[EventKind, frozenset[ProviderId]]
 
 
-class _Webhooks:
-    """See `ccp.server.storage.change_feed.TableCopy`. wanted: how many webhooks are told of such events of a provider's
-    contracts."""
+class _WebhookCache:
+    """Implements `ccp.server.storage.change_feed.TableCopy`. wanted: per event and provider, the number of webhooks."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self.known: dict[str, _Known] = {}
+        self.known: dict[str, _CachedWebhook] = {}
         self.wanted: dict[EventKind, Counter[ProviderId]] = {}
         self._of_party: dict[str, set[str]] = {}
 
     async def reload(self) -> None:
+        """Load all webhooks, page by page."""
         gone, after = set(self.known), ""
         while found := await self._store.read(queries.list_page(after, PORTION)):
             for subscriber in found:
@@ -70,6 +70,7 @@ class _Webhooks:
             self._drop(webhook_id)
 
     async def apply(self, counter: ChangeCounter, after: int, last: int, keys: Collection[str]) -> None:
+        """Load the webhooks that a range of changes is about, by webhook or by party."""
         found = await self._store.read(queries.list_changed(counter, after, last))
         if counter is ChangeCounter.PARTIES:
             known = {webhook_id for client_id in keys for webhook_id in self._of_party.get(client_id, ())}
@@ -84,9 +85,9 @@ class _Webhooks:
         webhook, party = subscriber.webhook, subscriber.party
         active = webhook.enabled and party.enabled
         wanted = _wanted(webhook, party) if active else {}
-        known = _Known(webhook, active, wanted)
+        known = _CachedWebhook(webhook, active, wanted)
         if known == self.known.get(webhook.id):
-            return  # The old objects are frozen (`ccp.server.app`): full collections do not go through them.
+            return  # Keep the old objects: gc.freeze() exempts them from garbage collection (`ccp.server.app`).
         self._drop(webhook.id)
         self.known[webhook.id] = known
         self._of_party.setdefault(webhook.client_id, set()).add(webhook.id)
@@ -110,7 +111,7 @@ class _Webhooks:
 
 
 def _wanted(webhook: Webhook, party: Party) -> dict[EventKind, frozenset[ProviderId]]:
-    """Providers of whose contracts' events a webhook is told, by the events of an eMSP that it subscribed to."""
+    """For each eMSP event that a webhook subscribed to: the providers whose contracts' events it gets."""
     if PartyRole.EMSP not in party.roles:
         return {}
     own = party.provider_ids & set(webhook.provider_ids) if webhook.provider_ids else party.provider_ids

@@ -1,5 +1,6 @@
-"""The event service's rules: one method for each operation on a party's own webhooks. The only owner of these
-transactions; each change is audited in its own, without the secret.
+"""Event service: one method per operation on a party's webhooks.
+
+Each change writes its audit entry in the same transaction, without the secret.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ from ccp.server.storage.queries.caller_standing import check_standing
 from ccp.server.storage.queries.deliveries import Delivery, DeliveryCursor, DeliveryState
 
 MAX_WEBHOOKS: Final = 50
-"""Webhooks of one party. Each that is not answered costs the dispatcher a task and the database its deliveries."""
-_SECRET_OCTETS: Final = 32  # As many as the HMAC's hash has.
+"""Webhooks of one party. Each one that does not answer costs a dispatcher task and accumulating deliveries."""
+_SECRET_BYTES: Final = 32  # The output size of the HMAC's hash.
 
-_PORTION: Final = 1000  # Deliveries that one transaction removes.
+_DELETE_BATCH: Final = 1000  # Deliveries that one transaction removes.
 _EDITABLE: Final = ("url", "events", "wmis", "provider_ids", "description", "metadata", "enabled")
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ Id = TypeVar("Id", WMI, ProviderId)
 
 @dataclass(frozen=True, slots=True)
 class WebhookSpec:
-    """What a webhook shall be like; None: as it is, or as it is by default. wmis, provider_ids: empty for all own."""
+    """Requested properties of a webhook; None: unchanged or default. wmis, provider_ids: empty for all of the party."""
 
     url: str
     events: tuple[str, ...] | None = None
@@ -54,14 +55,14 @@ class WebhookSpec:
 
 @dataclass(frozen=True, slots=True)
 class WebhookWithOwner:
-    """A webhook, and the party whose it is, as it is registered."""
+    """A webhook and the party that owns it, as registered."""
 
     webhook: Webhook
     party: Party
 
     @property
     def role(self) -> PartyRole:
-        """What the party is to the pool where this webhook is concerned."""
+        """The role in which the party uses this webhook."""
         for role in (PartyRole.EMSP, PartyRole.OEM):
             if role in {audience(name) for name in self.webhook.events}:
                 return role
@@ -69,18 +70,18 @@ class WebhookWithOwner:
 
     @property
     def wmis(self) -> list[WMI]:
-        """Those that it is told of."""
+        """The WMIs whose events it gets."""
         return sorted(self.webhook.wmis or self.party.wmis)
 
     @property
     def provider_ids(self) -> list[ProviderId]:
-        """Those that it is told of."""
+        """The provider ids whose events it gets."""
         own = self.party.provider_ids if PartyRole.EMSP in self.party.roles else ()
         return sorted(self.webhook.provider_ids or own)
 
 
 class Webhooks:
-    """`at` is the time of the request, taken once at the edge. What is another party's is not found."""
+    """Operations on webhooks. Webhooks of other parties count as not found. now: time of the request."""
 
     def __init__(
         self,
@@ -90,49 +91,48 @@ class Webhooks:
         on_change: Callable[[], Awaitable[None]] | None = None,
         outbound: OutboundClient | None = None,
     ) -> None:
-        """allow_http: whether webhooks may have an address without TLS. on_change: reloads subscriptions.
-        outbound: judges where a webhook's host is; None: this is judged when events are sent only.
-
-        Other processes take a change over within about a second.
+        """allow_http: whether webhooks may have an address without TLS. on_change: reloads subscriptions
+        in this process; others do so within about a second. outbound: checks that the host of a new URL can be reached;
+        None: only the dispatcher checks that.
         """
         self._store = store
         self._allow_http = allow_http
         self._on_change = on_change
         self._outbound = outbound
 
-    async def add(self, caller: Caller, wanted: WebhookSpec, at: datetime) -> WebhookWithOwner:
-        """Make a webhook with a secret of its own. Raises FieldError, NotAuthorised, Conflict."""
-        self._check(caller.party, wanted)  # Before anything is locked; again with what is registered then.
-        await self._check_reachable(caller, wanted.url)
-        made = Webhook(
+    async def add(self, caller: Caller, spec: WebhookSpec, now: datetime) -> WebhookWithOwner:
+        """Create a webhook with a new secret. Raises FieldError, NotAuthorised, Conflict."""
+        self._check(caller.party, spec)  # Before anything is locked; again below, with the party as registered then.
+        await self._check_reachable(caller, spec.url)
+        created = Webhook(
             id=str(uuid.uuid4()),
             client_id=caller.party.client_id,
-            url=wanted.url,
-            description=wanted.description or "",
-            events=wanted.events or (),
-            wmis=_sorted(wanted.wmis),
-            provider_ids=_sorted(wanted.provider_ids),
-            metadata=wanted.metadata or {},
+            url=spec.url,
+            description=spec.description or "",
+            events=spec.events or (),
+            wmis=_sorted(spec.wmis),
+            provider_ids=_sorted(spec.provider_ids),
+            metadata=spec.metadata or {},
             api_version=API_VERSION,
-            enabled=wanted.enabled is not False,
-            secret=secrets.token_urlsafe(_SECRET_OCTETS),
-            created_at=at,
-            updated_at=at,
+            enabled=spec.enabled is not False,
+            secret=secrets.token_urlsafe(_SECRET_BYTES),
+            created_at=now,
+            updated_at=now,
         )
 
         def change() -> Query[WebhookWithOwner]:
             party = yield from _begin(caller, EventOperation.POST_ENDPOINT)
-            self._check(_within_token(party, caller), wanted)
+            self._check(_within_token(party, caller), spec)
             if len((yield from webhooks.list_by_party(party.client_id))) >= MAX_WEBHOOKS:
                 raise Conflict(f"A party has at most {MAX_WEBHOOKS} webhooks.")
-            yield from webhooks.put(made)
-            yield from _record(caller, at, Action.WEBHOOK_ADDED, made.id, **_told(made))
-            return WebhookWithOwner(made, party)
+            yield from webhooks.put(created)
+            yield from _record(caller, now, Action.WEBHOOK_ADDED, created.id, **_audit_fields(created))
+            return WebhookWithOwner(created, party)
 
         return await self._write(change())
 
     async def list_all(self, caller: Caller) -> list[WebhookWithOwner]:
-        """The caller's webhooks, the oldest first."""
+        """The caller's webhooks, oldest first."""
 
         def query() -> Query[list[WebhookWithOwner]]:
             party = yield from _registered(caller)
@@ -143,7 +143,7 @@ class Webhooks:
         return await self._store.read(query())
 
     async def get(self, caller: Caller, webhook_id: str) -> WebhookWithOwner:
-        """Raises NotFound."""
+        """Get a webhook of the caller. Raises NotFound."""
 
         def query() -> Query[WebhookWithOwner]:
             party = yield from _registered(caller)
@@ -151,48 +151,49 @@ class Webhooks:
 
         return await self._store.read(query())
 
-    async def edit(self, caller: Caller, webhook_id: str, wanted: WebhookSpec, at: datetime) -> WebhookWithOwner:
-        """Change what is given; the secret stays. Raises NotFound, FieldError, NotAuthorised."""
+    async def edit(self, caller: Caller, webhook_id: str, spec: WebhookSpec, now: datetime) -> WebhookWithOwner:
+        """Change the given properties; the secret stays. Raises NotFound, FieldError, NotAuthorised."""
         stored = await self._store.read(webhooks.find(webhook_id))
-        # One whose host has vanished can still be disabled. The network is asked before the transaction, never in it.
-        if stored is not None and stored.client_id == caller.party.client_id and stored.url != wanted.url:
-            check_webhook_url(wanted.url, allow_http=self._allow_http)
-            await self._check_reachable(caller, wanted.url)
+        # An unchanged URL is not checked: a webhook whose host has vanished can still be disabled. The check uses the
+        # network, so it runs before the transaction.
+        if stored is not None and stored.client_id == caller.party.client_id and stored.url != spec.url:
+            check_webhook_url(spec.url, allow_http=self._allow_http)
+            await self._check_reachable(caller, spec.url)
 
         def change() -> Query[WebhookWithOwner]:
             party = yield from _begin(caller, EventOperation.UPDATE_ENDPOINT)
             before = yield from _find(party, webhook_id)
             owned = WebhookWithOwner(before, party)
-            # Who sends back what it was told has not asked for a filter by that.
-            same_wmis = wanted.wmis is None or set(wanted.wmis) == set(owned.wmis)
-            same_providers = wanted.provider_ids is None or set(wanted.provider_ids) == set(owned.provider_ids)
+            # A caller that sends back the ids of a GET does not ask for a filter.
+            same_wmis = spec.wmis is None or set(spec.wmis) == set(owned.wmis)
+            same_providers = spec.provider_ids is None or set(spec.provider_ids) == set(owned.provider_ids)
             self._check(
                 _within_token(party, caller),
                 replace(
-                    wanted,
-                    wmis=None if same_wmis else wanted.wmis,
-                    provider_ids=None if same_providers else wanted.provider_ids,
+                    spec,
+                    wmis=None if same_wmis else spec.wmis,
+                    provider_ids=None if same_providers else spec.provider_ids,
                 ),
             )
             after = replace(
                 before,
-                url=wanted.url,
-                events=before.events if wanted.events is None else wanted.events,
-                wmis=before.wmis if same_wmis else _sorted(wanted.wmis),
-                provider_ids=before.provider_ids if same_providers else _sorted(wanted.provider_ids),
-                description=before.description if wanted.description is None else wanted.description,
-                metadata=before.metadata if wanted.metadata is None else wanted.metadata,
-                enabled=before.enabled if wanted.enabled is None else wanted.enabled,
+                url=spec.url,
+                events=before.events if spec.events is None else spec.events,
+                wmis=before.wmis if same_wmis else _sorted(spec.wmis),
+                provider_ids=before.provider_ids if same_providers else _sorted(spec.provider_ids),
+                description=before.description if spec.description is None else spec.description,
+                metadata=before.metadata if spec.metadata is None else spec.metadata,
+                enabled=before.enabled if spec.enabled is None else spec.enabled,
             )
             if after == before:
                 return owned
-            after = replace(after, updated_at=at)
+            after = replace(after, updated_at=now)
             yield from webhooks.put(after)
-            were, are = _told(before), _told(after)
+            were, are = _audit_fields(before), _audit_fields(after)
             members = sorted(name for name in are if are[name] != were[name])
             yield from _record(
                 caller,
-                at,
+                now,
                 Action.WEBHOOK_EDITED,
                 webhook_id,
                 changed=[name for name in _EDITABLE if getattr(after, name) != getattr(before, name)],
@@ -203,32 +204,32 @@ class Webhooks:
 
         return await self._write(change())
 
-    async def remove(self, caller: Caller, webhook_id: str, at: datetime) -> None:
-        """Remove a webhook; what still waits for it is not sent any more. Raises NotFound.
+    async def remove(self, caller: Caller, webhook_id: str, now: datetime) -> None:
+        """Remove a webhook with its pending deliveries. Raises NotFound.
 
-        Its deliveries may be a million: all but the last go before it, in portions, so that no other change waits for
-        long. Where that fails half-way the webhook stays, without those that went.
+        There may be a million deliveries. They are removed in batches before the webhook, so that no other change waits
+        for long. If that fails half-way, the webhook stays without the removed deliveries.
         """
 
         def owned() -> Query[None]:
             yield from _find((yield from _party_now(caller, EventOperation.DELETE_ENDPOINT)), webhook_id)
 
         await self._store.read(owned())
-        while await self._store.write(delivery_queries.remove_by_webhook(webhook_id, _PORTION)) == _PORTION:
+        while await self._store.write(delivery_queries.remove_by_webhook(webhook_id, _DELETE_BATCH)) == _DELETE_BATCH:
             pass
 
         def change() -> Query[None]:
             party = yield from _begin(caller, EventOperation.DELETE_ENDPOINT)
             webhook = yield from _find(party, webhook_id)
             yield from webhooks.remove(webhook.id)
-            yield from _record(caller, at, Action.WEBHOOK_REMOVED, webhook.id, **_told(webhook))
+            yield from _record(caller, now, Action.WEBHOOK_REMOVED, webhook.id, **_audit_fields(webhook))
 
         await self._write(change())
 
     async def deliveries(
         self, caller: Caller, webhook_id: str, state: DeliveryState | None, before: DeliveryCursor | None, limit: int
     ) -> tuple[list[Delivery], bool]:
-        """So many deliveries to a webhook, the newest first, and whether there are older ones. Raises NotFound."""
+        """Up to `limit` deliveries to a webhook, newest first, and whether there are older ones. Raises NotFound."""
 
         @long_read
         def query() -> Query[tuple[list[Delivery], bool]]:
@@ -241,13 +242,14 @@ class Webhooks:
     async def _write(self, change: Query[T]) -> T:
         result = await self._store.write(change)
         if self._on_change is not None:
-            with contextlib.suppress(CCPError):  # It is tried again within a second anyway.
+            with contextlib.suppress(CCPError):  # The periodic refresh repeats it within a second.
                 await self._on_change()
         return result
 
     async def _check_reachable(self, caller: Caller, url: str) -> None:
-        """Refuse a host that does not exist or may not be called, both with the same sentence: the difference
-        would reveal which names exist in the operator's network. Raises FieldError.
+        """Refuse a host that does not exist or may not be called. Raises FieldError.
+
+        The message is the same for both: the difference would reveal which names exist in the operator's network.
         """
         if self._outbound is None:
             return
@@ -256,18 +258,16 @@ class Webhooks:
         except OutboundError as exc:
             raise FieldError(f"url : {host_of(url)} cannot be reached from this pool") from exc
 
-    def _check(self, party: Party, wanted: WebhookSpec) -> None:
-        """What a webhook of the party cannot be. Raises FieldError, NotAuthorised."""
-        check_webhook_url(wanted.url, allow_http=self._allow_http)
-        _check_events(party, wanted.events or ())
-        _check_ids("WMI", wanted.wmis or (), party.wmis if PartyRole.OEM in party.roles else ())
-        _check_ids(
-            "provider id", wanted.provider_ids or (), party.provider_ids if PartyRole.EMSP in party.roles else ()
-        )
+    def _check(self, party: Party, spec: WebhookSpec) -> None:
+        """Refuse properties that the party may not use. Raises FieldError, NotAuthorised."""
+        check_webhook_url(spec.url, allow_http=self._allow_http)
+        _check_events(party, spec.events or ())
+        _check_ids("WMI", spec.wmis or (), party.wmis if PartyRole.OEM in party.roles else ())
+        _check_ids("provider id", spec.provider_ids or (), party.provider_ids if PartyRole.EMSP in party.roles else ())
 
 
 def check_webhook_url(url: str, *, allow_http: bool) -> None:
-    """Refuse what is no address of a webhook. Where its host is is judged when it is called. Raises FieldError."""
+    """Refuse a URL that no webhook may have. The host's address is checked when it is called. Raises FieldError."""
     try:
         host_of(url)
     except OutboundError as exc:
@@ -280,39 +280,39 @@ def check_webhook_url(url: str, *, allow_http: bool) -> None:
 
 
 def _check_events(party: Party, names: Iterable[str]) -> None:
-    foreign = [name for name in names if (role := audience(name)) is not None and role not in party.roles]
-    if foreign:
-        raise FieldError(f"enabledEvents : {', '.join(foreign)} is for a role that the caller does not have")
+    not_owned = [name for name in names if (role := audience(name)) is not None and role not in party.roles]
+    if not_owned:
+        raise FieldError(f"enabledEvents : {', '.join(not_owned)} is for a role that the caller does not have")
 
 
 def _check_ids(kind: str, wanted: Iterable[str], own: Iterable[str]) -> None:
-    foreign = sorted(set(wanted) - set(own))
-    if foreign:
-        raise NotAuthorised(*(f"The {kind} {each} is not registered for the caller." for each in foreign))
+    not_owned = sorted(set(wanted) - set(own))
+    if not_owned:
+        raise NotAuthorised(*(f"The {kind} {name} is not registered for the caller." for name in not_owned))
 
 
 def _begin(caller: Caller, operation: EventOperation) -> Query[Party]:
-    """From here to the end of the transaction no webhook changes but by it: the limit on their number rests on it.
+    """Lock webhooks against concurrent changes until the end of the transaction, which the limit on their number needs.
 
-    Returns the caller's party as it is registered now. Raises NotAuthenticated, NotAuthorised.
+    Returns the caller's party as registered now. Raises NotAuthenticated, NotAuthorised.
     """
     yield from webhooks.lock()
     return (yield from _party_now(caller, operation))
 
 
 def _party_now(caller: Caller, operation: EventOperation) -> Query[Party]:
-    """The caller's party as it is registered now. Raises NotAuthenticated, NotAuthorised."""
+    """The caller's party as registered now. Raises NotAuthenticated, NotAuthorised."""
     standing = caller.standing(lambda party: authorise_role(party, operation))
     return (yield from (_registered(caller) if standing is None else check_standing(standing)))
 
 
 def _within_token(party: Party, caller: Caller) -> Party:
-    """The party, within the roles that the caller's token is good for."""
+    """The party with only those roles that the caller's token grants."""
     return replace(party, roles=party.roles & caller.party.roles)
 
 
 def _registered(caller: Caller) -> Query[Party]:
-    """The caller's party. A caller whom another issuer vouches for is registered nowhere, and would be told nothing."""
+    """The caller's registered party. Callers known only to an external issuer get no events. Raises NotAuthorised."""
     party = yield from parties.find(caller.party.client_id)
     if party is None:
         raise NotAuthorised("Webhooks are for parties that are registered at this pool.")
@@ -330,8 +330,8 @@ def _sorted(ids: Iterable[Id] | None) -> tuple[Id, ...]:
     return tuple(sorted(set(ids or ())))
 
 
-def _told(webhook: Webhook) -> dict[str, Any]:
-    """For the audit trail. Of the address the host alone: paths and queries of webhooks are often secrets."""
+def _audit_fields(webhook: Webhook) -> dict[str, Any]:
+    """The webhook for the audit trail; of its URL only the host, because path and query are often secrets."""
     parts = urlsplit(webhook.url)
     return {
         "host": f"{parts.scheme}://{parts.netloc}",
@@ -342,6 +342,6 @@ def _told(webhook: Webhook) -> dict[str, Any]:
     }
 
 
-def _record(caller: Caller, at: datetime, action: Action, webhook_id: str, **more: Any) -> Query[None]:
+def _record(caller: Caller, now: datetime, action: Action, webhook_id: str, **more: Any) -> Query[None]:
     subject = {"endpoint": webhook_id, "party": caller.party.client_id, **more}
-    yield from audit.record(Entry(at, caller.party.client_id, action, subject, trace_id=caller.trace_id))
+    yield from audit.record(Entry(now, caller.party.client_id, action, subject, trace_id=caller.trace_id))
