@@ -13,7 +13,7 @@ from cryptography.x509 import ocsp
 
 from ccp.server.external import resolver
 from ccp.server.external.outbound import OutboundClient, OutboundError
-from ccp.server.trust.revocation_fetcher import RevocationFetcher
+from ccp.server.trust.revocation_client import RevocationClient
 from ccp.testing.pki import PKI, Addresses, build_pki
 from ccp.x509.certificates import Certificate
 from tests.attacks.test_responder_addresses import ByPrefix, good
@@ -136,7 +136,7 @@ def test_what_never_reached_a_host_is_not_held_against_it(server: Server, names:
 
     async def test() -> None:
         outbound = OutboundClient()
-        fetcher = RevocationFetcher(outbound)
+        fetcher = RevocationClient(outbound)
         try:
             for _ in range(5):
                 with pytest.raises(OutboundError, match="cannot be reached"):

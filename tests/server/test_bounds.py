@@ -74,8 +74,8 @@ def test_a_caller_has_the_pool_ask_about_so_many_certificates_at_a_time() -> Non
         too_many = [str(each) for each in failures.values() if "too many certificates at a time" in str(each)]
         assert len(failures) == 5  # Nothing answers at that address.
         assert len(too_many) == 2
-        assert not bench.service._callers
-        assert not bench.service._flights
+        assert not bench.service._fetcher._callers
+        assert not bench.service._fetcher._flights
         failures = await bench.service.fetch_missing(pairs[:3], AT_REVOCATION, caller="one", max_asked=3)
         assert not [each for each in failures.values() if "too many" in str(each)]
 

@@ -182,7 +182,7 @@ def test_the_description_names_the_path_of_these_events(around: Pool) -> None:
 
 
 def test_the_schedule_takes_over_roots(pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ccp.server.trust.anchors._FIRST_SECONDS", 0.01)
+    monkeypatch.setattr("ccp.server.trust.root_sync._MAX_FIRST_DELAY", 0.01)
     with scripted_server() as rcp:
         entries = [
             {"caCertificate": b64(certificate.der), "rootTypeList": [role.value.upper()]}

@@ -51,7 +51,8 @@ from ccp.server.storage.engine.time_limits import COMMANDS
 from ccp.server.storage.queries.change_counters import ChangeCounter
 from ccp.server.storage.snapshot_refresh import Snapshot, SnapshotRefresher
 from ccp.server.trust.anchors import TrustStore
-from ccp.server.trust.revocation import Pair, RevocationService
+from ccp.server.trust.revocation import RevocationService
+from ccp.server.trust.revocation_fetcher import IssuerPair
 from ccp.x509.certificates import Certificate
 
 _log = structlog.get_logger("ccp.server.bulk")
@@ -78,7 +79,7 @@ class RemoteEvidence(RevocationService):
 
     async def fetch_missing(
         self,
-        missing: Iterable[Pair],
+        missing: Iterable[IssuerPair],
         at: datetime,
         *,
         watch: bool = True,
@@ -99,7 +100,7 @@ class RemoteEvidence(RevocationService):
         self._requests[result.number].set_result(result.failures)
 
 
-def pairs_of(request: EvidenceRequest) -> list[Pair]:
+def pairs_of(request: EvidenceRequest) -> list[IssuerPair]:
     """The certificates of a request, each with its issuer's."""
     return [(Certificate.load(certificate), Certificate.load(issuer)) for certificate, issuer in request.pairs]
 

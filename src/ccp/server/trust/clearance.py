@@ -1,4 +1,4 @@
-"""The verdict of the revocation check on several chains together."""
+"""Combined result of the revocation check of several chains."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from ccp.x509.path_validation import VerifiedChain
 from ccp.x509.revocation_evidence import CertificateRef, certificate_refs
 from ccp.x509.revocation_policy import HardFailRevocation, max_retry_after
 
-_BY_GRAVITY: Final[tuple[type[CCPError], ...]] = (RevokedError, VerificationError, Unavailable)
+_BY_SEVERITY: Final[tuple[type[CCPError], ...]] = (RevokedError, VerificationError, Unavailable)
 
 
 @dataclass(frozen=True, slots=True)
 class RevocationCleared:
-    """Chains that nothing is held against.
+    """Chains without a revoked certificate.
 
-    keys: for the contract, so that its delivery can ask again. sentences: what each certificate's standing rests on.
-    warnings: those of them that rest on nothing.
+    keys: references to the certificates, stored with the contract for the check at delivery. sentences: the evidence
+    for each certificate. warnings: those sentences that report missing evidence.
     """
 
     keys: tuple[CertificateRef, ...]
@@ -28,23 +28,27 @@ class RevocationCleared:
     warnings: tuple[str, ...]
 
 
-def clear_chains(stored: HardFailRevocation, chains: Sequence[VerifiedChain], at: datetime) -> RevocationCleared:
-    """Judge all chains, and tell the gravest kind of problem: what is revoked stays so, what is missing may come."""
+def clear_chains(evaluation: HardFailRevocation, chains: Sequence[VerifiedChain], now: datetime) -> RevocationCleared:
+    """Check all chains; raise one error for the most severe kind of problem.
+
+    Revocation is final and comes first; missing evidence may become available and comes last. Raises RevokedError,
+    VerificationError, Unavailable.
+    """
     sentences = []
     problems: list[CCPError] = []
     for chain in chains:
         try:
-            sentences.append(stored.check(chain, at))
+            sentences.append(evaluation.check(chain, now))
         except (RevokedError, VerificationError, Unavailable) as exc:
             problems.append(strip_tracebacks(exc))
     if problems:
-        raise _gravest(problems)
-    return RevocationCleared(certificate_refs(chains), tuple(sentences), tuple(stored.warnings))
+        raise _most_severe(problems)
+    return RevocationCleared(certificate_refs(chains), tuple(sentences), tuple(evaluation.warnings))
 
 
-def _gravest(problems: Sequence[CCPError]) -> CCPError:
-    """One error with the sentences of all problems of the gravest kind there is."""
-    kind = next(kind for kind in _BY_GRAVITY if any(isinstance(problem, kind) for problem in problems))
+def _most_severe(problems: Sequence[CCPError]) -> CCPError:
+    """One error of the most severe kind, with the messages of all problems of that kind."""
+    kind = next(kind for kind in _BY_SEVERITY if any(isinstance(problem, kind) for problem in problems))
     of_kind = [problem for problem in problems if isinstance(problem, kind)]
     error = kind(*dict.fromkeys(message for problem in of_kind for message in problem.messages))
     if isinstance(error, Unavailable):

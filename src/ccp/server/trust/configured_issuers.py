@@ -1,4 +1,4 @@
-"""Which CA each fingerprint in the configuration stands for, kept up to date. One for each worker."""
+"""Resolution of CA fingerprints in the settings to CAs (name and public key)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _log = structlog.get_logger("ccp.server.trust.configured_issuers")
 
 
 class ConfiguredIssuers:
-    """Resolves the fingerprints of `crl_urls`, `ocsp_sha256` and `operator_cas` to name and public key.
+    """Resolves the fingerprints in `crl_urls`, `ocsp_sha256` and `operator_cas`. One per worker.
 
-    A certificate is found in the trust store, among those that were remembered, or in a verified chain that a message
-    brings; from there it is remembered in the store, so that a restart does not forget it.
+    The certificate of a fingerprint is a trust anchor, a stored issuer certificate, or part of a verified chain. From a
+    chain it is stored, so that it is known after a restart.
     """
 
     def __init__(self, store: Store, now: Callable[[], datetime]) -> None:
@@ -31,20 +31,20 @@ class ConfiguredIssuers:
         self._maps: Final[dict[str, IssuerMap[Any]]] = {}
         self._warned: Final[set[tuple[str, str]]] = set()
         self.unresolved: frozenset[str] = frozenset()
-        """Fingerprints in any setting that are not resolved to a CA yet."""
+        """Fingerprints in the settings that are not resolved yet."""
 
     def add(self, setting: str, entries: IssuerMap[Any]) -> None:
-        """Resolve the fingerprints of a setting, too. Before `refresh`."""
+        """Add the fingerprints of a setting. Call it before `refresh`."""
         self._maps[setting] = entries
         self.unresolved |= entries.unresolved
 
     async def refresh(self) -> None:
-        """Look for what is unresolved in the store, and warn of what is not there. Raises Unavailable."""
+        """Resolve fingerprints from the store and log those that stay unresolved, once each. Raises Unavailable."""
         if self.unresolved:
             for encoded in await self._store.read(issuer_certificates.list_all()):
                 try:
                     self._resolve(Certificate.load(encoded))
-                except ChainError:  # Reported when anchors are read; no setting can name it.
+                except ChainError:  # Logged when anchors are loaded; no setting can name it.
                     continue
         for setting, entries in self._maps.items():
             for fingerprint in sorted(entries.unresolved):
@@ -52,13 +52,13 @@ class ConfiguredIssuers:
                     self._warned.add((setting, fingerprint))
                     _log.error("configured issuer not known", setting=setting, fingerprint=fingerprint)
 
-    def concerns(self, chain: VerifiedChain) -> bool:
-        """Whether a chain brings a certificate that is configured and was not known."""
+    def has_unresolved(self, chain: VerifiedChain) -> bool:
+        """Whether a chain contains a certificate of an unresolved fingerprint."""
         unresolved = self.unresolved
-        return bool(unresolved) and any(one.fingerprint in unresolved for one in chain.certificates)
+        return bool(unresolved) and any(certificate.fingerprint in unresolved for certificate in chain.certificates)
 
-    async def note(self, chains: Iterable[VerifiedChain]) -> None:
-        """Take note of certificates of verified chains that are configured. Raises Unavailable."""
+    async def learn(self, chains: Iterable[VerifiedChain]) -> None:
+        """Store and resolve certificates of verified chains that the settings name. Raises Unavailable."""
         unresolved = self.unresolved
         if not unresolved:
             return

@@ -1,11 +1,11 @@
-"""Parse long CRLs in a separate process.
+"""Parser of CRLs: short ones in a thread, long ones in a separate process.
 
-A thread is not enough: `cryptography` holds the interpreter lock while it parses a list and checks its signature, some
-30 ms for each megabyte, and every request of the worker would wait. The server chooses
-the length of a list. Short lists are read in a thread; the process costs half a second of another core, and ends.
+A thread is not enough for a long CRL: `cryptography` holds the interpreter lock while it parses the CRL and checks its
+signature, some 30 ms per megabyte, and every request of the worker would wait. The remote server chooses the length.
+The process costs half a second of another core; it parses one CRL and exits.
 
-The process gets one line of JSON and the list on standard input. It writes one line of JSON, then an entry of 28 bytes
-for each revoked certificate: serial number (20 bytes, big endian, signed) and time (8, seconds since 1970).
+The process reads one line of JSON and the CRL from standard input. It writes one line of JSON, then an entry of 28
+bytes for each revoked certificate: serial number (20 bytes, big endian, signed) and time (8 bytes, seconds since 1970).
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from ccp.x509.certificates import Certificate
 from ccp.x509.crl_ocsp import read_crl
 from ccp.x509.revocation_evidence import EvidenceError, RevocationList
 
-SHORT_LIST: Final = 65_536
-"""Bytes that are read in a thread: 2 ms under the interpreter lock."""
+SHORT_CRL: Final = 65_536
+"""Bytes of a CRL that is parsed in a thread: 2 ms under the interpreter lock."""
 _TIMEOUT: Final = 60.0
 _MAX_PROCESSES: Final = 2
 _ENTRY: Final = struct.Struct(">20sq")
 
 
 class CRLReader:
-    """Belongs to one event loop."""
+    """Parses CRLs without blocking the event loop. Belongs to one event loop."""
 
     def __init__(self) -> None:
         self._short = BlockingCalls("reading of a CRL", max_threads=4, timeout=10.0)
@@ -50,8 +50,8 @@ class CRLReader:
         url: str | None = None,
         names: Collection[str] = (),
     ) -> RevocationList:
-        """As `read_crl`, without holding up the event loop. Raises EvidenceError."""
-        calls, read = (self._short, read_crl) if len(crl) <= SHORT_LIST else (self._long, _read_apart)
+        """Like `read_crl`, without blocking the event loop. Raises EvidenceError."""
+        calls, read = (self._short, read_crl) if len(crl) <= SHORT_CRL else (self._long, _read_in_process)
         try:
             return await calls.run(read, crl, issuer, now, last_number, url, names)
         except EvidenceError:
@@ -60,11 +60,11 @@ class CRLReader:
             raise EvidenceError("The CRL could not be read now.") from exc
 
 
-def _read_apart(
+def _read_in_process(
     crl: bytes, issuer: Certificate, now: datetime, last_number: int | None, url: str | None, names: Collection[str]
 ) -> RevocationList:
-    """Blocking. Raises EvidenceError."""
-    order = {
+    """Parse a CRL in a new process. Blocking. Raises EvidenceError."""
+    job = {
         "issuer": base64.b64encode(issuer.der).decode(),
         "now": now.isoformat(),
         "last_number": None if last_number is None else str(last_number),
@@ -73,8 +73,8 @@ def _read_apart(
     }
     command = [sys.executable, "-P", "-m", __name__]
     try:
-        done = subprocess.run(  # noqa: S603  our own interpreter and module
-            command, input=orjson.dumps(order) + b"\n" + crl, capture_output=True, timeout=_TIMEOUT, check=False
+        done = subprocess.run(  # noqa: S603  this interpreter and module
+            command, input=orjson.dumps(job) + b"\n" + crl, capture_output=True, timeout=_TIMEOUT, check=False
         )
     except (OSError, subprocess.SubprocessError) as exc:
         raise EvidenceError("The CRL could not be read now.") from exc
@@ -101,16 +101,16 @@ def _read_apart(
 
 def _main() -> None:
     line, _, crl = sys.stdin.buffer.read().partition(b"\n")
-    order: dict[str, Any] = orjson.loads(line)
-    number = order["last_number"]
+    job: dict[str, Any] = orjson.loads(line)
+    number = job["last_number"]
     try:
         read = read_crl(
             crl,
-            Certificate.load(base64.b64decode(order["issuer"])),
-            datetime.fromisoformat(order["now"]),
+            Certificate.load(base64.b64decode(job["issuer"])),
+            datetime.fromisoformat(job["now"]),
             None if number is None else int(number),
-            order["url"],
-            order["names"],
+            job["url"],
+            job["names"],
         )
         entries = b"".join(
             _ENTRY.pack(serial.to_bytes(20, "big", signed=True), int(time.timestamp()))

@@ -1,149 +1,299 @@
-"""Fetching OCSP responses and CRLs: the HTTP side, under each host's rate limit and circuit breaker.
+"""Fetches revocation evidence for certificates and stores it: from a CRL if there is one, else by OCSP.
 
-Source: RFC 6960 appendix A and RFC 5019 clause 5 (OCSP over HTTP), RFC 5280 clause 4.2.1.13 (CRLs over HTTP).
+URLs come from certificates, so evidence is fetched only for certificates of a `VerifiedChain`, and with protection
+against private addresses; only a CRL URL that the operator configured may be private. CRLs come first, because one
+fetch covers every certificate of the issuer.
 """
 
 from __future__ import annotations
 
-import base64
-from collections import OrderedDict
-from typing import Any, Final
-from urllib.parse import quote, urlsplit
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable, Coroutine, Iterable
+from datetime import datetime, timedelta
+from functools import partial
+from typing import Any, Final, TypeAlias, TypeVar
 
-from ccp.server.external.host_limits import HostKey, HostThrottle, Permit
-from ccp.server.external.outbound import HttpResponse, OutboundClient, OutboundError
-from ccp.x509.crl_ocsp import is_ocsp_response
-from ccp.x509.http_urls import origin_of
-from ccp.x509.revocation_evidence import EvidenceError
+import structlog
 
-OCSP_MAX_BYTES: Final = 131_072  # A response with a responder's chain takes some 5,000.
-CRL_MAX_BYTES: Final = 16_777_216  # Some 400,000 entries; a CA with more has to split its list or to offer OCSP.
-OCSP_TIMEOUT: Final = 2.0
-CRL_TIMEOUT: Final = 30.0  # The largest list at half a megabyte a second; a publisher does not wait for it.
+from ccp.errors import CCPError, Unavailable, strip_tracebacks
+from ccp.server.external.host_limits import KeyedSlots
+from ccp.server.external.outbound import OutboundClient, OutboundError
+from ccp.server.runtime.background import BackgroundTasks
+from ccp.server.runtime.blocking_calls import BlockingCalls
+from ccp.server.storage import Store
+from ccp.server.storage.queries import revocation as queries
+from ccp.server.trust.crl_reader import CRLReader
+from ccp.server.trust.revocation_client import OCSP_TIMEOUT, RevocationClient
+from ccp.x509.certificates import Certificate
+from ccp.x509.crl_ocsp import build_ocsp_request, read_ocsp
+from ccp.x509.distribution_points import distribution_point_names
+from ccp.x509.issuer_map import IssuerMap
+from ccp.x509.revocation_evidence import (
+    CertificateRef,
+    Evidence,
+    EvidenceError,
+    LoadedCRL,
+    RevocationStatus,
+    certificate_ref,
+)
+from ccp.x509.revocation_policy import RevocationPolicy
 
-_MAX_GET_ONLY: Final = 1_024
-_POST_REFUSED: Final = frozenset({405, 501})
-_LISTS: Final = "<lists>"  # Caller of CRLs: one fetch serves all publishers, so it is in no publisher's queue.
+_log = structlog.get_logger("ccp.server.trust.revocation")
+T = TypeVar("T")
+IssuerPair: TypeAlias = tuple[Certificate, Certificate]
+"""A certificate and the certificate of its issuer."""
+
+_MIN_REFRESH_DELAY: Final = timedelta(minutes=1)
+_MAX_REFRESH_DELAY: Final = queries.MAX_REFRESH  # A revocation is found within a day, whatever nextUpdate is.
+_RETRY_UNKNOWN: Final = timedelta(minutes=10)  # A responder may learn of a new certificate late.
+_MAX_CRLS_PER_ISSUER: Final = 2  # Concurrent fetches; each CRL may take 16 MiB of memory.
+_LONG_RESPONSE: Final = 8_192  # Bytes. A longer OCSP response is parsed in a thread; it may cover many certificates.
 
 
 class RevocationFetcher:
-    """Belongs to one event loop."""
+    """Fetches each CRL and each certificate's status once at a time (single flight). Belongs to one event loop."""
 
-    def __init__(self, outbound: OutboundClient) -> None:
-        self._outbound = outbound
-        self._hosts = HostThrottle()
-        self._get_only: OrderedDict[tuple[str, str], None] = OrderedDict()
+    def __init__(
+        self,
+        store: Store,
+        outbound: OutboundClient,
+        policy: RevocationPolicy,
+        cache: queries.RevocationCache,
+        sha256_issuers: IssuerMap[bool],
+        background: BackgroundTasks,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        """cache: invalidated when evidence is stored. sha256_issuers: whose OCSP requests use SHA-256 in CertID.
 
-    async def ocsp(self, url: str, request: bytes, *, issuer: str, caller: str = "") -> bytes:
-        """What a responder answers, unread.
+        background: reports unexpected errors. jitter: a number from 0 to 1, for each refresh delay.
+        """
+        self._store: Final = store
+        self._policy: Final = policy
+        self._cache: Final = cache
+        self._sha256_issuers: Final = sha256_issuers
+        self._background: Final = background
+        self._jitter: Final = jitter
+        self._client: Final = RevocationClient(outbound)
+        self._crl_reader: Final = CRLReader()
+        self._ocsp_reading: Final = BlockingCalls("reading of an OCSP response", max_threads=2, timeout=10.0)
+        self._crl_slots: Final = KeyedSlots(_MAX_CRLS_PER_ISSUER)
+        self._flights: Final[dict[object, asyncio.Task[Any]]] = {}
+        self._callers: Final[Counter[str]] = Counter()  # Certificates whose evidence is being fetched, by caller.
 
-        POST first; GET where the responder refuses POST (405, 501, or 400 without an OCSP response), and from then on
-        until GET is refused.
-        request: OCSPRequest, DER. issuer: `Certificate.issuer_key_id`. caller: who shares the host's rate in turn.
+    async def close(self) -> None:
+        """Cancel all fetches."""
+        running = list(self._flights.values())
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+    async def fetch(
+        self,
+        missing: Iterable[IssuerPair],
+        now: datetime,
+        watch: bool,
+        timeout: float,  # noqa: ASYNC109  fetches continue after it
+        caller: str,
+        max_concurrent: int,
+    ) -> dict[tuple[str, int], Unavailable]:
+        """Fetch evidence for several certificates concurrently; see `RevocationService.fetch_missing`."""
+        waiting: dict[asyncio.Task[None], list[tuple[str, int]]] = {}
+        failures: dict[tuple[str, int], Unavailable] = {}
+        for certificate, issuer in missing:
+            key = issuer.issuer_key_id, certificate.serial_number
+            is_new = (key, caller) not in self._flights
+            if is_new and self._callers[caller] >= max_concurrent:
+                failures[key] = EvidenceError("The caller makes the pool ask about too many certificates at a time.")
+                continue
+            task = self.start_certificate(certificate, issuer, now, watch, caller)
+            if is_new:
+                self._callers[caller] += 1
+                task.add_done_callback(partial(self._release_caller, caller))
+            waiting.setdefault(task, []).append(key)
+        if not waiting:
+            return failures
+        done, late = await asyncio.wait(waiting, timeout=timeout)
+        for task in late:
+            failures.update(dict.fromkeys(waiting[task], EvidenceError("It takes longer than a request can wait.")))
+        for task in done:
+            if task.cancelled():
+                failures.update(dict.fromkeys(waiting[task], Unavailable("The pool is being stopped.")))
+            elif exc := task.exception():
+                if not isinstance(exc, Unavailable):
+                    raise exc
+                failures.update(dict.fromkeys(waiting[task], strip_tracebacks(exc)))
+        return failures
+
+    def start_certificate(
+        self, certificate: Certificate, issuer: Certificate, now: datetime, watch: bool, caller: str
+    ) -> asyncio.Task[None]:
+        """Start to fetch the evidence of a certificate for a caller, or join the fetch that is under way for it."""
+        key = issuer.issuer_key_id, certificate.serial_number
+        fetch = partial(self._fetch_certificate, certificate, issuer, now, watch, caller)
+        return self._single_flight((key, caller), fetch)
+
+    def start_crl(
+        self, issuer: Certificate, url: str, now: datetime, names: frozenset[str], caller: str
+    ) -> asyncio.Task[None]:
+        """Start to fetch a CRL, or join the fetch that is under way.
+
+        names: keys of the other names of the distribution point in a certificate. caller: who starts the fetch; it is
+        the name of the task.
+        """
+        fetch = partial(self._fetch_crl, issuer, url, now, names, caller)
+        return self._single_flight((issuer.issuer_key_id, url), fetch, caller)
+
+    def _single_flight(
+        self, key: object, start: Callable[[], Coroutine[Any, Any, T]], name: str = ""
+    ) -> asyncio.Task[T]:
+        task = self._flights.get(key)
+        if task is None:
+            task = self._flights[key] = asyncio.create_task(start(), name=name)
+            task.add_done_callback(lambda done: self._end_flight(key, done))
+        return task
+
+    def _end_flight(self, key: object, task: asyncio.Task[Any]) -> None:
+        del self._flights[key]
+        exc = None if task.cancelled() else task.exception()
+        # Expected failures are raised to the waiting callers; only unexpected ones are reported here.
+        if exc is not None and not isinstance(exc, CCPError):
+            self._background.failed("evidence_fetch", exc)
+
+    def _release_caller(self, caller: str, task: asyncio.Task[None]) -> None:
+        self._callers[caller] -= 1
+        if not self._callers[caller]:
+            del self._callers[caller]
+
+    async def _fetch_certificate(
+        self, certificate: Certificate, issuer: Certificate, now: datetime, watch: bool, caller: str
+    ) -> None:
+        """Fetch and store evidence for one certificate. Raises Unavailable."""
+        ref = certificate_ref(certificate, issuer)
+        identity = ref.issuer, ref.serial
+        crl_urls, responders = self._policy.crls_for(ref), certificate.status_urls.ocsp
+        failures: list[Unavailable] = []
+        if crl_urls and await self._is_covered_by_crl(ref, now):
+            return
+        for url in crl_urls:
+            try:
+                # A CRL may take long. If there is a responder, it is asked after a while; the CRL fetch continues.
+                fetching = self._await_crl(issuer, url, now, distribution_point_names(certificate, url), caller)
+                await asyncio.wait_for(fetching, OCSP_TIMEOUT if responders else None)
+            except TimeoutError:
+                failures.append(EvidenceError("The CRL takes longer than a request can wait."))
+            except Unavailable as exc:
+                if url == self._policy.configured_crl(ref):  # Partners must not see a URL that the operator configured.
+                    _log.warning("configured CRL not fetched", url=url, reason=str(exc))
+                    exc = EvidenceError("The pool cannot get its issuer's CRL.")
+                failures.append(strip_tracebacks(exc))
+            else:
+                await self._is_covered_by_crl(ref, now)
+                return
+        for url in responders:
+            try:
+                evidence = await self._fetch_ocsp(certificate, issuer, url, now, caller)
+            except Unavailable as exc:
+                failures.append(strip_tracebacks(exc))
+                continue
+            await self._store.write(queries.store_evidence(evidence))
+            self._cache.invalidate()
+            if evidence.status is RevocationStatus.REVOKED:
+                _log.warning("certificate revoked", certificate=certificate.fingerprint, source=evidence.source)
+                await self._store.write(queries.unwatch(identity))
+            elif watch:
+                is_good = evidence.status is RevocationStatus.GOOD
+                refresh_at = now + (self._refresh_delay(evidence.next_update, now) if is_good else _RETRY_UNKNOWN)
+                await self._store.write(
+                    queries.watch(identity, certificate.der, issuer.der, certificate.not_after, refresh_at)
+                )
+            return
+        raise failures.pop() if failures else EvidenceError("It names no address that can be asked.")
+
+    async def _is_covered_by_crl(self, ref: CertificateRef, now: datetime) -> bool:
+        """Whether a current CRL covers a certificate. If so, its OCSP evidence is no longer refreshed."""
+        state = await self._store.read(queries.load([ref], self._policy))
+        if not isinstance(state.find_good(ref, self._policy, now), LoadedCRL):
+            return False
+        await self._store.write(queries.unwatch((ref.issuer, ref.serial)))
+        return True
+
+    async def _fetch_ocsp(
+        self, certificate: Certificate, issuer: Certificate, url: str, now: datetime, caller: str
+    ) -> Evidence:
+        request = build_ocsp_request(certificate, issuer, bool(self._sha256_issuers.of(issuer)))
+        body = await self._client.ocsp(url, request, issuer=issuer.issuer_key_id, caller=caller)
+        if len(body) > _LONG_RESPONSE:
+            return await self._ocsp_reading.run(read_ocsp, body, certificate, issuer, now, url)
+        return read_ocsp(body, certificate, issuer, now, url)
+
+    async def _await_crl(
+        self, issuer: Certificate, url: str, now: datetime, names: frozenset[str], caller: str
+    ) -> None:
+        """Wait for a CRL. All callers share one fetch, unless it failed because of its own caller's limits.
+
         Raises Unavailable.
         """
-        known = (url, issuer)
-        if known in self._get_only:
-            self._get_only.move_to_end(known)
-            answer = await self._get(url, request, issuer, caller)
-            if answer.status == 200:
-                return answer.body
-            self._get_only.pop(known, None)  # The responder is another one by now.
-        headers = {"Content-Type": "application/ocsp-request"}
-        answer = await self._ocsp("POST", url, issuer, caller, headers, request)
-        refused = answer.status in _POST_REFUSED or (answer.status == 400 and not is_ocsp_response(answer.body))
-        if not refused:
-            return _body(answer, url)
-        body = _body(await self._get(url, request, issuer, caller), url)
-        if is_ocsp_response(body):
-            self._get_only[known] = None
-            if len(self._get_only) > _MAX_GET_ONLY:
-                self._get_only.popitem(last=False)
-        return body
+        flight = self.start_crl(issuer, url, now, names, caller)
+        if flight.get_name() != caller:
+            try:
+                return await asyncio.shield(flight)
+            except OutboundError as exc:
+                if exc.host_failed:
+                    raise
+            flight = self.start_crl(issuer, url, now, names, caller)
+        await asyncio.shield(flight)
 
-    async def _get(self, url: str, request: bytes, issuer: str, caller: str) -> HttpResponse:
-        return await self._ocsp("GET", _get_url(url, request), issuer, caller, {}, b"")
+    async def _fetch_crl(
+        self, issuer: Certificate, url: str, now: datetime, names: frozenset[str], caller: str
+    ) -> None:
+        """Fetch, verify and store a CRL, unless the stored one is the newest. Raises Unavailable."""
+        async with self._crl_slots.hold(issuer.issuer_key_id):
+            await self._fetch_crl_in_slot(issuer, url, now, names, caller)
 
-    async def crl(
-        self, url: str, *, issuer: str, block_private: bool, headers: dict[str, str], caller: str = ""
-    ) -> HttpResponse:
-        """The answer with a list, or 304. headers: conditions. caller: for whom the name is resolved.
-
-        Raises Unavailable for any other status.
-        """
-        answer = await self._call(
-            "GET", url, issuer, _LISTS, party=caller, block_private=block_private, headers=headers,
-            timeout=CRL_TIMEOUT, max_bytes=CRL_MAX_BYTES,
-        )  # fmt: skip
-        if answer.status not in (200, 304):
-            raise _status_error(url, answer.status)
-        return answer
-
-    async def _ocsp(
-        self, method: str, url: str, issuer: str, caller: str, headers: dict[str, str], content: bytes
-    ) -> HttpResponse:
-        return await self._call(
-            method,
-            url,
-            issuer,
-            caller,
-            party=caller,
-            block_private=True,
-            headers={"Accept": "application/ocsp-response", **headers},
-            content=content,
-            timeout=OCSP_TIMEOUT,
-            max_bytes=OCSP_MAX_BYTES,
+    async def _fetch_crl_in_slot(
+        self, issuer: Certificate, url: str, now: datetime, names: frozenset[str], caller: str
+    ) -> None:
+        issuer_id = issuer.issuer_key_id
+        is_configured = url == self._policy.configured_crl_of(issuer)
+        stored = await self._store.read(queries.find_crl(issuer_id, url))
+        headers = {}
+        if stored and stored.etag:
+            headers["If-None-Match"] = stored.etag
+        if stored and stored.last_modified:
+            headers["If-Modified-Since"] = stored.last_modified
+        response = await self._client.crl(
+            url, issuer=issuer_id, caller=caller, block_private=not is_configured, headers=headers
         )
+        if response.status == 304:
+            if stored is None:
+                raise EvidenceError("The CRL's server says that nothing has changed, but there was no list before.")
+            if now > stored.next_update:
+                raise EvidenceError("The CRL is stale, and its server has no newer one.")
+            refresh_at = now + self._refresh_delay(stored.next_update, now)
+            await self._store.write(queries.keep_crl(issuer_id, url, now, refresh_at))
+            return
+        number = stored.number if stored else None
+        crl = await self._crl_reader.read(response.body, issuer, now, number, None if is_configured else url, names)
+        is_stored = await self._store.write(
+            queries.store_crl(
+                crl,
+                url=url,
+                issuer_certificate=issuer.der,
+                etag=response.headers.get("etag"),
+                last_modified=response.headers.get("last-modified"),
+                now=now,
+                refresh_at=now + self._refresh_delay(crl.next_update, now),
+                names=names,
+            )
+        )
+        self._cache.invalidate()
+        if not is_stored:
+            raise EvidenceError("The CRL is older than the one before.")
+        _log.info("CRL loaded", issuer=issuer.fingerprint, url=url, number=crl.number, revoked=len(crl.revoked))
 
-    async def _call(self, method: str, url: str, issuer: str, caller: str, **options: Any) -> HttpResponse:
-        """One exchange. Raises Unavailable, also for statuses that mean that the host is failing."""
-        permit = await self._permit(url, issuer, caller)
-        try:
-            answer = await self._outbound.request(method, url, owner=issuer, **options)
-        except OutboundError as exc:
-            if exc.host_failed:
-                exc.retry_after = permit.record_failure()
-            else:
-                permit.release()
-            raise
-        except BaseException:
-            permit.release()
-            raise
-        if answer.status == 429 or (answer.status >= 500 and answer.status != 501):
-            raise _status_error(url, answer.status, permit.record_failure())
-        permit.record_success()
-        return answer
-
-    async def _permit(self, url: str, issuer: str, caller: str) -> Permit:
-        try:
-            scheme, host, port = origin_of(url)
-        except ValueError as exc:
-            raise OutboundError(str(exc), host_failed=False) from exc
-        return await self._hosts.acquire(HostKey(scheme, host, port, issuer), caller)
-
-
-def host_label(url: str) -> str:
-    """The host of an address, for grouping and for the log; empty for what cannot be called."""
-    try:
-        return origin_of(url)[1]
-    except ValueError:
-        return ""
-
-
-def _get_url(url: str, request: bytes) -> str:
-    """Source: RFC 6960 appendix A.1: {url}/{url-encoding of the Base64 of the DER}."""
-    parts = urlsplit(url)
-    path = f"{parts.path.rstrip('/')}/{quote(base64.b64encode(request), safe='')}"
-    return parts._replace(path=path, fragment="").geturl()
-
-
-def _body(answer: HttpResponse, url: str) -> bytes:
-    if answer.status != 200:
-        raise _status_error(url, answer.status)
-    return answer.body
-
-
-def _status_error(url: str, status: int, retry_after: int | None = None) -> EvidenceError:
-    return EvidenceError(
-        f"{urlsplit(url).netloc.lower()} answered with the HTTP status {status}.", retry_after=retry_after
-    )
+    def _refresh_delay(self, next_update: datetime, now: datetime) -> timedelta:
+        """Time until the next refresh: 40 to 60 percent of the remaining validity, within the limits."""
+        delay = (next_update - now) * (0.4 + 0.2 * self._jitter())
+        return min(max(delay, _MIN_REFRESH_DELAY), _MAX_REFRESH_DELAY)

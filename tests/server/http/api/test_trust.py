@@ -278,7 +278,7 @@ def test_a_default_that_is_revoked_counts_as_none(around: Pool) -> None:
 def test_a_list_that_the_sweep_loads_stops_a_delivery(
     responder: Responder, pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ccp.server.trust.revocation._ROUND_SECONDS", 0.1)
+    monkeypatch.setattr("ccp.server.trust.revocation._REFRESH_INTERVAL", 0.1)
     pki = pkis["iso2"]
     url = responder.server.says("/crl", crl(pki.emsp_sub2))
     with start({"iso2": pki}, crl_urls={"eMSP Sub2 CA SIM": url}) as pool:

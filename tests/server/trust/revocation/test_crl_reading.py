@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from ccp.server.trust.crl_reader import SHORT_LIST, CRLReader
+from ccp.server.trust.crl_reader import SHORT_CRL, CRLReader
 from ccp.testing.pki import sign_crl
 from ccp.x509.crl_ocsp import read_crl
 from ccp.x509.revocation_evidence import EvidenceError
@@ -22,7 +22,7 @@ def test_a_list_of_any_length_is_read_alike(count: int) -> None:
     serials = [1, 127, 128, 2**159 - 1, *range(10**20, 10**20 + count)]
     revoked = {serial: AT - timedelta(minutes=place) for place, serial in enumerate(serials)}
     crl = sign_crl(made.sub2, revoked, this_update=AT, next_update=AT + DAY, number=2**100)
-    assert (len(crl) > SHORT_LIST) is (count > 1)
+    assert (len(crl) > SHORT_CRL) is (count > 1)
     found = asyncio.run(CRLReader().read(crl, made.sub2.certificate, LATER, 2**99))
     assert found == read_crl(crl, made.sub2.certificate, LATER, 2**99)
     assert found.revoked == revoked
