@@ -50,13 +50,13 @@ def temporary(answer: httpx.Response) -> tuple[str, int]:
 def test_addressed_vehicle_request_peer_timeout_is_temporary(pkis: dict[str, PKI], edition: str) -> None:
     with beside(pkis) as (pool, peer):
         peer.on(PATH, HANG)
-        told = [temporary(ask(pool, edition)) for _ in range(3)]
-        assert told == [(SILENT, 2)] * 3
-        while told[-1][0] != OPEN:  # On a busy machine a request may be cut off before it counts as a failure.
-            assert len(told) < 20
-            told.append(temporary(ask(pool, edition)))
+        reported = [temporary(ask(pool, edition)) for _ in range(3)]
+        assert reported == [(SILENT, 2)] * 3
+        while reported[-1][0] != OPEN:  # On a busy machine a request may be cut off before it counts as a failure.
+            assert len(reported) < 20
+            reported.append(temporary(ask(pool, edition)))
         asked = len(peer.asked(PATH))
-        assert 2 < told[-1][1] <= 15
+        assert 2 < reported[-1][1] <= 15
         assert temporary(ask(pool, edition))[0] == OPEN
         refused = ask(pool, edition, always="false")
         assert sentences(refused, 503) == [OPEN]

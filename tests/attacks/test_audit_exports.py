@@ -1,4 +1,4 @@
-"""A trail that somebody with the database's password tampers with, against an export that was kept elsewhere."""
+"""Tampering with the audit trail by a user with database access, detected by an export that is kept elsewhere."""
 
 from __future__ import annotations
 

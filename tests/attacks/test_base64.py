@@ -78,16 +78,16 @@ def test_white_space_in_base64_is_accepted_by_put_post_import_and_dry_run(pool: 
 def test_what_is_not_base64_is_named_alike_by_put_post_and_import(pool: Pool, tmp_path: Path) -> None:
     car = pool.car()
     contract, request = pool.contract(car), car.request(SESSION, AT)
-    bodies, told = [], []
+    bodies, reported = [], []
     for write, expected in WRONG.values():
         body = {**contract.body, "certificateInstallationRes": write(contract.message)}
         bodies.append(body)
-        told.append(sentences(pool.cps.put("/signedcontractdata", json=body), 400))
+        reported.append(sentences(pool.cps.put("/signedcontractdata", json=body), 400))
         asked = {**post_body(b"", str(car.namespace)), "certificateInstallationReq": write(request)}
-        for answer in (told[-1], sentences(pool.cpo.post("/signedcontractdata", json=asked), 400)):
+        for answer in (reported[-1], sentences(pool.cpo.post("/signedcontractdata", json=asked), 400)):
             assert answer[0] == "EXI format is invalid!"
             assert expected in answer[1]
-    assert refusals(pool, tmp_path, bodies) == told
+    assert refusals(pool, tmp_path, bodies) == reported
     assert pool.stored(contract.emaid) == 0
 
 

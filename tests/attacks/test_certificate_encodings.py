@@ -218,14 +218,14 @@ def test_a_critical_that_is_false_explicitly_is_named(pool: Pool) -> None:
     assert "octets are not DER: critical is FALSE explicitly." in answer.text
 
 
-def _grown(octets: bytes, at: int, by: int) -> bytes:
-    length = int.from_bytes(octets[at + 2 : at + 4], "big") + by
-    return octets[: at + 2] + length.to_bytes(2, "big") + octets[at + 4 :]
+def _grown(raw: bytes, at: int, by: int) -> bytes:
+    length = int.from_bytes(raw[at + 2 : at + 4], "big") + by
+    return raw[: at + 2] + length.to_bytes(2, "big") + raw[at + 4 :]
 
 
-def _grown_short(octets: bytes, at: int, by: int) -> bytes:
-    place = at + 2 if octets[at + 1] == 0x81 else at + 1
-    return octets[:place] + bytes((octets[place] + by,)) + octets[place + 1 :]
+def _grown_short(raw: bytes, at: int, by: int) -> bytes:
+    place = at + 2 if raw[at + 1] == 0x81 else at + 1
+    return raw[:place] + bytes((raw[place] + by,)) + raw[place + 1 :]
 
 
 def test_more_roots_than_a_message_may_list_are_named(pool: Pool) -> None:
@@ -236,15 +236,15 @@ def test_more_roots_than_a_message_may_list_are_named(pool: Pool) -> None:
 
     def bits(count: int) -> str:
         body = request.Body._replace(ListOfRootCertificateIDs=(root,) * count)
-        return "".join(f"{octet:08b}" for octet in encode(request._replace(Body=body)))
+        return "".join(f"{byte:08b}" for byte in encode(request._replace(Body=body)))
 
     eighteen, nineteen, twenty = bits(18), bits(19), bits(20)
     first = next(at for at, (one, other) in enumerate(zip(eighteen, nineteen, strict=False)) if one != other)
     second = next(at for at, (one, other) in enumerate(zip(nineteen, twenty, strict=False)) if one != other)
     end = 2 * second - first - 1
     stream = twenty[:end] + "00" + nineteen[first + 1 : second - 1] + twenty[end:]
-    octets = int(stream.ljust(-(-len(stream) // 8) * 8, "0"), 2).to_bytes(-(-len(stream) // 8), "big")
-    answer = pool.cpo.post("/signedcontractdata", json=post_body(octets, ISO2))
+    raw = int(stream.ljust(-(-len(stream) // 8) * 8, "0"), 2).to_bytes(-(-len(stream) // 8), "big")
+    answer = pool.cpo.post("/signedcontractdata", json=post_body(raw, ISO2))
     assert answer.status_code == 400
     assert "EXI format is invalid!" in answer.text
     assert "More than 20 RootCertificateID" in answer.text

@@ -120,10 +120,10 @@ def test_nothing_is_purged_while_the_clock_is_ahead_and_everything_goes_on_after
         pool.cps.headers["Authorization"] = f"Bearer {fresh_token(pool, 'cps')}"
         stays = pool.publish(late, valid=(AT - timedelta(days=1), AT + timedelta(days=800)))
 
-        until(lambda: bool(told(receiver, late.pcid)), 60)
+        until(lambda: bool(reported(receiver, late.pcid)), 60)
         until(lambda: (microseconds(AT + JUMP),) < max(pool.sql("select lease_until from delivery")), 60)
 
-        before_return = len(told(receiver, late.pcid))
+        before_return = len(reported(receiver, late.pcid))
         clock.ahead = timedelta(0)
         receiver.says("/up", 200)
         until(lambda: ready(pool) == [], 60)
@@ -134,13 +134,13 @@ def test_nothing_is_purged_while_the_clock_is_ahead_and_everything_goes_on_after
         assert pool.stored(contract.emaid) == pool.stored(stays.emaid) == 1
         assert [item["emaid"] for item in pool.ask(car)] == [contract.emaid]
         # What was to be tried again in 2028 is tried now.
-        until(lambda: CREATED in told(receiver, late.pcid)[before_return:], 60)
+        until(lambda: CREATED in reported(receiver, late.pcid)[before_return:], 60)
         assert pool.sql("select count(*) from delivery where state = 'dead'") == [(0,)], "nor was anything given up"
         pool.publish(late, stays.emaid, valid=valid)
-        until(lambda: told(receiver, late.pcid)[-1] == UPDATED, 60)
+        until(lambda: reported(receiver, late.pcid)[-1] == UPDATED, 60)
 
 
-def told(receiver: Receiver, pcid: str) -> list[str]:
+def reported(receiver: Receiver, pcid: str) -> list[str]:
     """What was said of a vehicle, each attempt."""
     return [sent.kind for sent in receiver.at("/up") if sent.pcid == pcid]
 
@@ -279,15 +279,15 @@ needs_faketime = pytest.mark.skipif(not LIBRARY.exists(), reason="libfaketime is
 @contextmanager
 def under_faketime(folder: Path) -> Iterator[Path]:
     """A file that says how far the clock of processes started now is ahead."""
-    said = folder / "clock"
-    said.write_text("+0d\n")
+    statement = folder / "clock"
+    statement.write_text("+0d\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("LD_PRELOAD", str(LIBRARY))
-        patch.setenv("FAKETIME_TIMESTAMP_FILE", str(said))
+        patch.setenv("FAKETIME_TIMESTAMP_FILE", str(statement))
         patch.setenv("FAKETIME_NO_CACHE", "1")
         patch.setenv("FAKETIME_DONT_FAKE_MONOTONIC", "1")
         patch.setenv("DONT_FAKE_MONOTONIC", "1")
-        yield said
+        yield statement
 
 
 @needs_faketime
@@ -300,16 +300,16 @@ def test_a_server_whose_machine_jumps_ahead_keeps_its_contracts_and_says_so(tmp_
     (tmp_path / "ccp.toml").write_text(f'database = "sqlite:///ccp.db"\nport = {port}\ncleanse_interval = 1\n')
     log = tmp_path / "log"
     with (
-        under_faketime(tmp_path) as said,
+        under_faketime(tmp_path) as statement,
         serving(f"http://127.0.0.1:{port}", "--config", tmp_path / "ccp.toml", log=log) as http,
     ):
         assert "clock" not in " ".join(http.get("/health/ready").json().get("reasons", []))
-        said.write_text("+400d\n")
+        statement.write_text("+400d\n")
         until(
             lambda: any("nothing is purged" in reason for reason in http.get("/health/ready").json().get("reasons", []))
         )
         until(lambda: log.read_text().count('"task":"purge"') + log.read_text().count('"task": "purge"') >= 2, 30)
-        said.write_text("+0d\n")
+        statement.write_text("+0d\n")
         until(lambda: "clock plausible again" in log.read_text())
     assert '"clock implausible"' in log.read_text()
     assert sql(url, "select count(*) from contract") == [(5,)]

@@ -54,20 +54,20 @@ def connect(pool: Pool | str, source: str, timeout: float = 20) -> socket.socket
 
 
 @contextmanager
-def opened(pool: Pool | str, source: str, count: int, said: str = "") -> Iterator[list[Raw]]:
+def opened(pool: Pool | str, source: str, count: int, sentence: str = "") -> Iterator[list[Raw]]:
     """Connections of one address, on each of which the same is said."""
     with ExitStack() as stack:
         raws = [Raw(stack.enter_context(connect(pool, source))) for _ in range(count)]
         for raw in raws:
-            if said:
-                raw.send(said)
+            if sentence:
+                raw.send(sentence)
         yield raws
 
 
-def status(raw: Raw, said: str = HEALTH) -> int | None:
+def status(raw: Raw, sentence: str = HEALTH) -> int | None:
     """The status of the answer; None if the connection has been closed."""
     try:
-        raw.send(said)
+        raw.send(sentence)
     except ConnectionError:
         return None
     answer = raw.answer()
@@ -107,7 +107,7 @@ def test_a_thousand_silent_connections_of_five_addresses_keep_nobody_out(tmp_pat
         with opened(url, HONEST, 1) as (honest,):
             began = time.monotonic()
             assert status(honest) == 200
-            assert time.monotonic() - began < 5, "before, nobody was served for 70 seconds"
+            assert time.monotonic() - began < 5, "originally no request was served for 70 seconds"
         for _ in range(20):
             with opened(url, OTHER, 1) as (other,):
                 assert status(other) == 200
@@ -119,7 +119,7 @@ def test_a_thousand_silent_connections_of_five_addresses_keep_nobody_out(tmp_pat
 
 
 @pytest.mark.parametrize(
-    "said",
+    "sentence",
     [
         pytest.param("", id="silent"),
         pytest.param(HEALTH, id="idle"),
@@ -130,14 +130,14 @@ def test_a_thousand_silent_connections_of_five_addresses_keep_nobody_out(tmp_pat
     ],
 )
 def test_whatever_attackers_leave_unfinished_others_are_served(
-    small: Pool, said: str, log: list[CapturedCall], monkeypatch: pytest.MonkeyPatch
+    small: Pool, sentence: str, log: list[CapturedCall], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection_limits, "_STALLED_AFTER", 0.0)
     with ExitStack() as stack:
         for attacker in ATTACKERS:
             for raw in stack.enter_context(opened(small, attacker, 8)):
                 try:
-                    raw.send(said)
+                    raw.send(sentence)
                 except OSError:
                     continue  # It has given way to another one.
         for _ in range(30):

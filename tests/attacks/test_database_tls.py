@@ -67,12 +67,12 @@ def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
         ca = tmp_path_factory.mktemp("ca") / "ca.pem"
         ca.write_bytes(signed("Example CA", authority, "Example CA", authority, ca=True))
         private = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        for name, octets in (
+        for name, data in (
             ("server.crt", signed("127.0.0.1", key, "Example CA", authority, ca=False)),
             ("server.key", private),
         ):
             file = server._data / name
-            file.write_bytes(octets)
+            file.write_bytes(data)
             os.chown(file, server._data.stat().st_uid, -1)
             file.chmod(0o600)
         server._settings["ssl"] = "on"
@@ -121,8 +121,8 @@ def refused(url: str) -> str:
 def test_without_a_file_of_cas_those_of_the_system_count(
     secured: Secured, monkeypatch: pytest.MonkeyPatch, query: str
 ) -> None:
-    said = refused(f"{secured.url}?{query}")
-    assert said == (
+    sentence = refused(f"{secured.url}?{query}")
+    assert sentence == (
         "The database server's certificate is not accepted: unable to get local issuer certificate. "
         "Without sslrootcert=FILE in the URL the CAs of the system count."
     )
@@ -137,12 +137,12 @@ def test_a_file_of_cas_counts_alone(secured: Secured, tmp_path: Path, mode: str)
     used(f"{secured.url}?sslmode={mode}&sslrootcert={secured.ca}")
     other = generate_private_key(SECP256R1())
     (tmp_path / "other.pem").write_bytes(signed("Other CA", other, "Other CA", other, ca=True))
-    said = refused(f"{secured.url}?sslmode={mode}&sslrootcert={tmp_path / 'other.pem'}")
-    assert said.startswith("The database server's certificate is not accepted: ")
-    assert "system" not in said
+    sentence = refused(f"{secured.url}?sslmode={mode}&sslrootcert={tmp_path / 'other.pem'}")
+    assert sentence.startswith("The database server's certificate is not accepted: ")
+    assert "system" not in sentence
     nowhere = tmp_path / "nowhere.pem"
-    said = refused(f"{secured.url}?sslmode={mode}&sslrootcert={nowhere}")
-    assert said == f"There is no file {nowhere} with the CAs of the database server's certificate."
+    sentence = refused(f"{secured.url}?sslmode={mode}&sslrootcert={nowhere}")
+    assert sentence == f"There is no file {nowhere} with the CAs of the database server's certificate."
 
 
 def test_the_name_in_the_certificate_has_to_be_the_hosts(secured: Secured, monkeypatch: pytest.MonkeyPatch) -> None:

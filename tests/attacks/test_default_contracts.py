@@ -121,14 +121,14 @@ def test_contested_vehicle_causes_metric_log_and_event(
     before = counted(around)
     car = around.car()
     first, second = around.publish(car, squatter()), around.publish(car)
-    told = {each.event["payload"]["emaid"]: each.event["payload"] for each in receiver.wait("/oem", 2)}
-    assert "contested" not in told[first.emaid]
-    assert told[second.emaid]["contested"] is True
+    reported = {each.event["payload"]["emaid"]: each.event["payload"] for each in receiver.wait("/oem", 2)}
+    assert "contested" not in reported[first.emaid]
+    assert reported[second.emaid]["contested"] is True
     assert counted(around) == before + 1
     (call,) = log.calls
     assert (call.method_name, *call.args) == ("warning", "vehicle contested")
-    said = {name: call.kwargs[name] for name in ("publisher", "default_provider", "other_providers", "wmi")}
-    assert said == {
+    sentence = {name: call.kwargs[name] for name in ("publisher", "default_provider", "other_providers", "wmi")}
+    assert sentence == {
         "publisher": "DEEXA", "default_provider": "NLEXB", "other_providers": ["DEEXA"], "wmi": "WEX",
     }  # fmt: skip
     # The maker's choice ends it: later publications are not contested.

@@ -29,9 +29,9 @@ def checks(pool: Pool, contract: Contract) -> dict[str, dict[str, Any]]:
     answer = pool.cps.put("/signedcontractdata", json=contract.body, params={"dryRun": "true"})
     assert answer.status_code == 200, answer.text
     assert state(pool) == before
-    told = answer.json()
-    assert told["passed"] is all(check["verdict"] == "passed" for check in told["checks"])
-    return {check["subject"]: check for check in told["checks"]}
+    reported = answer.json()
+    assert reported["passed"] is all(check["verdict"] == "passed" for check in reported["checks"])
+    return {check["subject"]: check for check in reported["checks"]}
 
 
 def failed(pool: Pool, contract: Contract) -> dict[str, str]:
@@ -76,10 +76,10 @@ def test_dry_run_reports_a_move_and_a_refused_move(pool: Pool) -> None:
     moving = pool.contract(crowded, contract.emaid)
     assert failed(pool, moving) == {CONTRACTS: refused(pool, moving)}
     assert pool.stored(contract.emaid) == 1
-    said = checks(pool, pool.contract(free, contract.emaid))[CONTRACTS]
-    assert said["verdict"] == "passed"
-    assert "moves to this vehicle" in said["evidence"][0]
-    assert str(home.pcid) not in str(said)
+    statement = checks(pool, pool.contract(free, contract.emaid))[CONTRACTS]
+    assert statement["verdict"] == "passed"
+    assert "moves to this vehicle" in statement["evidence"][0]
+    assert str(home.pcid) not in str(statement)
     assert [item["emaid"] for item in pool.listed(home)] == [contract.emaid]
 
 
@@ -104,8 +104,8 @@ def test_dry_run_reports_an_unknown_vehicle(pkis: dict[str, PKI]) -> None:
         assert failed(pool, contract) == {KNOWN: refused(pool, contract, 503)}
         asked = len(pcp.calls)
         stranger = pool.contract(unknown, signer="stranger")
-        told = checks(pool, stranger)
-        assert {told[name]["reason"] for name in (KNOWN, CONTRACTS)} == {UNSIGNED}
+        reported = checks(pool, stranger)
+        assert {reported[name]["reason"] for name in (KNOWN, CONTRACTS)} == {UNSIGNED}
         assert len(pcp.calls) == asked
     with scripted_server() as pcp, start(pkis, pcp_url=pcp.url, require_known_vehicle=False) as pool:
         pcp.answers["*"] = Reply(404)

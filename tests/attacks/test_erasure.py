@@ -191,8 +191,8 @@ def test_ids_used_as_client_ids_are_pseudonymised(pkis: dict[str, PKI], tmp_path
         }
     requests = [json.loads(line) for line in log.read_text().splitlines() if '"operation":"token"' in line]
     # What a caller claims and a registered party is called is no id; what looks like none is left as it is.
-    for told in (sorted(claims), sorted(event["caller"] for event in requests)):
-        assert told == sorted(
+    for reported in (sorted(claims), sorted(event["caller"] for event in requests)):
+        assert reported == sorted(
             [*[pseudonyms[emaid]] * 5, pseudonyms[other], f"my car {pseudonyms[pcid]}", pseudonyms[pcid],
              "small_cps", "unknown-partner"]
         )  # fmt: skip

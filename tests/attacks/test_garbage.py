@@ -24,9 +24,9 @@ REQUESTS = 30
 Act = Callable[[Pool, random.Random], object]
 
 
-def flipped(octets: bytes, chance: random.Random) -> bytes:
-    changed = bytearray(octets)
-    bit = chance.randrange(8 * len(octets))
+def flipped(data: bytes, chance: random.Random) -> bytes:
+    changed = bytearray(data)
+    bit = chance.randrange(8 * len(data))
     changed[bit // 8] ^= 0x80 >> bit % 8
     return bytes(changed)
 
@@ -41,8 +41,8 @@ def publish(dry: bool) -> Act:
 
 
 def deliver(pool: Pool, chance: random.Random) -> None:
-    octets = flipped(pool.car().request(SESSION, AT), chance)
-    pool.cpo.post("/signedcontractdata", json=post_body(octets, ISO2))
+    data = flipped(pool.car().request(SESSION, AT), chance)
+    pool.cpo.post("/signedcontractdata", json=post_body(data, ISO2))
 
 
 ACTS: dict[str, Act] = {
@@ -109,11 +109,11 @@ CONNECTIONS = {
 }
 
 
-def connect(pool: Pool, octets: bytes, *, reset: bool) -> None:
+def connect(pool: Pool, data: bytes, *, reset: bool) -> None:
     parts = urlsplit(pool.base_url)
     with socket.create_connection((parts.hostname, parts.port), timeout=20) as client:
-        client.sendall(octets)
-        if octets.endswith(b"\r\n\r\n"):
+        client.sendall(data)
+        if data.endswith(b"\r\n\r\n"):
             client.recv(65_536)
         if reset:
             client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")

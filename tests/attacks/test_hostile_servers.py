@@ -177,14 +177,14 @@ def test_a_server_cannot_demand_costly_key_exchange(
             outbound = OutboundClient(LOOPBACK)
             stop = asyncio.Event()
             watching = asyncio.create_task(_longest_turn(stop))
-            said = "200"
+            sentence = "200"
             try:
                 assert (await outbound.request("GET", url, block_private=True)).status == 200
             except OutboundError as exc:
-                said = str(exc)
+                sentence = str(exc)
             stop.set()
             await outbound.close()
-            assert said == ("200" if answers else "127.0.0.1 cannot be reached.")
+            assert sentence == ("200" if answers else "127.0.0.1 cannot be reached.")
             return await watching
 
         asyncio.run(test())

@@ -108,20 +108,20 @@ def test_a_head_hands_nothing_out(served: Pool) -> None:
     webhook = {"url": "https://hooks.example/x", "enabledEvents": ["emsp.contract.delivered.to.oem"]}
     made = served.http.post("/opnc/v1/event/endpoints", json=webhook, headers=bearer(served, "emsp"))
     assert made.status_code == 201
-    question = "select count(*) from outbox where emaid = ? and kind like '%delivered%'"
+    query = "select count(*) from outbox where emaid = ? and kind like '%delivered%'"
 
-    def told() -> int:
-        count: int = served.sql(question, str(contract.emaid))[0][0]
+    def reported() -> int:
+        count: int = served.sql(query, str(contract.emaid))[0][0]
         return count
 
     head = served.http.head(path, headers=bearer(served, "oem"))
     assert head.status_code == 200
     assert served.http.get(path, headers=bearer(served, "oem")).status_code == 200
     deadline = time.monotonic() + 10
-    while not told() and time.monotonic() < deadline:
+    while not reported() and time.monotonic() < deadline:
         time.sleep(0.02)
     # Written in the order of the requests: that of the HEAD would have been there before.
-    assert told() == 1
+    assert reported() == 1
 
 
 def test_allow_names_every_method_of_a_path(served: Pool) -> None:
@@ -173,8 +173,8 @@ def test_a_slash_at_the_end_is_answered_with_the_right_path(served: Pool, path: 
 
 def test_the_right_path_is_quoted_so_that_nothing_in_it_is_obeyed(served: Pool) -> None:
     answer = served.http.get(f"{BASE}/contractData/emaid/%1B%5B31m%E2%80%AE%22/")
-    (told,) = sentences(answer, 404)
-    assert told == f"There is nothing at this path; the right path is {BASE}/contractData/emaid/%1B%5B31m%E2%80%AE%22."
+    (found,) = sentences(answer, 404)
+    assert found == f"There is nothing at this path; the right path is {BASE}/contractData/emaid/%1B%5B31m%E2%80%AE%22."
     assert sentences(served.http.get("/nowhere/"), 404) == ["There is nothing at this path."]
 
 

@@ -224,8 +224,8 @@ def packed(*parts: bytes, times: int = 1) -> bytes:
     """Parts, the last one so many times, as a gzip file."""
     packer = zlib.compressobj(1, wbits=31)
     *before, last = parts
-    octets = b"".join(packer.compress(part) for part in (*before, *[last] * times))
-    return octets + packer.flush()
+    data = b"".join(packer.compress(part) for part in (*before, *[last] * times))
+    return data + packer.flush()
 
 
 def test_import_stops_after_a_thousand_empty_lines(target: Database, drop: Path, pkis: dict[str, PKI]) -> None:

@@ -55,13 +55,13 @@ def subscribe(pool: Pool, host: str) -> Any:
 
 
 def test_publisher_cannot_distinguish_internal_and_unknown_hosts(pool: Pool) -> None:
-    said = {}
+    statement = {}
     for kind, host in (("there", "inside.corp.test"), ("nowhere", "nothing.corp.test")):
         contract = pool.contract(pool.car(), signer=kind)
         (sentence,) = sentences(put(pool, contract), 503)
-        said[kind] = sentence.replace(host, "HOST").replace(str(contract.emaid), "EMAID")
-    assert said["there"] == said["nowhere"]
-    assert said["there"].endswith("HOST cannot be reached.")
+        statement[kind] = sentence.replace(host, "HOST").replace(str(contract.emaid), "EMAID")
+    assert statement["there"] == statement["nowhere"]
+    assert statement["there"].endswith("HOST cannot be reached.")
 
 
 @pytest.mark.parametrize("host", [*SPECIAL, *KNOWN, "nothing.corp.test"])

@@ -69,12 +69,13 @@ SYNTAX: list[tuple[bytes, str]] = [
 ]
 
 
-@pytest.mark.parametrize(("content", "said"), SYNTAX, ids=range(len(SYNTAX)))
+@pytest.mark.parametrize(("content", "sentence"), SYNTAX, ids=range(len(SYNTAX)))
 def test_what_is_not_json_is_refused_with_its_position_at_every_operation(
-    pool: Pool, content: bytes, said: str
+    pool: Pool, content: bytes, sentence: str
 ) -> None:
     for method, path in OPERATIONS:
-        assert sentences(send(pool, method, path, content), 400) == [f"The body is not JSON: {said}"], (method, path)
+        answer = send(pool, method, path, content)
+        assert sentences(answer, 400) == [f"The body is not JSON: {sentence}"], (method, path)
 
 
 def test_the_token_endpoint_reads_json_as_strictly(pool: Pool) -> None:
@@ -82,7 +83,7 @@ def test_the_token_endpoint_reads_json_as_strictly(pool: Pool) -> None:
     good = json.dumps({**credentials, "client_secret": pool.world.member("cpo").secret})
     json_type = {"Content-Type": "application/json"}
     assert pool.http.post("/oauth/token", content=good, headers=json_type).status_code == 200
-    for content, said in (
+    for content, sentence in (
         (good[:-1] + ', "scope": "cpo", "scope": ""}', "scope : is given more than once"),
         (good[:-1] + ', "scope": NaN}', "The body is not JSON: NaN is not a number of JSON."),
         (good[:-1] + ",}", "The body is not JSON: a comma stands before the end at line 1, column"),
@@ -91,7 +92,7 @@ def test_the_token_endpoint_reads_json_as_strictly(pool: Pool) -> None:
         answer = pool.http.post("/oauth/token", content=content.encode(), headers=json_type)
         assert answer.status_code == 400
         assert answer.json()["error"] == "invalid_request"
-        assert answer.json()["error_description"].startswith(said)
+        assert answer.json()["error_description"].startswith(sentence)
 
 
 @pytest.mark.parametrize(
@@ -100,8 +101,8 @@ def test_the_token_endpoint_reads_json_as_strictly(pool: Pool) -> None:
 )
 def test_json_that_is_no_object_is_named(pool: Pool, value: Any, kind: str) -> None:
     for method, path in OPERATIONS:
-        told = sentences(send(pool, method, path, json.dumps(value).encode()), 400)
-        assert told == [f"The body is not a JSON object: it is {kind}."]
+        reported = sentences(send(pool, method, path, json.dumps(value).encode()), 400)
+        assert reported == [f"The body is not a JSON object: it is {kind}."]
 
 
 @pytest.mark.parametrize("coding", ["gzip", "deflate", "br", "zstd", "GZIP", "identity, gzip", "x-unknown"])
@@ -112,9 +113,9 @@ def test_a_content_coding_is_415_at_every_operation_that_reads_a_body(pool: Pool
     headers = {"Content-Encoding": coding}
     for method, path in [*OPERATIONS, ("POST", "/oauth/token")]:
         answer = send(pool, method, path, content, **headers)
-        (told,) = sentences(answer, 415)
-        assert told.startswith("The body has the content coding ")
-        assert coding.partition(",")[0] in told
+        (reported,) = sentences(answer, 415)
+        assert reported.startswith("The body has the content coding ")
+        assert coding.partition(",")[0] in reported
         assert answer.headers["accept-encoding"] == "identity"
     assert pool.stored(contract.emaid) == 0
 
@@ -139,8 +140,8 @@ def test_a_member_that_is_given_twice_is_refused_and_nothing_is_stored(pool: Poo
         assert sentences(answer, 400) == ["emaid : is given more than once"], content[:80]
     for unknown in (', "x": 1, "x": 1}', ', "x": {"y": [{"z": 1, "z": 2}]}}', ', "": "", "": ""}'):
         answer = pool.cps.put("/signedcontractdata", content=(body[:-1] + unknown).encode())
-        (told,) = sentences(answer, 400)
-        assert told.endswith(" : is given more than once")
+        (reported,) = sentences(answer, 400)
+        assert reported.endswith(" : is given more than once")
     assert pool.stored(first.emaid) == pool.stored(second.emaid) == 0
     # Texts that look like members are none, and the same name in other objects is another one.
     tricky = {**first.body, "metaData": '","emaid":"DEEXA', "x": {"emaid": 1}, "y": ["emaid", "emaid", {"emaid": 2}]}
@@ -172,7 +173,7 @@ NULL = "must not be null"
 
 
 @pytest.mark.parametrize(
-    ("members", "said"),
+    ("members", "sentence"),
     [
         (
             {"certificateInstallationResponse": "x"},
@@ -193,11 +194,11 @@ NULL = "must not be null"
     ],
 )
 def test_missing_and_null_are_told_apart_and_unknown_members_named(
-    pool: Pool, members: dict[str, Any], said: list[str]
+    pool: Pool, members: dict[str, Any], sentence: list[str]
 ) -> None:
     body = {"emaid": "DEEXAC00000001", "pcid": "WEX0JSON000000001", "xsdMsgDefNamespace": ISO2, **members}
     for path in (f"{BASE}/signedcontractdata", "/v1/ccp/signedContractData"):
-        assert sentences(send(pool, "PUT", path, json.dumps(body).encode()), 400) == said
+        assert sentences(send(pool, "PUT", path, json.dumps(body).encode()), 400) == sentence
 
 
 @pytest.mark.parametrize("number", ["1e999", "-1e999", "123456789012345678901234567890"])
@@ -209,7 +210,7 @@ def test_a_number_that_cannot_be_kept_is_refused_in_metadata(pool: Pool, number:
 
 
 def test_missing_and_null_are_told_apart_in_requests_webhooks_and_parties(pool: Pool) -> None:
-    for method, path, members, said in (
+    for method, path, members, sentence in (
         ("POST", f"{BASE}/signedcontractdata", {"xsdMsgDefNamespace": ISO2}, f"certificateInstallationReq : {MISSING}"),
         (
             "POST",
@@ -230,7 +231,7 @@ def test_missing_and_null_are_told_apart_in_requests_webhooks_and_parties(pool: 
             "operator_id : unknown member, did you mean operator_ids?",
         ),
     ):
-        assert sentences(send(pool, method, path, json.dumps(members).encode()), 400) == [said]
+        assert sentences(send(pool, method, path, json.dumps(members).encode()), 400) == [sentence]
 
 
 # --- The two readers agree -------------------------------------------------------------------------------------------
@@ -275,11 +276,11 @@ def test_a_name_that_is_there_twice_is_found_wherever_it_is(more: list[tuple[str
 
 
 @given(st.binary(max_size=60))
-def test_any_bytes_give_a_value_or_a_sentence(octets: bytes) -> None:
+def test_any_bytes_give_a_value_or_a_sentence(data: bytes) -> None:
     for read in (json_input.load, lambda given: read_body(GetSignedContractDataReq, given)):
         with contextlib.suppress(FieldError):
-            read(octets)
+            read(data)
             continue
         with pytest.raises(FieldError) as caught:
-            read(octets)
-        assert all(said.isprintable() for said in caught.value.messages)
+            read(data)
+        assert all(sentence.isprintable() for sentence in caught.value.messages)

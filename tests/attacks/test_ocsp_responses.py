@@ -36,9 +36,9 @@ def pool(pki: PKI) -> Iterator[Pool]:
         yield running
 
 
-def put(pool: Pool, server: Server, octets: bytes) -> httpx.Response:
+def put(pool: Pool, server: Server, data: bytes) -> httpx.Response:
     """Publish while the responder says this, and nothing is known yet."""
-    server.says("/ocsp", Reply(octets))
+    server.says("/ocsp", Reply(data))
     pool.sql("delete from evidence")
     return pool.cps.put("/signedcontractdata", json=pool.contract(pool.car()).body)
 
@@ -71,11 +71,11 @@ def test_the_key_type_of_an_rsa_responder_is_named(pool: Pool, pki: PKI, server:
 
 
 def test_a_response_whose_signature_claims_unused_bits_is_no_evidence(pool: Pool, pki: PKI, server: Server) -> None:
-    octets, signature = b"", b"\1"
+    data, signature = b"", b"\1"
     while signature[-1] & 1:
-        octets = answer(pki.cps.certificate, pki.cps_sub2)
-        signature = ocsp.load_der_ocsp_response(octets).signature
-    answered = put(pool, server, unused(octets, signature))
+        data = answer(pki.cps.certificate, pki.cps_sub2)
+        signature = ocsp.load_der_ocsp_response(data).signature
+    answered = put(pool, server, unused(data, signature))
     assert answered.status_code == 503
     assert "The signature of the OCSP response claims unused bits." in answered.text
-    assert put(pool, server, octets).status_code == 201
+    assert put(pool, server, data).status_code == 201

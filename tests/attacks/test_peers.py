@@ -47,8 +47,8 @@ def later(seconds: float, reply: Reply) -> Reply:
 
 
 def item_of(contract: Contract, **members: Any) -> dict[str, Any]:
-    octets = exi.replace_header_fields(contract.message, session_id=SESSION)
-    return {**contract.body, "certificateInstallationRes": base64.b64encode(octets).decode(), **members}
+    data = exi.replace_header_fields(contract.message, session_id=SESSION)
+    return {**contract.body, "certificateInstallationRes": base64.b64encode(data).decode(), **members}
 
 
 def opnc(contract: Contract, **members: Any) -> Reply:
@@ -287,9 +287,9 @@ def test_peer_text_is_limited(pkis: dict[str, PKI], hostile: str) -> None:
         path = "/contractData/pcid/WFX0TEST000000001"
         many = [hostile[:600]] * 100
         peer.on(BASE + path, json_reply({"errorMessages": many, "traceId": hostile[:1000]}, 404))
-        said = sentences_of(pool.client("far_oem").get(path, headers=to("rude")), 404)
-        assert 1 <= len(said) <= 10
-        assert all(1 <= len(sentence) <= 500 and sentence.isprintable() for sentence in said)
+        statement = sentences_of(pool.client("far_oem").get(path, headers=to("rude")), 404)
+        assert 1 <= len(statement) <= 10
+        assert all(1 <= len(sentence) <= 500 and sentence.isprintable() for sentence in statement)
 
     with_peer(pkis, use)
 

@@ -103,7 +103,7 @@ def test_provisioning_event_notifies_affected_providers_only(pkis: dict[str, PKI
         car, other = pool.car(), pool.car()
         mine, foreign = pool.publish(car), pool.publish(other, new_emaid("NLEXB"))
         assert tell(pool, "mo.prov.cert.factory.reset", car.pcid).status_code == 200
-        assert tell(pool, "emsp.prov.cert.deleted", other.pcid).status_code == 200  # Nobody subscribed to that.
+        assert tell(pool, "emsp.prov.cert.deleted", other.pcid).status_code == 200  # No subscription matches.
         (sent,) = receiver.wait("/emsp", 1)
         assert sent.event["eventType"] == names["emsp"]
         assert sent.event["payload"] == {"emaid": mine.emaid, "pcid": car.pcid}

@@ -81,8 +81,8 @@ def test_a_near_miss_of_a_known_parameter_is_400_at_every_operation(served: Pool
     for method, path, operation in operations(served):
         for name in known(operation):
             for wrong in misspelt(name):
-                told = sentences(call(served, method, path, f"{wrong}=true"), 400)
-                assert told[0].endswith(f": did you mean {name}?"), (method, path, wrong, told)
+                reported = sentences(call(served, method, path, f"{wrong}=true"), 400)
+                assert reported[0].endswith(f": did you mean {name}?"), (method, path, wrong, reported)
 
 
 def test_a_repeated_known_parameter_is_400_at_every_operation(served: Pool) -> None:
@@ -105,14 +105,14 @@ def test_another_unknown_parameter_is_400_where_something_is_changed_and_ignored
             assert answer.status_code == plain.status_code, (method, path, answer.text)
             assert "query parameter" not in answer.text
         else:
-            (told,) = sentences(answer, 400)
+            (found,) = sentences(answer, 400)
             others = ", ".join(sorted(known(operation))) or "none"
-            assert told.endswith(f" : unknown query parameter; this operation knows {others}"), (method, path, told)
+            assert found.endswith(f" : unknown query parameter; this operation knows {others}"), (method, path, found)
 
 
 @pytest.mark.parametrize("dialect", [BASE + "/signedcontractdata", "/v1/ccp/signedContractData"])
 @pytest.mark.parametrize(
-    ("query", "said"),
+    ("query", "sentence"),
     [
         ("dryrun=true", "dryrun: did you mean dryRun?"),
         ("dry_run=true", "dry_run: did you mean dryRun?"),
@@ -126,11 +126,11 @@ def test_another_unknown_parameter_is_400_where_something_is_changed_and_ignored
         ("dryRun=true%00", "dryRun : must be true or false"),
     ],
 )
-def test_a_dry_run_that_is_misspelt_stores_nothing(served: Pool, dialect: str, query: str, said: str) -> None:
+def test_a_dry_run_that_is_misspelt_stores_nothing(served: Pool, dialect: str, query: str, sentence: str) -> None:
     contract = served.contract(served.car())
     headers = {"Authorization": f"Bearer {served.token('cps')}"}
     answer = served.http.put(f"{dialect}?{query}", json=contract.body, headers=headers)
-    assert sentences(answer, 400) == [said]
+    assert sentences(answer, 400) == [sentence]
     assert served.stored(contract.emaid) == 0
     report = served.http.put(f"{dialect}?dryRun=True", json=contract.body, headers=headers)
     assert report.json()["passed"] is True
@@ -154,9 +154,9 @@ def test_who_calls_is_known_before_parameters_are_judged(served: Pool) -> None:
 
 def test_a_name_is_quoted_short_and_without_control_characters(served: Pool) -> None:
     name = "%1B%5B31m" + "%E2%80%AE" + "a" * 500
-    (told,) = sentences(served.cps.put(f"/signedcontractdata?{name}=1", json={}), 400)
-    assert told.isprintable()
-    assert len(told) < 130
+    (reported,) = sentences(served.cps.put(f"/signedcontractdata?{name}=1", json={}), 400)
+    assert reported.isprintable()
+    assert len(reported) < 130
     many = "&".join(f"name{number}=1" for number in range(40))
     assert len(sentences(served.cps.put(f"/signedcontractdata?{many}", json={}), 400)) == 10
 
@@ -170,8 +170,8 @@ def test_many_parameters_are_refused_and_cost_little(served: Pool) -> None:
     for _ in range(100):
         query_parameters.check(query.encode(), {long, "sessionID", "xsdMsgDefNamespace"}, changes=False)
     assert (time.thread_time() - began) / 100 < 0.02
-    told = sentences(served.oem.get(f"/contractData/pcid/{car.pcid}?{'&'.join(['a=1'] * 51)}"), 400)
-    assert told == ["The query has more than 50 parameters."]
+    reported = sentences(served.oem.get(f"/contractData/pcid/{car.pcid}?{'&'.join(['a=1'] * 51)}"), 400)
+    assert reported == ["The query has more than 50 parameters."]
 
 
 def test_names_that_are_short_or_far_are_no_near_misses() -> None:

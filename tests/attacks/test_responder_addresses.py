@@ -72,7 +72,7 @@ def pool(server: Server) -> Iterator[Pool]:
 
 
 def good(issuer: Credential, request: bytes) -> bytes:
-    """That whatever is asked about is good, as of now."""
+    """An OCSP response with status good for the requested certificate, as of now."""
     asked, now = ocsp.load_der_ocsp_request(request), datetime.now(UTC)
     builder = ocsp.OCSPResponseBuilder().add_response_by_hash(
         asked.issuer_name_hash, asked.issuer_key_hash, asked.serial_number, asked.hash_algorithm,
@@ -152,8 +152,8 @@ def test_an_address_that_can_never_be_called_is_a_defect_for_good(pool: Pool, se
     before = len(server.seen)
     contract = pool.contract(pool.car(), signer=kind)
     answer = put(pool, contract)
-    (said,) = sentences(answer, 400)
-    assert NEVER in said
+    (statement,) = sentences(answer, 400)
+    assert NEVER in statement
     assert "Retry-After" not in answer.headers
     report = pool.cps.put("/signedcontractdata", json=contract.body, params={"dryRun": "true"}).json()
     assert not report["passed"]

@@ -77,7 +77,7 @@ def good_token(http: httpx.Client, client_id: str, secret: str) -> str:
 
 
 def asked(http: httpx.Client, access_token: str) -> int:
-    """400 for a CPO, told that the body is empty; 401 for nobody known."""
+    """The status of a POST with an empty body: 400 for a CPO, 401 for an unknown caller."""
     headers = {"Authorization": f"Bearer {access_token}"}
     return http.post(f"{BASE}/signedcontractdata", content=b"{}", headers=headers).status_code
 

@@ -44,9 +44,9 @@ def put(pool: Pool) -> httpx.Response:
     return pool.cps.put("/signedcontractdata", json=pool.contract(pool.car()).body)
 
 
-def served(pool: Pool, server: Server, octets: bytes) -> None:
+def served(pool: Pool, server: Server, data: bytes) -> None:
     """A list in place of those before, of which nothing is known any more."""
-    serve_crl(server, LIST, octets, f'"{hash(octets)}"')
+    serve_crl(server, LIST, data, f'"{hash(data)}"')
     for table in ("crl", "evidence"):
         pool.sql(f"delete from {table}")
 
@@ -88,16 +88,16 @@ def test_pem_behind_other_bytes_is_read(pool: Pool, pki: PKI, server: Server, be
 
 
 def test_a_list_whose_signature_claims_unused_bits_is_no_evidence(pool: Pool, pki: PKI, server: Server) -> None:
-    octets, signature = b"", b"\1"
+    data, signature = b"", b"\1"
     while signature[-1] & 1:
-        octets = crl(pki.cps_sub2)
-        signature = x509.load_der_x509_crl(octets).signature
-    at = octets.index(signature) - 1
-    served(pool, server, octets[:at] + b"\1" + octets[at + 1 :])
+        data = crl(pki.cps_sub2)
+        signature = x509.load_der_x509_crl(data).signature
+    at = data.index(signature) - 1
+    served(pool, server, data[:at] + b"\1" + data[at + 1 :])
     answer = put(pool)
     assert answer.status_code == 503
     assert "The signature of the CRL claims unused bits." in answer.text
-    served(pool, server, octets)
+    served(pool, server, data)
     assert put(pool).status_code == 201
 
 
@@ -146,5 +146,5 @@ def test_a_number_that_fell_for_good_is_accepted_by_a_command(pool: Pool, pki: P
     assert put(pool).status_code == 503
 
 
-def _pem(octets: bytes) -> bytes:
-    return x509.load_der_x509_crl(octets).public_bytes(Encoding.PEM)
+def _pem(data: bytes) -> bytes:
+    return x509.load_der_x509_crl(data).public_bytes(Encoding.PEM)

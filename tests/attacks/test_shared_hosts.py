@@ -115,8 +115,8 @@ def test_silent_name_servers_stop_nothing_else(pool: Pool, server: Server) -> No
         for _ in range(3):
             pool.publish(pool.car(), signer="named")
         for one in under_way:
-            (said,) = sentences(one.result(), 503)
-            assert "cannot be reached" in said
+            (sentence,) = sentences(one.result(), 503)
+            assert "cannot be reached" in sentence
     assert lookups() <= 6  # Those who ask again wait for the same threads.
 
 

@@ -100,15 +100,15 @@ class Dripping:
     """A request whose body does not end until it is told to."""
 
     def __init__(self, pool: Pool, method: str, path: str, token: str, body: Any, stack: ExitStack) -> None:
-        octets = json.dumps(body).encode()
+        content_bytes = json.dumps(body).encode()
         head = (
             f"{method} {path} HTTP/1.1\r\nHost: pool\r\nAuthorization: Bearer {token}\r\n"
-            f"Content-Type: application/json\r\nContent-Length: {len(octets)}\r\nConnection: close\r\n\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(content_bytes)}\r\nConnection: close\r\n\r\n"
         )
         self._raw = stack.enter_context(connected(pool.base_url))
         self._raw.send(head)
-        self._raw.send(octets[:-1])
-        self._last = octets[-1:]
+        self._raw.send(content_bytes[:-1])
+        self._last = content_bytes[-1:]
 
     def end(self) -> Answer:
         self._raw.send(self._last)

@@ -31,11 +31,11 @@ def server(answer: Callable[[int], bytes]) -> Iterator[int]:
         with connection:
             while connection.recv(4096):
                 count += 1
-                said = answer(count)
-                if not said:
+                sentence = answer(count)
+                if not sentence:
                     return
                 try:
-                    connection.sendall(said)
+                    connection.sendall(sentence)
                 except OSError:
                     return
 

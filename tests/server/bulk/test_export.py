@@ -88,7 +88,7 @@ def test_export_and_import_into_an_empty_pool_round_trips(
     assert sql(target.url, newest) == sql(filled.url, newest)
     oldest = "select pcid, emaid, min(created_at) as born from contract group by pcid, emaid order by pcid, born"
     assert [row[:2] for row in sql(target.url, oldest)] == [row[:2] for row in sql(filled.url, oldest)]
-    # And so the next export is the same octet for octet.
+    # So the next export is identical, byte for byte.
     assert exported(target) == exported(filled)
 
 

@@ -123,13 +123,13 @@ def test_import_refuses_with_the_same_messages_as_put(
             "/signedcontractdata", content=lines[name].strip(), headers={"Content-Type": "application/json"}
         )
         assert answer.status_code in (400, 413), name
-        said, expected = each["errorMessages"], answer.json()["errorMessages"]
+        sentence, expected = each["errorMessages"], answer.json()["errorMessages"]
         if name == "untrusted":
             # Which of several roots with the name of the stranger's is told of depends on which there are, and other
             # tests add some to the pool.
-            assert all('"V2G Root CA SIM"' in one for one in (said[0], expected[0])), (said, expected)
-            said, expected = said[1:], expected[1:]
-        assert said == expected, name
+            assert all('"V2G Root CA SIM"' in one for one in (sentence[0], expected[0])), (sentence, expected)
+            sentence, expected = sentence[1:], expected[1:]
+        assert sentence == expected, name
         assert each["file"] == str(file)
     assert found[list(lines).index("untrusted")]["emaid"].startswith("DEEXAB")
     assert "emaid" not in found[0]
@@ -145,11 +145,11 @@ def test_import_as_a_party_has_its_authorization(tmp_path: Path, empty: Database
     (refused,) = reports(report)
     assert refused["emaid"] == foreign["emaid"]
     assert imported(empty, file, "--as", "cpo", status=1)["refused"] == 2
-    assert "nobody" in ccp_error("import", file, "--as", "nobody", env=empty.env)
+    assert "unknown" in ccp_error("import", file, "--as", "unknown", env=empty.env)
 
 
 def test_import_line_with_unknown_status_is_retryable(tmp_path: Path, pkis: dict[str, PKI]) -> None:
-    """The address is of this machine and not allowed, so nobody is called; PUT answers 503 for the same."""
+    """The address is of this machine and not allowed, so no connection is made; PUT answers 503 for the same contract."""
     pki = build_pki(AT, algorithm="P-256", addresses=lambda name: Addresses(crl="http://127.0.0.1:9/crl"))
     target = database(tmp_path / "pool", {**pkis, "iso2": pki})
     file, report = tmp_path / "fleet.jsonl", tmp_path / "refused.jsonl"
@@ -186,8 +186,8 @@ def test_import_reads_a_folder_in_the_order_of_file_names(
 def test_import_reads_standard_input_plain_or_gzip(
     tmp_path: Path, empty: Database, pkis: dict[str, PKI], packed: bool
 ) -> None:
-    octets = jsonl(body(pkis["iso2"]), body(pkis["iso20"]))
-    given = gzip.compress(octets) if packed else octets
+    data = jsonl(body(pkis["iso2"]), body(pkis["iso20"]))
+    given = gzip.compress(data) if packed else data
     done = subprocess.run(
         [*COMMAND, "import", "-", "--workers", "1"],
         input=given, env=environment(**empty.env), capture_output=True, timeout=60, cwd=tmp_path, check=False,
@@ -270,7 +270,7 @@ def test_import_uses_the_exported_default_if_there_is_none(
     )
     imported(empty, file)
     assert (default_of(chosen), default_of(none), default_of(plain)) == (second, None, fourth)
-    # Nobody's choice is undone.
+    # A manufacturer's choice is kept.
     file.write_bytes(
         jsonl(
             body(pki, first, chosen, defaultContract=True),
@@ -407,8 +407,8 @@ def test_import_ends_with_an_error_if_a_worker_is_killed(tmp_path: Path, empty: 
     finally:
         process.kill()
     assert process.returncode == 1
-    said = "A worker process of the import has ended; the log says why, or the system's log where it was killed."
-    assert err == f"ccp: {said}\n"
+    sentence = "A worker process of the import has ended; the log says why, or the system's log where it was killed."
+    assert err == f"ccp: {sentence}\n"
     assert counts(imported(empty, file, status=1))["refused"] == len(fleet) // 50
     assert len(empty.events()) == len(empty.emaids()) == len(fleet) - len(fleet) // 50
 

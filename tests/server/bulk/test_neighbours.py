@@ -31,8 +31,8 @@ def test_import_fetches_status_once_per_issuer_and_refuses_revoked(tmp_path: Pat
         serial = Certificate.load(read(bodies[100]).contract_certificate).serial_number
         for issuer in issuers:
             listed = {serial: AT - timedelta(hours=1)} if issuer is pki.emsp_sub2 else {}
-            octets = sign_crl(issuer, listed, this_update=AT - timedelta(hours=1), next_update=AT + timedelta(days=1))
-            server.says("/" + issuer.certificate.subject_cn.replace(" ", "-"), octets)
+            data = sign_crl(issuer, listed, this_update=AT - timedelta(hours=1), next_update=AT + timedelta(days=1))
+            server.says("/" + issuer.certificate.subject_cn.replace(" ", "-"), data)
         target = database(tmp_path / "pool", {**pkis, "iso2": pki})
         file, report = tmp_path / "fleet.jsonl", tmp_path / "refused.jsonl"
         file.write_bytes(jsonl(*bodies))

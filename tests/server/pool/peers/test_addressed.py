@@ -115,13 +115,13 @@ def test_addressed_request_is_executed_by_the_target_pool(pools: dict[str, Pool]
         assert call("publish", contract).status_code == 201
         assert (here.stored(contract.emaid), there.stored(contract.emaid)) == (0, 1)
 
-    (told,) = call("by emaid", first).json()["contractDataCollection"]
-    assert (told["emaid"], told["pcid"], told["defaultContract"]) == (first.emaid, car.pcid, True)
-    assert base64.b64decode(told["contractCertificate"]) == first.certificate
+    (reported,) = call("by emaid", first).json()["contractDataCollection"]
+    assert (reported["emaid"], reported["pcid"], reported["defaultContract"]) == (first.emaid, car.pcid, True)
+    assert base64.b64decode(reported["contractCertificate"]) == first.certificate
     # As its own callers see it; the older dialect does not tell roots.
     own = request("by emaid", first.emaid, car.pcid).send(there, "gateway").json()["contractDataCollection"][0]
     untold = {"cpsV2GRootCertificateFingerprint", "cpsV2GRootDistinguishedName"} if name == "pool-c" else set()
-    assert told == {member: value for member, value in own.items() if member not in untold}
+    assert reported == {member: value for member, value in own.items() if member not in untold}
 
     call("set default", second)
     items = call("by pcid", first).json()["contractDataCollection"]
@@ -206,8 +206,8 @@ def test_addressed_request_of_a_pool_is_not_forwarded_again(pools: dict[str, Poo
     pool, car = pools["pool-b"], car_of(pools["pool-b"])
     contract = contract_of(pool, car)
     asked = request(operation, contract.emaid, car.pcid, contract.body)
-    told = sentences(asked.send(pool, "gateway", **to("onward")), 400 if operation == "set default" else 404)
-    assert told == ["A request of another pool is not passed on."]
+    reported = sentences(asked.send(pool, "gateway", **to("onward")), 400 if operation == "set default" else 404)
+    assert reported == ["A request of another pool is not passed on."]
 
 
 def test_dry_run_is_not_forwarded(pools: dict[str, Pool]) -> None:
@@ -281,13 +281,13 @@ GATEWAY_HERE = party("gateway", PartyRole.CCP, PartyRole.EMSP, PartyRole.OEM, pr
 def test_addressed_request_has_routing_and_hop_headers(other: Other, operation: str) -> None:
     sentences(other.ask(operation, error(403)), 403)
     (received,) = other.peer.received
-    told = {name: value for name, value in received.headers.items() if name.startswith(("opnc", "x-ccp"))}
+    reported = {name: value for name, value in received.headers.items() if name.startswith(("opnc", "x-ccp"))}
     wanted = {"opnc-to-party-type": "ccp", "opnc-to-party-id": "other", "x-ccp-hop": "pool-x"}
-    assert told == wanted | FROM[operation]
+    assert reported == wanted | FROM[operation]
     assert received.headers["authorization"] == "Bearer t"
     if operation == "publish":
-        said = {"OPNC-from-party-type": "cps", "OPNC-from-party-id": "0" * 64}
-        sentences(other.ask(operation, error(403), **said), 403)
+        statement = {"OPNC-from-party-type": "cps", "OPNC-from-party-id": "0" * 64}
+        sentences(other.ask(operation, error(403), **statement), 403)
         assert other.peer.received[0].headers["opnc-from-party-id"] == "0" * 64
 
 
@@ -332,10 +332,10 @@ def test_addressed_request_to_a_failing_peer_is_503_without_retry(other: Other, 
     began = time.monotonic()
     answer = other.ask(operation, reply)
     assert time.monotonic() - began < SECONDS + 4  # And not ten seconds, which is the default.
-    told = sentences(answer, 503)
+    reported = sentences(answer, 503)
     assert int(answer.headers["retry-after"]) >= 1
     assert len(other.peer.received) == 1
-    assert any("is not known" in sentence for sentence in told) is (operation in CHANGING)
+    assert any("is not known" in sentence for sentence in reported) is (operation in CHANGING)
 
 
 @pytest.mark.parametrize("operation", [one for one in OPERATIONS if one not in CHANGING])
@@ -402,9 +402,9 @@ def test_addressed_fetch_answer_must_match_the_request(other: Other) -> None:
     another = contract_of(pool, car)
     message = exi.replace_header_fields(contract.message, session_id=SESSION)
 
-    def item(octets: bytes = message, **members: Any) -> Reply:
-        told = {**contract.body, "certificateInstallationRes": base64.b64encode(octets).decode(), **members}
-        return json_reply({"signedContractDataCollection": [told]})
+    def item(data: bytes = message, **members: Any) -> Reply:
+        reported = {**contract.body, "certificateInstallationRes": base64.b64encode(data).decode(), **members}
+        return json_reply({"signedContractDataCollection": [reported]})
 
     changed = bytearray(message)
     changed[len(changed) // 2] ^= 1
@@ -420,7 +420,7 @@ def test_addressed_fetch_answer_must_match_the_request(other: Other) -> None:
         "a vehicle's request": item(car.request(SESSION, AT)),
     }
     distrusted = {
-        "roots that nobody trusts": item(exi.replace_header_fields(stranger.message, session_id=SESSION)),
+        "untrusted roots": item(exi.replace_header_fields(stranger.message, session_id=SESSION)),
     }
     for what, reply in {**lies, **distrusted}.items():
         other.recover()
@@ -434,7 +434,7 @@ def test_addressed_fetch_answer_must_match_the_request(other: Other) -> None:
 
 
 def test_addressed_query_answer_must_match_the_request(other: Other) -> None:
-    told = {
+    state = {
         "pcid": str(other.car.pcid),
         "emaid": str(other.contract.emaid),
         "xsdMsgDefNamespace": "urn:iso:15118:2:2013:MsgDef",
@@ -446,15 +446,15 @@ def test_addressed_query_answer_must_match_the_request(other: Other) -> None:
     }
     for operation, wrong in (("by emaid", {"emaid": "NLEXFT99999999"}), ("by pcid", {"pcid": "WFX0TEST999999999"})):
         for reply in (
-            json_reply({"contractDataCollection": [told, {**told, **wrong}]}),
-            json_reply({"contractDataCollection": [{**told, "xsdMsgDefNamespace": "urn:iso:15118:20:2020:MsgDef"}]}),
+            json_reply({"contractDataCollection": [state, {**state, **wrong}]}),
+            json_reply({"contractDataCollection": [{**state, "xsdMsgDefNamespace": "urn:iso:15118:20:2020:MsgDef"}]}),
             json_reply({"contractDataCollection": []}),
         ):
             other.recover()
             sentences(other.ask(operation, reply), 503)
         other.recover()
-        answer = other.ask(operation, json_reply({"contractDataCollection": [told]}))
-        shown = told if operation == "by emaid" else {k: v for k, v in told.items() if k != "undeliverable"}
+        answer = other.ask(operation, json_reply({"contractDataCollection": [state]}))
+        shown = state if operation == "by emaid" else {k: v for k, v in state.items() if k != "undeliverable"}
         assert answer.json() == {"contractDataCollection": [shown]}
 
 

@@ -51,14 +51,14 @@ def servers(count: int) -> Iterator[list[Scripted]]:
         yield [stack.enter_context(scripted()) for _ in range(count)]
 
 
-def negative(car: Car, reason: CCPError = NoContract(NOTHING), told: str | None = None) -> Reply:
+def negative(car: Car, reason: CCPError = NoContract(NOTHING), reported: str | None = None) -> Reply:
     """What a pool answers that has nothing, or cannot now."""
     item = {
         "certificateInstallationRes": b64(verify.negative_response(car.namespace, SESSION, reason, AT)),
         "emaid": "ZZZZZ000000000",
         "pcid": car.pcid,
         "xsdMsgDefNamespace": car.namespace,
-        "metaData": told or str(reason),
+        "metaData": reported or str(reason),
     }
     return json_reply({"signedContractDataCollection": [item]})
 
@@ -124,8 +124,8 @@ def test_broadcast_connections_to_one_peer_are_limited(pkis: dict[str, PKI]) -> 
         pool.client("cpo")  # Before the threads share it.
         with ThreadPoolExecutor(12) as threads:
             answers = list(threads.map(lambda car: pool.post(car, headers=ASK), cars))
-        told = {answer.json()["signedContractDataCollection"][0]["metaData"] for answer in answers}
-        assert told == {NOTHING}
+        reported = {answer.json()["signedContractDataCollection"][0]["metaData"] for answer in answers}
+        assert reported == {NOTHING}
         assert asked(peer) == 12
         assert len({one.connection for one in peer.received}) <= 6
 

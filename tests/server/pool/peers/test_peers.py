@@ -106,7 +106,7 @@ def test_broadcast_finds_a_contract_at_any_pool(
         assert car.install(octets_of(item), SESSION, AT)[0] == contract.emaid
         if asked == home:
             assert deliveries == ["cpo"]
-        else:  # Both others at once, and nobody asks any further.
+        else:  # Both other pools are asked at once, and they ask no further pool.
             assert deliveries[0] == "cpo"
             assert set(deliveries[1:]) == {"peer"}
             # The answer does not wait for the slower of them, but the next round must not count it.
@@ -226,7 +226,7 @@ PATH = "/opnc/v1/ccp/signedcontractdata"
 
 
 def lies(honest: Pool, car: Car) -> dict[str, Reply]:
-    """Answers that must not reach the car, made out of ones that are good for something else."""
+    """Answers that must not reach the vehicle, made from answers that are valid for something else."""
     honest.publish(car)
     other = honest.car()
     honest.publish(other)
@@ -241,16 +241,16 @@ def lies(honest: Pool, car: Car) -> dict[str, Reply]:
     def with_item(**members: Any) -> Reply:
         return json_reply({"signedContractDataCollection": [{**item, **members}]})
 
-    octets = bytearray(octets_of(item))
-    octets[len(octets) // 2] ^= 1
+    data = bytearray(octets_of(item))
+    data[len(data) // 2] ^= 1
     stranger = Car.of(honest.pki("stranger"), car.provisioning, car.pcid)
     foreign = honest.contract(stranger, signer="stranger").message
     return {
         "another session": json_reply(answered(honest.post(car, b"\x09" * 8))),
         "another vehicle": json_reply(answered(honest.post(other))),
-        "a changed message": with_item(certificateInstallationRes=base64.b64encode(octets).decode()),
+        "a changed message": with_item(certificateInstallationRes=base64.b64encode(data).decode()),
         "another EMAID": with_item(emaid="DEEXAZ99999999"),
-        "roots that nobody trusts": with_item(
+        "untrusted roots": with_item(
             certificateInstallationRes=base64.b64encode(exi.replace_header_fields(foreign, session_id=SESSION)).decode()
         ),
         "the newer edition": with_item(xsdMsgDefNamespace="urn:iso:15118:20:2020:MsgDef"),
@@ -280,7 +280,7 @@ def test_broadcast_ignores_hanging_and_malicious_peers(pkis: dict[str, PKI], thr
                 assert len(liar.received) == before + 1, what
                 assert item.get("metaData") == "No contract is stored for the vehicle.", what
                 assert read(item).response_code == "FAILED_NoCertificateAvailable", what
-                # An answer of a peer that is well, so that none is left alone for what it did before.
+                # A successful answer closes the circuit, so that earlier failures do not open it.
                 liar.on(PATH, error(404))
                 deliver(pool, car)
             # And with an honest one beside them the car gets its contract.
@@ -292,7 +292,7 @@ def test_broadcast_ignores_hanging_and_malicious_peers(pkis: dict[str, PKI], thr
 
 
 def until_known(pool: Pool, name: str) -> None:
-    """What a pool asks is not passed on: that tells a known peer from an unknown one, and asks nobody."""
+    """A request of a pool is not forwarded: the error distinguishes a known peer from an unknown one, and none is asked."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         answer = pool.client("peer").post("/signedcontractdata", headers=to(name))
@@ -322,8 +322,8 @@ def test_broadcast_request_has_routing_and_hop_headers(pkis: dict[str, PKI]) -> 
         with beside(pkis, peer=peer.url) as pool:
             deliver(pool, pool.car())
             (received,) = peer.asked(PATH)
-            told = {name: value for name, value in received.headers.items() if name.startswith(("opnc", "x-ccp"))}
-            assert told == {
+            reported = {name: value for name, value in received.headers.items() if name.startswith(("opnc", "x-ccp"))}
+            assert reported == {
                 "opnc-from-party-type": "cpo",
                 "opnc-from-party-id": "DEEXC",
                 "opnc-to-party-type": "ccp",
@@ -453,15 +453,15 @@ def test_peer_commands_register_test_list_and_disable(
     assert ccp("peer", "test", "gone").err == "ccp: 127.0.0.1 cannot be reached.\n"
     assert ccp("peer", "add", "wrong", pool.base_url, "--client-id", "peer", env={"CCP_PEER_SECRET": "x"}).status == 0
     assert "No access token" in ccp("peer", "test", "wrong").err
-    # Registered under an id that is not its own, or as somebody who may not ask for vehicles.
+    # Registered under a wrong id, or with a role that may not deliver.
     assert ccp("peer", "add", "pool-d", pool.base_url, "--client-id", "peer", env=env).status == 0
     assert "No pool with the id in OPNC-to-party-id is known here." in ccp("peer", "test", "pool-d").err
     emsp = {"CCP_PEER_SECRET": pool.token("emsp")}
     ccp_ok("peer", "disable", "pool-b")
-    assert ccp("peer", "test", "nobody").err == "ccp: There is no peer nobody.\n"
+    assert ccp("peer", "test", "missing").err == "ccp: There is no peer missing.\n"
     assert ccp("peer", "add", "as-emsp", pool.base_url, "--dialect", "opcp", env=emsp).status == 0
     assert ccp("peer", "test", "as-emsp").status == 1
     assert "address of a pool" in ccp("peer", "add", "bad", "pool.example", env=env).err
     assert ccp_ok("peer", "disable", "pool-b").out == "pool-b is disabled.\n"
-    assert ccp("peer", "disable", "nobody").err == "ccp: There is no peer nobody.\n"
+    assert ccp("peer", "disable", "missing").err == "ccp: There is no peer missing.\n"
     assert "disabled" in next(line for line in ccp_ok("peer", "list").lines if line.startswith("pool-b"))
