@@ -127,7 +127,7 @@ def test_guesses_directly_on_loopback_are_throttled(pool: Pool) -> None:
 
 
 def test_many_client_ids_are_counted_one_by_one_where_the_address_is_not_known(pool: Pool) -> None:
-    for client_id in ("nobody-1", "nobody-2", "nobody-\N{SNOWMAN}", "n" * 5000):
+    for client_id in ("missing-1", "missing-2", "missing-\N{SNOWMAN}", "n" * 5000):
         throttled(pool.base_url, client_id, guesses(14))
 
 

@@ -130,7 +130,7 @@ def test_if_match_is_evaluated_after_authentication(place: Pool) -> None:
     path, _ = fresh(place)
     assert place.http.patch(BASE + path, json={}, headers={"If-Match": "x"}).status_code == 401
     assert sentences(patch(place, path, "x", "cpo", name="x"), 403)
-    assert sentences(patch(place, "/parties/nobody", '"x"', name="x"), 404)
+    assert sentences(patch(place, "/parties/missing", '"x"', name="x"), 404)
 
 
 def compete(pool: Pool) -> None:

@@ -45,7 +45,7 @@ def call(pool: Pool, method: str, path: str, query: str) -> httpx.Response:
     """Call an operation whose path has ids that nothing belongs to."""
     emaid, pcid = new_emaid("DEALL"), "ALL0QUERY00000001"
     vehicle = path == "/v1/ccp/signedContractData/{id}" and method == "GET"
-    ids = {"emaid": emaid, "pcid": pcid, "id": pcid if vehicle else emaid, "client_id": "nobody"}
+    ids = {"emaid": emaid, "pcid": pcid, "id": pcid if vehicle else emaid, "client_id": "missing"}
     headers = {"Authorization": f"Bearer {pool.token('everything')}"}
     if path == PCP_EVENTS:
         headers = {"X-Operator-Signature": hmac.new(SECRET.encode(), b"{}", hashlib.sha256).hexdigest()}
