@@ -149,12 +149,15 @@ def test_import_as_a_party_has_its_authorization(tmp_path: Path, empty: Database
 
 
 def test_import_line_with_unknown_status_is_retryable(tmp_path: Path, pkis: dict[str, PKI]) -> None:
-    """The address is of this machine and not allowed, so no connection is made; PUT answers 503 for the same
-    contract.""" pki = build_pki(AT, algorithm="P-256", addresses=lambda name: Addresses(crl="http://127.0.0.1:9/crl"))
-    target = database(tmp_path / "pool", {**pkis, "iso2": pki}) file, report = tmp_path / "fleet.jsonl", tmp_path /
-    "refused.jsonl" file.write_bytes(jsonl(body(pki))) assert counts(imported(target, file, "--refused", report,
-    status=1)) == {"refused": 1} (refused,) = reports(report) assert refused["again"] is True assert target.emaids() ==
-    set()
+    """The address is of this machine and not allowed, so no connection is made; PUT answers 503 likewise."""
+    pki = build_pki(AT, algorithm="P-256", addresses=lambda name: Addresses(crl="http://127.0.0.1:9/crl"))
+    target = database(tmp_path / "pool", {**pkis, "iso2": pki})
+    file, report = tmp_path / "fleet.jsonl", tmp_path / "refused.jsonl"
+    file.write_bytes(jsonl(body(pki)))
+    assert counts(imported(target, file, "--refused", report, status=1)) == {"refused": 1}
+    (refused,) = reports(report)
+    assert refused["again"] is True
+    assert target.emaids() == set()
 
 
 # --- Where lines come from -------------------------------------------------------------------------------------------

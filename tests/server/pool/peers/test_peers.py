@@ -292,8 +292,9 @@ def test_broadcast_ignores_hanging_and_malicious_peers(pkis: dict[str, PKI], thr
 
 
 def until_known(pool: Pool, name: str) -> None:
-    """A request of a pool is not forwarded: the error distinguishes a known peer from an unknown one, and none is
-    asked.""" deadline = time.monotonic() + 30 while time.monotonic() < deadline:
+    """The error for a request of a pool distinguishes a known peer from an unknown one, and none is asked."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
         answer = pool.client("peer").post("/signedcontractdata", headers=to(name))
         if sentences(answer, 404) == ["A request of another pool is not passed on."]:
             return
