@@ -14,8 +14,9 @@ import structlog
 from pydantic import BaseModel, SecretStr
 
 from ccp.server import logging
+from ccp.server.issuer_settings import IssuerSettings
 from ccp.server.runtime.redacted_urls import hide_credentials, hide_in_text
-from ccp.server.settings import IssuerSettings, Settings
+from ccp.server.settings import Settings
 from tests.cli.run import ccp, ccp_ok
 
 SECRET = "hunter2"
@@ -118,7 +119,7 @@ def test_no_setting_whatever_it_is_shows_a_secret_in_a_url(url: str) -> None:
     assert named <= {name for name in Settings.model_fields if url in str(getattr(settings, name))}
     assert url in str(settings.issuers[0].jwks_url)
     assert isinstance(settings.issuers[0], IssuerSettings)
-    shown = settings.shown()
+    shown = settings.redacted()
     assert SECRET not in json.dumps(shown)
     assert shown.keys() == Settings.model_fields.keys()
 

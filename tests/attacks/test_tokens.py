@@ -16,7 +16,7 @@ from ccp.errors import ConfigurationError
 from ccp.server import settings
 from ccp.server.access.trusted_issuers import party_from_claims
 from ccp.server.http.routes.opnc import BASE
-from ccp.server.settings import IssuerSettings
+from ccp.server.issuer_settings import IssuerSettings
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp_error
 from tests.server.access.tokens.issuer import FakeIssuer, bearer, encoded, fake_issuer, key, key_set, look, post
@@ -138,7 +138,7 @@ def test_issuers_whose_client_ids_would_collide_are_refused_at_start(
 
 @pytest.mark.parametrize("issuer", ["cli", "CLI", "cli:root", "Cli:x"])
 def test_no_issuer_can_name_its_callers_as_the_audit_trail_names_commands(issuer: str) -> None:
-    with pytest.raises(ValueError, match="cli is what the audit trail calls commands"):
+    with pytest.raises(ValueError, match="cli is reserved for commands in the audit trail"):
         entry(issuer)
 
 

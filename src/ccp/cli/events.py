@@ -139,7 +139,7 @@ def dispatch(config: ConfigOption = None) -> None:
 
     effective = settings.load(config)
     logging.configure(effective)
-    print_line(f"opnc-ccp sends events (database {effective.shown()['database']})", err=True)
+    print_line(f"opnc-ccp sends events (database {effective.redacted()['database']})", err=True)
     asyncio.run(_until_told_to_stop(pool.run_dispatcher(effective)))
 
 

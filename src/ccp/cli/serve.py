@@ -101,7 +101,7 @@ def _run(effective: Settings, limit: int | None) -> None:
 
     allowed = "any number of" if limit is None else limit
     print_line(
-        f"opnc-ccp on {effective.public_url} (database {effective.shown()['database']}, {allowed} file descriptors "
+        f"opnc-ccp on {effective.public_url} (database {effective.redacted()['database']}, {allowed} file descriptors "
         "a worker)",
         err=True,
     )
@@ -184,7 +184,7 @@ def show_config(
     explain: Annotated[bool, typer.Option("--explain", help="Say what each setting means.")] = False,
 ) -> None:  # fmt: skip
     """Print the effective settings, without secrets."""
-    shown = settings.load(config).shown()
+    shown = settings.load(config).redacted()
     if as_json:
         print_json(shown)
         return

@@ -43,7 +43,7 @@ from ccp.server.access.trusted_issuers import TrustedIssuers
 from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.runtime.background import PeriodicTask
 from ccp.server.runtime.blocking_calls import BlockingCalls
-from ccp.server.settings import GREATEST_TOKEN_LIFETIME
+from ccp.server.settings import MAX_TOKEN_LIFETIME
 from ccp.server.storage import Store
 from ccp.server.storage.queries import parties, signing_keys, unknown_values
 from ccp.server.storage.queries.audit import POOL, Action, Entry, with_audit
@@ -63,7 +63,7 @@ _NOT_VALID: Final = "The access token is not valid (any more)."
 
 KEY_ACTIVATION_DELAY: Final = timedelta(seconds=30)
 """How long a new key is published before it signs: workers look every second, others may cache the key set as long."""
-_RETIRED_AFTER: Final = timedelta(seconds=GREATEST_TOKEN_LIFETIME + 60)
+_RETIRED_AFTER: Final = timedelta(seconds=MAX_TOKEN_LIFETIME + 60)
 _LOOKED_AFTER_SECONDS: Final = 600  # Whether a key is old enough to be rotated, or retired, matters to nobody sooner.
 _RELOADED_SECONDS: Final = 1.0
 _LEEWAY: Final = 60

@@ -15,7 +15,7 @@ from joserfc import jws
 from joserfc.jwk import ECKey, KeySet, OKPKey, RSAKey
 
 from ccp.server.http.routes.opnc import BASE
-from ccp.server.settings import IssuerSettings
+from ccp.server.issuer_settings import IssuerSettings
 from tests.server.trust.revocation.servers import Reply, Server, http_server
 from tests.world import Pool, new_emaid
 

@@ -23,7 +23,7 @@ from ccp.server.access import authorization_server
 from ccp.server.access.authorization_server import AuthorizationServer, hash_secret
 from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.http.routes.opnc import BASE
-from ccp.server.settings import GREATEST_TOKEN_LIFETIME
+from ccp.server.settings import MAX_TOKEN_LIFETIME
 from ccp.server.storage import Store, connect
 from ccp.server.storage.engine import schema
 from ccp.server.storage.engine.query import Query
@@ -213,7 +213,7 @@ def test_of_many_workers_that_find_the_key_too_old_one_rotates_and_tells_the_aud
     new, old = read(registered, signing_keys.list_all())
     assert new.starts_at == AT + 31 * DAY + authorization_server.KEY_ACTIVATION_DELAY
     assert old.retired_at is not None
-    assert old.retired_at >= new.starts_at + timedelta(seconds=GREATEST_TOKEN_LIFETIME)
+    assert old.retired_at >= new.starts_at + timedelta(seconds=MAX_TOKEN_LIFETIME)
     rows = sql(registered, "select actor, subject from audit where action = 'key.rotated'")
     assert [(actor, json.loads(subject)) for actor, subject in rows] == [(audit.POOL, {"kid": new.kid})]
 

@@ -15,7 +15,7 @@ from ccp.server.access.jose import InvalidClaim, UnknownCaller
 from ccp.server.access.trusted_issuers import TrustedIssuers, check_key_files, find_claim, party_from_claims
 from ccp.server.domain.parties import CLIENT_ID_PATTERN, PartyRole
 from ccp.server.external.outbound import OutboundClient
-from ccp.server.settings import IssuerSettings
+from ccp.server.issuer_settings import IssuerSettings
 from tests.cli.run import ccp_error
 from tests.server.access.tokens.issuer import key, key_set
 
@@ -240,7 +240,7 @@ def test_issuers_are_tables_of_the_file_and_their_files_lie_beside_it(file: Path
 
 @pytest.mark.parametrize("issuer", ["https://b.example.com", "https://ccp.example.com"])
 def test_two_issuers_of_one_name_and_the_pools_own_are_refused(file: Path, issuer: str) -> None:
-    with pytest.raises(ConfigurationError, match="a name of its own"):
+    with pytest.raises(ConfigurationError, match="a unique issuer"):
         settings.load(written(file, issuer))
 
 
