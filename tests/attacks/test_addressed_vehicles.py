@@ -16,7 +16,7 @@ from ccp.testing.pki import PKI
 from tests.client.servers import DROP, HANG, Reply, Scripted, error, json_reply, scripted
 from tests.server.http.api.answers import sentences
 from tests.server.http.opcp.test_dialect import call
-from tests.server.pool.peers.test_peers import PATH, to, until_known
+from tests.server.pool.peers.requests import PATH, to, until_known
 from tests.world import AT, SESSION, Pool, post_body, read, start
 
 OPEN = "The pool other has not answered lately; try again later."

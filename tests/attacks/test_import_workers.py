@@ -13,7 +13,7 @@ import pytest
 from ccp.testing.pki import PKI
 from tests.cli.run import COMMAND, environment
 from tests.server.bulk.fleet import body, database, jsonl
-from tests.server.bulk.test_import import users_of
+from tests.server.bulk.imports import users_of
 
 WORKER = "A worker process of the import has ended; the log says why, or the system's log where it was killed."
 EXCHANGE = "The exchange with a worker process of the import failed; the log says why."

@@ -18,7 +18,7 @@ import pytest
 
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
-from tests.attacks.test_provisioning_events import SECRET, tell
+from tests.attacks.provisioning_events import SECRET, send_event
 from tests.server.external.scripted_server import Call, Fake, Reply, json_answer, scripted_server
 from tests.server.external.test_provisioning_pool import body as chain_body
 from tests.server.http.api.answers import sentences
@@ -133,7 +133,7 @@ def test_publication_in_progress_is_refused_after_a_provisioning_event(
         around.sql("update contract set provisioning_key = null where pcid = ?", str(car.pcid))
     contract = around.contract(car)
     with under_way(around, pcp, car, contract) as late:
-        assert tell(around, event_type, car.pcid).status_code == 200
+        assert send_event(around, event_type, car.pcid).status_code == 200
     assert sentences(late.result(), 400) == [CHANGED]
     assert around.listed(car) == []
     # Signed anew and sent again it is taken.
@@ -147,7 +147,7 @@ def test_late_provisioning_event_removes_earlier_publications(around: Pool, pcp:
     with under_way(around, pcp, car, around.contract(car)) as late:
         happened = datetime.now(UTC)
     assert late.result().status_code == 201
-    assert tell(around, "mo.prov.cert.factory.reset", car.pcid, happened).status_code == 200
+    assert send_event(around, "mo.prov.cert.factory.reset", car.pcid, happened).status_code == 200
     assert around.listed(car) == []
 
 
@@ -156,7 +156,7 @@ def test_old_provisioning_event_keeps_later_publications(around: Pool, pcp: Fake
     pcp.answers[f"/provisioningcertificates/{car.pcid}"] = json_answer(chain_body(car.provisioning))
     before = datetime.now(UTC) - timedelta(seconds=5)
     around.publish(car)
-    assert tell(around, "mo.prov.cert.factory.reset", car.pcid, before).status_code == 200
+    assert send_event(around, "mo.prov.cert.factory.reset", car.pcid, before).status_code == 200
     assert len(around.listed(car)) == 1
 
 
@@ -168,7 +168,7 @@ def test_publication_begins_with_the_head_of_its_request(around: Pool, pcp: Fake
 
     def slowly() -> Iterator[bytes]:
         yield body[:100]
-        answer: Any = tell(around, "mo.prov.cert.factory.reset", car.pcid)
+        answer: Any = send_event(around, "mo.prov.cert.factory.reset", car.pcid)
         assert answer.status_code == 200
         yield body[100:]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import threading
 from collections.abc import Callable
@@ -12,7 +11,6 @@ from typing import Any
 import httpx
 import pytest
 
-from ccp import exi
 from ccp.client.untrusted_text import plain, sentences
 from ccp.errors import Unavailable
 from ccp.ids import ProviderId
@@ -26,10 +24,9 @@ from ccp.testing.pki import PKI
 from tests.client.servers import Reply, Scripted, error, json_reply, scripted
 from tests.server.http.api.answers import sentences as sentences_of
 from tests.server.http.test_metrics import read, until, value
-from tests.server.pool.peers.test_peers import ASK, PATH, deliver, to, until_known
-from tests.world import AT, ISO2, SESSION, Contract, Pool, octets_of, party, start
-
-BASE = "/opnc/v1/ccp"
+from tests.server.pool.peers.answers import BASE, item_of, opcp, opnc
+from tests.server.pool.peers.requests import ASK, PATH, deliver, to, until_known
+from tests.world import AT, SESSION, Contract, Pool, octets_of, party, start
 
 
 def later(seconds: float, reply: Reply) -> Reply:
@@ -44,21 +41,6 @@ def later(seconds: float, reply: Reply) -> Reply:
         handler.wfile.write(reply.body)
 
     return Reply(act=act)
-
-
-def item_of(contract: Contract, **members: Any) -> dict[str, Any]:
-    data = exi.replace_header_fields(contract.message, session_id=SESSION)
-    return {**contract.body, "certificateInstallationRes": base64.b64encode(data).decode(), **members}
-
-
-def opnc(contract: Contract, **members: Any) -> Reply:
-    return json_reply({"signedContractDataCollection": [item_of(contract, **members)]})
-
-
-def opcp(contract: Contract) -> Reply:
-    item = item_of(contract)
-    message = {"certificateInstallationRes": item["certificateInstallationRes"], "emaid": item["emaid"], "metaData": ""}
-    return json_reply({"CCPResponse": {"emaidContent": [{"messageDef": message}]}, "xsdMsgDefNamespace": ISO2})
 
 
 # --- Shares ----------------------------------------------------------------------------------------------------------

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
 
-import httpx
 import pytest
 from structlog.testing import CapturingLogger
 
-from ccp.server.http.routes.pcp_webhook import PATH
 from ccp.testing.pki import PKI
+from tests.attacks.provisioning_events import SECRET, send_event
 from tests.server.events.receiver import receiving
 from tests.server.http.api.answers import sentences
 from tests.world import Pool, new_emaid, start
 
-SECRET = "a secret of the webhook"
 RESETS = [
     f"{owner}.prov.cert.{name}" for owner in ("mo", "emsp") for name in ("factory.reset", "updated.factory.reset")
 ]
@@ -30,24 +24,11 @@ def around(pkis: dict[str, PKI]) -> Iterator[Pool]:
         yield pool
 
 
-def tell(pool: Pool, event_type: str, pcid: str, at: datetime | None = None) -> httpx.Response:
-    """Post an event as the Provisioning Certificate Pool does."""
-    members = {
-        "eventId": "7d9a6c1e-53b8-4e0f-8a27-6f2f0d9b4c35",
-        "eventType": event_type,
-        "timestamp": (at or datetime.now(UTC)).isoformat(),
-        "payload": {"pcid": pcid},
-    }
-    body = json.dumps(members).encode()
-    signature = hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
-    return pool.http.post(PATH, content=body, headers={"X-Hubject-Signature": signature})
-
-
 @pytest.mark.parametrize("event_type", RESETS)
 def test_factory_reset_invalidates_contracts_under_both_names(around: Pool, event_type: str) -> None:
     car = around.car()
     around.publish(car)
-    assert tell(around, event_type, car.pcid).status_code == 200
+    assert send_event(around, event_type, car.pcid).status_code == 200
     assert around.listed(car) == []
 
 
@@ -65,7 +46,7 @@ def test_provisioning_event_with_an_unknown_name_is_refused(
     around.publish(car)
     log = CapturingLogger()
     monkeypatch.setattr("ccp.server.http.routes.pcp_webhook._log", log)
-    answer = tell(around, event_type, car.pcid)
+    answer = send_event(around, event_type, car.pcid)
     (sentence,) = sentences(answer, 400)
     assert sentence.startswith(
         "eventType : unknown; the events of provisioning certificates are emsp.prov.cert.deleted, "
@@ -102,13 +83,13 @@ def test_provisioning_event_notifies_affected_providers_only(pkis: dict[str, PKI
             assert pool.http.post("/opnc/v1/event/endpoints", headers=headers, json=body).status_code == 201
         car, other = pool.car(), pool.car()
         mine, foreign = pool.publish(car), pool.publish(other, new_emaid("NLEXB"))
-        assert tell(pool, "mo.prov.cert.factory.reset", car.pcid).status_code == 200
-        assert tell(pool, "emsp.prov.cert.deleted", other.pcid).status_code == 200  # No subscription matches.
+        assert send_event(pool, "mo.prov.cert.factory.reset", car.pcid).status_code == 200
+        assert send_event(pool, "emsp.prov.cert.deleted", other.pcid).status_code == 200  # No subscription matches.
         (sent,) = receiver.wait("/emsp", 1)
         assert sent.event["eventType"] == names["emsp"]
         assert sent.event["payload"] == {"emaid": mine.emaid, "pcid": car.pcid}
         pool.publish(other, foreign.emaid)
-        assert tell(pool, "mo.prov.cert.factory.reset", other.pcid).status_code == 200
+        assert send_event(pool, "mo.prov.cert.factory.reset", other.pcid).status_code == 200
         (sent,) = receiver.wait("/other_emsp", 1)
         assert sent.event["eventType"] == names["other_emsp"]
         assert sent.event["payload"] == {"emaid": foreign.emaid, "pcid": other.pcid}

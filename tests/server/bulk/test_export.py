@@ -22,7 +22,7 @@ from ccp.testing.pki import PKI
 from tests.cli.run import ccp, ccp_error, ccp_ok
 from tests.durability.disk import small_disk
 from tests.server.bulk.fleet import Database, body, database, jsonl, new_emaid, new_pcid
-from tests.server.bulk.test_import import counts, imported
+from tests.server.bulk.imports import counts, imported
 from tests.server.storage.made import (
     AT,
     NO_LIMITS,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import json
 import os
@@ -11,7 +10,6 @@ import sqlite3
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -21,8 +19,9 @@ import pytest
 from ccp.server.bulk.checkpoint import default_path
 from ccp.server.storage.engine import schema
 from ccp.testing.pki import PKI, Addresses, build_pki
-from tests.cli.run import COMMAND, CommandResult, ccp, ccp_error, environment
+from tests.cli.run import COMMAND, ccp_error, environment
 from tests.server.bulk.fleet import Database, body, database, expired, jsonl, line, new_emaid, new_pcid
+from tests.server.bulk.imports import counts, imported, reports, users_of
 from tests.server.storage.made import broken_invariants, sql
 from tests.world import AT, Pool
 
@@ -30,25 +29,6 @@ from tests.world import AT, Pool
 @pytest.fixture
 def empty(tmp_path: Path, pkis: dict[str, PKI]) -> Database:
     return database(tmp_path / "pool", pkis)
-
-
-def imported(
-    target: Database, source: Path, *options: object, status: int = 0, more: Mapping[str, str] | None = None
-) -> dict[str, Any]:
-    """What `ccp import --json` says of its work. more: settings in the environment."""
-    done: CommandResult = ccp("import", source, "--json", "--workers", 2, *options, env={**target.env, **(more or {})})
-    assert done.status == status, done.err
-    summary: dict[str, Any] = json.loads(done.out)
-    return summary
-
-
-def counts(summary: dict[str, Any]) -> dict[str, int]:
-    names = ("created", "updated", "moved", "unchanged", "refused")
-    return {name: summary[name] for name in names if summary[name]}
-
-
-def reports(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(each) for each in path.read_text().splitlines()]
 
 
 # --- The same as PUT -------------------------------------------------------------------------------------------------
@@ -421,13 +401,3 @@ def test_import_workers_end_when_the_import_is_killed(tmp_path: Path, empty: Dat
     while set(users_of(empty.folder)) - {os.getpid()}:
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def users_of(folder: Path) -> list[int]:
-    """The processes that have a file of the folder open; an import and its workers have the database open."""
-    found = set()
-    for each in Path("/proc").glob("[0-9]*/fd/*"):
-        with contextlib.suppress(OSError):
-            if each.readlink().is_relative_to(folder):
-                found.add(int(each.parts[2]))
-    return sorted(found)

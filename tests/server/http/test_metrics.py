@@ -26,7 +26,7 @@ from tests.cli.test_serving import Sandbox, ask, free_port, serving
 from tests.client.servers import DROP, error, scripted
 from tests.server.events.receiver import receiving, webhook
 from tests.server.http.api.answers import sentences
-from tests.server.pool.peers.test_peers import PATH, deliver, to, until_known
+from tests.server.pool.peers.requests import PATH, deliver, to, until_known
 from tests.world import AT, Pool, party, start
 
 DELIVER = "GetSignedContractDataByCertificateInstallationReq"

@@ -22,11 +22,11 @@ from ccp.server.storage.queries import peers
 from ccp.server.storage.queries.peers import Peer
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
-from tests.attacks.test_peers import BASE, item_of, opnc
 from tests.client.servers import DROP, HANG, Reply, Scripted, error, json_reply, scripted
 from tests.server.http.api.answers import sentences
 from tests.server.http.test_metrics import read, total, until, value
-from tests.server.pool.peers.test_peers import ASK, PATH, deliver, to, until_known
+from tests.server.pool.peers.answers import BASE, item_of, opnc
+from tests.server.pool.peers.requests import ASK, PATH, deliver, to, until_known
 from tests.world import AT, SESSION, Pool, again, b64, party, start
 
 NOT_ASKED = "Other pools were not asked, because too many such requests are under way."

@@ -24,6 +24,7 @@ from ccp.testing.pki import PKI
 from tests.cli.run import ccp, ccp_ok
 from tests.client.servers import DROP, HANG, Reply, error, granted, json_reply, nowhere, scripted
 from tests.server.http.api.answers import sentences
+from tests.server.pool.peers.requests import ASK, PATH, deliver, to, until_known
 from tests.world import AT, SESSION, Pool, octets_of, read, start
 
 NAMES = ("pool-a", "pool-b", "pool-c")
@@ -80,16 +81,6 @@ def deliveries(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(Delivery, "_find", counted)
     return seen
-
-
-ASK = {"broadcast": "true"}
-
-
-def deliver(pool: Pool, car: Car, headers: dict[str, str] | None = None) -> list[dict[str, Any]]:
-    answer = pool.post(car, headers=ASK if headers is None else headers)
-    assert answer.status_code == 200, answer.text
-    items: list[dict[str, Any]] = answer.json()["signedContractDataCollection"]
-    return items
 
 
 @pytest.mark.parametrize("edition", ["iso2", "iso20"])
@@ -175,10 +166,6 @@ def test_broadcast_returns_all_iso20_contracts_of_a_peer(three: dict[str, Pool])
 # --- Addressed -------------------------------------------------------------------------------------------------------
 
 
-def to(pool: str) -> dict[str, str]:
-    return {"OPNC-to-party-type": "ccp", "OPNC-to-party-id": pool}
-
-
 def test_addressed_vehicle_request_is_answered_by_the_target_pool(
     three: dict[str, Pool], deliveries: list[Any]
 ) -> None:
@@ -220,9 +207,6 @@ def beside(pkis: dict[str, PKI], **others: str) -> Iterator[Pool]:
             pool.change(peers.add(Peer(name, url, token="t"), AT))
         wait_for_peers(len(others))
         yield pool
-
-
-PATH = "/opnc/v1/ccp/signedcontractdata"
 
 
 def lies(honest: Pool, car: Car) -> dict[str, Reply]:
@@ -289,17 +273,6 @@ def test_broadcast_ignores_hanging_and_malicious_peers(pkis: dict[str, PKI], thr
             until_known(pool, "pool-b")
             (item,) = deliver(pool, car)
             assert car.install(octets_of(item), SESSION, AT)[0] == item["emaid"]
-
-
-def until_known(pool: Pool, name: str) -> None:
-    """The error for a request of a pool distinguishes a known peer from an unknown one, and none is asked."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        answer = pool.client("peer").post("/signedcontractdata", headers=to(name))
-        if sentences(answer, 404) == ["A request of another pool is not passed on."]:
-            return
-        time.sleep(0.05)
-    pytest.fail(f"{name} was not taken over")
 
 
 def test_broadcast_skips_a_peer_with_an_open_circuit(pkis: dict[str, PKI]) -> None:

@@ -11,7 +11,7 @@ from ccp.testing.partners import Car
 from ccp.testing.pki import PKI, Addresses, build_pki, sign_crl
 from ccp.x509.certificates import Certificate
 from tests.server.bulk.fleet import body, database, jsonl, new_emaid, new_pcid
-from tests.server.bulk.test_import import counts, imported, reports
+from tests.server.bulk.imports import counts, imported, reports
 from tests.server.external.scripted_server import Reply, scripted_server
 from tests.server.external.test_services import knows
 from tests.server.storage.made import sql
