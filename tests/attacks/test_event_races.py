@@ -39,7 +39,7 @@ async def _race(pool: Pool, url: str) -> None:
         await held.execute("begin; lock table audit in share mode")  # The last thing that a publication writes.
         put = loop.run_in_executor(aside, lambda: pool.cps.put("/signedcontractdata", json=contract.body))
         await asyncio.to_thread(waiting_for_locks, url, 1)
-        reset = loop.run_in_executor(aside, tell, pool, "mo.prov.cert.factory.reset", car.pcid)
+        reset = loop.run_in_executor(aside, send_event, pool, "mo.prov.cert.factory.reset", car.pcid)
         await asyncio.to_thread(waiting_for_locks, url, 2)
         await held.execute("commit")
         assert (await put).status_code == 201
