@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import asyncpg
 
 from ccp.testing.pki import PKI
-from tests.attacks.provisioning_events import SECRET
+from tests.attacks.provisioning_events import SECRET, send_event
 from tests.databases import Server, sql
 from tests.world import Pool, start
 
