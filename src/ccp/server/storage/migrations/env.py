@@ -1,7 +1,6 @@
-"""Run by Alembic on the URL that `ccp.server.storage.engine.schema` hands over: everything that is missing, in one
-transaction.
+"""Alembic environment: runs all pending migrations in one transaction, on the URL from `storage.engine.schema`.
 
-A crash leaves nothing half done, and of two upgrades at the same time the second finds nothing left to do.
+A crash leaves the database as it was. Of two concurrent upgrades the second waits and finds nothing to do.
 """
 
 from typing import Any
@@ -12,26 +11,28 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from ccp.server.storage.engine import postgres_commands, schema
 
-# Any number will do that nothing else in the same database takes; it is not written anywhere else.
+# Key of the advisory lock: an arbitrary number that nothing else in the same database uses.
 UPGRADING = 0x6F706E6363637001
 
 
 def migrate(connection: Connection) -> None:
-    # Alembic believes that SQLite cannot take back DDL, and would commit after each migration: another process that
-    # looked in between would make the next one too.
+    """Run the pending migrations on a connection."""
+    # Alembic assumes that SQLite cannot roll back DDL and would commit after each migration; another process could then
+    # run the next one too.
     context.configure(connection=connection, transactional_ddl=True)
     with context.begin_transaction():
         context.run_migrations()
 
 
 def on_sqlite(url: str) -> None:
+    """Migrate a SQLite database."""
     engine = create_engine(URL.create("sqlite", database=str(schema.sqlite_file(url))), poolclass=pool.NullPool)
 
     @event.listens_for(engine, "connect")
-    def _leave_transactions_to_us(connection, record):  # type: ignore[no-untyped-def]
-        # The sqlite3 module would not open a transaction for DDL by itself.
+    def _disable_implicit_transactions(connection, record):  # type: ignore[no-untyped-def]
+        # The sqlite3 module opens no transaction for DDL.
         connection.isolation_level = None
-        connection.execute("pragma secure_delete = on")  # As the store does: what is removed is overwritten.
+        connection.execute("pragma secure_delete = on")  # As in the store: overwrite deleted content.
 
     @event.listens_for(engine, "begin")
     def _begin(connection):  # type: ignore[no-untyped-def]
@@ -42,11 +43,12 @@ def on_sqlite(url: str) -> None:
 
 
 async def on_postgres(url: str) -> None:
-    # The URL is asyncpg's to read, as it is for the pool itself: what one understands, the other does too.
+    """Migrate a PostgreSQL database."""
+    # asyncpg parses the URL, as for the pool itself, so both accept the same URLs.
     connection = await postgres_commands.connect(url, statement_timeout=None)
     try:
-        # One transaction around everything, what SQLAlchemy asks when it connects included, and no statement with a
-        # name: a pooler then gives all of it to one session of the server, and nothing stays there.
+        # One transaction around everything, including SQLAlchemy's queries at connection, and no named statement: a
+        # pooler then runs all of it on one server session, and nothing remains there.
         async with connection.transaction():
             await connection.execute(f"select pg_advisory_xact_lock({UPGRADING})")
 

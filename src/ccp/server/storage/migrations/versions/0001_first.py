@@ -1,9 +1,9 @@
 """Vehicles, contracts, parties, anchors, keys and the outbox.
 
-The same statements run on every engine. Times are whole seconds since 1970 (validity) or microseconds (everything that
-is ordered); certificates and messages are octets. A table that many parties write is keyed by the vehicle, which a
-distributed engine shards by; an EMAID's claim is a table of its own, since a unique key there has to hold the shard
-key.
+The same statements run on every engine. Times are whole seconds since 1970 (validity) or microseconds (wherever order
+matters); certificates and messages are bytes. Tables that many parties write are keyed by the vehicle, which is the
+shard key of a distributed engine. The claim on an EMAID has its own table, because a unique key has to contain the
+shard key.
 """
 
 from alembic import op
@@ -12,7 +12,7 @@ revision = "0001"
 down_revision = None
 
 TABLES = (
-    # The row that every write to a vehicle locks; one default by construction.
+    # Every write to a vehicle locks this row. It holds the default, so there is at most one.
     """
     create table vehicle (
         pcid text primary key,
@@ -20,8 +20,8 @@ TABLES = (
         default_emaid text
     )
     """,
-    # One row for each variant. is_default repeats vehicle.default_emaid, written under the vehicle's lock, so that the
-    # question of every delivery needs this table alone.
+    # One row for each variant. is_default repeats vehicle.default_emaid and is written under the vehicle's lock, so
+    # that the query of a delivery needs this table only.
     """
     create table contract (
         pcid text not null,
@@ -43,14 +43,14 @@ TABLES = (
         primary key (pcid, namespace, emaid, root_fingerprint)
     )
     """,
-    # An EMAID is in one place, pool-wide.
+    # An EMAID is bound to one vehicle in the whole pool.
     """
     create table emaid_claim (
         emaid text primary key,
         pcid text not null
     )
     """,
-    # Events that are not delivered yet, written in the transaction of the change they tell of; rev is the vehicle's.
+    # Undelivered events, written in the transaction of the change. rev: the vehicle's revision.
     """
     create table outbox (
         pcid text not null,
@@ -78,7 +78,7 @@ TABLES = (
         created_at bigint not null
     )
     """,
-    # An id has one owner, or none.
+    # An id has at most one owner.
     """
     create table party_owns (
         kind text not null,
@@ -107,7 +107,7 @@ TABLES = (
         primary key (role, fingerprint)
     )
     """,
-    # Keys that sign access tokens; the newest signs, the others still verify.
+    # Keys that sign access tokens: the newest signs, the others verify.
     """
     create table token_key (
         kid text primary key,
@@ -115,7 +115,7 @@ TABLES = (
         created_at bigint not null
     )
     """,
-    # How often a table that workers hold in memory has changed; they compare the numbers every second.
+    # Change counters of the tables that workers hold in memory; workers compare them every second.
     """
     create table change_count (
         topic text primary key,

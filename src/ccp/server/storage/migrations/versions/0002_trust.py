@@ -1,6 +1,6 @@
-"""Revocation evidence, and what the Provisioning Certificate Pool says of vehicles.
+"""Revocation evidence, and data of the Provisioning Certificate Pool on vehicles.
 
-Expands only: the release before this one still runs on it.
+Expands only: the previous release still runs on it.
 """
 
 from alembic import op
@@ -9,8 +9,8 @@ revision = "0002"
 down_revision = "0001"
 
 STATEMENTS = (
-    # What is known of one certificate. issuer: SHA-256 (hex) of the issuer's name and public key. serial: hexadecimal.
-    # status: good, revoked (final) or unknown. source: how and where it was learnt.
+    # Revocation status of a certificate. issuer: SHA-256 (hex) of the issuer's name and public key. serial:
+    # hexadecimal. status: good, revoked (final) or unknown. source: kind and address of the source.
     """
     create table evidence (
         issuer text not null,
@@ -23,8 +23,8 @@ STATEMENTS = (
         primary key (issuer, serial)
     )
     """,
-    # The last CRL of an issuer that was accepted from an address; its serial numbers are in evidence. A sweep asks
-    # again at refresh_at. number: decimal, up to twenty octets.
+    # The last accepted CRL of an issuer from an address; its serial numbers are in evidence. It is fetched again at
+    # refresh_at. number: decimal, up to twenty bytes.
     """
     create table crl (
         issuer text not null,
@@ -41,7 +41,7 @@ STATEMENTS = (
     )
     """,
     "create index crl_refresh_at on crl (refresh_at)",
-    # Certificates whose OCSP responders a sweep asks again at refresh_at, until they expire. DER; not_after in seconds.
+    # Certificates whose OCSP status is requested again at refresh_at, until they expire. DER; not_after in seconds.
     """
     create table watched_certificate (
         issuer text not null,
@@ -54,15 +54,16 @@ STATEMENTS = (
     )
     """,
     "create index watched_certificate_refresh_at on watched_certificate (refresh_at)",
-    # The certificates below the roots of both chains, the contract certificate first, as JSON:
-    # [[issuer, serial, [CRL address, …] or null], …]; null before this release.
+    # The certificates of both chains without the roots, the contract certificate first, as JSON:
+    # [[issuer, serial, [CRL address, …] or null], …]; null in rows of earlier releases.
     "alter table contract add column certificates text",
-    # The contract certificate's own key, to find the contracts that are revoked.
+    # Issuer and serial number of the contract certificate, to find revoked contracts.
     "alter table contract add column certificate_issuer text",
     "alter table contract add column certificate_serial text",
     "create index contract_certificate on contract (certificate_issuer, certificate_serial)",
     "create index contract_valid_to on contract (valid_to)",
-    # SHA-256 (hex) of the vehicle's public key that the contract key was encrypted for, where the PCP knew it.
+    # SHA-256 (hex) of the vehicle's public key that the contract key was encrypted for; null if the PCP did not know
+    # it.
     "alter table contract add column provisioning_key text",
 )
 

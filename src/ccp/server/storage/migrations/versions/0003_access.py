@@ -1,4 +1,4 @@
-"""The audit trail, secrets of the pool itself, and times from and until which keys and client secrets are good."""
+"""Audit trail, secrets of the pool, and validity times of keys and client secrets."""
 
 from alembic import op
 
@@ -6,9 +6,9 @@ revision = "0003"
 down_revision = "0002"
 
 STATEMENTS = (
-    # One row for each change of state and each refused access, chained within its lane: hash covers the row before.
-    # Many lanes, so that writers seldom wait for each other. subject (JSON) and salt are null once they are erased;
-    # commitment, a hash of both, stays, and the chain with it.
+    # One row for each change of state and each refused access, hash-chained within its shard (lane). Several shards, so
+    # that writers rarely wait for each other. subject (JSON) and salt are null after an erasure; commitment, a hash of
+    # both, stays, and the chain remains valid.
     """
     create table audit (
         lane smallint not null,
@@ -26,8 +26,8 @@ STATEMENTS = (
     )
     """,
     "create index audit_at on audit (at)",
-    # The end of each lane: the row that every writer to it locks, and by which a missing last row is noticed. All are
-    # there from the start, so that a lane that is missing altogether is noticed too.
+    # The chain head of each shard. Every writer to the shard locks it; it reveals a missing last row. All exist from
+    # the start, so that a missing shard is detected too.
     """
     create table audit_head (
         lane smallint primary key,
@@ -37,17 +37,17 @@ STATEMENTS = (
     """,
     "insert into audit_head (lane, number, hash) values "  # noqa: S608  numbers are ours
     + ", ".join(f"({lane}, 0, '{64 * '0'}')" for lane in range(16)),
-    # What the pool makes for itself once and all workers share, by name.
+    # Secrets that the pool generates once and all workers share, by name.
     """
     create table pool_secret (
         name text primary key,
         value text not null
     )
     """,
-    # Microseconds. A key signs from then on (null: from its making), and verifies until it is retired (null: always).
+    # Microseconds. signs_from: null means since created_at. A key verifies until retired_at; null means without end.
     "alter table token_key add column signs_from bigint",
     "alter table token_key add column retired_at bigint",
-    # Microseconds; null: until it is replaced.
+    # Microseconds; null until the secret is replaced.
     "alter table party_secret add column expires_at bigint",
 )
 

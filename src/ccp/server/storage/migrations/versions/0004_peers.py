@@ -1,4 +1,4 @@
-"""Other pools that may be asked when nothing is found here."""
+"""Peers: other pools that may be asked for a contract."""
 
 from alembic import op
 
@@ -6,8 +6,8 @@ revision = "0004"
 down_revision = "0003"
 
 STATEMENTS = (
-    # secret and token in clear: the pool has to send them. The file is its owner's alone, as for token_key.
-    # v2g_roots: JSON list of fingerprints; empty where the peer is asked for every vehicle.
+    # secret and token in clear text, because the pool has to send them; the file is private, as for token_key.
+    # v2g_roots: JSON list of fingerprints; empty if the peer is asked for every vehicle.
     """
     create table peer (
         party_id text primary key,

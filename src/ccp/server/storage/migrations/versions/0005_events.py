@@ -1,4 +1,4 @@
-"""Subscriptions of partners, and what is still to be told to each of them, or has been."""
+"""Webhook subscriptions of partners, and deliveries of events to them."""
 
 from alembic import op
 
@@ -6,8 +6,8 @@ revision = "0005"
 down_revision = "0004"
 
 STATEMENTS = (
-    # events, wmis, provider_ids: JSON lists, the names as subscribed and the filters; an empty filter is all that the
-    # party owns. secret in clear: what is sent is signed with it.
+    # events, wmis, provider_ids: JSON lists, the subscribed names and the filters; an empty filter means everything
+    # that the party owns. secret in clear text, because it signs the messages.
     """
     create table webhook (
         id text primary key,
@@ -26,9 +26,9 @@ STATEMENTS = (
     )
     """,
     "create index webhook_client_id on webhook (client_id)",
-    # An event for one webhook and one namespace (part), by the revision of the vehicle that the event has. kind: the
-    # name that the subscriber knows. payload: what is sent as such, JSON. created_at: of the change; queued_at: since
-    # when it waits. lease_until: nobody sends it before then. state: waiting, delivered or dead.
+    # An event for one webhook and one namespace (part). rev: the event's revision of the vehicle. kind: the name that
+    # the subscriber knows. payload: as sent, JSON. created_at: time of the change; queued_at: time since which it
+    # waits. lease_until: it is not sent before. state: waiting, delivered or dead.
     """
     create table delivery (
         pcid text not null,
@@ -51,15 +51,15 @@ STATEMENTS = (
         primary key (pcid, rev, part, webhook_id)
     )
     """,
-    # What is due for a webhook, whether something of the same vehicle waits before it, and what was given up.
+    # Deliveries due for a webhook; earlier deliveries of the same vehicle; dead deliveries.
     "create index delivery_due on delivery (webhook_id, lease_until) where state = 'waiting'",
     "create index delivery_order on delivery (pcid, webhook_id, rev, part) where state = 'waiting'",
     "create index delivery_dead on delivery (webhook_id, created_at) where state = 'dead'",
-    # What a partner sees of its own, newest first; one event; what is old.
+    # A partner's deliveries, newest first; one event; old deliveries.
     "create index delivery_created_at on delivery (webhook_id, created_at)",
     "create index delivery_event_id on delivery (event_id)",
     "create index delivery_finished_at on delivery (finished_at)",
-    # The row that every change of webhooks locks, and whoever takes events out of the outbox: it has to be there.
+    # Every change of webhooks and every fan-out locks this row, so it has to exist.
     "insert into change_count (topic, number) values ('webhooks', 0) on conflict (topic) do nothing",
 )
 

@@ -1,4 +1,4 @@
-"""Which providers' contracts a peer holds, as far as its operator has said."""
+"""Provider ids whose contracts a peer holds, as agreed with its operator."""
 
 from alembic import op
 
@@ -6,7 +6,7 @@ revision = "0006"
 down_revision = "0005"
 
 STATEMENTS = (
-    # JSON list of provider ids; null or empty where nothing is known. The release before does not write it.
+    # JSON list of provider ids; null or empty if unknown. The previous release does not write it.
     "alter table peer add column provider_ids text",
 )
 

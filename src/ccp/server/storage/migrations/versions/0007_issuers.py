@@ -1,4 +1,4 @@
-"""Certificates that fingerprints in the configuration mean, and the names of places that CRLs came from."""
+"""Certificates of the fingerprints in the configuration, and names of CRL distribution points."""
 
 from alembic import op
 
@@ -6,8 +6,8 @@ revision = "0007"
 down_revision = "0006"
 
 STATEMENTS = (
-    # By fingerprint, so that name and key of the CA are known also when another certificate of it comes. Few rows: one
-    # for each fingerprint that is configured.
+    # By fingerprint, so that the name and key of the CA are known when another certificate of it is used. One row for
+    # each configured fingerprint.
     """
     create table issuer_certificate (
         fingerprint text primary key,
@@ -15,7 +15,8 @@ STATEMENTS = (
         seen_at bigint not null
     )
     """,
-    # JSON list, what the certificate that named the address calls the same place otherwise; null in older rows.
+    # JSON list of other names of the same distribution point, from the certificate that named the address; null in
+    # older rows.
     "alter table crl add column names text",
 )
 

@@ -1,7 +1,6 @@
-"""Defaults that remember their provider, stamps of changes, and provisioning events.
+"""Provider of the default contract, stamps of changes, and provisioning events.
 
-Expands only: the release before this one still runs on it. What it writes has no stamp, and it leaves the
-remembered provider as it was.
+Expands only: the previous release still runs on it. Its rows have no stamp, and it does not change the stored provider.
 """
 
 from alembic import op
@@ -10,16 +9,16 @@ revision = "0008"
 down_revision = "0007"
 
 STATEMENTS = (
-    # The provider whose contract is or was the default, and whether the manufacturer chose a contract of that provider
-    # (null: no). Both are null in rows of the release before: there the provider is that of default_emaid, and the
-    # default counts as automatic. To fill the column here would lock a large table for as long as that takes.
+    # The provider whose contract is or was the default, and whether the OEM chose a contract of that provider (null:
+    # no). Both are null in rows of the previous release: then the provider is that of default_emaid, and the default
+    # counts as automatic. Filling the column here would lock a large table for a long time.
     "alter table vehicle add column default_provider text",
     "alter table vehicle add column default_chosen boolean",
-    # Microseconds since 1970: the last change or event of the vehicle; the last event that made contracts worthless.
+    # Microseconds since 1970: the last change or event of the vehicle; the last event that invalidated contracts.
     "alter table vehicle add column stamped_at bigint",
     "alter table vehicle add column provisioned_at bigint",
     "create index vehicle_provisioned_at on vehicle (provisioned_at) where provisioned_at is not null",
-    # Microseconds from the beginning of the variant's publication to updated_at.
+    # Microseconds from the start of the variant's publication to updated_at.
     "alter table contract add column waited bigint",
 )
 

@@ -1,7 +1,7 @@
-"""A log of changes of parties and webhooks, and the forms in which names of parties are compared.
+"""Change log of parties and webhooks, and folded names of parties.
 
-Expands only: the release before this one still runs on it. What it changes is missing in the log, which workers of this
-release notice by the numbers; and the name that it gives a party is not the one that the stored form was made of.
+Expands only: the previous release still runs on it. Its changes are missing in the log, which workers of this release
+detect by the numbers. A name that it gives a party differs from the name that the folded form was made from.
 """
 
 from alembic import op
@@ -13,7 +13,7 @@ revision = "0009"
 down_revision = "0008"
 
 STATEMENTS = (
-    # The key of the row that a change was about, by the topic's number in change_count. The latest changes only.
+    # Key of the changed row, by the topic's number in change_count. Only the latest changes are kept.
     """
     create table change_log (
         topic text not null,
@@ -22,8 +22,8 @@ STATEMENTS = (
         primary key (topic, number)
     )
     """,
-    # Client id and name as they are compared, and the name that folded_name was made of. Null in rows that the release
-    # before has added.
+    # Client id and name in folded form, and the name that folded_name was made from. Null in rows of the previous
+    # release.
     "alter table party add column folded_id text",
     "alter table party add column folded_name text",
     "alter table party add column folded_of text",

@@ -1,6 +1,6 @@
-"""Indexes for purging: revoked certificates alone, and contracts by expiry in an order that a cursor can follow.
+"""Indexes for purging: revoked certificates, and contracts by expiry in the order of a cursor.
 
-Expands only: the release before this one uses the second index in place of the one that it replaces.
+Expands only: the previous release uses the second index in place of the one that it replaces.
 """
 
 from alembic import op
@@ -9,9 +9,9 @@ revision = "0010"
 down_revision = "0009"
 
 STATEMENTS = (
-    # Partial, so that evidence on a valid certificate, which every publication writes, is not in it.
+    # Partial: evidence on a valid certificate, which every publication writes, is not in it.
     "create index evidence_revoked on evidence (issuer, serial) where status = 'revoked'",
-    # With the EMAID, since a whole fleet may expire at the same second.
+    # With the EMAID, because a whole fleet may expire in the same second.
     "create index contract_expiry on contract (valid_to, emaid)",
     "drop index contract_valid_to",
 )

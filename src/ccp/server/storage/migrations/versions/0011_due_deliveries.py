@@ -1,6 +1,6 @@
-"""An index by which deliveries that are due are found, however many others wait for later.
+"""Index for finding due deliveries, however many others wait for a later time.
 
-Expands only: the release before this one has no use for it.
+Expands only: the previous release does not use it.
 """
 
 from alembic import op
