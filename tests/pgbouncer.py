@@ -1,4 +1,4 @@
-"""PgBouncer before a PostgreSQL server of the tests, where the machine has it (`apt-get install pgbouncer`).
+"""PgBouncer before a PostgreSQL server of the tests, if it is installed (`apt-get install pgbouncer`).
 
 with pgbouncer(postgres, database_url) as pooled_url: …
 """
@@ -32,7 +32,7 @@ async def _connect(url: str) -> None:
 
 @contextmanager
 def pgbouncer(url: str, *, mode: str = "transaction", size: int = 3, **settings: str) -> Iterator[str]:
-    """A pooler before the server of a database, which gives its clients few sessions. Returns the URL to call."""
+    """A pooler with few sessions before the server of a database. Returns its URL."""
     assert PROGRAM is not None
     there, port = urlsplit(url), _free_port()
     name = there.path.lstrip("/")
@@ -47,7 +47,7 @@ def pgbouncer(url: str, *, mode: str = "transaction", size: int = 3, **settings:
     lines = ["[databases]", f"{name} = host=127.0.0.1 port={there.port} dbname={name}", "[pgbouncer]"]
     (folder / "ini").write_text("\n".join([*lines, *(f"{key} = {value}" for key, value in values.items()), ""]))
     if os.geteuid() == 0:  # It refuses to run as root, as the server does.
-        user = next(entry for one in ("postgres", "nobody") if (entry := _user(one)))
+        user = next(entry for name in ("postgres", "nobody") if (entry := _user(name)))
         how |= {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
         for path in (folder, folder / "users", folder / "ini"):
             os.chown(path, user.pw_uid, user.pw_gid)

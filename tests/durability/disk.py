@@ -1,4 +1,4 @@
-"""A file system that is really small."""
+"""A small file system (tmpfs)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def small_disk(folder: Path, kibibytes: int) -> Iterator[Path | None]:
-    """A file system of its own for as long as the block lasts; None where this user may not mount one."""
+    """Mount a small tmpfs at a folder; yields None if this user may not mount."""
     folder.mkdir()
     if not _done("mount", "-t", "tmpfs", "-o", f"size={kibibytes}k,mode=700", "ccp-test", str(folder)):
         yield None

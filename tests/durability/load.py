@@ -1,10 +1,10 @@
-"""A server in a process of its own that may be killed, partners who never stop, and the account of what they were told.
+"""A server process that can be killed, partners that send without pause, and the ledger of the answers they got.
 
-Each partner has a vehicle of its own and publishes one contract after another for it, makes some the default and
-withdraws some. So what has to be there at the end is known from the answers alone:
+Each partner has its own vehicle, publishes one contract after another for it, makes some the default and withdraws
+some. So the answers determine the final state:
 
-- what was acknowledged is there;
-- what was not answered is there as a whole, with its event, or not at all.
+- an acknowledged change is stored;
+- an unanswered change is stored completely, with its event, or not at all.
 """
 
 from __future__ import annotations

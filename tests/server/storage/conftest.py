@@ -1,4 +1,4 @@
-"""Every engine, for the tests that hold of all of them."""
+"""Fixture for tests that run on every storage engine."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.server.storage.made import new_database
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of a new database with the schema."""
+    """URL of a new database with the schema."""
     if request.param == "sqlite":
         return new_database(tmp_path)
     made: str = request.getfixturevalue("postgres").emptied()

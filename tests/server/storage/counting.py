@@ -1,4 +1,4 @@
-"""A store that notes what it is asked."""
+"""A store wrapper that records the statements of its queries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ccp.server.storage.engine.query import Query, Row, Statement, T
 
 @dataclass
 class CountingStore:
-    """A store that notes each statement with the number of its rows, those of the audit trail left out."""
+    """Records each statement with its number of rows, except statements on the audit trail."""
 
     inner: Store
     seen: list[tuple[str, int]] = field(default_factory=list)
@@ -27,24 +27,24 @@ class CountingStore:
     async def read(self, query: Query[T]) -> T:
         return await self.inner.read(self._counted(query))
 
-    async def write(self, change: Query[T]) -> T:
-        return await self.inner.write(self._counted(change))
+    async def write(self, query: Query[T]) -> T:
+        return await self.inner.write(self._counted(query))
 
-    def _counted(self, steps: Query[T]) -> Query[T]:
-        steps = iter(steps)  # type: ignore[assignment]
+    def _counted(self, query: Query[T]) -> Query[T]:
+        query = iter(query)  # type: ignore[assignment]
         try:
-            statement: Statement = next(steps)
+            statement: Statement = next(query)
             while True:
                 rows = yield statement
                 if "audit" not in statement[0]:
                     self.seen.append((statement[0], len(rows)))
                     self.all.append(statement)
-                statement = steps.send(rows)
+                statement = query.send(rows)
         except StopIteration as stop:
             result: T = stop.value
             return result
 
     def taken(self) -> list[tuple[str, int]]:
-        """Statements and how many rows each had, since the last time."""
+        """Statements with their numbers of rows, since the last call."""
         seen, self.seen = self.seen, []
         return seen

@@ -1,4 +1,4 @@
-"""Databases and contracts to order. The store looks into no message, so these carry any octets."""
+"""Builders of databases, contracts and statements. The store does not parse messages, so these hold arbitrary bytes."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ T = TypeVar("T")
 NO_LIMITS = VehicleRules(max_contracts=1_000_000, max_contracts_of_provider=1_000_000)
 
 
-def published_by_the_release_before(contract: SignedContract, at: datetime) -> Query[None]:
-    """The statements with which the release before migration 0008 stores the first contract of a vehicle."""
+def published_by_previous_release(contract: SignedContract, at: datetime) -> Query[None]:
+    """The statements with which a release before migration 0008 stores the first contract of a vehicle."""
     now, key = contracts.microseconds(at), (contract.emaid, contract.pcid)
     yield (
         "insert into emaid_claim (emaid, pcid) values ($1, $2) "
@@ -63,14 +63,14 @@ def published_by_the_release_before(contract: SignedContract, at: datetime) -> Q
 
 
 def new_database(folder: Path) -> str:
-    """The URL of a new SQLite database in a folder."""
+    """URL of a new SQLite database in a folder."""
     url = f"sqlite:///{folder / 'ccp.db'}"
     schema.upgrade(url)
     return url
 
 
 def variant(emaid: EMAID = FIRST, pcid: PCID = CAR, **changes: Any) -> SignedContract:
-    """One variant, ISO 15118-2 under ROOT unless told otherwise. changes: fields of SignedContract."""
+    """A variant, by default of ISO 15118-2 under ROOT. changes: fields of SignedContract."""
     fields: dict[str, Any] = {
         "emaid": emaid, "pcid": pcid, "namespace": Namespace.ISO2, "root_fingerprint": ROOT,
         "root_serial": 2**127 + 5, "root_dn": "CN=V2G Root, DC=V2G, O=Example, C=DE",
@@ -83,6 +83,7 @@ def variant(emaid: EMAID = FIRST, pcid: PCID = CAR, **changes: Any) -> SignedCon
 
 @asynccontextmanager
 async def opened(url: str) -> AsyncIterator[Store]:
+    """An open store."""
     store = connect(url)
     await store.open()
     try:
@@ -101,21 +102,22 @@ def with_store(url: str, use: Callable[[Store], Awaitable[T]]) -> T:
     return asyncio.run(run())
 
 
-def write(url: str, *changes: Query[Any]) -> Any:
-    """Make changes one after another. Returns what the last one returned."""
+def write(url: str, *queries: Query[Any]) -> Any:
+    """Run writes one after another. Returns the result of the last one."""
 
     async def use(store: Store) -> Any:
-        return [await store.write(change) for change in changes][-1]
+        return [await store.write(query) for query in queries][-1]
 
     return with_store(url, use)
 
 
 def read(url: str, query: Query[T]) -> T:
+    """Run a read. Returns its result."""
     return with_store(url, lambda store: store.read(query))
 
 
 def statements(*wanted: Statement) -> Query[list[Row]]:
-    """A change or question of these statements. Its answer is the rows of the last one."""
+    """A query of these statements. Its result is the rows of the last one."""
     rows: list[Row] = []
     for statement in wanted:
         rows = yield statement
@@ -123,7 +125,7 @@ def statements(*wanted: Statement) -> Query[list[Row]]:
 
 
 def broken_invariants(url: str) -> list[str]:
-    """What must never be found in a database, whatever was done to it."""
+    """Descriptions of the invariants that a database violates."""
     return [
         f"{name}: {rows}"
         for name, query in {
@@ -161,7 +163,7 @@ def broken_invariants(url: str) -> list[str]:
                 "select d.pcid from delivery d left join vehicle v on v.pcid = d.pcid "
                 "where v.rev is null or d.rev > v.rev"
             ),
-            "a delivery for nobody": (
+            "a delivery without a webhook": (
                 "select d.event_id from delivery d left join webhook w on w.id = d.webhook_id where w.id is null"
             ),
         }.items()
@@ -170,7 +172,7 @@ def broken_invariants(url: str) -> list[str]:
 
 
 def candidates(url: str, before: datetime) -> list[EMAID]:
-    """Contracts that may be purged, in the order in which they are found."""
+    """Contracts that can be purged, in the order in which they are found."""
 
     async def use(store: Store) -> list[EMAID]:
         return [emaid async for emaid in purging.candidates(store, before)]

@@ -1,4 +1,4 @@
-"""What an engine does for a question: the plans of its statements."""
+"""Query plans of the statements of a query."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ T = TypeVar("T")
 
 
 def asked(url: str, query: Query[Any]) -> list[tuple[str, Row]]:
-    """The statements that a question yields on a database, with their parameters."""
+    """The statements that a query yields on a database, with their parameters."""
     seen: list[tuple[str, Row]] = []
-    steps = iter(query)
+    running = iter(query)
     try:
-        statement, parameters = next(steps)
+        statement, parameters = next(running)
         while True:
             seen.append((statement, parameters))
-            statement, parameters = steps.send(_rows(url, statement, parameters))
+            statement, parameters = running.send(_rows(url, statement, parameters))
     except StopIteration:
         return seen
 
@@ -35,7 +35,7 @@ def _rows(url: str, statement: str, parameters: Row) -> list[Row]:
 
 
 def plan(url: str, statement: str, parameters: Row) -> str:
-    """How the engine runs a statement: the lines of its explanation."""
+    """The plan of a statement, as text."""
     if schema.is_postgres(url):
         return "\n".join(row[0] for row in aside().run(aside().fetch(url, f"explain {statement}", parameters)))
     with closing(sqlite3.connect(schema.sqlite_file(url))) as connection:
@@ -44,11 +44,12 @@ def plan(url: str, statement: str, parameters: Row) -> str:
 
 
 def plans(url: str, query: Query[Any]) -> str:
+    """The plans of all statements of a query."""
     return "\n".join(plan(url, statement, parameters) for statement, parameters in asked(url, query))
 
 
 def as_if_large(url: str) -> None:
-    """Have a server plan as for tables that are too large to be read whole."""
+    """Make a server plan as for tables that are too large for a sequential scan."""
     if schema.is_postgres(url):
         sql(url, "analyze")
         sql(url, "set enable_seqscan = off")

@@ -1,4 +1,4 @@
-"""A way to a PostgreSQL server on which connections are lost, or packets, at the moments that a test chooses."""
+"""A proxy before a PostgreSQL server that cuts connections or drops packets when a test asks for it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COMMIT = b"Q\x00\x00\x00\x0bcommit\x00"
 
 
 class Cut(Enum):
-    """Where the connection is cut when somebody commits: before the server hears of it, or before it can answer."""
+    """When a connection is cut at a commit: before the server receives it, or before its answer."""
 
     BEFORE_COMMIT = 1
     AFTER_COMMIT = 2
@@ -23,10 +23,10 @@ class Cut(Enum):
 
 @dataclass
 class Proxy:
-    """cut: do so at the next commit, once. trips: how often somebody asked the server and was answered.
+    """cut: cut the connection at the next commit, once. trips: number of answered messages.
 
-    swallow: packets disappear. A connection that lost one stays without an answer for ever, as behind a firewall that
-    has forgotten it; one on which nothing was said meanwhile goes on working. connections: so many were opened.
+    swallow: drop packets. A connection that lost one gets no more answers, as behind a firewall that has forgotten it;
+    a connection that was idle meanwhile keeps working. connections: number of opened connections.
     """
 
     url: str
@@ -38,16 +38,17 @@ class Proxy:
     _passing: asyncio.Event = field(default_factory=asyncio.Event)
 
     def hold(self) -> None:
-        """Packets wait, as those do that are sent again until the network is back."""
+        """Delay packets, as a network does that retransmits them."""
         self._passing.clear()
 
     def let_go(self) -> None:
+        """Forward the delayed packets."""
         self._passing.set()
 
 
 @asynccontextmanager
 async def between(url: str) -> AsyncIterator[Proxy]:
-    """A proxy before the server of a database."""
+    """A proxy before the server of a database URL."""
     there = urlsplit(url)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -107,5 +108,5 @@ async def between(url: str) -> AsyncIterator[Proxy]:
         yield proxy
     finally:
         server.close()
-        for each in proxy._writers:
-            each.transport.abort()
+        for writer in proxy._writers:
+            writer.transport.abort()

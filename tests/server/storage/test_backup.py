@@ -1,4 +1,4 @@
-"""ccp backup and ccp restore, with servers at work, damaged files and full disks."""
+"""`ccp backup` and `ccp restore` with running servers, damaged files and full disks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The log of changes: what it keeps, in which order, and what a process makes of it."""
+"""Change log and change feed: numbers, order, portions, reloads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The same store on a Citus cluster of a coordinator and a worker, where the extension is there."""
+"""The store on a Citus cluster of a coordinator and a worker, if the extension is installed."""
 
 from __future__ import annotations
 

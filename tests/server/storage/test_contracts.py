@@ -1,4 +1,4 @@
-"""What becomes of vehicles, contracts and events with each change."""
+"""Contract queries: effects of each write on vehicles, contracts and events."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from tests.server.storage.made import (
     THIRD,
     broken_invariants,
     candidates,
-    published_by_the_release_before,
+    published_by_previous_release,
     read,
     sql,
     variant,
@@ -396,7 +396,7 @@ def test_default_chosen_by_the_oem_stays(url: str) -> None:
 
 
 def test_default_of_the_previous_release_is_remembered(url: str) -> None:
-    write(url, published_by_the_release_before(variant(FIRST), AT - SECOND))
+    write(url, published_by_previous_release(variant(FIRST), AT - SECOND))
     publish(url, variant(FOREIGN))
     assert default_of(url) == FIRST
     write(url, contracts.withdraw(FIRST, AT))

@@ -1,7 +1,6 @@
-"""What the SQLite engine reads in the event loop is bounded: each question finds its rows by an index, or is long.
+"""Queries that the SQLite engine runs in the event loop are bounded: each uses an index, or is marked as long.
 
-Requests wait for what is read there. A question that the server asks anywhere stands in `QUERIES` with an example of
-it; a new one has to be added.
+Requests wait for these queries. Every query that the server runs is listed in `QUERIES` with an example; add new ones.
 """
 
 from __future__ import annotations
@@ -109,7 +108,7 @@ LARGE = (
 
 
 def reads() -> dict[str, str]:
-    """The questions that the server gives to `store.read`, by name, with where."""
+    """The queries that the server passes to `store.read`, by name, with their place."""
     found = {}
     for path in sorted(SOURCES.rglob("*.py")):
         place = path.relative_to(SOURCES)
@@ -142,9 +141,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> str:
 @pytest.mark.parametrize("name", [name for name, each in QUERIES.items() if not isinstance(each, str)])
 def test_event_loop_query_uses_an_index(url: str, name: str) -> None:
     for statement, parameters in asked(url, QUERIES[name]):
-        told = plan(url, statement, parameters)
-        read_whole = re.findall(rf"SCAN (?:{'|'.join(LARGE)})\b.*", told)
-        # A partial index of rows that a release before has written, of which there are few.
+        explained = plan(url, statement, parameters)
+        read_whole = re.findall(rf"SCAN (?:{'|'.join(LARGE)})\b.*", explained)
+        # A partial index of the few rows that a previous release has written.
         assert [line for line in read_whole if "party_not_folded" not in line] == [], statement
 
 

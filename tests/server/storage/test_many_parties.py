@@ -1,4 +1,4 @@
-"""How much is read does not depend on how many parties and webhooks there are."""
+"""The cost of reads does not depend on the number of parties and webhooks."""
 
 from __future__ import annotations
 

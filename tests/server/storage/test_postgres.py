@@ -1,4 +1,4 @@
-"""What the PostgreSQL engine promises, and how it tells of what goes wrong."""
+"""PostgreSQL engine: isolation, retries, cancellation, and how errors are reported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A database URL with several hosts: which of them is used, and which never."""
+"""Database URLs with several hosts: which host is used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The schema on PostgreSQL: what migrations do, which databases are refused, and in which words."""
+"""Schema on PostgreSQL: migrations, refused databases, and error sentences."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.server.storage.made import (
     AT,
     CAR,
     new_database,
-    published_by_the_release_before,
+    published_by_previous_release,
     read,
     variant,
     with_store,
@@ -160,7 +160,7 @@ def test_upgrade_does_not_disturb_readers_and_writers(postgres: Server) -> None:
         upgrading = asyncio.create_task(asyncio.to_thread(schema.upgrade, url))
         count = 0
         while not upgrading.done() or count < 20:
-            await store.write(published_by_the_release_before(variant(), AT))
+            await store.write(published_by_previous_release(variant(), AT))
             assert len(await store.read(contracts.by_emaid(variant().emaid))) == 1
             count += 1
         assert await upgrading == ("0002", HEAD)

@@ -1,4 +1,4 @@
-"""Finding what is to be purged: everything is found, in portions, by indexes."""
+"""Queries that find what can be purged: complete, in portions, by indexes."""
 
 from __future__ import annotations
 

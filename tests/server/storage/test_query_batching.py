@@ -1,4 +1,4 @@
-"""Lookups of concurrent requests go to a database together, and each asker notices nothing of it."""
+"""Query batching: concurrent lookups share a statement, and each caller gets its own result."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Parties, trusted certificates and keys, and the numbers by which workers notice that these changed."""
+"""Queries for parties, trusted certificates and signing keys, and their change counters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The schema: what migrations do, and which databases the store refuses."""
+"""Schema on SQLite: migrations, and databases that the store refuses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A PostgreSQL server that goes silent: stopped, cut off, or behind a network that swallows what is sent."""
+"""A silent PostgreSQL server: stopped, cut off, or behind a network that drops packets."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the SQLite engine promises: durable when acknowledged, all or nothing, and each change by itself."""
+"""SQLite engine: durability, atomicity, group commit, cancellation, full disks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Threads of the SQLite engine that die or hang: every caller gets an answer, and the threads come back."""
+"""Threads of the SQLite engine that die or hang: every caller gets an answer, and the threads are restarted."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A PostgreSQL primary whose synchronous standby hangs: what callers are told, and what goes on."""
+"""A PostgreSQL primary whose synchronous standby hangs: errors of callers, and what keeps working."""
 
 from __future__ import annotations
 

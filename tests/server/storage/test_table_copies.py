@@ -1,4 +1,4 @@
-"""What a worker has in memory of webhooks and parties after changes of them, and after reading everything."""
+"""In-memory copies of webhooks and parties after changes and after a reload."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Processes that write to one SQLite file take turns."""
+"""Write lock between processes that use one SQLite file."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ SPAWN = multiprocessing.get_context("spawn")
 LONG = 30.0
 
 
-def _hold(database: Path, told: Connection) -> None:
-    """Take a turn whenever told so, and give it back when told again."""
+def _hold(database: Path, requests: Connection) -> None:
+    """Take and release the lock on request."""
     write_lock = WriteLock(database, LONG)
-    while told.recv() == "take":
+    while requests.recv() == "take":
         with write_lock.hold():
-            told.send("taken")
-            told.recv()
-        told.send("given")
+            requests.send("taken")
+            requests.recv()
+        requests.send("given")
 
 
 @contextmanager
@@ -51,7 +51,7 @@ def test_write_lock_is_fair(tmp_path: Path) -> None:
         time.sleep(0.3)
         assert not second.poll()
         ask(first, "give", "given")
-        first.send("take")  # At once, and still it is the other's turn.
+        first.send("take")  # At once, and still the other process gets the lock.
         assert second.poll(LONG)
         assert second.recv() == "taken"
         time.sleep(0.3)
@@ -77,7 +77,7 @@ def test_write_lock_wait_times_out(tmp_path: Path) -> None:
     with another(database) as (other, _):
         ask(other, "take", "taken")
         with WriteLock(database, 0.2).hold():
-            assert not other.poll(), "the other one has its turn still"
+            assert not other.poll(), "the other process still holds the lock"
 
 
 def test_write_lock_without_a_file_does_not_block(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ class Secret:
 
 @dataclass(frozen=True, slots=True)
 class SecretValidity:
-    """From when and until when a client secret is good; expires_at: None, until it is replaced."""
+    """Validity period of a client secret. expires_at: None until it is replaced."""
 
     created_at: datetime
     expires_at: datetime | None
