@@ -97,7 +97,7 @@ def test_addressed_vehicle_request_peer_errors_are_classified(pkis: dict[str, PK
 def test_addressed_vehicle_request_beyond_the_share_is_refused(
     pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("ccp.server.pool.peer_links.CARS", (4, 1))
+    monkeypatch.setattr("ccp.server.pool.peer_links.VEHICLE_REQUESTS", (4, 1))
     arrived, released = threading.Event(), threading.Event()
 
     def wait(handler: object, ends: threading.Event) -> None:

@@ -524,7 +524,7 @@ def test_a_responder_killed_under_load_does_not_slow_delivery(tmp_path: Path) ->
         took = await _deliveries(bench, keys, 1.0)
         outcomes = await asyncio.gather(*publishers, return_exceptions=True)
         await sweeping
-        assert all(isinstance(each, Unavailable | revocation.Cleared) for each in outcomes)
+        assert all(isinstance(each, Unavailable | revocation.RevocationCleared) for each in outcomes)
         with pytest.raises(Unavailable):
             await bench.service.ensure_good([made.chain(made.contract().certificate)], AT)
         _assert_quick(took)
