@@ -69,7 +69,7 @@ class Served:
         self.wait(200)
 
     def wait(self, status: int, seconds: float = 40) -> None:
-        """Until the server says that it is well (200) or not (503)."""
+        """Wait until readiness answers 200 or 503."""
         deadline = time.monotonic() + seconds
         while True:
             assert self.process is None or self.process.poll() is None, self.log
@@ -86,9 +86,9 @@ class Served:
         return (self.folder / "server.log").read_text(errors="replace")
 
     def kill(self) -> None:
-        """All its processes at once, wherever they are."""
+        """Kill all processes of the server at once."""
         if self.process is not None:
-            with suppress(ProcessLookupError):  # All of them have ended by themselves.
+            with suppress(ProcessLookupError):  # All have ended already.
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.wait(10)
             self.process = None
@@ -103,7 +103,7 @@ class Served:
 
 @dataclass
 class Partner:
-    """One that works on its vehicle. What it was told: EMAIDs by what was acknowledged; answers counted by status."""
+    """A partner with its own vehicle, and its ledger: EMAIDs by acknowledged change; number of answers by status."""
 
     pool: Pool
     car: Car
@@ -112,7 +112,7 @@ class Partner:
     withdrawn: set[str] = field(default_factory=set)
     tried: set[str] = field(default_factory=set)
     tried_to_withdraw: set[str] = field(default_factory=set)
-    # The EMAIDs that may be the vehicle's default, from what was acknowledged last on.
+    # EMAIDs that may be the vehicle's default since the last acknowledged change.
     defaults: list[str | None] = field(default_factory=lambda: [None])
     answers: Counter[str] = field(default_factory=Counter)
     failure: BaseException | None = None
@@ -144,7 +144,7 @@ class Partner:
             self.failure = exc
 
     def ask(self, caller: str, method: str, path: str, good: int, stop: threading.Event, body: object = None) -> bool:
-        """Whether it was acknowledged. Asked again only where it certainly never came to the server."""
+        """Send a request. Returns whether it was acknowledged. Retries only if it cannot have reached the server."""
         while not stop.is_set():
             try:
                 answer = self.pool.client(caller).request(method, path, json=body)
@@ -159,7 +159,7 @@ class Partner:
                 assert answer.headers["Retry-After"]
                 time.sleep(0.4)
                 return False
-            time.sleep(0.02)  # Enough to do for everybody until the end.
+            time.sleep(0.02)  # Leaves work for the whole run.
             assert answer.status_code == good, answer.text
             return True
         return False
@@ -169,7 +169,7 @@ class Partner:
 def serving(
     pkis: Mapping[str, PKI], folder: Path, database: str, workers: int, *, dispatch: bool
 ) -> Iterator[tuple[Served, Pool]]:
-    """A server on a database with the schema, and the test world in it. dispatch: it sends events."""
+    """A server on a database with the schema and the test world. dispatch: it sends events."""
     with loopback() as (listening, base_url):
         port = listening.getsockname()[1]
     settings = Settings(
@@ -205,13 +205,13 @@ def serving(
 
 @contextmanager
 def working(pool: Pool, partners: int, contracts: int) -> Iterator[list[Partner]]:
-    """Partners at work as long as the block lasts; afterwards every one of them has finished."""
+    """Run partners during the block; all have finished after it."""
     made = []
     for _ in range(partners):
         car = pool.car()
         made.append(Partner(pool, car, [pool.contract(car) for _ in range(contracts)]))
     for name in ("cps", "oem", "emsp"):
-        pool.client(name)  # With its token, while the server is there.
+        pool.client(name)  # Fetch its token while the server runs.
     stop = threading.Event()
     threads = [threading.Thread(target=partner.work, args=(stop,)) for partner in made]
     for thread in threads:
@@ -232,7 +232,7 @@ def acknowledged(partners: list[Partner]) -> int:
 
 
 def check_accounts(url: str, partners: list[Partner]) -> None:
-    """Everything that was acknowledged is there, nothing is there by half, and each change told its event once."""
+    """Check that every acknowledged change is stored, none partly, and each has exactly one event."""
     assert broken_invariants(url) == []
     both = "select 1 from outbox o join delivery d on d.pcid = o.pcid and d.rev = o.rev"
     assert sql(url, both) == [], "an event is in the outbox or on its way"
@@ -240,7 +240,7 @@ def check_accounts(url: str, partners: list[Partner]) -> None:
         pcid = str(partner.car.pcid)
         stored = [row[0] for row in sql(url, "select emaid from contract where pcid = ?", pcid)]
         assert len(set(stored)) == len(stored)
-        # One event has a delivery for each webhook and namespace.
+        # An event has one delivery for each webhook and namespace.
         told = sql(
             url,
             "select rev, kind, emaid from outbox where pcid = ? union select rev, kind, emaid from delivery "

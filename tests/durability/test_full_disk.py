@@ -1,4 +1,4 @@
-"""A disk that is full: told clearly, nothing lost, and good again as soon as there is room, without a restart."""
+"""A full disk: a clear error, no loss, and recovery without a restart when space is freed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.world import Pool, start
 
 
 def fill(pool: Pool) -> list[str]:
-    """Publish until the pool cannot. Returns the EMAIDs that it took."""
+    """Publish until the pool refuses. Returns the accepted EMAIDs."""
     taken: list[str] = []
     while True:
         contract = pool.contract(pool.car())
@@ -28,9 +28,7 @@ def fill(pool: Pool) -> list[str]:
         assert len(taken) < 1000
 
 
-def test_on_a_full_disk_writers_are_told_readers_are_served_and_room_helps_at_once(
-    tmp_path: Path, pkis: dict[str, PKI]
-) -> None:
+def test_full_disk_fails_writes_serves_reads_and_recovers(tmp_path: Path, pkis: dict[str, PKI]) -> None:
     with small_disk(tmp_path / "disk", 4096) as disk:
         if disk is None:
             pytest.skip("may not mount a file system here")
@@ -44,11 +42,11 @@ def test_on_a_full_disk_writers_are_told_readers_are_served_and_room_helps_at_on
             assert len(taken) > 5
             assert os.statvfs(disk).f_bavail < 8, "blocks; it is really full"
             assert {row[0] for row in sql(url, "select emaid from contract")} == set(taken)
-            # Readers are served.
+            # Reads are served.
             assert len(pool.ask(car)) == 1
             assert pool.emsp.get(f"/contractData/emaid/{first.emaid}").status_code == 200
             assert pool.http.get("/health/ready").status_code == 200
-            # Writers are told, each time.
+            # Every write fails with a clear error.
             assert fill(pool) == []
             assert pool.oem.post(f"/signedcontractdata/{first.emaid}/{car.pcid}/setdefault").status_code in (200, 503)
             filler.unlink()

@@ -1,4 +1,4 @@
-"""Servers that are killed again and again under load: what was acknowledged is there, and nothing is there by half."""
+"""Servers that are killed repeatedly under load: acknowledged changes are stored, none partly."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from tests.server.storage.made import new_database, write
 
 @pytest.fixture(scope="module")
 def durable() -> Iterator[Server]:
-    """A PostgreSQL server as it is run in earnest, with fsync."""
+    """A PostgreSQL server with fsync, as in production."""
     if binaries() is None:
         pytest.skip(NOT_HERE)
     server = Server(durable=True)
@@ -40,7 +40,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 
 def until_more(partners: list[Partner], more: int) -> None:
-    """Until so many more changes were acknowledged."""
+    """Wait until a number of further changes were acknowledged."""
     wanted, deadline = acknowledged(partners) + more, time.monotonic() + 30
     while acknowledged(partners) < wanted:
         assert time.monotonic() < deadline, [partner.answers for partner in partners]
@@ -48,10 +48,8 @@ def until_more(partners: list[Partner], more: int) -> None:
         time.sleep(0.005)
 
 
-def test_after_the_pool_was_killed_again_and_again_every_acknowledged_change_is_there(
-    url: str, pkis: dict[str, PKI], tmp_path: Path
-) -> None:
-    """Its workers send events all the while, to a webhook that takes them and one that does not."""
+def test_killed_pool_loses_no_acknowledged_change(url: str, pkis: dict[str, PKI], tmp_path: Path) -> None:
+    """Its workers send events to a webhook that accepts them and to one that does not."""
     with receiving() as receiver, serving(pkis, tmp_path, url, workers=2, dispatch=True) as (served, pool):
         receiver.says("/ill", 503)
         for path in ("/well", "/ill"):
@@ -59,7 +57,7 @@ def test_after_the_pool_was_killed_again_and_again_every_acknowledged_change_is_
         with working(pool, partners=4, contracts=60) as partners:
             for again in (True, True, False):
                 until_more(partners, 25)
-                if not again:  # Three short lives may have been too short to send much.
+                if not again:  # Three short runs may be too short to send much.
                     until(lambda: len(receiver.at("/well")) > 10)
                 served.kill()
                 if again:
@@ -67,7 +65,7 @@ def test_after_the_pool_was_killed_again_and_again_every_acknowledged_change_is_
         check_accounts(url, partners)
         told = sum((partner.answers for partner in partners), Counter())
         assert set(told) <= {"200", "201", "503", "ReadError", "RemoteProtocolError", "WriteError"}, told
-        # What was sent is what was changed, and what a webhook has taken is not lost with the server.
+        # Events match the changes, and a delivery that a webhook has accepted is not lost with the server.
         known = {row[0]: row[1] for row in sql(url, "select event_id, state from delivery")}
         arrived = {sent.event["eventId"] for sent in receiver.sent}
         assert arrived <= set(known)
@@ -76,7 +74,7 @@ def test_after_the_pool_was_killed_again_and_again_every_acknowledged_change_is_
         assert sql(url, "pragma integrity_check") == [("ok",)]
 
 
-def test_a_pool_survives_its_postgresql_server_and_loses_nothing_that_was_acknowledged(
+def test_killed_postgres_server_loses_no_acknowledged_change(
     durable: Server, pkis: dict[str, PKI], tmp_path: Path
 ) -> None:
     url = durable.database()

@@ -1,0 +1,1 @@
+"""Storage engines: SQLite and PostgreSQL, and the schema that they share."""

@@ -89,6 +89,7 @@ class PostgresStore:
         self._open = False
 
     async def open(self) -> None:
+        """Open the store, see `ccp.server.storage.Store`."""
         connection = await postgres_commands.connect(self._url)
         loop = asyncio.get_running_loop()
         limit = Expiry(loop, loop.time() + _OPEN_TIMEOUT, connection.terminate)
@@ -122,6 +123,7 @@ class PostgresStore:
         self._open = True
 
     async def close(self) -> None:
+        """Close the store, see `ccp.server.storage.Store`."""
         self._open = False
         if self._batcher is not None:
             await self._batcher.close()
@@ -154,6 +156,7 @@ class PostgresStore:
     # --- Reading ---
 
     async def read(self, query: Query[T]) -> T:
+        """Run a read, see `ccp.server.storage.Store`."""
         assert self._open, "the store is open"
         if isinstance(query, MarkedQuery) and query.batchable and self._batcher is not None:
             self._pool.refuse_while_silent(NOT_READ)
@@ -214,9 +217,11 @@ class PostgresStore:
                     self._pool.give_back(connection, answered=answered)
 
     def reasons(self) -> list[str]:
+        """Failing parts of the engine, see `ccp.server.storage.Store`."""
         return []
 
     async def time(self) -> datetime | None:
+        """The database server's clock, see `ccp.server.storage.Store`."""
         rows = await self._fetch("select clock_timestamp()", ())
         now: datetime = rows[0][0]
         return now
@@ -236,6 +241,7 @@ class PostgresStore:
     # --- Writing ---
 
     async def write(self, query: Query[T]) -> T:
+        """Run a write, see `ccp.server.storage.Store`."""
         assert self._open, "the store is open"
         long_running = isinstance(query, MarkedQuery) and query.long_running
         write = self._standby.begin(self._limits.long_write if long_running else self._limits.write)

@@ -61,6 +61,7 @@ class Expiry:
         self._handle = self._loop.call_later(0.005, self._act)
 
     def cancel(self) -> None:
+        """Cancel the call."""
         self._handle.cancel()
 
 

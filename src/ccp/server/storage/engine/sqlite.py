@@ -40,6 +40,7 @@ class SQLiteStore:
         self._long_reader: JobThread | None = None
 
     async def open(self) -> None:
+        """Open the store, see `ccp.server.storage.Store`."""
         schema.check(f"sqlite:///{self._path}")
         try:
             # The event loop must not block on a lock: see `read`.
@@ -66,6 +67,7 @@ class SQLiteStore:
             raise ConfigurationError(f"The database {self._path} cannot be opened: {exc}.") from exc
 
     async def close(self) -> None:
+        """Close the store, see `ccp.server.storage.Store`."""
         writer, self._writer = self._writer, None
         long_reader, self._long_reader = self._long_reader, None
         for thread in (writer, long_reader):
@@ -77,10 +79,12 @@ class SQLiteStore:
             self._reader = None
 
     def reasons(self) -> list[str]:
+        """Failing parts of the engine, see `ccp.server.storage.Store`."""
         threads = (thread for thread in (self._writer, self._long_reader) if thread is not None)
         return [reason for thread in threads for reason in thread.reasons()]
 
     async def read(self, query: Query[T]) -> T:
+        """Run a read, see `ccp.server.storage.Store`."""
         if not isinstance(query, MarkedQuery):
             return self._read(query)
         if query.long_running:
@@ -139,12 +143,14 @@ class SQLiteStore:
             raise Unavailable(NOT_READ) from exc
 
     async def write(self, change: Query[T]) -> T:
+        """Run a write, see `ccp.server.storage.Store`."""
         assert self._writer is not None, "the store is open"
         long = isinstance(change, MarkedQuery) and change.long_running
         made: T = await self._writer.run(change, self._limits.long_write if long else self._limits.write)
         return made
 
     async def time(self) -> datetime | None:
+        """The database server's clock, see `ccp.server.storage.Store`."""
         return None
 
     def _serve_long(self, inbox: Inbox) -> None:

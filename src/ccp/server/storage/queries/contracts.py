@@ -77,8 +77,9 @@ class Published:
     """Result of a publication.
 
     created: the contract is new to the vehicle. moved_from: the vehicle that it was bound to before. replaced: the same
-    variant existed. at: the time of the change, as in the event and the contract. default_provider, rivals: if the
-    vehicle is contested (`ccp.server.domain.default_contracts`), the provider of its default and the other providers.
+    variant existed. at: the time of the change, as in the event and the contract. default_provider,
+    contesting_providers: for a contested vehicle (`ccp.server.domain.default_contracts`), the provider of its default
+    and the others.
     """
 
     created: bool
@@ -244,13 +245,13 @@ def _check_provisioning(provisioned_at: datetime, began: datetime, now: datetime
         )
 
 
-def _find_valid(pcid: PCID, at: datetime) -> Query[set[EMAID]]:
+def _find_valid(pcid: PCID, now: datetime) -> Query[set[EMAID]]:
     """The vehicle's contracts that have a variant neither expired nor revoked."""
     rows = yield (
         "select distinct c.emaid from contract c left join evidence e on e.issuer = c.certificate_issuer "
         "and e.serial = c.certificate_serial and e.status = 'revoked' "
         "where c.pcid = $1 and c.valid_to >= $2 and e.serial is null",
-        (pcid, int(at.timestamp())),
+        (pcid, int(now.timestamp())),
     )
     return {EMAID(emaid) for (emaid,) in rows}
 
@@ -356,7 +357,7 @@ def event_at(
     emaid: EMAID,
     pcid: PCID,
     rev: int,
-    at: datetime,
+    stamp: datetime,
     namespaces: Iterable[str],
     *,
     contested: bool = False,
@@ -369,7 +370,7 @@ def event_at(
     payload: dict[str, object] = {"emaid": emaid, "pcid": pcid, "namespaces": sorted(namespaces)}
     if contested:
         payload["contested"] = True
-    return insert, (pcid, rev, kind, emaid, json.dumps(payload), microseconds(at))
+    return insert, (pcid, rev, kind, emaid, json.dumps(payload), microseconds(stamp))
 
 
 def _leaf(contract: SignedContract) -> tuple[str | None, str | None]:

@@ -3,7 +3,7 @@
 Every write begins with `lock`: it locks the change counter of parties first, so that writes are serialised on every
 engine and read a settled state. They are rare.
 
-Only `list_all` reads the whole table. Names are compared in their folded form (`folded`), which is stored beside the
+Only `list_all` reads the whole table. Names are compared in their folded form (`fold_name`), which is stored beside the
 name together with the name it was made from, because a release before migration 0009 changes the name alone.
 """
 

@@ -126,11 +126,13 @@ TABLES = (
 
 
 def upgrade() -> None:
+    """Apply the migration."""
     for statement in TABLES:
         op.execute(statement)
 
 
 def downgrade() -> None:
+    """Revert the migration."""
     for table in (
         "change_count", "token_key", "trust_anchor", "party_secret", "party_owns", "party", "outbox",
         "emaid_claim", "contract", "vehicle",

@@ -69,11 +69,13 @@ STATEMENTS = (
 
 
 def upgrade() -> None:
+    """Apply the migration."""
     for statement in STATEMENTS:
         op.execute(statement)
 
 
 def downgrade() -> None:
+    """Revert the migration."""
     op.execute("drop index contract_valid_to")
     op.execute("drop index contract_certificate")
     op.execute("alter table contract drop column certificate_serial")

@@ -53,11 +53,13 @@ STATEMENTS = (
 
 
 def upgrade() -> None:
+    """Apply the migration."""
     for statement in STATEMENTS:
         op.execute(statement)
 
 
 def downgrade() -> None:
+    """Revert the migration."""
     op.execute("alter table party_secret drop column expires_at")
     op.execute("alter table token_key drop column retired_at")
     op.execute("alter table token_key drop column signs_from")

@@ -27,9 +27,11 @@ STATEMENTS = (
 
 
 def upgrade() -> None:
+    """Apply the migration."""
     for statement in STATEMENTS:
         op.execute(statement)
 
 
 def downgrade() -> None:
+    """Revert the migration."""
     op.execute("drop table peer")

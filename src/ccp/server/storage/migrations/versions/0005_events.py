@@ -65,11 +65,13 @@ STATEMENTS = (
 
 
 def upgrade() -> None:
+    """Apply the migration."""
     for statement in STATEMENTS:
         op.execute(statement)
 
 
 def downgrade() -> None:
+    """Revert the migration."""
     op.execute("delete from change_count where topic = 'webhooks'")
     op.execute("drop table delivery")
     op.execute("drop table webhook")

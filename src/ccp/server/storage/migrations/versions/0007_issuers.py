@@ -22,10 +22,12 @@ STATEMENTS = (
 
 
 def upgrade() -> None:
+    """Apply the migration."""
     for statement in STATEMENTS:
         op.execute(statement)
 
 
 def downgrade() -> None:
+    """Revert the migration."""
     op.execute("alter table crl drop column names")
     op.execute("drop table issuer_certificate")

@@ -24,11 +24,13 @@ STATEMENTS = (
 
 
 def upgrade() -> None:
+    """Apply the migration."""
     for statement in STATEMENTS:
         op.execute(statement)
 
 
 def downgrade() -> None:
+    """Revert the migration."""
     op.execute("drop index vehicle_provisioned_at")
     op.execute("alter table contract drop column waited")
     for column in ("provisioned_at", "stamped_at", "default_chosen", "default_provider"):

@@ -34,6 +34,7 @@ STATEMENTS = (
 
 
 def upgrade() -> None:
+    """Apply the migration."""
     for statement in STATEMENTS:
         op.execute(statement)
     connection = op.get_bind()
@@ -45,6 +46,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
+    """Revert the migration."""
     op.execute("drop index party_not_folded")
     op.execute("drop index party_folded_name")
     op.execute("drop index party_folded_id")

@@ -18,11 +18,13 @@ STATEMENTS = (
 
 
 def upgrade() -> None:
+    """Apply the migration."""
     for statement in STATEMENTS:
         op.execute(statement)
 
 
 def downgrade() -> None:
+    """Revert the migration."""
     op.execute("create index contract_valid_to on contract (valid_to)")
     op.execute("drop index contract_expiry")
     op.execute("drop index evidence_revoked")

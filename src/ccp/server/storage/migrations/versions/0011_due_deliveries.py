@@ -10,8 +10,10 @@ down_revision = "0010"
 
 
 def upgrade() -> None:
+    """Apply the migration."""
     op.execute("create index delivery_lease_until on delivery (lease_until, webhook_id) where state = 'waiting'")
 
 
 def downgrade() -> None:
+    """Revert the migration."""
     op.execute("drop index delivery_lease_until")
