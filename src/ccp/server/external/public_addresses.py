@@ -1,8 +1,8 @@
-"""Which IP addresses are on the public Internet, by IANA's registries and not by the Python version's copy of them.
+"""Classification of IP addresses as public, by IANA's registries and independent of the Python version's copy.
 
 Source: IANA IPv4 and IPv6 Special-Purpose Address Registries (RFC 6890), Multicast Address Space, IPv6 Global Unicast
-Address Assignments. An address is public if it is global unicast and in no special-purpose range, those that a
-registry calls "globally reachable" (anycast services, AS112) included: none of them is an HTTP server of a partner.
+Address Assignments. An address is public if it is global unicast and in no special-purpose range. That includes ranges
+that a registry calls "globally reachable" (anycast services, AS112): none of them hosts an HTTP server of a partner.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ _SPECIAL_IPV4: Final = tuple(
         ),
     )
 )
-_GLOBAL_UNICAST: Final = ipaddress.IPv6Network("2000::/3")  # All that is assigned; fc00::/7 and the like are outside.
+_GLOBAL_UNICAST: Final = ipaddress.IPv6Network(
+    "2000::/3"
+)  # All assigned addresses; local ranges are outside.
 _SPECIAL_IPV6: Final = tuple(
     map(
         ipaddress.IPv6Network,
@@ -60,11 +62,11 @@ _MAPPED: Final = ipaddress.IPv6Network("::ffff:0:0/96")
 
 
 def embedded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    """The IPv4 address that packets to an IPv6 address end up at; None where it is no such form.
+    """The IPv4 address that packets to an IPv6 address reach; None if the address embeds none.
 
     Source: RFC 4291 clause 2.5.5.2 (mapped), RFC 6052 clause 2.1 (well-known NAT64 prefix), RFC 3056 (6to4), RFC 4380
-    clause 4 (Teredo, the client's address inverted). 64:ff9b:1::/48 is local use: where the address stands in it is the
-    network's own business, so it counts as not public.
+    clause 4 (Teredo, the client's address inverted). 64:ff9b:1::/48 is for local use: the position of the IPv4 address
+    in it is up to the network, so it counts as not public.
     """
     packed = address.packed
     if address in _MAPPED or address in _NAT64:
@@ -77,7 +79,7 @@ def embedded_ipv4(address: ipaddress.IPv6Address) -> ipaddress.IPv4Address | Non
 
 
 def is_public(address: Address) -> bool:
-    """Whether an address is global unicast and in no special-purpose range. Forms that embed IPv4 count as that."""
+    """Whether an address is global unicast and in no special-purpose range. An embedded IPv4 address decides."""
     if isinstance(address, ipaddress.IPv4Address):
         return not any(address in network for network in _SPECIAL_IPV4)
     inner = embedded_ipv4(address)
@@ -87,7 +89,7 @@ def is_public(address: Address) -> bool:
 
 
 def may_connect(address: Address, allowed: tuple[Network, ...]) -> bool:
-    """Whether an address is public, or in a network that the operator allows (in the form given or embedded)."""
+    """Whether an address is public, or it or its embedded IPv4 address is in a network that the operator allows."""
     inner = embedded_ipv4(address) if isinstance(address, ipaddress.IPv6Address) else None
     if any(address in network or (inner is not None and inner in network) for network in allowed):
         return True

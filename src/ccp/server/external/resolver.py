@@ -1,20 +1,18 @@
-"""Name resolution in separate threads, limited so that a silent name server delays only its own names.
+"""Name resolution in separate threads, with limits that confine a silent name server to its own names.
 
     addresses = await resolver.resolve("ocsp.example", owner="issuer or party")      # or raises ResolutionError
 
-A lookup (getaddrinfo) cannot be cancelled: a thread that asks a silent name server is lost for as long as the system
-waits, often 20 s or more. So lookups run neither in the event loop's small pool nor in a pool of fixed size shared by
-all:
+A lookup (getaddrinfo) cannot be cancelled: a thread that waits for a silent name server is blocked until the system's
+timeout, often 20 s or more. So lookups use neither the event loop's small thread pool nor a shared pool of fixed size:
 
-- at most `max_threads` at a time in all, `max_per_party` for one party that makes us ask, whatever issuers its
-  certificates have, `max_per_owner` for one owner (a party, an issuer), `max_per_domain` of these for one domain, and a
-  quarter of all for domains that were silent lately;
-- one lookup for each name at a time, which everyone waits for who asks for that name; what waits for a thread waits for
-  its own owner alone;
-- callers wait for `timeout` seconds at most, in the queue or not; the queue is bounded;
-- failures are remembered for some seconds, silence for longer, so that repetition costs nothing.
+- Concurrent lookups are limited: `max_threads` in total, `max_per_party` per party that causes them (whatever issuers
+  its certificates have), `max_per_owner` per owner (a party or an issuer), `max_per_domain` per owner and domain, and a
+  quarter of the total for domains that were silent recently.
+- Concurrent requests for one name share a lookup. A queued lookup waits only for lookups of the same owner.
+- Callers wait for at most `timeout` seconds, including the time in the queue. The queue is bounded.
+- Failures are cached for some seconds, timeouts for longer.
 
-Threads are daemons: a process that ends does not wait for them.
+The threads are daemons: a process that exits does not wait for them.
 """
 
 from __future__ import annotations
@@ -33,19 +31,19 @@ from ccp.server.external.public_addresses import Address
 
 _T = TypeVar("_T")
 Lookup: TypeAlias = Callable[[str], list[str]]
-"""Blocking: the addresses of a name, as text. Raises OSError, UnicodeError."""
+"""Blocking function: returns the addresses of a name as text. Raises OSError, UnicodeError."""
 
-TIMEOUT: Final = 1.5  # Less than any exchange may take.
-_FAILURE_SECONDS: Final = 5.0  # A name that does not exist now may be registered in a moment.
-_SILENT_SECONDS: Final = 15.0
-_SLOW_SECONDS: Final = 300.0  # How long a domain that was silent counts as slow.
-_MAX_REMEMBERED: Final = 1024
+TIMEOUT: Final = 1.5  # Less than the timeout of any exchange.
+_FAILURE_TTL: Final = 5.0  # Seconds. A name that does not exist may be registered soon.
+_TIMEOUT_TTL: Final = 15.0
+_SLOW_TTL: Final = 300.0  # How long a domain counts as slow after a timeout.
+_MAX_CACHED: Final = 1024
 _MAX_ADDRESSES: Final = 32
 _DOES_NOT_EXIST: Final = frozenset({socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME)})
 
 
 class ResolutionError(Exception):
-    """A name has no address now. missing: the name does not exist, as opposed to: not known now."""
+    """A name was not resolved. missing: the name does not exist; False if that is not known."""
 
     def __init__(self, reason: str, *, missing: bool = False) -> None:
         super().__init__(reason)
@@ -53,13 +51,13 @@ class ResolutionError(Exception):
 
 
 def system_lookup(host: str) -> list[str]:
-    """What the system's resolver says, in its order."""
+    """Resolve a name with the system's resolver; addresses in its order."""
     found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 class _Failure(NamedTuple):
-    """What is remembered of a lookup that failed. No error: each time it is raised it would hold more frames.
+    """A cached failure. Not an exception object, which would collect traceback frames each time it is raised.
 
     until: seconds of the event loop's clock. missing: see `ResolutionError`.
     """
@@ -71,7 +69,7 @@ class _Failure(NamedTuple):
 
 @dataclass(slots=True, eq=False)
 class _Flight:
-    """A lookup that runs in a thread, or waits for one (started_at: None)."""
+    """A lookup that runs in a thread, or is queued (started_at: None). waiting: number of callers."""
 
     host: str
     domain: str
@@ -83,7 +81,7 @@ class _Flight:
 
 
 class Resolver:
-    """Belongs to one event loop."""
+    """Resolves host names. Belongs to one event loop."""
 
     def __init__(
         self,
@@ -96,7 +94,7 @@ class Resolver:
         max_per_domain: int = 2,
         max_queue: int = 256,
     ) -> None:
-        """lookup: None for the system's. timeout: seconds."""
+        """lookup: None for the system's resolver. timeout: seconds that a caller waits."""
         self._lookup = lookup
         self._timeout = timeout
         self._max_threads = max_threads
@@ -105,8 +103,8 @@ class Resolver:
         self._max_per_owner = max_per_owner
         self._max_per_domain = max_per_domain
         self._max_queue = max_queue
-        self._flights: dict[str, _Flight] = {}  # Those that run, by host.
-        self._waiting: dict[tuple[str, str, str], _Flight] = {}  # Those in the queue, by host, owner and party.
+        self._flights: dict[str, _Flight] = {}  # Running lookups, by host.
+        self._waiting: dict[tuple[str, str, str], _Flight] = {}  # Queued lookups, by host, owner and party.
         self._queue: list[_Flight] = []
         self._running = 0
         self._slow_running = 0
@@ -117,10 +115,10 @@ class Resolver:
         self._slow: OrderedDict[str, float] = OrderedDict()
 
     async def resolve(self, host: str, owner: str = "", party: str = "") -> tuple[Address, ...]:
-        """The addresses of a host: at least one. A literal address is its own.
+        """Return the addresses of a host, at least one. A literal IP address is returned as it is.
 
-        owner: who the lookup is for; it shares no limit with others. party: who makes us ask, empty for the owner
-        itself. Raises ResolutionError.
+        owner: key of the per-owner limits. party: the party that causes the lookup; empty if it is the owner. Raises
+        ResolutionError.
         """
         with contextlib.suppress(ValueError):
             return (ipaddress.ip_address(host.partition("%")[0]),)
@@ -138,13 +136,13 @@ class Resolver:
         except TimeoutError as exc:
             reason = f"{host} was not resolved within {self._timeout:g} s."
             if flight.started_at is not None and flight.started_at - now < self._timeout / 2:
-                self._remember(self._failures, host, _Failure(now + self._timeout + _SILENT_SECONDS, reason))
-                self._remember(self._slow, flight.domain, now + self._timeout + _SLOW_SECONDS)
+                self._cache(self._failures, host, _Failure(now + self._timeout + _TIMEOUT_TTL, reason))
+                self._cache(self._slow, flight.domain, now + self._timeout + _SLOW_TTL)
             raise ResolutionError(reason) from exc
         finally:
             flight.waiting -= 1
             if flight.started_at is None and not flight.waiting and flight in self._queue:
-                self._unqueue(flight)
+                self._dequeue(flight)
                 flight.result.cancel()
 
     def _begin(self, host: str, owner: str, party: str) -> _Flight:
@@ -158,7 +156,7 @@ class Resolver:
             raise ResolutionError("Too many names are waiting to be resolved.")
         return flight
 
-    def _unqueue(self, flight: _Flight) -> None:
+    def _dequeue(self, flight: _Flight) -> None:
         self._queue.remove(flight)
         del self._waiting[flight.host, flight.owner, flight.party]
 
@@ -192,37 +190,37 @@ class Resolver:
                 found = (self._lookup or system_lookup)(flight.host)
             except Exception as exc:
                 found = exc
-            except BaseException as exc:  # Its place is free again, whatever ended the lookup.
+            except BaseException as exc:  # The slot must be released, whatever ended the lookup.
                 found = RuntimeError(f"the lookup was ended by {type(exc).__name__}")
-            with contextlib.suppress(RuntimeError):  # The loop was closed meanwhile.
-                loop.call_soon_threadsafe(self._landed, flight, slow, found)
+            with contextlib.suppress(RuntimeError):  # The event loop was closed in the meantime.
+                loop.call_soon_threadsafe(self._finish, flight, slow, found)
 
         try:
             threading.Thread(target=run, name="lookup", daemon=True).start()
-        except RuntimeError as exc:  # The system has no thread left.
-            self._landed(flight, slow, exc)
+        except RuntimeError as exc:  # The system cannot start another thread.
+            self._finish(flight, slow, exc)
 
-    def _landed(self, flight: _Flight, slow: bool, found: list[str] | Exception) -> None:
+    def _finish(self, flight: _Flight, slow: bool, found: list[str] | Exception) -> None:
         self._running -= 1
         self._slow_running -= slow
         self._by_party[flight.party] -= 1
         self._by_owner[flight.owner] -= 1
         self._by_domain[flight.owner, flight.domain] -= 1
-        # What has come to zero goes, so that both stay as small as what runs.
+        # Unary plus removes zero counts, so the counters stay as small as the number of running lookups.
         self._by_party, self._by_owner, self._by_domain = +self._by_party, +self._by_owner, +self._by_domain
         self._flights.pop(flight.host, None)
         same = [queued for queued in self._queue if queued.host == flight.host]
         for queued in same:
-            self._unqueue(queued)
-        results = [each.result for each in (flight, *same) if not each.result.done()]
+            self._dequeue(queued)
+        results = [queued.result for queued in (flight, *same) if not queued.result.done()]
         try:
             addresses = _read(flight.host, found)
         except ResolutionError as exc:
-            until = asyncio.get_running_loop().time() + _FAILURE_SECONDS
-            self._remember(self._failures, flight.host, _Failure(until, str(exc), exc.missing))
+            until = asyncio.get_running_loop().time() + _FAILURE_TTL
+            self._cache(self._failures, flight.host, _Failure(until, str(exc), exc.missing))
             for result in results:
                 result.set_exception(exc)
-                result.exception()  # Seen: those who waited may have gone.
+                result.exception()  # Marks the exception as retrieved: the callers may be gone.
         else:
             self._failures.pop(flight.host, None)
             for result in results:
@@ -231,19 +229,19 @@ class Resolver:
             if self._running >= self._max_threads:
                 break
             if self._may_start(queued):
-                self._unqueue(queued)
+                self._dequeue(queued)
                 self._start(queued)
 
     @staticmethod
-    def _remember(memory: OrderedDict[str, _T], name: str, value: _T) -> None:
-        memory[name] = value
-        memory.move_to_end(name)
-        if len(memory) > _MAX_REMEMBERED:
-            memory.popitem(last=False)
+    def _cache(cache: OrderedDict[str, _T], name: str, value: _T) -> None:
+        cache[name] = value
+        cache.move_to_end(name)
+        if len(cache) > _MAX_CACHED:
+            cache.popitem(last=False)
 
 
 def _read(host: str, found: list[str] | Exception) -> tuple[Address, ...]:
-    """Raises ResolutionError."""
+    """Check the outcome of a lookup. Raises ResolutionError."""
     if isinstance(found, UnicodeError):
         raise ResolutionError(f"{host} is not a valid host name.", missing=True) from found
     if isinstance(found, Exception):
@@ -256,7 +254,7 @@ def _read(host: str, found: list[str] | Exception) -> tuple[Address, ...]:
 
 
 def _domain_of(host: str) -> str:
-    """What one registrant usually controls: the last two labels, three below a second level such as "co" in co.uk."""
+    """The part of a name that one registrant usually controls: two labels, or three below a domain such as co.uk."""
     labels = host.lower().rstrip(".").split(".")
     below_short = len(labels) >= 3 and len(labels[-2]) <= 3 and len(labels[-1]) == 2
     return ".".join(labels[-3 if below_short else -2 :])

@@ -1,13 +1,13 @@
 """Limits on the framing of an HTTP/1.1 response: heads, header lines, interim responses, chunks, trailers.
 
-A cap on body bytes says little about work: 64 KiB can be 2,600 interim responses or 10,900 chunks of one byte, and the
-parser goes through all of them between two awaits. `ResponseFraming` follows the framing just far enough to hand the
-parser little at a time, to say what each portion costs, and to refuse what no server sends:
+A limit on body bytes does not limit work: 64 KiB can be 2,600 interim responses or 10,900 chunks of one byte, and the
+parser processes all of them between two awaits. `ResponseFraming` follows the framing only as far as needed to split
+the bytes into small portions, to estimate the cost of each, and to refuse what no real server sends:
 
     framing.begin()                              # before each request
-    portion = framing.next_portion(received)     # how many of the received bytes the parser may have now; 0: more first
+    portion = framing.next_portion(received)     # how many of the received bytes the parser gets now; 0: wait for more
 
-It decides nothing about the message: the parser (h11) reads the same bytes afterwards, and is the stricter of the two.
+It makes no decision about the message. The parser (h11) reads the same bytes afterwards and is stricter.
 Source: RFC 9112 clauses 2, 4, 6.3 and 7.1; RFC 9110 clause 15.2.
 """
 
@@ -19,18 +19,18 @@ from typing import Final, NamedTuple
 
 import httpcore
 
-MAX_HEAD_BYTES: Final = 32_768  # All heads of an exchange together; common servers stop at 8,192 for one.
+MAX_HEAD_BYTES: Final = 32_768  # Sum over all heads of an exchange; common servers send at most 8,192 for one.
 MAX_HEADER_LINES: Final = 256
 MAX_INTERIM_RESPONSES: Final = 8  # 100 Continue, 102 Processing, 103 Early Hints: one or two in practice.
-MAX_CHUNK_LINE_BYTES: Final = 256  # The size and extensions, which no known server sends.
+MAX_CHUNK_LINE_BYTES: Final = 256  # The size, and extensions, which no known server sends.
 MAX_TRAILER_BYTES: Final = 8_192
 MAX_TRAILER_LINES: Final = 64
-_FREE_PIECES: Final = 1_024  # Chunks, and reads, before they have to have a size on average:
-_MIN_PIECE_BYTES: Final = 256
+_FREE_PIECES: Final = 1_024  # Chunks, and reads, that may be of any size.
+_MIN_PIECE_BYTES: Final = 256  # The minimum average size of further ones.
 _CHUNKS_PER_PORTION: Final = 32
 _RAW_PORTION: Final = 65_536
 
-# Estimated microseconds, measured with h11 0.16 and Python 3.11 on a slow core.
+# Estimated cost in microseconds, measured with h11 0.16 and Python 3.11 on a slow core.
 _HEAD_COST: Final = 120
 _LINE_COST: Final = 6
 _CHUNK_COST: Final = 30
@@ -45,11 +45,11 @@ _CHUNK_LINE: Final = re.compile(rb"([0-9A-Fa-f]{1,20})(?:;[^\n]*)?[ \t]*\r\n")
 
 
 class ResponseLimitError(httpcore.RemoteProtocolError):
-    """An answer that goes beyond a limit. The text follows the server's name in a sentence."""
+    """A response exceeds a limit. The text completes a sentence that begins with the name of the server."""
 
 
 class Portion(NamedTuple):
-    """length: bytes that the parser may have. cost: estimated microseconds of its work."""
+    """length: bytes for the parser. cost: estimated microseconds of the parser's work."""
 
     length: int
     cost: int
@@ -65,18 +65,18 @@ class _Part(Enum):
 
 
 def portion_cost(length: int) -> int:
-    """What bytes of a body cost, in estimated microseconds."""
+    """Estimated cost of body bytes in microseconds."""
     return _PORTION_COST + length // 256
 
 
 class ResponseFraming:
-    """The framing of one response after another on a connection. Sans-IO."""
+    """Framing of the successive responses on a connection. Sans-IO."""
 
     def __init__(self) -> None:
         self.begin()
 
     def begin(self) -> None:
-        """A request is sent: what comes now is its response."""
+        """Start a new exchange: the next bytes are the response to the request that is being sent."""
         self._part = _Part.HEAD
         self._head_bytes = self._lines = self._interim = 0
         self._scanned = 0
@@ -85,17 +85,17 @@ class ResponseFraming:
 
     @property
     def is_plain(self) -> bool:
-        """Whether everything that comes now is body."""
+        """Whether all further bytes are body."""
         return self._part is _Part.RAW
 
     def count_read(self, length: int) -> None:
-        """Bytes have arrived. Raises ResponseLimitError for a stream in tiny pieces."""
+        """Count received bytes. Raises ResponseLimitError for a stream of tiny pieces."""
         self._reads += 1
         self._bytes += length
         self._check_pieces(self._reads, "sends its answer in too many small pieces")
 
     def next_portion(self, received: bytearray) -> Portion:
-        """What the parser may have of the received bytes; a length of 0 if more has to arrive first.
+        """The portion of the received bytes that the parser gets now; length 0 if more bytes are needed first.
 
         Raises ResponseLimitError.
         """
@@ -135,7 +135,7 @@ class ResponseFraming:
         return Portion(length, _HEAD_COST + lines * _LINE_COST)
 
     def _body_after(self, head: bytes, status: bytes) -> _Part:
-        """Source: RFC 9112 clause 6.3."""
+        """The part that follows a head. Source: RFC 9112 clause 6.3."""
         if status in (b"204", b"304"):
             return _Part.END
         if _CODING.search(head):
@@ -154,31 +154,31 @@ class ResponseFraming:
         return Portion(length, portion_cost(length))
 
     def _chunked(self, received: bytearray) -> Portion:
-        at = found = 0
-        while at < len(received) and found < _CHUNKS_PER_PORTION:
+        offset = found = 0
+        while offset < len(received) and found < _CHUNKS_PER_PORTION:
             if self._left:
-                step = min(self._left, len(received) - at)
+                step = min(self._left, len(received) - offset)
                 self._left -= step
-                at += step
+                offset += step
                 continue
-            end = received.find(b"\n", at, at + MAX_CHUNK_LINE_BYTES)
+            end = received.find(b"\n", offset, offset + MAX_CHUNK_LINE_BYTES)
             if end < 0:
-                if len(received) - at >= MAX_CHUNK_LINE_BYTES:
+                if len(received) - offset >= MAX_CHUNK_LINE_BYTES:
                     raise ResponseLimitError("sends a longer chunk line than is accepted")
                 break
-            line = _CHUNK_LINE.fullmatch(received, at, end + 1)
+            line = _CHUNK_LINE.fullmatch(received, offset, end + 1)
             if line is None:
                 raise ResponseLimitError("sends a chunk that cannot be read")
             found += 1
             self._chunks += 1
             self._check_pieces(self._chunks, "sends its answer in too many small chunks")
-            at = end + 1
+            offset = end + 1
             size = int(line[1], 16)
             if size == 0:
                 self._part = _Part.TRAILER
                 break
             self._left = size + 2
-        return Portion(at, portion_cost(at) + found * _CHUNK_COST)
+        return Portion(offset, portion_cost(offset) + found * _CHUNK_COST)
 
     def _trailer(self, received: bytearray) -> Portion:
         end = _TRAILER_END.search(received, 0, MAX_TRAILER_BYTES + 1)
