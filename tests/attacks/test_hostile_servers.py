@@ -78,7 +78,7 @@ def during(calls: Callable[[OutboundClient], list[asyncio.Task[str]]]) -> tuple[
 
 @pytest.mark.parametrize("kind", [*BEHAVIOURS, *SLOW])
 @pytest.mark.parametrize("cut", [False, True], ids=["whole", "status"])
-def test_no_answer_holds_the_event_loop(hostile: str, kind: str, cut: bool) -> None:
+def test_hostile_responses_do_not_block_the_event_loop(hostile: str, kind: str, cut: bool) -> None:
     """Eight at a time. Before, a turn took 100 ms for interim answers and 300 ms for chunks of one byte."""
 
     async def call(outbound: OutboundClient) -> str:
@@ -104,7 +104,7 @@ def test_no_answer_holds_the_event_loop(hostile: str, kind: str, cut: bool) -> N
 
 
 @pytest.mark.parametrize("kind", ["interim", "chunks", "headers", "trailers", "drip"])
-def test_a_peer_is_read_within_the_same_limits(hostile: str, kind: str) -> None:
+def test_peer_responses_have_the_same_limits(hostile: str, kind: str) -> None:
     async def test() -> float:
         outbound = OutboundClient()
         client = AsyncClient(f"{hostile}/{kind}", token="x", network_backend=outbound.configured_backend)
@@ -124,7 +124,7 @@ def test_a_peer_is_read_within_the_same_limits(hostile: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("item", [b"1", b"{}", b'"x"', b"[]", b"null"])
-def test_a_peers_list_of_wrong_items_is_given_up_at_the_first(item: bytes) -> None:
+def test_peer_list_is_rejected_at_its_first_invalid_item(item: bytes) -> None:
     """262,144 bytes of them took 1.2 s, a megabyte of them 9 s."""
     body = b'{"contractDataCollection":[' + b",".join([item] * (260_000 // (len(item) + 1))) + b"]}"
 
@@ -166,7 +166,7 @@ def tls_server(folder: Path, groups: str) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(("groups", "answers"), [("P-256", True), ("ffdhe8192", False)])
-def test_a_server_cannot_demand_costly_key_exchange(
+def test_tls_client_refuses_costly_key_exchange(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: str, answers: bool
 ) -> None:
     """Before, one handshake over ffdhe8192 held the loop for 114 ms, and the server chooses."""
@@ -191,7 +191,7 @@ def test_a_server_cannot_demand_costly_key_exchange(
         assert asyncio.run(test()) < 0.05
 
 
-def test_ordinary_answers_of_every_framing_are_read(hostile: str) -> None:
+def test_outbound_client_reads_every_ordinary_framing(hostile: str) -> None:
     """A megabyte with a length, in chunks, until the end, and behind interim answers."""
     body = bytes(range(256)) * 4096
     chunks = b"".join(
@@ -228,7 +228,7 @@ def test_ordinary_answers_of_every_framing_are_read(hostile: str) -> None:
     asyncio.run(test())
 
 
-def test_an_answer_to_nothing_is_not_taken_for_that_of_the_next_request() -> None:
+def test_unsolicited_response_is_not_used_for_the_next_request() -> None:
     """A server that sends two answers at once would otherwise answer what it was never asked."""
 
     async def test() -> None:
@@ -276,9 +276,7 @@ def _others(pool: Pool, car: Car, busy: Callable[[], bool]) -> list[float]:
 
 
 @pytest.mark.parametrize("kind", ["interim", "chunks", "headers"])
-def test_webhooks_that_answer_without_an_end_keep_no_car_waiting(
-    pkis: dict[str, object], hostile: str, kind: str
-) -> None:
+def test_endless_webhook_responses_do_not_delay_deliveries(pkis: dict[str, object], hostile: str, kind: str) -> None:
     """Twenty webhooks of one party. Before, one car waited for ten seconds."""
     options = {
         "event_dispatch": True,
@@ -306,7 +304,7 @@ def test_webhooks_that_answer_without_an_end_keep_no_car_waiting(
 
 
 @pytest.mark.parametrize("kind", ["interim", "chunks"])
-def test_responders_and_lists_that_answer_without_an_end_keep_no_car_waiting(hostile: str, kind: str) -> None:
+def test_endless_ocsp_and_crl_responses_do_not_delay_deliveries(hostile: str, kind: str) -> None:
     """Six PUTs whose certificates name such a server. Before, one car waited for almost six seconds."""
     addresses = Addresses(ocsp=f"{hostile}/{kind}", crl=f"{hostile}/{kind}")
     evil = build_pki(AT, addresses=lambda ca: addresses if ca == "eMSP Sub2 CA SIM" else Addresses())
@@ -320,7 +318,7 @@ def test_responders_and_lists_that_answer_without_an_end_keep_no_car_waiting(hos
     assert max(took) < 1.5, (len(took), statistics.median(took), max(took))
 
 
-def test_the_budget_lets_work_wait_for_the_next_turn_in_order() -> None:
+def test_loop_budget_queues_work_in_order() -> None:
     async def test() -> None:
         budget, order, turns = LoopBudget(1_000), list[int](), list[int]()
         turn = 0

@@ -43,7 +43,7 @@ def put(pool: Pool, server: Server, data: bytes) -> httpx.Response:
     return pool.cps.put("/signedcontractdata", json=pool.contract(pool.car()).body)
 
 
-def test_the_responder_certificate_may_stand_last_of_many(pool: Pool, pki: PKI, server: Server) -> None:
+def test_ocsp_responder_certificate_may_be_last(pool: Pool, pki: PKI, server: Server) -> None:
     leaf, issuer = pki.cps.certificate, pki.cps_sub2
     responder = issuer.issue("OCSP", OCSP_RESPONDER, at=AT)
     others = [pki.emsp_sub2.issue(f"Other {number}", CONTRACT, at=AT).certificate.x509 for number in range(9)]
@@ -52,7 +52,7 @@ def test_the_responder_certificate_may_stand_last_of_many(pool: Pool, pki: PKI, 
     assert answered.status_code == 201, answered.text
 
 
-def test_the_key_type_of_an_rsa_responder_is_named(pool: Pool, pki: PKI, server: Server) -> None:
+def test_ocsp_error_names_an_rsa_responder_key(pool: Pool, pki: PKI, server: Server) -> None:
     leaf, issuer = pki.cps.certificate, pki.cps_sub2
     key = rsa.generate_private_key(65537, 2048)
     purpose = x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.OCSP_SIGNING])
@@ -70,7 +70,7 @@ def test_the_key_type_of_an_rsa_responder_is_named(pool: Pool, pki: PKI, server:
     assert 'The key type of certificate \\"RSA OCSP\\" is not supported (RSA).' in answered.text
 
 
-def test_a_response_whose_signature_claims_unused_bits_is_no_evidence(pool: Pool, pki: PKI, server: Server) -> None:
+def test_ocsp_signature_with_unused_bits_is_refused(pool: Pool, pki: PKI, server: Server) -> None:
     data, signature = b"", b"\1"
     while signature[-1] & 1:
         data = answer(pki.cps.certificate, pki.cps_sub2)

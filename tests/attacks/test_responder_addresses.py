@@ -106,7 +106,7 @@ def get_only(server: Server, path: str, issuer: Credential, refusal: Reply) -> N
 @pytest.mark.parametrize(
     ("kind", "refusal"), [("405", Reply(status=405)), ("501", Reply(status=501)), ("400", Reply(b"<html>", 400))]
 )
-def test_a_responder_that_refuses_post_is_asked_by_get(pool: Pool, server: Server, kind: str, refusal: Reply) -> None:
+def test_ocsp_falls_back_to_get(pool: Pool, server: Server, kind: str, refusal: Reply) -> None:
     get_only(server, "/" + kind, pool.pki(kind).emsp_sub2, refusal)
     pool.publish(pool.car(), signer=kind)
     seen = [request.method for request in server.seen if request.path.startswith("/" + kind)]
@@ -117,7 +117,7 @@ def test_a_responder_that_refuses_post_is_asked_by_get(pool: Pool, server: Serve
     assert seen == ["POST", "GET", "GET"]
 
 
-def test_a_responder_that_takes_post_alone_by_now_is_asked_by_post(pool: Pool, server: Server) -> None:
+def test_ocsp_returns_to_post_if_get_is_refused(pool: Pool, server: Server) -> None:
     issuer = pool.pki("changed").emsp_sub2
     get_only(server, "/changed", issuer, Reply(status=405))
     pool.publish(pool.car(), signer="changed")
@@ -132,7 +132,7 @@ def test_a_responder_that_takes_post_alone_by_now_is_asked_by_post(pool: Pool, s
     assert seen == ["POST", "GET", "GET", "POST", "POST"]
 
 
-def test_a_400_that_is_an_ocsp_response_is_not_a_reason_for_get(pool: Pool, server: Server) -> None:
+def test_ocsp_response_with_status_400_does_not_cause_get(pool: Pool, server: Server) -> None:
     malformed = ocsp.OCSPResponseBuilder.build_unsuccessful(ocsp.OCSPResponseStatus.MALFORMED_REQUEST)
     server.says("/broken", Reply(malformed.public_bytes(Encoding.DER), 400))
     answer = put(pool, pool.contract(pool.car(), signer="broken"))
@@ -140,7 +140,7 @@ def test_a_400_that_is_an_ocsp_response_is_not_a_reason_for_get(pool: Pool, serv
     assert [request.method for request in server.seen if request.path.startswith("/broken")] == ["POST"]
 
 
-def test_blanks_around_an_address_are_no_part_of_it(pool: Pool, server: Server) -> None:
+def test_status_urls_are_trimmed(pool: Pool, server: Server) -> None:
     issuer = pool.pki("blanks").emsp_sub2
     server.answers["/blanks"] = lambda request: Reply(good(issuer, request.body))
     pool.publish(pool.car(), signer="blanks")
@@ -148,7 +148,7 @@ def test_blanks_around_an_address_are_no_part_of_it(pool: Pool, server: Server) 
 
 
 @pytest.mark.parametrize("kind", NEVER_CALLED)
-def test_an_address_that_can_never_be_called_is_a_defect_for_good(pool: Pool, server: Server, kind: str) -> None:
+def test_uncallable_status_urls_are_refused_permanently(pool: Pool, server: Server, kind: str) -> None:
     before = len(server.seen)
     contract = pool.contract(pool.car(), signer=kind)
     answer = put(pool, contract)
@@ -161,14 +161,14 @@ def test_an_address_that_can_never_be_called_is_a_defect_for_good(pool: Pool, se
     assert (pool.stored(contract.emaid), len(server.seen)) == (0, before)
 
 
-def test_policy_require_says_the_same(server: Server) -> None:
+def test_uncallable_status_urls_are_refused_by_policy_require(server: Server) -> None:
     with start({"iso2": naming("ldap://ca.example/cn=crl")}, revocation="require") as pool:
         answer = put(pool, pool.contract(pool.car()))
         assert any(NEVER in sentence for sentence in sentences(answer, 400))
         assert "Retry-After" not in answer.headers
 
 
-def test_one_good_address_among_bad_ones_is_used(pool: Pool, server: Server) -> None:
+def test_one_callable_status_url_is_enough(pool: Pool, server: Server) -> None:
     issuer = pool.pki("mixed").emsp_sub2
     server.answers["/mixed"] = lambda request: Reply(good(issuer, request.body))
     pool.publish(pool.car(), signer="mixed")

@@ -57,7 +57,7 @@ def extension(**values: object) -> tuple[x509.ExtensionType, bool]:
     return x509.IssuingDistributionPoint(**{**given, **values}), True
 
 
-def test_a_list_whose_point_is_written_in_other_letters_is_taken(pool: Pool, pki: PKI, server: Server) -> None:
+def test_crl_distribution_point_ignores_letter_case(pool: Pool, pki: PKI, server: Server) -> None:
     upper = server.url.replace("http://", "HTTP://") + LIST
     other = x509.UniformResourceIdentifier("ldap://crl.example/cn=cps")
     idp = extension(full_name=[other, x509.UniformResourceIdentifier(upper)])
@@ -69,7 +69,7 @@ def test_a_list_whose_point_is_written_in_other_letters_is_taken(pool: Pool, pki
     assert "only a part of the issuer's" in answer.text
 
 
-def test_a_list_of_users_counts_for_a_ca_of_leaves(pool: Pool, pki: PKI, server: Server) -> None:
+def test_crl_of_user_certificates_covers_leaves(pool: Pool, pki: PKI, server: Server) -> None:
     only_users = extension(only_contains_user_certs=True)
     served(pool, server, crl(pki.cps_sub2, extra=(only_users,)))
     assert put(pool).status_code == 201
@@ -80,14 +80,14 @@ def test_a_list_of_users_counts_for_a_ca_of_leaves(pool: Pool, pki: PKI, server:
 
 
 @pytest.mark.parametrize("before", [b"\xef\xbb\xbf", b"\r\n\n", b"issuer=CPS\n"], ids=["bom", "blank lines", "text"])
-def test_pem_behind_other_bytes_is_read(pool: Pool, pki: PKI, server: Server, before: bytes) -> None:
+def test_crl_in_pem_after_other_bytes_is_read(pool: Pool, pki: PKI, server: Server, before: bytes) -> None:
     served(pool, server, before + _pem(crl(pki.cps_sub2)))
     assert put(pool).status_code == 201
     served(pool, server, before + _pem(crl(pki.cps_sub2, pki.cps.certificate)))
     assert put(pool).status_code == 400
 
 
-def test_a_list_whose_signature_claims_unused_bits_is_no_evidence(pool: Pool, pki: PKI, server: Server) -> None:
+def test_crl_signature_with_unused_bits_is_refused(pool: Pool, pki: PKI, server: Server) -> None:
     data, signature = b"", b"\1"
     while signature[-1] & 1:
         data = crl(pki.cps_sub2)
@@ -111,7 +111,7 @@ def renumbered(pool: Pool, pki: PKI, server: Server, number: int | None, *revoke
     pool.sql("update crl set next_update = ?, refresh_at = ?", past, future)
 
 
-def test_a_number_that_fell_for_good_is_accepted_by_a_command(pool: Pool, pki: PKI, server: Server) -> None:
+def test_crl_with_a_lower_number_is_accepted_by_command(pool: Pool, pki: PKI, server: Server) -> None:
     served(pool, server, crl(pki.cps_sub2, number=7))
     assert put(pool).status_code == 201
     url, env = server.url + LIST, {"CCP_DATABASE": pool.settings.database}

@@ -70,7 +70,7 @@ def pool(server: Server, names: None) -> Iterator[Pool]:
 
 
 @pytest.mark.parametrize("attacker", ["tls", "failing"])
-def test_certificates_of_another_ca_cannot_silence_a_responder(pool: Pool, server: Server, attacker: str) -> None:
+def test_circuits_of_one_host_are_separate_per_issuer(pool: Pool, server: Server, attacker: str) -> None:
     """Addresses on the victim's host, under another scheme or path, that fail again and again."""
     for _ in range(6):
         answer = put(pool, pool.contract(pool.car(), signer=attacker))
@@ -79,7 +79,7 @@ def test_certificates_of_another_ca_cannot_silence_a_responder(pool: Pool, serve
     pool.publish(pool.car())
 
 
-def test_eighty_dry_runs_of_one_party_do_not_delay_another(pool: Pool, server: Server) -> None:
+def test_dry_runs_of_one_party_do_not_delay_another(pool: Pool, server: Server) -> None:
     contracts = [pool.contract(pool.car()) for _ in range(80)]
     mine = pool.contract(pool.car())
 
@@ -105,7 +105,7 @@ def serial_of(contract: Contract) -> int:
     return Certificate.load(contract.certificate).serial_number
 
 
-def test_silent_name_servers_stop_nothing_else(pool: Pool, server: Server) -> None:
+def test_silent_name_servers_delay_only_their_names(pool: Pool, server: Server) -> None:
     """Three domains without an answer, asked for by six PUTs at the same time; a responder with a name goes on."""
     blocked = [pool.contract(pool.car(), signer=f"silent {n}") for n in range(6)]
     with ThreadPoolExecutor(6) as threads:
@@ -131,7 +131,7 @@ def lookups() -> int:
     return sum(thread.name == "lookup" for thread in threading.enumerate())
 
 
-def test_what_never_reached_a_host_is_not_held_against_it(server: Server, names: None) -> None:
+def test_requests_that_were_not_sent_do_not_open_a_circuit(server: Server, names: None) -> None:
     """A name that does not resolve, and an address that may not be called: said each time, and nothing counted."""
 
     async def test() -> None:

@@ -47,7 +47,7 @@ def naming(pki: PKI, url: str) -> PKI:
     return replace(pki, emsp_sub2=replace(pki.emsp_sub2, addresses=Addresses(ocsp=url)))
 
 
-def test_a_host_is_resolved_while_another_ca_waits_for_the_same_host(server: Server, released: threading.Event) -> None:
+def test_lookup_of_a_host_is_separate_per_issuer(server: Server, released: threading.Event) -> None:
     """One CA's certificates name four silent domains, and then the responder of another CA."""
     port = server.url.rpartition(":")[2]
     host = f"http://ocsp.victim.test:{port}"
@@ -67,7 +67,7 @@ def test_a_host_is_resolved_while_another_ca_waits_for_the_same_host(server: Ser
                 assert "cannot be established now" in sentences(one.result(), 503)[0]
 
 
-def test_a_list_that_one_party_cannot_fetch_is_fetched_for_another(server: Server, released: threading.Event) -> None:
+def test_shared_crl_fetch_is_retried_for_another_party(server: Server, released: threading.Event) -> None:
     """A party that has used up its lookups asks for a list of a CA that others use, too."""
     port = server.url.rpartition(":")[2]
     shared, attacker = build_pki(AT), build_pki(AT)
@@ -103,9 +103,7 @@ def fill_lookups(pool: Pool, attacker: PKI, port: str) -> None:
             assert "cannot be established now" in sentences(answer, 503)[0]
 
 
-def test_a_party_that_names_many_issuers_leaves_lookups_to_another_party(
-    server: Server, released: threading.Event
-) -> None:
+def test_lookups_per_party_are_limited_across_issuers(server: Server, released: threading.Event) -> None:
     """A root of its own makes any number of sub-CAs, each of which names four silent hosts in two domains."""
     port = server.url.rpartition(":")[2]
     victim, attacker = naming(build_pki(AT), f"http://ocsp.victim.test:{port}/victim"), build_pki(AT)

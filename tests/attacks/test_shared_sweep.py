@@ -20,7 +20,7 @@ def server() -> Iterator[Server]:
         yield running
 
 
-def test_evidence_is_refreshed_while_another_ca_on_the_same_host_is_slow(server: Server) -> None:
+def test_refresh_of_one_issuer_is_not_delayed_by_another(server: Server) -> None:
     """The other CA's certificates are due first, and name the host of the victim's responder."""
     attacker, victim = (
         branch(addresses={"sub2": Addresses(ocsp=f"{server.url}/{name}")}) for name in ("attacker", "victim")

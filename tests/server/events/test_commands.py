@@ -65,7 +65,7 @@ def dead(pool: Pool, webhook: dict[str, Any], count: int = 1) -> list[Contract]:
     return contracts
 
 
-def test_nothing_is_listed_where_there_is_nothing(pool: Pool) -> None:
+def test_events_list_is_empty_without_events(pool: Pool) -> None:
     assert run(pool, "list").lines[-1] == "0 not looked at yet, 0 waiting, 0 dead."
     assert json.loads(run(pool, "list", "--json").out) == {
         "backlog": {"outbox": 0, "waiting": 0, "dead": 0, "oldest": None},
@@ -74,7 +74,7 @@ def test_nothing_is_listed_where_there_is_nothing(pool: Pool) -> None:
     assert json.loads(webhook(pool, "list", "--json").out) == []
 
 
-def test_what_was_given_up_is_listed_first_of_all(pool: Pool) -> None:
+def test_events_list_shows_dead_deliveries_first(pool: Pool) -> None:
     made = subscribe(pool)
     (contract,) = dead(pool, made)
     waiting = pool.publish(pool.car())
@@ -114,7 +114,7 @@ def test_what_was_given_up_is_listed_first_of_all(pool: Pool) -> None:
     assert unseen.emaid not in run(pool, "list", "--state", "all").out
 
 
-def test_endpoints_are_listed_with_what_waits_for_each_and_without_secrets(pool: Pool) -> None:
+def test_webhook_list_shows_backlog_without_secrets(pool: Pool) -> None:
     busy, calm = subscribe(pool), subscribe(pool, "emsp", "mo.contract.queued.to.oem", providerIds=["DEEXA"])
     idle = subscribe(pool, "other_oem", status="disabled")
     dead(pool, busy, 2)
@@ -138,14 +138,14 @@ def test_endpoints_are_listed_with_what_waits_for_each_and_without_secrets(pool:
             assert made["secret"] not in text
 
 
-def test_an_endpoint_of_a_disabled_party_says_so(pool: Pool) -> None:
+def test_webhook_list_shows_disabled_parties(pool: Pool) -> None:
     subscribe(pool, "other_emsp", "root.cert.added")
     pool.change(parties.disable("other_emsp"))
     assert "party disabled" in webhook(pool, "list").out
     assert json.loads(webhook(pool, "list", "--json").out)[0]["party_enabled"] is False
 
 
-def test_one_event_is_shown_with_what_is_sent(pool: Pool) -> None:
+def test_events_show_prints_the_body(pool: Pool) -> None:
     made = subscribe(pool)
     (contract,) = dead(pool, made)
     (item,) = listed(pool)
@@ -158,7 +158,7 @@ def test_one_event_is_shown_with_what_is_sent(pool: Pool) -> None:
     assert refused(pool, "show", "x\x1b[1m\0") == r"There is no delivery of an event x\x1b[1m\x00."
 
 
-def test_a_dead_delivery_is_tried_again_under_its_own_id(pool: Pool) -> None:
+def test_events_replay_keeps_the_event_id(pool: Pool) -> None:
     made = subscribe(pool)
     dead(pool, made, 2)
     first, second = listed(pool)
@@ -173,7 +173,7 @@ def test_a_dead_delivery_is_tried_again_under_its_own_id(pool: Pool) -> None:
     assert run(pool, "replay", "--all").lines == ["0 deliveries wait again."]
 
 
-def test_what_is_dropped_is_gone(pool: Pool) -> None:
+def test_events_drop_removes_dead_deliveries(pool: Pool) -> None:
     made, other = subscribe(pool), subscribe(pool)
     contracts = [pool.publish(pool.car()) for _ in range(3)]
     fanned_out(pool, *contracts)
@@ -188,7 +188,7 @@ def test_what_is_dropped_is_gone(pool: Pool) -> None:
     assert run(pool, "list").lines[-1] == "0 not looked at yet, 0 waiting, 0 dead."
 
 
-def test_many_deliveries_are_dropped_in_the_time_that_this_takes(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_drop_handles_many_deliveries(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     dead(pool, subscribe(pool))
     copied(pool, 30_000)
     monkeypatch.setattr("ccp.server.storage.engine.time_limits.COMMANDS", TimeLimits(write=0.2))
@@ -196,7 +196,7 @@ def test_many_deliveries_are_dropped_in_the_time_that_this_takes(pool: Pool, mon
 
 
 @pytest.mark.parametrize("command", ["replay", "drop"])
-def test_only_dead_deliveries_are_touched_and_all_of_those_named_or_none(pool: Pool, command: str) -> None:
+def test_events_replay_and_drop_are_all_or_nothing(pool: Pool, command: str) -> None:
     made = subscribe(pool, "oem", CREATED, DELETED)
     dead(pool, made)
     fanned_out(pool, pool.publish(pool.car()))
@@ -212,7 +212,7 @@ def test_only_dead_deliveries_are_touched_and_all_of_those_named_or_none(pool: P
     assert pool.sql("select * from delivery order by event_id") == before
 
 
-def test_what_an_operator_does_is_in_the_audit_trail(pool: Pool) -> None:
+def test_events_commands_are_audited(pool: Pool) -> None:
     pool.sql("select 1")
     made = subscribe(pool)
     dead(pool, made, 2)
@@ -233,7 +233,7 @@ def test_what_an_operator_does_is_in_the_audit_trail(pool: Pool) -> None:
     assert ccp_ok("audit", "verify", env={"CCP_DATABASE": pool.settings.database}).status == 0
 
 
-def test_a_process_of_its_own_sends_events_until_it_is_told_to_stop(pool: Pool, tmp_path: Path) -> None:
+def test_events_dispatch_runs_until_signalled(pool: Pool, tmp_path: Path) -> None:
     with scripted() as maker, open(tmp_path / "log", "wb") as log:
         maker.on("/hook", Reply(204))
         made = subscribe(pool, "oem", CREATED, url=f"{maker.url}/hook")

@@ -75,7 +75,7 @@ def claim(url: str, hook: Webhook, at: datetime = AT, limit: int = 10) -> list[D
 # --- Fan-out ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_event_that_nobody_wants_leaves_the_outbox_and_nothing_is_kept(url: str) -> None:
+def test_fan_out_removes_events_without_subscribers(url: str) -> None:
     publish(url)
     assert write(url, outbox.fan_out(AT)) == 1
     assert sql(url, "select count(*) from outbox") == sql(url, "select count(*) from delivery") == [(0,)]
@@ -101,7 +101,7 @@ def test_an_event_that_nobody_wants_leaves_the_outbox_and_nothing_is_kept(url: s
         "disabled webhook", "other event", "provider",
     ],
 )  # fmt: skip
-def test_a_webhook_is_told_of_what_it_wants_and_its_party_owns_now(
+def test_fan_out_selects_by_subscription_and_ownership(
     url: str, owner: Party, more: dict[str, object], told: bool
 ) -> None:
     hook = subscribed(url, owner.client_id, **more)
@@ -113,7 +113,7 @@ def test_a_webhook_is_told_of_what_it_wants_and_its_party_owns_now(
     assert [each.kind for each in waiting(url, hook)] == ["oem.contract.created"] * told
 
 
-def test_a_provider_is_told_under_the_names_that_it_subscribed_to(url: str) -> None:
+def test_fan_out_uses_the_subscribed_event_name(url: str) -> None:
     new = subscribed(url, "emsp", "emsp.contract.delivered.to.oem", "mo.contract.delivered.to.oem")
     old = subscribed(url, "emsp", "mo.contract.delivered.to.oem", provider_ids=("DEEXA",))
     other = subscribed(url, "emsp", "mo.contract.delivered.to.oem", provider_ids=("NLEXB",))
@@ -127,7 +127,7 @@ def test_a_provider_is_told_under_the_names_that_it_subscribed_to(url: str) -> N
     assert waiting(url, other) == []
 
 
-def test_an_event_says_of_the_contract_what_is_published(url: str) -> None:
+def test_event_payload_describes_the_contract(url: str) -> None:
     hook = subscribed(url)
     publish(url, root_dn="CN=V2G Root\\, Example, DC=V2G, O=Example, C=DE")
     write(url, outbox.fan_out(AT))
@@ -140,7 +140,7 @@ def test_an_event_says_of_the_contract_what_is_published(url: str) -> None:
     }
 
 
-def test_a_contract_that_is_gone_by_then_is_told_of_without_its_certificate(url: str) -> None:
+def test_event_payload_of_a_deleted_contract_has_no_certificate(url: str) -> None:
     hook = subscribed(url)
     publish(url)
     write(url, contracts.withdraw(FIRST, AT + SECOND), outbox.fan_out(AT))
@@ -150,7 +150,7 @@ def test_a_contract_that_is_gone_by_then_is_told_of_without_its_certificate(url:
     ]
 
 
-def test_a_deletion_is_told_once_for_each_namespace_that_the_contract_had(url: str) -> None:
+def test_deletion_event_is_sent_per_namespace(url: str) -> None:
     hook = subscribed(url, "oem", "oem.contract.deleted")
     publish(url)
     publish(url, root_fingerprint=OTHER_ROOT)
@@ -161,7 +161,7 @@ def test_a_deletion_is_told_once_for_each_namespace_that_the_contract_had(url: s
     assert len({each.event_id for each in found}) == 2
 
 
-def test_an_event_of_the_release_before_is_taken_for_iso_15118_2(url: str) -> None:
+def test_event_of_an_earlier_release_counts_as_iso2(url: str) -> None:
     hook = subscribed(url)
     publish(url, namespace=Namespace.ISO20)
     sql(url, "update outbox set payload = ?", json.dumps({"emaid": FIRST, "pcid": CAR}))
@@ -172,7 +172,7 @@ def test_an_event_of_the_release_before_is_taken_for_iso_15118_2(url: str) -> No
 # --- Order -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_vehicles_events_are_claimed_one_after_another_and_vehicles_beside_each_other(url: str) -> None:
+def test_lease_orders_events_per_vehicle(url: str) -> None:
     hook = subscribed(url)
     for number in range(3):
         publish(url, at=AT + number * SECOND)
@@ -187,7 +187,7 @@ def test_a_vehicles_events_are_claimed_one_after_another_and_vehicles_beside_eac
     assert [(each.pcid, each.rev) for each in claim(url, hook)] == [(CAR, 4)]
 
 
-def test_what_has_not_left_the_outbox_keeps_what_comes_after_it_waiting(url: str) -> None:
+def test_lease_waits_for_earlier_events_in_the_outbox(url: str) -> None:
     """The later event may have the earlier time, if the release before wrote it."""
     hook = subscribed(url)
     publish(url)
@@ -200,7 +200,7 @@ def test_what_has_not_left_the_outbox_keeps_what_comes_after_it_waiting(url: str
     assert [each.rev for each in claim(url, hook)] == [1]
 
 
-def test_what_is_tried_again_later_keeps_its_vehicle_waiting_and_no_other(url: str) -> None:
+def test_lease_waits_for_retries_of_the_same_vehicle_only(url: str) -> None:
     hook, other_hook = subscribed(url), subscribed(url)
     publish(url)
     publish(url)
@@ -215,7 +215,7 @@ def test_what_is_tried_again_later_keeps_its_vehicle_waiting_and_no_other(url: s
     assert (again.last_status, again.last_error, again.payload) == (500, "Oh.", first.payload)
 
 
-def test_a_lease_that_ran_out_is_somebody_elses_and_the_late_answer_changes_nothing(url: str) -> None:
+def test_ack_after_an_expired_lease_changes_nothing(url: str) -> None:
     hook = subscribed(url)
     publish(url)
     write(url, outbox.fan_out(AT))
@@ -229,7 +229,7 @@ def test_a_lease_that_ran_out_is_somebody_elses_and_the_late_answer_changes_noth
     assert not write(url, delivery_queue.ack(now, AttemptOutcome.DELIVERED, AT + 21 * SECOND, status=204)), "once"
 
 
-def test_a_lease_that_is_given_back_costs_no_attempt(url: str) -> None:
+def test_nack_does_not_count_as_an_attempt(url: str) -> None:
     hook = subscribed(url)
     publish(url)
     write(url, outbox.fan_out(AT))
@@ -238,7 +238,7 @@ def test_a_lease_that_is_given_back_costs_no_attempt(url: str) -> None:
     assert [each.attempts for each in claim(url, hook, AT + SECOND)] == [1]
 
 
-def test_nothing_is_claimed_for_a_webhook_that_is_disabled_and_nothing_is_left_of_one_that_is_gone(url: str) -> None:
+def test_lease_skips_disabled_and_removed_webhooks(url: str) -> None:
     hook = subscribed(url)
     publish(url)
     write(url, outbox.fan_out(AT), webhooks.put(replace(hook, enabled=False)))
@@ -253,7 +253,7 @@ def test_nothing_is_claimed_for_a_webhook_that_is_disabled_and_nothing_is_left_o
 # --- The end ---------------------------------------------------------------------------------------------------------
 
 
-def test_dead_ones_are_replayed_as_they_were_or_dropped(url: str) -> None:
+def test_dead_deliveries_are_replayed_or_dropped(url: str) -> None:
     hook, other = subscribed(url), subscribed(url)
     publish(url, at=AT - SECOND)
     publish(url)
@@ -274,7 +274,7 @@ def test_dead_ones_are_replayed_as_they_were_or_dropped(url: str) -> None:
     assert [each.event_id for each in read(url, deliveries.list_page(hook.id))] == [ids[1]]
 
 
-def test_what_waits_for_too_long_is_given_up_and_what_was_delivered_is_forgotten_in_time(url: str) -> None:
+def test_expire_and_purge_remove_old_deliveries(url: str) -> None:
     hook = subscribed(url)
     publish(url)
     publish(url, THIRD, OTHER_CAR)
@@ -293,7 +293,7 @@ def test_what_waits_for_too_long_is_given_up_and_what_was_delivered_is_forgotten
     assert [each.event_id for each in read(url, deliveries.list_page(hook.id))] == [dead.event_id]
 
 
-def test_the_backlog_counts_what_is_where(url: str) -> None:
+def test_backlog_counts_events_by_state(url: str) -> None:
     hook = subscribed(url)
     publish(url)
     publish(url, THIRD, OTHER_CAR)
@@ -307,7 +307,7 @@ def test_the_backlog_counts_what_is_where(url: str) -> None:
 # --- Telling the provider --------------------------------------------------------------------------------------------
 
 
-def test_a_success_is_told_to_the_provider_once_whichever_webhook_of_the_maker_had_it_first(url: str) -> None:
+def test_ack_notifies_the_provider_once_per_event(url: str) -> None:
     hooks = [subscribed(url), subscribed(url)]
     publish(url)
     write(url, outbox.fan_out(AT))
@@ -323,7 +323,7 @@ def test_a_success_is_told_to_the_provider_once_whichever_webhook_of_the_maker_h
     assert sql(url, "select rev from vehicle where pcid = ?", CAR) == [(2,)]
 
 
-def test_a_late_answer_tells_the_provider_nothing(url: str) -> None:
+def test_ack_without_lease_notifies_nobody(url: str) -> None:
     hook = subscribed(url)
     publish(url)
     write(url, outbox.fan_out(AT))
@@ -339,7 +339,7 @@ def test_a_late_answer_tells_the_provider_nothing(url: str) -> None:
 # --- Erasure ---------------------------------------------------------------------------------------------------------
 
 
-def test_erasing_takes_events_on_their_way_too_but_for_those_that_tell_the_maker_to_forget(url: str) -> None:
+def test_erasure_removes_pending_events_except_deletions(url: str) -> None:
     hook = subscribed(url)
     publish(url)
     publish(url, SECOND_CONTRACT, OTHER_CAR)
@@ -356,7 +356,7 @@ def test_erasing_takes_events_on_their_way_too_but_for_those_that_tell_the_maker
     assert sql(url, "select distinct pcid from delivery") == [(OTHER_CAR,)]
 
 
-def test_a_vehicle_that_is_gone_is_not_made_again_by_what_is_told_of_it(url: str) -> None:
+def test_events_do_not_recreate_an_erased_vehicle(url: str) -> None:
     hook = subscribed(url)
     publish(url)
     write(url, outbox.fan_out(AT))
@@ -369,7 +369,7 @@ def test_a_vehicle_that_is_gone_is_not_made_again_by_what_is_told_of_it(url: str
     assert sql(url, "select count(*) from vehicle") == sql(url, "select count(*) from outbox") == [(0,)]
 
 
-def test_a_vehicle_whose_numbers_begin_anew_has_its_events_told(url: str) -> None:
+def test_events_of_a_recreated_vehicle_are_sent(url: str) -> None:
     hook = subscribed(url)
     publish(url)
     write(url, outbox.fan_out(AT))

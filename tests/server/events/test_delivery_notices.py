@@ -38,9 +38,7 @@ def gathered(url: str) -> list[tuple[int, str]]:
     return sql(url, "select rev, emaid from outbox where kind = ? order by rev", kind)
 
 
-def test_each_event_has_a_revision_of_its_own_and_too_many_are_dropped_and_counted(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_notifier_drops_and_counts_events_beyond_its_buffer(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(delivery_notices, "_MAX_BUFFERED", 3)
     monkeypatch.setattr(delivery_notices, "_BATCH", 2)
     log = CapturingLogger()
@@ -69,7 +67,7 @@ def test_each_event_has_a_revision_of_its_own_and_too_many_are_dropped_and_count
     assert sql(url, "select rev from vehicle where pcid = ?", CAR) == [(6,)]
 
 
-def test_what_cannot_be_written_now_is_written_later(url: str) -> None:
+def test_notifier_keeps_events_that_were_not_written(url: str) -> None:
     async def whole() -> None:
         store = connect(url)
         await store.open()

@@ -60,16 +60,14 @@ def all_of(*steps: Query[None]) -> Query[None]:
         yield from each
 
 
-def test_what_is_put_off_is_not_looked_at_and_what_is_due_is_counted(url: str) -> None:
+def test_due_webhooks_counts_due_deliveries_only(url: str) -> None:
     late, now, both = hooks(3)
     write(url, all_of(queued(late, AT + HOUR), queued(now, AT, AT - SECOND), queued(both, AT + SECOND, AT)))
     assert read(url, due_deliveries.due_webhooks(AT)) == Due({now.id: 2, both.id: 1}, complete=True)
     assert read(url, due_deliveries.due_webhooks(AT - HOUR)) == Due({}, complete=True)
 
 
-def test_a_long_queue_hides_neither_what_waits_longest_nor_what_has_just_come(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_due_webhooks_covers_long_queues(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(due_deliveries, "MAX_EXAMINED", 3)
     monkeypatch.setattr(due_deliveries, "PAGE_SIZE", 2)
     oldest, silent, between, newest, late = hooks(5)
@@ -86,7 +84,7 @@ def test_a_long_queue_hides_neither_what_waits_longest_nor_what_has_just_come(
     assert read(url, due_deliveries.due_webhooks_page(AT, newest.id)) == (set(), None)
 
 
-def test_each_look_goes_through_an_index_of_what_is_due(tmp_path: Path) -> None:
+def test_due_webhooks_uses_the_index(tmp_path: Path) -> None:
     url = new_database(tmp_path)
     for statement in (due_deliveries._OLDEST, due_deliveries._NEWEST):
         plan = sql(url, f"explain query plan {sqlite_connection._dialect(statement)}", 1, 1)
@@ -125,7 +123,7 @@ def with_dispatcher(
     asyncio.run(run())
 
 
-def test_webhooks_for_which_nothing_is_due_cost_a_dispatcher_nothing(url: str) -> None:
+def test_dispatcher_has_no_worker_without_due_deliveries(url: str) -> None:
     registered = hooks(60)
     later = datetime.now(UTC) + HOUR
 
@@ -137,9 +135,7 @@ def test_webhooks_for_which_nothing_is_due_cost_a_dispatcher_nothing(url: str) -
     with_dispatcher(url, registered, all_of(*(queued(hook, later) for hook in registered)), use)
 
 
-def test_events_that_are_too_many_for_the_time_of_one_change_are_taken_in_smaller_groups(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dispatcher_shrinks_fan_out_batches_on_timeouts(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, groups = outbox.fan_out, list[int]()
 
     def in_time(at: datetime, limit: int) -> Query[int]:
@@ -161,7 +157,7 @@ def test_events_that_are_too_many_for_the_time_of_one_change_are_taken_in_smalle
     with_dispatcher(url, hooks(1), all_of(), use)
 
 
-def test_a_disabled_webhook_with_a_queue_has_no_line(url: str) -> None:
+def test_dispatcher_has_no_worker_for_disabled_webhooks(url: str) -> None:
     (hook,) = hooks(1)
 
     async def use(made: Dispatcher, store: CountingStore) -> None:
@@ -171,7 +167,7 @@ def test_a_disabled_webhook_with_a_queue_has_no_line(url: str) -> None:
     with_dispatcher(url, [replace(hook, enabled=False)], queued(hook, AT), use)
 
 
-def test_nothing_is_claimed_for_a_webhook_again_and_again_while_its_deliveries_wait_for_each_other(url: str) -> None:
+def test_dispatcher_backs_off_while_no_delivery_can_be_leased(url: str) -> None:
     """The first delivery of the vehicle failed and is put off, so the other one has to wait."""
     (hook,) = hooks(1)
     now = datetime.now(UTC)
@@ -187,7 +183,7 @@ def test_nothing_is_claimed_for_a_webhook_again_and_again_while_its_deliveries_w
     with_dispatcher(url, [hook], queued(hook, now + HOUR, now - SECOND, car=7), use)
 
 
-def test_a_new_event_is_sent_at_once_to_a_webhook_whose_other_deliveries_wait(url: str) -> None:
+def test_dispatcher_sends_new_events_beside_blocked_deliveries(url: str) -> None:
     now = datetime.now(UTC)
     with receiving() as receiver:
         (hook,) = hooks(1, receiver.url + "/one")
@@ -201,9 +197,7 @@ def test_a_new_event_is_sent_at_once_to_a_webhook_whose_other_deliveries_wait(ur
         with_dispatcher(url, [hook], queued(hook, now + HOUR, now - SECOND, car=7), use)
 
 
-def test_a_line_ends_when_nothing_was_due_for_a_while_unless_its_circuit_is_open(
-    url: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dispatcher_stops_idle_workers_with_closed_circuits(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with receiving() as receiver:
         well, silent = hooks(2)
         well = replace(well, url=receiver.url + "/well")

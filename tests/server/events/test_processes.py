@@ -113,9 +113,7 @@ def in_order(arrived: list[tuple[str, str]]) -> None:
         assert times == sorted(times), times
 
 
-def test_several_processes_send_in_order_nothing_twice_and_lose_nothing_when_they_are_killed(
-    url: str, receiver: Receiver, tmp_path: Path
-) -> None:
+def test_dispatchers_send_once_in_order_and_survive_kills(url: str, receiver: Receiver, tmp_path: Path) -> None:
     write(url, parties.add(party("oem", PartyRole.OEM, wmis="WEX"), "hash", AT))
     for path in HOOKS:
         write(url, webhooks.put(webhook(receiver.url + path)))

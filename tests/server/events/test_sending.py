@@ -82,9 +82,7 @@ def never_more(receiver: Receiver, path: str, count: int, seconds: float = 1.0) 
     assert len(receiver.at(path)) == count, [each.kind for each in receiver.at(path)]
 
 
-def test_the_maker_is_told_of_a_contract_that_comes_changes_and_goes_in_order_and_signed(
-    sending: Pool, receiver: Receiver
-) -> None:
+def test_dispatcher_notifies_the_oem_in_order_with_signatures(sending: Pool, receiver: Receiver) -> None:
     car = sending.car()
     before = datetime.now(UTC)
     with told(sending, receiver.url + "/life") as hook:
@@ -116,7 +114,7 @@ def test_the_maker_is_told_of_a_contract_that_comes_changes_and_goes_in_order_an
     assert sent[2].event["payload"] == {"emaid": contract.emaid, "pcid": car.pcid}
 
 
-def test_a_webhook_is_told_of_the_edition_of_each_contract(sending: Pool, receiver: Receiver) -> None:
+def test_dispatcher_sends_the_edition_of_each_contract(sending: Pool, receiver: Receiver) -> None:
     car = sending.car("iso20")
     with told(sending, receiver.url + "/edition"):
         sending.publish(car)
@@ -124,9 +122,7 @@ def test_a_webhook_is_told_of_the_edition_of_each_contract(sending: Pool, receiv
     assert sent.event["xsdMsgDefNamespace"] == ISO20
 
 
-def test_what_fails_is_sent_again_octet_for_octet_and_what_comes_after_it_waits(
-    sending: Pool, receiver: Receiver
-) -> None:
+def test_dispatcher_retries_the_same_bytes_in_order(sending: Pool, receiver: Receiver) -> None:
     receiver.says("/again", 500, 503, 200)
     car = sending.car()
     with told(sending, receiver.url + "/again") as hook:
@@ -141,9 +137,7 @@ def test_what_fails_is_sent_again_octet_for_octet_and_what_comes_after_it_waits(
     assert all(gap >= 0.28 for gap in gaps), gaps
 
 
-def test_what_fails_too_often_is_dead_the_next_goes_out_and_the_dead_can_be_replayed(
-    sending: Pool, receiver: Receiver
-) -> None:
+def test_dispatcher_gives_up_and_replays_dead_deliveries(sending: Pool, receiver: Receiver) -> None:
     receiver.says("/dead", 500, 404, 500, 200)
     car = sending.car()
     with told(sending, receiver.url + "/dead") as hook:
@@ -160,9 +154,7 @@ def test_what_fails_too_often_is_dead_the_next_goes_out_and_the_dead_can_be_repl
 
 
 @pytest.mark.parametrize("status", [400, 409])
-def test_what_is_rejected_is_not_sent_again_and_the_provider_is_told(
-    sending: Pool, receiver: Receiver, status: int
-) -> None:
+def test_dispatcher_does_not_retry_rejected_events(sending: Pool, receiver: Receiver, status: int) -> None:
     path, provider = f"/reject-{status}", f"/provider-{status}"
     receiver.says(path, status, 200)
     car = sending.car()
@@ -188,9 +180,7 @@ def wait_for_refresh() -> None:
     time.sleep(0.3)
 
 
-def test_the_provider_is_told_that_the_maker_was_told_once_and_of_what_is_queued(
-    sending: Pool, receiver: Receiver
-) -> None:
+def test_dispatcher_notifies_the_provider_once_per_outcome(sending: Pool, receiver: Receiver) -> None:
     receiver.says("/queued", 503, 200)
     car = sending.car()
     with (
@@ -217,9 +207,7 @@ def test_the_provider_is_told_that_the_maker_was_told_once_and_of_what_is_queued
     assert receiver.at("/foreign") == []
 
 
-def test_the_provider_is_told_when_a_vehicle_or_its_maker_was_given_a_contract(
-    sending: Pool, receiver: Receiver
-) -> None:
+def test_dispatcher_notifies_the_provider_of_deliveries(sending: Pool, receiver: Receiver) -> None:
     car, other = sending.car(), sending.car("iso20")
     contract, second = sending.publish(car), sending.publish(other)
     with told(sending, receiver.url + "/given", "emsp", "emsp.contract.delivered.to.oem"):
@@ -239,7 +227,7 @@ def test_the_provider_is_told_when_a_vehicle_or_its_maker_was_given_a_contract(
     ]
 
 
-def test_nobody_who_subscribes_means_nothing_written_and_an_empty_outbox(sending: Pool) -> None:
+def test_outbox_stays_empty_without_subscribers(sending: Pool) -> None:
     wait_for_refresh()
     car = sending.car()
     sending.publish(car)
@@ -250,9 +238,7 @@ def test_nobody_who_subscribes_means_nothing_written_and_an_empty_outbox(sending
     assert sending.sql("select rev from vehicle where pcid = ?", str(car.pcid)) == [(1,)]
 
 
-def test_webhooks_that_hang_are_down_or_fail_delay_no_other_and_not_the_end_of_the_server(
-    pkis: dict[str, PKI], tmp_path: Path
-) -> None:
+def test_dispatcher_isolates_failing_webhooks(pkis: dict[str, PKI], tmp_path: Path) -> None:
     """Thirty that hang have more attempts on their way than one connection pool or thread pool would hold.
 
     The server that ends writes what it has gathered, and gives back what is on its way.
@@ -297,7 +283,7 @@ def test_webhooks_that_hang_are_down_or_fail_delay_no_other_and_not_the_end_of_t
         assert kept == [("emsp.contract.delivered.to.oem",)]
 
 
-def test_a_webhook_at_an_address_that_is_not_public_is_never_called_and_what_waits_for_it_given_up(
+def test_dispatcher_never_calls_private_addresses(
     pkis: dict[str, PKI],
 ) -> None:
     options = {
@@ -328,9 +314,7 @@ def test_a_redirect_is_not_followed(sending: Pool, receiver: Receiver) -> None:
     assert len(receiver.at("/moved")) == 3
 
 
-def test_what_waits_for_a_disabled_webhook_or_party_waits_and_nothing_is_added(
-    sending: Pool, receiver: Receiver
-) -> None:
+def test_dispatcher_pauses_disabled_webhooks_and_parties(sending: Pool, receiver: Receiver) -> None:
     receiver.says("/paused", 500, 200)
     car = sending.car()
     made = webhook(receiver.url + "/paused")
@@ -348,7 +332,7 @@ def test_what_waits_for_a_disabled_webhook_or_party_waits_and_nothing_is_added(
         sending.change(webhooks.remove(made.id))
 
 
-def test_a_webhook_that_answers_with_more_than_anybody_reads_has_been_told_all_the_same(
+def test_dispatcher_truncates_long_responses(
     sending: Pool,
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as listening:

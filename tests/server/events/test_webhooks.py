@@ -72,7 +72,7 @@ def rows(pool: Pool) -> list[Any]:
 # --- Subscribing -----------------------------------------------------------------------------------------------------
 
 
-def test_a_car_maker_subscribes_and_is_told_everything_of_its_webhook_and_the_secret(pool: Pool) -> None:
+def test_oem_creates_a_webhook_and_gets_its_secret(pool: Pool) -> None:
     before = datetime.now(UTC).replace(microsecond=0)
     body = {
         "url": URL,
@@ -110,14 +110,14 @@ def test_a_car_maker_subscribes_and_is_told_everything_of_its_webhook_and_the_se
     assert ok(call(pool, "oem", "GET", f"/{made['id']}")) == made
 
 
-def test_an_emsp_is_told_its_provider_ids(pool: Pool) -> None:
+def test_emsp_webhook_shows_provider_ids(pool: Pool) -> None:
     made = subscribe(pool, "emsp", "emsp.contract.rejected.by.oem", providerIds=["DE-EXA"])
     assert (made["providerIds"], made["userRole"], made["userName"]) == (["DEEXA"], "eMSP", "emsp")
     assert "wmis" not in made
     assert subscribe(pool, "emsp", "emsp.contract.rejected.by.oem")["providerIds"] == ["DEEXA"]
 
 
-def test_a_party_that_is_both_is_what_its_events_are_for(pool: Pool) -> None:
+def test_webhook_role_follows_its_events(pool: Pool) -> None:
     for events, role in (
         ([CREATED], "OEM"),
         ([CREATED, "mo.contract.queued.to.oem"], "eMSP"),
@@ -127,7 +127,7 @@ def test_a_party_that_is_both_is_what_its_events_are_for(pool: Pool) -> None:
         assert (made["userRole"], made["wmis"], made["providerIds"]) == (role, ["ALL"], ["DEALL"])
 
 
-def test_every_webhook_has_a_secret_of_its_own_which_the_list_does_not_tell(pool: Pool) -> None:
+def test_webhook_secrets_differ_and_are_not_listed(pool: Pool) -> None:
     made = [subscribe(pool, "other_emsp", "root.cert.added") for _ in range(3)]
     assert len({each["secret"] for each in made}) == 3
     listed = ok(call(pool, "other_emsp", "GET"))
@@ -138,12 +138,12 @@ def test_every_webhook_has_a_secret_of_its_own_which_the_list_does_not_tell(pool
 
 @pytest.mark.parametrize("member", ["enabledEvents", "events"])
 @pytest.mark.parametrize("value", [[CREATED, UPDATED, CREATED], UPDATED])
-def test_events_are_taken_under_either_name_as_a_list_or_a_single_one(pool: Pool, member: str, value: Any) -> None:
+def test_webhook_accepts_both_event_names_as_list_or_string(pool: Pool, member: str, value: Any) -> None:
     made = ok(call(pool, "oem", "POST", json={"url": URL, member: value}), 201)
     assert made["events"] == made["enabledEvents"] == ([UPDATED] if value == UPDATED else [CREATED, UPDATED])
 
 
-def test_every_published_name_can_be_subscribed_to_and_comes_back_as_it_was_sent(pool: Pool) -> None:
+def test_webhook_accepts_every_published_event_name(pool: Pool) -> None:
     older = [name for name in KNOWN if not name.startswith("emsp.")]
     newer = [name for name in KNOWN if not name.startswith("mo.")]
     for family in (older, newer):
@@ -190,7 +190,7 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
 
 
 @pytest.mark.parametrize(("members", "said"), WRONG)
-def test_what_is_wrong_with_a_webhook_is_told_and_nothing_is_stored(
+def test_webhook_errors_are_reported_and_nothing_is_stored(
     pool: Pool, members: dict[str, Any], said: list[str]
 ) -> None:
     before = rows(pool)
@@ -223,7 +223,7 @@ ADDRESS = f"{HTTPS} without blanks and credentials"
         ("https://hooks.example/" + "x" * 2027, "url : must have at most 2048 characters"),
     ],
 )
-def test_an_address_that_will_never_be_called_is_refused(pool: Pool, url: str, said: str) -> None:
+def test_webhook_refuses_urls_that_cannot_be_called(pool: Pool, url: str, said: str) -> None:
     made = subscribe(pool)
     body = {"url": url, "enabledEvents": [CREATED]}
     assert sentences(call(pool, "oem", "POST", json=body), 400) == [said]
@@ -231,12 +231,12 @@ def test_an_address_that_will_never_be_called_is_refused(pool: Pool, url: str, s
     assert ok(call(pool, "oem", "GET", f"/{made['id']}"))["url"] == URL
 
 
-def test_the_longest_address_is_taken(pool: Pool) -> None:
+def test_webhook_accepts_the_longest_url(pool: Pool) -> None:
     url = "https://hooks.example/" + "x" * 2026
     assert subscribe(pool, url=url)["url"] == url
 
 
-def test_addresses_without_tls_are_taken_where_the_operator_says_so(pkis: dict[str, PKI]) -> None:
+def test_webhook_accepts_http_urls_if_allowed(pkis: dict[str, PKI]) -> None:
     with start({}, event_dispatch=False, event_allow_http=True, egress_allow_networks=("127.0.0.0/8",)) as lax:
         made = subscribe(lax, url="http://127.0.0.1:9/x")
         assert made["url"] == "http://127.0.0.1:9/x"
@@ -253,7 +253,7 @@ def test_what_is_no_json_object_is_refused(pool: Pool) -> None:
     assert call(pool, "oem", "POST", content=b"{" + b" " * 300_000).status_code == 413
 
 
-def test_events_of_a_role_that_the_party_does_not_have_are_refused(pool: Pool) -> None:
+def test_webhook_refuses_events_of_other_roles(pool: Pool) -> None:
     for caller, foreign, own in (
         ("oem", ["emsp.contract.rejected.by.oem", "mo.prov.cert.deleted"], CREATED),
         ("emsp", [CREATED], "mo.contract.rejected.by.oem"),
@@ -265,7 +265,7 @@ def test_events_of_a_role_that_the_party_does_not_have_are_refused(pool: Pool) -
         assert sentences(call(pool, caller, "PUT", f"/{made['id']}", json=body), 400) == said
 
 
-def test_one_event_under_both_names_is_refused(pool: Pool) -> None:
+def test_webhook_refuses_one_event_under_both_names(pool: Pool) -> None:
     body = {"url": URL, "events": ["mo.contract.queued.to.oem", "emsp.contract.queued.to.oem"]}
     assert sentences(call(pool, "emsp", "POST", json=body), 400) == [
         "enabledEvents : names the same event twice, as emsp.… and mo.… or by its deprecated name"
@@ -284,7 +284,7 @@ def test_one_event_under_both_names_is_refused(pool: Pool) -> None:
         ),
     ],
 )
-def test_a_filter_outside_of_the_callers_own_ids_is_refused(
+def test_webhook_refuses_filters_on_foreign_ids(
     pool: Pool, caller: str, event: str, members: dict[str, Any], said: list[str]
 ) -> None:
     made, before = subscribe(pool, caller, event), rows(pool)
@@ -295,7 +295,7 @@ def test_a_filter_outside_of_the_callers_own_ids_is_refused(
     assert rows(pool) == before
 
 
-def test_a_party_has_at_most_so_many_webhooks_even_if_it_makes_them_all_at_once(pool: Pool) -> None:
+def test_webhook_limit_holds_for_concurrent_requests(pool: Pool) -> None:
     pool.token("full")
 
     def one(_: int) -> int:
@@ -332,7 +332,7 @@ def ask(pool: Pool, caller: str | None, operation: str, webhook_id: str, **optio
 
 @pytest.mark.parametrize("caller", [None, "cpo", "cps", "peer", "admin", *sorted(MAY)])
 @pytest.mark.parametrize("operation", CALLS)
-def test_the_event_service_is_for_emsps_and_car_makers(pool: Pool, operation: str, caller: str | None) -> None:
+def test_webhooks_are_for_emsps_and_oems(pool: Pool, operation: str, caller: str | None) -> None:
     if caller in MAY:
         made = subscribe(pool, caller, "root.cert.added")
         assert ask(pool, caller, operation, made["id"]).status_code == (201 if operation == "PostEndpoint" else 200)
@@ -349,7 +349,7 @@ def test_the_event_service_is_for_emsps_and_car_makers(pool: Pool, operation: st
 
 @pytest.mark.parametrize("operation", [name for name, (_, path, _) in CALLS.items() if path])
 @pytest.mark.parametrize("caller", ["other_oem", "emsp", "everything"])
-def test_anothers_webhook_is_not_found_just_as_one_that_never_was(pool: Pool, operation: str, caller: str) -> None:
+def test_webhooks_of_other_parties_are_not_found(pool: Pool, operation: str, caller: str) -> None:
     made, before = subscribe(pool), rows(pool)
     for webhook_id in (made["id"], UNKNOWN, "x", "%00", "%F0%9F%98%80", made["id"].upper(), made["id"] + "%20"):
         assert sentences(ask(pool, caller, operation, webhook_id), 404) == NOT_FOUND
@@ -357,7 +357,7 @@ def test_anothers_webhook_is_not_found_just_as_one_that_never_was(pool: Pool, op
     assert made["id"] not in call(pool, caller, "GET").text
 
 
-def test_a_caller_whom_another_issuer_vouches_for_cannot_subscribe(pool: Pool) -> None:
+def test_webhooks_refuse_callers_without_registration(pool: Pool) -> None:
     """Who may be told what is judged from the register, where such a caller is not."""
     stranger = party("idp.example:maker", PartyRole.OEM, wmis="WEX")
 
@@ -375,7 +375,7 @@ def test_a_caller_whom_another_issuer_vouches_for_cannot_subscribe(pool: Pool) -
     assert rows(pool) == before
 
 
-def test_headers_that_say_whom_a_request_is_from_and_for_are_held_against_the_caller(pool: Pool) -> None:
+def test_webhooks_check_routing_headers(pool: Pool) -> None:
     made = subscribe(pool)
     for operation in CALLS:
         own = {"OPNC-from-party-type": "oem", "OPNC-from-party-id": "WEX"}
@@ -387,7 +387,7 @@ def test_headers_that_say_whom_a_request_is_from_and_for_are_held_against_the_ca
     assert sentences(call(pool, "oem", "GET", f"/{made['id']}"), 404) == NOT_FOUND, "the last one has deleted it"
 
 
-def test_fixed_parts_of_the_path_are_found_in_any_case(pool: Pool) -> None:
+def test_webhooks_path_is_case_insensitive(pool: Pool) -> None:
     made = subscribe(pool)
     headers = {"Authorization": f"Bearer {pool.token('oem')}"}
     for path in (f"/OPNC/V1/Event/EndPoints/{made['id']}", f"/opnc/v1/EVENT/endpoints/{made['id']}/Deliveries"):
@@ -398,7 +398,7 @@ def test_fixed_parts_of_the_path_are_found_in_any_case(pool: Pool) -> None:
 # --- Changing and removing -------------------------------------------------------------------------------------------
 
 
-def test_a_change_is_of_what_is_given_and_keeps_the_secret(pool: Pool) -> None:
+def test_webhook_edit_changes_given_fields_and_keeps_the_secret(pool: Pool) -> None:
     made = subscribe(pool, "fresh_oem", CREATED, DELETED, wmi=["WFA"], description="first", metadata={"a": 1})
     path = f"/{made['id']}"
 
@@ -420,7 +420,7 @@ def test_a_change_is_of_what_is_given_and_keeps_the_secret(pool: Pool) -> None:
     assert put(enabledEvents=[UPDATED])["events"] == [UPDATED]
 
 
-def test_who_sends_back_what_it_was_told_does_not_pin_the_ids_of_today(pool: Pool) -> None:
+def test_webhook_edit_with_unchanged_ids_sets_no_filter(pool: Pool) -> None:
     made = subscribe(pool, "fresh_oem")
     assert made["wmis"] == ["WFA", "WFB"]
     again = ok(call(pool, "fresh_oem", "PUT", f"/{made['id']}", json={**made, "description": "the same otherwise"}))
@@ -430,9 +430,7 @@ def test_who_sends_back_what_it_was_told_does_not_pin_the_ids_of_today(pool: Poo
     assert json.loads(pool.sql("select wmis from webhook where id = ?", pinned["id"])[0][0]) == ["WFA", "WFB"]
 
 
-def test_a_webhook_is_removed_with_all_its_deliveries_but_not_with_many_in_one_transaction(
-    pool: Pool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_webhook_remove_deletes_deliveries_in_batches(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     made, kept = subscribe(pool), subscribe(pool, "other_oem")
     fanned_out(pool, pool.publish(pool.car()))
     copied(pool, 2500)
@@ -452,7 +450,7 @@ def test_a_webhook_is_removed_with_all_its_deliveries_but_not_with_many_in_one_t
     assert call(pool, "other_oem", "GET", f"/{kept['id']}").status_code == 200
 
 
-def test_each_change_is_in_the_audit_trail_without_secret_and_address(pool: Pool) -> None:
+def test_webhook_changes_are_audited_without_secret_and_path(pool: Pool) -> None:
     def trail() -> list[tuple[str, str, str, dict[str, Any]]]:
         found = pool.sql("select actor, action, trace_id, subject from audit order by at")
         return [(*row[:3], json.loads(row[3])) for row in found if made["id"] in row[3]]
@@ -484,7 +482,7 @@ def test_each_change_is_in_the_audit_trail_without_secret_and_address(pool: Pool
     assert ccp_ok("audit", "verify", env={"CCP_DATABASE": pool.settings.database}).status == 0
 
 
-def test_a_removed_webhook_is_gone_with_what_waits_for_it(pool: Pool) -> None:
+def test_webhook_remove_deletes_pending_deliveries(pool: Pool) -> None:
     made = subscribe(pool, "other_oem", CREATED)
     other = subscribe(pool, "other_oem", CREATED)
     fanned_out(pool, pool.publish(pool.car(wmi="WXB")))
@@ -498,7 +496,7 @@ def test_a_removed_webhook_is_gone_with_what_waits_for_it(pool: Pool) -> None:
     assert call(pool, "other_oem", "DELETE", f"/{other['id']}").status_code == 200
 
 
-def test_a_webhook_counts_at_once_in_the_process_that_stored_it(pool: Pool) -> None:
+def test_webhook_is_active_at_once_in_its_own_process(pool: Pool) -> None:
     """Others hear of it within about a second; that a contract is handed out is noted only while somebody wants it."""
     event = "emsp.contract.delivered.to.oem"
     pool.sql("delete from outbox")
@@ -529,7 +527,7 @@ def deliveries(pool: Pool, webhook: dict[str, Any], caller: str = "oem", **query
     return told
 
 
-def test_what_became_of_each_event_is_told_its_subscriber(pool: Pool) -> None:
+def test_webhook_deliveries_show_each_outcome(pool: Pool) -> None:
     made = subscribe(pool)
     assert deliveries(pool, made) == {"deliveries": [], "nextCursor": None}
     car = pool.car()
@@ -570,7 +568,7 @@ def test_what_became_of_each_event_is_told_its_subscriber(pool: Pool) -> None:
     assert (item["lastStatus"], item["lastError"]) == (409, "It answered 409.")
 
 
-def test_deliveries_are_told_page_by_page_the_newest_first_and_by_state(pool: Pool) -> None:
+def test_webhook_deliveries_are_paged_and_filtered(pool: Pool) -> None:
     made = subscribe(pool, "oem", CREATED, DELETED)
     published = [pool.publish(pool.car(), new_emaid()) for _ in range(3)]
     fanned_out(pool, *published)
@@ -615,12 +613,12 @@ def test_deliveries_are_told_page_by_page_the_newest_first_and_by_state(pool: Po
         ({"cursor": "x"}, r'cursor : must match "^[0-9]{1,16}\.[0-9a-f-]{36}$"'),
     ],
 )
-def test_a_page_that_cannot_be_is_refused(pool: Pool, query: dict[str, str], said: str) -> None:
+def test_webhook_deliveries_refuse_invalid_pages(pool: Pool, query: dict[str, str], said: str) -> None:
     made = subscribe(pool)
     assert sentences(call(pool, "oem", "GET", f"/{made['id']}/deliveries", params=query), 400) == [said]
 
 
-def test_the_largest_cursor_finds_everything_and_the_smallest_nothing(pool: Pool) -> None:
+def test_webhook_deliveries_accept_extreme_cursors(pool: Pool) -> None:
     made = subscribe(pool)
     fanned_out(pool, pool.publish(pool.car()))
     for start_at, found in (("9" * 16, 1), ("0", 0)):

@@ -12,15 +12,15 @@ from ccp.testing.pki import PKI
 from tests.databases import Server
 from tests.server.events.test_webhooks import (
     forget,
-    test_a_car_maker_subscribes_and_is_told_everything_of_its_webhook_and_the_secret,
-    test_a_change_is_of_what_is_given_and_keeps_the_secret,
-    test_a_party_has_at_most_so_many_webhooks_even_if_it_makes_them_all_at_once,
-    test_a_removed_webhook_is_gone_with_what_waits_for_it,
-    test_anothers_webhook_is_not_found_just_as_one_that_never_was,
-    test_deliveries_are_told_page_by_page_the_newest_first_and_by_state,
-    test_each_change_is_in_the_audit_trail_without_secret_and_address,
-    test_the_largest_cursor_finds_everything_and_the_smallest_nothing,
-    test_what_became_of_each_event_is_told_its_subscriber,
+    test_oem_creates_a_webhook_and_gets_its_secret,
+    test_webhook_changes_are_audited_without_secret_and_path,
+    test_webhook_deliveries_accept_extreme_cursors,
+    test_webhook_deliveries_are_paged_and_filtered,
+    test_webhook_deliveries_show_each_outcome,
+    test_webhook_edit_changes_given_fields_and_keeps_the_secret,
+    test_webhook_limit_holds_for_concurrent_requests,
+    test_webhook_remove_deletes_pending_deliveries,
+    test_webhooks_of_other_parties_are_not_found,
 )
 from tests.world import Pool, party, start
 

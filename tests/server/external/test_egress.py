@@ -49,13 +49,13 @@ async def exchange(transport: Transport, *parts: bytes) -> bytes:
     return answer
 
 
-def test_head_and_body_of_a_request_are_sent_together() -> None:
+def test_egress_stream_sends_head_and_body_in_one_write() -> None:
     transport = Transport()
     assert asyncio.run(exchange(transport, b"POST / HTTP/1.1\r\n\r\n", b"body")) == ANSWER
     assert transport.sent == [b"POST / HTTP/1.1\r\n\r\nbody"]
 
 
-def test_a_long_body_is_not_kept_until_its_end() -> None:
+def test_egress_stream_flushes_long_bodies() -> None:
     transport = Transport()
     parts = [b"x" * 40_000] * 4
     asyncio.run(exchange(transport, *parts))
@@ -63,12 +63,12 @@ def test_a_long_body_is_not_kept_until_its_end() -> None:
     assert b"".join(transport.sent) == b"".join(parts)
 
 
-def test_an_answer_that_comes_before_the_request_was_taken_is_read() -> None:
+def test_egress_stream_reads_an_early_response() -> None:
     assert asyncio.run(exchange(Transport(broken=True), b"POST / HTTP/1.1\r\n\r\n", b"body")) == ANSWER
 
 
 @pytest.mark.parametrize("closed_by", ["server", "time"])
-def test_idle_connections_are_closed_without_another_request(closed_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_outbound_client_closes_idle_connections(closed_by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ccp.client.clients._KEEPALIVE", 0.1 if closed_by == "time" else 60)
 
     async def run() -> None:

@@ -26,7 +26,7 @@ async def fail(throttle: HostThrottle, key: HostKey, times: int) -> None:
         (await throttle.acquire(key)).record_failure()
 
 
-def test_three_failures_open_the_circuit_of_this_scheme_host_port_and_issuer_alone() -> None:
+def test_host_throttle_opens_the_circuit_of_one_host_key_only() -> None:
     async def test() -> None:
         throttle = HostThrottle()
         await fail(throttle, HOST, 3)
@@ -42,7 +42,7 @@ def test_three_failures_open_the_circuit_of_this_scheme_host_port_and_issuer_alo
     run(test)
 
 
-def test_requests_under_way_when_the_circuit_opens_do_not_lengthen_its_pause() -> None:
+def test_host_throttle_ignores_failures_of_requests_under_way() -> None:
     async def test() -> None:
         throttle = HostThrottle()
         permits = [await throttle.acquire(HOST) for _ in range(10)]
@@ -51,7 +51,7 @@ def test_requests_under_way_when_the_circuit_opens_do_not_lengthen_its_pause() -
     run(test)
 
 
-def test_what_never_reached_the_host_counts_for_nothing() -> None:
+def test_host_throttle_release_counts_for_nothing() -> None:
     async def test() -> None:
         throttle = HostThrottle()
         await fail(throttle, HOST, 2)
@@ -64,7 +64,7 @@ def test_what_never_reached_the_host_counts_for_nothing() -> None:
     run(test)
 
 
-def test_callers_take_turns_so_that_one_waits_behind_one_request_of_each_other() -> None:
+def test_host_throttle_serves_callers_by_round_robin() -> None:
     async def test() -> None:
         throttle, order = HostThrottle(rate=200, burst=1), list[str]()
 
@@ -83,7 +83,7 @@ def test_callers_take_turns_so_that_one_waits_behind_one_request_of_each_other()
     run(test)
 
 
-def test_a_cancelled_caller_leaves_the_queue() -> None:
+def test_host_throttle_removes_cancelled_callers() -> None:
     async def test() -> None:
         throttle = HostThrottle(rate=50, burst=1)
         await throttle.acquire(HOST)
@@ -96,7 +96,7 @@ def test_a_cancelled_caller_leaves_the_queue() -> None:
     run(test)
 
 
-def test_the_queue_of_one_caller_is_bounded() -> None:
+def test_host_throttle_queue_per_caller_is_bounded() -> None:
     async def test() -> None:
         throttle = HostThrottle(rate=1, burst=1)
         tasks = [asyncio.create_task(throttle.acquire(HOST, "many")) for _ in range(1_100)]
@@ -111,7 +111,7 @@ def test_the_queue_of_one_caller_is_bounded() -> None:
     run(test)
 
 
-def test_hosts_that_fail_are_remembered_up_to_a_bound() -> None:
+def test_host_throttle_number_of_hosts_is_bounded() -> None:
     async def test() -> None:
         throttle = HostThrottle(max_hosts=100)
         for number in range(1_000):
@@ -123,7 +123,7 @@ def test_hosts_that_fail_are_remembered_up_to_a_bound() -> None:
     run(test)
 
 
-def test_hosts_that_were_not_called_for_a_long_time_are_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_host_throttle_removes_idle_hosts(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         throttle = HostThrottle()
         for number in range(100):

@@ -38,7 +38,7 @@ def ask(
     return asyncio.run(whole())
 
 
-def test_a_configured_address_may_be_private_and_a_guarded_one_only_if_allowed(server: Server) -> None:
+def test_block_private_refuses_private_addresses_unless_allowed(server: Server) -> None:
     assert ask(server.url + "/", block_private=False).body == b"hello"
     assert ask(server.url + "/", allow=("127.0.0.0/8",)).body == b"hello"
     before = len(server.seen)
@@ -48,7 +48,7 @@ def test_a_configured_address_may_be_private_and_a_guarded_one_only_if_allowed(s
     assert len(server.seen) == before
 
 
-def test_a_request_arrives_as_it_was_meant(server: Server) -> None:
+def test_outbound_request_sends_method_headers_and_body(server: Server) -> None:
     server.says("/echo", Reply(b"x", 418, {"ETag": "1"}))
     answer = ask(server.url + "/echo", block_private=False, method="POST", content=b"body", headers={"X-One": "1"})
     assert (answer.status, answer.headers["etag"], answer.body) == (418, "1", b"x")
@@ -57,7 +57,7 @@ def test_a_request_arrives_as_it_was_meant(server: Server) -> None:
     assert seen.headers["host"] == server.url.removeprefix("http://")
 
 
-def test_one_host_header_is_sent() -> None:
+def test_outbound_request_sends_one_host_header() -> None:
     """Two of them, once sent by this client, are refused by careful servers."""
 
     async def whole() -> bytes:
@@ -100,7 +100,7 @@ def test_one_host_header_is_sent() -> None:
         "http://[::1/",
     ],
 )
-def test_what_is_no_address_is_refused_with_the_one_error(url: str) -> None:
+def test_outbound_request_refuses_invalid_urls(url: str) -> None:
     for block_private in (True, False):
         with pytest.raises(OutboundError):
             ask(url, block_private=block_private)
@@ -115,7 +115,7 @@ def test_what_is_no_address_is_refused_with_the_one_error(url: str) -> None:
         "[::7f00:1]", "2130706433", "0x7f.1", "127.1",
     ],
 )  # fmt: skip
-def test_addresses_that_are_not_public_are_refused_in_every_spelling(host: str) -> None:
+def test_block_private_refuses_every_spelling_of_private_addresses(host: str) -> None:
     began = time.monotonic()
     with pytest.raises(OutboundError, match="cannot be reached"):
         ask(f"http://{host}:9/")
@@ -123,7 +123,7 @@ def test_addresses_that_are_not_public_are_refused_in_every_spelling(host: str) 
 
 
 @pytest.mark.parametrize("address", ["8.8.8.8", "2606:4700::1", "64:ff9b::808:808", "::ffff:8.8.8.8"])
-def test_public_addresses_are_let_through(address: str) -> None:
+def test_block_private_permits_public_addresses(address: str) -> None:
     assert may_connect(ipaddress.ip_address(address), ())
 
 
@@ -134,7 +134,7 @@ def test_a_name_that_resolves_to_loopback_is_refused(server: Server) -> None:
     assert ask(f"http://localhost:{port}/", allow=("127.0.0.0/8", "::1/128")).body == b"hello"
 
 
-def test_a_name_with_one_private_address_among_public_ones_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_block_private_refuses_names_with_one_private_address(monkeypatch: pytest.MonkeyPatch) -> None:
     """The resolver is not ours to control, so here it is the one thing that is not real."""
 
     monkeypatch.setattr(resolver, "system_lookup", lambda host: ["8.8.8.8", "10.0.0.1"])
@@ -142,7 +142,7 @@ def test_a_name_with_one_private_address_among_public_ones_is_refused(monkeypatc
         ask("http://mixed.example/")
 
 
-def test_the_address_is_judged_when_connecting_and_not_before(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_block_private_checks_the_address_when_connecting(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """A name that is public for one connection and private for the next gets no second one."""
     answers = iter(["127.0.0.1", "10.0.0.1"])
 
@@ -163,14 +163,14 @@ def test_the_address_is_judged_when_connecting_and_not_before(server: Server, mo
     asyncio.run(whole())
 
 
-def test_a_redirect_is_an_answer(server: Server) -> None:
+def test_outbound_request_returns_redirects(server: Server) -> None:
     server.says("/away", Reply(status=302, headers={"Location": server.url + "/"}))
     before = server.count("/")
     assert ask(server.url + "/away", block_private=False).status == 302
     assert server.count("/") == before
 
 
-def test_a_body_is_read_up_to_the_cap(server: Server) -> None:
+def test_outbound_request_limits_body_bytes(server: Server) -> None:
     server.says("/big", bytes(1000))
     server.says("/endless", Reply(endless=True))
     assert len(ask(server.url + "/big", block_private=False, max_bytes=1000).body) == 1000
@@ -180,7 +180,7 @@ def test_a_body_is_read_up_to_the_cap(server: Server) -> None:
 
 
 @pytest.mark.parametrize("reply", [Reply(b"x" * 1000, drip=0.05), Reply(delay=5)], ids=["drip", "hanging"])
-def test_the_deadline_is_for_the_whole_exchange(server: Server, reply: Reply) -> None:
+def test_outbound_timeout_covers_the_whole_exchange(server: Server, reply: Reply) -> None:
     server.says("/slow", reply)
     began = time.monotonic()
     with pytest.raises(OutboundError, match=r"did not answer within 0\.4 s"):
@@ -188,7 +188,7 @@ def test_the_deadline_is_for_the_whole_exchange(server: Server, reply: Reply) ->
     assert time.monotonic() - began < 1.5
 
 
-def test_nobody_there_and_no_http_are_told_alike() -> None:
+def test_outbound_error_is_the_same_for_no_server_and_no_http() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         with pytest.raises(OutboundError, match="cannot be reached"):

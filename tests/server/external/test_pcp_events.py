@@ -191,7 +191,7 @@ def receiver(pkis: dict[str, PKI]) -> Iterator[Receiver]:
 # --- Who is believed ---
 
 
-def test_each_published_form_of_the_signature_is_believed(receiver: Receiver) -> None:
+def test_pcp_event_accepts_each_published_signature_form(receiver: Receiver) -> None:
     for header in ("X-Operator-Signature", "payload-signature", "X-Hubject-Signature"):
         for prefix in ("sha256=", ""):
             pcid = new_pcid()
@@ -203,7 +203,7 @@ def test_each_published_form_of_the_signature_is_believed(receiver: Receiver) ->
 
 
 @pytest.mark.parametrize("signature", ["", "sha256=", "sha256=" + "0" * 64, "0" * 64, "sha1=" + "0" * 40, "ä"])
-def test_an_event_with_a_wrong_signature_is_refused_and_changes_nothing(receiver: Receiver, signature: str) -> None:
+def test_pcp_event_with_wrong_signature_is_refused(receiver: Receiver, signature: str) -> None:
     pcid = new_pcid()
     receiver.publish(pcid, BEFORE)
     body = event(DELETED, pcid)
@@ -215,7 +215,7 @@ def test_an_event_with_a_wrong_signature_is_refused_and_changes_nothing(receiver
 
 
 @pytest.mark.parametrize("secret", [None, ""])
-def test_without_a_secret_there_is_nothing_at_the_path(receiver: Receiver, secret: str | None) -> None:
+def test_pcp_event_path_is_absent_without_a_secret(receiver: Receiver, secret: str | None) -> None:
     pcid = new_pcid()
     receiver.publish(pcid, BEFORE)
     with receiving(receiver.database, None, secret) as url:
@@ -234,12 +234,12 @@ def test_without_a_secret_there_is_nothing_at_the_path(receiver: Receiver, secre
      event(DELETED, "WEX0TEST000000001", "2999-01-01T00:00:00Z"),
      event(DELETED, "WEX0TEST000000001", HAPPENED, "urn:iso:15118:3")],
 )  # fmt: skip
-def test_an_event_that_cannot_be_read_is_refused_with_400(receiver: Receiver, body: bytes) -> None:
+def test_pcp_event_that_cannot_be_parsed_is_400(receiver: Receiver, body: bytes) -> None:
     sentences(receiver.post(body), 400)
 
 
 @pytest.mark.parametrize("kind", ["root.cert.added", "emsp.contract.delivered.to.oem", "oem.contract.deleted", "x"])
-def test_other_events_are_taken_and_change_nothing(receiver: Receiver, kind: str) -> None:
+def test_pcp_event_of_another_kind_is_accepted_without_effect(receiver: Receiver, kind: str) -> None:
     pcid = new_pcid()
     receiver.publish(pcid, BEFORE)
     assert receiver.tell(kind, pcid).status_code == 200
@@ -251,9 +251,7 @@ def test_other_events_are_taken_and_change_nothing(receiver: Receiver, kind: str
 
 @pytest.mark.parametrize("owner", ["emsp", "mo"])
 @pytest.mark.parametrize("what", ["prov.cert.deleted", "prov.cert.factory.reset", "prov.cert.updated.factory.reset"])
-def test_a_deleted_certificate_or_a_factory_reset_removes_all_contracts(
-    receiver: Receiver, owner: str, what: str
-) -> None:
+def test_pcp_event_deleted_or_reset_removes_all_contracts(receiver: Receiver, owner: str, what: str) -> None:
     pcid, other = new_pcid(), new_pcid()
     emaids = [receiver.publish(pcid, BEFORE) for _ in range(3)]
     receiver.publish(pcid, BEFORE, emaid=emaids[0], edition="iso20")
@@ -268,7 +266,7 @@ def test_a_deleted_certificate_or_a_factory_reset_removes_all_contracts(
     assert receiver.sql("select default_emaid from vehicle where pcid = ?", pcid) == [(None,)]
 
 
-def test_an_event_that_comes_again_does_nothing_more(receiver: Receiver) -> None:
+def test_pcp_event_that_is_repeated_has_no_further_effect(receiver: Receiver) -> None:
     pcid = new_pcid()
     receiver.publish(pcid, BEFORE)
     for _ in range(3):
@@ -277,7 +275,7 @@ def test_an_event_that_comes_again_does_nothing_more(receiver: Receiver) -> None
 
 
 @pytest.mark.parametrize("kind", [DELETED, RESET, UPDATED])
-def test_what_was_published_after_the_event_stays_however_often_it_is_replayed(receiver: Receiver, kind: str) -> None:
+def test_pcp_event_replayed_keeps_later_publications(receiver: Receiver, kind: str) -> None:
     pcid = new_pcid()
     old, new = receiver.publish(pcid, BEFORE), receiver.publish(pcid, AFTER)
     for _ in range(2):
@@ -286,7 +284,7 @@ def test_what_was_published_after_the_event_stays_however_often_it_is_replayed(r
     assert receiver.told(pcid) == [("oem.contract.deleted", old)]
 
 
-def test_a_contract_that_was_signed_anew_in_one_edition_loses_the_other_and_is_updated(receiver: Receiver) -> None:
+def test_pcp_event_keeps_the_edition_that_was_published_later(receiver: Receiver) -> None:
     pcid = new_pcid()
     emaid = receiver.publish(pcid, BEFORE, edition="iso20")
     receiver.publish(pcid, AFTER, emaid=emaid)
@@ -297,7 +295,7 @@ def test_a_contract_that_was_signed_anew_in_one_edition_loses_the_other_and_is_u
     assert receiver.sql("select default_emaid from vehicle where pcid = ?", pcid) == [(emaid,)]
 
 
-def test_a_time_without_a_fraction_is_the_whole_second(receiver: Receiver) -> None:
+def test_pcp_event_time_without_fraction_covers_the_second(receiver: Receiver) -> None:
     pcid = new_pcid()
     second = HAPPENED.replace(microsecond=0)
     receiver.publish(pcid, second + timedelta(milliseconds=300))
@@ -306,7 +304,7 @@ def test_a_time_without_a_fraction_is_the_whole_second(receiver: Receiver) -> No
 
 
 @pytest.mark.parametrize("kind", [DELETED, RESET, UPDATED])
-def test_a_vehicle_that_is_not_known_is_no_mistake(receiver: Receiver, kind: str) -> None:
+def test_pcp_event_for_an_unknown_vehicle_is_accepted(receiver: Receiver, kind: str) -> None:
     """What stays is the time of the event, for a publication that is under way."""
     pcid = new_pcid()
     assert receiver.tell(kind, pcid).status_code == 200
@@ -315,7 +313,7 @@ def test_a_vehicle_that_is_not_known_is_no_mistake(receiver: Receiver, kind: str
     assert receiver.sql("select 1 from outbox where pcid = ?", pcid) == []
 
 
-def test_a_renewed_certificate_with_the_same_key_removes_nothing(receiver: Receiver, pkis: dict[str, PKI]) -> None:
+def test_pcp_event_renewal_with_the_same_key_removes_nothing(receiver: Receiver, pkis: dict[str, PKI]) -> None:
     pcid = new_pcid()
     key = receiver.knows(pkis["iso2"].vehicle(pcid, at=AT))
     receiver.publish(pcid, BEFORE, key=key)
@@ -323,9 +321,7 @@ def test_a_renewed_certificate_with_the_same_key_removes_nothing(receiver: Recei
     assert len(receiver.left(pcid)) == 1
 
 
-def test_a_new_key_removes_what_was_encrypted_for_the_old_one_even_if_published_later(
-    receiver: Receiver, pkis: dict[str, PKI]
-) -> None:
+def test_pcp_event_new_key_removes_contracts_for_the_old_key(receiver: Receiver, pkis: dict[str, PKI]) -> None:
     pcid = new_pcid()
     new = receiver.knows(pkis["iso2"].vehicle(pcid, at=AT))
     receiver.publish(pcid, BEFORE, key="0" * 64)
@@ -335,9 +331,7 @@ def test_a_new_key_removes_what_was_encrypted_for_the_old_one_even_if_published_
     assert receiver.emaids(pcid) == [stays]
 
 
-def test_where_no_key_is_known_an_update_removes_what_was_published_before_it(
-    receiver: Receiver, pkis: dict[str, PKI]
-) -> None:
+def test_pcp_event_without_known_key_removes_earlier_contracts(receiver: Receiver, pkis: dict[str, PKI]) -> None:
     for answer in (None, Reply(404), Reply(403)):
         pcid = new_pcid()
         if answer is None:
@@ -350,7 +344,7 @@ def test_where_no_key_is_known_an_update_removes_what_was_published_before_it(
         assert receiver.emaids(pcid) == [stays]
 
 
-def test_an_update_of_one_edition_leaves_the_other_alone(receiver: Receiver) -> None:
+def test_pcp_event_update_affects_one_edition_only(receiver: Receiver) -> None:
     pcid = new_pcid()
     emaid = receiver.publish(pcid, BEFORE)
     receiver.publish(pcid, BEFORE, emaid=emaid, edition="iso20")
@@ -359,7 +353,7 @@ def test_an_update_of_one_edition_leaves_the_other_alone(receiver: Receiver) -> 
     assert ISO20 == Namespace.ISO20
 
 
-def test_while_the_key_cannot_be_asked_for_an_update_is_to_be_sent_again(receiver: Receiver) -> None:
+def test_pcp_event_update_is_503_while_the_pool_is_unavailable(receiver: Receiver) -> None:
     for answer in (Reply(503), DROP, refusal(500, "no")):
         pcid = new_pcid()
         receiver.pcp.answers[f"/provisioningcertificates/{pcid}"] = answer

@@ -67,7 +67,7 @@ def stored(pki: PKI) -> SignedContract:
 
 
 @pytest.mark.parametrize("answer", [Reply(200), Reply(204), json_answer({}), Reply(200, b"OK", "text/plain")])
-def test_a_certificate_is_revoked_when_the_service_says_so(fake: Fake, answer: Reply) -> None:
+def test_pki_service_revokes_on_success_responses(fake: Fake, answer: Reply) -> None:
     fake.answers[PATH] = answer
     revoked(fake)
     (call,) = fake.calls
@@ -85,14 +85,14 @@ def test_a_certificate_is_revoked_when_the_service_says_so(fake: Fake, answer: R
      DROP, NOT_HTTP],
     ids=lambda answer: f"{answer.status}-{answer.body[:20]!r}",
 )  # fmt: skip
-def test_whatever_else_it_says_nothing_is_revoked_and_it_is_asked_once(fake: Fake, answer: Reply) -> None:
+def test_pki_service_raises_without_retry_on_other_responses(fake: Fake, answer: Reply) -> None:
     fake.answers[PATH] = answer
     with pytest.raises(UpstreamError):
         revoked(fake)
     assert len(fake.calls) == 1
 
 
-def test_a_service_that_hangs_is_waited_for_only_so_long(fake: Fake) -> None:
+def test_pki_service_times_out(fake: Fake) -> None:
     fake.answers[PATH] = HANG
     began = time.monotonic()
     with pytest.raises(UpstreamError, match="does not answer"):
@@ -100,13 +100,13 @@ def test_a_service_that_hangs_is_waited_for_only_so_long(fake: Fake) -> None:
     assert time.monotonic() - began < 1.5
 
 
-def test_a_service_that_is_not_there_is_an_error() -> None:
+def test_pki_service_raises_if_unreachable() -> None:
     with pytest.raises(UpstreamError, match="does not answer"):
         asked(lambda out: PKIService(out, nowhere()).revoke(b"", REASON))
 
 
 @pytest.mark.parametrize("status", [400, 409])
-def test_a_certificate_that_the_service_calls_revoked_already_is_revoked(fake: Fake, status: int) -> None:
+def test_pki_service_accepts_already_revoked(fake: Fake, status: int) -> None:
     fake.answers[PATH] = refusal(status, "The certificate has already been revoked.")
     revoked(fake)
 
@@ -123,7 +123,7 @@ def known(*cas: Certificate) -> IssuerMap[bool]:
 
 
 @pytest.mark.parametrize("edition", ["iso2", "iso20", "ed448"])
-def test_a_contract_is_the_operators_when_its_issuer_is(pkis: dict[str, PKI], edition: str) -> None:
+def test_is_issued_by_operator_for_contracts_of_operator_cas(pkis: dict[str, PKI], edition: str) -> None:
     pki = pkis[edition]
     contract = stored(pki)
     cas = [getattr(pki, name).certificate for name in ("emsp_sub2", "emsp_sub1", "emsp_root", "cps_sub2")]
@@ -134,14 +134,14 @@ def test_a_contract_is_the_operators_when_its_issuer_is(pkis: dict[str, PKI], ed
 
 
 @pytest.mark.parametrize("edition", ["iso2", "iso20"])
-def test_a_contract_under_a_twin_of_the_operators_ca_is_the_operators(pkis: dict[str, PKI], edition: str) -> None:
+def test_is_issued_by_operator_for_twin_ca_certificates(pkis: dict[str, PKI], edition: str) -> None:
     pki = pkis[edition]
     sub2 = pki.emsp_sub2.certificate
     assert is_issued_by_operator(stored(pki), known(twin(sub2)))
     assert not is_issued_by_operator(stored(pki), known(twin(pki.emsp_sub1.certificate)))
 
 
-def test_a_sub_ca_that_came_along_but_did_not_sign_is_not_the_issuer(pkis: dict[str, PKI]) -> None:
+def test_is_issued_by_operator_requires_the_signature(pkis: dict[str, PKI]) -> None:
     ours, theirs = pkis["iso2"], pkis["other_iso2"]
     assert ours.emsp_sub2.certificate.subject_name == theirs.emsp_sub2.certificate.subject_name
     contract = theirs.emsp_sub2.issue(new_emaid(), CONTRACT, at=AT)
@@ -154,7 +154,7 @@ def test_a_sub_ca_that_came_along_but_did_not_sign_is_not_the_issuer(pkis: dict[
     assert not is_issued_by_operator(signed, known(ours.emsp_sub2.certificate))
 
 
-def test_only_the_operators_certificates_are_revoked_and_each_once(fake: Fake, pkis: dict[str, PKI]) -> None:
+def test_revoke_issued_revokes_operator_certificates_once(fake: Fake, pkis: dict[str, PKI]) -> None:
     fake.answers[PATH] = Reply(200)
     ours, theirs = stored(pkis["iso2"]), stored(pkis["other_iso2"])
     variants = [ours, theirs, ours._replace(updated_at=AT + timedelta(days=1))]
@@ -174,7 +174,7 @@ def test_only_the_operators_certificates_are_revoked_and_each_once(fake: Fake, p
     assert ours.namespace is Namespace.ISO2
 
 
-def test_a_failure_ends_it(fake: Fake, pkis: dict[str, PKI]) -> None:
+def test_revoke_issued_stops_at_the_first_failure(fake: Fake, pkis: dict[str, PKI]) -> None:
     fake.answers[PATH] = Reply(500)
     fingerprint = pkis["iso2"].emsp_sub2.certificate.fingerprint
     variants = [stored(pkis["iso2"]), stored(pkis["iso2"])]
@@ -190,7 +190,7 @@ def test_a_failure_ends_it(fake: Fake, pkis: dict[str, PKI]) -> None:
 # --- Reasons and settings ---
 
 
-def test_a_reason_is_one_of_the_published_or_none() -> None:
+def test_revocation_reason_parses_published_values() -> None:
     assert RevocationReason.parse(None) is REASON
     assert RevocationReason.parse("keyCompromise") is RevocationReason.KEY_COMPROMISE
     for text in ("", "KEYCOMPROMISE", "certificateHold"):

@@ -40,7 +40,7 @@ def body(vehicle: Credential, **more: Any) -> dict[str, Any]:
     return {"provisioningCertificate": {"provisioningCertificateChain": chain, **more}}
 
 
-def test_the_chain_of_a_vehicle_is_asked_for_by_its_pcid(fake: Fake, pkis: dict[str, PKI]) -> None:
+def test_provisioning_pool_queries_chains_by_pcid(fake: Fake, pkis: dict[str, PKI]) -> None:
     pcid = new_pcid()
     vehicle = pkis["iso2"].vehicle(pcid, at=AT)
     fake.answers[f"/opnc/v1/pcp/provisioningcertificates/{pcid}"] = json_answer(body(vehicle))
@@ -54,7 +54,7 @@ def test_the_chain_of_a_vehicle_is_asked_for_by_its_pcid(fake: Fake, pkis: dict[
 
 
 @pytest.mark.parametrize("shape", range(4))
-def test_wrappers_and_casing_do_not_matter(fake: Fake, pkis: dict[str, PKI], shape: int) -> None:
+def test_provisioning_pool_ignores_wrappers_and_casing(fake: Fake, pkis: dict[str, PKI], shape: int) -> None:
     pcid = new_pcid()
     vehicle = pkis["iso2"].vehicle(pcid, at=AT)
     whole = body(vehicle)
@@ -68,7 +68,7 @@ def test_wrappers_and_casing_do_not_matter(fake: Fake, pkis: dict[str, PKI], sha
     assert found.sub_cas == vehicle.sub_cas
 
 
-def test_a_chain_without_sub_cas_is_a_chain(fake: Fake, pkis: dict[str, PKI]) -> None:
+def test_provisioning_pool_accepts_chains_without_sub_cas(fake: Fake, pkis: dict[str, PKI]) -> None:
     pcid = new_pcid()
     vehicle = pkis["iso2"].vehicle(pcid, at=AT)
     fake.answers["*"] = json_answer({"certificate": b64(vehicle.certificate.der)})
@@ -77,7 +77,7 @@ def test_a_chain_without_sub_cas_is_a_chain(fake: Fake, pkis: dict[str, PKI]) ->
     assert found.sub_cas == ()
 
 
-def test_the_edition_is_what_the_pool_says_else_what_the_key_can_do(fake: Fake, pkis: dict[str, PKI]) -> None:
+def test_provisioning_chain_edition_is_named_or_inferred_from_the_key(fake: Fake, pkis: dict[str, PKI]) -> None:
     pcid = new_pcid()
 
     def edition(name: str, **more: Any) -> Namespace:
@@ -93,9 +93,7 @@ def test_the_edition_is_what_the_pool_says_else_what_the_key_can_do(fake: Fake, 
     assert edition("iso20", xsdMsgDefNamespace="nonsense") is Namespace.ISO20
 
 
-def test_a_vehicle_is_remembered_for_a_while_and_asked_for_again_when_that_is_wanted(
-    fake: Fake, pkis: dict[str, PKI]
-) -> None:
+def test_provisioning_pool_caches_chains_and_bypasses_the_cache(fake: Fake, pkis: dict[str, PKI]) -> None:
     pcid = new_pcid()
     old, new = (pkis["iso2"].vehicle(pcid, at=AT) for _ in range(2))
     fake.answers["*"] = json_answer(body(old))
@@ -120,7 +118,7 @@ def test_a_vehicle_is_remembered_for_a_while_and_asked_for_again_when_that_is_wa
 
 
 @pytest.mark.parametrize("status", [404, 403, 302])
-def test_a_vehicle_that_is_not_known_is_not_known_for_a_moment(fake: Fake, pkis: dict[str, PKI], status: int) -> None:
+def test_provisioning_pool_caches_unknown_vehicles(fake: Fake, pkis: dict[str, PKI], status: int) -> None:
     pcid = new_pcid()
     fake.answers["*"] = refusal(status, "The OEM provisioning certificate with given PCID is not found.")
 
@@ -137,7 +135,7 @@ def test_a_vehicle_that_is_not_known_is_not_known_for_a_moment(fake: Fake, pkis:
     assert len(fake.calls) == 2
 
 
-def test_what_is_remembered_is_bounded(fake: Fake) -> None:
+def test_provisioning_pool_cache_is_bounded(fake: Fake) -> None:
     async def visit(out: OutboundClient) -> int:
         pool = pcp(out, fake, Clock())
         for number in range(_MAX_CACHED + 5):
@@ -167,9 +165,7 @@ def _broken(pki: PKI) -> dict[str, Reply]:
 
 
 @pytest.mark.parametrize("how", range(12))
-def test_a_failure_is_unknown_on_delivery_and_an_error_for_who_has_to_know(
-    fake: Fake, pkis: dict[str, PKI], how: int
-) -> None:
+def test_provisioning_pool_failure_is_none_or_an_error(fake: Fake, pkis: dict[str, PKI], how: int) -> None:
     fake.answers["*"] = list(_broken(pkis["iso2"]).values())[how]
     pcid = new_pcid()
     assert asked(lambda out: pcp(out, fake).get_chain(pcid)) is None
@@ -177,7 +173,7 @@ def test_a_failure_is_unknown_on_delivery_and_an_error_for_who_has_to_know(
         asked(lambda out: pcp(out, fake).fetch_chain(pcid))
 
 
-def test_a_pool_that_hangs_costs_a_delivery_one_second_and_then_nothing(fake: Fake, pkis: dict[str, PKI]) -> None:
+def test_provisioning_pool_circuit_opens_after_timeouts(fake: Fake, pkis: dict[str, PKI]) -> None:
     fake.answers["*"] = HANG
     pcid = new_pcid()
 
@@ -200,7 +196,7 @@ def test_a_pool_that_hangs_costs_a_delivery_one_second_and_then_nothing(fake: Fa
     assert len(fake.calls) == _FAILURES + 1
 
 
-def test_a_key_is_told_from_another_and_not_from_itself_in_another_certificate(pkis: dict[str, PKI]) -> None:
+def test_key_fingerprint_depends_on_the_key_only(pkis: dict[str, PKI]) -> None:
     import hashlib
 
     from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat

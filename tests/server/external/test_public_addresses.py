@@ -20,7 +20,7 @@ IPV6 = """::1/128 ::/128 ::ffff:0:0/112 64:ff9b:1::/48 100::/64 100:0:0:1::/64 2
 
 
 @pytest.mark.parametrize("text", [*IPV4, *IPV6])
-def test_no_address_of_a_special_purpose_range_is_public(text: str) -> None:
+def test_is_public_refuses_special_purpose_ranges(text: str) -> None:
     network = ipaddress.ip_network(text)
     last = network.network_address + (network.num_addresses - 1)
     middle = network.network_address + network.num_addresses // 2
@@ -38,7 +38,7 @@ def test_no_address_of_a_special_purpose_range_is_public(text: str) -> None:
         "64:ff9b::808:808", "::ffff:8.8.8.8", "2002:808:808::1", "2001:0:808:808::f7f7:f7f7",
     ],
 )  # fmt: skip
-def test_their_neighbours_are_public(text: str) -> None:
+def test_is_public_accepts_addresses_next_to_special_ranges(text: str) -> None:
     assert is_public(ipaddress.ip_address(text))
 
 
@@ -46,11 +46,11 @@ def test_their_neighbours_are_public(text: str) -> None:
     "text",
     ["64:ff9b::a9fe:a9fe", "::ffff:10.0.0.1", "2002:7f00:1::", "2001:0:808:808::80ff:fffe", "::ffff:192.0.0.10"],
 )
-def test_what_embeds_a_special_address_is_not_public(text: str) -> None:
+def test_is_public_refuses_embedded_special_addresses(text: str) -> None:
     assert not is_public(ipaddress.ip_address(text))
 
 
-def test_allowed_networks_are_reached_in_either_form() -> None:
+def test_may_connect_allows_networks_in_plain_and_embedded_form() -> None:
     allowed = (ipaddress.ip_network("10.1.0.0/16"), ipaddress.ip_network("fd00::/8"))
     for text, may in {
         "10.1.2.3": True,

@@ -65,7 +65,7 @@ def run(test: Callable[[], Coroutine[Any, Any, None]]) -> None:
     asyncio.run(bounded())
 
 
-def test_names_and_literal_addresses_are_resolved(names: Names) -> None:
+def test_resolver_resolves_names_and_literal_addresses(names: Names) -> None:
     async def test() -> None:
         resolver = Resolver(names)
         assert await resolver.resolve("a.example") == (ip_address("192.0.2.1"), ip_address("2001:db8::1"))
@@ -76,7 +76,7 @@ def test_names_and_literal_addresses_are_resolved(names: Names) -> None:
     run(test)
 
 
-def test_callers_that_ask_for_one_name_share_one_lookup(names: Names) -> None:
+def test_resolver_shares_one_lookup_per_name(names: Names) -> None:
     async def test() -> None:
         resolver = Resolver(names)
         await asyncio.gather(*(resolver.resolve("a.slow", owner=str(number)) for number in range(50)))
@@ -85,7 +85,7 @@ def test_callers_that_ask_for_one_name_share_one_lookup(names: Names) -> None:
     run(test)
 
 
-def test_a_failure_is_remembered_and_says_whether_the_name_exists(names: Names) -> None:
+def test_resolver_caches_failures_with_their_kind(names: Names) -> None:
     async def test() -> None:
         resolver = Resolver(names)
         for host, missing in (("a.none", True), ("a.failing", False), ("a" * 64 + ".invalid", True)):
@@ -98,7 +98,7 @@ def test_a_failure_is_remembered_and_says_whether_the_name_exists(names: Names) 
     run(test)
 
 
-def test_silent_name_servers_of_one_owner_leave_threads_to_others(names: Names) -> None:
+def test_resolver_limits_threads_per_owner(names: Names) -> None:
     """Of many domains, more than there are threads: the owner has its share, and others are resolved at once."""
 
     async def test() -> None:
@@ -116,7 +116,7 @@ def test_silent_name_servers_of_one_owner_leave_threads_to_others(names: Names) 
     run(test)
 
 
-def test_a_name_that_waits_for_one_owner_is_looked_up_for_another_at_once(names: Names) -> None:
+def test_resolver_queues_names_per_owner(names: Names) -> None:
     """And its answer is there for both."""
 
     async def test() -> None:
@@ -135,7 +135,7 @@ def test_a_name_that_waits_for_one_owner_is_looked_up_for_another_at_once(names:
     run(test)
 
 
-def test_one_party_holds_its_share_of_threads_whatever_issuers_it_names(names: Names) -> None:
+def test_resolver_limits_threads_per_party(names: Names) -> None:
     """A party with a sub-CA of its own makes as many issuers as it likes, each an owner."""
 
     async def test() -> None:
@@ -155,7 +155,7 @@ def test_one_party_holds_its_share_of_threads_whatever_issuers_it_names(names: N
     run(test)
 
 
-def test_one_domain_holds_two_threads_of_an_owner_at_most(names: Names) -> None:
+def test_resolver_limits_threads_per_domain(names: Names) -> None:
     """Others still find names below the same domain, where its subdomains are given to anyone."""
 
     async def test() -> None:
@@ -169,7 +169,7 @@ def test_one_domain_holds_two_threads_of_an_owner_at_most(names: Names) -> None:
     run(test)
 
 
-def test_domains_that_were_silent_hold_a_quarter_of_the_threads_at_most(names: Names) -> None:
+def test_resolver_limits_threads_of_slow_domains(names: Names) -> None:
     """However many owners and domains: names that answer find threads afterwards."""
 
     async def test() -> None:
@@ -189,7 +189,7 @@ def test_domains_that_were_silent_hold_a_quarter_of_the_threads_at_most(names: N
     run(test)
 
 
-def test_the_queue_is_bounded_and_those_who_leave_make_room(names: Names) -> None:
+def test_resolver_queue_is_bounded_and_cancelled_callers_leave_it(names: Names) -> None:
     async def test() -> None:
         resolver = Resolver(names, timeout=0.2, max_threads=1, max_queue=5)
         tasks = [asyncio.create_task(resolver.resolve(f"a.d{n}.silent", owner=str(n))) for n in range(9)]
@@ -205,7 +205,7 @@ def test_the_queue_is_bounded_and_those_who_leave_make_room(names: Names) -> Non
     run(test)
 
 
-def test_a_silent_name_is_not_asked_for_again_at_once(names: Names) -> None:
+def test_resolver_caches_timeouts(names: Names) -> None:
     async def test() -> None:
         resolver = Resolver(names, timeout=0.2)
         for _ in range(3):

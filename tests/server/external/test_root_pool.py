@@ -49,13 +49,13 @@ def said(found: RootList) -> dict[str, set[str]]:
     return {one.certificate.fingerprint: {role.value for role in one.roles} for one in found.roots}
 
 
-def test_each_role_is_asked_for_with_the_token(fake: Fake, pkis: dict[str, PKI]) -> None:
+def test_root_pool_queries_each_role_with_the_token(fake: Fake, pkis: dict[str, PKI]) -> None:
     roots(fake, by_type(v2g=[{"caCertificate": b64(pkis["iso2"].v2g_root.certificate.der)}]))
     assert [call.query for call in fake.calls] == [{"pkiType": [role.value]} for role in AnchorRole]
     assert {call.headers["authorization"] for call in fake.calls} == {"Bearer token"}
 
 
-def test_an_entry_without_words_is_for_the_role_that_it_was_listed_for(fake: Fake, pkis: dict[str, PKI]) -> None:
+def test_root_pool_entry_without_types_gets_the_queried_role(fake: Fake, pkis: dict[str, PKI]) -> None:
     v2g, oem = pkis["iso2"].v2g_root.certificate, pkis["iso2"].oem_root.certificate
     both = [{"caCertificate": b64(v2g.der)}, {"caCertificate": b64(oem.der)}]
     found = roots(fake, by_type(v2g=both[:1], oem=both))
@@ -75,7 +75,7 @@ def test_an_entry_without_words_is_for_the_role_that_it_was_listed_for(fake: Fak
         ({"rootTypeList": ["PE"]}, set()),
     ],
 )
-def test_an_entrys_own_words_count_whatever_it_was_listed_for(
+def test_root_pool_entry_types_override_the_queried_role(
     fake: Fake, pkis: dict[str, PKI], words: dict[str, Any], roles: set[str]
 ) -> None:
     certificate = pkis["iso2"].v2g_root.certificate
@@ -85,9 +85,7 @@ def test_an_entrys_own_words_count_whatever_it_was_listed_for(
     assert not found.unusable
 
 
-def test_a_pool_that_does_not_know_the_filter_gives_no_role_to_an_entry_without_words(
-    fake: Fake, pkis: dict[str, PKI]
-) -> None:
+def test_root_pool_without_filter_gives_no_role_to_entries_without_types(fake: Fake, pkis: dict[str, PKI]) -> None:
     plain, typed = pkis["iso2"].v2g_root.certificate, pkis["iso2"].oem_root.certificate
     entries = [{"caCertificate": b64(plain.der)}, {"caCertificate": b64(typed.der), "rootTypeList": ["OEM"]}]
     found = roots(fake, json_answer({"rootCertificateCollection": entries}))
@@ -95,7 +93,7 @@ def test_a_pool_that_does_not_know_the_filter_gives_no_role_to_an_entry_without_
     assert found.unusable == (f"The pool does not say what certificate {plain.display_name} is for.",)
 
 
-def test_a_type_that_is_not_known_gives_no_role_and_is_told(fake: Fake, pkis: dict[str, PKI]) -> None:
+def test_root_pool_reports_unknown_types_and_gives_no_role(fake: Fake, pkis: dict[str, PKI]) -> None:
     certificate = pkis["iso2"].v2g_root.certificate
     found = roots(fake, by_type(v2g=[{"caCertificate": b64(certificate.der), "rootType": "everything"}]))
     assert said(found) == {certificate.fingerprint: set()}
@@ -118,7 +116,7 @@ def _shapes(certificate: Certificate) -> list[Any]:
 
 
 @pytest.mark.parametrize("shape", range(9))
-def test_every_shape_that_is_published_or_sent_is_read(fake: Fake, pkis: dict[str, PKI], shape: int) -> None:
+def test_root_pool_reads_every_known_response_shape(fake: Fake, pkis: dict[str, PKI], shape: int) -> None:
     certificate = pkis["iso2"].v2g_root.certificate
     found = roots(fake, json_answer(_shapes(certificate)[shape]))
     assert said(found) == {certificate.fingerprint: {"v2g"}}
@@ -130,7 +128,7 @@ def test_every_shape_that_is_published_or_sent_is_read(fake: Fake, pkis: dict[st
     [5, None, "text", [], {}, {"caCertificate": None}, {"caCertificate": "?"}, {"caCertificate": "AAAA"},
      {"caCertificate": "A" * 100_000}, {"caCertificate": "-----BEGIN CERTIFICATE-----"}, {"rootCertificate": 5}],
 )  # fmt: skip
-def test_an_entry_that_cannot_be_read_is_told_and_the_others_are_taken(
+def test_root_pool_reports_unreadable_entries_and_keeps_the_others(
     fake: Fake, pkis: dict[str, PKI], entry: Any
 ) -> None:
     certificate = pkis["iso2"].v2g_root.certificate
@@ -147,17 +145,17 @@ def test_an_entry_that_cannot_be_read_is_told_and_the_others_are_taken(
      DROP, NOT_HTTP, Reply(200, b'{"a":"' + b"A" * 5_000_000 + b'"}')],
     ids=lambda answer: f"{answer.status}-{answer.body[:12]!r}",
 )  # fmt: skip
-def test_a_pool_that_says_nothing_useful_is_an_error_and_not_an_empty_list(fake: Fake, answer: Reply) -> None:
+def test_root_pool_raises_for_useless_responses(fake: Fake, answer: Reply) -> None:
     with pytest.raises(UpstreamError):
         roots(fake, answer)
 
 
-def test_one_role_that_fails_fails_the_whole_list(fake: Fake, pkis: dict[str, PKI]) -> None:
+def test_root_pool_raises_if_one_role_fails(fake: Fake, pkis: dict[str, PKI]) -> None:
     fine = by_type(v2g=[{"caCertificate": b64(pkis["iso2"].v2g_root.certificate.der)}])
     with pytest.raises(UpstreamError):
         roots(fake, lambda call: Reply(503) if call.query["pkiType"] == ["oem"] else fine(call))
 
 
-def test_a_pool_that_is_not_there_is_an_error() -> None:
+def test_root_pool_raises_if_unreachable() -> None:
     with pytest.raises(UpstreamError, match="does not answer"):
         asked(lambda out: RootCertificatePool(out, nowhere()).list_roots())

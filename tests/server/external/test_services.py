@@ -55,7 +55,7 @@ def around(pkis: dict[str, PKI], pki_service: Fake, pcp: Fake) -> Iterator[Pool]
 REVOKE = "/opnc/v1/pki/pki/revokeCertificate"
 
 
-def test_a_delete_revokes_first_with_the_reason_given(around: Pool, pki_service: Fake) -> None:
+def test_delete_revokes_first_with_the_given_reason(around: Pool, pki_service: Fake) -> None:
     pki_service.answers[REVOKE] = Reply(200)
     contract = around.publish(around.car())
     pki_service.calls.clear()
@@ -69,7 +69,7 @@ def test_a_delete_revokes_first_with_the_reason_given(around: Pool, pki_service:
     assert json.loads(pki_service.calls[-1].body)["revocationReason"] == "cessationOfOperation"
 
 
-def test_a_delete_whose_pki_service_hangs_is_502_after_a_while_and_deletes_nothing(
+def test_delete_is_502_if_the_pki_service_hangs(
     pkis: dict[str, PKI], pki_service: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ccp.server.external.pki_service.REVOKE_TIMEOUT", 0.3)
@@ -85,9 +85,7 @@ def test_a_delete_whose_pki_service_hangs_is_502_after_a_while_and_deletes_nothi
 
 
 @pytest.mark.parametrize("reply", [refusal(400, "no"), Reply(500), DROP, Reply(200, b"{")])
-def test_a_delete_whose_revocation_fails_is_502_and_deletes_nothing(
-    around: Pool, pki_service: Fake, reply: Reply
-) -> None:
+def test_delete_is_502_if_the_revocation_fails(around: Pool, pki_service: Fake, reply: Reply) -> None:
     pki_service.answers[REVOKE] = reply
     contract = around.publish(around.car())
     sentences(around.emsp.delete(f"/signedcontractdata/{contract.emaid}"), 502)
@@ -96,7 +94,7 @@ def test_a_delete_whose_revocation_fails_is_502_and_deletes_nothing(
     assert skipped.status_code == 200
 
 
-def test_a_contract_of_another_ca_is_deleted_without_revocation(around: Pool, pki_service: Fake) -> None:
+def test_delete_does_not_revoke_certificates_of_other_cas(around: Pool, pki_service: Fake) -> None:
     pki_service.calls.clear()
     contract = around.publish(around.car(), signer="other_iso2")
     assert around.emsp.delete(f"/signedcontractdata/{contract.emaid}").status_code == 200
@@ -111,9 +109,7 @@ def knows(pcp: Fake, car: Car) -> str:
     return key_fingerprint(car.provisioning.certificate)
 
 
-def test_a_vehicle_whose_sub_ca_only_the_provisioning_pool_knows_is_served(
-    around: Pool, pcp: Fake, pkis: dict[str, PKI]
-) -> None:
+def test_delivery_uses_sub_cas_from_the_provisioning_pool(around: Pool, pcp: Fake, pkis: dict[str, PKI]) -> None:
     from ccp.testing.pki import SUB_CA2
 
     sub2 = pkis["iso2"].oem_sub1.issue("OEM Sub2 CA NEW", SUB_CA2, at=AT)
@@ -126,9 +122,7 @@ def test_a_vehicle_whose_sub_ca_only_the_provisioning_pool_knows_is_served(
     assert around.ask(car)[0]["emaid"] == contract.emaid
 
 
-def test_a_vehicle_with_an_old_key_is_refused_and_a_contract_for_an_old_key_is_not_delivered(
-    around: Pool, pcp: Fake, pkis: dict[str, PKI]
-) -> None:
+def test_delivery_refuses_vehicles_and_contracts_with_an_old_key(around: Pool, pcp: Fake, pkis: dict[str, PKI]) -> None:
     car = around.car()
     knows(pcp, car)
     contract = around.publish(car)
@@ -144,7 +138,7 @@ def test_a_vehicle_with_an_old_key_is_refused_and_a_contract_for_an_old_key_is_n
     assert "not the vehicle's current one" in item["metaData"]
 
 
-def test_a_provisioning_pool_that_hangs_costs_a_vehicle_a_second_and_nothing_is_refused_for_it(
+def test_delivery_continues_if_the_provisioning_pool_hangs(
     pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ccp.server.external.provisioning_pool.PUBLICATION_TIMEOUT", 0.2)
@@ -158,7 +152,7 @@ def test_a_provisioning_pool_that_hangs_costs_a_vehicle_a_second_and_nothing_is_
         assert len(silent.calls) == 2
 
 
-def test_an_event_of_the_provisioning_pool_removes_contracts(around: Pool, pcp: Fake) -> None:
+def test_provisioning_pool_event_removes_contracts(around: Pool, pcp: Fake) -> None:
     car = around.car()
     knows(pcp, car)
     around.publish(car)
@@ -169,7 +163,7 @@ def test_an_event_of_the_provisioning_pool_removes_contracts(around: Pool, pcp: 
     assert around.listed(car) == []
 
 
-def test_the_description_names_the_path_of_these_events(around: Pool) -> None:
+def test_openapi_description_names_the_pcp_event_path(around: Pool) -> None:
     described = around.http.get("/openapi.json").json()
     operation = described["paths"][PATH]["post"]
     assert operation["operationId"] == "TakeProvisioningEvent"
@@ -181,7 +175,7 @@ def test_the_description_names_the_path_of_these_events(around: Pool) -> None:
     assert {"200", "400", "403", "404", "503"} <= set(operation["responses"])
 
 
-def test_the_schedule_takes_over_roots(pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_server_synchronises_roots_on_schedule(pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ccp.server.trust.root_sync._MAX_FIRST_DELAY", 0.01)
     with scripted_server() as rcp:
         entries = [

@@ -23,9 +23,7 @@ from tests.world import AT, new_emaid, new_pcid
 MANY = VehicleRules(max_contracts=20, max_contracts_of_provider=20)
 
 
-def test_events_of_a_vehicle_have_revisions_of_their_own_and_claims_go_with_contracts(
-    tmp_path: Path, pkis: dict[str, PKI]
-) -> None:
+def test_vehicle_events_have_own_revisions_and_contracts_release_claims(tmp_path: Path, pkis: dict[str, PKI]) -> None:
     url = fresh(tmp_path)
     schema.upgrade(url)
     template = stored(pkis["iso2"])
@@ -73,7 +71,7 @@ def test_events_of_a_vehicle_have_revisions_of_their_own_and_claims_go_with_cont
     asyncio.run(everything())
 
 
-def test_only_what_is_stale_goes(tmp_path: Path, pkis: dict[str, PKI]) -> None:
+def test_invalidation_removes_only_stale_contracts(tmp_path: Path, pkis: dict[str, PKI]) -> None:
     url = fresh(tmp_path)
     schema.upgrade(url)
     pcid = new_pcid()

@@ -19,18 +19,18 @@ from tests.world import AT
 
 
 @pytest.mark.parametrize("edition", ["iso2", "iso20", "ed448"])
-def test_the_roots_of_every_edition_can_be_anchors(pkis: dict[str, PKI], edition: str) -> None:
+def test_check_root_accepts_roots_of_every_edition(pkis: dict[str, PKI], edition: str) -> None:
     for credential in (pkis[edition].v2g_root, pkis[edition].emsp_root, pkis[edition].oem_root):
         validate_root(credential.certificate)
 
 
-def test_a_root_whose_own_signature_does_not_hold_is_refused() -> None:
+def test_check_root_refuses_an_invalid_self_signature() -> None:
     for certificate in (damaged(root()), signed_by_another()):
         with pytest.raises(ChainError, match="its own signature does not hold"):
             validate_root(certificate)
 
 
-def test_a_root_that_no_chain_could_end_in_is_refused() -> None:
+def test_check_root_refuses_unusable_roots() -> None:
     with pytest.raises(ChainError, match="not of a kind"):
         validate_root(rsa_root())
     with pytest.raises(ChainError, match="not a CA certificate"):
@@ -48,16 +48,14 @@ def test_a_root_that_no_chain_could_end_in_is_refused() -> None:
         (1, 200, Expiry.NOT_YET, "is not valid before"),
     ],
 )
-def test_a_certificate_is_valid_expires_soon_or_has_expired(
-    begins: int, ends: int, expiry: Expiry, said: str | None
-) -> None:
+def test_expiry_states(begins: int, ends: int, expiry: Expiry, said: str | None) -> None:
     certificate = root("Root", (AT + timedelta(days=begins), AT + timedelta(days=ends)))
     assert Expiry.of(certificate, AT) is expiry
     warning = expiry_warning(certificate, AT)
     assert warning is None if said is None else said in str(warning)
 
 
-def test_the_last_second_of_a_certificate_counts_as_a_whole_and_the_last_year_can_be_compared() -> None:
+def test_expiry_of_last_second_and_year_9999() -> None:
     certificate = root("Root", (AT - timedelta(days=1), AT))
     assert Expiry.of(certificate, AT.replace(microsecond=999_999)) is Expiry.SOON
     assert Expiry.of(certificate, AT + timedelta(seconds=1)) is Expiry.EXPIRED
@@ -65,13 +63,13 @@ def test_the_last_second_of_a_certificate_counts_as_a_whole_and_the_last_year_ca
     assert Expiry.of(forever, AT) is Expiry.VALID
 
 
-def test_each_anchor_that_ends_is_told_once_whatever_it_is_trusted_for() -> None:
+def test_expiry_warnings_name_each_certificate_once() -> None:
     soon = root("Soon", (AT, AT + timedelta(days=30)))
     snapshot = TrustAnchors.build([(AnchorRole.V2G, soon), (AnchorRole.OEM, soon), (AnchorRole.V2G, root("Later"))])
     assert expiry_warnings(snapshot, AT) == [f'Certificate "Soon" expires on {soon.not_after:%Y-%m-%d}.']
 
 
-def test_what_is_exported_is_read_back_the_same(pkis: dict[str, PKI], tmp_path: Path) -> None:
+def test_export_certificates_round_trip(pkis: dict[str, PKI], tmp_path: Path) -> None:
     pki = pkis["iso2"]
     twins = [root("Twin"), root("Twin"), root("../../etc/passwd"), root("*")]
     entries = [
@@ -94,7 +92,7 @@ def test_what_is_exported_is_read_back_the_same(pkis: dict[str, PKI], tmp_path: 
     assert anchor.roles == {AnchorRole.V2G, AnchorRole.EMSP}
 
 
-def test_nothing_is_exported_among_other_files(tmp_path: Path) -> None:
+def test_export_certificates_requires_an_empty_directory(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(ConfigurationError, match="not an empty directory"):
         export_certificates([trusted_certificate(root(), AnchorRole.V2G, "a", AT)], tmp_path)

@@ -28,7 +28,7 @@ def verify_car(snapshot: TrustAnchors, pki: PKI) -> None:
     snapshot.verify(car.certificate, (), usage=Usage.OEM_PROVISIONING, now=AT, profile=Profile.ISO2)
 
 
-def test_a_snapshot_never_changes_and_a_refresh_makes_a_new_one(tmp_path: Path, pki: PKI) -> None:
+def test_trust_store_refresh_replaces_the_snapshot(tmp_path: Path, pki: PKI) -> None:
     async def use(store: Store) -> None:
         trust = TrustStore(store)
         before = trust.anchors
@@ -50,7 +50,7 @@ def test_a_snapshot_never_changes_and_a_refresh_makes_a_new_one(tmp_path: Path, 
     with_store(new_database(tmp_path), use)
 
 
-def test_one_certificate_is_trusted_for_the_roles_it_was_added_for_only(tmp_path: Path, pki: PKI) -> None:
+def test_trust_store_keeps_roles_separate(tmp_path: Path, pki: PKI) -> None:
     async def use(store: Store) -> TrustAnchors:
         for role in (AnchorRole.V2G, AnchorRole.EMSP):
             await store.write(anchors.add(trusted_certificate(pki.v2g_root.certificate, role, "", AT)))
@@ -62,7 +62,7 @@ def test_one_certificate_is_trusted_for_the_roles_it_was_added_for_only(tmp_path
     assert [len(snapshot.by_role(role)) for role in (AnchorRole.V2G, AnchorRole.EMSP, AnchorRole.OEM)] == [1, 1, 0]
 
 
-def test_a_certificate_is_kept_with_its_kind_and_name(pki: PKI) -> None:
+def test_trusted_certificate_has_kind_and_label(pki: PKI) -> None:
     root, sub = pki.oem_root.certificate, pki.oem_sub1.certificate
     assert (is_self_issued(root), is_self_issued(sub)) == (True, False)
     kept = trusted_certificate(sub, AnchorRole.OEM, "file.pem", AT)
@@ -70,7 +70,7 @@ def test_a_certificate_is_kept_with_its_kind_and_name(pki: PKI) -> None:
     assert kept.fingerprint == sub.fingerprint
 
 
-def test_files_are_read_as_pem_with_several_certificates_or_as_der(tmp_path: Path, pki: PKI) -> None:
+def test_read_files_accepts_pem_bundles_and_der(tmp_path: Path, pki: PKI) -> None:
     root, sub = pki.oem_root.certificate, pki.oem_sub1.certificate
     (tmp_path / "a.pem").write_bytes(b"Some words before.\n" + root.pem() + b"\nand between\n" + sub.pem())
     (tmp_path / "b.der").write_bytes(root.der)
@@ -86,20 +86,20 @@ def test_files_are_read_as_pem_with_several_certificates_or_as_der(tmp_path: Pat
 
 
 @pytest.mark.parametrize("octets", [b"", b"text", b"-----BEGIN CERTIFICATE-----\n", b"\x30\x03\x02\x01\x01"])
-def test_a_file_in_a_directory_that_is_no_certificate_is_told_by_name(tmp_path: Path, octets: bytes) -> None:
+def test_read_files_names_the_file_that_is_no_certificate(tmp_path: Path, octets: bytes) -> None:
     (tmp_path / "odd.pem").write_bytes(octets)
     with pytest.raises(ConfigurationError, match=r"odd\.pem holds no certificate"):
         list(read_certificate_files(tmp_path))
 
 
-def test_what_is_not_there_is_told(tmp_path: Path) -> None:
+def test_read_files_reports_missing_paths(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="There is no file or directory"):
         list(read_certificate_files(tmp_path / "none"))
     with pytest.raises(ConfigurationError, match="There is no directory"):
         load_trust_directory(tmp_path / "none")
 
 
-def test_a_directory_is_a_snapshot_by_its_folders(tmp_path: Path, pki: PKI) -> None:
+def test_from_directory_reads_roles_from_folders(tmp_path: Path, pki: PKI) -> None:
     assert load_trust_directory(tmp_path).anchors == ()
     (tmp_path / "everything.pem").write_bytes(pki.v2g_root.certificate.pem())
     (tmp_path / "oem").mkdir()

@@ -79,7 +79,7 @@ def world(tmp_path: Path) -> Iterator[World]:
         yield World(tmp_path / "ccp.db", fake)
 
 
-def test_additions_are_taken_over_for_the_roles_that_were_said_and_the_workers_are_told(world: World) -> None:
+def test_sync_roots_adds_listed_roles_and_notifies_workers(world: World) -> None:
     one, two = root("One"), root("Two")
     world.list(one, "V2G")
     world.list(two, "eMSP", "OEM")
@@ -95,7 +95,7 @@ def test_additions_are_taken_over_for_the_roles_that_were_said_and_the_workers_a
     assert world.write(change_counters.read_all())[change_counters.ChangeCounter.ANCHORS] == 3
 
 
-def test_what_is_gone_is_told_and_stays_until_it_is_pruned(world: World) -> None:
+def test_sync_roots_reports_delisted_anchors_until_pruned(world: World) -> None:
     one, two = root("One"), root("Two")
     world.list(one, "V2G", "OEM")
     world.list(two, "V2G")
@@ -113,7 +113,7 @@ def test_what_is_gone_is_told_and_stays_until_it_is_pruned(world: World) -> None
     assert set(world.held()) == {("v2g", one.fingerprint)}
 
 
-def test_what_was_added_by_hand_or_came_from_elsewhere_is_never_gone(world: World) -> None:
+def test_sync_roots_never_delists_anchors_of_other_sources(world: World) -> None:
     hand, other, pinned, plain = root("Hand"), root("Other"), root("Pinned"), root("Plain")
     world.list(pinned, "V2G")
     world.list(plain, "V2G")
@@ -131,7 +131,7 @@ def test_what_was_added_by_hand_or_came_from_elsewhere_is_never_gone(world: Worl
     assert {fingerprint for _, fingerprint in world.held()} == {c.fingerprint for c in (hand, other, pinned, plain)}
 
 
-def test_what_is_known_from_elsewhere_keeps_its_source(world: World) -> None:
+def test_sync_roots_keeps_the_source_of_known_anchors(world: World) -> None:
     hand = root("Hand")
     world.write(anchors.add(trusted_certificate(hand, AnchorRole.V2G, "hand.pem", AT)))
     world.list(hand, "V2G")
@@ -139,9 +139,7 @@ def test_what_is_known_from_elsewhere_keeps_its_source(world: World) -> None:
     assert set(world.held().values()) == {"hand.pem"}
 
 
-def test_certificates_that_cannot_be_anchors_are_told_and_the_others_are_taken(
-    world: World, pkis: dict[str, PKI]
-) -> None:
+def test_sync_roots_reports_unusable_certificates(world: World, pkis: dict[str, PKI]) -> None:
     good = root("Good")
     ended = root("Ended", (AT - timedelta(days=9), AT - timedelta(days=1)))
     bad = [
@@ -157,14 +155,14 @@ def test_certificates_that_cannot_be_anchors_are_told_and_the_others_are_taken(
         assert any(certificate.display_name in sentence for sentence in done.unusable), certificate.display_name
 
 
-def test_an_anchor_that_has_expired_meanwhile_is_not_gone(world: World) -> None:
+def test_sync_roots_does_not_delist_expired_anchors(world: World) -> None:
     ended = root("Ended", (AT - timedelta(days=9), AT - timedelta(days=1)))
     world.write(anchors.add(trusted_certificate(ended, AnchorRole.V2G, world.fake.url + "/rcp", AT)))
     world.list(ended, "V2G")
     assert world.sync(prune=True).delisted == ()
 
 
-def test_a_list_that_cannot_be_read_as_a_whole_prunes_nothing(world: World) -> None:
+def test_sync_roots_does_not_prune_on_unreadable_entries(world: World) -> None:
     one, two = root("One"), root("Two")
     world.list(one, "V2G")
     world.list(two, "V2G")
@@ -178,7 +176,7 @@ def test_a_list_that_cannot_be_read_as_a_whole_prunes_nothing(world: World) -> N
 
 
 @pytest.mark.parametrize("path", ["/rcp/", "/wrong/"])
-def test_a_list_of_nothing_and_a_wrong_address_remove_nothing(world: World, path: str) -> None:
+def test_sync_roots_removes_nothing_on_empty_lists(world: World, path: str) -> None:
     world.list(root(), "V2G")
     world.sync()
     world.lists = []
@@ -187,9 +185,7 @@ def test_a_list_of_nothing_and_a_wrong_address_remove_nothing(world: World, path
     assert len(world.held()) == 1
 
 
-def test_the_schedule_adds_and_never_prunes_and_goes_on_after_failures(
-    world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_root_sync_task_adds_only_and_survives_failures(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ccp.server.trust.root_sync._MAX_FIRST_DELAY", 0.01)
     monkeypatch.setattr("ccp.server.trust.root_sync._RETRY_DELAY", 0.05)
     one, two, gone = root("One"), root("Two"), root("Gone")

@@ -38,9 +38,7 @@ _SPECIAL_IPV4: Final = tuple(
         ),
     )
 )
-_GLOBAL_UNICAST: Final = ipaddress.IPv6Network(
-    "2000::/3"
-)  # All assigned addresses; local ranges are outside.
+_GLOBAL_UNICAST: Final = ipaddress.IPv6Network("2000::/3")  # All assigned addresses; local ranges are outside.
 _SPECIAL_IPV6: Final = tuple(
     map(
         ipaddress.IPv6Network,

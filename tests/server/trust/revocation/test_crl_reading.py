@@ -17,7 +17,7 @@ LATER = AT + timedelta(hours=1)
 
 
 @pytest.mark.parametrize("count", [1, 5_000])
-def test_a_list_of_any_length_is_read_alike(count: int) -> None:
+def test_crl_reader_reads_short_and_long_crls_alike(count: int) -> None:
     made = branch()
     serials = [1, 127, 128, 2**159 - 1, *range(10**20, 10**20 + count)]
     revoked = {serial: AT - timedelta(minutes=place) for place, serial in enumerate(serials)}
@@ -28,7 +28,7 @@ def test_a_list_of_any_length_is_read_alike(count: int) -> None:
     assert found.revoked == revoked
 
 
-def test_what_is_wrong_with_a_long_list_is_told_in_the_same_words() -> None:
+def test_crl_reader_reports_the_same_errors_for_long_crls() -> None:
     made, other = branch(), branch()
     revoked = dict.fromkeys(range(1, 5_000), AT)
     crl = sign_crl(made.sub2, revoked, this_update=AT, next_update=AT + DAY, number=6)

@@ -37,7 +37,7 @@ def refused(read: Callable[[bytes], object], octets: bytes) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_every_flipped_bit_of_an_ocsp_response_is_refused(algorithm: Algorithm) -> None:
+def test_read_ocsp_refuses_every_flipped_bit(algorithm: Algorithm) -> None:
     made = branch(algorithm)
     leaf, issuer = made.contract().certificate, made.sub2
     responder = issuer.issue("OCSP", OCSP_RESPONDER, at=AT)
@@ -52,7 +52,7 @@ def test_every_flipped_bit_of_an_ocsp_response_is_refused(algorithm: Algorithm) 
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_every_flipped_bit_of_a_list_is_refused(algorithm: Algorithm) -> None:
+def test_read_crl_refuses_every_flipped_bit(algorithm: Algorithm) -> None:
     made = branch(algorithm)
     leaf, issuer = made.contract().certificate, made.sub2
     place = [x509.UniformResourceIdentifier(URL), x509.DirectoryName(issuer.certificate.x509.subject)]
@@ -62,7 +62,7 @@ def test_every_flipped_bit_of_a_list_is_refused(algorithm: Algorithm) -> None:
         refused(lambda changed: read_crl(changed, issuer.certificate, AT, url=URL), octets)
 
 
-def test_statements_of_the_end_of_time_are_unreadable() -> None:
+def test_evidence_with_times_beyond_year_9999_is_unreadable() -> None:
     """No hours can be added to it: the first one has to be answered like the others."""
     made = branch()
     leaf, issuer = made.contract().certificate, made.sub2

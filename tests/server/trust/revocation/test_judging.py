@@ -64,7 +64,7 @@ def outcome(judge: HardFailRevocation, chain: object, at: datetime = AT) -> CCPE
         return exc
 
 
-def test_a_chain_is_judged_by_each_of_its_certificates(made: Branch) -> None:
+def test_hard_fail_checks_each_certificate_of_a_chain(made: Branch) -> None:
     chain = made.chain(made.contract().certificate)
     rules = RevocationPolicy()
     leaf, sub2, sub1 = certificate_refs((chain,))
@@ -94,7 +94,7 @@ def test_a_chain_is_judged_by_each_of_its_certificates(made: Branch) -> None:
     assert isinstance(outcome(HardFailRevocation(known(old), rules), chain), RevokedError)
 
 
-def test_a_fresh_crl_is_good_evidence_for_what_it_does_not_list(made: Branch) -> None:
+def test_fresh_crl_is_good_evidence_for_unlisted_certificates(made: Branch) -> None:
     chain = made.chain(made.contract().certificate)
     rules = RevocationPolicy()
     leaf, sub2, _ = certificate_refs((chain,))
@@ -111,7 +111,7 @@ def test_a_fresh_crl_is_good_evidence_for_what_it_does_not_list(made: Branch) ->
     assert isinstance(with_crl(CRL, AT + HOUR, issuer=sub2.issuer), Unavailable)
 
 
-def test_a_configured_crl_makes_evidence_needed(made: Branch) -> None:
+def test_configured_crl_makes_evidence_required(made: Branch) -> None:
     chain = made.chain(made.contract().certificate)
     root = made.root.certificate
     for name in (root.subject_cn, root.fingerprint):
@@ -122,14 +122,14 @@ def test_a_configured_crl_makes_evidence_needed(made: Branch) -> None:
         assert (made.sub1.certificate, root) in judge.missing
 
 
-def test_required_refuses_what_names_nothing_for_good(made: Branch) -> None:
+def test_policy_require_refuses_certificates_without_status_urls(made: Branch) -> None:
     chain = made.chain(made.contract().certificate)
     refused = outcome(HardFailRevocation(known(), RevocationPolicy(required=True)), chain)
     assert type(refused) is VerificationError
     assert "Sub1" in str(refused)
 
 
-def test_keys_are_judged_as_chains_are_but_with_grace(made: Branch) -> None:
+def test_check_refs_equals_the_chain_check_with_grace(made: Branch) -> None:
     rules = RevocationPolicy(grace=HOUR)
     needs, warned = CertificateRef("a" * 64, 1, ()), CertificateRef("b" * 64, 2, None)
     both = (needs, warned)
@@ -148,7 +148,7 @@ def test_keys_are_judged_as_chains_are_but_with_grace(made: Branch) -> None:
     check_refs((), known(), rules, AT)
 
 
-def test_keys_go_into_a_row_and_come_back() -> None:
+def test_dump_and_load_refs_round_trip() -> None:
     keys = (
         CertificateRef("a" * 64, 2**159 - 1, ("http://x", "http://y"), ("f" * 64, 'A "CA"')),
         CertificateRef("b" * 64, 1, ()),
@@ -157,7 +157,7 @@ def test_keys_go_into_a_row_and_come_back() -> None:
     assert load_refs(dump_refs((*keys, *keys))) == keys
 
 
-def test_keys_of_older_rows_name_no_issuer() -> None:
+def test_load_refs_reads_rows_without_issuer_names() -> None:
     assert load_refs('[["aa","1f",["http://x"]],["bb","2",null]]') == (
         CertificateRef("aa", 31, ("http://x",)),
         CertificateRef("bb", 2, None),
@@ -165,7 +165,7 @@ def test_keys_of_older_rows_name_no_issuer() -> None:
 
 
 @pytest.mark.parametrize("crls", [None, ()])
-def test_a_crl_that_is_configured_later_counts_for_what_was_published_before(crls: tuple[str, ...] | None) -> None:
+def test_configured_crl_covers_earlier_publications(crls: tuple[str, ...] | None) -> None:
     url, names = "http://10.0.0.1/crl", ("f" * 64, "Sub2")
     key = CertificateRef("a" * 64, 1, crls, names)
     for name in names:
@@ -189,7 +189,7 @@ def test_a_crl_that_is_configured_later_counts_for_what_was_published_before(crl
     assert not RevocationPolicy(crl_urls={"Sub1": url}).crls_for(key)
 
 
-def test_the_two_that_do_not_judge_say_so(made: Branch) -> None:
+def test_no_check_and_deferred_check_report_themselves(made: Branch) -> None:
     chain = made.chain(made.contract().certificate)
     assert "not checked" in NoRevocationCheck().check(chain, AT)
     later = DeferredRevocation()
@@ -200,7 +200,7 @@ def test_the_two_that_do_not_judge_say_so(made: Branch) -> None:
 # --- What the store lets replace what ---
 
 
-def test_evidence_is_replaced_by_newer_evidence_only_and_revoked_by_nothing() -> None:
+def test_store_evidence_keeps_the_newest_and_revoked() -> None:
     key = CertificateRef("a" * 64, 0x1F, ())
     first = evidence(key, since=AT)
     steps = [
@@ -229,7 +229,7 @@ def test_evidence_is_replaced_by_newer_evidence_only_and_revoked_by_nothing() ->
     run(test)
 
 
-def test_many_keys_are_found_and_none_that_was_not_asked_for() -> None:
+def test_load_finds_the_requested_certificates_only() -> None:
     keys = [CertificateRef(f"{number % 3:064x}", number, ()) for number in range(1, 40)]
 
     async def test(bench: Bench) -> None:
@@ -243,7 +243,7 @@ def test_many_keys_are_found_and_none_that_was_not_asked_for() -> None:
 
 
 @knows_sqlite
-def test_a_list_is_taken_whole_or_not_at_all_and_never_an_older_one(made: Branch) -> None:
+def test_store_crl_is_atomic_and_never_older(made: Branch) -> None:
     issuer = made.sub2.certificate
     name = issuer.issuer_key_id
 
@@ -281,7 +281,7 @@ def test_a_list_is_taken_whole_or_not_at_all_and_never_an_older_one(made: Branch
 
 
 @knows_sqlite
-def test_evidence_is_looked_up_by_index() -> None:
+def test_load_uses_the_index() -> None:
     """SQLite reads the whole table for some ways of asking, which shows only when it is large."""
     keys = [CertificateRef("a" * 64, number, ("x",)) for number in range(7)]
 
@@ -305,7 +305,7 @@ def test_evidence_is_looked_up_by_index() -> None:
     run(test)
 
 
-def test_asking_twice_in_a_row_finds_nothing_due(made: Branch) -> None:
+def test_due_certificates_are_claimed(made: Branch) -> None:
     leaf = made.contract().certificate
     key = made.sub2.certificate.issuer_key_id, leaf.serial_number
 

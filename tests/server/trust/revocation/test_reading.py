@@ -45,7 +45,7 @@ def p256(branches: dict[Algorithm, Branch]) -> Branch:
     return branches["P-256"]
 
 
-def test_a_good_response_is_evidence(made: Branch) -> None:
+def test_read_ocsp_good(made: Branch) -> None:
     leaf = made.contract().certificate
     evidence = read_ocsp(answer(leaf, made.sub2), leaf, made.sub2.certificate, AT, URL)
     assert evidence.status is RevocationStatus.GOOD
@@ -56,34 +56,34 @@ def test_a_good_response_is_evidence(made: Branch) -> None:
 
 
 @pytest.mark.parametrize("sha256", [False, True])
-def test_a_revoked_leaf_and_a_revoked_sub_ca_are_told_with_the_time(made: Branch, sha256: bool) -> None:
+def test_read_ocsp_revoked_has_the_time(made: Branch, sha256: bool) -> None:
     for certificate, issuer in ((made.contract().certificate, made.sub2), (made.sub2.certificate, made.sub1)):
         octets = answer(certificate, issuer, revoked_at=AT - DAY, sha256=sha256)
         evidence = read_ocsp(octets, certificate, issuer.certificate, AT, URL)
         assert (evidence.status, evidence.revoked_at) == (RevocationStatus.REVOKED, AT - DAY)
 
 
-def test_unknown_is_read_as_unknown(made: Branch) -> None:
+def test_read_ocsp_unknown(made: Branch) -> None:
     leaf = made.contract().certificate
     evidence = read_ocsp(answer(leaf, made.sub2, unknown=True), leaf, made.sub2.certificate, AT, URL)
     assert evidence.status is RevocationStatus.UNKNOWN
 
 
-def test_a_delegated_responder_may_answer(made: Branch) -> None:
+def test_read_ocsp_accepts_delegated_responders(made: Branch) -> None:
     leaf = made.contract().certificate
     responder = made.sub2.issue("OCSP", OCSP_RESPONDER, at=AT)
     octets = answer(leaf, made.sub2, responder=responder)
     assert read_ocsp(octets, leaf, made.sub2.certificate, AT, URL).status is RevocationStatus.GOOD
 
 
-def test_a_delegated_responder_with_the_field_s_explicit_false_may_answer(p256: Branch) -> None:
+def test_read_ocsp_accepts_responders_with_explicit_false(p256: Branch) -> None:
     leaf = p256.contract().certificate
     template = Template(DAY, extra=(*OCSP_RESPONDER.extra, (EXPLICIT_FALSE, False)))
     octets = answer(leaf, p256.sub2, responder=p256.sub2.issue("OCSP", template, at=AT))
     assert read_ocsp(octets, leaf, p256.sub2.certificate, AT, URL).status is RevocationStatus.GOOD
 
 
-def test_unauthorised_responders_are_refused(made: Branch) -> None:
+def test_read_ocsp_refuses_unauthorised_responders(made: Branch) -> None:
     leaf = made.contract().certificate
     no_purpose = Template(DAY, key_usage=frozenset({"digital_signature"}))
     cases = {
@@ -101,7 +101,7 @@ def test_unauthorised_responders_are_refused(made: Branch) -> None:
             raise AssertionError(name, read_ocsp(octets, leaf, made.sub2.certificate, AT, URL))
 
 
-def test_a_responder_certificate_that_is_forged_is_refused(p256: Branch) -> None:
+def test_read_ocsp_refuses_forged_responder_certificates(p256: Branch) -> None:
     leaf = p256.contract().certificate
     real = p256.sub2.issue("OCSP", OCSP_RESPONDER, at=AT)
     by_itself = forge(real.certificate, real.key)  # in the issuer's name, signed by the responder
@@ -111,7 +111,7 @@ def test_a_responder_certificate_that_is_forged_is_refused(p256: Branch) -> None
             read_ocsp(octets, leaf, p256.sub2.certificate, AT, URL)
 
 
-def test_a_response_in_the_issuer_s_name_with_another_key_is_refused(made: Branch) -> None:
+def test_read_ocsp_refuses_the_issuer_name_with_another_key(made: Branch) -> None:
     leaf = made.contract().certificate
     thief = build_root("eMSP Sub2 CA SIM", at=AT)
     assert thief.certificate.subject_name == made.sub2.certificate.subject_name
@@ -119,7 +119,7 @@ def test_a_response_in_the_issuer_s_name_with_another_key_is_refused(made: Branc
         read_ocsp(answer(leaf, made.sub2, responder=thief), leaf, made.sub2.certificate, AT, URL)
 
 
-def test_every_changed_octet_is_refused(p256: Branch) -> None:
+def test_read_ocsp_refuses_every_changed_byte(p256: Branch) -> None:
     """Changed anywhere, a response is refused, or it still says that the certificate is good."""
     leaf = p256.contract().certificate
     octets = answer(leaf, p256.sub2)
@@ -134,7 +134,7 @@ def test_every_changed_octet_is_refused(p256: Branch) -> None:
     assert harmless <= 4  # such as the unused NULL beside the hash algorithm, which nothing is read from
 
 
-def test_truncated_and_other_octets_are_no_evidence(p256: Branch) -> None:
+def test_read_ocsp_and_crl_refuse_truncated_and_foreign_bytes(p256: Branch) -> None:
     leaf = p256.contract().certificate
     octets = answer(leaf, p256.sub2)
     for bad in (*(octets[:end] for end in range(len(octets))), octets + b"\0", b"<html>", bytes.fromhex("30030a0103")):
@@ -142,7 +142,7 @@ def test_truncated_and_other_octets_are_no_evidence(p256: Branch) -> None:
             read_ocsp(bad, leaf, p256.sub2.certificate, AT, URL)
 
 
-def test_a_response_for_another_serial_number_or_issuer_is_refused(made: Branch) -> None:
+def test_read_ocsp_refuses_other_serial_numbers_and_issuers(made: Branch) -> None:
     leaf, other = made.contract().certificate, made.contract().certificate
     with pytest.raises(EvidenceError, match="another certificate"):
         read_ocsp(answer(other, made.sub2), leaf, made.sub2.certificate, AT, URL)
@@ -152,7 +152,7 @@ def test_a_response_for_another_serial_number_or_issuer_is_refused(made: Branch)
         read_ocsp(answer(leaf, twin), leaf, made.sub2.certificate, AT, URL)
 
 
-def test_time_is_checked(p256: Branch) -> None:
+def test_read_ocsp_and_crl_check_the_validity_time(p256: Branch) -> None:
     leaf, issuer = p256.contract().certificate, p256.sub2.certificate
     octets = answer(leaf, p256.sub2)
     read_ocsp(octets, leaf, issuer, AT + HOUR, URL)
@@ -163,7 +163,7 @@ def test_time_is_checked(p256: Branch) -> None:
         read_ocsp(octets, leaf, issuer, AT - MINUTE - CLOCK_SKEW - timedelta(seconds=1), URL)
 
 
-def test_without_next_update_a_response_holds_for_some_hours(p256: Branch) -> None:
+def test_read_ocsp_without_next_update_is_valid_for_hours(p256: Branch) -> None:
     leaf, issuer = p256.contract().certificate, p256.sub2.certificate
     evidence = read_ocsp(answer(leaf, p256.sub2, next_update=None), leaf, issuer, AT, URL)
     assert evidence.next_update == AT - MINUTE + WITHOUT_NEXT_UPDATE
@@ -171,7 +171,7 @@ def test_without_next_update_a_response_holds_for_some_hours(p256: Branch) -> No
         read_ocsp(answer(leaf, p256.sub2, next_update=None), leaf, issuer, AT + WITHOUT_NEXT_UPDATE, URL)
 
 
-def test_a_request_has_no_nonce_and_the_hash_that_was_asked_for(p256: Branch) -> None:
+def test_build_ocsp_request_has_no_nonce_and_the_chosen_hash(p256: Branch) -> None:
     leaf = p256.contract().certificate
     for sha256, name in ((False, "sha1"), (True, "sha256")):
         request = x509.ocsp.load_der_ocsp_request(build_ocsp_request(leaf, p256.sub2.certificate, sha256))
@@ -179,7 +179,7 @@ def test_a_request_has_no_nonce_and_the_hash_that_was_asked_for(p256: Branch) ->
         assert not list(request.extensions)
 
 
-def test_a_ca_certificate_issued_again_for_the_same_key_is_the_same_issuer(p256: Branch) -> None:
+def test_reissued_ca_certificate_is_the_same_issuer(p256: Branch) -> None:
     again = forge(p256.sub2.certificate, p256.sub1.key, lambda tbs: setattr(tbs, "serial_number", 77))
     assert again != p256.sub2.certificate
     assert again.issuer_key_id == p256.sub2.certificate.issuer_key_id
@@ -189,7 +189,7 @@ def test_a_ca_certificate_issued_again_for_the_same_key_is_the_same_issuer(p256:
 # --- CRLs ---
 
 
-def test_a_list_names_what_is_revoked(made: Branch) -> None:
+def test_read_crl_lists_revoked_serial_numbers(made: Branch) -> None:
     leaf = made.contract().certificate
     read = read_crl(crl(made.sub2, leaf, number=5), made.sub2.certificate, AT, 4)
     assert read.revoked == {leaf.serial_number: AT - DAY}
@@ -197,12 +197,12 @@ def test_a_list_names_what_is_revoked(made: Branch) -> None:
     assert not read_crl(crl(made.sub1), made.sub1.certificate, AT).revoked
 
 
-def test_a_list_in_pem_is_read(p256: Branch) -> None:
+def test_read_crl_accepts_pem(p256: Branch) -> None:
     pem = x509.load_der_x509_crl(crl(p256.sub2)).public_bytes(Encoding.PEM)
     assert read_crl(pem, p256.sub2.certificate, AT).number == 1
 
 
-def test_lists_that_are_no_evidence_are_refused(made: Branch) -> None:
+def test_read_crl_refuses_invalid_crls(made: Branch) -> None:
     issuer = made.sub2.certificate
     cases = {
         "not of": crl(made.sub1),
@@ -223,7 +223,7 @@ def test_lists_that_are_no_evidence_are_refused(made: Branch) -> None:
     assert read_crl(crl(made.sub2, number=4), issuer, AT, 4).number == 4
 
 
-def test_delta_partial_and_indirect_lists_are_refused(p256: Branch) -> None:
+def test_read_crl_refuses_delta_partial_and_indirect_crls(p256: Branch) -> None:
     def point(**flags: object) -> x509.IssuingDistributionPoint:
         values = dict.fromkeys(
             ("only_contains_user_certs", "only_contains_ca_certs", "indirect_crl", "only_contains_attribute_certs"),
@@ -253,7 +253,7 @@ def test_delta_partial_and_indirect_lists_are_refused(p256: Branch) -> None:
     assert read_crl(named, issuer, AT).number == 1
 
 
-def test_an_issuer_without_crl_sign_signs_no_lists(p256: Branch) -> None:
+def test_read_crl_requires_crl_sign(p256: Branch) -> None:
     template = Template(DAY, ca=True, key_usage=frozenset({"key_cert_sign"}))
     issuer = p256.sub1.issue("No lists", template, at=AT)
     with pytest.raises(EvidenceError, match="may not sign CRLs"):
@@ -263,7 +263,7 @@ def test_an_issuer_without_crl_sign_signs_no_lists(p256: Branch) -> None:
 # --- Addresses ---
 
 
-def test_addresses_are_read_and_few() -> None:
+def test_status_urls_are_read_and_limited() -> None:
     assert branch().contract().certificate.status_urls.present is False
     made = branch(addresses={"sub2": Addresses("http://ocsp.example:8080/x", "http://crl.example/1.crl")})
     found = made.contract().certificate.status_urls
@@ -271,7 +271,7 @@ def test_addresses_are_read_and_few() -> None:
     assert found.present
 
 
-def test_a_certificate_that_names_only_a_directory_still_names_an_address(p256: Branch) -> None:
+def test_status_urls_with_directory_names_only_are_present(p256: Branch) -> None:
     ldap = x509.DistributionPoint([x509.UniformResourceIdentifier("ldap://x/cn=y")], None, None, None)
     many = [
         x509.AccessDescription(
@@ -291,7 +291,7 @@ def test_a_certificate_that_names_only_a_directory_still_names_an_address(p256: 
     assert p256.sub2.issue("x", template, at=AT).certificate.status_urls.present is False
 
 
-def test_addresses_of_a_leaf_that_is_not_der_are_read(p256: Branch) -> None:
+def test_status_urls_of_a_non_der_leaf_are_read(p256: Branch) -> None:
     access = Addresses("http://ocsp.example").extensions()
     leaf = p256.sub2.issue("x", Template(DAY, extra=((EXPLICIT_FALSE, False), *access)), at=AT).certificate
     assert isinstance(leaf, Certificate)

@@ -30,7 +30,7 @@ def made() -> Branch:
 # --- OCSP ---
 
 
-def test_the_responder_certificate_may_stand_anywhere(made: Branch) -> None:
+def test_read_ocsp_finds_the_responder_certificate_anywhere(made: Branch) -> None:
     leaf = made.contract().certificate
     responder = made.sub2.issue("OCSP", OCSP_RESPONDER, at=AT)
     others = [made.sub1.issue(f"Other {number}", CONTRACT, at=AT).certificate.x509 for number in range(9)]
@@ -46,7 +46,7 @@ def test_the_responder_certificate_may_stand_anywhere(made: Branch) -> None:
         assert read_ocsp(octets, leaf, made.sub2.certificate, AT, URL).status is RevocationStatus.GOOD
 
 
-def test_certificates_that_bear_its_name_are_tried_up_to_a_limit(made: Branch) -> None:
+def test_read_ocsp_limits_candidate_responder_certificates(made: Branch) -> None:
     leaf = made.contract().certificate
     responder = made.sub2.issue("OCSP", OCSP_RESPONDER, at=AT)
     decoys = [build_root("x", at=AT).issue("OCSP", OCSP_RESPONDER, at=AT).certificate.x509 for _ in range(8)]
@@ -62,7 +62,7 @@ def test_certificates_that_bear_its_name_are_tried_up_to_a_limit(made: Branch) -
 
 
 @pytest.mark.parametrize("by_key", [False, True])
-def test_an_rsa_responder_s_key_type_is_named(made: Branch, by_key: bool) -> None:
+def test_read_ocsp_names_an_rsa_responder_key(made: Branch, by_key: bool) -> None:
     leaf = made.contract().certificate
     key = rsa.generate_private_key(65537, 2048)
     builder = x509.CertificateBuilder(
@@ -74,7 +74,7 @@ def test_an_rsa_responder_s_key_type_is_named(made: Branch, by_key: bool) -> Non
         read_ocsp(octets, leaf, made.sub2.certificate, AT, URL)
 
 
-def test_a_responder_is_named_by_value(made: Branch) -> None:
+def test_read_ocsp_compares_responder_names_by_value(made: Branch) -> None:
     leaf = made.contract().certificate
     real = made.sub2.issue("OCSP", OCSP_RESPONDER, at=AT)
 
@@ -86,7 +86,7 @@ def test_a_responder_is_named_by_value(made: Branch) -> None:
     assert read_ocsp(octets, leaf, made.sub2.certificate, AT, URL).status is RevocationStatus.GOOD
 
 
-def test_an_ocsp_signature_that_claims_unused_bits_is_refused(made: Branch) -> None:
+def test_read_ocsp_refuses_unused_signature_bits(made: Branch) -> None:
     leaf = made.contract().certificate
     responder = made.sub2.issue("OCSP", OCSP_RESPONDER, at=AT)
     for signer in (None, responder):
@@ -102,7 +102,7 @@ def test_an_ocsp_signature_that_claims_unused_bits_is_refused(made: Branch) -> N
 # --- CRLs ---
 
 
-def test_a_crl_signature_that_claims_unused_bits_is_refused(made: Branch) -> None:
+def test_read_crl_refuses_unused_signature_bits(made: Branch) -> None:
     octets, signature = b"", b"\1"
     while signature[-1] & 1:
         octets = crl(made.sub2)
@@ -112,7 +112,7 @@ def test_a_crl_signature_that_claims_unused_bits_is_refused(made: Branch) -> Non
         read_crl(unused(octets, signature), made.sub2.certificate, AT)
 
 
-def test_the_issuer_of_a_crl_is_compared_by_value(made: Branch) -> None:
+def test_read_crl_compares_the_issuer_by_value(made: Branch) -> None:
     def respell(tbs: Any) -> None:
         tbs.subject = tlv(0x30, respelled(content(tbs.subject)))
 
@@ -127,13 +127,13 @@ def test_the_issuer_of_a_crl_is_compared_by_value(made: Branch) -> None:
     [b"\xef\xbb\xbf", b"\n\n", b"\r\n \r\n", b"Issuer: eMSP Sub2\nNumber 0\n", b"0\n"],
     ids=["byte order mark", "blank lines", "blanks", "text", "text that begins like DER"],
 )
-def test_pem_behind_other_text_is_read(made: Branch, before: bytes) -> None:
+def test_read_crl_accepts_pem_after_other_text(made: Branch, before: bytes) -> None:
     pem = x509.load_der_x509_crl(crl(made.sub2)).public_bytes(Encoding.PEM)
     assert read_crl(before + pem, made.sub2.certificate, AT).number == 1
     assert read_crl(before + pem.replace(b"\n", b"\r\n") + b"\nmore\n", made.sub2.certificate, AT).number == 1
 
 
-def test_what_only_looks_like_pem_is_no_list(made: Branch) -> None:
+def test_read_crl_refuses_malformed_pem(made: Branch) -> None:
     for octets in (b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----", b"-----BEGIN X509 CRL-----", b""):
         with pytest.raises(EvidenceError, match="cannot be read"):
             read_crl(octets, made.sub2.certificate, AT)
@@ -155,7 +155,7 @@ def leaf_at(made: Branch, *points: list[x509.GeneralName]) -> Certificate:
     return made.sub2.issue("DESIMC00000099", template, at=AT).certificate
 
 
-def test_a_list_is_that_of_a_point_when_any_name_is_common(made: Branch) -> None:
+def test_read_crl_matches_distribution_points_by_any_common_name(made: Branch) -> None:
     directory = x509.DirectoryName(subject_name("CRL"))
     here = "http://crl.example/a"
     leaf = leaf_at(made, [uri("ldap://crl.example/cn=a"), uri(here), directory], [uri("http://crl.example/b")])
@@ -173,7 +173,7 @@ def test_a_list_is_that_of_a_point_when_any_name_is_common(made: Branch) -> None
             read_crl(octets, made.sub2.certificate, AT, url=here, names=names)
 
 
-def test_a_list_of_users_is_whole_for_a_ca_that_issues_no_cas(made: Branch) -> None:
+def test_read_crl_accepts_user_crls_of_leaf_cas(made: Branch) -> None:
     only_users = ((point(only_contains_user_certs=True), True),)
     assert made.sub2.certificate.extension(x509.BasicConstraints).path_length == 0  # type: ignore[union-attr]
     leaf = made.contract().certificate

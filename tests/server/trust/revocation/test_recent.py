@@ -47,7 +47,7 @@ def found(url: str, recent: RevocationCache, *shared: CertificateRef) -> Revocat
     return read(url, queries.load_cached((LEAF,), shared, RevocationPolicy(), recent))
 
 
-def test_a_ca_is_looked_at_once_a_second_and_a_leaf_each_time(url: str, recent: RevocationCache, watch: Watch) -> None:
+def test_revocation_cache_holds_ca_evidence_for_a_second(url: str, recent: RevocationCache, watch: Watch) -> None:
     write(url, queries.store_evidence(said(LEAF)), queries.store_evidence(said(CA)))
     assert found(url, recent, CA).evidence == {("sub ca", 1): said(LEAF), ("root", 2): said(CA)}
     revoked = [said(key, RevocationStatus.REVOKED) for key in (LEAF, CA)]
@@ -60,7 +60,7 @@ def test_a_ca_is_looked_at_once_a_second_and_a_leaf_each_time(url: str, recent: 
     assert found(url, recent, CA).find_revoked(CA) == revoked[1]
 
 
-def test_that_nothing_is_known_is_remembered_as_long(url: str, recent: RevocationCache, watch: Watch) -> None:
+def test_revocation_cache_holds_missing_evidence_too(url: str, recent: RevocationCache, watch: Watch) -> None:
     assert found(url, recent, CA).evidence == {}
     write(url, queries.store_evidence(said(CA)))
     assert found(url, recent, CA).evidence == {}
@@ -68,14 +68,14 @@ def test_that_nothing_is_known_is_remembered_as_long(url: str, recent: Revocatio
     assert found(url, recent, CA).evidence == {("root", 2): said(CA)}
 
 
-def test_what_was_learnt_here_counts_at_once(url: str, recent: RevocationCache) -> None:
+def test_revocation_cache_invalidates_on_local_writes(url: str, recent: RevocationCache) -> None:
     found(url, recent, CA)
     write(url, queries.store_evidence(said(CA, RevocationStatus.REVOKED)))
     recent.invalidate()
     assert found(url, recent, CA).find_revoked(CA) is not None
 
 
-def test_lists_are_looked_at_once_a_second_too(url: str, recent: RevocationCache, watch: Watch) -> None:
+def test_revocation_cache_holds_crls_for_a_second(url: str, recent: RevocationCache, watch: Watch) -> None:
     assert found(url, recent, LISTED).find_good(LISTED, RevocationPolicy(), AT) is None
     load = queries.store_crl(
         RevocationList("root", 1, AT, AT + HOUR, {}), url=URL, issuer_certificate=b"", etag=None, last_modified=None,
@@ -88,9 +88,7 @@ def test_lists_are_looked_at_once_a_second_too(url: str, recent: RevocationCache
         assert found(url, recent, LISTED).find_good(LISTED, RevocationPolicy(), AT) is not None
 
 
-def test_a_request_that_began_before_something_was_learnt_leaves_nothing_behind(
-    url: str, recent: RevocationCache
-) -> None:
+def test_revocation_cache_ignores_reads_before_an_invalidation(url: str, recent: RevocationCache) -> None:
     """Its answer may be on its way while another worker's news is written here."""
     steps = queries.load_cached((LEAF,), (CA,), RevocationPolicy(), recent)
     next(steps)
@@ -100,7 +98,7 @@ def test_a_request_that_began_before_something_was_learnt_leaves_nothing_behind(
     assert recent.evidence == {}
 
 
-def test_a_second_request_asks_for_its_own_leaf_alone(recent: RevocationCache) -> None:
+def test_revocation_cache_queries_only_the_leaf_again(recent: RevocationCache) -> None:
     for expected in ({("sub ca", "1"), ("root", "2")}, {("sub ca", "1")}):
         steps = queries.load_cached((LEAF,), (CA,), RevocationPolicy(), recent)
         _, parameters = next(steps)

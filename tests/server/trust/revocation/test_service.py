@@ -71,7 +71,7 @@ async def known(bench: Bench, *keys: CertificateRef) -> RevocationStatus | None:
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("delegated", [False, True])
-def test_openssl_says_good_revoked_and_unknown(algorithm: Algorithm, delegated: bool, tmp_path: Path) -> None:
+def test_ensure_good_with_openssl_good_revoked_unknown(algorithm: Algorithm, delegated: bool, tmp_path: Path) -> None:
     """A real responder, once signing with the issuer's key and once with one that the issuer delegated."""
     port = free_port()
     made = branch(algorithm, {"sub2": Addresses(ocsp=f"http://127.0.0.1:{port}")})
@@ -93,7 +93,7 @@ def test_openssl_says_good_revoked_and_unknown(algorithm: Algorithm, delegated: 
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_openssl_says_that_a_sub_ca_is_revoked(algorithm: Algorithm, tmp_path: Path) -> None:
+def test_ensure_good_refuses_a_revoked_sub_ca(algorithm: Algorithm, tmp_path: Path) -> None:
     port = free_port()
     made = branch(algorithm, {"sub1": Addresses(ocsp=f"http://127.0.0.1:{port}")})
 
@@ -109,7 +109,7 @@ def test_openssl_says_that_a_sub_ca_is_revoked(algorithm: Algorithm, tmp_path: P
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_a_crl_by_distribution_point_answers_for_every_certificate(algorithm: Algorithm, server: Server) -> None:
+def test_crl_covers_every_certificate_of_its_issuer(algorithm: Algorithm, server: Server) -> None:
     made = branch(algorithm, {"sub2": Addresses(crl=server.url + "/2.crl")})
     good, also_good, revoked = (made.contract().certificate for _ in range(3))
     serve_crl(server, "/2.crl", crl(made.sub2, revoked))
@@ -125,7 +125,7 @@ def test_a_crl_by_distribution_point_answers_for_every_certificate(algorithm: Al
     run(test)
 
 
-def test_a_revoked_sub_ca_on_a_configured_crl_is_refused(server: Server) -> None:
+def test_configured_crl_refuses_a_revoked_sub_ca(server: Server) -> None:
     """None of the certificates names an address; the operator's own list is what is asked. It may be private."""
     made = branch()
     serve_crl(server, "/arl.crl", crl(made.root, made.sub1.certificate))
@@ -138,7 +138,7 @@ def test_a_revoked_sub_ca_on_a_configured_crl_is_refused(server: Server) -> None
         run(test, crl_urls={name: server.url + "/arl.crl"}, egress_allow_networks=())
 
 
-def test_a_crl_is_fetched_conditionally_and_may_not_go_back(server: Server) -> None:
+def test_crl_is_fetched_conditionally_and_never_older(server: Server) -> None:
     made = branch(addresses={"sub2": Addresses(crl=server.url + "/2.crl")})
     held, other = made.contract().certificate, made.contract().certificate
     serve_crl(server, "/2.crl", crl(made.sub2, held, number=7))
@@ -165,7 +165,7 @@ def test_a_crl_is_fetched_conditionally_and_may_not_go_back(server: Server) -> N
     run(test)
 
 
-def test_ten_thousand_serial_numbers_are_loaded_in_one_transaction(server: Server) -> None:
+def test_crl_of_ten_thousand_entries_is_one_transaction(server: Server) -> None:
     made = branch(addresses={"sub2": Addresses(crl=server.url + "/2.crl")})
     leaf = made.contract().certificate
     revoked = dict.fromkeys((leaf.serial_number, *range(1, 10_038)), AT - DAY)
@@ -183,7 +183,7 @@ def test_ten_thousand_serial_numbers_are_loaded_in_one_transaction(server: Serve
     run(test)
 
 
-def test_where_the_list_cannot_be_had_the_responder_is_asked(server: Server) -> None:
+def test_ocsp_is_used_if_the_crl_is_unavailable(server: Server) -> None:
     made = branch(addresses={"sub2": Addresses(server.url + "/2", server.url + "/2.crl")})
     leaf = made.contract().certificate
     server.says("/2", answer(leaf, made.sub2))
@@ -196,7 +196,7 @@ def test_where_the_list_cannot_be_had_the_responder_is_asked(server: Server) -> 
     run(test)
 
 
-def test_lists_that_are_configured_for_trusted_cas_are_loaded_before_anybody_asks(server: Server) -> None:
+def test_refresh_due_loads_configured_crls_in_advance(server: Server) -> None:
     made = branch()
     serve_crl(server, "/oem.crl", crl(made.pki.oem_sub2))
 
@@ -215,7 +215,7 @@ def test_lists_that_are_configured_for_trusted_cas_are_loaded_before_anybody_ask
 # --- Publishing ---
 
 
-def test_what_was_fetched_once_is_not_fetched_again_while_it_is_fresh(server: Server, made: Branch) -> None:
+def test_ensure_good_reuses_fresh_evidence(server: Server, made: Branch) -> None:
     leaf = made.contract().certificate
     server.says("/sub2", answer(leaf, made.sub2))
 
@@ -242,9 +242,7 @@ def test_what_was_fetched_once_is_not_fetched_again_while_it_is_fresh(server: Se
     ],
     ids=["html", "404", "redirect", "oversized", "endless", "drip", "hanging"],
 )
-def test_without_evidence_the_status_is_unavailable_soon(
-    server: Server, made: Branch, reply: Reply, words: str
-) -> None:
+def test_ensure_good_is_unavailable_without_evidence(server: Server, made: Branch, reply: Reply, words: str) -> None:
     leaf = made.contract().certificate
     server.says("/sub2", reply)
 
@@ -261,7 +259,7 @@ def test_without_evidence_the_status_is_unavailable_soon(
     run(test)
 
 
-def test_revoked_is_told_at_once_even_where_something_else_is_missing(server: Server, made: Branch) -> None:
+def test_ensure_good_reports_revoked_before_missing_evidence(server: Server, made: Branch) -> None:
     serve_crl(server, "/sub1.crl", crl(made.sub1, made.sub2.certificate))
     server.says("/sub2", Reply(status=500))
 
@@ -277,7 +275,7 @@ def test_revoked_is_told_at_once_even_where_something_else_is_missing(server: Se
     run(test)
 
 
-def test_callers_at_the_same_time_share_one_request(server: Server, made: Branch) -> None:
+def test_concurrent_callers_share_one_fetch(server: Server, made: Branch) -> None:
     leaf = made.contract().certificate
     octets = answer(leaf, made.sub2)
     server.says("/sub2", Reply(octets, delay=0.2))
@@ -290,7 +288,7 @@ def test_callers_at_the_same_time_share_one_request(server: Server, made: Branch
     run(test)
 
 
-def test_a_caller_that_gives_up_does_not_stop_the_others(server: Server, made: Branch) -> None:
+def test_cancelled_caller_does_not_stop_a_shared_fetch(server: Server, made: Branch) -> None:
     leaf = made.contract().certificate
     server.says("/sub2", Reply(answer(leaf, made.sub2), delay=1.0))
 
@@ -306,7 +304,7 @@ def test_a_caller_that_gives_up_does_not_stop_the_others(server: Server, made: B
     run(test)
 
 
-def test_a_host_that_fails_is_left_alone_and_answers_for_itself_quickly(server: Server) -> None:
+def test_failing_host_opens_its_circuit(server: Server) -> None:
     made = branch(addresses={"sub2": Addresses(ocsp=server.url + "/2")})
     server.says("/2", Reply(status=503))
 
@@ -323,7 +321,7 @@ def test_a_host_that_fails_is_left_alone_and_answers_for_itself_quickly(server: 
     run(test)
 
 
-def test_one_host_is_not_called_more_often_than_the_limit(server: Server) -> None:
+def test_requests_to_one_host_are_rate_limited(server: Server) -> None:
     made = branch(addresses={"sub2": Addresses(ocsp=server.url + "/2")})
     server.says("/2", Reply(b"x"))
 
@@ -341,7 +339,7 @@ def test_one_host_is_not_called_more_often_than_the_limit(server: Server) -> Non
 # --- The guard ---
 
 
-def test_loopback_addresses_out_of_certificates_are_not_called(server: Server, made: Branch) -> None:
+def test_loopback_urls_in_certificates_are_not_called(server: Server, made: Branch) -> None:
     async def test(bench: Bench) -> None:
         with pytest.raises(Unavailable, match="cannot be reached"):
             await bench.service.ensure_good([made.chain(made.contract().certificate)], AT)
@@ -350,7 +348,7 @@ def test_loopback_addresses_out_of_certificates_are_not_called(server: Server, m
     run(test, egress_allow_networks=())
 
 
-def test_a_name_that_resolves_to_loopback_is_not_called(server: Server) -> None:
+def test_names_that_resolve_to_loopback_are_not_called(server: Server) -> None:
     port = server.url.rpartition(":")[2]
     made = branch(addresses={"sub2": Addresses(f"http://localhost:{port}/2", f"http://localhost:{port}/2.crl")})
 
@@ -362,7 +360,7 @@ def test_a_name_that_resolves_to_loopback_is_not_called(server: Server) -> None:
     run(test, egress_allow_networks=())
 
 
-def test_a_redirect_to_another_address_is_not_followed(server: Server, made: Branch) -> None:
+def test_redirects_of_responders_are_not_followed(server: Server, made: Branch) -> None:
     leaf = made.contract().certificate
     server.says("/real", answer(leaf, made.sub2))
     server.says("/sub2", Reply(status=307, headers={"Location": server.url + "/real"}))
@@ -378,7 +376,7 @@ def test_a_redirect_to_another_address_is_not_followed(server: Server, made: Bra
 # --- Policy ---
 
 
-def test_the_policy_decides_about_certificates_that_name_nothing() -> None:
+def test_policy_decides_on_certificates_without_status_urls() -> None:
     made = branch()
     chain = made.chain(made.contract().certificate)
 
@@ -407,9 +405,7 @@ def test_the_policy_decides_about_certificates_that_name_nothing() -> None:
     run(off, revocation="off")
 
 
-def test_what_is_published_while_nobody_is_asked_counts_when_the_policy_is_switched_on(
-    server: Server, made: Branch
-) -> None:
+def test_policy_off_registers_certificates_for_later_checks(server: Server, made: Branch) -> None:
     """The sweep asks for it then; until it has, its standing is not known."""
     good, revoked = made.contract().certificate, made.contract().certificate
 
@@ -435,7 +431,7 @@ def test_what_is_published_while_nobody_is_asked_counts_when_the_policy_is_switc
     run(test, revocation="off")
 
 
-def test_a_list_that_is_configured_later_revokes_what_was_published_before(server: Server) -> None:
+def test_crl_configured_later_covers_earlier_publications(server: Server) -> None:
     made = branch()
     good, revoked, next_one = (made.contract().certificate for _ in range(3))
 
@@ -460,7 +456,7 @@ def test_a_list_that_is_configured_later_revokes_what_was_published_before(serve
     run(test)
 
 
-def test_off_asks_nobody(server: Server, made: Branch) -> None:
+def test_policy_off_fetches_nothing(server: Server, made: Branch) -> None:
     async def test(bench: Bench) -> None:
         await bench.service.ensure_good([made.chain(made.contract().certificate)], AT)
         await bench.service.check_vehicle(made.chain(made.contract().certificate), AT)
@@ -472,7 +468,7 @@ def test_off_asks_nobody(server: Server, made: Branch) -> None:
 # --- Delivering ---
 
 
-def test_delivery_reads_evidence_until_it_runs_out_and_for_the_grace_after(server: Server, made: Branch) -> None:
+def test_delivery_accepts_evidence_until_expiry_plus_grace(server: Server, made: Branch) -> None:
     leaf = made.contract().certificate
     server.says("/sub2", answer(leaf, made.sub2))
 
@@ -507,7 +503,7 @@ def _assert_quick(took: list[float]) -> None:
     assert took[-1] < 1.0
 
 
-def test_a_responder_killed_under_load_does_not_slow_delivery(tmp_path: Path) -> None:
+def test_delivery_is_not_slowed_by_a_killed_responder(tmp_path: Path) -> None:
     """OpenSSL's responder is killed while publishers, the sweep and deliveries are under way."""
     port = free_port()
     made = branch(addresses={"sub2": Addresses(ocsp=f"http://127.0.0.1:{port}")})
@@ -532,7 +528,7 @@ def test_a_responder_killed_under_load_does_not_slow_delivery(tmp_path: Path) ->
     run(test)
 
 
-def test_a_responder_that_hangs_does_not_slow_delivery(server: Server, made: Branch) -> None:
+def test_delivery_is_not_slowed_by_a_hanging_responder(server: Server, made: Branch) -> None:
     leaf = made.contract().certificate
     server.says("/sub2", answer(leaf, made.sub2))
 
@@ -551,7 +547,7 @@ def test_a_responder_that_hangs_does_not_slow_delivery(server: Server, made: Bra
     run(test)
 
 
-def test_a_contract_whose_certificate_is_revoked_later_is_not_delivered(server: Server, made: Branch) -> None:
+def test_delivery_refuses_contracts_revoked_after_publication(server: Server, made: Branch) -> None:
     leaf = made.contract().certificate
     server.says("/sub2", answer(leaf, made.sub2))
 
@@ -575,7 +571,7 @@ def test_a_contract_whose_certificate_is_revoked_later_is_not_delivered(server: 
     run(test)
 
 
-def test_vehicles_wait_for_no_responder_but_a_revoked_one_is_refused_the_next_time(server: Server) -> None:
+def test_check_vehicle_fetches_evidence_in_the_background(server: Server) -> None:
     pki = build_pki(
         AT, addresses=lambda name: Addresses(ocsp=server.url + "/oem") if "OEM Sub2" in name else Addresses()
     )
@@ -600,7 +596,7 @@ def test_vehicles_wait_for_no_responder_but_a_revoked_one_is_refused_the_next_ti
 # --- Sweeping ---
 
 
-def test_the_sweep_asks_again_at_half_life_and_not_before(server: Server, made: Branch) -> None:
+def test_refresh_due_runs_at_half_the_validity(server: Server, made: Branch) -> None:
     leaf = made.contract().certificate
     server.says("/sub2", answer(leaf, made.sub2))
 
@@ -617,7 +613,7 @@ def test_the_sweep_asks_again_at_half_life_and_not_before(server: Server, made: 
 
 
 @pytest.mark.parametrize(("chance", "share"), [(0.0, 0.4), (0.5, 0.5), (1.0, 0.6)])
-def test_evidence_is_asked_for_again_at_half_life_give_or_take_by_chance(
+def test_refresh_delay_is_spread_around_half_the_validity(
     server: Server, made: Branch, chance: float, share: float
 ) -> None:
     leaf = made.contract().certificate
@@ -634,7 +630,7 @@ def test_evidence_is_asked_for_again_at_half_life_give_or_take_by_chance(
     run(test)
 
 
-def test_the_sweep_never_goes_back_to_an_older_statement(server: Server, made: Branch) -> None:
+def test_refresh_due_never_stores_older_evidence(server: Server, made: Branch) -> None:
     leaf = made.contract().certificate
     server.says("/sub2", answer(leaf, made.sub2))
 
@@ -650,7 +646,7 @@ def test_the_sweep_never_goes_back_to_an_older_statement(server: Server, made: B
     run(test)
 
 
-def test_the_sweep_outlives_every_failure(server: Server, made: Branch) -> None:
+def test_refresh_task_survives_failures(server: Server, made: Branch) -> None:
     leaf = made.contract().certificate
     server.says("/sub2", answer(leaf, made.sub2))
 
@@ -671,7 +667,7 @@ def test_the_sweep_outlives_every_failure(server: Server, made: Branch) -> None:
     run(test)
 
 
-def test_certificates_that_have_expired_are_forgotten(server: Server, made: Branch) -> None:
+def test_refresh_due_removes_expired_certificates(server: Server, made: Branch) -> None:
     leaf = made.contract().certificate
     server.says("/sub2", answer(leaf, made.sub2))
 
@@ -687,7 +683,7 @@ def test_certificates_that_have_expired_are_forgotten(server: Server, made: Bran
     run(test)
 
 
-def test_a_list_that_takes_long_does_not_keep_the_responder_from_answering(server: Server) -> None:
+def test_ocsp_is_used_while_a_crl_takes_long(server: Server) -> None:
     made = branch(addresses={"sub2": Addresses(server.url + "/2", server.url + "/2.crl")})
     leaf = made.contract().certificate
     server.says("/2", answer(leaf, made.sub2))
@@ -704,7 +700,7 @@ def test_a_list_that_takes_long_does_not_keep_the_responder_from_answering(serve
     run(test)
 
 
-def test_the_background_task_sweeps_until_it_is_closed(server: Server) -> None:
+def test_refresh_task_runs_until_closed(server: Server) -> None:
     made = branch()
     serve_crl(server, "/oem.crl", crl(made.pki.oem_sub2))
 
