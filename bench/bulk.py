@@ -1,10 +1,10 @@
-"""What an import costs: `ccp import` of a fleet, in relation to PUTs measured in the same run.
+"""The cost of an import: `ccp import` of a fleet, relative to PUTs measured in the same run.
 
     python bench/bulk.py [--contracts 5000] [--workers N]
 
-The measure is what all cores could do if each contract cost the CPU of one PUT, issuers being known: at least 0.9 of it
-is the aim. Below it stands what they could do if only the checks cost anything; reading, handing over and storing take
-their share of the same cores, so that cannot be reached.
+The reference is the rate of all cores if each contract cost the CPU time of one PUT with cached issuers; the aim is at
+least 0.9 of it. A second figure is the rate if only the checks cost CPU time. It cannot be reached, because reading,
+transfer to workers and storing use the same cores.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ CALLER = Caller(Party("bench", "bench", frozenset({PartyRole.CPS}), all_provider
 
 
 def make(folder: Path, count: int) -> tuple[Settings, Path]:
-    """A sandbox and a file of contracts, each for a vehicle of its own. They share the vehicle's key."""
+    """A sandbox and a file of contracts, each for another vehicle. All vehicles share one key."""
     at = datetime.now(UTC)
     world = create(folder, "http://127.0.0.1:1", at, store_samples=False)
     pki = world.pkis["iso2"]
@@ -63,7 +63,7 @@ def make(folder: Path, count: int) -> tuple[Settings, Path]:
 
 
 async def alone(config: Settings, lines: list[bytes]) -> tuple[float, float]:
-    """CPU seconds of one line's checks, and of storing it by itself."""
+    """CPU seconds to check one line, and to store it in its own transaction."""
     built = build_services(config)
     await built.open()
     at = datetime.now(UTC)
@@ -83,7 +83,7 @@ async def alone(config: Settings, lines: list[bytes]) -> tuple[float, float]:
 
 
 def served(folder: Path, lines: list[bytes]) -> float:
-    """CPU seconds of the server for each PUT over HTTP, with eight at a time."""
+    """CPU seconds of the server per PUT over HTTP, with eight concurrent requests."""
     port = free_port()
     config = folder / "ccp.toml"
     credentials = json.loads((folder / "credentials.json").read_text())
@@ -118,7 +118,7 @@ def served(folder: Path, lines: list[bytes]) -> float:
 
 
 def cpu() -> float:
-    """Seconds of all processes of our group: this one and the workers of an import."""
+    """CPU seconds of all processes of the process group: this one and the workers of an import."""
     ticks = 0
     for each in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):
@@ -129,9 +129,9 @@ def cpu() -> float:
 
 
 async def imported(config: Settings, fleet: Path, workers: int) -> tuple[float, float, float]:
-    """Lines a second in the middle and over all; CPU seconds of all processes for a line in the middle.
+    """Lines per second, in the middle and overall; CPU seconds of all processes per line in the middle.
 
-    The beginning is the start of processes, and the end runs dry; a long file has little of either.
+    The start of processes and the end, when workers become idle, are left out of the middle.
     """
     seen: list[tuple[float, int, float]] = []
 

@@ -1,8 +1,8 @@
 """Speed of the codec: `python bench/codec.py`.
 
-Best of many runs, in microseconds a call, and as ratios to work of known size in the same run: ten times SHA-256 over
-the same bytes, and EXIficient through py4j where it is at hand (`make judge`). Ratios travel between machines,
-microseconds do not.
+Best of many runs, in microseconds per call, and as ratios to reference work in the same run: ten times SHA-256 over the
+same bytes, and EXIficient through py4j if it is available (`make judge`). Ratios are comparable between machines,
+microseconds are not.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def response20() -> iso20.CertificateInstallationRes:
 
 
 def best(call: Callable[[], Any], number: int, repeat: int) -> float:
-    """Microseconds a call, the best of `repeat` runs."""
+    """Microseconds per call, the best of `repeat` runs."""
     call()
     return min(timeit.repeat(call, number=number, repeat=repeat)) / number * 1e6
 

@@ -2,7 +2,7 @@
 
     python bench/compare.py REVISION [--rounds 7] [--seconds 3] [--contracts 1600] [--only post put import]
 
-Both revisions run with the packages of this environment. Each has a process that runs its own copy of this file with
+Both revisions use the packages of this environment. Each has a process that runs its own copy of this file with
 its own `src` and `bench/rig`, publishes contracts into its own SQLite file, and serves them with one worker. They take
 turns within each round, and each round yields one ratio, so a machine whose speed drifts does not matter. The table has
 CPU of the server for each request (median of the rounds), the median of the ratios, and the ratio of the lowest values,
@@ -30,7 +30,7 @@ OPERATIONS: Final = ("post", "post-again", "put", "import")
 
 
 class Side:
-    """A revision that is measured: a child process that runs `serve_side` and obeys one command a line."""
+    """A measured revision: a child process that runs `serve_side` and reads one command per line."""
 
     def __init__(self, tree: Path, contracts: int, stack: ExitStack) -> None:
         command = [sys.executable, str(tree / "bench" / "compare.py"), "--side", str(tree)]
@@ -48,7 +48,7 @@ class Side:
         self._answer()
 
     def measure(self, operation: str, seconds: float) -> float:
-        """CPU seconds for one request, or for one line of an import."""
+        """CPU seconds per request, or per line of an import."""
         assert self._process.stdin is not None
         print(json.dumps([operation, seconds]), file=self._process.stdin, flush=True)
         return float(self._answer())
@@ -115,7 +115,7 @@ def serve_side(tree: Path, contracts: int) -> None:
 
 @contextmanager
 def checked_out(revision: str) -> Iterator[Path]:
-    """The files of a revision, in a folder that goes afterwards."""
+    """The files of a revision, in a folder that is removed afterwards."""
     with tempfile.TemporaryDirectory(prefix="ccp-compare-") as name:
         archive = subprocess.run(
             ["git", "archive", revision, "src", "bench", "tests"], cwd=ROOT, capture_output=True, check=True

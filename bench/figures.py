@@ -1,10 +1,10 @@
-"""What the pool does under load, beside what could be done at most, measured in the same run.
+"""The pool under load, compared with upper bounds measured in the same run.
 
     python bench/figures.py [--quick] [--only NAME …] [--write]
 
 NAME: sqlite, postgresql (loads), ceilings, pace, memory, import. --write puts the tables into docs/performance.md.
-Rounds take turns: each round measures every row once, and the result is the median of the rounds. The exit status is
-1 where an aim is missed.
+Each round measures every row once, and the result is the median of the rounds. The exit status is 1 if an aim is
+missed.
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ CORES = report.CORES
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """seconds: of one load. rounds: for what stands in MAIN; the others have about half as many.
+    """seconds: of one load. rounds: for the rows in MAIN; the others have about half as many.
 
-    contracts: of ISO 15118-2, so many that no worker meets a car again which it still remembers; contracts20: of -20.
+    contracts: of ISO 15118-2, enough that no vehicle is still in a worker's cache when its next request comes;
+    contracts20: of ISO 15118-20.
     """
 
     groups: frozenset[str]
@@ -62,7 +63,7 @@ class Plan:
 
 
 class Bench:
-    """One run. Everything that it starts is ended with the stack."""
+    """One run. Leaving the stack ends everything that it started."""
 
     def __init__(self, plan: Plan, folder: Path, stack: ExitStack) -> None:
         self.plan, self.folder, self.stack = plan, folder, stack
@@ -116,7 +117,7 @@ class Bench:
         return None
 
     def engine(self, engine: str, database: str) -> None:
-        """Start an engine's servers and note what is to be measured on them."""
+        """Start the servers of an engine, and register what to measure on them."""
         servers = {
             workers: self.stack.enter_context(processes.serving(self.config, database, workers, self.log))
             for workers in (1, CORES)
@@ -207,7 +208,7 @@ class Bench:
                     measure()
 
     def pace(self) -> None:
-        """70 % of what a server can do, at times of chance that do not wait for answers."""
+        """70 % of a server's peak rate, open loop: at random times that do not depend on responses."""
         for engine, (servers, operations) in self.servers.items():
             for workers, server in servers.items():
                 cell = self.results.cells.get((engine, workers, "post"))
@@ -223,7 +224,7 @@ class Bench:
 
 
 def imported(plan: Plan, folder: Path) -> dict[str, float]:
-    """As bench/bulk.py: lines a second in the middle of an import, and the CPU seconds of one PUT, in the same run."""
+    """See bench/bulk.py: lines per second in the middle of an import, and CPU seconds per PUT, in the same run."""
     config, fleet = bulk.make(folder, plan.imported)
     lines = fleet.read_bytes().splitlines()
     put = bulk.served(folder, lines[: min(1000, plan.imported)])

@@ -1,11 +1,11 @@
-"""Does the pool hold? Experiments that hang, kill, flood and starve real servers, each with its aim and its verdict.
+"""Reliability experiments: real servers are hung, killed, flooded and starved; each result is compared with its aim.
 
     python bench/hold.py [--only SUBJECT ...] [--short] [--write]
 
-Each module of `bench/holds` is a subject. Its servers are real (`ccp serve`), on loopback, and end by process id. The
-table of a subject tells for each row what was done, the aim, the measured figure and whether the aim is met. `--write`
-puts the tables into docs/reliability.md. `--short` is the form that continuous integration runs: smaller, with aims
-that hold on a busy machine too. Exit status 1 where an aim is missed or an experiment failed.
+Each module of `bench/holds` is a subject. Its servers are real (`ccp serve`), on loopback, and are ended by process id.
+Each row of a subject's table has the action, the aim, the measured figure and whether the aim is met. `--write` puts
+the tables into docs/reliability.md. `--short` is the form for continuous integration: smaller, with aims that a busy
+machine meets too. The exit status is 1 if an aim is missed or an experiment failed.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""How long other callers wait while servers of partners answer without an end.
+"""Waiting times of other callers while servers of partners send endless responses.
 
     python bench/hostile.py [--seconds 6] [--limit 50]
 
-A real `ccp serve` with one worker. Twenty webhooks of one car maker lead to a hostile server while contracts are
-published; then six publications at a time, whose certificates name that server as OCSP responder and as CRL address.
-Meanwhile a probe and another car ask two hundred times a second. The hostile server runs at the lowest priority, since
-in real life it runs on another machine. The first row is the same load without it. Exit status 1 when a worst wait is
-above the limit (milliseconds).
+A real `ccp serve` with one worker. First, twenty webhooks of one vehicle maker point to a hostile server while
+contracts are published. Then there are six concurrent publications whose certificates name that server as OCSP
+responder and CRL address. Meanwhile a health probe and another vehicle send two hundred requests per second. The
+hostile server runs at the lowest priority, because in production it runs on another machine. The first row is the
+same load without it. The exit status is 1 if the longest wait is above the limit (milliseconds).
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def hostile_server() -> Iterator[str]:
 
 
 class Pool:
-    """A pool that serves, its contracts, and who may ask."""
+    """A running pool, its contracts and its callers."""
 
     def __init__(self, folder: Path, hostile: str, stack: ExitStack) -> None:
         at = datetime.now(UTC).replace(microsecond=0)
@@ -114,7 +114,7 @@ class Pool:
             return http.put(f"{world.PATH}/signedcontractdata", content=body, headers=headers).status_code
 
     def waits(self, seconds: float, work: Callable[[], None]) -> list[float]:
-        """How long a probe and another car wait, in milliseconds, while threads do the work again and again."""
+        """Waiting times of a probe and another vehicle, in milliseconds, while threads repeat the work."""
         ends = time.monotonic() + seconds
         headers = {"Authorization": f"Bearer {self.tokens[PartyRole.CPO]}"}
         car = next(contract for contract in self.world.fleets["iso2"].contracts if contract.letter == "B").request

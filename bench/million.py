@@ -1,11 +1,11 @@
-"""A million contracts: filling a database with them, and what looking one up costs then, on SQLite and PostgreSQL.
+"""A million contracts: the time to load them into a database, and the time of a lookup, on SQLite and PostgreSQL.
 
     python bench/million.py [--sizes 10000 100000 1000000] [--engines sqlite postgresql] [--imported 20000] [--write]
 
-Rows are made from contracts that were really signed and published: message, certificate and evidence keep their bytes,
-ids and serial numbers are new and in no order. They are loaded into the real schema with all its indexes, counted, and
-read back in samples. The databases of all sizes stand side by side while lookups are measured, and rounds take turns.
-The result is the median of the rounds. The exit status is 1 where an aim is missed.
+Rows are copies of contracts that were signed and published: message, certificate and revocation status keep their
+bytes; ids and serial numbers are new and in random order. They are loaded into the real schema with all its indexes,
+counted, and samples are read back. All databases exist while lookups are measured; each round measures every one of
+them. The result is the median of the rounds. The exit status is 1 if an aim is missed.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ ROUNDS: Final = 5
 
 @dataclass(slots=True)
 class Database:
-    """One size on one engine."""
+    """A database of one size on one engine."""
 
     engine: str
     size: int
@@ -78,7 +78,7 @@ class Database:
 
 
 async def verified(database: Database, templates: Templates) -> int:
-    """Count, and read some back through the store. Returns the size in bytes."""
+    """Count the rows and read samples through the store. Returns the size in bytes."""
     store = connect(database.url, 2)
     await store.open()
     try:
@@ -113,7 +113,7 @@ async def verified(database: Database, templates: Templates) -> int:
 
 
 async def through_store(database: Database, chance: random.Random) -> None:
-    """One lookup after another, ids at random."""
+    """Sequential lookups of random ids."""
     store = connect(database.url, 2)
     await store.open()
     try:
@@ -136,7 +136,7 @@ async def through_store(database: Database, chance: random.Random) -> None:
 
 
 def over_http(database: Database, server: Server, tokens: world.Tokens, chance: random.Random) -> None:
-    """The same over one connection to a real server."""
+    """Sequential lookups over one connection to a real server."""
     for kind in KINDS[2:]:
         messages, expected = [], []
         for _ in range(READS):
@@ -158,7 +158,7 @@ def over_http(database: Database, server: Server, tokens: world.Tokens, chance: 
 
 
 async def trusting(config: Settings, folder: Path, at: datetime) -> None:
-    """Add the roots that the lines to import are signed under."""
+    """Add the trust anchors of the lines to import."""
     store = connect(config.database, 2)
     await store.open()
     for role, certificate in setup.trust_list(PKI.load(folder / "pki" / "iso2")):
@@ -167,7 +167,7 @@ async def trusting(config: Settings, folder: Path, at: datetime) -> None:
 
 
 async def import_into(config: Settings, fleet: Path, checkpoint: Path) -> float:
-    """Lines a second, start and end included."""
+    """Lines per second, including start and end."""
     plan = importer.ImportPlan(InputSource.of(str(fleet)), bulk.CALLER, report.CORES, checkpoint, None, lambda _: None)
     began = time.perf_counter()
     state = await importer.run(config, plan)
@@ -191,7 +191,7 @@ class Run:
         self.postgres: Any = None
 
     def databases(self, engine: str) -> list[str]:
-        """Empty ones with the schema, one for each size; none where the engine cannot be had."""
+        """Empty databases with the schema, one for each size; none if the engine is not available."""
         if engine == "sqlite":
             urls = []
             for size in self.sizes:

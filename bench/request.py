@@ -1,9 +1,9 @@
-"""What a request costs: its parts in this process, then a real pool under load on loopback.
+"""The cost of a request: its parts in this process, then a real pool under load on loopback.
 
     python bench/request.py [--seconds 3] [--connections 16]
 
-Times depend on the machine; the ratios to the unavoidable parts (reading the certificate and its key, one P-256
-verification, one lookup) are measured in the same run and travel better.
+Times depend on the machine. Ratios to the unavoidable parts (reading the certificate and its key, one P-256
+verification, one lookup), measured in the same run, are better comparable between machines.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def best(work: Callable[[], object], *, rounds: int = 7, seconds: float = 0.05) 
 
 
 async def parts(folder: Path) -> None:
-    """The cost of each part of a POST, and of a whole one without HTTP."""
+    """The cost of each part of a POST, and of a complete one without HTTP."""
     config = settings.load(folder / "ccp.toml")
     built = build_services(config)
     await built.open()
@@ -99,7 +99,7 @@ async def _parts_of(pool, store, trust, caller, body, publish) -> dict[str, floa
     contract = next(c for c in stored if c.namespace is namespace)
 
     def raw() -> None:
-        """One verification with the machine's own means: what no implementation can do without."""
+        """The part that no implementation can avoid: load the key and verify one signature."""
         key = x509.load_der_x509_certificate(request.certificate).public_key()
         if isinstance(key, ec.EllipticCurvePublicKey):
             half = len(signature) // 2
@@ -161,7 +161,7 @@ async def put(pool: Pool, caller: Party, publish: dict[str, str]) -> None:
 
 
 async def load(port: int, requests: Sequence[bytes], seconds: float, connections: int) -> tuple[float, list[float]]:
-    """Requests a second and sorted latencies in ms, over keep-alive connections that each wait for their answer."""
+    """Requests per second and sorted latencies in ms, closed loop over keep-alive connections."""
     latencies: list[float] = []
     turn = itertools.cycle(requests)
     until = time.perf_counter() + seconds
@@ -186,7 +186,7 @@ async def load(port: int, requests: Sequence[bytes], seconds: float, connections
 
 
 def served(folder: Path, port: int, seconds: float, connections: int) -> None:
-    """A real `ccp serve` under load, POST and health for comparison."""
+    """A real `ccp serve` under load: POST, and the health check for comparison."""
     credentials = json.loads((folder / "credentials.json").read_text())
     cpo = next(party for party in credentials["parties"] if party["role"] == "cpo")
     with serving(folder / "ccp.toml"):
@@ -209,7 +209,7 @@ def served(folder: Path, port: int, seconds: float, connections: int) -> None:
 
 @contextmanager
 def serving(config: Path) -> Iterator[None]:
-    """A real `ccp serve`, ended with the block."""
+    """Run a real `ccp serve` during the context."""
     server = subprocess.Popen(
         [sys.executable, "-c", "from ccp.cli import main; main()", "serve", "--config", str(config)],
         env={**os.environ, "CCP_LOG_LEVEL": "error", "CCP_RATE_LIMIT_PER_PARTY": "0"},  # One party asks for all of it.

@@ -1,4 +1,4 @@
-"""Whether a car waits when an OCSP responder dies: POST under load, with the responder there and killed midway.
+"""Effect of a dead OCSP responder on vehicles: POST under load, while the responder runs and after it is killed.
 
     python bench/responder.py [--seconds 4] [--connections 8]
 
@@ -46,7 +46,7 @@ Issued = Mapping[int, Credential]
 
 
 def respond(port: int, issued: Issued) -> None:
-    """An OCSP responder: good for whatever was issued."""
+    """An OCSP responder that answers "good" for every issued certificate."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
@@ -82,7 +82,7 @@ def respond(port: int, issued: Issued) -> None:
 
 
 async def furnish(config: settings.Settings, world: setup.World, bodies: list[dict[str, str]], at: datetime) -> None:
-    """Publish the contracts through all checks, the responder's answers included."""
+    """Publish the contracts with all checks, including OCSP."""
     built = build_services(config)
     await built.open()
     try:

@@ -1,17 +1,17 @@
-"""What trust costs: certificate chains and revocation evidence, as multiples of one raw P-256 verification.
+"""The cost of certificate chains and revocation status, as multiples of one raw P-256 verification.
 
     python bench/trust.py
 
-Chains of a leaf and two sub-CAs are measured in four ways, each a row of its own:
+Chains of a leaf and two sub-CAs are measured in four ways, one row each:
 
-- cold: the snapshot of anchors is new and has seen no issuer. Making it, which happens when anchors change, is not part
-  of the figure.
-- cached: the snapshot has seen the issuers before; the leaf is new to it.
-- reading included: from the bytes of a message. Cold reads three certificates, cached one leaf; the two sub-CAs are
-  recognised by their bytes. This is what a request pays, and what the aims are for.
-- certificates read: the same without reading, for comparison.
+- cold: the snapshot of anchors is new and has no cached issuer. Building the snapshot, which happens when anchors
+  change, is not included.
+- cached: the issuers are in the snapshot's cache; the leaf is not.
+- reading included: starting from the bytes of a message. Cold parses three certificates, cached one leaf; the two
+  sub-CAs are recognised by their bytes. This is the cost of a request, and the aims apply to it.
+- certificates read: the same without parsing, for comparison.
 
-The path of a PUT is measured in this process, with evidence in the store.
+A PUT is measured in this process, with the revocation status in the database.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ HOUR = timedelta(hours=1)
 
 
 def raw_verification() -> float:
-    """One P-256 verification with a key that is read already: the unit of everything below."""
+    """One P-256 verification with a parsed key: the unit of all figures."""
     key = ec.generate_private_key(ec.SECP256R1())
     message = b"x" * 600
     signature = key.sign(message, ec.ECDSA(hashes.SHA256()))
@@ -71,9 +71,9 @@ _ROUNDS, _CALLS = 150, 8
 
 
 def side_by_side(work: Callable[[], object]) -> tuple[float, float]:
-    """Microseconds of processor time of one call, and of one raw verification: the fastest of rounds that take turns.
+    """Microseconds of CPU time of one call, and of one raw verification: the minimum over alternating rounds.
 
-    What else a machine does changes from second to second; taking turns lets both meet the same of it.
+    The load of a machine changes from second to second; alternating rounds expose both to the same load.
     """
     key = ec.generate_private_key(ec.SECP256R1())
     message, algorithm = b"x" * 600, ec.ECDSA(hashes.SHA256())
@@ -126,7 +126,7 @@ def _of(pki: PKI, credential: Credential, usage: Usage) -> list[Case]:
         return Certificate.load(leaf_der), [Certificate.load(der) for der in sub_ders]
 
     def known() -> list[Certificate]:
-        """The sub-CAs of a message, which the snapshot has seen before."""
+        """The sub-CAs of a message, which are in the snapshot's cache."""
         return [warm.read(der) for der in sub_ders]
 
     leaf, subs = load()
@@ -157,7 +157,7 @@ def reading(pki: PKI, unit: float) -> Table:
 
 
 async def stored(pki: PKI, unit: float) -> Table:
-    """Evidence in the store, and what a PUT and a delivery pay for it."""
+    """Revocation status in the database, and its cost for a PUT and a delivery."""
     table = Table("store (SQLite) and requests", "µs", "× one verification", box=None, header_style="bold")
 
     def row(name: str, cost: float) -> None:
@@ -262,7 +262,7 @@ async def timed(work, count: int) -> float:  # type: ignore[no-untyped-def]
 
 
 async def cpu(work, count: int) -> float:  # type: ignore[no-untyped-def]
-    """Processor time of all threads, in microseconds; waiting for the disk does not count."""
+    """CPU time of all threads, in microseconds; waiting for the disk is not included."""
     fastest = float("inf")
     for _ in range(5):
         began = time.process_time()

@@ -1,6 +1,6 @@
-"""The subjects of `bench/hold.py`, a module each.
+"""The subjects of `bench/hold.py`, one module each.
 
-AIMS: what is done to the pool and what has to hold, in a sentence or two.
-run(short, folder): does it and yields a `rig.report.Row` for each aim. folder: an empty one, removed afterwards. short:
-the form that continuous integration runs, in some 25 seconds and with aims that hold on a busy machine too.
+AIMS: the experiment and its aims, in one or two sentences.
+run(short, folder): runs the experiment and yields a `rig.report.Row` for each aim. folder: empty, removed afterwards.
+short: the form for continuous integration, which takes some 25 seconds and has aims that a busy machine meets too.
 """

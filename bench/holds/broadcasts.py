@@ -223,7 +223,7 @@ def _broadcast(token: str, body: bytes) -> bytes:
 
 @contextmanager
 def _serving(folder: Path, built: world.World, ports: tuple[int, ...], more: str) -> Iterator[processes.Server]:
-    """A pool with one worker and a peer at each port."""
+    """A pool with one worker, and a registered peer at each port."""
     config, database = folder / "ccp.toml", f"sqlite:///{folder / 'ccp.db'}"
     config.write_text(f'base_url = "{world.BASE_URL}"\npool_id = "pool-here"\n{more}')
     schema.upgrade(database)
@@ -248,7 +248,7 @@ def _serving(folder: Path, built: world.World, ports: tuple[int, ...], more: str
 
 @contextmanager
 def _descriptors(pid: int) -> Iterator[list[int]]:
-    """The largest number of open descriptors of a process while the block lasts."""
+    """The largest number of open file descriptors of a process during the context."""
     most, over = [0], threading.Event()
 
     def look() -> None:

@@ -1,4 +1,4 @@
-"""A PostgreSQL server that goes silent while vehicles ask and contracts are published."""
+"""A PostgreSQL server that becomes silent during deliveries and publications."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _STANDBY: Final = (("standby", b"waits for its synchronous standby"),)
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Seconds, and requests a second. back: within so many seconds of the end of the outage requests are served."""
+    """Times in seconds, rates in requests per second. back: aim for the time from the end of the outage to service."""
 
     before: float
     outage: float
@@ -82,7 +82,7 @@ class Rig:
         )
 
     def load(self, begin: Callable[[], None], end: Callable[[], None]) -> tuple[dict[str, Outcome], float, float]:
-        """Run a load around an outage. Returns what came of it, and when the outage began and was over."""
+        """Run a load around an outage. Returns its responses, and the begin and end of the outage."""
         with running(self.port, self.streams()) as load:
             _sleep_until(load, self.plan.before)
             begin()
@@ -119,14 +119,14 @@ class Rig:
         yield self._last(what, vehicles, over)
 
     def _back(self, what: str, first: str, found: Outcome, over: float, label: str) -> Row:
-        """From the end of the outage to the first request that is served."""
+        """Seconds from the end of the outage to the first served request."""
         ends = [a.due + a.latency - over for a in found.answers if a.label == label and a.due + a.latency >= over]
         seconds = min(ends, default=float("nan"))
         aim = f"≤ {self.plan.back:g} s"
         return Row(f"{what}: {first} after it is back", aim, f"{seconds:.2f} s", seconds <= self.plan.back)
 
     def _last(self, what: str, found: Outcome, over: float) -> Row:
-        """From the end of the outage to the last request that was not served."""
+        """Seconds from the end of the outage to the last request that was not served."""
         failed = [a.due + a.latency - over for a in found.answers if a.label != "contract"]
         seconds = max(0.0, *failed) if failed else 0.0
         aim = f"≤ {self.plan.back:g} s"

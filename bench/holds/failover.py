@@ -1,4 +1,4 @@
-"""A PostgreSQL primary that is killed while contracts are published, and its synchronous standby, which takes over."""
+"""Failover: a PostgreSQL primary is killed during publications, and its synchronous standby is promoted."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Round:
 
 @dataclass(slots=True)
 class Published:
-    """What became of each publication: by EMAID, and when each was sent and acknowledged (monotonic)."""
+    """The outcome of each publication by EMAID, and when it was sent and acknowledged (monotonic)."""
 
     acknowledged: dict[str, tuple[float, float]] = field(default_factory=dict)
     unsure: set[str] = field(default_factory=set)
@@ -115,7 +115,7 @@ def _since(found: Published, promoted: float) -> list[float]:
 def _publish(
     pool: postgres.PoolOn, server: Server, contracts: Sequence[Contract], found: Published, over: threading.Event
 ) -> None:
-    """Publish contracts one after another. What is refused with 503 is published again, as a publisher would."""
+    """Publish contracts sequentially. A publication that gets 503 is repeated, as a publisher would do."""
     base = f"http://127.0.0.1:{server.port}/oauth/token"
     tokens = {
         letter: token_of(base, member.party.client_id, member.secret)

@@ -1,4 +1,4 @@
-"""Single-bit flips of whole chains over real HTTP: no 500, and nothing is accepted that must not be."""
+"""Single-bit flips in messages, certificates, OCSP responses and CRLs over real HTTP: no 500, no wrong acceptance."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ sys.path.insert(2, str(Path(__file__).parents[2]))
 from tests.x509.rich import rich_pki
 
 from ccp import exi
-from ccp.cli import app as commands
+from ccp.cli.root import app as commands
 from ccp.ids import EMAID, PCID
 from ccp.schemas.common import encode_base64
 from ccp.server import logging, settings
@@ -89,7 +89,7 @@ def _profiles(at: datetime, url: str) -> list[Profile]:
 
 
 def _note(pki: PKI, car: Credential, contract: Credential) -> None:
-    """Let the responder know every certificate below a root and its issuer."""
+    """Register every certificate below a root, and its issuer, with the responder."""
     for credential, issuer in (
         *((pki.cps, pki.cps_sub2), (pki.cps_sub2, pki.cps_sub1), (pki.cps_sub1, pki.v2g_root)),
         *((contract, pki.emsp_sub2), (pki.emsp_sub2, pki.emsp_sub1), (pki.emsp_sub1, pki.emsp_root)),
@@ -99,7 +99,7 @@ def _note(pki: PKI, car: Credential, contract: Credential) -> None:
 
 
 class Pool:
-    """A real pool, and callers of it. statuses: of all answers, by what was flipped."""
+    """A real pool and its callers. statuses: HTTP status codes, by what was flipped."""
 
     def __init__(self, port: int, tokens: dict[PartyRole, str]) -> None:
         self._port, self._tokens = port, tokens
@@ -116,7 +116,7 @@ class Pool:
         return answer.status, json.loads(content) if content else {}
 
     def publish(self, profile: Profile, message: bytes, dry: bool) -> tuple[int, bool]:
-        """The status, and whether it was accepted."""
+        """The status code, and whether the message was accepted."""
         body = {
             "certificateInstallationRes": encode_base64(message),
             "emaid": profile.emaid,
@@ -135,7 +135,7 @@ class Pool:
 
 @dataclass(slots=True)
 class Tally:
-    """What became of flips: statuses, accepted ones, and those of them that must not be."""
+    """Outcomes of flips: status codes, accepted flips, and those that must not be accepted."""
 
     statuses: Counter[int]
     accepted: int = 0
@@ -148,7 +148,7 @@ class Tally:
 def _each_bit(
     data: bytes, short: bool, act: Callable[[bytes], tuple[int, bool]], may_pass: Callable[[bytes], bool]
 ) -> Tally:
-    """Flip every bit (short: some, spread evenly; an odd step meets every bit of a byte)."""
+    """Flip every bit (short: some, evenly spaced; an odd step covers every bit position of a byte)."""
     tally = Tally(Counter())
     step = max(1, 8 * len(data) // _SHORT) | 1 if short else 1
 
@@ -166,7 +166,7 @@ def _each_bit(
 
 
 def _same_but_header(original: bytes) -> Callable[[bytes], bool]:
-    """Whether a message says the same as another one, but for its header, which no signature covers."""
+    """Whether two messages differ in the header only, which no signature covers."""
     wanted = _signed_parts(original)
 
     def same(changed: bytes) -> bool:
@@ -340,7 +340,7 @@ def _evidence(pool: Pool, pki: PKI, port: int, short: bool, at: datetime) -> Ite
 
 
 def _trust(profiles: Sequence[Profile], folder: Path, short: bool) -> Iterator[Row]:
-    """`ccp trust add` of flipped certificates, in this process. A root is taken only if its own signature holds."""
+    """`ccp trust add` of flipped certificates, in this process. A root is accepted only if its signature verifies."""
     config = folder / "trust.toml"
     config.write_text(f'base_url = "{world.BASE_URL}"\ndatabase = "sqlite:///{folder / "trust.db"}"\n')
     schema.upgrade(f"sqlite:///{folder / 'trust.db'}")
@@ -382,6 +382,6 @@ def _trust(profiles: Sequence[Profile], folder: Path, short: bool) -> Iterator[R
 
 
 def _holds(data: bytes) -> bool:
-    """Whether it is an intermediate by now, or a root with a signature of its own that holds."""
+    """Whether the certificate is an intermediate now, or a root whose own signature verifies."""
     certificate = Certificate.load(data)
     return not is_self_issued(certificate) or certificate.self_signature_error is None

@@ -1,8 +1,8 @@
 """Overload: more requests than a pool can answer, over few and over many connections.
 
-One worker, pinned to one core where there are two, and the load generator to another, so that the peak is the
-worker's. The peak is measured by a closed load before and after each row, since it depends on what else the machine
-does; a row is judged against the mean of the two.
+If there are two cores, the only worker is pinned to one of them and the load generator to the other, so the peak is
+that of the worker. The peak depends on the load of the machine; it is measured in a closed loop before and after each
+row, and the row is compared with the mean of both.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def run(short: bool, folder: Path) -> Iterator[Row]:
 
 
 class Rig:
-    """A pool with one worker, and loads for it."""
+    """A pool with one worker, and its load generators."""
 
     def __init__(self, plan: Plan, folder: Path, stack: ExitStack, cores: Sequence[int]) -> None:
         self.plan, self.folder, self.stack, self.cores = plan, folder, stack, cores
@@ -122,7 +122,7 @@ class Rig:
         return world.operations(self.world, tokens)
 
     def closed(self, seconds: float) -> float:
-        """The peak: answers a second of a closed load."""
+        """The peak: responses per second in a closed loop."""
         return load.drive(self.operations["post"], self.server.port, 16, seconds).rate
 
     def open(self, port: int, *streams: Stream) -> dict[str, Outcome]:
@@ -158,7 +158,7 @@ class Rig:
         return Row(what, f"≥ {least:.0%} of the peak within 500 ms", figure, goodput >= least * peak, note)
 
     def recovery(self) -> Row:
-        """Three times the peak, then half of it: two seconds later everything is as ever."""
+        """Three times the peak, then half of it: two seconds later all requests are served normally."""
         plan, peak = self.plan, self.closed(self.plan.peak_seconds)
         seconds = plan.seconds
         calm = Stream("calm", self.operations["post"].messages, 0.4 * peak, seconds + 2, 100, start=seconds)
@@ -175,7 +175,7 @@ class Rig:
         )
 
     def mixed(self) -> Iterator[Row]:
-        """Bulk at three times what the worker can do, vehicles at half of the peak."""
+        """Bulk requests at three times the peak, vehicles at half of it."""
         plan, peak = self.plan, self.closed(self.plan.peak_seconds)
         rate = 0.5 * peak if self.cores else 0.3 * peak
         bulk = [
@@ -204,7 +204,7 @@ class Rig:
         )
 
     def default_limits(self) -> Row:
-        """2.5 times the peak with the limits that users have, every client with a connection of its own."""
+        """2.5 times the peak with default limits; every client has its own connection."""
         with self.serving(self.config("default.toml")) as server:
             self.operations = self.operations_of(server)
             self.server = server

@@ -1,4 +1,4 @@
-"""Many partners: what a register of thousands of parties and webhooks costs requests and events."""
+"""Many partners: the cost of thousands of registered parties and webhooks for requests and events."""
 
 from __future__ import annotations
 
@@ -223,7 +223,7 @@ class _Hold:
         pool.used += pool.server.cpu() - before
 
     def _list_all(self, pool: _Pool, usual: float) -> Row:
-        """An administrator lists all parties, again and again, while cars ask."""
+        """An administrator lists all parties repeatedly during the load."""
         plan, found, lists = self._plan, 0, 0
         stream = Stream("post", pool.messages["post"], plan.rate_post, plan.seconds, connections=64)
         seen: list[float] = []
@@ -284,7 +284,7 @@ class _Hold:
 
 
 class _Edits:
-    """An administrator who gives some party another name twice a second."""
+    """An administrator that renames a party twice per second."""
 
     def __init__(self, port: int, token: str, client_ids: list[str]) -> None:
         self._port, self._token, self._ids = port, token, client_ids
@@ -309,7 +309,7 @@ class _Edits:
 
 @contextmanager
 def _watching(port: int, seen: list[float]) -> Iterator[None]:
-    """Note the lag of the event loop as the worker tells it, seconds."""
+    """Record the event loop lag that the worker reports, in seconds."""
 
     def look() -> None:
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
@@ -323,7 +323,7 @@ def _watching(port: int, seen: list[float]) -> Iterator[None]:
 
 @contextmanager
 def _repeating(work: Callable[[], None], interval: float) -> Iterator[None]:
-    """Do something again and again in a thread; what it raises is raised at the end."""
+    """Repeat a call in a thread during the context; its exception is raised at the end."""
     over = threading.Event()
     failed: list[Exception] = []
 
@@ -359,7 +359,7 @@ def _admin(port: int, token: str, method: str, path: str, body: str | None = Non
 
 
 def _listed(port: int, token: str) -> int:
-    """How many parties the pages of the admin API have."""
+    """The number of parties on all pages of the admin API."""
     found, cursor = 0, ""
     while True:
         more = f"&cursor={cursor}" if cursor else ""
@@ -377,7 +377,7 @@ def _listed(port: int, token: str) -> int:
 
 
 def _parties() -> Iterator[Party]:
-    """Makers and providers in turns, each with an id of its own that no contract of the load names."""
+    """Vehicle makers and providers alternately, each with an id that no contract of the load names."""
     for number, (a, b, c) in enumerate(itertools.product(_ALPHABET, repeat=3)):
         if a == "W":
             continue  # Those of the load.
@@ -413,7 +413,7 @@ def _write(url: str, *changes: Query[None]) -> None:
 
 
 def _left(database: Path) -> int:
-    """Events that are not delivered."""
+    """The number of events that are not delivered yet."""
     waiting = _one(database, "select count(*) from delivery where state <> 'delivered'")
     return waiting + _one(database, "select count(*) from outbox")
 

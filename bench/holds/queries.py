@@ -1,4 +1,4 @@
-"""Commands that look for a few rows among many: an export of one provider, the audit trail of one contract."""
+"""Commands that select few rows of many: an export of one provider, the audit trail of one contract."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ async def _measured(plan: Plan, url: str) -> list[Row]:
 
 
 async def _export(plan: Plan, store: Store) -> Row:
-    """In turns, the median of the rounds. The lines are made and not written anywhere."""
+    """Alternating rounds; the result is the median. Lines are generated but not written."""
     provider = ExportFilter(providers=frozenset({ProviderId(world.provider(world.SETS[0]))}))
     times: dict[str, list[float]] = {"all": [], "one": []}
     counts = dict.fromkeys(times, 0)
@@ -113,7 +113,7 @@ async def _search(plan: Plan, store: Store) -> Row:
 
 
 async def _note_stops(stops: list[float]) -> None:
-    """Note how much later than it should each turn of the event loop comes, seconds."""
+    """Record the delay of each iteration of the event loop, in seconds."""
     while True:
         began = time.perf_counter()
         await asyncio.sleep(0.001)
@@ -121,7 +121,7 @@ async def _note_stops(stops: list[float]) -> None:
 
 
 async def _erase(plan: Plan, store: Store) -> Row:
-    """As `Pool.erase`: the trail is looked through before the transaction."""
+    """As `Maintenance.erase`: the audit trail is searched before the transaction."""
     emaid = Made.of(TEMPLATES + plan.rows // 3).emaid
     began = time.perf_counter()
     ends = await store.read(audit.shard_lengths())
@@ -144,7 +144,7 @@ async def _erase(plan: Plan, store: Store) -> Row:
 
 
 def _fill_trail(url: str, rows: int) -> None:
-    """A row for the publication of each contract, in its lane and chained."""
+    """Add one audit row for the publication of each contract, chained in its shard."""
     columns = audit.COLUMNS
     insert = f"insert into audit ({columns}) values ({', '.join('?' * len(columns.split(',')))})"
     at = datetime.now(UTC)

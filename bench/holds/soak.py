@@ -1,4 +1,4 @@
-"""Half an hour of hostile load beside honest load: does memory become flat, and does every container keep its bound?"""
+"""Soak test: half an hour of hostile and honest load; memory must level off, and containers keep their bounds."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ _MISTAKES: Final = ('"outcome": "crashed"', '"outcome":"crashed"', "Traceback (m
 
 @dataclass(slots=True)
 class Series:
-    """Memory of each worker through the run. at: minutes since its start. mib: resident, by process id."""
+    """Memory of each worker during the run. at: minutes since its start. mib: resident memory, by process id."""
 
     at: list[float] = field(default_factory=list)
     mib: dict[int, list[float]] = field(default_factory=dict)
@@ -65,24 +65,24 @@ class Series:
 
     @property
     def largest(self) -> int:
-        """The worker with most memory at the end."""
+        """The worker with the most memory at the end."""
         return max(self.mib, key=lambda pid: self.mib[pid][-1])
 
     def minutes(self, pid: int) -> list[float]:
-        """The least figure of each minute: checks of secrets, 19 MiB each, come and go within one."""
+        """The minimum of each minute: checks of secrets use 19 MiB each for less than that."""
         lowest: dict[int, float] = {}
         for at, mib in zip(self.at, self.mib[pid], strict=True):
             lowest[int(at)] = min(mib, lowest.get(int(at), mib))
         return list(lowest.values())
 
     def growth(self, pid: int) -> float:
-        """MiB between the largest minute of the first and of the second half after `_WARM`."""
+        """MiB from the maximum of the first half to the maximum of the second half after `_WARM`."""
         found = self.minutes(pid)[_WARM:]
         half = len(found) // 2
         return max(found[half:]) - max(found[:half])
 
     def slope(self, pid: int) -> float:
-        """MiB in ten minutes after `_WARM`, by the least squares."""
+        """MiB per ten minutes after `_WARM`, by least squares."""
         found = self.minutes(pid)[_WARM:]
         middle, mean = (len(found) - 1) / 2, sum(found) / len(found)
         spread = sum((place - middle) ** 2 for place in range(len(found)))
@@ -90,7 +90,7 @@ class Series:
 
 
 def run(short: bool, folder: Path, minutes: float = MINUTES, rate: float = 1.0) -> Iterator[Row]:
-    """minutes: of the long form. rate: a factor on the rates of all callers."""
+    """minutes: duration of the long form. rate: factor for the rates of all callers."""
     at = datetime.now(UTC).replace(microsecond=0)
     config, database = folder / "ccp.toml", f"sqlite:///{folder / 'ccp.db'}"
     config.write_text(f'base_url = "{world.BASE_URL}"\noutbound_allow = ["127.0.0.0/8"]\nlog_level = "error"\n')
@@ -185,7 +185,7 @@ def _honest(made: world.World, tokens: world.Tokens, seconds: float, rate: float
 
 
 def _watch(server: Server, sockets: Path, seconds: float) -> tuple[Series, dict[str, Size]]:
-    """Memory every few seconds; the containers every five minutes and at the end, the largest of each."""
+    """Sample memory every few seconds, and the largest container sizes every five minutes and at the end."""
     workers = server.workers()  # Once: a process that is looked into has a copy for that moment.
     series, longest = Series(), dict[str, Size]()
     began = looked = time.monotonic()

@@ -1,4 +1,4 @@
-"""A SQLite writer that dies under load, and a purge of many contracts while vehicles ask."""
+"""A SQLite writer thread that dies under load, and a purge of many contracts during deliveries."""
 
 from __future__ import annotations
 
@@ -149,7 +149,7 @@ def _dying_writer(plan: Plan, pool: PoolOn, url: str, folder: Path) -> Iterator[
 
 @contextmanager
 def _hooked(folder: Path, fault: Path) -> Iterator[None]:
-    """Servers that are started within it fail while there is the file."""
+    """Servers that are started within the context fail while the file exists."""
     hooks = folder / "hooks"
     hooks.mkdir()
     (hooks / "sitecustomize.py").write_text(_HOOK.format(file=str(fault)))
@@ -166,7 +166,7 @@ def _hooked(folder: Path, fault: Path) -> Iterator[None]:
 
 @contextmanager
 def _readiness(port: int) -> Iterator[list[tuple[float, bool]]]:
-    """Ask ten times a second whether a server is ready. Gives the times (monotonic) and its answers."""
+    """Query readiness ten times per second. Yields the times (monotonic) and the answers."""
     seen: list[tuple[float, bool]] = []
     over = threading.Event()
 
@@ -236,7 +236,7 @@ def _purge(plan: Plan, pool: PoolOn, url: str) -> Iterator[Row]:
 
 
 def _expire(url: str, one_in: int) -> int:
-    """Let contracts that no vehicle of the load has be past their validity. Returns how many."""
+    """Set contracts that no vehicle of the load has to expired. Returns their number."""
     with closing(sqlite3.connect(schema.sqlite_file(url))) as connection, connection:
         connection.execute(f"update contract set valid_to = 1000 where rowid > {TEMPLATES} and rowid % {one_in} = 0")
     return _expired(url)

@@ -1,4 +1,4 @@
-"""What starts cost: small commands, workers until they are ready, and the replacement of a killed worker."""
+"""The cost of starting: small commands, workers until they are ready, and the replacement of a killed worker."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ _CLIENTS: Final = 4
 
 @dataclass(frozen=True, slots=True)
 class Used:
-    """Seconds on the clock, seconds of the processor, and the most memory in MiB."""
+    """Elapsed seconds, CPU seconds and peak memory in MiB."""
 
     wall: float
     cpu: float
@@ -107,7 +107,7 @@ print(json.dumps([os.waitstatus_to_exitcode(status), wall, usage.ru_utime + usag
 
 
 def _used(command: list[str]) -> Used:
-    """By a small process between: a new process counts the memory of the one that starts it as its own."""
+    """Measured through a small intermediate process, because a new process inherits the peak memory of its parent."""
     done = subprocess.run([sys.executable, "-c", _MEASURE, *command], capture_output=True, text=True, check=True)
     status, *used = json.loads(done.stdout)
     if status:
@@ -127,7 +127,7 @@ def _median(found: list[Used]) -> Used:
 
 
 def _pool(folder: Path) -> Path:
-    """The configuration of a pool with parties, anchors and contracts."""
+    """The configuration file of a pool with parties, anchors and contracts."""
     create(folder / "pool", "http://127.0.0.1:8020", datetime.now(UTC), store_samples=True)
     config = folder / "pool" / "ccp.toml"
     config.write_text(config.read_text().replace('log_format = "console"', 'log_format = "json"'))
@@ -156,7 +156,7 @@ class Started:
         return False
 
     def until_ready(self, count: int) -> list[int]:
-        """Wait until so many workers have ever been ready. Returns the process ids of all, in that order."""
+        """Wait until this number of workers have become ready. Returns their process ids, in that order."""
         deadline = time.monotonic() + 60
         while len(events := self.events("worker ready")) < count:
             if time.monotonic() > deadline or self.process.poll() is not None:
@@ -175,7 +175,7 @@ def _started(config: Path, folder: Path, workers: int) -> Iterator[Started]:
 
 
 def _first_answer(started: Started) -> float:
-    """Seconds from the start of the command."""
+    """Seconds from the start of the command to its first response."""
     while not started.ask():
         if started.process.poll() is not None or time.perf_counter() - started.began > 60:
             raise RuntimeError(f"No answer:\n{started.log.read_text()[-2000:]}")
@@ -221,8 +221,8 @@ def _starts(config: Path, folder: Path, rounds: int, short: bool) -> Iterator[Ro
 
 
 @dataclass(slots=True)
-class Asked:
-    """What clients met, each of which asks again and again on connections of its own."""
+class ClientLoad:
+    """Clients that send requests repeatedly, each on new connections, and their outcomes."""
 
     answered: int = 0
     failed: int = 0
@@ -239,7 +239,7 @@ class Asked:
 
 def _replacements(config: Path, folder: Path, rounds: int, short: bool) -> Row:
     seconds = []
-    asked = Asked()
+    asked = ClientLoad()
     with _started(config, folder, 2) as started:
         _first_answer(started)
         pids = started.until_ready(2)
