@@ -62,7 +62,7 @@ def test_checkpoint_is_beside_the_database_and_follows_no_link(
     file = broken_off(drop, pkis)
     for ending in (".checkpoint", ".checkpoint.new", ".checkpoint.part"):
         file.with_name(file.name + ending).symlink_to(victim)
-    assert "cannot be read behind line" in ccp_error("import", file, env=target.env)
+    assert "cannot be read after line" in ccp_error("import", file, env=target.env)
     checkpoint = default_path(str(file), target.url)
     assert checkpoint.parent == target.folder
     assert mode(checkpoint) == 0o600
@@ -151,7 +151,7 @@ def test_checkpoint_with_changed_numbers_is_refused(target: Database, drop: Path
     checkpoint.write_text(json.dumps({**found, "report": "/etc/passwd", "report_bytes": 0}))
     assert CHANGED in ccp_error("import", file, env=target.env)
     checkpoint.write_text(json.dumps(found))
-    assert "cannot be read behind line" in ccp_error("import", file, env=target.env)
+    assert "cannot be read after line" in ccp_error("import", file, env=target.env)
 
 
 def end_offset(file: Path) -> InputOffset:
@@ -233,7 +233,7 @@ def test_import_stops_after_a_thousand_empty_lines(target: Database, drop: Path,
     many = b"\n" * 1_000_000
     file.write_bytes(packed(jsonl(*[contract] * 32), many, times=60))
     assert ccp_error("import", file, env=target.env) == (
-        f"{file} cannot be read behind line 1353: too many lines without content."
+        f"{file} cannot be read after line 1353: too many lines without content."
     )
     assert target.emaids() == {contract["emaid"]}, "what came before is stored"
     (drop / "plain.jsonl").write_bytes(many)
@@ -244,7 +244,7 @@ def test_import_counts_short_lines_as_lines_without_content(target: Database, dr
     file, report, contract = drop / "fleet.jsonl.gz", drop / "refused.jsonl", body(pkis["iso2"])
     file.write_bytes(packed(jsonl(contract), b"0\n" * 1_000_000, times=30))
     assert ccp_error("import", file, "--refused", report, env=target.env) == (
-        f"{file} cannot be read behind line 1012: too many lines without content."
+        f"{file} cannot be read after line 1012: too many lines without content."
     )
     assert target.emaids() == {contract["emaid"]}
     assert report.stat().st_size < 1_000_000
@@ -256,7 +256,7 @@ def test_import_limits_the_expansion_of_white_space(target: Database, drop: Path
     assert ccp_error("import", file, env=target.env).endswith("it expands to more than 100 times its size.")
     file.write_bytes(packed((b" " * 200_000 + b"\n") * 5, times=500))
     assert ccp_error("import", file, env=target.env).endswith(
-        "behind line 603: it expands to more than 100 times its size."
+        "after line 603: it expands to more than 100 times its size."
     )
     body_file = drop / "one.json"
     body_file.write_bytes(packed(b" " * (1 << 20), times=128))

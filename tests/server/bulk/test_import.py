@@ -183,7 +183,7 @@ def test_import_of_truncated_input_stores_the_lines_before(
 ) -> None:
     file = tmp_path / "fleet.jsonl.gz"
     file.write_bytes(gzip.compress(jsonl(*(body(pkis["iso2"]) for _ in range(40))))[:-500])
-    assert ccp_error("import", file, env=empty.env).startswith(f"{file} cannot be read behind line ")
+    assert ccp_error("import", file, env=empty.env).startswith(f"{file} cannot be read after line ")
     assert len(empty.emaids()) == 32
     assert "There is no file or directory" in ccp_error("import", tmp_path / "none", env=empty.env)
 

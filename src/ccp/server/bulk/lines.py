@@ -165,7 +165,7 @@ class _Chunker:
                     self._position = began + _tell(raw)
                     yield self._chunk()
         except (EOFError, zlib.error, gzip.BadGzipFile, _ExcessiveInput) as exc:
-            raise ConfigurationError(f"{name} cannot be read behind line {number}: {exc}.") from exc
+            raise ConfigurationError(f"{name} cannot be read after line {number}: {exc}.") from exc
         finally:
             if content is not raw:
                 content.close()
