@@ -16,8 +16,8 @@ from ccp.server.storage.queries import contracts
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
 from tests.server.events.receiver import Receiver, receiving
+from tests.server.external.examples import chain_body
 from tests.server.external.scripted_server import DROP, Reply, json_answer, scripted_server
-from tests.server.external.test_provisioning_pool import body as chain_body
 from tests.server.http.api.answers import sentences
 from tests.world import AT, Contract, Pool, new_emaid, start
 

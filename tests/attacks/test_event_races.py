@@ -1,4 +1,4 @@
-"""A provisioning event that meets a publication inside the database, on a server that makes both at the same time."""
+"""A provisioning event concurrent with a publication, on PostgreSQL."""
 
 from __future__ import annotations
 

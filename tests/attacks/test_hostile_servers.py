@@ -1,4 +1,4 @@
-"""Servers of partners that answer without an end, in every way that HTTP has for it."""
+"""Endless and oversized responses of remote servers, in every HTTP framing."""
 
 from __future__ import annotations
 

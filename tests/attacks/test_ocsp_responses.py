@@ -1,4 +1,4 @@
-"""OCSP responses as other responders make them, over HTTP."""
+"""OCSP responses of other implementations, over HTTP."""
 
 from __future__ import annotations
 

@@ -19,8 +19,8 @@ import pytest
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
 from tests.attacks.provisioning_events import SECRET, send_event
+from tests.server.external.examples import chain_body
 from tests.server.external.scripted_server import Call, Fake, Reply, json_answer, scripted_server
-from tests.server.external.test_provisioning_pool import body as chain_body
 from tests.server.http.api.answers import sentences
 from tests.world import Contract, Pool, new_emaid, start
 

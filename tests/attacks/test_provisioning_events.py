@@ -1,4 +1,4 @@
-"""Events of the Provisioning Certificate Pool: by which names they take effect, and what a late one must not miss."""
+"""Provisioning events: accepted names, and effects of late events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Responders that take GET only, and addresses that are written badly or can never be called."""
+"""Responders that accept only GET, and status URLs that are malformed or cannot be called."""
 
 from __future__ import annotations
 

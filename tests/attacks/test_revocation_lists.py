@@ -1,4 +1,4 @@
-"""Revocation lists as other software makes them, over HTTP: any name of a point, lists of users, PEM, numbers."""
+"""CRLs of other implementations, over HTTP: distribution point names, user CRLs, PEM, numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the certificates of one CA name must not cost another CA, and one party's requests not another party's."""
+"""Isolation of CAs and parties that share a host."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lookups of names: what one CA's certificates make the pool look up must not cost another CA's certificates theirs."""
+"""Isolation of CAs and parties in name resolution."""
 
 from __future__ import annotations
 

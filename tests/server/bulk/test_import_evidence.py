@@ -12,8 +12,8 @@ from ccp.testing.pki import PKI, Addresses, build_pki, sign_crl
 from ccp.x509.certificates import Certificate
 from tests.server.bulk.fleet import body, database, jsonl, new_emaid, new_pcid
 from tests.server.bulk.imports import counts, imported, reports
+from tests.server.external.examples import serve_chain
 from tests.server.external.scripted_server import Reply, scripted_server
-from tests.server.external.test_services import knows
 from tests.server.storage.made import sql
 from tests.server.trust.revocation.servers import http_server
 from tests.world import AT, read
@@ -52,7 +52,7 @@ def test_import_stores_provisioning_keys_as_put_does(tmp_path: Path, pkis: dict[
         pki = pkis["iso2"]
         known, unknown = new_pcid(), new_pcid()
         car = Car.build(pki, known, AT)
-        knows(pcp, car)
+        serve_chain(pcp, car)
         pcp.answers["*"] = Reply(404)
         target = database(tmp_path / "pool", pkis)
         file = tmp_path / "fleet.jsonl"

@@ -1,4 +1,4 @@
-"""Webhooks of partners: an HTTP server on loopback that takes what it is sent, or behaves badly, by path."""
+"""A webhook receiver on loopback that behaves well or badly, by path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""ccp events: what an operator sees of events on their way, and does about them."""
+"""Commands `ccp events` and `ccp webhook`."""
 
 from __future__ import annotations
 

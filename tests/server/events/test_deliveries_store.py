@@ -1,4 +1,4 @@
-"""Events on their way, as the questions to the store see them, on both engines."""
+"""Queries of outbox and deliveries on both engines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was handed out, gathered and written later."""
+"""BufferedNotifier: buffering and writing of delivery events."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The event service is answered as its descriptions say: the published one, and our own."""
+"""The event service matches the published description and its own."""
 
 from __future__ import annotations
 

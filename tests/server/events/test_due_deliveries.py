@@ -1,4 +1,4 @@
-"""How a dispatcher finds what is due, and what that costs where much is not."""
+"""Dispatcher: search for due deliveries, and its cost."""
 
 from __future__ import annotations
 

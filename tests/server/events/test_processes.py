@@ -1,4 +1,4 @@
-"""Several processes that send, on both engines: nothing twice, everything in order; and at least once when killed."""
+"""Several dispatcher processes on both engines: order, no duplicates, at least once after a kill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Events to webhooks over real sockets: a pool that sends, and receivers that take, refuse, fail or hang."""
+"""Dispatcher over real sockets: receivers that accept, refuse, fail or hang."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The event service over real HTTP: partners subscribe, see their own and nothing else, and what they were told."""
+"""Event service over HTTP: creation, visibility and deliveries of webhooks."""
 
 from __future__ import annotations
 

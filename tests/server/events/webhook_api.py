@@ -1,4 +1,4 @@
-"""Partners' webhooks over HTTP, and events on their way to them without anybody who sends."""
+"""Helpers for the webhook API, and for deliveries without a dispatcher."""
 
 from __future__ import annotations
 

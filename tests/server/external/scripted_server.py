@@ -1,4 +1,4 @@
-"""Neighbours of the pool that really listen on loopback, and do what they are told: answer, refuse, hang, drop.
+"""Scripted HTTP server on loopback in place of an external service: it answers, refuses, hangs or drops.
 
 with scripted_server() as fake:
     fake.answers["/rootcertificates"] = json_answer({...})   # by path, without the query; or "*"

@@ -1,4 +1,4 @@
-"""Connections to remote servers: what is written together, and what becomes of idle ones."""
+"""EgressBackend and EgressStream: buffering of requests, idle connections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rate and circuit of remote hosts: by issuer, in turn for callers, bounded."""
+"""HostThrottle: rate, circuit and queues per host and issuer."""
 
 from __future__ import annotations
 

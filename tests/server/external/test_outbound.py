@@ -1,4 +1,4 @@
-"""The guarded client: what it refuses to call, and what it does not let a server do to it."""
+"""OutboundClient: refused addresses, deadlines, limits of responses."""
 
 from __future__ import annotations
 

@@ -1,16 +1,14 @@
-"""The webhook of the Provisioning Certificate Pool: who is believed, and which contracts go."""
+"""Webhook of the Provisioning Certificate Pool: signatures, and which contracts an event removes."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import hmac
-import json
 import sqlite3
 import tempfile
 import threading
 import time
-import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
@@ -45,15 +43,13 @@ from ccp.server.storage import Store, connect
 from ccp.server.storage.engine import schema
 from ccp.server.storage.queries import contracts as queries
 from ccp.testing.pki import PKI, Credential
+from tests.server.external.examples import HAPPENED, chain_body, provisioning_event, stored_contract
 from tests.server.external.scripted_server import DROP, Fake, Reply, json_answer, refusal, scripted_server
-from tests.server.external.test_pki_service import stored
-from tests.server.external.test_provisioning_pool import body as chain_body
 from tests.server.http.api.answers import sentences
 from tests.world import AT, ISO2, ISO20, new_emaid, new_pcid
 
 SECRET = "a secret of the webhook"
 BEFORE, AFTER = AT - timedelta(hours=1), AT - timedelta(minutes=1)
-HAPPENED = AT - timedelta(minutes=30)
 DELETED, UPDATED = "emsp.prov.cert.deleted", "emsp.prov.cert.updated"
 RESET = "emsp.prov.cert.factory.reset"
 
@@ -77,7 +73,7 @@ class Receiver:
         return self.http.post(self.url + PATH, content=body, headers=headers)
 
     def tell(self, kind: str, pcid: str, at: datetime = HAPPENED, namespace: str | None = None) -> httpx.Response:
-        return self.post(event(kind, pcid, at, namespace))
+        return self.post(provisioning_event(kind, pcid, at, namespace))
 
     def publish(
         self, pcid: PCID, at: datetime, *, key: str | None = None, emaid: EMAID | None = None, edition: str = "iso2"
@@ -119,18 +115,6 @@ class Receiver:
     def sql(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
         with closing(sqlite3.connect(self.database, timeout=5)) as connection, connection:
             return connection.execute(statement, parameters).fetchall()
-
-
-def event(kind: str, pcid: Any, at: datetime | str | None = HAPPENED, namespace: str | None = None) -> bytes:
-    members: dict[str, Any] = {
-        "eventId": str(uuid.uuid4()),
-        "eventType": kind,
-        "timestamp": at.isoformat() if isinstance(at, datetime) else at,
-        "payload": {"emaid": "DEEXAC000000001", "pcid": pcid},
-    }
-    if namespace is not None:
-        members["xsdMsgDefNamespace"] = namespace
-    return json.dumps(members).encode()
 
 
 @asynccontextmanager
@@ -180,7 +164,7 @@ def receiving(database: Path, pcp_url: str | None, secret: str | None) -> Iterat
 
 @pytest.fixture(scope="module")
 def receiver(pkis: dict[str, PKI]) -> Iterator[Receiver]:
-    templates = {edition: stored(pkis[edition]) for edition in ("iso2", "iso20")}
+    templates = {edition: stored_contract(pkis[edition]) for edition in ("iso2", "iso20")}
     with tempfile.TemporaryDirectory(prefix="ccp-test-") as folder, scripted_server() as pcp:
         database = Path(folder) / "ccp.db"
         schema.upgrade(f"sqlite:///{database}")
@@ -196,7 +180,7 @@ def test_pcp_event_accepts_each_published_signature_form(receiver: Receiver) -> 
         for prefix in ("sha256=", ""):
             pcid = new_pcid()
             receiver.publish(pcid, BEFORE)
-            body = event(DELETED, pcid)
+            body = provisioning_event(DELETED, pcid)
             digest = hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
             assert receiver.post(body, prefix + digest, header).status_code == 200
             assert receiver.left(pcid) == []
@@ -206,7 +190,7 @@ def test_pcp_event_accepts_each_published_signature_form(receiver: Receiver) -> 
 def test_pcp_event_with_wrong_signature_is_refused(receiver: Receiver, signature: str) -> None:
     pcid = new_pcid()
     receiver.publish(pcid, BEFORE)
-    body = event(DELETED, pcid)
+    body = provisioning_event(DELETED, pcid)
     answer = receiver.post(body, signature)
     assert sentences(answer, 403) == ["The signature of the event is missing or wrong."]
     changed = receiver.post(body + b" ", hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest())
@@ -219,7 +203,7 @@ def test_pcp_event_path_is_absent_without_a_secret(receiver: Receiver, secret: s
     pcid = new_pcid()
     receiver.publish(pcid, BEFORE)
     with receiving(receiver.database, None, secret) as url:
-        body = event(DELETED, pcid)
+        body = provisioning_event(DELETED, pcid)
         signature = hmac.new(b"", body, hashlib.sha256).hexdigest()
         answer = httpx.post(url + PATH, content=body, headers={"X-Operator-Signature": signature})
     sentences(answer, 404)
@@ -228,12 +212,21 @@ def test_pcp_event_path_is_absent_without_a_secret(receiver: Receiver, secret: s
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"[]", b"{}", event(DELETED, "short"), event(DELETED, None), event(DELETED, 5),
-     event(DELETED, "WEX0TEST000000001", None), event(DELETED, "WEX0TEST000000001", "yesterday"),
-     event(DELETED, "WEX0TEST000000001", "0001-01-01T00:00:00+23:00"),
-     event(DELETED, "WEX0TEST000000001", "2999-01-01T00:00:00Z"),
-     event(DELETED, "WEX0TEST000000001", HAPPENED, "urn:iso:15118:3")],
-)  # fmt: skip
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"{}",
+        provisioning_event(DELETED, "short"),
+        provisioning_event(DELETED, None),
+        provisioning_event(DELETED, 5),
+        provisioning_event(DELETED, "WEX0TEST000000001", None),
+        provisioning_event(DELETED, "WEX0TEST000000001", "yesterday"),
+        provisioning_event(DELETED, "WEX0TEST000000001", "0001-01-01T00:00:00+23:00"),
+        provisioning_event(DELETED, "WEX0TEST000000001", "2999-01-01T00:00:00Z"),
+        provisioning_event(DELETED, "WEX0TEST000000001", HAPPENED, "urn:iso:15118:3"),
+    ],
+)
 def test_pcp_event_that_cannot_be_parsed_is_400(receiver: Receiver, body: bytes) -> None:
     sentences(receiver.post(body), 400)
 
@@ -299,7 +292,7 @@ def test_pcp_event_time_without_fraction_covers_the_second(receiver: Receiver) -
     pcid = new_pcid()
     second = HAPPENED.replace(microsecond=0)
     receiver.publish(pcid, second + timedelta(milliseconds=300))
-    assert receiver.post(event(DELETED, pcid, second.strftime("%Y-%m-%dT%H:%M:%SZ"))).status_code == 200
+    assert receiver.post(provisioning_event(DELETED, pcid, second.strftime("%Y-%m-%dT%H:%M:%SZ"))).status_code == 200
     assert receiver.left(pcid) == []
 
 

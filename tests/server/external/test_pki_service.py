@@ -1,4 +1,4 @@
-"""Revoking contract certificates: when it counts as done, and whose are revoked at all."""
+"""PKIService: when a revocation counts as done, and which certificates are revoked."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from datetime import timedelta
 import pytest
 from pydantic import SecretStr
 
-from ccp import verify
 from ccp.errors import ConfigurationError, FieldError, Unavailable, UpstreamError
-from ccp.ids import PCID, Namespace
-from ccp.server.domain.contracts import SignedContract, signed_contract
+from ccp.ids import Namespace
 from ccp.server.external.outbound import OutboundClient
 from ccp.server.external.pki_service import PKIService, RevocationReason, is_issued_by_operator
 from ccp.server.external.services import ExternalServices
@@ -22,7 +20,7 @@ from ccp.testing.partners import Car, make_contract, sign_contract
 from ccp.testing.pki import CONTRACT, PKI
 from ccp.x509.certificates import Certificate
 from ccp.x509.issuer_map import IssuerMap
-from ccp.x509.revocation_policy import NoRevocationCheck
+from tests.server.external.examples import stored_contract
 from tests.server.external.scripted_server import (
     DROP,
     HANG,
@@ -48,22 +46,6 @@ def revoked(fake: Fake, certificate: bytes = b"certificate", seconds: float = 5.
         )
 
     asked(revoke)
-
-
-def stored(pki: PKI) -> SignedContract:
-    """A contract as the pool stores it."""
-    emaid, pcid = new_emaid(), new_pcid()
-    car = Car.build(pki, pcid, AT)
-    message = sign_contract(pki, make_contract(pki, emaid, pcid, car.provisioning.certificate, AT), AT)
-    verified = verify.check_response(
-        verify.read_response(message, car.namespace),
-        emaid=emaid,
-        root=None,
-        anchors=pki.anchors(),
-        revocation=NoRevocationCheck(),
-        now=AT,
-    )
-    return signed_contract(verified, PCID(pcid), None, AT)
 
 
 @pytest.mark.parametrize("answer", [Reply(200), Reply(204), json_answer({}), Reply(200, b"OK", "text/plain")])
@@ -125,7 +107,7 @@ def known(*cas: Certificate) -> IssuerMap[bool]:
 @pytest.mark.parametrize("edition", ["iso2", "iso20", "ed448"])
 def test_is_issued_by_operator_for_contracts_of_operator_cas(pkis: dict[str, PKI], edition: str) -> None:
     pki = pkis[edition]
-    contract = stored(pki)
+    contract = stored_contract(pki)
     cas = [getattr(pki, name).certificate for name in ("emsp_sub2", "emsp_sub1", "emsp_root", "cps_sub2")]
     assert is_issued_by_operator(contract, known(cas[0]))
     assert is_issued_by_operator(contract, known(*cas))
@@ -137,8 +119,8 @@ def test_is_issued_by_operator_for_contracts_of_operator_cas(pkis: dict[str, PKI
 def test_is_issued_by_operator_for_twin_ca_certificates(pkis: dict[str, PKI], edition: str) -> None:
     pki = pkis[edition]
     sub2 = pki.emsp_sub2.certificate
-    assert is_issued_by_operator(stored(pki), known(twin(sub2)))
-    assert not is_issued_by_operator(stored(pki), known(twin(pki.emsp_sub1.certificate)))
+    assert is_issued_by_operator(stored_contract(pki), known(twin(sub2)))
+    assert not is_issued_by_operator(stored_contract(pki), known(twin(pki.emsp_sub1.certificate)))
 
 
 def test_is_issued_by_operator_requires_the_signature(pkis: dict[str, PKI]) -> None:
@@ -149,14 +131,14 @@ def test_is_issued_by_operator_requires_the_signature(pkis: dict[str, PKI]) -> N
     car = Car.build(theirs, new_pcid(), AT)
     bundle = make_contract(theirs, new_emaid(), car.pcid, car.provisioning.certificate, AT)
     message = sign_contract(theirs, replace(bundle, contract=dressed), AT)
-    signed = stored(theirs)._replace(response=message, certificate=contract.certificate.der)
+    signed = stored_contract(theirs)._replace(response=message, certificate=contract.certificate.der)
     assert is_issued_by_operator(signed, known(theirs.emsp_sub2.certificate))
     assert not is_issued_by_operator(signed, known(ours.emsp_sub2.certificate))
 
 
 def test_revoke_issued_revokes_operator_certificates_once(fake: Fake, pkis: dict[str, PKI]) -> None:
     fake.answers[PATH] = Reply(200)
-    ours, theirs = stored(pkis["iso2"]), stored(pkis["other_iso2"])
+    ours, theirs = stored_contract(pkis["iso2"]), stored_contract(pkis["other_iso2"])
     variants = [ours, theirs, ours._replace(updated_at=AT + timedelta(days=1))]
     fingerprint = pkis["iso2"].emsp_sub2.certificate.fingerprint.upper()
 
@@ -177,7 +159,7 @@ def test_revoke_issued_revokes_operator_certificates_once(fake: Fake, pkis: dict
 def test_revoke_issued_stops_at_the_first_failure(fake: Fake, pkis: dict[str, PKI]) -> None:
     fake.answers[PATH] = Reply(500)
     fingerprint = pkis["iso2"].emsp_sub2.certificate.fingerprint
-    variants = [stored(pkis["iso2"]), stored(pkis["iso2"])]
+    variants = [stored_contract(pkis["iso2"]), stored_contract(pkis["iso2"])]
 
     async def revoke(out: OutboundClient) -> None:
         await PKIService(out, fake.url + "/opnc/v1/pki", operator_cas=[fingerprint]).revoke_issued(variants, REASON)

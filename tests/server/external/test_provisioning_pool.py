@@ -1,4 +1,4 @@
-"""What the pool learns of vehicles, how long it remembers it, and that nothing of it stops a delivery."""
+"""ProvisioningCertificatePool: parsing, cache and circuit breaker."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from ccp.ids import Namespace
 from ccp.server.external.circuit_breaker import _FAILURES
 from ccp.server.external.outbound import OutboundClient
 from ccp.server.external.provisioning_pool import _MAX_CACHED, ProvisioningCertificatePool, key_fingerprint
-from ccp.testing.pki import PKI, Credential
+from ccp.testing.pki import PKI
+from tests.server.external.examples import chain_body
 from tests.server.external.scripted_server import DROP, HANG, NOT_HTTP, Fake, Reply, asked, json_answer, refusal
 from tests.world import AT, b64, new_pcid
 
@@ -30,20 +31,10 @@ def pcp(out: OutboundClient, fake: Fake, clock: Clock | None = None) -> Provisio
     return ProvisioningCertificatePool(out, url, SecretStr("token"), clock or time.monotonic)
 
 
-def body(vehicle: Credential, **more: Any) -> dict[str, Any]:
-    sub2, sub1 = vehicle.sub_cas
-    chain = {
-        "certificate": b64(vehicle.certificate.der),
-        "subCA1Certificate": b64(sub1.der),
-        "subCA2Certificate": b64(sub2.der),
-    }
-    return {"provisioningCertificate": {"provisioningCertificateChain": chain, **more}}
-
-
 def test_provisioning_pool_queries_chains_by_pcid(fake: Fake, pkis: dict[str, PKI]) -> None:
     pcid = new_pcid()
     vehicle = pkis["iso2"].vehicle(pcid, at=AT)
-    fake.answers[f"/opnc/v1/pcp/provisioningcertificates/{pcid}"] = json_answer(body(vehicle))
+    fake.answers[f"/opnc/v1/pcp/provisioningcertificates/{pcid}"] = json_answer(chain_body(vehicle))
     chain = asked(lambda out: pcp(out, fake).get_chain(pcid))
     assert chain is not None
     assert chain.certificate == vehicle.certificate
@@ -57,7 +48,7 @@ def test_provisioning_pool_queries_chains_by_pcid(fake: Fake, pkis: dict[str, PK
 def test_provisioning_pool_ignores_wrappers_and_casing(fake: Fake, pkis: dict[str, PKI], shape: int) -> None:
     pcid = new_pcid()
     vehicle = pkis["iso2"].vehicle(pcid, at=AT)
-    whole = body(vehicle)
+    whole = chain_body(vehicle)
     inner = whole["provisioningCertificate"]
     chain = inner["provisioningCertificateChain"]
     published = {name.replace("CA", "Ca"): text for name, text in chain.items()}
@@ -81,7 +72,7 @@ def test_provisioning_chain_edition_is_named_or_inferred_from_the_key(fake: Fake
     pcid = new_pcid()
 
     def edition(name: str, **more: Any) -> Namespace:
-        fake.answers["*"] = json_answer(body(pkis[name].vehicle(pcid, at=AT), **more))
+        fake.answers["*"] = json_answer(chain_body(pkis[name].vehicle(pcid, at=AT), **more))
         chain = asked(lambda out: pcp(out, fake).get_chain(pcid))
         assert chain is not None
         return chain.namespace
@@ -96,19 +87,19 @@ def test_provisioning_chain_edition_is_named_or_inferred_from_the_key(fake: Fake
 def test_provisioning_pool_caches_chains_and_bypasses_the_cache(fake: Fake, pkis: dict[str, PKI]) -> None:
     pcid = new_pcid()
     old, new = (pkis["iso2"].vehicle(pcid, at=AT) for _ in range(2))
-    fake.answers["*"] = json_answer(body(old))
+    fake.answers["*"] = json_answer(chain_body(old))
 
     async def visit(out: OutboundClient) -> list[Any]:
         clock = Clock()
         pool = pcp(out, fake, clock)
         seen = [await pool.get_chain(pcid)]
-        fake.answers["*"] = json_answer(body(new))
+        fake.answers["*"] = json_answer(chain_body(new))
         seen.append(await pool.get_chain(pcid))
         seen.append(await pool.get_chain(pcid, fresh=True))
-        fake.answers["*"] = json_answer(body(old))
+        fake.answers["*"] = json_answer(chain_body(old))
         pool.invalidate(pcid)
         seen.append(await pool.get_chain(pcid))
-        fake.answers["*"] = json_answer(body(new))
+        fake.answers["*"] = json_answer(chain_body(new))
         clock.now += 60
         seen.append(await pool.get_chain(pcid))
         return [chain.certificate for chain in seen]
@@ -126,7 +117,7 @@ def test_provisioning_pool_caches_unknown_vehicles(fake: Fake, pkis: dict[str, P
         clock = Clock()
         pool = pcp(out, fake, clock)
         assert await pool.get_chain(pcid) is None
-        fake.answers["*"] = json_answer(body(pkis["iso2"].vehicle(pcid, at=AT)))
+        fake.answers["*"] = json_answer(chain_body(pkis["iso2"].vehicle(pcid, at=AT)))
         assert await pool.get_chain(pcid) is None
         clock.now += 10
         return await pool.get_chain(pcid) is not None
@@ -159,7 +150,7 @@ def _broken(pki: PKI) -> dict[str, Reply]:
         "not an object": json_answer([5]),
         "no certificate": json_answer({"certificate": "AAAA"}),
         "number": json_answer({"certificate": 5}),
-        "another vehicle's": json_answer(body(stranger)),
+        "another vehicle's": json_answer(chain_body(stranger)),
         "too large": Reply(200, b'"' + b"A" * 100_000 + b'"'),
     }
 
@@ -185,7 +176,7 @@ def test_provisioning_pool_circuit_opens_after_timeouts(fake: Fake, pkis: dict[s
             began = time.monotonic()
             assert await pool.get_chain(pcid, timeout=1.0 if attempt == 0 else 0.1) is None
             times.append(time.monotonic() - began)
-        fake.answers["*"] = json_answer(body(pkis["iso2"].vehicle(pcid, at=AT)))
+        fake.answers["*"] = json_answer(chain_body(pkis["iso2"].vehicle(pcid, at=AT)))
         clock.now += 10
         assert await pool.get_chain(pcid) is not None
         return times

@@ -1,4 +1,4 @@
-"""Name resolution with limits. The lookup itself is injected: name servers are not ours to control."""
+"""Resolver: limits and caches. The lookup function is injected."""
 
 from __future__ import annotations
 

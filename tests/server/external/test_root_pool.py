@@ -1,4 +1,4 @@
-"""What the pool understands of a Root Certificate Pool's list."""
+"""RootCertificatePool: parsing of root lists."""
 
 from __future__ import annotations
 

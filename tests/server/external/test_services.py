@@ -1,4 +1,4 @@
-"""The whole pool with neighbours around it."""
+"""The whole pool with scripted external services."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ from ccp.server.sandbox.setup import trust_list
 from ccp.server.storage.queries import anchors
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
+from tests.server.external.examples import provisioning_event, serve_chain
 from tests.server.external.scripted_server import DROP, HANG, Fake, Reply, json_answer, refusal, scripted_server
-from tests.server.external.test_pcp_events import event
-from tests.server.external.test_provisioning_pool import body as chain_body
 from tests.server.http.api.answers import sentences
 from tests.world import AT, Pool, again, b64, new_pcid, start
 
@@ -104,17 +103,12 @@ def test_delete_does_not_revoke_certificates_of_other_cas(around: Pool, pki_serv
     assert "X-Revocation-Reason" in sentences(answer, 400)[0]
 
 
-def knows(pcp: Fake, car: Car) -> str:
-    pcp.answers[f"/provisioningcertificates/{car.pcid}"] = json_answer(chain_body(car.provisioning))
-    return key_fingerprint(car.provisioning.certificate)
-
-
 def test_delivery_uses_sub_cas_from_the_provisioning_pool(around: Pool, pcp: Fake, pkis: dict[str, PKI]) -> None:
     from ccp.testing.pki import SUB_CA2
 
     sub2 = pkis["iso2"].oem_sub1.issue("OEM Sub2 CA NEW", SUB_CA2, at=AT)
     car = Car.build(replace(pkis["iso2"], oem_sub2=sub2), new_pcid(), AT)
-    knows(pcp, car)
+    serve_chain(pcp, car)
     contract = around.publish(car)
     assert around.sql("select provisioning_key from contract where emaid = ?", contract.emaid) == [
         (key_fingerprint(car.provisioning.certificate),)
@@ -124,12 +118,12 @@ def test_delivery_uses_sub_cas_from_the_provisioning_pool(around: Pool, pcp: Fak
 
 def test_delivery_refuses_vehicles_and_contracts_with_an_old_key(around: Pool, pcp: Fake, pkis: dict[str, PKI]) -> None:
     car = around.car()
-    knows(pcp, car)
+    serve_chain(pcp, car)
     contract = around.publish(car)
     around.ask(car)
     assert "undeliverable" not in around.emsp.get(f"/contractData/emaid/{contract.emaid}").text
     renewed = Car.of(pkis["iso2"], again(pkis["iso2"], car), car.pcid)
-    knows(pcp, renewed)
+    serve_chain(pcp, renewed)
     item = around.post(renewed).json()["signedContractDataCollection"][0]
     assert "stale" in item["metaData"]  # The stored contract was encrypted for the old key.
     data = around.emsp.get(f"/contractData/emaid/{contract.emaid}").json()["contractDataCollection"]
@@ -154,9 +148,9 @@ def test_delivery_continues_if_the_provisioning_pool_hangs(
 
 def test_provisioning_pool_event_removes_contracts(around: Pool, pcp: Fake) -> None:
     car = around.car()
-    knows(pcp, car)
+    serve_chain(pcp, car)
     around.publish(car)
-    body = event("emsp.prov.cert.deleted", car.pcid, datetime.now(UTC))
+    body = provisioning_event("emsp.prov.cert.deleted", car.pcid, datetime.now(UTC))
     signature = hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest()
     answer = around.http.post(PATH, content=body, headers={"X-Operator-Signature": "sha256=" + signature})
     assert answer.status_code == 200, answer.text

@@ -1,4 +1,4 @@
-"""Withdrawing a whole vehicle while others write to it."""
+"""Invalidation of a vehicle's contracts with concurrent writers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ccp.server.storage.queries import contracts as queries
 from ccp.server.storage.queries.vehicles import invalidate, list_bindings
 from ccp.testing.pki import PKI
 from tests.databases import fresh
-from tests.server.external.test_pki_service import stored
+from tests.server.external.examples import stored_contract
 from tests.world import AT, new_emaid, new_pcid
 
 MANY = VehicleRules(max_contracts=20, max_contracts_of_provider=20)
@@ -26,7 +26,7 @@ MANY = VehicleRules(max_contracts=20, max_contracts_of_provider=20)
 def test_vehicle_events_have_own_revisions_and_contracts_release_claims(tmp_path: Path, pkis: dict[str, PKI]) -> None:
     url = fresh(tmp_path)
     schema.upgrade(url)
-    template = stored(pkis["iso2"])
+    template = stored_contract(pkis["iso2"])
     pcid, other = new_pcid(), new_pcid()
     emaids = [new_emaid() for _ in range(20)]
 
@@ -75,7 +75,7 @@ def test_invalidation_removes_only_stale_contracts(tmp_path: Path, pkis: dict[st
     url = fresh(tmp_path)
     schema.upgrade(url)
     pcid = new_pcid()
-    old, new = (stored(pkis["iso2"])._replace(pcid=pcid) for _ in range(2))
+    old, new = (stored_contract(pkis["iso2"])._replace(pcid=pcid) for _ in range(2))
 
     async def everything() -> None:
         store = connect(url)

@@ -1,4 +1,4 @@
-"""Certificates as operators have them lying about."""
+"""Root certificates, valid and damaged, for tests of trust anchors."""
 
 from __future__ import annotations
 

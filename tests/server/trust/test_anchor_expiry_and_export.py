@@ -1,4 +1,4 @@
-"""Which certificates can be anchors, where they stand in their time, and how they are written out."""
+"""Trust anchors: accepted roots, expiry states, export to files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A change of the anchors reaches the workers of a pool that runs, without a restart."""
+"""Changes of anchors reach the workers of a running pool."""
 
 from __future__ import annotations
 

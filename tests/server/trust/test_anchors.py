@@ -1,4 +1,4 @@
-"""Trust anchors: from files, through the store, to the snapshot of a request."""
+"""Trust anchors: read from files, stored, loaded as a snapshot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Taking over what a Root Certificate Pool lists: additions, removals, and what is not to be trusted."""
+"""Synchronisation with a Root Certificate Pool: additions, removals, unusable entries."""
 
 from __future__ import annotations
 

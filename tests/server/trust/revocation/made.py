@@ -1,4 +1,4 @@
-"""PKIs whose certificates name addresses, chains through them, and a service over a real store and real HTTP."""
+"""PKIs whose certificates name status URLs, their chains, and a service with a real store and real HTTP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Responders and servers on loopback: OpenSSL's own OCSP responder, and one that answers whatever a test wants."""
+"""OCSP responders on loopback: OpenSSL's, and one with scripted responses."""
 
 from __future__ import annotations
 

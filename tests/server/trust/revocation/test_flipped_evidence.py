@@ -1,4 +1,4 @@
-"""OCSP responses and CRLs with one bit turned over, or of the end of time: refused, with an error of ours."""
+"""OCSP responses and CRLs with one flipped bit or with times beyond year 9999 raise EvidenceError."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The service over a real database and real HTTP on loopback: publishing, delivering, sweeping."""
+"""RevocationService with a real database and real HTTP: publication, delivery, refresh."""
 
 from __future__ import annotations
 

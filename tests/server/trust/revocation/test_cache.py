@@ -1,4 +1,4 @@
-"""What is known of CAs is read once a second for all deliveries; of leaves, and after learning, at once."""
+"""RevocationCache: CA evidence is cached for a second; leaves and local writes are not."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What stored evidence means for a chain and for a contract's keys, and what the store lets replace what."""
+"""Revocation policy over stored evidence, and which evidence replaces which in the store."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The background refresh: what one CA's certificates name must not keep another CA's evidence from being refreshed."""
+"""Isolation of CAs in the refresh of revocation evidence."""
 
 from __future__ import annotations
 

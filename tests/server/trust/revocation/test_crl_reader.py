@@ -1,4 +1,4 @@
-"""Long lists are read in a process of their own, with the same outcome."""
+"""CRLReader: long CRLs are parsed in a process, with the same results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OCSP responses and CRLs that are read by themselves: who may say what about which certificate, and when."""
+"""read_ocsp and read_crl: authorised signers, covered certificates, validity times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OCSP responses and CRLs as other software makes them: names by value, unused bits, responders, points, PEM."""
+"""read_ocsp and read_crl with the output of other software: names by value, unused bits, responders, PEM."""
 
 from __future__ import annotations
 
