@@ -12,11 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from ccp.errors import Unavailable
 from ccp.x509.certificates import Certificate
 from ccp.x509.path_validation import VerifiedChain
+
+CertificateKey: TypeAlias = tuple[str, int]
+"""Key of a certificate's evidence: `Certificate.issuer_key_id` of its issuer, and the serial number."""
 
 
 class EvidenceError(Unavailable):
@@ -86,6 +89,11 @@ class CertificateRef(NamedTuple):
     serial: int
     crls: tuple[str, ...] | None
     names: tuple[str, ...] = ()
+
+
+def certificate_key(certificate: Certificate, issuer: Certificate) -> CertificateKey:
+    """The key of a certificate's evidence."""
+    return issuer.issuer_key_id, certificate.serial_number
 
 
 def certificate_ref(certificate: Certificate, issuer: Certificate) -> CertificateRef:

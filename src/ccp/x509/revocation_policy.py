@@ -19,6 +19,7 @@ from ccp.x509.certificates import Certificate
 from ccp.x509.issuer_map import IssuerMap
 from ccp.x509.path_validation import VerifiedChain
 from ccp.x509.revocation_evidence import (
+    CertificateKey,
     CertificateRef,
     Evidence,
     LoadedCRL,
@@ -66,7 +67,7 @@ class RevocationPolicy:
 class RevocationState:
     """Stored evidence about some certificates: statements by issuer and serial number, CRLs by issuer."""
 
-    evidence: Mapping[tuple[str, int], Evidence]
+    evidence: Mapping[CertificateKey, Evidence]
     crls: Mapping[str, Sequence[LoadedCRL]]
 
     def find_revoked(self, ref: CertificateRef) -> Evidence | None:
@@ -135,7 +136,7 @@ class HardFailRevocation:
         self,
         state: RevocationState,
         policy: RevocationPolicy,
-        failures: Mapping[tuple[str, int], Unavailable] = MappingProxyType({}),
+        failures: Mapping[CertificateKey, Unavailable] = MappingProxyType({}),
         grace: timedelta = timedelta(0),
     ) -> None:
         """failures: by issuer and serial number, why evidence could not be fetched. grace: for expired evidence."""

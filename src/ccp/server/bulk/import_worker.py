@@ -54,6 +54,7 @@ from ccp.server.trust.anchors import TrustStore
 from ccp.server.trust.revocation import RevocationService
 from ccp.server.trust.revocation_fetcher import IssuerPair
 from ccp.x509.certificates import Certificate
+from ccp.x509.revocation_evidence import CertificateKey
 
 _log = structlog.get_logger("ccp.server.bulk")
 
@@ -70,7 +71,7 @@ class RemoteEvidence(RevocationService):
     """Evaluates stored revocation status; missing status is fetched by the process that started this one."""
 
     _channel: Channel
-    _requests: dict[int, asyncio.Future[dict[tuple[str, int], Unavailable]]]
+    _requests: dict[int, asyncio.Future[dict[CertificateKey, Unavailable]]]
 
     def connect(self, channel: Channel) -> None:
         """Use this channel for requests. Call it before anything else."""
@@ -86,10 +87,10 @@ class RemoteEvidence(RevocationService):
         timeout: float = 0.0,  # noqa: ASYNC109
         caller: str = "",
         max_asked: int = sys.maxsize,
-    ) -> dict[tuple[str, int], Unavailable]:
+    ) -> dict[CertificateKey, Unavailable]:
         """Have the status of certificates fetched. Returns the failures."""
         number = len(self._requests)
-        result: asyncio.Future[dict[tuple[str, int], Unavailable]] = asyncio.get_running_loop().create_future()
+        result: asyncio.Future[dict[CertificateKey, Unavailable]] = asyncio.get_running_loop().create_future()
         self._requests[number] = result
         pairs = tuple((certificate.der, issuer.der) for certificate, issuer in missing)
         await self._channel.send(EvidenceRequest(number, at, pairs))

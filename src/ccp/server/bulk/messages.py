@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ccp.errors import Unavailable
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.domain.parties import Caller
+from ccp.x509.revocation_evidence import CertificateKey
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ class EvidenceResult(NamedTuple):
     """
 
     number: int
-    failures: dict[tuple[str, int], Unavailable]
+    failures: dict[CertificateKey, Unavailable]
 
 
 class Channel:

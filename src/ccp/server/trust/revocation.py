@@ -34,7 +34,13 @@ from ccp.server.trust.revocation_fetcher import IssuerPair, RevocationFetcher
 from ccp.server.trust.revocation_refresh import RefreshStats
 from ccp.x509.issuer_map import IssuerMap
 from ccp.x509.path_validation import VerifiedChain
-from ccp.x509.revocation_evidence import CertificateRef, certificate_refs, issuer_pairs
+from ccp.x509.revocation_evidence import (
+    CertificateKey,
+    CertificateRef,
+    certificate_key,
+    certificate_refs,
+    issuer_pairs,
+)
 from ccp.x509.revocation_policy import (
     HardFailRevocation,
     RevocationPolicy,
@@ -136,7 +142,7 @@ class RevocationService:
     async def evaluate(
         self,
         chains: Iterable[VerifiedChain],
-        failures: dict[tuple[str, int], Unavailable] | None = None,
+        failures: dict[CertificateKey, Unavailable] | None = None,
     ) -> HardFailRevocation:
         """A checker for these chains that uses the stored evidence. Fetches nothing.
 
@@ -152,7 +158,7 @@ class RevocationService:
         """
         for certificate, issuer in dict.fromkeys(pair for chain in chains for pair in issuer_pairs(chain)):
             if certificate.status_urls.present:
-                key = issuer.issuer_key_id, certificate.serial_number
+                key = certificate_key(certificate, issuer)
                 yield from queries.watch(key, certificate.der, issuer.der, certificate.not_after, now)
 
     async def fetch_missing(
@@ -164,7 +170,7 @@ class RevocationService:
         timeout: float = PUBLICATION_TIMEOUT,  # noqa: ASYNC109  fetches continue after it
         caller: str = "",
         max_asked: int = _MAX_CONCURRENT,
-    ) -> dict[tuple[str, int], Unavailable]:
+    ) -> dict[CertificateKey, Unavailable]:
         """Fetch evidence for certificates of verified chains concurrently, and store it.
 
         Requests of one caller for the same certificate share one exchange. Requests of different callers do not, so no

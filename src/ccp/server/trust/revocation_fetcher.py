@@ -31,11 +31,13 @@ from ccp.x509.crl_ocsp import build_ocsp_request, read_ocsp
 from ccp.x509.distribution_points import distribution_point_names
 from ccp.x509.issuer_map import IssuerMap
 from ccp.x509.revocation_evidence import (
+    CertificateKey,
     CertificateRef,
     Evidence,
     EvidenceError,
     LoadedCRL,
     RevocationStatus,
+    certificate_key,
     certificate_ref,
 )
 from ccp.x509.revocation_policy import RevocationPolicy
@@ -97,12 +99,12 @@ class RevocationFetcher:
         timeout: float,  # noqa: ASYNC109  fetches continue after it
         caller: str,
         max_concurrent: int,
-    ) -> dict[tuple[str, int], Unavailable]:
+    ) -> dict[CertificateKey, Unavailable]:
         """Fetch evidence for several certificates concurrently; see `RevocationService.fetch_missing`."""
-        waiting: dict[asyncio.Task[None], list[tuple[str, int]]] = {}
-        failures: dict[tuple[str, int], Unavailable] = {}
+        waiting: dict[asyncio.Task[None], list[CertificateKey]] = {}
+        failures: dict[CertificateKey, Unavailable] = {}
         for certificate, issuer in missing:
-            key = issuer.issuer_key_id, certificate.serial_number
+            key = certificate_key(certificate, issuer)
             is_new = (key, caller) not in self._flights
             if is_new and self._callers[caller] >= max_concurrent:
                 failures[key] = EvidenceError("The caller makes the pool ask about too many certificates at a time.")
@@ -130,7 +132,7 @@ class RevocationFetcher:
         self, certificate: Certificate, issuer: Certificate, now: datetime, watch: bool, caller: str
     ) -> asyncio.Task[None]:
         """Start to fetch the evidence of a certificate for a caller, or join the fetch that is under way for it."""
-        key = issuer.issuer_key_id, certificate.serial_number
+        key = certificate_key(certificate, issuer)
         fetch = partial(self._fetch_certificate, certificate, issuer, now, watch, caller)
         return self._single_flight((key, caller), fetch)
 
@@ -171,7 +173,7 @@ class RevocationFetcher:
     ) -> None:
         """Fetch and store evidence for one certificate. Raises Unavailable."""
         ref = certificate_ref(certificate, issuer)
-        identity = ref.issuer, ref.serial
+        key = ref.issuer, ref.serial
         crl_urls, responders = self._policy.crls_for(ref), certificate.status_urls.ocsp
         failures: list[Unavailable] = []
         if crl_urls and await self._is_covered_by_crl(ref, now):
@@ -201,12 +203,12 @@ class RevocationFetcher:
             self._cache.invalidate()
             if evidence.status is RevocationStatus.REVOKED:
                 _log.warning("certificate revoked", certificate=certificate.fingerprint, source=evidence.source)
-                await self._store.write(queries.unwatch(identity))
+                await self._store.write(queries.unwatch(key))
             elif watch:
                 is_good = evidence.status is RevocationStatus.GOOD
                 refresh_at = now + (self._refresh_delay(evidence.next_update, now) if is_good else _RETRY_UNKNOWN)
                 await self._store.write(
-                    queries.watch(identity, certificate.der, issuer.der, certificate.not_after, refresh_at)
+                    queries.watch(key, certificate.der, issuer.der, certificate.not_after, refresh_at)
                 )
             return
         raise failures.pop() if failures else EvidenceError("It names no address that can be asked.")

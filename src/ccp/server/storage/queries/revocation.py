@@ -18,7 +18,14 @@ from typing import Any, Final
 from ccp.server.storage.engine.query import Query, T, batchable, long_write, read_committed, retryable
 from ccp.server.storage.queries import unknown_values
 from ccp.server.storage.queries.contracts import instant, microseconds
-from ccp.x509.revocation_evidence import CertificateRef, Evidence, LoadedCRL, RevocationList, RevocationStatus
+from ccp.x509.revocation_evidence import (
+    CertificateKey,
+    CertificateRef,
+    Evidence,
+    LoadedCRL,
+    RevocationList,
+    RevocationStatus,
+)
 from ccp.x509.revocation_policy import RevocationPolicy, RevocationState
 
 _EVIDENCE = "issuer, serial, status, this_update, next_update, revoked_at, source"
@@ -92,7 +99,7 @@ class RevocationCache:
 
     def invalidate(self) -> None:
         """Invalidate. Queries in progress keep filling the old dicts, which are no longer referenced."""
-        self.evidence: dict[tuple[str, int], Evidence | None] = {}
+        self.evidence: dict[CertificateKey, Evidence | None] = {}
         self.crls: dict[str, Sequence[LoadedCRL]] = {}
 
     def expire(self) -> None:
@@ -152,7 +159,7 @@ def _load(asked: Sequence[tuple[str, str]], listed: Sequence[str]) -> Query[Revo
             crls.setdefault(issuer, []).append(
                 LoadedCRL(issuer, url, _number(number), instant(this_update), instant(next_update))
             )
-    evidence: dict[tuple[str, int], Evidence] = {}
+    evidence: dict[CertificateKey, Evidence] = {}
     for part in _parts(asked, _KEYS):
         for row in (yield _SELECT_EVIDENCE[len(part)], _flat(part)):
             found = _evidence(row)
@@ -175,7 +182,7 @@ def store_evidence(evidence: Evidence) -> Query[bool]:
 
 
 def watch(
-    key: tuple[str, int], certificate: bytes, issuer_certificate: bytes, not_after: datetime, refresh_at: datetime
+    key: CertificateKey, certificate: bytes, issuer_certificate: bytes, not_after: datetime, refresh_at: datetime
 ) -> Query[None]:
     """Check a certificate again at a time. certificate, issuer_certificate: DER."""
     insert = """
@@ -188,7 +195,7 @@ def watch(
     yield insert, (*parameters, microseconds(refresh_at))
 
 
-def unwatch(key: tuple[str, int]) -> Query[None]:
+def unwatch(key: CertificateKey) -> Query[None]:
     """Stop checking a certificate."""
     yield "delete from watched_certificate where issuer = $1 and serial = $2", (key[0], f"{key[1]:x}")
 
