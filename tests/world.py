@@ -36,6 +36,7 @@ from ccp.server.settings import Settings
 from ccp.server.storage import Store, connect
 from ccp.server.storage.engine import schema
 from ccp.server.storage.engine.query import Query
+from ccp.server.storage.snapshot_refresh import REFRESH_INTERVAL
 from ccp.testing.partners import Car, make_contract, sign_contract
 from ccp.testing.pki import PKI, Credential, build_pki
 from ccp.verify import InstallationResponse
@@ -299,10 +300,17 @@ async def opened(settings: Settings) -> AsyncIterator[Store]:
 
 
 @contextmanager
-def start(pkis: Mapping[str, PKI], parties_too: Sequence[Party] = (), **options: Any) -> Iterator[Pool]:
+def start(
+    pkis: Mapping[str, PKI],
+    parties_too: Sequence[Party] = (),
+    *,
+    refresh_interval: float = REFRESH_INTERVAL,
+    **options: Any,
+) -> Iterator[Pool]:
     """A pool in a directory of its own, for as long as the block lasts. options: settings other than the defaults.
 
-    Events stay in the outbox, where tests count them, unless event_dispatch is given.
+    Events stay in the outbox, where tests count them, unless event_dispatch is given. refresh_interval: seconds until
+    changes of other processes take effect.
     """
     with tempfile.TemporaryDirectory(prefix="ccp-test-") as folder, loopback() as (listening, base_url):
         database = Path(folder) / "ccp.db"
@@ -326,7 +334,10 @@ def start(pkis: Mapping[str, PKI], parties_too: Sequence[Party] = (), **options:
 
         asyncio.run(fill())
         world = World(pkis, world.members)
-        with running(settings, listening), httpx.Client(base_url=base_url, timeout=10) as http:
+        with (
+            running(settings, listening, refresh_interval=refresh_interval),
+            httpx.Client(base_url=base_url, timeout=10) as http,
+        ):
             pool = Pool(base_url, settings, world, database, http)
             try:
                 yield pool

@@ -68,9 +68,9 @@ class Served:
             )
         self.wait(200)
 
-    def wait(self, status: int, seconds: float = 40) -> None:
+    def wait(self, status: int, timeout: float = 40) -> None:
         """Wait until readiness answers 200 or 503."""
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + timeout
         while True:
             assert self.process is None or self.process.poll() is None, self.log
             assert time.monotonic() < deadline, self.log

@@ -62,7 +62,7 @@ from ccp.server.settings import Settings
 from ccp.server.storage import Store, connect
 from ccp.server.storage.engine.time_limits import COMMANDS, REQUESTS, TimeLimits
 from ccp.server.storage.queries.change_counters import ChangeCounter
-from ccp.server.storage.snapshot_refresh import Snapshot, SnapshotRefresher
+from ccp.server.storage.snapshot_refresh import REFRESH_INTERVAL, Snapshot, SnapshotRefresher
 from ccp.server.trust import anchors
 from ccp.server.trust.anchors import TrustStore
 from ccp.server.trust.revocation import RevocationService
@@ -193,8 +193,11 @@ class Application(FastAPI):
         await super().__call__(scope, receive, send)
 
 
-def create_app(config: Settings | None = None) -> FastAPI:
-    """The application of one worker. Without settings they are read as `ccp serve` handed them over."""
+def create_app(config: Settings | None = None, *, refresh_interval: float = REFRESH_INTERVAL) -> FastAPI:
+    """The application of one worker. Without settings they are read as `ccp serve` handed them over.
+
+    refresh_interval: seconds until changes of other processes take effect.
+    """
     served = config is None  # This process serves and does nothing else.
     if served:
         allocator.configure()
@@ -242,6 +245,7 @@ def create_app(config: Settings | None = None) -> FastAPI:
             critical=False,
             timeout=_RELOAD_TIMEOUT,
         ),
+        interval=refresh_interval,
     )
 
     pseudonyms, refusals = Pseudonyms(config), AccessDenialRecorder(store)

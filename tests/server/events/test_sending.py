@@ -46,10 +46,8 @@ EMSP = tuple(
 @pytest.fixture(scope="module")
 def sending(pkis: dict[str, PKI]) -> Iterator[Pool]:
     """A pool that sends events, tries again soon, and looks often for what other processes changed."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ccp.server.storage.snapshot_refresh._INTERVAL", 0.1)
-        with start(pkis, **QUICK) as running:
-            yield running
+    with start(pkis, refresh_interval=0.1, **QUICK) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -245,8 +243,7 @@ def test_dispatcher_isolates_failing_webhooks(pkis: dict[str, PKI], tmp_path: Pa
     """
     url = f"sqlite:///{tmp_path / 'ccp.db'}"
     options = {**QUICK, "event_timeout": 60, "event_retry_delay": 3600, "database": url}
-    with receiving() as receiver, socket.socket() as closed, pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ccp.server.storage.snapshot_refresh._INTERVAL", 0.1)
+    with receiving() as receiver, socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         hanging = [webhook(f"{receiver.url}/hang-{number}") for number in range(30)]
         for number in range(30):
@@ -258,7 +255,7 @@ def test_dispatcher_isolates_failing_webhooks(pkis: dict[str, PKI], tmp_path: Pa
             webhook(receiver.url + "/given", "emsp", "emsp.contract.delivered.to.oem"),
         ]
         receiver.says("/ill", 500)
-        with start(pkis, **options) as pool:
+        with start(pkis, refresh_interval=0.1, **options) as pool:
             for hook in (*hanging, *others):
                 pool.change(webhooks.put(hook))
             wait_for_refresh()

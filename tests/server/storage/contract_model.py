@@ -28,7 +28,7 @@ namespaces, roots = st.sampled_from(Namespace), st.sampled_from([ROOT, OTHER_ROO
 
 
 class Changes(RuleBasedStateMachine):
-    """The store on one side; on the other a dictionary of variants, the defaults, and the events that were told."""
+    """The store, compared with a dictionary of variants, the defaults and the events."""
 
     new: Callable[[], str]
     look: bool
@@ -110,7 +110,7 @@ class Changes(RuleBasedStateMachine):
         self.set_default(emaid, pcid)
 
     @invariant()
-    def the_store_says_what_the_model_says(self) -> None:
+    def the_store_equals_the_model(self) -> None:
         if not hasattr(self, "store"):
             return
         for pcid in PCIDS:
@@ -127,13 +127,13 @@ class Changes(RuleBasedStateMachine):
             }
 
     @invariant()
-    def every_change_told_its_events_in_order(self) -> None:
+    def every_change_wrote_its_events_in_order(self) -> None:
         if not hasattr(self, "store"):
             return
-        told = defaultdict(list)
+        written = defaultdict(list)
         for pcid, kind, emaid in sql(self.url, "select pcid, kind, emaid from outbox order by pcid, rev"):
-            told[pcid].append((kind, emaid))
-        assert told == {pcid: events for pcid, events in self.events.items() if events}
+            written[pcid].append((kind, emaid))
+        assert written == {pcid: events for pcid, events in self.events.items() if events}
 
     @invariant()
     def no_invariant_is_broken(self) -> None:
@@ -144,8 +144,8 @@ class Changes(RuleBasedStateMachine):
             found = {pcid: (provider, bool(chosen)) for pcid, provider, chosen in rows}
             assert found == {pcid: remembered.get(pcid, (None, False)) for pcid in found}
 
-    def shown(self, question: Query[Any]) -> set[tuple[Any, ...]]:
-        found = self.loop.run(self.store.read(question))
+    def shown(self, query: Query[Any]) -> set[tuple[Any, ...]]:
+        found = self.loop.run(self.store.read(query))
         rows = {(c.emaid, c.namespace, c.root_fingerprint, c.response, c.is_default) for c in found}
         assert len(rows) == len(found)
         return rows

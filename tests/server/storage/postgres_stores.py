@@ -62,14 +62,14 @@ async def timed(work: Awaitable[Any]) -> tuple[Any, float]:
     return result, time.monotonic() - began
 
 
-async def until_served(store: Store, seconds: float = 10.0) -> float:
+async def until_served(store: Store, limit: float = 10.0) -> float:
     """How long it takes until a read is answered."""
     began = time.monotonic()
     while True:
         try:
             await store.read(contracts.by_vehicle(CAR))
         except Unavailable:
-            assert time.monotonic() - began < seconds, "it does not come back"
+            assert time.monotonic() - began < limit, "it does not come back"
             await asyncio.sleep(0.02)
         else:
             return time.monotonic() - began

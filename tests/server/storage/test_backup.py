@@ -90,9 +90,9 @@ def test_backup_that_fails_keeps_the_older_one(tmp_path: Path, filled: str, tiny
 
 def damage(file: Path, source: Path) -> None:
     """A copy in which a page in the middle is overwritten."""
-    octets = bytearray(source.read_bytes())
-    octets[len(octets) // 2 : len(octets) // 2 + 4096] = b"\xa5" * 4096
-    file.write_bytes(octets)
+    data = bytearray(source.read_bytes())
+    data[len(data) // 2 : len(data) // 2 + 4096] = b"\xa5" * 4096
+    file.write_bytes(data)
 
 
 def test_backup_refuses_a_damaged_database(tmp_path: Path, filled: str) -> None:

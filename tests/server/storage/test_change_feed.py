@@ -71,9 +71,9 @@ def test_change_log_reuses_the_number_of_a_rolled_back_change(url: str) -> None:
 def test_change_log_numbers_commit_in_order(postgres: object) -> None:
     url: str = postgres.emptied()  # type: ignore[attr-defined]
 
-    def slow(key: str, seconds: float) -> Query[None]:
+    def slow(key: str, duration: float) -> Query[None]:
         yield from change_counters.bump_and_log(ChangeCounter.WEBHOOKS, key)
-        yield f"select pg_sleep({seconds})", ()
+        yield f"select pg_sleep({duration})", ()
 
     async def run() -> None:
         async with opened(url) as store:

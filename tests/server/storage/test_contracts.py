@@ -39,8 +39,8 @@ UNKNOWN = EMAID("DEEXAS99999999")
 FOREIGN, FOREIGN_TOO = EMAID("NLEXBS00000001"), EMAID("NLEXBS00000002")
 
 
-def publish(url: str, *variants: SignedContract, at: datetime = AT) -> Published:
-    published: Published = write(url, *(contracts.publish(each, at) for each in variants))
+def publish(url: str, *variants: SignedContract, now: datetime = AT) -> Published:
+    published: Published = write(url, *(contracts.publish(each, now) for each in variants))
     return published
 
 
@@ -110,7 +110,7 @@ def test_publish_replaces_a_variant_and_keeps_its_creation_time(url: str) -> Non
         valid_from=AT.replace(microsecond=0),
         valid_to=datetime(2030, 1, 1, tzinfo=UTC),
     )
-    assert publish(url, newer, at=later) == Published(created=False, moved_from=None, replaced=True)
+    assert publish(url, newer, now=later) == Published(created=False, moved_from=None, replaced=True)
     kept = newer._replace(created_at=AT, is_default=True)
     assert read(url, contracts.by_vehicle(CAR)) == [kept]
     assert events(url) == [("created", FIRST), ("updated", FIRST)]
@@ -314,22 +314,22 @@ def stamps(url: str, pcid: PCID = CAR) -> list[int]:
 
 
 def test_stamps_of_a_vehicle_only_increase(url: str) -> None:
-    publish(url, variant(FIRST), at=AT)
-    publish(url, variant(SECOND_CONTRACT), at=AT - SECOND)
+    publish(url, variant(FIRST), now=AT)
+    publish(url, variant(SECOND_CONTRACT), now=AT - SECOND)
     gone = write(url, contracts.withdraw(FIRST, AT - timedelta(hours=23)))
     first = microseconds(AT)
     assert stamps(url) == [first, first + 1, first + 2]
     assert microseconds(gone.at) == first + 2
     (left,) = read(url, contracts.by_vehicle(CAR))
     assert microseconds(left.created_at) == microseconds(left.updated_at) == first + 1
-    publish(url, variant(THIRD), at=AT + SECOND)
+    publish(url, variant(THIRD), now=AT + SECOND)
     assert stamps(url)[-1] == microseconds(AT + SECOND)
     assert broken_invariants(url) == []
 
 
 def test_stamp_more_than_a_day_ahead_is_ignored(url: str) -> None:
-    publish(url, variant(FIRST), at=AT + timedelta(days=400))
-    publish(url, variant(SECOND_CONTRACT), at=AT)
+    publish(url, variant(FIRST), now=AT + timedelta(days=400))
+    publish(url, variant(SECOND_CONTRACT), now=AT)
     assert stamps(url)[1] == microseconds(AT)
 
 
@@ -342,9 +342,9 @@ def test_stamp_is_read_again_after_a_wait_for_the_lock(url: str) -> None:
 
 
 def test_move_has_a_later_stamp_at_both_vehicles(url: str) -> None:
-    publish(url, variant(FIRST, CAR), at=AT + SECOND)
-    publish(url, variant(SECOND_CONTRACT, OTHER_CAR), at=AT + 2 * SECOND)
-    moved = publish(url, variant(FIRST, OTHER_CAR), at=AT)
+    publish(url, variant(FIRST, CAR), now=AT + SECOND)
+    publish(url, variant(SECOND_CONTRACT, OTHER_CAR), now=AT + 2 * SECOND)
+    moved = publish(url, variant(FIRST, OTHER_CAR), now=AT)
     assert stamps(url, CAR)[-1] == microseconds(AT + SECOND) + 1
     assert stamps(url, OTHER_CAR)[-1] == microseconds(moved.at) == microseconds(AT + 2 * SECOND) + 1
 
@@ -438,20 +438,20 @@ def test_publish_by_a_second_provider_marks_the_event_as_contested(url: str) -> 
 @pytest.mark.parametrize("known", [True, False])
 def test_publish_begun_before_a_provisioning_event_is_refused(url: str, known: bool) -> None:
     if known:
-        publish(url, variant(SECOND_CONTRACT), at=AT - SECOND)
+        publish(url, variant(SECOND_CONTRACT), now=AT - SECOND)
     write(url, vehicles.invalidate(CAR, AT))
     for began in (AT - SECOND, AT):
         with pytest.raises(MismatchError, match="provisioning certificate changed while"):
             write(url, contracts.publish(variant(created_at=began), AT + SECOND))
     assert read(url, contracts.by_vehicle(CAR)) == []
     assert sql(url, "select count(*) from emaid_claim") == [(0,)]
-    publish(url, variant(created_at=AT + SECOND), at=AT + SECOND)
+    publish(url, variant(created_at=AT + SECOND), now=AT + SECOND)
     assert default_of(url) == FIRST
 
 
 def test_publish_ignores_a_provisioning_event_far_in_the_future(url: str) -> None:
     write(url, vehicles.invalidate(CAR, AT + timedelta(hours=10)))
-    publish(url, variant(), at=AT)
+    publish(url, variant(), now=AT)
     assert default_of(url) == FIRST
 
 
@@ -465,7 +465,7 @@ def purge_idle(url: str, before: datetime) -> int:
 
 def test_idle_vehicles_are_purged(url: str) -> None:
     write(url, vehicles.invalidate(CAR, AT), vehicles.invalidate(OTHER_CAR, AT))
-    publish(url, variant(created_at=AT + SECOND), at=AT + SECOND)
+    publish(url, variant(created_at=AT + SECOND), now=AT + SECOND)
     assert purge_idle(url, AT) == 0
     assert purge_idle(url, AT + SECOND) == 1
     assert sql(url, "select pcid from vehicle") == [(CAR,)]

@@ -119,14 +119,14 @@ def test_postgres_snapshot_costs_two_more_round_trips(url: str) -> None:
     async def run() -> list[int]:
         async with between(url) as proxy, opened(proxy.url) as store:
             costs = []
-            for question in (
+            for query in (
                 lambda: contracts.by_vehicle(CAR),
                 lambda: contracts.by_emaid(FIRST),
                 lambda: statements(("select 1", ())),
             ):
-                await store.read(question())  # Prepares its statements.
+                await store.read(query())  # Prepares its statements.
                 before = proxy.trips
-                await store.read(question())
+                await store.read(query())
                 costs.append(proxy.trips - before)
             return costs
 
@@ -368,7 +368,7 @@ def test_postgres_unconfirmed_commit_is_reported_as_unknown(url: str, cut: Cut, 
                 await store.write(contracts.publish(variant(), AT))
             await asyncio.sleep(0.1)
             assert await asyncio.to_thread(stored, url) == left
-            # Whoever tries again gets what was wanted, in either case.
+            # A retry succeeds in either case.
             await store.write(contracts.publish(variant(), AT))
 
     asyncio.run(run())

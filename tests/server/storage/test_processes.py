@@ -45,15 +45,15 @@ def test_concurrent_writes_keep_the_invariants(url: str) -> None:
     counted = [outcomes.get(timeout=60) for _ in processes]
     for process in processes:
         process.join(30)
-    together = sum(counted, Counter())
-    assert set(together) <= {"publish", "withdraw", "set_default", "NotFound", "Unavailable"}, together
+    total = sum(counted, Counter())
+    assert set(total) <= {"publish", "withdraw", "set_default", "NotFound", "Unavailable"}, total
     assert all(each["publish"] for each in counted), counted
     assert broken_invariants(url) == []
     if schema.is_postgres(url):
-        assert not together["Unavailable"], together  # Locks are taken in one order: nobody deadlocks.
-    # Every change that was acknowledged told its event, moves told two, and no vehicle has a revision twice.
-    (told,) = sql(url, "select count(*) from outbox")[0]
-    assert told >= together["publish"] + together["withdraw"]
+        assert not total["Unavailable"], total  # Locks are taken in one order, so there is no deadlock.
+    # Every acknowledged write has its event, a move has two, and no vehicle has a revision twice.
+    (events,) = sql(url, "select count(*) from outbox")[0]
+    assert events >= total["publish"] + total["withdraw"]
     check_integrity(url)
 
 
@@ -141,7 +141,7 @@ def test_concurrent_moves_keep_a_contract_at_one_vehicle(url: str) -> None:
 
 def _withdraw_or_set_default(url: str, withdrawing: bool, barrier: Any, outcomes: Queue[list[str]]) -> None:
     async def run() -> None:
-        told = []
+        events = []
         async with opened(url) as store:
             for vehicle in range(40):
                 barrier.wait(20)
@@ -149,10 +149,10 @@ def _withdraw_or_set_default(url: str, withdrawing: bool, barrier: Any, outcomes
                 change: Any = contracts.withdraw(emaid, AT) if withdrawing else contracts.set_default(emaid, pcid, AT)
                 try:
                     await store.write(change)
-                    told.append("done")
+                    events.append("done")
                 except NotFound:
-                    told.append("not found")
-        outcomes.put(told)
+                    events.append("not found")
+        outcomes.put(events)
 
     asyncio.run(run())
 
@@ -170,14 +170,14 @@ def test_concurrent_withdraw_and_set_default_leave_no_stale_default(url: str) ->
     ]
     for process in processes:
         process.start()
-    told = [outcomes.get(timeout=60) for _ in processes]
+    events = [outcomes.get(timeout=60) for _ in processes]
     for process in processes:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0]
-    assert ["done"] * 40 in told, "every deletion is made"
+    assert ["done"] * 40 in events, "every deletion is made"
     assert broken_invariants(url) == []
     # Where the default came first it is gone with the contract; where it came late the other one stays default.
-    late = next(each for each in told if each != ["done"] * 40) if told[0] != told[1] else ["done"] * 40
+    late = next(each for each in events if each != ["done"] * 40) if events[0] != events[1] else ["done"] * 40
     defaults = sql(url, "select default_emaid from vehicle order by pcid")
     assert [default is None for (default,) in defaults] == [each == "done" for each in late]
 
@@ -211,7 +211,7 @@ def test_file_size_limit_fails_writes_and_loses_nothing(tmp_path: Path) -> None:
         lines = process.stdout.read().split("\n")[:-1]
     assert process.returncode == 0
     refused = [line for line in lines if line.startswith("unavailable")]
-    assert len(refused) == 8, "every caller was told"
+    assert len(refused) == 8, "every caller was events"
     acknowledged = set(lines) - set(refused)
     assert len(acknowledged) > 20
     assert {row[0] for row in sql(url, "select emaid from contract")} == acknowledged

@@ -37,8 +37,8 @@ def filled(url: str) -> str:
 
 def test_batch_returns_each_caller_its_own_rows(filled: str) -> None:
     async def ask(store: Store) -> None:
-        questions = [contracts.by_vehicle(car) for car in CARS]
-        for car, found in zip(CARS, await asyncio.gather(*map(store.read, questions)), strict=True):
+        queries = [contracts.by_vehicle(car) for car in CARS]
+        for car, found in zip(CARS, await asyncio.gather(*map(store.read, queries)), strict=True):
             place = CARS.index(car)
             editions = [Namespace.ISO2, Namespace.ISO20][: 0 if place % 2 else 1 if place % 4 else 2]
             assert {(each.pcid, each.namespace) for each in found} == {(car, edition) for edition in editions}
@@ -48,7 +48,7 @@ def test_batch_returns_each_caller_its_own_rows(filled: str) -> None:
 
 def test_batch_returns_the_same_as_single_queries(filled: str) -> None:
     async def ask(store: Store) -> None:
-        for question in (
+        for query in (
             lambda car: contracts.by_vehicle(car),
             lambda car: contracts.for_delivery(car, Namespace.ISO20),
             lambda car: contracts.by_emaid(contract_of(car).emaid),
@@ -57,8 +57,8 @@ def test_batch_returns_the_same_as_single_queries(filled: str) -> None:
                 [CertificateRef("issuer", CARS.index(car), ("http://crl.example",))], RevocationPolicy()
             ),
         ):
-            together = await asyncio.gather(*(store.read(question(car)) for car in CARS))
-            alone = [await store.read(question(car)) for car in CARS]
+            together = await asyncio.gather(*(store.read(query(car)) for car in CARS))
+            alone = [await store.read(query(car)) for car in CARS]
             order = lambda found: sorted(found, key=lambda c: c.namespace) if isinstance(found, list) else found  # noqa: E731
             assert [order(each) for each in together] == [order(each) for each in alone]
 
@@ -111,11 +111,11 @@ def test_batch_isolates_a_failing_query(filled: str) -> None:
     @batchable
     def wrong() -> Query[list[Row]]:
         yield "select pcid from contract", ()
-        raise NotFound("as a question may")
+        raise NotFound("as a query may")
 
     async def ask(store: Store) -> None:
-        questions: list[Query[Any]] = [broken(), *(contracts.by_vehicle(car) for car in CARS[:10:2]), wrong()]
-        first, *found, last = await asyncio.gather(*map(store.read, questions), return_exceptions=True)
+        queries: list[Query[Any]] = [broken(), *(contracts.by_vehicle(car) for car in CARS[:10:2]), wrong()]
+        first, *found, last = await asyncio.gather(*map(store.read, queries), return_exceptions=True)
         assert isinstance(first, Exception)
         assert [answer[0].pcid for answer in found if isinstance(answer, list)] == CARS[:10:2]
         assert isinstance(last, NotFound)

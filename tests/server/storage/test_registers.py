@@ -63,10 +63,10 @@ def test_party_name_and_client_id_are_unique(url: str) -> None:
     assert len(read(url, parties.list_all())) == 1
 
 
-@pytest.mark.parametrize("said", ["client-first", "first", "FIRST", "Client-First", "\uff26irst"])
-def test_party_is_found_by_name_or_client_id_in_any_case(url: str, said: str) -> None:
+@pytest.mark.parametrize("name", ["client-first", "first", "FIRST", "Client-First", "\uff26irst"])
+def test_party_is_found_by_name_or_client_id_in_any_case(url: str, name: str) -> None:
     add(url, party("first", PartyRole.CPO), party("second", PartyRole.CPO))
-    assert read(url, parties.get_by_name(said)).client_id == "client-first"
+    assert read(url, parties.get_by_name(name)).client_id == "client-first"
 
 
 def test_party_names_of_an_older_release_match_exactly(url: str) -> None:

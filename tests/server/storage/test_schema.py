@@ -106,11 +106,11 @@ def test_upgrade_refuses_a_newer_schema(tmp_path: Path) -> None:
 def test_foreign_file_is_refused_and_unchanged(tmp_path: Path) -> None:
     file = tmp_path / "ccp.db"
     file.write_bytes(b"no database at all, but longer than the header of one" * 30)
-    octets = file.read_bytes()
+    data = file.read_bytes()
     for use in (open_and_close, schema.upgrade, schema.revision):
         with pytest.raises(ConfigurationError, match="is not a database of ours"):
             use(f"sqlite:///{file}")
-    assert file.read_bytes() == octets
+    assert file.read_bytes() == data
 
 
 def test_directory_is_refused(tmp_path: Path) -> None:

@@ -116,8 +116,8 @@ def test_long_read_has_more_time(url: str) -> None:
 
     async def run() -> str:
         async with opened(url, limits=TimeLimits(read=0.4, write=0.4, long_read=30)) as store:
-            told: str = await store.read(slow())
-            return told
+            result: str = await store.read(slow())
+            return result
 
     assert asyncio.run(run()) == "30s"
 
@@ -210,14 +210,14 @@ def test_connection_of_a_caller_cancelled_during_a_rollback_is_closed(url: str) 
     async def run() -> None:
         async with between(url) as proxy, opened(proxy.url, connections=1, limits=TimeLimits(read=5)) as store:
 
-            def question() -> Any:
+            def query() -> Any:
                 yield "select 1", ()
                 proxy.swallow = True
                 raise ValueError
 
             await store.read(contracts.by_vehicle(CAR))
             ((connection, _),) = store._pool._idle or ()
-            assert await gone(store.read(question()))
+            assert await gone(store.read(query()))
             assert connection.is_closed()
             proxy.swallow = False
             assert await until_served(store) < 2 + SPARE
@@ -290,8 +290,8 @@ def test_long_read_behind_a_pooler_has_its_own_timeout(url: str, monkeypatch: py
     async def run() -> str:
         async with opened(url, limits=TimeLimits(long_read=30)) as store:
             store._pool.found_pooler()
-            told: str = await store.read(slow())
-            return told
+            result: str = await store.read(slow())
+            return result
 
     assert asyncio.run(run()) == "found"
 

@@ -98,14 +98,14 @@ def test_sqlite_read_sees_one_snapshot(url: str) -> None:
     write(url, contracts.publish(variant(FIRST, CAR), AT))
 
     def by_emaid_while_it_moves() -> Query[list[SignedContract]]:
-        question = contracts.by_emaid(FIRST)
-        rows = yield next(question)
+        query = contracts.by_emaid(FIRST)
+        rows = yield next(query)
         # Another process moves the contract between the two statements.
         sql(url, "update emaid_claim set pcid = ?", OTHER_CAR)
         sql(url, "update contract set pcid = ?", OTHER_CAR)
         try:
             while True:
-                rows = yield question.send(rows)
+                rows = yield query.send(rows)
         except StopIteration as stop:
             answer: list[SignedContract] = stop.value
             return answer

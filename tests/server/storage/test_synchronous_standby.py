@@ -67,10 +67,10 @@ def test_hanging_standby_is_reported_and_reads_go_on(
                 await asyncio.sleep(0.05)
             outcomes = under_way.result()
             assert all(seconds < LIMITS.write + SPARE for _, seconds in outcomes)
-            said = [str(outcome) for outcome, _ in outcomes]
-            assert synchronous_standby.NOT_CONFIRMED in said
-            assert synchronous_standby.NOT_WRITTEN in said
-            assert time_limits.NOT_WRITTEN not in said
+            sentences = [str(outcome) for outcome, _ in outcomes]
+            assert synchronous_standby.NOT_CONFIRMED in sentences
+            assert synchronous_standby.NOT_WRITTEN in sentences
+            assert time_limits.NOT_WRITTEN not in sentences
             # From now on no change is begun, which takes no time and no session of the server.
             for number in range(10, 40):
                 outcome, _ = await timed(store.write(contracts.publish(numbered(number), AT, NO_LIMITS)))
@@ -82,7 +82,7 @@ def test_hanging_standby_is_reported_and_reads_go_on(
         events = [call.args[0] for call in log.calls]
         assert events.count("synchronous standby does not answer") == 1
         assert "synchronous standby answers again" in events
-        unsure = {numbered(n).emaid for n, sentence in enumerate(said, start=1) if sentence in WAITING}
+        unsure = {numbered(n).emaid for n, sentence in enumerate(sentences, start=1) if sentence in WAITING}
         found = await asyncio.to_thread(stored, url)
         assert {numbered(0).emaid, numbered(50).emaid} <= found <= {numbered(0).emaid, numbered(50).emaid} | unsure
 
@@ -122,9 +122,9 @@ def test_held_commits_keep_no_other_write_waiting(hanging: tuple[Server, Server,
             await store.write(change(0))
             standby.pause()
             outcomes = await asyncio.gather(*(timed(store.write(change(number))) for number in range(1, 7)))
-            said = [str(outcome) for outcome, _ in outcomes]
-            assert said.count(synchronous_standby.NOT_CONFIRMED) == 3, said
-            assert said.count(synchronous_standby.NOT_WRITTEN) == 3, said
+            sentences = [str(outcome) for outcome, _ in outcomes]
+            assert sentences.count(synchronous_standby.NOT_CONFIRMED) == 3, sentences
+            assert sentences.count(synchronous_standby.NOT_WRITTEN) == 3, sentences
             for number in range(10, 40):
                 outcome, seconds = await timed(store.write(change(number)))
                 assert str(outcome) == synchronous_standby.NOT_WRITTEN

@@ -15,6 +15,7 @@ from ccp.errors import Unavailable
 from ccp.server import app
 from ccp.server.http.protocol import options
 from ccp.server.settings import Settings
+from ccp.server.storage.snapshot_refresh import REFRESH_INTERVAL
 
 _START_SECONDS: Final = 10.0
 
@@ -30,9 +31,15 @@ def loopback() -> Iterator[tuple[socket.socket, str]]:
 
 
 @contextmanager
-def running(settings: Settings, listening: socket.socket) -> Iterator[None]:
-    """Serve until the block ends. Raises Unavailable when the server does not start."""
-    server = uvicorn.Server(uvicorn.Config(app.create_app(settings), log_level="error", **options(settings)))
+def running(
+    settings: Settings, listening: socket.socket, *, refresh_interval: float = REFRESH_INTERVAL
+) -> Iterator[None]:
+    """Serve until the block ends. Raises Unavailable when the server does not start.
+
+    refresh_interval: seconds until changes of other processes take effect.
+    """
+    application = app.create_app(settings, refresh_interval=refresh_interval)
+    server = uvicorn.Server(uvicorn.Config(application, log_level="error", **options(settings)))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="pool", daemon=True)
     thread.start()
     try:

@@ -1,7 +1,7 @@
 """Keeps in-memory snapshots of database tables up to date.
 
 Other processes change parties, trust anchors, peers and keys. Each worker polls the change counters once a second and
-reloads the snapshots whose topics have changed.
+reloads the snapshots whose counters have changed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from ccp.server.storage import Store
 from ccp.server.storage.queries import change_counters
 from ccp.server.storage.queries.change_counters import ChangeCounter
 
-_INTERVAL: Final = 1.0
+REFRESH_INTERVAL: Final = 1.0
+"""Seconds between two polls of the change counters."""
 _TIMEOUT: Final = 10.0  # A small table is read in milliseconds; a refresh that hangs must fail to be noticed.
 
 
@@ -25,12 +26,12 @@ _TIMEOUT: Final = 10.0  # A small table is read in milliseconds; a refresh that 
 class Snapshot:
     """An in-memory copy of tables that other processes change.
 
-    topics: the topics whose changes `refresh` loads. critical: whether access or trust depends on it. timeout: of one
-    refresh, in seconds.
+    counters: the change counters whose tables `refresh` loads. critical: whether access or trust depends on it.
+    timeout: of one refresh, in seconds.
     """
 
     name: str
-    topics: tuple[ChangeCounter, ...]
+    counters: tuple[ChangeCounter, ...]
     refresh: Callable[[], Awaitable[None]]
     critical: bool = True
     timeout: float = _TIMEOUT
@@ -39,11 +40,13 @@ class Snapshot:
 class SnapshotRefresher:
     """Refreshes snapshots when their change counters move.
 
-    Each snapshot has its own background task, so one that fails does not delay the others.
+    Each snapshot has its own background task, so one that fails does not delay the others. interval: seconds between
+    two polls of the counters.
     """
 
-    def __init__(self, store: Store, *snapshots: Snapshot) -> None:
+    def __init__(self, store: Store, *snapshots: Snapshot, interval: float = REFRESH_INTERVAL) -> None:
         self._store = store
+        self._interval = interval
         self._snapshots = snapshots
         self._counters: dict[str, int] = {}
         self._seen: dict[str, list[int]] = {}
@@ -59,9 +62,9 @@ class SnapshotRefresher:
         """Start the background tasks that poll the change counters and refresh the snapshots."""
 
         def add(name: str, run: Callable[[], Awaitable[None]], timeout: float = _TIMEOUT, **more: Any) -> None:
-            retry = {"retry_delay": _INTERVAL, "max_retry_delay": _INTERVAL}
+            retry = {"retry_delay": self._interval, "max_retry_delay": self._interval}
             background.add(
-                PeriodicTask(name, run, _INTERVAL, timeout=timeout, **retry, **more)  # type: ignore[arg-type]
+                PeriodicTask(name, run, self._interval, timeout=timeout, **retry, **more)  # type: ignore[arg-type]
             )
 
         add("poll_changes", self._poll, critical=any(snapshot.critical for snapshot in self._snapshots))
@@ -87,4 +90,4 @@ class SnapshotRefresher:
             self._seen[snapshot.name] = counters
 
     def _counters_of(self, snapshot: Snapshot) -> list[int]:
-        return [self._counters.get(topic, 0) for topic in snapshot.topics]
+        return [self._counters.get(counter, 0) for counter in snapshot.counters]

@@ -33,7 +33,7 @@ _NUMBERS = itertools.count(1)
 @pytest.fixture(scope="module")
 def place(pkis: dict[str, PKI]) -> Iterator[Pool]:
     """A pool with two admins. Tests add parties of their own."""
-    with start({"iso2": pkis["iso2"]}, ADMINS) as running:
+    with start({"iso2": pkis["iso2"]}, ADMINS, refresh_interval=0.1) as running:
         yield running
 
 
@@ -130,8 +130,8 @@ def test_an_admin_whom_another_process_has_disabled_changes_nothing_even_before_
     token = place.http.post("/oauth/token", data=form).json()["access_token"]
     headers = {"Authorization": f"Bearer {token}"}
     within_five_seconds(lambda: place.http.get(f"{BASE}/roles", headers=headers).status_code == 200)
-    # The look at the register that its adding brings about may still be to come.
-    time.sleep(1.5)
+    # The refresh after the party was added may still be pending.
+    time.sleep(0.3)
     # Without counting the change: the worker's snapshot stays as it is.
     for change in ("enabled = false", "enabled = true, roles = '[\"cpo\"]'"):
         place.sql(f"update party set {change} where client_id = ?", made["client_id"])
