@@ -20,7 +20,7 @@
     ├── LimitExceeded             no more may be stored
     ├── TooManyRequests           within a limit, but not now
     ├── Unavailable               try again later; nothing was changed
-    ├── UpstreamError             a neighbour refused or failed; nothing was changed
+    ├── UpstreamError             an external service refused or failed; nothing was changed
     └── ConfigurationError        the operator has to act
 
 A message is one sentence (or several, in `messages`) that is safe to show a partner. `code` is stable. How an error is

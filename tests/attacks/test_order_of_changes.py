@@ -20,7 +20,7 @@ from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
 from tests.attacks.provisioning_events import SECRET, send_event
 from tests.server.external.examples import chain_body
-from tests.server.external.scripted_server import Call, Fake, Reply, json_answer, scripted_server
+from tests.server.external.scripted_server import Call, Reply, ScriptedServer, json_answer, scripted_server
 from tests.server.http.api.answers import sentences
 from tests.world import Contract, Pool, new_emaid, start
 
@@ -31,19 +31,19 @@ CHANGED = (
 
 
 @pytest.fixture(scope="module")
-def pcp() -> Iterator[Fake]:
+def pcp() -> Iterator[ScriptedServer]:
     with scripted_server() as fake:
         yield fake
 
 
 @pytest.fixture(scope="module")
-def around(pkis: dict[str, PKI], pcp: Fake) -> Iterator[Pool]:
+def around(pkis: dict[str, PKI], pcp: ScriptedServer) -> Iterator[Pool]:
     with start(pkis, pcp_url=pcp.url, pcp_webhook_secret=SECRET) as pool:
         yield pool
 
 
 @contextmanager
-def under_way(pool: Pool, pcp: Fake, car: Car, contract: Contract) -> Iterator[Future[httpx.Response]]:
+def under_way(pool: Pool, pcp: ScriptedServer, car: Car, contract: Contract) -> Iterator[Future[httpx.Response]]:
     """A PUT that has arrived and waits for the Provisioning Certificate Pool; it goes on behind the block."""
     asked, go_on = threading.Event(), threading.Event()
 
@@ -76,7 +76,7 @@ def audited(pool: Pool, car: Car) -> list[tuple[str, int]]:
     return [(action, at) for action, at, subject in rows if json.loads(subject).get("pcid") == car.pcid]
 
 
-def test_event_time_is_the_time_of_the_change(around: Pool, pcp: Fake) -> None:
+def test_event_time_is_the_time_of_the_change(around: Pool, pcp: ScriptedServer) -> None:
     car = around.car()
     pcp.answers[f"/provisioningcertificates/{car.pcid}"] = json_answer(chain_body(car.provisioning))
     first = around.publish(car)
@@ -124,7 +124,7 @@ def test_change_times_of_a_vehicle_never_decrease(pool: Pool) -> None:
     "event_type", ["mo.prov.cert.factory.reset", "emsp.prov.cert.deleted", "emsp.prov.cert.updated"]
 )
 def test_publication_in_progress_is_refused_after_a_provisioning_event(
-    around: Pool, pcp: Fake, event_type: str, known: bool
+    around: Pool, pcp: ScriptedServer, event_type: str, known: bool
 ) -> None:
     car = around.car()
     if known:
@@ -141,7 +141,7 @@ def test_publication_in_progress_is_refused_after_a_provisioning_event(
     assert len(around.listed(car)) == 1
 
 
-def test_late_provisioning_event_removes_earlier_publications(around: Pool, pcp: Fake) -> None:
+def test_late_provisioning_event_removes_earlier_publications(around: Pool, pcp: ScriptedServer) -> None:
     """The event's time is before the contract was stored, and after its publication began."""
     car = around.car()
     with under_way(around, pcp, car, around.contract(car)) as late:
@@ -151,7 +151,7 @@ def test_late_provisioning_event_removes_earlier_publications(around: Pool, pcp:
     assert around.listed(car) == []
 
 
-def test_old_provisioning_event_keeps_later_publications(around: Pool, pcp: Fake) -> None:
+def test_old_provisioning_event_keeps_later_publications(around: Pool, pcp: ScriptedServer) -> None:
     car = around.car()
     pcp.answers[f"/provisioningcertificates/{car.pcid}"] = json_answer(chain_body(car.provisioning))
     before = datetime.now(UTC) - timedelta(seconds=5)
@@ -160,7 +160,7 @@ def test_old_provisioning_event_keeps_later_publications(around: Pool, pcp: Fake
     assert len(around.listed(car)) == 1
 
 
-def test_publication_begins_with_the_head_of_its_request(around: Pool, pcp: Fake) -> None:
+def test_publication_begins_with_the_head_of_its_request(around: Pool, pcp: ScriptedServer) -> None:
     car = around.car()
     pcp.answers[f"/provisioningcertificates/{car.pcid}"] = json_answer(chain_body(car.provisioning))
     body = json.dumps(around.contract(car).body).encode()

@@ -24,8 +24,8 @@ from ccp.server.trust.anchors import trusted_certificate
 from ccp.testing.pki import PKI, SUB_CA2, Addresses, build_certificate, build_pki
 from ccp.x509.certificates import Certificate
 from ccp.x509.profiles import AnchorRole
-from tests.server.external.scripted_server import Fake, scripted_server
 from tests.server.external.scripted_server import Reply as Answer
+from tests.server.external.scripted_server import ScriptedServer, scripted_server
 from tests.server.trust.revocation.made import crl, serve_crl
 from tests.server.trust.revocation.servers import Reply, Server, http_server
 from tests.world import AT, Pool, new_emaid, start
@@ -199,13 +199,13 @@ def test_sha256_requests_go_by_the_issuer_too(server: Server) -> None:
 
 
 @pytest.fixture
-def pki_service() -> Iterator[Fake]:
+def pki_service() -> Iterator[ScriptedServer]:
     with scripted_server() as fake:
         fake.answers["/pki/revokeCertificate"] = Answer(200)
         yield fake
 
 
-def test_a_contract_under_a_twin_of_an_operator_ca_is_revoked_on_delete(pki: PKI, pki_service: Fake) -> None:
+def test_a_contract_under_a_twin_of_an_operator_ca_is_revoked_on_delete(pki: PKI, pki_service: ScriptedServer) -> None:
     sub2, sub1 = pki.emsp_sub2.certificate, pki.emsp_sub1.certificate
     sends_twin = replace(pki, emsp_sub2=replace(pki.emsp_sub2, certificate=twin(sub2)))
     cas = (sub2.fingerprint,)

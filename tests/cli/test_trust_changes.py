@@ -16,7 +16,7 @@ from ccp.testing.pki import PKI
 from ccp.verify.trust_folder import load_trust_directory
 from ccp.x509.certificates import Certificate
 from ccp.x509.profiles import AnchorRole
-from tests.server.external.scripted_server import Call, Fake, Reply, json_answer, scripted_server
+from tests.server.external.scripted_server import Call, Reply, ScriptedServer, json_answer, scripted_server
 from tests.server.trust.root_files import damaged, root, rsa_root, signed_by_another
 from tests.world import AT, b64
 
@@ -198,12 +198,12 @@ def test_one_role_is_exported_to_standard_output_as_one_pem(run: Run, tmp_path: 
 
 
 @pytest.fixture
-def rcp() -> Iterator[Fake]:
+def rcp() -> Iterator[ScriptedServer]:
     with scripted_server() as fake:
         yield fake
 
 
-def lists(rcp: Fake, *certificates: Certificate, extra: tuple[Any, ...] = ()) -> None:
+def lists(rcp: ScriptedServer, *certificates: Certificate, extra: tuple[Any, ...] = ()) -> None:
     def answer(call: Call) -> Reply:
         assert call.headers["authorization"] == "Bearer a token"
         entries = [{"caCertificate": b64(one.der), "rootTypeList": ["V2G"]} for one in certificates]
@@ -212,7 +212,9 @@ def lists(rcp: Fake, *certificates: Certificate, extra: tuple[Any, ...] = ()) ->
     rcp.answers["/opnc/v1/rcp/rootcertificates"] = answer
 
 
-def test_a_synchronisation_tells_what_was_added_what_is_gone_and_what_is_unusable(run: Run, rcp: Fake) -> None:
+def test_a_synchronisation_tells_what_was_added_what_is_gone_and_what_is_unusable(
+    run: Run, rcp: ScriptedServer
+) -> None:
     settings = {"rcp_url": rcp.url + "/opnc/v1/rcp", "rcp_token": "a token"}
     one, two = root("One"), root("\x1b[31mTwo")
     lists(rcp, one, two)
@@ -238,7 +240,7 @@ def test_a_synchronisation_tells_what_was_added_what_is_gone_and_what_is_unusabl
     assert [entry["fingerprint"] for entry in listed(run)] == [one.fingerprint]
 
 
-def test_a_synchronisation_that_fails_is_one_sentence_and_changes_nothing(run: Run, rcp: Fake) -> None:
+def test_a_synchronisation_that_fails_is_one_sentence_and_changes_nothing(run: Run, rcp: ScriptedServer) -> None:
     rcp.answers["*"] = Reply(500)
     status, out, err = run("trust", "sync", rcp_url=rcp.url)
     assert (status, out) == (1, "")

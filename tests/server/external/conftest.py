@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.server.external.scripted_server import Fake, scripted_server
+from tests.server.external.scripted_server import ScriptedServer, scripted_server
 
 
 @pytest.fixture
-def fake() -> Iterator[Fake]:
+def fake() -> Iterator[ScriptedServer]:
     with scripted_server() as running:
         yield running

@@ -14,7 +14,7 @@ from ccp.server.external.provisioning_pool import key_fingerprint
 from ccp.testing.partners import Car, make_contract, sign_contract
 from ccp.testing.pki import PKI, Credential
 from ccp.x509.revocation_policy import NoRevocationCheck
-from tests.server.external.scripted_server import Fake, json_answer
+from tests.server.external.scripted_server import ScriptedServer, json_answer
 from tests.world import AT, b64, new_emaid, new_pcid
 
 HAPPENED: Final = AT - timedelta(minutes=30)
@@ -31,7 +31,7 @@ def chain_body(vehicle: Credential, **more: Any) -> dict[str, Any]:
     return {"provisioningCertificate": {"provisioningCertificateChain": chain, **more}}
 
 
-def serve_chain(pcp: Fake, car: Car) -> str:
+def serve_chain(pcp: ScriptedServer, car: Car) -> str:
     """Let the fake pool return a car's chain. Returns the fingerprint of its key."""
     pcp.answers[f"/provisioningcertificates/{car.pcid}"] = json_answer(chain_body(car.provisioning))
     return key_fingerprint(car.provisioning.certificate)

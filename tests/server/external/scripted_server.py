@@ -35,7 +35,7 @@ class Call:
 
 @dataclass
 class Reply:
-    """status 0: the connection is closed without an answer. seconds: before anything is sent."""
+    """status 0: the connection is closed without a response. seconds: delay before the response."""
 
     status: int = 200
     body: bytes = b""
@@ -59,7 +59,7 @@ def refusal(status: int, *messages: str) -> Reply:
     return json_answer({"errorMessages": list(messages), "traceId": "6c1b7a5e-3f0e-4c1f-9b39-9a8e1b1f7a10"}, status)
 
 
-class Fake:
+class ScriptedServer:
     def __init__(self, url: str) -> None:
         self.url = url
         self.answers: dict[str, Answers] = {}
@@ -73,7 +73,7 @@ class Fake:
 
 
 @contextmanager
-def scripted_server() -> Iterator[Fake]:
+def scripted_server() -> Iterator[ScriptedServer]:
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -100,7 +100,7 @@ def scripted_server() -> Iterator[Fake]:
                 self.send_header("Content-Length", str(len(reply.body)))
                 self.end_headers()
                 self.wfile.write(reply.body)
-            except OSError:  # Who asked has gone.
+            except OSError:  # The client has gone.
                 self.close_connection = True
 
         do_GET = do_POST = _any
@@ -110,7 +110,7 @@ def scripted_server() -> Iterator[Fake]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
     server.block_on_close = False
-    fake = Fake(f"http://127.0.0.1:{server.server_port}")
+    fake = ScriptedServer(f"http://127.0.0.1:{server.server_port}")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     try:
@@ -122,22 +122,22 @@ def scripted_server() -> Iterator[Fake]:
         thread.join(5)
 
 
-def asked(question: Callable[[OutboundClient], Awaitable[T]]) -> T:
-    """Run a question with an outbound client of its own, within ten seconds."""
+def with_outbound(call: Callable[[OutboundClient], Awaitable[T]]) -> T:
+    """Run a call with a new outbound client, within ten seconds."""
 
     async def run() -> T:
         outbound = OutboundClient()
         try:
             async with asyncio.timeout(10):
-                return await question(outbound)
+                return await call(outbound)
         finally:
             await outbound.close()
 
     return asyncio.run(run())
 
 
-def nowhere() -> str:
-    """An address where nobody listens."""
+def unused_url() -> str:
+    """A URL without a server."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{free.getsockname()[1]}"

@@ -44,7 +44,7 @@ from ccp.server.storage.engine import schema
 from ccp.server.storage.queries import contracts as queries
 from ccp.testing.pki import PKI, Credential
 from tests.server.external.examples import HAPPENED, chain_body, provisioning_event, stored_contract
-from tests.server.external.scripted_server import DROP, Fake, Reply, json_answer, refusal, scripted_server
+from tests.server.external.scripted_server import DROP, Reply, ScriptedServer, json_answer, refusal, scripted_server
 from tests.server.http.api.answers import sentences
 from tests.world import AT, ISO2, ISO20, new_emaid, new_pcid
 
@@ -60,7 +60,7 @@ class Receiver:
 
     url: str
     database: Path
-    pcp: Fake
+    pcp: ScriptedServer
     templates: Mapping[str, SignedContract]
     http: httpx.Client
 

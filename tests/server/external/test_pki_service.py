@@ -25,12 +25,12 @@ from tests.server.external.scripted_server import (
     DROP,
     HANG,
     NOT_HTTP,
-    Fake,
     Reply,
-    asked,
+    ScriptedServer,
     json_answer,
-    nowhere,
     refusal,
+    unused_url,
+    with_outbound,
 )
 from tests.world import AT, b64, new_emaid, new_pcid
 from tests.x509.made import twin
@@ -39,17 +39,17 @@ PATH = "/opnc/v1/pki/pki/revokeCertificate"
 REASON = RevocationReason.CESSATION_OF_OPERATION
 
 
-def revoked(fake: Fake, certificate: bytes = b"certificate", seconds: float = 5.0) -> None:
+def revoked(fake: ScriptedServer, certificate: bytes = b"certificate", seconds: float = 5.0) -> None:
     async def revoke(out: OutboundClient) -> None:
         await PKIService(out, fake.url + "/opnc/v1/pki", SecretStr("token"), timeout=seconds).revoke(
             certificate, RevocationReason.KEY_COMPROMISE
         )
 
-    asked(revoke)
+    with_outbound(revoke)
 
 
 @pytest.mark.parametrize("answer", [Reply(200), Reply(204), json_answer({}), Reply(200, b"OK", "text/plain")])
-def test_pki_service_revokes_on_success_responses(fake: Fake, answer: Reply) -> None:
+def test_pki_service_revokes_on_success_responses(fake: ScriptedServer, answer: Reply) -> None:
     fake.answers[PATH] = answer
     revoked(fake)
     (call,) = fake.calls
@@ -67,14 +67,14 @@ def test_pki_service_revokes_on_success_responses(fake: Fake, answer: Reply) -> 
      DROP, NOT_HTTP],
     ids=lambda answer: f"{answer.status}-{answer.body[:20]!r}",
 )  # fmt: skip
-def test_pki_service_raises_without_retry_on_other_responses(fake: Fake, answer: Reply) -> None:
+def test_pki_service_raises_without_retry_on_other_responses(fake: ScriptedServer, answer: Reply) -> None:
     fake.answers[PATH] = answer
     with pytest.raises(UpstreamError):
         revoked(fake)
     assert len(fake.calls) == 1
 
 
-def test_pki_service_times_out(fake: Fake) -> None:
+def test_pki_service_times_out(fake: ScriptedServer) -> None:
     fake.answers[PATH] = HANG
     began = time.monotonic()
     with pytest.raises(UpstreamError, match="does not answer"):
@@ -84,11 +84,11 @@ def test_pki_service_times_out(fake: Fake) -> None:
 
 def test_pki_service_raises_if_unreachable() -> None:
     with pytest.raises(UpstreamError, match="does not answer"):
-        asked(lambda out: PKIService(out, nowhere()).revoke(b"", REASON))
+        with_outbound(lambda out: PKIService(out, unused_url()).revoke(b"", REASON))
 
 
 @pytest.mark.parametrize("status", [400, 409])
-def test_pki_service_accepts_already_revoked(fake: Fake, status: int) -> None:
+def test_pki_service_accepts_already_revoked(fake: ScriptedServer, status: int) -> None:
     fake.answers[PATH] = refusal(status, "The certificate has already been revoked.")
     revoked(fake)
 
@@ -136,7 +136,7 @@ def test_is_issued_by_operator_requires_the_signature(pkis: dict[str, PKI]) -> N
     assert not is_issued_by_operator(signed, known(ours.emsp_sub2.certificate))
 
 
-def test_revoke_issued_revokes_operator_certificates_once(fake: Fake, pkis: dict[str, PKI]) -> None:
+def test_revoke_issued_revokes_operator_certificates_once(fake: ScriptedServer, pkis: dict[str, PKI]) -> None:
     fake.answers[PATH] = Reply(200)
     ours, theirs = stored_contract(pkis["iso2"]), stored_contract(pkis["other_iso2"])
     variants = [ours, theirs, ours._replace(updated_at=AT + timedelta(days=1))]
@@ -151,12 +151,12 @@ def test_revoke_issued_revokes_operator_certificates_once(fake: Fake, pkis: dict
         service.operator_cas.resolve(pkis["iso2"].emsp_sub2.certificate)
         return [certificate.der for certificate in await service.revoke_issued(variants, REASON)]
 
-    assert asked(revoke) == [ours.certificate]
+    assert with_outbound(revoke) == [ours.certificate]
     assert [json.loads(call.body)["certificate"] for call in fake.calls] == [b64(ours.certificate)]
     assert ours.namespace is Namespace.ISO2
 
 
-def test_revoke_issued_stops_at_the_first_failure(fake: Fake, pkis: dict[str, PKI]) -> None:
+def test_revoke_issued_stops_at_the_first_failure(fake: ScriptedServer, pkis: dict[str, PKI]) -> None:
     fake.answers[PATH] = Reply(500)
     fingerprint = pkis["iso2"].emsp_sub2.certificate.fingerprint
     variants = [stored_contract(pkis["iso2"]), stored_contract(pkis["iso2"])]
@@ -165,7 +165,7 @@ def test_revoke_issued_stops_at_the_first_failure(fake: Fake, pkis: dict[str, PK
         await PKIService(out, fake.url + "/opnc/v1/pki", operator_cas=[fingerprint]).revoke_issued(variants, REASON)
 
     with pytest.raises(UpstreamError):
-        asked(revoke)
+        with_outbound(revoke)
     assert len(fake.calls) == 1
 
 
@@ -194,4 +194,4 @@ def test_external_services_are_those_that_are_configured() -> None:
         with pytest.raises(ConfigurationError, match="operator_cas"):
             ExternalServices.from_settings(Settings(operator_cas=("nonsense",), pki_url="http://a/pki"), out)
 
-    asked(build)
+    with_outbound(build)

@@ -15,7 +15,16 @@ from ccp.server.external.outbound import OutboundClient
 from ccp.server.external.provisioning_pool import _MAX_CACHED, ProvisioningCertificatePool, key_fingerprint
 from ccp.testing.pki import PKI
 from tests.server.external.examples import chain_body
-from tests.server.external.scripted_server import DROP, HANG, NOT_HTTP, Fake, Reply, asked, json_answer, refusal
+from tests.server.external.scripted_server import (
+    DROP,
+    HANG,
+    NOT_HTTP,
+    Reply,
+    ScriptedServer,
+    json_answer,
+    refusal,
+    with_outbound,
+)
 from tests.world import AT, b64, new_pcid
 
 
@@ -26,16 +35,16 @@ class Clock:
         return self.now
 
 
-def pcp(out: OutboundClient, fake: Fake, clock: Clock | None = None) -> ProvisioningCertificatePool:
+def pcp(out: OutboundClient, fake: ScriptedServer, clock: Clock | None = None) -> ProvisioningCertificatePool:
     url = fake.url + "/opnc/v1/pcp"
     return ProvisioningCertificatePool(out, url, SecretStr("token"), clock or time.monotonic)
 
 
-def test_provisioning_pool_queries_chains_by_pcid(fake: Fake, pkis: dict[str, PKI]) -> None:
+def test_provisioning_pool_queries_chains_by_pcid(fake: ScriptedServer, pkis: dict[str, PKI]) -> None:
     pcid = new_pcid()
     vehicle = pkis["iso2"].vehicle(pcid, at=AT)
     fake.answers[f"/opnc/v1/pcp/provisioningcertificates/{pcid}"] = json_answer(chain_body(vehicle))
-    chain = asked(lambda out: pcp(out, fake).get_chain(pcid))
+    chain = with_outbound(lambda out: pcp(out, fake).get_chain(pcid))
     assert chain is not None
     assert chain.certificate == vehicle.certificate
     assert chain.sub_cas == vehicle.sub_cas
@@ -45,7 +54,7 @@ def test_provisioning_pool_queries_chains_by_pcid(fake: Fake, pkis: dict[str, PK
 
 
 @pytest.mark.parametrize("shape", range(4))
-def test_provisioning_pool_ignores_wrappers_and_casing(fake: Fake, pkis: dict[str, PKI], shape: int) -> None:
+def test_provisioning_pool_ignores_wrappers_and_casing(fake: ScriptedServer, pkis: dict[str, PKI], shape: int) -> None:
     pcid = new_pcid()
     vehicle = pkis["iso2"].vehicle(pcid, at=AT)
     whole = chain_body(vehicle)
@@ -54,26 +63,28 @@ def test_provisioning_pool_ignores_wrappers_and_casing(fake: Fake, pkis: dict[st
     published = {name.replace("CA", "Ca"): text for name, text in chain.items()}
     shapes = [inner, chain, {"provisioningCertificate": {"provisioningCertificateChain": published}}, published]
     fake.answers["*"] = json_answer(shapes[shape])
-    found = asked(lambda out: pcp(out, fake).get_chain(pcid))
+    found = with_outbound(lambda out: pcp(out, fake).get_chain(pcid))
     assert found is not None
     assert found.sub_cas == vehicle.sub_cas
 
 
-def test_provisioning_pool_accepts_chains_without_sub_cas(fake: Fake, pkis: dict[str, PKI]) -> None:
+def test_provisioning_pool_accepts_chains_without_sub_cas(fake: ScriptedServer, pkis: dict[str, PKI]) -> None:
     pcid = new_pcid()
     vehicle = pkis["iso2"].vehicle(pcid, at=AT)
     fake.answers["*"] = json_answer({"certificate": b64(vehicle.certificate.der)})
-    found = asked(lambda out: pcp(out, fake).get_chain(pcid))
+    found = with_outbound(lambda out: pcp(out, fake).get_chain(pcid))
     assert found is not None
     assert found.sub_cas == ()
 
 
-def test_provisioning_chain_edition_is_named_or_inferred_from_the_key(fake: Fake, pkis: dict[str, PKI]) -> None:
+def test_provisioning_chain_edition_is_named_or_inferred_from_the_key(
+    fake: ScriptedServer, pkis: dict[str, PKI]
+) -> None:
     pcid = new_pcid()
 
     def edition(name: str, **more: Any) -> Namespace:
         fake.answers["*"] = json_answer(chain_body(pkis[name].vehicle(pcid, at=AT), **more))
-        chain = asked(lambda out: pcp(out, fake).get_chain(pcid))
+        chain = with_outbound(lambda out: pcp(out, fake).get_chain(pcid))
         assert chain is not None
         return chain.namespace
 
@@ -84,7 +95,7 @@ def test_provisioning_chain_edition_is_named_or_inferred_from_the_key(fake: Fake
     assert edition("iso20", xsdMsgDefNamespace="nonsense") is Namespace.ISO20
 
 
-def test_provisioning_pool_caches_chains_and_bypasses_the_cache(fake: Fake, pkis: dict[str, PKI]) -> None:
+def test_provisioning_pool_caches_chains_and_bypasses_the_cache(fake: ScriptedServer, pkis: dict[str, PKI]) -> None:
     pcid = new_pcid()
     old, new = (pkis["iso2"].vehicle(pcid, at=AT) for _ in range(2))
     fake.answers["*"] = json_answer(chain_body(old))
@@ -104,12 +115,12 @@ def test_provisioning_pool_caches_chains_and_bypasses_the_cache(fake: Fake, pkis
         seen.append(await pool.get_chain(pcid))
         return [chain.certificate for chain in seen]
 
-    assert asked(visit) == [one.certificate for one in (old, old, new, old, new)]
+    assert with_outbound(visit) == [one.certificate for one in (old, old, new, old, new)]
     assert len(fake.calls) == 4
 
 
 @pytest.mark.parametrize("status", [404, 403, 302])
-def test_provisioning_pool_caches_unknown_vehicles(fake: Fake, pkis: dict[str, PKI], status: int) -> None:
+def test_provisioning_pool_caches_unknown_vehicles(fake: ScriptedServer, pkis: dict[str, PKI], status: int) -> None:
     pcid = new_pcid()
     fake.answers["*"] = refusal(status, "The OEM provisioning certificate with given PCID is not found.")
 
@@ -122,11 +133,11 @@ def test_provisioning_pool_caches_unknown_vehicles(fake: Fake, pkis: dict[str, P
         clock.now += 10
         return await pool.get_chain(pcid) is not None
 
-    assert asked(visit)
+    assert with_outbound(visit)
     assert len(fake.calls) == 2
 
 
-def test_provisioning_pool_cache_is_bounded(fake: Fake) -> None:
+def test_provisioning_pool_cache_is_bounded(fake: ScriptedServer) -> None:
     async def visit(out: OutboundClient) -> int:
         pool = pcp(out, fake, Clock())
         for number in range(_MAX_CACHED + 5):
@@ -134,7 +145,7 @@ def test_provisioning_pool_cache_is_bounded(fake: Fake) -> None:
             assert len(pool._cache) == min(number + 1, _MAX_CACHED)
         return len(pool._cache)
 
-    assert asked(visit) == _MAX_CACHED
+    assert with_outbound(visit) == _MAX_CACHED
 
 
 def _broken(pki: PKI) -> dict[str, Reply]:
@@ -156,15 +167,15 @@ def _broken(pki: PKI) -> dict[str, Reply]:
 
 
 @pytest.mark.parametrize("how", range(12))
-def test_provisioning_pool_failure_is_none_or_an_error(fake: Fake, pkis: dict[str, PKI], how: int) -> None:
+def test_provisioning_pool_failure_is_none_or_an_error(fake: ScriptedServer, pkis: dict[str, PKI], how: int) -> None:
     fake.answers["*"] = list(_broken(pkis["iso2"]).values())[how]
     pcid = new_pcid()
-    assert asked(lambda out: pcp(out, fake).get_chain(pcid)) is None
+    assert with_outbound(lambda out: pcp(out, fake).get_chain(pcid)) is None
     with pytest.raises(UpstreamError):
-        asked(lambda out: pcp(out, fake).fetch_chain(pcid))
+        with_outbound(lambda out: pcp(out, fake).fetch_chain(pcid))
 
 
-def test_provisioning_pool_circuit_opens_after_timeouts(fake: Fake, pkis: dict[str, PKI]) -> None:
+def test_provisioning_pool_circuit_opens_after_timeouts(fake: ScriptedServer, pkis: dict[str, PKI]) -> None:
     fake.answers["*"] = HANG
     pcid = new_pcid()
 
@@ -181,7 +192,7 @@ def test_provisioning_pool_circuit_opens_after_timeouts(fake: Fake, pkis: dict[s
         assert await pool.get_chain(pcid) is not None
         return times
 
-    times = asked(visit)
+    times = with_outbound(visit)
     assert 0.9 < times[0] < 1.5
     assert times[-1] < 0.05
     assert len(fake.calls) == _FAILURES + 1

@@ -19,21 +19,23 @@ from tests.server.external.scripted_server import (
     NOT_HTTP,
     Answers,
     Call,
-    Fake,
     Reply,
-    asked,
+    ScriptedServer,
     json_answer,
-    nowhere,
     refusal,
+    unused_url,
+    with_outbound,
 )
 from tests.world import b64
 
 PATH = "/opnc/v1/rcp/rootcertificates"
 
 
-def roots(fake: Fake, answers: Answers) -> RootList:
+def roots(fake: ScriptedServer, answers: Answers) -> RootList:
     fake.answers[PATH] = answers
-    return asked(lambda out: RootCertificatePool(out, fake.url + "/opnc/v1/rcp/", SecretStr("token")).list_roots())
+    return with_outbound(
+        lambda out: RootCertificatePool(out, fake.url + "/opnc/v1/rcp/", SecretStr("token")).list_roots()
+    )
 
 
 def by_type(**entries: list[Any]) -> Callable[[Call], Reply]:
@@ -49,13 +51,13 @@ def said(found: RootList) -> dict[str, set[str]]:
     return {one.certificate.fingerprint: {role.value for role in one.roles} for one in found.roots}
 
 
-def test_root_pool_queries_each_role_with_the_token(fake: Fake, pkis: dict[str, PKI]) -> None:
+def test_root_pool_queries_each_role_with_the_token(fake: ScriptedServer, pkis: dict[str, PKI]) -> None:
     roots(fake, by_type(v2g=[{"caCertificate": b64(pkis["iso2"].v2g_root.certificate.der)}]))
     assert [call.query for call in fake.calls] == [{"pkiType": [role.value]} for role in AnchorRole]
     assert {call.headers["authorization"] for call in fake.calls} == {"Bearer token"}
 
 
-def test_root_pool_entry_without_types_gets_the_queried_role(fake: Fake, pkis: dict[str, PKI]) -> None:
+def test_root_pool_entry_without_types_gets_the_queried_role(fake: ScriptedServer, pkis: dict[str, PKI]) -> None:
     v2g, oem = pkis["iso2"].v2g_root.certificate, pkis["iso2"].oem_root.certificate
     both = [{"caCertificate": b64(v2g.der)}, {"caCertificate": b64(oem.der)}]
     found = roots(fake, by_type(v2g=both[:1], oem=both))
@@ -76,7 +78,7 @@ def test_root_pool_entry_without_types_gets_the_queried_role(fake: Fake, pkis: d
     ],
 )
 def test_root_pool_entry_types_override_the_queried_role(
-    fake: Fake, pkis: dict[str, PKI], words: dict[str, Any], roles: set[str]
+    fake: ScriptedServer, pkis: dict[str, PKI], words: dict[str, Any], roles: set[str]
 ) -> None:
     certificate = pkis["iso2"].v2g_root.certificate
     entry = {"caCertificate": b64(certificate.der), **words}
@@ -85,7 +87,9 @@ def test_root_pool_entry_types_override_the_queried_role(
     assert not found.unusable
 
 
-def test_root_pool_without_filter_gives_no_role_to_entries_without_types(fake: Fake, pkis: dict[str, PKI]) -> None:
+def test_root_pool_without_filter_gives_no_role_to_entries_without_types(
+    fake: ScriptedServer, pkis: dict[str, PKI]
+) -> None:
     plain, typed = pkis["iso2"].v2g_root.certificate, pkis["iso2"].oem_root.certificate
     entries = [{"caCertificate": b64(plain.der)}, {"caCertificate": b64(typed.der), "rootTypeList": ["OEM"]}]
     found = roots(fake, json_answer({"rootCertificateCollection": entries}))
@@ -93,7 +97,7 @@ def test_root_pool_without_filter_gives_no_role_to_entries_without_types(fake: F
     assert found.unusable == (f"The pool does not say what certificate {plain.display_name} is for.",)
 
 
-def test_root_pool_reports_unknown_types_and_gives_no_role(fake: Fake, pkis: dict[str, PKI]) -> None:
+def test_root_pool_reports_unknown_types_and_gives_no_role(fake: ScriptedServer, pkis: dict[str, PKI]) -> None:
     certificate = pkis["iso2"].v2g_root.certificate
     found = roots(fake, by_type(v2g=[{"caCertificate": b64(certificate.der), "rootType": "everything"}]))
     assert said(found) == {certificate.fingerprint: set()}
@@ -116,7 +120,7 @@ def _shapes(certificate: Certificate) -> list[Any]:
 
 
 @pytest.mark.parametrize("shape", range(9))
-def test_root_pool_reads_every_known_response_shape(fake: Fake, pkis: dict[str, PKI], shape: int) -> None:
+def test_root_pool_reads_every_known_response_shape(fake: ScriptedServer, pkis: dict[str, PKI], shape: int) -> None:
     certificate = pkis["iso2"].v2g_root.certificate
     found = roots(fake, json_answer(_shapes(certificate)[shape]))
     assert said(found) == {certificate.fingerprint: {"v2g"}}
@@ -129,7 +133,7 @@ def test_root_pool_reads_every_known_response_shape(fake: Fake, pkis: dict[str, 
      {"caCertificate": "A" * 100_000}, {"caCertificate": "-----BEGIN CERTIFICATE-----"}, {"rootCertificate": 5}],
 )  # fmt: skip
 def test_root_pool_reports_unreadable_entries_and_keeps_the_others(
-    fake: Fake, pkis: dict[str, PKI], entry: Any
+    fake: ScriptedServer, pkis: dict[str, PKI], entry: Any
 ) -> None:
     certificate = pkis["iso2"].v2g_root.certificate
     found = roots(fake, by_type(v2g=[entry, {"caCertificate": b64(certificate.der)}]))
@@ -145,12 +149,12 @@ def test_root_pool_reports_unreadable_entries_and_keeps_the_others(
      DROP, NOT_HTTP, Reply(200, b'{"a":"' + b"A" * 5_000_000 + b'"}')],
     ids=lambda answer: f"{answer.status}-{answer.body[:12]!r}",
 )  # fmt: skip
-def test_root_pool_raises_for_useless_responses(fake: Fake, answer: Reply) -> None:
+def test_root_pool_raises_for_useless_responses(fake: ScriptedServer, answer: Reply) -> None:
     with pytest.raises(UpstreamError):
         roots(fake, answer)
 
 
-def test_root_pool_raises_if_one_role_fails(fake: Fake, pkis: dict[str, PKI]) -> None:
+def test_root_pool_raises_if_one_role_fails(fake: ScriptedServer, pkis: dict[str, PKI]) -> None:
     fine = by_type(v2g=[{"caCertificate": b64(pkis["iso2"].v2g_root.certificate.der)}])
     with pytest.raises(UpstreamError):
         roots(fake, lambda call: Reply(503) if call.query["pkiType"] == ["oem"] else fine(call))
@@ -158,4 +162,4 @@ def test_root_pool_raises_if_one_role_fails(fake: Fake, pkis: dict[str, PKI]) ->
 
 def test_root_pool_raises_if_unreachable() -> None:
     with pytest.raises(UpstreamError, match="does not answer"):
-        asked(lambda out: RootCertificatePool(out, nowhere()).list_roots())
+        with_outbound(lambda out: RootCertificatePool(out, unused_url()).list_roots())

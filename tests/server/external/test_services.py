@@ -19,7 +19,15 @@ from ccp.server.storage.queries import anchors
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
 from tests.server.external.examples import provisioning_event, serve_chain
-from tests.server.external.scripted_server import DROP, HANG, Fake, Reply, json_answer, refusal, scripted_server
+from tests.server.external.scripted_server import (
+    DROP,
+    HANG,
+    Reply,
+    ScriptedServer,
+    json_answer,
+    refusal,
+    scripted_server,
+)
 from tests.server.http.api.answers import sentences
 from tests.world import AT, Pool, again, b64, new_pcid, start
 
@@ -27,19 +35,19 @@ SECRET = "webhook"
 
 
 @pytest.fixture(scope="module")
-def pki_service() -> Iterator[Fake]:
+def pki_service() -> Iterator[ScriptedServer]:
     with scripted_server() as fake:
         yield fake
 
 
 @pytest.fixture(scope="module")
-def pcp() -> Iterator[Fake]:
+def pcp() -> Iterator[ScriptedServer]:
     with scripted_server() as fake:
         yield fake
 
 
 @pytest.fixture(scope="module")
-def around(pkis: dict[str, PKI], pki_service: Fake, pcp: Fake) -> Iterator[Pool]:
+def around(pkis: dict[str, PKI], pki_service: ScriptedServer, pcp: ScriptedServer) -> Iterator[Pool]:
     options = {
         "pki_url": pki_service.url + "/opnc/v1/pki",
         "pcp_url": pcp.url,
@@ -54,7 +62,7 @@ def around(pkis: dict[str, PKI], pki_service: Fake, pcp: Fake) -> Iterator[Pool]
 REVOKE = "/opnc/v1/pki/pki/revokeCertificate"
 
 
-def test_delete_revokes_first_with_the_given_reason(around: Pool, pki_service: Fake) -> None:
+def test_delete_revokes_first_with_the_given_reason(around: Pool, pki_service: ScriptedServer) -> None:
     pki_service.answers[REVOKE] = Reply(200)
     contract = around.publish(around.car())
     pki_service.calls.clear()
@@ -69,7 +77,7 @@ def test_delete_revokes_first_with_the_given_reason(around: Pool, pki_service: F
 
 
 def test_delete_is_502_if_the_pki_service_hangs(
-    pkis: dict[str, PKI], pki_service: Fake, monkeypatch: pytest.MonkeyPatch
+    pkis: dict[str, PKI], pki_service: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("ccp.server.external.pki_service.REVOKE_TIMEOUT", 0.3)
     pki_service.answers[REVOKE] = HANG
@@ -84,7 +92,7 @@ def test_delete_is_502_if_the_pki_service_hangs(
 
 
 @pytest.mark.parametrize("reply", [refusal(400, "no"), Reply(500), DROP, Reply(200, b"{")])
-def test_delete_is_502_if_the_revocation_fails(around: Pool, pki_service: Fake, reply: Reply) -> None:
+def test_delete_is_502_if_the_revocation_fails(around: Pool, pki_service: ScriptedServer, reply: Reply) -> None:
     pki_service.answers[REVOKE] = reply
     contract = around.publish(around.car())
     sentences(around.emsp.delete(f"/signedcontractdata/{contract.emaid}"), 502)
@@ -93,7 +101,7 @@ def test_delete_is_502_if_the_revocation_fails(around: Pool, pki_service: Fake, 
     assert skipped.status_code == 200
 
 
-def test_delete_does_not_revoke_certificates_of_other_cas(around: Pool, pki_service: Fake) -> None:
+def test_delete_does_not_revoke_certificates_of_other_cas(around: Pool, pki_service: ScriptedServer) -> None:
     pki_service.calls.clear()
     contract = around.publish(around.car(), signer="other_iso2")
     assert around.emsp.delete(f"/signedcontractdata/{contract.emaid}").status_code == 200
@@ -103,7 +111,9 @@ def test_delete_does_not_revoke_certificates_of_other_cas(around: Pool, pki_serv
     assert "X-Revocation-Reason" in sentences(answer, 400)[0]
 
 
-def test_delivery_uses_sub_cas_from_the_provisioning_pool(around: Pool, pcp: Fake, pkis: dict[str, PKI]) -> None:
+def test_delivery_uses_sub_cas_from_the_provisioning_pool(
+    around: Pool, pcp: ScriptedServer, pkis: dict[str, PKI]
+) -> None:
     from ccp.testing.pki import SUB_CA2
 
     sub2 = pkis["iso2"].oem_sub1.issue("OEM Sub2 CA NEW", SUB_CA2, at=AT)
@@ -116,7 +126,9 @@ def test_delivery_uses_sub_cas_from_the_provisioning_pool(around: Pool, pcp: Fak
     assert around.ask(car)[0]["emaid"] == contract.emaid
 
 
-def test_delivery_refuses_vehicles_and_contracts_with_an_old_key(around: Pool, pcp: Fake, pkis: dict[str, PKI]) -> None:
+def test_delivery_refuses_vehicles_and_contracts_with_an_old_key(
+    around: Pool, pcp: ScriptedServer, pkis: dict[str, PKI]
+) -> None:
     car = around.car()
     serve_chain(pcp, car)
     contract = around.publish(car)
@@ -146,7 +158,7 @@ def test_delivery_continues_if_the_provisioning_pool_hangs(
         assert len(silent.calls) == 2
 
 
-def test_provisioning_pool_event_removes_contracts(around: Pool, pcp: Fake) -> None:
+def test_provisioning_pool_event_removes_contracts(around: Pool, pcp: ScriptedServer) -> None:
     car = around.car()
     serve_chain(pcp, car)
     around.publish(car)

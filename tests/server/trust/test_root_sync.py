@@ -23,7 +23,7 @@ from ccp.server.trust.root_sync import RootSyncResult, root_sync_task, sync_root
 from ccp.testing.pki import PKI
 from ccp.x509.certificates import Certificate
 from ccp.x509.profiles import AnchorRole
-from tests.server.external.scripted_server import Call, Fake, Reply, json_answer, scripted_server
+from tests.server.external.scripted_server import Call, Reply, ScriptedServer, json_answer, scripted_server
 from tests.server.trust.root_files import damaged, leaf_that_names_itself, root, rsa_root, signed_by_another
 from tests.world import AT, b64
 
@@ -31,7 +31,7 @@ from tests.world import AT, b64
 class World:
     """A store, and a Root Certificate Pool that lists what `lists` holds."""
 
-    def __init__(self, database: Path, fake: Fake) -> None:
+    def __init__(self, database: Path, fake: ScriptedServer) -> None:
         self.url = f"sqlite:///{database}"
         self.fake = fake
         self.lists: list[dict[str, Any]] = []
