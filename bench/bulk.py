@@ -51,7 +51,7 @@ def make(folder: Path, count: int) -> tuple[Settings, Path]:
     at = datetime.now(UTC)
     world = create(folder, "http://127.0.0.1:1", at, store_samples=False)
     pki = world.pkis["iso2"]
-    car = Car.build(pki, PCID("WEX0FLEET00000000"), at)
+    car = Car.generate(pki, PCID("WEX0FLEET00000000"), at)
     fleet = folder / "fleet.jsonl"
     with fleet.open("wb") as file:
         for number in range(count):

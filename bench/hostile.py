@@ -41,7 +41,7 @@ from ccp.server.sandbox.setup import publish_body
 from ccp.server.storage.engine import schema
 from ccp.server.storage.queries import webhooks as webhook_queries
 from ccp.testing.partners import Car
-from ccp.testing.pki import Addresses, build_pki
+from ccp.testing.pki import PKI, StatusURLs
 from request import token_of
 from rig import processes, world
 
@@ -77,10 +77,12 @@ class Pool:
         self.world = world.build(at, {"iso2": 64})
         self.evil = {}
         for kind in (*BEHAVIOURS, *SLOW):
-            named = Addresses(ocsp=f"{hostile}/{kind}", crl=f"{hostile}/{kind}")
-            pki = build_pki(at, addresses=lambda ca, named=named: named if ca == "eMSP Sub2 CA SIM" else Addresses())
+            named = StatusURLs(ocsp=f"{hostile}/{kind}", crl=f"{hostile}/{kind}")
+            pki = PKI.generate(
+                at, status_urls=lambda ca, named=named: named if ca == "eMSP Sub2 CA SIM" else StatusURLs()
+            )
             self.world.fleets[f"evil {kind}"] = world.Fleet(pki, (), ())
-            car = Car.build(pki, PCID("WXA0EVIL000000001"), at)
+            car = Car.generate(pki, PCID("WXA0EVIL000000001"), at)
             bodies = [publish_body(pki, EMAID(f"DEEXAE{number:08d}"), car, at) for number in range(6)]
             self.evil[kind] = [orjson.dumps(body) for body in bodies]
         asyncio.run(world.fill(self.settings, self.world))

@@ -36,7 +36,7 @@ from ccp.server.domain.parties import Caller
 from ccp.server.sandbox import setup
 from ccp.server.storage.engine import schema
 from ccp.testing.partners import Car
-from ccp.testing.pki import Addresses, Credential, build_pki
+from ccp.testing.pki import PKI, Credential, StatusURLs
 from ccp.x509.certificates import Certificate
 from request import console, free_port, load, message_of, serving, token_of
 
@@ -111,10 +111,10 @@ def main() -> None:
     given = options.parse_args()
     at = datetime.now(UTC)
     port, ocsp_port = free_port(), free_port()
-    addresses = Addresses(ocsp=f"http://127.0.0.1:{ocsp_port}/")
-    pki = build_pki(at, addresses=lambda name: addresses)
+    addresses = StatusURLs(ocsp=f"http://127.0.0.1:{ocsp_port}/")
+    pki = PKI.generate(at, status_urls=lambda name: addresses)
     world = dataclasses.replace(setup.build_world(at), pkis={"iso2": pki})
-    cars = [Car.build(pki, PCID.parse(f"WEX0BENCH{number:08d}"), at) for number in range(CARS)]
+    cars = [Car.generate(pki, PCID.parse(f"WEX0BENCH{number:08d}"), at) for number in range(CARS)]
     bodies = [setup.publish_body(pki, EMAID.parse(f"DEEXAO{n:08d}"), car, at) for n, car in enumerate(cars)]
     issued = {car.provisioning.certificate.serial_number: pki.oem_sub2 for car in cars}
     for body in bodies:

@@ -43,8 +43,8 @@ from ccp.server.storage.queries import contracts as contract_queries
 from ccp.server.storage.queries import revocation as queries
 from ccp.server.storage.queries.anchors import add_by_operator
 from ccp.server.trust.anchors import trusted_certificate
-from ccp.testing.partners import Car, make_contract, namespace_of, sign_contract
-from ccp.testing.pki import OCSP_RESPONDER, PKI, Addresses, Credential, answer_ocsp, build_pki, sign_crl
+from ccp.testing.partners import Car, issue_contract, namespace_of, sign_contract
+from ccp.testing.pki import OCSP_RESPONDER, PKI, Credential, StatusURLs, sign_crl, sign_ocsp_response
 from ccp.x509.certificates import Certificate
 from ccp.x509.crl_ocsp import read_crl, read_ocsp
 from ccp.x509.path_validation import TrustAnchors
@@ -94,11 +94,11 @@ def side_by_side(work: Callable[[], object]) -> tuple[float, float]:
 
 def chains(pki: PKI) -> Table:
     table = Table("chain, P-256", "µs", "× one verification", "aim", box=None, header_style="bold")
-    car = pki.vehicle("WEX0BENCH00000001", at=AT)
+    car = pki.vehicle("WEX0BENCH00000001", now=AT)
     cases = (
         ("vehicle", car, Usage.OEM_PROVISIONING),
         ("provisioning service", pki.cps, Usage.CPS),
-        ("contract", pki.contract("DESIMC00000001", at=AT), Usage.CONTRACT),
+        ("contract", pki.contract("DESIMC00000001", now=AT), Usage.CONTRACT),
     )
     for name, credential, usage in cases:
         for what, work, target in _of(pki, credential, usage):
@@ -142,10 +142,10 @@ def _of(pki: PKI, credential: Credential, usage: Usage) -> list[Case]:
 
 def reading(pki: PKI, unit: float) -> Table:
     table = Table("evidence, P-256", "µs", "× one verification", box=None, header_style="bold")
-    issuer, leaf = pki.emsp_sub2, pki.contract("DESIMC00000001", at=AT).certificate
+    issuer, leaf = pki.emsp_sub2, pki.contract("DESIMC00000001", now=AT).certificate
     times = {"this_update": AT, "next_update": AT + HOUR}
-    direct = answer_ocsp(leaf, issuer, **times)
-    delegated = answer_ocsp(leaf, issuer, responder=issuer.issue("OCSP", OCSP_RESPONDER, at=AT), **times)
+    direct = sign_ocsp_response(leaf, issuer, **times)
+    delegated = sign_ocsp_response(leaf, issuer, responder=issuer.issue("OCSP", OCSP_RESPONDER, now=AT), **times)
     for name, data in (("OCSP response of the issuer", direct), ("OCSP response, delegated", delegated)):
         cost = best(lambda o=data: read_ocsp(o, leaf, issuer.certificate, AT, ""))  # type: ignore[misc]
         table.add_row(name, f"{cost:.0f}", f"{cost / unit:.2f}")
@@ -179,9 +179,9 @@ async def stored(pki: PKI, unit: float) -> Table:
             await load(store, replace(revoked, number=2), issuer)
             row("load it again, nothing new", (time.perf_counter() - began) * 1e6)
 
-            car = Car.build(pki, PCID.parse("WEX0BENCH00000002"), AT)
+            car = Car.generate(pki, PCID.parse("WEX0BENCH00000002"), AT)
             emaid = EMAID.parse("DESIMC00000002")
-            data = sign_contract(pki, make_contract(pki, emaid, car.pcid, car.provisioning.certificate, AT), AT)
+            data = sign_contract(pki, issue_contract(pki, emaid, car.pcid, car.provisioning.certificate, AT), AT)
             anchors, namespace = pki.anchors(), namespace_of(pki)
             root = Fingerprint(pki.v2g_root.certificate.fingerprint)
             later = DeferredRevocation()
@@ -275,7 +275,7 @@ async def cpu(work, count: int) -> float:  # type: ignore[no-untyped-def]
 def main() -> None:
     console.print(f"Python {platform.python_version()}, {platform.machine()}")
     unit = raw_verification()
-    pki = build_pki(AT, addresses=lambda name: Addresses(ocsp="http://ocsp.example"))
+    pki = PKI.generate(AT, status_urls=lambda name: StatusURLs(ocsp="http://ocsp.example"))
     keyed = best(lambda: x509.load_der_x509_certificate(pki.cps.certificate.der).public_key())
     console.print(f"one raw P-256 verification: {unit:.0f} µs; reading a certificate and its key: {keyed:.0f} µs more")
     console.print(chains(pki))

@@ -37,8 +37,8 @@ from ccp.server.storage import Store, connect
 from ccp.server.storage.engine import schema
 from ccp.server.storage.engine.query import Query
 from ccp.server.storage.snapshot_refresh import REFRESH_INTERVAL
-from ccp.testing.partners import Car, make_contract, sign_contract
-from ccp.testing.pki import PKI, Credential, build_pki
+from ccp.testing.partners import Car, issue_contract, sign_contract
+from ccp.testing.pki import Credential, PKI
 from ccp.verify import InstallationResponse
 from tests.databases import fresh, sql
 
@@ -52,7 +52,7 @@ ISO2, ISO20 = str(Namespace.ISO2), str(Namespace.ISO20)
 def build_pkis() -> dict[str, PKI]:
     """iso2 and other_iso2 (P-256), iso20 (P-521), ed448 (with X448), and stranger (P-256), which no pool trusts."""
     algorithms = {"iso2": "P-256", "other_iso2": "P-256", "iso20": "P-521", "ed448": "Ed448", "stranger": "P-256"}
-    return {name: build_pki(AT, algorithm=algorithm) for name, algorithm in algorithms.items()}  # type: ignore[arg-type]
+    return {name: PKI.generate(AT, algorithm=algorithm) for name, algorithm in algorithms.items()}  # type: ignore[arg-type]
 
 
 def party(name: str, *roles: PartyRole, providers: str = "", wmis: str = "", operators: str = "", **more: Any) -> Party:
@@ -150,7 +150,7 @@ class Pool:
         return self.world.pkis[name]
 
     def car(self, edition: str = "iso2", wmi: str = "WEX") -> Car:
-        return Car.build(self.pki(edition), new_pcid(wmi), AT)
+        return Car.generate(self.pki(edition), new_pcid(wmi), AT)
 
     def contract(
         self,
@@ -167,7 +167,7 @@ class Pool:
         """
         pki = signer if isinstance(signer, PKI) else self.pki(signer or edition_of(car))
         emaid = emaid or new_emaid()
-        bundle = make_contract(pki, emaid, car.pcid, car.provisioning.certificate, AT, valid)
+        bundle = issue_contract(pki, emaid, car.pcid, car.provisioning.certificate, AT, valid)
         message = sign_contract(pki, bundle, AT)
         members = {**put_body(message, emaid, car.pcid, str(car.namespace)), **(body or {})}
         return Contract(emaid, message, members, bundle.contract.certificate.der)
@@ -257,12 +257,12 @@ def expired_car(pki: PKI, pcid: PCID | None = None) -> Car:
     """A car whose provisioning certificate ended an hour ago."""
     pcid = pcid or new_pcid()
     valid = (AT - timedelta(days=1), AT - timedelta(hours=1))
-    return Car.of(pki, pki.vehicle(pcid, at=AT, valid=valid), pcid)
+    return Car.from_credential(pki, pki.vehicle(pcid, now=AT, valid=valid), pcid)
 
 
 def again(pki: PKI, car: Car) -> Credential:
     """Another provisioning certificate, with another key, for the same vehicle."""
-    return pki.vehicle(car.pcid, at=AT)
+    return pki.vehicle(car.pcid, now=AT)
 
 
 def put_body(message: bytes, emaid: str, pcid: str, namespace: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from ccp.server.app import build_services
 from ccp.server.domain.parties import PartyRole
 from ccp.server.storage.engine import schema
 from ccp.server.storage.queries import peers as registry
-from ccp.testing.partners import Car, make_contract, sign_contract
+from ccp.testing.partners import Car, issue_contract, sign_contract
 from request import token_of
 from rig import fake_peers, processes, world
 from rig.open_loop import Stream, running
@@ -65,13 +65,13 @@ def run(short: bool, folder: Path) -> Iterator[Row]:
     built = world.build(at, {"iso2": plan.cars})
     pki = built.fleets["iso2"].pki
     unknown = [
-        Car.build(pki, PCID(f"WXA0FLOOD{number:08d}"), at) for number in range(int(plan.flood * plan.seconds * 1.3))
+        Car.generate(pki, PCID(f"WXA0FLOOD{number:08d}"), at) for number in range(int(plan.flood * plan.seconds * 1.3))
     ]
-    searched = [Car.build(pki, PCID(f"WXC0AFAR0{number:08d}"), at) for number in range(plan.searched)]
+    searched = [Car.generate(pki, PCID(f"WXC0AFAR0{number:08d}"), at) for number in range(plan.searched)]
     far = {}
     for number, car in enumerate(searched):
         emaid = EMAID(f"DEEXCF{number:08d}")
-        message = sign_contract(pki, make_contract(pki, emaid, car.pcid, car.provisioning.certificate, at), at)
+        message = sign_contract(pki, issue_contract(pki, emaid, car.pcid, car.provisioning.certificate, at), at)
         item = {
             "certificateInstallationRes": encode_base64(exi.replace_header_fields(message, session_id=_SESSION)),
             "emaid": emaid,

@@ -36,8 +36,8 @@ from ccp.server.app import build_services
 from ccp.server.domain.parties import PartyRole
 from ccp.server.sandbox import setup
 from ccp.server.storage.engine import schema
-from ccp.testing.partners import Car, make_contract, sign_contract
-from ccp.testing.pki import OCSP_RESPONDER, PKI, Addresses, Credential, answer_ocsp, build_pki, sign_crl
+from ccp.testing.partners import Car, issue_contract, sign_contract
+from ccp.testing.pki import OCSP_RESPONDER, PKI, Credential, StatusURLs, sign_crl, sign_ocsp_response
 from ccp.verify.trust_folder import is_self_issued
 from ccp.x509.certificates import Certificate
 from request import token_of
@@ -73,16 +73,16 @@ class Profile:
 
 def _profiles(at: datetime, url: str) -> list[Profile]:
     made: list[tuple[str, PKI]] = [
-        ("P-256", build_pki(at)),
+        ("P-256", PKI.generate(at)),
         ("P-256, rich", rich_pki(at, url=url)),
         ("P-521, rich", rich_pki(at, "P-521", full=True, url=url)),
         ("Ed448, rich", rich_pki(at, "Ed448", full=True, url=url)),
     ]
     found = []
     for number, (name, pki) in enumerate(made):
-        car = Car.build(pki, PCID.parse(f"WXA0FLIPS{number:08d}"), at)
+        car = Car.generate(pki, PCID.parse(f"WXA0FLIPS{number:08d}"), at)
         emaid = EMAID.parse(f"DEEXAF{number:08d}")
-        bundle = make_contract(pki, emaid, car.pcid, car.provisioning.certificate, at)
+        bundle = issue_contract(pki, emaid, car.pcid, car.provisioning.certificate, at)
         _note(pki, car.provisioning, bundle.contract)
         found.append(Profile(name, pki, car, emaid, sign_contract(pki, bundle, at), car.request(bytes(range(8)), at)))
     return found
@@ -203,7 +203,7 @@ def run(short: bool, folder: Path) -> Iterator[Row]:
     loaded = settings.load(config, database=database)
     logging.configure(loaded)
     warnings.simplefilter("ignore")
-    asked = build_pki(at)
+    asked = PKI.generate(at)
     members = tuple(world._member(role, "A") for role in (PartyRole.CPO, PartyRole.CPS))
     log = folder / "server.log"
     with ExitStack() as stack:
@@ -255,7 +255,7 @@ def _responder(pki: PKI, at: datetime) -> Iterator[int]:
     """An OCSP responder that answers "good" for any certificate, with the bit flipped that the path names."""
     issuer = pki.emsp_sub2
     times = {"this_update": at - timedelta(minutes=1), "next_update": at + timedelta(hours=8)}
-    signer = issuer.issue("OCSP", OCSP_RESPONDER, at=at)
+    signer = issuer.issue("OCSP", OCSP_RESPONDER, now=at)
     crl = sign_crl(issuer, dict.fromkeys(range(1, 4), at), **times)
 
     class Handler(BaseHTTPRequestHandler):
@@ -268,7 +268,7 @@ def _responder(pki: PKI, at: datetime) -> Iterator[int]:
             request = ocsp.load_der_ocsp_request(self.rfile.read(int(self.headers.get("Content-Length", 0))))
             certificate, its_issuer = _ISSUED[request.serial_number]
             delegated = signer if "delegated" in self.path else None
-            self._say(answer_ocsp(certificate, its_issuer, **times, responder=delegated))
+            self._say(sign_ocsp_response(certificate, its_issuer, **times, responder=delegated))
 
         def do_GET(self) -> None:
             self._say(crl, 404 if self.path.endswith(".crl") else 200)  # The rich profiles' own list is not there.
@@ -299,15 +299,15 @@ _ISSUED: Final[dict[int, tuple[Certificate, Credential]]] = {}
 
 
 def _evidence(pool: Pool, pki: PKI, port: int, short: bool, at: datetime) -> Iterator[Row]:
-    car = Car.build(pki, PCID.parse("WXA0ASKED00000001"), at)
+    car = Car.generate(pki, PCID.parse("WXA0ASKED00000001"), at)
     numbers = iter(range(10**8))
 
     def publish(path: str, crl: bool, number: int, dry: bool) -> tuple[int, bool]:
         url = f"http://127.0.1.{number % _HOSTS + 1}:{port}/{path}/{number}"
-        named = Addresses(crl=url) if crl else Addresses(ocsp=url)
-        own = replace(pki, emsp_sub2=replace(pki.emsp_sub2, addresses=named))
+        named = StatusURLs(crl=url) if crl else StatusURLs(ocsp=url)
+        own = replace(pki, emsp_sub2=replace(pki.emsp_sub2, status_urls=named))
         emaid = EMAID.parse(f"DEEXAA{number:08d}")
-        bundle = make_contract(own, emaid, car.pcid, car.provisioning.certificate, at)
+        bundle = issue_contract(own, emaid, car.pcid, car.provisioning.certificate, at)
         leaf = bundle.contract.certificate
         _ISSUED[leaf.serial_number] = leaf, pki.emsp_sub2
         profile = Profile("", own, car, emaid, b"", b"")

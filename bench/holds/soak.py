@@ -17,7 +17,7 @@ from ccp.server.app import build_services
 from ccp.server.sandbox import setup
 from ccp.server.settings import Settings
 from ccp.server.storage.engine import schema
-from ccp.testing.pki import PKI, build_pki
+from ccp.testing.pki import PKI
 from request import token_of
 from rig import bounds, inspection, processes, world
 from rig.containers import Size
@@ -97,7 +97,7 @@ def run(short: bool, folder: Path, minutes: float = MINUTES, rate: float = 1.0) 
     schema.upgrade(database)
     loaded = settings.load(config, database=database)
     logging.configure(loaded)
-    made, evil = world.build(at, {"iso2": 16, "iso20": 16} if short else {"iso2": 128, "iso20": 64}), build_pki(at)
+    made, evil = world.build(at, {"iso2": 16, "iso20": 16} if short else {"iso2": 128, "iso20": 64}), PKI.generate(at)
     asyncio.run(world.fill(loaded, made))
     asyncio.run(_trust(loaded, evil, at))
     sockets, log = folder / "s", folder / "server.log"

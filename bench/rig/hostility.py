@@ -29,8 +29,8 @@ from typing import Any, Final
 from ccp.ids import EMAID, PCID, Namespace
 from ccp.schemas.common import encode_base64
 from ccp.server.domain.parties import PartyRole
-from ccp.testing.partners import Car, make_contract, sign_contract
-from ccp.testing.pki import CONTRACT, PKI, Addresses, answer_ocsp, sign_crl
+from ccp.testing.partners import Car, issue_contract, sign_contract
+from ccp.testing.pki import CONTRACT, PKI, StatusURLs, sign_crl, sign_ocsp_response
 from rig import world
 from rig.world import PATH
 
@@ -136,7 +136,7 @@ class _Caller:
     def unknown_car(self) -> int:
         fleet = self.chance.choice(list(self._whole._world.fleets.values()))
         pcid = PCID.parse(f"WXQ0U{self.chance.randrange(10**12):012d}")
-        car = Car.of(fleet.pki, fleet.pki.vehicle(pcid, at=self._at), pcid)
+        car = Car.from_credential(fleet.pki, fleet.pki.vehicle(pcid, now=self._at), pcid)
         return self._post(car.request(self.chance.randbytes(8), self._at), str(car.namespace))
 
     def new_address(self) -> int:
@@ -145,12 +145,12 @@ class _Caller:
         host = f"127.{number >> 16 & 127}.{number >> 8 & 255}.{number & 255}" if number % 4 else "127.0.0.1"
         base = f"http://{host}:{self.responder}/{number}"
         pki = self._whole._evil
-        named = replace(pki.emsp_sub2, addresses=Addresses(ocsp=base, crl=base + ".crl"))
+        named = replace(pki.emsp_sub2, status_urls=StatusURLs(ocsp=base, crl=base + ".crl"))
         pki = replace(pki, emsp_sub2=named)
         pcid = PCID.parse(f"WXAE0{number % 10**12:012d}")
         emaid = EMAID.parse(f"DEEXAN{number % 10**8:08d}")
-        car = Car.of(pki, pki.vehicle(pcid, at=self._at), pcid)
-        message = sign_contract(pki, make_contract(pki, emaid, pcid, car.provisioning.certificate, self._at), self._at)
+        car = Car.from_credential(pki, pki.vehicle(pcid, now=self._at), pcid)
+        message = sign_contract(pki, issue_contract(pki, emaid, pcid, car.provisioning.certificate, self._at), self._at)
         body = {
             "certificateInstallationRes": encode_base64(message),
             "emaid": emaid,
@@ -262,8 +262,8 @@ def _responder(evil: PKI) -> Iterator[int]:
     """A server for OCSP and CRLs that answers with good answers of other certificates, flipped ones, and garbage."""
     at = datetime.now(UTC).replace(microsecond=0)
     issuer, times = evil.emsp_sub2, {"this_update": at - timedelta(minutes=1), "next_update": at + timedelta(hours=8)}
-    other = issuer.issue("DEEXAOTHER0001", CONTRACT, at=at).certificate
-    response = answer_ocsp(other, issuer, **times)
+    other = issuer.issue("DEEXAOTHER0001", CONTRACT, now=at).certificate
+    response = sign_ocsp_response(other, issuer, **times)
     crl = sign_crl(issuer, dict.fromkeys(range(1, 40), at), **times)
     chance = random.Random(5)
 

@@ -25,8 +25,8 @@ from ccp.server.domain.parties import Caller, Party, PartyRole
 from ccp.server.sandbox import setup
 from ccp.server.settings import Settings
 from ccp.server.storage.queries import revocation
-from ccp.testing.partners import Car, make_contract, sign_contract
-from ccp.testing.pki import PKI, Addresses, Credential, build_pki
+from ccp.testing.partners import Car, issue_contract, sign_contract
+from ccp.testing.pki import PKI, Credential, StatusURLs
 from ccp.x509.certificates import Certificate
 from ccp.x509.revocation_evidence import Evidence, RevocationStatus
 
@@ -81,13 +81,13 @@ def build(at: datetime, counts: dict[str, int]) -> World:
     algorithms = {"iso2": "P-256", "iso20": "P-521"}
     fleets = {}
     for edition, count in counts.items():
-        pki = build_pki(at, algorithm=algorithms[edition], addresses=_responder)  # type: ignore[arg-type]
+        pki = PKI.generate(at, algorithm=algorithms[edition], status_urls=_responder)  # type: ignore[arg-type]
         fleets[edition] = _fleet(pki, edition.removeprefix("iso"), count, at)
     return World(at, fleets, {(role, letter): _member(role, letter) for letter in SETS for role in _ROLES})
 
 
-def _responder(name: str) -> Addresses:
-    return Addresses(ocsp="http://ocsp.example/")
+def _responder(name: str) -> StatusURLs:
+    return StatusURLs(ocsp="http://ocsp.example/")
 
 
 _ROLES: Final = (PartyRole.CPO, PartyRole.CPS, PartyRole.EMSP, PartyRole.OEM)
@@ -127,8 +127,8 @@ def _fleet(pki: PKI, edition: str, count: int, at: datetime) -> Fleet:
         letter = SETS[number % len(SETS)]
         pcid = PCID.parse(_numbered(f"{wmi(letter)}0B{edition}", number, 17))
         emaid = EMAID.parse(_numbered(f"{provider(letter)}C{edition}", number, 14))
-        car = Car.build(pki, pcid, at)
-        bundle = make_contract(pki, emaid, pcid, car.provisioning.certificate, at)
+        car = Car.generate(pki, pcid, at)
+        bundle = issue_contract(pki, emaid, pcid, car.provisioning.certificate, at)
         message = sign_contract(pki, bundle, at)
         publication = {
             "certificateInstallationRes": encode_base64(message),

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509.oid import ExtensionOID
 
 from ccp.exi import ISO2, decode, encode
-from ccp.testing.partners import Car, make_contract, sign_contract
+from ccp.testing.partners import Car, issue_contract, sign_contract
 from ccp.testing.pki import PKI, Credential, subject_name
 from ccp.x509.certificates import Certificate
 from tests.server.http.api.answers import sentences
@@ -67,7 +67,7 @@ def test_a_provisioning_service_whose_signature_claims_an_unused_bit_is_refused(
 def test_a_contract_whose_key_is_no_point_on_its_curve_is_refused(pool: Pool, edition: str) -> None:
     """Nothing here uses that key, and OpenSSL does not read it."""
     pki, car, emaid = pool.pki(edition), pool.car(edition), new_emaid()
-    bundle = make_contract(pki, emaid, car.pcid, car.provisioning.certificate, AT)
+    bundle = issue_contract(pki, emaid, car.pcid, car.provisioning.certificate, AT)
     point = bundle.contract.certificate.x509.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
 
     def edit(tbs: Any) -> None:
@@ -126,8 +126,8 @@ def test_a_provisioning_service_whose_issuer_is_written_otherwise_publishes(pool
 def test_cars_of_a_ca_that_changed_its_string_type_get_their_contracts(pool: Pool) -> None:
     """The pool knows the sub-CA in one spelling, and the cars' certificates name it in another."""
     pki, pcid = pool.pki(), new_pcid()
-    provisioning = reissued(pki.vehicle(pcid, at=AT), pki.oem_sub2, in_other_letters(pki.oem_sub2))
-    car = Car.of(pki, provisioning, pcid)
+    provisioning = reissued(pki.vehicle(pcid, now=AT), pki.oem_sub2, in_other_letters(pki.oem_sub2))
+    car = Car.from_credential(pki, provisioning, pcid)
     contract = pool.publish(car)
     assert pool.ask(car)[0]["emaid"] == contract.emaid
 
@@ -174,8 +174,8 @@ def test_an_extension_that_raises_a_key_error_is_unreadable(pool: Pool, what: st
 
     if what == "vehicle":
         pcid = new_pcid()
-        provisioning = reissued(pki.vehicle(pcid, at=AT), pki.oem_sub2, edit)
-        answer = pool.post(Car.of(pki, provisioning, pcid))
+        provisioning = reissued(pki.vehicle(pcid, now=AT), pki.oem_sub2, edit)
+        answer = pool.post(Car.from_credential(pki, provisioning, pcid))
         assert answer.status_code == 200, answer.text
         (item,) = answer.json()["signedContractDataCollection"]
         assert "The extensions of certificate" in item["metaData"]
@@ -184,7 +184,7 @@ def test_an_extension_that_raises_a_key_error_is_unreadable(pool: Pool, what: st
         answer = put(pool, with_cps(pki, forge(pki.cps.certificate, pki.cps_sub2.key, edit)))
     else:
         car, emaid = pool.car(), new_emaid()
-        bundle = make_contract(pki, emaid, car.pcid, car.provisioning.certificate, AT)
+        bundle = issue_contract(pki, emaid, car.pcid, car.provisioning.certificate, AT)
         bundle = replace(bundle, contract=reissued(bundle.contract, pki.emsp_sub2, edit))
         body = put_body(sign_contract(pki, bundle, AT), emaid, car.pcid, str(car.namespace))
         answer = pool.cps.put("/signedcontractdata", json=body)

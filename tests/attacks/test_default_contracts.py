@@ -38,7 +38,7 @@ def purge(pool: Pool, contract: Contract) -> None:
 def test_default_of_the_other_edition_does_not_block_delivery(pool: Pool) -> None:
     """A car with both editions has one PCID; its default is signed for ISO 15118-20 alone."""
     car = pool.car("iso2")
-    twenty = Car.build(pool.pki("iso20"), car.pcid, AT)
+    twenty = Car.generate(pool.pki("iso20"), car.pcid, AT)
     default, other = pool.publish(twenty), pool.publish(car)
     assert pool.listed(twenty)[0]["defaultContract"] is True
     assert emaids(pool, car) == [other.emaid]

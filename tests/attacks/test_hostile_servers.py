@@ -19,7 +19,7 @@ from ccp.server.external.outbound import OutboundClient, OutboundError
 from ccp.server.runtime.loop_budget import LoopBudget
 from ccp.server.storage.queries import webhooks
 from ccp.testing.partners import Car
-from ccp.testing.pki import Addresses, build_pki
+from ccp.testing.pki import PKI, StatusURLs
 from tests.attacks.hostile import BEHAVIOURS, SLOW, hostile_server
 from tests.client.servers import Reply, scripted
 from tests.server.events.receiver import webhook
@@ -306,9 +306,9 @@ def test_endless_webhook_responses_do_not_delay_deliveries(pkis: dict[str, objec
 @pytest.mark.parametrize("kind", ["interim", "chunks"])
 def test_endless_ocsp_and_crl_responses_do_not_delay_deliveries(hostile: str, kind: str) -> None:
     """Six PUTs whose certificates name such a server. Before, one car waited for almost six seconds."""
-    addresses = Addresses(ocsp=f"{hostile}/{kind}", crl=f"{hostile}/{kind}")
-    evil = build_pki(AT, addresses=lambda ca: addresses if ca == "eMSP Sub2 CA SIM" else Addresses())
-    with start({"iso2": build_pki(AT), "evil": evil}, egress_allow_networks=LOOPBACK) as pool:
+    addresses = StatusURLs(ocsp=f"{hostile}/{kind}", crl=f"{hostile}/{kind}")
+    evil = PKI.generate(AT, status_urls=lambda ca: addresses if ca == "eMSP Sub2 CA SIM" else StatusURLs())
+    with start({"iso2": PKI.generate(AT), "evil": evil}, egress_allow_networks=LOOPBACK) as pool:
         contracts = [pool.contract(pool.car(), signer="evil") for _ in range(6)]
         car = served(pool)
         with ThreadPoolExecutor(6) as threads:

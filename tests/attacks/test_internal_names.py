@@ -13,7 +13,7 @@ from structlog.testing import CapturingLogger
 from ccp.server.external import outbound as module
 from ccp.server.external import resolver
 from ccp.server.external.outbound import OutboundClient, OutboundError
-from ccp.testing.pki import Addresses, build_pki
+from ccp.testing.pki import PKI, StatusURLs
 from tests.server.events.webhook_api import call
 from tests.server.http.api.answers import sentences
 from tests.server.http.api.test_trust import put
@@ -41,11 +41,13 @@ def pool() -> Iterator[Pool]:
         return system(host)
 
     def naming(host: str) -> Any:
-        return build_pki(AT, addresses=lambda ca: Addresses(ocsp=f"http://{host}/x") if ca == SUB2 else Addresses())
+        return PKI.generate(
+            AT, status_urls=lambda ca: StatusURLs(ocsp=f"http://{host}/x") if ca == SUB2 else StatusURLs()
+        )
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resolver, "system_lookup", lookup)
-        pkis = {"iso2": build_pki(AT), "there": naming("inside.corp.test"), "nowhere": naming("nothing.corp.test")}
+        pkis = {"iso2": PKI.generate(AT), "there": naming("inside.corp.test"), "nowhere": naming("nothing.corp.test")}
         with start(pkis) as running:
             yield running
 

@@ -102,7 +102,7 @@ def refused_cars(pool: Pool, edition: str) -> Iterator[tuple[Car, bytes, str, st
     pool.expire(pool.publish(ended).emaid)
     yield ended, ended.request(SESSION, AT), NO, WARN
     thief = pool.car(edition)
-    forged = Car.of(pki, again(pki, thief), thief.pcid).request(SESSION, AT)
+    forged = Car.from_credential(pki, again(pki, thief), thief.pcid).request(SESSION, AT)
     stolen: Any = exi.decode(thief.request(SESSION, AT))
     signed: Any = exi.decode(forged)
     mixed = exi.encode(stolen._replace(Header=stolen.Header._replace(Signature=signed.Header.Signature)))
@@ -110,7 +110,7 @@ def refused_cars(pool: Pool, edition: str) -> Iterator[tuple[Car, bytes, str, st
     old = expired_car(pki)
     yield old, old.request(SESSION, AT), "FAILED_CertificateExpired", "WARNING_CertificateExpired"
     if edition == "iso2":
-        stranger = Car.build(pool.pki("stranger"), new_pcid(), AT)
+        stranger = Car.generate(pool.pki("stranger"), new_pcid(), AT)
         yield stranger, stranger.request(SESSION, AT), "FAILED_CertChainError", "WARNING_CertificateValidationError"
 
 

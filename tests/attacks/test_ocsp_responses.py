@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import rsa
 from cryptography.x509 import ocsp
 
-from ccp.testing.pki import CONTRACT, OCSP_RESPONDER, PKI, Addresses, build_pki, subject_name
+from ccp.testing.pki import CONTRACT, OCSP_RESPONDER, PKI, StatusURLs, subject_name
 from tests.server.trust.revocation.made import answer, ocsp_response, unused
 from tests.server.trust.revocation.servers import Reply, Server, http_server
 from tests.world import AT, Pool, start
@@ -26,8 +26,8 @@ def server() -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def pki(server: Server) -> PKI:
     """The provisioning service's certificate names a responder; no other certificate names anything."""
-    named = {"CPS Sub2 CA SIM": Addresses(ocsp=server.url + "/ocsp")}
-    return build_pki(AT, addresses=lambda name: named.get(name, Addresses()))
+    named = {"CPS Sub2 CA SIM": StatusURLs(ocsp=server.url + "/ocsp")}
+    return PKI.generate(AT, status_urls=lambda name: named.get(name, StatusURLs()))
 
 
 @pytest.fixture(scope="module")
@@ -45,8 +45,8 @@ def put(pool: Pool, server: Server, data: bytes) -> httpx.Response:
 
 def test_ocsp_responder_certificate_may_be_last(pool: Pool, pki: PKI, server: Server) -> None:
     leaf, issuer = pki.cps.certificate, pki.cps_sub2
-    responder = issuer.issue("OCSP", OCSP_RESPONDER, at=AT)
-    others = [pki.emsp_sub2.issue(f"Other {number}", CONTRACT, at=AT).certificate.x509 for number in range(9)]
+    responder = issuer.issue("OCSP", OCSP_RESPONDER, now=AT)
+    others = [pki.emsp_sub2.issue(f"Other {number}", CONTRACT, now=AT).certificate.x509 for number in range(9)]
     own = responder.certificate.x509
     answered = put(pool, server, ocsp_response(issuer, leaf, responder.key, [*others, own], responder=own))
     assert answered.status_code == 201, answered.text

@@ -148,7 +148,7 @@ def test_invalid_contract_of_a_peer_keeps_the_circuit_closed(pkis: dict[str, PKI
         pool.change(peers.add(Peer("far", peer.url, token="t"), AT))
         until_known(pool, "far")
         car = pool.car()
-        stranger = Car.of(pool.pki("stranger"), car.provisioning, car.pcid)
+        stranger = Car.from_credential(pool.pki("stranger"), car.provisioning, car.pcid)
         for reply in (
             opnc(pool.contract(stranger, signer="stranger")),  # It verifies there, where other roots are trusted.
             opnc(pool.contract(car), emaid="DEEXAZ99999999"),

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 from cryptography.x509.oid import AuthorityInformationAccessOID
 
-from ccp.testing.pki import PKI, Addresses, Credential, build_pki
+from ccp.testing.pki import PKI, Credential, StatusURLs
 from tests.server.http.api.answers import sentences
 from tests.server.http.api.test_trust import LOOPBACK, put
 from tests.server.trust.revocation.servers import Reply, Request, Server, http_server
@@ -39,7 +39,7 @@ def server() -> Iterator[Server]:
 
 
 @dataclass(frozen=True)
-class Several(Addresses):
+class Several(StatusURLs):
     urls: tuple[str, ...] = ()
 
     def extensions(self) -> tuple[tuple[x509.ExtensionType, bool], ...]:
@@ -50,7 +50,7 @@ class Several(Addresses):
 
 def naming(*urls: str) -> PKI:
     """A PKI whose contracts name these addresses of responders."""
-    return build_pki(AT, addresses=lambda ca: Several(urls=urls) if ca == SUB2 else Addresses())
+    return PKI.generate(AT, status_urls=lambda ca: Several(urls=urls) if ca == SUB2 else StatusURLs())
 
 
 @pytest.fixture(scope="module")

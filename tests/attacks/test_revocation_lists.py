@@ -11,7 +11,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from ccp.testing.pki import PKI, Addresses, build_pki
+from ccp.testing.pki import PKI, StatusURLs
 from ccp.x509.certificates import Certificate
 from tests.cli.run import ccp
 from tests.server.trust.revocation.made import crl, serve_crl
@@ -30,8 +30,8 @@ def server() -> Iterator[Server]:
 @pytest.fixture(scope="module")
 def pki(server: Server) -> PKI:
     """The provisioning service's certificate names a list; no other certificate names anything."""
-    named = {"CPS Sub2 CA SIM": Addresses(crl=server.url + LIST)}
-    return build_pki(AT, addresses=lambda name: named.get(name, Addresses()))
+    named = {"CPS Sub2 CA SIM": StatusURLs(crl=server.url + LIST)}
+    return PKI.generate(AT, status_urls=lambda name: named.get(name, StatusURLs()))
 
 
 @pytest.fixture(scope="module")

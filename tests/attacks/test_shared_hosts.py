@@ -14,7 +14,7 @@ from cryptography.x509 import ocsp
 from ccp.server.external import resolver
 from ccp.server.external.outbound import OutboundClient, OutboundError
 from ccp.server.trust.revocation_client import RevocationClient
-from ccp.testing.pki import PKI, Addresses, build_pki
+from ccp.testing.pki import PKI, StatusURLs
 from ccp.x509.certificates import Certificate
 from tests.attacks.test_responder_addresses import ByPrefix, good
 from tests.server.http.api.answers import sentences
@@ -34,7 +34,7 @@ def server() -> Iterator[Server]:
 
 
 def naming(url: str) -> PKI:
-    return build_pki(AT, addresses=lambda ca: Addresses(ocsp=url) if ca == SUB2 else Addresses())
+    return PKI.generate(AT, status_urls=lambda ca: StatusURLs(ocsp=url) if ca == SUB2 else StatusURLs())
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def pool(server: Server, names: None) -> Iterator[Pool]:
 
 @pytest.mark.parametrize("attacker", ["tls", "failing"])
 def test_circuits_of_one_host_are_separate_per_issuer(pool: Pool, server: Server, attacker: str) -> None:
-    """Addresses on the victim's host, under another scheme or path, that fail again and again."""
+    """StatusURLs on the victim's host, under another scheme or path, that fail again and again."""
     for _ in range(6):
         answer = put(pool, pool.contract(pool.car(), signer=attacker))
         assert answer.status_code == 503, answer.text

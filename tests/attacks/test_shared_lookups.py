@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from ccp.server.external import resolver
-from ccp.testing.pki import PKI, SUB_CA2, Addresses, build_pki
+from ccp.testing.pki import PKI, SUB_CA2, StatusURLs
 from tests.attacks.test_responder_addresses import ByPrefix, good
 from tests.server.http.api.answers import sentences
 from tests.server.http.api.test_trust import LOOPBACK, put
@@ -44,14 +44,14 @@ def released(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
 
 def naming(pki: PKI, url: str) -> PKI:
     """The same CAs, whose next contracts name this responder."""
-    return replace(pki, emsp_sub2=replace(pki.emsp_sub2, addresses=Addresses(ocsp=url)))
+    return replace(pki, emsp_sub2=replace(pki.emsp_sub2, status_urls=StatusURLs(ocsp=url)))
 
 
 def test_lookup_of_a_host_is_separate_per_issuer(server: Server, released: threading.Event) -> None:
     """One CA's certificates name four silent domains, and then the responder of another CA."""
     port = server.url.rpartition(":")[2]
     host = f"http://ocsp.victim.test:{port}"
-    victim, attacker = naming(build_pki(AT), f"{host}/victim"), build_pki(AT)
+    victim, attacker = naming(PKI.generate(AT), f"{host}/victim"), PKI.generate(AT)
     server.answers["/victim"] = lambda request: Reply(good(victim.emsp_sub2, request.body))
     urls = [*(f"http://ocsp.d{n}.silent:{port}/" for n in range(4)), *[f"{host}/attacker"] * 4]
     with start({"iso2": victim, "attacker": attacker}, egress_allow_networks=LOOPBACK) as pool:
@@ -70,8 +70,8 @@ def test_lookup_of_a_host_is_separate_per_issuer(server: Server, released: threa
 def test_shared_crl_fetch_is_retried_for_another_party(server: Server, released: threading.Event) -> None:
     """A party that has used up its lookups asks for a list of a CA that others use, too."""
     port = server.url.rpartition(":")[2]
-    shared, attacker = build_pki(AT), build_pki(AT)
-    sub2 = replace(shared.emsp_sub2, addresses=Addresses(crl=f"http://crl.shared.test:{port}/list"))
+    shared, attacker = PKI.generate(AT), PKI.generate(AT)
+    sub2 = replace(shared.emsp_sub2, status_urls=StatusURLs(crl=f"http://crl.shared.test:{port}/list"))
     shared = replace(shared, emsp_sub2=sub2)
     server.says("/list", crl(sub2))
     with start({"iso2": shared, "attacker": attacker}, egress_allow_networks=LOOPBACK) as pool:
@@ -88,7 +88,7 @@ def test_shared_crl_fetch_is_retried_for_another_party(server: Server, released:
 
 def fill_lookups(pool: Pool, attacker: PKI, port: str) -> None:
     """Nine sub-CAs of one party, each of which names four silent hosts in two domains."""
-    sub_cas = [attacker.emsp_sub1.issue(f"Sub2 CA {number}", SUB_CA2, at=AT) for number in range(9)]
+    sub_cas = [attacker.emsp_sub1.issue(f"Sub2 CA {number}", SUB_CA2, now=AT) for number in range(9)]
     contracts = [
         pool.contract(
             pool.car(),
@@ -106,7 +106,7 @@ def fill_lookups(pool: Pool, attacker: PKI, port: str) -> None:
 def test_lookups_per_party_are_limited_across_issuers(server: Server, released: threading.Event) -> None:
     """A root of its own makes any number of sub-CAs, each of which names four silent hosts in two domains."""
     port = server.url.rpartition(":")[2]
-    victim, attacker = naming(build_pki(AT), f"http://ocsp.victim.test:{port}/victim"), build_pki(AT)
+    victim, attacker = naming(PKI.generate(AT), f"http://ocsp.victim.test:{port}/victim"), PKI.generate(AT)
     server.answers["/victim"] = lambda request: Reply(good(victim.emsp_sub2, request.body))
     with start({"iso2": victim, "attacker": attacker}, egress_allow_networks=LOOPBACK) as pool:
         fill_lookups(pool, attacker, port)

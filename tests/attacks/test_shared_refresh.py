@@ -8,7 +8,7 @@ from datetime import timedelta
 
 import pytest
 
-from ccp.testing.pki import Addresses
+from ccp.testing.pki import StatusURLs
 from ccp.x509.certificates import Certificate
 from tests.server.trust.revocation.made import AT, Bench, answer, branch, run
 from tests.server.trust.revocation.servers import Reply, Request, Server, http_server
@@ -23,7 +23,7 @@ def server() -> Iterator[Server]:
 def test_refresh_of_one_issuer_is_not_delayed_by_another(server: Server) -> None:
     """The other CA's certificates are due first, and name the host of the victim's responder."""
     attacker, victim = (
-        branch(addresses={"sub2": Addresses(ocsp=f"{server.url}/{name}")}) for name in ("attacker", "victim")
+        branch(addresses={"sub2": StatusURLs(ocsp=f"{server.url}/{name}")}) for name in ("attacker", "victim")
     )
     victim_asked, overtaken = threading.Event(), []
 

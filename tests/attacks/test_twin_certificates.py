@@ -21,7 +21,7 @@ import pytest
 from ccp.server.sandbox.local_pool import loopback, running
 from ccp.server.storage.queries.anchors import add
 from ccp.server.trust.anchors import trusted_certificate
-from ccp.testing.pki import PKI, SUB_CA2, Addresses, build_certificate, build_pki
+from ccp.testing.pki import PKI, SUB_CA2, StatusURLs, build_certificate
 from ccp.x509.certificates import Certificate
 from ccp.x509.profiles import AnchorRole
 from tests.server.external.scripted_server import Reply as Answer
@@ -43,7 +43,7 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 def pki(server: Server) -> PKI:
     """A PKI none of whose certificates names an address, so that the configured list is all there is."""
-    return build_pki(AT)
+    return PKI.generate(AT)
 
 
 def with_twin(pki: PKI) -> PKI:
@@ -164,7 +164,7 @@ def test_a_twin_of_a_sound_chain_is_a_valid_certificate(pki: PKI, server: Server
 @pytest.mark.parametrize("algorithm", ["P-256", "P-521"])
 def test_a_renewed_ca_certificate_is_the_same_issuer(algorithm: Any, server: Server) -> None:
     """Not a twin but another certificate of the CA: later validity, same name and key."""
-    pki = build_pki(AT, algorithm=algorithm)
+    pki = PKI.generate(AT, algorithm=algorithm)
     renewed = _renewed(pki)
     edition = "iso2" if algorithm == "P-256" else "iso20"
     serve_crl(server, "/renewed.crl", crl(pki.cps_sub2, pki.cps.certificate))
@@ -178,7 +178,7 @@ def test_a_renewed_ca_certificate_is_the_same_issuer(algorithm: Any, server: Ser
 
 
 def test_sha256_requests_go_by_the_issuer_too(server: Server) -> None:
-    addressed = build_pki(AT, addresses=lambda name: Addresses(ocsp=server.url + "/ocsp"))
+    addressed = PKI.generate(AT, status_urls=lambda name: StatusURLs(ocsp=server.url + "/ocsp"))
     bodies: list[bytes] = []
 
     def answering(request: Any) -> Any:

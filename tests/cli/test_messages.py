@@ -14,7 +14,7 @@ import pytest
 from ccp import exi
 from ccp.ids import EMAID, PCID
 from ccp.server.storage.engine import schema
-from ccp.testing.partners import Car, make_contract, sign_contract
+from ccp.testing.partners import Car, issue_contract, sign_contract
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp, ccp_error, ccp_ok
 from tests.world import AT, SESSION
@@ -36,8 +36,8 @@ def messages(pkis: dict[str, PKI]) -> dict[str, bytes]:
     made = {}
     for name in ("iso2", "iso20", "ed448"):
         pki = pkis[name]
-        car = Car.build(pki, PCID("WEX0CLI0000000001"), AT)
-        contract = make_contract(pki, EMAID("DEEXAX00000001"), car.pcid, car.provisioning.certificate, AT)
+        car = Car.generate(pki, PCID("WEX0CLI0000000001"), AT)
+        contract = issue_contract(pki, EMAID("DEEXAX00000001"), car.pcid, car.provisioning.certificate, AT)
         made[f"{name} response"] = sign_contract(pki, contract, AT)
         made[f"{name} request"] = car.request(SESSION, AT)
     return made

@@ -200,7 +200,7 @@ def test_the_keys_and_certificates_of_a_sandbox_can_be_used(laid_out: Sandbox) -
             path.name[:17] for path in (laid_out.directory / "vehicles" / edition).glob("*3.pem")
         }
         credential = Credential.load(laid_out.directory / "vehicles" / edition, name)
-        car = Car.of(pki, credential, PCID(name))
+        car = Car.from_credential(pki, credential, PCID(name))
         assert car.namespace is namespace
         assert (laid_out.directory / "trust" / "v2g" / f"{edition}-v2g-root-ca-sim.pem").read_bytes() == (
             pki.v2g_root.certificate.pem()

@@ -15,7 +15,7 @@ from ccp.exi import iso2
 from ccp.server.storage.queries import anchors, revocation
 from ccp.server.trust.anchors import trusted_certificate
 from ccp.testing.partners import Car
-from ccp.testing.pki import PKI, Addresses, build_pki
+from ccp.testing.pki import PKI, StatusURLs
 from ccp.x509.certificates import Certificate
 from ccp.x509.profiles import AnchorRole
 from ccp.x509.revocation_evidence import Evidence, RevocationStatus
@@ -266,12 +266,14 @@ def test_a_request_is_verified_under_the_policy_of_a_delivery_with_the_evidence_
     around: Pool, tmp_path: Path
 ) -> None:
     """Its source and age are told; what is missing is no hindrance unless it is required; nothing is fetched."""
-    pki = build_pki(AT, addresses=lambda ca: Addresses(ocsp="http://ocsp.invalid") if "OEM Sub2" in ca else Addresses())
+    pki = PKI.generate(
+        AT, status_urls=lambda ca: StatusURLs(ocsp="http://ocsp.invalid") if "OEM Sub2" in ca else StatusURLs()
+    )
     for credential, root in ((pki.oem_root, True), (pki.oem_sub1, False), (pki.oem_sub2, False)):
         entry = trusted_certificate(credential.certificate, AnchorRole.OEM, "test", AT)
         assert entry.is_root is root
         assert around.change(anchors.add(entry))
-    car = Car.build(pki, new_pcid(), AT)
+    car = Car.generate(pki, new_pcid(), AT)
     octets = car.request(SESSION, AT)
     check, warnings = vehicle_revocation(octets, passed=True)
     assert check["evidence"][-1] == "A delivery does not wait for it."
@@ -312,7 +314,7 @@ def test_a_request_is_verified_under_the_policy_of_a_delivery_with_the_evidence_
 def test_a_request_is_verified_by_its_signature_alone_where_deliveries_are(
     around: Pool, pkis: dict[str, PKI], tmp_path: Path
 ) -> None:
-    octets = Car.build(pkis["stranger"], new_pcid(), AT).request(SESSION, AT)
+    octets = Car.generate(pkis["stranger"], new_pcid(), AT).request(SESSION, AT)
     assert verified(octets).status == 1
     configure(tmp_path, around, vehicle_trust="signature")
     assert verified(octets).status == 0

@@ -29,7 +29,7 @@ from ccp.server.sandbox.local_pool import loopback, running
 from ccp.server.sandbox.setup import World, create, publish_body
 from ccp.server.storage.queries import peers
 from ccp.server.storage.queries.peers import Peer
-from ccp.testing.partners import Car, make_contract, sign_contract
+from ccp.testing.partners import Car, issue_contract, sign_contract
 from ccp.testing.pki import Credential
 from ccp.verify import read_response
 from tests.client.servers import Received, Reply, Scripted, scripted
@@ -59,7 +59,7 @@ class Sandbox:
         pki = self.world.pkis[edition]
         stored = self.folder / "vehicles" / edition
         own = Credential.load(stored, pcid) if any(stored.glob(f"*{pcid}*")) else None
-        return Car.build(pki, pcid, AT) if own is None else Car.of(pki, own, pcid)
+        return Car.generate(pki, pcid, AT) if own is None else Car.from_credential(pki, own, pcid)
 
     def secret(self, client_id: str) -> str:
         return next(member.secret for member in self.world.members if member.party.client_id == client_id)
@@ -350,7 +350,7 @@ def test_the_program_of_an_emsp_publishes_and_withdraws(
     pcid = PCID.parse("WEX0SANDBOX000088")  # A car without contract, of which the first becomes the default.
     pki, car = box.world.pkis["iso2"], box.car(pcid)
     emaid = EMAID.parse("DEEXAC00000888")
-    message = sign_contract(pki, make_contract(pki, emaid, pcid, car.provisioning.certificate, AT), AT)
+    message = sign_contract(pki, issue_contract(pki, emaid, pcid, car.provisioning.certificate, AT), AT)
     scope["publish"](message, emaid, pcid)
     assert capsys.readouterr().out == f"{emaid} waits for {pcid}\n"
     with pytest.raises(ValueError, match="certificate"):

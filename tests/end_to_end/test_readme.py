@@ -80,7 +80,7 @@ def test_every_program_has_ten_lines_at_most_and_runs_in_their_order(tmp_path: P
     assert printed["example-oem"][0].startswith("DEEXAC00000001 until ")
     assert printed["example-oem"][0].endswith("(default)")
     pcid, pki = PCID.parse("WEX0SANDBOX000001"), world.pkis["iso2"]
-    car = Car.of(pki, Credential.load(tmp_path / ".sandbox" / "vehicles" / "iso2", pcid), pcid)
+    car = Car.from_credential(pki, Credential.load(tmp_path / ".sandbox" / "vehicles" / "iso2", pcid), pcid)
     sample = json.loads((tmp_path / ".sandbox/samples/iso2/request_WEX0SANDBOX000001.json").read_text())
     request = read_request(base64.b64decode(sample["certificateInstallationReq"]), Namespace.ISO2)
     for name, session_id in (("example-oem", bytes.fromhex("0011223344556677")), ("example-cpo", request.session_id)):

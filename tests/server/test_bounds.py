@@ -10,7 +10,7 @@ from cryptography import x509
 
 from ccp.server.external.resolver import ResolutionError, Resolver
 from ccp.server.http.middleware import tracing
-from ccp.testing.pki import SUB_CA2, Addresses, build_pki, subject_name
+from ccp.testing.pki import PKI, SUB_CA2, StatusURLs, subject_name
 from ccp.x509 import canonical_names, certificates, der, names
 from ccp.x509.certificates import Certificate
 from ccp.x509.path_validation import TrustAnchors
@@ -34,9 +34,9 @@ def test_long_names_are_compared_and_not_remembered() -> None:
 
 
 def test_long_extensions_and_certificates_are_read_and_not_remembered() -> None:
-    pki = build_pki(AT)
-    usual = pki.oem_sub1.issue("CA", SUB_CA2, at=AT).certificate
-    long = pki.oem_sub1.issue("CA", replace(SUB_CA2, extra=((MANY_NAMES, False),)), at=AT).certificate
+    pki = PKI.generate(AT)
+    usual = pki.oem_sub1.issue("CA", SUB_CA2, now=AT).certificate
+    long = pki.oem_sub1.issue("CA", replace(SUB_CA2, extra=((MANY_NAMES, False),)), now=AT).certificate
     assert len(long.der) > 1024
     anchors = TrustAnchors.build([])
     certificates._KNOWN_EXTENSIONS.clear()
@@ -66,7 +66,7 @@ def test_long_paths_are_read_and_not_remembered(pool: Pool) -> None:
 
 
 def test_a_caller_has_the_pool_ask_about_so_many_certificates_at_a_time() -> None:
-    made = branch(addresses={"sub2": Addresses(ocsp="http://127.0.0.1:9/")})
+    made = branch(addresses={"sub2": StatusURLs(ocsp="http://127.0.0.1:9/")})
     pairs = [(made.contract().certificate, made.sub2.certificate) for _ in range(5)]
 
     async def test(bench: Bench) -> None:

@@ -37,7 +37,7 @@ from ccp.testing.contract_keys import (
     montgomery_u,
     secret_scalar,
 )
-from ccp.testing.pki import PKI, Algorithm, Credential, agreement_public_key, build_pki
+from ccp.testing.pki import PKI, Algorithm, Credential, agreement_public_key
 from ccp.x509.certificates import Certificate
 from tests.x509.made import AT, forge, replaced, without
 
@@ -53,8 +53,8 @@ class Party:
 
 
 def party(algorithm: Algorithm) -> Party:
-    pki = build_pki(AT, algorithm=algorithm)
-    return Party(pki, pki.contract("DEABCC00000001", at=AT), pki.vehicle(PCID, at=AT))
+    pki = PKI.generate(AT, algorithm=algorithm)
+    return Party(pki, pki.contract("DEABCC00000001", now=AT), pki.vehicle(PCID, now=AT))
 
 
 @pytest.fixture(scope="module")
@@ -260,7 +260,7 @@ def test_an_iso20_key_is_bound_to_the_vehicle_and_to_the_contract(iso20: tuple[C
     )
     with pytest.raises(KeyMaterialError, match="does not fit this vehicle and contract"):
         read_iso20(curve, who, sent, certificate=renewed)
-    another = who.pki.contract("DEABCC00000002", at=AT).certificate
+    another = who.pki.contract("DEABCC00000002", now=AT).certificate
     with pytest.raises(KeyMaterialError, match="not that of contract certificate"):
         read_iso20(curve, who, sent_iso20(curve, who, certificate=another), certificate=another)
 

@@ -20,7 +20,6 @@ from ccp.testing.pki import (
     Credential,
     agreement_public_key,
     algorithm_of,
-    build_pki,
 )
 from ccp.x509.profiles import Profile, Usage
 from tests.x509.made import AT, added, forge
@@ -30,7 +29,7 @@ ALGORITHMS: list[Algorithm] = ["P-256", "P-521", "Ed448"]
 
 @pytest.fixture(scope="module", params=ALGORITHMS)
 def pki(request: pytest.FixtureRequest) -> PKI:
-    return build_pki(AT, algorithm=request.param)
+    return PKI.generate(AT, algorithm=request.param)
 
 
 def edition(pki: PKI) -> Profile:
@@ -39,7 +38,7 @@ def edition(pki: PKI) -> Profile:
 
 def test_every_leaf_leads_to_its_root(pki: PKI) -> None:
     anchors = pki.anchors(version=4)
-    contract, car = pki.contract("DEABCC00000001", at=AT), pki.vehicle("WP0ABC00000000001", at=AT)
+    contract, car = pki.contract("DEABCC00000001", now=AT), pki.vehicle("WP0ABC00000000001", now=AT)
     assert anchors.version == 4
     for leaf, usage, root in (
         (pki.cps, Usage.CPS, pki.v2g_root),
@@ -51,13 +50,13 @@ def test_every_leaf_leads_to_its_root(pki: PKI) -> None:
 
 
 def test_a_vehicles_leaf_alone_is_enough_for_a_pool_that_knows_the_oem(pki: PKI) -> None:
-    car = pki.vehicle("WP0ABC00000000001", at=AT)
+    car = pki.vehicle("WP0ABC00000000001", now=AT)
     pki.anchors().verify(car.certificate, (), usage=Usage.OEM_PROVISIONING, now=AT, profile=edition(pki))
 
 
 def test_the_identifier_is_the_common_name(pki: PKI) -> None:
-    assert pki.contract("DEABCC00000001", at=AT).certificate.subject_cn == "DEABCC00000001"
-    car = pki.vehicle("WP0ABC00000000001", at=AT).certificate
+    assert pki.contract("DEABCC00000001", now=AT).certificate.subject_cn == "DEABCC00000001"
+    car = pki.vehicle("WP0ABC00000000001", now=AT).certificate
     assert car.subject_cn == "WP0ABC00000000001"
     assert car.domain_components() == {"OEM"}
     assert pki.cps.certificate.domain_components() == {"CPS"}
@@ -66,7 +65,7 @@ def test_the_identifier_is_the_common_name(pki: PKI) -> None:
 def test_certificates_fit_the_limits_of_the_messages(pki: PKI) -> None:
     limit = 800 if edition(pki) is Profile.ISO2 else 1600
     issued = [getattr(pki, field.name) for field in fields(PKI)]
-    issued += [pki.contract("DEABCC00000001", at=AT), pki.vehicle("WP0ABC00000000001X", at=AT)]
+    issued += [pki.contract("DEABCC00000001", now=AT), pki.vehicle("WP0ABC00000000001X", now=AT)]
     for credential in issued:
         certificate = credential.certificate
         assert len(certificate.der) <= limit
@@ -76,13 +75,13 @@ def test_certificates_fit_the_limits_of_the_messages(pki: PKI) -> None:
 
 
 def test_serial_numbers_are_random(pki: PKI) -> None:
-    numbers = {pki.contract("DEABCC00000001", at=AT).certificate.serial_number for _ in range(20)}
+    numbers = {pki.contract("DEABCC00000001", now=AT).certificate.serial_number for _ in range(20)}
     assert len(numbers) == 20
     assert max(numbers) > 1 << 100
 
 
 def test_key_usages_are_those_of_the_field(pki: PKI) -> None:
-    usage = pki.contract("DEABCC00000001", at=AT).certificate.extension(x509.KeyUsage)
+    usage = pki.contract("DEABCC00000001", now=AT).certificate.extension(x509.KeyUsage)
     assert usage is not None
     assert usage.digital_signature
     assert usage.content_commitment
@@ -92,7 +91,7 @@ def test_key_usages_are_those_of_the_field(pki: PKI) -> None:
 
 
 def test_the_key_for_agreement_is_the_vehicles_own_or_the_x448_key_beside_it(pki: PKI) -> None:
-    car = pki.vehicle("WP0ABC00000000001", at=AT)
+    car = pki.vehicle("WP0ABC00000000001", now=AT)
     key = agreement_public_key(car.certificate)
     if algorithm_of(pki.cps.key) == "Ed448":
         assert isinstance(key, X448PublicKey)
@@ -107,8 +106,8 @@ def test_the_key_for_agreement_is_the_vehicles_own_or_the_x448_key_beside_it(pki
 
 
 def test_a_certificate_without_a_key_for_agreement_is_refused() -> None:
-    pki = build_pki(AT, algorithm="Ed448")
-    contract = pki.contract("DEABCC00000001", at=AT).certificate
+    pki = PKI.generate(AT, algorithm="Ed448")
+    contract = pki.contract("DEABCC00000001", now=AT).certificate
     with pytest.raises(KeyMaterialError, match="no key for key agreement"):
         agreement_public_key(contract)
     broken = forge(contract, pki.emsp_sub2.key, lambda tbs: added(tbs, SUBJECT_ALT_PUBLIC_KEY_INFO, b"\x30\x00"))
@@ -125,7 +124,7 @@ def test_a_pki_is_saved_and_loaded(pki: PKI, tmp_path: Path) -> None:
         assert read.certificate == saved.certificate
         assert read.sub_cas == saved.sub_cas
         assert read.key.public_key() == saved.key.public_key()
-    again = loaded.contract("DEABCC00000002", at=AT)
+    again = loaded.contract("DEABCC00000002", now=AT)
     pki.anchors().verify(again.certificate, again.sub_cas, usage=Usage.CONTRACT, now=AT, profile=edition(pki))
     assert (tmp_path / "v2g" / "root.pem").exists()
     for key in tmp_path.rglob("*.key.pem"):
@@ -133,7 +132,7 @@ def test_a_pki_is_saved_and_loaded(pki: PKI, tmp_path: Path) -> None:
 
 
 def test_a_vehicle_is_saved_and_loaded_with_both_its_keys(pki: PKI, tmp_path: Path) -> None:
-    car = pki.vehicle("WP0ABC00000000001", at=AT)
+    car = pki.vehicle("WP0ABC00000000001", now=AT)
     car.save(tmp_path, "car")
     read = Credential.load(tmp_path, "car")
     assert (read.certificate, read.sub_cas) == (car.certificate, car.sub_cas)
@@ -143,8 +142,8 @@ def test_a_vehicle_is_saved_and_loaded_with_both_its_keys(pki: PKI, tmp_path: Pa
 
 
 def test_files_that_are_something_else_are_refused(tmp_path: Path) -> None:
-    pki = build_pki(AT, algorithm="Ed448")
-    car = pki.vehicle("WP0ABC00000000001", at=AT)
+    pki = PKI.generate(AT, algorithm="Ed448")
+    car = pki.vehicle("WP0ABC00000000001", now=AT)
     car.save(tmp_path, "car")
     (tmp_path / "car.x448.pem").write_bytes((tmp_path / "car.key.pem").read_bytes())
     with pytest.raises(ValueError, match="no X448 key"):
@@ -157,13 +156,13 @@ def test_files_that_are_something_else_are_refused(tmp_path: Path) -> None:
 
 
 def test_an_issuer_may_choose_another_algorithm_for_the_new_key() -> None:
-    pki = build_pki(AT, algorithm="P-521")
-    leaf = pki.emsp_sub2.issue("DEABCC00000001", CONTRACT, at=AT, algorithm="P-256")
+    pki = PKI.generate(AT, algorithm="P-521")
+    leaf = pki.emsp_sub2.issue("DEABCC00000001", CONTRACT, now=AT, algorithm="P-256")
     pki.anchors().verify(leaf.certificate, leaf.sub_cas, usage=Usage.CONTRACT, now=AT, profile=Profile.ISO20)
 
 
 def test_an_alternative_key_can_be_given_to_any_certificate() -> None:
-    pki = build_pki(AT)
+    pki = PKI.generate(AT)
     beside = X448PrivateKey.generate()
-    leaf = pki.oem_sub2.issue("WP0ABC00000000001", CONTRACT, at=AT, agreement_key=beside)
+    leaf = pki.oem_sub2.issue("WP0ABC00000000001", CONTRACT, now=AT, agreement_key=beside)
     assert agreement_public_key(leaf.certificate) == beside.public_key()

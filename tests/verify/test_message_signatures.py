@@ -16,7 +16,7 @@ from ccp import exi
 from ccp.errors import SignatureError
 from ccp.exi import iso2, iso20, xmldsig
 from ccp.ids import EMAID, PCID
-from ccp.testing.partners import Car, make_contract, sign_contract
+from ccp.testing.partners import Car, issue_contract, sign_contract
 from ccp.testing.pki import PKI
 from ccp.verify import message_signatures
 from tests.world import AT
@@ -186,8 +186,8 @@ def test_iso20_takes_the_suites_of_its_own_and_that_of_iso2(key: Key, method: st
 @pytest.mark.parametrize("name", ["iso2", "iso20", "ed448"])
 def test_what_the_simulator_signs_verifies(pkis: dict[str, PKI], name: str) -> None:
     pki = pkis[name]
-    car = Car.build(pki, PCID("WEX0SIGN000000001"), AT)
-    contract = make_contract(pki, EMAID("DEEXAC00000001"), car.pcid, car.provisioning.certificate, AT)
+    car = Car.generate(pki, PCID("WEX0SIGN000000001"), AT)
+    contract = issue_contract(pki, EMAID("DEEXAC00000001"), car.pcid, car.provisioning.certificate, AT)
     mandatory = MANDATORY if name == "iso2" else ("SignedInstallationData",)
     parsed = exi.parse(sign_contract(pki, contract, AT))
     assert len(message_signatures.verify_signature(parsed, pki.cps.certificate.public_key, mandatory).elements) == len(

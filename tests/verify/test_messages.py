@@ -33,7 +33,7 @@ from ccp.errors import (
 from ccp.exi import iso2, iso20
 from ccp.ids import EMAID, PCID, Fingerprint, Namespace
 from ccp.server.domain.contracts import SignedContract, signed_contract
-from ccp.testing.partners import Car, make_contract, namespace_of, sign_contract
+from ccp.testing.partners import Car, issue_contract, namespace_of, sign_contract
 from ccp.testing.pki import CONTRACT, CPS, OEM_PROVISIONING, PKI, Credential
 from ccp.verify import InstallationRequest, InstallationResponse, VerifiedInstallationResponse, message_signatures
 from ccp.verify.report import CheckList, CheckStatus
@@ -64,8 +64,8 @@ def pki(request: pytest.FixtureRequest, pkis: dict[str, PKI]) -> PKI:
 
 def contract_message(pki: PKI, emaid: EMAID = THE_EMAID, car: Car | None = None, **how: Any) -> bytes:
     """What a provisioning service signs for a car."""
-    car = car or Car.build(pki, THE_PCID, AT)
-    return sign_contract(pki, make_contract(pki, emaid, car.pcid, car.provisioning.certificate, AT, **how), AT)
+    car = car or Car.generate(pki, THE_PCID, AT)
+    return sign_contract(pki, issue_contract(pki, emaid, car.pcid, car.provisioning.certificate, AT, **how), AT)
 
 
 def verify_response(
@@ -131,7 +131,7 @@ def signed20(octets: bytes, key: Any, **changes: Any) -> bytes:
 
 
 def test_a_response_verifies_and_tells_what_it_rests_on(pki: PKI) -> None:
-    car = Car.build(pki, THE_PCID, AT)
+    car = Car.generate(pki, THE_PCID, AT)
     root = Fingerprint(pki.v2g_root.certificate.fingerprint)
     octets = contract_message(pki, car=car)
     verified = verify_response(octets, pki, emaid=THE_EMAID, root=root)
@@ -169,7 +169,7 @@ def test_a_contract_chain_may_end_in_a_v2g_root(pkis: dict[str, PKI]) -> None:
 
 @pytest.mark.parametrize("with_anchors", [True, False])
 def test_a_request_verifies_and_names_the_vehicle(pki: PKI, with_anchors: bool) -> None:
-    car = Car.build(pki, THE_PCID, AT)
+    car = Car.generate(pki, THE_PCID, AT)
     octets = car.request(SESSION, AT)
     verified = verify_request(octets, pki, **({} if with_anchors else {"anchors": None}))
     assert verified.pcid == THE_PCID
@@ -181,14 +181,14 @@ def test_a_request_verifies_and_names_the_vehicle(pki: PKI, with_anchors: bool) 
 
 def test_a_pcid_in_lower_case_is_the_same_vehicle(pkis: dict[str, PKI]) -> None:
     pki = pkis["iso2"]
-    car = Car.of(pki, pki.vehicle(THE_PCID.lower(), at=AT), THE_PCID)
+    car = Car.from_credential(pki, pki.vehicle(THE_PCID.lower(), now=AT), THE_PCID)
     assert verify_request(car.request(SESSION, AT), pki).pcid == THE_PCID
 
 
 def test_a_vehicles_wishes_are_read(pkis: dict[str, PKI]) -> None:
-    car = Car.build(pkis["iso20"], THE_PCID, AT)
+    car = Car.generate(pkis["iso20"], THE_PCID, AT)
     wishes = ("de-exa-i00000002", "no emaid", "DEEXAI00000001")
-    request = verify.read_request(car.request(SESSION, AT, prioritised=wishes, maximum=7), Namespace.ISO20)
+    request = verify.read_request(car.request(SESSION, AT, prioritized_emaids=wishes, max_chains=7), Namespace.ISO20)
     assert (request.prioritized_emaids, request.max_chains) == ((OTHER_EMAID, THE_EMAID), 7)
     assert [root.X509SerialNumber for root in request.root_ids] == [pkis["iso20"].v2g_root.certificate.serial_number]
 
@@ -196,7 +196,7 @@ def test_a_vehicles_wishes_are_read(pkis: dict[str, PKI]) -> None:
 def test_p256_is_accepted_in_iso20_and_p521_refused_in_iso2(pkis: dict[str, PKI]) -> None:
     """Some ISO 15118-20 senders still use the keys of ISO 15118-2. The other way round nobody could read it."""
     pki, strong = pkis["iso2"], pkis["iso20"]
-    contract = pki.contract(THE_EMAID, at=AT)
+    contract = pki.contract(THE_EMAID, now=AT)
     data = iso20.SignedInstallationData(
         "ID1",
         iso20.CertificateChain(contract.certificate.der, tuple(c.der for c in contract.sub_cas)),
@@ -295,7 +295,7 @@ def signed_content(response: InstallationResponse) -> tuple[object, ...]:
 
 
 def test_no_flipped_bit_of_a_request_passes_for_something_else(pki: PKI) -> None:
-    car = Car.build(pki, THE_PCID, AT)
+    car = Car.generate(pki, THE_PCID, AT)
     octets = car.request(SESSION, AT)
     anchors, passed = pki.anchors(), 0
     for region, position in sampled(octets, "request", 210, 120):
@@ -313,7 +313,7 @@ def test_no_flipped_bit_of_a_request_passes_for_something_else(pki: PKI) -> None
 def test_a_message_cut_short_anywhere_is_no_message(pki: PKI) -> None:
     for octets, read in (
         (contract_message(pki), verify.read_response),
-        (Car.build(pki, THE_PCID, AT).request(SESSION, AT), verify.read_request),
+        (Car.generate(pki, THE_PCID, AT).request(SESSION, AT), verify.read_request),
     ):
         for length in range(0, len(octets), 7):
             with pytest.raises(EXIError):
@@ -326,7 +326,7 @@ def test_a_message_cut_short_anywhere_is_no_message(pki: PKI) -> None:
 def test_a_message_of_the_other_kind_or_edition_is_told_as_such(pkis: dict[str, PKI]) -> None:
     for name, other in (("iso2", Namespace.ISO20), ("iso20", Namespace.ISO2)):
         pki = pkis[name]
-        response, request = contract_message(pki), Car.build(pki, THE_PCID, AT).request(SESSION, AT)
+        response, request = contract_message(pki), Car.generate(pki, THE_PCID, AT).request(SESSION, AT)
         with pytest.raises(
             EXIError, match="a CertificateInstallationReq where a CertificateInstallationRes is expected"
         ):
@@ -351,7 +351,7 @@ def test_a_response_that_is_not_ok_is_refused(pkis: dict[str, PKI], code: str) -
 
 def with_contract(pki: PKI, cn: str, **changes: Any) -> bytes:
     """An ISO 15118-2 response for a contract certificate with any common name."""
-    credential = pki.emsp_sub2.issue(cn, CONTRACT, at=AT)
+    credential = pki.emsp_sub2.issue(cn, CONTRACT, now=AT)
     body = body_of(contract_message(pki))
     chain = body.ContractSignatureCertChain._replace(Certificate=credential.certificate.der)
     return signed2(body._replace(ContractSignatureCertChain=chain, **changes), pki.cps.key)
@@ -435,7 +435,7 @@ def test_anchors_of_another_role_do_not_count(pkis: dict[str, PKI]) -> None:
 
 def test_a_certificate_that_is_not_for_provisioning_services_cannot_sign(pkis: dict[str, PKI]) -> None:
     pki = pkis["iso2"]
-    impostor = pki.cps_sub2.issue("No CPS", CONTRACT, at=AT)
+    impostor = pki.cps_sub2.issue("No CPS", CONTRACT, now=AT)
     chain = iso2.CertificateChain(None, impostor.certificate.der, tuple(c.der for c in impostor.sub_cas))
     octets = signed2(body_of(contract_message(pki))._replace(SAProvisioningCertificateChain=chain), impostor.key)
     assert refusal(lambda: verify_response(octets, pki)) == (
@@ -478,7 +478,7 @@ def test_revoked_and_unknown_chains_are_refused(pki: PKI, leaf: str, error: CCPE
 
 
 def test_the_signature_of_another_provisioning_service_is_refused(pki: PKI) -> None:
-    octets = contract_message(replace(pki, cps=replace(pki.cps, key=pki.cps_sub2.issue("CPS", CPS, at=AT).key)))
+    octets = contract_message(replace(pki, cps=replace(pki.cps, key=pki.cps_sub2.issue("CPS", CPS, now=AT).key)))
     assert refusal(lambda: verify_response(octets, pki)) == (
         SignatureError, ("The signature value does not match the certificate's key.",),
     )  # fmt: skip
@@ -588,12 +588,12 @@ def test_a_key_for_a_tpm_has_its_own_length(pkis: dict[str, PKI]) -> None:
 
 
 def car_of(pki: PKI, provisioning: Credential) -> bytes:
-    return Car.of(pki, provisioning, THE_PCID).request(SESSION, AT)
+    return Car.from_credential(pki, provisioning, THE_PCID).request(SESSION, AT)
 
 
 @pytest.mark.parametrize("with_anchors", [True, False])
 def test_an_expired_provisioning_certificate_is_refused_with_a_chain_or_without(pki: PKI, with_anchors: bool) -> None:
-    car = car_of(pki, pki.vehicle(THE_PCID, at=AT, valid=(AT - 2 * DAY, AT - DAY)))
+    car = car_of(pki, pki.vehicle(THE_PCID, now=AT, valid=(AT - 2 * DAY, AT - DAY)))
     kind, sentences = refusal(lambda: verify_request(car, pki, anchors=pki.anchors() if with_anchors else None))
     assert kind is ExpiredError
     assert sentences[0].startswith(f'Certificate "{THE_PCID}" ')
@@ -602,7 +602,7 @@ def test_an_expired_provisioning_certificate_is_refused_with_a_chain_or_without(
 
 @pytest.mark.parametrize("with_anchors", [True, False])
 def test_a_provisioning_certificate_is_valid_to_the_end_of_its_last_second(pki: PKI, with_anchors: bool) -> None:
-    car = car_of(pki, pki.vehicle(THE_PCID, at=AT, valid=(AT - 2 * DAY, AT)))
+    car = car_of(pki, pki.vehicle(THE_PCID, now=AT, valid=(AT - 2 * DAY, AT)))
     anchors = pki.anchors() if with_anchors else None
     verify_request(car, pki, anchors=anchors, now=AT + timedelta(microseconds=999_999))
     late = AT + timedelta(seconds=1)
@@ -611,14 +611,14 @@ def test_a_provisioning_certificate_is_valid_to_the_end_of_its_last_second(pki: 
 
 @pytest.mark.parametrize("with_anchors", [True, False])
 def test_a_provisioning_certificate_of_the_future_is_refused(pki: PKI, with_anchors: bool) -> None:
-    car = car_of(pki, pki.vehicle(THE_PCID, at=AT, valid=(AT + DAY, AT + 2 * DAY)))
+    car = car_of(pki, pki.vehicle(THE_PCID, now=AT, valid=(AT + DAY, AT + 2 * DAY)))
     kind, sentences = refusal(lambda: verify_request(car, pki, anchors=pki.anchors() if with_anchors else None))
     assert kind is ChainError
     assert "is not valid" in sentences[0]
 
 
 def test_a_vehicle_of_strangers_is_refused_unless_chains_are_not_asked_for(pkis: dict[str, PKI]) -> None:
-    octets = Car.build(pkis["stranger"], THE_PCID, AT).request(SESSION, AT)
+    octets = Car.generate(pkis["stranger"], THE_PCID, AT).request(SESSION, AT)
     assert refusal(lambda: verify_request(octets, pkis["iso2"]))[0] is ChainError
     verify_request(octets, pkis["iso2"], anchors=None)
 
@@ -630,13 +630,13 @@ def test_roots_of_other_roles_do_not_vouch_for_vehicles(pkis: dict[str, PKI]) ->
         [(role, oem[0].certificate) for role in (AnchorRole.V2G, AnchorRole.EMSP)],
         [(AnchorRole.OEM, c.certificate) for c in oem[1:]],
     )
-    octets = Car.build(pki, THE_PCID, AT).request(SESSION, AT)
+    octets = Car.generate(pki, THE_PCID, AT).request(SESSION, AT)
     assert refusal(lambda: verify_request(octets, pki, anchors=anchors))[0] is ChainError
 
 
 @pytest.mark.parametrize("with_anchors", [True, False])
 def test_a_request_that_another_key_signed_is_refused(pki: PKI, with_anchors: bool) -> None:
-    victim, thief = pki.vehicle(THE_PCID, at=AT), pki.vehicle("WEX0INSTALL000002", at=AT)
+    victim, thief = pki.vehicle(THE_PCID, now=AT), pki.vehicle("WEX0INSTALL000002", now=AT)
     octets = car_of(pki, replace(victim, key=thief.key))
     assert refusal(lambda: verify_request(octets, pki, anchors=pki.anchors() if with_anchors else None)) == (
         SignatureError, ("The signature value does not match the certificate's key.",),
@@ -646,7 +646,7 @@ def test_a_request_that_another_key_signed_is_refused(pki: PKI, with_anchors: bo
 @pytest.mark.parametrize("cn", ["no pcid", "WEX0INSTALL00001", "WEX0INSTALL00000001", "", "WEX0INSTALL-00001"])
 def test_a_common_name_that_is_no_pcid_is_refused(pkis: dict[str, PKI], cn: str) -> None:
     pki = pkis["iso2"]
-    octets = car_of(pki, pki.oem_sub2.issue(cn or "x", OEM_PROVISIONING, at=AT))
+    octets = car_of(pki, pki.oem_sub2.issue(cn or "x", OEM_PROVISIONING, now=AT))
     assert refusal(lambda: verify_request(octets, pki)) == (
         ChainError, ("The provisioning certificate's common name is no PCID.",),
     )  # fmt: skip
@@ -654,7 +654,7 @@ def test_a_common_name_that_is_no_pcid_is_refused(pkis: dict[str, PKI], cn: str)
 
 
 def test_a_provisioning_certificate_that_is_none_is_refused(pkis: dict[str, PKI]) -> None:
-    message = exi.decode(Car.build(pkis["iso2"], THE_PCID, AT).request(SESSION, AT))
+    message = exi.decode(Car.generate(pkis["iso2"], THE_PCID, AT).request(SESSION, AT))
     assert isinstance(message, iso2.V2G_Message)
     octets = exi.encode(message._replace(Body=message.Body._replace(OEMProvisioningCert=b"none")))
     assert refusal(lambda: verify_request(octets, pkis["iso2"])) == (
@@ -665,12 +665,12 @@ def test_a_provisioning_certificate_that_is_none_is_refused(pkis: dict[str, PKI]
 
 def test_a_contract_certificate_cannot_ask_for_a_vehicle(pkis: dict[str, PKI]) -> None:
     pki = pkis["iso2"]
-    octets = car_of(pki, pki.emsp_sub2.issue(THE_PCID, CONTRACT, at=AT))
+    octets = car_of(pki, pki.emsp_sub2.issue(THE_PCID, CONTRACT, now=AT))
     assert refusal(lambda: verify_request(octets, pki))[0] is ChainError
 
 
 def test_a_revoked_vehicle_is_refused(pki: PKI) -> None:
-    octets = Car.build(pki, THE_PCID, AT).request(SESSION, AT)
+    octets = Car.generate(pki, THE_PCID, AT).request(SESSION, AT)
     error = RevokedError("The certificate is revoked.")
     assert refusal(lambda: verify_request(octets, pki, revocation=Revoked(THE_PCID, error))) == (
         RevokedError, error.messages,
@@ -714,7 +714,7 @@ def test_a_report_goes_on_after_a_failure_as_far_as_it_can(pkis: dict[str, PKI])
 def test_a_report_never_ends_in_a_verified_message_when_anything_failed(pkis: dict[str, PKI]) -> None:
     pki = pkis["iso2"]
     checks = CheckList(collect=True)
-    octets = Car.build(pkis["stranger"], THE_PCID, AT).request(SESSION, AT)
+    octets = Car.generate(pkis["stranger"], THE_PCID, AT).request(SESSION, AT)
     assert refusal(lambda: verify_request(octets, pki, checks=checks)) == (
         ChainError, ("The request does not verify.",),
     )  # fmt: skip
@@ -727,7 +727,7 @@ def test_a_report_never_ends_in_a_verified_message_when_anything_failed(pkis: di
 def test_nobody_else_can_make_a_verified_message(pkis: dict[str, PKI]) -> None:
     pki = pkis["iso2"]
     response = verify_response(contract_message(pki), pki)
-    request = verify_request(Car.build(pki, THE_PCID, AT).request(SESSION, AT), pki)
+    request = verify_request(Car.generate(pki, THE_PCID, AT).request(SESSION, AT), pki)
     chain = response.cps_chain
     for token in (None, object(), True):
         with pytest.raises(TypeError):
@@ -754,7 +754,7 @@ def stored(pki: PKI, car: Car, emaid: EMAID = THE_EMAID) -> SignedContract:
 
 @pytest.mark.parametrize("session", [b"", b"\1", SESSION, b"\xff" * 8])
 def test_an_answer_is_for_the_session_and_the_vehicle_can_install_it(pki: PKI, session: bytes) -> None:
-    car = Car.build(pki, THE_PCID, AT)
+    car = Car.generate(pki, THE_PCID, AT)
     contract = stored(pki, car)
     answer = verify.with_session(contract, session, AT)
     emaid, key = car.install(answer, session, AT)
@@ -770,7 +770,7 @@ def test_an_iso20_answer_carries_the_time_and_the_number_left(
     pkis: dict[str, PKI], kind: str, remaining: int | None
 ) -> None:
     pki = pkis[kind]
-    car = Car.build(pki, THE_PCID, AT)
+    car = Car.generate(pki, THE_PCID, AT)
     contract = stored(pki, car)
     later = datetime(2033, 5, 18, 3, 33, 20, 900_000, tzinfo=UTC)
     answer = verify.with_session(contract, SESSION, later, remaining)
@@ -784,7 +784,7 @@ def test_an_iso20_answer_carries_the_time_and_the_number_left(
 
 def test_an_iso2_answer_differs_in_the_session_id_and_nothing_else(pkis: dict[str, PKI]) -> None:
     pki = pkis["iso2"]
-    contract = stored(pki, Car.build(pki, THE_PCID, AT))
+    contract = stored(pki, Car.generate(pki, THE_PCID, AT))
     before, after = exi.decode(contract.response), exi.decode(verify.with_session(contract, SESSION, AT, 3))
     assert after.Header.SessionID == SESSION
     assert after._replace(Header=before.Header) == before  # type: ignore[arg-type]
@@ -792,7 +792,7 @@ def test_an_iso2_answer_differs_in_the_session_id_and_nothing_else(pkis: dict[st
 
 
 def test_a_session_id_that_is_too_long_is_refused(pki: PKI) -> None:
-    contract = stored(pki, Car.build(pki, THE_PCID, AT))
+    contract = stored(pki, Car.generate(pki, THE_PCID, AT))
     with pytest.raises(EXIError):
         verify.with_session(contract, bytes(9), AT)
 
@@ -881,8 +881,8 @@ def test_a_fault_message_has_at_most_64_characters_whatever_the_reason(text: str
 def test_a_refusal_can_be_written_whatever_is_in_a_foreign_certificate(pkis: dict[str, PKI], cn: str) -> None:
     """The name of a certificate gets into the sentence, and EXI does not take every character."""
     pki = pkis["iso2"]
-    issuer = pki.oem_sub2.issue("X", OEM_PROVISIONING, at=AT)
-    provisioning = replace(issuer, certificate=issuer.issue(cn, OEM_PROVISIONING, at=AT).certificate)
+    issuer = pki.oem_sub2.issue("X", OEM_PROVISIONING, now=AT)
+    provisioning = replace(issuer, certificate=issuer.issue(cn, OEM_PROVISIONING, now=AT).certificate)
     for reason in (ChainError(f"Certificate {provisioning.certificate.display_name} is odd."), NotFound(cn)):
         for namespace in Namespace:
             exi.decode(verify.negative_response(namespace, SESSION, reason, AT))
@@ -1032,9 +1032,9 @@ def test_one_flipped_bit_in_the_published_example_is_found_and_told_for_what_it_
 
 def test_a_response_that_is_still_being_processed_is_refused(pkis: dict[str, PKI]) -> None:
     pki = pkis["iso20"]
-    car = Car.build(pki, PCID.parse("WEX0TEST000000901"), AT)
+    car = Car.generate(pki, PCID.parse("WEX0TEST000000901"), AT)
     octets = sign_contract(
-        pki, make_contract(pki, EMAID.parse("DEEXA900000001"), car.pcid, car.provisioning.certificate, AT), AT
+        pki, issue_contract(pki, EMAID.parse("DEEXA900000001"), car.pcid, car.provisioning.certificate, AT), AT
     )
     message = exi.decode(octets)
     assert isinstance(message, iso20.CertificateInstallationRes)

@@ -85,11 +85,11 @@ def chain(
 ) -> Chain:
     """valid: by level ("root", "sub1", "sub2", "leaf"), in place of the template's lifetime."""
     times = valid or {}
-    anchor = build_root("Root", at=AT, algorithm=algorithm, template=root, valid=times.get("root"))
-    first = anchor.issue("Sub1", sub1, at=AT, valid=times.get("sub1"))
-    second = first.issue("Sub2", sub2, at=AT, valid=times.get("sub2"))
+    anchor = build_root("Root", now=AT, algorithm=algorithm, template=root, valid=times.get("root"))
+    first = anchor.issue("Sub1", sub1, now=AT, valid=times.get("sub1"))
+    second = first.issue("Sub2", sub2, now=AT, valid=times.get("sub2"))
     end = second.issue(
-        "DEABCC00000001", leaf or LEAVES[usage], at=AT, valid=times.get("leaf"), algorithm=leaf_algorithm
+        "DEABCC00000001", leaf or LEAVES[usage], now=AT, valid=times.get("leaf"), algorithm=leaf_algorithm
     )
     offered = [second.certificate, first.certificate]
     return Chain(anchor, first, second, end.certificate, end.key, usage, offered)

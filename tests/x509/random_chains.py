@@ -61,7 +61,7 @@ def _one(number: int, source: random.Random) -> RandomChain:
     names = {level: level.capitalize() for level in levels} | {"leaf": "DEABCC00000001"}
     times = {level: (AT - source.randrange(1, 900) * DAY, AT + source.randrange(1, 900) * DAY) for level in levels}
     edits: dict[str, list[Edit]] = {level: [] for level in levels}
-    stranger = build_root("Root", at=AT)
+    stranger = build_root("Root", now=AT)
     wounds = []
     broken_signatures: set[str] = set()
     named: dict[str, str] = {}
@@ -98,9 +98,9 @@ def _one(number: int, source: random.Random) -> RandomChain:
     for level in levels:
         template = templates[level]
         if parent is None:
-            made[level] = build_root(names[level], at=AT, template=template, valid=times[level])
+            made[level] = build_root(names[level], now=AT, template=template, valid=times[level])
         else:
-            made[level] = parent.issue(names[level], template, at=AT, valid=times[level])
+            made[level] = parent.issue(names[level], template, now=AT, valid=times[level])
         signers[level] = (parent or made[level]).key
         issuers[level] = (parent or made[level]).certificate
         parent = made[level]

@@ -20,9 +20,9 @@ from ccp.testing.pki import (
     SUB_CA1,
     SUB_CA2,
     V2G_ROOT,
-    Addresses,
     Algorithm,
     Credential,
+    StatusURLs,
     Template,
     build_certificate,
     generate_key,
@@ -96,7 +96,7 @@ def rich_extensions(full: bool, url: str = NOWHERE) -> Extensions:
 
 
 @dataclass(frozen=True)
-class RichAddresses(Addresses):
+class RichAddresses(StatusURLs):
     """What a CA puts into what it issues: all of the extensions."""
 
     full: bool = False
@@ -107,7 +107,7 @@ class RichAddresses(Addresses):
 
 
 def rich_pki(at: datetime, algorithm: Algorithm = "P-256", *, full: bool = False, url: str = NOWHERE) -> PKI:
-    """As `build_pki`, in everything but names and extensions. full: with all there is; too long for ISO 15118-2.
+    """As `PKI.generate`, in everything but names and extensions. full: with all there is; too long for ISO 15118-2.
 
     url: of the responder; the list's ends in /a.crl.
     """
@@ -125,7 +125,7 @@ def rich_pki(at: datetime, algorithm: Algorithm = "P-256", *, full: bool = False
         )
         is_below_root = issuer is not None and issuer.certificate.is_self_issued
         sub_cas = () if issuer is None or is_below_root else (issuer.certificate, *issuer.sub_cas)
-        return Credential(certificate, key, sub_cas, addresses=named)
+        return Credential(certificate, key, sub_cas, status_urls=named)
 
     v2g, emsp, oem = issued("V2G Root", V2G_ROOT, dc="V2G"), issued("eMSP Root", ROOT), issued("OEM Root", ROOT)
     kinds = ("CPS", "eMSP", "OEM")

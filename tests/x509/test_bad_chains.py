@@ -128,7 +128,7 @@ def with_tampered_sub() -> Chain:
 
 def of_another_issuer() -> Chain:
     made = chain()
-    made.leaf = build_root("Somebody", at=AT).issue("DEABCC00000001", CONTRACT, at=AT).certificate
+    made.leaf = build_root("Somebody", now=AT).issue("DEABCC00000001", CONTRACT, now=AT).certificate
     return made
 
 
@@ -146,13 +146,13 @@ def without_sub1() -> Chain:
 
 def under_an_unknown_root() -> Chain:
     made = chain()
-    made.root = build_root("Root of others", at=AT)
+    made.root = build_root("Root of others", now=AT)
     return made
 
 
 def under_a_root_of_the_same_name() -> Chain:
     made = chain()
-    impostor = forge(build_root("Root", at=AT).certificate, made.leaf_key, lambda tbs: without_identifiers(tbs))
+    impostor = forge(build_root("Root", now=AT).certificate, made.leaf_key, lambda tbs: without_identifiers(tbs))
     made.root = replace(made.root, certificate=impostor)
     return made
 
@@ -182,24 +182,24 @@ def with_five_intermediates() -> Chain:
 
 def with_three_levels_of_subs() -> Chain:
     made = chain(sub1=replace(SUB_CA1, path_length=None), sub2=replace(SUB_CA2, path_length=None))
-    third = made.sub2.issue("Sub3", SUB_CA2, at=AT)
-    made.leaf = third.issue("DEABCC00000001", CONTRACT, at=AT).certificate
+    third = made.sub2.issue("Sub3", SUB_CA2, now=AT)
+    made.leaf = third.issue("DEABCC00000001", CONTRACT, now=AT).certificate
     made.offered = [third.certificate, *made.offered]
     return made
 
 
 def with_a_root_between() -> Chain:
     made = chain()
-    lonely = build_root("Sub2", at=AT, template=replace(ROOT, path_length=None))
-    made.leaf = lonely.issue("DEABCC00000001", CONTRACT, at=AT).certificate
+    lonely = build_root("Sub2", now=AT, template=replace(ROOT, path_length=None))
+    made.leaf = lonely.issue("DEABCC00000001", CONTRACT, now=AT).certificate
     made.offered = [lonely.certificate]
     return made
 
 
 def issued_by_a_leaf() -> Chain:
     made = chain(leaf=replace(CONTRACT, key_usage=CONTRACT.key_usage | {"key_cert_sign"}))
-    issuer = made.sub2.issue("Leaf", CONTRACT, at=AT)
-    made.leaf = issuer.issue("DEABCC00000001", CONTRACT, at=AT).certificate
+    issuer = made.sub2.issue("Leaf", CONTRACT, now=AT)
+    made.leaf = issuer.issue("DEABCC00000001", CONTRACT, now=AT).certificate
     made.offered = [issuer.certificate, made.sub2.certificate, made.sub1.certificate]
     return made
 

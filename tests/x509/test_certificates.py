@@ -38,7 +38,7 @@ ROOT_NAME = x509.Name(
 
 @pytest.fixture(scope="module")
 def issuer() -> Credential:
-    return build_root("Root", at=AT)
+    return build_root("Root", now=AT)
 
 
 def certificate_for(issuer: Credential, name: x509.Name) -> Certificate:
@@ -83,7 +83,7 @@ def test_published_leaves_that_are_not_der_are_read_and_cryptography_alone_does_
 
 
 def test_the_tolerance_changes_nothing_but_the_five_octets(issuer: Credential) -> None:
-    plain = issuer.issue("A", CONTRACT, at=AT).certificate
+    plain = issuer.issue("A", CONTRACT, now=AT).certificate
     defect = forge(
         plain, issuer.key, lambda tbs: added(tbs, ExtensionOID.BASIC_CONSTRAINTS, EXPLICIT_FALSE.value, critical=True)
     )
@@ -97,7 +97,7 @@ def test_the_tolerance_changes_nothing_but_the_five_octets(issuer: Credential) -
 )
 def test_any_other_defect_of_basic_constraints_is_refused(issuer: Credential, octets: str) -> None:
     bad = forge(
-        issuer.issue("A", CONTRACT, at=AT).certificate,
+        issuer.issue("A", CONTRACT, now=AT).certificate,
         issuer.key,
         lambda tbs: added(tbs, ExtensionOID.BASIC_CONSTRAINTS, bytes.fromhex(octets), critical=True),
     )
@@ -111,7 +111,7 @@ def test_the_tolerance_does_not_cover_a_second_defect(issuer: Credential) -> Non
         replaced(tbs, ExtensionOID.KEY_USAGE, b"\x03\x01")
 
     with pytest.raises(ChainError, match="cannot be read"):
-        _ = forge(issuer.issue("A", CONTRACT, at=AT).certificate, issuer.key, edit).extensions
+        _ = forge(issuer.issue("A", CONTRACT, now=AT).certificate, issuer.key, edit).extensions
 
 
 def test_twice_the_tolerated_defect_is_refused(issuer: Credential) -> None:
@@ -120,7 +120,7 @@ def test_twice_the_tolerated_defect_is_refused(issuer: Credential) -> None:
             added(tbs, ExtensionOID.BASIC_CONSTRAINTS, EXPLICIT_FALSE.value)
 
     with pytest.raises(ChainError, match="cannot be read"):
-        _ = forge(issuer.issue("A", CONTRACT, at=AT).certificate, issuer.key, edit).extensions
+        _ = forge(issuer.issue("A", CONTRACT, now=AT).certificate, issuer.key, edit).extensions
 
 
 def test_absent_extensions_are_none(issuer: Credential) -> None:
@@ -140,13 +140,13 @@ def test_a_certificate_equals_another_with_the_same_octets(issuer: Credential) -
     twin = Certificate.load(issuer.certificate.der)
     assert twin == issuer.certificate
     assert len({twin, issuer.certificate}) == 1
-    assert twin != issuer.issue("A", CONTRACT, at=AT).certificate
+    assert twin != issuer.issue("A", CONTRACT, now=AT).certificate
     assert twin != twin.der
     assert twin.fingerprint == hashlib.sha256(twin.der).hexdigest()
 
 
 def test_pem_goes_there_and_back(issuer: Credential) -> None:
-    leaf = issuer.issue("A", CONTRACT, at=AT).certificate
+    leaf = issuer.issue("A", CONTRACT, now=AT).certificate
     assert Certificate.load_pem(leaf.pem() + b"\n" + issuer.certificate.pem()) == (leaf, issuer.certificate)
     assert Certificate.load_pem(leaf.pem())[0].der == leaf.der
     for bad in (b"", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", b"\xff\x00"):
@@ -235,7 +235,7 @@ def test_an_empty_or_multi_valued_name_is_read_as_cryptography_reads_it(issuer: 
 def test_a_common_name_in_a_wrong_character_set_does_no_harm(
     issuer: Credential, tag: int, content: bytes, expected: str | None
 ) -> None:
-    leaf = issuer.issue("A", CONTRACT, at=AT).certificate
+    leaf = issuer.issue("A", CONTRACT, now=AT).certificate
     attribute = bytes.fromhex("0603550403") + bytes((tag, len(content))) + content
     inner = bytes((0x30, len(attribute))) + attribute
 
@@ -270,7 +270,7 @@ def test_any_name_is_read_as_cryptography_reads_it(parts: list[tuple[x509.Object
     assert certificate.domain_components() == frozenset(expected)
 
 
-_ISSUER = build_root("Root", at=AT)
+_ISSUER = build_root("Root", now=AT)
 
 
 @pytest.mark.filterwarnings("ignore:Parsed a serial number")
@@ -350,7 +350,7 @@ def test_extensions_that_are_remembered_are_those_that_would_be_read(monkeypatch
 
 
 def test_leaves_that_differ_in_their_key_identifier_alone_keep_it(issuer: Credential) -> None:
-    one, other = (issuer.issue(name, CONTRACT, at=AT).certificate for name in ("A", "B"))
+    one, other = (issuer.issue(name, CONTRACT, now=AT).certificate for name in ("A", "B"))
     assert one._split_extensions[0] == other._split_extensions[0]
     assert one.key_identifier != other.key_identifier
     for certificate in (one, other):
@@ -479,7 +479,7 @@ def test_a_very_long_name_is_read_in_reasonable_time() -> None:
 
 
 def test_subject_name_and_issuer_name_are_the_octets_of_the_names(issuer: Credential) -> None:
-    leaf = issuer.issue("A", CONTRACT, at=AT).certificate
+    leaf = issuer.issue("A", CONTRACT, now=AT).certificate
     assert leaf.issuer_name == issuer.certificate.subject_name
     whole = subject_name("A").public_bytes()
     assert whole.endswith(leaf.subject_name)

@@ -25,7 +25,7 @@ from ccp.server.external.root_pool import RootCertificatePool
 from ccp.server.http.client_certificate import SCOPE_KEY, ClientCertificates
 from ccp.server.trust.anchors import trusted_certificate
 from ccp.server.trust.root_sync import _select_usable
-from ccp.testing.pki import CONTRACT, PKI, build_pki
+from ccp.testing.pki import CONTRACT, PKI
 from ccp.verify import InstallationRequest, lint
 from ccp.verify.trust_folder import is_self_issued
 from ccp.x509 import crl_ocsp
@@ -103,7 +103,7 @@ PKIS: dict[str, Callable[[], PKI]] = {
 @pytest.mark.parametrize("name", PKIS)
 def test_a_flipped_bit_of_a_chain_is_a_certificate_or_an_error_of_ours(name: str) -> None:
     pki = PKIS[name]()
-    leaf = pki.vehicle("WEX0TEST000000001", at=AT)
+    leaf = pki.vehicle("WEX0TEST000000001", now=AT)
     chain = (leaf.certificate, *leaf.sub_cas, pki.oem_root.certificate, pki.cps.certificate)
     bits = [(each, bit) for each in chain for bit in range(8 * len(each.der))]
     # An odd step meets every bit of a byte.
@@ -113,8 +113,8 @@ def test_a_flipped_bit_of_a_chain_is_a_certificate_or_an_error_of_ours(name: str
 
 
 def test_a_flipped_bit_of_any_known_extension_is_an_error_of_ours() -> None:
-    pki = build_pki(AT)
-    leaf = pki.emsp_sub2.issue("DEABCC00000001", replace(CONTRACT, extra=rich_extensions(full=True)), at=AT)
+    pki = PKI.generate(AT)
+    leaf = pki.emsp_sub2.issue("DEABCC00000001", replace(CONTRACT, extra=rich_extensions(full=True)), now=AT)
     issuer = pki.emsp_sub2.certificate
     first, _, last = leaf.certificate._extensions_at or (0, 0, 0)
     assert last - first > 500
@@ -124,7 +124,7 @@ def test_a_flipped_bit_of_any_known_extension_is_an_error_of_ours() -> None:
 
 @pytest.mark.parametrize("tag", [0x02, 0x03, 0x04, 0x0A, 0x17, 0x30], ids=hex)
 def test_an_anchor_whose_name_cannot_be_read_matches_no_root_of_a_vehicle(tag: int) -> None:
-    root = build_pki(AT).v2g_root
+    root = PKI.generate(AT).v2g_root
     odd = der(0x31, der(0x30, bytes.fromhex("0603550403") + der(tag, der(0x0C, b"x") if tag == 0x30 else b"\0CPS")))
     forged = forge(root.certificate, root.key, lambda tbs: setattr(tbs, "subject", tlv(0x30, odd)))
     assert not forged.subject_matches("CN=V2G Root CA SIM")
@@ -149,8 +149,8 @@ def test_an_anchor_whose_name_cannot_be_read_matches_no_root_of_a_vehicle(tag: i
 
 def test_a_feature_that_no_list_has_is_an_unreadable_extension() -> None:
     """For an unknown TLS feature `cryptography` raises KeyError."""
-    pki = build_pki(AT)
-    leaf = pki.emsp_sub2.issue("DEABCC00000001", replace(CONTRACT, extra=rich_extensions(full=True)), at=AT)
+    pki = PKI.generate(AT)
+    leaf = pki.emsp_sub2.issue("DEABCC00000001", replace(CONTRACT, extra=rich_extensions(full=True)), now=AT)
     feature = x509.TLSFeature.oid
     forged = forge(leaf.certificate, pki.emsp_sub2.key, lambda tbs: replaced(tbs, feature, bytes.fromhex("3003020107")))
     with pytest.raises(KeyError):
@@ -162,7 +162,7 @@ def test_a_feature_that_no_list_has_is_an_unreadable_extension() -> None:
 def test_a_flipped_answer_of_a_provisioning_certificate_pool_is_an_error_of_ours() -> None:
     pki = rich_pki(AT, "P-521", full=True)
     pcid = PCID.parse("WEX0TEST000000001")
-    whole = pki.vehicle(pcid, at=AT).certificate.der
+    whole = pki.vehicle(pcid, now=AT).certificate.der
     for bit in range(0, 8 * len(whole), 5):
         for sent in (
             {"certificate": encode_base64(flipped(whole, bit))},
@@ -185,7 +185,7 @@ def test_a_flipped_list_of_a_root_pool_is_an_error_of_ours_or_a_certificate() ->
 
 
 def test_a_flipped_client_certificate_is_refused_or_bound() -> None:
-    whole = rich_pki(AT, "P-521", full=True).vehicle("WEX0TEST000000001", at=AT).certificate.der
+    whole = rich_pki(AT, "P-521", full=True).vehicle("WEX0TEST000000001", now=AT).certificate.der
     certificates = ClientCertificates()
     for bit in range(0, 8 * len(whole), 5 if COUNT else 1):
         with contextlib.suppress(NotAuthenticated):

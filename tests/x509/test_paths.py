@@ -119,11 +119,11 @@ def test_a_leaf_alone_is_completed_from_the_known_intermediates() -> None:
 
 
 def test_chains_with_one_sub_ca_and_with_none_are_found() -> None:
-    root = build_root("Root", at=AT)
-    sub = root.issue("Sub", SUB_CA2, at=AT)
+    root = build_root("Root", now=AT)
+    sub = root.issue("Sub", SUB_CA2, now=AT)
     anchors = TrustAnchors.build([(AnchorRole.V2G, root.certificate)])
     for issuer, offered in ((sub, [sub.certificate]), (root, [])):
-        leaf = issuer.issue("CPS", CPS, at=AT).certificate
+        leaf = issuer.issue("CPS", CPS, now=AT).certificate
         for _ in range(2):
             found = anchors.verify(leaf, offered, usage=Usage.CPS, now=AT, profile=Profile.ISO2)
             assert found.certificates == (leaf, *offered, root.certificate)
@@ -177,7 +177,7 @@ def _cross_signed(sub: Credential, by: Credential) -> Certificate:
 
 def test_a_cross_signed_sub_ca_is_followed_to_the_root_that_is_trusted() -> None:
     made = chain()
-    other = build_root("Root of others", at=AT)
+    other = build_root("Root of others", now=AT)
     crossed = _cross_signed(made.sub1, other)
     for offered in ([made.sub2.certificate, made.sub1.certificate, crossed], [made.sub2.certificate, crossed]):
         made.offered = offered
@@ -189,7 +189,7 @@ def test_a_cross_signed_sub_ca_is_followed_to_the_root_that_is_trusted() -> None
 
 def test_the_root_that_is_found_does_not_depend_on_what_was_asked_before() -> None:
     made = chain()
-    other = build_root("Root of others", at=AT)
+    other = build_root("Root of others", now=AT)
     crossed = _cross_signed(made.sub1, other)
     anchors = TrustAnchors.build([(AnchorRole.EMSP, made.root.certificate), (AnchorRole.EMSP, other.certificate)])
     for _ in range(2):
@@ -204,10 +204,10 @@ def test_the_root_that_is_found_does_not_depend_on_what_was_asked_before() -> No
 
 def test_a_self_issued_certificate_does_not_count_for_the_path_length() -> None:
     """A sub-CA has rolled its key over: same name, old key vouches for the new one."""
-    root = build_root("Root", at=AT)
-    old = root.issue("Sub", SUB_CA2, at=AT)
-    new = old.issue("Sub", SUB_CA2, at=AT)
-    leaf = new.issue("CPS", CPS, at=AT).certificate
+    root = build_root("Root", now=AT)
+    old = root.issue("Sub", SUB_CA2, now=AT)
+    new = old.issue("Sub", SUB_CA2, now=AT)
+    leaf = new.issue("CPS", CPS, now=AT).certificate
     anchors = TrustAnchors.build([(AnchorRole.V2G, root.certificate)])
     found = anchors.verify(leaf, [old.certificate, new.certificate], usage=Usage.CPS, now=AT, profile=Profile.ISO2)
     assert found.certificates == (leaf, new.certificate, old.certificate, root.certificate)
@@ -235,7 +235,7 @@ def test_an_expired_twin_of_a_sub_ca_is_passed_over() -> None:
 def test_many_namesakes_end_the_search_and_do_not_explode_it() -> None:
     """Every key of this family claims to be every other's issuer; only the number of attempts ends that."""
     name = subject_name("Same")
-    family = [build_root("Same", at=AT) for _ in range(40)]
+    family = [build_root("Same", now=AT) for _ in range(40)]
     known = [
         build_certificate(
             one.key.public_key(),
@@ -247,7 +247,7 @@ def test_many_namesakes_end_the_search_and_do_not_explode_it() -> None:
         )
         for one, other in zip(family, family[1:] + family[:1], strict=True)
     ]
-    leaf = build_root("Same", at=AT).issue("DEABCC00000001", CONTRACT, at=AT).certificate
+    leaf = build_root("Same", now=AT).issue("DEABCC00000001", CONTRACT, now=AT).certificate
     leaf = forge(leaf, family[0].key, lambda tbs: without(tbs, ExtensionOID.AUTHORITY_KEY_IDENTIFIER))
     anchors = TrustAnchors.build([], [(AnchorRole.EMSP, one) for one in known])
     with pytest.raises(ChainError):
@@ -284,11 +284,11 @@ def test_a_chain_remembered_for_one_usage_or_edition_says_nothing_about_another(
 
 def test_the_memory_of_chains_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(path_validation, "_MAX_CACHED", 3)
-    root = build_root("Root", at=AT)
+    root = build_root("Root", now=AT)
     anchors = TrustAnchors.build([(AnchorRole.EMSP, root.certificate)])
     for _ in range(8):
-        sub = root.issue("Sub", SUB_CA2, at=AT)
-        leaf = sub.issue("DEABCC00000001", CONTRACT, at=AT).certificate
+        sub = root.issue("Sub", SUB_CA2, now=AT)
+        leaf = sub.issue("DEABCC00000001", CONTRACT, now=AT).certificate
         anchors.verify(leaf, [sub.certificate], usage=Usage.CONTRACT, now=AT, profile=Profile.ISO2)
         assert len(anchors._chain_cache) <= 3
 

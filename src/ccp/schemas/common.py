@@ -39,9 +39,10 @@ PLACEHOLDER_PCID: Final = "ZZZ00000000000000"
 
 
 def string_field(parse: Any, name: str, schema: dict[str, Any]) -> Any:
-    """Return a pydantic type for a string that `parse` reads and the JSON schema `schema` describes.
+    """Build a pydantic type for a string.
 
-    parse: raises FieldError, whose sentence becomes the error of the field. name: of the field, for other errors.
+    parse: reads the string, or raises FieldError, whose sentence becomes the error of the field. name: of the field,
+    for other errors. schema: JSON schema that describes the string.
     """
 
     def validate(value: object) -> Any:

@@ -1,7 +1,7 @@
-"""The events that partners can subscribe to, by the names that are published. Pure.
+"""Names of the events that partners can subscribe to. Pure.
 
-Two families name the same events for an eMSP: `emsp.…` and the older `mo.…`. A subscriber is told in the family that it
-asked for.
+Two families name the same events for an eMSP: `emsp.…` and the older `mo.…`. A subscriber receives events under the
+family in which it subscribed.
 Source: OPNC API 1.0, eventEnum and the webhook's payload.
 """
 
@@ -29,36 +29,38 @@ EMSP: Final = (
     "emsp.prov.cert.factory.reset",
 )
 _DEPRECATED: Final = {"emsp.prov.cert.updated.factory.reset": "emsp.prov.cert.factory.reset"}
-"""Old names that may still be subscribed to, each with the current one."""
+"""Current names by deprecated name. Both may be subscribed to."""
 ROOT: Final = ("root.cert.added", "root.cert.expired", "root.cert.revoked")
 _ALL_EMSP: Final = (*EMSP, *_DEPRECATED)
 KNOWN: Final = (*OEM, *_ALL_EMSP, *(name.replace("emsp.", "mo.", 1) for name in _ALL_EMSP), *ROOT)
-"""Every name that may be subscribed to. Of those of roots none is sent yet."""
+"""Every name that may be subscribed to. The pool does not send the events of roots yet."""
 
-_SHOWN: Final = 3  # Of the names that are none, so that the sentence stays one.
+_MAX_SHOWN: Final = 3  # Unknown names in an error sentence.
 
 
-def published(name: str) -> str:
-    """The current name of the event, in the current family."""
+def canonical(name: str) -> str:
+    """Return the current name of the event, in the family `emsp.…`."""
     name = name.replace("mo.", "emsp.", 1) if name.startswith("mo.") else name
     return _DEPRECATED.get(name, name)
 
 
 def audience(name: str) -> str | None:
-    """The role that an event is for, "oem" or "emsp"; None for everybody."""
-    family = published(name).partition(".")[0]
+    """Return the role that an event is for, "oem" or "emsp"; None if it is for every role."""
+    family = canonical(name).partition(".")[0]
     return family if family in ("oem", "emsp") else None
 
 
 def parse(names: Iterable[str]) -> tuple[str, ...]:
-    """Names as they were subscribed, each once. Raises FieldError."""
+    """Validate the names of a subscription and remove duplicates. Raises FieldError."""
     given = tuple(dict.fromkeys(names))
     if not given:
-        raise FieldError("enabledEvents : must name an event at least")
+        raise FieldError("enabledEvents : must name at least one event")
     unknown = [json.dumps(name[:50]) for name in given if name not in KNOWN]
     if unknown:
-        more = " and others" if len(unknown) > _SHOWN else ""
-        raise FieldError(f"enabledEvents : unknown {', '.join(unknown[:_SHOWN])}{more}; known are {', '.join(KNOWN)}")
-    if len({published(name) for name in given}) < len(given):
+        more = " and others" if len(unknown) > _MAX_SHOWN else ""
+        raise FieldError(
+            f"enabledEvents : unknown {', '.join(unknown[:_MAX_SHOWN])}{more}; known are {', '.join(KNOWN)}"
+        )
+    if len({canonical(name) for name in given}) < len(given):
         raise FieldError("enabledEvents : names the same event twice, as emsp.… and mo.… or by its deprecated name")
     return given

@@ -19,8 +19,8 @@ from ccp.schemas.common import APIModel, EMAIDField, JSONObject, NamespaceField,
 from ccp.schemas.event_types import API_VERSION
 
 _API_VERSION: Final = r"^[vV]?1(\.0)?$"
-_MOST_METADATA: Final = 4_096  # Octets. It is the subscriber's own notebook, told again in every answer.
-_MOST_IDS: Final = 1_000  # More than any car maker or eMSP has.
+_MAX_METADATA: Final = 4_096  # Bytes. The pool repeats the subscriber's metadata in every response.
+_MAX_IDS: Final = 1_000  # More than any OEM or eMSP has.
 
 
 def _parse_api_version(text: str) -> str:
@@ -30,7 +30,7 @@ def _parse_api_version(text: str) -> str:
 
 
 def _events(value: object) -> tuple[str, ...]:
-    """The published description has a list in one place and a single name in the other."""
+    """Read a list, or a single name: the published description has one in each place."""
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise PydanticCustomError("field", "enabledEvents : must be a list of events' names")
@@ -41,17 +41,17 @@ def _events(value: object) -> tuple[str, ...]:
 
 
 def _metadata(value: object) -> JSONObject:
-    """An object that can be written as it was read: no numbers beyond 64 bits, nothing but JSON."""
+    """Read an object that can be written back unchanged: JSON only, no numbers beyond 64 bits."""
     if not isinstance(value, dict):
         raise PydanticCustomError("field", "metadata : must be an object")
     try:
-        octets = orjson.dumps(value)
+        data = orjson.dumps(value)
     except TypeError as exc:
         raise PydanticCustomError("field", "metadata : has a number or a text that JSON cannot carry") from exc
-    if len(octets) > _MOST_METADATA:
-        raise PydanticCustomError("field", f"metadata : must be at most {_MOST_METADATA} octets of JSON")
-    read: JSONObject = orjson.loads(octets)
-    if read != value:  # A number beyond any that has 64 bits, such as 1e999, was written as null.
+    if len(data) > _MAX_METADATA:
+        raise PydanticCustomError("field", f"metadata : must be at most {_MAX_METADATA} bytes of JSON")
+    read: JSONObject = orjson.loads(data)
+    if read != value:  # orjson writes a number beyond 64 bits, such as 1e999, as null.
         raise PydanticCustomError("field", "metadata : has a number or a text that JSON cannot carry")
     return read
 
@@ -65,25 +65,28 @@ EventsField: TypeAlias = Annotated[
 MetadataField: TypeAlias = Annotated[
     Any,
     PlainValidator(_metadata),
-    WithJsonSchema({"type": "object", "description": f"At most {_MOST_METADATA} octets as JSON."}),
+    WithJsonSchema({"type": "object", "description": f"At most {_MAX_METADATA} bytes as JSON."}),
 ]
 APIVersionField: Any = string_field(_parse_api_version, "apiVersion", {"pattern": _API_VERSION})
 WMIField: Any = string_field(WMI.parse, "wmi", {"pattern": WMI.pattern})
 ProviderIdField: Any = string_field(ProviderId.parse, "providerIds", {"pattern": ProviderId.pattern})
-WMIs: TypeAlias = Annotated[list[WMIField], Field(max_length=_MOST_IDS)]
-ProviderIds: TypeAlias = Annotated[list[ProviderIdField], Field(max_length=_MOST_IDS)]
+WMIs: TypeAlias = Annotated[list[WMIField], Field(max_length=_MAX_IDS)]
+ProviderIds: TypeAlias = Annotated[list[ProviderIdField], Field(max_length=_MAX_IDS)]
 
 
 class _EndpointReq(APIModel):
-    """A webhook as its subscriber wants it. What stands under two names may be given under either."""
+    """The members of a webhook that its subscriber sets. Two of them have a second name; either is accepted."""
 
     url: Annotated[str, Field(description="https; no credentials in it.", max_length=2_048)]
     enabledEvents: EventsField | None = None
     events: Annotated[EventsField | None, Field(description="The same as enabledEvents.")] = None
-    wmi: Annotated[WMIs | None, Field(description="WMIs that it is told of; empty or absent: all own ones.")] = None
+    wmi: Annotated[
+        WMIs | None, Field(description="WMIs whose events it receives; empty or absent: all of the subscriber's own.")
+    ] = None
     wmis: Annotated[WMIs | None, Field(description="The same as wmi.")] = None
     providerIds: Annotated[
-        ProviderIds | None, Field(description="Provider ids that it is told of; empty or absent: all own ones.")
+        ProviderIds | None,
+        Field(description="Provider ids whose events it receives; empty or absent: all of the subscriber's own."),
     ] = None
     description: Annotated[str, Field(max_length=1_000, pattern="^[^\\x00]*$")] | None = None
     metadata: MetadataField | None = None
@@ -100,16 +103,17 @@ class _EndpointReq(APIModel):
 
     @property
     def subscribed(self) -> tuple[str, ...] | None:
-        """The events, None where nothing is said of them."""
+        """The events, None if the body does not name any."""
         return self.events if self.enabledEvents is None else self.enabledEvents
 
     @property
     def own_wmis(self) -> list[WMI] | None:
+        """The WMIs, None if the body does not name any."""
         return self.wmis if self.wmi is None else self.wmi
 
 
 class PostEndpointReq(_EndpointReq):
-    """A webhook to be made. One of enabledEvents and events is needed."""
+    """The body that creates a webhook. Either enabledEvents or events is required."""
 
     model_config = ConfigDict(
         json_schema_extra={"anyOf": [{"required": ["enabledEvents"]}, {"required": ["events"]}]},
@@ -124,11 +128,11 @@ class PostEndpointReq(_EndpointReq):
 
 
 class PutEndpointUpdateReq(_EndpointReq):
-    """JSONObject of a webhook that shall be other than they are. A list takes the place of the one before."""
+    """The members of a webhook to change. A list replaces the previous one."""
 
 
 class Endpoint(APIModel):
-    """A webhook. created: seconds since 1970. wmis, providerIds: those that it is told of."""
+    """A webhook. created: seconds since 1970. wmis, providerIds: those whose events it receives."""
 
     id: str
     apiVersion: str
@@ -141,7 +145,9 @@ class Endpoint(APIModel):
     url: str
     secret: Annotated[
         str | None,
-        Field(description="Key of the HMAC over each event's body; told on creation, and when it is asked for alone."),
+        Field(
+            description="Key of the HMAC over each event's body; only in the response to its creation or to GET of it."
+        ),
     ] = None
     wmis: Annotated[list[str] | None, Field(description="For an OEM.")] = None
     providerIds: Annotated[list[str] | None, Field(description="For an eMSP.")] = None
@@ -150,9 +156,9 @@ class Endpoint(APIModel):
 
 
 class EndpointDelivery(APIModel):
-    """An event on its way to a webhook. Times: RFC 3339, UTC.
+    """The delivery of an event to a webhook. Times: RFC 3339, UTC.
 
-    eventType: as the webhook is told. attempts: since it was made or replayed. nextAttempt: for one that waits.
+    eventType: as sent to the webhook. attempts: since creation or the last replay. nextAttempt: while waiting.
     """
 
     eventId: str
@@ -164,13 +170,13 @@ class EndpointDelivery(APIModel):
     state: Literal["waiting", "delivered", "dead"]
     attempts: int
     nextAttempt: TimestampField | None
-    lastStatus: Annotated[int | None, Field(description="HTTP status of the last answer.")]
+    lastStatus: Annotated[int | None, Field(description="HTTP status of the last response.")]
     lastError: Annotated[str | None, Field(description="Why the last attempt failed.")]
     finishedAt: TimestampField | None
 
 
 class EndpointDeliveries(APIModel):
-    """nextCursor: asks for older ones, null where there are none."""
+    """A page of deliveries. nextCursor: of the page with older ones, null on the last page."""
 
     deliveries: list[EndpointDelivery]
     nextCursor: str | None

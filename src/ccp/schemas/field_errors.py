@@ -1,4 +1,4 @@
-"""What pydantic finds wrong, in the API's own sentences. None of pydantic's own texts reaches a caller."""
+"""Converts pydantic's errors into the API's sentences. No text of pydantic reaches a caller."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pydantic_core import ErrorDetails
 from ccp.errors import FieldError
 from ccp.schemas import suggestions
 
-OWN: Final = frozenset({"field", "boolean"})
-"""Types of errors that our own validators raise, whose texts are our own. `field` is a whole sentence."""
+OWN_TYPES: Final = frozenset({"field", "boolean"})
+"""Error types of this project's validators, whose texts are used as they are. `field` is a whole sentence."""
 
 _SOURCES: Final = ("body", "query", "path", "header")
 _NO_NUL: Final = "^[^\\x00]*$"
 
-_SENTENCES: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
+_PREDICATES: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
     "missing": lambda ctx: "is missing",
     "extra_forbidden": lambda ctx: "unknown member",
     "string_type": lambda ctx: "must be a string",
@@ -45,11 +45,14 @@ _SENTENCES: Final[Mapping[str, Callable[[Mapping[str, Any]], str]]] = {
     "model_type": lambda ctx: "must be an object",
     "model_attributes_type": lambda ctx: "must be an object",
 }
-_OTHERWISE: Final = "is not valid"
+_DEFAULT: Final = "is not valid"
 
 
 def sentence(problem: ErrorDetails) -> str:
-    """problem: with its context, and with its input where null is to be told from other values."""
+    """Return the sentence for one error.
+
+    problem: with its context; with its input, if null shall be distinguished from other values.
+    """
     kind = problem["type"]
     if kind == "field":
         return problem["msg"]
@@ -65,20 +68,20 @@ def field_error(problems: Iterable[ErrorDetails]) -> FieldError:
 
 
 def place_of(problem: ErrorDetails) -> str:
-    """Where the problem is, as `member.0.member`; empty for the whole body."""
-    steps = problem["loc"][1:] if problem["loc"][:1] and problem["loc"][0] in _SOURCES else problem["loc"]
-    return ".".join(suggestions.shown(str(step)) for step in steps)
+    """Return the location of the problem as `member.0.member`; empty for the whole body."""
+    location = problem["loc"][1:] if problem["loc"][:1] and problem["loc"][0] in _SOURCES else problem["loc"]
+    return ".".join(suggestions.quotable(str(step)) for step in location)
 
 
 def _text(problem: ErrorDetails) -> str:
     kind = problem["type"]
-    if kind in OWN:
+    if kind in OWN_TYPES:
         return problem["msg"]
     if kind not in ("missing", "extra_forbidden") and problem.get("input", "") is None:
         return "must not be null"
-    said = _SENTENCES.get(kind)
-    return _OTHERWISE if said is None else said(problem.get("ctx", {}))
+    predicate = _PREDICATES.get(kind)
+    return _DEFAULT if predicate is None else predicate(problem.get("ctx", {}))
 
 
-def _at_least(number: int, what: str) -> str:
-    return "must not be empty" if number == 1 else f"must have at least {number} {what}s"
+def _at_least(number: int, noun: str) -> str:
+    return "must not be empty" if number == 1 else f"must have at least {number} {noun}s"

@@ -1,4 +1,4 @@
-"""JSON bodies and the models that read them: whether a body has anything besides, and what to say of a refused one."""
+"""Reads JSON bodies into models, strictly: repeated members are errors, and every error of a body is reported."""
 
 from __future__ import annotations
 
@@ -30,33 +30,33 @@ def read_body(model: type[Body], data: bytes) -> Body:
     try:
         body = model.model_validate_json(data)
     except ValidationError as exc:
-        raise _rejected(model, data, exc) from exc
+        raise _error_of(model, data, exc) from exc
     if not _has_nothing_else(body, data):
         json_input.load(data)
     return body
 
 
-def _has_nothing_else(body: BaseModel, octets: bytes) -> bool:
-    """Whether the text has nothing but the members that were read: none twice, none that the model does not know.
+def _has_nothing_else(body: BaseModel, data: bytes) -> bool:
+    """Whether the text consists of the members of the model, each once.
 
-    It is fast and says no where it cannot tell, as for a value that is not a string.
+    Fast, with false negatives: it returns False if it cannot tell, for example for a value that is not a string.
     """
     read, values = body.model_fields_set, body.__dict__
     strings = len(read)
     for name in read:
         if isinstance(values[name], str):
             strings += 1
-    return json_input.has_no_more(octets, strings)
+    return json_input.has_exactly(data, strings)
 
 
-def _rejected(model: type[BaseModel], octets: bytes, exc: ValidationError) -> FieldError:
-    """Why a body is refused, every problem in a sentence of its own."""
+def _error_of(model: type[BaseModel], data: bytes, exc: ValidationError) -> FieldError:
+    """Return the error for an invalid body, with one sentence for each problem."""
     problems = exc.errors(include_url=False)
     syntax = next((problem for problem in problems if problem["type"] == "json_invalid"), None)
     if syntax is not None:
-        return json_input.refused(octets, syntax["ctx"]["error"])
+        return json_input.syntax_error(data, syntax["ctx"]["error"])
     try:
-        value = json_input.load(octets)
+        value = json_input.load(data)
     except FieldError as repeated:
         return repeated
     if not isinstance(value, dict):
@@ -65,26 +65,26 @@ def _rejected(model: type[BaseModel], octets: bytes, exc: ValidationError) -> Fi
 
 
 def _sentence(problem: ErrorDetails, model: type[BaseModel], value: dict[str, Any]) -> str:
-    said = field_errors.sentence(problem)
+    sentence = field_errors.sentence(problem)
     if problem["type"] == "missing":
         unknown = _unknown(model, value, problem["loc"][:-1])
         if unknown:
-            return f"{said} (given: {', '.join(unknown)})"
+            return f"{sentence} (given: {', '.join(unknown)})"
     if problem["type"] == "extra_forbidden" and len(problem["loc"]) == 1:
-        meant = suggestions.meant(str(problem["loc"][0]), model.model_fields)
-        if meant is not None:
-            return f"{said}, did you mean {meant}?"
-    return said
+        known = suggestions.closest(str(problem["loc"][0]), model.model_fields)
+        if known is not None:
+            return f"{sentence}, did you mean {known}?"
+    return sentence
 
 
-def _unknown(model: type[BaseModel], value: Any, steps: Collection[int | str]) -> list[str]:
-    """Names of the members beside a missing one that no model knows."""
+def _unknown(model: type[BaseModel], value: Any, location: Collection[int | str]) -> list[str]:
+    """Return the names of unknown members beside a missing one: one of them may be the missing one, misspelt."""
     known: Any = model
-    for step in steps:
+    for step in location:
         value = value[step] if isinstance(value, dict) else None
         field = known.model_fields.get(step)
         known = field.annotation if field is not None else None
         if not (isinstance(known, type) and issubclass(known, BaseModel)):
             return []
     names = [name for name in value if name not in known.model_fields] if isinstance(value, dict) else []
-    return [*map(suggestions.shown, names[:_MAX_NAMED]), *(["…"] if len(names) > _MAX_NAMED else [])]
+    return [*map(suggestions.quotable, names[:_MAX_NAMED]), *(["…"] if len(names) > _MAX_NAMED else [])]

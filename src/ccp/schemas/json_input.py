@@ -1,7 +1,7 @@
-"""JSON text from outside, read strictly: what is wrong with it is said with its position.
+"""Strict JSON parser whose errors give the position.
 
-Stricter than RFC 8259 demands of a reader in one point: an object whose members have the same name is refused, since
-readers differ in which of them counts (RFC 8259 clause 4).
+In one point it is stricter than RFC 8259 requires: an object with two members of the same name is an error, because
+parsers differ in which of them they use (RFC 8259 clause 4).
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from ccp.schemas import suggestions
 
 _NOT_JSON: Final = "The body is not JSON"
 
-# The first bytes of a text in other Unicode encodings, with and without byte order mark. The longer ones come first.
+# First bytes of a text in other Unicode encodings, with and without byte order mark. UTF-32 comes first, since its mark
+# begins with that of UTF-16.
 _ENCODINGS: Final = (
     (re.compile(rb"\xff\xfe\x00\x00|\x00\x00\xfe\xff|\x00\x00\x00[^\x00]|[^\x00]\x00\x00\x00", re.DOTALL), "UTF-32"),
     (re.compile(rb"\xff\xfe|\xfe\xff|\x00[^\x00]|[^\x00]\x00", re.DOTALL), "UTF-16"),
@@ -38,31 +39,31 @@ _EXPECTED: Final = {
     "Illegal trailing comma before end of object": "a comma stands before the end",
     "Illegal trailing comma before end of array": "a comma stands before the end",
 }
-# Words of other notations. Of any other text only one character is quoted: bodies do not belong in logs.
+# Words of other notations. Of other text an error quotes one character only, because bodies do not belong in logs.
 _WORD: Final = re.compile(r"(True|False|None|nan|inf|undefined|nil|NULL|Null|TRUE|FALSE)\b", re.ASCII)
 _BEFORE: Final = re.compile(r",\s*\Z", re.ASCII)
 
 
 class _Repeated(ValueError):
-    """A member name that an object has twice."""
+    """An object has a member name twice."""
 
 
 class _NoNumber(ValueError):
-    """NaN or Infinity."""
+    """The text contains NaN or Infinity."""
 
 
-def has_no_more(octets: bytes, strings: int) -> bool:
-    """Whether the text of an object has exactly so many strings, names among them.
+def has_exactly(data: bytes, strings: int) -> bool:
+    """Whether the text of an object contains exactly so many strings, including member names.
 
-    An object that was read with all its members, and whose text has no string besides, has neither a repeated nor an
-    unknown member. False says nothing: where a string has an escape sequence, quotes cannot be counted.
+    If these are the strings of all members that were read, no member is repeated or unknown. False proves nothing:
+    quotes cannot be counted in a text with escape sequences.
     """
-    return b"\\" not in octets and octets.count(b'"') == 2 * strings
+    return b"\\" not in data and data.count(b'"') == 2 * strings
 
 
-def load(octets: bytes) -> Any:
-    """The value of a JSON text, with 0 for every number: some would take long to convert. Raises FieldError."""
-    text = _text(octets)
+def load(data: bytes) -> Any:
+    """Parse a JSON text, with 0 for every number, since large numbers are slow to convert. Raises FieldError."""
+    text = _text(data)
     try:
         value = json.loads(
             text,
@@ -76,26 +77,26 @@ def load(octets: bytes) -> Any:
     except RecursionError as exc:
         raise FieldError(f"{_NOT_JSON}: it is nested too deeply.") from exc
     except _Repeated as exc:
-        raise FieldError(f"{suggestions.shown(str(exc))} : is given more than once") from exc
+        raise FieldError(f"{suggestions.quotable(str(exc))} : is given more than once") from exc
     except _NoNumber as exc:
         raise FieldError(f"{_NOT_JSON}: {exc} is not a number of JSON.") from exc
     if "\\u" in text:
-        _check_surrogates(octets)
+        _check_surrogates(data)
     return value
 
 
-def _check_surrogates(octets: bytes) -> None:
-    """Refuse half of a pair: no text can have it. The other reader lets it pass. Raises FieldError."""
+def _check_surrogates(data: bytes) -> None:
+    """Raises FieldError for half of a surrogate pair, which `json` accepts although no text can contain it."""
     try:
-        orjson.loads(octets)
+        orjson.loads(data)
     except orjson.JSONDecodeError as exc:
         raise FieldError(f"{_NOT_JSON}: an escape sequence is half of a surrogate pair.") from exc
 
 
-def refused(octets: bytes, problem: str) -> FieldError:
-    """Why a text is refused. problem: what the fast parser says, for what only that parser finds wrong."""
+def syntax_error(data: bytes, problem: str) -> FieldError:
+    """Return the error for a text that is not JSON. problem: of the fast parser, for errors that only it finds."""
     try:
-        load(octets)
+        load(data)
     except FieldError as exc:
         return exc
     if problem.startswith("recursion limit"):
@@ -106,21 +107,21 @@ def refused(octets: bytes, problem: str) -> FieldError:
     return FieldError(f"{_NOT_JSON}: something is wrong at line {place}.")
 
 
-def _text(octets: bytes) -> str:
-    """Raises FieldError for a text that is not UTF-8 without byte order mark. Source: RFC 8259 clause 8.1."""
-    if not octets.strip():
+def _text(data: bytes) -> str:
+    """Decode UTF-8 without byte order mark. Raises FieldError. Source: RFC 8259 clause 8.1."""
+    if not data.strip():
         raise FieldError("The body is empty.")
-    if octets.startswith(_BOM):
+    if data.startswith(_BOM):
         raise FieldError(f"{_NOT_JSON}: it begins with a byte order mark (EF BB BF), which must be left out.")
-    if octets.startswith(_GZIP):
+    if data.startswith(_GZIP):
         raise FieldError(f"{_NOT_JSON}: it looks like gzip, and must be sent without compression.")
     for pattern, name in _ENCODINGS:
-        if pattern.match(octets):
+        if pattern.match(data):
             raise FieldError(f"{_NOT_JSON}: it looks like {name}, and must be UTF-8.")
     try:
-        return octets.rstrip().decode("utf-8")
+        return data.rstrip().decode("utf-8")
     except UnicodeDecodeError as exc:
-        raise FieldError(f"{_NOT_JSON}: it is not UTF-8, byte {octets[exc.start]:02X} at offset {exc.start}.") from exc
+        raise FieldError(f"{_NOT_JSON}: it is not UTF-8, byte {data[exc.start]:02X} at offset {exc.start}.") from exc
 
 
 def _members(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -143,17 +144,17 @@ def _no_number(name: str) -> Any:
 
 
 def _syntax(exc: json.JSONDecodeError) -> str:
-    text, at = exc.doc, exc.pos
+    text, position = exc.doc, exc.pos
     expected = _EXPECTED.get(exc.msg, "something is wrong")
-    if text[at : at + 1] in ("}", "]") and _BEFORE.search(text[max(0, at - 100) : at]):
+    if text[position : position + 1] in ("}", "]") and _BEFORE.search(text[max(0, position - 100) : position]):
         expected = "a comma stands before the end"
     place = f"{expected} at line {exc.lineno}, column {exc.colno}"
     if not expected.endswith("is expected"):
         return f"{_NOT_JSON}: {place}."
-    if at >= len(text):
+    if position >= len(text):
         return f"{_NOT_JSON}: {place}, but the body ends."
-    word = _WORD.match(text, at)
-    return f"{_NOT_JSON}: {place}, but there is {word[0] if word else _quoted(text[at])}."
+    word = _WORD.match(text, position)
+    return f"{_NOT_JSON}: {place}, but there is {word[0] if word else _quoted(text[position])}."
 
 
 def _quoted(character: str) -> str:

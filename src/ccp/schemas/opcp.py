@@ -37,7 +37,7 @@ class DeliverHeaders(RoutingHeaders):
 
 
 class MessageDef(APIModel):
-    """certificateInstallationRes: EXI in Base64."""
+    """A signed contract. certificateInstallationRes: EXI in Base64."""
 
     certificateInstallationRes: str
     emaid: EMAIDField
@@ -45,22 +45,26 @@ class MessageDef(APIModel):
 
 
 class EmaidContent(APIModel):
+    """An item of `CCPResponse`."""
+
     messageDef: MessageDef
 
 
 class CCPResponse(APIModel):
+    """The list of signed contracts."""
+
     emaidContent: list[EmaidContent]
 
 
 class OPCPSignedContractData(APIModel):
-    """What a vehicle gets: exactly one item, because some clients read the first and some the last."""
+    """The response to POST /signedContractData: exactly one item, since some clients read the first, some the last."""
 
     CCPResponse: CCPResponse
     xsdMsgDefNamespace: NamespaceField
 
 
 class ProvidedSignedContractData(APIModel):
-    """certificateInstallationRes: EXI in Base64."""
+    """The response to GET /provideSignedContractData. certificateInstallationRes: EXI in Base64."""
 
     certificateInstallationRes: str
     xsdMsgDefNamespace: NamespaceField
@@ -79,11 +83,16 @@ class XMLContract(APIModel):
 
 
 class XMLContracts(APIModel):
+    """The response to the queries for contracts of an EMAID or a PCID."""
+
     XMLContracts: list[XMLContract]
 
 
 class RootCertificate(APIModel):
-    """caCertificate: DER in Base64. rootAuthorityKeyIdentifier: Base64. rootIssuerSerialNumber: hexadecimal."""
+    """A trusted root.
+
+    caCertificate: DER in Base64. rootAuthorityKeyIdentifier: Base64. rootIssuerSerialNumber: hexadecimal.
+    """
 
     rootCertificateId: str
     distinguishedName: str
@@ -99,10 +108,14 @@ class RootCertificate(APIModel):
 
 
 class RootCertificates(APIModel):
+    """The list of trusted roots."""
+
     rootCertificates: list[RootCertificate]
 
 
 class RootCertificateCollection(APIModel):
+    """The response to GET /v1/root/rootCerts."""
+
     RootCertificateCollection: RootCertificates
 
 

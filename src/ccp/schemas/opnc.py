@@ -67,24 +67,26 @@ class PublishQuery(BaseModel):
 
 
 class SignedContractData(APIModel):
-    """What is published, and what is delivered. certificateInstallationRes: EXI in Base64."""
+    """A signed contract, in publications and in deliveries. certificateInstallationRes: EXI in Base64."""
 
     emaid: EMAIDField
     pcid: PCIDField
     certificateInstallationRes: Annotated[str, Field(min_length=1)]
     xsdMsgDefNamespace: NamespaceField
-    # PostgreSQL stores no U+0000 in a text; nobody's contract depends on the engine behind.
+    # PostgreSQL cannot store U+0000 in a text; SQLite could, but both accept the same contracts.
     metaData: Annotated[str, Field(max_length=10_000, pattern="^[^\\x00]*$")] | None = None
     cpsV2GRootCertificateFingerprint: FingerprintField | None = None
     cpsRootDistinguishedName: DNField | None = None
 
 
 class SignedContractDataCollection(APIModel):
+    """The response to POST /signedcontractdata."""
+
     signedContractDataCollection: list[SignedContractData]
 
 
 class GetSignedContractDataReq(APIModel):
-    """certificateInstallationReq: EXI in Base64."""
+    """The body of POST /signedcontractdata. certificateInstallationReq: EXI in Base64."""
 
     certificateInstallationReq: str
     xsdMsgDefNamespace: NamespaceField
@@ -103,12 +105,14 @@ class ContractData(APIModel):
     certValidTo: TimestampField
     cpsV2GRootDistinguishedName: str | None = None
     cpsV2GRootCertificateFingerprint: FingerprintField | None = None
-    undeliverable: Annotated[str, Field(description="Why the vehicle does not get it; ours beyond the API.")] | None = (
-        None
-    )
+    undeliverable: (
+        Annotated[str, Field(description="Why the vehicle does not get it; an extension of the API.")] | None
+    ) = None
 
 
 class ContractDataCollection(APIModel):
+    """The response to the queries for contracts of an EMAID or a PCID."""
+
     contractDataCollection: list[ContractData]
 
 

@@ -1,4 +1,4 @@
-"""Names from outside that are misspelt: which known name is meant, and how a sentence may quote what was given."""
+"""Suggestions for misspelt names, and quoting of untrusted names in sentences."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import re
 from collections.abc import Collection
 from typing import Final
 
-_MAX_SHOWN: Final = 40  # Characters of a name in a sentence.
+_MAX_QUOTED: Final = 40  # Characters of a name in a sentence.
 _SEPARATORS: Final = re.compile(r"[^0-9a-z]+")
 _PLAIN: Final = re.compile(r"[0-9A-Za-z_.-]+", re.ASCII)
 
 
-def meant(name: str, known: Collection[str]) -> str | None:
-    """The known name that another one resembles: but for case and separators, or by a letter or two.
+def closest(name: str, known: Collection[str]) -> str | None:
+    """Return the known name that equals the name except for case, separators and at most two edits; None without one.
 
-    Short names resemble many, so they have to come closer: one letter below six, none below four.
+    Short names resemble many others, so fewer edits are allowed: one below six letters, none below four.
     """
     bare = _bare(name)
     for candidate in sorted(known):
@@ -31,9 +31,9 @@ def _bare(name: str) -> str:
 
 
 def _within(one: str, other: str, edits: int) -> bool:
-    """Whether at most so many letters to insert, delete, replace or swap with the next one make them the same."""
+    """Whether at most so many edits make the names equal: insert, delete, replace, or swap two neighbours."""
     pairs = enumerate(zip(one, other, strict=False))
-    same = next((at for at, (a, b) in pairs if a != b), min(len(one), len(other)))
+    same = next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
     one, other = one[same:], other[same:]
     if not one or not other:
         return len(one) + len(other) <= edits
@@ -47,7 +47,7 @@ def _within(one: str, other: str, edits: int) -> bool:
     )
 
 
-def shown(name: str) -> str:
-    """A name as a sentence may quote it: shortened, and with nothing in it that a terminal obeys."""
-    short = name if len(name) <= _MAX_SHOWN else f"{name[:_MAX_SHOWN]}…"
+def quotable(name: str) -> str:
+    """Return a name as a sentence may quote it: shortened, and without control characters."""
+    short = name if len(name) <= _MAX_QUOTED else f"{name[:_MAX_QUOTED]}…"
     return short if _PLAIN.fullmatch(name) else json.dumps(short)

@@ -1,11 +1,11 @@
-"""A small public key infrastructure for the sandbox, the demo and the tests.
+"""A small public key infrastructure for tests, the sandbox and the demo.
 
-It imitates the field on purpose: three levels, eight-octet key identifiers, sixteen random octets of serial number, and
-the key usages that real issuers set. The keys are for simulation; they are written to disk without a password.
+    pki = PKI.generate(now, edition="iso20")
+    contract = pki.contract("DESIMC00000001", now=now)
+    car = pki.vehicle("WP0SIM00000000001", now=now)
 
-    pki = build_pki(at, algorithm="P-256")
-    contract = pki.contract("DESIMC00000001", at=at)
-    car = pki.vehicle("WP0SIM00000000001", at=at)
+It imitates the PKIs in production: three levels of CA, key identifiers of eight bytes, random serial numbers of sixteen
+bytes, and the key usages that real issuers set. The keys are for tests: files contain them without a password.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final, Literal, cast
 
@@ -47,28 +47,29 @@ from ccp.x509.path_validation import TrustAnchors
 from ccp.x509.profiles import AnchorRole
 
 Algorithm = Literal["P-256", "P-521", "Ed448"]
+Edition = Literal["iso2", "iso20"]
 SigningKey = EllipticCurvePrivateKey | Ed448PrivateKey
 PublicKey = EllipticCurvePublicKey | Ed448PublicKey
 
 # subjectAltPublicKeyInfo, ITU-T X.509 (10/2019) clause 9.8.2; its value is a SubjectPublicKeyInfo.
 SUBJECT_ALT_PUBLIC_KEY_INFO: Final = x509.ObjectIdentifier("2.5.29.72")
 
-# Many leaves of the field carry this for an absent or empty BasicConstraints: an encoded default, which DER forbids.
-# Put it into a template's `extra` to make a leaf as real as that.
+# BasicConstraints with an encoded default, which DER forbids. Many end-entity certificates in production carry it. Add
+# it to a template's `extra` to imitate them.
 EXPLICIT_FALSE: Final = x509.UnrecognizedExtension(x509.oid.ExtensionOID.BASIC_CONSTRAINTS, bytes.fromhex("3003010100"))
 
-# Laboratories' clocks differ; without it the machine that is a minute behind refuses a new certificate.
+# Validity starts this much before `now`: clocks in test setups differ, and a late one would reject a new certificate.
 _HEAD_START: Final = timedelta(days=1)
 _YEAR: Final = timedelta(days=365)
 
 
 @dataclass(frozen=True, slots=True)
 class Template:
-    """What one kind of certificate has in common.
+    """Profile of one kind of certificate.
 
-    path_length: for a CA only. domain_component: the DC of the subject, left out when None.
-    key_usage: names of `x509.KeyUsage` arguments; no such extension when empty. extra: further extensions and whether
-    they are critical.
+    path_length: for a CA only. domain_component: DC of the subject, None for a subject without DC. key_usage: names of
+    `x509.KeyUsage` arguments; empty for a certificate without the extension. extra: further extensions, and whether
+    each is critical.
     """
 
     lifetime: timedelta
@@ -80,7 +81,7 @@ class Template:
 
 
 _CA_USAGE: Final = frozenset({"key_cert_sign", "crl_sign"})
-# Under the shell model every certificate above a leaf has to be valid when the leaf is used, so issuers live longer.
+# In the shell model every certificate of a path must be valid when the path is verified, so issuers live longer.
 ROOT: Final = Template(40 * _YEAR, ca=True, key_usage=_CA_USAGE)
 V2G_ROOT: Final = Template(40 * _YEAR, ca=True, key_usage=_CA_USAGE, domain_component="V2G")
 SUB_CA1: Final = Template(35 * _YEAR, ca=True, path_length=1, key_usage=_CA_USAGE)
@@ -94,7 +95,7 @@ OEM_PROVISIONING: Final = Template(
     30 * _YEAR, key_usage=frozenset({"digital_signature", "key_agreement"}), domain_component="OEM"
 )
 
-# A delegated OCSP responder (RFC 6960 clause 4.2.2.2); its own revocation is not asked for.
+# A delegated OCSP responder (RFC 6960 clause 4.2.2.2). With id-pkix-ocsp-nocheck its own revocation is not checked.
 OCSP_RESPONDER: Final = Template(
     _YEAR,
     key_usage=frozenset({"digital_signature"}),
@@ -115,13 +116,14 @@ _KEY_USAGES: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Addresses:
-    """Where the certificates that a CA issues say their status can be asked for; neither address by default."""
+class StatusURLs:
+    """Addresses of a CA's OCSP responder and CRL, which the certificates that it issues contain; none by default."""
 
     ocsp: str | None = None
     crl: str | None = None
 
     def extensions(self) -> tuple[tuple[x509.ExtensionType, bool], ...]:
+        """Return the extensions of an issued certificate, and whether each is critical."""
         found: list[tuple[x509.ExtensionType, bool]] = []
         if self.ocsp is not None:
             access = x509.AccessDescription(
@@ -136,33 +138,33 @@ class Addresses:
 
 @dataclass(frozen=True, slots=True)
 class Credential:
-    """A certificate and its private key; a CA's credential also issues.
+    """A certificate and its private key. The credential of a CA also issues certificates.
 
     sub_cas: the issuers between this certificate and the root, nearest first, as a message carries them.
-    agreement_key: the X448 key beside an Ed448 key; None where the certificate's own key agrees on keys.
-    addresses: what it puts into the certificates that it issues; not saved.
+    agreement_key: the X448 key beside an Ed448 key, None if the certificate's own key serves for key agreement.
+    status_urls: written into the certificates that it issues; `save` leaves them out.
     """
 
     certificate: Certificate
     key: SigningKey
     sub_cas: tuple[Certificate, ...] = ()
     agreement_key: X448PrivateKey | None = None
-    addresses: Addresses = Addresses()
+    status_urls: StatusURLs = StatusURLs()
 
     def issue(
         self,
         cn: str,
         template: Template,
         *,
-        at: datetime,
+        now: datetime,
         algorithm: Algorithm | None = None,
         agreement_key: X448PrivateKey | None = None,
         valid: tuple[datetime, datetime] | None = None,
     ) -> Credential:
         """Issue a certificate for a new key.
 
-        algorithm: of the new key; the issuer's when None. agreement_key: its public part becomes the alternative
-        subject public key. valid: instead of the template's lifetime from `at` on.
+        algorithm: of the new key, by default the issuer's. agreement_key: its public key becomes the alternative
+        subject public key. valid: validity period, by default the template's lifetime from `now`.
         """
         key = generate_key(algorithm or algorithm_of(self.key))
         certificate = build_certificate(
@@ -170,16 +172,16 @@ class Credential:
             subject=subject_name(cn, template.domain_component),
             issuer=self.certificate,
             signer=self.key,
-            template=replace(template, extra=(*template.extra, *self.addresses.extensions())),
+            template=replace(template, extra=(*template.extra, *self.status_urls.extensions())),
             agreement_key=agreement_key,
-            valid=valid or (at - _HEAD_START, at + template.lifetime),
+            valid=valid or (now - _HEAD_START, now + template.lifetime),
         )
         is_root = self.certificate.subject_name == self.certificate.issuer_name
         sub_cas = () if is_root else (self.certificate, *self.sub_cas)
         return Credential(certificate, key, sub_cas, agreement_key)
 
     def save(self, directory: Path, name: str) -> None:
-        """Write `name.pem` (this certificate, then `sub_cas`), `name.key.pem` and, if there is one, `name.x448.pem`."""
+        """Write `name.pem` (this certificate, then `sub_cas`), `name.key.pem` and, for an X448 key, `name.x448.pem`."""
         directory.mkdir(parents=True, exist_ok=True)
         (directory / f"{name}.pem").write_bytes(b"".join(one.pem() for one in (self.certificate, *self.sub_cas)))
         _write_key(directory / f"{name}.key.pem", self.key)
@@ -188,13 +190,13 @@ class Credential:
 
     @classmethod
     def load(cls, directory: Path, name: str) -> Credential:
-        """Read what `save` wrote. Raises OSError, ChainError or ValueError."""
+        """Read the files that `save` wrote. Raises OSError, ChainError or ValueError."""
         certificate, *sub_cas = Certificate.load_pem((directory / f"{name}.pem").read_bytes())
         key = load_pem_private_key((directory / f"{name}.key.pem").read_bytes(), password=None)
         beside = directory / f"{name}.x448.pem"
         agreement = load_pem_private_key(beside.read_bytes(), password=None) if beside.exists() else None
         if not isinstance(key, EllipticCurvePrivateKey | Ed448PrivateKey):
-            raise ValueError(f"{name}.key.pem holds no key of the simulator")
+            raise ValueError(f"{name}.key.pem holds neither an EC nor an Ed448 key")
         if agreement is not None and not isinstance(agreement, X448PrivateKey):
             raise ValueError(f"{name}.x448.pem holds no X448 key")
         return cls(certificate, key, tuple(sub_cas), agreement)
@@ -202,7 +204,7 @@ class Credential:
 
 @dataclass(frozen=True, slots=True)
 class PKI:
-    """The three worlds of Plug&Charge: V2G with the CPS, the eMSP, and the OEM."""
+    """The three PKIs of Plug & Charge: V2G with the CPS, eMSP, and OEM."""
 
     v2g_root: Credential
     cps_sub1: Credential
@@ -215,40 +217,91 @@ class PKI:
     oem_sub1: Credential
     oem_sub2: Credential
 
-    def contract(self, emaid: str, *, at: datetime, valid: tuple[datetime, datetime] | None = None) -> Credential:
-        """A contract certificate whose CN is the EMAID."""
-        return self.emsp_sub2.issue(emaid, CONTRACT, at=at, valid=valid)
+    @classmethod
+    def generate(
+        cls,
+        now: datetime | None = None,
+        *,
+        edition: Edition = "iso2",
+        algorithm: Algorithm | None = None,
+        status_urls: Callable[[str], StatusURLs] = lambda name: StatusURLs(),
+    ) -> PKI:
+        """Generate three roots with two levels of sub-CA each, and one CPS.
 
-    def vehicle(self, pcid: str, *, at: datetime, valid: tuple[datetime, datetime] | None = None) -> Credential:
-        """An OEM provisioning certificate whose CN is the PCID.
+        now: start of their validity (aware), the current time by default. edition: P-256 keys for "iso2", P-521 keys
+        for "iso20"; algorithm: takes precedence over it. status_urls: given the common name of a CA, the addresses in
+        the certificates that it issues.
+        """
+        now = now or datetime.now(UTC)
+        algorithm = algorithm or ("P-256" if edition == "iso2" else "P-521")
 
-        An Ed448 key cannot agree on keys, so such a car gets an X448 key beside it (ISO 15118-20, [V2G20-2491] on).
+        def ca(credential: Credential) -> Credential:
+            return replace(credential, status_urls=status_urls(credential.certificate.subject_cn))
+
+        v2g_root = ca(build_root("V2G Root CA SIM", now=now, algorithm=algorithm, template=V2G_ROOT))
+        cps_sub1 = ca(v2g_root.issue("CPS Sub1 CA SIM", SUB_CA1, now=now))
+        cps_sub2 = ca(cps_sub1.issue("CPS Sub2 CA SIM", SUB_CA2, now=now))
+        emsp_root = ca(build_root("eMSP Root CA SIM", now=now, algorithm=algorithm))
+        emsp_sub1 = ca(emsp_root.issue("eMSP Sub1 CA SIM", SUB_CA1, now=now))
+        oem_root = ca(build_root("OEM Root CA SIM", now=now, algorithm=algorithm))
+        oem_sub1 = ca(oem_root.issue("OEM Sub1 CA SIM", SUB_CA1, now=now))
+        return cls(
+            v2g_root=v2g_root,
+            cps_sub1=cps_sub1,
+            cps_sub2=cps_sub2,
+            cps=cps_sub2.issue("CPS SIM", CPS, now=now),
+            emsp_root=emsp_root,
+            emsp_sub1=emsp_sub1,
+            emsp_sub2=ca(emsp_sub1.issue("eMSP Sub2 CA SIM", SUB_CA2, now=now)),
+            oem_root=oem_root,
+            oem_sub1=oem_sub1,
+            oem_sub2=ca(oem_sub1.issue("OEM Sub2 CA SIM", SUB_CA2, now=now)),
+        )
+
+    def contract(self, emaid: str, *, now: datetime, valid: tuple[datetime, datetime] | None = None) -> Credential:
+        """Issue a contract certificate whose CN is the EMAID."""
+        return self.emsp_sub2.issue(emaid, CONTRACT, now=now, valid=valid)
+
+    def vehicle(self, pcid: str, *, now: datetime, valid: tuple[datetime, datetime] | None = None) -> Credential:
+        """Issue an OEM provisioning certificate whose CN is the PCID.
+
+        Ed448 has no key agreement, so such a car also gets an X448 key (ISO 15118-20, from [V2G20-2491] on).
         """
         if not isinstance(self.oem_sub2.key, Ed448PrivateKey):
-            return self.oem_sub2.issue(pcid, OEM_PROVISIONING, at=at, valid=valid)
+            return self.oem_sub2.issue(pcid, OEM_PROVISIONING, now=now, valid=valid)
         signing_only = Template(
             OEM_PROVISIONING.lifetime, key_usage=frozenset({"digital_signature"}), domain_component="OEM"
         )
-        return self.oem_sub2.issue(pcid, signing_only, at=at, valid=valid, agreement_key=X448PrivateKey.generate())
+        return self.oem_sub2.issue(pcid, signing_only, now=now, valid=valid, agreement_key=X448PrivateKey.generate())
 
     def anchors(self, version: int = 0) -> TrustAnchors:
-        """What a pool would trust. The OEM's sub-CAs are known because an ISO-2 car sends its leaf alone."""
-        roots = ((AnchorRole.V2G, self.v2g_root), (AnchorRole.EMSP, self.emsp_root), (AnchorRole.OEM, self.oem_root))
-        return TrustAnchors.build(
-            [(role, root.certificate) for role, root in roots],
-            [(AnchorRole.OEM, self.oem_sub1.certificate), (AnchorRole.OEM, self.oem_sub2.certificate)],
-            version,
-        )
+        """Return the anchors that a pool trusts.
+
+        The OEM's sub-CAs are among them because an ISO 15118-2 car sends its end-entity certificate alone.
+        """
+        trusted = self.trust_list()
+        roots = [entry for entry in trusted if entry[1].subject_name == entry[1].issuer_name]
+        return TrustAnchors.build(roots, [entry for entry in trusted if entry not in roots], version)
+
+    def trust_list(self) -> list[tuple[AnchorRole, Certificate]]:
+        """Return the certificates to add to a pool's trust list: the three roots and the OEM's sub-CAs."""
+        return [
+            (AnchorRole.V2G, self.v2g_root.certificate),
+            (AnchorRole.EMSP, self.emsp_root.certificate),
+            (AnchorRole.OEM, self.oem_root.certificate),
+            (AnchorRole.OEM, self.oem_sub1.certificate),
+            (AnchorRole.OEM, self.oem_sub2.certificate),
+        ]
 
     def save(self, directory: Path) -> None:
-        """Write everything as PEM: `v2g/root.pem`, `v2g/root.key.pem`, `v2g/sub1.pem`, … Keys get mode 0600."""
+        """Write all certificates and keys as PEM: `v2g/root.pem`, `v2g/root.key.pem`, … Keys get file mode 0600."""
         for field, place in _LAYOUT.items():
             credential: Credential = getattr(self, field)
             credential.save(directory / place[0], place[1])
 
     @classmethod
     def load(cls, directory: Path) -> PKI:
-        """Read what `save` wrote. Raises OSError, ChainError or ValueError."""
+        """Read the files that `save` wrote. Raises OSError, ChainError or ValueError."""
         return cls(**{field: Credential.load(directory / place[0], place[1]) for field, place in _LAYOUT.items()})
 
 
@@ -266,47 +319,15 @@ _LAYOUT: Final = {
 }
 
 
-def build_pki(
-    at: datetime, *, algorithm: Algorithm = "P-256", addresses: Callable[[str], Addresses] = lambda name: Addresses()
-) -> PKI:
-    """Three roots with two levels of sub-CA each, and one CPS.
-
-    at: when their validity starts (aware). addresses: what the CA with that common name puts into what it issues.
-    """
-
-    def ca(credential: Credential) -> Credential:
-        return replace(credential, addresses=addresses(credential.certificate.subject_cn))
-
-    v2g_root = ca(build_root("V2G Root CA SIM", at=at, algorithm=algorithm, template=V2G_ROOT))
-    cps_sub1 = ca(v2g_root.issue("CPS Sub1 CA SIM", SUB_CA1, at=at))
-    cps_sub2 = ca(cps_sub1.issue("CPS Sub2 CA SIM", SUB_CA2, at=at))
-    emsp_root = ca(build_root("eMSP Root CA SIM", at=at, algorithm=algorithm))
-    emsp_sub1 = ca(emsp_root.issue("eMSP Sub1 CA SIM", SUB_CA1, at=at))
-    oem_root = ca(build_root("OEM Root CA SIM", at=at, algorithm=algorithm))
-    oem_sub1 = ca(oem_root.issue("OEM Sub1 CA SIM", SUB_CA1, at=at))
-    return PKI(
-        v2g_root=v2g_root,
-        cps_sub1=cps_sub1,
-        cps_sub2=cps_sub2,
-        cps=cps_sub2.issue("CPS SIM", CPS, at=at),
-        emsp_root=emsp_root,
-        emsp_sub1=emsp_sub1,
-        emsp_sub2=ca(emsp_sub1.issue("eMSP Sub2 CA SIM", SUB_CA2, at=at)),
-        oem_root=oem_root,
-        oem_sub1=oem_sub1,
-        oem_sub2=ca(oem_sub1.issue("OEM Sub2 CA SIM", SUB_CA2, at=at)),
-    )
-
-
 def build_root(
     cn: str,
     *,
-    at: datetime,
+    now: datetime,
     algorithm: Algorithm = "P-256",
     template: Template = ROOT,
     valid: tuple[datetime, datetime] | None = None,
 ) -> Credential:
-    """A self-signed CA."""
+    """Generate a self-signed CA."""
     key = generate_key(algorithm)
     certificate = build_certificate(
         key.public_key(),
@@ -314,7 +335,7 @@ def build_root(
         issuer=None,
         signer=key,
         template=template,
-        valid=valid or (at - _HEAD_START, at + template.lifetime),
+        valid=valid or (now - _HEAD_START, now + template.lifetime),
     )
     return Credential(certificate, key)
 
@@ -329,7 +350,7 @@ def build_certificate(
     valid: tuple[datetime, datetime],
     agreement_key: X448PrivateKey | None = None,
 ) -> Certificate:
-    """Every certificate of the simulator is made here. issuer: None for a self-signed one."""
+    """Build and sign a certificate. issuer: None for a self-signed one. valid: start and end, aware."""
     own_identifier = key_identifier(public_key)
     issuer_identifier = key_identifier(signer.public_key()) if issuer is None else issuer.key_identifier
     extensions: list[tuple[x509.ExtensionType, bool]] = [(x509.SubjectKeyIdentifier(own_identifier), False)]
@@ -346,7 +367,7 @@ def build_certificate(
         issuer_name=subject if issuer is None else issuer.x509.subject,
         subject_name=subject,
         public_key=public_key,
-        # The first bit stays zero: twenty octets of a positive INTEGER are the limit, these take sixteen.
+        # RFC 5280 allows twenty bytes; the halving keeps the sign bit zero, so that sixteen bytes suffice.
         serial_number=1 + int.from_bytes(secrets.token_bytes(16), "big") // 2,
         not_valid_before=valid[0],
         not_valid_after=valid[1],
@@ -366,7 +387,10 @@ def sign_crl(
     number: int | None = 1,
     extra: tuple[tuple[x509.ExtensionType, bool], ...] = (),
 ) -> bytes:
-    """A CRL, DER. revoked: serial number to the time of revocation. extra: further extensions, and if critical."""
+    """Sign a CRL. Returns DER.
+
+    revoked: time of revocation by serial number. extra: further extensions, and whether each is critical.
+    """
     builder = x509.CertificateRevocationListBuilder(issuer.certificate.x509.subject, this_update, next_update)
     numbered = () if number is None else ((x509.CRLNumber(number), False),)
     for extension, critical in (*numbered, *extra):
@@ -377,7 +401,7 @@ def sign_crl(
     return builder.sign(issuer.key, _hash_for(issuer.key)).public_bytes(Encoding.DER)
 
 
-def answer_ocsp(
+def sign_ocsp_response(
     certificate: Certificate,
     issuer: Credential,
     *,
@@ -388,13 +412,16 @@ def answer_ocsp(
     responder: Credential | None = None,
     sha256: bool = False,
 ) -> bytes:
-    """An OCSPResponse about a certificate, DER. responder: the one that signs and is sent along, else the issuer."""
+    """Sign an OCSPResponse about a certificate. Returns DER.
+
+    responder: signs instead of the issuer; its certificate is part of the response.
+    """
     signer = responder or issuer
     status = ocsp.OCSPCertStatus.GOOD if revoked_at is None else ocsp.OCSPCertStatus.REVOKED
     builder = ocsp.OCSPResponseBuilder().add_response(
         certificate.x509,
         issuer.certificate.x509,
-        hashes.SHA256() if sha256 else hashes.SHA1(),  # noqa: S303  what responders are asked with
+        hashes.SHA256() if sha256 else hashes.SHA1(),  # noqa: S303  what OCSP clients use
         ocsp.OCSPCertStatus.UNKNOWN if unknown else status,
         this_update,
         next_update,
@@ -408,7 +435,7 @@ def answer_ocsp(
 
 
 def subject_name(cn: str, domain_component: str | None = None) -> x509.Name:
-    """The names of the field are as short as this; ISO-2 leaves 800 octets for a whole certificate."""
+    """Build a subject as short as those in production: ISO 15118-2 limits a certificate to 800 bytes."""
     attributes = [
         x509.NameAttribute(NameOID.COUNTRY_NAME, "DE"),
         x509.NameAttribute(NameOID.ORGANIZATION_NAME, "opnc-ccp simulator"),
@@ -420,29 +447,31 @@ def subject_name(cn: str, domain_component: str | None = None) -> x509.Name:
 
 
 def generate_key(algorithm: Algorithm) -> SigningKey:
+    """Generate a private key for signatures."""
     if algorithm == "Ed448":
         return Ed448PrivateKey.generate()
     return generate_private_key(SECP256R1() if algorithm == "P-256" else SECP521R1())
 
 
 def algorithm_of(key: SigningKey) -> Algorithm:
+    """Return the algorithm of a private key."""
     if isinstance(key, Ed448PrivateKey):
         return "Ed448"
     return "P-256" if key.curve.name == "secp256r1" else "P-521"
 
 
 def key_identifier(public_key: PublicKey) -> bytes:
-    """Eight octets, the second method of RFC 5280 clause 4.2.1.2; receivers take it as opaque."""
+    """Return eight bytes by the second method of RFC 5280 clause 4.2.1.2. Receivers treat them as opaque."""
     if isinstance(public_key, Ed448PublicKey):
-        octets = public_key.public_bytes_raw()
+        data = public_key.public_bytes_raw()
     else:
-        octets = public_key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
-    digest = hashlib.sha1(octets, usedforsecurity=False).digest()[-8:]
+        data = public_key.public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+    digest = hashlib.sha1(data, usedforsecurity=False).digest()[-8:]
     return bytes((0x40 | digest[0] & 0x0F,)) + digest[1:]
 
 
 def agreement_public_key(certificate: Certificate) -> EllipticCurvePublicKey | X448PublicKey:
-    """The static key of a provisioning certificate for key agreement: the alternative key if there is one.
+    """Return the static key for key agreement of a provisioning certificate: the alternative key if it has one.
 
     Raises ChainError or KeyMaterialError.
     """
@@ -469,7 +498,7 @@ def _hash_for(signer: SigningKey) -> hashes.SHA256 | hashes.SHA512 | None:
 
 
 def _write_key(path: Path, key: SigningKey | X448PrivateKey) -> None:
-    # The mode is set when the file is made, so that there is no moment in which others could read it.
+    # The mode is set at creation; a later chmod would leave a moment in which others can read the file.
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     with os.fdopen(descriptor, "wb") as file:

@@ -18,7 +18,7 @@ from ccp.server.sandbox.setup import Member, World, publish_body, register
 from ccp.server.settings import Settings
 from ccp.server.storage import connect
 from ccp.server.storage.engine import schema
-from ccp.testing.partners import Car, make_contract, sign_contract
+from ccp.testing.partners import Car, issue_contract, sign_contract
 from ccp.testing.pki import PKI
 from tests.server.storage.made import sql
 from tests.world import AT, parties, put_body
@@ -40,7 +40,7 @@ _CARS: dict[int, Car] = {}
 def car_of(pki: PKI, pcid: PCID) -> Car:
     """A vehicle whose keys are those of every other one: keys take time, and the pool does not look at them here."""
     if id(pki) not in _CARS:
-        _CARS[id(pki)] = Car.build(pki, PCID("WEX0BULK000000000"), AT)
+        _CARS[id(pki)] = Car.generate(pki, PCID("WEX0BULK000000000"), AT)
     return replace(_CARS[id(pki)], pcid=pcid)
 
 
@@ -53,7 +53,7 @@ def expired(pki: PKI) -> dict[str, Any]:
     """A body whose contract certificate has ended."""
     emaid, car = new_emaid(), car_of(pki, new_pcid())
     valid = AT - timedelta(days=9), AT - timedelta(days=1)
-    bundle = make_contract(pki, emaid, car.pcid, car.provisioning.certificate, AT, valid)
+    bundle = issue_contract(pki, emaid, car.pcid, car.provisioning.certificate, AT, valid)
     return put_body(sign_contract(pki, bundle, AT), emaid, car.pcid, str(car.namespace))
 
 

@@ -18,7 +18,7 @@ import pytest
 
 from ccp.server.bulk.checkpoint import default_path
 from ccp.server.storage.engine import schema
-from ccp.testing.pki import PKI, Addresses, build_pki
+from ccp.testing.pki import PKI, StatusURLs
 from tests.cli.run import COMMAND, ccp_error, environment
 from tests.server.bulk.fleet import Database, body, database, expired, jsonl, line, new_emaid, new_pcid
 from tests.server.bulk.imports import counts, imported, reports, users_of
@@ -130,7 +130,7 @@ def test_import_as_a_party_has_its_authorization(tmp_path: Path, empty: Database
 
 def test_import_line_with_unknown_status_is_retryable(tmp_path: Path, pkis: dict[str, PKI]) -> None:
     """The address is of this machine and not allowed, so no connection is made; PUT answers 503 likewise."""
-    pki = build_pki(AT, algorithm="P-256", addresses=lambda name: Addresses(crl="http://127.0.0.1:9/crl"))
+    pki = PKI.generate(AT, algorithm="P-256", status_urls=lambda name: StatusURLs(crl="http://127.0.0.1:9/crl"))
     target = database(tmp_path / "pool", {**pkis, "iso2": pki})
     file, report = tmp_path / "fleet.jsonl", tmp_path / "refused.jsonl"
     file.write_bytes(jsonl(body(pki)))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ccp.server.external.provisioning_pool import key_fingerprint
 from ccp.testing.partners import Car
-from ccp.testing.pki import PKI, Addresses, build_pki, sign_crl
+from ccp.testing.pki import PKI, StatusURLs, sign_crl
 from ccp.x509.certificates import Certificate
 from tests.server.bulk.fleet import body, database, jsonl, new_emaid, new_pcid
 from tests.server.bulk.imports import counts, imported, reports
@@ -23,7 +23,7 @@ LOOPBACK = json.dumps(["127.0.0.0/8"])
 
 def test_import_fetches_status_once_per_issuer_and_refuses_revoked(tmp_path: Path, pkis: dict[str, PKI]) -> None:
     with http_server() as server:
-        pki = build_pki(AT, addresses=lambda name: Addresses(crl=f"{server.url}/{name.replace(' ', '-')}"))
+        pki = PKI.generate(AT, status_urls=lambda name: StatusURLs(crl=f"{server.url}/{name.replace(' ', '-')}"))
         bodies = [body(pki) for _ in range(130)]
         revoked = new_emaid()
         issuers = [pki.v2g_root, pki.cps_sub1, pki.cps_sub2, pki.emsp_root, pki.emsp_sub1, pki.emsp_sub2]
@@ -51,7 +51,7 @@ def test_import_stores_provisioning_keys_as_put_does(tmp_path: Path, pkis: dict[
     with scripted_server() as pcp:
         pki = pkis["iso2"]
         known, unknown = new_pcid(), new_pcid()
-        car = Car.build(pki, known, AT)
+        car = Car.generate(pki, known, AT)
         serve_chain(pcp, car)
         pcp.answers["*"] = Reply(404)
         target = database(tmp_path / "pool", pkis)

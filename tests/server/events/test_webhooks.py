@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from ccp.errors import NotAuthorised
-from ccp.schemas.event_types import EMSP, KNOWN, audience, published
+from ccp.schemas.event_types import EMSP, KNOWN, audience, canonical
 from ccp.server.domain.parties import Caller, PartyRole
 from ccp.server.domain.subscriptions import EventKind
 from ccp.server.events.webhooks import MAX_WEBHOOKS, Webhooks, WebhookSpec
@@ -154,8 +154,8 @@ def test_webhook_accepts_every_published_event_name(pool: Pool) -> None:
     assert {audience(name) for name in KNOWN} == {"oem", "emsp", None}
     # What the pool really tells is among them, for the role that it is for.
     assert {kind.value for kind in EventKind} < set(KNOWN)
-    assert all(audience(kind) == kind.role and published(kind) == kind for kind in EventKind)
-    assert {published(name) for name in KNOWN if name.startswith("mo.")} == set(EMSP)
+    assert all(audience(kind) == kind.role and canonical(kind) == kind for kind in EventKind)
+    assert {canonical(name) for name in KNOWN if name.startswith("mo.")} == set(EMSP)
 
 
 KNOWN_ARE = f"known are {', '.join(KNOWN)}"
@@ -163,7 +163,7 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"url": None}, ["url : must not be null"]),
     ({"url": 5}, ["url : must be a string"]),
     ({"enabledEvents": None}, ["enabledEvents : must not be null"]),
-    ({"enabledEvents": []}, ["enabledEvents : must name an event at least"]),
+    ({"enabledEvents": []}, ["enabledEvents : must name at least one event"]),
     ({"enabledEvents": [5]}, ["enabledEvents : must be a list of events' names"]),
     ({"enabledEvents": {"a": 1}}, ["enabledEvents : must be a list of events' names"]),
     ({"enabledEvents": ["contract.created"]}, [f'enabledEvents : unknown "contract.created"; {KNOWN_ARE}']),
@@ -181,7 +181,7 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"description": "x" * 1001}, ["description : must have at most 1000 characters"]),
     ({"description": "\u0000"}, ["description : must not contain U+0000"]),
     ({"metadata": []}, ["metadata : must be an object"]),
-    ({"metadata": {"a": "x" * 4096}}, ["metadata : must be at most 4096 octets of JSON"]),
+    ({"metadata": {"a": "x" * 4096}}, ["metadata : must be at most 4096 bytes of JSON"]),
     ({"metadata": {"a": 2**64}}, ["metadata : has a number or a text that JSON cannot carry"]),
     ({"status": "on"}, ["status : must be 'enabled' or 'disabled'"]),
     ({"apiVersion": "v2"}, ["apiVersion : must be v1, since events have no other form"]),

@@ -11,7 +11,7 @@ from ccp import verify
 from ccp.ids import PCID
 from ccp.server.domain.contracts import SignedContract, signed_contract
 from ccp.server.external.provisioning_pool import key_fingerprint
-from ccp.testing.partners import Car, make_contract, sign_contract
+from ccp.testing.partners import Car, issue_contract, sign_contract
 from ccp.testing.pki import PKI, Credential
 from ccp.x509.revocation_policy import NoRevocationCheck
 from tests.server.external.scripted_server import ScriptedServer, json_answer
@@ -55,8 +55,8 @@ def provisioning_event(
 def stored_contract(pki: PKI) -> SignedContract:
     """A contract as the pool stores it."""
     emaid, pcid = new_emaid(), new_pcid()
-    car = Car.build(pki, pcid, AT)
-    message = sign_contract(pki, make_contract(pki, emaid, pcid, car.provisioning.certificate, AT), AT)
+    car = Car.generate(pki, pcid, AT)
+    message = sign_contract(pki, issue_contract(pki, emaid, pcid, car.provisioning.certificate, AT), AT)
     verified = verify.check_response(
         verify.read_response(message, car.namespace),
         emaid=emaid,

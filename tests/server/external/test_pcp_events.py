@@ -308,7 +308,7 @@ def test_pcp_event_for_an_unknown_vehicle_is_accepted(receiver: Receiver, kind: 
 
 def test_pcp_event_renewal_with_the_same_key_removes_nothing(receiver: Receiver, pkis: dict[str, PKI]) -> None:
     pcid = new_pcid()
-    key = receiver.knows(pkis["iso2"].vehicle(pcid, at=AT))
+    key = receiver.knows(pkis["iso2"].vehicle(pcid, now=AT))
     receiver.publish(pcid, BEFORE, key=key)
     assert receiver.tell(UPDATED, pcid, namespace=ISO2).status_code == 200
     assert len(receiver.left(pcid)) == 1
@@ -316,7 +316,7 @@ def test_pcp_event_renewal_with_the_same_key_removes_nothing(receiver: Receiver,
 
 def test_pcp_event_new_key_removes_contracts_for_the_old_key(receiver: Receiver, pkis: dict[str, PKI]) -> None:
     pcid = new_pcid()
-    new = receiver.knows(pkis["iso2"].vehicle(pcid, at=AT))
+    new = receiver.knows(pkis["iso2"].vehicle(pcid, now=AT))
     receiver.publish(pcid, BEFORE, key="0" * 64)
     receiver.publish(pcid, AFTER, key="0" * 64)
     stays = receiver.publish(pcid, BEFORE, key=new)
@@ -328,7 +328,7 @@ def test_pcp_event_without_known_key_removes_earlier_contracts(receiver: Receive
     for answer in (None, Reply(404), Reply(403)):
         pcid = new_pcid()
         if answer is None:
-            receiver.knows(pkis["iso2"].vehicle(pcid, at=AT))
+            receiver.knows(pkis["iso2"].vehicle(pcid, now=AT))
         else:
             receiver.pcp.answers[f"/provisioningcertificates/{pcid}"] = answer
         receiver.publish(pcid, BEFORE, key=None if answer is None else "0" * 64)

@@ -16,7 +16,7 @@ from ccp.server.external.outbound import OutboundClient
 from ccp.server.external.pki_service import PKIService, RevocationReason, is_issued_by_operator
 from ccp.server.external.services import ExternalServices
 from ccp.server.settings import Settings
-from ccp.testing.partners import Car, make_contract, sign_contract
+from ccp.testing.partners import Car, issue_contract, sign_contract
 from ccp.testing.pki import CONTRACT, PKI
 from ccp.x509.certificates import Certificate
 from ccp.x509.issuer_map import IssuerMap
@@ -126,10 +126,10 @@ def test_is_issued_by_operator_for_twin_ca_certificates(pkis: dict[str, PKI], ed
 def test_is_issued_by_operator_requires_the_signature(pkis: dict[str, PKI]) -> None:
     ours, theirs = pkis["iso2"], pkis["other_iso2"]
     assert ours.emsp_sub2.certificate.subject_name == theirs.emsp_sub2.certificate.subject_name
-    contract = theirs.emsp_sub2.issue(new_emaid(), CONTRACT, at=AT)
+    contract = theirs.emsp_sub2.issue(new_emaid(), CONTRACT, now=AT)
     dressed = replace(contract, sub_cas=(ours.emsp_sub2.certificate, *contract.sub_cas))
-    car = Car.build(theirs, new_pcid(), AT)
-    bundle = make_contract(theirs, new_emaid(), car.pcid, car.provisioning.certificate, AT)
+    car = Car.generate(theirs, new_pcid(), AT)
+    bundle = issue_contract(theirs, new_emaid(), car.pcid, car.provisioning.certificate, AT)
     message = sign_contract(theirs, replace(bundle, contract=dressed), AT)
     signed = stored_contract(theirs)._replace(response=message, certificate=contract.certificate.der)
     assert is_issued_by_operator(signed, known(theirs.emsp_sub2.certificate))

@@ -42,7 +42,7 @@ def pcp(out: OutboundClient, fake: ScriptedServer, clock: Clock | None = None) -
 
 def test_provisioning_pool_queries_chains_by_pcid(fake: ScriptedServer, pkis: dict[str, PKI]) -> None:
     pcid = new_pcid()
-    vehicle = pkis["iso2"].vehicle(pcid, at=AT)
+    vehicle = pkis["iso2"].vehicle(pcid, now=AT)
     fake.answers[f"/opnc/v1/pcp/provisioningcertificates/{pcid}"] = json_answer(chain_body(vehicle))
     chain = with_outbound(lambda out: pcp(out, fake).get_chain(pcid))
     assert chain is not None
@@ -56,7 +56,7 @@ def test_provisioning_pool_queries_chains_by_pcid(fake: ScriptedServer, pkis: di
 @pytest.mark.parametrize("shape", range(4))
 def test_provisioning_pool_ignores_wrappers_and_casing(fake: ScriptedServer, pkis: dict[str, PKI], shape: int) -> None:
     pcid = new_pcid()
-    vehicle = pkis["iso2"].vehicle(pcid, at=AT)
+    vehicle = pkis["iso2"].vehicle(pcid, now=AT)
     whole = chain_body(vehicle)
     inner = whole["provisioningCertificate"]
     chain = inner["provisioningCertificateChain"]
@@ -70,7 +70,7 @@ def test_provisioning_pool_ignores_wrappers_and_casing(fake: ScriptedServer, pki
 
 def test_provisioning_pool_accepts_chains_without_sub_cas(fake: ScriptedServer, pkis: dict[str, PKI]) -> None:
     pcid = new_pcid()
-    vehicle = pkis["iso2"].vehicle(pcid, at=AT)
+    vehicle = pkis["iso2"].vehicle(pcid, now=AT)
     fake.answers["*"] = json_answer({"certificate": b64(vehicle.certificate.der)})
     found = with_outbound(lambda out: pcp(out, fake).get_chain(pcid))
     assert found is not None
@@ -83,7 +83,7 @@ def test_provisioning_chain_edition_is_named_or_inferred_from_the_key(
     pcid = new_pcid()
 
     def edition(name: str, **more: Any) -> Namespace:
-        fake.answers["*"] = json_answer(chain_body(pkis[name].vehicle(pcid, at=AT), **more))
+        fake.answers["*"] = json_answer(chain_body(pkis[name].vehicle(pcid, now=AT), **more))
         chain = with_outbound(lambda out: pcp(out, fake).get_chain(pcid))
         assert chain is not None
         return chain.namespace
@@ -97,7 +97,7 @@ def test_provisioning_chain_edition_is_named_or_inferred_from_the_key(
 
 def test_provisioning_pool_caches_chains_and_bypasses_the_cache(fake: ScriptedServer, pkis: dict[str, PKI]) -> None:
     pcid = new_pcid()
-    old, new = (pkis["iso2"].vehicle(pcid, at=AT) for _ in range(2))
+    old, new = (pkis["iso2"].vehicle(pcid, now=AT) for _ in range(2))
     fake.answers["*"] = json_answer(chain_body(old))
 
     async def visit(out: OutboundClient) -> list[Any]:
@@ -128,7 +128,7 @@ def test_provisioning_pool_caches_unknown_vehicles(fake: ScriptedServer, pkis: d
         clock = Clock()
         pool = pcp(out, fake, clock)
         assert await pool.get_chain(pcid) is None
-        fake.answers["*"] = json_answer(chain_body(pkis["iso2"].vehicle(pcid, at=AT)))
+        fake.answers["*"] = json_answer(chain_body(pkis["iso2"].vehicle(pcid, now=AT)))
         assert await pool.get_chain(pcid) is None
         clock.now += 10
         return await pool.get_chain(pcid) is not None
@@ -149,7 +149,7 @@ def test_provisioning_pool_cache_is_bounded(fake: ScriptedServer) -> None:
 
 
 def _broken(pki: PKI) -> dict[str, Reply]:
-    stranger = pki.vehicle(new_pcid(), at=AT)
+    stranger = pki.vehicle(new_pcid(), now=AT)
     return {
         "500": Reply(500),
         "503": Reply(503),
@@ -187,7 +187,7 @@ def test_provisioning_pool_circuit_opens_after_timeouts(fake: ScriptedServer, pk
             began = time.monotonic()
             assert await pool.get_chain(pcid, timeout=1.0 if attempt == 0 else 0.1) is None
             times.append(time.monotonic() - began)
-        fake.answers["*"] = json_answer(chain_body(pkis["iso2"].vehicle(pcid, at=AT)))
+        fake.answers["*"] = json_answer(chain_body(pkis["iso2"].vehicle(pcid, now=AT)))
         clock.now += 10
         assert await pool.get_chain(pcid) is not None
         return times
@@ -208,7 +208,7 @@ def test_key_fingerprint_depends_on_the_key_only(pkis: dict[str, PKI]) -> None:
     pcid = new_pcid()
     for name in ("iso2", "iso20", "ed448"):
         pki = pkis[name]
-        one, other = pki.vehicle(pcid, at=AT), pki.vehicle(pcid, at=AT)
+        one, other = pki.vehicle(pcid, now=AT), pki.vehicle(pcid, now=AT)
         assert key_fingerprint(one.certificate) == key_fingerprint(one.certificate)
         assert key_fingerprint(one.certificate) != key_fingerprint(other.certificate)
         renewed = build_certificate(

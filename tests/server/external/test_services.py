@@ -116,8 +116,8 @@ def test_delivery_uses_sub_cas_from_the_provisioning_pool(
 ) -> None:
     from ccp.testing.pki import SUB_CA2
 
-    sub2 = pkis["iso2"].oem_sub1.issue("OEM Sub2 CA NEW", SUB_CA2, at=AT)
-    car = Car.build(replace(pkis["iso2"], oem_sub2=sub2), new_pcid(), AT)
+    sub2 = pkis["iso2"].oem_sub1.issue("OEM Sub2 CA NEW", SUB_CA2, now=AT)
+    car = Car.generate(replace(pkis["iso2"], oem_sub2=sub2), new_pcid(), AT)
     serve_chain(pcp, car)
     contract = around.publish(car)
     assert around.sql("select provisioning_key from contract where emaid = ?", contract.emaid) == [
@@ -134,7 +134,7 @@ def test_delivery_refuses_vehicles_and_contracts_with_an_old_key(
     contract = around.publish(car)
     around.ask(car)
     assert "undeliverable" not in around.emsp.get(f"/contractData/emaid/{contract.emaid}").text
-    renewed = Car.of(pkis["iso2"], again(pkis["iso2"], car), car.pcid)
+    renewed = Car.from_credential(pkis["iso2"], again(pkis["iso2"], car), car.pcid)
     serve_chain(pcp, renewed)
     item = around.post(renewed).json()["signedContractDataCollection"][0]
     assert "stale" in item["metaData"]  # The stored contract was encrypted for the old key.

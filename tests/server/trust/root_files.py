@@ -16,7 +16,7 @@ from tests.world import AT
 
 
 def root(cn: str = "Root CA", valid: tuple[datetime, datetime] | None = None) -> Certificate:
-    return build_root(cn, at=AT, valid=valid).certificate
+    return build_root(cn, now=AT, valid=valid).certificate
 
 
 def damaged(certificate: Certificate) -> Certificate:
@@ -27,7 +27,7 @@ def damaged(certificate: Certificate) -> Certificate:
 def signed_by_another(cn: str = "Impostor") -> Certificate:
     """It names itself as its issuer, but another key signed it; the key identifiers do not tell."""
     key, other = generate_key("P-256"), generate_key("P-256")
-    pretended = build_root(cn, at=AT)
+    pretended = build_root(cn, now=AT)
     return build_certificate(
         key.public_key(),
         subject=subject_name(cn),

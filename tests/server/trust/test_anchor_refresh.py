@@ -18,7 +18,7 @@ from ccp.ids import EMAID, PCID
 from ccp.server.sandbox import setup
 from ccp.server.sandbox.local_pool import loopback
 from ccp.testing.partners import Car
-from ccp.testing.pki import build_pki
+from ccp.testing.pki import PKI
 from tests.server.trust.root_files import root
 
 WORKERS = 2
@@ -70,11 +70,11 @@ def test_anchor_changes_of_commands_reach_all_workers(tmp_path: Path) -> None:
         port = listening.getsockname()[1]
     folder = tmp_path / "pool"
     world = setup.create(folder, f"http://127.0.0.1:{port}", at, store_samples=False)
-    stranger = build_pki(at)
+    stranger = PKI.generate(at)
     (tmp_path / "new").mkdir()
     (tmp_path / "new" / "v2g.pem").write_bytes(stranger.v2g_root.certificate.pem())
     (tmp_path / "new" / "emsp.der").write_bytes(stranger.emsp_root.certificate.der)
-    car = Car.build(world.pkis["iso2"], PCID.parse("WEX0SANDBOX999999"), at)
+    car = Car.generate(world.pkis["iso2"], PCID.parse("WEX0SANDBOX999999"), at)
     body = setup.publish_body(stranger, EMAID.parse("DEEXAC99999999"), car, at)
     cps = world.member("Example CPS")
     soon = root("Soon", (at - timedelta(days=1), at + timedelta(days=60)))

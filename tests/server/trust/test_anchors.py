@@ -24,7 +24,7 @@ def pki(pkis: dict[str, PKI]) -> PKI:
 
 
 def verify_car(snapshot: TrustAnchors, pki: PKI) -> None:
-    car = pki.vehicle("WEX0TRUST00000001", at=AT)
+    car = pki.vehicle("WEX0TRUST00000001", now=AT)
     snapshot.verify(car.certificate, (), usage=Usage.OEM_PROVISIONING, now=AT, profile=Profile.ISO2)
 
 

@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Any
 
 from ccp.ids import EMAID, PCID, WMI, ProviderId
-from ccp.schemas.event_types import published
+from ccp.schemas.event_types import canonical
 from ccp.server.domain.parties import OWNED_PROVIDER, OWNED_WMI, Party, PartyRole
 
 
@@ -59,7 +59,7 @@ class Webhook:
 
     def name_of(self, kind: EventKind) -> str | None:
         """The name under which it is told of an event; None where it did not subscribe to it."""
-        return next((name for name in self.events if published(name) == kind), None)
+        return next((name for name in self.events if canonical(name) == kind), None)
 
 
 @dataclass(frozen=True, slots=True)

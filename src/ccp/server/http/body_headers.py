@@ -13,5 +13,5 @@ def check_content_encoding(headers: Headers) -> None:
     for name, value in headers.raw:
         if name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
             coding = value.decode("latin-1")[:40]
-            sentence = f"The body has the content coding {suggestions.shown(coding)}; it must be sent without."
+            sentence = f"The body has the content coding {suggestions.quotable(coding)}; it must be sent without."
             raise HTTPException(415, sentence, headers={"Accept-Encoding": "identity"})

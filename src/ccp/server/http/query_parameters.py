@@ -58,12 +58,12 @@ def check(query: bytes, known: Collection[str], *, changes: bool) -> dict[str, s
             if name in found:
                 problems[f"{name} : is given more than once"] = None
             found[name] = value
-        elif (meant := suggestions.meant(name, known)) is not None:
-            problems[f"{suggestions.shown(name)}: did you mean {meant}?"] = None
+        elif (meant := suggestions.closest(name, known)) is not None:
+            problems[f"{suggestions.quotable(name)}: did you mean {meant}?"] = None
         elif changes:
             others = ", ".join(sorted(known))
             told = f"this operation knows {others}" if others else "this operation knows none"
-            problems[f"{suggestions.shown(name)} : unknown query parameter; {told}"] = None
+            problems[f"{suggestions.quotable(name)} : unknown query parameter; {told}"] = None
         if len(problems) == _MAX_SENTENCES:
             break
     if problems:

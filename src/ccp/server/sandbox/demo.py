@@ -20,7 +20,7 @@ from ccp.server.sandbox.setup import EMSP_A, EMSP_B, OEM_WMI, World, build_world
 from ccp.server.settings import Settings
 from ccp.server.storage import connect
 from ccp.server.storage.engine import schema
-from ccp.testing.partners import Car, make_contract, new_session_id, sign_contract
+from ccp.testing.partners import Car, issue_contract, new_session_id, sign_contract
 from ccp.testing.pki import PKI
 
 _TITLES: Final = {"iso2": "ISO 15118-2", "iso20": "ISO 15118-20"}
@@ -90,14 +90,14 @@ def run(tell: Callable[[str, str, str, float], None]) -> Story:
 def _tell_edition(story: Story, edition: str, pki: PKI, parties: dict[str, Client], at: datetime) -> None:
     title = _TITLES[edition]
     number = 1 if edition == "iso2" else 2
-    car = Car.build(pki, PCID.parse(f"{OEM_WMI}0DEMO{number:09d}"), at)
+    car = Car.generate(pki, PCID.parse(f"{OEM_WMI}0DEMO{number:09d}"), at)
     first, second = (EMAID.parse(f"{provider}D{number:08d}") for provider in (EMSP_A, EMSP_B))
     oem, cpo = parties["Example OEM"], parties["Example CPO"]
     pcid, namespace = car.pcid, car.namespace
 
     for emaid, publisher in ((first, "Example eMSP A"), (second, "Example CPS")):
         with story.step(title, f"{emaid[:5]} makes contract {emaid}, the CPS signs it") as result:
-            bundle = make_contract(pki, emaid, car.pcid, car.provisioning.certificate, at)
+            bundle = issue_contract(pki, emaid, car.pcid, car.provisioning.certificate, at)
             message = sign_contract(pki, bundle, at)
             result.append(f"{len(message)} octets")
         with story.step(title, f"{publisher.removeprefix('Example ')} publishes {emaid}"):
@@ -126,7 +126,7 @@ def _tell_edition(story: Story, edition: str, pki: PKI, parties: dict[str, Clien
         story.installed.append(f"{title}: {emaid}")
 
     with story.step(title, "a car without contracts asks") as result:
-        stranger = Car.build(pki, PCID.parse(f"{OEM_WMI}0NONE{number:09d}"), at)
+        stranger = Car.generate(pki, PCID.parse(f"{OEM_WMI}0NONE{number:09d}"), at)
         result.append(_nothing_for(stranger, cpo, at))
 
     for emaid, emsp in ((first, "Example eMSP A"), (second, "Example eMSP B")):

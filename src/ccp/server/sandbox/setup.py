@@ -26,8 +26,7 @@ from ccp.server.settings import Settings
 from ccp.server.storage import Store
 from ccp.server.storage.engine import schema
 from ccp.server.trust.anchors import add_anchor, trusted_certificate
-from ccp.testing import pki as sim_pki
-from ccp.testing.partners import Car, make_contract, new_session_id, sign_contract
+from ccp.testing.partners import Car, issue_contract, new_session_id, sign_contract
 from ccp.testing.pki import PKI
 from ccp.x509.certificates import Certificate
 from ccp.x509.profiles import AnchorRole as TrustRole
@@ -70,8 +69,8 @@ class World:
 def build_world(at: datetime) -> World:
     """Make everything up: keys, certificates, secrets."""
     pkis = {
-        "iso2": sim_pki.build_pki(at, algorithm="P-256"),
-        "iso20": sim_pki.build_pki(at, algorithm="P-521"),
+        "iso2": PKI.generate(at, algorithm="P-256"),
+        "iso20": PKI.generate(at, algorithm="P-521"),
     }
     members = tuple(
         Member(
@@ -114,7 +113,7 @@ def trust_list(pki: PKI) -> list[tuple[TrustRole, Certificate]]:
 
 def publish_body(pki: PKI, emaid: EMAID, car: Car, at: datetime) -> dict[str, Any]:
     """A complete body for PUT /signedcontractdata."""
-    octets = sign_contract(pki, make_contract(pki, emaid, car.pcid, car.provisioning.certificate, at), at)
+    octets = sign_contract(pki, issue_contract(pki, emaid, car.pcid, car.provisioning.certificate, at), at)
     root = pki.v2g_root.certificate
     return {
         "certificateInstallationRes": encode_base64(octets),
@@ -158,7 +157,7 @@ def create(directory: Path, base_url: str, at: datetime, *, store_samples: bool)
             (folder / f"{edition}-{name}.pem").write_bytes(certificate.pem())
         for place in range(_CARS):
             pcid = PCID.parse(f"{OEM_WMI}0SANDBOX{number * _CARS + place + 1:06d}")
-            car = Car.build(pki, pcid, at)
+            car = Car.generate(pki, pcid, at)
             car.provisioning.save(directory / "vehicles" / edition, pcid)
             samples = directory / "samples" / edition
             _write(samples / f"request_{pcid}.json", request_body(car, at))

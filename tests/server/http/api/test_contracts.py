@@ -53,7 +53,7 @@ def test_contract_data_says_what_is_known_of_a_contract(pool: Pool, edition: str
 def test_the_namespace_is_iso2_unless_another_is_asked_for(pool: Pool) -> None:
     car = pool.car()
     contract = pool.publish(car)
-    other = Car.of(pool.pki("iso20"), again(pool.pki("iso20"), car), car.pcid)
+    other = Car.from_credential(pool.pki("iso20"), again(pool.pki("iso20"), car), car.pcid)
     pool.publish(other, contract.emaid)
     for path in (f"/contractData/pcid/{car.pcid}", f"/signedcontractdata/{contract.emaid}/{car.pcid}"):
         for query, namespace in (
@@ -285,7 +285,7 @@ def test_a_contract_of_another_vehicle_is_not_found(pool: Pool) -> None:
 @pytest.mark.parametrize("headers", [{}, {"X-Skip-Revocation": "true"}, {"x-skip-revocation": "False"}])
 def test_deleting_a_contract_takes_all_its_variants(pool: Pool, headers: dict[str, str]) -> None:
     car = pool.car()
-    other = Car.of(pool.pki("iso20"), again(pool.pki("iso20"), car), car.pcid)
+    other = Car.from_credential(pool.pki("iso20"), again(pool.pki("iso20"), car), car.pcid)
     contract = pool.publish(car)
     pool.publish(car, contract.emaid, signer="other_iso2")
     pool.publish(other, contract.emaid)

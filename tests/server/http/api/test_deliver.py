@@ -17,7 +17,7 @@ from ccp.server.sandbox.setup import trust_list
 from ccp.server.storage.queries import anchors
 from ccp.server.trust.anchors import trusted_certificate
 from ccp.testing.partners import Car
-from ccp.testing.pki import PKI, algorithm_of, build_pki
+from ccp.testing.pki import PKI, algorithm_of
 from tests.server.http.api.answers import sentences
 from tests.world import (
     AT,
@@ -242,7 +242,7 @@ def test_contracts_come_in_the_order_of_the_cars_wishes_then_the_default_then_th
     pool: Pool, rich: tuple[Car, list[str]], maximum: int, prioritised: tuple[int, ...], order: tuple[int, ...]
 ) -> None:
     car, emaids = rich
-    items = pool.ask(car, maximum=maximum, prioritised=tuple(emaids[place] for place in prioritised))
+    items = pool.ask(car, max_chains=maximum, prioritized_emaids=tuple(emaids[place] for place in prioritised))
     assert [item["emaid"] for item in items] == [emaids[place] for place in order]
     remaining = [exi.decode(octets_of(item)).RemainingContractCertificateChains for item in items]
     assert remaining == list(reversed(range(len(order))))
@@ -256,19 +256,19 @@ def test_wishes_may_be_spelled_freely_and_what_is_no_emaid_or_unknown_is_passed_
     car, emaids = rich
     spelled = f"{emaids[4][:2]}-{emaids[4][2:5]}-{emaids[4][5:]}".lower()
     wishes = ("no emaid at all", str(new_emaid()), spelled, "")
-    assert pool.ask(car, maximum=1, prioritised=wishes)[0]["emaid"] == emaids[4]
+    assert pool.ask(car, max_chains=1, prioritized_emaids=wishes)[0]["emaid"] == emaids[4]
 
 
 def test_a_car_that_takes_no_chain_at_all_gets_none(pool: Pool, rich: tuple[Car, list[str]]) -> None:
     car, _ = rich
-    code, _ = negative(pool, car, car.request(SESSION, AT, maximum=0))
+    code, _ = negative(pool, car, car.request(SESSION, AT, max_chains=0))
     assert code == "WARNING_NoCertificateAvailable"
 
 
 def test_a_contract_is_as_old_as_its_first_variant(pool: Pool) -> None:
     car = pool.car("iso20")
     default, second, third = (pool.publish(car).emaid for _ in range(3))
-    other = build_pki(AT, algorithm="P-521")
+    other = PKI.generate(AT, algorithm="P-521")
     for role, certificate in trust_list(other):
         pool.change(anchors.add(trusted_certificate(certificate, role, "test", AT)))
     later = pool.contract(car, second, signer=other)
@@ -357,7 +357,7 @@ def test_an_iso2_car_with_several_contracts_and_no_default_gets_none(pool: Pool)
 def test_a_contract_for_the_other_edition_is_not_delivered(pool: Pool, has: str, asks: str) -> None:
     car = pool.car(has)
     pool.publish(car)
-    other = Car.of(pool.pki(asks), again(pool.pki(asks), car), car.pcid)
+    other = Car.from_credential(pool.pki(asks), again(pool.pki(asks), car), car.pcid)
     code, reason = negative(pool, other)
     assert code == ("FAILED_NoCertificateAvailable" if asks == "iso2" else "WARNING_NoCertificateAvailable")
     assert "version of ISO 15118" in reason
@@ -403,8 +403,8 @@ def test_a_request_signed_by_another_key_than_the_certificate_has_is_refused(poo
 def test_a_car_under_an_unknown_oem_root_is_refused_and_gets_no_contract(pool: Pool, edition: str) -> None:
     car = pool.car(edition)
     pool.publish(car)
-    stranger = build_pki(AT, algorithm=algorithm_of(pool.pki(edition).oem_root.key))
-    forged = Car.of(stranger, again(stranger, car), car.pcid)
+    stranger = PKI.generate(AT, algorithm=algorithm_of(pool.pki(edition).oem_root.key))
+    forged = Car.from_credential(stranger, again(stranger, car), car.pcid)
     code, _ = negative(pool, forged)
     assert code == ("FAILED_CertChainError" if edition == "iso2" else "WARNING_CertificateValidationError")
 
@@ -420,7 +420,7 @@ def test_a_certificate_of_another_kind_cannot_ask_for_a_vehicle(pool: Pool) -> N
     """A contract certificate that happens to be named like a vehicle."""
     pcid = new_pcid()
     pki = pool.pki()
-    forged = Car.of(pki, pki.contract(pcid, at=AT), pcid)
+    forged = Car.from_credential(pki, pki.contract(pcid, now=AT), pcid)
     assert negative(pool, forged)[0] == "FAILED_CertChainError"
 
 
@@ -435,7 +435,7 @@ def test_a_car_whose_provisioning_certificate_has_expired_is_refused(pool: Pool,
 def test_a_provisioning_certificate_whose_name_is_no_pcid_is_answered_with_the_placeholder(pool: Pool) -> None:
     pki = pool.pki()
     pcid = new_pcid()
-    nameless = Car.of(pki, pki.vehicle("somebody's car", at=AT), pcid)
+    nameless = Car.from_credential(pki, pki.vehicle("somebody's car", now=AT), pcid)
     answer = pool.post(nameless)
     (item,) = answer.json()["signedContractDataCollection"]
     assert (item["emaid"], item["pcid"]) == ("ZZZZZ000000000", "ZZZ00000000000000")
@@ -538,7 +538,7 @@ def test_under_the_policy_none_the_only_contract_is_not_delivered_without_being_
 def test_where_the_signature_alone_is_asked_for_a_car_under_an_unknown_root_gets_its_contract(
     strict: Pool, pkis: dict[str, PKI]
 ) -> None:
-    car = Car.of(pkis["stranger"], pkis["stranger"].vehicle(pcid := new_pcid(), at=AT), pcid)
+    car = Car.from_credential(pkis["stranger"], pkis["stranger"].vehicle(pcid := new_pcid(), now=AT), pcid)
     strict.publish(car, signer="iso2")
     root = strict.pki().v2g_root.certificate
     listed = (iso2.X509IssuerSerial(root.subject_dn, root.serial_number),)

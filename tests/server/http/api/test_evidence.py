@@ -15,13 +15,12 @@ from ccp.testing.pki import (
     CONTRACT,
     OCSP_RESPONDER,
     PKI,
-    Addresses,
     Credential,
+    StatusURLs,
     algorithm_of,
-    answer_ocsp,
-    build_pki,
     build_root,
     sign_crl,
+    sign_ocsp_response,
 )
 from ccp.x509.certificates import Certificate
 from tests.server.http.api.answers import sentences
@@ -58,22 +57,22 @@ def says(**more: Any) -> Callable[[Certificate, Credential], Reply]:
     def reply(certificate: Certificate, issuer: Credential) -> Reply:
         values = {name: value(issuer) if callable(value) else value for name, value in more.items()}
         times = {"this_update": now() - MINUTE, "next_update": now() + HOUR}
-        return Reply(answer_ocsp(certificate, issuer, **{**times, **values}))
+        return Reply(sign_ocsp_response(certificate, issuer, **{**times, **values}))
 
     return reply
 
 
 def stranger(issuer: Credential) -> Credential:
-    return build_pki(AT, algorithm=algorithm_of(issuer.key)).emsp_sub2
+    return PKI.generate(AT, algorithm=algorithm_of(issuer.key)).emsp_sub2
 
 
 def in_its_name(issuer: Credential) -> Credential:
     """Somebody who has the issuer's name and a key of their own."""
-    return build_root(issuer.certificate.subject_cn, at=AT, algorithm=algorithm_of(issuer.key))
+    return build_root(issuer.certificate.subject_cn, now=AT, algorithm=algorithm_of(issuer.key))
 
 
 def about_another(certificate: Certificate, issuer: Credential) -> Reply:
-    return says()(issuer.issue("another", CONTRACT, at=AT).certificate, issuer)
+    return says()(issuer.issue("another", CONTRACT, now=AT).certificate, issuer)
 
 
 CASES = {
@@ -84,10 +83,10 @@ CASES = {
     "from the future": Case(says(this_update=now() + HOUR, next_update=now() + DAY), 503, "is from the future"),
     "forged": Case(says(responder=in_its_name), 503, "The signature of the OCSP response does not hold."),
     "wrong serial": Case(about_another, 503, "The OCSP response is about another certificate."),
-    "delegated": Case(says(responder=lambda issuer: issuer.issue("OCSP", OCSP_RESPONDER, at=AT)), 201),
-    "not for OCSP": Case(says(responder=lambda issuer: issuer.issue("x", CONTRACT, at=AT)), 503, "is not authorised"),
+    "delegated": Case(says(responder=lambda issuer: issuer.issue("OCSP", OCSP_RESPONDER, now=AT)), 201),
+    "not for OCSP": Case(says(responder=lambda issuer: issuer.issue("x", CONTRACT, now=AT)), 503, "is not authorised"),
     "of another CA": Case(
-        says(responder=lambda issuer: stranger(issuer).issue("OCSP", OCSP_RESPONDER, at=AT)), 503, "is not authorised"
+        says(responder=lambda issuer: stranger(issuer).issue("OCSP", OCSP_RESPONDER, now=AT)), 503, "is not authorised"
     ),
     "oversized": Case(lambda certificate, issuer: Reply(bytes(131_073)), 503, "sent more than 131072 bytes"),
     "redirect": Case(
@@ -183,7 +182,7 @@ LISTS: dict[str, tuple[Callable[[Credential, Certificate], bytes], int, str]] = 
 
 
 def in_its_own(issuer: Credential) -> Credential:
-    return build_pki(AT, algorithm=algorithm_of(issuer.key)).oem_sub2
+    return PKI.generate(AT, algorithm=algorithm_of(issuer.key)).oem_sub2
 
 
 @pytest.fixture(scope="module")
@@ -193,11 +192,11 @@ def listing(server: Server, pkis: dict[str, PKI]) -> Iterator[Pool]:
     for edition in EDITIONS:
         for name in (*LISTS, "sub", "numbers"):
             below = SUB1 if name == "sub" else SUB2
-            made[f"{edition} {name}"] = build_pki(
+            made[f"{edition} {name}"] = PKI.generate(
                 AT,
                 algorithm=ALGORITHM[edition],  # type: ignore[arg-type]
-                addresses=lambda ca, below=below, url=list_path(edition, name): (
-                    Addresses(crl=server.url + url) if ca == below else Addresses()
+                status_urls=lambda ca, below=below, url=list_path(edition, name): (
+                    StatusURLs(crl=server.url + url) if ca == below else StatusURLs()
                 ),
             )
     with start(made, egress_allow_networks=LOOPBACK) as pool:

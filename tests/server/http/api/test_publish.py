@@ -13,7 +13,7 @@ import pytest
 from ccp import exi
 from ccp.exi import iso2, iso20
 from ccp.ids import check_digit
-from ccp.testing.partners import Car, ContractBundle, make_contract, sign_contract
+from ccp.testing.partners import Car, IssuedContract, issue_contract, sign_contract
 from ccp.testing.pki import CONTRACT, CPS, PKI, SUB_CA1, SUB_CA2, algorithm_of, build_root
 from ccp.verify import message_signatures
 from tests.server.http.api.answers import sentences
@@ -42,11 +42,11 @@ def with_body(message: iso2.V2G_Message, **parts: Any) -> iso2.V2G_Message:
     return message._replace(Body=message.Body._replace(**parts))
 
 
-def bundle_of(pool: Pool, car: Car, pki: PKI) -> ContractBundle:
-    return make_contract(pki, new_emaid(), car.pcid, car.provisioning.certificate, AT)
+def bundle_of(pool: Pool, car: Car, pki: PKI) -> IssuedContract:
+    return issue_contract(pki, new_emaid(), car.pcid, car.provisioning.certificate, AT)
 
 
-def signed(pki: PKI, bundle: ContractBundle, car: Car) -> Contract:
+def signed(pki: PKI, bundle: IssuedContract, car: Car) -> Contract:
     octets = sign_contract(pki, bundle, AT)
     body = put_body(octets, bundle.emaid, car.pcid, str(car.namespace))
     return Contract(bundle.emaid, octets, body, bundle.contract.certificate.der)
@@ -86,7 +86,7 @@ def test_publishing_a_variant_again_replaces_it_and_answers_201(pool: Pool) -> N
 
 def test_a_contract_has_one_variant_for_each_namespace_and_v2g_root(pool: Pool) -> None:
     car = pool.car()
-    other = Car.of(pool.pki("iso20"), pool.pki("iso20").vehicle(car.pcid, at=AT), car.pcid)
+    other = Car.from_credential(pool.pki("iso20"), pool.pki("iso20").vehicle(car.pcid, now=AT), car.pcid)
     contract = pool.publish(car)
     pool.publish(car, contract.emaid, signer="other_iso2")
     pool.publish(other, contract.emaid)
@@ -329,7 +329,7 @@ def test_a_message_for_another_emaid_than_its_contract_certificate_is_refused(po
 def test_a_contract_certificate_whose_common_name_is_no_emaid_is_refused(pool: Pool) -> None:
     car, pki = pool.car(), pool.pki()
     bundle = bundle_of(pool, car, pki)
-    nameless = replace(bundle, contract=pki.emsp_sub2.issue("somebody", CONTRACT, at=AT))
+    nameless = replace(bundle, contract=pki.emsp_sub2.issue("somebody", CONTRACT, now=AT))
     assert refused(pool, signed(pki, nameless, car)) == ["The contract certificate's common name is no EMAID."]
 
 
@@ -350,8 +350,8 @@ def test_a_contract_and_a_provisioning_service_under_unknown_roots_are_refused_t
 @pytest.mark.parametrize("edition", EDITIONS)
 def test_a_contract_under_an_unknown_root_is_refused(pool: Pool, edition: str) -> None:
     pki = pool.pki(edition)
-    root = build_root("Unheard-of Root CA", at=AT, algorithm=algorithm_of(pki.emsp_root.key))
-    sub2 = root.issue("Unheard-of Sub1 CA", SUB_CA1, at=AT).issue("Unheard-of Sub2 CA", SUB_CA2, at=AT)
+    root = build_root("Unheard-of Root CA", now=AT, algorithm=algorithm_of(pki.emsp_root.key))
+    sub2 = root.issue("Unheard-of Sub1 CA", SUB_CA1, now=AT).issue("Unheard-of Sub2 CA", SUB_CA2, now=AT)
     (sentence,) = refused(pool, pool.contract(pool.car(edition), signer=replace(pki, emsp_sub2=sub2)))
     assert "Unheard-of" in sentence
     assert "trust" in sentence
@@ -369,13 +369,13 @@ def test_a_provisioning_service_under_an_unknown_root_is_refused(pool: Pool) -> 
 
 def test_a_provisioning_service_under_an_emsp_root_is_refused(pool: Pool) -> None:
     pki = pool.pki()
-    cps = pki.emsp_sub2.issue("CPS SIM", CPS, at=AT)
+    cps = pki.emsp_sub2.issue("CPS SIM", CPS, now=AT)
     assert refused(pool, pool.contract(pool.car(), signer=replace(pki, cps=cps)))
 
 
 def test_a_contract_certificate_cannot_sign_for_a_provisioning_service(pool: Pool) -> None:
     pki = pool.pki()
-    assert refused(pool, pool.contract(pool.car(), signer=replace(pki, cps=pki.contract(new_emaid(), at=AT))))
+    assert refused(pool, pool.contract(pool.car(), signer=replace(pki, cps=pki.contract(new_emaid(), now=AT))))
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
@@ -393,7 +393,7 @@ def test_a_contract_that_is_not_valid_yet_is_refused(pool: Pool) -> None:
 
 def test_an_expired_provisioning_service_is_refused_and_is_not_called_a_contract(pool: Pool) -> None:
     pki = pool.pki()
-    cps = pki.cps_sub2.issue("CPS SIM", CPS, at=AT, valid=(AT - timedelta(days=2), AT - timedelta(days=1)))
+    cps = pki.cps_sub2.issue("CPS SIM", CPS, now=AT, valid=(AT - timedelta(days=2), AT - timedelta(days=1)))
     (sentence,) = refused(pool, pool.contract(pool.car(), signer=replace(pki, cps=cps)))
     assert "expired" in sentence
     assert "contract" not in sentence
@@ -496,7 +496,7 @@ def test_a_message_without_a_signature_is_refused(pool: Pool, edition: str) -> N
 @pytest.mark.parametrize("edition", EDITIONS)
 def test_a_signature_by_another_key_than_the_provisioning_service_has_is_refused(pool: Pool, edition: str) -> None:
     pki = pool.pki(edition)
-    impostor = replace(pki.cps, key=pki.contract(new_emaid(), at=AT).key)
+    impostor = replace(pki.cps, key=pki.contract(new_emaid(), now=AT).key)
     assert len(refused(pool, pool.contract(pool.car(edition), signer=replace(pki, cps=impostor)))) == 1
 
 
@@ -525,7 +525,7 @@ def _not_on_curve(octets: bytes) -> bytes:
 def test_key_material_that_no_car_could_use_is_refused(pool: Pool, edition: str, change: Any, said: str) -> None:
     car, pki = pool.car(edition), pool.pki(edition)
     bundle = bundle_of(pool, car, pki)
-    (sentence,) = refused(pool, signed(pki, replace(bundle, sent=change(bundle.sent)), car))
+    (sentence,) = refused(pool, signed(pki, replace(bundle, encrypted_key=change(bundle.encrypted_key)), car))
     assert said in sentence
 
 
@@ -535,7 +535,12 @@ def test_all_key_material_that_is_wrong_is_listed_together(pool: Pool) -> None:
     assert (
         len(
             refused(
-                pool, signed(pki, replace(bundle, sent=replace(bundle.sent, encrypted=b"\0", dh_public_key=b"\4")), car)
+                pool,
+                signed(
+                    pki,
+                    replace(bundle, encrypted_key=replace(bundle.encrypted_key, encrypted=b"\0", dh_public_key=b"\4")),
+                    car,
+                ),
             )
         )
         == 2

@@ -19,8 +19,8 @@ from cryptography.x509 import ocsp
 from ccp import exi
 from ccp.exi import iso2
 from ccp.server.storage.queries import revocation as evidence
-from ccp.testing.partners import Car, make_contract, sign_contract
-from ccp.testing.pki import CPS, PKI, Addresses, Algorithm, Credential, algorithm_of, build_pki
+from ccp.testing.partners import Car, issue_contract, sign_contract
+from ccp.testing.pki import CPS, PKI, Algorithm, Credential, StatusURLs, algorithm_of
 from ccp.x509.certificates import Certificate
 from ccp.x509.revocation_evidence import Evidence, RevocationStatus
 from tests.server.http.api.answers import sentences
@@ -40,10 +40,10 @@ def path_of(ca: str) -> str:
 
 def naming(url: str, *only: str, algorithm: Algorithm = "P-256") -> PKI:
     """A PKI whose certificates name a responder of their issuer; only: of these CAs, else of all."""
-    return build_pki(
+    return PKI.generate(
         AT,
         algorithm=algorithm,
-        addresses=lambda ca: Addresses(ocsp=url + path_of(ca)) if ca in only or not only else Addresses(),
+        status_urls=lambda ca: StatusURLs(ocsp=url + path_of(ca)) if ca in only or not only else StatusURLs(),
     )
 
 
@@ -202,8 +202,8 @@ def test_a_responder_that_is_down_means_503_and_when_it_is_back_the_same_put_is_
 def test_a_key_that_is_not_for_this_edition_is_refused(around: Pool, signer: str) -> None:
     """A contract under keys of ISO 15118-20 in a message of ISO 15118-2, which its provisioning service signed well."""
     car, emaid, pki = around.car(), new_emaid(), around.pki(signer)
-    bundle = make_contract(around.pki(), emaid, car.pcid, car.provisioning.certificate, AT)
-    message = sign_contract(around.pki(), replace(bundle, contract=pki.contract(emaid, at=AT)), AT)
+    bundle = issue_contract(around.pki(), emaid, car.pcid, car.provisioning.certificate, AT)
+    message = sign_contract(around.pki(), replace(bundle, contract=pki.contract(emaid, now=AT)), AT)
     contract = Contract(emaid, message, put_body(message, emaid, car.pcid, str(car.namespace)), b"")
     (said,) = sentences(put(around, contract), 400)
     assert said == f'The key of certificate "{emaid}" is not of a kind that ISO 15118-2 allows.'
@@ -537,7 +537,7 @@ def test_a_dry_run_asks_nobody_about_a_contract_chain_that_does_not_hold(around:
     stranger = naming(responder.server.url + "/strangers")
     responder.speaks_for(*cas(stranger), under="/strangers")
     car, emaid = around.car(), new_emaid()
-    bundle = make_contract(stranger, emaid, car.pcid, car.provisioning.certificate, AT)
+    bundle = issue_contract(stranger, emaid, car.pcid, car.provisioning.certificate, AT)
     message = sign_contract(around.pki(), bundle, AT)
     contract = Contract(emaid, message, put_body(message, emaid, car.pcid, str(car.namespace)), b"")
     report = dry(around, contract)
@@ -635,6 +635,6 @@ def test_a_key_identifier_of_twenty_octets_is_warned_of(around: Pool) -> None:
 
 def test_a_leaf_that_does_not_say_what_its_key_is_for_is_warned_of(around: Pool) -> None:
     pki = around.pki("plain")
-    pki = replace(pki, cps=pki.cps_sub2.issue("CPS SIM", replace(CPS, key_usage=frozenset()), at=AT))
+    pki = replace(pki, cps=pki.cps_sub2.issue("CPS SIM", replace(CPS, key_usage=frozenset()), now=AT))
     said = warnings(around, around.contract(around.car(), signer=pki))
     assert said.count("does not say what its key is for.") == 1

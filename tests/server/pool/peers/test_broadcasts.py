@@ -156,7 +156,7 @@ def test_negative_cache_distinguishes_roots_and_keys(pkis: dict[str, PKI]) -> No
         car = pool.car()
         peer.on(PATH, negative(car))
         roots = (*car.v2g_roots, pkis["iso20"].v2g_root.certificate)
-        renewed = Car.of(pkis["iso2"], again(pkis["iso2"], car), car.pcid)
+        renewed = Car.from_credential(pkis["iso2"], again(pkis["iso2"], car), car.pcid)
         for each in (car, replace(car, v2g_roots=roots), renewed) * 2:
             assert deliver(pool, each)[0]["metaData"] == NOTHING
         assert asked(peer) == 3
@@ -299,7 +299,7 @@ def test_peer_answer_verification_yields_to_the_event_loop(
 
     with scripted() as peer, beside(pkis, peer) as pool:
         car = pool.car()
-        stranger = Car.of(pool.pki("stranger"), car.provisioning, PCID.parse(car.pcid))
+        stranger = Car.from_credential(pool.pki("stranger"), car.provisioning, PCID.parse(car.pcid))
         items = [item_of(pool.contract(stranger, signer="stranger")) for _ in range(20)]
         peer.on(PATH, json_reply({"signedContractDataCollection": items}))
         monkeypatch.setattr(LoopBudget, "spend", noted)

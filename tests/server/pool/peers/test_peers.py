@@ -227,7 +227,7 @@ def lies(honest: Pool, car: Car) -> dict[str, Reply]:
 
     data = bytearray(octets_of(item))
     data[len(data) // 2] ^= 1
-    stranger = Car.of(honest.pki("stranger"), car.provisioning, car.pcid)
+    stranger = Car.from_credential(honest.pki("stranger"), car.provisioning, car.pcid)
     foreign = honest.contract(stranger, signer="stranger").message
     return {
         "another session": json_reply(answered(honest.post(car, b"\x09" * 8))),

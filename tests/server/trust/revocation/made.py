@@ -22,7 +22,7 @@ from ccp.server.settings import Settings
 from ccp.server.storage import Store, connect
 from ccp.server.storage.engine import schema
 from ccp.server.trust.revocation import RevocationService
-from ccp.testing.pki import PKI, Addresses, Algorithm, Credential, answer_ocsp, build_pki, sign_crl
+from ccp.testing.pki import PKI, Algorithm, Credential, StatusURLs, sign_crl, sign_ocsp_response
 from ccp.x509.certificates import Certificate
 from ccp.x509.path_validation import VerifiedChain
 from ccp.x509.profiles import Profile, Usage
@@ -46,30 +46,30 @@ class Branch:
     sub2: Credential
 
     def contract(self) -> Credential:
-        return self.pki.contract(f"DESIMC{next(_NUMBERS):08d}", at=AT)
+        return self.pki.contract(f"DESIMC{next(_NUMBERS):08d}", now=AT)
 
     def chain(self, contract: Certificate, at: datetime = AT) -> VerifiedChain:
         offered = [self.sub2.certificate, self.sub1.certificate]
         return self.pki.anchors().verify(contract, offered, usage=Usage.CONTRACT, now=at, profile=Profile.ISO20)
 
 
-def branch(algorithm: Algorithm = "P-256", addresses: Mapping[str, Addresses] | None = None) -> Branch:
+def branch(algorithm: Algorithm = "P-256", addresses: Mapping[str, StatusURLs] | None = None) -> Branch:
     """addresses: by the issuing CA, "root", "sub1" or "sub2"."""
     names = {"eMSP Root CA SIM": "root", "eMSP Sub1 CA SIM": "sub1", "eMSP Sub2 CA SIM": "sub2"}
-    pki = build_pki(
-        AT, algorithm=algorithm, addresses=lambda name: (addresses or {}).get(names.get(name, ""), Addresses())
+    pki = PKI.generate(
+        AT, algorithm=algorithm, status_urls=lambda name: (addresses or {}).get(names.get(name, ""), StatusURLs())
     )
     return Branch(pki, pki.emsp_root, pki.emsp_sub1, pki.emsp_sub2)
 
 
 def without_addresses(credential: Credential) -> Credential:
-    return replace(credential, addresses=Addresses())
+    return replace(credential, status_urls=StatusURLs())
 
 
 def answer(certificate: Certificate, issuer: Credential, **more: Any) -> bytes:
     """A response that was made a minute ago and holds for an hour."""
     times = {"this_update": AT - timedelta(minutes=1), "next_update": AT + HOUR}
-    return answer_ocsp(certificate, issuer, **{**times, **more})
+    return sign_ocsp_response(certificate, issuer, **{**times, **more})
 
 
 def ocsp_response(

@@ -14,8 +14,8 @@ from ccp.testing.pki import (
     EXPLICIT_FALSE,
     OCSP_RESPONDER,
     SUB_CA2,
-    Addresses,
     Algorithm,
+    StatusURLs,
     Template,
     build_root,
 )
@@ -71,7 +71,7 @@ def test_read_ocsp_unknown(made: Branch) -> None:
 
 def test_read_ocsp_accepts_delegated_responders(made: Branch) -> None:
     leaf = made.contract().certificate
-    responder = made.sub2.issue("OCSP", OCSP_RESPONDER, at=AT)
+    responder = made.sub2.issue("OCSP", OCSP_RESPONDER, now=AT)
     octets = answer(leaf, made.sub2, responder=responder)
     assert read_ocsp(octets, leaf, made.sub2.certificate, AT, URL).status is RevocationStatus.GOOD
 
@@ -79,7 +79,7 @@ def test_read_ocsp_accepts_delegated_responders(made: Branch) -> None:
 def test_read_ocsp_accepts_responders_with_explicit_false(p256: Branch) -> None:
     leaf = p256.contract().certificate
     template = Template(DAY, extra=(*OCSP_RESPONDER.extra, (EXPLICIT_FALSE, False)))
-    octets = answer(leaf, p256.sub2, responder=p256.sub2.issue("OCSP", template, at=AT))
+    octets = answer(leaf, p256.sub2, responder=p256.sub2.issue("OCSP", template, now=AT))
     assert read_ocsp(octets, leaf, p256.sub2.certificate, AT, URL).status is RevocationStatus.GOOD
 
 
@@ -87,13 +87,13 @@ def test_read_ocsp_refuses_unauthorised_responders(made: Branch) -> None:
     leaf = made.contract().certificate
     no_purpose = Template(DAY, key_usage=frozenset({"digital_signature"}))
     cases = {
-        "of another CA of the same chain": made.sub1.issue("OCSP", OCSP_RESPONDER, at=AT),
-        "of another root": build_root("Other", at=AT).issue("OCSP", OCSP_RESPONDER, at=AT),
-        "without OCSPSigning": made.sub2.issue("OCSP", no_purpose, at=AT),
-        "another leaf of the issuer": made.sub2.issue("DESIMC00000000", CONTRACT, at=AT),
-        "expired": made.sub2.issue("OCSP", OCSP_RESPONDER, at=AT, valid=(AT - 2 * DAY, AT - DAY)),
-        "not valid yet": made.sub2.issue("OCSP", OCSP_RESPONDER, at=AT, valid=(AT + HOUR, AT + DAY)),
-        "one level below": made.sub2.issue("Sub3", SUB_CA2, at=AT).issue("OCSP", OCSP_RESPONDER, at=AT),
+        "of another CA of the same chain": made.sub1.issue("OCSP", OCSP_RESPONDER, now=AT),
+        "of another root": build_root("Other", now=AT).issue("OCSP", OCSP_RESPONDER, now=AT),
+        "without OCSPSigning": made.sub2.issue("OCSP", no_purpose, now=AT),
+        "another leaf of the issuer": made.sub2.issue("DESIMC00000000", CONTRACT, now=AT),
+        "expired": made.sub2.issue("OCSP", OCSP_RESPONDER, now=AT, valid=(AT - 2 * DAY, AT - DAY)),
+        "not valid yet": made.sub2.issue("OCSP", OCSP_RESPONDER, now=AT, valid=(AT + HOUR, AT + DAY)),
+        "one level below": made.sub2.issue("Sub3", SUB_CA2, now=AT).issue("OCSP", OCSP_RESPONDER, now=AT),
     }
     for name, responder in cases.items():
         octets = answer(leaf, made.sub2, responder=responder)
@@ -103,7 +103,7 @@ def test_read_ocsp_refuses_unauthorised_responders(made: Branch) -> None:
 
 def test_read_ocsp_refuses_forged_responder_certificates(p256: Branch) -> None:
     leaf = p256.contract().certificate
-    real = p256.sub2.issue("OCSP", OCSP_RESPONDER, at=AT)
+    real = p256.sub2.issue("OCSP", OCSP_RESPONDER, now=AT)
     by_itself = forge(real.certificate, real.key)  # in the issuer's name, signed by the responder
     for certificate in (by_itself, tampered(real.certificate)):
         octets = answer(leaf, p256.sub2, responder=replace(real, certificate=certificate))
@@ -113,7 +113,7 @@ def test_read_ocsp_refuses_forged_responder_certificates(p256: Branch) -> None:
 
 def test_read_ocsp_refuses_the_issuer_name_with_another_key(made: Branch) -> None:
     leaf = made.contract().certificate
-    thief = build_root("eMSP Sub2 CA SIM", at=AT)
+    thief = build_root("eMSP Sub2 CA SIM", now=AT)
     assert thief.certificate.subject_name == made.sub2.certificate.subject_name
     with pytest.raises(EvidenceError, match="signature of the OCSP response"):
         read_ocsp(answer(leaf, made.sub2, responder=thief), leaf, made.sub2.certificate, AT, URL)
@@ -255,17 +255,17 @@ def test_read_crl_refuses_delta_partial_and_indirect_crls(p256: Branch) -> None:
 
 def test_read_crl_requires_crl_sign(p256: Branch) -> None:
     template = Template(DAY, ca=True, key_usage=frozenset({"key_cert_sign"}))
-    issuer = p256.sub1.issue("No lists", template, at=AT)
+    issuer = p256.sub1.issue("No lists", template, now=AT)
     with pytest.raises(EvidenceError, match="may not sign CRLs"):
         read_crl(crl(issuer), issuer.certificate, AT)
 
 
-# --- Addresses ---
+# --- StatusURLs ---
 
 
 def test_status_urls_are_read_and_limited() -> None:
     assert branch().contract().certificate.status_urls.present is False
-    made = branch(addresses={"sub2": Addresses("http://ocsp.example:8080/x", "http://crl.example/1.crl")})
+    made = branch(addresses={"sub2": StatusURLs("http://ocsp.example:8080/x", "http://crl.example/1.crl")})
     found = made.contract().certificate.status_urls
     assert (found.ocsp, found.crl) == (("http://ocsp.example:8080/x",), ("http://crl.example/1.crl",))
     assert found.present
@@ -280,20 +280,20 @@ def test_status_urls_with_directory_names_only_are_present(p256: Branch) -> None
         for number in range(50)
     ]
     template = Template(DAY, extra=((x509.CRLDistributionPoints([ldap]), False),))
-    found = p256.sub2.issue("x", template, at=AT).certificate.status_urls
+    found = p256.sub2.issue("x", template, now=AT).certificate.status_urls
     assert (found.ocsp, found.crl, found.present) == ((), (), True)
     template = Template(DAY, extra=((x509.AuthorityInformationAccess(many), False),))
-    assert len(p256.sub2.issue("x", template, at=AT).certificate.status_urls.ocsp) == 3
+    assert len(p256.sub2.issue("x", template, now=AT).certificate.status_urls.ocsp) == 3
     only_issuers = x509.AccessDescription(
         x509.oid.AuthorityInformationAccessOID.CA_ISSUERS, x509.UniformResourceIdentifier("http://ca.example")
     )
     template = Template(DAY, extra=((x509.AuthorityInformationAccess([only_issuers]), False),))
-    assert p256.sub2.issue("x", template, at=AT).certificate.status_urls.present is False
+    assert p256.sub2.issue("x", template, now=AT).certificate.status_urls.present is False
 
 
 def test_status_urls_of_a_non_der_leaf_are_read(p256: Branch) -> None:
-    access = Addresses("http://ocsp.example").extensions()
-    leaf = p256.sub2.issue("x", Template(DAY, extra=((EXPLICIT_FALSE, False), *access)), at=AT).certificate
+    access = StatusURLs("http://ocsp.example").extensions()
+    leaf = p256.sub2.issue("x", Template(DAY, extra=((EXPLICIT_FALSE, False), *access)), now=AT).certificate
     assert isinstance(leaf, Certificate)
     assert leaf.status_urls.ocsp == ("http://ocsp.example",)
     assert read_ocsp(answer(leaf, p256.sub2), leaf, p256.sub2.certificate, AT, URL).status is RevocationStatus.GOOD

@@ -32,8 +32,8 @@ def made() -> Branch:
 
 def test_read_ocsp_finds_the_responder_certificate_anywhere(made: Branch) -> None:
     leaf = made.contract().certificate
-    responder = made.sub2.issue("OCSP", OCSP_RESPONDER, at=AT)
-    others = [made.sub1.issue(f"Other {number}", CONTRACT, at=AT).certificate.x509 for number in range(9)]
+    responder = made.sub2.issue("OCSP", OCSP_RESPONDER, now=AT)
+    others = [made.sub1.issue(f"Other {number}", CONTRACT, now=AT).certificate.x509 for number in range(9)]
     for by_key in (False, True):
         octets = ocsp_response(
             made.sub2,
@@ -48,8 +48,8 @@ def test_read_ocsp_finds_the_responder_certificate_anywhere(made: Branch) -> Non
 
 def test_read_ocsp_limits_candidate_responder_certificates(made: Branch) -> None:
     leaf = made.contract().certificate
-    responder = made.sub2.issue("OCSP", OCSP_RESPONDER, at=AT)
-    decoys = [build_root("x", at=AT).issue("OCSP", OCSP_RESPONDER, at=AT).certificate.x509 for _ in range(8)]
+    responder = made.sub2.issue("OCSP", OCSP_RESPONDER, now=AT)
+    decoys = [build_root("x", now=AT).issue("OCSP", OCSP_RESPONDER, now=AT).certificate.x509 for _ in range(8)]
     near = ocsp_response(
         made.sub2, leaf, responder.key, [*decoys[:7], responder.certificate.x509], responder=responder.certificate.x509
     )
@@ -76,7 +76,7 @@ def test_read_ocsp_names_an_rsa_responder_key(made: Branch, by_key: bool) -> Non
 
 def test_read_ocsp_compares_responder_names_by_value(made: Branch) -> None:
     leaf = made.contract().certificate
-    real = made.sub2.issue("OCSP", OCSP_RESPONDER, at=AT)
+    real = made.sub2.issue("OCSP", OCSP_RESPONDER, now=AT)
 
     def respell(tbs: Any) -> None:
         tbs.subject = tlv(0x30, respelled(content(tbs.subject)))
@@ -88,7 +88,7 @@ def test_read_ocsp_compares_responder_names_by_value(made: Branch) -> None:
 
 def test_read_ocsp_refuses_unused_signature_bits(made: Branch) -> None:
     leaf = made.contract().certificate
-    responder = made.sub2.issue("OCSP", OCSP_RESPONDER, at=AT)
+    responder = made.sub2.issue("OCSP", OCSP_RESPONDER, now=AT)
     for signer in (None, responder):
         octets, signature = b"", b"\1"
         while signature[-1] & 1:
@@ -152,7 +152,7 @@ def uri(text: str) -> x509.UniformResourceIdentifier:
 def leaf_at(made: Branch, *points: list[x509.GeneralName]) -> Certificate:
     listed = x509.CRLDistributionPoints([x509.DistributionPoint(names, None, None, None) for names in points])
     template = Template(DAY, key_usage=CONTRACT.key_usage, extra=((listed, False),))
-    return made.sub2.issue("DESIMC00000099", template, at=AT).certificate
+    return made.sub2.issue("DESIMC00000099", template, now=AT).certificate
 
 
 def test_read_crl_matches_distribution_points_by_any_common_name(made: Branch) -> None:

@@ -40,7 +40,7 @@ def refused(read: Callable[[bytes], object], octets: bytes) -> None:
 def test_read_ocsp_refuses_every_flipped_bit(algorithm: Algorithm) -> None:
     made = branch(algorithm)
     leaf, issuer = made.contract().certificate, made.sub2
-    responder = issuer.issue("OCSP", OCSP_RESPONDER, at=AT)
+    responder = issuer.issue("OCSP", OCSP_RESPONDER, now=AT)
     for octets in (
         answer(leaf, issuer),
         answer(leaf, issuer, responder=responder),

@@ -12,7 +12,7 @@ import pytest
 from ccp.errors import CCPError, RevokedError, Unavailable, VerificationError
 from ccp.server.storage.queries import revocation as queries
 from ccp.server.storage.queries.certificate_refs import dump_refs, load_refs
-from ccp.testing.pki import Addresses
+from ccp.testing.pki import StatusURLs
 from ccp.x509.revocation_evidence import (
     CertificateRef,
     Evidence,
@@ -39,7 +39,7 @@ CRL = "http://crl.example/2.crl"
 @pytest.fixture(scope="module")
 def made() -> Branch:
     """Contracts name a responder and a CRL, Sub-CA 2 a responder, Sub-CA 1 nothing."""
-    return branch(addresses={"sub1": Addresses(ocsp="http://1"), "sub2": Addresses("http://2", CRL)})
+    return branch(addresses={"sub1": StatusURLs(ocsp="http://1"), "sub2": StatusURLs("http://2", CRL)})
 
 
 def evidence(

@@ -18,7 +18,7 @@ from ccp.server.storage.queries.anchors import add
 from ccp.server.storage.queries.certificate_refs import dump_refs, load_refs
 from ccp.server.trust import revocation
 from ccp.server.trust.anchors import trusted_certificate
-from ccp.testing.pki import OCSP_RESPONDER, Addresses, Algorithm, build_pki, sign_crl
+from ccp.testing.pki import OCSP_RESPONDER, PKI, Algorithm, StatusURLs, sign_crl
 from ccp.x509.profiles import AnchorRole, Profile, Usage
 from ccp.x509.revocation_evidence import CertificateRef, RevocationStatus, certificate_ref, certificate_refs
 from ccp.x509.revocation_policy import check_refs
@@ -51,9 +51,9 @@ def made(server: Server) -> Branch:
     """Sub-CA 1 and contracts name an OCSP responder, Sub-CA 2 a CRL that lists nothing."""
     made = branch(
         addresses={
-            "root": Addresses(ocsp=server.url + "/root"),
-            "sub1": Addresses(crl=server.url + "/sub1.crl"),
-            "sub2": Addresses(ocsp=server.url + "/sub2"),
+            "root": StatusURLs(ocsp=server.url + "/root"),
+            "sub1": StatusURLs(crl=server.url + "/sub1.crl"),
+            "sub2": StatusURLs(ocsp=server.url + "/sub2"),
         }
     )
     server.says("/root", answer(made.sub1.certificate, made.root))
@@ -74,9 +74,9 @@ async def known(bench: Bench, *keys: CertificateRef) -> RevocationStatus | None:
 def test_ensure_good_with_openssl_good_revoked_unknown(algorithm: Algorithm, delegated: bool, tmp_path: Path) -> None:
     """A real responder, once signing with the issuer's key and once with one that the issuer delegated."""
     port = free_port()
-    made = branch(algorithm, {"sub2": Addresses(ocsp=f"http://127.0.0.1:{port}")})
+    made = branch(algorithm, {"sub2": StatusURLs(ocsp=f"http://127.0.0.1:{port}")})
     good, revoked, unknown = (made.contract().certificate for _ in range(3))
-    responder = made.sub2.issue("OCSP", OCSP_RESPONDER, at=AT) if delegated else None
+    responder = made.sub2.issue("OCSP", OCSP_RESPONDER, now=AT) if delegated else None
     statuses = {good.serial_number: None, revoked.serial_number: AT - DAY}
 
     async def test(bench: Bench) -> None:
@@ -95,7 +95,7 @@ def test_ensure_good_with_openssl_good_revoked_unknown(algorithm: Algorithm, del
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_ensure_good_refuses_a_revoked_sub_ca(algorithm: Algorithm, tmp_path: Path) -> None:
     port = free_port()
-    made = branch(algorithm, {"sub1": Addresses(ocsp=f"http://127.0.0.1:{port}")})
+    made = branch(algorithm, {"sub1": StatusURLs(ocsp=f"http://127.0.0.1:{port}")})
 
     async def test(bench: Bench) -> None:
         with pytest.raises(RevokedError, match="eMSP Sub2 CA SIM"):
@@ -110,7 +110,7 @@ def test_ensure_good_refuses_a_revoked_sub_ca(algorithm: Algorithm, tmp_path: Pa
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_crl_covers_every_certificate_of_its_issuer(algorithm: Algorithm, server: Server) -> None:
-    made = branch(algorithm, {"sub2": Addresses(crl=server.url + "/2.crl")})
+    made = branch(algorithm, {"sub2": StatusURLs(crl=server.url + "/2.crl")})
     good, also_good, revoked = (made.contract().certificate for _ in range(3))
     serve_crl(server, "/2.crl", crl(made.sub2, revoked))
 
@@ -139,7 +139,7 @@ def test_configured_crl_refuses_a_revoked_sub_ca(server: Server) -> None:
 
 
 def test_crl_is_fetched_conditionally_and_never_older(server: Server) -> None:
-    made = branch(addresses={"sub2": Addresses(crl=server.url + "/2.crl")})
+    made = branch(addresses={"sub2": StatusURLs(crl=server.url + "/2.crl")})
     held, other = made.contract().certificate, made.contract().certificate
     serve_crl(server, "/2.crl", crl(made.sub2, held, number=7))
 
@@ -166,7 +166,7 @@ def test_crl_is_fetched_conditionally_and_never_older(server: Server) -> None:
 
 
 def test_crl_of_ten_thousand_entries_is_one_transaction(server: Server) -> None:
-    made = branch(addresses={"sub2": Addresses(crl=server.url + "/2.crl")})
+    made = branch(addresses={"sub2": StatusURLs(crl=server.url + "/2.crl")})
     leaf = made.contract().certificate
     revoked = dict.fromkeys((leaf.serial_number, *range(1, 10_038)), AT - DAY)
     octets = sign_crl(made.sub2, revoked, this_update=AT, next_update=AT + DAY)
@@ -184,7 +184,7 @@ def test_crl_of_ten_thousand_entries_is_one_transaction(server: Server) -> None:
 
 
 def test_ocsp_is_used_if_the_crl_is_unavailable(server: Server) -> None:
-    made = branch(addresses={"sub2": Addresses(server.url + "/2", server.url + "/2.crl")})
+    made = branch(addresses={"sub2": StatusURLs(server.url + "/2", server.url + "/2.crl")})
     leaf = made.contract().certificate
     server.says("/2", answer(leaf, made.sub2))
 
@@ -305,7 +305,7 @@ def test_cancelled_caller_does_not_stop_a_shared_fetch(server: Server, made: Bra
 
 
 def test_failing_host_opens_its_circuit(server: Server) -> None:
-    made = branch(addresses={"sub2": Addresses(ocsp=server.url + "/2")})
+    made = branch(addresses={"sub2": StatusURLs(ocsp=server.url + "/2")})
     server.says("/2", Reply(status=503))
 
     async def test(bench: Bench) -> None:
@@ -322,7 +322,7 @@ def test_failing_host_opens_its_circuit(server: Server) -> None:
 
 
 def test_requests_to_one_host_are_rate_limited(server: Server) -> None:
-    made = branch(addresses={"sub2": Addresses(ocsp=server.url + "/2")})
+    made = branch(addresses={"sub2": StatusURLs(ocsp=server.url + "/2")})
     server.says("/2", Reply(b"x"))
 
     async def test(bench: Bench) -> None:
@@ -350,7 +350,7 @@ def test_loopback_urls_in_certificates_are_not_called(server: Server, made: Bran
 
 def test_names_that_resolve_to_loopback_are_not_called(server: Server) -> None:
     port = server.url.rpartition(":")[2]
-    made = branch(addresses={"sub2": Addresses(f"http://localhost:{port}/2", f"http://localhost:{port}/2.crl")})
+    made = branch(addresses={"sub2": StatusURLs(f"http://localhost:{port}/2", f"http://localhost:{port}/2.crl")})
 
     async def test(bench: Bench) -> None:
         with pytest.raises(Unavailable, match="localhost cannot be reached"):
@@ -506,7 +506,7 @@ def _assert_quick(took: list[float]) -> None:
 def test_delivery_is_not_slowed_by_a_killed_responder(tmp_path: Path) -> None:
     """OpenSSL's responder is killed while publishers, the sweep and deliveries are under way."""
     port = free_port()
-    made = branch(addresses={"sub2": Addresses(ocsp=f"http://127.0.0.1:{port}")})
+    made = branch(addresses={"sub2": StatusURLs(ocsp=f"http://127.0.0.1:{port}")})
     leaf, *others = (made.contract().certificate for _ in range(30))
     statuses = dict.fromkeys(one.serial_number for one in (leaf, *others))
 
@@ -572,10 +572,10 @@ def test_delivery_refuses_contracts_revoked_after_publication(server: Server, ma
 
 
 def test_check_vehicle_fetches_evidence_in_the_background(server: Server) -> None:
-    pki = build_pki(
-        AT, addresses=lambda name: Addresses(ocsp=server.url + "/oem") if "OEM Sub2" in name else Addresses()
+    pki = PKI.generate(
+        AT, status_urls=lambda name: StatusURLs(ocsp=server.url + "/oem") if "OEM Sub2" in name else StatusURLs()
     )
-    car = pki.vehicle("WEX0TEST000000001", at=AT).certificate
+    car = pki.vehicle("WEX0TEST000000001", now=AT).certificate
     chain = pki.anchors().verify(car, [], usage=Usage.OEM_PROVISIONING, now=AT, profile=Profile.ISO2)
     server.says("/oem", Reply(answer(car, pki.oem_sub2, revoked_at=AT - DAY), delay=1.5))
 
@@ -684,7 +684,7 @@ def test_refresh_due_removes_expired_certificates(server: Server, made: Branch) 
 
 
 def test_ocsp_is_used_while_a_crl_takes_long(server: Server) -> None:
-    made = branch(addresses={"sub2": Addresses(server.url + "/2", server.url + "/2.crl")})
+    made = branch(addresses={"sub2": StatusURLs(server.url + "/2", server.url + "/2.crl")})
     leaf = made.contract().certificate
     server.says("/2", answer(leaf, made.sub2))
     server.says("/2.crl", Reply(crl(made.sub2), delay=2.4))
