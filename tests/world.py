@@ -38,7 +38,7 @@ from ccp.server.storage.engine import schema
 from ccp.server.storage.engine.query import Query
 from ccp.server.storage.snapshot_refresh import REFRESH_INTERVAL
 from ccp.testing.partners import Car, issue_contract, sign_contract
-from ccp.testing.pki import Credential, PKI
+from ccp.testing.pki import PKI, Credential
 from ccp.verify import InstallationResponse
 from tests.databases import fresh, sql
 
