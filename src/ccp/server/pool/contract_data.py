@@ -50,21 +50,21 @@ class ContractData:
         stored = await self._store.read(queries.by_emaid(emaid))
         found = _matching(stored, namespace, root, "The contract for the given EMAID not found.")
         vehicle = await self._store.read(queries.by_vehicle(found[0].pcid))
-        keys = [key for contract in (*found, *vehicle) for key in contract.certificates or ()]
-        rules = self._revocation.rules
-        known = await self._store.read(evidence.load(keys, rules))
+        refs = [ref for contract in (*found, *vehicle) for ref in contract.certificates or ()]
+        policy = self._revocation.rules
+        state = await self._store.read(evidence.load(refs, policy))
         key = None
         if self._provisioning_pool is not None and any(contract.provisioning_key for contract in found):
             current = await self._provisioning_pool.get_chain(found[0].pcid)
             key = None if current is None else current.key_for(namespace)
 
         def deliverable(contract: SignedContract) -> bool:
-            return undeliverable_reason(contract, known, rules, key, now) is None
+            return undeliverable_reason(contract, state, policy, key, now) is None
 
         def reason(contract: SignedContract) -> str | None:
-            found = undeliverable_reason(contract, known, rules, key, now)
-            if found is not None:
-                return str(found)
+            error = undeliverable_reason(contract, state, policy, key, now)
+            if error is not None:
+                return str(error)
             return contracts.not_selected_reason(
                 contract, vehicle, now, deliverable=deliverable, no_default=self._no_default
             )
@@ -87,17 +87,18 @@ class ContractData:
         namespace: Namespace,
         root: Fingerprint | None,
         now: datetime,
-        handed_out: bool = True,
+        notify: bool = True,
     ) -> list[DeliveredContract]:
         """A contract's response messages for the vehicle's maker, newest first.
 
-        session_id: written into the responses; if empty, they are returned as they were published. handed_out: False
-        for a HEAD request, which returns no response and causes no event. Raises NotAuthorised, NotFound.
+        session_id: written into the responses; if empty, they are returned as they were published. notify: cause the
+        event that contracts were delivered; False for a HEAD request, which returns no response. Raises NotAuthorised,
+        NotFound.
         """
         authorise(caller.party, Operation.GET_SIGNED_CONTRACT_DATA, pcid)
         stored = await self._store.read(queries.by_vehicle_and_emaid(pcid, emaid))
         found = _matching(stored, namespace, root, "The contract for the given EMAID not found.")
-        if handed_out:
+        if notify:
             self._events.contracts_delivered(found, now)
         return [
             DeliveredContract(c, verify.with_session(c, session_id, now) if session_id else c.response) for c in found

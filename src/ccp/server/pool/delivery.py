@@ -161,16 +161,16 @@ class Delivery:
         # CPU caches warm (docs/performance.md).
         await asyncio.sleep(0)
         verified = await self._verify(request, now)
-        keys = self._revocation.refs_of(verified.chain)
+        refs = self._revocation.refs_of(verified.chain)
         query = _contracts_with_revocation(
-            verified.pcid, request.namespace, keys, self._revocation.rules, self._revocation.recent
+            verified.pcid, request.namespace, refs, self._revocation.rules, self._revocation.recent
         )
-        stored, known = await self._store.read(query)
+        stored, state = await self._store.read(query)
         if verified.chain is not None:
-            self._revocation.evaluate_vehicle(verified.chain, keys, known, now)
+            self._revocation.evaluate_vehicle(verified.chain, refs, state, now)
         await self._check_current_key(verified)
         if target_pool is None:
-            return await self._select(verified, stored, known, broadcast, now, max_one, caller)
+            return await self._select(verified, stored, state, broadcast, now, max_one, caller)
         if found := await self._ask_peers(verified, caller, now, max_one, target_pool):
             return found
         raise NoContract("The pool that the request is for has nothing for the vehicle now.")
@@ -191,10 +191,10 @@ class Delivery:
             )
             if self._provisioning_pool is None or claimed is None or isinstance(exc, ExpiredError):
                 raise
-            known = await self._provisioning_pool.get_chain(claimed)
-            if known is None:
+            chain = await self._provisioning_pool.get_chain(claimed)
+            if chain is None:
                 raise
-            completed = replace(request, sub_certificates=tuple(one.der for one in known.sub_cas))
+            completed = replace(request, sub_certificates=tuple(one.der for one in chain.sub_cas))
             return verify.check_request(completed, anchors=anchors, revocation=DeferredRevocation(), now=now)
 
     async def _check_current_key(self, verified: VerifiedInstallationRequest) -> None:
@@ -212,7 +212,7 @@ class Delivery:
         self,
         verified: VerifiedInstallationRequest,
         stored: list[SignedContract],
-        known: RevocationState,
+        state: RevocationState,
         broadcast: bool,
         now: datetime,
         max_one: bool,
@@ -222,11 +222,11 @@ class Delivery:
         request = verified.request
         bound = any(contract.provisioning_key for contract in stored)
         key = key_fingerprint(verified.leaf) if bound else None
-        rules = self._revocation.rules
+        policy = self._revocation.rules
         unknown_status: list[CCPError] = []
 
         def deliverable(contract: SignedContract) -> bool:
-            reason = undeliverable_reason(contract, known, rules, key, now)
+            reason = undeliverable_reason(contract, state, policy, key, now)
             if reason is not None:
                 _log.warning("contract not deliverable", owner=contract.emaid.provider, reason=str(reason))
             if isinstance(reason, Unavailable):
@@ -234,7 +234,7 @@ class Delivery:
             return reason is None
 
         def deliverable_if_not_revoked(contract: SignedContract) -> bool:
-            return isinstance(undeliverable_reason(contract, known, rules, key, now), Unavailable | None)
+            return isinstance(undeliverable_reason(contract, state, policy, key, now), Unavailable | None)
 
         try:
             selected = self._selected(request, stored, now, deliverable, max_one)
@@ -305,7 +305,7 @@ class Delivery:
 
 
 def undeliverable_reason(
-    contract: SignedContract, known: RevocationState, rules: RevocationPolicy, key: str | None, now: datetime
+    contract: SignedContract, state: RevocationState, policy: RevocationPolicy, key: str | None, now: datetime
 ) -> CCPError | None:
     """Why a stored contract cannot be delivered now, from stored revocation state only. None if it can.
 
@@ -315,7 +315,7 @@ def undeliverable_reason(
     if key is not None and contract.provisioning_key not in (None, key):
         return ChainError("The contract was made for another provisioning key than the vehicle's current one.")
     try:
-        check_refs(contract.certificates or (), known, rules, now)
+        check_refs(contract.certificates or (), state, policy, now)
     except (RevokedError, Unavailable) as exc:
         return exc
     return None
@@ -326,14 +326,14 @@ def _contracts_with_revocation(
     pcid: PCID,
     namespace: Namespace,
     vehicle: tuple[CertificateRef, ...],
-    rules: RevocationPolicy,
-    recent: RevocationCache,
+    policy: RevocationPolicy,
+    cache: RevocationCache,
 ) -> Query[tuple[list[SignedContract], RevocationState]]:
     """A vehicle's contracts, and the revocation state of its certificates and of theirs."""
     stored = yield from queries.for_delivery(pcid, namespace)
     chains = (vehicle, *(contract.certificates or () for contract in stored))
     # Leaf certificates belong to one vehicle or contract; issuers are shared and therefore cached.
-    leaves = [key for chain in chains for key in chain[:1]]
-    issuers = [key for chain in chains for key in chain[1:]]
-    known = yield from evidence.load_cached(leaves, issuers, rules, recent)
-    return stored, known
+    leaves = [ref for chain in chains for ref in chain[:1]]
+    issuers = [ref for chain in chains for ref in chain[1:]]
+    state = yield from evidence.load_cached(leaves, issuers, policy, cache)
+    return stored, state

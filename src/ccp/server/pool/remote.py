@@ -194,11 +194,11 @@ class RemotePool:
         namespace: Namespace,
         root: Fingerprint | None,
         now: datetime,
-        handed_out: bool = True,
+        notify: bool = True,
     ) -> list[DeliveredContract]:
         """Response messages of a contract; see `ContractData.signed`. They are verified here like a delivery.
 
-        handed_out: unused; the other pool gets a GET in any case. Raises NotAuthorised.
+        notify: unused; the other pool gets a GET in any case. Raises NotAuthorised.
         """
 
         async def send(client: AsyncClient, routing: Routing) -> list[SignedContract]:

@@ -192,7 +192,7 @@ def router(pool: Pool, edge: Edge, negative: OPCPNoContractResponse) -> APIRoute
             namespace=namespace,
             root=root,
             now=edge.clock(),
-            handed_out=asked.for_content,
+            notify=asked.for_content,
         )
         newest = found[0]
         return _JSON(

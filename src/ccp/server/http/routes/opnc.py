@@ -423,7 +423,7 @@ def router(pool: Pool, edge: Edge) -> APIRouter:
             namespace=namespace,
             root=root,
             now=edge.clock(),
-            handed_out=asked.for_content,
+            notify=asked.for_content,
         )
         return _JSON({"signedContractDataCollection": [_signed_contract(answer) for answer in found]})
 
