@@ -256,7 +256,7 @@ def statements(*every: str) -> Callable[[Path], None]:
 HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     "a trigger on a change": (
         statements("create trigger more after insert on party begin update party set enabled = 1; end"),
-        "it contains the trigger more, which no database of ours has. Nothing was run.",
+        "it contains the trigger more, which no opnc-ccp database has. Nothing was run.",
     ),
     "a trigger on a key": (
         statements(
@@ -301,20 +301,20 @@ HOSTILE: dict[str, tuple[Callable[[Path], None], str]] = {
     ),
     "a key that is none": (
         lambda file: rewritten(file, "alembic_version", lambda text: text.replace("NOT NULL", "")),
-        "is not a database of ours",
+        "is not an opnc-ccp database",
     ),
     "a schema beyond parsing": (
         lambda file: rewritten(file, "party", lambda text: "create nonsense"),
-        "is not a database of ours",
+        "is not an opnc-ccp database",
     ),
     "another revision than it says": (
         statements("update alembic_version set version_num = '0001'"),
         "unlike the schema 0001",
     ),
-    "no revision": (statements("delete from alembic_version"), "is not a database of ours"),
+    "no revision": (statements("delete from alembic_version"), "is not an opnc-ccp database"),
     "a revision that is none": (
         statements("update alembic_version set version_num = '../1'"),
-        "is not a database of ours",
+        "is not an opnc-ccp database",
     ),
     "a later revision": (statements("update alembic_version set version_num = '9999'"), "newer than this release's"),
 }  # fmt: skip
@@ -353,7 +353,7 @@ def test_restore_refuses_a_backup_with_a_log_beside_it(place: Place, tmp_path: P
     shutil.move(tmp_path / "kept", copy)
     shutil.move(tmp_path / "kept-wal", f"{copy}-wal")
     assert inspection.inspect(copy) == HEAD
-    assert "lies copy.db-wal with changes that belong to it" in ccp_error("restore", copy, "--replace", env=place.env)
+    assert "copy.db-wal holds changes that belong to it" in ccp_error("restore", copy, "--replace", env=place.env)
 
 
 def test_restore_accepts_every_schema_revision(tmp_path: Path) -> None:
@@ -414,11 +414,11 @@ def test_restore_refuses_a_copied_database_with_a_log(place: Place, tmp_path: Pa
         connection.execute("update party set enabled = 0")
         shutil.copy(live, bad)
         shutil.copy(f"{live}-wal", f"{bad}-wal")
-    assert "lies copied.db-wal with changes that belong to it" in ccp_error("restore", bad, "--replace", env=place.env)
+    assert "copied.db-wal holds changes that belong to it" in ccp_error("restore", bad, "--replace", env=place.env)
     assert sql(place.url, "select enabled from party") == [(1,)]
 
 
 def test_restore_refuses_a_pipe(place: Place, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     answer = ccp_error("restore", tmp_path / "pipe", "--replace", env=place.env)
-    assert answer.endswith("is not a database of ours.")
+    assert answer.endswith("is not an opnc-ccp database.")

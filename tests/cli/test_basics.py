@@ -115,7 +115,7 @@ def test_another_database_engine_is_refused_by_every_command(command: list[str])
 def test_a_file_that_is_no_database_is_told(folder: Path) -> None:
     (folder / "ccp.db").write_bytes(b"not a database" * 100)
     for command in (["db", "upgrade"], ["db", "status"], ["party", "list"], ["serve"]):
-        assert ccp_error(*command) == "ccp.db is not a database of ours."
+        assert ccp_error(*command) == "ccp.db is not an opnc-ccp database."
 
 
 # --- Settings --------------------------------------------------------------------------------------------------------

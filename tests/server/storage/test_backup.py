@@ -110,7 +110,7 @@ def test_restore_brings_the_backup_back_and_keeps_the_replaced_database(tmp_path
     write(filled, contracts.withdraw(EMAID("DEEXAG00000007"), AT))
     changed = sql(filled, "select * from contract")
 
-    assert "--replace puts it aside" in ccp_error("restore", copy, env=env(filled))
+    assert "--replace renames it" in ccp_error("restore", copy, env=env(filled))
     assert sql(filled, "select * from contract") == changed
     lines = ccp_ok("restore", copy, "--replace", env=env(filled)).lines
     assert sql(filled, "select * from contract") == saved
@@ -178,13 +178,13 @@ def test_restore_refuses_an_invalid_backup(tmp_path: Path, filled: str) -> None:
     damage(bad, copy)
     assert "damaged" in ccp_error("restore", bad, "--replace", env=env(filled))
     bad.write_bytes(copy.read_bytes()[:-8192])  # What SQLite notices as soon as it looks at the file.
-    assert "not a database of ours" in ccp_error("restore", bad, "--replace", env=env(filled))
+    assert "not an opnc-ccp database" in ccp_error("restore", bad, "--replace", env=env(filled))
     bad.write_text("something else")
-    assert "not a database of ours" in ccp_error("restore", bad, "--replace", env=env(filled))
+    assert "not an opnc-ccp database" in ccp_error("restore", bad, "--replace", env=env(filled))
     bad.write_bytes(copy.read_bytes())
     sql(f"sqlite:///{bad}", "update alembic_version set version_num = '9999'")
     assert "newer than this release's" in ccp_error("restore", bad, "--replace", env=env(filled))
-    assert "not a database of ours" in ccp_error("restore", tmp_path / "none.db", "--replace", env=env(filled))
+    assert "not an opnc-ccp database" in ccp_error("restore", tmp_path / "none.db", "--replace", env=env(filled))
     sql(f"sqlite:///{bad}", "update alembic_version set version_num = '0001'")
     assert "unlike the schema 0001" in ccp_error("restore", bad, "--replace", env=env(filled))
     assert sql(filled, "select * from contract") == before

@@ -190,7 +190,7 @@ def test_foreign_database_is_refused(empty: str, foreign: str) -> None:
     sql(empty, "create table alembic_version (version_num text)")
     sql(empty, f"insert into alembic_version values ('{foreign}')")
     for use in (open_and_close, schema.upgrade, schema.revision, schema.check):
-        assert sentence(empty, use) == f"The database is not a database of ours: its schema is {foreign}."
+        assert sentence(empty, use) == f"The database is not an opnc-ccp database: its schema is {foreign}."
 
 
 def test_database_without_utf8_is_refused(postgres: Server) -> None:

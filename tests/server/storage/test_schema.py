@@ -108,7 +108,7 @@ def test_foreign_file_is_refused_and_unchanged(tmp_path: Path) -> None:
     file.write_bytes(b"no database at all, but longer than the header of one" * 30)
     data = file.read_bytes()
     for use in (open_and_close, schema.upgrade, schema.revision):
-        with pytest.raises(ConfigurationError, match="is not a database of ours"):
+        with pytest.raises(ConfigurationError, match="is not an opnc-ccp database"):
             use(f"sqlite:///{file}")
     assert file.read_bytes() == data
 

@@ -185,12 +185,12 @@ class Maintenance:
                 found += await self._store.read(audit.rows_naming_in_shard(subject, shard, after, until))
         return erasure.AuditRows(tuple(found), ends)
 
-    async def _certificates_of(self, subject: EMAID | PCID) -> set[erasure.Key]:
+    async def _certificates_of(self, subject: EMAID | PCID) -> set[erasure.CertificateKey]:
         """Watched certificates issued to a contract, or to a vehicle and its contracts. Searches all of them."""
         names: list[EMAID | PCID] = [subject]
         if isinstance(subject, PCID):
             names += {contract.emaid for contract in await self._store.read(queries.by_vehicle(subject))}
-        found: set[erasure.Key] = set()
+        found: set[erasure.CertificateKey] = set()
         after = ("", "")
         while portion := await self._store.read(erasure.list_watched(after)):
             found |= {

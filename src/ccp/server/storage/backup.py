@@ -52,7 +52,7 @@ def backup(url: str, target: Path) -> CheckedDatabase:
     """
     source = _sqlite_file(url)
     if schema.revision(url) is None:
-        raise ConfigurationError(f"There is no database of ours at {source}.")
+        raise ConfigurationError(f"There is no opnc-ccp database at {source}.")
     if target.exists() and target.resolve() == source.resolve():
         raise ConfigurationError("A backup cannot take the place of the database.")
     part = target.with_name(target.name + ".part")
@@ -80,7 +80,7 @@ def check(file: Path) -> CheckedDatabase:
     url = f"sqlite:///{file}"
     found = schema.revision(url)
     if found is None:
-        raise ConfigurationError(f"{file} is not a database of ours.")
+        raise ConfigurationError(f"{file} is not an opnc-ccp database.")
     if found > schema.head():
         raise ConfigurationError(f"The schema of {file} is {found}, newer than this release's {schema.head()}.")
     try:
@@ -135,7 +135,7 @@ def restore(
     if target.exists() and target.resolve() == source.resolve():
         raise ConfigurationError("The backup is the database.")
     if target.exists() and not replace:
-        raise ConfigurationError(f"There is a database at {target}; --replace puts it aside.")
+        raise ConfigurationError(f"There is a database at {target}; --replace renames it.")
     part = target.with_name(target.name + ".part")
     with _translate_errors(target), _cleanup(part):
         _create(part)
@@ -184,13 +184,13 @@ def restore(
 def _check_complete(source: Path) -> None:
     """Refuse a plain copy of a database in use: its last changes are in a file beside it. Raises ConfigurationError."""
     if not source.is_file():
-        raise ConfigurationError(f"{source} is not a database of ours.")
+        raise ConfigurationError(f"{source} is not an opnc-ccp database.")
     for suffix in ("-wal", "-journal"):
         beside = source.with_name(source.name + suffix)
         if beside.exists() and beside.stat().st_size:
             raise ConfigurationError(
-                f"Beside {source} lies {beside.name} with changes that belong to it: it is a copy of a database in "
-                "use, and `ccp backup` did not write it. Make it the database of a configuration and back that up."
+                f"{source} is a copy of a database in use, which `ccp backup` did not write: {beside.name} holds "
+                "changes that belong to it. Make it the database of a configuration and back that up."
             )
 
 

@@ -48,8 +48,8 @@ def careful(file: Path) -> sqlite3.Connection:
 
 
 def inspect(file: Path) -> str:
-    """The revision of a database of ours. Raises ConfigurationError for any other file."""
-    not_ours = ConfigurationError(f"{file} is not a database of ours.")
+    """The revision of an opnc-ccp database. Raises ConfigurationError for any other file."""
+    not_ours = ConfigurationError(f"{file} is not an opnc-ccp database.")
     try:
         with file.open("rb") as opened:
             if opened.read(len(_MAGIC)) != _MAGIC:
@@ -58,7 +58,7 @@ def inspect(file: Path) -> str:
             found = _objects(connection)
             if strange := _executable(found):
                 raise ConfigurationError(
-                    f"{file} is refused: it contains {strange}, which no database of ours has. Nothing was run."
+                    f"{file} is refused: it contains {strange}, which no opnc-ccp database has. Nothing was run."
                 )
             if found.get(_REVISION) != _REVISION_SQL:
                 raise not_ours

@@ -80,7 +80,7 @@ def revision(url: str) -> str | None:
     except sqlite3.OperationalError as exc:
         raise ConfigurationError(f"The database {path} cannot be read: {exc}.") from exc
     except sqlite3.DatabaseError as exc:
-        raise ConfigurationError(f"{path} is not a database of ours.") from exc
+        raise ConfigurationError(f"{path} is not an opnc-ccp database.") from exc
     return only_revision(str(path), (row[0] for row in rows))
 
 

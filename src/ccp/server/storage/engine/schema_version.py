@@ -18,7 +18,7 @@ def only_revision(place: str, found: Iterable[str]) -> str | None:
     """
     revisions = list(map(str, found))
     if len(revisions) > 1 or not all(re.fullmatch("[0-9]{4}", revision) for revision in revisions):
-        raise ConfigurationError(f"{place} is not a database of ours: its schema is {', '.join(revisions)}.")
+        raise ConfigurationError(f"{place} is not an opnc-ccp database: its schema is {', '.join(revisions)}.")
     return revisions[0] if revisions else None
 
 

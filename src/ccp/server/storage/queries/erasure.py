@@ -16,7 +16,7 @@ from ccp.server.storage.queries.contracts import remove
 from ccp.server.storage.queries.outbox import hold as hold_outbox
 from ccp.server.storage.queries.vehicle_lock import LockedVehicle, lock_vehicle
 
-Key = tuple[str, str]
+CertificateKey = tuple[str, str]
 """Issuer and serial number of a certificate, as stored in `evidence` and `watched_certificate`."""
 
 
@@ -35,7 +35,7 @@ class Erased:
     audit_rows: int = 0
     vehicle: bool = False
     waiting: int = 0
-    keys: set[Key] = field(default_factory=set)
+    keys: set[CertificateKey] = field(default_factory=set)
 
 
 class DryRun(Exception):
@@ -47,7 +47,7 @@ class DryRun(Exception):
 
 
 @long_read
-def list_watched(after: Key, limit: int = 500) -> Query[list[tuple[str, str, bytes]]]:
+def list_watched(after: CertificateKey, limit: int = 500) -> Query[list[tuple[str, str, bytes]]]:
     """Issuer, serial number and DER of watched certificates, in order, beginning after a key."""
     select = """
     select issuer, serial, certificate from watched_certificate
@@ -59,15 +59,15 @@ def list_watched(after: Key, limit: int = 500) -> Query[list[tuple[str, str, byt
 
 @dataclass(frozen=True, slots=True)
 class AuditRows:
-    """Rows of the audit trail that name an id. looked: the last number that was searched, by shard."""
+    """Rows of the audit trail that name an id. searched: the last number that was searched, by shard."""
 
     found: tuple[AuditRow, ...] = ()
-    looked: Mapping[int, int] = field(default_factory=dict)
+    searched: Mapping[int, int] = field(default_factory=dict)
 
 
 def erase(
     named: EMAID | PCID,
-    keys: Iterable[Key],
+    keys: Iterable[CertificateKey],
     now: datetime,
     actor: str,
     *,
@@ -92,7 +92,7 @@ def erase(
         erased.vehicle = bool((yield "delete from vehicle where pcid = $1 returning pcid", (named,)))
     for key in sorted(erased.keys):
         yield from _erase_evidence(key, erased)
-    found = [*rows.found, *(yield from audit.rows_naming(named, rows.looked))]
+    found = [*rows.found, *(yield from audit.rows_naming(named, rows.searched))]
     yield from audit.erase_subjects(found)
     erased.audit_rows = len(found)
     what = {
@@ -166,7 +166,7 @@ def _erase_events(named: EMAID | PCID, erased: Erased, *, notify: bool) -> Query
     erased.waiting = left[0][0] + waiting[0][0]
 
 
-def _erase_evidence(key: Key, erased: Erased) -> Query[None]:
+def _erase_evidence(key: CertificateKey, erased: Erased) -> Query[None]:
     """Remove revocation data of a certificate. A revocation stays, or the certificate would be accepted again."""
     rows = yield "delete from watched_certificate where issuer = $1 and serial = $2 returning serial", key
     erased.watched += len(rows)
