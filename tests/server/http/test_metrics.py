@@ -234,7 +234,7 @@ def test_the_document_names_what_there_is_and_all_of_it() -> None:
 def test_events_are_counted_by_what_came_of_them_and_by_what_they_wait_for(
     pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dispatcher, "_COUNT_SECONDS", 0.1)
+    monkeypatch.setattr(dispatcher, "_METRICS_INTERVAL", 0.1)
     more = {"event_dispatch": True, "event_allow_http": True, "event_retries": 1, "event_retry_delay": 0.2}
     with receiving() as receiver, start(pkis, egress_allow_networks=("127.0.0.0/8",), **more) as pool:
         receiver.says("/maker", 500, 200, 409, 500)
