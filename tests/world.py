@@ -27,7 +27,7 @@ import httpx
 
 from ccp import verify
 from ccp.ids import EMAID, PCID, WMI, Namespace, OperatorId, ProviderId
-from ccp.server.access.authorization_server import new_secret
+from ccp.server.access.client_secrets import new_secret
 from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.http.routes.opnc import BASE
 from ccp.server.sandbox.local_pool import loopback, running

@@ -23,7 +23,7 @@ from typing import Final
 
 from ccp.ids import WMI, ProviderId
 from ccp.server import logging, settings
-from ccp.server.access.authorization_server import hash_secret, new_secret
+from ccp.server.access.client_secrets import hash_secret, new_secret
 from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.domain.subscriptions import Webhook
 from ccp.server.storage import connect

@@ -19,7 +19,7 @@ from typing import Any, Final
 from ccp.ids import EMAID, PCID, WMI, ProviderId
 from ccp.schemas.common import encode_base64
 from ccp.schemas.opnc import SignedContractData
-from ccp.server.access.authorization_server import new_secret
+from ccp.server.access.client_secrets import new_secret
 from ccp.server.app import build_services
 from ccp.server.domain.parties import Caller, Party, PartyRole
 from ccp.server.sandbox import setup

@@ -14,7 +14,7 @@ import pytest
 from ccp.cli import serve as cli_serve
 from ccp.errors import Unavailable
 from ccp.ids import EMAID, PCID
-from ccp.server.access import authorization_server
+from ccp.server.access import authorization_server, token_keys
 from ccp.server.domain.parties import TOKEN_NOT_VALID
 from ccp.server.runtime import clock
 from ccp.server.runtime.clock import ClockGuard
@@ -178,31 +178,26 @@ def test_a_foreign_token_from_the_future_is_not_good_for_being_remembered(pkis: 
 
 def test_a_key_of_the_future_does_not_keep_keys_from_being_rotated(tmp_path: Path) -> None:
     url = new_database(tmp_path)
-    old = authorization_server.new_key(AT - timedelta(days=31))
+    old = token_keys.new_key(AT - timedelta(days=31))
     write(url, signing_keys.ensure(old))
     write(
         url,
-        signing_keys.rotate(
-            authorization_server.new_key(AT + JUMP), AT + JUMP + timedelta(days=1), AT - timedelta(days=30)
-        ),
+        signing_keys.rotate(token_keys.new_key(AT + JUMP), AT + JUMP + timedelta(days=1), AT - timedelta(days=30)),
     )
     after = AT - timedelta(days=30)
-    made = authorization_server.new_key(AT)
+    made = token_keys.new_key(AT)
     assert write(url, signing_keys.rotate_old(made, after, AT + timedelta(days=1), AT)) is True
-    assert (
-        write(url, signing_keys.rotate_old(authorization_server.new_key(AT), after, AT + timedelta(days=1), AT))
-        is False
-    )
+    assert write(url, signing_keys.rotate_old(token_keys.new_key(AT), after, AT + timedelta(days=1), AT)) is False
     assert signing_keys.current_key(read(url, signing_keys.list_all()), AT + timedelta(minutes=1)) == made
 
 
 def test_keys_are_neither_rotated_nor_removed_by_an_implausible_clock(tmp_path: Path) -> None:
     url = new_database(tmp_path)
-    write(url, signing_keys.ensure(authorization_server.new_key(AT - timedelta(days=31))))
+    write(url, signing_keys.ensure(token_keys.new_key(AT - timedelta(days=31))))
     write(
         url,
         signing_keys.rotate(
-            authorization_server.new_key(AT - timedelta(days=31)), AT + timedelta(days=1), AT - timedelta(days=31)
+            token_keys.new_key(AT - timedelta(days=31)), AT + timedelta(days=1), AT - timedelta(days=31)
         ),
     )
     before = read(url, signing_keys.list_all())
@@ -346,10 +341,8 @@ def test_commands_remove_nothing_by_a_clock_that_the_database_contradicts(
     config.write_text(f'database = "{url}"\nbase_url = "https://ccp.example.com"\n')
     now = datetime.now(UTC)
     write(url, publish(variant(valid_to=now - timedelta(days=30)), now))
-    write(url, signing_keys.ensure(authorization_server.new_key(now - timedelta(days=90))))
-    write(
-        url, signing_keys.rotate(authorization_server.new_key(now - timedelta(days=60)), now - timedelta(days=30), now)
-    )
+    write(url, signing_keys.ensure(token_keys.new_key(now - timedelta(days=90))))
+    write(url, signing_keys.rotate(token_keys.new_key(now - timedelta(days=60)), now - timedelta(days=30), now))
     tables = ("contract", "outbox", "token_key", "audit")
 
     def state() -> list[Any]:

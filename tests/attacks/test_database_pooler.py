@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from ccp.errors import Unavailable
-from ccp.server.access.authorization_server import new_secret
+from ccp.server.access.client_secrets import new_secret
 from ccp.server.domain.parties import PartyRole
 from ccp.server.sandbox.local_pool import loopback, running
 from ccp.server.sandbox.setup import Member, World, register

@@ -146,7 +146,7 @@ def test_a_recognised_login_does_not_wait_for_argon2(pool: Pool, monkeypatch: py
     def busy(hashes: list[str], secret: str) -> str | None:
         raise AssertionError("argon2 was asked")
 
-    monkeypatch.setattr(authorization_server, "_matching_hash", busy)
+    monkeypatch.setattr(authorization_server, "matching_hash", busy)
     assert log_in(pool.base_url, "small_cps", secret).status_code == 200
     assert log_in(pool.base_url, "small_cps", "guess").status_code == 500
 

@@ -18,7 +18,7 @@ from typing import Any
 import httpx
 import pytest
 
-from ccp.server.access import authorization_server
+from ccp.server.access import client_secrets, token_keys
 from ccp.server.domain.parties import TOKEN_NOT_VALID, PartyRole
 from ccp.server.http.routes.opnc import BASE
 from ccp.server.storage.engine.query import Query
@@ -88,8 +88,8 @@ def someone(pool: Pool, *, admin: bool = False) -> Someone:
     client_id = f"someone-{number}"
     roles = (PartyRole.EMSP, PartyRole.OEM, PartyRole.CPO, *([PartyRole.ADMIN] if admin else []))
     made = party(client_id, *roles, providers=f"DE{number:03d}", wmis=f"W{number:02d}")
-    secret = authorization_server.new_secret()
-    pool.change(parties.add(made, authorization_server.hash_secret(secret), AT))
+    secret = client_secrets.new_secret()
+    pool.change(parties.add(made, client_secrets.hash_secret(secret), AT))
     form = {"grant_type": "client_credentials", "client_id": client_id, "client_secret": secret}
     answer = pool.http.post("/oauth/token", data=form)
     assert answer.status_code == 200, answer.text
@@ -231,7 +231,7 @@ def test_token_key_revoked_during_the_body_is_refused(pkis: dict[str, PKI]) -> N
         }
         reached(running, by.token)
         ((kid,),) = running.sql("select kid from token_key")
-        running.change(signing_keys.revoke(kid, authorization_server.new_key(AT)))
+        running.change(signing_keys.revoke(kid, token_keys.new_key(AT)))
         by.knows_of(401)
         before = everything(running)
         for name, request in begun.items():

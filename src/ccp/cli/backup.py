@@ -14,7 +14,7 @@ import typer
 from ccp.cli.output import ConfigOption, print_line
 from ccp.errors import ConfigurationError
 from ccp.server import settings
-from ccp.server.access import authorization_server
+from ccp.server.access import token_keys
 from ccp.server.audit.actor import command_actor
 from ccp.server.audit.export import read_export
 from ccp.server.storage import backup as copies
@@ -62,7 +62,7 @@ def restore(
     Every key that signs access tokens is replaced. Prints what was disabled, rotated or revoked after the backup.
     """
     url, at = settings.load(config).database, datetime.now(UTC)
-    key = None if keep_keys else authorization_server.new_key(at)
+    key = None if keep_keys else token_keys.new_key(at)
 
     def entry(gone: Sequence[str]) -> Entry:
         keys = {"keys": "kept"} if key is None else {"keys_revoked": list(gone), "kid": key.kid}

@@ -17,7 +17,7 @@ from ccp.cli.output import (
     with_services,
     with_store,
 )
-from ccp.server.access import authorization_server
+from ccp.server.access import token_keys
 from ccp.server.audit.actor import command_actor
 from ccp.server.storage import Store
 from ccp.server.storage.queries import signing_keys
@@ -52,7 +52,7 @@ def list_keys(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 def rotate(
     signs_in: Annotated[
         int, typer.Option(min=3, help="Seconds until it signs; published at once, so that everybody knows it by then.")
-    ] = int(authorization_server.KEY_ACTIVATION_DELAY.total_seconds()),
+    ] = int(token_keys.KEY_ACTIVATION_DELAY.total_seconds()),
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -63,7 +63,7 @@ def rotate(
 
     async def change(built: Services) -> TokenKey:
         at = await built.guard.checked()
-        return await authorization_server.rotate(built.store, command_actor(), at, timedelta(seconds=signs_in))
+        return await token_keys.rotate(built.store, command_actor(), at, timedelta(seconds=signs_in))
 
     made = with_services(config, change)
     if as_json:
@@ -81,7 +81,7 @@ def revoke(
     """End a key at once, and with it every token that it has signed. Running workers know within seconds."""
 
     async def change(store: Store) -> TokenKey | None:
-        return await authorization_server.revoke(store, kid, command_actor(), datetime.now(UTC))
+        return await token_keys.revoke(store, kid, command_actor(), datetime.now(UTC))
 
     made = with_store(config, change)
     if as_json:

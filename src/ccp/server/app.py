@@ -169,7 +169,7 @@ async def run_dispatcher(config: Settings, clock: Clock = utc_now) -> None:
     try:
         await refresher.refresh_all()
         refresher.supervise(background)
-        background.add(guard.watching())
+        background.add(guard.watch_task())
         dispatcher.open()
         await asyncio.get_running_loop().create_future()  # Until it is cancelled.
     finally:
@@ -259,15 +259,15 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         for warning in anchors.expiry_warnings(trust.anchors, clock()):
             _log.warning("anchor expiring", warning=warning)
         refresher.supervise(background)
-        background.add(guard.watching())
-        background.add(services.loop_lag.probing())
+        background.add(guard.watch_task())
+        background.add(services.loop_lag.probe_task())
         background.add(services.peers.closing_expired())
         background.add(connections.watching())
         background.add(services.revocation.refresh_task())
         background.add(services.notifier.flush_task())
         background.add(authority.key_rotation_task(config.token_key_lifetime, guard.checked))
         for issuer in others:
-            background.add(issuer.refreshing())
+            background.add(issuer.refresh_task())
         if external.root_pool is not None:
             background.add(root_sync_task(store, external.root_pool, config.rcp_interval, clock))
         if config.purge_interval:

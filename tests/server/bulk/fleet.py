@@ -13,7 +13,7 @@ from typing import Any
 import orjson
 
 from ccp.ids import EMAID, PCID
-from ccp.server.access.authorization_server import new_secret
+from ccp.server.access.client_secrets import new_secret
 from ccp.server.sandbox.setup import Member, World, publish_body, register
 from ccp.server.settings import Settings
 from ccp.server.storage import connect

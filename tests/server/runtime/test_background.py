@@ -105,11 +105,11 @@ def test_failures_in_a_row_are_all_counted_and_logged_at_doubling_counts(log: Ca
 
 def test_the_delay_doubles_up_to_its_limit() -> None:
     task = PeriodicTask("work", Rounds(), 3600)
-    delays = [task.retry_pause(failures) for failures in range(1, 13)]
+    delays = [task.backoff(failures) for failures in range(1, 13)]
     for delay, most in zip(delays, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300], strict=True):
         assert 0.75 * most <= delay <= most
-    assert PeriodicTask("work", Rounds(), 0.2).retry_pause(9999) <= 5
-    assert PeriodicTask("work", Rounds(), 1, max_retry_delay=1).retry_pause(9999) <= 1
+    assert PeriodicTask("work", Rounds(), 0.2).backoff(9999) <= 5
+    assert PeriodicTask("work", Rounds(), 1, max_retry_delay=1).backoff(9999) <= 1
 
 
 def test_a_task_that_something_kills_is_started_again() -> None:

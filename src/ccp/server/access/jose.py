@@ -1,7 +1,7 @@
-"""Signed tokens (JWS, JWT) and key sets (JWK): reading and verifying, with joserfc doing the work. Pure.
+"""Signed tokens (JWS, JWT) and key sets (JWK): parsing and verification with joserfc. Pure.
 
-Reading gives an `UnverifiedToken`, which only says what the octets said; only `verify` makes a `VerifiedToken`. Who the
-issuer is, whom the token is for and how long it lasts is the caller's to check.
+Parsing gives an `UnverifiedToken`; only `verify` makes a `VerifiedToken`. The caller has to check issuer, audience and
+validity.
 """
 
 from __future__ import annotations
@@ -22,54 +22,66 @@ from ccp.x509.parse_errors import is_parse_error
 
 PublicKey: TypeAlias = ECKey | OKPKey | RSAKey
 
-# An ID token, a logout token or a DPoP proof of the same issuer is no access token; many issuers write plain JWT.
+# Refuse an ID token, a logout token or a DPoP proof of the same issuer. Many issuers type access tokens as plain JWT.
 _TYPES: Final = frozenset({"jwt", "at+jwt", "application/at+jwt"})
-_RSA_BITS: Final = range(2048, 8193)  # Less is too weak; more makes each verification a burden, and nobody has it.
-_KEYS: Final = 100  # of a set; issuers publish two or three
+_RSA_BITS: Final = range(
+    2048, 8193
+)  # Shorter keys are too weak; longer ones are not in use and make each verification expensive.
+_MAX_KEYS: Final = 100  # In a key set; issuers publish two or three.
 
 
 class TokenError(Exception):
-    """A token that is not good. The class says why; the log names it."""
+    """The token is not valid. The log contains the name of the subclass as the reason."""
 
 
-class MalformedToken(TokenError): ...
+class MalformedToken(TokenError):
+    """The token cannot be parsed, or is not an access token."""
 
 
-class UnknownIssuer(TokenError): ...
+class UnknownIssuer(TokenError):
+    """The issuer is not trusted."""
 
 
-class UnknownKey(TokenError): ...
+class UnknownKey(TokenError):
+    """No key of the issuer fits the token."""
 
 
-class UnknownCaller(TokenError): ...
+class UnknownCaller(TokenError):
+    """The caller is not registered, is disabled or is denied."""
 
 
-class InvalidAlgorithm(TokenError): ...
+class InvalidAlgorithm(TokenError):
+    """The signature algorithm is not allowed."""
 
 
-class InvalidSignature(TokenError): ...
+class InvalidSignature(TokenError):
+    """The signature does not verify."""
 
 
-class InvalidAudience(TokenError): ...
+class InvalidAudience(TokenError):
+    """The token is for another audience."""
 
 
-class InvalidTime(TokenError): ...
+class InvalidTime(TokenError):
+    """The token has expired, is not valid yet, or has malformed times."""
 
 
-class InvalidClaim(TokenError): ...
+class InvalidClaim(TokenError):
+    """A claim is missing or malformed."""
 
 
-class CertificateMismatch(TokenError): ...
+class CertificateMismatch(TokenError):
+    """The token is bound to another client certificate."""
 
 
 class _Registry(JWSRegistry):
-    """The limits of what is read, and no algorithm but those that are asked for."""
+    """Size limits, and no algorithms but those that are allowed explicitly."""
 
     max_header_length = 4096
     max_payload_length = 16_384
 
     def __init__(self, algorithms: Collection[str] = ()) -> None:
-        # Header parameters that nobody knows are to be ignored, unless they are critical. Source: RFC 7515 clause 4.
+        # Unknown header parameters are ignored unless they are critical. Source: RFC 7515 clause 4.
         super().__init__(algorithms=algorithms, strict_check_header=False)
 
     def get_alg(self, name: str) -> Any:
@@ -83,7 +95,7 @@ _READING: Final = _Registry()
 
 @dataclass(frozen=True, slots=True)
 class UnverifiedToken:
-    """What a token's octets say. algorithm, kid: of its header."""
+    """The content of a token before verification. algorithm, kid: of its header."""
 
     algorithm: str
     kid: str | None
@@ -92,23 +104,23 @@ class UnverifiedToken:
 
     @property
     def issuer(self) -> str | None:
-        """Whom the token says it is from, which chooses the keys to verify it with."""
+        """The claimed issuer, which selects the keys for verification."""
         issuer = self.claims.get("iss")
         return issuer if isinstance(issuer, str) else None
 
 
 @dataclass(frozen=True, slots=True)
 class VerifiedToken:
-    """A token that one of the issuer's keys has signed."""
+    """A token whose signature was verified with one of the issuer's keys."""
 
     kid: str | None
     claims: Mapping[str, Any]
 
 
 def parse_compact(token: str) -> UnverifiedToken:
-    """Read a token in compact form. Raises MalformedToken.
+    """Parse a token in compact serialisation. Raises MalformedToken.
 
-    Where its header brings keys or says where some are (`jwk`, `jku`, `x5c`, `x5u`), nobody looks.
+    Keys in the header, or references to keys (`jwk`, `jku`, `x5c`, `x5u`), are ignored.
     """
     try:
         signed = jws.extract_compact(token.encode("ascii"), registry=_READING)
@@ -120,7 +132,7 @@ def parse_compact(token: str) -> UnverifiedToken:
         raise MalformedToken from exc
     if not isinstance(header, dict) or not isinstance(claims, dict):
         raise MalformedToken
-    # No critical extension is known here, and payloads that are not encoded are not for JWTs (RFC 7797 clause 7).
+    # No critical extension is supported, and RFC 7797 clause 7 excludes unencoded payloads for JWTs.
     if "crit" in header or "b64" in header:
         raise MalformedToken
     algorithm, kid, kind = header.get("alg"), header.get("kid"), header.get("typ", "JWT")
@@ -132,9 +144,9 @@ def parse_compact(token: str) -> UnverifiedToken:
 
 
 def verify(token: UnverifiedToken, keys: Iterable[PublicKey], algorithms: Collection[str]) -> VerifiedToken:
-    """Check the signature with the key that the token names, or with the only one that could be meant if it names none.
+    """Verify the signature with the key that the token names; without a `kid`, with the only key that fits.
 
-    keys: of the token's issuer, and of nobody else. Raises InvalidAlgorithm, UnknownKey, InvalidSignature.
+    keys: of the token's issuer only. Raises InvalidAlgorithm, UnknownKey, InvalidSignature.
     """
     if token.algorithm not in algorithms or token.algorithm not in ALGORITHMS:
         raise InvalidAlgorithm
@@ -143,18 +155,18 @@ def verify(token: UnverifiedToken, keys: Iterable[PublicKey], algorithms: Collec
         raise UnknownKey
     registry = _Registry((token.algorithm,))
     try:
-        good = any(jws.validate_compact(token._signed, key, registry=registry) for key in fitting)
+        verified = any(jws.validate_compact(token._signed, key, registry=registry) for key in fitting)
     except BaseException as exc:
         if not is_parse_error(exc):
             raise
         raise InvalidSignature from exc
-    if not good:
+    if not verified:
         raise InvalidSignature
     return VerifiedToken(fitting[0].kid, token.claims)
 
 
 def _fits(key: PublicKey, algorithm: str) -> bool:
-    """Whether key type, curve, `use`, `alg` and `key_ops` of a key allow to verify with it."""
+    """Whether key type, curve, `use`, `alg` and `key_ops` permit verification with the key."""
     try:
         JWSRegistry.algorithms[algorithm].check_key(key)
         key.check_key_op("verify")
@@ -166,16 +178,16 @@ def _fits(key: PublicKey, algorithm: str) -> bool:
 
 
 def parse_jwk_set(document: bytes) -> tuple[tuple[PublicKey, ...], list[str]]:
-    """The keys of a JWK set that can verify signatures, and why the others cannot.
+    """The keys of a JWK set that can verify signatures, and for each other key the reason why it cannot.
 
-    An unusable key does not invalidate the set (RFC 7517 clause 5). Other JSON than a set holds no keys. Raises
-    ValueError for what is no JSON.
+    An unusable key does not invalidate the set (RFC 7517 clause 5). JSON that is not a JWK set has no keys. Raises
+    ValueError for a document that is not JSON.
     """
     found = orjson.loads(document)
     if not isinstance(found, dict) or not isinstance(found.get("keys"), list):
         return (), ["not a JWK set"]
-    if len(found["keys"]) > _KEYS:
-        raise ValueError(f"more than {_KEYS} keys")
+    if len(found["keys"]) > _MAX_KEYS:
+        raise ValueError(f"more than {_MAX_KEYS} keys")
     keys: list[PublicKey] = []
     unusable: list[str] = []
     for number, member in enumerate(found["keys"], 1):
@@ -187,15 +199,15 @@ def parse_jwk_set(document: bytes) -> tuple[tuple[PublicKey, ...], list[str]]:
 
 
 def _parse_jwk(member: Any) -> PublicKey:
-    """Raises ValueError that says why the key cannot be used."""
+    """Parse a key. Raises ValueError with the reason why it cannot be used."""
     if not isinstance(member, dict) or member.get("kty") not in ("EC", "OKP", "RSA"):
-        raise ValueError("not a public key of a type that is known")
+        raise ValueError("not a public key of a supported type")
     if member.get("use", "sig") != "sig":
         raise ValueError("not for signatures")
     if "d" in member:
-        raise ValueError("a private key that is published")
+        raise ValueError("a published private key")
     problem = f"an RSA key of less than {_RSA_BITS.start} or more than {_RSA_BITS.stop - 1} bits"
-    # Before any arithmetic is done with it, by the length of its Base64.
+    # By the length of its Base64, before any arithmetic.
     if member["kty"] == "RSA" and len(str(member.get("n"))) not in range(_RSA_BITS.start // 6, _RSA_BITS.stop // 6 + 2):
         raise ValueError(problem)
     try:
@@ -205,7 +217,7 @@ def _parse_jwk(member: Any) -> PublicKey:
         if not is_parse_error(exc):
             raise
         raise ValueError("malformed") from exc
-    assert isinstance(key, PublicKey), "of these types alone"
+    assert isinstance(key, PublicKey), "import_key returns only these types"
     if isinstance(public, RSAPublicKey) and public.key_size not in _RSA_BITS:
         raise ValueError(problem)
     return key

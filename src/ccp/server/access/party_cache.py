@@ -1,4 +1,4 @@
-"""The enabled parties, as each worker has them in memory: by client id, kept up to date by what has changed."""
+"""Cache of the enabled parties in each worker, updated from the change feed."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from ccp.server.storage.queries.change_counters import ChangeCounter
 
 
 class PartyCache:
-    """changed: called after each change of what is known."""
+    """The enabled parties by client id."""
 
     def __init__(self, store: Store, changed: Callable[[], None]) -> None:
+        """changed: called after each change of the cache."""
         self._store = store
         self._changed = changed
         self._by_id: dict[str, Party] = {}
@@ -25,10 +26,11 @@ class PartyCache:
         return client_id in self._by_id
 
     def get(self, client_id: str) -> Party | None:
+        """The enabled party with a client id."""
         return self._by_id.get(client_id)
 
     async def refresh(self) -> None:
-        """Take over what has changed since the last time. Raises Unavailable."""
+        """Apply the changes since the last refresh. Raises Unavailable."""
         await self._feed.refresh()
 
     async def reload(self) -> None:

@@ -15,7 +15,7 @@ from typing import Any, Final, TypeAlias
 
 from ccp.errors import Conflict, FieldError, NotAuthenticated, NotAuthorised
 from ccp.schemas.timestamps import rfc3339
-from ccp.server.access.authorization_server import hash_secret, new_secret
+from ccp.server.access.client_secrets import hash_secret, new_secret
 from ccp.server.domain.parties import TOKEN_NOT_VALID, Party, PartyRole, check_party
 from ccp.server.runtime.blocking_calls import BlockingCalls
 from ccp.server.storage import Store

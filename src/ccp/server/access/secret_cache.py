@@ -1,8 +1,8 @@
-"""Client secrets that were verified before, as keyed hashes: a login with one of them needs no argon2.
+"""Cache of verified client secrets, as keyed hashes: a login with a cached secret needs no argon2.
 
 A flood of failed logins for a client id can make the login throttle refuse every further attempt, and keep argon2 busy.
-A secret that is recognised here passes both. Client secrets are random (256 bits), so a fast hash leaves nothing to
-guess, and the key of the hash never leaves this process.
+A cached secret bypasses both. Client secrets are random (256 bits), so a fast hash permits no guessing, and the key of
+the hash never leaves the process.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ _MAX_CLIENTS: Final = 10_000
 
 
 class SecretCache:
-    """By client id, for each argon2 hash in the register the keyed hash of the secret that matched it.
+    """For each client id, the keyed hash of a secret by the argon2 hash that it matched.
 
-    An entry counts only while the register still has that argon2 hash as valid, so a secret that was replaced, has
-    expired, or is a disabled party's is not recognised.
+    An entry counts only while the party registry has that argon2 hash as a valid one. So a secret that was replaced or
+    has expired, or that belongs to a disabled party, is not accepted.
     """
 
     def __init__(self) -> None:
@@ -28,11 +28,14 @@ class SecretCache:
         self._known: dict[str, dict[str, bytes]] = {}
 
     def contains(self, client_id: str, secret: str) -> bool:
-        """Whether the secret was valid when it was verified last; `still_valid` says whether it is now."""
+        """Whether the secret was verified before. `still_valid` tells whether it is valid now."""
         return self._matching(client_id, secret) is not None
 
     def still_valid(self, client_id: str, secret: str, valid_hashes: Collection[str]) -> bool:
-        """Whether the secret is recognised and its argon2 hash is valid now. Entries of other hashes are removed."""
+        """Whether the secret is cached and its argon2 hash is valid now. Removes entries of other hashes.
+
+        valid_hashes: the argon2 hashes of the client's valid secrets.
+        """
         known = self._known.get(client_id)
         if known is None:
             return False
@@ -44,7 +47,7 @@ class SecretCache:
         return self._matching(client_id, secret) is not None
 
     def remember(self, client_id: str, secret: str, stored: str) -> None:
-        """stored: the argon2 hash that the secret matches."""
+        """Cache a verified secret. stored: the argon2 hash that it matches."""
         if client_id not in self._known and len(self._known) >= _MAX_CLIENTS:
             del self._known[next(iter(self._known))]
         self._known.setdefault(client_id, {})[stored] = self._hashed(client_id, secret)

@@ -1,10 +1,10 @@
-"""Other authorisation servers whose tokens the operator trusts: their keys, and what their claims make of a caller.
+"""Trusted issuers: the keys of other authorisation servers, and the mapping of their claims to a party.
 
-A token's `iss` chooses the issuer and with it the only keys that are tried. Keys come from the address or file of the
-settings and from nowhere else; they are asked for on a schedule, and out of turn when a token names one that is not
-known, but not more often than `pause` allows, so that nobody can make the pool flood an issuer. While an issuer cannot
-be reached its last keys stay. A key set without a usable key withdraws them: they verify for one more `refresh`, in
-case the issuer is in the middle of a change, and not longer.
+A token's `iss` selects the issuer, and only that issuer's keys are tried. Keys come only from the configured URL or
+file. They are refreshed on a schedule, and in between when a token names an unknown key, but not more often than
+`jwks_refresh_cooldown` permits, so that a caller cannot make the pool flood an issuer. While an issuer does not answer,
+its last keys stay valid. A key set without a usable key withdraws them: they verify for one more
+`jwks_refresh_interval`, in case the issuer is in the middle of a change, and no longer.
 """
 
 from __future__ import annotations
@@ -44,16 +44,19 @@ from ccp.server.runtime.blocking_calls import BlockingCalls
 
 _log = structlog.get_logger("ccp.server.access.trusted_issuers")
 
-_SECONDS: Final = 2.0  # A request may be waiting, and behind it a car.
-_OCTETS: Final = 262_144
-_NAME_LENGTH: Final = 150
+_TIMEOUT: Final = 2.0  # Seconds; a vehicle's request may be waiting.
+_MAX_BYTES: Final = 262_144
+_MAX_NAME_LENGTH: Final = 150
 
 Id = TypeVar("Id", ProviderId, WMI, OperatorId)
 
 
 @dataclass(frozen=True, slots=True)
 class ExternalIdentity:
-    """A caller as an issuer's token makes it. starts, expires: seconds since 1970; the leeway is taken off starts."""
+    """A caller as described by a token of another issuer.
+
+    starts, expires: validity of the token, seconds since 1970; `starts` includes the leeway.
+    """
 
     party: Party
     starts: float
@@ -62,7 +65,7 @@ class ExternalIdentity:
 
 
 class TrustedIssuer:
-    """One of them. `changed` is called when its keys are others than before."""
+    """A trusted issuer and its current keys."""
 
     def __init__(
         self,
@@ -72,7 +75,10 @@ class TrustedIssuer:
         audience: str,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
-        """audience: ours, where the settings name none for it. Raises ConfigurationError for a file without keys."""
+        """audience: used unless the settings name one for the issuer. changed: called after a change of keys.
+
+        Raises ConfigurationError for a file without a usable key.
+        """
         self._entry = entry
         self._outbound = outbound
         self._audience = entry.audience or audience
@@ -81,35 +87,35 @@ class TrustedIssuer:
         self._keys: tuple[PublicKey, ...] = ()
         self._attempt: asyncio.Task[None] | None = None
         self._attempted = -math.inf
-        self._withdrawn_at: float | None = None  # Monotonic; since when the issuer publishes no usable key.
+        self._withdrawn_at: float | None = None  # Monotonic; since then the issuer publishes no usable key.
         self._problem: str | None = None
         if entry.jwks_file is not None:
             self._keys = _file_keys(entry.issuer, entry.jwks_file)
 
-    async def recognise(self, token: UnverifiedToken, at: datetime) -> ExternalIdentity:
-        """The caller that a token of this issuer names. Raises TokenError; Unavailable while there are no keys."""
-        if not self._may_know(token.kid):
-            await self._ask_out_of_turn()
+    async def authenticate(self, token: UnverifiedToken, now: datetime) -> ExternalIdentity:
+        """Verify a token of this issuer. Raises TokenError; Unavailable while there are no keys."""
+        if not self._has_key(token.kid):
+            await self._refresh_on_demand()
         self._drop_withdrawn()
         if not self._keys:
             if self._withdrawn_at is not None:
-                raise UnknownKey  # The issuer publishes no usable key, so none of its keys can have signed.
-            raise Unavailable("The keys of the token's issuer cannot be had now.")
+                raise UnknownKey  # The issuer publishes no key that could have signed.
+            raise Unavailable("The keys of the token's issuer are not available now.")
         found = verify(token, self._keys, self._entry.algorithms)
-        starts, expires = self._check(found, at)
+        starts, expires = self._check(found, now)
         return ExternalIdentity(party_from_claims(self._entry, found.claims), starts, expires, found.claims)
 
     async def refresh(self) -> None:
-        """Take over the issuer's keys as they are now. What goes wrong is logged and changes nothing."""
+        """Fetch the issuer's keys. A failure is logged, and the current keys stay."""
         if self._attempt is None or self._attempt.done():
             self._attempted = time.monotonic()
             self._attempt = asyncio.create_task(self._fetch())
-        # Whoever waits may go away; the others wait on.
+        # Shielded: a caller may be cancelled while others wait for the same request.
         await asyncio.shield(self._attempt)
 
-    def refreshing(self) -> PeriodicTask:
-        """Refreshes the keys on a schedule. Not critical: an issuer that is away keeps no other caller out."""
-        return PeriodicTask("issuer_keys", self._refresh_or_fail, self._pause, first_delay=0.0)
+    def refresh_task(self) -> PeriodicTask:
+        """The background task that refreshes the keys. Not critical: callers of other issuers are not affected."""
+        return PeriodicTask("issuer_keys", self._refresh_or_fail, self._delay, first_delay=0.0)
 
     async def _refresh_or_fail(self) -> None:
         self._drop_withdrawn()
@@ -117,17 +123,17 @@ class TrustedIssuer:
         if self._problem is not None:
             raise UpstreamError(f"{self._entry.issuer}: {self._problem}")
 
-    def _pause(self) -> float:
-        """Seconds until the next look at the keys; not beyond the end of keys that were withdrawn."""
-        pause = self._entry.jwks_refresh_interval * (0.75 + random.random() / 2)  # noqa: S311  spreads load
+    def _delay(self) -> float:
+        """Seconds until the next refresh; not beyond the end of withdrawn keys."""
+        delay = self._entry.jwks_refresh_interval * (0.75 + random.random() / 2)  # noqa: S311  spreads load
         if self._withdrawn_at is None or not self._keys:
-            return pause
-        return max(0.0, min(pause, self._withdrawn_at + self._entry.jwks_refresh_interval - time.monotonic()))
+            return delay
+        return max(0.0, min(delay, self._withdrawn_at + self._entry.jwks_refresh_interval - time.monotonic()))
 
-    def _may_know(self, kid: str | None) -> bool:
+    def _has_key(self, kid: str | None) -> bool:
         return bool(self._keys) if kid is None else any(key.kid == kid for key in self._keys)
 
-    async def _ask_out_of_turn(self) -> None:
+    async def _refresh_on_demand(self) -> None:
         waiting = self._attempt is not None and not self._attempt.done()
         if waiting or time.monotonic() - self._attempted >= self._entry.jwks_refresh_cooldown:
             await self.refresh()
@@ -136,9 +142,9 @@ class TrustedIssuer:
         try:
             keys, unusable = parse_jwk_set(await self._document())
         except (OSError, ValueError, Unavailable) as exc:
-            kept = f"{len(self._keys)} keys of before stay" if self._keys else "there are none of before"
-            self._problem = f"No new keys: {exc}; {kept}."
-            _log.warning("issuer", issuer=self._entry.issuer, reason=self._problem)
+            kept = f"{len(self._keys)} earlier keys stay valid" if self._keys else "there are no earlier keys"
+            self._problem = f"The key set was not fetched: {exc}; {kept}."
+            _log.warning("jwks refresh failed", issuer=self._entry.issuer, reason=self._problem)
             return
         self._problem = None
         if not keys:
@@ -148,60 +154,64 @@ class TrustedIssuer:
         if [key.dict_value for key in keys] == [key.dict_value for key in self._keys]:
             return
         if unusable:
-            _log.warning("issuer", issuer=self._entry.issuer, reason=f"Keys that are left out: {', '.join(unusable)}.")
+            _log.warning("jwks keys ignored", issuer=self._entry.issuer, reason=f"Unusable: {', '.join(unusable)}.")
         self._keys = keys
         self._changed()
 
     def _withdraw(self, unusable: list[str]) -> None:
-        """The issuer publishes a key set and no key in it that could have signed."""
+        """Withdraw the keys after one more interval: the issuer's key set has no usable key."""
         if self._withdrawn_at is None:
             self._withdrawn_at = time.monotonic()
         left = max(0.0, self._withdrawn_at + self._entry.jwks_refresh_interval - time.monotonic())
-        ending = f"its {len(self._keys)} earlier keys end in {left:.0f} seconds" if self._keys else "there are none"
-        _log.warning("issuer without usable key", issuer=self._entry.issuer, reason=f"{_why_none(unusable)}; {ending}.")
+        ending = (
+            f"its {len(self._keys)} earlier keys expire in {left:.0f} seconds"
+            if self._keys
+            else "there are no earlier keys"
+        )
+        _log.warning("jwks without usable key", issuer=self._entry.issuer, reason=f"{_why_none(unusable)}; {ending}.")
 
     def _drop_withdrawn(self) -> None:
-        """End trust in keys that the issuer withdrew one refresh interval ago."""
+        """Drop keys that the issuer withdrew one refresh interval ago."""
         if self._withdrawn_at is None or not self._keys:
             return
         if time.monotonic() - self._withdrawn_at >= self._entry.jwks_refresh_interval:
-            _log.warning("issuer keys withdrawn", issuer=self._entry.issuer, keys=len(self._keys))
+            _log.warning("jwks keys withdrawn", issuer=self._entry.issuer, keys=len(self._keys))
             self._keys = ()
             self._changed()
 
     async def _document(self) -> bytes:
         if self._entry.jwks_file is not None:
             return await self._reading.run(self._entry.jwks_file.read_bytes)
-        assert self._entry.jwks_url is not None, "one of both, as settings have checked"
-        answer = await self._outbound.request(
+        assert self._entry.jwks_url is not None, "IssuerSettings requires one of the two"
+        response = await self._outbound.request(
             "GET",
             self._entry.jwks_url,
-            block_private=False,  # The operator's own words, like every address of the settings.
+            block_private=False,  # Configured by the operator.
             headers={"Accept": "application/jwk-set+json, application/json"},
-            timeout=_SECONDS,
-            max_bytes=_OCTETS,
+            timeout=_TIMEOUT,
+            max_bytes=_MAX_BYTES,
         )
-        if answer.status != 200:
-            raise ValueError(f"status {answer.status}")
-        return answer.body
+        if response.status != 200:
+            raise ValueError(f"status {response.status}")
+        return response.body
 
-    def _check(self, token: VerifiedToken, at: datetime) -> tuple[float, float]:
-        """From when and until when the token is valid. Raises InvalidAudience, InvalidTime, InvalidClaim."""
-        claims, now = token.claims, at.timestamp()
+    def _check(self, token: VerifiedToken, now: datetime) -> tuple[float, float]:
+        """The start and the end of the token's validity. Raises InvalidAudience, InvalidTime, InvalidClaim."""
+        claims = token.claims
         audience = claims.get("aud")
         if self._audience not in (audience if isinstance(audience, list) else [audience]):
             raise InvalidAudience
         expires = _time(claims.get("exp"))
         starts = max((_time(claims[name]) for name in ("nbf", "iat") if name in claims), default=0.0)
         starts -= self._entry.leeway
-        # Without leeway: a token that its issuer calls expired is never good here.
-        if not starts <= now < expires:
+        # No leeway for the end: a token that has expired for its issuer is never valid here.
+        if not starts <= now.timestamp() < expires:
             raise InvalidTime
         return starts, expires
 
 
 class TrustedIssuers:
-    """All of them, by the name that their tokens carry."""
+    """The trusted issuers, by the `iss` of their tokens."""
 
     def __init__(
         self,
@@ -211,7 +221,7 @@ class TrustedIssuers:
         audience: str,
         changed: Callable[[], None] = lambda: None,
     ) -> None:
-        """Raises ConfigurationError."""
+        """See `TrustedIssuer`. Raises ConfigurationError."""
         self._issuers = {
             entry.issuer: TrustedIssuer(entry, outbound, audience=audience, changed=changed) for entry in entries
         }
@@ -219,16 +229,16 @@ class TrustedIssuers:
     def __iter__(self) -> Iterator[TrustedIssuer]:
         return iter(self._issuers.values())
 
-    async def recognise(self, token: UnverifiedToken, at: datetime) -> ExternalIdentity:
-        """See `TrustedIssuer.recognise`. Raises UnknownIssuer too."""
+    async def authenticate(self, token: UnverifiedToken, now: datetime) -> ExternalIdentity:
+        """Verify a token by its issuer, see `TrustedIssuer.authenticate`. Raises UnknownIssuer too."""
         issuer = self._issuers.get(token.issuer or "")
         if issuer is None:
             raise UnknownIssuer
-        return await issuer.recognise(token, at)
+        return await issuer.authenticate(token, now)
 
 
 def check_key_files(entries: Iterable[IssuerSettings]) -> None:
-    """Raises ConfigurationError for a file of keys that cannot be used."""
+    """Check that every configured key file can be used. Raises ConfigurationError."""
     for entry in entries:
         if entry.jwks_file is not None:
             _file_keys(entry.issuer, entry.jwks_file)
@@ -243,7 +253,7 @@ def _file_keys(issuer: str, file: Path) -> tuple[PublicKey, ...]:
 
 
 def _usable(document: bytes) -> tuple[tuple[PublicKey, ...], list[str]]:
-    """Raises ValueError where there is no key that can be used."""
+    """Parse a key set. Raises ValueError if it has no usable key."""
     keys, unusable = parse_jwk_set(document)
     if not keys:
         raise ValueError(_why_none(unusable))
@@ -265,21 +275,21 @@ def _time(value: Any) -> float:
 
 
 def party_from_claims(entry: IssuerSettings, claims: Mapping[str, Any]) -> Party:
-    """The party that an issuer's claims describe, within what the issuer may vouch for.
+    """The party that the claims describe, restricted to what the issuer may assign.
 
-    Its client id holds a colon, which no registered party's does: the two never meet. Raises InvalidClaim.
+    Its client id contains a colon, so it cannot collide with a registered one. Raises InvalidClaim, UnknownCaller.
     """
     name = find_claim(claims, entry.client_claim)
-    if not isinstance(name, str) or not name or not name.isprintable() or len(name) > _NAME_LENGTH:
+    if not isinstance(name, str) or not name or not name.isprintable() or len(name) > _MAX_NAME_LENGTH:
         raise InvalidClaim
     if name in entry.denied_clients:
         raise UnknownCaller
     client_id = f"{entry.caller_prefix}:{name}"
     roles = set(entry.roles)
     if entry.role_claim is not None:
-        words = _words(claims, entry.role_claim)
-        # Tokens carry roles for other services too; those that mean nothing here are no mistake.
-        roles |= {role for word in words if (role := entry.role_of(word)) is not None}
+        values = _strings(claims, entry.role_claim)
+        # Unknown roles are ignored: the claim also contains roles for other services.
+        roles |= {role for value in values if (role := entry.role_of(value)) is not None}
     roles &= entry.permitted_roles
     return Party(
         client_id,
@@ -293,8 +303,10 @@ def party_from_claims(entry: IssuerSettings, claims: Mapping[str, Any]) -> Party
 
 
 def find_claim(claims: Mapping[str, Any], path: str) -> Any:
-    """The value of a claim, None where there is none. A dot in the path goes into an object, unless a claim's name has
-    it: "resource_access.ccp.roles", "https://example.com/roles".
+    """The value of a claim, None if there is none.
+
+    A dot in the path descends into an object, unless it is part of a claim's name: "resource_access.ccp.roles",
+    "https://example.com/roles".
     """
     if path in claims:
         return claims[path]
@@ -305,24 +317,24 @@ def find_claim(claims: Mapping[str, Any], path: str) -> Any:
     return None
 
 
-def _words(claims: Mapping[str, Any], path: str) -> list[str]:
-    """A claim's words: a list of them, or a text with blanks between. Raises InvalidClaim for anything else."""
+def _strings(claims: Mapping[str, Any], path: str) -> list[str]:
+    """The strings of a claim: a list, or one string separated by spaces. Raises InvalidClaim for anything else."""
     value = find_claim(claims, path)
     if value is None:
         return []
     if isinstance(value, str):
         return value.split()
-    if isinstance(value, list) and all(isinstance(word, str) for word in value):
+    if isinstance(value, list) and all(isinstance(item, str) for item in value):
         return value
     raise InvalidClaim
 
 
-def _ids(claims: Mapping[str, Any], path: str | None, kind: type[Id], only: tuple[str, ...] | None) -> frozenset[Id]:
-    """The ids of a claim, those that the issuer may vouch for. Raises InvalidClaim for what is no id."""
+def _ids(claims: Mapping[str, Any], path: str | None, kind: type[Id], allowed: tuple[str, ...] | None) -> frozenset[Id]:
+    """The ids in a claim that the issuer may assign. Raises InvalidClaim for a malformed id."""
     if path is None:
         return frozenset()
     try:
-        found = frozenset(kind.parse(word) for word in _words(claims, path))
+        found = frozenset(kind.parse(text) for text in _strings(claims, path))
     except FieldError as exc:
         raise InvalidClaim from exc
-    return found if only is None else found & frozenset(map(kind.parse, only))
+    return found if allowed is None else found & frozenset(map(kind.parse, allowed))

@@ -1,5 +1,7 @@
-"""Who may do what: the role table. Pure. How a caller is recognised is the business of
-`ccp.server.access.authorization_server`."""
+"""Authorisation: the role table. Pure.
+
+`ccp.server.access.authorization_server` authenticates the caller.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from ccp.server.domain.parties import Party, PartyRole
 
 
 class Operation(StrEnum):
-    """The seven operations of the API, by the names it gives them."""
+    """The seven operations of the OPNC API, by their names there."""
 
     GET_CONTRACT_DATA_BY_EMAID = "GetContractDataByEmaid"
     GET_CONTRACT_DATA_BY_PCID = "GetContractDataByPcid"
@@ -34,24 +36,24 @@ class AdminOperation(StrEnum):
     EDIT_PARTY = "EditParty"
     DISABLE_PARTY = "DisableParty"
     ENABLE_PARTY = "EnableParty"
-    ROTATE_SECRET = "RotateSecret"  # noqa: S105  a name, no secret
+    ROTATE_SECRET = "RotateSecret"  # noqa: S105  a name, not a secret
     GET_ROLES = "GetRoles"
 
 
 class MonitoringOperation(StrEnum):
-    """What those may do who watch over the pool."""
+    """Operations for monitoring."""
 
     GET_METRICS = "GetMetrics"
 
 
 class PublicRootOperation(StrEnum):
-    """What every party may do: certificates of roots are public, and every role needs some of them."""
+    """Operations for every party: root certificates are public, and every role needs some of them."""
 
     GET_ROOT_CERTIFICATES = "GetRootCertificates"
 
 
 class EventOperation(StrEnum):
-    """The operations of the event service, by the names that the API gives them; the last one is ours."""
+    """The operations of the event service, by their names in the API; the last one is an extension."""
 
     POST_ENDPOINT = "PostEndpoint"
     GET_ENDPOINTS = "GetEndpoints"
@@ -66,7 +68,10 @@ Subject: TypeAlias = EMAID | PCID | None
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """When a role's holder may do something. description: the same as `allows` decides, in words."""
+    """The condition under which a role permits an operation.
+
+    description: the condition in words. allows: the condition as a function of the caller and the subject.
+    """
 
     description: str
     allows: Callable[[Party, Subject], bool]
@@ -99,27 +104,27 @@ ROLE_TABLE: Final[Mapping[Operation, Mapping[PartyRole, Rule]]] = {
     Operation.GET_SIGNED_CONTRACT_DATA: {PartyRole.OEM: _own_wmi},
     Operation.SET_DEFAULT: {PartyRole.OEM: _own_wmi},
 }
-"""Who may do what, and for which ids. Whatever is not here is refused."""
+"""The operations of the OPNC API, the roles that may use them, and the conditions. Anything else is refused."""
 
 ADMIN_TABLE: Final[Mapping[AdminOperation, Mapping[PartyRole, Rule]]] = {
     operation: {PartyRole.ADMIN: _anything} for operation in AdminOperation
 }
-"""The same for the admin API."""
+"""The table of the admin API."""
 
 MONITORING_TABLE: Final[Mapping[MonitoringOperation, Mapping[PartyRole, Rule]]] = {
     MonitoringOperation.GET_METRICS: {PartyRole.ADMIN: _numbers}
 }
-"""The same for watching."""
+"""The table of monitoring operations."""
 
 PUBLIC_ROOT_TABLE: Final[Mapping[PublicRootOperation, Mapping[PartyRole, Rule]]] = {
     operation: dict.fromkeys(PartyRole, _trusted_roots) for operation in PublicRootOperation
 }
-"""The same for what every party may ask for."""
+"""The table of operations for every party."""
 
 EVENT_TABLE: Final[Mapping[EventOperation, Mapping[PartyRole, Rule]]] = {
     operation: {PartyRole.EMSP: _own_webhooks, PartyRole.OEM: _own_webhooks} for operation in EventOperation
 }
-"""The same for the event service. Whose a webhook is decides `ccp.server.events.webhooks`."""
+"""The table of the event service. `ccp.server.events.webhooks` checks who owns a webhook."""
 
 AnyOperation: TypeAlias = Operation | AdminOperation | MonitoringOperation | PublicRootOperation | EventOperation
 
@@ -135,23 +140,23 @@ _TABLES: Final = dict[AnyOperation, Mapping[PartyRole, Rule]](
 
 
 def role_table() -> Iterator[tuple[AnyOperation, PartyRole, str]]:
-    """Everything that is allowed: the operation, the role, and the condition in words."""
+    """Every permission: the operation, the role, and the description of the condition."""
     for operation, rules in _TABLES.items():
         for role, rule in rules.items():
             yield operation, role, rule.description
 
 
 def authorise_role(caller: Party, operation: AnyOperation) -> None:
-    """Refuse a caller none of whose roles may do it, before its request is read. Raises NotAuthorised."""
+    """Refuse a caller without a role for the operation, before its request body is read. Raises NotAuthorised."""
     rules = _TABLES[operation]
     if caller.roles.isdisjoint(rules):
         raise NotAuthorised(f"{operation} is for the role {', '.join(rules)}.")
 
 
 def authorise(caller: Party, operation: Operation, subject: Subject = None) -> None:
-    """Refuse what the role table does not allow.
+    """Check an operation against the role table.
 
-    subject: the id that the operation names, whose owner decides. Raises NotAuthorised.
+    subject: the EMAID or PCID that the operation names, if any. Raises NotAuthorised.
     """
     authorise_role(caller, operation)
     rules = ROLE_TABLE[operation]
@@ -161,9 +166,9 @@ def authorise(caller: Party, operation: Operation, subject: Subject = None) -> N
 
 
 def authorise_sender(caller: Party, party_type: str | None, party_id: str | None) -> None:
-    """Hold the OPNC-from headers against the token's party. A peer pool acts for others, so it may name anyone.
+    """Check the OPNC-from headers against the token's party. A peer pool acts for others, so it may name any party.
 
-    party_id: a provider id, an operator id or a WMI by type; the pool cannot tell a PKI's or a CPS's. Raises
+    party_id: a provider id, an operator id or a WMI, by type; the pool does not know the ids of a PKI or a CPS. Raises
     NotAuthorised.
     """
     if PartyRole.CCP in caller.roles or (party_type is None and party_id is None):

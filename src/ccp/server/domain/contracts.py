@@ -1,7 +1,7 @@
-"""Contracts that wait for vehicles: what is deliverable at a time, and which one a vehicle gets. Pure.
+"""Contracts: which ones are deliverable, and which one a vehicle gets. Pure.
 
 A contract is one EMAID bound to one PCID. It has variants: one signed response per namespace and V2G root of the
-provisioning service that signed it. `SignedContract` is one variant together with what the contract says of itself.
+provisioning service that signed it. `SignedContract` is one variant together with the metadata of the contract.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from ccp.x509.revocation_evidence import CertificateRef
 
 
 class SignedContract(NamedTuple):
-    """One signed CertificateInstallationRes, and what the pool knows of it. A tuple, since every delivery makes some.
+    """One signed CertificateInstallationRes with its metadata. A tuple, because every delivery creates some.
 
-    certificate: the contract certificate, DER. response: the message as it was published, EXI.
+    certificate: the contract certificate, DER. response: the message as published, EXI.
     remaining_from_end: -20 only, bits from RemainingContractCertificateChains to the end of `response`.
-    certificates: those below the roots of both chains, to ask for their revocation; None in rows of older releases.
-    provisioning_key: SHA-256 (hex) of the vehicle's key that the contract key was encrypted for, where it was known.
-    root_serial, root_dn: of the V2G root that the provisioning service's chain leads to, as an EV may list it.
+    certificates: those below the roots of both chains, for revocation checks; None in rows of older releases.
+    provisioning_key: SHA-256 (hex) of the vehicle's key that the contract key was encrypted for, if known.
+    root_serial, root_dn: of the V2G root of the provisioning service's chain, as a vehicle may list it.
     """
 
     emaid: EMAID
@@ -46,7 +46,7 @@ class SignedContract(NamedTuple):
     provisioning_key: str | None = None
 
     def valid_at(self, at: datetime) -> bool:
-        """Certificates count whole seconds, so the last one of them is valid to its end."""
+        """Whether the contract certificate is valid. Certificates count whole seconds; the last one counts fully."""
         return self.valid_from <= at.replace(microsecond=0) <= self.valid_to
 
 
@@ -59,7 +59,7 @@ def signed_contract(
     certificates: tuple[CertificateRef, ...] | None = None,
     provisioning_key: str | None = None,
 ) -> SignedContract:
-    """The contract to store for a vehicle. certificates: of both chains, the contract's first."""
+    """The contract to store for a vehicle. certificates: of both chains, those of the contract chain first."""
     contract, root = verified.contract_chain.leaf, verified.cps_chain.root
     parsed = verified.response.parsed
     return SignedContract(
@@ -83,9 +83,9 @@ def signed_contract(
 
 
 class NoDefaultPolicy(StrEnum):
-    """What an ISO 15118-2 vehicle gets when none of its deliverable contracts is the default.
+    """Selection for an ISO 15118-2 vehicle if none of its deliverable contracts is the default.
 
-    A default that is expired, revoked, stale, or signed for the other edition alone is not deliverable.
+    A default that is expired, revoked, stale, or signed for the other edition only is not deliverable.
     """
 
     SOLE = "sole"
@@ -93,16 +93,16 @@ class NoDefaultPolicy(StrEnum):
 
 
 class RootMatch(StrEnum):
-    """Whether a vehicle whose root list matches no variant still gets the newest one."""
+    """Whether a vehicle that lists the root of no variant gets the newest one."""
 
     LENIENT = "lenient"
     STRICT = "strict"
 
 
 RootListed = Callable[[SignedContract], bool]
-"""Says whether the vehicle lists the variant's V2G root."""
+"""Whether the vehicle lists the variant's V2G root."""
 IsDeliverable = Callable[[SignedContract], bool]
-"""Says whether nothing is held against a variant: revocation, or a key that the vehicle has no more."""
+"""Whether a variant may be delivered: not revoked, and not encrypted for a key that the vehicle no longer has."""
 
 
 def select_for_iso2(
@@ -114,16 +114,16 @@ def select_for_iso2(
     no_default: NoDefaultPolicy = NoDefaultPolicy.SOLE,
     root_match: RootMatch = RootMatch.LENIENT,
 ) -> SignedContract:
-    """The contract that an ISO 15118-2 vehicle gets: the default, in the variant whose root it trusts.
+    """Select the contract for an ISO 15118-2 vehicle: the default, in the variant whose root it lists.
 
-    Where no deliverable contract is the default, `no_default` decides. stored: every variant of the vehicle, of either
+    If no deliverable contract is the default, `no_default` applies. stored: every variant of the vehicle, of either
     namespace. Raises NoContract, NothingDeliverable.
     """
     contracts = _deliverable(stored, Namespace.ISO2, at, root_listed, deliverable, root_match)
     default = next((variant for variant in contracts if variant.is_default), None)
     if default is not None:
         return default
-    # A default that cannot be delivered now counts as none, so that the answer does not depend on a purge.
+    # A default that is not deliverable is ignored, so that the result does not depend on a purge.
     if no_default is NoDefaultPolicy.SOLE and len(contracts) == 1:
         return contracts[0]
     if any(variant.is_default for variant in stored):
@@ -139,17 +139,17 @@ def not_selected_reason(
     deliverable: IsDeliverable = lambda contract: True,
     no_default: NoDefaultPolicy = NoDefaultPolicy.SOLE,
 ) -> str | None:
-    """Why an ISO 15118-2 vehicle does not get a contract that nothing else is held against: it is not the default.
+    """Why an ISO 15118-2 vehicle does not get an otherwise deliverable contract: it is not the default.
 
-    None where the vehicle gets it, and for ISO 15118-20, whose vehicles get the others too. The sentence is for the
-    contract's provider and names no other one. stored: every variant of the vehicle, of either namespace.
+    None if the vehicle gets it, and for ISO 15118-20, whose vehicles get the other contracts too. The sentence is for
+    the contract's provider and names no other one. stored: every variant of the vehicle, of either namespace.
     """
     if contract.namespace is not Namespace.ISO2 or contract.is_default:
         return None
     try:
         if (
             select_for_iso2(
-                stored, at, root_listed=lambda each: True, deliverable=deliverable, no_default=no_default
+                stored, at, root_listed=lambda variant: True, deliverable=deliverable, no_default=no_default
             ).emaid
             == contract.emaid
         ):
@@ -172,16 +172,16 @@ def select_for_iso20(
     max_chains: int,
     root_match: RootMatch = RootMatch.LENIENT,
 ) -> list[tuple[SignedContract, int]]:
-    """The contracts that an ISO 15118-20 vehicle gets, each with the number of those left after it.
+    """Select the contracts for an ISO 15118-20 vehicle, each with the number of those that remain after it.
 
-    First the EMAIDs that the vehicle prioritises, in its order, then the default, then the oldest. At most `max_chains`
-    items; the vehicle repeats its request while the number left is above zero, and the station hands them out in turn.
-    stored: every variant of the vehicle, of either namespace.
+    First the EMAIDs that the vehicle prioritises, in its order, the default, the oldest; up to `max_chains`.
+    The vehicle repeats its request while the remaining number is above zero, and the charging station delivers them
+    one by one. stored: every variant of the vehicle, of either namespace.
     Raises NoContract, NothingDeliverable. Source: ISO 15118-20 [V2G20-1579].
     """
     rank = {emaid: place for place, emaid in enumerate(dict.fromkeys(prioritized_emaids))}
     contracts = _deliverable(stored, Namespace.ISO20, at, root_listed, deliverable, root_match)
-    # A contract is as old as its first variant, whichever of them the vehicle gets.
+    # The age of a contract is that of its first variant, whichever variant the vehicle gets.
     created_at_by_emaid: dict[EMAID, datetime] = {}
     for variant in stored:
         created_at_by_emaid[variant.emaid] = min(
@@ -204,7 +204,7 @@ def _deliverable(
     deliverable: IsDeliverable,
     root_match: RootMatch,
 ) -> list[SignedContract]:
-    """One variant of every contract that may be handed out now. Raises NoContract, NothingDeliverable."""
+    """One variant of every deliverable contract. Raises NoContract, NothingDeliverable."""
     if not stored:
         raise NoContract("No contract is stored for the vehicle.")
     written = [variant for variant in stored if variant.namespace is namespace]

@@ -1,10 +1,10 @@
-"""Which contract of a vehicle is its default, and how many contracts a vehicle may have. Pure.
+"""Default contracts, and the limits on the number of a vehicle's contracts. Pure.
 
 An ISO 15118-2 vehicle gets its default contract only. The vehicle's manufacturer chooses it. Until then the default is
-*automatic*: the first contract that is published for the vehicle. The vehicle remembers the provider of its default, so
-that a provider that renews its contract by DELETE and PUT gets the default back, even if another provider publishes in
-between. While the default is automatic and another provider has a contract too, the vehicle is *contested*: a
-provider that knows only the PCID could have published first.
+*automatic*: the first contract that is published for the vehicle. The provider of the default is stored, so that a
+provider that renews its contract by DELETE and PUT gets the default back, even if another provider publishes in
+between. While the default is automatic and another provider has a contract too, the vehicle is *contested*: a provider
+that knows only the PCID could have published first.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ccp.ids import EMAID, ProviderId
 
 
 class AutomaticDefault(StrEnum):
-    """Which contract becomes a vehicle's default without a choice of its manufacturer."""
+    """The contract that becomes a vehicle's default without a choice of its manufacturer."""
 
     FIRST = "first"
     NONE = "none"
@@ -26,7 +26,7 @@ class AutomaticDefault(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class VehicleRules:
-    """The operator's rules for the contracts of one vehicle."""
+    """The operator's settings for the contracts of one vehicle."""
 
     automatic_default: AutomaticDefault = AutomaticDefault.FIRST
     max_contracts: int = 16
@@ -35,10 +35,10 @@ class VehicleRules:
 
 @dataclass(frozen=True, slots=True)
 class Default:
-    """What a vehicle knows of its default contract.
+    """The default contract of a vehicle.
 
-    emaid: the default, None where there is none. provider: remembered provider, whose next contract takes the default
-    back; None where there has been no default yet. chosen: the manufacturer chose a contract of that provider.
+    emaid: the default, None if there is none. provider: the stored provider, whose next contract becomes the default
+    again; None if there has been no default yet. chosen: the manufacturer chose a contract of that provider.
     """
 
     emaid: EMAID | None = None
@@ -47,7 +47,10 @@ class Default:
 
     @property
     def automatic(self) -> bool:
-        """Whether there is a default that the manufacturer did not choose. A chosen provider's renewal is chosen."""
+        """Whether there is a default that the manufacturer did not choose.
+
+        A renewal by the chosen provider counts as chosen.
+        """
         return self.emaid is not None and not (self.chosen and self.emaid.provider == self.provider)
 
 
@@ -59,23 +62,22 @@ def default_after_publication(
     automatic: AutomaticDefault = AutomaticDefault.FIRST,
     wanted: bool | None = None,
 ) -> Default:
-    """The default once a contract has been published.
+    """The default after the publication of a contract.
 
-    first: the contract is new to a vehicle that has no other one, but for expired and revoked ones. wanted: for an
-    import, whether the contract was the default where it comes from; None where nothing is known. An import never
-    displaces a default.
+    first: the contract is new, and the vehicle has no other one except expired and revoked ones. wanted: for an import,
+    whether the contract was the default in its source; None if unknown. An import never displaces a default.
     """
     if default.emaid == emaid or wanted is False:
         return default
     if default.provider == emaid.provider and (default.chosen or automatic is AutomaticDefault.FIRST):
-        # A default of another provider only filled the gap: the manufacturer's choice would have changed `provider`.
+        # A default of another provider is temporary: a choice of the manufacturer would have changed `provider`.
         if default.emaid is None or default.emaid.provider != default.provider:
             return replace(default, emaid=emaid)
         return default
     if default.emaid is not None:
         return default
     if wanted:
-        # Where no default is automatic, the one that is imported was chosen.
+        # Without automatic defaults, an imported default was chosen.
         chosen = default.chosen or (default.provider is None and automatic is AutomaticDefault.NONE)
         return Default(emaid, default.provider or emaid.provider, chosen)
     if automatic is AutomaticDefault.FIRST and first:
@@ -84,9 +86,9 @@ def default_after_publication(
 
 
 def contesting_providers(default: Default, emaids: Iterable[EMAID]) -> frozenset[ProviderId]:
-    """Providers that contest a vehicle's automatic default; none where the manufacturer chose it or there is none.
+    """The providers that contest a vehicle's automatic default; empty if it was chosen or there is none.
 
-    emaids: the vehicle's contracts.
+    emaids: of the vehicle's contracts.
     """
     if default.emaid is None or not default.automatic:
         return frozenset()
@@ -94,10 +96,10 @@ def contesting_providers(default: Default, emaids: Iterable[EMAID]) -> frozenset
 
 
 def check_capacity(default: Default, emaid: EMAID, others: Collection[EMAID], rules: VehicleRules) -> None:
-    """Check that a vehicle may get one more contract. others: all that are stored for it. Raises LimitExceeded.
+    """Check that one more contract may be stored for a vehicle. others: its stored contracts. Raises LimitExceeded.
 
-    The total limit does not apply to the remembered provider: otherwise others could take the place that its contract
-    leaves during a renewal by DELETE and PUT.
+    The total limit does not apply to the stored provider. Otherwise other providers could take the place that its
+    contract frees during a renewal by DELETE and PUT.
     """
     if sum(other.provider == emaid.provider for other in others) >= rules.max_contracts_of_provider:
         raise LimitExceeded(

@@ -1,4 +1,4 @@
-"""Who may call: parties, their roles, and the ids they own. Pure."""
+"""Parties: roles, ids, names, and the rules for them. Pure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ccp.ids import WMI, OperatorId, ProviderId
 from ccp.server.domain.confusable_names import confusable_reason
 
 CLIENT_ID_PATTERN: Final = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-"""What stands in a URL and in HTTP Basic as it is; `.` and `..` are no client ids, since clients resolve them."""
+"""Characters that need no escaping in a URL and in HTTP Basic. Excludes `.` and `..`, which URL clients resolve."""
 NAME_LENGTH: Final = 100
 """Characters. Long enough for a company's full legal name, short enough for a line of a table."""
 
@@ -23,7 +23,7 @@ _CLIENT_ID: Final = re.compile(CLIENT_ID_PATTERN[1:-1])
 
 
 class PartyRole(StrEnum):
-    """What a party is to the pool. One organisation may hold several."""
+    """The role of a party. One organisation may have several."""
 
     EMSP = "emsp"
     CPO = "cpo"
@@ -35,9 +35,9 @@ class PartyRole(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Party:
-    """A registered organisation and the ids it answers for.
+    """An organisation with its roles and ids.
 
-    provider_ids: of an eMSP its own; of a CPS those it signs for, unless it does so for all_providers.
+    provider_ids: of an eMSP its own; of a CPS those that it signs for, unless all_providers is set.
     """
 
     client_id: str
@@ -50,7 +50,7 @@ class Party:
     enabled: bool = True
 
     def members(self) -> dict[str, Any]:
-        """As the command line and the admin API show it."""
+        """The JSON of the command line and of the admin API."""
         return {
             "client_id": self.client_id,
             "name": self.name,
@@ -63,18 +63,18 @@ class Party:
         }
 
     def without_roles(self, roles: Iterable[PartyRole]) -> Party:
-        """Without the roles, and without the ids that no other role of it uses."""
+        """The party without these roles, and without the ids that only these roles use."""
         left = replace(self, roles=self.roles - set(roles))
-        unused = {field: type(getattr(left, field))() for field, _ in _stray(left)}
+        unused = {field: type(getattr(left, field))() for field, _ in _unused_fields(left)}
         return replace(left, **unused)
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """A party in one of its requests.
+    """The party that makes a request.
 
-    trace_id: of the request, empty for a command. address: where it came from, as far as the edge knows. kid: of the
-    pool's own key that signed the caller's token; None for a caller of another issuer, and for a command.
+    trace_id: of the request, empty for a command. address: of the client, if known. kid: of the pool's own key that
+    signed the caller's token; None for a caller of another issuer, and for a command.
     """
 
     party: Party
@@ -83,24 +83,23 @@ class Caller:
     kid: str | None = None
 
     def standing(self, check: Callable[[Party], None]) -> Standing | None:
-        """What has to hold still when the caller's change commits; None for a caller that is in no register.
+        """The authorisation to check again when the caller's change commits; None for a caller that is not registered.
 
-        check: raises where the party, with what it is registered for by then, may not do it. The party as it is here
-        has passed it.
+        check: raises if a party is not authorised for the change. `self.party` has passed it.
         """
         if self.kid is None:
             return None
-        # What the token was limited to, or the party did not have when it called, it does not gain meanwhile.
+        # The caller does not gain roles that its token excludes or that the party did not have when it called.
         roles = self.party.roles
         return Standing(self.party, self.kid, lambda now: check(replace(now, roles=now.roles & roles)))
 
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """A registered caller, the key that signed its token, and what it has to be allowed; see
-    `ccp.server.storage.queries.caller_standing`.
+    """A registered caller whose authorisation is checked again in a transaction.
 
-    party: for which `check` was made already. check: raises where another state of the party may not do it.
+    See `ccp.server.storage.queries.caller_standing`. party: the state that has passed `check`. kid: of the key that
+    signed the caller's token. check: raises if another state of the party is not authorised.
     """
 
     party: Party
@@ -109,20 +108,21 @@ class Standing:
 
     @property
     def client_id(self) -> str:
+        """The client id of the caller."""
         return self.party.client_id
 
 
 TOKEN_NOT_VALID: Final = "The access token is not valid (any more)."  # noqa: S105  a sentence
-"""What a caller reads whose token names no enabled party, or was signed by no valid key."""
+"""Error sentence for a token that names no enabled party, or that no valid key has signed."""
 
 
-# --- From what is given to a party -----------------------------------------------------------------------------------
+# --- Parsing ---------------------------------------------------------------------------------------------------------
 
 
 def create_party(given: Mapping[str, Any]) -> Party:
-    """A new party from its fields as they are given, see `parsed`.
+    """Make a party from its unparsed fields, see `parse_fields`.
 
-    A client id is made from the name where none is given. Raises FieldError, MismatchError.
+    Without a client id, one is derived from the name. Raises FieldError, MismatchError.
     """
     fields = parse_fields(given)
     if "client_id" not in fields:
@@ -133,15 +133,15 @@ def create_party(given: Mapping[str, Any]) -> Party:
 
 
 def parse_fields(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Values for the fields of a Party, by their names. What is given: texts, lists of texts for ids.
+    """Parse the fields of a Party, by name. given: strings, and lists of strings for ids.
 
-    Raises FieldError naming everything that is wrong.
+    Raises FieldError with a sentence for each problem.
     """
     fields: dict[str, Any] = {}
     problems: list[str] = []
     for name, value in given.items():
         try:
-            fields[name] = _READ[name](value)
+            fields[name] = _PARSERS[name](value)
         except FieldError as exc:
             problems += exc.messages
     if problems:
@@ -150,8 +150,9 @@ def parse_fields(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def parse_name(text: str) -> str:
-    """A name for people: printable, so that it cannot write to a terminal or turn its direction, and not easily taken
-    for another one. Raises FieldError.
+    """Parse a display name: printable, so that it cannot control a terminal, and not confusable with another one.
+
+    Raises FieldError.
     """
     name = " ".join(filter(None, unicodedata.normalize("NFC", text).split(" ")))
     if not name.isprintable() or not any(map(str.isalnum, name)) or len(name) > NAME_LENGTH:
@@ -161,36 +162,36 @@ def parse_name(text: str) -> str:
     return name
 
 
-_NO_PARTY: Final = frozenset({"pool", "pcp", "cli", "unknown", "several"})
+_RESERVED_CLIENT_IDS: Final = frozenset({"pool", "pcp", "cli", "unknown", "several"})
 
 
 def parse_client_id(text: str) -> str:
-    """Raises FieldError."""
+    """Parse a client id. Raises FieldError, also for names that the audit trail uses for other actors."""
     if not _CLIENT_ID.fullmatch(text):
         raise FieldError(f'client_id : must match "{CLIENT_ID_PATTERN}"')
-    if text.lower() in _NO_PARTY:
-        raise FieldError(f"client_id : {text} is a name of the audit trail for what no party did")
+    if text.lower() in _RESERVED_CLIENT_IDS:
+        raise FieldError(f"client_id : {text} is reserved in the audit trail for actors that are not parties")
     return text
 
 
 def derive_client_id(name: str) -> str:
-    """A client id that tells whose it is. Raises FieldError when nothing of the name can stand in one."""
+    """Derive a client id from a name. Raises FieldError if no character of the name can be used."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode("ascii").lower()
     text = re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:64].rstrip("-")
     if not text:
         raise FieldError("client_id : must be given, since the name has no letter a to z and no digit to make it from")
-    return f"party-{text}" if text in _NO_PARTY else text
+    return f"party-{text}" if text in _RESERVED_CLIENT_IDS else text
 
 
-def _reader(kind: type[ProviderId] | type[OperatorId] | type[WMI], word: str) -> Callable[[Iterable[str]], Any]:
-    """Reads a list of ids, and names each that is none."""
+def _ids_parser(kind: type[ProviderId] | type[OperatorId] | type[WMI], word: str) -> Callable[[Iterable[str]], Any]:
+    """A parser of lists of ids, with an error for each malformed one."""
 
-    def read(texts: Iterable[str]) -> frozenset[Any]:
+    def parse(texts: Iterable[str]) -> frozenset[Any]:
         found: set[Any] = set()
         problems: list[str] = []
         for text in texts:
             try:
-                # As JSON, shortened: whatever was typed, the sentence can be printed.
+                # Shortened and as JSON, so that the sentence is printable.
                 found.add(kind.parse(text, f"{word} {json.dumps(text[:20])}"))
             except FieldError as exc:
                 problems += exc.messages
@@ -198,17 +199,17 @@ def _reader(kind: type[ProviderId] | type[OperatorId] | type[WMI], word: str) ->
             raise FieldError(*problems)
         return frozenset(found)
 
-    return read
+    return parse
 
 
-_READ: Final[Mapping[str, Callable[[Any], Any]]] = {
+_PARSERS: Final[Mapping[str, Callable[[Any], Any]]] = {
     "client_id": parse_client_id,
     "name": parse_name,
     "roles": frozenset,
-    "provider_ids": _reader(ProviderId, "provider id"),
+    "provider_ids": _ids_parser(ProviderId, "provider id"),
     "all_providers": bool,
-    "wmis": _reader(WMI, "WMI"),
-    "operator_ids": _reader(OperatorId, "operator id"),
+    "wmis": _ids_parser(WMI, "WMI"),
+    "operator_ids": _ids_parser(OperatorId, "operator id"),
 }
 
 
@@ -216,19 +217,19 @@ _READ: Final[Mapping[str, Callable[[Any], Any]]] = {
 
 
 def check_party(party: Party) -> None:
-    """Refuse a party whose roles could do nothing, or could do more than was said.
+    """Check that the roles of a party and its ids fit together.
 
-    A disabled party may lack ids: that is how they are freed for another. A CPO needs none, since one may forward for
-    many operators. Raises MismatchError naming everything that is wrong.
+    A disabled party may have no ids; removing them frees them for another party. A CPO needs none, because it may
+    forward for many operators. Raises MismatchError with a sentence for each problem.
     """
-    problems = [sentence for _, sentence in _stray(party)]
+    problems = [sentence for _, sentence in _unused_fields(party)]
     if party.enabled:
-        problems += _lacking(party)
+        problems += _missing_fields(party)
     if problems:
         raise MismatchError(*problems)
 
 
-def _lacking(party: Party) -> list[str]:
+def _missing_fields(party: Party) -> list[str]:
     problems: list[str] = []
     if not party.roles:
         problems.append("A party needs a role.")
@@ -241,15 +242,15 @@ def _lacking(party: Party) -> list[str]:
     return problems
 
 
-def _stray(party: Party) -> list[tuple[str, str]]:
-    """Fields that no role of the party uses, and what to say of each."""
+def _unused_fields(party: Party) -> list[tuple[str, str]]:
+    """The fields that no role of the party uses, each with an error sentence."""
     users: tuple[tuple[str, set[PartyRole], str], ...] = (
         ("provider_ids", {PartyRole.EMSP, PartyRole.CPS}, "Provider ids are for an eMSP or a CPS."),
         ("all_providers", {PartyRole.CPS}, "All providers are for a CPS."),
         ("wmis", {PartyRole.OEM}, "WMIs are for an OEM."),
         ("operator_ids", {PartyRole.CPO}, "Operator ids are for a CPO."),
     )
-    return [(field, said) for field, roles, said in users if getattr(party, field) and not roles & party.roles]
+    return [(field, sentence) for field, roles, sentence in users if getattr(party, field) and not roles & party.roles]
 
 
 # --- Rules among parties ---------------------------------------------------------------------------------------------
@@ -257,11 +258,11 @@ def _stray(party: Party) -> list[tuple[str, str]]:
 
 OWNED_PROVIDER: Final = "provider id"
 OWNED_WMI: Final = "WMI"
-"""Kinds of ids that are one party's alone."""
+"""Kinds of ids that belong to one party only."""
 
 
 def owned_ids(party: Party) -> list[tuple[str, str]]:
-    """The ids that are the party's alone, by kind, in order. A CPS works for providers without owning them."""
+    """The ids that belong to this party only, by kind, sorted. A CPS signs for providers without owning their ids."""
     found: list[tuple[str, str]] = []
     if PartyRole.EMSP in party.roles:
         found += [(OWNED_PROVIDER, value) for value in sorted(party.provider_ids)]
@@ -271,12 +272,12 @@ def owned_ids(party: Party) -> list[tuple[str, str]]:
 
 
 def fold_name(name: str) -> str:
-    """A name or client id as it is compared: without regard to case, width and other ways to write the same."""
+    """Fold a name or client id for comparison: case, width and other compatibility variants."""
     return unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", name).casefold())
 
 
 def find_by_name(known: Iterable[Party], name_or_client_id: str) -> Party | None:
-    """The party that is meant: by its exact client id or name, else without regard to case if that is one party."""
+    """The party with this client id or name: an exact match, or else the only match after folding."""
     known = list(known)
     wanted = fold_name(name_or_client_id)
     for found in (

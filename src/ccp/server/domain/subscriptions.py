@@ -1,4 +1,4 @@
-"""What partners are told: the events by name, and which subscription an event is for. Pure."""
+"""Event types, webhooks, and the matching of subscriptions. Pure."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from ccp.server.domain.parties import OWNED_PROVIDER, OWNED_WMI, Party, PartyRol
 
 
 class EventKind(StrEnum):
-    """What this pool tells of, under the published names: the first three the vehicle's maker, the others the eMSP."""
+    """The event types by their published names: the first three for OEMs, the others for eMSPs."""
 
     CREATED = "oem.contract.created"
     UPDATED = "oem.contract.updated"
@@ -31,16 +31,16 @@ class EventKind(StrEnum):
 
     @property
     def role(self) -> PartyRole:
-        """Who is told."""
+        """The role of the parties that may subscribe to the event."""
         return PartyRole.OEM if self.startswith("oem.") else PartyRole.EMSP
 
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
-    """A subscription of a party, and the address that it is told at.
+    """A webhook of a party.
 
-    events: names as they were subscribed to. wmis, provider_ids: filters within the party's own; empty: all of these.
-    secret: key of the HMAC over what is sent, UTF-8.
+    events: names as the party subscribed to them. wmis, provider_ids: filters within the party's ids; empty for all.
+    secret: HMAC key for the request body, UTF-8.
     """
 
     id: str
@@ -57,45 +57,45 @@ class Webhook:
     created_at: datetime
     updated_at: datetime
 
-    def name_of(self, kind: EventKind) -> str | None:
-        """The name under which it is told of an event; None where it did not subscribe to it."""
+    def subscribed_name(self, kind: EventKind) -> str | None:
+        """The name under which the webhook subscribed to an event; None if it did not."""
         return next((name for name in self.events if canonical(name) == kind), None)
 
 
 @dataclass(frozen=True, slots=True)
 class Subscriber:
-    """A webhook, and the party whose it is, as both are registered now."""
+    """A webhook and its party, in their current state."""
 
     webhook: Webhook
     party: Party
 
 
 def owner_key(kind: EventKind, emaid: EMAID, pcid: PCID) -> tuple[str, str]:
-    """The id whose owner is told of an event, with its kind as `ccp.server.domain.parties.owned_ids` has it."""
+    """The id whose owner receives an event, with its kind, see `ccp.server.domain.parties.owned_ids`."""
     return (OWNED_WMI, pcid.wmi) if kind.role is PartyRole.OEM else (OWNED_PROVIDER, emaid.provider)
 
 
 def event_name_for(webhook: Webhook, party: Party, kind: EventKind, emaid: EMAID, pcid: PCID) -> str | None:
-    """The name under which a webhook is told of an event; None where it is not: by subscription, ownership or filter.
+    """The name under which a webhook receives an event; None if subscription, ownership or filter exclude it.
 
-    party: whose webhook it is, as it is registered now.
+    party: the webhook's, in its current state.
     """
     if not (webhook.enabled and party.enabled and kind.role in party.roles):
         return None
     if kind.role is PartyRole.OEM:
-        theirs = pcid.wmi in party.wmis and (not webhook.wmis or pcid.wmi in webhook.wmis)
+        matches = pcid.wmi in party.wmis and (not webhook.wmis or pcid.wmi in webhook.wmis)
     else:
         owner = emaid.provider
-        theirs = owner in party.provider_ids and (not webhook.provider_ids or owner in webhook.provider_ids)
-    return webhook.name_of(kind) if theirs else None
+        matches = owner in party.provider_ids and (not webhook.provider_ids or owner in webhook.provider_ids)
+    return webhook.subscribed_name(kind) if matches else None
 
 
 def matching_webhooks(
     subscribers: Iterable[Subscriber], kind: EventKind, emaid: EMAID, pcid: PCID
 ) -> list[tuple[Webhook, str]]:
-    """The webhooks that are to be told of an event, each with the name it knows it by."""
+    """The webhooks that receive an event, each with the name under which it subscribed."""
     return [
-        (each.webhook, name)
-        for each in subscribers
-        if (name := event_name_for(each.webhook, each.party, kind, emaid, pcid)) is not None
+        (subscriber.webhook, name)
+        for subscriber in subscribers
+        if (name := event_name_for(subscriber.webhook, subscriber.party, kind, emaid, pcid)) is not None
     ]

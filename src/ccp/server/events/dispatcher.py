@@ -138,7 +138,7 @@ class Dispatcher:
             _POLL_INTERVAL,
             first_delay=0.0,
             wake=self._new_events,
-            gather=_FAN_OUT_DELAY,
+            wake_delay=_FAN_OUT_DELAY,
         )
         self._poll_task = self._background.add(task)
 

@@ -116,5 +116,7 @@ def _wanted(webhook: Webhook, party: Party) -> dict[EventKind, frozenset[Provide
         return {}
     own = party.provider_ids & set(webhook.provider_ids) if webhook.provider_ids else party.provider_ids
     return {
-        kind: own for kind in EventKind if own and kind.role is PartyRole.EMSP and webhook.name_of(kind) is not None
+        kind: own
+        for kind in EventKind
+        if own and kind.role is PartyRole.EMSP and webhook.subscribed_name(kind) is not None
     }

@@ -117,7 +117,7 @@ class CallTiming:
         self.call: Final = OutboundCall(contacted=True)
         self._timeout = timeout
         self._lag = lag
-        self._lost_before = lag.lost
+        self._lost_before = lag.total
         self._began = time.monotonic()
 
     def failed_here(self, min_time: float) -> bool:
@@ -128,7 +128,7 @@ class CallTiming:
         """
         took = time.monotonic() - self._began
         too_little = took >= 0.98 * self._timeout and self._timeout - self.call.loop_wait < min_time
-        loop_late = self._lag.lost - self._lost_before >= max(_LOOP_LATE_SECONDS, _LOOP_LATE_SHARE * took)
+        loop_late = self._lag.total - self._lost_before >= max(_LOOP_LATE_SECONDS, _LOOP_LATE_SHARE * took)
         return not self.call.contacted or too_little or loop_late
 
 

@@ -1,12 +1,12 @@
-"""Settings of the C library's memory allocator (glibc), for processes that serve for weeks.
+"""Settings of the C library's memory allocator (glibc) for long-running processes.
 
-By default glibc takes a large block from the system (mmap) and gives it back when it is freed, but only the first time:
-when a block of up to 32 MiB is freed, it raises its threshold to the size of that block. From then on such blocks come
-from the heap of the thread that asks, and twice as much as that may stay unused at each heap's end. The pool frees
-blocks of 19 MiB whenever it checks a client's secret (Argon2id), and of up to 16 MiB for a CRL, in several threads. So
-a worker that has seen a few wrong secrets keeps 40 MiB and more for nothing.
+By default glibc maps a large block (mmap) and returns it to the system when it is freed, but only the first time: when
+a block of up to 32 MiB is freed, glibc raises its threshold to the size of that block. From then on such blocks come
+from the heap of the allocating thread, and twice their size may stay unused at the end of each heap. The pool frees
+blocks of 19 MiB whenever it checks a client secret (Argon2id), and of up to 16 MiB for a CRL, in several threads. A
+worker that has checked a few wrong secrets would keep 40 MiB and more.
 
-A threshold that is set does not move. Source: mallopt(3); glibc manual, Malloc Tunable Parameters.
+An explicit threshold does not change. Source: mallopt(3); glibc manual, Malloc Tunable Parameters.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import os
 from typing import Final
 
 _MIB: Final = 1 << 20
-# Parameter of mallopt and value by the environment variable that an operator may have set instead.
+# Parameter of mallopt and its value, by the environment variable that overrides it.
 _OPTIONS: Final = {
-    "MALLOC_MMAP_THRESHOLD_": (-3, _MIB),  # M_MMAP_THRESHOLD: larger blocks are mapped, and go back when freed.
-    "MALLOC_TRIM_THRESHOLD_": (-1, 4 * _MIB),  # M_TRIM_THRESHOLD: what may stay unused at the end of a heap.
-    "MALLOC_ARENA_MAX": (-8, 2),  # M_ARENA_MAX: heaps. Threads take turns anyway, by the interpreter lock.
+    "MALLOC_MMAP_THRESHOLD_": (-3, _MIB),  # M_MMAP_THRESHOLD: larger blocks are mapped, and returned when freed.
+    "MALLOC_TRIM_THRESHOLD_": (-1, 4 * _MIB),  # M_TRIM_THRESHOLD: unused memory at the end of a heap.
+    "MALLOC_ARENA_MAX": (-8, 2),  # M_ARENA_MAX: number of heaps. The interpreter lock serialises threads anyway.
 }
 
 
 def configure() -> None:
-    """Set what the environment does not set. Does nothing where the C library is another one."""
+    """Set the parameters that the environment does not set. No effect with another C library."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None or "GLIBC_TUNABLES" in os.environ:
         return

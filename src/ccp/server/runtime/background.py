@@ -7,8 +7,8 @@
     background.reasons()                                 # why the worker is not ready
     await background.close()
 
-A round that raises is logged and counted, and the next round comes after a delay that doubles with each failure. A task
-that ends for any reason but `close` or `stop` is started again. All durations are seconds of the monotonic clock.
+A round that raises is logged and counted, and the next round follows after a delay that doubles with each failure. A
+task that ends without `close` or `stop` is restarted. All durations are seconds of the monotonic clock.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from ccp.x509.parse_errors import is_panic
 _log = structlog.get_logger("ccp.server.runtime.background")
 
 MAX_SILENCE: Final = 30.0
-"""How long a critical task may go without success, beyond its interval, before the worker is not ready."""
+"""Time without success, beyond its interval, after which a critical task makes the worker not ready."""
 _MAX_RETRY_DELAY: Final = 300.0
 _LOG_INTERVAL: Final = 300.0  # Repeated failures are logged at doubling counts, and at least this often.
 _CLOSE_TIMEOUT: Final = 20.0  # For a round that is not interruptible.
@@ -38,21 +38,22 @@ _CLOSE_TIMEOUT: Final = 20.0  # For a round that is not interruptible.
 
 @dataclass(frozen=True, slots=True)
 class PeriodicTask:
-    """A function that runs again and again.
+    """A function that runs repeatedly.
 
-    name: a fixed word, the value of the label `task`; it must name no partner and no vehicle.
-    run: one round; it returns True where there is more to do at once. It raises for a failure.
-    interval: from the end of a round to the next; a callable is asked each time. `math.inf`: only `wake` starts
+    name: a constant, the value of the metric label `task`; it must not name a partner or a vehicle.
+    run: one round; returns True to run again at once, and raises for a failure.
+    interval: from the end of a round to the next; a callable is called each time. `math.inf`: only `wake` starts
     rounds.
-    jitter: share of the interval by which it varies, 0.25 for ±25 %, so that workers do not act together.
-    first_delay: before the first round; None: an interval.
-    wake: ends the pause early; it is cleared before the round. gather: delay after a wake, for what comes with it.
+    jitter: share of the interval by which it varies, 0.25 for ±25 %, so that workers do not run in step.
+    first_delay: before the first round; None: one interval.
+    wake: ends the delay early; it is cleared before the round. wake_delay: from a wake to its round, so that one round
+    handles several wakes.
     critical: access or trust depends on it: readiness fails while it does not succeed, see `BackgroundTasks.reasons`.
     timeout: for one round, which then counts as failed; None: no limit.
     retry_delay: after the first failure in a row; doubled with each up to max_retry_delay (None: the interval, but no
     more than five minutes and no less than five seconds).
-    context: more members for the log event of a failure.
-    interruptible: whether closing cancels a round. Otherwise closing waits for it, as for a write whose outcome counts.
+    context: further members of the log event of a failure.
+    interruptible: whether closing cancels a round. Otherwise closing waits for it, as for a write.
     """
 
     name: str
@@ -61,7 +62,7 @@ class PeriodicTask:
     jitter: float = 0.0
     first_delay: float | None = None
     wake: asyncio.Event | None = None
-    gather: float = 0.0
+    wake_delay: float = 0.0
     critical: bool = False
     timeout: float | None = None
     retry_delay: float = 1.0
@@ -69,25 +70,25 @@ class PeriodicTask:
     interruptible: bool = True
     context: Mapping[str, Any] = field(default_factory=dict)
 
-    def pause(self) -> float:
+    def delay(self) -> float:
         """The time to the next round after a success."""
         interval = self.interval() if callable(self.interval) else self.interval
         if self.jitter and interval < math.inf:
             interval *= random.uniform(1 - self.jitter, 1 + self.jitter)  # noqa: S311  spreads load, no secret
         return interval
 
-    def retry_pause(self, failures: int) -> float:
-        """The time to the next round after that many failures in a row."""
-        most = self.max_retry_delay
-        if most is None:
+    def backoff(self, failures: int) -> float:
+        """The time to the next round after a number of consecutive failures."""
+        longest = self.max_retry_delay
+        if longest is None:
             interval = self.interval() if callable(self.interval) else self.interval
-            most = min(max(interval, 5.0), _MAX_RETRY_DELAY)
-        delay = min(self.retry_delay * 2.0 ** min(failures - 1, 30), most)
+            longest = min(max(interval, 5.0), _MAX_RETRY_DELAY)
+        delay = min(self.retry_delay * 2.0 ** min(failures - 1, 30), longest)
         return delay * random.uniform(0.75, 1.0)  # noqa: S311  spreads load, no secret
 
 
 class Supervised:
-    """A periodic task that runs. `stop` ends it."""
+    """A running periodic task."""
 
     def __init__(self, task: PeriodicTask, owner: BackgroundTasks) -> None:
         self.task: Final = task
@@ -95,18 +96,18 @@ class Supervised:
         self._stopping = False
         self._in_round = False
         self._failures = 0
-        self._first_delay = task.pause() if task.first_delay is None else task.first_delay
+        self._first_delay = task.delay() if task.first_delay is None else task.first_delay
         self._success_due = time.monotonic() + self._first_delay
         self._restart: asyncio.TimerHandle | None = None
         self._runner: asyncio.Task[None]
         self._start()
 
     def overdue(self, max_silence: float) -> bool:
-        """Whether it has not succeeded for so long after it should have."""
+        """Whether the next success is overdue by more than `max_silence`."""
         return time.monotonic() > self._success_due + max_silence
 
     async def stop(self, grace: float = _CLOSE_TIMEOUT) -> None:
-        """End it. A round that is not interruptible may finish within the grace."""
+        """Stop the task. A round that is not interruptible may finish within the grace period."""
         self._stopping = True
         if self._restart is not None:
             self._restart.cancel()
@@ -122,7 +123,7 @@ class Supervised:
         self._runner.add_done_callback(self._ended)
 
     def _ended(self, runner: asyncio.Task[None]) -> None:
-        """The loop never returns: it was cancelled from outside, or has a defect."""
+        """Restart the loop, which ends only by a cancellation from outside or by a defect."""
         if self._stopping:
             return
         exc = None if runner.cancelled() else runner.exception()
@@ -139,18 +140,18 @@ class Supervised:
     async def _sleep(self, delay: float) -> None:
         wake = self.task.wake
         if wake is None or self._failures or not delay:
-            await asyncio.sleep(delay)  # With 0 too, so that other work gets a turn.
+            await asyncio.sleep(delay)  # With 0 too, so that other work can run.
             return
         try:
             async with asyncio.timeout(delay if delay < math.inf else None):
                 await wake.wait()
         except TimeoutError:
             return
-        if self.task.gather:
-            await asyncio.sleep(self.task.gather)
+        if self.task.wake_delay:
+            await asyncio.sleep(self.task.wake_delay)
 
     async def _round(self) -> float:
-        """One round. Returns the time to the next."""
+        """Run one round. Returns the time to the next."""
         if self.task.wake is not None:
             self.task.wake.clear()
         self._in_round = True
@@ -161,7 +162,7 @@ class Supervised:
             runner = asyncio.current_task()
             if self._stopping or (runner is not None and runner.cancelling()):
                 raise
-            return self._failed(exc)  # Of something that the round waited for.
+            return self._failed(exc)  # A cancellation of something that the round awaited.
         except Exception as exc:
             if isinstance(exc, TimeoutError) and limit.expired():
                 exc = TimeoutError(f"it took longer than {self.task.timeout} seconds")
@@ -172,22 +173,22 @@ class Supervised:
             with contextlib.suppress(Exception):
                 _log.info("background task recovered", task=self.task.name, failures=self._failures)
             self._failures = 0
-        delay = 0.0 if more else self.task.pause()
+        delay = 0.0 if more else self.task.delay()
         self._success_due = time.monotonic() + delay
         return delay
 
     def _failed(self, exc: BaseException) -> float:
         self._failures += 1
-        delay = self.task.retry_pause(self._failures)
+        delay = self.task.backoff(self._failures)
         self._owner.failed(self.task.name, exc, failures=self._failures, retry_in=round(delay, 2), **self.task.context)
         return delay
 
 
 class BackgroundTasks:
-    """The background tasks of one process. Close it before what the tasks use."""
+    """The background tasks of one process. Close it before the resources that the tasks use."""
 
     def __init__(self, count: Callable[[str], None] = lambda task: None, *, max_silence: float | None = None) -> None:
-        """count: counts a failure of the task with that name. max_silence: see `MAX_SILENCE`."""
+        """count: called with the name of a task that failed. max_silence: see `MAX_SILENCE`."""
         self._count = count
         self._max_silence = MAX_SILENCE if max_silence is None else max_silence
         self._periodic: list[Supervised] = []
@@ -201,26 +202,26 @@ class BackgroundTasks:
         return supervised
 
     def spawn(self, name: str, work: Coroutine[Any, Any, Any], **context: Any) -> asyncio.Task[Any]:
-        """Run something once. A failure is logged, with the context, and counted; the caller need not look at it.
+        """Run a coroutine once. A failure is logged with the context, and counted; the caller need not await it.
 
-        name: as of a PeriodicTask. The caller bounds how many there are.
+        name: as of a PeriodicTask. The caller has to limit the number of such tasks.
         """
         task = asyncio.create_task(self._guarded(name, work, context), name=name)
         self._spawned.add(task)
         task.add_done_callback(self._spawned.discard)
-        task.add_done_callback(lambda _: work.close())  # Where it was cancelled before it began.
+        task.add_done_callback(lambda _: work.close())  # If it was cancelled before it began.
         return task
 
     def reasons(self) -> list[str]:
-        """A sentence for each critical task that has not succeeded for too long. For readiness."""
+        """For readiness: a sentence for each critical task whose success is overdue."""
         return [
-            f"The background task {each.task.name} has not succeeded for more than {self._max_silence:g} seconds."
-            for each in self._periodic
-            if each.task.critical and each.overdue(self._max_silence)
+            f"The background task {task.task.name} has not succeeded for more than {self._max_silence:g} seconds."
+            for task in self._periodic
+            if task.task.critical and task.overdue(self._max_silence)
         ]
 
     def failed(self, name: str, exc: BaseException, *, failures: int = 1, **context: Any) -> None:
-        """Log and count a failure. failures: in a row; many in a row are logged at doubling counts."""
+        """Log and count a failure. failures: consecutive ones; repeated failures are logged at doubling counts."""
         self._count(name)
         reason = str(exc) or type(exc).__name__
         now, (before, logged) = time.monotonic(), self._logged.get(name, ("", -math.inf))
@@ -229,18 +230,18 @@ class BackgroundTasks:
         self._logged[name] = reason, now
         expected = isinstance(exc, CCPError)
         more = context if expected else {**context, "exc_info": exc}
-        with contextlib.suppress(Exception):  # A log that cannot be written (its pipe is closed, say) ends no task.
-            say = _log.warning if expected else _log.error
-            say("background task failed", task=name, reason=reason, failures=failures, **more)
+        with contextlib.suppress(Exception):  # A failure of logging, such as a closed pipe, must not end the task.
+            log = _log.warning if expected else _log.error
+            log("background task failed", task=name, reason=reason, failures=failures, **more)
 
     def forget(self, supervised: Supervised) -> None:
-        """Called by a task that was stopped."""
+        """Remove a task that was stopped."""
         if supervised in self._periodic:
             self._periodic.remove(supervised)
 
     async def close(self) -> None:
-        """Stop every periodic task and cancel what was spawned."""
-        await asyncio.gather(*(each.stop() for each in tuple(self._periodic)))
+        """Stop every periodic task and cancel every spawned one."""
+        await asyncio.gather(*(task.stop() for task in tuple(self._periodic)))
         spawned = tuple(self._spawned)
         for task in spawned:
             task.cancel()

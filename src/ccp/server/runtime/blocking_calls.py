@@ -1,11 +1,11 @@
-"""Blocking functions in threads, each kind with threads of its own and a time limit.
+"""Blocking functions in threads, with separate threads and a time limit for each kind.
 
-`asyncio.to_thread` has six threads for everything on two cores, no time limit, and a process that ends waits for them:
-one file on a network file system that hangs would keep every login from its thread. Here
+`asyncio.to_thread` shares six threads on two cores, has no time limit, and delays the end of the process: one file on a
+hanging network file system would block every login. With `BlockingCalls`
 
-- a function that does not return keeps a thread of its own kind alone;
-- its caller waits for `timeout` seconds at most, for a free thread or for the result;
-- a process that ends does not wait: the threads are daemons.
+- a function that does not return blocks only a thread of its kind;
+- the caller waits at most `timeout` seconds, for a free thread and for the result;
+- the threads are daemons, so the process can end without them.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ T = TypeVar("T")
 
 
 class BlockingCalls:
-    """Belongs to one event loop."""
+    """A kind of blocking call. Belongs to one event loop."""
 
     def __init__(self, name: str, *, max_threads: int, timeout: float) -> None:
-        """name: of the threads. timeout: seconds."""
+        """name: of the threads, and in errors. timeout: seconds."""
         self._name = name
         self._timeout = timeout
         self._free = asyncio.Semaphore(max_threads)
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call a function in a thread. Raises what it raises, and Unavailable where there is no result in time."""
+        """Call a function in a thread. Raises what it raises, and Unavailable if there is no result in time."""
         loop = asyncio.get_running_loop()
         result: asyncio.Future[T] = loop.create_future()
         try:
@@ -55,18 +55,18 @@ class BlockingCalls:
                 error = _raisable(exc)
             finally:
                 with contextlib.suppress(RuntimeError):  # The loop was closed meanwhile.
-                    loop.call_soon_threadsafe(self._landed, result, value, error)
+                    loop.call_soon_threadsafe(self._deliver, result, value, error)
 
         try:
             threading.Thread(target=work, name=self._name, daemon=True).start()
-        except (RuntimeError, MemoryError) as exc:  # The system has no thread left.
+        except (RuntimeError, MemoryError) as exc:  # The system cannot create a thread.
             self._free.release()
             raise Unavailable(f"The {self._name} cannot work now; try again.") from exc
 
-    def _landed(self, result: asyncio.Future[T], value: Any, error: Exception | None) -> None:
+    def _deliver(self, result: asyncio.Future[T], value: Any, error: Exception | None) -> None:
         self._free.release()
         if result.done():
-            return  # Its caller has gone.
+            return  # The caller was cancelled or timed out.
         if error is None:
             result.set_result(value)
         else:
@@ -74,7 +74,7 @@ class BlockingCalls:
 
 
 def _raisable(exc: BaseException) -> Exception:
-    """As it is, but for what an event loop or a coroutine would take for its own."""
+    """The exception, wrapped if an event loop or a coroutine would interpret it itself."""
     if isinstance(exc, Exception) and not isinstance(exc, StopIteration):
         return exc
     error = RuntimeError(f"a blocking call was ended by {type(exc).__name__}")

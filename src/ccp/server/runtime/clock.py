@@ -1,14 +1,14 @@
-"""Guard against a clock that jumps: nothing is purged while the clock is implausible.
+"""Guard against an implausible clock: nothing is purged while the clock may be wrong.
 
-    guard = ClockGuard(now, store.time)
-    at = await guard.checked()      # the time, for work that removes what is past; Unavailable where it is implausible
+    guard = ClockGuard(utc_now, store.time)
+    now = await guard.checked()     # for work that removes expired data; raises Unavailable if the clock is implausible
     guard.reasons()                 # for readiness
 
-Since the process started, the wall clock is compared with the kernel's uptime clock, which cannot be set, and with the
-database server's clock where there is one. Only the second comparison finds a clock that was wrong at the start. After
-a step the guard stays closed until the clock is back, or the pool is restarted: with the restart an operator confirms
-the new time. A worker that replaces another one confirms nothing: workers compare since the start of `ccp serve`, which
-hands it over to them.
+The wall clock is compared, since the start of the process, with the kernel's uptime clock, which cannot be set, and
+with the clock of the database server, if there is one. Only the second comparison finds a clock that was wrong at the
+start. After a step the guard stays closed until the clock is back, or the pool is restarted: by the restart an operator
+confirms the new time. The replacement of a worker confirms nothing: workers compare since the start of `ccp serve`,
+which passes it to them.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from ccp.server.runtime.background import PeriodicTask
 _log = structlog.get_logger("ccp.server.runtime.clock")
 
 TOLERANCE: Final = timedelta(minutes=5)
-"""More than synchronised clocks ever differ, and too short to purge anything that is still needed."""
-_WATCH_SECONDS: Final = 2.0
+"""More than the difference of synchronised clocks, and too short to purge anything that is still needed."""
+_WATCH_INTERVAL: Final = 2.0  # Seconds.
 _BEGAN: Final = "OPNC_CCP_CLOCK_BEGAN"
-"""Environment variable: the wall clock when the uptime clock was zero, as the parent of the workers saw it."""
+"""Environment variable: the wall clock time at which the uptime clock was zero, as the parent of the workers saw it."""
 
 
 Clock: TypeAlias = Callable[[], datetime]
@@ -43,18 +43,18 @@ def utc_now() -> datetime:
 
 
 def uptime() -> float:
-    """Seconds of a clock that cannot be set; where the system has one, it also counts while the machine sleeps."""
+    """Seconds of a clock that cannot be set, including suspended time if the system provides that."""
     boottime = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if boottime is None else time.clock_gettime(boottime)
 
 
 def hand_over(now: datetime) -> None:
-    """Let worker processes that this one starts compare with its own start. now: the wall clock."""
+    """Pass the start of this process to the worker processes that it starts. now: the wall clock."""
     os.environ[_BEGAN] = (now - timedelta(seconds=uptime())).isoformat()
 
 
 class ClockGuard:
-    """One for each process, made at its start."""
+    """The guard of one process, created at its start."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class ClockGuard:
         database: Callable[[], Awaitable[datetime | None]] | None = None,
         uptime: Callable[[], float] = uptime,
     ) -> None:
-        """now: the wall clock. database: the clock of the database server, None for none."""
+        """now: the wall clock. database: returns the clock of the database server, or None without a server."""
         self._now = now
         self._database = database
         self._uptime = uptime
@@ -71,65 +71,68 @@ class ClockGuard:
             self._began = now() - timedelta(seconds=uptime())
         else:
             self._began = datetime.fromisoformat(handed_over)
-        self._apart: timedelta | None = None  # How far the wall clock was ahead of the database's when last compared.
-        self._told = False
+        self._apart: timedelta | None = None  # Wall clock minus database clock, when last compared.
+        self._reported = False
 
     async def checked(self) -> datetime:
-        """The time now. Raises Unavailable if it is implausible, or the database does not answer."""
-        at = self._now()
-        problem = self._stepped(at)  # Of this very reading: the clock may be back a moment later.
+        """The current time. Raises Unavailable if it is implausible, or if the database does not answer."""
+        now = self._now()
+        problem = self._stepped(now)  # For this reading: the clock may be back a moment later.
         if self._database is not None:
             theirs = await self._database()
             if theirs is not None:
                 after = self._now()
-                # It was read at some moment between the two.
-                self._apart = at - theirs if at > theirs else min(after - theirs, timedelta(0))
+                # The database clock was read between `now` and `after`.
+                self._apart = now - theirs if now > theirs else min(after - theirs, timedelta(0))
                 problem = problem or self._differs()
-        self._tell(problem)
+        self._report(problem)
         if problem is not None:
             raise Unavailable(problem)
-        return at
+        return now
 
     def reasons(self) -> list[str]:
-        """Why the clock is implausible, by the last comparison with the database; empty if it is plausible."""
+        """For readiness: why the clock is implausible, by the last comparison with the database; empty if it is not."""
         problem = self._stepped(self._now()) or self._differs()
         return [] if problem is None else [problem]
 
-    def watching(self) -> PeriodicTask:
-        """Looks at the clock, so that a jump is logged at once. An implausible clock is no failure of this task."""
+    def watch_task(self) -> PeriodicTask:
+        """The background task that checks the clock, so that a step is logged at once.
 
-        async def look() -> None:
+        An implausible clock is not a failure of this task.
+        """
+
+        async def check() -> None:
             try:
                 await self.checked()
             except Unavailable:
                 if not self.reasons():
-                    raise  # Of the database.
+                    raise  # The database does not answer.
 
-        return PeriodicTask("clock_watch", look, _WATCH_SECONDS)
+        return PeriodicTask("clock_watch", check, _WATCH_INTERVAL)
 
-    def _stepped(self, at: datetime) -> str | None:
-        step = at - timedelta(seconds=self._uptime()) - self._began
+    def _stepped(self, now: datetime) -> str | None:
+        step = now - timedelta(seconds=self._uptime()) - self._began
         if abs(step) <= TOLERANCE:
             return None
-        size = _spoken(step, "ahead", "back")
+        size = _describe(step, "ahead", "back")
         return f"The clock of this machine was set {size} since the pool started; nothing is purged."
 
     def _differs(self) -> str | None:
         if self._apart is None or abs(self._apart) <= TOLERANCE:
             return None
-        size = _spoken(self._apart, "ahead of", "behind")
+        size = _describe(self._apart, "ahead of", "behind")
         return f"The clock of this machine is {size} the database server's; nothing is purged."
 
-    def _tell(self, problem: str | None) -> None:
+    def _report(self, problem: str | None) -> None:
         """Log each change once."""
-        if problem is not None and not self._told:
+        if problem is not None and not self._reported:
             _log.error("clock implausible", reason=problem)
-        elif problem is None and self._told:
+        elif problem is None and self._reported:
             _log.warning("clock plausible again")
-        self._told = problem is not None
+        self._reported = problem is not None
 
 
-def _spoken(difference: timedelta, ahead: str, behind: str) -> str:
+def _describe(difference: timedelta, ahead: str, behind: str) -> str:
     seconds = round(abs(difference).total_seconds())
     size = f"{seconds} seconds" if seconds < 7200 else f"{seconds // 3600} hours"
     return f"{size} {ahead if difference > timedelta(0) else behind}"

@@ -1,7 +1,7 @@
-"""Budget for parsing answers of remote servers in one turn of the event loop.
+"""Budget for parsing responses of remote servers in one iteration of the event loop.
 
-Parsers are fed in small portions, and each portion is paid for first. Many connections together get no more of a turn
-than one: the rest waits for the next turn, in order of arrival, and other requests are served in between.
+Parsers are fed in small chunks, and each chunk is debited first. All connections share the budget of an iteration: the
+rest waits for the next iteration, in order of arrival, and other requests are served in between.
 """
 
 from __future__ import annotations
@@ -11,33 +11,33 @@ import time
 from collections import deque
 from typing import Final
 
-MAX_COST_PER_TURN: Final = 1500
-"""In estimated microseconds. A slow machine takes two or three times as long, which is still under 5 ms."""
+MAX_COST_PER_ITERATION: Final = 1500
+"""Estimated microseconds. A slow machine takes two or three times as long, which is still under 5 ms."""
 
 
 class LoopBudget:
-    """One for all outbound connections of an event loop."""
+    """The budget of all outbound connections of an event loop."""
 
-    def __init__(self, max_cost_per_turn: int = MAX_COST_PER_TURN) -> None:
-        self._max = max_cost_per_turn
-        self._left = max_cost_per_turn
+    def __init__(self, max_cost_per_iteration: int = MAX_COST_PER_ITERATION) -> None:
+        self._max = max_cost_per_iteration
+        self._left = max_cost_per_iteration
         self._waiting: deque[tuple[asyncio.Future[None], int]] = deque()
         self._renewal_due = False
 
     async def spend(self, cost: int) -> float:
-        """Wait until work of this cost (estimated microseconds) may be done. Returns the seconds that this took."""
+        """Wait for permission to do work of this cost (estimated microseconds). Returns the seconds that it took."""
         if self._left > 0 and not self._waiting:
             self._left -= cost
-            self._renew_next_turn()
+            self._renew_next_iteration()
             return 0.0
         allowed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((allowed, cost))
-        self._renew_next_turn()
+        self._renew_next_iteration()
         began = time.monotonic()
         await allowed
         return time.monotonic() - began
 
-    def _renew_next_turn(self) -> None:
+    def _renew_next_iteration(self) -> None:
         if not self._renewal_due:
             self._renewal_due = True
             asyncio.get_running_loop().call_soon(self._renew)
@@ -51,4 +51,4 @@ class LoopBudget:
                 self._left -= cost
                 allowed.set_result(None)
         if self._waiting or self._left < self._max:
-            self._renew_next_turn()
+            self._renew_next_iteration()

@@ -1,7 +1,7 @@
-"""Files that hold personal data or secrets: for their owner alone, and never written through a link.
+"""Files with personal data or secrets: accessible to their owner only, and never written through a link.
 
-A directory that others may write to (a drop folder, /tmp) can hold a link under any name. `O_EXCL` refuses a name that
-is taken, by a dangling link too (POSIX open); `rename` replaces a link itself, not what it points to.
+A directory that other users can write to (a drop folder, /tmp) may contain a link under any name. `O_EXCL` fails for an
+existing name, including a dangling link (POSIX open); `rename` replaces a link itself, not its target.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def create_private(path: Path) -> IO[bytes]:
 
 @contextmanager
 def replace_private(path: Path) -> Iterator[IO[bytes]]:
-    """Write a file, mode 0600, that takes the place of `path` when the block ends without an error.
+    """Write a file, mode 0600, that replaces `path` when the block ends without an error.
 
-    It is on disk by then. Until then, and after an error, what was there before stays. Raises OSError.
+    The file is synchronised to disk first. Until then, and after an error, the previous file stays. Raises OSError.
     """
     part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     file = create_private(part)
@@ -43,10 +43,10 @@ def replace_private(path: Path) -> Iterator[IO[bytes]]:
 
 
 def reopen_private(path: Path) -> IO[bytes]:
-    """Open a file of our own for reading and writing. Raises FileNotFoundError, ConfigurationError for any other file.
+    """Open a private file of this user for reading and writing. Raises FileNotFoundError, ConfigurationError.
 
-    A link, a file of another user and a file with a second name (hard link) let another user choose what is written
-    to.
+    A link, a file of another user and a file with several names (hard links) are refused, because with these another
+    user could choose which file is written.
     """
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -62,13 +62,13 @@ def reopen_private(path: Path) -> IO[bytes]:
 
 
 def read_private(path: Path) -> bytes:
-    """The content of a file of our own, see `reopen_private`. Raises FileNotFoundError, ConfigurationError."""
+    """The content of a private file, see `reopen_private`. Raises FileNotFoundError, ConfigurationError."""
     with reopen_private(path) as file:
         return file.read()
 
 
 def refusal(path: Path) -> str | None:
-    """Why a file that is there cannot be one of our own; None where it can, or is not there."""
+    """Why an existing file is not a private file of this user; None if it is, or if it does not exist."""
     try:
         return _refusal(path.lstat())
     except FileNotFoundError:

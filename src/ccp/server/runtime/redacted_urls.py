@@ -1,4 +1,4 @@
-"""URLs for display: passwords and query parameters that hold secrets are left out."""
+"""Redaction of URLs for display: passwords, and query parameters that contain secrets."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^\s\"'<>]+")
 _MISSPELT: Final = re.compile(
     r"\s*(?:(postgres(?:ql)?|https?|ldaps?):|([A-Za-z][A-Za-z0-9+.-]*):/|//)/*", re.IGNORECASE
 )
-"""How a URL with a missing slash, colon or scheme begins: a mistake in the configuration shows no password either."""
+"""The beginning of a URL with a missing slash, colon or scheme, so that a typing error reveals no password."""
 _CONNINFO: Final = re.compile(r"(password\s*=\s*)(?:'(?:[^'\\]|\\.)*'|\S+)", re.IGNORECASE)
-"""A password among keywords and values, which libpq takes in place of a URL."""
+"""A password in a libpq connection string of keywords and values."""
 _SECRET: Final = re.compile(
     r"pass|pwd?|secret|token|jwt|bearer|assertion|key|sig|auth|cred|sas|code|session", re.IGNORECASE
 )
-_HARMLESS: Final = frozenset({"sslkey", "passfile"})  # Names of files.
+_HARMLESS: Final = frozenset({"sslkey", "passfile"})  # File names.
 
 
 def hide_credentials(url: str) -> str:
-    """A URL without its password and the values of query parameters whose names speak of a secret.
+    """A URL without its password and without the values of query parameters whose names suggest a secret.
 
-    It need not be well-formed: a password may hold any character by mistake, so it ends at the last `@`. A text that
-    does not begin like a URL is returned as it is, but for the passwords of a libpq connection string.
+    The URL may be malformed: a password may contain any character by mistake, so it ends at the last `@`. A text that
+    does not begin like a URL is returned unchanged, except for the passwords of a libpq connection string.
     """
     scheme, separator, rest = url.partition("://")
     if separator:
@@ -36,19 +36,19 @@ def hide_credentials(url: str) -> str:
 
 
 def hide_in_text(text: str) -> str:
-    """A sentence with the credentials of every URL in it hidden."""
+    """A text with the credentials of every URL in it hidden."""
     return _URL.sub(lambda found: hide_credentials(found[0]), text) if "://" in text else text
 
 
 def _hide_user(scheme: str, rest: str) -> str:
     authority = re.match(r"[^/?#]*", rest)
-    assert authority is not None, "it matches the empty text too"
+    assert authority is not None, "the pattern matches the empty text too"
     web = scheme in ("http", "https", "ws", "wss", "ldap", "ldaps", "ftp")
     if "@" not in authority[0] and web and re.fullmatch(r"[^:]*(:\d*)?|\[[^\]]*\](:\d*)?", authority[0]):
-        return rest  # A host and perhaps a port; an @ further behind belongs to the path.
+        return rest  # A host with an optional port; a later @ belongs to the path.
     if (user := re.match(r"([^:/?#@\[]*):(.*)@", rest, re.DOTALL)) is not None:
         return f"{user[1]}:{HIDDEN}@{rest[user.end() :]}"
-    if web and "@" in authority[0]:  # A user without a password: often an access token.
+    if web and "@" in authority[0]:  # A user name without a password is often an access token.
         return f"{HIDDEN}@{rest.rpartition('@')[2]}"
     return rest
 
@@ -59,10 +59,10 @@ def _hide_parameters(rest: str) -> str:
     hiding = False
     for separator, part in zip(parts[::2], parts[1::2], strict=True):
         if hiding and separator in "?;":
-            continue  # Of a secret that was not encoded.
+            continue  # Part of a secret that was not encoded.
         name, equals, value = part.partition("=")
         plain = unquote_plus(name).strip().lower()
-        within = unquote_plus(value)  # A URL in a parameter has credentials of its own.
+        within = unquote_plus(value)  # A parameter may contain a URL with credentials.
         hiding = bool(equals) and (
             (plain not in _HARMLESS and _SECRET.search(plain) is not None) or hide_in_text(within) != within
         )

@@ -1,7 +1,7 @@
-"""Text from outside on a terminal: control, bidirectional and invisible characters are shown escaped.
+"""External text on a terminal: control, bidirectional and invisible characters are escaped.
 
-A certificate's name or a caller's client id could otherwise move the cursor, reverse the order of what follows
-("Trojan Source"), or look like another name. Everything that a command or the log shows goes through here.
+A certificate's name or a caller's client id could otherwise move the cursor, reverse the order of the following text
+("Trojan Source"), or look like another name. All output of commands and of the log passes through this module.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _IGNORABLE: Final = (
     (0xFFA0, 0xFFA0),  # halfwidth Hangul filler
     (0xE0100, 0xE01EF),  # variation selectors
 )
-"""Code points that show nothing though `str.isprintable` is true: letters and marks among Unicode's
+"""Invisible code points for which `str.isprintable` is true: letters and marks among Unicode's
 Default_Ignorable_Code_Point, and the blank Braille pattern. Format characters, separators and surrogates are not
 printable anyway."""
 _EDGES: Final = tuple(chain.from_iterable((first, last + 1) for first, last in _IGNORABLE))
@@ -32,12 +32,12 @@ _UNUSUAL_IN_JSON: Final = re.compile(r"[^\x20-\x7e\n]")
 
 
 def is_visible(character: str) -> bool:
-    """Whether a character shows as itself, and changes nothing around it. The blank is the only separator that does."""
+    """Whether a character is visible and does not affect others. The space is the only such separator."""
     return character.isprintable() and not bisect_right(_EDGES, ord(character)) % 2
 
 
 def printable(text: str) -> str:
-    """A text as one line that can be printed: what is not visible as an escape sequence, such as \\x1b or \\u202e."""
+    """The text as one printable line: invisible characters become escape sequences such as \\x1b or \\u202e."""
     return text if text.isascii() and text.isprintable() else _UNUSUAL.sub(_escaped, text)
 
 
@@ -47,15 +47,15 @@ def _escaped(found: re.Match[str]) -> str:
 
 
 def printable_json(text: str) -> str:
-    """The same JSON text (RFC 8259) with what is not visible escaped inside its strings. Line feeds stay."""
+    """The JSON text (RFC 8259) with invisible characters in its strings escaped. Line feeds stay."""
     return text if text.isascii() and "\x7f" not in text else _UNUSUAL_IN_JSON.sub(_escaped_in_json, text)
 
 
-def printable_json_bytes(octets: bytes) -> bytes:
-    """As `printable_json`, for UTF-8."""
-    if octets.isascii() and b"\x7f" not in octets:
-        return octets
-    return printable_json(octets.decode()).encode()
+def printable_json_bytes(document: bytes) -> bytes:
+    """Like `printable_json`, for UTF-8."""
+    if document.isascii() and b"\x7f" not in document:
+        return document
+    return printable_json(document.decode()).encode()
 
 
 def _escaped_in_json(found: re.Match[str]) -> str:

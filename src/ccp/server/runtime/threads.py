@@ -2,15 +2,15 @@
 
     writer = JobThread("database writer", serve, not_started="…", unconfirmed="…")
     await writer.start()
-    answer = await writer.run(work, 5.0)
+    result = await writer.run(work, 5.0)
     writer.reasons()                                 # why the worker is not ready
     await writer.stop()
 
-A thread that ends for any reason but `stop` is started again, with a delay that doubles with each failure. Until then
-every job that waits or comes is answered with Unavailable, so no caller waits for a thread that does not run. A thread
-that hangs cannot be ended; its callers get Unavailable when their time is up, later ones at once.
+A thread that ends without `stop` is restarted, with a delay that doubles with each failure. Until then every queued or
+new job fails with Unavailable, so no caller waits for a thread that does not run. A hanging thread cannot be ended; its
+callers get Unavailable after their time limit, later ones at once.
 
-Threads are daemons: a process that ends does not wait for them. All durations are seconds of the monotonic clock.
+Threads are daemons: the process can end without them. All durations are seconds of the monotonic clock.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _FIRST_DELAY: Final = 0.1
 _MAX_DELAY: Final = 5.0
 _STOP_TIMEOUT: Final = 10.0
 _MARGIN: Final = 1.0
-"""Between the time limit of a job and the moment when its thread counts as hanging."""
+"""Seconds after the time limit of a job until its thread counts as hanging."""
 
 
 class Job:
-    """Work for a thread, and the future that its caller waits for."""
+    """Work for a thread, and the future that the caller awaits."""
 
     __slots__ = ("_claim", "result", "time_limit", "work")
 
@@ -48,19 +48,19 @@ class Job:
         self._claim = threading.Lock()
 
     def claim(self) -> bool:
-        """True for the first call alone: of the thread that begins the work, or of the caller that gives it up."""
+        """True for the first call only: by the thread that begins the work, or by the caller that abandons it."""
         return self._claim.acquire(blocking=False)
 
 
 Outcome: TypeAlias = tuple[Job, Any, BaseException | None]
-"""A job with its result, or with what it raises."""
+"""A job, its result, and its exception."""
 
 
 class Inbox:
-    """What one run of a thread takes its jobs from. Methods are for the thread; attributes may be read anywhere.
+    """The job queue of one run of a thread. The thread calls the methods; any thread may read the attributes.
 
-    restarted: an earlier run of the thread has failed. busy_since: when the jobs under way were taken, None while it
-    waits for some. max_busy: how long they may take, seconds.
+    restarted: an earlier run of the thread has failed. busy_since: when the current jobs were taken, None while the
+    thread is idle. max_busy: time that they may take, seconds.
     """
 
     def __init__(self, owner: JobThread, loop: asyncio.AbstractEventLoop, *, restarted: bool) -> None:
@@ -75,11 +75,11 @@ class Inbox:
         self.error: BaseException | None = None
 
     def ready(self) -> None:
-        """Say that jobs can be taken: everything that the thread needs is open and works."""
+        """Report that the thread has opened its resources and takes jobs."""
         self._loop.call_soon_threadsafe(self._owner.became_ready, self)
 
     def take(self, max_jobs: int) -> Sequence[Job]:
-        """Wait for jobs. Empty: the thread is to end. What was taken before is finished."""
+        """Wait for jobs. Empty: the thread has to end. The jobs taken before count as finished."""
         self.taken, self.busy_since = (), None
         first = self.queue.get()
         if first is None:
@@ -96,17 +96,17 @@ class Inbox:
         return jobs
 
     def ended(self) -> None:
-        """Tell the owner. It notices also where this fails."""
-        with contextlib.suppress(RuntimeError):  # The loop was closed meanwhile.
+        """Report the end of the run. The owner also detects it without this call."""
+        with contextlib.suppress(RuntimeError):  # The event loop is closed.
             self._loop.call_soon_threadsafe(self._owner.ended, self)
 
     def finish(self, outcomes: Sequence[Outcome]) -> None:
-        """Hand outcomes to their callers."""
+        """Deliver outcomes to the callers."""
         self._loop.call_soon_threadsafe(self._owner.deliver, outcomes)
 
 
 class JobThread:
-    """Belongs to one event loop, which calls everything here but `serve`."""
+    """A supervised thread. Belongs to one event loop, which calls everything here except `serve`."""
 
     def __init__(
         self,
@@ -117,11 +117,11 @@ class JobThread:
         unconfirmed: str,
         expired: Callable[[], None] = lambda: None,
     ) -> None:
-        """name: for readiness and the log. serve: runs in the thread; it opens what it needs, calls `ready`, and takes
-        jobs until there are none. Whatever it raises ends that run, and with it the jobs that it took.
+        """name: for readiness and the log. serve: runs in the thread; it opens its resources, calls `ready`, and takes
+        jobs until `take` returns none. An exception ends the run and fails the jobs that it took.
 
-        not_started, unconfirmed: sentences for jobs that nothing was done for, and for those whose outcome is unknown.
-        expired: called when the time of a job that is under way is up.
+        not_started, unconfirmed: error sentences for jobs that were not begun, and for those with an unknown outcome.
+        expired: called when a running job exceeds its time limit.
         """
         self._name = name
         self._serve = serve
@@ -136,15 +136,15 @@ class JobThread:
         self._failures = 0
 
     async def start(self) -> None:
-        """Start the thread and wait until it takes jobs. Raises what `serve` raised before that."""
+        """Start the thread and wait until it takes jobs. Raises what `serve` raises before."""
         self._first = asyncio.get_running_loop().create_future()
         self._begin()
         await self._first
 
     async def run(self, work: Any, time_limit: float) -> Any:
-        """Have the thread do something. Raises what it raises, and Unavailable.
+        """Run a job in the thread. Raises what it raises, and Unavailable.
 
-        time_limit: seconds, the wait for its turn included. A thread that takes longer counts as hanging.
+        time_limit: seconds, including the time in the queue. A thread that takes longer counts as hanging.
         """
         inbox = self._inbox
         if inbox is None or not inbox.accepts or self._problem() is not None:
@@ -158,15 +158,15 @@ class JobThread:
         finally:
             expiry.cancel()
             if job.result.cancelled():
-                job.claim()  # The caller has gone; where nothing was done yet, nothing will be.
+                job.claim()  # The caller was cancelled: a job that was not begun is dropped.
 
     def reasons(self) -> list[str]:
-        """A sentence where jobs are not done now. For readiness."""
+        """For readiness: a sentence if the thread runs no jobs."""
         problem = self._problem()
         return [] if problem is None else [problem]
 
     async def stop(self) -> None:
-        """Have everything done that was handed over before, and end the thread."""
+        """Finish the queued jobs and end the thread."""
         self._stopped = asyncio.Event()
         if self._restart is not None:
             self._restart.cancel()
@@ -183,6 +183,7 @@ class JobThread:
     # --- Called in the event loop by a run of the thread ---
 
     def became_ready(self, inbox: Inbox) -> None:
+        """Accept jobs for this run."""
         if inbox is not self._inbox:
             return
         inbox.accepts = self._stopped is None
@@ -192,11 +193,12 @@ class JobThread:
             self._first.set_result(None)
 
     def deliver(self, outcomes: Iterable[Outcome]) -> None:
+        """Set the results of jobs."""
         for job, result, error in outcomes:
             if error is None:
                 self._failures = 0
             if job.result.done():
-                continue  # Its caller has gone, or was told that its time was up.
+                continue  # The caller was cancelled or timed out.
             if error is None:
                 job.result.set_result(result)
             else:
@@ -209,12 +211,12 @@ class JobThread:
         self._thread = threading.Thread(target=self._run, args=(inbox,), name=self._name, daemon=True)
         try:
             self._thread.start()
-        except (RuntimeError, MemoryError) as exc:  # The system has no thread left.
+        except (RuntimeError, MemoryError) as exc:  # The system cannot create a thread.
             inbox.error = exc
             self.ended(inbox)
 
     def _run(self, inbox: Inbox) -> None:
-        """The thread. Its end is noticed even where this cannot tell of it: see `_problem`."""
+        """The thread's main function. `_problem` detects an end that this function cannot report."""
         try:
             self._serve(inbox)
         except BaseException as exc:
@@ -223,6 +225,7 @@ class JobThread:
             inbox.ended()
 
     def ended(self, inbox: Inbox) -> None:
+        """Fail the jobs of a run that has ended, and schedule the next run."""
         if inbox is not self._inbox:
             return
         self._inbox = None
@@ -237,12 +240,12 @@ class JobThread:
             return
         self._failures += 1
         delay = min(_FIRST_DELAY * 2.0 ** min(self._failures - 1, 30), _MAX_DELAY)
-        if not self._failures & (self._failures - 1):  # Many in a row are logged at doubling counts.
+        if not self._failures & (self._failures - 1):  # Repeated failures are logged at doubling counts.
             _log.error("thread failed", thread=self._name, failures=self._failures, retry_in=delay, exc_info=error)
         self._restart = asyncio.get_running_loop().call_later(delay, self._begin)
 
     def _fail(self, inbox: Inbox, error: BaseException | None) -> None:
-        """Answer everything that a run took and that waits for it."""
+        """Fail the jobs that a run took and those in its queue."""
         jobs = list(inbox.taken)
         with contextlib.suppress(queue.Empty):
             while True:
@@ -263,7 +266,7 @@ class JobThread:
             self._expired()
 
     def _problem(self) -> str | None:
-        """What keeps it from doing jobs, as a sentence."""
+        """Why the thread runs no jobs, as a sentence; None if it does."""
         inbox, thread = self._inbox, self._thread
         if inbox is not None and thread is not None and thread.ident is not None and not thread.is_alive():
             self.ended(inbox)

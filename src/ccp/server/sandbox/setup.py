@@ -15,7 +15,7 @@ from ccp.ids import EMAID, PCID, WMI, OperatorId, ProviderId
 from ccp.schemas.common import encode_base64
 from ccp.schemas.opnc import SignedContractData
 from ccp.server import logging, settings
-from ccp.server.access.authorization_server import new_secret
+from ccp.server.access.client_secrets import new_secret
 from ccp.server.access.party_registry import Actor, PartyRegistry
 from ccp.server.app import build_services
 from ccp.server.audit.actor import command_actor

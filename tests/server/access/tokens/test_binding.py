@@ -26,7 +26,7 @@ from joserfc import jws
 from joserfc.jwk import ECKey
 
 from ccp.ids import ProviderId
-from ccp.server.access.authorization_server import hash_secret
+from ccp.server.access.client_secrets import hash_secret
 from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.http.client_certificate import parse_certificate_header
 from ccp.server.http.routes.opnc import BASE

@@ -19,8 +19,9 @@ from joserfc import jws
 from ccp.errors import NotAuthenticated, NotFound
 from ccp.ids import ProviderId
 from ccp.server import settings
-from ccp.server.access import authorization_server
-from ccp.server.access.authorization_server import AuthorizationServer, hash_secret
+from ccp.server.access import authorization_server, token_keys
+from ccp.server.access.authorization_server import AuthorizationServer
+from ccp.server.access.client_secrets import hash_secret
 from ccp.server.domain.parties import Party, PartyRole
 from ccp.server.http.routes.opnc import BASE
 from ccp.server.settings import MAX_TOKEN_LIFETIME
@@ -205,13 +206,13 @@ def test_of_many_workers_that_find_the_key_too_old_one_rotates_and_tells_the_aud
         await asyncio.gather(*(worker.authority.refresh_keys(AT) for worker in found))
         assert len(await found[0].keys()) == 1
         later = AT + 31 * DAY
-        await asyncio.gather(*(worker.authority.replace_old_keys(30 * 86_400, later) for worker in found))
+        await asyncio.gather(*(token_keys.replace_old_keys(worker.store, 30 * 86_400, later) for worker in found))
         for worker in found:
             await worker.store.close()
 
     asyncio.run(all_at_once())
     new, old = read(registered, signing_keys.list_all())
-    assert new.starts_at == AT + 31 * DAY + authorization_server.KEY_ACTIVATION_DELAY
+    assert new.starts_at == AT + 31 * DAY + token_keys.KEY_ACTIVATION_DELAY
     assert old.retired_at is not None
     assert old.retired_at >= new.starts_at + timedelta(seconds=MAX_TOKEN_LIFETIME)
     rows = sql(registered, "select actor, subject from audit where action = 'key.rotated'")
@@ -222,10 +223,10 @@ def test_keys_are_not_rotated_by_age_where_the_setting_is_zero_but_retired_ones_
     async def look_after() -> None:
         (worker,) = await workers(registered, 1)
         await worker.authority.refresh_keys(AT)
-        await worker.authority.replace_old_keys(0, AT + 1000 * DAY)
+        await token_keys.replace_old_keys(worker.store, 0, AT + 1000 * DAY)
         assert len(await worker.keys()) == 1
-        await authorization_server.rotate(worker.store, "cli:test", AT)
-        await worker.authority.replace_old_keys(0, AT + 1000 * DAY)
+        await token_keys.rotate(worker.store, "cli:test", AT)
+        await token_keys.replace_old_keys(worker.store, 0, AT + 1000 * DAY)
         await worker.store.close()
 
     asyncio.run(look_after())
@@ -241,7 +242,7 @@ def test_a_token_of_a_key_that_a_worker_does_not_know_yet_is_looked_up_but_not_f
             await worker.authority.refresh_parties()
             await worker.authority.refresh_keys(AT)
         accepted = await second.token(AT)
-        await authorization_server.rotate(first.store, "cli:test", AT + SECOND, timedelta(0))
+        await token_keys.rotate(first.store, "cli:test", AT + SECOND, timedelta(0))
         await first.authority.refresh_keys(AT)
         newest = await first.token(AT + SECOND)
         second.authority._loaded = time.monotonic()
@@ -310,7 +311,7 @@ def test_a_cached_token_ends_with_its_key_even_if_it_claims_to_last_longer(regis
         await worker.authority.refresh_keys(AT)
         worker.authority._lifetime = 365 * 86_400
         forged = await worker.token(AT)
-        await authorization_server.rotate(worker.store, "cli:test", AT)
+        await token_keys.rotate(worker.store, "cli:test", AT)
         await worker.authority.refresh_keys(AT)
         (retired_at,) = [key.retired_at for key in await worker.keys() if key.retired_at is not None]
         assert await worker.takes(forged, retired_at - SECOND)
@@ -443,7 +444,7 @@ def environment(url: str) -> dict[str, str]:
 
 def test_keys_are_listed_rotated_and_revoked_by_command(url: str, environment: dict[str, str]) -> None:
     assert ccp_ok("keys", "list", env=environment).lines == ["key  state  made  signs from  verifies until"]
-    write(url, signing_keys.ensure(authorization_server.new_key(AT)))
+    write(url, signing_keys.ensure(token_keys.new_key(AT)))
     (old,) = kids(url)
     out = ccp_ok("keys", "rotate", env=environment).out
     new = next(kid for kid in kids(url) if kid != old)
@@ -463,11 +464,11 @@ def test_keys_are_listed_rotated_and_revoked_by_command(url: str, environment: d
 
 
 def test_no_new_key_is_named_like_an_option() -> None:
-    assert not [kid for kid in (authorization_server.new_key(AT).kid for _ in range(400)) if kid.startswith("-")]
+    assert not [kid for kid in (token_keys.new_key(AT).kid for _ in range(400)) if kid.startswith("-")]
 
 
 def test_a_key_that_is_named_like_an_option_can_be_revoked(url: str, environment: dict[str, str]) -> None:
-    write(url, signing_keys.ensure(replace(authorization_server.new_key(AT), kid="-E")))
+    write(url, signing_keys.ensure(replace(token_keys.new_key(AT), kid="-E")))
     assert ccp_ok("keys", "revoke", "--", "-E", env=environment).lines[0] == "-E is revoked."
 
 

@@ -6,9 +6,8 @@ import time
 
 import pytest
 
-from ccp.server.access.authorization_server import _matches as matches
-from ccp.server.access.authorization_server import _matching_hash as matching_hash
-from ccp.server.access.authorization_server import hash_secret, new_secret
+from ccp.server.access.client_secrets import _matches as matches
+from ccp.server.access.client_secrets import hash_secret, matching_hash, new_secret
 
 
 def test_a_secret_is_kept_as_a_salted_argon2id_hash_that_it_alone_fits() -> None:

@@ -267,7 +267,7 @@ def test_circuit_stays_closed_while_the_event_loop_is_late(
     pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     late = [True]
-    monkeypatch.setattr(LoopLag, "lost", property(lambda self: time.monotonic() if late[0] else 0.0))
+    monkeypatch.setattr(LoopLag, "total", property(lambda self: time.monotonic() if late[0] else 0.0))
     path = "/contractData/pcid/WEX0TEST000000001"
     with (
         scripted() as peer,

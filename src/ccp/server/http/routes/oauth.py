@@ -20,7 +20,8 @@ from starlette.types import Scope
 
 from ccp.errors import FieldError, NotAuthenticated, TooManyRequests
 from ccp.schemas import json_input
-from ccp.server.access.authorization_server import KEY_ACTIVATION_DELAY, AuthorizationServer, InvalidScope
+from ccp.server.access.authorization_server import AuthorizationServer, InvalidScope
+from ccp.server.access.token_keys import KEY_ACTIVATION_DELAY
 from ccp.server.domain.parties import PartyRole
 from ccp.server.http.middleware.client_address import client_of
 from ccp.server.http.middleware.tracing import trace_of
