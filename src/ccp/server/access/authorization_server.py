@@ -203,7 +203,7 @@ class AuthorizationServer:
         roles: roles to grant; None for all. certificate: x5t#S256 thumbprint of the certificate to bind it to. Raises
         NotAuthenticated, InvalidScope, Unavailable.
         """
-        stored = await self._store.read(parties.secrets_of(client_id, now))
+        stored = await self._store.read(parties.list_secret_hashes(client_id, now))
         hashes = [entry.hash for entry in stored]
         if not self._secrets.still_valid(client_id, secret, hashes):
             matching = await self._hashing.run(matching_hash, hashes, secret)
