@@ -195,7 +195,7 @@ def _flood(
         found == len(searching.answers) if plan.share == 1 else found > 0,
     )
     yield Row("descriptors that the worker has open at most", "< 300", str(most[0]), most[0] < 300)
-    judged = sum(value for name, _, value in figures if name == "ccp_peer_resting")
+    judged = sum(value for name, _, value in figures if name == "ccp_peer_circuit_open")
     total: dict[str, float] = {}
     for name, labels, value in figures:
         if name == "ccp_peer_requests_total":

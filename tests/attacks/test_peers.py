@@ -100,7 +100,7 @@ def test_flood_of_one_partner_does_not_block_others_at_a_slow_peer(pkis: dict[st
         ask_quietly()
         ask_for_car()
         found = read(pool.base_url)
-        assert value(found, "ccp_peer_resting", peer="slow") == 0
+        assert value(found, "ccp_peer_circuit_open", peer="slow") == 0
         labels = {"peer": "slow", "operation": "GetContractDataByPcid", "outcome": "limited"}
         assert value(found, "ccp_peer_requests_total", **labels) == 150 - 16
 
@@ -164,7 +164,7 @@ def test_invalid_contract_of_a_peer_keeps_the_circuit_closed(pkis: dict[str, PKI
         peer.on(PATH, opnc(contract))
         (item,) = deliver(pool, other)
         assert item["emaid"] == contract.emaid
-        assert value(read(pool.base_url), "ccp_peer_resting", peer="far") == 0
+        assert value(read(pool.base_url), "ccp_peer_circuit_open", peer="far") == 0
 
 
 def test_peer_answer_drops_only_invalid_contracts(pkis: dict[str, PKI]) -> None:

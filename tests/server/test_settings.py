@@ -42,9 +42,7 @@ def test_defaults_are_safe() -> None:
     assert config.public_url == "http://127.0.0.1:8020"
 
 
-def test_the_command_line_wins_over_the_environment_over_the_file_over_the_default(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_load_prefers_options_to_environment_to_file_to_default(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = written(folder, "port = 1001\nworkers = 11\nmax_body = 10001\n")
     monkeypatch.setenv("CCP_PORT", "1002")
     monkeypatch.setenv("CCP_WORKERS", "12")
@@ -56,7 +54,7 @@ def test_what_the_command_line_leaves_open_does_not_override_anything(folder: Pa
     assert settings.load(written(folder, "port = 1001\n"), port=None, host=None).port == 1001
 
 
-def test_a_file_is_named_or_told_by_the_environment_or_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_finds_the_file_by_option_environment_or_default(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     written(folder, "port = 1001\n", "elsewhere/ccp.toml")
     assert settings.load().port == 1001
     monkeypatch.setenv("CCP_CONFIG", str(written(folder, "port = 1002\n", "second.toml")))
@@ -119,14 +117,14 @@ def test_a_value_that_is_not_allowed_is_refused_by_name(folder: Path, text: str,
     assert refusal(written(folder, text)).startswith(f"{name}: ")
 
 
-def test_every_bad_value_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_reports_every_invalid_value(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CCP_PORT", "x")
     with pytest.raises(ConfigurationError) as caught:
         settings.load(written(folder, "workers = 0\nodd = 1\n"))
     assert sorted(message.split(":")[0] for message in caught.value.messages) == ["odd", "port", "workers"]
 
 
-def test_a_file_that_cannot_be_read_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_reports_an_unreadable_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert refusal(folder / "none.toml").endswith("none.toml cannot be read: No such file or directory.")
     assert refusal(folder).endswith("cannot be read: Is a directory.")
     assert "is not TOML" in refusal(written(folder, "port = \n"))
@@ -141,7 +139,7 @@ def test_a_certificate_without_key_and_a_key_without_certificate_are_refused(fol
     assert refusal(written(folder, f'{alone} = "file.pem"')) == "tls_cert and tls_key belong together."
 
 
-def test_the_public_address_follows_from_what_is_listened_on_unless_it_is_given() -> None:
+def test_public_url_defaults_to_the_listening_address() -> None:
     assert settings.load(port=1).public_url == "http://127.0.0.1:1"
     assert settings.load(tls_cert="c", tls_key="k", host="ccp").public_url == "https://ccp:8020"
     assert settings.load(base_url="https://ccp.example.com/").public_url == "https://ccp.example.com"

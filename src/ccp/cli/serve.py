@@ -107,7 +107,7 @@ def _run(effective: Settings, limit: int | None) -> None:
     )
     if effective.workers > 1:
         logging.configure(effective)
-        assert metrics.are_shared() or effective.metrics is MetricsAccess.OFF
+        assert metrics.is_shared() or effective.metrics is MetricsAccess.OFF
     workers.run(
         "ccp.server.app:create_app",
         preload=(

@@ -128,7 +128,7 @@ def build_services(
     store = connect(config.database, config.database_connections, limits)
     trust = TrustStore(store)
     budget = LoopBudget()
-    loop_lag = LoopLag(numbers.loop_lagged)
+    loop_lag = LoopLag(numbers.loop_probed)
     outbound = OutboundClient(config.egress_allow_networks, budget=budget)
     external = ExternalServices.from_settings(config, outbound)
     guard = ClockGuard(clock, store.time)

@@ -1,9 +1,9 @@
-"""Log events: one a line on standard error, as JSON or for people, with long ids cut to their owner's.
+"""Log events: one per line on standard error, as JSON or as readable text, with long ids shortened to their owner.
 
-What is not visible on a terminal is escaped in both forms, and credentials in URLs are hidden.
+Invisible characters are escaped in both formats, and credentials in URLs are hidden.
 
-Lines of one turn of the event loop are written together: under load most of what a line costs is the writing. What
-says that something failed is written at once, and so is everything outside of a loop.
+Lines of one iteration of the event loop are written together, because under load the write is most of a line's cost.
+Errors are written at once, and so are all lines outside of an event loop.
 """
 
 from __future__ import annotations
@@ -27,26 +27,27 @@ from ccp.server.runtime.redacted_urls import hide_in_text
 from ccp.server.runtime.terminal_text import printable, printable_json
 from ccp.server.settings import Settings
 
-_TOLD: Final = ("reason", "reasons", "cause", "warning", "warnings", "said")
-"""Members of log events that hold sentences, in which ids may be named."""
-_WHOLE: Final = 4096  # Octets that a pipe takes as one (PIPE_BUF): lines of several workers do not run into each other.
+_SENTENCES: Final = ("reason", "reasons", "cause", "warning", "warnings", "said")
+"""Members of log events that contain sentences, which may contain ids."""
+_MAX_ATOMIC_WRITE: Final = 4096  # Bytes that a pipe writes atomically (PIPE_BUF), so that workers' lines do not mix.
 
 
-class Lines:
-    """A logger at the end of structlog's chain: takes finished lines."""
+class LineWriter:
+    """The logger at the end of structlog's chain: writes rendered lines."""
 
     def __init__(self, file: TextIO) -> None:
         self._file: Final = file
-        self._lock: Final = threading.RLock()  # A signal's handler may have something to say in the midst of a line.
+        self._lock: Final = threading.RLock()  # Reentrant: a signal handler may log while a line is written.
         self._waiting: list[str] = []
         self._flushing: asyncio.AbstractEventLoop | None = None
         atexit.register(self.flush)
 
     def msg(self, line: str) -> None:
+        """Queue a line for the end of the event loop's iteration; write it at once outside of a loop."""
         try:
             loop = asyncio.get_running_loop()
         except RuntimeError:
-            self.now(line)
+            self.write_now(line)
             return
         with self._lock:
             self._waiting.append(line)
@@ -56,36 +57,38 @@ class Lines:
 
     debug = info = warning = msg
 
-    def now(self, line: str) -> None:
+    def write_now(self, line: str) -> None:
+        """Write a line at once, after the queued ones."""
         with self._lock:
             self._waiting.append(line)
         self.flush()
 
-    error = critical = now
+    error = critical = write_now
 
     def flush(self) -> None:
-        """Write what waits, in parts that a pipe takes whole. What cannot be written is lost. Raises OSError."""
+        """Write the queued lines in chunks that a pipe writes atomically. An error loses them. Raises OSError."""
         with self._lock:
             waiting, self._waiting, self._flushing = self._waiting, [], None
             part = b""
-            for octets in [f"{line}\n".encode(errors="backslashreplace") for line in waiting]:
-                if part and len(part) + len(octets) > _WHOLE:
+            for data in [f"{line}\n".encode(errors="backslashreplace") for line in waiting]:
+                if part and len(part) + len(data) > _MAX_ATOMIC_WRITE:
                     self._write(part)
                     part = b""
-                part += octets
+                part += data
             if part:
                 self._write(part)
 
-    def _write(self, octets: bytes) -> None:
-        self._file.write(octets.decode())
+    def _write(self, data: bytes) -> None:
+        self._file.write(data.decode())
         self._file.flush()
 
 
 def configure(config: Settings) -> None:
-    lines = Lines(sys.stderr)
-    for_people = config.log_format == "console"
+    """Configure structlog for this process."""
+    lines = LineWriter(sys.stderr)
+    readable = config.log_format == "console"
     structlog.configure(
-        processors=[_completed, partial(_for_people, structlog.dev.ConsoleRenderer()) if for_people else _as_json],
+        processors=[_completed, partial(_as_text, structlog.dev.ConsoleRenderer()) if readable else _as_json],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, config.log_level.upper())),
         logger_factory=lambda *args: lines,
         cache_logger_on_first_use=True,
@@ -93,14 +96,14 @@ def configure(config: Settings) -> None:
 
 
 def _completed(logger: Any, level: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """With level, time and what an exception says; long ids in sentences are cut."""
+    """Add level, time and traceback; shorten long ids in sentences."""
     event["level"] = level
-    for name in _TOLD:
+    for name in _SENTENCES:
         value = event.get(name)
         if isinstance(value, str):
             event[name] = _masked(value)
         elif isinstance(value, tuple | list):
-            event[name] = [_masked(str(each)) for each in value]
+            event[name] = [_masked(str(item)) for item in value]
     event["timestamp"] = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
     if "exc_info" in event:
         event = mask_exception(structlog.processors.format_exc_info(logger, level, event))
@@ -108,34 +111,34 @@ def _completed(logger: Any, level: str, event: MutableMapping[str, Any]) -> Muta
 
 
 def _masked(text: str) -> str:
-    """Without credentials and ids: in this order, since the name of a URL's parameter may be as long as an id."""
+    """Remove credentials, then ids: in this order, because the name of a URL parameter may be as long as an id."""
     return mask_ids(hide_in_text(text))
 
 
 def _as_json(logger: Any, level: str, event: MutableMapping[str, Any]) -> str:
     try:
         line = orjson.dumps(event, default=str).decode()
-    except TypeError:  # A lone surrogate, which JSON from elsewhere may hold and UTF-8 cannot.
+    except TypeError:  # A lone surrogate, which external JSON may contain and UTF-8 cannot.
         line = orjson.dumps(_for_each_text(event, printable), default=str).decode()
     if "://" in line and ("@" in line or "=" in line):
         line = orjson.dumps(_for_each_text(orjson.loads(line), hide_in_text)).decode()
     return printable_json(line)
 
 
-def _for_people(render: structlog.dev.ConsoleRenderer, logger: Any, level: str, event: MutableMapping[str, Any]) -> str:
-    shown = {name: _for_each_text(value, _shown_to_people) for name, value in event.items()}
+def _as_text(render: structlog.dev.ConsoleRenderer, logger: Any, level: str, event: MutableMapping[str, Any]) -> str:
+    shown = {name: _for_each_text(value, _printable) for name, value in event.items()}
     if isinstance(exception := event.get("exception"), str):
-        # A traceback has several lines. They are indented, so that none of them looks like an event of its own.
-        shown["exception"] = "\n    ".join(map(_shown_to_people, exception.split("\n")))
+        # The lines of a traceback are indented, so that none of them looks like a separate event.
+        shown["exception"] = "\n    ".join(map(_printable, exception.split("\n")))
     return str(render(logger, level, shown))
 
 
-def _shown_to_people(text: str) -> str:
+def _printable(text: str) -> str:
     return printable(hide_in_text(text))
 
 
 def _for_each_text(value: Any, change: Callable[[str], str]) -> Any:
-    """A log event with each text in it changed."""
+    """Apply a function to each string of a log event."""
     if isinstance(value, str):
         return change(value)
     if isinstance(value, Mapping):
@@ -146,7 +149,7 @@ def _for_each_text(value: Any, change: Callable[[str], str]) -> Any:
 
 
 def mask_exception(event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    """What an exception says may name ids too. Names in a traceback are seldom long words with a digit in them."""
+    """Shorten ids in a traceback. Other long words there rarely contain a digit."""
     if isinstance(event.get("exception"), str):
         event["exception"] = _LONG_WITH_DIGIT.sub(lambda found: found[0][:5] + "…", event["exception"])
     return event

@@ -148,15 +148,13 @@ def test_every_column_of_the_table_is_among_those_that_are_changed_here(url: str
 
 @pytest.mark.parametrize("value", ["null", "''", "x'00ff'", "17", "'not hexadecimal'"])
 @pytest.mark.parametrize("name", ["subject", "salt", "trace_id"])
-def test_values_that_no_writer_puts_there_are_noticed_and_do_not_stop_the_verifier(
-    url: str, name: str, value: str
-) -> None:
+def test_verifier_reports_malformed_values_and_continues(url: str, name: str, value: str) -> None:
     sql(url, f"update audit set {name} = {value} where lane = ? and number = 2", LANE)
     assert broken(url) == [(LANE, 2)]
 
 
 @pytest.mark.parametrize(("removed", "first"), [(1, 2), (3, 4), (5, 5)])
-def test_a_removed_row_is_noticed_be_it_the_last(url: str, removed: int, first: int) -> None:
+def test_verifier_finds_a_removed_row(url: str, removed: int, first: int) -> None:
     sql(url, "delete from audit where lane = ? and number = ?", LANE, removed)
     assert broken(url) == [(LANE, first)]
 
@@ -234,7 +232,7 @@ def test_a_subject_that_is_gone_without_an_erasure_is_noticed(url: str) -> None:
     ]
 
 
-def test_the_first_broken_row_of_each_broken_lane_is_told_with_the_reason(url: str) -> None:
+def test_verification_reports_the_first_broken_row_of_each_lane(url: str) -> None:
     sql(url, "update audit set actor = 'x' where lane = ? and number in (2, 4)", LANE)
     sql(url, "delete from audit where lane = ? and number = 5", OTHER)
     verdict = verify(url)
@@ -303,7 +301,7 @@ def test_an_erased_subject_is_good_where_an_erasure_lists_its_row(url: str) -> N
     assert sql(url, "select count(*) from audit where subject like ?", f"%{CONTRACT}%") == [(0,)]
 
 
-def test_an_erasure_of_many_rows_is_told_in_several(tmp_path: Path) -> None:
+def test_erasure_of_many_rows_is_recorded_in_several_rows(tmp_path: Path) -> None:
     url = new_database(tmp_path)
     write(url, queries.record(*(entry(vehicle_of(7)) for _ in range(1201))))
     erase(url, CONTRACT)

@@ -41,9 +41,7 @@ def test_a_whole_trail_is_said_to_be_whole(url: str, config: tuple[object, ...])
     assert json.loads(ccp_ok("audit", "verify", "--json", *config).out) == {"rows": 32, "erased": 0, "broken": []}
 
 
-def test_a_broken_trail_is_status_1_and_the_first_broken_row_of_each_lane_is_told(
-    url: str, config: tuple[object, ...]
-) -> None:
+def test_verify_prints_the_first_broken_row_of_each_lane_with_status_1(url: str, config: tuple[object, ...]) -> None:
     sql(url, "update audit set actor = 'x' where lane = 2 and number = 1")
     sql(url, "delete from audit where lane = 5 and number = 2")
     done = ccp("audit", "verify", *config)

@@ -144,7 +144,7 @@ def test_a_vehicle_is_erased_everywhere_with_its_contracts(pool: Pool, config: P
     assert broken_invariants(pool.settings.database) == []
 
 
-def test_a_vehicle_whose_maker_is_told_is_gone_once_the_events_are_sent(pool: Pool, config: Path) -> None:
+def test_erased_vehicle_is_gone_once_its_events_are_sent(pool: Pool, config: Path) -> None:
     car, *_ = lived(pool)
     report = erased(config, "--pcid", car.pcid)
     assert (report["erased"]["vehicle"], report["events_waiting"]) == (0, 2)
@@ -206,7 +206,7 @@ def test_the_row_of_an_erasure_says_who_and_how_much_and_names_no_id(pool: Pool,
     assert not any(named in row.subject for named in (contract.emaid, car.pcid, other.emaid))
 
 
-def test_an_id_that_nothing_is_known_of_is_erased_all_the_same_and_that_is_recorded(pool: Pool, config: Path) -> None:
+def test_erase_records_an_unknown_id_too(pool: Pool, config: Path) -> None:
     for option, named in (("--emaid", new_emaid()), ("--pcid", new_pcid())):
         before = len(pool.change(queries.search(Filter(action="data.erased"), 1000)))
         report = erased(config, option, named)
@@ -226,9 +226,7 @@ def test_another_contract_whose_id_begins_the_same_is_left_alone(pool: Pool, con
     assert naming(pool, longer)["watched_certificate"] == 1
 
 
-def test_what_is_known_of_a_revoked_certificate_stays_because_it_would_pass_for_good_without(
-    pool: Pool, config: Path
-) -> None:
+def test_erase_keeps_the_revocation_of_a_certificate(pool: Pool, config: Path) -> None:
     contract = pool.publish(pool.car())
     watch(pool, Certificate.load(contract.certificate), ISSUER, "dd")
     pool.sql("update evidence set status = 'revoked' where serial = 'dd'")
@@ -249,7 +247,7 @@ def test_an_id_is_read_in_every_form_and_exactly_one_is_asked_for(pool: Pool, co
     assert "pcid : must match" in ccp_error("erase", "--pcid", "short", "--config", config)
 
 
-def test_what_went_is_printed(pool: Pool, config: Path) -> None:
+def test_erase_prints_what_it_removed(pool: Pool, config: Path) -> None:
     contract = pool.publish(pool.car())
     assert ccp_ok("erase", "--emaid", contract.emaid, "--dry-run", "--config", config).lines[:3] == [
         "   1  contract(s) would be erased",

@@ -1,4 +1,4 @@
-"""Lines of the log: together where many come at once, whole, in order, and at once where it matters."""
+"""LineWriter of the log: together where many come at once, whole, in order, and at once where it matters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from ccp.server.logging import _WHOLE, Lines
+from ccp.server.logging import _MAX_ATOMIC_WRITE, LineWriter
 
 
 class File(io.StringIO):
@@ -27,7 +27,7 @@ class File(io.StringIO):
 def in_a_turn(*said: tuple[str, str]) -> tuple[list[str], list[str]]:
     """What was written within the turn of the event loop in which it was said, and all of it."""
     file = File()
-    lines = Lines(file)
+    lines = LineWriter(file)
 
     async def test() -> list[str]:
         for level, line in said:
@@ -39,7 +39,7 @@ def in_a_turn(*said: tuple[str, str]) -> tuple[list[str], list[str]]:
     return asyncio.run(test()), file.writes
 
 
-def test_lines_of_one_turn_are_one_write_behind_it() -> None:
+def test_lines_of_one_iteration_are_one_write() -> None:
     assert in_a_turn(("info", "a"), ("warning", "b"), ("debug", "c")) == ([], ["a\nb\nc\n"])
 
 
@@ -48,7 +48,7 @@ def test_what_failed_is_written_at_once_behind_what_was_said_before() -> None:
 
 
 def test_no_write_is_longer_than_what_a_pipe_takes_whole_unless_a_line_is() -> None:
-    line, long = "é" * 750, "y" * (2 * _WHOLE)
+    line, long = "é" * 750, "y" * (2 * _MAX_ATOMIC_WRITE)
     _, writes = in_a_turn(*[("info", each) for each in (line, line, line, long, line)])
     assert writes == [f"{line}\n{line}\n", f"{line}\n", f"{long}\n", f"{line}\n"]
 
@@ -58,7 +58,7 @@ def test_a_file_that_cannot_be_written_keeps_nothing_waiting() -> None:
         def write(self, text: str) -> int:
             raise OSError(28, "No space left on device")
 
-    lines = Lines(Full())
+    lines = LineWriter(Full())
     with pytest.raises(OSError, match="space"):
         lines.error("a")
     lines._file = other = File()  # type: ignore[misc]
@@ -68,7 +68,7 @@ def test_a_file_that_cannot_be_written_keeps_nothing_waiting() -> None:
 
 def test_outside_of_an_event_loop_every_line_is_written_at_once() -> None:
     file = File()
-    lines = Lines(file)
+    lines = LineWriter(file)
     lines.info("a")
     lines.critical("b")
     assert file.writes == ["a\n", "b\n"]
@@ -76,7 +76,7 @@ def test_outside_of_an_event_loop_every_line_is_written_at_once() -> None:
 
 def test_what_a_loop_left_behind_does_not_keep_the_next_one_from_writing() -> None:
     file = File()
-    lines = Lines(file)
+    lines = LineWriter(file)
     loop = asyncio.new_event_loop()
 
     async def say(line: str) -> None:
@@ -92,7 +92,7 @@ def test_what_a_loop_left_behind_does_not_keep_the_next_one_from_writing() -> No
 
 def test_lines_of_threads_are_all_there_and_whole() -> None:
     file = File()
-    lines = Lines(file)
+    lines = LineWriter(file)
 
     def talk(name: int) -> None:
         for number in range(500):

@@ -74,7 +74,7 @@ def subject(row: AuditRow) -> dict[str, Any]:
 # --- The seven operations --------------------------------------------------------------------------------------------
 
 
-def test_a_new_contract_leaves_one_row_that_says_who_what_when_and_in_which_request(pool: Pool) -> None:
+def test_publication_leaves_one_row(pool: Pool) -> None:
     car = pool.car()
     contract = pool.contract(car)
     answer = pool.cps.put("/signedcontractdata", json=contract.body)
@@ -184,7 +184,7 @@ def test_a_request_without_a_good_token_leaves_a_row_of_nobody(pool: Pool) -> No
         assert subject(row)["emaid"] == emaid
 
 
-def test_a_wrong_client_secret_leaves_a_row_with_what_was_claimed_and_not_the_secret(pool: Pool) -> None:
+def test_wrong_client_secret_leaves_a_row_with_the_claimed_client_id(pool: Pool) -> None:
     form = {"grant_type": "client_credentials", "client_id": "emsp", "client_secret": "wrong secret 17"}
     answer = pool.http.post("/oauth/token", data=form)
     assert answer.status_code == 401
@@ -200,7 +200,7 @@ def test_an_event_with_a_wrong_signature_leaves_a_row_of_nobody(pool: Pool) -> N
     assert (row.actor, subject(row)["operation"]) == ("unknown", "TakeProvisioningEvent")
 
 
-def test_two_words_of_the_same_request_do_not_make_two_rows(pool: Pool) -> None:
+def test_one_refused_request_leaves_one_row(pool: Pool) -> None:
     answer = pool.emsp.get(f"/contractData/emaid/{new_emaid('NLEXB')}")
     soon(pool, answer)
     time.sleep(0.6)
@@ -234,7 +234,7 @@ def config_of(pool: Pool, folder: Path) -> Path:
     return config
 
 
-def test_a_cleansing_by_command_leaves_a_row_of_who_gave_it_and_a_dry_run_none(pool: Pool, tmp_path: Path) -> None:
+def test_purge_by_command_leaves_a_row_and_a_dry_run_none(pool: Pool, tmp_path: Path) -> None:
     config = config_of(pool, tmp_path)
     emaid = pool.publish(pool.car()).emaid
     pool.expire(emaid)
@@ -246,7 +246,7 @@ def test_a_cleansing_by_command_leaves_a_row_of_who_gave_it_and_a_dry_run_none(p
     assert row.trace_id is None
 
 
-def test_a_cleansing_on_schedule_is_the_pools_own(pkis: dict[str, PKI], tmp_path: Path) -> None:
+def test_scheduled_purge_is_recorded_for_the_pool(pkis: dict[str, PKI], tmp_path: Path) -> None:
     with start(pkis, purge_interval=1) as pool:
         emaid = pool.publish(pool.car()).emaid
         pool.expire(emaid)

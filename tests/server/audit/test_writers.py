@@ -55,7 +55,7 @@ def _hammer(url: str, seed: int, seconds: float, outcomes: Queue[Counter[str]]) 
     outcomes.put(counted)
 
 
-def test_lanes_that_several_processes_write_to_are_whole_and_hold_every_acknowledged_row(tmp_path: Path) -> None:
+def test_lanes_written_by_several_processes_are_whole(tmp_path: Path) -> None:
     url = new_database(tmp_path)
     outcomes: Queue[Counter[str]] = SPAWN.Queue()
     processes = [SPAWN.Process(target=_hammer, args=(url, seed, 2.0, outcomes)) for seed in range(3)]
@@ -70,7 +70,7 @@ def test_lanes_that_several_processes_write_to_are_whole_and_hold_every_acknowle
     assert sql(url, "select count(distinct lane) from audit") == [(SHARDS,)]
 
 
-def test_a_trail_that_grows_while_it_is_verified_is_whole_and_an_erasure_meanwhile_is_no_break(tmp_path: Path) -> None:
+def test_verify_accepts_rows_and_erasures_added_meanwhile(tmp_path: Path) -> None:
     """The verifier goes lane by lane; what an erasure blanks in a lane yet to come is listed in one it has passed."""
     url = new_database(tmp_path)
 

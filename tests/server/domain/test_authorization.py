@@ -70,7 +70,7 @@ def test_the_owner_of_an_id_is_what_the_refusal_names() -> None:
         authorise(party(PartyRole.OEM), Operation.SET_DEFAULT, OTHER_PCID)
 
 
-def test_a_provisioning_service_for_all_providers_may_publish_for_any_and_do_nothing_more() -> None:
+def test_cps_with_all_providers_may_only_publish() -> None:
     cps = party(PartyRole.CPS, everyone=True)
     authorise(cps, Operation.PUBLISH, OTHER_EMAID)
     with pytest.raises(NotAuthorised):

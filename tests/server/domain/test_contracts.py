@@ -167,7 +167,7 @@ NEWEST_EXPIRED = with_response(
     ],
 )
 @pytest.mark.parametrize("turned", [False, True])
-def test_of_a_contracts_variants_the_newest_valid_one_that_the_vehicle_lists_is_taken(
+def test_select_for_iso2_takes_the_newest_valid_variant_with_a_listed_root(
     listed: Callable[[SignedContract], bool], root_match: RootMatch, expected: str, turned: bool
 ) -> None:
     stored = [OLD_ROOT, NEW_OTHER, NEWEST_EXPIRED]

@@ -97,7 +97,7 @@ def test_a_vehicle_is_contested_while_its_default_is_automatic(
     assert contesting_providers(default, [emaid for emaid in (A1, B1) if default.emaid == emaid]) == set()
 
 
-def test_a_vehicle_has_room_up_to_both_limits_and_the_remembered_provider_beyond_the_total() -> None:
+def test_check_capacity_applies_both_limits_and_exempts_the_stored_provider() -> None:
     rules = VehicleRules(max_contracts=3, max_contracts_of_provider=2)
     check_capacity(NOTHING, A1, [], rules)
     check_capacity(NOTHING, A1, [A2, B1], rules)

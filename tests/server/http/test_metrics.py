@@ -205,11 +205,11 @@ def test_peers_are_counted_by_outcome_and_it_is_told_that_one_is_left_alone(pkis
                 assert value(found, "ccp_peer_requests_total", **labels) == count, labels
             assert value(found, "ccp_peer_request_seconds_count", peer="pool-b") == 6
             assert value(found, "ccp_peer_request_seconds_count", peer="bad") == 4
-            assert value(found, "ccp_peer_resting", peer="pool-b") == 0
-            assert value(found, "ccp_peer_resting", peer="bad") == 1
+            assert value(found, "ccp_peer_circuit_open", peer="pool-b") == 0
+            assert value(found, "ccp_peer_circuit_open", peer="bad") == 1
             # Whom we do not call any more we do not leave alone either.
             here.change(peers.disable("bad"))
-            until(lambda: value(read(here.base_url), "ccp_peer_resting", peer="bad") == 0)
+            until(lambda: value(read(here.base_url), "ccp_peer_circuit_open", peer="bad") == 0)
 
 
 def test_the_document_names_what_there_is_and_all_of_it() -> None:
@@ -219,15 +219,15 @@ def test_the_document_names_what_there_is_and_all_of_it() -> None:
     metrics = Metrics()
     metrics.request("Any", 200, "ok", 0.1)
     metrics.limited("any")
-    metrics.peer_asked("any", "Any", "ok", 0.1)
-    metrics.peer_resting("any", True)
+    metrics.peer_request_ended("any", "Any", "ok", 0.1)
+    metrics.peer_circuit_changed("any", True)
     metrics.broadcast("any")
-    metrics.event_tried("any")
+    metrics.event_attempted("any")
     metrics.requests_shed("any", "any", 1)
     metrics.requests_admitted("any", 1, 2, 3.0)
-    metrics.events_left(1, 2, 3, 4.0)
+    metrics.events_pending(1, 2, 3, 4.0)
     metrics.task_failed("any")
-    there = {re.sub("_(bucket|count|sum)$", "", name) for name, _ in numbers(metrics.shown("")[0].decode())}
+    there = {re.sub("_(bucket|count|sum)$", "", name) for name, _ in numbers(metrics.render("")[0].decode())}
     assert named == there
 
 
@@ -270,7 +270,7 @@ def test_whichever_worker_is_asked_answers_for_all_also_for_those_that_died(tmp_
         wanted = 4 * len(sandbox.samples("request"))
         for _ in range(8):
             assert total(read(sandbox.url), "ccp_requests_total", operation=DELIVER) == wanted
-        assert value(read(sandbox.url), "ccp_peer_resting", peer="gone") == 0
+        assert value(read(sandbox.url), "ccp_peer_circuit_open", peer="gone") == 0
 
         # A peer that cannot be reached is left alone, by the workers that met it.
         nobody = sandbox.directory / "samples" / "iso2"
@@ -285,7 +285,7 @@ def test_whichever_worker_is_asked_answers_for_all_also_for_those_that_died(tmp_
         for _ in range(16):
             httpx.post(f"{sandbox.url}{PATH}", json=body, headers={**cpo, "broadcast": "true"}, timeout=10)
         before = read(sandbox.url)
-        assert value(before, "ccp_peer_resting", peer="gone") == 1
+        assert value(before, "ccp_peer_circuit_open", peer="gone") == 1
 
         (folder,) = (tmp_path / "tmp").glob("opnc-ccp-*/metrics")
         workers = _workers(folder)
@@ -296,7 +296,7 @@ def test_whichever_worker_is_asked_answers_for_all_also_for_those_that_died(tmp_
         until(lambda: len(_workers(folder) - workers) == 2 and _answers(sandbox.url), 30)
         after = read(sandbox.url)
         assert total(after, "ccp_requests_total", operation=DELIVER) == wanted + 16
-        assert value(after, "ccp_peer_resting", peer="gone") == 0
+        assert value(after, "ccp_peer_circuit_open", peer="gone") == 0
     assert "Traceback" not in (tmp_path / "log").read_text()
     assert not list((tmp_path / "tmp").glob("opnc-ccp-*"))
 

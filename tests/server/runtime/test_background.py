@@ -153,7 +153,7 @@ def test_a_round_that_hangs_fails_at_its_timeout(log: CapturingLogger) -> None:
     assert log.calls[0].kwargs["reason"] == "it took longer than 0.01 seconds"
 
 
-def test_a_critical_task_is_a_reason_while_it_does_not_succeed_and_others_are_not() -> None:
+def test_reasons_name_critical_tasks_that_do_not_succeed() -> None:
     failing, hanging = Rounds(), asyncio.Event()
 
     async def fail() -> None:

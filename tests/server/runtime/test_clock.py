@@ -77,7 +77,7 @@ def test_a_clock_is_plausible_by_what_has_passed_and_by_the_database(
     assert plausible(guard), "back again"
 
 
-def test_a_clock_that_was_wrong_when_the_process_began_is_noticed_by_the_database() -> None:
+def test_clock_guard_finds_a_wrong_start_by_the_database_clock() -> None:
     clocks = Clocks(wall=400 * DAY, database=timedelta(0))
     assert not plausible(clocks.guard())
     clocks.database = None

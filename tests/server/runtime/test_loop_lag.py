@@ -75,14 +75,14 @@ def test_lags_add_up_and_an_overdue_probe_counts_among_them() -> None:
     assert lag.total - began == pytest.approx(0.1)
 
 
-def test_without_a_probe_nothing_is_late() -> None:
+def test_loop_lag_without_a_probe_is_zero() -> None:
     lag = LoopLag()
     assert (lag.current, lag.recent_max, lag.total) == (0, 0, 0)
 
 
 def test_a_loop_that_is_blocked_lags_and_metrics_show_it() -> None:
     metrics = Metrics()
-    lag = LoopLag(metrics.loop_lagged)
+    lag = LoopLag(metrics.loop_probed)
 
     async def run() -> None:
         background = BackgroundTasks(metrics.task_failed)
@@ -95,7 +95,7 @@ def test_a_loop_that_is_blocked_lags_and_metrics_show_it() -> None:
         await background.close()
 
     asyncio.run(run())
-    shown = metrics.shown("")[0].decode().splitlines()
+    shown = metrics.render("")[0].decode().splitlines()
     number = {line.split()[0]: float(line.split()[1]) for line in shown if not line.startswith("#")}
     assert number["ccp_loop_lag_recent_max_seconds"] > 0
     assert number['ccp_loop_lag_seconds_bucket{le="0.25"}'] < number["ccp_loop_lag_seconds_count"]

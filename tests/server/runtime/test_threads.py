@@ -50,7 +50,7 @@ def starters() -> set[str]:
     return found
 
 
-def test_every_place_that_starts_a_thread_or_a_process_says_what_happens_when_it_ends() -> None:
+def test_every_start_of_a_thread_or_process_documents_its_end() -> None:
     assert starters() == set(PLACES)
 
 
@@ -65,7 +65,7 @@ def run(test: Callable[[], Any]) -> Any:
     return asyncio.run(whole())
 
 
-def test_a_blocking_call_returns_what_the_function_returns_and_raises_what_it_raises() -> None:
+def test_blocking_calls_return_and_raise_like_the_function() -> None:
     async def test() -> None:
         calls = BlockingCalls("work", max_threads=1, timeout=20)
         assert await calls.run(divmod, 7, 2) == (3, 1)
@@ -93,7 +93,7 @@ def test_a_thread_that_dies_answers_its_caller_and_frees_its_place(error: BaseEx
     run(test)
 
 
-def test_a_function_that_hangs_keeps_its_own_callers_for_a_while_and_others_not_at_all() -> None:
+def test_blocking_calls_isolate_kinds_of_hanging_functions() -> None:
     async def test() -> None:
         go_on = threading.Event()
         hanging = BlockingCalls("reading", max_threads=2, timeout=0.3)
@@ -128,7 +128,7 @@ def test_a_process_does_not_wait_for_a_function_that_hangs() -> None:
     assert time.monotonic() - began < 5
 
 
-def test_a_system_without_threads_is_told_as_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocking_calls_raise_unavailable_without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(self: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -144,7 +144,7 @@ def test_a_system_without_threads_is_told_as_unavailable(monkeypatch: pytest.Mon
     run(test)
 
 
-def test_a_lookup_that_is_ended_by_whatever_frees_its_place() -> None:
+def test_blocking_calls_free_the_place_of_an_ended_lookup() -> None:
     def lookup(host: str) -> list[str]:
         if host.startswith("bad"):
             raise SystemExit

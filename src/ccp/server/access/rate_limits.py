@@ -10,7 +10,7 @@ from typing import Final
 from ccp.errors import NotAuthenticated, TooManyRequests, Unavailable
 from ccp.server.access.client_address import RemoteAddress, TrustedProxies
 from ccp.server.access.token_bucket import Rate, SharedTokenBucket
-from ccp.server.metrics import Limited
+from ccp.server.metrics import LimitCounter
 from ccp.server.settings import Settings
 
 # Logins that may wait for their secret check in one worker. With two checks at a time of some 20 ms each, the last one
@@ -22,7 +22,7 @@ _VERIFIED_LIFETIME: Final = 7 * 86_400  # Seconds; each login renews it. Parties
 class RateLimits:
     """The rate limits of a pool. A check raises TooManyRequests when its limit is exceeded."""
 
-    def __init__(self, config: Settings | None, limited: Limited = lambda limit: None) -> None:
+    def __init__(self, config: Settings | None, limited: LimitCounter = lambda limit: None) -> None:
         """config: None for no limits. limited: called with a limit's name for each request that it refuses.
 
         Raises ConfigurationError when the rate limit file cannot be used.

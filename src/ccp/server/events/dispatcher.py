@@ -158,7 +158,7 @@ class Dispatcher:
             await self._stop_idle_workers()
             left = await self._store.read(deliveries.backlog())
             oldest = (now - left.oldest).total_seconds() if left.oldest is not None else 0.0
-            self._metrics.events_left(left.outbox, left.waiting, left.dead, max(0.0, oldest))
+            self._metrics.events_pending(left.outbox, left.waiting, left.dead, max(0.0, oldest))
         return more
 
     async def _fan_out(self) -> bool:
@@ -297,7 +297,7 @@ class Dispatcher:
         try:
             status, error = await self._attempt(webhook, delivery)
             outcome = self._outcome(status, delivery)
-            self._metrics.event_tried(outcome.value.replace(" ", "_"))
+            self._metrics.event_attempted(outcome.value.replace(" ", "_"))
             if outcome in (AttemptOutcome.DELIVERED, AttemptOutcome.REJECTED):
                 worker.breaker.record_success()
             else:

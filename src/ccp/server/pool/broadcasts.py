@@ -101,7 +101,7 @@ class Broadcasts:
             async with asyncio.timeout(max(0.0, race.time_left)):
                 await link.vehicle_shares.acquire(party)
         except TimeoutError:
-            self._metrics.peer_asked(link.name, DELIVER, "limited", 0.0)
+            self._metrics.peer_request_ended(link.name, DELIVER, "limited", 0.0)
             raise share_used_up(link.name) from None
         try:
             if race.is_over or not link.breaker.allow():

@@ -102,7 +102,7 @@ def open_link(
         peer,
         vehicle_client,
         addressed_client,
-        breaker=CircuitBreaker(time.monotonic, on_state_change=partial(metrics.peer_resting, peer.party_id)),
+        breaker=CircuitBreaker(time.monotonic, on_state_change=partial(metrics.peer_circuit_changed, peer.party_id)),
         circuits=Circuits(time.monotonic),
         vehicle_shares=Shares(*VEHICLE_REQUESTS),
         addressed_shares=Shares(*ADDRESSED_REQUESTS),

@@ -210,13 +210,13 @@ class RegisteredPeers:
             except (CCPError, ValueError) as exc:
                 _log.warning("peer not usable", peer=name, reason=str(exc))
                 continue
-            self._metrics.peer_resting(name, False)
+            self._metrics.peer_circuit_changed(name, False)
         if kept != self._links:
             self._negatives.clear()
         self._links = kept
         for link in dropped:
             if link.name not in kept:
-                self._metrics.peer_resting(link.name, False)
+                self._metrics.peer_circuit_changed(link.name, False)
             await link.close()
 
     async def close(self) -> None:
@@ -263,7 +263,7 @@ class RegisteredPeers:
         if link is None:
             return None
         if not link.vehicle_shares.has_room(party):
-            self._metrics.peer_asked(target_pool, DELIVER, "limited", 0.0)
+            self._metrics.peer_request_ended(target_pool, DELIVER, "limited", 0.0)
             raise share_used_up(target_pool)
         if not link.breaker.allow():
             raise circuit_open(target_pool, link.breaker.retry_after())
@@ -309,7 +309,7 @@ class RegisteredPeers:
             raise NotFound(_UNKNOWN)
         party = caller.party.client_id
         if not (link.addressed_shares.has_room(party) and self._total_addressed.has_room(party)):
-            self._metrics.peer_asked(target_pool, operation, "limited", 0.0)
+            self._metrics.peer_request_ended(target_pool, operation, "limited", 0.0)
             raise share_used_up(target_pool)
         link.circuits.check(party, target_pool)
         log = _log.bind(peer=target_pool, operation=operation, trace_id=caller.trace_id)

@@ -1,6 +1,6 @@
 """Lag of the event loop: by how much it runs scheduled callbacks late.
 
-    lag = LoopLag(metrics.loop_lagged)
+    lag = LoopLag(metrics.loop_probed)
     background.add(lag.probe_task())
     lag.current                     # seconds, now
     lag.recent_max                  # seconds, the recent maximum; halves every second

@@ -94,9 +94,7 @@ OTHERS = ["emsp", "cpo", "oem", "cps", "peer"]
 
 
 @pytest.mark.parametrize("operation", AdminOperation)
-def test_an_operation_is_for_admins_and_everybody_else_changes_and_learns_nothing(
-    place: Pool, operation: AdminOperation
-) -> None:
+def test_admin_operations_refuse_other_callers(place: Pool, operation: AdminOperation) -> None:
     method, path, body, status = CALLS[operation]
     assert set(ADMIN_TABLE[operation]) == {PartyRole.ADMIN}
     before = register_of(place)
@@ -124,7 +122,7 @@ def test_the_paths_are_lower_case_and_know_their_methods(place: Pool) -> None:
         assert sentences(call(place, method, path), 405) == ["This path does not know the method."]
 
 
-def test_an_admin_whom_another_process_has_disabled_changes_nothing_even_before_the_worker_knows(place: Pool) -> None:
+def test_admin_disabled_by_another_process_changes_nothing(place: Pool) -> None:
     made = fresh(place, roles=["admin"])
     form = {"grant_type": "client_credentials", "client_id": made["client_id"], "client_secret": made["client_secret"]}
     token = place.http.post("/oauth/token", data=form).json()["access_token"]
@@ -150,7 +148,7 @@ def test_an_admin_whom_another_process_has_disabled_changes_nothing_even_before_
 # --- Add -------------------------------------------------------------------------------------------------------------
 
 
-def test_a_party_is_added_and_can_call_with_the_secret_that_is_told_once(place: Pool) -> None:
+def test_added_party_can_call_with_its_secret(place: Pool) -> None:
     provider = f"DE{new_wmi()}"
     body = {"name": "Added eMSP", "roles": ["emsp", "cps"], "provider_ids": [f"de-{provider[2:].lower()}"]}
     answer = call(place, "POST", "/parties", json=body)
@@ -218,7 +216,7 @@ def test_a_party_that_makes_no_sense_is_400_with_everything_that_is_wrong(
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b'{"name": "\\ud800", "roles": ["cpo"]}', b"[" * 10_000])
-def test_octets_that_are_no_json_are_400(place: Pool, content: bytes) -> None:
+def test_body_that_is_not_json_is_400(place: Pool, content: bytes) -> None:
     for method, path in (("POST", "/parties"), ("PATCH", "/parties/cpo")):
         (told,) = sentences(call(place, method, path, content=content), 400)
         assert told.startswith(("The body is not JSON: ", "The body is empty."))
@@ -347,7 +345,7 @@ def test_a_disabled_party_is_refused_within_five_seconds_and_an_enabled_one_is_n
     within_five_seconds(lambda: place.http.get(path, headers=headers).status_code == 404)
 
 
-def test_an_admin_cannot_lock_itself_out_but_another_admin_and_the_command_line_can(place: Pool) -> None:
+def test_admin_cannot_lock_itself_out(place: Pool) -> None:
     before = register_of(place)
     assert sentences(call(place, "POST", "/parties/admin/disable"), 400) == ["An admin cannot disable itself."]
     for roles in (["cpo"], ["oem", "cpo"]):
@@ -450,7 +448,7 @@ def test_no_answer_holds_a_hash_or_a_secret_but_the_one_that_was_just_made(place
 # --- Trail and table -------------------------------------------------------------------------------------------------
 
 
-def test_a_change_is_in_the_audit_trail_with_the_admin_and_the_request_that_made_it(place: Pool) -> None:
+def test_admin_api_change_is_audited_with_admin_and_trace_id(place: Pool) -> None:
     made = fresh(place)
     answers = [
         call(place, "PATCH", f"/parties/{made['client_id']}", json={"operator_ids": ["DEEXC"]}),

@@ -159,7 +159,7 @@ def test_a_party_is_shown_with_its_secrets_lives_and_never_with_their_hashes(dat
             assert not [each for each in (*secrets, *hashes) if each in output]
 
 
-def test_at_most_two_secrets_are_good_and_the_operator_says_which_one_ends(database: str) -> None:
+def test_rotate_secret_keeps_two_secrets_and_asks_which_to_revoke(database: str) -> None:
     first = add("A", "--role", "cpo")
     assert len(rotated("A")["secrets"]) == 2
     before = sql(database, "select * from party_secret")
@@ -182,7 +182,7 @@ def hashes(database: str) -> list[str]:
     return [row[0] for row in sql(database, "select hash from party_secret order by created_at desc")]
 
 
-def test_a_secret_whose_time_is_over_counts_no_more_and_is_gone_with_the_next_rotation(database: str) -> None:
+def test_expired_secret_is_refused_and_removed_by_the_next_rotation(database: str) -> None:
     add("A", "--role", "cpo")
     rotated("A")
     sql(database, "update party_secret set expires_at = 1 where expires_at is not null")
@@ -222,7 +222,7 @@ def test_a_rotation_that_makes_no_sense_is_refused(database: str, options: list[
 
 
 @pytest.mark.parametrize("command", ["show", "edit --name B", "disable", "enable", "rotate-secret"])
-def test_an_unknown_party_is_told(database: str, command: str) -> None:
+def test_unknown_party_is_an_error(database: str, command: str) -> None:
     name, *options = command.split()
     assert ccp_error("party", name, "nobody", *options) == "There is no party named nobody."
 

@@ -45,7 +45,7 @@ def compete(url: str, number: int, barrier: Any, outcomes: Queue[tuple[int, int,
     asyncio.run(run())
 
 
-def test_of_processes_that_want_the_same_wmi_exactly_one_gets_it_and_the_others_are_told_whose_it_is(
+def test_registry_gives_a_contested_wmi_to_one_process_and_names_it_to_others(
     tmp_path: Path,
 ) -> None:
     url = new_database(tmp_path)

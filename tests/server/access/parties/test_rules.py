@@ -44,7 +44,7 @@ PARTIES = st.builds(
 
 
 @given(st.one_of(st.text(max_size=70), st.from_regex(r"[!-~]{0,70}", fullmatch=True)))
-def test_a_client_id_that_is_taken_stands_in_a_url_a_header_and_http_basic_as_it_is(text: str) -> None:
+def test_client_id_needs_no_escaping_in_urls_headers_and_http_basic(text: str) -> None:
     try:
         assert parse_client_id(text) == text
     except FieldError:
@@ -169,7 +169,7 @@ def test_a_party_is_made_of_texts() -> None:
 
 
 @given(PARTIES)
-def test_a_party_that_passes_can_use_every_id_it_has_and_has_the_ids_its_roles_need(party: Party) -> None:
+def test_check_party_accepts_exactly_the_ids_that_its_roles_use(party: Party) -> None:
     """The rules, written down a second time."""
     roles = party.roles
     needs = [

@@ -150,7 +150,7 @@ def refused(answer: httpx.Response) -> None:
     assert sentences(answer, 401) == ["The access token is not valid (any more)."]
 
 
-def test_a_token_that_is_requested_with_a_certificate_is_good_with_that_certificate_only(behind: Pool) -> None:
+def test_bound_token_is_valid_with_its_certificate_only(behind: Pool) -> None:
     token = granted(behind, **{HEADER: OURS.escaped})
     assert claims_of(token)["cnf"] == {"x5t#S256": OURS.thumbprint}
     rfc_9440 = ":" + base64.b64encode(OURS.der).decode() + ":"
@@ -180,7 +180,7 @@ def test_the_pool_says_that_its_tokens_are_bound(behind: Pool) -> None:
     "confirmation",
     [{}, None, "x", [], {"jkt": "a"}, {"x5t#S256": 5}, {"x5t#S256": None}, {"x5t#S256": OURS.thumbprint, "jkt": "a"}],
 )
-def test_a_token_that_is_bound_in_a_way_that_nobody_here_can_check_is_refused(behind: Pool, confirmation: Any) -> None:
+def test_token_with_an_unsupported_confirmation_is_refused(behind: Pool, confirmation: Any) -> None:
     refused(look(behind, minted(behind, cnf=confirmation), **{HEADER: OURS.escaped}))
 
 
@@ -192,7 +192,7 @@ def test_a_header_from_an_address_that_is_no_trusted_proxy_is_ignored(pkis: dict
         refused(look(running, bound, **forwarded))
 
 
-def test_without_the_setting_no_header_tells_a_certificate_and_no_token_is_bound(pool: Pool) -> None:
+def test_certificate_header_is_ignored_without_the_setting(pool: Pool) -> None:
     for name in (HEADER, "Client-Cert", "X-SSL-Client-Cert", "X-Forwarded-Client-Cert", "ccp.client_certificate"):
         assert "cnf" not in claims_of(granted(pool, **{name: OURS.escaped}))
     bound = signed_for(pool)
@@ -261,7 +261,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         yield served
 
 
-def test_a_client_without_a_certificate_of_the_ca_does_not_get_as_far_as_a_request(served: Served) -> None:
+def test_mutual_tls_refuses_clients_without_a_certificate_of_the_ca(served: Served) -> None:
     for name in (None, "stranger"):
         with served.client(name) as http, pytest.raises(httpx.TransportError):
             http.get("/health")
@@ -282,7 +282,7 @@ def test_a_token_is_bound_to_the_certificate_of_the_connection(served: Served, v
             refused(other.get(path, headers={**headers, HEADER: OURS.escaped, "Client-Cert": OURS.escaped}))
 
 
-def test_the_ca_may_be_given_on_the_command_line_and_is_looked_at_before_anything_starts(tmp_path: Path) -> None:
+def test_client_ca_option_is_checked_before_the_start(tmp_path: Path) -> None:
     certificate, key = credential("server").save(tmp_path, "server")
     (tmp_path / "garbage.pem").write_text("no certificate")
     for name in ("none.pem", "garbage.pem"):

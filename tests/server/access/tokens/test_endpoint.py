@@ -122,7 +122,7 @@ def test_a_scope_that_is_no_role_or_not_the_partys_is_invalid(pool: Pool, scope:
     refused(ask(pool, "emsp", scope=scope), "invalid_scope")
 
 
-def test_a_scope_is_judged_after_the_secret_so_that_strangers_learn_nothing_of_a_partys_roles(pool: Pool) -> None:
+def test_scope_is_checked_after_the_secret(pool: Pool) -> None:
     answers = [
         pool.http.post("/oauth/token", data={**FORM, "client_id": "emsp", "client_secret": "wrong", "scope": scope})
         for scope in ("emsp", "cpo", "nothing")
@@ -164,9 +164,7 @@ def test_the_pool_describes_itself_as_an_authorisation_server(pool: Pool) -> Non
 
 
 @pytest.mark.parametrize("path", ["/.well-known/jwks.json", "/.well-known/oauth-authorization-server"])
-def test_what_is_public_may_be_cached_no_longer_than_a_new_key_is_published_before_it_signs(
-    pool: Pool, path: str
-) -> None:
+def test_public_endpoints_are_cacheable_for_the_key_activation_delay(pool: Pool, path: str) -> None:
     answer = pool.http.get(path)
     assert answer.headers["cache-control"] == "public, max-age=30"
     assert answer.headers["x-content-type-options"] == "nosniff"

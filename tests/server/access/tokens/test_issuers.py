@@ -69,9 +69,7 @@ def refused(answer: httpx.Response) -> None:
 # --- What is taken ---------------------------------------------------------------------------------------------------
 
 
-def test_a_token_of_a_trusted_issuer_is_taken_for_the_roles_and_ids_of_its_claims(
-    trusting: Pool, issuer: FakeIssuer
-) -> None:
+def test_trusted_issuer_token_grants_the_roles_and_ids_of_its_claims(trusting: Pool, issuer: FakeIssuer) -> None:
     station = issuer.token()
     for _ in range(2):  # Verified, then from the cache.
         assert post(trusting, station).status_code == 400, "let in, and told that the body is empty"
@@ -286,7 +284,7 @@ def test_a_key_says_itself_what_it_may_be_used_for(pkis: dict[str, PKI]) -> None
             refused(post(running, fake.token(other, "RS256")))
 
 
-def test_keys_that_are_too_short_malformed_or_secret_are_left_out_and_the_others_serve(pkis: dict[str, PKI]) -> None:
+def test_unusable_keys_of_a_set_are_ignored(pkis: dict[str, PKI]) -> None:
     short = RSAKey.import_key(rsa.generate_private_key(65537, 2047), {"kid": "short"})
     good = key("RS256", "good")
     leaked = key("ES256", "leaked")
@@ -367,7 +365,7 @@ def test_a_new_key_is_fetched_when_a_token_names_it(pkis: dict[str, PKI]) -> Non
         assert fake.asked == asked + 1
 
 
-def test_a_key_that_is_withdrawn_ends_its_tokens_at_the_next_look_even_those_that_are_cached(
+def test_withdrawn_key_ends_cached_tokens_at_the_next_refresh(
     pkis: dict[str, PKI],
 ) -> None:
     with fake_issuer() as fake, pool_with(pkis, fake.entry(jwks_refresh_interval=1)) as running:
@@ -380,7 +378,7 @@ def test_a_key_that_is_withdrawn_ends_its_tokens_at_the_next_look_even_those_tha
             time.sleep(0.05)
 
 
-def test_a_flood_of_unknown_keys_asks_the_issuer_no_more_often_than_the_limit_says(pkis: dict[str, PKI]) -> None:
+def test_unknown_keys_refresh_the_issuer_within_the_cooldown_only_once(pkis: dict[str, PKI]) -> None:
     with fake_issuer() as fake, pool_with(pkis, fake.entry(jwks_refresh_cooldown=1)) as running:
         good = fake.token()
         assert post(running, good).status_code == 400
@@ -433,7 +431,7 @@ def test_keys_of_before_stay_while_the_issuer_answers_nonsense(pkis: dict[str, P
         assert fake.server.count(KEYS + "/moved") == 0
 
 
-def test_an_issuer_that_hangs_holds_a_request_up_for_two_seconds_at_most_and_nobody_else(pkis: dict[str, PKI]) -> None:
+def test_hanging_issuer_delays_only_its_own_callers_by_two_seconds(pkis: dict[str, PKI]) -> None:
     with fake_issuer() as fake, pool_with(pkis, fake.entry(jwks_refresh_cooldown=0.2)) as running:
         assert post(running, fake.token()).status_code == 400
         fake.says(Reply(key_set(key()), delay=30))
@@ -457,7 +455,7 @@ def test_an_issuer_that_hangs_holds_a_request_up_for_two_seconds_at_most_and_nob
         assert 1.5 < waited[0] < 15, "not the 30 seconds that the issuer takes"
 
 
-def test_while_an_issuers_keys_were_never_had_its_tokens_are_neither_good_nor_bad(pkis: dict[str, PKI]) -> None:
+def test_issuer_without_fetched_keys_gives_503(pkis: dict[str, PKI]) -> None:
     with fake_issuer() as fake:
         fake.says(Reply(status=503))
         with pool_with(pkis, fake.entry(jwks_refresh_cooldown=0.2)) as running:

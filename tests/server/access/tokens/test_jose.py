@@ -83,7 +83,7 @@ def test_nothing_is_allowed_by_an_empty_list() -> None:
         verify(parse_compact(signed({}, one)), keys, ())
 
 
-def test_why_a_key_cannot_be_used_is_told() -> None:
+def test_parse_jwk_set_explains_unusable_keys() -> None:
     document = {
         "keys": [{"kty": "oct", "k": "AA"}, {"kty": "RSA", "n": "AA", "e": "AQAB"}, {"kty": "EC", "use": "enc"}]
     }

@@ -86,7 +86,7 @@ def test_rotating_retires_the_others_and_keeps_them_until_then(url: str) -> None
     assert read(url, signing_keys.list_all()) == [new, stored("old", ends=AT + 2 * DAY)]
 
 
-def test_rotating_again_leaves_an_earlier_end_as_it_is_and_removes_what_is_past_it(url: str) -> None:
+def test_rotate_keeps_earlier_retirements_and_removes_retired_keys(url: str) -> None:
     write(
         url,
         signing_keys.ensure(stored("first")),
@@ -149,7 +149,7 @@ def driven(steps: Query[Any], *answers: list[Any]) -> list[str]:
     return [" ".join(statement.split()[:2]) for statement in statements]
 
 
-def test_a_worker_that_waited_for_anothers_rotation_or_first_key_looks_again_before_it_writes() -> None:
+def test_key_writes_check_again_after_waiting_for_another_worker() -> None:
     """As it is on an engine with several writers: what was read before the lock may be old by the time of it."""
     old, new = ("old", "private", 0, None, None), ("new", "private", int(AT.timestamp() * 1_000_000), None, None)
     rotating = signing_keys.rotate_old(stored("mine", AT), AT - DAY, AT + DAY, AT)
@@ -200,7 +200,7 @@ def registered(url: str) -> str:
     return url
 
 
-def test_of_many_workers_that_find_the_key_too_old_one_rotates_and_tells_the_audit_trail(registered: str) -> None:
+def test_replace_old_keys_rotates_in_one_worker_and_audits_it(registered: str) -> None:
     async def all_at_once() -> None:
         found = await workers(registered, 4)
         await asyncio.gather(*(worker.authority.refresh_keys(AT) for worker in found))
@@ -219,7 +219,7 @@ def test_of_many_workers_that_find_the_key_too_old_one_rotates_and_tells_the_aud
     assert [(actor, json.loads(subject)) for actor, subject in rows] == [(audit.POOL, {"kid": new.kid})]
 
 
-def test_keys_are_not_rotated_by_age_where_the_setting_is_zero_but_retired_ones_go(registered: str) -> None:
+def test_replace_old_keys_with_lifetime_zero_only_removes_retired_keys(registered: str) -> None:
     async def look_after() -> None:
         (worker,) = await workers(registered, 1)
         await worker.authority.refresh_keys(AT)
@@ -233,7 +233,7 @@ def test_keys_are_not_rotated_by_age_where_the_setting_is_zero_but_retired_ones_
     assert len(kids(registered)) == 1
 
 
-def test_a_token_of_a_key_that_a_worker_does_not_know_yet_is_looked_up_but_not_for_everybody_who_makes_keys_up(
+def test_unknown_kid_reloads_keys_at_most_once_a_second(
     registered: str,
 ) -> None:
     async def meet() -> None:
@@ -256,7 +256,7 @@ def test_a_token_of_a_key_that_a_worker_does_not_know_yet_is_looked_up_but_not_f
     asyncio.run(meet())
 
 
-def test_a_party_that_was_registered_just_now_is_served_before_the_worker_looks_for_changes(registered: str) -> None:
+def test_issue_refreshes_parties_for_a_party_registered_just_now(registered: str) -> None:
     async def hurry() -> None:
         (worker,) = await workers(registered, 1)
         await worker.authority.refresh_keys(AT)
@@ -266,9 +266,7 @@ def test_a_party_that_was_registered_just_now_is_served_before_the_worker_looks_
     asyncio.run(hurry())
 
 
-def test_where_too_many_tokens_are_cached_the_oldest_is_forgotten_and_no_other(
-    registered: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_token_cache_evicts_the_oldest_token(registered: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(authorization_server, "_CACHED_TOKENS", 3)
 
     async def fill() -> None:
@@ -413,7 +411,7 @@ def test_a_rotation_refuses_no_token_and_publishes_the_new_key_before_it_signs(s
     assert {kid_of(served.token()) for _ in range(6)} <= {before["kid"], made["kid"]}
 
 
-def test_a_revoked_key_ends_its_tokens_in_all_workers_within_five_seconds_and_another_signs(served: Served) -> None:
+def test_revoked_key_ends_its_tokens_in_all_workers_within_five_seconds(served: Served) -> None:
     held = served.token()
     assert served.statuses(held) == {404}
     signing_kid = kid_of(held)

@@ -76,7 +76,7 @@ def test_roles_may_be_fixed_and_claims_add_to_them() -> None:
     assert party_from_claims(entry(roles=["cpo"]), CLAIMS).roles == {PartyRole.CPO, PartyRole.EMSP, PartyRole.OEM}
 
 
-def test_values_of_the_role_claim_are_the_pools_own_names_where_nothing_is_mapped() -> None:
+def test_role_claim_without_map_uses_the_pools_role_names() -> None:
     plain = entry(role_map={}, role_claim="roles")
     assert party_from_claims(plain, {**CLAIMS, "roles": ["emsp", "CPO", "oem ", "admin", "x"]}).roles == {
         PartyRole.EMSP
@@ -106,7 +106,7 @@ def test_what_an_issuer_may_not_vouch_for_is_left_out() -> None:
     }
 
 
-def test_a_provisioning_service_signs_for_every_provider_only_where_that_is_said_and_it_has_the_role() -> None:
+def test_all_providers_of_an_issuer_needs_setting_and_cps_role() -> None:
     anyone = entry(all_providers=True, role_claim="roles", role_map={})
     assert party_from_claims(anyone, {"sub": "a", "roles": ["cps"]}).all_providers
     assert not party_from_claims(anyone, {"sub": "a", "roles": ["emsp"]}).all_providers
@@ -244,7 +244,7 @@ def test_two_issuers_of_one_name_and_the_pools_own_are_refused(file: Path, issue
         settings.load(written(file, issuer))
 
 
-def test_serving_with_an_issuer_that_may_sign_with_anything_is_refused_in_one_sentence(file: Path) -> None:
+def test_serve_refuses_an_issuer_with_unsafe_algorithms(file: Path) -> None:
     sentence = ccp_error("serve", "--config", written(file, algorithm="none"))
     assert sentence.startswith("issuers.1.algorithms: Value error, none cannot be allowed, only ES256")
 

@@ -260,7 +260,7 @@ def test_broadcast_late_answer_keeps_its_connection(pkis: dict[str, PKI]) -> Non
         assert len({one.connection for one in slow.asked(PATH)}) == 1
         found = read(pool.base_url)
         assert total(found, "ccp_peer_requests_total", outcome="overtaken") == 0
-        assert value(found, "ccp_peer_resting", peer="peer-1") == 0
+        assert value(found, "ccp_peer_circuit_open", peer="peer-1") == 0
 
 
 def test_circuit_stays_closed_while_the_event_loop_is_late(
@@ -279,12 +279,12 @@ def test_circuit_stays_closed_while_the_event_loop_is_late(
             deliver(pool, pool.car())
             pool.oem.get(path, headers=to("peer-0"))
         assert total(read(pool.base_url), "ccp_peer_requests_total", outcome="no_answer") == 10
-        assert value(read(pool.base_url), "ccp_peer_resting", peer="peer-0") == 0
+        assert value(read(pool.base_url), "ccp_peer_circuit_open", peer="peer-0") == 0
         late[0] = False
         for _ in range(20):
             deliver(pool, pool.car())
         assert asked(peer) < 20
-        assert value(read(pool.base_url), "ccp_peer_resting", peer="peer-0") == 1
+        assert value(read(pool.base_url), "ccp_peer_circuit_open", peer="peer-0") == 1
 
 
 def test_peer_answer_verification_yields_to_the_event_loop(

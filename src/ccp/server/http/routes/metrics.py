@@ -31,7 +31,7 @@ def routes(metrics: Metrics, edge: Edge, access: MetricsAccess) -> list[Route]:
         trace_of(request.scope).operation = MonitoringOperation.GET_METRICS.value
         if access is MetricsAccess.ADMIN or not _is_local(request.scope):
             await edge.caller(request.scope, request.headers, MonitoringOperation.GET_METRICS)
-        content, media_type = metrics.shown(request.headers.get("accept", ""))
+        content, media_type = metrics.render(request.headers.get("accept", ""))
         return Response(content, headers={"Content-Type": media_type})
 
     return [] if access is MetricsAccess.OFF else [Route(PATH, show)]
