@@ -65,7 +65,7 @@ def trail(connection: sqlite3.Connection, since: Mapping[int, ChainHead]) -> Ite
     for shard in range(SHARDS):
         first = since.get(shard, ChainHead(0, audit.GENESIS_HASH)).number
         for row in connection.execute(
-            f"select {audit.COLUMNS} from audit where lane = ? and number >= ? order by number",  # noqa: S608  ours
+            f"select {audit.COLUMNS} from audit where lane = ? and number >= ? order by number",  # noqa: S608  constants
             (shard, first),
         ):
             yield AuditRow(*row)

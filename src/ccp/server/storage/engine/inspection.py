@@ -85,7 +85,7 @@ def misfit(connection: sqlite3.Connection) -> str | None:
     for (table,) in tables.fetchall():
         for _, column, declared, *_ in connection.execute(f"pragma table_info({table})").fetchall():
             kind = next((kind for pattern, kind in _STORED if re.match(pattern, declared.lower())), "integer")
-            found = f"select 1 from {table} where typeof({column}) not in ('null', '{kind}') limit 1"  # noqa: S608  ours
+            found = f"select 1 from {table} where typeof({column}) not in ('null', '{kind}') limit 1"  # noqa: S608  constants
             if connection.execute(found).fetchone() is not None:
                 return f"{table}.{column}"
     return None

@@ -104,7 +104,7 @@ class PostgresStore:
                 schema_version.check_revision(await postgres_commands.revision(connection))
                 known = await connection.fetch(_SELECT_KNOWN, list(wanted), list(wanted.values()))
                 self._settings = {name: value for name, value in known}  # noqa: C416  records are not tuples
-                # Citus plans each statement anew, and routes only statements on one table directly to the node.
+                # Citus plans every statement again, and routes only statements on one table directly to the node.
                 if await connection.fetchval("select 1 from pg_extension where extname = 'citus'") is None:
                     self._batcher = QueryBatcher(self._fetch, self._limits.read)
             await connection.close(timeout=postgres_commands.CONNECT_TIMEOUT)
@@ -360,9 +360,8 @@ async def _commit(connection: Connection) -> None:
         raise UnconfirmedCommit from exc
     if status != "COMMIT":
         raise Unavailable(NOT_WRITTEN)
-    if (
-        connection.warning is not None
-    ):  # The wait for a standby was cancelled; the server reports success with a warning.
+    # If an operator cancels the wait for a standby, the server reports success with a warning.
+    if connection.warning is not None:
         raise UnconfirmedCommit from Unavailable(connection.warning)
 
 

@@ -18,7 +18,7 @@ from typing import Final
 
 try:
     import fcntl
-except ImportError:  # A system without it has no uvloop and no several workers either.
+except ImportError:  # A system without fcntl has no uvloop and does not run several workers.
     fcntl = None  # type: ignore[assignment]
 
 _HEAD: Final = 0

@@ -228,7 +228,7 @@ def record(*entries: Entry, standing: Standing | None = None) -> Query[None]:
 
 _LOCK_HEAD: Final = "select number, hash from audit_head where lane = $1 for update"
 _LOCK_HEAD_AND_LOOK: Final = (
-    f"select number, hash, {STANDING_EXPRESSION.format(client_id='$2', kid='$3')} "  # noqa: S608  names are ours
+    f"select number, hash, {STANDING_EXPRESSION.format(client_id='$2', kid='$3')} "  # noqa: S608  constants
     "from audit_head where lane = $1 for update"
 )
 
@@ -248,7 +248,7 @@ def _with_audit(change: Query[T], entries: Callable[[T], Iterable[Entry]], stand
 
 
 _INSERT: Final = (
-    f"insert into audit ({_COLUMNS}) "  # noqa: S608  columns are ours
+    f"insert into audit ({_COLUMNS}) "  # noqa: S608  constants
     "values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)"
 )
 
@@ -363,7 +363,7 @@ def rows_naming_in_shard(canonical: str, lane: int, after: int, until: int) -> Q
     There is no index for this (docs/decisions/0022), so each row is read.
     """
     rows = yield (
-        f"select {_COLUMNS} from audit where lane = $1 and number > $2 and number <= $3 "  # noqa: S608  columns are ours
+        f"select {_COLUMNS} from audit where lane = $1 and number > $2 and number <= $3 "  # noqa: S608  constants
         f"and {_NAMES.replace('?', '$4')}",
         (lane, after, until, _pattern(canonical)),
     )

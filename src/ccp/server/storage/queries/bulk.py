@@ -94,7 +94,7 @@ def sorts_by_character() -> Query[bool]:
     """
     pairs = [first + second for first in _CHARACTERS for second in _CHARACTERS]
     values = ", ".join(f"('{pair}')" for pair in pairs)
-    rows = yield f"select column1 from (values {values}) as pair order by column1", ()  # noqa: S608  ours
+    rows = yield f"select column1 from (values {values}) as pair order by column1", ()  # noqa: S608  constants
     return [row[0] for row in rows] == pairs
 
 

@@ -23,7 +23,7 @@ _FIELDS: Final = ("name", "roles", "provider_ids", "all_providers", "wmis", "ope
 # cached by this text.
 _TEXT: Final = " || '\n' || ".join(_FIELDS)
 STANDING_EXPRESSION: Final = (
-    f"(select {_TEXT} from party where client_id = {{client_id}} "  # noqa: S608  names are ours
+    f"(select {_TEXT} from party where client_id = {{client_id}} "  # noqa: S608  constants
     "and exists (select 1 from token_key where kid = {kid}))"
 )
 """An expression for a select list: which `check_row` reads. client_id, kid: names of the parameters."""

@@ -44,7 +44,7 @@ _COLUMNS = (
     "remaining_from_end, metadata, created_at, updated_at, is_default, "
     "certificates, provisioning_key"
 )
-_SELECT_VARIANTS = f"select {_COLUMNS} from contract where pcid = $1"  # noqa: S608  columns are ours
+_SELECT_VARIANTS = f"select {_COLUMNS} from contract where pcid = $1"  # noqa: S608  constants
 # The vehicle cannot read other namespaces, so their messages and keys are not loaded; PostgreSQL stores both out of
 # line.
 _SELECT_FOR_DELIVERY = _SELECT_VARIANTS.replace(

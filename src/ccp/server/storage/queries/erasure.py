@@ -149,7 +149,7 @@ def _erase_events(named: EMAID | PCID, erased: Erased, *, notify: bool) -> Query
     of = "emaid = $1" if isinstance(named, EMAID) else "pcid = $1"
     # Nothing leaves the outbox meanwhile, so every event is in the outbox or among the deliveries.
     yield from hold_outbox()
-    delete = f"delete from outbox where {of} and ($2 = 0 or kind <> $3) returning rev"  # noqa: S608  words are ours
+    delete = f"delete from outbox where {of} and ($2 = 0 or kind <> $3) returning rev"  # noqa: S608  constants
     rows = yield delete, (named, int(notify), EventKind.DELETED.value)
     erased.events = len(rows)
     # One by one, in lock order.

@@ -47,14 +47,14 @@ class SecretValidity:
 @long_read
 def list_all() -> Query[list[Party]]:
     """All parties by name. For tests and small registers; use `list_page` otherwise."""
-    rows = yield f"select {COLUMNS} from party order by name", ()  # noqa: S608  columns are ours
+    rows = yield f"select {COLUMNS} from party order by name", ()  # noqa: S608  constants
     return [party_of(row) for row in rows]
 
 
 @read_committed
 def list_page(after: str, limit: int) -> Query[list[Party]]:
     """Parties by client id, beginning after one."""
-    select = f"select {COLUMNS} from party where client_id > $1 order by client_id limit $2"  # noqa: S608  as above
+    select = f"select {COLUMNS} from party where client_id > $1 order by client_id limit $2"  # noqa: S608  constants
     rows = yield select, (after, limit)
     return [party_of(row) for row in rows]
 
@@ -62,7 +62,7 @@ def list_page(after: str, limit: int) -> Query[list[Party]]:
 @read_committed
 def list_changed(after: int, last: int) -> Query[list[Party]]:
     """Parties of the changes with numbers above `after`, up to `last`, as they are now."""
-    select = f"select {COLUMNS} from party where client_id in {CHANGED_KEYS}"  # noqa: S608  columns are ours
+    select = f"select {COLUMNS} from party where client_id in {CHANGED_KEYS}"  # noqa: S608  constants
     rows = yield select, (ChangeCounter.PARTIES.value, after, last)
     return [party_of(row) for row in rows]
 
@@ -72,7 +72,7 @@ def find(client_id: str) -> Query[Party | None]:
     """The party with a client id."""
     if not client_id.isprintable():
         return None  # No client id contains such a character, and an engine may refuse it in a text.
-    rows = yield f"select {COLUMNS} from party where client_id = $1", (client_id,)  # noqa: S608  columns are ours
+    rows = yield f"select {COLUMNS} from party where client_id = $1", (client_id,)  # noqa: S608  constants
     return party_of(rows[0]) if rows else None
 
 
@@ -116,7 +116,7 @@ def insert(party: Party, secret_hash: str, now: datetime) -> Query[None]:
     yield from _check_names(party)
     yield from _claim(owned_ids(party), party.client_id)
     yield (
-        f"insert into party ({COLUMNS}, created_at, folded_id, folded_name, folded_of) "  # noqa: S608  columns are ours
+        f"insert into party ({COLUMNS}, created_at, folded_id, folded_name, folded_of) "  # noqa: S608  constants
         "values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",
         (*_values(party), microseconds(now), fold_name(party.client_id), fold_name(party.name), party.name),
     )
@@ -154,10 +154,10 @@ def _find_similar(*names: str) -> Query[list[Party]]:
         if not form.isprintable():
             continue  # As `find`.
         for column in ("folded_name", "folded_id"):
-            rows = yield f"select {COLUMNS} from party where {column} = $1", (form,)  # noqa: S608  columns are ours
+            rows = yield f"select {COLUMNS} from party where {column} = $1", (form,)  # noqa: S608  constants
             found.update((row[0], party_of(row)) for row in rows)
     # Rows written by a release before migration 0009 have no folded form.
-    rows = yield f"select {COLUMNS} from party where {_WITHOUT_FOLDED}", ()  # noqa: S608  columns are ours
+    rows = yield f"select {COLUMNS} from party where {_WITHOUT_FOLDED}", ()  # noqa: S608  constants
     found.update((row[0], party_of(row)) for row in rows)
     return list(found.values())
 
@@ -167,7 +167,7 @@ _WITHOUT_FOLDED = "coalesce(folded_of, '') <> name"
 
 def _fold_rest() -> Query[None]:
     """Store the folded forms of names that a release before migration 0009 has written. After `lock`."""
-    rows = yield f"select client_id, name from party where {_WITHOUT_FOLDED}", ()  # noqa: S608  words are ours
+    rows = yield f"select client_id, name from party where {_WITHOUT_FOLDED}", ()  # noqa: S608  constants
     statement = "update party set folded_id = $2, folded_name = $3, folded_of = $4 where client_id = $1"
     for client_id, name in rows:
         yield statement, (client_id, fold_name(client_id), fold_name(name), name)

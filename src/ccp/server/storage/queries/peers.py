@@ -41,7 +41,7 @@ class Peer:
 
 def list_all() -> Query[list[Peer]]:
     """All peers, by party id."""
-    rows = yield f"select {_COLUMNS} from peer order by party_id", ()  # noqa: S608  columns are ours
+    rows = yield f"select {_COLUMNS} from peer order by party_id", ()  # noqa: S608  constants
     return [_peer(row) for row in rows]
 
 

@@ -37,7 +37,7 @@ _ENTRIES = (400, 20, 1)
 
 # Not `(issuer, serial) in (values …)`, for which SQLite scans the whole table.
 _SELECT_EVIDENCE = {
-    size: f"select {_EVIDENCE} from evidence where "  # noqa: S608  columns are ours
+    size: f"select {_EVIDENCE} from evidence where "  # noqa: S608  constants
     + " or ".join(f"(issuer = ${2 * n + 1} and serial = ${2 * n + 2})" for n in range(size))
     for size in _KEYS
 }
@@ -54,7 +54,7 @@ on conflict (issuer, serial) do update set
     revoked_at = excluded.revoked_at, source = excluded.source
 where evidence.status <> 'revoked' and (excluded.status = 'revoked' or excluded.this_update >= evidence.this_update)
 returning status
-"""  # noqa: S608  columns are ours
+"""  # noqa: S608  constants
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,7 @@ WEBHOOK_COLUMNS: Final = ", ".join(_WEBHOOK_COLUMN_NAMES)
 _COLUMNS: Final = ", ".join(
     [*(f"w.{column}" for column in _WEBHOOK_COLUMN_NAMES), *(f"p.{column}" for column in PARTY_COLUMNS.split(", "))]
 )
-_JOINED: Final = f"select {_COLUMNS} from webhook w join party p on p.client_id = w.client_id"  # noqa: S608  ours
+_JOINED: Final = f"select {_COLUMNS} from webhook w join party p on p.client_id = w.client_id"  # noqa: S608  constants
 
 
 @read_committed
@@ -39,7 +39,7 @@ def list_by_owner(kind: str, id: str) -> Query[list[Subscriber]]:
     select {_COLUMNS} from party_owns o
     join party p on p.client_id = o.client_id join webhook w on w.client_id = o.client_id
     where o.kind = $1 and o.id = $2 order by w.created_at, w.id
-    """  # noqa: S608  columns are ours
+    """  # noqa: S608  constants
     rows = yield select, (kind, id)
     return [_subscriber(row) for row in rows]
 

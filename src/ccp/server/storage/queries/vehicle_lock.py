@@ -59,7 +59,7 @@ insert into vehicle (pcid, rev, default_emaid, stamped_at) values ($1, 1, null, 
 on conflict (pcid) do update set rev = vehicle.rev + 1,
     stamped_at = {STAMP.replace("stamped_at", "vehicle.stamped_at").format(now="$2")}
 returning rev, stamped_at, default_emaid, default_provider, default_chosen, provisioned_at
-"""  # noqa: S608  words are ours
+"""  # noqa: S608  constants
 
 
 def lock_vehicles(pcids: Iterable[PCID], now: Now) -> Query[dict[PCID, LockedVehicle]]:

@@ -35,7 +35,7 @@ STATEMENTS = (
         hash text not null
     )
     """,
-    "insert into audit_head (lane, number, hash) values "  # noqa: S608  numbers are ours
+    "insert into audit_head (lane, number, hash) values "  # noqa: S608  constants
     + ", ".join(f"({lane}, 0, '{64 * '0'}')" for lane in range(16)),
     # Secrets that the pool generates once and all workers share, by name.
     """
