@@ -1,8 +1,8 @@
-"""An HTTP server that does its worst, in a process of its own: what it costs to be hostile must not cost the pool.
+"""A hostile HTTP server in a separate process, so its own CPU cost does not affect the pool.
 
     with hostile_server() as url:       # url + "/interim", "/chunks", "/headers", …, see BEHAVIOURS
 
-Each connection is answered by its path, endlessly, until the client has had enough.
+The path of a request selects the behaviour. Each response is endless, until the client closes the connection.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A vehicle's request for another pool that cannot answer now: it is told that this is temporary."""
+"""Vehicles' requests addressed to another pool that cannot answer now: the failure is temporary."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def ask(pool: Pool, edition: str = "iso2", *, always: str = "true") -> httpx.Res
 
 
 def temporary(answer: httpx.Response) -> tuple[str, int]:
-    """What a vehicle's station is told beside FAILED, and the seconds to wait."""
+    """`metaData` and Retry-After of a FAILED response."""
     assert answer.status_code == 200, answer.text
     (item,) = answer.json()["signedContractDataCollection"]
     assert read(item).response_code == "FAILED"

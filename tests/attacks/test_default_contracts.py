@@ -1,4 +1,4 @@
-"""Defaults: what keeps a car from its contract, and who may become its default by publishing first."""
+"""Default contracts: squatting on a vehicle, and conditions under which a vehicle gets no contract."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def emaids(pool: Pool, car: Car) -> list[str]:
 
 
 def purge(pool: Pool, contract: Contract) -> None:
-    """What the scheduled task does with a contract that has expired."""
+    """Purge an expired contract, as the scheduled task does."""
     now = datetime.now(UTC)
     assert pool.change(contracts.purge(contract.emaid, now, now)) is not None
 
@@ -36,7 +36,7 @@ def purge(pool: Pool, contract: Contract) -> None:
 
 
 def test_default_of_the_other_edition_does_not_block_delivery(pool: Pool) -> None:
-    """A car with both editions has one PCID; its default is signed for ISO 15118-20 alone."""
+    """A vehicle with both editions has one PCID; its default is signed for ISO 15118-20 only."""
     car = pool.car("iso2")
     twenty = Car.generate(pool.pki("iso20"), car.pcid, AT)
     default, other = pool.publish(twenty), pool.publish(car)
@@ -72,7 +72,7 @@ def receiver() -> Iterator[Receiver]:
 
 
 def squatter() -> EMAID:
-    """A contract of an eMSP that knows a car's PCID and no more."""
+    """A contract of an eMSP that knows only the PCID of a vehicle."""
     return new_emaid("NLEXB")
 
 

@@ -1,4 +1,4 @@
-"""A dry run of PUT: it tells what PUT would refuse for what is known of the vehicle, and changes nothing."""
+"""Dry runs of PUT: they report what PUT would refuse because of the vehicle's contracts, and change nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def state(pool: Pool) -> list[Any]:
 
 
 def checks(pool: Pool, contract: Contract) -> dict[str, dict[str, Any]]:
-    """The checks of a dry run by subject; nothing has changed by it."""
+    """The checks of a dry run by subject; asserts that nothing changed."""
     before = state(pool)
     answer = pool.cps.put("/signedcontractdata", json=contract.body, params={"dryRun": "true"})
     assert answer.status_code == 200, answer.text
@@ -39,7 +39,7 @@ def failed(pool: Pool, contract: Contract) -> dict[str, str]:
 
 
 def refused(pool: Pool, contract: Contract, status: int = 400) -> str:
-    """What the real PUT says."""
+    """The error of the real PUT."""
     (sentence,) = sentences(pool.cps.put("/signedcontractdata", json=contract.body), status)
     return sentence
 

@@ -1,4 +1,4 @@
-"""After an erasure no file of a SQLite database holds the id, while a server runs; no log line or audit row does."""
+"""Erasure: no file of a running SQLite database contains the id afterwards, and no log event or audit row does."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def config(pool: Pool, tmp_path: Path) -> Path:
 
 
 def holding(pool: Pool, named: str) -> list[str]:
-    """The database's files that hold an id, in either case."""
+    """The database's files that contain an id, in upper or lower case."""
     files = [
         pool.database.with_name(pool.database.name + end) for end in ("", "-wal", "-shm", "-journal", "-writelock")
     ]
@@ -147,7 +147,7 @@ def test_secure_delete_is_set_on_every_connection(pool: Pool, monkeypatch: pytes
 
 
 def typed(emaid: EMAID, pcid: str) -> list[str]:
-    """Ids as people write them into the wrong field."""
+    """Ids as users type them into the wrong field."""
     hyphens = f"{emaid[:2]}-{emaid[2:5]}-{emaid[5:]}"
     dashes = hyphens.replace("-", "\u2013")
     return [

@@ -15,7 +15,7 @@ from tests.world import Pool, start
 
 
 def waiting_for_locks(url: str, number: int) -> None:
-    """Wait until so many transactions wait for a lock."""
+    """Wait until this number of transactions wait for a lock."""
     deadline = time.monotonic() + 4  # They themselves wait for five seconds.
     query = "select count(distinct pid)::int from pg_locks where not granted"
     while sql(url, query)[0][0] != number:

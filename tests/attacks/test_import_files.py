@@ -1,4 +1,4 @@
-"""Drop folders that others write to: links, forged checkpoints, and archives that hold next to nothing."""
+"""Drop folders that other users can write to: links, forged checkpoints, and archives with hardly any content."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def victim(tmp_path: Path) -> Path:
 
 
 def broken_off(drop: Path, pkis: dict[str, PKI], name: str = "fleet.jsonl.gz") -> Path:
-    """An archive that ends in the midst of a line: 32 contracts are stored and a checkpoint is left behind."""
+    """An archive that ends within a line: 32 contracts are stored, and a checkpoint remains."""
     file = drop / name
     file.write_bytes(gzip.compress(jsonl(*(body(pkis["iso2"]) for _ in range(40))))[:-500])
     return file
@@ -155,13 +155,13 @@ def test_checkpoint_with_changed_numbers_is_refused(target: Database, drop: Path
 
 
 def end_offset(file: Path) -> InputOffset:
-    """The end of an input, which everybody can compute who has it."""
+    """The offset of the end of an input, which any reader of the input can compute."""
     *_, last = InputSource.of(str(file)).chunks(262_144)
     return last.after
 
 
 def test_forged_checkpoint_skips_no_line(target: Database, drop: Path, pkis: dict[str, PKI]) -> None:
-    """The attacker has the input and the source of this program, and not the database."""
+    """The attacker has the input and the source code, but not the database."""
     file, made = drop / "fleet.jsonl", drop / "made"
     contract = body(pkis["iso2"])
     file.write_bytes(jsonl(contract))
@@ -221,7 +221,7 @@ def test_checkpoint_for_postgresql_is_in_the_state_directory(tmp_path: Path, mon
 
 
 def packed(*parts: bytes, times: int = 1) -> bytes:
-    """Parts, the last one so many times, as a gzip file."""
+    """A gzip file of the parts, the last one repeated."""
     packer = zlib.compressobj(1, wbits=31)
     *before, last = parts
     data = b"".join(packer.compress(part) for part in (*before, *[last] * times))

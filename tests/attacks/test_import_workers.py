@@ -1,4 +1,4 @@
-"""What goes wrong between an import and its workers ends it with a sentence; it never waits for ever."""
+"""Failures between an import and its workers end the import with an error; it never hangs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Two operators that change the same party: ETag and If-Match keep one from undoing what the other did."""
+"""Lost updates: ETag and If-Match prevent one operator from undoing another's change of a party."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def call(pool: Pool, method: str, path: str, caller: str = "admin", **options: A
 
 
 def fresh(pool: Pool) -> tuple[str, str]:
-    """The path of a new party, and its tag."""
+    """The path of a new party, and its ETag."""
     number = next(_NUMBERS)
     body = {"name": f"Tagged {number}", "client_id": f"tagged-{number}", "roles": ["cpo"], "operator_ids": ["DEAAA"]}
     made = call(pool, "POST", "/parties", json=body)
@@ -134,7 +134,7 @@ def test_if_match_is_evaluated_after_authentication(place: Pool) -> None:
 
 
 def compete(pool: Pool) -> None:
-    """Of eight changes at once that name the same tag one is made; the audit trail has it alone."""
+    """One of eight concurrent changes with the same ETag succeeds; the audit trail has only this one."""
     path, first = fresh(pool)
     names = [f"Racer {next(_NUMBERS)}" for _ in range(8)]
     for caller in ("admin", "second_admin"):
@@ -161,7 +161,7 @@ def test_concurrent_changes_with_one_etag_succeed_once_on_postgresql(pkis: dict[
 
 
 def test_command_line_changes_add_up_and_change_the_etag(place: Pool) -> None:
-    """An edit there names what is added and taken, in one transaction, so that none undoes another's."""
+    """A command names what it adds and removes, in one transaction, so that no command undoes another."""
     path, first = fresh(place)
     env = environment(CCP_DATABASE=place.settings.database, CCP_LOG_LEVEL="error")
     ids = ["DEWWA", "DEWWB", "DEWWC"]

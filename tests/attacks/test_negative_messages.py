@@ -1,4 +1,4 @@
-"""Negative messages against judges that validate before they read the ResponseCode.
+"""Negative messages, validated by tools that check the schema before they read the ResponseCode.
 
 EXIficient decodes, libxml2 validates against the XML schemas, and the message classes of an EV stack read the code.
 """
@@ -62,7 +62,7 @@ def test_negative_message_for_every_reason_is_valid(edition: str) -> None:
 
 
 def test_schema_validators_reject_invalid_values() -> None:
-    """Else the test above would show nothing."""
+    """Verifies that the validators of the test above can fail."""
     for edition, namespace in EDITIONS.items():
         message: Any = exi.decode(verify.negative_response(namespace, SESSION, ChainError("x"), AT))
         if edition == "iso2":
@@ -94,7 +94,7 @@ def opcp(pool: Pool, car: Car, request: bytes) -> bytes:
 
 
 def refused_cars(pool: Pool, edition: str) -> Iterator[tuple[Car, bytes, str, str]]:
-    """Cars that get nothing: the request, and the code in either edition."""
+    """Vehicles that get no contract: the request, and the response code in both editions."""
     pki = pool.pki(edition)
     unknown = pool.car(edition)
     yield unknown, unknown.request(SESSION, AT), NO, "WARNING_NoContractMatchingPCIDFound"

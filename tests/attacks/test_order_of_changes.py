@@ -1,5 +1,5 @@
-"""Times of events and audit rows are those of the changes as the database makes them, and publications that are under
-way do not survive a provisioning event of their car.
+"""Order of changes: events and audit rows have the time of the change in the database, and publications in progress
+do not survive a provisioning event of their vehicle.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def around(pkis: dict[str, PKI], pcp: ScriptedServer) -> Iterator[Pool]:
 
 @contextmanager
 def under_way(pool: Pool, pcp: ScriptedServer, car: Car, contract: Contract) -> Iterator[Future[httpx.Response]]:
-    """A PUT that has arrived and waits for the Provisioning Certificate Pool; it goes on behind the block."""
+    """A PUT that waits for the Provisioning Certificate Pool during the context and continues after it."""
     asked, go_on = threading.Event(), threading.Event()
 
     def answer(call: Call) -> Reply:
@@ -71,7 +71,7 @@ def outbox(pool: Pool, car: Car) -> list[tuple[str, int]]:
 
 
 def audited(pool: Pool, car: Car) -> list[tuple[str, int]]:
-    """The trail's rows about a car's contracts in their order."""
+    """The audit rows about a vehicle's contracts, in order."""
     rows = pool.sql("select action, at, subject from audit order by lane, number")
     return [(action, at) for action, at, subject in rows if json.loads(subject).get("pcid") == car.pcid]
 

@@ -1,4 +1,4 @@
-"""Names of parties that look like another party's: refused at the command line and over the admin API."""
+"""Confusable party names: refused by the command line and the admin API."""
 
 from __future__ import annotations
 

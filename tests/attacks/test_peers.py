@@ -1,4 +1,4 @@
-"""Partners that flood a peer, and peers that lie: a car gets its contract all the same."""
+"""Partners that flood a peer, and malicious peers: vehicles still get their contracts."""
 
 from __future__ import annotations
 
@@ -192,9 +192,9 @@ def race(
     known_here: bool = False,
     delay: float = 0.4,
 ) -> tuple[str, str, str]:
-    """A liar answers at once with a foreign contract, another peer answers later with the true one.
+    """A malicious peer answers at once with a foreign contract, another peer later with the correct one.
 
-    Returns the EMAID that the car got, the true one and the foreign one.
+    Returns the delivered EMAID, the correct one and the foreign one.
     """
     with scripted() as first, scripted() as second, start(pkis, pool_id="pool-x", peer_delivery_timeout=3) as pool:
         car, stranger = pool.car(), pool.car()
@@ -212,7 +212,7 @@ def race(
 
 
 def relabelled(pool: Pool, foreign: Contract) -> Reply:
-    """A foreign contract under the name of whatever vehicle asks: the tests' cars are numbered."""
+    """A foreign contract labelled with the PCID of the requesting vehicle."""
     number = int(str(foreign.body["pcid"])[-9:])
     return opnc(foreign, pcid=f"{str(foreign.body['pcid'])[:-9]}{number - 1:09d}")
 

@@ -1,4 +1,4 @@
-"""Restoring: what a backup brings back silently, and files that only look like backups."""
+"""Restore: access that an old backup would restore, and hostile backup files."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def restored_rows(url: str) -> list[dict[str, Any]]:
 
 @dataclass
 class After:
-    """A pool of which something was ended after its backup. leaked: a token whose key was revoked since."""
+    """A pool with revocations after its backup. leaked: a token whose key was revoked since then."""
 
     place: Place
     copy: Path
@@ -235,7 +235,7 @@ def test_restore_escapes_and_validates_the_audit_export(after: After, tmp_path: 
 
 
 def rewritten(file: Path, name: str, change: Callable[[str], str]) -> None:
-    """Change a statement in the schema itself, past everything that SQLite would refuse."""
+    """Rewrite a statement in the schema table, bypassing SQLite's checks."""
     with closing(sqlite3.connect(file, isolation_level=None)) as connection:
         ((before,),) = connection.execute("select sql from sqlite_master where name = ?", (name,)).fetchall()
         connection.execute("pragma writable_schema = on")
@@ -342,7 +342,7 @@ def test_restore_escapes_names_of_a_hostile_file(place: Place, tmp_path: Path) -
 
 
 def test_restore_refuses_a_backup_with_a_log_beside_it(place: Place, tmp_path: Path) -> None:
-    """It could bring what the file itself has not, and only the file would be copied."""
+    """The log could contain changes that the file does not, and only the file would be copied."""
     copy = tmp_path / "copy.db"
     place.run("backup", copy)
     with closing(sqlite3.connect(copy, isolation_level=None)) as connection:
@@ -403,7 +403,7 @@ def test_restore_refuses_values_of_another_type(place: Place, tmp_path: Path, ch
 
 
 def test_restore_refuses_a_copied_database_with_a_log(place: Place, tmp_path: Path) -> None:
-    """Its last changes, here that a party was disabled, are in the log alone."""
+    """The last changes, here the disabling of a party, are only in the log."""
     place.party("disabled")
     bad = tmp_path / "copied.db"
     place.run("backup", bad)

@@ -1,7 +1,7 @@
-"""A caller that loses its access while its request is under way: during the body, and before the change commits.
+"""Time of check: a caller loses its access during its request, while the body arrives or before the change commits.
 
-The server reads a body for as long as `read_timeout`. What another process changes meanwhile reaches the memory of the
-server within about a second; what it has not heard of yet is found in the transaction of the change.
+The server reads a body for up to `read_timeout`. A change by another process reaches the server's memory within about a
+second; before that, the transaction of the change detects it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _NUMBERS = iter(range(1, 10_000))
 
 @dataclass
 class Someone:
-    """A party of one test alone, with a token."""
+    """A party for one test, with a token."""
 
     pool: Pool
     client_id: str
@@ -62,7 +62,7 @@ class Someone:
         return {"Authorization": f"Bearer {self.token}"}
 
     def loses(self, **fields: Any) -> None:
-        """The party is changed by another process, which tells of it: the server hears of it within a second or so."""
+        """Change the party in another process, with a change counter: the server loads it within about a second."""
 
         def change() -> Query[None]:
             yield from lock()
@@ -72,7 +72,7 @@ class Someone:
         self.pool.change(change())
 
     def knows_of(self, status: int) -> None:
-        """Wait until the server answers this party so."""
+        """Wait until the server gives this party the expected answer."""
         deadline = time.monotonic() + 10
         while self.ask("GET", EVENTS).status_code != status:
             assert time.monotonic() < deadline
@@ -97,7 +97,7 @@ def someone(pool: Pool, *, admin: bool = False) -> Someone:
 
 
 class Dripping:
-    """A request whose body does not end until it is told to."""
+    """A request whose body is completed by a call."""
 
     def __init__(self, pool: Pool, method: str, path: str, token: str, body: Any, stack: ExitStack) -> None:
         content_bytes = json.dumps(body).encode()
@@ -118,13 +118,13 @@ class Dripping:
 
 
 def reached(pool: Pool, token: str) -> None:
-    """Until what was sent before on another connection has been taken in: the server reads in the order of arrival."""
+    """Wait until the server has read what was sent earlier on another connection; it reads in the order of arrival."""
     for _ in range(3):
         pool.http.get("/health/live")
 
 
 def bodies(pool: Pool, by: Someone) -> dict[str, tuple[str, str, Any]]:
-    """Every operation with a body, in both dialects, as the party may ask for it."""
+    """Every operation with a body, in both dialects, that the party may call."""
     other = pool.car(wmi=wmi_of(by))
     webhook = {"url": "https://hooks.example.com/x", "enabledEvents": ["emsp.contract.delivered.to.oem"]}
     put = pool.contract(other, emaid_of(by)).body
@@ -151,7 +151,7 @@ def emaid_of(by: Someone) -> Any:
 
 
 def request_of(pool: Pool, by: Someone) -> dict[str, Any]:
-    """A car's request for a contract that is there."""
+    """A vehicle's request for a stored contract."""
     car = pool.car(wmi=wmi_of(by))
     pool.publish(car, emaid_of(by))
     return post_body(car.request(b"\1" * 8, AT), str(car.namespace))
@@ -169,7 +169,7 @@ TABLES = ("contract", "emaid_claim", "vehicle", "outbox", "webhook", "party", "p
 
 
 def everything(pool: Pool) -> list[Any]:
-    """What no refused request may change."""
+    """The state that no refused request may change."""
     return [sorted(map(str, pool.sql(f"select * from {table}"))) for table in TABLES]
 
 
@@ -278,7 +278,7 @@ def test_external_token_expiring_during_the_body_is_refused(
 
 
 def changes(pool: Pool, by: Someone) -> dict[str, tuple[str, str, Any]]:
-    """Every operation of the API that changes something of the party's own."""
+    """Every operation of the API that changes the party's own data."""
     car = pool.car(wmi=wmi_of(by))
     first, second = pool.publish(car, emaid_of(by)).emaid, pool.publish(car, emaid_of(by)).emaid
     webhook = {"url": "https://hooks.example.com/x", "enabledEvents": ["emsp.contract.delivered.to.oem"]}
@@ -300,7 +300,7 @@ def changes(pool: Pool, by: Someone) -> dict[str, tuple[str, str, Any]]:
 
 
 def settled(by: Someone) -> None:
-    """Until the server has taken over every change that was told of, so that it looks at nothing anew by itself."""
+    """Wait until the server has loaded every announced change."""
     by.knows_of(200)
     time.sleep(1.5)  # Its look once a second.
 
@@ -391,7 +391,7 @@ def test_disabled_party_stores_nothing_in_flight(pool: Pool) -> None:
     under_way = threading.Event()
 
     def publish(share: list[Any]) -> None:
-        """Until it is refused; a contract that is there already is replaced."""
+        """Publish until it is refused; an existing contract is replaced."""
         with httpx.Client(base_url=pool.base_url, headers=by.headers, timeout=20) as http:
             until = time.monotonic() + 60
             for body in itertools.cycle(share):

@@ -1,6 +1,6 @@
 """Run the short form of a subject of `bench/hold.py`.
 
-Each subject has a file `test_<subject>.py` of its own here, so that they are spread over the test processes:
+Each subject has its own file `test_<subject>.py`, so that test processes share the work:
 
     def test_the_pool_holds() -> None:
         held("subject")
@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def held(subject: str, timeout: float = 300) -> None:
-    """Fails with the table where an aim is missed. timeout: seconds; a busy machine needs several times the usual."""
+    """Fail with the table if an aim is missed. timeout: seconds; a busy machine needs several times as long."""
     command = [sys.executable, "bench/hold.py", "--short", "--only", subject]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         try:

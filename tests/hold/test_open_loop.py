@@ -1,4 +1,4 @@
-"""The open-loop generator tells what clients of a server see, also of one that is slow, silent or gone."""
+"""The open-loop load generator: results for a normal, slow, silent and stopped server."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ANSWER = b"HTTP/1.1 %d X\r\nContent-Length: 5\r\n%b\r\nright"
 
 @contextmanager
 def server(answer: Callable[[int], bytes]) -> Iterator[int]:
-    """One thread for each connection. answer: of the n-th request of the server; empty: the connection is closed."""
+    """A server with one thread per connection. answer: response to the n-th request; empty: close the connection."""
     listening = socket.create_server(("127.0.0.1", 0), backlog=200)
     count = 0
 

@@ -1,4 +1,4 @@
-"""The short form of the experiment on overload."""
+"""The short form of `bench/hold.py --only overload`."""
 
 from __future__ import annotations
 

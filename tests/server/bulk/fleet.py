@@ -1,4 +1,4 @@
-"""Lines to import, a database that trusts who signed them, and what is in a database."""
+"""Lines to import, a database that trusts their signers, and the contents of a database."""
 
 from __future__ import annotations
 
@@ -38,19 +38,19 @@ _CARS: dict[int, Car] = {}
 
 
 def car_of(pki: PKI, pcid: PCID) -> Car:
-    """A vehicle whose keys are those of every other one: keys take time, and the pool does not look at them here."""
+    """A vehicle. All share one key pair: generating keys takes time, and the pool does not check them here."""
     if id(pki) not in _CARS:
         _CARS[id(pki)] = Car.generate(pki, PCID("WEX0BULK000000000"), AT)
     return replace(_CARS[id(pki)], pcid=pcid)
 
 
 def body(pki: PKI, emaid: EMAID | None = None, pcid: PCID | None = None, **members: Any) -> dict[str, Any]:
-    """A body of PUT. members: instead of, or besides, those that belong there."""
+    """A PUT body. members: replace or add members."""
     return {**publish_body(pki, emaid or new_emaid(), car_of(pki, pcid or new_pcid()), AT), **members}
 
 
 def expired(pki: PKI) -> dict[str, Any]:
-    """A body whose contract certificate has ended."""
+    """A body whose contract certificate has expired."""
     emaid, car = new_emaid(), car_of(pki, new_pcid())
     valid = AT - timedelta(days=9), AT - timedelta(days=1)
     bundle = issue_contract(pki, emaid, car.pcid, car.provisioning.certificate, AT, valid)
@@ -67,7 +67,7 @@ def jsonl(*bodies: Mapping[str, Any]) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Database:
-    """A new one. env: with which commands use it."""
+    """A new database. env: environment variables for commands."""
 
     url: str
     folder: Path
@@ -77,7 +77,7 @@ class Database:
         return {"CCP_DATABASE": self.url, "CCP_LOG_LEVEL": "error"}
 
     def contracts(self) -> list[tuple[Any, ...]]:
-        """Everything that counts of every variant, but for times and revisions."""
+        """The data of every variant, without times and revisions."""
         return sql(
             self.url,
             "select pcid, emaid, namespace, root_fingerprint, is_default, valid_from, valid_to, root_serial, root_dn, "
@@ -86,7 +86,7 @@ class Database:
         )
 
     def events(self) -> list[tuple[Any, ...]]:
-        """Kind, EMAID, vehicle and its revision, in the order of their writing."""
+        """Kind, EMAID, vehicle and revision of each event, in the order of writing."""
         return sql(self.url, "select kind, emaid, pcid, rev from outbox order by rowid")
 
     def emaids(self) -> set[str]:

@@ -15,7 +15,7 @@ from tests.server.bulk.fleet import Database
 def imported(
     target: Database, source: Path, *options: object, status: int = 0, more: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """What `ccp import --json` says of its work. more: settings in the environment."""
+    """Run `ccp import --json` and return its summary. more: settings in the environment."""
     done: CommandResult = ccp("import", source, "--json", "--workers", 2, *options, env={**target.env, **(more or {})})
     assert done.status == status, done.err
     summary: dict[str, Any] = json.loads(done.out)
@@ -32,7 +32,7 @@ def reports(path: Path) -> list[dict[str, Any]]:
 
 
 def users_of(folder: Path) -> list[int]:
-    """The processes that have a file of the folder open; an import and its workers have the database open."""
+    """The processes that have a file of the folder open, such as an import and its workers."""
     found = set()
     for each in Path("/proc").glob("[0-9]*/fd/*"):
         with contextlib.suppress(OSError):

@@ -1,4 +1,4 @@
-"""ccp export, and back again."""
+"""ccp export, and import of what it wrote."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ from tests.world import Pool
 
 @pytest.fixture(scope="module")
 def filled(tmp_path_factory: pytest.TempPathFactory, pkis: dict[str, PKI]) -> Database:
-    """Vehicles of two makers with several contracts and variants, defaults that are not the first, and none at all."""
+    """Vehicles of two makers with several contracts and variants, some with a later default or none."""
     target = database(tmp_path_factory.mktemp("filled"), pkis)
     car, other, third = new_pcid("WEX"), new_pcid("WXB"), new_pcid("WXB")
     first, second, fourth = new_emaid("DEEXA"), new_emaid("NLEXB"), new_emaid("DEEXA")
@@ -119,7 +119,7 @@ def test_export_filters_combine(filled: Database) -> None:
 
 
 def looked_at(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The vehicles whose contracts are read from here on."""
+    """Record the vehicles whose contracts are read from now on."""
     seen: list[str] = []
     real = bulk.by_vehicle
 

@@ -1,4 +1,4 @@
-"""ccp import: the checks of PUT, what is written, what is refused, and what happens when it is stopped."""
+"""ccp import: checks, stored rows and events, refusals, and interruption."""
 
 from __future__ import annotations
 
@@ -189,7 +189,7 @@ def test_import_of_truncated_input_stores_the_lines_before(
 
 
 def test_import_memory_is_bounded_by_the_line_limit(tmp_path: Path, empty: Database, pkis: dict[str, PKI]) -> None:
-    """A line of 60 MB without an end is passed over in pieces."""
+    """A line of 60 MB without an end is skipped in pieces."""
     file = tmp_path / "fleet.jsonl"
     with file.open("wb") as stream:
         for _ in range(60):
@@ -295,7 +295,7 @@ def test_import_keeps_the_order_for_an_emaid_and_a_vehicle(
 
 
 def stopped(target: Database, file: Path, report: Path, number: signal.Signals, after: int) -> int:
-    """Run an import as a process of its own and stop it once it has stored so many contracts. Returns its status."""
+    """Run an import in a separate process and stop it after a number of contracts. Returns its exit status."""
     before = len(target.emaids())
     process = subprocess.Popen(
         [*COMMAND, "import", str(file), "--refused", str(report), "--workers", "1"],
@@ -322,7 +322,7 @@ def stopped(target: Database, file: Path, report: Path, number: signal.Signals, 
 
 @pytest.fixture(scope="module")
 def fleet(pkis: dict[str, PKI]) -> list[bytes]:
-    """Lines, every fiftieth of which is refused."""
+    """Lines of which every fiftieth is refused."""
     pki = pkis["iso2"]
     return [line({"emaid": "?"}) if number % 50 == 49 else line(body(pki)) for number in range(500)]
 

@@ -1,4 +1,4 @@
-"""What an import asks other machines: evidence of issuers once for all workers, keys of vehicles as PUT does."""
+"""Queries of an import to external services: revocation status once for all workers, provisioning keys as for PUT."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ PATH = "/opnc/v1/ccp/signedcontractdata"
 
 
 def until_known(pool: Pool, name: str) -> None:
-    """The error for a request of a pool distinguishes a known peer from an unknown one, and none is asked."""
+    """Wait until a pool knows a peer. The error for a request of a pool shows it, and no peer is called."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
         answer = pool.client("peer").post("/signedcontractdata", headers=to(name))

@@ -1,4 +1,4 @@
-"""Requests for another pool, every operation but a vehicle's: real pools on loopback, and peers that misbehave."""
+"""Addressed requests, every operation except a vehicle's: real pools on loopback, and scripted peers that misbehave."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def contract_of(pool: Pool, car: Car) -> Contract:
 
 @pytest.fixture(scope="module")
 def pools(pkis: dict[str, PKI]) -> Iterator[dict[str, Pool]]:
-    """pool-a, which calls pool-b by OPNC and pool-c by OPCP as one that acts for others, and pool-d as a pool alone."""
+    """pool-a calls pool-b (OPNC) and pool-c (OPCP) as acting for others, and pool-d with the pool role only."""
     with ExitStack() as stack:
         here = stack.enter_context(start(pkis, FAR, pool_id="pool-a"))
         found = {"pool-a": here}
@@ -242,7 +242,7 @@ def test_addressed_request_for_roots_is_refused(pools: dict[str, Pool]) -> None:
 
 
 class Other:
-    """A pool with one peer, whose answers are written."""
+    """A pool with one scripted peer."""
 
     def __init__(self, pool: Pool, peer: Scripted) -> None:
         self.pool, self.peer = pool, peer
@@ -250,14 +250,14 @@ class Other:
         self.contract = contract_of(pool, self.car)
 
     def ask(self, operation: str, *replies: Reply, caller: str | None = None, **headers: str) -> httpx.Response:
-        """Send a request, and have it answered so, whatever path it arrives at."""
+        """Send a request; the peer answers with `reply` on any path."""
         asked = request(operation, self.contract.emaid, self.car.pcid, self.contract.body)
         self.peer.received.clear()
         self.peer.on("/opnc/v1/ccp" + asked.path, *replies)
         return asked.send(self.pool, caller, **to("other"), **headers)
 
     def recover(self) -> None:
-        """Have the peer answer each caller well, so that what it did before counts no more."""
+        """Let the peer answer each caller successfully, which closes all circuits."""
         for operation in ("by pcid", "by emaid", "publish"):
             sentences(self.ask(operation, error(404)), 404)
         self.peer.received.clear()

@@ -1,4 +1,4 @@
-"""Broadcasts: limits, what is remembered of peers, the order in which they are asked, and what is held against them."""
+"""Broadcasts: limits, the negative cache, the order of peers, and attribution of failures."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def servers(count: int) -> Iterator[list[Scripted]]:
 
 
 def negative(car: Car, reason: CCPError = NoContract(NOTHING), reported: str | None = None) -> Reply:
-    """What a pool answers that has nothing, or cannot now."""
+    """The negative response of a pool that has nothing, or cannot answer now."""
     item = {
         "certificateInstallationRes": b64(verify.negative_response(car.namespace, SESSION, reason, AT)),
         "emaid": "ZZZZZ000000000",
@@ -151,7 +151,7 @@ def test_broadcast_skips_a_peer_that_had_nothing(pkis: dict[str, PKI], edition: 
 
 
 def test_negative_cache_distinguishes_roots_and_keys(pkis: dict[str, PKI]) -> None:
-    """A contract under a root that the car did not list before, or for its new key, may have been there already."""
+    """A contract under a root that the vehicle did not list before, or for its new key, may already be there."""
     with scripted() as peer, beside(pkis, peer) as pool:
         car = pool.car()
         peer.on(PATH, negative(car))

@@ -1,4 +1,4 @@
-"""Shares, rates, what is remembered and the order of peers, by clocks of the test."""
+"""Shares, broadcast limits, negative cache, peer ranking and call timing, with simulated clocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pools that ask each other: real pools on loopback, and some that hang or lie."""
+"""Pools that ask each other: real pools on loopback, and scripted ones that hang or send false answers."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SECONDS = 0.5
 
 @contextmanager
 def watched_peers() -> Iterator[Callable[[int], None]]:
-    """Gives what waits until each pool that is started within the block knows so many peers."""
+    """Yields a function that waits until each pool started in the context knows a number of peers."""
     made: list[RegisteredPeers] = []
 
     class Watched(RegisteredPeers):
@@ -54,7 +54,7 @@ def watched_peers() -> Iterator[Callable[[int], None]]:
 
 @pytest.fixture(scope="module")
 def three(pkis: dict[str, PKI]) -> Iterator[dict[str, Pool]]:
-    """Three pools, each of which knows the other two: one by OPNC, one by OPCP."""
+    """Three pools. Each knows the other two, one over OPNC and one over OPCP."""
     with ExitStack() as stack:
         wait_for_peers = stack.enter_context(watched_peers())
         pools = {
@@ -325,7 +325,7 @@ def test_broadcast_returns_the_first_answer_without_waiting(pkis: dict[str, PKI]
     both, met = threading.Barrier(2), []
 
     def meet(handler: Any, ends: threading.Event) -> None:
-        """Answer when the other one is asked as well."""
+        """Answer once the other peer is asked too."""
         met.append(both.wait(3))
         handler.send_error(404)
 
