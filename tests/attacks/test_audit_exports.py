@@ -102,7 +102,7 @@ def test_the_sentences_say_what_was_blanked_by_which_erasure_and_what_cannot_be_
 
 
 def test_erasing_for_real_is_listed_too_and_nothing_is_listed_twice(trail: Trail, tmp_path: Path) -> None:
-    ccp_ok("erase", "--emaid", "DEEXAA00000004", *trail.config)
+    ccp_ok("erase", "--yes", "--emaid", "DEEXAA00000004", *trail.config)
     status, verdict = trail.against()
     assert (status, len(verdict["blanked"])) == (3, 1)
     later = tmp_path / "later.jsonl"
@@ -171,5 +171,5 @@ def test_an_audit_export_is_for_its_owner_alone_and_follows_no_link(trail: Trail
     assert stat.S_IMODE(trail.kept.stat().st_mode) == 0o600
     link, target = tmp_path / "link.jsonl", tmp_path / "target"
     link.symlink_to(target)
-    assert ccp_error("audit", "export", link, *trail.config) == f"{link} is there already."
+    assert ccp_error("audit", "export", link, *trail.config) == f"{link} exists already."
     assert not target.exists()

@@ -351,7 +351,7 @@ def test_commands_remove_nothing_by_a_clock_that_the_database_contradicts(
     before = state()
     database_clock_ahead(url, days)
     sentence = f"The clock of this machine is 9600 hours {'behind' if days > 0 else 'ahead of'} the database server's"
-    for command in (("purge",), ("keys", "rotate"), ("keys", "rotate", "--json")):
+    for command in (("purge", "--yes"), ("keys", "rotate"), ("keys", "rotate", "--json")):
         done = ccp(*command, "--config", config)
         assert (done.status, done.out_bytes) == (1, b""), done
         assert sentence in done.err.splitlines()[-1]
@@ -359,7 +359,7 @@ def test_commands_remove_nothing_by_a_clock_that_the_database_contradicts(
     # What is only looked at is shown.
     assert "1 contract(s) would be removed" in ccp_ok("purge", "--dry-run", "--config", config).out
     database_clock_ahead(url, 0)
-    assert "1 contract(s) removed" in ccp_ok("purge", "--config", config).out
+    assert "1 contract(s) removed" in ccp_ok("purge", "--yes", "--config", config).out
     ccp_ok("keys", "rotate", "--config", config)
     assert len(sql(url, "select kid from token_key")) == 2  # One has ended, one verifies, one is new.
 
@@ -368,7 +368,7 @@ def test_commands_with_sqlite_have_no_second_clock_to_ask(tmp_path: Path) -> Non
     url, config = new_database(tmp_path), tmp_path / "ccp.toml"
     config.write_text(f'database = "{url}"\nbase_url = "https://ccp.example.com"\n')
     ccp_ok("keys", "rotate", "--config", config)
-    ccp_ok("purge", "--config", config)
+    ccp_ok("purge", "--yes", "--config", config)
     assert len(sql(url, "select kid from token_key")) == 1
 
 

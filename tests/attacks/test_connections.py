@@ -342,7 +342,7 @@ def started(tmp_path: Path, soft: int, hard: int) -> tuple[str, int]:
 def test_the_limit_of_descriptors_is_raised_to_what_connections_need(tmp_path: Path) -> None:
     printed, soft = started(tmp_path, 256, 4096)
     assert soft == 1000 + 64 + 10 + 256
-    assert f"{soft} file descriptors a worker" in printed
+    assert f"{soft} file descriptors per worker" in printed
     assert "warning" not in printed
 
 
@@ -350,4 +350,4 @@ def test_the_limit_of_descriptors_is_raised_to_what_connections_need(tmp_path: P
 def test_too_few_descriptors_are_told_and_connections_are_fewer(tmp_path: Path) -> None:
     printed, soft = started(tmp_path, 256, 600)
     assert soft == 600
-    assert "warning: 600 file descriptors are too few for max_connections = 1000; a worker takes 300" in printed
+    assert "warning: 600 file descriptors are too few for max_connections = 1000; a worker accepts 300" in printed

@@ -16,7 +16,7 @@ BREAKS = (
     ("drop table delivery", ("events", "list")),
     ("drop table audit", ("audit", "verify")),
     ("drop table token_key", ("keys", "list")),
-    ("drop table contract", ("purge",)),
+    ("drop table contract", ("purge", "--yes")),
 )
 
 

@@ -91,7 +91,7 @@ def test_every_command_works_behind_a_pooler_and_leaves_nothing_on_its_sessions(
         ("keys", "rotate"),
         ("events", "list"),
         ("webhook", "list"),
-        ("purge",),
+        ("purge", "--yes"),
         ("audit", "verify"),
         ("audit", "export", tmp_path / "audit.jsonl"),
         ("export", tmp_path / "out.jsonl"),

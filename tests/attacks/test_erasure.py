@@ -61,12 +61,14 @@ def test_erasure_leaves_nothing_in_the_files_of_a_running_server(pool: Pool, con
     pool.publish(car, contract.emaid)  # Replaced.
     assert holding(pool, contract.emaid), "or the test shows nothing"
     assert holding(pool, car.pcid)
-    done = json.loads(ccp_ok("erase", "--emaid", contract.emaid, "--tell-nobody", "--json", "--config", config).out)
+    done = json.loads(
+        ccp_ok("erase", "--yes", "--emaid", contract.emaid, "--no-notify", "--json", "--config", config).out
+    )
     assert done["files"] == {"cleared": True, "rebuilt": False}
     assert holding(pool, contract.emaid) == []
     assert [item["emaid"] for item in pool.ask(car)] == [moved.emaid], "the server goes on"
-    lines = ccp_ok("erase", "--pcid", car.pcid, "--tell-nobody", "--config", config).lines
-    assert lines[-1] == "The database's files do not hold it any more."
+    lines = ccp_ok("erase", "--yes", "--pcid", car.pcid, "--no-notify", "--config", config).lines
+    assert lines[-1] == "The database's files no longer contain the id."
     assert holding(pool, car.pcid) == []
     pool.publish(other)
     assert holding(pool, car.pcid) == holding(pool, contract.emaid) == []
@@ -74,11 +76,11 @@ def test_erasure_leaves_nothing_in_the_files_of_a_running_server(pool: Pool, con
 
 def test_erasure_reports_events_that_still_name_the_contract(pool: Pool, config: Path) -> None:
     contract = pool.publish(pool.car())
-    done = json.loads(ccp_ok("erase", "--emaid", contract.emaid, "--json", "--config", config).out)
+    done = json.loads(ccp_ok("erase", "--yes", "--emaid", contract.emaid, "--json", "--config", config).out)
     assert (done["events_waiting"], done["files"]) == (1, None)
     assert holding(pool, contract.emaid)
     pool.sql("delete from outbox where emaid = ?", str(contract.emaid))
-    done = json.loads(ccp_ok("erase", "--emaid", contract.emaid, "--json", "--config", config).out)
+    done = json.loads(ccp_ok("erase", "--yes", "--emaid", contract.emaid, "--json", "--config", config).out)
     assert done["files"]["cleared"] is True
     assert holding(pool, contract.emaid) == []
 
@@ -88,17 +90,17 @@ def test_erasure_waits_for_readers_of_an_older_snapshot(
 ) -> None:
     monkeypatch.setattr(command, "scrub", partial(scrub, timeout=0.2))
     contract = pool.publish(pool.car())
-    options = ("--emaid", contract.emaid, "--tell-nobody", "--config", config)
+    options = ("--emaid", contract.emaid, "--no-notify", "--config", config)
     with closing(sqlite3.connect(pool.database, isolation_level=None)) as reader:
         reader.execute("begin")
         reader.execute("select count(*) from contract").fetchone()
-        done = ccp("erase", *options)
+        done = ccp("erase", "--yes", *options)
         assert done.status == 1
         assert "the write-ahead log still holds them" in done.err
         assert pool.stored(contract.emaid) == 0, "the rows are erased all the same"
         assert holding(pool, contract.emaid)
         reader.execute("rollback")
-    assert ccp_ok("erase", *options).lines[-1] == "The database's files do not hold it any more."
+    assert ccp_ok("erase", "--yes", *options).lines[-1] == "The database's files no longer contain the id."
     assert holding(pool, contract.emaid) == []
 
 

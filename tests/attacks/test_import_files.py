@@ -204,7 +204,7 @@ def test_checkpoint_from_before_a_restore_skips_no_line(target: Database, drop: 
     ccp_ok("import", empty, env=target.env)  # Makes the key.
     ccp_ok("backup", drop / "backup.db", env=target.env)
     assert ccp("import", file, "--checkpoint", checkpoint, env=target.env).status == 1
-    ccp_ok("restore", drop / "backup.db", "--replace", env=target.env)
+    ccp_ok("restore", drop / "backup.db", "--replace", "--yes", env=target.env)
     assert CHANGED in ccp_error("import", file, "--checkpoint", checkpoint, env=target.env)
     assert target.emaids() == set()
 

@@ -113,15 +113,15 @@ def after(place: Place, tmp_path: Path) -> After:
     place.run("backup", copy)
     place.run("party", "disable", "disabled")
     place.run("party", "rotate-secret", "rotated", "--now")
-    place.run("keys", "revoke", "--", revoked)
+    place.run("keys", "revoke", "--yes", "--", revoked)
     return After(place, copy, secrets, leaked, revoked)
 
 
 def test_restore_revokes_keys_again_and_lists_what_to_repeat(after: After) -> None:
     place = after.place
-    lines = place.run("restore", after.copy, "--replace")
-    assert "Keys that signed access tokens are revoked (1): callers need new tokens." in lines
-    at = lines.index("Done after the backup and undone by it (4); repeat what still applies:")
+    lines = place.run("restore", after.copy, "--replace", "--yes")
+    assert "The keys that signed access tokens are revoked (1): callers need new tokens." in lines
+    at = lines.index("Changes after the backup, undone by it (4); repeat what still applies:")
     listed = lines[at + 1 : at + 5]
     assert [line.split("  ")[2] for line in listed] == [
         "party.disabled",
@@ -147,14 +147,14 @@ def test_restore_revokes_keys_again_and_lists_what_to_repeat(after: After) -> No
 
 def test_restore_keeps_token_keys_only_on_request(after: After) -> None:
     place = after.place
-    lines = place.run("restore", after.copy, "--replace", "--keep-keys")
-    assert any("revoke again what was revoked since" in line for line in lines)
+    lines = place.run("restore", after.copy, "--replace", "--yes", "--keep-keys")
+    assert any("repeat revocations made after it" in line for line in lines)
     assert any("key.revoked" in line and after.revoked in line for line in lines)
     assert kids(place.url) == [after.revoked]
     assert restored_rows(place.url) == [{"file": "copy.db", "keys": "kept"}]
     with place.served() as http:
         assert asked(http, after.leaked) == 400
-        place.run("keys", "revoke", "--", after.revoked)
+        place.run("keys", "revoke", "--yes", "--", after.revoked)
 
 
 def test_restore_uses_an_audit_export_if_the_database_is_lost(after: After, tmp_path: Path) -> None:
@@ -162,26 +162,26 @@ def test_restore_uses_an_audit_export_if_the_database_is_lost(after: After, tmp_
     place.run("audit", "export", export)
     os.remove(schema.sqlite_file(place.url))
     lines = place.run("restore", after.copy, "--audit-export", export)
-    assert "Done after the backup and undone by it (4); repeat what still applies:" in lines
+    assert "Changes after the backup, undone by it (4); repeat what still applies:" in lines
     assert sum(after.revoked in line for line in lines) == 1
 
 
 def test_restore_merges_database_and_audit_export(after: After, tmp_path: Path) -> None:
     place, export = after.place, tmp_path / "trail.jsonl"
     place.run("audit", "export", export)
-    lines = place.run("restore", after.copy, "--replace", "--audit-export", export)
-    assert "Done after the backup and undone by it (4); repeat what still applies:" in lines
+    lines = place.run("restore", after.copy, "--replace", "--yes", "--audit-export", export)
+    assert "Changes after the backup, undone by it (4); repeat what still applies:" in lines
 
 
 def test_restore_without_database_and_export_reports_unknown(after: After) -> None:
     os.remove(schema.sqlite_file(after.place.url))
     lines = after.place.run("restore", after.copy)
-    assert any(line.startswith("What was disabled, rotated or revoked after the backup is not known") for line in lines)
+    assert any(line.startswith("What was disabled, rotated or revoked after the backup is unknown") for line in lines)
 
 
 def test_restore_reports_an_unreadable_database(after: After) -> None:
     schema.sqlite_file(after.place.url).write_bytes(b"not a database at all" * 1000)
-    done = ccp_ok("restore", after.copy, "--replace", env=after.place.env)
+    done = ccp_ok("restore", after.copy, "--replace", "--yes", env=after.place.env)
     assert "cannot be read" in done.err
     assert "is not known" in done.out
     assert "nothing was disabled" not in done.out
@@ -191,8 +191,8 @@ def test_restore_reports_that_nothing_was_revoked_since(place: Place, tmp_path: 
     place.party("stays")
     place.run("backup", tmp_path / "copy.db")
     write(place.url, contracts.publish(variant(), AT))
-    lines = place.run("restore", tmp_path / "copy.db", "--replace")
-    assert "As far as the trail shows, nothing was disabled, rotated or revoked after the backup." in lines
+    lines = place.run("restore", tmp_path / "copy.db", "--replace", "--yes")
+    assert "According to the trail, nothing was disabled, rotated or revoked after the backup." in lines
 
 
 def test_restore_rejects_an_audit_export_of_another_pool(after: After, tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_restore_rejects_an_audit_export_of_another_pool(after: After, tmp_path:
         other.party(name)
     export = tmp_path / "other.jsonl"
     other.run("audit", "export", export)
-    done = ccp_ok("restore", after.copy, "--replace", "--audit-export", export, env=after.place.env)
+    done = ccp_ok("restore", after.copy, "--replace", "--yes", "--audit-export", export, env=after.place.env)
     assert "does not continue that of the backup" in done.err
 
 
@@ -219,13 +219,13 @@ def test_restore_escapes_and_validates_the_audit_export(after: After, tmp_path: 
         hostile.append(json.dumps(row))
     export.write_text("\n".join(hostile) + "\n")
     before = sql(place.url, "select * from party")
-    out = ccp_ok("restore", after.copy, "--replace", "--audit-export", export, env=place.env).out
+    out = ccp_ok("restore", after.copy, "--replace", "--yes", "--audit-export", export, env=place.env).out
     assert "\\u001b[2J\\u202egood" in out
     assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f\u202e]", out)
     export.write_text(lines[0] + "\nnonsense\n")
     again = sql(place.url, "select * from party")
     assert again != before
-    assert ccp_error("restore", after.copy, "--replace", "--audit-export", export, env=place.env).startswith(
+    assert ccp_error("restore", after.copy, "--replace", "--yes", "--audit-export", export, env=place.env).startswith(
         "Line 2 is not"
     )
     assert sql(place.url, "select * from party") == again
@@ -328,7 +328,7 @@ def test_restore_refuses_a_file_with_a_foreign_schema(place: Place, tmp_path: Pa
     change, sentence = HOSTILE[name]
     change(bad)
     before = schema.sqlite_file(place.url).read_bytes()
-    assert sentence in ccp_error("restore", bad, "--replace", env=place.env)
+    assert sentence in ccp_error("restore", bad, "--replace", "--yes", env=place.env)
     assert schema.sqlite_file(place.url).read_bytes() == before
     assert not list(tmp_path.glob("*.part*"))
     assert not list(tmp_path.glob("ccp.db.*")), "nothing was put aside"
@@ -338,7 +338,7 @@ def test_restore_escapes_names_of_a_hostile_file(place: Place, tmp_path: Path) -
     bad = tmp_path / "bad.db"
     place.run("backup", bad)
     statements('create table "\x1b[2J\u202e" (x)')(bad)
-    assert r"it has the table \x1b[2J\u202e, unlike" in ccp_error("restore", bad, "--replace", env=place.env)
+    assert r"it has the table \x1b[2J\u202e, unlike" in ccp_error("restore", bad, "--replace", "--yes", env=place.env)
 
 
 def test_restore_refuses_a_backup_with_a_log_beside_it(place: Place, tmp_path: Path) -> None:
@@ -353,7 +353,9 @@ def test_restore_refuses_a_backup_with_a_log_beside_it(place: Place, tmp_path: P
     shutil.move(tmp_path / "kept", copy)
     shutil.move(tmp_path / "kept-wal", f"{copy}-wal")
     assert inspection.inspect(copy) == HEAD
-    assert "copy.db-wal holds changes that belong to it" in ccp_error("restore", copy, "--replace", env=place.env)
+    assert "copy.db-wal holds changes that belong to it" in ccp_error(
+        "restore", copy, "--replace", "--yes", env=place.env
+    )
 
 
 def test_restore_accepts_every_schema_revision(tmp_path: Path) -> None:
@@ -397,7 +399,7 @@ def test_restore_refuses_values_of_another_type(place: Place, tmp_path: Path, ch
     place.run("backup", bad)
     statements(change)(bad)
     before = sql(place.url, "select * from party")
-    answer = ccp_error("restore", bad, "--replace", env=place.env)
+    answer = ccp_error("restore", bad, "--replace", "--yes", env=place.env)
     assert answer.endswith(f"is damaged: {column} has a value of another type.")
     assert sql(place.url, "select * from party") == before
 
@@ -414,11 +416,13 @@ def test_restore_refuses_a_copied_database_with_a_log(place: Place, tmp_path: Pa
         connection.execute("update party set enabled = 0")
         shutil.copy(live, bad)
         shutil.copy(f"{live}-wal", f"{bad}-wal")
-    assert "copied.db-wal holds changes that belong to it" in ccp_error("restore", bad, "--replace", env=place.env)
+    assert "copied.db-wal holds changes that belong to it" in ccp_error(
+        "restore", bad, "--replace", "--yes", env=place.env
+    )
     assert sql(place.url, "select enabled from party") == [(1,)]
 
 
 def test_restore_refuses_a_pipe(place: Place, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    answer = ccp_error("restore", tmp_path / "pipe", "--replace", env=place.env)
+    answer = ccp_error("restore", tmp_path / "pipe", "--replace", "--yes", env=place.env)
     assert answer.endswith("is not an opnc-ccp database.")

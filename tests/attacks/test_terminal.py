@@ -86,9 +86,9 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
 LISTINGS = [
     ("audit", "list"), ("audit", "verify"), ("party", "list"), ("party", "show", "hostile"), ("peer", "list"),
     ("trust", "list"), ("webhook", "list"), ("events", "list"), ("keys", "list"), ("party", "show", HOSTILE + "?"),
-    ("events", "show", HOSTILE), ("trust", "remove", HOSTILE), ("peer", "test", HOSTILE + "?"),
+    ("events", "show", HOSTILE), ("trust", "remove", "--yes", HOSTILE), ("peer", "test", HOSTILE + "?"),
     ("audit", "list", "--since", HOSTILE), ("verify", "--at", HOSTILE, "-"), ("import", "/" + HOSTILE),
-    ("events", "replay", "--endpoint", HOSTILE), ("keys", "revoke", HOSTILE), ("exi", "decode", "/" + HOSTILE),
+    ("events", "replay", "--endpoint", HOSTILE), ("keys", "revoke", "--yes", HOSTILE), ("exi", "decode", "/" + HOSTILE),
 ]  # fmt: skip
 
 

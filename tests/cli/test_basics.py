@@ -270,9 +270,12 @@ def test_certificates_are_added_listed_and_removed(database: str, folder: Path, 
     fingerprint = pki.oem_root.certificate.fingerprint
     # The fingerprint of the table is what the removal takes, so it has to be there as a whole.
     assert sum(fingerprint in line for line in ccp_ok("trust", "list").lines) == 2
-    assert ccp_ok("trust", "remove", fingerprint.upper(), "--role", "v2g").out == "removed for 1 role(s)\n"
-    assert ccp_ok("trust", "remove", fingerprint).out == "removed for 1 role(s)\n"
-    assert ccp_error("trust", "remove", fingerprint) == f"No certificate with the fingerprint {fingerprint} is trusted."
+    assert ccp_ok("trust", "remove", "--yes", fingerprint.upper(), "--role", "v2g").out == "removed for 1 role(s)\n"
+    assert ccp_ok("trust", "remove", "--yes", fingerprint).out == "removed for 1 role(s)\n"
+    assert (
+        ccp_error("trust", "remove", "--yes", fingerprint)
+        == f"No certificate with the fingerprint {fingerprint} is trusted."
+    )
 
 
 def test_a_directory_of_certificates_is_added_as_a_whole(database: str, folder: Path, pkis: dict[str, PKI]) -> None:

@@ -117,7 +117,8 @@ def test_expired_and_expiring_certificates_are_added_and_told(run: Run, tmp_path
     _, out, err = run("trust", "list", "--role", "v2g")
     assert "expires" in next(line for line in out.splitlines() if "Soon" in line)
     assert err.splitlines() == [
-        "warning: 1 of them: expired.", "warning: 1 of them: expires soon.", "warning: 1 of them: not valid yet.",
+        "warning: 1 certificate(s): expired.", "warning: 1 certificate(s): expires soon.",
+        "warning: 1 certificate(s): not valid yet.",
     ]  # fmt: skip
 
 
@@ -158,9 +159,12 @@ def test_a_file_without_a_certificate_is_refused(run: Run, tmp_path: Path, conte
 def test_a_certificate_is_removed_for_one_role_or_for_all(run: Run, tmp_path: Path) -> None:
     certificate = root("One")
     run("trust", "add", pem(tmp_path, "one.pem", certificate), "--role", "v2g", "--role", "oem", "--role", "emsp")
-    assert run("trust", "remove", certificate.fingerprint.upper(), "--role", "oem")[1] == "removed for 1 role(s)\n"
-    assert run("trust", "remove", certificate.fingerprint)[1] == "removed for 2 role(s)\n"
-    status, _, err = run("trust", "remove", certificate.fingerprint)
+    assert (
+        run("trust", "remove", "--yes", certificate.fingerprint.upper(), "--role", "oem")[1]
+        == "removed for 1 role(s)\n"
+    )
+    assert run("trust", "remove", "--yes", certificate.fingerprint)[1] == "removed for 2 role(s)\n"
+    status, _, err = run("trust", "remove", "--yes", certificate.fingerprint)
     assert status == 1
     assert certificate.fingerprint in err
 
@@ -224,12 +228,12 @@ def test_a_synchronisation_tells_what_was_added_what_is_gone_and_what_is_unusabl
         f"added  v2g  root  One  {one.fingerprint}",
         rf"added  v2g  root  \x1b[31mTwo  {two.fingerprint}",
     ]
-    assert run("trust", "sync")[1] == "nothing new\n"
+    assert run("trust", "sync")[1] == "no changes\n"
     assert {entry["source"] for entry in listed(run)} == {settings["rcp_url"]}
     lists(rcp, one, extra=({"commonName": "Bad", "caCertificate": "AAAA"},))
     status, out, err = run("trust", "sync")
     assert status == 0
-    assert out.startswith(r"gone from the pool, still trusted (--prune removes it)  v2g  root  \x1b[31mTwo")
+    assert out.startswith(r"no longer listed, still trusted (--prune removes it)  v2g  root  \x1b[31mTwo")
     assert "not used: An entry (Bad) holds no certificate" in err
     assert len(listed(run)) == 2
     lists(rcp, one)

@@ -61,7 +61,9 @@ def deleted(pool: Pool) -> list[str]:
 
 def cleansed(*arguments: str, **how: Any) -> dict[str, str]:
     """What is removed, with the reason."""
-    return {each["emaid"]: each["reason"] for each in json.loads(ccp_ok("purge", "--json", *arguments, **how).out)}
+    return {
+        each["emaid"]: each["reason"] for each in json.loads(ccp_ok("purge", "--yes", "--json", *arguments, **how).out)
+    }
 
 
 # --- Cleansing -------------------------------------------------------------------------------------------------------
@@ -78,13 +80,13 @@ def test_expired_and_revoked_contracts_are_removed_and_told_of_and_good_ones_sta
     assert ccp_ok("purge", "--dry-run").lines[-1] == "2 contract(s) would be removed."
     assert [around.stored(one.emaid) for one in (expired, revoked, fine)] == [1, 1, 1]
     assert deleted(around) == []
-    lines = ccp_ok("purge").lines
+    lines = ccp_ok("purge", "--yes").lines
     assert lines[-1] == "2 contract(s) removed."
     assert any(line.split() == [expired.emaid, str(cars[0].pcid), "expired"] for line in lines)
     assert [around.stored(one.emaid) for one in (expired, revoked, fine)] == [0, 0, 1]
     assert sorted(deleted(around)) == sorted(spent)
     assert cleansed() == {}
-    assert ccp_ok("purge").lines[-1] == "0 contract(s) removed."
+    assert ccp_ok("purge", "--yes").lines[-1] == "0 contract(s) removed."
     assert sorted(deleted(around)) == sorted(spent)
     assert around.ask(cars[2])[0]["emaid"] == fine.emaid
     assert around.sql("select count(*) from emaid_claim") == [(1,)]  # the EMAIDs are free again
@@ -124,7 +126,7 @@ def test_a_revoked_contract_is_not_kept_for_a_grace_period(around: Pool) -> None
 def test_cleansing_tells_programs_nothing_but_json(around: Pool) -> None:
     contract = around.publish(around.car())
     around.expire(contract.emaid)
-    done = ccp_process("purge", "--json", env=environment())
+    done = ccp_process("purge", "--yes", "--json", env=environment())
     assert done.returncode == 0, done.stderr
     (each,) = json.loads(done.stdout)
     assert each == {"emaid": contract.emaid, "pcid": contract.body["pcid"], "reason": "expired"}
@@ -190,14 +192,14 @@ def test_every_variant_of_a_contract_is_verified(around: Pool) -> None:
 
 
 def test_what_is_not_held_is_told_in_a_sentence(around: Pool) -> None:
-    assert ccp_error("verify", "--emaid", new_emaid()) == "The pool holds nothing of it."
-    assert ccp_error("verify", "--pcid", new_pcid(), "--json") == "The pool holds nothing of it."
+    assert ccp_error("verify", "--emaid", new_emaid()) == "The pool stores no such message."
+    assert ccp_error("verify", "--pcid", new_pcid(), "--json") == "The pool stores no such message."
     assert ccp_error("verify", "--emaid", "nonsense")
     assert ccp_error("verify", "--pcid", "nonsense")
 
 
 def test_one_thing_is_verified_at_a_time(around: Pool) -> None:
-    one = "Give a file, or --emaid, or --pcid: one of them."
+    one = "Give a file, --emaid or --pcid, and only one of them."
     assert ccp_error("verify") == one
     assert ccp_error("verify", "message", "--emaid", new_emaid()) == one
     assert ccp_error("verify", "message", "--pcid", new_pcid()) == one

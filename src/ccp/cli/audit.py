@@ -1,4 +1,4 @@
-"""ccp audit: who did what, and whether the trail is whole."""
+"""ccp audit: queries, verifies and exports the audit trail."""
 
 from __future__ import annotations
 
@@ -32,23 +32,24 @@ from ccp.server.storage.queries.contracts import instant
 
 app = typer.Typer(no_args_is_help=True)
 
-_BLANKED = 3  # Exit status: intact, but an operator has to look. 2 is the command line's own.
+_EXIT_BLANKED = 3
+"""Exit status: intact, but rows lost their subject. 2 is click's status for usage errors."""
 
 
 @app.command("list")
 def list_rows(
-    since: Annotated[str | None, typer.Option(help="From this time on: 2026-03-01 or 2026-03-01T12:00Z.")] = None,
-    until: Annotated[str | None, typer.Option(help="Before this time.")] = None,
-    actor: Annotated[str | None, typer.Option(help="A client id, pool, pcp, unknown, or cli:USER.")] = None,
-    action: Annotated[str | None, typer.Option(help="Such as contract.published or access.refused.")] = None,
-    emaid: Annotated[str | None, typer.Option(help="Rows that name this contract.")] = None,
-    pcid: Annotated[str | None, typer.Option(help="Rows that name this vehicle.")] = None,
-    outcome: Annotated[str | None, typer.Option(help="ok, refused, or exactly what the row says.")] = None,
-    limit: Annotated[int, typer.Option(min=1, help="So many rows, the newest.")] = 100,
+    since: Annotated[str | None, typer.Option(help="Start, inclusive: 2026-03-01 or 2026-03-01T12:00Z.")] = None,
+    until: Annotated[str | None, typer.Option(help="End, exclusive.")] = None,
+    actor: Annotated[str | None, typer.Option(help="Actor: a client id, pool, pcp, unknown, or cli:USER.")] = None,
+    action: Annotated[str | None, typer.Option(help="Action, such as contract.published or access.refused.")] = None,
+    emaid: Annotated[str | None, typer.Option(help="Only rows that name this contract.")] = None,
+    pcid: Annotated[str | None, typer.Option(help="Only rows that name this vehicle.")] = None,
+    outcome: Annotated[str | None, typer.Option(help="ok, refused, or the exact outcome.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number of rows.")] = 100,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print rows, the newest first."""
+    """List rows, newest first."""
     ids: list[str] = [EMAID.parse(emaid)] if emaid is not None else []
     if pcid is not None:
         ids.append(PCID.parse(pcid))
@@ -69,18 +70,18 @@ def list_rows(
 
 @app.command()
 def verify(
-    file: Annotated[Path | None, typer.Argument(help="An export to verify; without it the database.")] = None,
+    file: Annotated[Path | None, typer.Argument(help="Export to verify. Default: the database.")] = None,
     against: Annotated[
-        Path | None, typer.Option(help="An earlier export, kept elsewhere: the trail has to be its continuation.")
+        Path | None, typer.Option(help="Earlier export, kept elsewhere, that the trail must continue.")
     ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Verify every row against its chain. Exit status 1: a row was changed, removed or moved.
+    """Verify every row against its hash chain. Exit status 1: a row was changed, removed or moved.
 
-    A trail that was rewritten as a whole, and a row that was blanked under an invented erasure, can only be seen with
-    --against. It lists every row that has lost its subject since the export, for you to compare with the erasures that
-    you have carried out; exit status 3 then, where everything else is intact.
+    Only --against detects a trail that was rewritten completely, or a row that was blanked under an invented erasure.
+    It lists every row that has lost its subject since the export: compare them with the erasures that you have
+    carried out. Exit status 3: there are such rows, and everything else is intact.
     """
     verifier = ChainVerifier(_ends(against) if against is not None else None)
     if file is not None:
@@ -99,19 +100,19 @@ def verify(
         with_store(config, read)
     verdict = verifier.result()
     if against is None:
-        _tell(verdict, None, as_json=as_json)
+        _print_verdict(verdict, None, as_json=as_json)
         return
     with _open(against) as lines:
         blanked = export_comparison.blanked_since(read_export(lines), verifier)
-    _tell(verdict.with_broken(export_comparison.contradictions(blanked)), blanked, as_json=as_json)
+    _print_verdict(verdict.with_broken(export_comparison.contradictions(blanked)), blanked, as_json=as_json)
 
 
 @app.command()
 def export(
-    file: Annotated[Path | None, typer.Argument(help="New file; without it standard output.")] = None,
+    file: Annotated[Path | None, typer.Argument(help="File to create. Default: standard output.")] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Write the whole trail as JSON Lines with its hashes, for `ccp audit verify FILE` or anybody's own program."""
+    """Write the trail with its hashes as JSON Lines, for `ccp audit verify FILE` or other programs."""
 
     async def write(store: Store, out: IO[bytes]) -> ChainVerification:
         verifier = ChainVerifier()
@@ -129,23 +130,25 @@ def export(
         try:
             out = create_private(file)
         except FileExistsError as exc:
-            raise ConfigurationError(f"{file} is there already.") from exc
+            raise ConfigurationError(f"{file} exists already.") from exc
         try:
             with out:
                 verdict = with_store(config, lambda store: write(store, out))
         except BaseException:
-            file.unlink()  # Half an export would look like a trail that was cut.
+            file.unlink()  # An incomplete export would look like a truncated trail.
             raise
-    # What is broken is exported as it is: whoever gets the file has to see it too.
+    # Broken rows are exported unchanged, so that the recipient can see them too.
     for broken in verdict.broken:
         print_line(f"warning: lane {broken.lane}, row {broken.number}: {broken.why}.", err=True)
 
 
 @app.command()
 def pseudonym(
-    named: Annotated[str, typer.Argument(metavar="ID", help="An EMAID or a PCID.")], config: ConfigOption = None
+    named: Annotated[str, typer.Argument(metavar="ID", help="An EMAID or a PCID.")],
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Print what stands for an EMAID or a PCID in the log, to search for it there."""
+    """Print the pseudonym of an EMAID or a PCID in the log."""
 
     async def run() -> str:
         effective = settings.load(config)
@@ -158,11 +161,15 @@ def pseudonym(
             await store.close()
         return pseudonyms.pseudonym(_id(named))
 
-    print_line(asyncio.run(run()))
+    found = asyncio.run(run())
+    if as_json:
+        print_json({"pseudonym": found})
+    else:
+        print_line(found)
 
 
 def _id(text: str) -> EMAID | PCID:
-    """The two kinds overlap, and where they do their canonical forms are the same. Raises FieldError."""
+    """Parse either kind of id. The kinds overlap; in the overlap their canonical forms are equal. Raises FieldError."""
     try:
         return PCID.parse(text)
     except FieldError:
@@ -173,8 +180,8 @@ def _line(members: dict[str, Any]) -> bytes:
     return json.dumps(members).encode("ascii") + b"\n"
 
 
-def _tell(verdict: ChainVerification, blanked: list[BlankedRow] | None, *, as_json: bool) -> None:
-    """blanked: the rows that lost their subject since an earlier export; None where there is none to compare with."""
+def _print_verdict(verdict: ChainVerification, blanked: list[BlankedRow] | None, *, as_json: bool) -> None:
+    """Print a verdict and exit. blanked: rows that lost their subject since an earlier export; None without one."""
     if as_json:
         shown: dict[str, Any] = {
             "rows": verdict.rows,
@@ -191,14 +198,14 @@ def _tell(verdict: ChainVerification, blanked: list[BlankedRow] | None, *, as_js
             print_line(f"lane {each.lane}, row {each.number}: {each.why}.")
         for row in blanked or ():
             print_line(_blanked_line(row))
-        print_line(_conclusion(verdict, blanked))
+        print_line(_summary(verdict, blanked))
     if verdict.broken:
         raise typer.Exit(1)
     if blanked:
-        raise typer.Exit(_BLANKED)
+        raise typer.Exit(_EXIT_BLANKED)
 
 
-def _conclusion(verdict: ChainVerification, blanked: list[BlankedRow] | None) -> str:
+def _summary(verdict: ChainVerification, blanked: list[BlankedRow] | None) -> str:
     if verdict.broken:
         return "The trail is broken."
     if blanked:
@@ -239,13 +246,13 @@ def _open(file: Path) -> Iterator[Iterator[str]]:
         with open(file, encoding="utf-8") as lines:
             yield lines
     except UnicodeDecodeError as exc:
-        raise ConfigurationError(f"{file} is no audit export.") from exc
+        raise ConfigurationError(f"{file} is not an audit export.") from exc
     except CCPError as exc:
         raise ConfigurationError(*(f"{file}: {message}" for message in exc.messages)) from exc
 
 
 def _ends(file: Path) -> dict[int, ChainHead]:
-    """Where an earlier export ends; it has to be whole itself. Raises ConfigurationError."""
+    """The last row of each lane in an earlier export, which must be intact. Raises ConfigurationError."""
     verifier = ChainVerifier()
     ends: dict[int, ChainHead] = {}
     with _open(file) as lines:
@@ -257,19 +264,21 @@ def _ends(file: Path) -> dict[int, ChainHead]:
                 if part.head is not None:
                     ends[part.lane] = part.head
     if verifier.result().broken:
-        raise ConfigurationError(f"{file} is broken itself; see ccp audit verify {file}.")
+        raise ConfigurationError(f"{file} is broken; see ccp audit verify {file}.")
     return ends
 
 
 def _time(text: str | None, option: str) -> datetime | None:
-    """A time as people write it; without a zone it is UTC. Raises ConfigurationError."""
+    """Parse an ISO 8601 time; UTC if it has no zone. Raises ConfigurationError."""
     if text is None:
         return None
     try:
         moment = datetime.fromisoformat(text)
         return moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
     except (ValueError, OverflowError) as exc:
-        raise ConfigurationError(f"--{option} is a date or a time, such as 2026-03-01 or 2026-03-01T12:00Z.") from exc
+        raise ConfigurationError(
+            f"--{option} must be a date or a time, such as 2026-03-01 or 2026-03-01T12:00Z."
+        ) from exc
 
 
 def _at(row: AuditRow) -> str:
@@ -291,7 +300,7 @@ def _about(row: AuditRow) -> str:
 
 
 def _subject(row: AuditRow) -> Any:
-    """The subject as JSON; as a text where it is none, which no writer of ours leaves there."""
+    """The subject as JSON; as a string if it is not JSON, which the pool never writes."""
     try:
         return None if row.subject is None else json.loads(row.subject)
     except (ValueError, RecursionError):

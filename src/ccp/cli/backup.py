@@ -11,7 +11,7 @@ from typing import Annotated, Final
 
 import typer
 
-from ccp.cli.output import ConfigOption, print_line
+from ccp.cli.output import ConfigOption, JsonOption, YesOption, confirm, print_json, print_line
 from ccp.errors import ConfigurationError
 from ccp.server import settings
 from ccp.server.access import token_keys
@@ -22,24 +22,30 @@ from ccp.server.storage.engine import schema, schema_version
 from ccp.server.storage.engine.inspection import inspect
 from ccp.server.storage.queries.audit import Action, AuditRow, Entry
 
-_LISTED: Final = 1000  # Rows; more than an operator repeats by hand.
+_MAX_LISTED: Final = 1000
+"""Rows that are printed; more than an operator repeats by hand."""
 
 
 def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
     app.command()(backup)
     app.command()(restore)
 
 
 def backup(
-    file: Annotated[Path, typer.Argument(help="Where the copy goes; a file that is there is replaced in the end.")],
+    file: Annotated[Path, typer.Argument(help="File to write; an existing file is replaced at the end.")],
     config: ConfigOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Copy the SQLite database while the pool runs. The copy is checked and flushed to disk.
 
-    Keys that sign tokens and hashes of secrets are in it: it is readable by its owner alone, and has to stay so.
+    The copy contains the keys that sign tokens and hashes of secrets. It is readable by its owner only; keep it so.
     """
     done = copies.backup(settings.load(config).database, file)
-    print_line(f"{file}: {done.contracts:,} variants, {done.size:,} bytes, schema {done.revision}, checked.")
+    if as_json:
+        print_json({"file": str(file), "variants": done.contracts, "bytes": done.size, "schema": done.revision})
+    else:
+        print_line(f"{file}: {done.contracts:,} variants, {done.size:,} bytes, schema {done.revision}, checked.")
     try:
         inspect(file)
     except ConfigurationError as exc:
@@ -47,10 +53,11 @@ def backup(
 
 
 def restore(
-    file: Annotated[Path, typer.Argument(help="What `ccp backup` wrote.")],
-    replace: Annotated[bool, typer.Option("--replace", help="Put a database that is there aside.")] = False,
+    file: Annotated[Path, typer.Argument(help="File written by `ccp backup`.")],
+    replace: Annotated[bool, typer.Option("--replace", help="Replace an existing database, which is kept.")] = False,
+    yes: YesOption = False,
     keep_keys: Annotated[
-        bool, typer.Option("--keep-keys", help="Keep the token keys of the backup, including keys revoked after it.")
+        bool, typer.Option("--keep-keys", help="Keep the token keys of the backup, also those revoked after it.")
     ] = False,
     audit_export: Annotated[
         Path | None, typer.Option(help="Audit export made after the backup, to list what the restore undoes.")
@@ -59,63 +66,63 @@ def restore(
 ) -> None:
     """Restore the SQLite database from a backup. The pool must be stopped; the old database is kept.
 
-    Every key that signs access tokens is replaced. Prints what was disabled, rotated or revoked after the backup.
+    Replaces every key that signs access tokens, and lists what was disabled, rotated or revoked after the backup.
     """
-    url, at = settings.load(config).database, datetime.now(UTC)
-    key = None if keep_keys else token_keys.new_key(at)
+    url, now = settings.load(config).database, datetime.now(UTC)
+    if replace:
+        confirm(f"Replace the database by {file}, which undoes every change made after the backup", yes=yes)
+    key = None if keep_keys else token_keys.new_key(now)
 
-    def entry(gone: Sequence[str]) -> Entry:
-        keys = {"keys": "kept"} if key is None else {"keys_revoked": list(gone), "kid": key.kid}
-        return Entry(at, command_actor(), Action.DATABASE_RESTORED, {"file": file.name, **keys})
+    def entry(revoked: Sequence[str]) -> Entry:
+        keys = {"keys": "kept"} if key is None else {"keys_revoked": list(revoked), "kid": key.kid}
+        return Entry(now, command_actor(), Action.DATABASE_RESTORED, {"file": file.name, **keys})
 
     with ExitStack() as stack:
         export: Iterator[AuditRow] | None = None
         if audit_export is not None:
             lines = stack.enter_context(audit_export.open(encoding="utf-8", errors="surrogateescape"))
             export = (part for part in read_export(lines) if isinstance(part, AuditRow))
-        done = copies.restore(url, file, at, entry=entry, key=key, replace=replace, export=export)
+        done = copies.restore(url, file, now, entry=entry, key=key, replace=replace, export=export)
     checked = done.checked
     print_line(f"{schema.sqlite_file(url)}: {checked.contracts:,} variants, schema {checked.revision}, checked.")
     if done.aside is not None:
-        print_line(f"The database that was there is {done.aside}.")
+        print_line(f"The old database is kept as {done.aside}.")
     if done.keys is None:
-        print_line("The keys that sign access tokens are those of the backup; revoke again what was revoked since.")
+        print_line("The keys that sign access tokens are those of the backup; repeat revocations made after it.")
     else:
-        print_line(f"Keys that signed access tokens are revoked ({len(done.keys)}): callers need new tokens.")
-    _tell(done)
+        print_line(f"The keys that signed access tokens are revoked ({len(done.keys)}): callers need new tokens.")
+    _print_undone(done)
     if not schema_version.is_enough(checked.revision):
         print_line(f"This release needs schema {schema.head()}: run 'ccp db upgrade' next.")
 
 
-def _tell(done: copies.Restored) -> None:
-    """Print what has to be repeated."""
+def _print_undone(done: copies.Restored) -> None:
+    """Print the changes that the operator may have to repeat."""
     if done.problem is not None:
         print_line(f"warning: {done.problem}.", err=True)
     undone = done.undone
     if undone is None:
         print_line(
-            "What was disabled, rotated or revoked after the backup is not known: "
-            "only a replaced database or --audit-export shows it."
+            "What was disabled, rotated or revoked after the backup is unknown: only a replaced "
+            "database or --audit-export shows it."
         )
         return
     if undone.diverged:
-        print_line("warning: this trail does not continue that of the backup; compare both by hand.", err=True)
+        print_line("warning: the trail does not continue that of the backup; compare both manually.", err=True)
     if not undone.rows:
-        print_line("As far as the trail shows, nothing was disabled, rotated or revoked after the backup.")
+        print_line("According to the trail, nothing was disabled, rotated or revoked after the backup.")
     else:
-        print_line(f"Done after the backup and undone by it ({len(undone.rows)}); repeat what still applies:")
-        for row in sorted(undone.rows, key=lambda row: (row.at, row.lane, row.number))[:_LISTED]:
+        print_line(f"Changes after the backup, undone by it ({len(undone.rows)}); repeat what still applies:")
+        for row in sorted(undone.rows, key=lambda row: (row.at, row.lane, row.number))[:_MAX_LISTED]:
             print_line(f"  {_line(row)}")
-        if len(undone.rows) > _LISTED:
-            print_line(f"  and {len(undone.rows) - _LISTED} more")
+        if len(undone.rows) > _MAX_LISTED:
+            print_line(f"  and {len(undone.rows) - _MAX_LISTED} more")
     if undone.counted:
-        print_line(
-            f"Besides: {', '.join(f'{number:,} {action}' for action, number in sorted(undone.counted.items()))}."
-        )
+        print_line(f"Also: {', '.join(f'{number:,} {action}' for action, number in sorted(undone.counted.items()))}.")
 
 
 def _line(row: AuditRow) -> str:
-    """A row in one line, with everything escaped that a terminal could take for more than text."""
+    """A row in one line, with control characters escaped."""
     subject = row.subject if row.subject is not None else "erased"
     texts = (row.action, subject, f"by {row.actor}")
     return "  ".join(

@@ -1,4 +1,4 @@
-"""ccp import and ccp export."""
+"""ccp import and ccp export: contracts in bulk, as JSON Lines."""
 
 from __future__ import annotations
 
@@ -28,10 +28,12 @@ if TYPE_CHECKING:
 
     from ccp.server.bulk.importer import ImportProgress
 
-_LEAST_LEVEL = "error"  # Of the log while a bar is drawn and lines are refused by the thousand.
+_LOG_LEVEL = "error"
+"""During an import, which draws a progress bar and may refuse thousands of lines."""
 
 
 def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
     app.command("import")(import_contracts)
     app.command("export")(export_contracts)
 
@@ -45,37 +47,40 @@ def import_contracts(
     ] = None,
     checkpoint: Annotated[
         Path | None,
-        typer.Option(help="File that notes how far it is; if not given, one beside the database, and none for -."),
+        typer.Option(help="Checkpoint file. Default: beside the database; none for -."),
     ] = None,
     publisher: Annotated[
-        str | None, typer.Option("--as", help="Client id of the party that publishes; it may publish what it may.")
+        str | None,
+        typer.Option("--as", help="Client id of the publishing party. Default: the operator."),
     ] = None,
-    workers: Annotated[int | None, typer.Option(min=1, max=256, help="Processes that check; one a core.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, max=256, help="Checking processes. Default: one per core.")
+    ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Publish signed contracts in bulk, with the same checks as PUT.
 
-    Interrupted or killed, the same command goes on where it was. Lines that are stored already just as they are change
-    nothing. Exit status: 0, 1 when a line was refused, 130 when it was interrupted.
+    After an interruption, the same command continues from its checkpoint. Lines that are already stored identically
+    change nothing. Exit status: 0; 1 if a line was refused; 130 if the import was interrupted.
     """
-    from ccp.server import logging  # Here: most commands can do without the server's libraries.
+    from ccp.server import logging  # Imported here, because an export does without.
     from ccp.server.bulk import importer
     from ccp.server.bulk.checkpoint import default_path
     from ccp.server.bulk.lines import InputSource
 
     effective = settings.load(config)
-    effective = effective.model_copy(update={"log_level": _LEAST_LEVEL})
+    effective = effective.model_copy(update={"log_level": _LOG_LEVEL})
     logging.configure(effective)
     if checkpoint is None and source != "-":
         checkpoint = default_path(source, effective.database)
     found = InputSource.of(source, without=refused)
     caller = Caller(_publisher(config, publisher))
     began = time.monotonic()
-    with _bar(found.size) as told:
-        plan = importer.ImportPlan(found, caller, workers or _cores(), checkpoint, refused, told)
+    with _bar(found.size) as report:
+        plan = importer.ImportPlan(found, caller, workers or _cores(), checkpoint, refused, report)
         state = asyncio.run(importer.run(effective, plan))
-    _tell(state, time.monotonic() - began, checkpoint, as_json)
+    _print_result(state, time.monotonic() - began, checkpoint, as_json)
     if state.interrupted:
         raise typer.Exit(130)
     if state.counts[importer.REFUSED]:
@@ -83,7 +88,7 @@ def import_contracts(
 
 
 def _publisher(config: Path | None, client_id: str | None) -> Party:
-    """The party that publishes: a registered one, or the operator, who may for all providers."""
+    """The publishing party: a registered one, or the operator, who may publish for all providers."""
     if client_id is None:
         name = command_actor()
         return Party(name, name, frozenset({PartyRole.CPS}), all_providers=True)
@@ -102,53 +107,53 @@ def _cores() -> int:
 
 
 @contextmanager
-def _bar(octets: int | None) -> Iterator[Callable[[ImportProgress], None]]:
-    """A progress bar on standard error, nothing where that is no terminal."""
+def _bar(total_bytes: int | None) -> Iterator[Callable[[ImportProgress], None]]:
+    """A progress bar on standard error; none if that is not a terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda state: None
         return
     columns = (
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"),
-        TextColumn("{task.fields[told]}"), TimeElapsedColumn(), TimeRemainingColumn(),
+        TextColumn("{task.fields[summary]}"), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     began = time.monotonic()
     with Progress(*columns, console=console, transient=True) as progress:
-        task = progress.add_task("import", total=octets, told="")
+        task = progress.add_task("import", total=total_bytes, summary="")
 
-        def told(state: ImportProgress) -> None:
+        def report(state: ImportProgress) -> None:
             rate = state.lines_done / max(time.monotonic() - began, 1e-3)
-            sentence = f"{sum(state.counts.values()):,} lines, {state.counts['refused']:,} refused, {rate:,.0f}/s"
-            progress.update(task, completed=state.position, told=sentence)
+            summary = f"{sum(state.counts.values()):,} lines, {state.counts['refused']:,} refused, {rate:,.0f}/s"
+            progress.update(task, completed=state.position, summary=summary)
 
-        yield told
+        yield report
 
 
-def _tell(state: ImportProgress, seconds: float, checkpoint: Path | None, as_json: bool) -> None:
+def _print_result(state: ImportProgress, elapsed: float, checkpoint: Path | None, as_json: bool) -> None:
     from ccp.server.bulk.importer import OUTCOMES
 
     counts = {outcome: state.counts[outcome] for outcome in OUTCOMES}
-    rate = state.lines_done / max(seconds, 1e-3)
+    rate = state.lines_done / max(elapsed, 1e-3)
     if as_json:
         shown: dict[str, Any] = {
             "lines": sum(counts.values()), **counts, "warnings": dict(state.warnings),
-            "seconds": round(seconds, 3), "lines_a_second": round(rate, 1), "interrupted": state.interrupted,
+            "seconds": round(elapsed, 3), "lines_a_second": round(rate, 1), "interrupted": state.interrupted,
         }  # fmt: skip
         print_json(shown)
         return
     if state.resumed_after:
-        print_line(f"Went on behind line {state.resumed_after:,}, where an earlier run had stopped.")
+        print_line(f"Continued after line {state.resumed_after:,}, where an earlier run had stopped.")
     parts = ", ".join(f"{count:,} {outcome}" for outcome, count in counts.items())
-    print_line(f"{sum(counts.values()):,} lines: {parts}. {rate:,.0f} lines a second in {seconds:,.1f} s.")
+    print_line(f"{sum(counts.values()):,} lines: {parts}. {rate:,.0f} lines a second in {elapsed:,.1f} s.")
     for sentence, count in state.warnings.most_common():
         print_line(f"Warning ({count:,} times): {sentence}")
     if state.interrupted:
-        on = "the same command goes on from here" if checkpoint else "lines that are stored will be left as they are"
-        print_line(f"Interrupted; everything counted is stored or refused for good, {on}.")
+        on = "the same command continues from here" if checkpoint else "lines that are stored will count as unchanged"
+        print_line(f"Interrupted; every counted line is stored or refused, {on}.")
 
 
 def export_contracts(
-    target: Annotated[str, typer.Argument(help="File (compressed where its name ends in .gz), or - .")] = "-",
+    target: Annotated[str, typer.Argument(help="File, compressed if its name ends in .gz, or -.")] = "-",
     provider_id: Annotated[list[str], typer.Option(help="Only contracts of this provider; repeatable.")] = [],  # noqa: B006
     wmi: Annotated[list[str], typer.Option(help="Only vehicles of this maker; repeatable.")] = [],  # noqa: B006
     namespace: Annotated[list[str], typer.Option(help="Only messages of this namespace; repeatable.")] = [],  # noqa: B006
@@ -156,8 +161,7 @@ def export_contracts(
 ) -> None:
     """Write every variant of every contract as JSON Lines that PUT and `ccp import` accept.
 
-    Each vehicle is seen as it is at one moment, the whole file is not: for a copy of one moment restore a backup and
-    export that.
+    The export is consistent for each vehicle, not as a whole: for a consistent export restore a backup and export that.
     """
     from ccp.server.bulk import exporter
 

@@ -1,4 +1,4 @@
-"""ccp crl: the revocation lists in the database."""
+"""ccp crl: certificate revocation lists in the database."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ccp.cli.output import ConfigOption, JsonOption, print_json, print_line, print_table, with_store
+from ccp.cli.output import ConfigOption, JsonOption, YesOption, confirm, print_json, print_line, print_table, with_store
 from ccp.errors import ChainError, NotFound
 from ccp.server.audit.actor import command_actor
 from ccp.server.storage import Store
@@ -21,7 +21,7 @@ app = typer.Typer(no_args_is_help=True)
 
 @app.command("list")
 def list_held(config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """List the CRLs in the database, each with its number and its times."""
+    """List the CRLs in the database, with number and validity."""
 
     async def read(store: Store) -> list[CRLRecord]:
         return await store.read(crls.list_all())
@@ -36,16 +36,16 @@ def list_held(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 
 @app.command()
 def accept(
-    url: Annotated[str, typer.Argument(help="Address that the CRL comes from, as ccp crl list shows it.")],
+    url: Annotated[str, typer.Argument(help="Address of the CRL, as in ccp crl list.")],
     issuer: Annotated[str | None, typer.Option(help="Common name of the issuer, if several share the address.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
+    yes: YesOption = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Accept the next CRL from an address even if its CRL number is lower, or missing.
+    """Accept the next CRL from an address even if its CRL number is lower or missing.
 
-    For a CA that has restarted its CRL numbers. A lower number can also mean that an old list is served again: ask the
-    CA first. A list with an older thisUpdate is still refused, and what is revoked stays revoked.
+    For a CA that has restarted its CRL numbers. A lower number can also mean that an old list is replayed: ask the CA
+    first. A list with an older thisUpdate is still refused, and revoked certificates stay revoked.
     """
 
     async def read(store: Store) -> list[CRLRecord]:
@@ -54,9 +54,8 @@ def accept(
     found = with_store(config, read)
     if not found:
         raise NotFound(f"There is no CRL from {url}{f' of {issuer}' if issuer else ''}.")
-    if not yes:
-        lists = ", ".join(f"{_label(one)} (number {_dash(one.number)})" for one in found)
-        typer.confirm(f"Accept the next CRL from {url} with any number: {lists}?", abort=True)
+    lists = ", ".join(f"{_label(one)} (number {_dash(one.number)})" for one in found)
+    confirm(f"Accept the next CRL from {url} with any number: {lists}", yes=yes)
 
     async def change(store: Store) -> list[CRLRecord]:
         now = datetime.now(UTC)
@@ -76,7 +75,7 @@ def accept(
         print_json({"accepted": accepted})
         return
     for one in accepted:
-        print_line(f"accepted  {one['issuer']}  {one['url']}  (the number was {_dash(one['number'])})")
+        print_line(f"accepted  {one['issuer']}  {one['url']}  (previous number: {_dash(one['number'])})")
 
 
 def _shown(held: CRLRecord) -> dict[str, Any]:
@@ -91,7 +90,7 @@ def _shown(held: CRLRecord) -> dict[str, Any]:
 
 
 def _label(held: CRLRecord) -> str:
-    """The issuer's common name, fit for a terminal."""
+    """The issuer's common name, printable."""
     try:
         name = Certificate.load(held.issuer_certificate).subject_cn
     except ChainError:

@@ -1,4 +1,4 @@
-"""ccp db: the schema."""
+"""ccp db: the database schema."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ccp.cli.output import ConfigOption, print_line
-from ccp.errors import ConfigurationError
+from ccp.cli.output import ConfigOption, JsonOption, YesOption, confirm, print_json, print_line
 from ccp.server import settings
 from ccp.server.storage.engine import citus, schema, schema_version
 
@@ -16,7 +15,7 @@ app = typer.Typer(no_args_is_help=True)
 
 @app.command()
 def upgrade(config: ConfigOption = None) -> None:
-    """Bring the database to the schema of this release, creating it if there is none."""
+    """Upgrade the database to the schema of this release; create it if there is none."""
     before, after = schema.upgrade(settings.load(config).database)
     print_line(
         f"The schema is {after}." if before == after else f"The schema was {before or 'absent'} and is now {after}."
@@ -24,10 +23,13 @@ def upgrade(config: ConfigOption = None) -> None:
 
 
 @app.command()
-def status(config: ConfigOption = None) -> None:
-    """Print the schema's revision and the one that this release needs."""
+def status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Print the schema's revision and the one that this release needs. Exit status 1 if it has to be upgraded."""
     found = schema.revision(settings.load(config).database)
-    print_line(f"found {found or 'none'}, needed {schema.head()}")
+    if as_json:
+        print_json({"found": found, "needed": schema.head(), "sufficient": schema_version.is_enough(found)})
+    else:
+        print_line(f"found {found or 'none'}, needed {schema.head()}")
     if not schema_version.is_enough(found):
         raise typer.Exit(1)
 
@@ -35,24 +37,30 @@ def status(config: ConfigOption = None) -> None:
 @app.command()
 def downgrade(
     to: Annotated[str, typer.Argument(help="Revision to go back to, or 'base' for an empty database.")],
+    yes: YesOption = False,
     config: ConfigOption = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do it; without this it is only told.")] = False,
 ) -> None:
-    """Take migrations back. Whatever is in their tables and columns is lost for good."""
+    """Revert migrations and delete the tables and columns that they added, with all their data.
+
+    No server of this release runs on the result. Stop the servers and make a backup first.
+    """
     database = settings.load(config).database
-    if not yes:
-        found = schema.revision(database)
-        raise ConfigurationError(
-            f"A downgrade from {found or 'nothing'} to {to} deletes the tables and columns that came after, with all "
-            "that is in them, and no server of this release runs on what is left. Stop the servers, make a backup, "
-            "and say --yes."
-        )
+    found = schema.revision(database)
+    confirm(
+        f"Downgrade the schema from {found or 'nothing'} to {to}, and delete the tables and columns that came after, "
+        "with all their data",
+        yes=yes,
+    )
     before, after = schema.downgrade(database, to)
     print_line(f"The schema was {before} and is now {after or 'absent'}.")
 
 
 @app.command("citus-distribute")
-def citus_distribute(config: ConfigOption = None) -> None:
-    """Spread the tables over the nodes of a Citus cluster. The database has to have its schema already."""
-    for table, how in citus.distribute(settings.load(config).database):
+def citus_distribute(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Distribute the tables over the nodes of a Citus cluster. The database must have its schema already."""
+    done = citus.distribute(settings.load(config).database)
+    if as_json:
+        print_json([{"table": table, "distribution": how} for table, how in done])
+        return
+    for table, how in done:
         print_line(f"{table}: {how}")

@@ -1,4 +1,4 @@
-"""ccp events: what partners' webhooks were told, what waits, and what was given up."""
+"""ccp events: deliveries of events to partners' webhooks."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import Annotated, Any
 
 import typer
 
-from ccp.cli.output import ConfigOption, JsonOption, format_time, print_json, print_line, print_table, with_store
+from ccp.cli.output import ConfigOption, JsonOption, YesOption, confirm, print_json, print_line, print_table, with_store
 from ccp.errors import ConfigurationError, NotFound
+from ccp.schemas.timestamps import rfc3339
 from ccp.server import settings
 from ccp.server.audit.actor import command_actor
 from ccp.server.domain.subscriptions import Webhook
@@ -27,7 +28,7 @@ app = typer.Typer(no_args_is_help=True)
 
 
 class Which(StrEnum):
-    """Deliveries by what became of them."""
+    """States of deliveries that can be listed."""
 
     WAITING = "waiting"
     DELIVERED = "delivered"
@@ -35,20 +36,20 @@ class Which(StrEnum):
     ALL = "all"
 
 
-EndpointOption = Annotated[str | None, typer.Option("--endpoint", help="Of this endpoint alone, by its id.")]
-EventsArgument = Annotated[list[str] | None, typer.Argument(metavar="[EVENT_ID]...", help="Dead deliveries by event.")]
-AllOption = Annotated[bool, typer.Option("--all", help="Every dead one.")]
+EndpointOption = Annotated[str | None, typer.Option("--endpoint", help="Only this webhook, by its id.")]
+EventsArgument = Annotated[list[str] | None, typer.Argument(metavar="[EVENT_ID]...", help="Ids of dead events.")]
+AllOption = Annotated[bool, typer.Option("--all", help="Every dead delivery.")]
 
 
 @app.command("list")
 def list_deliveries(
-    state: Annotated[Which, typer.Option(help="Which ones.")] = Which.DEAD,
+    state: Annotated[Which, typer.Option(help="DeliveryState of the deliveries.")] = Which.DEAD,
     endpoint: EndpointOption = None,
-    limit: Annotated[int, typer.Option(min=1, help="So many, the newest.")] = 100,
+    limit: Annotated[int, typer.Option(min=1, help="Maximum number.")] = 100,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print deliveries, the newest first: those that were given up, unless told otherwise."""
+    """List deliveries, newest first; by default the dead ones, which were rejected or given up."""
     wanted = None if state is Which.ALL else DeliveryState(state.value)
 
     def query() -> Query[tuple[Backlog, list[Delivery], dict[str, Webhook]]]:
@@ -61,27 +62,27 @@ def list_deliveries(
         print_json({"backlog": _backlog(backlog), "deliveries": [_delivery(each, webhooks) for each in found]})
         return
     print_table(
-        ["event id", "at", "event", "EMAID", "PCID", "party", "state", "tries", "last answer", "next try"],
+        ["event id", "at", "event", "EMAID", "PCID", "party", "state", "attempts", "last response", "next attempt"],
         [
             [
-                *(each.event_id, format_time(each.created_at), each.kind, each.emaid, each.pcid),
+                *(each.event_id, _time(each.created_at), each.kind, each.emaid, each.pcid),
                 *(_party(each, webhooks), each.state.value, str(each.attempts), _last(each)),
-                format_time(each.due_at) if each.state is DeliveryState.WAITING else "",
+                _time(each.due_at) if each.state is DeliveryState.WAITING else "",
             ]
             for each in found
         ],
     )
-    oldest = f", the oldest since {format_time(backlog.oldest)}" if backlog.oldest is not None else ""
-    print_line(f"{backlog.outbox} not looked at yet, {backlog.waiting} waiting{oldest}, {backlog.dead} dead.")
+    oldest = f", the oldest since {_time(backlog.oldest)}" if backlog.oldest is not None else ""
+    print_line(f"{backlog.outbox} not dispatched yet, {backlog.waiting} waiting{oldest}, {backlog.dead} dead.")
 
 
 @app.command()
 def show(
-    event_id: Annotated[str, typer.Argument(help="The event's id, as its receiver has it.")],
+    event_id: Annotated[str, typer.Argument(help="The event's id, as in the notification.")],
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Print everything that is known of an event's delivery."""
+    """Show the delivery of an event: state, last response, next attempt, payload."""
 
     def query() -> Query[tuple[list[Delivery], dict[str, Webhook]]]:
         found = yield from deliveries.find(event_id)
@@ -104,19 +105,18 @@ def replay(
     endpoint: EndpointOption = None,
     every: AllOption = False,
     config: ConfigOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Let dead deliveries be tried again, under the ids that they had; a receiver that has them already can tell."""
-    at = datetime.now(UTC)
-    count = _change(
-        config,
-        Action.EVENTS_REPLAYED,
-        at,
-        event_ids,
-        endpoint,
-        every,
-        lambda **which: deliveries.replay_dead(at, **which),
+    """Send dead deliveries again, under the same event ids, by which receivers recognise duplicates."""
+    now = datetime.now(UTC)
+    change = _change(
+        Action.EVENTS_REPLAYED, now, event_ids, endpoint, every, lambda **by: deliveries.replay_dead(now, **by)
     )
-    print_line(f"{count} {'delivery waits' if count == 1 else 'deliveries wait'} again.")
+    count = _write(config, change)
+    if as_json:
+        print_json({"replayed": count})
+    else:
+        print_line(f"{count} {'delivery waits' if count == 1 else 'deliveries wait'} again.")
 
 
 @app.command()
@@ -124,27 +124,34 @@ def drop(
     event_ids: EventsArgument = None,
     endpoint: EndpointOption = None,
     every: AllOption = False,
+    yes: YesOption = False,
     config: ConfigOption = None,
+    as_json: JsonOption = False,
 ) -> None:
-    """Forget dead deliveries; nobody is told of these events any more."""
-    count = _change(config, Action.EVENTS_DROPPED, datetime.now(UTC), event_ids, endpoint, every, deliveries.drop_dead)
-    print_line(f"{count} {'delivery' if count == 1 else 'deliveries'} dropped.")
+    """Delete dead deliveries; partners are not notified of these events."""
+    change = _change(Action.EVENTS_DROPPED, datetime.now(UTC), event_ids, endpoint, every, deliveries.drop_dead)
+    confirm(f"Delete {'these' if event_ids else 'all'} dead deliveries", yes=yes)
+    count = _write(config, change)
+    if as_json:
+        print_json({"dropped": count})
+    else:
+        print_line(f"{count} {'delivery' if count == 1 else 'deliveries'} dropped.")
 
 
 @app.command()
 def dispatch(config: ConfigOption = None) -> None:
-    """Send events until SIGTERM, beside the workers of `ccp serve` or in their place (event_dispatch = false)."""
-    from ccp.server import app as pool  # Here: most commands can do without the server's libraries.
+    """Send events until SIGTERM, beside the workers of `ccp serve` or instead of them (event_dispatch = false)."""
+    from ccp.server import app as pool  # Imported here, because the other commands do without.
     from ccp.server import logging
 
     effective = settings.load(config)
     logging.configure(effective)
-    print_line(f"opnc-ccp sends events (database {effective.redacted()['database']})", err=True)
-    asyncio.run(_until_told_to_stop(pool.run_dispatcher(effective)))
+    print_line(f"opnc-ccp dispatches events (database {effective.redacted()['database']})", err=True)
+    asyncio.run(_run_until_signal(pool.run_dispatcher(effective)))
 
 
-async def _until_told_to_stop(work: Coroutine[Any, Any, None]) -> None:
-    """What is on its way then comes back first, for a moment."""
+async def _run_until_signal(work: Coroutine[Any, Any, None]) -> None:
+    """Run until SIGTERM or SIGINT, which cancels the work; it may complete what is in progress."""
     task = asyncio.create_task(work)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
@@ -154,15 +161,17 @@ async def _until_told_to_stop(work: Coroutine[Any, Any, None]) -> None:
 
 
 def _change(
-    config: ConfigOption,
     action: Action,
-    at: datetime,
+    now: datetime,
     event_ids: list[str] | None,
     endpoint: str | None,
     every: bool,
     do: Callable[..., Query[int]],
-) -> int:
-    """Replay or drop, and record it, in one transaction. Returns how many. Raises ConfigurationError, NotFound."""
+) -> Query[int]:
+    """Replay or drop deliveries and record it in one transaction. Returns their number.
+
+    Raises ConfigurationError; when run, NotFound.
+    """
     if bool(event_ids) + (endpoint is not None) + every != 1:
         raise ConfigurationError("Give event ids, or --endpoint, or --all.")
 
@@ -176,35 +185,39 @@ def _change(
             about: dict[str, Any] = {"events": [delivery.event_id for delivery in named]}
         elif endpoint is not None:
             if (yield from webhook_queries.find(endpoint)) is None:
-                raise NotFound(f"There is no endpoint {_short(endpoint)}.")
+                raise NotFound(f"There is no webhook {_short(endpoint)}.")
             total = yield from do(webhook_id=endpoint)
             about = {"endpoint": endpoint}
         else:
             total = yield from do()
             about = {"endpoint": "all"}
-        yield from record(Entry(at, command_actor(), action, {**about, "deliveries": total}))
+        yield from record(Entry(now, command_actor(), action, {**about, "deliveries": total}))
         return total
 
+    return change()
+
+
+def _write(config: ConfigOption, change: Query[int]) -> int:
     async def write(store: Store) -> int:
-        return await store.write(change())
+        return await store.write(change)
 
     return with_store(config, write)
 
 
 def _dead(event_ids: Iterable[str]) -> Query[list[Delivery]]:
-    """The deliveries that are meant, in the order in which they are locked. Raises NotFound."""
+    """The dead deliveries of these events, in the order in which they are locked. Raises NotFound."""
     named = []
     for event_id in dict.fromkeys(event_ids):
         found = yield from deliveries.find(event_id)
         if not found or found[0].state is not DeliveryState.DEAD:
-            standing = f"is {found[0].state.value}" if found else "is not known"
-            raise NotFound(f"The event {_short(event_id)} {standing}; only dead ones are replayed or dropped.")
+            state = f"is {found[0].state.value}" if found else "is not known"
+            raise NotFound(f"The event {_short(event_id)} {state}; only dead ones are replayed or dropped.")
         named.append(found[0])
     return sorted(named, key=lambda each: each.key)
 
 
 def _webhooks_of(found: Iterable[Delivery]) -> Query[dict[str, Webhook]]:
-    """The webhooks of deliveries, as far as they are still there, by their ids."""
+    """The existing webhooks of deliveries, by id."""
     known = {}
     for webhook_id in {delivery.webhook_id for delivery in found}:
         webhook = yield from webhook_queries.find(webhook_id)
@@ -221,7 +234,7 @@ def _read(config: ConfigOption, query: Callable[[], Query[Any]]) -> Any:
 
 
 def _backlog(backlog: Backlog) -> dict[str, Any]:
-    oldest = None if backlog.oldest is None else format_time(backlog.oldest)
+    oldest = None if backlog.oldest is None else _time(backlog.oldest)
     return {"outbox": backlog.outbox, "waiting": backlog.waiting, "dead": backlog.dead, "oldest": oldest}
 
 
@@ -231,7 +244,7 @@ def _delivery(delivery: Delivery, webhooks: dict[str, Webhook]) -> dict[str, Any
     return {
         "event_id": delivery.event_id,
         "event": delivery.kind,
-        "at": format_time(delivery.created_at),
+        "at": _time(delivery.created_at),
         "emaid": delivery.emaid,
         "pcid": delivery.pcid,
         "namespace": delivery.namespace,
@@ -240,10 +253,10 @@ def _delivery(delivery: Delivery, webhooks: dict[str, Webhook]) -> dict[str, Any
         "url": None if webhook is None else webhook.url,
         "state": delivery.state.value,
         "attempts": delivery.attempts,
-        "next_attempt": format_time(delivery.due_at) if waits else None,
+        "next_attempt": _time(delivery.due_at) if waits else None,
         "last_status": delivery.last_status,
         "last_error": delivery.last_error,
-        "finished_at": None if delivery.finished_at is None else format_time(delivery.finished_at),
+        "finished_at": None if delivery.finished_at is None else _time(delivery.finished_at),
     }
 
 
@@ -256,6 +269,10 @@ def _last(delivery: Delivery) -> str:
     return " ".join(str(each) for each in (delivery.last_status, delivery.last_error) if each is not None)
 
 
+def _time(at: datetime) -> str:
+    return rfc3339(at, "milliseconds")
+
+
 def _short(text: str) -> str:
-    """What was typed, as far as a sentence has room for it."""
+    """Limit the length of a command line argument in an error sentence."""
     return text[:64]

@@ -1,4 +1,4 @@
-"""ccp exi: messages to JSON and back."""
+"""ccp exi: decodes messages to JSON and encodes them."""
 
 from __future__ import annotations
 
@@ -22,6 +22,8 @@ _CERTIFICATES = ("Certificate", "OEMProvisioningCert")
 
 
 class Form(StrEnum):
+    """Output formats of `ccp exi encode`."""
+
     BINARY = "binary"
     BASE64 = "base64"
     HEX = "hex"
@@ -29,9 +31,9 @@ class Form(StrEnum):
 
 @app.command()
 def decode(
-    file: Annotated[str, typer.Argument(help="EXI, Base64, hex or a JSON body of the API; - for standard input.")],
+    file: Annotated[str, typer.Argument(help="Message as EXI, Base64, hex or a JSON body of the API; - for stdin.")],
     full: Annotated[
-        bool, typer.Option("--full", help="Everything, so that `ccp exi encode` can take it back.")
+        bool, typer.Option("--full", help="Print complete certificates, so that `ccp exi encode` can read the output.")
     ] = False,
 ) -> None:
     """Print a message as JSON. Certificates are summarised unless --full is given."""
@@ -41,24 +43,24 @@ def decode(
 
 @app.command()
 def encode(
-    file: Annotated[str, typer.Argument(help="JSON as `ccp exi decode --full` prints it; - for standard input.")],
-    form: Annotated[Form, typer.Option("--to", help="How to write the message.")] = Form.BASE64,
+    file: Annotated[str, typer.Argument(help="Output of `ccp exi decode --full`; - for standard input.")],
+    form: Annotated[Form, typer.Option("--to", help="Output format.")] = Form.BASE64,
 ) -> None:
-    """Print the message that a JSON text describes."""
+    """Encode a message from JSON."""
     try:
         described = json.loads(read_input(file))
         summarised = _is_summarised(described)
     except (ValueError, RecursionError) as exc:
-        raise EXIError("a text that is no JSON") from exc
+        raise EXIError("a text that is not JSON") from exc
     if summarised:
         raise EXIError("summarised certificates, which cannot be written back; print the message with --full")
-    octets = exi.encode(exi.from_json(described))
+    data = exi.encode(exi.from_json(described))
     if form is Form.BINARY:
-        sys.stdout.buffer.write(octets)
+        sys.stdout.buffer.write(data)
     elif form is Form.HEX:
-        print_line(octets.hex())
+        print_line(data.hex())
     else:
-        print_line(base64.b64encode(octets).decode())
+        print_line(base64.b64encode(data).decode())
 
 
 def _summarised(value: Any, name: str = "") -> Any:
@@ -78,7 +80,7 @@ def _is_summarised(value: Any) -> bool:
 
 
 def _summary(text: str) -> Any:
-    from ccp.x509.certificates import Certificate  # Here: it takes as long as everything else of these commands.
+    from ccp.x509.certificates import Certificate  # Imported here: it takes as long as the rest of these commands.
 
     try:
         certificate = Certificate.load(base64.b64decode(text))

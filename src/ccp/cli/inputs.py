@@ -1,4 +1,4 @@
-"""Messages from files or standard input: as octets, Base64 or hexadecimal; inside JSON bodies of the API too."""
+"""Reads messages from files or standard input: as EXI, Base64 or hexadecimal, and from JSON bodies of the API."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from ccp.errors import ConfigurationError, EXIError
 from ccp.exi.base64_text import V2GTP_START, message_bytes
 
 _MEMBERS = ("certificateInstallationRes", "certificateInstallationReq")
-_EXI_START = 0x80  # Distinguishing bits; no text starts with it.
+_EXI_START = 0x80  # Distinguishing bits of the EXI header; no text starts with this byte.
 
 
 def read_input(file: str) -> bytes:
-    """The octets of a file, or of standard input for "-". Raises ConfigurationError."""
+    """Read a file, or standard input for "-". Raises ConfigurationError."""
     if file == "-":
         return sys.stdin.buffer.read()
     try:
@@ -26,11 +26,11 @@ def read_input(file: str) -> bytes:
 
 
 def exi_bytes(content: bytes) -> bytes:
-    """The EXI stream in a file's content, however it is written down. Raises EXIError."""
+    """Extract the EXI stream from the content of a file in any of the formats above. Raises EXIError."""
     if content[:1] == bytes((_EXI_START,)):
         return content
     if content.startswith(V2GTP_START):
-        raise EXIError("a message with its V2GTP header (01FE); leave out these eight bytes")
+        raise EXIError("a message with its V2GTP header (01FE); remove these eight bytes")
     try:
         text = content.decode("utf-8").strip()
     except UnicodeDecodeError as exc:
@@ -38,7 +38,7 @@ def exi_bytes(content: bytes) -> bytes:
     if text.startswith("{"):
         return message_bytes(_member(text))
     compact = re.sub(r"\s+", "", text)
-    # Every message starts with the octet 80: "80…" in hexadecimal, "gJ…", "gB…" or "gC…" in Base64.
+    # Every message starts with the byte 80: "80…" in hexadecimal, "gJ…", "gB…" or "gC…" in Base64.
     if re.fullmatch(r"(80)([0-9A-Fa-f]{2})*", compact):
         return bytes.fromhex(compact)
     return message_bytes(text)
@@ -48,14 +48,14 @@ def _member(text: str) -> str:
     try:
         found = _search(json.loads(text))
     except (ValueError, RecursionError) as exc:
-        raise EXIError("a text that is no JSON") from exc
+        raise EXIError("a text that is not JSON") from exc
     if found is None:
         raise EXIError(f"JSON without {' or '.join(_MEMBERS)}")
     return found
 
 
 def _search(value: Any) -> str | None:
-    """The first message in a body of the API: in itself, or in one of the items that it lists."""
+    """Find the first message in a JSON body of the API, at any depth."""
     if isinstance(value, dict):
         named = next((value[name] for name in _MEMBERS if isinstance(value.get(name), str)), None)
         return named if named is not None else _search(list(value.values()))

@@ -10,13 +10,15 @@ import typer
 from ccp.cli.output import (
     ConfigOption,
     JsonOption,
-    format_time,
+    YesOption,
+    confirm,
     print_json,
     print_line,
     print_table,
     with_services,
     with_store,
 )
+from ccp.schemas.timestamps import rfc3339
 from ccp.server.access import token_keys
 from ccp.server.audit.actor import command_actor
 from ccp.server.storage import Store
@@ -43,7 +45,7 @@ def list_keys(config: ConfigOption = None, as_json: JsonOption = False) -> None:
         print_json([{"kid": key.kid, "state": _state(key, signing, at), **_times(key)} for key in found])
         return
     print_table(
-        ["key", "state", "made", "signs from", "verifies until"],
+        ["key", "state", "created", "signs from", "verifies until"],
         [[key.kid, _state(key, signing, at), *(time or "" for time in _times(key).values())] for key in found],
     )
 
@@ -51,12 +53,13 @@ def list_keys(config: ConfigOption = None, as_json: JsonOption = False) -> None:
 @app.command()
 def rotate(
     signs_in: Annotated[
-        int, typer.Option(min=3, help="Seconds until it signs; published at once, so that everybody knows it by then.")
+        int,
+        typer.Option(min=3, help="Seconds until the key signs; verifiers can fetch it at once."),
     ] = int(token_keys.KEY_ACTIVATION_DELAY.total_seconds()),
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make a new key. The others go on verifying until the last token that they have signed has expired.
+    """Create a new key. The older keys verify until the last token that they have signed has expired.
 
     Keys whose tokens have all expired are removed, so the clock must agree with the database server's.
     """
@@ -69,16 +72,18 @@ def rotate(
     if as_json:
         print_json({"kid": made.kid, **_times(made)})
     else:
-        print_line(f"{made.kid} signs from {format_time(made.starts_at, 'seconds')}.")
+        print_line(f"{made.kid} signs from {rfc3339(made.starts_at)}.")
 
 
 @app.command()
 def revoke(
-    kid: Annotated[str, typer.Argument(help="The key, as listed; behind -- where it begins with a hyphen.")],
+    kid: Annotated[str, typer.Argument(help="Key id from the list; after -- if it begins with a hyphen.")],
+    yes: YesOption = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """End a key at once, and with it every token that it has signed. Running workers know within seconds."""
+    """Revoke a key at once, and with it every token that it has signed. Running workers follow within seconds."""
+    confirm(f"Revoke the key {kid} and every token that it has signed", yes=yes)
 
     async def change(store: Store) -> TokenKey | None:
         return await token_keys.revoke(store, kid, command_actor(), datetime.now(UTC))
@@ -102,7 +107,7 @@ def _state(key: TokenKey, signing: TokenKey | None, at: datetime) -> str:
 
 def _times(key: TokenKey) -> dict[str, str | None]:
     return {
-        "created_at": format_time(key.created_at, "seconds"),
-        "signs_from": format_time(key.starts_at, "seconds"),
-        "retired_at": format_time(key.retired_at, "seconds") if key.retired_at else None,
+        "created_at": rfc3339(key.created_at),
+        "signs_from": rfc3339(key.starts_at),
+        "retired_at": rfc3339(key.retired_at) if key.retired_at else None,
     }

@@ -1,8 +1,8 @@
-"""How commands speak: tables for people, JSON for programs.
+"""Output of commands: lines and tables for people, JSON for programs; questions before a change that cannot be undone.
 
-The only module of the command line that writes text. What it writes may come from outside (names in certificates,
-client ids that callers typed, sentences of peers), so control and bidirectional characters are escaped, and credentials
-in URLs are hidden.
+The only module of the command line that writes text. The text may come from outside (names in certificates, client ids
+that callers entered, error sentences of peers). Therefore control and bidirectional characters are escaped, and
+credentials in URLs are hidden.
 """
 
 from __future__ import annotations
@@ -11,17 +11,16 @@ import json
 import os
 import sys
 from collections.abc import Callable, Coroutine, Iterable, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeAlias, TypeVar
 
 import typer
 
-from ccp.schemas.timestamps import rfc3339
+from ccp.errors import ConfigurationError
 from ccp.server.runtime.redacted_urls import hide_in_text
 from ccp.server.runtime.terminal_text import printable, printable_json
 
-# Most commands print plain lines and open no database, so functions import what the others need.
+# Many commands print plain lines and open no database: libraries for anything else are imported in functions.
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -32,28 +31,24 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 ConfigOption: TypeAlias = Annotated[
-    Path | None, typer.Option("--config", "-c", help="Configuration file; else CCP_CONFIG, else ccp.toml.")
+    Path | None, typer.Option("--config", "-c", help="Configuration file. Default: CCP_CONFIG, else ccp.toml.")
 ]
-JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+JsonOption: TypeAlias = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+YesOption: TypeAlias = Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")]
 
 _ANY_WIDTH: Final = 10_000
 
 
 def console() -> Console:
-    """The terminal on standard output."""
+    """Return rich's console on standard output."""
     from rich.console import Console
 
     return Console()
 
 
 def printable_line(text: str) -> str:
-    """A text as one line for people."""
+    """Escape a text for display in one line."""
     return printable(hide_in_text(text))
-
-
-def format_time(at: datetime, timespec: str = "milliseconds") -> str:
-    """A time as RFC 3339 in UTC. timespec: as `datetime.isoformat` takes it."""
-    return rfc3339(at, timespec)
 
 
 def print_line(text: str, *, err: bool = False) -> None:
@@ -62,12 +57,12 @@ def print_line(text: str, *, err: bool = False) -> None:
 
 
 def print_exactly(text: str) -> None:
-    """Print a text of our own making as it is, such as PEM."""
+    """Print a trusted text, such as PEM, without escaping."""
     typer.echo(text, nl=False)
 
 
 def print_styled(*parts: tuple[str, str]) -> None:
-    """Print one line of texts, each with a style of rich's ("" for none). A style is no part of the text."""
+    """Print one line of (text, style) pairs. style: as in rich, "" for none."""
     if not (sys.stdout.isatty() or "FORCE_COLOR" in os.environ):
         typer.echo("".join(printable_line(text) for text, _ in parts))
         return
@@ -76,11 +71,26 @@ def print_styled(*parts: tuple[str, str]) -> None:
     console().print(Text.assemble(*((printable_line(text), style) for text, style in parts)), soft_wrap=True)
 
 
+def confirm(action: str, *, yes: bool) -> None:
+    """Ask on the terminal before a change that cannot be undone.
+
+    action: imperative clause without a full stop, such as "Remove the peer x". yes: value of --yes, which skips the
+    question. Raises ConfigurationError without a terminal, typer.Abort if the operator declines.
+    """
+    if yes:
+        return
+    if not sys.stdin.isatty():
+        raise ConfigurationError(f"{action}: this cannot be undone; confirm with --yes.")
+    typer.confirm(printable_line(f"{action}?"), abort=True, err=True)
+
+
 def print_json(value: object) -> None:
+    """Print a value as JSON, without credentials in URLs."""
     typer.echo(json_text(value))
 
 
 def json_text(value: object) -> str:
+    """Format a value as JSON, without credentials in URLs."""
     return printable_json(json.dumps(_without_credentials(value), indent=2, ensure_ascii=False))
 
 
@@ -95,30 +105,31 @@ def _without_credentials(value: object) -> object:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table: fitted to a terminal, or one line per row in a file or pipe."""
     from rich.console import Console
     from rich.table import Column, Table
     from rich.text import Text
 
-    # What does not fit is folded, never cut: a fingerprint in the list is what `ccp trust remove` takes.
+    # Long cells are folded, never cut: `ccp trust remove` takes the fingerprint from this list.
     headers = (Column(column, overflow="fold") for column in columns)
     table = Table(*headers, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         table.add_row(
             *(Text(printable_line(cell)) for cell in row)
-        )  # As it is: rich would read a name in brackets as markup.
+        )  # Not a str, in which rich would parse brackets as markup.
     if console().is_terminal:
         console().print(table)
-    else:  # One line for each row, however long: this goes to a file or another program.
+    else:
         Console(width=_ANY_WIDTH).print(table, soft_wrap=True)
 
 
 def with_pool(config: Path | None, use: Callable[[Pool], Coroutine[Any, Any, T]]) -> T:
-    """Build the configured pool, use it, close it."""
+    """Run `use` with the configured pool."""
     return with_services(config, lambda built: use(built.pool))
 
 
 def with_services(config: Path | None, use: Callable[[Services], Coroutine[Any, Any, T]]) -> T:
-    """As `with_pool`, for a command that also needs the parts that the pool is built from."""
+    """Run `use` with the configured pool and the services that it is built from."""
     import asyncio
 
     from ccp.server import logging, settings
@@ -138,7 +149,7 @@ def with_services(config: Path | None, use: Callable[[Services], Coroutine[Any, 
 
 
 def with_store(config: Path | None, use: Callable[[Store], Coroutine[Any, Any, T]]) -> T:
-    """Open the configured store, use it, close it."""
+    """Run `use` with the configured store."""
     import asyncio
 
     from ccp.server import settings

@@ -1,4 +1,4 @@
-"""ccp party: who may call."""
+"""ccp party: the parties that may call the pool, and their rights."""
 
 from __future__ import annotations
 
@@ -27,21 +27,21 @@ _SETS = ("roles", "provider_ids", "wmis", "operator_ids")
 
 @app.command()
 def add(
-    name: Annotated[str, typer.Argument(help="The organisation's name.")],
-    role: Annotated[list[PartyRole], typer.Option(help="PartyRole; may be given several times.")],
-    provider_id: Annotated[Texts, typer.Option(help="Provider id of an eMSP, or one that a CPS signs for.")] = [],  # noqa: B006
+    name: Annotated[str, typer.Argument(help="Name of the organisation.")],
+    role: Annotated[list[PartyRole], typer.Option(help="Role; may be given several times.")],
+    provider_id: Annotated[Texts, typer.Option(help="Provider id of an eMSP, or one for which a CPS signs.")] = [],  # noqa: B006
     all_providers: Annotated[
         bool, typer.Option("--all-providers", help="A CPS that signs for every provider.")
     ] = False,
     wmi: Annotated[Texts, typer.Option(help="World manufacturer identifier of an OEM.")] = [],  # noqa: B006
     operator_id: Annotated[Texts, typer.Option(help="Operator id of a CPO.")] = [],  # noqa: B006
-    client_id: Annotated[str | None, typer.Option(help="Client id; made from the name if not given.")] = None,
+    client_id: Annotated[str | None, typer.Option(help="Client id. Default: derived from the name.")] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Register a party and print its client secret, which is shown this once.
+    """Register a party and print its client secret, which is shown only once.
 
-    A provider id belongs to one eMSP and a WMI to one OEM. Names and client ids are told apart without regard to case.
+    A provider id belongs to one eMSP and a WMI to one OEM. Names and client ids are compared case-insensitively.
     """
     given: dict[str, Any] = {
         "name": name, "roles": role, "provider_ids": provider_id, "all_providers": all_providers, "wmis": wmi,
@@ -70,7 +70,7 @@ def list_parties(config: ConfigOption = None, as_json: JsonOption = False) -> No
 
 @app.command()
 def show(name: Named, config: ConfigOption = None, as_json: JsonOption = False) -> None:
-    """Show a party, and from when until when its secrets are good."""
+    """Show a party and the validity of its secrets."""
 
     async def read(register: PartyRegistry, at: datetime) -> PartyView:
         return await register.show((await register.get_by_name(name)).client_id, at)
@@ -82,7 +82,7 @@ def show(name: Named, config: ConfigOption = None, as_json: JsonOption = False) 
     names = ["name", "client id", "roles", "provider ids", "WMIs", "operator ids", "state"]
     rows = list(zip(names, [shown.party.name, shown.party.client_id, *_columns(shown.party)], strict=True))
     rows += [
-        ("secret", f"made {secret['created_at']}, good until {secret['expires_at'] or 'it is replaced'}")
+        ("secret", f"created {secret['created_at']}, valid until {secret['expires_at'] or 'it is replaced'}")
         for secret in shown.members()["secrets"]
     ]
     for label, value in rows:
@@ -93,46 +93,46 @@ def show(name: Named, config: ConfigOption = None, as_json: JsonOption = False) 
 def edit(
     name: Named,
     new_name: Annotated[str | None, typer.Option("--name", help="New name.")] = None,
-    add_role: Annotated[list[PartyRole], typer.Option(help="Give a role.")] = [],  # noqa: B006
+    add_role: Annotated[list[PartyRole], typer.Option(help="Add a role.")] = [],  # noqa: B006
     remove_role: Annotated[
-        list[PartyRole], typer.Option(help="Take a role, and with it the ids that no other role of the party uses.")
+        list[PartyRole], typer.Option(help="Remove a role, and with it the ids that no other role of the party uses.")
     ] = [],  # noqa: B006
     add_provider_id: Annotated[Texts, typer.Option(help="Add a provider id.")] = [],  # noqa: B006
-    remove_provider_id: Annotated[Texts, typer.Option(help="Take a provider id.")] = [],  # noqa: B006
+    remove_provider_id: Annotated[Texts, typer.Option(help="Remove a provider id.")] = [],  # noqa: B006
     add_wmi: Annotated[Texts, typer.Option(help="Add a WMI.")] = [],  # noqa: B006
-    remove_wmi: Annotated[Texts, typer.Option(help="Take a WMI.")] = [],  # noqa: B006
+    remove_wmi: Annotated[Texts, typer.Option(help="Remove a WMI.")] = [],  # noqa: B006
     add_operator_id: Annotated[Texts, typer.Option(help="Add an operator id.")] = [],  # noqa: B006
-    remove_operator_id: Annotated[Texts, typer.Option(help="Take an operator id.")] = [],  # noqa: B006
+    remove_operator_id: Annotated[Texts, typer.Option(help="Remove an operator id.")] = [],  # noqa: B006
     all_providers: Annotated[
         bool | None, typer.Option("--all-providers/--no-all-providers", help="Whether a CPS signs for every provider.")
     ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Change a party's name, roles and ids; each option may be given several times, and all of them happen or none.
+    """Change a party's name, roles and ids. Options may be given several times; all changes are made, or none.
 
-    What is taken goes first, then what is added comes. A client id is for ever.
+    Removals are made before additions. A client id never changes.
 
-    To hand an id to another party, take it from the one, then add it to the other.
-    A party that would be left without any has to be disabled before.
+    To move an id to another party, remove it from the first party, then add it to the second.
+    Disable the first party before, if that would leave it without ids.
     """
     added = parse_fields(dict(zip(_SETS, (add_role, add_provider_id, add_wmi, add_operator_id), strict=True)))
-    taken = parse_fields(
+    removed = parse_fields(
         dict(zip(_SETS, (remove_role, remove_provider_id, remove_wmi, remove_operator_id), strict=True))
     )
     values: dict[str, Any] = {} if all_providers is None else {"all_providers": all_providers}
     if new_name is not None:
         values |= parse_fields({"name": new_name})
-    if not (values or any(added.values()) or any(taken.values())):
+    if not (values or any(added.values()) or any(removed.values())):
         raise ConfigurationError("Nothing is to be changed; see --help.")
 
     def change(party: Party) -> Party:
-        absent = sorted(value for field in _SETS for value in taken[field] - getattr(party, field))
+        absent = sorted(value for field in _SETS for value in removed[field] - getattr(party, field))
         if absent:
             raise MismatchError(f"{party.name} does not have {', '.join(absent)}.")
-        left = party.without_roles(taken["roles"])
-        sets = {field: (getattr(left, field) - taken[field]) | added[field] for field in _SETS}
-        return replace(left, **sets, **values)
+        remaining = party.without_roles(removed["roles"])
+        sets = {field: (getattr(remaining, field) - removed[field]) | added[field] for field in _SETS}
+        return replace(remaining, **sets, **values)
 
     async def write(register: PartyRegistry, at: datetime) -> Party:
         return (await register.edit((await register.get_by_name(name)).client_id, change, _command(), at)).party
@@ -156,7 +156,7 @@ def roles(as_json: JsonOption = False) -> None:
 
 @app.command()
 def disable(name: Named, config: ConfigOption = None) -> None:
-    """Disable a party. Running workers refuse its tokens within seconds. Its ids stay its own."""
+    """Disable a party. Running workers refuse its tokens within seconds. Its ids stay reserved."""
 
     async def write(register: PartyRegistry, at: datetime) -> Party:
         return (await register.disable((await register.get_by_name(name)).client_id, _command(), at)).party
@@ -166,7 +166,7 @@ def disable(name: Named, config: ConfigOption = None) -> None:
 
 @app.command()
 def enable(name: Named, config: ConfigOption = None) -> None:
-    """Enable a party again. Its secrets are what they were, and so are tokens that have not expired."""
+    """Enable a party. Its secrets, and tokens that have not expired, are valid again."""
 
     async def write(register: PartyRegistry, at: datetime) -> Party:
         return (await register.enable((await register.get_by_name(name)).client_id, _command(), at)).party
@@ -179,27 +179,27 @@ def rotate_secret(
     name: Named,
     overlap: Annotated[
         int | None,
-        typer.Option(help="Seconds for which the secret before stays good; 7 days if not given, at most 90."),
+        typer.Option(help="Seconds for which the previous secret stays valid. Default: 7 days; at most 90 days."),
     ] = None,
-    now: Annotated[bool, typer.Option("--now", help="End every older secret at once.")] = False,
+    now: Annotated[bool, typer.Option("--now", help="Revoke every older secret at once.")] = False,
     end: Annotated[
-        SecretToRevoke | None, typer.Option(help="Where two secrets are good already: which one ends at once.")
+        SecretToRevoke | None, typer.Option(help="If two secrets are valid already: the one to revoke at once.")
     ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Give a party a new client secret, which is shown this once.
+    """Issue a new client secret for a party and print it; it is shown only once.
 
-    At most two secrets are good at a time. Tokens stay good until they expire;
-    to end them too, disable the party for as long as they last.
+    At most two secrets are valid at a time. Tokens stay valid until they expire;
+    to invalidate them too, disable the party for their lifetime.
     """
     if now and (overlap is not None or end is not None):
-        raise ConfigurationError("--now ends every older secret; it goes with neither --overlap nor --end.")
-    seconds = 0 if now else DEFAULT_OVERLAP if overlap is None else overlap
+        raise ConfigurationError("--now revokes every older secret; it excludes --overlap and --end.")
+    overlap_seconds = 0 if now else DEFAULT_OVERLAP if overlap is None else overlap
 
     async def write(register: PartyRegistry, at: datetime) -> tuple[str, PartyView]:
         client_id = (await register.get_by_name(name)).client_id
-        return await register.rotate_secret(client_id, _command(), at, seconds, end)
+        return await register.rotate_secret(client_id, _command(), at, overlap_seconds, end)
 
     secret, shown = _with_register(config, write)
     if as_json:
@@ -207,9 +207,7 @@ def rotate_secret(
         return
     _print_secret(shown.party, secret)
     older = shown.members()["secrets"][1:]
-    print_line(
-        f"The one before is good until {older[0]['expires_at']}." if older else "No older secret is good any more."
-    )
+    print_line(f"The previous one is valid until {older[0]['expires_at']}." if older else "No older secret is valid.")
 
 
 def _with_register(config: Path | None, use: Callable[[PartyRegistry, datetime], Coroutine[Any, Any, T]]) -> T:

@@ -1,4 +1,4 @@
-"""ccp demo and ccp sandbox."""
+"""ccp demo and ccp sandbox: a pool with simulated partners."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ccp.cli.output import console, print_line, print_styled
 
 
 def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
     app.command()(demo)
     app.command()(sandbox)
 
@@ -21,11 +22,11 @@ def demo() -> None:
     """Run the complete flow over HTTP: a simulated vehicle gets, verifies and decrypts a contract, in both editions."""
     from ccp.server.sandbox.demo import run
 
-    def tell(edition: str, text: str, result: str, seconds: float) -> None:
-        print_styled(("✓", "green"), (f" {edition:12} {text:62} {result:44} {seconds * 1000:7.1f} ms", ""))
+    def print_step(edition: str, text: str, result: str, elapsed: float) -> None:
+        print_styled(("✓", "green"), (f" {edition:12} {text:62} {result:44} {elapsed * 1000:7.1f} ms", ""))
 
     began = time.perf_counter()
-    story = run(tell)
+    story = run(print_step)
     print_line("")
     print_styled(
         (f"{story.steps} steps in {time.perf_counter() - began:.1f} s.", "bold"),
@@ -35,20 +36,20 @@ def demo() -> None:
 
 def sandbox(
     directory: Annotated[Path, typer.Argument(help="A new or empty directory.")],
-    port: Annotated[int, typer.Option(help="Port that the sandbox's pool will listen on.")] = 8020,
+    port: Annotated[int, typer.Option(help="Port of the sandbox's pool.")] = 8020,
     store: Annotated[bool, typer.Option("--store", help="Also publish the sample contracts.")] = False,
 ) -> None:
     """Create a test PKI, parties with credentials, sample vehicles and contracts, and a configuration."""
     from ccp.server.sandbox.setup import create
 
     base_url = f"http://127.0.0.1:{port}"
-    with console().status("Making keys and certificates …"):
+    with console().status("Creating keys and certificates …"):
         create(directory, base_url, datetime.now(UTC), store_samples=store)
     for line in f"""The sandbox is in {directory}. Start its pool:
 
   ccp serve --config {directory}/ccp.toml
 
-Client ids and secrets are in {directory}/credentials.json. A token, and a car's request:
+Client ids and secrets are in {directory}/credentials.json. Get a token, and send a vehicle's request:
 
   TOKEN=$(curl -s {base_url}/oauth/token -d grant_type=client_credentials -d client_id=example-cpo \\
     -d client_secret=SECRET | python3 -c 'import json,sys; print(json.load(sys.stdin)["access_token"])')

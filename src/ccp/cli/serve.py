@@ -1,4 +1,4 @@
-"""ccp serve and ccp config."""
+"""ccp serve and ccp config: runs the server and prints its settings."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ccp.errors import ConfigurationError
 from ccp.server import settings
 from ccp.server.settings import MetricsAccess, Settings
 
-_METRICS_FOLDER: Final = (
-    "PROMETHEUS_MULTIPROC_DIR"  # As `ccp.server.metrics.SHARED`. Functions import what imports the library.
-)
+_METRICS_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
+"""As `ccp.server.metrics.SHARED`, which only functions import, because it loads prometheus-client."""
 
 
 def register(app: typer.Typer) -> None:
+    """Add the commands of this module."""
     app.command()(serve)
     app.command("config")(show_config)
 
@@ -36,7 +36,7 @@ def serve(
     tls_cert: Annotated[Path | None, typer.Option(help="Server certificate chain, PEM.")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Server private key, PEM.")] = None,
     tls_client_ca: Annotated[
-        Path | None, typer.Option(help="CAs of client certificates, PEM; every client then needs one.")
+        Path | None, typer.Option(help="CAs of client certificates, PEM; every client then needs a certificate.")
     ] = None,
 ) -> None:
     """Run the pool. Creates a new SQLite database; create and upgrade any other schema with `ccp db upgrade`."""
@@ -51,14 +51,17 @@ def serve(
     }  # fmt: skip
     effective = settings.load(config, **given)
     _check(effective)
-    with _shared(effective, given):
+    with _shared_folder(effective, given):
         limit = _raise_descriptor_limit(effective, given)
-        _hand_over(config, given)
+        _export_environment(config, given)
         _run(effective, limit)
 
 
 def _check(effective: Settings) -> None:
-    """What can be wrong is said here, once and not by every worker. Raises ConfigurationError."""
+    """Check what workers depend on, so that an error is reported once and not by every worker.
+
+    Raises ConfigurationError.
+    """
     from ccp.server.storage.engine import schema
 
     if not schema.is_postgres(effective.database) and schema.revision(effective.database) is None:
@@ -75,7 +78,7 @@ def _check(effective: Settings) -> None:
 
 
 def _raise_descriptor_limit(effective: Settings, given: dict[str, Any]) -> int | None:
-    """Make room for the connections of a worker. Returns the limit of descriptors, None where there is none."""
+    """Raise the limit on file descriptors for a worker's connections. Returns the limit; None if there is none."""
     from ccp.cli import descriptors
 
     limit = descriptors.raise_limit(descriptors.needed(effective))
@@ -85,7 +88,7 @@ def _raise_descriptor_limit(effective: Settings, given: dict[str, Any]) -> int |
     ):
         print_line(
             f"warning: {limit} file descriptors are too few for max_connections = {effective.max_connections}; "
-            f"a worker takes {possible} connections. Raise the hard limit (ulimit -Hn, LimitNOFILE) to "
+            f"a worker accepts {possible} connections. Raise the hard limit (ulimit -Hn, LimitNOFILE) to "
             f"{descriptors.needed(effective)}.",
             err=True,
         )
@@ -102,7 +105,7 @@ def _run(effective: Settings, limit: int | None) -> None:
     allowed = "any number of" if limit is None else limit
     print_line(
         f"opnc-ccp on {effective.public_url} (database {effective.redacted()['database']}, {allowed} file descriptors "
-        "a worker)",
+        "per worker)",
         err=True,
     )
     if effective.workers > 1:
@@ -125,10 +128,10 @@ def _run(effective: Settings, limit: int | None) -> None:
 
 
 @contextmanager
-def _shared(effective: Settings, given: dict[str, Any]) -> Iterator[None]:
-    """Several workers keep rates and numbers together, in a folder that is made for them and goes with them.
+def _shared_folder(effective: Settings, given: dict[str, Any]) -> Iterator[None]:
+    """Create the temporary folder in which several workers share rate limits and metrics.
 
-    Rates are kept in another place where the settings name one.
+    The settings may name another file for the rate limits.
     """
     file = effective.rate_limit_file
     with ExitStack() as stack:
@@ -148,13 +151,13 @@ def _shared(effective: Settings, given: dict[str, Any]) -> Iterator[None]:
 
 
 def _check_tls(certificate: Path, key: Path | None, client_ca: Path | None) -> None:
-    """Raises ConfigurationError where the server could not use them; told by workers it would be a traceback each."""
+    """Load the TLS files as the server would. Raises ConfigurationError; in a worker it would be a traceback."""
     import ssl
 
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     try:
         context.load_cert_chain(certificate, key)
-    except OSError as exc:  # An SSLError is one.
+    except OSError as exc:  # SSLError is a subclass.
         reason = exc.strerror or str(exc)
         raise ConfigurationError(f"The TLS certificate {certificate} and key {key} cannot be used: {reason}.") from exc
     if client_ca is None:
@@ -166,9 +169,10 @@ def _check_tls(certificate: Path, key: Path | None, client_ca: Path | None) -> N
         raise ConfigurationError(f"The CAs of client certificates {client_ca} cannot be used: {reason}.") from exc
 
 
-def _hand_over(config: Path | None, given: dict[str, Any]) -> None:
-    """Workers take from the environment, as it is when they begin: the file to read, the command line's values, and the
-    clock of this process. So those that replace others have the same, and settings are read anew.
+def _export_environment(config: Path | None, given: dict[str, Any]) -> None:
+    """Pass the configuration file, the values of the command line and this process's clock to workers.
+
+    Workers read the environment when they start. So replacements get the same values, and read the file anew.
     """
     from ccp.server.runtime import clock
 
@@ -181,7 +185,7 @@ def _hand_over(config: Path | None, given: dict[str, Any]) -> None:
 
 def show_config(
     config: ConfigOption = None, as_json: JsonOption = False,
-    explain: Annotated[bool, typer.Option("--explain", help="Say what each setting means.")] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Explain each setting.")] = False,
 ) -> None:  # fmt: skip
     """Print the effective settings, without secrets."""
     shown = settings.load(config).redacted()

@@ -1,4 +1,4 @@
-"""ccp trust: which roots are trusted, for what."""
+"""ccp trust: trusted certificates and their roles."""
 
 from __future__ import annotations
 
@@ -9,8 +9,18 @@ from typing import Annotated, Any
 
 import typer
 
-from ccp.cli.output import ConfigOption, JsonOption, print_exactly, print_json, print_line, print_table, with_store
-from ccp.errors import ChainError, ConfigurationError
+from ccp.cli.output import (
+    ConfigOption,
+    JsonOption,
+    YesOption,
+    confirm,
+    print_exactly,
+    print_json,
+    print_line,
+    print_table,
+    with_store,
+)
+from ccp.errors import ChainError, ConfigurationError, NotFound
 from ccp.ids import Fingerprint
 from ccp.server import settings
 from ccp.server.audit.actor import command_actor
@@ -35,14 +45,15 @@ app = typer.Typer(no_args_is_help=True)
 
 @app.command()
 def add(
-    path: Annotated[Path, typer.Argument(help="PEM or DER file, or a directory of such.")],
+    path: Annotated[Path, typer.Argument(help="PEM or DER file, or a directory of them.")],
     role: Annotated[list[AnchorRole], typer.Option(help="v2g, emsp or oem; may be given several times.")],
-    label: Annotated[str | None, typer.Option(help="A name for people; the common name if not given.")] = None,
+    label: Annotated[str | None, typer.Option(help="Name for display. Default: the common name.")] = None,
     config: ConfigOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Trust certificates for a role: self-issued ones as roots, others as known intermediates.
 
-    All of them or, when one is refused, none.
+    If one is refused, none is added.
     """
     at = datetime.now(UTC)
     files = list(read_certificate_files(path))
@@ -66,7 +77,11 @@ def add(
 
         return with_audit(anchors.add_by_operator(certificate), tell)
 
-    for entry, is_new in zip(found, with_store(config, change), strict=True):
+    results = list(zip(found, with_store(config, change), strict=True))
+    if as_json:
+        print_json([{**_shown(entry, at), "added": is_new} for entry, is_new in results])
+        return
+    for entry, is_new in results:
         print_line(f"{'added' if is_new else 'known'}  {_line(entry)}")
     for entry in {entry.fingerprint: entry for entry in found}.values():
         warning = trust.expiry_warning(Certificate.load(entry.certificate), at)
@@ -75,7 +90,7 @@ def add(
 
 
 def _refusal(file: Path, certificate: Certificate) -> str | None:
-    """Why a certificate is not taken. Its time is no reason: it may end tomorrow, or begin then."""
+    """Why a certificate is refused; None if it is accepted. Its validity period is no reason: time passes."""
     if not trust_folder.is_self_issued(certificate):
         return None
     try:
@@ -87,11 +102,11 @@ def _refusal(file: Path, certificate: Certificate) -> str | None:
 
 @app.command("list")
 def list_trusted(
-    role: Annotated[AnchorRole | None, typer.Option(help="Only for this role.")] = None,
+    role: Annotated[AnchorRole | None, typer.Option(help="Only this role.")] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """List the trusted certificates, and say which have expired or will within 90 days."""
+    """List the trusted certificates, and warn of those that have expired or expire within 90 days."""
     at = datetime.now(UTC)
     found = [_shown(entry, at) for entry in with_store(config, _read(role))]
     if as_json:
@@ -102,17 +117,47 @@ def list_trusted(
     for state in (Expiry.EXPIRED, Expiry.SOON, Expiry.NOT_YET):
         count = sum(entry["state"] == state for entry in found)
         if count:
-            print_line(f"warning: {count} of them: {state}.", err=True)
+            print_line(f"warning: {count} certificate(s): {state}.", err=True)
+
+
+@app.command()
+def show(
+    fingerprint: Annotated[str, typer.Argument(help="SHA-256 fingerprint, 64 hexadecimal digits.")],
+    config: ConfigOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show a trusted certificate: each role it is trusted for, its names and its validity."""
+    named = Fingerprint.parse(fingerprint, "fingerprint")
+    at = datetime.now(UTC)
+    found = [entry for entry in with_store(config, _read(None)) if entry.fingerprint == named]
+    if not found:
+        raise NotFound(f"No certificate with the fingerprint {named} is trusted.")
+    certificate = Certificate.load(found[0].certificate)
+    names = {
+        "subject": certificate.subject_dn,
+        "issuer": certificate.issuer_dn,
+        "serial": f"{certificate.serial_number:x}",
+    }
+    if as_json:
+        print_json([{**_shown(entry, at), **names} for entry in found])
+        return
+    for name, value in names.items():
+        print_line(f"{name:<11}  {value}")
+    for entry in found:
+        for name, value in _shown(entry, at).items():
+            print_line(f"{name.replace('_', ' '):<11}  {value}")
 
 
 @app.command()
 def remove(
-    fingerprint: Annotated[str, typer.Argument(help="SHA-256, 64 hexadecimal digits.")],
+    fingerprint: Annotated[str, typer.Argument(help="SHA-256 fingerprint, 64 hexadecimal digits.")],
     role: Annotated[AnchorRole | None, typer.Option(help="Only for this role.")] = None,
+    yes: YesOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Trust a certificate no longer. Running workers know within seconds."""
+    """Remove the trust in a certificate. Running workers follow within seconds."""
     named = Fingerprint.parse(fingerprint, "fingerprint")
+    confirm(f"Remove the trust in {named}{f' for {role.value}' if role else ''}", yes=yes)
 
     async def change(store: Store) -> list[str]:
         def tell(roles: list[str]) -> list[Entry]:
@@ -126,19 +171,19 @@ def remove(
 @app.command()
 def export(
     directory: Annotated[
-        Path | None, typer.Argument(help="New or empty directory; ccp verify --trust reads what is put there.")
+        Path | None, typer.Argument(help="New or empty directory, in the form that ccp verify --trust reads.")
     ] = None,
     role: Annotated[
-        AnchorRole | None, typer.Option(help="Only this role; without a directory as one PEM to stdout.")
+        AnchorRole | None, typer.Option(help="Only this role; without a directory, to standard output.")
     ] = None,
     config: ConfigOption = None,
 ) -> None:
-    """Write the trusted certificates as PEM: a file each in v2g/, emsp/ and oem/, or one role's to standard output."""
+    """Write the trusted certificates as PEM: one file each in v2g/, emsp/ and oem/, or one role to standard output."""
     if directory is None and role is None:
         raise ConfigurationError("Give a directory, or --role for one PEM on standard output.")
     found = with_store(config, _read(role))
     if not found:
-        raise ConfigurationError("There is nothing to export.")
+        raise ConfigurationError("No certificate is trusted; there is nothing to export.")
     if directory is None:
         for entry in found:
             print_exactly(Certificate.load(entry.certificate).pem().decode("ascii"))
@@ -148,17 +193,18 @@ def export(
 
 @app.command()
 def sync(
-    prune: Annotated[bool, typer.Option("--prune", help="Remove what the pool does not list any more.")] = False,
+    prune: Annotated[bool, typer.Option("--prune", help="Remove roots that are no longer listed.")] = False,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Take over the roots that the configured Root Certificate Pool lists.
+    """Import the roots that the configured Root Certificate Pool lists.
 
-    Those that came from it and are gone from it are named, and removed with --prune only. What was added by hand stays.
+    Roots that were imported from it and are no longer listed are reported, and removed only with --prune. Certificates
+    that were added by `ccp trust add` stay.
     """
     effective = settings.load(config)
     if effective.rcp_url is None:
-        raise ConfigurationError("There is no Root Certificate Pool: rcp_url is not set.")
+        raise ConfigurationError("No Root Certificate Pool is configured: rcp_url is not set.")
 
     async def run(store: Store) -> RootSyncResult:
         outbound = OutboundClient(effective.egress_allow_networks)
@@ -184,12 +230,12 @@ def sync(
     for entry in done.added:
         print_line(f"added  {_line(entry)}  {entry.fingerprint}")
     for entry in done.delisted:
-        kept = "removed" if done.pruned else "gone from the pool, still trusted (--prune removes it)"
+        kept = "removed" if done.pruned else "no longer listed, still trusted (--prune removes it)"
         print_line(f"{kept}  {_line(entry)}  {entry.fingerprint}")
     for sentence in done.unusable:
         print_line(f"not used: {sentence}", err=True)
     if not done.added and not done.delisted:
-        print_line("nothing new")
+        print_line("no changes")
 
 
 def _read(role: AnchorRole | None) -> Callable[[Store], Coroutine[Any, Any, list[TrustedCertificate]]]:

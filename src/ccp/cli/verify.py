@@ -1,4 +1,4 @@
-"""ccp verify: every check on a message, told one by one."""
+"""ccp verify: verifies a message and reports every check."""
 
 from __future__ import annotations
 
@@ -33,12 +33,13 @@ _MARKS = {
 
 
 def register(app: typer.Typer) -> None:
+    """Add the command."""
     app.command()(verify)
 
 
 @dataclass(frozen=True, slots=True)
-class _Told:
-    """What came of the checks on one message."""
+class _Result:
+    """The checks on one message, with their verdicts."""
 
     title: str
     checks: CheckList
@@ -47,120 +48,124 @@ class _Told:
 
 def verify(
     file: Annotated[
-        str | None, typer.Argument(help="A message as EXI, Base64, hex or a JSON body of the API; - for stdin.")
+        str | None, typer.Argument(help="Message as EXI, Base64, hex or a JSON body of the API; - for stdin.")
     ] = None,
-    emaid: Annotated[str | None, typer.Option(help="Instead of a file: what the pool holds of this contract.")] = None,
-    pcid: Annotated[str | None, typer.Option(help="Instead of a file: what the pool holds for this vehicle.")] = None,
-    at: Annotated[str | None, typer.Option(help="Time of the check, RFC 3339; now if not given.")] = None,
+    emaid: Annotated[str | None, typer.Option(help="Instead of a file: the stored messages of this contract.")] = None,
+    pcid: Annotated[str | None, typer.Option(help="Instead of a file: the stored messages for this vehicle.")] = None,
+    at: Annotated[str | None, typer.Option(help="Time of the verification, RFC 3339. Default: now.")] = None,
     trust: Annotated[
         Path | None,
-        typer.Option(help="Directory of anchors: *.pem for every role, v2g/ emsp/ oem/ for one; else the pool's."),
+        typer.Option(help="Directory of anchors: *.pem for every role, v2g/ emsp/ oem/ for one. Default: the pool's."),
     ] = None,
     config: ConfigOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Verify a CertificateInstallationRes or -Req and report every check. Exit status 0 or 1.
 
-    With the pool's own anchors, its policy and its revocation evidence count too; nothing is fetched.
+    Without --trust, the pool's anchors, policy and stored revocation evidence apply; nothing is fetched.
     """
     moment = _moment(at)
     if [file, emaid, pcid].count(None) != 2:
-        raise ConfigurationError("Give a file, or --emaid, or --pcid: one of them.")
+        raise ConfigurationError("Give a file, --emaid or --pcid, and only one of them.")
     if file is None:
         if trust is not None:
-            raise ConfigurationError("What the pool holds is checked against the pool's anchors; --trust is for files.")
-        told = _held(emaid, pcid, moment, config)
+            raise ConfigurationError("Stored messages are verified against the pool's anchors; --trust is for files.")
+        results = _stored(emaid, pcid, moment, config)
     else:
-        octets = exi_bytes(read_input(file))
-        told = [_given(octets, load_trust_directory(trust), moment) if trust else _known(octets, moment, config)]
+        data = exi_bytes(read_input(file))
+        results = [
+            _verify_with_trust(data, load_trust_directory(trust), moment)
+            if trust
+            else _verify_with_pool(data, moment, config)
+        ]
     if as_json:
-        reports = [one.checks.to_json(one.title, moment, one.warnings) for one in told]
+        reports = [one.checks.to_json(one.title, moment, one.warnings) for one in results]
         print_json(reports[0] if file is not None else reports)
     else:
-        for one in told:
+        for one in results:
             _print(one, moment)
-    if not all(one.checks.passed for one in told):
+    if not all(one.checks.passed for one in results):
         raise typer.Exit(1)
 
 
-def _print(told: _Told, at: datetime) -> None:
-    print_styled((f"{told.title}, checked at {at:%Y-%m-%dT%H:%M:%SZ}", ""))
-    for check in told.checks.results:
+def _print(result: _Result, at: datetime) -> None:
+    print_styled((f"{result.title}, checked at {at:%Y-%m-%dT%H:%M:%SZ}", ""))
+    for check in result.checks.results:
         print_styled((f"{check.number:2} ", ""), _MARKS[check.status], (f" {check.subject}", ""))
         for line in ((check.reason,) if check.reason else ()) + check.evidence:
             print_styled((f"       {line}", "dim"))
-    for warning in told.warnings:
+    for warning in result.warnings:
         print_styled((f"   ! {warning}", "yellow"))
-    print_styled(("verified", "green") if told.checks.passed else ("NOT verified", "red"))
+    print_styled(("verified", "green") if result.checks.passed else ("NOT verified", "red"))
 
 
-def _held(emaid: str | None, pcid: str | None, at: datetime, config: Path | None) -> list[_Told]:
-    """The checks on everything that the pool holds of a contract or a vehicle. Raises NotFound."""
+def _stored(emaid: str | None, pcid: str | None, at: datetime, config: Path | None) -> list[_Result]:
+    """Verify every stored message of a contract or a vehicle. Raises NotFound."""
     contract = EMAID.parse(emaid) if emaid is not None else None
     vehicle = PCID.parse(pcid) if pcid is not None else None
 
-    async def run(pool: Pool) -> list[_Told]:
-        told = []
+    async def run(pool: Pool) -> list[_Result]:
+        results = []
         for held in await pool.stored(contract, vehicle):
             response = installation.read_response(held.response, held.namespace)
             checks, warnings = await pool.explain_response(response, emaid=held.emaid, root=None, now=at, fetch=False)
-            told.append(_Told(f"{held.emaid} for {held.pcid} ({held.namespace})", checks, warnings))
-        return told
+            results.append(_Result(f"{held.emaid} for {held.pcid} ({held.namespace})", checks, warnings))
+        return results
 
-    told = with_pool(config, run)
-    if not told:
-        raise NotFound("The pool holds nothing of it.")
-    return told
+    results = with_pool(config, run)
+    if not results:
+        raise NotFound("The pool stores no such message.")
+    return results
 
 
-def _known(octets: bytes, at: datetime, config: Path | None) -> _Told:
-    """The checks on a file as the pool would make them: against its anchors, its policy and its evidence."""
+def _verify_with_pool(data: bytes, at: datetime, config: Path | None) -> _Result:
+    """Verify a file as the pool would: with its anchors, its policy and its revocation evidence."""
 
-    async def run(pool: Pool) -> _Told:
-        message, told = _decoded(octets)
+    async def run(pool: Pool) -> _Result:
+        message, result = _decoded(data)
         if message is None:
-            return told
+            return result
         namespace = Namespace(exi.namespace_of(message))
         if _is_request(message):
-            checks, warnings = await pool.explain_request(installation.read_request(octets, namespace), at)
+            checks, warnings = await pool.explain_request(installation.read_request(data, namespace), at)
         else:
-            response = installation.read_response(octets, namespace)
+            response = installation.read_response(data, namespace)
             checks, warnings = await pool.explain_response(response, emaid=None, root=None, now=at, fetch=False)
-        return _Told(told.title, checks, warnings)
+        return _Result(result.title, checks, warnings)
 
     return with_pool(config, run)
 
 
-def _given(octets: bytes, anchors: TrustAnchors, at: datetime) -> _Told:
-    """The checks on a message by itself. There is no evidence of revocation but in a pool."""
-    message, told = _decoded(octets)
+def _verify_with_trust(data: bytes, anchors: TrustAnchors, at: datetime) -> _Result:
+    """Verify a message with given anchors, without revocation: only a pool has evidence."""
+    message, result = _decoded(data)
     if message is None:
-        return told
-    namespace, checks = Namespace(exi.namespace_of(message)), told.checks
+        return result
+    namespace, checks = Namespace(exi.namespace_of(message)), result.checks
     warnings: tuple[str, ...] = ()
     try:
         if _is_request(message):
-            request = installation.read_request(octets, namespace)
+            request = installation.read_request(data, namespace)
             warnings = lint.lint_request(request, anchors)
             installation.check_request(request, anchors=anchors, revocation=NoRevocationCheck(), now=at, checks=checks)
         else:
-            response = installation.read_response(octets, namespace)
+            response = installation.read_response(data, namespace)
             warnings = lint.lint_response(response, anchors, at)
             installation.check_response(
                 response, emaid=None, root=None, anchors=anchors, revocation=NoRevocationCheck(), now=at, checks=checks
             )
     except VerificationError:
-        assert not checks.passed, "only a failed check ends the walk"
-    return _Told(told.title, checks, warnings)
+        assert not checks.passed, "only a failed check ends verification"
+    return _Result(result.title, checks, warnings)
 
 
-def _decoded(octets: bytes) -> tuple[exi.Message | None, _Told]:
-    """The message, and what is told of it by its name; where there is none, that this check failed."""
+def _decoded(data: bytes) -> tuple[exi.Message | None, _Result]:
+    """Decode a message. Returns it with an empty report, or None with the report of the failed check."""
     checks = CheckList(collect=True)
-    message = checks.run("EXI message", lambda: exi.decode(octets))
+    message = checks.run("EXI message", lambda: exi.decode(data))
     if message is None:
-        return None, _Told("no message", checks)
-    return message, _Told(f"{type(_inner(message)).__name__} ({exi.namespace_of(message)})", checks)
+        return None, _Result("no message", checks)
+    return message, _Result(f"{type(_inner(message)).__name__} ({exi.namespace_of(message)})", checks)
 
 
 def _inner(message: exi.Message) -> object:
@@ -177,7 +182,7 @@ def _moment(text: str | None) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError as exc:
-        raise ConfigurationError(f"--at {text} is no RFC 3339 time, such as 2025-01-01T00:00:00Z.") from exc
+        raise ConfigurationError(f"--at {text} is not an RFC 3339 time, such as 2025-01-01T00:00:00Z.") from exc
     if moment.tzinfo is None:
         raise ConfigurationError("--at needs a time zone, such as 2025-01-01T00:00:00Z.")
     return moment.astimezone(UTC)

@@ -172,7 +172,7 @@ def test_a_trail_is_held_against_an_export_that_was_kept_elsewhere(
     assert ccp("audit", "verify", later).status == 0
     assert ccp("audit", "verify", later, "--against", kept).status == 1
     kept.write_text(kept.read_text().replace("DEEXA", "NLEXB", 1))
-    assert "is broken itself" in ccp_error("audit", "verify", "--against", kept, *config)
+    assert "is broken; see" in ccp_error("audit", "verify", "--against", kept, *config)
 
 
 def test_an_export_of_a_broken_trail_says_so_and_is_as_broken(
@@ -188,7 +188,7 @@ def test_an_export_of_a_broken_trail_says_so_and_is_as_broken(
 def test_an_export_overwrites_nothing(config: tuple[object, ...], tmp_path: Path) -> None:
     file = tmp_path / "trail.jsonl"
     file.write_text("something else")
-    assert ccp_error("audit", "export", file, *config) == f"{file} is there already."
+    assert ccp_error("audit", "export", file, *config) == f"{file} exists already."
     assert file.read_text() == "something else"
 
 
@@ -227,7 +227,7 @@ def test_rows_are_filtered(config: tuple[object, ...], options: tuple[str, ...],
 
 def test_a_time_that_is_none_and_an_id_that_is_none_are_refused(config: tuple[object, ...]) -> None:
     assert ccp_error("audit", "list", "--since", "yesterday", *config).startswith(
-        "--since is a date or a time, such as"
+        "--since must be a date or a time, such as"
     )
     assert ccp_error("audit", "list", "--emaid", "x", *config).startswith("emaid : must match")
 

@@ -89,7 +89,7 @@ def rows_naming(pool: Pool, named: str, at_least: int) -> int:
 
 
 def erased(config: Path, *options: str) -> dict[str, Any]:
-    report: dict[str, Any] = json.loads(ccp_ok("erase", *options, "--json", "--config", config).out)
+    report: dict[str, Any] = json.loads(ccp_ok("erase", *options, "--json", "--yes", "--config", config).out)
     return report
 
 
@@ -122,7 +122,7 @@ def test_a_contract_is_erased_everywhere_and_the_car_maker_is_told(pool: Pool, c
 
 def test_a_contract_is_erased_everywhere_when_nobody_is_to_be_told(pool: Pool, config: Path) -> None:
     _, contract, other = lived(pool)
-    assert erased(config, "--emaid", contract.emaid, "--tell-nobody")["events_waiting"] == 0
+    assert erased(config, "--emaid", contract.emaid, "--no-notify")["events_waiting"] == 0
     assert naming(pool, contract.emaid) == {}
     assert naming(pool, other.emaid)["contract"] == 1
     whole(config)
@@ -132,7 +132,7 @@ def test_a_contract_is_erased_everywhere_when_nobody_is_to_be_told(pool: Pool, c
 def test_a_vehicle_is_erased_everywhere_with_its_contracts(pool: Pool, config: Path) -> None:
     car, contract, other = lived(pool)
     count = rows_naming(pool, car.pcid, 5)
-    report = erased(config, "--pcid", car.pcid, "--tell-nobody")
+    report = erased(config, "--pcid", car.pcid, "--no-notify")
     assert (report["erased"]["contracts"], report["erased"]["variants"], report["erased"]["vehicle"]) == (2, 3, 1)
     assert (report["erased"]["evidence"], report["erased"]["audit_rows"]) == (6, count)
     assert naming(pool, car.pcid) == {}
@@ -163,7 +163,7 @@ def test_a_vehicle_that_was_erased_can_have_contracts_again(pool: Pool, config: 
     erased(config, "--pcid", car.pcid)
     emaid = pool.publish(car).emaid
     assert [item["emaid"] for item in pool.ask(car)] == [emaid]
-    erased(config, "--pcid", car.pcid, "--tell-nobody")
+    erased(config, "--pcid", car.pcid, "--no-notify")
     pool.publish(car, emaid)
     assert [item["emaid"] for item in pool.ask(car)] == [emaid]
     assert broken_invariants(pool.settings.database) == []
@@ -197,7 +197,7 @@ def test_a_dry_run_says_the_same_and_changes_nothing(pool: Pool, config: Path) -
 
 def test_the_row_of_an_erasure_says_who_and_how_much_and_names_no_id(pool: Pool, config: Path) -> None:
     car, contract, other = lived(pool)
-    erased(config, "--emaid", contract.emaid, "--tell-nobody")
+    erased(config, "--emaid", contract.emaid, "--no-notify")
     (row, *_) = pool.change(queries.search(Filter(action="data.erased"), 1))
     assert row.actor == command_actor()
     subject = json.loads(row.subject)
@@ -230,7 +230,7 @@ def test_erase_keeps_the_revocation_of_a_certificate(pool: Pool, config: Path) -
     contract = pool.publish(pool.car())
     watch(pool, Certificate.load(contract.certificate), ISSUER, "dd")
     pool.sql("update evidence set status = 'revoked' where serial = 'dd'")
-    erased(config, "--emaid", contract.emaid, "--tell-nobody")
+    erased(config, "--emaid", contract.emaid, "--no-notify")
     assert pool.sql("select status from evidence where serial = 'dd'") == [("revoked",)]
     assert naming(pool, contract.emaid) == {}
 
@@ -254,8 +254,8 @@ def test_erase_prints_what_it_removed(pool: Pool, config: Path) -> None:
         "   1  signed response(s) would be erased",
         "   1  unsent event(s) would be erased",
     ]
-    done = ccp_ok("erase", "--emaid", contract.emaid, "--config", config).lines
-    assert done[-3:-1] == ["   1  audit row(s) lost what they are about", "   0  vehicle(s) erased"]
+    done = ccp_ok("erase", "--emaid", contract.emaid, "--yes", "--config", config).lines
+    assert done[-3:-1] == ["   1  audit row(s) lost their subject", "   0  vehicle(s) erased"]
     assert done[-1].startswith("1 event(s) to the car maker still name it until they are sent")
 
 

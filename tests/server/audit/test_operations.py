@@ -240,7 +240,7 @@ def test_purge_by_command_leaves_a_row_and_a_dry_run_none(pool: Pool, tmp_path: 
     pool.expire(emaid)
     ccp_ok("purge", "--dry-run", "--config", config)
     assert [row.action for row in rows(pool, emaid)] == ["contract.published"]
-    ccp_ok("purge", "--config", config)
+    ccp_ok("purge", "--yes", "--config", config)
     row = rows(pool, emaid)[-1]
     assert (row.actor, row.action, subject(row)["reason"]) == (command_actor(), "contract.cleansed", "expired")
     assert row.trace_id is None
@@ -265,7 +265,7 @@ def test_anchors_that_come_and_go_by_command_leave_rows(pool: Pool, pkis: dict[s
     file.write_bytes(root.pem())
     ccp_ok("trust", "add", file, "--role", "emsp", "--config", config)
     ccp_ok("trust", "add", file, "--role", "emsp", "--label", "again", "--config", config)
-    ccp_ok("trust", "remove", root.fingerprint, "--config", config)
+    ccp_ok("trust", "remove", root.fingerprint, "--yes", "--config", config)
     told = rows(pool, root.fingerprint)
     assert [(row.actor, row.action) for row in told] == [
         (command_actor(), action) for action in ("anchor.added", "anchor.added", "anchor.removed")

@@ -66,7 +66,7 @@ def dead(pool: Pool, webhook: dict[str, Any], count: int = 1) -> list[Contract]:
 
 
 def test_events_list_is_empty_without_events(pool: Pool) -> None:
-    assert run(pool, "list").lines[-1] == "0 not looked at yet, 0 waiting, 0 dead."
+    assert run(pool, "list").lines[-1] == "0 not dispatched yet, 0 waiting, 0 dead."
     assert json.loads(run(pool, "list", "--json").out) == {
         "backlog": {"outbox": 0, "waiting": 0, "dead": 0, "oldest": None},
         "deliveries": [],
@@ -103,7 +103,7 @@ def test_events_list_shows_dead_deliveries_first(pool: Pool) -> None:
     for shown in (item["event_id"], item["at"], contract.emaid, contract.body["pcid"], "oem", "dead", WHY):
         assert shown in line
     oldest = json.loads(run(pool, "list", "--json").out)["backlog"]["oldest"]
-    assert count == f"1 not looked at yet, 1 waiting, the oldest since {oldest}, 1 dead."
+    assert count == f"1 not dispatched yet, 1 waiting, the oldest since {oldest}, 1 dead."
     assert (datetime.now(UTC) - datetime.fromisoformat(oldest)).total_seconds() < 60
 
     assert [each["emaid"] for each in listed(pool, "--state", "waiting")] == [waiting.emaid]
@@ -136,6 +136,40 @@ def test_webhook_list_shows_backlog_without_secrets(pool: Pool) -> None:
     for made in (busy, calm, idle):
         for text in (done.out, webhook(pool, "list").out, run(pool, "list", "--state", "all", "--json").out):
             assert made["secret"] not in text
+
+
+def test_webhook_show_prints_its_subscription_without_its_secret(pool: Pool) -> None:
+    made = subscribe(pool)
+    done = webhook(pool, "show", made["id"], "--json")
+    members = json.loads(done.out)
+    assert (members["id"], members["enabled"], members["waiting"]) == (made["id"], True, 0)
+    assert members["created_at"].endswith("Z")
+    secret = pool.sql("select secret from webhook")[0][0]
+    assert secret not in done.out + webhook(pool, "show", made["id"]).out
+    env = {"CCP_DATABASE": pool.settings.database}
+    assert ccp_error("webhook", "show", "unknown", env=env) == "There is no webhook unknown."
+
+
+def test_webhook_disable_enable_and_remove_are_recorded(pool: Pool) -> None:
+    made = subscribe(pool)
+    dead(pool, made, 2)
+    pool.sql("delete from audit")
+    for _ in range(2):
+        assert webhook(pool, "disable", made["id"]).out == f"The webhook {made['id']} is disabled.\n"
+    assert json.loads(webhook(pool, "show", made["id"], "--json").out)["enabled"] is False
+    webhook(pool, "enable", made["id"])
+    webhook(pool, "remove", made["id"], "--yes")
+    assert pool.sql("select count(*) from delivery") == [(0,)]
+    assert json.loads(webhook(pool, "list", "--json").out) == []
+    rows = [
+        (action, json.loads(subject)) for action, subject in pool.sql("select action, subject from audit order by at")
+    ]
+    assert [action for action, _ in rows] == ["webhook.edited", "webhook.edited", "webhook.removed"]
+    assert rows[0][1] == {
+        "endpoint": made["id"], "party": rows[0][1]["party"], "changed": ["enabled"], "before": {"enabled": True},
+        "after": {"enabled": False},
+    }  # fmt: skip
+    assert rows[2][1]["host"].startswith("http://")
 
 
 def test_webhook_list_shows_disabled_parties(pool: Pool) -> None:
@@ -180,19 +214,19 @@ def test_events_drop_removes_dead_deliveries(pool: Pool) -> None:
     for each in (made, other):
         assert tried(pool, each["id"], AttemptOutcome.REJECTED, 400, "hooks.example answered 400.") == 3
     ids = [each["event_id"] for each in listed(pool, "--endpoint", made["id"])]
-    assert run(pool, "drop", ids[0], ids[1], ids[0]).lines == ["2 deliveries dropped."]
+    assert run(pool, "drop", "--yes", ids[0], ids[1], ids[0]).lines == ["2 deliveries dropped."]
     assert [each["event_id"] for each in listed(pool, "--endpoint", made["id"])] == ids[2:]
-    assert run(pool, "drop", "--endpoint", made["id"]).lines == ["1 delivery dropped."]
+    assert run(pool, "drop", "--yes", "--endpoint", made["id"]).lines == ["1 delivery dropped."]
     assert len(listed(pool)) == 3
-    assert run(pool, "drop", "--all").lines == ["3 deliveries dropped."]
-    assert run(pool, "list").lines[-1] == "0 not looked at yet, 0 waiting, 0 dead."
+    assert run(pool, "drop", "--yes", "--all").lines == ["3 deliveries dropped."]
+    assert run(pool, "list").lines[-1] == "0 not dispatched yet, 0 waiting, 0 dead."
 
 
 def test_events_drop_handles_many_deliveries(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     dead(pool, subscribe(pool))
     copied(pool, 30_000)
     monkeypatch.setattr("ccp.server.storage.engine.time_limits.COMMANDS", TimeLimits(write=0.2))
-    assert run(pool, "drop", "--all").lines == ["30001 deliveries dropped."]
+    assert run(pool, "drop", "--yes", "--all").lines == ["30001 deliveries dropped."]
 
 
 @pytest.mark.parametrize("command", ["replay", "drop"])
@@ -206,7 +240,7 @@ def test_events_replay_and_drop_are_all_or_nothing(pool: Pool, command: str) -> 
     ids = given_up["event_id"], waiting["event_id"]
     assert refused(pool, command, *ids) == f"The event {waiting['event_id']} is waiting; {only}"
     assert refused(pool, command, given_up["event_id"], "unheard-of") == f"The event unheard-of is not known; {only}"
-    assert refused(pool, command, "--endpoint", "unheard-of") == "There is no endpoint unheard-of."
+    assert refused(pool, command, "--endpoint", "unheard-of") == "There is no webhook unheard-of."
     for arguments in ((), (ids[0], "--all"), ("--all", "--endpoint", made["id"]), (ids[0], "--endpoint", made["id"])):
         assert refused(pool, command, *arguments) == "Give event ids, or --endpoint, or --all."
     assert pool.sql("select * from delivery order by event_id") == before
@@ -218,9 +252,9 @@ def test_events_commands_are_audited(pool: Pool) -> None:
     dead(pool, made, 2)
     first, second = (each["event_id"] for each in listed(pool))
     run(pool, "replay", first)
-    run(pool, "drop", second)
+    run(pool, "drop", "--yes", second)
     run(pool, "replay", "--endpoint", made["id"])
-    run(pool, "drop", "--all")
+    run(pool, "drop", "--yes", "--all")
     select = "select actor, action, subject from audit where action like 'events.%' order by at"
     rows = [(*row[:2], json.loads(row[2])) for row in pool.sql(select)][-4:]
     assert {row[0].partition(":")[0] for row in rows} == {"cli"}
@@ -265,6 +299,6 @@ def test_events_dispatch_runs_until_signalled(pool: Pool, tmp_path: Path) -> Non
     signature = hmac.new(made["secret"].encode(), sent.body, hashlib.sha256).hexdigest()
     assert sent.headers["x-operator-signature"] == f"sha256={signature}"
     output = (tmp_path / "log").read_text()
-    assert output.startswith("opnc-ccp sends events (database sqlite:///")
+    assert output.startswith("opnc-ccp dispatches events (database sqlite:///")
     assert "Traceback" not in output
     assert made["secret"] not in output

@@ -112,9 +112,9 @@ def test_restore_brings_the_backup_back_and_keeps_the_replaced_database(tmp_path
 
     assert "--replace renames it" in ccp_error("restore", copy, env=env(filled))
     assert sql(filled, "select * from contract") == changed
-    lines = ccp_ok("restore", copy, "--replace", env=env(filled)).lines
+    lines = ccp_ok("restore", copy, "--replace", "--yes", env=env(filled)).lines
     assert sql(filled, "select * from contract") == saved
-    aside = lines[1].removeprefix("The database that was there is ").rstrip(".")
+    aside = lines[1].removeprefix("The old database is kept as ").rstrip(".")
     assert sql(f"sqlite:///{aside}", "select * from contract") == changed
     assert stat.S_IMODE(schema.sqlite_file(filled).stat().st_mode) == 0o600
 
@@ -133,9 +133,9 @@ def test_restore_moves_a_leftover_log_with_the_old_database(tmp_path: Path, fill
         process.send_signal(signal.SIGKILL)
         process.stdout.read()
     assert Path(f"{schema.sqlite_file(filled)}-wal").stat().st_size
-    lines = ccp_ok("restore", copy, "--replace", env=env(filled)).lines
+    lines = ccp_ok("restore", copy, "--replace", "--yes", env=env(filled)).lines
     assert sql(filled, "select emaid from contract order by 1") == saved
-    aside = lines[1].removeprefix("The database that was there is ").rstrip(".")
+    aside = lines[1].removeprefix("The old database is kept as ").rstrip(".")
     assert set(acknowledged) <= {row[0] for row in sql(f"sqlite:///{aside}", "select emaid from contract")}
 
 
@@ -148,18 +148,18 @@ def test_restore_is_refused_while_a_server_runs(tmp_path: Path, pkis: dict[str, 
     config.write_text(f'database = "{target.url}"\nport = {port}\nlog_level = "error"\n')
     with serving(f"http://127.0.0.1:{port}", "--config", config) as http:
         # It has been idle for a moment, and holds no lock of a transaction.
-        sentence = ccp_error("restore", copy, "--replace", "--config", config)
+        sentence = ccp_error("restore", copy, "--replace", "--yes", "--config", config)
         assert sentence == f"A process has the database {target.folder}/ccp.db open; stop the pool first."
         # Not even when the file is beyond reading.
         file = schema.sqlite_file(target.url)
         head = file.read_bytes()[:100]
         with file.open("r+b") as raw:
             raw.write(b"x" * 100)
-        assert "stop the pool first" in ccp_error("restore", copy, "--replace", "--config", config)
+        assert "stop the pool first" in ccp_error("restore", copy, "--replace", "--yes", "--config", config)
         with file.open("r+b") as raw:
             raw.write(head)
         assert http.get("/health").status_code == 200
-    ccp_ok("restore", copy, "--replace", "--config", config)
+    ccp_ok("restore", copy, "--replace", "--yes", "--config", config)
 
 
 def test_restore_replaces_an_unreadable_database(tmp_path: Path, filled: str) -> None:
@@ -167,7 +167,7 @@ def test_restore_replaces_an_unreadable_database(tmp_path: Path, filled: str) ->
     ccp_ok("backup", copy, env=env(filled))
     saved = sql(filled, "select * from contract")
     file.write_bytes(b"not a database at all" * 1000)
-    ccp_ok("restore", copy, "--replace", env=env(filled))
+    ccp_ok("restore", copy, "--replace", "--yes", env=env(filled))
     assert sql(filled, "select * from contract") == saved
 
 
@@ -176,21 +176,25 @@ def test_restore_refuses_an_invalid_backup(tmp_path: Path, filled: str) -> None:
     ccp_ok("backup", copy, env=env(filled))
     before = sql(filled, "select * from contract")
     damage(bad, copy)
-    assert "damaged" in ccp_error("restore", bad, "--replace", env=env(filled))
+    assert "damaged" in ccp_error("restore", bad, "--replace", "--yes", env=env(filled))
     bad.write_bytes(copy.read_bytes()[:-8192])  # What SQLite notices as soon as it looks at the file.
-    assert "not an opnc-ccp database" in ccp_error("restore", bad, "--replace", env=env(filled))
+    assert "not an opnc-ccp database" in ccp_error("restore", bad, "--replace", "--yes", env=env(filled))
     bad.write_text("something else")
-    assert "not an opnc-ccp database" in ccp_error("restore", bad, "--replace", env=env(filled))
+    assert "not an opnc-ccp database" in ccp_error("restore", bad, "--replace", "--yes", env=env(filled))
     bad.write_bytes(copy.read_bytes())
     sql(f"sqlite:///{bad}", "update alembic_version set version_num = '9999'")
-    assert "newer than this release's" in ccp_error("restore", bad, "--replace", env=env(filled))
-    assert "not an opnc-ccp database" in ccp_error("restore", tmp_path / "none.db", "--replace", env=env(filled))
+    assert "newer than this release's" in ccp_error("restore", bad, "--replace", "--yes", env=env(filled))
+    assert "not an opnc-ccp database" in ccp_error(
+        "restore", tmp_path / "none.db", "--replace", "--yes", env=env(filled)
+    )
     sql(f"sqlite:///{bad}", "update alembic_version set version_num = '0001'")
-    assert "unlike the schema 0001" in ccp_error("restore", bad, "--replace", env=env(filled))
+    assert "unlike the schema 0001" in ccp_error("restore", bad, "--replace", "--yes", env=env(filled))
     assert sql(filled, "select * from contract") == before
     bad.write_bytes(copy.read_bytes())
     schema.downgrade(f"sqlite:///{bad}", "0001")
-    assert ccp_ok("restore", bad, "--replace", env=env(filled)).lines[-1].endswith("run 'ccp db upgrade' next.")
+    assert (
+        ccp_ok("restore", bad, "--replace", "--yes", env=env(filled)).lines[-1].endswith("run 'ccp db upgrade' next.")
+    )
 
 
 @pytest.fixture

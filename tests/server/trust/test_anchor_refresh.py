@@ -92,7 +92,7 @@ def test_anchor_changes_of_commands_reach_all_workers(tmp_path: Path) -> None:
         assert added.stdout.count("added") == 4
         _until(lambda: answers(base_url, token, body), [201] * 10)
 
-        removed = command_line(folder, "trust", "remove", stranger.v2g_root.certificate.fingerprint)
+        removed = command_line(folder, "trust", "remove", "--yes", stranger.v2g_root.certificate.fingerprint)
         assert removed.stdout == "removed for 2 role(s)\n"
         _until(lambda: answers(base_url, token, body), [400] * 10)
     # Each worker says at its start which anchors end soon.

@@ -33,7 +33,8 @@ MAX_WEBHOOKS: Final = 50
 """Webhooks of one party. Each one that does not answer costs a dispatcher task and accumulating deliveries."""
 _SECRET_BYTES: Final = 32  # The output size of the HMAC's hash.
 
-_DELETE_BATCH: Final = 1000  # Deliveries that one transaction removes.
+DELETE_BATCH: Final = 1000
+"""Deliveries that one transaction removes."""
 _EDITABLE: Final = ("url", "events", "wmis", "provider_ids", "description", "metadata", "enabled")
 
 T = TypeVar("T")
@@ -126,7 +127,7 @@ class Webhooks:
             if len((yield from webhooks.list_by_party(party.client_id))) >= MAX_WEBHOOKS:
                 raise Conflict(f"A party has at most {MAX_WEBHOOKS} webhooks.")
             yield from webhooks.put(created)
-            yield from _record(caller, now, Action.WEBHOOK_ADDED, created.id, **_audit_fields(created))
+            yield from _record(caller, now, Action.WEBHOOK_ADDED, created.id, **audit_fields(created))
             return WebhookWithOwner(created, party)
 
         return await self._write(change())
@@ -189,7 +190,7 @@ class Webhooks:
                 return owned
             after = replace(after, updated_at=now)
             yield from webhooks.put(after)
-            were, are = _audit_fields(before), _audit_fields(after)
+            were, are = audit_fields(before), audit_fields(after)
             members = sorted(name for name in are if are[name] != were[name])
             yield from _record(
                 caller,
@@ -215,14 +216,14 @@ class Webhooks:
             yield from _find((yield from _party_now(caller, EventOperation.DELETE_ENDPOINT)), webhook_id)
 
         await self._store.read(owned())
-        while await self._store.write(delivery_queries.remove_by_webhook(webhook_id, _DELETE_BATCH)) == _DELETE_BATCH:
+        while await self._store.write(delivery_queries.remove_by_webhook(webhook_id, DELETE_BATCH)) == DELETE_BATCH:
             pass
 
         def change() -> Query[None]:
             party = yield from _begin(caller, EventOperation.DELETE_ENDPOINT)
             webhook = yield from _find(party, webhook_id)
             yield from webhooks.remove(webhook.id)
-            yield from _record(caller, now, Action.WEBHOOK_REMOVED, webhook.id, **_audit_fields(webhook))
+            yield from _record(caller, now, Action.WEBHOOK_REMOVED, webhook.id, **audit_fields(webhook))
 
         await self._write(change())
 
@@ -330,7 +331,7 @@ def _sorted(ids: Iterable[Id] | None) -> tuple[Id, ...]:
     return tuple(sorted(set(ids or ())))
 
 
-def _audit_fields(webhook: Webhook) -> dict[str, Any]:
+def audit_fields(webhook: Webhook) -> dict[str, Any]:
     """The webhook for the audit trail; of its URL only the host, because path and query are often secrets."""
     parts = urlsplit(webhook.url)
     return {

@@ -144,8 +144,8 @@ def test_a_party_is_shown_with_its_secrets_lives_and_never_with_their_hashes(dat
     lines = ccp_ok("party", "show", "Example CPO").lines
     assert lines[:3] == ["name          Example CPO", "client id     example-cpo", "roles         cpo"]
     assert lines[-2:] == [
-        f"secret        made {newer['created_at']}, good until it is replaced",
-        f"secret        made {older['created_at']}, good until {older['expires_at']}",
+        f"secret        created {newer['created_at']}, valid until it is replaced",
+        f"secret        created {older['created_at']}, valid until {older['expires_at']}",
     ]
     hashes = [row[0] for row in sql(database, "select hash from party_secret")]
     assert len(hashes) == 2
@@ -197,9 +197,9 @@ def test_the_words_for_people_say_how_long_the_secret_before_is_good(database: s
     assert client_id.split() == ["client_id", "a"]
     assert len(secret.split()[1]) >= 43
     assert last == "The secret is not shown again."
-    until = datetime.fromisoformat(older.removeprefix("The one before is good until ").rstrip("."))
+    until = datetime.fromisoformat(older.removeprefix("The previous one is valid until ").rstrip("."))
     assert timedelta(days=7) - timedelta(minutes=1) < until - datetime.now(UTC) <= timedelta(days=7)
-    assert ccp_ok("party", "rotate-secret", "A", "--now").lines[-1] == "No older secret is good any more."
+    assert ccp_ok("party", "rotate-secret", "A", "--now").lines[-1] == "No older secret is valid."
 
 
 @pytest.mark.parametrize(
@@ -208,8 +208,14 @@ def test_the_words_for_people_say_how_long_the_secret_before_is_good(database: s
         (["--overlap", "-1"], "overlap : must be 0 to 7776000 seconds"),
         (["--overlap", "7776001"], "overlap : must be 0 to 7776000 seconds"),
         (["--overlap", "9" * 30], "overlap : must be 0 to 7776000 seconds"),
-        (["--now", "--overlap", "5"], "--now ends every older secret; it goes with neither --overlap nor --end."),
-        (["--now", "--end", "older"], "--now ends every older secret; it goes with neither --overlap nor --end."),
+        (
+            ["--now", "--overlap", "5"],
+            "--now revokes every older secret; it excludes --overlap and --end.",
+        ),
+        (
+            ["--now", "--end", "older"],
+            "--now revokes every older secret; it excludes --overlap and --end.",
+        ),
     ],
 )
 def test_a_rotation_that_makes_no_sense_is_refused(database: str, options: list[str], sentence: str) -> None:

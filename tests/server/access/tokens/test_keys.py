@@ -415,7 +415,9 @@ def test_revoked_key_ends_its_tokens_in_all_workers_within_five_seconds(served: 
     held = served.token()
     assert served.statuses(held) == {404}
     signing_kid = kid_of(held)
-    assert f"{signing_kid} is revoked." in ccp_ok("keys", "revoke", signing_kid, "--config", served.config).lines
+    assert (
+        f"{signing_kid} is revoked." in ccp_ok("keys", "revoke", "--yes", signing_kid, "--config", served.config).lines
+    )
     settles_within_five_seconds(lambda: served.statuses(held, 1) == {401})
     assert all(signing_kid not in each for each in served.published())
     fresh = served.token()
@@ -449,8 +451,8 @@ def test_keys_are_listed_rotated_and_revoked_by_command(url: str, environment: d
     assert out.startswith(f"{new} signs from ")
     lines = ccp_ok("keys", "list", env=environment).lines
     assert [line.split()[:2] for line in lines[1:]] == [[new, "published"], [old, "signs"]]
-    assert ccp_ok("keys", "revoke", old, env=environment).lines == [f"{old} is revoked."]
-    revoked = json.loads(ccp_ok("keys", "revoke", new, "--json", env=environment).out)
+    assert ccp_ok("keys", "revoke", "--yes", old, env=environment).lines == [f"{old} is revoked."]
+    revoked = json.loads(ccp_ok("keys", "revoke", "--yes", new, "--json", env=environment).out)
     assert revoked == {"revoked": new, "made": kids(url)[0]}
     listed = json.loads(ccp_ok("keys", "list", "--json", env=environment).out)
     assert [key["state"] for key in listed] == ["signs"]
@@ -467,11 +469,11 @@ def test_no_new_key_is_named_like_an_option() -> None:
 
 def test_a_key_that_is_named_like_an_option_can_be_revoked(url: str, environment: dict[str, str]) -> None:
     write(url, signing_keys.ensure(replace(token_keys.new_key(AT), kid="-E")))
-    assert ccp_ok("keys", "revoke", "--", "-E", env=environment).lines[0] == "-E is revoked."
+    assert ccp_ok("keys", "revoke", "--yes", "--", "-E", env=environment).lines[0] == "-E is revoked."
 
 
 def test_a_key_that_is_not_there_cannot_be_revoked(url: str, environment: dict[str, str]) -> None:
-    assert ccp_error("keys", "revoke", "nothing", env=environment) == "There is no key nothing."
+    assert ccp_error("keys", "revoke", "--yes", "nothing", env=environment) == "There is no key nothing."
 
 
 def test_a_key_cannot_sign_before_workers_have_had_time_to_know_it(environment: dict[str, str]) -> None:

@@ -416,9 +416,9 @@ def test_peer_commands_register_test_list_and_disable(
     secret = pool.world.member("peer").secret
     env = {"CCP_PEER_SECRET": secret}
     done = ccp("peer", "add", "pool-b", pool.base_url, "--client-id", "peer", env=env)
-    assert (done.status, done.lines[0]) == (0, "pool-b is a peer. 'ccp peer test pool-b' tells whether it answers.")
+    assert (done.status, done.lines[0]) == (0, "pool-b is a peer. Test it with 'ccp peer test pool-b'.")
     assert ccp("peer", "add", "pool-b", pool.base_url, env=env).err == "ccp: There is a peer pool-b already.\n"
-    assert ccp_ok("peer", "test", "pool-b").out == "pool-b answers, and takes requests of vehicles from us.\n"
+    assert ccp_ok("peer", "test", "pool-b").out == "pool-b answers, and accepts our vehicle requests.\n"
     listed = ccp_ok("peer", "list", "--json").out
     assert '"base_url": "' + pool.base_url in listed
     assert secret not in listed + ccp_ok("peer", "list").out

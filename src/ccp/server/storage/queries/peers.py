@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from ccp.errors import Conflict, NotFound
 from ccp.ids import Fingerprint, ProviderId
 from ccp.server.storage.engine.query import Query, Row
-from ccp.server.storage.queries.change_counters import ChangeCounter, bump
+from ccp.server.storage.queries.change_counters import ChangeCounter, bump, lock
 from ccp.server.storage.queries.contracts import microseconds
 
 _COLUMNS = (
@@ -52,30 +53,71 @@ def add(peer: Peer, now: datetime) -> Query[None]:
         raise Conflict(f"There is a peer {peer.party_id} already.")
     yield (
         f"insert into peer ({_COLUMNS}, created_at) values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)",  # noqa: S608
-        (
-            peer.party_id,
-            peer.base_url,
-            peer.dialect,
-            peer.client_id,
-            peer.secret,
-            peer.token_url,
-            peer.audience,
-            peer.token,
-            json.dumps(sorted(peer.v2g_roots)),
-            peer.enabled,
-            json.dumps(sorted(peer.provider_ids)),
-            microseconds(now),
-        ),
+        (*_values(peer), microseconds(now)),
     )
     yield bump(ChangeCounter.PEERS)
 
 
-def disable(party_id: str) -> Query[None]:
-    """Disable a peer. Raises NotFound."""
-    rows = yield "update peer set enabled = $1 where party_id = $2 returning party_id", (False, party_id)
+def get(party_id: str) -> Query[Peer]:
+    """A peer. Raises NotFound."""
+    rows = yield f"select {_COLUMNS} from peer where party_id = $1", (party_id,)  # noqa: S608  columns are ours
     if not rows:
         raise NotFound(f"There is no peer {party_id}.")
+    return _peer(rows[0])
+
+
+def edit(party_id: str, change: Callable[[Peer], Peer]) -> Query[tuple[Peer, Peer]]:
+    """Replace a peer by what `change` returns for it. Returns it before and after. Raises NotFound.
+
+    change: keeps the party id, and may raise. Edits of peers are serialised, so none is lost.
+    """
+    yield lock(ChangeCounter.PEERS)
+    before = yield from get(party_id)
+    after = change(before)
+    if after != before:
+        yield (
+            "update peer set base_url = $2, dialect = $3, client_id = $4, secret = $5, token_url = $6, audience = $7, "
+            "token = $8, v2g_roots = $9, enabled = $10, provider_ids = $11 where party_id = $1",
+            _values(after),
+        )
+        yield bump(ChangeCounter.PEERS)
+    return before, after
+
+
+def enable(party_id: str) -> Query[tuple[Peer, Peer]]:
+    """Enable a peer; as `edit`."""
+    return edit(party_id, lambda peer: replace(peer, enabled=True))
+
+
+def disable(party_id: str) -> Query[tuple[Peer, Peer]]:
+    """Disable a peer; as `edit`."""
+    return edit(party_id, lambda peer: replace(peer, enabled=False))
+
+
+def remove(party_id: str) -> Query[Peer]:
+    """Delete a peer. Returns it. Raises NotFound."""
+    yield lock(ChangeCounter.PEERS)
+    peer = yield from get(party_id)
+    yield "delete from peer where party_id = $1", (party_id,)
     yield bump(ChangeCounter.PEERS)
+    return peer
+
+
+def _values(peer: Peer) -> Row:
+    """The values of `_COLUMNS`."""
+    return (
+        peer.party_id,
+        peer.base_url,
+        peer.dialect,
+        peer.client_id,
+        peer.secret,
+        peer.token_url,
+        peer.audience,
+        peer.token,
+        json.dumps(sorted(peer.v2g_roots)),
+        peer.enabled,
+        json.dumps(sorted(peer.provider_ids)),
+    )
 
 
 def _peer(row: Row) -> Peer:

@@ -1,0 +1,78 @@
+"""Changes that the operator makes to partners' webhooks. Each is recorded in the audit trail, in its transaction.
+
+Partners manage their own webhooks by the event service (`webhooks`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from ccp.errors import NotFound
+from ccp.server.domain.subscriptions import Webhook
+from ccp.server.events.webhooks import DELETE_BATCH, audit_fields
+from ccp.server.storage import Store
+from ccp.server.storage.engine.query import Query
+from ccp.server.storage.queries import audit, deliveries, webhooks
+from ccp.server.storage.queries.audit import Action, Entry
+
+
+async def find(store: Store, webhook_id: str) -> Webhook:
+    """Raises NotFound."""
+    return await store.read(_find(webhook_id))
+
+
+async def set_enabled(store: Store, webhook_id: str, enabled: bool, actor: str, now: datetime) -> Webhook:
+    """Enable or disable a webhook; its waiting deliveries stay. Raises NotFound."""
+
+    def change() -> Query[Webhook]:
+        yield from webhooks.lock()
+        before = yield from _find(webhook_id)
+        if before.enabled == enabled:
+            return before
+        after = replace(before, enabled=enabled, updated_at=now)
+        yield from webhooks.put(after)
+        yield from _record(
+            before,
+            actor,
+            Action.WEBHOOK_EDITED,
+            now,
+            changed=["enabled"],
+            before={"enabled": before.enabled},
+            after={"enabled": enabled},
+        )
+        return after
+
+    return await store.write(change())
+
+
+async def remove(store: Store, webhook_id: str, actor: str, now: datetime) -> Webhook:
+    """Remove a webhook and its deliveries. Raises NotFound.
+
+    Deletes most deliveries before the webhook, in transactions of limited size, as `Webhooks.remove` does.
+    """
+    await find(store, webhook_id)
+    while await store.write(deliveries.remove_by_webhook(webhook_id, DELETE_BATCH)) == DELETE_BATCH:
+        pass
+
+    def change() -> Query[Webhook]:
+        yield from webhooks.lock()
+        webhook = yield from _find(webhook_id)
+        yield from webhooks.remove(webhook_id)
+        yield from _record(webhook, actor, Action.WEBHOOK_REMOVED, now, **audit_fields(webhook))
+        return webhook
+
+    return await store.write(change())
+
+
+def _find(webhook_id: str) -> Query[Webhook]:
+    webhook = yield from webhooks.find(webhook_id)
+    if webhook is None:
+        raise NotFound(f"There is no webhook {webhook_id[:64]}.")
+    return webhook
+
+
+def _record(webhook: Webhook, actor: str, action: Action, now: datetime, **more: Any) -> Query[None]:
+    subject = {"endpoint": webhook.id, "party": webhook.client_id, **more}
+    yield from audit.record(Entry(now, actor, action, subject))
