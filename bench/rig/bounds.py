@@ -35,4 +35,4 @@ def exceeded(sizes: dict[str, Size]) -> list[str]:
     return found
 
 
-_OF_THE_SOURCE: Final = frozenset({"ccp.exi.grammar.Reader.states", "ccp.exi.grammar.Reader.leaves"})
+_OF_THE_SOURCE: Final = frozenset({"ccp.exi.decoder.Automaton.states", "ccp.exi.decoder.Automaton.simple_elements"})

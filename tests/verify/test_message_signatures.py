@@ -323,7 +323,7 @@ def test_a_signature_value_of_another_length_is_refused(
 ) -> None:
     signature = sign([data_reference(digest)], key, method=method, value=bytes(length))
     assert refusal(response20(signature), key, ("SignedInstallationData",)) == (
-        f"The signature value has {length} octets where {right} are expected.",
+        f"The signature value has {length} bytes where {right} are expected.",
     )
 
 
@@ -339,7 +339,7 @@ def test_a_der_signature_is_refused() -> None:
     signed_info = sign(all_four()).SignedInfo
     value = P256.sign(exi.encode_signed_info(signed_info), ec.ECDSA(hashes.SHA256()))
     (sentence,) = refusal(response(sign(all_four(), value=value)))
-    assert "octets where 64 are expected" in sentence
+    assert "bytes where 64 are expected" in sentence
 
 
 ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551

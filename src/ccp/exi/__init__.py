@@ -1,11 +1,27 @@
-"""EXI codec of CertificateInstallation messages, ISO 15118-2 and ISO 15118-20. No I/O, no dependency.
+"""EXI codec for CertificateInstallation messages of ISO 15118-2 and ISO 15118-20.
 
-`decode` and `encode` are the two ends; `parse` also says where the signed parts stand in the octets, `fragment` and
-its kin give what is digested and signed, `replace_header_fields` replaces what a pool replaces in stored responses.
-The messages are the immutable classes of `iso2`, `iso20` and `xmldsig`.
+Decoding gives an immutable message of the classes in `iso2`, `iso20` and `xmldsig`, or raises EXIError with the bit
+offset and the element path. No I/O, and no dependency beside the standard library.
+
+    >>> from ccp import exi
+    >>> message = exi.decode(data)
+    >>> exi.namespace_of(message)
+    'urn:iso:15118:2:2013:MsgDef'
+    >>> exi.encode(message) == data
+    True
+    >>> exi.from_json(exi.to_json(message)) == message
+    True
+    >>> exi.decode(data[:100])
+    Traceback (most recent call last):
+    ccp.errors.EXIError: the stream ends too early at bit 800 in ...
+
+`parse` also returns the positions of the elements that a signature covers. `fragment`, `signed_info_fragment` and the
+encoders of fragments give the bytes that are digested and signed. `replace_header_fields` replaces the session id and
+other fields that no signature covers, without decoding the rest.
 """
 
 from ccp.errors import EXIError
+from ccp.exi.base64_text import message_bytes
 from ccp.exi.codec import (
     ISO2,
     ISO20,
@@ -43,6 +59,7 @@ __all__ = [
     "encode_signed_info",
     "fragment",
     "from_json",
+    "message_bytes",
     "namespace_of",
     "parse",
     "replace_header_fields",

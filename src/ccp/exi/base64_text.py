@@ -1,7 +1,7 @@
-"""Reads an EXI message from Base64 text as partners send it, and says what a text that is not Base64 looks like.
+"""EXI messages in Base64 text as partners send it, with an error that says what a wrong text looks like.
 
-ASCII white space is ignored anywhere in the text: MIME and PEM tools wrap lines (RFC 2045 clause 6.8). Everything else
-is strict RFC 4648 clause 4: standard alphabet, padding, no bits beyond the last byte.
+ASCII white space is ignored anywhere in the text, because MIME and PEM tools wrap lines (RFC 2045 clause 6.8).
+Everything else is strict RFC 4648 clause 4: standard alphabet, padding, no bits beyond the last byte.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Final
 from ccp.errors import EXIError
 
 _EXI_START: Final = 0x80
-"""First byte of every EXI message here: distinguishing bits, no options, version 1. Source: W3C EXI 1.0 clause 5."""
+"""First byte of every EXI message: distinguishing bits, no options, version 1. Source: W3C EXI 1.0 clause 5."""
 V2GTP_START: Final = b"\x01\xfe"
-"""Protocol version and its inverse, the first two of the eight header bytes. Source: ISO 15118-2 clause 7.8.3.1."""
+"""First two bytes of a V2GTP header: protocol version and its inverse. Source: ISO 15118-2 clause 7.8.3.1."""
 
 _WHITE_SPACE: Final = dict.fromkeys(b" \t\n\r\x0c\x0b")
 _ALPHABET: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")
@@ -27,10 +27,9 @@ _NOT: Final = "not Base64 (RFC 4648 clause 4)"
 
 
 def message_bytes(text: str) -> bytes:
-    """The bytes of an EXI message.
+    """Decode the Base64 text of an EXI message.
 
-    text: Base64; ASCII white space in it is ignored. Raises EXIError with a sentence that says what the text looks like
-    where it is not Base64 of something that begins as an EXI message does.
+    Raises EXIError if it is not Base64, or does not begin like an EXI message; the sentence says what it looks like.
     """
     try:
         found = _strict(text)
@@ -51,16 +50,16 @@ def message_bytes(text: str) -> bytes:
 
 
 def _strict(text: str) -> bytes:
-    """Raises ValueError."""
+    """Decode strict Base64. Raises ValueError."""
     found = binascii.a2b_base64(text, strict_mode=True)
-    # The decoder accepts superfluous padding and bits beyond the last byte; the encoder writes one form only.
+    # binascii accepts superfluous padding and bits beyond the last byte; encoding the result again detects both.
     if binascii.b2a_base64(found, newline=False) != text.encode("ascii"):
         raise ValueError
     return found
 
 
 def _wrapping(compact: str, found: bytes) -> str | None:
-    """What Base64 text holds in the place of an EXI message; None where the codec has more to say."""
+    """What Base64 text contains instead of an EXI message; None if the codec reports a more precise error."""
     if (hexadecimal := _hexadecimal(compact)) is not None:
         return f"the text looks like {hexadecimal}"
     if found.startswith(V2GTP_START):
@@ -83,14 +82,14 @@ def _hexadecimal(compact: str) -> str | None:
     start = re.sub("[:-]", "", match[1][:6]).lower()
     if start.startswith("01fe"):
         return "hexadecimal with a V2GTP header (01FE); leave out these eight bytes and encode the message in Base64"
-    # A short text, or one of few characters, may as well be Base64.
+    # A short text, or one with few different characters, may as well be Base64.
     if start.startswith("80") or (len(compact) >= 32 and len(set(compact)) >= 8):
         return "hexadecimal; encode the message in Base64"
     return None
 
 
 def _problem(compact: str, text: str) -> str:
-    """What a text looks like that is not Base64. compact: without white space."""
+    """What a text that is not Base64 looks like. compact: the text without white space."""
     start = compact[:64].lstrip("\ufeff")
     if start.startswith("<"):
         return "it looks like XML; an EXI message in Base64 is expected"
@@ -104,11 +103,11 @@ def _problem(compact: str, text: str) -> str:
         return f"it looks like {hexadecimal}"
     if _BASE64.fullmatch(compact):
         return _almost(compact)
-    return _first_stranger(text)
+    return _first_invalid(text)
 
 
 def _almost(compact: str) -> str:
-    """The problem of a text that has nothing but letters, digits, + / - _ and padding at its end."""
+    """What is wrong with a text of letters, digits, + / - _ and padding at its end."""
     body = compact.rstrip("=")
     url_safe = "-" in body or "_" in body
     lacks = -len(body) % 4
@@ -125,13 +124,13 @@ def _almost(compact: str) -> str:
     return "its last character has bits beyond the last byte, so it is probably damaged"
 
 
-def _first_stranger(text: str) -> str:
-    """The first character that does not belong where it stands."""
+def _first_invalid(text: str) -> str:
+    """The first character that Base64 does not allow at its position."""
     known = {*map(chr, _ALPHABET), *map(chr, _WHITE_SPACE)}
-    for at, character in enumerate(text, 1):
+    for position, character in enumerate(text, 1):
         if character not in known:
             shown = f"'{character}'" if character.isascii() and character.isprintable() else f"U+{ord(character):04X}"
             if character == "=":
-                return f"padding (=) at character {at}, before the end"
-            return f"{shown} at character {at}"
+                return f"padding (=) at character {position}, before the end"
+            return f"{shown} at character {position}"
     return "its padding is wrong"

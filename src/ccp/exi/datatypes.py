@@ -1,4 +1,4 @@
-"""The simple types of the messages, each with its form in JSON, and short names for the parts of a declaration."""
+"""The simple types of the messages with their JSON forms, and short constructors for declarations."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 from ccp.exi import bits
 from ccp.exi.bits import CodecError
-from ccp.exi.grammar import ATTRIBUTE, ELEMENT, REFUSED, TEXT, Alternative, ElementType, Particle, SimpleType
+from ccp.exi.schema import ATTRIBUTE, ELEMENT, REFUSED, TEXT, Alternative, ElementType, Particle, SimpleType
 
 _DECIMAL = re.compile(r"-?[0-9]{1,100}", re.ASCII)
 
@@ -25,7 +25,7 @@ def _text(value: Any, limit: int) -> str:
 
 
 def _number(value: Any, limit: int) -> int:
-    """A JSON integer, or one in decimal digits, which is how numbers beyond 64 bits survive careless JSON libraries."""
+    """A JSON integer, or a string of decimal digits: some JSON libraries lose precision beyond 53 or 64 bits."""
     if type(value) is str and _DECIMAL.fullmatch(value):
         return int(value)
     if type(value) is not int:
@@ -48,23 +48,24 @@ def _base64(value: Any, limit: int) -> bytes:
 
 
 def binary(limit: int) -> SimpleType:
-    """base64Binary of at most `limit` octets. The facets hold when reading too: receivers have buffers of that size."""
+    """base64Binary of at most `limit` bytes. The limit holds when reading too: receivers have buffers of that size."""
     return SimpleType(
         bits.read_binary, bits.pack_binary, lambda value: b64encode(value).decode("ascii"), _base64, limit, b""
     )
 
 
 def hexadecimal(limit: int) -> SimpleType:
-    """hexBinary of at most `limit` octets."""
+    """hexBinary of at most `limit` bytes."""
     return SimpleType(bits.read_binary, bits.pack_binary, lambda value: value.hex().upper(), _hex, limit, b"")
 
 
 def text(limit: int = bits.MAX_TEXT_CHARACTERS) -> SimpleType:
-    """A string of at most `limit` characters when written. Reading takes more: a long text harms no buffer of ours."""
+    """A string of at most `limit` characters when written. Reading accepts more, since no buffer here depends on it."""
     return SimpleType(bits.read_text, bits.pack_text, _same, _text, limit, "")
 
 
 def enumeration(names: tuple[str, ...]) -> SimpleType:
+    """An enumeration. names: its values in the order of the schema."""
     return SimpleType(bits.read_enumeration, bits.pack_enumeration, _same, _text, names)
 
 
@@ -76,26 +77,30 @@ UNSIGNED_BYTE = SimpleType(bits.read_unsigned_byte, bits.pack_unsigned_byte, _sa
 
 
 def attribute(name: str, *, optional: bool = False, kind: SimpleType = TEXT_VALUE) -> Particle:
+    """An attribute."""
     return Particle(ATTRIBUTE, (Alternative(name, kind),), optional)
 
 
-def content(leaf: SimpleType) -> Particle:
+def content(kind: SimpleType) -> Particle:
     """The text of an element, in the slot `value`."""
-    return Particle(TEXT, (Alternative("value", leaf),))
+    return Particle(TEXT, (Alternative("value", kind),))
 
 
 def one(name: str, kind: SimpleType | ElementType, *, optional: bool = False) -> Particle:
+    """A single element."""
     return Particle(ELEMENT, (Alternative(name, kind),), optional)
 
 
 def many(
-    name: str, kind: SimpleType | ElementType, most: int, *, optional: bool = False, ours: bool = False
+    name: str, kind: SimpleType | ElementType, max_items: int, *, optional: bool = False, own_limit: bool = False
 ) -> Particle:
-    return Particle(ELEMENT, (Alternative(name, kind),), optional, most, ours)
+    """A repeated element. own_limit: `max_items` is this codec's limit, not the schema's."""
+    return Particle(ELEMENT, (Alternative(name, kind),), optional, max_items, own_limit)
 
 
-def one_of(*options: tuple[str, SimpleType | ElementType | None]) -> Particle:
-    return Particle(ELEMENT, tuple(Alternative(*option) for option in options))
+def one_of(*alternatives: tuple[str, SimpleType | ElementType | None]) -> Particle:
+    """A choice of elements; those without a type take a code but are not supported."""
+    return Particle(ELEMENT, tuple(Alternative(*alternative) for alternative in alternatives))
 
 
 def refused(name: str) -> Particle:
@@ -103,6 +108,6 @@ def refused(name: str) -> Particle:
     return Particle(REFUSED, (Alternative(name, None),), optional=True)
 
 
-def wrapper(name: str, kind: SimpleType | ElementType, most: int) -> ElementType:
-    """An element that only holds a list; its value is the tuple of the items."""
-    return ElementType(None, many(name, kind, most))
+def wrapper(name: str, kind: SimpleType | ElementType, max_items: int) -> ElementType:
+    """An element that only contains a list. Its value is the tuple of the items."""
+    return ElementType(None, many(name, kind, max_items))

@@ -1,9 +1,9 @@
-"""ISO 15118-2 CertificateInstallation: messages, their grammar, event codes.
+"""ISO 15118-2 CertificateInstallation messages: classes, declarations, event codes.
 
-Classes carry the schema's own names, fields stand in document order with attributes first; what may be absent is None
-then. An element that only wraps a list (ListOfRootCertificateIDs, SubCertificates) is the tuple of its items.
-`V2G_Message.Body` is the request or the response itself. hexBinary and base64Binary are bytes, enumerations are the
-schema's strings.
+Class and field names are those of the XML schema. Fields are in document order, attributes first; an absent optional
+field is None. An element that only wraps a list (ListOfRootCertificateIDs, SubCertificates) is the tuple of its items.
+`V2G_Message.Body` is the request or the response itself. hexBinary and base64Binary are bytes; enumerations are
+strings.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ccp.exi.datatypes import (
     text,
     wrapper,
 )
-from ccp.exi.grammar import ElementType
+from ccp.exi.schema import ElementType
 from ccp.exi.xmldsig import SIGNATURE, SIGNED_INFO, Signature
 
 NAMESPACE = "urn:iso:15118:2:2013:MsgDef"
@@ -41,51 +41,67 @@ RESPONSE_CODES = (
 
 
 class Notification(NamedTuple):
+    """A fault notification of the header."""
+
     FaultCode: str
     FaultMsg: str | None = None
 
 
 class Header(NamedTuple):
+    """The message header. SessionID: at most eight bytes."""
+
     SessionID: bytes
     Notification: Notification | None = None
     Signature: Signature | None = None
 
 
 class X509IssuerSerial(NamedTuple):
+    """Identifies a certificate by its issuer's name, as text, and its serial number."""
+
     X509IssuerName: str
     X509SerialNumber: int
 
 
 class CertificateInstallationReq(NamedTuple):
+    """Body of the request."""
+
     Id: str
     OEMProvisioningCert: bytes
     ListOfRootCertificateIDs: tuple[X509IssuerSerial, ...]
 
 
 class CertificateChain(NamedTuple):
+    """A chain; Certificate is the leaf, SubCertificates are the sub-CAs (DER)."""
+
     Id: str | None
     Certificate: bytes
     SubCertificates: tuple[bytes, ...] | None = None
 
 
 class ContractSignatureEncryptedPrivateKey(NamedTuple):
+    """The encrypted private key of the contract certificate."""
+
     Id: str
     value: bytes
 
 
 class DHpublickey(NamedTuple):
+    """The ephemeral public key of the key agreement: an uncompressed point."""
+
     Id: str
     value: bytes
 
 
 class EMAID(NamedTuple):
-    """The element eMAID. In a fragment it stands in a form of its own, see `codec.emaid_fragment`."""
+    """The element eMAID. As a fragment it has another form, see `codec.emaid_fragment`."""
 
     Id: str
     value: str
 
 
 class CertificateInstallationRes(NamedTuple):
+    """Body of the response."""
+
     ResponseCode: str
     SAProvisioningCertificateChain: CertificateChain
     ContractSignatureCertChain: CertificateChain
@@ -95,6 +111,8 @@ class CertificateInstallationRes(NamedTuple):
 
 
 class V2G_Message(NamedTuple):
+    """A document."""
+
     Header: Header
     Body: CertificateInstallationReq | CertificateInstallationRes
 
@@ -119,18 +137,18 @@ _REQ = ElementType(
     attribute("Id"),
     one("OEMProvisioningCert", CERTIFICATE),
     one("ListOfRootCertificateIDs", wrapper("RootCertificateID", ISSUER_SERIAL, MAX_ROOTS)),
-    mark=True,
+    positioned=True,
 )
 _CHAIN = ElementType(
     CertificateChain,
     attribute("Id", optional=True),
     one("Certificate", CERTIFICATE),
     one("SubCertificates", wrapper("Certificate", CERTIFICATE, 4), optional=True),
-    mark=True,
+    positioned=True,
 )
-_KEY = ElementType(ContractSignatureEncryptedPrivateKey, attribute("Id"), content(binary(48)), mark=True)
-_DH = ElementType(DHpublickey, attribute("Id"), content(binary(65)), mark=True)
-_EMAID = ElementType(EMAID, attribute("Id"), content(text(15)), mark=True)
+_KEY = ElementType(ContractSignatureEncryptedPrivateKey, attribute("Id"), content(binary(48)), positioned=True)
+_DH = ElementType(DHpublickey, attribute("Id"), content(binary(65)), positioned=True)
+_EMAID = ElementType(EMAID, attribute("Id"), content(text(15)), positioned=True)
 _RES = ElementType(
     CertificateInstallationRes,
     one("ResponseCode", enumeration(RESPONSE_CODES)),
@@ -140,7 +158,7 @@ _RES = ElementType(
     one("DHpublickey", _DH),
     one("eMAID", _EMAID),
 )
-# 35 messages may stand in a body, or none, which takes a code as well; two of them are ours.
+# A body contains one of 35 messages, or none, which takes a code as well. Two of them are supported.
 _BODY = ElementType(
     None,
     one_of(

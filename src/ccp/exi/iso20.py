@@ -1,6 +1,6 @@
-"""ISO 15118-20 CertificateInstallation: messages, their grammar, event codes.
+"""ISO 15118-20 CertificateInstallation messages: classes, declarations, event codes.
 
-The same rules as in `iso2`. Of the three encrypted keys in SignedInstallationData exactly one is set.
+The conventions are those of `iso2`. Exactly one of the three encrypted keys in SignedInstallationData is set.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from ccp.exi.datatypes import (
     text,
     wrapper,
 )
-from ccp.exi.grammar import ElementType
 from ccp.exi.iso2 import ISSUER_SERIAL, MAX_ROOTS, SESSION_ID, X509IssuerSerial
+from ccp.exi.schema import ElementType
 from ccp.exi.xmldsig import SIGNATURE, SIGNED_INFO, Signature
 
 NAMESPACE = "urn:iso:15118:20:2020:MsgDef"
@@ -44,7 +44,7 @@ RESPONSE_CODES = (
 
 
 class Header(NamedTuple):
-    """TimeStamp: seconds since 1970."""
+    """The message header. SessionID: at most eight bytes. TimeStamp: seconds since 1970."""
 
     SessionID: bytes
     TimeStamp: int
@@ -52,12 +52,16 @@ class Header(NamedTuple):
 
 
 class OEMProvisioningCertificateChain(NamedTuple):
+    """The vehicle's chain: leaf and sub-CAs (DER)."""
+
     Id: str
     Certificate: bytes
     SubCertificates: tuple[bytes, ...] | None = None
 
 
 class CertificateInstallationReq(NamedTuple):
+    """The request, a document."""
+
     Header: Header
     OEMProvisioningCertificateChain: OEMProvisioningCertificateChain
     ListOfRootCertificateIDs: tuple[X509IssuerSerial, ...]
@@ -66,13 +70,15 @@ class CertificateInstallationReq(NamedTuple):
 
 
 class CertificateChain(NamedTuple):
-    """CPSCertificateChain, and ContractCertificateChain where SubCertificates are mandatory."""
+    """CPSCertificateChain, and ContractCertificateChain, in which SubCertificates are mandatory."""
 
     Certificate: bytes
     SubCertificates: tuple[bytes, ...] | None = None
 
 
 class SignedInstallationData(NamedTuple):
+    """The signed part of the response."""
+
     Id: str
     ContractCertificateChain: CertificateChain
     ECDHCurve: str
@@ -83,6 +89,8 @@ class SignedInstallationData(NamedTuple):
 
 
 class CertificateInstallationRes(NamedTuple):
+    """The response, a document."""
+
     Header: Header
     ResponseCode: str
     EVSEProcessing: str
@@ -102,7 +110,7 @@ _OEM_CHAIN = ElementType(
     attribute("Id"),
     one("Certificate", CERTIFICATE),
     one("SubCertificates", _SUB_CERTIFICATES, optional=True),
-    mark=True,
+    positioned=True,
 )
 _REQ = ElementType(
     CertificateInstallationReq,
@@ -129,7 +137,7 @@ _SIGNED = ElementType(
         ("X448_EncryptedPrivateKey", binary(84)),
         ("TPM_EncryptedPrivateKey", binary(206)),
     ),
-    mark=True,
+    positioned=True,
 )
 _RES = ElementType(
     CertificateInstallationRes,
@@ -138,8 +146,8 @@ _RES = ElementType(
     one("EVSEProcessing", enumeration(PROCESSING)),
     one("CPSCertificateChain", _CPS_CHAIN),
     one("SignedInstallationData", _SIGNED),
-    # A record of its own and not a plain value: its position is marked, so that it can be replaced in stored octets.
-    one("RemainingContractCertificateChains", ElementType(None, content(UNSIGNED_BYTE), mark=True)),
+    # An element type and not a simple type, so that its position is reported and it can be replaced in stored messages.
+    one("RemainingContractCertificateChains", ElementType(None, content(UNSIGNED_BYTE), positioned=True)),
 )
 
 DOCUMENTS: dict[str, tuple[int, int, ElementType]] = {

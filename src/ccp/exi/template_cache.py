@@ -1,8 +1,9 @@
-"""Messages that are like one that was read before, but for the octets of their binary values.
+"""Cache of decoded message templates: a message that differs from a cached one only inside binary values is decoded by
+substitution.
 
-Vehicles of one make, and responses of one provisioning service, differ in session ids, certificates, digests, keys and
-signatures, seldom in anything else. What the reading loop does depends on every bit of a message but those: so where
-all the others agree, and with them all lengths, the outcome is the same message with other octets in it. That is one
+Requests of vehicles of one make differ in session ids, certificates, digests and signatures, seldom in anything else.
+What the decoding loop does depends on every bit of a message except those of its binary values. So if all other bits
+and all lengths agree with a cached message, the result is that message with other binary values. The test is one
 comparison of two integers.
 """
 
@@ -15,16 +16,20 @@ from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
 from ccp.exi.bits import PADDING, bytes_at
 
 BinarySpan: TypeAlias = tuple[int, int]
-"""Where a binary value stands: its first bit, and how many octets it has."""
+"""Position of a binary value: its first bit, and its length in bytes."""
 T = TypeVar("T")
 
-_LONGEST: Final = 16_384  # Octets of a message that is kept; a -20 response with eight certificates has less.
-_MOST: Final = 256
-_ALIKE: Final = 8  # Of one length, the newest: each is compared with what comes.
+_MAX_CACHED_BYTES: Final = 16_384  # Of one message; a -20 response with eight certificates is smaller.
+_MAX_TEMPLATES: Final = 256
+_MAX_TEMPLATES_OF_LENGTH: Final = 8  # The newest. Each is compared with a message of that length.
 
 
 class _TupleTemplate(NamedTuple):
-    """A tuple with binary values in it: what makes it, its items, and which of them are values (by number) or forms."""
+    """A tuple with binary values in it.
+
+    make: constructor. items: of the cached tuple. open: index of each item to substitute, with the number of its binary
+    value or with its own template.
+    """
 
     make: Callable[[list[Any]], Any]
     items: list[Any]
@@ -32,74 +37,74 @@ class _TupleTemplate(NamedTuple):
 
     def fill(self, values: Sequence[bytes]) -> Any:
         items = self.items.copy()
-        for place, what in self.open:
-            items[place] = values[what] if type(what) is int else what.fill(values)  # type: ignore[union-attr]
+        for index, item in self.open:
+            items[index] = values[item] if type(item) is int else item.fill(values)  # type: ignore[union-attr]
         return self.make(items)
 
 
 class _Template(NamedTuple):
-    """rest: the message as an integer without its values; told: what else is known of the message."""
+    """mask: the bits outside of binary values. fixed: these bits of the message. extra: what `keep` was given."""
 
     mask: int
-    rest: int
+    fixed: int
     spans: Sequence[BinarySpan]
-    form: _TupleTemplate
-    told: Any
+    message: _TupleTemplate
+    extra: Any
 
 
 class TemplateCache(Generic[T]):
-    """The outlines of messages that were read lately. T: what is known of a message beside its values."""
+    """Templates of recently decoded messages. T: what is known of a message besides its binary values."""
 
     def __init__(self) -> None:
-        self._of_length: dict[int, list[_Template]] = {}
+        self._by_length: dict[int, list[_Template]] = {}
         self._count = 0
 
-    def find(self, octets: bytes) -> tuple[Any, T] | None:
-        """The message in these octets and what was told of one like it; None where there was none."""
-        alike = self._of_length.get(len(octets))
-        if alike is None:
+    def find(self, encoded: bytes) -> tuple[Any, T] | None:
+        """The decoded message and the `extra` of its template; None if no template matches."""
+        templates = self._by_length.get(len(encoded))
+        if templates is None:
             return None
-        number = int.from_bytes(octets)
-        for mask, rest, spans, form, told in alike:
-            if number & mask == rest:
-                data = octets + PADDING
-                return form.fill([bytes_at(data, *span) for span in spans]), told
+        number = int.from_bytes(encoded)
+        for mask, fixed, spans, message, extra in templates:
+            if number & mask == fixed:
+                data = encoded + PADDING
+                return message.fill([bytes_at(data, *span) for span in spans]), extra
         return None
 
-    def keep(self, octets: bytes, message: Any, spans: Sequence[BinarySpan], told: T) -> None:
-        """Note a message that was read from these octets. spans: of its binary values, in document order."""
-        if len(octets) > _LONGEST:
+    def keep(self, encoded: bytes, message: Any, spans: Sequence[BinarySpan], extra: T) -> None:
+        """Add a template. spans: of the message's binary values, in document order."""
+        if len(encoded) > _MAX_CACHED_BYTES:
             return
-        form, count = _form(message, 0)
-        if form is None or count != len(spans):
-            return  # A value that is empty in the long way stands nowhere.
-        width = 8 * len(octets)
+        template, count = _template(message, 0)
+        if template is None or count != len(spans):
+            return  # An empty value encoded as an escape has no span; do not cache.
+        width = 8 * len(encoded)
         mask = (1 << width) - 1
-        for at, octets_of_it in spans:
-            mask ^= (1 << 8 * octets_of_it) - 1 << width - at - 8 * octets_of_it
-        if self._count >= _MOST:
-            self._of_length.clear()
+        for position, size in spans:
+            mask ^= (1 << 8 * size) - 1 << width - position - 8 * size
+        if self._count >= _MAX_TEMPLATES:
+            self._by_length.clear()
             self._count = 0
-        alike = self._of_length.setdefault(len(octets), [])
-        alike.insert(0, _Template(mask, int.from_bytes(octets) & mask, tuple(spans), form, told))
+        same_length = self._by_length.setdefault(len(encoded), [])
+        same_length.insert(0, _Template(mask, int.from_bytes(encoded) & mask, tuple(spans), template, extra))
         self._count += 1
-        if len(alike) > _ALIKE:
-            alike.pop()
+        if len(same_length) > _MAX_TEMPLATES_OF_LENGTH:
+            same_length.pop()
             self._count -= 1
 
 
-def _form(value: tuple[Any, ...], first: int) -> tuple[_TupleTemplate | None, int]:
-    """The form of a tuple, None where no binary value is in it, and the number of the next value behind it."""
+def _template(value: tuple[Any, ...], first: int) -> tuple[_TupleTemplate | None, int]:
+    """The template of a tuple, None if it contains no binary value; and the number of the next binary value."""
     found: list[tuple[int, int | _TupleTemplate]] = []
     number = first
-    for place, item in enumerate(value):
+    for index, item in enumerate(value):
         if type(item) is bytes:
-            found.append((place, number))
+            found.append((index, number))
             number += 1
         elif isinstance(item, tuple):
-            inner, number = _form(item, number)
+            inner, number = _template(item, number)
             if inner is not None:
-                found.append((place, inner))
+                found.append((index, inner))
     if not found:
         return None, number
     cls = type(value)

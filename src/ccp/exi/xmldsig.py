@@ -1,7 +1,7 @@
-"""XML signature elements as ISO 15118 uses them.
+"""XML Signature elements as ISO 15118 uses them.
 
-Fields stand in document order, attributes first, as in all message classes. `Transforms` is the tuple of its
-`Transform`s. KeyInfo, Object and foreign elements are refused.
+The conventions are those of `iso2`. `Transforms` is the tuple of its `Transform`s. KeyInfo, Object and elements of
+other namespaces are refused.
 """
 
 from __future__ import annotations
@@ -10,28 +10,38 @@ from typing import NamedTuple
 
 from ccp.exi.bits import MAX_REFERENCES, MAX_SIGNATURE_BYTES, MAX_TRANSFORMS, MAX_XPATHS
 from ccp.exi.datatypes import INTEGER, NAME, TEXT_VALUE, attribute, binary, content, many, one, refused
-from ccp.exi.grammar import ElementType
+from ccp.exi.schema import ElementType
 
 
 class CanonicalizationMethod(NamedTuple):
+    """Algorithm: its URI."""
+
     Algorithm: str
 
 
 class SignatureMethod(NamedTuple):
+    """Algorithm: its URI."""
+
     Algorithm: str
     HMACOutputLength: int | None = None
 
 
 class Transform(NamedTuple):
+    """Algorithm: its URI."""
+
     Algorithm: str
     XPath: tuple[str, ...] = ()
 
 
 class DigestMethod(NamedTuple):
+    """Algorithm: its URI."""
+
     Algorithm: str
 
 
 class Reference(NamedTuple):
+    """A reference to a signed element. URI: "#" and its Id."""
+
     Id: str | None
     Type: str | None
     URI: str | None
@@ -41,6 +51,8 @@ class Reference(NamedTuple):
 
 
 class SignedInfo(NamedTuple):
+    """What SignatureValue signs."""
+
     Id: str | None
     CanonicalizationMethod: CanonicalizationMethod
     SignatureMethod: SignatureMethod
@@ -48,13 +60,15 @@ class SignedInfo(NamedTuple):
 
 
 class SignatureValue(NamedTuple):
-    """value: for ECDSA r‖s, 64 octets (P-256) or 132 (P-521); for Ed448 114."""
+    """The signature value. ECDSA: r‖s, 64 bytes (P-256) or 132 (P-521). Ed448: 114 bytes."""
 
     Id: str | None
     value: bytes
 
 
 class Signature(NamedTuple):
+    """The signature of a message, in its header."""
+
     Id: str | None
     SignedInfo: SignedInfo
     SignatureValue: SignatureValue
@@ -65,14 +79,14 @@ _ID = attribute("Id", optional=True)
 _ANY = refused("a foreign element")
 
 _TRANSFORM = ElementType(
-    Transform, _ALGORITHM, many("XPath", TEXT_VALUE, MAX_XPATHS, optional=True, ours=True), _ANY, mixed=True
+    Transform, _ALGORITHM, many("XPath", TEXT_VALUE, MAX_XPATHS, optional=True, own_limit=True), _ANY, mixed=True
 )
 _REFERENCE = ElementType(
     Reference,
     _ID,
     attribute("Type", optional=True),
     attribute("URI", optional=True),
-    one("Transforms", ElementType(None, many("Transform", _TRANSFORM, MAX_TRANSFORMS, ours=True)), optional=True),
+    one("Transforms", ElementType(None, many("Transform", _TRANSFORM, MAX_TRANSFORMS, own_limit=True)), optional=True),
     one("DigestMethod", ElementType(DigestMethod, _ALGORITHM, _ANY, mixed=True)),
     one("DigestValue", binary(MAX_SIGNATURE_BYTES)),
 )
@@ -84,8 +98,8 @@ SIGNED_INFO = ElementType(
         "SignatureMethod",
         ElementType(SignatureMethod, _ALGORITHM, one("HMACOutputLength", INTEGER, optional=True), _ANY, mixed=True),
     ),
-    many("Reference", _REFERENCE, MAX_REFERENCES, ours=True),
-    mark=True,
+    many("Reference", _REFERENCE, MAX_REFERENCES, own_limit=True),
+    positioned=True,
 )
 SIGNATURE = ElementType(
     Signature,
@@ -95,6 +109,6 @@ SIGNATURE = ElementType(
     refused("KeyInfo"),
     refused("Object"),
 )
-# Fragments of the stand-alone schema: width, code of the end, and code and type of each element.
+# Fragments of the stand-alone schema: width of codes, code of the end, and code and type of each element.
 FRAGMENT_WIDTH, FRAGMENT_END = 6, 46
 FRAGMENTS: dict[str, tuple[int, ElementType]] = {"SignedInfo": (32, SIGNED_INFO), "Signature": (27, SIGNATURE)}
