@@ -10,7 +10,7 @@ import pytest
 
 from ccp.exi import EXIError, encode, from_json, iso2, iso20, to_json
 from tests.exi.messages import KINDS, Maker, messages
-from tests.exi.test_codec import REQUEST, RESPONSE
+from tests.exi.samples import REQUEST, RESPONSE
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -33,7 +33,7 @@ from ccp.exi import (
     xmldsig,
 )
 from tests.exi.messages import KINDS, Maker, messages
-from tests.exi.test_codec import EXAMPLE, REQUEST, RESPONSE, shared_vector
+from tests.exi.samples import EXAMPLE, REQUEST, RESPONSE, shared_vector
 
 
 def _digests(parsed: ParsedMessage) -> dict[str, bytes]:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from ccp.exi import ISO2, ISO20, decode, encode, encode_fragment, encode_signed_info, from_json, iso2, iso20, to_json
-from ccp.exi.schema import ElementType
 from ccp.exi.json import _show
+from ccp.exi.schema import ElementType
 from ccp.exi.xmldsig import (
     SIGNED_INFO,
     CanonicalizationMethod,

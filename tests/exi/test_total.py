@@ -12,7 +12,7 @@ from ccp.exi import EXIError, Message, decode, decode_fragment, encode, from_jso
 from ccp.exi import bits as limits
 from ccp.exi.codec import _READER
 from tests.exi.messages import KINDS, Maker, messages
-from tests.exi.test_codec import EXAMPLE, REQUEST, RESPONSE, Stream
+from tests.exi.samples import EXAMPLE, REQUEST, RESPONSE, Stream
 
 MUTATIONS = 20_000
 SECONDS = 0.025
