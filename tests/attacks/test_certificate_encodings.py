@@ -215,7 +215,7 @@ def test_a_critical_that_is_false_explicitly_is_named(pool: Pool) -> None:
         grown = _grown_short(grown, place, 3)
     answer = put(pool, pki, sent_instead(sub2, grown))
     assert answer.status_code == 400
-    assert "octets are not DER: critical is FALSE explicitly." in answer.text
+    assert "bytes are not DER: critical is FALSE explicitly." in answer.text
 
 
 def _grown(raw: bytes, at: int, by: int) -> bytes:

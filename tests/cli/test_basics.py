@@ -290,8 +290,8 @@ def test_a_directory_of_certificates_is_added_as_a_whole(database: str, folder: 
 @pytest.mark.parametrize(
     ("octets", "sentence"),
     [
-        (b"nothing", "file.pem holds no certificate: These 7 octets are not an X.509 certificate."),
-        (b"", "file.pem holds no certificate: These 0 octets are not an X.509 certificate."),
+        (b"nothing", "file.pem holds no certificate: These 7 bytes are not an X.509 certificate."),
+        (b"", "file.pem holds no certificate: These 0 bytes are not an X.509 certificate."),
         (b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n", "file.pem holds no certificate:"),
         (None, "There is no file or directory file.pem."),
     ],

@@ -391,7 +391,7 @@ def test_several_failures_of_one_stage_are_told_together_and_later_stages_are_no
         MismatchError,
         (
             "The message's ResponseCode is FAILED, not OK.",
-            "These 14 octets are not an X.509 certificate.",
+            "These 14 bytes are not an X.509 certificate.",
             "The contract certificate's common name is no EMAID.",
         ),
     )
@@ -658,7 +658,7 @@ def test_a_provisioning_certificate_that_is_none_is_refused(pkis: dict[str, PKI]
     assert isinstance(message, iso2.V2G_Message)
     octets = exi.encode(message._replace(Body=message.Body._replace(OEMProvisioningCert=b"none")))
     assert refusal(lambda: verify_request(octets, pkis["iso2"])) == (
-        ChainError, ("These 4 octets are not an X.509 certificate.",),
+        ChainError, ("These 4 bytes are not an X.509 certificate.",),
     )  # fmt: skip
     assert verify.claimed_pcid(verify.read_request(octets, Namespace.ISO2)) is None
 

@@ -346,7 +346,7 @@ def test_extensions_that_are_remembered_are_those_that_would_be_read(monkeypatch
         compared += 1
     assert compared > 1000
     assert shared > 200
-    assert len(certificates._KNOWN_EXTENSIONS) <= certificates._MOST_KNOWN
+    assert len(certificates._KNOWN_EXTENSIONS) <= certificates._MAX_KNOWN
 
 
 def test_leaves_that_differ_in_their_key_identifier_alone_keep_it(issuer: Credential) -> None:

@@ -250,7 +250,7 @@ def test_a_critical_that_is_false_explicitly_is_named() -> None:
     explicit = bytes.fromhex("0603551d0e01010004")
     assert plain in leaf.der
     octets = _lengthened(leaf.der, leaf.der.index(plain), plain, explicit)
-    with pytest.raises(ChainError, match=r"^These \d+ octets are not DER: critical is FALSE explicitly\.$"):
+    with pytest.raises(ChainError, match=r"^These \d+ bytes are not DER: critical is FALSE explicitly\.$"):
         Certificate.load(octets)
     pem = leaf.pem() + _armoured(octets)
     with pytest.raises(ChainError, match="not DER: critical is FALSE explicitly"):

@@ -163,7 +163,7 @@ def verify_signature_value(value: bytes, signed_info: bytes, method: str, key: C
             if not isinstance(key, ec.EllipticCurvePublicKey) or key.curve.name != curve:
                 raise SignatureError("The certificate's key does not fit the signature method.")
             if len(value) != 2 * half:
-                raise SignatureError(f"The signature value has {len(value)} octets where {2 * half} are expected.")
+                raise SignatureError(f"The signature value has {len(value)} bytes where {2 * half} are expected.")
             r, s = int.from_bytes(value[:half], "big"), int.from_bytes(value[half:], "big")
             key.verify(encode_dss_signature(r, s), signed_info, algorithm)
         elif method == _ED448:

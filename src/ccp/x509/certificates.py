@@ -1,11 +1,11 @@
-"""Certificates as this ecosystem really sends them, read once and kept cheap.
+"""X.509 certificates of the ISO 15118 ecosystem: parsed once, with lazily computed and cached properties.
 
-`cryptography` does the parsing. Around it stand three things it does not offer: one narrow tolerance for leaves that
-are not valid DER but are everywhere in the field, names and algorithms without the cost of whole objects, and the
-addresses at which a certificate says that its revocation can be asked for.
+`cryptography` does the parsing. This module adds what it does not offer: a tolerance for leaves that are not valid DER
+but common in the field (`certificate_extensions`), names and algorithms without building complete objects, and the URLs
+of the revocation status.
 
-A vehicle waits while three certificates are read, so what is cut out of the octets by the few lines at the end of this
-module is cut only after cryptography's parser has accepted all of them as a certificate.
+A vehicle waits while three certificates are read, so some fields are cut out of the DER encoding directly. This happens
+only after cryptography's parser has accepted the certificate.
 """
 
 from __future__ import annotations
@@ -13,173 +13,88 @@ from __future__ import annotations
 import binascii
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, Final, Generic, NamedTuple, TypeVar
+from typing import Final, TypeVar
 
 from cryptography import x509
-from cryptography.hazmat import asn1
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PublicKey
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
-from cryptography.x509.oid import AuthorityInformationAccessOID, ExtensionOID, NameOID, SignatureAlgorithmOID
+from cryptography.x509.oid import NameOID, SignatureAlgorithmOID
 
 from ccp.errors import ChainError
 from ccp.x509 import der as encoding
-from ccp.x509.authority_key_id import AuthorityKeyId, read_authority_key_id
+from ccp.x509.authority_key_id import read_authority_key_id
+from ccp.x509.cached_property import cached_property
 from ccp.x509.canonical_names import canonical_name
-from ccp.x509.http_urls import is_http_url
+from ccp.x509.certificate_extensions import ExtensionValues, StatusURLs, read_status_urls, without_explicit_false
+from ccp.x509.der import child_bounds, content_bounds
 from ccp.x509.names import format_dn, names_match
 from ccp.x509.parse_errors import is_parse_error, parse_errors_as
 from ccp.x509.subjects import simple_subject_values
-
-# An explicit `cA FALSE`. DER forbids to encode a default value (X.690 clause 11.5), so cryptography refuses it; most
-# contract and CPS leaves in the field carry it. Drop this when those issuers have changed their profiles.
-_EXPLICIT_FALSE: Final = bytes.fromhex("3003010100")
-_EMPTY_SEQUENCE: Final = bytes.fromhex("3000")
 
 _ECDSA: Final = {
     SignatureAlgorithmOID.ECDSA_WITH_SHA256: ECDSA(hashes.SHA256()),
     SignatureAlgorithmOID.ECDSA_WITH_SHA512: ECDSA(hashes.SHA512()),
 }
-# Of each kind, from one certificate; the field has one of one kind. More would let a certificate choose our traffic.
-MAX_STATUS_URLS: Final = 3
-_MAX_URL_LENGTH: Final = 512
-_EXPLICIT_0: Final = 0xA0  # The tag of the version, which is absent in version 1.
-_EXPLICIT_3: Final = 0xA3  # The tag of the extensions, which come last.
-_KEY_IDENTIFIER: Final = bytes.fromhex("0603551d0e04")  # SubjectKeyIdentifier, not critical, and its OCTET STRING
+_EXPLICIT_0: Final = 0xA0  # Tag of the version, which is absent in version 1.
+_EXPLICIT_3: Final = 0xA3  # Tag of the extensions, which come last.
+_KEY_IDENTIFIER: Final = bytes.fromhex(
+    "0603551d0e04"
+)  # SubjectKeyIdentifier, not critical, and the tag of its OCTET STRING.
 _PEM: Final = re.compile(rb"-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]*)-----END CERTIFICATE-----")
 _E = TypeVar("_E", bound=x509.ExtensionType)
 _T = TypeVar("_T")
 
 
-class cached_property(Generic[_T]):
-    """A property that is worked out once. functools.cached_property takes a lock for it until Python 3.12."""
-
-    def __init__(self, work: Callable[[Any], _T]) -> None:
-        self._work = work
-        self.__doc__ = work.__doc__
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-
-    def __get__(self, instance: object, owner: type | None = None) -> _T:
-        value = instance.__dict__[self._name] = self._work(instance)
-        return value
-
-
-@asn1.sequence
-class _Extension:
-    oid: x509.ObjectIdentifier
-    critical: Annotated[bool, asn1.Default(False)]
-    value: bytes
-
-
-@asn1.sequence
-class _TBSCertificate:
-    version: Annotated[int, asn1.Explicit(0), asn1.Default(0)]
-    serial_number: int
-    signature: asn1.TLV
-    issuer: asn1.TLV
-    validity: asn1.TLV
-    subject: asn1.TLV
-    subject_public_key_info: asn1.TLV
-    issuer_unique_id: Annotated[asn1.BitString | None, asn1.Implicit(1)]
-    subject_unique_id: Annotated[asn1.BitString | None, asn1.Implicit(2)]
-    extensions: Annotated[list[_Extension] | None, asn1.Explicit(3)]
-
-
-@asn1.sequence
-class _SignedCertificate:
-    """The outer structure (RFC 5280 clause 4.1), for making a copy that differs in one extension."""
-
-    tbs: _TBSCertificate
-    algorithm: asn1.TLV
-    signature: asn1.BitString
-
-
-@dataclass(frozen=True, slots=True)
-class StatusURLs:
-    """Where a certificate says its status can be asked for: those we can call, in its order.
-
-    present: whether it says so at all, in whatever form. A certificate that names only an LDAP directory still asks its
-    verifier to look.
-    """
-
-    ocsp: tuple[str, ...]
-    crl: tuple[str, ...]
-    present: bool
-
-
-_NO_STATUS_URLS: Final = StatusURLs((), (), False)
-
-
-class _Extensions(NamedTuple):
-    """What the extensions of a certificate say but for its own key identifier.
-
-    values: by type, of which each extension that cryptography knows has its own. listed: which there are, and which of
-    them are critical.
-    """
-
-    values: Mapping[type[x509.ExtensionType], x509.ExtensionType]
-    listed: tuple[tuple[x509.ObjectIdentifier, bool], ...]
-    status_urls: StatusURLs
-    authority: AuthorityKeyId | None
-
-
-# By their octets without the key identifier: an issuer writes the same into every certificate of a profile, and reading
-# them takes longer than everything else about a leaf but its signature.
-_KNOWN_EXTENSIONS: Final[dict[bytes, _Extensions]] = {}
-_MOST_KNOWN: Final = 512
-_LONGEST_KNOWN: Final = 512  # Bytes; the field's profiles have 100 to 350. In memory they take up to 50 times as many.
+# By encoding without the subject key identifier.
+_KNOWN_EXTENSIONS: Final[dict[bytes, ExtensionValues]] = {}
+_MAX_KNOWN: Final = 512
+_MAX_KNOWN_BYTES: Final = 512  # The field's profiles have 100 to 350. In memory they take up to 50 times as many.
 
 
 class Certificate:
-    """One X.509 certificate. Made by `load`; equal when the octets are equal; never changes.
+    """An immutable X.509 certificate, created by `load`. Two are equal if their encodings are.
 
-    What is asked for once is kept. `public_key` and `extensions` are read on demand and may then raise ChainError.
-    issuer_name, subject_name: DER contents as they were received; names are compared by `canonical_issuer` and
-    `canonical_subject`. public_key_algorithm: the key's AlgorithmIdentifier as it is encoded, which tells a named curve
-    from explicit parameters.
+    Properties are computed on first use and kept; `public_key` and `extensions` may then raise ChainError.
+    issuer_name, subject_name: DER contents as received; compare `canonical_issuer` and `canonical_subject` instead.
+    public_key_algorithm: the key's AlgorithmIdentifier as encoded, which distinguishes a named curve from explicit
+    parameters.
     """
 
     def __init__(self, parsed: x509.Certificate, der: bytes) -> None:
-        """For `load` only: der is what `parsed` was read from."""
+        """For `load` only. der: what `parsed` was read from."""
         self.der: Final = der
         self.x509: Final = parsed
-        signed, algorithm, signature = _elements(der, *_content(der, 0))
-        parts = _elements(der, signed[1], signed[2])
+        signed, algorithm, signature = child_bounds(der, *content_bounds(der, 0))
+        parts = child_bounds(der, signed[1], signed[2])
         if der[signed[1]] == _EXPLICIT_0:
             del parts[0]
         serial, repeated, issuer, _, subject, key = parts[:6]
-        self._signed_octets: Final = der[signed[0] : signed[2]]  # The TBSCertificate as it was received.
+        self._tbs_bytes: Final = der[signed[0] : signed[2]]  # As received.
         self._algorithms_agree: Final = der[algorithm[1] : algorithm[2]] == der[repeated[1] : repeated[2]]
         self.not_before: Final[datetime] = parsed.not_valid_before_utc
         self.not_after: Final[datetime] = parsed.not_valid_after_utc
         self.serial_number: Final = int.from_bytes(der[serial[1] : serial[2]], "big", signed=True)
         self.issuer_name: Final = der[issuer[1] : issuer[2]]
         self.subject_name: Final = der[subject[1] : subject[2]]
-        bits = _content(der, key[1])[1]
+        bits = content_bounds(der, key[1])[1]
         self.public_key_algorithm: Final = der[key[1] : bits]
-        # The first byte of a BIT STRING counts bits at its end that are none of it. See `load`.
+        # The first byte of a BIT STRING is the number of unused bits at its end. See `load`.
         unused = bits + 2 + (der[bits + 1] & 0x7F if der[bits + 1] & 0x80 else 0)
         self._unused_bits: Final = der[signature[1]] or der[unused]
         self._extensions_at: Final = parts[-1] if der[parts[-1][0]] == _EXPLICIT_3 else None
 
     @classmethod
     def load(cls, der: bytes) -> Certificate:
-        """Read one certificate.
+        """Read one certificate in DER, without trailing bytes.
 
-        der: the whole certificate and nothing after it. Signature and public key are whole bytes: a BIT STRING that
-        claims unused bits is a second encoding of the same certificate, which OpenSSL refuses.
-        Raises ChainError.
+        Signature and public key must be whole bytes: a BIT STRING with unused bits is a second encoding of the same
+        certificate, which OpenSSL refuses. Raises ChainError.
         """
         with parse_errors_as(
-            lambda: ChainError(
-                f"These {len(der)} octets are {encoding.explain_rejection(der, 'an X.509 certificate')}."
-            )
+            lambda: ChainError(f"These {len(der)} bytes are {encoding.explain_rejection(der, 'an X.509 certificate')}.")
         ):
             found = cls(x509.load_der_x509_certificate(der), der)
         if found._unused_bits:
@@ -188,15 +103,15 @@ class Certificate:
 
     @classmethod
     def load_pem(cls, pem: bytes) -> tuple[Certificate, ...]:
-        """Read every certificate of a PEM file, in its order. Raises ChainError, also when there is none."""
+        """Read all certificates of a PEM file, in its order. Raises ChainError, also if it contains none."""
         with parse_errors_as(lambda: cls._why_no_pem(pem)):
-            # cryptography writes a parsed certificate back octet by octet, so nothing is re-encoded here.
-            encoded = [one.public_bytes(serialization.Encoding.DER) for one in x509.load_pem_x509_certificates(pem)]
+            # cryptography keeps the received encoding, so this does not re-encode.
+            encoded = [found.public_bytes(serialization.Encoding.DER) for found in x509.load_pem_x509_certificates(pem)]
         return tuple(map(cls.load, encoded))
 
     @classmethod
     def _why_no_pem(cls, pem: bytes) -> ChainError:
-        """Names the certificate that is refused, and why, as far as it can be seen."""
+        """The error of the first certificate that is refused, as far as it can be determined."""
         unreadable = ChainError("This is not a PEM file with X.509 certificates.")
         try:
             for block in _PEM.findall(pem):
@@ -208,6 +123,7 @@ class Certificate:
         return unreadable
 
     def pem(self) -> bytes:
+        """The certificate in PEM."""
         return self.x509.public_bytes(serialization.Encoding.PEM)
 
     def __eq__(self, other: object) -> bool:
@@ -221,58 +137,60 @@ class Certificate:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over the octets, 64 lower-case hex digits."""
+        """SHA-256 over the DER encoding: 64 lower-case hexadecimal digits."""
         return hashlib.sha256(self.der).hexdigest()
 
     @cached_property
     def subject_cn(self) -> str:
-        """The subject's common name as it is written; empty when there is none, several, or none that can be read.
+        """The subject's common name as encoded; empty if there is none, several, or none that can be read.
 
-        Several are refused because readers disagree on which of them counts, and this one is an identity.
+        Several are refused because implementations disagree on which one counts, and this name is an identity.
         """
         values = self._subject_values[0]
         return values[0] if len(values) == 1 else ""
 
     @cached_property
     def display_name(self) -> str:
-        """How an error message names this certificate: the quoted common name, short and printable."""
+        """The certificate's name in error messages: its common name, quoted, shortened and printable."""
         name = "".join(c if c.isprintable() else "?" for c in self.subject_cn[:64])
         return f'"{name}"' if name else f"without a common name (SHA-256 {self.fingerprint[:16]}…)"
 
     @cached_property
     def subject_dn(self) -> str:
-        """The subject as `CN=…, DC=…, O=…, OU=…, C=…`, absent parts left out, escaped as in RFC 4514."""
+        """The subject as `CN=…, DC=…, O=…, OU=…, C=…` without absent parts, escaped as in RFC 4514."""
         subject = _subject(self.x509)
         return format_dn(subject) if subject else ""
 
     @cached_property
     def issuer_dn(self) -> str:
-        """The issuer as RFC 4514 writes it, for people. Raises ChainError when it cannot be read."""
+        """The issuer in RFC 4514 form, for display. Raises ChainError if it cannot be read."""
         with parse_errors_as(lambda: ChainError(f"The issuer of certificate {self.display_name} cannot be read.")):
             return self.x509.issuer.rfc4514_string()
 
     def subject_matches(self, text: str) -> bool:
-        """Whether free text can mean the subject; see `ccp.x509.names.names_match`. False where it cannot be read."""
+        """Whether a text can mean the subject; see `ccp.x509.names.names_match`. False if the subject cannot be
+        read."""
         subject = _subject(self.x509)
         return subject is not None and names_match(text, subject)
 
     @cached_property
     def public_key(self) -> CertificatePublicKeyTypes:
-        """Raises ChainError when the key is malformed or of a kind nobody here can use."""
+        """The public key. Raises ChainError if it is malformed or not supported by cryptography."""
         with parse_errors_as(lambda: ChainError(f"The public key of certificate {self.display_name} cannot be read.")):
             return self.x509.public_key()
 
     @cached_property
     def extensions(self) -> x509.Extensions:
-        """Read with the one tolerance of this module; a signature is always checked over the octets received.
+        """The extensions, read with the tolerance described in `certificate_extensions`.
 
-        Raises ChainError when they cannot be read or one occurs twice.
+        Signatures are always verified over the received bytes. Raises ChainError if an extension cannot be read or
+        occurs twice.
         """
         with parse_errors_as(self._unreadable_extensions):
             try:
                 return self.x509.extensions
             except ValueError:
-                tolerant = self._without_explicit_false()
+                tolerant = without_explicit_false(self.der)
                 if tolerant is None:
                     raise
                 return tolerant.extensions
@@ -282,22 +200,23 @@ class Certificate:
 
     @property
     def listed_extensions(self) -> tuple[tuple[x509.ObjectIdentifier, bool], ...]:
-        """Which extensions there are, and which of them are critical. Raises ChainError."""
+        """OID and critical flag of all extensions. Raises ChainError."""
         return self._extensions.listed
 
     def extension(self, kind: type[_E]) -> _E | None:
-        """One extension's value, or None when it is absent; `key_identifier` is not among them. Raises ChainError."""
+        """The value of an extension, None if absent. For SubjectKeyIdentifier use `key_identifier`. Raises
+        ChainError."""
         value = self._extensions.values.get(kind)
         return value if type(value) is kind else None
 
     @property
     def status_urls(self) -> StatusURLs:
-        """Raises ChainError when the extensions cannot be read, which no certificate of a verified chain does."""
+        """OCSP and CRL URLs. Raises ChainError if the extensions cannot be read (never for a verified chain)."""
         return self._extensions.status_urls
 
     @property
     def key_identifier(self) -> bytes | None:
-        """SubjectKeyIdentifier, opaque: in this ecosystem it is rarely a hash of the key. Raises ChainError."""
+        """SubjectKeyIdentifier. Opaque: in this ecosystem it is rarely a hash of the key. Raises ChainError."""
         identifier = self._split_extensions[1]
         if identifier is not None:
             return identifier
@@ -306,15 +225,15 @@ class Certificate:
 
     @property
     def authority_key_identifier(self) -> bytes | None:
-        """The keyIdentifier of AuthorityKeyIdentifier, opaque. Raises ChainError."""
+        """keyIdentifier of the AuthorityKeyIdentifier. Opaque. Raises ChainError."""
         authority = self._extensions.authority
         return authority.key_identifier if authority else None
 
     def authority_mismatch(self, issuer: Certificate) -> str | None:
-        """What of the AuthorityKeyIdentifier does not name this issuer certificate: a noun, or None.
+        """The part of the AuthorityKeyIdentifier that does not match an issuer certificate, as a noun; None if all do.
 
-        Key identifiers count where both certificates have one. Issuer and serial number, where they are given, name one
-        certificate of the issuer. Raises ChainError. Source: RFC 5280 clause 4.2.1.1; what OpenSSL checks.
+        Key identifiers are compared if both certificates have one. Issuer and serial number, if present, identify one
+        certificate of the issuer. Raises ChainError. Source: RFC 5280 clause 4.2.1.1; OpenSSL checks the same.
         """
         authority = self._extensions.authority
         if authority is None:
@@ -328,17 +247,17 @@ class Certificate:
 
     @cached_property
     def canonical_issuer(self) -> bytes:
-        """The issuer's name for comparison with a subject. Raises ChainError when it cannot be read."""
+        """The issuer's name in canonical form, for comparison. Raises ChainError if it cannot be read."""
         return self._canonical(self.issuer_name, "issuer")
 
     @cached_property
     def canonical_subject(self) -> bytes:
-        """The subject's name for comparison with an issuer. Raises ChainError when it cannot be read."""
+        """The subject's name in canonical form, for comparison. Raises ChainError if it cannot be read."""
         return self._canonical(self.subject_name, "subject")
 
     @property
     def is_self_issued(self) -> bool:
-        """Whether issuer and subject are the same name. Raises ChainError when one cannot be read."""
+        """Whether issuer and subject are the same name. Raises ChainError if one cannot be read."""
         return self.issuer_name == self.subject_name or self.canonical_issuer == self.canonical_subject
 
     def _canonical(self, name: bytes, which: str) -> bytes:
@@ -348,15 +267,15 @@ class Certificate:
             raise ChainError(f"The {which} of certificate {self.display_name} cannot be read.") from exc
 
     @cached_property
-    def _extensions(self) -> _Extensions:
-        octets, identifier = self._split_extensions
-        known = _KNOWN_EXTENSIONS.get(octets)
+    def _extensions(self) -> ExtensionValues:
+        encoded, identifier = self._split_extensions
+        known = _KNOWN_EXTENSIONS.get(encoded)
         if known is None:
             extensions = self.extensions
             with parse_errors_as(self._unreadable_extensions):
-                values = {type(one.value): one.value for one in extensions}
-                status_urls = _status_urls(values)
-                listed = tuple((one.oid, one.critical) for one in extensions)
+                values = {type(entry.value): entry.value for entry in extensions}
+                status_urls = read_status_urls(values)
+                listed = tuple((entry.oid, entry.critical) for entry in extensions)
             with parse_errors_as(
                 lambda: ChainError(f"The authority key identifier of certificate {self.display_name} cannot be read.")
             ):
@@ -364,25 +283,26 @@ class Certificate:
                 authority = read_authority_key_id(key) if isinstance(key, x509.AuthorityKeyIdentifier) else None
             if identifier is not None:
                 del values[x509.SubjectKeyIdentifier]
-            known = _Extensions(values, listed, status_urls, authority)
-            if len(octets) <= _LONGEST_KNOWN:
-                if len(_KNOWN_EXTENSIONS) >= _MOST_KNOWN:
+            known = ExtensionValues(values, listed, status_urls, authority)
+            if len(encoded) <= _MAX_KNOWN_BYTES:
+                if len(_KNOWN_EXTENSIONS) >= _MAX_KNOWN:
                     _KNOWN_EXTENSIONS.clear()
-                _KNOWN_EXTENSIONS[octets] = known
+                _KNOWN_EXTENSIONS[encoded] = known
         return known
 
     @cached_property
     def _split_extensions(self) -> tuple[bytes, bytes | None]:
-        """The octets of all extensions without those of the key identifier, and these, where it has its usual form.
+        """The encoding of all extensions without the value of the subject key identifier, and that value.
 
-        All that is left out of the former is as long as they say and stands where they say, so that whatever is read
-        of two certificates that agree in them agrees too.
+        The value is cut out only if it has its usual form (not critical, short), else it is None. The remaining bytes
+        determine position and length of what was cut out, so two certificates that agree in them have the same
+        extensions except for that value.
         """
         if self._extensions_at is None:
             return b"", None
         der = self.der
         first, content, last = self._extensions_at
-        for _, start, end in _elements(der, *_content(der, content)):
+        for _, start, end in child_bounds(der, *content_bounds(der, content)):
             if der.startswith(_KEY_IDENTIFIER, start):
                 at, length = start + 9, end - start - 9
                 if 0 < length < 126 and der[at - 3 : at] == bytes((length + 2, 4, length)):
@@ -392,18 +312,19 @@ class Certificate:
 
     @cached_property
     def issuer_key_id(self) -> str:
-        """Who this is as an issuer, however often its certificate is issued again for the same key.
+        """Identifies an issuer by name and key, so a reissued certificate for the same key has the same id.
 
-        SHA-256 (hex) over the subject's name (DER contents) and the SubjectPublicKeyInfo (DER). Raises ChainError.
+        SHA-256 (hexadecimal) over the subject's name (DER contents) and the SubjectPublicKeyInfo (DER). Stored rows use
+        it. Raises ChainError.
         """
         return hashlib.sha256(self.subject_name + self._public_key_info()).hexdigest()
 
     @cached_property
     def canonical_issuer_key_id(self) -> str:
-        """Who this is as an issuer, also when its name is written in other string types or letter case.
+        """Like `issuer_key_id`, but independent of string types and letter case in the name.
 
-        SHA-256 (hex) over the canonical subject and the SubjectPublicKeyInfo (DER). Settings go by it; `issuer_key_id`
-        is what rows of the store have. Raises ChainError.
+        SHA-256 (hexadecimal) over the canonical subject and the SubjectPublicKeyInfo (DER). Settings are matched by it.
+        Raises ChainError.
         """
         return hashlib.sha256(self.canonical_subject + self._public_key_info()).hexdigest()
 
@@ -413,10 +334,10 @@ class Certificate:
             return self.public_key.public_bytes(public, info)
 
     def verify_issued_by(self, issuer: Certificate) -> None:
-        """Check that `issuer` signed this certificate: its name and its signature, nothing else.
+        """Verify that `issuer` issued this certificate: its name and its signature, nothing else.
 
-        The steps of cryptography's verify_directly_issued_by, but the issuer's key is not read anew each time, which
-        costs almost as much as the check. Raises ChainError.
+        The same checks as cryptography's verify_directly_issued_by, but with the cached key of the issuer; reading the
+        key again costs almost as much as the verification. Raises ChainError.
         Source: RFC 5280 clauses 4.1.1.2 and 6.1.3.
         """
         key = issuer.public_key
@@ -428,15 +349,15 @@ class Certificate:
             if not named or not self._algorithms_agree:
                 raise ValueError("issuer name or signature algorithm differ")
             if isinstance(key, EllipticCurvePublicKey) and algorithm in _ECDSA:
-                key.verify(signature, self._signed_octets, _ECDSA[algorithm])
+                key.verify(signature, self._tbs_bytes, _ECDSA[algorithm])
             elif isinstance(key, Ed448PublicKey) and algorithm == SignatureAlgorithmOID.ED448:
-                key.verify(signature, self._signed_octets)
+                key.verify(signature, self._tbs_bytes)
             else:
                 raise ValueError("key and signature algorithm differ")
 
     @cached_property
     def self_signature_error(self) -> str | None:
-        """What is wrong with a root's signature over itself. Both ends are these octets, so the answer is kept."""
+        """What is wrong with the self-signature of a root; None if it is valid."""
         try:
             self.verify_issued_by(self)
         except ChainError as exc:
@@ -444,90 +365,37 @@ class Certificate:
         return None
 
     def domain_components(self) -> frozenset[str]:
-        """The subject's DC values in upper case, such as {"CPS"}."""
+        """The domain components (DC) of the subject in upper case, such as {"CPS"}."""
         return frozenset(value.upper() for value in self._subject_values[1])
 
     def validate_subject(self) -> None:
-        """Refuse a subject that cannot be compared or whose values cannot be read. Raises ChainError."""
-        if self._usual_subject is None and (not self.canonical_subject or _subject(self.x509) is None):
+        """Check that the subject can be compared and its values can be read. Raises ChainError."""
+        if self._simple_subject is None and (not self.canonical_subject or _subject(self.x509) is None):
             raise ChainError(f"The subject of certificate {self.display_name} cannot be read.")
 
     @cached_property
-    def _usual_subject(self) -> tuple[list[str], list[str]] | None:
+    def _simple_subject(self) -> tuple[list[str], list[str]] | None:
         return simple_subject_values(self.subject_name)
 
     @cached_property
     def _subject_values(self) -> tuple[list[str], list[str]]:
-        """The values of the subject's CN and of its DC."""
-        if self._usual_subject is not None:
-            return self._usual_subject
+        """The values of CN and of DC of the subject."""
+        if self._simple_subject is not None:
+            return self._simple_subject
         subject = _subject(self.x509)
         if subject is None:
             return [], []
         common, domain = (
-            [str(one.value) for one in subject.get_attributes_for_oid(oid)]
+            [str(attribute.value) for attribute in subject.get_attributes_for_oid(oid)]
             for oid in (NameOID.COMMON_NAME, NameOID.DOMAIN_COMPONENT)
         )
         return common, domain
-
-    def _without_explicit_false(self) -> x509.Certificate | None:
-        """A throw-away copy for reading extensions, or None if the known defect is not what is wrong."""
-        copy = asn1.decode_der(_SignedCertificate, self.der)
-        basic = [one for one in copy.tbs.extensions or () if one.oid == ExtensionOID.BASIC_CONSTRAINTS]
-        if len(basic) != 1 or basic[0].value != _EXPLICIT_FALSE:
-            return None
-        basic[0].value = _EMPTY_SEQUENCE
-        return x509.load_der_x509_certificate(asn1.encode_der(copy))
-
-
-def _status_urls(extensions: Mapping[type[x509.ExtensionType], Any]) -> StatusURLs:
-    access = extensions.get(x509.AuthorityInformationAccess, ())
-    points = extensions.get(x509.CRLDistributionPoints, ())
-    if not access and not points:
-        return _NO_STATUS_URLS
-    responders = [one.access_location for one in access if one.access_method == AuthorityInformationAccessOID.OCSP]
-    # A list for some reasons only, or signed by someone else, says nothing about the rest (RFC 5280 clause 4.2.1.13).
-    lists = [name for one in points if not one.reasons and not one.crl_issuer for name in one.full_name or ()]
-    return StatusURLs(_callable(responders), _callable(lists), bool(responders) or any(True for _ in points))
-
-
-def _callable(names: Iterable[x509.GeneralName]) -> tuple[str, ...]:
-    """Those that can be called at all, the first few, each once and without blanks around it."""
-    found = (name.value.strip(" \t\r\n") for name in names if isinstance(name, x509.UniformResourceIdentifier))
-    return tuple(dict.fromkeys(url for url in found if len(url) <= _MAX_URL_LENGTH and is_http_url(url)))[
-        :MAX_STATUS_URLS
-    ]
 
 
 def _subject(certificate: x509.Certificate) -> x509.Name | None:
     try:
         return certificate.subject
-    except BaseException as exc:  # Not in its own character set, or of a type such as BIT STRING.
+    except BaseException as exc:  # Invalid for its string type, or of a type such as BIT STRING.
         if not is_parse_error(exc):
             raise
         return None
-
-
-def _content(octets: bytes, at: int) -> tuple[int, int]:
-    """Start and end of the content of the DER element at `at`. Only for octets that a real parser has accepted."""
-    length, start = octets[at + 1], at + 2
-    if length & 0x80:
-        count = length & 0x7F
-        length, start = int.from_bytes(octets[start : start + count], "big"), start + count
-    return start, start + length
-
-
-def _elements(octets: bytes, at: int, end: int) -> list[tuple[int, int, int]]:
-    """The DER elements from `at` to `end`: where each starts, and where its content starts and ends.
-
-    Only for octets that a real parser has accepted.
-    """
-    found = []
-    while at < end:
-        length, start = octets[at + 1], at + 2
-        if length & 0x80:
-            count = length & 0x7F
-            length, start = int.from_bytes(octets[start : start + count], "big"), start + count
-        found.append((at, start, start + length))
-        at = start + length
-    return found
