@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from ccp.exi import ISO2, ISO20, decode, encode, encode_fragment, encode_signed_info, from_json, iso2, iso20, to_json
-from ccp.exi.json import _show
+from ccp.exi.json import _dump
 from ccp.exi.schema import ElementType
 from ccp.exi.xmldsig import (
     SIGNED_INFO,
@@ -95,7 +95,7 @@ def _iso2_elements(maker: Maker) -> list[tuple[str, Any]]:
 
 
 def _text(record: ElementType, name: str, value: Any) -> str:
-    return json.dumps({name: _show(record, value)})
+    return json.dumps({name: _dump(record, value)})
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -135,4 +135,4 @@ def test_signed_info_is_written_as_exificient_does(judge: judging.Judge, count: 
     signed_info = SignedInfo(None, CanonicalizationMethod(_EXI), method, (reference,) * count)
     theirs = judge.plain_encode(_text(SIGNED_INFO, "SignedInfo", signed_info), judging.XMLDSIG)
     assert theirs == encode_signed_info(signed_info)
-    assert json.loads(judge.plain_decode(theirs, judging.XMLDSIG)) == {"SignedInfo": _show(SIGNED_INFO, signed_info)}
+    assert json.loads(judge.plain_decode(theirs, judging.XMLDSIG)) == {"SignedInfo": _dump(SIGNED_INFO, signed_info)}

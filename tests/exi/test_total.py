@@ -10,7 +10,7 @@ import pytest
 
 from ccp.exi import EXIError, Message, decode, decode_fragment, encode, from_json, iso2, iso20, parse, to_json, xmldsig
 from ccp.exi import bits as limits
-from ccp.exi.codec import _READER
+from ccp.exi.codec import _AUTOMATON
 from tests.exi.messages import KINDS, Maker, messages
 from tests.exi.samples import EXAMPLE, REQUEST, RESPONSE, Stream
 
@@ -155,7 +155,7 @@ def test_no_octets_take_long() -> None:
         # is busy with something else gets more tries: what takes too long by itself never gets below.
         best = SECONDS
         for _ in range(20):
-            for state in _READER.states.values():
+            for state in _AUTOMATON.states.values():
                 state.clear()
             best = min(best, _seconds(octets))
             if best < SECONDS:
@@ -172,10 +172,10 @@ def _seconds(octets: bytes) -> float:
 
 
 def test_the_states_are_made_once_and_their_number_is_bounded_by_the_declarations() -> None:
-    states = len(_READER.states)
+    states = len(_AUTOMATON.states)
     assert states < 2000
     maker = Maker(45)
     for _ in range(100):
         for kind in KINDS:
             decode(encode(getattr(maker, kind)()))
-    assert len(_READER.states) == states
+    assert len(_AUTOMATON.states) == states

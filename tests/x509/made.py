@@ -26,7 +26,8 @@ from ccp.testing.pki import (
     Template,
     build_root,
 )
-from ccp.x509.certificates import Certificate, _Extension, _SignedCertificate
+from ccp.x509.certificate_extensions import _Extension, _SignedCertificate
+from ccp.x509.certificates import Certificate
 from ccp.x509.path_validation import TrustAnchors, VerifiedChain
 from ccp.x509.profiles import AnchorRole, Profile, Usage
 

@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from ccp.errors import ChainError
 from ccp.testing.pki import CONTRACT, EXPLICIT_FALSE, Credential, build_certificate, build_root, subject_name
 from ccp.x509 import certificates
-from ccp.x509.certificates import Certificate, _SignedCertificate
+from ccp.x509.certificate_extensions import _SignedCertificate
+from ccp.x509.certificates import Certificate
 from ccp.x509.names import names_match, parse_dn
 from tests.x509.made import AT, DAY, added, chain, forge, replaced, tlv, without
 from tests.x509.published import public_root, request_leaf, response_chains
