@@ -155,12 +155,12 @@ def test_pem_goes_there_and_back(issuer: Credential) -> None:
             Certificate.load_pem(bad)
 
 
-def test_the_signed_octets_are_those_that_cryptography_signs_over(issuer: Credential) -> None:
+def test_the_tbs_bytes_are_those_that_cryptography_signs_over(issuer: Credential) -> None:
     found = [issuer.certificate, *(one for made in response_chains().values() for one in made)]
     for algorithm in ("P-256", "P-521", "Ed448"):
         found.append(chain(algorithm=algorithm).leaf)
     for certificate in found:
-        assert certificate._signed_octets == certificate.x509.tbs_certificate_bytes
+        assert certificate._tbs_bytes == certificate.x509.tbs_certificate_bytes
         assert certificate.serial_number == certificate.x509.serial_number
         assert (certificate.not_before, certificate.not_after) == (
             certificate.x509.not_valid_before_utc,
@@ -303,7 +303,7 @@ def test_what_is_cut_out_of_the_octets_is_what_a_reader_of_the_whole_structure_f
         assert key.startswith(found.public_key_algorithm)
         assert len(found.public_key_algorithm) == 2 + key[1]
         assert found._algorithms_agree is (bytes(whole.algorithm.data) == bytes(whole.tbs.signature.data))
-        assert found._signed_octets == found.x509.tbs_certificate_bytes
+        assert found._tbs_bytes == found.x509.tbs_certificate_bytes
     assert compared > 1500
 
 
@@ -371,7 +371,7 @@ def test_damaged_octets_give_a_certificate_or_a_chain_error_and_nothing_else() -
         lambda one: one.public_key_algorithm,
         lambda one: one.not_before,
         lambda one: one.not_after,
-        lambda one: one._signed_octets,
+        lambda one: one._tbs_bytes,
         lambda one: one.public_key,
         lambda one: one.extensions,
         lambda one: one.verify_issued_by(_ISSUER.certificate),
