@@ -26,7 +26,7 @@ from ccp.server.storage.queries.contracts import microseconds, publish
 from ccp.server.storage.queries.webhooks import put as put_webhook
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp, ccp_ok
-from tests.cli.test_serving import free_port, serving
+from tests.cli.served_sandbox import free_port, serving
 from tests.databases import Server
 from tests.server.access.tokens.issuer import fake_issuer, post
 from tests.server.events.receiver import Receiver, receiving, until, webhook

@@ -22,7 +22,7 @@ from ccp.server.http import connection_limits, protocol
 from ccp.server.http.routes.opnc import BASE
 from ccp.testing.pki import PKI
 from tests.cli.run import COMMAND, environment
-from tests.cli.test_serving import free_port, own_certificate, serving
+from tests.cli.served_sandbox import free_port, own_certificate, serving
 from tests.server.http.guards.raw import Raw
 from tests.world import Pool, start
 

@@ -23,7 +23,7 @@ from ccp.server.storage.queries import audit as queries
 from ccp.server.storage.queries.audit import Filter
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp, ccp_ok
-from tests.cli.test_serving import free_port, serving
+from tests.cli.served_sandbox import free_port, serving
 from tests.world import Pool, new_emaid, new_pcid, start
 
 

@@ -30,7 +30,7 @@ from ccp.server.settings import Settings
 from ccp.server.storage.engine import schema
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp_ok
-from tests.cli.test_serving import free_port, serving
+from tests.cli.served_sandbox import free_port, serving
 from tests.world import Pool, opened, start
 
 T = TypeVar("T")

@@ -21,7 +21,7 @@ from ccp.server.storage.engine import inspection, schema
 from ccp.server.storage.engine.schema_version import HEAD
 from ccp.server.storage.queries import contracts
 from tests.cli.run import ccp_error, ccp_ok
-from tests.cli.test_serving import free_port, serving
+from tests.cli.served_sandbox import free_port, serving
 from tests.server.storage.made import AT, new_database, sql, variant, write
 
 Env = dict[str, str]

@@ -1,4 +1,4 @@
-"""What every command has in common, and the settings, schema, parties and anchors that commands look after."""
+"""What every command has in common, and the settings, schema, parties and anchors that commands manage."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def database(folder: Path) -> str:
 # --- In common -------------------------------------------------------------------------------------------------------
 
 
-def test_the_version_is_printed() -> None:
+def test_version_option_prints_the_version() -> None:
     assert ccp_ok("--version").out == f"{__version__}\n"
 
 
@@ -50,7 +50,7 @@ def test_every_command_has_help(command: str) -> None:
     assert done.err == ""
 
 
-def test_a_command_that_is_unknown_or_wrongly_used_is_refused_with_usage() -> None:
+def test_usage_error_prints_the_usage() -> None:
     for arguments in (["nothing"], ["party", "add", "A"], ["party", "add", "A", "--role", "king"], ["exi", "decode"]):
         done = ccp(*arguments)
         assert done.status == 2
@@ -58,18 +58,18 @@ def test_a_command_that_is_unknown_or_wrongly_used_is_refused_with_usage() -> No
         assert "Traceback" not in done.err
 
 
-def test_a_deliberate_error_of_the_installed_command_is_a_sentence_and_status_1(folder: Path) -> None:
+def test_expected_error_is_one_sentence_and_status_1(folder: Path) -> None:
     done = ccp_process("party", "list", cwd=folder)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "ccp: There is no database at ccp.db; 'ccp db upgrade' makes one.\n"
 
 
-def test_a_file_that_cannot_be_used_is_a_sentence_and_not_a_traceback(folder: Path) -> None:
+def test_unusable_file_is_one_sentence(folder: Path) -> None:
     (folder / "file").write_text("")
     assert ccp_error("sandbox", folder / "file" / "below").endswith("Not a directory.")
 
 
-def test_a_table_shows_names_as_they_are_and_cuts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_print_table_escapes_nothing_and_truncates_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     print_table(["name", "value"], [["[red]A[/red] [/oops] [DE]", "f" * 200]])
     (_, row) = capsys.readouterr().out.splitlines()
     assert row.rstrip() == f"[red]A[/red] [/oops] [DE]  {'f' * 200}"
@@ -78,7 +78,7 @@ def test_a_table_shows_names_as_they_are_and_cuts_nothing(capsys: pytest.Capture
 # --- Schema ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_schema_is_made_told_and_left_alone(folder: Path) -> None:
+def test_db_upgrade_creates_the_schema_and_status_prints_it(folder: Path) -> None:
     absent = ccp("db", "status")
     assert (absent.status, absent.out) == (1, f"found none, needed {schema.HEAD}\n")
     assert ccp_ok("db", "upgrade").out == f"The schema was absent and is now {schema.HEAD}.\n"
@@ -87,7 +87,7 @@ def test_the_schema_is_made_told_and_left_alone(folder: Path) -> None:
     assert schema.revision(f"sqlite:///{folder / 'ccp.db'}") == schema.HEAD
 
 
-def test_an_older_schema_is_told_by_every_command_that_needs_the_database(database: str) -> None:
+def test_commands_refuse_an_older_schema(database: str) -> None:
     sql(database, "update alembic_version set version_num = '0000'")
     assert ccp("db", "status").status == 1
     for command in (["party", "list"], ["trust", "list"], ["serve"]):
@@ -97,14 +97,14 @@ def test_an_older_schema_is_told_by_every_command_that_needs_the_database(databa
         )
 
 
-def test_a_newer_schema_is_good_enough_but_cannot_be_upgraded(database: str) -> None:
+def test_db_status_accepts_a_newer_schema_and_upgrade_refuses_it(database: str) -> None:
     sql(database, "update alembic_version set version_num = '9999'")
     assert ccp_ok("db", "status").out == f"found 9999, needed {schema.HEAD}\n"
     assert ccp_error("db", "upgrade") == f"The database schema is 9999, newer than this release's {schema.HEAD}."
 
 
 @pytest.mark.parametrize("command", [["db", "upgrade"], ["db", "status"], ["party", "list"], ["serve"]])
-def test_another_database_engine_is_refused_by_every_command(command: list[str]) -> None:
+def test_commands_refuse_an_unknown_database_engine(command: list[str]) -> None:
     sentence = ccp_error(*command, env={"CCP_DATABASE": "mysql://ccp:secret@localhost/ccp"})
     assert (
         sentence
@@ -112,7 +112,7 @@ def test_another_database_engine_is_refused_by_every_command(command: list[str])
     )
 
 
-def test_a_file_that_is_no_database_is_told(folder: Path) -> None:
+def test_commands_refuse_a_file_that_is_no_database(folder: Path) -> None:
     (folder / "ccp.db").write_bytes(b"not a database" * 100)
     for command in (["db", "upgrade"], ["db", "status"], ["party", "list"], ["serve"]):
         assert ccp_error(*command) == "ccp.db is not an opnc-ccp database."
@@ -121,7 +121,7 @@ def test_a_file_that_is_no_database_is_told(folder: Path) -> None:
 # --- Settings --------------------------------------------------------------------------------------------------------
 
 
-def test_the_effective_settings_are_shown_as_a_table_and_as_json() -> None:
+def test_config_prints_settings_as_table_and_as_json() -> None:
     table = {line.split()[0]: line.split()[1:] for line in ccp_ok("config").lines}
     assert table["port"] == ["8020"]
     assert table["base_url"] == []
@@ -131,7 +131,7 @@ def test_the_effective_settings_are_shown_as_a_table_and_as_json() -> None:
     assert list(shown) == list(Settings.model_fields)
 
 
-def test_settings_come_from_a_file_and_the_environment_overrides_it(folder: Path) -> None:
+def test_config_environment_overrides_the_file(folder: Path) -> None:
     (folder / "own.toml").write_text('port = 9000\nhost = "10.0.0.1"\n')
     shown = json.loads(ccp_ok("config", "--json", "--config", "own.toml", env={"CCP_PORT": "9001"}).out)
     assert (shown["port"], shown["host"]) == (9001, "10.0.0.1")
@@ -139,7 +139,7 @@ def test_settings_come_from_a_file_and_the_environment_overrides_it(folder: Path
     assert shown["port"] == 9000
 
 
-def test_every_setting_is_explained() -> None:
+def test_config_explains_every_setting() -> None:
     explained = ccp_ok("config", "--explain").lines
     assert len(explained) == len(Settings.model_fields) + 1
     assert all(line.endswith(".") for line in explained[1:])
@@ -154,7 +154,7 @@ def test_every_setting_is_explained() -> None:
         "postgresql://db/ccp?user=ccp&password=topsecret&sslmode=require",
     ],
 )
-def test_no_secret_is_shown(url: str) -> None:
+def test_config_shows_no_secret(url: str) -> None:
     for arguments in (["config"], ["config", "--json"]):
         shown = ccp_ok(*arguments, env={"CCP_DATABASE": url}).out
         assert "postgresql://" in shown
@@ -162,7 +162,7 @@ def test_no_secret_is_shown(url: str) -> None:
             assert part not in shown
 
 
-def test_a_bad_setting_is_told_with_its_name(folder: Path) -> None:
+def test_config_names_an_invalid_setting(folder: Path) -> None:
     (folder / "ccp.toml").write_text("port = 99999\n")
     assert ccp_error("config").startswith("port: Input should be less than or equal to 65535")
 
@@ -170,7 +170,7 @@ def test_a_bad_setting_is_told_with_its_name(folder: Path) -> None:
 # --- Parties ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_party_is_added_listed_and_disabled(database: str) -> None:
+def test_party_is_added_listed_and_disabled(database: str) -> None:
     added = ccp_ok(
         "party", "add", "Example eMSP [DE]", "--role", "emsp", "--provider-id", "de-exa", "--provider-id", "DEEXB"
     )
@@ -190,7 +190,7 @@ def test_a_party_is_added_listed_and_disabled(database: str) -> None:
     assert ccp_ok("party", "list").lines[1].endswith("disabled")
 
 
-def test_a_party_is_added_and_listed_as_json(database: str) -> None:
+def test_party_is_added_and_listed_as_json(database: str) -> None:
     added = json.loads(
         ccp_ok("party", "add", "All", "--role", "cps", "--role", "oem", "--all-providers", "--wmi", "wex", "--json",
              "--client-id", "own").out
@@ -237,20 +237,20 @@ def test_a_party_is_added_and_listed_as_json(database: str) -> None:
         (["B", "--role", "emsp", "--provider-id", "DEOWN"], "The provider id DEOWN belongs to Taken already."),
     ],
 )
-def test_a_party_that_makes_no_sense_is_refused(database: str, arguments: list[str], sentence: str) -> None:
+def test_party_add_refuses_inconsistent_parties(database: str, arguments: list[str], sentence: str) -> None:
     ccp_ok("party", "add", "Taken", "--role", "emsp", "--provider-id", "DEOWN")
     assert ccp_error("party", "add", *arguments) == sentence
     assert len(json.loads(ccp_ok("party", "list", "--json").out)) == 1
 
 
-def test_disabling_an_unknown_party_is_told(database: str) -> None:
-    assert ccp_error("party", "disable", "nobody") == "There is no party named nobody."
+def test_party_disable_refuses_an_unknown_party(database: str) -> None:
+    assert ccp_error("party", "disable", "unknown") == "There is no party named unknown."
 
 
 # --- Trust -----------------------------------------------------------------------------------------------------------
 
 
-def test_certificates_are_added_listed_and_removed(database: str, folder: Path, pkis: dict[str, PKI]) -> None:
+def test_trust_certificates_are_added_listed_and_removed(database: str, folder: Path, pkis: dict[str, PKI]) -> None:
     pki = pkis["iso2"]
     (folder / "chain.pem").write_bytes(pki.oem_sub2.certificate.pem() + pki.oem_sub1.certificate.pem())
     (folder / "root.der").write_bytes(pki.oem_root.certificate.der)
@@ -278,7 +278,7 @@ def test_certificates_are_added_listed_and_removed(database: str, folder: Path, 
     )
 
 
-def test_a_directory_of_certificates_is_added_as_a_whole(database: str, folder: Path, pkis: dict[str, PKI]) -> None:
+def test_trust_add_reads_a_directory(database: str, folder: Path, pkis: dict[str, PKI]) -> None:
     (folder / "roots").mkdir()
     for name in ("v2g_root", "emsp_root"):
         certificate = getattr(pkis["iso2"], name).certificate
@@ -288,7 +288,7 @@ def test_a_directory_of_certificates_is_added_as_a_whole(database: str, folder: 
 
 
 @pytest.mark.parametrize(
-    ("octets", "sentence"),
+    ("data", "sentence"),
     [
         (b"nothing", "file.pem holds no certificate: These 7 bytes are not an X.509 certificate."),
         (b"", "file.pem holds no certificate: These 0 bytes are not an X.509 certificate."),
@@ -296,23 +296,23 @@ def test_a_directory_of_certificates_is_added_as_a_whole(database: str, folder: 
         (None, "There is no file or directory file.pem."),
     ],
 )
-def test_a_file_without_certificate_is_told(database: str, folder: Path, octets: bytes | None, sentence: str) -> None:
-    if octets is not None:
-        (folder / "file.pem").write_bytes(octets)
+def test_trust_add_refuses_an_invalid_file(database: str, folder: Path, data: bytes | None, sentence: str) -> None:
+    if data is not None:
+        (folder / "file.pem").write_bytes(data)
     assert ccp_error("trust", "add", "file.pem", "--role", "v2g").startswith(sentence)
 
 
-def test_an_empty_directory_is_told_and_not_passed_over(database: str, folder: Path) -> None:
+def test_trust_add_refuses_an_empty_directory(database: str, folder: Path) -> None:
     (folder / "empty").mkdir()
     assert ccp_error("trust", "add", "empty", "--role", "v2g") == "There are no certificates in empty."
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_that_may_not_be_read_is_told(database: str, folder: Path) -> None:
+def test_trust_add_reports_an_unreadable_file(database: str, folder: Path) -> None:
     (folder / "file.pem").write_bytes(b"")
     (folder / "file.pem").chmod(0)
     assert "Permission denied" in ccp_error("trust", "add", "file.pem", "--role", "v2g")
 
 
-def test_a_fingerprint_that_is_none_is_told(database: str) -> None:
+def test_trust_remove_refuses_an_invalid_fingerprint(database: str) -> None:
     assert ccp_error("trust", "remove", "abc") == 'fingerprint : must match "^[0-9a-fA-F]{64}$"'

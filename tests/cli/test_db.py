@@ -20,7 +20,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return made
 
 
-def test_a_downgrade_says_what_is_lost_and_does_nothing_until_it_is_confirmed(url: str) -> None:
+def test_db_downgrade_needs_confirmation(url: str) -> None:
     env = {"CCP_DATABASE": url}
     assert "deletes the tables and columns that came after" in ccp_error("db", "downgrade", "0001", env=env)
     assert schema.revision(url) == schema.HEAD
@@ -33,18 +33,18 @@ def test_a_downgrade_says_what_is_lost_and_does_nothing_until_it_is_confirmed(ur
 
 
 @pytest.mark.parametrize("to", ["9999", "0004x", "head", "-1"])
-def test_a_downgrade_goes_to_an_older_revision_only(url: str, to: str) -> None:
+def test_db_downgrade_accepts_only_older_revisions(url: str, to: str) -> None:
     sentence = ccp_error("db", "downgrade", "--yes", "--", to, env={"CCP_DATABASE": url})
     assert sentence.startswith(f"The database schema is {schema.HEAD}; it can be taken back to: base, 0001, 0002")
     assert schema.revision(url) == schema.HEAD
 
 
-def test_a_server_makes_no_schema_in_a_postgresql_database_and_says_what_does(postgres: Server) -> None:
+def test_serve_creates_no_schema_in_postgresql(postgres: Server) -> None:
     empty = postgres.database(empty=True)
     sentence = ccp_error("serve", env={"CCP_DATABASE": empty})
     assert sentence == f"The database schema is absent, this release needs {schema.HEAD}; run 'ccp db upgrade'."
     assert schema.revision(empty) is None
 
 
-def test_only_a_cluster_is_distributed(url: str) -> None:
+def test_db_citus_distribute_needs_citus(url: str) -> None:
     assert "extension citus" in ccp_error("db", "citus-distribute", env={"CCP_DATABASE": url})

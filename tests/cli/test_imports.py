@@ -67,7 +67,7 @@ def modules_after(*arguments: str) -> set[str]:
 
 
 @pytest.mark.parametrize("command", ALLOWED, ids=lambda command: " ".join(command[:2]))
-def test_a_command_imports_no_more_packages_than_it_may(command: tuple[str, ...]) -> None:
+def test_command_imports_only_allowed_packages(command: tuple[str, ...]) -> None:
     modules = modules_after(*command)
     packages = {name.partition(".")[0] for name in modules}
     unknown = packages - sys.stdlib_module_names - ALLOWED[command]
@@ -88,7 +88,7 @@ def _is_of_the_environment(name: str) -> bool:
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_list_of_commands_says_what_the_command_itself_says(name: str) -> None:
+def test_command_table_matches_the_help_of_each_command(name: str) -> None:
     help_text = inspect.cleandoc(load(name).help)
     assert help_text.partition("\n\n")[0].replace("\n", " ") == COMMANDS[name].help
 
@@ -109,7 +109,7 @@ def without(libraries: tuple[str, ...], *arguments: object) -> subprocess.Comple
 @pytest.mark.parametrize(
     "command", [("serve",), ("party", "list"), ("db", "status"), ("verify", str(MESSAGE)), ("import", "-"), ("demo",)]
 )
-def test_a_command_without_the_servers_libraries_names_the_extra(command: tuple[str, ...]) -> None:
+def test_command_without_server_libraries_names_the_extra(command: tuple[str, ...]) -> None:
     done = without(SERVER_LIBRARIES, *command)
     assert done.stderr == f"ccp: ccp {command[0]} needs the server's libraries; install opnc-ccp[server].\n"
     assert (done.returncode, done.stdout) == (1, "")
@@ -118,18 +118,18 @@ def test_a_command_without_the_servers_libraries_names_the_extra(command: tuple[
 @pytest.mark.parametrize(
     "command", [("exi", "decode", str(MESSAGE)), ("verify", "--trust", str(MESSAGE.parent), str(MESSAGE))]
 )
-def test_commands_on_messages_need_no_library_of_the_server(command: tuple[str, ...]) -> None:
+def test_message_commands_need_no_server_library(command: tuple[str, ...]) -> None:
     done = without(SERVER_LIBRARIES, *command)
     assert done.stderr == ""
     assert done.stdout
 
 
-def test_the_command_line_without_its_own_libraries_names_the_extra() -> None:
+def test_command_line_without_typer_names_the_extra() -> None:
     done = without(("typer",), "--version")
     assert done.stderr == "ccp: The command line needs typer and rich; install opnc-ccp[cli].\n"
     assert (done.returncode, done.stdout) == (1, "")
 
 
-def test_a_missing_module_of_the_project_is_a_defect_and_keeps_its_traceback() -> None:
+def test_missing_project_module_keeps_its_traceback() -> None:
     done = without(("ccp.server.settings",), "config")
     assert "Traceback" in done.stderr

@@ -43,60 +43,52 @@ def messages(pkis: dict[str, PKI]) -> dict[str, bytes]:
     return made
 
 
-def b64(octets: bytes) -> bytes:
-    return base64.b64encode(octets)
+def b64(data: bytes) -> bytes:
+    return base64.b64encode(data)
 
 
 FORMS: dict[str, Callable[[bytes], bytes]] = {
-    "binary": lambda octets: octets,
+    "binary": lambda data: data,
     "base64": b64,
-    "base64 in lines": lambda octets: base64.encodebytes(octets),
-    "base64 with blanks around": lambda octets: b"\n  " + b64(octets) + b"\r\n",
-    "hex": lambda octets: octets.hex().encode(),
-    "HEX": lambda octets: octets.hex(" ", 4).upper().encode(),
-    "body of a PUT": lambda octets: json.dumps(
-        {"emaid": "x", "metaData": "für später", "certificateInstallationRes": b64(octets).decode()}, ensure_ascii=False
+    "base64 in lines": lambda data: base64.encodebytes(data),
+    "base64 with blanks around": lambda data: b"\n  " + b64(data) + b"\r\n",
+    "hex": lambda data: data.hex().encode(),
+    "HEX": lambda data: data.hex(" ", 4).upper().encode(),
+    "body of a PUT": lambda data: json.dumps(
+        {"emaid": "x", "metaData": "für später", "certificateInstallationRes": b64(data).decode()}, ensure_ascii=False
     ).encode(),
-    "body of a POST": lambda octets: json.dumps(
-        {"certificateInstallationReq": b64(octets).decode()}, indent=1
-    ).encode(),
-    "answer of a POST": lambda octets: json.dumps(
-        {"signedContractDataCollection": [{"certificateInstallationRes": b64(octets).decode()}]}
+    "body of a POST": lambda data: json.dumps({"certificateInstallationReq": b64(data).decode()}, indent=1).encode(),
+    "answer of a POST": lambda data: json.dumps(
+        {"signedContractDataCollection": [{"certificateInstallationRes": b64(data).decode()}]}
     ).encode(),
 }
 
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kind", ["iso2 response", "iso20 request"])
-def test_a_message_is_read_in_whatever_form_it_is_written_down(
-    messages: dict[str, bytes], folder: Path, form: str, kind: str
-) -> None:
-    octets = messages[kind]
-    (folder / "message").write_bytes(FORMS[form](octets))
-    expected = exi.to_json(exi.decode(octets))
+def test_exi_decode_reads_every_input_format(messages: dict[str, bytes], folder: Path, form: str, kind: str) -> None:
+    data = messages[kind]
+    (folder / "message").write_bytes(FORMS[form](data))
+    expected = exi.to_json(exi.decode(data))
     assert json.loads(ccp_ok("exi", "decode", "message", "--full").out) == expected
-    assert json.loads(ccp_ok("exi", "decode", "-", "--full", stdin=FORMS[form](octets)).out) == expected
+    assert json.loads(ccp_ok("exi", "decode", "-", "--full", stdin=FORMS[form](data)).out) == expected
 
 
 @pytest.mark.parametrize("kind", ["iso2 response", "iso2 request", "iso20 response", "iso20 request", "ed448 response"])
-def test_what_is_decoded_in_full_is_encoded_to_the_same_octets(
-    messages: dict[str, bytes], folder: Path, kind: str
-) -> None:
-    octets = messages[kind]
-    (folder / "message.json").write_bytes(ccp_ok("exi", "decode", "-", "--full", stdin=octets).out_bytes)
-    assert ccp_ok("exi", "encode", "message.json", "--to", "binary").out_bytes == octets
-    assert ccp_ok("exi", "encode", "message.json").out == b64(octets).decode() + "\n"
-    assert ccp_ok("exi", "encode", "message.json", "--to", "hex").out == octets.hex() + "\n"
+def test_exi_encode_restores_the_same_bytes(messages: dict[str, bytes], folder: Path, kind: str) -> None:
+    data = messages[kind]
+    (folder / "message.json").write_bytes(ccp_ok("exi", "decode", "-", "--full", stdin=data).out_bytes)
+    assert ccp_ok("exi", "encode", "message.json", "--to", "binary").out_bytes == data
+    assert ccp_ok("exi", "encode", "message.json").out == b64(data).decode() + "\n"
+    assert ccp_ok("exi", "encode", "message.json", "--to", "hex").out == data.hex() + "\n"
 
 
-def test_the_published_example_makes_the_round_trip() -> None:
+def test_exi_round_trip_of_the_published_example() -> None:
     full = ccp_ok("exi", "decode", EXAMPLE, "--full").out_bytes
     assert ccp_ok("exi", "encode", "-", stdin=full).out.strip() == "".join(EXAMPLE.read_text().split())
 
 
-def test_certificates_are_summarised_and_a_summary_cannot_be_written_back(
-    messages: dict[str, bytes], pkis: dict[str, PKI]
-) -> None:
+def test_exi_encode_refuses_summarised_certificates(messages: dict[str, bytes], pkis: dict[str, PKI]) -> None:
     for kind in ("iso2 response", "iso2 request", "iso20 response", "iso20 request"):
         shown = ccp_ok("exi", "decode", "-", stdin=messages[kind]).out
         assert '"fingerprint"' in shown
@@ -131,18 +123,18 @@ def test_certificates_are_summarised_and_a_summary_cannot_be_written_back(
         (b"gJg=", "at bit"),
     ],
 )
-def test_garbage_is_told_in_one_sentence(garbage: bytes, sentence: str) -> None:
+def test_exi_decode_refuses_garbage_in_one_sentence(garbage: bytes, sentence: str) -> None:
     assert sentence in ccp_error("exi", "decode", "-", stdin=garbage)
 
 
 @pytest.mark.parametrize(
     "garbage", [b"", b"{", b"[]", b"5", b'{"V2G_Message": {}}', b'{"Nothing": {}}', b"\xff\xfe", b"[" * 100_000]
 )
-def test_json_that_is_no_message_cannot_be_encoded(garbage: bytes) -> None:
+def test_exi_encode_refuses_json_that_is_no_message(garbage: bytes) -> None:
     assert ccp_error("exi", "encode", "-", stdin=garbage)
 
 
-def test_a_file_that_is_not_there_is_told() -> None:
+def test_exi_decode_reports_a_missing_file() -> None:
     for command in ("decode", "encode"):
         assert ccp_error("exi", command, "none.exi") == "none.exi cannot be read: No such file or directory."
 
@@ -166,8 +158,8 @@ def trust(folder: Path, pkis: dict[str, PKI]) -> Path:
     return folder / "trust"
 
 
-def report(octets: bytes, *arguments: object, status: int = 0) -> dict[str, Any]:
-    done = ccp("verify", "-", "--json", *arguments, stdin=octets)
+def report(data: bytes, *arguments: object, status: int = 0) -> dict[str, Any]:
+    done = ccp("verify", "-", "--json", *arguments, stdin=data)
     assert done.status == status, done
     found: dict[str, Any] = json.loads(done.out)
     return found
@@ -175,7 +167,7 @@ def report(octets: bytes, *arguments: object, status: int = 0) -> dict[str, Any]
 
 @pytest.mark.parametrize("name", ["iso2", "iso20", "ed448"])
 @pytest.mark.parametrize("kind", ["request", "response"])
-def test_a_good_message_verifies_with_every_check_told(
+def test_verify_reports_every_check_of_a_valid_message(
     messages: dict[str, bytes], trust: Path, name: str, kind: str
 ) -> None:
     found = report(messages[f"{name} {kind}"], "--trust", trust)
@@ -183,25 +175,23 @@ def test_a_good_message_verifies_with_every_check_told(
     assert {check["verdict"] for check in found["checks"]} == {"passed"}
     assert [check["number"] for check in found["checks"]] == list(range(1, len(found["checks"]) + 1))
     number = "2:2013" if name == "iso2" else "20:2020"
-    said = "CertificateInstallationReq" if kind == "request" else "CertificateInstallationRes"
-    assert found["message"] == f"{said} (urn:iso:15118:{number}:MsgDef)"
+    claimed = "CertificateInstallationReq" if kind == "request" else "CertificateInstallationRes"
+    assert found["message"] == f"{claimed} (urn:iso:15118:{number}:MsgDef)"
 
 
-def test_the_published_example_verifies_under_the_published_root(folder: Path) -> None:
+def test_verify_accepts_the_published_example(folder: Path) -> None:
     (folder / "anchors" / "v2g").mkdir(parents=True)
     (folder / "anchors" / "v2g" / "root.pem").write_bytes(public_root().pem())
-    octets = base64.b64decode(EXAMPLE.read_text())
-    found = report(octets, "--trust", folder / "anchors", "--at", "2025-01-01T00:00:00Z")
+    data = base64.b64decode(EXAMPLE.read_text())
+    found = report(data, "--trust", folder / "anchors", "--at", "2025-01-01T00:00:00Z")
     assert found["passed"] is True
     chains = [check["evidence"][-1] for check in found["checks"] if check["subject"].startswith("chain of")]
     assert len(chains) == 2
     assert all(public_root().fingerprint in last for last in chains)
-    assert report(octets, "--trust", folder / "anchors", "--at", "2035-01-01T00:00:00Z", status=1)["passed"] is False
+    assert report(data, "--trust", folder / "anchors", "--at", "2035-01-01T00:00:00Z", status=1)["passed"] is False
 
 
-def test_the_walk_is_told_to_people_with_its_verdict(
-    messages: dict[str, bytes], trust: Path, pkis: dict[str, PKI]
-) -> None:
+def test_verify_prints_checks_and_verdict(messages: dict[str, bytes], trust: Path, pkis: dict[str, PKI]) -> None:
     lines = ccp_ok("verify", "-", "--trust", trust, stdin=messages["iso2 response"]).lines
     assert lines[-1] == "verified"
     assert any(pkis["iso2"].v2g_root.certificate.fingerprint in line for line in lines)
@@ -212,35 +202,33 @@ def test_the_walk_is_told_to_people_with_its_verdict(
     assert any("is not valid before" in line for line in done.lines)
 
 
-def test_the_time_of_the_check_decides_and_is_told_in_universal_time(messages: dict[str, bytes], trust: Path) -> None:
-    octets = messages["iso2 response"]
+def test_verify_at_uses_and_prints_utc(messages: dict[str, bytes], trust: Path) -> None:
+    data = messages["iso2 response"]
     late = (AT + timedelta(days=3000)).isoformat()
-    found = report(octets, "--trust", trust, "--at", late, status=1)
+    found = report(data, "--trust", trust, "--at", late, status=1)
     reasons = {check["subject"]: check["reason"] for check in found["checks"] if check["verdict"] == "failed"}
     assert reasons["chain of the contract certificate to an eMSP or V2G root"] == (
         "The validUntil date of contract certificate is in the past."
     )
     assert "signature of the provisioning service" not in reasons
-    found = report(octets, "--trust", trust, "--at", "2001-01-01T01:30:00+02:00", status=1)
+    found = report(data, "--trust", trust, "--at", "2001-01-01T01:30:00+02:00", status=1)
     assert found["at"] == "2000-12-31T23:30:00+00:00"
 
 
 @pytest.mark.parametrize("at", ["yesterday", "2025-13-01T00:00:00Z", "2025-01-01", "2025-01-01T00:00:00", ""])
-def test_a_time_that_is_none_is_told(messages: dict[str, bytes], trust: Path, at: str) -> None:
+def test_verify_refuses_an_invalid_time(messages: dict[str, bytes], trust: Path, at: str) -> None:
     assert ccp_error("verify", "-", "--trust", trust, "--at", at, stdin=messages["iso2 response"]).startswith("--at ")
 
 
-def test_anchors_count_for_the_role_of_their_folder_and_for_all_when_they_lie_above(
-    messages: dict[str, bytes], folder: Path, trust: Path
-) -> None:
-    octets = messages["iso2 response"]
+def test_verify_trust_reads_anchors_by_role(messages: dict[str, bytes], folder: Path, trust: Path) -> None:
+    data = messages["iso2 response"]
     (trust / "v2g" / "iso20.pem").rename(trust / "oem" / "moved.pem")
-    report(octets, "--trust", trust, status=1)
+    report(data, "--trust", trust, status=1)
     (trust / "oem" / "moved.pem").rename(trust / "moved.pem")
-    report(octets, "--trust", trust)
+    report(data, "--trust", trust)
 
 
-def test_a_changed_message_fails_with_its_reason(messages: dict[str, bytes], trust: Path) -> None:
+def test_verify_reports_why_a_modified_message_fails(messages: dict[str, bytes], trust: Path) -> None:
     message = exi.decode(messages["iso2 response"])
     body = message.Body._replace(DHpublickey=message.Body.DHpublickey._replace(value=bytes(65)))  # type: ignore[union-attr]
     found = report(exi.encode(message._replace(Body=body)), "--trust", trust, status=1)  # type: ignore[call-arg]
@@ -251,14 +239,12 @@ def test_a_changed_message_fails_with_its_reason(messages: dict[str, bytes], tru
     }
 
 
-def test_octets_that_are_no_message_are_a_failed_check(trust: Path) -> None:
+def test_verify_reports_invalid_bytes_as_a_failed_check(trust: Path) -> None:
     found = report(b"\x80\x98\x00", "--trust", trust, status=1)
     assert (found["message"], found["passed"], len(found["checks"])) == ("no message", False, 1)
 
 
-def test_without_a_directory_the_pools_own_anchors_are_asked(
-    messages: dict[str, bytes], folder: Path, trust: Path
-) -> None:
+def test_verify_without_trust_uses_the_pools_anchors(messages: dict[str, bytes], folder: Path, trust: Path) -> None:
     schema.upgrade(f"sqlite:///{folder / 'ccp.db'}")
     report(messages["iso20 request"], status=1)
     ccp_ok("trust", "add", trust / "oem", "--role", "oem")
@@ -266,6 +252,6 @@ def test_without_a_directory_the_pools_own_anchors_are_asked(
     report(messages["iso2 request"])
 
 
-def test_a_directory_that_is_not_there_is_told(messages: dict[str, bytes]) -> None:
+def test_verify_reports_a_missing_directory(messages: dict[str, bytes]) -> None:
     assert ccp_error("verify", "-", "--trust", "none", stdin=messages["iso2 request"]) == "There is no directory none."
     assert ccp_error("verify", "none.exi", "--trust", ".") == "none.exi cannot be read: No such file or directory."

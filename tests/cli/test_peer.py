@@ -74,7 +74,7 @@ def test_peer_edit_changes_and_records_what_is_given(database: str) -> None:
 
 def test_peer_edit_refuses_what_cannot_be_called(database: str) -> None:
     assert ccp_error("peer", "edit", "pool-b") == "Nothing is to be changed; see --help."
-    assert "address of a pool" in ccp_error("peer", "edit", "pool-b", "--base-url", "b.example")
+    assert "The URL of a pool" in ccp_error("peer", "edit", "pool-b", "--base-url", "b.example")
     assert ccp_error("peer", "edit", "pool-b", "--remove-provider-id", "DEEXA") == "pool-b does not have DEEXA."
     assert ccp_error("peer", "edit", "pool-z", "--base-url", "https://z.example") == "There is no peer pool-z."
     assert shown()["base_url"] == "https://b.example"

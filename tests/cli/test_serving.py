@@ -2,107 +2,26 @@
 
 from __future__ import annotations
 
-import json
-import signal
 import socket
 import ssl
 import stat
-import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_private_key
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 
-from ccp import verify as installation
 from ccp.ids import PCID, Namespace
 from ccp.server import settings
 from ccp.server.storage.engine import schema
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI, Credential
-from tests.cli.run import COMMAND, ccp, ccp_error, ccp_ok, ccp_process, environment
+from tests.cli.run import ccp, ccp_error, ccp_ok, ccp_process
+from tests.cli.served_sandbox import BASE, Sandbox, ask, free_port, own_certificate, serving
 from tests.server.storage.made import broken_invariants, sql
-from tests.world import octets_of
 
-BASE = "/opnc/v1/ccp"
 EDITIONS = {"iso2": Namespace.ISO2, "iso20": Namespace.ISO20}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-@contextmanager
-def serving(
-    url: str,
-    *arguments: object,
-    verify: ssl.SSLContext | bool = True,
-    log: Path | None = None,
-    temporary: Path | None = None,
-    **how: Any,
-) -> Iterator[httpx.Client]:
-    """`ccp serve` as a process of its own until the block ends; then it has to end in order.
-
-    log: what it prints. temporary: where its temporary files go.
-    """
-    env = environment(**({"TMPDIR": str(temporary)} if temporary else {}))
-    with open(log or "/dev/null", "wb") as err:
-        process = subprocess.Popen([*COMMAND, "serve", *map(str, arguments)], stderr=err, stdout=err, env=env, **how)
-    try:
-        with httpx.Client(base_url=url, verify=verify, timeout=10) as http:
-            deadline = time.monotonic() + 30
-            while True:
-                assert process.poll() is None, log.read_text() if log else "it ended"
-                try:
-                    http.get("/health").raise_for_status()
-                except httpx.TransportError:
-                    assert time.monotonic() < deadline, "the server did not start"
-                    time.sleep(0.05)
-                else:
-                    break
-            yield http
-        process.send_signal(signal.SIGTERM)
-        # uvicorn ends as the signal asks for, once it has ended in order.
-        assert process.wait(30) in (0, -signal.SIGTERM)
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-
-
-class Sandbox:
-    """A sandbox's directory, read as a user of it would."""
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self.credentials = json.loads((directory / "credentials.json").read_text())
-        self.url: str = self.credentials["base_url"]
-
-    def samples(self, kind: str) -> list[dict[str, Any]]:
-        found = sorted(self.directory.glob(f"samples/*/{kind}_*.json"))
-        assert found
-        return [json.loads(path.read_text()) for path in found]
-
-    def token(self, http: httpx.Client, role: str) -> dict[str, str]:
-        """The header with which the first party of a role calls."""
-        party = next(party for party in self.credentials["parties"] if party["role"] == role)
-        form = {name: party[name] for name in ("client_id", "client_secret")}
-        answer = http.post(self.credentials["token_url"], data={"grant_type": "client_credentials", **form})
-        assert answer.status_code == 200, answer.text
-        return {"Authorization": f"Bearer {answer.json()['access_token']}"}
 
 
 def walk(http: httpx.Client, sandbox: Sandbox) -> list[dict[str, Any]]:
@@ -114,30 +33,18 @@ def walk(http: httpx.Client, sandbox: Sandbox) -> list[dict[str, Any]]:
     return ask(http, sandbox, cpo)
 
 
-def ask(http: httpx.Client, sandbox: Sandbox, cpo: dict[str, str]) -> list[dict[str, Any]]:
-    items = []
-    for body in sandbox.samples("request"):
-        answer = http.post(f"{BASE}/signedcontractdata", json=body, headers=cpo)
-        assert answer.status_code == 200, answer.text
-        items += answer.json()["signedContractDataCollection"]
-    for item in items:
-        response = installation.read_response(octets_of(item), Namespace(item["xsdMsgDefNamespace"]))
-        assert response.response_code == "OK"
-    return items
-
-
 # --- The sandbox -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def laid_out(tmp_path_factory: pytest.TempPathFactory) -> Sandbox:
-    """A sandbox that nobody changes."""
+    """A sandbox that no test changes."""
     directory = tmp_path_factory.mktemp("sandbox") / "DIR"
     assert f"{directory}/ccp.toml" in ccp_ok("sandbox", directory, "--port", 8123).out
     return Sandbox(directory)
 
 
-def test_a_sandbox_has_exactly_the_files_that_are_documented(laid_out: Sandbox) -> None:
+def test_sandbox_creates_the_documented_files(laid_out: Sandbox) -> None:
     directory = laid_out.directory
     assert {path.name for path in directory.iterdir()} == {
         "ccp.toml", "ccp.db", "ccp.db-writelock", "credentials.json", "pki", "samples", "trust", "vehicles",
@@ -154,7 +61,7 @@ def test_a_sandbox_has_exactly_the_files_that_are_documented(laid_out: Sandbox) 
         }
 
 
-def test_the_credentials_of_a_sandbox_are_complete(laid_out: Sandbox) -> None:
+def test_sandbox_credentials_are_complete(laid_out: Sandbox) -> None:
     credentials = laid_out.credentials
     assert list(credentials) == ["base_url", "token_url", "parties"]
     assert (credentials["base_url"], credentials["token_url"]) == (
@@ -173,7 +80,7 @@ def test_the_credentials_of_a_sandbox_are_complete(laid_out: Sandbox) -> None:
     }
 
 
-def test_the_samples_of_a_sandbox_are_complete_bodies_that_are_not_stored_yet(laid_out: Sandbox) -> None:
+def test_sandbox_samples_are_complete_and_not_stored(laid_out: Sandbox) -> None:
     for body in laid_out.samples("publish"):
         assert set(body) == {
             "certificateInstallationRes", "emaid", "pcid", "xsdMsgDefNamespace", "cpsV2GRootCertificateFingerprint",
@@ -185,7 +92,7 @@ def test_the_samples_of_a_sandbox_are_complete_bodies_that_are_not_stored_yet(la
     assert sql(url, "select count(*) from contract") == [(0,)]
 
 
-def test_secrets_of_a_sandbox_are_readable_for_their_owner_alone(laid_out: Sandbox) -> None:
+def test_sandbox_secrets_are_readable_by_the_owner_only(laid_out: Sandbox) -> None:
     secret = [
         path for path in laid_out.directory.rglob("*") if path.name.endswith((".key.pem", "credentials.json", ".db"))
     ]
@@ -193,7 +100,7 @@ def test_secrets_of_a_sandbox_are_readable_for_their_owner_alone(laid_out: Sandb
     assert {stat.S_IMODE(path.stat().st_mode) for path in secret} == {0o600}
 
 
-def test_the_keys_and_certificates_of_a_sandbox_can_be_used(laid_out: Sandbox) -> None:
+def test_sandbox_keys_and_certificates_are_usable(laid_out: Sandbox) -> None:
     for edition, namespace in EDITIONS.items():
         pki = PKI.load(laid_out.directory / "pki" / edition)
         (name,) = {path.name[:17] for path in (laid_out.directory / "vehicles" / edition).glob("*1.pem")} | {
@@ -207,13 +114,13 @@ def test_the_keys_and_certificates_of_a_sandbox_can_be_used(laid_out: Sandbox) -
         )
 
 
-def test_the_messages_of_a_sandbox_verify_under_its_own_trust_directory(laid_out: Sandbox) -> None:
+def test_sandbox_messages_verify_under_its_trust_directory(laid_out: Sandbox) -> None:
     for path in sorted(laid_out.directory.glob("samples/*/*1.json")):
         ccp_ok("verify", path, "--trust", laid_out.directory / "trust")
 
 
 @pytest.mark.parametrize("there", ["file", "directory", "hidden"])
-def test_a_sandbox_is_not_made_where_something_is(tmp_path: Path, there: str) -> None:
+def test_sandbox_refuses_a_directory_with_files(tmp_path: Path, there: str) -> None:
     directory = tmp_path / "DIR"
     if there == "file":
         directory.write_text("mine")
@@ -225,8 +132,8 @@ def test_a_sandbox_is_not_made_where_something_is(tmp_path: Path, there: str) ->
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 
-def test_a_sandbox_touches_no_other_database_whatever_the_environment_says(tmp_path: Path) -> None:
-    """Its roots are nobody's, and must not become trusted in a pool that is in use."""
+def test_sandbox_ignores_the_configured_database(tmp_path: Path) -> None:
+    """Its test roots must not become trusted in a pool that is in use."""
     (tmp_path / "own").mkdir()
     ccp_ok("db", "upgrade", env={"CCP_DATABASE": f"sqlite:///{tmp_path}/own/ccp.db"})
     ccp_ok("sandbox", tmp_path / "DIR", env={"CCP_DATABASE": f"sqlite:///{tmp_path}/own/ccp.db"})
@@ -237,7 +144,7 @@ def test_a_sandbox_touches_no_other_database_whatever_the_environment_says(tmp_p
 # --- Serving ---------------------------------------------------------------------------------------------------------
 
 
-def test_the_sandboxs_server_takes_every_sample_and_answers_every_request(tmp_path: Path) -> None:
+def test_sandbox_server_accepts_every_sample(tmp_path: Path) -> None:
     port = free_port()
     done = ccp_process("sandbox", tmp_path / "DIR", "--port", port)
     assert done.returncode == 0, done.stderr
@@ -257,14 +164,14 @@ def test_the_sandboxs_server_takes_every_sample_and_answers_every_request(tmp_pa
     assert not (tmp_path / "ccp.db").exists()
 
 
-def test_a_sandbox_can_come_with_its_samples_stored_and_be_served_by_several_workers(tmp_path: Path) -> None:
+def test_sandbox_store_is_served_by_several_workers(tmp_path: Path) -> None:
     port = free_port()
     ccp_ok("sandbox", tmp_path / "DIR", "--port", port, "--store")
     sandbox = Sandbox(tmp_path / "DIR")
     with serving(sandbox.url, "--config", sandbox.directory / "ccp.toml", "--workers", 2, log=tmp_path / "log") as http:
         cpo = sandbox.token(http, "cpo")
         assert len(ask(http, sandbox, cpo)) == 6
-        # New connections meet both workers; a token of one is good for the other, and publishing again replaces.
+        # New connections meet both workers; a token of one is valid for the other, and publishing again replaces.
         for _ in range(12):
             answer = httpx.get(f"{sandbox.url}/health", timeout=10)
             assert answer.json() == {"status": "ok"}
@@ -276,7 +183,7 @@ def test_a_sandbox_can_come_with_its_samples_stored_and_be_served_by_several_wor
     assert broken_invariants(f"sqlite:///{sandbox.directory}/ccp.db") == []
 
 
-def test_serving_makes_the_database_that_is_not_there_even_with_several_workers(tmp_path: Path) -> None:
+def test_serve_creates_the_database_with_several_workers(tmp_path: Path) -> None:
     port = free_port()
     with serving(
         f"http://127.0.0.1:{port}", "--port", port, "--workers", 3, cwd=tmp_path, log=tmp_path / "log"
@@ -290,22 +197,7 @@ def test_serving_makes_the_database_that_is_not_there_even_with_several_workers(
     assert "died" not in log
 
 
-def own_certificate(folder: Path) -> tuple[Path, Path]:
-    """A self-signed certificate for 127.0.0.1, and its key."""
-    key = generate_private_key(SECP256R1())
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "ccp test")])
-    now = datetime.now(UTC)
-    certificate = (
-        x509.CertificateBuilder(name, name, key.public_key(), 1, now - timedelta(days=1), now + timedelta(days=1))
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-        .sign(key, hashes.SHA256())
-    )
-    (folder / "cert.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
-    (folder / "key.pem").write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
-    return folder / "cert.pem", folder / "key.pem"
-
-
-def test_the_server_speaks_tls(tmp_path: Path) -> None:
+def test_serve_speaks_tls(tmp_path: Path) -> None:
     certificate, _ = own_certificate(tmp_path)
     port = free_port()
     trusting = ssl.create_default_context(cafile=str(certificate))
@@ -317,7 +209,7 @@ def test_the_server_speaks_tls(tmp_path: Path) -> None:
     assert f"https://127.0.0.1:{port}" in (tmp_path / "log").read_text()
 
 
-def test_tls_files_that_cannot_be_used_are_told_before_anything_starts(tmp_path: Path) -> None:
+def test_serve_refuses_unusable_tls_files_before_it_starts(tmp_path: Path) -> None:
     certificate, key = own_certificate(tmp_path)
     (tmp_path / "garbage.pem").write_text("no certificate")
     (tmp_path / "other").mkdir()
@@ -334,7 +226,7 @@ def test_tls_files_that_cannot_be_used_are_told_before_anything_starts(tmp_path:
         assert reason in sentence.lower() or reason in sentence
 
 
-def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
+def test_serve_reports_a_port_in_use(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -347,7 +239,7 @@ def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
 # --- The demo --------------------------------------------------------------------------------------------------------
 
 
-def test_the_demo_tells_the_whole_story_for_both_editions(tmp_path: Path) -> None:
+def test_demo_runs_every_step_in_both_editions(tmp_path: Path) -> None:
     done = ccp_process("demo", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
@@ -360,7 +252,7 @@ def test_the_demo_tells_the_whole_story_for_both_editions(tmp_path: Path) -> Non
     assert not any(tmp_path.iterdir())
 
 
-def test_the_demo_runs_in_any_width_and_without_colours() -> None:
+def test_demo_runs_in_any_width_and_without_colours() -> None:
     done = ccp("demo", env={"COLUMNS": "20", "NO_COLOR": "1"})
     assert done.status == 0
     assert sum(line.startswith("✓") for line in done.lines) == 25

@@ -62,9 +62,7 @@ def listed(run: Run) -> list[dict[str, Any]]:
 # --- add ---
 
 
-def test_pem_der_and_directories_are_added_with_role_label_source_and_time(
-    run: Run, tmp_path: Path, pkis: dict[str, PKI]
-) -> None:
+def test_trust_add_reads_pem_der_and_directories(run: Run, tmp_path: Path, pkis: dict[str, PKI]) -> None:
     folder = tmp_path / "certificates"
     folder.mkdir()
     one, two, three = root("One"), root("Two"), root("Three")
@@ -89,7 +87,7 @@ def test_pem_der_and_directories_are_added_with_role_label_source_and_time(
         assert entry["state"] == "valid"
 
 
-def test_a_label_is_what_it_is_called_and_a_known_certificate_takes_the_new_one(run: Run, tmp_path: Path) -> None:
+def test_trust_add_replaces_the_label(run: Run, tmp_path: Path) -> None:
     certificate = root("One")
     path = pem(tmp_path, "one.pem", certificate, certificate)
     status, out, _ = run("trust", "add", path, "--role", "v2g", "--role", "v2g", "--label", "our first root")
@@ -99,7 +97,7 @@ def test_a_label_is_what_it_is_called_and_a_known_certificate_takes_the_new_one(
     assert [entry["label"] for entry in listed(run)] == ["renamed"]
 
 
-def test_expired_and_expiring_certificates_are_added_and_told(run: Run, tmp_path: Path) -> None:
+def test_trust_add_warns_of_expiring_certificates(run: Run, tmp_path: Path) -> None:
     day = timedelta(days=1)
     ended, soon, later = root("Ended", (AT - day, AT)), root("Soon", (AT, AT + 60 * day)), root("Later")
     not_yet = root("Not yet", (AT + day, AT + 900 * day))
@@ -123,15 +121,15 @@ def test_expired_and_expiring_certificates_are_added_and_told(run: Run, tmp_path
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "reason"),
     [
         (lambda: damaged(root("Damaged")), "its own signature does not hold"),
         (signed_by_another, "its own signature does not hold"),
         (rsa_root, "is not of a kind"),
     ],
 )
-def test_a_root_that_is_none_is_refused_by_name_and_nothing_is_added(
-    run: Run, tmp_path: Path, make: Callable[[], Certificate], said: str
+def test_trust_add_refuses_an_invalid_root(
+    run: Run, tmp_path: Path, make: Callable[[], Certificate], reason: str
 ) -> None:
     folder = tmp_path / "certificates"
     folder.mkdir()
@@ -140,13 +138,13 @@ def test_a_root_that_is_none_is_refused_by_name_and_nothing_is_added(
     status, out, err = run("trust", "add", folder, "--role", "v2g")
     assert (status, out) == (1, "")
     assert "bad.pem: " in err
-    assert said in err
+    assert reason in err
     assert "Nothing was added." in err
     assert listed(run) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"text", b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"])
-def test_a_file_without_a_certificate_is_refused(run: Run, tmp_path: Path, content: bytes) -> None:
+def test_trust_add_refuses_a_file_without_certificate(run: Run, tmp_path: Path, content: bytes) -> None:
     (tmp_path / "file.pem").write_bytes(content)
     status, _, err = run("trust", "add", tmp_path / "file.pem", "--role", "v2g")
     assert status == 1
@@ -156,7 +154,7 @@ def test_a_file_without_a_certificate_is_refused(run: Run, tmp_path: Path, conte
 # --- remove ---
 
 
-def test_a_certificate_is_removed_for_one_role_or_for_all(run: Run, tmp_path: Path) -> None:
+def test_trust_remove_for_one_role_or_for_all(run: Run, tmp_path: Path) -> None:
     certificate = root("One")
     run("trust", "add", pem(tmp_path, "one.pem", certificate), "--role", "v2g", "--role", "oem", "--role", "emsp")
     assert (
@@ -172,7 +170,7 @@ def test_a_certificate_is_removed_for_one_role_or_for_all(run: Run, tmp_path: Pa
 # --- export ---
 
 
-def test_an_export_is_what_verify_reads(run: Run, tmp_path: Path, pkis: dict[str, PKI]) -> None:
+def test_trust_export_is_read_by_verify(run: Run, tmp_path: Path, pkis: dict[str, PKI]) -> None:
     v2g, sub = root("One"), pkis["iso2"].oem_sub1.certificate
     run("trust", "add", pem(tmp_path, "one.pem", v2g), "--role", "v2g", "--role", "emsp")
     run("trust", "add", pem(tmp_path, "sub.pem", sub), "--role", "oem")
@@ -187,7 +185,7 @@ def test_an_export_is_what_verify_reads(run: Run, tmp_path: Path, pkis: dict[str
     assert [path.name for path in (tmp_path / "only").iterdir()] == ["oem"]
 
 
-def test_one_role_is_exported_to_standard_output_as_one_pem(run: Run, tmp_path: Path) -> None:
+def test_trust_export_prints_one_role_as_pem(run: Run, tmp_path: Path) -> None:
     one, two = root("One"), root("Two")
     run("trust", "add", pem(tmp_path, "one.pem", one, two), "--role", "v2g")
     run("trust", "add", pem(tmp_path, "three.pem", root("Three")), "--role", "oem")
@@ -216,9 +214,7 @@ def lists(rcp: ScriptedServer, *certificates: Certificate, extra: tuple[Any, ...
     rcp.answers["/opnc/v1/rcp/rootcertificates"] = answer
 
 
-def test_a_synchronisation_tells_what_was_added_what_is_gone_and_what_is_unusable(
-    run: Run, rcp: ScriptedServer
-) -> None:
+def test_trust_sync_reports_added_delisted_and_unusable_roots(run: Run, rcp: ScriptedServer) -> None:
     settings = {"rcp_url": rcp.url + "/opnc/v1/rcp", "rcp_token": "a token"}
     one, two = root("One"), root("\x1b[31mTwo")
     lists(rcp, one, two)
@@ -238,20 +234,20 @@ def test_a_synchronisation_tells_what_was_added_what_is_gone_and_what_is_unusabl
     assert len(listed(run)) == 2
     lists(rcp, one)
     status, out, _ = run("trust", "sync", "--prune", "--json")
-    told = json.loads(out)
-    assert told["pruned"] is True
-    assert [entry["fingerprint"] for entry in told["gone"]] == [two.fingerprint]
+    result = json.loads(out)
+    assert result["pruned"] is True
+    assert [entry["fingerprint"] for entry in result["gone"]] == [two.fingerprint]
     assert [entry["fingerprint"] for entry in listed(run)] == [one.fingerprint]
 
 
-def test_a_synchronisation_that_fails_is_one_sentence_and_changes_nothing(run: Run, rcp: ScriptedServer) -> None:
+def test_trust_sync_failure_changes_nothing(run: Run, rcp: ScriptedServer) -> None:
     rcp.answers["*"] = Reply(500)
     status, out, err = run("trust", "sync", rcp_url=rcp.url)
     assert (status, out) == (1, "")
     assert err == "ccp: The Root Certificate Pool answered 500; nothing was changed.\n"
 
 
-def test_without_a_pool_there_is_nothing_to_synchronise_with(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trust_sync_needs_a_root_certificate_pool(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CCP_RCP_URL", raising=False)
     status, _, err = run("trust", "sync")
     assert status == 1

@@ -47,11 +47,11 @@ def configure(folder: Path, pool: Pool, **settings: object) -> None:
 
 
 def revoke(pool: Pool, contract: Contract, edition: str = "iso2") -> None:
-    """As if a responder had said so."""
+    """As if a responder had evidence so."""
     issuer = pool.pki(edition).emsp_sub2.certificate.issuer_key_id
     number = Certificate.load(contract.certificate).serial_number
-    said = Evidence(issuer, number, RevocationStatus.REVOKED, AT, AT + HOUR, AT - DAY, "OCSP test")
-    assert pool.change(revocation.store_evidence(said)) is True
+    evidence = Evidence(issuer, number, RevocationStatus.REVOKED, AT, AT + HOUR, AT - DAY, "OCSP test")
+    assert pool.change(revocation.store_evidence(evidence)) is True
 
 
 def deleted(pool: Pool) -> list[str]:
@@ -59,24 +59,24 @@ def deleted(pool: Pool) -> list[str]:
     return [emaid for (emaid,) in pool.sql("select emaid from outbox where kind = 'oem.contract.deleted'")]
 
 
-def cleansed(*arguments: str, **how: Any) -> dict[str, str]:
+def purged(*arguments: str, **how: Any) -> dict[str, str]:
     """What is removed, with the reason."""
     return {
         each["emaid"]: each["reason"] for each in json.loads(ccp_ok("purge", "--yes", "--json", *arguments, **how).out)
     }
 
 
-# --- Cleansing -------------------------------------------------------------------------------------------------------
+# --- Purging ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("edition", ["iso2", "iso20"])
-def test_expired_and_revoked_contracts_are_removed_and_told_of_and_good_ones_stay(around: Pool, edition: str) -> None:
+def test_purge_removes_expired_and_revoked_contracts(around: Pool, edition: str) -> None:
     cars = [around.car(edition) for _ in range(3)]
     expired, revoked, fine = (around.publish(car) for car in cars)
     around.expire(expired.emaid)
     revoke(around, revoked, edition)
     spent = {expired.emaid: "expired", revoked.emaid: "revoked"}
-    assert cleansed("--dry-run") == spent
+    assert purged("--dry-run") == spent
     assert ccp_ok("purge", "--dry-run").lines[-1] == "2 contract(s) would be removed."
     assert [around.stored(one.emaid) for one in (expired, revoked, fine)] == [1, 1, 1]
     assert deleted(around) == []
@@ -85,14 +85,14 @@ def test_expired_and_revoked_contracts_are_removed_and_told_of_and_good_ones_sta
     assert any(line.split() == [expired.emaid, str(cars[0].pcid), "expired"] for line in lines)
     assert [around.stored(one.emaid) for one in (expired, revoked, fine)] == [0, 0, 1]
     assert sorted(deleted(around)) == sorted(spent)
-    assert cleansed() == {}
+    assert purged() == {}
     assert ccp_ok("purge", "--yes").lines[-1] == "0 contract(s) removed."
     assert sorted(deleted(around)) == sorted(spent)
     assert around.ask(cars[2])[0]["emaid"] == fine.emaid
     assert around.sql("select count(*) from emaid_claim") == [(1,)]  # the EMAIDs are free again
 
 
-def test_a_contract_with_one_variant_that_is_still_valid_stays(around: Pool) -> None:
+def test_purge_keeps_a_contract_with_a_valid_variant(around: Pool) -> None:
     car, emaid = around.car(), new_emaid()
     around.publish(car, emaid)
     around.publish(car, emaid, signer="other_iso2")
@@ -100,30 +100,30 @@ def test_a_contract_with_one_variant_that_is_still_valid_stays(around: Pool) -> 
     first = around.pki("iso2").v2g_root.certificate.fingerprint
     late = int((AT - HOUR).timestamp())
     around.sql("update contract set valid_to = ? where emaid = ? and root_fingerprint = ?", late, emaid, first)
-    assert cleansed() == {}
+    assert purged() == {}
     assert around.stored(emaid) == 2
     around.sql("update contract set valid_to = ? where emaid = ?", late, emaid)
-    assert cleansed() == {emaid: "expired"}
+    assert purged() == {emaid: "expired"}
     assert around.stored(emaid) == 0
 
 
-def test_a_contract_that_expired_within_the_grace_period_stays(around: Pool, tmp_path: Path) -> None:
+def test_purge_keeps_a_contract_within_the_grace_period(around: Pool, tmp_path: Path) -> None:
     contract = around.publish(around.car())
     around.expire(contract.emaid)
     configure(tmp_path, around, purge_grace=3600)
-    assert cleansed() == {}
+    assert purged() == {}
     assert around.stored(contract.emaid) == 1
     around.sql("update contract set valid_to = valid_to - 3600")
-    assert cleansed() == {contract.emaid: "expired"}
+    assert purged() == {contract.emaid: "expired"}
 
 
-def test_a_revoked_contract_is_not_kept_for_a_grace_period(around: Pool) -> None:
+def test_purge_removes_a_revoked_contract_without_grace(around: Pool) -> None:
     contract = around.publish(around.car())
     revoke(around, contract)
-    assert cleansed(env={"CCP_PURGE_GRACE": "3600"}) == {contract.emaid: "revoked"}
+    assert purged(env={"CCP_PURGE_GRACE": "3600"}) == {contract.emaid: "revoked"}
 
 
-def test_cleansing_tells_programs_nothing_but_json(around: Pool) -> None:
+def test_purge_json_prints_only_json(around: Pool) -> None:
     contract = around.publish(around.car())
     around.expire(contract.emaid)
     done = ccp_process("purge", "--yes", "--json", env=environment())
@@ -132,7 +132,7 @@ def test_cleansing_tells_programs_nothing_but_json(around: Pool) -> None:
     assert each == {"emaid": contract.emaid, "pcid": contract.body["pcid"], "reason": "expired"}
 
 
-def test_a_pool_cleanses_by_itself(pkis: dict[str, PKI]) -> None:
+def test_purge_runs_on_a_schedule(pkis: dict[str, PKI]) -> None:
     with start(pkis, purge_interval=1) as pool:
         contract, fine = pool.publish(pool.car()), pool.publish(pool.car())
         pool.expire(contract.emaid)
@@ -154,7 +154,7 @@ def reports(*arguments: object, status: int = 0) -> Any:
 
 
 @pytest.mark.parametrize("edition", ["iso2", "iso20"])
-def test_what_is_held_of_a_contract_or_a_vehicle_is_verified(around: Pool, edition: str) -> None:
+def test_verify_stored_messages_of_a_contract_or_vehicle(around: Pool, edition: str) -> None:
     car = around.car(edition)
     first, second = around.publish(car), around.publish(car)
     (report,) = reports("--emaid", first.emaid)
@@ -168,7 +168,7 @@ def test_what_is_held_of_a_contract_or_a_vehicle_is_verified(around: Pool, editi
     assert any("names no OCSP or CRL address" in line for line in lines)
 
 
-def test_what_is_held_and_revoked_or_expired_fails_with_its_reason(around: Pool) -> None:
+def test_verify_stored_reports_revoked_and_expired(around: Pool) -> None:
     car = around.car()
     contract, fine = around.publish(car), around.publish(car)
     revoke(around, contract)
@@ -184,21 +184,21 @@ def test_what_is_held_and_revoked_or_expired_fails_with_its_reason(around: Pool)
     assert any("in the past" in check["reason"] for check in report["checks"])
 
 
-def test_every_variant_of_a_contract_is_verified(around: Pool) -> None:
+def test_verify_stored_checks_every_variant(around: Pool) -> None:
     car, emaid = around.car(), new_emaid()
     around.publish(car, emaid)
     around.publish(car, emaid, signer="other_iso2")
     assert [one["passed"] for one in reports("--emaid", emaid)] == [True, True]
 
 
-def test_what_is_not_held_is_told_in_a_sentence(around: Pool) -> None:
+def test_verify_stored_reports_an_unknown_id(around: Pool) -> None:
     assert ccp_error("verify", "--emaid", new_emaid()) == "The pool stores no such message."
     assert ccp_error("verify", "--pcid", new_pcid(), "--json") == "The pool stores no such message."
     assert ccp_error("verify", "--emaid", "nonsense")
     assert ccp_error("verify", "--pcid", "nonsense")
 
 
-def test_one_thing_is_verified_at_a_time(around: Pool) -> None:
+def test_verify_takes_exactly_one_subject(around: Pool) -> None:
     one = "Give a file, --emaid or --pcid, and only one of them."
     assert ccp_error("verify") == one
     assert ccp_error("verify", "message", "--emaid", new_emaid()) == one
@@ -210,11 +210,11 @@ def test_one_thing_is_verified_at_a_time(around: Pool) -> None:
 # --- Verifying a file against the pool -------------------------------------------------------------------------------
 
 
-def verified(octets: bytes, *arguments: object) -> CommandResult:
-    return ccp("verify", "-", "--json", *arguments, stdin=octets)
+def verified(data: bytes, *arguments: object) -> CommandResult:
+    return ccp("verify", "-", "--json", *arguments, stdin=data)
 
 
-def test_a_response_is_verified_against_the_pools_anchors_and_its_evidence(around: Pool) -> None:
+def test_verify_response_uses_the_pools_anchors_and_evidence(around: Pool) -> None:
     contract = around.contract(around.car())
     done = verified(contract.message)
     assert done.status == 0, done
@@ -231,10 +231,10 @@ def test_a_response_is_verified_against_the_pools_anchors_and_its_evidence(aroun
 
 
 @pytest.mark.parametrize("edition", ["iso2", "iso20"])
-def test_a_root_that_a_vehicle_lists_and_the_pool_does_not_know_is_warned_of(around: Pool, edition: str) -> None:
+def test_verify_request_warns_of_an_unknown_root(around: Pool, edition: str) -> None:
     car = around.car(edition)
-    octets = car.request(SESSION, AT)
-    done = verified(octets)
+    data = car.request(SESSION, AT)
+    done = verified(data)
     assert done.status == 0, done
     assert not any("V2G root" in warning for warning in json.loads(done.out)["warnings"])
     stranger = around.pki("stranger").v2g_root.certificate
@@ -248,25 +248,23 @@ def test_a_root_that_a_vehicle_lists_and_the_pool_does_not_know_is_warned_of(aro
     assert f"   ! {warning}" in done.lines
 
 
-def vehicle_revocation(octets: bytes, *, passed: bool) -> tuple[dict[str, Any], list[str]]:
+def vehicle_revocation(data: bytes, *, passed: bool) -> tuple[dict[str, Any], list[str]]:
     """The check of the vehicle's revocation, and the warnings."""
-    done = verified(octets)
+    done = verified(data)
     assert done.status == (0 if passed else 1), done
     report = json.loads(done.out)
     (check,) = [each for each in report["checks"] if each["subject"] == "revocation of the provisioning chain"]
     return check, report["warnings"]
 
 
-def test_a_request_of_a_vehicle_that_names_no_address_is_warned_of(around: Pool) -> None:
+def test_verify_request_warns_of_a_certificate_without_address(around: Pool) -> None:
     check, warnings = vehicle_revocation(around.car().request(SESSION, AT), passed=True)
     assert check["evidence"] == warnings
     assert len(warnings) == 3
     assert all("names no OCSP or CRL address" in warning for warning in warnings)
 
 
-def test_a_request_is_verified_under_the_policy_of_a_delivery_with_the_evidence_that_is_stored(
-    around: Pool, tmp_path: Path
-) -> None:
+def test_verify_request_uses_policy_and_stored_evidence(around: Pool, tmp_path: Path) -> None:
     """Its source and age are told; what is missing is no hindrance unless it is required; nothing is fetched."""
     pki = PKI.generate(
         AT, status_urls=lambda ca: StatusURLs(ocsp="http://ocsp.invalid") if "OEM Sub2" in ca else StatusURLs()
@@ -276,21 +274,21 @@ def test_a_request_is_verified_under_the_policy_of_a_delivery_with_the_evidence_
         assert entry.is_root is root
         assert around.change(anchors.add(entry))
     car = Car.generate(pki, new_pcid(), AT)
-    octets = car.request(SESSION, AT)
-    check, warnings = vehicle_revocation(octets, passed=True)
+    data = car.request(SESSION, AT)
+    check, warnings = vehicle_revocation(data, passed=True)
     assert check["evidence"][-1] == "A delivery does not wait for it."
     missing = f'The revocation status of certificate "{car.pcid}" cannot be established now.'
     assert missing in warnings
     assert missing in check["evidence"]
     configure(tmp_path, around, revocation="require")
-    check, _ = vehicle_revocation(octets, passed=False)
+    check, _ = vehicle_revocation(data, passed=False)
     assert "which this pool requires" in check["reason"]
     configure(tmp_path, around)
 
     def learn(status: RevocationStatus, revoked_at: datetime | None = None) -> None:
         leaf = car.provisioning.certificate
         since = datetime.now(UTC) - timedelta(minutes=5)
-        said = Evidence(
+        evidence = Evidence(
             pki.oem_sub2.certificate.issuer_key_id,
             leaf.serial_number,
             status,
@@ -299,24 +297,22 @@ def test_a_request_is_verified_under_the_policy_of_a_delivery_with_the_evidence_
             revoked_at,
             "OCSP test",
         )
-        assert around.change(revocation.store_evidence(said)) is True
+        assert around.change(revocation.store_evidence(evidence)) is True
 
     learn(RevocationStatus.GOOD)
-    check, warnings = vehicle_revocation(octets, passed=True)
+    check, warnings = vehicle_revocation(data, passed=True)
     assert check["evidence"][0] == f'Certificate "{car.pcid}" is not revoked (OCSP test, 5 minutes old).'
     assert missing not in warnings
     learn(RevocationStatus.REVOKED, AT - DAY)
-    check, _ = vehicle_revocation(octets, passed=False)
+    check, _ = vehicle_revocation(data, passed=False)
     assert check["reason"] == f'Certificate "{car.pcid}" was revoked at {AT - DAY:%Y-%m-%dT%H:%M:%SZ}.'
     configure(tmp_path, around, revocation="off")
-    check, _ = vehicle_revocation(octets, passed=True)
+    check, _ = vehicle_revocation(data, passed=True)
     assert check["evidence"] == ["Revocation is not checked, by configuration."]
 
 
-def test_a_request_is_verified_by_its_signature_alone_where_deliveries_are(
-    around: Pool, pkis: dict[str, PKI], tmp_path: Path
-) -> None:
-    octets = Car.generate(pkis["stranger"], new_pcid(), AT).request(SESSION, AT)
-    assert verified(octets).status == 1
+def test_verify_request_follows_vehicle_trust(around: Pool, pkis: dict[str, PKI], tmp_path: Path) -> None:
+    data = Car.generate(pkis["stranger"], new_pcid(), AT).request(SESSION, AT)
+    assert verified(data).status == 1
     configure(tmp_path, around, vehicle_trust="signature")
-    assert verified(octets).status == 0
+    assert verified(data).status == 0

@@ -19,8 +19,8 @@ import pytest
 
 from ccp.cli.supervisor import RestartDelay
 from tests.cli.run import SOURCE, ccp_ok, environment
-from tests.cli.test_serving import Sandbox, free_port
-from tests.cli.test_serving import serving as pool
+from tests.cli.served_sandbox import Sandbox, free_port
+from tests.cli.served_sandbox import serving as pool
 
 _PROGRAM = """
 import sys
@@ -104,7 +104,7 @@ def serving(folder: Path, workers: int = 2) -> Iterator[Served]:
         process.wait(10)
 
 
-def test_the_port_answers_while_only_one_worker_is_ready(tmp_path: Path) -> None:
+def test_workers_port_answers_while_one_worker_is_ready(tmp_path: Path) -> None:
     (tmp_path / "slow").touch()
     with serving(tmp_path) as served:
         until(lambda: served.answer() > 0)
@@ -115,7 +115,7 @@ def test_the_port_answers_while_only_one_worker_is_ready(tmp_path: Path) -> None
         assert len(served.answering()) == 2
 
 
-def test_a_killed_worker_is_replaced_and_no_other_request_fails(tmp_path: Path) -> None:
+def test_workers_killed_worker_is_replaced(tmp_path: Path) -> None:
     with serving(tmp_path) as served:
         before = served.answering()
         outcomes: list[int | str] = []
@@ -145,7 +145,7 @@ def test_a_killed_worker_is_replaced_and_no_other_request_fails(tmp_path: Path) 
         assert f'"exit_status": {-signal.SIGKILL}' in served.log or f"exit_status={-signal.SIGKILL}" in served.log
 
 
-def test_a_worker_that_hangs_is_killed_and_replaced(tmp_path: Path) -> None:
+def test_workers_hung_worker_is_killed_and_replaced(tmp_path: Path) -> None:
     with serving(tmp_path) as served:
         before = served.answering()
         os.kill(min(before), signal.SIGSTOP)
@@ -153,18 +153,18 @@ def test_a_worker_that_hangs_is_killed_and_replaced(tmp_path: Path) -> None:
         assert "worker unresponsive" in served.log
 
 
-def test_workers_end_when_their_parent_was_killed(tmp_path: Path) -> None:
+def test_workers_stop_when_their_parent_is_killed(tmp_path: Path) -> None:
     with serving(tmp_path) as served:
         workers = served.answering()
         served.process.kill()
         until(lambda: all(map(gone, workers)))
-        with socket.socket() as free:  # Nobody holds the port any more.
+        with socket.socket() as free:  # The port is free.
             free.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             free.bind(("127.0.0.1", served.port))
             free.listen()
 
 
-def test_sighup_replaces_every_worker_and_no_request_fails(tmp_path: Path) -> None:
+def test_workers_sighup_replaces_all_without_failed_request(tmp_path: Path) -> None:
     with serving(tmp_path) as served:
         before = served.answering()
         served.process.send_signal(signal.SIGHUP)
@@ -172,7 +172,7 @@ def test_sighup_replaces_every_worker_and_no_request_fails(tmp_path: Path) -> No
         assert not served.answering() & before
 
 
-def test_workers_that_cannot_start_do_not_replace_those_that_serve(tmp_path: Path) -> None:
+def test_workers_failed_start_keeps_the_old_workers(tmp_path: Path) -> None:
     with serving(tmp_path) as served:
         before = served.answering()
         (tmp_path / "broken").touch()
@@ -187,14 +187,14 @@ def test_workers_that_cannot_start_do_not_replace_those_that_serve(tmp_path: Pat
         assert max(before) in served.answering()
 
 
-def test_a_first_worker_that_cannot_start_ends_it_all_with_status_3(tmp_path: Path) -> None:
+def test_workers_failed_first_start_exits_with_status_3(tmp_path: Path) -> None:
     (tmp_path / "broken").touch()
     with serving(tmp_path) as served:
         assert served.process.wait(30) == 3
     assert served.log.count("RuntimeError: a start that fails") == 1
 
 
-def test_workers_that_end_again_and_again_are_started_with_growing_delays(tmp_path: Path) -> None:
+def test_workers_repeated_exits_delay_the_restart(tmp_path: Path) -> None:
     (tmp_path / "dying").touch()
     with serving(tmp_path) as served:
         until(lambda: len(served.started()) >= 4)
@@ -208,7 +208,7 @@ def test_workers_that_end_again_and_again_are_started_with_growing_delays(tmp_pa
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-def test_workers_of_the_pool_are_forked_from_a_parent_that_has_opened_nothing(tmp_path: Path) -> None:
+def test_workers_are_forked_from_a_parent_without_open_files(tmp_path: Path) -> None:
     ccp_ok("sandbox", tmp_path / "DIR", "--port", free_port(), "--store")
     sandbox = Sandbox(tmp_path / "DIR")
     config = sandbox.directory / "ccp.toml"
@@ -234,7 +234,7 @@ def command_of(pid: int) -> bytes:
 
 
 @pytest.mark.parametrize("ready", [True, False])
-def test_the_delay_before_a_restart_doubles_up_to_a_limit(ready: bool) -> None:
+def test_restart_delay_doubles_up_to_a_limit(ready: bool) -> None:
     delay = RestartDelay()
     delays = [delay.next(ready=ready, age=0.1) for _ in range(10)]
     assert delays == [min(2.0 if ready else 30.0, 0.5 * 2**number) for number in range(10)]
@@ -243,7 +243,7 @@ def test_the_delay_before_a_restart_doubles_up_to_a_limit(ready: bool) -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere it never is")
-def test_a_process_with_threads_is_not_forked() -> None:
+def test_fork_is_safe_only_without_threads() -> None:
     program = (
         "import threading\nfrom ccp.cli.supervisor import fork_is_safe\nbefore = fork_is_safe()\n"
         "threading.Thread(target=threading.Event().wait, daemon=True).start()\nprint(before, fork_is_safe())\n"

@@ -18,7 +18,7 @@ from ccp.server.logging import mask_exception
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp_ok
-from tests.cli.test_serving import BASE, free_port, serving
+from tests.cli.served_sandbox import BASE, free_port, serving
 from tests.server.storage.made import sql
 from tests.world import AT, Pool, new_emaid, new_pcid, post_body, start
 

@@ -20,7 +20,7 @@ from ccp.server.storage.engine.time_limits import NOT_WRITTEN
 from ccp.server.storage.engine.write_lock import WriteLock
 from ccp.testing.pki import PKI
 from tests.cli.run import COMMAND, ccp_process, environment
-from tests.cli.test_serving import free_port
+from tests.cli.served_sandbox import free_port
 from tests.databases import knows_sqlite
 from tests.server.bulk.fleet import body, database, line
 from tests.server.storage.made import sql

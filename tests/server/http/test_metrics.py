@@ -22,7 +22,7 @@ from ccp.server.storage.queries import peers, webhooks
 from ccp.server.storage.queries.peers import Peer
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp_ok
-from tests.cli.test_serving import Sandbox, ask, free_port, serving
+from tests.cli.served_sandbox import Sandbox, ask, free_port, serving
 from tests.client.servers import DROP, error, scripted
 from tests.server.events.receiver import receiving, webhook
 from tests.server.http.api.answers import sentences

@@ -17,7 +17,7 @@ from ccp.server.storage.engine import schema
 from ccp.server.storage.queries import contracts
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp_error, ccp_ok
-from tests.cli.test_serving import free_port, serving
+from tests.cli.served_sandbox import free_port, serving
 from tests.durability.disk import small_disk
 from tests.server.bulk.fleet import database
 from tests.server.storage.concurrent_writes import started

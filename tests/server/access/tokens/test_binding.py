@@ -34,7 +34,7 @@ from ccp.server.storage.engine import schema
 from ccp.server.storage.queries import parties
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp_error
-from tests.cli.test_serving import free_port, serving
+from tests.cli.served_sandbox import free_port, serving
 from tests.server.access.tokens.issuer import fake_issuer, look, post, signed
 from tests.server.http.api.answers import sentences
 from tests.server.storage.made import write

@@ -32,7 +32,7 @@ from ccp.server.storage.queries import audit, parties, signing_keys
 from ccp.server.storage.queries.signing_keys import TokenKey, current_key
 from tests.cli.run import ccp as run
 from tests.cli.run import ccp_error, ccp_ok
-from tests.cli.test_serving import free_port, serving
+from tests.cli.served_sandbox import free_port, serving
 from tests.server.storage.made import AT, new_database, read, sql, write
 
 SECOND, HOUR, DAY = timedelta(seconds=1), timedelta(hours=1), timedelta(days=1)

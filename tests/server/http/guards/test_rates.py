@@ -26,7 +26,7 @@ from ccp.server.http.middleware import client_address
 from ccp.server.http.routes.opnc import BASE
 from ccp.server.settings import Settings
 from ccp.testing.pki import PKI
-from tests.cli.test_serving import free_port, serving
+from tests.cli.served_sandbox import free_port, serving
 from tests.server.http.guards.raw import connected
 from tests.world import Pool, start
 

@@ -22,7 +22,7 @@ from cryptography.x509.oid import NameOID
 from ccp.server.http import protocol, tls
 from ccp.server.settings import Settings
 from ccp.testing.pki import PKI
-from tests.cli.test_serving import own_certificate
+from tests.cli.served_sandbox import own_certificate
 from tests.server.http.guards.raw import Raw
 from tests.world import AT, Pool, start
 

@@ -434,7 +434,7 @@ def test_peer_commands_register_test_list_and_disable(
     assert ccp("peer", "test", "missing").err == "ccp: There is no peer missing.\n"
     assert ccp("peer", "add", "as-emsp", pool.base_url, "--dialect", "opcp", env=emsp).status == 0
     assert ccp("peer", "test", "as-emsp").status == 1
-    assert "address of a pool" in ccp("peer", "add", "bad", "pool.example", env=env).err
+    assert "The URL of a pool" in ccp("peer", "add", "bad", "pool.example", env=env).err
     assert ccp_ok("peer", "disable", "pool-b").out == "pool-b is disabled.\n"
     assert ccp("peer", "disable", "missing").err == "ccp: There is no peer missing.\n"
     assert "disabled" in next(line for line in ccp_ok("peer", "list").lines if line.startswith("pool-b"))
