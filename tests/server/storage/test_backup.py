@@ -83,7 +83,7 @@ def test_backup_that_fails_keeps_the_older_one(tmp_path: Path, filled: str, tiny
     assert ccp_error("backup", target, env=env(filled)).startswith(f"The copy to {target} failed: ")
     assert target.read_text() == "an older one"
     assert os.listdir(tiny) == ["ccp.db"]
-    assert "There is no database" in ccp_error("backup", target, env=env(f"sqlite:///{tmp_path}/none.db"))
+    assert "There is no opnc-ccp database" in ccp_error("backup", target, env=env(f"sqlite:///{tmp_path}/none.db"))
     assert "cannot take the place" in ccp_error("backup", schema.sqlite_file(filled), env=env(filled))
     assert "PostgreSQL has pg_dump" in ccp_error("backup", target, env=env("postgresql://127.0.0.1/none"))
 

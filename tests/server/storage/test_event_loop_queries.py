@@ -64,6 +64,7 @@ QUERIES: dict[str, Any] = {
     "webhooks query": webhooks.list_by_party("example"),
     "webhooks.find": webhooks.find("example"),
     "owned": webhooks.find("example"),
+    "_find": webhooks.find("example"),
     "outbox.has_new_events": "the first row that it meets",
     "due_deliveries.due_webhooks": due_deliveries.due_webhooks(AT),
     "due_deliveries.due_webhooks_page": due_deliveries.due_webhooks_page(AT, ""),
