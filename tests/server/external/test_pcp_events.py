@@ -33,7 +33,7 @@ from ccp.server.domain.contracts import SignedContract
 from ccp.server.external.provisioning_pool import key_fingerprint
 from ccp.server.http import errors
 from ccp.server.http.middleware.tracing import TraceMiddleware
-from ccp.server.http.routes.opnc import Edge
+from ccp.server.http.request_context import RequestContext
 from ccp.server.http.routes.pcp_webhook import PATH, pcp_route
 from ccp.server.metrics import Metrics
 from ccp.server.pool.peers import NoPeers
@@ -132,7 +132,7 @@ def receiving(database: Path, pcp_url: str | None, secret: str | None) -> Iterat
     """Serve the webhook. Returns the server's address."""
     built = build_services(Settings(database=f"sqlite:///{database}", pcp_url=pcp_url))
     store = built.store
-    edge = Edge(
+    context = RequestContext(
         AuthorizationServer(store, issuer="http://pool", lifetime=60), NoPeers(), lambda: datetime.now(UTC), 65_536
     )
 
@@ -142,7 +142,7 @@ def receiving(database: Path, pcp_url: str | None, secret: str | None) -> Iterat
         yield
         await built.close()
 
-    route = pcp_route(edge, built.pool, SecretStr(secret) if secret is not None else None)
+    route = pcp_route(context, built.pool, SecretStr(secret) if secret is not None else None)
     app = Starlette(routes=[route], lifespan=lifespan)
     pseudonyms = Pseudonyms(Settings(log_identifiers=LogIdentifiers.OWNER))
     app.add_middleware(TraceMiddleware, pseudonyms=pseudonyms, refusals=AccessDenialRecorder(store), metrics=Metrics())

@@ -1,4 +1,4 @@
-"""What a request's head says of its body."""
+"""Checks of the headers that describe a body."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ccp.schemas import suggestions
 
 
 def check_content_encoding(headers: Headers) -> None:
-    """Refuse a compressed body. Source: RFC 9110 clauses 8.4 and 15.5.16. Raises HTTPException."""
+    """Reject a compressed body with 415. Source: RFC 9110 clauses 8.4 and 15.5.16. Raises HTTPException."""
     for name, value in headers.raw:
         if name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
             coding = value.decode("latin-1")[:40]

@@ -1,4 +1,4 @@
-"""The one table from errors to answers, and the shape of an error answer."""
+"""The table that maps errors to HTTP status codes, and error responses in the API's shape."""
 
 from __future__ import annotations
 
@@ -32,26 +32,30 @@ STATUS: Final[tuple[tuple[type[errors.CCPError], int], ...]] = (
     (errors.VerificationError, 400),
     (errors.CCPError, 500),
 )
-"""HTTP status by kind of error: the first row that fits."""
+"""HTTP status by class of the error; the first matching row counts."""
 
 WITHOUT_404: Final = frozenset({Operation.SET_DEFAULT})
-"""Operations whose published description knows no 404; what is unknown is 400 there."""
+"""Operations whose published description has no 404. They answer 400 for unknown ids."""
 
 _RETRY_AFTER: Final = "2"
+_NOT_FOUND: Final = "There is nothing at this path."
 
 
 def status_of(error: errors.CCPError) -> int:
+    """Return the HTTP status of an error."""
     return next(status for kind, status in STATUS if isinstance(error, kind))
 
 
-def answer(request: Request, status: int, messages: Iterable[str], headers: dict[str, str] | None = None) -> Response:
-    """An error in the API's shape."""
+def error_response(
+    request: Request, status: int, messages: Iterable[str], headers: dict[str, str] | None = None
+) -> Response:
+    """Return an error response in the API's shape."""
     body = {"errorMessages": list(dict.fromkeys(messages)), "traceId": trace_of(request.scope).id}
     return Response(orjson.dumps(body), status, headers, media_type="application/json")
 
 
 async def handle_ccp_error(request: Request, error: Exception) -> Response:
-    """Answer one of our errors."""
+    """Answer a CCPError by the table."""
     assert isinstance(error, errors.CCPError), "registered for these only"
     status = status_of(error)
     trace = trace_of(request.scope)
@@ -61,57 +65,59 @@ async def handle_ccp_error(request: Request, error: Exception) -> Response:
     headers = retry_after(error)
     if status == 401:
         headers["WWW-Authenticate"] = _challenge(request)
-    return answer(request, status, error_messages(error), headers)
+    return error_response(request, status, error_messages(error), headers)
 
 
 def retry_after(error: errors.CCPError) -> dict[str, str]:
-    """The header of an answer to something that may be tried again; nothing for every other error."""
+    """Return the header Retry-After for a temporary error; no header for other errors."""
     if status_of(error) not in (429, 503):
         return {}
     return {"Retry-After": str(getattr(error, "retry_after", None) or _RETRY_AFTER)}
 
 
 def negative_metadata(error: errors.CCPError, always_exi: bool) -> tuple[str, dict[str, str]]:
-    """`metaData` and headers that go with a vehicle's negative message.
+    """Return `metaData` and headers to send with a vehicle's negative message.
 
-    Without `always_exi` raises the error that is answered in its place.
+    Without `always_exi`, raises the error to answer instead of the message.
     """
-    again = retry_after(error)
+    headers = retry_after(error)
     if always_exi:
-        return f"temporary: {error}" if again else str(error), again
-    if again:
+        return f"temporary: {error}" if headers else str(error), headers
+    if headers:
         raise error
     raise errors.NotFound(*error_messages(error)) from error
 
 
 def _challenge(request: Request) -> str:
-    """Source: RFC 6750 clause 3.1: no error code where no token was given."""
+    """Return WWW-Authenticate. Source: RFC 6750 clause 3.1: no error code if the request has no token."""
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     return 'Bearer error="invalid_token"' if scheme.lower() == "bearer" and token.strip() else "Bearer"
 
 
 async def handle_validation_error(request: Request, error: Exception) -> Response:
-    """Answer what FastAPI found wrong with parameters: always 400 here."""
+    """Answer 400 for parameters that FastAPI rejects."""
     assert isinstance(error, RequestValidationError), "registered for these only"
     return await handle_ccp_error(request, field_error(error.errors()))
 
 
 async def handle_crash(request: Request, error: Exception) -> Response:
-    """Answer a mistake of ours. The trace tells it."""
-    return answer(request, 500, (INTERNAL_ERROR,))
+    """Answer 500 for an unexpected exception. The trace middleware logs it."""
+    return error_response(request, 500, (INTERNAL_ERROR,))
 
 
 async def handle_http_exception(request: Request, error: Exception) -> Response:
-    """Answer what the router refuses: unknown paths and methods, bodies that are too large."""
+    """Answer an HTTPException: unknown paths and methods, bodies that are too large."""
     assert isinstance(error, HTTPException), "registered for these only"
-    headers, sentence = dict(error.headers or {}), error.detail
+    headers, message = dict(error.headers or {}), error.detail
     if error.status_code == 404:
-        right = paths.known_path_without_slash(request.scope)
-        sentence = _NOTHING if right is None else f"There is nothing at this path; the right path is {right}."
+        path = paths.known_path_without_slash(request.scope)
+        message = _NOT_FOUND if path is None else f"There is nothing at this path; the right path is {path}."
     elif error.status_code == 405:
-        sentence = "This path does not know the method."
-        headers["Allow"] = ", ".join(paths.allowed_methods(request.scope) or headers["Allow"].split(", "))
-    return answer(request, error.status_code, (sentence,), headers)
+        methods = paths.allowed_methods(request.scope) or headers["Allow"].split(", ")
+        message = f"Method not allowed; use {_alternatives(methods)}."
+        headers["Allow"] = ", ".join(methods)
+    return error_response(request, error.status_code, (message,), headers)
 
 
-_NOTHING: Final = "There is nothing at this path."
+def _alternatives(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} or {names[-1]}"

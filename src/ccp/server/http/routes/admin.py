@@ -1,7 +1,7 @@
-"""The admin API under `/admin/v1`: the register of parties for operators that automate. Admins only.
+"""The admin API under `/admin/v1`: the party registry, for automation. It needs the role admin.
 
-The same rules as on the command line, which are `ccp.server.access.party_registry`'s. Members are named as the command
-line's `--json` names them. A body with a member that is not known is refused: an operator's slip must not pass as done.
+The rules are those of the command line, see `ccp.server.access.party_registry`, and members have the names of its
+`--json` output. A body with an unknown member is rejected, so that a misspelt member is not silently ignored.
 """
 
 from __future__ import annotations
@@ -11,14 +11,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Annotated, Any, Final, TypeAlias
 
-import orjson
 from fastapi import APIRouter, Depends, Header, Path, Query, Request
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, WithJsonSchema
 from starlette.responses import Response
 
 from ccp.ids import WMI, OperatorId, ProviderId
-from ccp.schemas.common import Error
-from ccp.schemas.json_bodies import Body, read_body
 from ccp.server.access.party_registry import (
     DEFAULT_OVERLAP,
     LONGEST_OVERLAP,
@@ -38,13 +35,14 @@ from ccp.server.domain.parties import (
     parse_fields,
 )
 from ccp.server.http import preconditions
-from ccp.server.http.routes.opnc import Edge, Handler
+from ccp.server.http.request_context import Handler, RequestContext, caller_dependency
+from ccp.server.http.responses import body_description, error_descriptions, json_response
 
 BASE: Final = "/admin/v1"
-_PAGE: Final = 100  # Parties on a page if nothing is said.
-_LARGEST_PAGE: Final = 1000  # A party is some 300 octets, with few ids.
+_PAGE_SIZE: Final = 100  # Parties.
+_MAX_PAGE_SIZE: Final = 1000  # A party with few ids has some 300 bytes.
 
-# Shapes only: what the texts have to be is the register's to say, for the command line too.
+# Types for the OpenAPI description. The registry validates the values, as it does for the command line.
 _ClientId: TypeAlias = Annotated[str, WithJsonSchema({"type": "string", "pattern": CLIENT_ID_PATTERN})]
 _Name: TypeAlias = Annotated[str, WithJsonSchema({"type": "string", "minLength": 1, "maxLength": NAME_LENGTH})]
 _ProviderId: TypeAlias = Annotated[str, WithJsonSchema({"type": "string", "pattern": ProviderId.pattern})]
@@ -53,8 +51,8 @@ _OperatorId: TypeAlias = Annotated[str, WithJsonSchema({"type": "string", "patte
 _Time: TypeAlias = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time"})]
 
 
-class _Given(BaseModel):
-    """What is not given is left out, and never null."""
+class _RequestBody(BaseModel):
+    """Base of request bodies. A member may be absent, but not null."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -62,8 +60,8 @@ class _Given(BaseModel):
         return self.model_dump(exclude_unset=True)
 
 
-class NewParty(_Given):
-    """A party to register. Without client_id one is made from the name."""
+class NewParty(_RequestBody):
+    """A party to register. Without client_id, the pool derives one from the name."""
 
     name: _Name
     roles: list[PartyRole]
@@ -74,8 +72,8 @@ class NewParty(_Given):
     operator_ids: list[_OperatorId] = Field(default_factory=list)
 
 
-class PartyChange(_Given):
-    """Members that shall be other than they are. A list takes the place of the one before."""
+class PartyChange(_RequestBody):
+    """The members to change. A list replaces the previous one."""
 
     name: _Name = Field(default_factory=str)
     roles: list[PartyRole] = Field(default_factory=list)
@@ -85,8 +83,10 @@ class PartyChange(_Given):
     operator_ids: list[_OperatorId] = Field(default_factory=list)
 
 
-class Rotation(_Given):
-    """overlap: seconds that the secret before stays good, 0 to end every older one at once. end: which of two ends."""
+class Rotation(_RequestBody):
+    """overlap: seconds for which the previous secret stays valid, 0 to end all older ones at once. end: which of two
+    valid secrets ends.
+    """
 
     overlap: Annotated[
         int, Field(strict=True), WithJsonSchema({"type": "integer", "minimum": 0, "maximum": LONGEST_OVERLAP})
@@ -95,6 +95,8 @@ class Rotation(_Given):
 
 
 class PartyShown(BaseModel):
+    """A party."""
+
     client_id: str
     name: str
     roles: list[PartyRole]
@@ -106,46 +108,53 @@ class PartyShown(BaseModel):
 
 
 class SecretLife(BaseModel):
-    """A client secret that is good. expires_at: null, until it is replaced."""
+    """The validity of a client secret. expires_at: null until the secret is replaced."""
 
     created_at: _Time
     expires_at: _Time | None
 
 
 class PartyWithSecrets(PartyShown):
+    """A party with the validity of its secrets."""
+
     secrets: list[SecretLife]
 
 
 class PartyWithNewSecret(PartyWithSecrets):
-    """client_secret: told this once."""
+    """client_secret: shown only in this response."""
 
     client_secret: str
 
 
 class PartyPage(BaseModel):
-    """next_cursor: asks for the page after this one, null on the last."""
+    """next_cursor: the cursor of the next page, null on the last one."""
 
     parties: list[PartyShown]
     next_cursor: str | None
 
 
 class RoleRow(BaseModel):
+    """One row of the role table."""
+
     operation: str
     role: PartyRole
     condition: str
 
 
 class RoleTable(BaseModel):
+    """The role table."""
+
     roles: list[RoleRow]
 
 
 BODIES: Final = (NewParty, PartyChange, Rotation)
-"""What the OpenAPI description has to be told of, since bodies are read outside of the framework's machinery."""
+"""Models to add to the OpenAPI description, because the routes read their bodies themselves."""
+
 
 ClientIdPath: TypeAlias = Annotated[str, Path(description="Client id of the party.")]
-LimitQuery: TypeAlias = Annotated[int, Query(ge=1, le=_LARGEST_PAGE, description="Most parties on the page.")]
+LimitQuery: TypeAlias = Annotated[int, Query(ge=1, le=_MAX_PAGE_SIZE, description="Parties on the page, at most.")]
 CursorQuery: TypeAlias = Annotated[
-    str, Query(pattern=CLIENT_ID_PATTERN, description="next_cursor of the page before; the first page without.")
+    str, Query(pattern=CLIENT_ID_PATTERN, description="next_cursor of the previous page; without it, the first page.")
 ]
 
 
@@ -164,17 +173,15 @@ def _precondition(
 
 
 _IF_MATCH: Final = Depends(_precondition)
-"""After the caller in a signature, so that who calls is known before anything is judged."""
+"""Comes after the caller in a signature, so that the caller is authenticated before the header is evaluated."""
 
 
-def router(register: PartyRegistry, edge: Edge) -> APIRouter:
+def router(register: PartyRegistry, context: RequestContext) -> APIRouter:
+    """Return the routes of the admin API."""
     api = APIRouter(tags=["admin"])
 
-    def calling(operation: AdminOperation) -> Any:
-        async def caller(request: Request) -> Caller:
-            return await edge.caller(request.scope, request.headers, operation)
-
-        return Depends(caller)
+    def caller_of(operation: AdminOperation) -> Any:
+        return caller_dependency(context, operation)
 
     def add(
         method: str,
@@ -200,117 +207,105 @@ def router(register: PartyRegistry, edge: Edge) -> APIRouter:
             status_code=status,
             responses={
                 status: {"model": answer, **({"headers": _ETAG} if operation in _TAGGED else {})},
-                **{code: {"model": Error} for code in sorted(failures)},
+                **error_descriptions(sorted(failures)),
             },
-            openapi_extra={"requestBody": _described(body, required=body is not Rotation)} if body else None,
+            openapi_extra=body_description(body, required=body is not Rotation) if body else None,
         )
 
     @add("GET", "/parties", AdminOperation.LIST_PARTIES, PartyPage)
     async def list_parties(
-        caller: Caller = calling(AdminOperation.LIST_PARTIES), limit: LimitQuery = _PAGE, cursor: CursorQuery = ""
+        caller: Caller = caller_of(AdminOperation.LIST_PARTIES),
+        limit: LimitQuery = _PAGE_SIZE,
+        cursor: CursorQuery = "",
     ) -> Response:
-        """The parties, in order of their client ids."""
+        """List the parties, ordered by client id."""
         found, more = await register.list_page(cursor, limit)
         next_cursor = found[-1].client_id if more else None
         members: list[dict[str, Any]] = []
-        for start in range(0, len(found), _PAGE):
-            members += [party.members() for party in found[start : start + _PAGE]]
-            await asyncio.sleep(0)  # A large page must not keep others waiting.
-        return _json({"parties": members, "next_cursor": next_cursor})
+        for start in range(0, len(found), _PAGE_SIZE):
+            members += [party.members() for party in found[start : start + _PAGE_SIZE]]
+            await asyncio.sleep(0)  # A large page must not block the event loop.
+        return json_response({"parties": members, "next_cursor": next_cursor})
 
     @add("POST", "/parties", AdminOperation.ADD_PARTY, PartyWithNewSecret, NewParty, 201)
-    async def add_party(request: Request, caller: Caller = calling(AdminOperation.ADD_PARTY)) -> Response:
+    async def add_party(request: Request, caller: Caller = caller_of(AdminOperation.ADD_PARTY)) -> Response:
         """Register a party. A provider id belongs to one eMSP and a WMI to one OEM; names and client ids are unique."""
-        body = await read(request, caller, NewParty)
+        body = await context.read_json(request, caller, NewParty)
         party = create_party(body.fields())
-        at = edge.clock()
-        secret = await register.add(party, _actor(caller), at)
-        shown = await register.show(party.client_id, at)
+        now = context.clock()
+        secret = await register.add(party, _actor(caller), now)
+        shown = await register.show(party.client_id, now)
         headers = {"Location": f"{BASE}/parties/{party.client_id}", "ETag": preconditions.etag(shown)}
-        return _json({**shown.members(), "client_secret": secret}, 201, headers)
+        return json_response({**shown.members(), "client_secret": secret}, 201, headers)
 
     @add("GET", "/parties/{client_id}", AdminOperation.GET_PARTY, PartyWithSecrets)
-    async def get_party(client_id: ClientIdPath, caller: Caller = calling(AdminOperation.GET_PARTY)) -> Response:
-        """A party, and how long its secrets are valid. ETag: for If-Match of a change."""
-        shown = await register.show(client_id, edge.clock())
-        return _json(shown.members(), headers={"ETag": preconditions.etag(shown)})
+    async def get_party(client_id: ClientIdPath, caller: Caller = caller_of(AdminOperation.GET_PARTY)) -> Response:
+        """Return a party with the validity of its secrets. Use the ETag in If-Match of a change."""
+        shown = await register.show(client_id, context.clock())
+        return json_response(shown.members(), headers={"ETag": preconditions.etag(shown)})
 
     @add("PATCH", "/parties/{client_id}", AdminOperation.EDIT_PARTY, PartyShown, PartyChange)
     async def edit_party(
         request: Request,
         client_id: ClientIdPath,
-        caller: Caller = calling(AdminOperation.EDIT_PARTY),
+        caller: Caller = caller_of(AdminOperation.EDIT_PARTY),
         precondition: Precondition = _IF_MATCH,
     ) -> Response:
-        """Change a party's name, roles and ids, all that is given or nothing.
+        """Change a party's name, roles and ids: all given members or none.
 
-        With If-Match: 412 if another operator has changed the party since it was read.
+        With If-Match: 412 if the party has changed since it was read.
         """
-        fields = parse_fields((await read(request, caller, PartyChange)).fields())
+        fields = parse_fields((await context.read_json(request, caller, PartyChange)).fields())
 
         def change(party: Party) -> Party:
             return replace(party, **fields)
 
-        shown = await register.edit(client_id, change, _actor(caller), edge.clock(), precondition)
-        return _json(shown.party.members(), headers={"ETag": preconditions.etag(shown)})
+        shown = await register.edit(client_id, change, _actor(caller), context.clock(), precondition)
+        return json_response(shown.party.members(), headers={"ETag": preconditions.etag(shown)})
 
     @add("POST", "/parties/{client_id}/disable", AdminOperation.DISABLE_PARTY, PartyShown)
     async def disable_party(
         client_id: ClientIdPath,
-        caller: Caller = calling(AdminOperation.DISABLE_PARTY),
+        caller: Caller = caller_of(AdminOperation.DISABLE_PARTY),
         precondition: Precondition = _IF_MATCH,
     ) -> Response:
-        """Refuse a party's tokens and secrets from now on, within seconds in every worker. Its ids stay its own."""
-        shown = await register.disable(client_id, _actor(caller), edge.clock(), precondition)
-        return _json(shown.party.members())
+        """Reject a party's tokens and secrets, within seconds in every worker. The party keeps its ids."""
+        shown = await register.disable(client_id, _actor(caller), context.clock(), precondition)
+        return json_response(shown.party.members())
 
     @add("POST", "/parties/{client_id}/enable", AdminOperation.ENABLE_PARTY, PartyShown)
     async def enable_party(
         client_id: ClientIdPath,
-        caller: Caller = calling(AdminOperation.ENABLE_PARTY),
+        caller: Caller = caller_of(AdminOperation.ENABLE_PARTY),
         precondition: Precondition = _IF_MATCH,
     ) -> Response:
-        """Let a party call again."""
-        shown = await register.enable(client_id, _actor(caller), edge.clock(), precondition)
-        return _json(shown.party.members())
+        """Enable a disabled party."""
+        shown = await register.enable(client_id, _actor(caller), context.clock(), precondition)
+        return json_response(shown.party.members())
 
     @add("POST", "/parties/{client_id}/rotate-secret", AdminOperation.ROTATE_SECRET, PartyWithNewSecret, Rotation)
     async def rotate_secret(
         request: Request,
         client_id: ClientIdPath,
-        caller: Caller = calling(AdminOperation.ROTATE_SECRET),
+        caller: Caller = caller_of(AdminOperation.ROTATE_SECRET),
         precondition: Precondition = _IF_MATCH,
     ) -> Response:
-        """Give a party a new secret; the one before stays good for a while. At most two are good at a time."""
-        wanted = await read(request, caller, Rotation, optional=True)
-        end = wanted.end if "end" in wanted.model_fields_set else None
+        """Issue a new secret; the previous one stays valid for the overlap. At most two are valid at a time."""
+        rotation = await context.read_json(request, caller, Rotation, default=b"{}")
+        end = rotation.end if "end" in rotation.model_fields_set else None
         secret, shown = await register.rotate_secret(
-            client_id, _actor(caller), edge.clock(), wanted.overlap, end, precondition
+            client_id, _actor(caller), context.clock(), rotation.overlap, end, precondition
         )
-        return _json({**shown.members(), "client_secret": secret})
+        return json_response({**shown.members(), "client_secret": secret})
 
     @add("GET", "/roles", AdminOperation.GET_ROLES, RoleTable)
-    async def get_roles(caller: Caller = calling(AdminOperation.GET_ROLES)) -> Response:
-        """The role table: what each role may do, and on which condition. Whatever is not in it is refused."""
+    async def get_roles(caller: Caller = caller_of(AdminOperation.GET_ROLES)) -> Response:
+        """Return the role table: what each role may do, on which condition. Everything else is refused."""
         rows = [{"operation": operation, "role": role, "condition": words} for operation, role, words in role_table()]
-        return _json({"roles": rows})
-
-    async def read(request: Request, caller: Caller, model: type[Body], *, optional: bool = False) -> Body:
-        octets = await edge.body(request.receive, request.headers)
-        await edge.again(request.scope, request.headers, caller)
-        return read_body(model, b"{}" if optional and not octets else octets)
+        return json_response({"roles": rows})
 
     return api
 
 
 def _actor(caller: Caller) -> Actor:
     return Actor(caller.party.client_id, caller.trace_id, caller.kid)
-
-
-def _described(body: type[BaseModel], *, required: bool) -> dict[str, Any]:
-    schema = {"$ref": f"#/components/schemas/{body.__name__}"}
-    return {"required": required, "content": {"application/json": {"schema": schema}}}
-
-
-def _json(members: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(orjson.dumps(members), status, headers, media_type="application/json")

@@ -1,14 +1,14 @@
-"""Whether the pool is alive, and whether it should be sent requests: for supervisors and load balancers.
+"""Liveness and readiness, for supervisors and load balancers; graceful shutdown.
 
-`/health/live` says that the process answers. `/health/ready` says that it can do its work: the database answers, its
-schema is new enough, the threads that read and write it run, anchors are loaded, the background tasks that access and
-trust depend on succeed, no signal to stop has come. `/health` is the older form: the database answers, and its threads
-run.
+- `/health/live`: the process answers.
+- `/health/ready`: the worker can do its work. The database answers, its schema is new enough, the database threads run,
+  trust anchors are loaded, the critical background tasks succeed, and no shutdown has started.
+- `/health`: the older form. The database answers and its threads run.
 
-Other parts add reasons of their own: `health.add(check)`, where check returns a sentence for each problem it sees now.
+Other parts add checks with `health.add(check)`.
 
-When SIGTERM comes, readiness goes at once and everything else goes on for `drain_period`, so that a load balancer has
-noticed before connections are refused. Then the server closes in order: requests under way are answered first.
+At SIGTERM, readiness fails at once, and everything else continues for `drain_period`, so that load balancers notice
+before connections are refused. Then the server shuts down and completes the requests in progress.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _RETRY_AFTER: Final = {"Retry-After": "2"}
 
 
 Check: TypeAlias = Callable[[], Iterable[str]]
-"""Returns a sentence for each reason why this worker is not ready now. It must not wait, and it names no secret."""
+"""Returns a sentence for each reason why the worker is not ready. Must not block, and must not name secrets."""
 
 
 class Health:
-    """One for each worker. checks: see `add`."""
+    """The health of one worker. drain_period: seconds. checks: see `add`."""
 
     def __init__(self, store: Store, drain_period: float, *checks: Check) -> None:
         self._store = store
@@ -50,23 +50,24 @@ class Health:
         self.stopping = False
 
     def add(self, check: Check) -> None:
-        """Ask this too, each time that readiness is asked for."""
+        """Add a check of readiness."""
         self._checks.append(check)
 
     def routes(self) -> list[Route]:
+        """Return the routes of the health API."""
         return [
-            Route("/health", self._answering),
-            Route("/health/live", self._alive),
-            Route("/health/ready", self._ready),
+            Route("/health", self._get_health),
+            Route("/health/live", self._get_live),
+            Route("/health/ready", self._get_ready),
         ]
 
     async def problems(self) -> list[str]:
-        """What keeps it from working; nothing where it is ready."""
+        """Return the reasons why the worker is not ready; empty if it is."""
         found = []
         if self.stopping:
             found.append("The pool is being stopped.")
         try:
-            if not schema_version.is_enough(await self._store.read(_revision())):
+            if not schema_version.is_enough(await self._store.read(_schema_revision())):
                 found.append("The database schema is older than this release needs.")
         except Unavailable:
             found.append("The database does not answer.")
@@ -75,28 +76,28 @@ class Health:
             found += check()
         return found
 
-    async def _answering(self, request: Request) -> Response:
+    async def _get_health(self, request: Request) -> Response:
         try:
-            await self._store.read(_revision())
+            await self._store.read(_schema_revision())
         except Unavailable:
-            return _answer(503, {"status": "unavailable"})
+            return _response(503, {"status": "unavailable"})
         if self._store.reasons():
-            return _answer(503, {"status": "unavailable"})
-        return _answer(200, {"status": "ok"})
+            return _response(503, {"status": "unavailable"})
+        return _response(200, {"status": "ok"})
 
-    async def _alive(self, request: Request) -> Response:
-        return _answer(200, {"status": "alive"})
+    async def _get_live(self, request: Request) -> Response:
+        return _response(200, {"status": "alive"})
 
-    async def _ready(self, request: Request) -> Response:
+    async def _get_ready(self, request: Request) -> Response:
         if problems := await self.problems():
-            return _answer(503, {"status": "not ready", "reasons": problems})
-        return _answer(200, {"status": "ready"})
+            return _response(503, {"status": "not ready", "reasons": problems})
+        return _response(200, {"status": "ready"})
 
     @contextmanager
     def drain_on_sigterm(self) -> Iterator[None]:
-        """Put the delay in front of what the server does at SIGTERM. SIGINT stops it at once, as it always does.
+        """Delay the server's own reaction to SIGTERM by the drain period. SIGINT still stops it at once.
 
-        Signals are the main thread's business; a server that runs in another one is not told by them.
+        Only the main thread receives signals; a server in another thread is unaffected.
         """
         before = signal.getsignal(signal.SIGTERM)
         if threading.current_thread() is not threading.main_thread() or not callable(before):
@@ -106,7 +107,7 @@ class Health:
         server: Callable[[int, Any], Any] = before
 
         def stop(number: int, frame: Any) -> None:
-            # A supervisor may tell the whole group and its parent tell it once more: that hastens nothing.
+            # A supervisor may signal the whole process group, and the parent once more. Repeats have no effect.
             if not self.stopping:
                 self.stopping = True
                 loop.call_soon_threadsafe(self._drain, lambda: server(number, None))
@@ -122,11 +123,11 @@ class Health:
         asyncio.get_running_loop().call_later(self._drain_period, stop)
 
 
-def _revision() -> Query[str | None]:
+def _schema_revision() -> Query[str | None]:
     rows = yield "select version_num from alembic_version", ()
     return rows[0][0] if rows else None
 
 
-def _answer(status: int, members: dict[str, Any]) -> Response:
+def _response(status: int, members: dict[str, Any]) -> Response:
     headers = _RETRY_AFTER if status == 503 else None
     return Response(orjson.dumps(members), status, headers, media_type="application/json")

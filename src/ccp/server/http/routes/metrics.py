@@ -1,4 +1,4 @@
-"""GET /metrics: the pool's numbers, for whoever watches over it."""
+"""GET /metrics: the pool's metrics for Prometheus."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from starlette.types import Scope
 
 from ccp.server.domain.authorization import MonitoringOperation
 from ccp.server.http.middleware.tracing import trace_of
-from ccp.server.http.routes.opnc import Edge
+from ccp.server.http.request_context import RequestContext
 from ccp.server.metrics import Metrics
 from ccp.server.settings import MetricsAccess
 
 PATH: Final = "/metrics"
 
-# Each says that somebody else is behind the caller.
+# Headers that a proxy adds: the request comes from another host.
 _FORWARDED: Final = frozenset(
     {b"forwarded", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-real-ip"}
 )
 
 
-def routes(metrics: Metrics, edge: Edge, access: MetricsAccess) -> list[Route]:
-    """One route, or none where the setting says so."""
+def routes(metrics: Metrics, context: RequestContext, access: MetricsAccess) -> list[Route]:
+    """Return the route, or none if the setting disables it."""
 
     async def show(request: Request) -> Response:
         trace_of(request.scope).operation = MonitoringOperation.GET_METRICS.value
         if access is MetricsAccess.ADMIN or not _is_local(request.scope):
-            await edge.caller(request.scope, request.headers, MonitoringOperation.GET_METRICS)
+            await context.authenticate(request.scope, request.headers, MonitoringOperation.GET_METRICS)
         content, media_type = metrics.render(request.headers.get("accept", ""))
         return Response(content, headers={"Content-Type": media_type})
 
@@ -38,7 +38,7 @@ def routes(metrics: Metrics, edge: Edge, access: MetricsAccess) -> list[Route]:
 
 
 def _is_local(scope: Scope) -> bool:
-    """Whether a request came from this machine, and not through a proxy on it, as far as that tells."""
+    """Whether a request comes from this machine and shows no sign of a proxy."""
     if not scope.get("client") or any(name in _FORWARDED for name, _ in scope["headers"]):
         return False
     try:

@@ -1,7 +1,8 @@
-"""The authorisation server: its token endpoint, its keys, and its description of itself.
+"""The OAuth 2.0 authorization server: token endpoint, JWKS and metadata.
 
-Client credentials come as form, JSON or HTTP Basic. Source: RFC 6749 clauses 2.3.1, 3.3, 4.4, 5; RFC 8707 clause 2
-(invalid_target); RFC 8414; RFC 7517; RFC 8705 clause 3.
+Client credentials are accepted as form, JSON or HTTP Basic.
+
+Source: RFC 6749 clauses 2.3.1, 3.3, 4.4, 5; RFC 8707 clause 2 (invalid_target); RFC 8414; RFC 7517; RFC 8705 clause 3.
 """
 
 from __future__ import annotations
@@ -25,90 +26,95 @@ from ccp.server.access.token_keys import KEY_ACTIVATION_DELAY
 from ccp.server.domain.parties import PartyRole
 from ccp.server.http.middleware.client_address import client_of
 from ccp.server.http.middleware.tracing import trace_of
-from ccp.server.http.routes.opnc import TWICE, Edge
+from ccp.server.http.request_context import REPEATED_AUTHORIZATION, RequestContext
+from ccp.server.http.responses import json_response
 
 PATH: Final = "/oauth/token"
 JWKS_PATH: Final = "/.well-known/jwks.json"
 METADATA_PATH: Final = "/.well-known/oauth-authorization-server"
 
-_MOST: Final = 16_384  # Octets of a token request; the longest that makes sense has a few hundred.
+_MAX_BODY: Final = 16_384  # Bytes. The longest valid token request has a few hundred.
 
-# Nothing secret, and the same for everybody; not longer than a new key is published before it signs.
+# Keys and metadata are public. They are cached no longer than a new key is published before it signs.
 _CACHEABLE: Final = {"Cache-Control": f"public, max-age={int(KEY_ACTIVATION_DELAY.total_seconds())}"}
 
 
-class _Refused(Exception):
-    """A token request that is answered as RFC 6749 clause 5.2 says."""
+class _TokenError(Exception):
+    """A rejected token request. Source: RFC 6749 clause 5.2."""
 
     def __init__(self, status: int, error: str, description: str) -> None:
         super().__init__(description)
         self.status, self.error, self.description = status, error, description
 
 
-def routes(authority: AuthorizationServer, edge: Edge, *, issuer: str, bind: bool) -> list[Route]:
-    """Everything that the authorisation server answers. issuer: our own address. bind: tokens to client certificates;
-    a request without exactly one readable certificate gets no token.
+def routes(authority: AuthorizationServer, context: RequestContext, *, issuer: str, bind: bool) -> list[Route]:
+    """Return the routes of the authorization server.
+
+    issuer: the public URL of the pool. bind: whether tokens are bound to client certificates. Then a request without
+    exactly one readable certificate gets no token.
     """
 
     def _certificate(scope: Scope) -> str:
         try:
-            return edge.certificates.thumbprint_to_bind(scope)
+            return context.certificates.thumbprint_to_bind(scope)
         except NotAuthenticated as exc:
             trace_of(scope).failure = exc
-            raise _Refused(401, "invalid_client", str(exc)) from exc
+            raise _TokenError(401, "invalid_client", str(exc)) from exc
 
     async def token(request: Request) -> Response:
         trace = trace_of(request.scope)
         trace.operation = "token"
         try:
             _check_query(request)
-            members = _members(request.headers, await edge.body(request.receive, request.headers, _MOST))
+            members = _members(request.headers, await context.read_body(request.receive, request.headers, _MAX_BODY))
             client_id, secret = _credentials(request.headers, members)
             trace.caller, trace.registered = client_id[:100], authority.is_registered(client_id)
             if members.get("grant_type") != "client_credentials":
                 known = "grant_type" in members
                 error = "unsupported_grant_type" if known else "invalid_request"
-                raise _Refused(400, error, "grant_type must be client_credentials")
+                raise _TokenError(400, error, "grant_type must be client_credentials")
             if "audience" in members and not authority.is_own_audience(members["audience"]):
-                raise _Refused(400, "invalid_target", "audience must be the address of this pool")
-            # Before the secret: a request that gets no token anyway says nothing about it, and is no failed login.
+                raise _TokenError(400, "invalid_target", "audience must be the address of this pool")
+            # Before the secret: a request without a valid certificate must not test a secret, and is no failed login.
             certificate = _certificate(request.scope) if bind else None
             recognised = authority.secret_is_cached(client_id, secret)
-            with edge.limits.login_attempt(client_of(request.scope), client_id, secret, recognised=recognised):
+            with context.limits.login_attempt(client_of(request.scope), client_id, secret, recognised=recognised):
                 grant = await authority.issue(
                     client_id,
                     secret,
-                    edge.clock(),
+                    context.clock(),
                     roles=members.get("scope", "").split() or None,
                     certificate=certificate,
                 )
-        except NotAuthenticated as exc:  # The one place where a login has failed.
+        except NotAuthenticated as exc:  # A failed login.
             trace.failure = exc
-            return _refusal(_Refused(401, "invalid_client", str(exc)))
+            return _error_response(_TokenError(401, "invalid_client", str(exc)))
         except TooManyRequests as exc:
             trace.failure = exc
-            return _refusal(_Refused(429, "temporarily_unavailable", str(exc)), {"Retry-After": str(exc.retry_after)})
+            return _error_response(
+                _TokenError(429, "temporarily_unavailable", str(exc)), {"Retry-After": str(exc.retry_after)}
+            )
         except InvalidScope as exc:
             trace.failure = exc
-            return _refusal(_Refused(400, "invalid_scope", str(exc)))
-        except _Refused as refused:
-            return _refusal(refused)
+            return _error_response(_TokenError(400, "invalid_scope", str(exc)))
+        except _TokenError as exc:
+            return _error_response(exc)
         granted = {
             "access_token": grant.access_token,
             "token_type": "Bearer",
             "expires_in": grant.lifetime,
             "scope": " ".join(sorted(grant.roles)),
         }
-        return Response(orjson.dumps(granted), 200, media_type="application/json")
+        return json_response(granted)
 
     async def jwks(request: Request) -> Response:
         trace_of(request.scope).operation = "jwks"
-        keys = orjson.dumps(authority.published_keys(edge.clock()))
+        keys = orjson.dumps(authority.published_keys(context.clock()))
         return Response(keys, 200, _CACHEABLE, media_type="application/jwk-set+json")
 
     async def metadata(request: Request) -> Response:
         trace_of(request.scope).operation = "metadata"
-        return Response(orjson.dumps(described), 200, _CACHEABLE, media_type="application/json")
+        return json_response(described, 200, _CACHEABLE)
 
     described = {
         "issuer": issuer,
@@ -127,62 +133,61 @@ def routes(authority: AuthorizationServer, edge: Edge, *, issuer: str, bind: boo
     ]
 
 
-def _refusal(refused: _Refused, headers: dict[str, str] | None = None) -> Response:
-    if refused.status == 401:
+def _error_response(error: _TokenError, headers: dict[str, str] | None = None) -> Response:
+    if error.status == 401:
         headers = {"WWW-Authenticate": 'Basic realm="token"'}
-    body = {"error": refused.error, "error_description": refused.description}
-    return Response(orjson.dumps(body), refused.status, headers, media_type="application/json")
+    return json_response({"error": error.error, "error_description": error.description}, error.status, headers)
 
 
-_IN_BODY: Final = frozenset({"grant_type", "client_id", "client_secret", "scope", "audience"})
+_BODY_PARAMETERS: Final = frozenset({"grant_type", "client_id", "client_secret", "scope", "audience"})
 
 
 def _check_query(request: Request) -> None:
-    """Refuse body parameters in the URL: they would be logged there, and ignoring one could issue another token.
+    """Reject body parameters in the URL: they would be logged, and ignoring one could issue a different token.
 
     Other query parameters are ignored. Source: RFC 6749 clauses 2.3.1 and 3.2.
     """
-    if stray := sorted(_IN_BODY.intersection(request.query_params)):
-        raise _Refused(400, "invalid_request", f"{', '.join(stray)} must be in the body, not in the URL")
+    if stray := sorted(_BODY_PARAMETERS.intersection(request.query_params)):
+        raise _TokenError(400, "invalid_request", f"{', '.join(stray)} must be in the body, not in the URL")
 
 
 def _members(headers: Headers, body: bytes) -> dict[str, str]:
-    """The request's parameters. A parameter that is there twice, or is not text, is refused."""
+    """Return the parameters of the request. A repeated parameter, or one that is not a string, is rejected."""
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
         try:
             found = json_input.load(body)
         except FieldError as exc:
             # RFC 6749 clause 5.2 allows neither quotation marks nor backslashes here.
-            raise _Refused(400, "invalid_request", str(exc).replace('"', "'").replace("\\", "/")) from exc
+            raise _TokenError(400, "invalid_request", str(exc).replace('"', "'").replace("\\", "/")) from exc
         if not isinstance(found, dict) or not all(isinstance(value, str | None) for value in found.values()):
-            raise _Refused(400, "invalid_request", "the body is not a JSON object of strings")
+            raise _TokenError(400, "invalid_request", "the body is not a JSON object of strings")
         return {name: value for name, value in found.items() if value is not None}
     try:
         pairs = parse_qsl(body.decode("utf-8"), keep_blank_values=True, max_num_fields=20, errors="strict")
     except ValueError as exc:
-        raise _Refused(400, "invalid_request", "the body is neither a form nor JSON") from exc
+        raise _TokenError(400, "invalid_request", "the body is neither a form nor JSON") from exc
     if len({name for name, _ in pairs}) != len(pairs):
-        raise _Refused(400, "invalid_request", "a parameter is given twice")
+        raise _TokenError(400, "invalid_request", "a parameter is given twice")
     return dict(pairs)
 
 
 def _credentials(headers: Headers, members: dict[str, str]) -> tuple[str, str]:
-    """Client id and secret, from one place only."""
+    """Return client id and secret. Credentials in two places are rejected."""
     if len(headers.getlist("authorization")) > 1:
-        raise _Refused(400, "invalid_request", TWICE)
+        raise _TokenError(400, "invalid_request", REPEATED_AUTHORIZATION)
     scheme, _, encoded = headers.get("authorization", "").partition(" ")
     if scheme.lower() == "basic":
         if "client_secret" in members:
-            raise _Refused(400, "invalid_request", "the client authenticates in two ways")
+            raise _TokenError(400, "invalid_request", "the client authenticates in two ways")
         try:
             text = base64.b64decode(encoded.strip(), validate=True).decode("utf-8")
         except (binascii.Error, UnicodeDecodeError) as exc:
-            raise _Refused(401, "invalid_client", "the Authorization header is not HTTP Basic") from exc
+            raise _TokenError(401, "invalid_client", "the Authorization header is not HTTP Basic") from exc
         client_id, colon, secret = text.partition(":")
         if not colon:
-            raise _Refused(401, "invalid_client", "the Authorization header is not HTTP Basic")
+            raise _TokenError(401, "invalid_client", "the Authorization header is not HTTP Basic")
         return unquote_plus(client_id), unquote_plus(secret)
     if not members.get("client_id") or not members.get("client_secret"):
-        raise _Refused(401, "invalid_client", "client_id and client_secret are needed")
+        raise _TokenError(401, "invalid_client", "client_id and client_secret are needed")
     return members["client_id"], members["client_secret"]

@@ -1,11 +1,13 @@
-"""OPCP 1.0, the predecessor of OPNC, under `/v1`: other paths and shapes for the same operations.
+"""OPCP 1.0, the predecessor of OPNC, under `/v1`: the same operations with other paths and shapes.
 
-Back ends of charging stations that are in production speak it. There is no published description to hold it against;
-the shapes are those that these clients read. What differs from OPNC, besides names and casing:
+Charging station back ends in production use it. No description of it is published; the shapes are those that these
+clients read. Besides names and casing, OPCP differs from OPNC in three ways:
 
-- A vehicle gets exactly one item: some clients hand on the first, some the last, and none repeats its request for more.
-- Only a 200 reaches the vehicle, so a refusal is 200 with the negative message (`opcp_no_contract_response`).
-- `broadcast: true` forbids to ask other pools; OPNC's allows it.
+- A vehicle gets exactly one item: some clients forward the first item, others the last, and none repeats its request
+  to get more.
+- Clients forward only a 200 to the vehicle, so a refusal is a 200 with the negative message
+  (`opcp_no_contract_response`).
+- `broadcast: true` forbids asking other pools; in OPNC it allows it.
 """
 
 from __future__ import annotations
@@ -14,54 +16,35 @@ import uuid
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any, Final
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Request
+from fastapi import APIRouter, Header, Path, Query
 from pydantic import BaseModel
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope
 
 from ccp.errors import FieldError, NotFound
-from ccp.ids import EMAID, Namespace
-from ccp.schemas.common import (
-    PLACEHOLDER_EMAID,
-    Boolean,
-    EMAIDField,
-    Error,
-    JSONObject,
-    PCIDField,
-    RoutingHeaders,
-    encode_base64,
-)
-from ccp.schemas.opcp import (
-    DeliverHeaders,
-    OPCPSignedContractData,
-    ProvidedSignedContractData,
-    RootCertificateCollection,
-    XMLContracts,
-)
-from ccp.schemas.opnc import PublishQuery
+from ccp.ids import EMAID
+from ccp.schemas.common import PLACEHOLDER_EMAID, Boolean, EMAIDField, JSONObject, PCIDField, encode_base64
+from ccp.schemas.opcp import DeliverHeaders, ProvidedSignedContractData, RootCertificateCollection, XMLContracts
 from ccp.schemas.timestamps import rfc3339
 from ccp.server.domain.authorization import Operation, PublicRootOperation
 from ccp.server.domain.contracts import SignedContract
-from ccp.server.domain.parties import Caller
 from ccp.server.external.pki_service import REASON_HEADER, RevocationReason
-from ccp.server.http import paths
 from ccp.server.http.errors import WITHOUT_404, negative_metadata
-from ccp.server.http.routes.opnc import (
-    _JSON,
-    Asked,
-    Edge,
-    EmaidPath,
-    Handler,
+from ccp.server.http.parameters import (
+    DEFAULT_NAMESPACE,
+    EMAIDPath,
     NamespaceQuery,
-    PcidPath,
+    PCIDPath,
     RootQuery,
     SessionQuery,
-    SignedContractDataEndpoint,
 )
+from ccp.server.http.request_context import Handler, RequestContext, Target, target_dependency
+from ccp.server.http.responses import FastJSONResponse, error_descriptions
+from ccp.server.http.signed_contract_data import SignedContractDataEndpoint
+from ccp.server.pool.remote import RemoteContract
 from ccp.server.pool.delivery import NegativeResponse
 from ccp.server.pool.operations import Pool
-from ccp.server.pool.remote import RemoteContract
 from ccp.server.settings import OPCPNoContractResponse
 from ccp.x509.certificates import Certificate
 from ccp.x509.names import parse_dn
@@ -71,64 +54,52 @@ BASE: Final = "/v1/ccp"
 ROOTS: Final = "/v1/root/rootCerts"
 TAG: Final = "OPCP"
 
-# Path parameters of one place, whose ids are told apart by the method, have one name in a description.
-_EmaidId: Any = Annotated[EMAIDField, Path(alias="id", description="The contract, by its EMAID.")]
-_PcidId: Any = Annotated[PCIDField, Path(alias="id", description="The vehicle, by its PCID.")]
-_NAMESPACE: Final = Namespace.ISO2
+# Path parameters of one place have one name in an OpenAPI description; the method decides which id it is.
+_EMAIDId: Any = Annotated[EMAIDField, Path(alias="id", description="The contract, by its EMAID.")]
+_PCIDId: Any = Annotated[PCIDField, Path(alias="id", description="The vehicle, by its PCID.")]
 _ROOT_TYPES: Final = {AnchorRole.V2G: "V2G", AnchorRole.EMSP: "MO", AnchorRole.OEM: "OEM"}
 
 
 class OPCPSignedContractDataEndpoint(SignedContractDataEndpoint):
     """POST and PUT /v1/ccp/signedContractData. PUT is that of OPNC."""
 
-    def __init__(self, pool: Pool, edge: Edge, negative: OPCPNoContractResponse) -> None:
-        super().__init__(pool, edge)
-        self._negative = negative
+    def __init__(self, pool: Pool, context: RequestContext, no_contract_response: OPCPNoContractResponse) -> None:
+        super().__init__(pool, context)
+        self._deliver_negative = no_contract_response is OPCPNoContractResponse.DELIVER
 
-    async def _deliver(self, scope: Scope, receive: Receive) -> Response:
-        options, namespace, outcome = await self._delivered(scope, receive, DeliverHeaders, max_one=True)
+    async def _post(self, scope: Scope, receive: Receive) -> Response:
+        options, namespace, outcome = await self._deliver(scope, receive, DeliverHeaders, max_one=True)
+        headers: dict[str, str] = {}
         if isinstance(outcome, NegativeResponse):
-            always = (
-                self._negative is OPCPNoContractResponse.DELIVER if options.always_exi is None else options.always_exi
-            )
-            told, again = negative_metadata(outcome.reason, always)
-            # Not empty, though it stands for nothing: clients take an item without an EMAID for no answer.
+            always_exi = self._deliver_negative if options.always_exi is None else options.always_exi
+            metadata, headers = negative_metadata(outcome.reason, always_exi)
+            # A placeholder, because clients take an item with an empty EMAID for no response.
             emaid, response = PLACEHOLDER_EMAID, outcome.response
         else:
             contract, response = outcome[0].contract, outcome[0].response
-            emaid, told, again = contract.emaid, contract.metadata or "", {}
-        item = {"certificateInstallationRes": encode_base64(response), "emaid": emaid, "metaData": told}
-        return _JSON(
+            emaid, metadata = contract.emaid, contract.metadata or ""
+        item = {"certificateInstallationRes": encode_base64(response), "emaid": emaid, "metaData": metadata}
+        return FastJSONResponse(
             {"CCPResponse": {"emaidContent": [{"messageDef": item}]}, "xsdMsgDefNamespace": namespace},
-            headers=again,
+            headers=headers,
         )
 
 
-def router(pool: Pool, edge: Edge, negative: OPCPNoContractResponse) -> APIRouter:
-    api = APIRouter(
-        routes=[Route(f"{BASE}/signedContractData", OPCPSignedContractDataEndpoint(pool, edge, negative))], tags=[TAG]
-    )
+def router(pool: Pool, context: RequestContext, no_contract_response: OPCPNoContractResponse) -> APIRouter:
+    """Return the routes of OPCP."""
+    endpoint = OPCPSignedContractDataEndpoint(pool, context, no_contract_response)
+    api = APIRouter(routes=[Route(f"{BASE}/signedContractData", endpoint)], tags=[TAG])
 
-    def calling(operation: Operation | PublicRootOperation) -> Any:
-        # As every operation of OPNC: nobody is told what is wrong with a request before it is known whose it is.
-        async def authenticated(request: Request) -> Caller:
-            return await edge.caller(request.scope, request.headers, operation)
-
-        async def asked(
-            request: Request, routing: Annotated[RoutingHeaders, Header()], known: Caller = Depends(authenticated)
-        ) -> Asked:
-            return Asked(known, edge.there(pool, known, routing), not paths.is_head(request.scope))
-
-        return Depends(asked)
+    def target_of(operation: Operation | PublicRootOperation) -> Any:
+        return target_dependency(context, pool, operation)
 
     def add(
         method: str, path: str, operation: Operation | PublicRootOperation, model: type[BaseModel] | None = None
     ) -> Callable[[Handler], Handler]:
-        responses: dict[int | str, dict[str, Any]] = {
-            status: {"model": Error}
-            for status in (400, 401, 403, 404, 500, 503)
-            if status != 404 or operation not in (*WITHOUT_404, PublicRootOperation.GET_ROOT_CERTIFICATES)
-        }
+        statuses = [400, 401, 403, 404, 500, 503]
+        if operation in (*WITHOUT_404, PublicRootOperation.GET_ROOT_CERTIFICATES):
+            statuses.remove(404)
+        responses = error_descriptions(statuses)
         if model is not None:
             responses[200] = {"model": model}
         return api.api_route(
@@ -143,29 +114,31 @@ def router(pool: Pool, edge: Edge, negative: OPCPNoContractResponse) -> APIRoute
 
     @add("GET", f"{BASE}/signedContractData/{{id}}", Operation.GET_CONTRACT_DATA_BY_PCID, XMLContracts)
     async def contracts_of_vehicle(
-        pcid: _PcidId,
-        asked: Asked = calling(Operation.GET_CONTRACT_DATA_BY_PCID),
-        namespace: NamespaceQuery = _NAMESPACE,
+        pcid: _PCIDId,
+        target: Target = target_of(Operation.GET_CONTRACT_DATA_BY_PCID),
+        namespace: NamespaceQuery = DEFAULT_NAMESPACE,
         root: RootQuery = None,
     ) -> Response:
-        """The contracts that wait for a vehicle, for the OEM that owns its WMI."""
-        found = await asked.pool.contract_data_by_pcid(asked.caller, pcid, namespace)
+        """List the contracts that are stored for a vehicle, for the OEM that owns its WMI."""
+        found = await target.pool.contract_data_by_pcid(target.caller, pcid, namespace)
         ranks = _ranks(found)
-        named = [contract for contract in found if root in (None, contract.root_fingerprint)]
-        if not named:
+        matching = [contract for contract in found if root in (None, contract.root_fingerprint)]
+        if not matching:
             raise NotFound("No contract for the given PCID found.")
-        return _JSON({"XMLContracts": [_xml_contract(contract, ranks[contract.emaid]) for contract in named]})
+        return FastJSONResponse(
+            {"XMLContracts": [_xml_contract(contract, ranks[contract.emaid]) for contract in matching]}
+        )
 
     @add("GET", f"{BASE}/lookupContract/{{emaid}}", Operation.GET_CONTRACT_DATA_BY_EMAID, XMLContracts)
     async def look_up_contract(
-        emaid: EmaidPath,
-        asked: Asked = calling(Operation.GET_CONTRACT_DATA_BY_EMAID),
-        namespace: NamespaceQuery = _NAMESPACE,
+        emaid: EMAIDPath,
+        target: Target = target_of(Operation.GET_CONTRACT_DATA_BY_EMAID),
+        namespace: NamespaceQuery = DEFAULT_NAMESPACE,
         root: RootQuery = None,
     ) -> Response:
-        """A contract's certificate, for the eMSP that owns it. Of the vehicle's other contracts it learns nothing."""
-        found = await asked.pool.contract_data_by_emaid(asked.caller, emaid, namespace, root, edge.clock())
-        return _JSON(
+        """Return a contract's certificate, for the eMSP that owns it, which learns nothing of the vehicle's others."""
+        found = await target.pool.contract_data_by_emaid(target.caller, emaid, namespace, root, context.clock())
+        return FastJSONResponse(
             {"XMLContracts": [_xml_contract(contract, 1 if contract.is_default else 2) for contract, _ in found]}
         )
 
@@ -176,26 +149,26 @@ def router(pool: Pool, edge: Edge, negative: OPCPNoContractResponse) -> APIRoute
         ProvidedSignedContractData,
     )
     async def provide_signed_contract_data(
-        emaid: EmaidPath,
-        pcid: PcidPath,
-        asked: Asked = calling(Operation.GET_SIGNED_CONTRACT_DATA),
-        namespace: NamespaceQuery = _NAMESPACE,
+        emaid: EMAIDPath,
+        pcid: PCIDPath,
+        target: Target = target_of(Operation.GET_SIGNED_CONTRACT_DATA),
+        namespace: NamespaceQuery = DEFAULT_NAMESPACE,
         root: RootQuery = None,
         session_id: SessionQuery = b"",
     ) -> Response:
-        """The newest signed response of a contract, for the OEM that owns the vehicle's WMI."""
-        found = await asked.pool.signed_contract_data(
-            asked.caller,
+        """Return the newest signed response of a contract, for the OEM that owns the vehicle's WMI."""
+        found = await target.pool.signed_contract_data(
+            target.caller,
             emaid,
             pcid,
             session_id=session_id,
             namespace=namespace,
             root=root,
-            now=edge.clock(),
-            notify=asked.for_content,
+            now=context.clock(),
+            notify=target.for_content,
         )
         newest = found[0]
-        return _JSON(
+        return FastJSONResponse(
             {
                 "certificateInstallationRes": encode_base64(newest.response),
                 "xsdMsgDefNamespace": newest.contract.namespace,
@@ -204,64 +177,47 @@ def router(pool: Pool, edge: Edge, negative: OPCPNoContractResponse) -> APIRoute
 
     @add("DELETE", f"{BASE}/signedContractData/{{id}}", Operation.WITHDRAW)
     async def delete_signed_contract_data(
-        emaid: _EmaidId,
-        asked: Asked = calling(Operation.WITHDRAW),
+        emaid: _EMAIDId,
+        target: Target = target_of(Operation.WITHDRAW),
         skip_revocation: Annotated[Boolean, Header(alias="X-Skip-Revocation")] = False,
         reason: Annotated[str | None, Header(alias=REASON_HEADER)] = None,
     ) -> Response:
         """Remove a contract with all its variants, for the eMSP that owns it."""
         why = RevocationReason.parse(reason)
-        await asked.pool.withdraw(asked.caller, emaid, edge.clock(), revoke=not skip_revocation, reason=why)
+        await target.pool.withdraw(target.caller, emaid, context.clock(), revoke=not skip_revocation, reason=why)
         return Response(status_code=200)
 
     @add("POST", f"{BASE}/signedContractData/{{pcid}}/{{emaid}}/default", Operation.SET_DEFAULT)
-    async def set_default(pcid: PcidPath, emaid: EmaidPath, asked: Asked = calling(Operation.SET_DEFAULT)) -> Response:
-        """Make a contract the vehicle's default, for the OEM that owns its WMI. The vehicle comes first in the path."""
-        await asked.pool.set_default(asked.caller, emaid, pcid, edge.clock())
+    async def set_default(
+        pcid: PCIDPath, emaid: EMAIDPath, target: Target = target_of(Operation.SET_DEFAULT)
+    ) -> Response:
+        """Make a contract the vehicle's default, for the OEM that owns its WMI. The PCID comes first in the path."""
+        await target.pool.set_default(target.caller, emaid, pcid, context.clock())
         return Response(status_code=200)
 
     @add("GET", ROOTS, PublicRootOperation.GET_ROOT_CERTIFICATES, RootCertificateCollection)
     async def root_certificates(
-        asked: Asked = calling(PublicRootOperation.GET_ROOT_CERTIFICATES),
+        target: Target = target_of(PublicRootOperation.GET_ROOT_CERTIFICATES),
         root_type: Annotated[str | None, Query(alias="rootType", description="V2G, MO or OEM.")] = None,
     ) -> Response:
-        """The roots that the pool trusts, for every party; those past their validity are left out."""
-        if asked.pool is not pool:
+        """List the roots that the pool trusts, for every party, without expired ones."""
+        if target.pool is not pool:
             raise NotFound("A request for roots is not passed on.")
         wanted = _roles(root_type)
-        at = edge.clock()
+        now = context.clock()
         items = [
             _root(anchor.certificate, role)
             for anchor in pool.anchors.anchors
             for role in AnchorRole
-            if role in anchor.roles and role in wanted and at.replace(microsecond=0) <= anchor.certificate.not_after
+            if role in anchor.roles and role in wanted and now.replace(microsecond=0) <= anchor.certificate.not_after
         ]
-        return _JSON({"RootCertificateCollection": {"rootCertificates": items}})
+        return FastJSONResponse({"RootCertificateCollection": {"rootCertificates": items}})
 
     return api
 
 
-def describe(described: dict[str, Any], operation: Callable[..., dict[str, Any]]) -> None:
-    """Add the two operations that stand outside of the framework's parameter machinery to a description.
-
-    operation: makes one out of its kind, the names of its body's and its answer's schema, its headers and its query.
-    """
-    schema = OPCPSignedContractData.model_json_schema(ref_template="#/components/schemas/{model}")
-    described["components"]["schemas"].update(schema.pop("$defs", {}))
-    described["components"]["schemas"][OPCPSignedContractData.__name__] = schema
-    item = {
-        "post": operation(
-            Operation.DELIVER, "GetSignedContractDataReq", "200", OPCPSignedContractData.__name__, DeliverHeaders
-        ),
-        "put": operation(Operation.PUBLISH, "SignedContractData", "201", None, RoutingHeaders, PublishQuery),
-    }
-    for each in item.values():
-        each.update(operationId=f"{TAG}{each['operationId']}", tags=[TAG])
-    described["paths"][f"{BASE}/signedContractData"] = item
-
-
 def _ranks(contracts: Iterable[SignedContract | RemoteContract]) -> dict[EMAID, int]:
-    """The priority of a vehicle's contracts: 1 for the default and no other, then from 2 on, the oldest first."""
+    """Return the priority of each contract of a vehicle: 1 for the default only, then from 2 on, oldest first."""
     rank: dict[EMAID, int] = {}
     for contract in sorted(contracts, key=lambda contract: (contract.created_at, contract.emaid)):
         if contract.emaid not in rank:
@@ -283,11 +239,11 @@ def _xml_contract(contract: SignedContract | RemoteContract, priority: int) -> J
 
 
 def _roles(root_type: str | None) -> frozenset[AnchorRole]:
-    """Whose roots are asked for. Raises FieldError."""
+    """Return the roles of the roots that the query selects. Raises FieldError."""
     if root_type is None:
         return frozenset(AnchorRole)
     known = {**{name: frozenset({role}) for role, name in _ROOT_TYPES.items()}, "EMSP": frozenset({AnchorRole.EMSP})}
-    # Roots of private environments are a kind of their own, of which the pool has none.
+    # PE: roots of private environments, of which the pool has none.
     found = {**known, "PE": frozenset[AnchorRole]()}.get(root_type.upper())
     if found is None:
         raise FieldError(f"rootType : must be one of {', '.join(_ROOT_TYPES.values())}")
@@ -295,7 +251,7 @@ def _roles(root_type: str | None) -> frozenset[AnchorRole]:
 
 
 def _root(certificate: Certificate, role: AnchorRole) -> JSONObject:
-    """Source: the Root Certificate Pool's schema in OPNC 1.0, whose older sibling this is."""
+    """Source: the schema of the Root Certificate Pool in OPNC 1.0, which is the successor of this one."""
     root_type = _ROOT_TYPES[role]
     identifier = certificate.authority_key_identifier or certificate.key_identifier or b""
     return {

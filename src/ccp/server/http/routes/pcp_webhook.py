@@ -1,14 +1,15 @@
-"""The webhook that a Provisioning Certificate Pool posts to: `POST /opnc/v1/ccp/events/pcp`.
+"""The webhook of the Provisioning Certificate Pool: `POST /opnc/v1/ccp/events/pcp`.
 
-A provisioning certificate that was deleted, renewed with a new key, or lost in a factory reset makes a vehicle's
-contracts worthless: their keys were encrypted for the old one. The events are those of OPNC 1.0
-(webhook.payload, emsp.… and mo.… names). The body is signed with HMAC-SHA256 under `pcp_webhook_secret`; the published
-description puts the bare hexadecimal digest into `X-Operator-Signature` for one kind of event and into
-`payload-signature` for the other, implementations write `sha256=` before it or use `X-Hubject-Signature`; each of these
-is read.
+When a provisioning certificate is deleted, renewed with a new key, or lost in a factory reset, the vehicle cannot use
+its contracts any more: their keys are encrypted for the old one. The events are those of OPNC 1.0 (webhook.payload,
+names emsp.… and mo.…).
 
-Nothing is remembered of events, and still one that comes twice, late or again after years does no harm: it removes only
-what was published before it happened.
+The body is signed with HMAC-SHA256 under `pcp_webhook_secret`. The published description puts the hexadecimal digest
+into `X-Operator-Signature` for one kind of event and into `payload-signature` for the other. Implementations prefix it
+with `sha256=` or use `X-Hubject-Signature`. The pool accepts each of these forms.
+
+The pool does not store events. Repeated, late and replayed events are harmless, because an event removes only
+contracts that were published before it happened.
 """
 
 from __future__ import annotations
@@ -32,22 +33,23 @@ from ccp.schemas.common import NamespaceField, PCIDField
 from ccp.schemas.json_bodies import read_body
 from ccp.server.http import query_parameters
 from ccp.server.http.middleware.tracing import trace_of
-from ccp.server.http.routes.opnc import BASE, Edge
+from ccp.server.http.request_context import RequestContext
+from ccp.server.http.responses import json_content
 from ccp.server.pool.contract_invalidation import EVENT_NAMES, ProvisioningEvent, parse_event_name
 from ccp.server.pool.operations import Pool
 
 _log = structlog.get_logger("ccp.pcp")
 
-PATH: Final = f"{BASE}/events/pcp"
+PATH: Final = "/opnc/v1/ccp/events/pcp"
 SIGNATURE_HEADERS: Final = ("X-Operator-Signature", "payload-signature", "X-Hubject-Signature")
-_SHOWN: Final = 100  # Characters of an unknown name in the log.
+_MAX_LOGGED: Final = 100  # Characters of an unknown event name.
 
-# An event that claims to be from later would remove what is published until then, again whenever it is replayed.
-_CLOCKS_DIFFER: Final = timedelta(minutes=5)
+# An event with a future time would remove contracts that are published until then, and again at each replay.
+_CLOCK_TOLERANCE: Final = timedelta(minutes=5)
 
 
-def pcp_route(edge: Edge, pool: Pool, secret: SecretStr | None) -> Route:
-    """secret: None takes no events at all; the path then answers as if there were nothing."""
+def pcp_route(context: RequestContext, pool: Pool, secret: SecretStr | None) -> Route:
+    """Return the route of the webhook. secret: None disables it; the path then answers 404."""
     key = secret.get_secret_value().encode() if secret is not None else b""
 
     async def take(request: Request) -> Response:
@@ -55,26 +57,26 @@ def pcp_route(edge: Edge, pool: Pool, secret: SecretStr | None) -> Route:
         trace.operation = "TakeProvisioningEvent"
         if not key:
             raise HTTPException(404)
-        body = await edge.body(request.receive, request.headers)
+        body = await context.read_body(request.receive, request.headers)
         check_signature(key, request.headers, body)
         trace.caller, trace.authenticated = "pcp", True
         query_parameters.check(request.scope["query_string"], (), changes=True)
-        at = edge.clock()
-        event = read_event(body, at)
+        now = context.clock()
+        event = read_event(body, now)
         if event is not None:
             trace.pcid = event.pcid
-            await pool.invalidate_vehicle(event, at, trace.id)
+            await pool.invalidate_vehicle(event, now, trace.id)
         return Response(status_code=200)
 
     return Route(PATH, take, methods=["POST"])
 
 
 def check_signature(key: bytes, headers: Headers, body: bytes) -> None:
-    """Raises NotAuthorised, in time that does not tell how wrong the signature is."""
+    """Check the signature of the body in constant time. Raises NotAuthorised."""
     given = next((value for name in SIGNATURE_HEADERS if (value := headers.get(name))), "")
     expected = hmac.new(key, body, hashlib.sha256).hexdigest()
-    said = given.strip().lower().removeprefix("sha256=")
-    if not hmac.compare_digest(said.encode("utf-8", "replace"), expected.encode()):
+    digest = given.strip().lower().removeprefix("sha256=")
+    if not hmac.compare_digest(digest.encode("utf-8", "replace"), expected.encode()):
         raise NotAuthorised("The signature of the event is missing or wrong.")
 
 
@@ -84,8 +86,11 @@ class _Vehicle(BaseModel):
     pcid: PCIDField
 
 
-def _instant(value: object) -> datetime:
-    """The last microsecond that a time may stand for: one without a fraction is the whole second. Source: RFC 3339."""
+def _latest_instant(value: object) -> datetime:
+    """Return the last instant that a timestamp can mean: without a fraction, the end of the second.
+
+    Source: RFC 3339.
+    """
     try:
         if not isinstance(value, str):
             raise TypeError
@@ -100,7 +105,7 @@ class _Event(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     eventType: str
-    timestamp: Annotated[datetime, BeforeValidator(_instant)]
+    timestamp: Annotated[datetime, BeforeValidator(_latest_instant)]
     payload: _Vehicle
     xsdMsgDefNamespace: NamespaceField | None = None
 
@@ -111,25 +116,25 @@ class _AnyEvent(BaseModel):
     eventType: str
 
 
-def read_event(body: bytes, at: datetime) -> ProvisioningEvent | None:
-    """The event of a body; None if it is one that does not concern vehicles' certificates. Raises FieldError."""
+def read_event(body: bytes, now: datetime) -> ProvisioningEvent | None:
+    """Return the event in a body; None if it is not about vehicle certificates. Raises FieldError."""
     name = read_body(_AnyEvent, body).eventType
     try:
         change = parse_event_name(name)
     except FieldError:
-        _log.warning("provisioning event unknown", event_type=name[:_SHOWN])
+        _log.warning("provisioning event unknown", event_type=name[:_MAX_LOGGED])
         raise
     if change is None:
         return None
     event = read_body(_Event, body)
-    if event.timestamp > at + _CLOCKS_DIFFER:
+    if event.timestamp > now + _CLOCK_TOLERANCE:
         raise FieldError("timestamp : must not be in the future")
     return ProvisioningEvent(change, event.payload.pcid, event.timestamp, event.xsdMsgDefNamespace)
 
 
 def description() -> dict[str, Any]:
-    """The operation as the OpenAPI description has it; the path is answered only where `pcp_webhook_secret` is set."""
-    error = {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}}
+    """Return the OpenAPI description of the webhook, which is active only if `pcp_webhook_secret` is set."""
+    error = json_content("Error")
     signature = {
         "in": "header",
         "required": False,
@@ -142,7 +147,7 @@ def description() -> dict[str, Any]:
         "properties": {
             "eventType": {
                 "type": "string",
-                "description": "Those of provisioning certificates have an effect: " + ", ".join(EVENT_NAMES),
+                "description": "Events of provisioning certificates have an effect: " + ", ".join(EVENT_NAMES),
             },
             "timestamp": {"type": "string", "format": "date-time"},
             "payload": {"type": "object", "required": ["pcid"], "properties": {"pcid": {"type": "string"}}},

@@ -1,0 +1,155 @@
+"""The OpenAPI description of the API.
+
+FastAPI describes the ordinary routes. This module adds the fast-path operations, the bodies that routes read
+themselves, the server address and the security schemes. Source: OpenAPI 3.1.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic import BaseModel
+
+from ccp.schemas.common import RoutingHeaders
+from ccp.schemas.opcp import DeliverHeaders as OPCPDeliverHeaders
+from ccp.schemas.opcp import OPCPSignedContractData
+from ccp.schemas.opnc import (
+    DeliverHeaders,
+    GetSignedContractDataReq,
+    PublishQuery,
+    SignedContractData,
+    SignedContractDataCollection,
+)
+from ccp.server.domain.authorization import Operation, role_table
+from ccp.server.domain.parties import PartyRole
+from ccp.server.http import query_parameters
+from ccp.server.http.responses import json_content
+from ccp.server.http.routes import admin, events, oauth, opcp, opnc, pcp_webhook
+
+OAUTH2: Final = "oauth2"
+BEARER: Final = "bearer"
+
+_SCOPES: Final = {
+    PartyRole.EMSP: "contracts of the eMSP's own provider ids",
+    PartyRole.CPO: "requests of vehicles",
+    PartyRole.OEM: "vehicles of the OEM's own WMIs",
+    PartyRole.CPS: "publication for the providers that the CPS signs for",
+    PartyRole.CCP: "requests that another pool passes on",
+    PartyRole.ADMIN: "the party registry and the metrics",
+}
+_FAILURES: Final = (400, 401, 403, 404, 413, 415, 500, 503)
+
+
+def describe(app: FastAPI, public_url: str) -> dict[str, Any]:
+    """Return the description of an application, computed once."""
+    if app.openapi_schema is None:
+        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        components = document.setdefault("components", {})
+        schemas = components.setdefault("schemas", {})
+        # FastAPI describes a 422 response that the pool never sends: invalid parameters are answered with 400.
+        for item in document["paths"].values():
+            for operation in item.values():
+                operation["responses"].pop("422", None)
+        for name in ("HTTPValidationError", "ValidationError"):
+            schemas.pop(name, None)
+        for model in (
+            SignedContractData,
+            GetSignedContractDataReq,
+            SignedContractDataCollection,
+            *events.BODIES,
+            *admin.BODIES,
+        ):
+            _add_schema(schemas, model)
+        document["paths"][f"{opnc.BASE}/signedcontractdata"] = {
+            "post": _operation(
+                Operation.DELIVER, DeliverHeaders, GetSignedContractDataReq, SignedContractDataCollection
+            ),
+            "put": _operation(Operation.PUBLISH, RoutingHeaders, SignedContractData, query=PublishQuery),
+        }
+        document["paths"][pcp_webhook.PATH] = {"post": pcp_webhook.description()}
+        if any(getattr(route, "path", None) == opcp.ROOTS for route in app.routes):
+            _add_schema(schemas, OPCPSignedContractData)
+            document["paths"][f"{opcp.BASE}/signedContractData"] = {
+                "post": _opcp(
+                    _operation(Operation.DELIVER, OPCPDeliverHeaders, GetSignedContractDataReq, OPCPSignedContractData)
+                ),
+                "put": _opcp(_operation(Operation.PUBLISH, RoutingHeaders, SignedContractData, query=PublishQuery)),
+            }
+        document["servers"] = [{"url": public_url}]
+        components["securitySchemes"] = _security_schemes(public_url)
+        _add_security(document)
+        app.openapi_schema = document
+    return app.openapi_schema
+
+
+def _add_schema(schemas: dict[str, Any], model: type[BaseModel]) -> None:
+    schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas.update(schema.pop("$defs", {}))
+    schemas[model.__name__] = schema
+
+
+def _operation(
+    operation: Operation,
+    headers: type[RoutingHeaders],
+    body: type[BaseModel],
+    response: type[BaseModel] | None = None,
+    query: type[BaseModel] | None = None,
+) -> dict[str, Any]:
+    """Describe a fast-path operation. response: of a 200; without one, success is a 201 without a body."""
+    properties = headers.model_json_schema()["properties"]
+    success: dict[str, Any] = {"description": "Success"}
+    if response is not None:
+        success["content"] = json_content(response.__name__)
+    return {
+        "operationId": operation.value,
+        "summary": operation.value,
+        "parameters": [
+            *({"name": name, "in": "header", "schema": schema} for name, schema in properties.items()),
+            *(query_parameters.parameters(query) if query else ()),
+        ],
+        "requestBody": {"required": True, "content": json_content(body.__name__)},
+        "responses": {
+            "201" if response is None else "200": success,
+            **{str(status): {"description": "Error", "content": json_content("Error")} for status in _FAILURES},
+        },
+    }
+
+
+def _opcp(operation: dict[str, Any]) -> dict[str, Any]:
+    operation.update(operationId=f"{opcp.TAG}{operation['operationId']}", tags=[opcp.TAG])
+    return operation
+
+
+def _security_schemes(public_url: str) -> dict[str, Any]:
+    return {
+        OAUTH2: {
+            "type": "oauth2",
+            "description": "Client credentials of a registered party. A scope is one of its roles; all without.",
+            "flows": {
+                "clientCredentials": {
+                    "tokenUrl": public_url + oauth.PATH,
+                    "scopes": {role.value: description for role, description in _SCOPES.items()},
+                }
+            },
+        },
+        BEARER: {
+            "type": "http",
+            "scheme": "bearer",
+            "bearerFormat": "JWT",
+            "description": "An access token of the pool, or of an issuer that it trusts.",
+        },
+    }
+
+
+def _add_security(document: dict[str, Any]) -> None:
+    """Add to each operation the roles that may call it, unless it has a `security` entry already."""
+    roles: defaultdict[str, list[str]] = defaultdict(list)
+    for operation, role, _ in role_table():
+        roles[operation.value].append(role.value)
+    for item in document["paths"].values():
+        for operation in item.values():
+            allowed = roles[operation["operationId"].removeprefix(opcp.TAG)]
+            operation.setdefault("security", [*({OAUTH2: [role]} for role in allowed), {BEARER: []}])
