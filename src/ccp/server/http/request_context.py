@@ -29,9 +29,9 @@ from ccp.server.http.admission import IDENTIFIED, UNVERIFIED
 from ccp.server.http.client_certificate import ClientCertificates
 from ccp.server.http.middleware.client_address import client_of
 from ccp.server.http.middleware.tracing import trace_of
+from ccp.server.pool.operations import Pool
 from ccp.server.pool.peers import Peers
 from ccp.server.pool.remote import RemotePool
-from ccp.server.pool.operations import Pool
 from ccp.server.runtime.clock import Clock
 
 Handler = TypeVar("Handler", bound=Callable[..., Any])

@@ -42,9 +42,9 @@ from ccp.server.http.parameters import (
 from ccp.server.http.request_context import Handler, RequestContext, Target, target_dependency
 from ccp.server.http.responses import FastJSONResponse, error_descriptions
 from ccp.server.http.signed_contract_data import SignedContractDataEndpoint
-from ccp.server.pool.remote import RemoteContract
 from ccp.server.pool.delivery import NegativeResponse
 from ccp.server.pool.operations import Pool
+from ccp.server.pool.remote import RemoteContract
 from ccp.server.settings import OPCPNoContractResponse
 from ccp.x509.certificates import Certificate
 from ccp.x509.names import parse_dn

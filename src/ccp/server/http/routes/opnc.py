@@ -38,9 +38,9 @@ from ccp.server.http.parameters import (
 from ccp.server.http.request_context import Handler, RequestContext, Target, target_dependency
 from ccp.server.http.responses import FastJSONResponse, error_descriptions
 from ccp.server.http.signed_contract_data import SignedContractDataEndpoint
-from ccp.server.pool.remote import RemoteContract
 from ccp.server.pool.delivery import DeliveredContract, NegativeResponse
 from ccp.server.pool.operations import Pool
+from ccp.server.pool.remote import RemoteContract
 
 BASE: Final = "/opnc/v1/ccp"
 
