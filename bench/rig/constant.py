@@ -13,7 +13,8 @@ from typing import Any
 from ccp.cli import workers
 from ccp.server.access.client_address import TrustedProxies
 from ccp.server.http.connection_limits import ConnectionRegistry
-from ccp.server.http.protocol import STATE, options
+from ccp.server.http.protocol import STATE
+from ccp.server.http.uvicorn_options import uvicorn_options
 from ccp.server.settings import Settings
 
 
@@ -41,7 +42,7 @@ def create() -> Any:
 def main() -> None:
     file, port, count = sys.argv[1:]
     os.environ["CCP_BENCH_ANSWER"] = file
-    arguments = options(Settings()) | {"host": "127.0.0.1", "port": int(port), "workers": int(count)}
+    arguments = uvicorn_options(Settings()) | {"host": "127.0.0.1", "port": int(port), "workers": int(count)}
     workers.run("constant:create", factory=True, log_level="warning", **arguments)
 
 

@@ -18,7 +18,7 @@ import httpx
 import pytest
 from structlog.testing import CapturedCall, CapturingLogger
 
-from ccp.server.http import connection_limits, protocol
+from ccp.server.http import connection_limits, deadlines, protocol
 from ccp.server.http.routes.opnc import BASE
 from ccp.testing.pki import PKI
 from tests.cli.run import COMMAND, environment
@@ -217,7 +217,7 @@ def test_refused_connections_are_few_and_the_newest_is_told(small: Pool, monkeyp
 
 
 def test_the_fuller_the_worker_the_shorter_it_waits(small: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "_SHORTEST_TIMEOUT", 1.0)
+    monkeypatch.setattr(deadlines, "SHORTEST_TIMEOUT", 1.0)
     with ExitStack() as stack:
         deadline = time.monotonic() + 20
         while True:

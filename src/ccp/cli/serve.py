@@ -99,7 +99,7 @@ def _raise_descriptor_limit(effective: Settings, given: dict[str, Any]) -> int |
 def _run(effective: Settings, limit: int | None) -> None:
     from ccp.cli import workers
     from ccp.server import logging, metrics
-    from ccp.server.http.protocol import options
+    from ccp.server.http.uvicorn_options import uvicorn_options
     from ccp.server.storage.engine import schema
 
     allowed = "any number of" if limit is None else limit
@@ -123,7 +123,7 @@ def _run(effective: Settings, limit: int | None) -> None:
         port=effective.port,
         workers=effective.workers,
         log_level="warning",
-        **options(effective),
+        **uvicorn_options(effective),
     )
 
 

@@ -66,7 +66,7 @@ _RELOAD_TIMEOUT: Final = 60.0  # For tables that grow with the partners; a full 
 def purge_task(pool: Pool, interval: int, clock: Callable[[], Awaitable[datetime]]) -> PeriodicTask:
     """Return the background task that purges expired and revoked contracts.
 
-    It runs in every worker, at random times; the first one purges, the issuers find nothing. interval: seconds. clock:
+    It runs in every worker, at random times; the first one purges, the others find nothing. interval: seconds. clock:
     raises Unavailable if the time is implausible.
     """
 
@@ -255,7 +255,7 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         background.add(guard.watch_task())
         background.add(services.loop_lag.probe_task())
         background.add(services.peers.closing_expired())
-        background.add(connections.watching())
+        background.add(connections.reaper())
         background.add(services.revocation.refresh_task())
         background.add(services.notifier.flush_task())
         background.add(authority.key_rotation_task(config.token_key_lifetime, guard.checked))

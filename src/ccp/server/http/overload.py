@@ -1,11 +1,12 @@
-"""What is said of shed requests: one answer, made beforehand, and one log event for an overload, not for each request.
+"""Load shedding: the response to refused requests, and its log events.
 
-A shed request costs some ten microseconds, most of them the system's for receiving and sending; a served one costs
-sixty times as much. So the answer is the same bytes for all within a second, and its trace id is that of the overload:
-it finds the log events `overload began` and `overload ended`, which say how many were shed and why.
+A refused request costs some ten microseconds, most of them in the operating system for receiving and sending; a served
+one costs sixty times as much. So the response is the same bytes for all requests within a second. Its trace id is that
+of the overload: it finds the log events `overload began` and `overload ended`, which count the refused requests by
+reason. There is no log event for each request.
 
-A vehicle's request that comes while its queue is full is recognised by its first bytes and not parsed. This is done for
-requests alone that arrive whole and that no two readers could understand differently (RFC 9112 clause 11.2).
+A vehicle request that arrives while its queue is full is recognised by its first bytes and not parsed. This applies
+only to requests that arrive whole and that no two readers could understand differently (RFC 9112 clause 11.2).
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from typing import Final, NamedTuple
 
 import structlog
 
-from ccp.server.http.admission import Admission, Reason
-from ccp.server.http.request_cycle import OVERLOADED, error_body
+from ccp.server.http.admission import Admission
+from ccp.server.http.error_body import OVERLOADED, error_body
+from ccp.server.http.fair_queue import Reason
 from ccp.server.metrics import Metrics
 
 _log = structlog.get_logger("ccp.server.http.overload")
@@ -35,23 +37,23 @@ _MAX_HEAD_KEPT: Final = 2048
 
 
 class Head(NamedTuple):
-    """What of a head decides how its request is shed. length: of head and body, bytes."""
+    """The parts of a request head that decide about refusal. length: of head and body, in bytes."""
 
     length: int
     authorization: bytes
 
 
 def read_head(head: bytes) -> Head | None:
-    """Read the head of a vehicle's request; None where the parser has to read it.
+    """Read the head of a vehicle request. Returns None if the request has to be parsed.
 
-    head: from the request line to the empty line. The only framing that is taken is one Content-Length.
+    head: from the request line to the empty line. The only accepted framing is one Content-Length.
     """
     lower = head.lower()
     fields = lower.split(b"\r\n")
     if lower.count(b"\n") != len(fields) - 1 or lower.count(b"\r") != len(fields) - 1:
         return None
     length, authorization = -1, b""
-    at = len(fields[0]) + 2
+    position = len(fields[0]) + 2
     for field in fields[1:-2]:
         name, colon, value = field.partition(b":")
         if not colon or not name.replace(b"-", b"").isalnum():
@@ -64,10 +66,10 @@ def read_head(head: bytes) -> Head | None:
         elif name == b"authorization":
             if authorization:
                 return None
-            authorization = head[at + len(name) + 1 : at + len(field)].strip(b" \t")
+            authorization = head[position + len(name) + 1 : position + len(field)].strip(b" \t")
         elif name in _FRAMING or (name == b"connection" and value.strip(b" \t") != b"keep-alive"):
             return None
-        at += len(field) + 2
+        position += len(field) + 2
     return None if length < 0 else Head(len(head) + length, authorization)
 
 
@@ -75,23 +77,23 @@ _FRAMING: Final = frozenset({b"transfer-encoding", b"expect", b"upgrade", b"trai
 
 
 class LoadShedder:
-    """The answer to shed requests, and what is told of them. One for each worker."""
+    """The response to refused requests and the log events of an overload, for one worker."""
 
     def __init__(self, admission: Admission, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
         self._admission = admission
         self._metrics = metrics
         self._clock = clock
         self._heads: dict[bytes, Head | None] = {}
-        self._answers: dict[tuple[bool, bool], bytes] = {}
-        self._date: object = None
+        self._responses: dict[tuple[bool, bool], bytes] = {}
+        self._default_headers: object = None
         self._reported: Counter[tuple[str, str]] = Counter()
         self._before: Counter[tuple[str, str]] = Counter()
         self._trace_id = str(uuid.uuid4())
         self._began: float | None = None
-        self._told = self._last = 0.0
+        self._logged_at = self._last = 0.0
 
-    def sheds(self, data: bytes, address: object) -> bool:
-        """Whether this is one whole request of a vehicle for which there is no room now. It is counted then."""
+    def try_shed(self, data: bytes, address: object) -> bool:
+        """Return whether the data is one whole vehicle request for which there is no room. Then it is counted."""
         end = data.find(b"\r\n\r\n", 0, _MAX_HEAD) + 4
         head = data[:end]
         try:
@@ -104,21 +106,21 @@ class LoadShedder:
                 self._heads[head] = read
         if read is None or read.length != len(data):
             return False
-        return self._admission.sheds(read.authorization, address)
+        return self._admission.try_shed(read.authorization, address)
 
-    def answer(
+    def response(
         self, default_headers: list[tuple[bytes, bytes]], *, secured: bool = False, close: bool = False
     ) -> bytes:
-        """A whole response. default_headers: the server's, another list whenever they change."""
-        if default_headers is not self._date:
-            self._date = default_headers
-            self._answers.clear()
-        found = self._answers.get((secured, close))
+        """Return a whole response. default_headers: the server's; a new list object whenever they change."""
+        if default_headers is not self._default_headers:
+            self._default_headers = default_headers
+            self._responses.clear()
+        found = self._responses.get((secured, close))
         if found is None:
-            found = self._answers[secured, close] = self._made(default_headers, secured, close)
+            found = self._responses[secured, close] = self._build(default_headers, secured, close)
         return found
 
-    def _made(self, default_headers: list[tuple[bytes, bytes]], secured: bool, close: bool) -> bytes:
+    def _build(self, default_headers: list[tuple[bytes, bytes]], secured: bool, close: bool) -> bytes:
         body = error_body(OVERLOADED, self._trace_id)
         headers = [
             *default_headers,
@@ -139,32 +141,32 @@ class LoadShedder:
         return b"HTTP/1.1 503 Service Unavailable\r\n" + lines + b"\r\n" + body
 
     def report(self) -> None:
-        """Called every half second: count what was shed, and log the begin and the end of an overload."""
+        """Count refused requests, and log the begin and the end of an overload. Called every half second."""
         now, admission = self._clock(), self._admission
         admission.settle()
         shed = Counter(admission.shed)
-        news = shed - self._reported
+        recent = shed - self._reported
         self._reported = shed
-        for (name, reason), count in news.items():
+        for (name, reason), count in recent.items():
             self._metrics.requests_shed(name, reason, count)
-        news = Counter({key: count for key, count in news.items() if key[1] != Reason.CLIENT_GONE})
+        recent = Counter({key: count for key, count in recent.items() if key[1] != Reason.CLIENT_GONE})
         for lane in admission.lanes:
             self._metrics.requests_admitted(lane.name, lane.in_flight, len(lane.queue), lane.delay)
             lane.delay = 0.0
-        if news:
+        if recent:
             self._last = now
             if self._began is None:
-                self._began = self._told = now
-                self._before = shed - news
-                _log.warning("overload began", trace_id=self._trace_id, **self._counts(news))
-            elif now - self._told >= _STILL_AFTER:
-                self._told = now
+                self._began = self._logged_at = now
+                self._before = shed - recent
+                _log.warning("overload began", trace_id=self._trace_id, **self._counts(recent))
+            elif now - self._logged_at >= _STILL_AFTER:
+                self._logged_at = now
                 _log.warning("overload continues", **self._so_far(now))
         elif self._began is not None and now - self._last >= _ENDED_AFTER:
             _log.warning("overload ended", **self._so_far(self._last))
             self._began = None
             self._trace_id = str(uuid.uuid4())
-            self._answers.clear()
+            self._responses.clear()
 
     def _so_far(self, until: float) -> dict[str, object]:
         seconds = round(until - (self._began or until), 1)

@@ -1,7 +1,7 @@
-"""TLS: the context, and the acceptor that counts a connection before its handshake.
+"""TLS: the context, and an acceptor that counts a connection before its handshake.
 
-An event loop calls `connection_made` when the TLS handshake is done. Until then a client costs a descriptor and some
-60 KiB, and no limit sees it. So the sockets are accepted here, and the connection is counted before its handshake.
+An event loop calls `connection_made` after the TLS handshake. Until then a client costs a file descriptor and some
+60 KiB, and no limit applies to it. So this module accepts the sockets itself and counts them before the handshake.
 """
 
 from __future__ import annotations
@@ -29,22 +29,22 @@ _log = structlog.get_logger("ccp.request")
 
 HANDSHAKE_TIMEOUT: Final = 10.0
 SHUTDOWN_TIMEOUT: Final = 2.0
-_ACCEPTS_AT_ONCE: Final = 16  # So that several workers share a burst, and the loop gets to do something else.
-_NOT_ACCEPTED_DELAY: Final = 0.5
+_ACCEPTS_AT_ONCE: Final = 16  # Few enough that workers share a burst, and that the event loop does other work.
+_RETRY_DELAY: Final = 0.5
 
 
 class AcceptedProtocol(Protocol):
-    """A protocol of the event loop that knows its connection before the TLS handshake."""
+    """An asyncio protocol that learns of its connection before the TLS handshake."""
 
     def accepted(self, accepted: socket.socket, address: str | None) -> None:
-        """The handshake begins. To end it, shut the socket down."""
+        """Called when the handshake begins. Shutting the socket down ends it."""
 
     def handshake_failed(self) -> None:
-        """`connection_made` is not called any more."""
+        """Called when the handshake failed. `connection_made` will not be called."""
 
 
 class Loop(BaseLoop):
-    """uvicorn's loop, with an acceptor of its own for TLS and several listeners without."""
+    """uvicorn's event loop with the acceptor for TLS, and several listeners without TLS."""
 
     async def create_server(self, protocol_factory: Any, *args: Any, **options: Any) -> Any:
         context = options.pop("ssl", None)
@@ -58,9 +58,9 @@ class Loop(BaseLoop):
         given: socket.socket | None = options.get("sock")
         if given is not None:
             listening = [given]
-        else:  # The loop binds; it knows how to read a host.
+        else:  # The event loop binds, because it can resolve a host name.
             bound = await super().create_server(protocol_factory, *args, **options, start_serving=False)
-            listening = [socket.socket(fileno=os.dup(each.fileno())) for each in bound.sockets]
+            listening = [socket.socket(fileno=os.dup(socket_.fileno())) for socket_ in bound.sockets]
             bound.close()
         acceptor = Acceptor(self, protocol_factory, context, listening)
         acceptor.start(backlog)
@@ -68,7 +68,7 @@ class Loop(BaseLoop):
 
 
 class Acceptor:
-    """Accepts TLS connections of listening sockets; the part of `asyncio.Server` that uvicorn uses."""
+    """Accepts TLS connections: the part of `asyncio.Server` that uvicorn uses."""
 
     def __init__(
         self,
@@ -85,6 +85,7 @@ class Acceptor:
         self._closed = False
 
     def start(self, backlog: int) -> None:
+        """Start to listen."""
         for listening in self.sockets:
             listening.setblocking(False)
             listening.listen(backlog)
@@ -99,12 +100,12 @@ class Acceptor:
             try:
                 accepted, peer = listening.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return  # Another worker was faster, or the client has gone.
+                return  # Another worker accepted it, or the client disconnected.
             except OSError as exc:
-                # No descriptor or no memory is left. The connection stays in the backlog, so the loop would spin.
+                # No file descriptor or memory is left. The connection stays in the backlog, so the loop would spin.
                 _log.warning("connection not accepted", reason=exc.strerror)
                 self._loop.remove_reader(listening)
-                self._loop.call_later(_NOT_ACCEPTED_DELAY, self._listen, listening)
+                self._loop.call_later(_RETRY_DELAY, self._listen, listening)
                 return
             accepted.setblocking(False)
             address = str(peer[0]) if isinstance(peer, tuple) else None
@@ -115,7 +116,7 @@ class Acceptor:
             task.add_done_callback(self._handshakes.pop)
 
     async def _secure(self, protocol: AcceptedProtocol, accepted: socket.socket) -> None:
-        agreed = False
+        done = False
         try:
             await self._loop.connect_accepted_socket(
                 lambda: cast(asyncio.Protocol, protocol),
@@ -124,15 +125,15 @@ class Acceptor:
                 ssl_handshake_timeout=HANDSHAKE_TIMEOUT,
                 ssl_shutdown_timeout=SHUTDOWN_TIMEOUT,
             )
-            agreed = True
+            done = True
         except OSError:
-            pass  # The client has gone, took too long, or did not agree on TLS.
+            pass  # The client disconnected, was too slow, or did not agree on TLS parameters.
         finally:
-            if not agreed:
+            if not done:
                 protocol.handshake_failed()
 
     def close(self) -> None:
-        """Accept no more, and end the handshakes that are under way."""
+        """Stop accepting, and end the handshakes in progress."""
         if self._closed:
             return
         self._closed = True
@@ -143,30 +144,31 @@ class Acceptor:
             shut_down(accepted)
 
     async def wait_closed(self) -> None:
+        """Wait until all handshakes have ended."""
         if self._handshakes:
             await asyncio.wait(self._handshakes)
 
 
 def shut_down(accepted: socket.socket) -> None:
-    """End a connection whose transport is not known yet: its reader meets the end of the stream."""
+    """End a connection that has no transport yet: its reader gets the end of the stream."""
     with contextlib.suppress(OSError):
         accepted.shutdown(socket.SHUT_RDWR)
 
 
 def tls_context(config: Config, default: object) -> ssl.SSLContext:
-    """TLS 1.2 as the least, 1.3 where the client knows it; of 1.2 only what is forward secret and authenticated.
+    """Return the TLS context: TLS 1.2 or 1.3; in 1.2 only cipher suites with forward secrecy and AEAD.
 
     Source: RFC 9325 clauses 3.1 and 4.2; BSI TR-02102-2 for the same choice.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")  # TLS 1.3 has a list of its own, all of which is good.
+    context.set_ciphers("ECDHE+AESGCM:ECDHE+CHACHA20")  # TLS 1.3 has its own list, which is secure.
     context.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION
     context.set_alpn_protocols(["http/1.1"])
     context.verify_mode = ssl.VerifyMode(config.ssl_cert_reqs)
     if config.ssl_ca_certs is not None:
         context.load_verify_locations(config.ssl_ca_certs)
     if config.ssl_certfile is None:
-        raise RuntimeError("made for a server that has a certificate")
+        raise RuntimeError("the server has no certificate")
     context.load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
     return context

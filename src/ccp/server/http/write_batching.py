@@ -1,7 +1,7 @@
-"""What connections write, once a turn of the event loop.
+"""Write batching: the responses of one event loop iteration are written at its end.
 
-A write wakes whoever reads, here or on another machine, and that costs more than to make an answer's head. So the head
-and the body of an answer go out as one, and the answers of a turn one behind the other when all of them are made.
+Each socket write costs a system call and wakes the reader, which costs more than making the head of a response. So head
+and body of a response are one write, and all responses of an iteration are written in sequence at its end.
 """
 
 from __future__ import annotations
@@ -10,70 +10,75 @@ import asyncio
 import contextlib
 from typing import Any, Final
 
-_MOST: Final = 65_536  # Octets that one connection gathers; uvicorn's own limit for what a client has not taken.
+_MAX_BUFFERED: Final = 65_536  # Bytes for each connection: uvicorn's limit for data that the client has not read.
 
 
 class WriteBatcher:
-    """The connections of a worker that have something to write in this turn."""
+    """The connections of a worker with buffered data."""
 
     def __init__(self) -> None:
         self._waiting: list[BufferedTransport] = []
 
-    def soon(self, outgoing: BufferedTransport) -> None:
+    def schedule(self, transport: BufferedTransport) -> None:
+        """Flush a transport at the end of this iteration of the event loop."""
         if not self._waiting:
             asyncio.get_running_loop().call_soon(self._flush)
-        self._waiting.append(outgoing)
+        self._waiting.append(transport)
 
     def _flush(self) -> None:
         waiting, self._waiting = self._waiting, []
-        for outgoing in waiting:
-            # One that is gone must not take the answers of others with it; its own protocol is told otherwise.
+        for transport in waiting:
+            # A closed connection must not prevent the others from being flushed; its own protocol learns of the loss.
             with contextlib.suppress(OSError, RuntimeError):
-                outgoing.flush()
+                transport.flush()
 
 
 class BufferedTransport:
-    """A connection's transport, whose writes wait for the end of the turn. Its end waits for them."""
+    """A transport that buffers writes until the end of the event loop iteration. Closing flushes first."""
 
-    def __init__(self, transport: asyncio.Transport, writing: WriteBatcher) -> None:
+    def __init__(self, transport: asyncio.Transport, batcher: WriteBatcher) -> None:
         self._transport: Final = transport
-        self._writing: Final = writing
+        self._batcher: Final = batcher
         self._waiting: Final[list[bytes]] = []
-        self._octets = 0
+        self._size = 0
         self.is_closing: Final = transport.is_closing
 
-    def write(self, octets: bytes) -> None:
+    def write(self, data: bytes) -> None:
+        """Buffer data."""
         if not self._waiting:
-            self._writing.soon(self)
-        self._waiting.append(octets)
-        self._octets += len(octets)
-        if self._octets > _MOST:
-            self.flush()  # So that whoever writes on and on meets the transport's own limit.
+            self._batcher.schedule(self)
+        self._waiting.append(data)
+        self._size += len(data)
+        if self._size > _MAX_BUFFERED:
+            self.flush()  # So that the transport's own flow control applies to large writes.
 
     def write_now(self, data: bytes) -> None:
-        """Write what is complete by itself, behind what waits."""
+        """Write a complete response, after the buffered data."""
         if self._waiting:
             self.write(data)
         else:
             self._transport.write(data)
 
     def flush(self) -> None:
+        """Write the buffered data."""
         if self._waiting:
-            octets = b"".join(self._waiting)
+            data = b"".join(self._waiting)
             self._waiting.clear()
-            self._octets = 0
-            if not self.is_closing():  # Else the client has gone.
-                self._transport.write(octets)
+            self._size = 0
+            if not self.is_closing():  # Otherwise the client has disconnected.
+                self._transport.write(data)
 
     def unsent(self) -> int:
-        """How many bytes the client has not been sent yet, or has not taken."""
-        return self._octets + self._transport.get_write_buffer_size()
+        """Return the number of bytes that are buffered here, or that the client has not read."""
+        return self._size + self._transport.get_write_buffer_size()
 
     def close(self) -> None:
+        """Flush and close."""
         self.flush()
         self._transport.close()
 
     def write_eof(self) -> None:
+        """Flush and close the sending direction."""
         self.flush()
         self._transport.write_eof()
 

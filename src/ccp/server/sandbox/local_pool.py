@@ -13,7 +13,7 @@ import uvicorn
 
 from ccp.errors import Unavailable
 from ccp.server import app
-from ccp.server.http.protocol import options
+from ccp.server.http.uvicorn_options import uvicorn_options
 from ccp.server.settings import Settings
 from ccp.server.storage.snapshot_refresh import REFRESH_INTERVAL
 
@@ -39,7 +39,7 @@ def running(
     refresh_interval: seconds until changes of other processes take effect.
     """
     application = app.create_app(settings, refresh_interval=refresh_interval)
-    server = uvicorn.Server(uvicorn.Config(application, log_level="error", **options(settings)))
+    server = uvicorn.Server(uvicorn.Config(application, log_level="error", **uvicorn_options(settings)))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="pool", daemon=True)
     thread.start()
     try:

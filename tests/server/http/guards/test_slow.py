@@ -15,7 +15,7 @@ from contextlib import ExitStack, contextmanager
 import pytest
 from structlog.testing import CapturedCall, CapturingLogger
 
-from ccp.server.http import connection_limits, protocol
+from ccp.server.http import connection_limits, deadlines, protocol
 from ccp.server.http.routes.opnc import BASE
 from ccp.server.sandbox.local_pool import loopback, running
 from ccp.testing.pki import PKI
@@ -114,7 +114,7 @@ def test_a_connection_on_which_nothing_is_said_is_closed_without_a_word(strict: 
 def test_an_idle_connection_is_closed_and_empty_lines_do_not_keep_it(
     strict: Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol, "_IDLE_SECONDS", 2.0)
+    monkeypatch.setattr(deadlines, "IDLE_TIMEOUT", 2.0)
     with connected(strict.base_url) as raw, lasting(1.9, 40):
         raw.send(HEALTH)
         assert raw.answer() is not None

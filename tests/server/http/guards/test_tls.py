@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 
 from ccp.server.http import protocol, tls
+from ccp.server.http.uvicorn_options import uvicorn_options
 from ccp.server.settings import Settings
 from ccp.testing.pki import PKI
 from tests.cli.served_sandbox import own_certificate
@@ -186,6 +187,6 @@ def test_what_uvicorn_is_told_can_be_handed_to_new_processes(files: tuple[Path, 
     import pickle
 
     config = Settings(tls_cert=files[0], tls_key=files[1])
-    told = uvicorn.Config("ccp.server.app:create_app", factory=True, **protocol.options(config))
+    told = uvicorn.Config("ccp.server.app:create_app", factory=True, **uvicorn_options(config))
     assert pickle.loads(pickle.dumps(told)).http == "ccp.server.http.protocol:Connection"
     assert not told.proxy_headers

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from uvicorn.protocols.http.flow_control import FlowControl
 
-from ccp.server.http.admission import MAX_STARTS, Admission, Lane, Reason
+from ccp.server.http.admission import Admission
+from ccp.server.http.fair_queue import MAX_STARTS, Lane, Reason
 from ccp.server.http.request_cycle import RequestCycle
 
 VEHICLE = "POST", "/opnc/v1/ccp/signedcontractdata"
@@ -288,9 +289,9 @@ async def test_a_token_that_proves_invalid_loses_its_partys_share() -> None:
     crowd = Crowd()
     await crowd.overload("one")
     crowd.offer("one", count=20)
-    assert crowd.admission.sheds(b"one", "192.0.2.1")
+    assert crowd.admission.try_shed(b"one", "192.0.2.1")
     crowd.admission.identified(b"one", None)
-    assert not crowd.admission.sheds(b"one", "192.0.2.1"), "it is one of the unverified now, and they have room"
+    assert not crowd.admission.try_shed(b"one", "192.0.2.1"), "it is one of the unverified now, and they have room"
 
 
 @looped
@@ -351,7 +352,7 @@ def test_a_header_that_is_written_in_an_unusual_way_is_not_remembered(header: by
 async def test_a_request_whose_client_has_gone_is_never_started() -> None:
     crowd = Crowd()
     gone = crowd.offer("one", count=3 * MAX_STARTS)[-1]
-    crowd.admission.gone(gone)
+    crowd.admission.disconnected(gone)
     while crowd.admission.waiting:
         await crowd.turn()
     assert crowd.dropped == [gone]

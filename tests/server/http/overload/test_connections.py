@@ -20,7 +20,7 @@ class Idle:
         self.since = time.monotonic() - seconds
         self.closed = False
 
-    def look(self, now: float, pressure: float) -> None:
+    def check_deadlines(self, now: float, pressure: float) -> None:
         pass
 
     def idle_since(self) -> float | None:
@@ -41,7 +41,7 @@ def full(seconds: float) -> tuple[ConnectionRegistry, list[Idle]]:
     connections = ConnectionRegistry(Settings(max_connections=3), TrustedProxies(()))
     found = [Idle(seconds) for _ in range(3)]
     for number, each in enumerate(found):
-        assert connections.enter(each, f"192.0.2.{number}") is None
+        assert connections.register(each, f"192.0.2.{number}") is None
     return connections, found
 
 
@@ -49,19 +49,19 @@ def test_a_connection_used_lately_does_not_give_way_under_overload() -> None:
     connections, found = full(seconds=1.0)
     connections.admission.overloaded = True
     for number in range(10):
-        refused = connections.enter(Idle(0), f"198.51.100.{number}")
+        refused = connections.register(Idle(0), f"198.51.100.{number}")
         assert refused is not None
         assert refused[0] == 503
     assert not any(each.closed for each in found)
     connections.admission.overloaded = False
-    assert connections.enter(Idle(0), "198.51.100.99") is None
+    assert connections.register(Idle(0), "198.51.100.99") is None
     assert sum(each.closed for each in found) == 1
 
 
 def test_a_connection_idle_for_long_gives_way_under_overload_too() -> None:
     connections, found = full(seconds=5.0)
     connections.admission.overloaded = True
-    assert connections.enter(Idle(0), "198.51.100.1") is None
+    assert connections.register(Idle(0), "198.51.100.1") is None
     assert sum(each.closed for each in found) == 1
 
 
