@@ -77,7 +77,7 @@ def test_a_request_that_can_be_read_in_two_ways_is_refused_and_nothing_behind_it
     assert sentence.endswith(".")
     assert answer.headers["connection"] == "close"
     (call,) = log
-    assert call.args == ("request",)
+    assert call.args == ("request handled",)
     assert (call.kwargs["status"], call.kwargs["outcome"]) == (status, "refused")
     assert call.kwargs["trace_id"] == answer.json["traceId"]
     assert call.kwargs["address"] == "127.0.0.1"
