@@ -37,7 +37,6 @@ from ccp.server.audit.actor import command_actor
 from ccp.server.bulk import importer
 from ccp.server.bulk.lines import InputSource
 from ccp.server.domain.parties import PartyRole
-from ccp.server.sandbox import setup
 from ccp.server.settings import Settings
 from ccp.server.storage import connect
 from ccp.server.storage.engine import schema
@@ -161,7 +160,7 @@ async def trusting(config: Settings, folder: Path, at: datetime) -> None:
     """Add the trust anchors of the lines to import."""
     store = connect(config.database, 2)
     await store.open()
-    for role, certificate in setup.trust_list(PKI.load(folder / "pki" / "iso2")):
+    for role, certificate in PKI.load(folder / "pki" / "iso2").trust_list():
         await store.write(add_anchor(trusted_certificate(certificate, role, "bench", at), command_actor(), at))
     await store.close()
 

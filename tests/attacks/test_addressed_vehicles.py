@@ -13,7 +13,7 @@ import pytest
 from ccp.server.storage.queries import peers
 from ccp.server.storage.queries.peers import Peer
 from ccp.testing.pki import PKI
-from tests.client.servers import DROP, HANG, Reply, Scripted, error, json_reply, scripted
+from tests.scripted_server import DROP, HANG, Reply, Scripted, error, json_reply, scripted
 from tests.server.http.api.answers import sentences
 from tests.server.http.opcp.test_dialect import call
 from tests.server.pool.peers.requests import PATH, to, until_known

@@ -21,7 +21,7 @@ from ccp.server.storage.queries import webhooks
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI, StatusURLs
 from tests.attacks.hostile import BEHAVIOURS, SLOW, hostile_server
-from tests.client.servers import Reply, scripted
+from tests.scripted_server import Reply, scripted
 from tests.server.events.receiver import webhook
 from tests.server.http.api.test_trust import LOOPBACK, put
 from tests.server.trust.revocation.servers import free_port

@@ -21,7 +21,7 @@ from ccp.server.storage.queries import peers
 from ccp.server.storage.queries.peers import Peer
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
-from tests.client.servers import Reply, Scripted, error, json_reply, scripted
+from tests.scripted_server import Reply, Scripted, error, json_reply, scripted
 from tests.server.http.api.answers import sentences as sentences_of
 from tests.server.http.test_metrics import read, until, value
 from tests.server.pool.peers.answers import BASE, item_of, opcp, opnc

@@ -1,4 +1,4 @@
-"""The client against a real pool: every operation, both faces, both dialects."""
+"""The client against a pool: every operation, with both clients and both dialects."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ DIALECTS = list(Dialect)
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("edition", ["iso2", "iso20"])
-def test_all_operations_do_what_they_are_for(pool: Pool, kind: str, dialect: Dialect, edition: str) -> None:
+def test_client_operations_against_a_pool(pool: Pool, kind: str, dialect: Dialect, edition: str) -> None:
     car = pool.car(edition)
     contract, other = pool.contract(car), pool.contract(car)
     named = {"emaid": contract.emaid, "pcid": car.pcid, "namespace": car.namespace}
@@ -92,7 +92,7 @@ def test_all_operations_do_what_they_are_for(pool: Pool, kind: str, dialect: Dia
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("edition", ["iso2", "iso20"])
-def test_a_negative_message_is_of_another_type_than_a_contract(
+def test_deliver_returns_another_type_for_a_negative_message(
     pool: Pool, kind: str, dialect: Dialect, edition: str
 ) -> None:
     car = pool.car(edition)
@@ -109,7 +109,7 @@ def test_a_negative_message_is_of_another_type_than_a_contract(
     assert caught.value.messages == ("No contract is stored for the vehicle.",)
 
 
-def test_messages_may_be_base64_as_ocpp_has_them(pool: Pool, kind: str) -> None:
+def test_messages_are_accepted_in_base64(pool: Pool, kind: str) -> None:
     car = pool.car()
     contract = pool.contract(car)
     with connect(kind, pool.base_url, credentials=credentials(pool, "cps")) as cps:
@@ -127,7 +127,7 @@ def test_messages_may_be_base64_as_ocpp_has_them(pool: Pool, kind: str) -> None:
         assert refused.base64 == b64(refused.message)
 
 
-def test_a_dry_run_tells_what_is_wrong(pool: Pool, kind: str) -> None:
+def test_dry_run_reports_the_failed_checks(pool: Pool, kind: str) -> None:
     car = pool.car()
     contract = pool.contract(car, signer="stranger")
     with connect(kind, pool.base_url, credentials=credentials(pool, "cps")) as cps:
@@ -137,7 +137,7 @@ def test_a_dry_run_tells_what_is_wrong(pool: Pool, kind: str) -> None:
     assert report.raw["message"] == "CertificateInstallationRes"
 
 
-def test_errors_have_a_type_the_pools_sentences_and_its_trace_id(pool: Pool, kind: str) -> None:
+def test_errors_have_type_sentences_and_trace_id(pool: Pool, kind: str) -> None:
     car = pool.car()
     with (
         connect(kind, pool.base_url, credentials=credentials(pool, "cps")) as cps,
@@ -160,7 +160,7 @@ def test_errors_have_a_type_the_pools_sentences_and_its_trace_id(pool: Pool, kin
             cps.publish(b"\0" * 300_000, emaid=new_emaid(), pcid=car.pcid, namespace=car.namespace)
 
 
-def test_wrong_credentials_and_wrong_tokens_are_told_apart(pool: Pool, kind: str) -> None:
+def test_wrong_credentials_and_wrong_tokens_raise_different_errors(pool: Pool, kind: str) -> None:
     wrong = credentials(pool, "cpo")
     wrong = type(wrong)(wrong.client_id, "not the secret")
     with connect(kind, pool.base_url, credentials=wrong) as client, pytest.raises(TokenRefusedError) as caught:
@@ -172,7 +172,7 @@ def test_wrong_credentials_and_wrong_tokens_are_told_apart(pool: Pool, kind: str
         client.contracts_of_emaid(new_emaid())
 
 
-def test_a_request_says_whom_it_is_from_and_for(pool: Pool, kind: str) -> None:
+def test_routing_headers_are_sent(pool: Pool, kind: str) -> None:
     own, foreign = Routing(from_type="emsp", from_id="DEEXA"), Routing(from_type="emsp", from_id="FRXXX")
     elsewhere = Routing(to_type="ccp", to_id="elsewhere")
     with connect(kind, pool.base_url, credentials=credentials(pool, "emsp"), routing=own) as emsp:
@@ -184,7 +184,7 @@ def test_a_request_says_whom_it_is_from_and_for(pool: Pool, kind: str) -> None:
             emsp.contracts_of_emaid(contract.emaid, routing=elsewhere)
 
 
-def test_what_is_no_id_is_refused_before_anything_is_sent(kind: str) -> None:
+def test_invalid_ids_raise_before_a_request_is_sent(kind: str) -> None:
     with connect(kind, "http://127.0.0.1:9", token="unused") as client:
         for wrong in (
             lambda: client.withdraw("DE"),
@@ -199,7 +199,7 @@ def test_what_is_no_id_is_refused_before_anything_is_sent(kind: str) -> None:
         Routing(from_id="DEEXA\r\nX-Other: 1").headers()
 
 
-def test_a_client_that_cannot_work_is_not_made(kind: str) -> None:
+def test_client_rejects_an_invalid_configuration(kind: str) -> None:
     for wrong in (
         {"base_url": "ccp.example", "token": "t"},
         {"base_url": "ftp://ccp.example", "token": "t"},
@@ -213,7 +213,7 @@ def test_a_client_that_cannot_work_is_not_made(kind: str) -> None:
             EitherClient(kind, **wrong)
 
 
-def test_both_faces_have_the_same_methods_and_the_servers_paths(kind: str) -> None:
+def test_clients_have_the_same_methods_and_the_servers_paths(kind: str) -> None:
     operations = {
         name for name, value in inspect.getmembers(Operations) if not name.startswith("_") and callable(value)
     }

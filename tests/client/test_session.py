@@ -1,4 +1,4 @@
-"""What a session does with time and chance, driven by hand: no sockets, no clock."""
+"""`Session` without sockets and clock: its actions, backoff and token renewal."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def ask(session: Session, lifetime: Any = None) -> list[type]:
 
 
 @pytest.mark.parametrize(("lifetime", "used"), [(3600, 3540), (100, 90), ('"600"', 540), ("null", 270)])
-def test_a_token_is_replaced_shortly_before_it_ends(lifetime: Any, used: float) -> None:
+def test_session_renews_the_token_shortly_before_it_expires(lifetime: Any, used: float) -> None:
     clock = Clock()
     talk = session(clock)
     assert ask(talk, lifetime) == [Authorize, Exchange]
@@ -66,13 +66,13 @@ def test_a_token_is_replaced_shortly_before_it_ends(lifetime: Any, used: float) 
     assert ask(talk, lifetime) == [Authorize, Exchange]
 
 
-def test_a_token_without_any_time_is_used_for_one_call() -> None:
+def test_session_uses_a_token_without_lifetime_for_one_call() -> None:
     talk = session(Clock())
     assert ask(talk, 0) == [Authorize, Exchange]
     assert ask(talk, 0) == [Authorize, Exchange]
 
 
-def test_a_token_that_another_call_fetched_meanwhile_is_taken() -> None:
+def test_session_uses_a_token_fetched_by_another_call() -> None:
     talk = session(Clock())
     ask(talk, 3600)
     steps = talk.access_token(None, 2000.0)
@@ -84,7 +84,7 @@ def test_a_token_that_another_call_fetched_meanwhile_is_taken() -> None:
 @pytest.mark.parametrize(
     ("chance", "pauses"), [(0.0, [0.1, 0.2, 0.4, 0.8, 1.6, 2.5]), (1.0, [0.2, 0.4, 0.8, 1.6, 3.2, 5])]
 )
-def test_pauses_double_up_to_a_limit_with_chance_in_them(chance: float, pauses: list[float]) -> None:
+def test_session_backoff_is_exponential_limited_and_has_jitter(chance: float, pauses: list[float]) -> None:
     clock = Clock()
     talk = session(clock, Timeouts(total=100), RetryPolicy(max_retries=6), chance)
     ask(talk, 3600)
@@ -103,7 +103,7 @@ def test_pauses_double_up_to_a_limit_with_chance_in_them(chance: float, pauses: 
         steps.throw(NoResponseError("lost", outcome_unknown=True))
 
 
-def test_no_attempt_is_begun_that_could_not_end_in_time() -> None:
+def test_session_starts_no_attempt_after_the_deadline() -> None:
     clock = Clock()
     talk = session(clock, Timeouts(request=10, total=15))
     ask(talk, 3600)

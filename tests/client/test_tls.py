@@ -1,4 +1,4 @@
-"""The client over TLS: whom it believes, and how it shows its own certificate."""
+"""TLS of the client: the CA that it trusts, and its own certificate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cryptography.x509.oid import NameOID
 from ccp.client import TLS, NoResponseError
 from ccp.errors import ConfigurationError
 from tests.client.either import KINDS, connect
-from tests.client.servers import json_reply, scripted
+from tests.scripted_server import json_reply, scripted
 from tests.world import AT
 
 EMAID = "DEEXAC00000001"
@@ -47,7 +47,7 @@ def make(folder: Path, name: str) -> tuple[Path, Path]:
     return files
 
 
-def test_a_pool_is_believed_by_its_ca_only(tmp_path: Path, kind: str) -> None:
+def test_tls_trusts_the_configured_ca_only(tmp_path: Path, kind: str) -> None:
     certificate, key = make(tmp_path, "pool")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
@@ -63,7 +63,7 @@ def test_a_pool_is_believed_by_its_ca_only(tmp_path: Path, kind: str) -> None:
         assert len(server.received) == heard
 
 
-def test_a_client_shows_its_certificate(tmp_path: Path, kind: str) -> None:
+def test_tls_sends_the_client_certificate(tmp_path: Path, kind: str) -> None:
     certificate, key = make(tmp_path, "pool")
     own, own_key = make(tmp_path, "client")
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -78,7 +78,7 @@ def test_a_client_shows_its_certificate(tmp_path: Path, kind: str) -> None:
             client.contracts_of_emaid(EMAID)
 
 
-def test_certificates_that_cannot_be_used_are_told_at_once(tmp_path: Path, kind: str) -> None:
+def test_tls_rejects_unusable_files_at_once(tmp_path: Path, kind: str) -> None:
     certificate, _ = make(tmp_path, "pool")
     for tls in (TLS(tmp_path / "nothing.pem"), TLS(certificate, certificate, certificate)):
         with pytest.raises(ConfigurationError, match="TLS"), connect(kind, "https://127.0.0.1:9", token="t", tls=tls):

@@ -32,7 +32,7 @@ from ccp.server.storage.queries.peers import Peer
 from ccp.testing.partners import Car, issue_contract, sign_contract
 from ccp.testing.pki import Credential
 from ccp.verify import read_response
-from tests.client.servers import Received, Reply, Scripted, scripted
+from tests.scripted_server import Received, Reply, Scripted, scripted
 from tests.world import opened, start
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "integrating.md"
@@ -296,7 +296,7 @@ _BLOCK = re.compile(r"<!-- run: ([a-z0-9-]+) -->\n(```http\n.*?\n```\n)", re.DOT
 _PROGRAM = re.compile(r"<!-- program: ([a-z]+) -->\n```python\n(.*?)```", re.DOTALL)
 
 
-def test_the_requests_and_answers_of_the_document_are_those_of_a_run() -> None:
+def test_document_shows_the_requests_and_responses_of_a_run() -> None:
     shown = dict(_BLOCK.findall(DOCUMENT.read_text("utf-8")))
     with sandbox() as box:
         made = walk(box)
@@ -322,9 +322,7 @@ def program(box: Sandbox, name: str, monkeypatch: pytest.MonkeyPatch, client_id:
 
 
 @pytest.mark.parametrize("edition", ["iso2", "iso20"])
-def test_the_program_of_a_charging_back_end_answers_its_stations(
-    box: Sandbox, monkeypatch: pytest.MonkeyPatch, edition: str
-) -> None:
+def test_csms_program_answers_its_stations(box: Sandbox, monkeypatch: pytest.MonkeyPatch, edition: str) -> None:
     scope: dict[str, Any] = {}
     exec(program(box, "csms", monkeypatch, "example-cpo"), scope)
     car = box.car(PCID_1 if edition == "iso2" else PCID.parse("WEX0SANDBOX000003"), edition)
@@ -342,7 +340,7 @@ def test_the_program_of_a_charging_back_end_answers_its_stations(
     assert not read_response(negative, car.namespace).response_code.startswith("OK")
 
 
-def test_the_program_of_an_emsp_publishes_and_withdraws(
+def test_emsp_program_publishes_and_withdraws(
     box: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scope: dict[str, Any] = {}
@@ -360,7 +358,7 @@ def test_the_program_of_an_emsp_publishes_and_withdraws(
     assert os.environ["CCP_SECRET"] not in DOCUMENT.read_text("utf-8")
 
 
-def test_the_program_of_a_car_maker_chooses_and_fetches(
+def test_oem_program_sets_the_default_and_fetches(
     box: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scope: dict[str, Any] = {}
@@ -371,7 +369,7 @@ def test_the_program_of_a_car_maker_chooses_and_fetches(
     scope["ccp"].close()
 
 
-def test_the_program_that_takes_events_believes_the_pool_and_nobody_else(
+def test_webhook_program_accepts_events_of_the_pool_only(
     box: Sandbox, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     headers = {"Authorization": f"Bearer {box.token('example-oem')}"}

@@ -1,4 +1,4 @@
-"""What the README shows works, as it stands there."""
+"""The commands and programs of README.md run as printed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="the walk needs curl")
-def test_the_walk_through_all_seven_operations_works(tmp_path: Path) -> None:
+def test_readme_walk_through_all_seven_operations(tmp_path: Path) -> None:
     walk = re.search(r"<!-- walk: begin -->\n```bash\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
     assert walk is not None
     with loopback() as (listening, base_url):
@@ -52,7 +52,7 @@ def test_the_walk_through_all_seven_operations_works(tmp_path: Path) -> None:
 EXAMPLE = re.compile(r"<!-- example: ([a-z-]+) -->\n```python\n(.*?)```", re.DOTALL)
 
 
-def test_every_program_has_ten_lines_at_most_and_runs_in_their_order(tmp_path: Path) -> None:
+def test_readme_programs_are_short_and_run_in_order(tmp_path: Path) -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     examples = EXAMPLE.findall(text)
     assert [name for name, _ in examples] == ["example-emsp-a", "example-oem", "example-cpo", "messages"]
@@ -90,7 +90,7 @@ def test_every_program_has_ten_lines_at_most_and_runs_in_their_order(tmp_path: P
     assert printed["messages"][0].endswith(" True")
 
 
-def test_every_path_and_command_that_the_readme_names_exists() -> None:
+def test_readme_names_existing_paths_and_commands() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     for path in re.findall(r"`(docs/[^`]+|src/ccp[^`,]*)`", text):
         assert (ROOT / path).exists(), path
@@ -98,7 +98,7 @@ def test_every_path_and_command_that_the_readme_names_exists() -> None:
     assert set(re.findall(r"`?make ([a-z]+)`?", text)) <= targets
 
 
-def test_the_table_of_settings_is_complete() -> None:
+def test_settings_table_is_complete() -> None:
     text = (ROOT / "docs/settings.md").read_text("utf-8")
     for name in settings.Settings.model_fields:
         assert f"`{name}`" in text, name

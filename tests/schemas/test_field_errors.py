@@ -1,4 +1,4 @@
-"""No text of pydantic's own reaches a caller: every kind of error has a sentence of the API's."""
+"""Every error type of pydantic has a sentence of the API; no text of pydantic reaches a caller."""
 
 from __future__ import annotations
 
@@ -93,13 +93,13 @@ class Everything(BaseModel):
         ({"x" * 100: 1}, f"{'x' * 40}… : unknown member"),
     ],
 )
-def test_each_kind_of_value_is_refused_in_words_of_our_own(members: dict[str, Any], said: str) -> None:
+def test_sentence_for_each_kind_of_wrong_value(members: dict[str, Any], said: str) -> None:
     with pytest.raises(FieldError) as caught:
         read_body(Everything, json.dumps(members).encode())
     assert caught.value.messages == (said,)
 
 
-def test_every_error_that_pydantic_knows_has_a_sentence_without_its_own_words() -> None:
+def test_sentence_for_every_error_type_of_pydantic() -> None:
     known = get_args(core_schema.ErrorType)
     assert len(known) > 90
     context = dict.fromkeys(("min_length", "max_length", "gt", "ge", "lt", "le", "actual_length"), 1)
@@ -140,7 +140,7 @@ VALUES: tuple[Any, ...] = (
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_no_member_of_any_body_is_refused_in_words_of_the_validator(model: type[BaseModel]) -> None:
+def test_sentence_for_every_member_of_every_body(model: type[BaseModel]) -> None:
     refused = 0
     for name in model.model_fields:
         for value in VALUES:
@@ -155,7 +155,7 @@ def test_no_member_of_any_body_is_refused_in_words_of_the_validator(model: type[
     assert refused > len(model.model_fields)
 
 
-def test_a_sentence_names_a_problem_of_the_whole_body_too() -> None:
+def test_sentence_for_an_error_of_the_whole_body() -> None:
     with pytest.raises(ValidationError) as caught:
         Everything.model_validate_json(b"[]")
     assert field_error(caught.value.errors()).messages == ("The body is not a JSON object.",)

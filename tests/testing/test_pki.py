@@ -1,4 +1,4 @@
-"""The simulator's certificates are what the field's are."""
+"""The test PKI: its certificates resemble those in production."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def edition(pki: PKI) -> Profile:
     return Profile.ISO2 if algorithm_of(pki.cps.key) == "P-256" else Profile.ISO20
 
 
-def test_every_leaf_leads_to_its_root(pki: PKI) -> None:
+def test_pki_leaf_chains_to_its_root(pki: PKI) -> None:
     anchors = pki.anchors(version=4)
     contract, car = pki.contract("DEABCC00000001", now=AT), pki.vehicle("WP0ABC00000000001", now=AT)
     assert anchors.version == 4
@@ -49,12 +49,12 @@ def test_every_leaf_leads_to_its_root(pki: PKI) -> None:
         assert found.certificates == (leaf.certificate, *leaf.sub_cas, root.certificate)
 
 
-def test_a_vehicles_leaf_alone_is_enough_for_a_pool_that_knows_the_oem(pki: PKI) -> None:
+def test_vehicle_leaf_alone_verifies_against_known_oem_sub_cas(pki: PKI) -> None:
     car = pki.vehicle("WP0ABC00000000001", now=AT)
     pki.anchors().verify(car.certificate, (), usage=Usage.OEM_PROVISIONING, now=AT, profile=edition(pki))
 
 
-def test_the_identifier_is_the_common_name(pki: PKI) -> None:
+def test_pki_leaf_has_its_id_as_common_name(pki: PKI) -> None:
     assert pki.contract("DEABCC00000001", now=AT).certificate.subject_cn == "DEABCC00000001"
     car = pki.vehicle("WP0ABC00000000001", now=AT).certificate
     assert car.subject_cn == "WP0ABC00000000001"
@@ -62,7 +62,7 @@ def test_the_identifier_is_the_common_name(pki: PKI) -> None:
     assert pki.cps.certificate.domain_components() == {"CPS"}
 
 
-def test_certificates_fit_the_limits_of_the_messages(pki: PKI) -> None:
+def test_pki_certificates_are_within_the_limits_of_the_messages(pki: PKI) -> None:
     limit = 800 if edition(pki) is Profile.ISO2 else 1600
     issued = [getattr(pki, field.name) for field in fields(PKI)]
     issued += [pki.contract("DEABCC00000001", now=AT), pki.vehicle("WP0ABC00000000001X", now=AT)]
@@ -74,13 +74,13 @@ def test_certificates_fit_the_limits_of_the_messages(pki: PKI) -> None:
         assert 0 < certificate.serial_number < 1 << 128
 
 
-def test_serial_numbers_are_random(pki: PKI) -> None:
+def test_pki_serial_numbers_are_random(pki: PKI) -> None:
     numbers = {pki.contract("DEABCC00000001", now=AT).certificate.serial_number for _ in range(20)}
     assert len(numbers) == 20
     assert max(numbers) > 1 << 100
 
 
-def test_key_usages_are_those_of_the_field(pki: PKI) -> None:
+def test_pki_key_usages_are_those_of_production_certificates(pki: PKI) -> None:
     usage = pki.contract("DEABCC00000001", now=AT).certificate.extension(x509.KeyUsage)
     assert usage is not None
     assert usage.digital_signature
@@ -90,7 +90,7 @@ def test_key_usages_are_those_of_the_field(pki: PKI) -> None:
     assert not usage.key_cert_sign
 
 
-def test_the_key_for_agreement_is_the_vehicles_own_or_the_x448_key_beside_it(pki: PKI) -> None:
+def test_agreement_public_key_is_the_vehicles_own_or_its_x448_key(pki: PKI) -> None:
     car = pki.vehicle("WP0ABC00000000001", now=AT)
     key = agreement_public_key(car.certificate)
     if algorithm_of(pki.cps.key) == "Ed448":
@@ -105,7 +105,7 @@ def test_the_key_for_agreement_is_the_vehicles_own_or_the_x448_key_beside_it(pki
         assert car.agreement_key is None
 
 
-def test_a_certificate_without_a_key_for_agreement_is_refused() -> None:
+def test_agreement_public_key_requires_such_a_key() -> None:
     pki = PKI.generate(AT, algorithm="Ed448")
     contract = pki.contract("DEABCC00000001", now=AT).certificate
     with pytest.raises(KeyMaterialError, match="no key for key agreement"):
@@ -115,7 +115,7 @@ def test_a_certificate_without_a_key_for_agreement_is_refused() -> None:
         agreement_public_key(broken)
 
 
-def test_a_pki_is_saved_and_loaded(pki: PKI, tmp_path: Path) -> None:
+def test_pki_is_saved_and_loaded(pki: PKI, tmp_path: Path) -> None:
     pki.save(tmp_path)
     pki.save(tmp_path)
     loaded = PKI.load(tmp_path)
@@ -131,7 +131,7 @@ def test_a_pki_is_saved_and_loaded(pki: PKI, tmp_path: Path) -> None:
         assert stat.S_IMODE(key.stat().st_mode) == 0o600
 
 
-def test_a_vehicle_is_saved_and_loaded_with_both_its_keys(pki: PKI, tmp_path: Path) -> None:
+def test_credential_is_saved_and_loaded_with_both_keys(pki: PKI, tmp_path: Path) -> None:
     car = pki.vehicle("WP0ABC00000000001", now=AT)
     car.save(tmp_path, "car")
     read = Credential.load(tmp_path, "car")
@@ -141,7 +141,7 @@ def test_a_vehicle_is_saved_and_loaded_with_both_its_keys(pki: PKI, tmp_path: Pa
         assert read.agreement_key.private_bytes_raw() == car.agreement_key.private_bytes_raw()
 
 
-def test_files_that_are_something_else_are_refused(tmp_path: Path) -> None:
+def test_credential_load_rejects_other_files(tmp_path: Path) -> None:
     pki = PKI.generate(AT, algorithm="Ed448")
     car = pki.vehicle("WP0ABC00000000001", now=AT)
     car.save(tmp_path, "car")
@@ -155,13 +155,13 @@ def test_files_that_are_something_else_are_refused(tmp_path: Path) -> None:
         Credential.load(tmp_path, "nobody")
 
 
-def test_an_issuer_may_choose_another_algorithm_for_the_new_key() -> None:
+def test_issue_with_another_algorithm_for_the_new_key() -> None:
     pki = PKI.generate(AT, algorithm="P-521")
     leaf = pki.emsp_sub2.issue("DEABCC00000001", CONTRACT, now=AT, algorithm="P-256")
     pki.anchors().verify(leaf.certificate, leaf.sub_cas, usage=Usage.CONTRACT, now=AT, profile=Profile.ISO20)
 
 
-def test_an_alternative_key_can_be_given_to_any_certificate() -> None:
+def test_issue_with_an_alternative_key() -> None:
     pki = PKI.generate(AT)
     beside = X448PrivateKey.generate()
     leaf = pki.oem_sub2.issue("WP0ABC00000000001", CONTRACT, now=AT, agreement_key=beside)

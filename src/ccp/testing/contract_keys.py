@@ -1,25 +1,25 @@
-"""How a contract's private key travels: what an eMSP writes and what a car checks. The pool itself never decrypts.
+"""Encryption of a contract's private key by the eMSP, and decryption by the car. A pool never decrypts it.
 
 Both editions agree on a key by one-pass ephemeral-static Diffie-Hellman (NIST SP 800-56A, C(1,1); U is the eMSP, V the
-car) with the key of the OEM provisioning certificate, derive a key by the concatenation KDF, and encrypt the contract's
-private key with it.
+car) with the key of the OEM provisioning certificate, derive a key with the concatenation KDF, and encrypt the
+contract's private key with it.
 
     sent = encrypt_contract_key_iso2(contract.key, agreement_public_key(car.certificate))
     key = decrypt_contract_key_iso2(sent.dh_public_key, sent.encrypted, car.key, contract.certificate)
 
 Source: ISO 15118-2 [V2G2-815] to [V2G2-823]; ISO 15118-20 [V2G20-2492] to [V2G20-2510], [V2G20-2535].
 
-Where ISO 15118-20 leaves room, this simulator reads it as follows; docs/spec-divergences cites these readings.
+ISO 15118-20 leaves two points open. This module interprets them as follows; docs/spec-divergences.md cites it.
 
-* Associated data. The PCID in upper-case ASCII as it is, 17 or 18 characters, never padded; then the contract
-  certificate's SubjectKeyIdentifier as upper-case hex as it is, whatever its length. A certificate without that
-  extension is refused: there is nothing to bind the key to.
-* X448. The field holds 448 bits, but an Ed448 private key (RFC 8032) is a seed of 456 bits and does not fit. What does
-  fit is the secret scalar that RFC 8032 clause 5.2.5 derives from the seed: clamped, it takes 56 octets, and its bits
-  are clamped exactly as those of an X448 private key (RFC 7748 clause 5). So the plain text is this scalar in the
-  little-endian octets of both RFCs, the contract certificate is an ordinary Ed448 certificate, and a car can check that
-  both belong together. A car that signs with it needs an EdDSA routine that starts from the scalar; cryptography's
-  starts from the seed, so the simulator stops at the check. No published message shows what others do.
+* Associated data: the PCID in upper-case ASCII, 17 or 18 characters, without padding; then the contract certificate's
+  SubjectKeyIdentifier in upper-case hex, of any length. A certificate without that extension is an error, because the
+  key would not be bound to it.
+* X448: the field holds 448 bits, but an Ed448 private key (RFC 8032) is a seed of 456 bits. The secret scalar that
+  RFC 8032 clause 5.2.5 derives from the seed does fit: it has 56 bytes and is clamped exactly as an X448 private key
+  (RFC 7748 clause 5). The plaintext is therefore this scalar in the little-endian encoding of both RFCs. The contract
+  certificate is an ordinary Ed448 certificate, and a car can verify that the key belongs to it. To sign with the key, a
+  car needs an EdDSA implementation that starts from the scalar. That of `cryptography` starts from the seed, so the
+  simulated car only verifies. No published message shows how other implementations interpret this.
 """
 
 from __future__ import annotations
@@ -71,9 +71,9 @@ _EDWARDS448_D: Final = -39081
 
 @dataclass(frozen=True, slots=True)
 class EncryptedKey:
-    """Two fields of an installation response.
+    """The two fields of an installation response that carry the key.
 
-    dh_public_key: 65 octets (P-256) or 133 (P-521), uncompressed point; 56 (X448).
+    dh_public_key: uncompressed point of 65 bytes (P-256) or 133 bytes (P-521); 56 bytes for X448.
     encrypted: ISO-2 IV 16 ‖ ciphertext 32; -20 IV 12 ‖ ciphertext 66 (SECP521) or 56 (X448) ‖ tag 16.
     """
 
@@ -84,7 +84,7 @@ class EncryptedKey:
 def encrypt_contract_key_iso2(
     contract_key: EllipticCurvePrivateKey, provisioning_key: EllipticCurvePublicKey
 ) -> EncryptedKey:
-    """Both keys on P-256. Raises KeyMaterialError."""
+    """Encrypt for ISO 15118-2; both keys are on P-256. Raises KeyMaterialError."""
     _require_curve(contract_key, _P256)
     ephemeral, shared = _agree(provisioning_key, _P256)
     iv = secrets.token_bytes(_CBC_IV)
@@ -99,9 +99,10 @@ def decrypt_contract_key_iso2(
     provisioning_key: EllipticCurvePrivateKey,
     contract_certificate: Certificate,
 ) -> EllipticCurvePrivateKey:
-    """What the car does. Nothing but the last check and the CPS's signature protects the ciphertext: CBC has no tag.
+    """Decrypt as an ISO 15118-2 car does.
 
-    Raises KeyMaterialError when a length, the point, the scalar or the contract's public key does not fit.
+    CBC has no authentication tag: only the signature of the CPS and the comparison of the public keys protect the
+    ciphertext. Raises KeyMaterialError for a wrong length, an invalid point or scalar, or another public key.
     """
     _require_length(encrypted, _CBC_IV + _P256_SCALAR)
     shared = _agree_as_car(dh_public_key, provisioning_key, _P256)
@@ -118,9 +119,10 @@ def encrypt_contract_key_iso20(
     pcid: str,
     contract_certificate: Certificate,
 ) -> EncryptedKey:
-    """SECP521 takes two P-521 keys, X448 an Ed448 contract key and an X448 provisioning key.
+    """Encrypt for ISO 15118-20.
 
-    Raises KeyMaterialError.
+    SECP521 takes two P-521 keys; X448 takes an Ed448 contract key and an X448 provisioning key. Raises
+    KeyMaterialError.
     """
     associated = associated_data(pcid, contract_certificate)
     if curve == "SECP521":
@@ -147,9 +149,10 @@ def decrypt_contract_key_iso20(
     pcid: str,
     contract_certificate: Certificate,
 ) -> EllipticCurvePrivateKey | X448PrivateKey:
-    """What the car does. For X448 the result holds the contract key's secret scalar, see the top of this module.
+    """Decrypt as an ISO 15118-20 car does.
 
-    Raises KeyMaterialError when a length, the DH key, the tag, the padding, the scalar or the public key does not fit.
+    For X448 the result holds the secret scalar of the contract key; see the module's docstring. Raises KeyMaterialError
+    for a wrong length, an invalid DH key, tag, padding or scalar, or another public key.
     """
     associated = associated_data(pcid, contract_certificate)
     _require_length(encrypted, _GCM_IV + (_P521_SCALAR if curve == "SECP521" else _X448_SCALAR) + _GCM_TAG)
@@ -162,14 +165,14 @@ def decrypt_contract_key_iso20(
     try:
         plain = AESGCM(_kdf_iso20(shared)).decrypt(encrypted[:_GCM_IV], encrypted[_GCM_IV:], associated)
     except InvalidTag as exc:
-        raise KeyMaterialError("The encrypted contract key does not fit this vehicle and contract.") from exc
+        raise KeyMaterialError("The encrypted contract key is not for this vehicle and contract.") from exc
     if curve == "SECP521":
         return _contract_key(plain, _P521, contract_certificate)
     return _contract_scalar(plain, contract_certificate)
 
 
 def associated_data(pcid: str, contract_certificate: Certificate) -> bytes:
-    """What binds an encrypted key to a vehicle and a contract, see the top of this module. Raises KeyMaterialError."""
+    """Return the data that binds an encrypted key to a vehicle and a contract certificate. Raises KeyMaterialError."""
     identifier = contract_certificate.key_identifier
     if not identifier:
         raise KeyMaterialError(
@@ -181,15 +184,15 @@ def associated_data(pcid: str, contract_certificate: Certificate) -> bytes:
 
 
 def secret_scalar(key: Ed448PrivateKey) -> bytes:
-    """The 56 significant octets of an Ed448 key's secret scalar, little endian. Source: RFC 8032 clause 5.2.5."""
-    octets = bytearray(hashlib.shake_256(key.private_bytes_raw()).digest(114)[:_X448_SCALAR])
-    octets[0] &= 0xFC
-    octets[55] |= 0x80
-    return bytes(octets)
+    """Return the 56 significant bytes of an Ed448 key's secret scalar, little endian. Source: RFC 8032 clause 5.2.5."""
+    scalar = bytearray(hashlib.shake_256(key.private_bytes_raw()).digest(114)[:_X448_SCALAR])
+    scalar[0] &= 0xFC
+    scalar[55] |= 0x80
+    return bytes(scalar)
 
 
 def montgomery_u(key: Ed448PublicKey) -> bytes:
-    """The X448 public key that belongs to the same secret scalar, 56 octets, little endian.
+    """Return the X448 public key of the same secret scalar: 56 bytes, little endian.
 
     The 4-isogeny of RFC 7748 clause 4.2 maps a point (x, y) of edwards448 to u = y²/x², the base point to the base
     point; the curve equation x² + y² = 1 + d·x²·y² gives x² from y. A point and its negative have the same u.
@@ -204,7 +207,7 @@ def montgomery_u(key: Ed448PublicKey) -> bytes:
 
 
 def _contract_key(plain: bytes, curve: EllipticCurve, certificate: Certificate) -> EllipticCurvePrivateKey:
-    """plain: a big-endian scalar. The zero bits in front of a P-521 scalar get a sentence of their own."""
+    """Build the key from a big-endian scalar. Non-zero padding bits of a P-521 scalar have their own error sentence."""
     scalar = int.from_bytes(plain, "big")
     if scalar >> curve.key_size:
         raise KeyMaterialError("The bits in front of the decrypted contract key are not zero.")
@@ -214,23 +217,23 @@ def _contract_key(plain: bytes, curve: EllipticCurve, certificate: Certificate) 
         raise KeyMaterialError("The decrypted contract key is not a private key of its curve.") from exc
     expected = certificate.public_key
     if not isinstance(expected, EllipticCurvePublicKey) or expected != key.public_key():
-        raise KeyMaterialError(f"The decrypted key is not that of contract certificate {certificate.display_name}.")
+        raise KeyMaterialError(f"The decrypted key does not belong to contract certificate {certificate.display_name}.")
     return key
 
 
 def _contract_scalar(plain: bytes, certificate: Certificate) -> X448PrivateKey:
-    """plain: a clamped little-endian scalar; times the base point it must be the certificate's key, up to sign."""
+    """Build the key from a clamped little-endian scalar, whose public key must be the certificate's, up to sign."""
     if plain[0] & 0x03 or not plain[-1] & 0x80:
         raise KeyMaterialError("The decrypted contract key is not a private key of its curve.")
     key = X448PrivateKey.from_private_bytes(plain)
     expected = certificate.public_key
     if not isinstance(expected, Ed448PublicKey) or montgomery_u(expected) != key.public_key().public_bytes_raw():
-        raise KeyMaterialError(f"The decrypted key is not that of contract certificate {certificate.display_name}.")
+        raise KeyMaterialError(f"The decrypted key does not belong to contract certificate {certificate.display_name}.")
     return key
 
 
 def _agree(provisioning_key: object, curve: EllipticCurve) -> tuple[bytes, bytes]:
-    """A new ephemeral key: its public part as a point, and the shared secret Z."""
+    """Generate an ephemeral key. Returns its public key as an uncompressed point, and the shared secret Z."""
     if not isinstance(provisioning_key, EllipticCurvePublicKey) or provisioning_key.curve.name != curve.name:
         raise KeyMaterialError(f"The provisioning certificate's key is not on {curve.name}.")
     ephemeral = generate_private_key(curve)
@@ -243,7 +246,7 @@ def _agree_as_car(dh_public_key: bytes, provisioning_key: object, curve: Ellipti
     assert isinstance(provisioning_key, EllipticCurvePrivateKey)
     length = 1 + 2 * ((curve.key_size + 7) // 8)  # an uncompressed point
     if len(dh_public_key) != length:
-        raise KeyMaterialError(f"The DH public key has {len(dh_public_key)} octets, not {length}.")
+        raise KeyMaterialError(f"The DH public key has {len(dh_public_key)} bytes, not {length}.")
     try:
         point = EllipticCurvePublicKey.from_encoded_point(curve, dh_public_key)
     except ValueError as exc:
@@ -251,10 +254,10 @@ def _agree_as_car(dh_public_key: bytes, provisioning_key: object, curve: Ellipti
     return provisioning_key.exchange(ECDH(), point)
 
 
-def _x448_public_key(octets: bytes) -> X448PublicKey:
-    if len(octets) != _X448_SCALAR:
-        raise KeyMaterialError(f"The DH public key has {len(octets)} octets, not {_X448_SCALAR}.")
-    return X448PublicKey.from_public_bytes(octets)
+def _x448_public_key(data: bytes) -> X448PublicKey:
+    if len(data) != _X448_SCALAR:
+        raise KeyMaterialError(f"The DH public key has {len(data)} bytes, not {_X448_SCALAR}.")
+    return X448PublicKey.from_public_bytes(data)
 
 
 def _x448(private: X448PrivateKey, public: X448PublicKey) -> bytes:
@@ -266,12 +269,12 @@ def _x448(private: X448PrivateKey, public: X448PublicKey) -> bytes:
 
 def _require_curve(key: object, curve: EllipticCurve) -> None:
     if not isinstance(key, EllipticCurvePrivateKey) or key.curve.name != curve.name:
-        raise KeyMaterialError(f"A private key on {curve.name} is needed.")
+        raise KeyMaterialError(f"A private key on {curve.name} is required.")
 
 
 def _require_length(encrypted: bytes, length: int) -> None:
     if len(encrypted) != length:
-        raise KeyMaterialError(f"The encrypted contract key has {len(encrypted)} octets, not {length}.")
+        raise KeyMaterialError(f"The encrypted contract key has {len(encrypted)} bytes, not {length}.")
 
 
 def _kdf_iso2(shared: bytes) -> bytes:

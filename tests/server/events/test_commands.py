@@ -20,7 +20,7 @@ from ccp.server.storage.queries import parties
 from ccp.server.storage.queries.delivery_queue import AttemptOutcome
 from ccp.testing.pki import PKI
 from tests.cli.run import COMMAND, CommandResult, ccp_error, ccp_ok, environment
-from tests.client.servers import Reply, scripted
+from tests.scripted_server import Reply, scripted
 from tests.server.events.webhook_api import CREATED, DELETED, call, copied, fanned_out, subscribe, tried
 from tests.world import Contract, Pool, start
 

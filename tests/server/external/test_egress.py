@@ -13,7 +13,7 @@ from ccp.ids import Namespace
 from ccp.server.external.egress import EgressBackend, EgressStream
 from ccp.server.external.resolver import Resolver
 from ccp.server.runtime.loop_budget import LoopBudget
-from tests.client.servers import error, scripted
+from tests.scripted_server import error, scripted
 
 ANSWER = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 PATH = "/opnc/v1/ccp/signedcontractdata"

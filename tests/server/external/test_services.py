@@ -14,7 +14,6 @@ import pytest
 
 from ccp.server.external.provisioning_pool import key_fingerprint
 from ccp.server.http.routes.pcp_webhook import PATH
-from ccp.server.sandbox.setup import trust_list
 from ccp.server.storage.queries import anchors
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
@@ -186,7 +185,7 @@ def test_server_synchronises_roots_on_schedule(pkis: dict[str, PKI], monkeypatch
     with scripted_server() as rcp:
         entries = [
             {"caCertificate": b64(certificate.der), "rootTypeList": [role.value.upper()]}
-            for role, certificate in trust_list(pkis["stranger"])
+            for role, certificate in pkis["stranger"].trust_list()
         ]
         rcp.answers["/rootcertificates"] = json_answer({"rootCertificateCollection": entries})
         with start(pkis, rcp_url=rcp.url) as pool:

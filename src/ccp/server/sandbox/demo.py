@@ -1,4 +1,4 @@
-"""The whole story over real HTTP, for both editions: from an empty pool to a car that holds a contract's key."""
+"""The demo: from an empty pool to a car with a contract key, for both editions, over real HTTP."""
 
 from __future__ import annotations
 
@@ -27,53 +27,56 @@ _TITLES: Final = {"iso2": "ISO 15118-2", "iso20": "ISO 15118-20"}
 
 
 class StepFailed(CCPError):
-    """Something in the story did not go as it has to."""
+    """A step of the demo had another result than expected."""
 
     code = "demo"
 
 
 @dataclass
-class Story:
-    """Tells each step in one line, with its result and time."""
+class Demo:
+    """Reports each step of the demo.
 
-    tell: Callable[[str, str, str, float], None]
+    report: takes the edition, the step, its result, and the duration in seconds.
+    """
+
+    report: Callable[[str, str, str, float], None]
     steps: int = 0
     installed: list[str] = field(default_factory=list)
 
     @contextmanager
     def step(self, edition: str, text: str) -> Iterator[list[str]]:
-        """A step; what is put into the list is told as its result."""
+        """Run a step. Yields a list; the texts added to it are reported as the result."""
         began = time.perf_counter()
         result: list[str] = []
         yield result
         self.steps += 1
-        self.tell(edition, text, " ".join(result) or "done", time.perf_counter() - began)
+        self.report(edition, text, " ".join(result) or "done", time.perf_counter() - began)
 
 
-async def prepare(folder: Path, base_url: str, at: datetime) -> tuple[World, Settings]:
-    """A new database with a PKI and parties."""
+async def prepare(folder: Path, base_url: str, now: datetime) -> tuple[World, Settings]:
+    """Create a database with PKIs and parties."""
     config = Settings(database=f"sqlite:///{folder / 'ccp.db'}", base_url=base_url, log_level="error")
     schema.upgrade(config.database)
-    world = build_world(at)
+    world = build_world(now)
     store = connect(config.database)
     await store.open()
     try:
-        await register(store, world, at)
+        await register(store, world, now)
     finally:
         await store.close()
     return world, config
 
 
-def run(tell: Callable[[str, str, str, float], None]) -> Story:
-    """Run the story in a temporary directory.
+def run(report: Callable[[str, str, str, float], None]) -> Demo:
+    """Run the demo in a temporary directory. report: as for `Demo`.
 
-    Raises StepFailed, ClientError for whatever the pool refuses, or any error of the checks that the car makes.
+    Raises StepFailed, ClientError if the pool rejects a request, or the error of a check that the car makes.
     """
-    story = Story(tell)
-    at = datetime.now(UTC)
+    demo = Demo(report)
+    now = datetime.now(UTC)
     with tempfile.TemporaryDirectory(prefix="ccp-demo-") as folder, loopback() as (listening, base_url):
-        with story.step("", "build two PKIs, create the database, register five parties") as result:
-            world, config = asyncio.run(prepare(Path(folder), base_url, at))
+        with demo.step("", "build two PKIs, create the database, register five parties") as result:
+            world, config = asyncio.run(prepare(Path(folder), base_url, now))
             result.append(f"{len(world.pkis)} PKIs, {len(world.members)} parties")
         with running(config, listening), ExitStack() as stack:
             parties = {
@@ -83,62 +86,62 @@ def run(tell: Callable[[str, str, str, float], None]) -> Story:
                 for member in world.members
             }
             for edition, pki in world.pkis.items():
-                _tell_edition(story, edition, pki, parties, at)
-    return story
+                _run_edition(demo, edition, pki, parties, now)
+    return demo
 
 
-def _tell_edition(story: Story, edition: str, pki: PKI, parties: dict[str, Client], at: datetime) -> None:
+def _run_edition(demo: Demo, edition: str, pki: PKI, parties: dict[str, Client], now: datetime) -> None:
     title = _TITLES[edition]
     number = 1 if edition == "iso2" else 2
-    car = Car.generate(pki, PCID.parse(f"{OEM_WMI}0DEMO{number:09d}"), at)
+    car = Car.generate(pki, PCID.parse(f"{OEM_WMI}0DEMO{number:09d}"), now)
     first, second = (EMAID.parse(f"{provider}D{number:08d}") for provider in (EMSP_A, EMSP_B))
     oem, cpo = parties["Example OEM"], parties["Example CPO"]
     pcid, namespace = car.pcid, car.namespace
 
     for emaid, publisher in ((first, "Example eMSP A"), (second, "Example CPS")):
-        with story.step(title, f"{emaid[:5]} makes contract {emaid}, the CPS signs it") as result:
-            bundle = issue_contract(pki, emaid, car.pcid, car.provisioning.certificate, at)
-            message = sign_contract(pki, bundle, at)
+        with demo.step(title, f"{emaid[:5]} makes contract {emaid}, the CPS signs it") as result:
+            bundle = issue_contract(pki, emaid, car.pcid, car.provisioning.certificate, now)
+            message = sign_contract(pki, bundle, now)
             result.append(f"{len(message)} octets")
-        with story.step(title, f"{publisher.removeprefix('Example ')} publishes {emaid}"):
+        with demo.step(title, f"{publisher.removeprefix('Example ')} publishes {emaid}"):
             root = pki.v2g_root.certificate
             parties[publisher].publish(
                 message, emaid=emaid, pcid=pcid, namespace=namespace, root=root.fingerprint, root_dn=root.subject_dn
             )
 
-    with story.step(title, f"OEM lists the contracts of {car.pcid}") as result:
+    with demo.step(title, f"OEM lists the contracts of {car.pcid}") as result:
         listed = oem.contracts_of_pcid(pcid, namespace=namespace)
         result.append(f"{len(listed)} contracts, default {next(one.emaid for one in listed if one.is_default)}")
-    with story.step(title, f"OEM makes {second} the default"):
+    with demo.step(title, f"OEM makes {second} the default"):
         oem.set_default(second, pcid)
 
     session_id = new_session_id()
-    with story.step(title, "CPO posts the car's signed request") as result:
-        delivered = cpo.deliver(car.request(session_id, at), namespace)
+    with demo.step(title, "CPO posts the car's signed request") as result:
+        delivered = cpo.deliver(car.request(session_id, now), namespace)
         if not isinstance(delivered, Delivered):
             raise StepFailed(f"The car got {delivered.code}: {delivered.reason}")
         result.append(f"{len(delivered.contracts)} response(s)")
-    with story.step(title, "the car checks session, chains and signature, decrypts the key") as result:
-        emaid, _ = car.install(delivered.contracts[0].message, session_id, at)
+    with demo.step(title, "the car checks session, chains and signature, decrypts the key") as result:
+        emaid, _ = car.install(delivered.contracts[0].message, session_id, now)
         if emaid != second:
             raise StepFailed(f"The car got {emaid}, not its default contract {second}.")
         result.append(f"installed {emaid}")
-        story.installed.append(f"{title}: {emaid}")
+        demo.installed.append(f"{title}: {emaid}")
 
-    with story.step(title, "a car without contracts asks") as result:
-        stranger = Car.generate(pki, PCID.parse(f"{OEM_WMI}0NONE{number:09d}"), at)
-        result.append(_nothing_for(stranger, cpo, at))
+    with demo.step(title, "a car without contracts asks") as result:
+        stranger = Car.generate(pki, PCID.parse(f"{OEM_WMI}0NONE{number:09d}"), now)
+        result.append(_negative_code(stranger, cpo, now))
 
     for emaid, emsp in ((first, "Example eMSP A"), (second, "Example eMSP B")):
-        with story.step(title, f"{emaid[:5]} deletes {emaid}"):
+        with demo.step(title, f"{emaid[:5]} deletes {emaid}"):
             parties[emsp].withdraw(emaid)
-    with story.step(title, "the first car asks again") as result:
-        result.append(_nothing_for(car, cpo, at))
+    with demo.step(title, "the first car asks again") as result:
+        result.append(_negative_code(car, cpo, now))
 
 
-def _nothing_for(car: Car, cpo: Client, at: datetime) -> str:
-    """The code of the negative message that a car gets. Raises StepFailed when it gets a contract."""
-    answer = cpo.deliver(car.request(new_session_id(), at), car.namespace)
+def _negative_code(car: Car, cpo: Client, now: datetime) -> str:
+    """Return the ResponseCode of the negative message that a car gets. Raises StepFailed if it gets a contract."""
+    answer = cpo.deliver(car.request(new_session_id(), now), car.namespace)
     if not isinstance(answer, NoContractResponse):
-        raise StepFailed("A car got a contract that is not there.")
+        raise StepFailed("A car got a contract that the pool does not have.")
     return answer.code

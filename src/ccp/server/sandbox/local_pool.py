@@ -1,4 +1,4 @@
-"""A real pool on a loopback port, run inside this process for as long as a `with` block lasts."""
+"""Runs a pool on a loopback port inside this process, for the duration of a `with` block."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from ccp.server.http.uvicorn_options import uvicorn_options
 from ccp.server.settings import Settings
 from ccp.server.storage.snapshot_refresh import REFRESH_INTERVAL
 
-_START_SECONDS: Final = 10.0
+_START_TIMEOUT: Final = 10.0  # Seconds.
 
 
 @contextmanager
 def loopback() -> Iterator[tuple[socket.socket, str]]:
-    """A listening socket on a free port of 127.0.0.1, and the address to call it under."""
+    """Open a listening socket on a free port of 127.0.0.1. Yields it and its URL."""
     with socket.socket() as listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(("127.0.0.1", 0))
@@ -43,7 +43,7 @@ def running(
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, name="pool", daemon=True)
     thread.start()
     try:
-        deadline = time.monotonic() + _START_SECONDS
+        deadline = time.monotonic() + _START_TIMEOUT
         while not server.started:
             if not thread.is_alive() or time.monotonic() > deadline:
                 raise Unavailable("The server did not start.")
@@ -51,4 +51,4 @@ def running(
         yield
     finally:
         server.should_exit = True
-        thread.join(_START_SECONDS)
+        thread.join(_START_TIMEOUT)

@@ -1,4 +1,4 @@
-"""A sandbox: a test PKI, parties with credentials, cars and contracts, and a pool that knows them."""
+"""Creates a sandbox: a test PKI, parties with credentials, cars with contracts, and a pool's database with them."""
 
 from __future__ import annotations
 
@@ -28,8 +28,6 @@ from ccp.server.storage.engine import schema
 from ccp.server.trust.anchors import add_anchor, trusted_certificate
 from ccp.testing.partners import Car, issue_contract, new_session_id, sign_contract
 from ccp.testing.pki import PKI
-from ccp.x509.certificates import Certificate
-from ccp.x509.profiles import AnchorRole as TrustRole
 
 EMSP_A: Final = ProviderId.parse("DEEXA")
 EMSP_B: Final = ProviderId.parse("NLEXB")
@@ -49,7 +47,7 @@ _CARS: Final = 2
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A registered party and the secret it calls with."""
+    """A registered party and its client secret."""
 
     party: Party
     secret: str
@@ -63,14 +61,15 @@ class World:
     members: tuple[Member, ...]
 
     def member(self, name: str) -> Member:
+        """Return a party by its name. Raises StopIteration for an unknown one."""
         return next(member for member in self.members if member.party.name == name)
 
 
-def build_world(at: datetime) -> World:
-    """Make everything up: keys, certificates, secrets."""
+def build_world(now: datetime) -> World:
+    """Generate PKIs, parties and secrets."""
     pkis = {
-        "iso2": PKI.generate(at, algorithm="P-256"),
-        "iso20": PKI.generate(at, algorithm="P-521"),
+        "iso2": PKI.generate(now, edition="iso2"),
+        "iso20": PKI.generate(now, edition="iso20"),
     }
     members = tuple(
         Member(
@@ -90,33 +89,25 @@ def build_world(at: datetime) -> World:
     return World(pkis, members)
 
 
-async def register(store: Store, world: World, at: datetime) -> None:
-    """Tell a pool about a world: its roots, the OEM's sub-CAs, which ISO 15118-2 cars do not send, and its parties."""
+async def register(store: Store, world: World, now: datetime) -> None:
+    """Store a world in a pool's database: its roots, the OEM's sub-CAs, which ISO 15118-2 cars do not send, and its
+    parties.
+    """
     for edition, pki in world.pkis.items():
-        for role, certificate in trust_list(pki):
-            entry = trusted_certificate(certificate, role, f"sandbox {edition}", at)
-            await store.write(add_anchor(entry, command_actor(), at))
+        for role, certificate in pki.trust_list():
+            entry = trusted_certificate(certificate, role, f"sandbox {edition}", now)
+            await store.write(add_anchor(entry, command_actor(), now))
     actor = Actor(command_actor())
     for member in world.members:
-        await PartyRegistry(store).add(member.party, actor, at, member.secret)
+        await PartyRegistry(store).add(member.party, actor, now, member.secret)
 
 
-def trust_list(pki: PKI) -> list[tuple[TrustRole, Certificate]]:
-    return [
-        (TrustRole.V2G, pki.v2g_root.certificate),
-        (TrustRole.EMSP, pki.emsp_root.certificate),
-        (TrustRole.OEM, pki.oem_root.certificate),
-        (TrustRole.OEM, pki.oem_sub1.certificate),
-        (TrustRole.OEM, pki.oem_sub2.certificate),
-    ]
-
-
-def publish_body(pki: PKI, emaid: EMAID, car: Car, at: datetime) -> dict[str, Any]:
-    """A complete body for PUT /signedcontractdata."""
-    octets = sign_contract(pki, issue_contract(pki, emaid, car.pcid, car.provisioning.certificate, at), at)
+def publish_body(pki: PKI, emaid: EMAID, car: Car, now: datetime) -> dict[str, Any]:
+    """Return a complete body for PUT /signedcontractdata."""
+    message = sign_contract(pki, issue_contract(pki, emaid, car.pcid, car.provisioning.certificate, now), now)
     root = pki.v2g_root.certificate
     return {
-        "certificateInstallationRes": encode_base64(octets),
+        "certificateInstallationRes": encode_base64(message),
         "emaid": emaid,
         "pcid": car.pcid,
         "xsdMsgDefNamespace": car.namespace,
@@ -125,23 +116,26 @@ def publish_body(pki: PKI, emaid: EMAID, car: Car, at: datetime) -> dict[str, An
     }
 
 
-def request_body(car: Car, at: datetime) -> dict[str, Any]:
-    """A complete body for POST /signedcontractdata, with a session of its own."""
+def request_body(car: Car, now: datetime) -> dict[str, Any]:
+    """Return a complete body for POST /signedcontractdata, with a new session id."""
     return {
-        "certificateInstallationReq": encode_base64(car.request(new_session_id(), at)),
+        "certificateInstallationReq": encode_base64(car.request(new_session_id(), now)),
         "xsdMsgDefNamespace": car.namespace,
     }
 
 
-def create(directory: Path, base_url: str, at: datetime, *, store_samples: bool) -> World:
-    """Lay out a sandbox in a new or empty directory. Raises ConfigurationError when there is something in it."""
+def create(directory: Path, base_url: str, now: datetime, *, store_samples: bool) -> World:
+    """Create a sandbox in a new or empty directory. Raises ConfigurationError if it is not empty.
+
+    store_samples: whether the pool contains the contracts of the samples.
+    """
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
-        raise ConfigurationError(f"{directory} is not an empty directory; a sandbox needs one of its own.")
+        raise ConfigurationError(f"{directory} is not an empty directory; a sandbox needs an empty one.")
     directory.mkdir(parents=True, exist_ok=True)
-    world = build_world(at)
+    world = build_world(now)
     host, _, port = base_url.removeprefix("http://").partition(":")
     (directory / "ccp.toml").write_text(
-        "# A sandbox: for trying things out. Its keys and secrets lie beside this file.\n"
+        "# A sandbox, not for production: its keys and secrets are stored beside this file.\n"
         f'host = "{host}"\nport = {port}\nbase_url = "{base_url}"\n'
         'database = "sqlite:///ccp.db"\nlog_format = "console"\n',
         encoding="utf-8",
@@ -150,36 +144,36 @@ def create(directory: Path, base_url: str, at: datetime, *, store_samples: bool)
     bodies = []
     for number, (edition, pki) in enumerate(world.pkis.items()):
         pki.save(directory / "pki" / edition)
-        for role, certificate in trust_list(pki):
+        for role, certificate in pki.trust_list():
             folder = directory / "trust" / role.value
             folder.mkdir(parents=True, exist_ok=True)
             name = certificate.subject_cn.lower().replace(" ", "-")
             (folder / f"{edition}-{name}.pem").write_bytes(certificate.pem())
         for place in range(_CARS):
             pcid = PCID.parse(f"{OEM_WMI}0SANDBOX{number * _CARS + place + 1:06d}")
-            car = Car.generate(pki, pcid, at)
+            car = Car.generate(pki, pcid, now)
             car.provisioning.save(directory / "vehicles" / edition, pcid)
             samples = directory / "samples" / edition
-            _write(samples / f"request_{pcid}.json", request_body(car, at))
+            _write(samples / f"request_{pcid}.json", request_body(car, now))
             for provider in (EMSP_A, EMSP_B):
                 emaid = EMAID.parse(f"{provider}C{number * _CARS + place + 1:08d}")
-                body = publish_body(pki, emaid, car, at)
+                body = publish_body(pki, emaid, car, now)
                 _write(samples / f"publish_{emaid}.json", body)
                 bodies.append(body)
-    # Whatever the environment says: a sandbox's roots and parties must not get into another database.
+    # The database of the sandbox, not one from the environment: test roots must not get into another pool.
     config = settings.load(directory / "ccp.toml", database=f"sqlite:///{directory.resolve() / 'ccp.db'}")
     schema.upgrade(config.database)
-    asyncio.run(_fill(config, world, bodies if store_samples else [], at))
+    asyncio.run(_fill(config, world, bodies if store_samples else [], now))
     return world
 
 
-async def _fill(config: Settings, world: World, bodies: list[dict[str, Any]], at: datetime) -> None:
-    """Register the world, and publish what shall be stored, through the pool's own checks."""
+async def _fill(config: Settings, world: World, bodies: list[dict[str, Any]], now: datetime) -> None:
+    """Register the world and publish contracts, with the pool's own checks."""
     logging.configure(config.model_copy(update={"log_level": "error"}))
-    built = build_services(config, lambda: at)
+    built = build_services(config, lambda: now)
     await built.open()
     try:
-        await register(built.store, world, at)
+        await register(built.store, world, now)
         await built.trust.refresh()
         for body in bodies:
             data = SignedContractData.model_validate(body)
@@ -191,14 +185,14 @@ async def _fill(config: Settings, world: World, bodies: list[dict[str, Any]], at
                 message=data.certificateInstallationRes,
                 root=data.cpsV2GRootCertificateFingerprint,
                 metadata=data.metaData,
-                now=at,
+                now=now,
             )
     finally:
         await built.close()
 
 
 def credentials(world: World, base_url: str) -> dict[str, Any]:
-    """What a caller needs to know."""
+    """Return the contents of credentials.json: addresses, and the credentials of each party."""
     return {
         "base_url": base_url,
         "token_url": base_url + TOKEN_PATH,

@@ -18,7 +18,6 @@ from joserfc.jwk import ECKey
 
 from ccp.server.access.authorization_server import AuthorizationServer
 from ccp.server.http.routes.opnc import BASE
-from ccp.server.sandbox.setup import trust_list
 from ccp.server.storage.queries import anchors, parties
 from ccp.server.trust.anchors import trusted_certificate
 from ccp.testing.pki import PKI
@@ -314,7 +313,7 @@ def test_a_party_that_is_disabled_is_refused_within_five_seconds_and_gets_no_tok
 def test_a_root_that_is_added_is_trusted_within_five_seconds(lonely: Pool, pkis: dict[str, PKI]) -> None:
     contract = lonely.contract(lonely.car(), signer=pkis["other_iso2"])
     assert lonely.cps.put("/signedcontractdata", json=contract.body).status_code == 400
-    for role, certificate in trust_list(pkis["other_iso2"]):
+    for role, certificate in pkis["other_iso2"].trust_list():
         lonely.change(anchors.add(trusted_certificate(certificate, role, "test", AT)))
     began = time.monotonic()
     while lonely.cps.put("/signedcontractdata", json=contract.body).status_code != 201:

@@ -13,7 +13,6 @@ import pytest
 from ccp import exi
 from ccp.exi import iso2
 from ccp.ids import Namespace
-from ccp.server.sandbox.setup import trust_list
 from ccp.server.storage.queries import anchors
 from ccp.server.trust.anchors import trusted_certificate
 from ccp.testing.partners import Car
@@ -269,7 +268,7 @@ def test_a_contract_is_as_old_as_its_first_variant(pool: Pool) -> None:
     car = pool.car("iso20")
     default, second, third = (pool.publish(car).emaid for _ in range(3))
     other = PKI.generate(AT, algorithm="P-521")
-    for role, certificate in trust_list(other):
+    for role, certificate in other.trust_list():
         pool.change(anchors.add(trusted_certificate(certificate, role, "test", AT)))
     later = pool.contract(car, second, signer=other)
     deadline = time.monotonic() + 30

@@ -6,7 +6,7 @@ import base64
 from typing import Any
 
 from ccp import exi
-from tests.client.servers import Reply, json_reply
+from tests.scripted_server import Reply, json_reply
 from tests.world import ISO2, SESSION, Contract
 
 BASE = "/opnc/v1/ccp"

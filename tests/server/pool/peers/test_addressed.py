@@ -19,7 +19,7 @@ from ccp.server.storage.queries import peers
 from ccp.server.storage.queries.peers import Peer
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
-from tests.client.servers import DROP, HANG, TRACE_ID, Reply, Scripted, error, json_reply, nowhere, scripted
+from tests.scripted_server import DROP, HANG, TRACE_ID, Reply, Scripted, error, json_reply, nowhere, scripted
 from tests.server.http.api.answers import sentences
 from tests.server.pool.peers.requests import to, until_known
 from tests.world import AT, SESSION, Contract, Pool, new_emaid, new_pcid, octets_of, party, start

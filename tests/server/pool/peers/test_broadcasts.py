@@ -22,7 +22,7 @@ from ccp.server.storage.queries import peers
 from ccp.server.storage.queries.peers import Peer
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
-from tests.client.servers import DROP, HANG, Reply, Scripted, error, json_reply, scripted
+from tests.scripted_server import DROP, HANG, Reply, Scripted, error, json_reply, scripted
 from tests.server.http.api.answers import sentences
 from tests.server.http.test_metrics import read, total, until, value
 from tests.server.pool.peers.answers import BASE, item_of, opnc

@@ -22,7 +22,7 @@ from ccp.server.storage.queries.peers import Peer
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp, ccp_ok
-from tests.client.servers import DROP, HANG, Reply, error, granted, json_reply, nowhere, scripted
+from tests.scripted_server import DROP, HANG, Reply, error, granted, json_reply, nowhere, scripted
 from tests.server.http.api.answers import sentences
 from tests.server.pool.peers.requests import ASK, PATH, deliver, to, until_known
 from tests.world import AT, SESSION, Pool, octets_of, read, start

@@ -1,9 +1,8 @@
-"""The contract key's way into the car."""
+"""Encryption of contract keys for a car, and the car's decryption: `ccp.testing.contract_keys`."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ec import (
@@ -31,30 +30,27 @@ from ccp.testing.contract_keys import (
     EncryptedKey,
     associated_data,
     decrypt_contract_key_iso2,
-    decrypt_contract_key_iso20,
     encrypt_contract_key_iso2,
     encrypt_contract_key_iso20,
     montgomery_u,
     secret_scalar,
 )
-from ccp.testing.pki import PKI, Algorithm, Credential, agreement_public_key
-from ccp.x509.certificates import Certificate
+from ccp.testing.pki import agreement_public_key
+from tests.testing.parties import (
+    PCID,
+    Party,
+    decrypted_iso2,
+    decrypted_iso20,
+    ec_key,
+    ec_public,
+    encrypted_iso2,
+    encrypted_iso20,
+    flipped,
+    party,
+)
 from tests.x509.made import AT, forge, replaced, without
 
-PCID = "WP0ABC00000000001"
 P256_ORDER = 0xFFFFFFFF00000000FFFFFFFFFFFFFFFFBCE6FAADA7179E84F3B9CAC2FC632551
-
-
-@dataclass
-class Party:
-    pki: PKI
-    contract: Credential
-    car: Credential
-
-
-def party(algorithm: Algorithm) -> Party:
-    pki = PKI.generate(AT, algorithm=algorithm)
-    return Party(pki, pki.contract("DEABCC00000001", now=AT), pki.vehicle(PCID, now=AT))
 
 
 @pytest.fixture(scope="module")
@@ -67,71 +63,25 @@ def iso20(request: pytest.FixtureRequest) -> tuple[Curve, Party]:
     return request.param, party("P-521" if request.param == "SECP521" else "Ed448")
 
 
-def ec_key(credential: Credential) -> EllipticCurvePrivateKey:
-    assert isinstance(credential.key, EllipticCurvePrivateKey)
-    return credential.key
-
-
-def ec_public(certificate: Certificate) -> EllipticCurvePublicKey:
-    key = agreement_public_key(certificate)
-    assert isinstance(key, EllipticCurvePublicKey)
-    return key
-
-
-def sent_iso2(who: Party) -> EncryptedKey:
-    return encrypt_contract_key_iso2(ec_key(who.contract), ec_public(who.car.certificate))
-
-
-def read_iso2(who: Party, sent: EncryptedKey) -> EllipticCurvePrivateKey:
-    return decrypt_contract_key_iso2(sent.dh_public_key, sent.encrypted, ec_key(who.car), who.contract.certificate)
-
-
-def sent_iso20(curve: Curve, who: Party, pcid: str = PCID, certificate: Certificate | None = None) -> EncryptedKey:
-    return encrypt_contract_key_iso20(
-        who.contract.key,
-        agreement_public_key(who.car.certificate),
-        curve=curve,
-        pcid=pcid,
-        contract_certificate=certificate or who.contract.certificate,
-    )
-
-
-def read_iso20(
-    curve: Curve, who: Party, sent: EncryptedKey, pcid: str = PCID, certificate: Certificate | None = None
-) -> EllipticCurvePrivateKey | X448PrivateKey:
-    return decrypt_contract_key_iso20(
-        sent.dh_public_key,
-        sent.encrypted,
-        who.car.agreement_key or ec_key(who.car),
-        curve=curve,
-        pcid=pcid,
-        contract_certificate=certificate or who.contract.certificate,
-    )
-
-
-def flipped(octets: bytes, at: int) -> bytes:
-    return octets[:at] + bytes((octets[at] ^ 1,)) + octets[at + 1 :]
-
-
 # --- ISO 15118-2 ---
 
 
-def test_an_iso2_key_arrives(iso2: Party) -> None:
-    sent = sent_iso2(iso2)
+def test_iso2_key_is_decrypted_by_the_car(iso2: Party) -> None:
+    sent = encrypted_iso2(iso2)
     assert (len(sent.dh_public_key), len(sent.encrypted)) == (65, 48)
     assert sent.dh_public_key[0] == 4
-    assert read_iso2(iso2, sent).private_numbers() == ec_key(iso2.contract).private_numbers()
+    assert decrypted_iso2(iso2, sent).private_numbers() == ec_key(iso2.contract).private_numbers()
 
 
-def test_two_iso2_messages_share_nothing(iso2: Party) -> None:
-    one, two = sent_iso2(iso2), sent_iso2(iso2)
+def test_iso2_encryptions_of_one_key_share_no_bytes(iso2: Party) -> None:
+    one, two = encrypted_iso2(iso2), encrypted_iso2(iso2)
     assert one.dh_public_key != two.dh_public_key
     assert one.encrypted[:16] != two.encrypted[:16]
     assert one.encrypted[16:] != two.encrypted[16:]
 
 
-def test_the_iso2_derivation_is_the_documented_one_step_by_step(iso2: Party) -> None:
-    sent = sent_iso2(iso2)
+def test_iso2_encryption_follows_the_documented_steps(iso2: Party) -> None:
+    sent = encrypted_iso2(iso2)
     point = EllipticCurvePublicKey.from_encoded_point(SECP256R1(), sent.dh_public_key)
     shared = ec_key(iso2.car).exchange(ECDH(), point)
     key = hashlib.sha256(b"\0\0\0\1" + shared + b"\x01\x55\x56").digest()[:16]
@@ -141,39 +91,39 @@ def test_the_iso2_derivation_is_the_documented_one_step_by_step(iso2: Party) -> 
 
 
 @pytest.mark.parametrize("octet", range(48))
-def test_any_changed_octet_of_an_iso2_key_is_noticed(iso2: Party, octet: int) -> None:
-    sent = sent_iso2(iso2)
+def test_iso2_key_with_any_changed_byte_is_rejected(iso2: Party, octet: int) -> None:
+    sent = encrypted_iso2(iso2)
     with pytest.raises(KeyMaterialError):
-        read_iso2(iso2, EncryptedKey(sent.dh_public_key, flipped(sent.encrypted, octet)))
+        decrypted_iso2(iso2, EncryptedKey(sent.dh_public_key, flipped(sent.encrypted, octet)))
 
 
 @pytest.mark.parametrize("octet", [0, 1, 32, 33, 64])
-def test_any_changed_octet_of_an_iso2_dh_key_is_noticed(iso2: Party, octet: int) -> None:
-    sent = sent_iso2(iso2)
+def test_iso2_dh_key_with_any_changed_byte_is_rejected(iso2: Party, octet: int) -> None:
+    sent = encrypted_iso2(iso2)
     with pytest.raises(KeyMaterialError):
-        read_iso2(iso2, EncryptedKey(flipped(sent.dh_public_key, octet), sent.encrypted))
+        decrypted_iso2(iso2, EncryptedKey(flipped(sent.dh_public_key, octet), sent.encrypted))
 
 
-def test_an_iso2_key_for_another_car_or_contract_is_refused(iso2: Party) -> None:
-    sent = sent_iso2(iso2)
+def test_iso2_key_for_another_car_or_contract_is_rejected(iso2: Party) -> None:
+    sent = encrypted_iso2(iso2)
     other = party("P-256")
     with pytest.raises(KeyMaterialError):
-        read_iso2(Party(iso2.pki, iso2.contract, other.car), sent)
-    with pytest.raises(KeyMaterialError, match="not that of contract certificate"):
-        read_iso2(Party(iso2.pki, other.contract, iso2.car), sent)
+        decrypted_iso2(Party(iso2.pki, iso2.contract, other.car), sent)
+    with pytest.raises(KeyMaterialError, match="does not belong to contract certificate"):
+        decrypted_iso2(Party(iso2.pki, other.contract, iso2.car), sent)
 
 
 @pytest.mark.parametrize("length", [0, 32, 47, 49, 64])
-def test_an_iso2_key_of_another_length_is_refused(iso2: Party, length: int) -> None:
-    sent = sent_iso2(iso2)
-    with pytest.raises(KeyMaterialError, match=f"{length} octets, not 48"):
-        read_iso2(iso2, EncryptedKey(sent.dh_public_key, (sent.encrypted * 2)[:length]))
-    with pytest.raises(KeyMaterialError, match=f"{length} octets, not 65"):
-        read_iso2(iso2, EncryptedKey((sent.dh_public_key * 2)[:length], sent.encrypted))
+def test_iso2_key_of_wrong_length_is_rejected(iso2: Party, length: int) -> None:
+    sent = encrypted_iso2(iso2)
+    with pytest.raises(KeyMaterialError, match=f"{length} bytes, not 48"):
+        decrypted_iso2(iso2, EncryptedKey(sent.dh_public_key, (sent.encrypted * 2)[:length]))
+    with pytest.raises(KeyMaterialError, match=f"{length} bytes, not 65"):
+        decrypted_iso2(iso2, EncryptedKey((sent.dh_public_key * 2)[:length], sent.encrypted))
 
 
 @pytest.mark.parametrize("scalar", [0, P256_ORDER, P256_ORDER + 1, (1 << 256) - 1])
-def test_an_iso2_scalar_outside_the_group_is_refused(iso2: Party, scalar: int) -> None:
+def test_iso2_scalar_outside_the_group_is_rejected(iso2: Party, scalar: int) -> None:
     ephemeral = generate_private_key(SECP256R1())
     shared = ephemeral.exchange(ECDH(), ec_public(iso2.car.certificate))
     key = hashlib.sha256(b"\0\0\0\1" + shared + b"\x01\x55\x56").digest()[:16]
@@ -181,22 +131,22 @@ def test_an_iso2_scalar_outside_the_group_is_refused(iso2: Party, scalar: int) -
     encrypted = bytes(16) + cipher.update(scalar.to_bytes(32, "big")) + cipher.finalize()
     point = ephemeral.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
     with pytest.raises(KeyMaterialError, match="not a private key of its curve"):
-        read_iso2(iso2, EncryptedKey(point, encrypted))
+        decrypted_iso2(iso2, EncryptedKey(point, encrypted))
 
 
-def test_a_scalar_with_leading_zeros_keeps_its_32_octets(iso2: Party) -> None:
+def test_iso2_scalar_with_leading_zeros_has_32_bytes(iso2: Party) -> None:
     small = derive_private_key(7, SECP256R1())
     sent = encrypt_contract_key_iso2(small, ec_public(iso2.car.certificate))
     assert len(sent.encrypted) == 48
 
 
-def test_keys_of_another_curve_are_refused_in_iso2(iso2: Party) -> None:
+def test_iso2_keys_of_another_curve_are_rejected(iso2: Party) -> None:
     other = generate_private_key(SECP384R1())
     with pytest.raises(KeyMaterialError, match="private key on secp256r1"):
         encrypt_contract_key_iso2(other, ec_public(iso2.car.certificate))
     with pytest.raises(KeyMaterialError, match="not on secp256r1"):
         encrypt_contract_key_iso2(ec_key(iso2.contract), other.public_key())
-    sent = sent_iso2(iso2)
+    sent = encrypted_iso2(iso2)
     with pytest.raises(KeyMaterialError, match="private key on secp256r1"):
         decrypt_contract_key_iso2(sent.dh_public_key, sent.encrypted, other, iso2.contract.certificate)
 
@@ -204,11 +154,11 @@ def test_keys_of_another_curve_are_refused_in_iso2(iso2: Party) -> None:
 # --- ISO 15118-20 ---
 
 
-def test_an_iso20_key_arrives(iso20: tuple[Curve, Party]) -> None:
+def test_iso20_key_is_decrypted_by_the_car(iso20: tuple[Curve, Party]) -> None:
     curve, who = iso20
-    sent = sent_iso20(curve, who)
+    sent = encrypted_iso20(curve, who)
     assert (len(sent.dh_public_key), len(sent.encrypted)) == ((133, 94) if curve == "SECP521" else (56, 84))
-    key = read_iso20(curve, who, sent)
+    key = decrypted_iso20(curve, who, sent)
     if isinstance(key, EllipticCurvePrivateKey):
         assert key.private_numbers() == ec_key(who.contract).private_numbers()
     else:
@@ -216,9 +166,9 @@ def test_an_iso20_key_arrives(iso20: tuple[Curve, Party]) -> None:
         assert key.private_bytes_raw() == secret_scalar(who.contract.key)
 
 
-def test_the_iso20_derivation_is_the_documented_one_step_by_step(iso20: tuple[Curve, Party]) -> None:
+def test_iso20_encryption_follows_the_documented_steps(iso20: tuple[Curve, Party]) -> None:
     curve, who = iso20
-    sent = sent_iso20(curve, who)
+    sent = encrypted_iso20(curve, who)
     if curve == "SECP521":
         point = EllipticCurvePublicKey.from_encoded_point(SECP521R1(), sent.dh_public_key)
         shared = ec_key(who.car).exchange(ECDH(), point)
@@ -237,45 +187,45 @@ def test_the_iso20_derivation_is_the_documented_one_step_by_step(iso20: tuple[Cu
         assert int.from_bytes(plain, "big") == ec_key(who.contract).private_numbers().private_value
 
 
-def test_any_changed_octet_of_an_iso20_key_is_noticed(iso20: tuple[Curve, Party]) -> None:
+def test_iso20_key_with_any_changed_byte_is_rejected(iso20: tuple[Curve, Party]) -> None:
     curve, who = iso20
-    sent = sent_iso20(curve, who)
+    sent = encrypted_iso20(curve, who)
     for octet in range(0, len(sent.encrypted)):
         with pytest.raises(KeyMaterialError):
-            read_iso20(curve, who, EncryptedKey(sent.dh_public_key, flipped(sent.encrypted, octet)))
+            decrypted_iso20(curve, who, EncryptedKey(sent.dh_public_key, flipped(sent.encrypted, octet)))
     for octet in (0, 1, 20, len(sent.dh_public_key) - 1):
         with pytest.raises(KeyMaterialError):
-            read_iso20(curve, who, EncryptedKey(flipped(sent.dh_public_key, octet), sent.encrypted))
+            decrypted_iso20(curve, who, EncryptedKey(flipped(sent.dh_public_key, octet), sent.encrypted))
 
 
-def test_an_iso20_key_is_bound_to_the_vehicle_and_to_the_contract(iso20: tuple[Curve, Party]) -> None:
+def test_iso20_key_is_bound_to_vehicle_and_contract(iso20: tuple[Curve, Party]) -> None:
     curve, who = iso20
-    sent = sent_iso20(curve, who)
-    with pytest.raises(KeyMaterialError, match="does not fit this vehicle and contract"):
-        read_iso20(curve, who, sent, pcid="WP0ABC00000000002")
+    sent = encrypted_iso20(curve, who)
+    with pytest.raises(KeyMaterialError, match="is not for this vehicle and contract"):
+        decrypted_iso20(curve, who, sent, pcid="WP0ABC00000000002")
     renewed = forge(
         who.contract.certificate,
         who.pki.emsp_sub2.key,
         lambda tbs: replaced(tbs, ExtensionOID.SUBJECT_KEY_IDENTIFIER, bytes.fromhex("04080102030405060708")),
     )
-    with pytest.raises(KeyMaterialError, match="does not fit this vehicle and contract"):
-        read_iso20(curve, who, sent, certificate=renewed)
+    with pytest.raises(KeyMaterialError, match="is not for this vehicle and contract"):
+        decrypted_iso20(curve, who, sent, certificate=renewed)
     another = who.pki.contract("DEABCC00000002", now=AT).certificate
-    with pytest.raises(KeyMaterialError, match="not that of contract certificate"):
-        read_iso20(curve, who, sent_iso20(curve, who, certificate=another), certificate=another)
+    with pytest.raises(KeyMaterialError, match="does not belong to contract certificate"):
+        decrypted_iso20(curve, who, encrypted_iso20(curve, who, certificate=another), certificate=another)
 
 
 @pytest.mark.parametrize("length", [0, 83, 93, 95, 206])
-def test_an_iso20_key_of_another_length_is_refused(iso20: tuple[Curve, Party], length: int) -> None:
+def test_iso20_key_of_wrong_length_is_rejected(iso20: tuple[Curve, Party], length: int) -> None:
     curve, who = iso20
-    sent = sent_iso20(curve, who)
-    with pytest.raises(KeyMaterialError, match="octets, not"):
-        read_iso20(curve, who, EncryptedKey(sent.dh_public_key, (sent.encrypted * 3)[:length]))
-    with pytest.raises(KeyMaterialError, match="octets, not"):
-        read_iso20(curve, who, EncryptedKey((sent.dh_public_key * 4)[:length], sent.encrypted))
+    sent = encrypted_iso20(curve, who)
+    with pytest.raises(KeyMaterialError, match="bytes, not"):
+        decrypted_iso20(curve, who, EncryptedKey(sent.dh_public_key, (sent.encrypted * 3)[:length]))
+    with pytest.raises(KeyMaterialError, match="bytes, not"):
+        decrypted_iso20(curve, who, EncryptedKey((sent.dh_public_key * 4)[:length], sent.encrypted))
 
 
-def test_bits_in_front_of_a_521_bit_scalar_are_refused() -> None:
+def test_p521_scalar_with_padding_bits_set_is_rejected() -> None:
     who = party("P-521")
     ephemeral = generate_private_key(SECP521R1())
     shared = ephemeral.exchange(ECDH(), ec_public(who.car.certificate))
@@ -286,18 +236,18 @@ def test_bits_in_front_of_a_521_bit_scalar_are_refused() -> None:
     for bit in range(521, 528):
         plain = (scalar | 1 << bit).to_bytes(66, "big")
         with pytest.raises(KeyMaterialError, match="bits in front"):
-            read_iso20(
+            decrypted_iso20(
                 "SECP521", who, EncryptedKey(point, bytes(12) + AESGCM(key).encrypt(bytes(12), plain, associated))
             )
     for wrong in (0, (1 << 521) - 1):
         plain = wrong.to_bytes(66, "big")
         with pytest.raises(KeyMaterialError, match="not a private key"):
-            read_iso20(
+            decrypted_iso20(
                 "SECP521", who, EncryptedKey(point, bytes(12) + AESGCM(key).encrypt(bytes(12), plain, associated))
             )
 
 
-def test_an_x448_scalar_that_is_not_clamped_is_refused() -> None:
+def test_x448_scalar_without_clamping_is_rejected() -> None:
     who = party("Ed448")
     ephemeral = X448PrivateKey.generate()
     provisioning = agreement_public_key(who.car.certificate)
@@ -309,17 +259,17 @@ def test_an_x448_scalar_that_is_not_clamped_is_refused() -> None:
     for plain in (flipped(scalar, 0), scalar[:-1] + bytes((scalar[-1] & 0x7F,))):
         encrypted = bytes(12) + AESGCM(key).encrypt(bytes(12), plain, associated)
         with pytest.raises(KeyMaterialError, match="not a private key"):
-            read_iso20("X448", who, EncryptedKey(ephemeral.public_key().public_bytes_raw(), encrypted))
+            decrypted_iso20("X448", who, EncryptedKey(ephemeral.public_key().public_bytes_raw(), encrypted))
 
 
 @pytest.mark.parametrize("point", [bytes(56), b"\1" + bytes(55)])
-def test_an_x448_key_of_small_order_is_refused(point: bytes) -> None:
+def test_x448_key_of_small_order_is_rejected(point: bytes) -> None:
     who = party("Ed448")
     with pytest.raises(KeyMaterialError, match="small order"):
-        read_iso20("X448", who, EncryptedKey(point, sent_iso20("X448", who).encrypted))
+        decrypted_iso20("X448", who, EncryptedKey(point, encrypted_iso20("X448", who).encrypted))
 
 
-def test_keys_that_do_not_fit_the_curve_are_refused(iso2: Party, iso20: tuple[Curve, Party]) -> None:
+def test_iso20_keys_of_another_curve_are_rejected(iso2: Party, iso20: tuple[Curve, Party]) -> None:
     curve, who = iso20
     for key, provisioning in (
         (iso2.contract.key, agreement_public_key(who.car.certificate)),
@@ -329,31 +279,31 @@ def test_keys_that_do_not_fit_the_curve_are_refused(iso2: Party, iso20: tuple[Cu
             encrypt_contract_key_iso20(
                 key, provisioning, curve=curve, pcid=PCID, contract_certificate=who.contract.certificate
             )
-    sent = sent_iso20(curve, who)
+    sent = encrypted_iso20(curve, who)
     with pytest.raises(KeyMaterialError):
-        read_iso20(curve, Party(iso2.pki, who.contract, iso2.car), sent)
+        decrypted_iso20(curve, Party(iso2.pki, who.contract, iso2.car), sent)
 
 
-def test_the_ed448_key_and_the_x448_key_of_one_scalar_belong_together() -> None:
+def test_ed448_and_x448_keys_of_one_scalar_match() -> None:
     for _ in range(30):
         key = Ed448PrivateKey.generate()
         public = X448PrivateKey.from_private_bytes(secret_scalar(key)).public_key()
         assert montgomery_u(key.public_key()) == public.public_bytes_raw()
 
 
-def test_the_base_point_of_rfc_8032_becomes_that_of_rfc_7748() -> None:
+def test_montgomery_u_maps_the_base_point_of_rfc_8032_to_that_of_rfc_7748() -> None:
     y = 298819210078481492676017930443930673437544040154080242095928241372331506189835876003536878655418784733982303233503462500531545062832660  # noqa: E501
     base = Ed448PublicKey.from_public_bytes(y.to_bytes(57, "little"))
     assert int.from_bytes(montgomery_u(base), "little") == 5
 
 
 @pytest.mark.parametrize("y", [0, 1, 2**448 - 2**224 - 2])
-def test_an_ed448_key_of_small_order_is_refused(y: int) -> None:
+def test_ed448_key_of_small_order_is_rejected(y: int) -> None:
     with pytest.raises(KeyMaterialError, match="small order"):
         montgomery_u(Ed448PublicKey.from_public_bytes(y.to_bytes(57, "little")))
 
 
-def test_associated_data_takes_the_pcid_in_capitals_and_the_identifier_whole(iso2: Party) -> None:
+def test_associated_data_is_upper_case_pcid_and_whole_key_identifier(iso2: Party) -> None:
     contract, key = iso2.contract.certificate, iso2.pki.emsp_sub2.key
     long = forge(
         contract, key, lambda tbs: replaced(tbs, ExtensionOID.SUBJECT_KEY_IDENTIFIER, b"\x04\x14" + bytes(range(20)))

@@ -1,4 +1,4 @@
-"""The client against a server that misbehaves: what is tried again, for how long, and what is told in the end."""
+"""The client against a misbehaving server: retries, timeouts, malformed responses and tokens."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from ccp.client import (
     Withdrawn,
 )
 from tests.client.either import KINDS, EitherClient, connect
-from tests.client.servers import (
+from tests.scripted_server import (
     DROP,
     ENDLESS,
     HANG,
@@ -70,7 +70,7 @@ def read(client: EitherClient) -> Any:
     "failure", [error(502), error(503), error(429), DROP, NOT_HTTP], ids=["502", "503", "429", "dropped", "not HTTP"]
 )
 @pytest.mark.parametrize("operation", ["read", "deliver", "publish", "default", "withdraw"])
-def test_every_operation_is_tried_again_after_a_passing_fault(kind: str, failure: Reply, operation: str) -> None:
+def test_every_operation_is_retried_after_a_temporary_failure(kind: str, failure: Reply, operation: str) -> None:
     calls: dict[str, tuple[str, Reply, Callable[[EitherClient], Any]]] = {
         "read": (CONTRACTS, NOTHING, read),
         "deliver": (DELIVER, error(404), lambda c: c.deliver(b"", Namespace.ISO2)),
@@ -103,7 +103,7 @@ def test_retries_end(kind: str) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 403, 404, 405, 409, 413, 500, 504])
-def test_what_another_attempt_would_not_change_is_not_tried_again(kind: str, status: int) -> None:
+def test_permanent_errors_are_not_retried(kind: str, status: int) -> None:
     with scripted() as server, connect(kind, server.url, token="t") as client:
         server.on(CONTRACTS, error(status, "Because."))
         with pytest.raises(StatusError, match="Because") as caught:
@@ -112,7 +112,7 @@ def test_what_another_attempt_would_not_change_is_not_tried_again(kind: str, sta
         assert len(server.asked(CONTRACTS)) == 1
 
 
-def test_an_error_that_is_not_the_apis_is_told_by_its_status(kind: str) -> None:
+def test_error_without_the_apis_body_is_reported_by_its_status(kind: str) -> None:
     with scripted() as server, connect(kind, server.url, token="t") as client:
         for body in (b"<html>Bad gateway</html>", b"", b'["x"]', b'{"errorMessages": "x", "traceId": 1}'):
             server.on(CONTRACTS, Reply(418, body))
@@ -121,7 +121,7 @@ def test_an_error_that_is_not_the_apis_is_told_by_its_status(kind: str) -> None:
             assert caught.value.trace_id is None
 
 
-def test_the_pause_that_the_pool_asks_for_is_kept(kind: str) -> None:
+def test_retry_after_is_respected(kind: str) -> None:
     for asked, least in (("1", 1.0), ("a date", 0.9), ("garbage", 0.1)):
         with scripted() as server, connect(kind, server.url, token="t") as client:
             after = formatdate(time.time() + 2, usegmt=True) if asked == "a date" else asked
@@ -131,7 +131,7 @@ def test_the_pause_that_the_pool_asks_for_is_kept(kind: str) -> None:
             assert least <= time.monotonic() - began < 3.5
 
 
-def test_a_pause_beyond_the_time_there_is_is_not_begun(kind: str) -> None:
+def test_retry_after_beyond_the_deadline_is_not_waited_for(kind: str) -> None:
     with scripted() as server, connect(kind, server.url, token="t", timeouts=Timeouts(total=5)) as client:
         server.on(CONTRACTS, error(429, Retry_After="60"), NOTHING)
         began = time.monotonic()
@@ -143,7 +143,7 @@ def test_a_pause_beyond_the_time_there_is_is_not_begun(kind: str) -> None:
 
 
 @pytest.mark.parametrize("reply", [HANG, TRICKLED_HEAD, TRICKLED_BODY], ids=["nothing", "head", "body"])
-def test_a_slow_server_holds_nobody_up(kind: str, reply: Reply) -> None:
+def test_request_timeout_limits_a_slow_server(kind: str, reply: Reply) -> None:
     with (
         scripted() as server,
         connect(kind, server.url, token="t", timeouts=Timeouts(request=0.3), retry=ONE_RETRY) as client,
@@ -160,7 +160,7 @@ def test_a_slow_server_holds_nobody_up(kind: str, reply: Reply) -> None:
         assert read(client) == ()
 
 
-def test_a_call_has_a_time_limit_of_its_own(kind: str) -> None:
+def test_call_timeout_overrides_the_clients(kind: str) -> None:
     with scripted() as server, connect(kind, server.url, token="t") as client:
         server.on(DELIVER, HANG)
         began = time.monotonic()
@@ -175,7 +175,7 @@ def test_a_call_has_a_time_limit_of_its_own(kind: str) -> None:
             assert time.monotonic() - began < 3
 
 
-def test_a_server_that_is_not_there_surely_did_nothing(kind: str) -> None:
+def test_refused_connection_has_a_known_outcome(kind: str) -> None:
     with (
         connect(kind, nowhere(), token="t") as client,
         pytest.raises(NoResponseError, match="cannot be reached") as caught,
@@ -197,7 +197,7 @@ def test_a_server_that_is_not_there_surely_did_nothing(kind: str) -> None:
         (error(503, "x" * 5000), "larger than 4096"),
     ],
 )
-def test_an_answer_that_is_not_the_apis_is_refused(kind: str, reply: Reply, match: str) -> None:
+def test_malformed_response_is_rejected(kind: str, reply: Reply, match: str) -> None:
     with scripted() as server, connect(kind, server.url, token="t", max_response_bytes=4096) as client:
         server.on(CONTRACTS, reply)
         with pytest.raises(MalformedResponseError, match=match):
@@ -214,7 +214,7 @@ def test_an_answer_that_is_not_the_apis_is_refused(kind: str, reply: Reply, matc
         [{"certificateInstallationRes": "AAAA", "emaid": "x"}],
     ],
 )
-def test_a_message_that_cannot_be_read_is_not_handed_on(kind: str, items: list[dict[str, str]]) -> None:
+def test_deliver_rejects_unreadable_messages(kind: str, items: list[dict[str, str]]) -> None:
     complete = {"emaid": EMAID, "pcid": PCID, "xsdMsgDefNamespace": str(Namespace.ISO2)}
     with scripted() as server, connect(kind, server.url, token="t") as client:
         server.on(DELIVER, json_reply({"signedContractDataCollection": [{**complete, **item} for item in items]}))
@@ -222,7 +222,7 @@ def test_a_message_that_cannot_be_read_is_not_handed_on(kind: str, items: list[d
             client.deliver(b"", Namespace.ISO2)
 
 
-def test_a_redirect_is_not_followed(kind: str) -> None:
+def test_redirect_is_not_followed(kind: str) -> None:
     with scripted() as server, scripted() as other, connect(kind, server.url, token="t") as client:
         server.on(CONTRACTS, Reply(307, headers={"Location": other.url + CONTRACTS}))
         with pytest.raises(StatusError, match="307"):
@@ -234,15 +234,13 @@ def test_a_redirect_is_not_followed(kind: str) -> None:
 
 
 @pytest.mark.parametrize("lost", [DROP, error(502)], ids=["dropped", "502"])
-def test_a_contract_that_is_gone_after_a_lost_answer_counts_as_withdrawn_but_not_for_certain(
-    kind: str, lost: Reply
-) -> None:
+def test_withdraw_is_unconfirmed_when_not_found_after_a_lost_response(kind: str, lost: Reply) -> None:
     with scripted() as server, connect(kind, server.url, token="t") as client:
         server.on(WITHDRAW, lost, error(404))
         assert client.withdraw(EMAID) == Withdrawn(confirmed=False)
 
 
-def test_a_contract_that_was_never_there_is_not_found(kind: str) -> None:
+def test_withdraw_of_an_unknown_contract_is_not_found(kind: str) -> None:
     with scripted() as server, connect(kind, server.url, token="t") as client:
         server.on(WITHDRAW, error(429), error(404))
         with pytest.raises(NotFoundError):
@@ -255,7 +253,7 @@ def test_a_contract_that_was_never_there_is_not_found(kind: str) -> None:
 # --- Tokens ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_token_is_fetched_once_and_kept(kind: str) -> None:
+def test_token_is_fetched_once_and_kept(kind: str) -> None:
     with scripted() as server, connect(kind, server.url, credentials=SECRET) as client:
         server.on("/oauth/token", granted("the-token"))
         server.on(CONTRACTS, NOTHING)
@@ -267,7 +265,7 @@ def test_a_token_is_fetched_once_and_kept(kind: str) -> None:
         assert {one.headers["authorization"] for one in server.asked(CONTRACTS)} == {"Bearer the-token"}
 
 
-def test_a_token_may_come_from_another_issuer(kind: str) -> None:
+def test_token_from_another_issuer(kind: str) -> None:
     with scripted() as server, scripted() as issuer:
         access = Credentials("id", "s&cret", f"{issuer.url}/token", audience="https://ccp.example", scope="a b")
         with connect(kind, server.url, credentials=access) as client:
@@ -278,7 +276,7 @@ def test_a_token_may_come_from_another_issuer(kind: str) -> None:
             assert issuer.received[0].body.endswith(form)
 
 
-def test_a_token_that_is_refused_is_replaced_once(kind: str) -> None:
+def test_rejected_token_is_replaced_once(kind: str) -> None:
     with scripted() as server, connect(kind, server.url, credentials=SECRET) as client:
         server.on("/oauth/token", granted("first"), granted("second"), granted("third"))
         server.on(CONTRACTS, NOTHING, error(401), NOTHING)
@@ -293,7 +291,7 @@ def test_a_token_that_is_refused_is_replaced_once(kind: str) -> None:
         assert len(server.asked("/oauth/token")) == 3
 
 
-def test_a_token_from_elsewhere_is_not_replaced(kind: str) -> None:
+def test_static_token_is_not_replaced(kind: str) -> None:
     with scripted() as server, connect(kind, server.url, token="static") as client:
         server.on(CONTRACTS, error(401))
         with pytest.raises(NotAuthenticatedError):
@@ -301,7 +299,7 @@ def test_a_token_from_elsewhere_is_not_replaced(kind: str) -> None:
         assert [one.target.partition("?")[0] for one in server.received] == [CONTRACTS]
 
 
-def test_a_refusal_of_rights_is_no_reason_for_another_token(kind: str) -> None:
+def test_token_is_not_replaced_after_403(kind: str) -> None:
     with scripted() as server, connect(kind, server.url, credentials=SECRET) as client:
         server.on("/oauth/token", granted())
         server.on(CONTRACTS, error(403))
@@ -310,7 +308,7 @@ def test_a_refusal_of_rights_is_no_reason_for_another_token(kind: str) -> None:
         assert len(server.asked("/oauth/token")) == 1
 
 
-def test_callers_at_the_same_time_ask_for_one_token(kind: str) -> None:
+def test_concurrent_calls_share_one_token_request(kind: str) -> None:
     with scripted() as server:
         server.on("/oauth/token", granted())
         server.on(CONTRACTS, NOTHING)
@@ -328,7 +326,7 @@ def test_callers_at_the_same_time_ask_for_one_token(kind: str) -> None:
         assert len(server.asked(CONTRACTS)) == 20
 
 
-def test_a_token_request_is_tried_again_as_well(kind: str) -> None:
+def test_token_request_is_retried(kind: str) -> None:
     with scripted() as server, connect(kind, server.url, credentials=SECRET) as client:
         server.on("/oauth/token", DROP, error(503), granted())
         server.on(CONTRACTS, NOTHING)
@@ -349,7 +347,7 @@ def test_a_token_request_is_tried_again_as_well(kind: str) -> None:
         error(405),
     ],
 )
-def test_a_token_that_cannot_be_one_is_refused(kind: str, reply: Reply) -> None:
+def test_malformed_token_response_is_rejected(kind: str, reply: Reply) -> None:
     with scripted() as server, connect(kind, server.url, credentials=SECRET) as client:
         server.on("/oauth/token", reply)
         with pytest.raises(MalformedResponseError):
@@ -357,7 +355,7 @@ def test_a_token_that_cannot_be_one_is_refused(kind: str, reply: Reply) -> None:
         assert not server.asked(CONTRACTS)
 
 
-def test_credentials_that_are_refused_are_not_tried_again(kind: str) -> None:
+def test_refused_credentials_are_not_retried(kind: str) -> None:
     with scripted() as server, connect(kind, server.url, credentials=SECRET) as client:
         server.on("/oauth/token", json_reply({"error": "invalid_client", "error_description": "Who?"}, 401))
         with pytest.raises(TokenRefusedError, match="Who") as caught:
@@ -366,14 +364,14 @@ def test_credentials_that_are_refused_are_not_tried_again(kind: str) -> None:
         assert len(server.received) == 1
 
 
-def test_secrets_are_not_shown(kind: str) -> None:
+def test_secrets_are_not_in_reprs_and_errors(kind: str) -> None:
     assert "a-secret" not in repr(SECRET)
     with connect(kind, nowhere(), credentials=SECRET) as client, pytest.raises(NoResponseError) as caught:
         read(client)
     assert "a-secret" not in repr(caught.value) + str(caught.value)
 
 
-def test_a_call_that_is_given_up_leaves_the_client_usable(kind: str) -> None:
+def test_client_is_usable_after_a_cancelled_call(kind: str) -> None:
     if kind == "sync":
         pytest.skip("nobody can cancel a thread")
 

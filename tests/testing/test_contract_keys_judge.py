@@ -1,6 +1,7 @@
-"""An independent implementation of the ISO-2 key transport agrees with ours, both ways.
+"""Cross-check of the ISO 15118-2 key encryption with an independent implementation, in both directions.
 
-It is the PyPI package iso15118, put by `pip install --no-deps --target` into CCP_JUDGE_DIR, or into `.judge` here.
+The implementation is the PyPI package iso15118, installed with `pip install --no-deps --target` into CCP_JUDGE_DIR, or
+into `.judge` in this repository.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
 from ccp.testing.contract_keys import EncryptedKey
 from ccp.testing.pki import Credential
-from tests.testing.test_keys import Party, party, read_iso2, sent_iso2
+from tests.testing.parties import Party, decrypted_iso2, encrypted_iso2, party
 
 FOLDER = Path(os.environ.get("CCP_JUDGE_DIR") or Path(__file__).resolve().parents[2] / ".judge")
 
@@ -43,13 +44,13 @@ def who() -> Party:
     return party("P-256")
 
 
-def test_what_we_encrypt_the_other_implementation_decrypts(who: Party) -> None:
-    sent = sent_iso2(who)
+def test_encrypted_key_is_decrypted_by_the_other_implementation(who: Party) -> None:
+    sent = encrypted_iso2(who)
     found = judge("decrypt", scalar(who.car), sent.dh_public_key.hex(), sent.encrypted.hex())
     assert found == [bytes.fromhex(scalar(who.contract))]
 
 
-def test_what_the_other_implementation_encrypts_we_decrypt(who: Party) -> None:
+def test_key_encrypted_by_the_other_implementation_is_decrypted(who: Party) -> None:
     dh_public_key, encrypted = judge("encrypt", who.car.certificate.der.hex(), scalar(who.contract))
-    key = read_iso2(who, EncryptedKey(dh_public_key, encrypted))
+    key = decrypted_iso2(who, EncryptedKey(dh_public_key, encrypted))
     assert key.private_numbers().private_value == int(scalar(who.contract), 16)

@@ -1,8 +1,8 @@
-"""A pool that misbehaves as it is told, on loopback.
+"""A scripted HTTP server on loopback: responses by path, in order; it records requests, and can delay, drop or garble.
 
 with scripted() as server:
     server.on("/oauth/token", granted())                      # every time
-    server.on("/opnc/v1/ccp/…", error(503), json_reply({}))   # first this, then that, and that again and again
+    server.on("/opnc/v1/ccp/…", error(503), json_reply({}))   # first this, then that, which repeats
 """
 
 from __future__ import annotations
@@ -26,16 +26,18 @@ TRACE_ID = "0b6f1c6e-54a5-4f57-a0a8-5f4f5fd0d0b1"
 
 @dataclass
 class Received:
+    """A request. headers: names in lower case. connection: the client's port."""
+
     method: str
     target: str
     headers: dict[str, str]
     body: bytes
-    connection: int = field(default=0, compare=False)  # The client's port.
+    connection: int = field(default=0, compare=False)
 
 
 @dataclass
 class Reply:
-    """act: takes over the connection, in place of an answer. delay: seconds before the answer."""
+    """A response. act: handles the connection instead of a response. delay: seconds before the response."""
 
     status: int = 200
     body: bytes = b""
@@ -45,20 +47,24 @@ class Reply:
 
 
 def json_reply(value: Any, status: int = 200, **headers: str) -> Reply:
+    """A JSON response. headers: an underscore stands for a hyphen."""
     named = {name.replace("_", "-"): text for name, text in headers.items()}
     return Reply(status, json.dumps(value).encode(), {"Content-Type": "application/json", **named})
 
 
 def error(status: int, *messages: str, **headers: str) -> Reply:
+    """An error response of a pool."""
     body = {"errorMessages": list(messages) or ["No."], "traceId": TRACE_ID}
     return json_reply(body, status, X_Trace_Id=TRACE_ID, **headers)
 
 
 def granted(token: str = "a-token", expires_in: Any = 3600, **more: Any) -> Reply:
+    """A token response."""
     return json_reply({"access_token": token, "token_type": "Bearer", "expires_in": expires_in, **more})
 
 
 def compressed(value: Any) -> Reply:
+    """A JSON response with gzip."""
     return Reply(200, gzip.compress(json.dumps(value).encode()), {"Content-Encoding": "gzip"})
 
 
@@ -67,8 +73,8 @@ def _hang(handler: Any, ends: threading.Event) -> None:
 
 
 def _drop(handler: Any, ends: threading.Event) -> None:
-    """Close without an answer, after the request was read."""
-    # Linger of zero seconds: a reset, and not an orderly end.
+    """Reset the connection after reading the request."""
+    # SO_LINGER of zero seconds makes close() send a reset.
     handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     handler.connection.close()
 
@@ -91,13 +97,15 @@ NOT_HTTP = Reply(act=lambda handler, ends: handler.wfile.write(b"SSH-2.0-OpenSSH
 
 
 def _pour(handler: Any, ends: threading.Event) -> None:
-    """A body without an end, as fast as it is taken."""
+    """Send a body without end, as fast as the client reads."""
     handler.wfile.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
     while not ends.is_set():
         handler.wfile.write(b" " * 65_536)
 
 
 class Scripted:
+    """The server as a test sees it: its URL, its script and the requests that it received."""
+
     def __init__(self, url: str) -> None:
         self.url = url
         self.received: list[Received] = []
@@ -106,30 +114,35 @@ class Scripted:
         self._lock = threading.Lock()
 
     def on(self, path: str, *replies: Reply) -> None:
+        """Set the responses of a path, in order; the last one repeats. A path without responses gets 404."""
         self._replies[path] = list(replies)
 
     def next(self, received: Received) -> Reply:
+        """Record a request and return its response."""
         with self._lock:
             self.received.append(received)
             waiting = self._replies.get(urlsplit(received.target).path, [Reply(404)])
             return waiting.pop(0) if len(waiting) > 1 else waiting[0]
 
     def asked(self, path: str) -> list[Received]:
+        """The requests that a path received."""
         return [one for one in self.received if urlsplit(one.target).path == path]
 
 
 @contextmanager
 def scripted(tls: ssl.SSLContext | None = None) -> Iterator[Scripted]:
+    """Run a scripted server for a block."""
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
-        # The threads of a test that is over must not wait for requests that never come.
+        # Limits how long a connection's thread outlives its test.
         timeout = 20
 
         def _any(self) -> None:
             headers = {name.lower(): value for name, value in self.headers.items()}
             body = self.rfile.read(int(headers.get("content-length", 0)))
             reply = server.next(Received(self.command, self.path, headers, body, self.client_address[1]))
-            with contextlib.suppress(OSError):  # Who asked may have gone.
+            with contextlib.suppress(OSError):  # The client may have closed the connection.
                 if reply.act is not None:
                     self.close_connection = True
                     reply.act(self, server.ends)
@@ -168,7 +181,7 @@ def scripted(tls: ssl.SSLContext | None = None) -> Iterator[Scripted]:
 
 
 def nowhere() -> str:
-    """An address where nobody listens."""
+    """A URL on which no server listens."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{free.getsockname()[1]}"
