@@ -23,7 +23,7 @@ from ccp.server.storage.queries.peers import Peer
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp_ok
 from tests.cli.served_sandbox import Sandbox, ask, free_port, serving
-from tests.client.servers import DROP, error, scripted
+from tests.scripted_server import DROP, error, scripted
 from tests.server.events.receiver import receiving, webhook
 from tests.server.http.api.answers import sentences
 from tests.server.pool.peers.requests import PATH, deliver, to, until_known
