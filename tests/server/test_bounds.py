@@ -1,4 +1,4 @@
-"""What is remembered is bounded by its length too, so that one caller cannot fill memory with few entries."""
+"""Caches bound the length of their entries, so that one caller cannot fill memory with few of them."""
 
 from __future__ import annotations
 

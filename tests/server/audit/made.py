@@ -1,4 +1,4 @@
-"""Trails to tamper with."""
+"""Builders of audit trails and helpers to verify them."""
 
 from __future__ import annotations
 

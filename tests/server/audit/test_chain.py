@@ -1,4 +1,4 @@
-"""The chain: what is recorded comes back, and whatever is done to it behind the pool's back is noticed."""
+"""Hash chains of the audit trail: records round-trip, and every manipulation is detected."""
 
 from __future__ import annotations
 

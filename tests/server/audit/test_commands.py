@@ -1,4 +1,4 @@
-"""ccp audit: list, verify, export, pseudonym."""
+"""Commands `ccp audit list`, `verify`, `export` and `pseudonym`."""
 
 from __future__ import annotations
 

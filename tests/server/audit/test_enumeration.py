@@ -1,4 +1,4 @@
-"""Nobody learns from an answer, or from how long it took, whether what he may not see is there."""
+"""Responses and their timing do not reveal whether an id of another owner exists."""
 
 from __future__ import annotations
 

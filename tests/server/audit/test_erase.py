@@ -1,4 +1,4 @@
-"""Data protection: after an erasure nothing names the contract or the vehicle, and the trail is whole."""
+"""Erasure: no data about the contract or the vehicle is left, and the audit trail verifies."""
 
 from __future__ import annotations
 

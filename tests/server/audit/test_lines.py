@@ -1,4 +1,4 @@
-"""LineWriter of the log: together where many come at once, whole, in order, and at once where it matters."""
+"""LineWriter: lines are batched, atomic, in order, and written at once for errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No EMAID and no PCID in the log, and still one vehicle can be followed there."""
+"""The log contains no EMAID or PCID, but pseudonyms by which one vehicle can be followed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the operations and commands leave in the trail: one row for each change, none for what did not happen."""
+"""Audit rows of operations and commands: one for each change, none for a refused one."""
 
 from __future__ import annotations
 

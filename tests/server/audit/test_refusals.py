@@ -1,4 +1,4 @@
-"""Refused access in floods: few rows, nothing uncounted, nothing without bound."""
+"""AccessDenialRecorder under floods: few rows, complete counts, bounded memory."""
 
 from __future__ import annotations
 

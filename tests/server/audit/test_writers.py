@@ -1,4 +1,4 @@
-"""Several processes that write to the trail at once."""
+"""Concurrent writers of the audit trail in several processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The role table, and secrets as they are kept. Access over HTTP is tested with the API."""
+"""Role table and sender headers. The API tests cover access over HTTP."""
 
 from __future__ import annotations
 

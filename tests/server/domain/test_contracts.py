@@ -1,4 +1,4 @@
-"""Which contract a vehicle gets."""
+"""Selection of contracts for a vehicle."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which contract becomes a vehicle's default, who contests it, and how many contracts a vehicle may have."""
+"""Default contracts, contesting providers, and the limits on a vehicle's contracts."""
 
 from __future__ import annotations
 

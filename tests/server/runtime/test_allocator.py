@@ -1,4 +1,4 @@
-"""Blocks as large as checks of secrets take go back to the system, whichever thread had them."""
+"""Allocator settings: large blocks are returned to the system from every thread."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Background tasks that fail, end, hang or are killed, without a server."""
+"""Supervision of background tasks that fail, end, hang or are cancelled."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The guard against a clock that jumps, by table."""
+"""ClockGuard: a table of clock steps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A full collection of garbage stops the event loop: what it goes through does not grow with the partners."""
+"""Full garbage collections pause the event loop: their cost does not grow with the number of partners."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Lag of the event loop: by a clock of the test, and in a loop that is really blocked."""
+"""LoopLag: with an injected clock, and in a blocked event loop."""
 
 from __future__ import annotations
 

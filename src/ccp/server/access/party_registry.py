@@ -89,7 +89,7 @@ def any_state(view: PartyView) -> None:
 class PartyRegistry:
     """The parties, their ids and their client secrets.
 
-    `at` is the time of the request or command, taken once at the edge.
+    `now` is the time of the request or command, taken once at the edge.
     """
 
     def __init__(self, store: Store) -> None:
@@ -125,16 +125,16 @@ class PartyRegistry:
         """The party with a name or client id. Raises NotFound."""
         return await self._store.read(parties.get_by_name(name_or_client_id))
 
-    async def show(self, client_id: str, at: datetime) -> PartyView:
+    async def show(self, client_id: str, now: datetime) -> PartyView:
         """The party with a client id, and its secrets. Raises NotFound."""
 
         def query() -> Query[PartyView]:
             party = yield from parties.get(client_id)
-            return PartyView(party, (yield from parties.list_secrets(client_id, at)))
+            return PartyView(party, (yield from parties.list_secrets(client_id, now)))
 
         return await self._store.read(query())
 
-    async def add(self, party: Party, by: Actor, at: datetime, secret: str | None = None) -> str:
+    async def add(self, party: Party, by: Actor, now: datetime, secret: str | None = None) -> str:
         """Register a party. Returns its client secret, of which only a hash is stored.
 
         party: from `ccp.server.domain.parties.create_party`. secret: for a sandbox, which chooses it; None generates
@@ -146,14 +146,14 @@ class PartyRegistry:
 
         def change() -> Query[None]:
             yield from _begin(by)
-            yield from parties.insert(party, hashed, at)
-            yield from _record(by, at, Action.PARTY_ADDED, party.client_id, **_audited_members(party))
+            yield from parties.insert(party, hashed, now)
+            yield from _record(by, now, Action.PARTY_ADDED, party.client_id, **_audited_members(party))
 
         await self._store.write(change())
         return secret
 
     async def edit(
-        self, client_id: str, change: PartyUpdate, by: Actor, at: datetime, precondition: Precondition = any_state
+        self, client_id: str, change: PartyUpdate, by: Actor, now: datetime, precondition: Precondition = any_state
     ) -> PartyView:
         """Change a party. Returns the changed party.
 
@@ -165,10 +165,10 @@ class PartyRegistry:
             check_party(after)
             return after
 
-        return await self._store.write(_update(client_id, checked, by, at, Action.PARTY_EDITED, precondition))
+        return await self._store.write(_update(client_id, checked, by, now, Action.PARTY_EDITED, precondition))
 
     async def enable(
-        self, client_id: str, by: Actor, at: datetime, precondition: Precondition = any_state
+        self, client_id: str, by: Actor, now: datetime, precondition: Precondition = any_state
     ) -> PartyView:
         """Enable a party. Its ids were reserved while it was disabled.
 
@@ -180,10 +180,10 @@ class PartyRegistry:
             check_party(after)
             return after
 
-        return await self._store.write(_update(client_id, checked, by, at, Action.PARTY_ENABLED, precondition))
+        return await self._store.write(_update(client_id, checked, by, now, Action.PARTY_ENABLED, precondition))
 
     async def disable(
-        self, client_id: str, by: Actor, at: datetime, precondition: Precondition = any_state
+        self, client_id: str, by: Actor, now: datetime, precondition: Precondition = any_state
     ) -> PartyView:
         """Disable a party: its tokens and its secrets are refused.
 
@@ -193,13 +193,13 @@ class PartyRegistry:
         def disabled(before: Party) -> Party:
             return replace(before, enabled=False)
 
-        return await self._store.write(_update(client_id, disabled, by, at, Action.PARTY_DISABLED, precondition))
+        return await self._store.write(_update(client_id, disabled, by, now, Action.PARTY_DISABLED, precondition))
 
     async def rotate_secret(
         self,
         client_id: str,
         by: Actor,
-        at: datetime,
+        now: datetime,
         overlap: int = DEFAULT_OVERLAP,
         revoke: SecretToRevoke | None = None,
         precondition: Precondition = any_state,
@@ -212,30 +212,30 @@ class PartyRegistry:
         """
         if not 0 <= overlap <= LONGEST_OVERLAP:
             raise FieldError(f"overlap : must be 0 to {LONGEST_OVERLAP} seconds")
-        until = at + timedelta(seconds=overlap)
+        until = now + timedelta(seconds=overlap)
         secret = new_secret()
         hashed = await self._hashing.run(hash_secret, secret)
 
         def change() -> Query[PartyView]:
             yield from _begin(by)
             party = yield from parties.get(client_id)
-            live = yield from parties.list_secrets(client_id, at)
+            live = yield from parties.list_secrets(client_id, now)
             precondition(PartyView(party, live))
             older = _secret_to_keep(party, live, overlap, revoke)
-            yield from parties.rotate_secret(client_id, hashed, at, older, until)
+            yield from parties.rotate_secret(client_id, hashed, now, older, until)
             older_until = rfc3339(until) if older else None
-            yield from _record(by, at, Action.SECRET_ROTATED, client_id, older_until=older_until)
-            return PartyView(party, (yield from parties.list_secrets(client_id, at)))
+            yield from _record(by, now, Action.SECRET_ROTATED, client_id, older_until=older_until)
+            return PartyView(party, (yield from parties.list_secrets(client_id, now)))
 
         return secret, await self._store.write(change())
 
 
 def _update(
-    client_id: str, change: PartyUpdate, by: Actor, at: datetime, action: Action, precondition: Precondition
+    client_id: str, change: PartyUpdate, by: Actor, now: datetime, action: Action, precondition: Precondition
 ) -> Query[PartyView]:
     yield from _begin(by)
     before = yield from parties.get(client_id)
-    live = yield from parties.list_secrets(client_id, at)
+    live = yield from parties.list_secrets(client_id, now)
     precondition(PartyView(before, live))
     after = change(before)
     if after == before:
@@ -247,7 +247,7 @@ def _update(
     members = sorted(name for name in are if are[name] != were[name])
     yield from _record(
         by,
-        at,
+        now,
         action,
         client_id,
         before={name: were[name] for name in members},
@@ -302,5 +302,5 @@ def _audited_members(party: Party) -> dict[str, Any]:
     return {name: value for name, value in party.members().items() if name != "client_id"}
 
 
-def _record(by: Actor, at: datetime, action: Action, client_id: str, **more: Any) -> Query[None]:
-    yield from audit.record(audit.Entry(at, by.name, action, {"party": client_id, **more}, trace_id=by.trace_id))
+def _record(by: Actor, now: datetime, action: Action, client_id: str, **more: Any) -> Query[None]:
+    yield from audit.record(audit.Entry(now, by.name, action, {"party": client_id, **more}, trace_id=by.trace_id))

@@ -45,16 +45,16 @@ class SignedContract(NamedTuple):
     certificates: tuple[CertificateRef, ...] | None = None
     provisioning_key: str | None = None
 
-    def valid_at(self, at: datetime) -> bool:
+    def valid_at(self, now: datetime) -> bool:
         """Whether the contract certificate is valid. Certificates count whole seconds; the last one counts fully."""
-        return self.valid_from <= at.replace(microsecond=0) <= self.valid_to
+        return self.valid_from <= now.replace(microsecond=0) <= self.valid_to
 
 
 def signed_contract(
     verified: VerifiedInstallationResponse,
     pcid: PCID,
     metadata: str | None,
-    at: datetime,
+    now: datetime,
     *,
     certificates: tuple[CertificateRef, ...] | None = None,
     provisioning_key: str | None = None,
@@ -75,8 +75,8 @@ def signed_contract(
         response=parsed.data,
         remaining_from_end=parsed.remaining_from_end,
         metadata=metadata,
-        created_at=at,
-        updated_at=at,
+        created_at=now,
+        updated_at=now,
         certificates=certificates,
         provisioning_key=provisioning_key,
     )
@@ -107,7 +107,7 @@ IsDeliverable = Callable[[SignedContract], bool]
 
 def select_for_iso2(
     stored: Sequence[SignedContract],
-    at: datetime,
+    now: datetime,
     *,
     root_listed: RootListed,
     deliverable: IsDeliverable = lambda contract: True,
@@ -119,7 +119,7 @@ def select_for_iso2(
     If no deliverable contract is the default, `no_default` applies. stored: every variant of the vehicle, of either
     namespace. Raises NoContract, NothingDeliverable.
     """
-    contracts = _deliverable(stored, Namespace.ISO2, at, root_listed, deliverable, root_match)
+    contracts = _deliverable(stored, Namespace.ISO2, now, root_listed, deliverable, root_match)
     default = next((variant for variant in contracts if variant.is_default), None)
     if default is not None:
         return default
@@ -134,7 +134,7 @@ def select_for_iso2(
 def not_selected_reason(
     contract: SignedContract,
     stored: Sequence[SignedContract],
-    at: datetime,
+    now: datetime,
     *,
     deliverable: IsDeliverable = lambda contract: True,
     no_default: NoDefaultPolicy = NoDefaultPolicy.SOLE,
@@ -149,7 +149,7 @@ def not_selected_reason(
     try:
         if (
             select_for_iso2(
-                stored, at, root_listed=lambda variant: True, deliverable=deliverable, no_default=no_default
+                stored, now, root_listed=lambda variant: True, deliverable=deliverable, no_default=no_default
             ).emaid
             == contract.emaid
         ):
@@ -164,7 +164,7 @@ def not_selected_reason(
 
 def select_for_iso20(
     stored: Sequence[SignedContract],
-    at: datetime,
+    now: datetime,
     *,
     root_listed: RootListed,
     deliverable: IsDeliverable = lambda contract: True,
@@ -180,7 +180,7 @@ def select_for_iso20(
     Raises NoContract, NothingDeliverable. Source: ISO 15118-20 [V2G20-1579].
     """
     rank = {emaid: place for place, emaid in enumerate(dict.fromkeys(prioritized_emaids))}
-    contracts = _deliverable(stored, Namespace.ISO20, at, root_listed, deliverable, root_match)
+    contracts = _deliverable(stored, Namespace.ISO20, now, root_listed, deliverable, root_match)
     # The age of a contract is that of its first variant, whichever variant the vehicle gets.
     created_at_by_emaid: dict[EMAID, datetime] = {}
     for variant in stored:
@@ -199,7 +199,7 @@ def select_for_iso20(
 def _deliverable(
     stored: Sequence[SignedContract],
     namespace: Namespace,
-    at: datetime,
+    now: datetime,
     root_listed: RootListed,
     deliverable: IsDeliverable,
     root_match: RootMatch,
@@ -210,7 +210,7 @@ def _deliverable(
     written = [variant for variant in stored if variant.namespace is namespace]
     if not written:
         raise NothingDeliverable("No contract of the vehicle is signed for its version of ISO 15118.")
-    valid = [variant for variant in written if variant.valid_at(at)]
+    valid = [variant for variant in written if variant.valid_at(now)]
     if not valid:
         raise NothingDeliverable("No contract of the vehicle is valid now.")
     variants: dict[EMAID, list[SignedContract]] = {}

@@ -1,4 +1,4 @@
-"""The admin API over real HTTP: who may call it, what it does, and what it never tells."""
+"""Admin API over HTTP: authorisation, operations, and the absence of secrets in responses."""
 
 from __future__ import annotations
 

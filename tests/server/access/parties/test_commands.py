@@ -1,4 +1,4 @@
-"""ccp party and ccp party roles, as an operator uses them."""
+"""Commands `ccp party` and `ccp party roles`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Several processes that change the register at the same time: of what can be had once, one gets it."""
+"""Party registry under concurrent changes by several processes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a party may be called, and what its roles and ids have to be to each other. Pure."""
+"""Parsing of parties, and the rules for names, roles and ids. Pure."""
 
 from __future__ import annotations
 

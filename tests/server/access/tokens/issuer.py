@@ -1,4 +1,4 @@
-"""An authorisation server of somebody else: real keys, real tokens, its key set on loopback."""
+"""A scripted authorisation server with real keys, real tokens, and its key set on loopback."""
 
 from __future__ import annotations
 

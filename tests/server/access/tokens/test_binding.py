@@ -1,4 +1,4 @@
-"""Tokens that are bound to a client certificate (RFC 8705), told by a proxy or shown in the TLS handshake itself."""
+"""Certificate-bound tokens (RFC 8705), with the certificate from a proxy header or from the TLS handshake."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The authorisation server over HTTP: audience, scope, its keys, and what it says of itself."""
+"""Token endpoint over HTTP: audience, scope, key set and metadata."""
 
 from __future__ import annotations
 

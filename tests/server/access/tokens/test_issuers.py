@@ -1,4 +1,4 @@
-"""Tokens of other issuers: real keys, a real key set over HTTP, a real pool that is asked with them."""
+"""Trusted issuers: tokens with real keys, a key set over HTTP, and a real pool."""
 
 from __future__ import annotations
 

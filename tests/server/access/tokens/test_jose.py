@@ -1,4 +1,4 @@
-"""Reading tokens: whatever comes, it is a token or it is MalformedToken."""
+"""Parsing and verification of tokens and key sets: any input gives a token or TokenError."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Keys that sign access tokens: which one signs, how long the others verify, and what workers know of it."""
+"""Signing keys of access tokens: selection, rotation, revocation, and propagation to workers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From an issuer's claims to a party, within what the issuer may vouch for; settings of issuers that are refused."""
+"""Mapping of claims to a party, and validation of issuer settings."""
 
 from __future__ import annotations
 

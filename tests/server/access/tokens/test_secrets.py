@@ -1,4 +1,4 @@
-"""Client secrets as they are kept, and what it costs to try one."""
+"""Client secrets: hashes, and the cost of a failed attempt."""
 
 from __future__ import annotations
 
