@@ -249,10 +249,10 @@ def test_a_lane_whose_end_was_taken_away_takes_no_changes_and_says_why(url: str)
 
 
 def rewritten(url: str) -> None:
-    """All of a lane written anew, as somebody could who has the database: hashes and head fit again."""
+    """Rewrite a lane consistently, as an attacker with the database could: hashes and head match again."""
     before, rows = GENESIS_HASH, read(url, queries.page(LANE, 0, 100))
     for row in rows:
-        changed = replace(row, actor="somebody else" if row.number == 2 else row.actor)
+        changed = replace(row, actor="mallory" if row.number == 2 else row.actor)
         before = queries.hash_of(before, changed)
         sql(
             url,

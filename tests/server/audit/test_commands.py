@@ -160,7 +160,7 @@ def test_a_trail_is_held_against_an_export_that_was_kept_elsewhere(
     ccp_ok("audit", "export", kept, *config)
     write(url, queries.record(entry(vehicle_of(3), at=9)))
     ccp_ok("audit", "verify", "--against", kept, *config)
-    # Somebody with the database cuts a lane's end and mends its head.
+    # An attacker with the database truncates a lane and adjusts its head.
     sql(url, "delete from audit where lane = 4 and number = 2")
     sql(url, "update audit_head set number = 1, hash = (select hash from audit where lane = 4) where lane = 4")
     ccp_ok("audit", "verify", *config)

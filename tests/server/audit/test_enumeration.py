@@ -28,7 +28,7 @@ def pool(pkis: dict[str, PKI]) -> Iterator[Pool]:
 
 
 class There:
-    """What one OEM and its eMSP have, and what nobody has. Everything here is foreign to `other_oem`, `other_emsp`."""
+    """Ids of one OEM and its eMSP, and ids that do not exist. All of them are foreign to `other_oem`, `other_emsp`."""
 
     def __init__(self, pool: Pool) -> None:
         self.car = pool.car()
@@ -99,8 +99,8 @@ NAMES = (
 )
 
 
-def told(answer: httpx.Response) -> tuple[Any, ...]:
-    """Everything that an answer says but for its time, its trace id and the id that was asked for."""
+def comparable(answer: httpx.Response) -> tuple[Any, ...]:
+    """A response without its time, its trace id and the requested id."""
     members = answer.json()
     assert members.pop("traceId") == answer.headers["x-trace-id"]
     headers = {name: value for name, value in answer.headers.items() if name not in ("date", "x-trace-id")}
@@ -119,7 +119,7 @@ def test_what_may_not_be_seen_is_answered_as_what_is_not_there(pool: Pool, there
         assert seen.status_code == absent.status_code == 403
         assert len(seen.content) == len(absent.content)
     else:
-        assert told(seen) == told(absent)
+        assert comparable(seen) == comparable(absent)
 
 
 def test_every_pair_is_looked_at(pool: Pool, there: There) -> None:

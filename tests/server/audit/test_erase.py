@@ -40,7 +40,7 @@ def config(pool: Pool, tmp_path: Path) -> Path:
 
 
 def naming(pool: Pool, named: str) -> dict[str, int]:
-    """How many rows of which table name an id, in whatever column: in a text, in JSON or in octets."""
+    """The number of rows by table that contain an id in any column: as text, in JSON or in binary data."""
     found = {}
     for table in tables(pool.settings.database):
         rows = pool.sql(f"select * from {table}")
@@ -51,8 +51,8 @@ def naming(pool: Pool, named: str) -> dict[str, int]:
 
 
 def _names(value: Any, named: str) -> bool:
-    octets = value if isinstance(value, bytes) else str(value).encode()
-    return named.encode() in octets.upper()
+    data = value if isinstance(value, bytes) else str(value).encode()
+    return named.encode() in data.upper()
 
 
 def watch(pool: Pool, certificate: Certificate, *key: str) -> None:

@@ -24,13 +24,13 @@ class File(io.StringIO):
         return len(text)
 
 
-def in_a_turn(*said: tuple[str, str]) -> tuple[list[str], list[str]]:
-    """What was written within the turn of the event loop in which it was said, and all of it."""
+def in_a_turn(*logged: tuple[str, str]) -> tuple[list[str], list[str]]:
+    """The lines written within the iteration of the event loop in which they were logged, and all lines."""
     file = File()
     lines = LineWriter(file)
 
     async def test() -> list[str]:
-        for level, line in said:
+        for level, line in logged:
             getattr(lines, level)(line)
         within = list(file.writes)
         await asyncio.sleep(0)
@@ -103,7 +103,7 @@ def test_lines_of_threads_are_all_there_and_whole() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    said = [tuple(map(int, line.split())) for line in "".join(file.writes).splitlines()]
-    assert len(said) == 2000
+    entries = [tuple(map(int, line.split())) for line in "".join(file.writes).splitlines()]
+    assert len(entries) == 2000
     for name in range(4):
-        assert [number for who, number in said if who == name] == list(range(500))
+        assert [number for who, number in entries if who == name] == list(range(500))

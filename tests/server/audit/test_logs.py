@@ -24,8 +24,8 @@ from tests.world import AT, Pool, new_emaid, new_pcid, post_body, start
 
 
 @dataclass
-class Told:
-    """What a server printed, and what it was asked."""
+class ServerLog:
+    """The output of a server, and the requests and ids that it got."""
 
     text: str
     ids: list[EMAID | PCID]
@@ -40,7 +40,7 @@ class Told:
 
 
 @contextmanager
-def asked(pkis: dict[str, PKI], folder: Path, **settings: str) -> Iterator[Told]:
+def asked(pkis: dict[str, PKI], folder: Path, **settings: str) -> Iterator[ServerLog]:
     """A server of its own on a database that was filled before; it does everything, well and badly, and ends."""
     with start(pkis) as pool:
         port = free_port()
@@ -51,9 +51,9 @@ def asked(pkis: dict[str, PKI], folder: Path, **settings: str) -> Iterator[Told]
         config.write_text("\n".join([f'database = "{pool.settings.database}"', *lines]))
         with serving(values["base_url"], "--config", config, "--port", port, log=log) as http:
             tokens = {name: token(http, pool, name) for name in ("emsp", "cpo", "oem", "cps")}
-            told = everything(pool, http, tokens)
-        told.text, told.config = log.read_text(), config
-        yield told
+            server_log = everything(pool, http, tokens)
+        server_log.text, server_log.config = log.read_text(), config
+        yield server_log
 
 
 def token(http: httpx.Client, pool: Pool, name: str) -> dict[str, str]:
@@ -63,8 +63,8 @@ def token(http: httpx.Client, pool: Pool, name: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {answer.json()['access_token']}"}
 
 
-def everything(pool: Pool, http: httpx.Client, tokens: dict[str, dict[str, str]]) -> Told:
-    """All seven operations, and each of them refused, unknown, malformed, and from nobody."""
+def everything(pool: Pool, http: httpx.Client, tokens: dict[str, dict[str, str]]) -> ServerLog:
+    """All seven operations, and each of them refused, unknown, malformed, and without a token."""
     car, other = pool.car(), pool.car()
     foreign = pool.car(wmi="WXB")
     contract, unknown, foreign_emaid, foreign_pcid = pool.contract(car), new_emaid(), new_emaid("NLEXB"), foreign.pcid
@@ -112,53 +112,53 @@ def everything(pool: Pool, http: httpx.Client, tokens: dict[str, dict[str, str]]
     assert set(statuses) == {200, 201, 400, 401, 403, 404}, statuses
     assert statuses.count(200) >= 7
     named = [emaid, unknown, foreign_emaid, car.pcid, other.pcid, foreign_pcid]
-    return Told("", named, Path(), car, emaid, len(statuses))
+    return ServerLog("", named, Path(), car, emaid, len(statuses))
 
 
 @pytest.fixture(scope="module")
-def told(pkis: dict[str, PKI], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Told]:
-    with asked(pkis, tmp_path_factory.mktemp("logs")) as told:
-        yield told
+def server_log(pkis: dict[str, PKI], tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerLog]:
+    with asked(pkis, tmp_path_factory.mktemp("logs")) as server_log:
+        yield server_log
 
 
-def test_no_id_stands_in_the_log_in_any_form_whatever_was_asked(told: Told) -> None:
-    assert len([event for event in told.events if event["event"] == "request handled"]) > told.requests
-    text = told.text.upper().replace("-", "")
-    for named in told.ids:
+def test_no_id_stands_in_the_log_in_any_form_whatever_was_asked(server_log: ServerLog) -> None:
+    assert len([event for event in server_log.events if event["event"] == "request handled"]) > server_log.requests
+    text = server_log.text.upper().replace("-", "")
+    for named in server_log.ids:
         assert named not in text
 
 
-def test_no_word_in_the_log_is_as_long_as_an_id_but_for_hashes_and_names(told: Told) -> None:
-    """What the test before cannot know: an id that nobody thought of."""
-    operations = {event.get("operation") for event in told.events}
-    words = set(re.findall(r"[A-Za-z0-9_]{14,}", told.text)) - operations
+def test_no_word_in_the_log_is_as_long_as_an_id_but_for_hashes_and_names(server_log: ServerLog) -> None:
+    """Covers ids that the previous test does not list."""
+    operations = {event.get("operation") for event in server_log.events}
+    words = set(re.findall(r"[A-Za-z0-9_]{14,}", server_log.text)) - operations
     assert {word for word in words if not re.fullmatch(r"[0-9a-f]{16}|[a-z_]+|\d{4}.*", word)} == set()
 
 
-def test_one_vehicle_and_one_contract_can_be_followed_by_their_pseudonyms(told: Told) -> None:
-    for kind, named in (("emaid", told.emaid), ("pcid", told.car.pcid)):
-        (pseudonym,) = ccp_ok("audit", "pseudonym", named, "--config", told.config).lines
+def test_one_vehicle_and_one_contract_can_be_followed_by_their_pseudonyms(server_log: ServerLog) -> None:
+    for kind, named in (("emaid", server_log.emaid), ("pcid", server_log.car.pcid)):
+        (pseudonym,) = ccp_ok("audit", "pseudonym", named, "--config", server_log.config).lines
         assert re.fullmatch(r"[0-9a-f]{16}", pseudonym)
-        found = {event["operation"] for event in told.events if event.get(kind) == pseudonym}
+        found = {event["operation"] for event in server_log.events if event.get(kind) == pseudonym}
         assert {"AddSignedContractData", "GetSignedContractDataByCertificateInstallationReq"} <= found
         assert {"GetSignedContractDataByEmaidAndPcid", "SetSignedContractDataAsDefault"} <= found
         assert ("DeleteSignedContractDataByEmaid" in found) is (kind == "emaid")
-        others = {event[kind] for event in told.events if event.get(kind)} - {pseudonym}
+        others = {event[kind] for event in server_log.events if event.get(kind)} - {pseudonym}
         assert len(others) >= 2
 
 
-def test_a_request_that_is_refused_or_fails_has_its_ids_in_the_log_too(told: Told) -> None:
-    statuses = {event["status"] for event in told.events if event.get("emaid") and event.get("pcid")}
+def test_a_request_that_is_refused_or_fails_has_its_ids_in_the_log_too(server_log: ServerLog) -> None:
+    statuses = {event["status"] for event in server_log.events if event.get("emaid") and event.get("pcid")}
     assert {200, 201, 400, 401, 403, 404} <= statuses
-    assert all(event["owner"] in ("DEEXA", "NLEXB", "WEX", "WXB") for event in told.events if event.get("emaid"))
+    assert all(event["owner"] in ("DEEXA", "NLEXB", "WEX", "WXB") for event in server_log.events if event.get("emaid"))
 
 
-def test_workers_that_start_together_use_the_one_key_that_the_database_keeps(told: Told) -> None:
-    values = told.config.read_text()
+def test_workers_that_start_together_use_the_one_key_that_the_database_keeps(server_log: ServerLog) -> None:
+    values = server_log.config.read_text()
     database = re.search(r'database = "(.*)"', values)
     assert database is not None
     assert sql(database[1], "select count(*) from pool_secret") == [(1,)]
-    named = {event["emaid"] for event in told.events if event.get("owner") == "NLEXB" and event.get("emaid")}
+    named = {event["emaid"] for event in server_log.events if event.get("owner") == "NLEXB" and event.get("emaid")}
     assert len(named) == 1
 
 

@@ -67,8 +67,8 @@ def soon(pool: Pool, answer: httpx.Response) -> AuditRow:
 
 def subject(row: AuditRow) -> dict[str, Any]:
     assert row.subject is not None
-    told: dict[str, Any] = json.loads(row.subject)
-    return told
+    members: dict[str, Any] = json.loads(row.subject)
+    return members
 
 
 # --- The seven operations --------------------------------------------------------------------------------------------
@@ -81,8 +81,8 @@ def test_publication_leaves_one_row(pool: Pool) -> None:
     row = only(pool, answer, contract.emaid)
     assert (row.actor, row.action, row.outcome) == ("cps", "contract.published", "ok")
     assert abs(row.when - datetime.now(UTC)) < timedelta(minutes=1)
-    told = subject(row)
-    assert told == {
+    members = subject(row)
+    assert members == {
         "emaid": contract.emaid,
         "pcid": car.pcid,
         "namespace": car.namespace,
@@ -222,10 +222,10 @@ def test_a_vehicle_that_is_forgotten_leaves_a_row_for_each_contract_of_it(pool: 
     signature = hmac.new(WEBHOOK_KEY.encode(), body, hashlib.sha256).hexdigest()
     answer = pool.http.post("/opnc/v1/ccp/events/pcp", content=body, headers={"X-Operator-Signature": signature})
     assert answer.status_code == 200
-    told = [row for row in rows(pool, car.pcid) if row.action == "vehicle.forgotten"]
-    assert {(row.actor, row.trace_id) for row in told} == {("pcp", answer.headers["x-trace-id"])}
-    assert sorted(subject(row)["emaid"] for row in told) == emaids
-    assert {(subject(row)["event"], subject(row)["left"]) for row in told} == {("prov.cert.deleted", False)}
+    recorded = [row for row in rows(pool, car.pcid) if row.action == "vehicle.forgotten"]
+    assert {(row.actor, row.trace_id) for row in recorded} == {("pcp", answer.headers["x-trace-id"])}
+    assert sorted(subject(row)["emaid"] for row in recorded) == emaids
+    assert {(subject(row)["event"], subject(row)["left"]) for row in recorded} == {("prov.cert.deleted", False)}
 
 
 def config_of(pool: Pool, folder: Path) -> Path:
@@ -266,12 +266,12 @@ def test_anchors_that_come_and_go_by_command_leave_rows(pool: Pool, pkis: dict[s
     ccp_ok("trust", "add", file, "--role", "emsp", "--config", config)
     ccp_ok("trust", "add", file, "--role", "emsp", "--label", "again", "--config", config)
     ccp_ok("trust", "remove", root.fingerprint, "--yes", "--config", config)
-    told = rows(pool, root.fingerprint)
-    assert [(row.actor, row.action) for row in told] == [
+    recorded = rows(pool, root.fingerprint)
+    assert [(row.actor, row.action) for row in recorded] == [
         (command_actor(), action) for action in ("anchor.added", "anchor.added", "anchor.removed")
     ]
-    assert [subject(row).get("new") for row in told] == [True, False, None]
-    assert subject(told[2])["roles"] == ["emsp"]
+    assert [subject(row).get("new") for row in recorded] == [True, False, None]
+    assert subject(recorded[2])["roles"] == ["emsp"]
 
 
 def test_parties_and_their_secrets_leave_rows_without_the_secrets(pool: Pool, tmp_path: Path) -> None:
@@ -280,8 +280,8 @@ def test_parties_and_their_secrets_leave_rows_without_the_secrets(pool: Pool, tm
         "client_secret"
     ]
     ccp_ok("party", "disable", "Audited", "--config", config)
-    told = rows(pool, "audited")
-    assert [(row.actor, row.action) for row in told] == [
+    recorded = rows(pool, "audited")
+    assert [(row.actor, row.action) for row in recorded] == [
         (command_actor(), "party.added"),
         (command_actor(), "party.disabled"),
     ]
@@ -300,9 +300,9 @@ def test_a_message_that_two_callers_publish_at_once_leaves_a_row_for_each(pool: 
 
     answers = asyncio.run(both())
     assert {answer.status_code for answer in answers} == {201}
-    told = rows(pool, contract.emaid)
-    assert {row.trace_id for row in told} == {answer.headers["x-trace-id"] for answer in answers}
-    assert [row.action for row in sorted(told, key=lambda row: row.number)] == [
+    recorded = rows(pool, contract.emaid)
+    assert {row.trace_id for row in recorded} == {answer.headers["x-trace-id"] for answer in answers}
+    assert [row.action for row in sorted(recorded, key=lambda row: row.number)] == [
         "contract.published",
         *["contract.replaced"] * 7,
     ]

@@ -44,10 +44,10 @@ def with_refusals(url: str, use: Callable[[AccessDenialRecorder], Awaitable[None
     asyncio.run(run())
 
 
-async def until(url: str, question: str, expected: list[tuple[Any, ...]]) -> None:
+async def until(url: str, query: str, expected: list[tuple[Any, ...]]) -> None:
     """Wait for what the background writes; a quarter of a second is usual, the rest is for a busy machine."""
     deadline = time.monotonic() + 30
-    while (found := sql(url, question)) != expected:
+    while (found := sql(url, query)) != expected:
         assert time.monotonic() < deadline, found
         await asyncio.sleep(0.05)
 

@@ -37,13 +37,13 @@ class Clocks:
 
 
 def plausible(guard: ClockGuard) -> bool:
-    said: list[str] = []
+    problems: list[str] = []
     try:
         asyncio.run(guard.checked())
     except Unavailable as exc:
-        said = [str(exc)]
-    assert guard.reasons() == said
-    return not said
+        problems = [str(exc)]
+    assert guard.reasons() == problems
+    return not problems
 
 
 @pytest.mark.parametrize(
@@ -81,7 +81,7 @@ def test_clock_guard_finds_a_wrong_start_by_the_database_clock() -> None:
     clocks = Clocks(wall=400 * DAY, database=timedelta(0))
     assert not plausible(clocks.guard())
     clocks.database = None
-    assert plausible(clocks.guard()), "without a witness nobody can tell"
+    assert plausible(clocks.guard()), "without a database clock the error cannot be detected"
 
 
 def test_after_a_restart_the_new_time_is_the_right_one() -> None:

@@ -51,7 +51,7 @@ def ok(answer: httpx.Response, status: int = 200) -> dict[str, Any]:
 
 
 def fresh(pool: Pool, **members: Any) -> dict[str, Any]:
-    """A new party, a CPO unless told otherwise. Returns what was told, client_secret and all."""
+    """Add a party, by default a CPO. Returns the response with its client_secret."""
     number = next(_NUMBERS)
     body = {"name": f"Fresh {number}", "client_id": f"fresh-{number}", "roles": ["cpo"], **members}
     return ok(call(pool, "POST", "/parties", json=body), 201)
@@ -103,7 +103,7 @@ def test_admin_operations_refuse_other_callers(place: Pool, operation: AdminOper
         refused = call(place, method, path, other, json=body)
         assert sentences(refused, 403) == [f"{operation} is for the role admin."]
         # Neither a party that is not there nor a body that is none makes a difference.
-        unknown = call(place, method, path.replace("small_cps", "nobody"), other, content=b"{")
+        unknown = call(place, method, path.replace("small_cps", "absent"), other, content=b"{")
         assert sentences(unknown, 403) == [f"{operation} is for the role admin."]
     tampered = {"Authorization": f"Bearer {place.token('admin')[:-4]}AAAA"}
     sentences(place.http.request(method, BASE + path, headers=tampered, json=body), 401)
@@ -152,21 +152,21 @@ def test_added_party_can_call_with_its_secret(place: Pool) -> None:
     provider = f"DE{new_wmi()}"
     body = {"name": "Added eMSP", "roles": ["emsp", "cps"], "provider_ids": [f"de-{provider[2:].lower()}"]}
     answer = call(place, "POST", "/parties", json=body)
-    told = ok(answer, 201)
-    secret = told.pop("client_secret")
+    reported = ok(answer, 201)
+    secret = reported.pop("client_secret")
     assert answer.headers["location"] == f"{BASE}/parties/added-emsp"
-    (life,) = told.pop("secrets")
+    (life,) = reported.pop("secrets")
     assert life["expires_at"] is None
-    assert told == {
+    assert reported == {
         "client_id": "added-emsp", "name": "Added eMSP", "roles": ["cps", "emsp"], "provider_ids": [provider],
         "all_providers": False, "wmis": [], "operator_ids": [], "enabled": True,
     }  # fmt: skip
-    assert ok(call(place, "GET", "/parties/added-emsp")) == {**told, "secrets": [life]}
+    assert ok(call(place, "GET", "/parties/added-emsp")) == {**reported, "secrets": [life]}
     form = {"grant_type": "client_credentials", "client_id": "added-emsp", "client_secret": secret}
     token = place.http.post("/oauth/token", data=form).json()["access_token"]
     path = f"/opnc/v1/ccp/contractData/emaid/{new_emaid(provider)}"
     within_five_seconds(lambda: place.http.get(path, headers={"Authorization": f"Bearer {token}"}).status_code == 404)
-    assert told in json.loads(ccp_ok("party", "list", "--json", env={"CCP_DATABASE": place.settings.database}).out)
+    assert reported in json.loads(ccp_ok("party", "list", "--json", env={"CCP_DATABASE": place.settings.database}).out)
 
 
 GOOD = {"name": "Refused", "roles": ["cpo"]}
@@ -175,7 +175,7 @@ NAME = "name : must be at most 100 printable characters, and a letter or digit a
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "reported"),
     [
         ({}, ["name : is missing", "roles : is missing"]),
         ({**GOOD, "name": 5}, ["name : must be a string"]),
@@ -208,18 +208,18 @@ NAME = "name : must be at most 100 printable characters, and a letter or digit a
     ],
 )  # fmt: skip
 def test_a_party_that_makes_no_sense_is_400_with_everything_that_is_wrong(
-    place: Pool, body: Any, told: list[str]
+    place: Pool, body: Any, reported: list[str]
 ) -> None:
     before = register_of(place)
-    assert sentences(call(place, "POST", "/parties", json=body), 400) == told
+    assert sentences(call(place, "POST", "/parties", json=body), 400) == reported
     assert register_of(place) == before
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff", b'{"name": "\\ud800", "roles": ["cpo"]}', b"[" * 10_000])
 def test_body_that_is_not_json_is_400(place: Pool, content: bytes) -> None:
     for method, path in (("POST", "/parties"), ("PATCH", "/parties/cpo")):
-        (told,) = sentences(call(place, method, path, content=content), 400)
-        assert told.startswith(("The body is not JSON: ", "The body is empty."))
+        (reported,) = sentences(call(place, method, path, content=content), 400)
+        assert reported.startswith(("The body is not JSON: ", "The body is empty."))
 
 
 def test_a_body_beyond_the_limit_is_413(place: Pool) -> None:
@@ -259,7 +259,7 @@ def test_a_page_that_cannot_be_is_400(place: Pool, query: str) -> None:
     assert sentences(call(place, "GET", f"/parties?{query}"), 400)[0].startswith(query.partition("=")[0] + " : ")
 
 
-@pytest.mark.parametrize("client_id", ["nobody", "OEM", "%00", "%ff", "a%2Fb", "..%2Foem", "é", "x" * 500])
+@pytest.mark.parametrize("client_id", ["absent", "OEM", "%00", "%ff", "a%2Fb", "..%2Foem", "é", "x" * 500])
 @pytest.mark.parametrize("operation", [operation for operation, given in CALLS.items() if "small_cps" in given[1]])
 def test_a_client_id_that_is_not_exactly_a_party_s_is_404(
     place: Pool, operation: AdminOperation, client_id: str
@@ -293,7 +293,7 @@ def test_members_that_are_given_take_the_place_of_what_was_and_the_others_stay(p
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "reported"),
     [
         ({"name": None}, "name : must not be null"),
         ({"name": ""}, NAME),
@@ -306,10 +306,10 @@ def test_members_that_are_given_take_the_place_of_what_was_and_the_others_stay(p
     ],
 )
 def test_an_edit_that_makes_no_sense_is_400_and_nothing_of_it_happens(
-    place: Pool, body: dict[str, Any], told: str
+    place: Pool, body: dict[str, Any], reported: str
 ) -> None:
     before = register_of(place)
-    assert told in sentences(call(place, "PATCH", "/parties/oem", json=body), 400)
+    assert reported in sentences(call(place, "PATCH", "/parties/oem", json=body), 400)
     assert register_of(place) == before
 
 
@@ -373,15 +373,15 @@ def test_admin_cannot_lock_itself_out(place: Pool) -> None:
 def test_after_a_rotation_both_secrets_are_good_and_the_older_one_ends(place: Pool) -> None:
     made = fresh(place)
     client_id, older = made["client_id"], made["client_secret"]
-    told = ok(call(place, "POST", f"/parties/{client_id}/rotate-secret", json={"overlap": 2}))
-    newer = told["client_secret"]
+    reported = ok(call(place, "POST", f"/parties/{client_id}/rotate-secret", json={"overlap": 2}))
+    newer = reported["client_secret"]
     assert newer != older
-    assert [life["expires_at"] is None for life in told["secrets"]] == [True, False]
+    assert [life["expires_at"] is None for life in reported["secrets"]] == [True, False]
     assert token_status(place, client_id, newer) == 200
     assert token_status(place, client_id, older) == 200
     within_five_seconds(lambda: token_status(place, client_id, older) == 401)
     assert token_status(place, client_id, newer) == 200
-    assert ok(call(place, "GET", f"/parties/{client_id}"))["secrets"] == told["secrets"][:1]
+    assert ok(call(place, "GET", f"/parties/{client_id}"))["secrets"] == reported["secrets"][:1]
 
 
 def test_two_secrets_are_the_most_and_one_that_is_ended_ends_at_once(place: Pool) -> None:
@@ -399,7 +399,7 @@ def test_two_secrets_are_the_most_and_one_that_is_ended_ends_at_once(place: Pool
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "reported"),
     [
         ({"overlap": -1}, "overlap : must be 0 to 7776000 seconds"),
         ({"overlap": 7_776_001}, "overlap : must be 0 to 7776000 seconds"),
@@ -413,9 +413,9 @@ def test_two_secrets_are_the_most_and_one_that_is_ended_ends_at_once(place: Pool
         ([], "The body is not a JSON object: it is an array."),
     ],
 )
-def test_a_rotation_that_makes_no_sense_is_400_and_no_secret_is_made(place: Pool, body: Any, told: str) -> None:
+def test_a_rotation_that_makes_no_sense_is_400_and_no_secret_is_made(place: Pool, body: Any, reported: str) -> None:
     before = register_of(place)
-    assert sentences(call(place, "POST", "/parties/peer/rotate-secret", json=body), 400) == [told]
+    assert sentences(call(place, "POST", "/parties/peer/rotate-secret", json=body), 400) == [reported]
     assert register_of(place) == before
 
 

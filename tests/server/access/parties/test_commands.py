@@ -230,7 +230,7 @@ def test_a_rotation_that_makes_no_sense_is_refused(database: str, options: list[
 @pytest.mark.parametrize("command", ["show", "edit --name B", "disable", "enable", "rotate-secret"])
 def test_unknown_party_is_an_error(database: str, command: str) -> None:
     name, *options = command.split()
-    assert ccp_error("party", name, "nobody", *options) == "There is no party named nobody."
+    assert ccp_error("party", name, "absent", *options) == "There is no party named absent."
 
 
 def test_every_change_is_in_the_audit_trail_with_who_made_it_and_no_secret(database: str) -> None:

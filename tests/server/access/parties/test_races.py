@@ -54,15 +54,15 @@ def test_registry_gives_a_contested_wmi_to_one_process_and_names_it_to_others(
     processes = [SPAWN.Process(target=compete, args=(url, number, barrier, outcomes)) for number in range(3)]
     for process in processes:
         process.start()
-    told = [outcomes.get(timeout=60) for _ in range(3 * ROUNDS)]
+    results = [outcomes.get(timeout=60) for _ in range(3 * ROUNDS)]
     for process in processes:
         process.join(30)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     for turn in range(ROUNDS):
-        of_turn = {number: said for place, number, said in told if place == turn}
-        (winner,) = [number for number, said in of_turn.items() if said == "had"]
+        of_turn = {number: outcome for place, number, outcome in results if place == turn}
+        (winner,) = [number for number, outcome in of_turn.items() if outcome == "had"]
         name = "keeper" if winner == 0 else f"P{winner}-{turn}"
-        losers = {said for number, said in of_turn.items() if number != winner}
+        losers = {outcome for number, outcome in of_turn.items() if number != winner}
         assert losers == {f"The WMI W{turn:02d} belongs to {name} already."}
         assert sql(url, "select client_id from party_owns where id = ?", f"W{turn:02d}") == [(name.lower(),)]
     # One row of the audit trail for each change that was made, none for one that was refused.

@@ -57,8 +57,8 @@ def signed(members: Mapping[str, Any], by: Key, algorithm: str = "ES256", **head
     return jws.serialize_compact(head, json.dumps(members), by, registry=_Anything(algorithms=[algorithm]))
 
 
-def encoded(octets: bytes) -> str:
-    return base64.urlsafe_b64encode(octets).rstrip(b"=").decode()
+def encoded(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
 
 
 @dataclass
@@ -82,11 +82,11 @@ class FakeIssuer:
         self.server.says(KEYS, reply)
 
     def claims(self, **changes: Any) -> dict[str, Any]:
-        """Good ones but for the changes; None leaves a claim out, a function makes one of the time."""
+        """Valid claims with changes; None omits a claim, a function computes it from the time."""
         now = int(time.time())
         own = {"iss": self.name, "aud": AUDIENCE, "sub": "station-7", "iat": now, "exp": now + 300, "roles": ["cpo"]}
-        said = {name: value(now) if callable(value) else value for name, value in {**own, **changes}.items()}
-        return {name: value for name, value in said.items() if value is not None}
+        claims = {name: value(now) if callable(value) else value for name, value in {**own, **changes}.items()}
+        return {name: value for name, value in claims.items() if value is not None}
 
     def token(self, by: Key | None = None, algorithm: str = "ES256", **changes: Any) -> str:
         return signed(self.claims(**changes), by or self.keys[0], algorithm)

@@ -28,7 +28,7 @@ def granted(answer: httpx.Response) -> dict[str, Any]:
 
 
 def refused(answer: httpx.Response, error: str, status: int = 400) -> None:
-    """In the shape of RFC 6749 clause 5.2, and for nobody's cache."""
+    """In the shape of RFC 6749 clause 5.2, and not cacheable."""
     assert answer.status_code == status, answer.text
     body = answer.json()
     assert body["error"] == error

@@ -72,7 +72,7 @@ def refused(answer: httpx.Response) -> None:
 def test_trusted_issuer_token_grants_the_roles_and_ids_of_its_claims(trusting: Pool, issuer: FakeIssuer) -> None:
     station = issuer.token()
     for _ in range(2):  # Verified, then from the cache.
-        assert post(trusting, station).status_code == 400, "let in, and told that the body is empty"
+        assert post(trusting, station).status_code == 400, "authenticated; the body is empty"
         assert look(trusting, station).status_code == 403
     provider = issuer.token(roles=["emsp"], providers=["DE-EXA"])
     assert look(trusting, provider).status_code == 404
@@ -242,8 +242,8 @@ def test_a_token_under_the_public_key_as_a_shared_secret_is_refused(pkis: dict[s
         for secret in (public.as_pem(private=False), public.as_der(private=False), document, b""):
             for algorithm, digest in (("HS256", "sha256"), ("HS512", "sha512")):
                 head = encoded(json.dumps({"alg": algorithm, "kid": public.kid}).encode())
-                said = f"{head}.{encoded(json.dumps(fake.claims()).encode())}"
-                refused(post(running, f"{said}.{encoded(hmac.digest(secret, said.encode(), digest))}"))
+                signed_part = f"{head}.{encoded(json.dumps(fake.claims()).encode())}"
+                refused(post(running, f"{signed_part}.{encoded(hmac.digest(secret, signed_part.encode(), digest))}"))
         assert post(running, fake.token(algorithm=made)).status_code == 400
 
 
@@ -308,8 +308,8 @@ def test_unusable_keys_of_a_set_are_ignored(pkis: dict[str, PKI]) -> None:
             refused(post(running, fake.token(short, "RS256")))
             refused(post(running, fake.token(leaked, "ES256")))
             head = encoded(json.dumps({"alg": "HS256", "kid": "shared"}).encode())
-            said = f"{head}.{encoded(json.dumps(fake.claims()).encode())}"
-            refused(post(running, f"{said}.{encoded(hmac.digest(b'0' * 32, said.encode(), 'sha256'))}"))
+            signed_part = f"{head}.{encoded(json.dumps(fake.claims()).encode())}"
+            refused(post(running, f"{signed_part}.{encoded(hmac.digest(b'0' * 32, signed_part.encode(), 'sha256'))}"))
 
 
 def test_keys_that_a_token_brings_or_points_to_are_never_looked_at(trusting: Pool, issuer: FakeIssuer) -> None:
@@ -469,7 +469,7 @@ def test_issuer_without_fetched_keys_gives_503(pkis: dict[str, PKI]) -> None:
 
 
 def test_an_address_that_is_not_the_operators_to_name_is_no_issuers(trusting: Pool, issuer: FakeIssuer) -> None:
-    """A token may call itself whatever it likes: nobody is asked because of it."""
+    """An unknown issuer in a token causes no request."""
     before = len(issuer.server.seen)
     refused(post(trusting, signed(issuer.claims(iss=issuer.server.url), key())))
     refused(post(trusting, signed(issuer.claims(iss=issuer.server.url + KEYS), key())))

@@ -96,9 +96,9 @@ def test_parse_jwk_set_explains_unusable_keys() -> None:
     ]
 
 
-def flips(octets: bytes) -> Iterator[bytes]:
-    for bit in range(8 * len(octets)):
-        changed = bytearray(octets)
+def flips(data: bytes) -> Iterator[bytes]:
+    for bit in range(8 * len(data)):
+        changed = bytearray(data)
         changed[bit // 8] ^= 0x80 >> bit % 8
         yield bytes(changed)
 

@@ -457,8 +457,8 @@ def test_keys_are_listed_rotated_and_revoked_by_command(url: str, environment: d
     listed = json.loads(ccp_ok("keys", "list", "--json", env=environment).out)
     assert [key["state"] for key in listed] == ["signs"]
     assert all("private" not in json.dumps(key).lower() for key in listed)
-    told_of = sql(url, "select action, subject from audit where action like 'key.%' order by at, lane, number")
-    assert [(action, json.loads(subject)["kid"]) for action, subject in told_of] == [
+    audited = sql(url, "select action, subject from audit where action like 'key.%' order by at, lane, number")
+    assert [(action, json.loads(subject)["kid"]) for action, subject in audited] == [
         ("key.rotated", new), ("key.revoked", old), ("key.revoked", new), ("key.rotated", kids(url)[0]),
     ]  # fmt: skip
 
