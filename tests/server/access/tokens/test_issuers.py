@@ -460,7 +460,7 @@ def test_issuer_without_fetched_keys_gives_503(pkis: dict[str, PKI]) -> None:
         fake.says(Reply(status=503))
         with pool_with(pkis, fake.entry(jwks_refresh_cooldown=0.2)) as running:
             answer = post(running, fake.token())
-            assert sentences(answer, 503) == ["The keys of the token's issuer cannot be had now."]
+            assert sentences(answer, 503) == ["The keys of the token's issuer are not available now."]
             assert answer.headers["retry-after"]
             assert look(running, running.token("emsp")).status_code == 404, "the pool's own parties are served"
             fake.says(Reply(key_set(*fake.keys)))

@@ -90,7 +90,7 @@ def test_parse_jwk_set_explains_unusable_keys() -> None:
     keys, unusable = parse_jwk_set(json.dumps(document).encode())
     assert keys == ()
     assert unusable == [
-        "key 1: not a public key of a type that is known",
+        "key 1: not a public key of a supported type",
         "key 2: an RSA key of less than 2048 or more than 8192 bits",
         "key 3: not for signatures",
     ]
