@@ -6,8 +6,8 @@ import io
 import sys
 from pathlib import Path
 
-import click
 import pytest
+import typer
 
 from ccp.cli.output import confirm
 from ccp.errors import ConfigurationError
@@ -50,7 +50,7 @@ def test_confirm_asks_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     captured = capsys.readouterr()
     assert captured.err.startswith("Remove the peer x? [y/N]")
     monkeypatch.setattr(sys, "stdin", Terminal("n\n"))
-    with pytest.raises(click.Abort):
+    with pytest.raises(typer.Abort):
         confirm("Remove the peer x", yes=False)
 
 
