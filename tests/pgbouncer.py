@@ -1,4 +1,4 @@
-"""PgBouncer before a PostgreSQL server of the tests, if it is installed (`apt-get install pgbouncer`).
+"""PgBouncer in front of a PostgreSQL server of the tests, if it is installed (`apt-get install pgbouncer`).
 
 with pgbouncer(postgres, database_url) as pooled_url: …
 """
@@ -32,7 +32,7 @@ async def _connect(url: str) -> None:
 
 @contextmanager
 def pgbouncer(url: str, *, mode: str = "transaction", size: int = 3, **settings: str) -> Iterator[str]:
-    """A pooler with few sessions before the server of a database. Returns its URL."""
+    """Run a pooler with few sessions in front of a database. Yields the URL of the database at the pooler."""
     assert PROGRAM is not None
     there, port = urlsplit(url), _free_port()
     name = there.path.lstrip("/")
@@ -46,7 +46,7 @@ def pgbouncer(url: str, *, mode: str = "transaction", size: int = 3, **settings:
     }  # fmt: skip
     lines = ["[databases]", f"{name} = host=127.0.0.1 port={there.port} dbname={name}", "[pgbouncer]"]
     (folder / "ini").write_text("\n".join([*lines, *(f"{key} = {value}" for key, value in values.items()), ""]))
-    if os.geteuid() == 0:  # It refuses to run as root, as the server does.
+    if os.geteuid() == 0:  # PgBouncer does not run as root either.
         user = next(entry for name in ("postgres", "nobody") if (entry := _user(name)))
         how |= {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": []}
         for path in (folder, folder / "users", folder / "ini"):

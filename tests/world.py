@@ -1,13 +1,13 @@
-"""A running pool and the partners around it: real HTTP, a real database, real keys.
+"""A running pool and its partners: real HTTP, a real database, real keys.
 
     def test_…(pool):                                   # the fixture of conftest.py: one server for the session
         car = pool.car()
-        emaid = pool.publish(car)                       # PUT, has to be 201
-        items = pool.ask(car)                           # POST, has to be 200 and positive
+        emaid = pool.publish(car)                       # PUT; asserts 201
+        items = pool.ask(car)                           # POST; asserts 200 and a contract
 
     with start(pkis, root_match="strict") as pool: …    # a server with other settings, for one test or module
 
-Every car and every contract gets an id of its own, so that tests share a server without meeting each other.
+Every car and every contract gets a unique id, so tests can share a server.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from ccp.verify import InstallationResponse
 from tests.databases import fresh, sql
 
 AT = datetime.now(UTC).replace(microsecond=0)
-"""When the world was made."""
+"""Start of the validity of all certificates, and the time of signatures."""
 SESSION = bytes.fromhex("0102030405060708")
 
 ISO2, ISO20 = str(Namespace.ISO2), str(Namespace.ISO20)
@@ -68,7 +68,7 @@ def party(name: str, *roles: PartyRole, providers: str = "", wmis: str = "", ope
 
 
 def parties() -> list[Party]:
-    """The parties of the test world. The names are what `Pool.client` takes."""
+    """The registered parties, by the names that `Pool.client` takes."""
     return [
         party("emsp", PartyRole.EMSP, providers="DEEXA"),
         party("other_emsp", PartyRole.EMSP, providers="NLEXB"),
@@ -99,7 +99,7 @@ def b64(octets: bytes) -> str:
 
 @dataclass
 class Contract:
-    """A contract as it was published. message: EXI."""
+    """A contract to publish, or published. message: EXI. body: of the PUT. certificate: DER."""
 
     emaid: EMAID
     message: bytes
@@ -109,7 +109,7 @@ class Contract:
 
 @dataclass
 class Pool:
-    """A server that runs, and what the partners know of it."""
+    """A running server, with its parties and their HTTP clients."""
 
     base_url: str
     settings: Settings
@@ -122,7 +122,7 @@ class Pool:
     # Callers.
 
     def token(self, name: str) -> str:
-        """An access token of a party, asked for once."""
+        """An access token of a party, requested once."""
         if name not in self._tokens:
             member = self.world.member(name)
             form = {"grant_type": "client_credentials", "client_id": name, "client_secret": member.secret}
@@ -132,7 +132,7 @@ class Pool:
         return self._tokens[name]
 
     def client(self, name: str | None) -> httpx.Client:
-        """An HTTP client under the API's base path, with the party's token; None: without a token."""
+        """An HTTP client for the API's base path with the party's token, or without a token for None."""
         key = name or ""
         if key not in self._clients:
             headers = {"Authorization": f"Bearer {self.token(name)}"} if name else {}
@@ -161,9 +161,9 @@ class Pool:
         valid: tuple[datetime, datetime] | None = None,
         body: Mapping[str, Any] | None = None,
     ) -> Contract:
-        """A signed contract for a car and the body that publishes it, not published yet.
+        """A signed contract for a car with the body of its PUT, not published yet.
 
-        signer: whose eMSP and CPS make it, by default those of the car's own edition. body: members to replace or add.
+        signer: the PKI of the eMSP and CPS, by default that of the car's edition. body: members to replace or add.
         """
         pki = signer if isinstance(signer, PKI) else self.pki(signer or edition_of(car))
         emaid = emaid or new_emaid()
@@ -173,7 +173,7 @@ class Pool:
         return Contract(emaid, message, members, bundle.contract.certificate.der)
 
     def publish(self, car: Car, emaid: EMAID | None = None, **options: Any) -> Contract:
-        """Publish a contract for a car; it has to be stored. options: as `contract` takes them."""
+        """Publish a contract for a car and assert success. options: as for `contract`."""
         contract = self.contract(car, emaid, **options)
         answer = self.cps.put("/signedcontractdata", json=contract.body)
         assert answer.status_code == 201, answer.text
@@ -188,13 +188,13 @@ class Pool:
         caller: str = "cpo",
         **request: Any,
     ) -> httpx.Response:
-        """Post a car's signed request. request: as `Car.request` takes it."""
+        """Post a car's signed request. request: parameters of `Car.request`."""
         octets = car.request(session_id, AT, **request)
         body = post_body(octets, str(car.namespace))
         return self.client(caller).post("/signedcontractdata", json=body, headers=headers)
 
     def ask(self, car: Car, session_id: bytes = SESSION, **options: Any) -> list[dict[str, Any]]:
-        """Post a car's request; it has to be answered positively. Returns the items."""
+        """Post a car's request and assert success. Returns the items."""
         answer = self.post(car, session_id, **options)
         assert answer.status_code == 200, answer.text
         items: list[dict[str, Any]] = answer.json()["signedContractDataCollection"]
@@ -203,12 +203,12 @@ class Pool:
         return items
 
     def signed(self, emaid: EMAID, car: Car, **query: str) -> httpx.Response:
-        """What the maker of the car gets for a contract."""
+        """The signed contracts that the car's OEM fetches."""
         query = {"xsdMsgDefNamespace": str(car.namespace), **query}
         return self.oem.get(f"/signedcontractdata/{emaid}/{car.pcid}", params=query)
 
     def listed(self, car: Car, **query: str) -> list[dict[str, Any]]:
-        """The contracts of a car as its maker sees them; none when the answer is 404."""
+        """The contracts of a car that its OEM lists; empty after a 404."""
         query = {"xsdMsgDefNamespace": str(car.namespace), **query}
         answer = self.oem.get(f"/contractData/pcid/{car.pcid}", params=query)
         if answer.status_code == 404:
@@ -217,10 +217,10 @@ class Pool:
         items: list[dict[str, Any]] = answer.json()["contractDataCollection"]
         return items
 
-    # Behind the server's back.
+    # Direct access to the database.
 
     def change(self, steps: Query[Any]) -> Any:
-        """Change the store as another process would."""
+        """Run a transaction as another process would."""
 
         async def write() -> Any:
             async with opened(self.settings) as store:
@@ -229,15 +229,15 @@ class Pool:
         return asyncio.run(write())
 
     def sql(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
-        """A statement in the database, for what no partner can bring about: time that has passed."""
+        """Run an SQL statement, for states that no partner can cause, such as elapsed time."""
         return sql(self.settings.database, statement, *parameters)
 
     def expire(self, emaid: EMAID) -> None:
-        """Let a stored contract be past its validity."""
+        """Set a stored contract's end of validity to the past."""
         self.sql("update contract set valid_to = ? where emaid = ?", int(AT.timestamp()) - 60, str(emaid))
 
     def stored(self, emaid: EMAID) -> int:
-        """How many variants of a contract are in the database."""
+        """The number of a contract's variants in the database."""
         count: int = self.sql("select count(*) from contract where emaid = ?", str(emaid))[0][0]
         return count
 
@@ -247,21 +247,21 @@ class Pool:
 
 
 def edition_of(car: Car) -> str:
-    """The name of the PKI that a car's keys are of, for the cars that `Pool.car` builds."""
+    """The name of the PKI of a car that `Pool.car` made."""
     if car.namespace is Namespace.ISO2:
         return "iso2"
     return "iso20" if car.provisioning.agreement_key is None else "ed448"
 
 
 def expired_car(pki: PKI, pcid: PCID | None = None) -> Car:
-    """A car whose provisioning certificate ended an hour ago."""
+    """A car whose provisioning certificate expired an hour ago."""
     pcid = pcid or new_pcid()
     valid = (AT - timedelta(days=1), AT - timedelta(hours=1))
     return Car.from_credential(pki, pki.vehicle(pcid, now=AT, valid=valid), pcid)
 
 
 def again(pki: PKI, car: Car) -> Credential:
-    """Another provisioning certificate, with another key, for the same vehicle."""
+    """The same vehicle with another provisioning certificate and key."""
     return pki.vehicle(car.pcid, now=AT)
 
 
@@ -284,13 +284,13 @@ def octets_of(item: Mapping[str, Any]) -> bytes:
 
 
 def read(item: Mapping[str, Any], namespace: str | None = None) -> InstallationResponse:
-    """The message of an item, read and not verified."""
+    """The message of an item, parsed without verification."""
     return verify.read_response(octets_of(item), Namespace(namespace or item["xsdMsgDefNamespace"]))
 
 
 @asynccontextmanager
 async def opened(settings: Settings) -> AsyncIterator[Store]:
-    """A connection of its own to a pool's database."""
+    """A separate connection to a pool's database."""
     store = connect(settings.database)
     await store.open()
     try:
@@ -307,7 +307,7 @@ def start(
     refresh_interval: float = REFRESH_INTERVAL,
     **options: Any,
 ) -> Iterator[Pool]:
-    """A pool in a directory of its own, for as long as the block lasts. options: settings other than the defaults.
+    """Run a pool in a new directory for a block. options: settings that differ from the defaults.
 
     Events stay in the outbox, where tests count them, unless event_dispatch is given. refresh_interval: seconds until
     changes of other processes take effect.

@@ -1,6 +1,6 @@
-"""docs/integrating.md shows what really goes over the wire, and its programs run.
+"""docs/integrating.md shows requests and responses of a run, and its programs run as printed.
 
-The requests and answers in it are made by this file:  python -m tests.end_to_end.test_integrating
+To write them into the document:  python -m tests.end_to_end.test_integrating
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from tests.world import opened, start
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "integrating.md"
 SESSION = bytes.fromhex("0011223344556677")
-PCID_1, PCID_2, STRANGER = (PCID.parse(f"WEX0SANDBOX{number:06d}") for number in (1, 2, 99))
+PCID_1, PCID_2, UNKNOWN = (PCID.parse(f"WEX0SANDBOX{number:06d}") for number in (1, 2, 99))
 DEEXA, NLEXB, NEW, ELSEWHERE = map(
     EMAID.parse, ("DEEXAC00000001", "NLEXBC00000001", "DEEXAC00000777", "DEEXAC00000888")
 )
-TOLD = EMAID.parse("DEEXAC00000778")
+ANNOUNCED = EMAID.parse("DEEXAC00000778")
 TRACE_ID = "c52fe6ad-1e39-4f6e-a0d0-e2d51aacf09f"
 
 
 @dataclass
 class Sandbox:
-    """A pool with a sandbox around it."""
+    """A running pool with a sandbox, and a server for the partners' webhooks."""
 
     base_url: str
     world: World
@@ -81,16 +81,16 @@ class Sandbox:
         form: dict[str, str] | None = None,
         status: int = 200,
     ) -> Any:
-        """Do a request, and keep it with its answer as text in which what differs from run to run is left out."""
+        """Send a request and record it with its response as text, without the values that differ between runs."""
         sent = {**({"Authorization": f"Bearer {self.token(party)}"} if party else {}), **(headers or {})}
         answer = httpx.request(method, self.base_url + path, headers=sent, json=body, data=form)
         assert answer.status_code == status, answer.text
         lines = [f"{method} {path} HTTP/1.1", "Host: ccp.example"]
         lines += [f"{key}: {'Bearer eyJ0…' if key == 'Authorization' else value}" for key, value in sent.items()]
         if form is not None:
-            told = {**form, "client_secret": "…"} if "client_secret" in form else form
+            shown = {**form, "client_secret": "…"} if "client_secret" in form else form
             encoded = (
-                str(httpx.QueryParams(told))
+                str(httpx.QueryParams(shown))
                 .replace("%E2%80%A6", "…")
                 .replace(str(httpx.QueryParams({"x": self.base_url}))[2:], "https%3A%2F%2Fccp.example")
             )
@@ -107,7 +107,7 @@ class Sandbox:
         return answer.json() if answer.content else None
 
     def show_event(self, name: str, event: Received, host: str) -> None:
-        """Keep what a partner was told, and what it answered; partners share a server here, each under a path."""
+        """Record an event and the partner's response. The partners share one server, each with a path."""
         lines = [f"{event.method} {event.target.removeprefix('/oem').removeprefix('/emsp')} HTTP/1.1", f"Host: {host}"]
         lines += ["Content-Type: application/json", "X-Operator-Signature: sha256=5f3a…", "payload-signature: 5f3a…"]
         lines += ["X-Hubject-Signature: 5f3a…"]
@@ -169,33 +169,33 @@ def sandbox() -> Iterator[Sandbox]:
     with tempfile.TemporaryDirectory(prefix="ccp-doc-") as name, loopback() as (listening, base_url):
         folder = Path(name) / ".sandbox"
         world = create(folder, base_url, AT, store_samples=True)
-        # Partners' servers of this test are on loopback and without TLS.
+        # The partners' server is on loopback and without TLS.
         lax = {"log_level": "error", "event_allow_http": True, "egress_allow_networks": ("127.0.0.0/8",)}
         with running(settings.load(folder / "ccp.toml", **lax), listening), scripted() as partners:
             yield Sandbox(base_url, world, folder, partners)
 
 
 def walk(box: Sandbox) -> dict[str, str]:
-    """Everything that the document shows, in its order."""
+    """Send all requests of the document, in its order. Returns their texts by name."""
     token = {"grant_type": "client_credentials", "client_id": "example-cpo", "client_secret": box.secret("example-cpo")}
     box.show("token", None, "POST", "/oauth/token", form=token)
     ask = {
         "certificateInstallationReq": encode_base64(box.car(PCID_1).request(SESSION, AT)),
         "xsdMsgDefNamespace": str(Namespace.ISO2),
     }
-    nobody = {**ask, "certificateInstallationReq": encode_base64(box.car(STRANGER).request(SESSION, AT))}
+    unknown_car = {**ask, "certificateInstallationReq": encode_base64(box.car(UNKNOWN).request(SESSION, AT))}
     opnc, opcp = "/opnc/v1/ccp", "/v1/ccp"
     headers = {"alwaysReturnEXI": "true", "broadcast": "true"}
     box.show("deliver", "example-cpo", "POST", f"{opnc}/signedcontractdata", body=ask, headers=headers)
-    box.show("deliver-nothing", "example-cpo", "POST", f"{opnc}/signedcontractdata", body=nobody)
+    box.show("deliver-nothing", "example-cpo", "POST", f"{opnc}/signedcontractdata", body=unknown_car)
     box.show(
         *("deliver-404", "example-cpo", "POST", f"{opnc}/signedcontractdata"),
-        **{"body": nobody, "headers": {"alwaysReturnEXI": "false"}, "status": 404},
+        **{"body": unknown_car, "headers": {"alwaysReturnEXI": "false"}, "status": 404},
     )
     box.show("opcp-token-json", None, "POST", "/oauth/token", body=token)
     box.show("opcp-token-form", None, "POST", "/oauth/token", form={**token, "audience": box.base_url})
     box.show("opcp-deliver", "example-cpo", "POST", f"{opcp}/signedContractData", body=ask)
-    box.show("opcp-deliver-nothing", "example-cpo", "POST", f"{opcp}/signedContractData", body=nobody)
+    box.show("opcp-deliver-nothing", "example-cpo", "POST", f"{opcp}/signedContractData", body=unknown_car)
     box.show("opcp-roots", "example-cpo", "GET", "/v1/root/rootCerts?rootType=MO")
     publication = {**publish_body(box.world.pkis["iso2"], NEW, box.car(PCID_2), AT), "metaData": "Example tariff"}
     box.show("dry-run", "example-emsp-a", "PUT", f"{opnc}/signedcontractdata?dryRun=true", body=publication)
@@ -212,15 +212,15 @@ def walk(box: Sandbox) -> dict[str, str]:
     box.show("opcp-list", "example-oem", "GET", f"{opcp}/signedContractData/{PCID_1}")
     with start(box.world.pkis, pool_id="pool-b") as there:
         there.publish(box.car(PCID_2), ELSEWHERE)
-        know(box, Peer("pool-b", there.base_url, "opnc", "oem", there.world.member("oem").secret))
+        register_peer(box, Peer("pool-b", there.base_url, "opnc", "oem", there.world.member("oem").secret))
         to = {"OPNC-to-party-type": "ccp", "OPNC-to-party-id": "pool-b"}
         box.show("addressed", "example-oem", "GET", f"{opnc}/contractData/pcid/{PCID_2}", headers=to)
     walk_events(box)
     return box.shown
 
 
-def know(box: Sandbox, peer: Peer) -> None:
-    """Register another pool with the one that runs, and wait until it has noticed."""
+def register_peer(box: Sandbox, peer: Peer) -> None:
+    """Register another pool and wait until the running pool knows it."""
 
     async def add() -> None:
         async with opened(settings.load(box.folder / "ccp.toml")) as store:
@@ -239,7 +239,7 @@ def know(box: Sandbox, peer: Peer) -> None:
 
 
 def walk_events(box: Sandbox) -> None:
-    """A car maker and an eMSP subscribe, a contract is published, and both are told."""
+    """Subscribe an OEM and an eMSP, publish a contract, and record both events."""
     service = "/opnc/v1/event/endpoints"
     maker = {
         "url": f"{box.partners.url}/oem/ccp-events",
@@ -255,9 +255,9 @@ def walk_events(box: Sandbox) -> None:
         box.partners.on(path, Reply(204))
     made = box.show("subscribe-oem", "example-oem", "POST", service, body=maker, status=201)
     box.show("subscribe-emsp", "example-emsp-a", "POST", service, body=provider, status=201)
-    publish(box, TOLD)
-    box.show_event("event-oem", told(box, "/oem/ccp-events"), "maker.example")
-    box.show_event("event-emsp", told(box, "/emsp/ccp-events"), "provider.example")
+    publish(box, ANNOUNCED)
+    box.show_event("event-oem", first_event(box, "/oem/ccp-events"), "maker.example")
+    box.show_event("event-emsp", first_event(box, "/emsp/ccp-events"), "provider.example")
     change = {"url": maker["url"], "status": "disabled"}
     path = f"{service}/{made['id']}"
     until(lambda: delivered(box, path))
@@ -273,8 +273,8 @@ def publish(box: Sandbox, emaid: EMAID) -> None:
     assert answer.status_code == 201, answer.text
 
 
-def told(box: Sandbox, path: str) -> Received:
-    """The first event that a partner gets."""
+def first_event(box: Sandbox, path: str) -> Received:
+    """Wait for the first event at a path."""
     until(lambda: box.partners.asked(path))
     return box.partners.asked(path)[0]
 
@@ -326,7 +326,7 @@ def test_csms_program_answers_its_stations(box: Sandbox, monkeypatch: pytest.Mon
     scope: dict[str, Any] = {}
     exec(program(box, "csms", monkeypatch, "example-cpo"), scope)
     car = box.car(PCID_1 if edition == "iso2" else PCID.parse("WEX0SANDBOX000003"), edition)
-    stranger = box.car(STRANGER, edition)
+    stranger = box.car(UNKNOWN, edition)
 
     async def station() -> tuple[bytes, bytes]:
         answers = [
@@ -345,7 +345,7 @@ def test_emsp_program_publishes_and_withdraws(
 ) -> None:
     scope: dict[str, Any] = {}
     exec(program(box, "emsp", monkeypatch, "example-emsp-a"), scope)
-    pcid = PCID.parse("WEX0SANDBOX000088")  # A car without contract, of which the first becomes the default.
+    pcid = PCID.parse("WEX0SANDBOX000088")  # A car without contracts: the first one becomes the default.
     pki, car = box.world.pkis["iso2"], box.car(pcid)
     emaid = EMAID.parse("DEEXAC00000888")
     message = sign_contract(pki, issue_contract(pki, emaid, pcid, car.provisioning.certificate, AT), AT)
@@ -378,7 +378,7 @@ def test_webhook_program_accepts_events_of_the_pool_only(
     made = httpx.post(f"{box.base_url}/opnc/v1/event/endpoints", headers=headers, json=body).json()
     emaid = EMAID.parse("DEEXAC00000779")
     publish(box, emaid)
-    event = told(box, "/taken")
+    event = first_event(box, "/taken")
     monkeypatch.setenv("CCP_WEBHOOK_SECRET", made["secret"])
     scope: dict[str, Any] = {}
     exec(dict(_PROGRAM.findall(DOCUMENT.read_text("utf-8")))["webhook"], scope)

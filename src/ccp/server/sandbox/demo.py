@@ -102,7 +102,7 @@ def _run_edition(demo: Demo, edition: str, pki: PKI, parties: dict[str, Client],
         with demo.step(title, f"{emaid[:5]} makes contract {emaid}, the CPS signs it") as result:
             bundle = issue_contract(pki, emaid, car.pcid, car.provisioning.certificate, now)
             message = sign_contract(pki, bundle, now)
-            result.append(f"{len(message)} octets")
+            result.append(f"{len(message)} bytes")
         with demo.step(title, f"{publisher.removeprefix('Example ')} publishes {emaid}"):
             root = pki.v2g_root.certificate
             parties[publisher].publish(
