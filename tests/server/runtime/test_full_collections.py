@@ -29,7 +29,7 @@ async def run():
         subscribers = next(each for each in kept if isinstance(each, Subscribers))
         subscribers._feed._numbers = None  # As after a long absence: everything is read again.
         await subscribers.refresh()
-        print(json.dumps([*found, seen(), len(subscribers._webhooks.known)]))
+        print(json.dumps([*found, seen(), len(subscribers._cache.known)]))
 
 kept, made = [], Subscribers.__init__
 Subscribers.__init__ = lambda self, *args: (kept.append(self), made(self, *args))[1]

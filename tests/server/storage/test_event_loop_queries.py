@@ -47,7 +47,7 @@ LONG = "long"
 SMALL = "of a table that the operator fills, or of one row"
 
 QUERIES: dict[str, Any] = {
-    "_revision": SMALL,
+    "_schema_revision": SMALL,
     "anchors.list_all": SMALL,
     "signing_keys.list_all": SMALL,
     "peers queries.list_all": SMALL,

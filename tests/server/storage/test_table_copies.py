@@ -97,8 +97,8 @@ def test_table_copies_equal_a_full_reload_after_any_changes(
             await subscribers.refresh()
             await kept.refresh()
             assert state(subscribers, kept) == (dict.fromkeys(ever), set(), dict.fromkeys(NAMES))
-            assert not subscribers._webhooks._of_party
-            assert not any(subscribers._webhooks.wanted.values())
+            assert not subscribers._cache._of_party
+            assert not any(subscribers._cache.wanted.values())
 
     asyncio.run(run())
     assert len(ever) > 1
