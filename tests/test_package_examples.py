@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import textwrap
 from typing import Any
 
@@ -20,6 +21,12 @@ def example(package: str) -> str:
     start = next(number for number, line in enumerate(paragraphs) if line.startswith("    "))
     end = next(number for number, line in enumerate(paragraphs) if number > start and line and not line.startswith(" "))
     return textwrap.dedent("\n".join(paragraphs[start:end]))
+
+
+def test_schemas_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    body = {"emaid": "DEEXAC00000001", "pcid": "WEX0TEST000000001", "certificateInstallationRes": "AAAA"}
+    exec(example("ccp.schemas"), {"body": json.dumps({**body, "xsdMsgDefNamespace": Namespace.ISO2}).encode()})
+    assert capsys.readouterr().out == "DEEXAC00000001 WEX0TEST000000001\n"
 
 
 def test_testing_example_runs() -> None:
