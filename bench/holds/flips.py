@@ -196,8 +196,8 @@ def run(short: bool, folder: Path) -> Iterator[Row]:
     at = datetime.now(UTC).replace(microsecond=0)
     config, database = folder / "ccp.toml", f"sqlite:///{folder / 'ccp.db'}"
     config.write_text(
-        f'base_url = "{world.BASE_URL}"\noutbound_allow = ["127.0.0.0/8"]\nlog_level = "error"\n'
-        "rate_limit_per_party = 0\nrate_address = 0\n"
+        f'base_url = "{world.BASE_URL}"\negress_allow_networks = ["127.0.0.0/8"]\nlog_level = "error"\n'
+        "rate_limit_per_party = 0\nrate_limit_per_address = 0\n"
     )
     schema.upgrade(database)
     loaded = settings.load(config, database=database)

@@ -93,7 +93,7 @@ def run(short: bool, folder: Path, minutes: float = MINUTES, rate: float = 1.0) 
     """minutes: duration of the long form. rate: factor for the rates of all callers."""
     at = datetime.now(UTC).replace(microsecond=0)
     config, database = folder / "ccp.toml", f"sqlite:///{folder / 'ccp.db'}"
-    config.write_text(f'base_url = "{world.BASE_URL}"\noutbound_allow = ["127.0.0.0/8"]\nlog_level = "error"\n')
+    config.write_text(f'base_url = "{world.BASE_URL}"\negress_allow_networks = ["127.0.0.0/8"]\nlog_level = "error"\n')
     schema.upgrade(database)
     loaded = settings.load(config, database=database)
     logging.configure(loaded)

@@ -208,7 +208,7 @@ def _purge(plan: Plan, pool: PoolOn, url: str) -> Iterator[Row]:
     found: dict[int, Outcome] = {}
     left = expired
     for interval in (0, 1):
-        pool.config.write_text(f"{settings}cleanse_interval = {interval}\n")
+        pool.config.write_text(f"{settings}purge_interval = {interval}\n")
         with pool.serving(url) as server:
             stream = Stream("vehicles", pool.operations["post"].messages, plan.vehicles, plan.purging, 100)
             with running(server.port, [stream]) as load:

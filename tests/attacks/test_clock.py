@@ -292,7 +292,7 @@ def test_a_server_whose_machine_jumps_ahead_keeps_its_contracts_and_says_so(tmp_
     for number in range(5):
         write(url, publishing(number))
     port = free_port()
-    (tmp_path / "ccp.toml").write_text(f'database = "sqlite:///ccp.db"\nport = {port}\ncleanse_interval = 1\n')
+    (tmp_path / "ccp.toml").write_text(f'database = "sqlite:///ccp.db"\nport = {port}\npurge_interval = 1\n')
     log = tmp_path / "log"
     with (
         under_faketime(tmp_path) as statement,

@@ -90,6 +90,24 @@ def test_readme_programs_are_short_and_run_in_order(tmp_path: Path) -> None:
     assert printed["messages"][0].endswith(" True")
 
 
+def _without_figures(line: str) -> str:
+    """A line of the demo without times and sizes, which differ from run to run."""
+    return re.sub(r"\s+", " ", re.sub(r"[\d.]+ ms$|\b\d{4} bytes", "", line)).strip()
+
+
+def test_readme_shows_what_the_demo_prints() -> None:
+    shown = re.search(r"<!-- demo: begin -->\n```\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
+    assert shown is not None
+    command = [sys.executable, "-c", "from ccp.cli import main; main()", "demo"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "120"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    printed = [_without_figures(line) for line in done.stdout.splitlines()]
+    lines = [_without_figures(line) for line in shown[1].splitlines()]
+    assert len(lines) > 10
+    assert [line for line in lines if line not in printed and line != "…"] == []
+
+
 def test_readme_names_existing_paths_and_commands() -> None:
     text = (ROOT / "README.md").read_text("utf-8")
     for path in re.findall(r"`(docs/[^`]+|src/ccp[^`,]*)`", text):

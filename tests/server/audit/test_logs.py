@@ -168,7 +168,7 @@ def test_the_log_says_of_ids_what_the_setting_allows(pkis: dict[str, PKI], tmp_p
         port, emaid = free_port(), new_emaid()
         config, log = tmp_path / "ccp.toml", tmp_path / "log"
         base = f"http://127.0.0.1:{port}"
-        config.write_text(f'database = "{pool.settings.database}"\nbase_url = "{base}"\nlog_ids = "{mode}"\n')
+        config.write_text(f'database = "{pool.settings.database}"\nbase_url = "{base}"\nlog_identifiers = "{mode}"\n')
         with serving(base, "--config", config, "--port", port, log=log) as http:
             http.get(f"{BASE}/contractData/emaid/{emaid}")
         events = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
