@@ -18,7 +18,7 @@ from tests.world import Pool, build_pkis, start
 
 _SLOW: Final = ("durability", "end_to_end", "hold", "packaging")
 _USES_SERVERS: Final = re.compile(
-    r"local_pool|scripted_server|tests\.world import .*\bstart\b|http\.server|import subprocess|tests\.cli\.run"
+    r"local_pool|scripted_server|tests\.world import .*\bstart\b|http\.server|import subprocess|tests\.cli\.run|tests\.client\.servers"
     r"|create_server"
 )
 _USES_POSTGRES: Final = re.compile(r"replicated\(|databases import .*\bServer\b|pgbouncer")
