@@ -177,13 +177,13 @@ def test_what_is_remembered_is_bounded_and_neither_secret_nor_alike_in_two_proce
     for number in range(10):
         for known in (one, other):
             known.remember(f"party-{number}", "the secret", f"hash {number}")
-    assert [one.recognises(f"party-{number}", "the secret") for number in range(10)] == [False] * 7 + [True] * 3
+    assert [one.contains(f"party-{number}", "the secret") for number in range(10)] == [False] * 7 + [True] * 3
     assert list(one._known) == ["party-7", "party-8", "party-9"]
     assert "the secret" not in repr(one._known)
     assert one._known != other._known
-    assert not one.recognises("party-9", "another")
+    assert not one.contains("party-9", "another")
     assert not one.still_valid("party-9", "the secret", ["hash of its successor"])
-    assert not one.recognises("party-9", "the secret"), "forgotten"
+    assert not one.contains("party-9", "the secret"), "forgotten"
 
 
 def test_invented_client_addresses_get_no_more_guesses_at_a_client_id(pkis: dict[str, PKI]) -> None:

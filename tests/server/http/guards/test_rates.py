@@ -74,7 +74,7 @@ def test_never_more_than_the_burst_and_the_rate(per_second: int, burst: int, pau
         wait = bucket.acquire(b"a", rate)
         assert wait == expected
         let += wait == 0
-        assert let <= burst + (clock.now - began) / rate.interval + 1e-6
+        assert let <= burst + (clock.now - began) / rate.emission_interval + 1e-6
         if wait:
             before = clock.now
             clock.now += math.ceil(wait * 1e9)
@@ -180,13 +180,13 @@ PROXIES = TrustedProxies(("127.0.0.0/8", "10.0.0.0/8", "2001:db8:1::/48"))
 def test_the_client_is_the_last_hop_that_a_trusted_proxy_vouches_for(
     peer: str | None, forwarded: str, address: str | None, counted: bool
 ) -> None:
-    client = PROXIES.client(peer, forwarded)
+    client = PROXIES.resolve(peer, forwarded)
     assert (client.address, client.rate_limit_key is not None) == (address, counted)
 
 
 def test_an_ipv6_client_is_counted_by_its_network() -> None:
-    one, other = (PROXIES.client(f"2001:db8:7::{host}", "") for host in ("1", "ffff:1"))
-    elsewhere = PROXIES.client("2001:db8:7:1::1", "")
+    one, other = (PROXIES.resolve(f"2001:db8:7::{host}", "") for host in ("1", "ffff:1"))
+    elsewhere = PROXIES.resolve("2001:db8:7:1::1", "")
     assert one.rate_limit_key == other.rate_limit_key != elsewhere.rate_limit_key
 
 
