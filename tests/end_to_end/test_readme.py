@@ -92,7 +92,7 @@ def test_readme_programs_are_short_and_run_in_order(tmp_path: Path) -> None:
 
 def _without_figures(line: str) -> str:
     """A line of the demo without times and sizes, which differ from run to run."""
-    return re.sub(r"\s+", " ", re.sub(r"[\d.]+ ms$|\b\d{4} bytes", "", line)).strip()
+    return re.sub(r"\s+", " ", re.sub(r"[\d.]+ ms$|in [\d.]+ s|\b\d{4} bytes", "", line)).strip()
 
 
 def test_readme_shows_what_the_demo_prints() -> None:
