@@ -9,6 +9,7 @@ import json
 import re
 import sys
 import threading
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -98,6 +99,10 @@ def _note(pki: PKI, car: Credential, contract: Credential) -> None:
         _ISSUED[credential.certificate.serial_number] = credential.certificate, issuer
 
 
+_IDLE_SECONDS: Final = 3.0
+"""After which a connection is not used again."""
+
+
 class Pool:
     """A real pool and its callers. statuses: HTTP status codes, by what was flipped."""
 
@@ -107,12 +112,13 @@ class Pool:
 
     def send(self, method: str, path: str, body: dict[str, Any], role: PartyRole) -> tuple[int, dict[str, Any]]:
         connection: http.client.HTTPConnection | None = getattr(self._local, "connection", None)
-        if connection is None:
+        if connection is None or time.monotonic() - self._local.used > _IDLE_SECONDS:  # The pool may have closed it.
             connection = self._local.connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
         headers = {"Authorization": f"Bearer {self._tokens[role]}", "Content-Type": "application/json"}
         connection.request(method, path, json.dumps(body), headers)
         answer = connection.getresponse()
         content = answer.read()
+        self._local.used = time.monotonic()
         return answer.status, json.loads(content) if content else {}
 
     def publish(self, profile: Profile, message: bytes, dry: bool) -> tuple[int, bool]:
