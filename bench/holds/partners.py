@@ -114,7 +114,9 @@ class _Hold:
         self._world = world.build(self._at, {"iso2": plan.contracts})
         self._secret = new_secret()
         self._config = folder / "ccp.toml"
-        self._config.write_text(f'base_url = "{world.BASE_URL}"\nevent_allow_http = true\negress_allow_networks = ["127.0.0.0/8"]\n')
+        self._config.write_text(
+            f'base_url = "{world.BASE_URL}"\nevent_allow_http = true\negress_allow_networks = ["127.0.0.0/8"]\n'
+        )
         self._others: list[str] = []
 
     def rows(self) -> Iterator[Row]:
