@@ -91,7 +91,7 @@ def test_sync_roots_adds_listed_roles_and_notifies_workers(world: World) -> None
     assert (done.delisted, done.unusable, done.pruned) == ((), (), False)
     assert world.write(change_counters.read_all())[change_counters.ChangeCounter.ANCHORS] == 3
     again = world.sync()
-    assert (again.added, again.gone) == ((), ())
+    assert (again.added, again.delisted) == ((), ())
     assert world.write(change_counters.read_all())[change_counters.ChangeCounter.ANCHORS] == 3
 
 
