@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import doctest
 import importlib
 import inspect
 import json
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ccp import exi, verify
 from ccp.ids import Namespace
+from ccp.testing import PKI, Car, Provider
+from tests.exi.samples import EXAMPLE
 from tests.world import AT, SESSION, Pool
 
 
@@ -52,3 +56,38 @@ def test_client_example_runs(pool: Pool, capsys: pytest.CaptureFixture[str]) -> 
     exec(code, scope)
     assert car.install(received[0], SESSION, AT)[0] == contract.emaid
     assert capsys.readouterr().out == f"{contract.emaid}\n"
+
+
+def run_doctest(package: str, **names: Any) -> None:
+    """Run the `>>>` example of a package with these names."""
+    module = importlib.import_module(package)
+    found = doctest.DocTestParser().get_doctest(module.__doc__ or "", names, package, module.__file__, 0)
+    assert found.examples
+    flags = doctest.ELLIPSIS | doctest.IGNORE_EXCEPTION_DETAIL
+    assert doctest.DocTestRunner(optionflags=flags).run(found).failed == 0
+
+
+def test_exi_example_runs() -> None:
+    run_doctest("ccp.exi", data=EXAMPLE)
+
+
+def test_x509_example_runs() -> None:
+    pki = PKI.generate(AT)
+    leaf, sub_cas = pki.cps.certificate, pki.cps.sub_cas
+    run_doctest("ccp.x509", root=pki.v2g_root.certificate, leaf=leaf, sub_cas=sub_cas, now=AT)
+
+
+def test_verify_example_runs(tmp_path: Path) -> None:
+    pki = PKI.generate(AT)
+    for role, root in (("v2g", pki.v2g_root), ("emsp", pki.emsp_root)):
+        (tmp_path / role).mkdir()
+        (tmp_path / role / "root.pem").write_bytes(root.certificate.pem())
+    car = Car.generate(pki, "WEX0TEST000000001", AT)
+    contract = Provider(pki, "DEEXA").sign_contract(car, "DEEXAC00000001", AT)
+    run_doctest("ccp.verify", data=contract.message, directory=tmp_path, now=AT)
+
+
+@pytest.mark.parametrize("package", ["ccp.exi", "ccp.x509", "ccp.verify", "ccp.client", "ccp.testing"])
+def test_package_exports_exist(package: str) -> None:
+    module = importlib.import_module(package)
+    assert set(module.__all__) <= set(vars(module))

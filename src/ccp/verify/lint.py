@@ -10,7 +10,8 @@ from typing import Final
 from cryptography import x509
 
 from ccp.errors import ChainError
-from ccp.verify import InstallationRequest, InstallationResponse
+from ccp.verify.request import InstallationRequest
+from ccp.verify.response import InstallationResponse
 from ccp.x509.certificates import Certificate
 from ccp.x509.path_validation import TrustAnchors
 from ccp.x509.profiles import AnchorRole
