@@ -1,12 +1,12 @@
-"""Every deliberate error.
+"""The exceptions of all packages.
 
     CCPError
-    ├── InputError                what was sent cannot be read
+    ├── InputError                the input cannot be read
     │   ├── FieldError            a field, parameter or header breaks its pattern
-    │   ├── EXIError              octets that are not one of the messages
-    │   └── MismatchError         parts that must agree do not
-    ├── VerificationError         it was read, but it is not to be trusted
-    │   ├── SignatureError        a digest or a SignatureValue does not hold
+    │   ├── EXIError              bytes that are not one of the messages
+    │   └── MismatchError         values that must agree do not
+    ├── VerificationError         the input was read, but is not trustworthy
+    │   ├── SignatureError        a digest or SignatureValue does not match
     │   ├── ChainError            no valid certificate path to an anchor
     │   │   └── ExpiredError      … because a certificate is past its validity
     │   ├── RevokedError          a certificate of the path is revoked (final)
@@ -14,29 +14,29 @@
     ├── AccessError
     │   ├── NotAuthenticated      no valid token, or no valid client credentials
     │   └── NotAuthorised         a valid token, but not for this
-    ├── NotFound                  unknown here, or not this caller's to know
-    ├── Conflict                  what is asked for is taken (a name, an id of another party)
-    ├── PreconditionFailed        the state is not what the caller requires; nothing was changed
-    ├── LimitExceeded             no more may be stored
-    ├── TooManyRequests           within a limit, but not now
-    ├── Unavailable               try again later; nothing was changed
+    ├── NotFound                  unknown, or not visible to this caller
+    ├── Conflict                  a name or id is already in use
+    ├── PreconditionFailed        the state is not what the caller requires; nothing has changed
+    ├── LimitExceeded             a storage limit is reached
+    ├── TooManyRequests           a rate limit is exceeded
+    ├── Unavailable               temporary failure; nothing has changed
     ├── UpstreamError             an external service refused or failed; nothing was changed
-    └── ConfigurationError        the operator has to act
+    └── ConfigurationError        the operator has to change something
 
-A message is one sentence (or several, in `messages`) that is safe to show a partner. `code` is stable. How an error is
-answered (HTTP status, ISO 15118 response code) is the edge's business, see `ccp.server.http.errors`. Causes are
-chained with `raise … from exc` and reach only the log.
+A message is one sentence, or several in `messages`, that is safe to show to a partner. `code` is stable. The mapping to
+HTTP status and ISO 15118 response code is in `ccp.server.http.errors`. Causes are chained with `raise … from exc` and
+reach only the log.
 """
 
 from __future__ import annotations
 
 from typing import ClassVar, Final, TypeVar
 
-_LONGEST_CHAIN: Final = 16  # Causes of causes.
+_MAX_CAUSES: Final = 16
 
 
 class CCPError(Exception):
-    """Base of every deliberate error. `messages`: at least one sentence, safe to show a partner."""
+    """Base class. messages: at least one sentence, safe to show to a partner. code: stable."""
 
     code: ClassVar[str] = "error"
 
@@ -49,17 +49,21 @@ class CCPError(Exception):
 
 
 class InputError(CCPError):
+    """The input cannot be read."""
+
     code = "input"
 
 
 class FieldError(InputError):
+    """A field, parameter or header breaks its pattern."""
+
     code = "field"
 
 
 class EXIError(InputError):
-    """Octets that are not one of the messages, or a message that cannot be written.
+    """Bytes that are not a valid message, or a message that cannot be encoded.
 
-    offset: position in bits from the start of the stream, or None when writing.
+    offset: in bits from the start of the message, None when encoding.
     path: element path such as "V2G_Message/Body/CertificateInstallationReq".
     """
 
@@ -74,75 +78,103 @@ class EXIError(InputError):
 
 
 class MismatchError(InputError):
+    """Values that must agree do not."""
+
     code = "mismatch"
 
 
 class VerificationError(CCPError):
+    """The input was read, but is not trustworthy."""
+
     code = "verification"
 
 
 class SignatureError(VerificationError):
+    """A digest or SignatureValue does not match."""
+
     code = "signature"
 
 
 class ChainError(VerificationError):
+    """No valid certificate path to an anchor."""
+
     code = "chain"
 
 
 class ExpiredError(ChainError):
+    """A certificate of the path has expired."""
+
     code = "expired"
 
 
 class RevokedError(VerificationError):
+    """A certificate of the path is revoked (final)."""
+
     code = "revoked"
 
 
 class KeyMaterialError(VerificationError):
+    """A public key or an encrypted key is malformed."""
+
     code = "key_material"
 
 
 class AccessError(CCPError):
+    """The caller may not do this."""
+
     code = "access"
 
 
 class NotAuthenticated(AccessError):
+    """No valid token, or no valid client credentials."""
+
     code = "not_authenticated"
 
 
 class NotAuthorised(AccessError):
+    """A valid token without permission for this."""
+
     code = "not_authorised"
 
 
 class NotFound(CCPError):
+    """Unknown, or not visible to this caller."""
+
     code = "not_found"
 
 
 class NoContract(NotFound):
-    """Nothing at all is stored for the vehicle."""
+    """No contract is stored for the vehicle."""
 
     code = "no_contract"
 
 
 class NothingDeliverable(NotFound):
-    """Contracts are stored, but none may be handed out now."""
+    """Contracts are stored, but none can be delivered now."""
 
     code = "nothing_deliverable"
 
 
 class Conflict(CCPError):
+    """A name or id is already in use."""
+
     code = "conflict"
 
 
 class PreconditionFailed(CCPError):
+    """The state is not what the caller requires."""
+
     code = "precondition_failed"
 
 
 class LimitExceeded(CCPError):
+    """A storage limit is reached."""
+
     code = "limit_exceeded"
 
 
 class TooManyRequests(CCPError):
-    """retry_after: seconds until it would be within the limit, at least one."""
+    """A rate limit is exceeded. retry_after: seconds until a retry can succeed, at least one."""
 
     code = "too_many_requests"
 
@@ -152,7 +184,7 @@ class TooManyRequests(CCPError):
 
 
 class Unavailable(CCPError):
-    """retry_after: seconds until it is worth another try, where that is known."""
+    """A temporary failure. retry_after: seconds until a retry can succeed, None if unknown."""
 
     code = "unavailable"
 
@@ -162,10 +194,14 @@ class Unavailable(CCPError):
 
 
 class UpstreamError(CCPError):
+    """An external service refused or failed."""
+
     code = "upstream"
 
 
 class ConfigurationError(CCPError):
+    """The operator has to change something."""
+
     code = "configuration"
 
 
@@ -173,13 +209,13 @@ E = TypeVar("E", bound=BaseException)
 
 
 def strip_tracebacks(error: E) -> E:
-    """An error that is to be kept, without the frames that it and its causes went through. Returns the same error.
+    """Remove the tracebacks of an error and its causes before it is stored. Returns the same error.
 
-    A frame holds its variables and its caller's frame. An error that is kept in one of these variables is part of a
-    reference cycle, with a whole request in it, and only the garbage collector finds that.
+    A traceback refers to frames, and a frame to its variables. An error stored in one of these variables is part of a
+    reference cycle that contains a whole request, which only the garbage collector frees.
     """
     found: BaseException | None = error
-    for _ in range(_LONGEST_CHAIN):
+    for _ in range(_MAX_CAUSES):
         if found is None:
             break
         found.__traceback__ = None

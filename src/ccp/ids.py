@@ -1,7 +1,7 @@
-"""The field's identifiers: parsed once, canonical ever after.
+"""Identifiers of the ecosystem, parsed into canonical form.
 
-Each type is a `str` that can only be had from `parse`, so holding one means that it is well-formed and canonical.
-Patterns are ASCII and matched before any change of case, because Unicode case mapping would let other letters in.
+Each type is a `str` created by `parse`, so an instance is always well-formed and canonical. Patterns are ASCII and
+matched before any change of case, because Unicode case mapping would accept other letters.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ PCID_PATTERN: Final = r"^[a-zA-Z0-9]{17,18}$"
 FINGERPRINT_PATTERN: Final = r"^[0-9a-fA-F]{64}$"
 
 PLACEHOLDER_EMAID: Final = "ZZZZZ000000000"
-"""Stands where an EMAID is mandatory and there is none: in a negative message, and in the item that carries it."""
+"""Placeholder for a mandatory EMAID without value: in a negative message, and in the item that contains it."""
 
 
 class Namespace(StrEnum):
-    """The message definition namespace: which part of ISO 15118 a message is written in."""
+    """The message definition namespace, which identifies the edition of ISO 15118."""
 
     ISO2 = "urn:iso:15118:2:2013:MsgDef"
     ISO20 = "urn:iso:15118:20:2020:MsgDef"
@@ -43,7 +43,7 @@ _NAMESPACES: Final = {
 
 
 class _Id(str):
-    """A string of one pattern; `field` is the name that the API gives it."""
+    """A string with a pattern. field: its name in the API."""
 
     __slots__ = ()
     field: str
@@ -52,7 +52,7 @@ class _Id(str):
 
     @classmethod
     def parse(cls, text: str, field: str | None = None) -> Self:
-        """Read the id. Raises FieldError, naming `field` or the API's own name for it."""
+        """Parse the id. field: name for the error, by default that of the API. Raises FieldError."""
         if not cls._match.fullmatch(text):
             raise FieldError(f'{field or cls.field} : must match "{cls.pattern}"')
         return cls(cls._canonical(text))
@@ -106,7 +106,7 @@ class EMAID(_Id):
     __slots__ = ()
     field = "emaid"
     pattern = EMAID_PATTERN
-    # The lengths of the pattern alone allow 14 to 46 characters, the API's own facet ends at 36.
+    # The pattern alone allows 14 to 46 characters; the API limits the length to 36.
     _match = re.compile(r"(?=.{14,36}\Z)[A-Za-z]{2}-?\w{3}-?\w{9,28}-?\w?", re.ASCII)
 
     @classmethod
@@ -148,7 +148,7 @@ class Fingerprint(_Id):
 
 
 def mask_ids(text: str) -> str:
-    """The text with every long id cut to its owner's part, so that drivers and vehicles stay out of the log."""
+    """Truncate every long id in a text to its owner's part, so that the log does not identify drivers and vehicles."""
     return _LONG_ID.sub(lambda found: found[0][:5] + "…", text)
 
 
@@ -156,7 +156,7 @@ _LONG_ID: Final = re.compile(r"\w{14,}")
 
 
 def parse_session_id(text: str) -> bytes:
-    """A session id from its hexadecimal form: at most eight octets, none allowed. Raises FieldError."""
+    """Parse a session id from hexadecimal: zero to eight bytes. Raises FieldError."""
     if not _SESSION_ID.fullmatch(text):
         raise FieldError("sessionID : must be hexadecimal, at most 16 digits and an even number of them")
     return bytes.fromhex(text)
@@ -172,10 +172,10 @@ def check_digit(emaid: str) -> str:
     """The check digit of an EMAID.
 
     emaid: the first 14 characters, upper-case letters and digits.
-    Each character is a pair of bits (its ninth of the alphabet) and a pair of ternary digits (its place there). Both
-    pairs are row vectors; the vector at place i is multiplied by the i-th power of a matrix, over GF(2) and GF(3), and
-    the fifteenth character makes the sums vanish. Summing from the last place, one multiplication a step does it.
-    Source: ISO 15118-2 Annex H.
+    Each character is a pair of bits (which ninth of the alphabet) and a pair of ternary digits (position in that
+    ninth). Both pairs are row vectors; the vector at position i is multiplied by the i-th power of a matrix, over GF(2)
+    and GF(3), and the fifteenth character makes the sums zero. Summing from the last position takes one multiplication
+    a step. Source: ISO 15118-2 Annex H.
     """
     q1 = q2 = r1 = r2 = 0
     for character in reversed(emaid):

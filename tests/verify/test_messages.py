@@ -497,9 +497,9 @@ POINT_P256, POINT_P521 = (
         (b"\4" + bytes(64), "The DH public key is no point on SECP256R1."),
         (POINT_P256[:-1] + bytes((POINT_P256[-1] ^ 1,)), "The DH public key is no point on SECP256R1."),
         (b"\5" + POINT_P256[1:], "The DH public key is no point on SECP256R1."),
-        (POINT_P256[:33], "The DH public key has 33 octets; on SECP256R1 it has 65."),
-        (b"", "The DH public key has 0 octets; on SECP256R1 it has 65."),
-        (b"\0", "The DH public key has 1 octets; on SECP256R1 it has 65."),
+        (POINT_P256[:33], "The DH public key has 33 bytes; on SECP256R1 it has 65."),
+        (b"", "The DH public key has 0 bytes; on SECP256R1 it has 65."),
+        (b"\0", "The DH public key has 1 bytes; on SECP256R1 it has 65."),
     ],
 )
 def test_an_iso2_dh_key_that_is_no_point_is_refused(pkis: dict[str, PKI], key: bytes, sentence: str) -> None:
@@ -521,7 +521,7 @@ def test_an_iso2_encrypted_key_of_another_length_is_refused_together_with_the_dh
         KeyMaterialError,
         (
             "The DH public key is no point on SECP256R1.",
-            f"ContractSignatureEncryptedPrivateKey has {length} octets; it has to have 48.",
+            f"ContractSignatureEncryptedPrivateKey has {length} bytes; it has to have 48.",
         ),
     )
 
@@ -540,10 +540,10 @@ def key20(name: str, length: int) -> dict[str, Any]:
     ("changes", "sentence"),
     [
         ({"DHPublicKey": b"\4" + bytes(132)}, "The DH public key is no point on SECP521."),
-        ({"DHPublicKey": POINT_P256}, "The DH public key has 65 octets; on SECP521 it has 133."),
+        ({"DHPublicKey": POINT_P256}, "The DH public key has 65 bytes; on SECP521 it has 133."),
         ({"DHPublicKey": POINT_P521[:-1] + bytes((POINT_P521[-1] ^ 1,))}, "The DH public key is no point on SECP521."),
-        (key20("SECP521_EncryptedPrivateKey", 93), "SECP521_EncryptedPrivateKey has 93 octets; it has to have 94."),
-        (key20("TPM_EncryptedPrivateKey", 94), "TPM_EncryptedPrivateKey has 94 octets; it has to have 206."),
+        (key20("SECP521_EncryptedPrivateKey", 93), "SECP521_EncryptedPrivateKey has 93 bytes; it has to have 94."),
+        (key20("TPM_EncryptedPrivateKey", 94), "TPM_EncryptedPrivateKey has 94 bytes; it has to have 206."),
         (key20("X448_EncryptedPrivateKey", 84), "X448_EncryptedPrivateKey does not go with the curve SECP521."),
         (
             {"ECDHCurve": "X448", "DHPublicKey": b"\5" + bytes(55)},
@@ -555,7 +555,7 @@ def key20(name: str, length: int) -> dict[str, Any]:
         ),
         (
             {"ECDHCurve": "X448", **key20("X448_EncryptedPrivateKey", 84)},
-            "The DH public key has 133 octets; on X448 it has 56.",
+            "The DH public key has 133 bytes; on X448 it has 56.",
         ),
         *(
             (

@@ -1,4 +1,4 @@
-"""What does not make a message wrong, but will make somebody call: warnings for publishers and operators. Pure."""
+"""Warnings about messages that are valid but will cause questions, for publishers and operators. Pure."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from ccp.x509.path_validation import TrustAnchors
 from ccp.x509.profiles import AnchorRole
 
 _SOON: Final = timedelta(days=30)
-# Characters of Base64 that charging stations can take: OCPP 2.0.1 allows 5,600, back ends are known to cut at 7,500.
-_LENGTHS: Final = (7_500, 5_600)
-_SHA1_OCTETS: Final = 20
+# Characters of Base64 that charging stations accept: OCPP 2.0.1 allows 5,600; some back ends truncate at 7,500.
+_MAX_LENGTHS: Final = (7_500, 5_600)
+_SHA1_BYTES: Final = 20
 
 
 def lint_response(
     response: InstallationResponse, anchors: TrustAnchors, now: datetime, leaves: Collection[Certificate] = ()
 ) -> tuple[str, ...]:
-    """Warnings about a CertificateInstallationRes. anchors: the snapshot that has read its sub-CAs already.
+    """Warnings about a CertificateInstallationRes.
 
-    leaves: of its chains, as far as they were read already. What cannot be read as a certificate fails a check; it
-    needs no warning.
+    anchors: the snapshot that has its sub-CA certificates cached. leaves: its leaf certificates, if they were read
+    before. A certificate that cannot be read fails a check and gets no warning.
     """
     return tuple(_on_response(response, anchors, now, {leaf.der: leaf for leaf in leaves}))
 
@@ -37,7 +37,7 @@ def _on_response(
     response: InstallationResponse, anchors: TrustAnchors, now: datetime, leaves: Mapping[bytes, Certificate]
 ) -> Iterator[str]:
     length = (len(response.parsed.data) + 2) // 3 * 4
-    limit = next((limit for limit in _LENGTHS if length > limit), None)
+    limit = next((limit for limit in _MAX_LENGTHS if length > limit), None)
     if limit is not None:
         yield f"The response has {length} characters in Base64; some charging stations take {limit} at most."
     for leaf, sub_cas in (
@@ -54,7 +54,7 @@ def _on_response(
 def _on_certificate(certificate: Certificate, now: datetime, *, is_leaf: bool) -> Iterator[str]:
     if now <= certificate.not_after < now + _SOON:
         yield f"Certificate {certificate.display_name} expires on {certificate.not_after:%Y-%m-%d}."
-    if certificate.key_identifier is not None and len(certificate.key_identifier) == _SHA1_OCTETS:
+    if certificate.key_identifier is not None and len(certificate.key_identifier) == _SHA1_BYTES:
         yield (
             f"Certificate {certificate.display_name} has a key identifier of 20 bytes, as SHA-1 makes; "
             "the field has eight."
@@ -64,7 +64,7 @@ def _on_certificate(certificate: Certificate, now: datetime, *, is_leaf: bool) -
 
 
 def lint_request(request: InstallationRequest, anchors: TrustAnchors) -> tuple[str, ...]:
-    """Warnings about a CertificateInstallationReq: V2G roots that the vehicle lists and nobody here knows."""
+    """Warnings about a CertificateInstallationReq: V2G roots that the vehicle lists and the pool does not know."""
     known = anchors.by_role(AnchorRole.V2G)
     return tuple(
         f"The vehicle lists a V2G root that is not known here: {root.X509IssuerName[:100]!a}, "

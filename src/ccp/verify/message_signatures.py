@@ -1,9 +1,9 @@
-"""XML signatures over EXI: checking what was received, and making what a simulator sends.
+"""XML signatures over EXI: verification of messages, and creation for the test kit.
 
-A digest covers an element fragment; the fragment is cut out of the received bits, never encoded anew, so a sender that
-writes EXI in another way than ours is judged by what it sent. Two senders' habits are known and accepted, each because
-partners in the field use it: SignedInfo under the message's combined grammar instead of the stand-alone one, and the
-typed form of the ISO-2 eMAID instead of the relaxed one. Both only change which octets are hashed, not what is covered.
+A digest covers an element fragment. The fragment is cut out of the received bits and never re-encoded, so a sender with
+another valid encoding verifies. Two deviations of senders in the field are accepted: SignedInfo under the combined
+grammar of the message instead of the stand-alone one, and the typed form of the ISO-2 eMAID instead of the relaxed one.
+Both change only which bytes are hashed, not what is covered.
 Source: ISO 15118-2 clause 7.9.2.4.2; ISO 15118-20 [V2G20-2473] to [V2G20-2476]; W3C XML Signature, core validation.
 """
 
@@ -36,17 +36,17 @@ _SHA512: Final = "http://www.w3.org/2001/04/xmlenc#sha512"
 _SHAKE256: Final = "urn:iso:std:iso:15118:-20:Security:xmlenc#SHAKE256"
 
 _DIGESTS: Final[dict[str, Callable[[bytes], bytes]]] = {
-    _SHA256: lambda octets: hashlib.sha256(octets).digest(),
-    _SHA512: lambda octets: hashlib.sha512(octets).digest(),
-    # The standard leaves the length of the output open; 64 octets match the strength of Ed448.
-    _SHAKE256: lambda octets: hashlib.shake_256(octets).digest(64),
+    _SHA256: lambda data: hashlib.sha256(data).digest(),
+    _SHA512: lambda data: hashlib.sha512(data).digest(),
+    # The standard does not specify the output length; 64 bytes match the strength of Ed448.
+    _SHAKE256: lambda data: hashlib.shake_256(data).digest(64),
 }
-# Curve name, algorithm, and octets of one half of the signature, by signature method.
+# By signature method: curve name, algorithm, and length of r and of s in bytes.
 _ECDSA: Final[dict[str, tuple[str, ec.ECDSA, int]]] = {
     _ECDSA_SHA256: ("secp256r1", ec.ECDSA(hashes.SHA256()), 32),
     _ECDSA_SHA512: ("secp521r1", ec.ECDSA(hashes.SHA512()), 66),
 }
-# ISO 15118-2 knows one suite; -20 adds two, and some of its senders still use the first.
+# By edition: signature and digest methods. -20 adds two suites; some of its senders still use the first.
 _ALLOWED: Final = {
     exi.ISO2: ({_ECDSA_SHA256}, {_SHA256}),
     exi.ISO20: ({_ECDSA_SHA256, _ECDSA_SHA512, _ED448}, {_SHA256, _SHA512, _SHAKE256}),
@@ -55,7 +55,7 @@ _ALLOWED: Final = {
 
 @dataclass(frozen=True, slots=True)
 class CoveredElement:
-    """A part whose digest holds. digest: the algorithm's URI."""
+    """A signed element whose digest matches. digest: URI of the algorithm."""
 
     id: str
     name: str
@@ -64,7 +64,7 @@ class CoveredElement:
 
 @dataclass(frozen=True, slots=True)
 class SignatureEvidence:
-    """What was checked: the signature method's URI, the grammar of SignedInfo, and every part that is covered."""
+    """What was verified. method: URI. grammar: of SignedInfo. elements: every element that the signature covers."""
 
     method: str
     grammar: str
@@ -72,16 +72,17 @@ class SignatureEvidence:
 
 
 def signature_of(message: exi.Message) -> xmldsig.Signature | None:
+    """The signature in the header of a message."""
     return message.Header.Signature
 
 
 def verify_signature(
     parsed: exi.ParsedMessage, key: CertificatePublicKeyTypes, mandatory: Collection[str]
 ) -> SignatureEvidence:
-    """Check a message's signature: every reference's digest, then SignatureValue.
+    """Verify the signature of a message: the digest of every reference, then SignatureValue.
 
-    mandatory: names of the elements that have to be covered, each of which is in the message once.
-    Raises SignatureError, with a sentence for every reference that does not hold.
+    mandatory: names of the elements that must be covered, each of which occurs once in the message.
+    Raises SignatureError, with a sentence for every reference that fails.
     """
     signature = signature_of(parsed.message)
     if signature is None:
@@ -106,7 +107,7 @@ def verify_signature(
 def _verify_references(
     parsed: exi.ParsedMessage, signed_info: xmldsig.SignedInfo, allowed: Collection[str]
 ) -> tuple[CoveredElement, ...]:
-    """The parts whose digests hold. Raises SignatureError naming all that do not."""
+    """The elements whose digests match. Raises SignatureError naming all that do not."""
     canonical = [signed_info.CanonicalizationMethod.Algorithm]
     canonical += [t.Algorithm for reference in signed_info.Reference for t in reference.Transforms or ()]
     for algorithm in canonical:
@@ -126,8 +127,8 @@ def _verify_references(
         elif digest not in allowed:
             failures.append(f"The digest method {_quoted(digest)} of {named[0].name} is not allowed here.")
         elif not any(
-            hmac.compare_digest(_DIGESTS[digest](octets), reference.DigestValue)
-            for octets in _digest_inputs(parsed, named[0])
+            hmac.compare_digest(_DIGESTS[digest](data), reference.DigestValue)
+            for data in _digest_inputs(parsed, named[0])
         ):
             failures.append(f"The digest of {named[0].name} does not match.")
         else:
@@ -138,7 +139,7 @@ def _verify_references(
 
 
 def _digest_inputs(parsed: exi.ParsedMessage, part: exi.SignedElement) -> Iterable[bytes]:
-    """The octets that a sender may have hashed for a part, the standard's own first."""
+    """The encodings that a sender may have hashed for an element, the standard one first."""
     if part.name == "eMAID":
         message = parsed.message
         assert isinstance(message, iso2.V2G_Message), "only ISO-2 has this element"
@@ -146,15 +147,15 @@ def _digest_inputs(parsed: exi.ParsedMessage, part: exi.SignedElement) -> Iterab
         yield exi.emaid_fragment(message.Body.eMAID, "relaxed")
     try:
         yield exi.fragment(parsed, part)
-    except EXIError as exc:  # The chain of the provisioning service may have an Id in ISO-2, but nobody signs it.
+    except EXIError as exc:  # In ISO-2 the chain of the provisioning service may have an Id, but is never signed.
         raise SignatureError(f"The reference to {part.name} names a part that is not for signing.") from exc
 
 
 def verify_signature_value(value: bytes, signed_info: bytes, method: str, key: CertificatePublicKeyTypes) -> None:
-    """Check one signature value.
+    """Verify one signature value.
 
-    value: raw r‖s, big endian, exactly 64 octets (P-256) or 132 (P-521), not DER; for Ed448 its 114 octets.
-    signed_info: EXI fragment of SignedInfo. method: the algorithm's URI, which the key has to fit.
+    value: raw r‖s, big endian, exactly 64 bytes (P-256) or 132 (P-521), not DER; for Ed448 its 114 bytes.
+    signed_info: EXI fragment of SignedInfo. method: URI of the algorithm, which must fit the key.
     Raises SignatureError.
     """
     with parse_errors_as(lambda: SignatureError("The signature value does not match the certificate's key.")):
@@ -175,10 +176,10 @@ def verify_signature_value(value: bytes, signed_info: bytes, method: str, key: C
 
 
 def create_signature(references: Iterable[tuple[str, bytes]], key: SigningKey) -> xmldsig.Signature:
-    """Sign parts of a message that is being made.
+    """Sign elements of a message.
 
-    references: Id and element fragment (`exi.encode_fragment`) of each part. The algorithms follow the key: P-256 with
-    SHA-256, P-521 with SHA-512, Ed448 with SHAKE256.
+    references: Id and fragment (`exi.encode_fragment`) of each element. The key decides the algorithms: P-256 with
+    SHA-256, P-521 with SHA-512, Ed448 with SHAKE256. Raises SignatureError for another key.
     """
     method, digest = _suite_of(key)
     signed_info = xmldsig.SignedInfo(
@@ -197,12 +198,12 @@ def create_signature(references: Iterable[tuple[str, bytes]], key: SigningKey) -
             for identifier, fragment in references
         ),
     )
-    octets = exi.encode_signed_info(signed_info)
+    data = exi.encode_signed_info(signed_info)
     if isinstance(key, ed448.Ed448PrivateKey):
-        value = key.sign(octets)
+        value = key.sign(data)
     else:
         _, algorithm, half = _ECDSA[method]
-        r, s = decode_dss_signature(key.sign(octets, algorithm))
+        r, s = decode_dss_signature(key.sign(data, algorithm))
         value = r.to_bytes(half, "big") + s.to_bytes(half, "big")
     return xmldsig.Signature(None, signed_info, xmldsig.SignatureValue(None, value))
 
@@ -219,5 +220,5 @@ def _suite_of(key: SigningKey) -> tuple[str, str]:
 
 
 def _quoted(text: str) -> str:
-    """Foreign text in a sentence: printable and short."""
+    """Text of a sender in an error sentence: quoted, printable and short."""
     return ascii(text if len(text) <= 100 else text[:100] + "…")

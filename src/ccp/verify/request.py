@@ -1,4 +1,4 @@
-"""A vehicle's CertificateInstallationReq: what the octets say, and what of it is verified."""
+"""The CertificateInstallationReq of a vehicle: reading and checking."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from ccp.x509.revocation_policy import RevocationChecker
 
 
 class RootReference(Protocol):
-    """A signed contract, as far as the root of its provisioning service's chain is concerned."""
+    """The root of the provisioning service's chain of a signed contract."""
 
     @property
     def root_serial(self) -> int: ...
@@ -45,10 +45,10 @@ class RootReference(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class InstallationRequest:
-    """What a CertificateInstallationReq says; nothing of it is verified.
+    """An unverified CertificateInstallationReq.
 
-    certificate, sub_certificates: DER. roots: as the vehicle lists them. prioritised: EMAIDs in its order (-20).
-    maximum: how many contract certificate chains it takes (always one in ISO-2).
+    certificate, sub_certificates: DER. root_ids: the V2G roots that the vehicle lists. prioritized_emaids: in the
+    vehicle's order (-20). max_chains: number of contract certificate chains that it accepts (always one in ISO-2).
     """
 
     parsed: exi.ParsedMessage
@@ -61,7 +61,8 @@ class InstallationRequest:
     max_chains: int
 
     def trusts_root_of(self, contract: RootReference) -> bool:
-        """Whether the vehicle lists the contract's V2G root: same serial, no attribute of the name differs."""
+        """Whether the vehicle lists the contract's V2G root: same serial number, and no attribute of the name
+        differs."""
         name = comparable_attributes(contract.root_dn)
         kinds = {kind for kind, _ in name}
         return any(
@@ -73,7 +74,8 @@ class InstallationRequest:
 
 @dataclass(frozen=True, slots=True)
 class VerifiedInstallationRequest:
-    """A request that a vehicle really sent. chain: None where chains of vehicles are not asked for."""
+    """A request that was signed by the vehicle of the certificate. chain: None if chains of vehicles are not
+    checked."""
 
     request: InstallationRequest
     leaf: Certificate
@@ -86,9 +88,9 @@ class VerifiedInstallationRequest:
         require_token(token)
 
 
-def read_request(octets: bytes, namespace: Namespace) -> InstallationRequest:
-    """Read a CertificateInstallationReq of that namespace. Raises EXIError."""
-    parsed = parse(octets, namespace, use_cache=True)
+def read_request(data: bytes, namespace: Namespace) -> InstallationRequest:
+    """Read a CertificateInstallationReq of one edition. Raises EXIError."""
+    parsed = parse(data, namespace, use_cache=True)
     message = parsed.message
     if isinstance(message, iso2.V2G_Message) and isinstance(message.Body, iso2.CertificateInstallationReq):
         body = message.Body
@@ -107,7 +109,7 @@ def read_request(octets: bytes, namespace: Namespace) -> InstallationRequest:
 
 
 def _known_emaids(texts: Collection[str]) -> tuple[EMAID, ...]:
-    """A vehicle's wishes. One that is no EMAID cannot be ours and is passed over."""
+    """The valid EMAIDs among the prioritized ones; other texts cannot name a stored contract."""
     emaids = []
     for text in texts:
         try:
@@ -118,7 +120,7 @@ def _known_emaids(texts: Collection[str]) -> tuple[EMAID, ...]:
 
 
 def pcid_of(certificate: Certificate) -> PCID:
-    """The vehicle that a provisioning certificate names. Raises ChainError."""
+    """The PCID in the common name of a provisioning certificate. Raises ChainError."""
     try:
         return PCID.parse(certificate.subject_cn)
     except FieldError as exc:
@@ -126,7 +128,7 @@ def pcid_of(certificate: Certificate) -> PCID:
 
 
 def claimed_pcid(request: InstallationRequest) -> PCID | None:
-    """The PCID that an unverified request names, for the answer to it and nothing else."""
+    """The PCID that an unverified request claims. Use it only in the response to that request."""
     try:
         return pcid_of(Certificate.load(request.certificate))
     except ChainError:
@@ -143,7 +145,8 @@ def check_request(
 ) -> VerifiedInstallationRequest:
     """Check that the vehicle of the provisioning certificate sent the request.
 
-    anchors: None where the signature alone has to do (laboratories without OEM roots).
+    anchors: None to check only the signature (laboratories without OEM roots). checks: collects a report; by default
+    the first failed stage raises.
     Raises ChainError, SignatureError, ExpiredError, RevokedError. Source: ISO 15118-2 [V2G2-771], ISO 15118-20 clause
     7.9.
     """

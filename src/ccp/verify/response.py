@@ -1,4 +1,4 @@
-"""A provisioning service's CertificateInstallationRes: what the octets say, and what of it is verified."""
+"""The CertificateInstallationRes of a provisioning service: reading and checking."""
 
 from __future__ import annotations
 
@@ -36,11 +36,10 @@ from ccp.x509.revocation_policy import RevocationChecker
 
 @dataclass(frozen=True, slots=True)
 class InstallationResponse:
-    """What a CertificateInstallationRes says; nothing of it is verified.
+    """An unverified CertificateInstallationRes.
 
-    emaid: as the message has it, None in -20, which names it in the contract certificate alone. curve: of the key
-    agreement.
-    encrypted_key_of: which of the -20 fields holds the encrypted key.
+    emaid: as in the message; None in -20, where only the contract certificate contains it. curve: of the key agreement.
+    encrypted_key_of: the field that contains the encrypted key. mandatory: elements that the signature must cover.
     """
 
     parsed: exi.ParsedMessage
@@ -60,7 +59,7 @@ class InstallationResponse:
 
 @dataclass(frozen=True, slots=True)
 class VerifiedInstallationResponse:
-    """A response whose every part is known to be good at the time it was checked."""
+    """A response of which every check has passed."""
 
     response: InstallationResponse
     emaid: EMAID
@@ -73,10 +72,10 @@ class VerifiedInstallationResponse:
         require_token(token)
 
 
-def read_response(octets: bytes, namespace: Namespace) -> InstallationResponse:
-    """Read a CertificateInstallationRes of that namespace. Raises EXIError, also when no session id could be put in."""
-    parsed = parse(octets, namespace, use_cache=False)
-    exi.replace_header_fields(octets, session_id=parsed.message.Header.SessionID)
+def read_response(data: bytes, namespace: Namespace) -> InstallationResponse:
+    """Read a CertificateInstallationRes of one edition. Raises EXIError, also if its session id cannot be replaced."""
+    parsed = parse(data, namespace, use_cache=False)
+    exi.replace_header_fields(data, session_id=parsed.message.Header.SessionID)
     message = parsed.message
     if isinstance(message, iso2.V2G_Message) and isinstance(message.Body, iso2.CertificateInstallationRes):
         body = message.Body
@@ -88,18 +87,18 @@ def read_response(octets: bytes, namespace: Namespace) -> InstallationResponse:
             ("ContractSignatureEncryptedPrivateKey", "ContractSignatureCertChain", "eMAID", "DHpublickey"),
         )  # fmt: skip
     if isinstance(message, iso20.CertificateInstallationRes):
-        cps20, data = message.CPSCertificateChain, message.SignedInstallationData
-        name = next(name for name in _KEY_FIELDS if getattr(data, name) is not None)
+        cps20, signed = message.CPSCertificateChain, message.SignedInstallationData
+        name = next(name for name in _KEY_FIELDS if getattr(signed, name) is not None)
         return InstallationResponse(
             parsed, namespace, message.ResponseCode, None, cps20.Certificate, cps20.SubCertificates or (),
-            data.ContractCertificateChain.Certificate, data.ContractCertificateChain.SubCertificates or (),
-            data.ECDHCurve, data.DHPublicKey, getattr(data, name), name, ("SignedInstallationData",),
+            signed.ContractCertificateChain.Certificate, signed.ContractCertificateChain.SubCertificates or (),
+            signed.ECDHCurve, signed.DHPublicKey, getattr(signed, name), name, ("SignedInstallationData",),
         )  # fmt: skip
     raise EXIError("a CertificateInstallationReq where a CertificateInstallationRes is expected")
 
 
 _KEY_FIELDS: Final = ("SECP521_EncryptedPrivateKey", "X448_EncryptedPrivateKey", "TPM_EncryptedPrivateKey")
-# Octets of the DH public key and, by the field it stands in, of the encrypted private key, for each curve.
+# By curve: length of the DH public key, and of the encrypted private key by its field; in bytes.
 _KEY_LENGTHS: Final[dict[str, tuple[int, dict[str, int]]]] = {
     "SECP256R1": (65, {"ContractSignatureEncryptedPrivateKey": 48}),
     "SECP521": (133, {"SECP521_EncryptedPrivateKey": 94, "TPM_EncryptedPrivateKey": 206}),
@@ -120,15 +119,15 @@ def check_response(
     now: datetime,
     checks: CheckList | None = None,
 ) -> VerifiedInstallationResponse:
-    """Check everything that a vehicle will rely on, stage by stage; all failures of one stage are told together.
+    """Check everything that a vehicle relies on, in stages; all failures of a stage are reported together.
 
-    emaid: what the publisher says it is, None to take it from the contract certificate. root: the V2G root that it
-    names.
+    emaid: the publisher's, None to take it from the contract certificate. root: the V2G root that the publisher names,
+    None to accept any. checks: collects a report; by default the first failed stage raises.
     Raises MismatchError, ChainError, RevokedError, Unavailable, SignatureError, KeyMaterialError.
     Source: ISO 15118-2 clause 7.9.2, [V2G2-884]; ISO 15118-20 clause 7.9.2.
     """
     checks = checks or CheckList()
-    # 1. What it says of itself.
+    # 1. The message itself.
     checks.run("response code", lambda: _is_ok(response))
     contract = checks.run(
         "contract certificate", lambda: Certificate.load(response.contract_certificate), evidence=describe_certificate
@@ -186,7 +185,7 @@ def check_response(
     checks.run("DH public key", lambda: _check_dh_public_key(response))
     checks.run("encrypted private key", lambda: _check_encrypted_key(response))
     checks.end_stage()
-    # 5. Revocation. Whoever is no trusted provisioning service must not have us ask anybody (decision 0005).
+    # 5. Revocation. Only a trusted provisioning service can make the pool fetch evidence (decision 0005).
     trusted = cps_chain is not None and signature is not None
     for name, chain in (("provisioning service", cps_chain), ("contract", contract_chain)):
         checks.run(
@@ -212,14 +211,14 @@ def _is_ok(response: InstallationResponse) -> None:
         raise MismatchError(f"The message's EVSEProcessing is {message.EVSEProcessing}, not Finished.")
 
 
-def _agreed_emaid(response: InstallationResponse, said: EMAID | None, contract: Certificate) -> EMAID:
-    """The EMAID in which the message, the contract certificate and the publisher agree. Raises MismatchError."""
+def _agreed_emaid(response: InstallationResponse, claimed: EMAID | None, contract: Certificate) -> EMAID:
+    """The EMAID on which message, contract certificate and publisher agree. Raises MismatchError."""
     try:
         named = EMAID.parse(contract.subject_cn)
     except FieldError as exc:
         raise MismatchError("The contract certificate's common name is no EMAID.") from exc
-    if said is not None and named != said:
-        raise MismatchError(f"The contract certificate is for {named}, not for {said}.")
+    if claimed is not None and named != claimed:
+        raise MismatchError(f"The contract certificate is for {named}, not for {claimed}.")
     if response.emaid is not None:
         try:
             inside = EMAID.parse(response.emaid)
@@ -242,7 +241,7 @@ def _check_dh_public_key(response: InstallationResponse) -> None:
     length, _ = _KEY_LENGTHS[response.curve]
     key = response.dh_public_key
     if len(key) != length:
-        raise KeyMaterialError(f"The DH public key has {len(key)} octets; on {response.curve} it has {length}.")
+        raise KeyMaterialError(f"The DH public key has {len(key)} bytes; on {response.curve} it has {length}.")
     if response.curve == "X448":
         # A point of small order makes the agreed secret zero (RFC 7748 clause 6.2).
         if int.from_bytes(key, "little") % (2**448 - 2**224 - 1) in (0, 1, 2**448 - 2**224 - 2):
@@ -260,4 +259,4 @@ def _check_encrypted_key(response: InstallationResponse) -> None:
         raise KeyMaterialError(f"{response.encrypted_key_of} does not go with the curve {response.curve}.")
     if len(response.encrypted_key) != length:
         found = len(response.encrypted_key)
-        raise KeyMaterialError(f"{response.encrypted_key_of} has {found} octets; it has to have {length}.")
+        raise KeyMaterialError(f"{response.encrypted_key_of} has {found} bytes; it has to have {length}.")

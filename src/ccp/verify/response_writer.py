@@ -1,4 +1,4 @@
-"""What a vehicle gets: the stored response put into its session, or a refusal in the codes of its edition."""
+"""Responses to vehicles: a stored response adapted to the session, or a negative message of the edition."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from ccp.ids import PLACEHOLDER_EMAID, Namespace
 
 
 class StoredResponse(Protocol):
-    """A signed contract, as far as its CertificateInstallationRes is concerned.
+    """The CertificateInstallationRes of a signed contract.
 
-    response: the message as it was published, EXI. remaining_from_end: -20 only, bits from
+    response: the published message (EXI). remaining_from_end: -20 only, bits from
     RemainingContractCertificateChains to the end of the message.
     """
 
@@ -29,9 +29,9 @@ class StoredResponse(Protocol):
 
 
 def with_session(contract: StoredResponse, session_id: bytes, now: datetime, remaining: int | None = None) -> bytes:
-    """The stored response for a session. Only what the signature does not cover is replaced.
+    """Adapt a stored response to a session. Only fields that the signature does not cover are replaced.
 
-    session_id: at most eight octets. remaining: -20, contracts left after this one; None leaves the stored number.
+    session_id: at most eight bytes. remaining: -20 only, number of contracts after this one; None keeps the stored one.
     """
     if contract.namespace is Namespace.ISO2:
         return exi.replace_header_fields(contract.response, session_id=session_id)
@@ -44,7 +44,7 @@ def with_session(contract: StoredResponse, session_id: bytes, now: datetime, rem
     )
 
 
-# Which code tells the vehicle why it gets nothing: the first row that fits the error, by edition.
+# Response codes of negative messages, by edition: the first row whose type fits the error.
 _REFUSALS: Final[tuple[tuple[type[CCPError], str, str], ...]] = (
     (NoContract, "FAILED_NoCertificateAvailable", "WARNING_NoContractMatchingPCIDFound"),
     (NotFound, "FAILED_NoCertificateAvailable", "WARNING_NoCertificateAvailable"),
@@ -54,9 +54,8 @@ _REFUSALS: Final[tuple[tuple[type[CCPError], str, str], ...]] = (
     (ChainError, "FAILED_CertChainError", "WARNING_CertificateValidationError"),
     (CCPError, "FAILED", "FAILED"),
 )
-# What stands in mandatory parts that have no content: valid against the schemas, so that an EV stack that validates a
-# message before it looks at the ResponseCode gets to the code. Empty values are valid too, but some receivers fail on
-# them.
+# Content of mandatory elements in negative messages. It is valid against the schemas, because some EV stacks validate a
+# message before they read the ResponseCode. Empty values are valid too, but some receivers fail on them.
 _NO_CERTIFICATE: Final = b"\0"
 _NO_KEY: Final = bytes(48)
 _NO_DH_KEY: Final = bytes(65)
@@ -65,9 +64,10 @@ _NO_DH_KEY_SECP521: Final = bytes(133)
 
 
 def negative_response(namespace: Namespace, session_id: bytes, reason: CCPError, now: datetime) -> bytes:
-    """The negative response of a session, valid against the schema of its edition and not signed.
+    """Build the negative message for a session: valid against the schema of the edition, and not signed.
 
-    Mandatory parts hold zero bytes in the lengths of the schema, Ids `id1`, `id2`, … and the placeholder EMAID.
+    Mandatory elements contain zero bytes in the lengths of the schema, Ids `id1`, `id2`, … and the placeholder EMAID.
+    reason: decides the ResponseCode.
     """
     code2, code20 = next(row[1:] for row in _REFUSALS if isinstance(reason, row[0]))
     if namespace is Namespace.ISO2:
@@ -94,6 +94,6 @@ def negative_response(namespace: Namespace, session_id: bytes, reason: CCPError,
 
 
 def _short(text: str) -> str:
-    """At most 64 characters, which is what FaultMsg and many receivers can hold, and none that XML does not allow."""
+    """At most 64 characters, the limit of FaultMsg and of many receivers, and none that XML does not allow."""
     text = "".join(character if character.isprintable() else "?" for character in text[:65])
     return text if len(text) <= 64 else text[:61].rstrip() + "..."

@@ -1,6 +1,7 @@
-"""Certificates from files: a snapshot of trust anchors without a database, and what a command is given.
+"""Trust anchors from certificate files.
 
-Apart from `ccp.server.trust.anchors`, so that commands that check a file do without the libraries of the server.
+A directory is read like this: certificates directly in it are trusted for every role, those in `v2g`, `emsp` and `oem`
+for that role. A self-issued certificate is an anchor, any other a known intermediate.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ _SUFFIXES: Final = {".pem", ".der", ".crt", ".cer"}
 
 
 def is_self_issued(certificate: Certificate) -> bool:
-    """A certificate that names itself as its issuer is an anchor; others are known intermediates."""
+    """Whether issuer and subject are the same name. False if a name cannot be read."""
     try:
         return certificate.is_self_issued
-    except ChainError:  # Its name can be compared with nothing, so nothing it issued is ever found below it.
+    except ChainError:  # No path can go through a name that cannot be compared.
         return False
 
 
 def read_certificate_files(path: Path) -> Iterator[tuple[Path, Certificate]]:
-    """Every certificate of a file (PEM with one or more, or DER) or of a directory's files.
+    """Read the certificates of a file (PEM with one or more, or DER), or of all files of a directory.
 
     Raises ConfigurationError.
     """
@@ -37,9 +38,9 @@ def read_certificate_files(path: Path) -> Iterator[tuple[Path, Certificate]]:
     else:
         raise ConfigurationError(f"There is no file or directory {path}.")
     for file in found:
-        octets = file.read_bytes()
+        data = file.read_bytes()
         try:
-            loaded = Certificate.load_pem(octets) if b"-----BEGIN" in octets else (Certificate.load(octets),)
+            loaded = Certificate.load_pem(data) if b"-----BEGIN" in data else (Certificate.load(data),)
         except ChainError as exc:
             raise ConfigurationError(f"{file} holds no certificate: {exc}") from exc
         for certificate in loaded:
@@ -47,11 +48,7 @@ def read_certificate_files(path: Path) -> Iterator[tuple[Path, Certificate]]:
 
 
 def load_trust_directory(path: Path) -> TrustAnchors:
-    """A snapshot of a directory: what lies in it directly is trusted for every role, in `v2g`, `emsp`, `oem` for that
-    one.
-
-    Raises ConfigurationError.
-    """
+    """Read a directory as described above. Raises ConfigurationError."""
     if not path.is_dir():
         raise ConfigurationError(f"There is no directory {path}.")
     entries = [(role, certificate) for _, certificate in read_certificate_files(path) for role in AnchorRole]
