@@ -1,4 +1,4 @@
-"""Which certificate of its issuer a certificate names: AuthorityKeyIdentifier, read for comparison."""
+"""AuthorityKeyIdentifier, in a form for comparison with an issuer certificate."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from ccp.x509.canonical_names import canonical_name
 
 
 class AuthorityKeyId(NamedTuple):
-    """What an AuthorityKeyIdentifier says, each None where it does not.
+    """The parts of an AuthorityKeyIdentifier, each None if absent.
 
-    key_identifier: opaque. serial_number, issuer: of the issuer certificate; issuer in canonical form. One that was
-    issued again for the same key is another certificate.
+    key_identifier: opaque. serial_number, issuer: of the issuer certificate, issuer in canonical form. They identify
+    one certificate; a reissued certificate for the same key does not match.
     """
 
     key_identifier: bytes | None
@@ -23,7 +23,7 @@ class AuthorityKeyId(NamedTuple):
 
 
 def read_authority_key_id(value: x509.AuthorityKeyIdentifier) -> AuthorityKeyId:
-    """Raises DERError. Of several directory names the first counts, as in OpenSSL."""
+    """Read the extension. Of several directory names the first counts, as in OpenSSL. Raises DERError."""
     names = [name.value for name in value.authority_cert_issuer or () if isinstance(name, x509.DirectoryName)]
     issuer = None
     if names:

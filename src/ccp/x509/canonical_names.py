@@ -1,9 +1,9 @@
 """Distinguished names in canonical form, so that they can be compared by value.
 
-Two names are equal when their attributes are, in the same order, whatever string types and letter case they are written
-in: an issuer in UTF8String and the CA's subject in PrintableString are one name. The canonical form is OpenSSL's, for
-which RFC 5280 clause 7.1 (RFC 4518 in outline) is the model: of directory strings letters of ASCII become small, blanks
-around a value go and several inside become one, and all are written as UTF8String; any other value counts byte by byte.
+Two names are equal if their attributes are equal and in the same order, independent of string type and letter case: an
+issuer in UTF8String matches the CA's subject in PrintableString. The canonical form is that of OpenSSL, after RFC 5280
+clause 7.1: in directory strings, ASCII letters become lower case, surrounding blanks are removed, repeated blanks
+become one, and the result is encoded as UTF8String. Any other value is compared byte by byte.
 """
 
 from __future__ import annotations
@@ -15,32 +15,32 @@ from ccp.x509.der import DERError
 
 _ENCODINGS: Final = {
     0x0C: "utf-8",  # UTF8String
-    0x13: "latin-1",  # PrintableString; OpenSSL reads these three byte by byte, whatever they may hold
+    0x13: "latin-1",  # PrintableString; OpenSSL decodes these three byte by byte, without checking them
     0x14: "latin-1",  # T61String
     0x16: "latin-1",  # IA5String
     0x1C: "utf-32-be",  # UniversalString
     0x1E: "utf-16-be",  # BMPString
 }
-# What else may stand in a name, compared byte by byte: BIT STRING, NumericString, SEQUENCE. OpenSSL reads no other.
+# Other types in a name, compared byte by byte: BIT STRING, NumericString, SEQUENCE. OpenSSL accepts no further ones.
 _OTHERS: Final = frozenset({der.BIT_STRING, 0x12, der.SEQUENCE})
 _BLANKS: Final = " \t\n\v\f\r"
 _LOWER: Final = {code: code + 32 for code in range(ord("A"), ord("Z") + 1)}
 
-# By the name's bytes. The names of CAs are few; those of leaves are never asked for.
+# By encoded name. There are few names of CAs; those of leaves are not compared.
 _KNOWN: Final[dict[bytes, bytes]] = {}
 _MAX_KNOWN: Final = 4096
-_LONGEST_KNOWN: Final = 1024  # Bytes. Names of certificates in OCSP responses may have a hundred thousand.
+_MAX_KNOWN_BYTES: Final = 1024  # Names in OCSP responses may have a hundred thousand bytes.
 
 
 def canonical_name(name: bytes) -> bytes:
-    """A name in canonical form: for comparison only, and as DER contents like the name itself.
+    """The canonical form of a name, for comparison only.
 
-    name: the contents of a Name (RDNSequence), DER. Raises DERError where it cannot be read.
+    name: DER contents of a Name (RDNSequence); so is the result. Raises DERError if it cannot be read.
     """
     known = _KNOWN.get(name)
     if known is None:
         known = b"".join(_relative(name, one) for one in der.read_elements(name))
-        if len(name) <= _LONGEST_KNOWN:
+        if len(name) <= _MAX_KNOWN_BYTES:
             if len(_KNOWN) >= _MAX_KNOWN:
                 _KNOWN.clear()
             _KNOWN[name] = known
@@ -48,14 +48,14 @@ def canonical_name(name: bytes) -> bytes:
 
 
 def same_name(one: bytes, other: bytes) -> bool:
-    """Whether two names are the same by value; both DER contents. Raises DERError."""
+    """Whether two names (DER contents) are equal by value. Raises DERError."""
     return one == other or canonical_name(one) == canonical_name(other)
 
 
 def fold(value: str) -> str:
-    """A value of a name as it is compared: blanks around it removed, several inside made one, ASCII in small letters.
+    """The canonical form of a string in a name: surrounding and repeated blanks removed, ASCII letters in lower case.
 
-    Other letters keep their case, as in OpenSSL: folding them is where readers disagree.
+    Other letters keep their case, as in OpenSSL, because implementations disagree on folding them.
     """
     for blank in _BLANKS[1:]:
         value = value.replace(blank, " ")
@@ -63,7 +63,7 @@ def fold(value: str) -> str:
 
 
 def _relative(name: bytes, found: der.Element) -> bytes:
-    """One RelativeDistinguishedName; its attributes are a set, so their order does not count."""
+    """One RelativeDistinguishedName. Its attributes are a set, so their order does not matter."""
     if found.tag != der.SET:
         raise DERError("a name is not a sequence of sets")
     attributes = sorted(_attribute(name, one) for one in der.read_children(name, found))
@@ -95,5 +95,5 @@ def _attribute(name: bytes, found: der.Element) -> bytes:
 
 
 def _is_bit_string(content: bytes) -> bool:
-    """Whether it begins with a number of unused bits that there can be."""
+    """Whether the number of unused bits is possible."""
     return bool(content) and content[0] <= (7 if len(content) > 1 else 0)

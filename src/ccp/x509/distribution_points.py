@@ -1,7 +1,7 @@
-"""CRL distribution points: which list a certificate means, and whether a list is that one.
+"""CRL distribution points: whether a CRL is the one that a certificate refers to.
 
-A distribution point may have several names for one list, and the list's IssuingDistributionPoint others; one name in
-common is enough (RFC 5280 clause 6.3.3 b 2 i). Names are compared as keys: text that is equal for equal names.
+A distribution point may have several names for one CRL, and the IssuingDistributionPoint of the CRL others; one name in
+common is enough (RFC 5280 clause 6.3.3 b 2 i). Names are compared as keys: strings that are equal for equal names.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from ccp.x509.certificates import Certificate
 
 
 def url_key(url: str) -> str:
-    """An address for comparison: scheme and host without regard to case, blanks around it removed."""
+    """The key of a URL: scheme and host in lower case, surrounding blanks removed."""
     scheme, separator, rest = url.strip().partition("://")
     host, slash, path = rest.partition("/")
     return f"{scheme.lower()}{separator}{host.lower()}{slash}{path}"
 
 
 def distribution_point_names(certificate: Certificate, url: str) -> frozenset[str]:
-    """Keys of all names of the distribution points of a certificate that name an address. Raises ChainError."""
+    """Keys of all names of the distribution points of a certificate that contain a URL. Raises ChainError."""
     wanted = url_key(url)
     found: set[str] = set()
     for point in certificate.extension(x509.CRLDistributionPoints) or ():
@@ -36,7 +36,7 @@ def distribution_point_names(certificate: Certificate, url: str) -> frozenset[st
 
 
 def general_name_keys(names: Iterable[x509.GeneralName]) -> set[str]:
-    """Keys of the names that can be compared: addresses and directory names. Raises ChainError."""
+    """Keys of the URLs and directory names among general names. Raises ChainError."""
     found = set()
     for name in names:
         if isinstance(name, x509.UniformResourceIdentifier):

@@ -1,7 +1,6 @@
-"""Which URLs can be called over HTTP at all. Pure; nothing is resolved.
+"""Validation of http and https URLs from certificates and partners. Pure; nothing is resolved.
 
-An address out of a certificate or from a partner is read in one way only: parsers differ on blanks, line ends,
-backslashes and characters outside of ASCII, so none of these is accepted.
+Parsers disagree on blanks, line ends, backslashes and non-ASCII characters, so none of these is accepted.
 """
 
 from __future__ import annotations
@@ -10,14 +9,16 @@ import re
 from typing import Final
 from urllib.parse import SplitResult, urlsplit
 
-_VISIBLE: Final = re.compile(r"[!-\[\]-~]{1,2048}")  # Visible ASCII but the backslash, which some parsers take for "/".
-# Labels as DNS has them (RFC 1035 clause 2.3.4), or an IPv6 address: no resolver finds any other name.
+_VISIBLE: Final = re.compile(
+    r"[!-\[\]-~]{1,2048}"
+)  # Visible ASCII except the backslash, which some parsers read as "/".
+# DNS labels (RFC 1035 clause 2.3.4), or an IPv6 address. No resolver finds any other name.
 _HOST: Final = re.compile(r"(?=.{1,254}\Z)[^.]{1,63}(?:\.[^.]{1,63})*\.?|[^.]*:.*")
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
 def split_http_url(url: str) -> SplitResult:
-    """The parts of an http or https address with a host and without credentials.
+    """Split an http or https URL with a host and without credentials.
 
     Raises ValueError with a sentence for any other text. Source: RFC 3986, RFC 9110 clause 4.2.
     """
@@ -38,7 +39,7 @@ def split_http_url(url: str) -> SplitResult:
 
 
 def is_http_url(url: str) -> bool:
-    """Whether `split_http_url` takes it."""
+    """Whether `split_http_url` accepts a text."""
     try:
         split_http_url(url)
     except ValueError:
@@ -47,6 +48,6 @@ def is_http_url(url: str) -> bool:
 
 
 def origin_of(url: str) -> tuple[str, str, int]:
-    """Scheme, host in lower case, and port of an address. Raises ValueError. Source: RFC 6454 clause 4."""
+    """Scheme, host in lower case, and port of a URL. Raises ValueError. Source: RFC 6454 clause 4."""
     parts = split_http_url(url)
     return parts.scheme, str(parts.hostname), parts.port or _DEFAULT_PORTS[parts.scheme]

@@ -1,13 +1,14 @@
 """Settings by issuer, matched on the issuer's name and public key.
 
     lists = IssuerMap({"64 hexadecimal digits": "http://…/a.crl", "Example Sub-CA 2": "http://…/b.crl"})
-    lists.resolve(certificate)      # this is the CA that a fingerprint means
+    lists.resolve(certificate)      # a certificate with a configured fingerprint
     lists.of(issuer)
 
-A fingerprint identifies bytes, and an issuer has many certificates: renewed ones, and twins, which need no key to make,
-since (r, s) and (r, n-s) are both signatures of the same certificate. So a fingerprint counts for every certificate
-with the same name and key, as soon as a certificate with that fingerprint is known. Until then it is unresolved, and
-requests that could depend on it are refused. A common name needs no resolving; every certificate of the issuer has it.
+A fingerprint identifies bytes, and an issuer has many certificates: renewed ones, and twins, which anyone can make,
+because (r, s) and (r, n-s) are both valid signatures of the same certificate. So a fingerprint applies to every
+certificate with the same name and key, as soon as a certificate with that fingerprint is known. Until then it is
+unresolved, and requests that could depend on it are refused. A common name needs no resolving, because every
+certificate of the issuer has it. See decision 0013.
 """
 
 from __future__ import annotations
@@ -26,9 +27,9 @@ _HEXADECIMAL = re.compile(r"[0-9A-Fa-f]{2}(:?[0-9A-Fa-f]{2}){15,}")
 
 
 def parse_issuer(text: str) -> str:
-    """A fingerprint in lower case without colons, or a common name as it is. Raises ValueError.
+    """Parse a fingerprint (to lower case without colons), or a common name. Raises ValueError.
 
-    A row of hexadecimal digits that is no SHA-256 would be a common name that no issuer has.
+    Hexadecimal digits of another length are refused, because they are a mistyped fingerprint and not a common name.
     """
     text = text.strip()
     if not text:
@@ -42,7 +43,7 @@ def parse_issuer(text: str) -> str:
 
 
 class IssuerMap(Generic[T]):
-    """Values by issuer. `resolve` adds what a fingerprint means; nothing else ever changes."""
+    """Values by issuer. Only `resolve` changes it: it adds the issuer that a fingerprint means."""
 
     def __init__(self, entries: Mapping[str, T]) -> None:
         """entries: by SHA-256 fingerprint or common name. Raises ValueError."""
@@ -53,13 +54,13 @@ class IssuerMap(Generic[T]):
             str, T
         ] = {}  # By `Certificate.canonical_issuer_key_id` and by `Certificate.issuer_key_id`.
         self.unresolved = frozenset(self._by_fingerprint)
-        """Fingerprints that are not resolved to a CA yet."""
+        """Fingerprints that are not yet resolved to a CA."""
 
     def __bool__(self) -> bool:
         return bool(self._by_fingerprint or self._by_name)
 
     def resolve(self, certificate: Certificate) -> bool:
-        """Take note of a certificate that may be one of those configured. Returns whether it is. Raises ChainError."""
+        """Resolve the fingerprint of a certificate. Returns whether it is configured. Raises ChainError."""
         if certificate.fingerprint not in self._by_fingerprint:
             return False
         value = self._by_fingerprint[certificate.fingerprint]
@@ -69,13 +70,13 @@ class IssuerMap(Generic[T]):
         return True
 
     def of(self, issuer: Certificate) -> T | None:
-        """The value for an issuer. Raises ChainError."""
+        """The value for an issuer, None if there is none. Raises ChainError."""
         return self.find(issuer.issuer_key_id, (issuer.fingerprint, issuer.subject_cn, issuer.canonical_issuer_key_id))
 
     def find(self, issuer_id: str, names: tuple[str, ...]) -> T | None:
-        """The same from what a contract's row says of an issuer.
+        """The value for the issuer of a `CertificateRef`.
 
-        names: fingerprint, common name and identity; rows of earlier releases have no identity, or nothing.
+        names: fingerprint, common name and canonical issuer key id; rows of earlier releases lack the last or all.
         """
         for name in names:
             if name in self._by_fingerprint:

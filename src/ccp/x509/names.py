@@ -1,7 +1,6 @@
-"""Distinguished names as text: how we write them, and what vehicles send.
+"""Distinguished names as text: formatting, and parsing of what vehicles send.
 
-For people and for finding things; what is compared as a proof of anything is `ccp.x509.canonical_names`, never this
-text.
+For display and lookup only. Names that prove something are compared with `ccp.x509.canonical_names`.
 """
 
 from __future__ import annotations
@@ -37,23 +36,23 @@ _TYPE_OF_NAME: Final = {
     **{short: short for short in _TYPE_OF_OID.values()},
     **dict(pair.split("=") for pair in _LONG_NAMES.split()),
 }
-# An attribute type and its "=", at the start or behind a separator that is not escaped. Splitting here and not at the
-# separators keeps a value whole that contains one ("O=Example, Inc.").
+# An attribute type and "=", at the start or after a separator that is not escaped. Splitting here and not at separators
+# keeps values that contain one ("O=Example, Inc.").
 _ASSIGNMENT: Final = re.compile(
     r"(?:^|(?<!\\)[,;+/])\s*(?:OID\.)?([A-Z][A-Z0-9]*|[0-9]+(?:\.[0-9]+)+)\s*=", re.IGNORECASE | re.ASCII
 )
 _REPR: Final = re.compile(r"\s*<Name\((.*)\)>\s*", re.DOTALL)
-_LONGEST_DN: Final = 1024  # The reader of root lists takes no longer name; a regular expression should not either.
+_MAX_DN_LENGTH: Final = 1024  # The limit of the codec for names in root lists; it bounds the regular expression too.
 
 
 def parse_dn(text: str) -> frozenset[tuple[str, str]]:
-    """The attributes of a name that somebody wrote as text, for matching only: never a proof of anything.
+    """Parse a distinguished name in text form, for matching only.
 
-    Takes what cars are known to send: RFC 4514 in any order with or without blanks, the one-line forms of OpenSSL and a
-    Python repr. Types come back in their usual capitals, values with escapes removed and blanks collapsed. Types that
-    are not known are left out. Never raises; what is not recognised gives the empty set.
+    Accepts what vehicles send: RFC 4514 in any order with or without blanks, the one-line forms of OpenSSL, and a
+    Python repr. Returns pairs of type (upper case) and value (escapes removed, blanks collapsed). Unknown types are
+    omitted. Never raises; an unrecognised text gives the empty set.
     """
-    text = text[:_LONGEST_DN]
+    text = text[:_MAX_DN_LENGTH]
     if inside := _REPR.fullmatch(text):
         text = inside[1]
     found = list(_ASSIGNMENT.finditer(text))
@@ -68,10 +67,10 @@ def parse_dn(text: str) -> frozenset[tuple[str, str]]:
 
 
 def names_match(text: str, name: x509.Name) -> bool:
-    """Whether free text such as a car's X509IssuerName can mean this name: a help to find it, never a proof.
+    """Whether a text such as a vehicle's X509IssuerName can mean this name. For lookup, not a proof.
 
-    Every attribute that was recognised in the text must be in the name, a common name among them if the name has one.
-    Case and blanks do not count (RFC 5280 clause 7.1).
+    Every attribute recognised in the text must be in the name, the common name among them if the name has one. Case and
+    blanks are ignored (RFC 5280 clause 7.1).
     """
     sent = comparable_attributes(text)
     known = _folded(
@@ -84,11 +83,9 @@ def names_match(text: str, name: x509.Name) -> bool:
 
 
 def comparable_attributes(text: str) -> frozenset[tuple[str, str]]:
-    """What `parse_dn` finds, its values for comparison without regard to case.
-
-    Vehicles of one make list the same few roots, and each of our own roots is compared with all of them.
-    """
-    return _folded_text(text[:_LONGEST_DN])  # No more is read; a message may have a name of its own length.
+    """The result of `parse_dn` with case-folded values. Cached, because vehicles of one make list the same few
+    roots."""
+    return _folded_text(text[:_MAX_DN_LENGTH])  # Bounds the keys of the cache.
 
 
 @lru_cache(maxsize=512)
@@ -101,7 +98,7 @@ def _folded(pairs: Iterable[tuple[str, str]]) -> frozenset[tuple[str, str]]:
 
 
 def format_dn(name: x509.Name) -> str:
-    """`CN=…, DC=…, O=…, OU=…, C=…`, absent parts left out, escaped as in RFC 4514."""
+    """Format a name as `CN=…, DC=…, O=…, OU=…, C=…` without absent parts, escaped as in RFC 4514."""
     return ", ".join(
         f"{short}={_escape(str(attribute.value))}"
         for short, oid in _DN_ORDER
@@ -113,13 +110,15 @@ def _escape(value: str) -> str:
     return re.sub(r'([,+"\\<>;])', r"\\\1", value)
 
 
-_OCTETS: Final = re.compile(r"(?:\\[0-9A-Fa-f]{2})+")
+_ESCAPED_BYTES: Final = re.compile(r"(?:\\[0-9A-Fa-f]{2})+")
 
 
 def _unescape(value: str) -> str:
     if len(value) >= 2 and value[0] == value[-1] == '"':
         value = value[1:-1]
     if "\\" in value:
-        value = _OCTETS.sub(lambda run: bytes.fromhex(run[0].replace("\\", "")).decode("utf-8", "replace"), value)
+        value = _ESCAPED_BYTES.sub(
+            lambda run: bytes.fromhex(run[0].replace("\\", "")).decode("utf-8", "replace"), value
+        )
         value = re.sub(r"\\(.)", r"\1", value, flags=re.DOTALL)
     return " ".join(value.split())

@@ -1,4 +1,4 @@
-"""The common name and the domain components of a subject, without the cost of cryptography's name object."""
+"""Common name and domain components of a subject, without building cryptography's name object."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _CHARSETS: Final = {0x0C: "utf-8", 0x13: "ascii", 0x16: "ascii"}  # UTF8String, 
 
 
 def simple_subject_values(name: bytes) -> tuple[list[str], list[str]] | None:
-    """The values of CN and of DC, or None if the name is unusual and has to be read in another way.
+    """The values of CN and of DC; None if the name is not simple and must be read with cryptography.
 
-    name: the content of a Name that cryptography's parser has accepted as a sequence of sets of attributes.
-    Building its name object costs more than the rest of reading a leaf. This walk over the usual case is cheap: one
-    short attribute in each set, and all of them in UTF-8 or ASCII.
+    name: DER contents of a Name that cryptography's parser has accepted as a sequence of sets of attributes.
+    Building the name object costs more than the rest of reading a leaf. A simple name has one short attribute in each
+    set, all in UTF-8 or ASCII.
     """
     common: list[str] = []
     domain: list[str] = []
