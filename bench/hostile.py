@@ -68,7 +68,8 @@ class Pool:
         at = datetime.now(UTC).replace(microsecond=0)
         config = folder / "ccp.toml"
         config.write_text(
-            f'base_url = "{world.BASE_URL}"\nevent_allow_http = true\negress_allow_networks = ["127.0.0.0/8"]\nevent_timeout = 2\n'
+            f'base_url = "{world.BASE_URL}"\nevent_allow_http = true\n'
+            'egress_allow_networks = ["127.0.0.0/8"]\nevent_timeout = 2\n'
         )
         self.database = f"sqlite:///{folder / 'ccp.db'}"
         schema.upgrade(self.database)

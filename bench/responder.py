@@ -132,7 +132,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="ccp-bench-") as name:
         folder, base_url = Path(name), f"http://127.0.0.1:{port}"
         (folder / "ccp.toml").write_text(
-            f'port = {port}\nbase_url = "{base_url}"\ndatabase = "sqlite:///ccp.db"\negress_allow_networks = ["127.0.0.0/8"]\n'
+            f'port = {port}\nbase_url = "{base_url}"\ndatabase = "sqlite:///ccp.db"\n'
+            'egress_allow_networks = ["127.0.0.0/8"]\n'
         )
         config = settings.load(folder / "ccp.toml")
         schema.upgrade(config.database)

@@ -18,8 +18,8 @@ from tests.world import Pool, build_pkis, start
 
 _SLOW: Final = ("durability", "end_to_end", "hold", "packaging")
 _USES_SERVERS: Final = re.compile(
-    r"local_pool|scripted_server|tests\.world import .*\bstart\b|http\.server|import subprocess|tests\.cli\.run|tests\.client\.servers"
-    r"|create_server"
+    r"local_pool|scripted_server|tests\.world import .*\bstart\b|http\.server|import subprocess|tests\.cli\.run"
+    r"|tests\.client\.servers|create_server"
 )
 _USES_POSTGRES: Final = re.compile(r"replicated\(|databases import .*\bServer\b|pgbouncer")
 _COMPARES: Final = re.compile(r"judge|openssl")

@@ -175,7 +175,8 @@ def test_ids_used_as_client_ids_are_pseudonymised(pkis: dict[str, PKI], tmp_path
         config, log, port = tmp_path / "ccp.toml", tmp_path / "log", free_port()
         base_url = f"http://127.0.0.1:{port}"
         config.write_text(
-            f'database = "{pool.settings.database}"\nbase_url = "{base_url}"\nlog_level = "info"\nlogin_failures_per_minute = 0\n'
+            f'database = "{pool.settings.database}"\nbase_url = "{base_url}"\n'
+            'log_level = "info"\nlogin_failures_per_minute = 0\n'
         )
         with serving(base_url, "--config", config, "--port", port, log=log) as http:
             for client_id in (*typed(emaid, pcid), "small_cps", "unknown-partner"):

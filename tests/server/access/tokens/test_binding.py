@@ -251,7 +251,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     write(url, parties.add(emsp, hash_secret(SECRET), NOW))
     port = free_port()
     (folder / "ccp.toml").write_text(
-        f'database = "sqlite:///ccp.db"\nport = {port}\nworkers = 2\ncertificate_bound_tokens = true\ntls_client_ca = "ca.pem"\n'
+        f'database = "sqlite:///ccp.db"\nport = {port}\nworkers = 2\n'
+        'certificate_bound_tokens = true\ntls_client_ca = "ca.pem"\n'
         'tls_cert = "server.pem"\ntls_key = "server.key"\n'
     )
     served = Served(f"https://127.0.0.1:{port}", folder)
