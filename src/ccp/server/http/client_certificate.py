@@ -1,8 +1,7 @@
-"""The client certificate that came with a request: of the connection itself, or told by a trusted proxy.
+"""The client certificate of a request: from the TLS connection, or from a header of a trusted proxy.
 
-A proxy that ends TLS tells in a header which certificate its client has proven to hold. Anybody else could write that
-header too, so it counts only from the proxies of `trusted_proxies`; where it counts, the connection's own certificate
-is the proxy's and means nothing.
+A proxy that terminates TLS passes the certificate of its client in a header. Any client can send such a header, so it
+counts only from the proxies in `trusted_proxies`. The certificate of their own connection is ignored.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from ccp.server.access.client_address import TrustedProxies
 from ccp.x509.parse_errors import parse_errors_as
 
 SCOPE_KEY: Final = "ccp.client_certificate"
-"""Where the server puts the certificate of a connection: DER, or None."""
+"""Scope key: the client certificate of the connection, DER; None without one."""
 
 _LENGTH: Final = 16_384
 _UNREADABLE: Final = "The client certificate that came with the request cannot be read."
@@ -30,25 +29,25 @@ _PEM: Final = re.compile(rb"\s*-----BEGIN CERTIFICATE-----([A-Za-z0-9+/=\s]+)---
 
 
 class ClientCertificates:
-    """Where to look for them."""
+    """Finds the client certificate of a request."""
 
     def __init__(self, header: str | None = None, proxies: TrustedProxies | None = None) -> None:
-        """header: in which the proxies tell; None if they do not."""
+        """header: name of the proxies' header; None if they send none."""
         self._header = header.lower().encode("latin-1") if header else None
         self._proxies = proxies or TrustedProxies(())
 
     def thumbprint(self, scope: Scope) -> str | None:
-        """x5t#S256 of the client's certificate, None without one. Source: RFC 8705 clause 3.1."""
+        """Return x5t#S256 of the client certificate, None without one. Source: RFC 8705 clause 3.1."""
         der = self._certificate(scope)
         return None if der is None else _base64url(hashlib.sha256(der).digest())
 
     def thumbprint_to_bind(self, scope: Scope) -> str:
-        """The same for a token that is to be bound to the certificate.
+        """Return x5t#S256 for a token that will be bound to the certificate.
 
-        Raises NotAuthenticated unless there is exactly one readable certificate: a token must not be issued unbound,
-        or bound to a certificate that cannot be presented.
+        Raises NotAuthenticated unless there is exactly one readable certificate: the pool must not issue an unbound
+        token, or one bound to a certificate that the client cannot present.
         """
-        if self._told_by_proxy(scope):
+        if self._from_trusted_proxy(scope):
             values = self._values(scope)
             if len(values) > 1:
                 raise NotAuthenticated(f"The proxy passed on {len(values)} client certificates; exactly one is needed.")
@@ -64,13 +63,13 @@ class ClientCertificates:
         return _base64url(hashlib.sha256(der).digest())
 
     def _certificate(self, scope: Scope) -> bytes | None:
-        if not self._told_by_proxy(scope):
+        if not self._from_trusted_proxy(scope):
             found: bytes | None = scope.get(SCOPE_KEY)
             return found
         values = self._values(scope)
         return parse_certificate_header(values[0]) if len(values) == 1 else None
 
-    def _told_by_proxy(self, scope: Scope) -> bool:
+    def _from_trusted_proxy(self, scope: Scope) -> bool:
         peer = scope["client"][0] if scope.get("client") else None
         return self._header is not None and self._proxies.contains(peer)
 
@@ -79,7 +78,7 @@ class ClientCertificates:
 
 
 def parse_certificate_header(value: bytes) -> bytes | None:
-    """The certificate in a proxy's header, DER; None for what is no certificate.
+    """Return the certificate in a proxy's header, DER; None if the value is not a certificate.
 
     value: PEM, URL-encoded (nginx: $ssl_client_escaped_cert), or DER in Base64 between colons (RFC 9440 clause 2).
     """
@@ -99,5 +98,5 @@ def parse_certificate_header(value: bytes) -> bytes | None:
         return None
 
 
-def _base64url(octets: bytes) -> str:
-    return base64.urlsafe_b64encode(octets).rstrip(b"=").decode()
+def _base64url(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()

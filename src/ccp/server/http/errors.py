@@ -16,7 +16,8 @@ from ccp.schemas.error_messages import error_messages
 from ccp.schemas.field_errors import field_error
 from ccp.server.domain.authorization import Operation
 from ccp.server.http import paths
-from ccp.server.http.middleware.tracing import INTERNAL_ERROR, trace_of
+from ccp.server.http.error_body import INTERNAL_ERROR
+from ccp.server.http.middleware.tracing import trace_of
 
 STATUS: Final[tuple[tuple[type[errors.CCPError], int], ...]] = (
     (errors.NotAuthenticated, 401),

@@ -1,4 +1,4 @@
-"""Paths and methods beyond what routes say: HEAD wherever GET is, and answers that name the right path or methods."""
+"""Paths and methods beyond the routes: HEAD for every GET, and hints for unknown paths and methods."""
 
 from __future__ import annotations
 
@@ -13,17 +13,18 @@ _HEAD: Final = "ccp.head"
 
 
 def head_as_get(scope: Scope) -> Scope:
-    """A HEAD as the GET that it is answered like; anything else as it is."""
-    is_one = scope["type"] == "http" and scope["method"] == "HEAD"
-    return {**scope, "method": "GET", _HEAD: True} if is_one else scope
+    """Return the scope of a HEAD request as that of a GET; other scopes unchanged."""
+    is_head_request = scope["type"] == "http" and scope["method"] == "HEAD"
+    return {**scope, "method": "GET", _HEAD: True} if is_head_request else scope
 
 
 def is_head(scope: Scope) -> bool:
+    """Return whether the request was a HEAD before `head_as_get`."""
     return _HEAD in scope
 
 
 def known_path_without_slash(scope: Scope) -> str | None:
-    """The path without slashes at its end, percent-encoded, if that is one that the pool knows."""
+    """Return the path without trailing slashes, percent-encoded, if the pool knows it; else None."""
     path = scope["path"].rstrip("/")
     if path == scope["path"] or next(_routes(scope, path), None) is None:
         return None
@@ -31,18 +32,16 @@ def known_path_without_slash(scope: Scope) -> str | None:
 
 
 def allowed_methods(scope: Scope) -> list[str]:
-    """The methods that any route knows at the path; GET brings HEAD with it (RFC 9110 clause 9.3.2)."""
-    known = {method for route in _routes(scope, scope["path"]) if isinstance(route, Route) for method in _of(route)}
+    """Return the methods of the path in all routes. GET implies HEAD (RFC 9110 clause 9.3.2)."""
+    known = {
+        method for route in _routes(scope, scope["path"]) if isinstance(route, Route) for method in route.methods or ()
+    }
     return sorted(known | ({"HEAD"} if "GET" in known else set()))
-
-
-def _of(route: Route) -> set[str]:
-    return route.methods or set()
 
 
 def _routes(scope: Scope, path: str) -> Iterator[BaseRoute]:
     if "app" in scope:
-        asked = {**scope, "path": path}
+        candidate = {**scope, "path": path}
         for route in scope["app"].routes:
-            if route.matches(asked)[0] is not Match.NONE:
+            if route.matches(candidate)[0] is not Match.NONE:
                 yield route

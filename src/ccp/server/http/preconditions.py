@@ -1,4 +1,4 @@
-"""Entity tags of parties, and writes that hold only for a party as it was read.
+"""Entity tags of parties, and conditional updates with If-Match.
 
 Source: RFC 9110 clauses 8.8.3 and 13.1.1.
 """
@@ -20,20 +20,20 @@ _TAGS: Final = re.compile(rf"[ \t,]*{_TAG.pattern}(?:[ \t]*,[ \t,]*{_TAG.pattern
 
 
 def etag(shown: PartyView) -> str:
-    """The strong entity tag of a party as GET shows it: equal tags, equal members."""
+    """Return the strong entity tag of a party: equal tags mean equal members in a GET response."""
     members = orjson.dumps(shown.members(), option=orjson.OPT_SORT_KEYS)
     return f'"{hashlib.sha256(members).hexdigest()[:32]}"'
 
 
 def if_match(values: Iterable[str]) -> Precondition:
-    """The precondition that the lines of the header If-Match state; always true without a line. Raises FieldError."""
+    """Return the precondition of the If-Match header lines; without a line it always holds. Raises FieldError."""
     lines = list(values)
     text = ", ".join(lines).strip(" \t")
     if not lines or text == "*":
         return any_state
     if not _TAGS.fullmatch(text):
         raise FieldError("If-Match : must be * or entity tags in quotation marks, as ETag has them")
-    # A weak tag stays in the list and equals none of ours: the comparison is the strong one.
+    # The comparison is strong, so a weak tag in the list matches nothing.
     tags = frozenset(_TAG.findall(text))
 
     def precondition(shown: PartyView) -> None:

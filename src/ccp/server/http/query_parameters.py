@@ -1,8 +1,8 @@
-"""Query parameters: a repeated or misspelt one is refused, because it could change what a request means.
+"""Query parameters. A repeated or misspelt one is rejected, because ignoring it could change the meaning of a request.
 
-An unknown parameter that resembles a known one is refused everywhere. Any other unknown parameter is refused by
-operations that change something, and ignored by reads, since clients and proxies add their own. What is known is read
-from the routes' own declarations.
+An unknown parameter that resembles a known one is always rejected. Other unknown parameters are rejected by operations
+that change something, and ignored by reads, because clients and proxies add their own. The known parameters are those
+that the routes declare.
 """
 
 from __future__ import annotations
@@ -24,28 +24,28 @@ from ccp.schemas.field_errors import field_error
 READS: Final = frozenset({"GET", "HEAD"})
 
 _MAX_FIELDS: Final = 50
-_MAX_SENTENCES: Final = 10
+_MAX_PROBLEMS: Final = 10
 
 Model = TypeVar("Model", bound=BaseModel)
 
 
 def declared_names(route: APIRoute) -> frozenset[str]:
-    """The query parameters that a route declares, in its own signature and in its dependencies."""
+    """Return the query parameters that a route declares, in its signature and in its dependencies."""
     declared = get_flat_params(route.dependant)
     return frozenset(field.alias for field in declared if isinstance(field.field_info, params.Query))
 
 
 def check_routed(scope: Scope) -> None:
-    """Check the query of a request that the framework routed; others check their own. Raises FieldError."""
+    """Check the query of a request that FastAPI has routed; fast-path endpoints check their own. Raises FieldError."""
     route = scope.get("route")
     if scope["query_string"] and isinstance(route, APIRoute):
         check(scope["query_string"], declared_names(route), changes=scope["method"] not in READS)
 
 
 def check(query: bytes, known: Collection[str], *, changes: bool) -> dict[str, str]:
-    """The known parameters of a query string by name.
+    """Return the known parameters of a query string by name.
 
-    changes: whether the operation changes something, and therefore knows no parameters but its own. Raises FieldError.
+    changes: whether the operation changes something and therefore rejects unknown parameters. Raises FieldError.
     """
     found: dict[str, str] = {}
     problems: dict[str, None] = {}
@@ -62,9 +62,9 @@ def check(query: bytes, known: Collection[str], *, changes: bool) -> dict[str, s
             problems[f"{suggestions.quotable(name)}: did you mean {meant}?"] = None
         elif changes:
             others = ", ".join(sorted(known))
-            told = f"this operation knows {others}" if others else "this operation knows none"
-            problems[f"{suggestions.quotable(name)} : unknown query parameter; {told}"] = None
-        if len(problems) == _MAX_SENTENCES:
+            hint = f"this operation knows {others}" if others else "this operation knows none"
+            problems[f"{suggestions.quotable(name)} : unknown query parameter; {hint}"] = None
+        if len(problems) == _MAX_PROBLEMS:
             break
     if problems:
         raise FieldError(*problems)
@@ -72,7 +72,7 @@ def check(query: bytes, known: Collection[str], *, changes: bool) -> dict[str, s
 
 
 def read(model: type[Model], query: bytes, *, changes: bool) -> Model:
-    """The parameters that a model declares by the aliases of its fields. Raises FieldError."""
+    """Read the parameters that a model declares by the aliases of its fields. Raises FieldError."""
     found = check(query, names_of(model), changes=changes) if query else {}
     try:
         return model.model_validate(found)
@@ -81,10 +81,11 @@ def read(model: type[Model], query: bytes, *, changes: bool) -> Model:
 
 
 def names_of(model: type[BaseModel]) -> frozenset[str]:
+    """Return the parameters that a model declares."""
     return frozenset(field.alias or name for name, field in model.model_fields.items())
 
 
 def parameters(model: type[BaseModel]) -> list[dict[str, Any]]:
-    """A model's parameters as the OpenAPI description has them."""
+    """Return the OpenAPI description of a model's parameters."""
     properties: dict[str, Any] = model.model_json_schema()["properties"]
     return [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in properties.items()]

@@ -1,4 +1,4 @@
-"""The gate behind the trace: whose request it is, by address, and whether that address asks too often."""
+"""Middleware that determines the client's address and enforces its rate limit."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from ccp.server.access.rate_limits import RateLimits
 from ccp.server.http import errors
 from ccp.server.http.middleware.tracing import trace_of
 
-_log = structlog.get_logger("ccp.gate")
+_log = structlog.get_logger("ccp.client_address")
 _KEY: Final = "ccp.client"
 _FORWARDED: Final = 256
 _PROBED: Final = frozenset({"/metrics"})
 
 
 def client_of(scope: Scope) -> RemoteAddress:
-    """The client of a request that went through the gate; where it did not, the peer of its connection."""
+    """Return the client of a request; without this middleware, the peer of its connection."""
     known: RemoteAddress | None = scope.get(_KEY)
     if known is not None:
         return known
@@ -30,13 +30,13 @@ def client_of(scope: Scope) -> RemoteAddress:
 
 
 class ClientAddressMiddleware:
-    """ASGI middleware, inside of the trace."""
+    """ASGI middleware, inside `TraceMiddleware`."""
 
     def __init__(self, app: ASGIApp, limits: RateLimits) -> None:
         self._app = app
         self._limits = limits
-        self._told = False
-        self._warned = False
+        self._untrusted_logged = False
+        self._missing_logged = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -45,11 +45,11 @@ class ClientAddressMiddleware:
         peer = scope["client"][0] if scope.get("client") else None
         proxies, forwarded = self._limits.proxies, _forwarded(scope)
         if forwarded and not proxies.contains(peer):
-            self._tell_once(peer)
+            self._warn_untrusted_once(peer)
             forwarded = ""
         scope[_KEY] = client = proxies.resolve(peer, forwarded)
-        if client.rate_limit_key is None and not self._warned:
-            self._warn_once(scope, peer)
+        if client.rate_limit_key is None and not self._missing_logged:
+            self._warn_missing_once(scope, peer)
         trace_of(scope).address = client.address
         try:
             self._limits.check_address(client)
@@ -59,21 +59,21 @@ class ClientAddressMiddleware:
             return
         await self._app(scope, receive, send)
 
-    def _tell_once(self, peer: str | None) -> None:
-        if not self._told:
-            self._told = True
+    def _warn_untrusted_once(self, peer: str | None) -> None:
+        if not self._untrusted_logged:
+            self._untrusted_logged = True
             _log.warning(
                 "X-Forwarded-For is not believed; if this is a proxy, trusted_proxies has to say so", peer=peer
             )
 
-    def _warn_once(self, scope: Scope, peer: str | None) -> None:
-        """Warn of a trusted proxy that sends no client address. Probes of this machine do not count."""
+    def _warn_missing_once(self, scope: Scope, peer: str | None) -> None:
+        """Warn about a trusted proxy that sends no client address. Local probes do not count."""
         if (
             self._limits.proxies.contains(peer)
             and scope["path"] not in _PROBED
             and not scope["path"].startswith("/health")
         ):
-            self._warned = True
+            self._missing_logged = True
             _log.warning(
                 "no client address from trusted proxy; set X-Forwarded-For there, limits by address do not hold for it",
                 peer=peer,
@@ -81,6 +81,6 @@ class ClientAddressMiddleware:
 
 
 def _forwarded(scope: Scope) -> str:
-    """The end of all that proxies wrote; what stands before it was not written by ours."""
+    """Return the end of X-Forwarded-For, which the nearest proxies wrote."""
     lines = [value for name, value in scope["headers"] if name == b"x-forwarded-for"]
     return b",".join(lines)[-_FORWARDED:].decode("latin-1") if lines else ""

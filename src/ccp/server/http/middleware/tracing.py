@@ -1,6 +1,6 @@
-"""Around every request: a trace id, one log event, a count, headers for safety, and an answer whatever happens.
+"""Middleware around every request: trace id, log event, metrics, security headers, and a response to every crash.
 
-A refused access goes into the audit trail too, see `ccp.server.audit.refusals.AccessDenialRecorder`.
+Denied access is recorded in the audit trail too, see `ccp.server.audit.refusals.AccessDenialRecorder`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from functools import lru_cache
 from typing import Any, Final, TypeVar
 from urllib.parse import unquote
 
-import orjson
 import structlog
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,15 +22,15 @@ from ccp.errors import CCPError, FieldError
 from ccp.ids import EMAID, PCID
 from ccp.server.audit.pseudonyms import Pseudonyms
 from ccp.server.audit.refusals import AccessDenialRecorder
+from ccp.server.http.error_body import INTERNAL_ERROR, error_body
 from ccp.server.metrics import Metrics
 from ccp.server.storage.queries.audit import UNKNOWN, Action, Entry
 from ccp.x509.parse_errors import is_panic
 
 _log = structlog.get_logger("ccp.request")
 _KEY: Final = "ccp.trace"
-INTERNAL_ERROR: Final = "Something went wrong here; the trace id finds it in the log."
 
-# Fixed segments of the API's paths, matched without regard to case: partners write them in both ways.
+# Fixed segments of the API's paths. They match in any case, because partners write them differently.
 _SEGMENTS: Final = {
     segment.lower(): segment
     for segment in (
@@ -39,7 +38,7 @@ _SEGMENTS: Final = {
         *("event", "endpoints", "deliveries"),
     )
 }
-# OPCP writes the same words in another case, so its paths, which begin with the version, have a list of their own.
+# OPCP writes the same words in another case, so its paths, which begin with the version, have their own list.
 _OPCP_SEGMENTS: Final = {
     segment.lower(): segment
     for segment in (
@@ -48,7 +47,7 @@ _OPCP_SEGMENTS: Final = {
     )
 }
 _DIALECTS: Final = {"opnc": _SEGMENTS, "v1": _OPCP_SEGMENTS}
-# An answer is data and nothing else: not to be kept, guessed at, framed or run. A page brings a policy of its own.
+# Responses are data: browsers must not cache, sniff, frame or execute them.
 _HEADERS: Final = [
     (b"x-content-type-options", b"nosniff"),
     (b"cache-control", b"no-store"),
@@ -60,12 +59,11 @@ _TLS_HEADERS: Final = [*_HEADERS, (b"strict-transport-security", b"max-age=31536
 
 @dataclass(slots=True)
 class Trace:
-    """What is to be said of a request.
+    """The facts about a request for log, metrics and audit trail.
 
-    caller: a client id, proven where `authenticated` says so, otherwise only claimed. registered: a party has that
-    client id, which proves nothing, but shows that it is no driver's or vehicle's id. emaid, pcid: the ids that the
-    request names, as far as they could be read. owner: provider id or WMI of these, which is no personal data.
-    address: the client's, as far as it is known.
+    caller: a client id, proven if `authenticated`, otherwise claimed. registered: whether a party has this client id;
+    this proves nothing, but shows that the text is not the id of a driver or vehicle. emaid, pcid: ids in the request,
+    if readable. address: of the client, if known.
     """
 
     id: str
@@ -80,18 +78,20 @@ class Trace:
 
     @property
     def owner(self) -> str | None:
+        """Provider id or WMI of the ids in the request, which is not personal data."""
         if self.emaid is not None:
             return self.emaid.provider
         return self.pcid.wmi if self.pcid is not None else None
 
 
 def trace_of(scope: Scope) -> Trace:
+    """Return the trace of a request."""
     trace: Trace = scope[_KEY]
     return trace
 
 
 class TraceMiddleware:
-    """ASGI middleware, the outermost of ours."""
+    """ASGI middleware, the outermost."""
 
     def __init__(self, app: ASGIApp, pseudonyms: Pseudonyms, refusals: AccessDenialRecorder, metrics: Metrics) -> None:
         self._app = app
@@ -132,15 +132,17 @@ class TraceMiddleware:
             if not status:
                 await _answer_crash(trace, send_traced)
         finally:
-            if status in _REFUSED:
-                self._refusals.record(_refusal(trace, status, self._pseudonyms))
-            self._tell(scope, trace, status, time.perf_counter() - began, crash)
-            # The error's frames hold the scope, which holds this trace: a cycle that the collector would have to find.
+            if status in _DENIED:
+                self._refusals.record(_denial(trace, status, self._pseudonyms))
+            self._log_outcome(scope, trace, status, time.perf_counter() - began, crash)
+            # The error's frames refer to the scope, and it to this trace: a cycle for the garbage collector.
             trace.failure = None
 
-    def _tell(self, scope: Scope, trace: Trace, status: int, seconds: float, crash: BaseException | None) -> None:
+    def _log_outcome(
+        self, scope: Scope, trace: Trace, status: int, duration: float, crash: BaseException | None
+    ) -> None:
         outcome = _outcome(trace, status)
-        self._metrics.request(trace.operation, status, outcome, seconds)
+        self._metrics.request(trace.operation, status, outcome, duration)
         if crash is None and not _log.is_enabled_for(logging.INFO):
             return
         event: dict[str, Any] = {
@@ -152,15 +154,15 @@ class TraceMiddleware:
             **self._ids(trace),
             "status": status,
             "outcome": outcome,
-            "ms": round(seconds * 1000, 2),
+            "ms": round(duration * 1000, 2),
         }
         if crash is not None:
             _log.error("request handled", **event, exc_info=crash)
         elif trace.failure is not None:
             cause = trace.failure.__cause__
-            # Of the cause the kind alone: a validator's own words quote the body.
-            told = {"reason": str(trace.failure), "cause": type(cause).__name__ if cause else None}
-            _log.info("request handled", **event, **told)
+            # Only the type of the cause: a validator's message quotes the body.
+            details = {"reason": str(trace.failure), "cause": type(cause).__name__ if cause else None}
+            _log.info("request handled", **event, **details)
         else:
             _log.info("request handled", **event)
 
@@ -170,21 +172,21 @@ class TraceMiddleware:
 
 
 def _trace_ids() -> Iterator[str]:
-    """Random UUIDs (RFC 9562 clause 5.4), for which the system is asked once for many."""
+    """Yield random UUIDs (RFC 9562 clause 5.4), reading random bytes for many at a time."""
     while True:
         digits = os.urandom(4096).hex()
-        for at in range(0, len(digits), 32):
-            one = digits[at : at + 32]
+        for start in range(0, len(digits), 32):
+            one = digits[start : start + 32]
             variant = "89ab"[int(one[16], 16) & 3]
             yield f"{one[:8]}-{one[8:12]}-4{one[13:16]}-{variant}{one[17:20]}-{one[20:]}"
 
 
-_REFUSED: Final = frozenset({401, 403, 429})
+_DENIED: Final = frozenset({401, 403, 429})
 _CLAIM_LENGTH: Final = 64
 
 
 def _is_client_id(trace: Trace) -> bool:
-    """Whether the caller's name is certainly a client id. Any other name may be an EMAID or a PCID."""
+    """Return whether the caller is certainly a client id. Any other text may be an EMAID or a PCID."""
     return trace.authenticated or trace.registered
 
 
@@ -194,13 +196,13 @@ def _claimed(trace: Trace, pseudonyms: Pseudonyms) -> str | None:
     return (trace.caller if trace.registered else pseudonyms.replace_ids(trace.caller))[:_CLAIM_LENGTH]
 
 
-def _refusal(trace: Trace, status: int, pseudonyms: Pseudonyms) -> Entry:
-    """A refused access for the audit trail, with its ids in clear, but for what was claimed.
+def _denial(trace: Trace, status: int, pseudonyms: Pseudonyms) -> Entry:
+    """Return the audit entry of a denied access, with ids in clear text except in claimed names.
 
-    An erasure finds ids in their canonical form only. So sentences, which name ids in any form, stay out, and ids that
-    were claimed are pseudonymised.
+    An erasure finds ids in canonical form only. So error messages, which contain ids in any form, are left out, and
+    ids in claimed names are pseudonymised.
     """
-    told = {
+    details = {
         "operation": trace.operation,
         "address": trace.address,
         "emaid": trace.emaid,
@@ -212,7 +214,7 @@ def _refusal(trace: Trace, status: int, pseudonyms: Pseudonyms) -> Entry:
         datetime.now(UTC),
         trace.caller if trace.authenticated and trace.caller is not None else UNKNOWN,
         Action.ACCESS_REFUSED,
-        {name: value for name, value in told.items() if value is not None},
+        {name: value for name, value in details.items() if value is not None},
         f"{_outcome(trace, status)} {status}",
         trace.id,
     )
@@ -225,32 +227,32 @@ def _outcome(trace: Trace, status: int) -> str:
 
 
 def _read_path(method: str, path: str, raw: bytes) -> tuple[str, EMAID | None, PCID | None]:
-    """The path in its canonical form, and the ids in it."""
+    """Return the path in canonical form and the ids in it."""
     path = _canonical(_path(path, raw))
     return path, *_ids_in(method, path)
 
 
 _read_short_path: Final = lru_cache(1024)(_read_path)
-"""Most requests go to a few paths. Long ones are not remembered: a thousand of them would take 12 MiB."""
-_SHORT_PATH: Final = 160  # Bytes, as they came; no path of the API with its ids has more.
+"""Most requests use few paths. Long paths are not cached: a thousand of them would take 12 MiB."""
+_SHORT_PATH: Final = 160  # Bytes as received. No path of the API with its ids is longer.
 
 
 def _path(path: str, raw: bytes) -> str:
-    """The decoded path. An encoded slash stays encoded: it is part of an id, which breaks its pattern then."""
+    """Return the decoded path. An encoded slash stays encoded: it is part of an id, which is then invalid."""
     if b"%2f" not in raw.lower():
         return path
     return "/".join(unquote(segment).replace("/", "%2F") for segment in raw.decode("latin-1").split("/"))
 
 
 def _canonical(path: str) -> str:
-    """The path of an operation in its canonical case; any other as it is, since a client id may be one of the words."""
+    """Return the path of an operation in canonical case; other paths unchanged, since they may contain client ids."""
     segments = path.split("/")
     known = _DIALECTS.get(segments[1].lower()) if len(segments) > 1 else None
     return path if known is None else "/".join(known.get(segment.lower(), segment) for segment in segments)
 
 
 def _ids_in(method: str, path: str) -> tuple[EMAID | None, PCID | None]:
-    """The ids that a path of the API names, for the log and the trail: whatever becomes of the request."""
+    """Return the ids in a path of the API, for the log and the audit trail."""
     match path.split("/")[1:]:
         case ["v1", "ccp", "signedContractData", pcid] if method in ("GET", "HEAD"):
             return None, _read(PCID, pcid)
@@ -285,7 +287,7 @@ def _read(kind: type[Id], text: str) -> Id | None:
 
 
 async def _answer_crash(trace: Trace, send: Send) -> None:
-    body = orjson.dumps({"errorMessages": [INTERNAL_ERROR], "traceId": trace.id})
+    body = error_body(INTERNAL_ERROR, trace.id)
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 500, "headers": headers})
     await send({"type": "http.response.body", "body": body})
