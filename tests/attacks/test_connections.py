@@ -96,7 +96,7 @@ def small(pkis: dict[str, PKI]) -> Iterator[Pool]:
         yield running
 
 
-def test_a_thousand_silent_connections_of_five_addresses_keep_nobody_out(tmp_path: Path) -> None:
+def test_thousand_silent_connections_of_five_addresses_keep_no_client_out(tmp_path: Path) -> None:
     port = free_port()
     (tmp_path / "ccp.toml").write_text("trusted_proxies = []\n")
     url = f"http://127.0.0.1:{port}"
@@ -129,7 +129,7 @@ def test_a_thousand_silent_connections_of_five_addresses_keep_nobody_out(tmp_pat
         pytest.param("POST /x HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\nx", id="answered before its body"),
     ],
 )
-def test_whatever_attackers_leave_unfinished_others_are_served(
+def test_unfinished_requests_do_not_keep_other_clients_out(
     small: Pool, sentence: str, log: list[CapturedCall], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection_limits, "_STALLED_AFTER", 0.0)
@@ -146,7 +146,7 @@ def test_whatever_attackers_leave_unfinished_others_are_served(
     assert counted(small, log, "idle connections closed to make room", 20) >= 20
 
 
-def test_a_request_under_way_is_never_closed_for_a_new_connection(small: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_request_in_progress_is_never_closed_for_a_new_connection(small: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_limits, "_STALLED_AFTER", 60.0)
     form = "grant_type=nothing"
     head = f"POST /oauth/token HTTP/1.1\r\nHost: x\r\nContent-Length: {len(form)}\r\n\r\n"
@@ -183,7 +183,7 @@ def test_the_address_with_the_most_idle_connections_loses_its_oldest_first(small
     assert alive == [[True] * 4, [False] * 4 + [True] * 4, [False] + [True] * 5, [True] * 2]
 
 
-def test_a_refused_client_reads_its_503_whatever_it_was_sending(small: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_client_reads_its_503_whatever_it_sends(small: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is sent and not read would make the system answer with a reset, and the refusal would be lost."""
     monkeypatch.setattr(connection_limits, "_STALLED_AFTER", 60.0)
     busy = "POST /oauth/token HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\n\r\n"
@@ -204,7 +204,9 @@ def test_a_refused_client_reads_its_503_whatever_it_was_sending(small: Pool, mon
             assert b"too many connections" in received
 
 
-def test_refused_connections_are_few_and_the_newest_is_told(small: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refused_connections_are_bounded_and_the_newest_gets_its_response(
+    small: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(connection_limits, "MAX_REFUSED", 4)
     with opened(small, HONEST, 8, HEALTH) as ours:
         for raw in ours:
@@ -216,7 +218,7 @@ def test_refused_connections_are_few_and_the_newest_is_told(small: Pool, monkeyp
             assert answer.status == 429
 
 
-def test_the_fuller_the_worker_the_shorter_it_waits(small: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timeouts_shrink_with_the_number_of_connections(small: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(deadlines, "SHORTEST_TIMEOUT", 1.0)
     with ExitStack() as stack:
         deadline = time.monotonic() + 20
@@ -256,7 +258,7 @@ def secured(pool: Pool, files: tuple[Path, Path], source: str) -> Iterator[Raw]:
         yield Raw(tls)  # type: ignore[arg-type]
 
 
-def test_silent_handshakes_count_and_others_are_served(
+def test_silent_tls_handshakes_count_as_connections(
     secure: Pool, files: tuple[Path, Path], log: list[CapturedCall], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     handshakes: list[Any] = []
@@ -285,7 +287,7 @@ def test_silent_handshakes_count_and_others_are_served(
             assert len(handshakes) <= 60 + connection_limits.MAX_REFUSED + 2
 
 
-def test_a_client_refused_over_tls_is_told_so(
+def test_client_refused_over_tls_gets_a_503(
     secure: Pool, files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connection_limits, "_STALLED_AFTER", 60.0)
@@ -300,7 +302,7 @@ def test_a_client_refused_over_tls_is_told_so(
         assert answer.refused(503) == "The pool has too many connections just now."
 
 
-def test_an_address_with_too_many_connections_over_tls_is_told_so(secure: Pool, files: tuple[Path, Path]) -> None:
+def test_address_with_too_many_tls_connections_gets_a_429(secure: Pool, files: tuple[Path, Path]) -> None:
     deadline = time.monotonic() + 20
     answer = None
     while answer is None or (answer.status != 429 and time.monotonic() < deadline):  # Others may still be closing.
@@ -347,7 +349,7 @@ def test_the_limit_of_descriptors_is_raised_to_what_connections_need(tmp_path: P
 
 
 @pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="limits of a process are looked up in /proc")
-def test_too_few_descriptors_are_told_and_connections_are_fewer(tmp_path: Path) -> None:
+def test_too_few_descriptors_are_logged_and_lower_max_connections(tmp_path: Path) -> None:
     printed, soft = started(tmp_path, 256, 600)
     assert soft == 600
     assert "warning: 600 file descriptors are too few for max_connections = 1000; a worker accepts 300" in printed

@@ -69,7 +69,7 @@ def gets(pool: Pool) -> list[str]:
             oauth.METADATA_PATH]  # fmt: skip
 
 
-def test_head_is_answered_as_get_is_but_without_a_body(served: Pool) -> None:
+def test_head_is_answered_as_get_without_body(served: Pool) -> None:
     paths = gets(served)
     assert len(paths) > 15
     changing = {"x-trace-id", "content-length", "date"}
@@ -86,7 +86,7 @@ def test_head_is_answered_as_get_is_but_without_a_body(served: Pool) -> None:
                 assert head.headers["content-length"] == str(len(get.content))
 
 
-def test_a_connection_goes_on_after_a_head(served: Pool) -> None:
+def test_connection_continues_after_head(served: Pool) -> None:
     """No byte of a body is sent, which would be taken for the next answer."""
     with connected(served.base_url) as raw:
         for _ in range(3):
@@ -101,7 +101,7 @@ def test_a_connection_goes_on_after_a_head(served: Pool) -> None:
     assert heads[-1].endswith(b'{"status":"alive"}')
 
 
-def test_a_head_hands_nothing_out(served: Pool) -> None:
+def test_head_causes_no_delivery_event(served: Pool) -> None:
     car = served.car()
     contract = served.publish(car)
     path = f"{BASE}/signedcontractdata/{contract.emaid}/{car.pcid}"
@@ -166,14 +166,14 @@ def test_allow_names_every_method_of_a_path(served: Pool) -> None:
         "/metrics",
     ],
 )
-def test_a_slash_at_the_end_is_answered_with_the_right_path(served: Pool, path: str) -> None:
+def test_trailing_slash_is_404_with_the_right_path(served: Pool, path: str) -> None:
     for slashes in ("/", "//"):
         for method in ("GET", "PUT", "POST"):
             answer = served.http.request(method, path + slashes, headers=bearer(served))
             assert sentences(answer, 404) == [f"There is nothing at this path; the right path is {path}."]
 
 
-def test_the_right_path_is_quoted_so_that_nothing_in_it_is_obeyed(served: Pool) -> None:
+def test_suggested_path_is_percent_encoded(served: Pool) -> None:
     answer = served.http.get(f"{BASE}/contractData/emaid/%1B%5B31m%E2%80%AE%22/")
     (found,) = sentences(answer, 404)
     assert found == f"There is nothing at this path; the right path is {BASE}/contractData/emaid/%1B%5B31m%E2%80%AE%22."

@@ -70,14 +70,14 @@ def misspelt(name: str) -> set[str]:
     return found - {name}
 
 
-def test_every_operation_has_been_looked_at(served: Pool) -> None:
+def test_query_parameter_cases_cover_every_operation(served: Pool) -> None:
     found = operations(served)
     assert len(found) > 25
     names = {name for _, _, operation in found for name in known(operation)}
     assert names >= {"dryRun", "sessionID", "xsdMsgDefNamespace", "rootType", "limit", "cursor", "state"}
 
 
-def test_a_near_miss_of_a_known_parameter_is_400_at_every_operation(served: Pool) -> None:
+def test_misspelt_query_parameter_is_400_at_every_operation(served: Pool) -> None:
     for method, path, operation in operations(served):
         for name in known(operation):
             for wrong in misspelt(name):
@@ -85,7 +85,7 @@ def test_a_near_miss_of_a_known_parameter_is_400_at_every_operation(served: Pool
                 assert reported[0].endswith(f": did you mean {name}?"), (method, path, wrong, reported)
 
 
-def test_a_repeated_known_parameter_is_400_at_every_operation(served: Pool) -> None:
+def test_repeated_query_parameter_is_400_at_every_operation(served: Pool) -> None:
     for method, path, operation in operations(served):
         for name in known(operation):
             assert f"{name} : is given more than once" in sentences(
@@ -94,9 +94,7 @@ def test_a_repeated_known_parameter_is_400_at_every_operation(served: Pool) -> N
 
 
 @pytest.mark.parametrize("name", ["trace", "v", "_", "", "utm_source", "dry", "%00"])
-def test_another_unknown_parameter_is_400_where_something_is_changed_and_ignored_by_reads(
-    served: Pool, name: str
-) -> None:
+def test_unknown_query_parameter_is_400_for_changes_and_ignored_by_reads(served: Pool, name: str) -> None:
     for method, path, operation in operations(served):
         reads = method == "GET" or (method == "POST" and path in READING_POSTS)
         answer = call(served, method, path, f"{name}=1")
@@ -145,14 +143,14 @@ def test_a_session_id_that_is_misspelt_is_400_and_not_ignored(served: Pool) -> N
         assert sentences(answer, 400) == [f"{name}: did you mean sessionID?"]
 
 
-def test_who_calls_is_known_before_parameters_are_judged(served: Pool) -> None:
+def test_caller_is_authenticated_before_query_parameters_are_checked(served: Pool) -> None:
     contract = served.contract(served.car())
     for party, status in ((None, 401), ("cpo", 403)):
         answer = served.client(party).put("/signedcontractdata?dryrun=true", json=contract.body)
         assert sentences(answer, status)
 
 
-def test_a_name_is_quoted_short_and_without_control_characters(served: Pool) -> None:
+def test_query_parameter_name_is_quoted_short_and_without_control_characters(served: Pool) -> None:
     name = "%1B%5B31m" + "%E2%80%AE" + "a" * 500
     (reported,) = sentences(served.cps.put(f"/signedcontractdata?{name}=1", json={}), 400)
     assert reported.isprintable()
@@ -161,7 +159,7 @@ def test_a_name_is_quoted_short_and_without_control_characters(served: Pool) -> 
     assert len(sentences(served.cps.put(f"/signedcontractdata?{many}", json={}), 400)) == 10
 
 
-def test_many_parameters_are_refused_and_cost_little(served: Pool) -> None:
+def test_many_query_parameters_are_refused_cheaply(served: Pool) -> None:
     car, long = served.car(), "cpsV2GRootCertificateFingerprint"
     served.publish(car)
     names = [f"{long[:at]}xyz{long[at + 3 :]}" for at in range(len(long) - 3)]
@@ -174,7 +172,7 @@ def test_many_parameters_are_refused_and_cost_little(served: Pool) -> None:
     assert reported == ["The query has more than 50 parameters."]
 
 
-def test_names_that_are_short_or_far_are_no_near_misses() -> None:
+def test_suggestions_ignore_short_and_distant_names() -> None:
     for name in ("id", "lim", "dry", "run", "date", "status1x", "sort", "offset", "page", "format", "accept", "root"):
         assert query_parameters.check(f"{name}=1".encode(), {"limit", "cursor", "state"}, changes=False) == {}
     assert query_parameters.read(PublishQuery, b"dryRun=TRUE", changes=True).dry_run is True

@@ -183,7 +183,7 @@ def test_a_request_under_way_is_answered_before_the_server_ends(
         assert server.wait(30) in (0, -signal.SIGTERM)
 
 
-def test_an_interrupt_from_a_terminal_waits_for_nobody(tmp_path: Path, pool: Pool) -> None:
+def test_sigint_stops_without_drain_period(tmp_path: Path, pool: Pool) -> None:
     with process(tmp_path, pool, drain_period=200) as (server, url):
         server.send_signal(signal.SIGTERM)
         stopping(url)

@@ -83,9 +83,7 @@ def test_callers_on_this_machine_need_no_token(pool: Pool) -> None:
         {"X-Forwarded-Proto": "https"},
     ],
 )
-def test_who_comes_through_a_proxy_needs_the_token_of_an_administrator(
-    pkis: dict[str, PKI], header: dict[str, str]
-) -> None:
+def test_metrics_through_a_proxy_need_an_admin_token(pkis: dict[str, PKI], header: dict[str, str]) -> None:
     with start(pkis, ADMIN) as pool:
         assert sentences(pool.http.get("/metrics", headers=header), 401) == ["A bearer token is needed."]
         cpo = {"Authorization": f"Bearer {pool.token('cpo')}"}
@@ -94,7 +92,7 @@ def test_who_comes_through_a_proxy_needs_the_token_of_an_administrator(
         assert pool.http.get("/metrics", headers=header | watcher).status_code == 200
 
 
-def test_a_setting_leaves_them_to_administrators_or_to_nobody(pkis: dict[str, PKI]) -> None:
+def test_metrics_setting_restricts_to_admins_or_disables(pkis: dict[str, PKI]) -> None:
     with start(pkis, ADMIN, metrics="admin") as pool:
         assert sentences(pool.http.get("/metrics"), 401)
         watcher = {"Authorization": f"Bearer {pool.token('watcher')}"}
@@ -143,7 +141,7 @@ def test_requests_are_counted_by_operation_status_and_outcome_and_name_nobody(pk
     assert names <= {"operation", "status", "outcome", "limit", "peer", "task", "le", "class"}
 
 
-def test_what_limits_turn_away_is_counted_by_limit(pkis: dict[str, PKI]) -> None:
+def test_metrics_count_refusals_by_limit(pkis: dict[str, PKI]) -> None:
     limits = {
         "rate_limit_per_party": 1,
         "rate_limit_unauthenticated": 1,
@@ -169,7 +167,7 @@ def test_what_limits_turn_away_is_counted_by_limit(pkis: dict[str, PKI]) -> None
             client.close()
 
 
-def test_what_the_server_refuses_before_it_is_a_request_is_counted(pkis: dict[str, PKI]) -> None:
+def test_metrics_count_requests_that_the_protocol_refuses(pkis: dict[str, PKI]) -> None:
     with start(pkis) as pool:
         answer = pool.http.get("/health", headers={"X-Long": "a" * 40_000})
         assert answer.status_code == 431
@@ -212,7 +210,7 @@ def test_peers_are_counted_by_outcome_and_it_is_told_that_one_is_left_alone(pkis
             until(lambda: value(read(here.base_url), "ccp_peer_circuit_open", peer="bad") == 0)
 
 
-def test_the_document_names_what_there_is_and_all_of_it() -> None:
+def test_operations_page_lists_all_metrics() -> None:
     document = (Path(__file__).resolve().parents[3] / "docs" / "operations.md").read_text("utf-8")
     document = document.partition("## Metrics")[2].partition("\n## ")[0]
     named = {re.sub("_bucket$", "", name) for name in re.findall(r"\bccp_[a-z_]+", document)}
@@ -254,7 +252,7 @@ def test_events_are_counted_by_what_came_of_them_and_by_what_they_wait_for(
 # --- Several workers -------------------------------------------------------------------------------------------------
 
 
-def test_whichever_worker_is_asked_answers_for_all_also_for_those_that_died(tmp_path: Path) -> None:
+def test_metrics_of_any_worker_include_all_workers_and_dead_ones(tmp_path: Path) -> None:
     (tmp_path / "tmp").mkdir()
     ccp_ok("sandbox", tmp_path / "DIR", "--port", free_port(), "--store")
     sandbox = Sandbox(tmp_path / "DIR")

@@ -245,7 +245,7 @@ def test_an_emsp_publishes_for_its_own_providers_only(pool: Pool) -> None:
     assert pool.client("other_emsp").put("/signedcontractdata", json=contract.body).status_code == 201
 
 
-def test_a_provisioning_service_publishes_for_every_provider_that_it_is_registered_for(pool: Pool) -> None:
+def test_cps_publishes_for_every_provider_it_is_registered_for(pool: Pool) -> None:
     mine, other = pool.contract(pool.car()), pool.contract(pool.car(), new_emaid("FRXYZ"))
     assert pool.client("small_cps").put("/signedcontractdata", json=mine.body).status_code == 201
     sentences(pool.client("small_cps").put("/signedcontractdata", json=other.body), 403)
@@ -265,7 +265,7 @@ def test_a_maker_reaches_its_own_vehicles_only(pool: Pool) -> None:
         assert pool.client("other_oem").request(method, path).status_code == 200
 
 
-def test_a_contract_that_is_not_the_callers_to_know_looks_like_one_that_does_not_exist(pool: Pool) -> None:
+def test_contract_of_another_party_looks_like_an_unknown_contract(pool: Pool) -> None:
     foreign = pool.publish(pool.car(wmi="WXB"))
     own = new_pcid()
 

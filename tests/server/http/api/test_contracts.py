@@ -348,7 +348,7 @@ def test_a_replaced_default_stays_the_default(pool: Pool) -> None:
     assert {item["emaid"] for item in pool.listed(car) if item["defaultContract"]} == {second.emaid}
 
 
-def test_an_unknown_pair_cannot_be_the_default_and_is_400_since_the_operation_knows_no_404(pool: Pool) -> None:
+def test_set_default_of_an_unknown_pair_is_400(pool: Pool) -> None:
     car, other = pool.car(), pool.car()
     contract = pool.publish(car)
     pool.publish(other)

@@ -176,7 +176,7 @@ def test_the_only_contract_is_delivered_when_none_is_the_default(pool: Pool) -> 
 
 
 @pytest.mark.parametrize("alias", ["urn:iso:15118:20:2022:MsgDef", "urn:iso:std:iso:15118:-20:CommonMessages"])
-def test_an_alias_of_the_namespace_may_be_asked_with_and_the_canonical_one_is_answered(pool: Pool, alias: str) -> None:
+def test_namespace_alias_is_accepted_and_answered_in_canonical_form(pool: Pool, alias: str) -> None:
     car = pool.car("iso20")
     pool.publish(car)
     answer = pool.cpo.post("/signedcontractdata", json=post_body(car.request(SESSION, AT), alias))
@@ -237,7 +237,7 @@ def rich(pool: Pool) -> tuple[Car, list[str]]:
         (2, (4, 4, 3), (4, 3)),
     ],
 )
-def test_contracts_come_in_the_order_of_the_cars_wishes_then_the_default_then_the_oldest(
+def test_iso20_delivery_order_is_prioritised_then_default_then_oldest(
     pool: Pool, rich: tuple[Car, list[str]], maximum: int, prioritised: tuple[int, ...], order: tuple[int, ...]
 ) -> None:
     car, emaids = rich
@@ -334,7 +334,7 @@ def test_a_default_that_has_expired_does_not_keep_a_car_from_its_sole_valid_cont
     assert [item["emaid"] for item in pool.ask(car)] == [other.emaid]
 
 
-def test_of_several_valid_contracts_none_takes_the_place_of_a_default_that_has_expired(pool: Pool) -> None:
+def test_delivery_does_not_replace_an_expired_default_by_one_of_several_contracts(pool: Pool) -> None:
     car = pool.car()
     default, _, _ = pool.publish(car), pool.publish(car), pool.publish(car)
     pool.expire(default.emaid)
@@ -408,7 +408,7 @@ def test_a_car_under_an_unknown_oem_root_is_refused_and_gets_no_contract(pool: P
     assert code == ("FAILED_CertChainError" if edition == "iso2" else "WARNING_CertificateValidationError")
 
 
-def test_a_part_20_car_that_sends_its_leaf_alone_is_recognised_by_the_sub_cas_that_are_known(pool: Pool) -> None:
+def test_iso20_request_with_leaf_only_is_verified_with_known_sub_cas(pool: Pool) -> None:
     car = pool.car("iso20")
     pool.publish(car)
     alone = replace(car, provisioning=replace(car.provisioning, sub_cas=()))
@@ -431,7 +431,7 @@ def test_a_car_whose_provisioning_certificate_has_expired_is_refused(pool: Pool,
     assert "expired" in reason
 
 
-def test_a_provisioning_certificate_whose_name_is_no_pcid_is_answered_with_the_placeholder(pool: Pool) -> None:
+def test_delivery_uses_the_placeholder_for_a_certificate_without_pcid(pool: Pool) -> None:
     pki = pool.pki()
     pcid = new_pcid()
     nameless = Car.from_credential(pki, pki.vehicle("somebody's car", now=AT), pcid)
@@ -525,7 +525,7 @@ def test_under_strict_root_match_a_car_that_lists_no_known_root_gets_nothing(str
     assert len(strict.ask(car)) == 1
 
 
-def test_under_the_policy_none_the_only_contract_is_not_delivered_without_being_the_default(strict: Pool) -> None:
+def test_policy_none_does_not_deliver_an_only_contract_that_is_not_the_default(strict: Pool) -> None:
     car = strict.car()
     default, other = strict.publish(car), strict.publish(car)
     assert strict.emsp.delete(f"/signedcontractdata/{default.emaid}").status_code == 200
@@ -534,7 +534,7 @@ def test_under_the_policy_none_the_only_contract_is_not_delivered_without_being_
     assert len(strict.ask(car)) == 1
 
 
-def test_where_the_signature_alone_is_asked_for_a_car_under_an_unknown_root_gets_its_contract(
+def test_vehicle_trust_signature_delivers_to_a_vehicle_under_an_unknown_root(
     strict: Pool, pkis: dict[str, PKI]
 ) -> None:
     car = Car.from_credential(pkis["stranger"], pkis["stranger"].vehicle(pcid := new_pcid(), now=AT), pcid)

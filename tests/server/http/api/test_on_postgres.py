@@ -19,14 +19,14 @@ from tests.server.http.api.test_deliver import (
     test_a_car_without_a_contract_is_told_so,
     test_a_contract_is_as_old_as_its_first_variant,
     test_an_iso2_car_gets_one_item_only_and_it_is_the_default,
-    test_contracts_come_in_the_order_of_the_cars_wishes_then_the_default_then_the_oldest,
+    test_iso20_delivery_order_is_prioritised_then_default_then_oldest,
 )
 from tests.server.http.api.test_publish import (
     test_a_contract_has_one_variant_for_each_namespace_and_v2g_root,
-    test_a_contract_published_for_two_vehicles_at_the_same_time_belongs_to_one_of_them,
     test_a_failed_replacement_leaves_the_stored_contract_as_it_was,
     test_a_signed_contract_is_stored_and_answered_with_201_and_no_body,
-    test_contracts_published_for_a_vehicle_at_the_same_time_leave_exactly_one_default,
+    test_concurrent_publications_for_a_vehicle_leave_exactly_one_default,
+    test_concurrent_publications_of_a_contract_leave_it_with_one_vehicle,
     test_publishing_a_variant_again_replaces_it_and_answers_201,
     test_publishing_for_another_vehicle_moves_the_contract_with_all_its_variants,
     test_the_first_contract_of_a_vehicle_becomes_its_default_and_the_second_does_not,

@@ -342,7 +342,7 @@ def test_everything_wrong_with_what_the_message_says_is_listed_together(pool: Po
 # --- Stage 4: chains -------------------------------------------------------------------------------------------------
 
 
-def test_a_contract_and_a_provisioning_service_under_unknown_roots_are_refused_together(pool: Pool) -> None:
+def test_publication_reports_unknown_roots_of_contract_and_cps_together(pool: Pool) -> None:
     messages = refused(pool, pool.contract(pool.car(), signer="stranger"))
     assert len(messages) == 2
 
@@ -589,7 +589,7 @@ def test_a_body_that_is_too_large_is_refused_with_413(pool: Pool, method: str, c
 # --- At the same time ------------------------------------------------------------------------------------------------
 
 
-def test_contracts_published_for_a_vehicle_at_the_same_time_leave_exactly_one_default(pool: Pool) -> None:
+def test_concurrent_publications_for_a_vehicle_leave_exactly_one_default(pool: Pool) -> None:
     car = pool.car()
     made = [pool.contract(car, new_emaid(provider)) for provider in ("DEEXA", "NLEXB") for _ in range(4)]
     pool.token("cps")
@@ -600,7 +600,7 @@ def test_contracts_published_for_a_vehicle_at_the_same_time_leave_exactly_one_de
     assert sum(item["defaultContract"] for item in pool.listed(car)) == 1
 
 
-def test_a_contract_published_for_two_vehicles_at_the_same_time_belongs_to_one_of_them(pool: Pool) -> None:
+def test_concurrent_publications_of_a_contract_leave_it_with_one_vehicle(pool: Pool) -> None:
     cars = [pool.car(), pool.car()]
     emaid = new_emaid()
     made = [pool.contract(car, emaid) for car in cars * 4]

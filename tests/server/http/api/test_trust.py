@@ -181,7 +181,7 @@ def test_a_revoked_sub_ca_is_refused_by_name(responder: Responder) -> None:
         assert pool.stored(contract.emaid) == 0
 
 
-def test_a_responder_that_is_down_means_503_and_when_it_is_back_the_same_put_is_stored(tmp_path: Path) -> None:
+def test_publication_is_503_while_the_responder_is_down_and_stored_afterwards(tmp_path: Path) -> None:
     port = free_port()
     pki = naming(f"http://127.0.0.1:{port}", "eMSP Sub2 CA SIM")
     with start({"iso2": pki}, egress_allow_networks=LOOPBACK) as pool:
@@ -324,7 +324,7 @@ def run_out(pool: Pool, contract: Contract) -> None:
     assert pool.sql(f"select next_update from evidence {where}", f"{serial(contract):x}") == [(late,)]
 
 
-def test_within_the_grace_of_the_operator_evidence_that_has_run_out_still_serves_a_delivery(
+def test_delivery_accepts_expired_evidence_within_the_revocation_grace(
     named: dict[str, PKI],
 ) -> None:
     with start(named, egress_allow_networks=LOOPBACK, revocation_grace=3600) as pool:
@@ -347,7 +347,7 @@ def test_a_vehicle_whose_provisioning_certificate_is_revoked_is_told_so(around: 
     assert "revoked" in said
 
 
-def test_what_is_not_known_of_a_vehicle_is_asked_behind_its_back_and_counts_the_next_time(
+def test_vehicle_evidence_is_fetched_after_the_response_and_counts_next_time(
     around: Pool, responder: Responder
 ) -> None:
     car = around.car()
@@ -489,9 +489,7 @@ def test_an_emaid_that_does_not_fit_is_told_by_a_dry_run_as_by_the_real_put(arou
     assert "DEEXAX99999999" in same_as_real(around, contract)[0]
 
 
-def test_a_dry_run_of_a_trusted_service_s_message_tells_of_its_revocation_whatever_else_is_wrong(
-    around: Pool, responder: Responder
-) -> None:
+def test_dry_run_reports_revocation_of_the_cps_beside_other_failures(around: Pool, responder: Responder) -> None:
     contract = around.contract(around.car())
     contract.body["emaid"] = "DEEXAX99999999"
     asked = responder.server.count("/iso2" + path_of("eMSP Sub2 CA SIM"))

@@ -68,7 +68,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[CapturedCall]:
 
 
 @pytest.mark.parametrize("name", [*SMUGGLED, *OTHERWISE])
-def test_a_request_that_can_be_read_in_two_ways_is_refused_and_nothing_behind_it_is_read(
+def test_ambiguous_request_is_refused_and_nothing_after_it_is_read(
     pool: Pool, log: list[CapturedCall], name: str
 ) -> None:
     status, octets = OTHERWISE.get(name) or (400, SMUGGLED[name])
@@ -96,7 +96,7 @@ def test_a_request_that_can_be_read_in_two_ways_is_refused_and_nothing_behind_it
     ],
 )
 @pytest.mark.parametrize("pieces", [1, 2])
-def test_bad_chunks_are_refused_by_whoever_reads_the_body(pool: Pool, chunks: str, pieces: int) -> None:
+def test_bad_chunks_are_refused_when_the_body_is_read(pool: Pool, chunks: str, pieces: int) -> None:
     head = f"{HEAD}Transfer-Encoding: chunked\r\n\r\n"
     with connected(pool.base_url) as raw:
         if pieces == 2:
@@ -109,7 +109,7 @@ def test_bad_chunks_are_refused_by_whoever_reads_the_body(pool: Pool, chunks: st
     assert answer.headers["connection"] == "close"
 
 
-def test_an_answer_that_needs_no_body_is_given_before_the_connection_ends_over_bad_chunks(pool: Pool) -> None:
+def test_response_without_need_of_the_body_is_sent_before_bad_chunks_close(pool: Pool) -> None:
     (answer,) = ask(
         pool.base_url, "POST /nowhere HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n" + NEXT
     )
@@ -234,7 +234,7 @@ def test_a_body_in_chunks_of_one_octet_is_not_read_for_ever(pool: Pool) -> None:
 # --- What is odd and right -------------------------------------------------------------------------------------------
 
 
-def test_a_client_that_asks_first_is_told_to_go_on(pool: Pool) -> None:
+def test_client_that_expects_100_continue_gets_it(pool: Pool) -> None:
     body = "grant_type=password&client_id=a&client_secret=b"
     with connected(pool.base_url) as raw:
         raw.send(f"{HEAD}Expect: 100-continue\r\nContent-Length: {len(body)}\r\n\r\n")
@@ -301,7 +301,7 @@ def test_requests_with_large_bodies_that_are_sent_ahead_are_answered(pool: Pool)
         assert [answer.status for _ in range(4) if (answer := raw.answer()) is not None] == [404] * 4
 
 
-def test_nonsense_behind_good_requests_is_told_after_their_answers(pool: Pool) -> None:
+def test_invalid_input_after_valid_requests_is_answered_after_them(pool: Pool) -> None:
     answers = ask(pool.base_url, NEXT + "GET /nowhere HTTP/1.1\r\nHost: x\r\n\r\n" + "nonsense\r\n\r\n" + NEXT)
     assert [answer.status for answer in answers] == [200, 404, 400]
     assert answers[-1].refused(400)
@@ -312,14 +312,14 @@ def test_nothing_behind_a_request_that_ends_the_connection_is_answered(pool: Poo
     assert answer.status == 200
 
 
-def test_only_so_many_requests_are_taken_ahead(pool: Pool) -> None:
+def test_pipelined_requests_are_limited(pool: Pool) -> None:
     answers = ask(pool.base_url, NEXT * 10_000)
     assert len(answers) == 17
     assert [answer.status for answer in answers[:-1]] == [200] * 16
     assert answers[-1].headers["connection"] == "close"
 
 
-def test_a_client_that_hangs_up_in_the_middle_harms_nobody(pool: Pool) -> None:
+def test_disconnect_in_the_middle_harms_no_other_request(pool: Pool) -> None:
     for octets in (f"{HEAD}Content-Length: 100\r\n\r\nabc", "GET / HT", ""):
         with connected(pool.base_url) as raw:
             raw.send(octets)

@@ -50,7 +50,7 @@ def in_a_turn(work: Callable[[BufferedTransport, BufferedTransport], None]) -> t
     return asyncio.run(test()), one.told, other.told
 
 
-def test_head_and_body_and_the_next_answer_are_one_write_behind_the_turn() -> None:
+def test_buffered_transport_writes_head_body_and_next_response_once() -> None:
     def work(one: BufferedTransport, other: BufferedTransport) -> None:
         for octets in (b"head", b"body", b"next"):
             one.write(octets)
@@ -59,7 +59,7 @@ def test_head_and_body_and_the_next_answer_are_one_write_behind_the_turn() -> No
     assert in_a_turn(work) == ([], [b"headbodynext"], [b"other"])
 
 
-def test_an_end_comes_behind_what_was_written_before_it() -> None:
+def test_buffered_transport_flushes_before_close() -> None:
     def work(one: BufferedTransport, other: BufferedTransport) -> None:
         one.write(b"answer")
         one.close()
@@ -70,7 +70,7 @@ def test_an_end_comes_behind_what_was_written_before_it() -> None:
     assert (one, other) == ([b"answer", "closed"], [b"answer", "no more"])
 
 
-def test_much_is_written_at_once_so_that_the_transport_can_say_stop() -> None:
+def test_buffered_transport_writes_large_data_at_once() -> None:
     def work(one: BufferedTransport, other: BufferedTransport) -> None:
         one.write(b"head")
         one.write(LARGE)
@@ -79,7 +79,7 @@ def test_much_is_written_at_once_so_that_the_transport_can_say_stop() -> None:
     assert in_a_turn(work) == ([b"head" + LARGE], [b"head" + LARGE, b"rest"], [])
 
 
-def test_nothing_is_written_to_a_client_that_has_gone() -> None:
+def test_buffered_transport_drops_data_of_a_closed_connection() -> None:
     def work(one: BufferedTransport, other: BufferedTransport) -> None:
         one.write(b"answer")
         cast(Wire, one._transport).closing = True
@@ -87,7 +87,7 @@ def test_nothing_is_written_to_a_client_that_has_gone() -> None:
     assert in_a_turn(work) == ([], [], [])
 
 
-def test_everything_else_is_asked_of_the_transport() -> None:
+def test_buffered_transport_delegates_other_attributes() -> None:
     def work(one: BufferedTransport, other: BufferedTransport) -> None:
         assert one.get_extra_info("peername") == "the peername"
         assert not one.is_closing()

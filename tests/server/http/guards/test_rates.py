@@ -269,7 +269,7 @@ def test_a_party_asks_so_often_wherever_it_is(small: Pool) -> None:
     assert statuses(small, 1, of(next(ADDRESSES), Authorization=other), path) == [403]
 
 
-def test_who_guesses_tokens_is_refused_without_a_look_and_a_known_token_is_not(small: Pool) -> None:
+def test_token_guesses_are_refused_unverified_and_known_tokens_are_not(small: Pool) -> None:
     address = next(ADDRESSES)
     token = small.token("emsp")
     path = f"{BASE}/contractData/emaid/DEEXALIMITS001"
@@ -343,9 +343,7 @@ def test_guesses_at_the_same_time_are_counted_too(small: Pool) -> None:
     assert int(answer.headers["retry-after"]) > 12, "what was too much has to be waited for"
 
 
-def test_a_proxy_that_is_not_trusted_is_not_believed_and_the_operator_is_told_once(
-    pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_untrusted_proxy_is_ignored_and_logged_once(pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch) -> None:
     logger = CapturingLogger()
     monkeypatch.setattr(client_address, "_log", logger)
     with start({"iso2": pkis["iso2"]}, rate_limit_per_address=5, trusted_proxies=("10.0.0.0/8",)) as pool:

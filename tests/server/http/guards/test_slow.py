@@ -66,7 +66,7 @@ def dripping(raw: Raw, octets: bytes, every: float = 0.1) -> Callable[[], None]:
     return end
 
 
-def test_a_head_that_comes_octet_by_octet_is_not_waited_for(strict: Pool) -> None:
+def test_head_sent_byte_by_byte_has_a_deadline(strict: Pool) -> None:
     with connected(strict.base_url) as raw, lasting(0.9, 20):
         end = dripping(raw, HEALTH.encode() * 10)
         answer = raw.answer()
@@ -75,7 +75,7 @@ def test_a_head_that_comes_octet_by_octet_is_not_waited_for(strict: Pool) -> Non
     assert answer.refused(408) == "The head of the request took longer than 1 seconds."
 
 
-def test_a_body_that_comes_octet_by_octet_is_not_waited_for(strict: Pool) -> None:
+def test_body_sent_byte_by_byte_has_a_deadline(strict: Pool) -> None:
     token = strict.token("cps")
     head = f"PUT {BASE}/signedcontractdata HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
     for framing, body in (
@@ -93,7 +93,7 @@ def test_a_body_that_comes_octet_by_octet_is_not_waited_for(strict: Pool) -> Non
         assert answer.headers["connection"] == "close"
 
 
-def test_a_body_that_nobody_reads_is_not_waited_for_either(strict: Pool) -> None:
+def test_body_that_no_route_reads_has_a_deadline(strict: Pool) -> None:
     with connected(strict.base_url) as raw, lasting(0.9, 20):
         raw.send("POST /nowhere HTTP/1.1\r\nHost: x\r\nContent-Length: 400\r\n\r\n")
         answer = raw.answer()
@@ -104,7 +104,7 @@ def test_a_body_that_nobody_reads_is_not_waited_for_either(strict: Pool) -> None
     answer.refused(404)
 
 
-def test_a_connection_on_which_nothing_is_said_is_closed_without_a_word(strict: Pool) -> None:
+def test_silent_connection_is_closed_without_response(strict: Pool) -> None:
     for said in ("", "\r\n"):
         with connected(strict.base_url) as raw, lasting(0.9, 20):
             raw.send(said)
@@ -131,7 +131,7 @@ def test_a_connection_is_kept_longer_than_a_head_may_take(strict: Pool) -> None:
             time.sleep(1.8)
 
 
-def test_a_client_that_does_not_take_its_answers_is_let_go(strict: Pool) -> None:
+def test_client_that_reads_no_responses_is_disconnected(strict: Pool) -> None:
     """What it asks for is large, and it asks for it again and again without reading."""
     with socket.socket() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -174,7 +174,7 @@ def settled(pool: Pool) -> None:
     raise AssertionError("the server keeps connections")
 
 
-def test_one_address_has_only_so_many_connections(strict: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_worker_limits_the_connections_of_an_address(strict: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     logger = CapturingLogger()
     monkeypatch.setattr(connection_limits, "_log", logger)
     for client in (strict.http, *strict._clients.values()):
@@ -202,9 +202,7 @@ def test_one_address_has_only_so_many_connections(strict: Pool, monkeypatch: pyt
     settled(strict)
 
 
-def test_a_worker_has_only_so_many_connections_whoever_opens_them(
-    pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_worker_limits_its_connections_in_total(pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection_limits, "_STALLED_AFTER", 60.0)
     form = b"grant_type=nothing"
     head = f"POST /oauth/token HTTP/1.1\r\nHost: x\r\nContent-Length: {len(form)}\r\n\r\n"
@@ -231,7 +229,7 @@ def test_a_worker_has_only_so_many_connections_whoever_opens_them(
 # --- The end ---------------------------------------------------------------------------------------------------------
 
 
-def test_what_is_under_way_is_finished_before_the_server_ends(pkis: dict[str, PKI]) -> None:
+def test_shutdown_completes_requests_in_progress(pkis: dict[str, PKI]) -> None:
     with start({"iso2": pkis["iso2"]}) as first:
         contract = first.contract(first.car())
         token = first.token("cps")

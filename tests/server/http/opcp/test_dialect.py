@@ -205,7 +205,7 @@ def test_contracts_are_listed_by_priority(pool: Pool, edition: str) -> None:
     assert priorities() == {first.emaid: 2, second.emaid: 3}
 
 
-def test_variants_of_one_contract_have_one_priority_and_can_be_told_apart_by_their_root(pool: Pool) -> None:
+def test_opcp_list_gives_variants_of_a_contract_one_priority_and_filters_by_root(pool: Pool) -> None:
     car = pool.car()
     contract = pool.publish(car)
     pool.publish(car, contract.emaid, signer="other_iso2")

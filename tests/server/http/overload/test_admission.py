@@ -108,7 +108,7 @@ async def test_a_few_requests_start_at_once() -> None:
 
 
 @looped
-async def test_one_turn_starts_no_more_than_its_share() -> None:
+async def test_admission_limits_the_starts_of_one_iteration() -> None:
     crowd = Crowd()
     crowd.offer("one", count=5 * MAX_STARTS)
     for turn in range(1, 6):
@@ -158,7 +158,7 @@ async def test_under_overload_refusals_are_at_once_and_work_goes_on() -> None:
 
 
 @looped
-async def test_a_loop_that_stood_still_is_no_overload() -> None:
+async def test_admission_ignores_time_in_which_the_loop_was_blocked() -> None:
     crowd = Crowd()
     crowd.offer("one", count=100)
     await crowd.turn(seconds=0.8)
@@ -405,7 +405,7 @@ async def test_background_work_is_put_off_under_overload_and_goes_on() -> None:
 
 
 @looped
-async def test_requests_that_wait_for_somebody_else_keep_no_others_waiting() -> None:
+async def test_admission_starts_more_while_requests_wait_for_other_services() -> None:
     crowd = Crowd()
     crowd.offer("one", count=200)
     for _ in range(1000):
@@ -449,7 +449,7 @@ async def test_requests_that_take_long_keep_no_others_waiting_in_a_busy_loop_eit
 
 
 @looped
-async def test_an_answer_that_its_client_does_not_take_keeps_no_other_request_waiting() -> None:
+async def test_admission_does_not_count_responses_that_clients_do_not_read() -> None:
     flow = FlowControl(asyncio.Transport())
     flow.pause_writing()
     admission = Admission()

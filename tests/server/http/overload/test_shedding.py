@@ -273,9 +273,7 @@ def test_a_body_that_comes_late_waits_for_its_turn_too(pool: Pool, gate: Closabl
         assert found.headers["retry-after"] == "2"
 
 
-def test_a_client_that_waits_to_be_told_to_send_its_body_is_answered(
-    pool: Pool, gate: Closable, question: bytes
-) -> None:
+def test_shed_answers_a_client_that_expects_100_continue(pool: Pool, gate: Closable, question: bytes) -> None:
     expecting = question.replace(b"Content-Type", b"Expect: 100-continue\r\nContent-Type", 1).partition(b"\r\n\r\n")[0]
     with clients(pool, 40) as raws, clients(pool, 1) as (raw,), gate.closed("vehicle"):
         overloaded(gate, raws, question)
@@ -326,7 +324,7 @@ def requests_answered(pool: Pool) -> float:
     return sum(map(float, re.findall(name, text, re.M)))
 
 
-def test_an_overload_is_told_once_and_counted_by_reason(
+def test_overload_is_logged_once_and_counted_by_reason(
     pool: Pool, gate: Closable, question: bytes, log: list[CapturedCall]
 ) -> None:
     before = requests_answered(pool)
