@@ -112,12 +112,12 @@ def test_a_vehicle_has_its_answer_in_time_whatever_is_slow(
     with start({"iso2": pkis["iso2"]}) as pool:
         car = pool.car()
         contract = pool.publish(car)
-        monkeypatch.setattr("ccp.server.http.routes.opnc.DELIVERY_TIMEOUT", 0.3)
+        monkeypatch.setattr("ccp.server.http.signed_contract_data.DELIVERY_TIMEOUT", 0.3)
         with monkeypatch.context() as hanging:
             hanging.setattr(Delivery, "_check_current_key", slow)
             assert told(ask(pool, dialect, car), car) == f"temporary: {LATE}"
             assert sentences(ask(pool, dialect, car, "false"), 503) == [LATE]
-        monkeypatch.setattr("ccp.server.http.routes.opnc.DELIVERY_TIMEOUT", 30)
+        monkeypatch.setattr("ccp.server.http.signed_contract_data.DELIVERY_TIMEOUT", 30)
         assert contract.emaid in ask(pool, dialect, car).text
 
 
@@ -135,6 +135,6 @@ def test_the_time_in_which_a_caller_sends_its_body_does_not_count(
             time.sleep(1.1)  # Longer than the limit.
             yield message[100:]
 
-        monkeypatch.setattr("ccp.server.http.routes.opnc.DELIVERY_TIMEOUT", 1.0)
+        monkeypatch.setattr("ccp.server.http.signed_contract_data.DELIVERY_TIMEOUT", 1.0)
         answer = pool.cpo.post("/signedcontractdata", content=slowly(), headers={"Content-Type": "application/json"})
         assert contract.emaid in answer.text

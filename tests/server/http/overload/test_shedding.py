@@ -178,7 +178,7 @@ def test_the_wait_for_a_turn_counts_towards_the_time_of_a_vehicle(
     with clients(pool, 1) as (raw,):
         raw.send(question)
         assert b"cpsV2GRootCertificateFingerprint" in answer(raw).body
-        monkeypatch.setattr("ccp.server.http.routes.opnc.DELIVERY_TIMEOUT", 1.0)
+        monkeypatch.setattr("ccp.server.http.signed_contract_data.DELIVERY_TIMEOUT", 1.0)
         with gate.closed("vehicle"):
             raw.send(question)
             time.sleep(1.1)
