@@ -130,7 +130,8 @@ def drop(
 ) -> None:
     """Delete dead deliveries; partners are not notified of these events."""
     change = _change(Action.EVENTS_DROPPED, datetime.now(UTC), event_ids, endpoint, every, deliveries.drop_dead)
-    confirm(f"Delete {'these' if event_ids else 'all'} dead deliveries", yes=yes)
+    which = "these" if event_ids else f"the webhook {_short(endpoint)}'s" if endpoint is not None else "all"
+    confirm(f"Delete {which} dead deliveries", yes=yes)
     count = _write(config, change)
     if as_json:
         print_json({"dropped": count})
