@@ -1,4 +1,4 @@
-"""Random messages of the four types, the same ones for the same seed."""
+"""Random messages of the four types, determined by a seed."""
 
 from __future__ import annotations
 

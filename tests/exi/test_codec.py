@@ -1,4 +1,4 @@
-"""Documents both ways: round trips, both forms of list ends and of empty values, limits, refusals."""
+"""Documents: round trips, both forms of list ends and of empty values, limits, refusals."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.exi.messages import KINDS, Maker, messages
 from tests.exi.samples import CHAIN, EXAMPLE, REQUEST, RESPONSE, Stream, shared_vector
 
 
-def test_the_published_response_decodes_and_encodes_to_the_same_octets() -> None:
+def test_published_response_round_trips() -> None:
     message = decode(EXAMPLE)
     assert isinstance(message, iso2.V2G_Message)
     assert isinstance(message.Body, iso2.CertificateInstallationRes)
@@ -24,7 +24,7 @@ def test_the_published_response_decodes_and_encodes_to_the_same_octets() -> None
     assert encode(message) == EXAMPLE
 
 
-def test_the_predecessor_protocols_request_decodes_and_encodes_to_the_same_octets() -> None:
+def test_opcp_request_round_trips() -> None:
     octets = shared_vector("installation_req_iso2_opcp_example.b64")
     message = decode(octets)
     assert isinstance(message, iso2.V2G_Message)
@@ -32,7 +32,7 @@ def test_the_predecessor_protocols_request_decodes_and_encodes_to_the_same_octet
     assert encode(message) == octets
 
 
-def test_the_predecessor_protocols_negative_response_decodes_and_encodes_to_the_same_octets() -> None:
+def test_opcp_negative_response_round_trips() -> None:
     octets = shared_vector("installation_res_iso2_opcp_negative.b64")
     message = decode(octets)
     assert isinstance(message, iso2.V2G_Message)
@@ -104,7 +104,7 @@ def test_a_message_cut_after_any_octet_is_refused(octets: bytes) -> None:
 
 
 @pytest.mark.parametrize("octets", _cases())
-def test_octets_behind_the_end_are_refused_unless_all_zero(octets: bytes) -> None:
+def test_decode_refuses_bytes_after_the_end_unless_all_zero(octets: bytes) -> None:
     for garbage in (b"\1", b"\0\1", b"\x80", bytes(100) + b"\1"):
         with pytest.raises(EXIError, match="after the end"):
             decode(octets + garbage)

@@ -1,4 +1,4 @@
-"""Fragments against slices, values and real signatures; splices."""
+"""Element fragments, compared with bits of messages and with real signatures; replacement of header fields."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_unknown_names_grammars_and_wrong_values_of_fragments_are_refused() -> N
             call()
 
 
-def test_an_id_that_is_there_twice_stays_twice() -> None:
+def test_parse_lists_a_repeated_id_twice() -> None:
     body = RESPONSE.Body._replace(DHpublickey=iso2.DHpublickey("ID1", b"\1"))
     parsed = parse(encode(RESPONSE._replace(Body=body)))
     assert [part.id for part in parsed.elements] == ["ID1", "ID2", "ID1", "ID4"]

@@ -1,4 +1,4 @@
-"""Signatures of messages: what is accepted, and every reason for which one is refused."""
+"""Message signatures: what is accepted, and every reason for refusal."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def refusal(parsed: exi.ParsedMessage, key: Key = P256, mandatory: tuple[str, ..
 # --- What is accepted ------------------------------------------------------------------------------------------------
 
 
-def test_a_signature_over_all_four_parts_tells_what_it_covers() -> None:
+def test_verify_signature_lists_the_covered_elements() -> None:
     evidence = verify(response(sign(all_four())))
     assert (evidence.method, evidence.grammar) == (ECDSA_SHA256, "xmldsig")
     assert [(part.id, part.name, part.digest) for part in evidence.elements] == [
@@ -161,7 +161,7 @@ def test_the_combined_grammar_of_the_other_edition_is_not_accepted() -> None:
     )
 
 
-def test_a_digest_over_the_typed_form_of_the_emaid_is_accepted_since_one_encoder_writes_it() -> None:
+def test_verify_signature_accepts_a_digest_over_the_typed_emaid() -> None:
     typed = exi.emaid_fragment(BODY.eMAID, "typed")
     assert typed != fragments()["id4"]
     references = [reference(i, typed if i == "id4" else octets) for i, octets in fragments().items()]
@@ -273,7 +273,7 @@ def test_an_id_that_two_parts_have_names_neither(place: str) -> None:
     assert "The reference '#id1' names more than one part of the message." in refusal(response(signature, body))
 
 
-def test_a_reference_to_the_chain_of_the_provisioning_service_is_refused_and_not_an_exi_error() -> None:
+def test_verify_signature_refuses_a_reference_to_the_cps_chain() -> None:
     body = BODY._replace(SAProvisioningCertificateChain=iso2.CertificateChain("id0", b"cps"))
     verify(response(sign(all_four()), body))
     assert refusal(response(sign([*all_four(), reference("id0", b"")]), body)) == (

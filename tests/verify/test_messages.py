@@ -1,4 +1,4 @@
-"""Installation messages: verified as a whole, bit by bit, refused for the right reason, answered without harm."""
+"""Checks of installation messages as a whole: valid ones, flipped bits, every reason of refusal, and responses."""
 
 from __future__ import annotations
 
@@ -410,7 +410,7 @@ def test_a_contract_is_valid_to_the_end_of_its_last_second(pki: PKI) -> None:
     assert refusal(lambda: verify_response(octets, pki, now=AT + DAY + timedelta(seconds=1)))[0] is ExpiredError
 
 
-def test_a_provisioning_service_of_strangers_is_refused(pkis: dict[str, PKI]) -> None:
+def test_check_response_refuses_an_untrusted_provisioning_service(pkis: dict[str, PKI]) -> None:
     octets = contract_message(pkis["stranger"])
     kind, sentences = refusal(lambda: verify_response(octets, pkis["iso2"]))
     assert kind is ChainError
@@ -420,7 +420,7 @@ def test_a_provisioning_service_of_strangers_is_refused(pkis: dict[str, PKI]) ->
     )
 
 
-def test_anchors_of_another_role_do_not_count(pkis: dict[str, PKI]) -> None:
+def test_check_response_ignores_anchors_of_another_role(pkis: dict[str, PKI]) -> None:
     pki = pkis["iso2"]
     swapped = TrustAnchors.build(
         [(AnchorRole.OEM, pki.v2g_root.certificate), (AnchorRole.OEM, pki.emsp_root.certificate)]
@@ -617,7 +617,7 @@ def test_a_provisioning_certificate_of_the_future_is_refused(pki: PKI, with_anch
     assert "is not valid" in sentences[0]
 
 
-def test_a_vehicle_of_strangers_is_refused_unless_chains_are_not_asked_for(pkis: dict[str, PKI]) -> None:
+def test_check_request_refuses_an_untrusted_vehicle_if_chains_are_checked(pkis: dict[str, PKI]) -> None:
     octets = Car.generate(pkis["stranger"], THE_PCID, AT).request(SESSION, AT)
     assert refusal(lambda: verify_request(octets, pkis["iso2"]))[0] is ChainError
     verify_request(octets, pkis["iso2"], anchors=None)
@@ -711,7 +711,7 @@ def test_a_report_goes_on_after_a_failure_as_far_as_it_can(pkis: dict[str, PKI])
     assert verdicts["encrypted private key"] is CheckStatus.PASSED
 
 
-def test_a_report_never_ends_in_a_verified_message_when_anything_failed(pkis: dict[str, PKI]) -> None:
+def test_check_list_report_with_a_failure_never_gives_a_verified_message(pkis: dict[str, PKI]) -> None:
     pki = pkis["iso2"]
     checks = CheckList(collect=True)
     octets = Car.generate(pkis["stranger"], THE_PCID, AT).request(SESSION, AT)
@@ -1050,7 +1050,7 @@ def test_a_response_that_is_still_being_processed_is_refused(pkis: dict[str, PKI
         )
 
 
-def test_a_response_without_room_for_a_session_id_is_refused() -> None:
+def test_read_response_refuses_a_message_without_replaceable_session_id() -> None:
     # EXIficient's form of an empty SessionID: an escape and an end, not a length of zero, so that no octets fit in.
     octets = base64.b64decode(EXAMPLE.read_text("ascii"))
     bits = f"{int.from_bytes(octets, 'big'):0{8 * len(octets)}b}"

@@ -1,4 +1,4 @@
-"""Checks that are refused at the first stage that fails, or told in full."""
+"""CheckList: enforcement by stages, and reports of all checks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_a_stage_with_one_failure_raises_that_very_error() -> None:
     assert caught.value is error
 
 
-def test_a_stage_with_several_failures_raises_the_first_ones_kind_with_all_sentences_once() -> None:
+def test_check_list_raises_the_first_type_with_all_sentences_of_a_stage() -> None:
     checks, first = CheckList(), ExpiredError("old", "common")
     for error in (first, MismatchError("other", "common"), ChainError("last")):
         checks.run("check", lambda error=error: failing(error))  # type: ignore[misc]

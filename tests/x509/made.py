@@ -1,4 +1,4 @@
-"""Chains to order, good ones and bad ones, always with real signatures."""
+"""Builders of valid and invalid certificate chains, always with real signatures."""
 
 from __future__ import annotations
 

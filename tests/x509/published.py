@@ -1,4 +1,4 @@
-"""Published certificates. They are read from the shared folder beside the repository and never copied into it."""
+"""Published certificates, read from a folder beside the repository; they may not be distributed with it."""
 
 from __future__ import annotations
 

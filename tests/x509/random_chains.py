@@ -1,4 +1,4 @@
-"""Random chains for the comparison with an independent judge. Structure comes from the seed, keys do not."""
+"""Random chains for the comparison with OpenSSL. The seed determines the structure, not the keys."""
 
 from __future__ import annotations
 

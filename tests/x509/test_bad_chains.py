@@ -1,4 +1,4 @@
-"""Each way a chain can be bad, and that it is refused for that reason and not for another."""
+"""Invalid chains: each defect is refused for that reason and no other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reading certificates and names."""
+"""Certificates: parsing, properties, extensions."""
 
 from __future__ import annotations
 
@@ -275,7 +275,7 @@ _ISSUER = build_root("Root", now=AT)
 
 
 @pytest.mark.filterwarnings("ignore:Parsed a serial number")
-def test_what_is_cut_out_of_the_octets_is_what_a_reader_of_the_whole_structure_finds() -> None:
+def test_certificate_fields_equal_those_of_a_complete_parser() -> None:
     """On good certificates of every kind, on random ones, and on damaged ones that cryptography still reads."""
     source = random.Random(15118)
     ders = [one.der for made in response_chains().values() for one in made]
@@ -321,7 +321,7 @@ def _told_of_extensions(certificate: Certificate) -> object:
 
 
 @pytest.mark.filterwarnings("ignore:Parsed a serial number")
-def test_extensions_that_are_remembered_are_those_that_would_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_certificate_extension_cache_equals_parsing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever was read before: good chains, damaged ones, and damage to the extensions of one leaf in particular."""
     source = random.Random(20261128)
     ders = [c.der for one in random_chains(100, 15118) for c in (one.leaf, *one.offered, one.root)]
@@ -360,7 +360,7 @@ def test_leaves_that_differ_in_their_key_identifier_alone_keep_it(issuer: Creden
 
 
 @pytest.mark.filterwarnings("ignore:Parsed a serial number")
-def test_damaged_octets_give_a_certificate_or_a_chain_error_and_nothing_else() -> None:
+def test_certificate_load_of_damaged_bytes_gives_a_certificate_or_chain_error() -> None:
     source = random.Random(20260301)
     good = chain().leaf.der
     reads: list[Callable[[Certificate], object]] = [

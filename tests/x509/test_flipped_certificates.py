@@ -112,7 +112,7 @@ def test_a_flipped_bit_of_a_chain_is_a_certificate_or_an_error_of_ours(name: str
     assert read > 0
 
 
-def test_a_flipped_bit_of_any_known_extension_is_an_error_of_ours() -> None:
+def test_certificate_with_a_flipped_extension_bit_raises_only_ccp_errors() -> None:
     pki = PKI.generate(AT)
     leaf = pki.emsp_sub2.issue("DEABCC00000001", replace(CONTRACT, extra=rich_extensions(full=True)), now=AT)
     issuer = pki.emsp_sub2.certificate

@@ -1,4 +1,4 @@
-"""Settings by issuer: what an entry matches, before and after the CA behind a fingerprint is known."""
+"""IssuerMap: what an entry matches, before and after its fingerprint is resolved."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `cryptography` may raise for hostile bytes, and what must pass: errors of ours, the end of a task, no memory."""
+"""parse_errors_as: which errors of `cryptography` it translates, and which errors pass."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The JSON form both ways."""
+"""The JSON form of messages, in both directions."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from tests.exi.samples import REQUEST, RESPONSE
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_messages_survive_json(kind: str) -> None:
+def test_json_round_trips_messages(kind: str) -> None:
     for message in messages(kind, 60, seed=31):
         shown = to_json(message)
         assert from_json(json.loads(json.dumps(shown))) == message
 
 
-def test_the_shape_is_that_of_the_schema() -> None:
+def test_to_json_has_the_shape_of_the_schema() -> None:
     assert to_json(RESPONSE) == {
         "V2G_Message": {
             "Header": {"SessionID": "00"},
@@ -49,7 +49,7 @@ def test_the_shape_is_that_of_the_schema() -> None:
     assert roots == {"RootCertificateID": [{"X509IssuerName": "CN=root", "X509SerialNumber": 12345}]}
 
 
-def test_long_and_negative_serial_numbers_are_read_as_numbers_and_as_digits() -> None:
+def test_from_json_reads_serial_numbers_as_numbers_and_digits() -> None:
     for serial in (0, -1, 2**63, 2**160, -(2**160), 2**320 - 1):
         for form in (serial, str(serial)):
             shown = to_json(REQUEST)

@@ -1,4 +1,4 @@
-"""Chains that hold, and how the walk finds them."""
+"""Valid chains, and how path validation finds them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ PUBLISHED_AT = datetime(2025, 1, 1, tzinfo=UTC)
 
 
 @pytest.mark.parametrize(("name", "usage"), [("cps", Usage.CPS), ("contract", Usage.CONTRACT)])
-def test_the_chains_of_the_published_response_lead_to_the_public_test_root(name: str, usage: Usage) -> None:
+def test_verify_accepts_the_chains_of_the_published_response(name: str, usage: Usage) -> None:
     root = public_root()
     leaf, *subs = response_chains()[name]
     anchors = TrustAnchors.build([(AnchorRole.V2G, root)])
@@ -47,7 +47,7 @@ def test_the_chains_of_the_published_response_lead_to_the_public_test_root(name:
     assert (found.usage, found.verified_at) == (usage, PUBLISHED_AT)
 
 
-def test_the_published_contract_is_over_after_its_last_day() -> None:
+def test_verify_refuses_the_published_contract_after_not_after() -> None:
     leaf, *subs = response_chains()["contract"]
     anchors = TrustAnchors.build([(AnchorRole.V2G, public_root())])
     with pytest.raises(ExpiredError) as caught:
@@ -56,7 +56,7 @@ def test_the_published_contract_is_over_after_its_last_day() -> None:
 
 
 @pytest.mark.parametrize("name", ["cps", "contract"])
-def test_one_changed_bit_of_a_published_leaf_is_noticed(name: str) -> None:
+def test_verify_refuses_every_changed_bit_of_a_published_leaf(name: str) -> None:
     """The extensions are read from a repaired copy; the signature must not be."""
     leaf, *subs = response_chains()[name]
     anchors = TrustAnchors.build([(AnchorRole.V2G, public_root())])
@@ -272,7 +272,7 @@ def test_the_signature_of_the_leaf_is_checked_again_for_a_remembered_chain() -> 
         made.verify(anchors)
 
 
-def test_a_chain_remembered_for_one_usage_or_edition_says_nothing_about_another() -> None:
+def test_chain_cache_is_separate_by_usage_and_edition() -> None:
     made = chain(algorithm="P-521")
     anchors = made.anchors()
     made.verify(anchors, profile=Profile.ISO20)
@@ -282,7 +282,7 @@ def test_a_chain_remembered_for_one_usage_or_edition_says_nothing_about_another(
         made.verify(anchors, profile=Profile.ISO20, usage=Usage.CPS)
 
 
-def test_the_memory_of_chains_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trust_anchors_chain_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(path_validation, "_MAX_CACHED", 3)
     root = build_root("Root", now=AT)
     anchors = TrustAnchors.build([(AnchorRole.EMSP, root.certificate)])
@@ -293,7 +293,7 @@ def test_the_memory_of_chains_is_bounded(monkeypatch: pytest.MonkeyPatch) -> Non
         assert len(anchors._chain_cache) <= 3
 
 
-def test_a_verified_chain_cannot_be_made_by_anyone_else() -> None:
+def test_verified_chain_is_created_only_by_verify() -> None:
     made = chain()
     found = made.verify()
     with pytest.raises(TypeError, match="TrustAnchors"):
@@ -304,7 +304,7 @@ def test_a_verified_chain_cannot_be_made_by_anyone_else() -> None:
         found.usage = Usage.CPS  # type: ignore[misc]
 
 
-def test_every_usage_refuses_every_other_usages_leaf() -> None:
+def test_verify_refuses_the_leaf_of_every_other_usage() -> None:
     for made_for, asked_for in permutations(Usage, 2):
         made = chain(made_for, leaf=replace(LEAVES[made_for], domain_component=_DOMAINS[made_for]))
         anchors = TrustAnchors.build([(role, made.root.certificate) for role in AnchorRole])

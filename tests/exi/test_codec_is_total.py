@@ -1,4 +1,4 @@
-"""The codec is total: any octets give a message or EXIError, in bounded time."""
+"""The codec is total: any bytes give a message or EXIError, in bounded time."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def test_mutated_and_truncated_messages_give_a_message_or_an_error(kind: str) ->
     assert 0 < read < MUTATIONS // len(KINDS)
 
 
-def test_random_octets_behind_a_valid_start_give_a_message_or_an_error() -> None:
+def test_decode_of_random_bytes_gives_a_message_or_an_error() -> None:
     rng = random.Random(43)
     for start in (b"\x80", b"\x80\x98\x02\x00", b"\x80\x1c\x04\x00", b"\x80\x20\x04\x00"):
         for _ in range(2000):
