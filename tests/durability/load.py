@@ -241,17 +241,17 @@ def check_accounts(url: str, partners: list[Partner]) -> None:
         stored = [row[0] for row in sql(url, "select emaid from contract where pcid = ?", pcid)]
         assert len(set(stored)) == len(stored)
         # An event has one delivery for each webhook and namespace.
-        told = sql(
+        stored_events = sql(
             url,
             "select rev, kind, emaid from outbox where pcid = ? union select rev, kind, emaid from delivery "
             "where pcid = ?",
             pcid,
             pcid,
         )
-        events = Counter((kind, emaid) for _, kind, emaid in told)
+        events = Counter((kind, emaid) for _, kind, emaid in stored_events)
         created = {emaid for kind, emaid in events if kind == "oem.contract.created"}
         deleted = {emaid for kind, emaid in events if kind == "oem.contract.deleted"}
-        assert set(events.values()) <= {1}, "each change told its event once"
+        assert set(events.values()) <= {1}, "each change has its event once"
         assert {kind for kind, _ in events} <= {"oem.contract.created", "oem.contract.deleted"}
         assert partner.published <= created <= partner.tried
         assert partner.withdrawn <= deleted <= partner.tried_to_withdraw

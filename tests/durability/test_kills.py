@@ -63,8 +63,8 @@ def test_killed_pool_loses_no_acknowledged_change(url: str, pkis: dict[str, PKI]
                 if again:
                     served.start()
         check_accounts(url, partners)
-        told = sum((partner.answers for partner in partners), Counter())
-        assert set(told) <= {"200", "201", "503", "ReadError", "RemoteProtocolError", "WriteError"}, told
+        answers = sum((partner.answers for partner in partners), Counter())
+        assert set(answers) <= {"200", "201", "503", "ReadError", "RemoteProtocolError", "WriteError"}, answers
         # Events match the changes, and a delivery that a webhook has accepted is not lost with the server.
         known = {row[0]: row[1] for row in sql(url, "select event_id, state from delivery")}
         arrived = {sent.event["eventId"] for sent in receiver.sent}
@@ -92,5 +92,5 @@ def test_killed_postgres_server_loses_no_acknowledged_change(
         assert served.process.pid == before
         assert served.process.poll() is None
         check_accounts(url, partners)
-        told = sum((partner.answers for partner in partners), Counter())
-        assert set(told) == {"200", "201", "503"}, told
+        answers = sum((partner.answers for partner in partners), Counter())
+        assert set(answers) == {"200", "201", "503"}, answers

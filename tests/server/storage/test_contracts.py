@@ -58,9 +58,9 @@ def events(url: str, pcid: PCID = CAR) -> list[tuple[str, str]]:
     rows = sql(url, "select rev, kind, emaid, payload from outbox where pcid = ? order by rev", pcid)
     assert len({row[0] for row in rows}) == len(rows)
     for _, _, emaid, payload in rows:
-        told = json.loads(payload)
-        assert told.pop("namespaces"), "an event is told in a namespace at least"
-        assert told == {"emaid": emaid, "pcid": pcid}
+        payloads = json.loads(payload)
+        assert payloads.pop("namespaces"), "an event has at least one namespace"
+        assert payloads == {"emaid": emaid, "pcid": pcid}
     return [(kind.removeprefix("oem.contract."), emaid) for _, kind, emaid, _ in rows]
 
 
@@ -428,8 +428,10 @@ def test_publish_by_a_second_provider_marks_the_event_as_contested(url: str) -> 
     publish(url, variant(FIRST), variant(SECOND_CONTRACT))
     done = publish(url, variant(FOREIGN))
     assert (done.default_provider, done.contesting_providers) == ("DEEXA", {"NLEXB"})
-    told = [json.loads(payload).get("contested") for (payload,) in sql(url, "select payload from outbox order by rev")]
-    assert told == [None, None, True]
+    payloads = [
+        json.loads(payload).get("contested") for (payload,) in sql(url, "select payload from outbox order by rev")
+    ]
+    assert payloads == [None, None, True]
 
 
 # --- Provisioning events ---------------------------------------------------------------------------------------------

@@ -33,7 +33,7 @@ def pair() -> Iterator[tuple[Server, Server, str]]:
 
 @pytest.fixture
 def silent() -> Iterator[int]:
-    """A port at which the kernel accepts connections and nobody reads."""
+    """A port at which the kernel accepts connections that no process reads."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield listening.getsockname()[1]
 

@@ -181,8 +181,8 @@ def test_store_opens_a_newer_schema_without_migrating_it(postgres: Server) -> No
     sql(url, "update alembic_version set version_num = '9999'")
     open_and_close(url)
     assert sentence(url, schema.upgrade) == f"The database schema is 9999, newer than this release's {HEAD}."
-    told = sentence(url, lambda url: schema.downgrade(url, "0001"))
-    assert told == "The database schema is 9999, which this release does not know how to take back."
+    message = sentence(url, lambda url: schema.downgrade(url, "0001"))
+    assert message == "The database schema is 9999, which this release does not know how to take back."
 
 
 @pytest.mark.parametrize("foreign", ["1a2b3c4d5e6f", "head"])
@@ -195,16 +195,16 @@ def test_foreign_database_is_refused(empty: str, foreign: str) -> None:
 
 def test_database_without_utf8_is_refused(postgres: Server) -> None:
     sql(postgres.url("postgres"), "create database latin encoding 'LATIN1' template template0")
-    told = sentence(postgres.url("latin"), schema.upgrade)
-    assert told == "The database's encoding is LATIN1; it has to be UTF8."
+    message = sentence(postgres.url("latin"), schema.upgrade)
+    assert message == "The database's encoding is LATIN1; it has to be UTF8."
 
 
 def test_upgrade_without_privileges_explains_the_failure(postgres: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     empty = postgres.database(empty=True)
     sql(empty, "revoke create on schema public from public")
     monkeypatch.setenv("PGPASSWORD", Server.PASSWORD)
-    told = sentence(empty.replace("//ccp@", "//careful@"), schema.upgrade)
-    assert told == "The database cannot be upgraded: permission denied for schema public."
+    message = sentence(empty.replace("//ccp@", "//careful@"), schema.upgrade)
+    assert message == "The database cannot be upgraded: permission denied for schema public."
 
 
 def test_password_is_read_from_the_url_or_the_environment(postgres: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -212,8 +212,10 @@ def test_password_is_read_from_the_url_or_the_environment(postgres: Server, monk
     sql(url.replace("careful", "ccp"), "grant select on all tables in schema public to careful")
     monkeypatch.setenv("PGPASSWORD", "not-the-secret")
     for use in (open_and_close, schema.revision):
-        told = sentence(url, use)
-        assert told == 'The database server refuses the connection: password authentication failed for user "careful".'
+        message = sentence(url, use)
+        assert (
+            message == 'The database server refuses the connection: password authentication failed for user "careful".'
+        )
     open_and_close(url.replace("careful@", f"careful:{Server.PASSWORD}@"))
     monkeypatch.setenv("PGPASSWORD", Server.PASSWORD)
     open_and_close(url)
@@ -223,7 +225,7 @@ def test_password_is_read_from_the_url_or_the_environment(postgres: Server, monk
 def test_connect_explains_why_it_fails(postgres: Server) -> None:
     refused = "The database server refuses the connection: "
     unreachable = "The database server cannot be reached: "
-    for url, told in {
+    for url, message in {
         postgres.url("nowhere"): f'{refused}database "nowhere" does not exist.',
         postgres.url("postgres", "nobody"): f'{refused}role "nobody" does not exist.',
         "postgresql://ccp:secret@127.0.0.1:1/ccp": unreachable,
@@ -233,4 +235,4 @@ def test_connect_explains_why_it_fails(postgres: Server) -> None:
         "postgresql://ccp:secret@127.0.0.1/ccp?sslmode=secret": "sslmode is one of disable, allow,",
     }.items():
         for use in (open_and_close, schema.revision, schema.upgrade, schema.check):
-            assert sentence(url, use).startswith(told), url
+            assert sentence(url, use).startswith(message), url

@@ -155,12 +155,12 @@ def test_disable_is_idempotent_and_needs_a_known_party(url: str) -> None:
     add(url, party("A", PartyRole.CPO))
     for _ in range(2):
         write(url, parties.disable("A"))
-    with pytest.raises(NotFound, match="There is no party named nobody"):
-        write(url, parties.disable("nobody"))
+    with pytest.raises(NotFound, match="There is no party named unknown"):
+        write(url, parties.disable("unknown"))
 
 
 def test_unknown_client_has_no_secrets(url: str) -> None:
-    assert read(url, parties.list_secret_hashes("nobody", AT)) == []
+    assert read(url, parties.list_secret_hashes("unknown", AT)) == []
 
 
 def test_secrets_are_listed_newest_first(url: str) -> None:

@@ -78,8 +78,8 @@ def test_store_refuses_a_missing_database(tmp_path: Path) -> None:
 def test_store_refuses_a_database_without_schema(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "ccp.db")) as connection:
         connection.execute("create table other (x)")
-    told = f"The database schema is absent, this release needs {schema.HEAD}; run 'ccp db upgrade'"
-    with pytest.raises(ConfigurationError, match=told):
+    message = f"The database schema is absent, this release needs {schema.HEAD}; run 'ccp db upgrade'"
+    with pytest.raises(ConfigurationError, match=message):
         open_and_close(f"sqlite:///{tmp_path / 'ccp.db'}")
 
 

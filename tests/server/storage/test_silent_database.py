@@ -99,7 +99,7 @@ def test_slow_statement_does_not_open_the_circuit(url: str) -> None:
             outcome, seconds = slow.result()
             assert isinstance(outcome, Unavailable)
             assert seconds < LIMITS.read + SPARE
-            assert store._pool._search is None, "the server answers, so nobody has to look for it"
+            assert store._pool._search is None, "the server answers, so no probe runs"
             deadline = time.monotonic() + 10
             while len(await asyncio.to_thread(sessions, url)) > 2:  # The server ends what it did for the slow one.
                 assert time.monotonic() < deadline

@@ -151,7 +151,7 @@ def test_sqlite_readers_do_not_wait_for_a_writer(url: str) -> None:
 
 
 def test_sqlite_write_returns_only_after_the_commit(url: str) -> None:
-    """Whoever has the answer finds the change on any other connection."""
+    """After the result is returned, every other connection sees the change."""
 
     async def one(store: Store, number: int) -> None:
         await store.write(contracts.publish(numbered(number), AT, NO_LIMITS))

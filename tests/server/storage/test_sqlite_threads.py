@@ -116,7 +116,7 @@ def test_writer_that_dies_answers_its_callers_and_is_restarted(url: str, error: 
 
 
 def test_writer_that_dies_acknowledges_exactly_what_was_committed(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It dies after some groups, in every phase of a group: none is told that it was stored without being there."""
+    """It dies after some groups, in every phase of a group: none is acknowledged without being stored."""
     real = sqlite_writer.run
     count = 0
 
@@ -195,7 +195,7 @@ def test_writer_that_hangs_fails_its_callers_in_time(url: str) -> None:
         await publish(store, 7)
 
     with_limits(url, use, replace(REQUESTS, write=0.3))
-    # What had been begun was made, as its caller was told that it might be; what was given up was not.
+    # A write that had begun was completed, as its caller was warned; a write given up was not.
     assert stored(url) == {numbered(0).emaid, numbered(7).emaid}
 
 
