@@ -81,36 +81,36 @@ class Judge:
             array[index] = argument
         return self.methods[name, len(arguments)].invoke(self.codecs[namespace], array)
 
-    def plain_decode(self, octets: bytes, namespace: str) -> str:
-        text: str | None = self.plain.decode(octets, namespace)
+    def plain_decode(self, encoded: bytes, namespace: str) -> str:
+        text: str | None = self.plain.decode(encoded, namespace)
         if text is None:
             raise ValueError(self.plain.get_last_decoding_error())
         return text
 
     def plain_encode(self, text: str, namespace: str) -> bytes:
-        octets = self.plain.encode(text, namespace)
-        if octets is None:
+        encoded = self.plain.encode(text, namespace)
+        if encoded is None:
             raise ValueError(self.plain.get_last_encoding_error())
-        return bytes(octets)
+        return bytes(encoded)
 
-    def _prepare(self, octets: bytes, namespace: str) -> None:
+    def _prepare(self, encoded: bytes, namespace: str) -> None:
         """A first plain call sets up grammars and bindings."""
         if namespace not in self.grammars:
-            text = self.codecs[namespace].decode(octets, namespace)
+            text = self.codecs[namespace].decode(encoded, namespace)
             self.codecs[namespace].encode(text, namespace)
             schema = getattr(self.jvm.com.siemens.ct.exi.main.cmd.BuiltInSchema, _SCHEMAS[namespace])
             self.grammars[namespace] = self._call(namespace, "getGrammar", schema)
 
-    def decode(self, octets: bytes, namespace: str) -> str:
-        self._prepare(octets, namespace)
-        xml = self._call(namespace, "decode_stream", self.InputStream(octets))
+    def decode(self, encoded: bytes, namespace: str) -> str:
+        self._prepare(encoded, namespace)
+        xml = self._call(namespace, "decode_stream", self.InputStream(encoded))
         text: str = self._call(namespace, "marshallToJSON", self._call(namespace, "unmarshallToMessage", xml))
         return text
 
-    def xml(self, octets: bytes, namespace: str) -> str:
+    def xml(self, encoded: bytes, namespace: str) -> str:
         """The message as XML."""
-        self._prepare(octets, namespace)
-        text: str = self._call(namespace, "decode_stream", self.InputStream(octets))
+        self._prepare(encoded, namespace)
+        text: str = self._call(namespace, "decode_stream", self.InputStream(encoded))
         return text
 
     def encode(self, text: str, namespace: str) -> bytes:

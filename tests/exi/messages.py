@@ -25,7 +25,7 @@ class Maker:
         self.rng = random.Random(seed)
         self.judge = judge
 
-    def octets(self, most: int) -> bytes:
+    def encoded(self, most: int) -> bytes:
         least = 1 if self.judge else 0
         return self.rng.randbytes(self.rng.choice((least, 1, self.rng.randint(least, most), most)))
 
@@ -56,7 +56,7 @@ class Maker:
             self.maybe(lambda: "#" + self.id(), 0.8),
             self.maybe(lambda: self.some(self.transform, bits.MAX_TRANSFORMS), 0.8),
             xmldsig.DigestMethod(self.rng.choice(_ALGORITHMS)),
-            self.octets(64),
+            self.encoded(64),
         )
 
     def signed_info(self) -> xmldsig.SignedInfo:
@@ -71,7 +71,7 @@ class Maker:
         )
 
     def signature(self) -> xmldsig.Signature:
-        value = xmldsig.SignatureValue(self.maybe(self.id, 0.3), self.octets(132))
+        value = xmldsig.SignatureValue(self.maybe(self.id, 0.3), self.encoded(132))
         return xmldsig.Signature(self.maybe(self.id, 0.3), self.signed_info(), value)
 
     def roots(self, most: int = 20) -> tuple[iso2.X509IssuerSerial, ...]:
@@ -85,19 +85,19 @@ class Maker:
         def notification() -> iso2.Notification:
             return iso2.Notification(self.rng.choice(iso2.FAULT_CODES), self.maybe(lambda: self.text(64)))
 
-        return iso2.Header(self.octets(8), self.maybe(notification, 0.3), self.maybe(self.signature))
+        return iso2.Header(self.encoded(8), self.maybe(notification, 0.3), self.maybe(self.signature))
 
     def iso2_req_body(self) -> iso2.CertificateInstallationReq:
         # The jar writes and expects another end of a list of exactly 20 roots; `test_judge` has a case of its own for
         # it.
-        return iso2.CertificateInstallationReq(self.id(), self.octets(800), self.roots(19 if self.judge else 20))
+        return iso2.CertificateInstallationReq(self.id(), self.encoded(800), self.roots(19 if self.judge else 20))
 
     def iso2_req(self) -> iso2.V2G_Message:
         return iso2.V2G_Message(self.iso2_header(), self.iso2_req_body())
 
     def iso2_chain(self) -> iso2.CertificateChain:
-        subs = self.maybe(lambda: self.some(lambda: self.octets(800), 4), 0.7)
-        return iso2.CertificateChain(self.maybe(self.id), self.octets(800), subs)
+        subs = self.maybe(lambda: self.some(lambda: self.encoded(800), 4), 0.7)
+        return iso2.CertificateChain(self.maybe(self.id), self.encoded(800), subs)
 
     def iso2_emaid(self) -> iso2.EMAID:
         return iso2.EMAID(self.id(), self.text(15))
@@ -107,8 +107,8 @@ class Maker:
             self.rng.choice(iso2.RESPONSE_CODES),
             self.iso2_chain(),
             self.iso2_chain(),
-            iso2.ContractSignatureEncryptedPrivateKey(self.id(), self.octets(48)),
-            iso2.DHpublickey(self.id(), self.octets(65)),
+            iso2.ContractSignatureEncryptedPrivateKey(self.id(), self.encoded(48)),
+            iso2.DHpublickey(self.id(), self.encoded(65)),
             self.iso2_emaid(),
         )
         return iso2.V2G_Message(self.iso2_header(), body)
@@ -116,13 +116,13 @@ class Maker:
     def iso20_header(self) -> iso20.Header:
         # The jar's JSON has no unsigned 64 bits.
         time = self.rng.getrandbits(self.rng.choice((1, 7, 32, 63, 63 if self.judge else 64)))
-        return iso20.Header(self.octets(8), time, self.maybe(self.signature))
+        return iso20.Header(self.encoded(8), time, self.maybe(self.signature))
 
     def iso20_subs(self) -> tuple[bytes, ...]:
-        return self.some(lambda: self.octets(1600), 3)
+        return self.some(lambda: self.encoded(1600), 3)
 
     def iso20_oem_chain(self) -> iso20.OEMProvisioningCertificateChain:
-        return iso20.OEMProvisioningCertificateChain(self.id(), self.octets(1600), self.maybe(self.iso20_subs))
+        return iso20.OEMProvisioningCertificateChain(self.id(), self.encoded(1600), self.maybe(self.iso20_subs))
 
     def iso20_req(self) -> iso20.CertificateInstallationReq:
         return iso20.CertificateInstallationReq(
@@ -136,12 +136,12 @@ class Maker:
     def iso20_signed(self) -> iso20.SignedInstallationData:
         keys: list[bytes | None] = [None, None, None]
         which = self.rng.randrange(3)
-        keys[which] = self.octets((94, 84, 206)[which])
+        keys[which] = self.encoded((94, 84, 206)[which])
         return iso20.SignedInstallationData(
             self.id(),
-            iso20.CertificateChain(self.octets(1600), self.iso20_subs()),
+            iso20.CertificateChain(self.encoded(1600), self.iso20_subs()),
             self.rng.choice(iso20.CURVES),
-            self.octets(133),
+            self.encoded(133),
             *keys,
         )
 
@@ -150,7 +150,7 @@ class Maker:
             self.iso20_header(),
             self.rng.choice(iso20.RESPONSE_CODES),
             self.rng.choice(iso20.PROCESSING),
-            iso20.CertificateChain(self.octets(1600), self.maybe(self.iso20_subs)),
+            iso20.CertificateChain(self.encoded(1600), self.maybe(self.iso20_subs)),
             self.iso20_signed(),
             self.rng.randint(0, 255),
         )

@@ -44,9 +44,9 @@ REQUEST = iso2.V2G_Message(
 class Stream:
     """Bits written by hand, for forms that the encoder does not write."""
 
-    def __init__(self, octets: bytes, end: int) -> None:
+    def __init__(self, encoded: bytes, end: int) -> None:
         """Begin with the first `end` bits of a message."""
-        self.bits = f"{int.from_bytes(octets):0{8 * len(octets)}b}"[:end]
+        self.bits = f"{int.from_bytes(encoded):0{8 * len(encoded)}b}"[:end]
 
     def add(self, *pieces: str | bytes | tuple[int, int]) -> Stream:
         for piece in pieces:
@@ -58,6 +58,6 @@ class Stream:
                 self.bits += f"{piece[0]:0{piece[1]}b}"
         return self
 
-    def octets(self) -> bytes:
+    def encoded(self) -> bytes:
         padded = self.bits + "0" * (-len(self.bits) % 8)
         return int(padded, 2).to_bytes(len(padded) // 8)

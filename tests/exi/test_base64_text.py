@@ -28,8 +28,8 @@ def problem(text: str) -> str:
     return sentence
 
 
-def url_safe(octets: bytes) -> str:
-    return base64.urlsafe_b64encode(octets).decode()
+def url_safe(encoded: bytes) -> str:
+    return base64.urlsafe_b64encode(encoded).decode()
 
 
 @given(MESSAGES, st.data())
@@ -96,7 +96,7 @@ def test_other_encodings_of_a_message_are_named(message: bytes) -> None:
         (base64.b64encode(b"<?xml version='1.0'?>").decode(), "looks like Base64 of XML"),
         ('{"V2G_Message": {}}', "it looks like JSON"),
         ("-----BEGIN EXI-----\ngJg=\n-----END EXI-----", "it looks like PEM"),
-        ("data:application/octet-stream;base64,gJg=", "it looks like a data URL"),
+        ("data:application/byte-stream;base64,gJg=", "it looks like a data URL"),
         (base64.b64encode(b"\x1f\x8b\x08\x00").decode(), "looks like Base64 of gzip"),
         (base64.b64encode(EXI.hex().encode()).decode(), "looks like hexadecimal in Base64"),
         (base64.encodebytes(TEXT.encode()).decode(), "looks like double Base64"),
@@ -108,5 +108,5 @@ def test_what_a_text_looks_like_is_named(text: str, sentence: str) -> None:
 
 
 def test_bytes_that_are_no_exi_are_left_to_the_codec() -> None:
-    for octets in (bytes(3), bytes(60), b"$EXI\x80", b"\x81\x98"):
-        assert message_bytes(base64.b64encode(octets).decode()) == octets
+    for encoded in (bytes(3), bytes(60), b"$EXI\x80", b"\x81\x98"):
+        assert message_bytes(base64.b64encode(encoded).decode()) == encoded

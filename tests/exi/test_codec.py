@@ -25,29 +25,29 @@ def test_published_response_round_trips() -> None:
 
 
 def test_opcp_request_round_trips() -> None:
-    octets = shared_vector("installation_req_iso2_opcp_example.b64")
-    message = decode(octets)
+    encoded = shared_vector("installation_req_iso2_opcp_example.b64")
+    message = decode(encoded)
     assert isinstance(message, iso2.V2G_Message)
     assert message.Header.SessionID.hex().upper() == "69FC09895168C8B2"
-    assert encode(message) == octets
+    assert encode(message) == encoded
 
 
 def test_opcp_negative_response_round_trips() -> None:
-    octets = shared_vector("installation_res_iso2_opcp_negative.b64")
-    message = decode(octets)
+    encoded = shared_vector("installation_res_iso2_opcp_negative.b64")
+    message = decode(encoded)
     assert isinstance(message, iso2.V2G_Message)
     assert isinstance(message.Body, iso2.CertificateInstallationRes)
     assert message.Body.ResponseCode == "FAILED_NoCertificateAvailable"
     assert message.Header.Notification == iso2.Notification("UnknownError", "CPO certInstall status")
-    assert encode(message) == octets
+    assert encode(message) == encoded
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_random_messages_survive_both_ways(kind: str) -> None:
     for message in messages(kind, 300):
-        octets = encode(message)
-        assert decode(octets) == message
-        assert parse(octets).message == message
+        encoded = encode(message)
+        assert decode(encoded) == message
+        assert parse(encoded).message == message
         assert namespace_of(message) == (ISO2 if kind.startswith("iso2_") else ISO20)
 
 
@@ -73,10 +73,10 @@ def test_any_name_serial_and_session_survive_or_are_refused(name: str, serial: i
 
 
 @given(st.binary(max_size=300))
-def test_any_octets_give_a_message_or_an_error(octets: bytes) -> None:
+def test_any_bytes_give_a_message_or_an_error(encoded: bytes) -> None:
     for prefix in (b"", b"\x80", b"\x80\x98", b"\x80\x98\x02", b"\x80\x1c", b"\x80\x20"):
         try:
-            message = decode(prefix + octets)
+            message = decode(prefix + encoded)
         except EXIError as error:
             offset = error.offset
         else:
@@ -85,38 +85,38 @@ def test_any_octets_give_a_message_or_an_error(octets: bytes) -> None:
                 message, iso2.V2G_Message | iso20.CertificateInstallationReq | iso20.CertificateInstallationRes
             )
         assert offset is not None
-        assert 0 <= offset <= 8 * len(prefix + octets)
+        assert 0 <= offset <= 8 * len(prefix + encoded)
 
 
 def _cases() -> list[Any]:
     cases = [("example", EXAMPLE), ("response", encode(RESPONSE)), ("request", encode(REQUEST))]
     cases += [(f"{kind}-{n}", encode(m)) for kind in KINDS for n, m in enumerate(messages(kind, 3, seed=7))]
-    return [pytest.param(octets, id=name) for name, octets in cases]
+    return [pytest.param(encoded, id=name) for name, encoded in cases]
 
 
-@pytest.mark.parametrize("octets", _cases())
-def test_a_message_cut_after_any_octet_is_refused(octets: bytes) -> None:
-    for end in range(len(octets)):
+@pytest.mark.parametrize("encoded", _cases())
+def test_a_message_cut_after_any_octet_is_refused(encoded: bytes) -> None:
+    for end in range(len(encoded)):
         with pytest.raises(EXIError) as caught:
-            decode(octets[:end])
+            decode(encoded[:end])
         assert caught.value.offset is not None
         assert caught.value.offset <= 8 * end
 
 
-@pytest.mark.parametrize("octets", _cases())
-def test_decode_refuses_bytes_after_the_end_unless_all_zero(octets: bytes) -> None:
+@pytest.mark.parametrize("encoded", _cases())
+def test_decode_refuses_bytes_after_the_end_unless_all_zero(encoded: bytes) -> None:
     for garbage in (b"\1", b"\0\1", b"\x80", bytes(100) + b"\1"):
         with pytest.raises(EXIError, match="after the end"):
-            decode(octets + garbage)
-    assert decode(octets + bytes(3)) == decode(octets)
+            decode(encoded + garbage)
+    assert decode(encoded + bytes(3)) == decode(encoded)
 
 
 def test_padding_bits_that_are_not_zero_are_refused() -> None:
     for message in messages("iso2_req", 30):
-        octets = encode(message)
+        encoded = encode(message)
         # Where there is no padding it is the end of the message that is changed, which does not pass either.
         with pytest.raises(EXIError):
-            decode(octets[:-1] + bytes((octets[-1] | 1,)))
+            decode(encoded[:-1] + bytes((encoded[-1] | 1,)))
 
 
 @pytest.mark.parametrize("start", [b"", b"\0", b"$EXI", b"\x81", b"\xa0", b"<?xml"])
@@ -132,9 +132,9 @@ def test_other_messages_are_refused() -> None:
     assert caught.value.offset == 8
     # PreChargeReq or whatever: any other body.
     for code in (0, 1, 2, 4, 7, 8, 34, 35, 36, 63):
-        octets = Stream(encode(RESPONSE), 8 + 7 + 1 + 2 + 16 + 1 + 2).add("0", (code, 6), bytes(20)).octets()
+        encoded = Stream(encode(RESPONSE), 8 + 7 + 1 + 2 + 16 + 1 + 2).add("0", (code, 6), bytes(20)).encoded()
         with pytest.raises(EXIError) as caught:
-            decode(octets)
+            decode(encoded)
         assert caught.value.path == "V2G_Message/Body"
 
 
@@ -148,32 +148,32 @@ def test_an_endless_list_end_is_read_and_the_conformant_one_written() -> None:
     """A made-up request with the full list of 20 roots, ended with the two bits that endless-loop encoders write."""
     roots = tuple(iso2.X509IssuerSerial(f"CN={n}", n) for n in range(20))
     message = REQUEST._replace(Body=REQUEST.Body._replace(ListOfRootCertificateIDs=roots))
-    octets = encode(message)
+    encoded = encode(message)
     # Behind the last serial: its end, the end of the pair, then the end of the list, of the request, body and message.
-    end = parse(octets).elements[0].end
-    assert Stream(octets, end + 2).bits[-6:] == "000000"
-    other = Stream(octets, end - 2).add("01", "0", "00").octets()
+    end = parse(encoded).elements[0].end
+    assert Stream(encoded, end + 2).bits[-6:] == "000000"
+    other = Stream(encoded, end - 2).add("01", "0", "00").encoded()
     assert decode(other) == message
-    assert encode(decode(other)) == octets
+    assert encode(decode(other)) == encoded
 
 
 def test_an_endless_end_of_every_other_full_list_is_read() -> None:
     subs = iso2.CertificateChain("ID1", b"leaf", (b"1", b"2", b"3", b"4"))
     message = RESPONSE._replace(Body=RESPONSE.Body._replace(ContractSignatureCertChain=subs))
-    octets = encode(message)
-    part = next(p for p in parse(octets).elements if p.name == "ContractSignatureCertChain")
-    rest = Stream(octets, 8 * len(octets)).bits[part.end :]
-    assert decode(Stream(octets, part.end - 2).add("01", "0", rest).octets()) == message
+    encoded = encode(message)
+    part = next(p for p in parse(encoded).elements if p.name == "ContractSignatureCertChain")
+    rest = Stream(encoded, 8 * len(encoded)).bits[part.end :]
+    assert decode(Stream(encoded, part.end - 2).add("01", "0", rest).encoded()) == message
 
     maker = Maker(5)
     request = maker.iso20_req()._replace(PrioritizedEMAIDs=tuple("ABCDEFGH"))
-    octets = encode(request)
+    encoded = encode(request)
     # The request ends with the end of the last EMAID, of the list, of the request; find where by the padding.
     for pad in range(8):
-        stream = Stream(octets, 8 * len(octets) - pad)
-        if decode(stream.octets()) == request:
+        stream = Stream(encoded, 8 * len(encoded) - pad)
+        if decode(stream.encoded()) == request:
             try:
-                assert decode(Stream(octets, len(stream.bits) - 2).add("01", "0").octets()) == request
+                assert decode(Stream(encoded, len(stream.bits) - 2).add("01", "0").encoded()) == request
                 break
             except EXIError:
                 continue
@@ -182,10 +182,10 @@ def test_an_endless_end_of_every_other_full_list_is_read() -> None:
 
     chain = iso20.OEMProvisioningCertificateChain("ID1", b"leaf", (b"1", b"2", b"3"))
     request = request._replace(OEMProvisioningCertificateChain=chain)
-    octets = encode(request)
-    part = parse(octets).elements[0]
-    rest = Stream(octets, 8 * len(octets)).bits[part.end :]
-    assert decode(Stream(octets, part.end - 2).add("01", "0", rest).octets()) == request
+    encoded = encode(request)
+    part = parse(encoded).elements[0]
+    rest = Stream(encoded, 8 * len(encoded)).bits[part.end :]
+    assert decode(Stream(encoded, part.end - 2).add("01", "0", rest).encoded()) == request
 
 
 def test_one_item_too_many_is_refused_in_every_list() -> None:
@@ -225,9 +225,9 @@ def test_more_roots_than_the_schema_allows_are_named(message: Any) -> None:
     item, end = nineteen[first + 1 : second - 1], 2 * second - first - 1
     for code in ("10", "00")[: 1 + isinstance(message, iso2.V2G_Message)]:
         stream = twenty[:end] + code + item + twenty[end:]
-        octets = int(stream.ljust(-(-len(stream) // 8) * 8, "0"), 2).to_bytes(-(-len(stream) // 8), "big")
+        encoded = int(stream.ljust(-(-len(stream) // 8) * 8, "0"), 2).to_bytes(-(-len(stream) // 8), "big")
         with pytest.raises(EXIError, match="more than 20 RootCertificateID"):
-            decode(octets)
+            decode(encoded)
     with pytest.raises(EXIError, match="more than 20 RootCertificateID"):
         written(21)
 
@@ -242,13 +242,13 @@ def test_lists_that_the_schema_leaves_open_are_bounded_when_reading() -> None:
     digest = xmldsig.DigestMethod("d")
     reference = xmldsig.Reference(None, None, None, None, digest, b"")
     message = _signed((reference,) * limits.MAX_REFERENCES)
-    octets = encode(message)
-    assert decode(octets) == message
-    info = parse(octets).signed_info
+    encoded = encode(message)
+    assert decode(encoded) == message
+    info = parse(encoded).signed_info
     assert info is not None
     # In place of the end of SignedInfo (code 1 of two bits) another reference (code 0).
     with pytest.raises(EXIError, match="more than 8 Reference") as caught:
-        decode(Stream(octets, info.end - 2).add("00", bytes(100)).octets())
+        decode(Stream(encoded, info.end - 2).add("00", bytes(100)).encoded())
     assert caught.value.path == "V2G_Message/Header/Signature/SignedInfo"
     assert caught.value.offset == info.end - 2
 
@@ -261,68 +261,68 @@ def test_lists_that_the_schema_leaves_open_are_bounded_when_reading() -> None:
 
 def test_an_empty_value_in_the_form_of_exificient_is_read() -> None:
     """<Certificate/> and others written as the way out (one) and the end of the element (three zero bits)."""
-    octets = encode(RESPONSE)
+    encoded = encode(RESPONSE)
     for name, filled, empty in (
         ("ContractSignatureEncryptedPrivateKey", RESPONSE.Body.ContractSignatureEncryptedPrivateKey, b""),
         ("DHpublickey", RESPONSE.Body.DHpublickey, b""),
         ("eMAID", RESPONSE.Body.eMAID, ""),
     ):
-        part = next(p for p in parse(octets).elements if p.name == name)
-        rest = Stream(octets, 8 * len(octets)).bits[part.end :]
-        identifier = Stream(octets, part.start + 1 + 8 + 8 * 3).bits[part.start :]
-        other = Stream(octets, part.start).add(identifier, "1000", rest).octets()
+        part = next(p for p in parse(encoded).elements if p.name == name)
+        rest = Stream(encoded, 8 * len(encoded)).bits[part.end :]
+        identifier = Stream(encoded, part.start + 1 + 8 + 8 * 3).bits[part.start :]
+        other = Stream(encoded, part.start).add(identifier, "1000", rest).encoded()
         expected = RESPONSE._replace(Body=RESPONSE.Body._replace(**{name: filled._replace(value=empty)}))
         assert decode(other) == expected
         # What is written is the typed form, which both read.
         assert decode(encode(expected)) == expected
         assert encode(decode(other)) == encode(expected) != other
     # SessionID: start, way out, end; then Body follows.
-    session = Stream(octets, 17).add("1000", Stream(octets, 8 * len(octets)).bits[18 + 16 + 1 - 1 :][1:]).octets()
+    session = Stream(encoded, 17).add("1000", Stream(encoded, 8 * len(encoded)).bits[18 + 16 + 1 - 1 :][1:]).encoded()
     assert decode(session) == RESPONSE._replace(Header=iso2.Header(b""))
 
 
 def test_an_empty_number_is_refused() -> None:
-    octets = encode(Maker(1).iso20_req())
-    end = 17 + 8 + 8 * octets_of_session(octets) + 2
+    encoded = encode(Maker(1).iso20_req())
+    end = 17 + 8 + 8 * octets_of_session(encoded) + 2
     with pytest.raises(EXIError, match="an empty value") as caught:
-        decode(Stream(octets, end).add("1000", bytes(9)).octets())
+        decode(Stream(encoded, end).add("1000", bytes(9)).encoded())
     assert caught.value.path == "CertificateInstallationReq/Header/TimeStamp"
 
 
-def octets_of_session(octets: bytes) -> int:
-    return len(decode(octets).Header.SessionID)
+def octets_of_session(encoded: bytes) -> int:
+    return len(decode(encoded).Header.SessionID)
 
 
 @pytest.mark.parametrize("bits", ["1001", "1010", "1100", "1111"])
 def test_content_that_is_not_as_in_the_schema_is_refused_by_name(bits: str) -> None:
     """One production system writes xsi:type and untyped children, as if it had no schema."""
-    octets = Stream(encode(RESPONSE), 17).add(bits, bytes(40)).octets()
+    encoded = Stream(encode(RESPONSE), 17).add(bits, bytes(40)).encoded()
     with pytest.raises(EXIError, match="xsi:type") as caught:
-        decode(octets)
+        decode(encoded)
     assert caught.value.path == "V2G_Message/Header/SessionID"
 
 
 def test_key_info_and_foreign_elements_are_refused_by_name() -> None:
-    octets = encode(_signed((xmldsig.Reference(None, None, None, None, xmldsig.DigestMethod("d"), b""),)))
-    info = parse(octets).signed_info
+    encoded = encode(_signed((xmldsig.Reference(None, None, None, None, xmldsig.DigestMethod("d"), b""),)))
+    info = parse(encoded).signed_info
     assert info is not None
-    # SignatureValue: start 1 bit, text 2 bits, one octet of length, one of value, end; then KeyInfo 0, Object 1.
+    # SignatureValue: start 1 bit, text 2 bits, one byte of length, one of value, end; then KeyInfo 0, Object 1.
     end = info.end + 1 + 2 + 16 + 1
     for code, name in ((0, "KeyInfo"), (1, "Object")):
         with pytest.raises(EXIError, match=f"{name} is not supported"):
-            decode(Stream(octets, end).add((code, 2), bytes(20)).octets())
+            decode(Stream(encoded, end).add((code, 2), bytes(20)).encoded())
     # CanonicalizationMethod "c": start 2 bits, attribute 1, length and letter; then a foreign element 0, text 2.
     for code, name in ((0, "a foreign element"), (2, "text between elements")):
         with pytest.raises(EXIError, match=f"{name} is not supported"):
-            decode(Stream(octets, info.start + 2 + 1 + 16).add((code, 2), bytes(20)).octets())
+            decode(Stream(encoded, info.start + 2 + 1 + 16).add((code, 2), bytes(20)).encoded())
 
 
 def test_a_string_table_reference_is_refused() -> None:
-    octets = encode(REQUEST)
-    start = parse(octets).elements[0].start
+    encoded = encode(REQUEST)
+    start = parse(encoded).elements[0].start
     for hit in (0, 1):
         with pytest.raises(EXIError, match="string table"):
-            decode(Stream(octets, start + 1).add((hit, 8), bytes(90)).octets())
+            decode(Stream(encoded, start + 1).add((hit, 8), bytes(90)).encoded())
 
 
 @pytest.mark.parametrize(
@@ -338,38 +338,38 @@ def test_a_string_table_reference_is_refused() -> None:
     ],
 )
 def test_characters_that_xml_does_not_have_are_refused(character: bytes) -> None:
-    octets = encode(REQUEST)
-    start = parse(octets).elements[0].start
+    encoded = encode(REQUEST)
+    start = parse(encoded).elements[0].start
     with pytest.raises(EXIError, match="character") as caught:
-        decode(Stream(octets, start + 1).add((3, 8), character, bytes(90)).octets())
+        decode(Stream(encoded, start + 1).add((3, 8), character, bytes(90)).encoded())
     assert caught.value.path == "V2G_Message/Body/CertificateInstallationReq"
     assert caught.value.offset == start + 1
 
 
 def test_a_code_point_with_needless_groups_is_read() -> None:
-    octets = encode(REQUEST)
-    part = parse(octets).elements[0]
-    rest = Stream(octets, 8 * len(octets)).bits[part.start + 1 + 8 + 24 :]
-    message = decode(Stream(octets, part.start + 1).add((5, 8), b"I\xc4\x80\x001", rest).octets())
+    encoded = encode(REQUEST)
+    part = parse(encoded).elements[0]
+    rest = Stream(encoded, 8 * len(encoded)).bits[part.start + 1 + 8 + 24 :]
+    message = decode(Stream(encoded, part.start + 1).add((5, 8), b"I\xc4\x80\x001", rest).encoded())
     assert message == REQUEST._replace(Body=REQUEST.Body._replace(Id="ID1"))
 
 
 def test_values_beyond_the_reading_limits_are_refused() -> None:
-    octets = encode(REQUEST)
-    start = parse(octets).elements[0].start + 1
+    encoded = encode(REQUEST)
+    start = parse(encoded).elements[0].start + 1
     with pytest.raises(EXIError, match="1025 characters"):
-        decode(Stream(octets, start).add(b"\x83\x08", b"x" * 1025, bytes(50)).octets())
+        decode(Stream(encoded, start).add(b"\x83\x08", b"x" * 1025, bytes(50)).encoded())
     certificate = start + 8 + 24 + 2
     with pytest.raises(EXIError, match="801 bytes") as caught:
-        decode(Stream(octets, certificate).add(b"\xa1\x06", bytes(900)).octets())
+        decode(Stream(encoded, certificate).add(b"\xa1\x06", bytes(900)).encoded())
     assert caught.value.path.endswith("CertificateInstallationReq/OEMProvisioningCert")
     with pytest.raises(EXIError, match="more than 10 bytes"):
-        decode(Stream(octets, certificate).add(b"\xff" * 3000).octets())
+        decode(Stream(encoded, certificate).add(b"\xff" * 3000).encoded())
     with pytest.raises(EXIError, match="at most 65536"):
-        decode(octets + bytes(65536))
-    serial = Stream(octets, parse(octets).elements[0].end - 2 - 2 - 1 - 16 - 1)
+        decode(encoded + bytes(65536))
+    serial = Stream(encoded, parse(encoded).elements[0].end - 2 - 2 - 1 - 16 - 1)
     with pytest.raises(EXIError, match="an integer of more than"):
-        decode(serial.add("0", b"\xff" * 60, bytes(9)).octets())
+        decode(serial.add("0", b"\xff" * 60, bytes(9)).encoded())
 
 
 BROKEN: list[tuple[Callable[[], Any], str]] = [
@@ -510,7 +510,7 @@ def test_random_changes_of_a_message_never_raise_anything_else() -> None:
     for kind in KINDS:
         for other in changed(min(messages(kind, 8, seed=3), key=lambda m: len(repr(m)))):
             try:
-                octets = encode(other)
+                encoded = encode(other)
             except EXIError:
                 continue
-            assert isinstance(octets, bytes)
+            assert isinstance(encoded, bytes)

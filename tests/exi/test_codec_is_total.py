@@ -18,8 +18,8 @@ MUTATIONS = 20_000
 SECONDS = 0.025
 
 
-def _mutated(rng: random.Random, octets: bytes) -> bytes:
-    made = bytearray(octets)
+def _mutated(rng: random.Random, encoded: bytes) -> bytes:
+    made = bytearray(encoded)
     for _ in range(rng.choice((1, 1, 1, 2, 5, 20))):
         # Most of a message is certificates; structure is found at its beginning and its end.
         place = rng.choice(
@@ -41,9 +41,9 @@ def _mutated(rng: random.Random, octets: bytes) -> bytes:
     return bytes(made)
 
 
-def _read(octets: bytes) -> tuple[Message | None, EXIError | None]:
+def _read(encoded: bytes) -> tuple[Message | None, EXIError | None]:
     try:
-        return parse(octets).message, None
+        return parse(encoded).message, None
     except EXIError as error:
         return None, error
 
@@ -61,12 +61,12 @@ def test_mutated_and_truncated_messages_give_a_message_or_an_error(kind: str) ->
     sources = [encode(message) for message in messages(kind, 40, seed=41)]
     read = 0
     for number in range(MUTATIONS // len(KINDS)):
-        octets = _mutated(rng, sources[number % len(sources)])
-        message, error = _read(octets)
+        encoded = _mutated(rng, sources[number % len(sources)])
+        message, error = _read(encoded)
         if message is None:
             assert error is not None
             assert error.offset is not None
-            assert 0 <= error.offset <= 8 * len(octets)
+            assert 0 <= error.offset <= 8 * len(encoded)
             continue
         read += 1
         # What was read can be written again, unless a text is longer than receivers take.
@@ -83,10 +83,10 @@ def test_decode_of_random_bytes_gives_a_message_or_an_error() -> None:
     rng = random.Random(43)
     for start in (b"\x80", b"\x80\x98\x02\x00", b"\x80\x1c\x04\x00", b"\x80\x20\x04\x00"):
         for _ in range(2000):
-            octets = start + rng.randbytes(rng.randint(0, 200))
+            encoded = start + rng.randbytes(rng.randint(0, 200))
             for grammar in (None, "iso2", "iso20", "xmldsig"):
                 try:
-                    decode(octets) if grammar is None else decode_fragment(octets, grammar)
+                    decode(encoded) if grammar is None else decode_fragment(encoded, grammar)
                 except EXIError:
                     continue
 
@@ -138,26 +138,26 @@ def _hostile() -> Iterator[tuple[str, bytes]]:
     # Code points that never end, in the place of an Id.
     start = parse(encode(REQUEST)).elements[0].start + 1
     for filler in (b"\x80", b"\xff", b"\x80\x80\x80\x01"):
-        octets = Stream(encode(REQUEST), start).add(b"\x82\x08").octets()
+        encoded = Stream(encode(REQUEST), start).add(b"\x82\x08").encoded()
         at = start + 16
-        filled = Stream(octets, at).octets() + filler * 15000
+        filled = Stream(encoded, at).encoded() + filler * 15000
         yield f"endless characters {filler.hex()}", filled
-    yield "an endless integer", Stream(encode(RESPONSE), 18).octets() + b"\xff" * 60000
+    yield "an endless integer", Stream(encode(RESPONSE), 18).encoded() + b"\xff" * 60000
 
 
-def test_no_octets_take_long() -> None:
+def test_no_bytes_take_long() -> None:
     cases = list(_hostile())
     cases += [(kind, encode(max(messages(kind, 50, seed=44), key=lambda m: len(encode(m))))) for kind in KINDS]
     slow = {}
-    for name, octets in cases:
-        assert len(octets) <= limits.MAX_MESSAGE_BYTES
+    for name, encoded in cases:
+        assert len(encoded) <= limits.MAX_MESSAGE_BYTES
         # No step is made yet, as for the first message of a process. The processor's time counts, and a machine that
         # is busy with something else gets more tries: what takes too long by itself never gets below.
         best = SECONDS
         for _ in range(20):
             for state in _AUTOMATON.states.values():
                 state.clear()
-            best = min(best, _seconds(octets))
+            best = min(best, _seconds(encoded))
             if best < SECONDS:
                 break
         else:
@@ -165,9 +165,9 @@ def test_no_octets_take_long() -> None:
     assert not slow
 
 
-def _seconds(octets: bytes) -> float:
+def _seconds(encoded: bytes) -> float:
     start = time.thread_time()
-    _read(octets)
+    _read(encoded)
     return time.thread_time() - start
 
 

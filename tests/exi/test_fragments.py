@@ -157,17 +157,17 @@ def _fragments() -> list[tuple[str, object, str, bytes]]:
 
 
 def test_fragments_are_read_back() -> None:
-    for name, value, grammar, octets in _fragments():
-        assert decode_fragment(octets, grammar) == (name, value)
+    for name, value, grammar, encoded in _fragments():
+        assert decode_fragment(encoded, grammar) == (name, value)
 
 
-def test_fragments_cut_after_any_octet_and_with_trailing_octets_are_refused() -> None:
-    for _, _, grammar, octets in min(_fragments()[:10], key=lambda f: len(f[3])), *_fragments()[3:10]:
-        for end in range(len(octets)):
+def test_fragments_cut_after_any_octet_and_with_trailing_bytes_are_refused() -> None:
+    for _, _, grammar, encoded in min(_fragments()[:10], key=lambda f: len(f[3])), *_fragments()[3:10]:
+        for end in range(len(encoded)):
             with pytest.raises(EXIError):
-                decode_fragment(octets[:end], grammar)
+                decode_fragment(encoded[:end], grammar)
         with pytest.raises(EXIError):
-            decode_fragment(octets + b"\1", grammar)
+            decode_fragment(encoded + b"\1", grammar)
 
 
 def test_unknown_names_grammars_and_wrong_values_of_fragments_are_refused() -> None:
@@ -206,13 +206,13 @@ def test_a_spliced_session_id_gives_what_encoding_gives(kind: str) -> None:
     rng = random.Random(4)
     for message in messages(kind, 60, seed=21):
         session = rng.randbytes(rng.randint(0, 8))
-        octets = encode(message)
+        encoded = encode(message)
         changed = message._replace(Header=message.Header._replace(SessionID=session))  # type: ignore[arg-type]
-        assert replace_header_fields(octets, session_id=session) == encode(changed)
-        assert replace_header_fields(octets) == octets
+        assert replace_header_fields(encoded, session_id=session) == encode(changed)
+        assert replace_header_fields(encoded) == encoded
 
 
-def test_a_response_stored_with_a_short_session_grows_by_seven_octets() -> None:
+def test_a_response_stored_with_a_short_session_grows_by_seven_bytes() -> None:
     spliced = replace_header_fields(EXAMPLE, session_id=b"12345678")
     assert len(spliced) == len(EXAMPLE) + 7
     message = decode(spliced)
@@ -225,27 +225,27 @@ def test_all_that_can_be_spliced_in_iso20_is_spliced_at_once_or_one_by_one() -> 
     rng = random.Random(5)
     for message in messages("iso20_res", 60, seed=22):
         assert isinstance(message, iso20.CertificateInstallationRes)
-        octets = encode(message)
-        place = parse(octets).remaining_from_end
+        encoded = encode(message)
+        place = parse(encoded).remaining_from_end
         assert place is not None
         session, time, rest = rng.randbytes(rng.randint(0, 8)), rng.getrandbits(rng.randint(1, 64)), rng.randrange(256)
         header = message.Header._replace(SessionID=session, TimeStamp=time)
         expected = encode(message._replace(Header=header, RemainingContractCertificateChains=rest))
         assert (
-            replace_header_fields(octets, session_id=session, timestamp=time, remaining=rest, remaining_from_end=place)
+            replace_header_fields(encoded, session_id=session, timestamp=time, remaining=rest, remaining_from_end=place)
             == expected
         )
-        assert replace_header_fields(octets, session_id=session, timestamp=time, remaining=rest) == expected
-        one = replace_header_fields(replace_header_fields(octets, timestamp=time), session_id=session)
+        assert replace_header_fields(encoded, session_id=session, timestamp=time, remaining=rest) == expected
+        one = replace_header_fields(replace_header_fields(encoded, timestamp=time), session_id=session)
         assert parse(one).remaining_from_end == place
         assert replace_header_fields(one, remaining=rest, remaining_from_end=place) == expected
 
 
 @pytest.mark.parametrize("zeros", [0, 1, 5])
-def test_the_place_of_the_remaining_chains_counts_trailing_zero_octets(zeros: int) -> None:
-    octets = encode(Maker(2).iso20_res()) + bytes(zeros)
-    place = parse(octets).remaining_from_end
-    spliced = replace_header_fields(octets, remaining=77, remaining_from_end=place)
+def test_the_place_of_the_remaining_chains_counts_trailing_zero_bytes(zeros: int) -> None:
+    encoded = encode(Maker(2).iso20_res()) + bytes(zeros)
+    place = parse(encoded).remaining_from_end
+    spliced = replace_header_fields(encoded, remaining=77, remaining_from_end=place)
     message = decode(spliced)
     assert isinstance(message, iso20.CertificateInstallationRes)
     assert message.RemainingContractCertificateChains == 77
@@ -254,7 +254,7 @@ def test_the_place_of_the_remaining_chains_counts_trailing_zero_octets(zeros: in
 def test_a_splice_that_does_not_fit_is_refused() -> None:
     response = encode(Maker(2).iso20_res())
     request = encode(Maker(2).iso20_req())
-    for octets, change in (
+    for encoded, change in (
         (EXAMPLE, {"session_id": bytes(9)}),
         (EXAMPLE, {"session_id": "00"}),
         (EXAMPLE, {"timestamp": 1}),
@@ -279,32 +279,32 @@ def test_a_splice_that_does_not_fit_is_refused() -> None:
         (b"\x80\x1c\x04\x00\x00\xff" + b"\xff" * 60, {"timestamp": 1}),
     ):
         with pytest.raises(EXIError):
-            replace_header_fields(octets, **change)  # type: ignore[arg-type]
+            replace_header_fields(encoded, **change)  # type: ignore[arg-type]
     with pytest.raises(TypeError):
         replace_header_fields("80", session_id=b"")  # type: ignore[arg-type]
 
 
-def test_splices_of_mutated_octets_raise_nothing_else() -> None:
+def test_splices_of_mutated_bytes_raise_nothing_else() -> None:
     rng = random.Random(6)
     for start in (encode(REQUEST), encode(Maker(2).iso20_res()), encode(Maker(2).iso20_req())):
         for _ in range(2000):
-            octets = bytearray(start[: rng.randint(0, 60)])
+            encoded = bytearray(start[: rng.randint(0, 60)])
             for _ in range(rng.randint(0, 3)):
-                if octets:
-                    octets[rng.randrange(len(octets))] = rng.randrange(256)
+                if encoded:
+                    encoded[rng.randrange(len(encoded))] = rng.randrange(256)
             for change in (
                 {"session_id": b"12345678"},
                 {"timestamp": 2**40},
                 {"remaining": 3, "remaining_from_end": 21},
             ):
                 try:
-                    replace_header_fields(bytes(octets), **change)  # type: ignore[arg-type]
+                    replace_header_fields(bytes(encoded), **change)  # type: ignore[arg-type]
                 except EXIError:
                     continue
 
 
 def test_an_empty_session_in_the_form_of_exificient_is_not_spliced_but_refused() -> None:
-    """Its four bits are no whole number of octets; such a message is to be encoded anew."""
+    """Its four bits are no whole number of bytes; such a message is to be encoded anew."""
     with pytest.raises(EXIError, match="cannot be replaced"):
         replace_header_fields(b"\x80\x98\x40" + bytes(50), session_id=b"12345678")
 

@@ -88,8 +88,8 @@ def _iso2_elements(maker: Maker) -> list[tuple[str, Any]]:
     return [
         ("CertificateInstallationReq", maker.iso2_req_body()),
         ("ContractSignatureCertChain", maker.iso2_chain()._replace(Id="chain")),
-        ("ContractSignatureEncryptedPrivateKey", iso2.ContractSignatureEncryptedPrivateKey("k", maker.octets(48))),
-        ("DHpublickey", iso2.DHpublickey("dh", maker.octets(65))),
+        ("ContractSignatureEncryptedPrivateKey", iso2.ContractSignatureEncryptedPrivateKey("k", maker.encoded(48))),
+        ("DHpublickey", iso2.DHpublickey("dh", maker.encoded(65))),
         ("eMAID", maker.iso2_emaid()),
     ]
 

@@ -30,10 +30,10 @@ SHA512 = "http://www.w3.org/2001/04/xmlenc#sha512"
 SHA1 = "http://www.w3.org/2000/09/xmldsig#sha1"
 SHAKE256 = "urn:iso:std:iso:15118:-20:Security:xmlenc#SHAKE256"
 DIGESTS: Mapping[str, Callable[[bytes], bytes]] = {
-    SHA1: lambda octets: hashlib.sha1(octets).digest(),
-    SHA256: lambda octets: hashlib.sha256(octets).digest(),
-    SHA512: lambda octets: hashlib.sha512(octets).digest(),
-    SHAKE256: lambda octets: hashlib.shake_256(octets).digest(64),
+    SHA1: lambda encoded: hashlib.sha1(encoded).digest(),
+    SHA256: lambda encoded: hashlib.sha256(encoded).digest(),
+    SHA512: lambda encoded: hashlib.sha512(encoded).digest(),
+    SHAKE256: lambda encoded: hashlib.shake_256(encoded).digest(64),
 }
 MANDATORY = ("ContractSignatureCertChain", "ContractSignatureEncryptedPrivateKey", "DHpublickey", "eMAID")
 
@@ -60,11 +60,11 @@ def fragments(body: iso2.CertificateInstallationRes = BODY) -> dict[str, bytes]:
 
 
 def reference(
-    identifier: str | None, octets: bytes, digest: str = SHA256, transforms: tuple[str, ...] | None = (CANONICAL_EXI,)
+    identifier: str | None, encoded: bytes, digest: str = SHA256, transforms: tuple[str, ...] | None = (CANONICAL_EXI,)
 ) -> xmldsig.Reference:
     """identifier: the URI as a whole where it has a "#", else the Id."""
     uri = identifier if identifier is None or "#" in identifier or "/" in identifier else f"#{identifier}"
-    value = DIGESTS.get(digest, DIGESTS[SHA256])(octets)
+    value = DIGESTS.get(digest, DIGESTS[SHA256])(encoded)
     transformed = None if transforms is None else tuple(map(xmldsig.Transform, transforms))
     return xmldsig.Reference(None, None, uri, transformed, xmldsig.DigestMethod(digest), value)
 
@@ -82,13 +82,13 @@ def sign(
     signed_info = xmldsig.SignedInfo(
         None, xmldsig.CanonicalizationMethod(canonical), xmldsig.SignatureMethod(method), tuple(references)
     )
-    octets = exi.encode_signed_info(signed_info, grammar)
+    encoded = exi.encode_signed_info(signed_info, grammar)
     if value is None and isinstance(key, Ed448PrivateKey):
-        value = key.sign(octets)
+        value = key.sign(encoded)
     elif value is None:
         half = (key.key_size + 7) // 8
         digest = hashes.SHA256() if half == 32 else hashes.SHA512()
-        value = b"".join(n.to_bytes(half, "big") for n in decode_dss_signature(key.sign(octets, ec.ECDSA(digest))))
+        value = b"".join(n.to_bytes(half, "big") for n in decode_dss_signature(key.sign(encoded, ec.ECDSA(digest))))
     return xmldsig.Signature(None, signed_info, xmldsig.SignatureValue(None, value))
 
 
@@ -104,7 +104,7 @@ def response20(signature: xmldsig.Signature | None) -> exi.ParsedMessage:
 
 
 def all_four(**how: Any) -> list[xmldsig.Reference]:
-    return [reference(identifier, octets, **how) for identifier, octets in fragments().items()]
+    return [reference(identifier, encoded, **how) for identifier, encoded in fragments().items()]
 
 
 def data_reference(digest: str) -> xmldsig.Reference:
@@ -164,7 +164,7 @@ def test_the_combined_grammar_of_the_other_edition_is_not_accepted() -> None:
 def test_verify_signature_accepts_a_digest_over_the_typed_emaid() -> None:
     typed = exi.emaid_fragment(BODY.eMAID, "typed")
     assert typed != fragments()["id4"]
-    references = [reference(i, typed if i == "id4" else octets) for i, octets in fragments().items()]
+    references = [reference(i, typed if i == "id4" else encoded) for i, encoded in fragments().items()]
     verify(response(sign(references)))
 
 
@@ -225,7 +225,7 @@ def test_covering_one_part_twice_does_not_stand_for_another() -> None:
 
 
 def test_every_digest_that_does_not_match_is_told() -> None:
-    signature = sign([reference(identifier, octets + b"\0") for identifier, octets in fragments().items()])
+    signature = sign([reference(identifier, encoded + b"\0") for identifier, encoded in fragments().items()])
     assert refusal(response(signature)) == tuple(f"The digest of {name} does not match." for name in MANDATORY)
 
 
@@ -240,8 +240,8 @@ def test_a_part_that_was_changed_after_signing_is_named(change: int) -> None:
 
 
 def test_parts_cannot_trade_their_digests() -> None:
-    octets = list(fragments().values())
-    signature = sign([reference(f"id{number}", octets[-number]) for number in range(1, 5)])
+    encoded = list(fragments().values())
+    signature = sign([reference(f"id{number}", encoded[-number]) for number in range(1, 5)])
     assert len(refusal(response(signature))) == 4
 
 
@@ -269,7 +269,7 @@ def test_an_id_that_two_parts_have_names_neither(place: str) -> None:
     """Otherwise the part that is digested need not be the part that is used."""
     body = BODY._replace(**{place: getattr(BODY, place)._replace(Id="id1")})
     parts = fragments(body) | fragments()
-    signature = sign([reference(identifier, octets) for identifier, octets in parts.items()])
+    signature = sign([reference(identifier, encoded) for identifier, encoded in parts.items()])
     assert "The reference '#id1' names more than one part of the message." in refusal(response(signature, body))
 
 
@@ -377,7 +377,7 @@ def test_a_method_that_nobody_knows_is_refused_by_the_value_check_itself() -> No
 def test_the_signature_over_one_message_does_not_fit_another() -> None:
     signature = sign(all_four())
     body = BODY._replace(eMAID=iso2.EMAID("id4", "DEEXAC00000002"))
-    references = [reference(identifier, octets) for identifier, octets in fragments(body).items()]
+    references = [reference(identifier, encoded) for identifier, encoded in fragments(body).items()]
     mixed = signature._replace(SignedInfo=signature.SignedInfo._replace(Reference=tuple(references)))
     assert refusal(response(mixed, body)) == ("The signature value does not match the certificate's key.",)
 

@@ -69,7 +69,7 @@ def contract_message(pki: PKI, emaid: EMAID = THE_EMAID, car: Car | None = None,
 
 
 def verify_response(
-    octets: bytes,
+    encoded: bytes,
     pki: PKI,
     *,
     now: datetime = AT,
@@ -77,14 +77,14 @@ def verify_response(
     root: Fingerprint | None = None,
     **how: Any,
 ) -> VerifiedInstallationResponse:
-    response = verify.read_response(octets, namespace_of(pki))
+    response = verify.read_response(encoded, namespace_of(pki))
     how = {"anchors": pki.anchors(), "revocation": NoRevocationCheck(), **how}
     return verify.check_response(response, emaid=emaid, root=root, now=now, **how)
 
 
-def verify_request(octets: bytes, pki: PKI, *, now: datetime = AT, **how: Any) -> verify.VerifiedInstallationRequest:
+def verify_request(encoded: bytes, pki: PKI, *, now: datetime = AT, **how: Any) -> verify.VerifiedInstallationRequest:
     how = {"anchors": pki.anchors(), "revocation": NoRevocationCheck(), **how}
-    return verify.check_request(verify.read_request(octets, namespace_of(pki)), now=now, **how)
+    return verify.check_request(verify.read_request(encoded, namespace_of(pki)), now=now, **how)
 
 
 def refusal(check: Callable[[], object]) -> tuple[type[Exception], tuple[str, ...]]:
@@ -105,22 +105,22 @@ def signed2(body: iso2.CertificateInstallationRes, key: Any) -> bytes:
     )
 
 
-def body_of(octets: bytes) -> iso2.CertificateInstallationRes:
-    message = exi.decode(octets)
+def body_of(encoded: bytes) -> iso2.CertificateInstallationRes:
+    message = exi.decode(encoded)
     assert isinstance(message, iso2.V2G_Message)
     assert isinstance(message.Body, iso2.CertificateInstallationRes)
     return message.Body
 
 
-def message20(octets: bytes) -> iso20.CertificateInstallationRes:
-    message = exi.decode(octets)
+def message20(encoded: bytes) -> iso20.CertificateInstallationRes:
+    message = exi.decode(encoded)
     assert isinstance(message, iso20.CertificateInstallationRes)
     return message
 
 
-def signed20(octets: bytes, key: Any, **changes: Any) -> bytes:
+def signed20(encoded: bytes, key: Any, **changes: Any) -> bytes:
     """An ISO 15118-20 response with other SignedInstallationData, signed anew."""
-    message = message20(octets)
+    message = message20(encoded)
     data = message.SignedInstallationData._replace(**changes)
     reference = (data.Id, exi.encode_fragment("SignedInstallationData", data, exi.ISO20))
     header = message.Header._replace(Signature=message_signatures.create_signature([reference], key))
@@ -133,8 +133,8 @@ def signed20(octets: bytes, key: Any, **changes: Any) -> bytes:
 def test_a_response_verifies_and_tells_what_it_rests_on(pki: PKI) -> None:
     car = Car.generate(pki, THE_PCID, AT)
     root = Fingerprint(pki.v2g_root.certificate.fingerprint)
-    octets = contract_message(pki, car=car)
-    verified = verify_response(octets, pki, emaid=THE_EMAID, root=root)
+    encoded = contract_message(pki, car=car)
+    verified = verify_response(encoded, pki, emaid=THE_EMAID, root=root)
     assert verified.emaid == THE_EMAID
     assert verified.cps_chain.leaf == pki.cps.certificate
     assert verified.cps_chain.root == pki.v2g_root.certificate
@@ -151,8 +151,8 @@ def test_a_response_verifies_and_tells_what_it_rests_on(pki: PKI) -> None:
         verified.contract_chain.leaf.not_before,
         verified.contract_chain.leaf.not_after,
         verified.contract_chain.leaf.der,
-        octets,
-        exi.parse(octets).remaining_from_end,
+        encoded,
+        exi.parse(encoded).remaining_from_end,
         "from a test",
         AT,
         AT,
@@ -170,8 +170,8 @@ def test_a_contract_chain_may_end_in_a_v2g_root(pkis: dict[str, PKI]) -> None:
 @pytest.mark.parametrize("with_anchors", [True, False])
 def test_a_request_verifies_and_names_the_vehicle(pki: PKI, with_anchors: bool) -> None:
     car = Car.generate(pki, THE_PCID, AT)
-    octets = car.request(SESSION, AT)
-    verified = verify_request(octets, pki, **({} if with_anchors else {"anchors": None}))
+    encoded = car.request(SESSION, AT)
+    verified = verify_request(encoded, pki, **({} if with_anchors else {"anchors": None}))
     assert verified.pcid == THE_PCID
     assert verified.leaf == car.provisioning.certificate
     assert (verified.chain is not None) == with_anchors
@@ -207,8 +207,8 @@ def test_p256_is_accepted_in_iso20_and_p521_refused_in_iso2(pkis: dict[str, PKI]
     reference = (data.Id, exi.encode_fragment("SignedInstallationData", data, exi.ISO20))
     header = iso20.Header(bytes(8), 1, message_signatures.create_signature([reference], pki.cps.key))
     chain = iso20.CertificateChain(pki.cps.certificate.der, tuple(c.der for c in pki.cps.sub_cas))
-    octets = exi.encode(iso20.CertificateInstallationRes(header, "OK", "Finished", chain, data, 0))
-    response = verify.read_response(octets, Namespace.ISO20)
+    encoded = exi.encode(iso20.CertificateInstallationRes(header, "OK", "Finished", chain, data, 0))
+    response = verify.read_response(encoded, Namespace.ISO20)
     verified = verify.check_response(
         response, emaid=THE_EMAID, root=None, anchors=pki.anchors(), revocation=NoRevocationCheck(), now=AT
     )
@@ -227,20 +227,20 @@ def test_p256_is_accepted_in_iso20_and_p521_refused_in_iso2(pkis: dict[str, PKI]
 # --- Every bit -------------------------------------------------------------------------------------------------------
 
 
-def flip(octets: bytes, position: int) -> bytes:
-    return (int.from_bytes(octets, "big") ^ 1 << 8 * len(octets) - 1 - position).to_bytes(len(octets), "big")
+def flip(encoded: bytes, position: int) -> bytes:
+    return (int.from_bytes(encoded, "big") ^ 1 << 8 * len(encoded) - 1 - position).to_bytes(len(encoded), "big")
 
 
-def signed_regions(octets: bytes) -> dict[str, range]:
+def signed_regions(encoded: bytes) -> dict[str, range]:
     """Bit positions of everything that the signature covers or consists of."""
-    parsed = exi.parse(octets)
+    parsed = exi.parse(encoded)
     assert parsed.signed_info is not None
     signature = message_signatures.signature_of(parsed.message)
     assert signature is not None
     value = signature.SignatureValue.value
     start = parsed.signed_info.end
     # The value stands a few bits behind SignedInfo: event codes and its length.
-    at = next(at for at in range(start, start + 32) if value == bits(octets, at, 8 * len(value)))
+    at = next(at for at in range(start, start + 32) if value == bits(encoded, at, 8 * len(value)))
     regions = {part.name: range(part.start, part.end) for part in parsed.elements}
     return regions | {
         "SignedInfo": range(parsed.signed_info.start, parsed.signed_info.end),
@@ -248,34 +248,34 @@ def signed_regions(octets: bytes) -> dict[str, range]:
     }
 
 
-def bits(octets: bytes, at: int, count: int) -> bytes:
-    return (int.from_bytes(octets, "big") >> 8 * len(octets) - at - count & (1 << count) - 1).to_bytes(
+def bits(encoded: bytes, at: int, count: int) -> bytes:
+    return (int.from_bytes(encoded, "big") >> 8 * len(encoded) - at - count & (1 << count) - 1).to_bytes(
         count // 8, "big"
     )
 
 
-def sampled(octets: bytes, seed: str, signed: int, anywhere: int) -> Iterator[tuple[str, int]]:
+def sampled(encoded: bytes, seed: str, signed: int, anywhere: int) -> Iterator[tuple[str, int]]:
     """Seeded positions: `signed` of them spread evenly over the signed regions, `anywhere` over everything.
 
     The first is in the session id, which may change: a sample in which nothing passes would show little.
     """
     yield "unsigned", 30
     chance = random.Random(seed)
-    regions = signed_regions(octets)
+    regions = signed_regions(encoded)
     covered = {position for region in regions.values() for position in region}
     for name, region in regions.items():
         for position in sorted(chance.sample(region, min(len(region), signed // len(regions)))):
             yield name, position
-    for position in sorted(chance.sample(range(8 * len(octets)), anywhere)):
+    for position in sorted(chance.sample(range(8 * len(encoded)), anywhere)):
         yield ("signed" if position in covered else "unsigned"), position
 
 
 def test_no_flipped_bit_of_a_response_passes_for_something_else(pki: PKI) -> None:
-    octets = contract_message(pki)
-    response = verify.read_response(octets, namespace_of(pki))
+    encoded = contract_message(pki)
+    response = verify.read_response(encoded, namespace_of(pki))
     anchors, passed = pki.anchors(), 0
-    for region, position in sampled(octets, "response", 210, 120):
-        changed = flip(octets, position)
+    for region, position in sampled(encoded, "response", 210, 120):
+        changed = flip(encoded, position)
         try:
             verified = verify_response(changed, pki, emaid=THE_EMAID, anchors=anchors)
         except REFUSALS:
@@ -296,28 +296,28 @@ def signed_content(response: InstallationResponse) -> tuple[object, ...]:
 
 def test_no_flipped_bit_of_a_request_passes_for_something_else(pki: PKI) -> None:
     car = Car.generate(pki, THE_PCID, AT)
-    octets = car.request(SESSION, AT)
+    encoded = car.request(SESSION, AT)
     anchors, passed = pki.anchors(), 0
-    for region, position in sampled(octets, "request", 210, 120):
+    for region, position in sampled(encoded, "request", 210, 120):
         try:
-            verified = verify_request(flip(octets, position), pki, anchors=anchors)
+            verified = verify_request(flip(encoded, position), pki, anchors=anchors)
         except REFUSALS:
             continue
         assert region == "unsigned", f"bit {position} of {region}"
         assert (verified.pcid, verified.leaf) == (THE_PCID, car.provisioning.certificate)
-        assert verified.request.sub_certificates == verify.read_request(octets, namespace_of(pki)).sub_certificates
+        assert verified.request.sub_certificates == verify.read_request(encoded, namespace_of(pki)).sub_certificates
         passed += 1
     assert passed >= 1
 
 
 def test_a_message_cut_short_anywhere_is_no_message(pki: PKI) -> None:
-    for octets, read in (
+    for encoded, read in (
         (contract_message(pki), verify.read_response),
         (Car.generate(pki, THE_PCID, AT).request(SESSION, AT), verify.read_request),
     ):
-        for length in range(0, len(octets), 7):
+        for length in range(0, len(encoded), 7):
             with pytest.raises(EXIError):
-                read(octets[:length], namespace_of(pki))
+                read(encoded[:length], namespace_of(pki))
 
 
 # --- Why a response is refused ---------------------------------------------------------------------------------------
@@ -335,16 +335,16 @@ def test_a_message_of_the_other_kind_or_edition_is_told_as_such(pkis: dict[str, 
             EXIError, match="a CertificateInstallationRes where a CertificateInstallationReq is expected"
         ):
             verify.read_request(response, namespace_of(pki))
-        for read, octets in ((verify.read_response, response), (verify.read_request, request)):
+        for read, encoded in ((verify.read_response, response), (verify.read_request, request)):
             with pytest.raises(EXIError, match=f"^a message of {namespace_of(pki)}, not of {other}$"):
-                read(octets, other)
+                read(encoded, other)
 
 
 @pytest.mark.parametrize("code", ["OK_CertificateExpiresSoon", "FAILED", "FAILED_NoCertificateAvailable"])
 def test_a_response_that_is_not_ok_is_refused(pkis: dict[str, PKI], code: str) -> None:
     pki = pkis["iso2"]
-    octets = signed2(body_of(contract_message(pki))._replace(ResponseCode=code), pki.cps.key)
-    assert refusal(lambda: verify_response(octets, pki)) == (
+    encoded = signed2(body_of(contract_message(pki))._replace(ResponseCode=code), pki.cps.key)
+    assert refusal(lambda: verify_response(encoded, pki)) == (
         MismatchError, (f"The message's ResponseCode is {code}, not OK.",),
     )  # fmt: skip
 
@@ -359,8 +359,8 @@ def with_contract(pki: PKI, cn: str, **changes: Any) -> bytes:
 
 def test_ids_that_do_not_agree_are_told(pkis: dict[str, PKI]) -> None:
     pki = pkis["iso2"]
-    octets = contract_message(pki)
-    assert refusal(lambda: verify_response(octets, pki, emaid=OTHER_EMAID)) == (
+    encoded = contract_message(pki)
+    assert refusal(lambda: verify_response(encoded, pki, emaid=OTHER_EMAID)) == (
         MismatchError, (f"The contract certificate is for {THE_EMAID}, not for {OTHER_EMAID}.",),
     )  # fmt: skip
     assert refusal(lambda: verify_response(with_contract(pki, "no emaid"), pki)) == (
@@ -369,16 +369,16 @@ def test_ids_that_do_not_agree_are_told(pkis: dict[str, PKI]) -> None:
     assert refusal(lambda: verify_response(with_contract(pki, OTHER_EMAID), pki)) == (
         MismatchError, (f"The message's eMAID is {THE_EMAID}, the contract certificate is for {OTHER_EMAID}.",),
     )  # fmt: skip
-    octets = with_contract(pki, THE_EMAID, eMAID=iso2.EMAID("ID4", "0"))
-    assert refusal(lambda: verify_response(octets, pki)) == (MismatchError, ("The message's eMAID is no EMAID.",))
+    encoded = with_contract(pki, THE_EMAID, eMAID=iso2.EMAID("ID4", "0"))
+    assert refusal(lambda: verify_response(encoded, pki)) == (MismatchError, ("The message's eMAID is no EMAID.",))
 
 
 @pytest.mark.parametrize("written", ["deexai00000001", "DEEXAI000000010", "DEEXAI00000001Q"])
 def test_ids_agree_however_they_are_written(pkis: dict[str, PKI], written: str) -> None:
     """Upper or lower case, and with the check digit or without it."""
     canonical = EMAID.parse(written)
-    octets = with_contract(pkis["iso2"], written, eMAID=iso2.EMAID("ID4", str(canonical)))
-    verified = verify_response(octets, pkis["iso2"], emaid=canonical)
+    encoded = with_contract(pkis["iso2"], written, eMAID=iso2.EMAID("ID4", str(canonical)))
+    verified = verify_response(encoded, pkis["iso2"], emaid=canonical)
     assert verified.emaid == canonical
 
 
@@ -386,8 +386,8 @@ def test_several_failures_of_one_stage_are_told_together_and_later_stages_are_no
     pki = pkis["iso2"]
     body = body_of(with_contract(pki, "no emaid"))
     chain = iso2.CertificateChain(None, b"no certificate")
-    octets = signed2(body._replace(ResponseCode="FAILED", SAProvisioningCertificateChain=chain), pki.emsp_root.key)
-    assert refusal(lambda: verify_response(octets, pki)) == (
+    encoded = signed2(body._replace(ResponseCode="FAILED", SAProvisioningCertificateChain=chain), pki.emsp_root.key)
+    assert refusal(lambda: verify_response(encoded, pki)) == (
         MismatchError,
         (
             "The message's ResponseCode is FAILED, not OK.",
@@ -398,21 +398,21 @@ def test_several_failures_of_one_stage_are_told_together_and_later_stages_are_no
 
 
 def test_an_expired_contract_is_told_in_the_words_of_the_api(pki: PKI) -> None:
-    octets = contract_message(pki, valid=(AT - 2 * DAY, AT - DAY))
-    assert refusal(lambda: verify_response(octets, pki)) == (
+    encoded = contract_message(pki, valid=(AT - 2 * DAY, AT - DAY))
+    assert refusal(lambda: verify_response(encoded, pki)) == (
         ExpiredError, ("The validUntil date of contract certificate is in the past.",),
     )  # fmt: skip
 
 
 def test_a_contract_is_valid_to_the_end_of_its_last_second(pki: PKI) -> None:
-    octets = contract_message(pki, valid=(AT - 2 * DAY, AT + DAY))
-    verify_response(octets, pki, now=AT + DAY + timedelta(microseconds=999_999))
-    assert refusal(lambda: verify_response(octets, pki, now=AT + DAY + timedelta(seconds=1)))[0] is ExpiredError
+    encoded = contract_message(pki, valid=(AT - 2 * DAY, AT + DAY))
+    verify_response(encoded, pki, now=AT + DAY + timedelta(microseconds=999_999))
+    assert refusal(lambda: verify_response(encoded, pki, now=AT + DAY + timedelta(seconds=1)))[0] is ExpiredError
 
 
 def test_check_response_refuses_an_untrusted_provisioning_service(pkis: dict[str, PKI]) -> None:
-    octets = contract_message(pkis["stranger"])
-    kind, sentences = refusal(lambda: verify_response(octets, pkis["iso2"]))
+    encoded = contract_message(pkis["stranger"])
+    kind, sentences = refusal(lambda: verify_response(encoded, pkis["iso2"]))
     assert kind is ChainError
     assert sentences == (
         'The authority key identifier of certificate "CPS Sub1 CA SIM" is not that of "V2G Root CA SIM".',
@@ -437,17 +437,17 @@ def test_a_certificate_that_is_not_for_provisioning_services_cannot_sign(pkis: d
     pki = pkis["iso2"]
     impostor = pki.cps_sub2.issue("No CPS", CONTRACT, now=AT)
     chain = iso2.CertificateChain(None, impostor.certificate.der, tuple(c.der for c in impostor.sub_cas))
-    octets = signed2(body_of(contract_message(pki))._replace(SAProvisioningCertificateChain=chain), impostor.key)
-    assert refusal(lambda: verify_response(octets, pki)) == (
+    encoded = signed2(body_of(contract_message(pki))._replace(SAProvisioningCertificateChain=chain), impostor.key)
+    assert refusal(lambda: verify_response(encoded, pki)) == (
         ChainError, ('The domain component of certificate "No CPS" (none) does not fit CPS.',),
     )  # fmt: skip
 
 
 def test_the_root_that_the_publisher_names_has_to_be_the_one_that_the_chain_leads_to(pki: PKI) -> None:
-    octets = contract_message(pki)
+    encoded = contract_message(pki)
     named = Fingerprint(pki.emsp_root.certificate.fingerprint)
     found = pki.v2g_root.certificate.fingerprint
-    assert refusal(lambda: verify_response(octets, pki, root=named)) == (
+    assert refusal(lambda: verify_response(encoded, pki, root=named)) == (
         MismatchError,
         (
             f"The provisioning service's chain leads to the V2G root {found}, "
@@ -471,15 +471,15 @@ class Revoked:
 @pytest.mark.parametrize("leaf", ["CPS SIM", THE_EMAID])
 @pytest.mark.parametrize("error", [RevokedError("The certificate is revoked."), Unavailable("No evidence.")])
 def test_revoked_and_unknown_chains_are_refused(pki: PKI, leaf: str, error: CCPError) -> None:
-    octets = contract_message(pki)
-    assert refusal(lambda: verify_response(octets, pki, revocation=Revoked(leaf, error))) == (
+    encoded = contract_message(pki)
+    assert refusal(lambda: verify_response(encoded, pki, revocation=Revoked(leaf, error))) == (
         type(error), error.messages,
     )  # fmt: skip
 
 
 def test_the_signature_of_another_provisioning_service_is_refused(pki: PKI) -> None:
-    octets = contract_message(replace(pki, cps=replace(pki.cps, key=pki.cps_sub2.issue("CPS", CPS, now=AT).key)))
-    assert refusal(lambda: verify_response(octets, pki)) == (
+    encoded = contract_message(replace(pki, cps=replace(pki.cps, key=pki.cps_sub2.issue("CPS", CPS, now=AT).key)))
+    assert refusal(lambda: verify_response(encoded, pki)) == (
         SignatureError, ("The signature value does not match the certificate's key.",),
     )  # fmt: skip
 
@@ -504,8 +504,8 @@ POINT_P256, POINT_P521 = (
 )
 def test_an_iso2_dh_key_that_is_no_point_is_refused(pkis: dict[str, PKI], key: bytes, sentence: str) -> None:
     pki = pkis["iso2"]
-    octets = signed2(body_of(contract_message(pki))._replace(DHpublickey=iso2.DHpublickey("ID3", key)), pki.cps.key)
-    assert refusal(lambda: verify_response(octets, pki)) == (KeyMaterialError, (sentence,))
+    encoded = signed2(body_of(contract_message(pki))._replace(DHpublickey=iso2.DHpublickey("ID3", key)), pki.cps.key)
+    assert refusal(lambda: verify_response(encoded, pki)) == (KeyMaterialError, (sentence,))
 
 
 @pytest.mark.parametrize("length", [0, 1, 47])
@@ -574,14 +574,14 @@ def test_iso20_key_material_that_no_vehicle_could_use_is_refused(
     pkis: dict[str, PKI], changes: dict[str, Any], sentence: str
 ) -> None:
     pki = pkis["iso20"]
-    octets = signed20(contract_message(pki), pki.cps.key, **changes)
-    assert refusal(lambda: verify_response(octets, pki)) == (KeyMaterialError, (sentence,))
+    encoded = signed20(contract_message(pki), pki.cps.key, **changes)
+    assert refusal(lambda: verify_response(encoded, pki)) == (KeyMaterialError, (sentence,))
 
 
 def test_a_key_for_a_tpm_has_its_own_length(pkis: dict[str, PKI]) -> None:
     pki = pkis["iso20"]
-    octets = signed20(contract_message(pki), pki.cps.key, **key20("TPM_EncryptedPrivateKey", 206))
-    assert verify_response(octets, pki).response.encrypted_key_of == "TPM_EncryptedPrivateKey"
+    encoded = signed20(contract_message(pki), pki.cps.key, **key20("TPM_EncryptedPrivateKey", 206))
+    assert verify_response(encoded, pki).response.encrypted_key_of == "TPM_EncryptedPrivateKey"
 
 
 # --- Why a request is refused ----------------------------------------------------------------------------------------
@@ -618,9 +618,9 @@ def test_a_provisioning_certificate_of_the_future_is_refused(pki: PKI, with_anch
 
 
 def test_check_request_refuses_an_untrusted_vehicle_if_chains_are_checked(pkis: dict[str, PKI]) -> None:
-    octets = Car.generate(pkis["stranger"], THE_PCID, AT).request(SESSION, AT)
-    assert refusal(lambda: verify_request(octets, pkis["iso2"]))[0] is ChainError
-    verify_request(octets, pkis["iso2"], anchors=None)
+    encoded = Car.generate(pkis["stranger"], THE_PCID, AT).request(SESSION, AT)
+    assert refusal(lambda: verify_request(encoded, pkis["iso2"]))[0] is ChainError
+    verify_request(encoded, pkis["iso2"], anchors=None)
 
 
 def test_roots_of_other_roles_do_not_vouch_for_vehicles(pkis: dict[str, PKI]) -> None:
@@ -630,15 +630,15 @@ def test_roots_of_other_roles_do_not_vouch_for_vehicles(pkis: dict[str, PKI]) ->
         [(role, oem[0].certificate) for role in (AnchorRole.V2G, AnchorRole.EMSP)],
         [(AnchorRole.OEM, c.certificate) for c in oem[1:]],
     )
-    octets = Car.generate(pki, THE_PCID, AT).request(SESSION, AT)
-    assert refusal(lambda: verify_request(octets, pki, anchors=anchors))[0] is ChainError
+    encoded = Car.generate(pki, THE_PCID, AT).request(SESSION, AT)
+    assert refusal(lambda: verify_request(encoded, pki, anchors=anchors))[0] is ChainError
 
 
 @pytest.mark.parametrize("with_anchors", [True, False])
 def test_a_request_that_another_key_signed_is_refused(pki: PKI, with_anchors: bool) -> None:
     victim, thief = pki.vehicle(THE_PCID, now=AT), pki.vehicle("WEX0INSTALL000002", now=AT)
-    octets = car_of(pki, replace(victim, key=thief.key))
-    assert refusal(lambda: verify_request(octets, pki, anchors=pki.anchors() if with_anchors else None)) == (
+    encoded = car_of(pki, replace(victim, key=thief.key))
+    assert refusal(lambda: verify_request(encoded, pki, anchors=pki.anchors() if with_anchors else None)) == (
         SignatureError, ("The signature value does not match the certificate's key.",),
     )  # fmt: skip
 
@@ -646,33 +646,33 @@ def test_a_request_that_another_key_signed_is_refused(pki: PKI, with_anchors: bo
 @pytest.mark.parametrize("cn", ["no pcid", "WEX0INSTALL00001", "WEX0INSTALL00000001", "", "WEX0INSTALL-00001"])
 def test_a_common_name_that_is_no_pcid_is_refused(pkis: dict[str, PKI], cn: str) -> None:
     pki = pkis["iso2"]
-    octets = car_of(pki, pki.oem_sub2.issue(cn or "x", OEM_PROVISIONING, now=AT))
-    assert refusal(lambda: verify_request(octets, pki)) == (
+    encoded = car_of(pki, pki.oem_sub2.issue(cn or "x", OEM_PROVISIONING, now=AT))
+    assert refusal(lambda: verify_request(encoded, pki)) == (
         ChainError, ("The provisioning certificate's common name is no PCID.",),
     )  # fmt: skip
-    assert verify.claimed_pcid(verify.read_request(octets, Namespace.ISO2)) is None
+    assert verify.claimed_pcid(verify.read_request(encoded, Namespace.ISO2)) is None
 
 
 def test_a_provisioning_certificate_that_is_none_is_refused(pkis: dict[str, PKI]) -> None:
     message = exi.decode(Car.generate(pkis["iso2"], THE_PCID, AT).request(SESSION, AT))
     assert isinstance(message, iso2.V2G_Message)
-    octets = exi.encode(message._replace(Body=message.Body._replace(OEMProvisioningCert=b"none")))
-    assert refusal(lambda: verify_request(octets, pkis["iso2"])) == (
+    encoded = exi.encode(message._replace(Body=message.Body._replace(OEMProvisioningCert=b"none")))
+    assert refusal(lambda: verify_request(encoded, pkis["iso2"])) == (
         ChainError, ("These 4 bytes are not an X.509 certificate.",),
     )  # fmt: skip
-    assert verify.claimed_pcid(verify.read_request(octets, Namespace.ISO2)) is None
+    assert verify.claimed_pcid(verify.read_request(encoded, Namespace.ISO2)) is None
 
 
 def test_a_contract_certificate_cannot_ask_for_a_vehicle(pkis: dict[str, PKI]) -> None:
     pki = pkis["iso2"]
-    octets = car_of(pki, pki.emsp_sub2.issue(THE_PCID, CONTRACT, now=AT))
-    assert refusal(lambda: verify_request(octets, pki))[0] is ChainError
+    encoded = car_of(pki, pki.emsp_sub2.issue(THE_PCID, CONTRACT, now=AT))
+    assert refusal(lambda: verify_request(encoded, pki))[0] is ChainError
 
 
 def test_a_revoked_vehicle_is_refused(pki: PKI) -> None:
-    octets = Car.generate(pki, THE_PCID, AT).request(SESSION, AT)
+    encoded = Car.generate(pki, THE_PCID, AT).request(SESSION, AT)
     error = RevokedError("The certificate is revoked.")
-    assert refusal(lambda: verify_request(octets, pki, revocation=Revoked(THE_PCID, error))) == (
+    assert refusal(lambda: verify_request(encoded, pki, revocation=Revoked(THE_PCID, error))) == (
         RevokedError, error.messages,
     )  # fmt: skip
 
@@ -697,9 +697,9 @@ def test_a_report_goes_on_after_a_failure_as_far_as_it_can(pkis: dict[str, PKI])
         ResponseCode="FAILED", DHpublickey=iso2.DHpublickey("ID3", bytes(65))
     )
     checks = CheckList(collect=True)
-    octets = signed2(body, pki.cps.key)
+    encoded = signed2(body, pki.cps.key)
     anchors = TrustAnchors.build([(AnchorRole.V2G, pki.v2g_root.certificate)])
-    assert refusal(lambda: verify_response(octets, pki, checks=checks, anchors=anchors)) == (
+    assert refusal(lambda: verify_response(encoded, pki, checks=checks, anchors=anchors)) == (
         ChainError, ("The response does not verify.",),
     )  # fmt: skip
     verdicts = {check.subject: check.status for check in checks.results}
@@ -714,8 +714,8 @@ def test_a_report_goes_on_after_a_failure_as_far_as_it_can(pkis: dict[str, PKI])
 def test_check_list_report_with_a_failure_never_gives_a_verified_message(pkis: dict[str, PKI]) -> None:
     pki = pkis["iso2"]
     checks = CheckList(collect=True)
-    octets = Car.generate(pkis["stranger"], THE_PCID, AT).request(SESSION, AT)
-    assert refusal(lambda: verify_request(octets, pki, checks=checks)) == (
+    encoded = Car.generate(pkis["stranger"], THE_PCID, AT).request(SESSION, AT)
+    assert refusal(lambda: verify_request(encoded, pki, checks=checks)) == (
         ChainError, ("The request does not verify.",),
     )  # fmt: skip
     assert not checks.passed
@@ -992,8 +992,8 @@ def certificates_in(value: Any) -> Iterator[bytes]:
             return
 
 
-def verify_published(octets: bytes, anchors: TrustAnchors) -> VerifiedInstallationResponse:
-    response = verify.read_response(octets, Namespace.ISO2)
+def verify_published(encoded: bytes, anchors: TrustAnchors) -> VerifiedInstallationResponse:
+    response = verify.read_response(encoded, Namespace.ISO2)
     at = datetime(2025, 1, 1, tzinfo=UTC)
     return verify.check_response(
         response, emaid=None, root=None, anchors=anchors, revocation=NoRevocationCheck(), now=at
@@ -1033,10 +1033,10 @@ def test_one_flipped_bit_in_the_published_example_is_found_and_told_for_what_it_
 def test_a_response_that_is_still_being_processed_is_refused(pkis: dict[str, PKI]) -> None:
     pki = pkis["iso20"]
     car = Car.generate(pki, PCID.parse("WEX0TEST000000901"), AT)
-    octets = sign_contract(
+    encoded = sign_contract(
         pki, issue_contract(pki, EMAID.parse("DEEXA900000001"), car.pcid, car.provisioning.certificate, AT), AT
     )
-    message = exi.decode(octets)
+    message = exi.decode(encoded)
     assert isinstance(message, iso20.CertificateInstallationRes)
     ongoing = exi.encode(message._replace(EVSEProcessing="Ongoing"))
     with pytest.raises(MismatchError, match="EVSEProcessing is Ongoing, not Finished"):
@@ -1051,9 +1051,9 @@ def test_a_response_that_is_still_being_processed_is_refused(pkis: dict[str, PKI
 
 
 def test_read_response_refuses_a_message_without_replaceable_session_id() -> None:
-    # EXIficient's form of an empty SessionID: an escape and an end, not a length of zero, so that no octets fit in.
-    octets = base64.b64decode(EXAMPLE.read_text("ascii"))
-    bits = f"{int.from_bytes(octets, 'big'):0{8 * len(octets)}b}"
+    # EXIficient's form of an empty SessionID: an escape and an end, not a length of zero, so that no bytes fit in.
+    encoded = base64.b64decode(EXAMPLE.read_text("ascii"))
+    bits = f"{int.from_bytes(encoded, 'big'):0{8 * len(encoded)}b}"
     empty = bits[:17] + "1000" + bits[17 + 1 + 8 + 8 + 1 :]
     empty += "0" * (-len(empty) % 8)
     written = int(empty, 2).to_bytes(len(empty) // 8, "big")

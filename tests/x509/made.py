@@ -115,12 +115,12 @@ def forge(
     if inner_algorithm is not None:
         signed.tbs.signature = tlv(0x30, bytes.fromhex(inner_algorithm))
     edit(signed.tbs)
-    octets = asn1.encode_der(signed.tbs)
+    encoded = asn1.encode_der(signed.tbs)
     if isinstance(signer, Ed448PrivateKey):
-        signature = signer.sign(octets)
+        signature = signer.sign(encoded)
     else:
         default = hashes.SHA256() if signer.curve.name == "secp256r1" else hashes.SHA512()
-        signature = signer.sign(octets, ECDSA(digest or default))
+        signature = signer.sign(encoded, ECDSA(digest or default))
     signed.signature = asn1.BitString(signature, 0)
     return Certificate.load(asn1.encode_der(signed))
 
@@ -151,7 +151,7 @@ def added(tbs: Any, oid: Any, value: bytes, critical: bool = False) -> None:
 
 
 def tampered(certificate: Certificate) -> Certificate:
-    """One bit of the signature's last octet turned over."""
+    """One bit of the signature's last byte turned over."""
     return Certificate.load(certificate.der[:-1] + bytes((certificate.der[-1] ^ 1,)))
 
 
@@ -184,9 +184,9 @@ def unused_bit(certificate: Certificate, signer: SigningKey) -> bytes:
     """The certificate signed anew until its last bit is zero, then with a BIT STRING that claims that bit is unused."""
     while certificate.der[-1] & 1:
         certificate = forge(certificate, signer)
-    octets = bytearray(certificate.der)
-    octets[len(octets) - len(certificate.x509.signature) - 1] = 1
-    return bytes(octets)
+    encoded = bytearray(certificate.der)
+    encoded[len(encoded) - len(certificate.x509.signature) - 1] = 1
+    return bytes(encoded)
 
 
 def respelled(name: bytes) -> bytes:

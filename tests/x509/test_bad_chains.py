@@ -100,10 +100,10 @@ def unknown_critical(tbs: object) -> None:
     added(tbs, x509.ObjectIdentifier("1.2.3.4"), b"\x05\x00", critical=True)
 
 
-def basic_constraints(octets: str) -> Callable[..., None]:
+def basic_constraints(encoded: str) -> Callable[..., None]:
     def edit(tbs: object) -> None:
         without(tbs, ExtensionOID.BASIC_CONSTRAINTS)
-        added(tbs, ExtensionOID.BASIC_CONSTRAINTS, bytes.fromhex(octets))
+        added(tbs, ExtensionOID.BASIC_CONSTRAINTS, bytes.fromhex(encoded))
 
     return edit
 
@@ -351,8 +351,8 @@ CAUSES: dict[str, tuple[Callable[[], Chain], str]] = {
     "version 1 in a sub-CA": (sub1_with(version_1), '"Sub1" is not of X.509 version 3'),
     "serial number zero": (leaf_with(serial(0)), "serial number"),
     "negative serial number": (leaf_with(serial(-7)), "serial number"),
-    "serial number of 21 octets": (leaf_with(serial(1 << 160)), "serial number"),
-    "serial number of 21 octets because of its sign octet": (leaf_with(serial(1 << 159)), "serial number"),
+    "serial number of 21 bytes": (leaf_with(serial(1 << 160)), "serial number"),
+    "serial number of 21 bytes because of its sign byte": (leaf_with(serial(1 << 159)), "serial number"),
     "another authority key identifier": (leaf_with(other_authority_key), 'key identifier .* is not that of "Sub2"'),
     "basic constraints of a CA": (leaf_with(basic_constraints("30060101ff020100")), "is a CA certificate"),
     "basic constraints of a wrong boolean": (leaf_with(basic_constraints("3003010101")), "extensions .* cannot be"),
@@ -431,11 +431,11 @@ def test_names_in_a_message_are_short_and_printable() -> None:
     assert len(str(caught.value)) < 150
 
 
-def test_a_certificate_with_trailing_octets_or_cut_anywhere_is_not_a_certificate() -> None:
+def test_a_certificate_with_trailing_bytes_or_cut_anywhere_is_not_a_certificate() -> None:
     der_octets = chain().leaf.der
-    for octets in (der_octets + b"\0", *(der_octets[:end] for end in range(0, len(der_octets)))):
+    for encoded in (der_octets + b"\0", *(der_octets[:end] for end in range(0, len(der_octets)))):
         with pytest.raises(ChainError, match="not an X"):
-            Certificate.load(octets)
+            Certificate.load(encoded)
 
 
 def test_time_without_a_zone_is_a_mistake_of_the_caller() -> None:

@@ -35,9 +35,9 @@ class Encoded:
     certificates: tuple[bytes, ...]
 
     def flipped(self, which: int, bit: int) -> Encoded:
-        octets = bytearray(self.certificates[which])
-        octets[bit // 8] ^= 0x80 >> bit % 8
-        changed = (*self.certificates[:which], bytes(octets), *self.certificates[which + 1 :])
+        raw = bytearray(self.certificates[which])
+        raw[bit // 8] ^= 0x80 >> bit % 8
+        changed = (*self.certificates[:which], bytes(raw), *self.certificates[which + 1 :])
         return Encoded(self.usage, self.algorithm, changed)
 
     def walk_accepts(self) -> bool:

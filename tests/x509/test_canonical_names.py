@@ -79,9 +79,9 @@ def test_what_is_no_name_is_never_read_as_one() -> None:
     for end in range(1, len(name)):
         with contextlib.suppress(DERError):
             assert canonical_name(name[:end]) != canonical_name(name)
-    for octets in (b"\0", b"\x31\x80", name + b"\x31", der(0x31, der(0x30, b"\x06\x01")), b"\x1f\x01\x00"):
+    for raw in (b"\0", b"\x31\x80", name + b"\x31", der(0x31, der(0x30, b"\x06\x01")), b"\x1f\x01\x00"):
         with pytest.raises(DERError):
-            canonical_name(octets)
+            canonical_name(raw)
 
 
 def test_the_memory_of_canonical_names_is_bounded() -> None:
@@ -249,10 +249,10 @@ def test_a_critical_that_is_false_explicitly_is_named() -> None:
     plain = bytes.fromhex("0603551d0e04")
     explicit = bytes.fromhex("0603551d0e01010004")
     assert plain in leaf.der
-    octets = _lengthened(leaf.der, leaf.der.index(plain), plain, explicit)
+    raw = _lengthened(leaf.der, leaf.der.index(plain), plain, explicit)
     with pytest.raises(ChainError, match=r"^These \d+ bytes are not DER: critical is FALSE explicitly\.$"):
-        Certificate.load(octets)
-    pem = leaf.pem() + _armoured(octets)
+        Certificate.load(raw)
+    pem = leaf.pem() + _armoured(raw)
     with pytest.raises(ChainError, match="not DER: critical is FALSE explicitly"):
         Certificate.load_pem(pem)
 
@@ -298,5 +298,5 @@ def _around(encoded: bytes, at: int) -> list[tuple[int, int, int]]:
     return found
 
 
-def _armoured(octets: bytes) -> bytes:
-    return b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(octets) + b"-----END CERTIFICATE-----\n"
+def _armoured(raw: bytes) -> bytes:
+    return b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(raw) + b"-----END CERTIFICATE-----\n"

@@ -83,7 +83,7 @@ def test_published_leaves_that_are_not_der_are_read_and_cryptography_alone_does_
         assert leaf.extension(x509.KeyUsage) is not None
 
 
-def test_the_tolerance_changes_nothing_but_the_five_octets(issuer: Credential) -> None:
+def test_the_tolerance_changes_nothing_but_the_five_bytes(issuer: Credential) -> None:
     plain = issuer.issue("A", CONTRACT, now=AT).certificate
     defect = forge(
         plain, issuer.key, lambda tbs: added(tbs, ExtensionOID.BASIC_CONSTRAINTS, EXPLICIT_FALSE.value, critical=True)
@@ -94,13 +94,13 @@ def test_the_tolerance_changes_nothing_but_the_five_octets(issuer: Credential) -
 
 
 @pytest.mark.parametrize(
-    "octets", ["3003010101", "300301017f", "3006010100020100", "30040101000000", "300401010005", "30030101", "0101ff"]
+    "encoded", ["3003010101", "300301017f", "3006010100020100", "30040101000000", "300401010005", "30030101", "0101ff"]
 )
-def test_any_other_defect_of_basic_constraints_is_refused(issuer: Credential, octets: str) -> None:
+def test_any_other_defect_of_basic_constraints_is_refused(issuer: Credential, encoded: str) -> None:
     bad = forge(
         issuer.issue("A", CONTRACT, now=AT).certificate,
         issuer.key,
-        lambda tbs: added(tbs, ExtensionOID.BASIC_CONSTRAINTS, bytes.fromhex(octets), critical=True),
+        lambda tbs: added(tbs, ExtensionOID.BASIC_CONSTRAINTS, bytes.fromhex(encoded), critical=True),
     )
     with pytest.raises(ChainError, match='extensions of certificate "A" cannot be read'):
         _ = bad.extensions
@@ -137,7 +137,7 @@ def test_absent_extensions_are_none(issuer: Credential) -> None:
     assert bare.extension(x509.NameConstraints) is None
 
 
-def test_a_certificate_equals_another_with_the_same_octets(issuer: Credential) -> None:
+def test_a_certificate_equals_another_with_the_same_bytes(issuer: Credential) -> None:
     twin = Certificate.load(issuer.certificate.der)
     assert twin == issuer.certificate
     assert len({twin, issuer.certificate}) == 1
@@ -230,7 +230,7 @@ def test_an_empty_or_multi_valued_name_is_read_as_cryptography_reads_it(issuer: 
         (0x16, b"\xe4", None),
         (0x1E, b"\x00", None),
         (0x0C, b"", None),
-        (0x04, b"octets", None),
+        (0x04, b"encoded", None),
     ],
 )
 def test_a_common_name_in_a_wrong_character_set_does_no_harm(
@@ -285,9 +285,9 @@ def test_certificate_fields_equal_those_of_a_complete_parser() -> None:
     for one in random_chains(150, 15118):
         ders += [certificate.der for certificate in (one.leaf, *one.offered, one.root)]
     for _ in range(3000):
-        octets = bytearray(source.choice(ders[:15]))
-        octets[source.randrange(len(octets))] = source.randrange(256)
-        ders.append(bytes(octets))
+        encoded = bytearray(source.choice(ders[:15]))
+        encoded[source.randrange(len(encoded))] = source.randrange(256)
+        ders.append(bytes(encoded))
     compared = 0
     for der in ders:
         try:
@@ -328,10 +328,10 @@ def test_certificate_extension_cache_equals_parsing(monkeypatch: pytest.MonkeyPa
     leaf = chain().leaf
     start = leaf.der.index(leaf.key_identifier or b"?") - 200
     for _ in range(4000):
-        octets = bytearray(leaf.der)
+        encoded = bytearray(leaf.der)
         for _ in range(source.randint(1, 2)):
-            octets[source.randrange(start, len(octets) - 80)] = source.randrange(256)
-        ders.append(bytes(octets))
+            encoded[source.randrange(start, len(encoded) - 80)] = source.randrange(256)
+        ders.append(bytes(encoded))
     source.shuffle(ders)
     shared = compared = 0
     for der in (*ders, *ders[:500]):
@@ -378,11 +378,11 @@ def test_certificate_load_of_damaged_bytes_gives_a_certificate_or_chain_error() 
     ]
     loaded = 0
     for _ in range(4000):
-        octets = bytearray(good)
+        encoded = bytearray(good)
         for _ in range(source.randint(1, 3)):
-            octets[source.randrange(len(octets))] = source.randrange(256)
+            encoded[source.randrange(len(encoded))] = source.randrange(256)
         try:
-            certificate = Certificate.load(bytes(octets))
+            certificate = Certificate.load(bytes(encoded))
         except ChainError:
             continue
         loaded += 1
@@ -479,7 +479,7 @@ def test_a_very_long_name_is_read_in_reasonable_time() -> None:
         parse_dn(text)
 
 
-def test_subject_name_and_issuer_name_are_the_octets_of_the_names(issuer: Credential) -> None:
+def test_subject_name_and_issuer_name_are_the_bytes_of_the_names(issuer: Credential) -> None:
     leaf = issuer.issue("A", CONTRACT, now=AT).certificate
     assert leaf.issuer_name == issuer.certificate.subject_name
     whole = subject_name("A").public_bytes()

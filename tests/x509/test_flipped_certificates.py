@@ -41,8 +41,8 @@ COUNT = int(os.environ.get("CCP_BIT_FLIPS", "500"))
 URL = "http://pki.example/a.crl"
 
 
-def flipped(octets: bytes, bit: int) -> bytes:
-    changed = bytearray(octets)
+def flipped(encoded: bytes, bit: int) -> bytes:
+    changed = bytearray(encoded)
     changed[bit // 8] ^= 0x80 >> bit % 8
     return bytes(changed)
 
@@ -74,10 +74,10 @@ def readings(certificate: Certificate, issuer: Certificate) -> Iterator[Callable
         )
 
 
-def read_all(octets: bytes, issuer: Certificate) -> bool:
+def read_all(encoded: bytes, issuer: Certificate) -> bool:
     """Read what there is to read. Raises whatever is no error of ours. Returns whether it is a certificate."""
     try:
-        certificate = Certificate.load(octets)
+        certificate = Certificate.load(encoded)
     except CCPError:
         return False
     for read in readings(certificate, issuer):

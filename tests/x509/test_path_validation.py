@@ -63,9 +63,9 @@ def test_verify_refuses_every_changed_bit_of_a_published_leaf(name: str) -> None
     usage = Usage.CPS if name == "cps" else Usage.CONTRACT
     defect = leaf.der.index(bytes.fromhex("3003010100"))
     emptied = leaf.der[: defect + 4] + b"\xff" + leaf.der[defect + 5 :]
-    for octets in (emptied, leaf.der[:-1] + bytes((leaf.der[-1] ^ 1,))):
+    for encoded in (emptied, leaf.der[:-1] + bytes((leaf.der[-1] ^ 1,))):
         with pytest.raises(ChainError):
-            anchors.verify(Certificate.load(octets), subs, usage=usage, now=PUBLISHED_AT, profile=Profile.ISO2)
+            anchors.verify(Certificate.load(encoded), subs, usage=usage, now=PUBLISHED_AT, profile=Profile.ISO2)
 
 
 @pytest.mark.parametrize("algorithm", ["P-256", "P-521", "Ed448"])
