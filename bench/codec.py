@@ -80,7 +80,7 @@ def main() -> None:
             "read": lambda o=data: decode(o),
             "read with positions, like one before": lambda o=data: parse(o),
             "write": lambda m=message: encode(m),
-            "splice SessionID": lambda o=data: replace_header_fields(o, session_id=b"12345678"),
+            "replace SessionID": lambda o=data: replace_header_fields(o, session_id=b"12345678"),
             "cut SignedInfo": lambda p=parse(data): signed_info_fragment(p),
         }
         for what, call in calls.items():

@@ -31,8 +31,8 @@ ALLOWED: dict[tuple[str, ...], set[str]] = {
     ("exi", "decode", str(MESSAGE)): PLAIN | CERTIFICATES,
     ("exi", "decode", "--full", str(MESSAGE)): PLAIN,
     ("exi", "encode", "-"): PLAIN,
-    ("verify", "--trust", str(MESSAGE.parent), str(MESSAGE)): PLAIN | CERTIFICATES | {"orjson"},
-    ("verify", "--json", "--trust", str(MESSAGE.parent), str(MESSAGE)): PLAIN | CERTIFICATES | {"orjson"},
+    ("verify", "--trust", str(MESSAGE.parent), str(MESSAGE)): PLAIN | CERTIFICATES,
+    ("verify", "--json", "--trust", str(MESSAGE.parent), str(MESSAGE)): PLAIN | CERTIFICATES,
 }
 """Packages beside the standard library, by command."""
 HEAVY = {"asyncio", "concurrent", "http", "multiprocessing", "sqlite3", "ssl"}
