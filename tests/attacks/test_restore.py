@@ -183,7 +183,7 @@ def test_restore_reports_an_unreadable_database(after: After) -> None:
     schema.sqlite_file(after.place.url).write_bytes(b"not a database at all" * 1000)
     done = ccp_ok("restore", after.copy, "--replace", "--yes", env=after.place.env)
     assert "cannot be read" in done.err
-    assert "is not known" in done.out
+    assert "is unknown" in done.out
     assert "nothing was disabled" not in done.out
 
 
