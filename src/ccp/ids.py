@@ -118,6 +118,7 @@ class EMAID(_Id):
 
     @property
     def provider(self) -> ProviderId:
+        """The eMSP: country code and provider code, five characters."""
         return ProviderId(self[:5])
 
 
@@ -131,6 +132,7 @@ class PCID(_Id):
 
     @property
     def wmi(self) -> WMI:
+        """The manufacturer: the first three characters."""
         return WMI(self[:3])
 
 

@@ -37,10 +37,12 @@ class RootReference(Protocol):
     """The root of the provisioning service's chain of a signed contract."""
 
     @property
-    def root_serial(self) -> int: ...
+    def root_serial(self) -> int:
+        """Serial number of the V2G root."""
 
     @property
-    def root_dn(self) -> str: ...
+    def root_dn(self) -> str:
+        """Distinguished name of the V2G root."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,13 +19,16 @@ class StoredResponse(Protocol):
     """
 
     @property
-    def namespace(self) -> Namespace: ...
+    def namespace(self) -> Namespace:
+        """The edition of the message."""
 
     @property
-    def response(self) -> bytes: ...
+    def response(self) -> bytes:
+        """The message, EXI."""
 
     @property
-    def remaining_from_end(self) -> int | None: ...
+    def remaining_from_end(self) -> int | None:
+        """Bits from RemainingContractCertificateChains to the end of the message (-20)."""
 
 
 def with_session(contract: StoredResponse, session_id: bytes, now: datetime, remaining: int | None = None) -> bytes:
