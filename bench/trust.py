@@ -44,7 +44,8 @@ from ccp.server.storage.queries import revocation as queries
 from ccp.server.storage.queries.anchors import add_by_operator
 from ccp.server.trust.anchors import trusted_certificate
 from ccp.testing.partners import Car, issue_contract, namespace_of, sign_contract
-from ccp.testing.pki import OCSP_RESPONDER, PKI, Credential, StatusURLs, sign_crl, sign_ocsp_response
+from ccp.testing.pki import OCSP_RESPONDER, PKI, Credential, StatusURLs
+from ccp.testing.revocation import sign_crl, sign_ocsp_response
 from ccp.x509.certificates import Certificate
 from ccp.x509.crl_ocsp import read_crl, read_ocsp
 from ccp.x509.path_validation import TrustAnchors

@@ -99,10 +99,10 @@ def test_party_ids() -> None:
 
 
 @pytest.mark.parametrize(
-    ("sent", "octets"), [("", b""), ("00", b"\0"), ("0011aAfF22334455", bytes.fromhex("0011aaff22334455"))]
+    ("sent", "expected"), [("", b""), ("00", b"\0"), ("0011aAfF22334455", bytes.fromhex("0011aaff22334455"))]
 )
-def test_session_ids(sent: str, octets: bytes) -> None:
-    assert parse_session_id(sent) == octets
+def test_session_ids(sent: str, expected: bytes) -> None:
+    assert parse_session_id(sent) == expected
 
 
 @pytest.mark.parametrize("sent", ["0", "0g", "00" * 9, " 00", "٠٠"])

@@ -93,8 +93,8 @@ def new_pcid(wmi: str = "WEX") -> PCID:
     return PCID.parse(f"{wmi}0TEST{next(_NUMBERS):09d}")
 
 
-def b64(octets: bytes) -> str:
-    return base64.b64encode(octets).decode()
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
 
 
 @dataclass
@@ -189,8 +189,8 @@ class Pool:
         **request: Any,
     ) -> httpx.Response:
         """Post a car's signed request. request: parameters of `Car.request`."""
-        octets = car.request(session_id, AT, **request)
-        body = post_body(octets, str(car.namespace))
+        message = car.request(session_id, AT, **request)
+        body = post_body(message, str(car.namespace))
         return self.client(caller).post("/signedcontractdata", json=body, headers=headers)
 
     def ask(self, car: Car, session_id: bytes = SESSION, **options: Any) -> list[dict[str, Any]]:
@@ -278,14 +278,14 @@ def post_body(request: bytes, namespace: str) -> dict[str, Any]:
     return {"certificateInstallationReq": b64(request), "xsdMsgDefNamespace": namespace}
 
 
-def octets_of(item: Mapping[str, Any]) -> bytes:
+def response_bytes(item: Mapping[str, Any]) -> bytes:
     """The message of an item."""
     return base64.b64decode(item["certificateInstallationRes"], validate=True)
 
 
 def read(item: Mapping[str, Any], namespace: str | None = None) -> InstallationResponse:
     """The message of an item, parsed without verification."""
-    return verify.read_response(octets_of(item), Namespace(namespace or item["xsdMsgDefNamespace"]))
+    return verify.read_response(response_bytes(item), Namespace(namespace or item["xsdMsgDefNamespace"]))
 
 
 @asynccontextmanager

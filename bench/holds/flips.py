@@ -38,7 +38,8 @@ from ccp.server.domain.parties import PartyRole
 from ccp.server.sandbox import setup
 from ccp.server.storage.engine import schema
 from ccp.testing.partners import Car, issue_contract, sign_contract
-from ccp.testing.pki import OCSP_RESPONDER, PKI, Credential, StatusURLs, sign_crl, sign_ocsp_response
+from ccp.testing.pki import OCSP_RESPONDER, PKI, Credential, StatusURLs
+from ccp.testing.revocation import sign_crl, sign_ocsp_response
 from ccp.verify.trust_folder import is_self_issued
 from ccp.x509.certificates import Certificate
 from request import token_of

@@ -96,21 +96,21 @@ class Work:
 class Bare(asyncio.Protocol):
     def __init__(self, work: Work) -> None:
         self._work = work
-        self._octets = bytearray()
+        self._data = bytearray()
         self._transport: asyncio.Transport
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        self._octets += data
-        while (end := self._octets.find(b"\r\n\r\n")) >= 0:
-            head = bytes(self._octets[:end]).lower()
+        self._data += data
+        while (end := self._data.find(b"\r\n\r\n")) >= 0:
+            head = bytes(self._data[:end]).lower()
             length = int(head.partition(b"\r\ncontent-length:")[2].partition(b"\r\n")[0] or 0)
-            if len(self._octets) < end + 4 + length:
+            if len(self._data) < end + 4 + length:
                 return
-            body = bytes(self._octets[end + 4 : end + 4 + length])
-            del self._octets[: end + 4 + length]
+            body = bytes(self._data[end + 4 : end + 4 + length])
+            del self._data[: end + 4 + length]
             answer = self._work.answer(body) if body else b"{}"
             self._transport.write(
                 b"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%b"

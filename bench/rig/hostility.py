@@ -30,7 +30,8 @@ from ccp.ids import EMAID, PCID, Namespace
 from ccp.schemas.common import encode_base64
 from ccp.server.domain.parties import PartyRole
 from ccp.testing.partners import Car, issue_contract, sign_contract
-from ccp.testing.pki import CONTRACT, PKI, StatusURLs, sign_crl, sign_ocsp_response
+from ccp.testing.pki import CONTRACT, PKI, StatusURLs
+from ccp.testing.revocation import sign_crl, sign_ocsp_response
 from rig import world
 from rig.world import PATH
 

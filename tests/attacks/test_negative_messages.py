@@ -28,7 +28,7 @@ from ccp.ids import Namespace
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
 from tests.exi import ev_stack, xml_schema
-from tests.world import AT, SESSION, Pool, again, expired_car, new_pcid, octets_of, post_body
+from tests.world import AT, SESSION, Pool, again, expired_car, new_pcid, post_body, response_bytes
 
 EDITIONS = {"iso2": Namespace.ISO2, "iso20": Namespace.ISO20}
 NO, WARN = "FAILED_NoCertificateAvailable", "WARNING_NoCertificateAvailable"
@@ -80,7 +80,7 @@ def opnc(pool: Pool, car: Car, request: bytes) -> bytes:
     assert answer.status_code == 200, answer.text
     (item,) = answer.json()["signedContractDataCollection"]
     assert item["emaid"] == "ZZZZZ000000000"
-    return octets_of(item)
+    return response_bytes(item)
 
 
 def opcp(pool: Pool, car: Car, request: bytes) -> bytes:
@@ -90,7 +90,7 @@ def opcp(pool: Pool, car: Car, request: bytes) -> bytes:
     assert answer.status_code == 200, answer.text
     (content,) = answer.json()["CCPResponse"]["emaidContent"]
     assert content["messageDef"]["emaid"] == "ZZZZZ000000000"
-    return octets_of(content["messageDef"])
+    return response_bytes(content["messageDef"])
 
 
 def refused_cars(pool: Pool, edition: str) -> Iterator[tuple[Car, bytes, str, str]]:

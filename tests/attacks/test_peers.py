@@ -26,7 +26,7 @@ from tests.server.http.api.answers import sentences as sentences_of
 from tests.server.http.test_metrics import read, until, value
 from tests.server.pool.peers.answers import BASE, item_of, opcp, opnc
 from tests.server.pool.peers.requests import ASK, PATH, deliver, to, until_known
-from tests.world import AT, SESSION, Contract, Pool, octets_of, party, start
+from tests.world import AT, SESSION, Contract, Pool, party, response_bytes, start
 
 
 def later(seconds: float, reply: Reply) -> Reply:
@@ -177,7 +177,7 @@ def test_peer_answer_drops_only_invalid_contracts(pkis: dict[str, PKI]) -> None:
         peer.on(PATH, json_reply({"signedContractDataCollection": items}))
         (item,) = deliver(pool, car)
         assert item["emaid"] == true.emaid
-        assert car.install(octets_of(item), SESSION, AT)[0] == true.emaid
+        assert car.install(response_bytes(item), SESSION, AT)[0] == true.emaid
 
 
 # --- Lies ------------------------------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ def test_peer_text_is_limited(pkis: dict[str, PKI], hostile: str) -> None:
         peer.on(PATH, opnc(contract, metaData=hostile))
         (item,) = deliver(pool, car)
         assert item["emaid"] == contract.emaid
-        assert octets_of(item)
+        assert response_bytes(item)
         assert 1 <= len(item["metaData"]) <= 10_000
         assert item["metaData"].isprintable()
         path = "/contractData/pcid/WFX0TEST000000001"

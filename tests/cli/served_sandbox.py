@@ -25,7 +25,7 @@ from cryptography.x509.oid import NameOID
 from ccp import verify as installation
 from ccp.ids import Namespace
 from tests.cli.run import COMMAND, environment
-from tests.world import octets_of
+from tests.world import response_bytes
 
 BASE = "/opnc/v1/ccp"
 
@@ -106,7 +106,7 @@ def ask(http: httpx.Client, sandbox: Sandbox, cpo: dict[str, str]) -> list[dict[
         assert answer.status_code == 200, answer.text
         items += answer.json()["signedContractDataCollection"]
     for item in items:
-        response = installation.read_response(octets_of(item), Namespace(item["xsdMsgDefNamespace"]))
+        response = installation.read_response(response_bytes(item), Namespace(item["xsdMsgDefNamespace"]))
         assert response.response_code == "OK"
     return items
 

@@ -373,7 +373,7 @@ def test_secrets_are_not_in_reprs_and_errors(kind: str) -> None:
 
 def test_client_is_usable_after_a_cancelled_call(kind: str) -> None:
     if kind == "sync":
-        pytest.skip("nobody can cancel a thread")
+        pytest.skip("a thread cannot be cancelled")
 
     async def story(server: Scripted) -> None:
         async with AsyncClient(server.url, credentials=SECRET) as client:

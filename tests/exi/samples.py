@@ -53,7 +53,7 @@ class Stream:
             if isinstance(piece, str):
                 self.bits += piece
             elif isinstance(piece, bytes):
-                self.bits += "".join(f"{octet:08b}" for octet in piece)
+                self.bits += "".join(f"{byte:08b}" for byte in piece)
             else:
                 self.bits += f"{piece[0]:0{piece[1]}b}"
         return self

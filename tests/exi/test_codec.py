@@ -217,7 +217,7 @@ def test_more_roots_than_the_schema_allows_are_named(message: Any) -> None:
         return bits(message._replace(ListOfRootCertificateIDs=roots))
 
     def bits(value: Any) -> str:
-        return "".join(f"{octet:08b}" for octet in encode(value))
+        return "".join(f"{byte:08b}" for byte in encode(value))
 
     eighteen, nineteen, twenty = written(18), written(19), written(20)
     first = next(at for at, (one, other) in enumerate(zip(eighteen, nineteen, strict=False)) if one != other)
@@ -283,13 +283,13 @@ def test_an_empty_value_in_the_form_of_exificient_is_read() -> None:
 
 def test_an_empty_number_is_refused() -> None:
     encoded = encode(Maker(1).iso20_req())
-    end = 17 + 8 + 8 * octets_of_session(encoded) + 2
+    end = 17 + 8 + 8 * session_id_length(encoded) + 2
     with pytest.raises(EXIError, match="an empty value") as caught:
         decode(Stream(encoded, end).add("1000", bytes(9)).encoded())
     assert caught.value.path == "CertificateInstallationReq/Header/TimeStamp"
 
 
-def octets_of_session(encoded: bytes) -> int:
+def session_id_length(encoded: bytes) -> int:
     return len(decode(encoded).Header.SessionID)
 
 

@@ -49,7 +49,7 @@ class Everything(BaseModel):
 
 
 @pytest.mark.parametrize(
-    ("members", "said"),
+    ("members", "message"),
     [
         ({"text": None}, "text : must not be null"),
         ({"text": 5}, "text : must be a string"),
@@ -93,10 +93,10 @@ class Everything(BaseModel):
         ({"x" * 100: 1}, f"{'x' * 40}… : unknown member"),
     ],
 )
-def test_sentence_for_each_kind_of_wrong_value(members: dict[str, Any], said: str) -> None:
+def test_sentence_for_each_kind_of_wrong_value(members: dict[str, Any], message: str) -> None:
     with pytest.raises(FieldError) as caught:
         read_body(Everything, json.dumps(members).encode())
-    assert caught.value.messages == (said,)
+    assert caught.value.messages == (message,)
 
 
 def test_sentence_for_every_error_type_of_pydantic() -> None:
@@ -106,10 +106,10 @@ def test_sentence_for_every_error_type_of_pydantic() -> None:
     context |= {"pattern": "^a$", "expected": "'a'", "field_type": "List"}
     for kind in known:
         problem: Any = {"type": kind, "loc": ("a",), "msg": "Input should be Pydantic's own", "ctx": context}
-        said = field_errors.sentence(problem)
-        assert said.startswith("a : ")
-        assert "Input" not in said
-        assert "own" not in said.replace("unknown", "")
+        message = field_errors.sentence(problem)
+        assert message.startswith("a : ")
+        assert "Input" not in message
+        assert "own" not in message.replace("unknown", "")
     # Each kind in the table is one that there is.
     for kind in field_errors._PREDICATES:
         assert kind in known
@@ -148,10 +148,10 @@ def test_sentence_for_every_member_of_every_body(model: type[BaseModel]) -> None
                 read_body(model, json.dumps({name: value}).encode())
             except FieldError as exc:
                 refused += 1
-                for said in exc.messages:
-                    assert not said.endswith(field_errors._DEFAULT), (name, value)
+                for message in exc.messages:
+                    assert not message.endswith(field_errors._DEFAULT), (name, value)
                     for word in ("Input", "String", "should", "Extra", "validation", "Field", "Value"):
-                        assert word not in said, (name, value, said)
+                        assert word not in message, (name, value, message)
     assert refused > len(model.model_fields)
 
 

@@ -53,13 +53,13 @@ def main(folder: str, action: str, *values: str) -> None:
     assert spec.loader is not None
     security = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(security)
-    octets = [bytes.fromhex(value) for value in values]
+    decoded = [bytes.fromhex(value) for value in values]
     if action == "decrypt":
-        key = derive_private_key(int.from_bytes(octets[0], "big"), SECP256R1())
-        print(security.decrypt_priv_key(octets[2], key, security.to_ec_pub_key(octets[1])).hex())
+        key = derive_private_key(int.from_bytes(decoded[0], "big"), SECP256R1())
+        print(security.decrypt_priv_key(decoded[2], key, security.to_ec_pub_key(decoded[1])).hex())
     else:
-        key = derive_private_key(int.from_bytes(octets[1], "big"), SECP256R1())
-        print(*(part.hex() for part in security.encrypt_priv_key(octets[0], key)))
+        key = derive_private_key(int.from_bytes(decoded[1], "big"), SECP256R1())
+        print(*(part.hex() for part in security.encrypt_priv_key(decoded[0], key)))
 
 
 if __name__ == "__main__":

@@ -90,18 +90,18 @@ def test_iso2_encryption_follows_the_documented_steps(iso2: Party) -> None:
     assert int.from_bytes(plain, "big") == ec_key(iso2.contract).private_numbers().private_value
 
 
-@pytest.mark.parametrize("octet", range(48))
-def test_iso2_key_with_any_changed_byte_is_rejected(iso2: Party, octet: int) -> None:
+@pytest.mark.parametrize("position", range(48))
+def test_iso2_key_with_any_changed_byte_is_rejected(iso2: Party, position: int) -> None:
     sent = encrypted_iso2(iso2)
     with pytest.raises(KeyMaterialError):
-        decrypted_iso2(iso2, EncryptedKey(sent.dh_public_key, flipped(sent.encrypted, octet)))
+        decrypted_iso2(iso2, EncryptedKey(sent.dh_public_key, flipped(sent.encrypted, position)))
 
 
-@pytest.mark.parametrize("octet", [0, 1, 32, 33, 64])
-def test_iso2_dh_key_with_any_changed_byte_is_rejected(iso2: Party, octet: int) -> None:
+@pytest.mark.parametrize("position", [0, 1, 32, 33, 64])
+def test_iso2_dh_key_with_any_changed_byte_is_rejected(iso2: Party, position: int) -> None:
     sent = encrypted_iso2(iso2)
     with pytest.raises(KeyMaterialError):
-        decrypted_iso2(iso2, EncryptedKey(flipped(sent.dh_public_key, octet), sent.encrypted))
+        decrypted_iso2(iso2, EncryptedKey(flipped(sent.dh_public_key, position), sent.encrypted))
 
 
 def test_iso2_key_for_another_car_or_contract_is_rejected(iso2: Party) -> None:
@@ -190,12 +190,12 @@ def test_iso20_encryption_follows_the_documented_steps(iso20: tuple[Curve, Party
 def test_iso20_key_with_any_changed_byte_is_rejected(iso20: tuple[Curve, Party]) -> None:
     curve, who = iso20
     sent = encrypted_iso20(curve, who)
-    for octet in range(0, len(sent.encrypted)):
+    for position in range(0, len(sent.encrypted)):
         with pytest.raises(KeyMaterialError):
-            decrypted_iso20(curve, who, EncryptedKey(sent.dh_public_key, flipped(sent.encrypted, octet)))
-    for octet in (0, 1, 20, len(sent.dh_public_key) - 1):
+            decrypted_iso20(curve, who, EncryptedKey(sent.dh_public_key, flipped(sent.encrypted, position)))
+    for position in (0, 1, 20, len(sent.dh_public_key) - 1):
         with pytest.raises(KeyMaterialError):
-            decrypted_iso20(curve, who, EncryptedKey(flipped(sent.dh_public_key, octet), sent.encrypted))
+            decrypted_iso20(curve, who, EncryptedKey(flipped(sent.dh_public_key, position), sent.encrypted))
 
 
 def test_iso20_key_is_bound_to_vehicle_and_contract(iso20: tuple[Curve, Party]) -> None:

@@ -152,7 +152,7 @@ def test_credential_load_rejects_other_files(tmp_path: Path) -> None:
     with pytest.raises(ChainError):
         Credential.load(tmp_path, "car")
     with pytest.raises(OSError):
-        Credential.load(tmp_path, "nobody")
+        Credential.load(tmp_path, "missing")
 
 
 def test_issue_with_another_algorithm_for_the_new_key() -> None:

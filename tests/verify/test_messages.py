@@ -194,7 +194,7 @@ def test_a_vehicles_wishes_are_read(pkis: dict[str, PKI]) -> None:
 
 
 def test_p256_is_accepted_in_iso20_and_p521_refused_in_iso2(pkis: dict[str, PKI]) -> None:
-    """Some ISO 15118-20 senders still use the keys of ISO 15118-2. The other way round nobody could read it."""
+    """Some ISO 15118-20 senders still use ISO 15118-2 keys. ISO 15118-2 receivers cannot read ISO 15118-20 keys."""
     pki, strong = pkis["iso2"], pkis["iso20"]
     contract = pki.contract(THE_EMAID, now=AT)
     data = iso20.SignedInstallationData(
@@ -685,10 +685,10 @@ def test_a_report_of_a_good_response_names_every_check_with_its_evidence(pki: PK
     verify_response(contract_message(pki), pki, checks=checks, root=Fingerprint(pki.v2g_root.certificate.fingerprint))
     assert [check.number for check in checks.results] == list(range(1, 13))[: len(checks.results)]
     assert {check.status for check in checks.results} == {CheckStatus.PASSED}
-    told = {check.subject: check.evidence for check in checks.results}
-    assert told["EMAID the same everywhere"] == (THE_EMAID,)
-    assert len(told["chain of the provisioning service to a V2G root"]) == 4
-    assert pki.v2g_root.certificate.fingerprint in told["chain of the provisioning service to a V2G root"][-1]
+    evidence = {check.subject: check.evidence for check in checks.results}
+    assert evidence["EMAID the same everywhere"] == (THE_EMAID,)
+    assert len(evidence["chain of the provisioning service to a V2G root"]) == 4
+    assert pki.v2g_root.certificate.fingerprint in evidence["chain of the provisioning service to a V2G root"][-1]
 
 
 def test_a_report_goes_on_after_a_failure_as_far_as_it_can(pkis: dict[str, PKI]) -> None:
@@ -871,10 +871,10 @@ def test_a_fault_message_has_at_most_64_characters_whatever_the_reason(text: str
     message = exi.decode(verify.negative_response(Namespace.ISO2, SESSION, ChainError(text), AT))
     assert isinstance(message, iso2.V2G_Message)
     assert message.Header.Notification is not None
-    told = message.Header.Notification.FaultMsg
-    assert told is not None
-    assert len(told) <= 64
-    assert told == text if len(text) <= 64 else told.endswith("...") and text.startswith(told[:-3])
+    fault = message.Header.Notification.FaultMsg
+    assert fault is not None
+    assert len(fault) <= 64
+    assert fault == text if len(text) <= 64 else fault.endswith("...") and text.startswith(fault[:-3])
 
 
 @pytest.mark.parametrize("cn", ["a\u0000b", "\ud7ff\uffff", "a\nb", "\u202eabc", "😀" * 16])
@@ -1012,19 +1012,21 @@ def test_everything_of_the_published_example_verifies_under_the_published_root(
 def test_one_flipped_bit_in_the_published_example_is_found_and_told_for_what_it_is(
     example: bytes, published_anchors: TrustAnchors
 ) -> None:
-    told: dict[str, list[CCPError]] = {}
+    errors: dict[str, list[CCPError]] = {}
     for region, position in sampled(example, "published", 300, 0):
         try:
             verify_published(flip(example, position), published_anchors)
         except REFUSALS as exc:
-            told.setdefault(region, []).append(exc)
+            errors.setdefault(region, []).append(exc)
         else:
             assert region == "unsigned", f"bit {position} of {region} was not noticed"
-    kinds = {region: {type(exc) for exc in refusals} for region, refusals in told.items()}
-    assert set(told) - {"unsigned"} == {*MANDATORY, "SignedInfo", "SignatureValue"}
-    assert {str(exc) for exc in told["SignatureValue"]} == {"The signature value does not match the certificate's key."}
+    kinds = {region: {type(exc) for exc in refusals} for region, refusals in errors.items()}
+    assert set(errors) - {"unsigned"} == {*MANDATORY, "SignedInfo", "SignatureValue"}
+    assert {str(exc) for exc in errors["SignatureValue"]} == {
+        "The signature value does not match the certificate's key."
+    }
     for name in ("ContractSignatureEncryptedPrivateKey", "DHpublickey"):
-        assert f"The digest of {name} does not match." in map(str, told[name])
+        assert f"The digest of {name} does not match." in map(str, errors[name])
     assert SignatureError in kinds["SignedInfo"]
     assert ChainError in kinds["ContractSignatureCertChain"]
     assert MismatchError in kinds["eMAID"]

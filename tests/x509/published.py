@@ -16,7 +16,7 @@ SHARED = Path(__file__).resolve().parents[3] / "shared"
 HERE = Path(__file__).resolve().parents[1] / "vectors"
 
 
-def _octets(name: str) -> bytes:
+def _message_bytes(name: str) -> bytes:
     for folder in (HERE, SHARED / "vectors"):
         if (folder / name).exists():
             return base64.b64decode((folder / name).read_text())
@@ -34,7 +34,7 @@ def public_root() -> Certificate:
 @cache
 def response_chains() -> dict[str, tuple[Certificate, ...]]:
     """The CPS chain and the contract chain of the published response, leaf first."""
-    body = decode(_octets("installation_res_iso2_opnc_example.b64")).Body
+    body = decode(_message_bytes("installation_res_iso2_opnc_example.b64")).Body
     chains = {"cps": body.SAProvisioningCertificateChain, "contract": body.ContractSignatureCertChain}
     return {
         name: tuple(Certificate.load(der) for der in (chain.Certificate, *(chain.SubCertificates or ())))
@@ -44,4 +44,4 @@ def response_chains() -> dict[str, tuple[Certificate, ...]]:
 
 @cache
 def request_leaf() -> Certificate:
-    return Certificate.load(decode(_octets("installation_req_iso2_opcp_example.b64")).Body.OEMProvisioningCert)
+    return Certificate.load(decode(_message_bytes("installation_req_iso2_opcp_example.b64")).Body.OEMProvisioningCert)

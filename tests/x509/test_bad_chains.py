@@ -128,7 +128,7 @@ def with_tampered_sub() -> Chain:
 
 def of_another_issuer() -> Chain:
     made = chain()
-    made.leaf = build_root("Somebody", now=AT).issue("DEABCC00000001", CONTRACT, now=AT).certificate
+    made.leaf = build_root("Unrelated Root", now=AT).issue("DEABCC00000001", CONTRACT, now=AT).certificate
     return made
 
 
@@ -432,8 +432,8 @@ def test_names_in_a_message_are_short_and_printable() -> None:
 
 
 def test_a_certificate_with_trailing_bytes_or_cut_anywhere_is_not_a_certificate() -> None:
-    der_octets = chain().leaf.der
-    for encoded in (der_octets + b"\0", *(der_octets[:end] for end in range(0, len(der_octets)))):
+    der = chain().leaf.der
+    for encoded in (der + b"\0", *(der[:end] for end in range(0, len(der)))):
         with pytest.raises(ChainError, match="not an X"):
             Certificate.load(encoded)
 

@@ -194,7 +194,7 @@ WEIRD_NAMES: dict[str, list[tuple[x509.ObjectIdentifier, str, _ASN1Type | None]]
     "t61": [(NameOID.COMMON_NAME, "abc", _ASN1Type.T61String)],
     "not ASCII": [(NameOID.COMMON_NAME, "Müller ☃ 𝄞", None)],
     "longest": [(NameOID.COMMON_NAME, "x" * 64, None)],
-    "long neighbours": [(NameOID.STREET_ADDRESS, "y" * 300, None), (NameOID.COMMON_NAME, "z", None)],
+    "long adjacent attribute": [(NameOID.STREET_ADDRESS, "y" * 300, None), (NameOID.COMMON_NAME, "z", None)],
     "the OID inside another value": [(NameOID.ORGANIZATION_NAME, "\x06\x03U\x04\x03\x0c\x04evil", None)],
     "the OID inside its own value": [(NameOID.COMMON_NAME, "\x06\x03U\x04\x03\x0c\x04evil", None)],
     "a null": [(NameOID.COMMON_NAME, "a\x00b", None)],
@@ -307,7 +307,7 @@ def test_certificate_fields_equal_those_of_a_complete_parser() -> None:
     assert compared > 1500
 
 
-def _told_of_extensions(certificate: Certificate) -> object:
+def _extension_fields(certificate: Certificate) -> object:
     try:
         return (
             certificate.listed_extensions,
@@ -340,10 +340,10 @@ def test_certificate_extension_cache_equals_parsing(monkeypatch: pytest.MonkeyPa
         except ChainError:
             continue
         shared += found._split_extensions[0] in certificates._KNOWN_EXTENSIONS
-        told = _told_of_extensions(found)
+        fields = _extension_fields(found)
         with monkeypatch.context() as patch:
             patch.setattr(certificates, "_KNOWN_EXTENSIONS", {})
-            assert told == _told_of_extensions(Certificate.load(der))
+            assert fields == _extension_fields(Certificate.load(der))
         compared += 1
     assert compared > 1000
     assert shared > 200

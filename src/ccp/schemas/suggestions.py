@@ -31,7 +31,7 @@ def _bare(name: str) -> str:
 
 
 def _within(one: str, other: str, edits: int) -> bool:
-    """Whether at most so many edits make the names equal: insert, delete, replace, or swap two neighbours."""
+    """Whether at most so many edits make the names equal: insert, delete, replace, or swap two adjacent characters."""
     pairs = enumerate(zip(one, other, strict=False))
     same = next((place for place, (a, b) in pairs if a != b), min(len(one), len(other)))
     one, other = one[same:], other[same:]

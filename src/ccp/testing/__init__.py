@@ -35,7 +35,8 @@ from ccp.testing.partners import (
     new_session_id,
     sign_contract,
 )
-from ccp.testing.pki import PKI, Credential, StatusURLs, Template, sign_crl, sign_ocsp_response
+from ccp.testing.pki import PKI, Credential, StatusURLs, Template
+from ccp.testing.revocation import sign_crl, sign_ocsp_response
 
 __all__ = [
     "PKI",

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -38,7 +38,6 @@ from cryptography.hazmat.primitives.serialization import (
     load_der_public_key,
     load_pem_private_key,
 )
-from cryptography.x509 import ocsp
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from ccp.errors import KeyMaterialError
@@ -367,64 +366,8 @@ def build_certificate(
     )
     for extension, critical in (*extensions, *template.extra):
         builder = builder.add_extension(extension, critical)
-    signed = builder.sign(signer, _hash_for(signer))
+    signed = builder.sign(signer, signature_hash(signer))
     return Certificate.load(signed.public_bytes(Encoding.DER))
-
-
-def sign_crl(
-    issuer: Credential,
-    revoked: Mapping[int, datetime],
-    *,
-    this_update: datetime,
-    next_update: datetime,
-    number: int | None = 1,
-    extra: tuple[tuple[x509.ExtensionType, bool], ...] = (),
-) -> bytes:
-    """Sign a CRL. Returns DER.
-
-    revoked: time of revocation by serial number. extra: further extensions, and whether each is critical.
-    """
-    builder = x509.CertificateRevocationListBuilder(issuer.certificate.x509.subject, this_update, next_update)
-    numbered = () if number is None else ((x509.CRLNumber(number), False),)
-    for extension, critical in (*numbered, *extra):
-        builder = builder.add_extension(extension, critical)
-    for serial, when in revoked.items():
-        entry = x509.RevokedCertificateBuilder(serial, when).build()
-        builder = builder.add_revoked_certificate(entry)
-    return builder.sign(issuer.key, _hash_for(issuer.key)).public_bytes(Encoding.DER)
-
-
-def sign_ocsp_response(
-    certificate: Certificate,
-    issuer: Credential,
-    *,
-    this_update: datetime,
-    next_update: datetime | None,
-    revoked_at: datetime | None = None,
-    unknown: bool = False,
-    responder: Credential | None = None,
-    sha256: bool = False,
-) -> bytes:
-    """Sign an OCSPResponse about a certificate. Returns DER.
-
-    responder: signs instead of the issuer; its certificate is part of the response.
-    """
-    signer = responder or issuer
-    status = ocsp.OCSPCertStatus.GOOD if revoked_at is None else ocsp.OCSPCertStatus.REVOKED
-    builder = ocsp.OCSPResponseBuilder().add_response(
-        certificate.x509,
-        issuer.certificate.x509,
-        hashes.SHA256() if sha256 else hashes.SHA1(),  # noqa: S303  what OCSP clients use
-        ocsp.OCSPCertStatus.UNKNOWN if unknown else status,
-        this_update,
-        next_update,
-        revoked_at,
-        None,
-    )
-    builder = builder.responder_id(ocsp.OCSPResponderEncoding.NAME, signer.certificate.x509)
-    if responder is not None:
-        builder = builder.certificates([responder.certificate.x509])
-    return builder.sign(signer.key, _hash_for(signer.key)).public_bytes(Encoding.DER)
 
 
 def subject_name(cn: str, domain_component: str | None = None) -> x509.Name:
@@ -484,7 +427,8 @@ def agreement_public_key(certificate: Certificate) -> EllipticCurvePublicKey | X
     return key
 
 
-def _hash_for(signer: SigningKey) -> hashes.SHA256 | hashes.SHA512 | None:
+def signature_hash(signer: SigningKey) -> hashes.SHA256 | hashes.SHA512 | None:
+    """Return the hash that a CA with this key signs with: None for Ed448, which hashes the message itself."""
     if isinstance(signer, Ed448PrivateKey):
         return None
     return hashes.SHA256() if signer.curve.name == "secp256r1" else hashes.SHA512()

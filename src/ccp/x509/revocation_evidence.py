@@ -3,7 +3,7 @@
 A certificate is identified by its issuer's name and key together with its serial number, so a CA certificate that is
 reissued for the same key keeps the evidence of every certificate below it. Evidence is `GOOD`, `REVOKED` (final,
 whatever arrives later; certificateHold counts as revoked) or `UNKNOWN` (decides nothing). A CRL that does not list a
-certificate is good evidence for it. Root certificates have no issuer and no evidence.
+certificate proves the status `GOOD`. Root certificates have no issuer and no evidence.
 """
 
 from __future__ import annotations

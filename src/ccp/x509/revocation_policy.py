@@ -78,7 +78,7 @@ class RevocationState:
     def find_good(
         self, ref: CertificateRef, policy: RevocationPolicy, now: datetime, grace: timedelta = timedelta(0)
     ) -> Evidence | LoadedCRL | None:
-        """Evidence that a certificate is good. It is expired for no longer than `grace`."""
+        """Return evidence of the status good. It is expired for no longer than `grace`."""
         for crl in self.crls.get(ref.issuer, ()):
             if crl.url in policy.crls_for(ref) and now - crl.next_update <= grace:
                 return crl

@@ -26,7 +26,20 @@ from ccp.server.http.routes.opnc import BASE
 from ccp.server.storage.queries import parties, signing_keys
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
-from tests.world import AT, ISO2, Contract, Pool, b64, new_emaid, new_pcid, octets_of, opened, party, post_body, start
+from tests.world import (
+    AT,
+    ISO2,
+    Contract,
+    Pool,
+    b64,
+    new_emaid,
+    new_pcid,
+    opened,
+    party,
+    post_body,
+    response_bytes,
+    start,
+)
 
 OPERATIONS = (
     "GetContractDataByEmaid",
@@ -270,7 +283,7 @@ def signed_contract_data(answer: httpx.Response, contract: Contract, car: Car) -
 
 def delivered(answer: httpx.Response, contract: Contract, car: Car) -> None:
     item = one_item(answer)
-    sent, published = exi.decode(octets_of(item)), exi.decode(contract.message)
+    sent, published = exi.decode(response_bytes(item)), exi.decode(contract.message)
     assert sent.Header.SessionID == b"\1\2\3\4\5\6\7\0"
     assert sent == published._replace(Header=published.Header._replace(SessionID=sent.Header.SessionID))
     del item["certificateInstallationRes"]

@@ -242,7 +242,7 @@ def test_purge_by_command_leaves_a_row_and_a_dry_run_none(pool: Pool, tmp_path: 
     assert [row.action for row in rows(pool, emaid)] == ["contract.published"]
     ccp_ok("purge", "--yes", "--config", config)
     row = rows(pool, emaid)[-1]
-    assert (row.actor, row.action, subject(row)["reason"]) == (command_actor(), "contract.cleansed", "expired")
+    assert (row.actor, row.action, subject(row)["reason"]) == (command_actor(), "contract.purged", "expired")
     assert row.trace_id is None
 
 
@@ -255,7 +255,7 @@ def test_scheduled_purge_is_recorded_for_the_pool(pkis: dict[str, PKI], tmp_path
             time.sleep(0.1)
         assert [(row.actor, row.action) for row in found] == [
             ("cps", "contract.published"),
-            ("pool", "contract.cleansed"),
+            ("pool", "contract.purged"),
         ]
 
 

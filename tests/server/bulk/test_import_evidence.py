@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ccp.server.external.provisioning_pool import key_fingerprint
 from ccp.testing.partners import Car
-from ccp.testing.pki import PKI, StatusURLs, sign_crl
+from ccp.testing.pki import PKI, StatusURLs
+from ccp.testing.revocation import sign_crl
 from ccp.x509.certificates import Certificate
 from tests.server.bulk.fleet import body, database, jsonl, new_emaid, new_pcid
 from tests.server.bulk.imports import counts, imported, reports

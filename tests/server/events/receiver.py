@@ -32,8 +32,8 @@ class Sent:
 
     @property
     def event(self) -> dict[str, Any]:
-        told: dict[str, Any] = json.loads(self.body)
-        return told
+        event: dict[str, Any] = json.loads(self.body)
+        return event
 
     @property
     def kind(self) -> str:
@@ -66,7 +66,7 @@ class Receiver:
     ended: threading.Event = field(default_factory=threading.Event)
 
     def says(self, path: str, *statuses: int) -> None:
-        """What a path answers from now on, in turn, the last one for ever; 200 where nothing was said."""
+        """Set the statuses that a path answers with, in order; the last one repeats. The default is 200."""
         with self._lock:
             self._says[path] = list(statuses)
 
@@ -94,11 +94,11 @@ class Receiver:
 HANG = 0
 
 
-def until(true: Callable[[], bool], seconds: float = 30, told: Callable[[], Any] = lambda: None) -> None:
-    """Wait until something is so. told: what to say where it never is."""
+def until(true: Callable[[], bool], seconds: float = 30, describe: Callable[[], Any] = lambda: None) -> None:
+    """Wait until `true` returns True. describe: gives the assertion message after `seconds`."""
     deadline = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < deadline, told()
+        assert time.monotonic() < deadline, describe()
         time.sleep(0.01)
 
 
@@ -110,7 +110,7 @@ def receiving() -> Iterator[Receiver]:
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             if len(body) < int(self.headers["Content-Length"]):
-                return  # Whoever sent it was killed meanwhile.
+                return  # The sender was killed during the request.
             headers = {name.lower(): value for name, value in self.headers.items()}
             status = receiver.take(Sent(self.path, headers, body, time.monotonic()))
             if status == HANG:
@@ -134,7 +134,7 @@ def receiving() -> Iterator[Receiver]:
         request_queue_size = 128
 
         def handle_error(self, request: Any, client_address: Any) -> None:
-            pass  # Whoever was killed has gone.
+            pass  # A killed sender has closed its connection.
 
     server = Server(("127.0.0.1", 0), Handler)
     receiver = Receiver(f"http://127.0.0.1:{server.server_address[1]}")
@@ -150,7 +150,7 @@ def receiving() -> Iterator[Receiver]:
 
 
 def webhook(url: str, client_id: str = "oem", *events: str, **more: Any) -> Webhook:
-    """A subscription; to everything that a car maker can be told unless events are given."""
+    """Return a subscription, by default to every event of a car maker."""
     fields: dict[str, Any] = {
         "id": str(uuid.uuid4()), "client_id": client_id, "url": url, "description": "",
         "events": events or ("oem.contract.created", "oem.contract.updated", "oem.contract.deleted"),

@@ -83,7 +83,7 @@ def test_fan_out_removes_events_without_subscribers(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("owner", "more", "told"),
+    ("owner", "more", "notified"),
     [
         (OEM, {}, True),
         (OEM, {"wmis": ("WEX",)}, True),
@@ -102,7 +102,7 @@ def test_fan_out_removes_events_without_subscribers(url: str) -> None:
     ],
 )  # fmt: skip
 def test_fan_out_selects_by_subscription_and_ownership(
-    url: str, owner: Party, more: dict[str, object], told: bool
+    url: str, owner: Party, more: dict[str, object], notified: bool
 ) -> None:
     hook = subscribed(url, owner.client_id, **more)
     before = {"oem": OEM, "emsp": EMSP}[owner.client_id]
@@ -110,7 +110,7 @@ def test_fan_out_selects_by_subscription_and_ownership(
     if owner != before:
         write(url, parties.update(before, owner))
     write(url, outbox.fan_out(AT))
-    assert [each.kind for each in waiting(url, hook)] == ["oem.contract.created"] * told
+    assert [each.kind for each in waiting(url, hook)] == ["oem.contract.created"] * notified
 
 
 def test_fan_out_uses_the_subscribed_event_name(url: str) -> None:
@@ -118,8 +118,8 @@ def test_fan_out_uses_the_subscribed_event_name(url: str) -> None:
     old = subscribed(url, "emsp", "mo.contract.delivered.to.oem", provider_ids=("DEEXA",))
     other = subscribed(url, "emsp", "mo.contract.delivered.to.oem", provider_ids=("NLEXB",))
     publish(url)
-    told = [(EventKind.DELIVERED, FIRST, CAR, Namespace.ISO20, AT + SECOND)]
-    write(url, outbox.store_events(told), outbox.fan_out(AT))
+    events = [(EventKind.DELIVERED, FIRST, CAR, Namespace.ISO20, AT + SECOND)]
+    write(url, outbox.store_events(events), outbox.fan_out(AT))
     assert [each.kind for each in waiting(url, new)] == ["emsp.contract.delivered.to.oem"]
     (delivery,) = waiting(url, old)
     assert (delivery.kind, delivery.namespace) == ("mo.contract.delivered.to.oem", Namespace.ISO20)

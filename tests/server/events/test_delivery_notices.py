@@ -33,7 +33,7 @@ def url(tmp_path: Path) -> str:
     return made
 
 
-def gathered(url: str) -> list[tuple[int, str]]:
+def notices(url: str) -> list[tuple[int, str]]:
     kind = "emsp.contract.delivered.to.oem"
     return sql(url, "select rev, emaid from outbox where kind = ? order by rev", kind)
 
@@ -53,7 +53,7 @@ def test_notifier_drops_and_counts_events_beyond_its_buffer(url: str, monkeypatc
             notifier = BufferedNotifier(store, subscribers)
             for _ in range(2):
                 notifier.contracts_delivered([variant(), variant(), variant(SECOND_CONTRACT)], AT)
-            assert gathered(url) == [], "nothing is written by who hands out"
+            assert notices(url) == [], "nothing is written by who hands out"
             await notifier.flush()
             assert notifier.new_events.is_set()
             notifier.contracts_delivered([variant()], AT)
@@ -62,7 +62,7 @@ def test_notifier_drops_and_counts_events_beyond_its_buffer(url: str, monkeypatc
             await store.close()
 
     asyncio.run(whole())
-    assert gathered(url) == [(3, FIRST), (4, SECOND_CONTRACT), (5, FIRST), (6, FIRST)]
+    assert notices(url) == [(3, FIRST), (4, SECOND_CONTRACT), (5, FIRST), (6, FIRST)]
     assert [(*call.args, call.kwargs["events"]) for call in log.calls] == [("events dropped", 1)]
     assert sql(url, "select rev from vehicle where pcid = ?", CAR) == [(6,)]
 
@@ -85,4 +85,4 @@ def test_notifier_keeps_events_that_were_not_written(url: str) -> None:
             await store.close()
 
     asyncio.run(whole())
-    assert gathered(url) == [(3, FIRST)]
+    assert notices(url) == [(3, FIRST)]

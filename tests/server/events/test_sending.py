@@ -57,7 +57,7 @@ def receiver() -> Iterator[Receiver]:
 
 
 @contextmanager
-def told(pool: Pool, url: str, client_id: str = "oem", *names: str, **more: object) -> Iterator[Webhook]:
+def registered(pool: Pool, url: str, client_id: str = "oem", *names: str, **more: object) -> Iterator[Webhook]:
     """A webhook that the pool knows of, for as long as the block lasts."""
     made = webhook(url, client_id, *names, **more)
     pool.change(webhooks.put(made))
@@ -83,7 +83,7 @@ def never_more(receiver: Receiver, path: str, count: int, seconds: float = 1.0) 
 def test_dispatcher_notifies_the_oem_in_order_with_signatures(sending: Pool, receiver: Receiver) -> None:
     car = sending.car()
     before = datetime.now(UTC)
-    with told(sending, receiver.url + "/life") as hook:
+    with registered(sending, receiver.url + "/life") as hook:
         # One after the other: an event carries what its contract is when it is sent.
         contract = sending.publish(car)
         receiver.wait("/life", 1)
@@ -114,7 +114,7 @@ def test_dispatcher_notifies_the_oem_in_order_with_signatures(sending: Pool, rec
 
 def test_dispatcher_sends_the_edition_of_each_contract(sending: Pool, receiver: Receiver) -> None:
     car = sending.car("iso20")
-    with told(sending, receiver.url + "/edition"):
+    with registered(sending, receiver.url + "/edition"):
         sending.publish(car)
         (sent,) = receiver.wait("/edition", 1)
     assert sent.event["xsdMsgDefNamespace"] == ISO20
@@ -123,7 +123,7 @@ def test_dispatcher_sends_the_edition_of_each_contract(sending: Pool, receiver: 
 def test_dispatcher_retries_the_same_bytes_in_order(sending: Pool, receiver: Receiver) -> None:
     receiver.says("/again", 500, 503, 200)
     car = sending.car()
-    with told(sending, receiver.url + "/again") as hook:
+    with registered(sending, receiver.url + "/again") as hook:
         contract = sending.publish(car)
         withdraw(sending, contract)
         sent = receiver.wait("/again", 4)
@@ -138,7 +138,7 @@ def test_dispatcher_retries_the_same_bytes_in_order(sending: Pool, receiver: Rec
 def test_dispatcher_gives_up_and_replays_dead_deliveries(sending: Pool, receiver: Receiver) -> None:
     receiver.says("/dead", 500, 404, 500, 200)
     car = sending.car()
-    with told(sending, receiver.url + "/dead") as hook:
+    with registered(sending, receiver.url + "/dead") as hook:
         contract = sending.publish(car)
         withdraw(sending, contract)
         receiver.wait("/dead", 4)
@@ -157,8 +157,8 @@ def test_dispatcher_does_not_retry_rejected_events(sending: Pool, receiver: Rece
     receiver.says(path, status, 200)
     car = sending.car()
     with (
-        told(sending, receiver.url + path) as hook,
-        told(sending, receiver.url + provider, "emsp", *EMSP),
+        registered(sending, receiver.url + path) as hook,
+        registered(sending, receiver.url + provider, "emsp", *EMSP),
     ):
         wait_for_refresh()
         contract = sending.publish(car)
@@ -182,11 +182,11 @@ def test_dispatcher_notifies_the_provider_once_per_outcome(sending: Pool, receiv
     receiver.says("/queued", 503, 200)
     car = sending.car()
     with (
-        told(sending, receiver.url + "/queued"),
-        told(sending, receiver.url + "/well"),
-        told(sending, receiver.url + "/new", "emsp", *EMSP),
-        told(sending, receiver.url + "/old", "emsp", *(name.replace("emsp.", "mo.") for name in EMSP)),
-        told(sending, receiver.url + "/foreign", "other_emsp", *EMSP),
+        registered(sending, receiver.url + "/queued"),
+        registered(sending, receiver.url + "/well"),
+        registered(sending, receiver.url + "/new", "emsp", *EMSP),
+        registered(sending, receiver.url + "/old", "emsp", *(name.replace("emsp.", "mo.") for name in EMSP)),
+        registered(sending, receiver.url + "/foreign", "other_emsp", *EMSP),
     ):
         wait_for_refresh()
         contract = sending.publish(car)
@@ -208,7 +208,7 @@ def test_dispatcher_notifies_the_provider_once_per_outcome(sending: Pool, receiv
 def test_dispatcher_notifies_the_provider_of_deliveries(sending: Pool, receiver: Receiver) -> None:
     car, other = sending.car(), sending.car("iso20")
     contract, second = sending.publish(car), sending.publish(other)
-    with told(sending, receiver.url + "/given", "emsp", "emsp.contract.delivered.to.oem"):
+    with registered(sending, receiver.url + "/given", "emsp", "emsp.contract.delivered.to.oem"):
         wait_for_refresh()
         sending.ask(car)
         receiver.wait("/given", 1)
@@ -239,7 +239,7 @@ def test_outbox_stays_empty_without_subscribers(sending: Pool) -> None:
 def test_dispatcher_isolates_failing_webhooks(pkis: dict[str, PKI], tmp_path: Path) -> None:
     """Thirty that hang have more attempts on their way than one connection pool or thread pool would hold.
 
-    The server that ends writes what it has gathered, and gives back what is on its way.
+    A stopping server writes its batched outcomes and releases the deliveries in flight.
     """
     url = f"sqlite:///{tmp_path / 'ccp.db'}"
     options = {**QUICK, "event_timeout": 60, "event_retry_delay": 3600, "database": url}
@@ -295,7 +295,7 @@ def test_dispatcher_never_calls_private_addresses(
             pool.publish(pool.car())
         for hook in hooks:
             until(lambda hook=hook: [s for s, *_ in states(pool.settings.database, hook.id)] == ["dead"] * 5)  # type: ignore[misc]
-            # After three failures it is left alone, and what waits has used up no attempt.
+            # The circuit opens after three failures; waiting deliveries have used no attempt.
             attempts = [count for _, count, _ in states(pool.settings.database, hook.id)]
             assert sum(attempts) == 3, attempts
         (error, *_) = pool.sql("select last_error from delivery where webhook_id = ? and attempts > 0", hooks[0].id)
@@ -305,7 +305,7 @@ def test_dispatcher_never_calls_private_addresses(
 
 def test_a_redirect_is_not_followed(sending: Pool, receiver: Receiver) -> None:
     receiver.says("/moved", 307)
-    with told(sending, receiver.url + "/moved") as hook:
+    with registered(sending, receiver.url + "/moved") as hook:
         sending.publish(sending.car())
         until(lambda: states(sending.settings.database, hook.id) == [("dead", 3, 307)])
     assert len(receiver.at("/moved")) == 3
@@ -338,12 +338,12 @@ def test_dispatcher_truncates_long_responses(
             peer, _ = listening.accept()
             with peer:
                 peer.recv(65_536)
-                with suppress(OSError):  # Whoever has read enough goes.
+                with suppress(OSError):  # A client that has read enough disconnects.
                     peer.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 10000000\r\n\r\n" + b"x" * 200_000)
                     peer.recv(1)
 
         thread = threading.Thread(target=babble, daemon=True)
         thread.start()
-        with told(sending, f"http://127.0.0.1:{listening.getsockname()[1]}/") as hook:
+        with registered(sending, f"http://127.0.0.1:{listening.getsockname()[1]}/") as hook:
             sending.publish(sending.car())
             until(lambda: states(sending.settings.database, hook.id) == [("delivered", 1, 200)])

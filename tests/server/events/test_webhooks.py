@@ -46,7 +46,7 @@ NOT_FOUND = ["There is no endpoint with this id."]
 
 @pytest.fixture(scope="module")
 def pool(pkis: dict[str, PKI]) -> Iterator[Pool]:
-    """A pool in which nobody sends events. Tests make webhooks of their own."""
+    """A pool without event delivery. Each test creates its webhooks."""
     too = [
         party("admin", PartyRole.ADMIN),
         party("fresh_oem", PartyRole.OEM, wmis="WFA WFB"),
@@ -189,13 +189,13 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
 ]
 
 
-@pytest.mark.parametrize(("members", "said"), WRONG)
+@pytest.mark.parametrize(("members", "expected"), WRONG)
 def test_webhook_errors_are_reported_and_nothing_is_stored(
-    pool: Pool, members: dict[str, Any], said: list[str]
+    pool: Pool, members: dict[str, Any], expected: list[str]
 ) -> None:
     before = rows(pool)
     body = {"url": URL, "enabledEvents": [CREATED], **members}
-    assert sentences(call(pool, "oem", "POST", json=body), 400) == said
+    assert sentences(call(pool, "oem", "POST", json=body), 400) == expected
     assert rows(pool) == before
 
 
@@ -204,7 +204,7 @@ ADDRESS = f"{HTTPS} without blanks and credentials"
 
 
 @pytest.mark.parametrize(
-    ("url", "said"),
+    ("url", "expected"),
     [
         ("http://hooks.example/x", HTTPS),
         ("ftp://hooks.example/x", ADDRESS),
@@ -223,11 +223,11 @@ ADDRESS = f"{HTTPS} without blanks and credentials"
         ("https://hooks.example/" + "x" * 2027, "url : must have at most 2048 characters"),
     ],
 )
-def test_webhook_refuses_urls_that_cannot_be_called(pool: Pool, url: str, said: str) -> None:
+def test_webhook_refuses_urls_that_cannot_be_called(pool: Pool, url: str, expected: str) -> None:
     made = subscribe(pool)
     body = {"url": url, "enabledEvents": [CREATED]}
-    assert sentences(call(pool, "oem", "POST", json=body), 400) == [said]
-    assert sentences(call(pool, "oem", "PUT", f"/{made['id']}", json=body), 400) == [said]
+    assert sentences(call(pool, "oem", "POST", json=body), 400) == [expected]
+    assert sentences(call(pool, "oem", "PUT", f"/{made['id']}", json=body), 400) == [expected]
     assert ok(call(pool, "oem", "GET", f"/{made['id']}"))["url"] == URL
 
 
@@ -246,8 +246,8 @@ def test_webhook_accepts_http_urls_if_allowed(pkis: dict[str, PKI]) -> None:
 
 def test_what_is_no_json_object_is_refused(pool: Pool) -> None:
     for content in (b"", b"[]", b"null", b"{", b"\xff", b'{"url": NaN', b"[" * 5000):
-        (told,) = sentences(call(pool, "oem", "POST", content=content), 400)
-        assert told.startswith(
+        (sentence,) = sentences(call(pool, "oem", "POST", content=content), 400)
+        assert sentence.startswith(
             ("The body is not JSON: ", "The body is not a JSON object: it is ", "The body is empty.")
         )
     assert call(pool, "oem", "POST", content=b"{" + b" " * 300_000).status_code == 413
@@ -259,10 +259,10 @@ def test_webhook_refuses_events_of_other_roles(pool: Pool) -> None:
         ("emsp", [CREATED], "mo.contract.rejected.by.oem"),
     ):
         made = subscribe(pool, caller, own)
-        said = [f"enabledEvents : {', '.join(foreign)} is for a role that the caller does not have"]
+        expected = [f"enabledEvents : {', '.join(foreign)} is for a role that the caller does not have"]
         body = {"url": URL, "enabledEvents": [own, *foreign]}
-        assert sentences(call(pool, caller, "POST", json=body), 400) == said
-        assert sentences(call(pool, caller, "PUT", f"/{made['id']}", json=body), 400) == said
+        assert sentences(call(pool, caller, "POST", json=body), 400) == expected
+        assert sentences(call(pool, caller, "PUT", f"/{made['id']}", json=body), 400) == expected
 
 
 def test_webhook_refuses_one_event_under_both_names(pool: Pool) -> None:
@@ -273,7 +273,7 @@ def test_webhook_refuses_one_event_under_both_names(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("caller", "event", "members", "said"),
+    ("caller", "event", "members", "expected"),
     [
         ("oem", CREATED, {"wmi": ["WEX", "WXB"]}, ["The WMI WXB is not registered for the caller."]),
         ("oem", CREATED, {"providerIds": ["DEEXA"]}, ["The provider id DEEXA is not registered for the caller."]),
@@ -285,13 +285,13 @@ def test_webhook_refuses_one_event_under_both_names(pool: Pool) -> None:
     ],
 )
 def test_webhook_refuses_filters_on_foreign_ids(
-    pool: Pool, caller: str, event: str, members: dict[str, Any], said: list[str]
+    pool: Pool, caller: str, event: str, members: dict[str, Any], expected: list[str]
 ) -> None:
     made, before = subscribe(pool, caller, event), rows(pool)
     assert len(before) > 0
     body = {"url": URL, "enabledEvents": [event], **members}
-    assert sentences(call(pool, caller, "POST", json=body), 403) == said
-    assert sentences(call(pool, caller, "PUT", f"/{made['id']}", json=body), 403) == said
+    assert sentences(call(pool, caller, "POST", json=body), 403) == expected
+    assert sentences(call(pool, caller, "PUT", f"/{made['id']}", json=body), 403) == expected
     assert rows(pool) == before
 
 
@@ -404,9 +404,9 @@ def test_webhook_edit_changes_given_fields_and_keeps_the_secret(pool: Pool) -> N
 
     def put(**members: Any) -> dict[str, Any]:
         members = {"url": URL, **members}
-        told = ok(call(pool, "fresh_oem", "PUT", path, json=members))
+        answer = ok(call(pool, "fresh_oem", "PUT", path, json=members))
         after: dict[str, Any] = ok(call(pool, "fresh_oem", "GET", path))
-        assert {**told, "secret": made["secret"]} == after
+        assert {**answer, "secret": made["secret"]} == after
         return after
 
     assert sentences(call(pool, "fresh_oem", "PUT", path, json={"status": "disabled"}), 400) == ["url : is missing"]
@@ -497,13 +497,13 @@ def test_webhook_remove_deletes_pending_deliveries(pool: Pool) -> None:
 
 
 def test_webhook_is_active_at_once_in_its_own_process(pool: Pool) -> None:
-    """Others hear of it within about a second; that a contract is handed out is noted only while somebody wants it."""
+    """Other processes see it within about a second. Delivery events are written only while a webhook subscribes."""
     event = "emsp.contract.delivered.to.oem"
     pool.sql("delete from outbox")
     cars = [pool.car() for _ in range(5)]
     for car in cars:
         pool.publish(car)
-    pool.ask(cars[0])  # Nobody wants to know of this.
+    pool.ask(cars[0])  # No webhook subscribes to this event.
     for car in cars:
         made = subscribe(pool, "emsp", event)
         pool.ask(car)
@@ -522,9 +522,9 @@ def test_webhook_is_active_at_once_in_its_own_process(pool: Pool) -> None:
 
 
 def deliveries(pool: Pool, webhook: dict[str, Any], caller: str = "oem", **query: Any) -> dict[str, Any]:
-    told: dict[str, Any] = ok(call(pool, caller, "GET", f"/{webhook['id']}/deliveries", params=query))
-    assert set(told) == {"deliveries", "nextCursor"}
-    return told
+    page: dict[str, Any] = ok(call(pool, caller, "GET", f"/{webhook['id']}/deliveries", params=query))
+    assert set(page) == {"deliveries", "nextCursor"}
+    return page
 
 
 def test_webhook_deliveries_show_each_outcome(pool: Pool) -> None:
@@ -604,7 +604,7 @@ def test_webhook_deliveries_are_paged_and_filtered(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("query", "said"),
+    ("query", "expected"),
     [
         ({"state": "lost"}, "state : must be 'waiting', 'delivered' or 'dead'"),
         ({"limit": "0"}, "limit : must be at least 1"),
@@ -613,9 +613,9 @@ def test_webhook_deliveries_are_paged_and_filtered(pool: Pool) -> None:
         ({"cursor": "x"}, r'cursor : must match "^[0-9]{1,16}\.[0-9a-f-]{36}$"'),
     ],
 )
-def test_webhook_deliveries_refuse_invalid_pages(pool: Pool, query: dict[str, str], said: str) -> None:
+def test_webhook_deliveries_refuse_invalid_pages(pool: Pool, query: dict[str, str], expected: str) -> None:
     made = subscribe(pool)
-    assert sentences(call(pool, "oem", "GET", f"/{made['id']}/deliveries", params=query), 400) == [said]
+    assert sentences(call(pool, "oem", "GET", f"/{made['id']}/deliveries", params=query), 400) == [expected]
 
 
 def test_webhook_deliveries_accept_extreme_cursors(pool: Pool) -> None:

@@ -37,7 +37,7 @@ def subscribe(pool: Pool, party: str = "oem", *events: str, **members: Any) -> d
 
 
 def fanned_out(pool: Pool, *contracts: Contract) -> None:
-    """Let every event leave the outbox. contracts: those whose events it is about, for whoever reads the test."""
+    """Fan out every event of the outbox. contracts: names the contracts concerned; it has no effect."""
     while pool.change(outbox.fan_out(datetime.now(UTC))):
         pass
 

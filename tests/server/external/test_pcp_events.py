@@ -66,10 +66,10 @@ class Receiver:
 
     def post(self, body: bytes, signature: str | None = None, header: str = "X-Operator-Signature") -> httpx.Response:
         """signature: None for the right one."""
-        said = (
+        sent = (
             "sha256=" + hmac.new(SECRET.encode(), body, hashlib.sha256).hexdigest() if signature is None else signature
         )
-        headers = {b"Content-Type": b"application/json", **({header.encode(): said.encode()} if said else {})}
+        headers = {b"Content-Type": b"application/json", **({header.encode(): sent.encode()} if sent else {})}
         return self.http.post(self.url + PATH, content=body, headers=headers)
 
     def tell(self, kind: str, pcid: str, at: datetime = HAPPENED, namespace: str | None = None) -> httpx.Response:
@@ -100,7 +100,7 @@ class Receiver:
     def emaids(self, pcid: PCID) -> list[str]:
         return [emaid for emaid, _ in self.left(pcid)]
 
-    def told(self, pcid: PCID) -> list[tuple[str, str]]:
+    def maker_events(self, pcid: PCID) -> list[tuple[str, str]]:
         """The maker's events about the vehicle, in order, without those of publishing."""
         rows = self.sql("select kind, emaid from outbox where pcid = ? order by rev", pcid)
         return [(kind, emaid) for kind, emaid in rows if kind.startswith("oem.") and kind != "oem.contract.created"]
@@ -254,7 +254,7 @@ def test_pcp_event_deleted_or_reset_removes_all_contracts(receiver: Receiver, ow
     assert (answer.status_code, answer.content) == (200, b"")
     assert receiver.left(pcid) == []
     assert len(receiver.left(other)) == 1
-    assert receiver.told(pcid) == [("oem.contract.deleted", emaid) for emaid in sorted(emaids)]
+    assert receiver.maker_events(pcid) == [("oem.contract.deleted", emaid) for emaid in sorted(emaids)]
     assert receiver.sql("select 1 from emaid_claim where pcid = ?", pcid) == []
     assert receiver.sql("select default_emaid from vehicle where pcid = ?", pcid) == [(None,)]
 
@@ -264,7 +264,7 @@ def test_pcp_event_that_is_repeated_has_no_further_effect(receiver: Receiver) ->
     receiver.publish(pcid, BEFORE)
     for _ in range(3):
         assert receiver.tell(DELETED, pcid).status_code == 200
-    assert len(receiver.told(pcid)) == 1
+    assert len(receiver.maker_events(pcid)) == 1
 
 
 @pytest.mark.parametrize("kind", [DELETED, RESET, UPDATED])
@@ -274,7 +274,7 @@ def test_pcp_event_replayed_keeps_later_publications(receiver: Receiver, kind: s
     for _ in range(2):
         assert receiver.tell(kind, pcid).status_code == 200
         assert receiver.emaids(pcid) == [new]
-    assert receiver.told(pcid) == [("oem.contract.deleted", old)]
+    assert receiver.maker_events(pcid) == [("oem.contract.deleted", old)]
 
 
 def test_pcp_event_keeps_the_edition_that_was_published_later(receiver: Receiver) -> None:
@@ -284,7 +284,7 @@ def test_pcp_event_keeps_the_edition_that_was_published_later(receiver: Receiver
     receiver.sql("delete from outbox where pcid = ?", pcid)
     assert receiver.tell(DELETED, pcid).status_code == 200
     assert receiver.left(pcid) == [(emaid, ISO2)]
-    assert receiver.told(pcid) == [("oem.contract.updated", emaid)]
+    assert receiver.maker_events(pcid) == [("oem.contract.updated", emaid)]
     assert receiver.sql("select default_emaid from vehicle where pcid = ?", pcid) == [(emaid,)]
 
 

@@ -47,7 +47,7 @@ def by_type(**entries: list[Any]) -> Callable[[Call], Reply]:
     return answer
 
 
-def said(found: RootList) -> dict[str, set[str]]:
+def roles_by_fingerprint(found: RootList) -> dict[str, set[str]]:
     return {one.certificate.fingerprint: {role.value for role in one.roles} for one in found.roots}
 
 
@@ -61,7 +61,7 @@ def test_root_pool_entry_without_types_gets_the_queried_role(fake: ScriptedServe
     v2g, oem = pkis["iso2"].v2g_root.certificate, pkis["iso2"].oem_root.certificate
     both = [{"caCertificate": b64(v2g.der)}, {"caCertificate": b64(oem.der)}]
     found = roots(fake, by_type(v2g=both[:1], oem=both))
-    assert said(found) == {v2g.fingerprint: {"v2g", "oem"}, oem.fingerprint: {"oem"}}
+    assert roles_by_fingerprint(found) == {v2g.fingerprint: {"v2g", "oem"}, oem.fingerprint: {"oem"}}
     assert found.complete
     assert not found.unusable
 
@@ -83,7 +83,7 @@ def test_root_pool_entry_types_override_the_queried_role(
     certificate = pkis["iso2"].v2g_root.certificate
     entry = {"caCertificate": b64(certificate.der), **words}
     found = roots(fake, by_type(v2g=[entry], emsp=[entry], oem=[entry]))
-    assert said(found) == {certificate.fingerprint: roles}
+    assert roles_by_fingerprint(found) == {certificate.fingerprint: roles}
     assert not found.unusable
 
 
@@ -93,14 +93,14 @@ def test_root_pool_without_filter_gives_no_role_to_entries_without_types(
     plain, typed = pkis["iso2"].v2g_root.certificate, pkis["iso2"].oem_root.certificate
     entries = [{"caCertificate": b64(plain.der)}, {"caCertificate": b64(typed.der), "rootTypeList": ["OEM"]}]
     found = roots(fake, json_answer({"rootCertificateCollection": entries}))
-    assert said(found) == {plain.fingerprint: set(), typed.fingerprint: {"oem"}}
+    assert roles_by_fingerprint(found) == {plain.fingerprint: set(), typed.fingerprint: {"oem"}}
     assert found.unusable == (f"The pool does not say what certificate {plain.display_name} is for.",)
 
 
 def test_root_pool_reports_unknown_types_and_gives_no_role(fake: ScriptedServer, pkis: dict[str, PKI]) -> None:
     certificate = pkis["iso2"].v2g_root.certificate
     found = roots(fake, by_type(v2g=[{"caCertificate": b64(certificate.der), "rootType": "everything"}]))
-    assert said(found) == {certificate.fingerprint: set()}
+    assert roles_by_fingerprint(found) == {certificate.fingerprint: set()}
     assert "'EVERYTHING'" in found.unusable[0]
 
 
@@ -123,7 +123,7 @@ def _shapes(certificate: Certificate) -> list[Any]:
 def test_root_pool_reads_every_known_response_shape(fake: ScriptedServer, pkis: dict[str, PKI], shape: int) -> None:
     certificate = pkis["iso2"].v2g_root.certificate
     found = roots(fake, json_answer(_shapes(certificate)[shape]))
-    assert said(found) == {certificate.fingerprint: {"v2g"}}
+    assert roles_by_fingerprint(found) == {certificate.fingerprint: {"v2g"}}
     assert not found.unusable
 
 
@@ -137,7 +137,7 @@ def test_root_pool_reports_unreadable_entries_and_keeps_the_others(
 ) -> None:
     certificate = pkis["iso2"].v2g_root.certificate
     found = roots(fake, by_type(v2g=[entry, {"caCertificate": b64(certificate.der)}]))
-    assert said(found) == {certificate.fingerprint: {"v2g"}}
+    assert roles_by_fingerprint(found) == {certificate.fingerprint: {"v2g"}}
     assert len(found.unusable) == 1
     assert not found.complete
 

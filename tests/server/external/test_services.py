@@ -84,8 +84,8 @@ def test_delete_is_502_if_the_pki_service_hangs(
     with start(pkis, pki_url=pki_service.url + "/opnc/v1/pki", operator_cas=cas) as pool:
         contract = pool.publish(pool.car())
         began = time.monotonic()
-        (said,) = sentences(pool.emsp.delete(f"/signedcontractdata/{contract.emaid}"), 502)
-        assert "does not answer now; nothing was changed" in said
+        (sentence,) = sentences(pool.emsp.delete(f"/signedcontractdata/{contract.emaid}"), 502)
+        assert "does not answer now; nothing was changed" in sentence
         assert time.monotonic() - began < 2
         assert pool.stored(contract.emaid) == 1
 

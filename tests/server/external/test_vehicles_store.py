@@ -56,10 +56,10 @@ def test_vehicle_events_have_own_revisions_and_contracts_release_claims(tmp_path
         await stores[0].write(invalidate(pcid, AT))
         assert await stores[0].read(list_bindings(pcid)) == []
         assert {binding.emaid for binding in await stores[0].read(list_bindings(other))} == set(emaids[5:10])
-        told = await stores[0].read(_events(pcid))
-        assert len({rev for rev, _, _ in told}) == len(told)
+        events = await stores[0].read(_events(pcid))
+        assert len({rev for rev, _, _ in events}) == len(events)
         balance = Counter[str]()
-        for _, kind, emaid in sorted(told):
+        for _, kind, emaid in sorted(events):
             balance[emaid] += {"oem.contract.created": 1, "oem.contract.deleted": -1}.get(kind, 0)
             assert balance[emaid] in (0, 1)
         assert set(balance.values()) == {0}

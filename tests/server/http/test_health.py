@@ -27,33 +27,33 @@ from tests.server.storage.made import sql
 from tests.world import Pool, start
 
 
-def said(url: str, path: str) -> tuple[int, dict[str, Any]]:
+def fetch(url: str, path: str) -> tuple[int, dict[str, Any]]:
     answer = httpx.get(url + path, timeout=5)
     return answer.status_code, answer.json()
 
 
 def test_a_pool_that_runs_is_alive_and_ready(pool: Pool) -> None:
-    assert said(pool.base_url, "/health/live") == (200, {"status": "alive"})
-    assert said(pool.base_url, "/health/ready") == (200, {"status": "ready"})
-    assert said(pool.base_url, "/health") == (200, {"status": "ok"})
+    assert fetch(pool.base_url, "/health/live") == (200, {"status": "alive"})
+    assert fetch(pool.base_url, "/health/ready") == (200, {"status": "ready"})
+    assert fetch(pool.base_url, "/health") == (200, {"status": "ok"})
 
 
 def test_a_pool_whose_schema_has_become_too_old_or_is_gone_is_alive_and_not_ready(pkis: dict[str, PKI]) -> None:
     with start(pkis) as pool:
         (version,) = pool.sql("select version_num from alembic_version")
         pool.sql("update alembic_version set version_num = '0001'")
-        assert said(pool.base_url, "/health/ready") == (
+        assert fetch(pool.base_url, "/health/ready") == (
             503,
             {"status": "not ready", "reasons": ["The database schema is older than this release needs."]},
         )
         pool.sql("alter table alembic_version rename to gone")
-        status, told = said(pool.base_url, "/health/ready")
-        assert (status, told["reasons"]) == (503, ["The database does not answer."])
-        assert said(pool.base_url, "/health") == (503, {"status": "unavailable"})
-        assert said(pool.base_url, "/health/live")[0] == 200
+        status, answer = fetch(pool.base_url, "/health/ready")
+        assert (status, answer["reasons"]) == (503, ["The database does not answer."])
+        assert fetch(pool.base_url, "/health") == (503, {"status": "unavailable"})
+        assert fetch(pool.base_url, "/health/live")[0] == 200
         pool.sql("alter table gone rename to alembic_version")
         pool.sql("update alembic_version set version_num = ?", *version)
-        assert said(pool.base_url, "/health/ready") == (200, {"status": "ready"})
+        assert fetch(pool.base_url, "/health/ready") == (200, {"status": "ready"})
 
 
 @knows_sqlite
@@ -74,15 +74,15 @@ def test_a_pool_whose_writer_dies_answers_everything_and_is_ready_when_the_write
                 answer = pool.client("cps").put("/signedcontractdata", json=contract.body)
                 assert (answer.status_code, answer.headers["Retry-After"]) == (503, "2")
                 assert answer.json()["errorMessages"] == [NOT_WRITTEN]
-            status, told = said(pool.base_url, "/health/ready")
-            assert (status, told["reasons"]) == (
+            status, readiness = fetch(pool.base_url, "/health/ready")
+            assert (status, readiness["reasons"]) == (
                 503,
                 ["The database writer does not run; it is being started again."],
             )
-            assert said(pool.base_url, "/health") == (503, {"status": "unavailable"})
+            assert fetch(pool.base_url, "/health") == (503, {"status": "unavailable"})
             assert len(pool.ask(car)) == 1, "vehicles are served meanwhile"
         deadline = time.monotonic() + 30
-        while said(pool.base_url, "/health/ready")[0] != 200:
+        while fetch(pool.base_url, "/health/ready")[0] != 200:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         assert pool.client("cps").put("/signedcontractdata", json=contract.body).status_code == 201
@@ -110,7 +110,7 @@ def process(folder: Path, pool: Pool, **options: Any) -> Iterator[tuple[subproce
         while True:
             assert running.poll() is None
             try:
-                if said(url, "/health/ready")[0] == 200:
+                if fetch(url, "/health/ready")[0] == 200:
                     break
             except httpx.TransportError:
                 pass
@@ -126,7 +126,7 @@ def process(folder: Path, pool: Pool, **options: Any) -> Iterator[tuple[subproce
 def stopping(url: str) -> Any:
     """Wait until the server is not ready any more. Returns its reasons."""
     deadline = time.monotonic() + 30
-    while (found := said(url, "/health/ready"))[0] != 503:
+    while (found := fetch(url, "/health/ready"))[0] != 503:
         assert time.monotonic() < deadline
         time.sleep(0.02)
     return found[1].get("reasons")
@@ -140,17 +140,17 @@ def test_readiness_goes_first_then_the_port_and_what_is_asked_meanwhile_is_answe
     contract = pool.contract(pool.car())
     with process(tmp_path, pool, workers=workers, drain_period=5) as (server, url):
         server.send_signal(signal.SIGTERM)
-        told = time.monotonic()
+        signalled = time.monotonic()
         # The parent of several workers looks for signals every half a second.
         assert stopping(url) == ["The pool is being stopped."]
-        assert said(url, "/health/live")[0] == 200
+        assert fetch(url, "/health/live")[0] == 200
         put = httpx.put(url + "/opnc/v1/ccp/signedcontractdata", json=contract.body, headers=headers)
         assert put.status_code == 201
         server.wait(30)
-        assert 5 <= time.monotonic() - told < 25
+        assert 5 <= time.monotonic() - signalled < 25
         assert server.returncode in (0, -signal.SIGTERM)
         with pytest.raises(httpx.ConnectError):
-            said(url, "/health/live")
+            fetch(url, "/health/live")
     assert pool.stored(contract.emaid) == 1
 
 
@@ -158,27 +158,27 @@ def test_readiness_goes_first_then_the_port_and_what_is_asked_meanwhile_is_answe
 def test_a_request_under_way_is_answered_before_the_server_ends(
     tmp_path: Path, pool: Pool, pkis: dict[str, PKI], workers: int
 ) -> None:
-    octets = line(body(pkis["iso2"]))
+    encoded = line(body(pkis["iso2"]))
     with process(tmp_path, pool, workers=workers) as (server, url):
         head = (
             "PUT /opnc/v1/ccp/signedcontractdata HTTP/1.1\r\nHost: test\r\n"
-            f"Authorization: Bearer {pool.token('cps')}\r\nContent-Length: {len(octets)}\r\n\r\n"
+            f"Authorization: Bearer {pool.token('cps')}\r\nContent-Length: {len(encoded)}\r\n\r\n"
         )
         host, _, port = url.removeprefix("http://").partition(":")
         with socket.create_connection((host, int(port)), timeout=20) as connection:
-            connection.sendall(b"GET /health HTTP/1.1\r\nHost: test\r\n\r\n" + head.encode() + octets[:1000])
+            connection.sendall(b"GET /health HTTP/1.1\r\nHost: test\r\n\r\n" + head.encode() + encoded[:1000])
             # All of it comes at once, so the server that answers the first has begun with the second.
             assert connection.recv(1000).startswith(b"HTTP/1.1 200 ")
             server.send_signal(signal.SIGTERM)
             deadline = time.monotonic() + 30
-            while True:  # Until nobody new is let in.
+            while True:  # Until the server refuses new connections.
                 try:
                     socket.create_connection((host, int(port)), timeout=1).close()
                 except OSError:
                     break
                 assert time.monotonic() < deadline
                 time.sleep(0.02)
-            connection.sendall(octets[1000:])
+            connection.sendall(encoded[1000:])
             assert connection.recv(1000).startswith(b"HTTP/1.1 201 ")
         assert server.wait(30) in (0, -signal.SIGTERM)
 

@@ -52,7 +52,7 @@ def value(found: Numbers, name: str, **labels: str) -> float:
 def total(found: Numbers, name: str, **labels: str) -> float:
     """Over all labels that are not named."""
     wanted = set(labels.items())
-    return sum(number for (one, said), number in found.items() if one == name and wanted <= said)
+    return sum(number for (one, present), number in found.items() if one == name and wanted <= present)
 
 
 # --- Who may read them -----------------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ def test_metrics_count_requests_that_the_protocol_refuses(pkis: dict[str, PKI]) 
         assert value(found, "ccp_requests_total", operation="none", status="431", outcome="refused") == 1
 
 
-def test_peers_are_counted_by_outcome_and_it_is_told_that_one_is_left_alone(pkis: dict[str, PKI]) -> None:
+def test_peer_metrics_count_outcomes_and_show_an_open_circuit(pkis: dict[str, PKI]) -> None:
     with scripted() as bad, start(pkis, pool_id="pool-b") as there:
         bad.on(PATH, error(404), DROP)
         with start(pkis, pool_id="pool-a", peer_delivery_timeout=1, peer_negative_ttl=0) as here:
@@ -270,9 +270,9 @@ def test_metrics_of_any_worker_include_all_workers_and_dead_ones(tmp_path: Path)
             assert total(read(sandbox.url), "ccp_requests_total", operation=DELIVER) == wanted
         assert value(read(sandbox.url), "ccp_peer_circuit_open", peer="gone") == 0
 
-        # A peer that cannot be reached is left alone, by the workers that met it.
-        nobody = sandbox.directory / "samples" / "iso2"
-        for emaid in nobody.glob("publish_*"):
+        # Each worker that cannot reach a peer opens its own circuit for it.
+        samples = sandbox.directory / "samples" / "iso2"
+        for emaid in samples.glob("publish_*"):
             party = "example-emsp-a" if "DEEXA" in emaid.name else "example-emsp-b"
             token = _token(http, sandbox, party)
             answer = http.delete(

@@ -38,7 +38,7 @@ def test_check_root_refuses_unusable_roots() -> None:
 
 
 @pytest.mark.parametrize(
-    ("begins", "ends", "expiry", "said"),
+    ("begins", "ends", "expiry", "expected"),
     [
         (-10, 200, Expiry.VALID, None),
         (-10, 90, Expiry.VALID, None),
@@ -48,11 +48,11 @@ def test_check_root_refuses_unusable_roots() -> None:
         (1, 200, Expiry.NOT_YET, "is not valid before"),
     ],
 )
-def test_expiry_states(begins: int, ends: int, expiry: Expiry, said: str | None) -> None:
+def test_expiry_states(begins: int, ends: int, expiry: Expiry, expected: str | None) -> None:
     certificate = root("Root", (AT + timedelta(days=begins), AT + timedelta(days=ends)))
     assert Expiry.of(certificate, AT) is expiry
     warning = expiry_warning(certificate, AT)
-    assert warning is None if said is None else said in str(warning)
+    assert warning is None if expected is None else expected in str(warning)
 
 
 def test_expiry_of_last_second_and_year_9999() -> None:

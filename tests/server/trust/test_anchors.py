@@ -85,9 +85,9 @@ def test_read_files_accepts_pem_bundles_and_der(tmp_path: Path, pki: PKI) -> Non
     assert [found for _, found in read_certificate_files(tmp_path / "root")] == [root]
 
 
-@pytest.mark.parametrize("octets", [b"", b"text", b"-----BEGIN CERTIFICATE-----\n", b"\x30\x03\x02\x01\x01"])
-def test_read_files_names_the_file_that_is_no_certificate(tmp_path: Path, octets: bytes) -> None:
-    (tmp_path / "odd.pem").write_bytes(octets)
+@pytest.mark.parametrize("data", [b"", b"text", b"-----BEGIN CERTIFICATE-----\n", b"\x30\x03\x02\x01\x01"])
+def test_read_files_names_the_file_that_is_no_certificate(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "odd.pem").write_bytes(data)
     with pytest.raises(ConfigurationError, match=r"odd\.pem holds no certificate"):
         list(read_certificate_files(tmp_path))
 

@@ -188,7 +188,7 @@ async def check_line(
 ) -> AcceptedLine | RejectedLine:
     """Check one line as a PUT with this body would. line: JSON; None if it is longer than `max_bytes`."""
     if line is None:
-        return RejectedLine(None, (f"The body is larger than {max_bytes} octets.",), False)
+        return RejectedLine(None, (f"The body is larger than {max_bytes} bytes.",), False)
     try:
         body = read_body(ImportedLine, line)
         validated = await pool.publication.validate(

@@ -16,7 +16,7 @@ class FairQueue:
     """Admits webhooks in the order in which they asked. One per dispatcher."""
 
     def __init__(self, has_capacity: Callable[[], bool]) -> None:
-        """has_capacity: whether deliveries may start now; each True is good for one start."""
+        """has_capacity: whether deliveries may start now; each True permits one start."""
         self._has_capacity = has_capacity
         self._waiting: dict[str, asyncio.Event] = {}
         self._admitted: set[str] = set()

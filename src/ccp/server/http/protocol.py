@@ -154,10 +154,10 @@ class Connection(TimedConnection):
         if self._message_no == message_no:  # All of the data belongs to the same head or body as the data before.
             self._received += len(data)
             if self._stage is HEAD and self._received > _MAX_HEAD:
-                self._fail(431, f"The head of the request is larger than {_MAX_HEAD} octets.")
+                self._fail(431, f"The head of the request is larger than {_MAX_HEAD} bytes.")
             elif self._stage is BODY and self._received > 2 * self._connections.max_body + 65_536:
                 # Twice the body leaves room for chunks of reasonable size.
-                self._fail(413, f"The body is larger than {self._connections.max_body} octets.")
+                self._fail(413, f"The body is larger than {self._connections.max_body} bytes.")
 
     def _reparse_without_upgrade(self, rest: bytes) -> None:
         """Ignore the header Upgrade, at which the parser stops, and continue in HTTP/1.1 (RFC 9110 clause 7.8).
@@ -199,7 +199,7 @@ class Connection(TimedConnection):
     def on_url(self, url: bytes) -> None:
         self.url += url
         if len(self.url) > _MAX_TARGET:
-            raise self._reject(414, f"Path and query are longer than {_MAX_TARGET} octets.")
+            raise self._reject(414, f"Path and query are longer than {_MAX_TARGET} bytes.")
 
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._stage is not HEAD:
@@ -259,7 +259,7 @@ class Connection(TimedConnection):
         if self._received + self._fed > _MAX_HEAD:  # Perhaps too large: part of the data may not belong to the head.
             size = len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
             if size > _MAX_HEAD:
-                raise self._reject(431, f"The head of the request is larger than {_MAX_HEAD} octets.")
+                raise self._reject(431, f"The head of the request is larger than {_MAX_HEAD} bytes.")
         if hosts > 1 or (hosts == 0 and version == "1.1"):
             raise self._reject(400, "The request needs the header Host, once.")
         if chunked and version == "1.0":
@@ -285,7 +285,7 @@ class Connection(TimedConnection):
         self._stage, self._received, self._body_size, self._message_no = BODY, 0, 0, self._message_no + 1
         self._deadline = time.monotonic() + self._connections.read_timeout
         if length > self._connections.max_body:
-            self.cycle.abort_with(413, f"The body is larger than {self._connections.max_body} octets.")
+            self.cycle.abort_with(413, f"The body is larger than {self._connections.max_body} bytes.")
         self.cycle.connection, self.cycle.admission = self, self._admission
         self._heads_fed += 1
         if previous is None or previous.response_complete:
@@ -307,7 +307,7 @@ class Connection(TimedConnection):
             return
         self._body_size += len(body)
         if self._body_size > self._connections.max_body:
-            cycle.abort_with(413, f"The body is larger than {self._connections.max_body} octets.")
+            cycle.abort_with(413, f"The body is larger than {self._connections.max_body} bytes.")
             return
         cycle.body += body
         if len(cycle.body) > HIGH_WATER_LIMIT:

@@ -142,13 +142,13 @@ class RequestContext:
         limit = self._max_body if max_body is None else min(max_body, self._max_body)
         length = headers.get("content-length")
         if length is not None and length.isascii() and length.isdigit() and int(length) > limit:
-            raise HTTPException(413, f"The body is larger than {limit} octets.")
+            raise HTTPException(413, f"The body is larger than {limit} bytes.")
         body = bytearray()
         while True:
             message = await receive()
             body += message.get("body", b"")
             if len(body) > limit:
-                raise HTTPException(413, f"The body is larger than {limit} octets.")
+                raise HTTPException(413, f"The body is larger than {limit} bytes.")
             if message["type"] == "http.disconnect" or not message.get("more_body", False):
                 return bytes(body)
 

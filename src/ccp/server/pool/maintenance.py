@@ -217,7 +217,7 @@ def _purge(emaid: EMAID, before: datetime, clock: Callable[[], datetime], actor:
         if removed is None:
             return []
         subject = {"emaid": emaid, "pcid": removed.pcid, "reason": removed.reason}
-        return [Entry(removed.at, actor, Action.CONTRACT_CLEANSED, subject)]
+        return [Entry(removed.at, actor, Action.CONTRACT_PURGED, subject)]
 
     return audit.with_audit(queries.purge(emaid, before, clock), entries)
 

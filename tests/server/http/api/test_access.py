@@ -102,7 +102,7 @@ def test_no_operation_is_open_to_a_caller_without_a_token(
         b"eyJhbGciOiJFUzI1NiJ9.e30." + b"A" * 86,
     ],
 )
-def test_octets_that_are_no_token_are_refused_and_nothing_worse(pool: Pool, token: bytes) -> None:
+def test_bytes_that_are_no_token_are_refused_and_nothing_worse(pool: Pool, token: bytes) -> None:
     unauthorised(
         pool.http.get(f"{BASE}/contractData/emaid/{new_emaid()}", headers={b"Authorization": b"Bearer " + token})
     )
@@ -147,7 +147,7 @@ def test_a_token_that_is_minted_as_the_pool_does_it_is_taken(pool: Pool, key: EC
         {"iss": "https://another.pool"},
         {"iss": None},
         {"sub": None},
-        {"sub": "nobody"},
+        {"sub": "unknown"},
         {"sub": 5},
         {"sub": ["emsp"]},
     ],
@@ -372,7 +372,7 @@ def test_parameters_that_are_not_known_are_passed_over(pool: Pool, form: dict[st
 def test_a_wrong_secret_and_an_unknown_client_are_refused_in_the_same_words(pool: Pool, form: dict[str, str]) -> None:
     answers = [
         pool.http.post("/oauth/token", data={**form, "client_secret": "wrong"}),
-        pool.http.post("/oauth/token", data={**form, "client_id": "nobody"}),
+        pool.http.post("/oauth/token", data={**form, "client_id": "unknown"}),
         pool.http.post("/oauth/token", data={**form, "client_secret": pool.world.member("oem").secret}),
         pool.http.post("/oauth/token", data={"grant_type": "client_credentials"}, headers=basic("emsp", "wrong")),
     ]

@@ -11,7 +11,7 @@ from ccp import exi
 from ccp.ids import check_digit
 from ccp.testing.partners import Car
 from tests.server.http.api.answers import sentences
-from tests.world import AT, ISO2, ISO20, Pool, again, new_emaid, new_pcid, octets_of
+from tests.world import AT, ISO2, ISO20, Pool, again, new_emaid, new_pcid, response_bytes
 
 EDITIONS = ["iso2", "iso20", "ed448"]
 NOT_FOUND = "The contract for the given EMAID not found."
@@ -239,8 +239,8 @@ def test_a_session_id_is_put_into_the_message_which_the_car_still_accepts(
     car = pool.car(edition)
     contract = pool.publish(car)
     (item,) = pool.signed(contract.emaid, car, sessionID=session).json()["signedContractDataCollection"]
-    assert exi.decode(octets_of(item)).Header.SessionID == bytes.fromhex(session)
-    assert car.install(octets_of(item), bytes.fromhex(session), AT)[0] == contract.emaid
+    assert exi.decode(response_bytes(item)).Header.SessionID == bytes.fromhex(session)
+    assert car.install(response_bytes(item), bytes.fromhex(session), AT)[0] == contract.emaid
 
 
 def test_an_empty_session_id_leaves_the_message_as_it_was_published(pool: Pool) -> None:
@@ -249,11 +249,11 @@ def test_an_empty_session_id_leaves_the_message_as_it_was_published(pool: Pool) 
     for query in ("?sessionID=", "?sessionID", ""):
         answer = pool.oem.get(f"/signedcontractdata/{contract.emaid}/{car.pcid}{query}")
         (item,) = answer.json()["signedContractDataCollection"]
-        assert octets_of(item) == contract.message
+        assert response_bytes(item) == contract.message
 
 
 @pytest.mark.parametrize("session", ["0", "000", "00" * 9, "0g", "zz", "0x00", " 00", "٠٠", "00\n", "-1"])
-def test_a_session_id_that_is_not_at_most_eight_octets_in_hexadecimal_is_refused(pool: Pool, session: str) -> None:
+def test_a_session_id_that_is_not_at_most_eight_bytes_in_hexadecimal_is_refused(pool: Pool, session: str) -> None:
     car = pool.car()
     (sentence,) = sentences(pool.signed(new_emaid(), car, sessionID=session), 400)
     assert sentence.startswith("sessionID : ")

@@ -28,28 +28,28 @@ from tests.world import (
     expired_car,
     new_emaid,
     new_pcid,
-    octets_of,
     post_body,
     read,
+    response_bytes,
     start,
 )
 
 EDITIONS = ["iso2", "iso20", "ed448"]
 
 
-def negative(pool: Pool, car: Car, octets: bytes | None = None, session: bytes = SESSION) -> tuple[str, str]:
+def negative(pool: Pool, car: Car, encoded: bytes | None = None, session: bytes = SESSION) -> tuple[str, str]:
     """Ask for a car that must get nothing. Returns the response code of the message and the reason in words.
 
     The whole answer is checked in both of its forms.
     """
-    body = post_body(octets or car.request(session, AT), str(car.namespace))
+    body = post_body(encoded or car.request(session, AT), str(car.namespace))
     answer = pool.cpo.post("/signedcontractdata", json=body)
     assert answer.status_code == 200, answer.text
     (item,) = answer.json()["signedContractDataCollection"]
     assert sorted(item) == ["certificateInstallationRes", "emaid", "metaData", "pcid", "xsdMsgDefNamespace"]
     assert (item["emaid"], item["pcid"]) == ("ZZZZZ000000000", car.pcid)
     assert item["xsdMsgDefNamespace"] == str(car.namespace)
-    message = exi.decode(octets_of(item))
+    message = exi.decode(response_bytes(item))
     assert message.Header.SessionID == session
     assert message.Header.Signature is None
     response = read(item)
@@ -85,7 +85,7 @@ def test_a_car_gets_its_contract_and_can_install_it(pool: Pool, edition: str) ->
     assert item["xsdMsgDefNamespace"] == str(car.namespace)
     assert item["cpsV2GRootCertificateFingerprint"] == root.fingerprint
     assert item["cpsRootDistinguishedName"] == root.subject_dn
-    assert car.install(octets_of(item), SESSION, datetime.now(UTC))[0] == contract.emaid
+    assert car.install(response_bytes(item), SESSION, datetime.now(UTC))[0] == contract.emaid
 
 
 @pytest.mark.parametrize("session", [b"", b"\0", b"\1\2\3", b"\xff" * 8])
@@ -96,8 +96,8 @@ def test_the_answer_carries_the_session_of_the_request_and_its_signature_still_h
     car = pool.car(edition)
     contract = pool.publish(car)
     (item,) = pool.ask(car, session)
-    car.install(octets_of(item), session, datetime.now(UTC))
-    sent, stored = exi.decode(octets_of(item)), exi.decode(contract.message)
+    car.install(response_bytes(item), session, datetime.now(UTC))
+    sent, stored = exi.decode(response_bytes(item)), exi.decode(contract.message)
     if edition == "iso2":
         assert sent == stored._replace(Header=stored.Header._replace(SessionID=session))
     else:
@@ -161,10 +161,10 @@ def test_a_car_that_lists_no_known_root_gets_the_newest_variant(pool: Pool) -> N
     car = pool.car()
     contract = pool.publish(car, signer="other_iso2")
     pool.publish(car, contract.emaid)
-    (item,) = pool.ask(car, roots=(iso2.X509IssuerSerial("CN=Nobody", 1),))
+    (item,) = pool.ask(car, roots=(iso2.X509IssuerSerial("CN=Unknown Root", 1),))
     assert item["cpsV2GRootCertificateFingerprint"] == pool.pki().v2g_root.certificate.fingerprint
     pool.publish(car, contract.emaid, signer="other_iso2")
-    (item,) = pool.ask(car, roots=(iso2.X509IssuerSerial("CN=Nobody", 1),))
+    (item,) = pool.ask(car, roots=(iso2.X509IssuerSerial("CN=Unknown Root", 1),))
     assert item["cpsV2GRootCertificateFingerprint"] == pool.pki("other_iso2").v2g_root.certificate.fingerprint
 
 
@@ -243,10 +243,10 @@ def test_iso20_delivery_order_is_prioritised_then_default_then_oldest(
     car, emaids = rich
     items = pool.ask(car, max_chains=maximum, prioritized_emaids=tuple(emaids[place] for place in prioritised))
     assert [item["emaid"] for item in items] == [emaids[place] for place in order]
-    remaining = [exi.decode(octets_of(item)).RemainingContractCertificateChains for item in items]
+    remaining = [exi.decode(response_bytes(item)).RemainingContractCertificateChains for item in items]
     assert remaining == list(reversed(range(len(order))))
     for item in items:
-        assert car.install(octets_of(item), SESSION, datetime.now(UTC))[0] == item["emaid"]
+        assert car.install(response_bytes(item), SESSION, datetime.now(UTC))[0] == item["emaid"]
 
 
 def test_wishes_may_be_spelled_freely_and_what_is_no_emaid_or_unknown_is_passed_over(
@@ -290,7 +290,7 @@ def test_an_expired_contract_is_left_out_of_several(pool: Pool) -> None:
     pool.expire(second)
     items = pool.ask(car)
     assert [item["emaid"] for item in items] == [first, third]
-    assert [exi.decode(octets_of(item)).RemainingContractCertificateChains for item in items] == [1, 0]
+    assert [exi.decode(response_bytes(item)).RemainingContractCertificateChains for item in items] == [1, 0]
 
 
 # --- Cars that get nothing -------------------------------------------------------------------------------------------
@@ -369,12 +369,12 @@ def test_a_request_that_was_changed_after_signing_is_refused(pool: Pool, edition
     message = exi.decode(car.request(SESSION, AT))
     if edition == "iso2":
         roots = (iso2.X509IssuerSerial("CN=Another Root", 7),)
-        octets = exi.encode(message._replace(Body=message.Body._replace(ListOfRootCertificateIDs=roots)))
+        encoded = exi.encode(message._replace(Body=message.Body._replace(ListOfRootCertificateIDs=roots)))
     else:
         chain = message.OEMProvisioningCertificateChain
         chain = chain._replace(SubCertificates=(*chain.SubCertificates, chain.SubCertificates[0]))
-        octets = exi.encode(message._replace(OEMProvisioningCertificateChain=chain))
-    code, reason = negative(pool, car, octets)
+        encoded = exi.encode(message._replace(OEMProvisioningCertificateChain=chain))
+    code, reason = negative(pool, car, encoded)
     assert code == "FAILED_SignatureError"
     assert reason
 
@@ -384,8 +384,8 @@ def test_a_request_without_a_signature_is_refused(pool: Pool, edition: str) -> N
     car = pool.car(edition)
     pool.publish(car)
     message = exi.decode(car.request(SESSION, AT))
-    octets = exi.encode(message._replace(Header=message.Header._replace(Signature=None)))
-    assert negative(pool, car, octets)[0] == "FAILED_SignatureError"
+    encoded = exi.encode(message._replace(Header=message.Header._replace(Signature=None)))
+    assert negative(pool, car, encoded)[0] == "FAILED_SignatureError"
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
@@ -394,8 +394,8 @@ def test_a_request_signed_by_another_key_than_the_certificate_has_is_refused(poo
     pool.publish(car)
     thief = pool.car(edition)
     message, stolen = exi.decode(car.request(SESSION, AT)), exi.decode(thief.request(SESSION, AT))
-    octets = exi.encode(message._replace(Header=message.Header._replace(Signature=stolen.Header.Signature)))
-    assert negative(pool, car, octets)[0] == "FAILED_SignatureError"
+    encoded = exi.encode(message._replace(Header=message.Header._replace(Signature=stolen.Header.Signature)))
+    assert negative(pool, car, encoded)[0] == "FAILED_SignatureError"
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
@@ -434,18 +434,18 @@ def test_a_car_whose_provisioning_certificate_has_expired_is_refused(pool: Pool,
 def test_delivery_uses_the_placeholder_for_a_certificate_without_pcid(pool: Pool) -> None:
     pki = pool.pki()
     pcid = new_pcid()
-    nameless = Car.from_credential(pki, pki.vehicle("somebody's car", now=AT), pcid)
+    nameless = Car.from_credential(pki, pki.vehicle("a vehicle without PCID", now=AT), pcid)
     answer = pool.post(nameless)
     (item,) = answer.json()["signedContractDataCollection"]
     assert (item["emaid"], item["pcid"]) == ("ZZZZZ000000000", "ZZZ00000000000000")
     assert read(item).response_code == "FAILED_CertChainError"
 
 
-def test_octets_that_are_no_certificate_are_answered_like_a_bad_chain(pool: Pool) -> None:
+def test_bytes_that_are_no_certificate_are_answered_like_a_bad_chain(pool: Pool) -> None:
     car = pool.car()
     message = exi.decode(car.request(SESSION, AT))
-    octets = exi.encode(message._replace(Body=message.Body._replace(OEMProvisioningCert=b"\x30\x03no!")))
-    (item,) = pool.cpo.post("/signedcontractdata", json=post_body(octets, ISO2)).json()["signedContractDataCollection"]
+    encoded = exi.encode(message._replace(Body=message.Body._replace(OEMProvisioningCert=b"\x30\x03no!")))
+    (item,) = pool.cpo.post("/signedcontractdata", json=post_body(encoded, ISO2)).json()["signedContractDataCollection"]
     assert read(item).response_code == "FAILED_CertChainError"
 
 
@@ -465,8 +465,8 @@ def test_what_is_not_exi_is_refused_with_400_whatever_is_asked_for(pool: Pool, t
 @pytest.mark.parametrize("edition", EDITIONS)
 def test_a_request_that_is_cut_off_or_goes_on_is_refused_with_400(pool: Pool, edition: str) -> None:
     car = pool.car(edition)
-    octets = car.request(SESSION, AT)
-    for broken in (b"\x80", octets[:4], octets[:100], octets[:-1], octets + b"\1"):
+    encoded = car.request(SESSION, AT)
+    for broken in (b"\x80", encoded[:4], encoded[:100], encoded[:-1], encoded + b"\1"):
         answer = pool.cpo.post("/signedcontractdata", json=post_body(broken, str(car.namespace)))
         assert sentences(answer, 400)[0] == "EXI format is invalid!"
 
@@ -474,11 +474,11 @@ def test_a_request_that_is_cut_off_or_goes_on_is_refused_with_400(pool: Pool, ed
 @pytest.mark.parametrize("edition", EDITIONS)
 def test_a_response_or_another_namespace_is_refused_with_400(pool: Pool, edition: str) -> None:
     car = pool.car(edition)
-    for octets, namespace in (
+    for encoded, namespace in (
         (pool.contract(car).message, str(car.namespace)),
         (car.request(SESSION, AT), ISO20 if edition == "iso2" else ISO2),
     ):
-        answer = pool.cpo.post("/signedcontractdata", json=post_body(octets, namespace))
+        answer = pool.cpo.post("/signedcontractdata", json=post_body(encoded, namespace))
         assert sentences(answer, 400)[0] == "EXI format is invalid!"
 
 
@@ -519,7 +519,7 @@ def strict(pkis: dict[str, PKI]) -> Iterator[Pool]:
 def test_under_strict_root_match_a_car_that_lists_no_known_root_gets_nothing(strict: Pool, edition: str) -> None:
     car = strict.car(edition)
     strict.publish(car)
-    code, reason = negative(strict, car, car.request(SESSION, AT, roots=(iso2.X509IssuerSerial("CN=Nobody", 1),)))
+    code, reason = negative(strict, car, car.request(SESSION, AT, roots=(iso2.X509IssuerSerial("CN=Unknown Root", 1),)))
     assert code == ("FAILED_NoCertificateAvailable" if edition == "iso2" else "WARNING_NoCertificateAvailable")
     assert reason
     assert len(strict.ask(car)) == 1
@@ -548,6 +548,6 @@ def test_where_the_signature_alone_is_asked_for_it_still_has_to_hold(strict: Poo
     car, thief = strict.car(), strict.car()
     strict.publish(car)
     message, stolen = exi.decode(car.request(SESSION, AT)), exi.decode(thief.request(SESSION, AT))
-    octets = exi.encode(message._replace(Header=message.Header._replace(Signature=stolen.Header.Signature)))
-    assert negative(strict, car, octets)[0] == "FAILED_SignatureError"
+    encoded = exi.encode(message._replace(Header=message.Header._replace(Signature=stolen.Header.Signature)))
+    assert negative(strict, car, encoded)[0] == "FAILED_SignatureError"
     assert negative(strict, expired_car(strict.pki()))[0] == "FAILED_CertificateExpired"

@@ -136,7 +136,7 @@ def test_metadata_full_of_commas_is_no_body_of_many_parts(pool: Pool) -> None:
 
 
 def test_many_requests_go_over_one_connection(pool: Pool) -> None:
-    """Answers are framed rightly, also those to requests whose body nobody read."""
+    """Responses are framed correctly, also those to requests whose body the server did not read."""
     for _ in range(3):
         assert pool.client(None).put("/signedcontractdata", content=b"x" * 5000).status_code == 401
         assert pool.client("everything").post("/nowhere", content=b"x" * 5000).status_code == 404

@@ -11,17 +11,8 @@ from typing import Any
 
 import pytest
 
-from ccp.testing.pki import (
-    CONTRACT,
-    OCSP_RESPONDER,
-    PKI,
-    Credential,
-    StatusURLs,
-    algorithm_of,
-    build_root,
-    sign_crl,
-    sign_ocsp_response,
-)
+from ccp.testing.pki import CONTRACT, OCSP_RESPONDER, PKI, Credential, StatusURLs, algorithm_of, build_root
+from ccp.testing.revocation import sign_crl, sign_ocsp_response
 from ccp.x509.certificates import Certificate
 from tests.server.http.api.answers import sentences
 from tests.server.http.api.test_trust import LOOPBACK, naming, path_of, put
@@ -67,7 +58,7 @@ def stranger(issuer: Credential) -> Credential:
 
 
 def in_its_name(issuer: Credential) -> Credential:
-    """Somebody who has the issuer's name and a key of their own."""
+    """Return a CA with the issuer's name and another key."""
     return build_root(issuer.certificate.subject_cn, now=AT, algorithm=algorithm_of(issuer.key))
 
 
@@ -104,7 +95,7 @@ def server() -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def responders() -> Iterator[dict[str, Server]]:
-    """One for each kind of key: a host that fails several times in a row is left alone."""
+    """One for each key algorithm: the circuit of a host opens after several failures in a row."""
     with ExitStack() as stack:
         yield {edition: stack.enter_context(http_server()) for edition in EDITIONS}
 
@@ -126,8 +117,8 @@ def published(pool: Pool, contract: Contract, status: int, words: str) -> None:
     answer = put(pool, contract)
     assert answer.status_code == status, answer.text
     if words:
-        (said,) = sentences(answer, status)
-        assert words in said
+        (message,) = sentences(answer, status)
+        assert words in message
     assert ("Retry-After" in answer.headers) is (status == 503)
     assert pool.stored(contract.emaid) == (status == 201)
 
@@ -158,9 +149,9 @@ def test_an_address_that_is_not_public_is_not_called(server: Server) -> None:
     pki = naming(server.url + "/private")
     with start({"iso2": pki}) as pool:
         answer = put(pool, pool.contract(pool.car()))
-        said = sentences(answer, 503)
-    assert len(said) == 6
-    assert all("127.0.0.1 cannot be reached." in sentence for sentence in said)
+        messages = sentences(answer, 503)
+    assert len(messages) == 6
+    assert all("127.0.0.1 cannot be reached." in sentence for sentence in messages)
     assert not [request for request in server.seen if request.path.startswith("/private")]
 
 

@@ -33,9 +33,9 @@ def refused(pool: Pool, contract: Contract, caller: str = "cps", **members: Any)
 
 def tampered(contract: Contract, message: Any) -> Contract:
     """The contract with another message, its signature as it was."""
-    octets = exi.encode(message)
-    body = put_body(octets, contract.emaid, contract.body["pcid"], contract.body["xsdMsgDefNamespace"])
-    return replace(contract, message=octets, body=body)
+    encoded = exi.encode(message)
+    body = put_body(encoded, contract.emaid, contract.body["pcid"], contract.body["xsdMsgDefNamespace"])
+    return replace(contract, message=encoded, body=body)
 
 
 def with_body(message: iso2.V2G_Message, **parts: Any) -> iso2.V2G_Message:
@@ -47,9 +47,9 @@ def bundle_of(pool: Pool, car: Car, pki: PKI) -> IssuedContract:
 
 
 def signed(pki: PKI, bundle: IssuedContract, car: Car) -> Contract:
-    octets = sign_contract(pki, bundle, AT)
-    body = put_body(octets, bundle.emaid, car.pcid, str(car.namespace))
-    return Contract(bundle.emaid, octets, body, bundle.contract.certificate.der)
+    encoded = sign_contract(pki, bundle, AT)
+    body = put_body(encoded, bundle.emaid, car.pcid, str(car.namespace))
+    return Contract(bundle.emaid, encoded, body, bundle.contract.certificate.der)
 
 
 # --- What is stored --------------------------------------------------------------------------------------------------
@@ -181,8 +181,8 @@ def test_a_failed_replacement_leaves_the_stored_contract_as_it_was(pool: Pool) -
 
 def test_a_chunked_body_is_read_like_any_other(pool: Pool) -> None:
     contract = pool.contract(pool.car())
-    octets = json.dumps(contract.body).encode()
-    chunks = (octets[at : at + 100] for at in range(0, len(octets), 100))
+    encoded = json.dumps(contract.body).encode()
+    chunks = (encoded[at : at + 100] for at in range(0, len(encoded), 100))
     answer = pool.cps.put("/signedcontractdata", content=chunks, headers={"Content-Type": "application/json"})
     assert answer.request.headers["transfer-encoding"] == "chunked"
     assert answer.status_code == 201
@@ -269,8 +269,8 @@ def test_what_is_not_base64_is_refused(pool: Pool, text: str) -> None:
 @pytest.mark.parametrize("edition", EDITIONS)
 def test_a_message_that_is_cut_off_or_goes_on_is_refused(pool: Pool, edition: str) -> None:
     contract = pool.contract(pool.car(edition))
-    octets = contract.message
-    for broken in (b"\x80", octets[:3], octets[: len(octets) // 2], octets[:-1], octets + b"\1", b"\0" * 64):
+    encoded = contract.message
+    for broken in (b"\x80", encoded[:3], encoded[: len(encoded) // 2], encoded[:-1], encoded + b"\1", b"\0" * 64):
         messages = refused(pool, contract, certificateInstallationRes=b64(broken))
         assert messages[0] == "EXI format is invalid!"
         assert len(messages) == 2
@@ -329,7 +329,7 @@ def test_a_message_for_another_emaid_than_its_contract_certificate_is_refused(po
 def test_a_contract_certificate_whose_common_name_is_no_emaid_is_refused(pool: Pool) -> None:
     car, pki = pool.car(), pool.pki()
     bundle = bundle_of(pool, car, pki)
-    nameless = replace(bundle, contract=pki.emsp_sub2.issue("somebody", CONTRACT, now=AT))
+    nameless = replace(bundle, contract=pki.emsp_sub2.issue("no EMAID", CONTRACT, now=AT))
     assert refused(pool, signed(pki, nameless, car)) == ["The contract certificate's common name is no EMAID."]
 
 
@@ -407,7 +407,7 @@ def test_a_chain_with_a_missing_sub_ca_is_refused(pool: Pool) -> None:
     assert refused(pool, tampered(contract, with_body(message, SAProvisioningCertificateChain=shortened)))
 
 
-def test_octets_that_are_no_certificate_are_refused(pool: Pool) -> None:
+def test_bytes_that_are_no_certificate_are_refused(pool: Pool) -> None:
     contract = pool.contract(pool.car())
     message = exi.decode(contract.message)
     chain = message.Body.ContractSignatureCertChain._replace(Certificate=b"\x30\x03no!")
@@ -423,8 +423,8 @@ def test_another_v2g_root_than_the_chain_leads_to_is_refused(pool: Pool) -> None
 # --- Stage 5: the provisioning service's signature -------------------------------------------------------------------
 
 
-def _flipped(octets: bytes) -> bytes:
-    return bytes((octets[0] ^ 1,)) + octets[1:]
+def _flipped(data: bytes) -> bytes:
+    return bytes((data[0] ^ 1,)) + data[1:]
 
 
 def _other_part(message: iso2.V2G_Message, part: str, pool: Pool) -> iso2.V2G_Message:
@@ -503,12 +503,12 @@ def test_a_signature_by_another_key_than_the_provisioning_service_has_is_refused
 # --- Stage 6: key material -------------------------------------------------------------------------------------------
 
 
-def _not_on_curve(octets: bytes) -> bytes:
-    return octets[:-1] + bytes((octets[-1] ^ 1,))
+def _not_on_curve(data: bytes) -> bytes:
+    return data[:-1] + bytes((data[-1] ^ 1,))
 
 
 @pytest.mark.parametrize(
-    ("edition", "change", "said"),
+    ("edition", "change", "expected"),
     [
         ("iso2", lambda sent: replace(sent, dh_public_key=_not_on_curve(sent.dh_public_key)), "no point"),
         ("iso20", lambda sent: replace(sent, dh_public_key=_not_on_curve(sent.dh_public_key)), "no point"),
@@ -522,11 +522,11 @@ def _not_on_curve(octets: bytes) -> bytes:
         ("ed448", lambda sent: replace(sent, encrypted=sent.encrypted[:-1]), "bytes"),
     ],
 )
-def test_key_material_that_no_car_could_use_is_refused(pool: Pool, edition: str, change: Any, said: str) -> None:
+def test_key_material_that_no_car_could_use_is_refused(pool: Pool, edition: str, change: Any, expected: str) -> None:
     car, pki = pool.car(edition), pool.pki(edition)
     bundle = bundle_of(pool, car, pki)
     (sentence,) = refused(pool, signed(pki, replace(bundle, encrypted_key=change(bundle.encrypted_key)), car))
-    assert said in sentence
+    assert expected in sentence
 
 
 def test_all_key_material_that_is_wrong_is_listed_together(pool: Pool) -> None:
@@ -572,15 +572,17 @@ def test_a_later_stage_is_not_told_while_an_earlier_one_fails(pool: Pool) -> Non
 @pytest.mark.parametrize("method", ["POST", "PUT"])
 def test_a_body_that_is_no_json_object_is_refused_with_400(pool: Pool, method: str, body: bytes) -> None:
     answer = pool.client("everything").request(method, "/signedcontractdata", content=body)
-    (told,) = sentences(answer, 400)
-    assert told.startswith(("The body is not JSON: ", "The body is not a JSON object: it is ", "The body is empty."))
+    (sentence,) = sentences(answer, 400)
+    assert sentence.startswith(
+        ("The body is not JSON: ", "The body is not a JSON object: it is ", "The body is empty.")
+    )
 
 
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("method", ["POST", "PUT"])
 def test_a_body_that_is_too_large_is_refused_with_413(pool: Pool, method: str, chunked: bool) -> None:
-    octets = b'{"emaid":"' + b"A" * pool.settings.max_body + b'"}'
-    content: Any = (octets[at : at + 65536] for at in range(0, len(octets), 65536)) if chunked else octets
+    encoded = b'{"emaid":"' + b"A" * pool.settings.max_body + b'"}'
+    content: Any = (encoded[at : at + 65536] for at in range(0, len(encoded), 65536)) if chunked else encoded
     answer = pool.client("everything").request(method, "/signedcontractdata", content=content)
     (sentence,) = sentences(answer, 413)
     assert str(pool.settings.max_body) in sentence

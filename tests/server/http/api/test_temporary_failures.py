@@ -55,15 +55,15 @@ def ask(pool: Pool, dialect: str, car: Car, always: str | None = None) -> httpx.
     return pool.cpo.post("/signedcontractdata", json=body, headers=headers)
 
 
-def told(answer: httpx.Response, car: Car) -> str:
+def station_message(answer: httpx.Response, car: Car) -> str:
     """What the station reads beside the negative message, which is of this session and says FAILED."""
     assert answer.status_code == 200, answer.text
     assert int(answer.headers["Retry-After"]) >= 1
-    said: Any = answer.json()
-    if "CCPResponse" in said:
-        item = said["CCPResponse"]["emaidContent"][0]["messageDef"]
+    body: Any = answer.json()
+    if "CCPResponse" in body:
+        item = body["CCPResponse"]["emaidContent"][0]["messageDef"]
     else:
-        (item,) = said["signedContractDataCollection"]
+        (item,) = body["signedContractDataCollection"]
         assert item["pcid"] == car.pcid
     assert item["emaid"] == "ZZZZZ000000000"
     message = read(item, str(car.namespace))
@@ -77,7 +77,7 @@ def told(answer: httpx.Response, car: Car) -> str:
 def test_a_vehicle_gets_its_message_while_the_database_fails(failing: Pool, dialect: str, edition: str) -> None:
     car = failing.car(edition)
     for always in (None, "true"):
-        assert told(ask(failing, dialect, car, always), car) == f"temporary: {SILENT}"
+        assert station_message(ask(failing, dialect, car, always), car) == f"temporary: {SILENT}"
     refused = ask(failing, dialect, car, "false")
     assert sentences(refused, 503) == [SILENT]
     assert int(refused.headers["Retry-After"]) >= 1
@@ -115,7 +115,7 @@ def test_a_vehicle_has_its_answer_in_time_whatever_is_slow(
         monkeypatch.setattr("ccp.server.http.signed_contract_data.DELIVERY_TIMEOUT", 0.3)
         with monkeypatch.context() as hanging:
             hanging.setattr(Delivery, "_check_current_key", slow)
-            assert told(ask(pool, dialect, car), car) == f"temporary: {LATE}"
+            assert station_message(ask(pool, dialect, car), car) == f"temporary: {LATE}"
             assert sentences(ask(pool, dialect, car, "false"), 503) == [LATE]
         monkeypatch.setattr("ccp.server.http.signed_contract_data.DELIVERY_TIMEOUT", 30)
         assert contract.emaid in ask(pool, dialect, car).text

@@ -49,7 +49,7 @@ def naming(url: str, *only: str, algorithm: Algorithm = "P-256") -> PKI:
 
 @dataclass
 class Responder:
-    """Speaks for every CA that it is told about: all certificates are good, but for those in `revoked`."""
+    """An OCSP responder for registered CAs. It reports every certificate as good, except those in `revoked`."""
 
     server: Server
     revoked: set[int] = field(default_factory=set)
@@ -121,8 +121,8 @@ def put(pool: Pool, contract: Contract, caller: str = "cps", **query: str) -> An
 
 
 def revoke(pool: Pool, certificate: Certificate, issuer: Credential) -> None:
-    """As if a responder had said so."""
-    said = Evidence(
+    """Store evidence as if an OCSP responder reported the certificate as revoked."""
+    revocation = Evidence(
         issuer.certificate.issuer_key_id,
         certificate.serial_number,
         RevocationStatus.REVOKED,
@@ -131,11 +131,11 @@ def revoke(pool: Pool, certificate: Certificate, issuer: Credential) -> None:
         AT - DAY,
         "OCSP test",
     )
-    assert pool.change(evidence.store_evidence(said)) is True
+    assert pool.change(evidence.store_evidence(revocation)) is True
 
 
 def negative(pool: Pool, car: Car) -> tuple[str, str]:
-    """The response code that a car without luck gets, and what is said to the station."""
+    """Return the response code of a negative response, and the fault message for the station."""
     answer = pool.post(car)
     assert answer.status_code == 200, answer.text
     (item,) = answer.json()["signedContractDataCollection"]
@@ -160,12 +160,12 @@ def test_a_contract_whose_certificates_are_all_good_is_stored_and_each_was_asked
 def test_a_revoked_contract_certificate_is_refused_by_name(around: Pool, responder: Responder, edition: str) -> None:
     contract = around.contract(around.car(edition))
     responder.revoked.add(serial(contract))
-    (said,) = sentences(put(around, contract), 400)
-    assert contract.emaid in said
-    assert f"was revoked at {AT - DAY:%Y-%m-%dT%H:%M:%SZ}" in said
+    (message,) = sentences(put(around, contract), 400)
+    assert contract.emaid in message
+    assert f"was revoked at {AT - DAY:%Y-%m-%dT%H:%M:%SZ}" in message
     assert around.stored(contract.emaid) == 0
     asked = len(responder.server.seen)
-    assert sentences(put(around, contract), 400) == [said]  # final: nobody is asked again
+    assert sentences(put(around, contract), 400) == [message]  # final: the responder is not queried again
     assert len(responder.server.seen) == asked
 
 
@@ -175,9 +175,9 @@ def test_a_revoked_sub_ca_is_refused_by_name(responder: Responder) -> None:
     responder.revoked |= {pki.emsp_sub2.certificate.serial_number, pki.cps_sub1.certificate.serial_number}
     with start({"iso2": pki}, egress_allow_networks=LOOPBACK) as pool:
         contract = pool.contract(pool.car())
-        said = " ".join(sentences(put(pool, contract), 400))
-        assert "eMSP Sub2 CA SIM" in said
-        assert "CPS Sub1 CA SIM" in said
+        message = " ".join(sentences(put(pool, contract), 400))
+        assert "eMSP Sub2 CA SIM" in message
+        assert "CPS Sub1 CA SIM" in message
         assert pool.stored(contract.emaid) == 0
 
 
@@ -187,8 +187,8 @@ def test_publication_is_503_while_the_responder_is_down_and_stored_afterwards(tm
     with start({"iso2": pki}, egress_allow_networks=LOOPBACK) as pool:
         contract = pool.contract(pool.car())
         answer = put(pool, contract)
-        (said,) = sentences(answer, 503)
-        assert "cannot be established now" in said
+        (message,) = sentences(answer, 503)
+        assert "cannot be established now" in message
         assert int(answer.headers["Retry-After"]) > 0
         assert pool.stored(contract.emaid) == 0
         assert pool.sql("select * from vehicle") == pool.sql("select * from outbox") == []
@@ -205,8 +205,8 @@ def test_a_key_that_is_not_for_this_edition_is_refused(around: Pool, signer: str
     bundle = issue_contract(around.pki(), emaid, car.pcid, car.provisioning.certificate, AT)
     message = sign_contract(around.pki(), replace(bundle, contract=pki.contract(emaid, now=AT)), AT)
     contract = Contract(emaid, message, put_body(message, emaid, car.pcid, str(car.namespace)), b"")
-    (said,) = sentences(put(around, contract), 400)
-    assert said == f'The key of certificate "{emaid}" is not of a kind that ISO 15118-2 allows.'
+    (sentence,) = sentences(put(around, contract), 400)
+    assert sentence == f'The key of certificate "{emaid}" is not of a kind that ISO 15118-2 allows.'
     assert around.stored(emaid) == 0
 
 
@@ -216,9 +216,9 @@ def test_certificates_that_name_nothing_are_stored_unless_evidence_is_required(
     around.publish(around.car(), signer="plain")
     with start(pkis, revocation="require") as pool:
         contract = pool.contract(pool.car())
-        said = sentences(put(pool, contract), 400)
-        assert all("names no OCSP or CRL address, which this pool requires." in one for one in said)
-        assert any(contract.emaid in one for one in said)
+        messages = sentences(put(pool, contract), 400)
+        assert all("names no OCSP or CRL address, which this pool requires." in one for one in messages)
+        assert any(contract.emaid in one for one in messages)
         assert pool.stored(contract.emaid) == 0
 
 
@@ -267,9 +267,9 @@ def test_a_default_that_is_revoked_counts_as_none(around: Pool) -> None:
     around.publish(car)
     around.publish(car)
     revoke(around, Certificate.load(default.certificate), around.pki().emsp_sub2)
-    code, said = negative(around, car)
+    code, message = negative(around, car)
     assert code == NOTHING["iso2"]
-    assert said == "The default contract of the vehicle cannot be delivered now."
+    assert message == "The default contract of the vehicle cannot be delivered now."
     # Its provider's next contract takes the default back, as after the revoked one is purged.
     successor = around.publish(car)
     assert [item["emaid"] for item in around.ask(car)] == [successor.emaid]
@@ -301,7 +301,7 @@ def test_evidence_that_has_run_out_stops_a_delivery(around: Pool, edition: str) 
     run_out(around, contract)
     assert negative(around, car) == ("FAILED", EVIDENCE_RAN_OUT)
     refused = around.post(car, headers={"alwaysReturnEXI": "false"})
-    assert [f"temporary: {said}" for said in sentences(refused, 503)] == [EVIDENCE_RAN_OUT]
+    assert [f"temporary: {message}" for message in sentences(refused, 503)] == [EVIDENCE_RAN_OUT]
     assert "Retry-After" in refused.headers
 
 
@@ -342,9 +342,9 @@ def test_a_vehicle_whose_provisioning_certificate_is_revoked_is_told_so(around: 
     around.publish(car)
     around.ask(car)
     revoke(around, car.provisioning.certificate, around.pki(edition).oem_sub2)
-    code, said = negative(around, car)
+    code, message = negative(around, car)
     assert code == {"iso2": "FAILED_CertificateRevoked", "iso20": "WARNING_CertificateRevoked"}[edition]
-    assert "revoked" in said
+    assert "revoked" in message
 
 
 def test_vehicle_evidence_is_fetched_after_the_response_and_counts_next_time(
@@ -409,10 +409,10 @@ def same_as_real(pool: Pool, contract: Contract) -> list[str]:
     """The sentences of the real PUT, each of which the dry run before gave as a reason."""
     report = dry(pool, contract)
     assert report["passed"] is False
-    said = sentences(put(pool, contract), 400)
-    assert all(sentence in " ".join(failures(report)) for sentence in said)
+    messages = sentences(put(pool, contract), 400)
+    assert all(sentence in " ".join(failures(report)) for sentence in messages)
     assert pool.stored(contract.emaid) == 0
-    return said
+    return messages
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
@@ -421,14 +421,15 @@ def test_a_dry_run_tells_every_check_with_what_it_rests_on_and_stores_nothing(ar
     contract = around.contract(car)
     report = dry(around, contract)
     assert report["passed"] is True
-    told = {check["subject"]: " ".join(check["evidence"]) for check in report["checks"]}
+    evidence_by_subject = {check["subject"]: " ".join(check["evidence"]) for check in report["checks"]}
     assert (
-        around.pki(edition).v2g_root.certificate.fingerprint in told["chain of the provisioning service to a V2G root"]
+        around.pki(edition).v2g_root.certificate.fingerprint
+        in evidence_by_subject["chain of the provisioning service to a V2G root"]
     )
-    assert told["EMAID the same everywhere"] == contract.emaid
-    assert "digest of" in told["signature of the provisioning service"]
+    assert evidence_by_subject["EMAID the same everywhere"] == contract.emaid
+    assert "digest of" in evidence_by_subject["signature of the provisioning service"]
     for name in ("provisioning service", "contract"):
-        sources = told[f"revocation of the {name} chain"]
+        sources = evidence_by_subject[f"revocation of the {name} chain"]
         assert sources.count("is not revoked (OCSP http://127.0.0.1") == 3
     assert not any("names no OCSP or CRL address" in warning for warning in report["warnings"])
     assert around.listed(car) == []
@@ -446,8 +447,8 @@ def test_certificates_that_name_no_address_are_warned_of_once_each(around: Pool)
 def test_a_signature_that_does_not_hold_is_told_by_a_dry_run_as_by_the_real_put(
     around: Pool, signer: str | None
 ) -> None:
-    (said,) = same_as_real(around, unsigned(around.contract(around.car(), signer=signer)))
-    assert "ignature" in said
+    (message,) = same_as_real(around, unsigned(around.contract(around.car(), signer=signer)))
+    assert "ignature" in message
 
 
 def unsigned(contract: Contract) -> Contract:
@@ -458,9 +459,9 @@ def unsigned(contract: Contract) -> Contract:
     assert signature is not None
     value = bytes((signature.SignatureValue.value[0] ^ 1,)) + signature.SignatureValue.value[1:]
     signature = signature._replace(SignatureValue=signature.SignatureValue._replace(value=value))
-    octets = exi.encode(message._replace(Header=message.Header._replace(Signature=signature)))
-    body = {**contract.body, "certificateInstallationRes": base64.b64encode(octets).decode()}
-    return replace(contract, message=octets, body=body)
+    encoded = exi.encode(message._replace(Header=message.Header._replace(Signature=signature)))
+    body = {**contract.body, "certificateInstallationRes": base64.b64encode(encoded).decode()}
+    return replace(contract, message=encoded, body=body)
 
 
 def test_an_unknown_root_is_told_by_a_dry_run_as_by_the_real_put(around: Pool) -> None:
@@ -552,7 +553,7 @@ def test_a_publisher_is_told_how_long_a_responder_that_is_down_is_left_alone() -
         assert [answer.status_code for answer in answers] == [503] * 4
         waits = [int(answer.headers["Retry-After"]) for answer in answers]
         assert waits[:2] == [2, 2]
-        # The third failure in a row has the host left alone, and later ones are not asked for.
+        # The third failure in a row opens the host's circuit; later lookups send no request.
         assert waits[2] == 30
         assert 25 <= waits[3] <= 30
 
@@ -592,17 +593,17 @@ def test_a_response_that_some_charging_stations_cannot_take_is_warned_of(around:
     length = len(contract.body["certificateInstallationRes"])
     assert length > 5600
     limit = 5600 if length <= 7500 else 7500
-    said = f"The response has {length} characters in Base64; some charging stations take {limit} at most."
-    assert said in warnings(around, contract)
+    expected = f"The response has {length} characters in Base64; some charging stations take {limit} at most."
+    assert expected in warnings(around, contract)
     assert "characters" not in warnings(around, around.contract(around.car()))
 
 
 def test_a_contract_that_soon_expires_is_warned_of(around: Pool) -> None:
     end = AT + 10 * DAY
     contract = around.contract(around.car(), valid=(AT - DAY, end))
-    said = warnings(around, contract)
-    assert f"{contract.emaid}" in said
-    assert f"expires on {end:%Y-%m-%d}." in said
+    messages = warnings(around, contract)
+    assert f"{contract.emaid}" in messages
+    assert f"expires on {end:%Y-%m-%d}." in messages
     assert "expires" not in warnings(around, around.contract(around.car(), valid=(AT - DAY, AT + 31 * DAY)))
 
 
@@ -618,21 +619,21 @@ def with_sha1_identifier(credential: Credential, issuer: Credential) -> Credenti
         if isinstance(value, x509.SubjectKeyIdentifier):
             value = x509.SubjectKeyIdentifier.from_public_key(old.public_key())
         builder = builder.add_extension(value, extension.critical)
-    octets = builder.sign(issuer.key, hashes.SHA256()).public_bytes(Encoding.DER)
-    return replace(credential, certificate=Certificate.load(octets))
+    der = builder.sign(issuer.key, hashes.SHA256()).public_bytes(Encoding.DER)
+    return replace(credential, certificate=Certificate.load(der))
 
 
-def test_a_key_identifier_of_twenty_octets_is_warned_of(around: Pool) -> None:
+def test_a_key_identifier_of_twenty_bytes_is_warned_of(around: Pool) -> None:
     pki = around.pki("plain")
     pki = replace(pki, cps=with_sha1_identifier(pki.cps, pki.cps_sub2))
     contract = around.contract(around.car(), signer=pki)
-    said = warnings(around, contract)
-    assert "has a key identifier of 20 bytes, as SHA-1 makes; the field has eight." in said
-    assert "CPS SIM" in said
+    messages = warnings(around, contract)
+    assert "has a key identifier of 20 bytes, as SHA-1 makes; the field has eight." in messages
+    assert "CPS SIM" in messages
 
 
 def test_a_leaf_that_does_not_say_what_its_key_is_for_is_warned_of(around: Pool) -> None:
     pki = around.pki("plain")
     pki = replace(pki, cps=pki.cps_sub2.issue("CPS SIM", replace(CPS, key_usage=frozenset()), now=AT))
-    said = warnings(around, around.contract(around.car(), signer=pki))
-    assert said.count("does not say what its key is for.") == 1
+    messages = warnings(around, around.contract(around.car(), signer=pki))
+    assert messages.count("does not say what its key is for.") == 1

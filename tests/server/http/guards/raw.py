@@ -1,4 +1,4 @@
-"""A client that sends octets as they are, and reads what comes back."""
+"""A client that sends given bytes unchanged and reads the responses."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ class Raw:
         self.socket = connection
         self._rest = b""
 
-    def send(self, octets: bytes | str) -> None:
-        self.socket.sendall(octets.encode("latin-1") if isinstance(octets, str) else octets)
+    def send(self, data: bytes | str) -> None:
+        self.socket.sendall(data.encode("latin-1") if isinstance(data, str) else data)
 
     def answer(self) -> Answer | None:
         """The next answer; None when the server has closed the connection."""
@@ -86,8 +86,8 @@ def connected(base_url: str, seconds: float = 40) -> Iterator[Raw]:
         yield Raw(connection)
 
 
-def ask(base_url: str, octets: bytes | str) -> list[Answer]:
-    """Everything that is answered to the octets; the server has to close the connection in the end."""
+def ask(base_url: str, data: bytes | str) -> list[Answer]:
+    """Send the bytes and return every response. The server must close the connection."""
     with connected(base_url) as raw:
-        raw.send(octets)
+        raw.send(data)
         return raw.answers()

@@ -1,4 +1,4 @@
-"""What is no good request ends as a clear answer and a closed connection; what is one, however odd, is answered."""
+"""An invalid request gets an error response and a closed connection; a valid but unusual one is answered."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.world import Pool
 
 HEAD = "POST /oauth/token HTTP/1.1\r\nHost: pool\r\n"
 NEXT = "GET /health HTTP/1.1\r\nHost: pool\r\n\r\n"
-"""Stands where a second reader of the same octets might see a second request."""
+"""Bytes that another parser might read as a second request."""
 
 SMUGGLED = {
     "two lengths that differ": HEAD + "Content-Length: 0\r\nContent-Length: 5\r\n\r\n",
@@ -71,8 +71,8 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[CapturedCall]:
 def test_ambiguous_request_is_refused_and_nothing_after_it_is_read(
     pool: Pool, log: list[CapturedCall], name: str
 ) -> None:
-    status, octets = OTHERWISE.get(name) or (400, SMUGGLED[name])
-    (answer,) = ask(pool.base_url, octets + NEXT)
+    status, sent = OTHERWISE.get(name) or (400, SMUGGLED[name])
+    (answer,) = ask(pool.base_url, sent + NEXT)
     sentence = answer.refused(status)
     assert sentence.endswith(".")
     assert answer.headers["connection"] == "close"
@@ -136,7 +136,7 @@ def test_trailers_are_no_headers(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "octets"),
+    ("status", "sent"),
     [
         (414, f"GET /{'a' * 4096} HTTP/1.1\r\nHost: x\r\n\r\n"),
         (414, f"GET /?{'a' * 100_000} HTTP/1.1\r\nHost: x\r\n\r\n"),
@@ -146,8 +146,8 @@ def test_trailers_are_no_headers(pool: Pool) -> None:
         (431, "GET / HTTP/1.1\r\nHost: x\r\n" + f"A: {'b' * 1000}\r\n" * 33 + "\r\n"),
     ],
 )
-def test_a_head_has_a_size_and_a_number_of_headers(pool: Pool, status: int, octets: str) -> None:
-    (answer,) = ask(pool.base_url, octets)
+def test_a_head_has_a_size_and_a_number_of_headers(pool: Pool, status: int, sent: str) -> None:
+    (answer,) = ask(pool.base_url, sent)
     assert answer.refused(status)
     assert answer.headers["connection"] == "close"
 
@@ -165,12 +165,12 @@ def test_a_head_without_an_end_is_not_kept(pool: Pool) -> None:
 
 def test_what_is_just_small_enough_is_answered(pool: Pool) -> None:
     with connected(pool.base_url) as raw:
-        for octets in (
+        for sent in (
             f"GET /{'a' * 4095} HTTP/1.1\r\nHost: x\r\n\r\n",
             "GET / HTTP/1.1\r\nHost: x\r\n" + "A: b\r\n" * 99 + "\r\n",
             f"GET / HTTP/1.1\r\nHost: x\r\nA: {'b' * 32_000}\r\n\r\n",
         ):
-            raw.send(octets)
+            raw.send(sent)
             answer = raw.answer()
             assert answer is not None
             assert answer.refused(404) == "There is nothing at this path."
@@ -183,8 +183,8 @@ def test_a_body_that_is_announced_too_large_is_refused_before_it_is_sent(pool: P
     with connected(pool.base_url) as raw:
         raw.send(f"{head}Expect: 100-continue\r\nContent-Length: {largest + 1}\r\n\r\n")
         (answer,) = raw.answers()
-    assert answer.refused(413) == f"The body is larger than {largest} octets."
-    assert answer.headers["connection"] == "close", "nobody knows whether the body comes"
+    assert answer.refused(413) == f"The body is larger than {largest} bytes."
+    assert answer.headers["connection"] == "close", "the server does not know whether the body follows"
 
 
 @pytest.mark.parametrize("chunked", [False, True])
@@ -203,7 +203,7 @@ def test_a_body_that_is_a_bit_too_large_costs_the_request_and_not_the_connection
         raw.send(NEXT)
         first, second = raw.answer(), raw.answer()
     assert first is not None
-    assert first.refused(413) == f"The body is larger than {largest} octets."
+    assert first.refused(413) == f"The body is larger than {largest} bytes."
     assert second is not None
     assert second.json == {"status": "ok"}
 
@@ -221,10 +221,10 @@ def test_a_body_without_an_end_is_not_read_for_ever(pool: Pool, path: str) -> No
 
 
 def test_a_body_in_chunks_of_one_octet_is_not_read_for_ever(pool: Pool) -> None:
-    octets = f"{HEAD}Transfer-Encoding: chunked\r\n\r\n".encode() + b"1\r\nx\r\n" * 200_000
+    sent = f"{HEAD}Transfer-Encoding: chunked\r\n\r\n".encode() + b"1\r\nx\r\n" * 200_000
     with connected(pool.base_url) as raw:
         try:
-            raw.send(octets)
+            raw.send(sent)
         except OSError:
             return  # The answer may be lost with the connection: more than is ever taken was sent.
         (answer,) = raw.answers()
@@ -252,8 +252,8 @@ def test_client_that_expects_100_continue_gets_it(pool: Pool) -> None:
 
 
 def test_a_client_of_http_1_0_is_answered_and_the_connection_ends(pool: Pool) -> None:
-    for octets in ("GET /health HTTP/1.0\r\n\r\n", "GET /health HTTP/1.0\r\nHost: x\r\nExpect: 100-continue\r\n\r\n"):
-        (answer,) = ask(pool.base_url, octets)
+    for sent in ("GET /health HTTP/1.0\r\n\r\n", "GET /health HTTP/1.0\r\nHost: x\r\nExpect: 100-continue\r\n\r\n"):
+        (answer,) = ask(pool.base_url, sent)
         assert (answer.status, answer.json) == (200, {"status": "ok"})
 
 
@@ -320,9 +320,9 @@ def test_pipelined_requests_are_limited(pool: Pool) -> None:
 
 
 def test_disconnect_in_the_middle_harms_no_other_request(pool: Pool) -> None:
-    for octets in (f"{HEAD}Content-Length: 100\r\n\r\nabc", "GET / HT", ""):
+    for sent in (f"{HEAD}Content-Length: 100\r\n\r\nabc", "GET / HT", ""):
         with connected(pool.base_url) as raw:
-            raw.send(octets)
+            raw.send(sent)
             raw.socket.shutdown(socket.SHUT_WR)
             assert raw.answers() == []
     assert pool.http.get("/health").status_code == 200

@@ -12,21 +12,21 @@ LARGE = b"x" * 70_000
 
 
 class Wire:
-    """A transport that notes what it is told."""
+    """A transport that records its calls."""
 
     def __init__(self) -> None:
-        self.told: list[Any] = []
+        self.written: list[Any] = []
         self.closing = False
 
-    def write(self, octets: bytes) -> None:
-        self.told.append(octets)
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
 
     def close(self) -> None:
-        self.told.append("closed")
+        self.written.append("closed")
         self.closing = True
 
     def write_eof(self) -> None:
-        self.told.append("no more")
+        self.written.append("no more")
 
     def is_closing(self) -> bool:
         return self.closing
@@ -36,24 +36,24 @@ class Wire:
 
 
 def in_a_turn(work: Callable[[BufferedTransport, BufferedTransport], None]) -> tuple[list[Any], list[Any], list[Any]]:
-    """What two connections' transports were told within the turn, and when it had ended."""
+    """Return the calls of both transports before the end of the loop iteration, then all calls of each."""
     writing = WriteBatcher()
     one, other = Wire(), Wire()
 
     async def test() -> list[Any]:
         work(*(BufferedTransport(cast(asyncio.Transport, wire), writing) for wire in (one, other)))
-        within = [*one.told, *other.told]
+        within = [*one.written, *other.written]
         await asyncio.sleep(0)
         await asyncio.sleep(0)
         return within
 
-    return asyncio.run(test()), one.told, other.told
+    return asyncio.run(test()), one.written, other.written
 
 
 def test_buffered_transport_writes_head_body_and_next_response_once() -> None:
     def work(one: BufferedTransport, other: BufferedTransport) -> None:
-        for octets in (b"head", b"body", b"next"):
-            one.write(octets)
+        for data in (b"head", b"body", b"next"):
+            one.write(data)
         other.write(b"other")
 
     assert in_a_turn(work) == ([], [b"headbodynext"], [b"other"])

@@ -78,7 +78,7 @@ def test_never_more_than_the_burst_and_the_rate(per_second: int, burst: int, pau
         if wait:
             before = clock.now
             clock.now += math.ceil(wait * 1e9)
-            assert bucket.peek(b"a", rate) == 0, "what was told is true"
+            assert bucket.peek(b"a", rate) == 0, "no request is allowed before the reported delay has passed"
             clock.now = before
 
 
@@ -208,9 +208,9 @@ def test_only_a_wrong_secret_counts_as_one() -> None:
     for error in (NotAuthenticated("no"), Unavailable("not now"), ValueError(), NotAuthenticated("no")):
         with pytest.raises(type(error)), limits.login_attempt(client, "party", "secret"):
             raise error
-    with pytest.raises(TooManyRequests) as told:
+    with pytest.raises(TooManyRequests) as caught:
         limits.login_attempt(client, "party", "secret")
-    assert 0 < told.value.retry_after <= 60
+    assert 0 < caught.value.retry_after <= 60
 
 
 # --- Over HTTP -------------------------------------------------------------------------------------------------------
@@ -297,7 +297,7 @@ def test_an_attacker_can_neither_guess_a_secret_nor_lock_its_party_out(small: Po
     secret = small.world.member("cps").secret
     seen = [log_in(small, attacker, "cps", f"guess {number}").status_code for number in range(9)]
     assert seen == [401] * 5 + [429] * 4
-    # Even with the right secret, from there: nobody learns by trying whether it was the right one.
+    # The right secret is rejected too: the response must not reveal whether a guess was right.
     answer = log_in(small, attacker, "cps", secret)
     assert answer.status_code == 429
     assert answer.json() == {

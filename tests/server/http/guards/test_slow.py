@@ -43,12 +43,12 @@ def lasting(least: float, most: float) -> Iterator[None]:
     assert least <= took <= most, took
 
 
-def dripping(raw: Raw, octets: bytes, every: float = 0.1) -> Callable[[], None]:
-    """Send one octet after another in the background. Returns what ends it."""
+def dripping(raw: Raw, data: bytes, every: float = 0.1) -> Callable[[], None]:
+    """Send one byte at a time in the background. Returns a function that stops it."""
     ended = threading.Event()
 
     def drip() -> None:
-        for each in octets:
+        for each in data:
             if ended.wait(every):
                 return
             try:
@@ -105,9 +105,9 @@ def test_body_that_no_route_reads_has_a_deadline(strict: Pool) -> None:
 
 
 def test_silent_connection_is_closed_without_response(strict: Pool) -> None:
-    for said in ("", "\r\n"):
+    for sent in ("", "\r\n"):
         with connected(strict.base_url) as raw, lasting(0.9, 20):
-            raw.send(said)
+            raw.send(sent)
             assert raw.answer() is None
 
 
@@ -197,8 +197,8 @@ def test_worker_limits_the_connections_of_an_address(strict: Pool, monkeypatch: 
     deadline = time.monotonic() + 30
     while not logger.calls and time.monotonic() < deadline:
         time.sleep(0.05)
-    told = [call for call in logger.calls if call.args == ("connections turned away",)]
-    assert sum(call.kwargs["count"] for call in told) == 3
+    turned_away = [call for call in logger.calls if call.args == ("connections turned away",)]
+    assert sum(call.kwargs["count"] for call in turned_away) == 3
     settled(strict)
 
 

@@ -187,6 +187,6 @@ def test_what_uvicorn_is_told_can_be_handed_to_new_processes(files: tuple[Path, 
     import pickle
 
     config = Settings(tls_cert=files[0], tls_key=files[1])
-    told = uvicorn.Config("ccp.server.app:create_app", factory=True, **uvicorn_options(config))
-    assert pickle.loads(pickle.dumps(told)).http == "ccp.server.http.protocol:Connection"
-    assert not told.proxy_headers
+    uvicorn_config = uvicorn.Config("ccp.server.app:create_app", factory=True, **uvicorn_options(config))
+    assert pickle.loads(pickle.dumps(uvicorn_config)).http == "ccp.server.http.protocol:Connection"
+    assert not uvicorn_config.proxy_headers

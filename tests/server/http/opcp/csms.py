@@ -1,6 +1,6 @@
 """The back ends of charging stations that speak OPCP, as far as a pool notices them.
 
-Written after the sources of two open ones; requests are sent octet for octet over a plain socket, with the headers and
+Written after the sources of two open ones; requests are sent byte for byte over a plain socket, with the headers and
 the retries that each of them has. `first` and `last` are called after the item that they hand on.
 """
 
@@ -76,15 +76,15 @@ class First:
         answer = send(self.base_url, "POST", "/oauth/token", headers, body)
         if answer.status != 200:
             raise Refused(answer.status)
-        said = answer.json()
-        assert isinstance(said["expires_in"], int)
-        token: str = said["access_token"]
+        token_response = answer.json()
+        assert isinstance(token_response["expires_in"], int)
+        token: str = token_response["access_token"]
         return token
 
     def ask(self, request: str) -> str:
         """Three tries without a pause, each but the first with a new token. Only 200 counts."""
         body = {"certificateInstallationReq": request, "xsdMsgDefNamespace": "urn:iso:15118:2:2013:MsgDef"}
-        octets = json.dumps(body, separators=(",", ":")).encode()
+        encoded = json.dumps(body, separators=(",", ":")).encode()
         answer = None
         for attempt in range(3):
             if attempt or self.token is None:
@@ -97,7 +97,7 @@ class First:
                 "Accept-Encoding": "gzip",
             }
             self.sent.append("deliver")
-            answer = send(self.base_url, "POST", "/v1/ccp/signedContractData", headers, octets)
+            answer = send(self.base_url, "POST", "/v1/ccp/signedContractData", headers, encoded)
             if answer.status == 200:
                 break
         assert answer is not None
@@ -180,8 +180,8 @@ class Last:
 
     def ask(self, request: str, namespace: str = "urn:iso:15118:2:2013:MsgDef") -> str:
         body = {"certificateInstallationReq": request, "xsdMsgDefNamespace": namespace}
-        octets = json.dumps(body, separators=(",", ":")).encode()
-        answer = self.request("POST", "/v1/ccp/signedContractData", octets)
+        encoded = json.dumps(body, separators=(",", ":")).encode()
+        answer = self.request("POST", "/v1/ccp/signedContractData", encoded)
         message = None
         for content in answer.json()["CCPResponse"].get("emaidContent") or []:
             if content.get("messageDef", {}).get("certificateInstallationRes"):

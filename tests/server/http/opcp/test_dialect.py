@@ -30,11 +30,11 @@ def deliver(pool: Pool, car: Car, headers: dict[str, str] | None = None, session
     body = post_body(car.request(session, AT), str(car.namespace))
     answer = call(pool, "cpo", "POST", "/ccp/signedContractData", json=body, headers=headers or {})
     assert answer.status_code == 200, answer.text
-    said = answer.json()
-    assert sorted(said) == ["CCPResponse", "xsdMsgDefNamespace"]
-    assert said["xsdMsgDefNamespace"] == str(car.namespace)
-    assert list(said["CCPResponse"]) == ["emaidContent"]
-    (content,) = said["CCPResponse"]["emaidContent"]
+    found = answer.json()
+    assert sorted(found) == ["CCPResponse", "xsdMsgDefNamespace"]
+    assert found["xsdMsgDefNamespace"] == str(car.namespace)
+    assert list(found["CCPResponse"]) == ["emaidContent"]
+    (content,) = found["CCPResponse"]["emaidContent"]
     assert list(content) == ["messageDef"]
     message: dict[str, Any] = content["messageDef"]
     assert sorted(message) == ["certificateInstallationRes", "emaid", "metaData"]
@@ -63,7 +63,7 @@ def state(pool: Pool, contract: Contract) -> list[tuple[Any, ...]]:
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_both_dialects_give_a_car_the_same_octets(pool: Pool, edition: str) -> None:
+def test_both_dialects_give_a_car_the_same_bytes(pool: Pool, edition: str) -> None:
     car = pool.car(edition)
     contract = pool.publish(car, body={"metaData": "about it"})
     for _ in range(5):  # In -20 the time of the answer is in it, so both have to fall into one second.
@@ -85,7 +85,7 @@ def published(pool: Pool, car: Car) -> list[dict[str, Any]]:
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_both_dialects_refuse_a_car_with_the_same_octets(pool: Pool, edition: str) -> None:
+def test_both_dialects_refuse_a_car_with_the_same_bytes(pool: Pool, edition: str) -> None:
     car = pool.car(edition)
     for _ in range(5):
         (there,) = published(pool, car)
@@ -111,7 +111,7 @@ def test_a_car_that_takes_several_contracts_gets_one_and_is_told_that_none_is_le
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_an_oem_pulls_the_same_octets(pool: Pool, edition: str) -> None:
+def test_an_oem_pulls_the_same_bytes(pool: Pool, edition: str) -> None:
     car = pool.car(edition)
     contract = pool.publish(car)
     query = {"xsdMsgDefNamespace": str(car.namespace)}
@@ -122,8 +122,8 @@ def test_an_oem_pulls_the_same_octets(pool: Pool, edition: str) -> None:
         "xsdMsgDefNamespace": str(car.namespace),
     }
     answer = call(pool, "oem", "GET", path, params={**query, "sessionID": SESSION.hex()})
-    octets = base64.b64decode(answer.json()["certificateInstallationRes"])
-    assert car.install(octets, SESSION, AT)[0] == contract.emaid
+    message = base64.b64decode(answer.json()["certificateInstallationRes"])
+    assert car.install(message, SESSION, AT)[0] == contract.emaid
     assert sentences(call(pool, "oem", "GET", f"/ccp/provideSignedContractData/{new_emaid()}/{car.pcid}"), 404)
 
 
@@ -136,7 +136,7 @@ def test_publishing_and_choosing_leave_the_same_state(pool: Pool, edition: str) 
     for dialect in ("opnc", "opcp"):
         car = pool.car(edition)
         one, other = pool.contract(car, body={"metaData": "m"}), pool.contract(car)
-        # The same octets in both, whatever vehicle they are for: what they hold is not what is compared.
+        # Both publish the same bytes, for different vehicles; the comparison does not read the message.
         if dialect == "opnc":
             for contract in (one, other):
                 assert pool.cps.put("/signedcontractdata", json=contract.body).status_code == 201

@@ -83,7 +83,7 @@ def log(gate: Closable, monkeypatch: pytest.MonkeyPatch) -> list[CapturedCall]:
 
 
 @pytest.fixture(scope="module")
-def question(pool: Pool) -> bytes:
+def vehicle_post(pool: Pool) -> bytes:
     """A whole POST of a vehicle that has a contract."""
     car = pool.car()
     pool.publish(car)
@@ -135,10 +135,10 @@ def is_shed(found: Answer) -> bool:
     return True
 
 
-def overloaded(gate: Closable, raws: list[Raw], question: bytes) -> None:
+def overloaded(gate: Closable, raws: list[Raw], vehicle_post: bytes) -> None:
     """Fill the queue and wait until it counts as one that lasts."""
     for raw in raws:
-        raw.send(question)
+        raw.send(vehicle_post)
     deadline = time.monotonic() + 10
     while not gate.admission.overloaded and time.monotonic() < deadline:
         time.sleep(0.01)
@@ -146,53 +146,55 @@ def overloaded(gate: Closable, raws: list[Raw], question: bytes) -> None:
 
 
 def test_what_finds_no_room_gets_503_at_once_and_the_connection_goes_on(
-    pool: Pool, gate: Closable, question: bytes
+    pool: Pool, gate: Closable, vehicle_post: bytes
 ) -> None:
     with clients(pool, 40) as raws, clients(pool, 1) as (late,):
         with gate.closed("vehicle"):
-            overloaded(gate, raws, question)
+            overloaded(gate, raws, vehicle_post)
             for _ in range(3):
-                late.send(question)
+                late.send(vehicle_post)
                 assert is_shed(answer(late))
             assert [is_shed(answer(raw)) for raw in raws] == [True] * 40
         for raw in (late, *raws):
-            raw.send(question)
+            raw.send(vehicle_post)
             assert not is_shed(answer(raw)), "the overload is over"
 
 
 def test_everything_is_answered_when_the_worker_comes_to_it_in_time(
-    pool: Pool, gate: Closable, question: bytes
+    pool: Pool, gate: Closable, vehicle_post: bytes
 ) -> None:
     with clients(pool, 10) as raws:
         with gate.closed("vehicle"):
             for raw in raws:
-                raw.send(question)
+                raw.send(vehicle_post)
             time.sleep(0.05)
         assert [is_shed(answer(raw)) for raw in raws] == [False] * 10
 
 
 def test_the_wait_for_a_turn_counts_towards_the_time_of_a_vehicle(
-    pool: Pool, gate: Closable, question: bytes, monkeypatch: pytest.MonkeyPatch
+    pool: Pool, gate: Closable, vehicle_post: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gate.admission.vehicles, "max_age", 30.0)
     with clients(pool, 1) as (raw,):
-        raw.send(question)
+        raw.send(vehicle_post)
         assert b"cpsV2GRootCertificateFingerprint" in answer(raw).body
         monkeypatch.setattr("ccp.server.http.signed_contract_data.DELIVERY_TIMEOUT", 1.0)
         with gate.closed("vehicle"):
-            raw.send(question)
+            raw.send(vehicle_post)
             time.sleep(1.1)
         assert b"temporary: The pool cannot answer in time now" in answer(raw).body
 
 
-def test_health_readiness_and_metrics_are_answered_under_overload(pool: Pool, gate: Closable, question: bytes) -> None:
+def test_health_readiness_and_metrics_are_answered_under_overload(
+    pool: Pool, gate: Closable, vehicle_post: bytes
+) -> None:
     with clients(pool, 40) as raws, gate.closed("vehicle", "bulk", "unverified"):
-        overloaded(gate, raws, question)
+        overloaded(gate, raws, vehicle_post)
         for path in ("/health", "/health/live", "/health/ready", "/metrics"):
             assert httpx.get(pool.base_url + path).status_code == 200
 
 
-def test_another_callers_vehicle_is_answered_while_one_floods(pool: Pool, gate: Closable, question: bytes) -> None:
+def test_another_callers_vehicle_is_answered_while_one_floods(pool: Pool, gate: Closable, vehicle_post: bytes) -> None:
     car = pool.car()
     pool.publish(car)
     other = vehicle_request(pool, car, caller="everything")
@@ -201,7 +203,7 @@ def test_another_callers_vehicle_is_answered_while_one_floods(pool: Pool, gate: 
         assert not is_shed(answer(quiet))
         with clients(pool, 40) as raws:
             with gate.closed("vehicle"):
-                overloaded(gate, raws, question)
+                overloaded(gate, raws, vehicle_post)
                 quiet.send(other)
                 time.sleep(0.05)
             assert not is_shed(answer(quiet))
@@ -221,9 +223,9 @@ def test_every_kind_of_request_is_shed_before_it_is_looked_at(
     pool: Pool, gate: Closable, method: str, path: str
 ) -> None:
     length = "Content-Length: 4\r\n" if method in ("PUT", "POST") else ""
-    said = f"{method} {path} HTTP/1.1\r\nHost: x\r\n{length}\r\n" + ("oops" if length else "")
+    request = f"{method} {path} HTTP/1.1\r\nHost: x\r\n{length}\r\n" + ("oops" if length else "")
     with clients(pool, 1) as (raw,), gate.closed("bulk", "unverified"):
-        raw.send(said)
+        raw.send(request)
         raw.send(HEALTH)
         if method == "HEAD":
             assert b"503" in head_only(raw)
@@ -240,22 +242,22 @@ def head_only(raw: Raw) -> bytes:
     return head
 
 
-def test_the_body_of_a_shed_request_is_read_and_dropped(pool: Pool, gate: Closable, question: bytes) -> None:
-    head, _, body = question.partition(b"\r\n\r\n")
+def test_the_body_of_a_shed_request_is_read_and_dropped(pool: Pool, gate: Closable, vehicle_post: bytes) -> None:
+    head, _, body = vehicle_post.partition(b"\r\n\r\n")
     with clients(pool, 40) as raws, clients(pool, 1) as (slow,):
         with gate.closed("vehicle"):
-            overloaded(gate, raws, question)
+            overloaded(gate, raws, vehicle_post)
             slow.send(head + b"\r\n\r\n" + body[:100])
             assert is_shed(answer(slow))
             slow.send(body[100:])
-            slow.send(question)
+            slow.send(vehicle_post)
             assert is_shed(answer(slow))
-        slow.send(question)
+        slow.send(vehicle_post)
         assert not is_shed(answer(slow))
 
 
-def test_a_body_that_comes_late_waits_for_its_turn_too(pool: Pool, gate: Closable, question: bytes) -> None:
-    head, _, body = question.partition(b"\r\n\r\n")
+def test_a_body_that_comes_late_waits_for_its_turn_too(pool: Pool, gate: Closable, vehicle_post: bytes) -> None:
+    head, _, body = vehicle_post.partition(b"\r\n\r\n")
     with clients(pool, 1) as (slow,):
         slow.send(head + b"\r\n\r\n" + body[:100])
         time.sleep(0.1)
@@ -273,10 +275,12 @@ def test_a_body_that_comes_late_waits_for_its_turn_too(pool: Pool, gate: Closabl
         assert found.headers["retry-after"] == "2"
 
 
-def test_shed_answers_a_client_that_expects_100_continue(pool: Pool, gate: Closable, question: bytes) -> None:
-    expecting = question.replace(b"Content-Type", b"Expect: 100-continue\r\nContent-Type", 1).partition(b"\r\n\r\n")[0]
+def test_shed_answers_a_client_that_expects_100_continue(pool: Pool, gate: Closable, vehicle_post: bytes) -> None:
+    expecting = vehicle_post.replace(b"Content-Type", b"Expect: 100-continue\r\nContent-Type", 1).partition(
+        b"\r\n\r\n"
+    )[0]
     with clients(pool, 40) as raws, clients(pool, 1) as (raw,), gate.closed("vehicle"):
-        overloaded(gate, raws, question)
+        overloaded(gate, raws, vehicle_post)
         raw.send(expecting + b"\r\n\r\n")
         found = answer(raw)
         assert found.refused(503) == SHED
@@ -284,10 +288,10 @@ def test_shed_answers_a_client_that_expects_100_continue(pool: Pool, gate: Closa
         assert raw.answer() is None
 
 
-def test_a_client_that_wants_its_connection_closed_gets_that(pool: Pool, gate: Closable, question: bytes) -> None:
-    closing = question.replace(b"Content-Type", b"Connection: close\r\nContent-Type", 1)
+def test_a_client_that_wants_its_connection_closed_gets_that(pool: Pool, gate: Closable, vehicle_post: bytes) -> None:
+    closing = vehicle_post.replace(b"Content-Type", b"Connection: close\r\nContent-Type", 1)
     with clients(pool, 40) as raws, clients(pool, 1) as (raw,), gate.closed("vehicle"):
-        overloaded(gate, raws, question)
+        overloaded(gate, raws, vehicle_post)
         raw.send(closing)
         found = answer(raw)
         assert found.refused(503) == SHED
@@ -295,19 +299,19 @@ def test_a_client_that_wants_its_connection_closed_gets_that(pool: Pool, gate: C
         assert raw.answer() is None
 
 
-def test_requests_sent_ahead_are_answered_in_their_order(pool: Pool, gate: Closable, question: bytes) -> None:
+def test_requests_sent_ahead_are_answered_in_their_order(pool: Pool, gate: Closable, vehicle_post: bytes) -> None:
     with clients(pool, 40) as raws, clients(pool, 1) as (raw,), gate.closed("vehicle"):
-        overloaded(gate, raws, question)
-        raw.send(question + HEALTH.encode() + question)
+        overloaded(gate, raws, vehicle_post)
+        raw.send(vehicle_post + HEALTH.encode() + vehicle_post)
         assert [answer(raw).status for _ in range(3)] == [503, 200, 503]
 
 
-def test_a_client_that_gave_up_costs_no_work(pool: Pool, gate: Closable, question: bytes) -> None:
+def test_a_client_that_gave_up_costs_no_work(pool: Pool, gate: Closable, vehicle_post: bytes) -> None:
     before = requests_answered(pool)
     with gate.closed("vehicle"):
         with clients(pool, 10) as raws:
             for raw in raws:
-                raw.send(question)
+                raw.send(vehicle_post)
             deadline = time.monotonic() + 5
             while gate.admission.waiting < 10 and time.monotonic() < deadline:
                 time.sleep(0.005)
@@ -325,12 +329,12 @@ def requests_answered(pool: Pool) -> float:
 
 
 def test_overload_is_logged_once_and_counted_by_reason(
-    pool: Pool, gate: Closable, question: bytes, log: list[CapturedCall]
+    pool: Pool, gate: Closable, vehicle_post: bytes, log: list[CapturedCall]
 ) -> None:
     before = requests_answered(pool)
     with clients(pool, 40) as raws:
         with gate.closed("vehicle"):
-            overloaded(gate, raws, question)
+            overloaded(gate, raws, vehicle_post)
             found = [answer(raw) for raw in raws]
         assert {each.status for each in found} == {503}
     deadline = time.monotonic() + 10
@@ -348,14 +352,14 @@ def test_overload_is_logged_once_and_counted_by_reason(
 
 
 def test_a_client_that_does_not_read_its_refusals_is_not_read_from_either(
-    pool: Pool, gate: Closable, question: bytes, monkeypatch: pytest.MonkeyPatch
+    pool: Pool, gate: Closable, vehicle_post: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Else they would gather in memory, as refusals wait for nothing: tens of megabytes a second."""
     monkeypatch.setattr(gate.admission.vehicles, "max_age", 60.0)
-    small = question.partition(b"Content-Length")[0] + b"Content-Length: 2\r\n\r\n{}"
+    small = vehicle_post.partition(b"Content-Length")[0] + b"Content-Length: 2\r\n\r\n{}"
     with clients(pool, 40) as raws, reading_little(pool) as deaf, gate.closed("vehicle"):
         deaf.settimeout(1)
-        overloaded(gate, raws, question)
+        overloaded(gate, raws, vehicle_post)
         sent = 0
         with suppress(TimeoutError, ConnectionError):  # Many that are read as one piece end the connection.
             while sent < 3000:
@@ -366,12 +370,12 @@ def test_a_client_that_does_not_read_its_refusals_is_not_read_from_either(
 
 
 def test_many_requests_in_one_piece_are_not_all_refused_in_one_turn(
-    pool: Pool, gate: Closable, question: bytes, monkeypatch: pytest.MonkeyPatch
+    pool: Pool, gate: Closable, vehicle_post: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gate.admission.vehicles, "max_age", 60.0)
-    small = question.partition(b"Content-Length")[0] + b"Content-Length: 2\r\n\r\n{}"
+    small = vehicle_post.partition(b"Content-Length")[0] + b"Content-Length: 2\r\n\r\n{}"
     with clients(pool, 40) as raws, clients(pool, 1) as (raw,), gate.closed("vehicle"):
-        overloaded(gate, raws, question)
+        overloaded(gate, raws, vehicle_post)
         raw.send(100 * small)
         statuses = [each.status for each in raw.answers()]
         assert 1 < len(statuses) <= 17
@@ -379,10 +383,10 @@ def test_many_requests_in_one_piece_are_not_all_refused_in_one_turn(
 
 
 def test_a_body_that_is_too_large_waits_for_its_turn_as_every_request_does(pool: Pool, gate: Closable) -> None:
-    said = f"POST {BASE}/signedcontractdata HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n"
+    request = f"POST {BASE}/signedcontractdata HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n"
     with clients(pool, 1) as (raw,):
         with gate.closed("vehicle", "unverified"):
-            raw.send(said)
+            raw.send(request)
             deadline = time.monotonic() + 5
             while not gate.admission.waiting and time.monotonic() < deadline:
                 time.sleep(0.005)
@@ -399,14 +403,14 @@ def test_a_party_that_may_not_ask_for_vehicles_has_no_share_of_their_class(pool:
     assert (known("emsp"), known("cpo")) == (False, True)
 
 
-def test_clients_of_many_threads_see_nothing_but_200_and_503(pool: Pool, question: bytes) -> None:
+def test_clients_of_many_threads_see_nothing_but_200_and_503(pool: Pool, vehicle_post: bytes) -> None:
     """A closed load of 64 connections, more than the short queue holds: nothing hangs, nothing is out of step."""
     statuses: list[int] = []
 
     def ask() -> None:
         with clients(pool, 1) as (raw,):
             for _ in range(10):
-                raw.send(question)
+                raw.send(vehicle_post)
                 statuses.append(200 if not is_shed(answer(raw)) else 503)
 
     threads = [threading.Thread(target=ask) for _ in range(64)]

@@ -22,7 +22,7 @@ from ccp.testing.pki import PKI
 from tests.scripted_server import DROP, HANG, TRACE_ID, Reply, Scripted, error, json_reply, nowhere, scripted
 from tests.server.http.api.answers import sentences
 from tests.server.pool.peers.requests import to, until_known
-from tests.world import AT, SESSION, Contract, Pool, new_emaid, new_pcid, octets_of, party, start
+from tests.world import AT, SESSION, Contract, Pool, new_emaid, new_pcid, party, response_bytes, start
 
 SECONDS = 0.6
 OPERATIONS = ("publish", "by emaid", "by pcid", "fetch", "set default", "withdraw")
@@ -128,7 +128,7 @@ def test_addressed_request_is_executed_by_the_target_pool(pools: dict[str, Pool]
     assert {item["emaid"]: item["defaultContract"] for item in items} == {first.emaid: False, second.emaid: True}
 
     (item,) = call("fetch", second).json()["signedContractDataCollection"]
-    assert car.install(octets_of(item), SESSION, AT)[0] == second.emaid
+    assert car.install(response_bytes(item), SESSION, AT)[0] == second.emaid
     assert (
         item
         == request("fetch", second.emaid, car.pcid).send(there, "gateway").json()["signedContractDataCollection"][0]
@@ -148,7 +148,7 @@ def test_addressed_fetch_returns_an_iso20_contract(pools: dict[str, Pool], name:
     query = {"sessionID": SESSION.hex(), "xsdMsgDefNamespace": str(car.namespace)}
     answer = here.client("far_oem").get(path, params=query, headers=to(name))
     (item,) = answer.json()["signedContractDataCollection"]
-    assert car.install(octets_of(item), SESSION, AT)[0] == contract.emaid
+    assert car.install(response_bytes(item), SESSION, AT)[0] == contract.emaid
 
 
 @pytest.mark.parametrize("name", ["pool-b", "pool-c"])
@@ -172,7 +172,7 @@ def test_addressed_request_in_the_opcp_dialect_is_forwarded(pools: dict[str, Poo
     (found,) = call("far_emsp", "GET", f"/lookupContract/{first.emaid}").json()["XMLContracts"]
     assert (found["emaid"], found["priority"]) == (first.emaid, 2)
     path = f"/provideSignedContractData/{second.emaid}/{car.pcid}?sessionID={SESSION.hex()}"
-    assert car.install(octets_of(call("far_oem", "GET", path).json()), SESSION, AT)[0] == second.emaid
+    assert car.install(response_bytes(call("far_oem", "GET", path).json()), SESSION, AT)[0] == second.emaid
     call("far_emsp", "DELETE", f"/signedContractData/{second.emaid}")
     assert there.stored(second.emaid) == 0
 
@@ -430,7 +430,7 @@ def test_addressed_fetch_answer_must_match_the_request(other: Other) -> None:
     assert other.ask("fetch", item(bytes(changed))).status_code in (502, 503)
     other.recover()
     (handed,) = other.ask("fetch", item()).json()["signedContractDataCollection"]
-    assert car.install(octets_of(handed), SESSION, AT)[0] == contract.emaid
+    assert car.install(response_bytes(handed), SESSION, AT)[0] == contract.emaid
 
 
 def test_addressed_query_answer_must_match_the_request(other: Other) -> None:

@@ -25,7 +25,7 @@ from tests.cli.run import ccp, ccp_ok
 from tests.scripted_server import DROP, HANG, Reply, error, granted, json_reply, nowhere, scripted
 from tests.server.http.api.answers import sentences
 from tests.server.pool.peers.requests import ASK, PATH, deliver, to, until_known
-from tests.world import AT, SESSION, Pool, octets_of, read, start
+from tests.world import AT, SESSION, Pool, read, response_bytes, start
 
 NAMES = ("pool-a", "pool-b", "pool-c")
 SECONDS = 0.5
@@ -94,7 +94,7 @@ def test_broadcast_finds_a_contract_at_any_pool(
         deliveries.clear()
         (item,) = deliver(three[asked], car)
         assert item["emaid"] == contract.emaid
-        assert car.install(octets_of(item), SESSION, AT)[0] == contract.emaid
+        assert car.install(response_bytes(item), SESSION, AT)[0] == contract.emaid
         if asked == home:
             assert deliveries == ["cpo"]
         else:  # Both other pools are asked at once, and they ask no further pool.
@@ -149,7 +149,7 @@ def test_broadcast_in_the_opcp_dialect_is_the_default(three: dict[str, Pool]) ->
     item = {**content["messageDef"], "xsdMsgDefNamespace": str(car.namespace)}
     assert item["emaid"] == first.emaid
     assert read(item).parsed.message.RemainingContractCertificateChains == 0
-    assert car.install(octets_of(item), SESSION, AT)[0] == first.emaid
+    assert car.install(response_bytes(item), SESSION, AT)[0] == first.emaid
 
 
 def test_broadcast_returns_all_iso20_contracts_of_a_peer(three: dict[str, Pool]) -> None:
@@ -160,7 +160,7 @@ def test_broadcast_returns_all_iso20_contracts_of_a_peer(three: dict[str, Pool])
     left = [read(item).parsed.message.RemainingContractCertificateChains for item in items]
     assert left == [2, 1, 0]
     for item in items:
-        car.install(octets_of(item), SESSION, AT)
+        car.install(response_bytes(item), SESSION, AT)
 
 
 # --- Addressed -------------------------------------------------------------------------------------------------------
@@ -225,7 +225,7 @@ def lies(honest: Pool, car: Car) -> dict[str, Reply]:
     def with_item(**members: Any) -> Reply:
         return json_reply({"signedContractDataCollection": [{**item, **members}]})
 
-    data = bytearray(octets_of(item))
+    data = bytearray(response_bytes(item))
     data[len(data) // 2] ^= 1
     stranger = Car.from_credential(honest.pki("stranger"), car.provisioning, car.pcid)
     foreign = honest.contract(stranger, signer="stranger").message
@@ -272,7 +272,7 @@ def test_broadcast_ignores_hanging_and_malicious_peers(pkis: dict[str, PKI], thr
             pool.change(peers.add(Peer("pool-b", honest.base_url, token=token), AT))
             until_known(pool, "pool-b")
             (item,) = deliver(pool, car)
-            assert car.install(octets_of(item), SESSION, AT)[0] == item["emaid"]
+            assert car.install(response_bytes(item), SESSION, AT)[0] == item["emaid"]
 
 
 def test_broadcast_skips_a_peer_with_an_open_circuit(pkis: dict[str, PKI]) -> None:

@@ -22,7 +22,8 @@ from ccp.server.settings import Settings
 from ccp.server.storage import Store, connect
 from ccp.server.storage.engine import schema
 from ccp.server.trust.revocation import RevocationService
-from ccp.testing.pki import PKI, Algorithm, Credential, StatusURLs, sign_crl, sign_ocsp_response
+from ccp.testing.pki import PKI, Algorithm, Credential, StatusURLs
+from ccp.testing.revocation import sign_crl, sign_ocsp_response
 from ccp.x509.certificates import Certificate
 from ccp.x509.path_validation import VerifiedChain
 from ccp.x509.profiles import Profile, Usage
@@ -90,10 +91,10 @@ def ocsp_response(
     return builder.sign(signer, hashes.SHA256()).public_bytes(Encoding.DER)
 
 
-def unused(octets: bytes, signature: bytes) -> bytes:
+def unused(der: bytes, signature: bytes) -> bytes:
     """Claim one unused bit for a signature whose last bit is zero."""
-    at = octets.index(signature) - 1
-    return octets[:at] + b"\1" + octets[at + 1 :]
+    at = der.index(signature) - 1
+    return der[:at] + b"\1" + der[at + 1 :]
 
 
 def crl(issuer: Credential, *revoked: Certificate, **more: Any) -> bytes:
@@ -102,13 +103,13 @@ def crl(issuer: Credential, *revoked: Certificate, **more: Any) -> bytes:
     return sign_crl(issuer, {one.serial_number: AT - DAY for one in revoked}, **{**times, **more})
 
 
-def serve_crl(server: Server, path: str, octets: bytes, etag: str = '"1"') -> str:
+def serve_crl(server: Server, path: str, der: bytes, etag: str = '"1"') -> str:
     """A server that knows conditional requests."""
 
     def answering(request: Any) -> Reply:
         if request.headers.get("if-none-match") == etag:
             return Reply(status=304, headers={"ETag": etag})
-        return Reply(octets, headers={"ETag": etag})
+        return Reply(der, headers={"ETag": etag})
 
     server.answers[path] = answering
     return server.url + path

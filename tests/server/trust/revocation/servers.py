@@ -28,7 +28,7 @@ class Request:
 
 @dataclass
 class Reply:
-    """drip: seconds between one octet and the next. endless: zeros for as long as the client reads."""
+    """drip: seconds between two bytes. endless: zeros for as long as the client reads."""
 
     body: bytes = b""
     status: int = 200
@@ -132,7 +132,7 @@ def openssl_responder(
 ) -> Iterator[str]:
     """`openssl ocsp` for one CA, for as long as the block lasts. Yields its address.
 
-    statuses: serial number to the time of revocation, None for a certificate that is good; it knows no others.
+    statuses: serial number to the time of revocation, None for the status good; others are unknown to it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     signer = responder or issuer

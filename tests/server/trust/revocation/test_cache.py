@@ -20,7 +20,7 @@ LEAF, CA = CertificateRef("sub ca", 1, ()), CertificateRef("root", 2, ())
 LISTED = CertificateRef("root", 3, (URL,))
 
 
-def said(key: CertificateRef, status: RevocationStatus = RevocationStatus.GOOD) -> Evidence:
+def evidence_of(key: CertificateRef, status: RevocationStatus = RevocationStatus.GOOD) -> Evidence:
     return Evidence(
         key.issuer, key.serial, status, AT, AT + HOUR, AT if status is RevocationStatus.REVOKED else None, "OCSP"
     )
@@ -48,9 +48,9 @@ def found(url: str, recent: RevocationCache, *shared: CertificateRef) -> Revocat
 
 
 def test_revocation_cache_holds_ca_evidence_for_a_second(url: str, recent: RevocationCache, watch: Watch) -> None:
-    write(url, queries.store_evidence(said(LEAF)), queries.store_evidence(said(CA)))
-    assert found(url, recent, CA).evidence == {("sub ca", 1): said(LEAF), ("root", 2): said(CA)}
-    revoked = [said(key, RevocationStatus.REVOKED) for key in (LEAF, CA)]
+    write(url, queries.store_evidence(evidence_of(LEAF)), queries.store_evidence(evidence_of(CA)))
+    assert found(url, recent, CA).evidence == {("sub ca", 1): evidence_of(LEAF), ("root", 2): evidence_of(CA)}
+    revoked = [evidence_of(key, RevocationStatus.REVOKED) for key in (LEAF, CA)]
     write(url, *(queries.store_evidence(each) for each in revoked))
     watch.now += 0.9
     known = found(url, recent, CA)
@@ -62,15 +62,15 @@ def test_revocation_cache_holds_ca_evidence_for_a_second(url: str, recent: Revoc
 
 def test_revocation_cache_holds_missing_evidence_too(url: str, recent: RevocationCache, watch: Watch) -> None:
     assert found(url, recent, CA).evidence == {}
-    write(url, queries.store_evidence(said(CA)))
+    write(url, queries.store_evidence(evidence_of(CA)))
     assert found(url, recent, CA).evidence == {}
     watch.now += 1.0
-    assert found(url, recent, CA).evidence == {("root", 2): said(CA)}
+    assert found(url, recent, CA).evidence == {("root", 2): evidence_of(CA)}
 
 
 def test_revocation_cache_invalidates_on_local_writes(url: str, recent: RevocationCache) -> None:
     found(url, recent, CA)
-    write(url, queries.store_evidence(said(CA, RevocationStatus.REVOKED)))
+    write(url, queries.store_evidence(evidence_of(CA, RevocationStatus.REVOKED)))
     recent.invalidate()
     assert found(url, recent, CA).find_revoked(CA) is not None
 

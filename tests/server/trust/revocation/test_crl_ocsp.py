@@ -58,8 +58,8 @@ def test_read_ocsp_good(made: Branch) -> None:
 @pytest.mark.parametrize("sha256", [False, True])
 def test_read_ocsp_revoked_has_the_time(made: Branch, sha256: bool) -> None:
     for certificate, issuer in ((made.contract().certificate, made.sub2), (made.sub2.certificate, made.sub1)):
-        octets = answer(certificate, issuer, revoked_at=AT - DAY, sha256=sha256)
-        evidence = read_ocsp(octets, certificate, issuer.certificate, AT, URL)
+        der = answer(certificate, issuer, revoked_at=AT - DAY, sha256=sha256)
+        evidence = read_ocsp(der, certificate, issuer.certificate, AT, URL)
         assert (evidence.status, evidence.revoked_at) == (RevocationStatus.REVOKED, AT - DAY)
 
 
@@ -72,15 +72,15 @@ def test_read_ocsp_unknown(made: Branch) -> None:
 def test_read_ocsp_accepts_delegated_responders(made: Branch) -> None:
     leaf = made.contract().certificate
     responder = made.sub2.issue("OCSP", OCSP_RESPONDER, now=AT)
-    octets = answer(leaf, made.sub2, responder=responder)
-    assert read_ocsp(octets, leaf, made.sub2.certificate, AT, URL).status is RevocationStatus.GOOD
+    der = answer(leaf, made.sub2, responder=responder)
+    assert read_ocsp(der, leaf, made.sub2.certificate, AT, URL).status is RevocationStatus.GOOD
 
 
 def test_read_ocsp_accepts_responders_with_explicit_false(p256: Branch) -> None:
     leaf = p256.contract().certificate
     template = Template(DAY, extra=(*OCSP_RESPONDER.extra, (EXPLICIT_FALSE, False)))
-    octets = answer(leaf, p256.sub2, responder=p256.sub2.issue("OCSP", template, now=AT))
-    assert read_ocsp(octets, leaf, p256.sub2.certificate, AT, URL).status is RevocationStatus.GOOD
+    der = answer(leaf, p256.sub2, responder=p256.sub2.issue("OCSP", template, now=AT))
+    assert read_ocsp(der, leaf, p256.sub2.certificate, AT, URL).status is RevocationStatus.GOOD
 
 
 def test_read_ocsp_refuses_unauthorised_responders(made: Branch) -> None:
@@ -96,9 +96,9 @@ def test_read_ocsp_refuses_unauthorised_responders(made: Branch) -> None:
         "one level below": made.sub2.issue("Sub3", SUB_CA2, now=AT).issue("OCSP", OCSP_RESPONDER, now=AT),
     }
     for name, responder in cases.items():
-        octets = answer(leaf, made.sub2, responder=responder)
+        der = answer(leaf, made.sub2, responder=responder)
         with pytest.raises(EvidenceError, match="not authorised"):
-            raise AssertionError(name, read_ocsp(octets, leaf, made.sub2.certificate, AT, URL))
+            raise AssertionError(name, read_ocsp(der, leaf, made.sub2.certificate, AT, URL))
 
 
 def test_read_ocsp_refuses_forged_responder_certificates(p256: Branch) -> None:
@@ -106,9 +106,9 @@ def test_read_ocsp_refuses_forged_responder_certificates(p256: Branch) -> None:
     real = p256.sub2.issue("OCSP", OCSP_RESPONDER, now=AT)
     by_itself = forge(real.certificate, real.key)  # in the issuer's name, signed by the responder
     for certificate in (by_itself, tampered(real.certificate)):
-        octets = answer(leaf, p256.sub2, responder=replace(real, certificate=certificate))
+        der = answer(leaf, p256.sub2, responder=replace(real, certificate=certificate))
         with pytest.raises(EvidenceError, match="not authorised"):
-            read_ocsp(octets, leaf, p256.sub2.certificate, AT, URL)
+            read_ocsp(der, leaf, p256.sub2.certificate, AT, URL)
 
 
 def test_read_ocsp_refuses_the_issuer_name_with_another_key(made: Branch) -> None:
@@ -120,12 +120,12 @@ def test_read_ocsp_refuses_the_issuer_name_with_another_key(made: Branch) -> Non
 
 
 def test_read_ocsp_refuses_every_changed_byte(p256: Branch) -> None:
-    """Changed anywhere, a response is refused, or it still says that the certificate is good."""
+    """A response with one changed byte is rejected or still reports the status good."""
     leaf = p256.contract().certificate
-    octets = answer(leaf, p256.sub2)
+    der = answer(leaf, p256.sub2)
     harmless = 0
-    for place in range(len(octets)):
-        changed = octets[:place] + bytes((octets[place] ^ 1,)) + octets[place + 1 :]
+    for place in range(len(der)):
+        changed = der[:place] + bytes((der[place] ^ 1,)) + der[place + 1 :]
         try:
             assert read_ocsp(changed, leaf, p256.sub2.certificate, AT, URL).status is RevocationStatus.GOOD
             harmless += 1
@@ -136,8 +136,8 @@ def test_read_ocsp_refuses_every_changed_byte(p256: Branch) -> None:
 
 def test_read_ocsp_and_crl_refuse_truncated_and_foreign_bytes(p256: Branch) -> None:
     leaf = p256.contract().certificate
-    octets = answer(leaf, p256.sub2)
-    for bad in (*(octets[:end] for end in range(len(octets))), octets + b"\0", b"<html>", bytes.fromhex("30030a0103")):
+    der = answer(leaf, p256.sub2)
+    for bad in (*(der[:end] for end in range(len(der))), der + b"\0", b"<html>", bytes.fromhex("30030a0103")):
         with pytest.raises(EvidenceError):
             read_ocsp(bad, leaf, p256.sub2.certificate, AT, URL)
 
@@ -154,13 +154,13 @@ def test_read_ocsp_refuses_other_serial_numbers_and_issuers(made: Branch) -> Non
 
 def test_read_ocsp_and_crl_check_the_validity_time(p256: Branch) -> None:
     leaf, issuer = p256.contract().certificate, p256.sub2.certificate
-    octets = answer(leaf, p256.sub2)
-    read_ocsp(octets, leaf, issuer, AT + HOUR, URL)
+    der = answer(leaf, p256.sub2)
+    read_ocsp(der, leaf, issuer, AT + HOUR, URL)
     with pytest.raises(EvidenceError, match="stale"):
-        read_ocsp(octets, leaf, issuer, AT + HOUR + timedelta(seconds=1), URL)
-    read_ocsp(octets, leaf, issuer, AT - MINUTE - CLOCK_SKEW, URL)
+        read_ocsp(der, leaf, issuer, AT + HOUR + timedelta(seconds=1), URL)
+    read_ocsp(der, leaf, issuer, AT - MINUTE - CLOCK_SKEW, URL)
     with pytest.raises(EvidenceError, match="future"):
-        read_ocsp(octets, leaf, issuer, AT - MINUTE - CLOCK_SKEW - timedelta(seconds=1), URL)
+        read_ocsp(der, leaf, issuer, AT - MINUTE - CLOCK_SKEW - timedelta(seconds=1), URL)
 
 
 def test_read_ocsp_without_next_update_is_valid_for_hours(p256: Branch) -> None:
@@ -213,13 +213,13 @@ def test_read_crl_refuses_invalid_crls(made: Branch) -> None:
         "has no number, the one before it had 4": crl(made.sub2, number=None),
         "cannot be read": crl(made.sub2)[:-1],
     }
-    for words, octets in cases.items():
+    for words, der in cases.items():
         with pytest.raises(EvidenceError, match=words):
-            read_crl(octets, issuer, AT, 4)
-    octets = crl(made.sub2, number=4)
-    for place in range(len(octets)):
+            read_crl(der, issuer, AT, 4)
+    der = crl(made.sub2, number=4)
+    for place in range(len(der)):
         with pytest.raises(EvidenceError):
-            read_crl(octets[:place] + bytes((octets[place] ^ 1,)) + octets[place + 1 :], issuer, AT, 4)
+            read_crl(der[:place] + bytes((der[place] ^ 1,)) + der[place + 1 :], issuer, AT, 4)
     assert read_crl(crl(made.sub2, number=4), issuer, AT, 4).number == 4
 
 

@@ -35,7 +35,7 @@ def test_read_ocsp_finds_the_responder_certificate_anywhere(made: Branch) -> Non
     responder = made.sub2.issue("OCSP", OCSP_RESPONDER, now=AT)
     others = [made.sub1.issue(f"Other {number}", CONTRACT, now=AT).certificate.x509 for number in range(9)]
     for by_key in (False, True):
-        octets = ocsp_response(
+        der = ocsp_response(
             made.sub2,
             leaf,
             responder.key,
@@ -43,7 +43,7 @@ def test_read_ocsp_finds_the_responder_certificate_anywhere(made: Branch) -> Non
             by_key=by_key,
             responder=responder.certificate.x509,
         )
-        assert read_ocsp(octets, leaf, made.sub2.certificate, AT, URL).status is RevocationStatus.GOOD
+        assert read_ocsp(der, leaf, made.sub2.certificate, AT, URL).status is RevocationStatus.GOOD
 
 
 def test_read_ocsp_limits_candidate_responder_certificates(made: Branch) -> None:
@@ -69,9 +69,9 @@ def test_read_ocsp_names_an_rsa_responder_key(made: Branch, by_key: bool) -> Non
         made.sub2.certificate.x509.subject, subject_name("RSA OCSP"), key.public_key(), 77, AT - DAY, AT + DAY
     ).add_extension(x509.ExtendedKeyUsage([x509.oid.ExtendedKeyUsageOID.OCSP_SIGNING]), False)
     certificate = builder.sign(made.sub2.key, hashes.SHA256())
-    octets = ocsp_response(made.sub2, leaf, key, [certificate], by_key=by_key, responder=certificate)
+    der = ocsp_response(made.sub2, leaf, key, [certificate], by_key=by_key, responder=certificate)
     with pytest.raises(EvidenceError, match=r'The key type of certificate "RSA OCSP" is not supported \(RSA\)'):
-        read_ocsp(octets, leaf, made.sub2.certificate, AT, URL)
+        read_ocsp(der, leaf, made.sub2.certificate, AT, URL)
 
 
 def test_read_ocsp_compares_responder_names_by_value(made: Branch) -> None:
@@ -82,34 +82,34 @@ def test_read_ocsp_compares_responder_names_by_value(made: Branch) -> None:
         tbs.subject = tlv(0x30, respelled(content(tbs.subject)))
 
     sent = forge(real.certificate, made.sub2.key, respell)
-    octets = ocsp_response(made.sub2, leaf, real.key, [sent.x509], responder=real.certificate.x509)
-    assert read_ocsp(octets, leaf, made.sub2.certificate, AT, URL).status is RevocationStatus.GOOD
+    der = ocsp_response(made.sub2, leaf, real.key, [sent.x509], responder=real.certificate.x509)
+    assert read_ocsp(der, leaf, made.sub2.certificate, AT, URL).status is RevocationStatus.GOOD
 
 
 def test_read_ocsp_refuses_unused_signature_bits(made: Branch) -> None:
     leaf = made.contract().certificate
     responder = made.sub2.issue("OCSP", OCSP_RESPONDER, now=AT)
     for signer in (None, responder):
-        octets, signature = b"", b"\1"
+        der, signature = b"", b"\1"
         while signature[-1] & 1:
-            octets = answer(leaf, made.sub2, responder=signer)
-            signature = ocsp.load_der_ocsp_response(octets).signature
-        assert read_ocsp(octets, leaf, made.sub2.certificate, AT, URL).status is RevocationStatus.GOOD
+            der = answer(leaf, made.sub2, responder=signer)
+            signature = ocsp.load_der_ocsp_response(der).signature
+        assert read_ocsp(der, leaf, made.sub2.certificate, AT, URL).status is RevocationStatus.GOOD
         with pytest.raises(EvidenceError, match="The signature of the OCSP response claims unused bits"):
-            read_ocsp(unused(octets, signature), leaf, made.sub2.certificate, AT, URL)
+            read_ocsp(unused(der, signature), leaf, made.sub2.certificate, AT, URL)
 
 
 # --- CRLs ---
 
 
 def test_read_crl_refuses_unused_signature_bits(made: Branch) -> None:
-    octets, signature = b"", b"\1"
+    der, signature = b"", b"\1"
     while signature[-1] & 1:
-        octets = crl(made.sub2)
-        signature = x509.load_der_x509_crl(octets).signature
-    assert read_crl(octets, made.sub2.certificate, AT).number == 1
+        der = crl(made.sub2)
+        signature = x509.load_der_x509_crl(der).signature
+    assert read_crl(der, made.sub2.certificate, AT).number == 1
     with pytest.raises(EvidenceError, match="The signature of the CRL claims unused bits"):
-        read_crl(unused(octets, signature), made.sub2.certificate, AT)
+        read_crl(unused(der, signature), made.sub2.certificate, AT)
 
 
 def test_read_crl_compares_the_issuer_by_value(made: Branch) -> None:
@@ -134,9 +134,9 @@ def test_read_crl_accepts_pem_after_other_text(made: Branch, before: bytes) -> N
 
 
 def test_read_crl_refuses_malformed_pem(made: Branch) -> None:
-    for octets in (b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----", b"-----BEGIN X509 CRL-----", b""):
+    for der in (b"-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----", b"-----BEGIN X509 CRL-----", b""):
         with pytest.raises(EvidenceError, match="cannot be read"):
-            read_crl(octets, made.sub2.certificate, AT)
+            read_crl(der, made.sub2.certificate, AT)
 
 
 def point(**values: object) -> x509.IssuingDistributionPoint:
@@ -165,12 +165,12 @@ def test_read_crl_matches_distribution_points_by_any_common_name(made: Branch) -
         [uri("http://other.example/"), uri("HTTP://Crl.Example/a")],
         [directory],
     ):
-        octets = crl(made.sub2, extra=((point(full_name=idp), True),))
-        assert read_crl(octets, made.sub2.certificate, AT, url=here, names=names).number == 1
+        der = crl(made.sub2, extra=((point(full_name=idp), True),))
+        assert read_crl(der, made.sub2.certificate, AT, url=here, names=names).number == 1
     for idp in ([uri("http://crl.example/b")], [uri("http://crl.example/A")], [x509.DNSName("crl.example")]):
-        octets = crl(made.sub2, extra=((point(full_name=idp), True),))
+        der = crl(made.sub2, extra=((point(full_name=idp), True),))
         with pytest.raises(EvidenceError, match="only a part"):
-            read_crl(octets, made.sub2.certificate, AT, url=here, names=names)
+            read_crl(der, made.sub2.certificate, AT, url=here, names=names)
 
 
 def test_read_crl_accepts_user_crls_of_leaf_cas(made: Branch) -> None:

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pytest
 
 from ccp.server.trust.crl_reader import SHORT_CRL, CRLReader
-from ccp.testing.pki import sign_crl
+from ccp.testing.revocation import sign_crl
 from ccp.x509.crl_ocsp import read_crl
 from ccp.x509.revocation_evidence import EvidenceError
 from tests.server.trust.revocation.made import AT, DAY, branch

@@ -19,19 +19,19 @@ URL = "http://pki.example/a.crl"
 END_OF_TIME = datetime(9999, 12, 31, 23, 59, tzinfo=UTC)
 
 
-def flips(octets: bytes) -> Iterator[bytes]:
+def flips(der: bytes) -> Iterator[bytes]:
     """As many as are wanted, spread evenly; an odd step meets every bit of a byte."""
-    step = 1 if not COUNT else max(1, 8 * len(octets) // COUNT) | 1
-    for bit in range(0, 8 * len(octets), step):
-        changed = bytearray(octets)
+    step = 1 if not COUNT else max(1, 8 * len(der) // COUNT) | 1
+    for bit in range(0, 8 * len(der), step):
+        changed = bytearray(der)
         changed[bit // 8] ^= 0x80 >> bit % 8
         yield bytes(changed)
 
 
-def refused(read: Callable[[bytes], object], octets: bytes) -> None:
+def refused(read: Callable[[bytes], object], der: bytes) -> None:
     """Every flip raises EvidenceError, since all bits are signed or say how to read what is."""
-    read(octets)
-    for changed in flips(octets):
+    read(der)
+    for changed in flips(der):
         with pytest.raises(EvidenceError):
             read(changed)
 
@@ -41,13 +41,13 @@ def test_read_ocsp_refuses_every_flipped_bit(algorithm: Algorithm) -> None:
     made = branch(algorithm)
     leaf, issuer = made.contract().certificate, made.sub2
     responder = issuer.issue("OCSP", OCSP_RESPONDER, now=AT)
-    for octets in (
+    for der in (
         answer(leaf, issuer),
         answer(leaf, issuer, responder=responder),
         answer(leaf, issuer, revoked_at=AT),
     ):
-        refused(lambda changed: read_ocsp(changed, leaf, issuer.certificate, AT, URL), octets)
-        for changed in flips(octets):
+        refused(lambda changed: read_ocsp(changed, leaf, issuer.certificate, AT, URL), der)
+        for changed in flips(der):
             assert isinstance(is_ocsp_response(changed), bool)
 
 
@@ -58,20 +58,20 @@ def test_read_crl_refuses_every_flipped_bit(algorithm: Algorithm) -> None:
     place = [x509.UniformResourceIdentifier(URL), x509.DirectoryName(issuer.certificate.x509.subject)]
     point = x509.IssuingDistributionPoint(place, None, False, False, None, False, False)
     key = x509.AuthorityKeyIdentifier(issuer.certificate.key_identifier, None, None)
-    for octets in (crl(issuer, leaf), crl(issuer, leaf, extra=((point, True), (key, False)))):
-        refused(lambda changed: read_crl(changed, issuer.certificate, AT, url=URL), octets)
+    for der in (crl(issuer, leaf), crl(issuer, leaf, extra=((point, True), (key, False)))):
+        refused(lambda changed: read_crl(changed, issuer.certificate, AT, url=URL), der)
 
 
 def test_evidence_with_times_beyond_year_9999_is_unreadable() -> None:
     """No hours can be added to it: the first one has to be answered like the others."""
     made = branch()
     leaf, issuer = made.contract().certificate, made.sub2
-    octets = answer(leaf, issuer, this_update=END_OF_TIME, next_update=None)
+    der = answer(leaf, issuer, this_update=END_OF_TIME, next_update=None)
     with pytest.raises(EvidenceError):
-        read_ocsp(octets, leaf, issuer.certificate, AT, URL)
-    octets = answer(leaf, issuer, next_update=END_OF_TIME)
-    assert read_ocsp(octets, leaf, issuer.certificate, AT, URL).next_update == END_OF_TIME
+        read_ocsp(der, leaf, issuer.certificate, AT, URL)
+    der = answer(leaf, issuer, next_update=END_OF_TIME)
+    assert read_ocsp(der, leaf, issuer.certificate, AT, URL).next_update == END_OF_TIME
     with pytest.raises(EvidenceError):
-        read_ocsp(octets, leaf, issuer.certificate, END_OF_TIME.replace(second=59), URL)
+        read_ocsp(der, leaf, issuer.certificate, END_OF_TIME.replace(second=59), URL)
     with pytest.raises(EvidenceError):
         read_crl(crl(issuer, this_update=END_OF_TIME, next_update=END_OF_TIME), issuer.certificate, AT)

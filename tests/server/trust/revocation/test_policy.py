@@ -71,9 +71,9 @@ def test_hard_fail_checks_each_certificate_of_a_chain(made: Branch) -> None:
     assert (leaf.crls, sub2.crls, sub1.crls) == ((CRL,), (), None)
     good = [evidence(leaf), evidence(sub2)]
     judge = HardFailRevocation(known(*good), rules)
-    said = outcome(judge, chain)
-    assert isinstance(said, str)
-    assert said.count("is not revoked (OCSP test, 0 minutes old)") == 2
+    message = outcome(judge, chain)
+    assert isinstance(message, str)
+    assert message.count("is not revoked (OCSP test, 0 minutes old)") == 2
     assert judge.warnings == [
         'Certificate "eMSP Sub1 CA SIM" names no OCSP or CRL address; its revocation is not known.'
     ]
@@ -210,7 +210,7 @@ def test_store_evidence_keeps_the_newest_and_revoked() -> None:
         (evidence(key, since=AT), True),
         (evidence(key, RevocationStatus.UNKNOWN, since=AT + HOUR), True),
         (evidence(key, since=AT + 2 * HOUR), True),
-        # Whoever says that it is revoked may be behind with everything else.
+        # A responder that reports revocation may be behind in other respects.
         (evidence(key, RevocationStatus.REVOKED, since=AT - DAY), True),
         (evidence(key, since=AT + DAY), False),
         (evidence(key, RevocationStatus.UNKNOWN, since=AT + DAY), False),
@@ -219,9 +219,9 @@ def test_store_evidence_keeps_the_newest_and_revoked() -> None:
 
     async def test(bench: Bench) -> None:
         kept = None
-        for said, taken in steps:
-            assert await bench.store.write(queries.store_evidence(said)) is taken, said
-            kept = said if taken else kept
+        for received, taken in steps:
+            assert await bench.store.write(queries.store_evidence(received)) is taken, received
+            kept = received if taken else kept
             assert (await bench.store.read(queries.load([key], RevocationPolicy()))).evidence == {
                 (key.issuer, key.serial): kept
             }
@@ -260,7 +260,7 @@ def test_store_crl_is_atomic_and_never_older(made: Branch) -> None:
         await bench.store.write(queries.store_evidence(evidence(key, since=AT + HOUR)))
         assert await write(3, range(1, 1000))
         found = await bench.store.read(queries.load([key, key._replace(serial=1000)], RevocationPolicy()))
-        # On the list is revoked, whatever a responder said and how lately.
+        # A certificate on the CRL is revoked, whatever an OCSP response reports and however recent it is.
         assert {serial: one.status for (_, serial), one in found.evidence.items()} == {5: RevocationStatus.REVOKED}
         assert [crl.number for crl in found.crls[name]] == [3]
         assert not await write(2, [2000])
@@ -289,13 +289,13 @@ def test_load_uses_the_index() -> None:
         plans = []
 
         def explained():  # type: ignore[no-untyped-def]
-            for question in (
+            for query in (
                 queries.load(keys, RevocationPolicy()),
                 queries.due_crls(AT, AT, 5),
                 queries.due_certificates(AT, AT, 5),
                 queries.unwatch(("a", 1)),
             ):
-                statement, parameters = next(question)
+                statement, parameters = next(query)
                 rows = yield f"explain query plan {statement}", parameters
                 plans.append(" ".join(str(row[-1]) for row in rows))
 

@@ -18,7 +18,8 @@ from ccp.server.storage.queries.anchors import add
 from ccp.server.storage.queries.certificate_refs import dump_refs, load_refs
 from ccp.server.trust import revocation
 from ccp.server.trust.anchors import trusted_certificate
-from ccp.testing.pki import OCSP_RESPONDER, PKI, Algorithm, StatusURLs, sign_crl
+from ccp.testing.pki import OCSP_RESPONDER, PKI, Algorithm, StatusURLs
+from ccp.testing.revocation import sign_crl
 from ccp.x509.profiles import AnchorRole, Profile, Usage
 from ccp.x509.revocation_evidence import CertificateRef, RevocationStatus, certificate_ref, certificate_refs
 from ccp.x509.revocation_policy import check_refs
@@ -169,8 +170,8 @@ def test_crl_of_ten_thousand_entries_is_one_transaction(server: Server) -> None:
     made = branch(addresses={"sub2": StatusURLs(crl=server.url + "/2.crl")})
     leaf = made.contract().certificate
     revoked = dict.fromkeys((leaf.serial_number, *range(1, 10_038)), AT - DAY)
-    octets = sign_crl(made.sub2, revoked, this_update=AT, next_update=AT + DAY)
-    serve_crl(server, "/2.crl", octets)
+    der = sign_crl(made.sub2, revoked, this_update=AT, next_update=AT + DAY)
+    serve_crl(server, "/2.crl", der)
 
     async def test(bench: Bench) -> None:
         with pytest.raises(RevokedError):
@@ -277,8 +278,8 @@ def test_ensure_good_reports_revoked_before_missing_evidence(server: Server, mad
 
 def test_concurrent_callers_share_one_fetch(server: Server, made: Branch) -> None:
     leaf = made.contract().certificate
-    octets = answer(leaf, made.sub2)
-    server.says("/sub2", Reply(octets, delay=0.2))
+    der = answer(leaf, made.sub2)
+    server.says("/sub2", Reply(der, delay=0.2))
 
     async def test(bench: Bench) -> None:
         chain = made.chain(leaf)
@@ -497,7 +498,7 @@ async def _deliveries(bench: Bench, keys: tuple[CertificateRef, ...], seconds: f
 
 
 def _assert_quick(took: list[float]) -> None:
-    """Nobody waited for a responder, which takes two seconds; the rest is what else the machine does."""
+    """No request waited for the responder, which takes two seconds; the rest is other load of the machine."""
     assert len(took) > 100
     assert took[len(took) * 95 // 100] < 0.02
     assert took[-1] < 1.0
@@ -560,7 +561,7 @@ def test_delivery_refuses_contracts_revoked_after_publication(server: Server, ma
         assert (swept.refreshed, swept.failed) == (2, 0)
         with pytest.raises(RevokedError):
             check_refs(keys, await bench.store.read(queries.load(keys, bench.service.rules)), bench.service.rules, at)
-        # Revoked is final: an older and a newer "good" change nothing, and nobody is asked again.
+        # Revoked is final: an older and a newer "good" change nothing, and no responder is queried again.
         server.says("/sub2", answer(leaf, made.sub2, this_update=at + HOUR, next_update=at + DAY))
         before = server.count("/sub2")
         await bench.service.refresh_due(at + 40 * timedelta(minutes=1))

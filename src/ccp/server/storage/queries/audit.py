@@ -64,7 +64,7 @@ class Action(StrEnum):
     CONTRACT_MOVED = "contract.moved"
     CONTRACT_WITHDRAWN = "contract.withdrawn"
     CONTRACT_DEFAULT = "contract.default"
-    CONTRACT_CLEANSED = "contract.cleansed"
+    CONTRACT_PURGED = "contract.purged"
     VEHICLE_FORGOTTEN = "vehicle.forgotten"
     PARTY_ADDED = "party.added"
     PARTY_EDITED = "party.edited"
