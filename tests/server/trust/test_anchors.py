@@ -66,7 +66,7 @@ def test_trusted_certificate_has_kind_and_label(pki: PKI) -> None:
     root, sub = pki.oem_root.certificate, pki.oem_sub1.certificate
     assert (is_self_issued(root), is_self_issued(sub)) == (True, False)
     kept = trusted_certificate(sub, AnchorRole.OEM, "file.pem", AT)
-    assert (kept.role, kept.is_root, kept.display_name, kept.certificate) == ("oem", False, "OEM Sub1 CA SIM", sub.der)
+    assert (kept.role, kept.is_root, kept.label, kept.certificate) == ("oem", False, "OEM Sub1 CA SIM", sub.der)
     assert kept.fingerprint == sub.fingerprint
 
 
