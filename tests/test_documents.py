@@ -10,21 +10,14 @@ from pathlib import Path
 import pytest
 
 from ccp.server.settings import Settings
+from tests.documents import DOCS, ROOT, table
 
-ROOT = Path(__file__).resolve().parents[1]
-DOCS = ROOT / "docs"
 SOURCES = {path: path.read_text("utf-8") for path in sorted((ROOT / "src").rglob("*.py"))}
 OPERATIONS = (DOCS / "operations.md").read_text("utf-8")
 
 
 def section(title: str) -> str:
     return OPERATIONS.partition(f"\n## {title}\n")[2].partition("\n## ")[0]
-
-
-def table(text: str) -> list[list[str]]:
-    """The cells of each row of the tables in a text."""
-    lines = (line for line in text.splitlines() if line.startswith("|") and not line.startswith("|---"))
-    return [[cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines]
 
 
 def logged() -> Iterator[str]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.test_documents import DOCS, ROOT, table
+from tests.documents import DOCS, ROOT, table
 
 _EMPTY = {"dict", "list", "set", "bytearray", "OrderedDict", "deque", "defaultdict", "Counter", "Queue", "SimpleQueue"}
 _WEAK = {"WeakValueDictionary", "WeakKeyDictionary", "WeakSet"}

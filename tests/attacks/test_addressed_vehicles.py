@@ -15,7 +15,7 @@ from ccp.server.storage.queries.peers import Peer
 from ccp.testing.pki import PKI
 from tests.scripted_server import DROP, HANG, Reply, Scripted, error, json_reply, scripted
 from tests.server.http.api.answers import sentences
-from tests.server.http.opcp.test_dialect import call
+from tests.server.http.opcp.requests import call
 from tests.server.pool.peers.requests import PATH, to, until_known
 from tests.world import AT, SESSION, Pool, post_body, read, start
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from types import ModuleType
 from typing import Any
@@ -20,15 +20,9 @@ from ccp.server.storage.queries import parties, peers, unknown_values, webhooks
 from ccp.server.storage.queries.peers import Peer
 from ccp.testing.pki import PKI
 from tests.server.events.receiver import receiving, webhook
-from tests.server.http.test_metrics import read, value
+from tests.server.http.metrics_reading import read_metrics, sample
+from tests.waiting import wait_until
 from tests.world import AT, Pool, start
-
-
-def until(holds: Callable[[], Any], seconds: float = 10) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 @contextmanager
@@ -76,7 +70,7 @@ def test_refresh_with_an_unknown_role_still_disables_parties(
         pool.sql("update party set roles = ? where client_id = 'small_cps'", '["future-role"]')
         pool.sql("update change_count set number = number + 1 where topic = 'parties'")
         pool.change(parties.disable("emsp"))
-        until(lambda: statuses(pool, urls, "emsp") == [401, 401], 5)
+        wait_until(lambda: statuses(pool, urls, "emsp") == [401, 401], 5)
         assert [ready(url)[0] for url in urls] == [200, 200]
         # What is known of the other party's roles goes on; what is not known grants nothing.
         assert statuses(pool, urls, "other_emsp") == [403, 403]
@@ -85,7 +79,7 @@ def test_refresh_with_an_unknown_role_still_disables_parties(
         pool.change(parties.disable("other_emsp"))
         ((roles,),) = pool.sql("select roles from party where client_id = 'other_emsp'")
         assert json.loads(roles) == ["emsp", "future-role"]
-        assert value(read(urls[0]), "ccp_task_failures_total", task="refresh_parties") == 0
+        assert sample(read_metrics(urls[0]), "ccp_task_failures_total", task="refresh_parties") == 0
     ignored = [call.kwargs for call in log.calls if call.args == ("unknown value ignored",)]
     assert sorted((each["column"], each["value"], each["row"]) for each in ignored) == [
         ("party.roles", "future-role", "other_emsp"),
@@ -113,11 +107,11 @@ def test_refresh_skips_rows_of_a_newer_release(pkis: dict[str, PKI]) -> None:
             url = f"{BASE}/signedcontractdata"
             return all(httpx.put(one + url, json=contract.body, headers=headers).status_code == 400 for one in urls)
 
-        until(refused, 5)
+        wait_until(refused, 5)
         assert [ready(url)[0] for url in urls] == [200, 200]
-        found = read(urls[0])
+        found = read_metrics(urls[0])
         for task in ("poll_changes", "refresh_anchors", "refresh_token_keys", "refresh_peers"):
-            assert value(found, "ccp_task_failures_total", task=task) == 0, task
+            assert sample(found, "ccp_task_failures_total", task=task) == 0, task
 
 
 def test_unreadable_table_fails_readiness_with_a_reason(pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,14 +125,14 @@ def test_unreadable_table_fails_readiness_with_a_reason(pkis: dict[str, PKI], mo
         pool.sql("insert into change_count (topic, number) values ('peers', 1)")
         pool.change(parties.disable("emsp"))
         # The other tables are taken over meanwhile.
-        until(lambda: statuses(pool, urls, "emsp") == [401, 401], 5)
+        wait_until(lambda: statuses(pool, urls, "emsp") == [401, 401], 5)
         reason = "The background task refresh_peers has not succeeded for more than 2 seconds."
-        until(lambda: [ready(url) for url in urls] == [(503, [reason])] * 2)
+        wait_until(lambda: [ready(url) for url in urls] == [(503, [reason])] * 2)
         assert time.monotonic() - began > 2
         assert httpx.get(urls[0] + "/health/live").status_code == 200
-        assert value(read(urls[0]), "ccp_task_failures_total", task="refresh_peers") >= 2
+        assert sample(read_metrics(urls[0]), "ccp_task_failures_total", task="refresh_peers") >= 2
         pool.sql("alter table gone rename to peer")
-        until(lambda: [ready(url) for url in urls] == [(200, [])] * 2)
+        wait_until(lambda: [ready(url) for url in urls] == [(200, [])] * 2)
     failed = [call.kwargs for call in log.calls if call.args == ("background task failed",)]
     assert {each["task"] for each in failed} == {"refresh_peers"}
     assert {each["failures"] for each in failed} >= {1, 2}
@@ -152,9 +146,9 @@ def test_event_of_an_unknown_kind_does_not_block_others(pkis: dict[str, PKI]) ->
                  "values (?, 0, 'oem.contract.future', 'DEEXAT00000000', '{}', 1, 0, 0)", car.pcid)  # fmt: skip
         pool.change(webhooks.put(webhook(f"{receiver.url}/maker", "oem")))
         pool.publish(car)
-        until(lambda: receiver.sent)
+        wait_until(lambda: receiver.sent)
         assert pool.sql("select kind from outbox") == [("oem.contract.future",)]
-        assert value(read(pool.base_url), "ccp_task_failures_total", task="event_dispatch") == 0
+        assert sample(read_metrics(pool.base_url), "ccp_task_failures_total", task="event_dispatch") == 0
 
 
 def test_variant_of_an_unknown_edition_does_not_block_others(pkis: dict[str, PKI]) -> None:

@@ -5,7 +5,6 @@ told so.
 from __future__ import annotations
 
 import resource
-import socket
 import ssl
 import subprocess
 import time
@@ -14,7 +13,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from structlog.testing import CapturedCall, CapturingLogger
 
@@ -23,7 +21,7 @@ from ccp.server.http.routes.opnc import BASE
 from ccp.testing.pki import PKI
 from tests.cli.run import COMMAND, environment
 from tests.cli.served_sandbox import free_port, own_certificate, serving
-from tests.server.http.guards.raw import Raw
+from tests.server.http.guards.raw import Raw, connect
 from tests.world import Pool, start
 
 HEALTH = "GET /health HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -46,11 +44,6 @@ def log(monkeypatch: pytest.MonkeyPatch) -> list[CapturedCall]:
     logger = CapturingLogger()
     monkeypatch.setattr(connection_limits, "_log", logger)
     return logger.calls
-
-
-def connect(pool: Pool | str, source: str, timeout: float = 20) -> socket.socket:
-    url = httpx.URL(pool if isinstance(pool, str) else pool.base_url)
-    return socket.create_connection((url.host, url.port), timeout=timeout, source_address=(source, 0))
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from tests.cli.run import ccp, ccp_error, ccp_ok
 from tests.databases import Server, sql
 from tests.pgbouncer import needs_pgbouncer, pgbouncer
 from tests.server.storage.made import CAR
-from tests.server.storage.test_silent_database import until_served
+from tests.server.storage.postgres_stores import until_served
 from tests.world import AT, Pool, opened, parties, party, start
 
 pytestmark = needs_pgbouncer

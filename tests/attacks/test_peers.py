@@ -23,9 +23,10 @@ from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
 from tests.scripted_server import Reply, Scripted, error, json_reply, scripted
 from tests.server.http.api.answers import sentences as sentences_of
-from tests.server.http.test_metrics import read, until, value
+from tests.server.http.metrics_reading import read_metrics, sample
 from tests.server.pool.peers.answers import BASE, item_of, opcp, opnc
 from tests.server.pool.peers.requests import ASK, PATH, deliver, to, until_known
+from tests.waiting import wait_until
 from tests.world import AT, SESSION, Contract, Pool, party, response_bytes, start
 
 
@@ -80,7 +81,7 @@ def test_flood_of_one_partner_does_not_block_others_at_a_slow_peer(pkis: dict[st
 
         with ThreadPoolExecutor(150) as threads:
             flooding = [threads.submit(flood, number) for number in range(150)]
-            until(lambda: sum(one.done() for one in flooding) == 150 - 16, 60)
+            wait_until(lambda: sum(one.done() for one in flooding) == 150 - 16, 60)
             # 16 are under way for as long as the peer likes; what was beyond the caller's share did not reach it.
             assert len(peer.asked(flooded)) == 16
             ask_for_car()
@@ -99,10 +100,10 @@ def test_flood_of_one_partner_does_not_block_others_at_a_slow_peer(pkis: dict[st
         assert len(peer.asked(flooded)) == 16 + times
         ask_quietly()
         ask_for_car()
-        found = read(pool.base_url)
-        assert value(found, "ccp_peer_circuit_open", peer="slow") == 0
+        found = read_metrics(pool.base_url)
+        assert sample(found, "ccp_peer_circuit_open", peer="slow") == 0
         labels = {"peer": "slow", "operation": "GetContractDataByPcid", "outcome": "limited"}
-        assert value(found, "ccp_peer_requests_total", **labels) == 150 - 16
+        assert sample(found, "ccp_peer_requests_total", **labels) == 150 - 16
 
 
 def test_shares_reserve_a_quarter_for_callers_with_none_in_flight() -> None:
@@ -164,7 +165,7 @@ def test_invalid_contract_of_a_peer_keeps_the_circuit_closed(pkis: dict[str, PKI
         peer.on(PATH, opnc(contract))
         (item,) = deliver(pool, other)
         assert item["emaid"] == contract.emaid
-        assert value(read(pool.base_url), "ccp_peer_circuit_open", peer="far") == 0
+        assert sample(read_metrics(pool.base_url), "ccp_peer_circuit_open", peer="far") == 0
 
 
 def test_peer_answer_drops_only_invalid_contracts(pkis: dict[str, PKI]) -> None:

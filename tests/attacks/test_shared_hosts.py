@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -20,6 +19,7 @@ from tests.attacks.test_responder_addresses import ByPrefix, good
 from tests.server.http.api.answers import sentences
 from tests.server.http.api.test_trust import LOOPBACK, put
 from tests.server.trust.revocation.servers import Reply, Server, http_server
+from tests.waiting import wait_until
 from tests.world import AT, Contract, Pool, start
 
 SUB2 = "eMSP Sub2 CA SIM"
@@ -118,13 +118,6 @@ def test_silent_name_servers_delay_only_their_names(pool: Pool, server: Server) 
             (sentence,) = sentences(one.result(), 503)
             assert "cannot be reached" in sentence
     assert lookups() <= 6  # Those who ask again wait for the same threads.
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def lookups() -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -17,6 +17,7 @@ from tests.server.http.api.answers import sentences
 from tests.server.http.api.test_trust import LOOPBACK, put
 from tests.server.trust.revocation.made import crl
 from tests.server.trust.revocation.servers import Reply, Server, http_server
+from tests.waiting import wait_until
 from tests.world import AT, Pool, start
 
 
@@ -114,13 +115,6 @@ def test_lookups_per_party_are_limited_across_issuers(server: Server, released: 
         contract = pool.contract(pool.car())
         answer = pool.client("small_cps").put("/signedcontractdata", json=contract.body)
         assert answer.status_code == 201, answer.text
-
-
-def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not true():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 def lookups() -> int:

@@ -19,8 +19,8 @@ from ccp.server.http.routes.opnc import BASE
 from ccp.server.issuer_settings import IssuerSettings
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp_error
+from tests.server.access.tokens.client_certificates import HEADER, OTHER, OURS
 from tests.server.access.tokens.issuer import FakeIssuer, bearer, encoded, fake_issuer, key, key_set, look, post
-from tests.server.access.tokens.test_binding import HEADER, OTHER, OURS
 from tests.server.http.api.answers import sentences
 from tests.server.trust.revocation.servers import Reply
 from tests.world import Pool, start

@@ -11,7 +11,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -33,6 +33,7 @@ from ccp.testing.partners import Car, issue_contract, sign_contract
 from ccp.testing.pki import Credential
 from ccp.verify import read_response
 from tests.scripted_server import Received, Reply, Scripted, scripted
+from tests.waiting import wait_until
 from tests.world import opened, start
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "integrating.md"
@@ -260,7 +261,7 @@ def walk_events(box: Sandbox) -> None:
     box.show_event("event-emsp", first_event(box, "/emsp/ccp-events"), "provider.example")
     change = {"url": maker["url"], "status": "disabled"}
     path = f"{service}/{made['id']}"
-    until(lambda: delivered(box, path))
+    wait_until(lambda: delivered(box, path), 60)
     box.show("deliveries", "example-oem", "GET", f"{path}/deliveries?limit=10")
     box.show("disable-endpoint", "example-oem", "PUT", path, body=change)
     box.show("delete-endpoint", "example-oem", "DELETE", path)
@@ -275,7 +276,7 @@ def publish(box: Sandbox, emaid: EMAID) -> None:
 
 def first_event(box: Sandbox, path: str) -> Received:
     """Wait for the first event at a path."""
-    until(lambda: box.partners.asked(path))
+    wait_until(lambda: box.partners.asked(path), 60)
     return box.partners.asked(path)[0]
 
 
@@ -283,13 +284,6 @@ def delivered(box: Sandbox, path: str) -> bool:
     headers = {"Authorization": f"Bearer {box.token('example-oem')}"}
     answer = httpx.get(f"{box.base_url}{path}/deliveries?state=delivered", headers=headers)
     return len(answer.json()["deliveries"]) > 0
-
-
-def until(condition: Callable[[], object]) -> None:
-    deadline = time.monotonic() + 60
-    while not condition():
-        assert time.monotonic() < deadline, "the event did not come"
-        time.sleep(0.02)
 
 
 _BLOCK = re.compile(r"<!-- run: ([a-z0-9-]+) -->\n(```http\n.*?\n```\n)", re.DOTALL)

@@ -17,7 +17,7 @@ from schemathesis.engine import events
 from ccp.server.domain.authorization import EventOperation
 from ccp.testing.pki import PKI
 from tests.server.events.webhook_api import BASE, CREATED, URL, fanned_out, subscribe
-from tests.server.http.api.test_description import TOO_LONG
+from tests.server.http.api.answers import PATH_TOO_LONG
 from tests.world import Pool, start
 
 PUBLISHED = Path(__file__).resolve().parents[4] / "shared/opnc-spec/apis/event/event.api.v1.json"
@@ -66,7 +66,7 @@ def explore(pool: Pool, schema: Any) -> tuple[Counter[Any], list[str]]:
         elif isinstance(event, events.ScenarioFinished):
             label = event.recorder.label
             for case_id, interaction in event.recorder.interactions.items():
-                if interaction.response is not None and interaction.response.status_code == TOO_LONG:
+                if interaction.response is not None and interaction.response.status_code == PATH_TOO_LONG:
                     continue
                 if interaction.response is not None:
                     answers[label, interaction.response.status_code] += 1

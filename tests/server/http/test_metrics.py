@@ -6,14 +6,10 @@ import os
 import re
 import signal
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from ccp.server.domain.parties import PartyRole
 from ccp.server.events import dispatcher
@@ -26,35 +22,12 @@ from tests.cli.served_sandbox import Sandbox, ask, free_port, serving
 from tests.scripted_server import DROP, error, scripted
 from tests.server.events.receiver import receiving, webhook
 from tests.server.http.api.answers import sentences
+from tests.server.http.metrics_reading import parse_metrics, read_metrics, sample, total
 from tests.server.pool.peers.requests import PATH, deliver, to, until_known
+from tests.waiting import wait_until
 from tests.world import AT, Pool, party, start
 
 DELIVER = "GetSignedContractDataByCertificateInstallationReq"
-Numbers = dict[tuple[str, frozenset[tuple[str, str]]], float]
-
-
-def numbers(text: str) -> Numbers:
-    families = text_string_to_metric_families(text)
-    return {(one.name, frozenset(one.labels.items())): one.value for family in families for one in family.samples}
-
-
-def read(url: str) -> Numbers:
-    """By a connection of its own, so that any worker may answer."""
-    answer = httpx.get(f"{url}/metrics", timeout=10)
-    assert answer.status_code == 200, answer.text
-    return numbers(answer.text)
-
-
-def value(found: Numbers, name: str, **labels: str) -> float:
-    return found.get((name, frozenset(labels.items())), 0)
-
-
-def total(found: Numbers, name: str, **labels: str) -> float:
-    """Over all labels that are not named."""
-    wanted = set(labels.items())
-    return sum(number for (one, present), number in found.items() if one == name and wanted <= present)
-
-
 # --- Who may read them -----------------------------------------------------------------------------------------------
 
 ADMIN = [party("watcher", PartyRole.ADMIN)]
@@ -65,7 +38,7 @@ def test_callers_on_this_machine_need_no_token(pool: Pool) -> None:
     answer = pool.http.get("/metrics")
     assert answer.status_code == 200
     assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
-    assert value(numbers(answer.text), "ccp_requests_total", operation="none", status="200", outcome="ok") >= 1
+    assert sample(parse_metrics(answer.text), "ccp_requests_total", operation="none", status="200", outcome="ok") >= 1
     newer = pool.http.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
     assert newer.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
     assert newer.text.endswith("# EOF\n")
@@ -119,7 +92,7 @@ def test_requests_are_counted_by_operation_status_and_outcome_and_name_nobody(pk
         assert pool.client(None).get(f"/contractData/pcid/{car.pcid}").status_code == 401
         assert pool.http.get("/elsewhere").status_code == 404
         text = pool.http.get("/metrics").text
-    found = numbers(text)
+    found = parse_metrics(text)
     for operation, status, outcome, count in (
         (DELIVER, "200", "ok", 3),
         (DELIVER, "200", "no_contract", 1),
@@ -130,10 +103,12 @@ def test_requests_are_counted_by_operation_status_and_outcome_and_name_nobody(pk
         ("GetContractDataByPcid", "401", "not_authenticated", 1),
         ("none", "404", "refused", 1),
     ):
-        assert value(found, "ccp_requests_total", operation=operation, status=status, outcome=outcome) == count, outcome
-    assert value(found, "ccp_request_seconds_count", operation=DELIVER) == 6
-    assert value(found, "ccp_request_seconds_bucket", operation=DELIVER, le="+Inf") == 6
-    assert 0 < value(found, "ccp_request_seconds_sum", operation=DELIVER) < 6
+        assert sample(found, "ccp_requests_total", operation=operation, status=status, outcome=outcome) == count, (
+            outcome
+        )
+    assert sample(found, "ccp_request_seconds_count", operation=DELIVER) == 6
+    assert sample(found, "ccp_request_seconds_bucket", operation=DELIVER, le="+Inf") == 6
+    assert 0 < sample(found, "ccp_request_seconds_sum", operation=DELIVER) < 6
     for secret in (car.pcid, stranger.pcid, contract.emaid, "WEX", "DEEXA", "127.0.0.1", *map(repr, ("cpo", "oem"))):
         assert str(secret) not in text
     assert "_created" not in text
@@ -155,14 +130,14 @@ def test_metrics_count_refusals_by_limit(pkis: dict[str, PKI]) -> None:
         logins = [pool.http.post("/oauth/token", data=wrong).status_code for _ in range(3)]
         forged = {"Authorization": "Bearer x"}
         strangers = [pool.http.get("/opnc/v1/ccp/contractData/pcid/A", headers=forged).status_code for _ in range(40)]
-        found = numbers(pool.http.get("/metrics").text)
-        assert value(found, "ccp_limited_total", limit="party") == answers.count(429)
-        assert value(found, "ccp_limited_total", limit="login") == logins.count(429) >= 1
-        assert value(found, "ccp_limited_total", limit="failures") == strangers.count(429) >= 1
+        found = parse_metrics(pool.http.get("/metrics").text)
+        assert sample(found, "ccp_limited_total", limit="party") == answers.count(429)
+        assert sample(found, "ccp_limited_total", limit="login") == logins.count(429) >= 1
+        assert sample(found, "ccp_limited_total", limit="failures") == strangers.count(429) >= 1
         clients = [httpx.Client(base_url=pool.base_url) for _ in range(3)]
         turned_away = [client.get("/health").status_code for client in clients].count(429)
-        found = numbers(pool.http.get("/metrics").text)
-        assert value(found, "ccp_limited_total", limit="connections_address") == turned_away >= 1
+        found = parse_metrics(pool.http.get("/metrics").text)
+        assert sample(found, "ccp_limited_total", limit="connections_address") == turned_away >= 1
         for client in clients:
             client.close()
 
@@ -171,8 +146,8 @@ def test_metrics_count_requests_that_the_protocol_refuses(pkis: dict[str, PKI]) 
     with start(pkis) as pool:
         answer = pool.http.get("/health", headers={"X-Long": "a" * 40_000})
         assert answer.status_code == 431
-        found = numbers(pool.http.get("/metrics").text)
-        assert value(found, "ccp_requests_total", operation="none", status="431", outcome="refused") == 1
+        found = parse_metrics(pool.http.get("/metrics").text)
+        assert sample(found, "ccp_requests_total", operation="none", status="431", outcome="refused") == 1
 
 
 def test_peer_metrics_count_outcomes_and_show_an_open_circuit(pkis: dict[str, PKI]) -> None:
@@ -191,7 +166,7 @@ def test_peer_metrics_count_outcomes_and_show_an_open_circuit(pkis: dict[str, PK
             deliver(here, car)
             headers = to("pool-b")
             sentences(here.oem.get(f"/contractData/pcid/{car.pcid}", headers=headers), 403)
-            found = read(here.base_url)
+            found = read_metrics(here.base_url)
             for peer, operation, outcome, count in (
                 ("pool-b", DELIVER, "nothing", 4),
                 ("pool-b", DELIVER, "found", 1),
@@ -200,14 +175,14 @@ def test_peer_metrics_count_outcomes_and_show_an_open_circuit(pkis: dict[str, PK
                 ("bad", DELIVER, "no_answer", 3),
             ):
                 labels = {"peer": peer, "operation": operation, "outcome": outcome}
-                assert value(found, "ccp_peer_requests_total", **labels) == count, labels
-            assert value(found, "ccp_peer_request_seconds_count", peer="pool-b") == 6
-            assert value(found, "ccp_peer_request_seconds_count", peer="bad") == 4
-            assert value(found, "ccp_peer_circuit_open", peer="pool-b") == 0
-            assert value(found, "ccp_peer_circuit_open", peer="bad") == 1
+                assert sample(found, "ccp_peer_requests_total", **labels) == count, labels
+            assert sample(found, "ccp_peer_request_seconds_count", peer="pool-b") == 6
+            assert sample(found, "ccp_peer_request_seconds_count", peer="bad") == 4
+            assert sample(found, "ccp_peer_circuit_open", peer="pool-b") == 0
+            assert sample(found, "ccp_peer_circuit_open", peer="bad") == 1
             # Whom we do not call any more we do not leave alone either.
             here.change(peers.disable("bad"))
-            until(lambda: value(read(here.base_url), "ccp_peer_circuit_open", peer="bad") == 0)
+            wait_until(lambda: sample(read_metrics(here.base_url), "ccp_peer_circuit_open", peer="bad") == 0)
 
 
 def test_operations_page_lists_all_metrics() -> None:
@@ -225,7 +200,7 @@ def test_operations_page_lists_all_metrics() -> None:
     metrics.requests_admitted("any", 1, 2, 3.0)
     metrics.events_pending(1, 2, 3, 4.0)
     metrics.task_failed("any")
-    there = {re.sub("_(bucket|count|sum)$", "", name) for name, _ in numbers(metrics.render("")[0].decode())}
+    there = {re.sub("_(bucket|count|sum)$", "", name) for name, _ in parse_metrics(metrics.render("")[0].decode())}
     assert named == there
 
 
@@ -240,13 +215,13 @@ def test_events_are_counted_by_what_came_of_them_and_by_what_they_wait_for(
         for _ in range(3):
             pool.publish(pool.car())
         for outcome, count in (("delivered", 1), ("rejected", 1), ("given_up", 1), ("failed", 1)):
-            until(
-                lambda: value(read(pool.base_url), "ccp_event_attempts_total", outcome=outcome) == count,  # noqa: B023
+            wait_until(
+                lambda: sample(read_metrics(pool.base_url), "ccp_event_attempts_total", outcome=outcome) == count,  # noqa: B023
             )
-        until(lambda: value(read(pool.base_url), "ccp_events", state="dead") == 2)
-        found = read(pool.base_url)
-        assert value(found, "ccp_events", state="outbox") == value(found, "ccp_events", state="waiting") == 0
-        assert value(found, "ccp_events_oldest_seconds") == 0
+        wait_until(lambda: sample(read_metrics(pool.base_url), "ccp_events", state="dead") == 2)
+        found = read_metrics(pool.base_url)
+        assert sample(found, "ccp_events", state="outbox") == sample(found, "ccp_events", state="waiting") == 0
+        assert sample(found, "ccp_events_oldest_seconds") == 0
 
 
 # --- Several workers -------------------------------------------------------------------------------------------------
@@ -267,8 +242,8 @@ def test_metrics_of_any_worker_include_all_workers_and_dead_ones(tmp_path: Path)
                 ask(client, sandbox, cpo)
         wanted = 4 * len(sandbox.samples("request"))
         for _ in range(8):
-            assert total(read(sandbox.url), "ccp_requests_total", operation=DELIVER) == wanted
-        assert value(read(sandbox.url), "ccp_peer_circuit_open", peer="gone") == 0
+            assert total(read_metrics(sandbox.url), "ccp_requests_total", operation=DELIVER) == wanted
+        assert sample(read_metrics(sandbox.url), "ccp_peer_circuit_open", peer="gone") == 0
 
         # Each worker that cannot reach a peer opens its own circuit for it.
         samples = sandbox.directory / "samples" / "iso2"
@@ -282,19 +257,19 @@ def test_metrics_of_any_worker_include_all_workers_and_dead_ones(tmp_path: Path)
         body = sandbox.samples("request")[0]
         for _ in range(16):
             httpx.post(f"{sandbox.url}{PATH}", json=body, headers={**cpo, "broadcast": "true"}, timeout=10)
-        before = read(sandbox.url)
-        assert value(before, "ccp_peer_circuit_open", peer="gone") == 1
+        before = read_metrics(sandbox.url)
+        assert sample(before, "ccp_peer_circuit_open", peer="gone") == 1
 
         (folder,) = (tmp_path / "tmp").glob("opnc-ccp-*/metrics")
         workers = _workers(folder)
         assert len(workers) == 2
         for pid in workers:
             os.kill(pid, signal.SIGKILL)
-        until(lambda: not any(_runs(pid) for pid in workers), 20)
-        until(lambda: len(_workers(folder) - workers) == 2 and _answers(sandbox.url), 30)
-        after = read(sandbox.url)
+        wait_until(lambda: not any(_runs(pid) for pid in workers), 20)
+        wait_until(lambda: len(_workers(folder) - workers) == 2 and _answers(sandbox.url), 30)
+        after = read_metrics(sandbox.url)
         assert total(after, "ccp_requests_total", operation=DELIVER) == wanted + 16
-        assert value(after, "ccp_peer_circuit_open", peer="gone") == 0
+        assert sample(after, "ccp_peer_circuit_open", peer="gone") == 0
     assert "Traceback" not in (tmp_path / "log").read_text()
     assert not list((tmp_path / "tmp").glob("opnc-ccp-*"))
 
@@ -320,10 +295,3 @@ def _answers(url: str) -> bool:
         return httpx.get(f"{url}/health", timeout=2).status_code == 200
     except httpx.TransportError:
         return False
-
-
-def until(holds: Callable[[], Any], seconds: float = 5) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)

@@ -21,8 +21,7 @@ from ccp.server.domain.parties import PartyRole
 from ccp.server.http.routes.admin import BASE, NewParty
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp_ok
-from tests.server.http.api.answers import sentences
-from tests.server.http.api.test_description import TOO_LONG
+from tests.server.http.api.answers import PATH_TOO_LONG, sentences
 from tests.world import Pool, new_emaid, party, start
 
 ADMINS = [party("admin", PartyRole.ADMIN), party("second_admin", PartyRole.ADMIN)]
@@ -532,7 +531,7 @@ def test_requests_made_from_the_description_are_answered_as_it_says(pkis: dict[s
                 label = event.recorder.label
                 for case_id, interaction in event.recorder.interactions.items():
                     if interaction.response is not None:
-                        if interaction.response.status_code == TOO_LONG:
+                        if interaction.response.status_code == PATH_TOO_LONG:
                             continue
                         answers[label, interaction.response.status_code] += 1
                     for check in event.recorder.checks.get(case_id, []):

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import ssl
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import httpx
 import pytest
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePrivateKey, generate_private_key
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
-from cryptography.x509.oid import NameOID
 from joserfc import jws
 from joserfc.jwk import ECKey
 
@@ -35,61 +27,11 @@ from ccp.server.storage.queries import parties
 from ccp.testing.pki import PKI
 from tests.cli.run import ccp_error
 from tests.cli.served_sandbox import free_port, serving
+from tests.server.access.tokens.client_certificates import CA, HEADER, NOW, OTHER, OURS, credential
 from tests.server.access.tokens.issuer import fake_issuer, look, post, signed
 from tests.server.http.api.answers import sentences
 from tests.server.storage.made import write
 from tests.world import Pool, start
-
-NOW = datetime.now(UTC)
-HEADER = "X-Client-Cert"
-
-
-@dataclass(frozen=True)
-class Credential:
-    certificate: x509.Certificate
-    key: EllipticCurvePrivateKey
-
-    @property
-    def der(self) -> bytes:
-        return self.certificate.public_bytes(Encoding.DER)
-
-    @property
-    def pem(self) -> bytes:
-        return self.certificate.public_bytes(Encoding.PEM)
-
-    @property
-    def thumbprint(self) -> str:
-        return base64.urlsafe_b64encode(hashlib.sha256(self.der).digest()).rstrip(b"=").decode()
-
-    @property
-    def escaped(self) -> str:
-        """As nginx writes $ssl_client_escaped_cert."""
-        return quote(self.pem.decode(), safe="")
-
-    def save(self, folder: Path, name: str) -> tuple[Path, Path]:
-        private = self.key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-        (folder / f"{name}.pem").write_bytes(self.pem)
-        (folder / f"{name}.key").write_bytes(private)
-        return folder / f"{name}.pem", folder / f"{name}.key"
-
-
-def credential(name: str, issuer: Credential | None = None) -> Credential:
-    """A certificate for 127.0.0.1; without an issuer a CA's, signed by itself."""
-    key = generate_private_key(SECP256R1())
-    subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
-    above = issuer.certificate.subject if issuer else subject
-    validity = (NOW - timedelta(days=1), NOW + timedelta(days=1))
-    builder = (
-        x509.CertificateBuilder(above, subject, key.public_key(), x509.random_serial_number(), *validity)
-        .add_extension(x509.BasicConstraints(ca=issuer is None, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
-    )
-    return Credential(builder.sign((issuer.key if issuer else key), hashes.SHA256()), key)
-
-
-CA = credential("Example CA")
-OURS, OTHER = credential("emsp", CA), credential("other", CA)
-
 
 # --- What a proxy writes ---------------------------------------------------------------------------------------------
 

@@ -1,10 +1,13 @@
-"""What every error answer has to look like."""
+"""The shape of every error answer, and a status that API descriptions do not list."""
 
 from __future__ import annotations
 
 import uuid
 
 import httpx
+
+PATH_TOO_LONG = 414
+"""Any path longer than the longest route is refused unread; docs/spec-divergences.md says so."""
 
 
 def sentences(answer: httpx.Response, status: int) -> list[str]:

@@ -19,6 +19,7 @@ from schemathesis.engine import events
 
 from ccp.server.http.routes.opnc import BASE
 from ccp.testing.pki import PKI
+from tests.server.http.api.answers import PATH_TOO_LONG
 from tests.world import AT, SESSION, Pool, new_emaid, post_body, start
 
 PUBLISHED = Path(__file__).resolve().parents[5] / "shared/opnc-spec/apis/ccp/ccp.api.v1.json"
@@ -116,7 +117,7 @@ def explore(pool: Pool, party: str | None, *, examples: int) -> tuple[Counter[tu
             for case_id, interaction in event.recorder.interactions.items():
                 label = event.recorder.label
                 if interaction.response is not None:
-                    if interaction.response.status_code == TOO_LONG:
+                    if interaction.response.status_code == PATH_TOO_LONG:
                         continue
                     answers[label, interaction.response.status_code] += 1
                 for check in event.recorder.checks.get(case_id, []):
@@ -126,7 +127,6 @@ def explore(pool: Pool, party: str | None, *, examples: int) -> tuple[Counter[tu
     return answers, [f"{title}\n{text}" for title, text in failures.items()]
 
 
-TOO_LONG = 414  # A path longer than any that the pool knows is refused unread, which stands in the divergences.
 SUCCESS = {
     "GET /contractData/emaid/{emaid}": 200,
     "GET /contractData/pcid/{pcid}": 200,

@@ -16,7 +16,7 @@ from ccp.server.pool.delivery import Delivery
 from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
 from tests.server.http.api.answers import sentences
-from tests.server.http.opcp.test_dialect import call
+from tests.server.http.opcp.requests import call
 from tests.world import AT, SESSION, Pool, post_body, read, start
 
 SILENT = "The database does not answer now; try again."

@@ -1,4 +1,4 @@
-"""A client that sends given bytes unchanged and reads the responses."""
+"""A client that sends given bytes unchanged and reads the responses; connections from a chosen source address."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
+
+from tests.world import Pool
 
 
 @dataclass
@@ -77,6 +79,12 @@ class Raw:
             got = b""
         self._rest += got
         return bool(got)
+
+
+def connect(pool: Pool | str, source: str, timeout: float = 20) -> socket.socket:
+    """Connect to a pool or a base URL from a loopback address. timeout: of each operation, in seconds."""
+    address = urlsplit(pool if isinstance(pool, str) else pool.base_url)
+    return socket.create_connection((address.hostname, address.port), timeout=timeout, source_address=(source, 0))
 
 
 @contextmanager

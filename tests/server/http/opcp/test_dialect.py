@@ -6,7 +6,6 @@ import base64
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import pytest
 
 from ccp.server.domain.contracts import SignedContract
@@ -16,14 +15,10 @@ from ccp.testing.pki import PKI
 from ccp.verify import VerifiedInstallationRequest
 from ccp.x509.certificates import Certificate
 from tests.server.http.api.answers import sentences
+from tests.server.http.opcp.requests import call
 from tests.world import AT, ISO2, SESSION, Contract, Pool, new_emaid, new_pcid, post_body, read, start
 
 EDITIONS = ["iso2", "iso20", "ed448"]
-
-
-def call(pool: Pool, party: str | None, method: str, path: str, **options: Any) -> httpx.Response:
-    headers = {**({"Authorization": f"Bearer {pool.token(party)}"} if party else {}), **options.pop("headers", {})}
-    return pool.http.request(method, f"/v1{path}", headers=headers, **options)
 
 
 def deliver(pool: Pool, car: Car, headers: dict[str, str] | None = None, session: bytes = SESSION) -> dict[str, Any]:

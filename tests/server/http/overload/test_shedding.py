@@ -19,8 +19,7 @@ from ccp.server.http import connection_limits, overload
 from ccp.server.http.admission import Admission
 from ccp.server.http.routes.opnc import BASE
 from ccp.testing.pki import PKI
-from tests.attacks.test_connections import connect
-from tests.server.http.guards.raw import Answer, Raw
+from tests.server.http.guards.raw import Answer, Raw, connect
 from tests.world import AT, SESSION, Pool, post_body, start
 
 SHED = overload.OVERLOADED

@@ -24,9 +24,10 @@ from ccp.testing.partners import Car
 from ccp.testing.pki import PKI
 from tests.scripted_server import DROP, HANG, Reply, Scripted, error, json_reply, scripted
 from tests.server.http.api.answers import sentences
-from tests.server.http.test_metrics import read, total, until, value
+from tests.server.http.metrics_reading import read_metrics, sample, total
 from tests.server.pool.peers.answers import BASE, item_of, opnc
 from tests.server.pool.peers.requests import ASK, PATH, deliver, to, until_known
+from tests.waiting import wait_until
 from tests.world import AT, SESSION, Pool, again, b64, party, start
 
 NOT_ASKED = "Other pools were not asked, because too many such requests are under way."
@@ -100,7 +101,7 @@ def test_broadcast_beyond_the_partys_limit_is_answered_locally(
             released.set()
             for each in under_way:
                 each.result()
-        assert value(read(pool.base_url), "ccp_broadcasts_total", outcome="limited") == 2
+        assert sample(read_metrics(pool.base_url), "ccp_broadcasts_total", outcome="limited") == 2
         deliver(pool, pool.car())
         assert asked(peer) == 4
 
@@ -142,7 +143,7 @@ def test_broadcast_skips_a_peer_that_had_nothing(pkis: dict[str, PKI], edition: 
         for _ in range(3):
             assert deliver(pool, car)[0]["metaData"] == NOTHING
         assert (asked(peer), asked(gone)) == (1, 1)
-        assert value(read(pool.base_url), "ccp_broadcasts_total", outcome="remembered") == 2
+        assert sample(read_metrics(pool.base_url), "ccp_broadcasts_total", outcome="remembered") == 2
         # Another car is another matter, and a request that is addressed to the peer is always sent.
         deliver(pool, pool.car(edition))
         assert (asked(peer), asked(gone)) == (2, 2)
@@ -253,14 +254,14 @@ def test_broadcast_late_answer_keeps_its_connection(pkis: dict[str, PKI]) -> Non
             fast.on(PATH, opnc(pool.contract(car)))
             slow.on(PATH, Reply(**{**vars(negative(car)), "delay": 0.3}))
             deliver(pool, car)
-            until(lambda: asked(slow) == asked(fast), 10)
+            wait_until(lambda: asked(slow) == asked(fast), 10)
             count = asked(slow)
             labels = {"peer": "peer-1", "outcome": "nothing"}
-            until(lambda: total(read(pool.base_url), "ccp_peer_requests_total", **labels) == count, 10)  # noqa: B023
+            wait_until(lambda: total(read_metrics(pool.base_url), "ccp_peer_requests_total", **labels) == count)  # noqa: B023
         assert len({one.connection for one in slow.asked(PATH)}) == 1
-        found = read(pool.base_url)
+        found = read_metrics(pool.base_url)
         assert total(found, "ccp_peer_requests_total", outcome="overtaken") == 0
-        assert value(found, "ccp_peer_circuit_open", peer="peer-1") == 0
+        assert sample(found, "ccp_peer_circuit_open", peer="peer-1") == 0
 
 
 def test_circuit_stays_closed_while_the_event_loop_is_late(
@@ -278,13 +279,13 @@ def test_circuit_stays_closed_while_the_event_loop_is_late(
         for _ in range(5):
             deliver(pool, pool.car())
             pool.oem.get(path, headers=to("peer-0"))
-        assert total(read(pool.base_url), "ccp_peer_requests_total", outcome="no_answer") == 10
-        assert value(read(pool.base_url), "ccp_peer_circuit_open", peer="peer-0") == 0
+        assert total(read_metrics(pool.base_url), "ccp_peer_requests_total", outcome="no_answer") == 10
+        assert sample(read_metrics(pool.base_url), "ccp_peer_circuit_open", peer="peer-0") == 0
         late[0] = False
         for _ in range(20):
             deliver(pool, pool.car())
         assert asked(peer) < 20
-        assert value(read(pool.base_url), "ccp_peer_circuit_open", peer="peer-0") == 1
+        assert sample(read_metrics(pool.base_url), "ccp_peer_circuit_open", peer="peer-0") == 1
 
 
 def test_peer_answer_verification_yields_to_the_event_loop(
