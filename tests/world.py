@@ -179,6 +179,10 @@ class Pool:
         assert answer.status_code == 201, answer.text
         return contract
 
+    def put(self, contract: Contract, caller: str = "cps", **query: str) -> httpx.Response:
+        """Put a contract. query: parameters of the request, such as dryRun."""
+        return self.client(caller).put("/signedcontractdata", json=contract.body, params=query)
+
     def post(
         self,
         car: Car,

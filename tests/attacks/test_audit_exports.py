@@ -83,7 +83,7 @@ def test_a_row_blanked_under_an_invented_erasure_is_listed_against_an_export(tra
     }  # fmt: skip
 
 
-def test_the_sentences_say_what_was_blanked_by_which_erasure_and_what_cannot_be_known(trail: Trail) -> None:
+def test_audit_verify_names_erased_values_and_their_erasure(trail: Trail) -> None:
     (victim,) = trail.rows("subject like '%DEEXAA00000003%'")
     trail.blank([victim], *invented([victim]))
     assert ccp_ok("audit", "verify", *trail.config).lines[-1] == (

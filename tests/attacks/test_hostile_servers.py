@@ -23,7 +23,7 @@ from ccp.testing.pki import PKI, StatusURLs
 from tests.attacks.hostile import BEHAVIOURS, SLOW, hostile_server
 from tests.scripted_server import Reply, scripted
 from tests.server.events.receiver import webhook
-from tests.server.http.api.test_trust import LOOPBACK, put
+from tests.server.http.api.responders import LOOPBACK
 from tests.server.trust.revocation.servers import free_port
 from tests.world import AT, Pool, start
 
@@ -312,7 +312,7 @@ def test_endless_ocsp_and_crl_responses_do_not_delay_deliveries(hostile: str, ki
         contracts = [pool.contract(pool.car(), signer="evil") for _ in range(6)]
         car = served(pool)
         with ThreadPoolExecutor(6) as threads:
-            under_way = [threads.submit(put, pool, contract) for contract in contracts]
+            under_way = [threads.submit(pool.put, contract) for contract in contracts]
             took = _others(pool, car, lambda: not all(one.done() for one in under_way))
             assert {one.result().status_code for one in under_way} == {503}
     assert max(took) < 1.5, (len(took), statistics.median(took), max(took))

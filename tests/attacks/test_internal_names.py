@@ -16,7 +16,6 @@ from ccp.server.external.outbound import OutboundClient, OutboundError
 from ccp.testing.pki import PKI, StatusURLs
 from tests.server.events.webhook_api import call
 from tests.server.http.api.answers import sentences
-from tests.server.http.api.test_trust import put
 from tests.world import AT, Pool, start
 
 KNOWN = {"inside.corp.test": "10.1.2.3", "metadata.corp.test": "169.254.169.254", "six.corp.test": "fd00::1"}
@@ -60,7 +59,7 @@ def test_publisher_cannot_distinguish_internal_and_unknown_hosts(pool: Pool) -> 
     statement = {}
     for kind, host in (("there", "inside.corp.test"), ("nowhere", "nothing.corp.test")):
         contract = pool.contract(pool.car(), signer=kind)
-        (sentence,) = sentences(put(pool, contract), 503)
+        (sentence,) = sentences(pool.put(contract), 503)
         statement[kind] = sentence.replace(host, "HOST").replace(str(contract.emaid), "EMAID")
     assert statement["there"] == statement["nowhere"]
     assert statement["there"].endswith("HOST cannot be reached.")

@@ -169,7 +169,7 @@ def test_the_secret_of_a_disabled_party_is_not_recognised(pool: Pool) -> None:
     throttled(pool.base_url, "other_emsp", [secret] * 14)
 
 
-def test_what_is_remembered_is_bounded_and_neither_secret_nor_alike_in_two_processes(
+def test_secret_cache_is_bounded_holds_no_secret_and_differs_between_processes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("ccp.server.access.secret_cache._MAX_CLIENTS", 3)

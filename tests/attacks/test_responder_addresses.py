@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import timedelta
 from urllib.parse import unquote
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509 import ocsp
 from cryptography.x509.oid import AuthorityInformationAccessOID
 
 from ccp.testing.pki import PKI, Credential, StatusURLs
 from tests.server.http.api.answers import sentences
-from tests.server.http.api.test_trust import LOOPBACK, put
+from tests.server.http.api.responders import LOOPBACK, AnswersByPrefix, ocsp_response
 from tests.server.trust.revocation.servers import Reply, Request, Server, http_server
 from tests.world import AT, Pool, start
 
@@ -34,7 +32,7 @@ NEVER = "names only addresses that cannot be called (http and https without cred
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     with http_server() as running:
-        running.answers = ByPrefix()
+        running.answers = AnswersByPrefix()
         yield running
 
 
@@ -71,25 +69,6 @@ def pool(server: Server) -> Iterator[Pool]:
         yield running
 
 
-def good(issuer: Credential, request: bytes) -> bytes:
-    """An OCSP response with status good for the requested certificate, as of now."""
-    asked, now = ocsp.load_der_ocsp_request(request), datetime.now(UTC)
-    builder = ocsp.OCSPResponseBuilder().add_response_by_hash(
-        asked.issuer_name_hash, asked.issuer_key_hash, asked.serial_number, asked.hash_algorithm,
-        ocsp.OCSPCertStatus.GOOD, now - timedelta(minutes=1), now + HOUR, None, None,
-    )  # fmt: skip
-    builder = builder.responder_id(ocsp.OCSPResponderEncoding.NAME, issuer.certificate.x509)
-    return builder.sign(issuer.key, SHA256()).public_bytes(Encoding.DER)
-
-
-class ByPrefix(dict[str, Callable[[Request], Reply]]):
-    """Answers by the beginning of a path."""
-
-    def get(self, path: str, default: Any = None) -> Any:
-        found = [prefix for prefix in self if path.startswith(prefix)]
-        return self[max(found, key=len)] if found else default
-
-
 def get_only(server: Server, path: str, issuer: Credential, refusal: Reply) -> None:
     """A responder below a path that refuses POST like this and answers GET as RFC 6960 appendix A.1 has it."""
 
@@ -98,7 +77,7 @@ def get_only(server: Server, path: str, issuer: Credential, refusal: Reply) -> N
             return refusal
         encoded = request.path.removeprefix(path + "/")
         assert "/" not in encoded
-        return Reply(good(issuer, base64.b64decode(unquote(encoded), validate=True)))
+        return Reply(ocsp_response(issuer, base64.b64decode(unquote(encoded), validate=True)))
 
     server.answers[path] = answering
 
@@ -123,7 +102,7 @@ def test_ocsp_returns_to_post_if_get_is_refused(pool: Pool, server: Server) -> N
     pool.publish(pool.car(), signer="changed")
 
     def post_only(request: Request) -> Reply:
-        return Reply(good(issuer, request.body)) if request.method == "POST" else Reply(status=405)
+        return Reply(ocsp_response(issuer, request.body)) if request.method == "POST" else Reply(status=405)
 
     server.answers["/changed"] = post_only
     for _ in range(2):
@@ -135,14 +114,14 @@ def test_ocsp_returns_to_post_if_get_is_refused(pool: Pool, server: Server) -> N
 def test_ocsp_response_with_status_400_does_not_cause_get(pool: Pool, server: Server) -> None:
     malformed = ocsp.OCSPResponseBuilder.build_unsuccessful(ocsp.OCSPResponseStatus.MALFORMED_REQUEST)
     server.says("/broken", Reply(malformed.public_bytes(Encoding.DER), 400))
-    answer = put(pool, pool.contract(pool.car(), signer="broken"))
+    answer = pool.put(pool.contract(pool.car(), signer="broken"))
     assert "answered with the HTTP status 400" in sentences(answer, 503)[0]
     assert [request.method for request in server.seen if request.path.startswith("/broken")] == ["POST"]
 
 
 def test_status_urls_are_trimmed(pool: Pool, server: Server) -> None:
     issuer = pool.pki("blanks").emsp_sub2
-    server.answers["/blanks"] = lambda request: Reply(good(issuer, request.body))
+    server.answers["/blanks"] = lambda request: Reply(ocsp_response(issuer, request.body))
     pool.publish(pool.car(), signer="blanks")
     assert server.count("/blanks") == 1
 
@@ -151,7 +130,7 @@ def test_status_urls_are_trimmed(pool: Pool, server: Server) -> None:
 def test_uncallable_status_urls_are_refused_permanently(pool: Pool, server: Server, kind: str) -> None:
     before = len(server.seen)
     contract = pool.contract(pool.car(), signer=kind)
-    answer = put(pool, contract)
+    answer = pool.put(contract)
     (statement,) = sentences(answer, 400)
     assert NEVER in statement
     assert "Retry-After" not in answer.headers
@@ -163,13 +142,13 @@ def test_uncallable_status_urls_are_refused_permanently(pool: Pool, server: Serv
 
 def test_uncallable_status_urls_are_refused_by_policy_require(server: Server) -> None:
     with start({"iso2": naming("ldap://ca.example/cn=crl")}, revocation="require") as pool:
-        answer = put(pool, pool.contract(pool.car()))
+        answer = pool.put(pool.contract(pool.car()))
         assert any(NEVER in sentence for sentence in sentences(answer, 400))
         assert "Retry-After" not in answer.headers
 
 
 def test_one_callable_status_url_is_enough(pool: Pool, server: Server) -> None:
     issuer = pool.pki("mixed").emsp_sub2
-    server.answers["/mixed"] = lambda request: Reply(good(issuer, request.body))
+    server.answers["/mixed"] = lambda request: Reply(ocsp_response(issuer, request.body))
     pool.publish(pool.car(), signer="mixed")
     assert server.count("/mixed") == 1

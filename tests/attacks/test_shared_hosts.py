@@ -15,9 +15,8 @@ from ccp.server.external.outbound import OutboundClient, OutboundError
 from ccp.server.trust.revocation_client import RevocationClient
 from ccp.testing.pki import PKI, StatusURLs
 from ccp.x509.certificates import Certificate
-from tests.attacks.test_responder_addresses import ByPrefix, good
 from tests.server.http.api.answers import sentences
-from tests.server.http.api.test_trust import LOOPBACK, put
+from tests.server.http.api.responders import LOOPBACK, AnswersByPrefix, ocsp_response
 from tests.server.trust.revocation.servers import Reply, Server, http_server
 from tests.waiting import wait_until
 from tests.world import AT, Contract, Pool, start
@@ -29,7 +28,7 @@ _SILENT = threading.Event()
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     with http_server() as running:
-        running.answers = ByPrefix()
+        running.answers = AnswersByPrefix()
         yield running
 
 
@@ -63,8 +62,10 @@ def pool(server: Server, names: None) -> Iterator[Pool]:
         **{f"silent {n}": naming(f"http://ocsp.d{n // 2}.silent:{port}/{n}") for n in range(6)},
     }
     with start(pkis, egress_allow_networks=LOOPBACK) as running:
-        server.answers["/victim"] = lambda request: Reply(good(running.pki().emsp_sub2, request.body))
-        server.answers["/victim-named"] = lambda request: Reply(good(running.pki("named").emsp_sub2, request.body))
+        server.answers["/victim"] = lambda request: Reply(ocsp_response(running.pki().emsp_sub2, request.body))
+        server.answers["/victim-named"] = lambda request: Reply(
+            ocsp_response(running.pki("named").emsp_sub2, request.body)
+        )
         server.answers["/failing"] = lambda request: Reply(status=500)
         yield running
 
@@ -73,7 +74,7 @@ def pool(server: Server, names: None) -> Iterator[Pool]:
 def test_circuits_of_one_host_are_separate_per_issuer(pool: Pool, server: Server, attacker: str) -> None:
     """StatusURLs on the victim's host, under another scheme or path, that fail again and again."""
     for _ in range(6):
-        answer = put(pool, pool.contract(pool.car(), signer=attacker))
+        answer = pool.put(pool.contract(pool.car(), signer=attacker))
         assert answer.status_code == 503, answer.text
     assert "failed several times" in answer.text
     pool.publish(pool.car())
@@ -110,7 +111,7 @@ def test_silent_name_servers_delay_only_their_names(pool: Pool, server: Server) 
     blocked = [pool.contract(pool.car(), signer=f"silent {n}") for n in range(6)]
     with ThreadPoolExecutor(6) as threads:
         pool.token("cps")
-        under_way = [threads.submit(put, pool, contract) for contract in blocked]
+        under_way = [threads.submit(pool.put, contract) for contract in blocked]
         wait_until(lambda: lookups() >= 3)
         for _ in range(3):
             pool.publish(pool.car(), signer="named")

@@ -12,9 +12,8 @@ import pytest
 
 from ccp.server.external import resolver
 from ccp.testing.pki import PKI, SUB_CA2, StatusURLs
-from tests.attacks.test_responder_addresses import ByPrefix, good
 from tests.server.http.api.answers import sentences
-from tests.server.http.api.test_trust import LOOPBACK, put
+from tests.server.http.api.responders import LOOPBACK, AnswersByPrefix, ocsp_response
 from tests.server.trust.revocation.made import crl
 from tests.server.trust.revocation.servers import Reply, Server, http_server
 from tests.waiting import wait_until
@@ -24,7 +23,7 @@ from tests.world import AT, Pool, start
 @pytest.fixture
 def server() -> Iterator[Server]:
     with http_server() as running:
-        running.answers = ByPrefix()
+        running.answers = AnswersByPrefix()
         yield running
 
 
@@ -53,15 +52,15 @@ def test_lookup_of_a_host_is_separate_per_issuer(server: Server, released: threa
     port = server.url.rpartition(":")[2]
     host = f"http://ocsp.victim.test:{port}"
     victim, attacker = naming(PKI.generate(AT), f"{host}/victim"), PKI.generate(AT)
-    server.answers["/victim"] = lambda request: Reply(good(victim.emsp_sub2, request.body))
+    server.answers["/victim"] = lambda request: Reply(ocsp_response(victim.emsp_sub2, request.body))
     urls = [*(f"http://ocsp.d{n}.silent:{port}/" for n in range(4)), *[f"{host}/attacker"] * 4]
     with start({"iso2": victim, "attacker": attacker}, egress_allow_networks=LOOPBACK) as pool:
         contracts = [pool.contract(pool.car(), signer=naming(attacker, url)) for url in urls]
         pool.token("cps")
         with ThreadPoolExecutor(len(urls)) as threads:
-            silent = [threads.submit(put, pool, contract) for contract in contracts[:4]]
+            silent = [threads.submit(pool.put, contract) for contract in contracts[:4]]
             wait_until(lambda: lookups() == 4)
-            waiting = [threads.submit(put, pool, contract) for contract in contracts[4:]]
+            waiting = [threads.submit(pool.put, contract) for contract in contracts[4:]]
             time.sleep(0.3)  # Until they wait for a thread, which nothing shows.
             pool.publish(pool.car())
             for one in (*silent, *waiting):
@@ -80,7 +79,7 @@ def test_shared_crl_fetch_is_retried_for_another_party(server: Server, released:
         theirs, ours = pool.contract(pool.car()), pool.contract(pool.car())
         pool.token("small_cps")
         with ThreadPoolExecutor(1) as threads:
-            waiting = threads.submit(put, pool, theirs)
+            waiting = threads.submit(pool.put, theirs)
             time.sleep(0.3)  # Until it waits for a thread, which nothing shows.
             answer = pool.client("small_cps").put("/signedcontractdata", json=ours.body)
             assert answer.status_code == 201, answer.text
@@ -100,7 +99,7 @@ def fill_lookups(pool: Pool, attacker: PKI, port: str) -> None:
     ]
     pool.token("cps")
     with ThreadPoolExecutor(len(contracts)) as threads:
-        for answer in threads.map(lambda contract: put(pool, contract), contracts):
+        for answer in threads.map(lambda contract: pool.put(contract), contracts):
             assert "cannot be established now" in sentences(answer, 503)[0]
 
 
@@ -108,7 +107,7 @@ def test_lookups_per_party_are_limited_across_issuers(server: Server, released: 
     """A root of its own makes any number of sub-CAs, each of which names four silent hosts in two domains."""
     port = server.url.rpartition(":")[2]
     victim, attacker = naming(PKI.generate(AT), f"http://ocsp.victim.test:{port}/victim"), PKI.generate(AT)
-    server.answers["/victim"] = lambda request: Reply(good(victim.emsp_sub2, request.body))
+    server.answers["/victim"] = lambda request: Reply(ocsp_response(victim.emsp_sub2, request.body))
     with start({"iso2": victim, "attacker": attacker}, egress_allow_networks=LOOPBACK) as pool:
         fill_lookups(pool, attacker, port)
         assert lookups() == 12  # They are silent still.

@@ -443,7 +443,7 @@ def test_a_certificate_that_is_not_for_provisioning_services_cannot_sign(pkis: d
     )  # fmt: skip
 
 
-def test_the_root_that_the_publisher_names_has_to_be_the_one_that_the_chain_leads_to(pki: PKI) -> None:
+def test_root_fingerprint_of_the_publisher_must_match_the_cps_chain(pki: PKI) -> None:
     encoded = contract_message(pki)
     named = Fingerprint(pki.emsp_root.certificate.fingerprint)
     found = pki.v2g_root.certificate.fingerprint
@@ -509,9 +509,7 @@ def test_an_iso2_dh_key_that_is_no_point_is_refused(pkis: dict[str, PKI], key: b
 
 
 @pytest.mark.parametrize("length", [0, 1, 47])
-def test_an_iso2_encrypted_key_of_another_length_is_refused_together_with_the_dh_key(
-    pkis: dict[str, PKI], length: int
-) -> None:
+def test_iso2_encrypted_key_of_wrong_length_is_refused_with_the_dh_key(pkis: dict[str, PKI], length: int) -> None:
     pki = pkis["iso2"]
     body = body_of(contract_message(pki))._replace(
         ContractSignatureEncryptedPrivateKey=iso2.ContractSignatureEncryptedPrivateKey("ID2", bytes(length)),

@@ -1,5 +1,9 @@
 # ruff: noqa: F401  what is imported is run
-"""The event service on PostgreSQL: the tests of the default engine again, as far as they come to the store."""
+"""The webhooks of partners on PostgreSQL.
+
+This module imports tests of another test module on purpose: pytest runs those that reach the store again, on PostgreSQL
+in place of the default engine, SQLite.
+"""
 
 from __future__ import annotations
 

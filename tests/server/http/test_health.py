@@ -57,7 +57,7 @@ def test_a_pool_whose_schema_has_become_too_old_or_is_gone_is_alive_and_not_read
 
 
 @knows_sqlite
-def test_a_pool_whose_writer_dies_answers_everything_and_is_ready_when_the_writer_is(
+def test_pool_with_a_failing_database_writer_serves_reads_and_recovers(
     pkis: dict[str, PKI], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     @contextmanager

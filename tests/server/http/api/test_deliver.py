@@ -90,7 +90,7 @@ def test_a_car_gets_its_contract_and_can_install_it(pool: Pool, edition: str) ->
 
 @pytest.mark.parametrize("session", [b"", b"\0", b"\1\2\3", b"\xff" * 8])
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_the_answer_carries_the_session_of_the_request_and_its_signature_still_holds(
+def test_delivered_message_has_the_request_session_and_a_valid_signature(
     pool: Pool, edition: str, session: bytes
 ) -> None:
     car = pool.car(edition)
@@ -249,7 +249,7 @@ def test_iso20_delivery_order_is_prioritised_then_default_then_oldest(
         assert car.install(response_bytes(item), SESSION, datetime.now(UTC))[0] == item["emaid"]
 
 
-def test_wishes_may_be_spelled_freely_and_what_is_no_emaid_or_unknown_is_passed_over(
+def test_prioritized_emaids_accept_any_spelling_and_skip_invalid_or_unknown(
     pool: Pool, rich: tuple[Car, list[str]]
 ) -> None:
     car, emaids = rich
@@ -327,7 +327,7 @@ def test_a_contract_that_expires_while_it_waits_is_not_delivered_any_more(pool: 
     assert negative(pool, car)[0] == "FAILED_NoCertificateAvailable"
 
 
-def test_a_default_that_has_expired_does_not_keep_a_car_from_its_sole_valid_contract(pool: Pool) -> None:
+def test_expired_default_does_not_block_the_only_valid_contract(pool: Pool) -> None:
     car = pool.car()
     default, other = pool.publish(car), pool.publish(car)
     pool.expire(default.emaid)

@@ -15,7 +15,7 @@ from ccp.testing.pki import CONTRACT, OCSP_RESPONDER, PKI, Credential, StatusURL
 from ccp.testing.revocation import sign_crl, sign_ocsp_response
 from ccp.x509.certificates import Certificate
 from tests.server.http.api.answers import sentences
-from tests.server.http.api.test_trust import LOOPBACK, naming, path_of, put
+from tests.server.http.api.responders import LOOPBACK, path_of, pki_with_responder
 from tests.server.trust.revocation.made import serve_crl
 from tests.server.trust.revocation.servers import Reply, Request, Server, http_server
 from tests.world import AT, Contract, Pool, start
@@ -106,15 +106,15 @@ def asking(responders: dict[str, Server]) -> Iterator[Pool]:
     pkis = {}
     for edition, responder in responders.items():
         algorithm: Any = ALGORITHM[edition]
-        pkis[edition] = naming(responder.url, SUB2, algorithm=algorithm)
-        pkis[f"{edition} sub"] = naming(responder.url, SUB1, algorithm=algorithm)
+        pkis[edition] = pki_with_responder(responder.url, SUB2, algorithm=algorithm)
+        pkis[f"{edition} sub"] = pki_with_responder(responder.url, SUB1, algorithm=algorithm)
     with start(pkis, egress_allow_networks=LOOPBACK) as pool:
         yield pool
 
 
 def published(pool: Pool, contract: Contract, status: int, words: str) -> None:
     """Publish it: the status, the one sentence, and that it is stored or not."""
-    answer = put(pool, contract)
+    answer = pool.put(contract)
     assert answer.status_code == status, answer.text
     if words:
         (message,) = sentences(answer, status)
@@ -146,9 +146,9 @@ def test_a_publisher_is_told_of_a_revoked_sub_ca(asking: Pool, responders: dict[
 
 
 def test_an_address_that_is_not_public_is_not_called(server: Server) -> None:
-    pki = naming(server.url + "/private")
+    pki = pki_with_responder(server.url + "/private")
     with start({"iso2": pki}) as pool:
-        answer = put(pool, pool.contract(pool.car()))
+        answer = pool.put(pool.contract(pool.car()))
         messages = sentences(answer, 503)
     assert len(messages) == 6
     assert all("127.0.0.1 cannot be reached." in sentence for sentence in messages)

@@ -1,5 +1,9 @@
 # ruff: noqa: F401  what is imported is run
-"""The operations over HTTP on PostgreSQL: the tests of the default engine again, as far as they come to the store."""
+"""The operations over HTTP on PostgreSQL.
+
+This module imports tests of other test modules on purpose: pytest runs those that reach the store again, on PostgreSQL
+in place of the default engine, SQLite.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +31,9 @@ from tests.server.http.api.test_publish import (
     test_a_signed_contract_is_stored_and_answered_with_201_and_no_body,
     test_concurrent_publications_for_a_vehicle_leave_exactly_one_default,
     test_concurrent_publications_of_a_contract_leave_it_with_one_vehicle,
+    test_first_contract_of_a_vehicle_becomes_its_default_and_the_second_not,
     test_publishing_a_variant_again_replaces_it_and_answers_201,
     test_publishing_for_another_vehicle_moves_the_contract_with_all_its_variants,
-    test_the_first_contract_of_a_vehicle_becomes_its_default_and_the_second_does_not,
     test_the_metadata_of_a_contract_is_given_back,
 )
 from tests.world import Pool, start

@@ -64,7 +64,7 @@ def test_a_signed_contract_is_stored_and_answered_with_201_and_no_body(pool: Poo
     assert pool.stored(contract.emaid) == 1
 
 
-def test_the_first_contract_of_a_vehicle_becomes_its_default_and_the_second_does_not(pool: Pool) -> None:
+def test_first_contract_of_a_vehicle_becomes_its_default_and_the_second_not(pool: Pool) -> None:
     car = pool.car()
     first, second = pool.publish(car), pool.publish(car, new_emaid("NLEXB"))
     assert {item["emaid"]: item["defaultContract"] for item in pool.listed(car)} == {

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -14,70 +14,22 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509 import ocsp
 
 from ccp import exi
 from ccp.exi import iso2
 from ccp.server.storage.queries import revocation as evidence
 from ccp.testing.partners import Car, issue_contract, sign_contract
-from ccp.testing.pki import CPS, PKI, Algorithm, Credential, StatusURLs, algorithm_of
+from ccp.testing.pki import CPS, PKI, Algorithm, Credential
 from ccp.x509.certificates import Certificate
 from ccp.x509.revocation_evidence import Evidence, RevocationStatus
 from tests.server.http.api.answers import sentences
+from tests.server.http.api.responders import LOOPBACK, Responder, path_of, pki_with_responder
 from tests.server.trust.revocation.made import crl
-from tests.server.trust.revocation.servers import Reply, Request, Server, free_port, http_server, openssl_responder
+from tests.server.trust.revocation.servers import Reply, free_port, http_server, openssl_responder
 from tests.world import AT, Contract, Pool, new_emaid, put_body, read, start
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
-LOOPBACK = ("127.0.0.0/8",)
 EDITIONS = ["iso2", "iso20"]
-PUT = "/signedcontractdata"
-
-
-def path_of(ca: str) -> str:
-    return "/" + ca.replace(" ", "-")
-
-
-def naming(url: str, *only: str, algorithm: Algorithm = "P-256") -> PKI:
-    """A PKI whose certificates name a responder of their issuer; only: of these CAs, else of all."""
-    return PKI.generate(
-        AT,
-        algorithm=algorithm,
-        status_urls=lambda ca: StatusURLs(ocsp=url + path_of(ca)) if ca in only or not only else StatusURLs(),
-    )
-
-
-@dataclass
-class Responder:
-    """An OCSP responder for registered CAs. It reports every certificate as good, except those in `revoked`."""
-
-    server: Server
-    revoked: set[int] = field(default_factory=set)
-
-    def speaks_for(self, *cas: Credential, under: str = "") -> None:
-        for ca in cas:
-            self.server.answers[under + path_of(ca.certificate.subject_cn)] = self._answering(ca)
-
-    def _answering(self, ca: Credential) -> Callable[[Request], Reply]:
-        def answer(request: Request) -> Reply:
-            asked = ocsp.load_der_ocsp_request(request.body)
-            revoked = asked.serial_number in self.revoked
-            builder = ocsp.OCSPResponseBuilder().add_response_by_hash(
-                asked.issuer_name_hash,
-                asked.issuer_key_hash,
-                asked.serial_number,
-                asked.hash_algorithm,
-                ocsp.OCSPCertStatus.REVOKED if revoked else ocsp.OCSPCertStatus.GOOD,
-                datetime.now(UTC) - timedelta(minutes=1),
-                datetime.now(UTC) + HOUR,
-                AT - DAY if revoked else None,
-                None,
-            )
-            builder = builder.responder_id(ocsp.OCSPResponderEncoding.NAME, ca.certificate.x509)
-            hashed = hashes.SHA256() if algorithm_of(ca.key) == "P-256" else hashes.SHA512()
-            return Reply(builder.sign(ca.key, hashed).public_bytes(Encoding.DER))
-
-        return answer
 
 
 def cas(pki: PKI) -> tuple[Credential, ...]:
@@ -99,8 +51,8 @@ def named(responder: Responder) -> dict[str, PKI]:
     made = {}
     algorithms: dict[str, Algorithm] = {"iso2": "P-256", "iso20": "P-521"}
     for edition, algorithm in algorithms.items():
-        pki = made[edition] = naming(f"{responder.server.url}/{edition}", algorithm=algorithm)
-        responder.speaks_for(*cas(pki), under=f"/{edition}")
+        pki = made[edition] = pki_with_responder(f"{responder.server.url}/{edition}", algorithm=algorithm)
+        responder.register(*cas(pki), prefix=f"/{edition}")
     return made
 
 
@@ -114,10 +66,6 @@ def around(named: dict[str, PKI], pkis: dict[str, PKI]) -> Iterator[Pool]:
 
 def serial(contract: Contract) -> int:
     return Certificate.load(contract.certificate).serial_number
-
-
-def put(pool: Pool, contract: Contract, caller: str = "cps", **query: str) -> Any:
-    return pool.client(caller).put(PUT, json=contract.body, params=query)
 
 
 def revoke(pool: Pool, certificate: Certificate, issuer: Credential) -> None:
@@ -146,11 +94,11 @@ def negative(pool: Pool, car: Car) -> tuple[str, str]:
 
 
 @pytest.mark.parametrize("edition", EDITIONS)
-def test_a_contract_whose_certificates_are_all_good_is_stored_and_each_was_asked_for(
+def test_contract_with_valid_certificates_is_stored_after_ocsp_for_each_ca(
     around: Pool, responder: Responder, edition: str
 ) -> None:
     contract = around.contract(around.car(edition))
-    answer = put(around, contract)
+    answer = around.put(contract)
     assert answer.status_code == 201, answer.text
     for ca in ("eMSP Sub2 CA SIM", "eMSP Sub1 CA SIM", "eMSP Root CA SIM", "CPS Sub2 CA SIM", "V2G Root CA SIM"):
         assert responder.server.count(f"/{edition}{path_of(ca)}") >= 1
@@ -160,22 +108,22 @@ def test_a_contract_whose_certificates_are_all_good_is_stored_and_each_was_asked
 def test_a_revoked_contract_certificate_is_refused_by_name(around: Pool, responder: Responder, edition: str) -> None:
     contract = around.contract(around.car(edition))
     responder.revoked.add(serial(contract))
-    (message,) = sentences(put(around, contract), 400)
+    (message,) = sentences(around.put(contract), 400)
     assert contract.emaid in message
     assert f"was revoked at {AT - DAY:%Y-%m-%dT%H:%M:%SZ}" in message
     assert around.stored(contract.emaid) == 0
     asked = len(responder.server.seen)
-    assert sentences(put(around, contract), 400) == [message]  # final: the responder is not queried again
+    assert sentences(around.put(contract), 400) == [message]  # final: the responder is not queried again
     assert len(responder.server.seen) == asked
 
 
 def test_a_revoked_sub_ca_is_refused_by_name(responder: Responder) -> None:
-    pki = naming(responder.server.url + "/sub")
-    responder.speaks_for(*cas(pki), under="/sub")
+    pki = pki_with_responder(responder.server.url + "/sub")
+    responder.register(*cas(pki), prefix="/sub")
     responder.revoked |= {pki.emsp_sub2.certificate.serial_number, pki.cps_sub1.certificate.serial_number}
     with start({"iso2": pki}, egress_allow_networks=LOOPBACK) as pool:
         contract = pool.contract(pool.car())
-        message = " ".join(sentences(put(pool, contract), 400))
+        message = " ".join(sentences(pool.put(contract), 400))
         assert "eMSP Sub2 CA SIM" in message
         assert "CPS Sub1 CA SIM" in message
         assert pool.stored(contract.emaid) == 0
@@ -183,17 +131,17 @@ def test_a_revoked_sub_ca_is_refused_by_name(responder: Responder) -> None:
 
 def test_publication_is_503_while_the_responder_is_down_and_stored_afterwards(tmp_path: Path) -> None:
     port = free_port()
-    pki = naming(f"http://127.0.0.1:{port}", "eMSP Sub2 CA SIM")
+    pki = pki_with_responder(f"http://127.0.0.1:{port}", "eMSP Sub2 CA SIM")
     with start({"iso2": pki}, egress_allow_networks=LOOPBACK) as pool:
         contract = pool.contract(pool.car())
-        answer = put(pool, contract)
+        answer = pool.put(contract)
         (message,) = sentences(answer, 503)
         assert "cannot be established now" in message
         assert int(answer.headers["Retry-After"]) > 0
         assert pool.stored(contract.emaid) == 0
         assert pool.sql("select * from vehicle") == pool.sql("select * from outbox") == []
         with openssl_responder(tmp_path, pki.emsp_sub2, {serial(contract): None}, port=port):
-            answer = put(pool, contract)
+            answer = pool.put(contract)
         assert answer.status_code == 201, answer.text
         assert pool.stored(contract.emaid) == 1
 
@@ -205,7 +153,7 @@ def test_a_key_that_is_not_for_this_edition_is_refused(around: Pool, signer: str
     bundle = issue_contract(around.pki(), emaid, car.pcid, car.provisioning.certificate, AT)
     message = sign_contract(around.pki(), replace(bundle, contract=pki.contract(emaid, now=AT)), AT)
     contract = Contract(emaid, message, put_body(message, emaid, car.pcid, str(car.namespace)), b"")
-    (sentence,) = sentences(put(around, contract), 400)
+    (sentence,) = sentences(around.put(contract), 400)
     assert sentence == f'The key of certificate "{emaid}" is not of a kind that ISO 15118-2 allows.'
     assert around.stored(emaid) == 0
 
@@ -216,7 +164,7 @@ def test_certificates_that_name_nothing_are_stored_unless_evidence_is_required(
     around.publish(around.car(), signer="plain")
     with start(pkis, revocation="require") as pool:
         contract = pool.contract(pool.car())
-        messages = sentences(put(pool, contract), 400)
+        messages = sentences(pool.put(contract), 400)
         assert all("names no OCSP or CRL address, which this pool requires." in one for one in messages)
         assert any(contract.emaid in one for one in messages)
         assert pool.stored(contract.emaid) == 0
@@ -228,7 +176,7 @@ def test_with_revocation_off_nobody_is_asked(named: dict[str, PKI], responder: R
         car = pool.car()
         contract = pool.contract(car)
         responder.revoked.add(serial(contract))
-        assert put(pool, contract).status_code == 201
+        assert pool.put(contract).status_code == 201
         assert pool.ask(car)[0]["emaid"] == contract.emaid
     assert len(responder.server.seen) == asked
 
@@ -362,7 +310,7 @@ def test_vehicle_evidence_is_fetched_after_the_response_and_counts_next_time(
 
 
 def test_a_delivery_does_not_wait_for_a_responder_that_hangs(responder: Responder) -> None:
-    pki = naming(responder.server.url + "/hanging", "OEM Sub2 CA SIM")
+    pki = pki_with_responder(responder.server.url + "/hanging", "OEM Sub2 CA SIM")
     path = "/hanging" + path_of("OEM Sub2 CA SIM")
     responder.server.says(path, Reply(delay=30))
     with start({"iso2": pki}, egress_allow_networks=LOOPBACK) as pool:
@@ -384,7 +332,7 @@ def test_a_delivery_does_not_wait_for_a_responder_that_hangs(responder: Responde
 def dry(pool: Pool, contract: Contract, caller: str = "cps", **query: str) -> dict[str, Any]:
     """What a dry run says; its shape is checked, and that it leaves nothing behind."""
     before = [pool.sql(f"select count(*) from {table}") for table in ("contract", "vehicle", "emaid_claim", "outbox")]
-    answer = put(pool, contract, caller, **{"dryRun": "true", **query})
+    answer = pool.put(contract, caller, **{"dryRun": "true", **query})
     assert answer.status_code == 200, answer.text
     after = [pool.sql(f"select count(*) from {table}") for table in ("contract", "vehicle", "emaid_claim", "outbox")]
     assert after == before
@@ -409,7 +357,7 @@ def same_as_real(pool: Pool, contract: Contract) -> list[str]:
     """The sentences of the real PUT, each of which the dry run before gave as a reason."""
     report = dry(pool, contract)
     assert report["passed"] is False
-    messages = sentences(put(pool, contract), 400)
+    messages = sentences(pool.put(contract), 400)
     assert all(sentence in " ".join(failures(report)) for sentence in messages)
     assert pool.stored(contract.emaid) == 0
     return messages
@@ -434,7 +382,7 @@ def test_a_dry_run_tells_every_check_with_what_it_rests_on_and_stores_nothing(ar
     assert not any("names no OCSP or CRL address" in warning for warning in report["warnings"])
     assert around.listed(car) == []
     assert dry(around, contract, dryRun="True")["passed"] is True
-    assert put(around, contract, dryRun="false").status_code == 201
+    assert around.put(contract, dryRun="false").status_code == 201
 
 
 def test_certificates_that_name_no_address_are_warned_of_once_each(around: Pool) -> None:
@@ -475,12 +423,12 @@ def test_a_revoked_contract_is_told_by_a_dry_run_as_by_the_real_put(around: Pool
 
 
 def test_evidence_that_cannot_be_had_is_a_failed_check_of_a_dry_run_and_no_503() -> None:
-    pki = naming(f"http://127.0.0.1:{free_port()}", "eMSP Sub2 CA SIM")
+    pki = pki_with_responder(f"http://127.0.0.1:{free_port()}", "eMSP Sub2 CA SIM")
     with start({"iso2": pki}, egress_allow_networks=LOOPBACK) as pool:
         contract = pool.contract(pool.car())
         report = dry(pool, contract)
         (failed,) = failures(report)
-        assert sentences(put(pool, contract), 503) == [failed]
+        assert sentences(pool.put(contract), 503) == [failed]
         assert "cannot be established now" in failed
 
 
@@ -520,8 +468,8 @@ def test_a_dry_run_asks_nobody_about_a_message_that_no_trusted_service_signed(
     around: Pool, responder: Responder, wrong: str
 ) -> None:
     if wrong == "chain":
-        stranger = naming(responder.server.url + "/strangers")
-        responder.speaks_for(*cas(stranger), under="/strangers")
+        stranger = pki_with_responder(responder.server.url + "/strangers")
+        responder.register(*cas(stranger), prefix="/strangers")
         contract = around.contract(around.car(), signer=stranger)
     else:
         contract = unsigned(around.contract(around.car()))
@@ -533,8 +481,8 @@ def test_a_dry_run_asks_nobody_about_a_message_that_no_trusted_service_signed(
 
 
 def test_a_dry_run_asks_nobody_about_a_contract_chain_that_does_not_hold(around: Pool, responder: Responder) -> None:
-    stranger = naming(responder.server.url + "/strangers")
-    responder.speaks_for(*cas(stranger), under="/strangers")
+    stranger = pki_with_responder(responder.server.url + "/strangers")
+    responder.register(*cas(stranger), prefix="/strangers")
     car, emaid = around.car(), new_emaid()
     bundle = issue_contract(stranger, emaid, car.pcid, car.provisioning.certificate, AT)
     message = sign_contract(around.pki(), bundle, AT)
@@ -546,10 +494,10 @@ def test_a_dry_run_asks_nobody_about_a_contract_chain_that_does_not_hold(around:
 
 
 def test_a_publisher_is_told_how_long_a_responder_that_is_down_is_left_alone() -> None:
-    pki = naming(f"http://127.0.0.1:{free_port()}", "eMSP Sub2 CA SIM")
+    pki = pki_with_responder(f"http://127.0.0.1:{free_port()}", "eMSP Sub2 CA SIM")
     with start({"iso2": pki}, egress_allow_networks=LOOPBACK) as pool:
         contract = pool.contract(pool.car())
-        answers = [put(pool, contract) for _ in range(4)]
+        answers = [pool.put(contract) for _ in range(4)]
         assert [answer.status_code for answer in answers] == [503] * 4
         waits = [int(answer.headers["Retry-After"]) for answer in answers]
         assert waits[:2] == [2, 2]
@@ -561,22 +509,22 @@ def test_a_publisher_is_told_how_long_a_responder_that_is_down_is_left_alone() -
 def test_a_dry_run_is_for_those_who_may_publish(around: Pool) -> None:
     contract = around.contract(around.car())
     for caller in ("cpo", "oem", "other_emsp"):
-        sentences(put(around, contract, caller, dryRun="true"), 403)
+        sentences(around.put(contract, caller, dryRun="true"), 403)
     contract.body["emaid"] = "NLEXBX99999999"
-    sentences(put(around, contract, "small_cps", dryRun="true"), 403)
+    sentences(around.put(contract, "small_cps", dryRun="true"), 403)
 
 
 @pytest.mark.parametrize("value", ["maybe", "1", "yes", ""])
 def test_a_dry_run_is_asked_for_by_true_or_false_only(around: Pool, value: str) -> None:
     contract = around.contract(around.car())
-    assert sentences(put(around, contract, dryRun=value), 400) == ["dryRun : must be true or false"]
+    assert sentences(around.put(contract, dryRun=value), 400) == ["dryRun : must be true or false"]
     assert around.stored(contract.emaid) == 0
 
 
 def test_a_dry_run_of_what_is_no_message_is_400(around: Pool) -> None:
     contract = around.contract(around.car())
     contract.body["certificateInstallationRes"] = "gJgA"
-    assert sentences(put(around, contract, dryRun="true"), 400)[0] == "EXI format is invalid!"
+    assert sentences(around.put(contract, dryRun="true"), 400)[0] == "EXI format is invalid!"
 
 
 # --- Warnings --------------------------------------------------------------------------------------------------------
