@@ -54,7 +54,7 @@ def ocsp_response(issuer: Credential, request: bytes, *, revoked: bool = False) 
 
 @dataclass
 class Responder:
-    """Answers for the CAs that are registered: every certificate is good except those in `revoked` (serial numbers)."""
+    """Answers for registered CAs: status revoked for the serial numbers in `revoked`, good for all others."""
 
     server: Server
     revoked: set[int] = field(default_factory=set)
