@@ -157,7 +157,7 @@ def test_checkpoint_with_changed_numbers_is_refused(target: Database, drop: Path
 def end_offset(file: Path) -> InputOffset:
     """The offset of the end of an input, which any reader of the input can compute."""
     *_, last = InputSource.of(str(file)).chunks(262_144)
-    return last.after
+    return last.end
 
 
 def test_forged_checkpoint_skips_no_line(target: Database, drop: Path, pkis: dict[str, PKI]) -> None:

@@ -128,7 +128,7 @@ def test_sandbox_refuses_a_directory_with_files(tmp_path: Path, there: str) -> N
         directory.mkdir()
         (directory / (".hidden" if there == "hidden" else "mine")).write_text("mine")
     before = sorted(path.name for path in tmp_path.rglob("*"))
-    assert ccp_error("sandbox", directory) == f"{directory} is not an empty directory; a sandbox needs one of its own."
+    assert ccp_error("sandbox", directory) == f"{directory} is not an empty directory; a sandbox needs an empty one."
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
 
 

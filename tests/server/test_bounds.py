@@ -43,7 +43,7 @@ def test_long_extensions_and_certificates_are_read_and_not_remembered() -> None:
     for each in (usual, long):
         assert anchors.load_intermediate(each.der) == each
         assert Certificate.load(each.der).listed_extensions
-    assert list(anchors._leaf_cache) == [usual.der]
+    assert list(anchors._intermediate_cache) == [usual.der]
     assert len(certificates._KNOWN_EXTENSIONS) == 1
 
 

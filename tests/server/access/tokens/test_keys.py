@@ -443,7 +443,7 @@ def environment(url: str) -> dict[str, str]:
 
 
 def test_keys_are_listed_rotated_and_revoked_by_command(url: str, environment: dict[str, str]) -> None:
-    assert ccp_ok("keys", "list", env=environment).lines == ["key  state  made  signs from  verifies until"]
+    assert ccp_ok("keys", "list", env=environment).lines == ["key  state  created  signs from  verifies until"]
     write(url, signing_keys.ensure(token_keys.new_key(AT)))
     (old,) = kids(url)
     out = ccp_ok("keys", "rotate", env=environment).out

@@ -249,7 +249,7 @@ def test_store_crl_is_atomic_and_never_older(made: Branch) -> None:
 
     def load(number: int | None, serials: Iterable[int], since: datetime = AT) -> object:
         read = RevocationList(name, number, since, since + DAY, dict.fromkeys(serials, AT - DAY))
-        options = {"etag": None, "last_modified": None, "at": AT, "refresh_at": AT + HOUR}
+        options = {"etag": None, "last_modified": None, "now": AT, "refresh_at": AT + HOUR}
         return queries.store_crl(read, url=CRL, issuer_certificate=issuer.der, **options)  # type: ignore[arg-type]
 
     async def test(bench: Bench) -> None:
@@ -269,7 +269,7 @@ def test_store_crl_is_atomic_and_never_older(made: Branch) -> None:
         assert not (await bench.store.read(queries.load([key._replace(serial=2000)], RevocationPolicy()))).evidence
         # What fails in the middle leaves nothing behind.
         read = RevocationList(name, 5, AT, AT + DAY, dict.fromkeys(range(3000, 4000), AT))
-        options = {"etag": None, "last_modified": None, "at": AT, "refresh_at": AT + HOUR}
+        options = {"etag": None, "last_modified": None, "now": AT, "refresh_at": AT + HOUR}
         with pytest.raises(sqlite3.IntegrityError):  # The list's own row comes last, and here it is not complete.
             await bench.store.write(
                 queries.store_crl(read, url=CRL, issuer_certificate=None, **options)  # type: ignore[arg-type]
