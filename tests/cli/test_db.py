@@ -22,7 +22,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 
 def test_db_downgrade_needs_confirmation(url: str) -> None:
     env = {"CCP_DATABASE": url}
-    assert "deletes the tables and columns that came after" in ccp_error("db", "downgrade", "0001", env=env)
+    assert "delete the tables and columns that came after" in ccp_error("db", "downgrade", "0001", env=env)
     assert schema.revision(url) == schema.HEAD
     done = ccp_ok("db", "downgrade", "0001", "--yes", env=env)
     assert done.out == f"The schema was {schema.HEAD} and is now 0001.\n"

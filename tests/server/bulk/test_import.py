@@ -345,7 +345,7 @@ def test_import_resumes_after_being_stopped_at_any_time(
             noted = json.loads(checkpoint.read_text())
             assert noted["counts"]["created"] == len(empty.emaids())
             assert noted["counts"].get("refused", 0) == len(reports(report))
-            assert sum(noted["counts"].values()) == noted["mark"]["lines"]
+            assert sum(noted["counts"].values()) == noted["offset"]["lines"]
     summary = imported(empty, file, "--refused", report, status=1)
     assert summary["lines"] == len(fleet)
     assert len(empty.emaids()) == len(fleet) - len(fleet) // 50
