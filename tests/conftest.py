@@ -35,7 +35,7 @@ def _needs(item: pytest.Item) -> Iterator[str]:
     fixtures = set(getattr(item, "fixturenames", ()))
     parameters = getattr(getattr(item, "callspec", None), "params", {}).values()
     if set(item.path.parts) & set(_SLOW):
-        yield "slow"
+        yield from ("slow", "server")
     if "pool" in fixtures or _USES_SERVERS.search(_source(item.path)):
         yield "server"
     if (

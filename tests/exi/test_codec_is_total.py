@@ -14,6 +14,8 @@ from ccp.exi.codec import _AUTOMATON
 from tests.exi.messages import KINDS, Maker, messages
 from tests.exi.samples import EXAMPLE, REQUEST, RESPONSE, Stream
 
+pytestmark = pytest.mark.slow
+
 MUTATIONS = 20_000
 SECONDS = 0.025
 
@@ -145,6 +147,7 @@ def _hostile() -> Iterator[tuple[str, bytes]]:
     yield "an endless integer", Stream(encode(RESPONSE), 18).encoded() + b"\xff" * 60000
 
 
+@pytest.mark.timing
 def test_no_bytes_take_long() -> None:
     cases = list(_hostile())
     cases += [(kind, encode(max(messages(kind, 50, seed=44), key=lambda m: len(encode(m))))) for kind in KINDS]

@@ -37,6 +37,8 @@ from ccp.x509.profiles import AnchorRole, Profile, Usage
 from tests.x509.made import AT, der, forge, replaced, tlv
 from tests.x509.rich import rich_extensions, rich_pki
 
+pytestmark = pytest.mark.slow
+
 COUNT = int(os.environ.get("CCP_BIT_FLIPS", "500"))
 URL = "http://pki.example/a.crl"
 

@@ -19,6 +19,8 @@ from ccp.server.storage.queries.audit import GENESIS_HASH, SHARDS, Action, Audit
 from tests.server.audit.made import ACTOR, CONTRACT, broken, entry, fill, vehicle_of, verify
 from tests.server.storage.made import AT, SECOND, new_database, read, sql, write
 
+pytestmark = pytest.mark.slow
+
 LANE, OTHER = 3, 4
 
 

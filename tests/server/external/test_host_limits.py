@@ -64,6 +64,7 @@ def test_host_throttle_release_counts_for_nothing() -> None:
     run(test)
 
 
+@pytest.mark.timing
 def test_host_throttle_serves_callers_by_round_robin() -> None:
     async def test() -> None:
         throttle, order = HostThrottle(rate=200, burst=1), list[str]()
