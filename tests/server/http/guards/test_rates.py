@@ -113,8 +113,8 @@ print(sum(bucket.acquire(b"a", rate) == 0 for _ in range(5000)))
 """
 
 
-def test_processes_count_in_one_table(tmp_path: Path) -> None:
-    file = tmp_path / "limits"
+def taken_by_two_processes(file: Path) -> int:
+    """How many of 2,000 calls on one key two processes let pass."""
     SharedTokenBucket.prepare(file)
     assert file.stat().st_mode & 0o777 == 0o600
     command = [sys.executable, "-c", TAKE_MANY, str(file)]
@@ -123,10 +123,18 @@ def test_processes_count_in_one_table(tmp_path: Path) -> None:
         assert worker.stdin is not None
         worker.stdin.write("\n")
         worker.stdin.flush()
-    let = sum(int(worker.communicate(timeout=60)[0]) for worker in workers)
+    return sum(int(worker.communicate(timeout=60)[0]) for worker in workers)
+
+
+def test_processes_count_in_one_table(tmp_path: Path) -> None:
     # At full speed on one key, which is when counts can be lost: a worker that is interrupted between reading a number
-    # and writing it takes back what the other one counted meanwhile. Apart they would let 2,000 through.
-    assert 1000 <= let <= 1600
+    # and writing it restores what the other one has counted meanwhile. Separate tables would always let 2,000 pass. A
+    # busy machine interrupts often, so it gets more tries.
+    passed = [taken_by_two_processes(tmp_path / "limits-0")]
+    while passed[-1] > 1600 and len(passed) < 6:
+        passed.append(taken_by_two_processes(tmp_path / f"limits-{len(passed)}"))
+    assert min(passed) >= 1000
+    assert passed[-1] <= 1600, passed
 
 
 def test_a_table_that_cannot_be_used_is_told(tmp_path: Path) -> None:
