@@ -14,7 +14,7 @@ from ccp.cli.inputs import exi_bytes, read_input
 from ccp.cli.output import ConfigOption, JsonOption, print_json, print_styled, with_pool
 from ccp.errors import ConfigurationError, NotFound
 from ccp.ids import EMAID, PCID, Namespace
-from ccp.verify import Explanation, Trust
+from ccp.verify import Explanation, NoRevocationCheck, Trust
 from ccp.verify.report import CheckStatus
 from ccp.verify.verifier import is_request, open_message
 
@@ -61,7 +61,7 @@ def verify(
     else:
         data = exi_bytes(read_input(file))
         results = [
-            installation.explain(data, trust=Trust.from_directory(trust), now=moment)
+            installation.explain(data, trust=Trust.from_directory(trust, revocation=NoRevocationCheck()), now=moment)
             if trust
             else _verify_with_pool(data, moment, config)
         ]

@@ -4,8 +4,8 @@ Verifying returns evidence or raises; nothing returns a bool. What was received 
 types, and only the function that checked a message can create its `Verified…` type. No I/O except reading a directory
 of certificates; time, trust anchors and revocation evidence are arguments.
 
-    >>> from ccp.verify import Trust, explain_response, verify_response
-    >>> trust = Trust.from_directory(directory)
+    >>> from ccp.verify import NoRevocationCheck, Trust, explain_response, verify_response
+    >>> trust = Trust.from_directory(directory, revocation=NoRevocationCheck())
     >>> verified = verify_response(data, trust=trust, now=now)
     >>> verified.emaid
     'DEEXAC00000001'
@@ -41,11 +41,15 @@ from ccp.verify.verifier import (
     verify_request,
     verify_response,
 )
+from ccp.x509.revocation_policy import HardFailRevocation, NoRevocationCheck, RevocationChecker
 
 __all__ = [
     "Explanation",
+    "HardFailRevocation",
     "InstallationRequest",
     "InstallationResponse",
+    "NoRevocationCheck",
+    "RevocationChecker",
     "Trust",
     "VerifiedInstallationRequest",
     "VerifiedInstallationResponse",

@@ -27,6 +27,7 @@ from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 
 from ccp.server.http import deadlines
 from ccp.server.http.admission import IDENTIFIED
+from ccp.server.http.client_certificate import SCOPE_KEY
 from ccp.server.http.deadlines import BETWEEN_REQUESTS, BODY, HEAD, NEVER, TimedConnection
 from ccp.server.http.error_body import INTERNAL_ERROR, error_response, parser_message
 from ccp.server.http.overload import VEHICLE_REQUEST
@@ -37,8 +38,6 @@ _log = structlog.get_logger("ccp.request")
 
 STATE: Final = "ccp.connections"
 """Key of the worker's `ConnectionRegistry` in the state that the application's lifespan yields."""
-CERTIFICATE: Final = "ccp.client_certificate"
-"""Scope key: the client certificate of the TLS handshake, DER; None without one."""
 
 _MAX_TARGET: Final = 4096  # Bytes. The longest path with all parameters of the API has some 400.
 _MAX_HEADERS: Final = 100
@@ -229,7 +228,7 @@ class Connection(TimedConnection):
         scope["path"] = unquote(path) if "%" in path else path
         scope["raw_path"] = raw_path
         scope["query_string"] = target.query or b""
-        scope[CERTIFICATE] = self._certificate  # type: ignore[typeddict-unknown-key]
+        scope[SCOPE_KEY] = self._certificate  # type: ignore[typeddict-unknown-key]
         scope[IDENTIFIED] = self._identified  # type: ignore[typeddict-unknown-key]
         self._accept(length, expects=expects, keep_alive=version == "1.1" and parser.should_keep_alive())
 
