@@ -121,14 +121,14 @@ def _of(pki: PKI, credential: Credential, usage: Usage) -> list[Case]:
     sub_ders = [one.der for one in credential.sub_cas]
     warm = TrustAnchors.build(trusted)
     unused = [TrustAnchors.build(trusted) for _ in range(2 * _ROUNDS * _CALLS)]
-    asked = {"usage": usage, "at": AT, "profile": Profile.ISO2}
+    asked = {"usage": usage, "now": AT, "profile": Profile.ISO2}
 
     def load() -> tuple[Certificate, list[Certificate]]:
         return Certificate.load(leaf_der), [Certificate.load(der) for der in sub_ders]
 
     def known() -> list[Certificate]:
         """The sub-CAs of a message, which are in the snapshot's cache."""
-        return [warm.read(der) for der in sub_ders]
+        return [warm.load_intermediate(der) for der in sub_ders]
 
     leaf, subs = load()
     # A certificate keeps what was read of it, so "read already" means loaded and nothing more, or everything.
@@ -245,7 +245,7 @@ async def load(store: Store, revoked: RevocationList, issuer: Certificate) -> No
             issuer_certificate=issuer.der,
             etag=None,
             last_modified=None,
-            at=AT,
+            now=AT,
             refresh_at=AT + HOUR,
         )
     )
