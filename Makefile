@@ -31,7 +31,7 @@ FAST := -m "$(ALONE) and not slow"
 test-fast: $(VENV)/dev
 	$(BIN)/pytest -n $(PROCESSES) --dist loadscope $(FAST)
 
-# What tests without servers cover. The floor is the value of the day on which it was set; raise it, never lower it.
+# What tests without servers cover. The floor is the value measured for this choice of tests; raise it, never lower it.
 coverage: $(VENV)/dev
 	$(BIN)/pytest -n $(PROCESSES) --dist loadscope -m "$(ALONE) and not timing" --cov --cov-report=term:skip-covered
 

@@ -16,10 +16,12 @@ from ccp.testing.pki import PKI
 from tests.databases import NOT_HERE, Server, binaries
 from tests.world import Pool, build_pkis, start
 
-_SLOW: Final = ("durability", "end_to_end", "hold", "packaging")
+_WHOLE_SERVERS: Final = {"durability", "end_to_end", "hold", "packaging"}
+"""Folders whose tests start the commands of the pool."""
+_SLOW: Final = re.compile(r"multiprocessing|concurrent_writes|revocation\.servers")
 _USES_SERVERS: Final = re.compile(
-    r"local_pool|scripted_server|tests\.world import .*\bstart\b|http\.server|import subprocess|tests\.cli\.run"
-    r"|tests\.client\.servers|create_server"
+    r"local_pool|scripted_server|tests\.world import \(?[^)]*?\bstart\b|http\.server|tests\.cli\.run|create_server"
+    r"|tests\.client\.servers|import subprocess"
 )
 _USES_POSTGRES: Final = re.compile(r"replicated\(|databases import .*\bServer\b|pgbouncer")
 _COMPARES: Final = re.compile(r"judge|openssl")
@@ -34,9 +36,10 @@ def _needs(item: pytest.Item) -> Iterator[str]:
     """The markers of a test, by its fixtures, its parameters and what its module imports."""
     fixtures = set(getattr(item, "fixturenames", ()))
     parameters = getattr(getattr(item, "callspec", None), "params", {}).values()
-    if set(item.path.parts) & set(_SLOW):
-        yield from ("slow", "server")
-    if "pool" in fixtures or _USES_SERVERS.search(_source(item.path)):
+    folders = set(item.nodeid.split("/")[:-1])
+    if "attacks" in folders or folders & _WHOLE_SERVERS or _SLOW.search(_source(item.path)):
+        yield "slow"
+    if "pool" in fixtures or folders & _WHOLE_SERVERS or _USES_SERVERS.search(_source(item.path)):
         yield "server"
     if (
         "postgres" in fixtures

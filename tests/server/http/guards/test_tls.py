@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, generate_pri
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 
-from ccp.server.http import protocol, tls
+from ccp.server.http import client_certificate, protocol, tls
 from ccp.server.http.uvicorn_options import uvicorn_options
 from ccp.server.settings import Settings
 from ccp.testing.pki import PKI
@@ -167,7 +167,7 @@ def test_the_clients_certificate_stands_in_the_scope(
                 if not connection.recv(1):
                     raise ConnectionResetError
     (scope,) = scopes
-    assert hashlib.sha256(scope[protocol.CERTIFICATE]).digest() == partner[0].fingerprint(hashes.SHA256())
+    assert hashlib.sha256(scope[client_certificate.SCOPE_KEY]).digest() == partner[0].fingerprint(hashes.SHA256())
 
 
 def test_without_tls_no_certificate_stands_in_the_scope(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +180,7 @@ def test_without_tls_no_certificate_stands_in_the_scope(pool: Pool, monkeypatch:
 
     monkeypatch.setattr(protocol.Connection, "_accept", noted)
     assert pool.http.get("/health").status_code == 200
-    assert scopes[0][protocol.CERTIFICATE] is None  # type: ignore[typeddict-item]
+    assert scopes[0][client_certificate.SCOPE_KEY] is None  # type: ignore[typeddict-item]
 
 
 def test_what_uvicorn_is_told_can_be_handed_to_new_processes(files: tuple[Path, Path]) -> None:
