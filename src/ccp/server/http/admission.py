@@ -30,10 +30,17 @@ from typing import Final
 from ccp.server.http.fair_queue import MAX_STARTS, Lane, QueuedRequest, Reason
 
 MIN_STARTS: Final = 4
-"""The minimum under overload. A client with few connections sends its next request only after it has a response, so
-with few connections iterations have to be short; with many, long iterations serve better."""
-_CONNECTIONS_PER_START: Final = 25
-_MAX_STARTS_OVERLOADED: Final = 16
+"""The minimum under overload. A connection sends its next request only after it has a response, so the more requests
+each connection sends, the shorter iterations have to be. Otherwise, long iterations serve better."""
+_MAX_STARTS_OVERLOADED: Final = 32
+_STARTS_TIMES_REQUESTS: Final = 150
+"""Starts in an iteration, times requests of a connection in an epoch. An iteration then takes a third of the time
+between two requests of a connection."""
+_MIN_IN_PROGRESS: Final = 16
+_SHARE_IN_PROGRESS: Final = 0.4
+_SHARE_QUEUED: Final = 0.2
+"""Shares of the connections whose requests may be in progress and in a standing queue. The other connections are free
+for requests that are refused, so no request waits at its client for a connection."""
 
 MAX_PROBES: Final = 2
 """Probes that start at once in one iteration. Load balancers and supervisors send a few a second; more is a flood."""
@@ -125,11 +132,14 @@ class Admission:
         self._contended = False
         self._starts = MIN_STARTS
         self._enough = _enough(MAX_STARTS)
+        self._enough_overloaded = _MIN_IN_PROGRESS
         self._idle = False
         self.epoch = 0
         """Changes every quarter of a second under overload."""
         self.asking = 0
         """Connections that have sent a request in this epoch."""
+        self.arrived = 0
+        """Requests that have arrived in this epoch."""
         self._epoch_began = 0.0
         self._background_at = 0.0
         self._number = 0
@@ -285,7 +295,7 @@ class Admission:
         if self.vehicles.standing or self.unverified.standing:
             self.overloaded = True
             self._left = self._starts_for(now)
-            self._enough = _enough(self._left)
+            self._enough = self._enough_overloaded
         while self._left > 0 and (chosen := self._choose()) is not None:
             request = chosen.pop()
             self._waiting -= 1
@@ -306,14 +316,16 @@ class Admission:
             self._arm()
 
     def _starts_for(self, now: float) -> int:
-        """Return how many requests to start in an iteration under overload, by the number of connections that ask."""
+        """Return how many requests to start in an iteration under overload."""
         elapsed = now - self._epoch_began
         if elapsed >= _EPOCH:
             if elapsed < 2 * _EPOCH:
-                starts = min(_MAX_STARTS_OVERLOADED, max(MIN_STARTS, self.asking // _CONNECTIONS_PER_START))
-                self._starts = starts
-                self.vehicles.short_queue = self.unverified.short_queue = max(_SHORT_QUEUE, 2 * starts)
-            self.epoch, self.asking, self._epoch_began = self.epoch + 1, 0, now
+                starts = _STARTS_TIMES_REQUESTS * self.asking // max(1, self.arrived)
+                self._starts = starts = min(_MAX_STARTS_OVERLOADED, max(MIN_STARTS, starts))
+                self._enough_overloaded = max(_MIN_IN_PROGRESS, min(4 * starts, int(_SHARE_IN_PROGRESS * self.asking)))
+                short_queue = max(_SHORT_QUEUE, min(starts, int(_SHARE_QUEUED * self.asking)))
+                self.vehicles.short_queue = self.unverified.short_queue = short_queue
+            self.epoch, self.asking, self.arrived, self._epoch_began = self.epoch + 1, 0, 0, now
         return self._starts
 
     def settle(self) -> None:

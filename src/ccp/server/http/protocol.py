@@ -337,8 +337,9 @@ class Connection(TimedConnection):
         self._admission.offer(cycle, cycle.scope["method"], cycle.scope["path"])
 
     def _count_as_asking(self) -> None:
-        """Count this connection among those that send requests in the current epoch of the admission."""
+        """Count a request, and this connection among those that send requests in the current epoch of the admission."""
         admission = self._admission
+        admission.arrived += 1
         if self._epoch != admission.epoch:
             self._epoch = admission.epoch
             admission.asking += 1
@@ -370,10 +371,10 @@ class Connection(TimedConnection):
         """Answer 503 to a request without parsing it. Returns False if it has to be parsed."""
         if self._stage is not BETWEEN_REQUESTS or not self._answered or self.transport.is_closing():
             return False
-        self._count_as_asking()
         connections = self._connections
         if not connections.load_shedder.try_shed(data, self.counted):
             return False
+        self._count_as_asking()
         response = connections.load_shedder.response(self.server_state.default_headers, secured=self.scheme == "https")
         self._buffered.write_now(response)
         self._free_since = now = time.monotonic()

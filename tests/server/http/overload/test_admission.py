@@ -375,18 +375,31 @@ async def test_callers_and_tokens_that_come_once_leave_nothing_that_grows() -> N
     assert all(len(lane.queue) <= lane.max_waiting for lane in crowd.admission.lanes)
 
 
-@pytest.mark.parametrize(("connections", "starts"), [(50, 4), (200, 8), (5000, 16)])
-def test_the_more_connections_ask_the_more_requests_a_turn_starts(connections: int, starts: int) -> None:
+@pytest.mark.parametrize(
+    ("connections", "requests", "starts", "in_progress", "queued"),
+    [
+        (100, 10_000, 4, 16, 16),
+        (100, 1_000, 15, 40, 16),
+        (1_000, 2_000, 32, 128, 32),
+        (10_000, 5_000, 32, 128, 32),
+    ],
+    ids=["few_busy_connections", "few_connections", "many_connections", "mostly_idle_connections"],
+)
+def test_the_busier_each_connection_is_the_fewer_requests_an_iteration_starts(
+    connections: int, requests: int, starts: int, in_progress: int, queued: int
+) -> None:
     async def ask() -> None:
         crowd = Crowd()
+        admission = crowd.admission
         await crowd.overload()
         for _ in range(160):
             crowd.offer("one", count=100)
-            if not crowd.admission.asking:
-                crowd.admission.asking = connections
+            admission.asking, admission.arrived = connections, requests
             before = len(crowd.started)
             await crowd.turn()
         assert len(crowd.started) - before == starts
+        assert admission._enough_overloaded == in_progress
+        assert admission.vehicles.short_queue == queued
 
     asyncio.run(ask())
 
