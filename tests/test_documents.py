@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ccp.server.service_settings import SERVICES, ServiceSettings
 from ccp.server.settings import Settings
 from tests.documents import DOCS, ROOT, table
 
@@ -49,6 +50,20 @@ def test_the_table_of_settings_says_each_default() -> None:
         if isinstance(field.default, bool | int | float | str)
     }
     assert {name: shown.get(name) for name in expected} == expected
+
+
+def test_the_settings_of_external_services_stand_in_one_table() -> None:
+    text = (DOCS / "settings.md").read_text("utf-8")
+    shape = table(text.partition("\n## External services\n")[2].partition("\n## ")[0])
+    shown: dict[str, str] = {}
+    for row in shape:
+        names, defaults = (re.findall(r"`([^`]+)`", cell) for cell in row[:2])
+        shown |= zip(names, defaults or [""] * len(names), strict=True)
+    defaults = {name: field.default for name, field in ServiceSettings.model_fields.items()}
+    expected = {name: str(value).lower() if isinstance(value, str | bool) else "" for name, value in defaults.items()}
+    assert shown == expected
+    assert set(SERVICES) == {name[1:-3] for name in re.findall(r"`[a-z]+_…`", text)}
+    assert set(SERVICES) <= set(Settings.model_fields)
 
 
 def test_the_documents_name_every_background_task() -> None:

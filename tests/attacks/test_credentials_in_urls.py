@@ -115,7 +115,7 @@ def filled(model: type[BaseModel], url: str) -> Any:
 def test_no_setting_whatever_it_is_shows_a_secret_in_a_url(url: str) -> None:
     """Every field that may hold a text gets the URL, so a setting that is added later is among them."""
     settings = filled(Settings, url)
-    named = {"database", "base_url", "rcp_url", "pcp_url", "pki_url", "crl_urls", "issuers"}
+    named = {"database", "base_url", "rcp", "pcp", "pki", "est", "cps", "crl_urls", "issuers"}
     assert named <= {name for name in Settings.model_fields if url in str(getattr(settings, name))}
     assert url in str(settings.issuers[0].jwks_url)
     assert isinstance(settings.issuers[0], IssuerSettings)
@@ -130,9 +130,12 @@ def test_the_config_command_shows_no_credentials(tmp_path: Path, form: tuple[str
     config.write_text(
         f"""database = "postgresql://ccp:{SECRET}@db.example/ccp"
 base_url = "https://pool.example"
-rcp_url = "https://user:{SECRET}@rcp.example/rcp"
-pcp_url = "https://pcp.example/pcp?api_key={SECRET}"
-pki_url = "https://{SECRET}@pki.example/pki"
+rcp_url = "https://rcp.example/rcp"
+rcp_token = "{SECRET}"
+pcp_url = "https://pcp.example/pcp"
+pcp_token_url = "https://login.example/token?api_key={SECRET}"
+pcp_client_id = "pool"
+pcp_client_secret = "{SECRET}"
 [crl_urls]
 "Example Sub-CA" = "https://crl.example/sub.crl?sig={SECRET}"
 [[issuers]]
@@ -144,7 +147,7 @@ roles = ["cpo"]
     )
     out = ccp_ok("config", *form, "--config", config).out
     assert SECRET not in out
-    for host in ("db", "rcp", "pcp", "pki", "crl", "issuer"):
+    for host in ("db", "rcp", "pcp", "login", "crl", "issuer"):
         assert f"{host}.example" in out
 
 
@@ -155,6 +158,10 @@ def test_an_error_about_a_setting_or_a_database_shows_no_credentials(tmp_path: P
         f'database = "postgresql://user:{SECRET}@127.0.0.1:1/name"',
         f'database = "mysql://user:{SECRET}@127.0.0.1:1/name"',
         f'base_url = "ftp://user:{SECRET}@pool.example"',
+        f'rcp_url = "https://user:{SECRET}@rcp.example/rcp"',
+        f'pki_url = "https://{SECRET}@pki.example/pki"',
+        f'pcp_url = "https://pcp.example/pcp?api_key={SECRET}"',
+        f'rcp_url = "https://rcp.example/rcp"\nrcp_token = " {SECRET} "',
     ):
         config.write_text(lines + "\n")
         done = ccp("party", "list", "--config", config)

@@ -15,6 +15,7 @@ import typer
 from ccp.cli.output import ConfigOption, JsonOption, print_json, print_line, print_table
 from ccp.errors import ConfigurationError
 from ccp.server import settings
+from ccp.server.service_settings import SERVICES, ServiceSettings
 from ccp.server.settings import MetricsAccess, Settings
 
 _METRICS_FOLDER: Final = "PROMETHEUS_MULTIPROC_DIR"
@@ -75,6 +76,10 @@ def _check(effective: Settings) -> None:
         from ccp.server.access.trusted_issuers import check_key_files
 
         check_key_files(effective.issuers)
+    if effective.services:
+        from ccp.server.external.service_connection import check_files
+
+        check_files(effective.services)
 
 
 def _raise_descriptor_limit(effective: Settings, given: dict[str, Any]) -> int | None:
@@ -192,9 +197,19 @@ def show_config(
     if as_json:
         print_json(shown)
         return
-    fields = Settings.model_fields
-    rows = [
-        [name, "" if value is None else str(value), fields[name].description or ""][: 3 if explain else 2]
-        for name, value in shown.items()
-    ]
+    rows = [list(row)[: 3 if explain else 2] for row in _rows(shown)]
     print_table(["setting", "value", "meaning"][: 3 if explain else 2], rows)
+
+
+def _rows(shown: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Name, value and meaning of each setting. A service has a row for each of its settings, if it is configured."""
+    for name, value in shown.items():
+        meaning = Settings.model_fields[name].description or ""
+        if name not in SERVICES:
+            yield name, "" if value is None else str(value), meaning
+            continue
+        for member, field in ServiceSettings.model_fields.items():
+            member_value = (value or {}).get(member)
+            if value or member == "url":
+                text = "" if member_value is None else str(member_value)
+                yield f"{name}_{member}", text, meaning if member == "url" else field.description or ""

@@ -203,14 +203,14 @@ def sync(
     that were added by `ccp trust add` stay.
     """
     effective = settings.load(config)
-    if effective.rcp_url is None:
+    if effective.rcp is None:
         raise ConfigurationError("No Root Certificate Pool is configured: rcp_url is not set.")
 
     async def run(store: Store) -> RootSyncResult:
         outbound = OutboundClient(effective.egress_allow_networks)
         try:
             rcp = ExternalServices.from_settings(effective, outbound).root_pool
-            assert rcp is not None, "rcp_url is set"
+            assert rcp is not None, "rcp is set"
             return await sync_roots(store, rcp, datetime.now(UTC), prune=prune, actor=command_actor())
         finally:
             await outbound.close()

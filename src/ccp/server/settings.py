@@ -25,6 +25,15 @@ from ccp.server.domain.contracts import NoDefaultPolicy, RootMatch
 from ccp.server.domain.default_contracts import AutomaticDefault
 from ccp.server.issuer_settings import IssuerSettings
 from ccp.server.runtime.redacted_urls import hide_credentials, hide_in_text
+from ccp.server.service_settings import (
+    PATHS,
+    SERVICES,
+    ServiceSettings,
+    error_sentence,
+    flatten_tables,
+    from_environment,
+    group_by_service,
+)
 from ccp.x509.issuer_map import parse_issuer
 
 DEFAULT_FILE = Path("ccp.toml")
@@ -78,7 +87,7 @@ class OPCPNoContractResponse(StrEnum):
 class Settings(BaseSettings):
     """Every setting, its default and its meaning; `ccp config` prints the effective values."""
 
-    model_config = SettingsConfigDict(env_prefix="CCP_", frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix="CCP_", frozen=True, extra="forbid", hide_input_in_errors=True)
 
     host: str = Field("127.0.0.1", description="Address to listen on.")
     port: Annotated[int, Field(ge=0, le=65535)] = Field(8020, description="Port to listen on.")
@@ -164,23 +173,24 @@ class Settings(BaseSettings):
         (),
         description="Non-public networks (CIDR) that the pool may call for CRLs, OCSP and webhooks.",
     )
-    rcp_url: str | None = Field(None, description="Root Certificate Pool to fetch anchors from, URL up to /rcp.")
-    rcp_token: SecretStr | None = Field(None, description="Bearer token for the Root Certificate Pool.")
+    rcp: ServiceSettings | None = Field(None, description="Root Certificate Pool to fetch anchors from.")
     rcp_interval: Annotated[int, Field(ge=60)] = Field(
         86_400, description="Seconds between two synchronisations with the Root Certificate Pool."
     )
-    pcp_url: str | None = Field(None, description="Provisioning Certificate Pool, URL up to /pcp.")
+    pcp: ServiceSettings | None = Field(None, description="Provisioning Certificate Pool: vehicles and their keys.")
     require_known_vehicle: bool | None = Field(
         None,
         description="Refuse a contract for a PCID that is unknown to the Provisioning Certificate Pool; default: true "
         "if pcp_url is set.",
     )
-    pcp_token: SecretStr | None = Field(None, description="Bearer token for the Provisioning Certificate Pool.")
     pcp_webhook_secret: SecretStr | None = Field(
         None, description="HMAC key for events of the Provisioning Certificate Pool; without it they are refused."
     )
-    pki_url: str | None = Field(None, description="PKI service that revokes contract certificates, URL up to /pki.")
-    pki_token: SecretStr | None = Field(None, description="Bearer token for the PKI service.")
+    pki: ServiceSettings | None = Field(None, description="PKI service that revokes contract certificates.")
+    est: ServiceSettings | None = Field(None, description="EST server that issues certificates to charging stations.")
+    cps: ServiceSettings | None = Field(
+        None, description="Certificate Provisioning Service whose certificates `ccp neighbour test` verifies."
+    )
     operator_cas: tuple[str, ...] = Field(
         (), description="Fingerprints of the contract CAs whose certificates DELETE revokes through pki_url."
     )
@@ -313,6 +323,24 @@ class Settings(BaseSettings):
             ip_network(text)
         return value
 
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Take values from arguments, then from the environment. Flat names of services become their members."""
+        return _source(settings_cls, init_settings()), _source(settings_cls, from_environment()), env_settings
+
+    @property
+    def services(self) -> dict[str, ServiceSettings]:
+        """The configured external services, by prefix."""
+        found = {prefix: getattr(self, prefix) for prefix in SERVICES}
+        return {prefix: service for prefix, service in found.items() if service is not None}
+
     @property
     def public_url(self) -> str:
         """base_url, or the URL of the address that the pool listens on."""
@@ -322,6 +350,10 @@ class Settings(BaseSettings):
         """The values without secrets and without credentials in URLs, for display."""
         redacted: dict[str, Any] = _without_credentials(self.model_dump(mode="json"))
         return redacted
+
+
+def _source(settings_cls: type[BaseSettings], values: dict[str, Any]) -> PydanticBaseSettingsSource:
+    return InitSettingsSource(settings_cls, group_by_service(values))
 
 
 def _without_credentials(value: Any) -> Any:
@@ -346,11 +378,13 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
     values: dict[str, Any] = {}
     if named is not None:
         try:
-            values = tomllib.loads(named.read_text(encoding="utf-8"))
+            values = flatten_tables(tomllib.loads(named.read_text(encoding="utf-8")))
         except OSError as exc:
             raise ConfigurationError(f"The configuration file {named} cannot be read: {exc.strerror}.") from exc
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
             raise ConfigurationError(f"The configuration file {named} is not TOML: {exc}.") from exc
+        except ValueError as exc:
+            raise ConfigurationError(f"The configuration file {named} is contradictory: {exc}") from exc
         _anchor_paths(values, named.parent)
 
     class Effective(Settings):
@@ -363,13 +397,15 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
             dotenv_settings: PydanticBaseSettingsSource,
             file_secret_settings: PydanticBaseSettingsSource,
         ) -> tuple[PydanticBaseSettingsSource, ...]:
-            return init_settings, env_settings, InitSettingsSource(settings_cls, values)
+            given = super().settings_customise_sources(
+                settings_cls, init_settings, env_settings, dotenv_settings, file_secret_settings
+            )
+            return *given, _source(settings_cls, values)
 
     try:
         settings = Effective(**{name: value for name, value in overrides.items() if value is not None})
     except ValidationError as exc:
-        sentences = (f"{'.'.join(map(str, error['loc']))}: {error['msg']}." for error in exc.errors())
-        raise ConfigurationError(*map(hide_in_text, sentences)) from exc
+        raise ConfigurationError(*map(hide_in_text, map(error_sentence, exc.errors()))) from None
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise ConfigurationError("tls_cert and tls_key belong together.")
     if settings.tls_client_ca is not None and settings.tls_cert is None:
@@ -406,7 +442,8 @@ def _anchor_paths(values: dict[str, Any], folder: Path) -> None:
     for entry in values["issuers"] if isinstance(values.get("issuers"), list) else []:
         if isinstance(entry, dict) and isinstance(entry.get("jwks_file"), str):
             entry["jwks_file"] = folder / entry["jwks_file"]
-    for name in ("tls_cert", "tls_key", "tls_client_ca", "rate_limit_file"):
+    files = [f"{prefix}_{member}" for prefix in SERVICES for member in PATHS]
+    for name in ("tls_cert", "tls_key", "tls_client_ca", "rate_limit_file", *files):
         if isinstance(values.get(name), str):
             values[name] = folder / values[name]
     database = values.get("database")

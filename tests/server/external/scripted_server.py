@@ -20,6 +20,8 @@ from typing import Any, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 from ccp.server.external.outbound import OutboundClient
+from ccp.server.external.service_connection import ServiceConnection
+from ccp.server.service_settings import ServiceSettings
 
 T = TypeVar("T")
 
@@ -141,3 +143,8 @@ def unused_url() -> str:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return f"http://127.0.0.1:{free.getsockname()[1]}"
+
+
+def connection(outbound: OutboundClient, url: str, name: str = "service", **members: Any) -> ServiceConnection:
+    """A connection to a service. members: of its settings."""
+    return ServiceConnection(outbound, ServiceSettings(url=url, **members), name)

@@ -8,7 +8,6 @@ from dataclasses import replace
 from datetime import timedelta
 
 import pytest
-from pydantic import SecretStr
 
 from ccp.errors import ConfigurationError, FieldError, Unavailable, UpstreamError
 from ccp.ids import Namespace
@@ -27,6 +26,7 @@ from tests.server.external.scripted_server import (
     NOT_HTTP,
     Reply,
     ScriptedServer,
+    connection,
     json_answer,
     refusal,
     unused_url,
@@ -41,7 +41,7 @@ REASON = RevocationReason.CESSATION_OF_OPERATION
 
 def revoked(fake: ScriptedServer, certificate: bytes = b"certificate", seconds: float = 5.0) -> None:
     async def revoke(out: OutboundClient) -> None:
-        await PKIService(out, fake.url + "/opnc/v1/pki", SecretStr("token"), timeout=seconds).revoke(
+        await PKIService(connection(out, fake.url + "/opnc/v1/pki", token="token"), timeout=seconds).revoke(
             certificate, RevocationReason.KEY_COMPROMISE
         )
 
@@ -84,7 +84,7 @@ def test_pki_service_times_out(fake: ScriptedServer) -> None:
 
 def test_pki_service_raises_if_unreachable() -> None:
     with pytest.raises(UpstreamError, match="does not answer"):
-        with_outbound(lambda out: PKIService(out, unused_url()).revoke(b"", REASON))
+        with_outbound(lambda out: PKIService(connection(out, unused_url())).revoke(b"", REASON))
 
 
 @pytest.mark.parametrize("status", [400, 409])
@@ -143,7 +143,7 @@ def test_revoke_issued_revokes_operator_certificates_once(fake: ScriptedServer, 
     fingerprint = pkis["iso2"].emsp_sub2.certificate.fingerprint.upper()
 
     async def revoke(out: OutboundClient) -> list[bytes]:
-        service = PKIService(out, fake.url + "/opnc/v1/pki", operator_cas=[fingerprint])
+        service = PKIService(connection(out, fake.url + "/opnc/v1/pki"), operator_cas=[fingerprint])
         # Until the CA behind the fingerprint is known, a contract of another may be one of its twin's.
         with pytest.raises(Unavailable, match="does not know yet which CA"):
             await service.revoke_issued([ours, theirs], REASON)
@@ -162,7 +162,9 @@ def test_revoke_issued_stops_at_the_first_failure(fake: ScriptedServer, pkis: di
     variants = [stored_contract(pkis["iso2"]), stored_contract(pkis["iso2"])]
 
     async def revoke(out: OutboundClient) -> None:
-        await PKIService(out, fake.url + "/opnc/v1/pki", operator_cas=[fingerprint]).revoke_issued(variants, REASON)
+        await PKIService(connection(out, fake.url + "/opnc/v1/pki"), operator_cas=[fingerprint]).revoke_issued(
+            variants, REASON
+        )
 
     with pytest.raises(UpstreamError):
         with_outbound(revoke)
@@ -182,9 +184,9 @@ def test_revocation_reason_parses_published_values() -> None:
 
 def test_external_services_are_those_that_are_configured() -> None:
     async def build(out: OutboundClient) -> None:
-        assert ExternalServices.from_settings(Settings(), out) == ExternalServices(None, None, None)
+        assert ExternalServices.from_settings(Settings(), out) == ExternalServices({}, None, None, None)
         some = ExternalServices.from_settings(
-            Settings(rcp_url="http://a/rcp", pcp_url="http://a/pcp", pki_url="http://a/pki"), out
+            Settings(rcp_url="https://a/rcp", pcp_url="https://a/pcp", pki_url="https://a/pki"), out
         )
         assert some.root_pool
         assert some.provisioning_pool
@@ -192,6 +194,6 @@ def test_external_services_are_those_that_are_configured() -> None:
         with pytest.raises(ConfigurationError, match="pki_url"):
             ExternalServices.from_settings(Settings(operator_cas=("ab" * 32,)), out)
         with pytest.raises(ConfigurationError, match="operator_cas"):
-            ExternalServices.from_settings(Settings(operator_cas=("nonsense",), pki_url="http://a/pki"), out)
+            ExternalServices.from_settings(Settings(operator_cas=("nonsense",), pki_url="https://a/pki"), out)
 
     with_outbound(build)

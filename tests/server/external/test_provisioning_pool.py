@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 
 from ccp.errors import UpstreamError
 from ccp.ids import Namespace
@@ -21,6 +20,7 @@ from tests.server.external.scripted_server import (
     NOT_HTTP,
     Reply,
     ScriptedServer,
+    connection,
     json_answer,
     refusal,
     with_outbound,
@@ -37,7 +37,7 @@ class Clock:
 
 def pcp(out: OutboundClient, fake: ScriptedServer, clock: Clock | None = None) -> ProvisioningCertificatePool:
     url = fake.url + "/opnc/v1/pcp"
-    return ProvisioningCertificatePool(out, url, SecretStr("token"), clock or time.monotonic)
+    return ProvisioningCertificatePool(connection(out, url, token="token"), clock or time.monotonic)
 
 
 def test_provisioning_pool_queries_chains_by_pcid(fake: ScriptedServer, pkis: dict[str, PKI]) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from pydantic import SecretStr
 
 from ccp.errors import UpstreamError
 from ccp.server.external.root_pool import RootCertificatePool, RootList
@@ -21,6 +20,7 @@ from tests.server.external.scripted_server import (
     Call,
     Reply,
     ScriptedServer,
+    connection,
     json_answer,
     refusal,
     unused_url,
@@ -34,7 +34,7 @@ PATH = "/opnc/v1/rcp/rootcertificates"
 def roots(fake: ScriptedServer, answers: Answers) -> RootList:
     fake.answers[PATH] = answers
     return with_outbound(
-        lambda out: RootCertificatePool(out, fake.url + "/opnc/v1/rcp/", SecretStr("token")).list_roots()
+        lambda out: RootCertificatePool(connection(out, fake.url + "/opnc/v1/rcp/", token="token")).list_roots()
     )
 
 
@@ -162,4 +162,4 @@ def test_root_pool_raises_if_one_role_fails(fake: ScriptedServer, pkis: dict[str
 
 def test_root_pool_raises_if_unreachable() -> None:
     with pytest.raises(UpstreamError, match="does not answer"):
-        with_outbound(lambda out: RootCertificatePool(out, unused_url()).list_roots())
+        with_outbound(lambda out: RootCertificatePool(connection(out, unused_url())).list_roots())

@@ -23,7 +23,7 @@ from ccp.server.trust.root_sync import RootSyncResult, root_sync_task, sync_root
 from ccp.testing.pki import PKI
 from ccp.x509.certificates import Certificate
 from ccp.x509.profiles import AnchorRole
-from tests.server.external.scripted_server import Call, Reply, ScriptedServer, json_answer, scripted_server
+from tests.server.external.scripted_server import Call, Reply, ScriptedServer, connection, json_answer, scripted_server
 from tests.server.trust.root_files import damaged, leaf_that_names_itself, root, rsa_root, signed_by_another
 from tests.world import AT, b64
 
@@ -49,7 +49,7 @@ class World:
             store, outbound = connect(self.url), OutboundClient()
             await store.open()
             try:
-                rcp = RootCertificatePool(outbound, self.fake.url + path)
+                rcp = RootCertificatePool(connection(outbound, self.fake.url + path))
                 return await sync_roots(store, rcp, AT, prune=prune)
             finally:
                 await outbound.close()
@@ -195,7 +195,7 @@ def test_root_sync_task_adds_only_and_survives_failures(world: World, monkeypatc
         store, outbound = connect(world.url), OutboundClient()
         await store.open()
         world.fake.answers["/rcp/rootcertificates"] = Reply(503)
-        rcp = RootCertificatePool(outbound, world.fake.url + "/rcp")
+        rcp = RootCertificatePool(connection(outbound, world.fake.url + "/rcp"))
         background = BackgroundTasks()
         background.add(root_sync_task(store, rcp, 0.05, lambda: datetime.now(UTC)))
         try:

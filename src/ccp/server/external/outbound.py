@@ -25,6 +25,7 @@ import httpcore
 import structlog
 
 from ccp.errors import Unavailable, strip_tracebacks
+from ccp.server.external.client_tls import ClientTLS
 from ccp.server.external.egress import EgressBackend, OutboundCall, RefusedAddressError, client_tls_context, track_call
 from ccp.server.external.host_limits import KeyedSlots
 from ccp.server.external.resolver import ResolutionError, Resolver
@@ -67,7 +68,10 @@ class HttpResponse:
 
 
 class OutboundClient:
-    """HTTP client with two connection pools, one for untrusted URLs. Close it when done. Belongs to one event loop."""
+    """HTTP client with separate connection pools: for untrusted URLs, for configured ones, and for each `ClientTLS`.
+
+    Close it when done. Belongs to one event loop.
+    """
 
     def __init__(
         self,
@@ -87,19 +91,20 @@ class OutboundClient:
         # Separate resolvers: names from certificates must not delay the resolution of the operator's own services.
         self._public_backend = EgressBackend(Resolver(), self._budget, allowed)
         self.configured_backend: Final = EgressBackend(Resolver(), self._budget, None)
-        limits: dict[str, Any] = {
+        self._limits: Final[dict[str, Any]] = {
             "max_connections": None,
             "max_keepalive_connections": 100,
             "keepalive_expiry": 15.0,
             "retries": 0,
         }
-        self._public_pool = _LazyPool(client_tls_context, network_backend=self._public_backend, **limits)
-        self._configured_pool = _LazyPool(ssl.create_default_context, network_backend=self.configured_backend, **limits)
+        self._public_pool = _LazyPool(client_tls_context, network_backend=self._public_backend, **self._limits)
+        self._configured_pools: dict[ClientTLS, _LazyPool] = {}
 
     async def close(self) -> None:
         """Close all connections."""
         await self._public_pool.close()
-        await self._configured_pool.close()
+        for pool in self._configured_pools.values():
+            await pool.close()
 
     async def check_reachable(self, url: str, *, owner: str = "") -> None:
         """Check that a call with `block_private` may reach the URL: the host exists and its addresses may be called.
@@ -129,6 +134,7 @@ class OutboundClient:
         truncate: bool = False,
         owner: str = "",
         party: str = "",
+        tls: ClientTLS = ClientTLS(),
     ) -> HttpResponse:
         """Send a request and return the response, whatever its status. Redirects are not followed.
 
@@ -136,12 +142,13 @@ class OutboundClient:
         max_bytes: limit of the response body. truncate: return a longer body truncated instead of raising, for callers
         that need the status only. owner: the party or issuer that the URL belongs to; resolver limits and the limit of
         concurrent exchanges count per owner. party: the party that causes the request, if that is not the owner.
+        tls: CAs and client certificate for a URL that the operator configured; an untrusted URL gets no certificate.
         Raises OutboundError.
         """
         parts = _split(url)
         host = str(parts.hostname)
         call = OutboundCall(owner, party)
-        lazy = self._public_pool if block_private else self._configured_pool
+        lazy = self._public_pool if block_private else self._configured_pool(tls)
         sent = {"Host": parts.netloc, "User-Agent": "opnc-ccp", "Accept-Encoding": "identity", **(headers or {})}
         if content or method in ("POST", "PUT"):
             sent["Content-Length"] = str(len(content))
@@ -173,6 +180,13 @@ class OutboundClient:
             raise OutboundError(f"{host} is not a valid host name.", host_failed=False) from strip_tracebacks(exc)
         received = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers}
         return HttpResponse(response.status, received, body)
+
+    def _configured_pool(self, tls: ClientTLS) -> _LazyPool:
+        pool = self._configured_pools.get(tls)
+        if pool is None:
+            pool = _LazyPool(tls.context, network_backend=self.configured_backend, **self._limits)
+            self._configured_pools[tls] = pool
+        return pool
 
 
 class _LazyPool:

@@ -9,15 +9,15 @@ from typing import Final
 
 import orjson
 import structlog
-from pydantic import SecretStr
 
 from ccp import verify
 from ccp.errors import ChainError, ConfigurationError, FieldError, Unavailable, UpstreamError
 from ccp.ids import Fingerprint
 from ccp.schemas.common import encode_base64
 from ccp.server.domain.contracts import SignedContract
-from ccp.server.external.outbound import HttpResponse, OutboundClient
+from ccp.server.external.outbound import HttpResponse
 from ccp.server.external.service_client import ServiceClient, get_member, parse_json
+from ccp.server.external.service_connection import ServiceConnection
 from ccp.x509.certificates import Certificate
 from ccp.x509.issuer_map import IssuerMap
 
@@ -62,9 +62,7 @@ class PKIService(ServiceClient):
 
     def __init__(
         self,
-        outbound: OutboundClient,
-        url: str,
-        token: SecretStr | None = None,
+        connection: ServiceConnection,
         operator_cas: Iterable[str] = (),
         timeout: float | None = None,
     ) -> None:
@@ -72,7 +70,7 @@ class PKIService(ServiceClient):
 
         Raises ConfigurationError.
         """
-        super().__init__(outbound, url, token)
+        super().__init__(connection)
         self._timeout = REVOKE_TIMEOUT if timeout is None else timeout
         try:
             fingerprints = [Fingerprint.parse(text, "operator_cas") for text in operator_cas]

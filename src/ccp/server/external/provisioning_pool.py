@@ -12,14 +12,13 @@ import structlog
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from pydantic import SecretStr
 
 from ccp import verify
 from ccp.errors import ChainError, FieldError, Unavailable, UpstreamError
 from ccp.ids import PCID, Namespace
 from ccp.server.external.circuit_breaker import CircuitBreaker
-from ccp.server.external.outbound import OutboundClient
 from ccp.server.external.service_client import ServiceClient, get_member, parse_certificate, parse_json, unwrap
+from ccp.server.external.service_connection import ServiceConnection
 from ccp.x509.certificates import Certificate
 from ccp.x509.parse_errors import parse_errors_as
 
@@ -61,15 +60,9 @@ class ProvisioningCertificatePool(ServiceClient):
 
     name = "Provisioning Certificate Pool"
 
-    def __init__(
-        self,
-        outbound: OutboundClient,
-        url: str,
-        token: SecretStr | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, connection: ServiceConnection, clock: Callable[[], float] = time.monotonic) -> None:
         """clock: monotonic seconds."""
-        super().__init__(outbound, url, token)
+        super().__init__(connection)
         self._clock = clock
         self._breaker = CircuitBreaker(clock, _RESET_TIMEOUT, _RESET_TIMEOUT)
         self._cache: dict[PCID, tuple[float, ProvisioningChain | None]] = {}

@@ -12,10 +12,10 @@ import binascii
 from typing import Any, ClassVar, Final
 
 import orjson
-from pydantic import SecretStr
 
 from ccp.errors import ChainError, UpstreamError
-from ccp.server.external.outbound import HttpResponse, OutboundClient, OutboundError
+from ccp.server.external.outbound import HttpResponse, OutboundError
+from ccp.server.external.service_connection import ServiceConnection
 from ccp.server.runtime.blocking_calls import BlockingCalls
 from ccp.x509.certificates import Certificate
 
@@ -23,34 +23,24 @@ _MAX_CERTIFICATE_TEXT: Final = 16_384  # Characters. Certificates of this ecosys
 
 
 class ServiceClient:
-    """Client of one external service at a URL that the operator configured, which may be a private address."""
+    """Client of one external service."""
 
     name: ClassVar[str]
     """The service in error messages."""
 
-    def __init__(self, outbound: OutboundClient, url: str, token: SecretStr | None = None) -> None:
-        """url: base URL; a trailing slash is removed. token: bearer token."""
-        self._outbound = outbound
-        self.url: Final = url.rstrip("/")
-        self._token = token
+    def __init__(self, connection: ServiceConnection) -> None:
+        self._connection = connection
+        self.url: Final = connection.url
         self._parsing = BlockingCalls("reading of an answer", max_threads=2, timeout=60.0)
 
     async def _call(self, method: str, path: str, *, timeout: float, max_bytes: int, body: bytes = b"") -> HttpResponse:  # noqa: ASYNC109
         """Send a request and return the response, whatever its status. Raises UpstreamError if there is none."""
         headers = {"Accept": "application/json"}
-        if self._token is not None:
-            headers["Authorization"] = f"Bearer {self._token.get_secret_value()}"
         if body:
             headers["Content-Type"] = "application/json"
         try:
-            return await self._outbound.request(
-                method,
-                self.url + path,
-                block_private=False,
-                headers=headers,
-                content=body,
-                timeout=timeout,
-                max_bytes=max_bytes,
+            return await self._connection.request(
+                method, path, headers=headers, content=body, timeout=timeout, max_bytes=max_bytes
             )
         except OutboundError as exc:
             raise UpstreamError(f"The {self.name} does not answer now; nothing was changed.") from exc

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ccp.errors import ConfigurationError
@@ -9,26 +10,42 @@ from ccp.server.external.outbound import OutboundClient
 from ccp.server.external.pki_service import PKIService
 from ccp.server.external.provisioning_pool import ProvisioningCertificatePool
 from ccp.server.external.root_pool import RootCertificatePool
+from ccp.server.external.service_connection import ServiceConnection, check_files
+from ccp.server.service_settings import SERVICES
 from ccp.server.settings import Settings
 
 
 @dataclass(frozen=True, slots=True)
 class ExternalServices:
-    """Clients of the configured services; None for a service that is not configured."""
+    """Clients of the configured services; None for a service that is not configured.
 
+    connections: of every configured service, by the prefix of its settings.
+    """
+
+    connections: Mapping[str, ServiceConnection]
     root_pool: RootCertificatePool | None
     provisioning_pool: ProvisioningCertificatePool | None
     pki_service: PKIService | None
 
     @classmethod
     def from_settings(cls, config: Settings, outbound: OutboundClient) -> ExternalServices:
-        """Create the clients. Raises ConfigurationError for settings that need a service that is not configured."""
-        if config.operator_cas and not config.pki_url:
+        """Create the clients.
+
+        Raises ConfigurationError for settings that need a service that is not configured, and for unusable files.
+        """
+        if config.operator_cas and not config.pki:
             raise ConfigurationError("operator_cas needs pki_url: without it their certificates cannot be revoked.")
-        if config.require_known_vehicle and not config.pcp_url:
+        if config.require_known_vehicle and not config.pcp:
             raise ConfigurationError("require_known_vehicle needs pcp_url: else no vehicle is known.")
+        check_files(config.services)
+        connections = {
+            prefix: ServiceConnection(outbound, service, SERVICES[prefix])
+            for prefix, service in config.services.items()
+        }
+        rcp, pcp, pki = (connections.get(prefix) for prefix in ("rcp", "pcp", "pki"))
         return cls(
-            RootCertificatePool(outbound, config.rcp_url, config.rcp_token) if config.rcp_url else None,
-            ProvisioningCertificatePool(outbound, config.pcp_url, config.pcp_token) if config.pcp_url else None,
-            PKIService(outbound, config.pki_url, config.pki_token, config.operator_cas) if config.pki_url else None,
+            connections,
+            RootCertificatePool(rcp) if rcp else None,
+            ProvisioningCertificatePool(pcp) if pcp else None,
+            PKIService(pki, config.operator_cas) if pki else None,
         )
