@@ -10,7 +10,7 @@ from urllib.parse import quote
 from ccp.client.model import ContractState, Delivered, NoContractResponse, SignedResponse
 from ccp.client.operations import Operations
 from ccp.client.responses import HttpResponse, decode_base64, delivery, limited, parse, parse_certificate, parse_time
-from ccp.client.untrusted_text import MAX_METADATA
+from ccp.client.untrusted_text import MAX_DN, MAX_METADATA
 from ccp.ids import EMAID, PCID, Namespace
 from ccp.schemas import opcp
 
@@ -44,7 +44,7 @@ class OPCPOperations(Operations):
             item = content.messageDef
             message = decode_base64(item.certificateInstallationRes, response)
             metadata = limited(item.metaData or None, MAX_METADATA)
-            items.append((SignedResponse(item.emaid, None, edition, message, metadata), item.metaData))
+            items.append((SignedResponse(item.emaid, None, edition, message, metadata, item.root), item.metaData))
         return delivery(items, edition, response)
 
     def _parse_contracts(self, response: HttpResponse) -> tuple[ContractState, ...]:
@@ -54,14 +54,16 @@ class OPCPOperations(Operations):
                 item.pcid,
                 item.xsdMsgDefNamespace,
                 parse_certificate(item.contractCertificate, response),
-                item.priority == 1,
+                item.is_default,
                 parse_time(item.certValidFrom, response),
                 parse_time(item.certValidTo, response),
+                item.root,
+                limited(item.cpsRootCertificateDN or item.cpsRootDistinguishedName, MAX_DN),
             )
             for item in parse(opcp.ReceivedXMLContracts, response).XMLContracts
         )
 
     def _parse_signed(self, response: HttpResponse, emaid: EMAID, pcid: PCID) -> tuple[SignedResponse, ...]:
-        item = parse(opcp.ProvidedSignedContractData, response)
+        item = parse(opcp.ReceivedProvidedSignedContractData, response)
         message = decode_base64(item.certificateInstallationRes, response)
-        return (SignedResponse(emaid, pcid, item.xsdMsgDefNamespace, message),)
+        return (SignedResponse(emaid, pcid, item.xsdMsgDefNamespace, message, root=item.root),)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Final
 from urllib.parse import quote
 
 from ccp.client.model import ContractState, Delivered, NoContractResponse, SignedResponse
@@ -17,11 +16,9 @@ from ccp.client.responses import (
     parse_certificate,
     parse_time,
 )
-from ccp.client.untrusted_text import MAX_METADATA, MAX_SENTENCE
+from ccp.client.untrusted_text import MAX_DN, MAX_METADATA, MAX_SENTENCE
 from ccp.ids import EMAID, PCID, Namespace
 from ccp.schemas import opnc
-
-_MAX_DN: Final = 1000  # Characters of a distinguished name.
 
 
 class OPNCOperations(Operations):
@@ -63,7 +60,7 @@ class OPNCOperations(Operations):
                 parse_time(item.certValidFrom, response),
                 parse_time(item.certValidTo, response),
                 item.cpsV2GRootCertificateFingerprint,
-                limited(item.cpsV2GRootDistinguishedName, _MAX_DN),
+                limited(item.cpsV2GRootDistinguishedName, MAX_DN),
                 limited(item.undeliverable, MAX_SENTENCE),
             )
             for item in parse(opnc.ReceivedContractDataCollection, response).contractDataCollection
@@ -82,5 +79,5 @@ def _signed(item: opnc.ReceivedSignedContractData, response: HttpResponse) -> Si
         decode_base64(item.certificateInstallationRes, response),
         limited(item.metaData, MAX_METADATA),
         item.cpsV2GRootCertificateFingerprint,
-        limited(item.cpsRootDistinguishedName, _MAX_DN),
+        limited(item.cpsRootDistinguishedName, MAX_DN),
     )

@@ -10,6 +10,8 @@ MAX_SENTENCE: Final = 500
 """Characters. The text may come from a proxy and be a whole page."""
 MAX_METADATA: Final = 10_000
 """Characters, as PUT accepts them."""
+MAX_DN: Final = 1000
+"""Characters of a distinguished name."""
 
 
 def plain(text: str, max_length: int) -> str:

@@ -38,7 +38,7 @@ from ccp.server.http.middleware.fast_path import FastPathMiddleware
 from ccp.server.http.middleware.tracing import TraceMiddleware
 from ccp.server.http.protocol import STATE as CONNECTIONS
 from ccp.server.http.request_context import RequestContext
-from ccp.server.http.routes import admin, events, oauth, opcp, opnc, pcp_webhook
+from ccp.server.http.routes import admin, events, oauth, opcp, opcp_roots, opnc, pcp_webhook
 from ccp.server.http.routes import metrics as metrics_route
 from ccp.server.http.routes.health import Health
 from ccp.server.metrics import Metrics
@@ -57,6 +57,7 @@ from ccp.server.storage.snapshot_refresh import REFRESH_INTERVAL, Snapshot, Snap
 from ccp.server.trust import anchors
 from ccp.server.trust.anchors import TrustStore
 from ccp.server.trust.revocation import RevocationService
+from ccp.server.trust.root_catalogue import CurrentRootCatalogue
 from ccp.server.trust.root_sync import root_sync_task
 
 _log = structlog.get_logger("ccp.server.app")
@@ -308,7 +309,11 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         *metrics_route.routes(metrics, context, config.metrics),
     ]
     if config.opcp:
-        app.router.routes[1:1] = opcp.router(pool, context, config.opcp_no_contract_response).routes
+        catalogue = CurrentRootCatalogue()
+        app.router.routes[1:1] = [
+            *opcp.router(pool, context, config, catalogue).routes,
+            *opcp_roots.router(pool, context, catalogue).routes,
+        ]
     fast_path = FastPathMiddleware(app.framework, app.router.routes)
     app.middleware_chain = TraceMiddleware(ClientAddressMiddleware(fast_path, limits), pseudonyms, refusals, metrics)
     app.add_exception_handler(Exception, errors.handle_crash)

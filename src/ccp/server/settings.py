@@ -218,7 +218,10 @@ class Settings(BaseSettings):
     opcp: bool = Field(True, description="Serve OPCP, the predecessor of OPNC, under /v1.")
     opcp_no_contract_response: OPCPNoContractResponse = Field(
         OPCPNoContractResponse.DELIVER,
-        description="OPCP request without a contract. deliver: 200 with the negative message. 404: an HTTP error.",
+        description="OPCP request without a contract. deliver: 200 with the negative message. 404: status 404 with it.",
+    )
+    opcp_detect_edition: bool = Field(
+        True, description="The edition of a vehicle's OPCP request is that of its message, whatever the body states."
     )
     event_allow_http: bool = Field(
         False, description="Accept webhooks without TLS (http://); for laboratories, since events contain contract ids."

@@ -24,10 +24,13 @@ def require_token(token: object) -> None:
         raise TypeError("Only the checking functions of this package create verified messages.")
 
 
-def parse(data: bytes, namespace: Namespace, *, use_cache: bool) -> exi.ParsedMessage:
-    """Decode a message of one edition. use_cache: see `exi.parse`. Raises EXIError, also for the other edition."""
+def parse(data: bytes, namespace: Namespace | None, *, use_cache: bool) -> exi.ParsedMessage:
+    """Decode a message of one edition, or of either for None.
+
+    use_cache: see `exi.parse`. Raises EXIError, also for the other edition.
+    """
     parsed = exi.parse(data, use_cache=use_cache)
-    if exi.namespace_of(parsed.message) != namespace:
+    if namespace is not None and exi.namespace_of(parsed.message) != namespace:
         raise EXIError(f"a message of {exi.namespace_of(parsed.message)}, not of {namespace}")
     return parsed
 

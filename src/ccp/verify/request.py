@@ -90,20 +90,23 @@ class VerifiedInstallationRequest:
         require_token(token)
 
 
-def read_request(data: bytes, namespace: Namespace) -> InstallationRequest:
-    """Read a CertificateInstallationReq of one edition. Raises EXIError."""
+def read_request(data: bytes, namespace: Namespace | None) -> InstallationRequest:
+    """Read a CertificateInstallationReq of one edition, or of the edition that the message itself has for None.
+
+    Raises EXIError.
+    """
     parsed = parse(data, namespace, use_cache=True)
     message = parsed.message
     if isinstance(message, iso2.V2G_Message) and isinstance(message.Body, iso2.CertificateInstallationReq):
         body = message.Body
         return InstallationRequest(
-            parsed, namespace, message.Header.SessionID, body.OEMProvisioningCert, (),
+            parsed, Namespace.ISO2, message.Header.SessionID, body.OEMProvisioningCert, (),
             body.ListOfRootCertificateIDs, (), 1,
         )  # fmt: skip
     if isinstance(message, iso20.CertificateInstallationReq):
         chain = message.OEMProvisioningCertificateChain
         return InstallationRequest(
-            parsed, namespace, message.Header.SessionID, chain.Certificate, chain.SubCertificates or (),
+            parsed, Namespace.ISO20, message.Header.SessionID, chain.Certificate, chain.SubCertificates or (),
             message.ListOfRootCertificateIDs, _known_emaids(message.PrioritizedEMAIDs or ()),
             message.MaximumContractCertificateChains,
         )  # fmt: skip

@@ -89,6 +89,7 @@ class TrustAnchors:
         """See `build`."""
         self.version: Final = version
         self.anchors: Final = anchors
+        self.intermediates: Final = intermediates
         self._by_fingerprint: Final = {anchor.certificate.fingerprint: anchor for anchor in anchors}
         self._roots: Final = _indexed((role, anchor.certificate) for anchor in anchors for role in anchor.roles)
         self._known: Final = _indexed(intermediates)

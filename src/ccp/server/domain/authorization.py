@@ -50,6 +50,8 @@ class PublicRootOperation(StrEnum):
     """Operations for every party: root certificates are public, and every role needs some of them."""
 
     GET_ROOT_CERTIFICATES = "GetRootCertificates"
+    GET_ROOT_CERTIFICATE = "GetRootCertificate"
+    GET_TRUST_LIST = "GetCertificateTrustList"
 
 
 class EventOperation(StrEnum):

@@ -14,8 +14,8 @@ from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from ccp.schemas.common import RoutingHeaders
+from ccp.schemas.opcp import TAG, OPCPNotFound, OPCPSignedContractData, OPCPSignedContractDataRequest
 from ccp.schemas.opcp import DeliverHeaders as OPCPDeliverHeaders
-from ccp.schemas.opcp import OPCPSignedContractData
 from ccp.schemas.opnc import (
     DeliverHeaders,
     GetSignedContractDataReq,
@@ -27,7 +27,7 @@ from ccp.server.domain.authorization import Operation, role_table
 from ccp.server.domain.parties import PartyRole
 from ccp.server.http import query_parameters
 from ccp.server.http.responses import json_content
-from ccp.server.http.routes import admin, events, oauth, opcp, opnc, pcp_webhook
+from ccp.server.http.routes import admin, events, oauth, opcp, opcp_roots, opnc, pcp_webhook
 
 OAUTH2: Final = "oauth2"
 BEARER: Final = "bearer"
@@ -70,14 +70,15 @@ def describe(app: FastAPI, public_url: str) -> dict[str, Any]:
             "put": _operation(Operation.PUBLISH, RoutingHeaders, SignedContractData, query=PublishQuery),
         }
         document["paths"][pcp_webhook.PATH] = {"post": pcp_webhook.description()}
-        if any(getattr(route, "path", None) == opcp.ROOTS for route in app.routes):
-            _add_schema(schemas, OPCPSignedContractData)
-            document["paths"][f"{opcp.BASE}/signedContractData"] = {
-                "post": _opcp(
-                    _operation(Operation.DELIVER, OPCPDeliverHeaders, GetSignedContractDataReq, OPCPSignedContractData)
-                ),
-                "put": _opcp(_operation(Operation.PUBLISH, RoutingHeaders, SignedContractData, query=PublishQuery)),
-            }
+        if any(getattr(route, "path", None) == opcp_roots.ROOTS for route in app.routes):
+            for opcp_model in (OPCPSignedContractData, OPCPSignedContractDataRequest, OPCPNotFound):
+                _add_schema(schemas, opcp_model)
+            deliver = _operation(
+                Operation.DELIVER, OPCPDeliverHeaders, GetSignedContractDataReq, OPCPSignedContractData
+            )
+            deliver["responses"]["404"]["content"] = json_content(OPCPNotFound.__name__)
+            publish = _operation(Operation.PUBLISH, RoutingHeaders, OPCPSignedContractDataRequest, query=PublishQuery)
+            document["paths"][f"{opcp.BASE}/signedContractData"] = {"post": _opcp(deliver), "put": _opcp(publish)}
         document["servers"] = [{"url": public_url}]
         components["securitySchemes"] = _security_schemes(public_url)
         _add_security(document)
@@ -119,7 +120,7 @@ def _operation(
 
 
 def _opcp(operation: dict[str, Any]) -> dict[str, Any]:
-    operation.update(operationId=f"{opcp.TAG}{operation['operationId']}", tags=[opcp.TAG])
+    operation.update(operationId=f"{TAG}{operation['operationId']}", tags=[TAG])
     return operation
 
 
@@ -151,5 +152,5 @@ def _add_security(document: dict[str, Any]) -> None:
         roles[operation.value].append(role.value)
     for item in document["paths"].values():
         for operation in item.values():
-            allowed = roles[operation["operationId"].removeprefix(opcp.TAG)]
+            allowed = roles[operation["operationId"].removeprefix(TAG)]
             operation.setdefault("security", [*({OAUTH2: [role]} for role in allowed), {BEARER: []}])

@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from ccp.ids import Namespace
+from ccp.ids import Fingerprint
 from ccp.schemas.common import RoutingHeaders
 from ccp.schemas.json_bodies import read_body
 from ccp.schemas.opnc import GetSignedContractDataReq, PublishQuery, SignedContractData
@@ -30,7 +30,12 @@ from ccp.server.pool.operations import Pool
 
 
 class SignedContractDataEndpoint(FastPathEndpoint):
-    """ASGI endpoint of POST (deliver) and PUT (publish). A dialect writes the response of POST."""
+    """ASGI endpoint of POST (deliver) and PUT (publish). A dialect writes the response of POST.
+
+    publication_model: the body of PUT.
+    """
+
+    publication_model: type[SignedContractData] = SignedContractData
 
     def __init__(self, pool: Pool, context: RequestContext) -> None:
         self._pool = pool
@@ -50,13 +55,19 @@ class SignedContractDataEndpoint(FastPathEndpoint):
         """Return the response to a vehicle's request."""
 
     async def _deliver(
-        self, scope: Scope, receive: Receive, model: type[RoutingHeaders], *, max_one: bool = False
-    ) -> tuple[Any, Namespace, list[DeliveredContract] | NegativeResponse]:
+        self,
+        scope: Scope,
+        receive: Receive,
+        model: type[RoutingHeaders],
+        *,
+        max_one: bool = False,
+        detect_edition: bool = False,
+    ) -> tuple[Any, list[DeliveredContract] | NegativeResponse]:
         """Read a vehicle's request and deliver.
 
-        model: of the headers. max_one: whether the caller takes one contract at most. Returns the headers, the version
-        of ISO 15118, and the outcome. The time limit runs from the arrival of the request, without the time in which
-        the caller sends the body.
+        model: of the headers. max_one: whether the caller takes one contract at most. detect_edition: whether the
+        message's edition counts and not the one that the body states. Returns the headers and the outcome. The time
+        limit runs from the arrival of the request, without the time in which the caller sends the body.
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + DELIVERY_TIMEOUT
@@ -77,6 +88,7 @@ class SignedContractDataEndpoint(FastPathEndpoint):
             broadcast=options.may_ask_peers,
             now=self._context.clock(),
             max_one=max_one,
+            detect_edition=detect_edition,
             target_pool=pool_id,
             deadline=deadline,
         )
@@ -85,7 +97,7 @@ class SignedContractDataEndpoint(FastPathEndpoint):
             trace.pcid, trace.failure = outcome.pcid, outcome.reason
         else:
             trace.emaid, trace.pcid = outcome[0].contract.emaid, outcome[0].contract.pcid
-        return options, body.xsdMsgDefNamespace, outcome
+        return options, outcome
 
     async def _put(self, scope: Scope, receive: Receive) -> Response:
         began = self._context.clock()
@@ -95,7 +107,7 @@ class SignedContractDataEndpoint(FastPathEndpoint):
         target = self._context.resolve_target(self._pool, caller, read_headers(RoutingHeaders, headers))
         data = await self._context.read_body(receive, headers)
         caller = await self._context.reauthenticate(scope, headers, caller)
-        body = read_body(SignedContractData, data)
+        body = read_body(self.publication_model, data)
         trace = trace_of(scope)
         trace.emaid, trace.pcid = body.emaid, body.pcid
         now = self._context.clock()
@@ -104,12 +116,21 @@ class SignedContractDataEndpoint(FastPathEndpoint):
             "pcid": body.pcid,
             "namespace": body.xsdMsgDefNamespace,
             "message": body.certificateInstallationRes,
-            "root": body.cpsV2GRootCertificateFingerprint,
+            "root": self._root_of(body),
             "now": now,
             "began": began,
         }
         if dry_run:
             checks, warnings = await target.dry_run(caller, **publication)
             return FastJSONResponse(checks.to_json("CertificateInstallationRes", now, warnings))
-        await target.publish(caller, metadata=body.metaData, **publication)
+        await target.publish(caller, metadata=self._metadata_of(body), **publication)
         return Response(status_code=201)
+
+    def _root_of(self, body: SignedContractData) -> Fingerprint | None:
+        """Return the V2G root that a publication names. Raises FieldError."""
+        root: Fingerprint | None = body.cpsV2GRootCertificateFingerprint
+        return root
+
+    def _metadata_of(self, body: SignedContractData) -> str | None:
+        """Return the metadata of a publication. Raises FieldError."""
+        return body.metaData

@@ -77,9 +77,11 @@ class DeliveredContract:
 class NegativeResponse:
     """A request that was decoded but gets no contract, and the negative response message for it.
 
-    pcid: None if the vehicle's certificate names none. response: EXI. reason: Unavailable for a temporary failure.
+    namespace: of the message. pcid: None if the vehicle's certificate names none. response: EXI. reason: Unavailable
+    for a temporary failure.
     """
 
+    namespace: Namespace
     pcid: PCID | None
     response: bytes
     reason: CCPError
@@ -118,20 +120,31 @@ class Delivery:
         broadcast: bool,
         now: datetime,
         max_one: bool = False,
+        detect_edition: bool = False,
         target_pool: str | None = None,
         deadline: float | None = None,
     ) -> list[DeliveredContract] | NegativeResponse:
         """Answer a vehicle's CertificateInstallationReq.
 
         message: EXI in Base64. broadcast: whether other pools may be asked. max_one: return one contract at most, even
-        if the vehicle takes more, because the caller can forward only one. target_pool: party id of another pool that
+        if the vehicle takes more, because the caller can forward only one. detect_edition: where the message is of
+        another edition than `namespace` says, the message decides, because some callers state the same one for every
+        vehicle; otherwise such a message is an EXIError. target_pool: party id of another pool that
         the request is addressed to; only that pool is asked. deadline: time limit by the event loop's clock; None:
         `DELIVERY_TIMEOUT` from now.
         Raises EXIError, NotAuthorised. A temporary failure is returned as a NegativeResponse, because charging stations
         forward nothing but a message.
         """
         authorise(caller.party, Operation.DELIVER)
-        request = verify.read_request(message_bytes(message), namespace)
+        request = verify.read_request(message_bytes(message), None if detect_edition else namespace)
+        if request.namespace is not namespace:
+            _log.info(
+                "edition of request detected",
+                caller=caller.party.client_id,
+                stated=namespace.value,
+                detected=request.namespace.value,
+            )
+            namespace = request.namespace
         if deadline is None:
             deadline = asyncio.get_running_loop().time() + DELIVERY_TIMEOUT
         try:
@@ -145,7 +158,7 @@ class Delivery:
         except (VerificationError, NotFound, Unavailable) as exc:
             reason = exc
         negative = verify.negative_response(namespace, request.session_id, reason, now)
-        return NegativeResponse(verify.claimed_pcid(request), negative, strip_tracebacks(reason))
+        return NegativeResponse(namespace, verify.claimed_pcid(request), negative, strip_tracebacks(reason))
 
     async def _find(
         self,

@@ -63,7 +63,7 @@ class RemoteContract:
     """Contract data from another pool, with the attribute names of `SignedContract`.
 
     created_at: an artificial time, since pools do not transmit it; contracts come newest first, and it reflects that
-    order only. root_fingerprint: None, and root_dn: empty, if the dialect does not transmit them.
+    order only. root_fingerprint: None, and root_dn: empty, if the pool does not transmit them.
     """
 
     emaid: EMAID

@@ -32,7 +32,8 @@ def deliver(pool: Pool, car: Car, headers: dict[str, str] | None = None, session
     (content,) = found["CCPResponse"]["emaidContent"]
     assert list(content) == ["messageDef"]
     message: dict[str, Any] = content["messageDef"]
-    assert sorted(message) == ["certificateInstallationRes", "emaid", "metaData"]
+    positive = ["cpsV2GRootCertificateFingerprint"] if message["emaid"] != "ZZZZZ000000000" else []
+    assert sorted(message) == sorted(["certificateInstallationRes", "emaid", "metaData", *positive])
     assert all(isinstance(value, str) for value in message.values())
     return message
 
@@ -115,6 +116,7 @@ def test_an_oem_pulls_the_same_bytes(pool: Pool, edition: str) -> None:
     assert answer.json() == {
         "certificateInstallationRes": contract.body["certificateInstallationRes"],
         "xsdMsgDefNamespace": str(car.namespace),
+        "cpsV2GRootCertificateFingerprint": pool.pki(edition).v2g_root.certificate.fingerprint,
     }
     answer = call(pool, "oem", "GET", path, params={**query, "sessionID": SESSION.hex()})
     message = base64.b64decode(answer.json()["certificateInstallationRes"])
@@ -184,7 +186,11 @@ def test_contracts_are_listed_by_priority(pool: Pool, edition: str) -> None:
         "emaid": first.emaid,
         "xsdMsgDefNamespace": str(car.namespace),
         "contractCertificate": base64.b64encode(first.certificate).decode(),
+        "defaultContract": True,
         "priority": 1,
+        "cpsV2GRootCertificateFingerprint": published_state["cpsV2GRootCertificateFingerprint"],
+        "cpsRootCertificateDN": published_state["cpsV2GRootDistinguishedName"],
+        "cpsRootDistinguishedName": published_state["cpsV2GRootDistinguishedName"],
         "certValidFrom": published_state["certValidFrom"],
         "certValidTo": published_state["certValidTo"],
     }
@@ -414,6 +420,8 @@ def test_the_dialect_is_described_under_a_tag_of_its_own(pool: Pool) -> None:
         ("get", "/v1/ccp/provideSignedContractData/{emaid}/{pcid}"),
         ("post", "/v1/ccp/signedContractData/{pcid}/{emaid}/default"),
         ("get", "/v1/root/rootCerts"),
+        ("get", "/v1/root/rootCerts/{rootCertificateId}"),
+        ("get", "/v1/root/ctl"),
     }
     every = [operation["operationId"] for item in paths.values() for operation in item.values()]
     assert len(set(every)) == len(every)

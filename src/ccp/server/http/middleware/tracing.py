@@ -42,7 +42,7 @@ _SEGMENTS: Final = {
 _OPCP_SEGMENTS: Final = {
     segment.lower(): segment
     for segment in (
-        *("v1", "ccp", "root", "rootCerts", "signedContractData", "lookupContract", "provideSignedContractData"),
+        *("v1", "ccp", "root", "rootCerts", "ctl", "signedContractData", "lookupContract", "provideSignedContractData"),
         "default",
     )
 }

@@ -1,20 +1,23 @@
 """OPCP 1.0, the predecessor of OPNC, under `/v1`: the same operations with other paths and shapes.
 
-Charging station back ends in production use it. No description of it is published; the shapes are those that these
-clients read. Besides names and casing, OPCP differs from OPNC in three ways:
+Charging station back ends in production use it. The shapes are those of its published description and those that these
+clients read; docs/spec-divergences.md says where they differ. Besides names and casing, OPCP differs from OPNC in these
+ways:
 
 - A vehicle gets exactly one item: some clients forward the first item, others the last, and none repeats its request
   to get more.
-- Clients forward only a 200 to the vehicle, so a refusal is a 200 with the negative message
-  (`opcp_no_contract_response`).
+- Clients forward only a 200 to the vehicle, so a refusal is a 200 with the negative message; the published 404, which
+  carries the message too, is a setting (`opcp_no_contract_response`).
+- Some clients state ISO 15118-2 for every vehicle, so the message decides (`opcp_detect_edition`).
 - `broadcast: true` forbids asking other pools; in OPNC it allows it.
+- A V2G root is named by its fingerprint or by its id in the list of roots.
 """
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Callable, Iterable
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, TypeAlias
+from uuid import UUID
 
 from fastapi import APIRouter, Header, Path, Query
 from pydantic import BaseModel
@@ -23,81 +26,151 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope
 
 from ccp.errors import FieldError, NotFound
-from ccp.ids import EMAID
+from ccp.ids import EMAID, Fingerprint
 from ccp.schemas.common import PLACEHOLDER_EMAID, Boolean, EMAIDField, JSONObject, PCIDField, encode_base64
-from ccp.schemas.opcp import DeliverHeaders, ProvidedSignedContractData, RootCertificateCollection, XMLContracts
+from ccp.schemas.error_messages import error_messages
+from ccp.schemas.opcp import (
+    TAG,
+    DeliverHeaders,
+    OPCPSignedContractDataRequest,
+    ProvidedSignedContractData,
+    RootField,
+    XMLContracts,
+    distinguished_name,
+)
+from ccp.schemas.opnc import SignedContractData
 from ccp.schemas.timestamps import rfc3339
-from ccp.server.domain.authorization import Operation, PublicRootOperation
+from ccp.server.domain.authorization import Operation
 from ccp.server.domain.contracts import SignedContract
 from ccp.server.external.pki_service import REASON_HEADER, RevocationReason
 from ccp.server.http.errors import WITHOUT_404, negative_metadata
+from ccp.server.http.middleware.tracing import trace_of
 from ccp.server.http.parameters import (
     DEFAULT_NAMESPACE,
     EMAIDPath,
     NamespaceQuery,
     PCIDPath,
-    RootQuery,
     SessionQuery,
 )
 from ccp.server.http.request_context import Handler, RequestContext, Target, target_dependency
-from ccp.server.http.responses import FastJSONResponse, error_descriptions
+from ccp.server.http.responses import FastJSONResponse, error_descriptions, json_response
 from ccp.server.http.signed_contract_data import SignedContractDataEndpoint
 from ccp.server.pool.delivery import NegativeResponse
 from ccp.server.pool.operations import Pool
 from ccp.server.pool.remote import RemoteContract
-from ccp.server.settings import OPCPNoContractResponse
-from ccp.x509.certificates import Certificate
-from ccp.x509.names import parse_dn
-from ccp.x509.profiles import AnchorRole
+from ccp.server.settings import OPCPNoContractResponse, Settings
+from ccp.server.trust.root_catalogue import CurrentRootCatalogue
 
 BASE: Final = "/v1/ccp"
-ROOTS: Final = "/v1/root/rootCerts"
-TAG: Final = "OPCP"
 
 # Path parameters of one place have one name in an OpenAPI description; the method decides which id it is.
 _EMAIDId: Any = Annotated[EMAIDField, Path(alias="id", description="The contract, by its EMAID.")]
 _PCIDId: Any = Annotated[PCIDField, Path(alias="id", description="The vehicle, by its PCID.")]
-_ROOT_TYPES: Final = {AnchorRole.V2G: "V2G", AnchorRole.EMSP: "MO", AnchorRole.OEM: "OEM"}
+_RootQuery: TypeAlias = Annotated[
+    RootField | None,
+    Query(
+        alias="cpsV2GRootCertificateFingerprint",
+        description="The V2G root of the CPS chain: SHA-256, or the id from the list of roots.",
+    ),
+]
+
+
+class RootReferences:
+    """Resolves what names a V2G root in OPCP: its fingerprint, or its id in the list of roots."""
+
+    def __init__(self, pool: Pool, catalogue: CurrentRootCatalogue) -> None:
+        self._pool = pool
+        self._catalogue = catalogue
+
+    def fingerprint(self, reference: Fingerprint | UUID | None) -> Fingerprint | None:
+        """Return the fingerprint. Raises NotFound for an id that no trusted root has."""
+        if not isinstance(reference, UUID):
+            return reference
+        root = self._catalogue.of(self._pool.anchors).by_id(reference)
+        if root is None:
+            raise NotFound("No root of this pool has the id in cpsV2GRootCertificateFingerprint.")
+        return Fingerprint(root.certificate.fingerprint)
 
 
 class OPCPSignedContractDataEndpoint(SignedContractDataEndpoint):
-    """POST and PUT /v1/ccp/signedContractData. PUT is that of OPNC."""
+    """POST and PUT /v1/ccp/signedContractData."""
 
-    def __init__(self, pool: Pool, context: RequestContext, no_contract_response: OPCPNoContractResponse) -> None:
+    publication_model = OPCPSignedContractDataRequest
+
+    def __init__(self, pool: Pool, context: RequestContext, settings: Settings, roots: RootReferences) -> None:
         super().__init__(pool, context)
-        self._deliver_negative = no_contract_response is OPCPNoContractResponse.DELIVER
+        self._deliver_negative = settings.opcp_no_contract_response is OPCPNoContractResponse.DELIVER
+        self._detect_edition = settings.opcp_detect_edition
+        self._roots = roots
 
     async def _post(self, scope: Scope, receive: Receive) -> Response:
-        options, namespace, outcome = await self._deliver(scope, receive, DeliverHeaders, max_one=True)
+        options, outcome = await self._deliver(
+            scope, receive, DeliverHeaders, max_one=True, detect_edition=self._detect_edition
+        )
         headers: dict[str, str] = {}
         if isinstance(outcome, NegativeResponse):
-            always_exi = self._deliver_negative if options.always_exi is None else options.always_exi
-            metadata, headers = negative_metadata(outcome.reason, always_exi)
-            # A placeholder, because clients take an item with an empty EMAID for no response.
-            emaid, response = PLACEHOLDER_EMAID, outcome.response
+            metadata, headers = negative_metadata(outcome.reason, options.always_exi)
+            if not self._deliver_negative and not headers:  # A temporary failure has headers and is no 404.
+                return _not_found(outcome, trace_of(scope).id)
+            namespace = outcome.namespace
+            item = {
+                "certificateInstallationRes": encode_base64(outcome.response),
+                # A placeholder, because clients take an item with an empty EMAID for no response.
+                "emaid": PLACEHOLDER_EMAID,
+                "metaData": metadata,
+            }
         else:
-            contract, response = outcome[0].contract, outcome[0].response
-            emaid, metadata = contract.emaid, contract.metadata or ""
-        item = {"certificateInstallationRes": encode_base64(response), "emaid": emaid, "metaData": metadata}
+            contract = outcome[0].contract
+            namespace = contract.namespace
+            item = {
+                "certificateInstallationRes": encode_base64(outcome[0].response),
+                "emaid": contract.emaid,
+                "metaData": contract.metadata or "",
+                "cpsV2GRootCertificateFingerprint": contract.root_fingerprint,
+            }
         return FastJSONResponse(
             {"CCPResponse": {"emaidContent": [{"messageDef": item}]}, "xsdMsgDefNamespace": namespace},
             headers=headers,
         )
 
+    def _root_of(self, body: SignedContractData) -> Fingerprint | None:
+        try:
+            return self._roots.fingerprint(body.cpsV2GRootCertificateFingerprint)
+        except NotFound as exc:
+            raise FieldError(*exc.messages) from exc
 
-def router(pool: Pool, context: RequestContext, no_contract_response: OPCPNoContractResponse) -> APIRouter:
-    """Return the routes of OPCP."""
-    endpoint = OPCPSignedContractDataEndpoint(pool, context, no_contract_response)
+    def _metadata_of(self, body: SignedContractData) -> str | None:
+        assert isinstance(body, OPCPSignedContractDataRequest), "the publication model"
+        return body.any_metadata()
+
+
+def _not_found(outcome: NegativeResponse, trace_id: str) -> Response:
+    """Return the published 404 with the negative message, and beside it the members of every error."""
+    message = {"certificateInstallationRes": encode_base64(outcome.response)}
+    return json_response(
+        {
+            "CCPResponse": {"emaidContent": [{"messageDef": message}]},
+            "errorMessages": list(dict.fromkeys(error_messages(outcome.reason))),
+            "traceId": trace_id,
+        },
+        404,
+    )
+
+
+def router(pool: Pool, context: RequestContext, settings: Settings, catalogue: CurrentRootCatalogue) -> APIRouter:
+    """Return the routes of OPCP, except those of roots."""
+    roots = RootReferences(pool, catalogue)
+    endpoint = OPCPSignedContractDataEndpoint(pool, context, settings, roots)
     api = APIRouter(routes=[Route(f"{BASE}/signedContractData", endpoint)], tags=[TAG])
 
-    def target_of(operation: Operation | PublicRootOperation) -> Any:
+    def target_of(operation: Operation) -> Any:
         return target_dependency(context, pool, operation)
 
     def add(
-        method: str, path: str, operation: Operation | PublicRootOperation, model: type[BaseModel] | None = None
+        method: str, path: str, operation: Operation, model: type[BaseModel] | None = None
     ) -> Callable[[Handler], Handler]:
         statuses = [400, 401, 403, 404, 500, 503]
-        if operation in (*WITHOUT_404, PublicRootOperation.GET_ROOT_CERTIFICATES):
+        if operation in WITHOUT_404:
             statuses.remove(404)
         responses = error_descriptions(statuses)
         if model is not None:
@@ -117,12 +190,13 @@ def router(pool: Pool, context: RequestContext, no_contract_response: OPCPNoCont
         pcid: _PCIDId,
         target: Target = target_of(Operation.GET_CONTRACT_DATA_BY_PCID),
         namespace: NamespaceQuery = DEFAULT_NAMESPACE,
-        root: RootQuery = None,
+        root: _RootQuery = None,
     ) -> Response:
         """List the contracts that are stored for a vehicle, for the OEM that owns its WMI."""
+        wanted = roots.fingerprint(root)
         found = await target.pool.contract_data_by_pcid(target.caller, pcid, namespace)
         ranks = _ranks(found)
-        matching = [contract for contract in found if root in (None, contract.root_fingerprint)]
+        matching = [contract for contract in found if wanted in (None, contract.root_fingerprint)]
         if not matching:
             raise NotFound("No contract for the given PCID found.")
         return FastJSONResponse(
@@ -134,10 +208,12 @@ def router(pool: Pool, context: RequestContext, no_contract_response: OPCPNoCont
         emaid: EMAIDPath,
         target: Target = target_of(Operation.GET_CONTRACT_DATA_BY_EMAID),
         namespace: NamespaceQuery = DEFAULT_NAMESPACE,
-        root: RootQuery = None,
+        root: _RootQuery = None,
     ) -> Response:
         """Return a contract's certificate, for the eMSP that owns it, which learns nothing of the vehicle's others."""
-        found = await target.pool.contract_data_by_emaid(target.caller, emaid, namespace, root, context.clock())
+        found = await target.pool.contract_data_by_emaid(
+            target.caller, emaid, namespace, roots.fingerprint(root), context.clock()
+        )
         return FastJSONResponse(
             {"XMLContracts": [_xml_contract(contract, 1 if contract.is_default else 2) for contract, _ in found]}
         )
@@ -153,7 +229,7 @@ def router(pool: Pool, context: RequestContext, no_contract_response: OPCPNoCont
         pcid: PCIDPath,
         target: Target = target_of(Operation.GET_SIGNED_CONTRACT_DATA),
         namespace: NamespaceQuery = DEFAULT_NAMESPACE,
-        root: RootQuery = None,
+        root: _RootQuery = None,
         session_id: SessionQuery = b"",
     ) -> Response:
         """Return the newest signed response of a contract, for the OEM that owns the vehicle's WMI."""
@@ -163,7 +239,7 @@ def router(pool: Pool, context: RequestContext, no_contract_response: OPCPNoCont
             pcid,
             session_id=session_id,
             namespace=namespace,
-            root=root,
+            root=roots.fingerprint(root),
             now=context.clock(),
             notify=target.for_content,
         )
@@ -172,6 +248,7 @@ def router(pool: Pool, context: RequestContext, no_contract_response: OPCPNoCont
             {
                 "certificateInstallationRes": encode_base64(newest.response),
                 "xsdMsgDefNamespace": newest.contract.namespace,
+                "cpsV2GRootCertificateFingerprint": newest.contract.root_fingerprint,
             }
         )
 
@@ -195,24 +272,6 @@ def router(pool: Pool, context: RequestContext, no_contract_response: OPCPNoCont
         await target.pool.set_default(target.caller, emaid, pcid, context.clock())
         return Response(status_code=200)
 
-    @add("GET", ROOTS, PublicRootOperation.GET_ROOT_CERTIFICATES, RootCertificateCollection)
-    async def root_certificates(
-        target: Target = target_of(PublicRootOperation.GET_ROOT_CERTIFICATES),
-        root_type: Annotated[str | None, Query(alias="rootType", description="V2G, MO or OEM.")] = None,
-    ) -> Response:
-        """List the roots that the pool trusts, for every party, without expired ones."""
-        if target.pool is not pool:
-            raise NotFound("A request for roots is not passed on.")
-        wanted = _roles(root_type)
-        now = context.clock()
-        items = [
-            _root(anchor.certificate, role)
-            for anchor in pool.anchors.anchors
-            for role in AnchorRole
-            if role in anchor.roles and role in wanted and now.replace(microsecond=0) <= anchor.certificate.not_after
-        ]
-        return FastJSONResponse({"RootCertificateCollection": {"rootCertificates": items}})
-
     return api
 
 
@@ -227,43 +286,18 @@ def _ranks(contracts: Iterable[SignedContract | RemoteContract]) -> dict[EMAID, 
 
 
 def _xml_contract(contract: SignedContract | RemoteContract, priority: int) -> JSONObject:
-    return {
+    members: JSONObject = {
         "pcid": contract.pcid,
         "emaid": contract.emaid,
         "xsdMsgDefNamespace": contract.namespace,
         "contractCertificate": encode_base64(contract.certificate),
+        "defaultContract": contract.is_default,
         "priority": priority,
         "certValidFrom": rfc3339(contract.valid_from),
         "certValidTo": rfc3339(contract.valid_to),
     }
-
-
-def _roles(root_type: str | None) -> frozenset[AnchorRole]:
-    """Return the roles of the roots that the query selects. Raises FieldError."""
-    if root_type is None:
-        return frozenset(AnchorRole)
-    known = {**{name: frozenset({role}) for role, name in _ROOT_TYPES.items()}, "EMSP": frozenset({AnchorRole.EMSP})}
-    # PE: roots of private environments, of which the pool has none.
-    found = {**known, "PE": frozenset[AnchorRole]()}.get(root_type.upper())
-    if found is None:
-        raise FieldError(f"rootType : must be one of {', '.join(_ROOT_TYPES.values())}")
-    return found
-
-
-def _root(certificate: Certificate, role: AnchorRole) -> JSONObject:
-    """Source: the schema of the Root Certificate Pool in OPNC 1.0, which is the successor of this one."""
-    root_type = _ROOT_TYPES[role]
-    identifier = certificate.authority_key_identifier or certificate.key_identifier or b""
-    return {
-        "rootCertificateId": str(uuid.uuid5(uuid.NAMESPACE_URL, f"sha256:{certificate.fingerprint}:{root_type}")),
-        "distinguishedName": certificate.subject_dn,
-        "caCertificate": encode_base64(certificate.der),
-        "commonName": certificate.subject_cn,
-        "rootAuthorityKeyIdentifier": encode_base64(identifier),
-        "rootIssuerSerialNumber": f"{certificate.serial_number:x}",
-        "validFrom": rfc3339(certificate.not_before),
-        "validTo": rfc3339(certificate.not_after),
-        "organizationName": dict(parse_dn(certificate.subject_dn)).get("O", ""),
-        "rootType": root_type,
-        "fingerprint": certificate.fingerprint,
-    }
+    if contract.root_fingerprint is not None:
+        members["cpsV2GRootCertificateFingerprint"] = contract.root_fingerprint
+    if name := distinguished_name(contract.root_dn):
+        members["cpsRootCertificateDN"] = members["cpsRootDistinguishedName"] = name
+    return members

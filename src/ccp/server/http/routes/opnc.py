@@ -49,7 +49,7 @@ class OPNCSignedContractDataEndpoint(SignedContractDataEndpoint):
     """POST and PUT /signedcontractdata."""
 
     async def _post(self, scope: Scope, receive: Receive) -> Response:
-        options, namespace, outcome = await self._deliver(scope, receive, DeliverHeaders)
+        options, outcome = await self._deliver(scope, receive, DeliverHeaders)
         if not isinstance(outcome, NegativeResponse):
             return FastJSONResponse({"signedContractDataCollection": [_signed_contract(item) for item in outcome]})
         metadata, headers = negative_metadata(outcome.reason, options.always_exi)
@@ -57,7 +57,7 @@ class OPNCSignedContractDataEndpoint(SignedContractDataEndpoint):
             "certificateInstallationRes": encode_base64(outcome.response),
             "emaid": PLACEHOLDER_EMAID,
             "pcid": outcome.pcid or PLACEHOLDER_PCID,
-            "xsdMsgDefNamespace": namespace,
+            "xsdMsgDefNamespace": outcome.namespace,
             "metaData": metadata,
         }
         return FastJSONResponse({"signedContractDataCollection": [item]}, headers=headers)
