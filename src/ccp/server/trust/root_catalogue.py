@@ -53,7 +53,7 @@ class ListedRoot:
 
 
 class RootCatalogue:
-    """The listed roots of a snapshot of the trust anchors, in its order.
+    """The listed roots of a snapshot of the trust anchors, in an order that depends on the certificates alone.
 
     An anchor that has not signed itself ends no path, so it is not listed.
     """
@@ -61,12 +61,13 @@ class RootCatalogue:
     def __init__(self, anchors: TrustAnchors) -> None:
         self.anchors: Final = anchors
         pairs = cross_certificates(anchors)
-        self.roots: Final = tuple(
+        roots = (
             _listed(anchor.certificate, role, pairs.get(anchor.certificate))
             for anchor in anchors.anchors
-            for role in AnchorRole
-            if role in anchor.roles and anchor.certificate.self_signature_error is None
+            for role in anchor.roles
+            if anchor.certificate.self_signature_error is None
         )
+        self.roots: Final = tuple(sorted(roots, key=_order))
         self._by_id: Final = {root.id: root for root in self.roots}
 
     def by_id(self, root_id: uuid.UUID) -> ListedRoot | None:
@@ -85,6 +86,10 @@ class CurrentRootCatalogue:
         if self._catalogue.anchors is not anchors:
             self._catalogue = RootCatalogue(anchors)
         return self._catalogue
+
+
+def _order(root: ListedRoot) -> tuple[str, ...]:
+    return root.root_type, root.key or "", root.certificate.subject_cn, root.certificate.fingerprint
 
 
 def root_id(fingerprint: str, role: AnchorRole) -> uuid.UUID:
