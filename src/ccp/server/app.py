@@ -38,10 +38,11 @@ from ccp.server.http.middleware.fast_path import FastPathMiddleware
 from ccp.server.http.middleware.tracing import TraceMiddleware
 from ccp.server.http.protocol import STATE as CONNECTIONS
 from ccp.server.http.request_context import RequestContext
-from ccp.server.http.routes import admin, events, oauth, opcp, opcp_roots, opnc, pcp_webhook
+from ccp.server.http.routes import admin, est, events, oauth, opcp, opcp_roots, opnc, pcp_webhook
 from ccp.server.http.routes import metrics as metrics_route
 from ccp.server.http.routes.health import Health
 from ccp.server.metrics import Metrics
+from ccp.server.pool.enrolment import Enrolment
 from ccp.server.pool.operations import Pool
 from ccp.server.pool.peers import RegisteredPeers
 from ccp.server.runtime import allocator
@@ -298,6 +299,7 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
     )
     changed = services.subscribers.refresh
     webhooks = Webhooks(store, allow_http=config.event_allow_http, on_change=changed, outbound=services.outbound)
+    enrolment = Enrolment(store, external.est_server, config.est_labels, config.est_subjects, clock)
     # Before FastAPI's own routes, because Starlette tries routes in order.
     app.router.routes[:0] = [
         *opnc.router(pool, context).routes,
@@ -305,6 +307,7 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         pcp_webhook.pcp_route(context, pool, config.pcp_webhook_secret),
         *events.router(webhooks, context).routes,
         *admin.router(PartyRegistry(store), context).routes,
+        *est.routes(enrolment, context),
         *health.routes(),
         *metrics_route.routes(metrics, context, config.metrics),
     ]

@@ -70,8 +70,18 @@ class MetricsAccess(StrEnum):
     OFF = "off"
 
 
+CA_LABEL: Final = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$"
+"""Pattern of the name of a CA in a path of EST: characters that need no escaping in a URL."""
+
 MAX_TOKEN_LIFETIME: Final = 86_400
 """Seconds. A retired key verifies for as long, because the setting may have been larger when a token was issued."""
+
+
+class EnrolmentSubjects(StrEnum):
+    """Common names in certificate requests: EVSE ids of the caller's operator ids, or any."""
+
+    OWN = "own"
+    ANY = "any"
 
 
 class OPCPNoContractResponse(StrEnum):
@@ -188,6 +198,16 @@ class Settings(BaseSettings):
     )
     pki: ServiceSettings | None = Field(None, description="PKI service that revokes contract certificates.")
     est: ServiceSettings | None = Field(None, description="EST server that issues certificates to charging stations.")
+    est_labels: dict[Annotated[str, Field(pattern=CA_LABEL)], Annotated[str, Field(pattern=f"^$|{CA_LABEL}")]] = Field(
+        {"cpo": "cpo"},
+        description="CAs that charge point operators may name in EST requests, and the label of each at the EST "
+        "server; empty: the server's default CA.",
+    )
+    est_subjects: EnrolmentSubjects = Field(
+        EnrolmentSubjects.OWN,
+        description="Common name of a certificate request. own: an EVSE id of the caller's operator ids. any: left to "
+        "the EST server.",
+    )
     cps: ServiceSettings | None = Field(
         None, description="Certificate Provisioning Service whose certificates `ccp neighbour test` verifies."
     )

@@ -54,6 +54,14 @@ class PublicRootOperation(StrEnum):
     GET_TRUST_LIST = "GetCertificateTrustList"
 
 
+class EnrolmentOperation(StrEnum):
+    """Operations of EST that are passed on to the configured EST server."""
+
+    CA_CERTIFICATES = "CACerts"
+    ENROL = "SimpleEnroll"
+    REENROL = "SimpleReenroll"
+
+
 class EventOperation(StrEnum):
     """The operations of the event service, by their names in the API; the last one is an extension."""
 
@@ -94,6 +102,7 @@ _own_wmi: Final = Rule(
 )
 _trusted_roots: Final = Rule("the roots that the pool trusts", lambda party, subject: True)
 _numbers: Final = Rule("what the pool counts", lambda party, subject: True)
+_own_stations: Final = Rule("certificates of its own charging stations", lambda party, subject: True)
 _own_webhooks: Final = Rule("webhooks of its own, for events of its own ids", lambda party, subject: True)
 _anything: Final = Rule("the whole register", lambda party, subject: True)
 
@@ -128,12 +137,20 @@ EVENT_TABLE: Final[Mapping[EventOperation, Mapping[PartyRole, Rule]]] = {
 }
 """The table of the event service. `ccp.server.events.webhooks` checks who owns a webhook."""
 
-AnyOperation: TypeAlias = Operation | AdminOperation | MonitoringOperation | PublicRootOperation | EventOperation
+ENROLMENT_TABLE: Final[Mapping[EnrolmentOperation, Mapping[PartyRole, Rule]]] = {
+    operation: {PartyRole.CPO: _own_stations} for operation in EnrolmentOperation
+}
+"""The table of EST. `ccp.server.pool.enrolment` checks whose charging station a request names."""
+
+AnyOperation: TypeAlias = (
+    Operation | AdminOperation | MonitoringOperation | PublicRootOperation | EventOperation | EnrolmentOperation
+)
 
 _TABLES: Final = dict[AnyOperation, Mapping[PartyRole, Rule]](
     (
         *ROLE_TABLE.items(),
         *EVENT_TABLE.items(),
+        *ENROLMENT_TABLE.items(),
         *ADMIN_TABLE.items(),
         *MONITORING_TABLE.items(),
         *PUBLIC_ROOT_TABLE.items(),

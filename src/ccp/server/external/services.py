@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from ccp.errors import ConfigurationError
+from ccp.server.external.est import ESTServer
 from ccp.server.external.outbound import OutboundClient
 from ccp.server.external.pki_service import PKIService
 from ccp.server.external.provisioning_pool import ProvisioningCertificatePool
@@ -26,6 +27,7 @@ class ExternalServices:
     root_pool: RootCertificatePool | None
     provisioning_pool: ProvisioningCertificatePool | None
     pki_service: PKIService | None
+    est_server: ESTServer | None
 
     @classmethod
     def from_settings(cls, config: Settings, outbound: OutboundClient) -> ExternalServices:
@@ -42,10 +44,11 @@ class ExternalServices:
             prefix: ServiceConnection(outbound, service, SERVICES[prefix])
             for prefix, service in config.services.items()
         }
-        rcp, pcp, pki = (connections.get(prefix) for prefix in ("rcp", "pcp", "pki"))
+        rcp, pcp, pki, est = (connections.get(prefix) for prefix in ("rcp", "pcp", "pki", "est"))
         return cls(
             connections,
             RootCertificatePool(rcp) if rcp else None,
             ProvisioningCertificatePool(pcp) if pcp else None,
             PKIService(pki, config.operator_cas) if pki else None,
+            ESTServer(est) if est else None,
         )

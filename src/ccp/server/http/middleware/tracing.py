@@ -46,7 +46,8 @@ _OPCP_SEGMENTS: Final = {
         "default",
     )
 }
-_DIALECTS: Final = {"opnc": _SEGMENTS, "v1": _OPCP_SEGMENTS}
+_EST_SEGMENTS: Final = {name: name for name in (".well-known", "est", "simpleenroll", "simplereenroll", "cacerts")}
+_DIALECTS: Final = {"opnc": _SEGMENTS, "v1": _OPCP_SEGMENTS, ".well-known": _EST_SEGMENTS}
 # Responses are data: browsers must not cache, sniff, frame or execute them.
 _HEADERS: Final = [
     (b"x-content-type-options", b"nosniff"),

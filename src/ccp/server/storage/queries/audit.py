@@ -84,6 +84,8 @@ class Action(StrEnum):
     WEBHOOK_ADDED = "webhook.added"
     WEBHOOK_EDITED = "webhook.edited"
     WEBHOOK_REMOVED = "webhook.removed"
+    CERTIFICATE_REQUESTED = "certificate.requested"
+    CERTIFICATE_ISSUED = "certificate.issued"
     EVENTS_REPLAYED = "events.replayed"
     EVENTS_DROPPED = "events.dropped"
     ACCESS_REFUSED = "access.refused"
