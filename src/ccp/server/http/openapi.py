@@ -27,7 +27,7 @@ from ccp.server.domain.authorization import Operation, role_table
 from ccp.server.domain.parties import PartyRole
 from ccp.server.http import query_parameters
 from ccp.server.http.responses import json_content
-from ccp.server.http.routes import admin, events, oauth, opcp, opcp_roots, opnc, pcp_webhook
+from ccp.server.http.routes import admin, est, events, oauth, opcp, opcp_roots, opnc, pcp_webhook
 
 OAUTH2: Final = "oauth2"
 BEARER: Final = "bearer"
@@ -70,6 +70,7 @@ def describe(app: FastAPI, public_url: str) -> dict[str, Any]:
             "put": _operation(Operation.PUBLISH, RoutingHeaders, SignedContractData, query=PublishQuery),
         }
         document["paths"][pcp_webhook.PATH] = {"post": pcp_webhook.description()}
+        document["paths"].update(est.descriptions())
         if any(getattr(route, "path", None) == opcp_roots.ROOTS for route in app.routes):
             for opcp_model in (OPCPSignedContractData, OPCPSignedContractDataRequest, OPCPNotFound):
                 _add_schema(schemas, opcp_model)

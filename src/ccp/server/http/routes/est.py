@@ -23,10 +23,12 @@ from starlette.routing import Route
 from ccp.errors import FieldError
 from ccp.ids import Namespace
 from ccp.server.domain.authorization import EnrolmentOperation
+from ccp.server.domain.parties import PartyRole
 from ccp.server.external.est import ESTOperation, Pending
 from ccp.server.http import query_parameters
 from ccp.server.http.errors import error_response
 from ccp.server.http.request_context import RequestContext
+from ccp.server.http.responses import json_content
 from ccp.server.pool.enrolment import Enrolment
 from ccp.x509.certificates import Certificate
 from ccp.x509.certs_only import encode_certs_only
@@ -120,3 +122,56 @@ def _certificates(certificates: Iterable[Certificate]) -> Response:
         base64.encodebytes(encode_certs_only(certificates)),
         headers={"Content-Type": _CERTS_ONLY, "Content-Transfer-Encoding": "base64"},
     )
+
+
+def descriptions() -> dict[str, dict[str, Any]]:
+    """Return the OpenAPI description: the paths of back ends in production, and the published ones."""
+    ca = _parameter("ca", "path", "The CA, by its name in est_labels.")
+    edition = _parameter("iso-version", "path", "Edition of ISO 15118.", list(EDITIONS.values()))
+    algorithm = _parameter("algorithm", "path", "Algorithm of the CA.", list(ALGORITHMS))
+    found = {
+        "/.well-known/cpo/cacerts": _description(ESTOperation.CA_CERTS, "Production"),
+        "/.well-known/est/{ca}/cacerts/{iso-version}/{algorithm}": _description(
+            ESTOperation.CA_CERTS, "", ca, edition, algorithm
+        ),
+    }
+    for operation in (ESTOperation.SIMPLE_ENROLL, ESTOperation.SIMPLE_REENROLL):
+        found[f"/.well-known/cpo/{operation}"] = _description(operation, "Production")
+        found[f"/.well-known/est/{{ca}}/{operation}/{{iso-version}}"] = _description(operation, "", ca, edition)
+    return found
+
+
+def _parameter(name: str, place: str, text: str, values: list[str] | None = None) -> dict[str, Any]:
+    schema = {"type": "string", **({"enum": values} if values else {})}
+    return {"name": name, "in": place, "required": place == "path", "description": text, "schema": schema}
+
+
+def _description(operation: ESTOperation, suffix: str, *parameters: dict[str, Any]) -> dict[str, Any]:
+    """Describe one operation at one path. suffix: makes its operation id unique."""
+    changes = operation is not ESTOperation.CA_CERTS
+    text = {"schema": {"type": "string", "description": "Base64 with any line breaks."}}
+    name = _OPERATIONS[operation].value
+    found: dict[str, Any] = {
+        "operationId": f"{name}{suffix}",
+        "summary": name,
+        "tags": ["EST"],
+        "parameters": list(parameters),
+        "responses": {
+            "200": {"description": "Certificates in PKCS#7.", "content": {"application/pkcs7-mime": text}},
+            **{
+                str(status): {"description": "Error", "content": json_content("Error")}
+                for status in (400, 401, 403, 404, *((413, 415) if changes else ()), 500, 502, 503)
+            },
+        },
+        "security": [{"oauth2": [PartyRole.CPO.value]}, {"bearer": []}],
+    }
+    if changes:
+        found["parameters"].append(
+            _parameter(_NAMESPACE, "query", "Edition, where the path names none.", [each.value for each in Namespace])
+        )
+        found["requestBody"] = {"required": True, "content": {"application/pkcs10": text}}
+        found["responses"]["202"] = {
+            "description": "Not issued yet; see Retry-After.",
+            "content": json_content("Error"),
+        }
+    return {"post" if changes else "get": found}
