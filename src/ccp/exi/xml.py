@@ -13,7 +13,6 @@ import functools
 import re
 from typing import Any, Final
 from xml.parsers import expat
-from xml.sax.saxutils import escape
 
 from ccp.errors import EXIError
 from ccp.exi import iso2, iso20
@@ -33,9 +32,9 @@ _SEPARATOR: Final = " "  # Between namespace and local name in the names that ex
 _ENCODINGS: Final = frozenset({"UTF-8", "UTF-16"})
 _XML_WHITE_SPACE: Final = " \t\n\r"
 _QUOTABLE: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,63}", re.ASCII)
-# Characters that a reader would change, in texts and in values of attributes.
-_IN_TEXT: Final = {"\r": "&#13;"}
-_IN_ATTRIBUTES: Final = {"\r": "&#13;", "\n": "&#10;", "\t": "&#9;", '"': "&quot;"}
+# Markup, and characters that a reader would change, in texts and in values of attributes.
+_IN_TEXT: Final = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", "\r": "&#13;"})
+_IN_ATTRIBUTES: Final = {**_IN_TEXT, **str.maketrans({"\n": "&#10;", "\t": "&#9;", '"': "&quot;"})}
 
 _ROOTS: Final[dict[tuple[str, str], ElementType]] = {
     (element.namespace, name): element for module in (iso2, iso20) for name, (_, _, element) in module.DOCUMENTS.items()
@@ -326,13 +325,13 @@ def _write(
         kind = alternative.kind
         if particle.sort == TEXT:
             assert isinstance(kind, SimpleType)
-            children.append(escape(str(kind.to_json(slot)), _IN_TEXT))
+            children.append(str(kind.to_json(slot)).translate(_IN_TEXT))
             text = True
         elif slot is None:
             continue
         elif particle.sort == ATTRIBUTE:
             assert isinstance(kind, SimpleType)
-            attributes += f' {qualified}{alternative.name}="{escape(str(kind.to_json(slot)), _IN_ATTRIBUTES)}"'
+            attributes += f' {qualified}{alternative.name}="{str(kind.to_json(slot)).translate(_IN_ATTRIBUTES)}"'
         else:
             assert kind is not None
             inside = _simple_element(kind) if isinstance(kind, SimpleType) else kind

@@ -136,7 +136,7 @@ class OPCPNotFound(Error):
 
 
 class OPCPSignedContractDataRequest(SignedContractDataOrXML):
-    """The body of PUT /signedContractData: that of OPNC, with other names for message and metadata, and roots by UUID."""
+    """The body of PUT /signedContractData: that of OPNC, with more names for members, and roots by UUID."""
 
     metadata: Annotated[str, Field(max_length=10_000, pattern="^[^\\x00]*$")] | None = None
     cpsV2GRootCertificateFingerprint: RootField | None = None
