@@ -38,7 +38,7 @@ from ccp.server.http.middleware.fast_path import FastPathMiddleware
 from ccp.server.http.middleware.tracing import TraceMiddleware
 from ccp.server.http.protocol import STATE as CONNECTIONS
 from ccp.server.http.request_context import RequestContext
-from ccp.server.http.routes import admin, est, events, oauth, opcp, opcp_roots, opnc, pcp_webhook
+from ccp.server.http.routes import admin, est, events, oauth, ocpp, opcp, opcp_roots, opnc, pcp_webhook
 from ccp.server.http.routes import metrics as metrics_route
 from ccp.server.http.routes.health import Health
 from ccp.server.metrics import Metrics
@@ -303,6 +303,7 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
     # Before FastAPI's own routes, because Starlette tries routes in order.
     app.router.routes[:0] = [
         *opnc.router(pool, context).routes,
+        *ocpp.routes(pool, context),
         *oauth.routes(authority, context, issuer=config.public_url, bind=config.certificate_bound_tokens),
         pcp_webhook.pcp_route(context, pool, config.pcp_webhook_secret),
         *events.router(webhooks, context).routes,

@@ -243,6 +243,11 @@ class Settings(BaseSettings):
     opcp_detect_edition: bool = Field(
         True, description="The edition of a vehicle's OPCP request is that of its message, whatever the body states."
     )
+    ocpp_repetition_time: Annotated[int, Field(ge=10, le=86_400)] = Field(
+        600,
+        description="OCPP: seconds for which the pool remembers which contracts an ISO 15118-20 vehicle has got in "
+        "answer to a request that it repeats.",
+    )
     event_allow_http: bool = Field(
         False, description="Accept webhooks without TLS (http://); for laboratories, since events contain contract ids."
     )

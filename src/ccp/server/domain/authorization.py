@@ -40,6 +40,12 @@ class AdminOperation(StrEnum):
     GET_ROLES = "GetRoles"
 
 
+class OCPPOperation(StrEnum):
+    """The operations that take payloads of OCPP, by their names there."""
+
+    GET_15118_EV_CERTIFICATE = "Get15118EVCertificate"
+
+
 class MonitoringOperation(StrEnum):
     """Operations for monitoring."""
 
@@ -127,6 +133,11 @@ MONITORING_TABLE: Final[Mapping[MonitoringOperation, Mapping[PartyRole, Rule]]] 
 }
 """The table of monitoring operations."""
 
+OCPP_TABLE: Final[Mapping[OCPPOperation, Mapping[PartyRole, Rule]]] = {
+    OCPPOperation.GET_15118_EV_CERTIFICATE: {PartyRole.CPO: _any_vehicle}
+}
+"""The table of the operations of OCPP. Pools forward requests in OPNC or OPCP."""
+
 PUBLIC_ROOT_TABLE: Final[Mapping[PublicRootOperation, Mapping[PartyRole, Rule]]] = {
     operation: dict.fromkeys(PartyRole, _trusted_roots) for operation in PublicRootOperation
 }
@@ -143,12 +154,21 @@ ENROLMENT_TABLE: Final[Mapping[EnrolmentOperation, Mapping[PartyRole, Rule]]] = 
 """The table of EST. `ccp.server.pool.enrolment` checks whose charging station a request names."""
 
 AnyOperation: TypeAlias = (
-    Operation | AdminOperation | MonitoringOperation | PublicRootOperation | EventOperation | EnrolmentOperation
+    Operation
+    | OCPPOperation
+    | AdminOperation
+    | MonitoringOperation
+    | PublicRootOperation
+    | EventOperation
+    | EnrolmentOperation
 )
+VEHICLE_OPERATIONS: Final = frozenset[AnyOperation]({Operation.DELIVER, OCPPOperation.GET_15118_EV_CERTIFICATE})
+"""Operations that answer a vehicle, which waits five seconds."""
 
 _TABLES: Final = dict[AnyOperation, Mapping[PartyRole, Rule]](
     (
         *ROLE_TABLE.items(),
+        *OCPP_TABLE.items(),
         *EVENT_TABLE.items(),
         *ENROLMENT_TABLE.items(),
         *ADMIN_TABLE.items(),

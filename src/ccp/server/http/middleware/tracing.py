@@ -47,7 +47,13 @@ _OPCP_SEGMENTS: Final = {
     )
 }
 _EST_SEGMENTS: Final = {name: name for name in (".well-known", "est", "simpleenroll", "simplereenroll", "cacerts")}
-_DIALECTS: Final = {"opnc": _SEGMENTS, "v1": _OPCP_SEGMENTS, ".well-known": _EST_SEGMENTS}
+_OCPP_SEGMENTS: Final = {segment.lower(): segment for segment in ("ocpp", "v1", "get15118EVCertificate")}
+_DIALECTS: Final = {
+    "opnc": _SEGMENTS,
+    "v1": _OPCP_SEGMENTS,
+    "ocpp": _OCPP_SEGMENTS,
+    ".well-known": _EST_SEGMENTS,
+}
 # Responses are data: browsers must not cache, sniff, frame or execute them.
 _HEADERS: Final = [
     (b"x-content-type-options", b"nosniff"),
