@@ -211,7 +211,8 @@ def sync(
         try:
             rcp = ExternalServices.from_settings(effective, outbound).root_pool
             assert rcp is not None, "rcp is set"
-            return await sync_roots(store, rcp, datetime.now(UTC), prune=prune, actor=command_actor())
+            now = datetime.now(UTC)
+            return await sync_roots(store, rcp, now, roles=effective.rcp_roles, prune=prune, actor=command_actor())
         finally:
             await outbound.close()
 

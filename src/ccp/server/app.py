@@ -264,7 +264,7 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
         for issuer in issuers:
             background.add(issuer.refresh_task())
         if external.root_pool is not None:
-            background.add(root_sync_task(store, external.root_pool, config.rcp_interval, clock))
+            background.add(root_sync_task(store, external.root_pool, config.rcp_interval, clock, config.rcp_roles))
         if config.purge_interval:
             background.add(purge_task(pool, config.purge_interval, guard.checked))
         if config.event_dispatch:

@@ -35,6 +35,7 @@ from ccp.server.service_settings import (
     group_by_service,
 )
 from ccp.x509.issuer_map import parse_issuer
+from ccp.x509.profiles import AnchorRole
 
 DEFAULT_FILE = Path("ccp.toml")
 
@@ -186,6 +187,9 @@ class Settings(BaseSettings):
     rcp: ServiceSettings | None = Field(None, description="Root Certificate Pool to fetch anchors from.")
     rcp_interval: Annotated[int, Field(ge=60)] = Field(
         86_400, description="Seconds between two synchronisations with the Root Certificate Pool."
+    )
+    rcp_roles: Annotated[tuple[AnchorRole, ...], Field(min_length=1)] = Field(
+        tuple(AnchorRole), description="Roles for which roots of the Root Certificate Pool are trusted; default: all."
     )
     pcp: ServiceSettings | None = Field(None, description="Provisioning Certificate Pool: vehicles and their keys.")
     require_known_vehicle: bool | None = Field(

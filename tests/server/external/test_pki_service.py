@@ -174,7 +174,9 @@ def test_revocation_reason_parses_published_values() -> None:
 
 def test_external_services_are_those_that_are_configured() -> None:
     async def build(out: OutboundClient) -> None:
-        assert ExternalServices.from_settings(Settings(), out) == ExternalServices({}, None, None, None)
+        none = ExternalServices.from_settings(Settings(), out)
+        assert none.connections == {}
+        assert not any((none.root_pool, none.provisioning_pool, none.pki_service))
         some = ExternalServices.from_settings(
             Settings(rcp_url="https://a/rcp", pcp_url="https://a/pcp", pki_url="https://a/pki"), out
         )
