@@ -20,7 +20,7 @@ V2GTP_START: Final = b"\x01\xfe"
 """First two bytes of a V2GTP header: protocol version and its inverse. Source: ISO 15118-2 clause 7.8.3.1."""
 
 # First characters of an XML document in UTF-8 and UTF-16, with and without byte order mark.
-_XML: Final = re.compile(rb"(?:\xef\xbb\xbf)?\s*<|\xff\xfe|\xfe\xff|<\x00|\x00<")
+_XML: Final = re.compile(rb"(?:\xef\xbb\xbf)?\s*<|(?:\xff\xfe)?(?:\s\x00)*<\x00|(?:\xfe\xff)?(?:\x00\s)*\x00<")
 
 _WHITE_SPACE: Final = dict.fromkeys(b" \t\n\r\x0c\x0b")
 _ALPHABET: Final = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/")
