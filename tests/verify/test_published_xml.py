@@ -53,7 +53,7 @@ def test_published_xml_becomes_exi_that_verifies_in_full(published: str) -> None
 
 def test_published_xml_is_read_and_verified_by_the_commands(published: str, tmp_path: Path) -> None:
     (tmp_path / "v2g").mkdir()
-    (tmp_path / "v2g" / "root.pem").write_bytes(public_root().pem)
+    (tmp_path / "v2g" / "root.pem").write_bytes(public_root().pem())
     document = base64.b64decode(published)
     for content in (published.encode(), document, json.dumps({"signedContractDataXML": published}).encode()):
         out = ccp_ok("verify", "-", "--trust", tmp_path, "--at", AT.isoformat(), stdin=content).out
