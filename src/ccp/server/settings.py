@@ -21,6 +21,7 @@ from pydantic import (
 from pydantic_settings import BaseSettings, InitSettingsSource, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ccp.errors import ConfigurationError
+from ccp.server import setting_names
 from ccp.server.domain.contracts import NoDefaultPolicy, RootMatch
 from ccp.server.domain.default_contracts import AutomaticDefault
 from ccp.server.issuer_settings import IssuerSettings
@@ -418,6 +419,8 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
         except ValueError as exc:
             raise ConfigurationError(f"The configuration file {named} is contradictory: {exc}") from exc
         _anchor_paths(values, named.parent)
+    problems = setting_names.problems(Settings.model_fields, values, os.environ)
+    known = setting_names.known_names(Settings.model_fields)
 
     class Effective(Settings):
         @classmethod
@@ -432,12 +435,14 @@ def load(path: Path | None = None, **overrides: Any) -> Settings:
             given = super().settings_customise_sources(
                 settings_cls, init_settings, env_settings, dotenv_settings, file_secret_settings
             )
-            return *given, _source(settings_cls, values)
+            return *given, _source(settings_cls, {name: values[name] for name in values.keys() & known})
 
     try:
         settings = Effective(**{name: value for name, value in overrides.items() if value is not None})
     except ValidationError as exc:
-        raise ConfigurationError(*map(hide_in_text, map(error_sentence, exc.errors()))) from None
+        raise ConfigurationError(*problems, *map(hide_in_text, map(error_sentence, exc.errors()))) from None
+    if problems:
+        raise ConfigurationError(*problems)
     if (settings.tls_cert is None) != (settings.tls_key is None):
         raise ConfigurationError("tls_cert and tls_key belong together.")
     if settings.tls_client_ca is not None and settings.tls_cert is None:
