@@ -140,6 +140,7 @@ FIXED: dict[str, Any] = {
     "fingerprint": "4e05b8922d43…",
     "fingerprintSha1": "a94a8fe5ccb1…",
     "cpsV2GRootCertificateFingerprint": "4e05b8922d43…",
+    "cpsSignerRootFingerprint": "4e05b8922d43…",
     "at": "2026-01-01T00:00:00+00:00",
     "evidence": ["…"],
     "id": "0c1fb2a5-2f0e-4d3c-9a54-0f6d3b1c7e21",

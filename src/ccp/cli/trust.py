@@ -160,10 +160,12 @@ def remove(
     confirm(f"Remove the trust in {named}{f' for {role.value}' if role else ''}", yes=yes)
 
     async def change(store: Store) -> list[str]:
-        def tell(roles: list[str]) -> list[Entry]:
-            return [anchors.removed_entry(named, roles, command_actor(), datetime.now(UTC))]
+        now = datetime.now(UTC)
 
-        return await store.write(with_audit(anchors.remove(named, role.value if role else None), tell))
+        def tell(roles: list[str]) -> list[Entry]:
+            return [anchors.removed_entry(named, roles, command_actor(), now)]
+
+        return await store.write(with_audit(anchors.remove(named, role.value if role else None, now=now), tell))
 
     print_line(f"removed for {len(with_store(config, change))} role(s)")
 

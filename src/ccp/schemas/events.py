@@ -158,14 +158,15 @@ class Endpoint(APIModel):
 class EndpointDelivery(APIModel):
     """The delivery of an event to a webhook. Times: RFC 3339, UTC.
 
-    eventType: as sent to the webhook. attempts: since creation or the last replay. nextAttempt: while waiting.
+    eventType: as sent to the webhook. pcid, emaid: null for the event of a root. xsdMsgDefNamespace: null for the event
+    of a root whose key no edition prescribes. attempts: since creation or the last replay. nextAttempt: while waiting.
     """
 
     eventId: str
     eventType: str
-    pcid: PCIDField
-    emaid: EMAIDField
-    xsdMsgDefNamespace: NamespaceField
+    pcid: PCIDField | None
+    emaid: EMAIDField | None
+    xsdMsgDefNamespace: NamespaceField | None
     timestamp: TimestampField
     state: Literal["waiting", "delivered", "dead"]
     attempts: int

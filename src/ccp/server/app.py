@@ -56,6 +56,7 @@ from ccp.server.storage.engine.time_limits import COMMANDS, REQUESTS, TimeLimits
 from ccp.server.storage.queries.change_counters import ChangeCounter
 from ccp.server.storage.snapshot_refresh import REFRESH_INTERVAL, Snapshot, SnapshotRefresher
 from ccp.server.trust import anchors
+from ccp.server.trust.anchor_expiry import AnchorExpiry
 from ccp.server.trust.anchors import TrustStore
 from ccp.server.trust.revocation import RevocationService
 from ccp.server.trust.root_catalogue import CurrentRootCatalogue
@@ -265,6 +266,7 @@ def create_app(config: Settings | None = None, *, refresh_interval: float = REFR
             background.add(issuer.refresh_task())
         if external.root_pool is not None:
             background.add(root_sync_task(store, external.root_pool, config.rcp_interval, clock, config.rcp_roles))
+        background.add(AnchorExpiry(store, trust, guard.checked).task(config.event_check_interval))
         if config.purge_interval:
             background.add(purge_task(pool, config.purge_interval, guard.checked))
         if config.event_dispatch:

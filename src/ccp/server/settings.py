@@ -273,6 +273,12 @@ class Settings(BaseSettings):
     event_retention: Annotated[float, Field(ge=0)] = Field(
         604_800, description="Seconds for which the delivery of an event is kept on record."
     )
+    event_expiring_days: tuple[Annotated[int, Field(ge=1, le=3650)], ...] = Field(
+        (30, 7), description="Days before the end of a contract at which its eMSP is told; empty: never."
+    )
+    event_check_interval: Annotated[float, Field(gt=0)] = Field(
+        600, description="Seconds between two searches for expired roots and for expiring or undeliverable contracts."
+    )
     max_body: Annotated[int, Field(ge=4096)] = Field(262_144, description="Maximum size of a request body, bytes.")
     read_timeout: Annotated[int, Field(ge=1)] = Field(
         20, description="Seconds for a client to send the request head, to send the body, and to read the response."

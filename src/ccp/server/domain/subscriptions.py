@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
 
 from ccp.ids import EMAID, PCID, WMI, ProviderId
 from ccp.schemas.event_types import canonical
@@ -14,7 +14,7 @@ from ccp.server.domain.parties import OWNED_PROVIDER, OWNED_WMI, Party, PartyRol
 
 
 class EventKind(StrEnum):
-    """The event types by their published names: the first three for OEMs, the others for eMSPs."""
+    """The event types by name: `oem.…` for OEMs, `emsp.…` for eMSPs, `root.…` for parties of every role."""
 
     CREATED = "oem.contract.created"
     UPDATED = "oem.contract.updated"
@@ -28,11 +28,23 @@ class EventKind(StrEnum):
     PROVISIONING_UPDATED = "emsp.prov.cert.updated"
     PROVISIONING_DELETED = "emsp.prov.cert.deleted"
     FACTORY_RESET = "emsp.prov.cert.factory.reset"
+    EXPIRING = "emsp.contract.expiring"
+    UNDELIVERABLE = "emsp.contract.undeliverable"
+    CONTESTED = "oem.vehicle.contested"
+    ROOT_ADDED = "root.cert.added"
+    ROOT_EXPIRED = "root.cert.expired"
+    ROOT_REVOKED = "root.cert.revoked"
 
     @property
-    def role(self) -> PartyRole:
-        """The role of the parties that may subscribe to the event."""
+    def role(self) -> PartyRole | None:
+        """The role of the parties that may subscribe to the event; None for every role."""
+        if self in ROOT_KINDS:
+            return None
         return PartyRole.OEM if self.startswith("oem.") else PartyRole.EMSP
+
+
+ROOT_KINDS: Final = frozenset({EventKind.ROOT_ADDED, EventKind.ROOT_EXPIRED, EventKind.ROOT_REVOKED})
+"""The event types that are about a trust anchor, not about a contract."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,12 +83,17 @@ class Subscriber:
 
 
 def owner_key(kind: EventKind, emaid: EMAID, pcid: PCID) -> tuple[str, str]:
-    """The id whose owner receives an event, with its kind, see `ccp.server.domain.parties.owned_ids`."""
+    """The id whose owner receives an event of a contract, with its kind.
+
+    See `ccp.server.domain.parties.owned_ids`.
+    """
     return (OWNED_WMI, pcid.wmi) if kind.role is PartyRole.OEM else (OWNED_PROVIDER, emaid.provider)
 
 
 def event_name_for(webhook: Webhook, party: Party, kind: EventKind, emaid: EMAID, pcid: PCID) -> str | None:
-    """The name under which a webhook receives an event; None if subscription, ownership or filter exclude it.
+    """The name under which a webhook receives an event of a contract.
+
+    None if subscription, ownership or filter exclude it.
 
     party: the webhook's, in its current state.
     """
@@ -93,9 +110,20 @@ def event_name_for(webhook: Webhook, party: Party, kind: EventKind, emaid: EMAID
 def matching_webhooks(
     subscribers: Iterable[Subscriber], kind: EventKind, emaid: EMAID, pcid: PCID
 ) -> list[tuple[Webhook, str]]:
-    """The webhooks that receive an event, each with the name under which it subscribed."""
+    """The webhooks that receive an event of a contract, each with the name under which it subscribed."""
     return [
         (subscriber.webhook, name)
         for subscriber in subscribers
         if (name := event_name_for(subscriber.webhook, subscriber.party, kind, emaid, pcid)) is not None
+    ]
+
+
+def matching_root_webhooks(subscribers: Iterable[Subscriber], kind: EventKind) -> list[tuple[Webhook, str]]:
+    """The webhooks that receive an event of a trust anchor, each with the name under which it subscribed."""
+    return [
+        (subscriber.webhook, name)
+        for subscriber in subscribers
+        if subscriber.webhook.enabled
+        and subscriber.party.enabled
+        and (name := subscriber.webhook.subscribed_name(kind)) is not None
     ]

@@ -16,15 +16,14 @@ def encode_body(delivery: Delivery) -> bytes:
     timestamp: when the reported change happened. Receivers detect repeated deliveries by timestamp and eventId.
     Source: OPNC webhook.payload.
     """
-    return orjson.dumps(
-        {
-            "timestamp": rfc3339(delivery.created_at, "milliseconds"),
-            "eventId": delivery.event_id,
-            "eventType": delivery.kind,
-            "xsdMsgDefNamespace": delivery.namespace,
-            "payload": delivery.payload,
-        }
-    )
+    event = {
+        "timestamp": rfc3339(delivery.created_at, "milliseconds"),
+        "eventId": delivery.event_id,
+        "eventType": delivery.kind,
+    }
+    if delivery.namespace:  # Of a root whose key no edition prescribes there is none.
+        event["xsdMsgDefNamespace"] = delivery.namespace
+    return orjson.dumps({**event, "payload": delivery.payload})
 
 
 def build_headers(body: bytes, secret: str) -> dict[str, str]:

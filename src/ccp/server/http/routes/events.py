@@ -193,9 +193,9 @@ def _delivery(delivery: Delivery) -> JSONObject:
     return {
         "eventId": delivery.event_id,
         "eventType": delivery.kind,
-        "pcid": delivery.pcid,
-        "emaid": delivery.emaid,
-        "xsdMsgDefNamespace": delivery.namespace,
+        "pcid": delivery.pcid or None,
+        "emaid": delivery.emaid or None,
+        "xsdMsgDefNamespace": delivery.namespace or None,
         "timestamp": rfc3339(delivery.created_at, "milliseconds"),
         "state": delivery.state.value,
         "attempts": delivery.attempts,

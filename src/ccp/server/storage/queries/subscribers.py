@@ -45,6 +45,16 @@ def list_by_owner(kind: str, id: str) -> Query[list[Subscriber]]:
 
 
 @read_committed
+def list_by_event(name: str, after: str, limit: int) -> Query[list[Subscriber]]:
+    """Webhooks that subscribed to an event under this name, by id, beginning after one.
+
+    Reads every webhook: for events that are rare.
+    """
+    rows = yield f"{_JOINED} where w.id > $1 and w.events like $2 order by w.id limit $3", (after, f'%"{name}"%', limit)
+    return [_subscriber(row) for row in rows]
+
+
+@read_committed
 def list_page(after: str, limit: int) -> Query[list[Subscriber]]:
     """Webhooks by id, beginning after one."""
     rows = yield f"{_JOINED} where w.id > $1 order by w.id limit $2", (after, limit)
