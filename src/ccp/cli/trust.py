@@ -154,6 +154,7 @@ def remove(
     role: Annotated[AnchorRole | None, typer.Option(help="Only for this role.")] = None,
     yes: YesOption = False,
     config: ConfigOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Remove the trust in a certificate. Running workers follow within seconds."""
     named = Fingerprint.parse(fingerprint, "fingerprint")
@@ -167,7 +168,11 @@ def remove(
 
         return await store.write(with_audit(anchors.remove(named, role.value if role else None, now=now), tell))
 
-    print_line(f"removed for {len(with_store(config, change))} role(s)")
+    roles = with_store(config, change)
+    if as_json:
+        print_json({"fingerprint": named, "removed": roles})
+    else:
+        print_line(f"removed for {len(roles)} role(s)")
 
 
 @app.command()
@@ -179,10 +184,13 @@ def export(
         AnchorRole | None, typer.Option(help="Only this role; without a directory, to standard output.")
     ] = None,
     config: ConfigOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Write the trusted certificates as PEM: one file each in v2g/, emsp/ and oem/, or one role to standard output."""
     if directory is None and role is None:
         raise ConfigurationError("Give a directory, or --role for one PEM on standard output.")
+    if directory is None and as_json:
+        raise ConfigurationError("--json needs a directory; without one, standard output is the PEM.")
     found = with_store(config, _read(role))
     if not found:
         raise ConfigurationError("No certificate is trusted; there is nothing to export.")
@@ -190,7 +198,11 @@ def export(
         for entry in found:
             print_exactly(Certificate.load(entry.certificate).pem().decode("ascii"))
         return
-    print_line(f"wrote {len(trust.export_certificates(found, directory))} file(s) to {directory}")
+    files = trust.export_certificates(found, directory)
+    if as_json:
+        print_json({"directory": str(directory), "files": [str(file.relative_to(directory)) for file in files]})
+    else:
+        print_line(f"wrote {len(files)} file(s) to {directory}")
 
 
 @app.command()
