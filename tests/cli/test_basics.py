@@ -14,7 +14,6 @@ from ccp.server.service_settings import SERVICES
 from ccp.server.settings import Settings
 from ccp.server.storage.engine import schema
 from ccp.testing.pki import PKI
-from tests.cli.command_tree import TREE
 from tests.cli.run import ccp, ccp_error, ccp_ok, ccp_process
 from tests.server.storage.made import sql
 
@@ -39,10 +38,13 @@ def test_version_option_prints_the_version() -> None:
     assert ccp_ok("--version").out == f"{__version__}\n"
 
 
-GROUPS = sorted({path.rsplit(" ", 1)[0] for path in TREE if " " in path})
+COMMANDS = ["", "serve", "config", "demo", "sandbox", "verify", "party", "party add", "party list", "party disable",
+            "party show", "party edit", "party enable", "party rotate-secret", "party roles",
+            "trust", "trust add", "trust list", "trust remove", "exi", "exi decode", "exi encode", "db", "db upgrade",
+            "db status"]  # fmt: skip
 
 
-@pytest.mark.parametrize("command", ["", *GROUPS, *TREE])
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str) -> None:
     done = ccp_ok(*command.split(), "--help")
     assert "Usage: ccp" in done.out

@@ -138,7 +138,10 @@ def edit(
         return (await register.edit((await register.get_by_name(name)).client_id, change, _command(), at)).party
 
     party = _with_register(config, write)
-    _print_party(party, "changed", as_json=as_json)
+    if as_json:
+        print_json(party.members())
+    else:
+        print_line(f"{party.client_id} is changed.")
 
 
 @app.command()
@@ -152,23 +155,23 @@ def roles(as_json: JsonOption = False) -> None:
 
 
 @app.command()
-def disable(name: Named, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+def disable(name: Named, config: ConfigOption = None) -> None:
     """Disable a party. Running workers refuse its tokens within seconds. Its ids stay reserved."""
 
     async def write(register: PartyRegistry, at: datetime) -> Party:
         return (await register.disable((await register.get_by_name(name)).client_id, _command(), at)).party
 
-    _print_party(_with_register(config, write), "disabled", as_json=as_json)
+    print_line(f"{_with_register(config, write).client_id} is disabled.")
 
 
 @app.command()
-def enable(name: Named, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+def enable(name: Named, config: ConfigOption = None) -> None:
     """Enable a party. Its secrets, and tokens that have not expired, are valid again."""
 
     async def write(register: PartyRegistry, at: datetime) -> Party:
         return (await register.enable((await register.get_by_name(name)).client_id, _command(), at)).party
 
-    _print_party(_with_register(config, write), "enabled", as_json=as_json)
+    print_line(f"{_with_register(config, write).client_id} is enabled.")
 
 
 @app.command("rotate-secret")
@@ -213,13 +216,6 @@ def _with_register(config: Path | None, use: Callable[[PartyRegistry, datetime],
 
 def _command() -> Actor:
     return Actor(command_actor())
-
-
-def _print_party(party: Party, state: str, *, as_json: bool) -> None:
-    if as_json:
-        print_json(party.members())
-    else:
-        print_line(f"{party.client_id} is {state}.")
 
 
 def _print_secret(party: Party, secret: str) -> None:

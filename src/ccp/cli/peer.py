@@ -77,7 +77,10 @@ def add(
     now = datetime.now(UTC)
     entry = Entry(now, command_actor(), Action.PEER_ADDED, {"peer": party_id, "base_url": base_url})
     _write(config, with_audit(peers.add(peer, now), lambda _: [entry]))
-    _print_peer(peer, f"{party_id} is a peer. Test it with 'ccp peer test {party_id}'.", as_json=as_json)
+    if as_json:
+        print_json(_members(peer))
+    else:
+        print_line(f"{party_id} is a peer. Test it with 'ccp peer test {party_id}'.")
 
 
 @app.command("list")
@@ -159,7 +162,10 @@ def edit(
         return replace(peer, **values, **sets)
 
     peer = _edit(config, party_id, change)
-    _print_peer(peer, f"{party_id} is changed.", as_json=as_json)
+    if as_json:
+        print_json(_members(peer))
+    else:
+        print_line(f"{party_id} is changed.")
 
 
 @app.command("rotate-secret")
@@ -167,7 +173,6 @@ def rotate_secret(
     party_id: PeerArgument,
     client_id: Annotated[str | None, typer.Option(help="Our client id there, if it is new.")] = None,
     config: ConfigOption = None,
-    as_json: JsonOption = False,
 ) -> None:
     """Replace the client secret or token that the peer has given us; read as by `ccp peer add`."""
     secret = _read_secret()
@@ -177,14 +182,12 @@ def rotate_secret(
             return replace(peer, token=secret)
         return replace(peer, client_id=client_id or peer.client_id, secret=secret, token=None)
 
-    peer = _edit(config, party_id, change)
-    _print_peer(
-        peer, f"The secret of {party_id} is replaced. Test it with 'ccp peer test {party_id}'.", as_json=as_json
-    )
+    _edit(config, party_id, change)
+    print_line(f"The secret of {party_id} is replaced. Test it with 'ccp peer test {party_id}'.")
 
 
 @app.command("test")
-def call(party_id: PeerArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+def call(party_id: PeerArgument, config: ConfigOption = None) -> None:
     """Send a peer a malformed vehicle request: a pool that accepts our credentials refuses it as malformed."""
     peer = _get(config, party_id)
     routing = Routing(to_type="ccp", to_id=party_id)
@@ -193,30 +196,27 @@ def call(party_id: PeerArgument, config: ConfigOption = None, as_json: JsonOptio
         try:
             client.deliver(b"\0", Namespace.ISO2, routing=routing, timeout=seconds)
         except BadRequestError:
-            pass
+            print_line(f"{party_id} answers, and accepts our vehicle requests.")
         else:
             raise ConfigurationError(f"{party_id} accepts a malformed vehicle request; it is probably no pool.")
-    _print_peer(peer, f"{party_id} answers, and accepts our vehicle requests.", as_json=as_json)
 
 
 @app.command()
-def enable(party_id: PeerArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+def enable(party_id: PeerArgument, config: ConfigOption = None) -> None:
     """Enable a peer. Running workers follow within seconds."""
-    peer = _edit(config, party_id, lambda peer: replace(peer, enabled=True), Action.PEER_ENABLED)
-    _print_peer(peer, f"{party_id} is enabled.", as_json=as_json)
+    _edit(config, party_id, lambda peer: replace(peer, enabled=True), Action.PEER_ENABLED)
+    print_line(f"{party_id} is enabled.")
 
 
 @app.command()
-def disable(party_id: PeerArgument, config: ConfigOption = None, as_json: JsonOption = False) -> None:
+def disable(party_id: PeerArgument, config: ConfigOption = None) -> None:
     """Disable a peer: it is no longer asked. Running workers follow within seconds."""
-    peer = _edit(config, party_id, lambda peer: replace(peer, enabled=False), Action.PEER_DISABLED)
-    _print_peer(peer, f"{party_id} is disabled.", as_json=as_json)
+    _edit(config, party_id, lambda peer: replace(peer, enabled=False), Action.PEER_DISABLED)
+    print_line(f"{party_id} is disabled.")
 
 
 @app.command()
-def remove(
-    party_id: PeerArgument, yes: YesOption = False, config: ConfigOption = None, as_json: JsonOption = False
-) -> None:
+def remove(party_id: PeerArgument, yes: YesOption = False, config: ConfigOption = None) -> None:
     """Remove a peer and our credentials with it. Running workers follow within seconds."""
     confirm(f"Remove the peer {party_id}", yes=yes)
 
@@ -224,15 +224,8 @@ def remove(
         subject = {"peer": party_id, "base_url": peer.base_url}
         return [Entry(datetime.now(UTC), command_actor(), Action.PEER_REMOVED, subject)]
 
-    peer = _write(config, with_audit(peers.remove(party_id), entries))
-    _print_peer(peer, f"{party_id} is removed.", as_json=as_json)
-
-
-def _print_peer(peer: Peer, sentence: str, *, as_json: bool) -> None:
-    if as_json:
-        print_json(_members(peer))
-    else:
-        print_line(sentence)
+    _write(config, with_audit(peers.remove(party_id), entries))
+    print_line(f"{party_id} is removed.")
 
 
 def _edit(

@@ -10,10 +10,8 @@ from pydantic_core import ErrorDetails
 from ccp.errors import FieldError
 from ccp.schemas import suggestions
 
-MISSING_MEMBER: Final = "missing_member"
-OWN_TYPES: Final = frozenset({"field", "boolean", MISSING_MEMBER})
-"""Error types of this project's validators, whose texts are used as they are. `field` is a whole sentence, and so is
-`missing_member`, for a member that may have one of several names."""
+OWN_TYPES: Final = frozenset({"field", "boolean"})
+"""Error types of this project's validators, whose texts are used as they are. `field` is a whole sentence."""
 
 _SOURCES: Final = ("body", "query", "path", "header")
 _NO_NUL: Final = "^[^\\x00]*$"
@@ -56,7 +54,7 @@ def sentence(problem: ErrorDetails) -> str:
     problem: with its context; with its input, if null shall be distinguished from other values.
     """
     kind = problem["type"]
-    if kind in ("field", MISSING_MEMBER):
+    if kind == "field":
         return problem["msg"]
     place = place_of(problem)
     if not place:

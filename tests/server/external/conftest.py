@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.scripted_server import Scripted, scripted
+from tests.server.external.scripted_server import ScriptedServer, scripted_server
 
 
 @pytest.fixture
-def fake() -> Iterator[Scripted]:
-    with scripted() as running:
+def fake() -> Iterator[ScriptedServer]:
+    with scripted_server() as running:
         yield running

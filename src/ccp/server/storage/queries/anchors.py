@@ -1,7 +1,4 @@
-"""Queries for trusted certificates: trust anchors and known intermediates, by the role they are trusted for.
-
-Each change of a root writes its event, once for each role.
-"""
+"""Queries for trusted certificates: trust anchors and known intermediates, by the role they are trusted for."""
 
 from __future__ import annotations
 
@@ -10,11 +7,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from ccp.errors import NotFound
-from ccp.server.domain.subscriptions import EventKind
-from ccp.server.storage.engine.query import Query, Row, read_committed, retryable
+from ccp.server.storage.engine.query import Query, read_committed, retryable
 from ccp.server.storage.queries.audit import Action, Entry
+from ccp.server.storage.queries.change_counters import ChangeCounter, bump
 from ccp.server.storage.queries.contracts import instant, microseconds
-from ccp.server.storage.queries.root_events import record_change
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +63,7 @@ def add(trusted: TrustedCertificate) -> Query[bool]:
         ),
     )
     if added:
-        kind = EventKind.ROOT_ADDED
-        yield from record_change(kind, trusted.certificate, trusted.role, is_root=trusted.is_root, now=trusted.added_at)
+        yield bump(ChangeCounter.ANCHORS)
     return bool(added)
 
 
@@ -89,51 +84,29 @@ def add_by_operator(trusted: TrustedCertificate) -> Query[bool]:
     return False
 
 
-_REMOVED = "returning role, certificate, is_root, expiry_reported"
-
-
 @retryable
-def remove_synced(source: str, role: str, fingerprint: str, now: datetime) -> Query[bool]:
+def remove_synced(source: str, role: str, fingerprint: str) -> Query[bool]:
     """Stop trusting a certificate for a role if its source is still this one. Returns whether it was."""
     rows = yield (
-        f"delete from trust_anchor where role = $1 and fingerprint = $2 and source = $3 {_REMOVED}",  # noqa: S608
+        "delete from trust_anchor where role = $1 and fingerprint = $2 and source = $3 returning role",
         (role, fingerprint, source),
     )
-    yield from _record_removals(rows, now)
+    if rows:
+        yield bump(ChangeCounter.ANCHORS)
     return bool(rows)
 
 
 @retryable
-def remove(fingerprint: str, role: str | None = None, *, now: datetime) -> Query[list[str]]:
+def remove(fingerprint: str, role: str | None = None) -> Query[list[str]]:
     """Stop trusting a certificate for one role or for all. Returns the roles. Raises NotFound."""
     rows = yield (
-        f"delete from trust_anchor where fingerprint = $1 and (role = $2 or $2 is null) {_REMOVED}",  # noqa: S608
+        "delete from trust_anchor where fingerprint = $1 and (role = $2 or $2 is null) returning role",
         (fingerprint, role),
     )
     if not rows:
         raise NotFound(f"No certificate with the fingerprint {fingerprint} is trusted.")
-    yield from _record_removals(rows, now)
-    return sorted(row[0] for row in rows)
-
-
-def _record_removals(rows: Iterable[Row], now: datetime) -> Query[None]:
-    """Events of removed anchors. A root whose expiry was reported ends with that event."""
-    for role, certificate, is_root, expiry_reported in sorted(rows):
-        is_news = bool(is_root) and not expiry_reported
-        yield from record_change(EventKind.ROOT_REVOKED, certificate, role, is_root=is_news, now=now)
-
-
-@retryable
-def report_expiry(role: str, fingerprint: str, now: datetime) -> Query[bool]:
-    """Write the event of a root that has expired. Returns False if it was written before, or if the root is gone."""
-    rows = yield (
-        "update trust_anchor set expiry_reported = true where role = $1 and fingerprint = $2 "
-        "and is_root and not expiry_reported returning certificate",
-        (role, fingerprint),
-    )
-    if rows:
-        yield from record_change(EventKind.ROOT_EXPIRED, rows[0][0], role, is_root=True, now=now)
-    return bool(rows)
+    yield bump(ChangeCounter.ANCHORS)
+    return sorted(found for (found,) in rows)
 
 
 def added_entry(trusted: TrustedCertificate, actor: str, now: datetime, *, new: bool = True) -> Entry:
